@@ -1,0 +1,152 @@
+"""The four types that flow through lean3r: Views -> Tokens -> Prediction -> Reconstruction.
+
+Conventions (docs/conventions.md): OpenCV camera axes (x right, y down, z forward); `cam_from_world` maps
+world points into the camera; depth is z-depth; pixel coordinates put the centre of the top-left pixel at
+(0.5, 0.5); intrinsics are in pixels of the image they are stored with.
+
+Shape letters: B scenes, S views, H rows, W columns, T tokens a view, C channels, P points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Scale = Literal["metric", "relative", "aligned"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one view came from, and how its network image maps back to the original picture.
+
+    `original_from_network` is (scale_x, scale_y, offset_x, offset_y): x_original = scale_x * x + offset_x,
+    both sides in pixels with the top-left pixel centre at 0.5. `width` and `height` are those of the
+    original picture, upright (EXIF orientation applied). `focal_px` is a prior from EXIF in original
+    pixels, None when the file states none.
+    """
+
+    name: str
+    width: int
+    height: int
+    original_from_network: tuple[float, float, float, float] = (1.0, 1.0, 0.0, 0.0)
+    focal_px: float | None = None
+
+    def original_intrinsics(self, intrinsics: np.ndarray) -> np.ndarray:
+        """Carry a [3, 3] matrix in network pixels back to pixels of the original picture."""
+        sx, sy, ox, oy = self.original_from_network
+        return np.array([[sx, 0.0, ox], [0.0, sy, oy], [0.0, 0.0, 1.0]]) @ np.asarray(intrinsics, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Views:
+    """Network input. images [B, S, 3, H, W] RGB in [0, 1]; mask [B, S, H, W] bool, True on picture pixels
+    (None: no padding anywhere); sources has S entries when the views come from files (then B is 1)."""
+
+    images: Tensor
+    mask: Tensor | None = None
+    sources: tuple[Source, ...] = ()
+
+    def to(self, device: torch.device | str) -> Views:
+        """The same views with tensors on `device`."""
+        mask = None if self.mask is None else self.mask.to(device)
+        return Views(self.images.to(device), mask, self.sources)
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """How T = special + rows * cols tokens of each view are arranged: special tokens first, then patches
+    in row-major order. valid [B, S, rows * cols] is False on patches of padding only (None: all valid)."""
+
+    views: int
+    special: int
+    rows: int
+    cols: int
+    valid: Tensor | None = None
+
+    @property
+    def patches(self) -> int:
+        """Patch tokens in one view."""
+        return self.rows * self.cols
+
+    @property
+    def tokens(self) -> int:
+        """All tokens of one view, special ones included."""
+        return self.special + self.patches
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Encoder result: `layers` maps the name of each layer that the heads read to values [B, S, T, C];
+    `image` is the network input that dense heads may look at again."""
+
+    layers: dict[str, Tensor]
+    layout: TokenLayout
+    views: Views
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a backbone says of B scenes of S views.
+
+    cam_from_world [B, S, 4, 4]; intrinsics [B, S, 3, 3] in network pixels; depth [B, S, H, W] z-depth in
+    world units (metres only if `is_metric`); conf [B, S, H, W], at least 1, larger is better, no unit.
+    depth and conf are None when only cameras were asked for.
+    """
+
+    cam_from_world: Tensor
+    intrinsics: Tensor
+    depth: Tensor | None
+    conf: Tensor | None
+    is_metric: bool = False
+
+
+@dataclass(frozen=True)
+class PointCloud:
+    """Fused points. xyz [P, 3] float32 in world units; rgb [P, 3] uint8; conf [P] float32.
+
+    Each point was seen at pixel centre `xy` [P, 2] (network pixels) of view `view` [P] int32.
+    """
+
+    xyz: np.ndarray
+    rgb: np.ndarray
+    conf: np.ndarray
+    view: np.ndarray
+    xy: np.ndarray
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A finished scene, on the CPU, in plain arrays.
+
+    images [S, H, W, 3] uint8, what the network saw; mask [S, H, W] bool, False on padding; depth [S, H, W]
+    float32 z-depth in world units, 0 where unknown; conf [S, H, W] float32; cam_from_world [S, 4, 4]
+    float64; intrinsics [S, 3, 3] float64 in pixels of `images`. `scale` says what one world unit is.
+    `skipped` lists (name, reason). `info` carries model, settings, seconds by stage and peak memory for
+    the manifest, as JSON-ready values.
+    """
+
+    sources: tuple[Source, ...]
+    images: np.ndarray
+    mask: np.ndarray
+    depth: np.ndarray
+    conf: np.ndarray
+    cam_from_world: np.ndarray
+    intrinsics: np.ndarray
+    points: PointCloud
+    scale: Scale = "relative"
+    skipped: tuple[tuple[str, str], ...] = ()
+    info: dict = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """File or frame name of each view."""
+        return tuple(s.name for s in self.sources)
+
+    @property
+    def original_intrinsics(self) -> np.ndarray:
+        """[S, 3, 3] intrinsics in pixels of the original pictures."""
+        return np.stack([s.original_intrinsics(k) for s, k in zip(self.sources, self.intrinsics, strict=True)])
