@@ -1,0 +1,52 @@
+# make demo               set up, photograph a synthetic room, reconstruct it on this machine, compare with the truth
+# make demo PHOTOS=DIR    the same on your own pictures (nothing to compare with)
+# make test               set up, then lint, types and tests
+# make lint, make format, make clean (removes the environment and the demo)
+
+PYTHON ?= python3
+PHOTOS ?=
+OUT ?= demo
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+# Without an NVIDIA driver the CPU build of torch (0.2 GB) is asked for instead of the CUDA one (5 GB).
+TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help:
+	@sed -n '1,/^$$/s/^# //p' Makefile
+
+$(VENV)/core.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: Python 3.11 or newer is needed, $$($(PYTHON) --version 2>&1) was found. Use make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "error: $(PYTHON) cannot make a virtual environment. On Debian or Ubuntu: apt install python3-venv"; rm -rf $(VENV); exit 1; }
+	@echo "setting up $(VENV) (once)"
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) $(if $(TORCH_INDEX),--retries 1 --extra-index-url $(TORCH_INDEX)) torch
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/core.stamp
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/core.stamp
+	@$(BIN)/lean3r demo --out $(OUT) $(if $(PHOTOS),--photos "$(PHOTOS)")
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+test: lint
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) demo
