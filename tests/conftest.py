@@ -1,0 +1,43 @@
+"""Options, shared folders, and a hostile memory allocator for all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--data", default="../shared/data", help="folder of photographs, scenes and bad inputs")
+    parser.addoption("--golden", default="../shared/golden", help="folder of golden numbers")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(2)
+    # Fresh memory holds NaN, so that reading what was never written shows.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def folder_option(config: pytest.Config, option: str) -> Path:
+    """Folder named by a command line option, relative to the root of the repository."""
+    return (config.rootpath / config.getoption(option)).resolve()
+
+
+@pytest.fixture(scope="session")
+def data_dir(request: pytest.FixtureRequest) -> Path:
+    """Folder of shared data; skips where it is absent."""
+    folder = folder_option(request.config, "--data")
+    if not folder.is_dir():
+        pytest.skip(f"no shared data at {folder}: name the folder with --data DIR")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden_dir(request: pytest.FixtureRequest) -> Path:
+    """Folder of golden numbers; skips where it is absent."""
+    folder = folder_option(request.config, "--golden")
+    if not folder.is_dir():
+        pytest.skip(f"no golden numbers at {folder}: name the folder with --golden DIR")
+    return folder
