@@ -1,0 +1,1 @@
+"""Parts that every backbone shares; none of them branches on a model's name."""

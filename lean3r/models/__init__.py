@@ -1,0 +1,5 @@
+"""Backbones, by name."""
+
+from lean3r.registry import Registry
+
+MODELS = Registry("model", {"nano": "lean3r.models.nano:Nano"})

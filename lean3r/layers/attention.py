@@ -1,0 +1,46 @@
+"""Self-attention around an exchangeable mechanism: qkv, norm, rotation, mechanism, projection."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lean3r.attention.base import Mechanism, Projected
+from lean3r.attention.dense import Dense
+from lean3r.layers.rope import rope_table, rotate
+from lean3r.types import TokenLayout
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over [B, N, C], N = (some views) x layout.tokens, views one after another.
+
+    The fused qkv output reads as (3, heads, head_dim). q and k are normalised over head_dim (affine, shared
+    by all heads) when `qk_norm`, then rotated by row and column when `rope`.
+    """
+
+    def __init__(self, dim: int, heads: int, *, qk_norm: bool = True, rope: bool = True):
+        super().__init__()
+        if dim % heads or (dim // heads) % 4:
+            raise ValueError(f"width {dim} must split into {heads} heads of a multiple of 4 channels")
+        self.heads = heads
+        self.rope = rope
+        head_dim = dim // heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.q_norm = nn.LayerNorm(head_dim) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(head_dim) if qk_norm else nn.Identity()
+        self.mechanism: Mechanism = Dense()
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, layout: TokenLayout, key_mask: Tensor | None = None) -> Tensor:
+        """[B, N, C] -> [B, N, C]; key_mask [B, N] False on padding."""
+        batch, tokens, dim = x.shape
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+
+        def finish(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+            if self.rope:
+                table = rope_table(layout, q.shape[-1], q.device, q.dtype)
+                q, k = rotate(q, table), rotate(k, table)
+            return q, k
+
+        out = self.mechanism(Projected(x, q, k, v, finish, key_mask), layout)
+        return self.proj(out.transpose(1, 2).reshape(batch, tokens, dim))

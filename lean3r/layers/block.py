@@ -1,0 +1,50 @@
+"""The pre-norm transformer block."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lean3r.layers.attention import SelfAttention
+from lean3r.layers.mlp import Mlp
+from lean3r.types import TokenLayout
+
+
+class LayerScale(nn.Module):
+    """Per-channel factor on a branch."""
+
+    def __init__(self, dim: int, init: float):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x * gamma."""
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """x += ls1(attn(norm1(x))); x += ls2(mlp(norm2(x))). layer_scale None leaves the factors out."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        qk_norm: bool = True,
+        rope: bool = True,
+        layer_scale: float | None = None,
+        eps: float = 1e-6,
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.attn = SelfAttention(dim, heads, qk_norm=qk_norm, rope=rope)
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+
+    def forward(self, x: Tensor, layout: TokenLayout, key_mask: Tensor | None = None) -> Tensor:
+        """[B, N, C] -> [B, N, C]."""
+        x = x + self.ls1(self.attn(self.norm1(x), layout, key_mask))
+        return x + self.ls2(self.mlp(self.norm2(x)))

@@ -1,0 +1,39 @@
+"""From pixels to patch tokens, and the learned tokens that join them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ConvStem(nn.Module):
+    """Patch tokens by 3x3 convolutions of stride 2; a patch is 2 ** len(widths) pixels on a side."""
+
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 128)):
+        super().__init__()
+        channels = (3, *widths)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(channels, widths, strict=False)
+        )
+        self.norm = nn.LayerNorm(widths[-1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[N, 3, H, W] in [0, 1] -> [N, rows * cols, C], row-major."""
+        x = ((images - 0.5) * 4).contiguous(memory_format=torch.channels_last)
+        for index, conv in enumerate(self.convs):
+            x = conv(x if index == 0 else F.gelu(x))
+        return self.norm(x.flatten(2).transpose(1, 2))
+
+
+class SpecialTokens(nn.Module):
+    """Learned tokens put before the patches of every view, the same for all views (no reference view)."""
+
+    def __init__(self, count: int, dim: int):
+        super().__init__()
+        self.values = nn.Parameter(torch.randn(count, dim) * 0.02)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """[B, S, P, C] -> [B, S, count + P, C]."""
+        tokens = self.values.expand(*patches.shape[:2], *self.values.shape).to(patches.dtype)
+        return torch.cat([tokens, patches], dim=2)

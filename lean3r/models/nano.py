@@ -1,0 +1,196 @@
+"""nano: the embedded model, small enough to ship inside the wheel and to train from scratch.
+
+A convolutional stem, one per-view block, a matching layer between all pairs of views, then pairs of (frame,
+global) blocks. After each pair the heads estimate cameras and coarse depth, and the residual between these
+and the matches is fed back to the tokens. No view is the reference: exchanging views exchanges outputs. The
+trunk sees the picture at half size; a guided head brings depth to full size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lean3r.heads.camera import CameraState, CameraUpdate
+from lean3r.heads.guided import GuidedUpsampler
+from lean3r.layers.embed import ConvStem, SpecialTokens
+from lean3r.layers.matching import Feedback, Matches, PairMatcher
+from lean3r.layers.trunk import Trunk
+from lean3r.models.base import Backbone, in_chunks
+from lean3r.types import Prediction, TokenLayout, Tokens, Views
+
+
+@dataclass(frozen=True)
+class NanoConfig:
+    """Sizes of nano. `patch` is in pixels of the full picture; the trunk sees half of them a side."""
+
+    width: int = 128
+    heads: int = 4
+    pairs: int = 3
+    patch: int = 16
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Normalised coordinates of each picture: (pixel - center) / side, side = sqrt(picture area).
+
+    grid [B, S, N, 2] patch centres; center [B, S, 2] and side [B, S] in pixels of the image it was made for.
+    """
+
+    grid: Tensor
+    center: Tensor
+    side: Tensor
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the heads say after one pair of blocks: cameras, and log depth [B, S, N] at patch centres.
+    world_from_cam and cam_from_world are [B, S, 4, 4]; the geometric mean depth of a scene is about 1."""
+
+    cameras: CameraState
+    log_depth: Tensor
+    world_from_cam: Tensor
+    cam_from_world: Tensor
+
+
+@dataclass(frozen=True)
+class Iterations:
+    """Everything a loss wants to see: all estimates, the matches, final tokens [B, S, T, C] and the frame."""
+
+    estimates: list[Estimate]
+    matches: Matches
+    tokens: Tensor
+    layout: TokenLayout
+    frame: Frame
+
+
+class Nano(Backbone):
+    """The embedded multi-view model. Any number of views, any aspect ratio, sides multiples of 16 pixels."""
+
+    name = "nano"
+    licence = "Apache-2.0"
+    resolution = 240
+
+    SIZES = {"nano": NanoConfig()}
+
+    def __init__(self, config: NanoConfig | None = None):
+        super().__init__()
+        config = config or self.SIZES["nano"]
+        self.config = config
+        self.patch = config.patch
+        dim = config.width
+        self.stem = ConvStem((dim // 4, dim // 2, dim))
+        self.special = SpecialTokens(1, dim)
+        self.trunk = Trunk(("frame",) + ("frame", "global") * config.pairs, dim, config.heads)
+        self.matcher = PairMatcher(dim)
+        self.cameras = nn.ModuleList(CameraUpdate(dim) for _ in range(config.pairs))
+        self.depths = nn.ModuleList(nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 1)) for _ in range(config.pairs))
+        self.feedbacks = nn.ModuleList(Feedback(dim) for _ in range(config.pairs - 1))
+        self.upsampler = GuidedUpsampler(dim, config.patch)
+        self.apply(_initialise)
+        for head in self.cameras:
+            nn.init.normal_(head.mlp.fc2.weight, std=1e-3)  # type: ignore[union-attr]
+
+    def iterate(self, half: Tensor, mask: Tensor | None = None) -> Iterations:
+        """Half-size pictures [B, S, 3, h, w] (mask [B, S, h, w]) -> every intermediate estimate."""
+        batch, views = half.shape[:2]
+        cell = self.patch // 2
+        layout, frame = _layout(half.shape, cell, mask, half.device)
+        chunk = 1 << 30 if torch.is_grad_enabled() else 16
+        (patches,) = in_chunks(lambda x: (self.stem(x),), chunk, half.flatten(0, 1))
+        x = self.special(patches.unflatten(0, (batch, views)))
+        x, _ = self.trunk(x, layout, stop=1)
+        special = layout.special
+        update, matches = self.matcher(x[:, :, special:], frame.grid, layout.valid)
+        x = torch.cat([x[:, :, :special], x[:, :, special:] + update], dim=2)
+        cameras = CameraState.start(batch, views, x)
+        estimates: list[Estimate] = []
+        for index in range(self.config.pairs):
+            x, _ = self.trunk(x, layout, start=1 + 2 * index, stop=3 + 2 * index)
+            cameras = self.cameras[index](x[:, :, 0], cameras)
+            log_depth = self.depths[index](x[:, :, special:])[..., 0].float()
+            estimate = Estimate(cameras, log_depth, *cameras.poses())
+            estimates.append(estimate)
+            if index < len(self.feedbacks):
+                focal = cameras.log_focal.exp()
+                rays = F.pad(frame.grid / focal[..., None, None], (0, 1), value=1.0)
+                points = rays * log_depth.clamp(-4, 4).exp()[..., None]
+                update = self.feedbacks[index](
+                    matches, frame.grid, points, focal, estimate.world_from_cam, estimate.cam_from_world
+                )
+                x = torch.cat([x[:, :, :special], x[:, :, special:] + update], dim=2)
+        return Iterations(estimates, matches, x, layout, frame)
+
+    def sharpen(self, tokens: Tensor, log_depth: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Final tokens [B, S, T, C], coarse log depth [B, S, N] and pictures [B, S, 3, H, W] -> log depth and
+        log(confidence - 1), both [B, S, H, W]."""
+        batch, views, _, height, width = images.shape
+        grid = (height // self.patch, width // self.patch)
+        patches = tokens[:, :, tokens.shape[2] - grid[0] * grid[1] :]
+        chunk = 1 << 30 if torch.is_grad_enabled() else 4
+        coarse = log_depth.flatten(0, 1).unflatten(-1, grid)
+        full = in_chunks(self.upsampler, chunk, patches.flatten(0, 1), coarse, images.flatten(0, 1))
+        log_full, conf = (t.unflatten(0, (batch, views)) for t in full)
+        return log_full, conf
+
+    def encode(self, views: Views) -> Tokens:
+        """See Backbone.encode. Layers: "patches" (all tokens), "depth" [B, S, N, 1], "cameras" [B, S, 1, 13]."""
+        half = F.avg_pool2d(views.images.flatten(0, 1), 2).unflatten(0, views.images.shape[:2])
+        mask = None if views.mask is None else views.mask[..., ::2, ::2]
+        found = self.iterate(half, mask)
+        last = found.estimates[-1]
+        layers = {
+            "patches": found.tokens,
+            "depth": last.log_depth[..., None],
+            "cameras": last.cameras.packed()[:, :, None],
+        }
+        return Tokens(layers, found.layout, views)
+
+    def decode(self, tokens: Tokens, *, dense: bool = True) -> Prediction:
+        """See Backbone.decode. The first view becomes the origin of the world."""
+        views = tokens.views
+        cameras = CameraState.unpack(tokens.layers["cameras"][:, :, 0].float())
+        world_from_cam, cam_from_world = cameras.poses()
+        cam_from_world = cam_from_world @ world_from_cam[:, :1]
+        _, frame = _layout(views.images.shape, self.patch, views.mask, cameras.center.device)
+        focal = cameras.log_focal.exp() * frame.side
+        intrinsics = torch.zeros(*focal.shape, 3, 3, device=focal.device)
+        intrinsics[..., 0, 0] = intrinsics[..., 1, 1] = focal
+        intrinsics[..., :2, 2] = frame.center
+        intrinsics[..., 2, 2] = 1.0
+        if not dense:
+            return Prediction(cam_from_world, intrinsics, None, None)
+        log_depth, conf = self.sharpen(tokens.layers["patches"], tokens.layers["depth"][..., 0], views.images)
+        return Prediction(cam_from_world, intrinsics, log_depth.exp(), 1 + conf.exp())
+
+
+def _layout(
+    shape: torch.Size | tuple[int, ...], cell: int, mask: Tensor | None, device: torch.device
+) -> tuple[TokenLayout, Frame]:
+    """Token layout and normalised patch centres of pictures [B, S, 3, h, w] cut into cells of `cell` pixels."""
+    batch, views, _, height, width = shape
+    rows, cols = height // cell, width // cell
+    y = (torch.arange(rows, device=device) + 0.5) * cell
+    x = (torch.arange(cols, device=device) + 0.5) * cell
+    pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)
+    if mask is None:
+        center = torch.tensor([width / 2, height / 2], device=device).expand(batch, views, 2)
+        side = torch.full((batch, views), float(height * width), device=device).sqrt()
+        valid = None
+    else:
+        valid = mask[..., cell // 2 :: cell, cell // 2 :: cell].flatten(2)
+        count = valid.sum(-1)
+        center = (pixels * valid[..., None]).sum(2) / count[..., None]
+        side = count.float().sqrt() * cell
+    grid = (pixels - center[:, :, None]) / side[..., None, None]
+    return TokenLayout(views, 1, rows, cols, valid), Frame(grid, center, side)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5 * 0.7)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

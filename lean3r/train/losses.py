@@ -1,0 +1,152 @@
+"""Losses on cameras, depth and matches, and the ground truth they need from a batch.
+
+All lengths are in units of the scene: ground truth is divided by the geometric mean depth of its views.
+Letters as in layers/matching.py: B scenes, S views, N patches. Sources: the relative-pose form without a
+reference view is Pi3's; the confidence term is DUSt3R's with the error cut from the graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lean3r.data.base import SceneBatch
+from lean3r.geometry.pose import invert_pose
+
+DECAY = 0.8  # weight of an estimate falls by this factor with each pair of blocks before the last
+FAR_RATIO = 12.0  # deeper than this many mean depths counts as this deep
+
+
+@dataclass(frozen=True)
+class Target:
+    """Ground truth at patch centres, scene-normalised.
+
+    log_depth [B, S, N] and known [B, S, N]; log_focal [B, S] in units of sqrt(picture area);
+    world_from_cam, cam_from_world [B, S, 4, 4]; position [B, S, S, N, 2] where a patch of view i lies in
+    view j, visible [B, S, S, N] whether j really sees it, cell [B, S, S, N] the patch of j it falls into;
+    scale [B] the divisor of lengths.
+    """
+
+    log_depth: Tensor
+    known: Tensor
+    log_focal: Tensor
+    world_from_cam: Tensor
+    cam_from_world: Tensor
+    position: Tensor
+    visible: Tensor
+    cell: Tensor
+    scale: Tensor
+
+
+@torch.no_grad()
+def make_target(batch: SceneBatch, cell: int, tolerance: float = 0.06) -> Target:
+    """Ground truth for patches of `cell` pixels; `tolerance` is the depth agreement that counts as visible."""
+    count, views, height, width = batch.depth.shape
+    rows, cols = height // cell, width // cell
+    depth, known_full = batch.depth, batch.depth > 0
+    log_scale = (depth.clamp_min(1e-6).log() * known_full).flatten(1).sum(-1) / known_full.flatten(1).sum(-1).clamp_min(1)
+    scale = log_scale.exp()
+    depth = (depth / scale[:, None, None, None]).clamp_max(FAR_RATIO)
+    at = depth[..., cell // 2 :: cell, cell // 2 :: cell].flatten(2)
+    known = at > 0
+    y = torch.arange(cell // 2, height, cell, device=depth.device) + 0.5
+    x = torch.arange(cell // 2, width, cell, device=depth.device) + 0.5
+    pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
+    focal, center = batch.intrinsics[..., 0, 0], batch.intrinsics[..., :2, 2]
+    points = F.pad((pixels - center[:, :, None]) / focal[..., None, None], (0, 1), value=1.0) * at[..., None]
+    cam_from_world = batch.cam_from_world.clone()
+    cam_from_world[..., :3, 3] /= scale[:, None, None]
+    world_from_cam = invert_pose(cam_from_world)
+    relative = cam_from_world[:, None] @ world_from_cam[:, :, None]
+    there = torch.einsum("bijkl,binl->bijnk", relative[..., :3, :3], points) + relative[..., None, :3, 3]
+    z = there[..., 2]
+    u = focal[:, None, :, None, None] * there[..., :2] / z.clamp_min(1e-3)[..., None] + center[:, None, :, None]
+    inside = (z > 1e-3) & (u >= 0).all(-1) & (u[..., 0] < width) & (u[..., 1] < height)
+    col, row = (u[..., k].clamp(0, limit - 1).long() for k, limit in ((0, width), (1, height)))
+    flat = depth.flatten(2)[:, None].expand(-1, views, -1, -1)
+    there_depth = flat.gather(-1, row * width + col)
+    agree = (there_depth - z).abs() < tolerance * z
+    other = ~torch.eye(views, dtype=torch.bool, device=depth.device)[None, :, :, None]
+    visible = inside & agree & known[:, :, None] & other
+    side = float(height * width) ** 0.5
+    position = (u - torch.tensor([width / 2, height / 2], device=u.device)) / side
+    return Target(
+        at.clamp_min(1e-6).log(),
+        known,
+        (focal / side).log(),
+        world_from_cam,
+        cam_from_world,
+        position,
+        visible,
+        (row // cell) * cols + col // cell,
+        scale,
+    )
+
+
+def mean_where(values: Tensor, where: Tensor) -> Tensor:
+    """Mean of `values` where `where` holds; 0 when it holds nowhere."""
+    weight = where.to(values.dtype)
+    return (values * weight).sum() / weight.sum().clamp_min(1.0)
+
+
+def pose_losses(world_from_cam: Tensor, cam_from_world: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    """Mean over all ordered pairs of (Frobenius norm of the relative rotation error, L2 norm of the relative
+    translation error)."""
+    views = world_from_cam.shape[1]
+    if views == 1:
+        zero = world_from_cam.sum() * 0
+        return zero, zero
+    ours = cam_from_world[:, None] @ world_from_cam[:, :, None]
+    truth = target.cam_from_world[:, None] @ target.world_from_cam[:, :, None]
+    error = (ours - truth)[:, ~torch.eye(views, dtype=torch.bool, device=ours.device)]
+    rotation = (error[..., :3, :3].square().sum((-1, -2)) + 1e-8).sqrt()
+    translation = (error[..., :3, 3].square().sum(-1) + 1e-8).sqrt()
+    return rotation.mean(), translation.mean()
+
+
+def depth_loss(log_depth: Tensor, truth: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """(L1 of log depth after one shift per scene, size of that shift), over all axes but the first."""
+    weight = known.to(log_depth.dtype)
+    difference = log_depth - truth
+    axes = tuple(range(1, difference.ndim))
+    shift = (difference * weight).sum(axes) / weight.sum(axes).clamp_min(1.0)
+    residual = difference - shift.detach().view(-1, *[1] * len(axes))
+    return mean_where(residual.abs(), known), shift.abs().mean()
+
+
+def match_losses(logits: Tensor, position: Tensor, visibility: Tensor, target: Target) -> dict[str, Tensor]:
+    """Cross-entropy of the patch that sees the same point, L1 of its position, and of being visible."""
+    visible = target.visible
+    entropy = F.cross_entropy(logits.float().flatten(0, -2), target.cell.flatten(), reduction="none")
+    other = ~torch.eye(visible.shape[1], dtype=torch.bool, device=visible.device)[None, :, :, None]
+    seen = F.binary_cross_entropy_with_logits(visibility, visible.to(visibility.dtype), reduction="none")
+    hit = (logits.detach().argmax(-1) == target.cell).float()
+    return {
+        "match": mean_where(entropy.view_as(visible), visible),
+        "flow": mean_where((position - target.position).abs().sum(-1), visible),
+        "visible": mean_where(seen, (other & target.known[:, :, None]).expand_as(visible)),
+        "hit": mean_where(hit, visible),
+    }
+
+
+def full_depth_losses(log_depth: Tensor, log_conf: Tensor, batch: SceneBatch, scale: Tensor) -> dict[str, Tensor]:
+    """Full-size depth [B, S, H, W]: L1 of log depth, of its steps between neighbours, and the confidence term
+    conf * error - 0.1 log(conf), in which the error is cut from the graph."""
+    known = batch.depth > 0
+    truth = (batch.depth / scale[:, None, None, None]).clamp(1e-6, FAR_RATIO).log()
+    level, shift = depth_loss(log_depth, truth, known)
+    error = log_depth - truth
+    steps = []
+    for axis in (-1, -2):
+        near = known.narrow(axis, 1, known.shape[axis] - 1) & known.narrow(axis, 0, known.shape[axis] - 1)
+        steps.append(mean_where(error.diff(dim=axis).abs().clamp_max(1.0), near))
+    size = torch.where(known, error.detach().abs(), 1.0).clamp_max(2.0)
+    conf = 1 + log_conf.exp()
+    return {
+        "full": level + 0.1 * shift,
+        "step": steps[0] + steps[1],
+        "conf": (conf * size - 0.1 * conf.log()).mean(),
+    }

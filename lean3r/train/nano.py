@@ -1,0 +1,64 @@
+"""The objective of nano: all estimates of one forward pass against one batch of scenes."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lean3r.data.base import SceneBatch
+from lean3r.train.losses import DECAY, depth_loss, full_depth_losses, make_target, match_losses, pose_losses
+
+WEIGHTS = {
+    "rotation": 1.0,
+    "translation": 1.0,
+    "depth": 1.0,
+    "shift": 0.1,
+    "focal": 0.3,
+    "match": 0.3,
+    "flow": 2.0,
+    "visible": 0.1,
+    "full": 1.0,
+    "step": 1.0,
+    "conf": 0.1,
+}
+
+
+class IterativeModel(Protocol):
+    """What the objective needs of a model (see models/nano.py)."""
+
+    patch: int
+
+    def iterate(self, half: Tensor) -> Any:
+        """Half-size pictures -> estimates, matches, tokens."""
+        ...
+
+    def sharpen(self, tokens: Tensor, log_depth: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens, coarse log depth and pictures -> full-size log depth and confidence."""
+        ...
+
+
+def nano_loss(model: IterativeModel, batch: SceneBatch, *, full: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+    """Total loss and its parts. With `full` 0 the batch has half-size pictures and the guided head rests;
+    otherwise the pictures have full size and its losses count with this weight."""
+    cell = model.patch // 2
+    half = batch.images if not full else F.avg_pool2d(batch.images.flatten(0, 1), 2).unflatten(0, batch.images.shape[:2])
+    target = make_target(batch, cell if not full else model.patch)
+    found = model.iterate(half)
+    parts = match_losses(found.matches.logits, found.matches.position, found.matches.visibility, target)
+    total = sum(WEIGHTS[k] * parts[k] for k in ("match", "flow", "visible"))
+    for age, estimate in enumerate(reversed(found.estimates)):
+        level, shift = depth_loss(estimate.log_depth, target.log_depth, target.known)
+        rotation, translation = pose_losses(estimate.world_from_cam, estimate.cam_from_world, target)
+        focal = (estimate.cameras.log_focal - target.log_focal).abs().mean()
+        now = {"rotation": rotation, "translation": translation, "depth": level, "shift": shift, "focal": focal}
+        total = total + DECAY**age * sum(WEIGHTS[k] * v for k, v in now.items())
+        if age == 0:
+            parts |= now
+    if full:
+        sharp = model.sharpen(found.tokens, found.estimates[-1].log_depth, batch.images)
+        fine = full_depth_losses(*sharp, batch, target.scale)
+        total = total + full * sum(WEIGHTS[k] * v for k, v in fine.items())
+        parts |= fine
+    return total, {k: v.detach() for k, v in parts.items()}
