@@ -1,0 +1,17 @@
+"""The command line: one file a command, each a dataclass whose fields are its options and whose `run` does the work.
+
+Nothing heavy is imported at the top of these files: `lean3r --help` must answer at once.
+"""
+
+from lean3r.registry import Registry
+
+COMMANDS = Registry(
+    "command",
+    {
+        "reconstruct": "lean3r.cli.reconstruct:Reconstruct",
+        "models": "lean3r.cli.models:Models",
+        "doctor": "lean3r.cli.doctor:Doctor",
+        "demo": "lean3r.cli.demo:Demo",
+        "train": "lean3r.cli.train:Train",
+    },
+)

@@ -1,0 +1,65 @@
+"""lean3r: photos or a video in; cameras, depth and a point cloud out.
+
+model = lean3r.load("nano")
+scene = lean3r.reconstruct(model, "photos/")
+lean3r.export(scene, "out/", ["colmap", "glb"])
+
+Importing the package loads none of its rooms; a public name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lean3r.errors import LeanError as LeanError
+    from lean3r.export import export as export
+    from lean3r.pipeline.load import list_models as list_models
+    from lean3r.pipeline.load import load as load
+    from lean3r.pipeline.reconstruct import reconstruct as reconstruct
+    from lean3r.types import PointCloud as PointCloud
+    from lean3r.types import Prediction as Prediction
+    from lean3r.types import Reconstruction as Reconstruction
+    from lean3r.types import Source as Source
+    from lean3r.types import Views as Views
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load": "lean3r.pipeline.load",
+    "reconstruct": "lean3r.pipeline.reconstruct",
+    "export": "lean3r.export",
+    "list_models": "lean3r.pipeline.load",
+    "LeanError": "lean3r.errors",
+    "PointCloud": "lean3r.types",
+    "Prediction": "lean3r.types",
+    "Reconstruction": "lean3r.types",
+    "Source": "lean3r.types",
+    "Views": "lean3r.types",
+}
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'lean3r' has no attribute '{name}'")
+    value = globals()[name] = getattr(import_module(_PUBLIC[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """Keeps `lean3r.export` the verb: importing the room of that name would otherwise put the module there."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _PUBLIC and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

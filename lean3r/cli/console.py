@@ -1,0 +1,105 @@
+"""What a run says on standard error: one plain line a fact, bars only where a person looks at a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TextIO
+
+from lean3r.pipeline.observer import Observer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_LABEL = 10
+_PLAIN_SECONDS = 5.0
+_SKIPS_ON_ONE_LINE = 3
+
+
+def count(number: int, noun: str) -> str:
+    """`1 view`, `212 views`, `1,210 points`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+class Console(Observer):
+    """Shows a run on standard error: bars on a terminal, plain lines on a pipe, nothing when `quiet`."""
+
+    def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
+        super().__init__()
+        self.quiet = quiet
+        self.stream = sys.stderr if stream is None else stream
+        self._bar: Progress | None = None
+        self._shown: dict[str, tuple[float, int, int]] = {}
+
+    def line(self, label: str, text: str) -> None:
+        """One fact: a label in the first column, then the text."""
+        if not self.quiet:
+            print(f"{label:<{_LABEL}} {text}".rstrip(), file=self.stream, flush=True)
+
+    def warn(self, text: str) -> None:
+        """One warning; also shown when quiet is off only, since -q promises nothing but errors."""
+        if not self.quiet:
+            print(f"warning: {text}", file=self.stream, flush=True)
+
+    def read(self, used: Sequence[str], skipped: Sequence[tuple[str, str]]) -> None:
+        """Say how many views are used and which files are not, with the reason of each."""
+        text = f"{len(used):,} used"
+        reasons = [f"{name}: {reason}" for name, reason in skipped]
+        if not reasons:
+            self.line("views", text)
+        elif len(reasons) <= _SKIPS_ON_ONE_LINE:
+            self.line("views", f"{text}, {len(reasons)} skipped ({'; '.join(reasons)})")
+        else:
+            self.line("views", f"{text}, {len(reasons):,} skipped:")
+            for reason in reasons:
+                self.line("", f"  {reason}")
+
+    def advanced(self, name: str, done: int, total: int) -> None:
+        """Move the bar of a stage; on a pipe, a line now and then when the stage takes long."""
+        now = time.monotonic()
+        last_time, _, _ = self._shown.get(name, (now, 0, 0))
+        if self.quiet:
+            return
+        if self.stream.isatty():
+            self._advance_bar(name, done, total)
+        elif done < total and now - last_time >= _PLAIN_SECONDS:
+            self.line(name, f"{done:,}/{total:,}")
+            last_time = now
+        self._shown[name] = (last_time, done, total)
+
+    def finished(self, name: str) -> None:
+        """Replace the bar of a stage by its line: how much was done, in how many seconds."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        _, done, total = self._shown.pop(name, (0.0, 0, 0))
+        if sys.exc_info()[0] is None:
+            amount = f"{done:,}/{total:,}" if total else ""
+            self.line(name, f"{amount:<12} {self.seconds[name]:6.1f} s")
+
+    def _advance_bar(self, name: str, done: int, total: int) -> None:
+        if self._bar is None:
+            from rich.console import Console as RichConsole
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = (TextColumn(f"{{task.description:<{_LABEL}}}"), BarColumn(), MofNCompleteColumn())
+            console = RichConsole(file=self.stream)
+            self._bar = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
+            self._bar.add_task(name, total=None)
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=done, total=total or None)
+
+    def table(self, title: str, rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> None:
+        """A small table of left-aligned columns, under a title."""
+        if not self.quiet:
+            print(f"\n{title}\n{format_table(rows, header)}", file=self.stream, flush=True)
+
+
+def format_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
+    """Columns as wide as their longest cell, two blanks apart, every line indented by two."""
+    lines = [list(header), *map(list, rows)] if header else [list(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  " + "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

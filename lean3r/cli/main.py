@@ -1,0 +1,89 @@
+"""The `lean3r` command: parse, run one command, turn every way it can end into an exit code.
+
+0 done, 1 a bug of ours, 2 usage (an existing output folder included), 3 unusable input, 4 a missing extra,
+5 out of memory, 6 network or weights, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from lean3r import __version__
+from lean3r.cli import COMMANDS
+from lean3r.errors import LeanError, OutOfMemoryError, UsageError
+
+_INTERRUPTED = 130
+_DESCRIPTION = "Photos or a video in; cameras, depth and a point cloud out. `lean3r --version` prints the version."
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default: that of the process) and return its exit code; never raises."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        print(f"lean3r {__version__}")
+        return 0
+    try:
+        command = parse(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _silent if getattr(command, "quiet", False) else _show_warning
+            command.run()
+            sys.stdout.flush()
+        return 0
+    except BrokenPipeError:
+        # The reader left; the work is done. Without this, Python complains again while it shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except Exception as error:
+        if getattr(command, "verbose", False):
+            traceback.print_exc()
+        message, code = explain(error)
+        print(f"error: {message}", file=sys.stderr)
+        return code
+
+
+def parse(argv: Sequence[str]) -> Any:
+    """The command object that a command line asks for; exits with 2 (or 0 after --help) as tyro does."""
+    import tyro
+
+    return tyro.extras.subcommand_cli_from_dict(
+        {name: COMMANDS.get(name) for name in COMMANDS},
+        args=list(argv),
+        prog="lean3r",
+        description=_DESCRIPTION,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """One line for a person, and the exit code, of any exception."""
+    if isinstance(error, LeanError):
+        return str(error), error.exit_code
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        advice = "Use fewer or smaller pictures: --max-views N, --resolution N; on a GPU also --dtype bfloat16."
+        return f"out of memory. {advice}", OutOfMemoryError.exit_code
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"cannot write: {error.strerror}{where}. Use another -o.", UsageError.exit_code
+    first = (str(error).splitlines() or [""])[0]
+    return f"unexpected {type(error).__name__}: {first} (a bug of lean3r; -v shows the traceback)", LeanError.exit_code
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _silent(*_: object) -> None:
+    """-q promises nothing but errors."""
