@@ -88,6 +88,12 @@ def _voxel_keys(xyz: np.ndarray, voxel: float) -> np.ndarray:
     return np.unique(cell, axis=0, return_inverse=True)[1].reshape(-1)
 
 
+def _occupied(xyz: np.ndarray, voxel: float) -> int:
+    """Number of cells of side `voxel` that hold a point."""
+    keys = np.sort(_voxel_keys(xyz, voxel))
+    return 1 + int(np.count_nonzero(keys[1:] != keys[:-1]))
+
+
 def voxel_thin(xyz: np.ndarray, voxel: float, priority: np.ndarray) -> np.ndarray:
     """Ascending indices [Q] of the one point of highest `priority` [P] in each cell of side `voxel`.
 
@@ -115,12 +121,13 @@ def voxel_for_budget(xyz: np.ndarray, max_points: int, evaluations: int = 12) ->
     points = points[np.isfinite(points).all(axis=1)]
     if points.shape[0] <= max_points:
         return 0.0
-    extent = float(np.linalg.norm(np.quantile(points, 0.95, axis=0) - np.quantile(points, 0.05, axis=0)))
+    low_corner, high_corner = np.quantile(points[:: 1 + points.shape[0] // 10_000], [0.05, 0.95], axis=0)
+    extent = float(np.linalg.norm(high_corner - low_corner))
     # Surfaces occupy about (extent / voxel)^2 cells; the search then brackets the budget on a log scale.
     voxel = max(extent / np.sqrt(max(max_points, 1)), 1e-12 * float(np.abs(points).max()) + 1e-30)
     low, high = 0.0, np.inf
     for _ in range(evaluations):
-        count = np.unique(_voxel_keys(points, voxel)).size
+        count = _occupied(points, voxel)
         if count <= max_points:
             high = voxel
             if count >= 0.95 * max_points:
@@ -131,6 +138,6 @@ def voxel_for_budget(xyz: np.ndarray, max_points: int, evaluations: int = 12) ->
         voxel = guess if low < guess < high else np.sqrt(low * high) if low and np.isfinite(high) else guess
     if np.isfinite(high):
         return high
-    while np.unique(_voxel_keys(points, voxel)).size > max_points:
+    while _occupied(points, voxel) > max_points:
         voxel *= 2
     return voxel
