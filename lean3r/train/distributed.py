@@ -1,0 +1,168 @@
+"""Processes that train together: start them, name them, average over them. The one reader of launcher variables."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lean3r.errors import LeanError, UsageError
+
+# Rank 0 validates while the others wait inside an all-reduce.
+_TIMEOUT = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size` equal ones; rank 0 alone writes files."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files."""
+        return self.rank == 0
+
+    def sum_(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+
+    def gather(self, value: Any) -> list[Any]:
+        """A picklable value of every process, in order of rank, on every process."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def broadcast_(self, model: nn.Module) -> None:
+        """Give every process the parameters and buffers of rank 0."""
+        if self.size > 1:
+            for tensor in model.state_dict().values():
+                dist.broadcast(tensor, 0)
+
+
+def current_world() -> World:
+    """The group this process was started in; a world of one outside `launch` and torchrun."""
+    if dist.is_available() and dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size())
+    return World()
+
+
+def launch(processes: int, fn: Callable[..., Any], *args: Any) -> Any:
+    """Run fn(*args) in `processes` local processes that form one group; return what rank 0 returned.
+
+    `fn`, `args` and the result must be picklable when processes > 1. Started by torchrun, the group is
+    torchrun's and `processes` is ignored. SIGINT and SIGTERM are passed on to all processes, which `fit`
+    answers by leaving at the end of the step. A LeanError of any process is raised here as itself.
+    """
+    if processes < 1:
+        raise UsageError(f"cannot start {processes} processes; expected 1 or more")
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return _in_torchrun(fn, *args)
+    if processes == 1:
+        return fn(*args)
+    with tempfile.TemporaryDirectory(prefix="lean3r-group-") as folder:
+        context = torch.multiprocessing.start_processes(
+            _child, (processes, folder, fn, args), nprocs=processes, join=False, start_method="spawn"
+        )
+        assert context is not None
+        with _forward_signals([p.pid for p in context.processes if p.pid is not None]):
+            try:
+                while not context.join():
+                    pass
+            except torch.multiprocessing.ProcessException:
+                _raise_lean_error(folder, processes)
+                raise
+        _raise_lean_error(folder, processes)
+        return pickle.loads(Path(folder, "result").read_bytes())
+
+
+def _child(rank: int, size: int, folder: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    # The group lives on this machine: without a name for its own address gloo may fail to find one.
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    share_cores(size)
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", _TIMEOUT, world_size=size, rank=rank)
+    try:
+        result = fn(*args)
+    except LeanError as error:
+        Path(folder, f"error-{rank}").write_bytes(pickle.dumps(error))
+        raise
+    if rank == 0:
+        Path(folder, "result").write_bytes(pickle.dumps(result))
+    dist.destroy_process_group()
+
+
+def _raise_lean_error(folder: str, processes: int) -> None:
+    for rank in range(processes):
+        path = Path(folder, f"error-{rank}")
+        if path.exists():
+            raise pickle.loads(path.read_bytes())
+
+
+def _in_torchrun(fn: Callable[..., Any], *args: Any) -> Any:
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local)
+    else:
+        share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
+    try:
+        return fn(*args)
+    finally:
+        dist.destroy_process_group()
+
+
+def share_cores(processes: int) -> None:
+    """Limit torch to this process's share of the cores; never more threads than it had."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // processes)))
+
+
+@contextlib.contextmanager
+def _forward_signals(pids: list[int]) -> Iterator[None]:
+    def forward(number: int, _frame: object) -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def catch_stop_signals() -> Iterator[list[int]]:
+    """Within the block SIGINT and SIGTERM only add their number to the list it gives.
+
+    Outside the main thread, where Python allows no handlers, the list stays empty.
+    """
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    before = {n: signal.signal(n, lambda number, _: caught.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

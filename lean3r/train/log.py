@@ -1,0 +1,100 @@
+"""What a run says of itself: a CSV file that survives resuming, a picture of the curves, a line on stderr."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from lean3r.errors import MissingExtraError
+from lean3r.train.state import write_atomically
+
+
+class CsvLog:
+    """Rows keyed by `step` in a CSV file; new columns may appear at any time.
+
+    Opening it with `after_step` drops the rows of later steps, which a resumed run writes again.
+    """
+
+    def __init__(self, path: Path, after_step: int = 0):
+        self.path = path
+        rows = read_csv(path)
+        self._columns = list(rows[0]) if rows else ["step"]
+        kept = [row for row in rows if float(row["step"]) <= after_step]
+        if rows:
+            self._rewrite(kept)
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Add one row, which has a `step`, and push it to the file."""
+        new = [name for name in row if name not in self._columns]
+        if new or not self.path.exists():
+            self._columns += new
+            self._rewrite(read_csv(self.path))
+        with open(self.path, "a", newline="") as file:
+            csv.DictWriter(file, self._columns, restval="").writerow({k: _short(v) for k, v in row.items()})
+
+    def _rewrite(self, rows: Iterable[Mapping[str, str]]) -> None:
+        def write(temporary: Path) -> None:
+            with open(temporary, "w", newline="") as file:
+                writer = csv.DictWriter(file, self._columns, restval="")
+                writer.writeheader()
+                writer.writerows(rows)
+
+        write_atomically(self.path, write)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Whole rows of a log as text; a last line that was cut off by a crash is left out. [] without a file."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    complete = text[: text.rfind("\n") + 1]
+    return list(csv.DictReader(complete.splitlines()))
+
+
+def _short(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
+
+
+def draw_curves(train_csv: Path, validation_csv: Path, picture: Path) -> None:
+    """Draw every column of the two logs over the steps, one small panel each; needs the extra "train"."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtraError.of("drawing loss curves", "train")
+    from matplotlib.figure import Figure
+
+    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    for label, path in (("training", train_csv), ("validation", validation_csv)):
+        for row in read_csv(path):
+            for name, text in row.items():
+                if name in ("step", "seconds") or not text:
+                    continue
+                steps, values = panels.setdefault(name, {}).setdefault(label, ([], []))
+                steps.append(float(row["step"]))
+                values.append(float(text))
+    if not panels:
+        return
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.4 * rows), layout="constrained")
+    for axes, (name, curves) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels.items(), strict=False):
+        for label, (steps, values) in curves.items():
+            axes.plot(steps, values, label=label, linewidth=1.2, marker="." if label == "validation" else "")
+        axes.set_title(name, fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3)
+    for axes in figure.axes[len(panels) :]:
+        axes.remove()
+    write_atomically(picture, lambda temporary: figure.savefig(temporary, format="png", dpi=100))
+
+
+def progress_line(step: int, total_steps: int, row: Mapping[str, float], seconds_left: float | None = None) -> None:
+    """One line on stderr: step, the figures of `row`, time left where it is known."""
+    line = f"step {step}/{total_steps}" + "".join(
+        f"  {name} {value:.4g}" for name, value in row.items() if name not in ("step", "seconds")
+    )
+    if seconds_left is not None:
+        minutes, seconds = divmod(round(seconds_left), 60)
+        line += f"  left {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,182 @@
+"""Optimisation: AdamW and batched Muon under one schedule, one gradient buffer, averaged weights.
+
+All of it works on few, large tensors: a small model is otherwise held up by thousands of tiny operations.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lean3r.train.config import OptimConfig
+
+# Quintic Newton-Schulz coefficients: https://kellerjordan.github.io/posts/muon/
+_NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_NS_STEPS = 5
+
+
+def lr_factor(step: int, total_steps: int, warmup_steps: int, final_ratio: float) -> float:
+    """Multiplier of the learning rate at step 0 ... total_steps - 1: linear warm-up, then a cosine."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return final_ratio + (1 - final_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def goes_to_muon(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter is a matrix inside a list called `blocks`, which Muon is made for."""
+    return parameter.ndim == 2 and ".blocks." in f".{name}"
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Push all singular values of [N, rows, cols] matrices towards 1 (within about 0.7 to 1.2); bfloat16.
+
+    Newton-Schulz of the Muon post, all matrices at once, with the Gram matrix of their short side.
+    """
+    a, b, c = _NS_COEFFICIENTS
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.bfloat16()
+    x.div_(x.norm(dim=(1, 2), keepdim=True).clamp_(min=1e-7))
+    for _ in range(_NS_STEPS):
+        gram = x.mT @ x if tall else x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        left, right = (x, polynomial) if tall else (polynomial, x)
+        x = torch.baddbmm(x, left, right, beta=a)
+    return x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, Nesterov, orthogonalised (https://kellerjordan.github.io/posts/muon/), for [rows, cols] weights.
+
+    Same rule as torch.optim.Muon with adjust_lr_fn "original", but all matrices of one shape are
+    orthogonalised together, which is faster.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            grads = [p.grad for p in params]
+            buffers = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in params]
+            momentum, lr = group["momentum"], group["lr"]
+            torch._foreach_lerp_(buffers, grads, 1 - momentum)
+            updates = torch._foreach_lerp(grads, buffers, momentum)
+            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+            by_shape: dict[torch.Size, list[int]] = defaultdict(list)
+            for index, parameter in enumerate(params):
+                by_shape[parameter.shape].append(index)
+            for (rows, cols), members in by_shape.items():
+                directions = orthogonalise(torch.stack([updates[i] for i in members]))
+                for index, direction in zip(members, directions, strict=True):
+                    params[index].add_(direction, alpha=-lr * math.sqrt(max(1.0, rows / cols)))
+
+
+class Optimizer:
+    """AdamW and Muon as one: one schedule, one state. Parameters without a gradient are left alone."""
+
+    def __init__(self, model: nn.Module, config: OptimConfig, total_steps: int):
+        self.config, self.total_steps = config, total_steps
+        matrices, decayed, plain = [], [], []
+        for name, parameter in model.named_parameters():
+            if config.muon_lr > 0 and goes_to_muon(name, parameter):
+                matrices.append(parameter)
+            else:
+                (decayed if parameter.ndim >= 2 else plain).append(parameter)
+        groups = [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        groups = [g for g in groups if g["params"]]
+        self.parts: dict[str, torch.optim.Optimizer] = {}
+        if groups:
+            self.parts["adamw"] = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+        if matrices:
+            self.parts["muon"] = Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay)
+        self._peak_lr = {"adamw": config.lr, "muon": config.muon_lr}
+
+    def step(self, step: int) -> None:
+        """Apply the gradients with the learning rates of this step of the run."""
+        factor = self.factor(step)
+        for name, part in self.parts.items():
+            for group in part.param_groups:
+                group["lr"] = self._peak_lr[name] * factor
+            part.step()
+
+    def factor(self, step: int) -> float:
+        """Multiplier of both learning rates at this step."""
+        return lr_factor(step, self.total_steps, self.config.warmup_steps, self.config.final_lr_ratio)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of both parts."""
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+
+
+class GradientBuffer:
+    """One flat float32 tensor of which the `.grad` of every trainable parameter is a view.
+
+    Zeroing, averaging over processes, norm and clipping are then one operation each. The buffer ends with
+    EXTRA slots for scalars that are averaged along with the gradients.
+    """
+
+    EXTRA = 2
+
+    def __init__(self, parameters: Iterable[nn.Parameter]):
+        trainable = [p for p in parameters if p.requires_grad]
+        # 16 floats: every view starts on a 64-byte line.
+        sizes = [-(-p.numel() // 16) * 16 for p in trainable]
+        self.flat = torch.zeros(sum(sizes) + self.EXTRA, device=trainable[0].device)
+        for parameter, part in zip(trainable, self.flat[: -self.EXTRA].split(sizes), strict=True):
+            parameter.grad = part[: parameter.numel()].view(parameter.shape)
+        self.grads, self.extra = self.flat[: -self.EXTRA], self.flat[-self.EXTRA :]
+
+    def zero(self) -> None:
+        """Forget all gradients and extra scalars."""
+        self.flat.zero_()
+
+    def norm(self) -> Tensor:
+        """Global 2-norm of all gradients, a scalar tensor; not finite if any gradient is not."""
+        return self.grads.norm()
+
+    def clip(self, norm: float, limit: float) -> None:
+        """Scale the gradients, whose norm is `norm`, down to `limit` if they exceed it."""
+        if norm > limit:
+            self.grads.mul_(limit / norm)
+
+
+class Ema:
+    """Running average of the weights in float32, held by `model`, a copy in evaluation mode.
+
+    At update number t (from 0) the decay is min(decay, (1 + t) / (10 + t)), so that early weights fade.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.model = copy.deepcopy(model).float().eval().requires_grad_(False)
+        self._averages = list(self.model.parameters())
+        self._weights = list(model.parameters())
+        self._buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the model's weights after step number `step`; buffers are copied."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
+        for mine, theirs in self._buffers:
+            mine.copy_(theirs)
