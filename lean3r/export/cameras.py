@@ -1,0 +1,39 @@
+"""cameras.json: the cameras of the original pictures, for people and scripts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from lean3r.export.options import ExportOptions
+from lean3r.types import Reconstruction
+
+
+def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
+    """Write cameras.json: per view the name, size, K in original pixels and the pose in both directions."""
+    views = [
+        {
+            "name": source.name,
+            "width": source.width,
+            "height": source.height,
+            "K": intrinsics.tolist(),
+            "cam_from_world": pose.tolist(),
+            "world_from_cam": np.linalg.inv(pose).tolist(),
+        }
+        for source, intrinsics, pose in zip(
+            reconstruction.sources,
+            reconstruction.original_intrinsics,
+            reconstruction.cam_from_world,
+            strict=True,
+        )
+    ]
+    path = directory / "cameras.json"
+    path.write_bytes(json_bytes({"axes": "opencv", "scale": reconstruction.scale, "views": views}))
+    return [path]
+
+
+def json_bytes(value: object) -> bytes:
+    """Readable JSON in UTF-8; a file name that is not UTF-8 becomes an escape that reads back as it was."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")

@@ -1,0 +1,88 @@
+"""manifest.json and config.toml: what made this folder, with which settings, under which conventions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lean3r.export.atomic import MANIFEST
+from lean3r.export.cameras import json_bytes
+from lean3r.types import Reconstruction
+
+LAYOUT_VERSION = 1
+CONVENTIONS = {
+    "axes": "OpenCV camera: x right, y down, z forward",
+    "pose": "cam_from_world maps world points into the camera; world_from_cam is its inverse",
+    "pixel": "centre of the top-left pixel at (0.5, 0.5)",
+    "depth": "z-depth in world units, 0 where unknown",
+    "glb": "y up: world points multiplied by diag(1, -1, -1)",
+}
+
+
+def write(
+    reconstruction: Reconstruction, directory: Path, files: Sequence[Path], seconds: Mapping[str, float]
+) -> list[Path]:
+    """Write config.toml (from `info["config"]`, if there) and manifest.json; `seconds` are those of each exporter.
+
+    `info` of the reconstruction is merged at the top level, except "config", which goes to config.toml.
+    """
+    written = []
+    info = dict(reconstruction.info)
+    config = info.pop("config", None)
+    if config:
+        written.append(directory / "config.toml")
+        written[0].write_bytes(toml(config).encode("utf-8", "replace"))
+    manifest = directory / MANIFEST
+    listed = [*files, *written, manifest]
+    stages = dict(info.pop("seconds", {}))
+    manifest.write_bytes(
+        json_bytes({
+            "layout_version": LAYOUT_VERSION,
+            "lean3r": metadata.version("lean3r"),
+            **info,
+            "seconds": {**stages, "export": round(sum(seconds.values()), 4)},
+            "seconds_by_format": dict(seconds),
+            "scale": reconstruction.scale,
+            "conventions": CONVENTIONS,
+            "network_size": {"height": reconstruction.images.shape[1], "width": reconstruction.images.shape[2]},
+            "points": len(reconstruction.points.xyz),
+            "views": [{"name": s.name, "width": s.width, "height": s.height} for s in reconstruction.sources],
+            "skipped": [{"name": name, "reason": reason} for name, reason in reconstruction.skipped],
+            "files": sorted(path.relative_to(directory).as_posix() for path in listed),
+        })
+    )
+    return [*written, manifest]
+
+
+def toml(settings: Mapping[str, Any]) -> str:
+    """Settings as TOML: numbers, strings, booleans, lists and (nested) tables; None is left out as TOML has none."""
+    return "\n".join(_lines(settings, ())) + "\n"
+
+
+def _lines(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
+    lines = [f"{_text(k)} = {_value(v)}" for k, v in table.items() if v is not None and not isinstance(v, Mapping)]
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            inner = (*path, _text(key))
+            lines += ["", f"[{'.'.join(inner)}]", *_lines(value, inner)]
+    return lines
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple | set):
+        return f"[{', '.join(_value(v) for v in value if v is not None)}]"
+    return _text(str(value), quoted=True)
+
+
+def _text(text: str, *, quoted: bool = False) -> str:
+    """A bare key where TOML allows one, else a basic string: its escapes are those of JSON, and DEL needs one too."""
+    if not quoted and text.isascii() and text.replace("-", "").replace("_", "").isalnum():
+        return text
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,32 @@
+"""predictions.npz: everything that was predicted, at network resolution, for scripts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from lean3r.export.options import ExportOptions
+from lean3r.types import Reconstruction
+
+
+def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
+    """Write predictions.npz (keys in docs/outputs.md); no pickles, so `np.load` reads it with its defaults."""
+    sources = reconstruction.sources
+    path = directory / "predictions.npz"
+    # Not compressed: deflate would take longer than the rest of the export and save a third.
+    np.savez(
+        path,
+        names=np.array(reconstruction.names, dtype=np.str_),
+        depth=reconstruction.depth.astype(np.float32, copy=False),
+        conf=reconstruction.conf.astype(np.float32, copy=False),
+        mask=reconstruction.mask.astype(bool, copy=False),
+        K=reconstruction.intrinsics.astype(np.float64, copy=False),
+        K_original=reconstruction.original_intrinsics,
+        cam_from_world=reconstruction.cam_from_world.astype(np.float64, copy=False),
+        world_from_cam=np.linalg.inv(reconstruction.cam_from_world.astype(np.float64, copy=False)),
+        image_size=np.array([(s.width, s.height) for s in sources], dtype=np.int32),
+        original_from_network=np.array([s.original_from_network for s in sources], dtype=np.float64),
+        scale=np.array(reconstruction.scale),
+    )
+    return [path]

@@ -1,0 +1,23 @@
+"""points.ply: the coloured points, binary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from lean3r.export.options import ExportOptions
+from lean3r.types import Reconstruction
+
+
+def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
+    """Write points.ply in the world frame of the cameras (OpenCV axes), colours as red, green, blue, alpha."""
+    from trimesh import PointCloud
+    from trimesh.exchange.ply import export_ply
+
+    points = reconstruction.points
+    alpha = np.full((len(points.rgb), 1), 255, dtype=np.uint8)
+    cloud = PointCloud(points.xyz.reshape(-1, 3), colors=np.hstack([points.rgb.reshape(-1, 3), alpha]))
+    path = directory / "points.ply"
+    path.write_bytes(export_ply(cloud))
+    return [path]

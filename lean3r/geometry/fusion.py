@@ -1,0 +1,132 @@
+"""From depth maps to one point cloud: filtering, unprojection and thinning, a few views at a time.
+
+The work is in numpy on plain arrays, in float64 where points are made, and holds candidates of a few views
+only, so that memory stays small for hundreds of views. The result is the same on every run.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from lean3r.geometry.points import edge_mask, voxel_thin
+from lean3r.types import PointCloud
+
+CHUNK = 500_000  # candidates gathered before a thinning: bounds the memory
+SAMPLE = 2_000_000  # confidences that the percentile is taken from: exact below, a regular sample above
+
+
+def fuse(
+    images: np.ndarray,
+    depth: np.ndarray,
+    conf: np.ndarray,
+    mask: np.ndarray | None,
+    cam_from_world: np.ndarray,
+    intrinsics: np.ndarray,
+    *,
+    conf_percentile: float = 20.0,
+    max_points: int = 1_000_000,
+) -> PointCloud:
+    """Fuse S views into coloured world points, ordered by view and row-major pixel.
+
+    images [S, H, W, 3] uint8; depth [S, H, W] z-depth; conf [S, H, W]; mask [S, H, W] bool or None;
+    cam_from_world [S, 4, 4]; intrinsics [S, 3, 3] in pixels of `images`. Dropped are pixels without a finite
+    positive depth, padding, the `conf_percentile` per cent of lowest confidence in the whole scene, and flying
+    pixels at depth edges. Thinning keeps the most confident point of each voxel, whose side is half to one
+    pixel at the point's distance, so that overlapping views do not pile up and near detail stays; while there
+    are more than `max_points` all voxels grow.
+    """
+    usable = _usable(depth, conf, mask)
+    threshold = _threshold(conf, usable, conf_percentile)
+    points = _Candidates.empty()
+    waiting: list[_Candidates] = []
+    growth = 1.0
+    for view in range(len(depth)):
+        keep = usable[view] & (conf[view] >= threshold)
+        keep &= ~edge_mask(torch.from_numpy(np.ascontiguousarray(depth[view] * usable[view]))).numpy()
+        waiting.append(_candidates(view, depth[view], conf[view], keep, cam_from_world[view], intrinsics[view]))
+        if view + 1 < len(depth) and sum(len(c.flat) for c in waiting) < CHUNK:
+            continue
+        points, growth = _within(_Candidates.joined([points, *waiting]), max(max_points, 1), growth)
+        waiting = []
+    order = np.argsort(points.flat)
+    flat = points.flat[order]
+    height, width = depth.shape[1:]
+    rows, cols = np.divmod(flat % (height * width), width)
+    return PointCloud(
+        xyz=points.xyz[order],
+        rgb=images.reshape(-1, 3)[flat],
+        conf=points.conf[order],
+        view=(flat // (height * width)).astype(np.int32),
+        xy=np.stack([cols, rows], axis=1).astype(np.float32) + np.float32(0.5),
+    )
+
+
+class _Candidates:
+    """Points in the making: flat [P] index into all pixels, xyz [P, 3], conf [P], octave [P] of their voxel."""
+
+    def __init__(self, flat: np.ndarray, xyz: np.ndarray, conf: np.ndarray, octave: np.ndarray):
+        self.flat, self.xyz, self.conf, self.octave = flat, xyz, conf, octave
+
+    @classmethod
+    def empty(cls) -> _Candidates:
+        return cls(np.zeros(0, np.int64), np.zeros((0, 3), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int8))
+
+    @classmethod
+    def joined(cls, parts: list[_Candidates]) -> _Candidates:
+        return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("flat", "xyz", "conf", "octave")))
+
+    def __getitem__(self, index: np.ndarray) -> _Candidates:
+        return _Candidates(self.flat[index], self.xyz[index], self.conf[index], self.octave[index])
+
+
+def _usable(depth: np.ndarray, conf: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """Pixels [S, H, W] with a finite positive depth and a finite confidence that are no padding."""
+    usable = np.isfinite(depth)
+    usable &= depth > 0
+    usable &= np.isfinite(conf)
+    if mask is not None:
+        usable &= mask
+    return usable
+
+
+def _threshold(conf: np.ndarray, usable: np.ndarray, percentile: float) -> float:
+    """The confidence that `percentile` per cent of the usable pixels stay below."""
+    step = 1 + conf.size // SAMPLE
+    values = conf.reshape(-1)[::step][usable.reshape(-1)[::step]]
+    # "lower" picks a value that occurs, so that a constant confidence keeps every pixel despite rounding.
+    return float(np.percentile(values, percentile, method="lower")) if values.size else 0.0
+
+
+def _candidates(
+    view: int, depth: np.ndarray, conf: np.ndarray, keep: np.ndarray, cam_from_world: np.ndarray, intrinsics: np.ndarray
+) -> _Candidates:
+    """World points of the kept pixels of one view."""
+    flat = np.flatnonzero(keep)
+    rows, cols = np.divmod(flat, depth.shape[1])
+    z = depth.reshape(-1)[flat].astype(np.float64)
+    fx, fy, cx, cy = intrinsics[[0, 1, 0, 1], [0, 1, 2, 2]].astype(np.float64)
+    cam = np.stack([(cols + 0.5 - cx) / fx * z, (rows + 0.5 - cy) / fy * z, z], axis=1)
+    pose = cam_from_world.astype(np.float64)
+    xyz = (cam - pose[:3, 3]) @ pose[:3, :3]
+    octave = np.floor(np.log2(z / np.sqrt(abs(fx * fy)))).clip(-120, 120).astype(np.int8)
+    return _Candidates(flat + view * depth.size, xyz.astype(np.float32), conf.reshape(-1)[flat], octave)
+
+
+def _within(points: _Candidates, max_points: int, growth: float) -> tuple[_Candidates, float]:
+    """Thin with voxels of growth * 2^octave, growing them until at most `max_points` are left."""
+    points = _thin(points, growth)
+    while len(points.flat) > max_points:
+        # Surfaces fill about 1 / growth^2 voxels; a little more than that ends the search soon.
+        growth *= max(1.03 * np.sqrt(len(points.flat) / max_points), 1.05)
+        points = _thin(points, growth)
+    return points, growth
+
+
+def _thin(points: _Candidates, growth: float) -> _Candidates:
+    kept = [np.zeros(0, np.int64)]
+    for octave in np.unique(points.octave):
+        of_octave = np.flatnonzero(points.octave == octave)
+        voxel = growth * 2.0 ** float(octave)
+        kept.append(of_octave[voxel_thin(points.xyz[of_octave], voxel, points.conf[of_octave])])
+    return points[np.sort(np.concatenate(kept))]
