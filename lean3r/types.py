@@ -9,7 +9,7 @@ Shape letters: B scenes, S views, H rows, W columns, T tokens a view, C channels
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import numpy as np
@@ -42,18 +42,45 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Known:
+    """What is known of B scenes of S views beforehand; parts that are not known are None.
+
+    intrinsics [B, S, 3, 3] in network pixels; cam_from_world [B, S, 4, 4]; depth [B, S, H, W] z-depth, 0 where
+    unknown, in the poses' unit of length; rays [B, S, H, W, 3] camera-frame directions, which stand in for
+    intrinsics where the camera is no pinhole. The has_* tables [B, S] bool say for which views a part counts
+    (None: for all). A model uses the parts that it accepts, and its documentation names them.
+    """
+
+    intrinsics: Tensor | None = None
+    cam_from_world: Tensor | None = None
+    depth: Tensor | None = None
+    rays: Tensor | None = None
+    has_intrinsics: Tensor | None = None
+    has_pose: Tensor | None = None
+    has_depth: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Known:
+        """The same knowledge with tensors on `device`."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Known(**{name: None if part is None else part.to(device) for name, part in parts.items()})
+
+
+@dataclass(frozen=True)
 class Views:
     """Network input. images [B, S, 3, H, W] RGB in [0, 1]; mask [B, S, H, W] bool, True on picture pixels
-    (None: no padding anywhere); sources has S entries when the views come from files (then B is 1)."""
+    (None: no padding anywhere); sources has S entries when the views come from files (then B is 1); known
+    holds cameras or depth that the user has."""
 
     images: Tensor
     mask: Tensor | None = None
     sources: tuple[Source, ...] = ()
+    known: Known | None = None
 
     def to(self, device: torch.device | str) -> Views:
         """The same views with tensors on `device`."""
         mask = None if self.mask is None else self.mask.to(device)
-        return Views(self.images.to(device), mask, self.sources)
+        known = None if self.known is None else self.known.to(device)
+        return Views(self.images.to(device), mask, self.sources, known)
 
 
 @dataclass(frozen=True)
