@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from lean3r.attention.base import Mechanism, Projected
@@ -9,15 +11,18 @@ from lean3r.attention.dense import Dense
 from lean3r.layers.rope import rope_table, rotate
 from lean3r.types import TokenLayout
 
+Rotation = bool | Literal["flat"]
+
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention over [B, N, C], N = (some views) x layout.tokens, views one after another.
 
     The fused qkv output reads as (3, heads, head_dim). q and k are normalised over head_dim (affine, shared
-    by all heads) when `qk_norm`, then rotated by row and column when `rope`.
+    by all heads) when `qk_norm`, then rotated by row and column when `rope`; "flat" puts all patches of all
+    views at row 1, column 1, so that only the special tokens are told apart from them.
     """
 
-    def __init__(self, dim: int, heads: int, *, qk_norm: bool = True, rope: bool = True):
+    def __init__(self, dim: int, heads: int, *, qk_norm: bool = True, rope: Rotation = True):
         super().__init__()
         if dim % heads or (dim // heads) % 4:
             raise ValueError(f"width {dim} must split into {heads} heads of a multiple of 4 channels")
@@ -38,7 +43,7 @@ class SelfAttention(nn.Module):
         def finish(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
             q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
             if self.rope:
-                table = rope_table(layout, q.shape[-1], q.device, q.dtype)
+                table = rope_table(layout, q.shape[-1], q.device, q.dtype, flat=self.rope == "flat")
                 q, k = rotate(q, table), rotate(k, table)
             return q, k
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
-from lean3r.layers.attention import SelfAttention
-from lean3r.layers.mlp import Mlp
+from lean3r.layers.attention import Rotation, SelfAttention
+from lean3r.layers.mlp import feed_forward
 from lean3r.types import TokenLayout
 
 
@@ -32,16 +34,17 @@ class Block(nn.Module):
         *,
         mlp_ratio: float = 4.0,
         qk_norm: bool = True,
-        rope: bool = True,
+        rope: Rotation = True,
         layer_scale: float | None = None,
         eps: float = 1e-6,
+        mlp: Literal["gelu", "swiglu"] = "gelu",
     ):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = SelfAttention(dim, heads, qk_norm=qk_norm, rope=rope)
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = feed_forward(mlp, dim, int(dim * mlp_ratio))
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
 
     def forward(self, x: Tensor, layout: TokenLayout, key_mask: Tensor | None = None) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,3 +19,24 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the last axis."""
         return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SwiGlu(nn.Module):
+    """Linear to twice the hidden width, SiLU of one half times the other, linear: [..., C] -> [..., C]."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.w12 = nn.Linear(dim, 2 * hidden)
+        self.w3 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to the last axis."""
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * value)
+
+
+def feed_forward(kind: Literal["gelu", "swiglu"], dim: int, hidden: int) -> nn.Module:
+    """The MLP of a block; a SwiGLU gets two thirds of `hidden`, rounded up to a multiple of 8."""
+    if kind == "swiglu":
+        return SwiGlu(dim, (hidden * 2 // 3 + 7) // 8 * 8)
+    return Mlp(dim, hidden)

@@ -17,20 +17,27 @@ BASE = 100.0
 
 
 @lru_cache(maxsize=64)
-def _table(special: int, rows: int, cols: int, head_dim: int, device: torch.device, dtype: torch.dtype):
+def _table(special: int, rows: int, cols: int, head_dim: int, device: torch.device, dtype: torch.dtype, flat: bool):
     half = head_dim // 2
     frequency = BASE ** (-torch.arange(0, half, 2, dtype=torch.float32) / half)
     row = torch.arange(1, rows + 1, dtype=torch.float32).repeat_interleave(cols)
     col = torch.arange(1, cols + 1, dtype=torch.float32).repeat(rows)
+    if flat:
+        row, col = torch.ones_like(row), torch.ones_like(col)
     positions = torch.cat([torch.zeros(special, 2), torch.stack([row, col], -1)])
     angle = positions[:, :, None] * frequency
     angle = torch.cat([angle, angle], -1).flatten(1)
     return angle.cos().to(device, dtype), angle.sin().to(device, dtype)
 
 
-def rope_table(layout: TokenLayout, head_dim: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(cos, sin) [T, D] for the tokens of one view, cached per layout. head_dim must be a multiple of 4."""
-    return _table(layout.special, layout.rows, layout.cols, head_dim, device, dtype)
+def rope_table(
+    layout: TokenLayout, head_dim: int, device: torch.device, dtype: torch.dtype, *, flat: bool = False
+) -> tuple[Tensor, Tensor]:
+    """(cos, sin) [T, D] for the tokens of one view, cached per layout. head_dim must be a multiple of 4.
+
+    `flat` places every patch at row 1, column 1.
+    """
+    return _table(layout.special, layout.rows, layout.cols, head_dim, device, dtype, flat)
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:

@@ -1,0 +1,110 @@
+"""The DINOv2 vision transformer: patches, class and register tokens, a resizable position embedding, blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lean3r.layers.block import Block
+from lean3r.types import TokenLayout
+
+OFFSET = 0.1  # added to the wanted size when the resize goes by scale factors, as Depth Anything 3 does
+
+
+class PatchEmbed(nn.Module):
+    """A convolution whose stride is its kernel: one token a patch."""
+
+    def __init__(self, dim: int, patch: int = 14, channels: int = 3):
+        super().__init__()
+        self.proj = nn.Conv2d(channels, dim, patch, stride=patch)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[N, channels, H, W] -> [N, rows * cols, C], row-major; H and W are multiples of the patch."""
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class VisionTransformer(nn.Module):
+    """Per-view encoder. Tokens: class, registers, patches; blocks without q/k norm and rotation.
+
+    `grid` is the side of the learned position embedding in patches. `resize` says how it is brought to other
+    sizes: "antialias" to a size, with antialiasing (VGGT, Pi3); "offset" by scale factors that carry OFFSET
+    patches more than wanted, without antialiasing (Depth Anything 3). `eps` belongs to the blocks' norms,
+    `norm_eps` to the last one. `mask_token` is a parameter that some checkpoints hold and no forward pass reads.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        *,
+        patch: int = 14,
+        grid: int = 37,
+        channels: int = 3,
+        registers: int = 4,
+        mask_token: bool = False,
+        resize: Literal["antialias", "offset"] = "antialias",
+        mlp: Literal["gelu", "swiglu"] = "gelu",
+        eps: float = 1e-6,
+        norm_eps: float = 1e-6,
+    ):
+        super().__init__()
+        self.patch = patch
+        self.grid = grid
+        self.special = 1 + registers
+        self.resize = resize
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.randn(1, 1 + grid * grid, dim) * 0.02)
+        if registers:
+            self.register_tokens = nn.Parameter(torch.zeros(1, registers, dim))
+        if mask_token:
+            self.mask_token = nn.Parameter(torch.zeros(1, dim))
+        self.patch_embed = PatchEmbed(dim, patch, channels)
+        self.blocks = nn.ModuleList(
+            Block(dim, heads, qk_norm=False, rope=False, layer_scale=1.0, eps=eps, mlp=mlp) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[N, channels, H, W], normalised -> patch tokens after the last norm [N, rows * cols, C]."""
+        last = len(self.blocks) - 1
+        return self.norm(self.layers(images, (last,))[last][:, self.special :])
+
+    def layers(self, images: Tensor, keep: Sequence[int]) -> dict[int, Tensor]:
+        """[N, channels, H, W] -> {index: output of that block [N, special + rows * cols, C]}, no norm applied."""
+        rows, cols = images.shape[-2] // self.patch, images.shape[-1] // self.patch
+        layout = TokenLayout(1, self.special, rows, cols)
+        x = self.embed(images)
+        kept: dict[int, Tensor] = {}
+        for index, block in enumerate(self.blocks[: max(keep) + 1]):
+            x = block(x, layout)
+            if index in keep:
+                kept[index] = x
+        return kept
+
+    def embed(self, images: Tensor) -> Tensor:
+        """[N, channels, H, W] -> tokens before the first block [N, special + rows * cols, C]."""
+        rows, cols = images.shape[-2] // self.patch, images.shape[-1] // self.patch
+        x = self.patch_embed(images)
+        x = x + self.positions(rows, cols).to(x.dtype)
+        first = (self.cls_token + self.pos_embed[:, :1]).to(x.dtype)
+        if self.special > 1:
+            first = torch.cat([first, self.register_tokens.to(x.dtype)], dim=1)
+        return torch.cat([first.expand(len(x), -1, -1), x], dim=1)
+
+    def positions(self, rows: int, cols: int) -> Tensor:
+        """Position embedding of the patches, resized: [1, rows * cols, C]."""
+        table = self.pos_embed[:, 1:]
+        if rows == cols == self.grid:
+            return table
+        table = table.float().unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
+        if self.resize == "antialias":
+            table = F.interpolate(table, (rows, cols), mode="bicubic", antialias=True)
+        else:
+            factors = ((rows + OFFSET) / self.grid, (cols + OFFSET) / self.grid)
+            table = F.interpolate(table, scale_factor=factors, mode="bicubic")
+        return table.flatten(2).transpose(1, 2)
