@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
 from lean3r.errors import LeanError, UsageError
 
@@ -78,18 +79,18 @@ def launch(processes: int, fn: Callable[..., Any], *args: Any) -> Any:
     if processes == 1:
         return fn(*args)
     with tempfile.TemporaryDirectory(prefix="lean3r-group-") as folder:
-        context = torch.multiprocessing.start_processes(
-            _child, (processes, folder, fn, args), nprocs=processes, join=False, start_method="spawn"
-        )
+        context = start_processes(_child, (processes, folder, fn, args), processes, join=False, start_method="spawn")
         assert context is not None
-        with _forward_signals([p.pid for p in context.processes if p.pid is not None]):
+        with _forward_signals(context.pids()) as signals:
             try:
                 while not context.join():
                     pass
-            except torch.multiprocessing.ProcessException:
+            except (ProcessRaisedException, ProcessExitedException):
                 _raise_lean_error(folder, processes)
+                if signals:
+                    # It came before `fit` was there to answer it: nothing was begun, nothing is lost.
+                    raise SystemExit(128 + signals[0]) from None
                 raise
-        _raise_lean_error(folder, processes)
         return pickle.loads(Path(folder, "result").read_bytes())
 
 
@@ -136,15 +137,18 @@ def share_cores(processes: int) -> None:
 
 
 @contextlib.contextmanager
-def _forward_signals(pids: list[int]) -> Iterator[None]:
+def _forward_signals(pids: Sequence[int | None]) -> Iterator[list[int]]:
+    caught: list[int] = []
+
     def forward(number: int, _frame: object) -> None:
-        for pid in pids:
+        caught.append(number)
+        for pid in filter(None, pids):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield caught
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

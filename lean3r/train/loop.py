@@ -29,7 +29,14 @@ from lean3r.train.config import FREE_ON_RESUME, Stage, TrainConfig, config_diff
 from lean3r.train.distributed import World, catch_stop_signals, current_world
 from lean3r.train.log import CsvLog, draw_curves, progress_line
 from lean3r.train.optim import Ema, GradientBuffer, Optimizer
-from lean3r.train.state import checkpoints, load_checkpoint, save_checkpoint, save_weights, write_atomically
+from lean3r.train.state import (
+    checkpoints,
+    load_checkpoint,
+    lock_folder,
+    save_checkpoint,
+    save_weights,
+    write_atomically,
+)
 
 LossFn = Callable[..., tuple[Tensor, Mapping[str, Tensor | float]]]
 BatchFn = Callable[[int, Stage, int, int], SceneBatch]
@@ -90,9 +97,10 @@ def fit(
     with a checkpoint. Raises UsageError if the folder holds a run and `resume` is not set or the run had
     another config, LeanError after MAX_BAD_STEPS steps in a row with a loss or gradient that is not finite.
     """
-    run = _Run(model, config, Path(out_dir), current_world(), torch.device(device))
-    run.open(resume)
-    with catch_stop_signals() as signals:
+    out_dir, world = Path(out_dir), current_world()
+    with lock_folder(out_dir) if world.is_main else nullcontext(), catch_stop_signals() as signals:
+        run = _Run(model, config, out_dir, world, torch.device(device))
+        run.open(resume)
         while run.step < config.total_steps:
             run.train_step(loss_fn, batch_fn, stop=bool(signals))
             run.report()
@@ -102,8 +110,8 @@ def fit(
                 run.save()
             if run.stopping and run.step < config.total_steps:
                 return run.result(stopped_by=signals[0] if signals else int(signal.SIGTERM))
-    run.finish()
-    return run.result(stopped_by=None)
+        run.finish()
+        return run.result(stopped_by=None)
 
 
 class _Run:
@@ -135,6 +143,7 @@ class _Run:
     def open(self, resume: bool) -> None:
         """Take up the newest checkpoint, or start a new run in an unused folder."""
         folder = self.out_dir / "checkpoints"
+        self.world.gather(None)  # nobody reads before rank 0 holds the lock
         if not resume and checkpoints(folder):
             raise UsageError(f"'{self.out_dir}' already holds a training run; resume it or choose another folder")
         state = load_checkpoint(folder) if resume else None
@@ -143,7 +152,6 @@ class _Run:
         if len(set(self.world.gather(self.step))) > 1:
             raise LeanError(f"processes found different checkpoints in '{folder}'; they must share one file system")
         if self.world.is_main:
-            self.out_dir.mkdir(parents=True, exist_ok=True)
             text = self.config.to_json()
             write_atomically(self.out_dir / "config.json", lambda path: path.write_text(text))
             self.log = CsvLog(self.out_dir / "log.csv", self.step)
@@ -203,8 +211,8 @@ class _Run:
             self.optimizer.step(self.step)
             self.ema.update(self.step)
             self.bad_in_row = 0
-            scalars = {k: v.detach() if isinstance(v, Tensor) else v for k, v in terms.items()}
-            self._pending.append({"loss": loss.detach(), "grad_norm": norm} | scalars)
+            scalars: dict[str, Tensor | float] = {"loss": loss.detach(), "grad_norm": norm}
+            self._pending.append(scalars | {k: v.detach() if isinstance(v, Tensor) else v for k, v in terms.items()})
         else:
             self._skip(norm, mean_loss)
         self.stopping = stopping > 0

@@ -65,15 +65,18 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
+            params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+            grads: list[Tensor] = [p.grad for p in params if p.grad is not None]
             if not params:
                 continue
-            grads = [p.grad for p in params]
-            buffers = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in params]
+            for parameter in params:
+                if not self.state[parameter]:
+                    self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+            buffers: list[Tensor] = [self.state[p]["momentum"] for p in params]
             momentum, lr = group["momentum"], group["lr"]
-            torch._foreach_lerp_(buffers, grads, 1 - momentum)
-            updates = torch._foreach_lerp(grads, buffers, momentum)
-            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+            torch._foreach_lerp_(buffers, grads, 1 - momentum)  # pyright: ignore[reportPrivateImportUsage]
+            updates = torch._foreach_lerp(grads, buffers, momentum)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
             by_shape: dict[torch.Size, list[int]] = defaultdict(list)
             for index, parameter in enumerate(params):
                 by_shape[parameter.shape].append(index)
@@ -169,14 +172,14 @@ class Ema:
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
         self.model = copy.deepcopy(model).float().eval().requires_grad_(False)
-        self._averages = list(self.model.parameters())
-        self._weights = list(model.parameters())
+        self._averages: list[Tensor] = list(self.model.parameters())
+        self._weights: list[Tensor] = list(model.parameters())
         self._buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the model's weights after step number `step`; buffers are copied."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
+        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         for mine, theirs in self._buffers:
             mine.copy_(theirs)

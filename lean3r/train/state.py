@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import os
 import re
 import sys
+import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lean3r.errors import UsageError
 
 KEEP = 2
 _NAME = re.compile(r"step-(\d{9})\.pt")
@@ -30,6 +35,26 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path, patience_s: float = 60.0) -> Iterator[None]:
+    """Make `folder` and keep other runs out of it within the block; the system unlocks it when a process dies.
+
+    A run whose starter was killed still ends its step: wait that long before the UsageError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + patience_s
+    with open(folder / ".lock", "w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UsageError(f"another run writes to '{folder}'; stop it or choose another folder") from None
+                time.sleep(0.2)
+        yield
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
@@ -68,11 +93,11 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 def save_weights(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write tensors as float32 safetensors with a text header, atomically; integer buffers keep their type."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     # Clones: safetensors refuses tensors that share memory.
     plain = {
         name: (value.float() if value.is_floating_point() else value).detach().cpu().contiguous().clone()
         for name, value in tensors.items()
     }
-    write_atomically(path, lambda temporary: save_file(plain, temporary, metadata=metadata))
+    write_atomically(path, lambda temporary: temporary.write_bytes(save(plain, metadata)))
