@@ -1,0 +1,368 @@
+"""Pictures -> network input: decode, turn upright, scale and crop, pad, and remember how pixels map back.
+
+Colours are taken as stored, without ICC conversion; transparency is composed on white; 16-bit values are divided
+by 257; of animations and multi-page files the first picture is used, and the log says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from lean3r.errors import InputError, UsageError
+from lean3r.sources import STILL_BRANDS, Skips, Still, find_pictures, nothing_usable
+from lean3r.types import Source, Views
+from lean3r.video import Clip, read_frames
+
+logger = logging.getLogger("lean3r")
+_one_large = threading.Lock()
+
+MAX_PIXELS = 200_000_000  # a picture that claims more is refused unread
+LARGE_PIXELS = 50_000_000  # decoded one at a time above this, to bound memory
+MIN_SIDE = 16
+MAX_ASPECT = 4.0
+PAD_VALUE = 0.5
+DIAGONAL_35MM = math.hypot(36.0, 24.0)  # EXIF states focal lengths as if for this frame, by its diagonal
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "GIF", "BMP", "JPEG2000", "PPM")
+SELF_TURNING_FORMATS = ("TIFF",)  # Pillow turns these upright by itself and still reports the orientation
+DECODERS, LOOKAHEAD = 2, 4
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+BY_8_BIT = ((np.arange(65536) + 128) // 257).astype(np.uint8)
+KNOWN_HEADS = (
+    (b"version https://git-lfs", "a Git LFS pointer; download the real file"),
+    (b"\x89PNG", "damaged: not a valid PNG image"),
+    (b"\xff\xd8", "damaged: not a valid JPEG image"),
+    (b"II*\0", "a damaged TIFF, or one of an unsupported kind such as floating point; save it with 8 or 16 bits"),
+    (b"MM\0*", "a damaged TIFF, or one of an unsupported kind such as floating point; save it with 8 or 16 bits"),
+    (b"v/1\x01", "OpenEXR is not supported; save it as PNG or JPEG"),
+    (b"%PDF", "not an image but a PDF"),
+    (b"PK\x03\x04", "not an image but an archive"),
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture ready for the network: `pixels` [H, W, 3] uint8 upright RGB; `source` knows the original's
+    size, name and focal length and maps network pixels back to it."""
+
+    source: Source
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Network input (B = 1, `views.sources` filled) and the (name, reason) of whatever could not be used."""
+
+    views: Views
+    skipped: tuple[tuple[str, str], ...] = ()
+
+
+def load_views(
+    inputs: str | Path | Sequence[str | Path],
+    *,
+    resolution: int,
+    patch: int,
+    max_views: int | None = None,
+    fps: float | None = None,
+    every: int | None = None,
+    frames: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Loaded:
+    """Read pictures, folders, globs, zip archives and videos into one `Views`.
+
+    Each picture gets its own `network_size`; smaller ones are padded to the largest. What cannot be used is
+    skipped with a warning. `progress(done, total)` is called after each view. The options for videos and
+    `max_views` are those of `sources.find_pictures`. Raises InputError if nothing usable remains.
+    """
+    inputs = [inputs] if isinstance(inputs, str | Path) else list(inputs)
+    network_size(1, 1, resolution, patch)
+    found = find_pictures(inputs, fps=fps, every=every, frames=frames, max_views=max_views)
+    skips, pictures = Skips(found.skipped), []
+    with _own_pixel_limit():
+        for done, (name, result) in enumerate(_decode_all(found.items, resolution, patch), start=1):
+            if isinstance(result, Picture):
+                pictures.append(result)
+            else:
+                skips.add(name, str(result))
+            if progress:
+                progress(done, found.count)
+    if not pictures:
+        raise nothing_usable(inputs, skips)
+    return Loaded(assemble(pictures, patch), tuple(skips))
+
+
+def network_size(width: int, height: int, resolution: int, patch: int) -> tuple[int, int]:
+    """(W, H) in pixels, multiples of `patch`, for a picture of the given size.
+
+    W * H stays within 8 % of resolution^2 and the picture covers it with less than one patch cropped on each
+    side, wherever whole patches allow both (always up to 4:1 from 12 patches a side on).
+    """
+    target = (resolution / patch) ** 2
+    if resolution < 3 * patch:
+        raise UsageError(f"resolution {resolution} is too small: at least {3 * patch} (3 patches of {patch}) is needed")
+
+    def cost(grid: tuple[int, int]) -> tuple[bool, float]:
+        cols, rows = grid
+        aspect_error = math.log(cols / rows * height / width)
+        area_error = math.log(cols * rows / target)
+        cropped = max(cols, rows * width / height) - cols + max(rows, cols * height / width) - rows
+        is_loose = abs(cols * rows / target - 1) > 0.08 or cropped >= 2
+        return is_loose, abs(aspect_error) + 0.5 * abs(area_error)
+
+    longest = math.ceil(2.2 * resolution / patch)
+    cols, rows = min(((c, r) for c in range(3, longest + 1) for r in range(3, longest + 1)), key=cost)
+    return cols * patch, rows * patch
+
+
+def assemble(pictures: Sequence[Picture], patch: int) -> Views:
+    """Stack pictures of S sizes into images [1, S, 3, H, W], padded by whole patches, as evenly as they allow.
+
+    The odd patch goes to the bottom and to the right. Sources are moved along; the mask is None without padding.
+    """
+    height = max(p.pixels.shape[0] for p in pictures)
+    width = max(p.pixels.shape[1] for p in pictures)
+    images = torch.full((1, len(pictures), 3, height, width), PAD_VALUE)
+    mask = torch.zeros((1, len(pictures), height, width), dtype=torch.bool)
+    sources = []
+    for i, picture in enumerate(pictures):
+        h, w = picture.pixels.shape[:2]
+        top, left = (height - h) // patch // 2 * patch, (width - w) // patch // 2 * patch
+        pixels = torch.from_numpy(picture.pixels).permute(2, 0, 1)
+        images[0, i, :, top : top + h, left : left + w] = pixels.float() / 255
+        mask[0, i, top : top + h, left : left + w] = True
+        sx, sy, ox, oy = picture.source.original_from_network
+        moved = (sx, sy, ox - sx * left, oy - sy * top)
+        sources.append(replace(picture.source, original_from_network=moved))
+    return Views(images, None if bool(mask.all()) else mask, tuple(sources))
+
+
+def decode_picture(file: BinaryIO, name: str, *, resolution: int, patch: int) -> Picture:
+    """Decode one picture file, whatever its suffix, at the size the network wants.
+
+    Raises InputError whose message is the reason, without the name.
+    """
+    head = file.read(512)
+    file.seek(0)
+    if not head:
+        raise InputError("the file is empty")
+    formats = FORMATS
+    if head[4:8] == b"ftyp" and head[8:12] in STILL_BRANDS:
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+        formats = (*FORMATS, "HEIF")
+    try:
+        with Image.open(file, formats=formats) as image:
+            return _read(image, name, resolution, patch)
+    except (InputError, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise InputError(_why_unknown(head)) from error
+    except Exception as error:  # decoders raise errors of every kind on damaged files
+        raise InputError(f"damaged or not a valid image ({error})") from error
+
+
+def _read(image: Image.Image, name: str, resolution: int, patch: int) -> Picture:
+    """From an opened, still undecoded image to a Picture."""
+    _check_pixels(image.size)
+    orientation, focal_35mm = _exif(image, name)
+    stored_width, stored_height = image.size
+    is_turned = orientation >= 5
+    width, height = (stored_height, stored_width) if is_turned else (stored_width, stored_height)
+    check_shape(width, height)
+    if image.format in ("GIF", "WEBP", "TIFF", "PNG", "AVIF") and getattr(image, "is_animated", False):
+        logger.warning("%s holds several pictures; the first one is used", name)
+        image.seek(0)
+
+    # JPEG decodes at 1/2, 1/4 or 1/8 almost for free; twice the wanted size leaves the quality to the resize.
+    wanted = network_size(width, height, resolution, patch)
+    cover = max(wanted[0] / width, wanted[1] / height)
+    drafted = image.draft(None, (math.ceil(2 * cover * stored_width), math.ceil(2 * cover * stored_height)))
+    # A side that the fraction does not divide ends in a part of a pixel: image.size would be a little too large.
+    shrink = drafted[1][2] / stored_width if drafted else 1.0
+    with _one_large if math.prod(image.size) > LARGE_PIXELS else nullcontext():
+        image.load()
+        pixels, transform = fit(_eight_bit(image), (width, height), orientation, resolution, patch, shrink)
+    focal_px = None if focal_35mm is None else focal_35mm / DIAGONAL_35MM * math.hypot(width, height)
+    return Picture(Source(name, width, height, transform, focal_px), pixels)
+
+
+def fit(
+    image: Image.Image, size: tuple[int, int], orientation: int, resolution: int, patch: int, shrink: float = 1.0
+) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """Scale by one factor, crop the centre and turn upright: (pixels [H, W, 3] uint8, original_from_network).
+
+    `size` is the (width, height) of the upright original; `image` is stored as `orientation` (EXIF, 1 to 8) says,
+    at `shrink` times that size. The crop box is not rounded to pixels, so the transform is exact.
+    """
+    width, height = size
+    columns, rows = network_size(width, height, resolution, patch)
+    scale = min(width / columns, height / rows)
+    transform = (scale, scale, (width - columns * scale) / 2, (height - rows * scale) / 2)
+
+    # A centred crop commutes with turning: cut and shrink as stored, turn the small result.
+    if orientation >= 5:
+        width, height, columns, rows = height, width, rows, columns
+    centre_x, centre_y, half_x, half_y = width / 2, height / 2, columns * scale / 2, rows * scale / 2
+    box = (
+        max(0.0, (centre_x - half_x) * shrink),
+        max(0.0, (centre_y - half_y) * shrink),
+        min(float(image.width), (centre_x + half_x) * shrink),
+        min(float(image.height), (centre_y + half_y) * shrink),
+    )
+    image = _on_white(image.resize((columns, rows), Image.Resampling.BICUBIC, box=box))
+    if orientation in TURNS:
+        image = image.transpose(TURNS[orientation])
+    return np.array(image), transform
+
+
+def check_shape(width: int, height: int) -> None:
+    """Raise InputError with the reason if a picture of this size is of no use."""
+    if min(width, height) < MIN_SIDE:
+        raise InputError(f"too small: {width}x{height} pixels, at least {MIN_SIDE} on each side are needed")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        ratio = max(width, height) / min(width, height)
+        raise InputError(f"too elongated: {width}x{height} is {ratio:.1f}:1, at most {MAX_ASPECT:g}:1; crop it")
+
+
+def _check_pixels(size: tuple[int, int]) -> None:
+    if math.prod(size) > MAX_PIXELS:
+        millions = math.prod(size) / 1e6
+        raise InputError(f"{size[0]}x{size[1]} is {millions:.0f} megapixels, over the limit of {MAX_PIXELS / 1e6:.0f}")
+
+
+def _exif(image: Image.Image, name: str) -> tuple[int, float | None]:
+    """(orientation 1 to 8, focal length in mm of a 36 x 24 mm frame or None)."""
+    try:
+        exif = image.getexif()
+        orientation = exif.get(0x0112, 1)
+        focal_35mm = float(exif.get_ifd(0x8769).get(0xA405) or 0)
+    except Exception as error:  # a damaged EXIF block raises anything; the picture itself may be sound
+        logger.warning("%s: its EXIF data cannot be read (%s); taken as upright", name, error)
+        return 1, None
+    is_known = orientation in range(1, 9) and image.format not in SELF_TURNING_FORMATS
+    return orientation if is_known else 1, focal_35mm if 0 < focal_35mm < 10_000 else None
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """A mode that can be resized without loss: L, RGB, CMYK, LA or RGBA."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise InputError("32-bit integer pixels are not supported; save it with 8 or 16 bits")
+        return Image.fromarray(BY_8_BIT[values])
+    if image.mode == "F":
+        raise InputError("floating-point pixels are not supported; save it with 8 or 16 bits")
+    if image.mode not in ("LA", "RGBA") and image.has_transparency_data:
+        return image.convert("RGBA")
+    if image.mode == "1":
+        return image.convert("L")
+    return image if image.mode in ("L", "RGB", "CMYK", "LA", "RGBA") else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode not in ("LA", "RGBA"):
+        return image.convert("RGB")
+    opaque = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB")
+
+
+def _why_unknown(head: bytes) -> str:
+    """Say what a file is that no decoder knows, from its first bytes."""
+    for start, what in KNOWN_HEADS:
+        if head.startswith(start):
+            return what
+    if head[4:8] == b"ftyp" or head.startswith(b"\x1aE\xdf\xa3"):
+        return "not an image but perhaps a video; name it with its own suffix"
+    if b"<html" in head.lower() or b"<!doctype html" in head.lower():
+        return "not an image but a web page"
+    if not head.strip(b"\0"):
+        return "not an image: it starts with zero bytes"
+    is_text = all(c >= 32 or c in b"\t\r\n" for c in head)
+    return "not an image but text" if is_text else "not an image, or of a kind that is not supported"
+
+
+def _decode_all(
+    items: Sequence[Still | Clip], resolution: int, patch: int
+) -> Iterator[tuple[str, Picture | InputError]]:
+    """Each view in order, or why there is none. Originals are held only a few at a time."""
+
+    def attempt(still: Still) -> Picture | InputError:
+        try:
+            with still.open() as file:
+                return decode_picture(file, still.name, resolution=resolution, patch=patch)
+        except InputError as error:
+            return error
+        except OSError as error:
+            return InputError(f"cannot be read ({error.strerror or error})")
+
+    for _, group in groupby(items, key=type):
+        run = list(group)
+        yield from _in_threads(attempt, [i for i in run if isinstance(i, Still)])
+        for clip in run:
+            if isinstance(clip, Clip):
+                yield from _decode_clip(clip, resolution, patch)
+
+
+def _decode_clip(clip: Clip, resolution: int, patch: int) -> Iterator[tuple[str, Picture | InputError]]:
+    missing = dict.fromkeys(clip.frames.values())
+    try:
+        for name, image, orientation in read_frames(clip):
+            _check_pixels(image.size)
+            size = (image.height, image.width) if orientation >= 5 else image.size
+            check_shape(*size)
+            pixels, transform = fit(image, size, orientation, resolution, patch)
+            del missing[name]
+            yield name, Picture(Source(name, size[0], size[1], transform), pixels)
+        reason = f"the frame is damaged in {clip.name}"
+    except InputError as error:
+        reason = str(error)
+    for name in missing:
+        yield name, InputError(reason)
+
+
+def _in_threads(
+    attempt: Callable[[Still], Picture | InputError], stills: Sequence[Still]
+) -> Iterator[tuple[str, Picture | InputError]]:
+    """(name, result) in order; decoders run in threads, a few pictures ahead."""
+    waiting: deque[tuple[str, Future]] = deque()
+    with ThreadPoolExecutor(DECODERS) as pool:
+        for still in stills:
+            waiting.append((still.name, pool.submit(attempt, still)))
+            if len(waiting) > LOOKAHEAD:
+                name, future = waiting.popleft()
+                yield name, future.result()
+        for name, future in waiting:
+            yield name, future.result()
+
+
+@contextmanager
+def _own_pixel_limit() -> Iterator[None]:
+    """Pillow's own limit would warn from 89 megapixels on, which phones reach; ours is checked before decoding."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before

@@ -1,0 +1,293 @@
+"""What the user names (folders, files, globs, zip archives, videos) -> pictures to decode, in natural order.
+
+Nothing here decodes a still picture or writes to disk: archives are read member by member in memory, and of
+a video only the packet headers are read until its frames are asked for one at a time.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import logging
+import os
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from lean3r.errors import InputError
+from lean3r.video import Clip, FrameChoice, evenly, scan_clip
+
+logger = logging.getLogger("lean3r")
+
+# fmt: off
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".webp", ".avif", ".heic", ".heif", ".hif",
+    ".tif", ".tiff", ".bmp", ".gif", ".jp2", ".ppm", ".pgm",
+)
+VIDEO_SUFFIXES = (
+    ".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".3gp", ".wmv", ".flv",
+)
+# fmt: on
+UNREAD_SUFFIXES = (".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".jxl", ".psd")
+MAX_MEMBER_BYTES = 256 * 2**20  # one unpacked member of an archive; more is taken for a zip bomb
+STILL_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
+
+
+@dataclass(frozen=True)
+class Still:
+    """One picture file: its unique printable name, and `open` that returns its bytes as a seekable file."""
+
+    name: str
+    open: Callable[[], BinaryIO]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Pictures and clips in order, and the (name, reason) of everything that was left out on the way."""
+
+    items: tuple[Still | Clip, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+    @property
+    def count(self) -> int:
+        """Views that come out if everything decodes."""
+        return sum(len(i.frames) if isinstance(i, Clip) else 1 for i in self.items)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A file before names are settled; `parts` are the folders and the name it can be told apart by."""
+
+    parts: tuple[str, ...]
+    open: Callable[[], BinaryIO]
+    is_video: bool
+
+
+class Skips(list[tuple[str, str]]):
+    """A list of (name, reason) that also tells the log."""
+
+    def add(self, name: str, reason: str) -> None:
+        """Remember and warn."""
+        logger.warning("skipped %s: %s", name, reason)
+        self.append((name, reason))
+
+
+def find_pictures(
+    inputs: Sequence[str | Path],
+    *,
+    fps: float | None = None,
+    every: int | None = None,
+    frames: int | None = None,
+    max_views: int | None = None,
+) -> Found:
+    """List what `inputs` hold: single files first, in natural order, then each folder and archive as given.
+
+    Of each video, `fps` takes that many frames a second, `every` each n-th frame, `frames` that many evenly
+    spread; at most one of the three. By default about 2 frames a second are taken, at least 8 and at most
+    `max_views` (64 if None). A folder is not searched below its top, except that a folder without pictures may
+    keep them in `images/`. Videos beside pictures are left out. More than `max_views` views are thinned evenly.
+    Raises UsageError for options that contradict each other and InputError when nothing is left.
+    """
+    choice = FrameChoice(fps, every, frames, max_views)
+    skips = Skips()
+    paths = [p for spec in inputs for p in _expand(spec)]
+    files = sorted({os.path.abspath(p) for p in paths if not p.is_dir()}, key=natural_key)
+    candidates = [c for path in files for c in _from_file(Path(path), skips)]
+    for folder in dict.fromkeys(Path(os.path.abspath(p)) for p in paths if p.is_dir()):
+        candidates += _from_folder(folder, skips)
+
+    items: list[Still | Clip] = []
+    stems: set[str] = set()
+    for name, candidate in zip(_unique_names([c.parts for c in candidates]), candidates, strict=True):
+        if not candidate.is_video:
+            items.append(Still(name, candidate.open))
+            continue
+        stem = _unused(name.rpartition(".")[0] or name, stems)
+        try:
+            clip, damage = scan_clip(name, stem, candidate.open, choice)
+        except InputError as error:
+            skips.add(name, str(error))
+            continue
+        items.append(clip)
+        if damage:
+            skips.add(name, damage)
+    if choice.is_stated and not any(c.is_video for c in candidates):
+        logger.warning("--fps, --every and --frames choose frames of a video; there is none in the input")
+    if not items:
+        raise nothing_usable(inputs, skips)
+    return Found(tuple(_thin(items, max_views, skips)), tuple(skips))
+
+
+def nothing_usable(inputs: Sequence[str | Path], skipped: Sequence[tuple[str, str]]) -> InputError:
+    """The error for an input without a single usable view: what was tried and the first reasons."""
+    tried = ", ".join(printable(str(i)) for i in inputs) or "an empty list of inputs"
+    reasons = "; ".join(r if f"{name}:" in r else f"{name}: {r}" for name, r in skipped[:5])
+    more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+    return InputError(f"no usable picture in {tried} ({len(skipped)} skipped). {reasons}{more}")
+
+
+def natural_key(text: str) -> tuple:
+    """Sort key under which img_2 comes before img_10, upper and lower case together."""
+    pieces = re.split(r"([0-9]+)", text)
+    return (*(int(p) if i % 2 else p.casefold() for i, p in enumerate(pieces)), text)
+
+
+def printable(name: str) -> str:
+    """`name` with bytes that are no UTF-8 and control characters spelled out (\\xe9, \\n): safe in any text file."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _expand(spec: str | Path) -> list[Path]:
+    """A path, or what a glob matches."""
+    path = os.path.expanduser(spec)
+    if os.path.exists(path):
+        return [Path(path)]
+    if matches := glob.glob(path, recursive=True):
+        return [Path(m) for m in matches]
+    what = "nothing matches" if glob.has_magic(str(spec)) else "no such file or folder:"
+    raise InputError(f"{what} {printable(str(spec))}; give a folder, picture files, a glob, a .zip or a video")
+
+
+def _from_file(path: Path, skips: Skips) -> list[_Candidate]:
+    """One file that was named outright: its first bytes decide before its suffix does."""
+    if not path.is_file():
+        skips.add(printable(path.name), "not a regular file")
+        return []
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        skips.add(printable(path.name), f"cannot be opened ({error.strerror})")
+        return []
+    suffix = path.suffix.lower()
+    if head.startswith(b"PK") or suffix == ".zip":
+        return _from_archive(path, skips)
+    still_box = head[4:8] == b"ftyp" and head[8:12] in STILL_BRANDS
+    video_head = head[4:8] == b"ftyp" or head.startswith(b"\x1aE\xdf\xa3") or head[8:12] == b"AVI "
+    return [_of_path(path, not still_box and (video_head or suffix in VIDEO_SUFFIXES))]
+
+
+def _of_path(path: Path, is_video: bool) -> _Candidate:
+    return _Candidate(path.parts, lambda: path.open("rb"), is_video)
+
+
+def _from_folder(folder: Path, skips: Skips) -> list[_Candidate]:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda e: natural_key(e.name))
+    except OSError as error:
+        raise InputError(f"cannot read the folder {printable(str(folder))}: {error.strerror}") from error
+    files = [Path(e.path) for e in entries if e.is_file()]
+    folders = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
+    seen = [(p.parts, lambda p=p: p.open("rb")) for p in files]
+    candidates = _sort_out(seen, skips)
+    if not candidates and "images" in folders:
+        return _from_folder(folder / "images", skips)
+    if not candidates:
+        inside = f"; it has folders ({printable(', '.join(folders[:5]))}): name the right one" if folders else ""
+        looked = f"looked for {' '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)} among {len(files)} files"
+        skips.add(printable(folder.name), f"no images found in {printable(str(folder))}: {looked}{inside}")
+    return candidates
+
+
+def _from_archive(path: Path, skips: Skips) -> list[_Candidate]:
+    """Members of a zip at any depth; the archive stays open as long as a candidate refers to it."""
+    label = printable(path.name)
+    try:
+        archive = zipfile.ZipFile(path)
+        members = [m for m in archive.infolist() if not m.is_dir()]
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError) as error:
+        raise InputError(f"{label} cannot be read as a zip archive ({error}); it may be incomplete") from error
+    if any(m.flag_bits & 1 for m in members):
+        raise InputError(f"{label} is encrypted; unpack it and give the folder instead")
+    seen = []
+    for member in sorted(members, key=lambda m: natural_key(m.filename)):
+        parts = PurePosixPath(member.filename.replace("\\", "/")).parts
+        if ".." in parts or parts[0].startswith("/") or parts[0].endswith(":"):
+            skips.add(printable(member.filename), f"refused: its path leads out of {label}")
+        elif member.file_size > MAX_MEMBER_BYTES:
+            skips.add(printable(parts[-1]), f"{member.file_size >> 20} MB unpacked, over {MAX_MEMBER_BYTES >> 20} MB")
+        else:
+            seen.append(((path.stem, *parts), lambda m=member: _read_member(archive, m)))
+    candidates = _sort_out(seen, skips)
+    if not candidates:
+        skips.add(label, f"no images found in the archive among {len(members)} files")
+    return candidates
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> BinaryIO:
+    try:
+        return io.BytesIO(archive.read(member))
+    except Exception as error:  # zlib, lzma, bz2 and zipfile each raise their own kinds on damaged data
+        raise InputError(f"damaged in the archive ({error})") from error
+
+
+def _sort_out(seen: Iterable[tuple[tuple[str, ...], Callable[[], BinaryIO]]], skips: Skips) -> list[_Candidate]:
+    """Of the files in one folder or archive, keep pictures, or videos where there is no picture."""
+    stills, clips = [], []
+    for parts, opener in seen:
+        name, suffix = parts[-1], os.path.splitext(parts[-1])[1].lower()
+        if name.startswith(".") or "__MACOSX" in parts:
+            logger.debug("ignored %s", printable(name))
+        elif suffix in IMAGE_SUFFIXES:
+            stills.append(_Candidate(parts, opener, False))
+        elif suffix in VIDEO_SUFFIXES:
+            clips.append(_Candidate(parts, opener, True))
+        elif suffix in UNREAD_SUFFIXES:
+            skips.add(printable(name), f"{suffix} files are not supported; save it as JPEG, PNG or 16-bit TIFF")
+        else:
+            logger.debug("ignored %s: not a picture by its name", printable(name))
+    if stills:
+        for clip in clips:
+            skips.add(printable(clip.parts[-1]), "a video beside pictures; name it on the command line to use it")
+    return stills or clips
+
+
+def _unique_names(paths: Sequence[tuple[str, ...]]) -> list[str]:
+    """The shortest endings of `paths` that tell them apart, printable: a.jpg, or left/a.jpg and right/a.jpg."""
+    depth = dict.fromkeys(range(len(paths)), 1)
+    while True:
+        names = ["/".join(p[-depth[i] :]) for i, p in enumerate(paths)]
+        counts = Counter(names)
+        longer = [i for i, p in enumerate(paths) if counts[names[i]] > 1 and depth[i] < len(p)]
+        if not longer:
+            break
+        depth.update({i: depth[i] + 1 for i in longer})
+    used: set[str] = set()
+    return [_unused(printable(name), used) for name in names]
+
+
+def _unused(name: str, used: set[str]) -> str:
+    """`name`, or the first of name~2, name~3, ... that is free; claims it."""
+    choice, number = name, 2
+    while choice in used:
+        choice, number = f"{name}~{number}", number + 1
+    used.add(choice)
+    return choice
+
+
+def _thin(items: list[Still | Clip], max_views: int | None, skips: Skips) -> list[Still | Clip]:
+    """An evenly spread subset of at most `max_views` views; what goes is told, a clip in one line."""
+    flat = [(i, key) for i, item in enumerate(items) for key in (item.frames if isinstance(item, Clip) else [None])]
+    if max_views is None or len(flat) <= max_views:
+        return items
+    kept = {flat[j] for j in evenly(len(flat), max_views)}
+    reason = f"left out by --max-views {max_views}"
+    result: list[Still | Clip] = []
+    for i, item in enumerate(items):
+        if isinstance(item, Still):
+            if (i, None) in kept:
+                result.append(item)
+            else:
+                skips.add(item.name, reason)
+            continue
+        frames = {key: name for key, name in item.frames.items() if (i, key) in kept}
+        if len(frames) < len(item.frames):
+            skips.add(item.name, f"{len(item.frames) - len(frames)} of {len(item.frames)} frames {reason}")
+        if frames:
+            result.append(replace(item, frames=frames))
+    return result
