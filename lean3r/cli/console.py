@@ -14,12 +14,7 @@ if TYPE_CHECKING:
 
 _LABEL = 10
 _PLAIN_SECONDS = 5.0
-_SKIPS_ON_ONE_LINE = 3
-
-
-def count(number: int, noun: str) -> str:
-    """`1 view`, `212 views`, `1,210 points`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+_SAME_REASON = 3
 
 
 class Console(Observer):
@@ -38,22 +33,16 @@ class Console(Observer):
             print(f"{label:<{_LABEL}} {text}".rstrip(), file=self.stream, flush=True)
 
     def warn(self, text: str) -> None:
-        """One warning; also shown when quiet is off only, since -q promises nothing but errors."""
+        """One warning, above the bar if there is one."""
         if not self.quiet:
-            print(f"warning: {text}", file=self.stream, flush=True)
+            out = self.stream if self._bar is None else self._bar.console.file
+            print(f"warning: {text}", file=out, flush=True)
 
     def read(self, used: Sequence[str], skipped: Sequence[tuple[str, str]]) -> None:
-        """Say how many views are used and which files are not, with the reason of each."""
-        text = f"{len(used):,} used"
-        reasons = [f"{name}: {reason}" for name, reason in skipped]
-        if not reasons:
-            self.line("views", text)
-        elif len(reasons) <= _SKIPS_ON_ONE_LINE:
-            self.line("views", f"{text}, {len(reasons)} skipped ({'; '.join(reasons)})")
-        else:
-            self.line("views", f"{text}, {len(reasons):,} skipped:")
-            for reason in reasons:
-                self.line("", f"  {reason}")
+        """Say how many views are used, and of every file that is not, why."""
+        for text in group_skips(skipped):
+            self.warn(f"skipped {text}")
+        self.line("views", f"{len(used):,} used" + (f", {len(skipped):,} skipped" if skipped else ""))
 
     def advanced(self, name: str, done: int, total: int) -> None:
         """Move the bar of a stage; on a pipe, a line now and then when the stage takes long."""
@@ -96,10 +85,21 @@ class Console(Observer):
             print(f"\n{title}\n{format_table(rows, header)}", file=self.stream, flush=True)
 
 
+def group_skips(skipped: Sequence[tuple[str, str]]) -> list[str]:
+    """`name: reason` for each skipped file; one line for many files with the same reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in skipped:
+        by_reason.setdefault(reason, []).append(name)
+    lines = []
+    for reason, names in by_reason.items():
+        if len(names) > _SAME_REASON:
+            names = [f"{names[0]} and {len(names) - 1:,} more"]
+        lines += [f"{name}: {reason}" for name in names]
+    return lines
+
+
 def format_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
     """Columns as wide as their longest cell, two blanks apart, every line indented by two."""
     lines = [list(header), *map(list, rows)] if header else [list(row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  " + "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    return "\n".join("  " + "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)

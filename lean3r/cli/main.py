@@ -7,11 +7,13 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from lean3r import __version__
@@ -34,8 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _silent if getattr(command, "quiet", False) else _show_warning
+        with _messages(getattr(command, "quiet", False), getattr(command, "verbose", False)):
             command.run()
             sys.stdout.flush()
         return 0
@@ -81,9 +82,28 @@ def explain(error: Exception) -> tuple[str, int]:
     return f"unexpected {type(error).__name__}: {first} (a bug of lean3r; -v shows the traceback)", LeanError.exit_code
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+class _Messages(logging.Handler):
+    """Warnings of the library as single lines on standard error. Skipped files are left to the run's own lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not str(record.msg).startswith("skipped "):
+            print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
 
 
-def _silent(*_: object) -> None:
-    """-q promises nothing but errors."""
+@contextmanager
+def _messages(quiet: bool, verbose: bool) -> Iterator[None]:
+    """Inside, what the library logs and Python's warnings appear on standard error; not at all when quiet."""
+    logger, handler = logging.getLogger("lean3r"), _Messages()
+    before = logger.level, logger.propagate
+    logger.setLevel(logging.CRITICAL if quiet else logging.DEBUG if verbose else logging.WARNING)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            if quiet:
+                warnings.simplefilter("ignore")
+            warnings.showwarning = lambda message, *_, **__: logger.warning("%s", message)
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before

@@ -1,0 +1,141 @@
+"""`lean3r doctor`: hardware, versions, optional parts; for each that is not usable, why and what helps."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Annotated
+
+from lean3r.cli.console import format_table
+from lean3r.cli.options import option
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; `fix` says what to do where `usable` is False."""
+
+    part: str
+    usable: bool
+    detail: str
+    fix: str = ""
+
+
+@dataclass
+class Doctor:
+    """Say what hardware, versions and optional parts are usable, and why others are not."""
+
+    json: Annotated[bool, option()] = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        """Print the report, or JSON."""
+        findings = examine()
+        if self.json:
+            print(json.dumps([asdict(finding) for finding in findings]))
+            return
+        rows = [(f.part, "yes" if f.usable else "no", f.detail + (f" -> {f.fix}" if f.fix else "")) for f in findings]
+        print(format_table(rows, ("part", "usable", "detail")))
+
+
+def examine() -> list[Finding]:
+    """Every finding, hardware first. Takes a few seconds: it imports what it reports on."""
+    return [*hardware(), *(required(name) for name in _REQUIRED), *optional(), *weights()]
+
+
+def hardware() -> list[Finding]:
+    """This machine: processor, memory, and the GPU or the reason why there is none."""
+    import torch
+
+    from lean3r.pipeline.load import why_no_cuda
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    features = torch.backends.cpu.get_cpu_capability()
+    found = [
+        Finding(
+            "lean3r", True, f"{metadata.version('lean3r')}, Python {platform.python_version()}, {platform.platform()}"
+        ),
+        Finding("CPU", True, f"{_cpu_name()}, {cores} cores, {features}"),
+        Finding("memory", True, f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB"),
+    ]
+    if not torch.cuda.is_available():
+        fix = "not needed by nano; with an NVIDIA GPU: pip install torch (the CUDA build)"
+        return [*found, Finding("GPU", False, why_no_cuda(), fix)]
+    for index in range(torch.cuda.device_count()):
+        p = torch.cuda.get_device_properties(index)
+        bf16 = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16"
+        capability = f"capability {p.major}.{p.minor}"
+        found.append(Finding("GPU", True, f"{p.name}, {p.total_memory / 1e9:.0f} GB, {capability}, {bf16}"))
+    return found
+
+
+_REQUIRED = ("torch", "numpy", "pillow", "pillow_heif", "av", "safetensors", "huggingface_hub", "pycolmap", "trimesh")
+_MODULES = {"pillow": "PIL"}
+_OPTIONAL = {
+    "matplotlib": ("curves and plots of training and evaluation", "pip install 'lean3r[eval]'"),
+    "scipy": ("distances between point clouds in evaluation", "pip install 'lean3r[eval]'"),
+    "triton": ("GPU kernels; not used by nano", "comes with the CUDA build of torch on Linux"),
+    "torchao": ("FP8 training and inference; not used by nano", "pip install torchao"),
+}
+
+
+def required(name: str) -> Finding:
+    """Whether a package that lean3r needs can be imported."""
+    broken = import_failure(_MODULES.get(name, name))
+    if broken:
+        return Finding(name, False, broken, f"pip install --force-reinstall {name.replace('_', '-')}")
+    return Finding(name, True, metadata.version(name))
+
+
+def optional() -> list[Finding]:
+    """Packages and tools that some jobs use, with the job and what brings them."""
+    found = []
+    for name, (job, fix) in _OPTIONAL.items():
+        broken = import_failure(name)
+        found.append(Finding(name, False, f"{broken}; for {job}", fix) if broken else _installed(name, job))
+    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    if compiler:
+        found.append(Finding("C++ compiler", True, f"{compiler}; for torch.compile on a CPU"))
+    else:
+        fix = "apt install g++, or your system's way"
+        found.append(Finding("C++ compiler", False, "none of c++, g++, clang++ found; for torch.compile on a CPU", fix))
+    return found
+
+
+def weights() -> list[Finding]:
+    """Whether each model's own weights are there."""
+    from lean3r.cli.models import describe
+    from lean3r.pipeline.load import list_models
+
+    rows = [describe(name) for name in list_models()]
+    return [Finding(f"model {r['name']}", r["weights"] is not None, r["weights"] or r["missing"]) for r in rows]
+
+
+def import_failure(module: str) -> str:
+    """Why a module cannot be imported, in one line; empty when it can."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        return "not installed" if error.name == module else f"needs {error.name}, which is not installed"
+    except Exception as error:
+        # A broken binary package may fail with anything; the reason is what the user needs to see.
+        return f"installed, but its import fails: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return ""
+
+
+def _installed(name: str, job: str) -> Finding:
+    return Finding(name, True, f"{metadata.version(name)}; for {job}")
+
+
+def _cpu_name() -> str:
+    if sys.platform == "linux":
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()

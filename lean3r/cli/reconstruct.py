@@ -1,0 +1,160 @@
+"""`lean3r reconstruct`: pictures or a video in, a folder of results out."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from lean3r.cli.console import Console, group_skips
+from lean3r.cli.options import option
+from lean3r.pipeline.observer import peak_memory_mb
+
+if TYPE_CHECKING:
+    from lean3r.types import Reconstruction
+
+
+@dataclass
+class Reconstruct:
+    """Photos or a video in; cameras, depth and a point cloud out."""
+
+    inputs: Annotated[tyro.conf.Positional[list[str]], option("INPUT [INPUT ...]")]
+    """Folders, pictures, globs, .zip files or a video."""
+
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR", aliases=["-o", "--export-dir"])]
+    """Folder to write; must not exist or be empty, unless --overwrite."""
+
+    model: Annotated[str, option("NAME", "-m")] = "nano"
+    """Which model; `lean3r models` lists them."""
+
+    weights: Annotated[Path | None, option("FILE")] = None
+    """Weights other than those that come with the model (.safetensors or .pt)."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number type of the network; auto is float32 on a CPU, bfloat16 on a GPU."""
+
+    resolution: Annotated[int | None, option("PIXELS")] = None
+    """Side of the square that has the area of the network's pictures; by default what suits the model."""
+
+    max_views: Annotated[int | None, option("N")] = None
+    """Use at most N views, evenly chosen."""
+
+    fps: Annotated[float | None, option("N")] = None
+    """Video: N frames a second."""
+
+    every: Annotated[int | None, option("N", "--interval")] = None
+    """Video: every N-th frame."""
+
+    frames: Annotated[int | None, option("N")] = None
+    """Video: N frames, evenly chosen."""
+
+    format: Annotated[tyro.conf.UseAppendAction[list[str]], option("NAME[,NAME ...]", "-f", "--export-format")] = field(
+        default_factory=list
+    )
+    """What to write: cameras, npz, depth, ply, glb, colmap, preview; by default all."""
+
+    conf_percentile: Annotated[float, option("PERCENT", "--conf-thresh-percentile")] = 20.0
+    """The least confident per cent of the depths give no points."""
+
+    max_points: Annotated[int, option("N", "--num-max-points")] = 1_000_000
+    """At most N points in the cloud."""
+
+    shared_camera: Annotated[bool, option()] = False
+    """COLMAP: one camera for all pictures (of one size)."""
+
+    overwrite: Annotated[bool, option()] = False
+    """Replace an earlier result in the output folder."""
+
+    seed: Annotated[int, option("N")] = 0
+    """Of everything random."""
+
+    json: Annotated[bool, option()] = False
+    """Print a summary as JSON on standard output, instead of the output folder."""
+
+    verbose: Annotated[bool, option(None, "-v")] = False
+    """Say more, and show the traceback of an unexpected error."""
+
+    quiet: Annotated[bool, option(None, "-q")] = False
+    """Say nothing but errors."""
+
+    def run(self) -> None:
+        """Reconstruct, write the folder, say what was done: its path, or JSON, on standard output."""
+        _, done = self.work(Console(self.quiet))
+        print(json.dumps(done) if self.json else self.out)
+
+    def work(self, console: Console) -> tuple[Reconstruction, dict]:
+        """The run without its standard output: the scene, and its summary as JSON-ready values."""
+        from lean3r.export import DEFAULT_FORMATS, ExportOptions, atomic_folder, parse_formats, write_all
+
+        formats = parse_formats(self.format or DEFAULT_FORMATS)
+        # The folder is tried first: nobody waits for a result that cannot be written.
+        with atomic_folder(self.out, overwrite=self.overwrite) as directory:
+            with console.stage("loading"):
+                from lean3r.pipeline.load import load
+                from lean3r.pipeline.reconstruct import origin_of, reconstruct, where
+
+                model = load(self.model, self.weights, self.device, self.dtype)
+            million = f"{model.parameter_count / 1e6:.1f} M parameters"
+            console.line("model", f"{self.model}, {million}; licence of the weights: {model.licence}")
+            console.line("device", f"{where(model)}, {str(origin_of(model).dtype).removeprefix('torch.')}")
+            scene = reconstruct(
+                model,
+                self.inputs,
+                resolution=self.resolution,
+                max_views=self.max_views,
+                fps=self.fps,
+                every=self.every,
+                frames=self.frames,
+                conf_percentile=self.conf_percentile,
+                max_points=self.max_points,
+                seed=self.seed,
+                observer=console,
+            )
+            scene.info["config"] |= {"inputs": self.inputs, "format": formats, "shared_camera": self.shared_camera}
+            scene.info["command"] = shlex.join(sys.argv)
+            with console.stage("writing"):
+                files = write_all(scene, directory, formats, ExportOptions(shared_camera=self.shared_camera))
+        done = summary(scene, self.out, [file.relative_to(directory).as_posix() for file in files], console.seconds)
+        console.table("summary", summary_rows(scene, done))
+        if "colmap" in formats and len(self.inputs) == 1 and Path(self.inputs[0]).is_dir():
+            folder = shlex.quote(str(self.out / "sparse" / "0"))
+            console.line("next", f"colmap gui --import_path {folder} --image_path {shlex.quote(self.inputs[0])}")
+        return scene, done
+
+
+def summary(scene: Reconstruction, out: Path, files: Sequence[str], seconds: Mapping[str, float]) -> dict:
+    """What `--json` prints. seconds by stage; memory in MB (10^6 bytes), the largest of the process so far."""
+    return {
+        "out": str(out),
+        "views": list(scene.names),
+        "skipped": [{"name": name, "reason": reason} for name, reason in scene.skipped],
+        "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+        "peak_memory_mb": peak_memory_mb(),
+        "points": len(scene.points.xyz),
+        "scale": scene.scale,
+        "files": sorted(files),
+    }
+
+
+def summary_rows(scene: Reconstruction, done: Mapping) -> list[tuple[str, str]]:
+    """The table at the end of a run."""
+    seconds = done["seconds"]
+    stages = ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items())
+    gpu = scene.info.get("peak_gpu_memory_mb")
+    return [
+        ("views", f"{len(scene.names):,} used"),
+        *(("skipped", text) for text in group_skips(scene.skipped)),
+        ("seconds", f"{sum(seconds.values()):.1f} ({stages})"),
+        ("memory", f"{done['peak_memory_mb']:,.0f} MB peak" + (f", {gpu:,.0f} MB on the GPU" if gpu else "")),
+        ("points", f"{done['points']:,}, scale: {done['scale']}"),
+        ("files", f"{len(done['files'])} in {done['out']}"),
+    ]

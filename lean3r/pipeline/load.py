@@ -1,0 +1,93 @@
+"""A name and perhaps a file of weights in, a backbone ready to run out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lean3r.errors import UsageError, WeightsError
+from lean3r.models import MODELS
+from lean3r.models.base import Backbone
+from lean3r.models.checkpoint import file_hash, load_weights
+
+EMBEDDED = Path(__file__).parents[1] / "weights"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a model was loaded, kept on it as `origin`: the file, its hash, and the number type to run in."""
+
+    weights: str
+    hash: str
+    dtype: torch.dtype
+
+
+def load(
+    name: str = "nano",
+    weights: str | Path | None = None,
+    device: str = "auto",
+    dtype: str | torch.dtype | None = None,
+) -> Backbone:
+    """Load a backbone by its name (see list_models), ready to run.
+
+    `weights` is a .safetensors or .pt file (None: those that come with the package). `device` is auto, cpu or
+    cuda; `dtype` is auto, float32, bfloat16 or float16 (None or auto: float32 on a CPU, bfloat16 on a GPU that
+    has it); parameters stay float32 and matrix products run in `dtype`. UsageError on an unknown name, device
+    or dtype; WeightsError when the weights are missing, damaged or of another model.
+    """
+    backbone = MODELS.get(name)
+    where = resolve_device(device)
+    number_type = resolve_dtype(dtype, where)
+    path = embedded_weights(name) if weights is None else Path(weights)
+    model: Backbone = backbone()
+    load_weights(model, path)
+    model.origin = Origin(path.name, file_hash(path), number_type)
+    return model.to(where).eval()
+
+
+def list_models() -> tuple[str, ...]:
+    """Names that `load` takes."""
+    return tuple(MODELS)
+
+
+def embedded_weights(name: str) -> Path:
+    """The weights file of a model inside the package; WeightsError when it is not there."""
+    path = EMBEDDED / f"{name}.safetensors"
+    if not path.is_file():
+        raise WeightsError(
+            f"the weights of {name} are not in this installation (no {path.name} in lean3r/weights). "
+            f"Give a file with --weights, or train them: lean3r train {name}"
+        )
+    return path
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device of auto, cpu or cuda (cuda:1, ...); UsageError when it is asked for and not usable."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.split(":")[0] not in ("cpu", "cuda"):
+        raise UsageError(f"unknown device '{device}'. Known: auto, cpu, cuda.")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"device cuda is not usable: {why_no_cuda()}. Use --device auto or cpu")
+    return torch.device(device)
+
+
+def why_no_cuda() -> str:
+    """The reason why torch sees no GPU, in a few words."""
+    if torch.version.cuda is None:
+        return f"this torch ({torch.__version__}) is built without CUDA"
+    return "torch is built with CUDA, but finds no NVIDIA driver or GPU"
+
+
+def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The number type that `dtype` asks for on a device; UsageError on an unknown name."""
+    if isinstance(dtype, torch.dtype):
+        dtype = str(dtype).removeprefix("torch.")
+    if dtype is None or dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown dtype '{dtype}'. Known: auto, {', '.join(DTYPES)}.")
+    return DTYPES[dtype]

@@ -1,0 +1,232 @@
+"""Views in, Reconstruction out: read, run the network, check it, fuse the points."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lean3r.errors import InputError, LeanError, OutOfMemoryError, UsageError
+from lean3r.geometry.fusion import fuse
+from lean3r.models.base import Backbone
+from lean3r.pipeline.load import Origin
+from lean3r.pipeline.observer import Observer, peak_memory_mb
+from lean3r.images import Loaded, load_views
+from lean3r.types import Prediction, Reconstruction, Source, Views
+
+CONF_PERCENTILE = 20.0
+MAX_POINTS = 1_000_000
+
+
+def reconstruct(
+    model: Backbone,
+    inputs: str | Path | Sequence[str | Path] | Views,
+    *,
+    resolution: int | None = None,
+    max_views: int | None = None,
+    fps: float | None = None,
+    every: int | None = None,
+    frames: int | None = None,
+    conf_percentile: float = CONF_PERCENTILE,
+    max_points: int = MAX_POINTS,
+    seed: int = 0,
+    observer: Observer | None = None,
+) -> Reconstruction:
+    """Reconstruct one scene from pictures, a folder, a glob, a zip, a video, or ready Views of one scene.
+
+    `resolution` is the side in pixels of the square with the network picture's area (None: the model's own);
+    `max_views` thins the input evenly; `fps`, `every` and `frames` choose frames of a video. The least
+    confident `conf_percentile` per cent of the depths give no points, and at most `max_points` are kept.
+    The world's origin and unit are the network's choice (`scale` says which). InputError when no picture is
+    usable, OutOfMemoryError when memory does not hold the views, LeanError when the network returns NaN.
+    """
+    _check_options(model, resolution, conf_percentile, max_points)
+    observer = observer or Observer()
+    with observer.stage("reading") as progress:
+        loaded = _read(model, inputs, resolution, max_views, fps, every, frames, progress)
+    views = loaded.views
+    sources = views.sources or _unnamed(views)
+    names = [source.name for source in sources]
+    observer.read(names, loaded.skipped)
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with _seeded(seed, device):
+        with observer.stage("network"):
+            prediction = predict(model, views)
+        check_finite(prediction, names)
+        images, mask = _pictures(views)
+        arrays = {
+            "depth": np.where(mask, _array(prediction.depth, np.float32), np.float32(0)),
+            "conf": np.where(mask, _array(prediction.conf, np.float32), np.float32(0)),
+            "cam_from_world": _array(prediction.cam_from_world, np.float64),
+            "intrinsics": _array(prediction.intrinsics, np.float64),
+        }
+        with observer.stage("points"):
+            points = fuse(images, mask=mask, conf_percentile=conf_percentile, max_points=max_points, **arrays)
+    origin = origin_of(model)
+    info = {
+        "model": model.name,
+        "licence": model.licence,
+        "weights": origin.weights,
+        "weights_hash": origin.hash,
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "config": {
+            "model": model.name,
+            "dtype": str(origin.dtype).removeprefix("torch."),
+            "resolution": resolution or model.resolution,
+            "max_views": max_views,
+            "fps": fps,
+            "every": every,
+            "frames": frames,
+            "conf_percentile": conf_percentile,
+            "max_points": max_points,
+            "seed": seed,
+        },
+        "seconds": observer.seconds,
+        "peak_memory_mb": peak_memory_mb(),
+    }
+    if device.type == "cuda":
+        info["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
+    return Reconstruction(
+        sources=sources,
+        images=images,
+        mask=mask,
+        points=points,
+        scale="metric" if prediction.is_metric else "relative",
+        skipped=tuple(loaded.skipped),
+        info=info,
+        **arrays,
+    )
+
+
+def predict(model: Backbone, views: Views) -> Prediction:
+    """Run a backbone on views: no gradients, the model's device and number type, tensors back on the CPU.
+
+    OutOfMemoryError says how many views of which size did not fit.
+    """
+    device = next(model.parameters()).device
+    dtype = origin_of(model).dtype
+    cast = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+    model.eval()
+    try:
+        with torch.inference_mode(), cast:
+            found = model(views.to(device))
+        return replace(found, **{k: v.float().cpu() for k, v in vars(found).items() if isinstance(v, Tensor)})
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        count, (height, width) = views.images.shape[1], views.images.shape[-2:]
+        smaller = int((height * width) ** 0.5 / 1.5)
+        raise OutOfMemoryError(
+            f"{count} views of {width}x{height} pixels do not fit into the memory of {device_name(device)}. "
+            f"Use fewer or smaller ones: --max-views {max(1, count // 2)}, --resolution {smaller}"
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that memory ran out, on the CPU or on a GPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def check_finite(prediction: Prediction, names: Sequence[str]) -> None:
+    """Raise LeanError that names the first view and quantity with NaN or infinity in a prediction of one scene."""
+    for quantity in ("cam_from_world", "intrinsics", "depth", "conf"):
+        value = getattr(prediction, quantity)
+        if value is None or bool(torch.isfinite(value).all()):
+            continue
+        bad = ~torch.isfinite(value[0]).flatten(1)
+        first = int(bad.any(1).nonzero()[0, 0])
+        raise LeanError(
+            f"the network returned NaN or infinity: {quantity} of view {first + 1} ({names[first]}), "
+            f"{int(bad[first].sum())} of {bad.shape[1]} values, {int(bad.any(1).sum())} of {len(names)} views. "
+            "The weights may be damaged or the number type too small: try --dtype float32, or other --weights"
+        )
+
+
+def origin_of(model: Backbone) -> Origin:
+    """How a model was loaded; float32 and no file for one that was built by hand."""
+    return getattr(model, "origin", None) or Origin("built by hand", "", torch.float32)
+
+
+def where(model: Backbone) -> str:
+    """On what a model runs: `NVIDIA H200` or `CPU, 2 threads`."""
+    return device_name(next(model.parameters()).device)
+
+
+def device_name(device: torch.device) -> str:
+    """`NVIDIA H200` or `CPU, 2 threads`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def _check_options(model: Backbone, resolution: int | None, conf_percentile: float, max_points: int) -> None:
+    if resolution is not None and resolution < model.patch:
+        raise UsageError(f"resolution is {resolution}; {model.name} needs at least one patch of {model.patch} pixels.")
+    if not 0 <= conf_percentile < 100:
+        raise UsageError(f"conf_percentile is {conf_percentile}; expected 0 or more and less than 100.")
+    if max_points < 1:
+        raise UsageError(f"max_points is {max_points}; expected at least 1.")
+
+
+def _read(
+    model: Backbone,
+    inputs: str | Path | Sequence[str | Path] | Views,
+    resolution: int | None,
+    max_views: int | None,
+    fps: float | None,
+    every: int | None,
+    frames: int | None,
+    progress: Any,
+) -> Loaded:
+    if not isinstance(inputs, Views):
+        return load_views(
+            [inputs] if isinstance(inputs, str | Path) else list(inputs),
+            resolution=resolution or model.resolution,
+            patch=model.patch,
+            max_views=max_views,
+            fps=fps,
+            every=every,
+            frames=frames,
+            progress=progress,
+        )
+    if inputs.images.ndim != 5 or inputs.images.shape[0] != 1 or inputs.images.shape[1] == 0:
+        raise InputError(
+            f"views have shape {tuple(inputs.images.shape)}, expected one scene [1, S, 3, H, W] with S >= 1"
+        )
+    return Loaded(inputs, ())
+
+
+def _unnamed(views: Views) -> tuple[Source, ...]:
+    count, (height, width) = views.images.shape[1], views.images.shape[-2:]
+    return tuple(Source(f"view_{i:04d}.png", width, height) for i in range(count))
+
+
+def _pictures(views: Views) -> tuple[np.ndarray, np.ndarray]:
+    """What the network saw, as [S, H, W, 3] uint8, and which pixels of it are picture, [S, H, W] bool."""
+    images = (views.images[0] * 255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    shape = images.shape[:3]
+    mask = torch.ones(shape, dtype=torch.bool) if views.mask is None else views.mask[0]
+    return images.cpu().numpy(), mask.cpu().numpy()
+
+
+def _array(value: Tensor | None, dtype: Any) -> np.ndarray:
+    if value is None:
+        raise LeanError("the backbone returned no depth: a reconstruction needs decode(..., dense=True)")
+    return value[0].numpy().astype(dtype)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, device: torch.device) -> Any:
+    """Seeded random numbers inside, the caller's random state untouched after."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,105 @@
+"""The library in three lines, and what the pipeline promises around the network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import lean3r
+from lean3r.cli.main import main
+from lean3r.errors import InputError, UsageError, WeightsError
+from lean3r.pipeline.load import EMBEDDED, embedded_weights, resolve_device, resolve_dtype
+from lean3r.types import Views
+
+
+@pytest.fixture(scope="module")
+def model(weights: Path):
+    return lean3r.load("nano", weights)
+
+
+def test_three_lines(weights: Path, photos: Path, tmp_path: Path) -> None:
+    model = lean3r.load("nano", weights)
+    scene = lean3r.reconstruct(model, photos)
+    lean3r.export(scene, tmp_path / "out", ["colmap", "npz"])
+    assert (tmp_path / "out" / "sparse" / "0" / "cameras.bin").is_file()
+    assert scene.names == ("img_1.jpg", "img_2.jpg", "img_3.jpg")
+    count, height, width = scene.depth.shape
+    assert (count, scene.images.shape) == (3, (3, height, width, 3))
+    assert (scene.images.dtype, scene.depth.dtype, scene.conf.dtype) == (np.uint8, np.float32, np.float32)
+    assert (scene.cam_from_world.dtype, scene.intrinsics.dtype) == (np.float64, np.float64)
+    assert not scene.mask.all(), "landscape and portrait pictures need padding"
+    assert (scene.depth[~scene.mask] == 0).all() and (scene.depth[scene.mask] > 0).all()
+    assert (scene.conf[scene.mask] >= 1).all()
+    np.testing.assert_allclose(scene.cam_from_world[0], np.eye(4), atol=1e-5)
+    assert set(scene.info["seconds"]) == {"reading", "network", "points"}
+    json.dumps(scene.info)
+
+
+def test_the_same_input_gives_the_same_result_and_leaves_the_callers_random_numbers_alone(model, photos: Path) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    first, second = (lean3r.reconstruct(model, [photos / "img_1.jpg", photos / "img_2.jpg"]) for _ in range(2))
+    assert torch.equal(torch.rand(4), expected)
+    np.testing.assert_array_equal(first.depth, second.depth)
+    np.testing.assert_array_equal(first.points.xyz, second.points.xyz)
+
+
+def test_one_view_of_tensors_will_do(model) -> None:
+    scene = lean3r.reconstruct(model, Views(torch.rand(1, 1, 3, 80, 48)), max_points=100)
+    assert scene.depth.shape == (1, 80, 48) and scene.names == ("view_0000.png",)
+    assert 0 < len(scene.points.xyz) <= 100
+    assert (scene.sources[0].width, scene.sources[0].height) == (48, 80)
+
+
+def test_low_precision_runs_in_it_and_comes_back_in_float32(weights: Path) -> None:
+    model = lean3r.load("nano", weights, dtype="bfloat16")
+    views = Views(torch.rand(1, 2, 3, 64, 64))
+    low = lean3r.reconstruct(model, views)
+    high = lean3r.reconstruct(lean3r.load("nano", weights, dtype=torch.float32), views)
+    assert low.info["config"]["dtype"] == "bfloat16" and low.depth.dtype == np.float32
+    error = np.abs(np.log(low.depth / high.depth)).max()
+    assert 0 < error < 0.2
+
+
+def test_views_must_be_one_scene(model) -> None:
+    for shape in ((2, 3, 3, 64, 64), (1, 0, 3, 64, 64), (3, 64, 64)):
+        with pytest.raises(InputError, match="expected one scene"):
+            lean3r.reconstruct(model, Views(torch.zeros(shape)))
+
+
+def test_names_of_devices_and_number_types() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_dtype(None, torch.device("cpu")) is torch.float32
+    assert resolve_dtype("float16", torch.device("cpu")) is torch.float16
+    with pytest.raises(UsageError, match="unknown device 'tpu'"):
+        resolve_device("tpu")
+    with pytest.raises(UsageError, match="unknown dtype 'float64'"):
+        resolve_dtype(torch.float64, torch.device("cpu"))
+
+
+def test_missing_embedded_weights_say_what_to_do() -> None:
+    with pytest.raises(WeightsError, match=r"--weights, or train them: lean3r train giant"):
+        embedded_weights("giant")
+
+
+def test_every_weights_file_in_the_package_belongs_to_a_model_and_is_small() -> None:
+    for path in EMBEDDED.glob("*.safetensors"):
+        assert path.stem in lean3r.list_models() and path.stat().st_size <= 12_000_000
+
+
+def test_models_and_doctor_report(capsys) -> None:
+    assert main(["models", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == list(lean3r.list_models())
+    assert all(row["licence"] and row["parameters"] <= 6_000_000 for row in rows if row["name"] == "nano")
+    assert main(["models"]) == 0 and "Apache-2.0" in capsys.readouterr().out
+    assert main(["doctor", "--json"]) == 0
+    findings = {finding["part"]: finding for finding in json.loads(capsys.readouterr().out)}
+    assert {"CPU", "memory", "GPU", "torch", "pycolmap", "triton", "C++ compiler", "model nano"} <= set(findings)
+    assert all(f["usable"] or f["detail"] for f in findings.values())
+    assert main(["doctor"]) == 0 and "usable" in capsys.readouterr().out

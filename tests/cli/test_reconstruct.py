@@ -1,0 +1,235 @@
+"""`lean3r reconstruct`: what it writes where, and how it ends when things go wrong."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+import tomllib
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lean3r.cli.console import Console, group_skips
+from lean3r.cli.main import main
+from lean3r.errors import MissingExtraError
+from lean3r.pipeline import reconstruct as pipeline
+
+QUICK = ["--resolution", "96", "-f", "npz,cameras"]
+
+
+@pytest.fixture
+def run(weights: Path, photos: Path, tmp_path: Path) -> Callable[..., int]:
+    """Reconstruct the pictures to tmp_path/out, with more arguments."""
+
+    def call(*arguments: str) -> int:
+        return main(["reconstruct", str(photos), "-o", str(tmp_path / "out"), "--weights", str(weights), *arguments])
+
+    return call
+
+
+def test_path_on_stdout_and_the_run_on_stderr(run, tmp_path: Path, capsys) -> None:
+    assert run(*QUICK) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{tmp_path / 'out'}\n"
+    for text in (
+        "model",
+        "nano",
+        "Apache-2.0",
+        "device",
+        "3 used, 1 skipped",
+        "network",
+        "summary",
+        "points",
+        "MB peak",
+    ):
+        assert text in err
+    assert "skipped img_4.jpg: " in err and "\x1b" not in err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "cameras.json", "config.toml", "manifest.json", "predictions.npz",
+    }  # fmt: skip
+
+
+def test_json_has_its_schema_and_quiet_says_nothing(run, tmp_path: Path, capsys) -> None:
+    assert run(*QUICK, "--json", "-q", "--seed", "7") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    done = json.loads(out)
+    assert set(done) == {"out", "views", "skipped", "seconds", "peak_memory_mb", "points", "scale", "files"}
+    assert done["views"] == ["img_1.jpg", "img_2.jpg", "img_3.jpg"]
+    assert [s["name"] for s in done["skipped"]] == ["img_4.jpg"] and done["skipped"][0]["reason"]
+    assert set(done["seconds"]) == {"loading", "reading", "network", "points", "writing"}
+    assert done["points"] > 0 and done["peak_memory_mb"] > 50 and done["scale"] == "relative"
+    assert all((tmp_path / "out" / name).is_file() for name in done["files"])
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["model"] == "nano" and manifest["weights_hash"] and manifest["licence"] == "Apache-2.0"
+    config = tomllib.loads((tmp_path / "out" / "config.toml").read_text())
+    assert config["seed"] == 7 and config["format"] == ["cameras", "npz"] and config["resolution"] == 96
+
+
+def test_formats_repeat_and_take_commas_and_known_aliases_work(photos, weights, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    arguments = ["reconstruct", str(photos / "img_1.jpg"), "--export-dir", out, "--weights", str(weights)]
+    assert main([*arguments, "--resolution", "96", "--export-format", "npz, ply", "-f", "cameras"]) == 0
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"predictions.npz", "points.ply", "cameras.json"} <= written and "scene.glb" not in written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--no-such-option"], 2, "no-such-option"),
+        (["--model", "nanno"], 2, "Perhaps you meant nano"),
+        (["--format", "glbb"], 2, "glbb"),
+        (["--dtype", "float8"], 2, "float8"),
+        (["--conf-percentile", "100"], 2, "conf_percentile is 100"),
+        (["--max-points", "0"], 2, "max_points is 0"),
+        (["--resolution", "8"], 2, "resolution"),
+        (["--fps", "2", "--every", "3"], 2, "contradict"),
+        (["--weights", "nowhere.safetensors"], 6, "nowhere.safetensors"),
+    ],
+)
+def test_bad_use_and_bad_weights(run, tmp_path: Path, capsys, arguments: list[str], code: int, says: str) -> None:
+    assert run(*arguments) == code
+    out, err = capsys.readouterr()
+    assert says in err and out == "" and "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unusable_input(weights: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.jpg").write_text("no picture")
+    for name in ("empty", "notes.jpg", "missing"):
+        source, out = str(tmp_path / name), str(tmp_path / "out")
+        assert main(["reconstruct", source, "-o", out, "--weights", str(weights), "-q"]) == 3
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1 and name in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a usable GPU")
+def test_an_explicit_device_is_refused_with_the_reason(run, capsys) -> None:
+    assert run("--device", "cuda") == 2
+    assert "cuda is not usable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (MissingExtraError.of("drawing", "eval"), 4, "pip install 'lean3r[eval]'"),
+        (MemoryError(), 5, "--max-views"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 5, "--max-views"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 5, "--max-views"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "disk is full"),
+        (ZeroDivisionError("a bug"), 1, "unexpected ZeroDivisionError: a bug"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_every_end_has_its_code_and_loses_nothing(
+    run, tmp_path: Path, capsys, monkeypatch, error: BaseException, code: int, says: str
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text("{}")
+    (tmp_path / "out" / "points.ply").write_text("the old result")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("lean3r.models.nano.Nano.encode", fail)
+    assert run(*QUICK, "--overwrite") == code
+    err = capsys.readouterr().err
+    assert says in err and "Traceback" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "points.ply").read_text() == "the old result"
+
+
+def test_verbose_shows_the_traceback_of_a_bug(run, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(pipeline, "predict", lambda *_: 1 / 0)
+    assert run(*QUICK, "-v") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_not_a_number_from_the_network_is_an_error_that_says_so(run, capsys, monkeypatch) -> None:
+    def broken(model, views):
+        found = predict(model, views)
+        assert found.depth is not None
+        found.depth[0, 2, 5, 5] = float("nan")
+        return found
+
+    predict = pipeline.predict
+    monkeypatch.setattr(pipeline, "predict", broken)
+    assert run(*QUICK) == 1
+    err = capsys.readouterr().err
+    assert "NaN" in err and "depth of view 3 (img_3.jpg)" in err and "bug of lean3r" not in err
+
+
+def test_an_earlier_result_stays_without_overwrite_and_goes_with_it(run, tmp_path: Path, capsys) -> None:
+    assert run(*QUICK) == 0
+    before = (tmp_path / "out" / "manifest.json").stat().st_ino
+    capsys.readouterr()
+    assert run(*QUICK) == 2
+    err = capsys.readouterr().err
+    assert "--overwrite" in err and "loading" not in err, "refused before any work"
+    assert (tmp_path / "out" / "manifest.json").stat().st_ino == before
+    assert run(*QUICK, "--overwrite") == 0
+    assert (tmp_path / "out" / "manifest.json").stat().st_ino != before
+
+
+def test_version_and_no_command(capsys) -> None:
+    assert main(["--version"]) == 0 and capsys.readouterr().out.startswith("lean3r ")
+    assert main([]) == 2 and main(["nonsense"]) == 2
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "lean3r", "models", "--json"]
+    ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_library_warnings_are_single_lines_and_the_logger_is_left_as_it_was(run, capsys, monkeypatch) -> None:
+    before = logging.getLogger("lean3r").handlers[:]
+
+    def talkative(*arguments):
+        warnings.warn("something odd", stacklevel=1)
+        return predict(*arguments)
+
+    predict = pipeline.predict
+    monkeypatch.setattr(pipeline, "predict", talkative)
+    assert run(*QUICK) == 0
+    assert "\nwarning: something odd\n" in capsys.readouterr().err
+    assert logging.getLogger("lean3r").handlers == before
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        """Yes."""
+        return True
+
+
+def test_a_terminal_sees_bars_and_both_see_the_final_line() -> None:
+    streams = Terminal(), io.StringIO()
+    for stream in streams:
+        console = Console(stream=stream)
+        with console.stage("reading") as progress:
+            for done in range(1, 5):
+                progress(done, 4)
+        assert "reading    4/4" in stream.getvalue()
+    assert "\x1b" in streams[0].getvalue() and streams[1].getvalue().count("\n") == 1
+
+
+def test_many_files_with_one_reason_make_one_line() -> None:
+    skipped = [(f"{i}.jpg", "left out") for i in range(100)] + [("a.jpg", "empty")]
+    assert group_skips(skipped) == ["0.jpg and 99 more: left out", "a.jpg: empty"]

@@ -1,0 +1,107 @@
+"""The house rules, checked on the source: who imports whom, ceilings, docstrings, where the environment is read."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "lean3r"
+FILES = sorted(PACKAGE.rglob("*.py"))
+CEILING = 500
+
+# What each room may import of ours besides itself. Everybody may use COMMON; "*" is every room.
+COMMON = {"", "types", "registry", "errors"}
+ROOMS = {
+    "geometry": set(),
+    "images": {"geometry", "sources", "video"},
+    "sources": {"video"},
+    "video": {"sources"},
+    "attention": set(),
+    "layers": {"attention", "geometry"},
+    "heads": {"attention", "layers", "geometry"},
+    "models": {"heads", "layers", "attention", "geometry"},
+    "data": {"geometry", "images"},
+    "export": {"geometry", "images"},
+    "eval": {"data", "geometry"},
+    "train": {"data", "geometry"},
+    "pipeline": {"models", "images", "geometry"},
+    "cli": {"*"},
+    "testing": set(),
+    "types": set(),
+    "registry": set(),
+    "errors": set(),
+    "__init__": {"*"},
+    "__main__": {"cli"},
+}
+FORBIDDEN = {"plyfile", "evo", "open3d", "cv2", "argparse"}
+
+
+def room_of(path: Path) -> str:
+    """`geometry` of lean3r/geometry/pose.py, `types` of lean3r/types.py."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0]
+
+
+def imports(tree: ast.AST) -> list[str]:
+    """Every module that a file imports, wherever the statement stands."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found += [node.module or ""]
+            if node.module == "lean3r":
+                found += [f"lean3r.{alias.name}" for alias in node.names if alias.name in ROOMS]
+    return found
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_file_keeps_the_rules(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert text.count("\n") <= CEILING, f"{CEILING} lines at most: split the file"
+
+    room = room_of(path)
+    allowed = ROOMS[room] | COMMON | {room}
+    for module in imports(tree):
+        top, _, rest = module.partition(".")
+        assert top not in FORBIDDEN, f"{top} may not be imported"
+        if top == "lean3r" and "*" not in allowed:
+            assert rest.split(".")[0] in allowed, f"{room} may not import {module}"
+
+    launcher = name(path) == "lean3r/train/distributed.py"
+    environment = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)} & {"environ", "getenv", "putenv"}
+    assert launcher or not environment, "the environment is read in train/distributed.py only"
+
+    assert undocumented(tree) == []
+
+
+def undocumented(tree: ast.Module) -> list[str]:
+    """Public modules, classes, functions and methods without a docstring (nested functions are private)."""
+    missing = [] if ast.get_docstring(tree) else ["the module"]
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    for node in tree.body:
+        if isinstance(node, kinds) and not node.name.startswith("_"):
+            missing += [] if ast.get_docstring(node) else [node.name]
+            if isinstance(node, ast.ClassDef):
+                methods = [n for n in node.body if isinstance(n, kinds) and not n.name.startswith("_")]
+                missing += [f"{node.name}.{n.name}" for n in methods if not documented(node, n)]
+    return missing
+
+
+def documented(owner: ast.ClassDef, method: ast.AST) -> bool:
+    """`forward` of a module is documented by its class."""
+    assert isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    return bool(ast.get_docstring(method)) or (method.name == "forward" and bool(ast.get_docstring(owner)))
+
+
+def test_every_room_has_a_rule() -> None:
+    assert {room_of(path) for path in FILES} <= set(ROOMS)

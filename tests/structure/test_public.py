@@ -1,0 +1,111 @@
+"""What users rely on by name: the package, the commands and their options, the rows of every table, the exit codes."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import lean3r
+from lean3r import errors
+from lean3r.cli import COMMANDS
+from lean3r.registry import Registry
+
+HEAVY = {"torch", "numpy", "triton", "PIL", "av", "pycolmap", "trimesh", "matplotlib", "scipy", "safetensors", "rich"}
+PUBLIC = {
+    "__version__",
+    "LeanError",
+    "PointCloud",
+    "Prediction",
+    "Reconstruction",
+    "Source",
+    "Views",
+    "export",
+    "list_models",
+    "load",
+    "reconstruct",
+}
+RECONSTRUCT = {
+    "inputs",
+    "out",
+    "model",
+    "weights",
+    "device",
+    "dtype",
+    "resolution",
+    "max_views",
+    "fps",
+    "every",
+    "frames",
+    "format",
+    "conf_percentile",
+    "max_points",
+    "shared_camera",
+    "overwrite",
+    "seed",
+    "json",
+    "verbose",
+    "quiet",
+}
+
+
+def modules_after(statement: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has loaded after a statement."""
+    code = f"import sys\n{statement}\nprint('\\n'.join({{name.split('.')[0] for name in sys.modules}}))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+def test_public_names_are_frozen_and_resolve() -> None:
+    assert set(lean3r.__all__) == PUBLIC
+    for name in PUBLIC:
+        assert getattr(lean3r, name) is not None
+
+
+def test_the_verbs_stay_functions_when_their_rooms_are_imported() -> None:
+    importlib.import_module("lean3r.export.manifest")
+    assert lean3r.export is importlib.import_module("lean3r.export").export
+
+
+def test_import_loads_nothing_heavy() -> None:
+    assert not modules_after("import lean3r") & HEAVY
+
+
+def test_help_loads_nothing_heavy() -> None:
+    for arguments in (["--help"], ["reconstruct", "--help"]):
+        statement = (
+            "import contextlib, io\nfrom lean3r.cli.main import main\n"
+            f"with contextlib.redirect_stdout(io.StringIO()): assert main({arguments}) == 0"
+        )
+        # tyro draws its help without rich; numpy or torch here would cost the half second that help may take.
+        assert not modules_after(statement) & HEAVY
+
+
+def test_options_of_reconstruct_are_frozen() -> None:
+    assert {field.name for field in dataclasses.fields(COMMANDS.get("reconstruct"))} == RECONSTRUCT
+
+
+def test_every_row_of_every_table_resolves() -> None:
+    tables = 0
+    for module in pkgutil.walk_packages(lean3r.__path__, "lean3r."):
+        if module.name == "lean3r.__main__":
+            continue
+        for value in list(vars(importlib.import_module(module.name)).values()):
+            if isinstance(value, Registry):
+                tables += 1
+                assert all(callable(value.get(row)) for row in value), value.kind
+    assert tables >= 3
+
+
+def test_exit_codes_are_frozen() -> None:
+    codes = {name: kind.exit_code for name, kind in vars(errors).items() if isinstance(kind, type)}
+    assert codes == {
+        "LeanError": 1,
+        "UsageError": 2,
+        "InputError": 3,
+        "MissingExtraError": 4,
+        "OutOfMemoryError": 5,
+        "WeightsError": 6,
+    }
