@@ -40,7 +40,19 @@ _PUBLIC = {
     "Source": "lean3r.types",
     "Views": "lean3r.types",
 }
-__all__ = ["__version__", *_PUBLIC]
+__all__ = [
+    "LeanError",
+    "PointCloud",
+    "Prediction",
+    "Reconstruction",
+    "Source",
+    "Views",
+    "__version__",
+    "export",
+    "list_models",
+    "load",
+    "reconstruct",
+]
 
 
 def __getattr__(name: str) -> Any:

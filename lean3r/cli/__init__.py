@@ -11,5 +11,6 @@ COMMANDS = Registry(
         "reconstruct": "lean3r.cli.reconstruct:Reconstruct",
         "models": "lean3r.cli.models:Models",
         "doctor": "lean3r.cli.doctor:Doctor",
+        "train": "lean3r.cli.train:Train",
     },
 )

@@ -68,16 +68,18 @@ class Console(Observer):
             self.line(name, f"{amount:<12} {self.seconds[name]:6.1f} s")
 
     def _advance_bar(self, name: str, done: int, total: int) -> None:
-        if self._bar is None:
-            from rich.console import Console as RichConsole
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        bar = self._bar = self._bar or self._new_bar(name)
+        bar.update(bar.task_ids[0], completed=done, total=total or None)
 
-            columns = (TextColumn(f"{{task.description:<{_LABEL}}}"), BarColumn(), MofNCompleteColumn())
-            console = RichConsole(file=self.stream)
-            self._bar = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
-            self._bar.add_task(name, total=None)
-            self._bar.start()
-        self._bar.update(self._bar.task_ids[0], completed=done, total=total or None)
+    def _new_bar(self, name: str) -> Progress:
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn(f"{{task.description:<{_LABEL}}}"), BarColumn(), MofNCompleteColumn())
+        bar = Progress(*columns, TimeElapsedColumn(), console=RichConsole(file=self.stream), transient=True)
+        bar.add_task(name, total=None)
+        bar.start()
+        return bar
 
     def table(self, title: str, rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> None:
         """A small table of left-aligned columns, under a title."""

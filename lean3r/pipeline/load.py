@@ -44,7 +44,7 @@ def load(
     path = embedded_weights(name) if weights is None else Path(weights)
     model: Backbone = backbone()
     load_weights(model, path)
-    model.origin = Origin(path.name, file_hash(path), number_type)
+    vars(model)["origin"] = Origin(path.name, file_hash(path), number_type)
     return model.to(where).eval()
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from lean3r.errors import InputError, LeanError, OutOfMemoryError, UsageError
 from lean3r.geometry.fusion import fuse
+from lean3r.images import Loaded, load_views
 from lean3r.models.base import Backbone
 from lean3r.pipeline.load import Origin
 from lean3r.pipeline.observer import Observer, peak_memory_mb
-from lean3r.images import Loaded, load_views
 from lean3r.types import Prediction, Reconstruction, Source, Views
 
 CONF_PERCENTILE = 20.0
@@ -153,7 +153,7 @@ def check_finite(prediction: Prediction, names: Sequence[str]) -> None:
 
 def origin_of(model: Backbone) -> Origin:
     """How a model was loaded; float32 and no file for one that was built by hand."""
-    return getattr(model, "origin", None) or Origin("built by hand", "", torch.float32)
+    return vars(model).get("origin") or Origin("built by hand", "", torch.float32)
 
 
 def where(model: Backbone) -> str:

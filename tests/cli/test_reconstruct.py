@@ -160,9 +160,9 @@ def test_verbose_shows_the_traceback_of_a_bug(run, capsys, monkeypatch) -> None:
 def test_not_a_number_from_the_network_is_an_error_that_says_so(run, capsys, monkeypatch) -> None:
     def broken(model, views):
         found = predict(model, views)
-        assert found.depth is not None
-        found.depth[0, 2, 5, 5] = float("nan")
-        return found
+        depth = found.depth.clone()
+        depth[0, 2, 5, 5] = float("nan")
+        return replace(found, depth=depth)
 
     predict = pipeline.predict
     monkeypatch.setattr(pipeline, "predict", broken)
