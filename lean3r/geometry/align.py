@@ -151,6 +151,8 @@ def _masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def _masked_median(x: Tensor, mask: Tensor) -> Tensor:
+    if x.shape[-1] == 0:
+        return x.new_full(x.shape[:-1], torch.nan)
     return torch.where(mask, x, torch.full_like(x, torch.nan)).nanmedian(-1).values
 
 

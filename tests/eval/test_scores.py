@@ -1,0 +1,97 @@
+"""Our own scores: pose AUC with small baselines, AbsRel, and how they fail."""
+
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from lean3r import eval as tables
+from lean3r.errors import InputError, MissingExtraError, UsageError
+from lean3r.eval import depth_errors, point_errors, pose_errors, trajectory
+from lean3r.geometry.align import Similarity
+from lean3r.geometry.pose import make_pose
+from lean3r.geometry.rotation import so3_exp
+
+
+def cameras(count: int, seed: int = 0) -> torch.Tensor:
+    v = torch.randn(count, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return make_pose(so3_exp(v[:, :3]), v[:, 3:])
+
+
+def similarity() -> Similarity:
+    turn = so3_exp(torch.tensor([0.5, -1.0, 0.2], dtype=torch.float64))
+    return Similarity(torch.tensor(7.0).double(), turn, torch.tensor([1.0, 2.0, 3.0]).double())
+
+
+def test_pose_auc_ignores_the_world_but_not_the_convention():
+    gt = cameras(6)
+    assert pose_errors.pose_auc(similarity().apply_to_poses(gt), gt) == {5: 1.0, 15: 1.0, 30: 1.0}
+    wrong = pose_errors.pose_auc(torch.linalg.inv(similarity().apply_to_poses(gt)), torch.linalg.inv(gt))
+    assert wrong[30] < 0.3
+
+
+def test_pairs_of_small_baseline_count_by_rotation():
+    gt = cameras(4)
+    still = make_pose(gt[:, :3, :3], torch.zeros(4, 3, dtype=torch.float64))
+    assert pose_errors.pose_auc(gt, still)[30] == 0.0
+    assert pose_errors.pose_auc(gt, still, small_baseline=1e-3)[30] == 1.0
+    # A length above every baseline leaves rotations alone everywhere.
+    assert pose_errors.pose_auc(cameras(4, 1), gt, small_baseline=1e9)[30] == pytest.approx(
+        pose_errors.auc_histogram(pose_errors.relative_pose_errors(cameras(4, 1), gt).rotation_deg, 30)
+    )
+
+
+def test_pose_auc_of_one_view_and_of_nothing_finite():
+    assert math.isnan(pose_errors.pose_auc(cameras(1), cameras(1))[5])
+    assert pose_errors.pose_auc(torch.full((3, 4, 4), torch.nan), cameras(3))[30] == 0.0
+    with pytest.raises(UsageError, match="every view"):
+        pose_errors.relative_pose_errors(cameras(2), cameras(3))
+
+
+@pytest.mark.parametrize("alignment", ["median", "lstsq", "l1"])
+def test_abs_rel_fits_one_scale_to_the_scene(alignment):
+    gt = 1 + torch.rand(3, 7, 5, generator=torch.Generator().manual_seed(0))
+    assert depth_errors.abs_rel(gt * 40, gt, alignment=alignment) < 1e-6
+    per_view = gt * torch.tensor([1.0, 2.0, 3.0])[:, None, None]
+    assert depth_errors.abs_rel(per_view, gt, alignment=alignment) > 0.1
+
+
+def test_abs_rel_masks_and_fails_visibly():
+    gt = torch.full((2, 4, 4), 2.0)
+    pred = gt * 1.25
+    assert depth_errors.abs_rel(pred, gt, alignment="none") == pytest.approx(0.25)
+    gt[0, 0], pred[1, 0] = 0, torch.nan
+    valid = torch.ones_like(gt, dtype=torch.bool)
+    assert math.isnan(depth_errors.abs_rel(pred, gt, valid))
+    valid[1, 0] = False
+    assert depth_errors.abs_rel(pred, gt, valid) == pytest.approx(0.0, abs=1e-7)
+    assert math.isnan(depth_errors.abs_rel(pred, gt, ~torch.ones_like(valid)))
+
+
+def test_trajectory_is_exact_after_a_similarity_and_refuses_two_views():
+    gt = cameras(9)
+    errors = trajectory.trajectory_errors(similarity().apply_to_poses(gt), gt)
+    assert max(errors.ate.max(), errors.rpe_trans.max(), errors.rotation_deg.max()) < 1e-9
+    with pytest.raises(InputError, match="rank 1"):
+        trajectory.trajectory_errors(gt[:2], gt[:2])
+
+
+def test_association_by_time_picks_the_nearest_on_either_side():
+    slow, fast = np.array([0.0, 0.1, 0.2]), np.arange(0, 0.3, 0.05) + 0.002
+    i, j = trajectory.associate(slow, fast)
+    assert (i.tolist(), j.tolist()) == ([0, 1, 2], [0, 2, 4])
+    j, i = trajectory.associate(fast, slow)
+    assert (i.tolist(), j.tolist()) == ([0, 1, 2], [0, 2, 4])
+
+
+def test_points_without_scipy_name_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.spatial", None)
+    with pytest.raises(MissingExtraError, match=r"lean3r\[eval\]"):
+        point_errors.nearest(np.zeros((1, 3)), np.zeros((1, 3)))
+
+
+def test_every_row_of_the_tables_exists():
+    for table in (tables.POSE_CONVENTIONS, tables.DEPTH_ALIGNMENTS):
+        assert all(callable(table.get(name)) for name in table)
