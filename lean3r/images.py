@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
@@ -112,6 +113,7 @@ def load_views(
     return Loaded(assemble(pictures, patch), tuple(skips))
 
 
+@lru_cache(maxsize=256)
 def network_size(width: int, height: int, resolution: int, patch: int) -> tuple[int, int]:
     """(W, H) in pixels, multiples of `patch`, for a picture of the given size.
 

@@ -133,7 +133,7 @@ def nothing_usable(inputs: Sequence[str | Path], skipped: Sequence[tuple[str, st
 def natural_key(text: str) -> tuple:
     """Sort key under which img_2 comes before img_10, upper and lower case together."""
     pieces = re.split(r"([0-9]+)", text)
-    return (*(int(p) if i % 2 else p.casefold() for i, p in enumerate(pieces)), text)
+    return tuple(int(p) if i % 2 else p.casefold() for i, p in enumerate(pieces)), text
 
 
 def printable(name: str) -> str:

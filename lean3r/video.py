@@ -20,6 +20,7 @@ logger = logging.getLogger("lean3r")
 
 DEFAULT_FPS = 2.0
 DEFAULT_FRAMES = (8, 64)  # least and most frames of a video when no option says otherwise
+THREADS = 2  # decoder errors surface as many packets late, so no more of them
 # Demuxers of plain containers only: playlists and concat scripts could make FFmpeg open other files or addresses.
 CONTAINERS = "mov,matroska,avi,mpeg,mpegts,asf,flv,ogg,h264,hevc,mxf,dv,ivf"
 EXIF_OF_TURN = {0: 1, 90: 8, 180: 3, 270: 6}  # counter-clockwise degrees -> the EXIF orientation that means the same
@@ -122,15 +123,16 @@ def scan_clip(name: str, stem: str, opener: Callable[[], BinaryIO], choice: Fram
 def read_frames(clip: Clip) -> Iterator[tuple[str, Image, int]]:
     """Decode the chosen frames of a clip: (view name, full-size RGB with square pixels, EXIF orientation).
 
-    One frame is held at a time. After a damaged packet decoding goes on at the next key frame, so that no
-    picture is built on a missing one; the caller sees the gap by the names that did not come.
+    One frame is held at a time. After a damaged packet decoding goes on at the next key frame; the caller sees
+    the gap by the names that did not come. (The one or two frames that a decoder thread had begun by then may
+    be patched up by the decoder; a file cut short is no such case, its last packet is known to be incomplete.)
     """
     from av.error import FFmpegError
 
     wanted = dict(clip.frames)
     with clip.open() as file, _open_container(file, clip.name) as container:
         stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
+        stream.thread_type, stream.codec_context.thread_count = "AUTO", THREADS
         aspect = float(stream.sample_aspect_ratio or 1)
         number, waits_for_key = 0, False
         for packet in container.demux(stream):
