@@ -7,6 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def imagenet(images: Tensor) -> Tensor:
+    """RGB in [0, 1], [..., 3, H, W], less ImageNet's mean, divided by its standard deviation."""
+    mean = torch.tensor(IMAGENET_MEAN, dtype=images.dtype, device=images.device)[:, None, None]
+    std = torch.tensor(IMAGENET_STD, dtype=images.dtype, device=images.device)[:, None, None]
+    return (images - mean) / std
+
+
 class ConvStem(nn.Module):
     """Patch tokens by 3x3 convolutions of stride 2; a patch is 2 ** len(widths) pixels on a side."""
 

@@ -2,4 +2,10 @@
 
 from lean3r.registry import Registry
 
-MODELS = Registry("model", {"nano": "lean3r.models.nano:Nano"})
+MODELS = Registry(
+    "model",
+    {
+        "nano": "lean3r.models.nano:Nano",
+        "vggt": "lean3r.models.vggt:Vggt",
+    },
+)

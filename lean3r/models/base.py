@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lean3r.models.keymap import KeyMap
 from lean3r.types import Prediction, Tokens, Views
 
 
@@ -15,12 +18,14 @@ class Backbone(nn.Module):
 
     `patch` is the side of a patch in network pixels (picture sides are multiples of it); `resolution` the
     default side of the square with the network picture's area; `licence` that of the published weights.
+    `KEY_MAP` translates the names of official checkpoints, None where they are our own.
     """
 
     name: str
     patch: int
     resolution: int
     licence: str
+    KEY_MAP: KeyMap | None = None
 
     def encode(self, views: Views) -> Tokens:
         """Views [B, S, 3, H, W] -> the tokens that the heads read."""
@@ -40,7 +45,30 @@ class Backbone(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
+CHUNK_BYTES = 1 << 28  # working memory of one chunk of views
+
+
+def frames_at_once(bytes_each: int, budget: int = CHUNK_BYTES) -> int:
+    """How many views a chunk holds when each needs `bytes_each` bytes of working memory; at least one."""
+    return max(1, budget // max(1, bytes_each))
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[None]:
+    """Outside autocast on the device of `x`: for geometry, and for what feeds an exponential."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def in_chunks(call: Callable[..., Sequence[Tensor]], size: int, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Apply `call` to slices of `size` along the first axis and join the results; bounds peak memory."""
     parts = [call(*piece) for piece in zip(*(t.split(size) for t in tensors), strict=True)]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def block_bytes(tokens: int, width: int) -> int:
+    """Rough working memory of one transformer block on one view: input, qkv, hidden layer twice, branch."""
+    return 4 * tokens * width * 14
+
+
+def patch_mask(views: Views, patch: int) -> Tensor | None:
+    """[B, S, P] bool: patches that hold at least one picture pixel; None when the views have no padding."""
+    return None if views.mask is None else F.max_pool2d(views.mask.float(), patch).flatten(2) > 0

@@ -1,0 +1,277 @@
+"""The dense prediction transformer head (DPT): four sets of patch tokens in, maps at picture size out.
+
+Tokens become four maps of 4, 2, 1 and 1/2 times the patch grid, which are fused from coarse to fine into one
+map of 8 times the patch grid. Source: Ranftl et al. 2021, in the forms of VGGT and Depth Anything 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+UV_WEIGHT = 0.1
+
+KEYS = (
+    ("norm.", "pyramid.norm."),
+    ("projects.", "pyramid.projects."),
+    ("resize_layers.", "pyramid.resizes."),
+    *((f"scratch.layer{k}_rn.", f"pyramid.laterals.{k - 1}.") for k in (1, 2, 3, 4)),
+    *(
+        (f"scratch.refinenet{k}{aux}.{official}.", f"fusion{aux}.{k - 1}.{ours}.")
+        for k in (1, 2, 3, 4)
+        for aux in ("", "_aux")
+        for official, ours in (("resConfUnit1", "unit1"), ("resConfUnit2", "unit2"), ("out_conv", "project"))
+    ),
+    ("scratch.output_conv1.", "narrow."),
+    ("scratch.output_conv2.", "outputs.0."),
+    ("scratch.sky_output_conv2.", "outputs.1."),
+    ("scratch.output_conv1_aux.", "narrow_aux."),
+    ("scratch.output_conv2_aux.", "outputs_aux."),
+    ("images_merger.", "guide."),
+)
+"""(official prefix, our prefix) of every part of a DPT head, below the prefix of the head itself."""
+
+
+def uv_tables(rows: int, cols: int, channels: int, aspect: float) -> tuple[Tensor, Tensor]:
+    """Position term of a map, as its two factors' tables: x [channels / 2, cols] and y [channels / 2, rows].
+
+    Coordinates cover a picture of diagonal 2 and the given aspect ratio (width / height); each is turned into
+    sines, then cosines, of falling frequency. The first half of the channels takes x, the second y.
+    """
+    diagonal = math.hypot(aspect, 1.0)
+    quarter = channels // 4
+    omega = 100.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+
+    def table(span: float, count: int) -> Tensor:
+        edge = span * (count - 1) / count
+        angle = omega[:, None] * torch.linspace(-edge, edge, count, dtype=torch.float64)
+        return torch.cat([angle.sin(), angle.cos()]).float()
+
+    return table(aspect / diagonal, cols), table(1 / diagonal, rows)
+
+
+def add_uv(x: Tensor, aspect: float) -> Tensor:
+    """x [N, C, rows, cols] plus the weighted position term; the term itself is never made at full size."""
+    channels, rows, cols = x.shape[1:]
+    over_x, over_y = (UV_WEIGHT * t.to(x) for t in uv_tables(rows, cols, channels, aspect))
+    half = channels // 2
+    return torch.cat([x[:, :half] + over_x[:, None, :], x[:, half:] + over_y[:, :, None]], dim=1)
+
+
+def resized(x: Tensor, rows: int, cols: int) -> Tensor:
+    """Bilinear, corners on corners: [N, C, *, *] -> [N, C, rows, cols]."""
+    return F.interpolate(x, (rows, cols), mode="bilinear", align_corners=True)
+
+
+class ResidualUnit(nn.Module):
+    """Two convolutions around a skip. The skip carries relu(x) where `rectify` (VGGT), x otherwise (DA3)."""
+
+    def __init__(self, features: int, rectify: bool):
+        super().__init__()
+        self.rectify = rectify
+        self.conv1 = nn.Conv2d(features, features, 3, padding=1)
+        self.conv2 = nn.Conv2d(features, features, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, F, h, w] -> [N, F, h, w]."""
+        rectified = F.relu(x)
+        return self.conv2(F.relu(self.conv1(rectified))) + (rectified if self.rectify else x)
+
+
+class FusionBlock(nn.Module):
+    """Join a coarser map with a lateral one and bring both to a finer grid."""
+
+    def __init__(self, features: int, rectify: bool, lateral: bool):
+        super().__init__()
+        if lateral:
+            self.unit1 = ResidualUnit(features, rectify)
+        self.unit2 = ResidualUnit(features, rectify)
+        self.project = nn.Conv2d(features, features, 1)
+
+    def forward(self, lateral: Tensor, coarser: Tensor | None, rows: int, cols: int) -> Tensor:
+        """lateral [N, F, h, w], coarser of the same shape or None -> [N, F, rows, cols]."""
+        x = lateral if coarser is None else coarser + self.unit1(lateral)
+        # A 1x1 convolution and a resize whose weights sum to 1 commute; this order costs a quarter.
+        return resized(self.project(self.unit2(x)), rows, cols)
+
+
+class Fusion(nn.ModuleList):
+    """Four fusion blocks, finest first, run from coarse to fine."""
+
+    def __init__(self, features: int, rectify: bool):
+        super().__init__(FusionBlock(features, rectify, lateral=level < 3) for level in range(4))
+
+    def forward(self, laterals: Sequence[Tensor]) -> Tensor:
+        """Four maps [N, F, h_k, w_k], finest first -> [N, F, 2 h_0, 2 w_0]."""
+        x = None
+        for level in (3, 2, 1, 0):
+            fine = laterals[max(level - 1, 0)]
+            scale = 1 if level else 2
+            x = self[level](laterals[level], x, scale * fine.shape[-2], scale * fine.shape[-1])
+        return x  # type: ignore[return-value]
+
+
+class Pyramid(nn.Module):
+    """Four token sets at patch resolution -> four maps of F channels, finest first."""
+
+    def __init__(self, dim: int, channels: Sequence[int], features: int, *, norm: bool, uv: bool):
+        super().__init__()
+        self.uv = uv
+        self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
+        self.projects = nn.ModuleList(nn.Conv2d(dim, c, 1) for c in channels)
+        self.resizes = nn.ModuleList(
+            [
+                nn.ConvTranspose2d(channels[0], channels[0], 4, stride=4),
+                nn.ConvTranspose2d(channels[1], channels[1], 2, stride=2),
+                nn.Identity(),
+                nn.Conv2d(channels[3], channels[3], 3, stride=2, padding=1),
+            ]
+        )
+        self.laterals = nn.ModuleList(nn.Conv2d(c, features, 3, padding=1, bias=False) for c in channels)
+
+    def forward(self, tokens: Sequence[Tensor], rows: int, cols: int, aspect: float) -> list[Tensor]:
+        """tokens four times [N, rows * cols, dim]; aspect is the picture's width / height."""
+        maps = []
+        for values, project, resize, lateral in zip(tokens, self.projects, self.resizes, self.laterals, strict=True):
+            x = project(self.norm(values).transpose(1, 2).unflatten(2, (rows, cols)))
+            maps.append(lateral(resize(add_uv(x, aspect) if self.uv else x)))
+        return maps
+
+
+def output_layer(features: int, outputs: int) -> nn.Sequential:
+    """The last two convolutions, F / 2 channels in."""
+    return nn.Sequential(nn.Conv2d(features // 2, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, outputs, 1))
+
+
+class DptHead(nn.Module):
+    """DPT with one or more output layers of `outputs` channels each; no activation on the last convolutions.
+
+    `guide` adds features of the normalised picture before the last layers (the Gaussian head of DA3).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        outputs: Sequence[int],
+        *,
+        features: int = 256,
+        channels: Sequence[int] = (256, 512, 1024, 1024),
+        norm: bool = True,
+        uv: bool = True,
+        rectify: bool = False,
+        guide: bool = False,
+    ):
+        super().__init__()
+        self.uv = uv
+        self.features = features
+        self.pyramid = Pyramid(dim, channels, features, norm=norm, uv=uv)
+        self.fusion = Fusion(features, rectify)
+        self.narrow = nn.Conv2d(features, features // 2, 3, padding=1)
+        self.outputs = nn.ModuleList(output_layer(features, count) for count in outputs)
+        self.guide = _guide(features) if guide else None
+
+    def forward(
+        self, tokens: Sequence[Tensor], rows: int, cols: int, height: int, width: int, image: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """tokens four times [N, rows * cols, dim] -> one [N, outputs, height, width] for each output layer.
+
+        image [N, 3, height, width], normalised, is read by a guided head only.
+        """
+        aspect = width / height
+        x = resized(self.narrow(self.fusion(self.pyramid(tokens, rows, cols, aspect))), height, width)
+        if self.guide is not None:
+            x = x + self.guide(image)
+        if self.uv:
+            x = add_uv(x, aspect)
+        return tuple(layer(x) for layer in self.outputs)
+
+
+class DptFeatures(nn.Module):
+    """DPT without position terms and output layers: F channels at half the picture's size."""
+
+    def __init__(self, dim: int, *, features: int, channels: Sequence[int], rectify: bool):
+        super().__init__()
+        self.features = features
+        self.pyramid = Pyramid(dim, channels, features, norm=True, uv=False)
+        self.fusion = Fusion(features, rectify)
+        self.narrow = nn.Conv2d(features, features, 3, padding=1)
+
+    def forward(self, tokens: Sequence[Tensor], rows: int, cols: int, height: int, width: int) -> Tensor:
+        """tokens four times [N, rows * cols, dim] -> [N, F, height / 2, width / 2]."""
+        x = self.narrow(self.fusion(self.pyramid(tokens, rows, cols, width / height)))
+        return resized(x, height // 2, width // 2)
+
+
+class DualDptHead(DptHead):
+    """DPT with a second fusion chain for rays, at 8 times the patch grid (Depth Anything 3).
+
+    Checkpoints hold four ray layers that share one LayerNorm; only the last, finest one is ever run.
+    """
+
+    RAY_NUMBERS = 7
+
+    def __init__(self, dim: int, outputs: Sequence[int], *, features: int = 256, **options):
+        super().__init__(dim, outputs, features=features, **options)
+        half = features // 2
+        self.fusion_aux = Fusion(features, rectify=False)
+        self.narrow_aux = nn.ModuleList(
+            nn.Sequential(
+                *(nn.Conv2d(*pair, 3, padding=1) for pair in ((features, half), (half, features)) * 2),
+                nn.Conv2d(features, half, 3, padding=1),
+            )
+            for _ in range(4)
+        )
+        norm = nn.LayerNorm(32)
+        self.outputs_aux = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(half, 32, 3, padding=1),
+                ChannelsLast(),
+                norm,
+                ChannelsFirst(),
+                nn.ReLU(),
+                nn.Conv2d(32, self.RAY_NUMBERS, 1),
+            )
+            for _ in range(4)
+        )
+
+    def rays(self, tokens: Sequence[Tensor], rows: int, cols: int, aspect: float) -> Tensor:
+        """tokens four times [N, rows * cols, dim] -> direction, origin, confidence [N, 7, 8 rows, 8 cols]."""
+        x = self.narrow_aux[-1](self.fusion_aux(self.pyramid(tokens, rows, cols, aspect)))
+        return self.outputs_aux[-1](add_uv(x, aspect) if self.uv else x)
+
+
+class ChannelsLast(nn.Module):
+    """[N, C, h, w] -> [N, h, w, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A view."""
+        return x.permute(0, 2, 3, 1)
+
+
+class ChannelsFirst(nn.Module):
+    """[N, h, w, C] -> [N, C, h, w]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A view."""
+        return x.permute(0, 3, 1, 2)
+
+
+def _guide(features: int) -> nn.Sequential:
+    eighth, quarter, half = features // 8, features // 4, features // 2
+    return nn.Sequential(
+        nn.Conv2d(3, eighth, 3, padding=1),
+        nn.GELU(),
+        nn.Conv2d(eighth, quarter, 3, padding=1),
+        nn.GELU(),
+        nn.Conv2d(quarter, half, 3, padding=1),
+    )
+
+
+def frame_bytes(head: DptHead | DptFeatures, height: int, width: int) -> int:
+    """About what the maps of one frame of this size take in float32 while a head runs."""
+    grid = 64 * (height // 14) * (width // 14)
+    return 4 * max(height * width * (head.features + 64), 4 * grid * head.features)

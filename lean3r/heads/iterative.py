@@ -1,0 +1,53 @@
+"""The iterative camera head of VGGT: cameras look at one another and correct themselves a few times."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lean3r.heads.pose_encoding import SIZE
+from lean3r.layers.block import Block
+from lean3r.layers.mlp import Mlp
+from lean3r.types import TokenLayout
+
+KEYS = (("", ""), ("poseLN_modulation.1.", "modulation."))
+"""(official prefix, our prefix), below the prefix of the head itself."""
+
+
+class IterativeCamera(nn.Module):
+    """Camera tokens -> pose encodings (heads/pose_encoding.py), refined `iterations` times.
+
+    Each iteration starts from the same tokens, modulated by the encoding so far, and adds a correction to it.
+    """
+
+    def __init__(self, dim: int, heads: int, *, depth: int = 4, iterations: int = 4, eps: float = 1e-5):
+        super().__init__()
+        self.iterations = iterations
+        self.trunk = nn.ModuleList(
+            Block(dim, heads, qk_norm=False, rope=False, layer_scale=0.01, eps=eps) for _ in range(depth)
+        )
+        self.token_norm = nn.LayerNorm(dim, eps=eps)
+        self.trunk_norm = nn.LayerNorm(dim, eps=eps)
+        self.empty_pose_tokens = nn.Parameter(torch.zeros(1, 1, SIZE))
+        self.embed_pose = nn.Linear(SIZE, dim)
+        self.modulation = nn.Linear(dim, 3 * dim)
+        self.pose_branch = Mlp(dim, dim // 2, SIZE)
+
+    def forward(self, tokens: Tensor) -> list[Tensor]:
+        """Camera tokens [B, S, C] -> the encoding [B, S, 9] after each iteration, angles of view at least 0."""
+        batch, views, dim = tokens.shape
+        layout = TokenLayout(views, 1, 0, 0)
+        tokens = self.token_norm(tokens)
+        plain = F.layer_norm(tokens, (dim,), eps=1e-6)
+        encoding = torch.zeros(batch, views, SIZE, dtype=tokens.dtype, device=tokens.device)
+        seen = self.empty_pose_tokens.expand(batch, views, -1)
+        found = []
+        for _ in range(self.iterations):
+            shift, scale, gate = self.modulation(F.silu(self.embed_pose(seen))).chunk(3, dim=-1)
+            x = gate * (plain * (1 + scale) + shift) + tokens
+            for block in self.trunk:
+                x = block(x, layout)
+            seen = encoding = encoding + self.pose_branch(self.trunk_norm(x))
+            found.append(torch.cat([encoding[..., :7], F.relu(encoding[..., 7:])], dim=-1))
+        return found

@@ -1,0 +1,192 @@
+"""VGGT: frame and global attention in turn, the first view as the origin of the world.
+
+Source: Wang et al. 2025, "VGGT: Visual Geometry Grounded Transformer". Accepts the official checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lean3r.heads import dense, iterative
+from lean3r.heads.dense import DptFeatures, DptHead, frame_bytes
+from lean3r.heads.iterative import IterativeCamera
+from lean3r.heads.pose_encoding import decode_intrinsics, decode_pose
+from lean3r.heads.track import Tracker, Tracks
+from lean3r.layers.embed import imagenet
+from lean3r.layers.trunk import Trunk
+from lean3r.layers.vit import VisionTransformer
+from lean3r.models.base import Backbone, block_bytes, frames_at_once, in_chunks, patch_mask
+from lean3r.models.keymap import KeyMap, numbered
+from lean3r.types import Prediction, TokenLayout, Tokens, Views
+
+REGISTERS = 4
+
+
+@dataclass(frozen=True)
+class VggtConfig:
+    """Sizes of VGGT. `keep` are the (frame, global) pairs that the dense heads read, the last pair included."""
+
+    width: int = 1024
+    heads: int = 16
+    encoder_depth: int = 24
+    grid: int = 37
+    pairs: int = 24
+    keep: tuple[int, int, int, int] = (4, 11, 17, 23)
+    features: int = 256
+    channels: tuple[int, int, int, int] = (256, 512, 1024, 1024)
+    track_features: int = 128
+    track_levels: int = 7
+    track_radius: int = 4
+    track_hidden: int = 384
+
+
+class Vggt(Backbone):
+    """Any number of views, sides multiples of 14 pixels."""
+
+    name = "vggt"
+    licence = "CC-BY-NC-4.0"
+    patch = 14
+    resolution = 518
+
+    SIZES: ClassVar = {"vggt": VggtConfig()}
+
+    def __init__(self, config: VggtConfig | None = None):
+        super().__init__()
+        config = config or self.SIZES["vggt"]
+        self.config = config
+        dim = config.width
+        self.encoder = VisionTransformer(
+            dim, config.encoder_depth, config.heads, grid=config.grid, registers=REGISTERS, mask_token=True
+        )
+        self.trunk = Trunk(("frame", "global") * config.pairs, dim, config.heads, layer_scale=0.01, eps=1e-5)
+        self.camera_token = nn.Parameter(torch.zeros(1, 2, 1, dim))
+        self.register_token = nn.Parameter(torch.zeros(1, 2, REGISTERS, dim))
+        self.camera = IterativeCamera(2 * dim, config.heads)
+        head = partial(DptHead, 2 * dim, features=config.features, channels=config.channels, rectify=True)
+        self.depth = head((2,))
+        self.points = head((4,))
+        self.track_maps = DptFeatures(2 * dim, features=config.track_features, channels=config.channels, rectify=True)
+        self.tracker = Tracker(
+            config.track_features, levels=config.track_levels, radius=config.track_radius, hidden=config.track_hidden
+        )
+        self.KEY_MAP = key_map(config)
+
+    def encode(self, views: Views) -> Tokens:
+        """See Backbone.encode. Layers "frame{i}" and "global{i}" of the pairs that the heads read, [B, S, T, C]."""
+        images = imagenet(views.images)
+        batch, count, _, height, width = images.shape
+        layout = TokenLayout(
+            count, 1 + REGISTERS, height // self.patch, width // self.patch, patch_mask(views, self.patch)
+        )
+        at_once = frames_at_once(block_bytes(layout.tokens, self.config.width))
+        (patches,) = in_chunks(lambda x: (self.encoder(x),), at_once, images.flatten(0, 1))
+        # Entry 0 is learned for the first view, entry 1 for all others.
+        special = torch.cat([self.camera_token, self.register_token], dim=2)
+        special = torch.cat([special[:, :1], special[:, 1:].expand(-1, count - 1, -1, -1)], dim=1)
+        x = torch.cat([special.expand(batch, -1, -1, -1), patches.unflatten(0, (batch, count))], dim=2)
+        del patches
+        blocks = {2 * i + half: f"{role}{i}" for i in self.config.keep for half, role in enumerate(("frame", "global"))}
+        _, kept = self.trunk(x, layout, keep=tuple(blocks))
+        return Tokens({name: kept[index] for index, name in blocks.items()}, layout, views)
+
+    def decode(self, tokens: Tokens, *, dense: bool = True) -> Prediction:
+        """See Backbone.decode. The first camera is near the origin of the world; no scale is known."""
+        encoding = self.pose_encodings(tokens)[-1]
+        cameras = decode_pose(encoding), decode_intrinsics(encoding, *tokens.views.images.shape[-2:])
+        if not dense:
+            return Prediction(*cameras, None, None)
+        depth, conf = self.depth_maps(tokens)
+        return Prediction(*cameras, depth, conf)
+
+    def outputs(self, tokens: Tokens, queries: Tensor | None = None) -> dict[str, Tensor]:
+        """Everything the official model returns, under its names; `queries` [B, N, 2] adds tracks."""
+        found = {f"pose_enc_iter{i}": value for i, value in enumerate(self.pose_encodings(tokens))}
+        depth, found["depth_conf"] = self.depth_maps(tokens)
+        found["depth"] = depth[..., None]
+        found["world_points"], found["world_points_conf"] = self.point_maps(tokens)
+        if queries is not None:
+            tracks = self.track(tokens, queries)
+            found |= {f"track_iter{i}": value for i, value in enumerate(tracks.positions)}
+            found |= {"vis": tracks.visibility, "conf": tracks.confidence}
+        return found
+
+    def pose_encodings(self, tokens: Tokens) -> list[Tensor]:
+        """Camera-from-world encodings [B, S, 9] (heads/pose_encoding.py) after each iteration of the head."""
+        last = self.config.keep[-1]
+        camera = [tokens.layers[f"{role}{last}"][:, :, 0] for role in ("frame", "global")]
+        with torch.autocast(camera[0].device.type, enabled=False):
+            return self.camera(torch.cat(camera, dim=-1).float())
+
+    def depth_maps(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """z-depth and confidence, both [B, S, H, W]."""
+
+        def read(*inputs) -> tuple[Tensor, Tensor]:
+            (raw,) = self.depth(*inputs)
+            return raw[:, 0].exp(), 1 + raw[:, 1].exp()
+
+        depth, conf = self._dense(self.depth, tokens, read)
+        return depth, conf
+
+    def point_maps(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """World points [B, S, H, W, 3] in the frame of the first camera, and confidence [B, S, H, W]."""
+
+        def read(*inputs) -> tuple[Tensor, Tensor]:
+            (raw,) = self.points(*inputs)
+            xyz = raw[:, :3].movedim(1, -1)
+            return xyz.sign() * torch.expm1(xyz.abs()), 1 + raw[:, 3].exp()
+
+        points, conf = self._dense(self.points, tokens, read)
+        return points, conf
+
+    def track(self, tokens: Tokens, queries: Tensor) -> Tracks:
+        """Follow points of the first view, queries [B, N, 2] in pixels (x, y), into every view."""
+        (maps,) = self._dense(self.track_maps, tokens, lambda *inputs: (self.track_maps(*inputs),))
+        return self.tracker(maps, queries)
+
+    def _dense(self, head: DptHead | DptFeatures, tokens: Tokens, call) -> tuple[Tensor, ...]:
+        layout, images = tokens.layout, tokens.views.images
+        size = (layout.rows, layout.cols, *images.shape[-2:])
+        layers = [tokens.layers[f"{role}{i}"].flatten(0, 1) for i in self.config.keep for role in ("frame", "global")]
+
+        def some(*parts: Tensor) -> tuple[Tensor, ...]:
+            cut = [p[:, layout.special :].float() for p in parts]
+            pairs = [torch.cat(pair, dim=-1) for pair in zip(cut[::2], cut[1::2], strict=True)]
+            return call(pairs, *size)
+
+        with torch.autocast(images.device.type, enabled=False):
+            found = in_chunks(some, frames_at_once(frame_bytes(head, *size[2:])), *layers)
+        return tuple(t.unflatten(0, images.shape[:2]) for t in found)
+
+
+def key_map(config: VggtConfig) -> KeyMap:
+    """Official checkpoint names <-> ours."""
+    pairs = range(config.pairs)
+    official = "track_head.tracker.updateformer."
+    own = KeyMap(
+        (
+            ("aggregator.camera_token", "camera_token"),
+            ("aggregator.register_token", "register_token"),
+            ("aggregator.patch_embed.", "encoder."),
+            *numbered("aggregator.frame_blocks.{}.", "trunk.blocks.{}.", [(i, 2 * i) for i in pairs]),
+            *numbered("aggregator.global_blocks.{}.", "trunk.blocks.{}.", [(i, 2 * i + 1) for i in pairs]),
+            ("track_head.tracker.", "tracker."),
+            (f"{official}virual_tracks", "tracker.updateformer.virtual_tracks"),
+            *(
+                (
+                    f"track_head.tracker.updateformer.{blocks}.{i}.cross_attn.",
+                    f"tracker.updateformer.{blocks}.{i}.attn.",
+                )
+                for blocks in ("space_virtual2point_blocks", "space_point2virtual_blocks")
+                for i in range(6)
+            ),
+        )
+    )
+    heads = {"depth_head.": "depth.", "point_head.": "points.", "track_head.feature_extractor.": "track_maps."}
+    for head, ours in heads.items():
+        own += KeyMap(dense.KEYS).under(head, ours)
+    return own + KeyMap(iterative.KEYS).under("camera_head.", "camera.")
