@@ -11,6 +11,7 @@ import torch
 
 from lean3r.errors import InputError
 from lean3r.eval import depth_errors, point_errors, point_protocols, pose_errors, trajectory
+from lean3r.geometry.align import umeyama
 
 THRESHOLDS = (3, 5, 15, 20, 30)
 
@@ -170,6 +171,24 @@ def test_trajectory(case, alignment):
         check(trajectory.summary(errors.ate)["rmse"], case["pi3.ate_rmse"], 1e-7, length)
         check(trajectory.summary(errors.rpe_trans)["rmse"], case["pi3.rpe_trans_rmse"], 1e-7, length)
         check(trajectory.summary(errors.rpe_rot_deg)["rmse"], case["pi3.rpe_rot_deg_rmse"], 1e-7, 5e-6)
+
+
+@cases("trajectory", "pi3_umeyama.scale")
+def test_umeyama_of_geometry(case):
+    pred, gt = (case.tensor(f"in.{side}_c2w")[:, :3, 3] for side in ("pred", "gt"))
+    if len(pred) != len(gt):
+        i, j = trajectory.associate(case["in.pred_timestamps"], case["in.gt_timestamps"])
+        pred, gt = pred[i], gt[j]
+    found = umeyama(pred, gt)
+    reference = (
+        float(case["pi3_umeyama.scale"]) * (pred @ case.tensor("pi3_umeyama.R").T) + case.tensor("pi3_umeyama.t").T
+    )
+    # Points, not matrices: collinear and static centres leave the rotation open.
+    size = float(pred.abs().max() * float(case["pi3_umeyama.scale"]) + gt.abs().max())
+    residual, expected = (torch.linalg.vector_norm(x - gt, dim=-1) for x in (found.apply(pred), reference))
+    check(residual, expected, atol=1e-9 * size)
+    if float(pred.std()) > 1e-9 and float(gt.std()) > 1e-10 and "static" not in case.name:
+        check(found.scale, case["pi3_umeyama.scale"], 1e-9)
 
 
 @cases("fastvggt_style", "in.pred_c2w")
