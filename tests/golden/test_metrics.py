@@ -209,18 +209,8 @@ def test_trajectory_with_origin(case):
 DEPTH_RTOL = {"scale": 3e-4, "scale_shift_lad2": 5e-5}
 
 
-@cases("video_depth", "pi3_cut3r.bonn.metric")
+@cases("video_depth", "in.pred")
 def test_video_depth(case):
-    check_video_depth(case)
-
-
-@cases("video_depth", "pi3_cut3r.bonn.median")
-def test_video_depth_without_metric(case):
-    if "pi3_cut3r.bonn.metric" not in case:
-        check_video_depth(case)
-
-
-def check_video_depth(case: Case) -> None:
     mask = case.tensor("in.custom_mask") if "in.custom_mask" in case else None
     for key in case.keys:
         parts = key.split(".")
