@@ -89,7 +89,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole run. `*_every` count steps, 0 means never (the end always counts).
+    """A whole run. `*_every` count steps; 0 means only at the end, which always counts (not for `log_every`).
 
     `best_key` names the validation figure that decides which weights are best, by `best_mode`.
     `settings` records, as JSON values, what else decides the weights (model, loss, data), so that a resumed
@@ -113,8 +113,9 @@ class TrainConfig:
         _require(len(self.stages) > 0, "stages", self.stages, "at least one stage")
         _require(self.precision in ("bf16", "fp32"), "precision", self.precision, "'bf16' or 'fp32'")
         _require(self.best_mode in ("min", "max"), "best_mode", self.best_mode, "'min' or 'max'")
-        for name in ("validate_every", "checkpoint_every", "log_every"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 (never) or a number of steps")
+        for name in ("validate_every", "checkpoint_every"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 (at the end) or a number of steps")
+        _require(self.log_every >= 1, "log_every", self.log_every, "at least 1")
         _require(
             self.optim.warmup_steps < self.total_steps or self.total_steps == 1,
             "optim.warmup_steps",

@@ -43,6 +43,7 @@ BatchFn = Callable[[int, Stage, int, int], SceneBatch]
 Validate = Callable[[nn.Module], Mapping[str, float]]
 
 MAX_BAD_STEPS = 20
+DRAW_EVERY_S = 30.0
 _FORMAT = 1
 
 
@@ -131,6 +132,7 @@ class _Run:
         self.best: dict[str, float] | None = None
         self.stopping = False
         self._stage_index = -1
+        self._drawn_at = time.monotonic()
         self._pending: list[dict[str, Tensor | float]] = []
         self._interval_seconds, self._interval_views, self._interval_steps = 0.0, 0, 0
 
@@ -229,12 +231,12 @@ class _Run:
         if self.bad_in_row >= MAX_BAD_STEPS:
             raise LeanError(
                 f"{MAX_BAD_STEPS} steps in a row up to step {self.step} had a loss or gradient that is not finite; "
-                "lower the learning rate or look at the loss, then resume from the last checkpoint"
+                "look at the loss of this step, or start again with a lower learning rate"
             )
 
     def report(self) -> None:
         """Every log_every steps: one row in the log, means over the steps since the last one and all processes."""
-        if not (self.config.log_every > 0 and self.due(self.config.log_every)):
+        if not self.due(self.config.log_every):
             return
         sums: dict[str, tuple[float, int]] = {}
         for name in dict.fromkeys(name for terms in self._pending for name in terms):
@@ -265,7 +267,8 @@ class _Run:
             figures = dict(validate(self.ema.model))
         self.validation_log.append({"step": self.step} | figures)
         progress_line(self.step, self.config.total_steps, {f"val.{k}": v for k, v in figures.items()})
-        self._draw()
+        if time.monotonic() - self._drawn_at > DRAW_EVERY_S:
+            self._draw()
         key = self.config.best_key
         if not key:
             return
@@ -306,6 +309,7 @@ class _Run:
         save_weights(self.out_dir / name, self.ema.model.state_dict(), metadata)
 
     def _draw(self) -> None:
+        self._drawn_at = time.monotonic()
         try:
             draw_curves(self.out_dir / "log.csv", self.out_dir / "validation.csv", self.out_dir / "loss.png")
         except MissingExtraError as error:
