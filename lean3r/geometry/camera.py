@@ -46,6 +46,25 @@ def transform_intrinsics(
     return torch.cat([top, intrinsics[..., 2:, :].expand(*top.shape[:-2], 1, 3)], -2)
 
 
+def intrinsics_from_slopes(slopes: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Intrinsics [..., 3, 3] whose rays come closest, in least squares, to slopes (x / z, y / z) [..., H, W, 2] of
+    all pixels, weighted by weight [..., H, W]. Focal lengths stay positive, at most 100 picture sides."""
+    height, width = slopes.shape[-3:-1]
+    pixels = pixel_grid(height, width, slopes.dtype, slopes.device)
+    share = torch.ones_like(slopes[..., 0]) if weight is None else weight.to(slopes.dtype)
+    share = (share / share.sum((-2, -1), keepdim=True).clamp_min(1e-12))[..., None]
+    mean_pixel, mean_slope = (share * pixels).sum((-3, -2)), (share * slopes).sum((-3, -2))
+    offset = pixels - mean_pixel[..., None, None, :]
+    step = (share * offset * slopes).sum((-3, -2)) / (share * offset.square()).sum((-3, -2)).clamp_min(1e-12)
+    size = torch.tensor([width, height], dtype=slopes.dtype, device=slopes.device)
+    focal = 1 / torch.maximum(step, 0.01 / size)
+    k = torch.zeros(*focal.shape[:-1], 3, 3, dtype=focal.dtype, device=focal.device)
+    k[..., [0, 1], [0, 1]] = focal
+    k[..., :2, 2] = mean_pixel - focal * mean_slope
+    k[..., 2, 2] = 1
+    return k
+
+
 def pixel_grid(
     height: int, width: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Tensor:

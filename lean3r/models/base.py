@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +52,7 @@ def frames_at_once(bytes_each: int, budget: int = CHUNK_BYTES) -> int:
     return max(1, budget // max(1, bytes_each))
 
 
-def full_precision(x: Tensor) -> AbstractContextManager[None]:
+def full_precision(x: Tensor) -> torch.autocast:
     """Outside autocast on the device of `x`: for geometry, and for what feeds an exponential."""
     return torch.autocast(x.device.type, enabled=False)
 

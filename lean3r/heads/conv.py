@@ -1,0 +1,77 @@
+"""A dense head of convolutions that grows the patch grid by steps of two (as in Pi3X)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def plane_coordinates(like: Tensor, aspect: float) -> Tensor:
+    """[N, 2, h, w]: x, then y, of cell centres on a picture of unit half diagonal; aspect is its width / height."""
+    rows, cols = like.shape[-2:]
+    diagonal = (aspect * aspect + 1) ** 0.5
+    x, y = (
+        torch.linspace(-1, 1, count, device=like.device) * (span / diagonal * (count - 1) / count)
+        for span, count in ((aspect, cols), (1.0, rows))
+    )
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"))
+    return grid.to(like.dtype).expand(like.shape[0], 2, rows, cols)
+
+
+def _conv3(channels_in: int, channels_out: int) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, 3, padding=1, padding_mode="replicate")
+
+
+class ResidualConv(nn.Module):
+    """x + conv(relu(norm(conv(relu(norm(x))))), twice as wide in the middle."""
+
+    def __init__(self, channels: int, group: int = 32):
+        super().__init__()
+        hidden = 2 * channels
+        self.layers = nn.Sequential(
+            nn.GroupNorm(1, channels),
+            nn.ReLU(),
+            _conv3(channels, hidden),
+            nn.GroupNorm(hidden // group, hidden),
+            nn.ReLU(),
+            _conv3(hidden, channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, h, w] -> [N, C, h, w]."""
+        return x + self.layers(x)
+
+
+class ConvPixels(nn.Module):
+    """Patch tokens -> maps of picture size: one doubling and two residual units a width, then small outputs.
+
+    Plane coordinates join the channels before each doubling and before the outputs, which are given one by one
+    as numbers of channels.
+    """
+
+    def __init__(self, dim: int, widths: Sequence[int], outputs: Sequence[int], last: int = 32):
+        super().__init__()
+        self.upsample_blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Sequential(nn.ConvTranspose2d(a + 2, b, 2, stride=2), _conv3(b, b)),
+                ResidualConv(b),
+                ResidualConv(b),
+            )
+            for a, b in zip((dim, *widths), widths, strict=False)
+        )
+        self.output_block = nn.ModuleList(
+            nn.Sequential(_conv3(widths[-1] + 2, last), nn.ReLU(), nn.Conv2d(last, channels, 1)) for channels in outputs
+        )
+
+    def forward(self, patches: Tensor, rows: int, cols: int, size: tuple[int, int]) -> Tensor:
+        """[N, rows * cols, C] -> the outputs one after another [N, channels, H, W], for size (H, W)."""
+        aspect = size[1] / size[0]
+        x = patches.transpose(1, 2).unflatten(-1, (rows, cols))
+        for block in self.upsample_blocks:
+            x = block(torch.cat([x, plane_coordinates(x, aspect)], dim=1))
+        x = F.interpolate(x, size, mode="bilinear", align_corners=False)
+        x = torch.cat([x, plane_coordinates(x, aspect)], dim=1)
+        return torch.cat([block(x) for block in self.output_block], dim=1)

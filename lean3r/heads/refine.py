@@ -1,0 +1,97 @@
+"""Small transformers between the trunk and a head."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lean3r.layers.block import Block
+from lean3r.layers.mlp import Mlp
+from lean3r.layers.rope import rope_table, rotate
+from lean3r.types import TokenLayout
+
+
+class ViewRefiner(nn.Module):
+    """Linear, blocks inside each view (no q/k norm, no layer scale), linear."""
+
+    def __init__(self, dim_in: int, dim: int, heads: int, dim_out: int, depth: int = 5):
+        super().__init__()
+        self.projects = nn.Linear(dim_in, dim)
+        self.blocks = nn.ModuleList(Block(dim, heads, qk_norm=False) for _ in range(depth))
+        self.linear_out = nn.Linear(dim, dim_out)
+
+    def forward(self, x: Tensor, layout: TokenLayout, key_mask: Tensor | None = None) -> Tensor:
+        """Tokens of single views [N, T, dim_in] -> patch tokens [N, P, dim_out]; key_mask [N, T] as in Block."""
+        x = self.projects(x)
+        for block in self.blocks:
+            x = block(x, layout, key_mask)
+        return self.linear_out(x[:, layout.special :])
+
+
+class CrossAttention(nn.Module):
+    """A few queries at position (0, 0) look at tokens at their patch positions."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, context: Tensor, layout: TokenLayout, key_mask: Tensor | None = None) -> Tensor:
+        """x [B, Q, C], context [B, N, C], key_mask [B, N] -> [B, Q, C]."""
+        q, k, v = (
+            projection(t).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for projection, t in ((self.q_proj, x), (self.k_proj, context), (self.v_proj, context))
+        )
+        k = rotate(k, rope_table(layout, k.shape[-1], k.device, k.dtype))
+        mask = None if key_mask is None else key_mask[:, None, None]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class CrossBlock(nn.Module):
+    """x += attention(norm(x), norm(context)); x += mlp(norm(x))."""
+
+    def __init__(self, dim: int, heads: int, eps: float = 1e-6):
+        super().__init__()
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.norm_y = nn.LayerNorm(dim, eps=eps)
+        self.cross_attn = CrossAttention(dim, heads)
+        self.norm3 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = Mlp(dim, 4 * dim)
+
+    def forward(self, x: Tensor, context: Tensor, layout: TokenLayout, key_mask: Tensor | None = None) -> Tensor:
+        """x [B, Q, C], context [B, N, C] -> [B, Q, C]."""
+        x = x + self.cross_attn(self.norm2(x), self.norm_y(context), layout, key_mask)
+        return x + self.mlp(self.norm3(x))
+
+
+class SceneReader(nn.Module):
+    """A query token reads all tokens of all views of a scene through cross attention."""
+
+    def __init__(self, dim_in: int, dim: int, heads: int, dim_out: int, depth: int = 5):
+        super().__init__()
+        self.projects_x = nn.Linear(dim_in, dim)
+        self.projects_y = nn.Linear(dim_in, dim)
+        self.blocks = nn.ModuleList(CrossBlock(dim, heads) for _ in range(depth))
+        self.linear_out = nn.Linear(dim, dim_out)
+
+    def forward(
+        self, query: Tensor, parts: tuple[Tensor, ...], layout: TokenLayout, key_mask: Tensor | None = None
+    ) -> Tensor:
+        """query [B, 1, dim_in]; parts [B, N, .] whose channels follow one another -> [B, 1, dim_out]."""
+        x, context = self.projects_x(query), _split_linear(self.projects_y, parts)
+        for block in self.blocks:
+            x = block(x, context, layout, key_mask)
+        return self.linear_out(x)
+
+
+def _split_linear(linear: nn.Linear, parts: tuple[Tensor, ...]) -> Tensor:
+    """linear(cat(parts, -1)) without ever holding the concatenation."""
+    weights = linear.weight.split([p.shape[-1] for p in parts], dim=1)
+    out = F.linear(parts[0], weights[0], linear.bias)
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        out = out + F.linear(part, weight)
+    return out
