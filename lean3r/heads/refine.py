@@ -21,11 +21,11 @@ class ViewRefiner(nn.Module):
         self.linear_out = nn.Linear(dim, dim_out)
 
     def forward(self, x: Tensor, layout: TokenLayout, key_mask: Tensor | None = None) -> Tensor:
-        """Tokens of single views [N, T, dim_in] -> patch tokens [N, P, dim_out]; key_mask [N, T] as in Block."""
+        """Tokens of single views [N, T, dim_in] -> [N, T, dim_out]; key_mask [N, T] as in Block."""
         x = self.projects(x)
         for block in self.blocks:
             x = block(x, layout, key_mask)
-        return self.linear_out(x[:, layout.special :])
+        return self.linear_out(x)
 
 
 class CrossAttention(nn.Module):

@@ -20,7 +20,7 @@ from lean3r.heads.pooled import PooledPose
 from lean3r.heads.refine import ViewRefiner
 from lean3r.layers.trunk import Trunk
 from lean3r.layers.vit import VisionTransformer
-from lean3r.models.base import Backbone, frames_at_once, full_precision, in_chunks
+from lean3r.models.base import Backbone, block_bytes, frames_at_once, full_precision, in_chunks, patch_mask
 from lean3r.models.keymap import KeyMap, numbered
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
 
@@ -78,7 +78,7 @@ class Pi3(Backbone):
         """See Backbone.encode. Layers: "frame" and "global", the outputs of the last two blocks."""
         images = views.images
         rows, cols = images.shape[-2] // self.patch, images.shape[-1] // self.patch
-        layout = TokenLayout(images.shape[1], self.config.registers, rows, cols, self._valid(views))
+        layout = TokenLayout(images.shape[1], self.config.registers, rows, cols, patch_mask(views, self.patch))
         x = self.embed(views)
         if self.config.registers:
             x = torch.cat([self.register_token.to(x.dtype).expand(*x.shape[:2], -1, -1), x], dim=2)
@@ -93,7 +93,7 @@ class Pi3(Backbone):
         """Patch tokens [..., P, C] of prepared images [..., channels, H, W], a few images at a time."""
         flat = images.flatten(0, -4).to(encoder.cls_token.dtype)
         tokens = (flat.shape[-2] // self.patch) * (flat.shape[-1] // self.patch) + encoder.special
-        size = frames_at_once(_block_bytes(tokens, self.config.width))
+        size = frames_at_once(block_bytes(tokens, self.config.width))
         return in_chunks(lambda x: (encoder(x),), size, flat)[0].unflatten(0, images.shape[:-3])
 
     def mix(self, x: Tensor, layout: TokenLayout, views: Views) -> tuple[Tensor, Tensor]:
@@ -106,7 +106,7 @@ class Pi3(Backbone):
         """world_from_cam [B, S, 4, 4]: cameras alone, without any dense head."""
 
         def pose(features: Tensor, valid: Tensor | None) -> tuple[Tensor, ...]:
-            refined = self.camera_decoder(features, tokens.layout, self._frame_mask(tokens.layout, valid))
+            refined = self.refined(self.camera_decoder, features, tokens.layout, valid)
             return (precisely(self.camera_head, refined, valid),)
 
         (poses,) = self._by_frames(pose, tokens)
@@ -158,18 +158,23 @@ class Pi3(Backbone):
 
     def slopes(self, features: Tensor, layout: TokenLayout, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """Features of single views [N, T, 2C] -> (x / z, y / z) [N, H, W, 2] and log z [N, H, W]."""
-        refined = self.point_decoder(features, layout, self._frame_mask(layout, valid))
+        refined = self.refined(self.point_decoder, features, layout, valid)
         x = precisely(self.point_head, refined, layout.rows, layout.cols).movedim(1, -1)
         return x[..., :2], x[..., 2]
 
     def logits(self, features: Tensor, layout: TokenLayout, valid: Tensor | None) -> Tensor:
         """Features of single views [N, T, 2C] -> confidence logits [N, H, W]."""
-        refined = self.conf_decoder(features, layout, self._frame_mask(layout, valid))
+        refined = self.refined(self.conf_decoder, features, layout, valid)
         return precisely(self.conf_head, refined, layout.rows, layout.cols)[:, 0]
+
+    def refined(self, refiner: nn.Module, features: Tensor, layout: TokenLayout, valid: Tensor | None) -> Tensor:
+        """Features of single views [N, T, 2C], valid [N, P] -> patch tokens that a head reads [N, P, C']."""
+        mask = None if valid is None else F.pad(valid, (layout.special, 0), value=True)
+        return refiner(features, layout, mask)[:, layout.special :]
 
     def frame_bytes(self, layout: TokenLayout) -> int:
         """Rough working memory of the dense path for one view, in bytes."""
-        return _block_bytes(layout.tokens, self.config.width) + 40 * layout.patches * self.patch**2
+        return block_bytes(layout.tokens, self.config.width) + 40 * layout.patches * self.patch**2
 
     def _dense(self, tokens: Tokens) -> tuple[Tensor, ...]:
         def read(features: Tensor, valid: Tensor | None) -> tuple[Tensor, ...]:
@@ -192,15 +197,6 @@ class Pi3(Backbone):
         parts = in_chunks(joined, size, *(t.flatten(0, 1) for t in inputs))
         return tuple(t.unflatten(0, inputs[0].shape[:2]) for t in parts)
 
-    def _frame_mask(self, layout: TokenLayout, valid: Tensor | None) -> Tensor | None:
-        return None if valid is None else F.pad(valid, (layout.special, 0), value=True)
-
-    def _valid(self, views: Views) -> Tensor | None:
-        """[B, S, P]: patches that hold at least one picture pixel."""
-        if views.mask is None:
-            return None
-        return F.max_pool2d(views.mask.float(), self.patch).flatten(2) > 0
-
 
 def precisely(module: nn.Module, x: Tensor, *args) -> Tensor:
     """module(x, ...) in the number type of its own parameters, outside autocast; the result in float32."""
@@ -216,11 +212,6 @@ def scaled(pose: Tensor, scale: Tensor) -> Tensor:
 def _points(slopes: Tensor, log_z: Tensor) -> Tensor:
     z = log_z.exp()[..., None]
     return torch.cat([slopes * z, z], dim=-1)
-
-
-def _block_bytes(tokens: int, width: int) -> int:
-    """Working memory of one transformer block on one view: input, qkv, hidden layer twice, branch."""
-    return 4 * tokens * width * 14
 
 
 def speed3r_key_map(pairs: int = 18) -> KeyMap:

@@ -161,7 +161,7 @@ class Pi3X(Pi3):
     def _pixels(
         self, refiner: nn.Module, head: nn.Module, features: Tensor, layout: TokenLayout, valid: Tensor | None
     ) -> Tensor:
-        refined = refiner(features, layout, self._frame_mask(layout, valid))
+        refined = self.refined(refiner, features, layout, valid)
         size = (layout.rows * self.patch, layout.cols * self.patch)
         return precisely(head, refined, layout.rows, layout.cols, size)
 
