@@ -1,0 +1,71 @@
+"""Recipes: functions that return everything a run needs; variants derive from them by dataclasses.replace."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from lean3r.data.base import SceneBatch
+from lean3r.data.synthetic import SyntheticWorld
+from lean3r.registry import Registry
+from lean3r.train.config import OptimConfig, Stage, TrainConfig
+
+RECIPES = Registry("recipe", {"nano": "lean3r.train.recipes:nano"})
+
+HELD_OUT_SEED = 1_000_003  # names the stream of scenes that no recipe trains on
+ASPECTS = (1.0, 4 / 3, 3 / 4, 3 / 2, 2 / 3)  # width / height of the pictures, cycled by step
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Phases run one after the other, each from the averaged weights of the one before; `world` is where the
+    scenes come from, `processes` how many CPU processes share a step."""
+
+    model: str
+    phases: tuple[TrainConfig, ...]
+    world: SyntheticWorld
+    processes: int = 1
+
+    def batch(self, phase: int, step: int, stage: Stage, rank: int, processes: int) -> SceneBatch:
+        """The scenes of one process at one step: a pure function of its arguments."""
+        height, width = picture_size(stage, step)
+        world = replace(self.world, seed=self.world.seed + phase)
+        return world.batch(
+            step * processes + rank, stage.scenes_at(step), views=stage.views_at(step), height=height, width=width
+        )
+
+
+def picture_size(stage: Stage, step: int) -> tuple[int, int]:
+    """(height, width) at this step: about the stage's area, in whole cells of 8 or 16 pixels, aspect by turns."""
+    cell = 16 if stage.loss.get("full") else 8
+    area = stage.height * stage.width / cell**2
+    aspect = ASPECTS[step // len(stage.views) % len(ASPECTS)]
+    rows = round(math.sqrt(area / aspect))
+    return rows * cell, round(area / rows) * cell
+
+
+def nano(textures: str | None = None) -> Recipe:
+    """The shipped nano: first many small pictures (64 patches), then few at the default size (225 patches),
+    where the guided head joins. Written for 2 CPU cores."""
+    coarse = TrainConfig(
+        name="nano-coarse",
+        seed=1,
+        stages=(Stage(steps=12_000, height=64, width=64, views=(2, 4, 2, 8, 3), views_per_step=32),),
+        optim=OptimConfig(lr=1e-3, muon_lr=2e-3, warmup_steps=200, final_lr_ratio=0.2),
+        validate_every=1_000,
+        checkpoint_every=500,
+        best_key="auc30",
+    )
+    fine = replace(
+        coarse,
+        name="nano-fine",
+        stages=(
+            Stage(
+                steps=2_000, height=240, width=240, views=(2, 4, 2, 8), views_per_step=16, loss={"full": 1.0}
+            ),
+        ),
+        optim=replace(coarse.optim, lr=5e-4, muon_lr=1e-3, warmup_steps=50, final_lr_ratio=0.0, ema_decay=0.995),
+        validate_every=250,
+        checkpoint_every=100,
+    )
+    return Recipe("nano", (coarse, fine), SyntheticWorld(textures=textures, seed=7, compile=True), processes=2)
