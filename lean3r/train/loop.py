@@ -69,8 +69,11 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed torch on all devices, numpy and random."""
-    torch.manual_seed(seed)
+    """Seed torch on the CPU and the current GPU, numpy and random."""
+    # torch.manual_seed notes a stack trace for each absent kind of device: too slow, and it piles up.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     random.seed(seed)
 

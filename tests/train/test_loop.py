@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,15 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert all(torch.equal(value, others[key]) for key, value in load_file(one / name).items())
     for name in ("log.csv", "validation.csv"):
         assert [row["step"] for row in read_csv(one / name)] == [row["step"] for row in read_csv(other / name)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small a model only suffers from more, and processes of one thread are compared with it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

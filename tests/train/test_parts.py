@@ -141,7 +141,7 @@ def test_gradient_buffer_holds_every_gradient_and_clips() -> None:
 def test_ema_follows_its_definition() -> None:
     model = nn.Linear(1, 1, bias=False)
     model.register_buffer("count", torch.zeros((), dtype=torch.long))
-    ema, expected = Ema(model, 0.5), float(model.weight)
+    ema, expected = Ema(model, 0.5), model.weight.item()
     for step in range(30):
         with torch.no_grad():
             model.weight.fill_(float(step))

@@ -118,4 +118,5 @@ def refuse(message: str) -> None:
 
 if __name__ == "__main__":
     # toy_training.py OUT PROCESSES STEPS
+    torch.set_num_threads(1)
     sys.exit(launch(int(sys.argv[2]), train_toy, Path(sys.argv[1]), False, int(sys.argv[3])).exit_code)
