@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,20 @@ class Trunk(nn.Module):
     forward runs blocks [start, stop) over x [B, S, T, C] and returns x with the outputs of the blocks in `keep`.
     """
 
-    def __init__(self, schedule: Sequence[Role], dim: int, heads: int, **block: float | bool | None):
+    def __init__(
+        self,
+        schedule: Sequence[Role],
+        dim: int,
+        heads: int,
+        *,
+        roles: Mapping[Role, Mapping[str, Any]] | None = None,
+        **block: Any,
+    ):
+        """`block` are the options of every Block, `roles` those that one role has of its own."""
         super().__init__()
         self.schedule = tuple(schedule)
-        self.blocks = nn.ModuleList(Block(dim, heads, **block) for _ in self.schedule)  # type: ignore[arg-type]
+        options = {role: {**block, **(roles or {}).get(role, {})} for role in self.schedule}
+        self.blocks = nn.ModuleList(Block(dim, heads, **options[role]) for role in self.schedule)
 
     def forward(
         self, x: Tensor, layout: TokenLayout, *, start: int = 0, stop: int | None = None, keep: Sequence[int] = ()

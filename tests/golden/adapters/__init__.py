@@ -21,12 +21,14 @@ class Family:
     build(constructor arguments of the JSON) -> model, called on the meta device;
     run(model, inputs by name without "in.", case) -> arrays under their golden names ("out.depth", ...);
     taps(model, case) -> modules whose raw output is a golden array, by its name;
+    arrange(name, tapped output, case, model) -> the output as the golden array has it;
     compare: array name -> change of variable before comparing; limits: array name -> relative RMS allowed.
     """
 
     build: Callable[[Mapping[str, Any]], Backbone]
     run: Callable[[Backbone, Mapping[str, Tensor], Mapping[str, Any]], dict[str, Tensor]]
     taps: Callable[[Backbone, Mapping[str, Any]], dict[str, nn.Module]] = lambda model, case: {}
+    arrange: Callable[[str, Tensor, Mapping[str, Any], Backbone], Tensor] = lambda name, value, case, model: value
     compare: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     limits: Mapping[str, float] = field(default_factory=dict)
 
@@ -37,5 +39,5 @@ def signed_log(x: Tensor) -> Tensor:
 
 
 def log_less_one(x: Tensor) -> Tensor:
-    """log(x - 1), for confidences 1 + exp(...)."""
-    return (x.double() - 1).log()
+    """log(x - 1), for confidences 1 + exp(...); exactly 1 is allowed."""
+    return (x.double() - 1).clamp_min(1e-9).log()

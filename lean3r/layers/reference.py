@@ -1,0 +1,35 @@
+"""Choosing the view that a model with a reference view should start from (Depth Anything 3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lean3r.errors import UsageError
+
+STRATEGIES = ("saddle_balanced", "saddle_sim_range", "first", "middle")
+
+
+def choose_reference(classes: Tensor, strategy: str = "saddle_balanced") -> Tensor:
+    """Index [B] of the reference view by the class tokens [B, S, C] of all views.
+
+    "saddle_balanced": the view that is most average in similarity to the others, token norm and token
+    variance; "saddle_sim_range": the one whose similarities spread most; "first"; "middle": S // 2. Fewer than
+    three views always take the first. Raises UsageError on another strategy.
+    """
+    if strategy not in STRATEGIES:
+        raise UsageError(f"unknown choice of reference view '{strategy}'. Known: {', '.join(STRATEGIES)}.")
+    batch, views, _ = classes.shape
+    if views < 3 or strategy == "first":
+        return torch.zeros(batch, dtype=torch.long, device=classes.device)
+    if strategy == "middle":
+        return torch.full((batch,), views // 2, device=classes.device)
+    unit = F.normalize(classes.float(), dim=-1)
+    similarity = unit @ unit.mT - torch.eye(views, device=classes.device)
+    if strategy == "saddle_sim_range":
+        return (similarity.amax(-1) - similarity.amin(-1)).argmax(-1)
+    measures = torch.stack([similarity.sum(-1) / (views - 1), classes.float().norm(dim=-1), unit.var(-1)])
+    low, high = measures.amin(-1, keepdim=True), measures.amax(-1, keepdim=True)
+    scaled = (measures - low) / (high - low + 1e-8)
+    return (scaled - 0.5).abs().sum(0).argmin(-1)

@@ -1,0 +1,267 @@
+"""Depth Anything 3, the any-view models: a plain vision transformer whose later blocks look across views.
+
+Source: Lin et al. 2025, "Depth Anything 3: Recovering the visual space from any views". Accepts the official
+checkpoints of the small, base, large and giant sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lean3r.geometry.pose import invert_pose
+from lean3r.heads import dense, view_camera
+from lean3r.heads.dense import DptHead, DualDptHead, frame_bytes
+from lean3r.heads.pose_encoding import decode_intrinsics, decode_pose
+from lean3r.heads.view_camera import CameraDecoder, CameraEncoder
+from lean3r.layers.embed import imagenet
+from lean3r.layers.reference import choose_reference
+from lean3r.layers.trunk import Role, Trunk
+from lean3r.layers.vit import VisionTransformer
+from lean3r.models.base import Backbone, block_bytes, frames_at_once, in_chunks, patch_mask
+from lean3r.models.keymap import KeyMap, numbered
+from lean3r.types import Prediction, TokenLayout, Tokens, Views
+
+GAUSSIAN_NUMBERS = 38
+MIN_TANGENT = 1e-6
+
+
+@dataclass(frozen=True)
+class Da3Config:
+    """Sizes of an any-view model.
+
+    Blocks before `alternate` see one view each; from there on odd blocks see all views. `keep` are the blocks
+    that the heads read, counted from the first one.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    alternate: int
+    keep: tuple[int, int, int, int]
+    features: int = 256
+    channels: tuple[int, int, int, int] = (256, 512, 1024, 1024)
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    grid: int = 37
+    gaussians: bool = False
+
+
+class Da3(Backbone):
+    """Any number of views, sides multiples of 14 pixels; known cameras are read where they are given."""
+
+    name = "da3-large"
+    licence = "CC-BY-NC-4.0"
+    patch = 14
+    resolution = 504
+
+    SIZES: ClassVar = {
+        "da3-small": Da3Config(384, 12, 6, 4, (5, 7, 9, 11), 64, (48, 96, 192, 384)),
+        "da3-base": Da3Config(768, 12, 12, 4, (5, 7, 9, 11), 128, (96, 192, 384, 768)),
+        "da3-large": Da3Config(1024, 24, 16, 8, (11, 15, 19, 23)),
+        "da3-giant": Da3Config(1536, 40, 24, 13, (19, 27, 33, 39), mlp="swiglu", gaussians=True),
+    }
+
+    def __init__(self, config: Da3Config | None = None):
+        super().__init__()
+        config = config or self.SIZES[self.name]
+        self.config = config
+        dim, start = config.width, config.alternate
+        self.encoder = VisionTransformer(
+            dim,
+            start,
+            config.heads,
+            grid=config.grid,
+            registers=0,
+            resize="offset",
+            mlp=config.mlp,
+            norm_eps=1e-5,
+        )
+        schedule: list[Role] = ["global" if index % 2 else "frame" for index in range(start, config.depth)]
+        self.trunk = Trunk(
+            schedule, dim, config.heads, layer_scale=1.0, mlp=config.mlp, roles={"global": {"rope": "flat"}}
+        )
+        self.camera_token = nn.Parameter(torch.zeros(1, 2, dim))
+        self.camera_decoder = CameraDecoder(2 * dim)
+        self.camera_encoder = CameraEncoder(dim)
+        sizes: dict[str, Any] = {"features": config.features, "channels": config.channels}
+        self.head = DualDptHead(2 * dim, (2,), **sizes)
+        self.gaussian_head = (
+            DptHead(2 * dim, (GAUSSIAN_NUMBERS,), norm=False, guide=True, **sizes) if config.gaussians else None
+        )
+        self.KEY_MAP = key_map(config).under("model.", "")
+
+    def encode(
+        self,
+        views: Views,
+        *,
+        cam_from_world: Tensor | None = None,
+        intrinsics: Tensor | None = None,
+        reference: str = "saddle_balanced",
+    ) -> Tokens:
+        """See Backbone.encode.
+
+        Known cameras, cam_from_world [B, S, 4, 4] with intrinsics [B, S, 3, 3] in network pixels, replace the
+        choice of a reference view (layers/reference.py); heads/view_camera.usual_frame brings them to the frame
+        that the network expects. Layers: "block{i}" [B, S, T, C], and "reference" [B, S, 1, 1], 1 for the
+        reference view.
+        """
+        images = imagenet(views.images)
+        batch, count, _, height, width = images.shape
+        start = self.config.alternate
+        layout = TokenLayout(count, 1, height // self.patch, width // self.patch, patch_mask(views, self.patch))
+
+        def look(some: Tensor) -> tuple[Tensor, Tensor]:
+            kept = self.encoder.layers(some, (start - 2, start - 1))
+            return kept[start - 1], kept[start - 2][:, 0]
+
+        size = frames_at_once(block_bytes(layout.tokens, self.config.width))
+        x, classes = (t.unflatten(0, (batch, count)) for t in in_chunks(look, size, images.flatten(0, 1)))
+        chosen = choose_reference(classes, "first" if cam_from_world is not None else reference)
+        # Only the camera token tells the reference view apart: attention does not care for the order of views.
+        is_reference = torch.arange(count, device=x.device) == chosen[:, None]
+        if cam_from_world is None or intrinsics is None:
+            cameras = torch.where(is_reference[..., None], self.camera_token[:, :1], self.camera_token[:, 1:])
+        else:
+            with torch.autocast(images.device.type, enabled=False):
+                cameras = self.camera_encoder(cam_from_world, intrinsics, height, width)
+        x[:, :, 0] = cameras.to(x.dtype)
+        wanted = {block for pair in self.pairs for block in pair}
+        _, kept = self.trunk(x, layout, keep=[block - start for block in wanted])
+        layers = {f"block{block}": kept[block - start] for block in wanted if block >= start}
+        if start - 1 in wanted:
+            layers[f"block{start - 1}"] = x
+        layers["reference"] = is_reference[..., None, None].to(x.dtype)
+        return Tokens(layers, layout, views)
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """For each block that the heads read: (the latest per-view block, the block itself)."""
+        return [(block - block % 2, block) for block in self.config.keep]
+
+    def decode(self, tokens: Tokens, *, dense: bool = True) -> Prediction:
+        """See Backbone.decode. No scale is known."""
+        cameras = self.cameras(self.pose_encoding(tokens), tokens)
+        depth, conf = self.depth_maps(tokens) if dense else (None, None)
+        return Prediction(*cameras, depth, conf)
+
+    def outputs(self, tokens: Tokens) -> dict[str, Tensor]:
+        """Everything the official network returns, under its names."""
+        encoding = self.pose_encoding(tokens)
+        cam_from_world, intrinsics = self.cameras(encoding, tokens)
+        depth, conf = self.depth_maps(tokens)
+        rays, ray_conf = self.rays(tokens)
+        return {
+            "depth": depth,
+            "depth_conf": conf,
+            "ray": rays,
+            "ray_conf": ray_conf,
+            "pose_enc": encoding,
+            "extrinsics": cam_from_world[..., :3, :],
+            "intrinsics": intrinsics,
+        }
+
+    def pose_encoding(self, tokens: Tokens) -> Tensor:
+        """World-from-camera encodings [B, S, 9] (heads/pose_encoding.py)."""
+        token = torch.cat([tokens.layers[f"block{block}"][:, :, 0] for block in self.pairs[-1]], dim=-1)
+        with torch.autocast(token.device.type, enabled=False):
+            return self.camera_decoder(token.float())
+
+    def cameras(self, encoding: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """cam_from_world [B, S, 4, 4] and intrinsics [B, S, 3, 3] of encodings [B, S, 9]."""
+        height, width = tokens.views.images.shape[-2:]
+        return invert_pose(decode_pose(encoding)), decode_intrinsics(encoding, height, width, MIN_TANGENT)
+
+    def depth_maps(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """z-depth and confidence, both [B, S, H, W]."""
+
+        def read(levels: list[Tensor], image: Tensor) -> tuple[Tensor, ...]:
+            (raw,) = self.head(levels, tokens.layout.rows, tokens.layout.cols, *image.shape[-2:])
+            return raw[:, 0].exp(), 1 + raw[:, 1].exp()
+
+        depth, conf = self._dense(read, tokens)
+        return depth, conf
+
+    def rays(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Directions and origins in the world [B, S, 8 rows, 8 cols, 6], and their confidence, without the 6."""
+
+        def read(levels: list[Tensor], image: Tensor) -> tuple[Tensor, ...]:
+            aspect = image.shape[-1] / image.shape[-2]
+            raw = self.head.rays(levels, tokens.layout.rows, tokens.layout.cols, aspect)
+            return raw[:, :6].movedim(1, -1), 1 + raw[:, 6].exp()
+
+        rays, conf = self._dense(read, tokens)
+        return rays, conf
+
+    def gaussians(self, tokens: Tokens) -> Tensor:
+        """Raw numbers of one Gaussian a pixel [B, S, 38, H, W], the last one its opacity in 0..1."""
+        head = self.gaussian_head
+        if head is None:
+            raise TypeError(f"{self.name} has no Gaussian head")
+
+        def read(levels: list[Tensor], image: Tensor) -> tuple[Tensor, ...]:
+            height, width = image.shape[-2:]
+            (raw,) = head(levels, tokens.layout.rows, tokens.layout.cols, height, width, imagenet(image))
+            return (torch.cat([raw[:, :-1], raw[:, -1:].sigmoid()], dim=1),)
+
+        return self._dense(read, tokens)[0]
+
+    def level(self, local: Tensor, here: Tensor) -> Tensor:
+        """Two block outputs [N, T, C] -> what a dense head reads [N, P, 2C], the second half normalised."""
+        return torch.cat([local[:, 1:], self.encoder.norm(here[:, 1:])], dim=-1).float()
+
+    def _dense(self, read: Callable[[list[Tensor], Tensor], tuple[Tensor, ...]], tokens: Tokens) -> tuple[Tensor, ...]:
+        """read(four levels [N, P, 2C], pictures [N, 3, H, W]) a few views at a time -> results [B, S, ...]."""
+        images = tokens.views.images
+        layers = [tokens.layers[f"block{block}"].flatten(0, 1) for pair in self.pairs for block in pair]
+
+        def some(image: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+            return read([self.level(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)], image)
+
+        with torch.autocast(images.device.type, enabled=False):
+            size = frames_at_once(frame_bytes(self.head, *images.shape[-2:]))
+            found = in_chunks(some, size, images.flatten(0, 1), *layers)
+        return tuple(t.unflatten(0, images.shape[:2]) for t in found)
+
+
+class Da3Small(Da3):
+    """The small size."""
+
+    name = "da3-small"
+    licence = "Apache-2.0"
+
+
+class Da3Base(Da3):
+    """The base size."""
+
+    name = "da3-base"
+    licence = "Apache-2.0"
+
+
+class Da3Giant(Da3):
+    """The giant size, with a Gaussian head."""
+
+    name = "da3-giant"
+
+
+def key_map(config: Da3Config) -> KeyMap:
+    """Names in the official network <-> ours; checkpoints put "model." before them."""
+    start, blocks = config.alternate, "backbone.pretrained.blocks.{}."
+    own = KeyMap(
+        (
+            ("backbone.pretrained.", "encoder."),
+            ("backbone.pretrained.camera_token", "camera_token"),
+            *numbered(blocks, "encoder.blocks.{}.", [(i, i) for i in range(start)]),
+            *numbered(blocks, "trunk.blocks.{}.", [(i, i - start) for i in range(start, config.depth)]),
+            *view_camera.KEYS,
+        ),
+        tied=tuple(
+            tuple(f"head.scratch.output_conv2_aux.{level}.2.{part}" for level in range(4))
+            for part in ("weight", "bias")
+        ),
+    )
+    heads = KeyMap(dense.KEYS)
+    return own + heads.under("head.", "head.") + heads.under("gs_head.", "gaussian_head.")

@@ -1,0 +1,145 @@
+"""Depth Anything 3, the single-view models: depth and sky of each picture on its own.
+
+The metric model's depth times focal length in pixels / 300 is in metres. Accepts the official checkpoints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lean3r.geometry.camera import intrinsics_from_focal
+from lean3r.geometry.pose import identity_pose
+from lean3r.heads import dense
+from lean3r.heads.dense import DptHead, frame_bytes
+from lean3r.heads.sky import CANONICAL_FOCAL_PX, fill_sky, is_sky
+from lean3r.layers.embed import imagenet
+from lean3r.layers.vit import VisionTransformer
+from lean3r.models.base import Backbone, block_bytes, frames_at_once, in_chunks
+from lean3r.models.keymap import KeyMap
+from lean3r.types import Prediction, TokenLayout, Tokens, Views
+
+DEFAULT_FOCAL = 1.2  # of the longer side, where the file states no focal length
+
+
+@dataclass(frozen=True)
+class Da3MonoConfig:
+    """Sizes of a single-view model; `keep` are the blocks that the head reads."""
+
+    width: int = 1024
+    depth: int = 24
+    heads: int = 16
+    keep: tuple[int, int, int, int] = (4, 11, 17, 23)
+    features: int = 256
+    channels: tuple[int, int, int, int] = (256, 512, 1024, 1024)
+    grid: int = 37
+
+
+class Da3Mono(Backbone):
+    """Any number of views, each for itself: poses are the identity, intrinsics those of the file or a guess."""
+
+    name = "da3mono-large"
+    licence = "Apache-2.0"
+    patch = 14
+    resolution = 504
+
+    SIZES: ClassVar = {"da3mono-large": Da3MonoConfig(), "da3metric-large": Da3MonoConfig()}
+
+    def __init__(self, config: Da3MonoConfig | None = None):
+        super().__init__()
+        config = config or self.SIZES[self.name]
+        self.config = config
+        self.encoder = VisionTransformer(
+            config.width, config.depth, config.heads, grid=config.grid, registers=0, resize="offset", norm_eps=1e-5
+        )
+        self.head = DptHead(
+            config.width, (1, 1), features=config.features, channels=config.channels, norm=False, uv=False
+        )
+        self.KEY_MAP = key_map().under("model.", "")
+
+    def encode(self, views: Views) -> Tokens:
+        """See Backbone.encode. Layers "block{i}" after the last norm [B, S, T, C], class token first."""
+        images = views.images
+        count, _, height, width = images.shape[1:]
+        layout = TokenLayout(count, 1, height // self.patch, width // self.patch)
+
+        def look(some: Tensor) -> tuple[Tensor, ...]:
+            kept = self.encoder.layers(imagenet(some), self.config.keep)
+            return tuple(self.encoder.norm(kept[block]) for block in self.config.keep)
+
+        size = frames_at_once(block_bytes(layout.tokens, self.config.width))
+        levels = in_chunks(look, size, images.flatten(0, 1))
+        names = [f"block{block}" for block in self.config.keep]
+        return Tokens(
+            {name: t.unflatten(0, images.shape[:2]) for name, t in zip(names, levels, strict=True)}, layout, views
+        )
+
+    def decode(self, tokens: Tokens, *, dense: bool = True) -> Prediction:
+        """See Backbone.decode. conf is 2, and 1 in the sky."""
+        images = tokens.views.images
+        poses = identity_pose(*images.shape[:2], device=images.device)
+        intrinsics, _ = focal_lengths(tokens.views)
+        if not dense:
+            return Prediction(poses, intrinsics, None, None)
+        depth, sky = self.raw_maps(tokens)
+        mask = is_sky(sky)
+        return Prediction(poses, intrinsics, fill_sky(depth, mask), 2.0 - mask.to(depth.dtype))
+
+    def outputs(self, tokens: Tokens) -> dict[str, Tensor]:
+        """Everything the official network returns, under its names."""
+        depth, sky = self.raw_maps(tokens)
+        return {"depth": fill_sky(depth, is_sky(sky)), "sky": sky}
+
+    def raw_maps(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Depth, sky not yet filled, and the sky score (0 and up), both [B, S, H, W]."""
+        images, layout = tokens.views.images, tokens.layout
+
+        def read(*levels: Tensor) -> tuple[Tensor, Tensor]:
+            cut = [t[:, 1:].float() for t in levels]
+            depth, sky = self.head(cut, layout.rows, layout.cols, *images.shape[-2:])
+            return depth[:, 0].exp(), sky[:, 0].relu()
+
+        with torch.autocast(images.device.type, enabled=False):
+            size = frames_at_once(frame_bytes(self.head, *images.shape[-2:]))
+            layers = [tokens.layers[f"block{block}"].flatten(0, 1) for block in self.config.keep]
+            depth, sky = in_chunks(read, size, *layers)
+        return depth.unflatten(0, images.shape[:2]), sky.unflatten(0, images.shape[:2])
+
+
+class Da3Metric(Da3Mono):
+    """The single-view model in metres, given the focal length; `is_metric` only where every file states one."""
+
+    name = "da3metric-large"
+
+    def decode(self, tokens: Tokens, *, dense: bool = True) -> Prediction:
+        """See Da3Mono.decode; depth is scaled by the focal length, a guessed one included."""
+        found = super().decode(tokens, dense=dense)
+        if found.depth is None:
+            return found
+        depth = found.depth * metres_per_unit(found.intrinsics)
+        _, known = focal_lengths(tokens.views)
+        return Prediction(found.cam_from_world, found.intrinsics, depth, found.conf, is_metric=known)
+
+
+def metres_per_unit(intrinsics: Tensor) -> Tensor:
+    """Factor [..., 1, 1] from the metric network's depth to metres, of intrinsics [..., 3, 3]."""
+    return intrinsics[..., [0, 1], [0, 1]].mean(-1)[..., None, None] / CANONICAL_FOCAL_PX
+
+
+def focal_lengths(views: Views) -> tuple[Tensor, bool]:
+    """Intrinsics [B, S, 3, 3] by the files' focal lengths, a guess where they state none; whether all state one."""
+    batch, count, _, height, width = views.images.shape
+    known = [s.focal_px / s.original_from_network[0] if s.focal_px else None for s in views.sources]
+    guess = DEFAULT_FOCAL * max(height, width)
+    focal = torch.full((batch, count, 2), guess, device=views.images.device)
+    if known:
+        focal[:] = torch.tensor([value or guess for value in known], device=focal.device)[:, None]
+    return intrinsics_from_focal(focal, height, width), bool(known) and None not in known
+
+
+def key_map() -> KeyMap:
+    """Names in the official network <-> ours; checkpoints put "model." before them."""
+    return KeyMap((("backbone.pretrained.", "encoder."),)) + KeyMap(dense.KEYS).under("head.", "head.")

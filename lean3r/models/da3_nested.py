@@ -1,0 +1,101 @@
+"""Depth Anything 3, nested: the giant any-view model, brought to metres by the metric single-view one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lean3r.geometry.pose import make_pose
+from lean3r.heads.sky import far, fill_sky, is_sky, metric_scale
+from lean3r.models import da3, da3_mono
+from lean3r.models.base import Backbone
+from lean3r.models.da3 import Da3, Da3Config
+from lean3r.models.da3_mono import Da3Mono, Da3MonoConfig, metres_per_unit
+from lean3r.types import Prediction, Tokens, Views
+
+METRIC = "metric."
+MAX_SKY_METRES = 200.0
+
+
+@dataclass(frozen=True)
+class Da3NestedConfig:
+    """Sizes of the two models."""
+
+    main: Da3Config = Da3.SIZES["da3-giant"]
+    metric: Da3MonoConfig = Da3Mono.SIZES["da3metric-large"]
+
+
+class Da3Nested(Backbone):
+    """As Da3, in metres."""
+
+    name = "da3nested-giant-large"
+    licence = "CC-BY-NC-4.0"
+    patch = 14
+    resolution = 504
+
+    SIZES: ClassVar = {"da3nested-giant-large": Da3NestedConfig()}
+
+    def __init__(self, config: Da3NestedConfig | None = None):
+        super().__init__()
+        config = config or self.SIZES["da3nested-giant-large"]
+        self.config = config
+        self.main = Da3(config.main)
+        self.metric = Da3Mono(config.metric)
+        self.KEY_MAP = da3.key_map(config.main).under("model.da3.", "main.") + da3_mono.key_map().under(
+            "model.da3_metric.", "metric."
+        )
+
+    def encode(self, views: Views, **known: Any) -> Tokens:
+        """See Da3.encode. Layers of the metric model carry the prefix "metric."."""
+        main = self.main.encode(views, **known)
+        metric = self.metric.encode(views)
+        layers = main.layers | {METRIC + name: value for name, value in metric.layers.items()}
+        return Tokens(layers, main.layout, views)
+
+    def split(self, tokens: Tokens) -> tuple[Tokens, Tokens]:
+        """Tokens of the main model and of the metric one."""
+        main = {name: value for name, value in tokens.layers.items() if not name.startswith(METRIC)}
+        metric = {name.removeprefix(METRIC): tokens.layers[name] for name in tokens.layers if name.startswith(METRIC)}
+        return Tokens(main, tokens.layout, tokens.views), Tokens(metric, tokens.layout, tokens.views)
+
+    def decode(self, tokens: Tokens, *, dense: bool = True) -> Prediction:
+        """See Backbone.decode. Metric when dense and where enough of the scene is not sky; else of no known scale."""
+        main, metric = self.split(tokens)
+        found = self.main.decode(main, dense=dense)
+        return found if found.depth is None else self._scaled(found, *self.metric.raw_maps(metric))[0]
+
+    def outputs(self, tokens: Tokens) -> dict[str, Tensor]:
+        """Everything the official network returns, under its names."""
+        main, metric = self.split(tokens)
+        found = self.main.outputs(main)
+        raw = Prediction(*self.main.cameras(found["pose_enc"], main), found["depth"], found["depth_conf"])
+        scaled, scale = self._scaled(raw, *self.metric.raw_maps(metric))
+        assert scaled.depth is not None and scaled.conf is not None
+        return found | {
+            "depth": scaled.depth,
+            "depth_conf": scaled.conf,
+            "extrinsics": scaled.cam_from_world[..., :3, :],
+            "scale_factor": scale,
+        }
+
+    def _scaled(self, raw: Prediction, metric_depth: Tensor, sky_score: Tensor) -> tuple[Prediction, Tensor]:
+        """The prediction in metres, sky filled, and the factor [B] (1 where none could be found)."""
+        assert raw.depth is not None and raw.conf is not None
+        sky = is_sky(sky_score)
+        metres = fill_sky(metric_depth, sky) * metres_per_unit(raw.intrinsics)
+        scales = [metric_scale(*scene) for scene in zip(raw.depth, raw.conf, metres, sky, strict=True)]
+        scale = torch.stack([raw.depth.new_ones(()) if s is None else s for s in scales])
+        depth = raw.depth * scale[:, None, None, None]
+        limit = torch.stack(
+            [
+                far(d[~s]).clamp_max(MAX_SKY_METRES) if bool((~s).any()) else d.max()
+                for d, s in zip(depth, sky, strict=True)
+            ]
+        )
+        depth = torch.where(sky, limit[:, None, None, None], depth)
+        conf = raw.conf.masked_fill(sky, 1.0)
+        pose = make_pose(raw.cam_from_world[..., :3, :3], raw.cam_from_world[..., :3, 3] * scale[:, None, None])
+        return Prediction(pose, raw.intrinsics, depth, conf, is_metric=None not in scales), scale
