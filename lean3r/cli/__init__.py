@@ -11,6 +11,7 @@ COMMANDS = Registry(
         "reconstruct": "lean3r.cli.reconstruct:Reconstruct",
         "models": "lean3r.cli.models:Models",
         "doctor": "lean3r.cli.doctor:Doctor",
+        "demo": "lean3r.cli.demo:Demo",
         "train": "lean3r.cli.train:Train",
     },
 )

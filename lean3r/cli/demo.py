@@ -1,0 +1,131 @@
+"""`lean3r demo`: photographs of a synthetic room, reconstructed and compared with the truth."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from lean3r.cli.console import Console, format_table
+from lean3r.cli.options import option
+from lean3r.cli.reconstruct import Reconstruct
+from lean3r.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lean3r.data.base import SceneBatch
+    from lean3r.types import Reconstruction
+
+HEIGHT, WIDTH = 768, 1024
+VIEWS = 8
+SMALL_BASELINE = 0.05  # of the mean depth: pairs nearer than that have no reliable direction
+
+
+@dataclass
+class Demo:
+    """Photograph a synthetic room, reconstruct it, and say how far the result is from the truth."""
+
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR", aliases=["-o"])] = Path("demo")
+    """Where the photos and the results go; results of an earlier demo are replaced."""
+
+    photos: Annotated[Path | None, option("DIR")] = None
+    """Reconstruct these pictures instead; there is no truth to compare with then."""
+
+    weights: Annotated[Path | None, option("FILE")] = None
+    """Weights other than those that come with nano."""
+
+    seed: Annotated[int, option("N")] = 1
+    """Which room."""
+
+    verbose: Annotated[bool, option(None, "-v")] = False
+    """Say more, and show the traceback of an unexpected error."""
+
+    def run(self) -> None:
+        """Make the photos unless they are given, reconstruct, compare, print where the files are."""
+        if self.photos is not None:
+            if not self.photos.is_dir():
+                raise InputError(f"{self.photos} is no folder; give one with pictures: make demo PHOTOS=DIR")
+            self.reconstruct(self.photos, self.out / "own")
+            return
+        console, folder = Console(), self.out / "photos"
+        with console.stage("photos"):
+            truth = photograph(folder, self.seed)
+        console.line("", f"{VIEWS} photos of a synthetic room in {folder}")
+        scene = self.reconstruct(folder, self.out / "room")
+        figures = compare(scene, truth)
+        print("\nagainst the truth\n" + format_table([(name, value) for name, value in figures.items()]))
+
+    def reconstruct(self, photos: Path, out: Path) -> Reconstruction:
+        """Reconstruct a folder into another and print that."""
+        job = Reconstruct([str(photos)], out, weights=self.weights, overwrite=True, verbose=self.verbose)
+        scene, _ = job.work(Console())
+        print(out)
+        return scene
+
+
+def photograph(folder: Path, seed: int, height: int = HEIGHT, width: int = WIDTH) -> SceneBatch:
+    """Write photographs of room `seed` as a phone would (JPEG, EXIF with the focal length), and return the truth.
+
+    The seed names a stream of scenes that no training recipe uses.
+    """
+    from PIL import Image
+
+    from lean3r.data.synthetic import SyntheticWorld
+
+    world = SyntheticWorld(height, width, VIEWS, seed=2_000_003, room=1, arena=0, facade=0, terrain=0, shadows=True)
+    truth = world.batch(seed, 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = (truth.images[0] * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    for index, (pixels, camera) in enumerate(zip(pictures, truth.intrinsics[0], strict=True), start=1):
+        exif = Image.Exif()
+        exif[0x010F], exif[0x0110] = "lean3r", "synthetic camera"
+        # Focal length as if for a 36 x 24 mm frame, by its diagonal.
+        exif.get_ifd(0x8769)[0xA405] = round(float(camera[0, 0]) * math.hypot(36, 24) / math.hypot(height, width))
+        Image.fromarray(pixels).save(folder / f"IMG_{index:04d}.jpg", quality=90, exif=exif)
+    return truth
+
+
+def compare(scene: Reconstruction, truth: SceneBatch) -> dict[str, str]:
+    """Errors of a reconstruction of all the views of one true scene, as text by name.
+
+    Cameras are compared pair by pair (VGGT convention), depth after one scale for the whole scene.
+    """
+    import numpy as np
+    import torch
+
+    from lean3r.eval.depth_errors import abs_rel
+    from lean3r.eval.pose_errors import pose_auc, relative_pose_errors
+
+    cameras, true_cameras = torch.from_numpy(scene.cam_from_world), truth.cam_from_world[0].double()
+    true_depth = network_depth(scene, truth.depth[0].numpy())
+    known = torch.from_numpy(true_depth > 0)
+    small = SMALL_BASELINE * float(true_depth[true_depth > 0].mean())
+    errors = relative_pose_errors(cameras, true_cameras)
+    auc = pose_auc(cameras, true_cameras, (5, 15, 30), small)
+    error = abs_rel(torch.from_numpy(scene.depth), torch.from_numpy(true_depth), known)
+    focal = scene.original_intrinsics[:, 0, 0] / truth.intrinsics[0, :, 0, 0].numpy() - 1
+    return {
+        "rotation": f"{np.median(errors.rotation_deg):.1f} degrees off (median over {len(errors.rotation_deg)} pairs)",
+        "direction of motion": f"{np.median(errors.translation_deg):.1f} degrees off",
+        "pose AUC at 5, 15, 30": ", ".join(f"{100 * auc[t]:.0f}" for t in (5, 15, 30)) + " of 100",
+        "depth": f"{100 * error:.1f} % off (AbsRel after one scale)",
+        "focal length": f"{100 * np.median(np.abs(focal)):.1f} % off",
+    }
+
+
+def network_depth(scene: Reconstruction, depth: np.ndarray) -> np.ndarray:
+    """True depth [S, h, w] of the original pictures at the pixels of the network's pictures [S, H, W]; 0 on padding."""
+    import numpy as np
+
+    height, width = scene.depth.shape[1:]
+    result = np.zeros_like(scene.depth)
+    for view, source in enumerate(scene.sources):
+        sx, sy, ox, oy = source.original_from_network
+        rows = np.floor((np.arange(height) + 0.5) * sy + oy).astype(int).clip(0, source.height - 1)
+        cols = np.floor((np.arange(width) + 0.5) * sx + ox).astype(int).clip(0, source.width - 1)
+        result[view] = depth[view][np.ix_(rows, cols)] * scene.mask[view]
+    return result
