@@ -81,6 +81,8 @@ def draw_curves(train_csv: Path, validation_csv: Path, picture: Path) -> None:
     for axes, (name, curves) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels.items(), strict=False):
         for label, (steps, values) in curves.items():
             axes.plot(steps, values, label=label, linewidth=1.2, marker="." if label == "validation" else "")
+        if len(curves) > 1:
+            axes.legend(fontsize=7)
         axes.set_title(name, fontsize=9)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
