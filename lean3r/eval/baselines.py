@@ -1,0 +1,34 @@
+"""What a predictor reaches that never looks at the pictures: the least that a model must beat."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from lean3r.eval.pose_errors import auc_histogram, pose_pair_errors
+from lean3r.geometry.pose import invert_pose, make_pose
+
+# Directions tried for the constant motion: axes, edges and corners of a cube, one of each opposite pair.
+DIRECTIONS = [d for d in itertools.product((-1.0, 0.0, 1.0), repeat=3) if d > (0.0, 0.0, 0.0)]
+
+
+def constant_motion(views: int, direction: tuple[float, float, float]) -> Tensor:
+    """cam_from_world [S, 4, 4] of cameras that never turn and move one step along `direction` each time."""
+    centers = torch.arange(views, dtype=torch.float64)[:, None] * torch.tensor(direction, dtype=torch.float64)
+    return invert_pose(make_pose(torch.eye(3, dtype=torch.float64).expand(views, 3, 3), centers))
+
+
+def best_constant_motion(truth: list[Tensor], small_baselines: list[float | None]) -> tuple[float, float, float]:
+    """The direction with the highest AUC@30 over these scenes [S, 4, 4]: chosen with the truth in hand, so that
+    the baseline is as strong as a constant can be. Lengths as in `pose_pair_errors`."""
+
+    def score(direction: tuple[float, float, float]) -> float:
+        errors = [
+            torch.from_numpy(pose_pair_errors(constant_motion(len(t), direction), t, small))
+            for t, small in zip(truth, small_baselines, strict=True)
+        ]
+        return auc_histogram(torch.cat(errors).numpy(), 30)
+
+    return max(DIRECTIONS, key=score)  # type: ignore[arg-type,return-value]
