@@ -1,0 +1,156 @@
+"""How accurate is nano? Held-out synthetic scenes and real photo scenes, always beside what a constant reaches.
+
+    python benchmarks/accuracy.py [--weights FILE] [--scenes 200] [--photos ../shared/data/scenes]
+
+Writes benchmarks/results/nano_accuracy.json. Conventions: docs/nano.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import hardware, write_result
+
+import lean3r
+from lean3r.data.base import SceneBatch
+from lean3r.data.colmap import read_cameras
+from lean3r.data.synthetic import SyntheticWorld
+from lean3r.eval.baselines import best_constant_motion, constant_motion
+from lean3r.eval.pose_errors import auc_histogram, pose_auc, pose_pair_errors
+from lean3r.eval.synthetic import SMALL_BASELINE, THRESHOLDS_DEG, score_scenes
+from lean3r.models.base import Backbone
+from lean3r.pipeline.reconstruct import predict
+from lean3r.train.recipes import HELD_OUT_SEED
+from lean3r.types import Prediction, Views
+
+SIZES = ((240, 240), (208, 272), (272, 208), (192, 288))  # height, width: equal shares of the scenes
+MEAN_DEPTH_SCENES = 96
+
+
+def held_out(views: int, scenes: int, seed: int = HELD_OUT_SEED) -> Iterator[SceneBatch]:
+    """`scenes` scenes of the stream that no recipe trains on, one at a time, all picture shapes by turns."""
+    world = SyntheticWorld(seed=seed)
+    for index in range(scenes):
+        height, width = SIZES[index % len(SIZES)]
+        yield world.batch(index, 1, views=views, height=height, width=width)
+
+
+def mean_log_depth() -> torch.Tensor:
+    """[1, 1, 30, 30] mean log depth map of training scenes after their mean is removed: floor below, wall ahead."""
+    total, count = torch.zeros(30, 30), torch.zeros(30, 30)
+    world = SyntheticWorld(seed=7, height=30, width=30)
+    for index in range(MEAN_DEPTH_SCENES):
+        depth = world.batch(index, 1, views=4).depth[0]
+        known = depth > 0
+        log = torch.where(known, depth.clamp_min(1e-6).log(), 0.0)
+        log = torch.where(known, log - log.sum() / known.sum(), 0.0)
+        total, count = total + log.sum(0), count + known.sum(0)
+    return (total / count.clamp_min(1))[None, None]
+
+
+def constant_predictor(direction: tuple[float, float, float], log_depth: torch.Tensor):
+    """A predictor that never looks: no rotation, one direction of motion, one depth map, one focal length."""
+
+    def call(views: Views) -> Prediction:
+        count, _, height, width = views.images.shape[1:]
+        depth = torch.nn.functional.interpolate(log_depth, (height, width), mode="bilinear").exp()[0]
+        focal = 0.9 * (height * width) ** 0.5
+        intrinsics = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
+        return Prediction(
+            constant_motion(count, direction)[None],
+            intrinsics.expand(1, count, 3, 3),
+            depth.expand(1, count, height, width),
+            None,
+        )
+
+    return call
+
+
+def synthetic(model: Backbone, scenes: int, view_counts: list[int]) -> dict[str, dict]:
+    """nano and the constant predictor on the same held-out scenes, by number of views."""
+    depth_map, rows = mean_log_depth(), {}
+    for views in view_counts:
+        truth, small = [], []
+        for batch in held_out(views, scenes):
+            truth.append(batch.cam_from_world[0].double())
+            small.append(SMALL_BASELINE * float(batch.depth[batch.depth > 0].mean()))
+        direction = best_constant_motion(truth, small)
+        counted = np.concatenate([pose_pair_errors(t, t, None) >= 0 for t in truth]).size
+        start = time.perf_counter()
+        ours = score_scenes(lambda v: predict(model, v), held_out(views, scenes))
+        seconds = time.perf_counter() - start
+        constant = score_scenes(constant_predictor(direction, depth_map), held_out(views, scenes))
+        flat = score_scenes(constant_predictor(direction, torch.zeros(1, 1, 2, 2)), held_out(views, scenes))
+        rows[str(views)] = {
+            "nano": ours,
+            "constant": constant,
+            "constant_depth_abs_rel": flat["abs_rel"],
+            "constant_direction": direction,
+            "pairs": counted,
+            "seconds_with_rendering": seconds,
+        }
+        print(f"{views:3d} views  nano {short(ours)}\n           constant {short(constant)}", flush=True)
+    return rows
+
+
+def photos(model: Backbone, folder: Path) -> dict[str, dict]:
+    """Every real scene against its COLMAP cameras: all pairs, directions of all of them counted."""
+    rows = {}
+    for scene in sorted(p for p in folder.iterdir() if (p / "gt").is_dir()):
+        truth = read_cameras(scene / "gt")
+        found = lean3r.reconstruct(model, scene / "images")
+        order = [found.names.index(name) for name in truth.names]
+        poses = torch.from_numpy(truth.cam_from_world)
+        direction = best_constant_motion([poses], [None])
+        focal = found.original_intrinsics[order, 0, 0] / truth.intrinsics[:, 0, 0]
+        ours = pose_auc(torch.from_numpy(found.cam_from_world[order]), poses, THRESHOLDS_DEG)
+        constant = pose_auc(constant_motion(len(order), direction), poses, THRESHOLDS_DEG)
+        rows[scene.name] = {
+            "views": len(order),
+            "nano": {f"auc{t}": 100 * v for t, v in ours.items()},
+            "constant": {f"auc{t}": 100 * v for t, v in constant.items()},
+            "focal_error_percent": 100 * float(np.median(np.abs(focal - 1))),
+        }
+        print(f"{scene.name:24s} nano {short(rows[scene.name]['nano'])}  constant {short(rows[scene.name]['constant'])}")
+    return rows
+
+
+def short(figures: dict[str, float]) -> str:
+    """The figures that fit on a line."""
+    names = ("auc5", "auc15", "auc30", "all_auc30", "rotation_deg", "translation_deg", "abs_rel", "focal")
+    return "  ".join(f"{n} {figures[n]:.1f}" for n in names if n in figures)
+
+
+def check_scoring() -> None:
+    """The truth scores 100 and is a fixed point of the metric; run before anything is measured."""
+    batch = next(held_out(3, 1))
+    exact = Prediction(batch.cam_from_world, batch.intrinsics, batch.depth, None)
+    figures = score_scenes(lambda _: exact, [batch])
+    assert figures["auc5"] > 99.9 and figures["abs_rel"] < 1e-3 and figures["focal"] < 1e-3, figures
+    assert auc_histogram(np.full(4, 90.0), 30) == 0.0
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights")
+    parser.add_argument("--scenes", type=int, default=200)
+    parser.add_argument("--views", type=int, nargs="+", default=[2, 4, 8, 16])
+    parser.add_argument("--photos", type=Path, default=Path("../shared/data/scenes"))
+    parser.add_argument("--out", default="nano_accuracy")
+    options = parser.parse_args()
+    check_scoring()
+    model = lean3r.load("nano", weights=options.weights)
+    result = {"weights_hash": model.origin.hash, "scenes": options.scenes, "hardware": hardware()}
+    result["photos"] = photos(model, options.photos) if options.photos.is_dir() else "skipped: no such folder"
+    result["synthetic"] = synthetic(model, options.scenes, options.views) if options.scenes else {}
+    print(write_result(options.out, result))
+
+
+if __name__ == "__main__":
+    main()
