@@ -45,7 +45,7 @@ class Doctor:
 
 def examine() -> list[Finding]:
     """Every finding, hardware first. Takes a few seconds: it imports what it reports on."""
-    return [*hardware(), *(required(name) for name in _REQUIRED), *optional(), *weights()]
+    return [*hardware(), *(required(name) for name in _REQUIRED), *optional(), weights()]
 
 
 def hardware() -> list[Finding]:
@@ -107,13 +107,14 @@ def optional() -> list[Finding]:
     return found
 
 
-def weights() -> list[Finding]:
-    """Whether each model's own weights are there."""
-    from lean3r.cli.models import describe
-    from lean3r.pipeline.load import list_models
+def weights() -> Finding:
+    """Whether the embedded weights are there."""
+    from lean3r.pipeline.load import EMBEDDED, list_models
 
-    rows = [describe(name) for name in list_models()]
-    return [Finding(f"model {r['name']}", r["weights"] is not None, r["weights"] or r["missing"]) for r in rows]
+    found = [name for name in list_models() if (EMBEDDED / f"{name}.safetensors").is_file()]
+    if found:
+        return Finding("weights", True, f"in the package: {', '.join(found)}; `lean3r models` lists all")
+    return Finding("weights", False, "none in the package", "lean3r train nano, or give a file with --weights")
 
 
 def import_failure(module: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import dataclass
 from typing import Annotated
@@ -25,40 +26,31 @@ class Models:
         if self.json:
             print(json.dumps(rows))
             return
-        header = ("name", "parameters", "licence", "weights", "predicts")
+        header = ("name", "parameters", "licence", "weights", "about")
         cells = [
-            (r["name"], f"{r['parameters'] / 1e6:.2f} M", r["licence"], r["weights"] or "missing", r["predicts"])
+            (r["name"], f"{r['parameters'] / 1e6:,.1f} M", r["licence"], r["weights"] or "needs --weights", r["about"])
             for r in rows
         ]
         print(format_table(cells, header))
-        for row in rows:
-            if row["missing"]:
-                print(row["missing"])
 
 
 def describe(name: str) -> dict:
-    """One model as JSON-ready values; `weights` is None and `missing` says why where they are not there."""
+    """One model as JSON-ready values; `weights` is None where they do not come with the package."""
     import torch
 
-    from lean3r.errors import WeightsError
     from lean3r.models import MODELS
-    from lean3r.pipeline.load import embedded_weights
+    from lean3r.pipeline.load import EMBEDDED
 
+    # On the meta device a model of a billion parameters costs neither memory nor time.
     with torch.device("meta"):
         model = MODELS.get(name)()
-    weights, missing = None, ""
-    try:
-        path = embedded_weights(name)
-        weights = f"in the package ({path.stat().st_size / 1e6:.1f} MB)"
-    except WeightsError as error:
-        missing = str(error)
+    path = EMBEDDED / f"{name}.safetensors"
     return {
         "name": name,
         "parameters": model.parameter_count,
         "licence": model.licence,
-        "weights": weights,
-        "missing": missing,
-        "predicts": "cameras, depth, confidence",
+        "weights": f"in the package ({path.stat().st_size / 1e6:.1f} MB)" if path.is_file() else None,
+        "about": (inspect.getdoc(type(model)) or "").partition("\n\n")[0].replace("\n", " "),
         "resolution": model.resolution,
         "patch": model.patch,
     }

@@ -58,8 +58,8 @@ def embedded_weights(name: str) -> Path:
     path = EMBEDDED / f"{name}.safetensors"
     if not path.is_file():
         raise WeightsError(
-            f"the weights of {name} are not in this installation (no {path.name} in lean3r/weights). "
-            f"Give a file with --weights, or train them: lean3r train {name}"
+            f"the weights of {name} do not come with lean3r (no {path.name} in lean3r/weights). "
+            "Give a file with --weights; those of nano are made by lean3r train nano"
         )
     return path
 

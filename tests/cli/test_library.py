@@ -83,7 +83,7 @@ def test_names_of_devices_and_number_types() -> None:
 
 
 def test_missing_embedded_weights_say_what_to_do() -> None:
-    with pytest.raises(WeightsError, match=r"--weights, or train them: lean3r train giant"):
+    with pytest.raises(WeightsError, match=r"giant do not come with lean3r .* Give a file with --weights"):
         embedded_weights("giant")
 
 
@@ -100,6 +100,6 @@ def test_models_and_doctor_report(capsys) -> None:
     assert main(["models"]) == 0 and "Apache-2.0" in capsys.readouterr().out
     assert main(["doctor", "--json"]) == 0
     findings = {finding["part"]: finding for finding in json.loads(capsys.readouterr().out)}
-    assert {"CPU", "memory", "GPU", "torch", "pycolmap", "triton", "C++ compiler", "model nano"} <= set(findings)
+    assert {"CPU", "memory", "GPU", "torch", "pycolmap", "triton", "C++ compiler", "weights"} <= set(findings)
     assert all(f["usable"] or f["detail"] for f in findings.values())
     assert main(["doctor"]) == 0 and "usable" in capsys.readouterr().out
