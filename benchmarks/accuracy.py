@@ -116,7 +116,9 @@ def photos(model: Backbone, folder: Path) -> dict[str, dict]:
             "constant": {f"auc{t}": 100 * v for t, v in constant.items()},
             "focal_error_percent": 100 * float(np.median(np.abs(focal - 1))),
         }
-        print(f"{scene.name:24s} nano {short(rows[scene.name]['nano'])}  constant {short(rows[scene.name]['constant'])}")
+        print(
+            f"{scene.name:24s} nano {short(rows[scene.name]['nano'])}  constant {short(rows[scene.name]['constant'])}"
+        )
     return rows
 
 

@@ -40,7 +40,18 @@ def take_photos(folder: Path, count: int, height: int = 768, width: int = 1024) 
 
 def measure(photos: Path, out: Path, weights: str | None) -> dict:
     """One run in a process of its own: wall seconds, seconds by stage, peak memory."""
-    command = [sys.executable, "-m", "lean3r", "reconstruct", str(photos), "-o", str(out), "--json", "-q", "--overwrite"]
+    command = [
+        sys.executable,
+        "-m",
+        "lean3r",
+        "reconstruct",
+        str(photos),
+        "-o",
+        str(out),
+        "--json",
+        "-q",
+        "--overwrite",
+    ]
     start = time.perf_counter()
     done = subprocess.run(command + (["--weights", weights] if weights else []), capture_output=True, text=True)
     wall = time.perf_counter() - start

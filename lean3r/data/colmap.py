@@ -30,7 +30,9 @@ def read_cameras(folder: str | Path) -> ColmapCameras:
     try:
         model = pycolmap.Reconstruction(str(folder))
     except (ValueError, RuntimeError) as error:
-        raise InputError(f"{folder} holds no readable COLMAP model ({error}); expected cameras, images, points3D.") from error
+        raise InputError(
+            f"{folder} holds no readable COLMAP model ({error}); expected cameras, images, points3D."
+        ) from error
     names, poses, intrinsics, sizes, depths = [], [], [], [], []
     for image_id in sorted(model.images):
         image = model.images[image_id]

@@ -45,27 +45,33 @@ def picture_size(stage: Stage, step: int) -> tuple[int, int]:
 
 
 def nano(textures: str | None = None) -> Recipe:
-    """The shipped nano: first many small pictures (64 patches), then few at the default size (225 patches),
-    where the guided head joins. Written for 2 CPU cores."""
+    """The shipped nano, for 2 CPU cores: many small pictures (64 patches), then fewer at the default size (225
+    patches), then the guided head alone on top of the finished trunk."""
     coarse = TrainConfig(
         name="nano-coarse",
         seed=1,
-        stages=(Stage(steps=12_000, height=64, width=64, views=(2, 4, 2, 8, 3), views_per_step=32),),
+        stages=(Stage(steps=9_000, height=64, width=64, views=(2, 4, 2, 8, 3), views_per_step=32),),
         optim=OptimConfig(lr=1e-3, muon_lr=2e-3, warmup_steps=200, final_lr_ratio=0.2),
         validate_every=1_000,
-        checkpoint_every=500,
+        checkpoint_every=300,
         best_key="auc30",
     )
     fine = replace(
         coarse,
         name="nano-fine",
-        stages=(
-            Stage(
-                steps=2_000, height=240, width=240, views=(2, 4, 2, 8), views_per_step=16, loss={"full": 1.0}
-            ),
-        ),
+        stages=(Stage(steps=2_400, height=120, width=120, views=(2, 4, 2, 8), views_per_step=16),),
         optim=replace(coarse.optim, lr=5e-4, muon_lr=1e-3, warmup_steps=50, final_lr_ratio=0.0, ema_decay=0.995),
-        validate_every=250,
+        validate_every=400,
         checkpoint_every=100,
     )
-    return Recipe("nano", (coarse, fine), SyntheticWorld(textures=textures, seed=7, compile=True), processes=2)
+    trunk = ("stem", "special", "trunk", "matcher", "cameras", "depths", "feedbacks")
+    sharp = replace(
+        fine,
+        name="nano-sharp",
+        stages=(
+            Stage(steps=600, height=240, width=240, views=(2, 4), views_per_step=8, frozen=trunk, loss={"full": 1.0}),
+        ),
+        optim=replace(fine.optim, lr=2e-3, warmup_steps=30),
+        validate_every=200,
+    )
+    return Recipe("nano", (coarse, fine, sharp), SyntheticWorld(textures=textures, seed=7, compile=True), processes=2)
