@@ -47,7 +47,7 @@ def read_cameras(folder: str | Path) -> ColmapCameras:
         sizes.append((camera.width, camera.height))
         points = [model.points3D[p.point3D_id].xyz for p in image.points2D if p.has_point3D()]
         if points:
-            depths.append((np.stack(points) @ pose[2, :3] + pose[2, 3]))
+            depths.append(np.stack(points) @ pose[2, :3] + pose[2, 3])
     if not names:
         raise InputError(f"{folder} holds no posed picture.")
     mean = float(np.concatenate(depths).mean()) if depths else float("nan")

@@ -44,11 +44,11 @@ class Target:
 @torch.no_grad()
 def make_target(batch: SceneBatch, cell: int, tolerance: float = 0.06) -> Target:
     """Ground truth for patches of `cell` pixels; `tolerance` is the depth agreement that counts as visible."""
-    count, views, height, width = batch.depth.shape
-    rows, cols = height // cell, width // cell
+    views, height, width = batch.depth.shape[1:]
+    cols = width // cell
     depth, known_full = batch.depth, batch.depth > 0
-    log_scale = (depth.clamp_min(1e-6).log() * known_full).flatten(1).sum(-1) / known_full.flatten(1).sum(-1).clamp_min(1)
-    scale = log_scale.exp()
+    log_sum = (depth.clamp_min(1e-6).log() * known_full).flatten(1).sum(-1)
+    scale = (log_sum / known_full.flatten(1).sum(-1).clamp_min(1)).exp()
     depth = (depth / scale[:, None, None, None]).clamp_max(FAR_RATIO)
     at = depth[..., cell // 2 :: cell, cell // 2 :: cell].flatten(2)
     known = at > 0

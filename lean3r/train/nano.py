@@ -43,7 +43,9 @@ def nano_loss(model: IterativeModel, batch: SceneBatch, *, full: float = 0.0) ->
     """Total loss and its parts. With `full` 0 the batch has half-size pictures and the guided head rests;
     otherwise the pictures have full size and its losses count with this weight."""
     cell = model.patch // 2
-    half = batch.images if not full else F.avg_pool2d(batch.images.flatten(0, 1), 2).unflatten(0, batch.images.shape[:2])
+    half = (
+        batch.images if not full else F.avg_pool2d(batch.images.flatten(0, 1), 2).unflatten(0, batch.images.shape[:2])
+    )
     target = make_target(batch, cell if not full else model.patch)
     found = model.iterate(half)
     parts = match_losses(found.matches.logits, found.matches.position, found.matches.visibility, target)
