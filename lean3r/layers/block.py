@@ -11,6 +11,8 @@ from lean3r.layers.attention import Rotation, SelfAttention
 from lean3r.layers.mlp import feed_forward
 from lean3r.types import TokenLayout
 
+MLP_ELEMENTS = 1 << 24  # of input that the MLP takes at once without gradients; its hidden layer is 4 times wider
+
 
 class LayerScale(nn.Module):
     """Per-channel factor on a branch."""
@@ -50,4 +52,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, layout: TokenLayout, key_mask: Tensor | None = None) -> Tensor:
         """[B, N, C] -> [B, N, C]."""
         x = x + self.ls1(self.attn(self.norm1(x), layout, key_mask))
-        return x + self.ls2(self.mlp(self.norm2(x)))
+        if torch.is_grad_enabled() or x.numel() <= MLP_ELEMENTS:
+            return x + self.ls2(self.mlp(self.norm2(x)))
+        for part in x.flatten(0, 1).split(max(1, MLP_ELEMENTS // x.shape[-1])):
+            part += self.ls2(self.mlp(self.norm2(part)))
+        return x

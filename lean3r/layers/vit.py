@@ -89,11 +89,11 @@ class VisionTransformer(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """[N, channels, H, W] -> tokens before the first block [N, special + rows * cols, C]."""
         rows, cols = images.shape[-2] // self.patch, images.shape[-1] // self.patch
-        x = self.patch_embed(images)
-        x = x + self.positions(rows, cols).to(x.dtype)
-        first = (self.cls_token + self.pos_embed[:, :1]).to(x.dtype)
+        # Under autocast the convolution gives half precision; the parameters carry the sum back to their own type.
+        x = self.patch_embed(images) + self.positions(rows, cols)
+        first = self.cls_token + self.pos_embed[:, :1]
         if self.special > 1:
-            first = torch.cat([first, self.register_tokens.to(x.dtype)], dim=1)
+            first = torch.cat([first, self.register_tokens], dim=1)
         return torch.cat([first.expand(len(x), -1, -1), x], dim=1)
 
     def positions(self, rows: int, cols: int) -> Tensor:
@@ -107,4 +107,4 @@ class VisionTransformer(nn.Module):
         else:
             factors = ((rows + OFFSET) / self.grid, (cols + OFFSET) / self.grid)
             table = F.interpolate(table, scale_factor=factors, mode="bicubic")
-        return table.flatten(2).transpose(1, 2)
+        return table.flatten(2).transpose(1, 2).to(self.pos_embed.dtype)

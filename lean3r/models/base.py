@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lean3r.errors import InputError, UsageError
 from lean3r.models.keymap import KeyMap
 from lean3r.types import Prediction, Tokens, Views
 
@@ -71,3 +72,18 @@ def block_bytes(tokens: int, width: int) -> int:
 def patch_mask(views: Views, patch: int) -> Tensor | None:
     """[B, S, P] bool: patches that hold at least one picture pixel; None when the views have no padding."""
     return None if views.mask is None else F.max_pool2d(views.mask.float(), patch).flatten(2) > 0
+
+
+def check_views(views: Views, patch: int) -> None:
+    """Raise UsageError on a shape that no model of this patch size takes, InputError on pixels that are no numbers."""
+    shape = tuple(views.images.shape)
+    if len(shape) != 5 or shape[2] != 3:
+        raise UsageError(f"got images of shape {list(shape)}, expected [scenes, views, 3, height, width].")
+    if min(shape[:2]) < 1:
+        raise UsageError(f"got {shape[0]} scenes of {shape[1]} views, expected at least one of each.")
+    height, width = shape[-2:]
+    if min(height, width) < patch or height % patch or width % patch:
+        raise UsageError(f"got pictures of {width}x{height} pixels; both sides must be multiples of {patch}.")
+    broken = (~torch.isfinite(views.images)).flatten(2).any(-1).nonzero()
+    if len(broken):
+        raise InputError(f"view {int(broken[0, 1])} holds NaN or infinite pixels; leave it out or read it again.")

@@ -13,16 +13,17 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from lean3r.geometry.pose import invert_pose
+from lean3r.errors import UsageError
+from lean3r.geometry.pose import invert_pose, make_pose
 from lean3r.heads import dense, view_camera
 from lean3r.heads.dense import DptHead, DualDptHead, frame_bytes
 from lean3r.heads.pose_encoding import decode_intrinsics, decode_pose
-from lean3r.heads.view_camera import CameraDecoder, CameraEncoder
+from lean3r.heads.view_camera import CameraDecoder, CameraEncoder, usual_frame
 from lean3r.layers.embed import imagenet
 from lean3r.layers.reference import choose_reference
 from lean3r.layers.trunk import Role, Trunk
 from lean3r.layers.vit import VisionTransformer
-from lean3r.models.base import Backbone, block_bytes, frames_at_once, in_chunks, patch_mask
+from lean3r.models.base import Backbone, block_bytes, check_views, frames_at_once, full_precision, in_chunks, patch_mask
 from lean3r.models.keymap import KeyMap, numbered
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
 
@@ -94,21 +95,14 @@ class Da3(Backbone):
         )
         self.KEY_MAP = key_map(config).under("model.", "")
 
-    def encode(
-        self,
-        views: Views,
-        *,
-        cam_from_world: Tensor | None = None,
-        intrinsics: Tensor | None = None,
-        reference: str = "saddle_balanced",
-    ) -> Tokens:
-        """See Backbone.encode.
+    def encode(self, views: Views, *, reference: str = "saddle_balanced", normalise: bool = True) -> Tokens:
+        """See Backbone.encode. `reference` chooses the reference view (layers/reference.py).
 
-        Known cameras, cam_from_world [B, S, 4, 4] with intrinsics [B, S, 3, 3] in network pixels, replace the
-        choice of a reference view (layers/reference.py); heads/view_camera.usual_frame brings them to the frame
-        that the network expects. Layers: "block{i}" [B, S, T, C], and "reference" [B, S, 1, 1], 1 for the
-        reference view.
+        Poses and intrinsics that are known for all views replace that choice; other knowledge is not read.
+        `normalise` brings them to the frame that the network learned (heads/view_camera.usual_frame). Layers:
+        "block{i}" [B, S, T, C], and "reference" [B, S, 1, 1], 1 for the reference view.
         """
+        check_views(views, self.patch)
         images = imagenet(views.images)
         batch, count, _, height, width = images.shape
         start = self.config.alternate
@@ -120,14 +114,17 @@ class Da3(Backbone):
 
         size = frames_at_once(block_bytes(layout.tokens, self.config.width))
         x, classes = (t.unflatten(0, (batch, count)) for t in in_chunks(look, size, images.flatten(0, 1)))
-        chosen = choose_reference(classes, "first" if cam_from_world is not None else reference)
+        known = known_cameras(views)
+        chosen = choose_reference(classes, reference if known is None else "first")
         # Only the camera token tells the reference view apart: attention does not care for the order of views.
         is_reference = torch.arange(count, device=x.device) == chosen[:, None]
-        if cam_from_world is None or intrinsics is None:
+        if known is None:
             cameras = torch.where(is_reference[..., None], self.camera_token[:, :1], self.camera_token[:, 1:])
         else:
-            with torch.autocast(images.device.type, enabled=False):
-                cameras = self.camera_encoder(cam_from_world, intrinsics, height, width)
+            pose, intrinsics = known
+            with full_precision(images):
+                pose = usual_frame(pose)[0] if normalise else pose
+                cameras = self.camera_encoder(pose, intrinsics, height, width)
         x[:, :, 0] = cameras.to(x.dtype)
         wanted = {block for pair in self.pairs for block in pair}
         _, kept = self.trunk(x, layout, keep=[block - start for block in wanted])
@@ -143,13 +140,18 @@ class Da3(Backbone):
         return [(block - block % 2, block) for block in self.config.keep]
 
     def decode(self, tokens: Tokens, *, dense: bool = True) -> Prediction:
-        """See Backbone.decode. No scale is known."""
-        cameras = self.cameras(self.pose_encoding(tokens), tokens)
+        """See Backbone.decode. The scale is unknown, or that of the known poses, whose world is then the world."""
+        pose, intrinsics = self.cameras(self.pose_encoding(tokens), tokens)
         depth, conf = self.depth_maps(tokens) if dense else (None, None)
-        return Prediction(*cameras, depth, conf)
+        known = known_cameras(tokens.views)
+        if known is not None:
+            _, unit = usual_frame(known[0])
+            pose = make_pose(pose[..., :3, :3], pose[..., :3, 3] * unit[:, None, None]) @ known[0][:, :1]
+            depth = None if depth is None else depth * unit[:, None, None, None]
+        return Prediction(pose, intrinsics, depth, conf)
 
     def outputs(self, tokens: Tokens) -> dict[str, Tensor]:
-        """Everything the official network returns, under its names."""
+        """Everything the official network returns, under its names and in its own frame."""
         encoding = self.pose_encoding(tokens)
         cam_from_world, intrinsics = self.cameras(encoding, tokens)
         depth, conf = self.depth_maps(tokens)
@@ -167,7 +169,7 @@ class Da3(Backbone):
     def pose_encoding(self, tokens: Tokens) -> Tensor:
         """World-from-camera encodings [B, S, 9] (heads/pose_encoding.py)."""
         token = torch.cat([tokens.layers[f"block{block}"][:, :, 0] for block in self.pairs[-1]], dim=-1)
-        with torch.autocast(token.device.type, enabled=False):
+        with full_precision(token):
             return self.camera_decoder(token.float())
 
     def cameras(self, encoding: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
@@ -200,7 +202,7 @@ class Da3(Backbone):
         """Raw numbers of one Gaussian a pixel [B, S, 38, H, W], the last one its opacity in 0..1."""
         head = self.gaussian_head
         if head is None:
-            raise TypeError(f"{self.name} has no Gaussian head")
+            raise UsageError(f"{self.name} has no Gaussian head; da3-giant has one.")
 
         def read(levels: list[Tensor], image: Tensor) -> tuple[Tensor, ...]:
             height, width = image.shape[-2:]
@@ -221,7 +223,7 @@ class Da3(Backbone):
         def some(image: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
             return read([self.level(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)], image)
 
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images):
             size = frames_at_once(frame_bytes(self.head, *images.shape[-2:]))
             found = in_chunks(some, size, images.flatten(0, 1), *layers)
         return tuple(t.unflatten(0, images.shape[:2]) for t in found)
@@ -245,6 +247,15 @@ class Da3Giant(Da3):
     """The giant size, with a Gaussian head."""
 
     name = "da3-giant"
+
+
+def known_cameras(views: Views) -> tuple[Tensor, Tensor] | None:
+    """cam_from_world [B, S, 4, 4] and intrinsics [B, S, 3, 3] where both are known for all views, else None."""
+    known = views.known
+    if known is None or known.cam_from_world is None or known.intrinsics is None:
+        return None
+    partial = [has for has in (known.has_pose, known.has_intrinsics) if has is not None and not bool(has.all())]
+    return None if partial else (known.cam_from_world.float(), known.intrinsics.float())
 
 
 def key_map(config: Da3Config) -> KeyMap:

@@ -18,7 +18,7 @@ from lean3r.heads.dense import DptHead, frame_bytes
 from lean3r.heads.sky import CANONICAL_FOCAL_PX, fill_sky, is_sky
 from lean3r.layers.embed import imagenet
 from lean3r.layers.vit import VisionTransformer
-from lean3r.models.base import Backbone, block_bytes, frames_at_once, in_chunks
+from lean3r.models.base import Backbone, block_bytes, check_views, frames_at_once, full_precision, in_chunks
 from lean3r.models.keymap import KeyMap
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
 
@@ -62,6 +62,7 @@ class Da3Mono(Backbone):
 
     def encode(self, views: Views) -> Tokens:
         """See Backbone.encode. Layers "block{i}" after the last norm [B, S, T, C], class token first."""
+        check_views(views, self.patch)
         images = views.images
         count, _, height, width = images.shape[1:]
         layout = TokenLayout(count, 1, height // self.patch, width // self.patch)
@@ -102,7 +103,7 @@ class Da3Mono(Backbone):
             depth, sky = self.head(cut, layout.rows, layout.cols, *images.shape[-2:])
             return depth[:, 0].exp(), sky[:, 0].relu()
 
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images):
             size = frames_at_once(frame_bytes(self.head, *images.shape[-2:]))
             layers = [tokens.layers[f"block{block}"].flatten(0, 1) for block in self.config.keep]
             depth, sky = in_chunks(read, size, *layers)

@@ -48,9 +48,9 @@ class Da3Nested(Backbone):
             "model.da3_metric.", "metric."
         )
 
-    def encode(self, views: Views, **known: Any) -> Tokens:
+    def encode(self, views: Views, **options: Any) -> Tokens:
         """See Da3.encode. Layers of the metric model carry the prefix "metric."."""
-        main = self.main.encode(views, **known)
+        main = self.main.encode(views, **options)
         metric = self.metric.encode(views)
         layers = main.layers | {METRIC + name: value for name, value in metric.layers.items()}
         return Tokens(layers, main.layout, views)

@@ -20,7 +20,7 @@ from lean3r.heads.track import Tracker, Tracks
 from lean3r.layers.embed import imagenet
 from lean3r.layers.trunk import Trunk
 from lean3r.layers.vit import VisionTransformer
-from lean3r.models.base import Backbone, block_bytes, frames_at_once, in_chunks, patch_mask
+from lean3r.models.base import Backbone, block_bytes, check_views, frames_at_once, full_precision, in_chunks, patch_mask
 from lean3r.models.keymap import KeyMap, numbered
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
 
@@ -78,6 +78,7 @@ class Vggt(Backbone):
 
     def encode(self, views: Views) -> Tokens:
         """See Backbone.encode. Layers "frame{i}" and "global{i}" of the pairs that the heads read, [B, S, T, C]."""
+        check_views(views, self.patch)
         images = imagenet(views.images)
         batch, count, _, height, width = images.shape
         layout = TokenLayout(
@@ -119,7 +120,7 @@ class Vggt(Backbone):
         """Camera-from-world encodings [B, S, 9] (heads/pose_encoding.py) after each iteration of the head."""
         last = self.config.keep[-1]
         camera = [tokens.layers[f"{role}{last}"][:, :, 0] for role in ("frame", "global")]
-        with torch.autocast(camera[0].device.type, enabled=False):
+        with full_precision(camera[0]):
             return self.camera(torch.cat(camera, dim=-1).float())
 
     def depth_maps(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
@@ -158,7 +159,7 @@ class Vggt(Backbone):
             pairs = [torch.cat(pair, dim=-1) for pair in zip(cut[::2], cut[1::2], strict=True)]
             return call(pairs, *size)
 
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images):
             found = in_chunks(some, frames_at_once(frame_bytes(head, *size[2:])), *layers)
         return tuple(t.unflatten(0, images.shape[:2]) for t in found)
 

@@ -14,7 +14,7 @@ from lean3r.models.base import Backbone
 from lean3r.models.da3 import Da3, Da3Config
 from lean3r.models.da3_mono import Da3Mono, Da3MonoConfig
 from lean3r.models.da3_nested import Da3Nested, Da3NestedConfig
-from lean3r.types import Tokens, Views
+from lean3r.types import Known, Tokens, Views
 
 
 def family(name: str) -> Family:
@@ -73,10 +73,9 @@ def run(model: Backbone, inputs: Mapping[str, Tensor], case: Mapping[str, Any]) 
             "tok.backbone_feat3_patch": levels[3][:, :, 1:],
         }
     strategy = case["call"].partition("ref_view_strategy='")[2].partition("'")[0]
-    known = (
-        {"cam_from_world": inputs["extrinsics"], "intrinsics": inputs["intrinsics"]} if "extrinsics" in inputs else {}
-    )
-    tokens = model.encode(views, reference=strategy, **known)  # type: ignore[call-arg]
+    if "extrinsics" in inputs:
+        views = Views(views.images, known=Known(inputs["intrinsics"], inputs["extrinsics"]))
+    tokens = model.encode(views, reference=strategy, normalise=False)  # type: ignore[call-arg]
     found = model.outputs(tokens)  # type: ignore[operator]
     arrays = {f"out.{name}": value for name, value in found.items()}
     arrays |= {"tok.head.ray": found["ray"], "tok.head.ray_conf": found["ray_conf"]}
