@@ -72,7 +72,9 @@ def _add_views(model, reconstruction: Reconstruction, seen: Observations, *, sha
     return keypoint
 
 
-def _add_points(model, reconstruction: Reconstruction, chosen: np.ndarray, seen: Observations, keypoint: np.ndarray) -> None:
+def _add_points(
+    model, reconstruction: Reconstruction, chosen: np.ndarray, seen: Observations, keypoint: np.ndarray
+) -> None:
     """Add the chosen points with their tracks (`seen.point` is ascending)."""
     from pycolmap import Track
 

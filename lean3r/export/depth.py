@@ -33,12 +33,14 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
         Image.fromarray(levels).save(paths[0], compress_level=1, pnginfo=text)
         Image.fromarray(colourise(depth)).save(paths[1], quality=92)
         files += paths
-        views.append({
-            "file": paths[0].name,
-            "name": reconstruction.names[index],
-            "network_offset": [cols.start, rows.start],
-            "original_from_network": list(reconstruction.sources[index].original_from_network),
-        })
+        views.append(
+            {
+                "file": paths[0].name,
+                "name": reconstruction.names[index],
+                "network_offset": [cols.start, rows.start],
+                "original_from_network": list(reconstruction.sources[index].original_from_network),
+            }
+        )
     sidecar = folder / "scale.json"
     sidecar.write_bytes(json_bytes({"scale": scale, "unit": reconstruction.scale, "unknown": 0, "views": views}))
     return [*files, sidecar]

@@ -39,20 +39,22 @@ def write(
     listed = [*files, *written, manifest]
     stages = dict(info.pop("seconds", {}))
     manifest.write_bytes(
-        json_bytes({
-            "layout_version": LAYOUT_VERSION,
-            "lean3r": metadata.version("lean3r"),
-            **info,
-            "seconds": {**stages, "export": round(sum(seconds.values()), 4)},
-            "seconds_by_format": dict(seconds),
-            "scale": reconstruction.scale,
-            "conventions": CONVENTIONS,
-            "network_size": {"height": reconstruction.images.shape[1], "width": reconstruction.images.shape[2]},
-            "points": len(reconstruction.points.xyz),
-            "views": [{"name": s.name, "width": s.width, "height": s.height} for s in reconstruction.sources],
-            "skipped": [{"name": name, "reason": reason} for name, reason in reconstruction.skipped],
-            "files": sorted(path.relative_to(directory).as_posix() for path in listed),
-        })
+        json_bytes(
+            {
+                "layout_version": LAYOUT_VERSION,
+                "lean3r": metadata.version("lean3r"),
+                **info,
+                "seconds": {**stages, "export": round(sum(seconds.values()), 4)},
+                "seconds_by_format": dict(seconds),
+                "scale": reconstruction.scale,
+                "conventions": CONVENTIONS,
+                "network_size": {"height": reconstruction.images.shape[1], "width": reconstruction.images.shape[2]},
+                "points": len(reconstruction.points.xyz),
+                "views": [{"name": s.name, "width": s.width, "height": s.height} for s in reconstruction.sources],
+                "skipped": [{"name": name, "reason": reason} for name, reason in reconstruction.skipped],
+                "files": sorted(path.relative_to(directory).as_posix() for path in listed),
+            }
+        )
     )
     return [*written, manifest]
 

@@ -17,7 +17,9 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
 
     points = reconstruction.points
     alpha = np.full((len(points.rgb), 1), 255, dtype=np.uint8)
-    cloud = PointCloud(points.xyz.reshape(-1, 3), colors=np.hstack([points.rgb.reshape(-1, 3), alpha]))
+    # trimesh cannot write the colours of no points.
+    colours = np.hstack([points.rgb, alpha]) if len(points.xyz) else None
+    cloud = PointCloud(points.xyz, colors=colours)
     path = directory / "points.ply"
     path.write_bytes(export_ply(cloud))
     return [path]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from lean3r.geometry.points import edge_mask
 from lean3r.types import Reconstruction
 
 AGREEMENT = 0.02  # a view sees a point if its own depth there is the same to this fraction
@@ -87,9 +89,9 @@ def _seen_by(reconstruction: Reconstruction, view: int, xyz: np.ndarray) -> tupl
     inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
     index, cam, col, row = index[inside], cam[inside], u[inside].astype(np.int64), v[inside].astype(np.int64)
 
-    inverse = np.full((height, width), np.nan)
-    np.divide(1.0, depth, out=inverse, where=mask & (depth > 0) & np.isfinite(depth))
-    w = inverse[row, col]
+    known = np.where(mask & (depth > 0) & np.isfinite(depth), depth, 0)
+    inverse = np.divide(1.0, known, out=np.full((height, width), np.nan), where=known > 0)
+    w = np.where(edge_mask(torch.from_numpy(known)).numpy(), np.nan, inverse)[row, col]
     # Inverse depth is affine in the pixel on a plane: plane . X = 1 with `plane` from its value and slopes.
     plane_x, plane_y = _slope(inverse, 1)[row, col] * fx, _slope(inverse, 0)[row, col] * fy
     plane_z = w - plane_x * (col + 0.5 - cx) / fx - plane_y * (row + 0.5 - cy) / fy
@@ -101,6 +103,8 @@ def _seen_by(reconstruction: Reconstruction, view: int, xyz: np.ndarray) -> tupl
     xy = foot[:, :2] / foot[:, 2:] * [fx, fy] + [cx, cy]
     # Beside an edge the plane can be so steep that its foot point is elsewhere; such a sighting says nothing.
     sane = (foot[:, 2] > 0) & (xy >= 0).all(axis=1) & (xy < [width, height]).all(axis=1)
+    col, row = xy[sane].astype(np.int64).T
+    sane[sane] = mask[row, col]
     return index[agree][sane], xy[sane]
 
 

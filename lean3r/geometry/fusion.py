@@ -12,6 +12,8 @@ import torch
 from lean3r.geometry.points import edge_mask, voxel_thin
 from lean3r.types import PointCloud
 
+STEP = 1.25  # least growth of the voxels at a time: a smaller one takes long and wins few points
+COARSEST = 1e4  # pixels a voxel: no cloud is larger, so that voxels of one octave cannot merge any more
 CHUNK = 500_000  # candidates gathered before a thinning: bounds the memory
 SAMPLE = 2_000_000  # confidences that the percentile is taken from: exact below, a regular sample above
 
@@ -38,17 +40,20 @@ def fuse(
     """
     usable = _usable(depth, conf, mask)
     threshold = _threshold(conf, usable, conf_percentile)
-    points = _Candidates.empty()
-    waiting: list[_Candidates] = []
-    growth = 1.0
+    max_points = max(max_points, 1)
+    parts = [_Candidates.empty()]
+    waiting, growth = 0, 1.0  # candidates since the last thinning; side of the voxels
     for view in range(len(depth)):
         keep = usable[view] & (conf[view] >= threshold)
-        keep &= ~edge_mask(torch.from_numpy(np.ascontiguousarray(depth[view] * usable[view]))).numpy()
-        waiting.append(_candidates(view, depth[view], conf[view], keep, cam_from_world[view], intrinsics[view]))
-        if view + 1 < len(depth) and sum(len(c.flat) for c in waiting) < CHUNK:
-            continue
-        points, growth = _within(_Candidates.joined([points, *waiting]), max(max_points, 1), growth)
-        waiting = []
+        keep &= ~edge_mask(torch.from_numpy(np.where(usable[view], depth[view], 0))).numpy()
+        parts.append(_candidates(view, depth[view], conf[view], keep, cam_from_world[view], intrinsics[view]))
+        waiting += len(parts[-1].flat)
+        if waiting >= CHUNK:
+            points = _thin(_Candidates.joined(parts), growth)
+            # Growing the voxels on the way bounds the memory. The final ones are hardly ever smaller.
+            growth *= STEP if len(points.flat) > 1.25 * max_points else 1.0
+            parts, waiting = [points], 0
+    points = _within(_Candidates.joined(parts), max_points, growth)
     order = np.argsort(points.flat)
     flat = points.flat[order]
     height, width = depth.shape[1:]
@@ -113,14 +118,16 @@ def _candidates(
     return _Candidates(flat + view * depth.size, xyz.astype(np.float32), conf.reshape(-1)[flat], octave)
 
 
-def _within(points: _Candidates, max_points: int, growth: float) -> tuple[_Candidates, float]:
+def _within(points: _Candidates, max_points: int, growth: float) -> _Candidates:
     """Thin with voxels of growth * 2^octave, growing them until at most `max_points` are left."""
     points = _thin(points, growth)
-    while len(points.flat) > max_points:
-        # Surfaces fill about 1 / growth^2 voxels; a little more than that ends the search soon.
-        growth *= max(1.03 * np.sqrt(len(points.flat) / max_points), 1.05)
+    while len(points.flat) > max_points and growth < COARSEST:
+        # Surfaces fill about 1 / growth^2 voxels once voxels are larger than the distance of points.
+        growth *= max(1.03 * np.sqrt(len(points.flat) / max_points), STEP)
         points = _thin(points, growth)
-    return points, growth
+    if len(points.flat) > max_points:  # one point an octave is left, or nearly so
+        points = points[np.sort(np.argsort(-points.conf, kind="stable")[:max_points])]
+    return points
 
 
 def _thin(points: _Candidates, growth: float) -> _Candidates:

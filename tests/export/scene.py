@@ -25,10 +25,14 @@ def look_at(eye, target) -> np.ndarray:
 def orbit(views: int) -> np.ndarray:
     """cam_from_world [S, 4, 4] of cameras on an arc in front of the box."""
     angles = np.linspace(-0.6, 0.6, views) if views > 1 else np.zeros(1)
-    return np.stack([look_at((2.4 * np.sin(a), -0.3 + 0.2 * np.cos(3 * a), -3.2 * np.cos(a)), (0, 0.6, 0)) for a in angles])
+    return np.stack(
+        [look_at((2.4 * np.sin(a), -0.3 + 0.2 * np.cos(3 * a), -3.2 * np.cos(a)), (0, 0.6, 0)) for a in angles]
+    )
 
 
-def render(cam_from_world: np.ndarray, intrinsics: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def render(
+    cam_from_world: np.ndarray, intrinsics: np.ndarray, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Exact z-depth [H, W] and RGB uint8 [H, W, 3] of the room, by ray and box intersection in float64."""
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     rays = np.stack([x, y, np.ones_like(x)], -1) @ np.linalg.inv(intrinsics).T @ cam_from_world[:3, :3]

@@ -1,0 +1,61 @@
+"""scene.glb: points and camera frusta in the y-up axes that glTF asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from lean3r.export.frusta import EDGES, frustum_corners, frustum_reach, order_colours
+from lean3r.export.options import ExportOptions
+from lean3r.types import Reconstruction
+
+# OpenCV axes (x right, y down, z forward) to glTF axes (x right, y up, z backward): half a turn around x.
+GLTF_FROM_WORLD = np.diag([1.0, -1.0, -1.0])
+
+
+def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
+    """Write scene.glb with the nodes "points" (left out when there are none) and "cameras"."""
+    import trimesh
+
+    points = reconstruction.points
+    scene = trimesh.Scene()
+    if len(points.xyz):
+        alpha = np.full((len(points.rgb), 1), 255, dtype=np.uint8)
+        xyz = points.xyz * np.diag(GLTF_FROM_WORLD).astype(np.float32)
+        cloud = trimesh.PointCloud(xyz, colors=np.hstack([points.rgb, alpha]))
+        scene.add_geometry(cloud, node_name="points", geom_name="points")
+    corners = frustum_corners(reconstruction) @ GLTF_FROM_WORLD.T
+    vertices, faces = wireframe(corners, 0.02 * frustum_reach(reconstruction))
+    per_camera = len(vertices) // len(corners)
+    cameras = trimesh.Trimesh(
+        vertices,
+        faces,
+        vertex_colors=np.repeat(order_colours(len(corners)), per_camera, axis=0),
+        process=False,
+    )
+    scene.add_geometry(cameras, node_name="cameras", geom_name="cameras")
+    path = directory / "scene.glb"
+    path.write_bytes(scene.export(file_type="glb"))
+    return [path]
+
+
+def wireframe(corners: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices [V, 3] and triangles [F, 3] of three-sided bars along EDGES of each frustum [S, 6, 3].
+
+    Bars, as many viewers draw glTF lines one pixel wide or not at all.
+    """
+    start, end = corners[:, EDGES[:, 0]].reshape(-1, 3), corners[:, EDGES[:, 1]].reshape(-1, 3)
+    along = (end - start) / np.maximum(np.linalg.norm(end - start, axis=1, keepdims=True), 1e-30)
+    helper = np.eye(3)[np.abs(along).argmin(axis=1)]
+    side = np.cross(along, helper)
+    side /= np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-30)
+    other = np.cross(along, side)
+    turns = np.deg2rad([90, 210, 330])
+    ring = radius * (np.cos(turns)[:, None, None] * side + np.sin(turns)[:, None, None] * other)
+    vertices = np.concatenate([start + ring, end + ring]).transpose(1, 0, 2).reshape(-1, 3)
+    bar = np.array(
+        [(i, (i + 1) % 3, 3 + (i + 1) % 3) for i in range(3)] + [(i, 3 + (i + 1) % 3, 3 + i) for i in range(3)]
+    )
+    faces = (bar[None] + 6 * np.arange(len(start))[:, None, None]).reshape(-1, 3)
+    return vertices, faces

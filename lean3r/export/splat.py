@@ -1,0 +1,64 @@
+"""A small z-buffered point renderer in numpy: no window, no graphics driver."""
+
+from __future__ import annotations
+
+import numpy as np
+
+LARGEST = 6  # pixels: a larger splat would hide more than it shows
+
+
+def splat(
+    cam: np.ndarray, rgb: np.ndarray, radius_px: np.ndarray, focal_px: float, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw points as discs; return colour [H, W, 3] uint8 (0 where nothing is) and z-depth [H, W] (inf there).
+
+    cam [P, 3] in OpenCV camera axes; rgb [P, 3] uint8; radius_px [P] on the picture; the principal point is in
+    the middle. Points behind the camera are skipped.
+    """
+    front = np.flatnonzero(cam[:, 2] > 1e-6)
+    z = cam[front, 2].astype(np.float32)
+    col = np.floor(cam[front, 0] / z * focal_px + width / 2)
+    row = np.floor(cam[front, 1] / z * focal_px + height / 2)
+    near = (np.abs(col - width / 2) < width) & (np.abs(row - height / 2) < height)
+    front, z, col, row = front[near], z[near], col[near].astype(np.int64), row[near].astype(np.int64)
+    # The bits of a positive float32 grow with its value: one integer orders by depth and names the point.
+    key = (z.view(np.uint32).astype(np.uint64) << np.uint64(32)) | front.astype(np.uint64)
+    nothing = np.uint64(0xFFFFFFFFFFFFFFFF)
+    buffer = np.full((height + 2 * LARGEST) * (width + 2 * LARGEST), nothing)
+    stride = width + 2 * LARGEST
+    visible = (col >= -LARGEST) & (col < width + LARGEST) & (row >= -LARGEST) & (row < height + LARGEST)
+    size = np.clip(np.round(radius_px[front] - 0.5), 0, LARGEST).astype(np.int64)
+    for radius in np.unique(size[visible]):
+        mine = np.flatnonzero(visible & (size == radius))
+        # Only pixels that stay inside the border of the buffer after every offset.
+        col_in, row_in = col[mine] + LARGEST, row[mine] + LARGEST
+        safe = (col_in >= radius) & (col_in < stride - radius)
+        safe &= (row_in >= radius) & (row_in < height + 2 * LARGEST - radius)
+        at, keys = (row_in * stride + col_in)[safe], key[mine[safe]]
+        for dy, dx in _disc(int(radius)):
+            np.minimum.at(buffer, at + (dy * stride + dx), keys)
+    buffer = buffer.reshape(height + 2 * LARGEST, stride)[LARGEST:-LARGEST, LARGEST:-LARGEST]
+    drawn = buffer != nothing
+    colour = np.zeros((height, width, 3), np.uint8)
+    colour[drawn] = rgb[(buffer[drawn] & np.uint64(0xFFFFFFFF)).astype(np.int64)]
+    depth = np.full((height, width), np.inf, np.float32)
+    depth[drawn] = (buffer[drawn] >> np.uint64(32)).astype(np.uint32).view(np.float32)
+    return colour, depth
+
+
+def edge_shading(depth: np.ndarray, reach: int = 2, strength: float = 6.0) -> np.ndarray:
+    """Brightness [H, W] in (0, 1]: pixels with nearer neighbours are darker, which makes shape visible
+    (eye-dome lighting: Boucheny, "Visualisation scientifique de grands volumes de données", 2009)."""
+    log_depth = np.log2(depth)
+    behind = np.zeros_like(depth)
+    for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+        neighbour = np.roll(log_depth, (dy * reach, dx * reach), axis=(0, 1))
+        with np.errstate(invalid="ignore"):  # nothing here and nothing there: inf - inf
+            behind += np.fmax(np.minimum(log_depth - neighbour, 0.25), 0)
+    return np.exp(-strength * behind / 4)
+
+
+def _disc(radius: int) -> list[tuple[int, int]]:
+    """Pixel offsets within a disc."""
+    span = range(-radius, radius + 1)
+    return [(dy, dx) for dy in span for dx in span if dy * dy + dx * dx <= (radius + 0.4) ** 2]
