@@ -27,23 +27,31 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.ERO
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: that of the process) and return its exit code; never raises."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments == ["--version"]:
-        print(f"lean3r {__version__}")
-        return 0
     try:
-        command = parse(arguments)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    try:
-        with _messages(getattr(command, "quiet", False), getattr(command, "verbose", False)):
-            command.run()
-            sys.stdout.flush()
-        return 0
+        code = run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:
         # The reader left; the work is done. Without this, Python complains again while it shuts down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse and run; every way to end but a closed standard output becomes an exit code."""
+    if argv == ["--version"]:
+        print(f"lean3r {__version__}")
+        return 0
+    command = None
+    try:
+        command = parse(argv)
+        with _messages(getattr(command, "quiet", False), getattr(command, "verbose", False)):
+            command.run()
+        return 0
+    except BrokenPipeError:
+        raise
+    except SystemExit as stop:
+        return int(stop.code or 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED

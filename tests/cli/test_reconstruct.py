@@ -191,7 +191,7 @@ def test_version_and_no_command(capsys) -> None:
 def test_a_reader_that_leaves_early_is_no_error() -> None:
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "lean3r", "models", "--json"]
+    command = [sys.executable, "-m", "lean3r", "--help"]
     ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert (ended.returncode, ended.stderr) == (0, "")
