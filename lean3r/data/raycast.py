@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 FAR = 1e9
-MARCH_STEPS = 20
-REFINE_STEPS = 7
+COARSE_STEPS = 20
+FINE_STEPS = 8
+REFINE_STEPS = 2
+STEP_POWER = 1.4
 
 
 class Counts(NamedTuple):
@@ -111,8 +113,8 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)
 
 
-def rays(column: Tensor, row: Tensor, centre: tuple[float, float], lens: Lens) -> tuple[Tensor, Tensor]:
-    """x, y [V, P] of the ray (x, y, 1) through pixels column, row [P] (0-based; centres at + 0.5)."""
+def rays(column: Tensor, row: Tensor, centre: Tensor, lens: Lens) -> tuple[Tensor, Tensor]:
+    """x, y [V, P] of the ray (x, y, 1) through pixels column, row [V, P] (0-based; centres at + 0.5)."""
     xd = (column + 0.5 - centre[0]) * lens.inverse_focal
     yd = (row + 0.5 - centre[1]) * lens.inverse_focal
     bend = lens.k1 * (xd * xd + yd * yd)
@@ -185,46 +187,49 @@ def intersect(x: Tensor, y: Tensor, placed: Placed, counts: Counts) -> tuple[Ten
 
 
 def _march(x: Tensor, y: Tensor, placed: Placed, leave: Tensor) -> tuple[Tensor, Tensor]:
-    """First crossing of the ground before `leave`: fixed steps through its slab, then false position."""
-    amplitude, phase = placed.wave_amplitude, placed.wave_phase
-    waves = range(amplitude.shape[1])
-    rate = [placed.wave_rate[:, k, 0, None] * x + placed.wave_rate[:, k, 1, None] * y for k in waves]
-    rate = [rate[k] + placed.wave_rate[:, k, 2, None] for k in waves]
-    fall = (
-        placed.world_from_cam[:, 1, 0, None] * x
-        + placed.world_from_cam[:, 1, 1, None] * y
-        + placed.world_from_cam[:, 1, 2, None]
-    )
+    """First crossing of the ground before `leave`: steps through its slab, finer steps, then false position.
+
+    The steps of one round stand side by side in a tensor; a loop written out would compile for minutes.
+    """
+    amplitude, phase, rate = placed.wave_amplitude, placed.wave_phase, placed.wave_rate
+    fall = placed.world_from_cam[:, 1, 0, None] * x + placed.world_from_cam[:, 1, 1, None] * y
+    fall = fall + placed.world_from_cam[:, 1, 2, None]
 
     def gap(t: Tensor) -> Tensor:
-        above = placed.height - fall * t
-        for k in waves:
-            above = above - amplitude[:, k, None] * torch.sin(phase[:, k, None] + rate[k] * t)
-        return above
+        """Height of the ray above the ground at t [V, P]."""
+        turn = rate[:, :, 0, None] * x[:, None] + rate[:, :, 1, None] * y[:, None] + rate[:, :, 2, None]
+        wave = amplitude.unsqueeze(-1) * torch.sin(phase.unsqueeze(-1) + turn * t[:, None])
+        return placed.height - fall * t - wave.sum(1)
+
+    def first_under(start: Tensor, length: Tensor, share: Tensor) -> Tensor:
+        """Number of the first step at start + length * share [K] that is under the ground; K if none is."""
+        t = start.unsqueeze(1) + length.unsqueeze(1) * share[:, None]
+        above = placed.height.unsqueeze(1) - fall.unsqueeze(1) * t
+        for k in range(amplitude.shape[1]):
+            turn = rate[:, k, 0, None] * x + rate[:, k, 1, None] * y + rate[:, k, 2, None]
+            above = above - amplitude[:, k, None, None] * torch.sin(phase[:, k, None, None] + turn.unsqueeze(1) * t)
+        number = torch.arange(len(share), device=x.device, dtype=torch.int32)[:, None]
+        return torch.where(above <= 0, number, len(share)).amin(1)
 
     top = amplitude.abs().sum(1, keepdim=True) + 1e-3
     enter, end = _slab(-placed.height / top, fall / top)
     enter = enter.clamp_min(0)
-    end = torch.minimum(end, leave)
-    a, b, above, below = enter, enter, gap(enter), torch.zeros_like(x)
-    found = torch.zeros_like(x, dtype=torch.bool)
-    previous, previous_gap = a, above
-    for i in range(1, MARCH_STEPS + 1):
-        here = enter + (end - enter) * (i / MARCH_STEPS) ** 1.4
-        value = gap(here)
-        first = (value <= 0) & ~found & (end > enter)
-        a, b = torch.where(first, previous, a), torch.where(first, here, b)
-        above, below = torch.where(first, previous_gap, above), torch.where(first, value, below)
-        found = found | first
-        previous, previous_gap = here, value
+    end = torch.maximum(torch.minimum(end, leave), enter)
+    coarse = (torch.arange(1, COARSE_STEPS + 1, device=x.device) / COARSE_STEPS) ** STEP_POWER
+    step = first_under(enter, end - enter, coarse)
+    found = (step < COARSE_STEPS) & (end > enter)
+    low, high = ((n / COARSE_STEPS) ** STEP_POWER for n in (step, (step + 1).clamp_max(COARSE_STEPS)))
+    a, length = enter + (end - enter) * low, (end - enter) * (high - low)
+    fine = torch.arange(1, FINE_STEPS, device=x.device) / FINE_STEPS
+    step = first_under(a, length, fine)
+    a, b = a + length * (step / FINE_STEPS), a + length * ((step + 1) / FINE_STEPS)
+    above, below = gap(a), gap(b)
     for _ in range(REFINE_STEPS):
-        weight = (above / (above - below).clamp_min(1e-12)).clamp(0.02, 0.98)
-        middle = a + (b - a) * weight
+        middle = a + (b - a) * (above / (above - below).clamp_min(1e-12)).clamp(0.02, 0.98)
         value = gap(middle)
         over = value > 0
-        # Illinois: halving the value of the end that stays keeps both ends moving.
         a, b = torch.where(over, middle, a), torch.where(over, b, middle)
-        above, below = torch.where(over, value, above * 0.5), torch.where(over, below * 0.5, value)
+        above, below = torch.where(over, value, above), torch.where(over, below, value)
     t = a + (b - a) * (above / (above - below).clamp_min(1e-12)).clamp(0, 1)
     return torch.where(found, t, leave), found
 
@@ -274,7 +279,7 @@ def _shadow(px: Tensor, py: Tensor, pz: Tensor, light: list[Tensor], placed: Pla
 def cast(
     column: Tensor,
     row: Tensor,
-    centre: tuple[float, float],
+    centre: Tensor,
     lens: Lens,
     placed: Placed,
     counts: Counts,
@@ -283,7 +288,10 @@ def cast(
     atlas: Atlas,
     shadows: bool = False,
 ) -> Picture:
-    """Pictures of V views at pixels column, row [P]; `shadows` adds those of the first light."""
+    """Pictures of V views at pixels column, row [V, P].
+
+    centre [2] is the principal point in pixels; `shadows` adds those that the first light casts.
+    """
     x, y = rays(column, row, centre, lens)
     t, solid, ground = intersect(x, y, placed, counts)
     count = counts.solids
@@ -388,9 +396,7 @@ def _ground_normal(
 ) -> tuple[Tensor, ...]:
     """Replace the normal by the gradient of the height field where the ground was hit."""
     rate = placed.wave_rate
-    slope = [placed.world_from_cam[:, 1, i, None] + torch.zeros_like(t) for i in range(3)]
-    for k in range(placed.wave_amplitude.shape[1]):
-        turn = rate[:, k, 0, None] * x + rate[:, k, 1, None] * y + rate[:, k, 2, None]
-        wave = placed.wave_amplitude[:, k, None] * torch.cos(placed.wave_phase[:, k, None] + turn * t)
-        slope = [slope[i] + wave * rate[:, k, i, None] for i in range(3)]
+    turn = rate[:, :, 0, None] * x[:, None] + rate[:, :, 1, None] * y[:, None] + rate[:, :, 2, None]
+    wave = placed.wave_amplitude.unsqueeze(-1) * torch.cos(placed.wave_phase.unsqueeze(-1) + turn * t[:, None])
+    slope = [placed.world_from_cam[:, 1, i, None] + (wave * rate[..., i, None]).sum(1) for i in range(3)]
     return tuple(torch.where(ground, s, n) for s, n in zip(slope, (nx, ny, nz), strict=True))

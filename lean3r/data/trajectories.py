@@ -100,14 +100,19 @@ def overlaps(x: Tensor, y: Tensor, depth: Tensor, rotation: Tensor, position: Te
     """
     m, s, p = depth.shape
     side = math.isqrt(p)
-    points = torch.stack((x.expand(m, s, p), y.expand(m, s, p), torch.ones_like(depth)), -1) * depth.unsqueeze(-1)
-    world = product(points, rotation.transpose(-1, -2)) + position.unsqueeze(2)
-    seen = product(world[:, :, None] - position[:, None, :, None], rotation[:, None])
-    z = seen[..., 2].clamp_min(1e-3)
-    u, v = seen[..., 0] / z / edge[:, 0, None, None, None], seen[..., 1] / z / edge[:, 1, None, None, None]
-    inside = (seen[..., 2] > 1e-2) & (u.abs() < 1) & (v.abs() < 1) & (depth > 0)[:, :, None]
-    column = ((u * 0.5 + 0.5) * side).long().clamp(0, side - 1)
-    row = ((v * 0.5 + 0.5) * side).long().clamp(0, side - 1)
+    relative = product(rotation.transpose(-1, -2)[:, None], rotation[:, :, None])
+    step = product(rotation.transpose(-1, -2)[:, None], (position[:, :, None] - position[:, None]).unsqueeze(-1))
+    r = relative.unsqueeze(-3)
+    seen = [
+        (r[..., k, 0] * x[:, :, None] + r[..., k, 1] * y[:, :, None] + r[..., k, 2]) * depth[:, :, None]
+        + step[..., k, :]
+        for k in range(3)
+    ]
+    z = seen[2].clamp_min(1e-3)
+    u, v = seen[0] / (z * edge[:, 0, None, None, None]), seen[1] / (z * edge[:, 1, None, None, None])
+    inside = (seen[2] > 1e-2) & (u.abs() < 1) & (v.abs() < 1) & (depth > 0)[:, :, None]
+    column = ((u * 0.5 + 0.5) * side).clamp(0, side - 1).to(torch.int64)
+    row = ((v * 0.5 + 0.5) * side).clamp(0, side - 1).to(torch.int64)
     there = depth[:, None].expand(m, s, s, p).gather(3, row * side + column)
     visible = inside & ((z < 1.25 * there) | (there <= 0))
     return visible.float().sum(-1) / (depth > 0).sum(-1).clamp_min(1)[:, :, None]
