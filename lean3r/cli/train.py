@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
@@ -57,16 +56,25 @@ class Train:
             stopped = launch(processes, run_phase, recipe, index, self.out, self.resume, self.device)
             if stopped:
                 sys.exit(stopped)
-        shutil.copyfile(
-            self.out / recipe.phases[-1].name / "weights.safetensors", self.out / f"{recipe.model}.safetensors"
-        )
+        publish(recipe, self.out)
         print(self.out / f"{recipe.model}.safetensors")
+
+
+def publish(recipe: Recipe, out: Path) -> None:
+    """Copy the last phase's averaged weights to OUT/MODEL.safetensors, with the model's name in the header."""
+    from lean3r.models import MODELS
+    from lean3r.models.checkpoint import load_weights, save_weights
+
+    model = MODELS.get(recipe.model)()
+    load_weights(model, out / recipe.phases[-1].name / "weights.safetensors")
+    metadata = {"model": recipe.model, "recipe": " > ".join(phase.name for phase in recipe.phases)}
+    save_weights(model.state_dict(), out / f"{recipe.model}.safetensors", metadata)
 
 
 def run_phase(recipe: Recipe, index: int, out: Path, resume: bool, device: str) -> int:
     """Train one phase in this process (one of several alike) and return its exit code."""
     from lean3r.models import MODELS
-    from lean3r.models.checkpoint import read_tensors
+    from lean3r.models.checkpoint import load_weights
     from lean3r.train.loop import fit, seed_everything
     from lean3r.train.nano import nano_loss
 
@@ -74,8 +82,7 @@ def run_phase(recipe: Recipe, index: int, out: Path, resume: bool, device: str) 
     seed_everything(phase.seed)
     model = MODELS.get(recipe.model)()
     if index:
-        tensors, _ = read_tensors(out / recipe.phases[index - 1].name / "weights.safetensors")
-        model.load_state_dict(tensors)
+        load_weights(model, out / recipe.phases[index - 1].name / "weights.safetensors")
     done = fit(
         model,
         nano_loss,
