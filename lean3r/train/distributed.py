@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import signal
 import sys
 import tempfile
@@ -12,7 +11,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
+from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
 from typing import Any
 
 import torch
@@ -78,23 +78,30 @@ def launch(processes: int, fn: Callable[..., Any], *args: Any) -> Any:
         return _in_torchrun(fn, *args)
     if processes == 1:
         return fn(*args)
+    # What the children say, each a few hundred bytes: it must fit into the queue's pipe until they have ended.
+    said = get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory(prefix="lean3r-group-") as folder:
-        context = start_processes(_child, (processes, folder, fn, args), processes, join=False, start_method="spawn")
+        arguments = (processes, folder, said, fn, args)
+        context = start_processes(_child, arguments, processes, join=False, start_method="spawn")
         assert context is not None
         with _forward_signals(context.pids()) as signals:
             try:
                 while not context.join():
                     pass
             except (ProcessRaisedException, ProcessExitedException):
-                _raise_lean_error(folder, processes)
+                while not said.empty():
+                    if isinstance(error := said.get(), LeanError):
+                        raise error from None
                 if signals:
                     # It came before `fit` was there to answer it: nothing was begun, nothing is lost.
                     raise SystemExit(128 + signals[0]) from None
                 raise
-        return pickle.loads(Path(folder, "result").read_bytes())
+        return said.get()
 
 
-def _child(rank: int, size: int, folder: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _child(
+    rank: int, size: int, folder: str, said: SimpleQueue[Any], fn: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
     # The group lives on this machine: without a name for its own address gloo may fail to find one.
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -103,18 +110,11 @@ def _child(rank: int, size: int, folder: str, fn: Callable[..., Any], args: tupl
     try:
         result = fn(*args)
     except LeanError as error:
-        Path(folder, f"error-{rank}").write_bytes(pickle.dumps(error))
+        said.put(error)
         raise
     if rank == 0:
-        Path(folder, "result").write_bytes(pickle.dumps(result))
+        said.put(result)
     dist.destroy_process_group()
-
-
-def _raise_lean_error(folder: str, processes: int) -> None:
-    for rank in range(processes):
-        path = Path(folder, f"error-{rank}")
-        if path.exists():
-            raise pickle.loads(path.read_bytes())
 
 
 def _in_torchrun(fn: Callable[..., Any], *args: Any) -> Any:
