@@ -18,16 +18,18 @@ BASE = 100.0
 
 @lru_cache(maxsize=64)
 def _table(special: int, rows: int, cols: int, head_dim: int, device: torch.device, dtype: torch.dtype, flat: bool):
-    half = head_dim // 2
-    frequency = BASE ** (-torch.arange(0, half, 2, dtype=torch.float32) / half)
-    row = torch.arange(1, rows + 1, dtype=torch.float32).repeat_interleave(cols)
-    col = torch.arange(1, cols + 1, dtype=torch.float32).repeat(rows)
-    if flat:
-        row, col = torch.ones_like(row), torch.ones_like(col)
-    positions = torch.cat([torch.zeros(special, 2), torch.stack([row, col], -1)])
-    angle = positions[:, :, None] * frequency
-    angle = torch.cat([angle, angle], -1).flatten(1)
-    return angle.cos().to(device, dtype), angle.sin().to(device, dtype)
+    # Cached: a table made under inference mode would be refused by a later training step.
+    with torch.inference_mode(False):
+        half = head_dim // 2
+        frequency = BASE ** (-torch.arange(0, half, 2, dtype=torch.float32) / half)
+        row = torch.arange(1, rows + 1, dtype=torch.float32).repeat_interleave(cols)
+        col = torch.arange(1, cols + 1, dtype=torch.float32).repeat(rows)
+        if flat:
+            row, col = torch.ones_like(row), torch.ones_like(col)
+        positions = torch.cat([torch.zeros(special, 2), torch.stack([row, col], -1)])
+        angle = positions[:, :, None] * frequency
+        angle = torch.cat([angle, angle], -1).flatten(1)
+        return angle.cos().to(device, dtype), angle.sin().to(device, dtype)
 
 
 def rope_table(

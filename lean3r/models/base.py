@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +37,8 @@ class Backbone(nn.Module):
         raise TypeError(f"{type(self).__name__} defines no decode")
 
     def forward(self, views: Views) -> Prediction:
-        """decode(encode(views))."""
-        return self.decode(self.encode(views))
+        """decode(encode(views)); what the pictures hold on padding makes no difference."""
+        return self.decode(self.encode(grey_padding(views)))
 
     @property
     def parameter_count(self) -> int:
@@ -72,6 +73,13 @@ def block_bytes(tokens: int, width: int) -> int:
 def patch_mask(views: Views, patch: int) -> Tensor | None:
     """[B, S, P] bool: patches that hold at least one picture pixel; None when the views have no padding."""
     return None if views.mask is None else F.max_pool2d(views.mask.float(), patch).flatten(2) > 0
+
+
+def grey_padding(views: Views) -> Views:
+    """The same views with middle grey, the value that reading pads with, wherever the mask is False."""
+    if views.mask is None:
+        return views
+    return replace(views, images=views.images.where(views.mask[:, :, None], 0.5))
 
 
 def check_views(views: Views, patch: int) -> None:

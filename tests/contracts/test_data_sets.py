@@ -1,0 +1,133 @@
+"""Every data set gives batches whose pictures, depth and cameras agree; a new row needs a line in SMALL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from lean3r.data import DATASETS
+from lean3r.data.base import SceneBatch
+from lean3r.geometry.camera import project, unproject
+from lean3r.geometry.pose import invert_pose, transform_points
+
+SCENES, VIEWS, HEIGHT, WIDTH = 2, 3, 40, 56
+
+Batch = Callable[..., SceneBatch]
+
+
+def synthetic(seed: int = 3) -> Batch:
+    """Without lens distortion, which intrinsics do not state."""
+    kind = DATASETS.get("synthetic")
+    return kind(HEIGHT, WIDTH, VIEWS, seed=seed, distortion=0.0, tiles=32, tile_size=32).batch
+
+
+SMALL: dict[str, Callable[..., Batch]] = {"synthetic": synthetic}
+"""Row -> build(seed) -> batch(index, scenes): scenes of VIEWS pinhole views of HEIGHT x WIDTH pixels."""
+
+each_set = pytest.mark.parametrize("name", list(DATASETS))
+
+
+@cache
+def sample(name: str) -> SceneBatch:
+    assert name in SMALL, f"{name}: say in SMALL how a small one is built"
+    return SMALL[name]()(0, SCENES)
+
+
+@each_set
+def test_shapes_and_ranges(name: str) -> None:
+    batch = sample(name)
+    lead = (SCENES, VIEWS)
+    shapes = {
+        "images": (*lead, 3, HEIGHT, WIDTH),
+        "depth": (*lead, HEIGHT, WIDTH),
+        "intrinsics": (*lead, 3, 3),
+        "cam_from_world": (*lead, 4, 4),
+    }
+    for key, shape in shapes.items():
+        value = getattr(batch, key)
+        assert value.shape == shape and value.dtype == torch.float32 and bool(value.isfinite().all()), key
+    assert float(batch.images.min()) >= 0 and float(batch.images.max()) <= 1
+    assert bool((batch.depth >= 0).all()) and bool(((batch.depth > 0).flatten(2).float().mean(-1) > 0.1).all())
+    assert bool((batch.images.flatten(2).std(-1) > 0.01).all()), "an empty picture"
+    assert bool((batch.intrinsics[..., [0, 1], [0, 1]] > 0).all())
+    assert torch.equal(batch.intrinsics[..., 2, :], torch.tensor([0.0, 0.0, 1.0]).expand(*lead, 3))
+    assert batch.mask is None or batch.mask.shape == shapes["depth"]
+
+
+@each_set
+def test_poses_are_rigid_and_differ(name: str) -> None:
+    pose = sample(name).cam_from_world.double()
+    rotation = pose[..., :3, :3]
+    torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).double().expand_as(rotation), rtol=0, atol=1e-5)
+    assert bool((torch.linalg.det(rotation) > 0).all())
+    assert torch.equal(pose[..., 3, :], torch.tensor([0.0, 0.0, 0.0, 1.0]).double().expand(SCENES, VIEWS, 4))
+    centers = invert_pose(pose)[..., :3, 3]
+    assert bool((torch.cdist(centers, centers) + torch.eye(VIEWS) > 1e-4).all())
+
+
+@each_set
+def test_normals_are_unit_and_face_the_camera(name: str) -> None:
+    batch = sample(name)
+    if batch.normals is None:
+        pytest.skip(f"{name} has no normals")
+    known = batch.depth > 0
+    normals = batch.normals.movedim(2, -1)
+    assert batch.normals.shape == batch.images.shape
+    assert bool(((normals.norm(dim=-1) - 1).abs()[known] < 1e-3).all()) and bool((normals[~known] == 0).all())
+    facing = (normals * unproject(batch.depth, batch.intrinsics)).sum(-1)[known]
+    assert float((facing < 1e-4).float().mean()) > 0.999
+
+
+def seen_depth(depth: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest of the four depths around pixels [N, 2] (x, y) of a map [H, W]; 0 counts as farthest."""
+    far = depth.where(depth > 0, torch.inf)
+    corner = (pixels - 0.5).floor().long()
+    around = []
+    for dx in (0, 1):
+        for dy in (0, 1):
+            x, y = (corner[:, 0] + dx).clamp(0, WIDTH - 1), (corner[:, 1] + dy).clamp(0, HEIGHT - 1)
+            around.append(far[y, x])
+    return torch.stack(around).amin(0), torch.stack(around).amax(0)
+
+
+@each_set
+def test_depth_reprojects_into_other_views(name: str) -> None:
+    """A point that one view sees is never in front of what another view sees there, and often just on it."""
+    batch = sample(name)
+    depth, k, pose = batch.depth.double(), batch.intrinsics.double(), batch.cam_from_world.double()
+    inside, floating, agreeing = 0, 0, 0
+    for scene in range(SCENES):
+        for one in range(VIEWS):
+            points = unproject(depth[scene, one], k[scene, one])[depth[scene, one] > 0]
+            for other in range(VIEWS):
+                if one == other:
+                    continue
+                there = transform_points(pose[scene, other] @ invert_pose(pose[scene, one]), points)
+                pixels = project(there, k[scene, other])
+                size = torch.tensor([WIDTH, HEIGHT])
+                visible = (there[:, 2] > 1e-3) & (pixels > 0).all(-1) & (pixels < size).all(-1)
+                near, far = seen_depth(depth[scene, other], pixels[visible])
+                z = there[visible, 2]
+                inside += len(z)
+                floating += int((z < 0.98 * near).sum())
+                agreeing += int(((z > 0.98 * near) & (z < 1.02 * far)).sum())
+    assert inside > 500
+    # Only what is thinner than a pixel of the other view may seem to float.
+    assert floating / inside < 0.01, f"{floating} of {inside} points stand in front of what another view sees"
+    assert agreeing / inside > 0.3, f"{agreeing} of {inside} points lie on what another view sees"
+
+
+@each_set
+def test_seed_and_index_are_the_whole_story(name: str) -> None:
+    first, again, other_seed = SMALL[name](), SMALL[name](), SMALL[name](seed=4)
+    same = again(0, SCENES)
+    for field in fields(SceneBatch):
+        ours, theirs = getattr(sample(name), field.name), getattr(same, field.name)
+        assert torch.equal(ours, theirs) if isinstance(ours, Tensor) else ours == theirs, field.name
+    for another in (first(1, SCENES), other_seed(0, SCENES)):
+        assert not torch.equal(another.images, same.images) and not torch.equal(another.depth, same.depth)

@@ -1,0 +1,194 @@
+"""Laws of the losses: the truth costs nothing, units and frames do not count, the target is what cameras say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lean3r.data.base import SceneBatch
+from lean3r.data.synthetic import SyntheticWorld
+from lean3r.geometry.camera import project, unproject
+from lean3r.geometry.pose import invert_pose, make_pose, transform_points
+from lean3r.geometry.rotation import so3_exp
+from lean3r.models.nano import Nano, NanoConfig
+from lean3r.train import losses
+from lean3r.train.losses import Target, depth_loss, make_target
+from lean3r.train.nano import WEIGHTS, nano_loss
+
+CELL, VIEWS = 8, 3
+ZERO = 2e-3  # the norms carry sqrt(1e-8), so that their gradient stays finite
+
+
+@pytest.fixture(scope="module")
+def batch() -> SceneBatch:
+    """Two scenes, with sky, portrait, sides multiples of 16."""
+    return SyntheticWorld(80, 64, VIEWS, seed=5, distortion=0.0, tiles=32, tile_size=32, room=0, terrain=0).batch(1, 2)
+
+
+@pytest.fixture(scope="module")
+def target(batch: SceneBatch) -> Target:
+    return make_target(batch, CELL)
+
+
+def scaled_scene(batch: SceneBatch, factor: float) -> SceneBatch:
+    """The same scenes in another unit of length."""
+    pose = batch.cam_from_world
+    return replace(
+        batch, depth=factor * batch.depth, cam_from_world=make_pose(pose[..., :3, :3], factor * pose[..., :3, 3])
+    )
+
+
+def test_the_batch_is_not_trivial(batch: SceneBatch, target: Target) -> None:
+    assert 0 < float(target.known.float().mean()) < 1, "with and without sky"
+    assert int(target.visible.sum()) > 100
+
+
+def test_truth_has_no_pose_loss(target: Target) -> None:
+    rotation, translation = losses.pose_losses(target.world_from_cam, target.cam_from_world, target)
+    assert float(rotation) < ZERO and float(translation) < ZERO
+
+
+def test_pose_loss_does_not_know_the_world_frame(target: Target) -> None:
+    moved = make_pose(so3_exp(torch.tensor([0.3, -1.0, 0.5])), torch.tensor([1.0, -2.0, 0.5]))
+    rotation, translation = losses.pose_losses(
+        moved @ target.world_from_cam, target.cam_from_world @ invert_pose(moved), target
+    )
+    assert float(rotation) < ZERO and float(translation) < ZERO
+
+
+def test_pose_loss_measures_one_wrong_camera(target: Target) -> None:
+    angle = 0.2
+    turn = make_pose(so3_exp(torch.tensor([0.0, angle, 0.0])), torch.zeros(3))
+    wrong = target.cam_from_world.clone()
+    wrong[:, 0] = turn @ wrong[:, 0]
+    rotation, _ = losses.pose_losses(invert_pose(wrong), wrong, target)
+    # |R - 1| of a rotation by a is 2 sqrt(2) sin(a / 2); camera 0 is in 2 (S - 1) of S (S - 1) ordered pairs.
+    expected = 2 * 2**0.5 * torch.tensor(angle / 2).sin() * 2 / VIEWS
+    torch.testing.assert_close(rotation, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_one_view_has_no_pose_loss_but_a_gradient() -> None:
+    pose = torch.eye(4).expand(2, 1, 4, 4).clone().requires_grad_()
+    truth = make_target(
+        SceneBatch(torch.rand(2, 1, 3, 8, 8), torch.ones(2, 1, 8, 8), torch.eye(3).expand(2, 1, 3, 3), pose.detach()),
+        CELL,
+    )
+    rotation, translation = losses.pose_losses(pose, pose, truth)
+    (rotation + translation).backward()
+    assert float(rotation.detach()) == float(translation.detach()) == 0
+    assert pose.grad is not None and bool((pose.grad == 0).all())
+
+
+def test_truth_has_no_depth_loss_and_scale_costs_the_shift_only(target: Target) -> None:
+    level, shift = depth_loss(target.log_depth, target.log_depth, target.known)
+    assert float(level) == float(shift) == 0
+    factors = torch.tensor([0.4, 3.0]).log()
+    level, shift = depth_loss(target.log_depth + factors[:, None, None], target.log_depth, target.known)
+    assert float(level) < 1e-5
+    torch.testing.assert_close(shift, factors.abs().mean())
+
+
+def test_unknown_depth_costs_nothing(target: Target) -> None:
+    spoiled = target.log_depth.where(target.known, 50.0)
+    assert [float(x) for x in depth_loss(spoiled, target.log_depth, target.known)] == [0, 0]
+
+
+def test_truth_has_no_full_size_loss(batch: SceneBatch, target: Target) -> None:
+    truth = (batch.depth / target.scale[:, None, None, None]).clamp(1e-6, losses.FAR_RATIO).log()
+    parts = losses.full_depth_losses(truth, torch.zeros_like(truth), batch, target.scale)
+    assert float(parts["full"]) < 1e-5 and float(parts["step"]) < 1e-5
+    blurred = F.avg_pool2d(truth.flatten(0, 1)[:, None], 5, 1, 2, count_include_pad=False).view_as(truth)
+    worse = losses.full_depth_losses(blurred, torch.zeros_like(truth), batch, target.scale)
+    assert float(worse["full"]) > 0.01 and float(worse["step"]) > 0.01
+
+
+def test_confidence_is_cheapest_where_it_matches_the_error() -> None:
+    """conf * error - 0.1 log(conf) has its minimum at conf = 0.1 / error, and asks nothing of the depth."""
+    maps = torch.ones(1, 1, 4, 4)
+    flat = SceneBatch(
+        maps[:, :, None].expand(-1, -1, 3, -1, -1), maps, torch.eye(3)[None, None], torch.eye(4)[None, None]
+    )
+    log_depth = torch.full_like(maps, 0.02).requires_grad_()
+
+    def cost(conf: float) -> Tensor:
+        log_conf = torch.full_like(maps, conf - 1).log()
+        return losses.full_depth_losses(log_depth, log_conf, flat, torch.ones(1))["conf"]
+
+    assert float(cost(5.0)) < min(float(cost(4.0)), float(cost(6.0)))
+    assert not cost(5.0).requires_grad
+
+
+def test_truth_has_no_match_loss(target: Target) -> None:
+    patches = target.log_depth.shape[-1]
+    logits = 50.0 * F.one_hot(target.cell, patches).float()
+    visibility = torch.where(target.visible, 30.0, -30.0)
+    parts = losses.match_losses(logits, target.position, visibility, target)
+    assert float(parts["hit"]) == 1
+    assert all(float(parts[name]) < 1e-5 for name in ("match", "flow", "visible"))
+
+
+def test_target_has_no_unit(batch: SceneBatch, target: Target) -> None:
+    other = make_target(scaled_scene(batch, 7.0), CELL)
+    torch.testing.assert_close(other.scale, 7.0 * target.scale, rtol=1e-4, atol=0)
+    for name, where in (("log_depth", target.known), ("position", target.visible & other.visible)):
+        torch.testing.assert_close(getattr(other, name)[where], getattr(target, name)[where], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(other.cam_from_world, target.cam_from_world, rtol=1e-3, atol=1e-4)
+    assert float((other.visible != target.visible).float().mean()) < 1e-3
+
+
+def test_scale_is_the_geometric_mean_depth(batch: SceneBatch, target: Target) -> None:
+    for scene in range(2):
+        depth = batch.depth[scene]
+        torch.testing.assert_close(target.scale[scene].log(), depth[depth > 0].log().mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_target_is_what_the_cameras_say(batch: SceneBatch, target: Target) -> None:
+    """Every visible patch, unprojected and projected again by the geometry room, lands on its position, its cell
+    and a pixel of the other view at the same depth."""
+    height, width = batch.depth.shape[-2:]
+    cols = width // CELL
+    middle = slice(CELL // 2, None, CELL)
+    side = (height * width) ** 0.5
+    for scene in range(2):
+        depth, k, pose = (t[scene].double() for t in (batch.depth, batch.intrinsics, batch.cam_from_world))
+        for one in range(VIEWS):
+            points = unproject(depth[one], k[one])[middle, middle].flatten(0, 1)
+            assert torch.equal(target.known[scene, one], points[:, 2] > 0)
+            assert not bool(target.visible[scene, one, one].any())
+            for other in range(VIEWS):
+                seen = target.visible[scene, one, other]
+                assert not bool((seen & ~target.known[scene, one]).any())
+                there = transform_points(pose[other] @ invert_pose(pose[one]), points[seen])
+                pixel = project(there, k[other])
+                position = (pixel - torch.tensor([width / 2, height / 2])) / side
+                torch.testing.assert_close(
+                    target.position[scene, one, other, seen].double(), position, rtol=1e-3, atol=1e-4
+                )
+                col, row = pixel.floor().long().unbind(-1)
+                near = depth[other, row.clamp(0, height - 1), col.clamp(0, width - 1)]
+                # Far background counts as FAR_RATIO mean depths deep, on both sides.
+                limit = losses.FAR_RATIO * float(target.scale[scene])
+                same = (near.clamp_max(limit) - there[:, 2].clamp_max(limit)).abs() < 0.065 * there[:, 2]
+                assert float(same.double().mean()) > 0.99 if len(same) else True
+                cell = (row // CELL) * cols + col // CELL
+                assert int((cell != target.cell[scene, one, other, seen]).sum()) <= 1
+
+
+@pytest.mark.parametrize("full", [0.0, 1.0])
+def test_objective_of_nano_has_all_parts_and_finite_gradients(batch: SceneBatch, full: float) -> None:
+    torch.manual_seed(0)
+    model = Nano(NanoConfig(width=32, heads=2, pairs=2))
+    total, parts = nano_loss(model, batch, full=full)
+    total.backward()
+    assert set(parts) - {"hit"} == set(WEIGHTS) - (set() if full else {"full", "step", "conf"})
+    assert bool(total.isfinite()) and all(bool(value.isfinite()) for value in parts.values())
+    rests = () if full else ("upsampler",)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is None:
+            assert name.startswith(rests), f"{name} gets no gradient"
+        else:
+            assert bool(parameter.grad.isfinite().all()), name
