@@ -17,6 +17,7 @@ GLTF_FROM_WORLD = np.diag([1.0, -1.0, -1.0])
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
     """Write scene.glb with the nodes "points" (left out when there are none) and "cameras"."""
     import trimesh
+    from trimesh.exchange.gltf import export_glb
 
     points = reconstruction.points
     scene = trimesh.Scene()
@@ -36,7 +37,7 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     )
     scene.add_geometry(cameras, node_name="cameras", geom_name="cameras")
     path = directory / "scene.glb"
-    path.write_bytes(scene.export(file_type="glb"))
+    path.write_bytes(export_glb(scene))
     return [path]
 
 

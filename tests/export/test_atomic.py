@@ -6,8 +6,8 @@ import errno
 import os
 
 import pytest
-from export.scene import make_scene
 
+from export.scene import make_scene
 from lean3r.errors import UsageError
 from lean3r.export import atomic_folder, export, ply
 
@@ -34,9 +34,9 @@ def test_new_empty_and_nested_folders(tmp_path):
 def test_an_existing_result_is_refused_before_any_work(tmp_path):
     out = tmp_path / "out"
     fill(out, "old")
-    with pytest.raises(UsageError, match=r"out/ exists and is not empty\. Use --overwrite, or another -o\."):
-        with atomic_folder(out):
-            pytest.fail("the block must not run")
+    refusal = r"out/ exists and is not empty\. Use --overwrite, or another -o\."
+    with pytest.raises(UsageError, match=refusal), atomic_folder(out):
+        pytest.fail("the block must not run")
     fill(out, "new", overwrite=True)
     assert (out / "manifest.json").read_text() == "new"
     only_child(tmp_path, "out")

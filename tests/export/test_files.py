@@ -10,9 +10,9 @@ import numpy as np
 import pycolmap
 import pytest
 import trimesh
-from export.scene import make_scene
 from PIL import Image
 
+from export.scene import make_scene
 from lean3r.errors import UsageError
 from lean3r.export import EXPORTERS, ExportOptions, export, parse_formats
 
@@ -192,12 +192,12 @@ def test_preview_shows_the_cloud_and_does_not_depend_on_the_world_frame(tmp_path
 
     from lean3r.export.preview import draw
 
-    scene = make_scene(4)
+    scene = make_scene(2, height=48, width=64)
     picture = draw(scene).astype(int)
     assert picture.shape == (700, 1600, 3)
     for panel in (picture[:, :800], picture[:, 800:]):
         drawn = np.ptp(panel, axis=2) > 24  # the background is grey
-        assert 0.25 < drawn.mean() < 0.95
+        assert 0.15 < drawn.mean() < 0.95
         rows, cols = np.flatnonzero(drawn.any(1)), np.flatnonzero(drawn.any(0))
         assert max(np.ptp(rows) / 700, np.ptp(cols) / 800) > 0.85
 
