@@ -93,7 +93,7 @@ class SyntheticWorld:
         focal = self._focal(draw, s, h, w)
         k1 = (self.distortion * draw.uniform(-1, 1, 1) ** 3).expand(scenes, s)
         rotation, position = propose(draw, scene, s, self.candidates)
-        wanted = draw.uniform(0.35, 0.95)
+        wanted = draw.uniform(0.25, 0.85)
         sensor = Sensor(*(x.to(device) for x in sample_sensor(draw, s)))
         scale = draw.logarithmic(*self.scale)
         noise_seed = int(torch.randint(1 << 62, (), generator=generator))

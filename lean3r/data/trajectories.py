@@ -12,11 +12,11 @@ from lean3r.data.world import Draw, Scene, ground_height, tilted, turned
 
 CLEAR = 0.25
 PATHS = ("orbit", "walk", "pan", "unordered", "wide")
-WEIGHTS = torch.tensor([0.3, 0.25, 0.15, 0.15, 0.15])
+WEIGHTS = torch.tensor([0.3, 0.25, 0.1, 0.15, 0.2])
 
 # One row per path: (low, high) of the half range; angles in radians, lengths in distances to the focus.
-SWING = torch.tensor([[0.05, 0.5], [0.0, 0.06], [0.0, 0.02], [0.05, 0.4], [0.25, 0.9]])
-SHIFT = torch.tensor([[0.0, 0.08], [0.05, 0.5], [0.004, 0.04], [0.03, 0.4], [0.0, 0.25]])
+SWING = torch.tensor([[0.12, 0.6], [0.0, 0.08], [0.0, 0.02], [0.1, 0.5], [0.3, 1.0]])
+SHIFT = torch.tensor([[0.0, 0.15], [0.15, 0.8], [0.004, 0.05], [0.1, 0.6], [0.0, 0.4]])
 TURN = torch.tensor([[0.0, 0.08], [0.02, 0.3], [0.08, 0.5], [0.02, 0.3], [0.0, 0.15]])
 PARALLEL = torch.tensor([0.0, 0.85, 1.0, 0.5, 0.0])
 ORDERED = torch.tensor([1.0, 1.0, 0.8, 0.0, 0.5])

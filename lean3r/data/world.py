@@ -292,7 +292,7 @@ def _surfaces(draw: Draw, kind: Tensor, unit: Tensor, half: Tensor, tiles: int, 
         "density": density,
         "strength": draw.uniform(0, 0.9, n, 6) * draw.chance(0.8, n, 6),
         "gloss": shine.expand(-1, -1, 6),
-        "tint": grey * (1 + 0.15 * draw.normal(n, 6, 3)).clamp(0.5, 1.5),
+        "tint": grey * (1 + 0.1 * draw.normal(n, 6, 3)).clamp(0.6, 1.4),
     }
 
 
@@ -306,7 +306,7 @@ def _lights(draw: Draw, kind: Tensor, shell: Tensor, unit: Tensor) -> dict[str, 
     first = torch.where(indoors[:, None], spot, beam[:, 0])
     one = torch.stack((indoors.float(), torch.zeros(draw.scenes)), 1)
     position = torch.cat((torch.stack((first, beam[:, 1]), 1), one.unsqueeze(-1)), -1)
-    warm = (1 + 0.12 * draw.normal(2, 3)).clamp(0.6, 1.4)
+    warm = (1 + 0.08 * draw.normal(2, 3)).clamp(0.6, 1.4)
     power = torch.stack((draw.uniform(0.6, 1.4) * torch.where(indoors, 1.6, 1.0), draw.uniform(0.0, 0.5)), 1)
     blue = torch.tensor([0.25, 0.45, 0.85]) * (1 + 0.15 * draw.normal(3)).clamp(0.5, 1.5)
     grey, dull = draw.uniform(0.5, 1.0, 1), draw.uniform(0, 1, 1) ** 1.5
