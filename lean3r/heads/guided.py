@@ -46,7 +46,7 @@ class GuidedUpsampler(nn.Module):
 
 def _convex_upsample(values: Tensor, weights: Tensor) -> Tensor:
     """[N, K, h, w] and weights [N, 9 * 16, h, w] -> [N, K, 4h, 4w]: each pixel a convex mix of 3x3 neighbours."""
-    count, channels, rows, cols = values.shape
+    count, _, rows, cols = values.shape
     share = weights.view(count, 1, 9, 16, rows, cols).softmax(dim=2)
     padded = F.pad(values, (1, 1, 1, 1), mode="replicate")
     neighbours = torch.stack(

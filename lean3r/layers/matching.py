@@ -176,5 +176,3 @@ class Feedback(nn.Module):
             dim=-1,
         )
         return numbers, visible * pair
-
-

@@ -9,6 +9,7 @@ trunk sees the picture at half size; a guided head brings depth to full size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +75,7 @@ class Nano(Backbone):
     licence = "Apache-2.0"
     resolution = 240
 
-    SIZES = {"nano": NanoConfig()}
+    SIZES: ClassVar[dict[str, NanoConfig]] = {"nano": NanoConfig()}
 
     def __init__(self, config: NanoConfig | None = None):
         super().__init__()
