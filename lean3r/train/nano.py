@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -49,18 +51,22 @@ def nano_loss(model: IterativeModel, batch: SceneBatch, *, full: float = 0.0) ->
     target = make_target(batch, cell if not full else model.patch)
     found = model.iterate(half)
     parts = match_losses(found.matches.logits, found.matches.position, found.matches.visibility, target)
-    total = sum(WEIGHTS[k] * parts[k] for k in ("match", "flow", "visible"))
+    total = _weighted({k: parts[k] for k in ("match", "flow", "visible")})
     for age, estimate in enumerate(reversed(found.estimates)):
         level, shift = depth_loss(estimate.log_depth, target.log_depth, target.known)
         rotation, translation = pose_losses(estimate.world_from_cam, estimate.cam_from_world, target)
         focal = (estimate.cameras.log_focal - target.log_focal).abs().mean()
         now = {"rotation": rotation, "translation": translation, "depth": level, "shift": shift, "focal": focal}
-        total = total + DECAY**age * sum(WEIGHTS[k] * v for k, v in now.items())
+        total = total + DECAY**age * _weighted(now)
         if age == 0:
             parts |= now
     if full:
         sharp = model.sharpen(found.tokens, found.estimates[-1].log_depth, batch.images)
         fine = full_depth_losses(*sharp, batch, target.scale)
-        total = total + full * sum(WEIGHTS[k] * v for k, v in fine.items())
+        total = total + full * _weighted(fine)
         parts |= fine
     return total, {k: v.detach() for k, v in parts.items()}
+
+
+def _weighted(parts: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([WEIGHTS[name] * value for name, value in parts.items()]).sum()
