@@ -12,7 +12,7 @@ import trimesh
 from export.scene import make_scene
 from PIL import Image
 
-from lean3r.export import EXPORTERS, ExportOptions, atomic_folder, export
+from lean3r.export import EXPORTERS, ExportOptions, atomic_folder, export, preview
 from lean3r.geometry.fusion import fuse
 from lean3r.types import PointCloud
 
@@ -21,6 +21,12 @@ NO_POINTS = PointCloud(
     np.zeros((0, 2), np.float32),
 )  # fmt: skip
 ODD_NAMES = ["ä ö.jpg", "", "two\nlines.png", "same.jpg", "sub/same.jpg", "..", "x" * 255, "\udcff.jpg", "日本.heic"]
+
+
+@pytest.fixture(autouse=True)
+def coarse_preview(monkeypatch):
+    """One sample a pixel: what is tested here is not the beauty of the picture."""
+    monkeypatch.setattr(preview, "SAMPLES", 1)
 
 
 def empty():
