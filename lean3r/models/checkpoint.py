@@ -1,67 +1,93 @@
-"""Reading and writing weights safely: no pickle is ever executed, and every refusal says what is wrong.
+"""Filling models from checkpoints and writing them: official names, strict, in one copy.
 
-safetensors files are memory-mapped; `.pt`/`.pth` files are read with weights_only=True.
+A model built on the meta device receives its parameters tensor by tensor, cast while they are read.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 import os
-import pickle
-import struct
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lean3r.errors import WeightsError
+from lean3r.models.keymap import KeyMap
+from lean3r.models.stored import Stored, open_stored
 
-MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
 SHOWN_KEYS = 5
+IDENTITY = KeyMap((("", ""),))
+
+logger = logging.getLogger("lean3r")
 
 
-def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
-    """Fill `model` strictly from a local file and return the file's metadata.
+def load_weights(model: nn.Module, path: str | Path, dtype: torch.dtype | None = None) -> dict[str, str]:
+    """Fill `model` strictly from a local file (see open_stored) and return the file's metadata.
 
-    Raises WeightsError naming the file and what is wrong with it: absent, a Git LFS pointer, truncated, not
-    weights, keys missing or unexpected, shapes that differ, values that are not finite.
+    Names in the file are official ones where the model has a KEY_MAP. A model on the meta device gets its
+    parameters in `dtype` (None: the file's own; buffers keep theirs), with little more than a 64th of the file mapped
+    besides; another model keeps its own types. Parameters that the official model does not know stay as they
+    are, and are logged. WeightsError names the file and what is wrong with it: absent, a Git LFS pointer,
+    truncated, not weights, keys missing or unexpected, shapes that differ, values that are not finite.
     """
-    path = Path(path)
-    tensors, metadata = read_tensors(path)
-    expected = dict(model.state_dict())
-    _compare(path, expected, tensors, metadata, getattr(model, "name", type(model).__name__))
-    for name, value in tensors.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise WeightsError(f"{path}: {name} holds NaN or infinite values; the file is damaged, fetch it again.")
-        with torch.no_grad():
-            expected[name].copy_(value)
-    return metadata
+    stored = open_stored(Path(path))
+    keys: KeyMap = getattr(model, "KEY_MAP", None) or IDENTITY
+    own = model.state_dict(keep_vars=True)
+    source = _place(stored, keys)
+    new = [name for name in own if keys.official(name) is None]
+    _compare(stored, keys, own, source, getattr(model, "name", type(model).__name__))
+    if new:
+        logger.info("initialised, not in the checkpoint: %s", ", ".join(new))
+    targets: dict[str, list[str]] = {}
+    for ours, name in source.items():
+        targets.setdefault(name, []).append(ours)
+    for name, value in stored.read(targets):
+        fresh: dict[int, Tensor] = {}
+        for ours in targets[name]:
+            target = own[ours]
+            if id(target) not in fresh:
+                fresh[id(target)] = _fill(target, value, dtype)
+                _check_finite(stored, name, fresh[id(target)])
+            if target.is_meta:
+                _assign(model, ours, fresh[id(target)])
+        del value
+    unfilled = [name for name, value in model.state_dict(keep_vars=True).items() if value.is_meta]
+    if unfilled:
+        raise WeightsError(
+            f"{stored.path} leaves {len(unfilled)} parameters empty: {', '.join(unfilled[:SHOWN_KEYS])}."
+        )
+    return dict(stored.metadata)
+
+
+def save_model(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a model as safetensors under official names, so that the official code reads the file."""
+    keys: KeyMap = getattr(model, "KEY_MAP", None) or IDENTITY
+    name = getattr(model, "name", type(model).__name__)
+    save_weights(keys.write(model.state_dict()), path, {"model": name, **(metadata or {})})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a `.safetensors`, `.pt` or `.pth` file; see load_weights for the errors."""
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such weights file.")
-    with path.open("rb") as file:
-        head = file.read(64)
-    if head.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{path} is a Git LFS pointer, not the weights; download the real file (git lfs pull).")
-    if not head:
-        raise WeightsError(f"{path} is empty; fetch it again.")
-    return _read_safetensors(path, head) if path.suffix == ".safetensors" else (_read_torch(path), {})
+    """All tensors, copied, and the metadata of a checkpoint; see load_weights for the errors."""
+    stored = open_stored(path)
+    return {name: value.clone() for name, value in stored.read(stored.files)}, dict(stored.metadata)
 
 
 def save_weights(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file through a temporary file beside it."""
+    """Write a safetensors file through a temporary file beside it. Names that share memory get a copy each."""
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
+    seen: set[int] = set()
+    ready = {}
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        ready[name] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
     try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, dict(metadata))
+        save_file(ready, partial, dict(metadata))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -73,54 +99,83 @@ def file_hash(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def _read_safetensors(path: Path, head: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    size = path.stat().st_size
-    header = struct.unpack("<Q", head[:8])[0] if len(head) >= 8 else 0
-    if not 2 <= header <= MAX_HEADER_BYTES:
-        raise WeightsError(f"{path} is not a safetensors file (its header claims {header:,} bytes).")
-    if 8 + header > size:
-        raise WeightsError(f"{path} is truncated: the header needs {8 + header:,} bytes, the file has {size:,}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError, RuntimeError) as error:
-        raise WeightsError(f"{path} is damaged or truncated ({error}); fetch it again.") from error
+def _place(stored: Stored, keys: KeyMap) -> dict[str, str]:
+    """Our name -> name in the file, for every name that has a place; of tied names the last one counts."""
+    source = {ours: name for name in stored.shapes if (ours := keys.ours(name)) is not None}
+    for group in keys.tied:
+        present = [name for name in group if name in stored.shapes]
+        for name in group if present else ():
+            ours = keys.ours(name)
+            if ours is not None:
+                source[ours] = present[-1]
+    return source
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+def _fill(target: Tensor, value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Values of `target` taken from the file: copied into it, or into new memory where it has none."""
+    with torch.no_grad():
+        if not target.is_meta:
+            return target.copy_(value)
+        wanted = dtype if dtype is not None and isinstance(target, nn.Parameter) else value.dtype
+        filled = torch.empty(value.shape, dtype=wanted if value.is_floating_point() else value.dtype).copy_(value)
+    return nn.Parameter(filled, target.requires_grad) if isinstance(target, nn.Parameter) else filled
+
+
+def _assign(model: nn.Module, name: str, value: Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, value)
+
+
+def _check_finite(stored: Stored, name: str, value: Tensor) -> None:
+    # The sum shows every NaN and infinity without a mask as large as the tensor; only it can overflow by itself.
+    if not value.is_floating_point() or bool(torch.isfinite(value.detach().sum())):
+        return
+    if not bool(torch.isfinite(value).all()):
         raise WeightsError(
-            f"{path} holds Python objects other than tensors; lean3r never executes pickles. "
-            "Convert it to .safetensors where you trust it."
-        ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError, OSError) as error:
-        raise WeightsError(f"{path} is damaged, truncated or no torch checkpoint; fetch it again.") from error
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]
-    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise WeightsError(f"{path} holds no plain table of tensors; expected name -> tensor.")
-    return dict(found)
+            f"{stored.files[name]}: {name} holds NaN or infinite values as {str(value.dtype).removeprefix('torch.')}; "
+            "the file is damaged, fetch it again, or the number type too small for it."
+        )
 
 
-def _compare(
-    path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], metadata: Mapping[str, str], model: str
-) -> None:
+def _compare(stored: Stored, keys: KeyMap, own: Mapping[str, Tensor], source: Mapping[str, str], model: str) -> None:
+    path, metadata = stored.path, stored.metadata
     if metadata.get("model", model) != model:
-        raise WeightsError(f"{path} holds weights of '{metadata['model']}', not {model}. Use --model {metadata['model']}.")
-    missing = [k for k in expected if k not in found]
-    unexpected = [k for k in found if k not in expected]
+        other = metadata["model"]
+        raise WeightsError(f"{path} holds weights of '{other}', not {model}. Use --model {other}.")
+    expected = {name: key for name in own if (key := keys.official(name)) is not None}
+    missing = [key for name, key in expected.items() if name not in source]
+    unexpected = [name for name in stored.shapes if keys.ours(name) not in expected]
     shapes = [
-        f"{k} is {list(found[k].shape)}, expected {list(v.shape)}"
-        for k, v in expected.items()
-        if k in found and found[k].shape != v.shape
+        f"{name} is {list(stored.shapes[name])}, expected {list(own[ours].shape)}"
+        for ours, name in source.items()
+        if ours in expected and stored.shapes[name] != own[ours].shape
     ]
     if not (missing or unexpected or shapes):
         return
-    report = [f"{path} does not fit {model} ({len(expected) - len(missing)} of {len(expected)} names found)"]
+    found = len(expected) - len(missing)
+    report = [f"{path} does not fit {model} ({found} of {len(expected)} names found)"]
     for title, rows in (("missing", missing), ("unexpected", unexpected), ("shapes", shapes)):
         if rows:
             more = f" and {len(rows) - SHOWN_KEYS} more" if len(rows) > SHOWN_KEYS else ""
             report.append(f"{title}: {', '.join(rows[:SHOWN_KEYS])}{more}")
+    fitting = _models_that_fit(stored, besides=model)
+    if fitting:
+        report.append(f"it fits {' and '.join(fitting)}: use --model {fitting[0]}")
     raise WeightsError("; ".join(report) + ".")
+
+
+def _models_that_fit(stored: Stored, besides: str) -> list[str]:
+    """Names of the models whose official names and shapes are exactly those of the checkpoint."""
+    from lean3r.models import MODELS
+
+    fitting = []
+    for name in MODELS:
+        if name == besides:
+            continue
+        with torch.device("meta"):
+            model = MODELS.get(name)()
+        keys: KeyMap = model.KEY_MAP or IDENTITY
+        own = {ours: value.shape for ours, value in model.state_dict().items() if keys.official(ours) is not None}
+        if {ours: stored.shapes[key] for ours, key in _place(stored, keys).items()} == own:
+            fitting.append(name)
+    return fitting

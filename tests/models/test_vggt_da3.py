@@ -19,7 +19,7 @@ from lean3r.models.da3_nested import Da3Nested, Da3NestedConfig
 from lean3r.models.vggt import Vggt, VggtConfig
 from lean3r.types import Known, Prediction, Source, Views
 
-ANY_VIEW = Da3Config(32, 6, 2, 2, (2, 3, 4, 5), 16, (8, 8, 16, 16), grid=4)
+ANY_VIEW = Da3Config(64, 6, 4, 2, (2, 3, 4, 5), 16, (8, 8, 16, 16), grid=4)
 SINGLE = Da3MonoConfig(32, 4, 2, (0, 1, 2, 3), 16, (8, 8, 16, 16), grid=4)
 
 
@@ -147,7 +147,7 @@ def test_da3_known_cameras_come_back_in_the_users_world(da3: Da3) -> None:
 
 
 def test_da3_gaussians_and_their_absence(da3: Da3) -> None:
-    config = Da3Config(32, 6, 2, 2, (2, 3, 4, 5), 16, (8, 8, 16, 16), grid=4, mlp="swiglu", gaussians=True)
+    config = Da3Config(64, 6, 4, 2, (2, 3, 4, 5), 16, (8, 8, 16, 16), grid=4, mlp="swiglu", gaussians=True)
     model = randomised(Da3(config))
     with torch.no_grad():
         tokens = model.encode(Views(pictures(views=1)))

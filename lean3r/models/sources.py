@@ -1,0 +1,168 @@
+"""Where weights come from: a path, a repository on the Hugging Face Hub, or a model's official repository."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lean3r.errors import UsageError, WeightsError
+from lean3r.models.stored import INDEX_SUFFIX
+
+SCHEME = "hf:"
+CANDIDATES = ("model.safetensors", f"model.safetensors{INDEX_SUFFIX}", "model.pt", "model.pth")
+
+OFFICIAL = {
+    "vggt": "facebook/VGGT-1B",
+    "pi3": "yyfz233/Pi3",
+    "pi3x": "yyfz233/Pi3X",
+    "da3-small": "depth-anything/DA3-SMALL",
+    "da3-base": "depth-anything/DA3-BASE",
+    "da3-large": "depth-anything/DA3-LARGE-1.1",
+    "da3-giant": "depth-anything/DA3-GIANT-1.1",
+    "da3mono-large": "depth-anything/DA3MONO-LARGE",
+    "da3metric-large": "depth-anything/DA3METRIC-LARGE",
+    "da3nested-giant-large": "depth-anything/DA3NESTED-GIANT-LARGE-1.1",
+}
+"""Model name -> repository of its authors' weights."""
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A repository, a revision of it (None: the default branch), and a file in it (None: the first candidate)."""
+
+    repository: str
+    revision: str | None = None
+    file: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> HubSource:
+        """Read `hf:OWNER/NAME[/FILE][@REVISION]`; UsageError when it has another form."""
+        found = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:/([^@]+))?(?:@([^@]+))?", text)
+        if found is None:
+            raise UsageError(f"'{text}' is no weights source; expected a path, or hf:OWNER/NAME[/FILE][@REVISION].")
+        repository, file, revision = found.groups()
+        return cls(repository, revision, file)
+
+    def __str__(self) -> str:
+        file = f"/{self.file}" if self.file else ""
+        return f"{SCHEME}{self.repository}{file}" + (f"@{self.revision}" if self.revision else "")
+
+
+def find_weights(
+    source: str | Path,
+    *,
+    offline: bool = False,
+    cache_dir: str | Path | None = None,
+    endpoint: str | None = None,
+    token: str | bool | None = None,
+) -> Path:
+    """A local path of weights: `source` itself, or the cached or downloaded files of `hf:OWNER/NAME[@REVISION]`.
+
+    What the cache holds is used without asking the network; otherwise the file is downloaded with a progress bar
+    into the Hub's usual cache (or `cache_dir`), interrupted downloads going on where they stopped. `token` None
+    takes the one that was logged in. WeightsError says in one line what to do when the repository, revision,
+    file, permission or network is missing.
+    """
+    if not str(source).startswith(SCHEME):
+        return Path(source)
+    hub = HubSource.parse(str(source))
+    options = {"cache_dir": cache_dir, "endpoint": endpoint, "token": token}
+    for online in (False,) if offline else (False, True):
+        for name in (hub.file,) if hub.file else CANDIDATES:
+            path = _fetch(hub, name, online, options)
+            if path is None:
+                continue
+            if not name.endswith(INDEX_SUFFIX) or all([_fetch(hub, s, online, options) for s in _shards(path)]):
+                return path
+    if offline:
+        raise WeightsError(f"{hub} is not in the cache, and offline mode asks for no network. {_by_hand(hub)}")
+    wanted = hub.file or ", ".join(CANDIDATES)
+    raise WeightsError(f"{hub} holds no weights file that lean3r reads ({wanted}).")
+
+
+def official_source(model: str) -> str | None:
+    """`hf:...` of a model's official weights, None when it has none."""
+    return f"{SCHEME}{OFFICIAL[model]}" if model in OFFICIAL else None
+
+
+def _fetch(hub: HubSource, name: str, online: bool, options: dict) -> Path | None:
+    """The file's path in the cache, downloaded if `online`; None when it is not there."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    with _readable_errors(hub):
+        try:
+            if online:
+                # Where there is no network, this says so at once; the download itself retries for half a minute.
+                url = hf_hub_url(hub.repository, name, revision=hub.revision, endpoint=options["endpoint"])
+                get_hf_file_metadata(url, token=options["token"], endpoint=options["endpoint"])
+            return Path(
+                hf_hub_download(hub.repository, name, revision=hub.revision, local_files_only=not online, **options)
+            )
+        except LocalEntryNotFoundError:
+            if online:
+                raise
+        except EntryNotFoundError:
+            pass
+    return None
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise WeightsError(f"{index} is no index of shards (no readable weight_map); fetch it again.") from error
+
+
+def _by_hand(hub: HubSource) -> str:
+    revision = f" --revision {hub.revision}" if hub.revision else ""
+    return (
+        f"Run `hf download {hub.repository}{revision} --local-dir DIR` where there is a network, "
+        "then give --weights DIR"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+@contextmanager
+def _readable_errors(hub: HubSource) -> Iterator[None]:
+    """Turn the Hub's errors into one line each that says what to do."""
+    from huggingface_hub import errors
+
+    page = f"https://huggingface.co/{hub.repository}"
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise WeightsError(
+            f"{hub} asks for consent: accept its terms at {page}, then log in with `hf auth login`."
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise WeightsError(
+            f"{hub}: no such repository, or a private one; for that log in with `hf auth login`."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise WeightsError(
+            f"{hub}: the repository has no revision '{hub.revision}'; see {page}/commits/main."
+        ) from error
+    except errors.HFValidationError as error:
+        raise UsageError(f"{hub} is no valid repository name.") from error
+    except (
+        errors.LocalEntryNotFoundError,
+        errors.OfflineModeIsEnabled,
+        errors.HTTPError,  # pyright: ignore[reportPrivateImportUsage]
+    ) as error:
+        if isinstance(error, errors.HfHubHTTPError):
+            raise WeightsError(
+                f"{hub}: the Hub answered with an error ({_first_line(error)}). Try again later."
+            ) from error
+        raise WeightsError(f"{hub} is not in the cache, and the Hub cannot be reached. {_by_hand(hub)}.") from error
+    except OSError as error:
+        raise WeightsError(
+            f"{hub} could not be downloaded ({_first_line(error)}). Try again, it goes on where it stopped."
+        ) from error

@@ -1,0 +1,179 @@
+"""Tensors in files: safetensors, shards under an index, and torch files, mapped into memory a piece at a time.
+
+No pickle is ever executed, and every refusal says what is wrong with the file.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lean3r.errors import WeightsError
+
+MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
+PIECE_BYTES = 1 << 22  # pages of a file count as the process's memory for as long as they are mapped
+PIECES = 64
+INDEX_SUFFIX = ".index.json"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a checkpoint holds, without its values: the file and shape of each name, and the bytes in all."""
+
+    path: Path
+    files: Mapping[str, Path]
+    shapes: Mapping[str, torch.Size]
+    total_bytes: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) file by file. A tensor is a view of the mapped file: copy it before asking for the next,
+        then little more than a 64th of the checkpoint is mapped at any time."""
+        wanted: dict[Path, list[str]] = {}
+        for name in names:
+            wanted.setdefault(self.files[name], []).append(name)
+        limit = max(PIECE_BYTES, self.total_bytes // PIECES)
+        for file, rest in wanted.items():
+            while rest:
+                with _Mapped(file) as mapped:
+                    size = 0
+                    while rest and size < limit:
+                        tensor = mapped.tensor(rest[0])
+                        size += tensor.nbytes
+                        yield rest.pop(0), tensor
+                        del tensor
+
+
+def open_stored(path: Path) -> Stored:
+    """Look into a `.safetensors`, `.pt` or `.pth` file, a `.index.json`, or a folder with one of these.
+
+    WeightsError names the file and what is wrong: absent, empty, a Git LFS pointer, truncated, not weights, a
+    shard missing.
+    """
+    if path.is_dir():
+        path = _weights_in(path)
+    if path.name.endswith(INDEX_SUFFIX):
+        return _open_shards(path)
+    with _Mapped(path) as mapped:
+        return Stored(path, dict.fromkeys(mapped.shapes, path), mapped.shapes, path.stat().st_size, mapped.metadata)
+
+
+class _Mapped:
+    """One file, mapped into memory between entering and leaving."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.metadata: dict[str, str] = {}
+        self._safe = None
+        self._found: dict[str, Tensor] = {}
+
+    def __enter__(self) -> _Mapped:
+        if not self.path.is_file():
+            raise WeightsError(f"{self.path}: no such weights file.")
+        with self.path.open("rb") as file:
+            head = file.read(64)
+        if head.startswith(b"version https://git-lfs"):
+            raise WeightsError(
+                f"{self.path} is a Git LFS pointer, not the weights; download the real file (git lfs pull)."
+            )
+        if not head:
+            raise WeightsError(f"{self.path} is empty; fetch it again.")
+        if self.path.suffix == ".safetensors":
+            self._safe = _open_safetensors(self.path, head)
+            self.metadata = dict(self._safe.metadata() or {})
+        else:
+            self._found = _load_torch(self.path)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._safe, self._found = None, {}
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        if self._safe is None:
+            return {name: value.shape for name, value in self._found.items()}
+        return {name: torch.Size(self._safe.get_slice(name).get_shape()) for name in self._safe.offset_keys()}
+
+    def tensor(self, name: str) -> Tensor:
+        if self._safe is None:
+            return self._found[name]
+        try:
+            return self._safe.get_tensor(name)
+        except (SafetensorError, RuntimeError) as error:
+            raise WeightsError(f"{self.path} is damaged or truncated ({error}); fetch it again.") from error
+
+
+def _weights_in(folder: Path) -> Path:
+    for pattern in (f"*{INDEX_SUFFIX}", "*.safetensors", "*.pt", "*.pth"):
+        found = sorted(folder.glob(pattern))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(path.name for path in found[:5])
+            raise WeightsError(f"{folder} holds several weights files ({names}); name one of them.")
+    raise WeightsError(f"{folder} holds no weights (.safetensors, .index.json, .pt or .pth).")
+
+
+def _open_shards(path: Path) -> Stored:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files = {str(name): path.parent / str(shard) for name, shard in table.items()}
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path}: no such weights file.") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path} is no index of shards (no readable weight_map); fetch it again.") from error
+    shards = sorted(set(files.values()))
+    absent = [shard.name for shard in shards if not shard.is_file()]
+    if absent:
+        raise WeightsError(
+            f"{path} needs {len(shards)} shards, {len(absent)} missing beside it: {', '.join(absent[:5])}."
+        )
+    opened = [open_stored(shard) for shard in shards]
+    shapes = {name: shape for part in opened for name, shape in part.shapes.items()}
+    lost = [name for name in files if name not in shapes]
+    if lost:
+        raise WeightsError(
+            f"{path} promises {lost[0]} in {files[lost[0]].name}, which does not hold it; fetch it again."
+        )
+    metadata = {key: value for part in opened for key, value in part.metadata.items()}
+    return Stored(path, files, {name: shapes[name] for name in files}, sum(p.total_bytes for p in opened), metadata)
+
+
+def _open_safetensors(path: Path, head: bytes):
+    size = path.stat().st_size
+    header = struct.unpack("<Q", head[:8])[0] if len(head) >= 8 else 0
+    if not 2 <= header <= MAX_HEADER_BYTES:
+        raise WeightsError(f"{path} is not a safetensors file (its header claims {header:,} bytes).")
+    if 8 + header > size:
+        raise WeightsError(f"{path} is truncated: the header needs {8 + header:,} bytes, the file has {size:,}.")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, json.JSONDecodeError, RuntimeError) as error:
+        raise WeightsError(f"{path} is damaged or truncated ({error}); fetch it again.") from error
+
+
+def _load_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} holds Python objects other than tensors; lean3r never executes pickles. "
+            "Convert it to .safetensors where you trust it."
+        ) from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError, OSError) as error:
+        raise WeightsError(f"{path} is damaged, truncated or no torch checkpoint; fetch it again.") from error
+    for key in ("state_dict", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise WeightsError(f"{path} holds no plain table of tensors; expected name -> tensor.")
+    return dict(found)

@@ -1,0 +1,154 @@
+"""Weights from the Hub, against a local stand-in for it: cache first, offline, shards, revisions, refusals."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lean3r.errors import UsageError, WeightsError
+from lean3r.models import MODELS
+from lean3r.models.checkpoint import read_tensors
+from lean3r.models.sources import OFFICIAL, HubSource, find_weights, official_source
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub:
+    """Files by (repository, revision, name); `asked` lists the paths of all requests."""
+
+    def __init__(self, address: str):
+        self.address = address
+        self.files: dict[tuple[str, str, str], bytes] = {}
+        self.gated: set[str] = set()
+        self.asked: list[str] = []
+
+    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
+        self.asked.append(path)
+        owner, name, _, revision, file = path.lstrip("/").split("/", 4)
+        repository = f"{owner}/{name}"
+        if repository in self.gated:
+            return 403, {"X-Error-Code": "GatedRepo"}, b""
+        known = [key for key in self.files if key[0] == repository]
+        if not known:
+            return 404, {"X-Error-Code": "RepoNotFound"}, b""
+        if revision not in {COMMIT} | {key[1] for key in known}:
+            return 404, {"X-Error-Code": "RevisionNotFound"}, b""
+        body = next((self.files[key] for key in known if key[2] == file and revision in (key[1], COMMIT)), None)
+        if body is None:
+            return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b""
+        return 200, {"ETag": f'"{hash(body) & 0xFFFFFFFF:08x}"', "X-Repo-Commit": COMMIT}, body
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.reply(with_body=False)
+
+        def do_GET(self) -> None:
+            self.reply(with_body=True)
+
+        def reply(self, with_body: bool) -> None:
+            status, headers, body = stand_in.answer(self.path)
+            self.send_response(status)
+            for key, value in headers.items():
+                self.send_header(key, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if with_body:
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    stand_in = Hub(f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield stand_in
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def weights(tmp_path: Path, **tensors: torch.Tensor) -> bytes:
+    path = tmp_path / "made.safetensors"
+    save_file(tensors, path)
+    return path.read_bytes()
+
+
+def find(hub: Hub, tmp_path: Path, source: str, **options) -> Path:
+    return find_weights(source, cache_dir=tmp_path / "cache", endpoint=hub.address, token=False, **options)
+
+
+def test_download_once_then_never_ask_again(hub: Hub, tmp_path: Path) -> None:
+    hub.files["some/model", "main", "model.safetensors"] = weights(tmp_path, a=torch.arange(3.0))
+    path = find(hub, tmp_path, "hf:some/model")
+    assert read_tensors(path)[0]["a"].tolist() == [0, 1, 2]
+    hub.asked.clear()
+    assert find(hub, tmp_path, "hf:some/model") == path
+    assert find(hub, tmp_path, "hf:some/model", offline=True) == path
+    assert not hub.asked
+
+
+def test_shards_and_torch_files_and_named_files(hub: Hub, tmp_path: Path) -> None:
+    names = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    hub.files["some/shards", "main", "model.safetensors.index.json"] = json.dumps({"weight_map": names}).encode()
+    for name, file in names.items():
+        hub.files["some/shards", "main", file] = weights(tmp_path, **{name: torch.ones(2)})
+    assert read_tensors(find(hub, tmp_path, "hf:some/shards"))[0].keys() == names.keys()
+    assert find(hub, tmp_path, "hf:some/shards", offline=True).name == "model.safetensors.index.json"
+
+    torch.save({"a": torch.ones(2)}, tmp_path / "made.pt")
+    hub.files["some/torch", "main", "model.pt"] = (tmp_path / "made.pt").read_bytes()
+    hub.files["some/torch", "main", "other/x.pt"] = (tmp_path / "made.pt").read_bytes()
+    assert find(hub, tmp_path, "hf:some/torch").name == "model.pt"
+    assert find(hub, tmp_path, "hf:some/torch/other/x.pt").name == "x.pt"
+
+
+def test_revision(hub: Hub, tmp_path: Path) -> None:
+    hub.files["some/model", "main", "model.safetensors"] = weights(tmp_path, a=torch.zeros(1))
+    hub.files["some/model", "v2", "model.safetensors"] = weights(tmp_path, a=torch.ones(1))
+    with pytest.raises(WeightsError, match="no revision 'v3'"):
+        find(hub, tmp_path, "hf:some/model@v3")
+    assert find(hub, tmp_path, "hf:some/model@v2").is_file()
+    assert all("/resolve/v2/" in path or "/v3/" in path or COMMIT in path for path in hub.asked)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "said"),
+    [
+        ("hf:no/where", {}, "no such repository"),
+        ("hf:some/gated", {}, "accept its terms at https://huggingface.co/some/gated"),
+        ("hf:some/empty", {}, "holds no weights file"),
+        ("hf:some/empty", {"offline": True}, "Run `hf download some/empty --local-dir DIR` where there is a network"),
+    ],
+)
+def test_refusals_are_one_line(hub: Hub, tmp_path: Path, source: str, options: dict, said: str) -> None:
+    hub.gated.add("some/gated")
+    hub.files["some/empty", "main", "README.md"] = b"nothing"
+    with pytest.raises(WeightsError) as caught:
+        find(hub, tmp_path, source, **options)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_no_network_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"cannot be reached\. Run `hf download a/b --revision v1 --local-dir DIR`"):
+        find_weights("hf:a/b@v1", cache_dir=tmp_path, endpoint="http://127.0.0.1:9", token=False)
+
+
+def test_other_sources(tmp_path: Path) -> None:
+    assert find_weights(tmp_path / "x.pt") == tmp_path / "x.pt"
+    assert HubSource.parse("hf:a/b/c/d.pt@main") == HubSource("a/b", "main", "c/d.pt")
+    for wrong in ("hf:", "hf:alone", "hf:a/b@", "hf://a/b"):
+        with pytest.raises(UsageError, match="expected a path, or hf:OWNER/NAME"):
+            find_weights(wrong)
+    assert set(OFFICIAL) == set(MODELS) - {"nano"}
+    assert official_source("nano") is None and official_source("vggt") == "hf:facebook/VGGT-1B"
