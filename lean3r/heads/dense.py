@@ -55,11 +55,13 @@ def uv_tables(rows: int, cols: int, channels: int, aspect: float) -> tuple[Tenso
 
 
 def add_uv(x: Tensor, aspect: float) -> Tensor:
-    """x [N, C, rows, cols] plus the weighted position term; the term itself is never made at full size."""
+    """Add the weighted position term to x [N, C, rows, cols], in place and without making the term at full size."""
     channels, rows, cols = x.shape[1:]
     over_x, over_y = (UV_WEIGHT * t.to(x) for t in uv_tables(rows, cols, channels, aspect))
     half = channels // 2
-    return torch.cat([x[:, :half] + over_x[:, None, :], x[:, half:] + over_y[:, :, None]], dim=1)
+    x[:, :half] += over_x[:, None, :]
+    x[:, half:] += over_y[:, :, None]
+    return x
 
 
 def resized(x: Tensor, rows: int, cols: int) -> Tensor:
@@ -184,7 +186,7 @@ class DptHead(nn.Module):
         aspect = width / height
         x = resized(self.narrow(self.fusion(self.pyramid(tokens, rows, cols, aspect))), height, width)
         if self.guide is not None:
-            x = x + self.guide(image)
+            x += self.guide(image)
         if self.uv:
             x = add_uv(x, aspect)
         return tuple(layer(x) for layer in self.outputs)
@@ -272,6 +274,6 @@ def _guide(features: int) -> nn.Sequential:
 
 
 def frame_bytes(head: DptHead | DptFeatures, height: int, width: int) -> int:
-    """About what the maps of one frame of this size take in float32 while a head runs."""
+    """About what the maps of one frame of this size take in float32 while a head runs, a convolution's own included."""
     grid = 64 * (height // 14) * (width // 14)
-    return 4 * max(height * width * (head.features + 64), 4 * grid * head.features)
+    return 8 * max(height * width * (head.features + 64), 4 * grid * head.features)

@@ -19,7 +19,7 @@ from lean3r.layers.embed import IMAGENET_MEAN, IMAGENET_STD
 from lean3r.models import MODELS
 from lean3r.models.base import Backbone
 
-LIMIT = 1e-4
+LIMIT = 1e-5
 CONSTANTS = {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
 MANIFESTS = {
     "vggt": "vggt-1b",

@@ -60,7 +60,8 @@ def mono(arguments: Mapping[str, Any]) -> Da3MonoConfig:
 
 
 def run(model: Backbone, inputs: Mapping[str, Tensor], case: Mapping[str, Any]) -> dict[str, Tensor]:
-    views = Views(inputs["images"][None])
+    images = inputs["images"]
+    views = Views(images if images.dim() == 5 else images[None])
     if isinstance(model, Da3Mono):
         tokens = model.encode(views)
         found = {f"out.{name}": value for name, value in model.outputs(tokens).items()}

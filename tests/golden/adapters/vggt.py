@@ -58,9 +58,10 @@ def build(arguments: Mapping[str, Any]) -> Vggt:
 
 
 def run(model: Vggt, inputs: Mapping[str, Tensor], case: Mapping[str, Any]) -> dict[str, Tensor]:
-    tokens = model.encode(Views(inputs["images"][None]))
+    images = inputs["images"]
+    tokens = model.encode(Views(images if images.dim() == 5 else images[None]))
     queries = inputs.get("query_points")
-    found = model.outputs(tokens, None if queries is None else queries[None])
+    found = model.outputs(tokens, None if queries is None else queries.reshape(-1, *queries.shape[-2:]))
     prediction = model.decode(tokens, dense=False)
     found |= {"extrinsics": prediction.cam_from_world[..., :3, :], "intrinsics": prediction.intrinsics}
     return {f"out.{name}": value for name, value in found.items()}
