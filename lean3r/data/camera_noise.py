@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -65,3 +66,17 @@ def develop(linear: Tensor, noise: Tensor, sensor: Sensor) -> Tensor:
     # Extended Reinhard shoulder: white is reached at three times the middle of the range.
     light = light * (1 + light / 4.0) / (1 + light) * 1.6
     return ((light.clamp(0, 1) ** sensor.exponent.unsqueeze(1)) * 255).round() / 255
+
+
+def write_photo(path: Path, image: Tensor, focal_35mm: int, number: int = 0) -> None:
+    """Write a picture [3, H, W] in 0..1 as a phone's JPEG: EXIF with maker, orientation, time, focal length."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0110] = "lean3r", "synthetic phone"
+    exif[0x0112] = 1  # Orientation: upright
+    details = exif.get_ifd(0x8769)
+    details[0x9003] = f"2025:06:01 12:{number // 60 % 60:02d}:{number % 60:02d}"  # DateTimeOriginal
+    details[0xA405] = focal_35mm  # FocalLengthIn35mmFilm
+    pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(path, quality=92, exif=exif)

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from lean3r.data.base import SceneBatch
 from lean3r.data.camera_noise import Sensor, develop, sample_sensor
-from lean3r.data.raycast import product
 from lean3r.data.render import look, render, run
 from lean3r.data.textures import FAMILIES, atlas
-from lean3r.data.trajectories import CLEAR, overlaps, propose, score
+from lean3r.data.trajectories import CLEAR, overlaps, pinhole, propose, score, world_to_camera
 from lean3r.data.world import KINDS, Draw, Scene, clearance, sample_scene, without
 from lean3r.errors import UsageError
 
@@ -112,7 +111,7 @@ class SyntheticWorld:
             images=images.unflatten(0, (scenes, s)),
             depth=picture.depth.view(scenes, s, h, w) * scale[:, None, None, None],
             intrinsics=pinhole(focal, h, w),
-            cam_from_world=_cam_from_world(rotation, position * scale[:, None, None]),
+            cam_from_world=world_to_camera(rotation, position * scale[:, None, None]),
             normals=normals.view(scenes, s, 3, h, w),
         )
 
@@ -162,20 +161,3 @@ class SyntheticWorld:
 def _generator(*numbers: int) -> torch.Generator:
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-
-
-def pinhole(focal: Tensor, h: int, w: int) -> Tensor:
-    """Intrinsics [..., 3, 3] of focal lengths [...] in pixels, principal point at the middle."""
-    k = torch.zeros(*focal.shape, 3, 3, device=focal.device)
-    k[..., 0, 0] = k[..., 1, 1] = focal
-    k[..., 0, 2], k[..., 1, 2], k[..., 2, 2] = w / 2, h / 2, 1
-    return k
-
-
-def _cam_from_world(rotation: Tensor, position: Tensor) -> Tensor:
-    pose = torch.zeros(*position.shape[:-1], 4, 4, device=position.device)
-    turn = rotation.transpose(-1, -2)
-    pose[..., :3, :3] = turn
-    pose[..., :3, 3] = -product(turn, position.unsqueeze(-1)).squeeze(-1)
-    pose[..., 3, 3] = 1
-    return pose

@@ -132,3 +132,21 @@ def score(depth: Tensor, overlap: Tensor, near: Tensor, wanted: Tensor, reach: T
     best = (overlap * off).amax(-1)
     mean = (overlap * off).sum((-1, -2)) / (s * (s - 1))
     return bad + 8 * (0.35 - best).clamp_min(0).sum(-1) + 1.5 * (mean - wanted[:, None]).abs()
+
+
+def pinhole(focal: Tensor, h: int, w: int) -> Tensor:
+    """Intrinsics [..., 3, 3] of focal lengths [...] in pixels, principal point at the middle."""
+    k = torch.zeros(*focal.shape, 3, 3, device=focal.device)
+    k[..., 0, 0] = k[..., 1, 1] = focal
+    k[..., 0, 2], k[..., 1, 2], k[..., 2, 2] = w / 2, h / 2, 1
+    return k
+
+
+def world_to_camera(rotation: Tensor, position: Tensor) -> Tensor:
+    """cam_from_world [..., 4, 4] of cameras at `position` [..., 3] with world_from_cam `rotation` [..., 3, 3]."""
+    pose = torch.zeros(*position.shape[:-1], 4, 4, device=position.device)
+    turn = rotation.transpose(-1, -2)
+    pose[..., :3, :3] = turn
+    pose[..., :3, 3] = -product(turn, position.unsqueeze(-1)).squeeze(-1)
+    pose[..., 3, 3] = 1
+    return pose
