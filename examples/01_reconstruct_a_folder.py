@@ -1,0 +1,36 @@
+"""A folder of photos in; cameras, depth and a point cloud out.
+
+The photos are taken here, of a room in the synthetic world, so that the truth is known. With your own pictures
+only the second half is needed, and one command does the same: `lean3r reconstruct photos/ -o out`.
+"""
+
+import argparse
+from pathlib import Path
+
+import lean3r
+from lean3r.cli.demo import compare, photograph
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--out", type=Path, default=Path("examples_out/01"))
+parser.add_argument("--weights", type=Path, help="weights other than those that come with nano")
+
+
+def main() -> None:
+    """Photograph, reconstruct, write, compare."""
+    options = parser.parse_args()
+    photos = options.out / "photos"
+    truth = photograph(photos, seed=1, height=240, width=320)
+    print("photos:", ", ".join(sorted(path.name for path in photos.iterdir())))
+
+    model = lean3r.load("nano", weights=options.weights)
+    scene = lean3r.reconstruct(model, photos)
+    room = lean3r.export(scene, options.out / "room", overwrite=True)
+
+    print(f"{len(scene.names)} views, {len(scene.points.xyz):,} points, scale: {scene.scale}")
+    print("files:", ", ".join(sorted(path.name for path in room.iterdir())))
+    for name, value in compare(scene, truth).items():
+        print(f"against the truth, {name}: {value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The library in three lines, and what is inside the result: plain numpy arrays, named and documented.
+
+docs/conventions.md says which way axes and poses point, docs/python.md lists every field.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+import lean3r
+from lean3r.cli.demo import photograph
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--out", type=Path, default=Path("examples_out/02"))
+parser.add_argument("--weights", type=Path, help="weights other than those that come with nano")
+
+
+def main() -> None:
+    """Reconstruct four photos and look at every field."""
+    options = parser.parse_args()
+    photograph(options.out / "photos", seed=2, height=144, width=192)
+
+    model = lean3r.load("nano", weights=options.weights)
+    scene = lean3r.reconstruct(model, options.out / "photos", max_views=4, resolution=128)
+    lean3r.export(scene, options.out / "room", ["npz", "ply"], overwrite=True)
+
+    for name in ("images", "mask", "depth", "conf", "cam_from_world", "intrinsics", "original_intrinsics"):
+        array = getattr(scene, name)
+        print(f"{name:20} {array.dtype!s:8} {array.shape}")
+    print(f"{'points':20} {scene.points.xyz.shape[0]:,} of them, each seen in a view at a pixel")
+
+    # The first camera is the origin of the world; poses map world points into each camera.
+    assert np.allclose(scene.cam_from_world[0], np.eye(4), atol=1e-5)
+
+    # A point of the cloud, projected into the view that saw it, lands on the pixel that saw it.
+    points = scene.points
+    poses, k = scene.cam_from_world[points.view], scene.intrinsics[points.view]
+    in_camera = np.einsum("pij,pj->pi", poses[:, :3, :3], points.xyz) + poses[:, :3, 3]
+    pixels = np.einsum("pij,pj->pi", k, in_camera / in_camera[:, 2:])[:, :2]
+    print(f"{'projection':20} {np.abs(pixels - points.xy).max():.4f} px off at most")
+
+    # The picture was resized for the network; every view knows its way back to the original pixels.
+    source = scene.sources[0]
+    focal_px = scene.original_intrinsics[0, 0, 0]
+    print(f"{'first view':20} {source.name}, {source.width} x {source.height}, focal length {focal_px:.1f} px")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The examples are a course that works: each runs as a user would run it, and leaves real results."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lean3r.models.checkpoint import read_tensors, save_weights
+from lean3r.models.nano import Nano
+from lean3r.pipeline.load import EMBEDDED
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("[0-9]*.py"))
+LONGEST = 60
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Arguments: none where the package has its weights, else a file of random ones."""
+    if (EMBEDDED / "nano.safetensors").is_file():
+        return []
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Nano()
+    path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
+    save_weights(model.state_dict(), path, {"model": "nano"})
+    return ["--weights", str(path)]
+
+
+def folder(out: Path, said: str) -> None:
+    assert len(list((out / "photos").glob("*.jpg"))) == 8
+    manifest = json.loads((out / "room" / "manifest.json").read_text())
+    assert manifest["points"] > 0 and len(manifest["views"]) == 8 and not manifest["skipped"]
+    assert {"scene.glb", "points.ply", "preview.jpg", "cameras.json"} <= set(manifest["files"])
+    assert said.count("against the truth") == 5 and "8 views" in said
+
+
+def inside(out: Path, said: str) -> None:
+    with np.load(out / "room" / "predictions.npz") as arrays:
+        assert arrays["depth"].shape[0] == 4 and f"(4, {arrays['depth'].shape[1]}" in said
+    off = next(line for line in said.splitlines() if line.startswith("projection"))
+    assert float(off.split()[1]) < 0.05
+
+
+def colmap(out: Path, said: str) -> None:
+    assert (out / "room" / "sparse" / "0" / "points3D.bin").is_file()
+    assert said.startswith("5 images") and said.count("144 x 192 PINHOLE") == 5
+
+
+def video(out: Path, said: str) -> None:
+    cameras = json.loads((out / "room" / "cameras.json").read_text())["views"]
+    assert len(cameras) == 6 and cameras[0]["name"] == "clip_frame000000" and (out / "clip.mp4").stat().st_size > 5000
+    assert (cameras[0]["width"], cameras[0]["height"]) == (192, 144) and "clip_frame000000" in said
+
+
+def scores(out: Path, said: str) -> None:
+    figures = json.loads((out / "figures.json").read_text())
+    assert figures["truth"]["auc30"] > 99 and figures["truth"]["abs_rel"] < 1e-3 and figures["truth"]["focal"] < 1e-3
+    for name in ("constant", "nano"):
+        assert figures[name]["auc30"] < 99 and 1 < figures[name]["abs_rel"] < 200
+    assert len(said.splitlines()) == 3
+
+
+def toy(out: Path, said: str) -> None:
+    tensors, metadata = read_tensors(out / "weights.safetensors")
+    assert metadata["step"] == "30" and all(bool(value.isfinite().all()) for value in tensors.values())
+    with open(out / "log.csv", newline="") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert len(losses) == 3 and losses[-1] < losses[0] and math.isfinite(losses[-1])
+    assert (out / "validation.csv").is_file() and said.startswith("30 steps, 0 skipped")
+
+
+CHECKS: dict[str, Callable[[Path, str], None]] = {
+    "01": folder,
+    "02": inside,
+    "03": colmap,
+    "04": video,
+    "05": scores,
+    "06": toy,
+}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example(
+    path: Path, weights: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    number = path.name[:2]
+    out = tmp_path / "out"
+    arguments = weights if number != "06" else []  # 06 starts from nothing
+    monkeypatch.setattr(sys, "argv", [str(path), "--out", str(out), *arguments])
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(path), run_name="__main__")
+    CHECKS[number](out, capsys.readouterr().out)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"], "an example writes into --out only"
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_is_short_and_says_what_it_is(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= LONGEST and text.startswith('"""')
+
+
+def test_the_course_is_complete() -> None:
+    assert [path.name[:2] for path in EXAMPLES] == sorted(CHECKS)
