@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ def constant_motion(views: int, direction: tuple[float, float, float]) -> Tensor
     return invert_pose(make_pose(torch.eye(3, dtype=torch.float64).expand(views, 3, 3), centers))
 
 
-def best_constant_motion(truth: list[Tensor], small_baselines: list[float | None]) -> tuple[float, float, float]:
+def best_constant_motion(truth: list[Tensor], small_baselines: Sequence[float | None]) -> tuple[float, float, float]:
     """The direction with the highest AUC@30 over these scenes [S, 4, 4]: chosen with the truth in hand, so that
     the baseline is as strong as a constant can be. Lengths as in `pose_pair_errors`."""
 
