@@ -8,7 +8,8 @@ import argparse
 from pathlib import Path
 
 import lean3r
-from lean3r.cli.demo import compare, photograph
+from lean3r.cli.demo import compare
+from lean3r.data.showroom import phone_photos
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--out", type=Path, default=Path("examples_out/01"))
@@ -19,7 +20,7 @@ def main() -> None:
     """Photograph, reconstruct, write, compare."""
     options = parser.parse_args()
     photos = options.out / "photos"
-    truth = photograph(photos, seed=1, height=240, width=320)
+    truth = phone_photos(photos, seed=1, height=240, width=320)
     print("photos:", ", ".join(sorted(path.name for path in photos.iterdir())))
 
     model = lean3r.load("nano", weights=options.weights)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import lean3r
-from lean3r.cli.demo import photograph
+from lean3r.data.showroom import phone_photos
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--out", type=Path, default=Path("examples_out/02"))
@@ -19,7 +19,7 @@ parser.add_argument("--weights", type=Path, help="weights other than those that 
 def main() -> None:
     """Reconstruct four photos and look at every field."""
     options = parser.parse_args()
-    photograph(options.out / "photos", seed=2, height=144, width=192)
+    phone_photos(options.out / "photos", seed=2, height=144, width=192)
 
     model = lean3r.load("nano", weights=options.weights)
     scene = lean3r.reconstruct(model, options.out / "photos", max_views=4, resolution=128)

@@ -10,7 +10,7 @@ import numpy as np
 import pycolmap
 
 import lean3r
-from lean3r.cli.demo import photograph
+from lean3r.data.showroom import phone_photos
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--out", type=Path, default=Path("examples_out/03"))
@@ -20,7 +20,7 @@ parser.add_argument("--weights", type=Path, help="weights other than those that 
 def main() -> None:
     """Reconstruct, export to COLMAP, read back, compare the two."""
     options = parser.parse_args()
-    photograph(options.out / "photos", seed=3, height=192, width=144)
+    phone_photos(options.out / "photos", seed=3, height=192, width=144)
     model = lean3r.load("nano", weights=options.weights)
     scene = lean3r.reconstruct(model, options.out / "photos", max_views=5, resolution=128)
     folder = lean3r.export(scene, options.out / "room", "colmap", overwrite=True) / "sparse" / "0"

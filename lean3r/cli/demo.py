@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from lean3r.data.base import SceneBatch
     from lean3r.types import Reconstruction
 
-HEIGHT, WIDTH = 768, 1024
 VIEWS = 8
 SMALL_BASELINE = 0.05  # of the mean depth: pairs nearer than that have no reliable direction
 
@@ -39,7 +37,7 @@ class Demo:
     """Weights other than those that come with nano."""
 
     seed: Annotated[int, option("N")] = 1
-    """Which room."""
+    """Moves the photographer."""
 
     verbose: Annotated[bool, option(None, "-v")] = False
     """Say more, and show the traceback of an unexpected error."""
@@ -53,7 +51,9 @@ class Demo:
             return
         console, folder = Console(), self.out / "photos"
         with console.stage("photos"):
-            truth = photograph(folder, self.seed)
+            from lean3r.data.showroom import phone_photos
+
+            truth = phone_photos(folder, VIEWS, seed=self.seed)
         console.line("", f"{VIEWS} photos of a synthetic room in {folder}")
         scene = self.reconstruct(folder, self.out / "room")
         figures = compare(scene, truth)
@@ -65,28 +65,6 @@ class Demo:
         scene, _ = job.work(Console())
         print(out)
         return scene
-
-
-def photograph(folder: Path, seed: int, height: int = HEIGHT, width: int = WIDTH) -> SceneBatch:
-    """Write photographs of room `seed` as a phone would (JPEG, EXIF with the focal length), and return the truth.
-
-    The seed names a stream of scenes that no training recipe uses.
-    """
-    from PIL import Image
-
-    from lean3r.data.synthetic import SyntheticWorld
-
-    world = SyntheticWorld(height, width, VIEWS, seed=2_000_003, room=1, arena=0, facade=0, terrain=0, shadows=True)
-    truth = world.batch(seed, 1)
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures = (truth.images[0] * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    for index, (pixels, camera) in enumerate(zip(pictures, truth.intrinsics[0], strict=True), start=1):
-        exif = Image.Exif()
-        exif[0x010F], exif[0x0110] = "lean3r", "synthetic camera"
-        # Focal length as if for a 36 x 24 mm frame, by its diagonal.
-        exif.get_ifd(0x8769)[0xA405] = round(float(camera[0, 0]) * math.hypot(36, 24) / math.hypot(height, width))
-        Image.fromarray(pixels).save(folder / f"IMG_{index:04d}.jpg", quality=90, exif=exif)
-    return truth
 
 
 def compare(scene: Reconstruction, truth: SceneBatch) -> dict[str, str]:

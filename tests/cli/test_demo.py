@@ -10,12 +10,13 @@ import torch
 
 from lean3r.cli import demo
 from lean3r.cli.main import main
+from lean3r.data.showroom import phone_photos
 from lean3r.images import load_views
 from lean3r.types import PointCloud, Reconstruction
 
 
 def test_photos_carry_the_focal_length_and_the_truth_scores_perfectly(tmp_path: Path) -> None:
-    truth = demo.photograph(tmp_path, seed=2, height=96, width=128)
+    truth = phone_photos(tmp_path, seed=2, height=96, width=128)
     views = load_views(tmp_path, resolution=80, patch=16).views
     assert [source.name for source in views.sources] == [f"IMG_{i:04d}.jpg" for i in range(1, 9)]
     for source, camera in zip(views.sources, truth.intrinsics[0], strict=True):
