@@ -59,9 +59,9 @@ def nano(textures: str | None = None) -> Recipe:
     fine = replace(
         coarse,
         name="nano-fine",
-        stages=(Stage(steps=2_400, height=120, width=120, views=(2, 4, 2, 8), views_per_step=16),),
+        stages=(Stage(steps=1_500, height=120, width=120, views=(2, 4, 2, 8), views_per_step=16),),
         optim=replace(coarse.optim, lr=5e-4, muon_lr=1e-3, warmup_steps=50, final_lr_ratio=0.0, ema_decay=0.995),
-        validate_every=400,
+        validate_every=500,
         checkpoint_every=100,
     )
     trunk = ("stem", "special", "trunk", "matcher", "cameras", "depths", "feedbacks")
@@ -69,9 +69,9 @@ def nano(textures: str | None = None) -> Recipe:
         fine,
         name="nano-sharp",
         stages=(
-            Stage(steps=600, height=240, width=240, views=(2, 4), views_per_step=8, frozen=trunk, loss={"full": 1.0}),
+            Stage(steps=500, height=240, width=240, views=(2, 4), views_per_step=8, frozen=trunk, loss={"full": 1.0}),
         ),
         optim=replace(fine.optim, lr=2e-3, warmup_steps=30),
-        validate_every=200,
+        validate_every=250,
     )
-    return Recipe("nano", (coarse, fine, sharp), SyntheticWorld(textures=textures, seed=7, compile=True), processes=2)
+    return Recipe("nano", (coarse, fine, sharp), SyntheticWorld(textures=textures, seed=7, compile=False), processes=2)
