@@ -1,4 +1,4 @@
-"""Ray casting and shading of scenes made of boxes, ellipsoids, cylinders and a height field.
+"""Ray casting of scenes made of boxes, ellipsoids, cylinders and a height field.
 
 Everything is written as separate channel tensors of shape [V, P] (V views, P pixels), so that a compiler can
 fuse a whole picture into one loop. Rays are (x, y, 1) in camera axes, hence the ray parameter IS the z-depth.
@@ -56,58 +56,6 @@ class Lens(NamedTuple):
     k1: Tensor
 
 
-class Paint(NamedTuple):
-    """Surface of every face of every solid, flat [B * N * 6]; `row` [V, 1] is where the scene of a view starts.
-
-    tile and overlay are rows of the atlas (tile below 0: sky with the clouds of row -1 - tile); repeat_u and
-    repeat_v tiles in half the extent of the face, density tiles a world unit, strength of the overlay, gloss of
-    the highlight, tint_* linear colour.
-    """
-
-    row: Tensor
-    tile: Tensor
-    overlay: Tensor
-    repeat_u: Tensor
-    repeat_v: Tensor
-    density: Tensor
-    strength: Tensor
-    gloss: Tensor
-    tint_r: Tensor
-    tint_g: Tensor
-    tint_b: Tensor
-
-
-class Lights(NamedTuple):
-    """Two lights in camera axes: position [V, 2, 4] (last: 1 point, 0 direction), colour [V, 2, 3], fall-off
-    distance `reach` [V, 2]; ambient, zenith and horizon colour [V, 3] of everything else and of the sky."""
-
-    position: Tensor
-    colour: Tensor
-    reach: Tensor
-    ambient: Tensor
-    zenith: Tensor
-    horizon: Tensor
-
-
-class Atlas(NamedTuple):
-    """Tiles with all mip levels behind each other: texels [tiles * texels of one] int32 0xRRGGBB."""
-
-    texels: Tensor
-    size: int
-
-
-class Picture(NamedTuple):
-    """Channels [V, P]: linear red, green, blue; z-depth, 0 in the sky; camera-axes normal, 0 in the sky."""
-
-    r: Tensor
-    g: Tensor
-    b: Tensor
-    depth: Tensor
-    nx: Tensor
-    ny: Tensor
-    nz: Tensor
-
-
 def product(a: Tensor, b: Tensor) -> Tensor:
     """Matrix product [..., i, j] x [..., j, k] in full fp32 whatever the matmul settings (tf32, autocast)."""
     return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)
@@ -143,7 +91,7 @@ def _quadratic(a: Tensor, b: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
     return near, torch.where(miss, torch.full_like(a, -FAR), (root - b) * inverse)
 
 
-def _span(shape: int, o: list[Tensor], d: list[Tensor]) -> tuple[Tensor, Tensor]:
+def span(shape: int, o: list[Tensor], d: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Ray interval inside a unit box (0), ball (1) or cylinder about y (2)."""
     if shape == 1:
         cross = (o[1] * d[2] - o[2] * d[1]) ** 2 + (o[2] * d[0] - o[0] * d[2]) ** 2 + (o[0] * d[1] - o[1] * d[0]) ** 2
@@ -159,7 +107,8 @@ def _span(shape: int, o: list[Tensor], d: list[Tensor]) -> tuple[Tensor, Tensor]
     return low, high
 
 
-def _shapes(counts: Counts) -> list[int]:
+def shapes(counts: Counts) -> list[int]:
+    """Shape numbers (see `span`) of all solids after the shell."""
     return [0] * counts.boxes + [1] * counts.ellipsoids + [2] * counts.cylinders
 
 
@@ -178,8 +127,8 @@ def intersect(x: Tensor, y: Tensor, placed: Placed, counts: Counts) -> tuple[Ten
     ground = torch.zeros_like(t, dtype=torch.bool)
     if placed.wave_amplitude.shape[1]:
         t, ground = _march(x, y, placed, t)
-    for n, shape in enumerate(_shapes(counts), start=1):
-        near, far = _span(shape, *_local(placed, n, x, y))
+    for n, shape in enumerate(shapes(counts), start=1):
+        near, far = span(shape, *_local(placed, n, x, y))
         hit = (near < far) & (near > 1e-4) & (near < t)
         t = torch.where(hit, near, t)
         solid = torch.where(hit, n, solid)
@@ -234,169 +183,9 @@ def _march(x: Tensor, y: Tensor, placed: Placed, leave: Tensor) -> tuple[Tensor,
     return torch.where(found, t, leave), found
 
 
-def _texture(atlas: Atlas, tile: Tensor, u: Tensor, v: Tensor, footprint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Bilinear lookup, repeating, at the mip level whose texel covers `footprint` tiles; colours in 0..255."""
-    levels = atlas.size.bit_length() - 1
-    texels = (4 ** (levels + 1) - 1) // 3
-    level = torch.log2((footprint * atlas.size).clamp_min(1e-6)).clamp(0, levels - 1).to(torch.int32)
-    shift = levels - level
-    side = torch.bitwise_left_shift(torch.ones_like(shift), shift)
-    start = tile * texels + (4 ** (levels + 1) - 4 * side * side) // 3
-    fu, fv = u * side - 0.5, v * side - 0.5
-    u0, v0 = torch.floor(fu), torch.floor(fv)
-    wu, wv = fu - u0, fv - v0
-    mask = side - 1
-    iu, iv = u0.to(torch.int32), v0.to(torch.int32)
-    iu0, iu1 = iu & mask, (iu + 1) & mask
-    row0, row1 = start + (iv & mask) * side, start + ((iv + 1) & mask) * side
-    corners = [
-        (atlas.texels[row0 + iu0], (1 - wu) * (1 - wv)),
-        (atlas.texels[row0 + iu1], wu * (1 - wv)),
-        (atlas.texels[row1 + iu0], (1 - wu) * wv),
-        (atlas.texels[row1 + iu1], wu * wv),
-    ]
-    out = []
-    for bits in (16, 8, 0):
-        values = [((packed >> bits) & 255).to(u.dtype) * weight for packed, weight in corners]
-        out.append(values[0] + values[1] + values[2] + values[3])
-    return out[0], out[1], out[2]
-
-
-def _shadow(px: Tensor, py: Tensor, pz: Tensor, light: list[Tensor], placed: Placed, counts: Counts) -> Tensor:
-    """1 where the way from points [V, P] to the light is free, 0 where a solid other than the shell is in it."""
-    free = torch.ones_like(px)
-    m = placed.local_from_cam
-    for n, shape in enumerate(_shapes(counts), start=1):
-        r = [[m[:, n, i, j, None] for j in range(3)] for i in range(3)]
-        o = [placed.origin[:, n, i, None] + r[i][0] * px + r[i][1] * py + r[i][2] * pz for i in range(3)]
-        d = [r[i][0] * light[0] + r[i][1] * light[1] + r[i][2] * light[2] for i in range(3)]
-        near, far = _span(shape, o, d)
-        near = near.clamp_min(2e-3)
-        free = torch.where((near < far) & (near < 1), torch.zeros_like(free), free)
-    return free
-
-
-def cast(
-    column: Tensor,
-    row: Tensor,
-    centre: Tensor,
-    lens: Lens,
-    placed: Placed,
-    counts: Counts,
-    paint: Paint,
-    lights: Lights,
-    atlas: Atlas,
-    shadows: bool = False,
-) -> Picture:
-    """Pictures of V views at pixels column, row [V, P].
-
-    centre [2] is the principal point in pixels; `shadows` adds those that the first light casts.
-    """
-    x, y = rays(column, row, centre, lens)
-    t, solid, ground = intersect(x, y, placed, counts)
-    count = counts.solids
-    views = torch.arange(x.shape[0], device=x.device, dtype=torch.int32)[:, None]
-    pick = views * count + solid
-    m = [[placed.local_from_cam[:, :, i, j].reshape(-1)[pick] for j in range(3)] for i in range(3)]
-    px, py, pz = x * t, y * t, t
-    local = [placed.origin[:, :, i].reshape(-1)[pick] + m[i][0] * px + m[i][1] * py + m[i][2] * pz for i in range(3)]
-    lx, ly, lz = local
-
-    # The face: a point on a box has |l| = 1 on the axis of the face that it lies on; balls are mapped like cubes.
-    ball = (solid > counts.boxes) & (solid <= counts.boxes + counts.ellipsoids)
-    tube = solid > counts.boxes + counts.ellipsoids
-    ax, ay, az = lx.abs(), ly.abs(), lz.abs()
-    side = tube & (lx * lx + lz * lz > ly * ly)
-    on_y = (((ay >= ax) & (ay >= az)) | (tube & ~side)) & ~side | ground
-    on_x = ~on_y & (ax >= az)
-    zero = torch.zeros_like(t)
-    gx = torch.where(ball | side, lx, torch.where(on_x, lx.sign(), zero))
-    gy = torch.where(side, zero, torch.where(ball, ly, torch.where(on_y, ly.sign(), zero)))
-    gz = torch.where(ball | side, lz, torch.where(on_x | on_y, zero, lz.sign()))
-    nx, ny, nz = (m[0][j] * gx + m[1][j] * gy + m[2][j] * gz for j in range(3))
-    if placed.wave_amplitude.shape[1]:
-        nx, ny, nz = _ground_normal(x, y, t, placed, ground, nx, ny, nz)
-    towards = -(nx * x + ny * y + nz)
-    scale = torch.rsqrt((nx * nx + ny * ny + nz * nz).clamp_min(1e-24)) * torch.where(towards < 0, -1.0, 1.0)
-    nx, ny, nz = nx * scale, ny * scale, nz * scale
-
-    axis_value = torch.where(on_x, lx, torch.where(on_y, ly, lz))
-    face = torch.where(on_x, 0, torch.where(on_y, 2, 4)) + (axis_value > 0).to(torch.int32)
-    face = torch.where(ground, 3, face)
-    index = paint.row + solid * 6 + face
-    tile = paint.tile[index]
-    sky = (tile < 0) & (solid == 0)
-    widest = torch.where(ball | (side & on_x) | side, axis_value.abs().clamp_min(0.3), torch.ones_like(t))
-    fu = torch.where(on_x, lz, lx) / widest
-    fv = torch.where(on_y, lz, ly) / torch.where(ball, widest, torch.ones_like(t))
-    # The sky is infinitely far: its clouds follow the direction alone.
-    up = -(
-        placed.world_from_cam[:, 1, 0, None] * x
-        + placed.world_from_cam[:, 1, 1, None] * y
-        + placed.world_from_cam[:, 1, 2, None]
-    )
-    length = torch.sqrt(x * x + y * y + 1)
-    up = up / length
-    lift = 1 / (length * (up.abs() + 0.25))
-    world = placed.world_from_cam
-    su, sv = ((world[:, i, 0, None] * x + world[:, i, 1, None] * y + world[:, i, 2, None]) * lift for i in (0, 2))
-    density = paint.density[index]
-    fu = torch.where(sky, su, fu * paint.repeat_u[index] + 0.5)
-    fv = torch.where(sky, sv, fv * paint.repeat_v[index] + 0.5)
-    facing = (towards.abs() * scale.abs() / length).clamp_min(0.15)
-    footprint = torch.where(sky, lens.inverse_focal, t * lens.inverse_focal * density * torch.rsqrt(facing))
-    tr, tg, tb = _texture(atlas, torch.where(sky, -1 - tile, tile), fu, fv, footprint)
-    mr, mg, mb = _texture(atlas, paint.overlay[index], fu * 0.173 + 0.31, fv * 0.173 + 0.73, footprint * 0.173)
-    wear = 1 + paint.strength[index] * ((mr + mg + mb) / 382.5 - 1)
-
-    # Light: ambient that is a little stronger from above, two lamps, one highlight, darker corners.
-    px, py, pz = px + nx * 2e-3, py + ny * 2e-3, pz + nz * 2e-3
-    hemisphere = 0.8 - 0.2 * (
-        nx * placed.world_from_cam[:, 1, 0, None]
-        + ny * placed.world_from_cam[:, 1, 1, None]
-        + nz * placed.world_from_cam[:, 1, 2, None]
-    )
-    received, highlight = [], zero
-    for k in range(2):
-        w = lights.position[:, k, 3, None]
-        beam = [lights.position[:, k, i, None] - w * p for i, p in enumerate((px, py, pz))]
-        squared = beam[0] * beam[0] + beam[1] * beam[1] + beam[2] * beam[2]
-        inverse = torch.rsqrt(squared)
-        lambert = ((nx * beam[0] + ny * beam[1] + nz * beam[2]) * inverse).clamp_min(0)
-        strength = 1 / (1 + w * squared / lights.reach[:, k, None] ** 2)
-        if k == 0:
-            if shadows:
-                strength = strength * _shadow(px, py, pz, beam, placed, counts)
-            halves = [beam[0] * inverse - x / length, beam[1] * inverse - y / length, beam[2] * inverse - 1 / length]
-            norm = torch.rsqrt((halves[0] ** 2 + halves[1] ** 2 + halves[2] ** 2).clamp_min(1e-12))
-            shine = ((nx * halves[0] + ny * halves[1] + nz * halves[2]) * norm).clamp_min(0) ** 16
-            highlight = shine * strength * (lambert > 0) * paint.gloss[index]
-        received.append(lambert * strength)
-    corner = torch.where(on_y, zero, ly.clamp_min(0) ** 8)
-    edges = torch.where(on_x, az, ax) ** 8 + torch.where(on_y, az, ay) ** 8
-    shade = torch.where(ground, torch.ones_like(t), 1 - 0.22 * torch.where(solid == 0, edges, corner).clamp(0, 1.5))
-
-    up = up.clamp_min(0)
-    colours = []
-    for c, (texel, tint) in enumerate(((tr, paint.tint_r), (tg, paint.tint_g), (tb, paint.tint_b))):
-        # Texels are stored like pictures; squaring makes them linear.
-        albedo = texel * texel * wear * wear * tint[index] * (1 / 65025)
-        glow = lights.ambient[:, c, None] * hemisphere
-        glow = glow + received[0] * lights.colour[:, 0, c, None] + received[1] * lights.colour[:, 1, c, None]
-        lit = albedo * glow * shade + highlight * lights.colour[:, 0, c, None]
-        air = lights.horizon[:, c, None] + (lights.zenith[:, c, None] - lights.horizon[:, c, None]) * up
-        air = air * (0.8 + 0.4 * (mr + mg + mb) * (1 / 765)) + 0.25 * (tr * (1 / 255)) ** 2 * up
-        colours.append(torch.where(sky, air, lit))
-    seen = (~sky).to(t.dtype)
-    return Picture(*colours, t * seen, nx * seen, ny * seen, nz * seen)
-
-
-def _ground_normal(
-    x: Tensor, y: Tensor, t: Tensor, placed: Placed, ground: Tensor, nx: Tensor, ny: Tensor, nz: Tensor
-) -> tuple[Tensor, ...]:
-    """Replace the normal by the gradient of the height field where the ground was hit."""
+def ground_slope(x: Tensor, y: Tensor, t: Tensor, placed: Placed) -> list[Tensor]:
+    """Gradient of the height field at depth t, camera axes, three channels [V, P]; not of unit length."""
     rate = placed.wave_rate
     turn = rate[:, :, 0, None] * x[:, None] + rate[:, :, 1, None] * y[:, None] + rate[:, :, 2, None]
     wave = placed.wave_amplitude.unsqueeze(-1) * torch.cos(placed.wave_phase.unsqueeze(-1) + turn * t[:, None])
-    slope = [placed.world_from_cam[:, 1, i, None] + (wave * rate[..., i, None]).sum(1) for i in range(3)]
-    return tuple(torch.where(ground, s, n) for s, n in zip(slope, (nx, ny, nz), strict=True))
+    return [placed.world_from_cam[:, 1, i, None] + (wave * rate[..., i, None]).sum(1) for i in range(3)]

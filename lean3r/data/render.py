@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lean3r.data.raycast import Atlas, Counts, Lens, Lights, Paint, Picture, Placed, cast, intersect, product, rays
+from lean3r.data.raycast import Counts, Lens, Placed, intersect, product, rays
+from lean3r.data.shading import Atlas, Lights, Paint, Picture, cast
 from lean3r.data.world import Scene
 
 BLOCK = 2048

@@ -97,8 +97,8 @@ class SyntheticWorld:
         scale = draw.logarithmic(*self.scale)
         noise_seed = int(torch.randint(1 << 62, (), generator=generator))
 
-        scene, focal, k1, wanted, scale = (x.to(device) for x in (scene, focal, k1, wanted, scale))
-        rotation, position = rotation.to(device), position.to(device)
+        scene, rotation, position = scene.to(device), rotation.to(device), position.to(device)
+        focal, k1, wanted, scale = (x.to(device) for x in (focal, k1, wanted, scale))
         scene, rotation, position = self._choose(scene, rotation, position, focal, k1, wanted, h, w)
         picture = render(scene, rotation, position, focal, k1, (h, w), tiles, shadows=self.shadows, fast=self.compile)
         noise = torch.randn(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lean3r.data.raycast import Atlas
+from lean3r.data.shading import Atlas
 from lean3r.errors import InputError
 
 
@@ -254,7 +254,8 @@ def _photo_tiles(folder: str, size: int, generator: torch.Generator) -> Tensor:
             part, left, top = torch.rand(3, generator=generator).tolist()
             side = max(16, int(min(picture.size) * (0.5 + 0.5 * part)))
             x, y = int(left * (picture.width - side)), int(top * (picture.height - side))
-            crop = picture.crop((x, y, x + side, y + side)).resize((size + margin,) * 2, Image.Resampling.BOX)
+            crop = picture.crop((x, y, x + side, y + side))
+            crop = crop.resize((size + margin, size + margin), Image.Resampling.BOX)
             tiles.append(torch.from_numpy(np.asarray(crop).copy()).permute(2, 0, 1).float() / 255)
     stack = torch.stack(tiles)
     fade = torch.linspace(0, 1, margin)
