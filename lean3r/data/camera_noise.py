@@ -41,7 +41,7 @@ def sample_sensor(draw: Draw, views: int) -> Sensor:
         vignette=drift(0.0, 0.35, 0.0),
         blur=drift(-0.6, 0.9, 0.15).clamp(0, 1),
         shot=(0.03 * strength).expand(-1, views).reshape(-1, 1, 1),
-        read=(0.002 + 0.025 * strength).expand(-1, views).reshape(-1, 1, 1),
+        read=(0.002 + 0.018 * strength).expand(-1, views).reshape(-1, 1, 1),
         exponent=drift(0.40, 0.52, 0.05),
         white=white.reshape(-1, 3, 1, 1),
     )

@@ -213,25 +213,19 @@ def _ellipsoids(
     half = torch.where(draw.chance(0.45, n, 1), radius.expand(-1, -1, 3), radius * draw.uniform(0.5, 1.3, n, 3))
     rotation = product(turned(draw.uniform(-3, 3, n)), tilted(torch.zeros(draw.scenes, n)))
     floor = torch.stack((place[..., 0], -half[..., 1], place[..., 1]), -1)
-    box_centre, box_half = boxes[0][:, 3 : 3 + n], boxes[1][:, 3 : 3 + n]
-    on_box = torch.stack(
-        (box_centre[..., 0], box_centre[..., 1] - box_half[..., 1] - half[..., 1], box_centre[..., 2]), -1
-    )
-    hanging = floor - torch.stack(
-        (torch.zeros(draw.scenes, n), draw.uniform(0.3, 1.8, n) * unit[:, None], torch.zeros(draw.scenes, n)), -1
-    )
+    on_box = _raised(boxes[0][:, 3 : 3 + n], boxes[1][:, 3 : 3 + n, 1] + half[..., 1])
+    hanging = _raised(floor, draw.uniform(0.3, 1.8, n) * unit[:, None])
     role = draw.uniform(0, 1, n, 1)
     centre = torch.where(role < 0.45, floor, torch.where(role < 0.8, on_box, hanging))
-    crown = posts[0] - torch.stack(
-        (
-            torch.zeros_like(posts[1][..., 0]),
-            posts[1][..., 1] + 0.4 * half[:, :3, 1],
-            torch.zeros_like(posts[1][..., 0]),
-        ),
-        -1,
-    )
+    crown = _raised(posts[0], posts[1][..., 1] + 0.4 * half[:, :3, 1])
     tree = draw.chance(0.4, 3, 1)
     return torch.cat((torch.where(tree, crown, centre[:, :3]), centre[:, 3:]), 1), half, rotation
+
+
+def _raised(points: Tensor, height: Tensor) -> Tensor:
+    """Points [..., 3] moved up by height [...]."""
+    x, y, z = points.unbind(-1)
+    return torch.stack((x, y - height, z), -1)
 
 
 def _surfaces(draw: Draw, kind: Tensor, unit: Tensor, half: Tensor, tiles: int, photos: int) -> dict[str, Tensor]:
@@ -281,7 +275,10 @@ def _surfaces(draw: Draw, kind: Tensor, unit: Tensor, half: Tensor, tiles: int, 
     sky[:, 5] &= kind == 3
     sky[:, 2] = draw.chance(OPEN_TOP[kind]) | sky[:, (0, 1, 4, 5)].any(1)
     cloud = family("cloudy", "noise")
+    overlay[:, 0] = torch.where(sky, overlay[:, 0, :1], overlay[:, 0])
     tile[:, 0] = torch.where(sky, -1 - cloud[:, None], tile[:, 0])
+    strength = draw.uniform(0, 0.9, n, 6) * draw.chance(0.8, n, 6)
+    strength[:, 0, 3] += 0.4 * (kind == 3)
     shine = draw.chance(0.35, n, 1) * draw.uniform(0, 0.5, n, 1)
     grey = draw.uniform(0.55, 1.3, n, 6, 1)
     return {
@@ -290,7 +287,7 @@ def _surfaces(draw: Draw, kind: Tensor, unit: Tensor, half: Tensor, tiles: int, 
         "repeat_u": repeat_u,
         "repeat_v": repeat_v,
         "density": density,
-        "strength": draw.uniform(0, 0.9, n, 6) * draw.chance(0.8, n, 6),
+        "strength": strength.clamp(0, 0.95),
         "gloss": shine.expand(-1, -1, 6),
         "tint": grey * (1 + 0.1 * draw.normal(n, 6, 3)).clamp(0.6, 1.4),
     }
@@ -350,7 +347,7 @@ def sample_scene(draw: Draw, kind: Tensor, tiles: int, photos: int) -> Scene:
     rotation = torch.cat((eye, boxes[2], balls[2], posts[2]), 1)
     if terrain:
         lift = ground_height(waves, centre[..., 0], centre[..., 2])
-        centre[:, 1:, 1] += 0.12 * unit[:, None] - lift[:, 1:]
+        centre[:, 1:, 1] += 0.3 * unit[:, None] - lift[:, 1:]
     missing = draw.chance(draw.uniform(0.0, 0.45, 1), n)
     surfaces = _surfaces(draw, kind, unit, half, tiles, photos)
     focus = torch.stack((middle[:, 0], -draw.uniform(0.0, 1.2) * unit, middle[:, 1]), -1)
@@ -386,8 +383,10 @@ def without(scene: Scene, gone: Tensor) -> Scene:
 
 
 def clearance(scene: Scene, points: Tensor) -> Tensor:
-    """Distance [B, N, P] of points [B, P, 3] from every solid but the shell (column 0 is the inside distance of
-    the shell and of the ground), negative inside; exact for boxes, at most a lower bound for the round ones."""
+    """Distance [B, N, P] of points [B, P, 3] from the solids, negative inside; a lower bound for round ones.
+
+    Column 0 is the free way inside the shell, and above the ground where there is one.
+    """
     local = points[:, None] - scene.centre[:, :, None]
     local = product(local, scene.world_from_local)
     size = scene.half[:, :, None]
