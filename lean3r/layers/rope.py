@@ -42,6 +42,11 @@ def rope_table(
     return _table(layout.special, layout.rows, layout.cols, head_dim, device, dtype, flat)
 
 
+def forget_tables() -> None:
+    """Empty the cache of tables, for code that runs on tensors without values."""
+    _table.cache_clear()
+
+
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """Turn x [..., N, D] by a table [T, D]; N is a multiple of T, views following one another."""
     cos, sin = table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from lean3r.errors import InputError, UsageError
 from lean3r.models.keymap import KeyMap
 from lean3r.types import Prediction, Tokens, Views
+
+if TYPE_CHECKING:
+    from lean3r.models.summary import Summary
 
 
 class Backbone(nn.Module):
@@ -39,6 +43,12 @@ class Backbone(nn.Module):
     def forward(self, views: Views) -> Prediction:
         """decode(encode(views)); what the pictures hold on padding makes no difference."""
         return self.decode(self.encode(grey_padding(views)))
+
+    def summary(self, views: int, height: int, width: int) -> Summary:
+        """Parameters, operations and bytes of one run over so many pictures of that size (models/summary.py)."""
+        from lean3r.models.summary import summarise
+
+        return summarise(self, views, height, width)
 
     @property
     def parameter_count(self) -> int:

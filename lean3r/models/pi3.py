@@ -20,7 +20,7 @@ from lean3r.heads.pooled import PooledPose
 from lean3r.heads.refine import ViewRefiner
 from lean3r.layers.trunk import Trunk
 from lean3r.layers.vit import VisionTransformer
-from lean3r.models.base import Backbone, block_bytes, frames_at_once, full_precision, in_chunks, patch_mask
+from lean3r.models.base import Backbone, block_bytes, check_views, frames_at_once, full_precision, in_chunks, patch_mask
 from lean3r.models.keymap import KeyMap, numbered
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
 
@@ -76,6 +76,7 @@ class Pi3(Backbone):
 
     def encode(self, views: Views) -> Tokens:
         """See Backbone.encode. Layers: "frame" and "global", the outputs of the last two blocks."""
+        check_views(views, self.patch)
         images = views.images
         rows, cols = images.shape[-2] // self.patch, images.shape[-1] // self.patch
         layout = TokenLayout(images.shape[1], self.config.registers, rows, cols, patch_mask(views, self.patch))

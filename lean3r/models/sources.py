@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lean3r.errors import UsageError, WeightsError
-from lean3r.models.stored import INDEX_SUFFIX
+from lean3r.models.stored import INDEX_SUFFIX, weights_in
 
 SCHEME = "hf:"
 CANDIDATES = ("model.safetensors", f"model.safetensors{INDEX_SUFFIX}", "model.pt", "model.pth")
@@ -60,7 +60,7 @@ def find_weights(
     endpoint: str | None = None,
     token: str | bool | None = None,
 ) -> Path:
-    """A local path of weights: `source` itself, or the cached or downloaded files of `hf:OWNER/NAME[@REVISION]`.
+    """A local file of weights: `source` itself, the one file of a folder, or those of `hf:OWNER/NAME[@REVISION]`.
 
     What the cache holds is used without asking the network; otherwise the file is downloaded with a progress bar
     into the Hub's usual cache (or `cache_dir`), interrupted downloads going on where they stopped. `token` None
@@ -68,7 +68,8 @@ def find_weights(
     file, permission or network is missing.
     """
     if not str(source).startswith(SCHEME):
-        return Path(source)
+        path = Path(source)
+        return weights_in(path) if path.is_dir() else path
     hub = HubSource.parse(str(source))
     options = {"cache_dir": cache_dir, "endpoint": endpoint, "token": token}
     for online in (False,) if offline else (False, True):

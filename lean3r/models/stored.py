@@ -60,7 +60,7 @@ def open_stored(path: Path) -> Stored:
     shard missing.
     """
     if path.is_dir():
-        path = _weights_in(path)
+        path = weights_in(path)
     if path.name.endswith(INDEX_SUFFIX):
         return _open_shards(path)
     with _Mapped(path) as mapped:
@@ -112,7 +112,8 @@ class _Mapped:
             raise WeightsError(f"{self.path} is damaged or truncated ({error}); fetch it again.") from error
 
 
-def _weights_in(folder: Path) -> Path:
+def weights_in(folder: Path) -> Path:
+    """The one weights file, or index of shards, of a folder; WeightsError when there is none or a choice."""
     for pattern in (f"*{INDEX_SUFFIX}", "*.safetensors", "*.pt", "*.pth"):
         found = sorted(folder.glob(pattern))
         if len(found) == 1:

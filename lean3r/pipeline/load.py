@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +12,12 @@ from lean3r.errors import UsageError, WeightsError
 from lean3r.models import MODELS
 from lean3r.models.base import Backbone
 from lean3r.models.checkpoint import file_hash, load_weights
+from lean3r.models.sources import find_weights, official_source
 
 EMBEDDED = Path(__file__).parents[1] / "weights"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+logger = logging.getLogger("lean3r")
 
 
 @dataclass(frozen=True)
@@ -30,20 +34,26 @@ def load(
     weights: str | Path | None = None,
     device: str = "auto",
     dtype: str | torch.dtype | None = None,
+    offline: bool = False,
 ) -> Backbone:
     """Load a backbone by its name (see list_models), ready to run.
 
-    `weights` is a .safetensors or .pt file (None: those that come with the package). `device` is auto, cpu or
-    cuda; `dtype` is auto, float32, bfloat16 or float16 (None or auto: float32 on a CPU, bfloat16 on a GPU that
-    has it); parameters stay float32 and matrix products run in `dtype`. UsageError on an unknown name, device
-    or dtype; WeightsError when the weights are missing, damaged or of another model.
+    `weights` is a .safetensors or .pt file, an index of shards, a folder with one of these, or
+    hf:OWNER/NAME[@REVISION] (None: those that come with the package, else the authors' own, downloaded once;
+    `offline` takes them from the cache only). `device` is auto, cpu or cuda; `dtype` is auto, float32, bfloat16
+    or float16 (None or auto: float32 on a CPU, bfloat16 on a GPU that has it); parameters stay float32 and
+    matrix products run in `dtype`. UsageError on an unknown name, device or dtype; WeightsError when the weights
+    are missing, damaged, of another model or cannot be downloaded.
     """
     backbone = MODELS.get(name)
     where = resolve_device(device)
     number_type = resolve_dtype(dtype, where)
-    path = embedded_weights(name) if weights is None else Path(weights)
-    model: Backbone = backbone()
-    load_weights(model, path)
+    path = find_weights(weights or official_source(name) or embedded_weights(name), offline=offline)
+    with torch.device("meta"):
+        model: Backbone = backbone()
+    load_weights(model, path, torch.float32)
+    if "NC" in model.licence:
+        logger.warning("The weights of %s are for non-commercial use only (%s).", name, model.licence)
     vars(model)["origin"] = Origin(path.name, file_hash(path), number_type)
     return model.to(where).eval()
 

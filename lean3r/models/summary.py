@@ -1,0 +1,189 @@
+"""What a model costs before it is run: parameters, floating point operations and bytes, part by part.
+
+The model's own code runs on tensors that have shapes and no memory, so that chunks, masks and layers that are
+skipped count as they do in a real run. One multiplication with its addition is two operations.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from lean3r.errors import UsageError
+from lean3r.layers.embed import ConvStem
+from lean3r.layers.pose_injection import PoseInjection
+from lean3r.layers.rope import forget_tables
+from lean3r.layers.trunk import Trunk
+from lean3r.layers.vit import PatchEmbed, VisionTransformer
+from lean3r.models.base import Backbone
+from lean3r.types import Views
+
+ENCODER, FRAME, GLOBAL, MLP, HEADS = "encoder", "frame attention", "global attention", "mlp", "heads"
+PARTS = (ENCODER, FRAME, GLOBAL, MLP, HEADS)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Costs of one run over `views` pictures of height x width pixels in float32.
+
+    parameters and flops go by PARTS ("heads" is all that is neither the encoder nor the trunk); weight_bytes are
+    those of the parameters as they are stored, activation_bytes the peak of all other tensors alive at a time,
+    results included, scratch memory inside an operation not.
+    """
+
+    views: int
+    height: int
+    width: int
+    parameters: dict[str, int]
+    flops: dict[str, int]
+    weight_bytes: int
+    activation_bytes: int
+
+
+def summarise(model: Backbone, views: int, height: int, width: int) -> Summary:
+    """Count without running; the model may be on any device, the meta device included.
+
+    UsageError when there is no view or a side is no multiple of the patch.
+    """
+    if views < 1 or height < 1 or width < 1 or height % model.patch or width % model.patch:
+        raise UsageError(
+            f"{views} views of {width}x{height} pixels: expected at least one view, and sides that are "
+            f"multiples of {model.patch}."
+        )
+    parts = dict(_labelled(model))
+    owned: dict[str, int] = dict.fromkeys(PARTS, 0)
+    seen: set[int] = set()
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in seen:
+            seen.add(id(parameter))
+            owned[_part_of(name, parts)] += parameter.numel()
+    with _no_memory(model) as ghost:
+        meter = _Meter(model_tensors=[*ghost.parameters(), *ghost.buffers()])
+        hooks = [hook for name in parts for hook in meter.watch(ghost.get_submodule(name), parts[name])]
+        with meter, torch.no_grad():
+            ghost(Views(torch.zeros(1, views, 3, height, width)))
+        for hook in hooks:
+            hook.remove()
+    weight_bytes = sum(p.nbytes for p in model.parameters())
+    return Summary(views, height, width, owned, meter.flops, weight_bytes, meter.peak)
+
+
+def _labelled(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """(module name, part) of the modules that open a part; the innermost one that is running counts."""
+    for name, module in model.named_modules():
+        dot = f"{name}." if name else ""
+        if isinstance(module, VisionTransformer):
+            yield name, ENCODER
+            # Its blocks are also run one by one, past its own forward.
+            yield from ((f"{dot}{child}", ENCODER) for child, _ in module.named_modules() if child)
+        elif isinstance(module, ConvStem | PatchEmbed):
+            yield name, ENCODER
+        elif isinstance(module, Trunk):
+            for index, role in enumerate(module.schedule):
+                yield f"{dot}blocks.{index}", f"{role} attention"
+                yield f"{dot}blocks.{index}.mlp", MLP
+        elif isinstance(module, PoseInjection):
+            yield name, GLOBAL
+            yield f"{dot}mlp", MLP
+
+
+def _part_of(name: str, parts: dict[str, str]) -> str:
+    """The part of the nearest labelled module around a parameter."""
+    while name:
+        name = name.rpartition(".")[0]
+        if name in parts:
+            return parts[name]
+    return HEADS
+
+
+@contextmanager
+def _no_memory(model: Backbone) -> Iterator[Backbone]:
+    """A copy of the model whose tensors have shapes only, in a context where all new tensors are so."""
+    forget_tables()
+    try:
+        with FakeTensorMode(), _NoValues():
+            memory: dict[int, Any] = {
+                id(t): nn.Parameter(torch.empty(t.shape, dtype=t.dtype), requires_grad=False)
+                for t in model.parameters()
+            }
+            memory |= {id(t): torch.empty(t.shape, dtype=t.dtype) for t in model.buffers()}
+            yield copy.deepcopy(model, memory).eval()
+    finally:
+        forget_tables()
+
+
+class _NoValues(TorchFunctionMode):
+    """Answers questions about values: nothing is NaN, no mask has a hole, counts are 1."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is Tensor.__bool__:
+            return not getattr(args[0], "asked_any", False)
+        if func in (Tensor.__int__, Tensor.item):
+            return 1
+        if func in (Tensor.nonzero, torch.nonzero):
+            return torch.empty(0, args[0].dim(), dtype=torch.int64)
+        found = func(*args, **(kwargs or {}))
+        if func in (Tensor.any, torch.any):
+            found.asked_any = True
+        return found
+
+
+class _Meter(TorchDispatchMode):
+    """Operations by part, and the peak of bytes alive."""
+
+    def __init__(self, model_tensors: list[Tensor]):
+        super().__init__()
+        self.flops: dict[str, int] = dict.fromkeys(PARTS, 0)
+        self.peak = 0
+        self._alive = 0
+        self._known = {t.untyped_storage()._cdata for t in model_tensors}
+        self._running = [HEADS]
+
+    def watch(self, module: nn.Module, part: str) -> list[Any]:
+        """Hooks that count what `module` does under `part`."""
+
+        def enter(*_: object) -> None:
+            self._running.append(part)
+
+        def leave(*_: object) -> None:
+            self._running.pop()
+
+        return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func.overloadpacket is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+            self.flops[self._running[-1]] += sdpa_flop_count(*(t.shape for t in args[:3]))
+        elif func.overloadpacket in flop_registry:
+            self.flops[self._running[-1]] += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
+        for value in tree_iter(out):
+            if isinstance(value, Tensor):
+                self._keep(value)
+        return out
+
+    def _keep(self, value: Tensor) -> None:
+        storage = value.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self._alive += size
+        self.peak = max(self.peak, self._alive)
+        weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self._alive -= size
