@@ -1,0 +1,109 @@
+"""What `summary` says is what torch counts when the model really runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from lean3r.errors import UsageError
+from lean3r.layers.rope import rope_table
+from lean3r.models import MODELS
+from lean3r.models.base import Backbone
+from lean3r.models.da3 import Da3, Da3Config
+from lean3r.models.da3_mono import Da3Mono, Da3MonoConfig
+from lean3r.models.da3_nested import Da3Nested, Da3NestedConfig
+from lean3r.models.nano import Nano, NanoConfig
+from lean3r.models.pi3 import Pi3, Pi3Config
+from lean3r.models.pi3x import Pi3X, Pi3XConfig
+from lean3r.models.summary import _Meter
+from lean3r.models.vggt import Vggt, VggtConfig
+from lean3r.types import TokenLayout, Views
+
+PI3 = {"width": 32, "heads": 2, "encoder_depth": 1, "grid": 4, "camera_width": 16}
+DPT = {"features": 16, "channels": (8, 8, 8, 8), "grid": 4}
+TINY: dict[str, Callable[[], Backbone]] = {
+    "nano": lambda: Nano(NanoConfig(width=32, heads=2, pairs=2)),
+    "vggt": lambda: Vggt(VggtConfig(64, 4, 1, pairs=4, keep=(0, 1, 2, 3), track_features=16, track_hidden=48, **DPT)),
+    "pi3": lambda: Pi3(Pi3Config(**PI3, depth=4)),
+    "pi3x": lambda: Pi3X(Pi3XConfig(**PI3, depth=4, conv_widths=(32, 16), metric_width=32, metric_heads=2)),
+    "da3": lambda: Da3(Da3Config(64, 6, 4, 2, (2, 3, 4, 5), **DPT)),
+    "da3mono": lambda: Da3Mono(Da3MonoConfig(64, 4, 4, keep=(0, 1, 2, 3), **DPT)),
+    "da3nested": lambda: Da3Nested(
+        Da3NestedConfig(Da3Config(64, 6, 4, 2, (2, 3, 4, 5), **DPT), Da3MonoConfig(64, 4, 4, keep=(0, 1, 2, 3), **DPT))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_operations_are_those_that_torch_counts(name: str) -> None:
+    torch.manual_seed(0)
+    model = TINY[name]().eval().requires_grad_(False)
+    size = (3 * model.patch, 4 * model.patch)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        model(Views(torch.rand(1, 3, 3, *size)))
+    summary = model.summary(3, *size)
+    assert sum(summary.flops.values()) == counter.get_total_flops()
+    assert sum(summary.parameters.values()) == model.parameter_count
+    assert summary.weight_bytes == 4 * model.parameter_count
+    if name == "pi3":
+        found = counter.get_flop_counts()
+        blocks = [found[f"Pi3.trunk.blocks.{i}"] for i in range(4)]
+        inside = [found[f"Pi3.trunk.blocks.{i}.mlp"] for i in range(4)]
+        assert summary.flops["encoder"] == sum(found["Pi3.encoder"].values())
+        assert summary.flops["mlp"] == sum(sum(counts.values()) for counts in inside)
+        for part, first in (("frame attention", 0), ("global attention", 1)):
+            pairs = zip(blocks[first::2], inside[first::2], strict=True)
+            assert summary.flops[part] == sum(sum(a.values()) - sum(b.values()) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", ["pi3", "vggt", "da3"])
+def test_bytes_are_those_of_a_real_run(name: str) -> None:
+    model = TINY[name]().eval()
+    size = (3 * model.patch, 4 * model.patch)
+    summary = model.summary(3, *size)
+    meter = _Meter([*model.parameters(), *model.buffers()])
+    with torch.no_grad(), meter:
+        model(Views(torch.rand(1, 3, 3, *size)))
+    assert summary.activation_bytes == pytest.approx(meter.peak, rel=0.02)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_every_model_is_summarised_without_memory(name: str) -> None:
+    with torch.device("meta"):
+        model: Backbone = MODELS.get(name)()
+    summary = model.summary(2, 2 * model.patch, 3 * model.patch)
+    assert sum(summary.parameters.values()) == model.parameter_count
+    assert min(summary.flops["encoder"], summary.flops["heads"]) > 0
+    assert summary.weight_bytes > summary.activation_bytes > 0
+
+
+@pytest.mark.parametrize("name", ["nano", "pi3x", "da3mono"])
+def test_costs_grow_with_views_and_pixels(name: str) -> None:
+    model = TINY[name]()
+    side = 2 * model.patch
+    one, four, large = (model.summary(*case) for case in ((1, side, side), (4, side, side), (4, 2 * side, 2 * side)))
+    assert 3.9 < sum(four.flops.values()) / sum(one.flops.values()) < 16.1
+    assert one.activation_bytes < four.activation_bytes < large.activation_bytes
+
+
+def test_a_summary_leaves_nothing_behind() -> None:
+    model = TINY["pi3"]().eval()
+    size = (3 * model.patch, 4 * model.patch)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.summary(2, *size)
+    table, _ = rope_table(TokenLayout(2, 5, 3, 4), 16, torch.device("cpu"), torch.float32)
+    assert type(table) is torch.Tensor and bool(torch.isfinite(table).all())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("size", [(0, 28, 28), (1, 28, 30), (1, 0, 28)])
+def test_sizes_that_no_run_has(size: tuple[int, int, int]) -> None:
+    with torch.device("meta"):
+        model = TINY["pi3"]()
+    with pytest.raises(UsageError, match="multiples of 14"):
+        model.summary(*size)
