@@ -20,7 +20,7 @@ from lean3r.heads.guided import GuidedUpsampler
 from lean3r.layers.embed import ConvStem, SpecialTokens
 from lean3r.layers.matching import Feedback, Matches, PairMatcher
 from lean3r.layers.trunk import Trunk
-from lean3r.models.base import Backbone, in_chunks
+from lean3r.models.base import Backbone, full_precision, in_chunks
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
 
 
@@ -155,7 +155,8 @@ class Nano(Backbone):
         views = tokens.views
         cameras = CameraState.unpack(tokens.layers["cameras"][:, :, 0].float())
         world_from_cam, cam_from_world = cameras.poses()
-        cam_from_world = cam_from_world @ world_from_cam[:, :1]
+        with full_precision(cam_from_world):
+            cam_from_world = cam_from_world @ world_from_cam[:, :1]
         _, frame = _layout(views.images.shape, self.patch, views.mask, cameras.center.device)
         focal = cameras.log_focal.exp() * frame.side
         intrinsics = torch.zeros(*focal.shape, 3, 3, device=focal.device)
