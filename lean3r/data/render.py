@@ -207,7 +207,9 @@ def _sizes(arguments: Any) -> tuple:
 def _compiled(function: Callable, any_size: bool, sizes: tuple) -> Callable:
     """`function` compiled for its sizes; where that fails the plain one is used instead, with one warning."""
     del sizes  # part of the key alone
-    fast, plain = torch.compile(function, dynamic=any_size, fullgraph=True), []
+    # Rows of tables are right by construction; checking every look-up takes about a fifth of the time.
+    options = {"assert_indirect_indexing": False}
+    fast, plain = torch.compile(function, dynamic=any_size, fullgraph=True, options=options), []
 
     def call(*arguments: Any) -> Any:
         if not plain:
