@@ -252,6 +252,8 @@ class _Run:
             lr = self.config.optim.lr * self.optimizer.factor(self.step - 1)
             row: dict[str, float] = {"step": self.step, "seconds": round(self.seconds, 1)}
             for name in dict.fromkeys(name for part in everywhere for name in part):
+                if name in row:
+                    raise UsageError(f"the loss function returns a term '{name}', which is a column of the log already")
                 parts = [part[name] for part in everywhere if name in part]
                 row[name] = sum(total for total, _ in parts) / sum(count for _, count in parts)
             row |= {"lr": lr, "views_per_s": per_second, "skipped": self.skipped}

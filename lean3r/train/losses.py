@@ -147,6 +147,6 @@ def full_depth_losses(log_depth: Tensor, log_conf: Tensor, batch: SceneBatch, sc
     conf = 1 + log_conf.exp()
     return {
         "full": level + 0.1 * shift,
-        "step": steps[0] + steps[1],
+        "edge": steps[0] + steps[1],
         "conf": (conf * size - 0.1 * conf.log()).mean(),
     }

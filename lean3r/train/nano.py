@@ -22,7 +22,7 @@ WEIGHTS = {
     "flow": 2.0,
     "visible": 0.1,
     "full": 1.0,
-    "step": 1.0,
+    "edge": 1.0,
     "conf": 0.1,
 }
 

@@ -100,10 +100,10 @@ def test_unknown_depth_costs_nothing(target: Target) -> None:
 def test_truth_has_no_full_size_loss(batch: SceneBatch, target: Target) -> None:
     truth = (batch.depth / target.scale[:, None, None, None]).clamp(1e-6, losses.FAR_RATIO).log()
     parts = losses.full_depth_losses(truth, torch.zeros_like(truth), batch, target.scale)
-    assert float(parts["full"]) < 1e-5 and float(parts["step"]) < 1e-5
+    assert float(parts["full"]) < 1e-5 and float(parts["edge"]) < 1e-5
     blurred = F.avg_pool2d(truth.flatten(0, 1)[:, None], 5, 1, 2, count_include_pad=False).view_as(truth)
     worse = losses.full_depth_losses(blurred, torch.zeros_like(truth), batch, target.scale)
-    assert float(worse["full"]) > 0.01 and float(worse["step"]) > 0.01
+    assert float(worse["full"]) > 0.01 and float(worse["edge"]) > 0.01
 
 
 def test_confidence_is_cheapest_where_it_matches_the_error() -> None:
@@ -184,7 +184,7 @@ def test_objective_of_nano_has_all_parts_and_finite_gradients(batch: SceneBatch,
     model = Nano(NanoConfig(width=32, heads=2, pairs=2))
     total, parts = nano_loss(model, batch, full=full)
     total.backward()
-    assert set(parts) - {"hit"} == set(WEIGHTS) - (set() if full else {"full", "step", "conf"})
+    assert set(parts) - {"hit"} == set(WEIGHTS) - (set() if full else {"full", "edge", "conf"})
     assert bool(total.isfinite()) and all(bool(value.isfinite()) for value in parts.values())
     rests = () if full else ("upsampler",)
     for name, parameter in model.named_parameters():
