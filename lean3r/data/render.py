@@ -44,12 +44,9 @@ def place(scene: Scene, rotation: Tensor, position: Tensor, focal: Tensor, k1: T
 
 
 def surfaces(scene: Scene, views: int) -> Paint:
-    """Flat face tables of the scenes for `views` views of each."""
-    b, n = scene.tile.shape[:2]
-    row = torch.arange(b, device=scene.tile.device, dtype=torch.int32) * (n * 6)
+    """Face tables of the scenes for `views` views of each."""
     tables = (scene.tile, scene.overlay, scene.repeat_u, scene.repeat_v, scene.density, scene.strength, scene.gloss)
-    tint = (scene.tint[..., c].flatten() for c in range(3))
-    return Paint(row.repeat_interleave(views)[:, None], *(x.flatten() for x in tables), *tint)
+    return Paint(*(x.flatten(1).repeat_interleave(views, 0) for x in (*tables, *scene.tint.unbind(-1))))
 
 
 def lit(scene: Scene, rotation: Tensor, position: Tensor) -> Lights:
@@ -93,7 +90,6 @@ def render(
     paint, lights = surfaces(scene, rotation.shape[1]), lit(scene, rotation, position)
 
     def piece(pixels: tuple[Tensor, Tensor], views: Tensor) -> Picture:
-        table = paint._replace(row=paint.row[views])
         return run(
             cast,
             fast,
@@ -102,7 +98,7 @@ def render(
             _rows(lens, views),
             _rows(placed, views),
             scene.counts,
-            table,
+            _rows(paint, views),
             _rows(lights, views),
             atlas,
             shadows,
@@ -208,7 +204,7 @@ def _compiled(function: Callable, any_size: bool, sizes: tuple) -> Callable:
     """`function` compiled for its sizes; where that fails the plain one is used instead, with one warning."""
     del sizes  # part of the key alone
     # Rows of tables are right by construction; checking every look-up takes about a fifth of the time.
-    options = {"assert_indirect_indexing": False}
+    options: dict[str, str | int | bool | Callable] = {"assert_indirect_indexing": False}
     fast, plain = torch.compile(function, dynamic=any_size, fullgraph=True, options=options), []
 
     def call(*arguments: Any) -> Any:

@@ -11,14 +11,13 @@ from lean3r.data.raycast import Counts, Lens, Placed, ground_slope, intersect, r
 
 
 class Paint(NamedTuple):
-    """Surface of every face of every solid, flat [B * N * 6]; `row` [V, 1] is where the scene of a view starts.
+    """Surface of every face of every solid of the scene of each view, [V, N * 6].
 
     tile and overlay are rows of the atlas (tile below 0: sky with the clouds of row -1 - tile); repeat_u and
     repeat_v tiles in half the extent of the face, density tiles a world unit, strength of the overlay, gloss of
     the highlight, tint_* linear colour.
     """
 
-    row: Tensor
     tile: Tensor
     overlay: Tensor
     repeat_u: Tensor
@@ -63,10 +62,10 @@ class Picture(NamedTuple):
 
 
 class Surface(NamedTuple):
-    """What was hit, channels [V, P]: row of the face tables; axis and shape flags; local point; unit normal towards
-    the camera; cosine of the angle to the ray; position on the face in half extents."""
+    """What was hit, channels [V, P]: place in the flattened face tables, axis of the face, local point, unit normal
+    towards the camera, cosine of the angle to the ray, position on the face in half extents."""
 
-    index: Tensor
+    face: Tensor
     on_x: Tensor
     on_y: Tensor
     local: tuple[Tensor, Tensor, Tensor]
@@ -95,23 +94,23 @@ def cast(
     x, y = rays(column, row, centre, lens)
     t, solid, ground = intersect(x, y, placed, counts)
     length = torch.sqrt(x * x + y * y + 1)
-    hit = _surface(x, y, t, length, solid, ground, placed, counts, paint)
-    tile = paint.tile[hit.index]
+    hit = _surface(x, y, t, length, solid, ground, placed, counts)
+    tile = paint.tile.reshape(-1)[hit.face]
     sky = (tile < 0) & (solid == 0)
     # The sky is infinitely far: its clouds follow the direction alone.
     world = placed.world_from_cam
     east, down, north = (world[:, i, 0, None] * x + world[:, i, 1, None] * y + world[:, i, 2, None] for i in range(3))
     up = -down / length
     lift = 1 / (length * (up.abs() + 0.25))
-    u = torch.where(sky, east * lift, hit.u * paint.repeat_u[hit.index] + 0.5)
-    v = torch.where(sky, north * lift, hit.v * paint.repeat_v[hit.index] + 0.5)
-    footprint = t * paint.density[hit.index] * torch.rsqrt(hit.facing.clamp_min(0.15))
+    u = torch.where(sky, east * lift, hit.u * paint.repeat_u.reshape(-1)[hit.face] + 0.5)
+    v = torch.where(sky, north * lift, hit.v * paint.repeat_v.reshape(-1)[hit.face] + 0.5)
+    footprint = t * paint.density.reshape(-1)[hit.face] * torch.rsqrt(hit.facing.clamp_min(0.15))
     footprint = torch.where(sky, torch.ones_like(t), footprint) * lens.inverse_focal
     texel = _texture(atlas, torch.where(sky, -1 - tile, tile), u, v, footprint)
     # A second tile, much larger, keeps repeated ones apart.
-    large = _texture(atlas, paint.overlay[hit.index], u * 0.173 + 0.31, v * 0.173 + 0.73, footprint * 0.173)
+    large = _texture(atlas, paint.overlay.reshape(-1)[hit.face], u * 0.173 + 0.31, v * 0.173 + 0.73, footprint * 0.173)
     stain = (large[0] + large[1] + large[2]) * (1 / 765)
-    wear = 1 + paint.strength[hit.index] * (2 * stain - 1)
+    wear = 1 + paint.strength.reshape(-1)[hit.face] * (2 * stain - 1)
 
     first, second, highlight = _received(x, y, t, length, hit, placed, counts, paint, lights, shadows)
     nx, ny, nz = hit.normal
@@ -127,7 +126,7 @@ def cast(
     colours = []
     for c, tint in enumerate((paint.tint_r, paint.tint_g, paint.tint_b)):
         # Texels are stored like pictures; squaring makes them linear.
-        albedo = (texel[c] * wear) ** 2 * tint[hit.index] * (1 / 65025)
+        albedo = (texel[c] * wear) ** 2 * tint.reshape(-1)[hit.face] * (1 / 65025)
         glow = lights.ambient[:, c, None] * hemisphere
         glow = glow + first * lights.colour[:, 0, c, None] + second * lights.colour[:, 1, c, None]
         lit = albedo * glow * shade + highlight * lights.colour[:, 0, c, None]
@@ -147,7 +146,6 @@ def _surface(
     ground: Tensor,
     placed: Placed,
     counts: Counts,
-    paint: Paint,
 ) -> Surface:
     """Face, normal and texture position of hits at depth t."""
     views = torch.arange(x.shape[0], device=x.device, dtype=torch.int32)[:, None]
@@ -183,7 +181,7 @@ def _surface(
     v = torch.where(on_y, lz, ly) / torch.where(ball, widest, one)
     normal = (nx * unit, ny * unit, nz * unit)
     facing = towards.abs() * unit.abs() / length
-    return Surface(paint.row + solid * 6 + face, on_x, on_y, (lx, ly, lz), normal, facing, u, v)
+    return Surface(pick * 6 + face, on_x, on_y, (lx, ly, lz), normal, facing, u, v)
 
 
 def _received(
@@ -216,7 +214,7 @@ def _received(
             hx, hy, hz = beam[0] * inverse - x / length, beam[1] * inverse - y / length, beam[2] * inverse - 1 / length
             norm = torch.rsqrt((hx * hx + hy * hy + hz * hz).clamp_min(1e-12))
             shine = ((nx * hx + ny * hy + nz * hz) * norm).clamp_min(0) ** 16
-            highlight = shine * strength * (lambert > 0) * paint.gloss[hit.index]
+            highlight = shine * strength * (lambert > 0) * paint.gloss.reshape(-1)[hit.face]
         received.append(lambert * strength)
     return received[0], received[1], highlight
 
