@@ -47,6 +47,8 @@ def randomised(model):
             torch.nn.init.uniform_(parameter, 0.1, 0.5, generator=random)
         elif parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5, generator=random)
+        elif name.endswith("bias"):
+            torch.nn.init.uniform_(parameter, -0.05, 0.05, generator=random)
     return model.eval()
 
 
@@ -234,5 +236,6 @@ def test_half_precision_is_near(name: str, request) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         near = predict(model, pictures())
     assert near.depth is not None and exact.depth is not None and near.depth.dtype == torch.float32
-    error = (near.depth.log() - exact.depth.log()).square().mean().sqrt()
+    # The median: whether a pixel is sky is a yes or no, which rounding may turn.
+    error = (near.depth.log() - exact.depth.log()).abs().median()
     assert float(error) < 0.1 * float(exact.depth.log().std() + 1)
