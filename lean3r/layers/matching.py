@@ -8,7 +8,7 @@ the views and not with their square.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +52,21 @@ def pooled(values: Tensor, weight: Tensor) -> Tensor:
     return torch.einsum("bisnc,bisn->binc", values, weight) / (weight.sum(2) + 0.1)[..., None]
 
 
+def fill(filled: list[Tensor], parts: Sequence[Tensor], rows: slice, views: int) -> None:
+    """Put the results [B, I, ...] of query views `rows` into whole tensors [B, S, ...], made at the first call.
+
+    One slice of all views is taken as it is. Parts kept in a list instead would lie between the freed blocks of
+    each slice and hold on to several times their memory.
+    """
+    if not filled:
+        whole = rows.stop - rows.start == views
+        filled.extend(p if whole else p.new_empty(p.shape[0], views, *p.shape[2:]) for p in parts)
+        if whole:
+            return
+    for target, part in zip(filled, parts, strict=True):
+        target[:, rows] = part
+
+
 class PairMatcher(nn.Module):
     """Match every patch into every other view and tell its token what was found.
 
@@ -79,17 +94,15 @@ class PairMatcher(nn.Module):
         own, other = self.own(x), self.other(x)
         views, tokens = patches.shape[1:3]
         graph = torch.is_grad_enabled()
-        parts: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
-        updates, logits = [], None
-        for rows in query_chunks(views, graph, 1 << 23, tokens * (tokens + 2 * own.shape[-1])):
+        filled: list[Tensor] = []
+        logits = None
+        for rows in query_chunks(views, graph, 1 << 22, tokens * (tokens + 2 * own.shape[-1])):
             logits = torch.einsum("bind,bjmd->bijnm", descriptor[:, rows], descriptor)
             if valid is not None:
                 logits = logits.masked_fill(~valid[:, None, :, None, :], torch.finfo(logits.dtype).min)
-            update, *found = self._read(logits, own[:, rows], other, grid[:, rows], grid, rows)
-            updates.append(update)
-            parts.append(tuple(found))  # type: ignore[arg-type]
-        position, peak, spread, visibility = (torch.cat(p, dim=1) for p in zip(*parts, strict=True))
-        return torch.cat(updates, dim=1), Matches(position, peak, spread, visibility, logits if graph else None)
+            fill(filled, self._read(logits, own[:, rows], other, grid[:, rows], grid, rows), rows, views)
+        update, position, peak, spread, visibility = filled
+        return update, Matches(position, peak, spread, visibility, logits if graph else None)
 
     def _read(self, logits: Tensor, own: Tensor, other: Tensor, grid_i: Tensor, grid: Tensor, rows: slice):
         share = logits.float().softmax(-1)
@@ -141,13 +154,13 @@ class Feedback(nn.Module):
     ) -> Tensor:
         """grid [B, S, N, 2]; points [B, S, N, 3] in each camera; focal [B, S]; poses [B, S, 4, 4]; -> [B, S, N, C]."""
         views, tokens = grid.shape[1:3]
-        updates = []
+        filled: list[Tensor] = []
         for rows in query_chunks(views, torch.is_grad_enabled(), 1 << 22, tokens * (self.NUMBERS + 96)):
             with torch.autocast(grid.device.type, enabled=False):
                 numbers, weight = self._residuals(matches, grid, points, focal, world_from_cam, cam_from_world, rows)
             evidence = F.gelu(self.fc1(numbers))
-            updates.append(self.fc2(pooled(evidence, weight.to(evidence.dtype))))
-        return torch.cat(updates, dim=1)
+            fill(filled, (self.fc2(pooled(evidence, weight.to(evidence.dtype))),), rows, views)
+        return filled[0]
 
     def _residuals(self, matches, grid, points, focal, world_from_cam, cam_from_world, rows: slice):
         relative = cam_from_world[:, None] @ world_from_cam[:, rows, None]  # [B, I, S, 4, 4]: cam j from cam i
