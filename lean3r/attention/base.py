@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -33,3 +35,45 @@ class Mechanism(nn.Module):
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """Mix values over tokens; subclasses say how. Padding never attends and is never attended to."""
         raise TypeError(f"{type(self).__name__} defines no forward")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one call of a mechanism reported: `values` by name, tensors detached.
+
+    Names that readers understand: "density", the share of (query, key) pairs attended to, a number, a scalar or
+    [B, H]; "blocks" [B, H, query blocks, K], key blocks that each query block attends to, -1 where there is none;
+    "gate" [B, ...], weights between two branches. Others are free.
+    """
+
+    mechanism: Mechanism
+    layout: TokenLayout
+    values: dict[str, Any]
+
+
+_logs: list[list[Record]] = []
+
+
+def record(mechanism: Mechanism, layout: TokenLayout, **values: Any) -> None:
+    """Report what a call did to whoever is recording; nobody, by default, and then this does nothing.
+
+    A value that costs something is given as a function without arguments, called only when somebody records.
+    """
+    if _logs:
+        found = {name: value() if callable(value) else value for name, value in values.items()}
+        found = {name: value.detach() if isinstance(value, Tensor) else value for name, value in found.items()}
+        _logs[-1].append(Record(mechanism, layout, found))
+
+
+@contextmanager
+def recording() -> Iterator[list[Record]]:
+    """The records of every mechanism that runs inside, in order; the innermost of nested recordings gets them.
+
+    Records hold their tensors until the list goes. One recording at a time in a process with several threads.
+    """
+    log: list[Record] = []
+    _logs.append(log)
+    try:
+        yield log
+    finally:
+        _logs.pop()
