@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lean3r.data.world import Draw
+from lean3r.data.draw import Draw
 
 
 class Sensor(NamedTuple):

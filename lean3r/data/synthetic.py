@@ -11,10 +11,11 @@ from torch import Tensor
 
 from lean3r.data.base import SceneBatch
 from lean3r.data.camera_noise import Sensor, develop, sample_sensor
+from lean3r.data.draw import Draw
 from lean3r.data.render import look, render, run
 from lean3r.data.textures import FAMILIES, atlas
 from lean3r.data.trajectories import CLEAR, overlaps, pinhole, propose, score, world_to_camera
-from lean3r.data.world import KINDS, Draw, Scene, clearance, sample_scene, without
+from lean3r.data.world import KINDS, Scene, clearance, sample_scene, without
 from lean3r.errors import UsageError
 
 COARSE = 8

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from lean3r.data.draw import Draw
 from lean3r.data.raycast import product
-from lean3r.data.world import Draw, Scene, ground_height, tilted, turned
+from lean3r.data.world import Scene, ground_height, tilted, turned
 
 CLEAR = 0.25
 PATHS = ("orbit", "walk", "pan", "unordered", "wide")

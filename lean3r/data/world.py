@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from lean3r.data.draw import Draw
 from lean3r.data.raycast import Counts, product
 from lean3r.data.textures import family_rows
 
@@ -70,34 +71,6 @@ class Scene:
         """The same scenes with every tensor on `device`."""
         moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "counts"}
         return replace(self, **moved)
-
-
-class Draw:
-    """Random numbers for B scenes from one generator (on the CPU, so that every device sees the same scenes)."""
-
-    def __init__(self, generator: torch.Generator, scenes: int):
-        self.generator, self.scenes = generator, scenes
-
-    def uniform(self, low: float | Tensor, high: float | Tensor, *shape: int) -> Tensor:
-        """Uniform numbers [B, *shape]."""
-        return low + (high - low) * torch.rand(self.scenes, *shape, generator=self.generator)
-
-    def logarithmic(self, low: float, high: float, *shape: int) -> Tensor:
-        """Log-uniform numbers [B, *shape]."""
-        return torch.exp(self.uniform(math.log(low), math.log(high), *shape))
-
-    def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers [B, *shape]."""
-        return torch.randn(self.scenes, *shape, generator=self.generator)
-
-    def chance(self, probability: float | Tensor, *shape: int) -> Tensor:
-        """True with a probability, [B, *shape]."""
-        return torch.rand(self.scenes, *shape, generator=self.generator) < probability
-
-    def between(self, table: Tensor, kind: Tensor) -> Tensor:
-        """Uniform number [B] in the range that `table` [kinds, 2] gives the kind of each scene."""
-        low, high = table[kind].unbind(-1)
-        return self.uniform(low, high)
 
 
 def turned(angle_rad: Tensor) -> Tensor:

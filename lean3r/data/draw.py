@@ -1,0 +1,36 @@
+"""Random numbers for batches of scenes, the same on every device."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class Draw:
+    """Random numbers for B scenes from one generator (on the CPU, so that every device sees the same scenes)."""
+
+    def __init__(self, generator: torch.Generator, scenes: int):
+        self.generator, self.scenes = generator, scenes
+
+    def uniform(self, low: float | Tensor, high: float | Tensor, *shape: int) -> Tensor:
+        """Uniform numbers [B, *shape]."""
+        return low + (high - low) * torch.rand(self.scenes, *shape, generator=self.generator)
+
+    def logarithmic(self, low: float, high: float, *shape: int) -> Tensor:
+        """Log-uniform numbers [B, *shape]."""
+        return torch.exp(self.uniform(math.log(low), math.log(high), *shape))
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers [B, *shape]."""
+        return torch.randn(self.scenes, *shape, generator=self.generator)
+
+    def chance(self, probability: float | Tensor, *shape: int) -> Tensor:
+        """True with a probability, [B, *shape]."""
+        return torch.rand(self.scenes, *shape, generator=self.generator) < probability
+
+    def between(self, table: Tensor, kind: Tensor) -> Tensor:
+        """Uniform number [B] in the range that `table` [kinds, 2] gives the kind of each scene."""
+        low, high = table[kind].unbind(-1)
+        return self.uniform(low, high)
