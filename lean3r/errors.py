@@ -18,6 +18,10 @@ class UsageError(LeanError):
     exit_code = 2
 
 
+class KernelError(UsageError):
+    """An implementation that was asked for by name cannot run here; the message names the reason."""
+
+
 class InputError(LeanError):
     """Nothing usable in the input."""
 

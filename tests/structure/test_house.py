@@ -19,8 +19,9 @@ ROOMS = {
     "images": {"geometry", "sources", "video"},
     "sources": {"video"},
     "video": {"sources"},
-    "attention": set(),
-    "layers": {"attention", "geometry"},
+    "ops": set(),
+    "attention": {"ops"},
+    "layers": {"attention", "geometry", "ops"},
     "heads": {"attention", "layers", "geometry"},
     "models": {"heads", "layers", "attention", "geometry"},
     "data": {"geometry", "images"},
@@ -76,6 +77,9 @@ def test_file_keeps_the_rules(path: Path) -> None:
         assert top not in FORBIDDEN, f"{top} may not be imported"
         if top == "lean3r" and "*" not in allowed:
             assert rest.split(".")[0] in allowed, f"{room} may not import {module}"
+
+    kernel = room == "ops" and path.name == "kernel.py"
+    assert kernel or not any(m.split(".")[0] == "triton" for m in imports(tree)), "only ops/*/kernel.py import triton"
 
     launcher = name(path) == "lean3r/train/distributed.py"
     environment = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)} & {"environ", "getenv", "putenv"}

@@ -1,0 +1,85 @@
+"""Which implementation of an operator runs, and why a Triton kernel is refused where it is."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lean3r.errors import KernelError, UsageError
+
+Implementation = Literal["auto", "reference", "torch", "triton"]
+
+_DTYPES = {torch.float32, torch.float16, torch.bfloat16}
+_OLDEST = (7, 5)  # compute capability that Triton still compiles for
+_OLDEST_BF16 = (8, 0)
+
+
+def choose(
+    op: str,
+    wanted: Implementation,
+    tensors: Sequence[Tensor],
+    *,
+    torch_path: bool = False,
+    unsupported: str | None = None,
+) -> Implementation:
+    """Resolve `wanted` to "reference", "torch" or "triton" for an operator and its floating-point tensors.
+
+    "auto" takes the kernel on CUDA tensors where it is usable, else the torch path where the operator has one
+    (`torch_path`), else the reference. `unsupported` is the operator's own reason against its kernel (a head_dim,
+    say). Raises KernelError naming the reason when an explicit choice cannot run, UsageError for an unknown name.
+    """
+    if wanted not in get_args(Implementation):
+        raise UsageError(f"implementation is one of {', '.join(get_args(Implementation))}, got {wanted!r}")
+    fallback: Implementation = "torch" if torch_path else "reference"
+    if wanted == "auto":
+        usable = tensors[0].is_cuda and not (unsupported or why_not_triton(tensors))
+        return "triton" if usable else fallback
+    if wanted == "torch" and not torch_path:
+        raise KernelError(f"{op} has no torch path; use implementation='reference' or 'auto'")
+    if wanted == "triton" and (reason := unsupported or why_not_triton(tensors)):
+        raise KernelError(f"the Triton kernel of {op} cannot run: {reason}; implementation='auto' takes {fallback}")
+    return wanted
+
+
+def why_not_triton(tensors: Sequence[Tensor] = ()) -> str | None:
+    """Reason why Triton kernels cannot run on these tensors (without any: on this machine); None when they can.
+
+    Triton's interpreter counts as usable for tensors on the CPU, but not in bfloat16, whose products it gets wrong.
+    """
+    try:
+        triton = importlib.import_module("triton")
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "triton"
+        return "triton is not installed" if missing else f"triton cannot be imported ({error})"
+    devices = {t.device for t in tensors} or {torch.device("cuda" if torch.cuda.is_available() else "cpu")}
+    dtypes = {t.dtype for t in tensors}
+    if len(devices) > 1:
+        return f"the tensors are on several devices ({', '.join(sorted(map(str, devices)))})"
+    if dtypes - _DTYPES:
+        return f"{', '.join(sorted(map(str, dtypes - _DTYPES)))} is not float32, float16 or bfloat16"
+    (device,) = devices
+    if device.type == "cpu":
+        if not triton.knobs.runtime.interpret:
+            return "the tensors are on the CPU" if tensors else "no CUDA device"
+        if torch.bfloat16 in dtypes:
+            return "Triton's interpreter multiplies bfloat16 wrongly"
+        return None
+    if device.type != "cuda":
+        return f"the tensors are on {device}, not on a CUDA device"
+    capability = torch.cuda.get_device_capability(device)
+    oldest = _OLDEST_BF16 if torch.bfloat16 in dtypes else _OLDEST
+    if capability < oldest:
+        return f"compute capability {capability[0]}.{capability[1]} is below {oldest[0]}.{oldest[1]}"
+    return None
+
+
+def describe(wanted: Implementation, *, torch_path: bool = False) -> str:
+    """For a module's repr: the choice, and what "auto" comes to on this machine with the reason."""
+    if wanted != "auto":
+        return repr(wanted)
+    reason = why_not_triton() if torch.cuda.is_available() else "no CUDA device"
+    return "'auto' (triton)" if reason is None else f"'auto' ({'torch' if torch_path else 'reference'}: {reason})"

@@ -1,0 +1,63 @@
+"""Attention, quantisation and distillation against golden arrays; cases are whatever files the folder holds."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Check = Callable[[Path, str], None]
+
+TOPICS = ("select", "sparse", "free", "gsa", "quantised", "losses")  # the modules of attention_cases
+MISSING = {
+    "fp8_linear": "FP8 linears are not built yet",
+    "w4_linear": "W4 linears are not built yet",
+    "kd_loss": "attention-output distillation is not built yet",
+    "speed3r_loss": "Speed3R's distillation loss is not built yet",
+    "speed3r_pi3": "covered by test_sparse_models.py",
+}
+
+
+def checks() -> dict[str, tuple[Check, tuple[str, ...]]]:
+    """Prefix of a file name -> check and the implementations to run it with."""
+    found = {}
+    for topic in TOPICS:
+        name = f"attention_cases.{topic}"
+        if importlib.util.find_spec(name) is None:
+            continue
+        module = importlib.import_module(name)
+        several = getattr(module, "IMPLEMENTATIONS", {})
+        found |= {prefix: (check, several.get(prefix, ("reference",))) for prefix, check in module.CASES.items()}
+    return found
+
+
+def longest(prefixes: dict[str, object], name: str) -> str | None:
+    """The longest prefix that a file name starts with."""
+    return max((p for p in prefixes if name.startswith(p)), key=len, default=None)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    folder: Path = (metafunc.config.rootpath / metafunc.config.getoption("--golden")).resolve() / "attention"
+    rows = []
+    known = checks()
+    for path in sorted(folder.glob("*.npz")):
+        prefix = longest(known, path.stem)
+        if prefix is None:
+            reason = MISSING.get(longest(MISSING, path.stem) or "", "no check knows this kind of file")
+            rows.append(pytest.param(None, path, "", marks=pytest.mark.skip(reason=reason), id=path.stem))
+            continue
+        check, implementations = known[prefix]
+        rows += [pytest.param(check, path, how, id=f"{path.stem}-{how}") for how in implementations]
+    if not rows:
+        skip = pytest.mark.skip(reason=f"no golden numbers at {folder}: name their folder with --golden DIR")
+        rows = [pytest.param(None, folder, "", marks=skip, id="absent")]
+    metafunc.parametrize(("check", "path", "implementation"), rows)
+
+
+def test_golden(check: Check, path: Path, implementation: str) -> None:
+    if implementation == "triton":
+        pytest.importorskip("triton", reason="triton is not installed")
+    check(path, implementation)
