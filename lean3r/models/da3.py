@@ -52,7 +52,10 @@ class Da3Config:
 
 
 class Da3(Backbone):
-    """Any number of views, sides multiples of 14 pixels; known cameras are read where they are given."""
+    """Cameras, depth and rays of any number of views; reads known cameras: the large size.
+
+    Sides are multiples of 14 pixels.
+    """
 
     name = "da3-large"
     licence = "CC-BY-NC-4.0"
@@ -230,21 +233,21 @@ class Da3(Backbone):
 
 
 class Da3Small(Da3):
-    """The small size."""
+    """Cameras, depth and rays of any number of views; reads known cameras: the small size."""
 
     name = "da3-small"
     licence = "Apache-2.0"
 
 
 class Da3Base(Da3):
-    """The base size."""
+    """Cameras, depth and rays of any number of views; reads known cameras: the base size."""
 
     name = "da3-base"
     licence = "Apache-2.0"
 
 
 class Da3Giant(Da3):
-    """The giant size, with a Gaussian head."""
+    """Cameras, depth, rays and Gaussians of any number of views; reads known cameras: the giant size."""
 
     name = "da3-giant"
 

@@ -39,7 +39,10 @@ class Da3MonoConfig:
 
 
 class Da3Mono(Backbone):
-    """Any number of views, each for itself: poses are the identity, intrinsics those of the file or a guess."""
+    """Depth and sky of each view by itself, no poses.
+
+    Poses are the identity, intrinsics those of the file or a guess.
+    """
 
     name = "da3mono-large"
     licence = "Apache-2.0"
@@ -111,7 +114,10 @@ class Da3Mono(Backbone):
 
 
 class Da3Metric(Da3Mono):
-    """The single-view model in metres, given the focal length; `is_metric` only where every file states one."""
+    """Depth in metres and sky of each view by itself, given the focal length; no poses.
+
+    `is_metric` only where every file states a focal length.
+    """
 
     name = "da3metric-large"
 

@@ -29,7 +29,7 @@ class Da3NestedConfig:
 
 
 class Da3Nested(Backbone):
-    """As Da3, in metres."""
+    """Cameras, depth and Gaussians of any number of views, in metres: da3-giant with the metric model."""
 
     name = "da3nested-giant-large"
     licence = "CC-BY-NC-4.0"

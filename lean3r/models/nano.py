@@ -69,7 +69,10 @@ class Iterations:
 
 
 class Nano(Backbone):
-    """The embedded multi-view model. Any number of views, any aspect ratio, sides multiples of 16 pixels."""
+    """Cameras, depth and confidence of any number of views, none of them the reference: the embedded model.
+
+    Any aspect ratio, sides multiples of 16 pixels.
+    """
 
     name = "nano"
     licence = "Apache-2.0"

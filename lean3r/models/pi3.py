@@ -40,7 +40,10 @@ class Pi3Config:
 
 
 class Pi3(Backbone):
-    """Any number of views, any aspect ratio, sides multiples of 14. Scale is unknown; known cameras are not read."""
+    """Cameras, points as depth, and confidence of any number of views, none of them the reference.
+
+    Any aspect ratio, sides multiples of 14. Scale is unknown; known cameras are not read.
+    """
 
     name = "pi3"
     licence = "CC-BY-NC-4.0"

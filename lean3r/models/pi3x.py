@@ -41,7 +41,9 @@ class Pi3XConfig(Pi3Config):
 
 
 class Pi3X(Pi3):
-    """Pi3 in metres. Reads Views.known: depth, intrinsics or rays, and poses, each for all views or some.
+    """Pi3 in metres, which also reads known depth, intrinsics and poses.
+
+    Reads Views.known: depth, intrinsics or rays, and poses, each for all views or some.
 
     Depth is divided by its mean over the scene, poses are taken relative to view 0 and divided by the same mean
     (without depth, by the mean length of their translations); results are not brought back to the unit of what

@@ -46,7 +46,10 @@ class VggtConfig:
 
 
 class Vggt(Backbone):
-    """Any number of views, sides multiples of 14 pixels."""
+    """Cameras, depth, points and point tracks of any number of views, the first one the origin.
+
+    Sides are multiples of 14 pixels.
+    """
 
     name = "vggt"
     licence = "CC-BY-NC-4.0"
