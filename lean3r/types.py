@@ -10,6 +10,7 @@ Shape letters: B scenes, S views, H rows, W columns, T tokens a view, C channels
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -84,15 +85,43 @@ class Views:
 
 
 @dataclass(frozen=True)
+class Windows:
+    """The W windows of side x side patches that one view is cut into, row by row; those at the right and lower
+    edge may be smaller.
+
+    members [W, side * side]: the patches of each window, row by row, as indices into the view's patches in the
+    layout's own order; -1 fills up smaller windows. slots [P]: where each patch stands in `members`, flattened.
+    `full`: no window is smaller. `adjacent`: also, the patches of each window follow one another in the layout's
+    own order, so that windows are a view of the tokens.
+    """
+
+    side: int
+    members: Tensor
+    slots: Tensor
+    full: bool
+    adjacent: bool
+
+    @property
+    def count(self) -> int:
+        """Windows of one view."""
+        return self.members.shape[0]
+
+
+@dataclass(frozen=True)
 class TokenLayout:
-    """How T = special + rows * cols tokens of each view are arranged: special tokens first, then patches
-    in row-major order. valid [B, S, rows * cols] is False on patches of padding only (None: all valid)."""
+    """How T = special + rows * cols tokens of each view are arranged: special tokens first, then patches.
+
+    Patches are in row-major order or, where `window` says so, window by window: square windows of that side row
+    by row, inside a window row by row, without any filling. valid [B, S, rows * cols], in the same order, is False
+    on patches of padding only (None: all valid).
+    """
 
     views: int
     special: int
     rows: int
     cols: int
     valid: Tensor | None = None
+    window: int | None = None
 
     @property
     def patches(self) -> int:
@@ -103,6 +132,55 @@ class TokenLayout:
     def tokens(self) -> int:
         """All tokens of one view, special ones included."""
         return self.special + self.patches
+
+    @property
+    def windows(self) -> Windows:
+        """The windows that the order goes by, on the CPU; of a row-major layout, single patches."""
+        return self.windows_of(self.window or 1)
+
+    def windows_of(self, side: int, device: torch.device | str = "cpu") -> Windows:
+        """Windows of any side, as they lie in this layout's order; cached."""
+        return _windows(self.rows, self.cols, self.window, side, torch.device(device))
+
+    def order(self, device: torch.device | str = "cpu") -> Tensor | None:
+        """[P] row-major index of each patch; None when the order is row-major."""
+        return None if self.window is None else _order(self.rows, self.cols, self.window, torch.device(device))
+
+
+def _blocked(rows: int, cols: int, side: int) -> np.ndarray:
+    """Row-major index of each patch, window by window."""
+    row, col = np.arange(rows)[:, None], np.arange(cols)
+    window = (row // side) * -(-cols // side) + col // side
+    return ((window * side + row % side) * side + col % side).ravel().argsort()
+
+
+@lru_cache(maxsize=64)
+def _order(rows: int, cols: int, side: int, device: torch.device) -> Tensor:
+    # Cached: a table made under inference mode would be refused by a later training step.
+    with torch.inference_mode(False):
+        return torch.tensor(_blocked(rows, cols, side), device=device)
+
+
+@lru_cache(maxsize=64)
+def _windows(rows: int, cols: int, window: int | None, side: int, device: torch.device) -> Windows:
+    down, across = -(-rows // side), -(-cols // side)
+    place = np.arange(rows * cols) if window is None else _blocked(rows, cols, window).argsort()
+    grid = np.full((down * side, across * side), -1)
+    grid[:rows, :cols] = place.reshape(rows, cols)
+    members = grid.reshape(down, side, across, side).swapaxes(1, 2).reshape(down * across, side * side)
+    flat = members.ravel()
+    slots = np.empty(rows * cols, dtype=np.int64)
+    slots[flat[flat >= 0]] = np.flatnonzero(flat >= 0)
+    full = rows % side == cols % side == 0
+    adjacent = full and bool((flat == np.arange(len(flat))).all())
+    with torch.inference_mode(False):
+        return Windows(side, torch.tensor(members, device=device), torch.tensor(slots, device=device), full, adjacent)
+
+
+def forget_windows() -> None:
+    """Empty the caches of tables, for code that runs on tensors without values."""
+    _order.cache_clear()
+    _windows.cache_clear()
 
 
 @dataclass(frozen=True)

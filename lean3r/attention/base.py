@@ -17,20 +17,29 @@ class Projected:
     """One attention call before any mixing.
 
     x [B, N, C] is the block's normalised input; q, k, v [B, H, N, D] come before norm and rotation, so that
-    a mechanism may pool them first; finish(q, k) applies both. key_mask [B, N] is False on padding, None
-    when every token counts.
+    a mechanism may pool them first; finish(q, k) applies both, and finish(q, k, positions) does so for pooled
+    tokens at rows and columns positions [n, 2], or [n / m, 2] where m views repeat them. key_mask [B, N] is False
+    on padding, None when every token counts. positions [T, 2] float, or [N, 2], are the rows and columns that
+    finish(q, k) rotates by, in the order of the tokens; None where nothing is rotated.
     """
 
     x: Tensor
     q: Tensor
     k: Tensor
     v: Tensor
-    finish: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    finish: Callable[..., tuple[Tensor, Tensor]]
     key_mask: Tensor | None = None
+    positions: Tensor | None = None
 
 
 class Mechanism(nn.Module):
-    """Base of all mechanisms: forward(projected, layout) -> [B, H, N, D]."""
+    """Base of all mechanisms: forward(projected, layout) -> [B, H, N, D].
+
+    `window` is the side of the windows in whose order a mechanism would have its tokens, None where any order
+    will do; the trunk grants it. A mechanism works on every layout that it is handed.
+    """
+
+    window: int | None = None
 
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """Mix values over tokens; subclasses say how. Padding never attends and is never attended to."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lean3r.attention.base import Mechanism, Projected
 from lean3r.attention.dense import Dense
-from lean3r.layers.rope import rope_table, rotate
+from lean3r.layers.rope import position_table, rope_positions, rope_table, rotate
 from lean3r.types import TokenLayout
 
 Rotation = bool | Literal["flat"]
@@ -40,12 +40,18 @@ class SelfAttention(nn.Module):
         batch, tokens, dim = x.shape
         q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
 
-        def finish(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        flat = self.rope == "flat"
+
+        def finish(q: Tensor, k: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
             q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
             if self.rope:
-                table = rope_table(layout, q.shape[-1], q.device, q.dtype, flat=self.rope == "flat")
+                if positions is None:
+                    table = rope_table(layout, q.shape[-1], q.device, q.dtype, flat=flat)
+                else:
+                    table = position_table(positions, q.shape[-1], q.dtype)
                 q, k = rotate(q, table), rotate(k, table)
             return q, k
 
-        out = self.mechanism(Projected(x, q, k, v, finish, key_mask), layout)
+        positions = rope_positions(layout, x.device, flat=flat) if self.rope else None
+        out = self.mechanism(Projected(x, q, k, v, finish, key_mask, positions), layout)
         return self.proj(out.transpose(1, 2).reshape(batch, tokens, dim))

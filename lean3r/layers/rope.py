@@ -11,40 +11,69 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from lean3r.types import TokenLayout
+from lean3r.types import TokenLayout, forget_windows
 
 BASE = 100.0
 
 
 @lru_cache(maxsize=64)
-def _table(special: int, rows: int, cols: int, head_dim: int, device: torch.device, dtype: torch.dtype, flat: bool):
+def _positions(special: int, rows: int, cols: int, window: int | None, device: torch.device, flat: bool) -> Tensor:
     # Cached: a table made under inference mode would be refused by a later training step.
     with torch.inference_mode(False):
-        half = head_dim // 2
-        frequency = BASE ** (-torch.arange(0, half, 2, dtype=torch.float32) / half)
         row = torch.arange(1, rows + 1, dtype=torch.float32).repeat_interleave(cols)
         col = torch.arange(1, cols + 1, dtype=torch.float32).repeat(rows)
-        if flat:
-            row, col = torch.ones_like(row), torch.ones_like(col)
-        positions = torch.cat([torch.zeros(special, 2), torch.stack([row, col], -1)])
-        angle = positions[:, :, None] * frequency
-        angle = torch.cat([angle, angle], -1).flatten(1)
-        return angle.cos().to(device, dtype), angle.sin().to(device, dtype)
+        patches = torch.ones(rows * cols, 2) if flat else torch.stack([row, col], -1)
+        order = TokenLayout(1, special, rows, cols, window=window).order()
+        patches = patches if order is None else patches[order]
+        return torch.cat([torch.zeros(special, 2), patches]).to(device)
+
+
+@lru_cache(maxsize=64)
+def _table(
+    special: int,
+    rows: int,
+    cols: int,
+    window: int | None,
+    head_dim: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    flat: bool,
+) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):
+        positions = _positions(special, rows, cols, window, torch.device("cpu"), flat)
+        cos, sin = position_table(positions, head_dim, torch.float32)
+        return cos.to(device, dtype), sin.to(device, dtype)
+
+
+def position_table(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(cos, sin) [n, D] for rows and columns positions [n, 2]. head_dim must be a multiple of 4."""
+    half = head_dim // 2
+    frequency = BASE ** (-torch.arange(0, half, 2, dtype=torch.float32, device=positions.device) / half)
+    angle = positions.float()[:, :, None] * frequency
+    angle = torch.cat([angle, angle], -1).flatten(1)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rope_positions(layout: TokenLayout, device: torch.device, *, flat: bool = False) -> Tensor:
+    """Row and column [T, 2] float32 of the tokens of one view in the layout's order, cached; see rope_table."""
+    return _positions(layout.special, layout.rows, layout.cols, layout.window, device, flat)
 
 
 def rope_table(
     layout: TokenLayout, head_dim: int, device: torch.device, dtype: torch.dtype, *, flat: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """(cos, sin) [T, D] for the tokens of one view, cached per layout. head_dim must be a multiple of 4.
+    """(cos, sin) [T, D] for the tokens of one view in the layout's order, cached. head_dim is a multiple of 4.
 
     `flat` places every patch at row 1, column 1.
     """
-    return _table(layout.special, layout.rows, layout.cols, head_dim, device, dtype, flat)
+    return _table(layout.special, layout.rows, layout.cols, layout.window, head_dim, device, dtype, flat)
 
 
 def forget_tables() -> None:
-    """Empty the cache of tables, for code that runs on tensors without values."""
+    """Empty the caches of tables, for code that runs on tensors without values."""
+    _positions.cache_clear()
     _table.cache_clear()
+    forget_windows()
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -38,17 +40,46 @@ class Trunk(nn.Module):
     def forward(
         self, x: Tensor, layout: TokenLayout, *, start: int = 0, stop: int | None = None, keep: Sequence[int] = ()
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Return ([B, S, T, C], {index: output of that block})."""
+        """Return ([B, S, T, C], {index: output of that block}), both in the order of `layout`.
+
+        In between, patches go window by window where mechanisms of these blocks ask for it.
+        """
         batch, views, tokens, dim = x.shape
-        mask = key_mask(layout, batch)
+        last = len(self.blocks) if stop is None else stop
+        inner, back = layout, None
+        window = self._window(start, last)
+        if window is not None and layout.window is None:
+            x, inner, back = by_windows(x, layout, window)
+        mask = key_mask(inner, batch)
         kept: dict[int, Tensor] = {}
-        for index in range(start, len(self.blocks) if stop is None else stop):
+        for index in range(start, last):
             lead = batch * views if self.schedule[index] == "frame" else batch
             role_mask = None if mask is None else mask.reshape(lead, -1)
-            x = self.blocks[index](x.reshape(lead, -1, dim), layout, role_mask).reshape(batch, views, tokens, dim)
+            x = self.blocks[index](x.reshape(lead, -1, dim), inner, role_mask).reshape(batch, views, tokens, dim)
             if index in keep:
-                kept[index] = x
+                kept[index] = x if back is None else x.index_select(2, back)
+        if back is not None:
+            x = kept[last - 1] if last - 1 in kept else x.index_select(2, back)
         return x, kept
+
+    def _window(self, start: int, stop: int) -> int | None:
+        """The window that most mechanisms of blocks [start, stop) ask for; the others gather theirs."""
+        blocks: list[Any] = list(self.blocks[start:stop])
+        asked = Counter(block.attn.mechanism.window for block in blocks)
+        del asked[None]
+        return asked.most_common(1)[0][0] if asked else None
+
+
+def by_windows(x: Tensor, layout: TokenLayout, window: int) -> tuple[Tensor, TokenLayout, Tensor]:
+    """Row-major x [B, S, T, C] window by window, its layout, and the index [T] that leads back."""
+    inner = replace(layout, window=window)
+    order = inner.order(x.device)
+    assert order is not None
+    if layout.valid is not None:
+        inner = replace(inner, valid=layout.valid[..., order])
+    first = torch.arange(layout.special, device=x.device)
+    order = torch.cat([first, order + layout.special])
+    return x.index_select(2, order), inner, order.argsort()
 
 
 def key_mask(layout: TokenLayout, batch: int) -> Tensor | None:
