@@ -1,56 +1,166 @@
-"""`lean3r models`: what can be loaded, how large it is, under which licence, and where its weights are."""
+"""`lean3r models`: what can be loaded, what it predicts, how large it is, under which licence, and what it costs."""
 
 from __future__ import annotations
 
 import inspect
 import json
-from dataclasses import dataclass
-from typing import Annotated
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated
 
-from lean3r.cli.console import format_table
+import tyro
+
 from lean3r.cli.options import option
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from lean3r.models.base import Backbone
+    from lean3r.models.summary import Summary
+
+_PLAIN_COLUMNS = 240
 
 
 @dataclass
 class Models:
-    """List the models that can be loaded."""
+    """List the models that can be loaded; --verbose says what a run of them costs."""
+
+    name: Annotated[tyro.conf.Positional[str | None], option("[NAME]")] = None
+    """One model instead of all."""
+
+    costs: Annotated[bool, tyro.conf.arg(name="verbose", aliases=["-v"], help_behavior_hint="")] = False
+    """Parameters, operations and bytes of one run, part by part."""
+
+    views: Annotated[int, option("N")] = 8
+    """Views of that run."""
+
+    height: Annotated[int | None, option("PIXELS")] = None
+    """Height of its pictures, rounded to whole patches; the model's own resolution unless given."""
+
+    width: Annotated[int | None, option("PIXELS")] = None
+    """Width of its pictures, in the same way."""
 
     json: Annotated[bool, option()] = False
     """Print JSON."""
 
     def run(self) -> None:
-        """Print a table, or JSON."""
-        from lean3r.pipeline.load import list_models
+        """Print tables, or JSON; UsageError on an unknown name or a size without pixels."""
+        from lean3r.models import MODELS
 
-        rows = [describe(name) for name in list_models()]
+        names = list(MODELS) if self.name is None else [MODELS.check(self.name)]
+        rows = [describe(name) for name in names]
+        costs = [self._costs(name) for name in names] if self.costs else []
         if self.json:
+            if costs:
+                rows = [{**row, "costs": asdict(cost)} for row, cost in zip(rows, costs, strict=True)]
             print(json.dumps(rows))
             return
-        header = ("name", "parameters", "licence", "weights", "about")
-        cells = [
-            (r["name"], f"{r['parameters'] / 1e6:,.1f} M", r["licence"], r["weights"] or "needs --weights", r["about"])
-            for r in rows
-        ]
-        print(format_table(cells, header))
+        tables = [_list(rows)]
+        if self.name is not None and costs:
+            tables.append(_parts(costs[0]))
+        elif costs:
+            tables.append(_overview(names, costs))
+        _print(tables)
+
+    def _costs(self, name: str) -> Summary:
+        model = on_meta(name)
+        height, width = (_whole_patches(side, model) for side in (self.height, self.width))
+        return model.summary(self.views, height, width)
 
 
-def describe(name: str) -> dict:
-    """One model as JSON-ready values; `weights` is None where they do not come with the package."""
+def on_meta(name: str) -> Backbone:
+    """A model without memory: one of a billion parameters costs neither memory nor time."""
     import torch
 
     from lean3r.models import MODELS
+
+    with torch.device("meta"):
+        return MODELS.get(name)()
+
+
+def describe(name: str) -> dict:
+    """One model as JSON-ready values; `weights` is where those come from that it loads by itself."""
+    from lean3r.models.sources import OFFICIAL, is_non_commercial, official_source
     from lean3r.pipeline.load import EMBEDDED
 
-    # On the meta device a model of a billion parameters costs neither memory nor time.
-    with torch.device("meta"):
-        model = MODELS.get(name)()
+    model = on_meta(name)
     path = EMBEDDED / f"{name}.safetensors"
+    embedded = f"in the package ({path.stat().st_size / 1e6:.1f} MB)" if path.is_file() else None
     return {
         "name": name,
+        "predicts": (inspect.getdoc(type(model)) or "").partition("\n\n")[0].replace("\n", " "),
         "parameters": model.parameter_count,
         "licence": model.licence,
-        "weights": f"in the package ({path.stat().st_size / 1e6:.1f} MB)" if path.is_file() else None,
-        "about": (inspect.getdoc(type(model)) or "").partition("\n\n")[0].replace("\n", " "),
+        "non_commercial": is_non_commercial(model.licence),
+        "licence_stated": OFFICIAL[name].stated if name in OFFICIAL else None,
+        "weights": embedded or official_source(name),
         "resolution": model.resolution,
         "patch": model.patch,
     }
+
+
+def _whole_patches(side: int | None, model: Backbone) -> int:
+    """The nearest side of whole patches; one without any pixel is left to the model to refuse."""
+    side = model.resolution if side is None else side
+    return max(1, round(side / model.patch)) * model.patch if side > 0 else side
+
+
+def _list(rows: list[dict]) -> Table:
+    table = _table("name", "parameters", "licence", "weights", "predicts", right=("parameters",))
+    for row in rows:
+        licence = row["licence"] + (" (non-commercial)" if row["non_commercial"] else "")
+        weights = row["weights"] or "needs --weights"
+        table.add_row(row["name"], f"{row['parameters'] / 1e6:,.1f} M", licence, weights, row["predicts"])
+    return table
+
+
+def _overview(names: list[str], costs: list[Summary]) -> Table:
+    """One line a model: operations by part, bytes."""
+    parts = list(costs[0].flops)
+    numbers = ("TFLOP", *parts, "weights", "activations")
+    table = _table("name", "run", *numbers, right=numbers)
+    for name, cost in zip(names, costs, strict=True):
+        flops = [f"{value / 1e12:,.3f}" for value in (sum(cost.flops.values()), *cost.flops.values())]
+        table.add_row(name, _run(cost), *flops, _bytes(cost.weight_bytes), _bytes(cost.activation_bytes))
+    return table
+
+
+def _parts(cost: Summary) -> Table:
+    """One line a part of one model."""
+    table = _table(_run(cost), "parameters", "TFLOP", "share", right=("parameters", "TFLOP", "share"))
+    total = sum(cost.flops.values())
+    for part, flops in cost.flops.items():
+        table.add_row(part, f"{cost.parameters[part] / 1e6:,.1f} M", f"{flops / 1e12:,.3f}", f"{flops / total:.0%}")
+    table.add_section()
+    table.add_row("all", f"{sum(cost.parameters.values()) / 1e6:,.1f} M", f"{total / 1e12:,.3f}", "100%")
+    table.add_row("weights", _bytes(cost.weight_bytes))
+    table.add_row("activations, peak", _bytes(cost.activation_bytes))
+    return table
+
+
+def _run(cost: Summary) -> str:
+    return f"{cost.views} views, {cost.width}x{cost.height}, float32"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"
+
+
+def _table(*columns: str, right: Iterable[str] = ()) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def _print(tables: list[Table]) -> None:
+    """As wide as the terminal; on a pipe so wide that no line breaks."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else _PLAIN_COLUMNS, highlight=False)
+    for table in tables:
+        console.print(table)

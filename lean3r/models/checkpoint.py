@@ -5,7 +5,6 @@ A model built on the meta device receives its parameters tensor by tensor, cast 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Mapping
@@ -91,12 +90,6 @@ def save_weights(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapp
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def file_hash(path: str | Path) -> str:
-    """First 16 hexadecimal digits of the file's SHA-256."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _place(stored: Stored, keys: KeyMap) -> dict[str, str]:

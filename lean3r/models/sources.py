@@ -15,19 +15,39 @@ from lean3r.models.stored import INDEX_SUFFIX, weights_in
 SCHEME = "hf:"
 CANDIDATES = ("model.safetensors", f"model.safetensors{INDEX_SUFFIX}", "model.pt", "model.pth")
 
+NON_COMMERCIAL = "CC-BY-NC-4.0"
+APACHE = "Apache-2.0"
+
+
+@dataclass(frozen=True)
+class Published:
+    """Weights on the Hub: repository, licence of the weights (not of the code), and where the authors state it."""
+
+    repository: str
+    licence: str
+    stated: str
+
+
+_VGGT = "https://github.com/facebookresearch/vggt#updates"
+_PI3 = "https://github.com/yyfz/Pi3#license"
+_DA3 = "https://github.com/ByteDance-Seed/Depth-Anything-3#model-cards"
+
 OFFICIAL = {
-    "vggt": "facebook/VGGT-1B",
-    "pi3": "yyfz233/Pi3",
-    "pi3x": "yyfz233/Pi3X",
-    "da3-small": "depth-anything/DA3-SMALL",
-    "da3-base": "depth-anything/DA3-BASE",
-    "da3-large": "depth-anything/DA3-LARGE-1.1",
-    "da3-giant": "depth-anything/DA3-GIANT-1.1",
-    "da3mono-large": "depth-anything/DA3MONO-LARGE",
-    "da3metric-large": "depth-anything/DA3METRIC-LARGE",
-    "da3nested-giant-large": "depth-anything/DA3NESTED-GIANT-LARGE-1.1",
+    "vggt": Published("facebook/VGGT-1B", NON_COMMERCIAL, _VGGT),
+    "pi3": Published("yyfz233/Pi3", NON_COMMERCIAL, _PI3),
+    "pi3x": Published("yyfz233/Pi3X", NON_COMMERCIAL, _PI3),
+    "da3-small": Published("depth-anything/DA3-SMALL", APACHE, _DA3),
+    "da3-base": Published("depth-anything/DA3-BASE", APACHE, _DA3),
+    "da3-large": Published("depth-anything/DA3-LARGE-1.1", NON_COMMERCIAL, _DA3),
+    "da3-giant": Published("depth-anything/DA3-GIANT-1.1", NON_COMMERCIAL, _DA3),
+    "da3mono-large": Published("depth-anything/DA3MONO-LARGE", APACHE, _DA3),
+    "da3metric-large": Published("depth-anything/DA3METRIC-LARGE", APACHE, _DA3),
+    "da3nested-giant-large": Published("depth-anything/DA3NESTED-GIANT-LARGE-1.1", NON_COMMERCIAL, _DA3),
 }
-"""Model name -> repository of its authors' weights."""
+"""Model name -> its authors' weights."""
+
+VARIANTS = (Published("facebook/VGGT-1B-Commercial", "VGGT licence (commercial use, not military)", _VGGT),)
+"""Weights that fit a model of the table and have another licence than its own."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +107,21 @@ def find_weights(
 
 def official_source(model: str) -> str | None:
     """`hf:...` of a model's official weights, None when it has none."""
-    return f"{SCHEME}{OFFICIAL[model]}" if model in OFFICIAL else None
+    return f"{SCHEME}{OFFICIAL[model].repository}" if model in OFFICIAL else None
+
+
+def licence_of(source: str | Path) -> str | None:
+    """The licence of the weights at `hf:OWNER/NAME...` where it is known; None for others and for local files."""
+    if not str(source).startswith(SCHEME):
+        return None
+    repository = HubSource.parse(str(source)).repository.lower()
+    known = (*OFFICIAL.values(), *VARIANTS)
+    return next((found.licence for found in known if found.repository.lower() == repository), None)
+
+
+def is_non_commercial(licence: str) -> bool:
+    """Whether a licence, by its SPDX name, forbids commercial use."""
+    return "NC" in licence.split("-")
 
 
 def _fetch(hub: HubSource, name: str, online: bool, options: dict) -> Path | None:

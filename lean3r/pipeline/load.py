@@ -11,8 +11,9 @@ import torch
 from lean3r.errors import UsageError, WeightsError
 from lean3r.models import MODELS
 from lean3r.models.base import Backbone
-from lean3r.models.checkpoint import file_hash, load_weights
-from lean3r.models.sources import find_weights, official_source
+from lean3r.models.checkpoint import load_weights
+from lean3r.models.fingerprint import fingerprint
+from lean3r.models.sources import SCHEME, find_weights, is_non_commercial, licence_of, official_source
 
 EMBEDDED = Path(__file__).parents[1] / "weights"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -22,7 +23,8 @@ logger = logging.getLogger("lean3r")
 
 @dataclass(frozen=True)
 class Origin:
-    """How a model was loaded, kept on it as `origin`: the file, its hash, and the number type to run in."""
+    """How a model was loaded, kept on it as `origin`: the file or `hf:` source, its fingerprint
+    (models/fingerprint.py), and the number type to run in."""
 
     weights: str
     hash: str
@@ -48,13 +50,16 @@ def load(
     backbone = MODELS.get(name)
     where = resolve_device(device)
     number_type = resolve_dtype(dtype, where)
-    path = find_weights(weights or official_source(name) or embedded_weights(name), offline=offline)
+    source = weights or official_source(name) or embedded_weights(name)
+    path = find_weights(source, offline=offline)
     with torch.device("meta"):
         model: Backbone = backbone()
     load_weights(model, path, torch.float32)
-    if "NC" in model.licence:
-        logger.warning("The weights of %s are for non-commercial use only (%s).", name, model.licence)
-    vars(model)["origin"] = Origin(path.name, file_hash(path), number_type)
+    model.licence = licence_of(source) or model.licence
+    if is_non_commercial(model.licence):
+        logger.warning("The published weights of %s are for non-commercial use only (%s).", name, model.licence)
+    called = str(source) if str(source).startswith(SCHEME) else path.name
+    vars(model)["origin"] = Origin(called, fingerprint(path), number_type)
     return model.to(where).eval()
 
 
