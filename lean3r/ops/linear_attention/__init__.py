@@ -1,0 +1,42 @@
+"""Linear attention: phi(q) (phi(k)^T v) / (phi(q) . sum phi(k) + eps), in time linear in the tokens."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from lean3r.errors import UsageError
+from lean3r.ops.dispatch import Implementation, choose
+from lean3r.ops.linear_attention.reference import block_states, feature_map, reference, states_attention
+
+Feature = Literal["elu", "relu", "softmax"]
+LARGEST_HEAD = 128
+
+__all__ = ["Feature", "block_states", "feature_map", "linear_attention", "states_attention"]
+
+
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    feature: Feature,
+    eps: float,
+    key_mask: Tensor | None = None,
+    implementation: Implementation = "auto",
+) -> Tensor:
+    """Attention without softmax: q [B, H, N, D], k and v [B, H, M, D] -> [B, H, N, D], q not scaled.
+
+    feature "elu" is ELU + 1, "softmax" runs over the D channels. key_mask [B, M] is False on keys left out;
+    whatever stands there, NaN included, has no influence. With no key at all the result is 0.
+    """
+    if feature not in get_args(Feature):
+        raise UsageError(f"feature is one of {', '.join(get_args(Feature))}, got {feature!r}")
+    width = q.shape[-1]
+    unsupported = f"head_dim {width} is above {LARGEST_HEAD}" if width > LARGEST_HEAD else None
+    if choose("linear_attention", implementation, [q, k, v], unsupported=unsupported) == "triton":
+        from lean3r.ops.linear_attention.kernel import LinearAttention
+
+        return LinearAttention.apply(q, k, v, key_mask, feature, eps)  # type: ignore[no-any-return]
+    return reference(q, k, v, feature, eps, key_mask)
