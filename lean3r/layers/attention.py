@@ -19,7 +19,8 @@ class SelfAttention(nn.Module):
 
     The fused qkv output reads as (3, heads, head_dim). q and k are normalised over head_dim (affine, shared
     by all heads) when `qk_norm`, then rotated by row and column when `rope`; "flat" puts all patches of all
-    views at row 1, column 1, so that only the special tokens are told apart from them.
+    views at row 1, column 1, so that only the special tokens are told apart from them. Sequences of fewer than
+    `dense_below` tokens go to the mechanism `short`, where there is one.
     """
 
     def __init__(self, dim: int, heads: int, *, qk_norm: bool = True, rope: Rotation = True):
@@ -33,7 +34,13 @@ class SelfAttention(nn.Module):
         self.q_norm = nn.LayerNorm(head_dim) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(head_dim) if qk_norm else nn.Identity()
         self.mechanism: Mechanism = Dense()
+        self.short: Mechanism | None = None
+        self.dense_below = 0
         self.proj = nn.Linear(dim, dim)
+
+    def extra_repr(self) -> str:
+        """Shown by repr(model)."""
+        return f"dense_below={self.dense_below}" if self.short is not None else ""
 
     def forward(self, x: Tensor, layout: TokenLayout, key_mask: Tensor | None = None) -> Tensor:
         """[B, N, C] -> [B, N, C]; key_mask [B, N] False on padding."""
@@ -53,5 +60,6 @@ class SelfAttention(nn.Module):
             return q, k
 
         positions = rope_positions(layout, x.device, flat=flat) if self.rope else None
-        out = self.mechanism(Projected(x, q, k, v, finish, key_mask, positions), layout)
+        mechanism = self.short if self.short is not None and tokens < self.dense_below else self.mechanism
+        out = mechanism(Projected(x, q, k, v, finish, key_mask, positions), layout)
         return self.proj(out.transpose(1, 2).reshape(batch, tokens, dim))

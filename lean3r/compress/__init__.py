@@ -1,0 +1,8 @@
+"""Compression from outside: a plan says by role which blocks change and how; no model knows of it."""
+
+from lean3r.compress.plan import CompressionPlan as CompressionPlan
+from lean3r.compress.plan import resolve_plan as resolve_plan
+from lean3r.compress.sparsify import compress as compress
+from lean3r.registry import Registry
+
+PLANS = Registry("plan", {"dense": "lean3r.compress.presets:dense"})

@@ -1,0 +1,218 @@
+"""Networks that we did not write: an adapter says where their queries, keys, values and frames are.
+
+Conversion keeps every module and every parameter under its name. Attention layers get a subclass of their own class
+(as torch.nn.utils.parametrize does) whose forward asks the adapter for q, k, v and runs a mechanism.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lean3r.attention.base import Mechanism, Projected
+from lean3r.attention.dense import Dense
+from lean3r.compress.targets import Site
+from lean3r.errors import UsageError
+from lean3r.layers.trunk import Role
+from lean3r.types import TokenLayout
+
+
+class Adapter(Protocol):
+    """What compress has to know of a foreign network; FusedQkv and MultiHead are two that are ready to use."""
+
+    def sites(self, model: nn.Module) -> Iterable[Site]:
+        """Its attention layers, in the order in which they run, each with its role, width and heads."""
+        ...
+
+    def layout(self, *inputs: Any, **named: Any) -> TokenLayout:
+        """How the tokens of one view lie, from what the network is called with; `views` does not matter."""
+        ...
+
+    def project(self, attention: Any, *inputs: Any, **named: Any) -> Projected:
+        """Queries, keys, values, norm and rotation, from what an attention layer is called with."""
+        ...
+
+    def output(self, attention: Any, mixed: Tensor, *inputs: Any, **named: Any) -> Any:
+        """What the layer returns, from mixed values [B, H, N, D] and what it was called with."""
+        ...
+
+
+def one_role(index: int) -> Role:
+    """Every block looks at all tokens that it is given."""
+    return "global"
+
+
+@dataclass(frozen=True)
+class FusedQkv:
+    """Attention layers as in DINOv2, timm and their kin: qkv, q_norm, k_norm, proj, perhaps rope(x, pos).
+
+    `read_layout` gives the layout of one view from the network's inputs, `role` that of the n-th of the layers whose
+    path ends in `suffix`. Masks, gates and norms after attention are refused, not ignored.
+    """
+
+    read_layout: Callable[..., TokenLayout]
+    role: Callable[[int], Role] = one_role
+    suffix: str = "attn"
+
+    def sites(self, model: nn.Module) -> list[Site]:
+        """See Adapter."""
+        found = [(name, m) for name, m in model.named_modules() if name.split(".")[-1] == self.suffix]
+        for name, module in found:
+            missing = [part for part in ("qkv", "proj", "num_heads") if not hasattr(module, part)]
+            extra = [p for p in ("gate", "norm") if not isinstance(getattr(module, p, None), nn.Identity | None)]
+            if missing or extra:
+                says = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(extra)}"
+                raise UsageError(f"{name} ({type(module).__name__}) {says}: write an adapter of its own for it.")
+        return [Site(n, self.role(i), m.proj.in_features, m.num_heads) for i, (n, m) in enumerate(found)]  # type: ignore[union-attr,arg-type]
+
+    def layout(self, *inputs: Any, **named: Any) -> TokenLayout:
+        """See Adapter."""
+        return self.read_layout(*inputs, **named)
+
+    def project(self, attention: Any, x: Tensor, *unknown: Any, pos: Tensor | None = None, **named: Any) -> Projected:
+        """See Adapter."""
+        _refuse(unknown, named)
+        q, k, v = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+
+        def finish(q: Tensor, k: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            q, k = attention.q_norm(q).to(v.dtype), attention.k_norm(k).to(v.dtype)
+            rope = getattr(attention, "rope", None)
+            if rope is None or pos is None:
+                return q, k
+            if positions is not None:  # pooled tokens, in views that repeat them; such rotations count in whole patches
+                views = q.shape[2] // len(positions)
+                where = positions.round().to(pos).repeat(views, 1).expand(len(q), -1, -1)
+            else:
+                where = pos
+            return rope(q, where), rope(k, where)
+
+        rotated = getattr(attention, "rope", None) is not None and pos is not None
+        return Projected(x, q, k, v, finish, positions=pos[0].float() if rotated else None)
+
+    def output(self, attention: Any, mixed: Tensor, *inputs: Any, **named: Any) -> Tensor:
+        """See Adapter."""
+        return attention.proj_drop(attention.proj(mixed.transpose(1, 2).flatten(2)))
+
+
+@dataclass(frozen=True)
+class MultiHead:
+    """Self-attention through torch.nn.MultiheadAttention, nn.TransformerEncoder included.
+
+    `read_layout` gives the layout of one view from the network's inputs. Padding masks are honoured, other masks
+    refused. The attention weights that MultiheadAttention can return are None: no mechanism needs to hold them.
+    """
+
+    read_layout: Callable[..., TokenLayout]
+    role: Callable[[int], Role] = one_role
+
+    def sites(self, model: nn.Module) -> list[Site]:
+        """See Adapter."""
+        found = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
+        for name, module in found:
+            if not module._qkv_same_embed_dim or module.bias_k is not None or module.add_zero_attn:
+                raise UsageError(f"{name} has keys of its own width or extra keys: write an adapter of its own for it.")
+        return [Site(n, self.role(i), m.embed_dim, m.num_heads) for i, (n, m) in enumerate(found)]
+
+    def layout(self, *inputs: Any, **named: Any) -> TokenLayout:
+        """See Adapter."""
+        return self.read_layout(*inputs, **named)
+
+    def project(
+        self,
+        attention: nn.MultiheadAttention,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> Projected:
+        """See Adapter."""
+        _refuse((), {"attn_mask": attn_mask, "is_causal": is_causal})
+        if query is not key or key is not value:
+            raise UsageError("a converted MultiheadAttention takes one input for query, key and value.")
+        if query.ndim != 3 or query.is_nested:
+            raise UsageError("a converted MultiheadAttention takes plain batches of three axes.")
+        x = query if attention.batch_first else query.transpose(0, 1)
+        fused = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
+        q, k, v = fused.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        mask = key_padding_mask
+        if mask is not None:
+            # torch says True, or minus infinity, where a key is padding.
+            mask = ~mask if mask.dtype == torch.bool else mask == 0
+        return Projected(x, q, k, v, lambda q, k, positions=None: (q, k), mask)
+
+    def output(self, attention: nn.MultiheadAttention, mixed: Tensor, *inputs: Any, **named: Any) -> tuple:
+        """See Adapter."""
+        out = attention.out_proj(mixed.transpose(1, 2).flatten(2))
+        return (out if attention.batch_first else out.transpose(0, 1)), None
+
+
+class Watch:
+    """Notes the layout of a converted network's inputs whenever it is called."""
+
+    def __init__(self, adapter: Adapter):
+        self.adapter = adapter
+        self.seen: TokenLayout | None = None
+
+    def __call__(self, model: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
+        self.seen = self.adapter.layout(*inputs, **named)
+
+    def layout(self, tokens: int) -> TokenLayout:
+        """That of a sequence of `tokens` tokens; UsageError where it holds no whole number of views."""
+        if self.seen is None:
+            raise UsageError("call the network through the module that was given to compress: it reads the layout.")
+        views, rest = divmod(tokens, self.seen.tokens)
+        if rest or not views:
+            raise UsageError(
+                f"an attention layer got {tokens} tokens; the adapter's layout has {self.seen.tokens} a view."
+            )
+        return replace(self.seen, views=views, valid=None)
+
+
+class Adopted:
+    """Mixed into the class of a foreign attention layer: its forward, around a mechanism."""
+
+    adapter: Adapter
+    watch: Watch
+    mechanism: Mechanism
+    short: Mechanism | None
+    dense_below: int
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """What the layer returned before, through the mechanism."""
+        p = self.adapter.project(self, *inputs, **named)
+        tokens = p.q.shape[2]
+        mechanism = self.short if self.short is not None and tokens < self.dense_below else self.mechanism
+        return self.adapter.output(self, mechanism(p, self.watch.layout(tokens)), *inputs, **named)
+
+
+def adopt(model: nn.Module, names: Sequence[str], adapter: Adapter) -> None:
+    """Make the attention layers of these paths run a mechanism, dense for now, in place."""
+    watch = Watch(adapter)
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+    model.register_forward_pre_hook(watch, with_kwargs=True)
+    for name in names:
+        attention = model.get_submodule(name)
+        kind = type(attention)
+        attention.__class__ = type(f"Adopted{kind.__name__}", (Adopted, kind), {})
+        vars(attention).update(adapter=adapter, watch=watch, short=None, dense_below=0)
+        if isinstance(attention, nn.MultiheadAttention):
+            # In inference, nn.TransformerEncoderLayer calls no forward of a layer that says True here.
+            attention._qkv_same_embed_dim = False
+        attention.mechanism = Dense()
+
+
+def _refuse(unknown: Sequence[Any], named: dict[str, Any]) -> None:
+    given = [name for name, value in named.items() if value is not None and value is not False]
+    if given or any(value is not None and value is not False for value in unknown):
+        raise UsageError(f"a converted attention layer does not take {', '.join(given) or 'further arguments'}.")

@@ -1,0 +1,120 @@
+"""Exchange attention mechanisms in a network; what it has learned goes along untouched."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from lean3r.attention import ATTENTION
+from lean3r.attention.base import Mechanism
+from lean3r.compress.adapters import Adapter, adopt
+from lean3r.compress.plan import FROM_MODEL, CompressionPlan, Step, resolve_plan
+from lean3r.compress.targets import Site, Target, sites_of
+from lean3r.errors import UsageError
+
+PLAN_KEY = "plan"  # in the metadata of a checkpoint
+
+M = TypeVar("M", bound=nn.Module)
+logger = logging.getLogger("lean3r")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of one attention layer: repr of its mechanism, and the parameters that it had not before."""
+
+    site: Site
+    mechanism: str
+    dense_below: int
+    new_parameters: Mapping[str, tuple[int, ...]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "layer": self.site.name,
+            "role": self.site.role,
+            "mechanism": self.mechanism,
+            "dense_below": self.dense_below,
+            "new_parameters": {name: list(shape) for name, shape in self.new_parameters.items()},
+        }
+
+
+def compress(model: M, plan: str | Path | Mapping[str, Any] | CompressionPlan, *, adapter: Adapter | None = None) -> M:
+    """A network as `plan` (a name in PLANS, a JSON file, a dict or a CompressionPlan) would have it.
+
+    The network that is given stays as it is, and the new one shares its parameters: no memory is spent, and training
+    one trains both. Parameters that only the new mechanisms have start as these say, in the layer's number type and
+    on its device. `adapter` (compress/adapters.py) says where attention is in networks that are not ours.
+    UsageError where the plan makes no sense, where it names blocks that the network lacks, and where the network is
+    compressed already.
+    """
+    compressed, changes = apply(model, resolve_plan(plan), adapter)
+    for change in changes:
+        logger.info("%s: %s", change.site.name, change.mechanism)
+        if change.new_parameters:
+            logger.info("new: %s", ", ".join(f"{name} {list(s)}" for name, s in change.new_parameters.items()))
+    return compressed
+
+
+def apply(model: M, plan: CompressionPlan, adapter: Adapter | None = None) -> tuple[M, list[Change]]:
+    """`compress` with a list of what changed, layer by layer."""
+    before = plan_of(model)
+    if before is not None:
+        raise UsageError(
+            f"the network is compressed already, by plan '{before.name}'. Start from the dense one, "
+            "or put both steps into one plan."
+        )
+    model = shared_copy(model)
+    sites = sites_of(model) if adapter is None else list(adapter.sites(model))
+    wanted: dict[Site, Step] = {}
+    for step in plan.steps:
+        wanted |= dict.fromkeys(Target.parse(step.target).select(sites), step)
+    if adapter is not None:
+        adopt(model, [site.name for site in wanted], adapter)
+    changes = [_exchange(model, site, wanted[site]) for site in sites if site in wanted]
+    vars(model)["plan"] = plan
+    vars(model)["checkpoint_metadata"] = {PLAN_KEY: plan.to_json()}
+    return model, changes
+
+
+def plan_of(model: nn.Module) -> CompressionPlan | None:
+    """The plan that a network was compressed with; None for a dense one."""
+    return vars(model).get("plan")
+
+
+def stored_plan(metadata: Mapping[str, str]) -> CompressionPlan | None:
+    """The plan in the metadata of a checkpoint; None where there is none, UsageError where it cannot be read."""
+    return CompressionPlan.from_json(metadata[PLAN_KEY]) if PLAN_KEY in metadata else None
+
+
+def shared_copy(model: M) -> M:
+    """A copy of a network whose modules are its own and whose parameters and buffers are those of the original."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+
+
+def _exchange(model: nn.Module, site: Site, step: Step) -> Change:
+    attention = model.get_submodule(site.name)
+    weight = next(attention.parameters())
+    with weight.device:
+        mechanism = _build(step, site).to(weight.dtype).train(attention.training)
+    if step.dense_below:
+        attention.short, attention.dense_below = attention.mechanism, step.dense_below
+    attention.mechanism = mechanism
+    new = {f"{site.name}.mechanism.{name}": tuple(p.shape) for name, p in mechanism.named_parameters()}
+    return Change(site, repr(mechanism), step.dense_below, new)
+
+
+def _build(step: Step, site: Site) -> Mechanism:
+    kind = ATTENTION.get(step.mechanism)
+    sizes = {"dim": site.dim, "heads": site.heads}
+    taken = {name: sizes[name] for name in FROM_MODEL if name in inspect.signature(kind).parameters}
+    try:
+        return kind(**taken, **step.settings)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{step.mechanism} does not take these settings at {site.name}: {error}.") from error
