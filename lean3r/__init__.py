@@ -15,11 +15,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lean3r.compress import compress as compress
     from lean3r.errors import LeanError as LeanError
     from lean3r.export import export as export
     from lean3r.pipeline.load import list_models as list_models
     from lean3r.pipeline.load import load as load
     from lean3r.pipeline.reconstruct import reconstruct as reconstruct
+    from lean3r.pipeline.save import save as save
     from lean3r.types import PointCloud as PointCloud
     from lean3r.types import Prediction as Prediction
     from lean3r.types import Reconstruction as Reconstruction
@@ -31,6 +33,8 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "load": "lean3r.pipeline.load",
     "reconstruct": "lean3r.pipeline.reconstruct",
+    "compress": "lean3r.compress",
+    "save": "lean3r.pipeline.save",
     "export": "lean3r.export",
     "list_models": "lean3r.pipeline.load",
     "LeanError": "lean3r.errors",
@@ -48,10 +52,12 @@ __all__ = [
     "Source",
     "Views",
     "__version__",
+    "compress",
     "export",
     "list_models",
     "load",
     "reconstruct",
+    "save",
 ]
 
 

@@ -14,9 +14,11 @@ import tyro
 
 from lean3r.cli.console import Console, group_skips
 from lean3r.cli.options import option
+from lean3r.errors import UsageError
 from lean3r.pipeline.observer import peak_memory_mb
 
 if TYPE_CHECKING:
+    from lean3r.originals import Originals
     from lean3r.types import Reconstruction
 
 
@@ -33,8 +35,14 @@ class Reconstruct:
     model: Annotated[str, option("NAME", "-m")] = "nano"
     """Which model; `lean3r models` lists them."""
 
-    weights: Annotated[Path | None, option("FILE")] = None
-    """Weights other than those that come with the model (.safetensors or .pt)."""
+    weights: Annotated[str | None, option("FILE")] = None
+    """Weights other than the model's usual ones: a file, a folder, or hf:OWNER/NAME[@REVISION]."""
+
+    offline: Annotated[bool, option()] = False
+    """Use no network: weights come from a file or from what was downloaded before."""
+
+    plan: Annotated[str | None, option("NAME|FILE")] = None
+    """Compress the model: dense, ... (PLANS), or a plan as a .json file."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
@@ -57,6 +65,15 @@ class Reconstruct:
     frames: Annotated[int | None, option("N")] = None
     """Video: N frames, evenly chosen."""
 
+    cameras: Annotated[Path | None, option("PATH")] = None
+    """Known cameras: a cameras.json of lean3r, a COLMAP model, or a transforms.json; matched by file name."""
+
+    known: Literal["both", "intrinsics", "poses"] = "both"
+    """What to take from --cameras; both means whatever is there."""
+
+    reference_view: Annotated[str, option("auto|first|middle|INDEX")] = "auto"
+    """The view that the network starts from (VGGT and Depth Anything 3); INDEX counts from 0."""
+
     format: Annotated[tyro.conf.UseAppendAction[list[str]], option("NAME[,NAME ...]", "-f", "--export-format")] = field(
         default_factory=list
     )
@@ -70,6 +87,9 @@ class Reconstruct:
 
     shared_camera: Annotated[bool, option()] = False
     """COLMAP: one camera for all pictures (of one size)."""
+
+    images: Literal["auto", "always", "never"] = "auto"
+    """COLMAP: write the pictures used into images/; auto: those from videos and archives."""
 
     overwrite: Annotated[bool, option()] = False
     """Replace an earlier result in the output folder."""
@@ -96,15 +116,21 @@ class Reconstruct:
         from lean3r.export import DEFAULT_FORMATS, ExportOptions, atomic_folder, parse_formats, write_all
 
         formats = parse_formats(self.format or DEFAULT_FORMATS)
+        if self.known != "both" and self.cameras is None:
+            raise UsageError(f"--known {self.known} chooses parts of --cameras, which is not given.")
         # The folder is tried first: nobody waits for a result that cannot be written.
         with atomic_folder(self.out, overwrite=self.overwrite) as directory:
             with console.stage("loading"):
+                from lean3r.compress.sparsify import plan_of
                 from lean3r.pipeline.load import load
                 from lean3r.pipeline.reconstruct import origin_of, reconstruct, where
 
-                model = load(self.model, self.weights, self.device, self.dtype)
+                model = load(self.model, self.weights, self.device, self.dtype, offline=self.offline, plan=self.plan)
             million = f"{model.parameter_count / 1e6:.1f} M parameters"
             console.line("model", f"{self.model}, {million}; licence of the weights: {model.licence}")
+            plan = plan_of(model)
+            if plan is not None:
+                console.line("plan", str(plan))
             console.line("device", f"{where(model)}, {str(origin_of(model).dtype).removeprefix('torch.')}")
             scene = reconstruct(
                 model,
@@ -114,21 +140,47 @@ class Reconstruct:
                 fps=self.fps,
                 every=self.every,
                 frames=self.frames,
+                cameras=self.cameras,
+                known=self.known,
+                reference_view=int(self.reference_view) if self.reference_view.isdecimal() else self.reference_view,
                 conf_percentile=self.conf_percentile,
                 max_points=self.max_points,
                 seed=self.seed,
                 observer=console,
             )
-            scene.info["config"] |= {"inputs": self.inputs, "format": formats, "shared_camera": self.shared_camera}
+            scene.info["config"] |= {
+                "inputs": self.inputs,
+                "format": formats,
+                "shared_camera": self.shared_camera,
+                "images": self.images,
+            }
             scene.info["command"] = shlex.join(sys.argv)
             with console.stage("writing"):
-                files = write_all(scene, directory, formats, ExportOptions(shared_camera=self.shared_camera))
+                options = ExportOptions(shared_camera=self.shared_camera, originals=self.originals())
+                files = write_all(scene, directory, formats, options)
         done = summary(scene, self.out, [file.relative_to(directory).as_posix() for file in files], console.seconds)
         console.table("summary", summary_rows(scene, done))
-        if "colmap" in formats and len(self.inputs) == 1 and Path(self.inputs[0]).is_dir():
+        if pictures := self.pictures(formats):
             folder = shlex.quote(str(self.out / "sparse" / "0"))
-            console.line("next", f"colmap gui --import_path {folder} --image_path {shlex.quote(self.inputs[0])}")
+            console.line("next", f"colmap gui --import_path {folder} --image_path {shlex.quote(str(pictures))}")
         return scene, done
+
+    def originals(self) -> Originals | None:
+        """The pictures to write beside the COLMAP model, None for none."""
+        from lean3r.originals import Originals
+
+        originals = Originals(self.inputs, self.fps, self.every, self.frames, self.max_views)
+        if self.images == "never" or (self.images == "auto" and originals.are_loose_files):
+            return None
+        return originals
+
+    def pictures(self, formats: Sequence[str]) -> Path | None:
+        """The folder of pictures that goes with the COLMAP model, where there is one."""
+        if "colmap" not in formats:
+            return None
+        if (self.out / "images").is_dir():
+            return self.out / "images"
+        return Path(self.inputs[0]) if len(self.inputs) == 1 and Path(self.inputs[0]).is_dir() else None
 
 
 def summary(scene: Reconstruction, out: Path, files: Sequence[str], seconds: Mapping[str, float]) -> dict:
@@ -145,13 +197,23 @@ def summary(scene: Reconstruction, out: Path, files: Sequence[str], seconds: Map
     }
 
 
+def describe_known(known: Mapping) -> str:
+    """What was known of the cameras, and what of it the model read."""
+    title = {"cam_from_world": "poses"}
+    given = ", ".join(f"{title.get(part, part)} of {count}" for part, count in known["views"].items())
+    read = ", ".join(title.get(part, part) for part in known["read"]) or "nothing"
+    return f"known: {given}; read by the network: {read}"
+
+
 def summary_rows(scene: Reconstruction, done: Mapping) -> list[tuple[str, str]]:
     """The table at the end of a run."""
     seconds = done["seconds"]
     stages = ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items())
     gpu = scene.info.get("peak_gpu_memory_mb")
+    known = scene.info.get("known")
     return [
         ("views", f"{len(scene.names):,} used"),
+        *([("cameras", describe_known(known))] if known else []),
         *(("skipped", text) for text in group_skips(scene.skipped)),
         ("seconds", f"{sum(seconds.values()):.1f} ({stages})"),
         ("memory", f"{done['peak_memory_mb']:,.0f} MB peak" + (f", {gpu:,.0f} MB on the GPU" if gpu else "")),

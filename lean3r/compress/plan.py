@@ -35,6 +35,10 @@ class Step:
         Target.parse(self.target)
         ATTENTION.check(self.mechanism)
         _known("setting", self.settings, settings_of(self.mechanism), f"of {self.mechanism}")
+        try:  # as a checkpoint would bring them back: lists for tuples
+            object.__setattr__(self, "settings", json.loads(json.dumps(dict(self.settings))))
+        except TypeError as error:
+            raise UsageError(f"settings of {self.mechanism} are no JSON values: {error}.") from error
         if not isinstance(self.dense_below, int) or isinstance(self.dense_below, bool) or self.dense_below < 0:
             raise UsageError(f"dense_below is {self.dense_below!r}; expected a number of tokens, 0 or more.")
 

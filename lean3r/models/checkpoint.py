@@ -63,10 +63,14 @@ def load_weights(model: nn.Module, path: str | Path, dtype: torch.dtype | None =
 
 
 def save_model(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a model as safetensors under official names, so that the official code reads the file."""
+    """Write a model as safetensors under official names, so that the official code reads the file.
+
+    Metadata are the model's name, its own `checkpoint_metadata` where it has some, and those given.
+    """
     keys: KeyMap = getattr(model, "KEY_MAP", None) or IDENTITY
     name = getattr(model, "name", type(model).__name__)
-    save_weights(keys.write(model.state_dict()), path, {"model": name, **(metadata or {})})
+    own = getattr(model, "checkpoint_metadata", {})
+    save_weights(keys.write(model.state_dict()), path, {"model": name, **own, **(metadata or {})})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

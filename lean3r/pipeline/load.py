@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from lean3r.compress import CompressionPlan, compress, resolve_plan
+from lean3r.compress.sparsify import stored_plan
 from lean3r.errors import UsageError, WeightsError
 from lean3r.models import MODELS
 from lean3r.models.base import Backbone
 from lean3r.models.checkpoint import load_weights
 from lean3r.models.fingerprint import fingerprint
 from lean3r.models.sources import SCHEME, find_weights, is_non_commercial, licence_of, official_source
+from lean3r.models.stored import open_stored
 
 EMBEDDED = Path(__file__).parents[1] / "weights"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -37,6 +42,7 @@ def load(
     device: str = "auto",
     dtype: str | torch.dtype | None = None,
     offline: bool = False,
+    plan: str | Path | Mapping[str, Any] | CompressionPlan | None = None,
 ) -> Backbone:
     """Load a backbone by its name (see list_models), ready to run.
 
@@ -44,23 +50,43 @@ def load(
     hf:OWNER/NAME[@REVISION] (None: those that come with the package, else the authors' own, downloaded once;
     `offline` takes them from the cache only). `device` is auto, cpu or cuda; `dtype` is auto, float32, bfloat16
     or float16 (None or auto: float32 on a CPU, bfloat16 on a GPU that has it); parameters stay float32 and
-    matrix products run in `dtype`. UsageError on an unknown name, device or dtype; WeightsError when the weights
-    are missing, damaged, of another model or cannot be downloaded.
+    matrix products run in `dtype`. `plan` compresses the model (see compress); weights of a compressed model bring
+    their own plan along. UsageError on an unknown name, device or dtype, and on a plan other than that of the
+    weights; WeightsError when the weights are missing, damaged, of another model or cannot be downloaded.
     """
+    asked = None if plan is None else resolve_plan(plan)
     backbone = MODELS.get(name)
     where = resolve_device(device)
     number_type = resolve_dtype(dtype, where)
     source = weights or official_source(name) or embedded_weights(name)
     path = find_weights(source, offline=offline)
+    stored = plan_in(path)
+    if asked is not None and stored is not None and asked.steps != stored.steps:
+        raise UsageError(
+            f"{path} holds a model that was compressed as {stored}; it cannot become {asked}. "
+            "Leave the plan out, or give weights of the dense model."
+        )
     with torch.device("meta"):
         model: Backbone = backbone()
+    if stored is not None:
+        model = compress(model, stored)
     load_weights(model, path, torch.float32)
+    if asked is not None and stored is None:
+        model = compress(model, asked)
     model.licence = licence_of(source) or model.licence
     if is_non_commercial(model.licence):
         logger.warning("The published weights of %s are for non-commercial use only (%s).", name, model.licence)
     called = str(source) if str(source).startswith(SCHEME) else path.name
     vars(model)["origin"] = Origin(called, fingerprint(path), number_type)
     return model.to(where).eval()
+
+
+def plan_in(path: Path) -> CompressionPlan | None:
+    """The plan that the model in a file of weights was compressed with; WeightsError when it cannot be read."""
+    try:
+        return stored_plan(open_stored(path).metadata)
+    except UsageError as error:
+        raise WeightsError(f"{path} carries a plan that cannot be used: {error}") from error
 
 
 def list_models() -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lean3r.compress.sparsify import plan_of
 from lean3r.errors import InputError, LeanError, OutOfMemoryError, UsageError
 from lean3r.geometry.fusion import fuse
 from lean3r.images import Loaded, load_views
@@ -71,15 +72,18 @@ def reconstruct(
         with observer.stage("points"):
             points = fuse(images, mask=mask, conf_percentile=conf_percentile, max_points=max_points, **arrays)
     origin = origin_of(model)
+    plan = plan_of(model)
     info = {
         "model": model.name,
         "licence": model.licence,
         "weights": origin.weights,
         "weights_hash": origin.hash,
+        "plan": None if plan is None else plan.as_dict(),
         "device": device_name(device),
         "torch": torch.__version__,
         "config": {
             "model": model.name,
+            "plan": None if plan is None else plan.name,
             "dtype": str(origin.dtype).removeprefix("torch."),
             "resolution": resolution or model.resolution,
             "max_views": max_views,
