@@ -1,0 +1,116 @@
+"""Attention over chosen key blocks: every block of queries has its own list of key blocks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lean3r.errors import UsageError
+from lean3r.ops.dispatch import Implementation, choose
+
+DenseKeys = tuple[Tensor, Tensor]
+
+
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blocks: Tensor,
+    *,
+    query_block: int,
+    key_block: int,
+    scale: float | None = None,
+    key_mask: Tensor | None = None,
+    dense_keys: DenseKeys | None = None,
+    implementation: Implementation = "auto",
+) -> Tensor:
+    """Softmax attention of every query over the keys of the blocks that its query block lists.
+
+    q [B, H, nq * query_block, D]; k, v [B, H, nk * key_block, D], after norm and rotation; callers pad. blocks
+    [B, H, nq, K], any integer type: indices below 0 or from nk on are skipped, a block listed twice counts twice.
+    scale is D^-0.5 by default. key_mask [B, nk * key_block] is False on keys that are never attended to; what they
+    hold, NaN included, is never read. dense_keys (k, v), each [B, H, E, D], are seen by every query besides.
+
+    Returns [B, H, nq * query_block, D] in q's dtype, differentiable in q, k, v and dense_keys. A query with
+    nothing to attend to gives zeros; a query holding NaN gives NaN and passes no gradient to anything.
+    "reference" keeps all scores, quadratic in memory; "torch" gathers the listed blocks in bounded memory; "triton"
+    serves head_dim 32 to 128 and blocks of 16 to 128. Raises UsageError for shapes that do not fit together,
+    KernelError for an explicit implementation that cannot run.
+
+    Source: token branch of Speed3R (arXiv 2603.08055).
+    """
+    _check(q, k, v, blocks, query_block, key_block, key_mask, dense_keys)
+    tensors = (q, k, v, *(dense_keys or ()))
+    unsupported = _unsupported(q.shape[-1], query_block, key_block, blocks.shape[-1])
+    chosen = choose("block_sparse_attention", implementation, tensors, torch_path=True, unsupported=unsupported)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if chosen == "triton":
+        from lean3r.ops.block_sparse.kernel import attend
+    elif chosen == "torch":
+        from lean3r.ops.block_sparse.gather import attend
+    else:
+        from lean3r.ops.block_sparse.reference import attend
+    with torch.autocast(q.device.type, enabled=False):
+        return attend(q, k, v, blocks, query_block, key_block, scale, key_mask, dense_keys)
+
+
+def _unsupported(head_dim: int, query_block: int, key_block: int, listed: int) -> str | None:
+    """What the kernel has against these sizes."""
+    if not 32 <= head_dim <= 128:
+        return f"head_dim {head_dim} is not within 32 to 128"
+    for name, size in (("query", query_block), ("key", key_block)):
+        if not 16 <= size <= 128:
+            return f"{name} blocks of {size} are not within 16 to 128"
+    if not 1 <= listed <= 512:
+        return f"lists of {listed} blocks are not within 1 to 512"
+    return None
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blocks: Tensor,
+    query_block: int,
+    key_block: int,
+    key_mask: Tensor | None,
+    dense_keys: DenseKeys | None,
+) -> None:
+    """UsageError for shapes and types that do not belong together."""
+
+    def expect(truth: bool, what: str, got: object) -> None:
+        if not truth:
+            raise UsageError(f"block_sparse_attention: {what}, got {got}")
+
+    expect(q.ndim == 4, "q is [B, H, N, D]", list(q.shape))
+    batch, heads, queries, dim = q.shape
+    expect(
+        k.shape == v.shape and k.ndim == 4 and (*k.shape[:2], k.shape[3]) == (batch, heads, dim),
+        f"k and v are [{batch}, {heads}, N, {dim}] like q {list(q.shape)}",
+        f"{list(k.shape)} and {list(v.shape)}",
+    )
+    expect(min(query_block, key_block) >= 1, "block sizes are at least 1", (query_block, key_block))
+    expect(queries % query_block == 0, f"queries are padded to a multiple of query_block {query_block}", queries)
+    expect(k.shape[2] % key_block == 0, f"keys are padded to a multiple of key_block {key_block}", k.shape[2])
+    expect(
+        blocks.ndim == 4 and blocks.shape[:3] == (batch, heads, queries // query_block),
+        f"blocks is [{batch}, {heads}, {queries // query_block}, K]",
+        list(blocks.shape),
+    )
+    expect(not blocks.is_floating_point() and blocks.dtype != torch.bool, "blocks holds indices", blocks.dtype)
+    if key_mask is not None:
+        expect(
+            key_mask.dtype == torch.bool and key_mask.shape == (batch, k.shape[2]),
+            f"key_mask is a bool [{batch}, {k.shape[2]}]",
+            f"{key_mask.dtype} {list(key_mask.shape)}",
+        )
+    for extra in dense_keys or ():
+        expect(
+            extra.ndim == 4 and (*extra.shape[:2], extra.shape[3]) == (batch, heads, dim),
+            f"dense_keys are two [{batch}, {heads}, E, {dim}]",
+            list(extra.shape),
+        )
+    if dense_keys is not None:
+        expect(dense_keys[0].shape == dense_keys[1].shape, "dense_keys have one shape", list(dense_keys[1].shape))
+    kinds = {t.dtype for t in (q, k, v, *(dense_keys or ()))}
+    expect(len(kinds) == 1, "q, k, v and dense_keys have one dtype", ", ".join(sorted(map(str, kinds))))

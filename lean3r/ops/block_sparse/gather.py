@@ -1,0 +1,219 @@
+"""Block-sparse attention by gathering the listed blocks, a few query blocks at a time, in bounded memory.
+
+Small pieces win twice: the gathered keys and values stay in the cache between the copy and the two products, and
+the buffers are reused. The products then run at the speed of large ones, so that nothing is left to gain from
+sharing copies between neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+_CPU_BYTES = 2 << 20  # gathered at once: about a core's second-level cache
+_DEVICE_BYTES = 256 << 20
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blocks: Tensor,
+    query_block: int,
+    key_block: int,
+    scale: float,
+    key_mask: Tensor | None,
+    dense_keys: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """As `block_sparse_attention`; float32 inside for half types, the backward pass computes scores anew.
+
+    Memory beyond inputs and output: a few MB on a CPU and copies of one head. Gradients of keys are added in the
+    order of the lists, so they repeat exactly on a CPU.
+    """
+    key_blocks = k.shape[2] // key_block
+    blocks = blocks.masked_fill((blocks < 0) | (blocks >= key_blocks), -1)
+    filled = (blocks >= 0).flatten(0, -2).any(0)
+    if filled.any() and not filled.all():
+        blocks = blocks[..., filled]
+    if dense_keys is not None and dense_keys[0].shape[2]:
+        k, v, blocks, key_mask = _append(k, v, blocks, key_block, key_mask, dense_keys)
+    if not (q.shape[2] and k.shape[2] and blocks.shape[-1]):
+        return q.masked_fill(torch.ones((), dtype=torch.bool, device=q.device), 0)
+    if key_mask is not None and key_mask.all():
+        key_mask = None
+    return _Gathered.apply(q, k, v, blocks, query_block, key_block, scale, key_mask)
+
+
+def _append(
+    k: Tensor,
+    v: Tensor,
+    blocks: Tensor,
+    key_block: int,
+    key_mask: Tensor | None,
+    dense_keys: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Dense keys as further key blocks that every list names."""
+    batch, keys, extra = k.shape[0], k.shape[2], dense_keys[0].shape[2]
+    added = -(-extra // key_block)
+    pad = added * key_block - extra
+    if pad or key_mask is not None:
+        if key_mask is None:
+            key_mask = torch.ones(batch, keys, dtype=torch.bool, device=k.device)
+        key_mask = torch.cat([key_mask, key_mask.new_ones(batch, extra), key_mask.new_zeros(batch, pad)], 1)
+    filler = k.new_zeros(*k.shape[:2], pad, k.shape[3])
+    first = keys // key_block
+    named = torch.arange(first, first + added, dtype=blocks.dtype, device=blocks.device)
+    blocks = torch.cat([blocks, named.expand(*blocks.shape[:3], added)], 3)
+    k, v = (torch.cat([old, new, filler], 2) for old, new in zip((k, v), dense_keys, strict=True))
+    return k, v, blocks, key_mask
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        blocks: Tensor,
+        query_block: int,
+        key_block: int,
+        scale: float,
+        key_mask: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(q, k, v, blocks, key_mask)
+        ctx.settings = (query_block, key_block, scale)  # type: ignore[attr-defined]
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        for head in _heads(q, k, v, blocks, query_block, key_block, scale, key_mask):
+            result = out[head.at].view(head.q.shape)
+            for piece, shares, _, values in head.pieces():
+                result[piece] = torch.bmm(shares, values)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, k, v, blocks, key_mask = ctx.saved_tensors  # type: ignore[attr-defined]
+        query_block, key_block, scale = ctx.settings  # type: ignore[attr-defined]
+        grads = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v)]
+        with torch.autocast(q.device.type, enabled=False):
+            for head in _heads(q, k, v, blocks, query_block, key_block, scale, key_mask):
+                found = head.gradients(grad[head.at].to(head.q.dtype))
+                for whole, part in zip(grads, found, strict=True):
+                    whole[head.at] = part
+        return (*grads, *(None,) * 5)
+
+
+def _heads(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blocks: Tensor,
+    query_block: int,
+    key_block: int,
+    scale: float,
+    key_mask: Tensor | None,
+) -> Iterator[_Head]:
+    """One head after the other, in the type of the arithmetic."""
+    kind = torch.promote_types(q.dtype, torch.float32)
+    dim = q.shape[-1]
+    for b in range(q.shape[0]):
+        usable = None if key_mask is None else key_mask[b]
+        for h in range(q.shape[1]):
+            at = (b, h)
+            keys, values = k[at].to(kind), v[at].to(kind)
+            if usable is not None:
+                keys, values = (x.masked_fill(~usable[:, None], 0) for x in (keys, values))
+            yield _Head(
+                at,
+                (q[at].to(kind) * scale).reshape(-1, query_block, dim),
+                keys.reshape(-1, key_block * dim),
+                values.reshape(-1, key_block * dim),
+                blocks[at].long(),
+                None if usable is None else usable.view(-1, key_block),
+                scale,
+            )
+
+
+@dataclass(frozen=True)
+class _Head:
+    """One head: q [nq, query_block, D], already scaled; k, v [nk, key_block * D]; listed [nq, K], -1 for none.
+
+    usable [nk, key_block] is None when every key is.
+    """
+
+    at: tuple[int, int]
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    listed: Tensor
+    usable: Tensor | None
+    scale: float
+
+    def pieces(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """A slice of the query blocks, their shares [c, query_block, S], and keys and values [c, S, D].
+
+        The three tensors are buffers, overwritten by the next piece. Shares sum to one, or to zero where there is
+        nothing to attend to.
+        """
+        (count, rows, dim), listed = self.q.shape, self.listed.shape[1]
+        span = listed * self.k.shape[1] // dim
+        budget = _CPU_BYTES if self.q.device.type == "cpu" else _DEVICE_BYTES
+        size = max(1, min(count, budget // (2 * span * dim * self.q.element_size())))
+        keys, values = (self.k.new_empty(size * listed, self.k.shape[1]) for _ in range(2))
+        scores = self.q.new_empty(size, rows, span)
+        gaps = bool((self.listed < 0).any())
+        for start in range(0, count, size):
+            piece = slice(start, min(start + size, count))
+            c = piece.stop - start
+            index = self.listed[piece].reshape(-1)
+            if gaps:
+                index = index.clamp(min=0)
+            s = scores[:c]
+            near, seen = (
+                torch.index_select(table, 0, index, out=buffer[: c * listed]).view(c, span, dim)
+                for table, buffer in ((self.k, keys), (self.v, values))
+            )
+            torch.bmm(self.q[piece], near.transpose(1, 2), out=s)
+            visible = self._visible(piece, index) if gaps or self.usable is not None else None
+            if visible is None:
+                torch.softmax(s, -1, out=s)
+            else:
+                # Adding zeros and infinities is several times faster here than filling by a mask.
+                s += s.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)[:, None]
+                torch.softmax(s, -1, out=s)
+                s[~visible.any(1)] = 0
+            yield piece, s, near, seen
+
+    def gradients(self, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients [N, D] of q, k and v for the gradient [Nq, D] of this head's output."""
+        dim = grad.shape[-1]
+        broken = self.q.isnan().any(-1, keepdim=True)
+        self.q.masked_fill_(broken, 0)
+        grad = grad.reshape(self.q.shape).masked_fill(broken, 0)
+        grad_q, grad_k, grad_v = (torch.zeros_like(x) for x in (self.q, self.k, self.v))
+        width = self.k.shape[1]
+        for piece, shares, near, seen in self.pieces():
+            index = self.listed[piece].reshape(-1).clamp(min=0)
+            g = grad[piece]
+            change = torch.bmm(g, seen.transpose(1, 2))
+            # Keys and values are done with as soon as they are used, and their buffers serve the gradients.
+            grad_v.index_add_(0, index, torch.bmm(shares.transpose(1, 2), g, out=seen).view(-1, width))
+            change = change.sub_((change * shares).sum(-1, keepdim=True)).mul_(shares)
+            torch.bmm(change, near, out=grad_q[piece])
+            grad_k.index_add_(0, index, torch.bmm(change.transpose(1, 2), self.q[piece], out=near).view(-1, width))
+        return (grad_q * self.scale).view(-1, dim), grad_k.view(-1, dim), grad_v.view(-1, dim)
+
+    def _visible(self, piece: slice, index: Tensor) -> Tensor | None:
+        """[c, S]: which gathered keys count; None when all do."""
+        listed = self.listed[piece]
+        visible = (listed >= 0)[:, :, None]
+        if self.usable is not None:
+            visible = visible & self.usable[index].view(*listed.shape, -1)
+        if visible.all():
+            return None
+        return visible.expand(-1, -1, self.k.shape[1] // self.q.shape[2]).reshape(listed.shape[0], -1)
