@@ -140,7 +140,8 @@ def _parts(cost: Summary) -> Table:
 
 
 def _run(cost: Summary) -> str:
-    return f"{cost.views} views, {cost.width}x{cost.height}, float32"
+    plural = "" if cost.views == 1 else "s"
+    return f"{cost.views} view{plural}, {cost.width}x{cost.height}, float32"
 
 
 def _bytes(count: int) -> str:

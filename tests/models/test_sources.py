@@ -10,24 +10,34 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from lean3r.errors import UsageError, WeightsError
 from lean3r.models import MODELS
 from lean3r.models.checkpoint import read_tensors
-from lean3r.models.sources import OFFICIAL, HubSource, find_weights, official_source
+from lean3r.models.fingerprint import fingerprint
+from lean3r.models.sources import (
+    OFFICIAL,
+    HubSource,
+    find_weights,
+    is_non_commercial,
+    licence_of,
+    official_source,
+)
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """Files by (repository, revision, name); `asked` lists the paths of all requests."""
+    """Files by (repository, revision, name); `asked` lists the paths of all requests, `tokens` what they carried."""
 
     def __init__(self, address: str):
         self.address = address
         self.files: dict[tuple[str, str, str], bytes] = {}
         self.gated: set[str] = set()
         self.asked: list[str] = []
+        self.tokens: set[str | None] = set()
 
     def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
         self.asked.append(path)
@@ -56,6 +66,7 @@ def hub() -> Iterator[Hub]:
             self.reply(with_body=True)
 
         def reply(self, with_body: bool) -> None:
+            stand_in.tokens.add(self.headers.get("Authorization"))
             status, headers, body = stand_in.answer(self.path)
             self.send_response(status)
             for key, value in headers.items():
@@ -85,7 +96,7 @@ def weights(tmp_path: Path, **tensors: torch.Tensor) -> bytes:
 
 
 def find(hub: Hub, tmp_path: Path, source: str, **options) -> Path:
-    return find_weights(source, cache_dir=tmp_path / "cache", endpoint=hub.address, token=False, **options)
+    return find_weights(source, cache_dir=tmp_path / "cache", endpoint=hub.address, **{"token": False, **options})
 
 
 def test_download_once_then_never_ask_again(hub: Hub, tmp_path: Path) -> None:
@@ -95,7 +106,38 @@ def test_download_once_then_never_ask_again(hub: Hub, tmp_path: Path) -> None:
     hub.asked.clear()
     assert find(hub, tmp_path, "hf:some/model") == path
     assert find(hub, tmp_path, "hf:some/model", offline=True) == path
+    assert not hub.asked and hub.tokens == {None}
+    assert fingerprint(path) == f"hub:{COMMIT}/{path.resolve().name}"
+
+
+def test_token_and_progress_bar(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A pipe shows no bar unless asked to.
+    monkeypatch.setenv("TQDM_POSITION", "-1")
+    hub.files["some/model", "main", "model.safetensors"] = weights(tmp_path, a=torch.zeros(1 << 16))
+    find(hub, tmp_path, "hf:some/model", token="hf_secret")
+    assert hub.tokens == {"Bearer hf_secret"}
+    shown = capsys.readouterr().err
+    assert "model.safetensors" in shown and "100%" in shown
+
+
+def test_the_hubs_own_offline_mode(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.files["some/model", "main", "model.safetensors"] = weights(tmp_path, a=torch.zeros(1))
+    path = find(hub, tmp_path, "hf:some/model")
+    hub.asked.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert find(hub, tmp_path, "hf:some/model") == path
+    with pytest.raises(WeightsError, match="Run `hf download other/model --local-dir DIR` where there is a network"):
+        find(hub, tmp_path, "hf:other/model")
     assert not hub.asked
+
+
+def test_a_pickle_from_the_hub_is_refused(hub: Hub, tmp_path: Path) -> None:
+    torch.save({"a": Path("x")}, tmp_path / "evil.pt")
+    hub.files["some/evil", "main", "model.pt"] = (tmp_path / "evil.pt").read_bytes()
+    with pytest.raises(WeightsError, match="never executes pickles"):
+        read_tensors(find(hub, tmp_path, "hf:some/evil"))
 
 
 def test_shards_and_torch_files_and_named_files(hub: Hub, tmp_path: Path) -> None:
@@ -150,5 +192,21 @@ def test_other_sources(tmp_path: Path) -> None:
     for wrong in ("hf:", "hf:alone", "hf:a/b@", "hf://a/b"):
         with pytest.raises(UsageError, match="expected a path, or hf:OWNER/NAME"):
             find_weights(wrong)
-    assert set(OFFICIAL) == set(MODELS) - {"nano"}
+    assert set(OFFICIAL) <= set(MODELS)
     assert official_source("nano") is None and official_source("vggt") == "hf:facebook/VGGT-1B"
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_licences_are_those_of_the_published_weights(name: str) -> None:
+    row = OFFICIAL[name]
+    assert MODELS.get(name).licence == row.licence == licence_of(f"hf:{row.repository}@main")
+    assert row.stated.startswith("https://github.com/")
+    assert is_non_commercial(row.licence) == (
+        name in {"vggt", "pi3", "pi3x", "speed3r-pi3", "da3-large", "da3-giant", "da3nested-giant-large"}
+    )
+
+
+def test_licences_of_other_weights() -> None:
+    commercial = licence_of("hf:facebook/VGGT-1B-Commercial/vggt_1B_commercial.pt")
+    assert commercial is not None and not is_non_commercial(commercial)
+    assert licence_of("hf:some/body") is None and licence_of("model.pt") is None

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
+from typing import Any
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from lean3r.errors import UsageError
@@ -19,12 +22,11 @@ from lean3r.models.da3_nested import Da3Nested, Da3NestedConfig
 from lean3r.models.nano import Nano, NanoConfig
 from lean3r.models.pi3 import Pi3, Pi3Config
 from lean3r.models.pi3x import Pi3X, Pi3XConfig
-from lean3r.models.summary import _Meter
 from lean3r.models.vggt import Vggt, VggtConfig
 from lean3r.types import TokenLayout, Views
 
-PI3 = {"width": 32, "heads": 2, "encoder_depth": 1, "grid": 4, "camera_width": 16}
-DPT = {"features": 16, "channels": (8, 8, 8, 8), "grid": 4}
+PI3: dict[str, Any] = {"width": 32, "heads": 2, "encoder_depth": 1, "grid": 4, "camera_width": 16}
+DPT: dict[str, Any] = {"features": 16, "channels": (8, 8, 8, 8), "grid": 4}
 TINY: dict[str, Callable[[], Backbone]] = {
     "nano": lambda: Nano(NanoConfig(width=32, heads=2, pairs=2)),
     "vggt": lambda: Vggt(VggtConfig(64, 4, 1, pairs=4, keep=(0, 1, 2, 3), track_features=16, track_hidden=48, **DPT)),
@@ -61,15 +63,24 @@ def test_operations_are_those_that_torch_counts(name: str) -> None:
             assert summary.flops[part] == sum(sum(a.values()) - sum(b.values()) for a, b in pairs)
 
 
-@pytest.mark.parametrize("name", ["pi3", "vggt", "da3"])
-def test_bytes_are_those_of_a_real_run(name: str) -> None:
-    model = TINY[name]().eval()
+@pytest.mark.parametrize("name", TINY)
+def test_bytes_are_those_that_the_allocator_hands_out(name: str) -> None:
+    """Within 2 %; Pi3X's deep stack of padded convolutions needs up to a quarter more, inside single operations."""
+    torch.manual_seed(0)
+    model = TINY[name]().eval().requires_grad_(False)
     size = (3 * model.patch, 4 * model.patch)
-    summary = model.summary(3, *size)
-    meter = _Meter([*model.parameters(), *model.buffers()])
-    with torch.no_grad(), meter:
-        model(Views(torch.rand(1, 3, 3, *size)))
-    assert summary.activation_bytes == pytest.approx(meter.peak, rel=0.02)
+    views = Views(torch.rand(1, 3, 3, *size))
+    with torch.no_grad():
+        model(views)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            model(views)
+    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    found: list[Any] = profiler.profiler.kineto_results.events()
+    events = [event for event in found if event.name() == "[memory]"]
+    alive = accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    ratio = model.summary(3, *size).activation_bytes / (max(alive) + views.images.nbytes)
+    print(name, ratio)
+    assert (0.75 if name == "pi3x" else 0.98) < ratio < 1.02
 
 
 @pytest.mark.parametrize("name", list(MODELS))
