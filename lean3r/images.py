@@ -100,7 +100,7 @@ def load_views(
     network_size(1, 1, resolution, patch)
     found = find_pictures(inputs, fps=fps, every=every, frames=frames, max_views=max_views)
     skips, pictures = Skips(found.skipped), []
-    with _own_pixel_limit():
+    with own_pixel_limit():
         for done, (name, result) in enumerate(_decode_all(found.items, resolution, patch), start=1):
             if isinstance(result, Picture):
                 pictures.append(result)
@@ -360,8 +360,9 @@ def _in_threads(
 
 
 @contextmanager
-def _own_pixel_limit() -> Iterator[None]:
-    """Pillow's own limit would warn from 89 megapixels on, which phones reach; ours is checked before decoding."""
+def own_pixel_limit() -> Iterator[None]:
+    """Within, Pillow has no limit: its own would warn from 89 megapixels on, which phones reach; ours is checked
+    before decoding."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:

@@ -34,15 +34,18 @@ VIDEO_SUFFIXES = (
 # fmt: on
 UNREAD_SUFFIXES = (".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".jxl", ".psd")
 MAX_MEMBER_BYTES = 256 * 2**20  # one unpacked member of an archive; more is taken for a zip bomb
+_LIKE_A_FRAME = re.compile(r"(.+)_[0-9]{6,}\.png")
 STILL_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
 
 
 @dataclass(frozen=True)
 class Still:
-    """One picture file: its unique printable name, and `open` that returns its bytes as a seekable file."""
+    """One picture file: its unique printable name, `open` that returns its bytes as a seekable file, and whether
+    it lies in an archive."""
 
     name: str
     open: Callable[[], BinaryIO]
+    is_archived: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,18 @@ class _Candidate:
     parts: tuple[str, ...]
     open: Callable[[], BinaryIO]
     is_video: bool
+    is_archived: bool = False
 
 
 class Skips(list[tuple[str, str]]):
-    """A list of (name, reason) that also tells the log."""
+    """A list of (name, reason) that also tells the log, unless it is quiet."""
+
+    is_quiet = False
 
     def add(self, name: str, reason: str) -> None:
         """Remember and warn."""
-        logger.warning("skipped %s: %s", name, reason)
+        if not self.is_quiet:
+            logger.warning("skipped %s: %s", name, reason)
         self.append((name, reason))
 
 
@@ -83,6 +90,7 @@ def find_pictures(
     every: int | None = None,
     frames: int | None = None,
     max_views: int | None = None,
+    quiet: bool = False,
 ) -> Found:
     """List what `inputs` hold: single files first, in natural order, then each folder and archive as given.
 
@@ -90,10 +98,12 @@ def find_pictures(
     spread; at most one of the three. By default about 2 frames a second are taken, at least 8 and at most
     `max_views` (64 if None). A folder is not searched below its top, except that a folder without pictures may
     keep them in `images/`. Videos beside pictures are left out. More than `max_views` views are thinned evenly.
-    Raises UsageError for options that contradict each other and InputError when nothing is left.
+    `quiet` keeps what was left out from the log. Raises UsageError for options that contradict each other and
+    InputError when nothing is left.
     """
     choice = FrameChoice(fps, every, frames, max_views)
     skips = Skips()
+    skips.is_quiet = quiet
     paths = [p for spec in inputs for p in _expand(spec)]
     files = sorted({os.path.abspath(p) for p in paths if not p.is_dir()}, key=natural_key)
     candidates = [c for path in files for c in _from_file(Path(path), skips)]
@@ -101,10 +111,12 @@ def find_pictures(
         candidates += _from_folder(folder, skips)
 
     items: list[Still | Clip] = []
-    stems: set[str] = set()
-    for name, candidate in zip(_unique_names([c.parts for c in candidates]), candidates, strict=True):
+    names = _unique_names([c.parts for c in candidates])
+    # A picture may be called as a frame of the video would be.
+    stems = {m[1] for m in map(_LIKE_A_FRAME.fullmatch, names) if m}
+    for name, candidate in zip(names, candidates, strict=True):
         if not candidate.is_video:
-            items.append(Still(name, candidate.open))
+            items.append(Still(name, candidate.open, candidate.is_archived))
             continue
         stem = _unused(name.rpartition(".")[0] or name, stems)
         try:
@@ -115,7 +127,7 @@ def find_pictures(
         items.append(clip)
         if damage:
             skips.add(name, damage)
-    if choice.is_stated and not any(c.is_video for c in candidates):
+    if not quiet and choice.is_stated and not any(c.is_video for c in candidates):
         logger.warning("--fps, --every and --frames choose frames of a video; there is none in the input")
     if not items:
         raise nothing_usable(inputs, skips)
@@ -216,7 +228,7 @@ def _from_archive(path: Path, skips: Skips) -> list[_Candidate]:
     candidates = _sort_out(seen, skips)
     if not candidates:
         skips.add(label, f"no images found in the archive among {len(members)} files")
-    return candidates
+    return [replace(candidate, is_archived=True) for candidate in candidates]
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> BinaryIO:

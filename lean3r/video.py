@@ -88,7 +88,7 @@ def evenly(total: int, count: int) -> list[int]:
 def scan_clip(name: str, stem: str, opener: Callable[[], BinaryIO], choice: FrameChoice) -> tuple[Clip, str | None]:
     """Choose frames from the packet headers alone; returns the clip and what is damaged in it, if anything.
 
-    The frames are called `stem`_frame000000 and so on, numbered in display order. Raises InputError with the
+    The frames are called `stem`_000000.png and so on, numbered in display order. Raises InputError with the
     reason when the video has no frame.
     """
     from av.error import FFmpegError
@@ -117,7 +117,7 @@ def scan_clip(name: str, stem: str, opener: Callable[[], BinaryIO], choice: Fram
     timed = None not in ticks
     keys = sorted({t for t in ticks if t is not None}) if timed else list(range(len(ticks)))
     chosen = choice.indices([k * tick_s if timed else k / rate for k in keys])
-    return Clip(name, opener, {keys[i]: f"{stem}_frame{i:06d}" for i in chosen}, timed), damage
+    return Clip(name, opener, {keys[i]: f"{stem}_{i:06d}.png" for i in chosen}, timed), damage
 
 
 def read_frames(clip: Clip) -> Iterator[tuple[str, Image, int]]:

@@ -57,8 +57,8 @@ def colmap(out: Path, said: str) -> None:
 
 def video(out: Path, said: str) -> None:
     cameras = json.loads((out / "room" / "cameras.json").read_text())["views"]
-    assert len(cameras) == 6 and cameras[0]["name"] == "clip_frame000000" and (out / "clip.mp4").stat().st_size > 5000
-    assert (cameras[0]["width"], cameras[0]["height"]) == (192, 144) and "clip_frame000000" in said
+    assert len(cameras) == 6 and cameras[0]["name"] == "clip_000000.png" and (out / "clip.mp4").stat().st_size > 5000
+    assert (cameras[0]["width"], cameras[0]["height"]) == (192, 144) and "clip_000000.png" in said
 
 
 def scores(out: Path, said: str) -> None:

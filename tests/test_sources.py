@@ -193,7 +193,7 @@ def test_video_frames_are_the_chosen_ones(tmp_path: Path, suffix: str, codec: st
         ({"max_views": 4}, evenly(25, 4)),
     ):
         loaded = load_views(path, **options, **SIZE)
-        assert [s.name for s in loaded.views.sources] == [f"clip_frame{i:06d}" for i in wanted], options
+        assert [s.name for s in loaded.views.sources] == [f"clip_{i:06d}.png" for i in wanted], options
         grey = loaded.views.images[0].mean((1, 2, 3)) * 255
         assert np.abs(grey.numpy() - 8 * np.array(wanted)).max() < 6, options
 
@@ -228,12 +228,12 @@ def test_default_number_of_frames() -> None:
 def test_videos_beside_pictures_are_left_out(tmp_path: Path) -> None:
     video(tmp_path / "live.mov", 4)
     video(tmp_path / "live.mp4", 3)
-    assert names(tmp_path) == [f"live_frame{i:06d}" for i in range(4)] + [f"live~2_frame{i:06d}" for i in range(3)]
+    assert names(tmp_path) == [f"live_{i:06d}.png" for i in range(4)] + [f"live~2_{i:06d}.png" for i in range(3)]
     picture(tmp_path / "live.png")
     found = find_pictures([tmp_path])
     assert [i.name for i in found.items] == ["live.png"]
     assert [name for name, _ in found.skipped] == ["live.mov", "live.mp4"]
-    assert names(tmp_path / "live.png", tmp_path / "live.mov", frames=1) == ["live_frame000002", "live.png"]
+    assert names(tmp_path / "live.png", tmp_path / "live.mov", frames=1) == ["live_000002.png", "live.png"]
 
 
 def test_video_in_a_zip_and_under_a_wrong_name(tmp_path: Path) -> None:
@@ -265,9 +265,9 @@ def test_decoding_goes_on_after_damage(tmp_path: Path) -> None:
     path.write_bytes(whole)
     (clip,) = find_pictures([path], every=1).items
     assert isinstance(clip, Clip)
-    numbers = [int(name[-6:]) for name, _, _ in read_frames(clip)]
+    numbers = [int(name[-10:-4]) for name, _, _ in read_frames(clip)]
     assert set(range(12)) | set(range(20, 30)) <= set(numbers)
     assert 12 not in numbers and len(numbers) <= 22 + 2
     loaded = load_views(path, every=1, **SIZE)
-    assert ("clip_frame000012", "the frame is damaged in clip.mp4") in loaded.skipped
+    assert ("clip_000012.png", "the frame is damaged in clip.mp4") in loaded.skipped
     assert len(loaded.skipped) == 30 - len(numbers)

@@ -1,7 +1,7 @@
 """The `lean3r` command: parse, run one command, turn every way it can end into an exit code.
 
 0 done, 1 a bug of ours, 2 usage (an existing output folder included), 3 unusable input, 4 a missing extra,
-5 out of memory, 6 network or weights, 130 interrupted.
+5 out of memory, 6 network or weights, 130 interrupted (Ctrl-C), 143 ended by SIGTERM.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,7 +22,7 @@ from lean3r import __version__
 from lean3r.cli import COMMANDS
 from lean3r.errors import LeanError, OutOfMemoryError, UsageError
 
-_INTERRUPTED = 130
+_INTERRUPTED, _TERMINATED = 130, 143
 _DESCRIPTION = "Photos or a video in; cameras, depth and a point cloud out. `lean3r --version` prints the version."
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -45,13 +47,16 @@ def run(argv: Sequence[str]) -> int:
     command = None
     try:
         command = parse(argv)
-        with _messages(getattr(command, "quiet", False), getattr(command, "verbose", False)):
+        with _messages(getattr(command, "quiet", False), getattr(command, "verbose", False)), _orderly_end():
             command.run()
         return 0
     except BrokenPipeError:
         raise
     except SystemExit as stop:
         return int(stop.code or 0)
+    except _Terminated:
+        print("ended by SIGTERM", file=sys.stderr)
+        return _TERMINATED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED
@@ -61,6 +66,29 @@ def run(argv: Sequence[str]) -> int:
         message, code = explain(error)
         print(f"error: {message}", file=sys.stderr)
         return code
+
+
+class _Terminated(BaseException):
+    """SIGTERM came; raised like KeyboardInterrupt, so that unfinished folders are removed on the way out."""
+
+
+@contextmanager
+def _orderly_end() -> Iterator[None]:
+    """Inside, SIGTERM raises _Terminated in the main thread, once; where it is ignored, it stays so."""
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or before is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not break the cleaning up
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parse(argv: Sequence[str]) -> Any:

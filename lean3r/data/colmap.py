@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lean3r.cameras import open_colmap
 from lean3r.errors import InputError
 
 
@@ -25,14 +26,7 @@ class ColmapCameras:
 
 def read_cameras(folder: str | Path) -> ColmapCameras:
     """Read a folder with cameras, images and points3D files; InputError when there is no readable model."""
-    import pycolmap
-
-    try:
-        model = pycolmap.Reconstruction(str(folder))
-    except (ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{folder} holds no readable COLMAP model ({error}); expected cameras, images, points3D."
-        ) from error
+    model = open_colmap(folder)
     names, poses, intrinsics, sizes, depths = [], [], [], [], []
     for image_id in sorted(model.images):
         image = model.images[image_id]

@@ -18,7 +18,8 @@ from lean3r.types import Reconstruction
 
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
-    """Write sparse/0/*.bin: cameras at the size of the original pictures, poses, points with real tracks."""
+    """Write sparse/0/*.bin: cameras at the size of the original pictures, poses, points with real tracks; and the
+    pictures themselves into images/ where the options say where they are."""
     import pycolmap
 
     folder = directory / "sparse" / "0"
@@ -36,7 +37,8 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
         complete = False
     if not complete:
         raise OSError(errno.ENOSPC, "the COLMAP model was cut off while it was written", str(folder))
-    return sorted(folder.iterdir())
+    pictures = options.originals.write(reconstruction.names, directory / "images") if options.originals else []
+    return [*sorted(folder.iterdir()), *pictures]
 
 
 def _add_views(model, reconstruction: Reconstruction, seen: Observations, *, shared_camera: bool) -> np.ndarray:

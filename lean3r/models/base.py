@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,15 @@ from torch import Tensor, nn
 
 from lean3r.errors import InputError, UsageError
 from lean3r.models.keymap import KeyMap
-from lean3r.types import Prediction, Tokens, Views
+from lean3r.types import Known, Prediction, Tokens, Views
 
 if TYPE_CHECKING:
     from lean3r.models.summary import Summary
+
+logger = logging.getLogger("lean3r")
+
+KNOWN_PARTS = {"intrinsics": "intrinsics", "cam_from_world": "poses", "depth": "depth", "rays": "rays"}
+"""Parts of Known -> what they are called in messages."""
 
 
 class Backbone(nn.Module):
@@ -24,6 +30,10 @@ class Backbone(nn.Module):
     `patch` is the side of a patch in network pixels (picture sides are multiples of it); `resolution` the
     default side of the square with the network picture's area; `licence` that of the published weights.
     `KEY_MAP` translates the names of official checkpoints, None where they are our own.
+
+    `ACCEPTS` names the parts of Views.known that the model reads; with `ACCEPTS_WHOLE` it reads them only
+    together and for all views. `REFERENCE` is what `encode` must be told so that the first view is the reference,
+    None where no view is special.
     """
 
     name: str
@@ -31,6 +41,9 @@ class Backbone(nn.Module):
     resolution: int
     licence: str
     KEY_MAP: KeyMap | None = None
+    ACCEPTS: ClassVar[frozenset[str]] = frozenset()
+    ACCEPTS_WHOLE: ClassVar[bool] = False
+    REFERENCE: ClassVar[Mapping[str, str] | None] = None
 
     def encode(self, views: Views) -> Tokens:
         """Views [B, S, 3, H, W] -> the tokens that the heads read."""
@@ -40,9 +53,49 @@ class Backbone(nn.Module):
         """Tokens -> cameras, and depth with confidence when `dense`."""
         raise TypeError(f"{type(self).__name__} defines no decode")
 
-    def forward(self, views: Views) -> Prediction:
-        """decode(encode(views)); what the pictures hold on padding makes no difference."""
-        return self.decode(self.encode(grey_padding(views)))
+    def forward(self, views: Views, reference: int | None = None) -> Prediction:
+        """decode(encode(views)); what the pictures hold on padding makes no difference.
+
+        `reference` is the index of the view to start from (None: the model's own choice); UsageError where the
+        model has no such view, or where there is none of that index. What is known and not read is logged.
+        """
+        self._say_unread(views.known)
+        views = grey_padding(views)
+        if reference is None:
+            return self.decode(self.encode(views))
+        count = views.images.shape[1]
+        if self.REFERENCE is None:
+            raise UsageError(f"{self.name} has no reference view: all views count alike. Leave the choice out.")
+        if not 0 <= reference < count:
+            raise UsageError(f"reference view {reference} of {count} views; expected 0 to {count - 1}.")
+        order = [reference, *(i for i in range(count) if i != reference)]
+        found = self.decode(self.encode(_reordered(views, order), **self.REFERENCE))
+        back = torch.tensor(order).argsort().tolist()
+        parts = {f.name: getattr(found, f.name) for f in fields(found)}
+        return replace(found, **{name: v[:, back] for name, v in parts.items() if isinstance(v, Tensor)})
+
+    def reads(self, known: Known | None) -> frozenset[str]:
+        """Names of the parts of `known` that this model makes use of."""
+        if known is None:
+            return frozenset()
+        given = frozenset(part for part in KNOWN_PARTS if getattr(known, part) is not None)
+        tables = (known.has_intrinsics, known.has_pose)
+        whole = given >= self.ACCEPTS and all(has is None or bool(has.all()) for has in tables)
+        return frozenset() if self.ACCEPTS_WHOLE and not whole else given & self.ACCEPTS
+
+    def _say_unread(self, known: Known | None) -> None:
+        if known is None:
+            return
+        read = self.reads(known)
+        unread = [part for part in KNOWN_PARTS if getattr(known, part) is not None and part not in read]
+        if not unread:
+            return
+        reason = ""
+        if set(unread) & self.ACCEPTS:
+            accepted = " and ".join(text for part, text in KNOWN_PARTS.items() if part in self.ACCEPTS)
+            reason = f" (it takes {accepted} together and for all views)" if self.ACCEPTS_WHOLE else " (too few views)"
+        names = " and ".join(KNOWN_PARTS[part] for part in unread)
+        logger.warning("%s does not read the known %s%s", self.name, names, reason)
 
     def summary(self, views: int, height: int, width: int) -> Summary:
         """Parameters, operations and bytes of one run over so many pictures of that size (models/summary.py)."""
@@ -78,6 +131,18 @@ def in_chunks(call: Callable[..., Sequence[Tensor]], size: int, *tensors: Tensor
 def block_bytes(tokens: int, width: int) -> int:
     """Rough working memory of one transformer block on one view: input, qkv, hidden layer twice, branch."""
     return 4 * tokens * width * 14
+
+
+def _reordered(views: Views, order: Sequence[int]) -> Views:
+    """The same views in another order."""
+    pick = list(order)
+    known = None
+    if views.known is not None:
+        parts = {f.name: getattr(views.known, f.name) for f in fields(Known)}
+        known = Known(**{name: None if part is None else part[:, pick] for name, part in parts.items()})
+    mask = None if views.mask is None else views.mask[:, pick]
+    sources = tuple(views.sources[i] for i in pick) if views.sources else ()
+    return Views(views.images[:, pick], mask, sources, known)
 
 
 def patch_mask(views: Views, patch: int) -> Tensor | None:

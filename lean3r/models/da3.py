@@ -61,6 +61,9 @@ class Da3(Backbone):
     licence = "CC-BY-NC-4.0"
     patch = 14
     resolution = 504
+    ACCEPTS: ClassVar = frozenset({"intrinsics", "cam_from_world"})
+    ACCEPTS_WHOLE: ClassVar = True
+    REFERENCE: ClassVar = {"reference": "first"}
 
     SIZES: ClassVar = {
         "da3-small": Da3Config(384, 12, 6, 4, (5, 7, 9, 11), 64, (48, 96, 192, 384)),

@@ -48,6 +48,7 @@ class Da3Mono(Backbone):
     licence = "Apache-2.0"
     patch = 14
     resolution = 504
+    ACCEPTS: ClassVar = frozenset({"intrinsics"})
 
     SIZES: ClassVar = {"da3mono-large": Da3MonoConfig(), "da3metric-large": Da3MonoConfig()}
 
@@ -137,14 +138,20 @@ def metres_per_unit(intrinsics: Tensor) -> Tensor:
 
 
 def focal_lengths(views: Views) -> tuple[Tensor, bool]:
-    """Intrinsics [B, S, 3, 3] by the files' focal lengths, a guess where they state none; whether all state one."""
+    """Intrinsics [B, S, 3, 3]: known, else by the files' focal lengths, else guessed; whether none is a guess."""
     batch, count, _, height, width = views.images.shape
-    known = [s.focal_px / s.original_from_network[0] if s.focal_px else None for s in views.sources]
+    stated = [s.focal_px / s.original_from_network[0] if s.focal_px else None for s in views.sources]
+    stated = stated or [None] * count
     guess = DEFAULT_FOCAL * max(height, width)
-    focal = torch.full((batch, count, 2), guess, device=views.images.device)
-    if known:
-        focal[:] = torch.tensor([value or guess for value in known], device=focal.device)[:, None]
-    return intrinsics_from_focal(focal, height, width), bool(known) and None not in known
+    focal = torch.tensor([value or guess for value in stated], device=views.images.device)
+    intrinsics = intrinsics_from_focal(focal[:, None].expand(batch, count, 2), height, width)
+    sure = torch.tensor([value is not None for value in stated], device=focal.device).expand(batch, count)
+    known = views.known
+    if known is not None and known.intrinsics is not None:
+        has = torch.ones_like(sure) if known.has_intrinsics is None else known.has_intrinsics
+        intrinsics = torch.where(has[..., None, None], known.intrinsics.to(intrinsics.dtype), intrinsics)
+        sure = sure | has
+    return intrinsics, bool(sure.all())
 
 
 def key_map() -> KeyMap:

@@ -35,6 +35,9 @@ class Da3Nested(Backbone):
     licence = "CC-BY-NC-4.0"
     patch = 14
     resolution = 504
+    ACCEPTS: ClassVar = Da3.ACCEPTS
+    ACCEPTS_WHOLE: ClassVar = Da3.ACCEPTS_WHOLE
+    REFERENCE: ClassVar = Da3.REFERENCE
 
     SIZES: ClassVar = {"da3nested-giant-large": Da3NestedConfig()}
 

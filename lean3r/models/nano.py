@@ -20,7 +20,7 @@ from lean3r.heads.guided import GuidedUpsampler
 from lean3r.layers.embed import ConvStem, SpecialTokens
 from lean3r.layers.matching import Feedback, Matches, PairMatcher
 from lean3r.layers.trunk import Trunk
-from lean3r.models.base import Backbone, full_precision, in_chunks
+from lean3r.models.base import Backbone, check_views, full_precision, in_chunks
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
 
 
@@ -142,6 +142,7 @@ class Nano(Backbone):
 
     def encode(self, views: Views) -> Tokens:
         """See Backbone.encode. Layers: "patches" (all tokens), "depth" [B, S, N, 1], "cameras" [B, S, 1, 13]."""
+        check_views(views, self.patch)
         half = F.avg_pool2d(views.images.flatten(0, 1), 2).unflatten(0, views.images.shape[:2])
         mask = None if views.mask is None else views.mask[..., ::2, ::2]
         found = self.iterate(half, mask)

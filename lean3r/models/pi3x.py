@@ -51,6 +51,7 @@ class Pi3X(Pi3):
     """
 
     name = "pi3x"
+    ACCEPTS: ClassVar = frozenset({"depth", "intrinsics", "rays", "cam_from_world"})
     SIZES: ClassVar = {"pi3x": Pi3XConfig()}
 
     def __init__(self, config: Pi3XConfig | None = None):
@@ -69,6 +70,12 @@ class Pi3X(Pi3):
             self.ray_embed = PatchEmbed(dim, config.patch, channels=2)
             count = len(range(1, config.depth, INJECTION_STEP))
             self.pose_inject_blk = nn.ModuleList(PoseInjection(dim, config.heads) for _ in range(count))
+
+    def reads(self, known: Known | None) -> frozenset[str]:
+        """See Backbone.reads; a pose that no other view shares is dropped."""
+        read = super().reads(known)
+        alone = known is not None and pose_frame(known) is None
+        return read - {"cam_from_world"} if alone else read
 
     def dense_heads(self, config: Pi3Config) -> tuple[nn.Module, nn.Module]:
         """See Pi3.dense_heads."""
@@ -106,7 +113,7 @@ class Pi3X(Pi3):
 
     def mix(self, x: Tensor, layout: TokenLayout, views: Views) -> tuple[Tensor, Tensor]:
         """See Pi3.mix; injects known poses between blocks."""
-        frame = None if views.known is None else pose_frame(views.known, views.images.shape[1])
+        frame = None if views.known is None else pose_frame(views.known)
         if frame is None:
             return super().mix(x, layout, views)
         start, special = 0, layout.special
@@ -209,7 +216,7 @@ def normalised(known: Known) -> Known:
     return replace(known, depth=depth, cam_from_world=pose)
 
 
-def pose_frame(known: Known, views: int) -> PoseFrame | None:
+def pose_frame(known: Known) -> PoseFrame | None:
     """The known poses as the trunk reads them; None when no scene has two."""
     if known.cam_from_world is None:
         return None

@@ -57,6 +57,7 @@ class Vggt(Backbone):
     resolution = 518
 
     SIZES: ClassVar = {"vggt": VggtConfig()}
+    REFERENCE: ClassVar = {}
 
     def __init__(self, config: VggtConfig | None = None):
         super().__init__()

@@ -6,23 +6,26 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lean3r.cameras import GivenCameras
 from lean3r.compress.sparsify import plan_of
 from lean3r.errors import InputError, LeanError, OutOfMemoryError, UsageError
 from lean3r.geometry.fusion import fuse
 from lean3r.images import Loaded, load_views
 from lean3r.models.base import Backbone
+from lean3r.pipeline.known import Part, given_in, in_given_world, with_cameras
 from lean3r.pipeline.load import Origin
 from lean3r.pipeline.observer import Observer, peak_memory_mb
-from lean3r.types import Prediction, Reconstruction, Source, Views
+from lean3r.types import Known, Prediction, Reconstruction, Source, Views
 
 CONF_PERCENTILE = 20.0
 MAX_POINTS = 1_000_000
+REFERENCES = ("auto", "first", "middle")
 
 
 def reconstruct(
@@ -34,6 +37,9 @@ def reconstruct(
     fps: float | None = None,
     every: int | None = None,
     frames: int | None = None,
+    cameras: str | Path | GivenCameras | None = None,
+    known: Part = "both",
+    reference_view: int | str = "auto",
     conf_percentile: float = CONF_PERCENTILE,
     max_points: int = MAX_POINTS,
     seed: int = 0,
@@ -42,12 +48,15 @@ def reconstruct(
     """Reconstruct one scene from pictures, a folder, a glob, a zip, a video, or ready Views of one scene.
 
     `resolution` is the side in pixels of the square with the network picture's area (None: the model's own);
-    `max_views` thins the input evenly; `fps`, `every` and `frames` choose frames of a video. The least
-    confident `conf_percentile` per cent of the depths give no points, and at most `max_points` are kept.
-    The world's origin and unit are the network's choice (`scale` says which). InputError when no picture is
-    usable, OutOfMemoryError when memory does not hold the views, LeanError when the network returns NaN.
+    `max_views` thins the input evenly; `fps`, `every` and `frames` choose frames of a video. `cameras` are what is
+    known of them (a file, see cameras.read_given, or the cameras themselves), of which `known` takes the intrinsics,
+    the poses or both; the result then comes in their world (pipeline/known.py). `reference_view` is the index of the
+    view that the network starts from, "first", "middle", or "auto" for the model's own choice. The least confident
+    `conf_percentile` per cent of the depths give no points, and at most `max_points` are kept. Without poses the
+    world's origin and unit are the network's choice (`scale` says which). InputError when no picture is usable or
+    the cameras are not, OutOfMemoryError when memory does not hold the views, LeanError when the network returns NaN.
     """
-    _check_options(model, resolution, conf_percentile, max_points)
+    _check_options(model, resolution, conf_percentile, max_points, reference_view, known)
     observer = observer or Observer()
     with observer.stage("reading") as progress:
         loaded = _read(model, inputs, resolution, max_views, fps, every, frames, progress)
@@ -55,13 +64,18 @@ def reconstruct(
     sources = views.sources or _unnamed(views)
     names = [source.name for source in sources]
     observer.read(names, loaded.skipped)
+    given = given_in(views.known)
+    if cameras is not None:
+        views, given = with_cameras(views, sources, cameras, known)
     device = next(model.parameters()).device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with _seeded(seed, device):
         with observer.stage("network"):
-            prediction = predict(model, views)
+            prediction = predict(model, views, _reference(reference_view, len(names)))
         check_finite(prediction, names)
+        read = model.reads(views.known)
+        prediction, scale = in_given_world(prediction, views.known, given, read)
         images, mask = _pictures(views)
         arrays = {
             "depth": np.where(mask, _array(prediction.depth, np.float32), np.float32(0)),
@@ -90,10 +104,14 @@ def reconstruct(
             "fps": fps,
             "every": every,
             "frames": frames,
+            "cameras": None if cameras is None else _origin(cameras),
+            "known": known,
+            "reference_view": reference_view,
             "conf_percentile": conf_percentile,
             "max_points": max_points,
             "seed": seed,
         },
+        "known": _known_counts(views.known, read),
         "seconds": observer.seconds,
         "peak_memory_mb": peak_memory_mb(),
     }
@@ -104,14 +122,14 @@ def reconstruct(
         images=images,
         mask=mask,
         points=points,
-        scale="metric" if prediction.is_metric else "relative",
+        scale=scale,
         skipped=tuple(loaded.skipped),
         info=info,
         **arrays,
     )
 
 
-def predict(model: Backbone, views: Views) -> Prediction:
+def predict(model: Backbone, views: Views, reference: int | None = None) -> Prediction:
     """Run a backbone on views: no gradients, the model's device and number type, tensors back on the CPU.
 
     OutOfMemoryError says how many views of which size did not fit.
@@ -122,7 +140,7 @@ def predict(model: Backbone, views: Views) -> Prediction:
     model.eval()
     try:
         with torch.inference_mode(), cast:
-            found = model(views.to(device))
+            found = model(views.to(device), **({} if reference is None else {"reference": reference}))
         return replace(found, **{k: v.float().cpu() for k, v in vars(found).items() if isinstance(v, Tensor)})
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -172,13 +190,47 @@ def device_name(device: torch.device) -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
-def _check_options(model: Backbone, resolution: int | None, conf_percentile: float, max_points: int) -> None:
+def _check_options(
+    model: Backbone,
+    resolution: int | None,
+    conf_percentile: float,
+    max_points: int,
+    reference_view: int | str,
+    known: str,
+) -> None:
     if resolution is not None and resolution < model.patch:
         raise UsageError(f"resolution is {resolution}; {model.name} needs at least one patch of {model.patch} pixels.")
     if not 0 <= conf_percentile < 100:
         raise UsageError(f"conf_percentile is {conf_percentile}; expected 0 or more and less than 100.")
     if max_points < 1:
         raise UsageError(f"max_points is {max_points}; expected at least 1.")
+    if known not in get_args(Part):
+        raise UsageError(f"known is '{known}'; expected {', '.join(get_args(Part))}.")
+    if isinstance(reference_view, str) and reference_view not in REFERENCES:
+        raise UsageError(f"reference_view is '{reference_view}'; expected an index, {', '.join(REFERENCES)}.")
+    if reference_view != "auto" and model.REFERENCE is None:
+        raise UsageError(f"{model.name} has no reference view: all views count alike. Leave the choice out.")
+
+
+def _reference(choice: int | str, views: int) -> int | None:
+    """The index that a choice of reference view means, None for the model's own choice."""
+    if isinstance(choice, int):
+        return choice
+    return {"auto": None, "first": 0, "middle": views // 2}[choice]
+
+
+def _origin(cameras: str | Path | GivenCameras) -> str:
+    return cameras.origin if isinstance(cameras, GivenCameras) else str(cameras)
+
+
+def _known_counts(known: Known | None, read: frozenset[str]) -> dict[str, Any]:
+    """For the manifest: of how many views each part was known, and which parts the model read."""
+    if known is None:
+        return {}
+    tables = {"intrinsics": known.has_intrinsics, "cam_from_world": known.has_pose, "depth": known.has_depth}
+    parts = {part: value for part in tables if (value := getattr(known, part)) is not None}
+    counts = {p: value.shape[1] if (has := tables[p]) is None else int(has.sum()) for p, value in parts.items()}
+    return {"views": counts, "read": sorted(read)}
 
 
 def _read(

@@ -158,8 +158,8 @@ def test_verbose_shows_the_traceback_of_a_bug(run, capsys, monkeypatch) -> None:
 
 
 def test_not_a_number_from_the_network_is_an_error_that_says_so(run, capsys, monkeypatch) -> None:
-    def broken(model, views):
-        found = predict(model, views)
+    def broken(*arguments):
+        found = predict(*arguments)
         depth = found.depth.clone()
         depth[0, 2, 5, 5] = float("nan")
         return replace(found, depth=depth)

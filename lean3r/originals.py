@@ -1,0 +1,88 @@
+"""The pictures that a reconstruction used, as files: what other programs open beside its cameras."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from lean3r.errors import InputError
+from lean3r.images import TURNS, own_pixel_limit
+from lean3r.sources import Still, find_pictures
+from lean3r.video import Clip, read_frames
+
+PNG_LEVEL = 1  # frames are many: a tenth larger, five times as fast
+JPEG_QUALITY = 95
+ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Originals:
+    """Where the pictures of a reconstruction came from: its inputs, and the choice of frames of a video."""
+
+    inputs: Sequence[str | Path]
+    fps: float | None = None
+    every: int | None = None
+    frames: int | None = None
+    max_views: int | None = None
+
+    @property
+    def are_loose_files(self) -> bool:
+        """False if any picture lies in a video or an archive, where other programs cannot find it."""
+        return all(isinstance(item, Still) and not item.is_archived for item in self._items)
+
+    def write(self, names: Sequence[str], directory: Path) -> list[Path]:
+        """Write the pictures called `names` into a folder, under these names, upright, at their full size.
+
+        Frames become PNG; picture files are copied byte by byte, unless EXIF turns them: then they are turned
+        and encoded anew in their own format. InputError when one is no longer there.
+        """
+        wanted, written = set(names), []
+        for item in self._items:
+            if isinstance(item, Clip):
+                for name, image, orientation in read_frames(item):
+                    if name in wanted:
+                        turned = image.transpose(TURNS[orientation]) if orientation in TURNS else image
+                        written.append(_place(directory, name))
+                        turned.save(written[-1], "PNG", compress_level=PNG_LEVEL)
+            elif item.name in wanted:
+                with item.open() as file:
+                    content = file.read()
+                written.append(_place(directory, item.name))
+                written[-1].write_bytes(upright(content))
+        missing = wanted - {path.relative_to(directory).as_posix() for path in written}
+        if missing:
+            count = f"{len(missing)} of {len(wanted)} pictures"
+            raise InputError(f"{count} cannot be read again ({min(missing)}); did the input change meanwhile?")
+        return written
+
+    @cached_property
+    def _items(self) -> Sequence[Still | Clip]:
+        choice = {"fps": self.fps, "every": self.every, "frames": self.frames, "max_views": self.max_views}
+        return find_pictures(self.inputs, **choice, quiet=True).items
+
+
+def upright(content: bytes) -> bytes:
+    """A picture file as it is, or encoded anew in its own format where EXIF says that it must be turned."""
+    with own_pixel_limit():
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                if image.getexif().get(ORIENTATION, 1) == 1:
+                    return content
+                turned, file = ImageOps.exif_transpose(image), io.BytesIO()
+                turned.save(file, image.format, quality=JPEG_QUALITY)
+                return file.getvalue()
+        except UnidentifiedImageError:  # HEIC: lean3r reads it, and few other programs turn or open it
+            return content
+
+
+def _place(directory: Path, name: str) -> Path:
+    path = directory / name
+    if not path.resolve().is_relative_to(directory.resolve()):
+        raise InputError(f"{name} would be written outside {directory}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
