@@ -2,4 +2,10 @@
 
 from lean3r.registry import Registry
 
-ATTENTION = Registry("attention mechanism", {"dense": "lean3r.attention.dense:Dense"})
+ATTENTION = Registry(
+    "attention mechanism",
+    {
+        "dense": "lean3r.attention.dense:Dense",
+        "gsa": "lean3r.attention.coarse_fine:Gsa",
+    },
+)

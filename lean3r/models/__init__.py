@@ -16,5 +16,6 @@ MODELS = Registry(
         "da3nested-giant-large": "lean3r.models.da3_nested:Da3Nested",
         "pi3": "lean3r.models.pi3:Pi3",
         "pi3x": "lean3r.models.pi3x:Pi3X",
+        "speed3r-pi3": "lean3r.models.speed3r:Speed3rPi3",
     },
 )

@@ -21,7 +21,7 @@ from lean3r.heads.refine import ViewRefiner
 from lean3r.layers.trunk import Trunk
 from lean3r.layers.vit import VisionTransformer
 from lean3r.models.base import Backbone, block_bytes, check_views, frames_at_once, full_precision, in_chunks, patch_mask
-from lean3r.models.keymap import KeyMap, numbered
+from lean3r.models.keymap import KeyMap
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
 
 
@@ -216,13 +216,3 @@ def scaled(pose: Tensor, scale: Tensor) -> Tensor:
 def _points(slopes: Tensor, log_z: Tensor) -> Tensor:
     z = log_z.exp()[..., None]
     return torch.cat([slopes * z, z], dim=-1)
-
-
-def speed3r_key_map(pairs: int = 18) -> KeyMap:
-    """Names of Speed3R-Pi3 checkpoints (no registers; a gate in each global block's mechanism)."""
-    local = numbered("local_decoder.{}.", "trunk.blocks.{}.", ((i, 2 * i) for i in range(pairs)))
-    mixed = numbered("global_decoder.{}.", "trunk.blocks.{}.", ((i, 2 * i + 1) for i in range(pairs)))
-    gates = numbered(
-        "global_decoder.{}.attn.gate.", "trunk.blocks.{}.attn.mechanism.gate.", ((i, 2 * i + 1) for i in range(pairs))
-    )
-    return KeyMap((*local, *mixed, *gates, ("", "")))

@@ -30,12 +30,14 @@ class Published:
 
 _VGGT = "https://github.com/facebookresearch/vggt#updates"
 _PI3 = "https://github.com/yyfz/Pi3#license"
+_SPEED3R = "https://github.com/Visual-AI/speed3r#license"
 _DA3 = "https://github.com/ByteDance-Seed/Depth-Anything-3#model-cards"
 
 OFFICIAL = {
     "vggt": Published("facebook/VGGT-1B", NON_COMMERCIAL, _VGGT),
     "pi3": Published("yyfz233/Pi3", NON_COMMERCIAL, _PI3),
     "pi3x": Published("yyfz233/Pi3X", NON_COMMERCIAL, _PI3),
+    "speed3r-pi3": Published("weining17/Speed3R_Pi3", NON_COMMERCIAL, _SPEED3R),
     "da3-small": Published("depth-anything/DA3-SMALL", APACHE, _DA3),
     "da3-base": Published("depth-anything/DA3-BASE", APACHE, _DA3),
     "da3-large": Published("depth-anything/DA3-LARGE-1.1", NON_COMMERCIAL, _DA3),

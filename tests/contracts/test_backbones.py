@@ -18,6 +18,7 @@ from lean3r.models.da3_nested import Da3Nested, Da3NestedConfig
 from lean3r.models.nano import Nano, NanoConfig
 from lean3r.models.pi3 import Pi3, Pi3Config
 from lean3r.models.pi3x import Pi3X, Pi3XConfig
+from lean3r.models.speed3r import Speed3rConfig, Speed3rPi3
 from lean3r.models.vggt import Vggt, VggtConfig
 from lean3r.types import Prediction, Views
 
@@ -35,10 +36,12 @@ TINY = {
     Da3Nested: Da3NestedConfig(DA3, MONO),
     Pi3: Pi3Config(**PI3, depth=4),
     Pi3X: Pi3XConfig(**PI3, depth=4, conv_widths=(32, 16), conv_last=8, metric_width=32, metric_heads=2),
+    # Fewer windows than top_k would count the last view's several times, as the release does.
+    Speed3rPi3: Speed3rConfig(**PI3, depth=4, window=2, top_k=2),
 }
 """Class -> the smallest config that has every part; classes derived from it share the line."""
 
-NO_REFERENCE = {"nano", "pi3", "pi3x", "da3mono-large", "da3metric-large"}
+NO_REFERENCE = {"nano", "pi3", "pi3x", "speed3r-pi3", "da3mono-large", "da3metric-large"}
 """Models in which no view is special: any exchange of views exchanges the outputs."""
 
 each_model = pytest.mark.parametrize("name", list(MODELS))

@@ -17,12 +17,11 @@ MISSING = {
     "w4_linear": "W4 linears are not built yet",
     "kd_loss": "attention-output distillation is not built yet",
     "speed3r_loss": "Speed3R's distillation loss is not built yet",
-    "speed3r_pi3": "covered by test_sparse_models.py",
 }
 
 
-def checks() -> dict[str, tuple[Check, tuple[str, ...]]]:
-    """Prefix of a file name -> check and the implementations to run it with."""
+def checks() -> dict[str, tuple[Check, tuple[str, ...], bool]]:
+    """Prefix of a file name -> check, the implementations to run it with, and whether it is slow."""
     found = {}
     for topic in TOPICS:
         name = f"attention_cases.{topic}"
@@ -30,7 +29,8 @@ def checks() -> dict[str, tuple[Check, tuple[str, ...]]]:
             continue
         module = importlib.import_module(name)
         several = getattr(module, "IMPLEMENTATIONS", {})
-        found |= {prefix: (check, several.get(prefix, ("reference",))) for prefix, check in module.CASES.items()}
+        slow = getattr(module, "SLOW", ())
+        found |= {p: (check, several.get(p, ("reference",)), p in slow) for p, check in module.CASES.items()}
     return found
 
 
@@ -49,8 +49,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             reason = MISSING.get(longest(MISSING, path.stem) or "", "no check knows this kind of file")
             rows.append(pytest.param(None, path, "", marks=pytest.mark.skip(reason=reason), id=path.stem))
             continue
-        check, implementations = known[prefix]
-        rows += [pytest.param(check, path, how, id=f"{path.stem}-{how}") for how in implementations]
+        check, implementations, slow = known[prefix]
+        marks = [pytest.mark.slow] if slow else []
+        rows += [pytest.param(check, path, how, id=f"{path.stem}-{how}", marks=marks) for how in implementations]
     if not rows:
         skip = pytest.mark.skip(reason=f"no golden numbers at {folder}: name their folder with --golden DIR")
         rows = [pytest.param(None, folder, "", marks=skip, id="absent")]

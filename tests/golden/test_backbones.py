@@ -19,6 +19,7 @@ MANIFESTS = {
     "vggt": "vggt-1b",
     "pi3": "pi3",
     "pi3x": "pi3x",
+    "speed3r-pi3": "speed3r-pi3",
     **{f"da3{name}": f"da3{name}" for name in ("-small", "-base", "-large", "-giant", "mono-large", "metric-large")},
     "da3nested-giant-large": "da3nested-giant-large",
 }

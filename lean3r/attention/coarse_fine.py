@@ -1,0 +1,235 @@
+"""Coarse-to-fine sparse attention, "gsa": look everywhere coarsely, then at full resolution where it matters.
+
+Source: Ren et al. 2026, "Speed3R" (Global Sparse Attention), its paper and its released code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lean3r.attention.base import Mechanism, Projected, record
+from lean3r.attention.dense import Dense
+from lean3r.errors import UsageError
+from lean3r.ops.block_select import block_select
+from lean3r.ops.block_sparse import block_sparse_attention
+from lean3r.ops.dispatch import Implementation, describe
+from lean3r.types import TokenLayout, Windows
+
+GATE_START = 1.0  # the gates start at sigmoid(-1) = 0.27 for the compressed branch, 0.73 for the selected one
+
+
+class Gsa(Mechanism):
+    """Global Sparse Attention.
+
+    Queries, keys and values are averaged over square windows of patches. Attention between the averages gives the
+    compressed branch, and its scores choose, for each head and window, the `top_k` windows whose patches the
+    window's own patches then attend to one by one: the selected branch. Gates that read the block's input mix the
+    two, per patch and head. Special tokens attend to everything and are attended to by everything. Windows at the
+    edge of a picture are averages of what they hold; padding is in no average, and a window of padding alone is
+    never chosen.
+
+    window: side of a window in patches. top_k: may be changed at any time; above the number of windows all are
+    chosen. gate: "two" independent gates for the two branches (released checkpoints), "one" gate g for the
+    compressed branch and 1 - g for the other (the paper's text), or "none", the selected branch alone. fill: what
+    stands in lists with fewer windows than top_k: "unique" nothing, "repeat_last" the last window again and again
+    as in released checkpoints, where repetitions count. reference, every: windows of view 0, and of views 0,
+    every, 2 every, ..., are attended to besides the top_k (the paper's VGGT: view 0 and every 100). dense_below:
+    calls with fewer tokens are dense attention, without gates. implementation: as in ops/dispatch.py.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        window: int = 4,
+        top_k: int = 32,
+        gate: Literal["two", "one", "none"] = "two",
+        fill: Literal["unique", "repeat_last"] = "unique",
+        reference: bool = False,
+        every: int | None = None,
+        dense_below: int = 0,
+        implementation: Implementation = "auto",
+    ):
+        super().__init__()
+        if window < 1 or top_k < 1 or (every is not None and every < 1):
+            raise UsageError(f"window {window}, top_k {top_k} and every {every} must be at least 1")
+        if gate not in ("two", "one", "none"):
+            raise UsageError(f"gate is two, one or none, got {gate!r}")
+        self.dim, self.heads = dim, heads
+        self.window: int = window
+        self.top_k = top_k
+        self.gating = gate
+        self.fill: Literal["unique", "repeat_last"] = fill
+        self.reference, self.every = reference, every
+        self.dense_below = dense_below
+        self.implementation: Implementation = implementation
+        self.dense = Dense()
+        self.gate = None
+        if gate != "none":
+            start = torch.tensor([-GATE_START, GATE_START][: 2 if gate == "two" else 1])
+            self.gate = nn.Linear(dim, heads * len(start))
+            nn.init.zeros_(self.gate.weight)
+            self.gate.bias.data.copy_(start.repeat(heads))
+
+    def extra_repr(self) -> str:
+        """Shown by repr(model)."""
+        names = ("dim", "heads", "window", "top_k", "fill", "reference", "every", "dense_below")
+        shown = [f"{name}={getattr(self, name)!r}" for name in names]
+        return ", ".join([*shown, f"gate={self.gating!r}", f"implementation={describe(self.implementation)}"])
+
+    def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
+        """Projections of [B, N, C] tokens -> [B, H, N, D]."""
+        if p.q.shape[2] < self.dense_below:
+            record(self, layout, density=1.0)
+            return self.dense(p, layout)
+        cut = Cut.of(layout, self.window, p)
+        value = cut.blocks(p.v)
+        pooled_q, pooled_k = p.finish(cut.pool(cut.blocks(p.q)), cut.pool(cut.blocks(p.k)), cut.pooled_positions(p))
+        always = self._always(cut, value.device)
+        chosen = block_select(
+            pooled_q,
+            pooled_k,
+            cut.pool(value),
+            self.top_k + (0 if always is None else len(always)),
+            key_mask=cut.window_mask,
+            always=always,
+            fill=self.fill,
+            implementation=self.implementation,
+        )
+        q, k = p.finish(p.q, p.k)
+        selected = block_sparse_attention(
+            cut.blocks(q),
+            cut.blocks(k),
+            value,
+            chosen.blocks,
+            query_block=cut.size,
+            key_block=cut.size,
+            key_mask=cut.mask,
+            dense_keys=(cut.special_tokens(k), cut.special_tokens(p.v)) if cut.special else None,
+            implementation=self.implementation,
+        )
+        gates = self.gates(p.x)
+        record(self, layout, blocks=chosen.blocks, gate=gates, density=lambda: cut.density(chosen.blocks))
+        out = selected if gates is None else _mixed(chosen.out, selected, cut.blocks(gates))
+        if not cut.special:
+            return cut.join(out, None)
+        mask = None if p.key_mask is None else p.key_mask[:, None, None]
+        return cut.join(out, F.scaled_dot_product_attention(cut.special_tokens(q), k, p.v, attn_mask=mask))
+
+    def gates(self, x: Tensor) -> Tensor | None:
+        """Weights of the compressed and the selected branch [B, H, N, 2] for input x [B, N, C]; None without gates."""
+        if self.gate is None:
+            return None
+        gates = self.gate(x).sigmoid().unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return gates if self.gating == "two" else torch.cat([gates, 1 - gates], dim=-1)
+
+    def _always(self, cut: Cut, device: torch.device) -> Tensor | None:
+        """Windows [A] that every window attends to; None without any."""
+        views = set(range(0, cut.views, self.every)) if self.every else set()
+        if self.reference:
+            views.add(0)
+        if not views:
+            return None
+        first = torch.tensor(sorted(views), device=device)[:, None] * cut.windows.count
+        return (first + torch.arange(cut.windows.count, device=device)).flatten()
+
+
+def _mixed(compressed: Tensor, selected: Tensor, gates: Tensor) -> Tensor:
+    """Gated sum of window values [B, H, n, D] and patch values [B, H, n * size, D] by gates [B, H, n * size, 2]."""
+    windows = compressed.shape[2]
+    first, last = gates.to(selected.dtype).unflatten(2, (windows, -1)).split(1, dim=-1)
+    return torch.addcmul(selected.unflatten(2, (windows, -1)) * last, first, compressed[:, :, :, None]).flatten(2, 3)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the N tokens of a call are cut into n windows of `size` places each, special tokens left out.
+
+    mask [B, n * size] is False on places that hold padding or nothing, window_mask [B, n] on windows without any
+    patch; None when all count.
+    """
+
+    layout: TokenLayout
+    windows: Windows
+    views: int
+    mask: Tensor | None
+    window_mask: Tensor | None
+
+    @classmethod
+    def of(cls, layout: TokenLayout, side: int, p: Projected) -> Cut:
+        """Windows of `side` patches in the tokens of a call."""
+        batch, tokens = p.q.shape[0], p.q.shape[2]
+        views = tokens // layout.tokens
+        windows = layout.windows_of(side, p.q.device)
+        if windows.full and p.key_mask is None:
+            return cls(layout, windows, views, None, None)
+        holds = (windows.members >= 0).expand(batch, views, -1, -1)
+        if p.key_mask is not None:
+            patches = p.key_mask.reshape(batch, views, -1)[:, :, layout.special :]
+            holds = holds & patches[:, :, windows.members.clamp_min(0)]
+        holds = holds.reshape(batch, views * windows.count, -1)
+        return cls(layout, windows, views, holds.flatten(1), None if p.key_mask is None else holds.any(-1))
+
+    @property
+    def size(self) -> int:
+        """Places of a window."""
+        return self.windows.side**2
+
+    @property
+    def special(self) -> int:
+        """Special tokens of all views."""
+        return self.views * self.layout.special
+
+    def blocks(self, x: Tensor) -> Tensor:
+        """Tokens [B, H, N, D] -> places of windows [B, H, n * size, D]; a view of x where the layout allows it."""
+        x = self._by_view(x)[:, :, :, self.layout.special :]
+        if self.windows.adjacent:
+            return x.flatten(2, 3)
+        return x.index_select(3, self.windows.members.clamp_min(0).flatten()).flatten(2, 3)
+
+    def special_tokens(self, x: Tensor) -> Tensor:
+        """Tokens [B, H, N, D] -> the special ones of all views [B, H, E, D]."""
+        return self._by_view(x)[:, :, :, : self.layout.special].flatten(2, 3)
+
+    def join(self, patches: Tensor, special: Tensor | None) -> Tensor:
+        """Places [B, H, n * size, D] and special tokens [B, H, E, D] -> tokens [B, H, N, D]."""
+        if special is None and self.windows.adjacent:
+            return patches
+        patches = patches.unflatten(2, (self.views, -1))
+        if not self.windows.adjacent:
+            patches = patches.index_select(3, self.windows.slots)
+        if special is not None:
+            patches = torch.cat([special.unflatten(2, (self.views, -1)), patches], dim=3)
+        return patches.flatten(2, 3)
+
+    def pool(self, places: Tensor) -> Tensor:
+        """Mean of each window's patches [B, H, n * size, D] -> [B, H, n, D]; 0 for a window without any."""
+        if self.mask is None:
+            return places.unflatten(2, (-1, self.size)).mean(3)
+        holds = self.mask[:, None, :, None]
+        count = self.mask.unflatten(1, (-1, self.size)).sum(-1).clamp_min(1)[:, None, :, None]
+        return places.masked_fill(~holds, 0).unflatten(2, (-1, self.size)).sum(3) / count.to(places.dtype)
+
+    def pooled_positions(self, p: Projected) -> Tensor | None:
+        """Mean row and column of each window, truncated to integers; None when nothing is rotated."""
+        if p.positions is None:
+            return None
+        patches = p.positions.unflatten(0, (-1, self.layout.tokens))[:, self.layout.special :]
+        holds = (self.windows.members >= 0)[..., None]
+        total = (patches[:, self.windows.members.clamp_min(0)] * holds).sum(2)
+        return (total / holds.sum(1)).trunc().flatten(0, 1)
+
+    def density(self, blocks: Tensor) -> Tensor:
+        """Share of keys that a patch attends to, [B, H], by its list of windows [B, H, n, K]."""
+        chosen = (blocks >= 0).sum(-1).float().mean(-1) / blocks.shape[2]
+        special = self.layout.special / self.layout.tokens
+        return special + (1 - special) * chosen
+
+    def _by_view(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.views, self.layout.tokens))

@@ -1,0 +1,82 @@
+"""Speed3R-Pi3: Pi3 without registers, its global blocks with coarse-to-fine sparse attention.
+
+A dense Pi3 becomes one by `from_pi3`: everything by the same name, the register tokens dropped, the gates at their
+start. In official names, `decoder.b` is `local_decoder.(b / 2)` for even b and `global_decoder.((b - 1) / 2)` for
+odd b. Source: Ren et al. 2026, "Speed3R", and its released checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from lean3r.attention.coarse_fine import Gsa
+from lean3r.errors import UsageError
+from lean3r.models.keymap import KeyMap, numbered
+from lean3r.models.pi3 import Pi3, Pi3Config
+
+
+@dataclass(frozen=True)
+class Speed3rConfig(Pi3Config):
+    """Sizes of Speed3R-Pi3; `window`, `top_k` and `fill` are those of attention/coarse_fine.py."""
+
+    registers: int = 0
+    window: int = 4
+    top_k: int = 32
+    fill: Literal["unique", "repeat_last"] = "repeat_last"
+
+
+def key_map(config: Speed3rConfig) -> KeyMap:
+    """Names in Speed3R-Pi3 checkpoints <-> ours."""
+    pairs = range(config.depth // 2)
+    return KeyMap(
+        (
+            *numbered("local_decoder.{}.", "trunk.blocks.{}.", ((i, 2 * i) for i in pairs)),
+            *numbered("global_decoder.{}.", "trunk.blocks.{}.", ((i, 2 * i + 1) for i in pairs)),
+            *numbered(
+                "global_decoder.{}.attn.gate.0.",
+                "trunk.blocks.{}.attn.mechanism.gate.",
+                ((i, 2 * i + 1) for i in pairs),
+            ),
+            ("", ""),
+        )
+    )
+
+
+class Speed3rPi3(Pi3):
+    """Pi3 for many views: any aspect ratio, sides multiples of 14. Scale is unknown; known cameras are not read.
+
+    With fewer windows of 4 x 4 patches in all views than top_k the last one counts many times, as in the released
+    code, so that then the order of views matters a little.
+    """
+
+    name = "speed3r-pi3"
+
+    SIZES: ClassVar = {"speed3r-pi3": Speed3rConfig()}
+    KEY_MAP = key_map(Speed3rConfig())
+
+    def __init__(self, config: Speed3rConfig | None = None):
+        config = config or Speed3rConfig()
+        super().__init__(config)
+        self.KEY_MAP = key_map(config)
+        for role, block in zip(self.trunk.schedule, self.trunk.blocks, strict=True):
+            if role == "global":
+                block.attn.mechanism = Gsa(  # type: ignore[union-attr]
+                    config.width, config.heads, window=config.window, top_k=config.top_k, fill=config.fill
+                )
+
+
+def from_pi3(dense: Pi3) -> Speed3rPi3:
+    """A Speed3R-Pi3 with the weights of a dense Pi3, register tokens dropped; where its training starts.
+
+    UsageError on a model with other parts than Pi3's (Pi3X).
+    """
+    config = Speed3rConfig(**{**vars(dense.config), "registers": 0, "fill": "unique"})
+    model = Speed3rPi3(config)
+    weights = dense.state_dict()
+    weights.pop("register_token", None)
+    gates = {name: value for name, value in model.state_dict().items() if ".mechanism.gate." in name}
+    if weights.keys() | gates.keys() != model.state_dict().keys():
+        raise UsageError(f"expected a Pi3, got {dense.name}, which has parts that Speed3R-Pi3 has not.")
+    model.load_state_dict(weights | gates)
+    return model.to(next(dense.parameters()).device)
