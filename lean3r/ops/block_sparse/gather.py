@@ -120,30 +120,36 @@ def _heads(
 ) -> Iterator[_Head]:
     """One head after the other, in the type of the arithmetic."""
     kind = torch.promote_types(q.dtype, torch.float32)
-    dim = q.shape[-1]
+    dim, key_blocks = q.shape[-1], k.shape[2] // key_block
+    listed = torch.where(blocks < 0, key_blocks, blocks.long())
+    gaps = bool((blocks < 0).any())
     for b in range(q.shape[0]):
-        usable = None if key_mask is None else key_mask[b]
+        hidden = torch.zeros(key_blocks + 1, key_block, dtype=torch.bool, device=q.device)
+        hidden[-1] = True
+        if key_mask is not None:
+            hidden[:-1] = ~key_mask[b].view(-1, key_block)
+        bias = torch.zeros(hidden.shape, dtype=kind, device=q.device).masked_fill_(hidden, -torch.inf)
         for h in range(q.shape[1]):
             at = (b, h)
             keys, values = k[at].to(kind), v[at].to(kind)
-            if usable is not None:
-                keys, values = (x.masked_fill(~usable[:, None], 0) for x in (keys, values))
+            if key_mask is not None:
+                keys, values = (x.masked_fill(~key_mask[b][:, None], 0) for x in (keys, values))
             yield _Head(
                 at,
                 (q[at].to(kind) * scale).reshape(-1, query_block, dim),
                 keys.reshape(-1, key_block * dim),
                 values.reshape(-1, key_block * dim),
-                blocks[at].long(),
-                None if usable is None else usable.view(-1, key_block),
+                listed[at],
+                bias if gaps or key_mask is not None else None,
                 scale,
             )
 
 
 @dataclass(frozen=True)
 class _Head:
-    """One head: q [nq, query_block, D], already scaled; k, v [nk, key_block * D]; listed [nq, K], -1 for none.
+    """One head: q [nq, query_block, D], already scaled; k, v [nk, key_block * D]; listed [nq, K], nk for none.
 
-    usable [nk, key_block] is None when every key is.
+    bias [nk + 1, key_block] holds -inf for keys that do not count and in its last row; None when all keys count.
     """
 
     at: tuple[int, int]
@@ -151,7 +157,7 @@ class _Head:
     k: Tensor
     v: Tensor
     listed: Tensor
-    usable: Tensor | None
+    bias: Tensor | None
     scale: float
 
     def pieces(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
@@ -166,27 +172,24 @@ class _Head:
         size = max(1, min(count, budget // (2 * span * dim * self.q.element_size())))
         keys, values = (self.k.new_empty(size * listed, self.k.shape[1]) for _ in range(2))
         scores = self.q.new_empty(size, rows, span)
-        gaps = bool((self.listed < 0).any())
+        last = self.k.shape[0] - 1
+        empty = None if self.bias is None else ((self.bias == 0).sum(1)[self.listed].sum(1) == 0)
         for start in range(0, count, size):
             piece = slice(start, min(start + size, count))
             c = piece.stop - start
-            index = self.listed[piece].reshape(-1)
-            if gaps:
-                index = index.clamp(min=0)
-            s = scores[:c]
+            index, s = self.listed[piece].reshape(-1), scores[:c]
             near, seen = (
-                torch.index_select(table, 0, index, out=buffer[: c * listed]).view(c, span, dim)
+                torch.index_select(table, 0, index.clamp(max=last), out=buffer[: c * listed]).view(c, span, dim)
                 for table, buffer in ((self.k, keys), (self.v, values))
             )
             torch.bmm(self.q[piece], near.transpose(1, 2), out=s)
-            visible = self._visible(piece, index) if gaps or self.usable is not None else None
-            if visible is None:
+            if self.bias is None or empty is None:
                 torch.softmax(s, -1, out=s)
             else:
-                # Adding zeros and infinities is several times faster here than filling by a mask.
-                s += s.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)[:, None]
+                # Adding infinities is several times faster here than filling by a mask.
+                s += self.bias[index].view(c, 1, span)
                 torch.softmax(s, -1, out=s)
-                s[~visible.any(1)] = 0
+                s[empty[piece]] = 0
             yield piece, s, near, seen
 
     def gradients(self, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,7 +201,7 @@ class _Head:
         grad_q, grad_k, grad_v = (torch.zeros_like(x) for x in (self.q, self.k, self.v))
         width = self.k.shape[1]
         for piece, shares, near, seen in self.pieces():
-            index = self.listed[piece].reshape(-1).clamp(min=0)
+            index = self.listed[piece].reshape(-1).clamp(max=self.k.shape[0] - 1)
             g = grad[piece]
             change = torch.bmm(g, seen.transpose(1, 2))
             # Keys and values are done with as soon as they are used, and their buffers serve the gradients.
@@ -207,13 +210,3 @@ class _Head:
             torch.bmm(change, near, out=grad_q[piece])
             grad_k.index_add_(0, index, torch.bmm(change.transpose(1, 2), self.q[piece], out=near).view(-1, width))
         return (grad_q * self.scale).view(-1, dim), grad_k.view(-1, dim), grad_v.view(-1, dim)
-
-    def _visible(self, piece: slice, index: Tensor) -> Tensor | None:
-        """[c, S]: which gathered keys count; None when all do."""
-        listed = self.listed[piece]
-        visible = (listed >= 0)[:, :, None]
-        if self.usable is not None:
-            visible = visible & self.usable[index].view(*listed.shape, -1)
-        if visible.all():
-            return None
-        return visible.expand(-1, -1, self.k.shape[1] // self.q.shape[2]).reshape(listed.shape[0], -1)
