@@ -12,6 +12,8 @@ COMMANDS = Registry(
         "models": "lean3r.cli.models:Models",
         "doctor": "lean3r.cli.doctor:Doctor",
         "demo": "lean3r.cli.demo:Demo",
+        "compress": "lean3r.cli.compress:Compress",
+        "inspect": "lean3r.cli.inspect:Inspect",
         "train": "lean3r.cli.train:Train",
     },
 )

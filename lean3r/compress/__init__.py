@@ -5,4 +5,10 @@ from lean3r.compress.plan import resolve_plan as resolve_plan
 from lean3r.compress.sparsify import compress as compress
 from lean3r.registry import Registry
 
-PLANS = Registry("plan", {"dense": "lean3r.compress.presets:dense"})
+PLANS = Registry(
+    "plan",
+    {
+        "dense": "lean3r.compress.presets:dense",
+        "gsa": "lean3r.compress.presets:gsa",
+    },
+)

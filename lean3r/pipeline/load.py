@@ -81,6 +81,20 @@ def load(
     return model.to(where).eval()
 
 
+def load_stored(name: str, path: Path) -> Backbone:
+    """A dense backbone with its weights as a file stores them, number types included, on the CPU.
+
+    UsageError when the file holds a compressed model; WeightsError as `load`.
+    """
+    plan = plan_in(path)
+    if plan is not None:
+        raise UsageError(f"{path} is compressed already, as {plan}. Start from weights of the dense model.")
+    with torch.device("meta"):
+        model: Backbone = MODELS.get(name)()
+    load_weights(model, path)
+    return model.eval()
+
+
 def plan_in(path: Path) -> CompressionPlan | None:
     """The plan that the model in a file of weights was compressed with; WeightsError when it cannot be read."""
     try:

@@ -1,0 +1,124 @@
+"""`lean3r compress`: weights of a dense model in, weights of a compressed one out, its plan inside."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from lean3r.cli.console import Console
+from lean3r.cli.options import option
+from lean3r.errors import UsageError
+
+if TYPE_CHECKING:
+    from lean3r.compress.sparsify import Change
+
+
+@dataclass
+class Compress:
+    """Give a model sparse attention; what it has learned is carried over, the plan travels in the new file."""
+
+    source: Annotated[tyro.conf.Positional[str], option("IN")]
+    """Weights of a dense model (a file, or hf:OWNER/NAME), or the name of a model for its own ones."""
+
+    out: Annotated[tyro.conf.Positional[Path], option("OUT")]
+    """File to write, .safetensors."""
+
+    plan: Annotated[str, option("NAME|FILE")]
+    """A plan of lean3r by its name, or a .json file."""
+
+    model: Annotated[str | None, option("NAME", "-m")] = None
+    """Whose weights these are; by default what the file says."""
+
+    overwrite: Annotated[bool, option()] = False
+    """Replace OUT."""
+
+    offline: Annotated[bool, option()] = False
+    """Take downloaded weights from the cache only."""
+
+    json: Annotated[bool, option()] = False
+    """Print a summary as JSON on standard output, instead of the path."""
+
+    verbose: Annotated[bool, option(None, "-v")] = False
+    """Name every layer, and show the traceback of an unexpected error."""
+
+    quiet: Annotated[bool, option(None, "-q")] = False
+    """Say nothing but errors."""
+
+    def run(self) -> None:
+        """Compress, write the file, say what changed: its path, or JSON, on standard output."""
+        from lean3r.compress.plan import resolve_plan
+        from lean3r.pipeline.save import check_file, save
+
+        console = Console(self.quiet)
+        check_file(self.out, overwrite=self.overwrite)
+        plan = resolve_plan(self.plan)
+        with console.stage("loading"):
+            name, path = self._weights()
+            from lean3r.compress.sparsify import apply
+            from lean3r.pipeline.load import load_stored
+
+            model = load_stored(name, path)
+        before = model.parameter_count
+        compressed, changes = apply(model, plan)
+        with console.stage("writing"):
+            save(compressed, self.out, overwrite=self.overwrite)
+        done = {
+            "out": str(self.out),
+            "source": str(path),
+            "model": name,
+            "plan": plan.as_dict(),
+            "parameters": {"before": before, "after": compressed.parameter_count},
+            "bytes": {"before": _size(path), "after": _size(self.out)},
+            "changed": [change.as_dict() for change in changes],
+        }
+        console.line("plan", str(plan))
+        for text in _lines(changes, each=self.verbose):
+            console.line("", text)
+        added = compressed.parameter_count - before
+        console.line("weights", f"{before:,} parameters carried over, {added:,} new; {_size(self.out) / 1e6:,.1f} MB")
+        console.line("next", f"lean3r reconstruct PHOTOS -o DIR --model {name} --weights {self.out}")
+        print(json.dumps(done) if self.json else self.out)
+
+    def _weights(self) -> tuple[str, Path]:
+        """Name of the model and local file of its weights."""
+        from lean3r.models import MODELS
+        from lean3r.models.sources import find_weights
+        from lean3r.models.stored import open_stored
+        from lean3r.pipeline.load import embedded_weights, official_source
+
+        if self.source in MODELS and not Path(self.source).is_file():
+            if self.model not in (None, self.source):
+                raise UsageError(f"IN is the model {self.source}, --model says {self.model}. Leave one out.")
+            source = official_source(self.source) or embedded_weights(self.source)
+            return self.source, find_weights(source, offline=self.offline)
+        path = find_weights(self.source, offline=self.offline)
+        name = self.model or open_stored(path).metadata.get("model")
+        if name is None:
+            raise UsageError(f"{path} does not say of which model it is. Use --model; `lean3r models` lists them.")
+        return MODELS.check(name), path
+
+
+def _lines(changes: list[Change], *, each: bool) -> list[str]:
+    """One line a layer, or one for all layers that changed alike."""
+    if each:
+        return [f"{change.site.name}: {_says(change)}" for change in changes]
+    alike: dict[str, list[str]] = {}
+    for change in changes:
+        alike.setdefault(f"{change.site.role} blocks: {_says(change)}", []).append(change.site.name)
+    return [f"{len(names)} {says}" for says, names in alike.items()]
+
+
+def _says(change: Change) -> str:
+    new = ", ".join(f"{name.rpartition('.mechanism.')[2]} {list(s)}" for name, s in change.new_parameters.items())
+    text = change.mechanism.splitlines()[0].rstrip("( ") if "\n" in change.mechanism else change.mechanism
+    return text + (f"; new: {new}" if new else "")
+
+
+def _size(path: Path) -> int:
+    from lean3r.models.stored import open_stored
+
+    return sum(file.stat().st_size for file in set(open_stored(path).files.values()))

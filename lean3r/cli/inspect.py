@@ -1,0 +1,150 @@
+"""`lean3r inspect attention`: which regions of which pictures one window of patches looks at."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from lean3r.cli.console import Console
+from lean3r.cli.options import option
+from lean3r.errors import UsageError
+
+
+@dataclass
+class Inspect:
+    """Draw which regions of which pictures a window of patches looks at, and say how dense attention is."""
+
+    what: Annotated[tyro.conf.Positional[Literal["attention"]], option()]
+    """What to look at."""
+
+    inputs: Annotated[tyro.conf.Positional[list[str]], option("INPUT [INPUT ...]")]
+    """Folders, pictures, globs, .zip files or a video."""
+
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR", aliases=["-o"])]
+    """Folder to write attention.png and attention.json into; must not exist or be empty."""
+
+    model: Annotated[str, option("NAME", "-m")] = "nano"
+    """Which model; `lean3r models` lists them."""
+
+    weights: Annotated[Path | None, option("FILE")] = None
+    """Weights other than those that come with the model."""
+
+    plan: Annotated[str | None, option("NAME|FILE")] = None
+    """Compress the model first: a plan of lean3r by its name, or a .json file."""
+
+    view: Annotated[int | None, option("N")] = None
+    """The picture that looks, from 0; by default the middle one."""
+
+    at: Annotated[tuple[float, float] | None, option("X Y")] = None
+    """The spot that looks, in pixels of the original picture; by default its centre."""
+
+    block: Annotated[int | None, option("N")] = None
+    """Number among the blocks that look across pictures, from 0; by default the last one."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+
+    resolution: Annotated[int | None, option("PIXELS")] = None
+    """Side of the square that has the area of the network's pictures; by default what suits the model."""
+
+    max_views: Annotated[int | None, option("N")] = None
+    """Use at most N views, evenly chosen."""
+
+    overwrite: Annotated[bool, option()] = False
+    """Replace an earlier result in the output folder."""
+
+    json: Annotated[bool, option()] = False
+    """Print attention.json on standard output, instead of the output folder."""
+
+    verbose: Annotated[bool, option(None, "-v")] = False
+    """Show the traceback of an unexpected error."""
+
+    quiet: Annotated[bool, option(None, "-q")] = False
+    """Say nothing but errors."""
+
+    def run(self) -> None:
+        """Look, draw, write; the folder, or JSON, on standard output."""
+        from lean3r.export.atomic import MANIFEST, atomic_folder
+
+        console = Console(self.quiet)
+        with atomic_folder(self.out, overwrite=self.overwrite) as folder:
+            found, picture = self._look(console)
+            picture.save(folder / "attention.png")
+            text = json.dumps(found, indent=1)
+            (folder / "attention.json").write_text(text, encoding="utf-8")
+            (folder / MANIFEST).write_text(json.dumps({"files": ["attention.json", "attention.png"]}))
+        for name, density in found["density"].items():
+            console.line("density", f"{name}: {'not reported' if density is None else f'{100 * density:.1f} %'}")
+        most = max(found["views"], key=lambda row: row["share"])
+        console.line("looks at", f"{most['name']} most, with {100 * most['share']:.0f} % of its attention")
+        print(json.dumps(found) if self.json else self.out)
+
+    def _look(self, console: Console) -> tuple[dict[str, Any], Any]:
+        """What attention.json holds, and the picture."""
+        import torch
+
+        from lean3r.attention.base import recording
+        from lean3r.attention.probe import capturing
+        from lean3r.cli.attention_picture import draw, query_window, shares
+        from lean3r.compress.sparsify import plan_of
+        from lean3r.compress.targets import sites_of
+        from lean3r.images import load_views
+        from lean3r.models.base import grey_padding
+        from lean3r.pipeline.load import load
+
+        with console.stage("loading"):
+            model = load(self.model, self.weights, self.device, plan=self.plan)
+        sites = {site.name: model.get_submodule(site.name) for site in sites_of(model) if site.role == "global"}
+        block = len(sites) - 1 if self.block is None else self.block
+        if not 0 <= block < len(sites):
+            raise UsageError(f"--block is {block}; {self.model} has {len(sites)} blocks that look across pictures.")
+        with console.stage("reading"):
+            resolution = self.resolution or model.resolution
+            loaded = load_views(self.inputs, resolution=resolution, patch=model.patch, max_views=self.max_views)
+        views = loaded.views
+        names = [source.name for source in views.sources]
+        console.read(names, loaded.skipped)
+        view = len(names) // 2 if self.view is None else self.view
+        if not 0 <= view < len(names):
+            raise UsageError(f"--view is {view}; there are {len(names)} views, 0 to {len(names) - 1}.")
+        name = list(sites)[block]
+        watched = sites[name]
+        both = [m for m in (watched.mechanism, watched.short) if m is not None]
+        device = next(model.parameters()).device
+        with console.stage("network"), torch.no_grad(), recording() as log, capturing(both) as calls:
+            model.encode(grey_padding(views.to(device)))
+        window = query_window(calls[-1].layout, views, view, self.at)
+        found = shares(calls[-1], window, view)
+        records = {id(record.mechanism): record.values for record in log}
+        plan = plan_of(model)
+        about = {
+            "model": self.model,
+            "plan": None if plan is None else plan.as_dict(),
+            "layer": name,
+            "mechanism": repr(calls[-1].mechanism),
+            "query": {"view": view, "name": names[view], "patches": window.as_dict()},
+            "views": [
+                {"view": i, "name": n, "share": round(s, 6)}
+                for i, (n, s) in enumerate(zip(names, found.by_view, strict=True))
+            ],
+            "special_tokens_share": round(found.special, 6),
+            "tokens": found.tokens,
+            "tokens_that_hold_90_percent": found.tokens_of_most,
+            "density": {key: _density(a.mechanism, a.short, records) for key, a in sites.items()},
+        }
+        return about, draw(views, found, window, view, names)
+
+
+def _density(mechanism: Any, short: Any, records: dict[int, dict[str, Any]]) -> float | None:
+    """The share of pairs that a layer's mechanism attends to; None where it did not say."""
+    from lean3r.attention.dense import Dense
+
+    values = records.get(id(mechanism), {})
+    if "density" in values:
+        density = values["density"]
+        return round(float(density.float().mean()) if hasattr(density, "float") else float(density), 6)
+    return 1.0 if isinstance(mechanism, Dense) or isinstance(short, Dense) else None
