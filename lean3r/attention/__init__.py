@@ -7,5 +7,12 @@ ATTENTION = Registry(
     {
         "dense": "lean3r.attention.dense:Dense",
         "gsa": "lean3r.attention.coarse_fine:Gsa",
+        "sla": "lean3r.attention.sla:SLA",
+        "thu-sla": "lean3r.attention.sla:ThuSLA",
+        "block_sparse": "lean3r.attention.block_mask:BlockSparse",
+        "merge": "lean3r.attention.merge:TokenMerge",
+        "kv_prune": "lean3r.attention.kv_prune:KeyValuePrune",
+        "frame_subset": "lean3r.attention.frame_subset:FrameSubset",
+        "frame_local": "lean3r.attention.frame_local:FrameLocal",
     },
 )

@@ -11,18 +11,39 @@ from torch import Tensor
 from lean3r.attention.base import Mechanism, Projected
 from lean3r.types import TokenLayout
 
+Form = Literal["auto", "sdpa", "explicit"]
 
-class Dense(Mechanism):
-    """Every token attends to every token.
 
-    implementation "sdpa" is torch's fused kernel; "explicit" writes out matmul, softmax, matmul, whose
-    backward pass on CPUs in bfloat16 is several times faster at a few hundred tokens. "auto" takes the
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, form: Form = "auto") -> Tensor:
+    """softmax(q k^T / sqrt(D)) v: q [B, H, N, D], k and v [B, H, M, D] -> [B, H, N, D].
+
+    key_mask [B, M] is False on keys left out; whatever stands there, NaN included, has no influence, and where no
+    key is left the result is 0. Form "sdpa" is torch's fused kernel; "explicit" writes out matmul, softmax, matmul,
+    whose backward pass on CPUs in bfloat16 is several times faster at a few hundred tokens. "auto" takes the
     explicit form where that holds: on a CPU while gradients are recorded.
     """
+    mask = None
+    if key_mask is not None:
+        # A weight of 0 times NaN is NaN, hence the zeros.
+        k, v = (x.masked_fill(~key_mask[:, None, :, None], 0.0) for x in (k, v))
+        mask = key_mask[:, None, None, :]
+    if form == "auto":
+        recorded = torch.is_grad_enabled() and q.requires_grad
+        form = "explicit" if q.device.type == "cpu" and recorded else "sdpa"
+    if form == "sdpa":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1) @ v
 
-    def __init__(self, implementation: Literal["auto", "sdpa", "explicit"] = "auto"):
+
+class Dense(Mechanism):
+    """Every token attends to every token, by `softmax_attention` in the form `implementation`."""
+
+    def __init__(self, implementation: Form = "auto"):
         super().__init__()
-        self.implementation = implementation
+        self.implementation: Form = implementation
 
     def extra_repr(self) -> str:
         """Shown by repr(model)."""
@@ -31,13 +52,4 @@ class Dense(Mechanism):
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """softmax(q k^T / sqrt(D)) v over [B, H, N, D]."""
         q, k = p.finish(p.q, p.k)
-        mask = None if p.key_mask is None else p.key_mask[:, None, None, :]
-        explicit = self.implementation == "explicit"
-        if self.implementation == "auto":
-            explicit = q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad
-        if not explicit:
-            return F.scaled_dot_product_attention(q, k, p.v, attn_mask=mask)
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        return scores.softmax(-1) @ p.v
+        return softmax_attention(q, k, p.v, p.key_mask, self.implementation)

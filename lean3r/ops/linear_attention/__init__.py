@@ -29,13 +29,14 @@ def linear_attention(
     """Attention without softmax: q [B, H, N, D], k and v [B, H, M, D] -> [B, H, N, D], q not scaled.
 
     feature "elu" is ELU + 1, "softmax" runs over the D channels. key_mask [B, M] is False on keys left out;
-    whatever stands there, NaN included, has no influence. With no key at all the result is 0.
+    whatever stands there, NaN included, has no influence. With no key at all the result is 0. "torch" and
+    "reference" are the same here: matrix products, which no kernel of ours beats on a CPU.
     """
     if feature not in get_args(Feature):
         raise UsageError(f"feature is one of {', '.join(get_args(Feature))}, got {feature!r}")
     width = q.shape[-1]
     unsupported = f"head_dim {width} is above {LARGEST_HEAD}" if width > LARGEST_HEAD else None
-    if choose("linear_attention", implementation, [q, k, v], unsupported=unsupported) == "triton":
+    if choose("linear_attention", implementation, [q, k, v], torch_path=True, unsupported=unsupported) == "triton":
         from lean3r.ops.linear_attention.kernel import LinearAttention
 
         return LinearAttention.apply(q, k, v, key_mask, feature, eps)  # type: ignore[no-any-return]

@@ -5,6 +5,7 @@ in a fixed order, so that results repeat. Products take float32 operands, as TF3
 precision: at these widths the passes wait for memory, and rounding features to bfloat16 would show.
 """
 
+# pyright: reportArgumentType=false, reportReturnType=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import torch

@@ -1,5 +1,6 @@
 """Two-axis rotation in Triton: one read and one write of x; the backward pass turns the other way."""
 
+# pyright: reportArgumentType=false, reportReturnType=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import torch

@@ -1,0 +1,105 @@
+"""Blocks of neighbouring tokens: filling up, pooling, and attention to the blocks that a rule chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lean3r.attention.dense import softmax_attention
+from lean3r.attention.parts import pieces
+from lean3r.ops.block_sparse import block_sparse_attention
+from lean3r.ops.dispatch import Implementation
+
+Choice = Callable[[slice], Tensor]
+
+
+def count_blocks(tokens: int, block: int) -> int:
+    """Blocks that hold so many tokens, the last one perhaps in part."""
+    return -(-tokens // block)
+
+
+def filled(x: Tensor, block: int) -> Tensor:
+    """x [B, H, N, D] with zero rows at its end, up to a multiple of `block`."""
+    missing = -x.shape[2] % block
+    return F.pad(x, (0, 0, 0, missing)) if missing else x
+
+
+def filled_mask(mask: Tensor | None, like: Tensor, block: int, value: bool = False) -> Tensor | None:
+    """mask [B, N] for `filled` tokens, the added ones marked `value`; None when all count. like is [B, H, N, D]."""
+    missing = -like.shape[2] % block
+    if mask is None:
+        if not missing or value:
+            return None
+        mask = torch.ones(like.shape[0], like.shape[2], dtype=torch.bool, device=like.device)
+    return F.pad(mask, (0, missing), value=value)
+
+
+def pooled(
+    x: Tensor, block: int, mask: Tensor | None = None, pool: Literal["avg", "max"] = "avg"
+) -> tuple[Tensor, Tensor | None]:
+    """Mean (or largest value) of the real tokens of each block, float32 [B, H, n, D], and which blocks have any.
+
+    x [B, H, N, D] is `filled`; mask [B, N] is False on what does not count. The second result [B, n] is None when
+    mask is; blocks without a real token are 0.
+    """
+    parts = x.detach().unflatten(2, (-1, block))
+    parts = parts if parts.dtype == torch.float64 else parts.float()
+    if mask is None:
+        return (parts.mean(3) if pool == "avg" else parts.amax(3)), None
+    real = mask.unflatten(1, (-1, block))
+    counts = real.sum(2)
+    hidden = ~real[:, None, :, :, None]
+    if pool == "avg":
+        mean = parts.masked_fill(hidden, 0.0).sum(3) / counts[:, None, :, None].clamp_min(1)
+        return mean, counts > 0
+    empty = (counts == 0)[:, None, :, None]
+    return parts.masked_fill(hidden, -torch.inf).amax(3).masked_fill(empty, 0.0), counts > 0
+
+
+def block_scores(q: Tensor, k: Tensor, usable: Tensor | None) -> Tensor:
+    """q k^T of pooled tokens, [B, H, n, m]; -inf for key blocks where usable [B, m] is False."""
+    with torch.autocast(q.device.type, enabled=False):
+        scores = q @ k.transpose(-1, -2)
+    return scores if usable is None else scores.masked_fill(~usable[:, None, None, :], -torch.inf)
+
+
+def attend_chosen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    choice: Choice | None,
+    query_block: int,
+    key_block: int,
+    key_mask: Tensor | None,
+    implementation: Implementation,
+) -> Tensor:
+    """Softmax attention of each query block over the key blocks that choice(slice of query blocks) lists.
+
+    q, k and v [B, H, N, D] are `filled`; key_mask [B, N] is False on keys never attended to; choice None is every
+    block. The choice is made for a few query blocks at a time, so that no table of all pairs is ever held.
+    """
+    if choice is None:
+        return softmax_attention(q, k, v, key_mask)
+    parts = []
+    each = q.shape[0] * q.shape[1] * (k.shape[2] // key_block)
+    for part in pieces(q.shape[2] // query_block, each):
+        rows = q[:, :, part.start * query_block : part.stop * query_block]
+        with torch.no_grad():
+            blocks = choice(part)
+        parts.append(
+            block_sparse_attention(
+                rows,
+                k,
+                v,
+                blocks,
+                query_block=query_block,
+                key_block=key_block,
+                key_mask=key_mask,
+                implementation=implementation,
+            )
+        )
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)

@@ -1,0 +1,27 @@
+"""Each view by itself: what AVGGT and GoToHunt put in place of the first global layers."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lean3r.attention.base import Mechanism, Projected, record
+from lean3r.attention.dense import softmax_attention
+from lean3r.attention.parts import view_count
+from lean3r.types import TokenLayout
+
+
+class FrameLocal(Mechanism):
+    """Tokens attend to the tokens of their own view only, with the layer's own weights; cost linear in the views."""
+
+    def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
+        """Dense attention inside each view, [B, H, N, D]."""
+        views = view_count(p, layout)
+        q, k = p.finish(p.q, p.k)
+
+        def apart(x: Tensor) -> Tensor:
+            return x.unflatten(2, (views, layout.tokens)).transpose(1, 2).flatten(0, 1)
+
+        mask = None if p.key_mask is None else p.key_mask.reshape(-1, layout.tokens)
+        out = softmax_attention(apart(q), apart(k), apart(p.v), mask)
+        record(self, layout, density=1 / views)
+        return out.unflatten(0, (-1, views)).transpose(1, 2).flatten(2, 3)

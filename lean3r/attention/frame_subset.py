@@ -1,0 +1,111 @@
+"""Keys of a few views only, chosen to differ from one another, as in GoToHunt ("good token hunting")."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lean3r.attention.base import Mechanism, Projected, record
+from lean3r.attention.dense import softmax_attention
+from lean3r.attention.parts import (
+    check_count,
+    grid_positions,
+    marks_of,
+    rows_of,
+    shown,
+    table,
+    view_count,
+    without_padding,
+)
+from lean3r.errors import UsageError
+from lean3r.types import TokenLayout
+
+Start = Literal["central", "first"]
+
+
+def choose_views(descriptors: Tensor, count: int, start: Start = "central", usable: Tensor | None = None) -> Tensor:
+    """Farthest-point sampling by cosine distance: descriptors [B, S, C] -> views [B, min(count, S)] as chosen.
+
+    Each next view is the one farthest from all chosen so far, the lowest index on ties. "central" starts with the
+    view nearest to the mean descriptor, so that the order of the views does not matter; "first" with view 0.
+    Views where usable [B, S] is False come last.
+    """
+    unit = F.normalize(descriptors.float(), dim=-1)
+    far = 1 - unit @ unit.transpose(1, 2)
+    batch, views = descriptors.shape[:2]
+    count = min(count, views)
+    last = torch.zeros(batch, views, device=far.device) if usable is None else (~usable).float() * -10.0
+    if start == "first":
+        pick = torch.zeros(batch, 1, dtype=torch.int64, device=far.device)
+    else:
+        pick = (torch.einsum("bsc,bc->bs", unit, unit.mean(1)) + last).argmax(1, keepdim=True)
+    distance = last + 4.0
+    picks = []
+    for _ in range(count):
+        picks.append(pick)
+        distance = torch.minimum(distance, far.gather(1, pick[:, :, None].expand(-1, -1, views))[:, 0] + last)
+        distance = distance.scatter(1, pick, -torch.inf)
+        pick = distance.argmax(1, keepdim=True)
+    return torch.cat(picks, 1)
+
+
+def thinned(layout: TokenLayout, stride: int) -> Tensor:
+    """[n] tokens of one view that stay: special tokens, and patches whose row and column divide by `stride`."""
+    row, col = grid_positions(layout)
+    kept = (row % stride == 0) & (col % stride == 0)
+    return torch.cat([torch.arange(layout.special), layout.special + kept.nonzero()[:, 0]])
+
+
+class FrameSubset(Mechanism):
+    """GoToHunt: every query attends to the keys of `frames` views that differ most, and to no others.
+
+    `keep` names the views itself; otherwise they are chosen by the mean of each view's patches at the block's
+    input, from `start` on (see `choose_views`). `stride` s keeps one of s x s patches of these views, and all
+    special tokens. As many frames as there are views, with stride 1, is dense attention. Cost linear in the views.
+    """
+
+    def __init__(
+        self, frames: int = 25, *, stride: int = 1, start: Start = "central", keep: tuple[int, ...] | None = None
+    ):
+        super().__init__()
+        if start not in ("central", "first"):
+            raise UsageError(f"start is 'central' or 'first', got {start!r}")
+        if keep is not None and (not keep or min(keep) < 0 or len(set(keep)) < len(keep)):
+            raise UsageError(f"keep is None or different view numbers from 0 on, got {tuple(keep)}")
+        self.frames = check_count("frames", frames)
+        self.stride = check_count("stride", stride)
+        self.start: Start = start
+        self.keep = None if keep is None else tuple(keep)
+
+    def extra_repr(self) -> str:
+        """Shown by repr(model)."""
+        return shown(self, "frames", "stride", "start", "keep")
+
+    def chosen(self, p: Projected, layout: TokenLayout) -> Tensor:
+        """[B, K] views, ascending, that this call's queries attend to; without padding in p."""
+        views = view_count(p, layout)
+        if self.keep is not None:
+            if max(self.keep) >= views:
+                raise UsageError(f"keep names view {max(self.keep)}, but there are {views} views, counted from 0")
+            return torch.tensor(sorted(self.keep), device=p.x.device).expand(len(p.x), -1)
+        if self.frames >= views:
+            return torch.arange(views, device=p.x.device).expand(len(p.x), -1)
+        patches = p.x.detach().unflatten(1, (views, layout.tokens))[:, :, layout.special :]
+        usable = None
+        if p.key_mask is not None:
+            usable = p.key_mask.unflatten(1, (views, layout.tokens))[:, :, layout.special :].any(-1)
+        # The sum has the direction of the mean, and padding is zero.
+        return choose_views(patches.float().sum(2), self.frames, self.start, usable).sort(1).values
+
+    def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
+        """Attention to the chosen views' tokens, [B, H, N, D]."""
+        p = without_padding(p)
+        q, k = p.finish(p.q, p.k)
+        views = self.chosen(p, layout)
+        tokens = table(thinned, layout, 1, q.device, self.stride)
+        index = (views[:, :, None] * layout.tokens + tokens).flatten(1)
+        record(self, layout, density=index.shape[1] / q.shape[2], views=views)
+        return softmax_attention(q, rows_of(k, index), rows_of(p.v, index), marks_of(p.key_mask, index))

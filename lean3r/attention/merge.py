@@ -1,0 +1,111 @@
+"""Token merging as in FastVGGT: most tokens join a similar one before attention and copy its result after it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lean3r.attention.base import Mechanism, Projected, record
+from lean3r.attention.dense import softmax_attention
+from lean3r.attention.merging import MergePlan, best_match, merge, merged_mask, unmerge
+from lean3r.attention.parts import check_share, shown, table, view_count, without_padding
+from lean3r.types import TokenLayout
+
+
+def region_choice(layout: TokenLayout, seed: int) -> Tensor:
+    """[views - 1, rows // 2, cols // 2]: which patch of each 2 x 2 region is a destination, 2 * down + right."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (max(0, layout.views - 1), layout.rows // 2, layout.cols // 2)
+    return torch.randint(4, shape, generator=generator)
+
+
+def destinations(layout: TokenLayout, choice: Tensor | None) -> Tensor:
+    """[N] bool: tokens that others may join: view 0, special tokens, one patch of each region of the other views.
+
+    `choice` comes from `region_choice`; None takes no patches. Regions are counted as in the release: a grid of
+    2 * (cols // 2) columns laid over the patches from the first on, which with odd cols does not keep to rows.
+    """
+    chosen = torch.zeros(layout.views, layout.tokens, dtype=torch.bool)
+    chosen[0] = True
+    chosen[:, : layout.special] = True
+    if choice is not None and choice.numel():
+        down, across = choice.shape[1:]
+        row = 2 * torch.arange(down)[:, None] + choice // 2
+        col = 2 * torch.arange(across) + choice % 2
+        patch = (row * (2 * across) + col).flatten(1)
+        place = layout.windows_of(1).members.flatten()  # where a row-major patch lies
+        chosen[1:].scatter_(1, layout.special + place[patch], True)
+    return chosen.flatten()
+
+
+def protected(layout: TokenLayout, share: float) -> Tensor:
+    """[n] tokens kept as they are: `share` of all, evenly spaced from the first on."""
+    tokens = layout.views * layout.tokens
+    count = int(share * tokens)
+    return torch.arange(count) * max(1, tokens // max(1, count))
+
+
+def plan_merges(
+    metric: Tensor, to: Tensor, sources: Tensor, kept: Tensor, most: int, mask: Tensor | None = None
+) -> MergePlan:
+    """Let the `most` most similar of `sources` [n] join one of the destinations `to` [m]; metric [B, N, C].
+
+    `kept` are the protected tokens, none of them among the sources.
+    """
+    similarity, target = best_match(metric, sources, to, mask)
+    order = similarity.argsort(dim=1, descending=True, stable=True)
+    merged, rest = order[:, :most], order[:, most:]
+    return MergePlan(to, sources[merged], target.gather(1, merged), sources[rest], kept)
+
+
+class TokenMerge(Mechanism):
+    """FastVGGT: merge tokens by the similarity of the block's input, attend, copy the results back.
+
+    `ratio` of all tokens are merged at most, the most similar first; `protect` of them, evenly spaced, keep their
+    own value. `seed` fixes the patch that each 2 x 2 region offers as destination; `random` False offers none.
+    ratio 0 with protect 0 is dense attention. Matching costs tokens^2 / 5 products of C channels, in bounded
+    memory; attention itself sees about a third of the tokens.
+    """
+
+    def __init__(self, ratio: float = 0.9, *, protect: float = 0.1, seed: int = 33, random: bool = True):
+        super().__init__()
+        self.ratio = check_share("ratio", ratio)
+        self.protect = check_share("protect", protect)
+        self.seed = seed
+        self.random = random
+
+    def extra_repr(self) -> str:
+        """Shown by repr(model)."""
+        return shown(self, "ratio", "protect", "seed", "random")
+
+    def plan(self, p: Projected, layout: TokenLayout) -> MergePlan:
+        """Which tokens of this call join which."""
+        views, device = view_count(p, layout), p.x.device
+        seed = self.seed if self.random else None
+        to = table(_destination_index, layout, views, device, seed)
+        sources = table(_source_index, layout, views, device, seed, self.protect)
+        kept = table(protected, layout, views, device, self.protect)
+        return plan_merges(p.x, to, sources, kept, int(self.ratio * p.x.shape[1]), p.key_mask)
+
+    def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
+        """Attention over the merged sequence, [B, H, N, D]."""
+        p = without_padding(p)
+        q, k = p.finish(p.q, p.k)
+        plan = self.plan(p, layout)
+        mask = None if p.key_mask is None else merged_mask(plan, p.key_mask)
+        q, k, v = (merge(x, plan, p.key_mask) for x in (q, k, p.v))
+        tokens = p.q.shape[2]
+        record(self, layout, density=(k.shape[2] / tokens) ** 2, merged=plan.sources)
+        return unmerge(softmax_attention(q, k, v, mask), plan, tokens)
+
+
+def _destination_index(layout: TokenLayout, seed: int | None) -> Tensor:
+    return destinations(layout, None if seed is None else region_choice(layout, seed)).nonzero()[:, 0]
+
+
+def _source_index(layout: TokenLayout, seed: int | None, share: float) -> Tensor:
+    """Tokens that are neither destinations nor protected."""
+    rest = torch.ones(layout.views * layout.tokens, dtype=torch.bool)
+    rest[_destination_index(layout, seed)] = False
+    rest[protected(layout, share)] = False
+    return rest.nonzero()[:, 0]

@@ -1,0 +1,97 @@
+"""Merging tokens into their most similar ones before attention, and handing results back after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lean3r.attention.parts import pieces, rows_of
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """Which of N tokens are merged; indices of tokens, [n] for all scenes alike or [B, n].
+
+    The merged sequence is [unmerged, destinations, protected]: a destination is the mean of itself and of the
+    sources whose `targets` [B, n] (positions in `destinations`) name it. A token that is both a destination and
+    protected stands there twice, the second time with its own value.
+    """
+
+    destinations: Tensor
+    sources: Tensor
+    targets: Tensor
+    unmerged: Tensor
+    protected: Tensor
+
+
+def best_match(
+    metric: Tensor, sources: Tensor, destinations: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cosine of each source with its most similar destination, and which one: ([B, n], [B, n] int64).
+
+    metric [B, N, C]; sources and destinations index its tokens. Ties go to the first destination. Of tokens where
+    mask [B, N] is False, a destination is never chosen and a source has similarity -inf.
+    """
+    unit = F.normalize(metric.detach(), dim=-1)
+    to = unit[:, destinations]
+    hidden = None if mask is None else ~mask[:, destinations][:, None]
+    best, which = [], []
+    for part in pieces(len(sources), len(metric) * len(destinations)):
+        similarity = unit[:, sources[part]] @ to.transpose(1, 2)
+        if hidden is not None:
+            similarity = similarity.masked_fill(hidden, -torch.inf)
+        found = similarity.max(-1)
+        best.append(found.values)
+        which.append(found.indices)
+    similarity = torch.cat(best, 1)
+    if mask is not None:
+        similarity = similarity.masked_fill(~mask[:, sources], -torch.inf)
+    return similarity, torch.cat(which, 1)
+
+
+def merge(x: Tensor, plan: MergePlan, mask: Tensor | None = None) -> Tensor:
+    """x [B, H, N, D] -> [B, H, M, D]; tokens where mask [B, N] is False add nothing to a mean."""
+    x = x if mask is None else x.masked_fill(~mask[:, None, :, None], 0.0)
+    counts = _counts(plan, x, mask)
+    index = plan.targets[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
+    summed = rows_of(x, plan.destinations).scatter_add(2, index, rows_of(x, plan.sources))
+    mean = summed / counts[:, None, :, None].clamp_min(1).to(x.dtype)
+    return torch.cat([rows_of(x, plan.unmerged), mean, rows_of(x, plan.protected)], 2)
+
+
+def merged_mask(plan: MergePlan, mask: Tensor) -> Tensor:
+    """Which tokens of the merged sequence hold anything: mask [B, N] -> [B, M]."""
+    row = mask[:, None, :, None]
+    unmerged, protected = (rows_of(row, i)[:, 0, :, 0] for i in (plan.unmerged, plan.protected))
+    return torch.cat([unmerged, _counts(plan, row, mask) > 0, protected], 1)
+
+
+def unmerge(out: Tensor, plan: MergePlan, tokens: int) -> Tensor:
+    """Results [B, H, M, D] back to all tokens [B, H, N, D]: a source receives its destination's row."""
+    return rows_of(out, places(plan, tokens))
+
+
+def places(plan: MergePlan, tokens: int) -> Tensor:
+    """[B, N] position in the merged sequence that each token reads; protected rows win."""
+    batch, device = len(plan.targets), plan.targets.device
+    first, second = plan.unmerged.shape[-1], plan.destinations.shape[-1]
+    place = torch.zeros(batch, tokens, dtype=torch.int64, device=device)
+    for index, value in (
+        (plan.unmerged, torch.arange(first, device=device)),
+        (plan.destinations, first + torch.arange(second, device=device)),
+        (plan.sources, first + plan.targets),
+        (plan.protected, first + second + torch.arange(plan.protected.shape[-1], device=device)),
+    ):
+        place.scatter_(1, index.expand(batch, -1), value.expand(batch, -1))
+    return place
+
+
+def _counts(plan: MergePlan, x: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, destinations] tokens in each mean, in float32: half precision counts to 2,048 only."""
+    ones = torch.ones(len(x), x.shape[2], device=x.device) if mask is None else mask.float()
+    column = ones[:, None, :, None]
+    base, added = rows_of(column, plan.destinations)[:, 0, :, 0], rows_of(column, plan.sources)[:, 0, :, 0]
+    return base.scatter_add(1, plan.targets, added)

@@ -1,0 +1,261 @@
+"""Sparse-linear attention: softmax over the keys that matter plus a linear branch for the rest.
+
+`SLA` is Lite3R's (arXiv 2605.11354, with its released code), `ThuSLA` the one it comes from (thu-ml/SLA).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lean3r.attention.base import Mechanism, Projected, record
+from lean3r.attention.blocks import (
+    attend_chosen,
+    block_scores,
+    count_blocks,
+    filled,
+    filled_mask,
+    pooled,
+)
+from lean3r.attention.dense import softmax_attention
+from lean3r.attention.parts import check_count, check_share, in_pieces, pieces, shown, without_padding
+from lean3r.errors import UsageError
+from lean3r.ops.dispatch import Implementation
+from lean3r.ops.linear_attention import Feature, block_states, linear_attention, states_attention
+from lean3r.types import TokenLayout
+
+Mode = Literal["token", "block", "three-way"]
+Filling = Literal["masked", "zeros"]
+EPS = 1e-6  # Lite3R's; thu-ml has THU_EPS
+THU_EPS = 1e-5
+
+
+def top_tokens(q: Tensor, k: Tensor, v: Tensor, keep: float, mask: Tensor | None = None) -> Tensor:
+    """Softmax over each query's max(1, floor(keep * keys)) largest scores; q, k, v [B, H, N, D].
+
+    Keys that tie with the last one kept are kept too. mask [B, N] is False on keys that do not count. Scores of a
+    few queries are held at a time, and computed again for gradients; time is quadratic in the tokens.
+    """
+    batch, heads, tokens, dim = k.shape
+    counts = None if mask is None else (mask.sum(1).double() * keep).floor().long().clamp_min(1)
+    most = max(1, int(keep * tokens))
+
+    def attend(rows: slice, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = ((q[:, :, rows] * dim**-0.5) @ k.transpose(-1, -2)).float()
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None, :], -torch.inf)
+        with torch.no_grad():
+            largest = scores.topk(most, dim=-1).values
+            last = -1 if counts is None else (counts - 1)[:, None, None, None].expand(*largest.shape[:3], 1)
+            limit = largest[..., -1:] if isinstance(last, int) else largest.gather(-1, last)
+        return scores.masked_fill(scores < limit, -torch.inf).softmax(-1).to(v.dtype) @ v
+
+    return in_pieces(attend, pieces(q.shape[2], batch * heads * tokens), q, k, v)
+
+
+class SLA(Mechanism):
+    """Lite3R: out = softmax branch + proj_lin(linear branch), proj_lin [D, D] shared by all heads.
+
+    The linear branch is phi(q) (phi(k)^T v) / (phi(q) . sum phi(k) + 1e-6), phi = ELU + 1, on q and k after norm
+    and rotation. The softmax branch depends on `mode`:
+    - "token": each query keeps its `keep` share of keys (quadratic time, bounded memory);
+    - "block": each block of `block` queries keeps a `keep` share of key blocks, by the score of their means;
+    - "three-way": a `critical` share of key blocks goes to softmax, a `negligible` share nowhere, the others
+      to the linear branch.
+    `filling` says how a last block in part is taken: "masked" leaves out what is not there, "zeros" is the release,
+    whose zero rows count in means and as keys. Blocks run through the tokens as they lie, special ones included,
+    and may reach over two views; `window` asks the trunk for an order in which blocks are compact.
+    keep 1 with a zero proj_lin, or critical 1, is dense attention. `init_std` is that of proj_lin's first values.
+    """
+
+    lam: nn.Parameter
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        mode: Mode = "block",
+        keep: float = 0.3,
+        block: int = 64,
+        critical: float = 0.05,
+        negligible: float = 0.10,
+        filling: Filling = "masked",
+        window: int | None = None,
+        init_std: float = 1e-3,
+        implementation: Implementation = "auto",
+    ):
+        super().__init__()
+        if mode not in get_args(Mode) or filling not in get_args(Filling):
+            modes, fillings = (", ".join(get_args(t)) for t in (Mode, Filling))
+            raise UsageError(f"mode is one of {modes} and filling one of {fillings}, got {mode!r} and {filling!r}")
+        self.mode: Mode = mode
+        self.keep = check_share("keep", keep)
+        self.block = check_count("block", block)
+        self.critical = check_share("critical", critical)
+        self.negligible = check_share("negligible", negligible)
+        self.filling: Filling = filling
+        self.window = window
+        self.implementation: Implementation = implementation
+        self.proj_lin = nn.Linear(dim // heads, dim // heads, bias=False)
+        nn.init.normal_(self.proj_lin.weight, std=init_std)
+        # In released checkpoints, and never read there either.
+        self.lam = nn.Parameter(torch.tensor(0.5), requires_grad=False)
+
+    def extra_repr(self) -> str:
+        """Shown by repr(model)."""
+        shares = ("critical", "negligible") if self.mode == "three-way" else ("keep",)
+        blocks = () if self.mode == "token" else ("block", "filling", "window")
+        return shown(self, "mode", *shares, *blocks, "implementation")
+
+    def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
+        """Both branches added, [B, H, N, D]."""
+        near, far = self.branches(p, layout)
+        return near + self.proj_lin(far)
+
+    def branches(self, p: Projected, layout: TokenLayout) -> tuple[Tensor, Tensor]:
+        """(softmax branch, linear branch before its projection), each [B, H, N, D]."""
+        p = without_padding(p)
+        q, k = p.finish(p.q, p.k)
+        if self.mode == "three-way":
+            return self._three_way(q, k, p.v, p.key_mask, layout)
+        far = linear_attention(
+            q, k, p.v, feature="elu", eps=EPS, key_mask=p.key_mask, implementation=self.implementation
+        )
+        if self.mode == "block":
+            return self._blocks(q, k, p.v, p.key_mask, layout), far
+        record(self, layout, density=max(1, int(self.keep * k.shape[2])) / k.shape[2])
+        return top_tokens(q, k, p.v, self.keep, p.key_mask), far
+
+    def _pooled(self, q: Tensor, k: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Block means of filled q and k, q scaled, and which key blocks have a token to attend to."""
+        means, usable = [], None
+        for x in (q, k):
+            mean, usable = pooled(x, self.block, mask)
+            means.append(mean)
+        return means[0] * q.shape[-1] ** -0.5, means[1], usable
+
+    def _blocks(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, layout: TokenLayout) -> Tensor:
+        tokens, block = q.shape[2], self.block
+        count = count_blocks(tokens, block)
+        kept = max(1, round(self.keep * count))
+        mask = filled_mask(mask, q, block, value=self.filling == "zeros")
+        q, k, v = (filled(x, block) for x in (q, k, v))
+        pooled_q, pooled_k, usable = self._pooled(q, k, mask)
+
+        def choice(rows: slice) -> Tensor:
+            return block_scores(pooled_q[:, :, rows], pooled_k, usable).topk(kept, -1).indices.int()
+
+        record(self, layout, density=min(1.0, kept / count), blocks=lambda: choice(slice(None)))
+        out = attend_chosen(
+            q, k, v, choice if kept < count else None, block, block, mask, self.implementation
+        )  # fmt: skip
+        return out[:, :, :tokens]
+
+    def _three_way(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, layout: TokenLayout
+    ) -> tuple[Tensor, Tensor]:
+        tokens, block = q.shape[2], self.block
+        count = count_blocks(tokens, block)
+        high, low = (max(1, int(share * count)) for share in (self.critical, self.negligible))
+        mask = filled_mask(mask, q, block, value=self.filling == "zeros")
+        q, k, v = (filled(x, block) for x in (q, k, v))
+        pooled_q, pooled_k, usable = self._pooled(q, k, mask)
+
+        def choice(rows: slice) -> Tensor:
+            return block_scores(pooled_q[:, :, rows], pooled_k, usable).topk(high, -1).indices.int()
+
+        def marginal(rows: slice) -> Tensor:
+            scores = block_scores(pooled_q[:, :, rows], pooled_k, usable)
+            ranks = scores if usable is None else scores.masked_fill(~usable[:, None, None, :], torch.inf)
+            rest = torch.ones_like(scores, dtype=torch.bool)
+            rest.scatter_(-1, scores.topk(high, -1).indices, False)
+            return rest.scatter_(-1, ranks.topk(low, -1, largest=False).indices, False)
+
+        def linear(rows: slice, q: Tensor, states: Tensor) -> Tensor:
+            with torch.no_grad():
+                chosen = marginal(rows)
+            return states_attention(q[:, :, rows], states, chosen, "elu", EPS)
+
+        record(self, layout, density=high / count, blocks=lambda: choice(slice(None)))
+        near = attend_chosen(
+            q, k, v, choice if high < count else None, block, block, mask, self.implementation
+        )  # fmt: skip
+        states = block_states(k, v, block, "elu", mask)
+        each = q.shape[0] * q.shape[1] * (count + states.shape[3] * states.shape[4])
+        far = in_pieces(linear, pieces(count, each), q.unflatten(2, (count, block)), states)
+        return near[:, :, :tokens], far.flatten(2, 3)[:, :, :tokens]
+
+
+class ThuSLA(Mechanism):
+    """thu-ml's form: out = block-sparse softmax + proj_l(linear attention over all keys), proj_l with bias.
+
+    Each `query_block` queries attend to a `keep` share of the key blocks (at least one, where the release divides
+    0 by 0), by the score of the block means. proj_l starts at zero, so that keep 1 is dense attention. `feature` is
+    the linear branch's map: "softmax", "elu" or "relu". Nothing is cast to bfloat16, which the release does.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        keep: float = 0.2,
+        query_block: int = 64,
+        key_block: int = 64,
+        feature: Feature = "softmax",
+        window: int | None = None,
+        implementation: Implementation = "auto",
+    ):
+        super().__init__()
+        if feature not in get_args(Feature):
+            raise UsageError(f"feature is one of {', '.join(get_args(Feature))}, got {feature!r}")
+        self.keep = check_share("keep", keep)
+        self.query_block = check_count("query_block", query_block)
+        self.key_block = check_count("key_block", key_block)
+        self.feature: Feature = feature
+        self.window = window
+        self.implementation: Implementation = implementation
+        self.proj_l = nn.Linear(dim // heads, dim // heads)
+        nn.init.zeros_(self.proj_l.weight)
+        nn.init.zeros_(self.proj_l.bias)
+
+    def extra_repr(self) -> str:
+        """Shown by repr(model)."""
+        return shown(self, "keep", "query_block", "key_block", "feature", "window", "implementation")
+
+    def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
+        """Both branches added, [B, H, N, D]."""
+        near, far = self.branches(p, layout)
+        return near + self.proj_l(far)
+
+    def branches(self, p: Projected, layout: TokenLayout) -> tuple[Tensor, Tensor]:
+        """(softmax branch, linear branch before its projection), each [B, H, N, D]."""
+        p = without_padding(p)
+        q, k = p.finish(p.q, p.k)
+        v, tokens = p.v, q.shape[2]
+        far = linear_attention(
+            q, k, v, feature=self.feature, eps=THU_EPS, key_mask=p.key_mask, implementation=self.implementation
+        )
+        count = count_blocks(tokens, self.key_block)
+        kept = max(1, int(self.keep * count))
+        if kept >= count:
+            record(self, layout, density=1.0)
+            return softmax_attention(q, k, v, p.key_mask), far
+        query_mask = filled_mask(p.key_mask, q, self.query_block)
+        key_mask = filled_mask(p.key_mask, k, self.key_block)
+        q = filled(q, self.query_block)
+        k, v = (filled(x, self.key_block) for x in (k, v))
+        pooled_q, _ = pooled(q, self.query_block, query_mask)
+        pooled_k, usable = pooled(k, self.key_block, key_mask)
+        # A shift of all keys changes no ranking; it only leaves the scores more bits.
+        pooled_k = pooled_k - pooled_k.mean(2, keepdim=True)
+
+        def choice(rows: slice) -> Tensor:
+            return block_scores(pooled_q[:, :, rows], pooled_k, usable).topk(kept, -1).indices.int()
+
+        record(self, layout, density=kept / count, blocks=lambda: choice(slice(None)))
+        near = attend_chosen(q, k, v, choice, self.query_block, self.key_block, key_mask, self.implementation)
+        return near[:, :, :tokens], far
