@@ -31,7 +31,7 @@ ASPECT_TOLERANCE = 0.01  # a picture that was scaled has its aspect ratio but fo
 SHOWN_NAMES = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GivenCamera:
     """One picture's camera, None where a part is not known: intrinsics [3, 3] in pixels of a picture of
     width x height, cam_from_world [4, 4], both float64. `name` is the picture's, perhaps with folders."""
@@ -62,7 +62,7 @@ class GivenCamera:
         return np.diag([width / self.width, height / self.height, 1.0]) @ self.intrinsics
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GivenCameras:
     """Cameras of one scene. `origin` says where they come from; `is_metric` whether lengths are known as metres."""
 

@@ -1,0 +1,280 @@
+"""Known cameras from the file to the result: network pixels, what each model reads, the user's world, the manifest."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from contracts.test_backbones import tiny
+from PIL import Image
+
+import lean3r
+from lean3r.cameras import GivenCamera, GivenCameras
+from lean3r.cli.main import main
+from lean3r.errors import InputError, UsageError
+from lean3r.geometry.align import Similarity
+from lean3r.geometry.pose import make_pose
+from lean3r.geometry.rotation import so3_exp
+from lean3r.images import load_views
+from lean3r.pipeline.known import Given, in_given_world, with_cameras
+from lean3r.types import Known, Prediction, Views
+
+SIZES = [(120, 90), (120, 90), (80, 120), (160, 64)]
+NAMES = [f"{index}.png" for index in range(4)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Landscape, portrait and wide pictures."""
+    path = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name, size in zip(NAMES, SIZES, strict=True):
+        small = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+        small.resize(size, Image.Resampling.BICUBIC).save(path / name)
+    return path
+
+
+def poses(views: int = 4, seed: int = 3, size: float = 7.0) -> torch.Tensor:
+    turn, shift = torch.randn(2, views, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return make_pose(so3_exp(0.5 * turn), size * shift)
+
+
+def cameras(count: int = 4, offset: float = 0.0, **changes) -> GivenCameras:
+    """A camera for each of the first pictures; `offset` moves the world's origin away."""
+    moved = poses() @ make_pose(torch.eye(3).double(), torch.full((3,), offset, dtype=torch.float64))
+    made = []
+    for name, (width, height), pose in zip(NAMES, SIZES, moved.numpy(), strict=True):
+        k = np.array([[100.0, 0, width / 2 + 3], [0, 101, height / 2 - 2], [0, 0, 1]])
+        made.append(GivenCamera(name, width, height, k, pose))
+    return GivenCameras(tuple(made[:count]), "mine", **changes)
+
+
+def reconstruct(name: str, folder: Path, given: GivenCameras | None, **options):
+    model = tiny(name)
+    return lean3r.reconstruct(model, folder, cameras=given, resolution=6 * model.patch, max_points=500, **options)
+
+
+def test_intrinsics_follow_resize_crop_and_padding(folder: Path) -> None:
+    views = load_views(folder, resolution=84, patch=14).views
+    assert views.mask is not None
+    known = with_cameras(views, views.sources, cameras())[0].known
+    assert known is not None and known.intrinsics is not None and known.has_intrinsics is None
+    for source, matrix, camera in zip(views.sources, known.intrinsics[0], cameras().cameras, strict=True):
+        np.testing.assert_allclose(source.original_intrinsics(matrix.numpy()), camera.intrinsics, rtol=1e-5)
+    some, given = with_cameras(views, views.sources, cameras(2), "poses")
+    assert some.known is not None and some.known.intrinsics is None and given is not None
+    assert some.known.has_pose is not None and some.known.has_pose.tolist() == [[True, True, False, False]]
+    with pytest.raises(InputError, match="mine holds no intrinsics of these pictures"):
+        bare = GivenCameras((GivenCamera("0.png", cam_from_world=np.eye(4)),), "mine")
+        with_cameras(views, views.sources, bare, "intrinsics")
+
+
+def moved_away() -> tuple[Prediction, Given, Similarity]:
+    """A prediction that is the given world through a similarity, and the similarity that brings it back."""
+    back = Similarity(
+        torch.tensor(2.5).double(), so3_exp(torch.tensor([0.3, -1.0, 0.4]).double()), torch.ones(3).double()
+    )
+    there = back.inverse().apply_to_poses(poses())
+    depth = torch.rand(1, 4, 5, 6) + 1
+    eye = torch.eye(3).expand(1, 4, 3, 3)
+    return Prediction(there[None], eye, depth, depth), Given(poses(), torch.ones(4, dtype=torch.bool)), back
+
+
+@pytest.mark.parametrize("is_metric", [True, False])
+def test_cameras_that_the_model_found_itself_move_into_the_given_world(is_metric: bool) -> None:
+    found, given, back = moved_away()
+    given = Given(given.cam_from_world, torch.tensor([True, False, True, True]), is_metric)
+    placed, scale = in_given_world(found, None, given, frozenset())
+    assert scale == ("metric" if is_metric else "aligned")
+    torch.testing.assert_close(placed.cam_from_world[0], poses(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(placed.depth, found.depth * back.scale.float())
+
+
+def test_cameras_that_were_read_come_back_as_they_were_given() -> None:
+    found, given, _ = moved_away()
+    k = torch.tensor([[9.0, 0, 3], [0, 8, 2], [0, 0, 1]]).expand(1, 4, 3, 3)
+    known = Known(k, given.cam_from_world[None], has_intrinsics=torch.tensor([[True, True, False, True]]))
+    noisy = Prediction(found.cam_from_world + 0.01, found.intrinsics, found.depth, found.conf, is_metric=True)
+    placed, scale = in_given_world(noisy, known, given, frozenset({"cam_from_world", "intrinsics"}))
+    assert scale == "aligned" and not placed.is_metric
+    assert torch.equal(placed.cam_from_world[0], poses())
+    assert torch.equal(placed.intrinsics[0, 0], k[0, 0]) and torch.equal(placed.intrinsics[0, 2], torch.eye(3))
+
+
+def test_poses_in_one_place_set_the_frame_only() -> None:
+    found, given, _ = moved_away()
+    alone = Given(given.cam_from_world, torch.tensor([False, True, False, False]))
+    placed, scale = in_given_world(found, None, alone, frozenset({"cam_from_world"}))
+    assert scale == "relative" and torch.equal(placed.cam_from_world[0, 1], poses()[1])
+    torch.testing.assert_close(placed.depth, found.depth)
+    relative = placed.cam_from_world[0] @ torch.linalg.inv(placed.cam_from_world[0, 0])
+    torch.testing.assert_close(relative, found.cam_from_world[0] @ torch.linalg.inv(found.cam_from_world[0, 0]))
+    untouched, scale = in_given_world(found, None, alone, frozenset())
+    assert scale == "relative" and torch.equal(untouched.cam_from_world, found.cam_from_world)
+
+
+READS = {
+    "da3-small": {"intrinsics", "cam_from_world"},
+    "da3nested-giant-large": {"intrinsics", "cam_from_world"},
+    "pi3x": {"intrinsics", "cam_from_world"},
+    "da3metric-large": {"intrinsics"},
+    "vggt": set(),
+    "pi3": set(),
+    "nano": set(),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_what_each_model_reads_and_says(name: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scene = reconstruct(name, folder, cameras())
+    assert set(scene.info["known"]["read"]) == READS[name]
+    assert scene.info["known"]["views"] == {"intrinsics": 4, "cam_from_world": 4}
+    lines = [r.getMessage() for r in caplog.records if "does not read" in r.getMessage()]
+    unread = " and ".join(
+        t for p, t in {"intrinsics": "intrinsics", "cam_from_world": "poses"}.items() if p not in READS[name]
+    )
+    assert lines == ([f"{tiny(name).name} does not read the known {unread}"] if unread else [])
+    if "cam_from_world" in READS[name]:
+        np.testing.assert_array_equal(scene.cam_from_world, poses().numpy())
+    if "intrinsics" in READS[name]:
+        expected = [camera.intrinsics for camera in cameras().cameras]
+        np.testing.assert_allclose(scene.original_intrinsics, expected, rtol=1e-5)
+    assert scene.scale == ("metric" if name == "da3metric-large" else "aligned")
+    assert (scene.depth[scene.mask] > 0).all()
+
+
+@pytest.mark.parametrize("name", ["da3-small", "pi3x"])
+def test_worlds_far_from_their_origin_give_the_same_depth(name: str, folder: Path) -> None:
+    near, far = (reconstruct(name, folder, cameras(offset=offset)) for offset in (0.0, 4e6))
+    np.testing.assert_allclose(far.depth, near.depth, rtol=2e-3)
+    assert far.scale == near.scale == "aligned"
+
+
+def test_depth_anything_3_reads_cameras_only_if_all_are_known(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scene = reconstruct("da3-small", folder, cameras(3))
+    assert "3.png" in caplog.text and "1 of 4 views have no camera in mine" in caplog.text
+    assert (
+        "does not read the known intrinsics and poses (it takes intrinsics and poses together and for all"
+        in caplog.text
+    )
+    assert scene.info["known"] == {"views": {"intrinsics": 3, "cam_from_world": 3}, "read": []}
+    plain = reconstruct("da3-small", folder, None)
+    np.testing.assert_allclose(scene.intrinsics, plain.intrinsics)
+    assert scene.scale == "aligned" and plain.scale == "relative", "moved into the given world all the same"
+    caplog.clear()
+    assert reconstruct("da3-small", folder, cameras(), known="poses").info["known"]["read"] == []
+    assert "does not read the known poses (it takes" in caplog.text
+
+
+def test_pi3x_reads_cameras_of_some_views_but_no_single_pose(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scene = reconstruct("pi3x", folder, cameras(2))
+    np.testing.assert_array_equal(scene.cam_from_world[:2], poses()[:2].numpy())
+    assert scene.info["known"]["read"] == ["cam_from_world", "intrinsics"] and "does not read" not in caplog.text
+    alone = reconstruct("pi3x", folder, cameras(1))
+    assert alone.info["known"]["read"] == ["intrinsics"] and alone.scale == "metric"
+    assert "pi3x does not read the known poses (too few views)" in caplog.text
+
+
+def test_intrinsics_change_what_the_network_says(folder: Path) -> None:
+    plain, given = (reconstruct("pi3x", folder, c, known="intrinsics") for c in (None, cameras()))
+    assert given.scale == "metric" and not np.allclose(plain.depth, given.depth, rtol=1e-3)
+
+
+def test_views_that_know_their_cameras_are_placed_too() -> None:
+    model = tiny("da3-small")
+    k = torch.tensor([[50.0, 0, 28], [0, 50, 28], [0, 0, 1]]).expand(1, 4, 3, 3)
+    views = Views(torch.rand(1, 4, 3, 56, 56), known=Known(k, poses()[None].float()))
+    scene = lean3r.reconstruct(model, views)
+    assert scene.scale == "aligned"
+    np.testing.assert_allclose(scene.cam_from_world, poses().numpy(), rtol=1e-6)
+
+
+def test_metres_reach_the_manifest(folder: Path, tmp_path: Path) -> None:
+    def stated(name: str, pictures: Path) -> str:
+        scene = reconstruct(name, pictures, None)
+        out = lean3r.export(scene, tmp_path / name, ["cameras"], overwrite=True)
+        written = json.loads((out / "manifest.json").read_text())["scale"]
+        assert json.loads((out / "cameras.json").read_text())["scale"] == written == scene.scale
+        return written
+
+    assert stated("pi3x", folder) == "metric"
+    assert stated("da3nested-giant-large", folder) in ("metric", "relative")
+    assert stated("pi3", folder) == stated("vggt", folder) == stated("da3metric-large", folder) == "relative"
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = 28
+    (tmp_path / "phone").mkdir()
+    Image.open(folder / "0.png").save(tmp_path / "phone" / "a.jpg", exif=exif)
+    assert stated("da3metric-large", tmp_path / "phone") == "metric"
+
+
+@pytest.mark.parametrize("name", ["vggt", "da3-small", "da3nested-giant-large"])
+def test_the_reference_view_is_the_one_that_was_asked_for(name: str, folder: Path) -> None:
+    model = copy.deepcopy(tiny(name))
+    for key, parameter in model.named_parameters():
+        if key.endswith("_token"):  # those of the first and of the other views start out alike
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+
+    def depth(choice: int | str, order: tuple[int, ...] = (0, 1, 2, 3)) -> np.ndarray:
+        files = load_views(folder, resolution=6 * model.patch, patch=model.patch).views
+        views = replace(files, images=files.images[:, order], mask=None, sources=())
+        return lean3r.reconstruct(model, views, reference_view=choice).depth
+
+    second = depth(2)
+    np.testing.assert_array_equal(depth("middle"), second)
+    np.testing.assert_allclose(depth("first", (2, 0, 1, 3))[[1, 2, 0, 3]], second, rtol=1e-4)
+    first = depth("first")
+    assert not np.allclose(first, second, rtol=1e-3)
+    if name == "vggt":
+        np.testing.assert_array_equal(first, depth("auto"))
+    with pytest.raises(UsageError, match="reference view 4 of 4 views; expected 0 to 3"):
+        depth(4)
+
+
+@pytest.mark.parametrize("name", ["nano", "pi3", "pi3x", "da3mono-large"])
+def test_models_without_a_reference_view_refuse_the_choice(name: str, folder: Path) -> None:
+    with pytest.raises(UsageError, match="has no reference view: all views count alike"):
+        reconstruct(name, folder, None, reference_view="first")
+    with pytest.raises(UsageError, match="has no reference view"):
+        tiny(name)(Views(torch.rand(1, 2, 3, 64, 64)), reference=0)
+
+
+def test_cameras_on_the_command_line(folder: Path, weights: Path, tmp_path: Path, capsys) -> None:
+    command = ["reconstruct", str(folder), "--weights", str(weights), "--resolution", "96", "-f", "cameras", "-o"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main([*command, str(first)]) == 0
+    (first / "cameras.json").write_text((first / "cameras.json").read_text().replace("4.png", "5.png"))
+    assert main([*command, str(second), "--cameras", str(first), "--known", "poses"]) == 0
+    said = capsys.readouterr().err
+    assert "warning: nano does not read the known poses\n" in said
+    assert "known: poses of 4; read by the network: nothing" in said
+    manifest = json.loads((second / "manifest.json").read_text())
+    assert manifest["scale"] == "aligned" and manifest["known"] == {"views": {"cam_from_world": 4}, "read": []}
+    before, after = (json.loads((out / "cameras.json").read_text())["views"] for out in (first, second))
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_allclose(a["cam_from_world"], b["cam_from_world"], atol=1e-4)
+
+
+@pytest.mark.parametrize(("arguments", "code", "says"), [
+    (["--cameras", "nowhere.json"], 3, "no such file or folder: nowhere.json"),
+    (["--known", "poses"], 2, "--known poses chooses parts of --cameras"),
+    (["--reference-view", "first"], 2, "nano has no reference view"),
+    (["--reference-view", "sideways"], 2, "expected an index, auto, first, middle"),
+    (["--offline", "--weights", "hf:no-such-owner/no-such-model"], 6, "is not in the cache, and offline mode asks"),
+])  # fmt: skip
+def test_bad_use(arguments, code, says, folder: Path, weights: Path, tmp_path: Path, capsys) -> None:
+    command = ["reconstruct", str(folder), "-o", str(tmp_path / "out"), "--weights", str(weights), "-q"]
+    assert main([*command, *arguments]) == code
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_quiet_models_say_nothing_without_cameras(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "lean3r"):
+        reconstruct("vggt", folder, None)
+    assert not [r for r in caplog.records if "known" in r.getMessage()]

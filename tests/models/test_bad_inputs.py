@@ -1,0 +1,140 @@
+"""Every model of the table, at a tiny size, answers bad input in one way: a clear refusal, or a finite result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from contracts.test_backbones import tiny
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lean3r.errors import InputError, UsageError, WeightsError
+from lean3r.models import MODELS
+from lean3r.models.base import Backbone
+from lean3r.models.checkpoint import load_weights, save_model
+from lean3r.pipeline.load import load
+from lean3r.types import Prediction, Views
+
+each_model = pytest.mark.parametrize("name", list(MODELS))
+
+
+def predict(model: Backbone, images: Tensor) -> Prediction:
+    with torch.inference_mode():
+        return model(Views(images))
+
+
+def empty(name: str) -> Backbone:
+    """The tiny model's structure, without values."""
+    model = tiny(name)
+    with torch.device("meta"):
+        return type(model)(model.config)  # type: ignore[call-arg]
+
+
+@each_model
+def test_pictures_that_no_model_takes(name: str) -> None:
+    model, side = tiny(name), 4 * tiny(name).patch
+    for shape, said in (
+        ((1, 0, 3, side, side), "0 views"),
+        ((0, 2, 3, side, side), "0 scenes"),
+        ((1, 2, 3, side + 2, side), f"{side}x{side + 2} pixels; both sides must be multiples of {model.patch}"),
+        ((1, 2, 3, side, side - 1), f"{side - 1}x{side} pixels"),
+        ((1, 2, 3, side, 0), f"0x{side} pixels"),
+        ((1, 2, 1, side, side), r"expected \[scenes, views, 3, height, width\]"),
+        ((2, 3, side, side), r"expected \[scenes, views, 3, height, width\]"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            predict(model, torch.zeros(shape))
+
+
+@each_model
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_one_pixel_that_is_no_number_is_refused_by_the_view_it_is_in(name: str, value: float) -> None:
+    model = tiny(name)
+    images = torch.rand(1, 3, 3, 3 * model.patch, 4 * model.patch)
+    images[0, 1, 2, 5, 7] = value
+    with pytest.raises(InputError, match="view 1 holds NaN or infinite pixels"):
+        predict(model, images)
+
+
+@each_model
+@pytest.mark.parametrize("kind", ["repeated", "black", "white"])
+def test_views_without_any_difference_give_finite_results(name: str, kind: str) -> None:
+    model = tiny(name)
+    one = torch.rand(1, 1, 3, 3 * model.patch, 4 * model.patch, generator=torch.Generator().manual_seed(0))
+    images = {"repeated": one, "black": torch.zeros_like(one), "white": torch.ones_like(one)}[kind]
+    found = predict(model, images.expand(-1, 4, -1, -1, -1))
+    for value in (found.cam_from_world, found.intrinsics, found.depth, found.conf):
+        assert value is not None and bool(value.isfinite().all())
+    assert found.depth is not None and bool((found.depth > 0).all())
+
+
+@each_model
+def test_checkpoints_that_do_not_fit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # No full-size model is like a tiny one, and building them all takes seconds.
+    monkeypatch.setattr("lean3r.models.checkpoint._models_that_fit", lambda *_, **__: [])
+    model, path = tiny(name), tmp_path / "model.safetensors"
+    save_model(model, path)
+    tensors = load_file(path)
+    first = next(key for key, value in tensors.items() if value.dim() > 1)
+    whole = path.read_bytes()
+
+    def refused(said: str) -> None:
+        with pytest.raises(WeightsError, match=said) as caught:
+            load_weights(empty(name), path)
+        assert str(path.parent) in str(caught.value) and "\n" not in str(caught.value)
+
+    path.write_bytes(whole[:-100])
+    refused("damaged or truncated")
+    save_file({**tensors, first: tensors[first][:-1].clone()}, path)
+    refused(r"shapes: \S+ is \[.*\], expected \[")
+    save_file({key: value for key, value in tensors.items() if key != first}, path)
+    refused(r"missing: ")
+    save_file({**tensors, "stranger": torch.ones(1)}, path)
+    refused("unexpected: stranger")
+
+
+@each_model
+def test_half_of_the_shards(name: str, tmp_path: Path) -> None:
+    model, path = tiny(name), tmp_path / "model.safetensors"
+    save_model(model, path)
+    tensors = load_file(path)
+    path.unlink()
+    table = {key: f"part-{1 + place % 2}.safetensors" for place, key in enumerate(tensors)}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": table}))
+    save_file(
+        {key: tensors[key] for key in tensors if table[key].startswith("part-1")}, tmp_path / "part-1.safetensors"
+    )
+    with pytest.raises(WeightsError, match=r"needs 2 shards, 1 missing beside it: part-2\.safetensors"):
+        load_weights(empty(name), index)
+    (tmp_path / "part-2.safetensors").write_bytes((tmp_path / "part-1.safetensors").read_bytes()[:-50])
+    with pytest.raises(WeightsError, match=r"part-2\.safetensors is damaged or truncated"):
+        load_weights(empty(name), index)
+
+
+SOURCES = {"pi3": "vggt", "da3-small": "nano"}
+"""Model -> the one that is asked to read its official, full-size keys."""
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_model_that_fits_is_named_by_its_keys(name: str, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        official = MODELS.get(name)()
+        asked = MODELS.get(SOURCES[name])()
+    state = official.KEY_MAP.write(official.state_dict())
+    path = tmp_path / "model.pt"
+    # Views of one number: the file has every key and shape of the official checkpoint, and no size.
+    torch.save({key: torch.zeros(1).expand(value.shape) for key, value in state.items()}, path)
+    with pytest.raises(WeightsError, match=f"it fits .*{name}: use --model {name}"):
+        load_weights(asked, path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"), [("vgt", "vggt"), ("da3-larg", "da3-large"), ("pi-3", "pi3"), ("nno", "nano")]
+)
+def test_an_unknown_name_gets_its_near_misses(wrong: str, near: str) -> None:
+    with pytest.raises(UsageError, match=rf"unknown model '{wrong}'\. Perhaps you meant .*\b{near}\b"):
+        load(wrong)

@@ -1,0 +1,167 @@
+"""Cameras that people have, from every form they come in; matching by name; what is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+from export.scene import make_scene
+
+from lean3r.cameras import GivenCamera, GivenCameras, read_given
+from lean3r.errors import InputError
+from lean3r.export import ExportOptions, export
+
+K = np.array([[900.0, 0, 480], [0, 910, 350], [0, 0, 1]])
+
+
+def assert_same(given: GivenCameras, scene) -> None:
+    assert [camera.name for camera in given.cameras] == list(scene.names)
+    for camera, source, matrix, pose in zip(
+        given.cameras, scene.sources, scene.original_intrinsics, scene.cam_from_world, strict=True
+    ):
+        assert (camera.width, camera.height) == (source.width, source.height)
+        np.testing.assert_allclose(camera.intrinsics, matrix, rtol=1e-12)
+        np.testing.assert_allclose(camera.cam_from_world, pose, atol=1e-12)
+
+
+def transforms(scene, path: Path, **changes) -> Path:
+    """The scene as nerfstudio writes it: camera-to-world, y up and z backwards."""
+    frames = []
+    for source, matrix, pose in zip(scene.sources, scene.original_intrinsics, scene.cam_from_world, strict=True):
+        world_from_gl = np.linalg.inv(pose) @ np.diag([1.0, -1.0, -1.0, 1.0])
+        frames.append(
+            {
+                "file_path": f"./images/{source.name}", "transform_matrix": world_from_gl.tolist(),
+                "fl_x": matrix[0, 0], "fl_y": matrix[1, 1], "cx": matrix[0, 2], "cy": matrix[1, 2],
+                "w": source.width, "h": source.height,
+            }
+            | changes
+        )  # fmt: skip
+    path.write_text(json.dumps({"camera_model": "OPENCV", "frames": frames}))
+    return path
+
+
+def test_our_own_results_and_colmap_models_come_back_exactly(tmp_path: Path) -> None:
+    scene = make_scene(3, originals=[(4032, 3024), (1080, 1920), (800, 801)], height=96, width=96)
+    out = export(scene, tmp_path / "out", ["cameras", "colmap"])
+    assert_same(read_given(out), scene)
+    assert_same(read_given(out / "cameras.json"), scene)
+    assert_same(read_given(out / "sparse"), scene)
+    text = tmp_path / "text"
+    text.mkdir()
+    pycolmap.Reconstruction(out / "sparse" / "0").write_text(text)
+    for place in (out / "sparse" / "0", out / "sparse" / "0" / "images.bin", text, text / "cameras.txt"):
+        assert_same(read_given(place), scene)
+    assert not read_given(out).is_metric
+    (out / "cameras.json").write_text((out / "cameras.json").read_text().replace('"relative"', '"metric"'))
+    assert read_given(out).is_metric
+
+
+def test_nerfstudio(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scene = make_scene(3)
+    given = read_given(transforms(scene, tmp_path / "transforms.json"))
+    for camera, pose, matrix in zip(given.cameras, scene.cam_from_world, scene.original_intrinsics, strict=True):
+        np.testing.assert_allclose(camera.cam_from_world, pose, atol=1e-9)
+        np.testing.assert_allclose(camera.intrinsics, matrix)
+    assert given.match(scene.names) == list(given.cameras) and not caplog.records
+    read_given(transforms(scene, tmp_path / "transforms.json", k1=-0.1))
+    assert "bend corners by up to" in caplog.text and "undistort the pictures" in caplog.text
+    with pytest.raises(InputError, match="OPENCV_FISHEYE, no pinhole"):
+        read_given(transforms(scene, tmp_path / "transforms.json", camera_model="OPENCV_FISHEYE"))
+    angles = {"camera_angle_x": 0.7, "frames": [{"file_path": "./train/r_0", "transform_matrix": np.eye(4).tolist()}]}
+    (tmp_path / "blender.json").write_text(json.dumps(angles))
+    (only,) = read_given(tmp_path / "blender.json").cameras
+    assert only.intrinsics is None and only.cam_from_world is not None
+    assert GivenCameras((only,)).match(["r_0.png"]) == [only]
+
+
+@pytest.mark.parametrize(("kind", "params", "said"), [
+    ("SIMPLE_RADIAL", [900, 480, 360, 0.1], "bend corners"),
+    ("SIMPLE_RADIAL", [900, 480, 360, 0.0], ""),
+    ("OPENCV_FISHEYE", [900, 900, 480, 360, 0, 0, 0, 0], None),
+])  # fmt: skip
+def test_lenses_of_colmap(kind: str, params: list[float], said: str | None, tmp_path: Path, caplog) -> None:
+    model = pycolmap.Reconstruction()
+    model.add_camera_with_trivial_rig(pycolmap.Camera(camera_id=1, model=kind, width=960, height=720, params=params))
+    image = pycolmap.Image(name="a.jpg", keypoints=np.zeros((0, 2)), camera_id=1, image_id=1)
+    model.add_image_with_trivial_frame(image, pycolmap.Rigid3d())
+    model.write(tmp_path)
+    if said is None:
+        with pytest.raises(InputError, match="no pinhole"):
+            read_given(tmp_path)
+        return
+    (camera,) = read_given(tmp_path).cameras
+    np.testing.assert_allclose(camera.intrinsics, [[900, 0, 480], [0, 900, 360], [0, 0, 1]])
+    assert bool(caplog.records) == bool(said) and said in caplog.text
+
+
+def given(*names: str) -> GivenCameras:
+    return GivenCameras(tuple(GivenCamera(name, 960, 720, K, np.eye(4)) for name in names), "x.json")
+
+
+def test_matching_by_the_ends_of_paths(caplog: pytest.LogCaptureFixture) -> None:
+    found = given("images/a.jpg", "left/b.jpg", "right/b.jpg", "frame_3").match(["a.jpg", "right/b.jpg", "frame_3.png"])
+    assert [camera.name for camera in found if camera] == ["images/a.jpg", "right/b.jpg", "frame_3"]
+    with caplog.at_level(logging.INFO, "lean3r"):
+        assert given("a.jpg", "z.jpg").match(["a.jpg", "b.jpg", "A.JPG"])[1:] == [None, None]
+    assert "2 of 3 views have no camera in x.json: b.jpg, A.JPG" in caplog.text
+    assert "1 cameras of x.json belong to no view: z.jpg" in caplog.text
+    with pytest.raises(InputError, match=r"b\.jpg fits several cameras of x\.json: left/b\.jpg, right/b\.jpg"):
+        given("left/b.jpg", "right/b.jpg").match(["b.jpg"])
+    with pytest.raises(InputError, match=r"one camera b\.jpg for both left/b\.jpg and right/b\.jpg"):
+        given("b.jpg").match(["left/b.jpg", "right/b.jpg"])
+    with pytest.raises(InputError, match=r"Pictures: b\.jpg, c\.jpg; cameras: a\.jpg\. They are matched by file name"):
+        given("a.jpg").match(["b.jpg", "c.jpg"])
+
+
+def test_intrinsics_follow_the_size_of_the_picture() -> None:
+    camera = given("a.jpg").cameras[0]
+    np.testing.assert_allclose(camera.intrinsics_of(480, 360), np.diag([0.5, 0.5, 1]) @ K)
+    with pytest.raises(InputError, match=r"for 960x720 pixels, the picture has 720x960 \(it is turned"):
+        camera.intrinsics_of(720, 960)
+    with pytest.raises(InputError, match="it was cropped"):
+        camera.intrinsics_of(700, 700)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "no readable JSON"),
+        ("[]", "neither `views`"),
+        ('{"views": []}', "holds no camera"),
+        ('{"views": [{"K": [[1]], "name": "a"}]}', "lacks 'width'"),
+        ('{"views": [{"name": "a", "width": 9, "height": 9, "K": [[1]]}]}', "intrinsics of a are no pinhole"),
+        ('{"views": [{"name": "a", "cam_from_world": [[1, 2], [3, 4]]}]}', "pose of a is no rotation"),
+        ('{"views": [{"name": "a", "cam_from_world": [[1], [3, 4]]}]}', "in a form that lean3r does not read"),
+        ('{"views": 3}', "in a form that lean3r does not read"),
+        ('{"axes": "opengl", "views": []}', "expected opencv"),
+        ('{"frames": [{"transform_matrix": []}]}', "lacks 'file_path'"),
+        ('{"frames": [{"file_path": "a", "transform_matrix": [[0, 0, 0, 0]]}]}', "pose of a is no rotation"),
+    ],
+)
+def test_json_that_holds_no_cameras(content: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "cameras.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=said) as caught:
+        read_given(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_files_that_hold_no_cameras(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("hello")
+    for place, said in (
+        (tmp_path / "absent", "no such file"), (tmp_path, "holds no cameras"), (tmp_path / "x.txt", "holds no cameras"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=said):
+            read_given(place)
+    for name in ("cameras.bin", "images.bin", "points3D.bin"):
+        (tmp_path / name).write_bytes(b"\x01\x02\x03")
+    with pytest.raises(InputError, match="no readable COLMAP model"):
+        read_given(tmp_path)
+    with pytest.raises(InputError, match="pose of a is no rotation"):
+        GivenCamera("a", cam_from_world=np.diag([-1.0, 1, 1, 1]))
+    assert ExportOptions().originals is None
