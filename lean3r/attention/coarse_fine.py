@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lean3r.attention.base import Mechanism, Projected, record
-from lean3r.attention.dense import Dense
+from lean3r.attention.parts import shown, view_count, without_padding
 from lean3r.errors import UsageError
 from lean3r.ops.block_select import block_select
 from lean3r.ops.block_sparse import block_sparse_attention
-from lean3r.ops.dispatch import Implementation, describe
+from lean3r.ops.dispatch import Implementation
 from lean3r.types import TokenLayout, Windows
 
 GATE_START = 1.0  # the gates start at sigmoid(-1) = 0.27 for the compressed branch, 0.73 for the selected one
@@ -38,8 +38,8 @@ class Gsa(Mechanism):
     compressed branch and 1 - g for the other (the paper's text), or "none", the selected branch alone. fill: what
     stands in lists with fewer windows than top_k: "unique" nothing, "repeat_last" the last window again and again
     as in released checkpoints, where repetitions count. reference, every: windows of view 0, and of views 0,
-    every, 2 every, ..., are attended to besides the top_k (the paper's VGGT: view 0 and every 100). dense_below:
-    calls with fewer tokens are dense attention, without gates. implementation: as in ops/dispatch.py.
+    every, 2 every, ..., are attended to besides the top_k (the paper's VGGT: view 0 and every 100). implementation:
+    as in ops/dispatch.py.
     """
 
     def __init__(
@@ -53,7 +53,6 @@ class Gsa(Mechanism):
         fill: Literal["unique", "repeat_last"] = "unique",
         reference: bool = False,
         every: int | None = None,
-        dense_below: int = 0,
         implementation: Implementation = "auto",
     ):
         super().__init__()
@@ -67,9 +66,7 @@ class Gsa(Mechanism):
         self.gating = gate
         self.fill: Literal["unique", "repeat_last"] = fill
         self.reference, self.every = reference, every
-        self.dense_below = dense_below
         self.implementation: Implementation = implementation
-        self.dense = Dense()
         self.gate = None
         if gate != "none":
             start = torch.tensor([-GATE_START, GATE_START][: 2 if gate == "two" else 1])
@@ -79,24 +76,22 @@ class Gsa(Mechanism):
 
     def extra_repr(self) -> str:
         """Shown by repr(model)."""
-        names = ("dim", "heads", "window", "top_k", "fill", "reference", "every", "dense_below")
-        shown = [f"{name}={getattr(self, name)!r}" for name in names]
-        return ", ".join([*shown, f"gate={self.gating!r}", f"implementation={describe(self.implementation)}"])
+        names = ("dim", "heads", "window", "top_k", "fill", "reference", "every", "implementation")
+        return f"{shown(self, *names)}, gate={self.gating!r}"
 
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """Projections of [B, N, C] tokens -> [B, H, N, D]."""
-        if p.q.shape[2] < self.dense_below:
-            record(self, layout, density=1.0)
-            return self.dense(p, layout)
+        p = without_padding(p)
         cut = Cut.of(layout, self.window, p)
         value = cut.blocks(p.v)
         pooled_q, pooled_k = p.finish(cut.pool(cut.blocks(p.q)), cut.pool(cut.blocks(p.k)), cut.pooled_positions(p))
-        always = self._always(cut, value.device)
+        always = self._always(cut)
+        top_k = self.top_k + len(always)
         chosen = block_select(
             pooled_q,
             pooled_k,
             cut.pool(value),
-            self.top_k + (0 if always is None else len(always)),
+            min(top_k, pooled_k.shape[2]) if self.fill == "unique" else top_k,
             key_mask=cut.window_mask,
             always=always,
             fill=self.fill,
@@ -129,15 +124,13 @@ class Gsa(Mechanism):
         gates = self.gate(x).sigmoid().unflatten(-1, (self.heads, -1)).transpose(1, 2)
         return gates if self.gating == "two" else torch.cat([gates, 1 - gates], dim=-1)
 
-    def _always(self, cut: Cut, device: torch.device) -> Tensor | None:
-        """Windows [A] that every window attends to; None without any."""
+    def _always(self, cut: Cut) -> list[int]:
+        """Windows that every window attends to."""
         views = set(range(0, cut.views, self.every)) if self.every else set()
         if self.reference:
             views.add(0)
-        if not views:
-            return None
-        first = torch.tensor(sorted(views), device=device)[:, None] * cut.windows.count
-        return (first + torch.arange(cut.windows.count, device=device)).flatten()
+        count = cut.windows.count
+        return [view * count + window for view in sorted(views) for window in range(count)]
 
 
 def _mixed(compressed: Tensor, selected: Tensor, gates: Tensor) -> Tensor:
@@ -164,8 +157,8 @@ class Cut:
     @classmethod
     def of(cls, layout: TokenLayout, side: int, p: Projected) -> Cut:
         """Windows of `side` patches in the tokens of a call."""
-        batch, tokens = p.q.shape[0], p.q.shape[2]
-        views = tokens // layout.tokens
+        batch = p.q.shape[0]
+        views = view_count(p, layout)
         windows = layout.windows_of(side, p.q.device)
         if windows.full and p.key_mask is None:
             return cls(layout, windows, views, None, None)

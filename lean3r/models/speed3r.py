@@ -71,12 +71,9 @@ def from_pi3(dense: Pi3) -> Speed3rPi3:
 
     UsageError on a model with other parts than Pi3's (Pi3X).
     """
-    config = Speed3rConfig(**{**vars(dense.config), "registers": 0, "fill": "unique"})
-    model = Speed3rPi3(config)
-    weights = dense.state_dict()
-    weights.pop("register_token", None)
-    gates = {name: value for name, value in model.state_dict().items() if ".mechanism.gate." in name}
-    if weights.keys() | gates.keys() != model.state_dict().keys():
+    if type(dense.config) is not Pi3Config:
         raise UsageError(f"expected a Pi3, got {dense.name}, which has parts that Speed3R-Pi3 has not.")
-    model.load_state_dict(weights | gates)
+    model = Speed3rPi3(Speed3rConfig(**{**vars(dense.config), "registers": 0}, fill="unique"))
+    own = {name: value for name, value in dense.state_dict().items() if name != "register_token"}
+    model.load_state_dict(model.state_dict() | own)
     return model.to(next(dense.parameters()).device)
