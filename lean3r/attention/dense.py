@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lean3r.attention.base import Mechanism, Projected
+from lean3r.attention.parts import without_padding
 from lean3r.types import TokenLayout
 
 Form = Literal["auto", "sdpa", "explicit"]
@@ -51,5 +52,6 @@ class Dense(Mechanism):
 
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """softmax(q k^T / sqrt(D)) v over [B, H, N, D]."""
+        p = without_padding(p)
         q, k = p.finish(p.q, p.k)
         return softmax_attention(q, k, p.v, p.key_mask, self.implementation)

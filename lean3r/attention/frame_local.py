@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lean3r.attention.base import Mechanism, Projected, record
 from lean3r.attention.dense import softmax_attention
-from lean3r.attention.parts import view_count
+from lean3r.attention.parts import view_count, without_padding
 from lean3r.types import TokenLayout
 
 
@@ -16,6 +16,7 @@ class FrameLocal(Mechanism):
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """Dense attention inside each view, [B, H, N, D]."""
         views = view_count(p, layout)
+        p = without_padding(p)
         q, k = p.finish(p.q, p.k)
 
         def apart(x: Tensor) -> Tensor:

@@ -38,7 +38,8 @@ def best_match(
     unit = F.normalize(metric.detach(), dim=-1)
     to = unit[:, destinations]
     hidden = None if mask is None else ~mask[:, destinations][:, None]
-    best, which = [], []
+    best = [metric.new_zeros(len(metric), 0)]
+    which = [torch.zeros(len(metric), 0, dtype=torch.int64, device=metric.device)]
     for part in pieces(len(sources), len(metric) * len(destinations)):
         similarity = unit[:, sources[part]] @ to.transpose(1, 2)
         if hidden is not None:

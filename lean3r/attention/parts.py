@@ -88,7 +88,7 @@ def table(make: Callable[..., Tensor], layout: TokenLayout, views: int, device: 
 
 def pieces(total: int, each: int, budget: int = PIECE) -> Iterator[slice]:
     """Slices of range(total) such that one costs at most `budget` where a unit costs `each`."""
-    step = max(1, min(total, budget // max(1, each)))
+    step = max(1, budget // max(1, each))
     for start in range(0, total, step):
         yield slice(start, min(start + step, total))
 

@@ -1,14 +1,17 @@
-"""Every attention mechanism, with nothing left out, is softmax attention; a new row needs a line in COMPLETE."""
+"""What every attention mechanism keeps to; a new row needs a line in COMPLETE and one in SPARSE."""
 
 from __future__ import annotations
+
+import inspect
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from lean3r.attention import ATTENTION
-from lean3r.attention.base import Mechanism, Projected
-from lean3r.testing import assert_rms
+from lean3r.attention.base import Mechanism, Projected, recording
+from lean3r.testing import assert_rms, rms_ratio
 from lean3r.types import TokenLayout
 
 HEADS, DIM = 2, 8
@@ -16,39 +19,93 @@ LAYOUTS = {
     "one view": TokenLayout(views=1, special=1, rows=3, cols=5),
     "odd sizes": TokenLayout(views=3, special=2, rows=5, cols=3),
     "no special tokens": TokenLayout(views=2, special=0, rows=1, cols=7),
+    "by windows": TokenLayout(views=3, special=1, rows=6, cols=5, window=4),
+}
+LENGTHS = {  # tokens a view
+    63: TokenLayout(views=2, special=0, rows=7, cols=9),
+    183: TokenLayout(views=3, special=3, rows=12, cols=15),
+    1374: TokenLayout(views=2, special=5, rows=37, cols=37),
 }
 
-COMPLETE = {"dense": [{"implementation": "auto"}, {"implementation": "sdpa"}, {"implementation": "explicit"}]}
-"""Row -> arguments with which it keeps every block, so that its exact branch must equal dense attention."""
+COMPLETE: dict[str, list[dict[str, Any]]] = {
+    "dense": [{"implementation": "auto"}, {"implementation": "sdpa"}, {"implementation": "explicit"}],
+    "gsa": [{"top_k": 1000, "gate": "none"}],
+    "sla": [
+        {"mode": "token", "keep": 1.0, "init_std": 0.0},
+        {"mode": "block", "keep": 1.0, "block": 8, "init_std": 0.0},
+        {"mode": "three-way", "critical": 1.0, "block": 8},
+    ],
+    "thu-sla": [{"keep": 1.0, "key_block": 8}],
+    "block_sparse": [{"sparsity": 0.0, "key_block": 8}, {"sparsity": None, "threshold": 1.0, "key_block": 8}],
+    "merge": [{"ratio": 0.0, "protect": 0.0}],
+    "kv_prune": [{"frames": 1, "query_merge": 1}, {"frames": "auto", "query_merge": "auto", "mean": "one"}],
+    "frame_subset": [{"frames": 25}, {"frames": 3}],
+    "frame_local": [],
+}
+"""Row -> arguments with which it leaves nothing out, so that it must equal dense attention; none if it always does."""
 
-CASES = [
-    pytest.param(name, arguments, layout, id=f"{name}-{'-'.join(map(str, arguments.values()))}-{layout}")
-    for name in ATTENTION
-    for arguments in COMPLETE.get(name, [None])
-    for layout in LAYOUTS
-]
-cases = pytest.mark.parametrize(("name", "arguments", "layout"), CASES)
+SPARSE: dict[str, list[dict[str, Any]]] = {
+    "dense": [{}],
+    "gsa": [{"top_k": 2, "window": 3}],
+    "sla": [
+        {"mode": "token", "keep": 0.3},
+        {"mode": "block", "keep": 0.4, "block": 8},
+        {"mode": "block", "keep": 0.4, "block": 8, "filling": "zeros"},
+        {"mode": "three-way", "critical": 0.2, "negligible": 0.2, "block": 8},
+    ],
+    "thu-sla": [{"keep": 0.3, "query_block": 16, "key_block": 8}],
+    "block_sparse": [
+        {"sparsity": 0.5, "query_block": 16, "key_block": 8},
+        {"sparsity": None, "threshold": 0.4, "query_block": 16, "key_block": 8, "pool": "max"},
+    ],
+    "merge": [{}, {"ratio": 0.2, "seed": 5}],
+    "kv_prune": [
+        {"frames": 2, "query_merge": 2, "query_group": 2},
+        {"frames": 1, "grid": (2, 2), "own": True, "mean": "count", "moving": True, "query_merge": 1},
+    ],
+    "frame_subset": [{"frames": 2, "stride": 2}],
+    "frame_local": [{}],
+}
+"""Row -> arguments with which it does what it is for."""
 
 
-def build(name: str, arguments: dict | None) -> Mechanism:
-    assert arguments is not None, f"{name}: say in COMPLETE with which arguments it leaves nothing out"
-    return ATTENTION.get(name)(**arguments)
+def named(table: dict[str, list[dict]], *others: Any) -> list:
+    return [
+        pytest.param(name, arguments, *other, id="-".join(map(str, (name, *arguments.values(), *other))))
+        for name in ATTENTION
+        for arguments in table[name]
+        for other in ([(o,) for o in others] or [()])
+    ]
 
 
-def projections(layout: TokenLayout, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+complete = pytest.mark.parametrize(("name", "arguments", "layout"), named(COMPLETE, *LAYOUTS))
+sparse = pytest.mark.parametrize(("name", "arguments"), named(SPARSE))
+
+
+def build(name: str, arguments: dict, heads: int = HEADS) -> Mechanism:
+    kind = ATTENTION.get(name)
+    sizes = {"dim": heads * DIM, "heads": heads}
+    torch.manual_seed(0)
+    return kind(**{s: v for s, v in sizes.items() if s in inspect.signature(kind).parameters}, **arguments)
+
+
+def projections(layout: TokenLayout, batch: int = 2, heads: int = HEADS) -> list[Tensor]:
+    """q, k, v and the input x."""
     generator = torch.Generator().manual_seed(layout.tokens)
     tokens = layout.views * layout.tokens
-    q, k, v = torch.randn(3, batch, HEADS, tokens, DIM, generator=generator).unbind(0)
-    return q, k, v
+    qkv = torch.randn(3, batch, heads, tokens, DIM, generator=generator).unbind(0)
+    return [*qkv, torch.randn(batch, tokens, heads * DIM, generator=generator)]
 
 
-def finish(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+def finish(q: Tensor, k: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Stands for norm and rotation: whoever skips it gives other numbers."""
     return 2.0 * q.flip(-1), k.flip(-1) - 0.1
 
 
-def attend(mechanism: Mechanism, layout: TokenLayout, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    return mechanism(Projected(torch.zeros_like(q).transpose(1, 2).flatten(2), q, k, v, finish, mask), layout)
+def attend(
+    mechanism: Mechanism, layout: TokenLayout, q: Tensor, k: Tensor, v: Tensor, x: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    return mechanism(Projected(x, q, k, v, finish, mask), layout)
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -68,46 +125,137 @@ def padding(layout: TokenLayout, batch: int = 2) -> Tensor:
     return mask.flatten(1)
 
 
-@cases
+def real(x: Tensor, mask: Tensor | None) -> Tensor:
+    """The rows of tokens that count: [B, H, N, D] -> [M, H, D]."""
+    return x.transpose(1, 2).flatten(0, 1) if mask is None else x.transpose(1, 2)[mask]
+
+
+@complete
 @pytest.mark.parametrize("masked", [False, True])
-def test_equals_softmax_attention(name: str, arguments: dict | None, layout: str, masked: bool) -> None:
+def test_equals_softmax_attention(name: str, arguments: dict, layout: str, masked: bool) -> None:
     mechanism, shape = build(name, arguments), LAYOUTS[layout]
-    q, k, v = projections(shape)
+    q, k, v, x = projections(shape)
     mask = padding(shape) if masked else None
     with torch.inference_mode():
-        found = attend(mechanism, shape, q, k, v, mask)
+        found = attend(mechanism, shape, q, k, v, x, mask)
     assert found.dtype == v.dtype
-    assert_rms(found, reference(q, k, v, mask), 1e-5)
+    assert_rms(real(found, mask), real(reference(q, k, v, mask), mask), 1e-5)
 
 
-@cases
-def test_gradients_equal_those_of_softmax_attention(name: str, arguments: dict | None, layout: str) -> None:
+@complete
+def test_gradients_equal_those_of_softmax_attention(name: str, arguments: dict, layout: str) -> None:
     mechanism, shape = build(name, arguments), LAYOUTS[layout]
-    inputs = [t.requires_grad_() for t in projections(shape)]
+    *inputs, x = projections(shape)
+    inputs = [t.requires_grad_() for t in inputs]
     mask = padding(shape)
-    weight = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(2))
-    found = torch.autograd.grad((attend(mechanism, shape, *inputs, mask) * weight).sum(), inputs)
+    weight = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(2)) * mask[:, None, :, None]
+    found = torch.autograd.grad((attend(mechanism, shape, *inputs, x, mask) * weight).sum(), inputs)
     expected = torch.autograd.grad((reference(*inputs, mask) * weight).sum(), inputs)
     for ours, theirs in zip(found, expected, strict=True):
         assert_rms(ours, theirs, 1e-4)
 
 
-@cases
-def test_masked_keys_are_never_seen(name: str, arguments: dict | None, layout: str) -> None:
+@sparse
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_padding_has_no_influence_even_when_it_is_nan(name: str, arguments: dict, layout: str) -> None:
     mechanism, shape = build(name, arguments), LAYOUTS[layout]
-    q, k, v = projections(shape)
+    inputs = projections(shape)
     mask = padding(shape)
-    hidden = ~mask[:, None, :, None]
-    for grad in (False, True):
-        with torch.set_grad_enabled(grad):
-            q = q.detach().requires_grad_(grad)
-            plain = attend(mechanism, shape, q, k, v, mask)
-            spoiled = attend(mechanism, shape, q, k.masked_fill(hidden, 30.0), v.masked_fill(hidden, 1e6), mask)
-        assert torch.equal(plain, spoiled)
+    hidden = ~mask
+    spoiled = [t.masked_fill(hidden[:, None, :, None], torch.nan) for t in inputs[:3]]
+    spoiled.append(inputs[3].masked_fill(hidden[:, :, None], torch.nan))
+    with torch.inference_mode():
+        plain, other = (real(attend(mechanism, shape, *t, mask), mask) for t in (inputs, spoiled))
+    assert torch.equal(plain, other)
+    gradients = []
+    for given in (inputs, spoiled):
+        leaves = [t.clone().requires_grad_() for t in given[:3]]
+        out = real(attend(mechanism, shape, *leaves, given[3], mask), mask)
+        assert_rms(out, plain, 1e-5)
+        gradients.append(torch.autograd.grad(out.square().sum(), leaves))
+    for ours, theirs in zip(*gradients, strict=True):
+        assert torch.equal(ours, theirs) and not ours[hidden[:, None, :, None].expand_as(ours)].any()
+
+
+@sparse
+def test_scenes_do_not_mix_and_calls_repeat(name: str, arguments: dict) -> None:
+    mechanism, shape = build(name, arguments), LAYOUTS["odd sizes"]
+    inputs, mask = projections(shape), padding(shape)
+    with torch.inference_mode():
+        both = attend(mechanism, shape, *inputs, mask)
+        assert torch.equal(both, attend(mechanism, shape, *inputs, mask))
+        for scene in range(2):
+            alone = attend(mechanism, shape, *(t[scene : scene + 1] for t in inputs), mask[scene : scene + 1])
+            assert_rms(alone, both[scene : scene + 1], 1e-5)
+
+
+@pytest.mark.parametrize(("name", "arguments", "tokens"), named(SPARSE, *LENGTHS))
+def test_any_length_in_any_type(name: str, arguments: dict, tokens: int) -> None:
+    mechanism, shape = build(name, arguments, 1), LENGTHS[tokens]
+    *inputs, x = projections(shape, 1, 1)
+    leaves = [t.requires_grad_() for t in inputs]
+    out = attend(mechanism, shape, *leaves, x)
+    assert out.shape == inputs[0].shape and out.isfinite().all()
+    assert all(g.isfinite().all() and g.any() for g in torch.autograd.grad(out.square().sum(), leaves))
+    weights = [p for p in mechanism.parameters() if p.requires_grad]
+    out = attend(mechanism, shape, *inputs, x)
+    assert (
+        all(g.isfinite().all() for g in torch.autograd.grad(out.sum(), weights, allow_unused=False)) if weights else 1
+    )
+    for dtype in (torch.float16, torch.bfloat16) if tokens < 1000 else ():
+        narrow = [t.detach().to(dtype) for t in (*inputs, x)]
+        with torch.inference_mode():
+            half = attend(mechanism.to(dtype), shape, *narrow)
+        assert half.dtype == dtype and half.isfinite().all()
+
+
+@sparse
+def test_one_view_of_several_as_a_frame_block_sees_it(name: str, arguments: dict) -> None:
+    """The layout speaks of all views, the call is about one of them: the result is that of a layout of one."""
+    mechanism = build(name, arguments)
+    alone = TokenLayout(views=1, special=2, rows=5, cols=3)
+    inputs = projections(alone)
+    with torch.inference_mode():
+        expected = attend(mechanism, alone, *inputs)
+        assert torch.equal(attend(mechanism, LAYOUTS["odd sizes"], *inputs), expected)
+
+
+@sparse
+def test_nan_in_a_query_spares_most_others(name: str, arguments: dict) -> None:
+    mechanism, shape = build(name, arguments), LAYOUTS["odd sizes"]
+    inputs = projections(shape)
+    inputs[0][0, 0, -1] = torch.nan
+    with torch.inference_mode():
+        broken = attend(mechanism, shape, *inputs).isnan().any(-1)
+    assert broken[0, 0, -1] and not broken[1].any() and not broken[0, 1].any()
+    assert broken[0, 0].float().mean() < 0.5
+
+
+@sparse
+def test_reports_its_density(name: str, arguments: dict) -> None:
+    mechanism, shape = build(name, arguments), LAYOUTS["odd sizes"]
+    with recording() as log, torch.inference_mode():
+        attend(mechanism, shape, *projections(shape))
+    densities = [torch.as_tensor(r.values["density"]) for r in log if "density" in r.values]
+    assert name == "dense" or (densities and all(((d > 0) & (d <= 1)).all() for d in densities))
+
+
+@sparse
+def test_survives_a_training_step_under_autocast(name: str, arguments: dict) -> None:
+    mechanism, shape = build(name, arguments), LAYOUTS["odd sizes"]
+    inputs = [t.requires_grad_() for t in projections(shape)]
+    narrow = [t.bfloat16() for t in inputs]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = attend(mechanism, shape, *narrow, padding(shape))
+    assert all(g.isfinite().all() for g in torch.autograd.grad(out.float().square().sum(), inputs[:3]))
+    with torch.inference_mode():
+        wide = attend(mechanism.eval(), shape, *(t.float() for t in narrow), padding(shape))
+    assert rms_ratio(real(out, padding(shape)), real(wide, padding(shape))) < 0.3  # a near tie may fall the other way
 
 
 @pytest.mark.parametrize("name", list(ATTENTION))
 def test_shows_its_choices(name: str) -> None:
     for arguments in COMPLETE[name]:
         text = repr(build(name, arguments))
-        assert all(f"{key}={value!r}" in text for key, value in arguments.items())
+        shown = {key: value for key, value in arguments.items() if key != "init_std"}
+        assert all(f"{key}={value!r}" in text for key, value in shown.items()), text
