@@ -42,7 +42,7 @@ class Reconstruct:
     """Use no network: weights come from a file or from what was downloaded before."""
 
     plan: Annotated[str | None, option("NAME|FILE")] = None
-    """Compress the model: dense, ... (PLANS), or a plan as a .json file."""
+    """Compress the model: gsa, sla, merge, ... (docs/how-to/compress.md), or a plan as a .json file."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
@@ -156,7 +156,7 @@ class Reconstruct:
             }
             scene.info["command"] = shlex.join(sys.argv)
             with console.stage("writing"):
-                options = ExportOptions(shared_camera=self.shared_camera, originals=self.originals())
+                options = ExportOptions(shared_camera=self.shared_camera, originals=self.originals(formats))
                 files = write_all(scene, directory, formats, options)
         done = summary(scene, self.out, [file.relative_to(directory).as_posix() for file in files], console.seconds)
         console.table("summary", summary_rows(scene, done))
@@ -165,10 +165,12 @@ class Reconstruct:
             console.line("next", f"colmap gui --import_path {folder} --image_path {shlex.quote(str(pictures))}")
         return scene, done
 
-    def originals(self) -> Originals | None:
+    def originals(self, formats: Sequence[str]) -> Originals | None:
         """The pictures to write beside the COLMAP model, None for none."""
         from lean3r.originals import Originals
 
+        if "colmap" not in formats:
+            return None
         originals = Originals(self.inputs, self.fps, self.every, self.frames, self.max_views)
         if self.images == "never" or (self.images == "auto" and originals.are_loose_files):
             return None
