@@ -19,7 +19,7 @@ from lean3r.models.nano import Nano
 from lean3r.pipeline.load import EMBEDDED
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("[0-9]*.py"))
-LONGEST = 60
+LONGEST = 120
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,21 @@ def toy(out: Path, said: str) -> None:
     assert (out / "validation.csv").is_file() and said.startswith("30 steps, 0 skipped")
 
 
+def foreign(out: Path, said: str) -> None:
+    for line in said.splitlines():
+        words = line.split()
+        assert float(words[2]) < 1e-5 < float(words[5]) and 0 < int(words[8]) < 60
+        assert (out / f"{words[0]}.pt").is_file()
+    assert len(said.splitlines()) == 2
+
+
+def compressed(out: Path, said: str) -> None:
+    _, metadata = read_tensors(out / "nano-merged.safetensors")
+    assert json.loads(metadata["plan"])["name"] == "last two"
+    assert "dense    plan None, pairs attended to: all" in said and "merged   plan last two" in said
+    assert said.count(" %") == 2
+
+
 CHECKS: dict[str, Callable[[Path, str], None]] = {
     "01": folder,
     "02": inside,
@@ -85,6 +100,8 @@ CHECKS: dict[str, Callable[[Path, str], None]] = {
     "04": video,
     "05": scores,
     "06": toy,
+    "07": foreign,
+    "08": compressed,
 }
 
 

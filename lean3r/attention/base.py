@@ -59,6 +59,12 @@ class Record:
     layout: TokenLayout
     values: dict[str, Any]
 
+    @property
+    def density(self) -> float | None:
+        """Mean share of pairs attended to; None where the mechanism did not say."""
+        found = self.values.get("density")
+        return float(found.float().mean() if isinstance(found, Tensor) else found) if found is not None else None
+
 
 _logs: list[list[Record]] = []
 

@@ -119,7 +119,7 @@ class Inspect:
             model.encode(grey_padding(views.to(device)))
         window = query_window(calls[-1].layout, views, view, self.at)
         found = shares(calls[-1], window, view)
-        records = {id(record.mechanism): record.values for record in log}
+        densities = {id(record.mechanism): record.density for record in log}
         plan = plan_of(model)
         about = {
             "model": self.model,
@@ -134,17 +134,16 @@ class Inspect:
             "special_tokens_share": round(found.special, 6),
             "tokens": found.tokens,
             "tokens_that_hold_90_percent": found.tokens_of_most,
-            "density": {key: _density(a.mechanism, a.short, records) for key, a in sites.items()},
+            "density": {key: _density(a.mechanism, a.short, densities) for key, a in sites.items()},
         }
         return about, draw(views, found, window, view, names)
 
 
-def _density(mechanism: Any, short: Any, records: dict[int, dict[str, Any]]) -> float | None:
-    """The share of pairs that a layer's mechanism attends to; None where it did not say."""
+def _density(mechanism: Any, short: Any, densities: dict[int, float | None]) -> float | None:
+    """The share of pairs that a layer attends to; None where its mechanism did not say."""
     from lean3r.attention.dense import Dense
 
-    values = records.get(id(mechanism), {})
-    if "density" in values:
-        density = values["density"]
-        return round(float(density.float().mean()) if hasattr(density, "float") else float(density), 6)
+    for used in (mechanism, short):
+        if densities.get(id(used)) is not None:
+            return round(densities[id(used)], 6)  # type: ignore[arg-type]
     return 1.0 if isinstance(mechanism, Dense) or isinstance(short, Dense) else None

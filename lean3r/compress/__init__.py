@@ -10,5 +10,11 @@ PLANS = Registry(
     {
         "dense": "lean3r.compress.presets:dense",
         "gsa": "lean3r.compress.presets:gsa",
+        "sla": "lean3r.compress.presets:sla",
+        "thu-sla": "lean3r.compress.presets:thu_sla",
+        "block_sparse": "lean3r.compress.presets:block_sparse",
+        "merge": "lean3r.compress.presets:merge",
+        "kv_prune": "lean3r.compress.presets:kv_prune",
+        "frame_subset": "lean3r.compress.presets:frame_subset",
     },
 )

@@ -131,7 +131,9 @@ def resolve_plan(plan: str | Path | Mapping[str, Any] | CompressionPlan) -> Comp
 
 def settings_of(mechanism: str) -> tuple[str, ...]:
     """Names of the settings of a row of ATTENTION."""
-    return tuple(name for name in inspect.signature(ATTENTION.get(mechanism)).parameters if name not in FROM_MODEL)
+    found = inspect.signature(ATTENTION.get(mechanism)).parameters.values()
+    named = (p.name for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+    return tuple(name for name in named if name not in FROM_MODEL)
 
 
 def _step(row: Any, number: int) -> Step:

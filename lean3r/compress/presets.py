@@ -1,4 +1,9 @@
-"""Plans by name: functions that return them, with the settings of their sources as defaults."""
+"""Plans by name: functions that return them, with the mechanisms' own defaults, which are those of their sources.
+
+Every function takes the target, the number of tokens below which blocks stay dense, and settings of the mechanism
+(attention/). The default lengths are where the mechanism overtook dense attention on one CPU core (4 heads of 32
+channels, 401 tokens a view, ratios within one run): below it is slower. On other hardware measure again.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +14,43 @@ from lean3r.compress.plan import CompressionPlan, Step
 
 def dense(target: str = "global blocks", **settings: Any) -> CompressionPlan:
     """Softmax attention over everything, explicitly."""
-    return CompressionPlan((Step(target, "dense", settings),), "dense")
+    return _one("dense", target, 0, settings)
 
 
-def gsa(target: str = "global blocks", *, dense_below: int = 4096, **settings: Any) -> CompressionPlan:
-    """Coarse-to-fine attention of Speed3R: 32 windows of 4 x 4 patches a query window, two gates. Wants training."""
-    return CompressionPlan((Step(target, "gsa", settings, dense_below),), "gsa")
+def gsa(target: str = "global blocks", *, dense_below: int = 2048, **settings: Any) -> CompressionPlan:
+    """Speed3R: a coarse look at everything, a fine one at 32 windows of 4 x 4 patches; two gates. Wants training."""
+    return _one("gsa", target, dense_below, settings)
+
+
+def sla(target: str = "all blocks", *, dense_below: int = 1536, **settings: Any) -> CompressionPlan:
+    """Lite3R: the strongest keys exactly, the rest through a linear branch that starts near 0. Wants training."""
+    return _one("sla", target, dense_below, settings)
+
+
+def thu_sla(target: str = "all blocks", *, dense_below: int = 1536, **settings: Any) -> CompressionPlan:
+    """The SLA that Lite3R comes from: a linear branch that starts at 0. Wants training."""
+    return _one("thu-sla", target, dense_below, settings)
+
+
+def block_sparse(target: str = "global blocks", *, dense_below: int = 8192, **settings: Any) -> CompressionPlan:
+    """Block-sparse VGGT: pooled scores choose blocks of keys. Needs no training."""
+    return _one("block_sparse", target, dense_below, settings)
+
+
+def merge(target: str = "global blocks", *, dense_below: int = 1024, **settings: Any) -> CompressionPlan:
+    """FastVGGT: nine of ten tokens join a similar one before attention. Needs no training."""
+    return _one("merge", target, dense_below, settings)
+
+
+def kv_prune(target: str = "global blocks", *, dense_below: int = 8192, **settings: Any) -> CompressionPlan:
+    """Spark3R: keys of few views, similar queries merged. Needs no training."""
+    return _one("kv_prune", target, dense_below, settings)
+
+
+def frame_subset(target: str = "global blocks", *, dense_below: int = 8192, **settings: Any) -> CompressionPlan:
+    """GoToHunt: keys of 25 views that differ from one another. Needs no training."""
+    return _one("frame_subset", target, dense_below, settings)
+
+
+def _one(mechanism: str, target: str, dense_below: int, settings: dict[str, Any]) -> CompressionPlan:
+    return CompressionPlan((Step(target, mechanism, settings, dense_below),), mechanism)

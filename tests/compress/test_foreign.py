@@ -1,0 +1,168 @@
+"""Networks that we did not write: converted with dense attention they say what they said, to 1e-5."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lean3r.attention.base import recording
+from lean3r.attention.dense import Dense
+from lean3r.compress import compress
+from lean3r.compress.adapters import Adapter, FusedQkv, MultiHead
+from lean3r.errors import UsageError
+from lean3r.testing import assert_rms
+from lean3r.types import TokenLayout
+
+ALL = 1 << 20  # more windows than there are
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def grid(*inputs: Tensor, **_: object) -> TokenLayout:
+    return TokenLayout(1, 1, 5, 6)
+
+
+def encoder(batch_first: bool, norm_first: bool) -> nn.TransformerEncoder:
+    layer = nn.TransformerEncoderLayer(32, 4, 48, batch_first=batch_first, norm_first=norm_first)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=batch_first and not norm_first).eval()
+
+
+def same_where_kept(model: nn.Module, adapter: Adapter, *inputs: Tensor, **named: Tensor) -> nn.Module:
+    """Convert with dense, compare outputs; what everything-kept sparse attention says comes near, too."""
+    converted = compress(model, "dense", adapter=adapter)
+    assert list(converted.state_dict()) == list(model.state_dict())
+    with torch.inference_mode():
+        assert_rms(converted(*inputs, **named), model(*inputs, **named), 1e-5)
+        moved = copy.deepcopy(converted)
+        assert_rms(moved(*inputs, **named), model(*inputs, **named), 1e-5)
+    return converted
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_transformer_encoder(batch_first: bool, norm_first: bool) -> None:
+    model = encoder(batch_first, norm_first)
+    x = torch.randn(2, 62, 32)
+    padding = torch.zeros(2, 62, dtype=torch.bool)
+    padding[1, 40:] = True
+    x = x if batch_first else x.transpose(0, 1)
+    converted = same_where_kept(model, MultiHead(grid), x)
+    kept = ~padding if batch_first else ~padding.T
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            found, expected = (m(x, src_key_padding_mask=padding) for m in (converted, model))
+        assert_rms(found[kept], expected[kept], 1e-5)
+
+
+def test_fused_paths_do_not_pass_the_mechanism_by() -> None:
+    model, x = encoder(True, False), torch.randn(2, 31, 32)
+    sparse = compress(model, {"steps": [everything(top_k=1)]}, adapter=MultiHead(grid))
+    with torch.inference_mode(), recording() as log:
+        found = sparse(x)
+        assert len(log) == 2 and not torch.allclose(found, model(x))
+        assert_rms(model(x), model(x), 0)
+
+
+def test_everything_kept_is_dense() -> None:
+    """Two views of 1 + 5 x 6 tokens: windows of 4 x 4 patches, some cut by the edge."""
+    model, x = encoder(True, True), torch.randn(2, 62, 32)
+    sparse = compress(model, {"steps": [everything()]}, adapter=MultiHead(grid))
+    with torch.inference_mode():
+        assert_rms(sparse(x), model(x), 1e-5)
+
+
+def everything(top_k: int = ALL) -> dict:
+    return {"target": "global blocks", "mechanism": "gsa", "settings": {"top_k": top_k, "gate": "none"}}
+
+
+def test_plain_multihead_and_gradients() -> None:
+    model, x = nn.MultiheadAttention(32, 4, batch_first=True), torch.randn(1, 31, 32)
+    converted = compress(model, "dense", adapter=MultiHead(lambda q, k, v, **_: grid()))
+    found, none = converted(x, x, x)
+    expected, _ = model(x, x, x)
+    assert_rms(found, expected, 1e-5)
+    assert none is None
+    weights = list(model.parameters())
+    for ours, theirs in zip(
+        torch.autograd.grad(found.square().sum(), weights),
+        torch.autograd.grad(expected.square().sum(), weights),
+        strict=True,
+    ):
+        assert_rms(ours, theirs, 1e-5)
+    with pytest.raises(UsageError, match="one input"):
+        converted(x, x + 1, x)
+    with pytest.raises(UsageError, match="attn_mask"):
+        converted(x, x, x, attn_mask=torch.zeros(31, 31))
+
+
+def test_wrong_layouts_and_other_kinds_are_refused() -> None:
+    model = encoder(True, True)
+    converted = compress(model, "dense", adapter=MultiHead(grid))
+    with pytest.raises(UsageError, match="got 40 tokens; the adapter's layout has 31 a view"):
+        converted(torch.randn(1, 40, 32))
+    fresh = compress(model, "dense", adapter=MultiHead(grid))
+    with pytest.raises(UsageError, match="call the network through the module"):
+        fresh.layers[0](torch.randn(1, 31, 32))
+    with pytest.raises(UsageError, match="write an adapter of its own"):
+        compress(nn.ModuleDict({"attn": nn.Linear(4, 4)}), "dense", adapter=FusedQkv(grid))
+
+
+def pictures(model_input: Tensor, **_: object) -> TokenLayout:
+    return TokenLayout(1, 1, model_input.shape[-2] // 16, model_input.shape[-1] // 16)
+
+
+def test_timm_vit() -> None:
+    timm = pytest.importorskip("timm", reason="timm is not installed: pip install --no-deps timm torchvision")
+    vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, img_size=(64, 48), num_classes=5).eval()
+    model = nn.Sequential(vit)
+    x = torch.rand(2, 3, 64, 48)
+    same_where_kept(model, FusedQkv(pictures), x)
+    sparse = compress(model, {"steps": [everything()]}, adapter=FusedQkv(pictures))
+    with torch.inference_mode():
+        assert_rms(sparse(x), model(x), 1e-5)
+
+
+def test_official_depth_anything_3() -> None:
+    vision = pytest.importorskip(
+        "depth_anything_3.model.dinov2.vision_transformer",
+        reason="the official network is not installed: pip install --no-deps depth-anything-3, and what it imports",
+    )
+    options = {"alt_start": 4, "rope_start": 4, "qknorm_start": 4, "cat_token": True, "img_size": 56}
+    vit = vision.DinoVisionTransformer(
+        patch_size=14, embed_dim=64, depth=8, num_heads=4, init_values=1.0, ffn_layer="mlp", **options
+    ).eval()
+
+    class Network(nn.Module):
+        """The backbone as the whole network calls it: pictures [B, S, 3, H, W] in, four levels out."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = vit
+
+        def forward(self, images: Tensor) -> Tensor:
+            levels, _ = self.backbone.get_intermediate_layers(images, n=[4, 5, 6, 7])
+            return torch.cat([tokens for tokens, _ in levels], dim=-1)
+
+    def layout(images: Tensor) -> TokenLayout:
+        return TokenLayout(images.shape[1], 1, images.shape[-2] // 14, images.shape[-1] // 14)
+
+    adapter = FusedQkv(layout, role=lambda index: "global" if index >= 4 and index % 2 else "frame")
+    model, images = Network().eval(), torch.rand(1, 4, 3, 70, 56)
+    for parameter in vit.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    same_where_kept(model, adapter, images)
+    sparse = compress(model, {"steps": [everything()]}, adapter=adapter)
+    kinds = [isinstance(getattr(block.attn, "mechanism", None), Dense | None) for block in vit.blocks]
+    assert all(kinds), "the original stays"
+    with torch.inference_mode(), recording() as log:
+        assert_rms(sparse(images), model(images), 1e-5)
+    assert len(log) == 2 and log[0].layout.views == 4
