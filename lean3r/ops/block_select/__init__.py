@@ -1,0 +1,130 @@
+"""Choice of the key blocks that each query block attends to, with attention over the pooled blocks in the same pass.
+
+Ranking, padding and mask rules: Speed3R's global sparse attention (its release and paper), steps 4 and 5.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lean3r.errors import UsageError
+from lean3r.ops.dispatch import Implementation, choose
+
+_MODULES = {"reference": "reference", "torch": "torch_path", "triton": "kernel"}
+_MAX_TOP_K = 512
+_MAX_HEAD_DIM = 128
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Result of `block_select`.
+
+    blocks [B, H, nq, K] int32, best first, -1 past the end of a shorter list; out [B, H, nq, D] softmax attention of
+    the pooled queries over all pooled keys; lse [B, H, nq] float32, natural logarithm of its denominator, of scaled
+    scores. Gradients flow through out and lse, not through blocks.
+    """
+
+    blocks: Tensor
+    out: Tensor
+    lse: Tensor
+
+
+def block_select(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    top_k: int,
+    *,
+    scale: float | None = None,
+    key_mask: Tensor | None = None,
+    always: Sequence[int] | Tensor | None = None,
+    fill: Literal["unique", "repeat_last"] = "unique",
+    implementation: Implementation = "auto",
+) -> Selection:
+    """Top-k key blocks of every query block, and attention over all of them.
+
+    q [B, H, nq, D], k and v [B, H, nk, D] are pooled; scale defaults to D^-0.5. Blocks are ranked by the unscaled
+    score q.k in float32, descending; ties go to the lower index, and -0.0 ranks below +0.0. A NaN or -inf score
+    ranks as the lowest finite number, so that NaN in q makes out and lse of its rows NaN while the chosen indices
+    stay valid and distinct. `key_mask` [B, nk] is False on key blocks that are neither attended nor chosen; a query
+    with no key left gets zeros, lse -inf and -1 everywhere. `always` names key blocks that stand first in every
+    list, in the order given, and count in top_k (a CUDA tensor costs a synchronisation: pass integers).
+
+    fill "unique" lists each block once and ends shorter lists with -1; "repeat_last" repeats the last block that the
+    mask admits instead, as Speed3R's release does (duplicates then count with multiplicity in block-sparse attention).
+    Tensors of several types are brought to v's. No implementation holds an nq x nk array of a large size.
+
+    Raises UsageError on shapes that do not fit or more `always` blocks than top_k, KernelError when
+    implementation="triton" cannot run (top_k above 512, head_dim above 128, CPU tensors).
+    """
+    first = _check(q, k, v, top_k, scale, key_mask, always, fill)
+    q, k = q.to(v.dtype), k.to(v.dtype)
+    if key_mask is not None:  # whatever the padding holds, NaN included, stays out of sums and gradients
+        k, v = (t.masked_fill(~key_mask[:, None, :, None], 0) for t in (k, v))
+    how = choose("block_select", implementation, (q, k, v), torch_path=True, unsupported=_unsupported(q, top_k))
+    run = importlib.import_module(f"{__name__}.{_MODULES[how]}").select
+    # Autocast would lower the products that rank.
+    with torch.autocast(q.device.type, enabled=False):
+        chosen, out, lse = run(
+            q, k, v, top_k - len(first), q.shape[-1] ** -0.5 if scale is None else scale, key_mask, first
+        )
+    return Selection(_complete(chosen, first, key_mask, k.shape[2], fill), out, lse)
+
+
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, top_k: int, scale: float | None, key_mask: Tensor | None, always, fill: str
+):
+    """Raise UsageError where the arguments do not fit; return `always` as a list without repetitions."""
+    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
+        shapes = ", ".join(str(tuple(t.shape)) for t in (q, k, v))
+        raise UsageError(f"block_select expects q [B, H, nq, D], k and v [B, H, nk, D]; got {shapes}")
+    batch, _, blocks, _ = k.shape
+    if blocks == 0 or top_k < 1:
+        raise UsageError(
+            f"block_select needs at least one key block and top_k >= 1; got {blocks} blocks, top_k {top_k}"
+        )
+    if scale is not None and not scale > 0:
+        raise UsageError(f"block_select needs a positive scale, got {scale}")
+    if key_mask is not None and (key_mask.shape != (batch, blocks) or key_mask.dtype != torch.bool):
+        got = f"{key_mask.dtype} {tuple(key_mask.shape)}"
+        raise UsageError(f"key_mask is torch.bool [B, nk] = {(batch, blocks)}, got {got}")
+    if fill not in ("unique", "repeat_last"):
+        raise UsageError(f'fill is "unique" or "repeat_last", got {fill!r}')
+    listed = always.tolist() if isinstance(always, Tensor) else always
+    first = list(dict.fromkeys(int(i) for i in listed or ()))
+    if first and not 0 <= min(first) <= max(first) < blocks:
+        raise UsageError(f"always names blocks 0..{blocks - 1}, got {min(first)}..{max(first)}")
+    if len(first) > top_k:
+        raise UsageError(f"always names {len(first)} blocks, which do not fit into top_k {top_k}; raise top_k")
+    return first
+
+
+def _unsupported(q: Tensor, top_k: int) -> str | None:
+    if q.shape[-1] > _MAX_HEAD_DIM:
+        return f"head_dim {q.shape[-1]} is above {_MAX_HEAD_DIM}"
+    return f"top_k {top_k} is above {_MAX_TOP_K}" if top_k > _MAX_TOP_K else None
+
+
+def _complete(chosen: Tensor, first: list[int], key_mask: Tensor | None, blocks: int, fill: str) -> Tensor:
+    """Put the `always` blocks in front, and end short lists as `fill` says."""
+    if first:
+        kept = torch.tensor(first, dtype=torch.int32, device=chosen.device)
+        if key_mask is None:
+            chosen = torch.cat((kept.expand(*chosen.shape[:-1], -1), chosen), -1)
+        else:
+            kept = kept.where(key_mask[:, kept.long()], -1)[:, None, None].expand(*chosen.shape[:-1], -1)
+            chosen = torch.cat((kept, chosen), -1)
+            order = (chosen < 0).to(torch.int8).sort(dim=-1, stable=True).indices
+            chosen = chosen.gather(-1, order)
+    if fill == "unique":
+        return chosen
+    if key_mask is None:
+        return chosen.where(chosen >= 0, blocks - 1)
+    last = torch.where(key_mask, torch.arange(blocks, dtype=torch.int32, device=chosen.device), -1).amax(-1)
+    return chosen.where(chosen >= 0, last[:, None, None, None])

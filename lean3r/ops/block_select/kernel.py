@@ -1,0 +1,379 @@
+"""Block selection on GPUs: flash attention that leaves the maxima of key groups behind, and a search among those.
+
+Keeping a sorted list inside the attention loop costs a sorting network for every tile: with 64 rows sharing a branch,
+some row has a new candidate in nearly every one of a thousand tiles. Here the loop only stores, besides attending,
+the highest score of each run of GROUP keys (its row maxima come from the same numbers). A second kernel then finds
+the top k in three steps of a few hundred candidates a row: spans of groups, groups, keys; the last with scores
+computed anew. That is exact, ties included: the k best keys lie in the k best groups when equal maxima rank by
+position, since each group in front of a key's own holds a key in front of it. (Scores of the two kernels may differ
+in the last bit, which matters only between keys that are equal up to rounding; equal keys tie in both.)
+
+The maxima take 4 / GROUP bytes a score, so rows are worked off in chunks of at most WORKSPACE bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+WORKSPACE = 1 << 30  # bytes of group maxima that exist at a time
+_ROWS = 128  # a multiple of every tile height
+_SPAN = 16  # groups in a span
+_LOG2E = tl.constexpr(1.4426950408889634)
+_LOWEST = tl.constexpr(-3.4028234663852886e38)
+_NOTHING = tl.constexpr(-2139095041)  # the bits of -inf, made to sort as an integer
+
+
+def _configs(*shapes: tuple[int, int, int, int]) -> list[triton.Config]:
+    """Tiles of (queries, keys) with warps and stages to try; the interpreter times nothing and takes the last."""
+    found = [triton.Config({"BM": bm, "BN": bn}, num_warps=w, num_stages=s) for bm, bn, w, s in shapes]
+    return found[-1:] if triton.knobs.runtime.interpret else found
+
+
+def select(
+    q: Tensor, k: Tensor, v: Tensor, top_k: int, scale: float, key_mask: Tensor | None, always: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Blocks [B, H, nq, top_k] that are not in `always`, out [B, H, nq, D], lse [B, H, nq]; see `block_select`."""
+    q, k, v = (t.contiguous() for t in (q, k, v))
+    return _Select.apply(q, k, v, _state(k, key_mask, always), top_k, scale)
+
+
+def _state(k: Tensor, key_mask: Tensor | None, always: Sequence[int]) -> Tensor | None:
+    """int8 [B, nk]: 0 on hidden keys, 1 on those that are attended but not ranked, 2 on all others; None if all 2."""
+    if key_mask is None and not always:
+        return None
+    state = torch.full((k.shape[0], k.shape[2]), 2, dtype=torch.int8, device=k.device)
+    if always:
+        state[:, list(always)] = 1
+    return state if key_mask is None else state.masked_fill_(~key_mask, 0)
+
+
+class _Select(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, top_k: int, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        b, h, nq, d = q.shape
+        nk = k.shape[2]
+        out = torch.empty_like(q)
+        lse = torch.empty(b, h, nq, dtype=torch.float32, device=q.device)
+        blocks = torch.empty(b, h, nq, top_k, dtype=torch.int32, device=q.device)
+
+        group = 16 if nk <= 1 << 17 else 64
+        stored = triton.cdiv(nk, group) if top_k else 0
+        rows = min(nq, max(1, WORKSPACE // (4 * b * h * max(stored, 1) * _ROWS)) * _ROWS)
+        maxima = torch.empty(b * h, rows, stored, dtype=torch.float32, device=q.device)
+        wide = max(16, triton.next_power_of_2(top_k))
+        together = max(1, (1024 if triton.knobs.runtime.interpret else 256) // wide)
+        common = {"D": d, "GROUP": group, "HAS_STATE": state is not None}
+        for first in range(0, nq, rows):
+            count = min(rows, nq - first)
+            _attend[lambda meta: (triton.cdiv(count, meta["BM"]), b * h)](  # noqa: B023 - called before the next round
+                *(q, k, v, state, out, lse, maxima, first, count, rows, nq, nk, stored, h, scale),
+                **common,
+                **_tiling(q, nk),
+            )
+            if top_k:
+                _search[(triton.cdiv(count, together), b * h)](
+                    *(q, k, state, maxima, blocks, first, count, rows, nq, nk, stored, h, top_k),
+                    **common,
+                    SPAN=_SPAN,
+                    LOG_K=wide.bit_length() - 1,
+                    R=together,
+                    DC=32 if wide <= 256 else 16,
+                    num_warps=4 if wide <= 256 else 8,
+                )
+        ctx.save_for_backward(q, k, v, state, out, lse)
+        ctx.scale = scale
+        ctx.mark_non_differentiable(blocks)
+        return blocks, out, lse
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, state, out, lse = ctx.saved_tensors
+        b, h, nq, d = q.shape
+        nk = k.shape[2]
+        grad_out = grad_out.to(v.dtype).contiguous()
+        # d loss / d score = weight (grad_out . v - grad_out . out + grad_lse)
+        shift = grad_lse - (grad_out.float() * out.float()).sum(-1)
+        lse = lse.masked_fill(lse == -torch.inf, 0)  # rows that attend to nothing
+        grad_q, grad_k, grad_v = (torch.empty_like(t) for t in (q, k, v))
+        common = {"D": d, "HAS_STATE": state is not None, **_tiling(q, max(nq, nk))}
+        _grad_keys[lambda meta: (triton.cdiv(nk, meta["BN"]), b * h)](
+            *(q, k, v, state, grad_out, lse, shift, grad_k, grad_v, nq, nk, h, ctx.scale), **common
+        )
+        _grad_queries[lambda meta: (triton.cdiv(nq, meta["BM"]), b * h)](
+            *(q, k, v, state, grad_out, lse, shift, grad_q, nq, nk, h, ctx.scale), **common
+        )
+        return grad_q, grad_k, grad_v, None, None, None
+
+
+def _tiling(q: Tensor, keys: int) -> dict[str, int]:
+    """Padded head_dim, and a class of lengths that only separates what the autotuner learns."""
+    return {"BD": max(16, triton.next_power_of_2(q.shape[-1])), "LONG": int(keys >= 4096)}
+
+
+@triton.autotune(
+    _configs((128, 128, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 64, 4, 2)), key=["D", "HAS_STATE", "LONG"]
+)
+@triton.jit
+def _attend(
+    q_ptr, k_ptr, v_ptr, state_ptr, out_ptr, lse_ptr, maxima_ptr,
+    first, count, rows, nq, nk, stored, heads, scale,
+    D: tl.constexpr, BD: tl.constexpr, GROUP: tl.constexpr, HAS_STATE: tl.constexpr, LONG: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    bh = tl.program_id(1).to(tl.int64)
+    local = tl.program_id(0) * BM + tl.arange(0, BM)
+    d = tl.arange(0, BD)
+    inside = local < count
+    at = (bh * nq + first + local)[:, None] * D + d[None, :]
+    q = tl.load(q_ptr + at, mask=inside[:, None] & (d < D)[None, :], other=0.0)
+    k_ptr += bh * nk * D
+    v_ptr += bh * nk * D
+    if HAS_STATE:
+        state_ptr += (bh // heads) * nk
+    maxima_ptr += (bh * rows + local)[:, None] * stored
+
+    highest = tl.full([BM], -float("inf"), tl.float32)
+    total = tl.zeros([BM], tl.float32)
+    acc = tl.zeros([BM, BD], tl.float32)
+    full = 0 if HAS_STATE else nk // BN * BN  # tiles that need no mask
+    for start in range(0, full, BN):
+        highest, total, acc = _attend_tile(
+            q, k_ptr, v_ptr, state_ptr, maxima_ptr, inside, start, nk, stored, highest, total, acc, scale,
+            D, BD, GROUP, HAS_STATE, False, BM, BN,
+        )  # fmt: skip
+    for start in range(full, nk, BN):
+        highest, total, acc = _attend_tile(
+            q, k_ptr, v_ptr, state_ptr, maxima_ptr, inside, start, nk, stored, highest, total, acc, scale,
+            D, BD, GROUP, HAS_STATE, True, BM, BN,
+        )  # fmt: skip
+    empty = total == 0.0
+    out = acc / tl.where(empty, 1.0, total)[:, None]
+    tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=inside[:, None] & (d < D)[None, :])
+    lse = tl.where(empty, -float("inf"), highest * scale + tl.log(tl.where(empty, 1.0, total)))
+    tl.store(lse_ptr + bh * nq + first + local, lse, mask=inside)
+
+
+@triton.jit
+def _attend_tile(
+    q, k_ptr, v_ptr, state_ptr, maxima_ptr, inside, start, nk, stored, highest, total, acc, scale,
+    D: tl.constexpr, BD: tl.constexpr, GROUP: tl.constexpr, HAS_STATE: tl.constexpr, MASKED: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    k = _rows(k_ptr, start, nk, D, BD, BN, MASKED)
+    s = tl.dot(q, tl.trans(k), input_precision="ieee")
+    ranked = tl.where(s > _LOWEST, s, _LOWEST)  # NaN, too, becomes the lowest
+    row_high = ranked
+    if MASKED:
+        attended, eligible = _marks(state_ptr, start, nk, HAS_STATE, BN)
+        s = tl.where(attended[None, :], s, -float("inf"))
+        row_high = tl.where(attended[None, :], ranked, -float("inf"))
+        ranked = tl.where(eligible[None, :], ranked, -float("inf"))
+    peaks = tl.max(tl.reshape(ranked, [BM, BN // GROUP, GROUP]), 2)
+    group = start // GROUP + tl.arange(0, BN // GROUP)
+    tl.store(maxima_ptr + group[None, :], peaks, mask=inside[:, None] & (group < stored)[None, :])
+
+    raised = tl.maximum(highest, tl.max(row_high, 1) if HAS_STATE else tl.max(peaks, 1))
+    to_log2 = scale * _LOG2E
+    level = tl.where(raised == -float("inf"), 0.0, raised) * to_log2
+    fade = tl.exp2(highest * to_log2 - level)
+    p = tl.exp2(s * to_log2 - level[:, None])
+    v = _rows(v_ptr, start, nk, D, BD, BN, MASKED)
+    acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
+    return raised, total * fade + tl.sum(p, 1), acc
+
+
+@triton.jit
+def _rows(ptr, start, n, D: tl.constexpr, BD: tl.constexpr, B: tl.constexpr, MASKED: tl.constexpr):
+    """[B, BD] of a contiguous [n, D] from row `start` on, zero outside."""
+    row = start + tl.arange(0, B)
+    d = tl.arange(0, BD)
+    at = ptr + row[:, None] * D + d[None, :]
+    if MASKED:
+        return tl.load(at, mask=(row < n)[:, None] & (d < D)[None, :], other=0.0)
+    if D == BD:
+        return tl.load(at)
+    return tl.load(at, mask=(d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def _marks(state_ptr, start, nk, HAS_STATE: tl.constexpr, BN: tl.constexpr):
+    """Which keys of a tile are attended, and which may be chosen."""
+    key = start + tl.arange(0, BN)
+    if HAS_STATE:
+        state = tl.load(state_ptr + key, mask=key < nk, other=0)
+        return state > 0, state > 1
+    return key < nk, key < nk
+
+
+@triton.jit
+def _search(
+    q_ptr, k_ptr, state_ptr, maxima_ptr, blocks_ptr, first, count, rows, nq, nk, stored, heads, top_k,
+    D: tl.constexpr, GROUP: tl.constexpr, HAS_STATE: tl.constexpr, SPAN: tl.constexpr, LOG_K: tl.constexpr,
+    R: tl.constexpr, DC: tl.constexpr,
+):  # fmt: skip
+    bh = tl.program_id(1).to(tl.int64)
+    K: tl.constexpr = 1 << LOG_K
+    local = tl.program_id(0) * R + tl.arange(0, R)
+    slot = tl.arange(0, K)
+    inside = local < count
+    maxima_ptr += (bh * rows + local)[:, None] * stored
+    q_ptr += (bh * nq + first + local)[:, None] * D
+    k_ptr += bh * nk * D
+    if HAS_STATE:
+        state_ptr += (bh // heads) * nk
+
+    # A step whose candidates all fit into the list takes them as they come.
+    span = tl.broadcast_to(slot[None, :], [R, K])
+    if stored > K * SPAN:
+        best = _none(R, K)
+        member = tl.arange(0, SPAN)
+        for start in range(0, tl.cdiv(stored, SPAN), K):
+            group = (start + slot)[:, None] * SPAN + member[None, :]
+            at = maxima_ptr[:, :, None] + group[None, :, :]
+            peaks = tl.load(at, mask=inside[:, None, None] & (group < stored)[None, :, :], other=-float("inf"))
+            best = _merge(best, tl.max(peaks, 2), tl.broadcast_to((start + slot)[None, :], [R, K]), R, LOG_K)
+        span = _indices(best)
+
+    chosen = tl.broadcast_to(slot[None, :], [R, K])
+    if stored > K:
+        best = _none(R, K)
+        for i in range(SPAN):
+            group = span * SPAN + i
+            listed = inside[:, None] & (span >= 0) & (group < stored)
+            best = _merge(best, tl.load(maxima_ptr + group, mask=listed, other=-float("inf")), group, R, LOG_K)
+        chosen = _indices(best)
+
+    best = _none(R, K)
+    for i in range(GROUP):
+        key = chosen * GROUP + i
+        listed = inside[:, None] & (chosen >= 0) & (key < nk)
+        if HAS_STATE:
+            listed = listed & (tl.load(state_ptr + key, mask=listed, other=0) > 1)
+        score = tl.zeros([R, K], tl.float32)
+        for part in tl.static_range(0, D, DC):
+            d = part + tl.arange(0, DC)
+            q = tl.load(q_ptr + d[None, :], mask=inside[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
+            at = k_ptr + key[:, :, None] * D + d[None, None, :]
+            k = tl.load(at, mask=listed[:, :, None] & (d < D)[None, None, :], other=0.0).to(tl.float32)
+            score += tl.sum(q[:, None, :] * k, 2)
+        score = tl.where(score > _LOWEST, score, _LOWEST)
+        best = _merge(best, tl.where(listed, score, -float("inf")), key, R, LOG_K)
+    at = blocks_ptr + (bh * nq + first + local)[:, None] * top_k + slot[None, :]
+    tl.store(at, _indices(best), mask=inside[:, None] & (slot < top_k)[None, :])
+
+
+@triton.jit
+def _none(R: tl.constexpr, K: tl.constexpr):
+    """An empty list [R, K]."""
+    return tl.full([R, K], _NOTHING, tl.int64) << 32
+
+
+@triton.jit
+def _merge(best, score, index, R: tl.constexpr, LOG_K: tl.constexpr):
+    """The K largest of a descending list [R, K] and of K new scores, as 64-bit integers of score and index.
+
+    A bitonic network whose partners come by tl.gather: a shuffle where a row lies in a warp. (tl.sort exchanges by
+    reductions, which take the interpreter minutes.)
+    """
+    bits = score.to(tl.int32, bitcast=True)
+    rank = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
+    new = (rank << 32) | (0x7FFFFFFF - index).to(tl.int64)
+    slot = tl.arange(0, 1 << LOG_K)
+    for i in tl.static_range(1, LOG_K + 1):
+        for j in tl.static_range(i):
+            step = 1 << (i - 1 - j)
+            other = tl.gather(new, tl.broadcast_to((slot ^ step)[None, :], [R, 1 << LOG_K]), 1)
+            takes_larger = ((slot & step) != 0) == ((slot & (1 << i)) == 0)
+            new = tl.where(takes_larger[None, :] == (new < other), other, new)
+    best = tl.maximum(best, new)  # one falls, the other rises: the K largest of both, as a bitonic sequence
+    for j in tl.static_range(LOG_K):
+        step = 1 << (LOG_K - 1 - j)
+        other = tl.gather(best, tl.broadcast_to((slot ^ step)[None, :], [R, 1 << LOG_K]), 1)
+        best = tl.where(((slot & step) == 0)[None, :] == (best < other), other, best)
+    return best
+
+
+@triton.jit
+def _indices(best):
+    """Indices of a list, -1 where it is empty."""
+    return tl.where((best >> 32) > _NOTHING, (0x7FFFFFFF - (best & 0x7FFFFFFF)).to(tl.int32), -1)
+
+
+_BACKWARD = ((64, 128, 8, 2), (128, 64, 8, 2), (64, 64, 4, 2), (32, 64, 4, 1))
+
+
+@triton.autotune(_configs(*_BACKWARD), key=["D", "HAS_STATE", "LONG"])
+@triton.jit
+def _grad_keys(
+    q_ptr, k_ptr, v_ptr, state_ptr, do_ptr, lse_ptr, shift_ptr, dk_ptr, dv_ptr, nq, nk, heads, scale,
+    D: tl.constexpr, BD: tl.constexpr, HAS_STATE: tl.constexpr, LONG: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    bh = tl.program_id(1).to(tl.int64)
+    start = tl.program_id(0) * BN
+    base = bh * nk * D
+    k = _rows(k_ptr + base, start, nk, D, BD, BN, True)
+    v = _rows(v_ptr + base, start, nk, D, BD, BN, True)
+    if HAS_STATE:
+        state_ptr += (bh // heads) * nk
+    attended, _ = _marks(state_ptr, start, nk, HAS_STATE, BN)
+    dk = tl.zeros([BN, BD], tl.float32)
+    dv = tl.zeros([BN, BD], tl.float32)
+    for row in range(0, nq, BM):
+        q, do, p, ds = _slopes(q_ptr, do_ptr, lse_ptr, shift_ptr, bh, row, nq, k, v, attended, scale, D, BD, BM)
+        dv = tl.dot(tl.trans(p.to(do.dtype)), do, dv, input_precision="ieee")
+        dk = tl.dot(tl.trans(ds.to(q.dtype)), q, dk, input_precision="ieee")
+    key = start + tl.arange(0, BN)
+    d = tl.arange(0, BD)
+    mask = (key < nk)[:, None] & (d < D)[None, :]
+    at = base + key[:, None] * D + d[None, :]
+    tl.store(dk_ptr + at, (dk * scale).to(dk_ptr.dtype.element_ty), mask=mask)
+    tl.store(dv_ptr + at, dv.to(dv_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.autotune(_configs(*_BACKWARD), key=["D", "HAS_STATE", "LONG"])
+@triton.jit
+def _grad_queries(
+    q_ptr, k_ptr, v_ptr, state_ptr, do_ptr, lse_ptr, shift_ptr, dq_ptr, nq, nk, heads, scale,
+    D: tl.constexpr, BD: tl.constexpr, HAS_STATE: tl.constexpr, LONG: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    bh = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) * BM
+    base = bh * nk * D
+    if HAS_STATE:
+        state_ptr += (bh // heads) * nk
+    dq = tl.zeros([BM, BD], tl.float32)
+    for start in range(0, nk, BN):
+        k = _rows(k_ptr + base, start, nk, D, BD, BN, True)
+        v = _rows(v_ptr + base, start, nk, D, BD, BN, True)
+        attended, _ = _marks(state_ptr, start, nk, HAS_STATE, BN)
+        _, _, _, ds = _slopes(q_ptr, do_ptr, lse_ptr, shift_ptr, bh, row, nq, k, v, attended, scale, D, BD, BM)
+        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee")
+    rows = row + tl.arange(0, BM)
+    d = tl.arange(0, BD)
+    at = (bh * nq + rows)[:, None] * D + d[None, :]
+    tl.store(dq_ptr + at, (dq * scale).to(dq_ptr.dtype.element_ty), mask=(rows < nq)[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+def _slopes(
+    q_ptr, do_ptr, lse_ptr, shift_ptr, bh, row, nq, k, v, attended, scale,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """Queries and output gradients of a tile, its weights, and the loss's slope against its scaled scores."""
+    q = _rows(q_ptr + bh * nq * D, row, nq, D, BD, BM, True)
+    do = _rows(do_ptr + bh * nq * D, row, nq, D, BD, BM, True)
+    rows = row + tl.arange(0, BM)
+    lse = tl.load(lse_ptr + bh * nq + rows, mask=rows < nq, other=0.0)
+    shift = tl.load(shift_ptr + bh * nq + rows, mask=rows < nq, other=0.0)
+    s = tl.dot(q, tl.trans(k), input_precision="ieee")
+    s = tl.where(attended[None, :], s * scale - lse[:, None], -float("inf"))
+    p = tl.exp2(s * _LOG2E)
+    return q, do, p, p * (tl.dot(do, tl.trans(v), input_precision="ieee") + shift[:, None])
