@@ -43,7 +43,7 @@ def block_sparse_attention(
     tensors = (q, k, v, *(dense_keys or ()))
     unsupported = _unsupported(q.shape[-1], query_block, key_block, blocks.shape[-1])
     chosen = choose("block_sparse_attention", implementation, tensors, torch_path=True, unsupported=unsupported)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
     if chosen == "triton":
         from lean3r.ops.block_sparse.kernel import attend
     elif chosen == "torch":
@@ -51,7 +51,7 @@ def block_sparse_attention(
     else:
         from lean3r.ops.block_sparse.reference import attend
     with torch.autocast(q.device.type, enabled=False):
-        return attend(q, k, v, blocks, query_block, key_block, scale, key_mask, dense_keys)
+        return attend(q, k, v, blocks, query_block, key_block, factor, key_mask, dense_keys)
 
 
 def _unsupported(head_dim: int, query_block: int, key_block: int, listed: int) -> str | None:

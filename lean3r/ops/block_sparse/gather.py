@@ -85,7 +85,7 @@ class _Gathered(torch.autograd.Function):
         scale: float,
         key_mask: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(q, k, v, blocks, key_mask)
+        ctx.save_for_backward(q, k, v, blocks, key_mask)  # type: ignore[arg-type]
         ctx.settings = (query_block, key_block, scale)  # type: ignore[attr-defined]
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         for head in _heads(q, k, v, blocks, query_block, key_block, scale, key_mask):

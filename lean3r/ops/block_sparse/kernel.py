@@ -5,6 +5,8 @@ their lists, so that keys which neighbours share are loaded once, and weights ev
 list names the block. Gradients of k and v: one program a key block, which walks through the query blocks that list it.
 """
 
+# pyright: reportArgumentType=false, reportReturnType=false, reportGeneralTypeIssues=false
+# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false
 from __future__ import annotations
 
 import torch
@@ -13,9 +15,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-_LOG2_E = 1.4426950408889634
+from lean3r.ops.block_sparse.gradients import LOG2_E, dense_key_gradients, listed_by
+
 _NOTHING = tl.constexpr(2147483647)  # sorts behind every listed block
-_EXTRA_BYTES = 256 << 20
+_LOG2_E = tl.constexpr(LOG2_E)
 
 
 def attend(
@@ -34,7 +37,8 @@ def attend(
     Beside inputs and output: 12 bytes for each listed block, 4 for each query, and twice that in the backward pass.
     """
     extra_k, extra_v = dense_keys if dense_keys is not None else (None, None)
-    return _Attend.apply(q, k, v, extra_k, extra_v, blocks, query_block, key_block, scale, key_mask)
+    with torch.cuda.device_of(q):
+        return _Attend.apply(q, k, v, extra_k, extra_v, blocks, query_block, key_block, scale, key_mask)
 
 
 class _Attend(torch.autograd.Function):
@@ -80,7 +84,7 @@ class _Attend(torch.autograd.Function):
 
         (batch, heads, queries, dim), keys = q.shape, k.shape[2]
         grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
-        starts, listing = _inverse(blocks, keys // key_block)
+        starts, listing = listed_by(blocks, keys // key_block)
         _grad_kv[(keys // key_block, batch * heads)](
             *(q, k, v, grad, lse, delta, grad_k, grad_v, starts, listing, q if key_mask is None else key_mask),
             *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]),
@@ -92,7 +96,7 @@ class _Attend(torch.autograd.Function):
         )
         extra = (None, None)
         if extra_k is not None and extra_v is not None:
-            extra = _grad_extra(q, extra_k, extra_v, grad, lse, delta, scale)
+            extra = dense_key_gradients(q, extra_k, extra_v, grad, lse, delta, scale)
         return (grad_q, grad_k, grad_v, *extra, *(None,) * 5)
 
 
@@ -177,38 +181,6 @@ def _on_groups(
         SPAN=triton.next_power_of_2(key_block),
         SIZE=size,
     )
-
-
-def _inverse(blocks: Tensor, key_blocks: int) -> tuple[Tensor, Tensor]:
-    """Which query blocks list each key block: starts [B*H, nk + 1] into query blocks [B*H, nq*K], both int32."""
-    batch, heads, count, listed = blocks.shape
-    flat = blocks.view(batch * heads, count * listed)
-    starts = flat.new_empty(batch * heads, key_blocks + 1)
-    listing = torch.empty_like(flat)
-    bounds = torch.arange(key_blocks + 1, dtype=torch.int32, device=blocks.device)
-    for head, row in enumerate(flat):  # one head at a time bounds the memory of the sort
-        ordered, origin = row.masked_fill((row < 0) | (row >= key_blocks), key_blocks).sort(stable=True)
-        torch.searchsorted(ordered, bounds, out_int32=True, out=starts[head])
-        listing[head] = origin // listed
-    return starts, listing
-
-
-def _grad_extra(
-    q: Tensor, extra_k: Tensor, extra_v: Tensor, grad: Tensor, lse: Tensor, delta: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the dense keys: plain products over slices of the queries, since every query sees them all."""
-    keys, values = extra_k.float(), extra_v.float()
-    grad_k, grad_v = torch.zeros_like(keys), torch.zeros_like(values)
-    rows = max(16, _EXTRA_BYTES // (4 * max(1, keys[..., 0].numel())))
-    for start in range(0, q.shape[2], rows):
-        at = slice(start, start + rows)
-        counts = (lse[:, :, at] != torch.inf)[..., None]
-        query, g = (x[:, :, at].float().masked_fill(~counts, 0) for x in (q, grad))
-        shares = torch.exp2(query @ keys.mT * (scale * _LOG2_E) - lse[:, :, at, None])
-        grad_v += shares.mT @ g
-        change = shares * (g @ values.mT - delta[:, :, at, None])
-        grad_k += change.mT @ query
-    return (grad_k * scale).to(extra_k.dtype), grad_v.to(extra_v.dtype)
 
 
 @triton.jit
@@ -317,7 +289,7 @@ def _forward(
     length = tl.load(lengths + group)
     k += batch * k_batch + head * k_head
     v += batch * v_batch + head * v_head
-    scale_log2 = scale * 1.4426950408889634
+    scale_log2 = scale * _LOG2_E
 
     m = tl.arange(0, ROWS)
     row = tl.program_id(0).to(tl.int64) * (MEMBERS * QUERY_BLOCK) + m
@@ -347,7 +319,11 @@ def _forward(
     dim = tl.arange(0, DIM)
     place = out + (both * queries + row)[:, None] * D + dim[None, :]
     tl.store(place, mixed.to(out.dtype.element_ty), mask=present[:, None] & (dim < D)[None, :])
-    tl.store(lse + both * queries + row, tl.where(nothing, float("inf"), top + tl.log2(total)), mask=present)
+    tl.store(
+        lse + both * queries + row,
+        tl.where(nothing, float("inf"), top + tl.log2(tl.where(nothing, 1.0, total))),
+        mask=present,
+    )
 
 
 @triton.jit
@@ -378,7 +354,7 @@ def _grad_q(
     length = tl.load(lengths + group)
     k += batch * k_batch + head * k_head
     v += batch * v_batch + head * v_head
-    scale_log2 = scale * 1.4426950408889634
+    scale_log2 = scale * _LOG2_E
 
     m = tl.arange(0, ROWS)
     row = tl.program_id(0).to(tl.int64) * (MEMBERS * QUERY_BLOCK) + m
@@ -426,7 +402,7 @@ def _grad_kv(
     batch, head = both // heads, both % heads
     q += batch * q_batch + head * q_head
     grad += both * queries * D
-    scale_log2 = scale * 1.4426950408889634
+    scale_log2 = scale * _LOG2_E
 
     m = tl.arange(0, ROWS)
     row = tl.program_id(0).to(tl.int64) * KEY_BLOCK + m
