@@ -69,12 +69,12 @@ def block_select(
         k, v = (t.masked_fill(~key_mask[:, None, :, None], 0) for t in (k, v))
     how = choose("block_select", implementation, (q, k, v), torch_path=True, unsupported=_unsupported(q, top_k))
     run = importlib.import_module(f"{__name__}.{_MODULES[how]}").select
-    # Autocast would lower the products that rank.
-    with torch.autocast(q.device.type, enabled=False):
-        chosen, out, lse = run(
-            q, k, v, top_k - len(first), q.shape[-1] ** -0.5 if scale is None else scale, key_mask, first
-        )
-    return Selection(_complete(chosen, first, key_mask, k.shape[2], fill), out, lse)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    # A hidden `always` block leaves its place to the next best, so that a mask calls for the full number.
+    wanted = top_k - len(first) if key_mask is None else top_k
+    with torch.autocast(q.device.type, enabled=False):  # it would lower the products that rank
+        chosen, out, lse = run(q, k, v, wanted, scale, key_mask, first)
+    return Selection(_complete(chosen, first, key_mask, k.shape[2], fill)[..., :top_k], out, lse)
 
 
 def _check(
