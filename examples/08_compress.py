@@ -23,7 +23,7 @@ PLAN = {
 def main() -> None:
     """Dense and compressed, side by side."""
     options = parser.parse_args()
-    phone_photos(options.out / "photos", seed=2, height=144, width=192)
+    phone_photos(options.out / "photos", 4, seed=2, height=144, width=192)
 
     model = lean3r.load("nano", weights=options.weights)
     fast = lean3r.compress(model, PLAN)  # or a name, such as "gsa", or a JSON file; shares model's parameters
@@ -34,7 +34,7 @@ def main() -> None:
 
     for name, network in (("dense", model), ("merged", again)):
         with recording() as log:
-            scene = lean3r.reconstruct(network, options.out / "photos", max_views=4, resolution=128)
+            scene = lean3r.reconstruct(network, options.out / "photos", resolution=128)
         said = ", ".join(f"{100 * record.density:.0f} %" for record in log if record.density is not None) or "all"
         plan = scene.info["plan"] and scene.info["plan"]["name"]
         print(f"{name:8} plan {plan}, pairs attended to: {said}; {len(scene.points.xyz):,} points")

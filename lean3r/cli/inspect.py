@@ -98,7 +98,9 @@ class Inspect:
 
         with console.stage("loading"):
             model = load(self.model, self.weights, self.device, plan=self.plan)
-        sites = {site.name: model.get_submodule(site.name) for site in sites_of(model) if site.role == "global"}
+        sites: dict[str, Any] = {
+            site.name: model.get_submodule(site.name) for site in sites_of(model) if site.role == "global"
+        }
         block = len(sites) - 1 if self.block is None else self.block
         if not 0 <= block < len(sites):
             raise UsageError(f"--block is {block}; {self.model} has {len(sites)} blocks that look across pictures.")

@@ -79,9 +79,11 @@ class FusedQkv:
         _refuse(unknown, named)
         q, k, v = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
 
+        rope = getattr(attention, "rope", None)
+        own = None if rope is None or pos is None else pos[0].float()
+
         def finish(q: Tensor, k: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
             q, k = attention.q_norm(q).to(v.dtype), attention.k_norm(k).to(v.dtype)
-            rope = getattr(attention, "rope", None)
             if rope is None or pos is None:
                 return q, k
             if positions is not None:  # pooled tokens, in views that repeat them; such rotations count in whole patches
@@ -91,8 +93,7 @@ class FusedQkv:
                 where = pos
             return rope(q, where), rope(k, where)
 
-        rotated = getattr(attention, "rope", None) is not None and pos is not None
-        return Projected(x, q, k, v, finish, positions=pos[0].float() if rotated else None)
+        return Projected(x, q, k, v, finish, positions=own)
 
     def output(self, attention: Any, mixed: Tensor, *inputs: Any, **named: Any) -> Tensor:
         """See Adapter."""

@@ -99,7 +99,7 @@ def shared_copy(model: M) -> M:
 
 
 def _exchange(model: nn.Module, site: Site, step: Step) -> Change:
-    attention = model.get_submodule(site.name)
+    attention: Any = model.get_submodule(site.name)
     if next(attention.mechanism.parameters(), None) is not None:
         raise UsageError(f"{site.name} has a mechanism with parameters of its own, which would be lost. Leave it out.")
     weight = next(attention.parameters())

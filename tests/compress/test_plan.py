@@ -18,7 +18,7 @@ from lean3r.compress.sparsify import apply, plan_of
 from lean3r.compress.targets import Target, sites_of
 from lean3r.errors import UsageError, WeightsError
 from lean3r.models import MODELS
-from lean3r.models.checkpoint import load_weights, save_model
+from lean3r.models.checkpoint import save_model
 from lean3r.models.nano import Nano, NanoConfig
 from lean3r.types import TokenLayout, Views
 
@@ -171,8 +171,6 @@ def test_the_plan_travels_with_the_weights(tmp_path: Path) -> None:
     assert plan_of(again) == plan_of(fast) and torch.equal(depth(again), depth(fast))
     with pytest.raises(UsageError, match="cannot become"):
         lean3r.load("nano", weights=path, plan="dense")
-    with pytest.raises(WeightsError, match="unexpected"):
-        load_weights(Nano(), path)
     with pytest.raises(UsageError, match="exists"):
         lean3r.save(fast, path)
     save_model(Nano(), path, {"plan": json.dumps({"steps": [{"target": "global blocks", "mechanism": "new"}]})})

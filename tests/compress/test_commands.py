@@ -1,0 +1,123 @@
+"""`lean3r compress`, `reconstruct --plan` and `inspect attention`, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lean3r.attention import ATTENTION
+from lean3r.attention.base import Projected
+from lean3r.attention.probe import Call, weights
+from lean3r.cli.attention_picture import Window, shares
+from lean3r.cli.main import main
+from lean3r.models.checkpoint import read_tensors, save_model
+from lean3r.models.nano import Nano
+from lean3r.testing import assert_rms
+from lean3r.types import TokenLayout
+
+HEADS, DIM = 2, 8
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Nano()
+    path = tmp_path_factory.mktemp("dense") / "nano.safetensors"
+    save_model(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        small = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+        small.resize((192, 144), Image.Resampling.BICUBIC).save(folder / f"{index}.jpg")
+    return folder
+
+
+def test_compress_writes_a_file_that_reconstructs(
+    dense: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, scene = tmp_path / "fast.safetensors", tmp_path / "scene"
+    assert main(["compress", str(dense), str(out), "--plan", "gsa", "--json", "-q"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    before, after = read_tensors(dense)[0], read_tensors(out)[0]
+    assert all(torch.equal(after.pop(name), value) for name, value in before.items())
+    assert sum(v.numel() for v in after.values()) == done["parameters"]["after"] - done["parameters"]["before"] > 0
+    assert [row["role"] for row in done["changed"]] == ["global"] * 3 and done["plan"]["name"] == "gsa"
+    assert done["changed"][0]["new_parameters"]["trunk.blocks.2.attn.mechanism.gate.bias"] == [8]
+
+    arguments = ["reconstruct", str(photos), "-o", str(scene), "--weights", str(out), "--resolution", "96", "-q"]
+    assert main([*arguments, "-f", "npz"]) == 0
+    manifest = json.loads((scene / "manifest.json").read_text())
+    assert manifest["plan"] == done["plan"] and 'plan = "gsa"' in (scene / "config.toml").read_text()
+    capsys.readouterr()
+
+    stamp = out.read_bytes()
+    for arguments, says in (
+        (["compress", str(dense), str(out), "--plan", "gsa"], "exists; use --overwrite"),
+        (["compress", str(out), str(tmp_path / "b.safetensors"), "--plan", "gsa"], "compressed already"),
+        (["compress", str(dense), str(tmp_path / "b.pt"), "--plan", "gsa"], "ends in .safetensors"),
+        (["compress", str(dense), str(tmp_path / "no" / "b.safetensors"), "--plan", "gsa"], "there is no folder"),
+        (["compress", str(dense), str(tmp_path / "b.safetensors"), "--plan", "gsq"], "Perhaps you meant gsa"),
+        (["compress", "nano", str(tmp_path / "b.safetensors"), "--plan", "gsa", "-m", "vggt"], "Leave one out"),
+        (["reconstruct", str(photos), "-o", str(scene / "b"), "--weights", str(out), "--plan", "sla"], "cannot become"),
+    ):
+        assert main(arguments) == 2
+        assert says in capsys.readouterr().err
+    assert out.read_bytes() == stamp and sorted(p.name for p in tmp_path.iterdir()) == ["fast.safetensors", "scene"]
+
+
+def test_inspect_attention(dense: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "seen"
+    plan = tmp_path / "few.json"
+    plan.write_text('{"steps": [{"target": "global blocks", "mechanism": "gsa", "settings": {"top_k": 2}}]}')
+    arguments = ["inspect", "attention", str(photos), "--weights", str(dense), "--plan", str(plan), "-o", str(out)]
+    assert main([*arguments, "--view", "1", "--at", "190", "140", "--json", "-q"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((out / "attention.json").read_text())
+    assert sum(row["share"] for row in found["views"]) + found["special_tokens_share"] == pytest.approx(1, abs=1e-4)
+    assert found["query"]["name"] == "1.jpg" and found["query"]["patches"]["row"] > 0
+    assert all(0 < density < 0.6 for density in found["density"].values()) and len(found["density"]) == 3
+    with Image.open(out / "attention.png") as picture:
+        assert picture.width > 700 and len(picture.getcolors(1 << 20) or []) > 100
+    for more, says in ((["--view", "3"], "0 to 2"), (["--at", "-1", "0"], "pixels"), (["--block", "3"], "3 blocks")):
+        assert main([*arguments, "--overwrite", *more]) == 2
+        assert says in capsys.readouterr().err
+    assert main(arguments) == 2 and "not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("masked", [False, True])
+def test_shares_are_softmax_weights_in_any_order_of_patches(window: int | None, masked: bool) -> None:
+    layout = TokenLayout(views=3, special=2, rows=5, cols=6, window=window)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 1, HEADS, 96, DIM, generator=generator).unbind(0)
+    mask = torch.rand(1, 96, generator=generator) > 0.3 if masked else None
+    if mask is not None:
+        mask.unflatten(1, (3, 32))[:, :, :2] = True
+        mask[:, 40:42] = True
+    gsa = ATTENTION.get("gsa")(dim=HEADS * DIM, heads=HEADS, top_k=99, gate="none")
+    queries = torch.tensor([40, 41])
+    scores = (q + 0.1) @ k.mT / DIM**0.5
+    scores = scores if mask is None else scores.masked_fill(~mask[:, None, None], -torch.inf)
+    expected = scores.softmax(-1)[:, :, queries].mean(2)
+    p = Projected(torch.zeros(1, 96, HEADS * DIM), q, k, v, lambda q, k, positions=None: (q + 0.1, k), mask)
+    for mechanism in (ATTENTION.get("dense")(), gsa):
+        assert_rms(weights(Call(mechanism, p, layout), queries), expected, 1e-5)
+    found = shares(Call(gsa, p, layout), Window(0, 0, 5, 6), 1)
+    every = scores.softmax(-1)[0, :, 34:64]
+    every = every if mask is None else every[:, mask[0, 34:64]]
+    order = layout.order()
+    patches = every.mean((0, 1)).unflatten(0, (3, 32))[:, 2:]
+    row_major = patches if order is None else patches[:, order.argsort()]
+    assert_rms(torch.from_numpy(found.heat).flatten(1), row_major, 1e-5)
+    assert sum(found.by_view) + found.special == pytest.approx(1)
