@@ -201,10 +201,9 @@ def summary(scene: Reconstruction, out: Path, files: Sequence[str], seconds: Map
 
 def describe_known(known: Mapping) -> str:
     """What was known of the cameras, and what of it the model read."""
-    title = {"cam_from_world": "poses"}
-    given = ", ".join(f"{title.get(part, part)} of {count}" for part, count in known["views"].items())
-    read = ", ".join(title.get(part, part) for part in known["read"]) or "nothing"
-    return f"known: {given}; read by the network: {read}"
+    given = ", ".join(f"{part} of {count}" for part, count in known["views"].items())
+    read = ", ".join(known["read"]) or "nothing"
+    return f"known: {given}; read by the network: {read}".replace("cam_from_world", "poses")
 
 
 def summary_rows(scene: Reconstruction, done: Mapping) -> list[tuple[str, str]]:

@@ -111,10 +111,11 @@ def reconstruct(
             "max_points": max_points,
             "seed": seed,
         },
-        "known": _known_counts(views.known, read),
         "seconds": observer.seconds,
         "peak_memory_mb": peak_memory_mb(),
     }
+    if views.known is not None:
+        info["known"] = _known_counts(views.known, read)
     if device.type == "cuda":
         info["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
     return Reconstruction(
@@ -223,10 +224,8 @@ def _origin(cameras: str | Path | GivenCameras) -> str:
     return cameras.origin if isinstance(cameras, GivenCameras) else str(cameras)
 
 
-def _known_counts(known: Known | None, read: frozenset[str]) -> dict[str, Any]:
+def _known_counts(known: Known, read: frozenset[str]) -> dict[str, Any]:
     """For the manifest: of how many views each part was known, and which parts the model read."""
-    if known is None:
-        return {}
     tables = {"intrinsics": known.has_intrinsics, "cam_from_world": known.has_pose, "depth": known.has_depth}
     parts = {part: value for part in tables if (value := getattr(known, part)) is not None}
     counts = {p: value.shape[1] if (has := tables[p]) is None else int(has.sum()) for p, value in parts.items()}
