@@ -64,19 +64,9 @@ class Models:
         _print(tables)
 
     def _costs(self, name: str) -> Summary:
-        model = on_meta(name)
+        model = _empty(name)
         height, width = (_whole_patches(side, model) for side in (self.height, self.width))
         return model.summary(self.views, height, width)
-
-
-def on_meta(name: str) -> Backbone:
-    """A model without memory: one of a billion parameters costs neither memory nor time."""
-    import torch
-
-    from lean3r.models import MODELS
-
-    with torch.device("meta"):
-        return MODELS.get(name)()
 
 
 def describe(name: str) -> dict:
@@ -84,7 +74,7 @@ def describe(name: str) -> dict:
     from lean3r.models.sources import OFFICIAL, is_non_commercial, official_source
     from lean3r.pipeline.load import EMBEDDED
 
-    model = on_meta(name)
+    model = _empty(name)
     path = EMBEDDED / f"{name}.safetensors"
     embedded = f"in the package ({path.stat().st_size / 1e6:.1f} MB)" if path.is_file() else None
     return {
@@ -98,6 +88,13 @@ def describe(name: str) -> dict:
         "resolution": model.resolution,
         "patch": model.patch,
     }
+
+
+def _empty(name: str) -> Backbone:
+    from lean3r.models import MODELS
+    from lean3r.models.checkpoint import without_memory
+
+    return without_memory(MODELS.get(name))
 
 
 def _whole_patches(side: int | None, model: Backbone) -> int:

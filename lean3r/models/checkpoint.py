@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lean3r.errors import WeightsError
 from lean3r.models.keymap import KeyMap
@@ -21,14 +23,33 @@ from lean3r.models.stored import Stored, open_stored
 SHOWN_KEYS = 5
 IDENTITY = KeyMap((("", ""),))
 
+Model = TypeVar("Model", bound=nn.Module)
+
 logger = logging.getLogger("lean3r")
+
+
+def without_memory(build: Callable[[], Model]) -> Model:
+    """`build()` on the meta device: shapes, no memory, and no second spent on random values that nobody sees."""
+    with torch.device("meta"), _NoValues():
+        return build()
+
+
+class _NoValues(TorchFunctionMode):
+    """Leaves out what fills tensors with values: where they have no memory it only makes torch import its compiler."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        scaled = func is Tensor.mul and isinstance(args[1], int | float)
+        if scaled or func is Tensor.normal_ or getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return (torch.empty if func is torch.randn else func)(*args, **kwargs)
 
 
 def load_weights(model: nn.Module, path: str | Path, dtype: torch.dtype | None = None) -> dict[str, str]:
     """Fill `model` strictly from a local file (see open_stored) and return the file's metadata.
 
     Names in the file are official ones where the model has a KEY_MAP. A model on the meta device gets its
-    parameters in `dtype` (None: the file's own; buffers keep theirs), with little more than a 64th of the file mapped
+    parameters in `dtype` (None: the file's own; buffers keep theirs), with little more than a 32nd of the file mapped
     besides; another model keeps its own types. Parameters that the official model does not know stay as they
     are, and are logged. WeightsError names the file and what is wrong with it: absent, a Git LFS pointer,
     truncated, not weights, keys missing or unexpected, shapes that differ, values that are not finite.
@@ -169,8 +190,7 @@ def _models_that_fit(stored: Stored, besides: str) -> list[str]:
     for name in MODELS:
         if name == besides:
             continue
-        with torch.device("meta"):
-            model = MODELS.get(name)()
+        model = without_memory(MODELS.get(name))
         keys: KeyMap = model.KEY_MAP or IDENTITY
         own = {ours: value.shape for ours, value in model.state_dict().items() if keys.official(ours) is not None}
         if {ours: stored.shapes[key] for ours, key in _place(stored, keys).items()} == own:

@@ -21,7 +21,7 @@ from lean3r.errors import WeightsError
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
 PIECE_BYTES = 1 << 22  # pages of a file count as the process's memory for as long as they are mapped
-PIECES = 64
+PIECES = 32  # each costs a look at the file's table again: a tenth of a second for the largest torch files
 INDEX_SUFFIX = ".index.json"
 
 
@@ -37,12 +37,13 @@ class Stored:
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) file by file. A tensor is a view of the mapped file: copy it before asking for the next,
-        then little more than a 64th of the checkpoint is mapped at any time."""
+        then little more than a 32nd of the checkpoint is mapped at any time. Torch files in the form from before
+        2020, which cannot be mapped, are read whole besides."""
         wanted: dict[Path, list[str]] = {}
         for name in names:
             wanted.setdefault(self.files[name], []).append(name)
-        limit = max(PIECE_BYTES, self.total_bytes // PIECES)
         for file, rest in wanted.items():
+            limit = max(PIECE_BYTES, self.total_bytes // PIECES) if _can_be_mapped(file) else self.total_bytes
             while rest:
                 with _Mapped(file) as mapped:
                     size = 0
@@ -105,7 +106,7 @@ class _Mapped:
 
     def tensor(self, name: str) -> Tensor:
         if self._safe is None:
-            return self._found[name]
+            return self._found.pop(name)
         try:
             return self._safe.get_tensor(name)
         except (SafetensorError, RuntimeError) as error:
@@ -162,9 +163,13 @@ def _open_safetensors(path: Path, head: bytes):
         raise WeightsError(f"{path} is damaged or truncated ({error}); fetch it again.") from error
 
 
+def _can_be_mapped(path: Path) -> bool:
+    return path.suffix == ".safetensors" or zipfile.is_zipfile(path)
+
+
 def _load_torch(path: Path) -> dict[str, Tensor]:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} holds Python objects other than tensors; lean3r never executes pickles. "

@@ -15,7 +15,7 @@ from lean3r.compress.sparsify import stored_plan
 from lean3r.errors import UsageError, WeightsError
 from lean3r.models import MODELS
 from lean3r.models.base import Backbone
-from lean3r.models.checkpoint import load_weights
+from lean3r.models.checkpoint import load_weights, without_memory
 from lean3r.models.fingerprint import fingerprint
 from lean3r.models.sources import SCHEME, find_weights, is_non_commercial, licence_of, official_source
 from lean3r.models.stored import open_stored
@@ -66,8 +66,7 @@ def load(
             f"{path} holds a model that was compressed as {stored}; it cannot become {asked}. "
             "Leave the plan out, or give weights of the dense model."
         )
-    with torch.device("meta"):
-        model: Backbone = backbone()
+    model: Backbone = without_memory(backbone)
     if stored is not None:
         model = compress(model, stored)
     load_weights(model, path, torch.float32)

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lean3r.errors import WeightsError
+from lean3r.models import MODELS
 from lean3r.models.base import Backbone
-from lean3r.models.checkpoint import load_weights, read_tensors, save_model
+from lean3r.models.checkpoint import load_weights, read_tensors, save_model, without_memory
 from lean3r.models.da3 import Da3, Da3Config
 from lean3r.models.nano import Nano
 from lean3r.models.pi3 import Pi3, Pi3Config
@@ -30,7 +31,7 @@ from torch import nn
 from lean3r.models.checkpoint import load_weights
 def empty(layers):
     with torch.device("meta"):
-        return nn.Sequential(*(nn.Linear(1024, 2048) for _ in range(layers)))
+        return nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(layers)))
 peak = lambda: 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text()).group(1))
 dtype = None if sys.argv[3] == "None" else getattr(torch, sys.argv[3])
 load_weights(empty(1), sys.argv[1], dtype)  # what is loaded once, code above all, does not count
@@ -220,17 +221,45 @@ class TestRefusals:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(
-    ("suffix", "dtype"), [("safetensors", "None"), ("safetensors", "bfloat16"), ("pt", "bfloat16")]
+    ("form", "dtype"),
+    [("safetensors", "None"), ("safetensors", "bfloat16"), ("pt", "bfloat16"), ("shards", "bfloat16")],
 )
-def test_peak_memory_is_one_copy(suffix: str, dtype: str, tmp_path: Path) -> None:
-    paths = [str(tmp_path / f"{layers}.{suffix}") for layers in (1, 32)]
-    for path, layers in zip(paths, (1, 32), strict=True):
-        shapes = [(f"{i}.{k}", s) for i in range(layers) for k, s in (("weight", (2048, 1024)), ("bias", (2048,)))]
-        (save_file if suffix == "safetensors" else torch.save)({k: torch.ones(s) for k, s in shapes}, path)
+def test_peak_memory_is_one_copy(form: str, dtype: str, tmp_path: Path) -> None:
+    """benchmarks/loading.py measures a real model."""
+    paths = []
+    for layers in (1, 32):
+        shapes = [(f"{i}.{k}", s) for i in range(layers) for k, s in (("weight", (1024, 1024)), ("bias", (1024,)))]
+        tensors = {key: torch.ones(shape) for key, shape in shapes}
+        path = tmp_path / f"{layers}.{'pt' if form == 'pt' else 'safetensors'}"
+        if form == "shards":
+            table = {key: f"{layers}-{place % 3}.safetensors" for place, key in enumerate(tensors)}
+            for shard in set(table.values()):
+                save_file({key: tensors[key] for key in tensors if table[key] == shard}, tmp_path / shard)
+            path = tmp_path / f"{layers}.safetensors.index.json"
+            path.write_text(json.dumps({"weight_map": table}))
+        elif form == "safetensors":
+            save_file(tensors, path)
+        else:
+            torch.save(tensors, path)
+        paths.append(str(path))
     command = [sys.executable, "-c", PEAK, *paths, dtype]
     ratio = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    print(suffix, dtype, ratio)
+    print(form, dtype, ratio)
     assert ratio <= 1.15
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_shapes_are_the_same_without_memory(name: str) -> None:
+    with torch.device("meta"):
+        usual = MODELS.get(name)().state_dict()
+    ours = without_memory(MODELS.get(name)).state_dict()
+    assert all(value.is_meta for value in ours.values())
+    assert {key: (v.shape, v.dtype) for key, v in ours.items()} == {key: (v.shape, v.dtype) for key, v in usual.items()}
+
+
+def test_loading_imports_no_compiler() -> None:
+    code = "import lean3r, sys; lean3r.load('nano', device='cpu'); assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_read_tensors_copies(saved: tuple[Pi3, Path]) -> None:
