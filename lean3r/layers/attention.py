@@ -42,11 +42,14 @@ class SelfAttention(nn.Module):
         """Shown by repr(model)."""
         return f"dense_below={self.dense_below}" if self.short is not None else ""
 
+    def mechanism_for(self, tokens: int) -> Mechanism:
+        """The one that sequences of so many tokens go through."""
+        return self.short if self.short is not None and tokens < self.dense_below else self.mechanism
+
     def forward(self, x: Tensor, layout: TokenLayout, key_mask: Tensor | None = None) -> Tensor:
         """[B, N, C] -> [B, N, C]; key_mask [B, N] False on padding."""
         batch, tokens, dim = x.shape
         q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-
         flat = self.rope == "flat"
 
         def finish(q: Tensor, k: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -60,6 +63,5 @@ class SelfAttention(nn.Module):
             return q, k
 
         positions = rope_positions(layout, x.device, flat=flat) if self.rope else None
-        mechanism = self.short if self.short is not None and tokens < self.dense_below else self.mechanism
-        out = mechanism(Projected(x, q, k, v, finish, key_mask, positions), layout)
+        out = self.mechanism_for(tokens)(Projected(x, q, k, v, finish, key_mask, positions), layout)
         return self.proj(out.transpose(1, 2).reshape(batch, tokens, dim))

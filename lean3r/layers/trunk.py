@@ -47,7 +47,7 @@ class Trunk(nn.Module):
         batch, views, tokens, dim = x.shape
         last = len(self.blocks) if stop is None else stop
         inner, back = layout, None
-        window = self._window(start, last)
+        window = self._window(start, last, layout)
         if window is not None and layout.window is None:
             x, inner, back = by_windows(x, layout, window)
         mask = key_mask(inner, batch)
@@ -62,10 +62,12 @@ class Trunk(nn.Module):
             x = kept[last - 1] if last - 1 in kept else x.index_select(2, back)
         return x, kept
 
-    def _window(self, start: int, stop: int) -> int | None:
+    def _window(self, start: int, stop: int, layout: TokenLayout) -> int | None:
         """The window that most mechanisms of blocks [start, stop) ask for; the others gather theirs."""
-        blocks: list[Any] = list(self.blocks[start:stop])
-        asked = Counter(block.attn.mechanism.window for block in blocks)
+        asked: Counter[int | None] = Counter()
+        for role, block in zip(self.schedule[start:stop], self.blocks[start:stop], strict=True):
+            attention: Any = block.attn
+            asked[attention.mechanism_for(layout.tokens * (layout.views if role == "global" else 1)).window] += 1
         del asked[None]
         return asked.most_common(1)[0][0] if asked else None
 

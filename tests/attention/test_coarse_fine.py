@@ -185,8 +185,12 @@ def test_the_trunk_gives_the_same_in_either_order(special: int, rows: int, cols:
 
 def test_only_blocks_that_ask_for_windows_are_reordered() -> None:
     trunk = Trunk(("frame", "global"), HEADS * DIM, HEADS)
-    trunk.blocks[1].attn.mechanism = Gsa(HEADS * DIM, HEADS)  # type: ignore[union-attr]
-    assert trunk._window(0, 1) is None and trunk._window(0, 2) == 4
+    attention = trunk.blocks[1].attn
+    attention.mechanism = Gsa(HEADS * DIM, HEADS)  # type: ignore[union-attr]
+    layout = TokenLayout(2, 1, 4, 4)
+    assert trunk._window(0, 1, layout) is None and trunk._window(0, 2, layout) == 4
+    attention.short, attention.dense_below = Dense(), 35  # type: ignore[union-attr]
+    assert trunk._window(0, 2, layout) is None and trunk._window(0, 2, TokenLayout(3, 1, 4, 4)) == 4
 
 
 def test_special_tokens_see_all_and_are_seen_by_all() -> None:

@@ -1,0 +1,90 @@
+"""Seconds, counted operations, peak memory, and what the machine could do at best."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+Run = Callable[[], Any]
+
+
+def once(run: Run) -> float:
+    """Seconds of one run, work on a GPU included."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def clock(run: Run, budget_s: float, most: int = 9) -> tuple[float, int]:
+    """Median seconds, and of how many runs: as many as fit into the budget, 1 to `most`, after one uncounted."""
+    run()
+    times: list[float] = []
+    while not times or (sum(times) + times[-1] < budget_s and len(times) < most):
+        times.append(once(run))
+    return statistics.median(times), len(times)
+
+
+class Operations(TorchDispatchMode):
+    """Counts floating point operations of products and of attention; those of kernels of our own go unseen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+        aten = torch.ops.aten
+        # torch's table lacks the two of the CPU. Their first arguments are q, k, v, or a gradient and then these.
+        self.more: dict[Any, tuple[int, Callable[..., int]]] = {
+            aten._scaled_dot_product_flash_attention_for_cpu: (3, sdpa_flop_count),
+            aten._scaled_dot_product_flash_attention_for_cpu_backward: (4, sdpa_backward_flop_count),
+        }
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Run and count."""
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        kind = func.overloadpacket
+        if kind in self.more:
+            tensors, count = self.more[kind]
+            self.total += count(*(a.shape for a in args[:tensors]))
+        elif kind in flop_registry:
+            self.total += flop_registry[kind](*args, **kwargs, out_val=out)
+        return out
+
+
+def observed(run: Run) -> tuple[float, int, int]:
+    """Seconds, operations, and peak bytes besides what was there before, of one run that is watched."""
+    counter = Operations()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with counter:
+            seconds = once(run)
+        return seconds, counter.total, torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watch, counter:
+        seconds = once(run)
+    events = [e for e in watch.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    alive = accumulate((e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())), initial=0)
+    return seconds, counter.total, max(alive)
+
+
+def peaks(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """What this machine reaches now: operations a second of a product, bytes a second of a copy."""
+    cuda = device.type == "cuda"
+    side = 8192 if cuda else 1536
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    source = torch.ones((1 << 31) if cuda else (1 << 28), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    product = clock(lambda: a @ a, 1.0)[0]
+    copied = clock(lambda: target.copy_(source), 1.0)[0]
+    return {"flops_per_s": 2 * side**3 / product, "bytes_per_s": 2 * source.numel() / copied}
