@@ -10,6 +10,7 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated
 
 from lean3r.cli.console import format_table
@@ -45,7 +46,7 @@ class Doctor:
 
 def examine() -> list[Finding]:
     """Every finding, hardware first. Takes a few seconds: it imports what it reports on."""
-    return [*hardware(), *(required(name) for name in _REQUIRED), *optional(), weights()]
+    return [*hardware(), *(required(name) for name in _REQUIRED), *optional(), kernels(), fp8(), weights()]
 
 
 def hardware() -> list[Finding]:
@@ -76,6 +77,8 @@ def hardware() -> list[Finding]:
 
 _REQUIRED = ("torch", "numpy", "pillow", "pillow_heif", "av", "safetensors", "huggingface_hub", "pycolmap", "trimesh")
 _MODULES = {"pillow": "PIL"}
+_FP8 = (8, 9)  # the first NVIDIA capability with products in float8
+_FP8_TEXT = f"{_FP8[0]}.{_FP8[1]} or newer"
 _OPTIONAL = {
     "matplotlib": ("curves and plots of training and evaluation", "pip install 'lean3r[eval]'"),
     "scipy": ("distances between point clouds in evaluation", "pip install 'lean3r[eval]'"),
@@ -105,6 +108,37 @@ def optional() -> list[Finding]:
         fix = "apt install g++, or your system's way"
         found.append(Finding("C++ compiler", False, "none of c++, g++, clang++ found; for torch.compile on a CPU", fix))
     return found
+
+
+def kernels() -> Finding:
+    """Whether the Triton kernels run here, which there are, and what runs instead where they do not."""
+    from lean3r import ops
+    from lean3r.ops.dispatch import why_not_triton
+
+    # Only names: importing a kernel needs triton.
+    folders = [Path(folder) for folder in ops.__path__]
+    having = ", ".join(sorted(path.parent.name for folder in folders for path in folder.glob("*/kernel.py")))
+    reason = why_not_triton()
+    if reason is None:
+        return Finding("kernels", True, f"Triton kernels of {having}")
+    fix = "not needed: plain PyTorch runs instead, slower on long sequences"
+    return Finding("kernels", False, f"Triton kernels of {having}: {reason}", fix)
+
+
+def fp8() -> Finding:
+    """Whether matrix products in 8-bit floating point can run: a GPU that has them, and torchao."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding("FP8", False, "no CUDA device", f"not needed by nano; an NVIDIA GPU of capability {_FP8_TEXT}")
+    capability = torch.cuda.get_device_capability()
+    if capability < _FP8:
+        have = f"GPU of capability {capability[0]}.{capability[1]}, {_FP8_TEXT} is needed"
+        return Finding("FP8", False, have, "use --dtype bfloat16")
+    broken = import_failure("torchao")
+    if broken:
+        return Finding("FP8", False, f"torchao is {broken}", _OPTIONAL["torchao"][1])
+    return Finding("FP8", True, f"GPU of capability {capability[0]}.{capability[1]}, torchao")
 
 
 def weights() -> Finding:

@@ -100,6 +100,9 @@ def test_models_and_doctor_report(capsys) -> None:
     assert main(["models"]) == 0 and "Apache-2.0" in capsys.readouterr().out
     assert main(["doctor", "--json"]) == 0
     findings = {finding["part"]: finding for finding in json.loads(capsys.readouterr().out)}
-    assert {"CPU", "memory", "GPU", "torch", "pycolmap", "triton", "C++ compiler", "weights"} <= set(findings)
-    assert all(f["usable"] or f["detail"] for f in findings.values())
+    assert {"CPU", "memory", "GPU", "torch", "pycolmap", "triton", "torchao", "kernels", "FP8", "weights"} <= set(
+        findings
+    )
+    assert {"C++ compiler", "huggingface_hub"} <= set(findings)
+    assert all(f["usable"] or (f["detail"] and f["fix"]) for f in findings.values())
     assert main(["doctor"]) == 0 and "usable" in capsys.readouterr().out
