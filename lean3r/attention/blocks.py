@@ -86,7 +86,7 @@ def attend_chosen(
         return softmax_attention(q, k, v, key_mask)
     parts = []
     each = q.shape[0] * q.shape[1] * (k.shape[2] // key_block)
-    for part in pieces(q.shape[2] // query_block, each):
+    for part in pieces(q.shape[2] // query_block, each, q.device):
         rows = q[:, :, part.start * query_block : part.stop * query_block]
         with torch.no_grad():
             blocks = choice(part)

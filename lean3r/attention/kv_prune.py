@@ -209,9 +209,15 @@ class KeyValuePrune(Mechanism):
             value = mean_v + (mean_v - own_v) * less.to(v.dtype)
             weight = others.clamp_min(1).log() if self.mean == "count" else 0.0
             unseen = others == 0 if self.mean else torch.ones_like(others, dtype=torch.bool)
-            extra = [(score + weight).masked_fill(unseen, -torch.inf), own_score.masked_fill(~mine, -torch.inf)]
-            shares = torch.cat([scores, *extra], -1).softmax(-1).to(v.dtype)
-            return shares[..., :-2] @ near_v + shares[..., -2:-1] * value + shares[..., -1:] * own_v
+            score = (score + weight).masked_fill(unseen, -torch.inf)
+            own_score = own_score.masked_fill(~mine, -torch.inf)
+            highest = torch.maximum(torch.maximum(score, own_score), scores.amax(-1, keepdim=True))
+            # A query without any key gets 0, not NaN.
+            highest = highest.detach().clamp_min(-1e30)
+            shares, mean_share, own_share = ((s - highest).exp() for s in (scores, score, own_score))
+            total = shares.sum(-1, keepdim=True) + mean_share + own_share
+            summed = shares.to(v.dtype) @ near_v + mean_share * value + own_share * own_v
+            return (summed / total.clamp_min(1e-30)).to(v.dtype)
 
         each = q.shape[0] * q.shape[1] * (len(index) + 2)
-        return in_pieces(attend, pieces(q.shape[2], each), q, near_k, near_v, mean_k, mean_v, k, v)
+        return in_pieces(attend, pieces(q.shape[2], each, q.device), q, near_k, near_v, mean_k, mean_v, k, v)

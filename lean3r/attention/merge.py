@@ -33,16 +33,21 @@ def destinations(layout: TokenLayout, choice: Tensor | None) -> Tensor:
         row = 2 * torch.arange(down)[:, None] + choice // 2
         col = 2 * torch.arange(across) + choice % 2
         patch = (row * (2 * across) + col).flatten(1)
-        place = layout.windows_of(1).members.flatten()  # where a row-major patch lies
-        chosen[1:].scatter_(1, layout.special + place[patch], True)
+        chosen[1:].scatter_(1, _place(layout)[layout.special + patch], True)
     return chosen.flatten()
 
 
+def _place(layout: TokenLayout) -> Tensor:
+    """[T] where a token of a view lies that would have this index if patches lay row by row."""
+    return torch.cat([torch.arange(layout.special), layout.special + layout.windows_of(1).members.flatten()])
+
+
 def protected(layout: TokenLayout, share: float) -> Tensor:
-    """[n] tokens kept as they are: `share` of all, evenly spaced from the first on."""
+    """[n] tokens kept as they are: `share` of all, evenly spaced from the first on, patches row by row."""
     tokens = layout.views * layout.tokens
     count = int(share * tokens)
-    return torch.arange(count) * max(1, tokens // max(1, count))
+    index = torch.arange(count) * max(1, tokens // max(1, count))
+    return index // layout.tokens * layout.tokens + _place(layout)[index % layout.tokens]
 
 
 def plan_merges(

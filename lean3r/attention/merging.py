@@ -40,7 +40,7 @@ def best_match(
     hidden = None if mask is None else ~mask[:, destinations][:, None]
     best = [metric.new_zeros(len(metric), 0)]
     which = [torch.zeros(len(metric), 0, dtype=torch.int64, device=metric.device)]
-    for part in pieces(len(sources), len(metric) * len(destinations)):
+    for part in pieces(len(sources), len(metric) * len(destinations), metric.device):
         similarity = unit[:, sources[part]] @ to.transpose(1, 2)
         if hidden is not None:
             similarity = similarity.masked_fill(hidden, -torch.inf)

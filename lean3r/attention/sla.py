@@ -39,20 +39,19 @@ def top_tokens(q: Tensor, k: Tensor, v: Tensor, keep: float, mask: Tensor | None
     few queries are held at a time, and computed again for gradients; time is quadratic in the tokens.
     """
     batch, heads, tokens, dim = k.shape
-    counts = None if mask is None else (mask.sum(1).double() * keep).floor().long().clamp_min(1)
-    most = max(1, int(keep * tokens))
+    counts = [tokens] * batch if mask is None else mask.sum(1).tolist()
+    # Of `tokens` scores in ascending order, those left out being -inf.
+    ranks = [tokens + 1 - max(1, int(keep * count)) for count in counts]
 
     def attend(rows: slice, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = ((q[:, :, rows] * dim**-0.5) @ k.transpose(-1, -2)).float()
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None, None, :], -torch.inf)
         with torch.no_grad():
-            largest = scores.topk(most, dim=-1).values
-            last = -1 if counts is None else (counts - 1)[:, None, None, None].expand(*largest.shape[:3], 1)
-            limit = largest[..., -1:] if isinstance(last, int) else largest.gather(-1, last)
+            limit = torch.stack([s.kthvalue(rank, -1, True).values for s, rank in zip(scores, ranks, strict=True)])
         return scores.masked_fill(scores < limit, -torch.inf).softmax(-1).to(v.dtype) @ v
 
-    return in_pieces(attend, pieces(q.shape[2], batch * heads * tokens), q, k, v)
+    return in_pieces(attend, pieces(q.shape[2], batch * heads * tokens, q.device), q, k, v)
 
 
 class SLA(Mechanism):
@@ -185,7 +184,7 @@ class SLA(Mechanism):
         )  # fmt: skip
         states = block_states(k, v, block, "elu", mask)
         each = q.shape[0] * q.shape[1] * (count + states.shape[3] * states.shape[4])
-        far = in_pieces(linear, pieces(count, each), q.unflatten(2, (count, block)), states)
+        far = in_pieces(linear, pieces(count, each, q.device), q.unflatten(2, (count, block)), states)
         return near[:, :, :tokens], far.flatten(2, 3)[:, :, :tokens]
 
 
