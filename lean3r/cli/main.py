@@ -142,4 +142,5 @@ def _messages(quiet: bool, verbose: bool) -> Iterator[None]:
             yield
     finally:
         logger.removeHandler(handler)
-        logger.level, logger.propagate = before
+        logger.setLevel(before[0])  # not by assignment: the logger remembers what it has let through
+        logger.propagate = before[1]

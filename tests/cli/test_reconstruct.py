@@ -208,7 +208,10 @@ def test_library_warnings_are_single_lines_and_the_logger_is_left_as_it_was(run,
     monkeypatch.setattr(pipeline, "predict", talkative)
     assert run(*QUICK) == 0
     assert "\nwarning: something odd\n" in capsys.readouterr().err
-    assert logging.getLogger("lean3r").handlers == before
+    logger = logging.getLogger("lean3r")
+    assert logger.handlers == before
+    assert run(*QUICK, "--overwrite", "--quiet") == 0
+    assert logger.isEnabledFor(logging.WARNING)
 
 
 class Terminal(io.StringIO):
