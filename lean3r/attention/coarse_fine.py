@@ -85,7 +85,8 @@ class Gsa(Mechanism):
         cut = Cut.of(layout, self.window, p)
         value = cut.blocks(p.v)
         pooled_q, pooled_k = p.finish(cut.pool(cut.blocks(p.q)), cut.pool(cut.blocks(p.k)), cut.pooled_positions(p))
-        always = self._always(cut)
+        views = self._always(cut.views)
+        always = [v * cut.windows.count + w for v in views for w in range(cut.windows.count)]
         top_k = self.top_k + len(always)
         chosen = block_select(
             pooled_q,
@@ -97,16 +98,22 @@ class Gsa(Mechanism):
             fill=self.fill,
             implementation=self.implementation,
         )
+        blocks = chosen.blocks
+        if p.key_mask is not None:
+            views = []
+        elif views:
+            # Without padding the views that everybody sees need no lists.
+            blocks = blocks[..., len(always) :]
         q, k = p.finish(p.q, p.k)
         selected = block_sparse_attention(
             cut.blocks(q),
             cut.blocks(k),
             value,
-            chosen.blocks,
+            blocks,
             query_block=cut.size,
             key_block=cut.size,
             key_mask=cut.mask,
-            dense_keys=(cut.special_tokens(k), cut.special_tokens(p.v)) if cut.special else None,
+            dense_keys=(cut.seen_by_all(k, views), cut.seen_by_all(p.v, views)) if cut.special or views else None,
             implementation=self.implementation,
         )
         gates = self.gates(p.x)
@@ -124,20 +131,20 @@ class Gsa(Mechanism):
         gates = self.gate(x).sigmoid().unflatten(-1, (self.heads, -1)).transpose(1, 2)
         return gates if self.gating == "two" else torch.cat([gates, 1 - gates], dim=-1)
 
-    def _always(self, cut: Cut) -> list[int]:
-        """Windows that every window attends to."""
-        views = set(range(0, cut.views, self.every)) if self.every else set()
-        if self.reference:
-            views.add(0)
-        count = cut.windows.count
-        return [view * count + window for view in sorted(views) for window in range(count)]
+    def _always(self, views: int) -> list[int]:
+        """Views, of so many, whose windows every window attends to."""
+        kept = set(range(0, views, self.every)) if self.every else set()
+        return sorted(kept | {0} if self.reference else kept)
 
 
 def _mixed(compressed: Tensor, selected: Tensor, gates: Tensor) -> Tensor:
     """Gated sum of window values [B, H, n, D] and patch values [B, H, n * size, D] by gates [B, H, n * size, 2]."""
     windows = compressed.shape[2]
     first, last = gates.to(selected.dtype).unflatten(2, (windows, -1)).split(1, dim=-1)
-    return torch.addcmul(selected.unflatten(2, (windows, -1)) * last, first, compressed[:, :, :, None]).flatten(2, 3)
+    selected, compressed = selected.unflatten(2, (windows, -1)), compressed[:, :, :, None]
+    if torch.is_grad_enabled():
+        return torch.addcmul(selected * last, first, compressed).flatten(2, 3)
+    return selected.mul_(last).addcmul_(first, compressed).flatten(2, 3)
 
 
 @dataclass(frozen=True)
@@ -189,6 +196,13 @@ class Cut:
     def special_tokens(self, x: Tensor) -> Tensor:
         """Tokens [B, H, N, D] -> the special ones of all views [B, H, E, D]."""
         return self._by_view(x)[:, :, :, : self.layout.special].flatten(2, 3)
+
+    def seen_by_all(self, x: Tensor, views: list[int]) -> Tensor:
+        """Tokens [B, H, N, D] -> special ones of all views, and patches of some."""
+        special = self.special_tokens(x)
+        if not views:
+            return special
+        return torch.cat([special, self._by_view(x)[:, :, views, self.layout.special :].flatten(2, 3)], dim=2)
 
     def join(self, patches: Tensor, special: Tensor | None) -> Tensor:
         """Places [B, H, n * size, D] and special tokens [B, H, E, D] -> tokens [B, H, N, D]."""

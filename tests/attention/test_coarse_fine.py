@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -205,15 +206,21 @@ def test_special_tokens_see_all_and_are_seen_by_all() -> None:
     assert bool((gsa(changed, layout) != found).any(-1).all())
 
 
-@pytest.mark.parametrize(("reference", "every", "views"), [(True, None, [0]), (False, 2, [0, 2, 4]), (True, 3, [0, 3])])
-def test_views_that_are_always_kept(reference: bool, every: int | None, views: list[int]) -> None:
-    layout = TokenLayout(5, 0, 8, 8, window=4)
+@pytest.mark.parametrize("grid", [(0, 8, 8), (2, 7, 5)])
+@pytest.mark.parametrize(
+    ("reference", "every", "views"), [(True, None, [0]), (False, 2, [0, 2, 4]), (True, 1, range(5))]
+)
+def test_views_that_are_always_kept(reference: bool, every: int | None, views: list[int], grid: tuple) -> None:
+    layout = TokenLayout(5, *grid, window=4)
     gsa = Gsa(HEADS * DIM, HEADS, top_k=2, reference=reference, every=every)
+    p = projected(layout)
     with recording() as log:
-        gsa(projected(layout), layout)
+        found = gsa(p, layout)
     kept = {4 * view + window for view in views for window in range(4)}
-    for chosen in log[0].values["blocks"].reshape(-1, len(kept) + 2).tolist():
-        assert kept <= set(chosen) and len(set(chosen)) == len(kept) + 2
+    for chosen in log[0].values["blocks"].reshape(-1, log[0].values["blocks"].shape[-1]).tolist():
+        assert kept <= set(chosen) and len(set(chosen)) == min(20, len(kept) + 2)
+    no_padding = torch.ones(1, p.q.shape[2], dtype=torch.bool)
+    assert_rms(found, gsa(replace(p, key_mask=no_padding), layout), 1e-6)
 
 
 def test_more_windows_asked_for_than_there_are() -> None:
