@@ -214,9 +214,10 @@ def to_tokens(sets: dict[str, Tensor]) -> list[int]:
     return sets["dst_tokens"][sets["src_dst_index"]].tolist()
 
 
-CASES = {"sla_": sla, "thu_sla": thu_sla, "sparse_vggt": sparse_vggt, "fastvggt": fastvggt}
+CASES = {"sla_": sla, "sla_3way": sla, "thu_sla": thu_sla, "sparse_vggt": sparse_vggt, "fastvggt": fastvggt}
 IMPLEMENTATIONS = {
     "sla_": ("reference", "auto"),
-    "thu_sla": ("reference", "auto"),
+    "sla_3way": ("reference", "auto", "triton"),
+    "thu_sla": ("reference", "auto", "triton"),
     "sparse_vggt": ("reference", "auto"),
 }
