@@ -60,7 +60,7 @@ class _Attend(torch.autograd.Function):
         extra_k, extra_v = (None if x is None else x.contiguous() for x in (extra_k, extra_v))
         blocks = blocks.to(torch.int32).contiguous()
         key_mask = None if key_mask is None else key_mask.contiguous().view(torch.uint8)
-        union = _unions(blocks, query_block, k.shape[2] // key_block)
+        union = unions(blocks, query_block, k.shape[2] // key_block)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
         sizes = (blocks.shape[3], query_block, key_block, scale)
@@ -92,7 +92,6 @@ class _Attend(torch.autograd.Function):
             **_sizes(dim, q.dtype, query_block, key_block),
             HAS_MASK=key_mask is not None,
             ROWS=triton.next_power_of_2(key_block),
-            SPAN=triton.next_power_of_2(query_block),
         )
         extra = (None, None)
         if extra_k is not None and extra_v is not None:
@@ -128,7 +127,7 @@ def _sizes(dim: int, kind: torch.dtype, query_block: int, key_block: int) -> dic
     }
 
 
-def _unions(blocks: Tensor, query_block: int, key_blocks: int) -> tuple[Tensor, Tensor, Tensor]:
+def unions(blocks: Tensor, query_block: int, key_blocks: int) -> tuple[Tensor, Tensor, Tensor]:
     """Union of the lists of each group of query blocks.
 
     Returns blocks [B*H, groups, SIZE] in ascending order; running counts of the same shape, in which every member of
@@ -178,7 +177,6 @@ def _on_groups(
         MEMBERS=members,
         BITS=_bits(members),
         ROWS=triton.next_power_of_2(members * query_block),
-        SPAN=triton.next_power_of_2(key_block),
         SIZE=size,
     )
 
@@ -216,9 +214,9 @@ def _merge_lists(ordered, union, counts, lengths, MEMBERS: tl.constexpr, SIZE: t
 
 def _configs() -> list[triton.Config]:
     if triton.knobs.runtime.interpret:  # nothing to time
-        return [triton.Config({"WANTED": 32})]
+        return [triton.Config({"LANES": 32})]
     return [
-        triton.Config({"WANTED": lanes}, num_warps=warps, num_stages=stages)
+        triton.Config({"LANES": lanes}, num_warps=warps, num_stages=stages)
         for lanes, warps, stages in (
             *((32, 4, 2), (32, 4, 3), (32, 4, 4)),
             *((64, 4, 2), (64, 4, 3), (64, 8, 2), (64, 8, 3)),
@@ -244,9 +242,9 @@ def _keys_of_union(
     LANES: tl.constexpr, HAS_MASK: tl.constexpr,
 ):  # fmt: skip
     """The next keys: their rows, which of them count, and how often each row's list names them, [ROWS, LANES]."""
-    lane = tl.arange(0, LANES)
-    at = start + lane // KEY_BLOCK
-    valid = (lane < LANES // KEY_BLOCK * KEY_BLOCK) & (at < length)
+    lane = start + tl.arange(0, LANES)
+    at = lane // KEY_BLOCK
+    valid = at < length
     row = tl.load(union + at, mask=valid, other=0).to(tl.int64) * KEY_BLOCK + lane % KEY_BLOCK
     before = tl.load(counts + at - 1, mask=valid & (at > 0), other=0)
     times = tl.load(counts + at, mask=valid, other=0) - before
@@ -277,9 +275,8 @@ def _forward(
     heads, queries, keys, extras, scale,
     D: tl.constexpr, DIM: tl.constexpr, QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, PRECISION: tl.constexpr,
     HAS_MASK: tl.constexpr, HAS_EXTRA: tl.constexpr, MEMBERS: tl.constexpr, BITS: tl.constexpr, ROWS: tl.constexpr,
-    SPAN: tl.constexpr, SIZE: tl.constexpr, WANTED: tl.constexpr,
+    SIZE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    LANES: tl.constexpr = WANTED if WANTED > SPAN else SPAN
     FIELD: tl.constexpr = (1 << BITS) - 1
     both = tl.program_id(1).to(tl.int64)
     batch, head = both // heads, both % heads
@@ -306,7 +303,7 @@ def _forward(
             value = _load(extra_v + both * extras * D, at, D, at < extras, D, DIM)
             weight = (at < extras).to(tl.int32)[None, :] + tl.zeros((ROWS, LANES), tl.int32)
             top, total, mixed = _absorb(query, key, value, weight, top, total, mixed, scale_log2, PRECISION)
-    for start in range(0, length, LANES // KEY_BLOCK):
+    for start in range(0, length * KEY_BLOCK, LANES):
         at, valid, weight = _keys_of_union(
             union, counts, length, start, key_mask + batch * keys, shift, FIELD, KEY_BLOCK, LANES, HAS_MASK
         )
@@ -342,9 +339,8 @@ def _grad_q(
     heads, queries, keys, extras, scale,
     D: tl.constexpr, DIM: tl.constexpr, QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, PRECISION: tl.constexpr,
     HAS_MASK: tl.constexpr, HAS_EXTRA: tl.constexpr, MEMBERS: tl.constexpr, BITS: tl.constexpr, ROWS: tl.constexpr,
-    SPAN: tl.constexpr, SIZE: tl.constexpr, WANTED: tl.constexpr,
+    SIZE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    LANES: tl.constexpr = WANTED if WANTED > SPAN else SPAN
     FIELD: tl.constexpr = (1 << BITS) - 1
     both = tl.program_id(1).to(tl.int64)
     batch, head = both // heads, both % heads
@@ -374,7 +370,7 @@ def _grad_q(
             weight = (at < extras).to(tl.int32)[None, :] + tl.zeros((ROWS, LANES), tl.int32)
             change = _change(query, key, value, weight, g, norm, mean, scale_log2, PRECISION)
             found += tl.dot(change.to(key.dtype), key, input_precision=PRECISION)
-    for start in range(0, length, LANES // KEY_BLOCK):
+    for start in range(0, length * KEY_BLOCK, LANES):
         at, valid, weight = _keys_of_union(
             union, counts, length, start, key_mask + batch * keys, shift, FIELD, KEY_BLOCK, LANES, HAS_MASK
         )
@@ -395,9 +391,8 @@ def _grad_kv(
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
     heads, queries, keys, entries, scale,
     D: tl.constexpr, DIM: tl.constexpr, QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, PRECISION: tl.constexpr,
-    HAS_MASK: tl.constexpr, ROWS: tl.constexpr, SPAN: tl.constexpr, WANTED: tl.constexpr,
+    HAS_MASK: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    LANES: tl.constexpr = WANTED if WANTED > SPAN else SPAN
     both = tl.program_id(1).to(tl.int64)
     batch, head = both // heads, both % heads
     q += batch * q_batch + head * q_head
@@ -415,12 +410,13 @@ def _grad_kv(
     found_k = tl.zeros((ROWS, DIM), tl.float32)
     found_v = tl.zeros((ROWS, DIM), tl.float32)
     starts += both * (tl.num_programs(0) + 1) + tl.program_id(0)
-    end = tl.load(starts + 1)
-    lane = tl.arange(0, LANES)
-    for start in range(tl.load(starts), end, LANES // QUERY_BLOCK):
-        at = start + lane // QUERY_BLOCK
-        valid = (lane < LANES // QUERY_BLOCK * QUERY_BLOCK) & (at < end)
-        block = tl.load(listing + both * entries + at, mask=valid, other=0)
+    first = tl.load(starts)
+    length = tl.load(starts + 1) - first
+    listing += both * entries + first
+    for start in range(0, length * QUERY_BLOCK, LANES):
+        lane = start + tl.arange(0, LANES)
+        valid = lane < length * QUERY_BLOCK
+        block = tl.load(listing + lane // QUERY_BLOCK, mask=valid, other=0)
         source = block.to(tl.int64) * QUERY_BLOCK + lane % QUERY_BLOCK
         norm = tl.load(lse + both * queries + source, mask=valid, other=float("inf"))
         counting = norm != float("inf")
