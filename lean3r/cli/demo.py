@@ -61,7 +61,13 @@ class Demo:
 
     def reconstruct(self, photos: Path, out: Path) -> Reconstruction:
         """Reconstruct a folder into another and print that."""
-        job = Reconstruct([str(photos)], out, weights=self.weights, overwrite=True, verbose=self.verbose)
+        job = Reconstruct(
+            [str(photos)],
+            out,
+            weights=None if self.weights is None else str(self.weights),
+            overwrite=True,
+            verbose=self.verbose,
+        )
         scene, _ = job.work(Console())
         print(out)
         return scene
