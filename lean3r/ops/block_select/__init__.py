@@ -51,10 +51,11 @@ def block_select(
 
     q [B, H, nq, D], k and v [B, H, nk, D] are pooled; scale defaults to D^-0.5. Blocks are ranked by the unscaled
     score q.k in float32, descending; ties go to the lower index, and -0.0 ranks below +0.0. A NaN or -inf score
-    ranks as the lowest finite number, so that NaN in q makes out and lse of its rows NaN (and, as in
-    dense attention, the gradients of k and v) while the chosen indices stay valid and distinct. `key_mask` [B, nk] is False on key blocks that are neither attended nor chosen; a query
-    with no key left gets zeros, lse -inf and -1 everywhere. `always` names key blocks that stand first in every
-    list, in the order given, and count in top_k (a CUDA tensor costs a synchronisation: pass integers).
+    ranks as the lowest finite number: NaN in q makes out and lse of its rows NaN (and, as in dense attention, the
+    gradients of k and v), while the chosen indices stay valid and distinct. `key_mask` [B, nk] is False on key blocks
+    that are neither attended nor chosen; a query with no key left gets zeros, lse -inf and -1 everywhere. `always`
+    names key blocks that stand first in every list, in the order given, and count in top_k (a CUDA tensor costs a
+    synchronisation: pass integers).
 
     fill "unique" lists each block once and ends shorter lists with -1; "repeat_last" repeats the last block that the
     mask admits instead, as Speed3R's release does (duplicates then count with multiplicity in block-sparse attention).

@@ -168,7 +168,7 @@ def _attend_tile(
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     k = _rows(k_ptr, start, nk, D, BD, BN, MASKED)
-    s = tl.dot(q, tl.trans(k), input_precision="ieee")
+    s = tl.dot(q, tl.trans(k), input_precision="tf32x3")
     ranked = tl.where(s > _LOWEST, s, _LOWEST)  # NaN, too, becomes the lowest
     row_high = ranked
     if MASKED:
@@ -186,7 +186,7 @@ def _attend_tile(
     fade = tl.exp2(highest * to_log2 - level)
     p = tl.exp2(s * to_log2 - level[:, None])
     v = _rows(v_ptr, start, nk, D, BD, BN, MASKED)
-    acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
+    acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision="tf32x3")
     return raised, total * fade + tl.sum(p, 1), acc
 
 
@@ -328,8 +328,8 @@ def _grad_keys(
     dv = tl.zeros([BN, BD], tl.float32)
     for row in range(0, nq, BM):
         q, do, p, ds = _slopes(q_ptr, do_ptr, lse_ptr, shift_ptr, bh, row, nq, k, v, attended, scale, D, BD, BM)
-        dv = tl.dot(tl.trans(p.to(do.dtype)), do, dv, input_precision="ieee")
-        dk = tl.dot(tl.trans(ds.to(q.dtype)), q, dk, input_precision="ieee")
+        dv = tl.dot(tl.trans(p.to(do.dtype)), do, dv, input_precision="tf32x3")
+        dk = tl.dot(tl.trans(ds.to(q.dtype)), q, dk, input_precision="tf32x3")
     key = start + tl.arange(0, BN)
     d = tl.arange(0, BD)
     mask = (key < nk)[:, None] & (d < D)[None, :]
@@ -355,7 +355,7 @@ def _grad_queries(
         v = _rows(v_ptr + base, start, nk, D, BD, BN, True)
         attended, _ = _marks(state_ptr, start, nk, HAS_STATE, BN)
         _, _, _, ds = _slopes(q_ptr, do_ptr, lse_ptr, shift_ptr, bh, row, nq, k, v, attended, scale, D, BD, BM)
-        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee")
+        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="tf32x3")
     rows = row + tl.arange(0, BM)
     d = tl.arange(0, BD)
     at = (bh * nq + rows)[:, None] * D + d[None, :]
@@ -373,7 +373,7 @@ def _slopes(
     rows = row + tl.arange(0, BM)
     lse = tl.load(lse_ptr + bh * nq + rows, mask=rows < nq, other=0.0)
     shift = tl.load(shift_ptr + bh * nq + rows, mask=rows < nq, other=0.0)
-    s = tl.dot(q, tl.trans(k), input_precision="ieee")
+    s = tl.dot(q, tl.trans(k), input_precision="tf32x3")
     s = tl.where(attended[None, :], s * scale - lse[:, None], -float("inf"))
     p = tl.exp2(s * _LOG2E)
-    return q, do, p, p * (tl.dot(do, tl.trans(v), input_precision="ieee") + shift[:, None])
+    return q, do, p, p * (tl.dot(do, tl.trans(v), input_precision="tf32x3") + shift[:, None])
