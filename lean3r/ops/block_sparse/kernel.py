@@ -218,13 +218,19 @@ def _configs() -> list[triton.Config]:
     return [
         triton.Config({"LANES": lanes}, num_warps=warps, num_stages=stages)
         for lanes, warps, stages in (
-            *((32, 4, 2), (32, 4, 3), (32, 4, 4)),
+            *((32, 4, 2), (32, 4, 4), (32, 8, 2)),
             *((64, 4, 2), (64, 4, 3), (64, 8, 2), (64, 8, 3)),
             *((128, 4, 2), (128, 8, 2), (128, 8, 3)),
         )
     ]
 
 
+def _affordable(configs: list[triton.Config], _: dict, **sizes: int | str) -> list[triton.Config]:
+    """Exact float32 products keep their operands in registers: large tiles spill, and compile for minutes."""
+    return [c for c in configs if sizes["PRECISION"] != "ieee" or c.kwargs["LANES"] == 32]
+
+
+_PRUNE = {"early_config_prune": _affordable}
 _GROUP_KEYS = ["QUERY_BLOCK", "KEY_BLOCK", "DIM", "SIZE", "HAS_MASK", "HAS_EXTRA", "PRECISION"]
 _BLOCK_KEYS = ["QUERY_BLOCK", "KEY_BLOCK", "DIM", "HAS_MASK", "PRECISION"]
 
@@ -267,7 +273,7 @@ def _absorb(query, key, value, weight, top, total, mixed, scale_log2, PRECISION:
     return higher, total * fade + tl.sum(share, 1), mixed
 
 
-@triton.autotune(_configs(), key=_GROUP_KEYS)
+@triton.autotune(_configs(), key=_GROUP_KEYS, prune_configs_by=_PRUNE)
 @triton.jit
 def _forward(
     q, k, v, out, lse, union, counts, lengths, key_mask, extra_k, extra_v,
@@ -331,7 +337,7 @@ def _change(query, key, value, weight, g, norm, delta, scale_log2, PRECISION: tl
     return share * (tl.dot(g, tl.trans(value), input_precision=PRECISION) - delta[:, None])
 
 
-@triton.autotune(_configs(), key=_GROUP_KEYS)
+@triton.autotune(_configs(), key=_GROUP_KEYS, prune_configs_by=_PRUNE)
 @triton.jit
 def _grad_q(
     q, k, v, grad_q, grad, lse, delta, union, counts, lengths, key_mask, extra_k, extra_v,
@@ -384,7 +390,7 @@ def _grad_q(
     tl.store(place, (found * scale).to(grad_q.dtype.element_ty), mask=present[:, None] & (dim < D)[None, :])
 
 
-@triton.autotune(_configs(), key=_BLOCK_KEYS)
+@triton.autotune(_configs(), key=_BLOCK_KEYS, prune_configs_by=_PRUNE)
 @triton.jit
 def _grad_kv(
     q, k, v, grad, lse, delta, grad_k, grad_v, starts, listing, key_mask,
