@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lean3r.geometry.pose import make_pose
 from lean3r.geometry.rotation import rotation_from_9d
+from lean3r.layers.linear import Linear
 
 
 class ResidualMlp(nn.Module):
@@ -14,9 +15,9 @@ class ResidualMlp(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.res_conv1 = nn.Linear(dim, dim)
-        self.res_conv2 = nn.Linear(dim, dim)
-        self.res_conv3 = nn.Linear(dim, dim)
+        self.res_conv1 = Linear(dim, dim)
+        self.res_conv2 = Linear(dim, dim)
+        self.res_conv3 = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the last axis."""
@@ -29,9 +30,9 @@ class PooledPose(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         self.res_conv = nn.ModuleList(ResidualMlp(dim) for _ in range(2))
-        self.more_mlps = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU())
-        self.fc_t = nn.Linear(dim, 3)
-        self.fc_rot = nn.Linear(dim, 9)
+        self.more_mlps = nn.Sequential(Linear(dim, dim), nn.ReLU(), Linear(dim, dim), nn.ReLU())
+        self.fc_t = Linear(dim, 3)
+        self.fc_rot = Linear(dim, 9)
 
     def forward(self, patches: Tensor, valid: Tensor | None = None) -> Tensor:
         """[N, P, C], valid [N, P] (None: all) -> [N, 4, 4]."""

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lean3r.layers.block import Block
+from lean3r.layers.linear import Linear
 from lean3r.layers.mlp import Mlp
 from lean3r.layers.rope import rope_table, rotate
 from lean3r.types import TokenLayout
@@ -16,9 +17,9 @@ class ViewRefiner(nn.Module):
 
     def __init__(self, dim_in: int, dim: int, heads: int, dim_out: int, depth: int = 5):
         super().__init__()
-        self.projects = nn.Linear(dim_in, dim)
+        self.projects = Linear(dim_in, dim)
         self.blocks = nn.ModuleList(Block(dim, heads, qk_norm=False) for _ in range(depth))
-        self.linear_out = nn.Linear(dim, dim_out)
+        self.linear_out = Linear(dim, dim_out)
 
     def forward(self, x: Tensor, layout: TokenLayout, key_mask: Tensor | None = None) -> Tensor:
         """Tokens of single views [N, T, dim_in] -> [N, T, dim_out]; key_mask [N, T] as in Block."""
@@ -34,10 +35,10 @@ class CrossAttention(nn.Module):
     def __init__(self, dim: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.q_proj = nn.Linear(dim, dim)
-        self.k_proj = nn.Linear(dim, dim)
-        self.v_proj = nn.Linear(dim, dim)
-        self.proj = nn.Linear(dim, dim)
+        self.q_proj = Linear(dim, dim)
+        self.k_proj = Linear(dim, dim)
+        self.v_proj = Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, context: Tensor, layout: TokenLayout, key_mask: Tensor | None = None) -> Tensor:
         """x [B, Q, C], context [B, N, C], key_mask [B, N] -> [B, Q, C]."""
@@ -73,10 +74,10 @@ class SceneReader(nn.Module):
 
     def __init__(self, dim_in: int, dim: int, heads: int, dim_out: int, depth: int = 5):
         super().__init__()
-        self.projects_x = nn.Linear(dim_in, dim)
-        self.projects_y = nn.Linear(dim_in, dim)
+        self.projects_x = Linear(dim_in, dim)
+        self.projects_y = Linear(dim_in, dim)
         self.blocks = nn.ModuleList(CrossBlock(dim, heads) for _ in range(depth))
-        self.linear_out = nn.Linear(dim, dim_out)
+        self.linear_out = Linear(dim, dim_out)
 
     def forward(
         self, query: Tensor, parts: tuple[Tensor, ...], layout: TokenLayout, key_mask: Tensor | None = None

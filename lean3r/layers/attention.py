@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lean3r.attention.base import Mechanism, Projected
 from lean3r.attention.dense import Dense
+from lean3r.layers.linear import Linear
 from lean3r.layers.rope import position_table, rope_positions, rope_table, rotate
 from lean3r.types import TokenLayout
 
@@ -30,13 +31,13 @@ class SelfAttention(nn.Module):
         self.heads = heads
         self.rope = rope
         head_dim = dim // heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = Linear(dim, 3 * dim)
         self.q_norm = nn.LayerNorm(head_dim) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(head_dim) if qk_norm else nn.Identity()
         self.mechanism: Mechanism = Dense()
         self.short: Mechanism | None = None
         self.dense_below = 0
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def extra_repr(self) -> str:
         """Shown by repr(model)."""

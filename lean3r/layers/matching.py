@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lean3r.layers.linear import Linear
+
 PAIR_NUMBERS = 8  # offset (2), position (2), peak, spread, visibility, 1 for "another view"
 
 
@@ -77,15 +79,15 @@ class PairMatcher(nn.Module):
     def __init__(self, dim: int, match_dim: int = 64, hidden: int = 128):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.descriptor = nn.Linear(dim, match_dim)
+        self.descriptor = Linear(dim, match_dim)
         self.log_sharpness = nn.Parameter(torch.tensor(2.3))
-        self.own = nn.Linear(dim, hidden)
-        self.other = nn.Linear(dim, hidden, bias=False)
-        self.numbers = nn.Linear(6, hidden, bias=False)
-        self.refine = nn.Linear(hidden, 3)
-        self.embed_hidden = nn.Linear(hidden, hidden)
-        self.embed_numbers = nn.Linear(PAIR_NUMBERS, hidden, bias=False)
-        self.out = nn.Linear(hidden, dim)
+        self.own = Linear(dim, hidden)
+        self.other = Linear(dim, hidden, bias=False)
+        self.numbers = Linear(6, hidden, bias=False)
+        self.refine = Linear(hidden, 3)
+        self.embed_hidden = Linear(hidden, hidden)
+        self.embed_numbers = Linear(PAIR_NUMBERS, hidden, bias=False)
+        self.out = Linear(hidden, dim)
 
     def forward(self, patches: Tensor, grid: Tensor, valid: Tensor | None) -> tuple[Tensor, Matches]:
         """patches [B, S, N, C], grid [B, S, N, 2], valid [B, S, N] or None -> (update [B, S, N, C], Matches)."""
@@ -140,8 +142,8 @@ class Feedback(nn.Module):
 
     def __init__(self, dim: int, hidden: int = 96):
         super().__init__()
-        self.fc1 = nn.Linear(self.NUMBERS, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = Linear(self.NUMBERS, hidden)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(
         self,

@@ -7,14 +7,16 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lean3r.layers.linear import Linear
+
 
 class Mlp(nn.Module):
     """Linear, exact GELU, linear: [..., C] -> [..., out] (out defaults to C)."""
 
     def __init__(self, dim: int, hidden: int, out: int | None = None):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim if out is None else out)
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim if out is None else out)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the last axis."""
@@ -26,8 +28,8 @@ class SwiGlu(nn.Module):
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.w12 = nn.Linear(dim, 2 * hidden)
-        self.w3 = nn.Linear(hidden, dim)
+        self.w12 = Linear(dim, 2 * hidden)
+        self.w3 = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the last axis."""
