@@ -64,7 +64,6 @@ def test_reference_and_torch_are_the_definition(nq: int, nk: int, top_k: int) ->
     [(63, 183, 5, 48, torch.float32), (9, 1374, 40, 32, torch.float16)],
 )
 def test_kernel_is_the_reference(nq: int, nk: int, top_k: int, dim: int, dtype: torch.dtype) -> None:
-    """The second case searches on all three levels: spans, groups, keys."""
     q, k, v = (t.to(dtype).requires_grad_() for t in projections(nq, nk, heads=1, dim=dim))
     got, expected = (run(q, k, v, top_k, how) for how in ("triton", "reference"))
     assert_valid(got.blocks, nk)
@@ -86,7 +85,8 @@ def test_three_levels_and_chunks_of_rows_choose_what_the_definition_does(monkeyp
     from lean3r.ops.block_select import kernel
 
     monkeypatch.setattr(kernel, "WORKSPACE", 1)  # 128 rows at a time
-    q, k, v = projections(130, 4200, heads=1, dim=16)
+    monkeypatch.setattr(kernel, "_SPAN", 4)  # more than 32 spans of 4 groups of 16 keys: all three levels
+    q, k, v = projections(130, 2100, heads=1, dim=16)
     got = run(q, k, v, 7, "triton")
     assert torch.equal(got.blocks, plain(q, k, 7))
     assert_rms(got.out, torch.nn.functional.scaled_dot_product_attention(q, k, v), 1e-5)

@@ -68,7 +68,7 @@ class _Select(torch.autograd.Function):
         stored = triton.cdiv(nk, group) if top_k else 0
         rows = min(nq, max(1, WORKSPACE // (4 * b * h * max(stored, 1) * _ROWS)) * _ROWS)
         maxima = torch.empty(b * h, rows, stored, dtype=torch.float32, device=q.device)
-        wide = max(16, triton.next_power_of_2(top_k))
+        wide = max(32, triton.next_power_of_2(top_k))
         together = max(1, (1024 if triton.knobs.runtime.interpret else 256) // wide)
         common = {"D": d, "GROUP": group, "HAS_STATE": state is not None}
         for first in range(0, nq, rows):
@@ -280,25 +280,42 @@ def _none(R: tl.constexpr, K: tl.constexpr):
 def _merge(best, score, index, R: tl.constexpr, LOG_K: tl.constexpr):
     """The K largest of a descending list [R, K] and of K new scores, as 64-bit integers of score and index.
 
-    A bitonic network whose partners come by tl.gather: a shuffle where a row lies in a warp. (tl.sort exchanges by
-    reductions, which take the interpreter minutes.)
+    A bitonic network on [R, K / 32, 32], so that partners in either direction come by a shuffle or two. (tl.sort
+    exchanges by reductions, which take the interpreter minutes; unrolled, the 54 rounds of K = 512 take the compiler
+    minutes.)
     """
     bits = score.to(tl.int32, bitcast=True)
     rank = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
-    new = (rank << 32) | (0x7FFFFFFF - index).to(tl.int64)
-    slot = tl.arange(0, 1 << LOG_K)
-    for i in tl.static_range(1, LOG_K + 1):
-        for j in tl.static_range(i):
-            step = 1 << (i - 1 - j)
-            other = tl.gather(new, tl.broadcast_to((slot ^ step)[None, :], [R, 1 << LOG_K]), 1)
-            takes_larger = ((slot & step) != 0) == ((slot & (1 << i)) == 0)
-            new = tl.where(takes_larger[None, :] == (new < other), other, new)
-    best = tl.maximum(best, new)  # one falls, the other rises: the K largest of both, as a bitonic sequence
-    for j in tl.static_range(LOG_K):
-        step = 1 << (LOG_K - 1 - j)
-        other = tl.gather(best, tl.broadcast_to((slot ^ step)[None, :], [R, 1 << LOG_K]), 1)
-        best = tl.where(((slot & step) == 0)[None, :] == (best < other), other, best)
-    return best
+    new = tl.reshape((rank << 32) | (0x7FFFFFFF - index).to(tl.int64), [R, 1 << (LOG_K - 5), 32])
+    for i in range(1, LOG_K + 1):
+        new = _rounds(new, i, 1 << i, R, LOG_K)
+    # One falls, the other rises: their larger halves are the K largest of both, as a bitonic sequence.
+    best = tl.maximum(tl.reshape(best, [R, 1 << (LOG_K - 5), 32]), new)
+    return tl.reshape(_rounds(best, LOG_K, 0, R, LOG_K), [R, 1 << LOG_K])
+
+
+@triton.jit
+def _rounds(x, count, rising, R: tl.constexpr, LOG_K: tl.constexpr):
+    """`count` rounds of exchanges over halving distances; entries fall where their place has the bit `rising` set.
+
+    With rising = 0 all fall.
+    """
+    C: tl.constexpr = 1 << (LOG_K - 5)
+    line = tl.arange(0, C)
+    lane = tl.arange(0, 32)
+    falls = ((line[:, None] * 32 + lane[None, :]) & rising) == rising  # [C, 32]
+    if C > 1:
+        for j in range(count - 5):
+            step = 1 << (count - 6 - j)  # in lines
+            other = tl.gather(x, tl.broadcast_to((line ^ step)[None, :, None], [R, C, 32]), 1)
+            larger = falls == ((line & step) == 0)[:, None]
+            x = tl.where(larger[None, :, :] == (x < other), other, x)
+    for j in range(tl.minimum(count, 5)):
+        step = 1 << (tl.minimum(count, 5) - 1 - j)
+        other = tl.gather(x, tl.broadcast_to((lane ^ step)[None, None, :], [R, C, 32]), 2)
+        larger = falls == ((lane & step) == 0)[None, :]
+        x = tl.where(larger[None, :, :] == (x < other), other, x)
+    return x
 
 
 @triton.jit
