@@ -31,6 +31,9 @@ class Backbone(nn.Module):
     default side of the square with the network picture's area; `licence` that of the published weights.
     `KEY_MAP` translates the names of official checkpoints, None where they are our own.
 
+    `TELLTALE` is one of those names with its shape, by which a checkpoint of this model is suspected without building
+    the model; None: always suspected.
+
     `ACCEPTS` names the parts of Views.known that the model reads; with `ACCEPTS_WHOLE` it reads them only
     together and for all views. `REFERENCE` is what `encode` must be told so that the first view is the reference,
     None where no view is special.
@@ -41,6 +44,7 @@ class Backbone(nn.Module):
     resolution: int
     licence: str
     KEY_MAP: KeyMap | None = None
+    TELLTALE: ClassVar[tuple[str, tuple[int, ...]] | None] = None
     ACCEPTS: ClassVar[frozenset[str]] = frozenset()
     ACCEPTS_WHOLE: ClassVar[bool] = False
     REFERENCE: ClassVar[Mapping[str, str] | None] = None

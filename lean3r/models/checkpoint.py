@@ -188,9 +188,10 @@ def _models_that_fit(stored: Stored, besides: str) -> list[str]:
 
     fitting = []
     for name in MODELS:
-        if name == besides:
+        kind = MODELS.get(name)
+        if name == besides or (kind.TELLTALE and stored.shapes.get(kind.TELLTALE[0]) != kind.TELLTALE[1]):
             continue
-        model = without_memory(MODELS.get(name))
+        model = without_memory(kind)
         keys: KeyMap = model.KEY_MAP or IDENTITY
         own = {ours: value.shape for ours, value in model.state_dict().items() if keys.official(ours) is not None}
         if {ours: stored.shapes[key] for ours, key in _place(stored, keys).items()} == own:

@@ -64,6 +64,7 @@ class Da3(Backbone):
     ACCEPTS: ClassVar = frozenset({"intrinsics", "cam_from_world"})
     ACCEPTS_WHOLE: ClassVar = True
     REFERENCE: ClassVar = {"reference": "first"}
+    TELLTALE: ClassVar = ("model.head.norm.bias", (2048,))
 
     SIZES: ClassVar = {
         "da3-small": Da3Config(384, 12, 6, 4, (5, 7, 9, 11), 64, (48, 96, 192, 384)),
@@ -240,6 +241,7 @@ class Da3Small(Da3):
 
     name = "da3-small"
     licence = "Apache-2.0"
+    TELLTALE: ClassVar = ("model.head.norm.bias", (768,))
 
 
 class Da3Base(Da3):
@@ -247,12 +249,14 @@ class Da3Base(Da3):
 
     name = "da3-base"
     licence = "Apache-2.0"
+    TELLTALE: ClassVar = ("model.head.norm.bias", (1536,))
 
 
 class Da3Giant(Da3):
     """Cameras, depth, rays and Gaussians of any number of views; reads known cameras: the giant size."""
 
     name = "da3-giant"
+    TELLTALE: ClassVar = ("model.head.norm.bias", (3072,))
 
 
 def known_cameras(views: Views) -> tuple[Tensor, Tensor] | None:

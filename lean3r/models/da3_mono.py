@@ -49,6 +49,7 @@ class Da3Mono(Backbone):
     patch = 14
     resolution = 504
     ACCEPTS: ClassVar = frozenset({"intrinsics"})
+    TELLTALE: ClassVar = ("model.head.projects.0.weight", (256, 1024, 1, 1))
 
     SIZES: ClassVar = {"da3mono-large": Da3MonoConfig(), "da3metric-large": Da3MonoConfig()}
 

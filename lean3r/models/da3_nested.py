@@ -38,6 +38,7 @@ class Da3Nested(Backbone):
     ACCEPTS: ClassVar = Da3.ACCEPTS
     ACCEPTS_WHOLE: ClassVar = Da3.ACCEPTS_WHOLE
     REFERENCE: ClassVar = Da3.REFERENCE
+    TELLTALE: ClassVar = ("model.da3.head.norm.bias", (3072,))
 
     SIZES: ClassVar = {"da3nested-giant-large": Da3NestedConfig()}
 

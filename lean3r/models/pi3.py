@@ -51,6 +51,7 @@ class Pi3(Backbone):
 
     SIZES: ClassVar = {"pi3": Pi3Config()}
     KEY_MAP = KeyMap((("decoder.", "trunk.blocks."), ("", "")))
+    TELLTALE: ClassVar = ("conf_head.proj.weight", (196, 1024))
 
     image_mean: Tensor
     image_std: Tensor

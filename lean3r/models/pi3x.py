@@ -51,6 +51,7 @@ class Pi3X(Pi3):
     """
 
     name = "pi3x"
+    TELLTALE: ClassVar = ("metric_token", (1, 1, 2048))
     ACCEPTS: ClassVar = frozenset({"depth", "intrinsics", "rays", "cam_from_world"})
     SIZES: ClassVar = {"pi3x": Pi3XConfig()}
 

@@ -51,6 +51,7 @@ class Speed3rPi3(Pi3):
     """
 
     name = "speed3r-pi3"
+    TELLTALE: ClassVar = ("local_decoder.0.norm1.weight", (1024,))
 
     SIZES: ClassVar = {"speed3r-pi3": Speed3rConfig()}
     KEY_MAP = key_map(Speed3rConfig())

@@ -58,6 +58,7 @@ class Vggt(Backbone):
 
     SIZES: ClassVar = {"vggt": VggtConfig()}
     REFERENCE: ClassVar = {}
+    TELLTALE: ClassVar = ("aggregator.camera_token", (1, 2, 1, 1024))
 
     def __init__(self, config: VggtConfig | None = None):
         super().__init__()

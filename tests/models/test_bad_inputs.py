@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lean3r.errors import InputError, UsageError, WeightsError
-from lean3r.models import MODELS
+from lean3r.models import MODELS, checkpoint
 from lean3r.models.base import Backbone
-from lean3r.models.checkpoint import load_weights, save_model
+from lean3r.models.checkpoint import load_weights, save_model, without_memory
 from lean3r.pipeline.load import load
 from lean3r.types import Prediction, Views
 
@@ -120,7 +120,7 @@ SOURCES = {"pi3": "vggt", "da3-small": "nano"}
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_the_model_that_fits_is_named_by_its_keys(name: str, tmp_path: Path) -> None:
+def test_the_model_that_fits_is_named_by_its_keys(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.device("meta"):
         official = MODELS.get(name)()
         asked = MODELS.get(SOURCES[name])()
@@ -128,8 +128,11 @@ def test_the_model_that_fits_is_named_by_its_keys(name: str, tmp_path: Path) -> 
     path = tmp_path / "model.pt"
     # Views of one number: the file has every key and shape of the official checkpoint, and no size.
     torch.save({key: torch.zeros(1).expand(value.shape) for key, value in state.items()}, path)
+    built = []
+    monkeypatch.setattr(checkpoint, "without_memory", lambda kind: built.append(kind.name) or without_memory(kind))
     with pytest.raises(WeightsError, match=f"it fits .*{name}: use --model {name}"):
         load_weights(asked, path)
+    assert set(built) <= {name, "nano"}, "models are built that a look at one name rules out"
 
 
 @pytest.mark.parametrize(
