@@ -37,6 +37,8 @@ class Backbone(nn.Module):
     `ACCEPTS` names the parts of Views.known that the model reads; with `ACCEPTS_WHOLE` it reads them only
     together and for all views. `REFERENCE` is what `encode` must be told so that the first view is the reference,
     None where no view is special.
+
+    `chunk_bytes` is the working memory that the encoder and the dense heads may take on one chunk of views.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Backbone(nn.Module):
     ACCEPTS: ClassVar[frozenset[str]] = frozenset()
     ACCEPTS_WHOLE: ClassVar[bool] = False
     REFERENCE: ClassVar[Mapping[str, str] | None] = None
+    chunk_bytes: int = 1 << 28
 
     def encode(self, views: Views) -> Tokens:
         """Views [B, S, 3, H, W] -> the tokens that the heads read."""
@@ -63,6 +66,8 @@ class Backbone(nn.Module):
         `reference` is the index of the view to start from (None: the model's own choice); UsageError where the
         model has no such view, or where there is none of that index. What is known and not read is logged.
         """
+        if not isinstance(views, Views):
+            raise UsageError(f"got {type(views).__name__}, expected lean3r.Views(images).")
         self._say_unread(views.known)
         views = grey_padding(views)
         if reference is None:
@@ -107,18 +112,25 @@ class Backbone(nn.Module):
 
         return summarise(self, views, height, width)
 
+    def set_chunk_bytes(self, size: int) -> None:
+        """Let encoder and dense heads take `size` bytes of working memory on one chunk of views, one view at least.
+
+        Results stay the same. UsageError unless `size` is positive.
+        """
+        if size < 1:
+            raise UsageError(f"got chunks of {size} bytes, expected at least 1 (one view at a time).")
+        for part in self.modules():
+            if isinstance(part, Backbone):
+                part.chunk_bytes = size
+
+    def frames_at_once(self, bytes_each: int) -> int:
+        """How many views a chunk holds when each needs `bytes_each` bytes of working memory; at least one."""
+        return max(1, self.chunk_bytes // max(1, bytes_each))
+
     @property
     def parameter_count(self) -> int:
         """Number of distinct parameters."""
         return sum(p.numel() for p in self.parameters())
-
-
-CHUNK_BYTES = 1 << 28  # working memory of one chunk of views
-
-
-def frames_at_once(bytes_each: int, budget: int = CHUNK_BYTES) -> int:
-    """How many views a chunk holds when each needs `bytes_each` bytes of working memory; at least one."""
-    return max(1, budget // max(1, bytes_each))
 
 
 def full_precision(x: Tensor) -> torch.autocast:
@@ -158,11 +170,13 @@ def grey_padding(views: Views) -> Views:
     """The same views with middle grey, the value that reading pads with, wherever the mask is False."""
     if views.mask is None:
         return views
+    _check_mask(views)
     return replace(views, images=views.images.where(views.mask[:, :, None], 0.5))
 
 
 def check_views(views: Views, patch: int) -> None:
-    """Raise UsageError on a shape that no model of this patch size takes, InputError on pixels that are no numbers."""
+    """Raise UsageError on shapes and types that no model of this patch size takes, InputError on pixels that are no
+    numbers, on views that are padding alone, and on known cameras that are none."""
     shape = tuple(views.images.shape)
     if len(shape) != 5 or shape[2] != 3:
         raise UsageError(f"got images of shape {list(shape)}, expected [scenes, views, 3, height, width].")
@@ -171,6 +185,50 @@ def check_views(views: Views, patch: int) -> None:
     height, width = shape[-2:]
     if min(height, width) < patch or height % patch or width % patch:
         raise UsageError(f"got pictures of {width}x{height} pixels; both sides must be multiples of {patch}.")
+    if not views.images.is_floating_point():
+        raise UsageError(f"got pixels of type {views.images.dtype}, expected floating-point numbers from 0 to 1.")
     broken = (~torch.isfinite(views.images)).flatten(2).any(-1).nonzero()
     if len(broken):
         raise InputError(f"view {int(broken[0, 1])} holds NaN or infinite pixels; leave it out or read it again.")
+    _check_mask(views)
+    check_known(views)
+
+
+def check_known(views: Views) -> None:
+    """Raise UsageError on known parts of another shape than the views', InputError on cameras that are none."""
+    if views.known is None:
+        return
+    batch, count, _, height, width = views.images.shape
+    shapes = {
+        "intrinsics": (3, 3),
+        "cam_from_world": (4, 4),
+        "depth": (height, width),
+        "rays": (height, width, 3),
+        "has_intrinsics": (),
+        "has_pose": (),
+        "has_depth": (),
+    }
+    for name, shape in shapes.items():
+        part = getattr(views.known, name)
+        if part is not None and tuple(part.shape) != (batch, count, *shape):
+            raise UsageError(f"known {name} is {list(part.shape)}, expected {[batch, count, *shape]} for these views.")
+    for name, has in (("intrinsics", views.known.has_intrinsics), ("cam_from_world", views.known.has_pose)):
+        part = getattr(views.known, name)
+        if part is None:
+            continue
+        bad = ~torch.isfinite(part).flatten(2).all(-1)
+        if name == "intrinsics":
+            bad |= (part[..., [0, 1], [0, 1]] <= 0).any(-1)
+        for _, view in (bad if has is None else bad & has).nonzero()[:1]:
+            raise InputError(f"the known {KNOWN_PARTS[name]} of view {int(view)} are no camera's; leave them out.")
+
+
+def _check_mask(views: Views) -> None:
+    images, mask = views.images.shape, views.mask
+    if mask is None or len(images) != 5:
+        return
+    expected = [*images[:2], *images[3:]]
+    if list(mask.shape) != expected or mask.dtype != torch.bool:
+        raise UsageError(f"the mask is {list(mask.shape)} {mask.dtype}, expected {expected} torch.bool.")
+    for _, view in (~mask.flatten(2).any(-1)).nonzero()[:1]:
+        raise InputError(f"view {int(view)} is padding alone; leave it out.")

@@ -6,26 +6,36 @@ A model built on the meta device receives its parameters tensor by tensor, cast 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lean3r.errors import WeightsError
 from lean3r.models.keymap import KeyMap
 from lean3r.models.stored import Stored, open_stored
+from lean3r.models.writing import write_stream
 
 SHOWN_KEYS = 5
 IDENTITY = KeyMap((("", ""),))
 
+FP8 = torch.float8_e4m3fn
+
 Model = TypeVar("Model", bound=nn.Module)
 
 logger = logging.getLogger("lean3r")
+
+
+@runtime_checkable
+class Encoded(Protocol):
+    """A layer that keeps its weight in another form than checkpoints do."""
+
+    def encode_weight(self, weight: Tensor) -> Mapping[str, Tensor]:
+        """A weight in full precision -> the tensors that the layer keeps in its place, by their names in it."""
+        ...
 
 
 def without_memory(build: Callable[[], Model]) -> Model:
@@ -50,30 +60,21 @@ def load_weights(model: nn.Module, path: str | Path, dtype: torch.dtype | None =
 
     Names in the file are official ones where the model has a KEY_MAP. A model on the meta device gets its
     parameters in `dtype` (None: the file's own; buffers keep theirs), with little more than a 32nd of the file mapped
-    besides; another model keeps its own types. Parameters that the official model does not know stay as they
-    are, and are logged. WeightsError names the file and what is wrong with it: absent, a Git LFS pointer,
-    truncated, not weights, keys missing or unexpected, shapes that differ, values that are not finite.
+    besides; another model keeps its own types. Layers that are `Encoded` take their weight in either form. Parameters
+    that the official model does not know stay as they are, and are logged. WeightsError names the file and what is
+    wrong with it: absent, a Git LFS pointer, truncated, not weights, keys missing or unexpected, shapes or number
+    types that differ, values that are not finite.
     """
     stored = open_stored(Path(path))
-    keys: KeyMap = getattr(model, "KEY_MAP", None) or IDENTITY
     own = model.state_dict(keep_vars=True)
-    source = _place(stored, keys)
-    new = [name for name in own if keys.official(name) is None]
-    _compare(stored, keys, own, source, getattr(model, "name", type(model).__name__))
-    if new:
-        logger.info("initialised, not in the checkpoint: %s", ", ".join(new))
-    targets: dict[str, list[str]] = {}
-    for ours, name in source.items():
-        targets.setdefault(name, []).append(ours)
-    for name, value in stored.read(targets):
-        fresh: dict[int, Tensor] = {}
-        for ours in targets[name]:
-            target = own[ours]
-            if id(target) not in fresh:
-                fresh[id(target)] = _fill(target, value, dtype)
-                _check_finite(stored, name, fresh[id(target)])
-            if target.is_meta:
-                _assign(model, ours, fresh[id(target)])
+    filled: dict[int, Tensor] = {}
+    for name, ours, value in values_for(model, stored):
+        target = own[ours]
+        if id(target) not in filled:
+            filled[id(target)] = _fill(target, value, dtype)
+            _check_finite(stored, name, filled[id(target)])
+        if target.is_meta:
+            _assign(model, ours, filled[id(target)])
         del value
     unfilled = [name for name, value in model.state_dict(keep_vars=True).items() if value.is_meta]
     if unfilled:
@@ -81,6 +82,35 @@ def load_weights(model: nn.Module, path: str | Path, dtype: torch.dtype | None =
             f"{stored.path} leaves {len(unfilled)} parameters empty: {', '.join(unfilled[:SHOWN_KEYS])}."
         )
     return dict(stored.metadata)
+
+
+def values_for(model: nn.Module, stored: Stored) -> Iterator[tuple[str, str, Tensor]]:
+    """(name in the file, our name, value) of all that a checkpoint has for a model, in the form that the model keeps.
+
+    One tensor of the file is mapped at a time; use or copy each value before asking for the next. The model may be
+    on the meta device. WeightsError as load_weights, before the first value is read.
+    """
+    keys: KeyMap = getattr(model, "KEY_MAP", None) or IDENTITY
+    own = model.state_dict(keep_vars=True)
+    source = _place(stored, keys)
+    encoders = _encoders(model, stored, source)
+    derived = {name for weight, layer in encoders.items() for name in _beside(weight, layer, own)}
+    _compare(stored, keys, own, source, derived, getattr(model, "name", type(model).__name__))
+    new = [name for name in own if keys.official(name) is None]
+    if new:
+        logger.info("initialised, not in the checkpoint: %s", ", ".join(new))
+    targets: dict[str, list[str]] = {}
+    for ours, name in source.items():
+        targets.setdefault(name, []).append(ours)
+    for name, value in stored.read(targets):
+        for ours in targets[name]:
+            if ours not in encoders:
+                yield name, ours, value
+                continue
+            _check_finite(stored, name, value)
+            owner = ours.removesuffix("weight")
+            yield from ((name, owner + leaf, part) for leaf, part in encoders[ours].encode_weight(value).items())
+        del value
 
 
 def save_model(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -102,19 +132,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def save_weights(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> None:
     """Write a safetensors file through a temporary file beside it. Names that share memory get a copy each."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    seen: set[int] = set()
-    ready = {}
-    for name, value in tensors.items():
-        value = value.detach().cpu().contiguous()
-        ready[name] = value.clone() if value.data_ptr() in seen else value
-        seen.add(value.data_ptr())
-    try:
-        save_file(ready, partial, dict(metadata))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_stream(path, tensors, tensors.items(), metadata)
 
 
 def _place(stored: Stored, keys: KeyMap) -> dict[str, str]:
@@ -129,13 +147,26 @@ def _place(stored: Stored, keys: KeyMap) -> dict[str, str]:
     return source
 
 
+def _encoders(model: nn.Module, stored: Stored, source: Mapping[str, str]) -> dict[str, Encoded]:
+    """Our names of weights that the file holds in full precision -> the layers that keep them otherwise."""
+    layers = {f"{path}.weight": module for path, module in model.named_modules() if isinstance(module, Encoded)}
+    return {w: layer for w, layer in layers.items() if w in source and stored.dtypes[source[w]] != FP8}
+
+
+def _beside(weight: str, layer: Encoded, own: Mapping[str, Tensor]) -> list[str]:
+    """Our names of what a layer keeps in the place of its weight."""
+    assert isinstance(layer, nn.Module)
+    owner = weight.removesuffix("weight")
+    return [name for leaf in layer.state_dict() if (name := owner + leaf) in own and leaf.startswith("weight")]
+
+
 def _fill(target: Tensor, value: Tensor, dtype: torch.dtype | None) -> Tensor:
     """Values of `target` taken from the file: copied into it, or into new memory where it has none."""
     with torch.no_grad():
         if not target.is_meta:
             return target.copy_(value)
-        wanted = dtype if dtype is not None and isinstance(target, nn.Parameter) else value.dtype
-        filled = torch.empty(value.shape, dtype=wanted if value.is_floating_point() else value.dtype).copy_(value)
+        cast = dtype is not None and isinstance(target, nn.Parameter) and value.is_floating_point()
+        filled = torch.empty(value.shape, dtype=dtype if cast and target.dtype != FP8 else value.dtype).copy_(value)
     return nn.Parameter(filled, target.requires_grad) if isinstance(target, nn.Parameter) else filled
 
 
@@ -145,23 +176,39 @@ def _assign(model: nn.Module, name: str, value: Tensor) -> None:
 
 
 def _check_finite(stored: Stored, name: str, value: Tensor) -> None:
-    # The sum shows every NaN and infinity without a mask as large as the tensor; only it can overflow by itself.
-    if not value.is_floating_point() or bool(torch.isfinite(value.detach().sum())):
-        return
-    if not bool(torch.isfinite(value).all()):
+    if value.dtype == FP8:
+        finite = not bool((value.detach().view(torch.uint8).bitwise_and(0x7F) == 0x7F).any())
+    else:
+        # The sum shows every NaN and infinity without a mask as large as the tensor; only it can overflow by itself.
+        whole = not value.is_floating_point() or bool(torch.isfinite(value.detach().sum()))
+        finite = whole or bool(torch.isfinite(value).all())
+    if not finite:
         raise WeightsError(
             f"{stored.files[name]}: {name} holds NaN or infinite values as {str(value.dtype).removeprefix('torch.')}; "
             "the file is damaged, fetch it again, or the number type too small for it."
         )
 
 
-def _compare(stored: Stored, keys: KeyMap, own: Mapping[str, Tensor], source: Mapping[str, str], model: str) -> None:
-    path, metadata = stored.path, stored.metadata
-    if metadata.get("model", model) != model:
-        other = metadata["model"]
-        raise WeightsError(f"{path} holds weights of '{other}', not {model}. Use --model {other}.")
+def check_model(stored: Stored, model: str) -> None:
+    """Raise WeightsError where a checkpoint says that it belongs to another model."""
+    other = stored.metadata.get("model", model)
+    if other != model:
+        raise WeightsError(f"{stored.path} holds weights of '{other}', not {model}. Use --model {other}.")
+
+
+def _compare(
+    stored: Stored, keys: KeyMap, own: Mapping[str, Tensor], source: Mapping[str, str], derived: set[str], model: str
+) -> None:
+    path = stored.path
+    check_model(stored, model)
+    coded = [name for ours, name in source.items() if stored.dtypes[name] == FP8 and own[ours].dtype != FP8]
+    if coded:
+        raise WeightsError(
+            f"{path} holds {len(coded)} weights in FP8 ({', '.join(coded[:SHOWN_KEYS])}), where {model} as it was asked "
+            "for has other numbers: the file carries no plan that says so. Use the file that lean3r compress wrote."
+        )
     expected = {name: key for name in own if (key := keys.official(name)) is not None}
-    missing = [key for name, key in expected.items() if name not in source]
+    missing = [key for name, key in expected.items() if name not in source and name not in derived]
     unexpected = [name for name in stored.shapes if keys.ours(name) not in expected]
     shapes = [
         f"{name} is {list(stored.shapes[name])}, expected {list(own[ours].shape)}"
@@ -178,7 +225,7 @@ def _compare(stored: Stored, keys: KeyMap, own: Mapping[str, Tensor], source: Ma
             report.append(f"{title}: {', '.join(rows[:SHOWN_KEYS])}{more}")
     fitting = _models_that_fit(stored, besides=model)
     if fitting:
-        report.append(f"it fits {' and '.join(fitting)}: use --model {fitting[0]}")
+        report.insert(1, f"it fits {' and '.join(fitting)}: use --model {fitting[0]}")
     raise WeightsError("; ".join(report) + ".")
 
 

@@ -23,7 +23,7 @@ from lean3r.layers.embed import imagenet
 from lean3r.layers.reference import choose_reference
 from lean3r.layers.trunk import Role, Trunk
 from lean3r.layers.vit import VisionTransformer
-from lean3r.models.base import Backbone, block_bytes, check_views, frames_at_once, full_precision, in_chunks, patch_mask
+from lean3r.models.base import Backbone, block_bytes, check_views, full_precision, in_chunks, patch_mask
 from lean3r.models.keymap import KeyMap, numbered
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
 
@@ -119,7 +119,7 @@ class Da3(Backbone):
             kept = self.encoder.layers(some, (start - 2, start - 1))
             return kept[start - 1], kept[start - 2][:, 0]
 
-        size = frames_at_once(block_bytes(layout.tokens, self.config.width))
+        size = self.frames_at_once(block_bytes(layout.tokens, self.config.width))
         x, classes = (t.unflatten(0, (batch, count)) for t in in_chunks(look, size, images.flatten(0, 1)))
         known = known_cameras(views)
         chosen = choose_reference(classes, reference if known is None else "first")
@@ -231,7 +231,7 @@ class Da3(Backbone):
             return read([self.level(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)], image)
 
         with full_precision(images):
-            size = frames_at_once(frame_bytes(self.head, *images.shape[-2:]))
+            size = self.frames_at_once(frame_bytes(self.head, *images.shape[-2:]))
             found = in_chunks(some, size, images.flatten(0, 1), *layers)
         return tuple(t.unflatten(0, images.shape[:2]) for t in found)
 

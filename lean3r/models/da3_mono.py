@@ -18,7 +18,7 @@ from lean3r.heads.dense import DptHead, frame_bytes
 from lean3r.heads.sky import CANONICAL_FOCAL_PX, fill_sky, is_sky
 from lean3r.layers.embed import imagenet
 from lean3r.layers.vit import VisionTransformer
-from lean3r.models.base import Backbone, block_bytes, check_views, frames_at_once, full_precision, in_chunks
+from lean3r.models.base import Backbone, block_bytes, check_views, full_precision, in_chunks
 from lean3r.models.keymap import KeyMap
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
 
@@ -76,7 +76,7 @@ class Da3Mono(Backbone):
             kept = self.encoder.layers(imagenet(some), self.config.keep)
             return tuple(self.encoder.norm(kept[block]) for block in self.config.keep)
 
-        size = frames_at_once(block_bytes(layout.tokens, self.config.width))
+        size = self.frames_at_once(block_bytes(layout.tokens, self.config.width))
         levels = in_chunks(look, size, images.flatten(0, 1))
         names = [f"block{block}" for block in self.config.keep]
         return Tokens(
@@ -109,7 +109,7 @@ class Da3Mono(Backbone):
             return depth[:, 0].exp(), sky[:, 0].relu()
 
         with full_precision(images):
-            size = frames_at_once(frame_bytes(self.head, *images.shape[-2:]))
+            size = self.frames_at_once(frame_bytes(self.head, *images.shape[-2:]))
             layers = [tokens.layers[f"block{block}"].flatten(0, 1) for block in self.config.keep]
             depth, sky = in_chunks(read, size, *layers)
         return depth.unflatten(0, images.shape[:2]), sky.unflatten(0, images.shape[:2])

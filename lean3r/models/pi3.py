@@ -20,7 +20,7 @@ from lean3r.heads.pooled import PooledPose
 from lean3r.heads.refine import ViewRefiner
 from lean3r.layers.trunk import Trunk
 from lean3r.layers.vit import VisionTransformer
-from lean3r.models.base import Backbone, block_bytes, check_views, frames_at_once, full_precision, in_chunks, patch_mask
+from lean3r.models.base import Backbone, block_bytes, check_views, full_precision, in_chunks, patch_mask
 from lean3r.models.keymap import KeyMap
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
 
@@ -98,7 +98,7 @@ class Pi3(Backbone):
         """Patch tokens [..., P, C] of prepared images [..., channels, H, W], a few images at a time."""
         flat = images.flatten(0, -4).to(encoder.cls_token.dtype)
         tokens = (flat.shape[-2] // self.patch) * (flat.shape[-1] // self.patch) + encoder.special
-        size = frames_at_once(block_bytes(tokens, self.config.width))
+        size = self.frames_at_once(block_bytes(tokens, self.config.width))
         return in_chunks(lambda x: (encoder(x),), size, flat)[0].unflatten(0, images.shape[:-3])
 
     def mix(self, x: Tensor, layout: TokenLayout, views: Views) -> tuple[Tensor, Tensor]:
@@ -198,7 +198,7 @@ class Pi3(Backbone):
             valid, rest = (rest[-1], rest[:-1]) if layout.valid is not None else (None, rest)
             return call(torch.cat([before, last], dim=-1), valid, *rest)
 
-        size = frames_at_once(self.frame_bytes(layout))
+        size = self.frames_at_once(self.frame_bytes(layout))
         parts = in_chunks(joined, size, *(t.flatten(0, 1) for t in inputs))
         return tuple(t.unflatten(0, inputs[0].shape[:2]) for t in parts)
 

@@ -21,7 +21,7 @@ from lean3r.heads.refine import SceneReader
 from lean3r.layers.pose_injection import PoseFrame, PoseInjection
 from lean3r.layers.trunk import key_mask
 from lean3r.layers.vit import PatchEmbed, VisionTransformer
-from lean3r.models.base import full_precision
+from lean3r.models.base import check_known, full_precision
 from lean3r.models.pi3 import Pi3, Pi3Config, precisely, scaled
 from lean3r.types import Known, TokenLayout, Tokens, Views
 
@@ -89,7 +89,7 @@ class Pi3X(Pi3):
         known = views.known
         if known is None:
             return super().encode(views)
-        _check(known, views)
+        check_known(views)
         if not self.sizes.multimodal:
             raise UsageError("this Pi3X was built without the parts that read depth, rays and poses.")
         tokens = super().encode(replace(views, known=normalised(known)))
@@ -226,20 +226,3 @@ def pose_frame(known: Known) -> PoseFrame | None:
         has = torch.ones(known.cam_from_world.shape[:2], dtype=torch.bool, device=known.cam_from_world.device)
     has = has & (has.sum(1, keepdim=True) > 1)
     return PoseFrame(known.cam_from_world, has) if bool(has.any()) else None
-
-
-def _check(known: Known, views: Views) -> None:
-    batch, count, _, height, width = views.images.shape
-    shapes = {
-        "intrinsics": (3, 3),
-        "cam_from_world": (4, 4),
-        "depth": (height, width),
-        "rays": (height, width, 3),
-        "has_intrinsics": (),
-        "has_pose": (),
-        "has_depth": (),
-    }
-    for name, shape in shapes.items():
-        part = getattr(known, name)
-        if part is not None and tuple(part.shape) != (batch, count, *shape):
-            raise UsageError(f"known {name} is {list(part.shape)}, expected {[batch, count, *shape]} for these views.")

@@ -102,7 +102,7 @@ def find_weights(
             if not name.endswith(INDEX_SUFFIX) or all([_fetch(hub, s, online, options) for s in _shards(path)]):
                 return path
     if offline:
-        raise WeightsError(f"{hub} is not in the cache, and offline mode asks for no network. {_by_hand(hub)}")
+        raise WeightsError(f"{hub} is not in the cache, and offline mode asks for no network. {_by_hand(hub)}.")
     wanted = hub.file or ", ".join(CANDIDATES)
     raise WeightsError(f"{hub} holds no weights file that lean3r reads ({wanted}).")
 

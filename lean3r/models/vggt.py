@@ -20,7 +20,7 @@ from lean3r.heads.track import Tracker, Tracks
 from lean3r.layers.embed import imagenet
 from lean3r.layers.trunk import Trunk
 from lean3r.layers.vit import VisionTransformer
-from lean3r.models.base import Backbone, block_bytes, check_views, frames_at_once, full_precision, in_chunks, patch_mask
+from lean3r.models.base import Backbone, block_bytes, check_views, full_precision, in_chunks, patch_mask
 from lean3r.models.keymap import KeyMap, numbered
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
 
@@ -89,7 +89,7 @@ class Vggt(Backbone):
         layout = TokenLayout(
             count, 1 + REGISTERS, height // self.patch, width // self.patch, patch_mask(views, self.patch)
         )
-        at_once = frames_at_once(block_bytes(layout.tokens, self.config.width))
+        at_once = self.frames_at_once(block_bytes(layout.tokens, self.config.width))
         (patches,) = in_chunks(lambda x: (self.encoder(x),), at_once, images.flatten(0, 1))
         # Entry 0 is learned for the first view, entry 1 for all others.
         special = torch.cat([self.camera_token, self.register_token], dim=2)
@@ -165,7 +165,7 @@ class Vggt(Backbone):
             return call(pairs, *size)
 
         with full_precision(images):
-            found = in_chunks(some, frames_at_once(frame_bytes(head, *size[2:])), *layers)
+            found = in_chunks(some, self.frames_at_once(frame_bytes(head, *size[2:])), *layers)
         return tuple(t.unflatten(0, images.shape[:2]) for t in found)
 
 

@@ -16,7 +16,7 @@ from lean3r.models import MODELS, checkpoint
 from lean3r.models.base import Backbone
 from lean3r.models.checkpoint import load_weights, save_model, without_memory
 from lean3r.pipeline.load import load
-from lean3r.types import Prediction, Views
+from lean3r.types import Known, Prediction, Views
 
 each_model = pytest.mark.parametrize("name", list(MODELS))
 
@@ -47,6 +47,55 @@ def test_pictures_that_no_model_takes(name: str) -> None:
     ):
         with pytest.raises(UsageError, match=said):
             predict(model, torch.zeros(shape))
+
+
+@each_model
+def test_masks_pixels_and_known_cameras_that_no_model_takes(name: str) -> None:
+    model, side = tiny(name), 3 * tiny(name).patch
+    images = torch.rand(1, 2, 3, side, side)
+    mask = torch.ones(1, 2, side, side, dtype=torch.bool)
+    alone = mask.clone()
+    alone[0, 1] = False
+    pose = torch.eye(4).expand(1, 2, 4, 4).clone()
+    lens = torch.tensor([[side, 0, side / 2], [0, side, side / 2], [0, 0, 1]]).expand(1, 2, 3, 3).clone()
+    lost, flat = pose.clone(), lens.clone()
+    lost[0, 1, 0, 3] = float("nan")
+    flat[0, 0, 0, 0] = 0.0
+    refused: list[tuple[Views, type[Exception], str]] = [
+        (Views((images * 255).byte()), UsageError, "pixels of type torch.uint8"),
+        (Views(images, mask[:, :1]), UsageError, r"the mask is \[1, 1, .* expected \[1, 2,"),
+        (Views(images, mask.float()), UsageError, "the mask is .* torch.float32, expected .* torch.bool"),
+        (Views(images, alone), InputError, "view 1 is padding alone"),
+        (Views(images, known=Known(lens[:, :1], pose)), UsageError, r"known intrinsics is \[1, 1, 3, 3\], expected"),
+        (Views(images, known=Known(lens, pose[..., :3, :])), UsageError, r"known cam_from_world is \[1, 2, 3, 4\]"),
+        (Views(images, known=Known(lens, lost)), InputError, "known poses of view 1 are no camera's"),
+        (Views(images, known=Known(flat, pose)), InputError, "known intrinsics of view 0 are no camera's"),
+    ]
+    with torch.inference_mode():
+        for views, kind, said in refused:
+            with pytest.raises(kind, match=said):
+                model(views)
+        with pytest.raises(UsageError, match=r"got Tensor, expected lean3r\.Views"):
+            model(images)
+        has = torch.tensor([[True, False]])
+        found = model(Views(images, known=Known(lens, lost, has_intrinsics=has, has_pose=has)))
+    assert bool(found.cam_from_world.isfinite().all()), "what does not count is not looked at"
+
+
+def test_chunks_have_a_size() -> None:
+    model = tiny("da3nested-giant-large")
+    whole = predict(model, torch.ones(1, 3, 3, 42, 42))
+    with pytest.raises(UsageError, match="chunks of 0 bytes"):
+        model.set_chunk_bytes(0)
+    usual = model.chunk_bytes
+    model.set_chunk_bytes(1)
+    parts = [part for part in model.modules() if isinstance(part, Backbone)]
+    assert len(parts) == 3 and all(part.frames_at_once(1 << 20) == 1 for part in parts)
+    found = predict(model, torch.ones(1, 3, 3, 42, 42))
+    few = model.summary(6, 42, 56).activation_bytes
+    model.set_chunk_bytes(usual)
+    torch.testing.assert_close(found.cam_from_world, whole.cam_from_world, rtol=1e-3, atol=1e-3)
+    assert few < 0.8 * model.summary(6, 42, 56).activation_bytes
 
 
 @each_model
@@ -130,7 +179,7 @@ def test_the_model_that_fits_is_named_by_its_keys(name: str, tmp_path: Path, mon
     torch.save({key: torch.zeros(1).expand(value.shape) for key, value in state.items()}, path)
     built = []
     monkeypatch.setattr(checkpoint, "without_memory", lambda kind: built.append(kind.name) or without_memory(kind))
-    with pytest.raises(WeightsError, match=f"it fits .*{name}: use --model {name}"):
+    with pytest.raises(WeightsError, match=rf"names found\); it fits .*{name}: use --model {name}"):
         load_weights(asked, path)
     assert set(built) <= {name, "nano"}, "models are built that a look at one name rules out"
 

@@ -12,7 +12,7 @@ from lean3r.errors import UsageError
 from lean3r.geometry.camera import intrinsics_from_slopes, ray_directions
 from lean3r.geometry.pose import make_pose
 from lean3r.geometry.rotation import so3_exp
-from lean3r.models import base
+from lean3r.models.base import Backbone
 from lean3r.models.pi3 import Pi3, Pi3Config
 from lean3r.models.pi3x import Pi3X, Pi3XConfig
 from lean3r.types import Known, Views
@@ -98,7 +98,7 @@ def test_prediction_is_the_outputs_in_our_conventions(which: str, request: pytes
 def test_chunks_change_nothing(pi3x: Pi3X, monkeypatch: pytest.MonkeyPatch) -> None:
     images = pictures()
     whole = outputs(pi3x, images, everything(images))
-    monkeypatch.setattr(base.frames_at_once, "__defaults__", (1,))
+    monkeypatch.setattr(Backbone, "chunk_bytes", 1)
     assert_same(whole, outputs(pi3x, images, everything(images)))
 
 

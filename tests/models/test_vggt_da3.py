@@ -12,7 +12,7 @@ from lean3r.geometry.rotation import so3_exp
 from lean3r.heads.sky import fill_sky, metric_scale, quantile
 from lean3r.heads.view_camera import usual_frame
 from lean3r.layers.reference import choose_reference
-from lean3r.models import base
+from lean3r.models.base import Backbone
 from lean3r.models.da3 import Da3, Da3Config
 from lean3r.models.da3_mono import Da3Metric, Da3Mono, Da3MonoConfig
 from lean3r.models.da3_nested import Da3Nested, Da3NestedConfig
@@ -76,7 +76,7 @@ def test_scenes_of_a_batch_and_chunks_are_independent(name: str, request, monkey
     model = request.getfixturevalue(name)
     images = pictures(views=3, batch=2)
     both = predict(model, images)
-    monkeypatch.setattr(base.frames_at_once, "__defaults__", (1,))
+    monkeypatch.setattr(Backbone, "chunk_bytes", 1)
     for scene in range(2):
         assert_same(part(both, [scene]), predict(model, images[[scene]]))
 
