@@ -40,7 +40,7 @@ def find_cases(golden: Path) -> list[Path]:
 
 def is_full_size(case_file: Path) -> bool:
     """Whether the case is of a model in its official size."""
-    return json.loads(case_file.read_text())["size"] == "full"
+    return json.loads(case_file.read_text()).get("size") == "full"
 
 
 def load_synthetic(golden: Path) -> ModuleType:

@@ -52,6 +52,8 @@ def test_case(case_file: Path | None, golden_dir: Path, synthetic: ModuleType) -
 @pytest.mark.parametrize("name", [name for name in MODELS if name in MANIFESTS])
 def test_key_map_covers_manifest(name: str, golden_dir: Path) -> None:
     path = golden_dir / "manifests" / f"{MANIFESTS[name]}.json.gz"
+    if not path.is_file():
+        pytest.skip(f"no manifest {path}")
     manifest = json.loads(gzip.decompress(path.read_bytes()))
     official = {key: tuple(shape) for key, shape, _ in manifest["keys"]}
     model_class = MODELS.get(name)
