@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lean3r.attention import ATTENTION
+from lean3r.compress.linears import LinearTarget
 from lean3r.compress.targets import Target
 from lean3r.errors import UsageError
 
@@ -35,10 +36,7 @@ class Step:
         Target.parse(self.target)
         ATTENTION.check(self.mechanism)
         _known("setting", self.settings, settings_of(self.mechanism), f"of {self.mechanism}")
-        try:  # as a checkpoint would bring them back: lists for tuples
-            object.__setattr__(self, "settings", json.loads(json.dumps(dict(self.settings))))
-        except TypeError as error:
-            raise UsageError(f"settings of {self.mechanism} are no JSON values: {error}.") from error
+        _freeze(self, self.mechanism)
         if not isinstance(self.dense_below, int) or isinstance(self.dense_below, bool) or self.dense_below < 0:
             raise UsageError(f"dense_below is {self.dense_below!r}; expected a number of tokens, 0 or more.")
 
@@ -58,15 +56,67 @@ class Step:
 
 
 @dataclass(frozen=True)
-class CompressionPlan:
-    """Steps in order; where two steps name the same block, the later one counts. `a + b` puts b after a."""
+class QuantizeStep:
+    """The linear layers of `target` (compress/linears.py) get the scheme `quantize`, a row of SCHEMES.
 
-    steps: tuple[Step, ...]
+    `leave_out` are further targets that stay as they are. UsageError on an unknown scheme or setting, with the nearest
+    ones, and on a target that cannot be read.
+    """
+
+    quantize: str
+    target: str
+    leave_out: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        from lean3r.compress import SCHEMES
+
+        kind = SCHEMES.get(self.quantize)
+        for target in (self.target, *self.leave_out):
+            LinearTarget.parse(target)
+        _known("setting", self.settings, _names(kind), f"of {self.quantize}")
+        _freeze(self, self.quantize)
+        object.__setattr__(self, "leave_out", tuple(self.leave_out))
+        kind(**self.settings)
+
+    def __str__(self) -> str:
+        settings = ", ".join(f"{key}={value!r}" for key, value in self.settings.items())
+        left = f" except {', '.join(self.leave_out)}" if self.leave_out else ""
+        return f"{self.target}{left}: {self.quantize}({settings})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready; what has its default is left out."""
+        row: dict[str, Any] = {"quantize": self.quantize, "target": self.target}
+        if self.leave_out:
+            row["except"] = list(self.leave_out)
+        if self.settings:
+            row["settings"] = dict(self.settings)
+        return row
+
+
+@dataclass(frozen=True)
+class CompressionPlan:
+    """Steps in order; where two of a kind name the same block, the later one counts. `a + b` puts b after a.
+
+    Mechanisms are exchanged first, whatever the order, then linear layers are quantised.
+    """
+
+    steps: tuple[Step | QuantizeStep, ...]
     name: str = "custom"
 
     def __post_init__(self) -> None:
         if not self.steps:
             raise UsageError(f"plan '{self.name}' has no steps; expected at least one.")
+
+    @property
+    def quantizes(self) -> tuple[QuantizeStep, ...]:
+        """The steps for linear layers."""
+        return tuple(step for step in self.steps if isinstance(step, QuantizeStep))
+
+    @property
+    def exchanges(self) -> tuple[Step, ...]:
+        """The steps for attention mechanisms."""
+        return tuple(step for step in self.steps if isinstance(step, Step))
 
     def __str__(self) -> str:
         return f"{self.name} ({'; '.join(map(str, self.steps))})"
@@ -131,19 +181,43 @@ def resolve_plan(plan: str | Path | Mapping[str, Any] | CompressionPlan) -> Comp
 
 def settings_of(mechanism: str) -> tuple[str, ...]:
     """Names of the settings of a row of ATTENTION."""
-    found = inspect.signature(ATTENTION.get(mechanism)).parameters.values()
-    named = (p.name for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
-    return tuple(name for name in named if name not in FROM_MODEL)
+    return tuple(name for name in _names(ATTENTION.get(mechanism)) if name not in FROM_MODEL)
 
 
-def _step(row: Any, number: int) -> Step:
+def _names(kind: Callable[..., Any]) -> tuple[str, ...]:
+    found = inspect.signature(kind).parameters.values()
+    return tuple(p.name for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+
+
+def _freeze(step: Step | QuantizeStep, kind: str) -> None:
+    try:  # as a checkpoint would bring them back: lists for tuples
+        object.__setattr__(step, "settings", json.loads(json.dumps(dict(step.settings))))
+    except TypeError as error:
+        raise UsageError(f"settings of {kind} are no JSON values: {error}.") from error
+
+
+def _step(row: Any, number: int) -> Step | QuantizeStep:
     row = _table(row, f"step {number}")
+    if "quantize" in row:
+        return _quantize_step(row, number)
     _known("key", row, ("target", "mechanism", "settings", "dense_below"), f"of step {number}")
     for key in ("target", "mechanism"):
         if key not in row:
             raise UsageError(f"step {number} has no {key}; expected target and mechanism.")
         _text(row[key], f"{key} of step {number}")
     return Step(**{**row, "settings": _table(row.get("settings", {}), f"settings of step {number}")})
+
+
+def _quantize_step(row: dict[str, Any], number: int) -> QuantizeStep:
+    _known("key", row, ("quantize", "target", "except", "settings"), f"of step {number}, which quantizes")
+    for key in ("quantize", "target"):
+        _text(row.get(key), f"{key} of step {number}")
+    left = row.get("except", [])
+    if not isinstance(left, list | tuple):
+        raise UsageError(f"except of step {number} is {left!r}; expected a list of targets.")
+    left_out = tuple(_text(target, f"a target in except of step {number}") for target in left)
+    settings = _table(row.get("settings", {}), f"settings of step {number}")
+    return QuantizeStep(row["quantize"], row["target"], left_out, settings)
 
 
 def _table(row: Any, what: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lean3r.compress.plan import CompressionPlan, Step
+from lean3r.compress.plan import CompressionPlan, QuantizeStep, Step
 
 
 def dense(target: str = "global blocks", **settings: Any) -> CompressionPlan:
@@ -50,6 +50,31 @@ def kv_prune(target: str = "global blocks", *, dense_below: int = 8192, **settin
 def frame_subset(target: str = "global blocks", *, dense_below: int = 8192, **settings: Any) -> CompressionPlan:
     """GoToHunt: keys of 25 views that differ from one another. Needs no training."""
     return _one("frame_subset", target, dense_below, settings)
+
+
+def fp8(target: str = "every block", **settings: Any) -> CompressionPlan:
+    """E4M3 weights and activations in all transformer blocks, not in cameras. Fast where hardware multiplies FP8."""
+    return CompressionPlan((QuantizeStep("fp8", target, ("camera head",), settings),), "fp8")
+
+
+def fp8_weight(target: str = "every linear") -> CompressionPlan:
+    """E4M3 weights in every linear layer, a quarter of float32; activations and products stay as they are."""
+    return CompressionPlan((QuantizeStep("fp8-weight", target),), "fp8-weight")
+
+
+def int8_dynamic(target: str = "every block") -> CompressionPlan:
+    """Weights and activations of 8 bits in all transformer blocks; cameras stay as they are. For speed on CPUs."""
+    return CompressionPlan((QuantizeStep("int8-dynamic", target, ("camera head",)),), "int8-dynamic")
+
+
+def gsa_fp8(**settings: Any) -> CompressionPlan:
+    """`gsa`, and `fp8` for linear layers. Wants training."""
+    return gsa(**settings) + fp8()
+
+
+def sla_fp8(**settings: Any) -> CompressionPlan:
+    """`sla`, and `fp8` for linear layers: what Lite3R describes. Wants training."""
+    return sla(**settings) + fp8()
 
 
 def _one(mechanism: str, target: str, dense_below: int, settings: dict[str, Any]) -> CompressionPlan:

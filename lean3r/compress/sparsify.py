@@ -5,21 +5,25 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from lean3r.attention import ATTENTION
 from lean3r.attention.base import Mechanism
 from lean3r.compress.adapters import Adapter, adopt
+from lean3r.compress.fp8_linear import Quantized, deploy, insert
 from lean3r.compress.plan import FROM_MODEL, CompressionPlan, Step, resolve_plan
 from lean3r.compress.targets import Site, Target, sites_of
 from lean3r.errors import UsageError
 
-PLAN_KEY = "plan"  # in the metadata of a checkpoint
+PLAN_KEY, STAGE_KEY = "plan", "stage"  # in the metadata of a checkpoint
+PREPARED = "prepared"  # the stage of weights that are rounded only while they run
 
 M = TypeVar("M", bound=nn.Module)
 logger = logging.getLogger("lean3r")
@@ -51,36 +55,60 @@ def compress(model: M, plan: str | Path | Mapping[str, Any] | CompressionPlan, *
     The network that is given stays as it is, and the new one shares its parameters: no memory is spent, and training
     one trains both. Parameters that only the new mechanisms have start as these say, in the layer's number type and
     on its device. `adapter` (compress/adapters.py) says where attention is in networks that are not ours.
+    Linear layers that the plan quantises are stored as codes, in memory of their own (see quantize.convert).
     UsageError where the plan makes no sense, where it names blocks that the network lacks, and where the network is
-    compressed already.
+    compressed already, unless the plan only quantises what was made sparse.
     """
     compressed, changes = apply(model, resolve_plan(plan), adapter)
+    counts = Counter(change.scheme for change in changes if isinstance(change, Quantized))
+    for scheme, count in counts.items():
+        logger.info("%s: %d linear layers", scheme, count)
     for change in changes:
+        if isinstance(change, Quantized):
+            continue
         logger.info("%s: %s", change.site.name, change.mechanism)
         if change.new_parameters:
             logger.info("new: %s", ", ".join(f"{name} {list(s)}" for name, s in change.new_parameters.items()))
     return compressed
 
 
-def apply(model: M, plan: CompressionPlan, adapter: Adapter | None = None) -> tuple[M, list[Change]]:
-    """`compress` with a list of what changed, layer by layer."""
+def apply(
+    model: M, plan: CompressionPlan, adapter: Adapter | None = None, *, prepared: bool = False
+) -> tuple[M, list[Change | Quantized]]:
+    """`compress` with a list of what changed, layer by layer; `prepared` leaves linear layers trainable."""
     before = plan_of(model)
     if before is not None:
-        raise UsageError(
-            f"the network is compressed already, by plan '{before.name}'. Start from the dense one, "
-            "or put both steps into one plan."
-        )
+        if before.quantizes or plan.exchanges:
+            raise UsageError(
+                f"the network is compressed already, by plan '{before.name}'. Start from the one without it, "
+                "or put both steps into one plan."
+            )
+        whole = before + plan
+    else:
+        whole = plan
     model = shared_copy(model)
-    sites = sites_of(model) if adapter is None else list(adapter.sites(model))
-    wanted: dict[Site, Step] = {}
-    for step in plan.steps:
-        wanted |= dict.fromkeys(Target.parse(step.target).select(sites), step)
-    if adapter is not None:
-        adopt(model, [site.name for site in wanted], adapter)
-    changes = [_exchange(model, site, wanted[site]) for site in sites if site in wanted]
-    vars(model)["plan"] = plan
-    vars(model)["checkpoint_metadata"] = {PLAN_KEY: plan.to_json()}
+    changes: list[Change | Quantized] = []
+    if plan.exchanges:
+        sites = sites_of(model) if adapter is None else list(adapter.sites(model))
+        wanted: dict[Site, Step] = {}
+        for step in plan.exchanges:
+            wanted |= dict.fromkeys(Target.parse(step.target).select(sites), step)
+        if adapter is not None:
+            adopt(model, [site.name for site in wanted], adapter)
+        changes += [_exchange(model, site, wanted[site]) for site in sites if site in wanted]
+    if plan.quantizes:
+        changes += insert(model, plan.quantizes)
+        if not prepared:
+            deploy(model)
+    mark(model, whole, prepared=prepared)
     return model, changes
+
+
+def mark(model: nn.Module, plan: CompressionPlan, *, prepared: bool = False) -> None:
+    """Note on a network, and for the metadata of its checkpoints, the plan and whether it is prepared only."""
+    vars(model)["plan"] = plan
+    stage = {STAGE_KEY: PREPARED} if prepared else {}
+    vars(model)["checkpoint_metadata"] = {PLAN_KEY: plan.to_json(), **stage}
 
 
 def plan_of(model: nn.Module) -> CompressionPlan | None:
@@ -103,7 +131,7 @@ def _exchange(model: nn.Module, site: Site, step: Step) -> Change:
     if next(attention.mechanism.parameters(), None) is not None:
         raise UsageError(f"{site.name} has a mechanism with parameters of its own, which would be lost. Leave it out.")
     weight = next(attention.parameters())
-    with weight.device:
+    with torch.device("cpu") if weight.is_meta else weight.device:  # what is new has values even where nothing else has
         mechanism = _build(step, site).to(weight.dtype).train(attention.training)
     if step.dense_below:
         attention.short, attention.dense_below = attention.mechanism, step.dense_below

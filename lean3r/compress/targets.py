@@ -45,16 +45,11 @@ class Target:
         named = re.fullmatch(r"named (\S+)", text)
         if named:
             return cls(pattern=named[1])
-        found = re.fullmatch(r"(all|frame|global) blocks?(?: (\d+(?:-\d*)?(?:, ?\d+(?:-\d*)?)*))?", text)
+        found = re.fullmatch(r"(all|frame|global) blocks?(?: ([\d\-, ]+))?", text)
         if found is None:
             raise UsageError(f"target '{text}' cannot be read; {_FORM}.")
-        ranges = [part.strip().partition("-") for part in found[2].split(",")] if found[2] else []
-        numbers = tuple((int(a), int(b) if b else None if dash else int(a)) for a, dash, b in ranges)
-        backwards = next((f"{a}-{b}" for a, b in numbers if b is not None and b < a), None)
-        if backwards:
-            raise UsageError(f"target '{text}' has the range {backwards}, which ends before it starts.")
         role = {"frame": "frame", "global": "global"}.get(found[1])
-        return cls(role, numbers)  # type: ignore[arg-type]
+        return cls(role, numbers_in(text, found[2]))  # type: ignore[arg-type]
 
     def select(self, sites: Sequence[Site]) -> list[Site]:
         """The sites that it names, in order; UsageError when there are none, or not as many as its numbers say."""
@@ -73,6 +68,20 @@ class Target:
         if highest >= len(pool):
             raise UsageError(f"no {kind[:-1]} {highest}: the network has {len(pool)} {kind}, 0 to {len(pool) - 1}.")
         return [site for i, site in enumerate(pool) if any(a <= i and (b is None or i <= b) for a, b in self.numbers)]
+
+
+def numbers_in(target: str, text: str | None) -> tuple[tuple[int, int | None], ...]:
+    """(first, last) of each range in "0,4,8-" (last None: to the end); UsageError where `target` cannot be read."""
+    if not text:
+        return ()
+    if not re.fullmatch(r"\d+(?:-\d*)?(?:, ?\d+(?:-\d*)?)*", text):
+        raise UsageError(f"target '{target}' cannot be read; {_FORM}.")
+    ranges = [part.strip().partition("-") for part in text.split(",")]
+    numbers = tuple((int(a), int(b) if b else None if dash else int(a)) for a, dash, b in ranges)
+    backwards = next((f"{a}-{b}" for a, b in numbers if b is not None and b < a), None)
+    if backwards:
+        raise UsageError(f"target '{target}' has the range {backwards}, which ends before it starts.")
+    return numbers
 
 
 def sites_of(model: nn.Module) -> list[Site]:

@@ -29,24 +29,31 @@ if HAS_KERNEL:
         return 2 * torch.Size(x_shape).numel() * weight_shape[0]
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """[..., K] by weight [N, K] -> [..., N], as torch.nn.functional.linear.
+
+    Where no gradient is recorded, float32 products on a CPU with AVX-512 go to oneDNN. torch sends them to MKL, which
+    uses half the vector width on processors that are not Intel's (Zen 5: 95 against 205 GFLOP/s a core); the results
+    differ by the order of summation.
+    """
+    if (
+        HAS_KERNEL
+        and weight.shape[0] >= FEW_OUTPUTS
+        and x.dtype == weight.dtype == torch.float32
+        and x.device.type == "cpu"
+        and type(x) in PLAIN
+        and type(weight) in PLAIN  # quantised weights and tensors without values are not
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    ):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
+
+
 class Linear(nn.Linear):
-    """torch.nn.Linear in every respect but one: where no gradient is recorded, float32 products on a CPU with
-    AVX-512 go to oneDNN. torch sends them to MKL, which uses half the vector width on processors that are not
-    Intel's (Zen 5: 95 against 205 GFLOP/s a core); the results differ by the order of summation."""
+    """torch.nn.Linear in every respect but the product, which is `linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
-        weight, bias = self.weight, self.bias
-        if (
-            HAS_KERNEL
-            and self.out_features >= FEW_OUTPUTS
-            and x.dtype == weight.dtype == torch.float32
-            and x.device.type == "cpu"
-            and type(x) in PLAIN
-            and type(weight) in PLAIN  # quantised weights and tensors without values are not
-            and not torch.is_grad_enabled()
-            and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()
-        ):
-            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return F.linear(x, weight, bias)
+        return linear(x, self.weight, self.bias)

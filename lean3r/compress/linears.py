@@ -1,0 +1,140 @@
+"""Which linear layers: by the role of the part that they are in, by number of the block, or by name."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from torch import nn
+
+from lean3r.compress.targets import numbers_in
+from lean3r.errors import UsageError
+from lean3r.layers.block import Block
+from lean3r.layers.linear import Linear
+from lean3r.layers.trunk import Trunk
+from lean3r.layers.vit import VisionTransformer
+
+Part = Literal["encoder", "frame", "global", "camera", "head", "mechanism"]
+PLAIN = (nn.Linear, Linear)  # subclasses have a life of their own (the projection inside MultiheadAttention)
+_FORM = (
+    "expected 'every linear', 'every block', '[encoder|frame|global|all] blocks [NUMBERS]', 'camera head', 'heads' "
+    "or 'named PATTERN'"
+)
+
+
+@dataclass(frozen=True)
+class LinearSite:
+    """One linear layer: its path, the part of the network, and the number of its block among all of that role
+    (`number`) and of the trunk (`overall`); None outside of blocks, `overall` outside of the trunk too.
+
+    "camera" is what lies in modules called camera..., "head" what is in no encoder and no trunk, "mechanism" what an
+    attention mechanism owns (gates, branches), which only a target by name reaches.
+    """
+
+    name: str
+    part: Part
+    number: int | None = None
+    overall: int | None = None
+
+
+def linears_of(model: nn.Module) -> list[LinearSite]:
+    """Every linear layer that a scheme can take over, in the order of the modules."""
+    blocks: dict[str, tuple[Part, int, int | None]] = {}
+    counts: Counter[Part] = Counter()
+    camera = re.compile(r"(^|\.)camera[^.]*(\.|$)")
+    for path, module in model.named_modules():
+        dot = f"{path}." if path else ""
+        if isinstance(module, Trunk) and not camera.search(path):
+            for index, role in enumerate(module.schedule):
+                blocks[f"{dot}blocks.{index}"] = (role, counts[role], counts["frame"] + counts["global"])
+                counts[role] += 1
+        elif isinstance(module, VisionTransformer):
+            for index in range(len(module.blocks)):
+                blocks[f"{dot}blocks.{index}"] = ("encoder", counts["encoder"], None)
+                counts["encoder"] += 1
+        elif isinstance(module, Block) and path not in blocks:
+            part: Part = "camera" if camera.search(path) else "head"
+            blocks[path] = (part, counts[part], None)
+            counts[part] += 1
+    found = []
+    inside: tuple[str, tuple[Part, int, int | None]] | None = None
+    for path, module in model.named_modules():
+        if path in blocks:
+            inside = (f"{path}.", blocks[path])
+        if type(module) not in PLAIN:
+            continue
+        if re.search(r"\.attn\.(mechanism|short)\.", path):
+            found.append(LinearSite(path, "mechanism"))
+        elif inside is not None and path.startswith(inside[0]):
+            found.append(LinearSite(path, *inside[1]))
+        else:
+            found.append(LinearSite(path, "camera" if camera.search(path) else "head"))
+    return found
+
+
+@dataclass(frozen=True)
+class LinearTarget:
+    """A selection of linear layers.
+
+    "every linear" is all but those of mechanisms, "every block" those in transformer blocks wherever they are;
+    "encoder blocks", "frame blocks 0,4,8-", "global blocks", "all blocks" (frame and global) are those of these blocks,
+    numbered as in targets.py; "camera head" and "heads" what is outside of encoder and trunk, the latter with the
+    camera's. "named *.mlp.fc1" goes by the path of the layer.
+    """
+
+    text: str
+    parts: tuple[Part, ...] = ()
+    blocks_only: bool = False
+    numbers: tuple[tuple[int, int | None], ...] = ()
+    pattern: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> LinearTarget:
+        """Read a target; UsageError when it has another form."""
+        named = re.fullmatch(r"named (\S+)", text)
+        if named:
+            return cls(text, pattern=named[1])
+        whole: tuple[Part, ...] = ("encoder", "frame", "global", "camera", "head")
+        fixed: dict[str, tuple[tuple[Part, ...], bool]] = {
+            "every linear": (whole, False),
+            "every block": (whole, True),
+            "camera head": (("camera",), False),
+            "heads": (("camera", "head"), False),
+        }
+        if text in fixed:
+            return cls(text, *fixed[text])
+        found = re.fullmatch(r"(encoder|frame|global|all) blocks?(?: ([\d\-, ]+))?", text)
+        if found is None:
+            raise UsageError(f"target '{text}' cannot be read; {_FORM}.")
+        kinds: dict[str, tuple[Part, ...]] = {"encoder": ("encoder",), "frame": ("frame",), "global": ("global",)}
+        return cls(text, kinds.get(found[1], ("frame", "global")), True, numbers_in(text, found[2]))
+
+    def select(self, sites: Sequence[LinearSite], *, may_lack: bool = False) -> list[LinearSite]:
+        """The layers that it names, in order; UsageError when there are none, unless it goes by role and `may_lack`."""
+        if self.pattern is not None:
+            chosen = [site for site in sites if fnmatchcase(site.name, self.pattern)]
+            if not chosen:
+                raise UsageError(f"no linear layer is named {self.pattern}. {_there_are(sites)}")
+            return chosen
+        pool = [site for site in sites if site.part in self.parts and (site.number is not None or not self.blocks_only)]
+        if not pool and not may_lack:
+            raise UsageError(f"the network has no linear layers in '{self.text}'. {_there_are(sites)}")
+        if not self.numbers or not pool:
+            return pool
+        numbers = [site.overall if len(self.parts) > 1 else site.number for site in pool]
+        last = max(number for number in numbers if number is not None)
+        highest = max(a if b is None else b for a, b in self.numbers)
+        if highest > last:
+            raise UsageError(f"'{self.text}' names block {highest}: the network has 0 to {last} of them.")
+        wanted = [any(a <= n and (b is None or n <= b) for a, b in self.numbers) for n in numbers if n is not None]
+        return [site for site, want in zip(pool, wanted, strict=True) if want]
+
+
+def _there_are(sites: Sequence[LinearSite]) -> str:
+    counts = Counter(site.part for site in sites)
+    text = ", ".join(f"{count} of role {part}" for part, count in counts.items())
+    return f"There are {text or 'none'}."

@@ -1,0 +1,93 @@
+"""From training to deployment: `prepare` puts rounded linear layers in, `convert` stores them as codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lean3r.compress.adapters import Adapter
+from lean3r.compress.fp8_linear import FakeQuantLinear, QuantLinear, deploy
+from lean3r.compress.plan import CompressionPlan, resolve_plan
+from lean3r.compress.sparsify import apply, mark, plan_of, shared_copy
+from lean3r.errors import UsageError
+
+FLOOR = 1e-8  # of what a feature of inputs or weights reaches, so that smoothing has a factor
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def prepare(model: M, plan: str | Path | Mapping[str, Any] | CompressionPlan, *, adapter: Adapter | None = None) -> M:
+    """A network as `plan` would have it, its linear layers rounded as the plan says but trainable.
+
+    Parameters are those of the network that is given, under the same names; gradients go straight through the
+    rounding. Mechanisms of the plan are exchanged too. A network that is sparse already may get a plan that only
+    quantises. UsageError as `compress`, and where the plan quantises nothing.
+    """
+    resolved = resolve_plan(plan)
+    if not resolved.quantizes:
+        raise UsageError(f"plan {resolved} quantises nothing; expected a step with quantize. Use compress for it.")
+    return apply(model, resolved, adapter, prepared=True)[0]
+
+
+def convert(model: M) -> M:
+    """The deployable form of a prepared network: the same numbers, stored as codes and scales.
+
+    Operands of every product are bit for bit those of the prepared network. What is not quantised is shared with it.
+    UsageError where the network is not prepared, and where a weight holds NaN or infinities.
+    """
+    if not any(isinstance(module, FakeQuantLinear) for module in model.modules()):
+        done = any(isinstance(module, QuantLinear) for module in model.modules())
+        raise UsageError(
+            "the network is converted already; there is nothing more to do."
+            if done
+            else "the network is not prepared: call prepare(model, plan) first, or compress(model, plan) for both."
+        )
+    plan = plan_of(model)
+    model = shared_copy(model)
+    deploy(model)
+    if plan is not None:
+        mark(model, plan)
+    return model
+
+
+def smoothing(inputs: Tensor, weight: Tensor) -> Tensor:
+    """Factors [K] that even out features: sqrt(max |inputs| / max |weight|), for inputs [..., K], weight [N, K]."""
+    highest = inputs.abs().reshape(-1, inputs.shape[-1]).amax(0)
+    return _factors(highest, weight)
+
+
+def calibrate(model: nn.Module, run: Callable[[nn.Module], object]) -> None:
+    """Find the smoothing factors of a prepared network, in place, from what its layers see while `run(model)` runs.
+
+    UsageError where no layer has them (`smooth` is a setting of w4a16 and w4a8), and where `run` reached none.
+    """
+    layers = [m for m in model.modules() if isinstance(m, FakeQuantLinear) and m.smooth is not None]
+    if not layers:
+        raise UsageError("no layer has smoothing factors; prepare with the setting smooth of w4a16 or w4a8.")
+    highest: dict[FakeQuantLinear, Tensor] = {}
+
+    def note(layer: FakeQuantLinear, inputs: tuple[Tensor, ...]) -> None:
+        found = inputs[0].detach().abs().reshape(-1, layer.in_features).amax(0)
+        highest[layer] = torch.maximum(highest[layer], found) if layer in highest else found
+
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]  # type: ignore[arg-type]
+    try:
+        with torch.no_grad():
+            run(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not highest:
+        raise UsageError("run(model) reached no layer with smoothing factors; call the network in it.")
+    with torch.no_grad():
+        for layer, found in highest.items():
+            assert layer.smooth is not None
+            layer.smooth.copy_(_factors(found, layer.weight))
+
+
+def _factors(highest: Tensor, weight: Tensor) -> Tensor:
+    return highest.clamp(min=FLOOR).sqrt() / weight.detach().abs().amax(0).clamp(min=FLOOR).sqrt()

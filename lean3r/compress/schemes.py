@@ -1,0 +1,201 @@
+"""Number formats for linear layers: how weights and activations are rounded, stored and multiplied.
+
+Every scheme rounds a weight once and the same way for training and for deployment: `pack` gives what a checkpoint
+stores, `unpack` what enters the product, and training multiplies by unpack(pack(weight)).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lean3r.compress.integers import integer_rows, pack_nibbles, rounded_rows, unpack_nibbles
+from lean3r.errors import UsageError
+from lean3r.layers.linear import linear
+from lean3r.ops.fp8 import (
+    Product,
+    choose_product,
+    dequantize,
+    quantize_rows,
+    scaled_product,
+)
+
+Packed = dict[str, Tensor]
+
+
+class Scheme:
+    """A row of SCHEMES. `pack`, `unpack` and `activation` say how numbers are rounded, `product` how they multiply."""
+
+    smooth = False  # whether inputs are divided, and weights multiplied, by a factor a feature
+
+    def pack(self, weight: Tensor) -> Packed:
+        """A weight [N, K] as it is stored: "weight" and its scales, by name."""
+        raise TypeError(f"{type(self).__name__} defines no pack")
+
+    def unpack(self, packed: Packed, shape: torch.Size) -> Tensor:
+        """The weight [N, K] that enters the product, in the type of its scales."""
+        raise TypeError(f"{type(self).__name__} defines no unpack")
+
+    def activation(self, x: Tensor) -> Tensor:
+        """What enters the product for inputs [..., K]: of the same shape and type."""
+        return x
+
+    def product(self, x: Tensor, packed: Packed, shape: torch.Size, bias: Tensor | None) -> Tensor:
+        """Inputs [..., K], rounded or not as the scheme says, by a stored weight, plus bias: [..., N]."""
+        x = through(x, self.activation(x))
+        return linear(x, self.unpack(packed, shape).to(x.dtype), bias)
+
+    def path(self, device: torch.device) -> str:
+        """How products run on a device, for repr."""
+        return "reference"
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({shown})"
+
+
+class Fp8Weight(Scheme):
+    """Weights in E4M3 with one scale an output row; activations and products as they were."""
+
+    def pack(self, weight: Tensor) -> Packed:
+        """See Scheme."""
+        codes, scale = quantize_rows(weight)
+        return {"weight": codes, "weight_scale": scale}
+
+    def unpack(self, packed: Packed, shape: torch.Size) -> Tensor:
+        """See Scheme."""
+        return dequantize(packed["weight"], packed["weight_scale"])
+
+
+class Fp8(Fp8Weight):
+    """Weights and activations in E4M3, one scale an output row and one a token; on FP8 hardware so is the product.
+
+    `implementation` is "auto", "reference" (dequantised operands) or "scaled_mm", which raises where it cannot run.
+    """
+
+    def __init__(self, *, implementation: Product = "auto"):
+        choose_product("reference" if implementation == "scaled_mm" else implementation, torch.device("cpu"))
+        self.implementation: Product = implementation
+
+    def activation(self, x: Tensor) -> Tensor:
+        """See Scheme."""
+        return dequantize(*quantize_rows(x)).to(x.dtype)
+
+    def product(self, x: Tensor, packed: Packed, shape: torch.Size, bias: Tensor | None) -> Tensor:
+        """See Scheme. Where a gradient is recorded the reference runs: scaled_mm has none."""
+        how = choose_product(self.implementation, x.device)
+        if how == "reference" or (torch.is_grad_enabled() and x.requires_grad):
+            return super().product(x, packed, shape, bias)
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        return scaled_product(*quantize_rows(x), packed["weight"], packed["weight_scale"], bias, dtype)
+
+    def path(self, device: torch.device) -> str:
+        """See Scheme."""
+        return "reference" if device.type == "meta" else choose_product(self.implementation, device)
+
+
+class Integer(Scheme):
+    """Lite3R's first stage: weights of a few bits in groups of inputs, activations with one scale a token.
+
+    `group_size` inputs of an output row share a scale; all of a row where K is no multiple of it. `act_bits` 0 leaves
+    activations alone. With `smooth`, inputs are divided by a factor a feature that calibration finds
+    (quantize.calibrate), and weights multiplied by it.
+    """
+
+    BITS = 4
+
+    def __init__(self, *, act_bits: int, group_size: int = 128, smooth: bool = False):
+        if not isinstance(act_bits, int) or not (act_bits == 0 or 2 <= act_bits <= 16):
+            raise UsageError(f"act_bits is {act_bits!r}; expected 2 to 16, or 0 for activations as they are.")
+        if not isinstance(group_size, int) or group_size < 1:
+            raise UsageError(f"group_size is {group_size!r}; expected a number of inputs, 1 or more.")
+        self.act_bits, self.group_size, self.smooth = act_bits, group_size, bool(smooth)
+
+    def pack(self, weight: Tensor) -> Packed:
+        """See Scheme. Two codes a byte."""
+        codes, scale = integer_rows(self._grouped(weight), self.BITS)
+        return {"weight": pack_nibbles(codes.flatten(1)), "weight_scale": scale[..., 0]}
+
+    def unpack(self, packed: Packed, shape: torch.Size) -> Tensor:
+        """See Scheme."""
+        scale = packed["weight_scale"]
+        codes = unpack_nibbles(packed["weight"], shape[1]).to(scale.dtype)
+        return (codes.unflatten(1, (scale.shape[1], -1)) * scale[..., None]).flatten(1)
+
+    def activation(self, x: Tensor) -> Tensor:
+        """See Scheme."""
+        return rounded_rows(x, self.act_bits) if self.act_bits else x
+
+    def _grouped(self, weight: Tensor) -> Tensor:
+        depth = weight.shape[1]
+        return weight.unflatten(1, (-1, depth if depth % self.group_size else self.group_size))
+
+
+class W4A16(Integer):
+    """Weights of 4 bits in groups of 128 inputs, activations of 16 bits."""
+
+    def __init__(self, *, group_size: int = 128, smooth: bool = False, act_bits: int = 16):
+        super().__init__(act_bits=act_bits, group_size=group_size, smooth=smooth)
+
+
+class W4A8(Integer):
+    """Weights of 4 bits in groups of 128 inputs, activations of 8 bits."""
+
+    def __init__(self, *, group_size: int = 128, smooth: bool = False, act_bits: int = 8):
+        super().__init__(act_bits=act_bits, group_size=group_size, smooth=smooth)
+
+
+class Int8Dynamic(Scheme):
+    """Weights of 8 bits with one scale an output row, activations of 8 bits with one a token, integer products.
+
+    On a CPU (VNNI) that is several times faster than float32. torchao's Int8DynamicActivationInt8Weight multiplies by
+    the same instruction of torch; this needs no torchao.
+    """
+
+    def pack(self, weight: Tensor) -> Packed:
+        """See Scheme."""
+        codes, scale = integer_rows(weight, 8)
+        return {"weight": codes, "weight_scale": scale}
+
+    def unpack(self, packed: Packed, shape: torch.Size) -> Tensor:
+        """See Scheme."""
+        return packed["weight"].to(packed["weight_scale"].dtype) * packed["weight_scale"]
+
+    def activation(self, x: Tensor) -> Tensor:
+        """See Scheme."""
+        return rounded_rows(x, 8)
+
+    def product(self, x: Tensor, packed: Packed, shape: torch.Size, bias: Tensor | None) -> Tensor:
+        """See Scheme. Sums of integers are exact; where a gradient is recorded, dequantised operands multiply."""
+        if x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad):
+            return super().product(x, packed, shape, bias)
+        codes, scale = integer_rows(x.reshape(-1, shape[1]), 8)
+        out = torch.ops.aten._int_mm(codes, packed["weight"].t()).to(scale.dtype)
+        out = out.mul_(scale).mul_(packed["weight_scale"].t()).to(x.dtype)
+        return (out if bias is None else out.add_(bias)).unflatten(0, x.shape[:-1])
+
+    def path(self, device: torch.device) -> str:
+        """See Scheme."""
+        return "int_mm" if device.type == "cpu" else "reference"
+
+
+class Through(torch.autograd.Function):
+    """The value of one tensor with the gradient of another: rounding that training passes straight through."""
+
+    @staticmethod
+    def forward(ctx, source: Tensor, value: Tensor) -> Tensor:
+        """`value`, exactly; source and value have one shape."""
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        """All of it to `source`."""
+        return grads[0], None
+
+
+def through(source: Tensor, value: Tensor) -> Tensor:
+    """`value`, exactly, with the gradient going to `source` as if nothing had been rounded."""
+    if value is source or not (torch.is_grad_enabled() and source.requires_grad):
+        return value
+    return Through.apply(source, value.detach())  # type: ignore[no-any-return]
