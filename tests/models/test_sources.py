@@ -206,6 +206,19 @@ def test_licences_are_those_of_the_published_weights(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", list(MODELS))
+def test_the_documents_list_every_model(name: str) -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    page = (docs / "models.md").read_text(encoding="utf-8")
+    if name in OFFICIAL:
+        row = OFFICIAL[name]
+        assert f"| `{name}` | `{row.repository}` | {row.licence}" in page and row.stated in page
+    assert f"`{name}`" in page
+    for guide in ("large-backbones.md", "known-cameras.md"):
+        text = (docs / "how-to" / guide).read_text(encoding="utf-8")
+        assert f"`{name}`" in text or (name.startswith("da3") and "da3-" in text), f"{guide} does not name {name}"
+
+
 def test_licences_of_other_weights() -> None:
     commercial = licence_of("hf:facebook/VGGT-1B-Commercial/vggt_1B_commercial.pt")
     assert commercial is not None and not is_non_commercial(commercial)
