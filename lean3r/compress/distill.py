@@ -1,0 +1,65 @@
+"""Attention-output distillation (Lite3R): the student's attention layers should say what the teacher's do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lean3r.layers.attention import SelfAttention
+
+
+@dataclass(frozen=True)
+class AttentionLoss:
+    """`loss` is the mean of `per_layer`, the mean squared differences of the pairs whose numbers are in `layers`."""
+
+    loss: Tensor
+    per_layer: tuple[Tensor, ...]
+    layers: tuple[int, ...]
+
+
+def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> AttentionLoss:
+    """Mean over layers of MSE(student, teacher), outputs in the order of execution, of any but pairwise equal shapes.
+
+    Pairs go by order up to the shorter list; those whose shapes differ are left out. Without a pair the loss is 0.
+    Gradients flow to the student only, and the teacher is cast to its type.
+    """
+    pairs = [(i, s, t) for i, (s, t) in enumerate(zip(student, teacher, strict=False)) if s.shape == t.shape]
+    each = tuple((s - t.detach().to(s.dtype)).square().mean() for _, s, t in pairs)
+    zero = student[0].new_zeros(()) if student else torch.zeros(())
+    loss = torch.stack(each).mean() if each else zero
+    return AttentionLoss(loss, each, tuple(i for i, _, _ in pairs))
+
+
+def gamma(step: int, total: int, *, highest: float = 0.1, lowest: float = 0.01) -> float:
+    """Weight of the loss at a step: down a half cosine from `highest` to `lowest`; `highest` where total <= 0."""
+    if total <= 0:
+        return highest
+    done = min(max(step / total, 0.0), 1.0)
+    return lowest + (highest - lowest) * (1 + math.cos(math.pi * done)) / 2
+
+
+@contextmanager
+def attention_outputs(
+    model: nn.Module, is_attention: Callable[[nn.Module], bool] = lambda module: isinstance(module, SelfAttention)
+) -> Iterator[list[Tensor]]:
+    """While it lasts, the outputs [..., N, C] of all attention layers, after projection, in order of execution.
+
+    Clear the list between steps. `is_attention` picks the layers in networks that are not ours.
+    """
+    seen: list[Tensor] = []
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks = [module.register_forward_hook(note) for module in model.modules() if is_attention(module)]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
