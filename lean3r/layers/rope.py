@@ -11,6 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from lean3r.attention.parts import cached
 from lean3r.types import TokenLayout, forget_windows
 
 BASE = 100.0
@@ -74,6 +75,7 @@ def forget_tables() -> None:
     _positions.cache_clear()
     _table.cache_clear()
     forget_windows()
+    cached.cache_clear()
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:

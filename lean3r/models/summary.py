@@ -1,7 +1,8 @@
 """What a model costs before it is run: parameters, floating point operations and bytes, part by part.
 
 The model's own code runs on tensors that have shapes and no memory, so that chunks, masks and layers that are
-skipped count as they do in a real run. One multiplication with its addition is two operations.
+skipped count as they do in a real run; of many pieces alike two run, and count for all (ops/repeats.py). One
+multiplication with its addition is two operations.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from lean3r.layers.rope import forget_tables
 from lean3r.layers.trunk import Trunk
 from lean3r.layers.vit import PatchEmbed, VisionTransformer
 from lean3r.models.base import Backbone
+from lean3r.ops.repeats import counting, factor
 from lean3r.types import Views
 
 ENCODER, FRAME, GLOBAL, MLP, HEADS = "encoder", "frame attention", "global attention", "mlp", "heads"
@@ -36,7 +38,7 @@ PARTS = (ENCODER, FRAME, GLOBAL, MLP, HEADS)
 
 @dataclass(frozen=True)
 class Summary:
-    """Costs of one run over `views` pictures of height x width pixels in float32.
+    """Costs of one run over `views` pictures of height x width pixels.
 
     parameters and flops go by PARTS ("heads" is all that is neither the encoder nor the trunk); weight_bytes are
     those of the parameters as they are stored, activation_bytes the peak of all other tensors alive at a time,
@@ -52,8 +54,8 @@ class Summary:
     activation_bytes: int
 
 
-def summarise(model: Backbone, views: int, height: int, width: int) -> Summary:
-    """Count without running; the model may be on any device, the meta device included.
+def summarise(model: Backbone, views: int, height: int, width: int, dtype: torch.dtype = torch.float32) -> Summary:
+    """Count without running, products in `dtype`; the model may be on any device, the meta device included.
 
     UsageError when there is no view or a side is no multiple of the patch.
     """
@@ -72,7 +74,7 @@ def summarise(model: Backbone, views: int, height: int, width: int) -> Summary:
     with _no_memory(model) as ghost:
         meter = _Meter(model_tensors=[*ghost.parameters(), *ghost.buffers()])
         hooks = [hook for name in parts for hook in meter.watch(ghost.get_submodule(name), parts[name])]
-        with meter, torch.no_grad():
+        with meter, counting(), torch.no_grad():
             ghost(Views(torch.zeros(1, views, 3, height, width)))
         for hook in hooks:
             hook.remove()
@@ -166,9 +168,10 @@ class _Meter(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if func.overloadpacket is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
-            self.flops[self._running[-1]] += sdpa_flop_count(*(t.shape for t in args[:3]))
+            self.flops[self._running[-1]] += factor() * sdpa_flop_count(*(t.shape for t in args[:3]))
         elif func.overloadpacket in flop_registry:
-            self.flops[self._running[-1]] += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
+            count = flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
+            self.flops[self._running[-1]] += factor() * count
         for value in tree_iter(out):
             if isinstance(value, Tensor):
                 self._keep(value)

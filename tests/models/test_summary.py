@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from lean3r.compress import compress
 from lean3r.errors import UsageError
 from lean3r.layers.rope import rope_table
 from lean3r.models import MODELS
@@ -23,6 +24,8 @@ from lean3r.models.nano import Nano, NanoConfig
 from lean3r.models.pi3 import Pi3, Pi3Config
 from lean3r.models.pi3x import Pi3X, Pi3XConfig
 from lean3r.models.vggt import Vggt, VggtConfig
+from lean3r.ops.block_select import torch_path
+from lean3r.ops.block_sparse import gather
 from lean3r.types import TokenLayout, Views
 
 PI3: dict[str, Any] = {"width": 32, "heads": 2, "encoder_depth": 1, "grid": 4, "camera_width": 16}
@@ -61,6 +64,27 @@ def test_operations_are_those_that_torch_counts(name: str) -> None:
         for part, first in (("frame attention", 0), ("global attention", 1)):
             pairs = zip(blocks[first::2], inside[first::2], strict=True)
             assert summary.flops[part] == sum(sum(a.values()) - sum(b.values()) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "settings"),
+    [("gsa", {"top_k": 3}), ("block_sparse", {"query_block": 16, "key_block": 8})],
+)
+def test_of_many_pieces_alike_two_run_and_all_count(
+    mechanism: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_path, "_CHUNK_ELEMENTS", 64)
+    monkeypatch.setattr(gather, "_CPU_BYTES", 1 << 14)
+    torch.manual_seed(0)
+    steps = [{"target": "global blocks", "mechanism": mechanism, "settings": settings}]
+    model = compress(TINY["nano"]().eval().requires_grad_(False), {"steps": steps})
+    size = (7 * model.patch, 9 * model.patch)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        before = model(Views(torch.ones(1, 7, 3, *size))).depth
+    assert sum(model.summary(7, *size).flops.values()) == counter.get_total_flops()
+    with torch.no_grad():
+        torch.testing.assert_close(model(Views(torch.ones(1, 7, 3, *size))).depth, before)
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -25,7 +25,7 @@ ROOMS = {
     "attention": {"ops"},
     "layers": {"attention", "geometry", "ops"},
     "heads": {"attention", "layers", "geometry"},
-    "models": {"heads", "layers", "attention", "geometry"},
+    "models": {"heads", "layers", "attention", "geometry", "ops"},
     "compress": {"layers", "attention", "ops"},
     "data": {"geometry", "images", "cameras"},
     "export": {"geometry", "images", "originals"},

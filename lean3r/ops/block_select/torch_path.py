@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lean3r.ops.block_select.reference import LOWEST, ordered_bits
+from lean3r.ops.repeats import pieces_of
 
 _CHUNK_ELEMENTS = 1 << 19  # of scores for each thread: two such arrays fit into a core's share of the cache
 _MIN_ROWS = 16
@@ -107,8 +108,8 @@ def _chunks(qs: Tensor, ks: Tensor) -> Iterator[tuple[slice, slice]]:
     elements = _CHUNK_ELEMENTS * torch.get_num_threads()
     rows = min(qs.shape[1], max(_MIN_ROWS, elements // ks.shape[1]))
     heads = max(1, elements // (rows * ks.shape[1])) if rows == qs.shape[1] else 1
-    for head in range(0, len(qs), heads):
-        for row in range(0, qs.shape[1], rows):
+    for head in pieces_of(range(0, len(qs), heads)):
+        for row in pieces_of(range(0, qs.shape[1], rows)):
             yield slice(head, head + heads), slice(row, row + rows)
 
 

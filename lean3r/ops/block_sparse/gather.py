@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from lean3r.ops.repeats import pieces_of
+
 _CPU_BYTES = 2 << 20  # gathered at once: about a core's second-level cache
 _DEVICE_BYTES = 256 << 20
 
@@ -129,7 +131,7 @@ def _heads(
         if key_mask is not None:
             hidden[:-1] = ~key_mask[b].view(-1, key_block)
         bias = torch.zeros(hidden.shape, dtype=kind, device=q.device).masked_fill_(hidden, -torch.inf)
-        for h in range(q.shape[1]):
+        for h in pieces_of(range(q.shape[1])):
             at = (b, h)
             keys, values = k[at].to(kind), v[at].to(kind)
             if key_mask is not None:
@@ -174,7 +176,7 @@ class _Head:
         scores = self.q.new_empty(size, rows, span)
         last = self.k.shape[0] - 1
         empty = None if self.bias is None else ((self.bias == 0).sum(1)[self.listed].sum(1) == 0)
-        for start in range(0, count, size):
+        for start in pieces_of(range(0, count, size)):
             piece = slice(start, min(start + size, count))
             c = piece.stop - start
             index, s = self.listed[piece].reshape(-1), scores[:c]
