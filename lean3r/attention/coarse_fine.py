@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lean3r.attention.base import Mechanism, Projected, record
-from lean3r.attention.parts import shown, view_count, without_padding
+from lean3r.attention.parts import check_count, shown, view_count, without_padding
 from lean3r.errors import UsageError
 from lean3r.ops.block_select import block_select
 from lean3r.ops.block_sparse import block_sparse_attention
@@ -56,8 +56,8 @@ class Gsa(Mechanism):
         implementation: Implementation = "auto",
     ):
         super().__init__()
-        if window < 1 or top_k < 1 or (every is not None and every < 1):
-            raise UsageError(f"window {window}, top_k {top_k} and every {every} must be at least 1")
+        for name, value in (("window", window), ("top_k", top_k), ("every", 1 if every is None else every)):
+            check_count(name, value)
         if gate not in ("two", "one", "none"):
             raise UsageError(f"gate is two, one or none, got {gate!r}")
         self.dim, self.heads = dim, heads
@@ -166,6 +166,7 @@ class Cut:
         """Windows of `side` patches in the tokens of a call."""
         batch = p.q.shape[0]
         views = view_count(p, layout)
+        side = min(side, max(layout.rows, layout.cols))  # a larger window would hold nothing more
         windows = layout.windows_of(side, p.q.device)
         if windows.full and p.key_mask is None:
             return cls(layout, windows, views, None, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lean3r.attention.base import Mechanism, Projected
 from lean3r.attention.parts import without_padding
+from lean3r.errors import UsageError
 from lean3r.types import TokenLayout
 
 Form = Literal["auto", "sdpa", "explicit"]
@@ -44,6 +45,8 @@ class Dense(Mechanism):
 
     def __init__(self, implementation: Form = "auto"):
         super().__init__()
+        if implementation not in get_args(Form):
+            raise UsageError(f"implementation is one of {', '.join(get_args(Form))}, got {implementation!r}")
         self.implementation: Form = implementation
 
     def extra_repr(self) -> str:

@@ -38,8 +38,8 @@ def check_share(name: str, value: float) -> float:
 
 def check_count(name: str, value: int) -> int:
     """Return `value` if it is at least 1; raise UsageError otherwise."""
-    if value < 1:
-        raise UsageError(f"{name} is a whole number from 1 on, got {value}")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UsageError(f"{name} is a whole number from 1 on, got {value!r}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""What every attention mechanism keeps to; a new row needs a line in COMPLETE and one in SPARSE."""
+"""What every attention mechanism keeps to; a new row is held to it with its defaults; lines below say more."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lean3r.attention import ATTENTION
 from lean3r.attention.base import Mechanism, Projected, recording
+from lean3r.errors import UsageError
 from lean3r.testing import assert_rms, rms_ratio
 from lean3r.types import TokenLayout
 
@@ -40,12 +41,10 @@ COMPLETE: dict[str, list[dict[str, Any]]] = {
     "merge": [{"ratio": 0.0, "protect": 0.0}],
     "kv_prune": [{"frames": 1, "query_merge": 1}, {"frames": "auto", "query_merge": "auto", "mean": "one"}],
     "frame_subset": [{"frames": 25}, {"frames": 3}],
-    "frame_local": [],
 }
 """Row -> arguments with which it leaves nothing out, so that it must equal dense attention; none if it always does."""
 
 SPARSE: dict[str, list[dict[str, Any]]] = {
-    "dense": [{}],
     "gsa": [{"top_k": 2, "window": 3}],
     "sla": [
         {"mode": "token", "keep": 0.3},
@@ -64,16 +63,15 @@ SPARSE: dict[str, list[dict[str, Any]]] = {
         {"frames": 1, "grid": (2, 2), "own": True, "mean": "count", "moving": True, "query_merge": 1},
     ],
     "frame_subset": [{"frames": 2, "stride": 2}],
-    "frame_local": [{}],
 }
-"""Row -> arguments with which it does what it is for."""
+"""Row -> arguments with which it does what it is for; its defaults where there is no line."""
 
 
 def named(table: dict[str, list[dict]], *others: Any) -> list:
     return [
         pytest.param(name, arguments, *other, id="-".join(map(str, (name, *arguments.values(), *other))))
         for name in ATTENTION
-        for arguments in table[name]
+        for arguments in table.get(name, [{}] if table is SPARSE else [])
         for other in ([(o,) for o in others] or [()])
     ]
 
@@ -255,7 +253,24 @@ def test_survives_a_training_step_under_autocast(name: str, arguments: dict) -> 
 
 @pytest.mark.parametrize("name", list(ATTENTION))
 def test_shows_its_choices(name: str) -> None:
-    for arguments in COMPLETE[name]:
+    for arguments in COMPLETE.get(name, []):
         text = repr(build(name, arguments))
         shown = {key: value for key, value in arguments.items() if key != "init_std"}
         assert all(f"{key}={value!r}" in text for key, value in shown.items()), text
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("gsa", {"window": 2.5}), ("gsa", {"top_k": True}), ("gsa", {"every": 0}), ("dense", {"implementation": "x"})],
+)
+def test_refuses_settings_that_mean_nothing(name: str, arguments: dict) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(arguments))} is"):
+        build(name, arguments)
+
+
+def test_a_window_larger_than_the_picture_is_the_picture() -> None:
+    layout = LAYOUTS["odd sizes"]
+    *inputs, x = projections(layout)
+    with torch.inference_mode():
+        wide, whole = (attend(build("gsa", {"window": w}), layout, *inputs, x) for w in (1000, 5))
+    assert torch.equal(wide, whole)
