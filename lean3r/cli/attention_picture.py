@@ -97,7 +97,7 @@ def draw(views: Views, found: Shares, window: Window, view: int, names: Sequence
     shown = [view, *sorted(others[: TILES - 1])]
     columns = min(COLUMNS, len(shown))
     rows = -(-len(shown) // columns)
-    size = (GAP + columns * (tile[0] + GAP), GAP + rows * (tile[1] + CAPTION + GAP) + CAPTION)
+    size = (GAP + columns * (tile[0] + GAP), GAP + rows * (tile[1] + CAPTION + GAP) + 2 * CAPTION)
     sheet = Image.new("RGB", size, BACKGROUND)
     pen = ImageDraw.Draw(sheet)
     top = max(float(np.quantile(found.heat, 0.995)), 1e-12)
@@ -113,9 +113,10 @@ def draw(views: Views, found: Shares, window: Window, view: int, names: Sequence
         label = f"{names[index]}  {100 * found.by_view[index]:.1f} %" + ("  (looks)" if index == view else "")
         pen.text((x, y + tile[1] + 4), label, fill=OUTLINE if index == view else TEXT)
     hidden = len(names) - len(shown)
-    note = f"90 % of the attention is on {found.tokens_of_most:,} of {found.tokens:,} tokens"
+    note = "brighter: more attention from the outlined patches\n"
+    note += f"90 % of the attention is on {found.tokens_of_most:,} of {found.tokens:,} tokens"
     note += f"; {hidden} pictures with less are not shown" if hidden else ""
-    pen.text((GAP, size[1] - CAPTION), note, fill=TEXT)
+    pen.text((GAP, size[1] - 2 * CAPTION), note, fill=TEXT)
     return sheet
 
 
