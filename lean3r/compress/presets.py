@@ -1,8 +1,9 @@
 """Plans by name: functions that return them, with the mechanisms' own defaults, which are those of their sources.
 
 Every function takes the target, the number of tokens below which blocks stay dense, and settings of the mechanism
-(attention/). The default lengths are where the mechanism overtook dense attention on one CPU core (4 heads of 32
-channels, 401 tokens a view, ratios within one run): below it is slower. On other hardware measure again.
+(attention/). The default lengths are rough: estimates from
+runs on one CPU core (4 heads of 32 channels, 401 tokens a view), not each of them measured to the point where sparse
+overtakes dense. benchmarks/attention.py measures them on other hardware.
 """
 
 from __future__ import annotations
