@@ -1,49 +1,56 @@
-"""The two layers behind `prepare` and `convert`: one that trains with rounded numbers, one that stores them."""
+"""The layers behind `prepare` and `convert`: some train with rounded numbers, the others store them."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lean3r.compress.linears import LinearSite, LinearTarget, linears_of
 from lean3r.compress.plan import QuantizeStep
 from lean3r.compress.schemes import Packed, Scheme, through
 from lean3r.errors import UsageError
-from lean3r.layers.linear import linear
+from lean3r.layers.linear import Linear, linear
 
 
-class FakeQuantLinear(nn.Linear):
-    """A linear layer whose weight and inputs are rounded as its scheme says; gradients go straight through.
+class Rounded(nn.Module):
+    """Mixed into the class of a layer: its weight (and inputs, in a linear layer) are rounded as its scheme says, and
+    gradients go straight through.
 
-    It keeps the weight and the bias of the layer that it replaces. `smooth` [K], where the scheme has it, is a
-    constant: inputs are divided by it and weights multiplied.
+    Weight and bias are those of the layer that it replaces. `smooth` [K], where the scheme has it, is a constant:
+    inputs are divided by it and weights multiplied. Weights of more than two axes are rounded as [first axis, rest].
     """
 
+    weight: nn.Parameter
+    bias: nn.Parameter | None
     smooth: Tensor | None
 
-    def __init__(self, source: nn.Linear, scheme: Scheme, scheme_name: str):
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = source.in_features, source.out_features
+    def __init__(self, source: nn.Module, scheme: Scheme, scheme_name: str):
+        _take_over(self, source)
         self.scheme, self.scheme_name = scheme, scheme_name
-        self.weight, self.bias = source.weight, source.bias
-        ones = source.weight.detach().new_ones(source.in_features) if scheme.smooth else None
-        self.register_buffer("smooth", ones)
-        self.train(source.training)
+        weight = self.weight.detach()
+        self.register_buffer("smooth", weight.new_ones(weight.shape[1]) if scheme.smooth else None)
 
     def extra_repr(self) -> str:
         """Sizes, scheme, and that it is rounded for training."""
         return f"{super().extra_repr()}, scheme={self.scheme_name!r}, prepared"
 
     def rounded_weight(self) -> Tensor:
-        """What enters the product [N, K], with the gradient of the weight."""
+        """What enters the product, of the weight's shape, with the gradient of the weight."""
         weight = self.weight if self.smooth is None else self.weight * self.smooth
         with torch.no_grad():
-            value = self.scheme.unpack(self.scheme.pack(weight), weight.shape).to(weight.dtype)
+            matrix = weight.flatten(1)
+            value = self.scheme.unpack(self.scheme.pack(matrix), matrix.shape).to(weight.dtype).view_as(weight)
         return through(weight, value)
+
+
+class FakeQuantLinear(Rounded, nn.Linear):
+    """A linear layer that trains with rounded numbers."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
@@ -54,27 +61,43 @@ class FakeQuantLinear(nn.Linear):
         return linear(through(x, value), self.rounded_weight(), self.bias)
 
 
-class QuantLinear(nn.Module):
-    """A linear layer that holds its weight as codes and scales, in buffers "weight" and "weight_scale"."""
+class FakeQuantConv2d(Rounded, nn.Conv2d):
+    """A convolution that trains with rounded weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in, H, W] -> [B, out, H', W']."""
+        return self._conv_forward(x, self.rounded_weight(), self.bias)
+
+
+class FakeQuantConvTranspose2d(Rounded, nn.ConvTranspose2d):
+    """A transposed convolution that trains with rounded weights."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """[B, in, H, W] -> [B, out, H', W']."""
+        return _transposed(self, x, self.rounded_weight())
+
+
+class Coded(nn.Module):
+    """Mixed into the class of a layer: its weight is kept as codes and scales, in buffers "weight", "weight_scale".
+
+    UsageError where the weight holds NaN or infinities: no code stands for them. `name` is for the message.
+    """
 
     weight: Tensor
     weight_scale: Tensor
     smooth: Tensor | None
+    bias: nn.Parameter | None
 
-    def __init__(self, source: FakeQuantLinear, name: str = ""):
-        """UsageError where the weight holds NaN or infinities: no code stands for them. `name` is for the message."""
-        super().__init__()
-        self.in_features, self.out_features = source.in_features, source.out_features
-        self.scheme, self.scheme_name = source.scheme, source.scheme_name
+    def __init__(self, source: Rounded, name: str = ""):
+        _take_over(self, source)
+        self.scheme, self.scheme_name, self.shape = source.scheme, source.scheme_name, source.weight.shape
+        del self.weight
         with torch.no_grad():
             weight = source.weight if source.smooth is None else source.weight * source.smooth
             if not weight.is_meta and not bool(weight.isfinite().all()):
                 raise UsageError(f"the weight of {name or 'a layer'} holds NaN or infinities and cannot be quantised.")
-            for key, value in self.scheme.pack(weight.detach()).items():
+            for key, value in self.scheme.pack(weight.detach().flatten(1)).items():
                 self.register_buffer(key, value)
-        self.register_buffer("smooth", source.smooth)
-        self.bias = source.bias
-        self.train(source.training)
 
     @property
     def packed(self) -> Packed:
@@ -82,36 +105,29 @@ class QuantLinear(nn.Module):
         return {"weight": self.weight, "weight_scale": self.weight_scale}
 
     @property
-    def shape(self) -> torch.Size:
-        """[N, K] of the weight that the codes stand for."""
-        return torch.Size((self.out_features, self.in_features))
+    def matrix(self) -> torch.Size:
+        """[N, K] of the matrix that the codes stand for; `shape` is the weight's."""
+        return torch.Size((self.shape[0], self.shape[1:].numel()))
 
     def encode_weight(self, weight: Tensor) -> Packed:
-        """A weight [N, K] in full precision -> the buffers that stand for it, by name; what a checkpoint stores."""
-        if self.smooth is None:
-            return self.scheme.pack(weight)
-        ones = weight.new_ones(self.in_features)
-        return {**self.scheme.pack(weight), "smooth": ones}
+        """A weight in full precision -> the buffers that stand for it, by name; what a checkpoint stores."""
+        if self.smooth is not None:
+            raise UsageError(
+                f"{self.scheme_name} with smoothing needs calibrated factors, which weights alone do not give: "
+                "call prepare, calibrate and convert."
+            )
+        return self.scheme.pack(weight.flatten(1))
 
     def dequantized(self) -> Tensor:
-        """The weight [N, K] that enters the product, in the type of its scales."""
-        return self.scheme.unpack(self.packed, self.shape)
+        """The weight that enters the product, in the type of its scales."""
+        return self.scheme.unpack(self.packed, self.matrix).view(self.shape)
 
     def extra_repr(self) -> str:
         """Sizes, scheme and how the product runs where the weight is."""
         path = self.scheme.path(self.weight.device)
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"scheme={self.scheme_name!r}, path={path!r}"
-        )
+        return f"{super().extra_repr()}, scheme={self.scheme_name!r}, path={path!r}"
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in_features] -> [..., out_features]."""
-        if self.smooth is not None:
-            x = x / self.smooth
-        return self.scheme.product(x, self.packed, self.shape, self.bias)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> QuantLinear:
+    def _apply(self, fn: Any, recurse: bool = True) -> Coded:
         # Another number type is for scales and bias: codes stay what they are.
         kind = self.weight.dtype
         super()._apply(fn, recurse)
@@ -119,9 +135,55 @@ class QuantLinear(nn.Module):
         return self
 
 
+class QuantLinear(Coded, nn.Linear):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """A linear layer that holds its weight as codes and scales."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in_features] -> [..., out_features]."""
+        if self.smooth is not None:
+            x = x / self.smooth
+        return self.scheme.product(x, self.packed, self.matrix, self.bias)
+
+
+class QuantConv2d(Coded, nn.Conv2d):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """A convolution that holds its weight as codes and scales."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in, H, W] -> [B, out, H', W']."""
+        return self._conv_forward(x, self.dequantized().to(x.dtype), self.bias)
+
+
+class QuantConvTranspose2d(Coded, nn.ConvTranspose2d):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """A transposed convolution that holds its weight as codes and scales."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """[B, in, H, W] -> [B, out, H', W']."""
+        return _transposed(self, x, self.dequantized().to(x.dtype))
+
+
+KINDS: dict[type[nn.Module], tuple[type[Rounded], type[Coded]]] = {
+    nn.Linear: (FakeQuantLinear, QuantLinear),
+    Linear: (FakeQuantLinear, QuantLinear),
+    nn.Conv2d: (FakeQuantConv2d, QuantConv2d),
+    nn.ConvTranspose2d: (FakeQuantConvTranspose2d, QuantConvTranspose2d),
+}
+CODED: dict[type[Rounded], type[Coded]] = dict(KINDS.values())
+
+
+def _take_over(module: nn.Module, source: nn.Module) -> None:
+    # All that the layer is, in tables of its own; the tensors stay the same ones.
+    tables = {key: copy.copy(value) if isinstance(value, dict) else value for key, value in vars(source).items()}
+    vars(module).update(tables)
+
+
+def _transposed(layer: nn.ConvTranspose2d, x: Tensor, weight: Tensor) -> Tensor:
+    sizes = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
+    return F.conv_transpose2d(x, weight, layer.bias, *sizes)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class Quantized:
-    """What became of one linear layer."""
+    """What became of one layer."""
 
     site: LinearSite
     scheme: str
@@ -148,9 +210,10 @@ def insert(model: nn.Module, steps: Sequence[QuantizeStep]) -> list[Quantized]:
     new: dict[nn.Module, nn.Module] = {}
     for site, step in wanted.items():
         source = model.get_submodule(site.name)
-        assert isinstance(source, nn.Linear)
-        scheme = SCHEMES.get(step.quantize)(**step.settings)
-        new[source] = FakeQuantLinear(source, scheme, step.quantize)
+        scheme: Scheme = SCHEMES.get(step.quantize)(**step.settings)
+        if site.convolution and not scheme.convolutions:
+            raise UsageError(f"{step.quantize} is for linear layers, {site.name} is a convolution: use 'every linear'.")
+        new[source] = KINDS[type(source)][0](source, scheme, step.quantize)
     _replace(model, new)
     return [Quantized(site, wanted[site].quantize) for site in sites if site in wanted]
 
@@ -158,8 +221,8 @@ def insert(model: nn.Module, steps: Sequence[QuantizeStep]) -> list[Quantized]:
 def deploy(model: nn.Module) -> None:
     """Store what `insert` put in as codes and scales, in place, a layer at a time."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, FakeQuantLinear):
-            _replace(model, {module: QuantLinear(module, name)})
+        if isinstance(module, Rounded):
+            _replace(model, {module: CODED[type(module)](module, name)})
 
 
 def _replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:

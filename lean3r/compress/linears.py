@@ -1,4 +1,4 @@
-"""Which linear layers: by the role of the part that they are in, by number of the block, or by name."""
+"""Which layers to quantise: by the role of the part that they are in, by number of the block, or by name."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from lean3r.layers.vit import VisionTransformer
 
 Part = Literal["encoder", "frame", "global", "camera", "head", "mechanism"]
 PLAIN = (nn.Linear, Linear)  # subclasses have a life of their own (the projection inside MultiheadAttention)
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _FORM = (
-    "expected 'every linear', 'every block', '[encoder|frame|global|all] blocks [NUMBERS]', 'camera head', 'heads' "
-    "or 'named PATTERN'"
+    "expected 'every layer', 'every linear', 'every block', '[encoder|frame|global|all] blocks [NUMBERS]', "
+    "'camera head', 'heads' or 'named PATTERN'"
 )
 
 
 @dataclass(frozen=True)
 class LinearSite:
-    """One linear layer: its path, the part of the network, and the number of its block among all of that role
-    (`number`) and of the trunk (`overall`); None outside of blocks, `overall` outside of the trunk too.
+    """One linear layer or convolution: its path and the part of the network; the number of its block among all of that
+    role (`number`) and in the trunk (`overall`), None outside of blocks.
 
     "camera" is what lies in modules called camera..., "head" what is in no encoder and no trunk, "mechanism" what an
     attention mechanism owns (gates, branches), which only a target by name reaches.
@@ -39,12 +40,14 @@ class LinearSite:
     part: Part
     number: int | None = None
     overall: int | None = None
+    convolution: bool = False
 
 
 def linears_of(model: nn.Module) -> list[LinearSite]:
-    """Every linear layer that a scheme can take over, in the order of the modules."""
+    """Every linear layer and convolution that a scheme can take over, in the order of the modules."""
     blocks: dict[str, tuple[Part, int, int | None]] = {}
     counts: Counter[Part] = Counter()
+    encoders: list[str] = []
     camera = re.compile(r"(^|\.)camera[^.]*(\.|$)")
     for path, module in model.named_modules():
         dot = f"{path}." if path else ""
@@ -53,6 +56,7 @@ def linears_of(model: nn.Module) -> list[LinearSite]:
                 blocks[f"{dot}blocks.{index}"] = (role, counts[role], counts["frame"] + counts["global"])
                 counts[role] += 1
         elif isinstance(module, VisionTransformer):
+            encoders.append(dot)
             for index in range(len(module.blocks)):
                 blocks[f"{dot}blocks.{index}"] = ("encoder", counts["encoder"], None)
                 counts["encoder"] += 1
@@ -65,22 +69,26 @@ def linears_of(model: nn.Module) -> list[LinearSite]:
     for path, module in model.named_modules():
         if path in blocks:
             inside = (f"{path}.", blocks[path])
-        if type(module) not in PLAIN:
+        convolution = type(module) in CONVOLUTIONS
+        if type(module) not in PLAIN and not convolution:
             continue
+        place: tuple[Part, int | None, int | None] = ("camera" if camera.search(path) else "head", None, None)
+        if inside is not None and path.startswith(inside[0]):
+            place = inside[1]
+        elif any(path.startswith(encoder) for encoder in encoders):
+            place = ("encoder", None, None)
         if re.search(r"\.attn\.(mechanism|short)\.", path):
-            found.append(LinearSite(path, "mechanism"))
-        elif inside is not None and path.startswith(inside[0]):
-            found.append(LinearSite(path, *inside[1]))
-        else:
-            found.append(LinearSite(path, "camera" if camera.search(path) else "head"))
+            place = ("mechanism", None, None)
+        found.append(LinearSite(path, *place, convolution))
     return found
 
 
 @dataclass(frozen=True)
 class LinearTarget:
-    """A selection of linear layers.
+    """A selection of layers; only "every layer" and names reach convolutions.
 
-    "every linear" is all but those of mechanisms, "every block" those in transformer blocks wherever they are;
+    "every linear" is all but those of mechanisms, "every layer" convolutions besides, "every block" those in
+    transformer blocks wherever they are;
     "encoder blocks", "frame blocks 0,4,8-", "global blocks", "all blocks" (frame and global) are those of these blocks,
     numbered as in targets.py; "camera head" and "heads" what is outside of encoder and trunk, the latter with the
     camera's. "named *.mlp.fc1" goes by the path of the layer.
@@ -89,6 +97,7 @@ class LinearTarget:
     text: str
     parts: tuple[Part, ...] = ()
     blocks_only: bool = False
+    convolutions: bool = False
     numbers: tuple[tuple[int, int | None], ...] = ()
     pattern: str | None = None
 
@@ -99,11 +108,12 @@ class LinearTarget:
         if named:
             return cls(text, pattern=named[1])
         whole: tuple[Part, ...] = ("encoder", "frame", "global", "camera", "head")
-        fixed: dict[str, tuple[tuple[Part, ...], bool]] = {
-            "every linear": (whole, False),
-            "every block": (whole, True),
-            "camera head": (("camera",), False),
-            "heads": (("camera", "head"), False),
+        fixed: dict[str, tuple[tuple[Part, ...], bool, bool]] = {
+            "every layer": (whole, False, True),
+            "every linear": (whole, False, False),
+            "every block": (whole, True, False),
+            "camera head": (("camera",), False, False),
+            "heads": (("camera", "head"), False, False),
         }
         if text in fixed:
             return cls(text, *fixed[text])
@@ -111,18 +121,20 @@ class LinearTarget:
         if found is None:
             raise UsageError(f"target '{text}' cannot be read; {_FORM}.")
         kinds: dict[str, tuple[Part, ...]] = {"encoder": ("encoder",), "frame": ("frame",), "global": ("global",)}
-        return cls(text, kinds.get(found[1], ("frame", "global")), True, numbers_in(text, found[2]))
+        return cls(text, kinds.get(found[1], ("frame", "global")), True, False, numbers_in(text, found[2]))
 
     def select(self, sites: Sequence[LinearSite], *, may_lack: bool = False) -> list[LinearSite]:
         """The layers that it names, in order; UsageError when there are none, unless it goes by role and `may_lack`."""
         if self.pattern is not None:
             chosen = [site for site in sites if fnmatchcase(site.name, self.pattern)]
             if not chosen:
-                raise UsageError(f"no linear layer is named {self.pattern}. {_there_are(sites)}")
+                raise UsageError(f"no layer is named {self.pattern}. {_there_are(sites)}")
             return chosen
-        pool = [site for site in sites if site.part in self.parts and (site.number is not None or not self.blocks_only)]
+        pool = [site for site in sites if site.part in self.parts]
+        pool = [site for site in pool if site.number is not None or not self.blocks_only]
+        pool = [site for site in pool if self.convolutions or not site.convolution]
         if not pool and not may_lack:
-            raise UsageError(f"the network has no linear layers in '{self.text}'. {_there_are(sites)}")
+            raise UsageError(f"the network has no such layers as '{self.text}'. {_there_are(sites)}")
         if not self.numbers or not pool:
             return pool
         numbers = [site.overall if len(self.parts) > 1 else site.number for site in pool]

@@ -54,12 +54,18 @@ def frame_subset(target: str = "global blocks", *, dense_below: int = 8192, **se
 
 
 def fp8(target: str = "every block", **settings: Any) -> CompressionPlan:
-    """E4M3 weights and activations in all transformer blocks, not in cameras. Fast where hardware multiplies FP8."""
-    return CompressionPlan((QuantizeStep("fp8", target, ("camera head",), settings),), "fp8")
+    """E4M3 weights wherever there are large ones, and activations in the blocks of encoder and trunk.
+
+    Cameras and other heads keep their activations and products: a weight is rounded once, an activation every time.
+    Their weights must be small too: without the heads VGGT would not fit into 1.35 GB. Fast where hardware multiplies
+    FP8.
+    """
+    weights = QuantizeStep("fp8-weight", "every layer")
+    return CompressionPlan((weights, QuantizeStep("fp8", target, ("camera head",), settings)), "fp8")
 
 
-def fp8_weight(target: str = "every linear") -> CompressionPlan:
-    """E4M3 weights in every linear layer, a quarter of float32; activations and products stay as they are."""
+def fp8_weight(target: str = "every layer") -> CompressionPlan:
+    """E4M3 weights wherever there are large ones, a quarter of float32; activations and products stay as they are."""
     return CompressionPlan((QuantizeStep("fp8-weight", target),), "fp8-weight")
 
 
@@ -76,6 +82,15 @@ def gsa_fp8(**settings: Any) -> CompressionPlan:
 def sla_fp8(**settings: Any) -> CompressionPlan:
     """`sla`, and `fp8` for linear layers: what Lite3R describes. Wants training."""
     return sla(**settings) + fp8()
+
+
+def of_scheme(scheme: str) -> CompressionPlan:
+    """The plan called like a scheme; where there is none, the scheme in all transformer blocks but the camera's."""
+    from lean3r.compress import PLANS, SCHEMES
+
+    if SCHEMES.check(scheme) in PLANS:
+        return PLANS.get(scheme)()
+    return CompressionPlan((QuantizeStep(scheme, "every block", ("camera head",)),), scheme)
 
 
 def _one(mechanism: str, target: str, dense_below: int, settings: dict[str, Any]) -> CompressionPlan:

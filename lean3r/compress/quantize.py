@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lean3r.compress.adapters import Adapter
-from lean3r.compress.fp8_linear import FakeQuantLinear, QuantLinear, deploy
+from lean3r.compress.fp8_linear import Coded, FakeQuantLinear, Rounded, deploy
 from lean3r.compress.plan import CompressionPlan, resolve_plan
 from lean3r.compress.sparsify import apply, mark, plan_of, shared_copy
 from lean3r.errors import UsageError
@@ -39,8 +39,8 @@ def convert(model: M) -> M:
     Operands of every product are bit for bit those of the prepared network. What is not quantised is shared with it.
     UsageError where the network is not prepared, and where a weight holds NaN or infinities.
     """
-    if not any(isinstance(module, FakeQuantLinear) for module in model.modules()):
-        done = any(isinstance(module, QuantLinear) for module in model.modules())
+    if not any(isinstance(module, Rounded) for module in model.modules()):
+        done = any(isinstance(module, Coded) for module in model.modules())
         raise UsageError(
             "the network is converted already; there is nothing more to do."
             if done

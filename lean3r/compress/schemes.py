@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lean3r.compress.integers import integer_rows, pack_nibbles, rounded_rows, unpack_nibbles
-from lean3r.errors import UsageError
+from lean3r.errors import KernelError, UsageError
 from lean3r.layers.linear import linear
 from lean3r.ops.fp8 import (
     Product,
@@ -27,6 +27,7 @@ class Scheme:
     """A row of SCHEMES. `pack`, `unpack` and `activation` say how numbers are rounded, `product` how they multiply."""
 
     smooth = False  # whether inputs are divided, and weights multiplied, by a factor a feature
+    convolutions = False  # whether it is for them too
 
     def pack(self, weight: Tensor) -> Packed:
         """A weight [N, K] as it is stored: "weight" and its scales, by name."""
@@ -57,6 +58,8 @@ class Scheme:
 class Fp8Weight(Scheme):
     """Weights in E4M3 with one scale an output row; activations and products as they were."""
 
+    convolutions = True
+
     def pack(self, weight: Tensor) -> Packed:
         """See Scheme."""
         codes, scale = quantize_rows(weight)
@@ -72,6 +75,8 @@ class Fp8(Fp8Weight):
 
     `implementation` is "auto", "reference" (dequantised operands) or "scaled_mm", which raises where it cannot run.
     """
+
+    convolutions = False
 
     def __init__(self, *, implementation: Product = "auto"):
         choose_product("reference" if implementation == "scaled_mm" else implementation, torch.device("cpu"))
@@ -92,7 +97,12 @@ class Fp8(Fp8Weight):
 
     def path(self, device: torch.device) -> str:
         """See Scheme."""
-        return "reference" if device.type == "meta" else choose_product(self.implementation, device)
+        if device.type == "meta":
+            return "not placed yet"
+        try:
+            return choose_product(self.implementation, device)
+        except KernelError as error:
+            return f"refused: {error}"
 
 
 class Integer(Scheme):

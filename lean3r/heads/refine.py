@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -90,7 +91,9 @@ class SceneReader(nn.Module):
 
 
 def _split_linear(linear: nn.Linear, parts: tuple[Tensor, ...]) -> Tensor:
-    """linear(cat(parts, -1)) without ever holding the concatenation."""
+    """linear(cat(parts, -1)) without ever holding the concatenation, which only quantised layers need whole."""
+    if type(linear) is not Linear:
+        return linear(torch.cat(parts, -1))
     weights = linear.weight.split([p.shape[-1] for p in parts], dim=1)
     out = F.linear(parts[0], weights[0], linear.bias)
     for part, weight in zip(parts[1:], weights[1:], strict=True):
