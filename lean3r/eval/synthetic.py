@@ -16,14 +16,19 @@ from lean3r.types import Prediction, Views
 THRESHOLDS_DEG = (5, 15, 30)
 SMALL_BASELINE = 0.05  # of the mean depth: nearer pairs have no reliable direction and count by rotation alone
 
+EDGE_STEP = 0.3  # of log depth between neighbouring pixels: a depth edge
+EDGE_REACHES = (3, 12)  # pixels to each side of an edge
+
 Predict = Callable[[Views], Prediction]
 
 
 def score_scenes(predict: Predict, batches: Iterable[SceneBatch]) -> dict[str, float]:
     """Figures over all scenes: AUC in per cent over pooled pairs ("auc5", ..., and "all_auc30" with the
     direction of every pair counted), median errors in degrees (directions of far enough pairs only), AbsRel,
-    focal error and the share of pairs nearer than SMALL_BASELINE in per cent."""
+    focal error and the share of pairs nearer than SMALL_BASELINE in per cent; "edge3" and "edge12": how much of
+    a true depth step the prediction shows within so many pixels of it, median over edges in per cent."""
     pairs, every, rotation, translation, small_pairs, depth, focal = [], [], [], [], [], [], []
+    edges: dict[int, list[Tensor]] = {reach: [] for reach in EDGE_REACHES}
     for batch in batches:
         found = predict(Views(batch.images))
         for scene in range(batch.images.shape[0]):
@@ -38,6 +43,8 @@ def score_scenes(predict: Predict, batches: Iterable[SceneBatch]) -> dict[str, f
             small_pairs.append(small)
             if found.depth is not None:
                 depth.append(abs_rel_one_scale(found.depth[scene], batch.depth[scene], known))
+                for reach, shares in edges.items():
+                    shares.append(edge_shares(found.depth[scene], batch.depth[scene], known, reach))
             ratio = found.intrinsics[scene, :, 0, 0] / batch.intrinsics[scene, :, 0, 0]
             focal.append(float((ratio.log().abs().exp() - 1).mean()))
     pooled = np.concatenate(pairs)
@@ -48,6 +55,9 @@ def score_scenes(predict: Predict, batches: Iterable[SceneBatch]) -> dict[str, f
     figures["translation_deg"] = float(np.median(directions)) if directions.size else float("nan")
     if depth:
         figures["abs_rel"] = 100 * float(np.mean(depth))
+        for reach, shares in edges.items():
+            found_shares = torch.cat(shares)
+            figures[f"edge{reach}"] = 100 * float(found_shares.median()) if len(found_shares) else float("nan")
     figures["small_baseline_pairs"] = 100 * float(np.concatenate(small_pairs).mean())
     figures["focal"] = 100 * float(np.mean(focal))
     return figures
@@ -58,6 +68,24 @@ def abs_rel_one_scale(pred: Tensor, gt: Tensor, known: Tensor) -> float:
     p, g = pred[known].double(), gt[known].double()
     scale = torch.median(g / p)
     return float(((scale * p - g).abs() / g).mean())
+
+
+def edge_shares(pred: Tensor, gt: Tensor, known: Tensor, reach: int) -> Tensor:
+    """[E] predicted over true step of log depth, from `reach` pixels before a depth edge to as many behind it.
+
+    Along rows and columns of [S, H, W]; edges that are no step any more at that distance (thin things) are
+    left out. 1 is as sharp as the truth, 0 knows of no edge.
+    """
+    ours, truth = pred.clamp_min(1e-9).log(), gt.clamp_min(1e-9).log()
+    shares = [truth.new_zeros(0)]
+    for axis in (-1, -2):
+        if truth.shape[axis] < 2 * reach:
+            continue
+        p, g, k = (t.unfold(axis, 2 * reach, 1)[..., [0, reach - 1, reach, -1]] for t in (ours, truth, known))
+        step, edge = g[..., 3] - g[..., 0], g[..., 2] - g[..., 1]
+        counts = k.all(-1) & (edge.abs() > EDGE_STEP) & (step.abs() > EDGE_STEP)
+        shares.append(((p[..., 3] - p[..., 0]) / step)[counts])
+    return torch.cat(shares)
 
 
 def baselines(cam_from_world: Tensor) -> np.ndarray:
