@@ -119,7 +119,18 @@ def photos(model: Backbone, folder: Path) -> dict[str, dict]:
 
 def short(figures: dict[str, float]) -> str:
     """The figures that fit on a line."""
-    names = ("auc5", "auc15", "auc30", "all_auc30", "rotation_deg", "translation_deg", "abs_rel", "edge3", "edge12", "focal")
+    names = (
+        "auc5",
+        "auc15",
+        "auc30",
+        "all_auc30",
+        "rotation_deg",
+        "translation_deg",
+        "abs_rel",
+        "edge3",
+        "edge12",
+        "focal",
+    )
     return "  ".join(f"{n} {figures[n]:.1f}" for n in names if n in figures)
 
 
