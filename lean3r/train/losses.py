@@ -154,24 +154,19 @@ class TwoSurfaces(Protocol):
 
 
 def full_depth_losses(found: TwoSurfaces, batch: SceneBatch, scale: Tensor) -> dict[str, Tensor]:
-    """Negative log likelihood of log depth after one shift per scene, the same near depth edges alone, the size of
-    the shift, and the confidence term conf * error - 0.1 log(conf), in which the error is cut from the graph."""
+    """Negative log likelihood of log depth, the same near depth edges alone, and the confidence term
+    conf * error - 0.1 log(conf), in which the error is cut from the graph."""
     known = batch.depth > 0
     truth = (batch.depth / scale[:, None, None, None]).clamp(1e-6, FAR_RATIO).log()
-    weight = known.to(truth.dtype)
-    per_scene = (1, 2, 3)
-    shift = ((found.log_depth - truth) * weight).sum(per_scene) / weight.sum(per_scene).clamp_min(1.0)
-    shifted = truth + shift.detach()[:, None, None, None]
     cost = -torch.logaddexp(
-        F.logsigmoid(found.log_odds) + _log_laplace(shifted - found.first, found.log_width_first),
-        F.logsigmoid(-found.log_odds) + _log_laplace(shifted - found.second, found.log_width_second),
+        F.logsigmoid(found.log_odds) + _log_laplace(truth - found.first, found.log_width_first),
+        F.logsigmoid(-found.log_odds) + _log_laplace(truth - found.second, found.log_width_second),
     )
     size = torch.where(known, (found.log_depth - truth).detach().abs(), 1.0).clamp_max(2.0)
     conf = 1 + found.log_conf.exp()
     return {
         "full": mean_where(cost, known),
         "edge": mean_where(cost, near_depth_edge(truth, known)),
-        "full_shift": shift.abs().mean(),
         "conf": (conf * size - 0.1 * conf.log()).mean(),
     }
 

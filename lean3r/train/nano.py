@@ -31,7 +31,6 @@ WEIGHTS = {
     "visible": 0.1,
     "full": 0.2,
     "edge": 0.2,
-    "full_shift": 0.1,
     "conf": 0.1,
 }
 
