@@ -17,7 +17,7 @@ THRESHOLDS_DEG = (5, 15, 30)
 SMALL_BASELINE = 0.05  # of the mean depth: nearer pairs have no reliable direction and count by rotation alone
 
 EDGE_STEP = 0.3  # of log depth between neighbouring pixels: a depth edge
-EDGE_REACHES = (3, 12)  # pixels to each side of an edge
+NEAR, FAR = 3, 12  # pixels to each side of an edge
 
 Predict = Callable[[Views], Prediction]
 
@@ -26,9 +26,10 @@ def score_scenes(predict: Predict, batches: Iterable[SceneBatch]) -> dict[str, f
     """Figures over all scenes: AUC in per cent over pooled pairs ("auc5", ..., and "all_auc30" with the
     direction of every pair counted), median errors in degrees (directions of far enough pairs only), AbsRel,
     focal error and the share of pairs nearer than SMALL_BASELINE in per cent; "edge3" and "edge12": how much of
-    a true depth step the prediction shows within so many pixels of it, median over edges in per cent."""
+    a true depth step the prediction shows within so many pixels of it, median over edges in per cent; "edge_seen":
+    how many edges show at least half their step within 12 pixels; "edge3_seen": "edge3" of these."""
     pairs, every, rotation, translation, small_pairs, depth, focal = [], [], [], [], [], [], []
-    edges: dict[int, list[Tensor]] = {reach: [] for reach in EDGE_REACHES}
+    edges: list[Tensor] = []
     for batch in batches:
         found = predict(Views(batch.images))
         for scene in range(batch.images.shape[0]):
@@ -43,8 +44,7 @@ def score_scenes(predict: Predict, batches: Iterable[SceneBatch]) -> dict[str, f
             small_pairs.append(small)
             if found.depth is not None:
                 depth.append(abs_rel_one_scale(found.depth[scene], batch.depth[scene], known))
-                for reach, shares in edges.items():
-                    shares.append(edge_shares(found.depth[scene], batch.depth[scene], known, reach))
+                edges.append(edge_shares(found.depth[scene], batch.depth[scene], known))
             ratio = found.intrinsics[scene, :, 0, 0] / batch.intrinsics[scene, :, 0, 0]
             focal.append(float((ratio.log().abs().exp() - 1).mean()))
     pooled = np.concatenate(pairs)
@@ -55,9 +55,7 @@ def score_scenes(predict: Predict, batches: Iterable[SceneBatch]) -> dict[str, f
     figures["translation_deg"] = float(np.median(directions)) if directions.size else float("nan")
     if depth:
         figures["abs_rel"] = 100 * float(np.mean(depth))
-        for reach, shares in edges.items():
-            found_shares = torch.cat(shares)
-            figures[f"edge{reach}"] = 100 * float(found_shares.median()) if len(found_shares) else float("nan")
+        figures |= _edge_figures(torch.cat(edges))
     figures["small_baseline_pairs"] = 100 * float(np.concatenate(small_pairs).mean())
     figures["focal"] = 100 * float(np.mean(focal))
     return figures
@@ -70,22 +68,37 @@ def abs_rel_one_scale(pred: Tensor, gt: Tensor, known: Tensor) -> float:
     return float(((scale * p - g).abs() / g).mean())
 
 
-def edge_shares(pred: Tensor, gt: Tensor, known: Tensor, reach: int) -> Tensor:
-    """[E] predicted over true step of log depth, from `reach` pixels before a depth edge to as many behind it.
+def edge_shares(pred: Tensor, gt: Tensor, known: Tensor) -> Tensor:
+    """[E, 2] predicted over true step of log depth, from NEAR and from FAR pixels before a depth edge to as many
+    behind it.
 
-    Along rows and columns of [S, H, W]; edges that are no step any more at that distance (thin things) are
+    Along rows and columns of [S, H, W]; edges that are no step any more at these distances (thin things) are
     left out. 1 is as sharp as the truth, 0 knows of no edge.
     """
     ours, truth = pred.clamp_min(1e-9).log(), gt.clamp_min(1e-9).log()
-    shares = [truth.new_zeros(0)]
+    # Far, near and last pixel before the edge, then first, near and far behind it.
+    places = [0, FAR - NEAR, FAR - 1, FAR, FAR + NEAR - 1, 2 * FAR - 1]
+    shares = [truth.new_zeros(0, 2)]
     for axis in (-1, -2):
-        if truth.shape[axis] < 2 * reach:
+        if truth.shape[axis] < 2 * FAR:
             continue
-        p, g, k = (t.unfold(axis, 2 * reach, 1)[..., [0, reach - 1, reach, -1]] for t in (ours, truth, known))
-        step, edge = g[..., 3] - g[..., 0], g[..., 2] - g[..., 1]
-        counts = k.all(-1) & (edge.abs() > EDGE_STEP) & (step.abs() > EDGE_STEP)
-        shares.append(((p[..., 3] - p[..., 0]) / step)[counts])
+        p, g, k = (t.unfold(axis, 2 * FAR, 1)[..., places] for t in (ours, truth, known))
+        steps = torch.stack([g[..., 4] - g[..., 1], g[..., 5] - g[..., 0]], dim=-1)
+        found = torch.stack([p[..., 4] - p[..., 1], p[..., 5] - p[..., 0]], dim=-1)
+        edge = (g[..., 3] - g[..., 2]).abs() > EDGE_STEP
+        shares.append((found / steps)[k.all(-1) & edge & (steps.abs() > EDGE_STEP).all(-1)])
     return torch.cat(shares)
+
+
+def _edge_figures(shares: Tensor) -> dict[str, float]:
+    """Figures in per cent of edge shares [E, 2]; NaN without any edge."""
+    seen = shares[shares[:, 1] >= 0.5]
+    return {
+        "edge3": 100 * float(shares[:, 0].nanmedian()),
+        "edge12": 100 * float(shares[:, 1].nanmedian()),
+        "edge_seen": 100 * len(seen) / max(len(shares), 1),
+        "edge3_seen": 100 * float(seen[:, 0].nanmedian()),
+    }
 
 
 def baselines(cam_from_world: Tensor) -> np.ndarray:
