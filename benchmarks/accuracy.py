@@ -119,7 +119,20 @@ def photos(model: Backbone, folder: Path) -> dict[str, dict]:
 
 def short(figures: dict[str, float]) -> str:
     """The figures that fit on a line."""
-    names = ("auc5", "auc15", "auc30", "all_auc30", "rotation_deg", "translation_deg", "abs_rel", "focal")
+    names = (
+        "auc5",
+        "auc15",
+        "auc30",
+        "all_auc30",
+        "rotation_deg",
+        "translation_deg",
+        "abs_rel",
+        "edge3",
+        "edge12",
+        "edge_seen",
+        "edge3_seen",
+        "focal",
+    )
     return "  ".join(f"{n} {figures[n]:.1f}" for n in names if n in figures)
 
 
@@ -129,6 +142,8 @@ def check_scoring() -> None:
     exact = Prediction(batch.cam_from_world, batch.intrinsics, batch.depth, None)
     figures = score_scenes(lambda _: exact, [batch])
     assert figures["auc5"] > 99.9 and figures["abs_rel"] < 1e-3 and figures["focal"] < 1e-3, figures
+    edges = [figures[name] for name in ("edge3", "edge12", "edge_seen", "edge3_seen")]
+    assert np.allclose(edges, 100, atol=1e-3), figures
     assert auc_histogram(np.full(4, 90.0), 30) == 0.0
 
 

@@ -30,7 +30,7 @@ from lean3r.train.loop import fit, seed_everything
 from lean3r.train.nano import nano_loss
 from lean3r.train.recipes import Recipe, nano
 
-SHARES = (0.6, 0.3, 0.1)  # of the time, for the three phases of the recipe
+SHARES = (0.4, 0.25, 0.35)  # of the time, for the three phases of the recipe
 
 
 def seconds_a_step(recipe: Recipe, model: Nano, phase: int, device: str, steps: int = 8) -> float:

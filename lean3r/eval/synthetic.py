@@ -16,14 +16,20 @@ from lean3r.types import Prediction, Views
 THRESHOLDS_DEG = (5, 15, 30)
 SMALL_BASELINE = 0.05  # of the mean depth: nearer pairs have no reliable direction and count by rotation alone
 
+EDGE_STEP = 0.3  # of log depth between neighbouring pixels: a depth edge
+NEAR, FAR = 3, 12  # pixels to each side of an edge
+
 Predict = Callable[[Views], Prediction]
 
 
 def score_scenes(predict: Predict, batches: Iterable[SceneBatch]) -> dict[str, float]:
     """Figures over all scenes: AUC in per cent over pooled pairs ("auc5", ..., and "all_auc30" with the
     direction of every pair counted), median errors in degrees (directions of far enough pairs only), AbsRel,
-    focal error and the share of pairs nearer than SMALL_BASELINE in per cent."""
+    focal error and the share of pairs nearer than SMALL_BASELINE in per cent; "edge3" and "edge12": how much of
+    a true depth step the prediction shows within so many pixels of it, median over edges in per cent; "edge_seen":
+    how many edges show at least half their step within 12 pixels; "edge3_seen": "edge3" of these."""
     pairs, every, rotation, translation, small_pairs, depth, focal = [], [], [], [], [], [], []
+    edges: list[Tensor] = []
     for batch in batches:
         found = predict(Views(batch.images))
         for scene in range(batch.images.shape[0]):
@@ -38,6 +44,7 @@ def score_scenes(predict: Predict, batches: Iterable[SceneBatch]) -> dict[str, f
             small_pairs.append(small)
             if found.depth is not None:
                 depth.append(abs_rel_one_scale(found.depth[scene], batch.depth[scene], known))
+                edges.append(edge_shares(found.depth[scene], batch.depth[scene], known))
             ratio = found.intrinsics[scene, :, 0, 0] / batch.intrinsics[scene, :, 0, 0]
             focal.append(float((ratio.log().abs().exp() - 1).mean()))
     pooled = np.concatenate(pairs)
@@ -48,6 +55,7 @@ def score_scenes(predict: Predict, batches: Iterable[SceneBatch]) -> dict[str, f
     figures["translation_deg"] = float(np.median(directions)) if directions.size else float("nan")
     if depth:
         figures["abs_rel"] = 100 * float(np.mean(depth))
+        figures |= _edge_figures(torch.cat(edges))
     figures["small_baseline_pairs"] = 100 * float(np.concatenate(small_pairs).mean())
     figures["focal"] = 100 * float(np.mean(focal))
     return figures
@@ -58,6 +66,39 @@ def abs_rel_one_scale(pred: Tensor, gt: Tensor, known: Tensor) -> float:
     p, g = pred[known].double(), gt[known].double()
     scale = torch.median(g / p)
     return float(((scale * p - g).abs() / g).mean())
+
+
+def edge_shares(pred: Tensor, gt: Tensor, known: Tensor) -> Tensor:
+    """[E, 2] predicted over true step of log depth, from NEAR and from FAR pixels before a depth edge to as many
+    behind it.
+
+    Along rows and columns of [S, H, W]; edges that are no step any more at these distances (thin things) are
+    left out. 1 is as sharp as the truth, 0 knows of no edge.
+    """
+    ours, truth = pred.clamp_min(1e-9).log(), gt.clamp_min(1e-9).log()
+    # Far, near and last pixel before the edge, then first, near and far behind it.
+    places = [0, FAR - NEAR, FAR - 1, FAR, FAR + NEAR - 1, 2 * FAR - 1]
+    shares = [truth.new_zeros(0, 2)]
+    for axis in (-1, -2):
+        if truth.shape[axis] < 2 * FAR:
+            continue
+        p, g, k = (t.unfold(axis, 2 * FAR, 1)[..., places] for t in (ours, truth, known))
+        steps = torch.stack([g[..., 4] - g[..., 1], g[..., 5] - g[..., 0]], dim=-1)
+        found = torch.stack([p[..., 4] - p[..., 1], p[..., 5] - p[..., 0]], dim=-1)
+        edge = (g[..., 3] - g[..., 2]).abs() > EDGE_STEP
+        shares.append((found / steps)[k.all(-1) & edge & (steps.abs() > EDGE_STEP).all(-1)])
+    return torch.cat(shares)
+
+
+def _edge_figures(shares: Tensor) -> dict[str, float]:
+    """Figures in per cent of edge shares [E, 2]; NaN without any edge."""
+    seen = shares[shares[:, 1] >= 0.5]
+    return {
+        "edge3": 100 * float(shares[:, 0].nanmedian()),
+        "edge12": 100 * float(shares[:, 1].nanmedian()),
+        "edge_seen": 100 * len(seen) / max(len(shares), 1),
+        "edge3_seen": 100 * float(seen[:, 0].nanmedian()),
+    }
 
 
 def baselines(cam_from_world: Tensor) -> np.ndarray:

@@ -1,47 +1,92 @@
-"""A dense head that sharpens coarse depth along the edges of the picture."""
+"""A dense head that brings coarse depth to full size, along the edges of the picture."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class Surfaces(NamedTuple):
+    """Two surfaces that each pixel may belong to: a mixture of two Laplace distributions of log depth.
+
+    Every part is [..., H, W]: first and second log depth, the logarithms of their widths, the log odds of the first,
+    and confidence - 1 as a logarithm. Taking the likelier surface, rather than a mean, keeps depth edges steep even
+    where their place is uncertain. Source: Tosi et al. 2021, "SMD-Nets" (section 3).
+    """
+
+    first: Tensor
+    second: Tensor
+    log_width_first: Tensor
+    log_width_second: Tensor
+    log_odds: Tensor
+    log_conf: Tensor
+
+    @property
+    def log_depth(self) -> Tensor:
+        """The surface whose distribution has the higher peak, [..., H, W]."""
+        favours_first = self.log_odds - self.log_width_first + self.log_width_second > 0
+        return torch.where(favours_first, self.first, self.second)
+
+
+_START = (-0.2, 0.2, -1.5, -1.5, 0.0, 0.0)  # the two surfaces start apart, or they would stay one
+
+
 class GuidedUpsampler(nn.Module):
     """Depth and confidence at full resolution from patch tokens, a coarse depth and the picture.
 
-    Tokens are spread over the quarter grid, joined with picture features there, and give a residual to the
-    coarse log depth, a confidence, and convex weights that carry both to every pixel (each pixel mixes its
-    3x3 neighbours on the quarter grid, so that edges stay sharp).
+    Tokens are spread over the grid of every eighth pixel and joined there, then on the grid of every fourth,
+    with features of the picture. On the finer grid they give two residuals to the coarse log depth and the rest
+    of `Surfaces`, and convex weights that carry all of it to every pixel (each pixel mixes its 3x3 neighbours
+    on that grid). `patch` is a multiple of 8 pixels.
     """
 
-    def __init__(self, dim: int, patch: int, hidden: int = 48):
+    def __init__(self, dim: int, patch: int, middle: int = 96, hidden: int = 48):
         super().__init__()
-        self.spread = patch // 4
-        self.token = nn.Linear(dim, hidden * self.spread**2)
-        self.guide1 = nn.Conv2d(3, 24, 3, stride=2, padding=1)
-        self.guide2 = nn.Conv2d(24, hidden, 3, stride=2, padding=1)
-        self.fuse1 = nn.Conv2d(2 * hidden + 1, hidden, 3, padding=1)
-        self.fuse2 = nn.Conv2d(hidden, hidden, 3, padding=1)
-        self.out = nn.Conv2d(hidden, 2, 3, padding=1)
+        self.patch = patch
+        self.token = nn.Linear(dim, middle * (patch // 8) ** 2)
+        self.picture2 = nn.Conv2d(3, 24, 3, stride=2, padding=1)
+        self.picture4 = nn.Conv2d(24, hidden, 3, stride=2, padding=1)
+        self.picture8 = nn.Conv2d(hidden, middle, 3, stride=2, padding=1)
+        self.blocks8 = nn.ModuleList(Residual(middle) for _ in range(2))
+        self.widen = nn.Conv2d(middle, hidden * 4, 1)
+        self.join4 = nn.Conv2d(hidden + 1, hidden, 3, padding=1)
+        self.block4 = Residual(hidden)
+        self.out = nn.Conv2d(hidden, len(Surfaces._fields), 3, padding=1)
         self.weights = nn.Conv2d(hidden, 9 * 16, 1)
+        nn.init.normal_(self.out.weight, std=1e-2)
+        self.out.bias.data.copy_(torch.tensor(_START))
 
-    def forward(self, tokens: Tensor, log_depth: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """tokens [N, P, C], log_depth [N, rows, cols], images [N, 3, H, W] -> log depth and confidence - 1 as
-        a logarithm, both [N, H, W]."""
+    def forward(self, tokens: Tensor, log_depth: Tensor, images: Tensor) -> Surfaces:
+        """tokens [N, P, C], log_depth [N, rows, cols], images [N, 3, H, W] -> surfaces [N, H, W]."""
         rows, cols = log_depth.shape[-2:]
         pixels = ((images - 0.5) * 4).contiguous(memory_format=torch.channels_last)
-        guide = self.guide2(F.gelu(self.guide1(pixels)))
+        picture4 = self.picture4(F.gelu(self.picture2(pixels)))
         spread = self.token(tokens).transpose(1, 2).unflatten(-1, (rows, cols))
-        spread = F.pixel_shuffle(spread, self.spread)
-        coarse = F.interpolate(log_depth[:, None].float(), scale_factor=self.spread, mode="bilinear")
-        x = torch.cat([guide, spread.to(guide.dtype), coarse.to(guide.dtype)], dim=1)
-        x = F.gelu(self.fuse1(F.gelu(x)))
-        x = F.gelu(x + self.fuse2(x))
+        x = F.pixel_shuffle(spread, self.patch // 8) + self.picture8(F.gelu(picture4))
+        for block in self.blocks8:
+            x = block(x)
+        coarse = F.interpolate(log_depth[:, None].float(), scale_factor=self.patch // 4, mode="bilinear")
+        x = F.gelu(F.pixel_shuffle(self.widen(F.gelu(x)), 2) + picture4)
+        x = F.gelu(self.block4(self.join4(torch.cat([x, coarse.to(x.dtype)], dim=1))))
         values = self.out(x).float()
-        values = torch.cat([coarse + values[:, :1], values[:, 1:]], dim=1)
-        full = _convex_upsample(values, self.weights(x).float())
-        return full[:, 0], full[:, 1]
+        values = torch.cat([coarse + values[:, :2], values[:, 2:]], dim=1)
+        return Surfaces(*_convex_upsample(values, self.weights(x).float()).unbind(dim=1))
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions on a branch: x + conv(gelu(conv(gelu(x))))."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, h, w] -> [N, C, h, w]."""
+        return x + self.conv2(F.gelu(self.conv1(F.gelu(x))))
 
 
 def _convex_upsample(values: Tensor, weights: Tensor) -> Tensor:

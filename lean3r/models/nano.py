@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lean3r.heads.camera import CameraState, CameraUpdate
-from lean3r.heads.guided import GuidedUpsampler
+from lean3r.heads.guided import GuidedUpsampler, Surfaces
 from lean3r.layers.embed import ConvStem, SpecialTokens
 from lean3r.layers.matching import Feedback, Matches, PairMatcher
 from lean3r.layers.trunk import Trunk
@@ -128,17 +128,15 @@ class Nano(Backbone):
                 x = torch.cat([x[:, :, :special], x[:, :, special:] + update], dim=2)
         return Iterations(estimates, matches, x, layout, frame)
 
-    def sharpen(self, tokens: Tensor, log_depth: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Final tokens [B, S, T, C], coarse log depth [B, S, N] and pictures [B, S, 3, H, W] -> log depth and
-        log(confidence - 1), both [B, S, H, W]."""
+    def sharpen(self, tokens: Tensor, log_depth: Tensor, images: Tensor) -> Surfaces:
+        """Final tokens [B, S, T, C], coarse log depth [B, S, N], pictures [B, S, 3, H, W] -> surfaces [B, S, H, W]."""
         batch, views, _, height, width = images.shape
         grid = (height // self.patch, width // self.patch)
         patches = tokens[:, :, tokens.shape[2] - grid[0] * grid[1] :]
         chunk = 1 << 30 if torch.is_grad_enabled() else 4
         coarse = log_depth.flatten(0, 1).unflatten(-1, grid)
         full = in_chunks(self.upsampler, chunk, patches.flatten(0, 1), coarse, images.flatten(0, 1))
-        log_full, conf = (t.unflatten(0, (batch, views)) for t in full)
-        return log_full, conf
+        return Surfaces(*(t.unflatten(0, (batch, views)) for t in full))
 
     def encode(self, views: Views) -> Tokens:
         """See Backbone.encode. Layers: "patches" (all tokens), "depth" [B, S, N, 1], "cameras" [B, S, 1, 13]."""
@@ -169,8 +167,8 @@ class Nano(Backbone):
         intrinsics[..., 2, 2] = 1.0
         if not dense:
             return Prediction(cam_from_world, intrinsics, None, None)
-        log_depth, conf = self.sharpen(tokens.layers["patches"], tokens.layers["depth"][..., 0], views.images)
-        return Prediction(cam_from_world, intrinsics, log_depth.exp(), 1 + conf.exp())
+        found = self.sharpen(tokens.layers["patches"], tokens.layers["depth"][..., 0], views.images)
+        return Prediction(cam_from_world, intrinsics, found.log_depth.exp(), 1 + found.log_conf.exp())
 
 
 def _layout(

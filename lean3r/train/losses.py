@@ -8,6 +8,7 @@ reference view is Pi3's; the confidence term is DUSt3R's with the error cut from
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,9 @@ from lean3r.data.base import SceneBatch
 from lean3r.geometry.pose import invert_pose
 
 DECAY = 0.8  # weight of an estimate falls by this factor with each pair of blocks before the last
+EDGE_STEP = 0.3  # of log depth: a ratio of 1.35 between neighbouring pixels
+EDGE_REACH = 4  # pixels
+LOG_WIDTHS = (-3.5, 1.0)  # of the distributions of log depth
 FAR_RATIO = 12.0  # deeper than this many mean depths counts as this deep
 
 
@@ -132,21 +136,53 @@ def match_losses(logits: Tensor, position: Tensor, visibility: Tensor, target: T
     }
 
 
-def full_depth_losses(log_depth: Tensor, log_conf: Tensor, batch: SceneBatch, scale: Tensor) -> dict[str, Tensor]:
-    """Full-size depth [B, S, H, W]: L1 of log depth, of its steps between neighbours, and the confidence term
+class TwoSurfaces(Protocol):
+    """Full-size log depth [B, S, H, W] as a mixture of two Laplace distributions, with a confidence (see
+    heads/guided.py)."""
+
+    first: Tensor
+    second: Tensor
+    log_width_first: Tensor
+    log_width_second: Tensor
+    log_odds: Tensor
+    log_conf: Tensor
+
+    @property
+    def log_depth(self) -> Tensor:
+        """The likelier surface."""
+        ...
+
+
+def full_depth_losses(found: TwoSurfaces, batch: SceneBatch, scale: Tensor) -> dict[str, Tensor]:
+    """Negative log likelihood of log depth, the same near depth edges alone, and the confidence term
     conf * error - 0.1 log(conf), in which the error is cut from the graph."""
     known = batch.depth > 0
     truth = (batch.depth / scale[:, None, None, None]).clamp(1e-6, FAR_RATIO).log()
-    level, shift = depth_loss(log_depth, truth, known)
-    error = log_depth - truth
-    steps = []
-    for axis in (-1, -2):
-        near = known.narrow(axis, 1, known.shape[axis] - 1) & known.narrow(axis, 0, known.shape[axis] - 1)
-        steps.append(mean_where(error.diff(dim=axis).abs().clamp_max(1.0), near))
-    size = torch.where(known, error.detach().abs(), 1.0).clamp_max(2.0)
-    conf = 1 + log_conf.exp()
+    cost = -torch.logaddexp(
+        F.logsigmoid(found.log_odds) + _log_laplace(truth - found.first, found.log_width_first),
+        F.logsigmoid(-found.log_odds) + _log_laplace(truth - found.second, found.log_width_second),
+    )
+    size = torch.where(known, (found.log_depth - truth).detach().abs(), 1.0).clamp_max(2.0)
+    conf = 1 + found.log_conf.exp()
     return {
-        "full": level + 0.1 * shift,
-        "edge": steps[0] + steps[1],
+        "full": mean_where(cost, known),
+        "edge": mean_where(cost, near_depth_edge(truth, known)),
         "conf": (conf * size - 0.1 * conf.log()).mean(),
     }
+
+
+def _log_laplace(difference: Tensor, log_width: Tensor) -> Tensor:
+    """Log density of a Laplace distribution, less log 2; the width is bounded so that no pixel rules the gradient."""
+    log_width = log_width.clamp(*LOG_WIDTHS)
+    return -log_width - difference.abs() * (-log_width).exp()
+
+
+def near_depth_edge(log_depth: Tensor, known: Tensor) -> Tensor:
+    """Known pixels [B, S, H, W] within EDGE_REACH of a step of log depth over EDGE_STEP between neighbours.
+
+    An L1 loss there asks for one side of the edge or the other; a loss on the steps themselves would rather
+    have none at all where it is unsure of the place.
+    """
+    high = F.max_pool2d(log_depth.where(known, -torch.inf), 3, 1, 1)
+    low = -F.max_pool2d((-log_depth).where(known, -torch.inf), 3, 1, 1)
+    return (F.max_pool2d((high - low > EDGE_STEP).float(), 2 * EDGE_REACH + 1, 1, EDGE_REACH) > 0) & known

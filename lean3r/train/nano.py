@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lean3r.data.base import SceneBatch
-from lean3r.train.losses import DECAY, depth_loss, full_depth_losses, make_target, match_losses, pose_losses
+from lean3r.train.losses import (
+    DECAY,
+    TwoSurfaces,
+    depth_loss,
+    full_depth_losses,
+    make_target,
+    match_losses,
+    pose_losses,
+)
 
 WEIGHTS = {
     "rotation": 1.0,
@@ -21,8 +29,8 @@ WEIGHTS = {
     "match": 0.3,
     "flow": 2.0,
     "visible": 0.1,
-    "full": 1.0,
-    "edge": 1.0,
+    "full": 0.2,
+    "edge": 0.2,
     "conf": 0.1,
 }
 
@@ -36,8 +44,8 @@ class IterativeModel(Protocol):
         """Half-size pictures -> estimates, matches, tokens."""
         ...
 
-    def sharpen(self, tokens: Tensor, log_depth: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens, coarse log depth and pictures -> full-size log depth and confidence."""
+    def sharpen(self, tokens: Tensor, log_depth: Tensor, images: Tensor) -> TwoSurfaces:
+        """Tokens, coarse log depth and pictures -> full-size depth and confidence."""
         ...
 
 
@@ -62,7 +70,7 @@ def nano_loss(model: IterativeModel, batch: SceneBatch, *, full: float = 0.0) ->
             parts |= now
     if full:
         sharp = model.sharpen(found.tokens, found.estimates[-1].log_depth, batch.images)
-        fine = full_depth_losses(*sharp, batch, target.scale)
+        fine = full_depth_losses(sharp, batch, target.scale)
         total = total + full * _weighted(fine)
         parts |= fine
     return total, {k: v.detach() for k, v in parts.items()}

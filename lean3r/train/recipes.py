@@ -46,7 +46,7 @@ def picture_size(stage: Stage, step: int) -> tuple[int, int]:
 
 def nano(textures: str | None = None) -> Recipe:
     """The shipped nano, for 2 CPU cores: many small pictures (64 patches), then fewer at the default size (225
-    patches), then the guided head alone on top of the finished trunk."""
+    patches), then these with the guided head, which is given the full pictures."""
     coarse = TrainConfig(
         name="nano-coarse",
         seed=1,
@@ -64,14 +64,10 @@ def nano(textures: str | None = None) -> Recipe:
         validate_every=500,
         checkpoint_every=100,
     )
-    trunk = ("stem", "special", "trunk", "matcher", "cameras", "depths", "feedbacks")
-    sharp = replace(
+    detail = replace(
         fine,
-        name="nano-sharp",
-        stages=(
-            Stage(steps=500, height=240, width=240, views=(2, 4), views_per_step=8, frozen=trunk, loss={"full": 1.0}),
-        ),
-        optim=replace(fine.optim, lr=2e-3, warmup_steps=30),
-        validate_every=250,
+        name="nano-detail",
+        stages=(Stage(steps=2_400, height=240, width=240, views=(2, 4, 2, 8), views_per_step=8, loss={"full": 1.0}),),
+        validate_every=800,
     )
-    return Recipe("nano", (coarse, fine, sharp), SyntheticWorld(textures=textures, seed=7, compile=False), processes=2)
+    return Recipe("nano", (coarse, fine, detail), SyntheticWorld(textures=textures, seed=7, compile=False), processes=2)

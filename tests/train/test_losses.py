@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from lean3r.data.synthetic import SyntheticWorld
 from lean3r.geometry.camera import project, unproject
 from lean3r.geometry.pose import invert_pose, make_pose, transform_points
 from lean3r.geometry.rotation import so3_exp
+from lean3r.heads.guided import Surfaces
 from lean3r.models.nano import Nano, NanoConfig
 from lean3r.train import losses
 from lean3r.train.losses import Target, depth_loss, make_target
@@ -97,13 +99,53 @@ def test_unknown_depth_costs_nothing(target: Target) -> None:
     assert [float(x) for x in depth_loss(spoiled, target.log_depth, target.known)] == [0, 0]
 
 
-def test_truth_has_no_full_size_loss(batch: SceneBatch, target: Target) -> None:
-    truth = (batch.depth / target.scale[:, None, None, None]).clamp(1e-6, losses.FAR_RATIO).log()
-    parts = losses.full_depth_losses(truth, torch.zeros_like(truth), batch, target.scale)
-    assert float(parts["full"]) < 1e-5 and float(parts["edge"]) < 1e-5
+def surfaces(log_depth: Tensor, log_conf: Tensor | None = None, log_width: float = -3.0) -> Surfaces:
+    """Both surfaces at `log_depth`."""
+    width = torch.full_like(log_depth, log_width)
+    zero = torch.zeros_like(log_depth)
+    return Surfaces(log_depth, log_depth, width, width, zero, zero if log_conf is None else log_conf)
+
+
+def true_log_depth(batch: SceneBatch, target: Target) -> Tensor:
+    return (batch.depth / target.scale[:, None, None, None]).clamp(1e-6, losses.FAR_RATIO).log()
+
+
+def test_truth_is_the_likeliest_full_size_depth(batch: SceneBatch, target: Target) -> None:
+    truth = true_log_depth(batch, target)
+    best = losses.full_depth_losses(surfaces(truth), batch, target.scale)
+    assert abs(float(best["full"]) + 3.0) < 1e-4 and abs(float(best["edge"]) + 3.0) < 1e-4  # log of the width
     blurred = F.avg_pool2d(truth.flatten(0, 1)[:, None], 5, 1, 2, count_include_pad=False).view_as(truth)
-    worse = losses.full_depth_losses(blurred, torch.zeros_like(truth), batch, target.scale)
-    assert float(worse["full"]) > 0.01 and float(worse["edge"]) > 0.01
+    worse = losses.full_depth_losses(surfaces(blurred), batch, target.scale)
+    assert float(worse["full"]) > float(best["full"]) + 0.1
+    assert float(worse["edge"]) > float(best["edge"]) + 0.1
+
+
+def test_a_pixel_unsure_of_its_side_of_an_edge_pays_less_with_two_surfaces(batch: SceneBatch, target: Target) -> None:
+    """Right about both depths and undecided between them costs log 2; in between costs the distance to both."""
+    truth = true_log_depth(batch, target)
+    sure = surfaces(truth)
+    undecided = sure._replace(second=truth + 1.0)
+    between = sure._replace(first=truth + 0.5, second=truth + 0.5)
+    price = [float(losses.full_depth_losses(s, batch, target.scale)["full"]) for s in (sure, undecided, between)]
+    assert abs(price[1] - price[0] - math.log(2)) < 1e-3
+    assert price[2] > price[1] + 1.0
+
+
+def test_the_likelier_surface_is_taken_and_widths_count() -> None:
+    zero, one = torch.zeros(2), torch.ones(2)
+    odds = torch.tensor([1.0, -1.0])
+    assert Surfaces(zero, one, zero, zero, odds, zero).log_depth.tolist() == [0.0, 1.0]
+    assert Surfaces(zero, one, zero + 2, zero, odds, zero).log_depth.tolist() == [1.0, 1.0]
+
+
+def test_edges_are_where_depth_jumps_between_known_pixels() -> None:
+    log_depth = torch.zeros(1, 1, 9, 31)
+    log_depth[..., 20:] = 1.0
+    known = torch.ones_like(log_depth, dtype=torch.bool)
+    near = losses.near_depth_edge(log_depth, known)[0, 0, 0]
+    assert near.nonzero().flatten().tolist() == list(range(19 - losses.EDGE_REACH, 21 + losses.EDGE_REACH))
+    known[..., 19:21] = False
+    assert not losses.near_depth_edge(log_depth, known).any()
 
 
 def test_confidence_is_cheapest_where_it_matches_the_error() -> None:
@@ -116,7 +158,7 @@ def test_confidence_is_cheapest_where_it_matches_the_error() -> None:
 
     def cost(conf: float) -> Tensor:
         log_conf = torch.full_like(maps, conf - 1).log()
-        return losses.full_depth_losses(log_depth, log_conf, flat, torch.ones(1))["conf"]
+        return losses.full_depth_losses(surfaces(log_depth, log_conf), flat, torch.ones(1))["conf"]
 
     assert float(cost(5.0)) < min(float(cost(4.0)), float(cost(6.0)))
     assert not cost(5.0).requires_grad
