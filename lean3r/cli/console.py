@@ -44,6 +44,10 @@ class Console(Observer):
             self.warn(f"skipped {text}")
         self.line("views", f"{len(used):,} used" + (f", {len(skipped):,} skipped" if skipped else ""))
 
+    def fitted(self, text: str) -> None:
+        """Say what was chosen to stay within the memory."""
+        self.line("memory", text)
+
     def advanced(self, name: str, done: int, total: int) -> None:
         """Move the bar of a stage; on a pipe, a line now and then when the stage takes long."""
         now = time.monotonic()

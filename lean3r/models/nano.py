@@ -23,6 +23,8 @@ from lean3r.layers.trunk import Trunk
 from lean3r.models.base import Backbone, check_views, full_precision, in_chunks
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
 
+STEM_BYTES, HEAD_BYTES = 1 << 24, 1 << 26  # working memory of the stem and of the head on one view, generously
+
 
 @dataclass(frozen=True)
 class NanoConfig:
@@ -103,7 +105,7 @@ class Nano(Backbone):
         batch, views = half.shape[:2]
         cell = self.patch // 2
         layout, frame = _layout(half.shape, cell, mask, half.device)
-        chunk = 1 << 30 if torch.is_grad_enabled() else 16
+        chunk = 1 << 30 if torch.is_grad_enabled() else self.frames_at_once(STEM_BYTES)
         (patches,) = in_chunks(lambda x: (self.stem(x),), chunk, half.flatten(0, 1))
         x = self.special(patches.unflatten(0, (batch, views)))
         x, _ = self.trunk(x, layout, stop=1)
@@ -133,7 +135,7 @@ class Nano(Backbone):
         batch, views, _, height, width = images.shape
         grid = (height // self.patch, width // self.patch)
         patches = tokens[:, :, tokens.shape[2] - grid[0] * grid[1] :]
-        chunk = 1 << 30 if torch.is_grad_enabled() else 4
+        chunk = 1 << 30 if torch.is_grad_enabled() else self.frames_at_once(HEAD_BYTES)
         coarse = log_depth.flatten(0, 1).unflatten(-1, grid)
         full = in_chunks(self.upsampler, chunk, patches.flatten(0, 1), coarse, images.flatten(0, 1))
         return Surfaces(*(t.unflatten(0, (batch, views)) for t in full))

@@ -74,7 +74,8 @@ def summarise(model: Backbone, views: int, height: int, width: int, dtype: torch
     with _no_memory(model) as ghost:
         meter = _Meter(model_tensors=[*ghost.parameters(), *ghost.buffers()])
         hooks = [hook for name in parts for hook in meter.watch(ghost.get_submodule(name), parts[name])]
-        with meter, counting(), torch.no_grad():
+        cast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+        with meter, counting(), torch.no_grad(), cast:
             ghost(Views(torch.zeros(1, views, 3, height, width)))
         for hook in hooks:
             hook.remove()

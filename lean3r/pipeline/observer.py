@@ -32,6 +32,9 @@ class Observer:
     def read(self, used: Sequence[str], skipped: Sequence[tuple[str, str]]) -> None:
         """Hook: the input was read; names of the used views, and (name, reason) of the skipped ones."""
 
+    def fitted(self, text: str) -> None:
+        """Hook: what was chosen so that the run stays within a budget of memory."""
+
     def advanced(self, name: str, done: int, total: int) -> None:
         """Hook: `done` of `total` steps of a stage are finished (0 of 0: it starts, length unknown)."""
 

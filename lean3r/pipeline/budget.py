@@ -1,0 +1,259 @@
+"""Memory as an argument: the mildest change that brings the predicted peak of a run below a budget.
+
+Measures come in a fixed order, mildest first: the same results with smaller chunks of views, half-precision numbers,
+weights in 8 bits, smaller pictures, fewer pictures. What the user chose by name is never changed.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+
+from lean3r.errors import OutOfMemoryError, UsageError
+from lean3r.images import network_size
+from lean3r.models.base import Backbone
+from lean3r.pipeline.memory import (
+    Predictor,
+    Setting,
+    available_bytes,
+    chunked,
+    giving_back,
+    in_units,
+    is_out_of_memory,
+    parse_memory,
+    used_bytes,
+)
+from lean3r.types import Views
+
+Measure = Literal["exact", "dtype", "plan", "resolution", "views"]
+MEASURES: tuple[Measure, ...] = get_args(Measure)
+CHUNKS = (1 << 26, 1 << 24, 1)  # bytes tried below the default; 1 means one view at a time
+SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)  # of the resolution
+LEAST_PATCHES = 6  # a side of the square with the smallest picture's area
+
+
+@dataclass(frozen=True)
+class Budget:
+    """At most `size` bytes; `allow` is the strongest measure that may be taken.
+
+    `writes` says that exporters run in this process too. `views` and `resolution` (None: the model's own) are what
+    a model is loaded for; a run knows its own.
+    """
+
+    size: int
+    allow: Measure = "views"
+    writes: bool = False
+    views: int = 2
+    resolution: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.allow not in MEASURES:
+            raise UsageError(f"allow is '{self.allow}'; expected {', '.join(MEASURES)}.")
+        if self.size < 1 or self.views < 1:
+            raise UsageError(f"a budget of {self.size} bytes for {self.views} views; expected at least 1 of each.")
+
+    @classmethod
+    def of(cls, memory: str | int | Budget) -> Budget:
+        """A budget from `8GB`, bytes or itself; UsageError where that is no amount of memory."""
+        return memory if isinstance(memory, Budget) else cls(parse_memory(memory))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For config.toml."""
+        return {"bytes": self.size, "allow": self.allow}
+
+    def allows(self, measure: Measure) -> bool:
+        """Whether a measure may be taken."""
+        return MEASURES.index(measure) <= MEASURES.index(self.allow)
+
+
+class Loaded(Protocol):
+    """How a model was loaded (pipeline/load.py Origin)."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its products."""
+        ...
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What a budget changed, in words."""
+        ...
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether none of that changes results."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a run fits: `setting` and `resolution`, the predicted peak in bytes, and what was changed, in words.
+
+    `is_exact` says that results are those of a run without a budget.
+    """
+
+    budget: Budget
+    setting: Setting
+    resolution: int
+    predicted: int
+    changes: tuple[str, ...] = ()
+    is_exact: bool = True
+
+    def __str__(self) -> str:
+        changed = "; ".join(self.changes) or "nothing changed"
+        same = "same results" if self.is_exact else "results change"
+        return f"budget {in_units(self.budget.size)}, predicted peak {in_units(self.predicted)}: {changed} ({same})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the manifest; memory in MB of 10^6 bytes."""
+        return {
+            "budget_mb": round(self.budget.size / 1e6, 1),
+            "predicted_mb": round(self.predicted / 1e6, 1),
+            "chunk_bytes": self.setting.chunk_bytes,
+            "dtype": str(self.setting.dtype).removeprefix("torch."),
+            "resolution": self.resolution,
+            "views": self.setting.views,
+            "changes": list(self.changes),
+            "same_results": self.is_exact,
+        }
+
+
+def fit(
+    predictor: Predictor,
+    start: Setting,
+    resolution: int,
+    budget: Budget,
+    *,
+    fixed: Sequence[Measure] = (),
+    changes: Sequence[str] = (),
+    is_exact: bool = True,
+) -> Fit:
+    """The mildest of the measures on a loaded model that fits: chunks, then resolution, then views.
+
+    `start` is what would run without a budget, `fixed` what the user decided, `changes` what was done on loading.
+    OutOfMemoryError says the least budget that would do, and which measures it would take.
+    """
+    patch = predictor.model.patch
+
+    def done(setting: Setting, side: int, *more: str) -> Fit:
+        exact = is_exact and setting.views == start.views and side == resolution
+        return Fit(budget, setting, side, predictor.peak(setting), (*changes, *more), exact)
+
+    def fits(setting: Setting) -> bool:
+        return predictor.peak(setting) <= budget.size
+
+    if fits(start):
+        return done(start, resolution)
+    small = replace(start, chunk_bytes=CHUNKS[-1])
+    if fits(small):
+        size = next(size for size in CHUNKS if fits(replace(start, chunk_bytes=size)))
+        return done(replace(start, chunk_bytes=size), resolution, chunk_text(size))
+    text = chunk_text(CHUNKS[-1])
+    sides = [resolution]
+    if budget.allows("resolution") and "resolution" not in fixed:
+        least = LEAST_PATCHES * patch
+        sides = [side for share in SHARES if least <= (side := round(share * resolution)) < resolution] + sides
+
+    def sized(side: int) -> Setting:
+        return small if side == resolution else shrunk(small, side, patch)
+
+    count = bisect_right(sides, budget.size, key=lambda side: predictor.peak(sized(side)))
+    side = sides[max(0, count - 1)]
+    more = [f"resolution {side} instead of {resolution}"] if side < resolution else []
+    small = sized(side)
+    if count:
+        return done(small, side, text, *more)
+    if budget.allows("views") and "views" not in fixed and start.views > 1:
+        numbers = thinned(start.views)
+        at = bisect_right(numbers, budget.size, key=lambda views: predictor.peak(replace(small, views=views)))
+        small = replace(small, views=numbers[max(0, at - 1)])
+        more.append(f"{small.views} of {start.views} views")
+        if at:
+            return done(small, side, text, *more)
+    raise too_small(budget, predictor.peak(small), [*changes, text, *more], fixed)
+
+
+def too_small(budget: Budget, least: int, measures: Sequence[str], fixed: Sequence[str]) -> OutOfMemoryError:
+    """The error of a budget that cannot be met."""
+    kept = [*fixed, *(m for m in MEASURES if not budget.allows(m))]
+    because = f" (kept as it is: {', '.join(dict.fromkeys(kept))})" if kept else ""
+    return OutOfMemoryError(
+        f"{in_units(budget.size)} of memory cannot hold this run: the least is {in_units(least)}, "
+        f"with {'; '.join(measures)}{because}. Give --memory {least // 10**6 + 1}MB or more, or allow more."
+    )
+
+
+def thinned(views: int) -> list[int]:
+    """At most 16 numbers of views below `views`, 1 included, in growing order, in about equal ratios."""
+    return sorted({max(1, int(views * 0.8**step)) for step in range(1, 16)} | {1})
+
+
+def chunk_text(size: int) -> str:
+    """What a chunk size means, in words."""
+    return "one view at a time" if size == 1 else f"chunks of {in_units(size)}"
+
+
+def fit_run(
+    model: Backbone, views: Views, resolution: int, budget: Budget, origin: Loaded, fixed: Sequence[Measure] = ()
+) -> Fit:
+    """`fit` for a loaded model and views of one scene that were read at a resolution."""
+    device = next(model.parameters()).device
+    read = 0 if device.type == "cuda" else views.images.nbytes  # counted as part of the run
+    predictor = Predictor(model, device, lambda: used_bytes(device) - read, writes=budget.writes)
+    start = setting_of(model, views, origin.dtype)
+    return fit(predictor, start, resolution, budget, fixed=fixed, changes=origin.changes, is_exact=origin.is_exact)
+
+
+def setting_of(model: Backbone, views: Views, dtype: torch.dtype) -> Setting:
+    """What a run of a model on views of one scene would be."""
+    _, count, _, height, width = views.images.shape
+    return Setting(count, height, width, model.chunk_bytes, dtype)
+
+
+@contextmanager
+def within(model: Backbone, chosen: Fit | None) -> Iterator[None]:
+    """Inside, a model runs as was chosen; as always where nothing was."""
+    if chosen is None:
+        yield
+        return
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    with chunked(model, chosen.setting.chunk_bytes), giving_back() if on_cpu else nullcontext():
+        yield
+
+
+def what_fits(model: Backbone, views: Views, dtype: torch.dtype) -> str:
+    """The options with which a run on `views` should fit, after it ran out of memory."""
+    failed = replace(setting_of(model, views, dtype), chunk_bytes=1)
+    side = round((failed.height * failed.width) ** 0.5)
+    halves = f"--max-views {max(1, failed.views // 2)}, --resolution {round(side / 1.5)}"
+    device = next(model.parameters()).device
+    predictor = Predictor(model, device, lambda: used_bytes(device))
+    try:
+        needed = predictor.peak(failed)
+        limit = min(int(0.7 * needed), available_bytes(device) or needed)
+        return _within_limit(predictor, failed, limit, side) or halves
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return halves  # counting takes memory too
+
+
+def _within_limit(predictor: Predictor, failed: Setting, limit: int, side: int) -> str:
+    numbers = thinned(failed.views) if failed.views > 1 else []
+    at = bisect_right(numbers, limit, key=lambda views: predictor.peak(replace(failed, views=views)))
+    found = [f"--max-views {numbers[at - 1]}"] if at else []
+    sides = [smaller for share in SHARES if (smaller := round(share * side)) >= 3 * predictor.model.patch]
+    at = bisect_right(sides, limit, key=lambda smaller: predictor.peak(shrunk(failed, smaller, predictor.model.patch)))
+    found += [f"--resolution {sides[at - 1]}"] if at else []
+    return " or ".join(found)
+
+
+def shrunk(setting: Setting, side: int, patch: int) -> Setting:
+    """The same pictures with the area of a square of `side` pixels."""
+    width, height = network_size(setting.width, setting.height, side, patch)
+    return replace(setting, height=height, width=width)
