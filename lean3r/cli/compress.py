@@ -1,8 +1,10 @@
-"""`lean3r compress`: weights of a dense model in, weights of a compressed one out, its plan inside."""
+"""`lean3r compress`: weights of a model in, weights of a compressed one out, its plan inside."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,21 +16,26 @@ from lean3r.cli.options import option
 from lean3r.errors import UsageError
 
 if TYPE_CHECKING:
+    from lean3r.compress.fp8_linear import Quantized
+    from lean3r.compress.plan import CompressionPlan
     from lean3r.compress.sparsify import Change
 
 
 @dataclass
 class Compress:
-    """Give a model sparse attention; what it has learned is carried over, the plan travels in the new file."""
+    """Give a model sparse attention or smaller numbers, tensor by tensor; the plan travels in the new file."""
 
     source: Annotated[tyro.conf.Positional[str], option("IN")]
-    """Weights of a dense model (a file, or hf:OWNER/NAME), or the name of a model for its own ones."""
+    """Weights of a model (a file, or hf:OWNER/NAME), or the name of a model for its own ones."""
 
     out: Annotated[tyro.conf.Positional[Path], option("OUT")]
     """File to write, .safetensors."""
 
-    plan: Annotated[str, option("NAME|FILE")]
+    plan: Annotated[str | None, option("NAME|FILE")] = None
     """A plan of lean3r by its name, or a .json file."""
+
+    scheme: Annotated[str | None, option("NAME")] = None
+    """Numbers for linear layers: fp8, fp8-weight, w4a16, w4a8 or int8-dynamic; after --plan, if both are given."""
 
     model: Annotated[str | None, option("NAME", "-m")] = None
     """Whose weights these are; by default what the file says."""
@@ -50,38 +57,43 @@ class Compress:
 
     def run(self) -> None:
         """Compress, write the file, say what changed: its path, or JSON, on standard output."""
-        from lean3r.compress.plan import resolve_plan
-        from lean3r.pipeline.save import check_file, save
+        from lean3r.pipeline.save import check_file
 
         console = Console(self.quiet)
         check_file(self.out, overwrite=self.overwrite)
-        plan = resolve_plan(self.plan)
-        with console.stage("loading"):
-            name, path = self._weights()
-            from lean3r.compress.sparsify import apply
-            from lean3r.pipeline.load import load_stored
+        plan = self._plan()
+        name, path = self._weights()
+        with console.stage("compressing"):
+            from lean3r.pipeline.transcode import compress_file
 
-            model = load_stored(name, path)
-        before = model.parameter_count
-        compressed, changes = apply(model, plan)
-        with console.stage("writing"):
-            save(compressed, self.out, overwrite=self.overwrite)
+            written = compress_file(name, path, self.out, plan, overwrite=self.overwrite)
+        before, after = _size(path), _size(self.out)
         done = {
             "out": str(self.out),
             "source": str(path),
             "model": name,
-            "plan": plan.as_dict(),
-            "parameters": {"before": before, "after": compressed.parameter_count},
-            "bytes": {"before": _size(path), "after": _size(self.out)},
-            "changed": [change.as_dict() for change in changes],
+            "plan": written.plan.as_dict(),
+            "parameters": {"before": written.parameters, "after": written.parameters + written.new_parameters},
+            "bytes": {"before": before, "after": after},
+            "changed": [change.as_dict() for change in written.changes],
         }
-        console.line("plan", str(plan))
-        for text in _lines(changes, each=self.verbose):
+        console.line("plan", str(written.plan))
+        for text in _lines(written.changes, each=self.verbose):
             console.line("", text)
-        added = compressed.parameter_count - before
-        console.line("weights", f"{before:,} parameters carried over, {added:,} new; {_size(self.out) / 1e6:,.1f} MB")
+        console.line("weights", f"{written.parameters:,} parameters carried over, {written.new_parameters:,} new")
+        console.line("file", f"{before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB now")
         console.line("next", f"lean3r reconstruct PHOTOS -o DIR --model {name} --weights {self.out}")
         print(json.dumps(done) if self.json else self.out)
+
+    def _plan(self) -> CompressionPlan | None:
+        """What --plan and --scheme ask for; None for what the file was trained for."""
+        from lean3r.compress.plan import resolve_plan
+        from lean3r.compress.presets import of_scheme
+
+        plan = None if self.plan is None else resolve_plan(self.plan)
+        if self.scheme is None:
+            return plan
+        return of_scheme(self.scheme) if plan is None else plan + of_scheme(self.scheme)
 
     def _weights(self) -> tuple[str, Path]:
         """Name of the model and local file of its weights."""
@@ -102,17 +114,25 @@ class Compress:
         return MODELS.check(name), path
 
 
-def _lines(changes: list[Change], *, each: bool) -> list[str]:
+def _lines(changes: Sequence[Change | Quantized], *, each: bool) -> list[str]:
     """One line a layer, or one for all layers that changed alike."""
     if each:
         return [f"{change.site.name}: {_says(change)}" for change in changes]
-    alike: dict[str, list[str]] = {}
-    for change in changes:
-        alike.setdefault(f"{change.site.role} blocks: {_says(change)}", []).append(change.site.name)
-    return [f"{len(names)} {says}" for says, names in alike.items()]
+    alike = Counter(f"{_where(change)}: {_says(change)}" for change in changes)
+    return [f"{count} {says}" for says, count in alike.items()]
 
 
-def _says(change: Change) -> str:
+def _where(change: Change | Quantized) -> str:
+    from lean3r.compress.fp8_linear import Quantized
+
+    return f"layers ({change.site.part})" if isinstance(change, Quantized) else f"{change.site.role} blocks"
+
+
+def _says(change: Change | Quantized) -> str:
+    from lean3r.compress.fp8_linear import Quantized
+
+    if isinstance(change, Quantized):
+        return change.scheme
     new = ", ".join(f"{name.rpartition('.mechanism.')[2]} {list(s)}" for name, s in change.new_parameters.items())
     text = change.mechanism.splitlines()[0].rstrip("( ") if "\n" in change.mechanism else change.mechanism
     return text + (f"; new: {new}" if new else "")

@@ -6,7 +6,7 @@ A model built on the meta device receives its parameters tensor by tensor, cast 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -22,7 +22,6 @@ from lean3r.models.writing import write_stream
 SHOWN_KEYS = 5
 IDENTITY = KeyMap((("", ""),))
 
-FP8 = torch.float8_e4m3fn
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -31,7 +30,12 @@ logger = logging.getLogger("lean3r")
 
 @runtime_checkable
 class Encoded(Protocol):
-    """A layer that keeps its weight in another form than checkpoints do."""
+    """A layer that keeps its weight as codes and scales, in buffers, "weight" among them."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the weight that these stand for."""
+        ...
 
     def encode_weight(self, weight: Tensor) -> Mapping[str, Tensor]:
         """A weight in full precision -> the tensors that the layer keeps in its place, by their names in it."""
@@ -55,24 +59,26 @@ class _NoValues(TorchFunctionMode):
         return (torch.empty if func is torch.randn else func)(*args, **kwargs)
 
 
-def load_weights(model: nn.Module, path: str | Path, dtype: torch.dtype | None = None) -> dict[str, str]:
+def load_weights(
+    model: nn.Module, path: str | Path, dtype: torch.dtype | None = None, optional: Collection[str] = ()
+) -> dict[str, str]:
     """Fill `model` strictly from a local file (see open_stored) and return the file's metadata.
 
     Names in the file are official ones where the model has a KEY_MAP. A model on the meta device gets its
     parameters in `dtype` (None: the file's own; buffers keep theirs), with little more than a 32nd of the file mapped
     besides; another model keeps its own types. Layers that are `Encoded` take their weight in either form. Parameters
-    that the official model does not know stay as they are, and are logged. WeightsError names the file and what is
-    wrong with it: absent, a Git LFS pointer, truncated, not weights, keys missing or unexpected, shapes or number
-    types that differ, values that are not finite.
+    that the official model does not know stay as they are, and are logged; so do those in `optional` where the file
+    lacks them. WeightsError names the file and what is wrong with it: absent, a Git LFS pointer, truncated, not
+    weights, keys missing or unexpected, shapes that differ, codes that nobody can read, values that are not finite.
     """
     stored = open_stored(Path(path))
     own = model.state_dict(keep_vars=True)
     filled: dict[int, Tensor] = {}
-    for name, ours, value in values_for(model, stored):
+    for name, ours, value in values_for(model, stored, optional):
         target = own[ours]
         if id(target) not in filled:
             filled[id(target)] = _fill(target, value, dtype)
-            _check_finite(stored, name, filled[id(target)])
+            check_finite(stored, name, filled[id(target)])
         if target.is_meta:
             _assign(model, ours, filled[id(target)])
         del value
@@ -84,7 +90,7 @@ def load_weights(model: nn.Module, path: str | Path, dtype: torch.dtype | None =
     return dict(stored.metadata)
 
 
-def values_for(model: nn.Module, stored: Stored) -> Iterator[tuple[str, str, Tensor]]:
+def values_for(model: nn.Module, stored: Stored, optional: Collection[str] = ()) -> Iterator[tuple[str, str, Tensor]]:
     """(name in the file, our name, value) of all that a checkpoint has for a model, in the form that the model keeps.
 
     One tensor of the file is mapped at a time; use or copy each value before asking for the next. The model may be
@@ -92,10 +98,10 @@ def values_for(model: nn.Module, stored: Stored) -> Iterator[tuple[str, str, Ten
     """
     keys: KeyMap = getattr(model, "KEY_MAP", None) or IDENTITY
     own = model.state_dict(keep_vars=True)
-    source = _place(stored, keys)
+    source = place(stored, keys)
     encoders = _encoders(model, stored, source)
-    derived = {name for weight, layer in encoders.items() for name in _beside(weight, layer, own)}
-    _compare(stored, keys, own, source, derived, getattr(model, "name", type(model).__name__))
+    beside = {w.removesuffix("weight") + leaf for w, layer in encoders.items() for leaf in _buffers(layer)}
+    _compare(stored, keys, own, source, encoders, beside.union(optional), getattr(model, "name", type(model).__name__))
     new = [name for name in own if keys.official(name) is None]
     if new:
         logger.info("initialised, not in the checkpoint: %s", ", ".join(new))
@@ -107,9 +113,11 @@ def values_for(model: nn.Module, stored: Stored) -> Iterator[tuple[str, str, Ten
             if ours not in encoders:
                 yield name, ours, value
                 continue
-            _check_finite(stored, name, value)
+            check_finite(stored, name, value)
             owner = ours.removesuffix("weight")
-            yield from ((name, owner + leaf, part) for leaf, part in encoders[ours].encode_weight(value).items())
+            yield from (
+                (name, owner + leaf, part) for leaf, part in encoders[ours].encode_weight(value.float()).items()
+            )
         del value
 
 
@@ -135,7 +143,7 @@ def save_weights(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapp
     write_stream(path, tensors, tensors.items(), metadata)
 
 
-def _place(stored: Stored, keys: KeyMap) -> dict[str, str]:
+def place(stored: Stored, keys: KeyMap) -> dict[str, str]:
     """Our name -> name in the file, for every name that has a place; of tied names the last one counts."""
     source = {ours: name for name in stored.shapes if (ours := keys.ours(name)) is not None}
     for group in keys.tied:
@@ -149,15 +157,22 @@ def _place(stored: Stored, keys: KeyMap) -> dict[str, str]:
 
 def _encoders(model: nn.Module, stored: Stored, source: Mapping[str, str]) -> dict[str, Encoded]:
     """Our names of weights that the file holds in full precision -> the layers that keep them otherwise."""
-    layers = {f"{path}.weight": module for path, module in model.named_modules() if isinstance(module, Encoded)}
-    return {w: layer for w, layer in layers.items() if w in source and stored.dtypes[source[w]] != FP8}
+    modules = model.named_modules(remove_duplicate=False)
+    layers = {f"{path}.weight": module for path, module in modules if isinstance(module, Encoded)}
+    return {w: layer for w, layer in layers.items() if w in source and _is_full(stored.dtypes[source[w]])}
 
 
-def _beside(weight: str, layer: Encoded, own: Mapping[str, Tensor]) -> list[str]:
-    """Our names of what a layer keeps in the place of its weight."""
+def _buffers(layer: Encoded) -> list[str]:
     assert isinstance(layer, nn.Module)
-    owner = weight.removesuffix("weight")
-    return [name for leaf in layer.state_dict() if (name := owner + leaf) in own and leaf.startswith("weight")]
+    return [name for name, _ in layer.named_buffers(recurse=False)]
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _is_full(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point and dtype.itemsize > 1
 
 
 def _fill(target: Tensor, value: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -166,7 +181,9 @@ def _fill(target: Tensor, value: Tensor, dtype: torch.dtype | None) -> Tensor:
         if not target.is_meta:
             return target.copy_(value)
         cast = dtype is not None and isinstance(target, nn.Parameter) and value.is_floating_point()
-        filled = torch.empty(value.shape, dtype=dtype if cast and target.dtype != FP8 else value.dtype).copy_(value)
+        if cast and target.itemsize == 2:  # half precision that the model was built for
+            dtype = target.dtype
+        filled = torch.empty(value.shape, dtype=dtype if cast else value.dtype).copy_(value)
     return nn.Parameter(filled, target.requires_grad) if isinstance(target, nn.Parameter) else filled
 
 
@@ -175,8 +192,9 @@ def _assign(model: nn.Module, name: str, value: Tensor) -> None:
     setattr(model.get_submodule(owner), leaf, value)
 
 
-def _check_finite(stored: Stored, name: str, value: Tensor) -> None:
-    if value.dtype == FP8:
+def check_finite(stored: Stored, name: str, value: Tensor) -> None:
+    """Raise WeightsError where the tensor `name` of a checkpoint, cast to `value`, holds NaN or infinities."""
+    if value.dtype == torch.float8_e4m3fn:  # which has no infinities
         finite = not bool((value.detach().view(torch.uint8).bitwise_and(0x7F) == 0x7F).any())
     else:
         # The sum shows every NaN and infinity without a mask as large as the tensor; only it can overflow by itself.
@@ -184,7 +202,7 @@ def _check_finite(stored: Stored, name: str, value: Tensor) -> None:
         finite = whole or bool(torch.isfinite(value).all())
     if not finite:
         raise WeightsError(
-            f"{stored.files[name]}: {name} holds NaN or infinite values as {str(value.dtype).removeprefix('torch.')}; "
+            f"{stored.files[name]}: {name} holds NaN or infinite values as {_short(value.dtype)}; "
             "the file is damaged, fetch it again, or the number type too small for it."
         )
 
@@ -197,29 +215,45 @@ def check_model(stored: Stored, model: str) -> None:
 
 
 def _compare(
-    stored: Stored, keys: KeyMap, own: Mapping[str, Tensor], source: Mapping[str, str], derived: set[str], model: str
+    stored: Stored,
+    keys: KeyMap,
+    own: Mapping[str, Tensor],
+    source: Mapping[str, str],
+    encoders: Mapping[str, Encoded],
+    optional: Collection[str],
+    model: str,
 ) -> None:
     path = stored.path
     check_model(stored, model)
-    coded = [name for ours, name in source.items() if stored.dtypes[name] == FP8 and own[ours].dtype != FP8]
+    coded = [n for ours, n in source.items() if ours in own and _is_full(own[ours].dtype)]
+    coded = [n for n in coded if not _is_full(stored.dtypes[n])]
     if coded:
         raise WeightsError(
-            f"{path} holds {len(coded)} weights in FP8 ({', '.join(coded[:SHOWN_KEYS])}), where {model} as it was asked "
-            "for has other numbers: the file carries no plan that says so. Use the file that lean3r compress wrote."
+            f"{path} holds {len(coded)} weights as codes ({coded[0]}, ...), but no plan that says how {model} reads "
+            "them. Use the file as lean3r compress wrote it, or weights in full precision."
         )
     expected = {name: key for name in own if (key := keys.official(name)) is not None}
-    missing = [key for name, key in expected.items() if name not in source and name not in derived]
+    missing = [key for name, key in expected.items() if name not in source and name not in optional]
     unexpected = [name for name in stored.shapes if keys.ours(name) not in expected]
+    wanted = {name: encoders[name].shape if name in encoders else own[name].shape for name in expected}
     shapes = [
-        f"{name} is {list(stored.shapes[name])}, expected {list(own[ours].shape)}"
+        f"{name} is {list(stored.shapes[name])}, expected {list(wanted[ours])}"
         for ours, name in source.items()
-        if ours in expected and stored.shapes[name] != own[ours].shape
+        if ours in expected and stored.shapes[name] != wanted[ours]
     ]
-    if not (missing or unexpected or shapes):
+    types = [
+        f"{name} is {_short(stored.dtypes[name])}, expected {_short(own[ours].dtype)}"
+        for ours, name in source.items()
+        if ours in expected
+        and ours not in encoders
+        and stored.dtypes[name] != own[ours].dtype
+        and not (_is_full(stored.dtypes[name]) and _is_full(own[ours].dtype))
+    ]
+    if not (missing or unexpected or shapes or types):
         return
     found = len(expected) - len(missing)
     report = [f"{path} does not fit {model} ({found} of {len(expected)} names found)"]
-    for title, rows in (("missing", missing), ("unexpected", unexpected), ("shapes", shapes)):
+    for title, rows in (("missing", missing), ("unexpected", unexpected), ("shapes", shapes), ("types", types)):
         if rows:
             more = f" and {len(rows) - SHOWN_KEYS} more" if len(rows) > SHOWN_KEYS else ""
             report.append(f"{title}: {', '.join(rows[:SHOWN_KEYS])}{more}")
@@ -241,6 +275,6 @@ def _models_that_fit(stored: Stored, besides: str) -> list[str]:
         model = without_memory(kind)
         keys: KeyMap = model.KEY_MAP or IDENTITY
         own = {ours: value.shape for ours, value in model.state_dict().items() if keys.official(ours) is not None}
-        if {ours: stored.shapes[key] for ours, key in _place(stored, keys).items()} == own:
+        if {ours: stored.shapes[key] for ours, key in place(stored, keys).items()} == own:
             fitting.append(name)
     return fitting

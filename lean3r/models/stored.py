@@ -18,7 +18,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lean3r.errors import WeightsError
+from lean3r.models.writing import CODES
 
+TYPES = {code: dtype for dtype, code in CODES.items()}
 MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
 PIECE_BYTES = 1 << 22  # pages of a file count as the process's memory for as long as they are mapped
 PIECES = 32  # each costs a look at the file's table again: a tenth of a second for the largest torch files
@@ -27,11 +29,12 @@ INDEX_SUFFIX = ".index.json"
 
 @dataclass(frozen=True)
 class Stored:
-    """What a checkpoint holds, without its values: the file and shape of each name, and the bytes in all."""
+    """What a checkpoint holds, without its values: file, shape and number type of each name, and the bytes in all."""
 
     path: Path
     files: Mapping[str, Path]
     shapes: Mapping[str, torch.Size]
+    dtypes: Mapping[str, torch.dtype]
     total_bytes: int
     metadata: Mapping[str, str] = field(default_factory=dict)
 
@@ -65,7 +68,8 @@ def open_stored(path: Path) -> Stored:
     if path.name.endswith(INDEX_SUFFIX):
         return _open_shards(path)
     with _Mapped(path) as mapped:
-        return Stored(path, dict.fromkeys(mapped.shapes, path), mapped.shapes, path.stat().st_size, mapped.metadata)
+        shapes, dtypes = mapped.shapes, mapped.dtypes
+        return Stored(path, dict.fromkeys(shapes, path), shapes, dtypes, path.stat().st_size, mapped.metadata)
 
 
 class _Mapped:
@@ -103,6 +107,16 @@ class _Mapped:
         if self._safe is None:
             return {name: value.shape for name, value in self._found.items()}
         return {name: torch.Size(self._safe.get_slice(name).get_shape()) for name in self._safe.offset_keys()}
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        if self._safe is None:
+            return {name: value.dtype for name, value in self._found.items()}
+        codes = {name: self._safe.get_slice(name).get_dtype() for name in self._safe.offset_keys()}
+        unknown = next((f"{name} ({code})" for name, code in codes.items() if code not in TYPES), None)
+        if unknown:
+            raise WeightsError(f"{self.path} holds a number type that lean3r does not read: {unknown}.")
+        return {name: TYPES[code] for name, code in codes.items()}
 
     def tensor(self, name: str) -> Tensor:
         if self._safe is None:
@@ -146,8 +160,10 @@ def _open_shards(path: Path) -> Stored:
         raise WeightsError(
             f"{path} promises {lost[0]} in {files[lost[0]].name}, which does not hold it; fetch it again."
         )
+    dtypes = {name: dtype for part in opened for name, dtype in part.dtypes.items()}
     metadata = {key: value for part in opened for key, value in part.metadata.items()}
-    return Stored(path, files, {name: shapes[name] for name in files}, sum(p.total_bytes for p in opened), metadata)
+    total = sum(part.total_bytes for part in opened)
+    return Stored(path, files, {n: shapes[n] for n in files}, {n: dtypes[n] for n in files}, total, metadata)
 
 
 def _open_safetensors(path: Path, head: bytes):

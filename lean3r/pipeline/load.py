@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ from lean3r.compress.sparsify import stored_plan
 from lean3r.errors import UsageError, WeightsError
 from lean3r.models import MODELS
 from lean3r.models.base import Backbone
-from lean3r.models.checkpoint import load_weights, without_memory
+from lean3r.models.checkpoint import check_model, load_weights, without_memory
 from lean3r.models.fingerprint import fingerprint
 from lean3r.models.sources import SCHEME, find_weights, is_non_commercial, licence_of, official_source
 from lean3r.models.stored import open_stored
+from lean3r.pipeline.accelerate import accelerate
+from lean3r.pipeline.budget import Budget, Measure
+from lean3r.pipeline.lighten import lighten
 
 EMBEDDED = Path(__file__).parents[1] / "weights"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -29,11 +32,14 @@ logger = logging.getLogger("lean3r")
 @dataclass(frozen=True)
 class Origin:
     """How a model was loaded, kept on it as `origin`: the file or `hf:` source, its fingerprint
-    (models/fingerprint.py), and the number type to run in."""
+    (models/fingerprint.py), the number type to run in, and what a budget of memory changed, in words; `is_exact` says
+    that none of that changes results."""
 
     weights: str
     hash: str
     dtype: torch.dtype
+    changes: tuple[str, ...] = ()
+    is_exact: bool = True
 
 
 def load(
@@ -43,6 +49,9 @@ def load(
     dtype: str | torch.dtype | None = None,
     offline: bool = False,
     plan: str | Path | Mapping[str, Any] | CompressionPlan | None = None,
+    memory: str | int | Budget | None = None,
+    compile: bool = False,
+    cuda_graphs: bool = False,
 ) -> Backbone:
     """Load a backbone by its name (see list_models), ready to run.
 
@@ -51,8 +60,11 @@ def load(
     `offline` takes them from the cache only). `device` is auto, cpu or cuda; `dtype` is auto, float32, bfloat16
     or float16 (None or auto: float32 on a CPU, bfloat16 on a GPU that has it); parameters stay float32 and
     matrix products run in `dtype`. `plan` compresses the model (see compress); weights of a compressed model bring
-    their own plan along. UsageError on an unknown name, device or dtype, and on a plan other than that of the
-    weights; WeightsError when the weights are missing, damaged, of another model or cannot be downloaded.
+    their own plan along. `memory` ("8GB", bytes, or a Budget that says for how many views) chooses how the weights are
+    held, where dtype and plan are left open: pipeline/lighten.py. `compile` and `cuda_graphs` hand the blocks to
+    torch.compile and record them as CUDA graphs: pipeline/accelerate.py. UsageError on an unknown name, device or
+    dtype, on a plan other than that of the weights, and where a device cannot do what was asked for;
+    WeightsError when the weights are missing, damaged, of another model or cannot be downloaded.
     """
     asked = None if plan is None else resolve_plan(plan)
     backbone = MODELS.get(name)
@@ -60,6 +72,7 @@ def load(
     number_type = resolve_dtype(dtype, where)
     source = weights or official_source(name) or embedded_weights(name)
     path = find_weights(source, offline=offline)
+    check_model(open_stored(path), name)
     stored = plan_in(path)
     if asked is not None and stored is not None and asked.steps != stored.steps:
         raise UsageError(
@@ -67,31 +80,27 @@ def load(
             "Leave the plan out, or give weights of the dense model."
         )
     model: Backbone = without_memory(backbone)
-    if stored is not None:
-        model = compress(model, stored)
-    load_weights(model, path, torch.float32)
-    if asked is not None and stored is None:
-        model = compress(model, asked)
+    plan = stored or asked
+    if plan is not None:  # before the weights come: what is quantised never exists in full
+        model = compress(model, plan)
+    lighter = None
+    if memory is not None:
+        fixed: dict[Measure, bool] = {"plan": plan is not None, "dtype": dtype not in (None, "auto")}
+        lighter = lighten(model, Budget.of(memory), where, number_type, [key for key in fixed if fixed[key]])
+        model, number_type = lighter.model, lighter.dtype
+    new = () if stored else [key for key, value in model.state_dict().items() if not value.is_meta]
+    load_weights(model, path, torch.float32, new)
     model.licence = licence_of(source) or model.licence
     if is_non_commercial(model.licence):
         logger.warning("The published weights of %s are for non-commercial use only (%s).", name, model.licence)
     called = str(source) if str(source).startswith(SCHEME) else path.name
-    vars(model)["origin"] = Origin(called, fingerprint(path), number_type)
-    return model.to(where).eval()
-
-
-def load_stored(name: str, path: Path) -> Backbone:
-    """A dense backbone with its weights as a file stores them, number types included, on the CPU.
-
-    UsageError when the file holds a compressed model; WeightsError as `load`.
-    """
-    plan = plan_in(path)
-    if plan is not None:
-        raise UsageError(f"{path} is compressed already, as {plan}. Start from weights of the dense model.")
-    with torch.device("meta"):
-        model: Backbone = MODELS.get(name)()
-    load_weights(model, path)
-    return model.eval()
+    origin = Origin(called, fingerprint(path), number_type)
+    if lighter is not None:
+        origin = replace(origin, changes=lighter.changes, is_exact=lighter.is_exact)
+    vars(model)["origin"] = origin
+    model = model.to(where).eval()
+    accelerate(model, compile=compile, cuda_graphs=cuda_graphs)
+    return model
 
 
 def plan_in(path: Path) -> CompressionPlan | None:

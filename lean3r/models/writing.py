@@ -1,0 +1,72 @@
+"""Safetensors files written one tensor at a time: the header is known before the values are."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+CODES = {
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Number types -> what the format calls them."""
+
+ALIGNMENT = 8
+
+
+def write_stream(
+    path: str | Path, like: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]
+) -> None:
+    """Write a safetensors file, through a temporary file beside it, holding one tensor at a time.
+
+    `like` gives the shape and number type of every name (its values are not looked at, the meta device will do);
+    `tensors` the values, every name once, in any order, on any device. ValueError where these do not fit `like`.
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    # Wide numbers first keep every tensor aligned to its own size, which is what mapping a file needs.
+    order = sorted(like, key=lambda name: (-like[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    places, end = {}, 0
+    for name in order:
+        places[name], begin = end, end
+        end += like[name].numel() * like[name].element_size()
+        header[name] = {"dtype": CODES[like[name].dtype], "shape": list(like[name].shape), "data_offsets": [begin, end]}
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % ALIGNMENT)
+    missing = set(like)
+    try:
+        with partial.open("wb") as file:
+            file.write(struct.pack("<Q", len(head)) + head)
+            for name, value in tensors:
+                if name not in missing or value.shape != like[name].shape or value.dtype != like[name].dtype:
+                    raise ValueError(f"{name} of {list(value.shape)} {value.dtype} has no place in {path.name}.")
+                missing.remove(name)
+                file.seek(8 + len(head) + places[name])
+                _write(file, value)
+        if missing:
+            raise ValueError(f"{path.name} lacks values of {', '.join(sorted(missing)[:5])}.")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write(file: BinaryIO, value: Tensor) -> None:
+    if value.numel():
+        file.write(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
