@@ -181,7 +181,7 @@ class Int8Dynamic(Scheme):
         if x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad):
             return super().product(x, packed, shape, bias)
         codes, scale = integer_rows(x.reshape(-1, shape[1]), 8)
-        out = torch.ops.aten._int_mm(codes, packed["weight"].t()).to(scale.dtype)
+        out = torch.ops.aten._int_mm(codes, packed["weight"].t()).float()
         out = out.mul_(scale).mul_(packed["weight_scale"].t()).to(x.dtype)
         return (out if bias is None else out.add_(bias)).unflatten(0, x.shape[:-1])
 
