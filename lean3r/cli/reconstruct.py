@@ -19,6 +19,7 @@ from lean3r.pipeline.observer import peak_memory_mb
 
 if TYPE_CHECKING:
     from lean3r.originals import Originals
+    from lean3r.pipeline.budget import Budget
     from lean3r.types import Reconstruction
 
 
@@ -52,6 +53,18 @@ class Reconstruct:
 
     resolution: Annotated[int | None, option("PIXELS")] = None
     """Side of the square that has the area of the network's pictures; by default what suits the model."""
+
+    memory: Annotated[str | None, option("SIZE")] = None
+    """Stay within 8GB, 6GiB, ... of memory (of the GPU where that computes), by the mildest change that will do."""
+
+    memory_allow: Literal["exact", "dtype", "plan", "resolution", "views"] = "views"
+    """How far --memory may go: smaller chunks (exact), then half precision, 8-bit weights, smaller, fewer pictures."""
+
+    compile: Annotated[bool, option()] = False
+    """Compile the network's blocks when they first run (torch.compile): pays for long or repeated work."""
+
+    cuda_graphs: Annotated[bool, option()] = False
+    """GPU: record the network's blocks as CUDA graphs, for pictures of one number and size."""
 
     max_views: Annotated[int | None, option("N")] = None
     """Use at most N views, evenly chosen."""
@@ -125,7 +138,18 @@ class Reconstruct:
                 from lean3r.pipeline.load import load
                 from lean3r.pipeline.reconstruct import origin_of, reconstruct, where
 
-                model = load(self.model, self.weights, self.device, self.dtype, offline=self.offline, plan=self.plan)
+                budget = self.budget()
+                model = load(
+                    self.model,
+                    self.weights,
+                    self.device,
+                    self.dtype,
+                    offline=self.offline,
+                    plan=self.plan,
+                    memory=budget,
+                    compile=self.compile,
+                    cuda_graphs=self.cuda_graphs,
+                )
             million = f"{model.parameter_count / 1e6:.1f} M parameters"
             console.line("model", f"{self.model}, {million}; licence of the weights: {model.licence}")
             plan = plan_of(model)
@@ -146,6 +170,7 @@ class Reconstruct:
                 conf_percentile=self.conf_percentile,
                 max_points=self.max_points,
                 seed=self.seed,
+                memory=budget,
                 observer=console,
             )
             scene.info["config"] |= {
@@ -164,6 +189,20 @@ class Reconstruct:
             folder = shlex.quote(str(self.out / "sparse" / "0"))
             console.line("next", f"colmap gui --import_path {folder} --image_path {shlex.quote(str(pictures))}")
         return scene, done
+
+    def budget(self) -> Budget | None:
+        """The budget of memory, and for how many views; UsageError where it is none."""
+        if self.memory is None:
+            return None
+        from lean3r.pipeline.budget import Budget
+        from lean3r.pipeline.memory import parse_memory
+        from lean3r.sources import find_pictures
+
+        size = parse_memory(self.memory)
+        found = find_pictures(
+            self.inputs, fps=self.fps, every=self.every, frames=self.frames, max_views=self.max_views, quiet=True
+        )
+        return Budget(size, self.memory_allow, writes=True, views=found.count, resolution=self.resolution)
 
     def originals(self, formats: Sequence[str]) -> Originals | None:
         """The pictures to write beside the COLMAP model, None for none."""

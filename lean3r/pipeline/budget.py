@@ -153,29 +153,33 @@ def fit(
     if fits(small):
         size = next(size for size in CHUNKS if fits(replace(start, chunk_bytes=size)))
         return done(replace(start, chunk_bytes=size), resolution, chunk_text(size))
-    text = chunk_text(CHUNKS[-1])
     sides = [resolution]
     if budget.allows("resolution") and "resolution" not in fixed:
         least = LEAST_PATCHES * patch
         sides = [side for share in SHARES if least <= (side := round(share * resolution)) < resolution] + sides
-
-    def sized(side: int) -> Setting:
-        return small if side == resolution else shrunk(small, side, patch)
-
-    count = bisect_right(sides, budget.size, key=lambda side: predictor.peak(sized(side)))
-    side = sides[max(0, count - 1)]
-    more = [f"resolution {side} instead of {resolution}"] if side < resolution else []
-    small = sized(side)
-    if count:
-        return done(small, side, text, *more)
+    numbers = [start.views]
     if budget.allows("views") and "views" not in fixed and start.views > 1:
-        numbers = thinned(start.views)
-        at = bisect_right(numbers, budget.size, key=lambda views: predictor.peak(replace(small, views=views)))
-        small = replace(small, views=numbers[max(0, at - 1)])
-        more.append(f"{small.views} of {start.views} views")
-        if at:
-            return done(small, side, text, *more)
-    raise too_small(budget, predictor.peak(small), [*changes, text, *more], fixed)
+        numbers = [*thinned(start.views), start.views]
+
+    def sized(side: int, views: int) -> Setting:
+        other = small if side == resolution else shrunk(small, side, patch)
+        return replace(other, views=views)
+
+    def told(side: int, views: int) -> list[str]:
+        found = [chunk_text(small.chunk_bytes)]
+        found += [f"resolution {side} instead of {resolution}"] if side < resolution else []
+        return found + ([f"{views} of {start.views} views"] if views < start.views else [])
+
+    smallest = sides[0], numbers[0]
+    if not fits(sized(*smallest)):
+        raise too_small(budget, predictor.peak(sized(*smallest)), [*changes, *told(*smallest)], fixed)
+    views = start.views
+    at = bisect_right(sides, budget.size, key=lambda side: predictor.peak(sized(side, views)))
+    side = sides[max(0, at - 1)]
+    if not at:
+        at = bisect_right(numbers, budget.size, key=lambda count: predictor.peak(sized(side, count)))
+        views = numbers[at - 1]
+    return done(sized(side, views), side, *told(side, views))
 
 
 def too_small(budget: Budget, least: int, measures: Sequence[str], fixed: Sequence[str]) -> OutOfMemoryError:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 
 from lean3r.compress import PLANS, compress
 from lean3r.compress.sparsify import plan_of
 from lean3r.images import network_size
-from lean3r.layers.linear import Linear
-from lean3r.layers.trunk import Trunk
-from lean3r.layers.vit import VisionTransformer
 from lean3r.models.base import Backbone
+from lean3r.models.execution import hold, weight_bytes
 from lean3r.pipeline.budget import Budget, Measure
 from lean3r.pipeline.memory import Predictor, Setting, used_bytes
 
@@ -66,22 +63,3 @@ def _forms(model: Backbone, budget: Budget, dtype: torch.dtype, fixed: Sequence[
     if budget.allows("plan") and "plan" not in fixed and plan_of(model) is None and EIGHT_BITS in PLANS:
         smaller = compress(found.model, EIGHT_BITS)
         yield Lightened(smaller, dtype, (*found.changes, f"weights in 8 bits (plan {EIGHT_BITS})"), is_exact=False)
-
-
-def hold(model: Backbone, dtype: torch.dtype) -> Backbone:
-    """Hold the matrices of encoder and trunk in the number type that they are multiplied in.
-
-    Under autocast, which `predict` runs half precision in, results are bit for bit those of float32 weights, which
-    would be cast at every product. Changes the model in place.
-    """
-    for part in model.modules():
-        if isinstance(part, Trunk | VisionTransformer):
-            for layer in part.modules():
-                if type(layer) is Linear:  # what is quantised already holds its weight in its own way
-                    layer.to(dtype)
-    return model
-
-
-def weight_bytes(model: Backbone) -> int:
-    """Of all distinct parameters and buffers."""
-    return sum(t.nbytes for t in {id(t): t for t in chain(model.parameters(), model.buffers())}.values())

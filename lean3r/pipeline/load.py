@@ -16,10 +16,10 @@ from lean3r.errors import UsageError, WeightsError
 from lean3r.models import MODELS
 from lean3r.models.base import Backbone
 from lean3r.models.checkpoint import check_model, load_weights, without_memory
+from lean3r.models.execution import accelerate
 from lean3r.models.fingerprint import fingerprint
 from lean3r.models.sources import SCHEME, find_weights, is_non_commercial, licence_of, official_source
 from lean3r.models.stored import open_stored
-from lean3r.pipeline.accelerate import accelerate
 from lean3r.pipeline.budget import Budget, Measure
 from lean3r.pipeline.lighten import lighten
 
@@ -62,7 +62,7 @@ def load(
     matrix products run in `dtype`. `plan` compresses the model (see compress); weights of a compressed model bring
     their own plan along. `memory` ("8GB", bytes, or a Budget that says for how many views) chooses how the weights are
     held, where dtype and plan are left open: pipeline/lighten.py. `compile` and `cuda_graphs` hand the blocks to
-    torch.compile and record them as CUDA graphs: pipeline/accelerate.py. UsageError on an unknown name, device or
+    torch.compile and record them as CUDA graphs: models/execution.py. UsageError on an unknown name, device or
     dtype, on a plan other than that of the weights, and where a device cannot do what was asked for;
     WeightsError when the weights are missing, damaged, of another model or cannot be downloaded.
     """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +20,19 @@ from lean3r.errors import InputError, LeanError, OutOfMemoryError, UsageError
 from lean3r.geometry.fusion import fuse
 from lean3r.images import Loaded, load_views
 from lean3r.models.base import Backbone
+from lean3r.pipeline.budget import Budget, Measure, chunk_text, fit_run, what_fits, within
 from lean3r.pipeline.known import Part, given_in, in_given_world, with_cameras
 from lean3r.pipeline.load import Origin
+from lean3r.pipeline.memory import chunked, is_out_of_memory
 from lean3r.pipeline.observer import Observer, peak_memory_mb
 from lean3r.types import Known, Prediction, Reconstruction, Source, Views
 
 CONF_PERCENTILE = 20.0
 MAX_POINTS = 1_000_000
 REFERENCES = ("auto", "first", "middle")
+RETRY_DIVISOR = 8  # of the chunks' memory, when it ran out
+
+logger = logging.getLogger("lean3r")
 
 
 def reconstruct(
@@ -43,6 +50,7 @@ def reconstruct(
     conf_percentile: float = CONF_PERCENTILE,
     max_points: int = MAX_POINTS,
     seed: int = 0,
+    memory: str | int | Budget | None = None,
     observer: Observer | None = None,
 ) -> Reconstruction:
     """Reconstruct one scene from pictures, a folder, a glob, a zip, a video, or ready Views of one scene.
@@ -52,14 +60,27 @@ def reconstruct(
     known of them (a file, see cameras.read_given, or the cameras themselves), of which `known` takes the intrinsics,
     the poses or both; the result then comes in their world (pipeline/known.py). `reference_view` is the index of the
     view that the network starts from, "first", "middle", or "auto" for the model's own choice. The least confident
-    `conf_percentile` per cent of the depths give no points, and at most `max_points` are kept. Without poses the
+    `conf_percentile` per cent of the depths give no points, and at most `max_points` are kept. `memory` ("8GB", bytes
+    or a Budget) is the process's on a CPU, torch's on a GPU: the mildest change that keeps the predicted peak below it
+    is made and told (pipeline/budget.py); what was given by name, and ready Views, stay. Without poses the
     world's origin and unit are the network's choice (`scale` says which). InputError when no picture is usable or
     the cameras are not, OutOfMemoryError when memory does not hold the views, LeanError when the network returns NaN.
     """
+    if memory is not None:
+        memory = Budget.of(memory)
     _check_options(model, resolution, conf_percentile, max_points, reference_view, known)
     observer = observer or Observer()
+    chosen = None
     with observer.stage("reading") as progress:
         loaded = _read(model, inputs, resolution, max_views, fps, every, frames, progress)
+        if memory is not None:
+            fixed = _fixed(inputs, resolution, reference_view)
+            side = resolution or model.resolution
+            chosen = fit_run(model, loaded.views, side, memory, origin_of(model), fixed)
+            if (chosen.resolution, chosen.setting.views) != (side, loaded.views.images.shape[1]):
+                resolution, max_views = chosen.resolution, chosen.setting.views
+                loaded = _read(model, inputs, resolution, max_views, fps, every, frames, progress)
+            observer.fitted(str(chosen))
     views = loaded.views
     sources = views.sources or _unnamed(views)
     names = [source.name for source in sources]
@@ -70,7 +91,7 @@ def reconstruct(
     device = next(model.parameters()).device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    with _seeded(seed, device):
+    with _seeded(seed, device), within(model, chosen):
         with observer.stage("network"):
             prediction = predict(model, views, _reference(reference_view, len(names)))
         check_finite(prediction, names)
@@ -110,10 +131,13 @@ def reconstruct(
             "conf_percentile": conf_percentile,
             "max_points": max_points,
             "seed": seed,
+            "memory": None if chosen is None else chosen.budget.as_dict(),
         },
         "seconds": observer.seconds,
         "peak_memory_mb": peak_memory_mb(),
     }
+    if chosen is not None:
+        info["memory"] = chosen.as_dict()
     if views.known is not None:
         info["known"] = _known_counts(views.known, read)
     if device.type == "cuda":
@@ -133,30 +157,42 @@ def reconstruct(
 def predict(model: Backbone, views: Views, reference: int | None = None) -> Prediction:
     """Run a backbone on views: no gradients, the model's device and number type, tensors back on the CPU.
 
-    OutOfMemoryError says how many views of which size did not fit.
+    Where memory runs out, once more with smaller chunks of views; then OutOfMemoryError says what should fit.
     """
-    device = next(model.parameters()).device
-    dtype = origin_of(model).dtype
-    cast = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     model.eval()
     try:
-        with torch.inference_mode(), cast:
-            found = model(views.to(device), **({} if reference is None else {"reference": reference}))
-        return replace(found, **{k: v.float().cpu() for k, v in vars(found).items() if isinstance(v, Tensor)})
+        return _predict(model, views, reference)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        count, (height, width) = views.images.shape[1], views.images.shape[-2:]
-        smaller = int((height * width) ** 0.5 / 1.5)
-        raise OutOfMemoryError(
-            f"{count} views of {width}x{height} pixels do not fit into the memory of {device_name(device)}. "
-            f"Use fewer or smaller ones: --max-views {max(1, count // 2)}, --resolution {smaller}"
-        ) from error
+    # After the handler: inside it, the error would keep the tensors of the failed run.
+    device = next(model.parameters()).device
+    smaller = max(1, model.chunk_bytes // RETRY_DIVISOR)
+    logger.warning("memory ran out; once more with %s", chunk_text(smaller))
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    try:
+        with chunked(model, smaller):
+            return _predict(model, views, reference)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        failure = error.with_traceback(None)
+    count, (height, width) = views.images.shape[1], views.images.shape[-2:]
+    raise OutOfMemoryError(
+        f"{count} views of {width}x{height} pixels do not fit into the memory of {device_name(device)}, tried twice. "
+        f"Use fewer or smaller ones: {what_fits(model, views, origin_of(model).dtype)}"
+    ) from failure
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory ran out, on the CPU or on a GPU."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _predict(model: Backbone, views: Views, reference: int | None) -> Prediction:
+    device = next(model.parameters()).device
+    dtype = origin_of(model).dtype
+    cast = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+    with torch.inference_mode(), cast:
+        found = model(views.to(device), **({} if reference is None else {"reference": reference}))
+    return replace(found, **{k: v.float().cpu() for k, v in vars(found).items() if isinstance(v, Tensor)})
 
 
 def check_finite(prediction: Prediction, names: Sequence[str]) -> None:
@@ -218,6 +254,14 @@ def _reference(choice: int | str, views: int) -> int | None:
     if isinstance(choice, int):
         return choice
     return {"auto": None, "first": 0, "middle": views // 2}[choice]
+
+
+def _fixed(inputs: object, resolution: int | None, reference_view: int | str) -> list[Measure]:
+    """What a budget of memory may not change: what was given by name, ready views, views that are counted."""
+    if isinstance(inputs, Views):
+        return ["resolution", "views"]
+    fixed: list[Measure] = [] if resolution is None else ["resolution"]
+    return [*fixed, "views"] if isinstance(reference_view, int) else fixed
 
 
 def _origin(cameras: str | Path | GivenCameras) -> str:

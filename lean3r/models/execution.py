@@ -1,15 +1,36 @@
-"""torch.compile and CUDA graphs for the transformer blocks, where the user asks for them."""
+"""How a model is held and run: matrices in half precision, blocks compiled or recorded as CUDA graphs."""
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import torch
 
 from lean3r.errors import UsageError
+from lean3r.layers.linear import Linear
 from lean3r.layers.trunk import Trunk
 from lean3r.layers.vit import VisionTransformer
 from lean3r.models.base import Backbone
+
+
+def hold(model: Backbone, dtype: torch.dtype) -> Backbone:
+    """Hold the matrices of encoder and trunk in the number type that they are multiplied in.
+
+    Under autocast, which `predict` runs half precision in, results are bit for bit those of float32 weights, which
+    would be cast at every product. Changes the model in place.
+    """
+    for part in model.modules():
+        if isinstance(part, Trunk | VisionTransformer):
+            for layer in part.modules():
+                if type(layer) is Linear:  # what is quantised already holds its weight in its own way
+                    layer.to(dtype)
+    return model
+
+
+def weight_bytes(model: Backbone) -> int:
+    """Of all distinct parameters and buffers."""
+    return sum(t.nbytes for t in {id(t): t for t in chain(model.parameters(), model.buffers())}.values())
 
 
 def accelerate(model: Backbone, *, compile: bool = False, cuda_graphs: bool = False) -> None:
