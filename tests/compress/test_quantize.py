@@ -1,8 +1,9 @@
-"""Quantisation: prepared and converted say the same, gradients go straight through, noise stays low, refusals explain."""
+"""Quantisation: prepared and converted agree, gradients go straight through, noise stays low, refusals explain."""
 
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def plan(scheme: str = "fp8", target: str = "every linear", leave_out: tuple[str
 def network(*widths: int, dtype: torch.dtype = torch.float32) -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        layers = [nn.Linear(a, b, dtype=dtype) for a, b in zip(widths, widths[1:], strict=False)]
+        layers = [nn.Linear(a, b, dtype=dtype) for a, b in pairwise(widths)]
         return nn.Sequential(*(part for layer in layers for part in (layer, nn.GELU())))[:-1]
 
 
@@ -167,7 +168,7 @@ def test_hardware_product_on_a_gpu(depth: int, width: int) -> None:
 def test_hardware_without_fp8_is_refused_by_name_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
     assert choose_product("auto", torch.device("cuda")) == "reference"
-    with pytest.raises(KernelError, match="capability 8.0 is below 8.9"):
+    with pytest.raises(KernelError, match=r"capability 8\.0 is below 8\.9"):
         choose_product("scaled_mm", torch.device("cuda"))
     scheme = SCHEMES.get("fp8")(implementation="scaled_mm")
     assert scheme.path(torch.device("cuda")).startswith("refused: ") and scheme.path(torch.device("cpu")) == "scaled_mm"

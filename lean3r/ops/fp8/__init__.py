@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lean3r.errors import KernelError, UsageError
-from lean3r.ops.dispatch import Implementation
+from lean3r.ops.dispatch import Implementation, choose
 from lean3r.ops.fp8.reference import E4M3, dequantize, quantize_reference
 
 __all__ = ["E4M3", "Product", "choose_product", "dequantize", "quantize_rows", "scaled_product", "why_not_scaled_mm"]
 
 Product = Literal["auto", "reference", "scaled_mm"]
 MULTIPLE = 16  # that GPUs want of both sides of a weight
+LARGEST_ROW = 1 << 15  # that one program of the kernel holds
 OLDEST = (8, 9)  # compute capability with E4M3 matrix units
 
 
@@ -25,9 +26,16 @@ def quantize_rows(x: Tensor, *, implementation: Implementation = "auto") -> tupl
     scale = max(amax |row|, 1e-8) / 448, code = x / scale to nearest, ties to even. A row of zeros gives zeros. A row
     with a NaN or an infinity has no scale: all that is dequantised from it is NaN, as a product with it would be.
     """
-    if implementation not in get_args(Implementation):
-        raise UsageError(f"implementation is one of {', '.join(get_args(Implementation))}, got {implementation!r}")
+    if choose("quantize_rows", implementation, [x], unsupported=_why_not_fused(x)) == "triton":
+        from lean3r.ops.fp8.kernel import quantize_fused
+
+        return quantize_fused(x.detach())
     return quantize_reference(x)
+
+
+def _why_not_fused(x: Tensor) -> str | None:
+    inside = 0 < x.shape[-1] <= LARGEST_ROW
+    return None if inside else f"rows of {x.shape[-1]} numbers, expected 1 to {LARGEST_ROW}"
 
 
 def why_not_scaled_mm(device: torch.device) -> str | None:
