@@ -49,12 +49,12 @@ def compress_file(
     model, changes = _planned(dense, stored, plan)
     new = {key: value for key, value in model.state_dict().items() if not value.is_meta}
     keys: KeyMap = model.KEY_MAP or IDENTITY
-    like, source = {}, place(stored, keys)
+    like, held = {}, place(stored, keys)
     for ours, value in model.state_dict().items():
         official = keys.official(ours)
         if official is not None:
-            kept = ours in source and value.dtype.is_floating_point and value.dtype.itemsize > 1
-            dtype = stored.dtypes[source[ours]] if kept else value.dtype
+            kept = ours in held and value.dtype.is_floating_point and value.dtype.itemsize > 1
+            dtype = stored.dtypes[held[ours]] if kept else value.dtype
             like[official] = torch.empty(value.shape, dtype=dtype, device="meta")
     metadata = {"model": name, **getattr(model, "checkpoint_metadata", {})}
     try:
