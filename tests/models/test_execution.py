@@ -1,0 +1,92 @@
+"""Compiled blocks give the results of plain ones; what a device cannot do is refused with the reason."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch._inductor import cpp_builder
+
+from lean3r.errors import UsageError
+from lean3r.models.base import Backbone
+from lean3r.models.da3 import Da3, Da3Config
+from lean3r.models.execution import accelerate
+from lean3r.models.pi3 import Pi3, Pi3Config
+from lean3r.pipeline.load import load
+from lean3r.pipeline.reconstruct import predict
+from lean3r.types import Views
+
+
+def small() -> Backbone:
+    """Random weights, encoder and trunk of two blocks each."""
+    torch.manual_seed(0)
+    return Pi3(Pi3Config(width=32, heads=2, encoder_depth=2, depth=2, grid=4, camera_width=16)).eval()
+
+
+def test_cuda_graphs_are_refused_on_a_cpu() -> None:
+    with pytest.raises(UsageError, match="NVIDIA GPU, and the model runs on the CPU"):
+        load("nano", device="cpu", cuda_graphs=True)
+
+
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> str:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    with pytest.raises(UsageError, match=r"C\+\+ compiler.*leave compile out"):
+        load("nano", device="cpu", compile=True)
+
+
+def test_nothing_is_changed_unasked() -> None:
+    model = small()
+    accelerate(model)
+    assert all(module._compiled_call_impl is None for module in model.modules())
+
+
+def test_compiled_models_keep_their_names_and_copies_are_plain() -> None:
+    model = small()
+    names = list(model.state_dict())
+    try:
+        accelerate(model, compile=True)
+    except UsageError as error:
+        pytest.skip(str(error))
+    assert list(model.state_dict()) == names
+    assert sum(module._compiled_call_impl is not None for module in model.modules()) == 4
+    assert all(module._compiled_call_impl is None for module in copy.deepcopy(model).modules())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_blocks_agree(dtype: torch.dtype) -> None:
+    """Two shapes, the second without compiling the first again being wrong for it; masks of padding too."""
+    torch.manual_seed(0)
+    model = Da3(Da3Config(64, 6, 4, 2, (2, 3, 4, 5), features=16, channels=(8, 8, 8, 8), grid=4)).eval()
+    compiled = copy.deepcopy(model)
+    try:
+        accelerate(compiled, compile=True)
+    except UsageError as error:
+        pytest.skip(str(error))
+    mask = torch.ones(1, 3, 56, 70, dtype=torch.bool)
+    mask[:, 1, :, :14] = False
+    for views in (Views(torch.rand(1, 2, 3, 42, 56)), Views(torch.rand(1, 3, 3, 56, 70), mask)):
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            expected, found = predict(model, views), predict(compiled, views)
+        for name in ("depth", "conf", "cam_from_world", "intrinsics"):
+            a, b = getattr(expected, name), getattr(found, name)
+            error = float((a - b).square().mean().sqrt() / a.square().mean().sqrt())
+            assert error < (1e-5 if dtype == torch.float32 else 2e-2), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need an NVIDIA GPU")
+@pytest.mark.parametrize("compile", [False, True])
+def test_recorded_blocks_agree(compile: bool) -> None:
+    model = small().cuda()
+    recorded = copy.deepcopy(model)
+    accelerate(recorded, compile=compile, cuda_graphs=True)
+    for _ in range(3):
+        views = Views(torch.rand(1, 3, 3, 56, 70))
+        expected, found = predict(model, views), predict(recorded, views)
+        assert expected.depth is not None and found.depth is not None
+        assert torch.allclose(expected.depth, found.depth, rtol=1e-4, atol=1e-5)
