@@ -66,8 +66,8 @@ def test_training_says_the_same(ao, depth: int) -> None:
     cotangent = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(2))
     for out in outputs:
         out.backward(cotangent)
-    # torchao lets gradients through as E4M3 without a scale, and differentiates the scale, which only the largest number
-    # of a row sets: they are Lite3R's, and ours, but for that noise.
+    # torchao lets gradients through as E4M3 without a scale, and differentiates the scale, which only the largest
+    # number of a row sets: they are Lite3R's, and ours, but for that noise.
     assert leaves[0].grad is not None and leaves[1].grad is not None
     others = x.abs() < x.abs().amax(-1, keepdim=True)
     assert snr_db(leaves[1].grad[others], leaves[0].grad[others]) > 14

@@ -24,7 +24,7 @@ def quantize_rows(x: Tensor, *, implementation: Implementation = "auto") -> tupl
     """[..., K] -> codes [..., K] in E4M3 and scales [..., 1] in the type of x (float32 for float16).
 
     scale = max(amax |row|, 1e-8) / 448, code = x / scale to nearest, ties to even. A row of zeros gives zeros. A row
-    with a NaN or an infinity has no scale: all that is dequantised from it is NaN, as a product with it would be.
+    with a NaN or an infinity has the scale NaN, and so is all that is dequantised from it, as a product would be.
     """
     if choose("quantize_rows", implementation, [x], unsupported=_why_not_fused(x)) == "triton":
         from lean3r.ops.fp8.kernel import quantize_fused

@@ -28,6 +28,15 @@ def test_codes_are_the_nearest_and_ties_go_to_even() -> None:
     assert bool((tied & 1 == 0).all())
 
 
+def test_every_code_has_its_value() -> None:
+    codes = torch.arange(256, dtype=torch.uint8).view(E4M3)[None].expand(3, -1)
+    scale = torch.tensor([[1.0], [3e-11], [1e6]])
+    found, expected = dequantize(codes, scale), codes.float() * scale
+    numbers = expected.isfinite()
+    assert torch.equal(found[numbers], expected[numbers]) and int(numbers.sum()) == 3 * 254
+    assert torch.equal(found.signbit(), expected.signbit())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(3, 7, 96), (40, 37), (5, 1), (0, 16)])
 def test_kernel_agrees_with_reference(kernel_device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
