@@ -230,3 +230,5 @@ def _replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
         for name, child in list(parent.named_children()):
             if child in new:
                 setattr(parent, name, new[child])
+                if isinstance(parent, nn.TransformerEncoderLayer):
+                    parent.activation_relu_or_gelu = 0  # or, in inference, torch reads weights past the layers

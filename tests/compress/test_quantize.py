@@ -211,6 +211,17 @@ def test_what_is_sparse_already_can_be_quantised(model: Nano) -> None:
     assert plan_of(sparse) != whole and not any(isinstance(m, Rounded | Coded) for m in sparse.modules())
 
 
+def test_networks_that_are_not_ours() -> None:
+    net = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 2, 64, batch_first=True), 2).eval()
+    x = noise(2, 9, 32)
+    for scheme in ("fp8", "int8-dynamic"):
+        prepared, converted = prepare(net, plan(scheme)), compress(net, plan(scheme))
+        with torch.no_grad():
+            assert 20 < snr_db(converted(x), net(x)) < 100
+            assert_rms(converted(x), prepared(x), 1e-5)
+    assert not any(isinstance(layer.self_attn.out_proj, Coded) for layer in converted.layers)  # type: ignore[union-attr]
+
+
 def test_verbs_out_of_order_are_refused(model: Nano) -> None:
     prepared = prepare(model, plan())
     converted = convert(prepared)
