@@ -1,9 +1,9 @@
 """Plans by name: functions that return them, with the mechanisms' own defaults, which are those of their sources.
 
 Every function takes the target, the number of tokens below which blocks stay dense, and settings of the mechanism
-(attention/). The default lengths are rough: estimates from
-runs on one CPU core (4 heads of 32 channels, 401 tokens a view), not each of them measured to the point where sparse
-overtakes dense. benchmarks/attention.py measures them on other hardware.
+(attention/). The default lengths come from benchmarks/results/attention_cpu.json (2 CPU cores, 4 heads of 32 channels,
+401 tokens a view, 8 to 256 views): the first measured length from which the mechanism was faster than dense attention,
+rounded up. benchmarks/attention.py measures them on other hardware.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def dense(target: str = "global blocks", **settings: Any) -> CompressionPlan:
     return _one("dense", target, 0, settings)
 
 
-def gsa(target: str = "global blocks", *, dense_below: int = 2048, **settings: Any) -> CompressionPlan:
+def gsa(target: str = "global blocks", *, dense_below: int = 3072, **settings: Any) -> CompressionPlan:
     """Speed3R: a coarse look at everything, a fine one at 32 windows of 4 x 4 patches; two gates. Wants training."""
     return _one("gsa", target, dense_below, settings)
 
@@ -33,7 +33,7 @@ def thu_sla(target: str = "all blocks", *, dense_below: int = 1536, **settings: 
     return _one("thu-sla", target, dense_below, settings)
 
 
-def block_sparse(target: str = "global blocks", *, dense_below: int = 8192, **settings: Any) -> CompressionPlan:
+def block_sparse(target: str = "global blocks", *, dense_below: int = 24576, **settings: Any) -> CompressionPlan:
     """Block-sparse VGGT: pooled scores choose blocks of keys. Needs no training."""
     return _one("block_sparse", target, dense_below, settings)
 
@@ -43,12 +43,12 @@ def merge(target: str = "global blocks", *, dense_below: int = 1024, **settings:
     return _one("merge", target, dense_below, settings)
 
 
-def kv_prune(target: str = "global blocks", *, dense_below: int = 8192, **settings: Any) -> CompressionPlan:
+def kv_prune(target: str = "global blocks", *, dense_below: int = 24576, **settings: Any) -> CompressionPlan:
     """Spark3R: keys of few views, similar queries merged. Needs no training."""
     return _one("kv_prune", target, dense_below, settings)
 
 
-def frame_subset(target: str = "global blocks", *, dense_below: int = 8192, **settings: Any) -> CompressionPlan:
+def frame_subset(target: str = "global blocks", *, dense_below: int = 12288, **settings: Any) -> CompressionPlan:
     """GoToHunt: keys of 25 views that differ from one another. Needs no training."""
     return _one("frame_subset", target, dense_below, settings)
 
