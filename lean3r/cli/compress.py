@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from lean3r.compress.fp8_linear import Quantized
     from lean3r.compress.plan import CompressionPlan
     from lean3r.compress.sparsify import Change
+    from lean3r.models.base import Backbone
+    from lean3r.types import Views
+
+SCAN_VIEWS, SCAN_SIDE, SCAN_SEED = 4, 240, 20  # pictures, pixels, and the synthetic world of a scan
 
 
 @dataclass
@@ -29,13 +33,22 @@ class Compress:
     """Weights of a model (a file, or hf:OWNER/NAME), or the name of a model for its own ones."""
 
     out: Annotated[tyro.conf.Positional[Path], option("OUT")]
-    """File to write, .safetensors."""
+    """File to write, .safetensors; with --scan a folder."""
 
     plan: Annotated[str | None, option("NAME|FILE")] = None
     """A plan of lean3r by its name, or a .json file."""
 
     scheme: Annotated[str | None, option("NAME")] = None
     """Numbers for linear layers: fp8, fp8-weight, w4a16, w4a8 or int8-dynamic; after --plan, if both are given."""
+
+    scan: Annotated[bool, option()] = False
+    """Write no weights but what each layer would lose: scan.json, scan.png, and plan.json that leaves out the worst."""
+
+    photos: Annotated[list[str], option("INPUT [INPUT ...]")] = field(default_factory=list)
+    """Pictures for --scan; by default the synthetic world."""
+
+    floor_db: Annotated[float, option("DB")] = 18.0
+    """--scan leaves out layers whose output is less than this above its error."""
 
     model: Annotated[str | None, option("NAME", "-m")] = None
     """Whose weights these are; by default what the file says."""
@@ -60,6 +73,9 @@ class Compress:
         from lean3r.pipeline.save import check_file
 
         console = Console(self.quiet)
+        if self.scan:
+            self._scan(console)
+            return
         check_file(self.out, overwrite=self.overwrite)
         plan = self._plan()
         name, path = self._weights()
@@ -84,6 +100,57 @@ class Compress:
         console.line("file", f"{before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB now")
         console.line("next", f"lean3r reconstruct PHOTOS -o DIR --model {name} --weights {self.out}")
         print(json.dumps(done) if self.json else self.out)
+
+    def _scan(self, console: Console) -> None:
+        """Measure what every layer loses; write and draw it, and a plan that leaves out the worst."""
+        from lean3r.cli.scan_picture import draw
+        from lean3r.compress.presets import fp8
+        from lean3r.compress.sensitivity import proposed, scan, without
+        from lean3r.export.atomic import MANIFEST, atomic_folder
+        from lean3r.pipeline.load import load
+        from lean3r.pipeline.reconstruct import predict
+
+        plan = self._plan() or fp8()
+        name, path = self._weights()
+        with atomic_folder(self.out, overwrite=self.overwrite) as folder:
+            with console.stage("loading"):
+                model = load(name, path)
+                views = self._views(model, console)
+            with console.stage("scanning"):
+                found = scan(model, plan, lambda _: predict(model, views))
+            left_out = proposed(found, self.floor_db)
+            better = without(plan, left_out)
+            about = {
+                "model": name,
+                "plan": plan.as_dict(),
+                "views": [source.name for source in views.sources] or views.images.shape[1],
+                "floor_db": self.floor_db,
+                "left_out": left_out,
+                "layers": [row.as_dict() for row in found],
+            }
+            picture = draw(found, left_out, self.floor_db, f"{name}, plan {plan.name}, {views.images.shape[1]} views")
+            picture.save(folder / "scan.png")
+            (folder / "scan.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+            (folder / "plan.json").write_text(json.dumps(better.as_dict(), indent=1), encoding="utf-8")
+            (folder / MANIFEST).write_text(json.dumps({"files": ["scan.json", "scan.png", "plan.json"]}))
+        worst = sorted((row for row in found if row.snr_db is not None), key=lambda row: row.snr_db or 0.0)[:5]
+        console.table("the layers that lose most", [(row.layer, row.scheme, f"{row.snr_db:.1f} dB") for row in worst])
+        console.line("left out", f"{len(left_out)} of {len(found)} layers, below {self.floor_db:g} dB")
+        console.line("next", f"lean3r compress {self.source} FILE --plan {self.out / 'plan.json'}")
+        print(json.dumps(about) if self.json else self.out)
+
+    def _views(self, model: Backbone, console: Console) -> Views:
+        """The pictures of --photos, or one scene of the synthetic world."""
+        from lean3r.data.synthetic import SyntheticWorld
+        from lean3r.images import load_views
+        from lean3r.types import Views
+
+        if self.photos:
+            loaded = load_views(self.photos, resolution=model.resolution, patch=model.patch, max_views=SCAN_VIEWS)
+            console.read([source.name for source in loaded.views.sources], loaded.skipped)
+            return loaded.views
+        side = min(model.resolution, SCAN_SIDE) // model.patch * model.patch
+        return Views(SyntheticWorld(seed=SCAN_SEED, views=SCAN_VIEWS, height=side, width=side).batch(0, 1).images)
 
     def _plan(self) -> CompressionPlan | None:
         """What --plan and --scheme ask for; None for what the file was trained for."""

@@ -1,0 +1,376 @@
+"""FP8 and INT8: what they cost in accuracy, what they save in bytes, memory and time. Correctness comes first.
+
+    python benchmarks/fp8.py [--parts noise outputs accuracy bytes files memory speed] [--golden DIR] [--scenes 100]
+
+- check: a stored file, weights quantised while they are read, and a network converted in memory hold the same numbers,
+  and a prepared network multiplies the same operands as the converted one. Always runs; everything else needs it.
+- noise: signal over error of a cast, of one linear layer with its gradient, and of a feed-forward part.
+- outputs: every output of the golden folder's cases (synthetic weights, which make every branch matter; reduced sizes,
+  and those named by --full) with plan fp8 against float32. Depths and confidences as logarithms, as in docs/parity.md.
+- accuracy: nano on held-out synthetic scenes, float32 against fp8, fp8-weight and int8-dynamic, without training.
+- bytes: of the weights of whole models, from their shapes.
+- files: a synthetic checkpoint of --file-model in float32, compressed to fp8: sizes, seconds, peak memory.
+- memory: peak of loading and running --memory-model at 2 and 16 views, in a process each.
+- speed: int8-dynamic and fp8 against float32, nano and a stack of linear layers as large as VGGT's, by turns.
+
+Peaks are VmHWM less what the process had after importing and a small run (Linux only). Writes
+benchmarks/results/fp8.json; seconds are for comparison within one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import hardware, write_result
+from measure import once
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "golden"))
+from torch import Tensor, nn
+
+import lean3r
+from lean3r.compress import convert, prepare
+from lean3r.compress.fp8_linear import Coded, Rounded
+from lean3r.compress.plan import resolve_plan
+from lean3r.layers.mlp import Mlp
+from lean3r.models import MODELS
+from lean3r.models.base import Backbone
+from lean3r.models.checkpoint import IDENTITY, load_weights, save_model, without_memory
+from lean3r.models.execution import hold
+from lean3r.models.writing import write_stream
+from lean3r.ops.fp8 import dequantize, quantize_rows
+from lean3r.pipeline.load import Origin
+from lean3r.pipeline.reconstruct import predict
+from lean3r.pipeline.transcode import compress_file
+from lean3r.testing import snr_db
+from lean3r.types import Views
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("noise", "outputs", "accuracy", "bytes", "files", "memory", "speed")
+FLOORS = {"cast": 25.0, "linear": 18.0, "linear gradient": 17.0, "feed-forward": 20.0}
+LIMITS = {"auc30": 0.5, "abs_rel_percent": 3.0, "vggt_gb": 1.35, "compress_peak": 1.3}
+FORMS = ("float32", "bfloat16", "fp8", "fp8 bfloat16")
+SIDE = 224  # pixels of the pictures of `memory`
+LEAST = 1 << 20  # bytes of a peak that is not noise
+
+
+def main() -> None:
+    """Check, measure, write; exit 1 where a limit is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--golden", type=Path, default=ROOT / "../shared/golden")
+    parser.add_argument("--full", nargs="*", default=["da3_small"], help="beginnings of the names of full-size cases")
+    parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--views", type=int, nargs="+", default=[2, 8])
+    parser.add_argument("--file-model", default="vggt")
+    parser.add_argument("--memory-model", default="da3-large")
+    parser.add_argument("--folder", type=Path, help="where checkpoints are written; a temporary folder otherwise")
+    parser.add_argument("--out", default="fp8")
+    parser.add_argument("--child", nargs=4, metavar=("WHAT", "MODEL", "FOLDER", "VIEWS"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        what, model, folder, views = given.child
+        print(json.dumps(child(what, model, Path(folder), int(views))))
+        return
+    result: dict = {"hardware": hardware(), "plan": resolve_plan("fp8").as_dict(), "limits": LIMITS}
+    missed: list[str] = []
+    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+        result["check"] = check(Path(folder))
+        for part in given.parts:
+            started = time.perf_counter()
+            result[part], wrong = {
+                "noise": noise,
+                "outputs": lambda: outputs(given.golden, given.full),
+                "accuracy": lambda: accuracy(given.scenes, given.views),
+                "bytes": weight_bytes,
+                "files": lambda: files(given.file_model, Path(folder)),
+                "memory": lambda: memory(given.memory_model, Path(folder)),
+                "speed": speed,
+            }[part]()
+            missed += wrong
+            print(f"  {part} took {time.perf_counter() - started:.0f} s", flush=True)
+    result["missed"] = missed
+    print(write_result(given.out, result), *missed, sep="\n")
+    if missed:
+        raise SystemExit(1)
+
+
+def check(folder: Path) -> dict[str, str]:
+    """Numbers are the same by every way; AssertionError otherwise."""
+    source, out = folder / "nano.safetensors", folder / "nano-fp8.safetensors"
+    dense = lean3r.load("nano")
+    save_model(dense, source)
+    for plan in ("fp8", "int8-dynamic"):
+        compress_file("nano", source, out, resolve_plan(plan), overwrite=True)
+        whole = lean3r.compress(dense, plan).state_dict()
+        for other in (lean3r.load("nano", weights=out), lean3r.load("nano", weights=source, plan=plan)):
+            for name, value in other.state_dict().items():
+                assert value.dtype == whole[name].dtype and torch.equal(value.float(), whole[name].float()), name
+        prepared = prepare(dense, plan)
+        converted = dict(convert(prepared).named_modules())
+        for name, module in prepared.named_modules():
+            if isinstance(module, Rounded):
+                coded = converted[name]
+                assert isinstance(coded, Coded) and torch.equal(coded.dequantized(), module.rounded_weight()), name
+    print("check: the same numbers by every way", flush=True)
+    return {"stored, read and converted": "equal", "operands of prepared and converted": "equal"}
+
+
+def noise() -> tuple[dict[str, float], list[str]]:
+    """Decibels of the pieces, on normal numbers, VGGT's widths."""
+    torch.manual_seed(0)
+    x = torch.randn(1024, 1024)
+    found = {"cast": snr_db(dequantize(*quantize_rows(x)), x)}
+    layer = nn.Sequential(nn.Linear(1024, 1024))
+    rounded = prepare(layer, _every("fp8"))
+    given, found["linear"] = x.clone().requires_grad_(), snr_db(rounded(x), layer(x))
+    cotangent = torch.randn(1024, 1024)
+    exact = torch.autograd.grad(layer(given), (given, layer[0].weight), cotangent)
+    near = torch.autograd.grad(rounded(given), (given, layer[0].weight), cotangent)
+    found["linear gradient"] = min(snr_db(b, a) for a, b in zip(exact, near, strict=True))
+    feed = nn.Sequential(Mlp(1024, 4096))
+    found["feed-forward"] = snr_db(prepare(feed, _every("fp8"))(x), feed(x))
+    found = {name: round(value, 1) for name, value in found.items()}
+    print("noise:", found, flush=True)
+    return found, [f"{name} {found[name]} dB, floor {floor}" for name, floor in FLOORS.items() if found[name] < floor]
+
+
+def outputs(golden: Path, full: list[str]) -> tuple[dict, list[str]]:
+    """Decibels of every output of the golden cases, fp8 and fp8-weight against float32."""
+    from adapters import MODULES
+    from backbone_cases import fill, find_cases, is_full_size, load_synthetic, relative_rms
+
+    if not golden.is_dir():
+        return {"skipped": f"no {golden.name}"}, []
+    synthetic, table = load_synthetic(golden), {}
+    for path in find_cases(golden):
+        if is_full_size(path) and not path.stem.startswith(tuple(full) or ("\0",)):
+            continue
+        case, arrays = json.loads(path.read_text()), dict(np.load(path.with_suffix(".npz")))
+        family = importlib.import_module(f"adapters.{MODULES[case['model']]}").family(case["model"])
+        with torch.device("meta"):
+            model = family.build(case["constructor"])
+        fill(model, synthetic, case["weights"]["seed"])
+        model.eval()
+        inputs = {name[3:]: torch.from_numpy(v) for name, v in arrays.items() if name.startswith("in.")}
+
+        def run(network: nn.Module, family=family, inputs=inputs, case=case, arrays=arrays) -> dict[str, Tensor]:
+            with torch.inference_mode():
+                found = family.run(network, inputs, case)
+            return {name: value.float() for name, value in found.items() if name in arrays and name.startswith("out.")}
+
+        exact = run(model)
+        judged = [name for name in exact if name not in family.limits and name != "out.reference_view"]
+        for name in judged:
+            error = relative_rms(exact[name], arrays[name], case["arrays"][name], family.compare.get(name))
+            assert error <= 1e-4, f"{path.stem}: {name} is {error:.1e} from the golden numbers in float32"
+        row = table[path.stem] = {}
+        for plan in ("fp8", "fp8-weight"):
+            near = run(lean3r.compress(model, plan))
+            compare = {name: family.compare.get(name, lambda x: x) for name in judged}
+            row[plan] = {n[4:]: round(snr_db(compare[n](near[n]), compare[n](exact[n])), 1) for n in judged}
+            print(f"{path.stem} {plan}:", *(f"{name}={value}" for name, value in row[plan].items()), flush=True)
+        del model
+        gc.collect()
+    return table, []
+
+
+def accuracy(scenes: int, view_counts: list[int]) -> tuple[dict, list[str]]:
+    """nano's figures on the same held-out scenes by plan, and what each plan loses."""
+    from accuracy import held_out, short
+
+    from lean3r.eval.synthetic import score_scenes
+
+    dense, rows, missed = lean3r.load("nano"), {}, []
+    models = {"float32": dense} | {p: lean3r.compress(dense, p) for p in ("fp8", "fp8-weight", "int8-dynamic")}
+    for views in view_counts:
+        batches = held_out(views, scenes)
+        row = rows[str(views)] = {}
+        for name, model in models.items():
+            row[name] = score_scenes(lambda v, model=model: predict(model, v), batches)
+            print(f"{views:3d} views {name:13s} {short(row[name])}", flush=True)
+        for name in models:
+            loss = row["float32"]["auc30"] - row[name]["auc30"]
+            rise = 100 * (row[name]["abs_rel"] / row["float32"]["abs_rel"] - 1)
+            row[name] |= {"auc30_loss": round(loss, 3), "abs_rel_rise_percent": round(rise, 3)}
+            if name == "fp8" and (loss > LIMITS["auc30"] or rise > LIMITS["abs_rel_percent"]):
+                missed.append(f"nano, {views} views: AUC@30 loses {loss:.2f} points, AbsRel rises {rise:.2f} %")
+    return {"scenes": scenes, "weights_hash": dense.origin.hash, "views": rows}, missed
+
+
+def weight_bytes() -> tuple[dict, list[str]]:
+    """Gigabytes of parameters and buffers of whole models by form."""
+    table = {}
+    for name in ("nano", "vggt", "pi3", "da3-large", "da3-giant"):
+        dense = without_memory(MODELS.get(name))
+        small = _kept(lean3r.compress(dense, "fp8"))
+        whole = dense.parameter_count
+        row = {"float32_gb": 4 * whole / 1e9, "bfloat16_gb": 2 * whole / 1e9, "fp8_gb": small / 1e9}
+        table[name] = {key: round(value, 4) for key, value in row.items()} | {"of_bfloat16": small / (2 * whole)}
+        print(name, table[name], flush=True)
+    over = table["vggt"]["fp8_gb"] > LIMITS["vggt_gb"]
+    return table, [f"VGGT needs {table['vggt']['fp8_gb']} GB in FP8"] if over else []
+
+
+def files(name: str, folder: Path) -> tuple[dict, list[str]]:
+    """A synthetic checkpoint compressed by the command's own function, in a process of its own."""
+    source = synthetic_file(name, folder, torch.float32)
+    row = run_child("compress", name, folder, 0)
+    row["float32_gb"] = round(source.stat().st_size / 1e9, 4)
+    row["fp8_gb"] = round((folder / f"{name}-fp8.safetensors").stat().st_size / 1e9, 4)
+    row["peak_over_larger_file"] = round(row["peak_bytes"] / source.stat().st_size, 4)
+    row |= {"load": run_child("load fp8", name, folder, 0)}
+    row["load"]["peak_over_kept"] = round(row["load"]["peak_bytes"] / row["load"]["kept_bytes"], 3)
+    source.unlink()
+    print(f"files {name}:", row, flush=True)
+    over = row["peak_over_larger_file"] > LIMITS["compress_peak"]
+    return {name: row}, [f"compressing {name} took {row['peak_over_larger_file']} of the larger file"] if over else []
+
+
+def memory(name: str, folder: Path) -> tuple[dict, list[str]]:
+    """Peaks of loading and running, by form and number of views."""
+    source = synthetic_file(name, folder, torch.bfloat16)
+    full = synthetic_file(name, folder, torch.float32)
+    compress_file(name, full, folder / f"{name}-fp8.safetensors", resolve_plan("fp8"), overwrite=True)
+    rows = []
+    for views in (2, 16):
+        for form in FORMS:
+            row = {"form": form, "views": views, **run_child(form, name, folder, views)}
+            row["peak_gb"] = round(row.pop("peak_bytes") / 1e9, 3)
+            row["weights_gb"] = round(row.pop("kept_bytes") / 1e9, 3)
+            rows.append(row)
+            print(f"memory {name}:", row, flush=True)
+    for path in (source, full):
+        path.unlink()
+    return {"model": name, "side": SIDE, "rows": rows}, []
+
+
+def speed() -> tuple[dict, list[str]]:
+    """Medians of runs by turns."""
+    torch.manual_seed(0)
+    dense = lean3r.load("nano")
+    views = Views(torch.rand(1, 8, 3, 240, 240))
+    stack = nn.Sequential(*(Mlp(1024, 4096) for _ in range(6))).eval()
+    tokens = torch.randn(2 * 1374, 1024)
+    plans = ("int8-dynamic", "fp8", "fp8-weight")
+    nano = {"float32": dense} | {plan: lean3r.compress(dense, plan) for plan in plans}
+    large = {"float32": stack} | {plan: lean3r.compress(stack, _every(plan)) for plan in plans}
+    found = {
+        "nano, 8 views of 240 x 240": by_turns({n: lambda m=m: predict(m, views) for n, m in nano.items()}, 5),
+        "6 feed-forward parts of VGGT, 2,748 tokens": by_turns({n: lambda m=m: m(tokens) for n, m in large.items()}, 3),
+    }
+    missed = []
+    for name, row in found.items():
+        print(f"speed {name}:", row, flush=True)
+        if row["int8-dynamic"]["of_float32"] > 1:
+            missed.append(f"int8-dynamic is no faster than float32: {name}")
+    return found, missed
+
+
+def by_turns(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
+    """Median seconds of each, one run of each in every round, and as a share of the first."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    with torch.inference_mode():
+        for counted in range(-1, rounds):
+            for name, run in runs.items():
+                seconds = once(run)
+                if counted >= 0:
+                    times[name].append(seconds)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    first = next(iter(medians.values()))
+    return {n: {"seconds": round(m, 4), "of_float32": round(m / first, 3)} for n, m in medians.items()}
+
+
+def synthetic_file(name: str, folder: Path, dtype: torch.dtype) -> Path:
+    """A checkpoint of random weights under official names, never whole in memory: matrices keep a signal's size."""
+    model = without_memory(MODELS.get(name))
+    named = (model.KEY_MAP or IDENTITY).write(model.state_dict())
+    like = {key: value.to(dtype) if value.is_floating_point() else value for key, value in named.items()}
+    path = folder / f"{name}-{str(dtype).removeprefix('torch.')}.safetensors"
+    generator = torch.Generator().manual_seed(0)
+
+    def values() -> Iterator[tuple[str, Tensor]]:
+        for key, value in like.items():
+            if value.ndim < 2:  # gains of norms and branches are 1, offsets 0
+                yield key, torch.full(value.shape, 0 if "bias" in key else 1, dtype=value.dtype)
+            else:
+                size = (value.numel() // value.shape[0]) ** -0.5
+                yield key, (size * torch.randn(value.shape, generator=generator)).to(value.dtype)
+
+    write_stream(path, like, values(), {"model": name})
+    return path
+
+
+def run_child(what: str, name: str, folder: Path, views: int) -> dict:
+    """One measurement in a fresh process."""
+    command = [sys.executable, __file__, "--child", what, name, str(folder), str(views)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def child(what: str, name: str, folder: Path, views: int) -> dict:
+    """Peak and seconds of compressing, loading, or loading and running; nano's own run comes before, uncounted."""
+    small = lean3r.compress(lean3r.load("nano"), "fp8")
+    predict(small, Views(torch.rand(1, 2, 3, 96, 96)))
+    del small
+    gc.collect()
+    before, started, row = resident("VmRSS"), time.perf_counter(), {}
+    fp8 = folder / f"{name}-fp8.safetensors"
+    if what == "compress":
+        compress_file(name, folder / f"{name}-float32.safetensors", fp8, resolve_plan("fp8"), overwrite=True)
+    elif what == "load fp8":
+        row["kept_bytes"] = _kept(lean3r.load(name, weights=fp8))
+    else:
+        model = in_form(what, name, folder)
+        row["kept_bytes"] = _kept(model)
+        row["load_seconds"] = round(time.perf_counter() - started, 2)
+        side = SIDE // model.patch * model.patch
+        predict(model, Views(torch.rand(1, views, 3, side, side)))
+    peak = max(LEAST, resident("VmHWM") - before)
+    return {**row, "peak_bytes": peak, "seconds": round(time.perf_counter() - started, 2)}
+
+
+def in_form(form: str, name: str, folder: Path) -> Backbone:
+    """A model with its weights as `form` keeps them, products in bfloat16 where it says so."""
+    half = form.endswith("bfloat16")
+    if form.startswith("fp8"):
+        return lean3r.load(name, weights=folder / f"{name}-fp8.safetensors", dtype="bfloat16" if half else "float32")
+    if not half:
+        return lean3r.load(name, weights=folder / f"{name}-float32.safetensors", dtype="float32")
+    model = hold(without_memory(MODELS.get(name)), torch.bfloat16)
+    load_weights(model, folder / f"{name}-bfloat16.safetensors", torch.float32)
+    vars(model)["origin"] = Origin("synthetic", "", torch.bfloat16)
+    return model.eval()
+
+
+def resident(key: str) -> int:
+    """A figure of this process's memory in bytes."""
+    found = re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())
+    if found is None:
+        raise SystemExit(f"no {key} in /proc/self/status")
+    return 1024 * int(found.group(1))
+
+
+def _every(scheme: str) -> dict:
+    return {"steps": [{"quantize": scheme, "target": "every linear"}]}
+
+
+def _kept(model: nn.Module) -> int:
+    return sum(v.nbytes for v in {id(v): v for v in model.state_dict(keep_vars=True).values()}.values())
+
+
+if __name__ == "__main__":
+    main()
