@@ -29,6 +29,7 @@ from lean3r.layers.rope import forget_tables
 from lean3r.layers.trunk import Trunk
 from lean3r.layers.vit import PatchEmbed, VisionTransformer
 from lean3r.models.base import Backbone
+from lean3r.models.checkpoint import Encoded
 from lean3r.ops.repeats import counting, factor
 from lean3r.types import Views
 
@@ -41,8 +42,8 @@ class Summary:
     """Costs of one run over `views` pictures of height x width pixels.
 
     parameters and flops go by PARTS ("heads" is all that is neither the encoder nor the trunk); weight_bytes are
-    those of the parameters as they are stored, activation_bytes the peak of all other tensors alive at a time,
-    results included, scratch memory inside an operation not.
+    those of the parameters as they are stored, codes in the place of weights included, activation_bytes the peak of
+    all other tensors alive at a time, results included, scratch memory inside an operation not.
     """
 
     views: int
@@ -71,6 +72,11 @@ def summarise(model: Backbone, views: int, height: int, width: int, dtype: torch
         if id(parameter) not in seen:
             seen.add(id(parameter))
             owned[_part_of(name, parts)] += parameter.numel()
+    weight_bytes = sum(p.nbytes for p in model.parameters())
+    for name, layer in model.named_modules():
+        if isinstance(layer, Encoded):
+            owned[_part_of(f"{name}.weight", parts)] += layer.shape.numel()
+            weight_bytes += sum(codes.nbytes for codes in model.get_submodule(name).buffers())
     with _no_memory(model) as ghost:
         meter = _Meter(model_tensors=[*ghost.parameters(), *ghost.buffers()])
         hooks = [hook for name in parts for hook in meter.watch(ghost.get_submodule(name), parts[name])]
@@ -79,7 +85,6 @@ def summarise(model: Backbone, views: int, height: int, width: int, dtype: torch
             ghost(Views(torch.zeros(1, views, 3, height, width)))
         for hook in hooks:
             hook.remove()
-    weight_bytes = sum(p.nbytes for p in model.parameters())
     return Summary(views, height, width, owned, meter.flops, weight_bytes, meter.peak)
 
 

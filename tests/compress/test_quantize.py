@@ -200,6 +200,13 @@ def test_roles_keep_their_precision(model: Nano) -> None:
     assert depth is not None and prepared is not None and torch.equal(depth, prepared)
 
 
+def test_the_summary_counts_codes(model: Nano) -> None:
+    full, small = (network_.summary(2, 48, 64) for network_ in (model, compress(model, "fp8")))
+    assert small.parameters == full.parameters and small.weight_bytes < 0.45 * full.weight_bytes
+    blocks = set(full.flops) - {"heads", "encoder"}
+    assert {part: small.flops[part] for part in blocks} == {part: full.flops[part] for part in blocks}
+
+
 def test_what_is_sparse_already_can_be_quantised(model: Nano) -> None:
     sparse = compress(model, "gsa")
     small = compress(sparse, plan("fp8", "global blocks 1", ("named *.proj",)))
