@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +18,7 @@ from lean3r.pipeline.budget import Budget, Measure
 from lean3r.pipeline.memory import Predictor, Setting, used_bytes
 
 EIGHT_BITS = "fp8-weight"  # the plan that halves weights once more
+WORTH = 0.97  # of the peak: what changes results and is not enough must save more than the rest
 ASPECT = (4, 3)  # of pictures that nobody has seen yet
 
 
@@ -34,17 +37,23 @@ def lighten(
 ) -> Lightened:
     """The mildest form of the weights with which `budget.views` pictures, one at a time where that helps, fit.
 
-    `model` is on the meta device. Where no form is enough, the lightest that is allowed: pictures have to become
-    smaller or fewer then.
+    `model` is on the meta device and stays as it is. Where no form is enough, the lightest that is allowed and worth
+    its rounding: pictures have to become smaller or fewer then.
     """
     side = budget.resolution or model.resolution
     width, height = network_size(*ASPECT, side, model.patch)
-    found = Lightened(model, dtype)
-    for found in _forms(model, budget, dtype, fixed):
-        held = weight_bytes(found.model)
-        base = held if device.type == "cuda" else used_bytes(device) + held
-        predictor = Predictor(found.model, device, lambda base=base: base, writes=budget.writes)
-        if predictor.peak(Setting(budget.views, height, width, 1, found.dtype)) <= budget.size:
+    found, lowest = Lightened(model, dtype), math.inf
+    for form in _forms(model, budget, dtype, fixed):
+        held = weight_bytes(form.model)
+
+        def base(held: int = held) -> int:
+            return held + (0 if device.type == "cuda" else used_bytes(device))
+
+        predictor = Predictor(form.model, device, base, writes=budget.writes)
+        peak = predictor.peak(Setting(budget.views, height, width, 1, form.dtype))
+        if form.is_exact or peak <= budget.size or peak < WORTH * lowest:
+            found, lowest = form, peak
+        if peak <= budget.size:
             break
     return found
 
@@ -54,11 +63,11 @@ def _forms(model: Backbone, budget: Budget, dtype: torch.dtype, fixed: Sequence[
     yield found
     if dtype == torch.float32 and budget.allows("dtype") and "dtype" not in fixed:
         dtype = torch.bfloat16
-        found = Lightened(hold(model, dtype), dtype, ("bfloat16 products and weights",), is_exact=False)
+        found = Lightened(hold(copy.deepcopy(model), dtype), dtype, ("bfloat16 products and weights",), is_exact=False)
         yield found
     elif dtype != torch.float32:
         name = str(dtype).removeprefix("torch.")
-        found = Lightened(hold(model, dtype), dtype, (f"weights held in {name}",))
+        found = Lightened(hold(copy.deepcopy(model), dtype), dtype, (f"weights held in {name}",))
         yield found
     if budget.allows("plan") and "plan" not in fixed and plan_of(model) is None and EIGHT_BITS in PLANS:
         smaller = compress(found.model, EIGHT_BITS)

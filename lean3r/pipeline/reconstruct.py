@@ -80,11 +80,12 @@ def reconstruct(
             if (chosen.resolution, chosen.setting.views) != (side, loaded.views.images.shape[1]):
                 resolution, max_views = chosen.resolution, chosen.setting.views
                 loaded = _read(model, inputs, resolution, max_views, fps, every, frames, progress)
-            observer.fitted(str(chosen))
     views = loaded.views
     sources = views.sources or _unnamed(views)
     names = [source.name for source in sources]
     observer.read(names, loaded.skipped)
+    if chosen is not None:
+        observer.fitted(str(chosen))
     given = given_in(views.known)
     if cameras is not None:
         views, given = with_cameras(views, sources, cameras, known)
