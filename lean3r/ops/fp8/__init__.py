@@ -81,6 +81,8 @@ def scaled_product(
     """
     lead, (rows, depth) = x.shape[:-1], weight.shape
     flat, flat_scale, row_scale = x.reshape(-1, depth), x_scale.reshape(-1, 1).float(), weight_scale.float()
+    if not len(flat):
+        return flat_scale.new_empty(*lead, rows, dtype=dtype)
     between = dtype
     if x.is_cuda:
         between = torch.bfloat16
