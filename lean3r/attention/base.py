@@ -41,6 +41,10 @@ class Mechanism(nn.Module):
 
     window: int | None = None
 
+    def unsupported(self, head_dim: int) -> str | None:
+        """What its Triton kernels have against heads of so many channels; None when they take them, or it has none."""
+        return None
+
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """Mix values over tokens; subclasses say how. Padding never attends and is never attended to."""
         raise TypeError(f"{type(self).__name__} defines no forward")

@@ -21,7 +21,9 @@ from lean3r.attention.parts import (
     without_padding,
 )
 from lean3r.errors import UsageError
-from lean3r.ops.dispatch import Implementation
+from lean3r.ops.block_sparse import unsupported
+from lean3r.ops.dispatch import Implementation, check_implementation
+from lean3r.ops.repeats import number
 from lean3r.types import TokenLayout
 
 Pool = Literal["avg", "max"]
@@ -49,7 +51,9 @@ def choose_blocks(prob: Tensor, sparsity: float | None, threshold: float | None,
     """
     values, order = prob.sort(dim=-1, descending=True, stable=True)
     kept = how_many(values, sparsity, threshold)
-    width = int(kept.max()) if threshold is not None else max(1, int(prob.shape[-1] * (1 - (sparsity or 0.0))))
+    width = max(1, 0 if sparsity is None else int(prob.shape[-1] * (1 - sparsity)))
+    if threshold is not None:  # while costs are counted, as many as of equally probable blocks
+        width = number(kept.max(), max(width, int(prob.shape[-1] * threshold)))
     rank = torch.arange(width, device=prob.device)
     blocks = order[..., :width].masked_fill(rank >= kept[..., None], -1)
     always = torch.arange(prob.shape[-1], prob.shape[-1] + extra, device=prob.device)
@@ -95,12 +99,16 @@ class BlockSparse(Mechanism):
         self.query_block = check_count("query_block", query_block)
         self.key_block = check_count("key_block", key_block)
         self.window = window
-        self.implementation: Implementation = implementation
+        self.implementation: Implementation = check_implementation(implementation)
 
     def extra_repr(self) -> str:
         """Shown by repr(model)."""
         names = ("sparsity", "threshold", "pool", "query_block", "key_block", "window", "implementation")
         return shown(self, *names)
+
+    def unsupported(self, head_dim: int) -> str | None:
+        """See Mechanism."""
+        return unsupported(head_dim, self.query_block, self.key_block)
 
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """Block-sparse attention for patches, dense attention for special tokens, [B, H, N, D]."""

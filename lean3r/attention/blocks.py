@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lean3r.attention.dense import softmax_attention
-from lean3r.attention.parts import pieces
+from lean3r.attention.parts import pieces, written
 from lean3r.ops.block_sparse import block_sparse_attention
 from lean3r.ops.dispatch import Implementation
 
@@ -84,22 +84,24 @@ def attend_chosen(
     """
     if choice is None:
         return softmax_attention(q, k, v, key_mask)
-    parts = []
-    each = q.shape[0] * q.shape[1] * (k.shape[2] // key_block)
-    for part in pieces(q.shape[2] // query_block, each, q.device):
-        rows = q[:, :, part.start * query_block : part.stop * query_block]
+
+    def attend(rows: slice) -> Tensor:
         with torch.no_grad():
-            blocks = choice(part)
-        parts.append(
-            block_sparse_attention(
-                rows,
-                k,
-                v,
-                blocks,
-                query_block=query_block,
-                key_block=key_block,
-                key_mask=key_mask,
-                implementation=implementation,
-            )
+            blocks = choice(slice(rows.start // query_block, rows.stop // query_block))
+        return block_sparse_attention(
+            q[:, :, rows],
+            k,
+            v,
+            blocks,
+            query_block=query_block,
+            key_block=key_block,
+            key_mask=key_mask,
+            implementation=implementation,
         )
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+    each = q.shape[0] * q.shape[1] * (k.shape[2] // key_block)
+    some = pieces(q.shape[2] // query_block, each, q.device)
+    parts = [slice(part.start * query_block, part.stop * query_block) for part in some]
+    if len(parts) == 1:
+        return attend(parts[0])
+    return torch.cat([attend(part) for part in parts], 2) if torch.is_grad_enabled() else written(attend, parts)

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lean3r.attention.base import Mechanism, Projected, record
-from lean3r.attention.parts import check_count, shown, view_count, without_padding
+from lean3r.attention.parts import check_count, check_flag, shown, view_count, without_padding
 from lean3r.errors import UsageError
 from lean3r.ops.block_select import block_select
-from lean3r.ops.block_sparse import block_sparse_attention
-from lean3r.ops.dispatch import Implementation
+from lean3r.ops.block_sparse import block_sparse_attention, unsupported
+from lean3r.ops.dispatch import Implementation, check_implementation
 from lean3r.types import TokenLayout, Windows
 
 GATE_START = 1.0  # the gates start at sigmoid(-1) = 0.27 for the compressed branch, 0.73 for the selected one
@@ -60,13 +60,15 @@ class Gsa(Mechanism):
             check_count(name, value)
         if gate not in ("two", "one", "none"):
             raise UsageError(f"gate is two, one or none, got {gate!r}")
+        if fill not in ("unique", "repeat_last"):
+            raise UsageError(f"fill is unique or repeat_last, got {fill!r}")
         self.dim, self.heads = dim, heads
         self.window: int = window
         self.top_k = top_k
         self.gating = gate
         self.fill: Literal["unique", "repeat_last"] = fill
-        self.reference, self.every = reference, every
-        self.implementation: Implementation = implementation
+        self.reference, self.every = check_flag("reference", reference), every
+        self.implementation: Implementation = check_implementation(implementation)
         self.gate = None
         if gate != "none":
             start = torch.tensor([-GATE_START, GATE_START][: 2 if gate == "two" else 1])
@@ -78,6 +80,10 @@ class Gsa(Mechanism):
         """Shown by repr(model)."""
         names = ("dim", "heads", "window", "top_k", "fill", "reference", "every", "implementation")
         return f"{shown(self, *names)}, gate={self.gating!r}"
+
+    def unsupported(self, head_dim: int) -> str | None:
+        """See Mechanism."""
+        return unsupported(head_dim, self.window**2, self.window**2)
 
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """Projections of [B, N, C] tokens -> [B, H, N, D]."""

@@ -17,6 +17,7 @@ from lean3r.attention.dense import softmax_attention
 from lean3r.attention.merging import MergePlan, best_match, merge, unmerge
 from lean3r.attention.parts import (
     check_count,
+    check_flag,
     grid_positions,
     in_pieces,
     pieces,
@@ -124,9 +125,9 @@ class KeyValuePrune(Mechanism):
         self.frames: int | Auto = frames if frames == "auto" else check_count("frames", frames)
         self.multiplier = check_count("multiplier", multiplier)
         self.grid = (check_count("grid rows", grid[0]), check_count("grid columns", grid[1]))
-        self.moving = moving
-        self.first_frame = first_frame
-        self.own = own
+        self.moving = check_flag("moving", moving)
+        self.first_frame = check_flag("first_frame", first_frame)
+        self.own = check_flag("own", own)
         self.mean: Mean | None = mean
         self.query_merge: int | Auto = query_merge if query_merge == "auto" else check_count("query_merge", query_merge)
         self.query_group = check_count("query_group", query_group)

@@ -8,7 +8,7 @@ from torch import Tensor
 from lean3r.attention.base import Mechanism, Projected, record
 from lean3r.attention.dense import softmax_attention
 from lean3r.attention.merging import MergePlan, best_match, merge, merged_mask, unmerge
-from lean3r.attention.parts import check_share, shown, table, view_count, without_padding
+from lean3r.attention.parts import check_flag, check_share, shown, table, view_count, without_padding
 from lean3r.types import TokenLayout
 
 
@@ -77,7 +77,7 @@ class TokenMerge(Mechanism):
         self.ratio = check_share("ratio", ratio)
         self.protect = check_share("protect", protect)
         self.seed = seed
-        self.random = random
+        self.random = check_flag("random", random)
 
     def extra_repr(self) -> str:
         """Shown by repr(model)."""

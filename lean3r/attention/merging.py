@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lean3r.attention.parts import pieces, rows_of
+from lean3r.ops.repeats import pieces_of
 
 
 @dataclass(frozen=True)
@@ -38,19 +39,16 @@ def best_match(
     unit = F.normalize(metric.detach(), dim=-1)
     to = unit[:, destinations]
     hidden = None if mask is None else ~mask[:, destinations][:, None]
-    best = [metric.new_zeros(len(metric), 0)]
-    which = [torch.zeros(len(metric), 0, dtype=torch.int64, device=metric.device)]
-    for part in pieces(len(sources), len(metric) * len(destinations), metric.device):
+    best = unit.new_empty(len(metric), len(sources))
+    which = torch.empty(best.shape, dtype=torch.int64, device=metric.device)
+    for part in pieces_of(list(pieces(len(sources), len(metric) * len(destinations), metric.device))):
         similarity = unit[:, sources[part]] @ to.transpose(1, 2)
         if hidden is not None:
             similarity = similarity.masked_fill(hidden, -torch.inf)
-        found = similarity.max(-1)
-        best.append(found.values)
-        which.append(found.indices)
-    similarity = torch.cat(best, 1)
+        best[:, part], which[:, part] = similarity.max(-1)
     if mask is not None:
-        similarity = similarity.masked_fill(~mask[:, sources], -torch.inf)
-    return similarity, torch.cat(which, 1)
+        best.masked_fill_(~mask[:, sources], -torch.inf)
+    return best, which
 
 
 def merge(x: Tensor, plan: MergePlan, mask: Tensor | None = None) -> Tensor:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from lean3r.attention.base import Projected
 from lean3r.errors import UsageError
 from lean3r.ops.dispatch import describe
+from lean3r.ops.repeats import pieces_of, with_values
 from lean3r.types import TokenLayout
 
 CPU_PIECE = 1 << 20  # scores at once: what stays in the cache is several times faster
@@ -29,10 +30,19 @@ def shown(module: nn.Module, *names: str) -> str:
     return ", ".join(f"{name}={text(name)}" for name in names)
 
 
-def check_share(name: str, value: float) -> float:
-    """Return `value` if it lies in [0, 1]; raise UsageError otherwise."""
-    if not 0 <= value <= 1:
-        raise UsageError(f"{name} is a share from 0 to 1, got {value}")
+def check_share(name: str, value: float, *, positive: bool = False) -> float:
+    """Return `value` if it lies in [0, 1], and is not 0 where it must be `positive`; raise UsageError otherwise."""
+    if isinstance(value, bool | str) or not 0 <= value <= 1:
+        raise UsageError(f"{name} is a share from 0 to 1, got {value!r}")
+    if positive and not value:
+        raise UsageError(f"{name} is a share above 0, got 0: something must be attended to; 1 keeps everything")
+    return value
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """Return `value` if it is True or False; raise UsageError otherwise, for texts such as "no" count as true."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{name} is True or False, got {value!r}")
     return value
 
 
@@ -79,7 +89,8 @@ def cached(
     """make(TokenLayout(views, special, rows, cols, window=window), *settings) on `device`, remembered."""
     # Not made under inference mode: a later training step would refuse the table.
     with torch.inference_mode(False):
-        return make(TokenLayout(views, special, rows, cols, window=window), *settings).to(device)
+        layout = TokenLayout(views, special, rows, cols, window=window)
+        return with_values(lambda: make(layout, *settings)).to(device)
 
 
 def table(make: Callable[..., Tensor], layout: TokenLayout, views: int, device: torch.device, *settings) -> Tensor:
@@ -104,8 +115,23 @@ def in_pieces(function: Callable[..., Tensor], slices: Iterator[slice], *tensors
     if len(parts) == 1:
         return function(parts[0], *tensors)
     if not torch.is_grad_enabled():
-        return torch.cat([function(part, *tensors) for part in parts], 2)
+        return written(lambda part: function(part, *tensors), parts)
     return torch.cat([checkpoint(function, part, *tensors, use_reentrant=False) for part in parts], 2)  # type: ignore[arg-type]
+
+
+def written(function: Callable[[slice], Tensor], parts: list[slice]) -> Tensor:
+    """As cat([function(part) for part in parts], 2), each result written to its place at once; not for gradients.
+
+    The slices follow one another from 0 on, all but the last of one length.
+    """
+    out = None
+    for part in pieces_of(parts):
+        found = function(part)
+        if out is None:
+            out = found.new_empty(*found.shape[:2], parts[-1].stop, *found.shape[3:])
+        out[:, :, part] = found
+    assert out is not None
+    return out
 
 
 def rows_of(x: Tensor, index: Tensor) -> Tensor:

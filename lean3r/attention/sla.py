@@ -22,7 +22,8 @@ from lean3r.attention.blocks import (
 from lean3r.attention.dense import softmax_attention
 from lean3r.attention.parts import check_count, check_share, in_pieces, pieces, shown, without_padding
 from lean3r.errors import UsageError
-from lean3r.ops.dispatch import Implementation
+from lean3r.ops.block_sparse import unsupported
+from lean3r.ops.dispatch import Implementation, check_implementation
 from lean3r.ops.linear_attention import Feature, block_states, linear_attention, states_attention
 from lean3r.types import TokenLayout
 
@@ -91,13 +92,13 @@ class SLA(Mechanism):
             modes, fillings = (", ".join(get_args(t)) for t in (Mode, Filling))
             raise UsageError(f"mode is one of {modes} and filling one of {fillings}, got {mode!r} and {filling!r}")
         self.mode: Mode = mode
-        self.keep = check_share("keep", keep)
+        self.keep = check_share("keep", keep, positive=True)
         self.block = check_count("block", block)
         self.critical = check_share("critical", critical)
         self.negligible = check_share("negligible", negligible)
         self.filling: Filling = filling
         self.window = window
-        self.implementation: Implementation = implementation
+        self.implementation: Implementation = check_implementation(implementation)
         self.proj_lin = nn.Linear(dim // heads, dim // heads, bias=False)
         nn.init.normal_(self.proj_lin.weight, std=init_std)
         # In released checkpoints, and never read there either.
@@ -108,6 +109,10 @@ class SLA(Mechanism):
         shares = ("critical", "negligible") if self.mode == "three-way" else ("keep",)
         blocks = () if self.mode == "token" else ("block", "filling", "window")
         return shown(self, "mode", *shares, *blocks, "implementation")
+
+    def unsupported(self, head_dim: int) -> str | None:
+        """See Mechanism; the token mode has a kernel for its linear branch only."""
+        return None if self.mode == "token" else unsupported(head_dim, self.block, self.block)
 
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """Both branches added, [B, H, N, D]."""
@@ -211,12 +216,12 @@ class ThuSLA(Mechanism):
         super().__init__()
         if feature not in get_args(Feature):
             raise UsageError(f"feature is one of {', '.join(get_args(Feature))}, got {feature!r}")
-        self.keep = check_share("keep", keep)
+        self.keep = check_share("keep", keep, positive=True)
         self.query_block = check_count("query_block", query_block)
         self.key_block = check_count("key_block", key_block)
         self.feature: Feature = feature
         self.window = window
-        self.implementation: Implementation = implementation
+        self.implementation: Implementation = check_implementation(implementation)
         self.proj_l = nn.Linear(dim // heads, dim // heads)
         nn.init.zeros_(self.proj_l.weight)
         nn.init.zeros_(self.proj_l.bias)
@@ -224,6 +229,10 @@ class ThuSLA(Mechanism):
     def extra_repr(self) -> str:
         """Shown by repr(model)."""
         return shown(self, "keep", "query_block", "key_block", "feature", "window", "implementation")
+
+    def unsupported(self, head_dim: int) -> str | None:
+        """See Mechanism."""
+        return unsupported(head_dim, self.query_block, self.key_block)
 
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """Both branches added, [B, H, N, D]."""

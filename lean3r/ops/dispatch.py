@@ -32,8 +32,7 @@ def choose(
     (`torch_path`), else the reference. `unsupported` is the operator's own reason against its kernel (a head_dim,
     say). Raises KernelError naming the reason when an explicit choice cannot run, UsageError for an unknown name.
     """
-    if wanted not in get_args(Implementation):
-        raise UsageError(f"implementation is one of {', '.join(get_args(Implementation))}, got {wanted!r}")
+    check_implementation(wanted)
     fallback: Implementation = "torch" if torch_path else "reference"
     if wanted == "auto":
         usable = tensors[0].is_cuda and not (unsupported or why_not_triton(tensors))
@@ -42,6 +41,13 @@ def choose(
         raise KernelError(f"{op} has no torch path; use implementation='reference' or 'auto'")
     if wanted == "triton" and (reason := unsupported or why_not_triton(tensors)):
         raise KernelError(f"the Triton kernel of {op} cannot run: {reason}; implementation='auto' takes {fallback}")
+    return wanted
+
+
+def check_implementation(wanted: Implementation) -> Implementation:
+    """Return `wanted` if there is such a choice; raise UsageError otherwise."""
+    if wanted not in get_args(Implementation):
+        raise UsageError(f"implementation is one of {', '.join(get_args(Implementation))}, got {wanted!r}")
     return wanted
 
 

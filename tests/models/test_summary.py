@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from lean3r.attention import ATTENTION, parts
 from lean3r.compress import compress
 from lean3r.errors import UsageError
 from lean3r.layers.rope import rope_table
@@ -43,6 +44,29 @@ TINY: dict[str, Callable[[], Backbone]] = {
 }
 
 
+MECHANISMS: list[tuple[str, dict[str, Any]]] = [
+    ("dense", {"implementation": "explicit"}),
+    ("gsa", {"top_k": 3}),
+    ("gsa", {"top_k": 2, "reference": True, "every": 3}),
+    ("sla", {"mode": "block", "keep": 0.3, "block": 16}),
+    ("sla", {"mode": "token", "keep": 0.3}),
+    ("sla", {"mode": "three-way", "critical": 0.2, "negligible": 0.2, "block": 16}),
+    ("thu-sla", {"keep": 0.3, "query_block": 16, "key_block": 16}),
+    ("block_sparse", {"query_block": 16, "key_block": 8}),
+    ("merge", {}),
+    ("merge", {"ratio": 0.2, "protect": 0.3}),
+    ("kv_prune", {"frames": 2, "query_merge": 2, "query_group": 3}),
+    ("kv_prune", {"frames": 2, "grid": (2, 2), "own": True, "mean": "count", "query_merge": 1}),
+    ("frame_subset", {"frames": 3, "stride": 2}),
+    ("frame_local", {}),
+]
+"""Every row of ATTENTION, so sparse that it leaves something out."""
+
+
+def test_every_mechanism_is_counted_below() -> None:
+    assert {name for name, _ in MECHANISMS} == set(ATTENTION)
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_operations_are_those_that_torch_counts(name: str) -> None:
     torch.manual_seed(0)
@@ -66,25 +90,24 @@ def test_operations_are_those_that_torch_counts(name: str) -> None:
             assert summary.flops[part] == sum(sum(a.values()) - sum(b.values()) for a, b in pairs)
 
 
-@pytest.mark.parametrize(
-    ("mechanism", "settings"),
-    [("gsa", {"top_k": 3}), ("block_sparse", {"query_block": 16, "key_block": 8})],
-)
+@pytest.mark.parametrize(("mechanism", "settings"), MECHANISMS, ids=str)
 def test_of_many_pieces_alike_two_run_and_all_count(
     mechanism: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch_path, "_CHUNK_ELEMENTS", 64)
     monkeypatch.setattr(gather, "_CPU_BYTES", 1 << 14)
+    monkeypatch.setattr(parts, "CPU_PIECE", 1 << 12)
     torch.manual_seed(0)
     steps = [{"target": "global blocks", "mechanism": mechanism, "settings": settings}]
     model = compress(TINY["nano"]().eval().requires_grad_(False), {"steps": steps})
     size = (7 * model.patch, 9 * model.patch)
+    views = Views(torch.rand(1, 7, 3, *size))  # views alike would leave ties to rounding
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        before = model(Views(torch.ones(1, 7, 3, *size))).depth
+        before = model(views).depth
     assert sum(model.summary(7, *size).flops.values()) == counter.get_total_flops()
     with torch.no_grad():
-        torch.testing.assert_close(model(Views(torch.ones(1, 7, 3, *size))).depth, before)
+        torch.testing.assert_close(model(views).depth, before)
 
 
 @pytest.mark.parametrize("name", TINY)

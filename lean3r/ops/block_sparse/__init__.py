@@ -41,8 +41,8 @@ def block_sparse_attention(
     """
     _check(q, k, v, blocks, query_block, key_block, key_mask, dense_keys)
     tensors = (q, k, v, *(dense_keys or ()))
-    unsupported = _unsupported(q.shape[-1], query_block, key_block, blocks.shape[-1])
-    chosen = choose("block_sparse_attention", implementation, tensors, torch_path=True, unsupported=unsupported)
+    reason = unsupported(q.shape[-1], query_block, key_block, blocks.shape[-1])
+    chosen = choose("block_sparse_attention", implementation, tensors, torch_path=True, unsupported=reason)
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     if chosen == "triton":
         from lean3r.ops.block_sparse.kernel import attend
@@ -54,8 +54,8 @@ def block_sparse_attention(
         return attend(q, k, v, blocks, query_block, key_block, factor, key_mask, dense_keys)
 
 
-def _unsupported(head_dim: int, query_block: int, key_block: int, listed: int) -> str | None:
-    """What the kernel has against these sizes."""
+def unsupported(head_dim: int, query_block: int, key_block: int, listed: int = 1) -> str | None:
+    """What the kernel has against these sizes; None when it takes them."""
     if not 32 <= head_dim <= 128:
         return f"head_dim {head_dim} is not within 32 to 128"
     for name, size in (("query", query_block), ("key", key_block)):
