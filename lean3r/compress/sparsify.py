@@ -20,7 +20,7 @@ from lean3r.compress.adapters import Adapter, adopt
 from lean3r.compress.fp8_linear import Quantized, deploy, insert
 from lean3r.compress.plan import FROM_MODEL, CompressionPlan, Step, resolve_plan
 from lean3r.compress.targets import Site, Target, sites_of
-from lean3r.errors import UsageError
+from lean3r.errors import KernelError, UsageError
 
 PLAN_KEY, STAGE_KEY = "plan", "stage"  # in the metadata of a checkpoint
 PREPARED = "prepared"  # the stage of weights that are rounded only while they run
@@ -57,7 +57,9 @@ def compress(model: M, plan: str | Path | Mapping[str, Any] | CompressionPlan, *
     on its device. `adapter` (compress/adapters.py) says where attention is in networks that are not ours.
     Linear layers that the plan quantises are stored as codes, in memory of their own (see quantize.convert).
     UsageError where the plan makes no sense, where it names blocks that the network lacks, and where the network is
-    compressed already, unless the plan only quantises what was made sparse.
+    compressed already, unless the plan only quantises what was made sparse. KernelError where implementation="triton"
+    is asked for and the kernels have no form for the heads or blocks; what they have against a device or a type of
+    numbers, which may still change, is raised by the first run.
     """
     compressed, changes = apply(model, resolve_plan(plan), adapter)
     counts = Counter(change.scheme for change in changes if isinstance(change, Quantized))
@@ -145,6 +147,12 @@ def _build(step: Step, site: Site) -> Mechanism:
     sizes = {"dim": site.dim, "heads": site.heads}
     taken = {name: sizes[name] for name in FROM_MODEL if name in inspect.signature(kind).parameters}
     try:
-        return kind(**taken, **step.settings)
+        mechanism = kind(**taken, **step.settings)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{step.mechanism} does not take these settings at {site.name}: {error}.") from error
+    reason = mechanism.unsupported(site.dim // site.heads)
+    if reason and getattr(mechanism, "implementation", None) == "triton":
+        raise KernelError(
+            f"{step.mechanism} cannot run by implementation='triton' at {site.name}: {reason}. Take 'auto'."
+        )
+    return mechanism

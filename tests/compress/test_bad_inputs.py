@@ -1,0 +1,156 @@
+"""Bad and odd input by the public route: compress a tiny model of each kind, run it, or be refused clearly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from contracts.test_attention import COMPLETE, SPARSE
+from contracts.test_backbones import predict, tiny
+from torch import Tensor
+
+import lean3r
+from lean3r.attention import ATTENTION
+from lean3r.attention.base import recording
+from lean3r.errors import InputError, KernelError, UsageError
+from lean3r.models.base import Backbone
+from lean3r.models.nano import Nano, NanoConfig
+from lean3r.testing import assert_rms
+from lean3r.types import Prediction, Views
+
+SPECIAL = {"vggt": 5, "pi3": 5, "da3-small": 1}
+"""Model -> special tokens a view."""
+
+each_model = pytest.mark.parametrize("model", SPECIAL)
+each_mechanism = pytest.mark.parametrize("mechanism", list(ATTENTION))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def images(model: str, tokens: int, views: int = 3) -> Tensor:
+    """Pictures of so many tokens a view, as square as that number allows."""
+    patches, patch = tokens - SPECIAL[model], tiny(model).patch
+    rows = max(n for n in range(1, math.isqrt(patches) + 1) if patches % n == 0)
+    return torch.rand(1, views, 3, rows * patch, patches // rows * patch)
+
+
+def converted(model: Backbone, mechanism: str, settings: dict[str, Any]) -> Backbone:
+    return lean3r.compress(
+        model, {"steps": [{"target": "global blocks", "mechanism": mechanism, "settings": settings}]}
+    )
+
+
+def assert_finite(found: Prediction) -> None:
+    for value in (found.depth, found.conf, found.cam_from_world, found.intrinsics):
+        assert value is not None and bool(value.isfinite().all())
+
+
+def assert_same(found: Prediction, expected: Prediction) -> None:
+    assert found.depth is not None and expected.depth is not None
+    for name in ("depth", "cam_from_world", "intrinsics"):
+        assert_rms(getattr(found, name), getattr(expected, name), 1e-4)
+
+
+@each_mechanism
+@each_model
+@pytest.mark.parametrize("tokens", [63, 183])
+def test_odd_lengths(mechanism: str, model: str, tokens: int) -> None:
+    pictures = images(model, tokens)
+    sparse = converted(tiny(model), mechanism, SPARSE.get(mechanism, [{}])[0])
+    with recording() as log:
+        assert_finite(predict(sparse, pictures))
+    assert {record.layout.tokens for record in log} == {tokens} or mechanism == "dense"
+    assert all(record.density is not None and 0 < record.density < 1 for record in log)
+
+
+@each_mechanism
+@each_model
+def test_nothing_left_out_is_the_dense_model(mechanism: str, model: str) -> None:
+    """More windows, blocks and views asked for than there are among them; of one view, and of one window."""
+    pictures, side = images(model, 63), 2 * tiny(model).patch
+    expected = predict(tiny(model), pictures)
+    for settings in COMPLETE.get(mechanism, []):
+        assert_same(predict(converted(tiny(model), mechanism, settings), pictures), expected)
+    if mechanism == "frame_local":  # another view is all that it leaves out
+        assert_same(
+            predict(converted(tiny(model), mechanism, {}), pictures[:, :1]), predict(tiny(model), pictures[:, :1])
+        )
+    for few in (pictures[:, :1], pictures[:, :, :, :side, :side]):
+        dense = predict(tiny(model), few)
+        for settings in COMPLETE.get(mechanism, [])[:1]:
+            assert_same(predict(converted(tiny(model), mechanism, settings), few), dense)
+        assert_finite(predict(converted(tiny(model), mechanism, SPARSE.get(mechanism, [{}])[0]), few))
+
+
+@each_model
+@each_mechanism
+def test_pixels_that_are_no_numbers_are_refused_by_the_view_they_are_in(mechanism: str, model: str) -> None:
+    pictures = images(model, 63)
+    pictures[0, 1, 2, 5, 7] = torch.nan
+    with pytest.raises(InputError, match="view 1 holds NaN or infinite pixels"):
+        predict(converted(tiny(model), mechanism, {}), pictures)
+
+
+@each_model
+@pytest.mark.parametrize("mechanism", ["gsa", "sla", "thu-sla", "block_sparse"])
+def test_heads_that_kernels_do_not_take(mechanism: str, model: str) -> None:
+    """Known, and said, when the model is converted: 16 channels a head."""
+    with pytest.raises(
+        KernelError, match=rf"{mechanism} cannot run .* at \S+attn: head_dim 16 is not within 32 to 128"
+    ):
+        converted(tiny(model), mechanism, {"implementation": "triton"})
+    with pytest.raises(KernelError, match="head_dim 16 is not within"):
+        lean3r.compress(tiny(model), {"steps": [{**STEP, "mechanism": mechanism}]})
+    assert_finite(predict(converted(tiny(model), mechanism, {"implementation": "auto"}), images(model, 63)))
+
+
+STEP = {"target": "global block 0", "settings": {"implementation": "triton"}, "dense_below": 10_000}
+
+
+@pytest.mark.parametrize("mechanism", ["gsa", "sla", "thu-sla", "block_sparse"])
+def test_numbers_that_kernels_do_not_take(mechanism: str) -> None:
+    """A model's type and device may change after it is converted: the run says so."""
+    wide = Nano(NanoConfig(width=64, heads=2, pairs=2)).double().eval()
+    sparse = converted(wide, mechanism, {"implementation": "triton"})
+    with pytest.raises(KernelError, match=r"cannot run: torch\.float64 is not float32"), torch.no_grad():
+        sparse(Views(torch.rand(1, 3, 3, 48, 64, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "settings", "says"),
+    [
+        ("gsa", {"reference": "no"}, "reference is True or False, got 'no'"),
+        ("gsa", {"fill": "last"}, "fill is unique or repeat_last, got 'last'"),
+        ("gsa", {"gate": "three"}, "gate is two, one or none, got 'three'"),
+        ("gsa", {"top_k": 0}, "top_k is a whole number from 1 on, got 0"),
+        ("gsa", {"window": 0}, "window is a whole number from 1 on, got 0"),
+        ("gsa", {"implementation": "cuda"}, "implementation is one of auto, reference, torch, triton, got 'cuda'"),
+        ("sla", {"keep": 0}, "keep is a share above 0, got 0"),
+        ("sla", {"keep": 30}, "keep is a share from 0 to 1, got 30"),
+        ("sla", {"keep": "0.3"}, "keep is a share from 0 to 1, got '0.3'"),
+        ("thu-sla", {"keep": 0.0}, "keep is a share above 0, got 0"),
+        ("thu-sla", {"implementation": "flash"}, "implementation is one of"),
+        ("block_sparse", {"sparsity": None}, "got neither"),
+        ("merge", {"random": "no"}, "random is True or False, got 'no'"),
+        ("kv_prune", {"own": 1}, "own is True or False, got 1"),
+        ("frame_subset", {"frames": 0}, "frames is a whole number from 1 on, got 0"),
+    ],
+)
+def test_settings_that_mean_nothing(mechanism: str, settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says) as caught:
+        converted(tiny("pi3"), mechanism, settings)
+    assert "\n" not in str(caught.value)
+
+
+@each_model
+def test_views_that_are_not_there(model: str) -> None:
+    with pytest.raises(UsageError, match="keep names view 7, but there are 3 views, counted from 0"):
+        predict(converted(tiny(model), "frame_subset", {"keep": [0, 7]}), images(model, 63))
