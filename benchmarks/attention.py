@@ -1,12 +1,13 @@
 """Is sparse attention faster, and by how much? Every mechanism of the table against dense attention.
 
-    python benchmarks/attention.py [--views 8 16 ...] [--only gsa sla] [--limit 45] [--name attention_cpu]
+    python benchmarks/attention.py [--views 8 16 ...] [--only gsa sla] [--limit 45] [--name attention_cpu] [--out DIR]
 
 First, in the same process, correctness: with nothing left out a mechanism must equal dense attention, and what
 implementation="auto" gives must equal the reference, gradients included. Then one global layer by the number of
 views, forward and backward, against torch's scaled_dot_product_attention: seconds (medians), peak memory, counted
-operations, and the share of the roofline that the peaks measured in this run allow. Then whole models, with the plan
-"gsa" and without. Runs on a CPU or a GPU; writes benchmarks/results/NAME.json and NAME.png.
+operations, and the share of the roofline that the peaks measured in this run allow; of gsa also the seconds in which
+windows are selected and those of block-sparse attention. Then whole models, with the plan "gsa" and without. Runs on
+a CPU or a GPU; writes NAME.json and NAME.png into benchmarks/results or DIR. Exit code 1 when a level is missed.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 from common import RESULTS, hardware, write_result
-from measure import clock, observed, once, peaks
+from measure import clock, inside, observed, once, peaks
 from torch import Tensor, nn
 
-from lean3r.attention import ATTENTION
+from lean3r.attention import ATTENTION, coarse_fine
 from lean3r.attention.base import Mechanism, Projected
 from lean3r.attention.dense import Dense
 from lean3r.compress import compress
@@ -55,6 +57,7 @@ LEVELS = {
     "cuda": {"layer": {1024: 30.0}, "model": {32: 1.5, 128: 4.0, 512: 10.0, 1024: 20.0}},
 }
 """Least speed-up by views: of a layer of gsa forward, and of the best of the whole models."""
+SELECTION = {1024: 1 / 3}  # most of a layer's forward time on a GPU that choosing windows may take, by views
 SLOWER = 1.05  # no whole model may take more than this share of the dense one's time
 
 
@@ -188,6 +191,12 @@ def layer_row(name: str, views: int, backward: bool, bench: Bench, peak: dict[st
     repeats = 1
     if seconds < bench.limit_s / 10:
         seconds, repeats = clock(run, 1.0)
+    else:
+        seconds = once(run)
+    parts: dict[str, float] = {}
+    if name == "gsa":
+        selection, block_sparse = inside(coarse_fine, ("block_select", "block_sparse_attention"), run, min(repeats, 5))
+        parts = {"selection_s": selection, "block_sparse_s": block_sparse, "selection_share": selection / seconds}
     if bench.cuda and getattr(mechanism, "implementation", "") == "auto":
         flops = flops_by_torch(lambda: run(build(name, {**settings, "implementation": "torch"}, bench)))
     moved = sum(t.nbytes for t in (p.q, p.k, p.v, p.v)) * (2 if backward else 1)
@@ -202,6 +211,7 @@ def layer_row(name: str, views: int, backward: bool, bench: Bench, peak: dict[st
         "bytes": moved,
         "peak_bytes": memory,
         "of_roofline": None if ideal is None else ideal / seconds,
+        **parts,
     }
 
 
@@ -254,10 +264,11 @@ def expected(done: list[dict[str, Any]], key: str, views: int) -> float:
 
 def shown(row: dict[str, Any]) -> str:
     """A line of the table."""
+    parts = f"; {100 * row['selection_share']:.0f} % selection" if "selection_share" in row else ""
     return (
         f"{row['mechanism']:13} {row['views']:5} views {row['pass']:20} {row['seconds']:9.4f} s "
         f"{row.get('speed_up', float('nan')):7.2f} x  {row['peak_bytes'] / 2**20:8.0f} MiB "
-        f"{(row['flops'] or 0) / 1e9:10.1f} GFLOP  {100 * (row['of_roofline'] or 0):5.1f} % of roofline"
+        f"{(row['flops'] or 0) / 1e9:10.1f} GFLOP  {100 * (row['of_roofline'] or 0):5.1f} % of roofline{parts}"
     )
 
 
@@ -287,14 +298,14 @@ def models(bench: Bench, views: list[int]) -> list[dict[str, Any]]:
             sides = (bench.rows * model.patch, bench.cols * model.patch)
             pictures = Views(torch.rand(1, count, 3, *sides, device=bench.device))
             times: dict[str, list[float]] = {kind: [] for kind in networks}
-            while not times["gsa"] or (taken < bench.limit_s / 8 and len(times["gsa"]) < 8):
+            while len(times["gsa"]) < 2 or (taken < bench.limit_s / 8 and len(times["gsa"]) < 8):
                 for kind, network in networks.items():
                     with torch.inference_mode(), torch.autocast(bench.device.type, bench.dtype, enabled=bench.cuda):
                         times[kind].append(once(lambda: network(pictures)))  # noqa: B023
                 taken = sum(map(sum, times.values()))
-            medians = {kind: statistics.median(t[1:] or t) for kind, t in times.items()}  # the first warms up
+            medians = {kind: statistics.median(t[1:]) for kind, t in times.items()}  # the first warms up
             taken = medians["dense"]
-            row: dict[str, Any] = {"model": name, "views": count, "repeats": max(1, len(times["gsa"]) - 1)}
+            row: dict[str, Any] = {"model": name, "views": count, "repeats": len(times["gsa"]) - 1}
             row |= {f"{kind}_s": value for kind, value in medians.items()}
             rows.append(row | {"speed_up": medians["dense"] / medians["gsa"]})
             said = ", ".join(f"{kind} {value:8.3f} s" for kind, value in medians.items())
@@ -314,6 +325,11 @@ def judged(bench: Bench, rows: list[dict[str, Any]], whole: list[dict[str, Any]]
         growth = (two["peak_bytes"] / one["peak_bytes"]) / (two["views"] / one["views"])
         if growth > 1.1 and one["views"] >= 32:
             short.append(f"gsa: memory from {one['views']} to {two['views']} views grows {growth:.2f} times as fast")
+    short += [
+        f"gsa at {r['views']} views: selection takes {r['selection_share']:.2f} of the time"
+        for r in gsa
+        if bench.cuda and r["selection_share"] > SELECTION.get(r["views"], 1)
+    ]
     found = {
         "layer": {r["views"]: r["speed_up"] for r in gsa if "speed_up" in r},
         "model": {v: max(r["speed_up"] for r in whole if r["views"] == v) for v in {r["views"] for r in whole}},
@@ -325,7 +341,7 @@ def judged(bench: Bench, rows: list[dict[str, Any]], whole: list[dict[str, Any]]
     return short
 
 
-def plot(rows: list[dict[str, Any]], name: str) -> None:
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Seconds and memory by views, forward, of every mechanism."""
     import matplotlib
 
@@ -345,7 +361,7 @@ def plot(rows: list[dict[str, Any]], name: str) -> None:
         axis.grid(alpha=0.3)
     axes[1].legend(fontsize=7)
     figure.suptitle("One global attention layer, forward", fontsize=10)
-    figure.savefig(RESULTS / f"{name}.png", dpi=90)
+    figure.savefig(path, dpi=90)
 
 
 def main() -> int:
@@ -358,6 +374,7 @@ def main() -> int:
         "--limit", type=float, default=45.0, help="seconds that one dense run may take, others a quarter"
     )
     parser.add_argument("--name", help="of the files that are written")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the files that are written")
     options = parser.parse_args()
     bench = bench_here(options.views, options.limit)
     model_views = options.model_views
@@ -374,16 +391,19 @@ def main() -> int:
         "hardware": hardware(),
         "dtype": str(bench.dtype).removeprefix("torch."),
         "layer": {k: getattr(bench, k) for k in ("heads", "head_dim", "special", "rows", "cols")},
-        "method": "one run watched (operations, peak memory), then medians after a warm-up; that one run alone above "
-        f"{bench.limit_s / 10:.1f} s; operations counted, bytes those of q, k, v and the result, read or written once",
+        "method": "one run watched (operations, peak memory), which also warms up, then medians; above "
+        f"{bench.limit_s / 10:.1f} s one run; operations counted, bytes those of q, k, v and the result, read or "
+        "written once; selection_s and block_sparse_s are seconds of their forward passes inside the layer, measured "
+        "in runs of their own",
         "peaks": peak,
         "relative_rms": errors,
         "layers": rows,
         "models": whole,
         "missed": short,
     }
-    print(write_result(name, result))
-    plot(rows, name)
+    path = write_result(name, result, options.out)
+    plot(rows, path.with_suffix(".png"))
+    print(path)
     print("\n".join(short) if short else "every level is reached")
     return int(bool(short))
 

@@ -29,10 +29,10 @@ def hardware() -> dict[str, object]:
     return found
 
 
-def write_result(name: str, result: dict) -> Path:
-    """Write benchmarks/results/NAME.json and return its path."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def write_result(name: str, result: dict, folder: Path = RESULTS) -> Path:
+    """Write NAME.json into benchmarks/results, or another folder, and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     return path
 
