@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Iterator
 
 import pytest
@@ -116,12 +117,113 @@ def test_wrong_layouts_and_other_kinds_are_refused() -> None:
         compress(nn.ModuleDict({"attn": nn.Linear(4, 4)}), "dense", adapter=FusedQkv(grid))
 
 
+class Rotary(nn.Module):
+    """Turns the first half of the channels by rows and the second by columns, as pos [B, N, 2] has them."""
+
+    def forward(self, x: Tensor, pos: Tensor) -> Tensor:
+        turned = []
+        for part, place in zip(x.chunk(2, -1), pos.unbind(-1), strict=True):
+            speed = 100.0 ** -torch.linspace(0, 1, part.shape[-1] // 2)
+            angle = (place[:, None, :, None] * speed).repeat(1, 1, 1, 2)
+            low, high = part.chunk(2, -1)
+            turned.append(part * angle.cos() + torch.cat([-high, low], -1) * angle.sin())
+        return torch.cat(turned, -1)
+
+
+class FusedAttention(nn.Module):
+    """As the official networks write it: one Linear for q, k and v, norms, rotation, an attention of its own."""
+
+    def __init__(self, dim: int, heads: int, rope: nn.Module | None):
+        super().__init__()
+        self.num_heads = heads
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.q_norm, self.k_norm = nn.LayerNorm(dim // heads), nn.LayerNorm(dim // heads)
+        self.proj_drop, self.rope = nn.Dropout(0.0), rope
+
+    def forward(self, x: Tensor, pos: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:
+        batch, tokens, dim = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, dim // self.num_heads).permute(2, 0, 3, 1, 4)
+        q, k = self.q_norm(qkv[0]), self.k_norm(qkv[1])
+        if self.rope is not None and pos is not None:
+            q, k = self.rope(q, pos), self.rope(k, pos)
+        weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+        return self.proj_drop(self.proj((weights @ qkv[2]).transpose(1, 2).reshape(batch, tokens, dim)))
+
+
+class FusedBlock(nn.Module):
+    def __init__(self, dim: int, heads: int, rope: nn.Module | None):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attn = FusedAttention(dim, heads, rope)
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, x: Tensor, pos: Tensor | None) -> Tensor:
+        x = x + self.attn(self.norm1(x), pos=pos)
+        return x + self.mlp(self.norm2(x))
+
+
+class ManyViews(nn.Module):
+    """Depth Anything 3's way of looking at several views: the blocks of a ViT, from the third on every other global."""
+
+    def __init__(self, rotated: bool):
+        super().__init__()
+        dim = 32
+        rope = Rotary() if rotated else None
+        self.patch_embed = nn.Conv2d(3, dim, 14, 14)
+        self.cls_token, self.camera_token = (nn.Parameter(torch.randn(1, 1, dim)) for _ in range(2))
+        self.blocks = nn.ModuleList(FusedBlock(dim, 2, rope if index >= 2 else None) for index in range(6))
+
+    def forward(self, images: Tensor) -> Tensor:
+        batch, views = images.shape[:2]
+        grid = self.patch_embed(images.flatten(0, 1))
+        rows, cols = (torch.arange(1, n + 1) for n in grid.shape[-2:])
+        own = torch.cat([torch.zeros(1, 2, dtype=torch.int64), torch.cartesian_prod(rows, cols)])
+        x = grid.flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+        for index, block in enumerate(self.blocks):
+            if index == 2:
+                x = torch.cat([self.camera_token.expand(len(x), -1, -1), x[:, 1:]], 1)
+            together = index >= 2 and index % 2
+            x = x.unflatten(0, (batch, views)).flatten(1, 2) if together else x
+            pos = (own > 0).long().repeat(views, 1) if together else own
+            x = block(x, pos.expand(len(x), -1, -1))
+            x = x.unflatten(1, (views, -1)).flatten(0, 1) if together else x
+        return x.unflatten(0, (batch, views))
+
+
+@pytest.mark.parametrize("rotated", [True, False])
+@pytest.mark.parametrize(("views", "rows", "cols"), [(4, 5, 7), (1, 7, 3), (3, 13, 14)])
+def test_a_fused_vit_of_many_views(rotated: bool, views: int, rows: int, cols: int) -> None:
+    def layout(images: Tensor) -> TokenLayout:
+        return TokenLayout(images.shape[1], 1, images.shape[-2] // 14, images.shape[-1] // 14)
+
+    adapter = FusedQkv(layout, role=lambda index: "global" if index >= 2 and index % 2 else "frame")
+    model, images = ManyViews(rotated).eval(), torch.rand(2, views, 3, 14 * rows, 14 * cols)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    same_where_kept(model, adapter, images)
+    kept = compress(model, {"steps": [everything()]}, adapter=adapter)
+    sparse = compress(model, {"steps": [everything(top_k=1)]}, adapter=adapter)
+    with torch.inference_mode(), recording() as log:
+        expected = model(images)
+        assert not log, "the original stays"
+        assert_rms(kept(images), expected, 1e-5)
+        found = sparse(images)
+    assert [record.layout.views for record in log] == [views] * 4
+    assert found.isfinite().all() and not torch.allclose(found, expected)
+    assert all(torch.equal(before[name], value) for name, value in kept.state_dict().items())
+    with pytest.raises(UsageError, match="does not take attn_mask"):
+        kept.get_submodule("blocks.3.attn")(torch.randn(1, 4, 32), attn_mask=torch.zeros(4, 4))
+
+
 def pictures(model_input: Tensor, **_: object) -> TokenLayout:
     return TokenLayout(1, 1, model_input.shape[-2] // 16, model_input.shape[-1] // 16)
 
 
 def test_timm_vit() -> None:
-    timm = pytest.importorskip("timm", reason="timm is not installed: pip install --no-deps timm torchvision")
+    try:
+        timm = importlib.import_module("timm")
+    except (ImportError, RuntimeError) as error:  # a torchvision for another torch raises RuntimeError
+        pytest.skip(f"timm needs itself and torchvision built for this torch: {error}")
     vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, img_size=(64, 48), num_classes=5).eval()
     model = nn.Sequential(vit)
     x = torch.rand(2, 3, 64, 48)
