@@ -1,8 +1,9 @@
 """What a model costs before it is run: parameters, floating point operations and bytes, part by part.
 
 The model's own code runs on tensors that have shapes and no memory, so that chunks, masks and layers that are
-skipped count as they do in a real run; of many pieces alike two run, and count for all (ops/repeats.py). One
-multiplication with its addition is two operations.
+skipped count as they do in a real run; of many pieces alike two run, and count for all (ops/repeats.py). Blocks that
+are chosen up to a cumulative probability count as if all were equally probable. One multiplication with its addition
+is two operations.
 """
 
 from __future__ import annotations
