@@ -11,6 +11,8 @@ import pytest
 import torch
 
 import lean3r
+from lean3r.attention.base import recording
+from lean3r.cli.main import main
 from lean3r.data.colmap import read_cameras
 from lean3r.data.showroom import phone_photos
 from lean3r.data.synthetic import SyntheticWorld
@@ -84,3 +86,19 @@ def test_photos_to_files_in_three_lines(nano: Backbone, tmp_path: Path) -> None:
     assert json.loads((out / "manifest.json").read_text())["model"]
     auc = pose_auc(torch.from_numpy(scene.cam_from_world), truth.cam_from_world[0].double())
     assert auc[30] > 0.3
+
+
+def test_a_plan_by_its_name(tmp_path: Path) -> None:
+    """Enough views that attention is sparse indeed; cameras stay those of a model that has seen the room."""
+    truth = phone_photos(tmp_path / "photos", 8, height=240, width=320)
+    arguments = ["reconstruct", str(tmp_path / "photos"), "-o", str(tmp_path / "out"), "--plan", "gsa"]
+    with recording() as log:
+        assert main([*arguments, "-f", "npz,colmap", "--resolution", "320", "--device", "cpu", "-q"]) == 0
+    assert {record.layout.views for record in log} == {8} and all((record.density or 1) < 0.8 for record in log)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["plan"]["name"] == "gsa" and manifest["plan"]["steps"][0]["mechanism"] == "gsa"
+    assert 'plan = "gsa"' in (tmp_path / "out" / "config.toml").read_text()
+    with np.load(tmp_path / "out" / "predictions.npz") as saved:
+        assert saved["depth"].shape[0] == 8 and np.isfinite(saved["depth"]).all()
+        poses = torch.from_numpy(saved["cam_from_world"]).double()
+    assert pose_auc(poses, truth.cam_from_world[0].double())[30] > 0.4
