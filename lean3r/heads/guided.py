@@ -26,9 +26,9 @@ class Surfaces(NamedTuple):
 
     @property
     def log_depth(self) -> Tensor:
-        """The surface whose distribution has the higher peak, [..., H, W]."""
-        favours_first = self.log_odds - self.log_width_first + self.log_width_second > 0
-        return torch.where(favours_first, self.first, self.second)
+        """The likelier surface, [..., H, W]. (The one with the higher peak, as in the source, is steeper still but
+        further off on average.)"""
+        return torch.where(self.log_odds > 0, self.first, self.second)
 
 
 _START = (-0.2, 0.2, -1.5, -1.5, 0.0, 0.0)  # the two surfaces start apart, or they would stay one

@@ -131,11 +131,11 @@ def test_a_pixel_unsure_of_its_side_of_an_edge_pays_less_with_two_surfaces(batch
     assert price[2] > price[1] + 1.0
 
 
-def test_the_likelier_surface_is_taken_and_widths_count() -> None:
+def test_the_likelier_surface_is_taken_whatever_its_width() -> None:
     zero, one = torch.zeros(2), torch.ones(2)
     odds = torch.tensor([1.0, -1.0])
     assert Surfaces(zero, one, zero, zero, odds, zero).log_depth.tolist() == [0.0, 1.0]
-    assert Surfaces(zero, one, zero + 2, zero, odds, zero).log_depth.tolist() == [1.0, 1.0]
+    assert Surfaces(zero, one, zero + 2, zero, odds, zero).log_depth.tolist() == [0.0, 1.0]
 
 
 def test_edges_are_where_depth_jumps_between_known_pixels() -> None:
