@@ -51,7 +51,7 @@ VIEWS = Views(torch.rand(1, 2, 3, 48, 64, generator=torch.Generator().manual_see
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("scheme", list(SCHEMES))
 def test_prepared_and_converted_are_the_same_numbers(scheme: str, dtype: torch.dtype) -> None:
-    net = network(37, 128, 9, dtype=dtype)
+    net = network(37, 128, 19, dtype=dtype)
     prepared = prepare(net, plan(scheme))
     converted = convert(prepared)
     x = noise(2, 5, 37).to(dtype)
@@ -66,21 +66,21 @@ def test_prepared_and_converted_are_the_same_numbers(scheme: str, dtype: torch.d
         else:
             assert torch.equal(converted(x), expected)
         assert torch.equal(compress(net, plan(scheme))(x), converted(x))
-        assert converted(x[:, :0]).shape == (2, 0, 9)
+        assert converted(x[:, :0]).shape == (2, 0, 19)
     assert converted[0].weight.element_size() == 1 and not any(p.ndim > 1 for p in converted.parameters())
 
 
 @pytest.mark.parametrize(
     "layer",
     [
-        nn.Conv2d(6, 5, 3, stride=2, padding=1, padding_mode="replicate", bias=False),
-        nn.Conv2d(6, 8, 1, groups=2),
-        nn.ConvTranspose2d(6, 5, 4, stride=2, output_padding=1),
+        nn.Conv2d(18, 17, 3, stride=2, padding=1, padding_mode="replicate", bias=False),
+        nn.Conv2d(18, 20, 1),
+        nn.ConvTranspose2d(18, 17, 4, stride=2, output_padding=1),
     ],
 )
 def test_convolutions_keep_codes_too(layer: nn.Module) -> None:
     net = nn.Sequential(copy.deepcopy(layer))
-    x = noise(2, 6, 7, 9)
+    x = noise(2, 18, 7, 9)
     prepared = prepare(net, "fp8-weight")
     converted = convert(prepared)
     with torch.no_grad():
