@@ -5,7 +5,8 @@
 Each setting is a process of its own, with random pictures and, but for nano, random weights. On a CPU the measure is
 the process's largest resident memory (VmHWM; Linux), on a GPU what torch's allocator handed out at most. Before the
 figures count, smaller chunks must give the results of the usual ones. Limit: 15 % of the measured peak. Seconds are of
-a shared machine. Writes benchmarks/results/memory_budget.json; exit 1 where a prediction is off.
+a shared machine. Writes benchmarks/results/memory_budget.json, where settings that --only leaves out keep their rows;
+exit 1 where a prediction is off.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import hardware, write_result
+from common import RESULTS, hardware, write_result
 
 from lean3r.export import export
 from lean3r.models import MODELS
@@ -57,11 +58,17 @@ def main() -> None:
         print(json.dumps(measure(*SETTINGS[given.child])))
         return
     difference = difference_of_chunks()
-    print(f"smaller chunks: depth differs by {difference:.1e} of its mean")
-    rows = [{"setting": name, **run(name)} for name in given.only]
-    result = {"hardware": hardware(), "limit": LIMIT, "difference_of_chunks": difference, "rows": rows}
-    print(write_result("memory_budget", result))
-    if difference > 1e-4 or any(abs(row["error"]) > LIMIT for row in rows):
+    print(f"smaller chunks: depth differs by {difference:.1e} of its mean", flush=True)
+    path = RESULTS / "memory_budget.json"
+    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = {row["setting"]: row for row in before if row["setting"] in SETTINGS}
+    for name in given.only:  # written one by one: a run that is cut short keeps what it has
+        rows[name] = {"setting": name, **run(name)}
+        ordered = [rows[setting] for setting in SETTINGS if setting in rows]
+        result = {"hardware": hardware(), "limit": LIMIT, "difference_of_chunks": difference, "rows": ordered}
+        write_result("memory_budget", result)
+    print(path)
+    if difference > 1e-4 or any(abs(rows[name]["error"]) > LIMIT for name in given.only):
         raise SystemExit(1)
 
 
