@@ -12,7 +12,7 @@ import pytest
 Check = Callable[[Path, str], None]
 
 TOPICS = ("select", "sparse", "free", "gsa")  # the modules of attention_cases
-ELSEWHERE = ("fp8_linear", "w4_linear", "kd_loss", "speed3r_loss")  # test_fp8.py, test_training_losses.py
+ELSEWHERE = ("fp8_linear", "w4_linear", "kd_loss", "speed3r_loss")  # test_fp8.py, test_losses.py
 
 
 def checks() -> dict[str, tuple[Check, tuple[str, ...], bool]]:
