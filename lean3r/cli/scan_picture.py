@@ -12,6 +12,7 @@ PLOT, GAP, TEXT_HEIGHT = 240, 12, 16
 LEFT = 44  # for the numbers of the axis
 BACKGROUND, TEXT, GRID, CHOSEN = (255, 255, 255), (60, 60, 66), (226, 226, 230), (214, 40, 40)
 COLOURS = {
+    "embedding": (200, 120, 160),
     "encoder": (86, 126, 190),
     "frame": (92, 168, 128),
     "global": (44, 110, 80),

@@ -7,23 +7,25 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
 from lean3r.compress.targets import numbers_in
 from lean3r.errors import UsageError
 from lean3r.layers.block import Block
+from lean3r.layers.embed import ConvStem
 from lean3r.layers.linear import Linear
 from lean3r.layers.trunk import Trunk
-from lean3r.layers.vit import VisionTransformer
+from lean3r.layers.vit import PatchEmbed, VisionTransformer
 
-Part = Literal["encoder", "frame", "global", "camera", "head", "mechanism"]
+Part = Literal["embedding", "encoder", "frame", "global", "camera", "head", "mechanism"]
 PLAIN = (nn.Linear, Linear)  # subclasses have a life of their own (the projection inside MultiheadAttention)
+NARROW = 16
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _FORM = (
     "expected 'every layer', 'every linear', 'every block', '[encoder|frame|global|all] blocks [NUMBERS]', "
-    "'camera head', 'heads' or 'named PATTERN'"
+    "'camera head', 'heads', 'narrow layers' or 'named PATTERN'"
 )
 
 
@@ -33,7 +35,8 @@ class LinearSite:
     role (`number`) and in the trunk (`overall`), None outside of blocks.
 
     "camera" is what lies in modules called camera..., "head" what is in no encoder and no trunk, "mechanism" what an
-    attention mechanism owns (gates, branches), which only a target by name reaches.
+    attention mechanism owns (gates, branches), "embedding" what reads pixels: small, and nobody brings back what it
+    loses. Only targets by name reach these two. `narrow` layers have less than 16 inputs or outputs.
     """
 
     name: str
@@ -41,6 +44,7 @@ class LinearSite:
     number: int | None = None
     overall: int | None = None
     convolution: bool = False
+    narrow: bool = False
 
 
 def linears_of(model: nn.Module) -> list[LinearSite]:
@@ -48,6 +52,7 @@ def linears_of(model: nn.Module) -> list[LinearSite]:
     blocks: dict[str, tuple[Part, int, int | None]] = {}
     counts: Counter[Part] = Counter()
     encoders: list[str] = []
+    readers: list[str] = []
     camera = re.compile(r"(^|\.)camera[^.]*(\.|$)")
     for path, module in model.named_modules():
         dot = f"{path}." if path else ""
@@ -60,6 +65,8 @@ def linears_of(model: nn.Module) -> list[LinearSite]:
             for index in range(len(module.blocks)):
                 blocks[f"{dot}blocks.{index}"] = ("encoder", counts["encoder"], None)
                 counts["encoder"] += 1
+        elif isinstance(module, ConvStem | PatchEmbed):
+            readers.append(dot)
         elif isinstance(module, Block) and path not in blocks:
             part: Part = "camera" if camera.search(path) else "head"
             blocks[path] = (part, counts[part], None)
@@ -75,11 +82,14 @@ def linears_of(model: nn.Module) -> list[LinearSite]:
         place: tuple[Part, int | None, int | None] = ("camera" if camera.search(path) else "head", None, None)
         if inside is not None and path.startswith(inside[0]):
             place = inside[1]
+        elif any(path.startswith(reader) for reader in readers):
+            place = ("embedding", None, None)
         elif any(path.startswith(encoder) for encoder in encoders):
             place = ("encoder", None, None)
         if re.search(r"\.attn\.(mechanism|short)\.", path):
             place = ("mechanism", None, None)
-        found.append(LinearSite(path, *place, convolution))
+        weight: Any = module.weight
+        found.append(LinearSite(path, *place, convolution, min(weight.shape[:2]) < NARROW))
     return found
 
 
@@ -87,11 +97,11 @@ def linears_of(model: nn.Module) -> list[LinearSite]:
 class LinearTarget:
     """A selection of layers; only "every layer" and names reach convolutions.
 
-    "every linear" is all but those of mechanisms, "every layer" convolutions besides, "every block" those in
-    transformer blocks wherever they are;
-    "encoder blocks", "frame blocks 0,4,8-", "global blocks", "all blocks" (frame and global) are those of these blocks,
-    numbered as in targets.py; "camera head" and "heads" what is outside of encoder and trunk, the latter with the
-    camera's. "named *.mlp.fc1" goes by the path of the layer.
+    "every linear" is all but those of mechanisms and embeddings, "every layer" convolutions besides, "every block"
+    those in transformer blocks wherever they are; "encoder blocks", "frame blocks 0,4,8-", "global blocks", "all
+    blocks" (frame and global) are those of these blocks, numbered as in targets.py; "camera head" and "heads" what is
+    outside of encoder and trunk, the latter with the camera's; "narrow layers" those with less than 16 inputs or
+    outputs. "named *.mlp.fc1" goes by the path of the layer.
     """
 
     text: str
@@ -114,6 +124,7 @@ class LinearTarget:
             "every block": (whole, True, False),
             "camera head": (("camera",), False, False),
             "heads": (("camera", "head"), False, False),
+            "narrow layers": (whole, False, True),
         }
         if text in fixed:
             return cls(text, *fixed[text])
@@ -133,6 +144,7 @@ class LinearTarget:
         pool = [site for site in sites if site.part in self.parts]
         pool = [site for site in pool if site.number is not None or not self.blocks_only]
         pool = [site for site in pool if self.convolutions or not site.convolution]
+        pool = [site for site in pool if site.narrow or self.text != "narrow layers"]
         if not pool and not may_lack:
             raise UsageError(f"the network has no such layers as '{self.text}'. {_there_are(sites)}")
         if not self.numbers or not pool:

@@ -60,13 +60,13 @@ def fp8(target: str = "every block", **settings: Any) -> CompressionPlan:
     Their weights must be small too: without the heads VGGT would not fit into 1.35 GB. Fast where hardware multiplies
     FP8.
     """
-    weights = QuantizeStep("fp8-weight", "every layer")
+    weights = QuantizeStep("fp8-weight", "every layer", ("narrow layers",))
     return CompressionPlan((weights, QuantizeStep("fp8", target, ("camera head",), settings)), "fp8")
 
 
 def fp8_weight(target: str = "every layer") -> CompressionPlan:
     """E4M3 weights wherever there are large ones, a quarter of float32; activations and products stay as they are."""
-    return CompressionPlan((QuantizeStep("fp8-weight", target),), "fp8-weight")
+    return CompressionPlan((QuantizeStep("fp8-weight", target, ("narrow layers",)),), "fp8-weight")
 
 
 def int8_dynamic(target: str = "every block") -> CompressionPlan:

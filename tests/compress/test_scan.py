@@ -31,7 +31,7 @@ def test_score_is_lite3rs() -> None:
 
 def test_the_layer_that_loses_most_is_left_out() -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 8))
+    network = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 16))
     state = {name: value.clone() for name, value in network.state_dict().items()}
 
     def run(model: nn.Module) -> None:
