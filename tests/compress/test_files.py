@@ -165,10 +165,11 @@ def test_memory_of_compressing_and_of_loading(tmp_path: Path) -> None:
 
     for name, width in (("small", 64), ("large", 512)):
         save_model(Nano(NanoConfig(width)), tmp_path / f"{name}.safetensors")
-    # Pieces of 4 MB are mapped, which is much of these small files; a full-precision copy would add 4 to the last two.
-    assert measure("compress") < 0.3
-    assert measure("stored") < 1.7
-    assert measure("on the fly") < 2
+    # Pieces of 4 MB and what rounding one weight needs are much beside these small files; a full-precision copy would
+    # add 1 to the first figure and 4 to the others. benchmarks/fp8.py measures VGGT.
+    assert measure("compress") < 0.6
+    assert measure("stored") < 2
+    assert measure("on the fly") < 3.5
 
 
 def test_fp8_vggt_is_small_enough() -> None:
