@@ -23,9 +23,9 @@ UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**
 
 # Resident memory beside the tensors, measured on Linux with torch 2.13 for CPUs.
 NETWORK_LIBRARIES = 35_000_000  # code and buffers of matrix products, first touched when a network runs
-EXPORT_LIBRARIES = 215_000_000  # pycolmap, trimesh, picture encoders, and their work
+EXPORT_LIBRARIES = 200_000_000  # pycolmap, trimesh, picture encoders, and their work
 BYTES_PER_PIXEL = 24  # of the results: picture 3, mask 1, depth and confidence as tensors and as arrays
-BYTES_PER_CANDIDATE, MOST_CANDIDATES = 150, 1_500_000  # while points are thinned (geometry/fusion.py)
+BYTES_PER_CANDIDATE, MOST_CANDIDATES = 150, 1_500_000  # while points are thinned, and again written
 
 MMAP_THRESHOLD, TRIM_AT = -3, 1 << 20  # option of glibc's mallopt; from 1 MB on, freed blocks go back at once
 USUAL_THRESHOLD = 1 << 25  # what glibc's own value grows to
@@ -88,7 +88,7 @@ class Predictor:
             return network
         results = BYTES_PER_PIXEL * setting.pixels
         work = BYTES_PER_CANDIDATE * min(setting.pixels, MOST_CANDIDATES)
-        after = self._base + results + max(work, EXPORT_LIBRARIES if self.writes else 0)
+        after = self._base + results + work + (EXPORT_LIBRARIES if self.writes else 0)
         return max(network, after) + NETWORK_LIBRARIES
 
     def _activations(self, setting: Setting) -> int:
