@@ -323,7 +323,7 @@ def run_child(what: str, name: str, folder: Path, views: int) -> dict:
 
 def child(what: str, name: str, folder: Path, views: int) -> dict:
     """Peak and seconds of compressing, loading, or loading and running; nano's own run comes before, uncounted."""
-    small = lean3r.compress(lean3r.load("nano"), "fp8")
+    small = lean3r.load("nano", plan="fp8")
     predict(small, Views(torch.rand(1, 2, 3, 96, 96)))
     del small
     gc.collect()
