@@ -35,7 +35,7 @@ from lean3r.types import Views
 AGREE = 2e-5
 MB = 1e6
 REFERENCE = {
-    "note": "official programs, float32, 168x224, 2 cores, 8 / 16 views; measured earlier, in another state of such a machine",
+    "note": "official programs, float32, 168x224, 2 cores, 8 / 16 views; measured earlier, in another machine state",
     "vggt": {"8": {"seconds": 20, "activation_mb": 975}, "16": {"seconds": 41, "activation_mb": 1435}},
     "pi3": {"8": {"seconds": 20, "activation_mb": 596}, "16": {"seconds": 53, "activation_mb": 1708}},
     "da3-large": {"8": {"seconds": 8, "activation_mb": 899}, "16": {"seconds": 17, "activation_mb": 1012}},
