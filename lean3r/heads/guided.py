@@ -57,7 +57,8 @@ class GuidedUpsampler(nn.Module):
         self.out = nn.Conv2d(hidden, len(Surfaces._fields), 3, padding=1)
         self.weights = nn.Conv2d(hidden, 9 * 16, 1)
         nn.init.normal_(self.out.weight, std=1e-2)
-        self.out.bias.data.copy_(torch.tensor(_START))
+        with torch.no_grad():
+            self.out.bias.copy_(torch.tensor(_START))  # type: ignore[union-attr]
 
     def forward(self, tokens: Tensor, log_depth: Tensor, images: Tensor) -> Surfaces:
         """tokens [N, P, C], log_depth [N, rows, cols], images [N, 3, H, W] -> surfaces [N, H, W]."""
