@@ -1,6 +1,6 @@
 """FP8 and INT8: what they cost in accuracy, what they save in bytes, memory and time. Correctness comes first.
 
-    python benchmarks/fp8.py [--parts noise outputs accuracy bytes files memory speed] [--golden DIR] [--scenes 100]
+    python benchmarks/fp8.py [--parts noise outputs accuracy bytes files memory speed] [--golden DIR] [--scenes 60]
 
 - check: a stored file, weights quantised while they are read, and a network converted in memory hold the same numbers,
   and a prepared network multiplies the same operands as the converted one. Always runs; everything else needs it.
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--golden", type=Path, default=ROOT / "../shared/golden")
     parser.add_argument("--full", nargs="*", default=["da3_small"], help="beginnings of the names of full-size cases")
-    parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--scenes", type=int, default=60)
     parser.add_argument("--views", type=int, nargs="+", default=[2, 8])
     parser.add_argument("--file-model", default="vggt")
     parser.add_argument("--memory-model", default="da3-large")
