@@ -12,9 +12,9 @@ from torch import Tensor, nn
 class Surfaces(NamedTuple):
     """Two surfaces that each pixel may belong to: a mixture of two Laplace distributions of log depth.
 
-    Every part is [..., H, W]: first and second log depth, the logarithms of their widths, the log odds of the first,
-    and confidence - 1 as a logarithm. Taking the likelier surface, rather than a mean, keeps depth edges steep even
-    where their place is uncertain. Source: Tosi et al. 2021, "SMD-Nets" (section 3).
+    Every part is [..., H, W]: first and second log depth, the logarithms of their widths, and the log odds of the
+    first. Taking the likelier surface, rather than a mean, keeps depth edges steep even where their place is
+    uncertain. Source: Tosi et al. 2021, "SMD-Nets" (section 3).
     """
 
     first: Tensor
@@ -22,7 +22,6 @@ class Surfaces(NamedTuple):
     log_width_first: Tensor
     log_width_second: Tensor
     log_odds: Tensor
-    log_conf: Tensor
 
     @property
     def log_depth(self) -> Tensor:
@@ -30,8 +29,19 @@ class Surfaces(NamedTuple):
         further off on average.)"""
         return torch.where(self.log_odds > 0, self.first, self.second)
 
+    @property
+    def error(self) -> Tensor:
+        """Expected absolute error of `log_depth` if the mixture tells the truth, [..., H, W]."""
+        takes_first = self.log_odds > 0
+        widths = self.log_width_first.exp(), self.log_width_second.exp()
+        own, other = torch.where(takes_first, *widths), torch.where(takes_first, *widths[::-1])
+        gap = (self.first - self.second).abs()
+        right = self.log_odds.abs().sigmoid()
+        return right * own + (1 - right) * (gap + other * (-gap / other).exp())
 
-_START = (-0.2, 0.2, -1.5, -1.5, 0.0, 0.0)  # the two surfaces start apart, or they would stay one
+
+LOG_WIDTHS = (-3.5, 1.0)  # bounds, so that no pixel rules the gradient
+_START = (-0.2, 0.2, -1.5, -1.5, 0.0)  # the two surfaces start apart, or they would stay one
 
 
 class GuidedUpsampler(nn.Module):
@@ -74,7 +84,8 @@ class GuidedUpsampler(nn.Module):
         x = F.gelu(self.block4(self.join4(torch.cat([x, coarse.to(x.dtype)], dim=1))))
         values = self.out(x).float()
         values = torch.cat([coarse + values[:, :2], values[:, 2:]], dim=1)
-        return Surfaces(*_convex_upsample(values, self.weights(x).float()).unbind(dim=1))
+        first, second, *log_widths, log_odds = _convex_upsample(values, self.weights(x).float()).unbind(dim=1)
+        return Surfaces(first, second, *(t.clamp(*LOG_WIDTHS) for t in log_widths), log_odds)
 
 
 class Residual(nn.Module):

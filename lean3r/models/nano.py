@@ -170,7 +170,7 @@ class Nano(Backbone):
         if not dense:
             return Prediction(cam_from_world, intrinsics, None, None)
         found = self.sharpen(tokens.layers["patches"], tokens.layers["depth"][..., 0], views.images)
-        return Prediction(cam_from_world, intrinsics, found.log_depth.exp(), 1 + found.log_conf.exp())
+        return Prediction(cam_from_world, intrinsics, found.log_depth.exp(), 1 + 0.1 / found.error)
 
 
 def _layout(

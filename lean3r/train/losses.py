@@ -20,7 +20,6 @@ from lean3r.geometry.pose import invert_pose
 DECAY = 0.8  # weight of an estimate falls by this factor with each pair of blocks before the last
 EDGE_STEP = 0.3  # of log depth: a ratio of 1.35 between neighbouring pixels
 EDGE_REACH = 4  # pixels
-LOG_WIDTHS = (-3.5, 1.0)  # of the distributions of log depth
 FAR_RATIO = 12.0  # deeper than this many mean depths counts as this deep
 
 
@@ -137,43 +136,31 @@ def match_losses(logits: Tensor, position: Tensor, visibility: Tensor, target: T
 
 
 class TwoSurfaces(Protocol):
-    """Full-size log depth [B, S, H, W] as a mixture of two Laplace distributions, with a confidence (see
-    heads/guided.py)."""
+    """Full-size log depth [B, S, H, W] as a mixture of two Laplace distributions (see heads/guided.py)."""
 
     first: Tensor
     second: Tensor
     log_width_first: Tensor
     log_width_second: Tensor
     log_odds: Tensor
-    log_conf: Tensor
-
-    @property
-    def log_depth(self) -> Tensor:
-        """The likelier surface."""
-        ...
 
 
 def full_depth_losses(found: TwoSurfaces, batch: SceneBatch, scale: Tensor) -> dict[str, Tensor]:
-    """Negative log likelihood of log depth, the same near depth edges alone, and the confidence term
-    conf * error - 0.1 log(conf), in which the error is cut from the graph."""
+    """Negative log likelihood of log depth, and the same near depth edges alone."""
     known = batch.depth > 0
     truth = (batch.depth / scale[:, None, None, None]).clamp(1e-6, FAR_RATIO).log()
     cost = -torch.logaddexp(
         F.logsigmoid(found.log_odds) + _log_laplace(truth - found.first, found.log_width_first),
         F.logsigmoid(-found.log_odds) + _log_laplace(truth - found.second, found.log_width_second),
     )
-    size = torch.where(known, (found.log_depth - truth).detach().abs(), 1.0).clamp_max(2.0)
-    conf = 1 + found.log_conf.exp()
     return {
         "full": mean_where(cost, known),
         "edge": mean_where(cost, near_depth_edge(truth, known)),
-        "conf": (conf * size - 0.1 * conf.log()).mean(),
     }
 
 
 def _log_laplace(difference: Tensor, log_width: Tensor) -> Tensor:
-    """Log density of a Laplace distribution, less log 2; the width is bounded so that no pixel rules the gradient."""
-    log_width = log_width.clamp(*LOG_WIDTHS)
+    """Log density of a Laplace distribution, less log 2."""
     return -log_width - difference.abs() * (-log_width).exp()
 
 

@@ -31,7 +31,6 @@ WEIGHTS = {
     "visible": 0.1,
     "full": 0.2,
     "edge": 0.2,
-    "conf": 0.1,
 }
 
 
@@ -45,7 +44,7 @@ class IterativeModel(Protocol):
         ...
 
     def sharpen(self, tokens: Tensor, log_depth: Tensor, images: Tensor) -> TwoSurfaces:
-        """Tokens, coarse log depth and pictures -> full-size depth and confidence."""
+        """Tokens, coarse log depth and pictures -> full-size depth."""
         ...
 
 

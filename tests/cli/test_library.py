@@ -62,8 +62,9 @@ def test_low_precision_runs_in_it_and_comes_back_in_float32(weights: Path) -> No
     low = lean3r.reconstruct(model, views)
     high = lean3r.reconstruct(lean3r.load("nano", weights, dtype=torch.float32), views)
     assert low.info["config"]["dtype"] == "bfloat16" and low.depth.dtype == np.float32
-    error = np.abs(np.log(low.depth / high.depth)).max()
-    assert 0 < error < 0.2
+    error = np.abs(np.log(low.depth / high.depth))
+    # Rounding may turn single pixels to the other side of a depth edge.
+    assert 0 < np.median(error) < 0.05 and (error > 0.2).mean() < 0.02
 
 
 def test_views_must_be_one_scene(model) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import lean3r
 from lean3r.cli.main import main
 from lean3r.models import MODELS
 from lean3r.models.sources import OFFICIAL
-from lean3r.pipeline.load import embedded_weights, load
+from lean3r.pipeline.load import load
 from lean3r.registry import Registry
 
 PARTS = ("encoder", "frame attention", "global attention", "mlp", "heads")
@@ -66,11 +68,12 @@ def test_costs_of_all(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     [("hf:yyfz233/Pi3@main", "CC-BY-NC-4.0"), ("hf:some/body", "Apache-2.0"), (None, "Apache-2.0")],
 )
 def test_loading_warns_where_commercial_use_is_forbidden(
-    source: str | None, licence: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    source: str | None, licence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The licence is that of the weights that are read, known by their repository, else that of the model."""
-    monkeypatch.setattr("lean3r.pipeline.load.find_weights", lambda *_, **__: embedded_weights("nano"))
-    monkeypatch.setattr("lean3r.pipeline.load.load_weights", lambda model, *_: model.to_empty(device="cpu"))
+    save_file({"any": torch.zeros(1)}, tmp_path / "any.safetensors")
+    monkeypatch.setattr("lean3r.pipeline.load.find_weights", lambda *_, **__: tmp_path / "any.safetensors")
+    monkeypatch.setattr("lean3r.pipeline.load.load_weights", lambda model, *_, **__: model.to_empty(device="cpu"))
     model = load("da3-small", source, device="cpu")
     assert model.licence == licence and ("non-commercial use only" in caplog.text) == ("NC" in licence)
     assert vars(model)["origin"].weights == (source or "hf:depth-anything/DA3-SMALL")

@@ -99,11 +99,10 @@ def test_unknown_depth_costs_nothing(target: Target) -> None:
     assert [float(x) for x in depth_loss(spoiled, target.log_depth, target.known)] == [0, 0]
 
 
-def surfaces(log_depth: Tensor, log_conf: Tensor | None = None, log_width: float = -3.0) -> Surfaces:
+def surfaces(log_depth: Tensor, log_width: float = -3.0) -> Surfaces:
     """Both surfaces at `log_depth`."""
     width = torch.full_like(log_depth, log_width)
-    zero = torch.zeros_like(log_depth)
-    return Surfaces(log_depth, log_depth, width, width, zero, zero if log_conf is None else log_conf)
+    return Surfaces(log_depth, log_depth, width, width, torch.zeros_like(log_depth))
 
 
 def true_log_depth(batch: SceneBatch, target: Target) -> Tensor:
@@ -134,8 +133,8 @@ def test_a_pixel_unsure_of_its_side_of_an_edge_pays_less_with_two_surfaces(batch
 def test_the_likelier_surface_is_taken_whatever_its_width() -> None:
     zero, one = torch.zeros(2), torch.ones(2)
     odds = torch.tensor([1.0, -1.0])
-    assert Surfaces(zero, one, zero, zero, odds, zero).log_depth.tolist() == [0.0, 1.0]
-    assert Surfaces(zero, one, zero + 2, zero, odds, zero).log_depth.tolist() == [0.0, 1.0]
+    assert Surfaces(zero, one, zero, zero, odds).log_depth.tolist() == [0.0, 1.0]
+    assert Surfaces(zero, one, zero + 2, zero, odds).log_depth.tolist() == [0.0, 1.0]
 
 
 def test_edges_are_where_depth_jumps_between_known_pixels() -> None:
@@ -148,20 +147,16 @@ def test_edges_are_where_depth_jumps_between_known_pixels() -> None:
     assert not losses.near_depth_edge(log_depth, known).any()
 
 
-def test_confidence_is_cheapest_where_it_matches_the_error() -> None:
-    """conf * error - 0.1 log(conf) has its minimum at conf = 0.1 / error, and asks nothing of the depth."""
-    maps = torch.ones(1, 1, 4, 4)
-    flat = SceneBatch(
-        maps[:, :, None].expand(-1, -1, 3, -1, -1), maps, torch.eye(3)[None, None], torch.eye(4)[None, None]
-    )
-    log_depth = torch.full_like(maps, 0.02).requires_grad_()
-
-    def cost(conf: float) -> Tensor:
-        log_conf = torch.full_like(maps, conf - 1).log()
-        return losses.full_depth_losses(surfaces(log_depth, log_conf), flat, torch.ones(1))["conf"]
-
-    assert float(cost(5.0)) < min(float(cost(4.0)), float(cost(6.0)))
-    assert not cost(5.0).requires_grad
+def test_expected_error_is_that_of_samples_of_the_mixture() -> None:
+    first, second, wide, narrow, odds = (torch.tensor(x) for x in (0.3, -0.5, 0.4, 0.05, 0.8))
+    found = Surfaces(first, second, wide.log(), narrow.log(), odds)
+    torch.manual_seed(0)
+    picks = torch.rand(400_000) < odds.sigmoid()
+    laplace = torch.distributions.Laplace
+    samples = torch.where(picks, laplace(first, wide).sample(picks.shape), laplace(second, narrow).sample(picks.shape))
+    torch.testing.assert_close(found.error, (samples - found.log_depth).abs().mean(), rtol=0.01, atol=0)
+    swapped = Surfaces(second, first, narrow.log(), wide.log(), -odds)
+    torch.testing.assert_close(swapped.error, found.error)
 
 
 def test_truth_has_no_match_loss(target: Target) -> None:
@@ -226,7 +221,7 @@ def test_objective_of_nano_has_all_parts_and_finite_gradients(batch: SceneBatch,
     model = Nano(NanoConfig(width=32, heads=2, pairs=2))
     total, parts = nano_loss(model, batch, full=full)
     total.backward()
-    assert set(parts) - {"hit"} == set(WEIGHTS) - (set() if full else {"full", "edge", "conf"})
+    assert set(parts) - {"hit"} == set(WEIGHTS) - (set() if full else {"full", "edge"})
     assert bool(total.isfinite()) and all(bool(value.isfinite()) for value in parts.values())
     rests = () if full else ("upsampler",)
     for name, parameter in model.named_parameters():
