@@ -84,8 +84,8 @@ class GuidedUpsampler(nn.Module):
         x = F.gelu(self.block4(self.join4(torch.cat([x, coarse.to(x.dtype)], dim=1))))
         values = self.out(x).float()
         values = torch.cat([coarse + values[:, :2], values[:, 2:]], dim=1)
-        first, second, *log_widths, log_odds = _convex_upsample(values, self.weights(x).float()).unbind(dim=1)
-        return Surfaces(first, second, *(t.clamp(*LOG_WIDTHS) for t in log_widths), log_odds)
+        first, second, width_first, width_second, log_odds = _convex_upsample(values, self.weights(x).float()).unbind(1)
+        return Surfaces(first, second, width_first.clamp(*LOG_WIDTHS), width_second.clamp(*LOG_WIDTHS), log_odds)
 
 
 class Residual(nn.Module):
