@@ -202,16 +202,17 @@ def test_nano_is_small_and_has_patches_to_spare() -> None:
 def test_nano_sees_padded_pictures_as_it_sees_them_whole() -> None:
     """Whole patches of padding at the bottom and at the right: cameras and depth hardly change."""
     model = tiny("nano")
-    images = pictures(model, 2, 4, 5)
-    mask = torch.ones(1, 2, 6 * model.patch, 8 * model.patch, dtype=torch.bool)
-    mask[..., 4 * model.patch :, :] = False
-    mask[..., 5 * model.patch :] = False
+    rows, cols, reach = 6, 7, 4  # in patches; the guided head's convolutions reach four patches far
+    images = pictures(model, 2, rows, cols)
+    mask = torch.ones(1, 2, (rows + 2) * model.patch, (cols + 3) * model.patch, dtype=torch.bool)
+    mask[..., rows * model.patch :, :] = False
+    mask[..., cols * model.patch :] = False
     padded = images.new_full((1, 2, 3, *mask.shape[-2:]), 0.5)
-    padded[..., : 4 * model.patch, : 5 * model.patch] = images
+    padded[..., : rows * model.patch, : cols * model.patch] = images
     whole, found = predict(model, images), predict(model, padded, mask)
     assert_equal(found.cam_from_world, whole.cam_from_world, "poses")
     assert_equal(found.intrinsics, whole.intrinsics, "intrinsics")
-    inner = (..., slice(0, 3 * model.patch), slice(0, 4 * model.patch))
+    inner = (..., slice(0, (rows - reach) * model.patch), slice(0, (cols - reach) * model.patch))
     assert found.depth is not None and whole.depth is not None
     assert_equal(found.depth[inner], whole.depth[inner], "depth away from the padding")
 
