@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 Scale = Literal["metric", "relative", "aligned"]
+Registration = Literal["predicted", "refined", "fallback"]
 
 
 @dataclass(frozen=True)
@@ -224,6 +225,31 @@ class PointCloud:
 
 
 @dataclass(frozen=True)
+class Lens:
+    """The camera of one view in pixels of its original picture: a COLMAP camera model by name, and its parameters."""
+
+    model: str
+    params: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class SparsePoints:
+    """Triangulated points and where they were measured.
+
+    xyz [P, 3] float64 in world units; rgb [P, 3] uint8; error_px [P] mean reprojection error in pixels of the
+    original pictures. Measurement o says that point `point` [O] int32 was found in view `view` [O] int32 at `xy`
+    [O, 2] float64, pixels of the original picture.
+    """
+
+    xyz: np.ndarray
+    rgb: np.ndarray
+    error_px: np.ndarray
+    point: np.ndarray
+    view: np.ndarray
+    xy: np.ndarray
+
+
+@dataclass(frozen=True)
 class Reconstruction:
     """A finished scene, on the CPU, in plain arrays.
 
@@ -231,7 +257,10 @@ class Reconstruction:
     float32 z-depth in world units, 0 where unknown; conf [S, H, W] float32; cam_from_world [S, 4, 4]
     float64; intrinsics [S, 3, 3] float64 in pixels of `images`. `scale` says what one world unit is.
     `skipped` lists (name, reason). `info` carries model, settings, seconds by stage and peak memory for
-    the manifest, as JSON-ready values.
+    the manifest, as JSON-ready values. After refinement `lenses` holds a camera for each view (empty: pinholes
+    after `intrinsics`), `sparse` the triangulated points, and `registration` says of each view whether its pose is the
+    network's ("predicted"), bundle-adjusted from it ("refined"), or from structure from motion alone ("fallback");
+    empty means that all are predicted.
     """
 
     sources: tuple[Source, ...]
@@ -245,6 +274,9 @@ class Reconstruction:
     scale: Scale = "relative"
     skipped: tuple[tuple[str, str], ...] = ()
     info: dict = field(default_factory=dict)
+    lenses: tuple[Lens, ...] = ()
+    sparse: SparsePoints | None = None
+    registration: tuple[Registration, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ class SceneBatch:
     images [B, S, 3, H, W] RGB in [0, 1]; depth [B, S, H, W] z-depth, 0 where there is none (sky, holes);
     intrinsics [B, S, 3, 3] in pixels of `images`; cam_from_world [B, S, 4, 4]; normals [B, S, 3, H, W] unit,
     in camera axes, towards the camera (0 where there is no depth), None where the set has none. `mask`
-    [B, S, H, W] bool, False on padding, None without padding. World units are metres if `is_metric`.
+    [B, S, H, W] bool, False on padding, None without padding. World units are metres if `is_metric`. `ids` names the
+    B samples, for logs; `skipped` names those that could not be read and were replaced by others.
     """
 
     images: Tensor
@@ -25,6 +26,8 @@ class SceneBatch:
     normals: Tensor | None = None
     mask: Tensor | None = None
     is_metric: bool = False
+    ids: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str) -> SceneBatch:
         """The same batch with every tensor on `device`."""
