@@ -1,4 +1,4 @@
-"""Recipes: functions that return everything a run needs; variants derive from them by dataclasses.replace."""
+"""The recipe behind the shipped nano; variants derive from it by dataclasses.replace."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from dataclasses import dataclass, replace
 
 from lean3r.data.base import SceneBatch
 from lean3r.data.synthetic import SyntheticWorld
-from lean3r.registry import Registry
 from lean3r.train.config import OptimConfig, Stage, TrainConfig
-
-RECIPES = Registry("recipe", {"nano": "lean3r.train.recipes:nano"})
 
 HELD_OUT_SEED = 1_000_003  # names the stream of scenes that no recipe trains on
 ASPECTS = (1.0, 4 / 3, 3 / 4, 3 / 2, 2 / 3)  # width / height of the pictures, cycled by step

@@ -1,0 +1,9 @@
+"""Recipes by name: functions that return everything a run needs."""
+
+from lean3r.registry import Registry
+from lean3r.train.recipes.nano import HELD_OUT_SEED as HELD_OUT_SEED
+from lean3r.train.recipes.nano import Recipe as Recipe
+from lean3r.train.recipes.nano import nano as nano
+from lean3r.train.recipes.nano import picture_size as picture_size
+
+RECIPES = Registry("recipe", {"nano": "lean3r.train.recipes.nano:nano"})
