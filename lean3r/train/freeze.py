@@ -1,0 +1,108 @@
+"""Which parameters train: by the role that they have in the network, or by the layers that a target names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from lean3r.attention.base import Mechanism
+from lean3r.compress.linears import LinearTarget, linears_of
+from lean3r.compress.targets import sites_of
+from lean3r.errors import UsageError
+from lean3r.layers.embed import ConvStem
+from lean3r.layers.trunk import Trunk
+from lean3r.layers.vit import PatchEmbed, VisionTransformer
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
+_CAMERA = re.compile(r"(^|\.)camera[^.]*(\.|$)")
+_ADAPTER = re.compile(r"(^|\.)lora_[^.]+\.")
+
+
+def trainable_names(model: nn.Module, roles: Collection[str]) -> set[str]:
+    """Names of the parameters, as in `named_parameters`, that have one of these roles; no roles: all of them.
+
+    "all"; "mechanisms", what attention mechanisms own (gates, branches); "encoder", what turns pixels into tokens;
+    "trunk", everything in the frame and global blocks; "heads", what is in neither; "norms", scales and shifts of
+    normalisations; "adapters", what adapters.add_lora put in. Anything else is a target of layers as in a plan
+    ("global blocks 8-", "named *.mlp.fc1"; see compress/linears.py and compress/targets.py): the weights and biases of
+    these layers, without their adapters. UsageError where a role is none, or the network has nothing of it.
+    """
+    if isinstance(roles, str):
+        raise UsageError(f"got the text '{roles}' as roles, expected a tuple of them: ('{roles}',).")
+    names = {name for name, _ in model.named_parameters()}
+    if not roles:
+        return names
+    found: set[str] = set()
+    for role in roles:
+        chosen = ROLES[role](model) if role in ROLES else _targeted(model, role)
+        if not chosen:
+            hint = " Put them in first: train/adapters.py." if role == "adapters" else ""
+            raise UsageError(f"the network has no parameters of role '{role}'.{hint}")
+        found |= chosen
+    return found
+
+
+def _all(model: nn.Module) -> set[str]:
+    return {name for name, _ in model.named_parameters()}
+
+
+def _inside(model: nn.Module, modules: Iterable[nn.Module]) -> set[str]:
+    """Names of the parameters that lie anywhere in these modules, each shared one under its first name."""
+    owned = {id(p) for module in modules for p in module.parameters()}
+    return {name for name, p in model.named_parameters() if id(p) in owned}
+
+
+def _mechanisms(model: nn.Module) -> set[str]:
+    return _inside(model, (m for m in model.modules() if isinstance(m, Mechanism)))
+
+
+def _encoder(model: nn.Module) -> set[str]:
+    kinds = (VisionTransformer, PatchEmbed, ConvStem)
+    return _inside(model, (m for m in model.modules() if isinstance(m, kinds))) - _trunk(model)
+
+
+def _trunk(model: nn.Module) -> set[str]:
+    """A trunk inside a camera head belongs to that head."""
+    trunks = (m for path, m in model.named_modules() if isinstance(m, Trunk) and not _CAMERA.search(path))
+    return _inside(model, trunks)
+
+
+def _heads(model: nn.Module) -> set[str]:
+    return _all(model) - _encoder(model) - _trunk(model)
+
+
+def _norms(model: nn.Module) -> set[str]:
+    return _inside(model, (m for m in model.modules() if isinstance(m, NORMS)))
+
+
+def _adapters(model: nn.Module) -> set[str]:
+    return {name for name in _all(model) if _ADAPTER.search(name)}
+
+
+ROLES: dict[str, Callable[[nn.Module], set[str]]] = {
+    "all": _all,
+    "mechanisms": _mechanisms,
+    "encoder": _encoder,
+    "trunk": _trunk,
+    "heads": _heads,
+    "norms": _norms,
+    "adapters": _adapters,
+}
+"""Role -> the names of its parameters."""
+
+
+def _targeted(model: nn.Module, text: str) -> set[str]:
+    """Parameters of the layers that a target names; a name may be that of a whole attention layer, too."""
+    try:
+        target = LinearTarget.parse(text)
+    except UsageError as error:
+        raise UsageError(f"unknown role '{text}'. Known: {', '.join(ROLES)}, or a target of layers; {error}") from error
+    linears = [site for site in linears_of(model) if not _ADAPTER.search(f"{site.name}.")]
+    if target.pattern is None:
+        names = [site.name for site in target.select(linears)]
+    else:
+        names = [site.name for site in (*linears, *sites_of(model)) if fnmatchcase(site.name, target.pattern)]
+    return _inside(model, (model.get_submodule(name) for name in names)) - _adapters(model)
