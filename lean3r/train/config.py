@@ -12,7 +12,19 @@ from typing import Any, Literal
 from lean3r.errors import UsageError
 
 # Settings that do not touch the weights: a resumed run may change them.
-FREE_ON_RESUME = ("validate_every", "checkpoint_every", "log_every")
+FREE_ON_RESUME = (
+    "validate_every",
+    "checkpoint_every",
+    "log_every",
+    "pictures_every",
+    "keep_last",
+    "workers",
+    "shard",
+    "skip_limit",
+    "skip_limit_in_row",
+)
+
+_TUPLES = ("views", "frozen", "train", "pixels", "aspect")
 
 
 def _require(ok: bool, field_name: str, got: object, expected: str) -> None:
@@ -22,11 +34,17 @@ def _require(ok: bool, field_name: str, got: object, expected: str) -> None:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of steps with one picture size.
+    """A stretch of steps with one kind of batch.
 
     `views` are the numbers of views a scene has, cycled by step; `views_per_step` pictures are used by each
-    process in a step, so scenes_at(step) = views_per_step // views_at(step). Parameters whose name starts
-    with an entry of `frozen` do not train. `loss` is passed to the loss function as keyword arguments.
+    process in a batch, so scenes_at(step) = views_per_step // views_at(step). Pictures are `height` x `width`;
+    with `pixels` (lowest, highest area) and `aspect` (lowest, highest width / height) batches vary, in sides that are
+    multiples of `multiple`, and height x width is the size for validation.
+
+    Of the parameters those train whose role is in `train` (see train/freeze.py; empty: all), but for those whose name
+    starts with an entry of `frozen`. A step's gradient is the mean over `accumulate` batches of each process, drawn as
+    if by that many processes: 1 process x 4 batches is the same run as 4 x 1. `checkpointing` computes the blocks
+    again in the backward pass instead of keeping what they computed. `loss` goes to the loss function as keywords.
     """
 
     steps: int
@@ -36,9 +54,15 @@ class Stage:
     views_per_step: int
     frozen: tuple[str, ...] = ()
     loss: dict[str, float] = field(default_factory=dict)
+    train: tuple[str, ...] = ()
+    pixels: tuple[int, int] | None = None
+    aspect: tuple[float, float] | None = None
+    multiple: int = 14
+    accumulate: int = 1
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "height", "width", "views_per_step"):
+        for name in ("steps", "height", "width", "views_per_step", "multiple", "accumulate"):
             _require(getattr(self, name) >= 1, f"stage.{name}", getattr(self, name), "at least 1")
         _require(len(self.views) > 0 and min(self.views) >= 1, "stage.views", self.views, "view counts of at least 1")
         _require(
@@ -47,6 +71,26 @@ class Stage:
             self.views_per_step,
             f"at least the largest view count, {max(self.views)}",
         )
+        for name in ("frozen", "train"):
+            names = getattr(self, name)
+            _require(isinstance(names, tuple) and all(names), f"stage.{name}", names, "a tuple of names")
+        for name in ("pixels", "aspect"):
+            span = getattr(self, name)
+            ok = span is None or (len(span) == 2 and 0 < span[0] <= span[1] < math.inf)
+            _require(ok, f"stage.{name}", span, "(lowest, highest), both positive, or None")
+        _require(
+            self.aspect is None or self.pixels is not None,
+            "stage.aspect",
+            self.aspect,
+            "None, or a range beside stage.pixels (without a range of pixels every picture is height x width)",
+        )
+        if self.pixels is not None:
+            _require(
+                self.pixels[0] >= self.multiple**2,
+                "stage.pixels",
+                self.pixels,
+                f"areas of at least one cell of {self.multiple} x {self.multiple} pixels (stage.multiple)",
+            )
 
     def views_at(self, step: int) -> int:
         """Views of each scene at this step of the run."""
@@ -91,7 +135,11 @@ class OptimConfig:
 class TrainConfig:
     """A whole run. `*_every` count steps; 0 means only at the end, which always counts (not for `log_every`).
 
-    `best_key` names the validation figure that decides which weights are best, by `best_mode`.
+    `best_key` names the validation figure that decides which weights are best, by `best_mode`. The newest
+    `keep_last` checkpoints are kept. A step whose loss or gradient is not finite, or whose gradient norm exceeds
+    `explode_factor` times the running median (0: no such limit), is skipped; the run ends after `skip_limit_in_row`
+    such steps in a row or `skip_limit` in all. `workers` prepare batches ahead (0: none). `shard` spreads parameters,
+    gradients and optimiser over the processes ("full"), copies them to each ("none"), or decides by memory ("auto").
     `settings` records, as JSON values, what else decides the weights (model, loss, data), so that a resumed
     run with other settings is refused.
     """
@@ -107,15 +155,35 @@ class TrainConfig:
     best_key: str = ""
     best_mode: Literal["min", "max"] = "max"
     settings: dict[str, Any] = field(default_factory=dict)
+    pictures_every: int = 0
+    keep_last: int = 2
+    explode_factor: float = 0.0
+    skip_limit: int = 1000
+    skip_limit_in_row: int = 20
+    workers: int = 0
+    shard: Literal["auto", "none", "full"] = "auto"
 
     def __post_init__(self) -> None:
         _require(bool(self.name), "name", self.name, "a name")
         _require(len(self.stages) > 0, "stages", self.stages, "at least one stage")
         _require(self.precision in ("bf16", "fp32"), "precision", self.precision, "'bf16' or 'fp32'")
         _require(self.best_mode in ("min", "max"), "best_mode", self.best_mode, "'min' or 'max'")
+        _require(self.shard in ("auto", "none", "full"), "shard", self.shard, "'auto', 'none' or 'full'")
         for name in ("validate_every", "checkpoint_every"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 (at the end) or a number of steps")
-        _require(self.log_every >= 1, "log_every", self.log_every, "at least 1")
+        for name in ("pictures_every", "workers"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 (none) or more")
+        for name in ("log_every", "keep_last", "skip_limit", "skip_limit_in_row"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(
+            self.explode_factor == 0 or 1 < self.explode_factor < math.inf,
+            "explode_factor",
+            self.explode_factor,
+            "0 (no limit) or a number above 1",
+        )
+        _require(
+            self.best_mode == "max" or bool(self.best_key), "best_mode", self.best_mode, "'max' where best_key is ''"
+        )
         _require(
             self.optim.warmup_steps < self.total_steps or self.total_steps == 1,
             "optim.warmup_steps",
@@ -150,7 +218,7 @@ class TrainConfig:
         if not isinstance(raw, dict):
             raise UsageError(f"training config is a JSON {type(raw).__name__}, expected an object")
         stages = tuple(
-            _build(Stage, s | {k: tuple(s[k]) for k in ("views", "frozen") if k in s}) for s in raw.get("stages", ())
+            _build(Stage, s | {k: tuple(s[k]) for k in _TUPLES if s.get(k) is not None}) for s in raw.get("stages", ())
         )
         optim = raw.get("optim", {})
         if "betas" in optim:

@@ -91,10 +91,11 @@ def fit(
 ) -> FitResult:
     """Train `model` in place, on every process of the group (see `launch`) alike.
 
-    `loss_fn(model, batch, **stage.loss)` returns the scalar to minimise, a mean over the batch, and scalars to
-    log; it runs under bf16 autocast unless the precision is "fp32". `batch_fn(step, stage, rank, world_size)`
-    is a pure function of its arguments. `validate(averaged_model)` returns figures; it runs on rank 0 alone,
-    in evaluation mode, without gradients and without autocast.
+    `loss_fn(model, batch, progress, **stage.loss)` returns the scalar to minimise, a mean over the batch, and scalars
+    to log; `progress` in [0, 1) is the share of the run's steps that are done. It runs under bf16 autocast unless the
+    precision is "fp32". `batch_fn(step, stage, rank, world_size)` is a pure function of its arguments.
+    `validate(averaged_model)` returns figures; it runs on rank 0 alone, in evaluation mode, without gradients and
+    without autocast.
 
     In `out_dir`: config.json, log.csv, validation.csv, loss.png, checkpoints/, best.safetensors and at the
     end weights.safetensors (averaged weights, float32). SIGINT or SIGTERM ends the run after the current step
@@ -202,7 +203,7 @@ class _Run:
         gradients.zero()
         bf16 = self.config.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
-            loss, terms = loss_fn(self.model, batch, **stage.loss)
+            loss, terms = loss_fn(self.model, batch, self.step / self.config.total_steps, **stage.loss)
         loss.backward()
         gradients.extra[0] = loss.detach()
         gradients.extra[1] = float(stop)

@@ -219,7 +219,7 @@ def test_stage_overrides_reach_the_loss(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
 def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path: Path, poison: str) -> None:
-    def loss_fn(model, batch):
+    def loss_fn(model, batch, progress):
         loss, terms = toy_loss(model, batch)
         if loss_fn.calls in (2, 3):
             # The square root of 0 has an infinite slope, and 0 times that is NaN in the gradient alone.
@@ -235,7 +235,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path: Path, poiso
 
 
 def test_too_many_bad_steps_end_the_run(tmp_path: Path) -> None:
-    def loss_fn(model, batch):
+    def loss_fn(model, batch, progress):
         return toy_loss(model, batch)[0] * math.nan, {}
 
     with pytest.raises(LeanError, match=f"{MAX_BAD_STEPS} steps in a row"):

@@ -40,7 +40,9 @@ def toy_model(dropout: float = 0.1) -> Toy:
     return Toy(dropout=dropout)
 
 
-def toy_loss(model: nn.Module, batch: SceneBatch, scale: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+def toy_loss(
+    model: nn.Module, batch: SceneBatch, progress: float = 0.0, scale: float = 1.0
+) -> tuple[Tensor, dict[str, Tensor]]:
     error = (model(batch.images).float() - batch.depth).square().mean()
     return scale * error, {"error": error}
 
