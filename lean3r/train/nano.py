@@ -48,9 +48,13 @@ class IterativeModel(Protocol):
         ...
 
 
-def nano_loss(model: IterativeModel, batch: SceneBatch, *, full: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
-    """Total loss and its parts. With `full` 0 the batch has half-size pictures and the guided head rests;
-    otherwise the pictures have full size and its losses count with this weight."""
+def nano_loss(
+    model: IterativeModel, batch: SceneBatch, progress: float = 0.0, *, full: float = 0.0
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Total loss and its parts, the same at all times of the run (`progress` does not count).
+
+    With `full` 0 the batch has half-size pictures and the guided head rests; otherwise the pictures have full size
+    and its losses count with this weight."""
     cell = model.patch // 2
     half = (
         batch.images if not full else F.avg_pool2d(batch.images.flatten(0, 1), 2).unflatten(0, batch.images.shape[:2])
