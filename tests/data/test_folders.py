@@ -1,0 +1,71 @@
+"""Data sets on disk: what is written in a set's format is read back, and bad roots are told apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data import tiny
+
+from lean3r.data import DATASETS
+from lean3r.data.scenes import SceneSet
+
+each_set = pytest.mark.parametrize("name", list(tiny.WRITERS))
+
+
+@pytest.fixture(scope="session")
+def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of tiny copies, one for each set."""
+    root = tmp_path_factory.mktemp("sets")
+    for name in tiny.WRITERS:
+        (root / name).mkdir()
+        tiny.write(name, root / name)
+    return root
+
+
+def opened(name: str, root: Path) -> SceneSet:
+    return DATASETS.get(name)(root, **tiny.WRITERS[name].options)
+
+
+@each_set
+def test_what_was_written_is_read_back(name: str, copies: Path) -> None:
+    row, made = tiny.WRITERS[name], tiny.scenes()
+    found = opened(name, copies / name)
+    assert len(found) == len(made) and found.problems(copies / name) == []
+    assert found.name == name
+    for i, scene in enumerate(made):
+        assert found.scene(i).views == len(scene.images)
+        for v in range(len(scene.images)):
+            view, camera = found.view(i, v), found.camera(i, v)
+            assert (camera.height, camera.width) == view.image.shape[:2] == scene.images[v].shape[:2]
+            np.testing.assert_allclose(view.intrinsics, scene.intrinsics[v], atol=row.pixel_error)
+            np.testing.assert_allclose(camera.intrinsics, view.intrinsics, atol=1e-9)
+            np.testing.assert_array_equal(camera.cam_from_world, view.cam_from_world)
+            np.testing.assert_allclose(view.cam_from_world, scene.cam_from_world[v], atol=row.pose_error)
+            assert np.abs(view.image.astype(int) - scene.images[v]).mean() < 4
+            check_depth(view.depth, scene.depth[v], row)
+            assert (view.normals is not None) == found.has_normals
+
+
+def check_depth(read: np.ndarray, written: np.ndarray, row: tiny.Tiny) -> None:
+    assert read.dtype == np.float32 and read.shape == written.shape
+    known = read > 0
+    if row.depth == "none":
+        assert not known.any()
+    elif row.depth == "dense":
+        np.testing.assert_array_equal(known, written > 0)
+        np.testing.assert_allclose(read[known], written[known], rtol=row.depth_error)
+    else:
+        assert known.sum() > 20 and known[written > 0].sum() == known.sum()
+        # A point lies anywhere in its pixel.
+        assert np.median(np.abs(read[known] / written[known] - 1)) < 0.02
+
+
+@each_set
+def test_views_that_see_the_same_are_told(name: str, copies: Path) -> None:
+    found = opened(name, copies / name)
+    score = found.covisibility(0)
+    if score is not None:
+        views = found.scene(0).views
+        assert score.shape == (views, views) and np.isfinite(score).all() and (score >= 0).all() and score.max() > 0

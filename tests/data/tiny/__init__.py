@@ -1,0 +1,117 @@
+"""Tiny valid copies of data sets: scenes of the synthetic world, written in each set's own format.
+
+`WRITERS` has a row for every set on disk: a function `write(root, scenes)` that puts scenes there as the
+publisher would, and what its format keeps of depth. Reading a copy back must give the cameras and the depth that went in.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from lean3r.data.synthetic import SyntheticWorld
+
+VIEWS, HEIGHT, WIDTH = 6, 48, 64
+_LEFT, _TOP = 5, 1  # the pictures are cut from larger ones, so that principal points are off the middle
+
+
+@dataclass(frozen=True, eq=False)
+class TinyScene:
+    """images [S, H, W, 3] uint8, depth [S, H, W] float32 (0 in holes), normals [S, H, W, 3], intrinsics [S, 3, 3]
+    (all the same, pixel centres at 0.5) and cam_from_world [S, 4, 4] float64."""
+
+    images: np.ndarray
+    depth: np.ndarray
+    normals: np.ndarray
+    intrinsics: np.ndarray
+    cam_from_world: np.ndarray
+
+    @property
+    def world_from_cam(self) -> np.ndarray:
+        """[S, 4, 4], which many formats store."""
+        return np.linalg.inv(self.cam_from_world)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """How a set's copy is written and what survives: `write` is "module:function" below tests; depth "dense" (but for
+    `depth_error`, relative, and what lies beyond the format's range), "sparse" (some pixels), or "none"; pose_error and
+    focal_error bound what rounding in the format does; options are passed to the set's class."""
+
+    write: str
+    depth: Literal["dense", "sparse", "none"] = "dense"
+    depth_error: float = 1e-6
+    pose_error: float = 1e-6
+    pixel_error: float = 1e-4
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+WRITERS: dict[str, Tiny] = {
+    "colmap": Tiny("data.tiny.colmap:write", depth="sparse"),
+}
+
+
+@cache
+def scenes(seed: int = 3, count: int = 2) -> tuple[TinyScene, ...]:
+    """Rooms of the synthetic world; metres, say: nothing is farther than a few tens of them. A patch has no depth."""
+    world = SyntheticWorld(
+        HEIGHT + 4, WIDTH + 8, VIEWS, seed=seed, arena=0, facade=0, terrain=0, distortion=0, focal=(0.9, 0.9), tiles=32,
+        tile_size=32, scale=(1.0, 1.0),
+    )  # fmt: skip
+    batch = world.batch(0, count)
+    rows, columns = slice(_TOP, _TOP + HEIGHT), slice(_LEFT, _LEFT + WIDTH)
+    k = batch.intrinsics.double().numpy().copy()
+    k[..., 0, 2] -= _LEFT
+    k[..., 1, 2] -= _TOP
+    images = (batch.images * 255).round().byte().permute(0, 1, 3, 4, 2).numpy()[:, :, rows, columns]
+    depth = batch.depth.numpy()[:, :, rows, columns].copy()
+    depth[:, :, :4, :6] = 0
+    assert batch.normals is not None
+    normals = batch.normals.permute(0, 1, 3, 4, 2).numpy()[:, :, rows, columns].copy()
+    normals[:, :, :4, :6] = 0
+    pose = _exact(batch.cam_from_world.double().numpy())
+    return tuple(TinyScene(*parts) for parts in zip(images, depth, normals, k, pose, strict=True))
+
+
+def write(name: str, root: Path, seed: int = 3) -> tuple[TinyScene, ...]:
+    """Write the tiny copy of a set to `root`; what went in."""
+    module, _, function = WRITERS[name].write.partition(":")
+    made = scenes(seed)
+    getattr(importlib.import_module(module), function)(root, made)
+    return made
+
+
+def save_png(path: Path, values: np.ndarray) -> None:
+    """A picture [H, W, 3] uint8 or a map [H, W] uint16, without loss; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+
+
+def save_jpeg(path: Path, values: np.ndarray) -> None:
+    """A picture [H, W, 3] uint8, nearly without loss; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path, quality=97, subsampling=0)
+
+
+def millimetres(depth: np.ndarray) -> np.ndarray:
+    """uint16 of depth in metres."""
+    return np.rint(np.clip(depth * 1000, 0, 65535)).astype(np.uint16)
+
+
+def numbers(values: np.ndarray) -> str:
+    """Rows of a matrix as text, exactly."""
+    return "\n".join(" ".join(repr(float(x)) for x in row) for row in np.atleast_2d(values))
+
+
+def _exact(pose: np.ndarray) -> np.ndarray:
+    """Rotations of float32 as rotations of float64."""
+    u, _, vt = np.linalg.svd(pose[..., :3, :3])
+    out = np.zeros_like(pose)
+    out[..., :3, :3], out[..., :3, 3], out[..., 3, 3] = u @ vt, pose[..., :3, 3], 1
+    return out
