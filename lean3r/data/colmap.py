@@ -6,17 +6,14 @@ import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lean3r.cameras import COLMAP_FOLDERS, open_colmap
 from lean3r.data.files import read_depth_png, read_image, read_npy
+from lean3r.data.lens import pinhole_of, undistort
 from lean3r.data.scenes import Camera, FolderSet, Frame, RawView, fitted, folders, nearest
 from lean3r.errors import InputError
-
-if TYPE_CHECKING:
-    import pycolmap
 
 _PICTURES = ("images", ".", "rgb", "color")
 _MODEL_FILES = ("cameras", "images", "points3D")
@@ -80,7 +77,7 @@ class ColmapFolder(FolderSet):
         for image in sorted(model.images.values(), key=lambda image: image.name):
             if image.has_pose and image.name in files:
                 lens = copy.copy(model.cameras[image.camera_id])
-                camera, seen = _undistorted(lens), [p.point3D_id for p in image.points2D if p.has_point3D()]
+                camera, seen = pinhole_of(lens), [p.point3D_id for p in image.points2D if p.has_point3D()]
                 xyz = np.array([model.points3D[point].xyz for point in seen]).reshape(-1, 3)
                 pose = np.vstack([image.cam_from_world().matrix(), [0.0, 0.0, 0.0, 1.0]])
                 plain = Camera(camera.calibration_matrix(), pose, camera.width, camera.height)
@@ -96,18 +93,10 @@ class ColmapFolder(FolderSet):
         image = read_image(frame.image)
         height, width = image.shape[:2]
         fitted(Camera(np.eye(3), camera.cam_from_world, lens.width, lens.height), width, height, frame.image)
-        depth = None if frame.depth is None else nearest(self.read_depth(frame), height, width)
-        if (lens.width, lens.height) != (width, height):
-            lens = copy.copy(lens)
-            lens.rescale(width, height)
-        plain = _undistorted(lens)
-        k = plain.calibration_matrix()
-        if not lens.is_undistorted():
-            grid = _lens_grid(plain, lens)
-            image = _bilinear(image, grid)
-            depth = None if depth is None else _nearest_at(depth, grid)
-        if depth is None:
-            depth = sparse_depth(xyz, k, camera.cam_from_world, plain.height, plain.width)
+        depth = np.zeros((height, width), np.float32) if frame.depth is None else self.read_depth(frame)
+        image, depth, k = undistort(image, nearest(depth, height, width), lens)
+        if frame.depth is None:
+            depth = sparse_depth(xyz, k, camera.cam_from_world, *image.shape[:2])
         return RawView(image, depth, k, camera.cam_from_world)
 
     def read_depth(self, frame: Frame) -> np.ndarray:
@@ -195,38 +184,6 @@ def _picture_files(folder: Path, names: Iterable[str]) -> dict[str, Path]:
         if found:
             return found
     return {}
-
-
-def _undistorted(lens: Any) -> pycolmap.Camera:
-    import pycolmap
-
-    return lens if lens.is_undistorted() else pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), lens)
-
-
-def _lens_grid(plain: Any, lens: Any) -> np.ndarray:
-    """[H, W, 2] where in the distorted picture each pixel of the plain one is seen."""
-    x, y = np.meshgrid(np.arange(plain.width) + 0.5, np.arange(plain.height) + 0.5)
-    rays = np.asarray(plain.cam_from_img(np.stack([x.ravel(), y.ravel()], 1)))
-    seen = np.asarray(lens.img_from_cam(np.concatenate([rays, np.ones((len(rays), 1))], 1)))
-    return seen.reshape(plain.height, plain.width, 2)
-
-
-def _nearest_at(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    column = np.clip(np.floor(grid[..., 0]).astype(np.int64), 0, values.shape[1] - 1)
-    row = np.clip(np.floor(grid[..., 1]).astype(np.int64), 0, values.shape[0] - 1)
-    return values[row, column]
-
-
-def _bilinear(image: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] at the spots of a grid, edges repeated."""
-    limit = np.array([image.shape[1] - 1, image.shape[0] - 1])
-    spot = np.clip(grid - 0.5, 0, limit)
-    low = np.floor(spot).astype(np.int64)
-    high = np.minimum(low + 1, limit)
-    fx, fy = np.moveaxis((spot - low)[..., None], 2, 0).astype(np.float32)
-    top = image[low[..., 1], low[..., 0]] * (1 - fx) + image[low[..., 1], high[..., 0]] * fx
-    bottom = image[high[..., 1], low[..., 0]] * (1 - fx) + image[high[..., 1], high[..., 0]] * fx
-    return np.rint(top * (1 - fy) + bottom * fy).astype(np.uint8)
 
 
 @dataclass(frozen=True)
