@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from lean3r.geometry.lens import Optics
 from lean3r.geometry.points import edge_mask, voxel_thin
 from lean3r.types import PointCloud
 
@@ -28,6 +29,7 @@ def fuse(
     *,
     conf_percentile: float = 20.0,
     max_points: int = 1_000_000,
+    optics: Optics | None = None,
 ) -> PointCloud:
     """Fuse S views into coloured world points, ordered by view and row-major pixel.
 
@@ -36,8 +38,9 @@ def fuse(
     positive depth, padding, the `conf_percentile` per cent of lowest confidence in the whole scene, and flying
     pixels at depth edges. Thinning keeps the most confident point of each voxel, whose side is half to one
     pixel at the point's distance, so that overlapping views do not pile up and near detail stays; while there
-    are more than `max_points` all voxels grow.
+    are more than `max_points` all voxels grow. `optics` are the cameras where they are no pinholes.
     """
+    optics = optics or Optics((), intrinsics)
     usable = _usable(depth, conf, mask)
     threshold = _threshold(conf, usable, conf_percentile)
     max_points = max(max_points, 1)
@@ -46,7 +49,7 @@ def fuse(
     for view in range(len(depth)):
         keep = usable[view] & (conf[view] >= threshold)
         keep &= ~edge_mask(torch.from_numpy(np.where(usable[view], depth[view], 0))).numpy()
-        parts.append(_candidates(view, depth[view], conf[view], keep, cam_from_world[view], intrinsics[view]))
+        parts.append(_candidates(view, depth[view], conf[view], keep, cam_from_world[view], optics))
         waiting += len(parts[-1].flat)
         if waiting >= CHUNK:
             points = _thin(_Candidates.joined(parts), growth)
@@ -104,17 +107,16 @@ def _threshold(conf: np.ndarray, usable: np.ndarray, percentile: float) -> float
 
 
 def _candidates(
-    view: int, depth: np.ndarray, conf: np.ndarray, keep: np.ndarray, cam_from_world: np.ndarray, intrinsics: np.ndarray
+    view: int, depth: np.ndarray, conf: np.ndarray, keep: np.ndarray, cam_from_world: np.ndarray, optics: Optics
 ) -> _Candidates:
     """World points of the kept pixels of one view."""
-    flat = np.flatnonzero(keep)
-    rows, cols = np.divmod(flat, depth.shape[1])
+    slopes = optics.slopes(view, *depth.shape)
+    flat = np.flatnonzero(keep & np.isfinite(slopes).all(axis=-1))
     z = depth.reshape(-1)[flat].astype(np.float64)
-    fx, fy, cx, cy = intrinsics[[0, 1, 0, 1], [0, 1, 2, 2]].astype(np.float64)
-    cam = np.stack([(cols + 0.5 - cx) / fx * z, (rows + 0.5 - cy) / fy * z, z], axis=1)
+    cam = np.concatenate([slopes.reshape(-1, 2)[flat], np.ones((len(flat), 1))], axis=1) * z[:, None]
     pose = cam_from_world.astype(np.float64)
     xyz = (cam - pose[:3, 3]) @ pose[:3, :3]
-    octave = np.floor(np.log2(z / np.sqrt(abs(fx * fy)))).clip(-120, 120).astype(np.int8)
+    octave = np.floor(np.log2(z * optics.footprint(view))).clip(-120, 120).astype(np.int8)
     return _Candidates(flat + view * depth.size, xyz.astype(np.float32), conf.reshape(-1)[flat], octave)
 
 

@@ -1,0 +1,107 @@
+"""Do depth maps of several views tell of the same surfaces? Arrays on the CPU, a view at a time."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from lean3r.geometry.lens import Optics
+
+PROBES = 16  # along each side of a picture, to find out which views overlap
+PARALLAX_RAD = np.deg2rad(3.0)  # an angle between two lines of sight that shows wrong depth well
+
+
+class Scene(NamedTuple):
+    """depth [S, H, W] with 0 where unknown, cam_from_world [S, 4, 4] float64, and the cameras."""
+
+    depth: np.ndarray
+    cam_from_world: np.ndarray
+    optics: Optics
+
+    def world_points(self, view: int, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+        """World points [P, 3] of pixels of a view, NaN where there is no depth."""
+        z = self.depth[view][rows, cols].astype(np.float64)
+        slopes = self.optics.slopes(view, *self.depth.shape[1:])[rows, cols]
+        cam = np.concatenate([slopes, np.ones((len(z), 1))], axis=1) * np.where(z > 0, z, np.nan)[:, None]
+        pose = self.cam_from_world[view]
+        return (cam - pose[:3, 3]) @ pose[:3, :3]
+
+    def seen(self, view: int, world: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Depth [P] of world points [P, 3] in a view, and the view's own depth where they appear; NaN where they
+        do not, or where it knows none."""
+        pose = self.cam_from_world[view]
+        cam = world @ pose[:3, :3].T + pose[:3, 3]
+        return cam[:, 2], sample_depth(self.depth[view], self.optics.project(view, cam))
+
+
+class Votes(NamedTuple):
+    """What the other views say of each pixel [H, W], as counts: it agrees, it floats before what they see, it lies
+    behind what they see (which may be right: hidden from there)."""
+
+    agree: np.ndarray
+    before: np.ndarray
+    behind: np.ndarray
+
+
+def neighbours(scene: Scene, count: int) -> list[np.ndarray]:
+    """For each view the at most `count` other views that see most of it, at an angle that tells something."""
+    views, height, width = scene.depth.shape
+    grid = (np.arange(PROBES) + 0.5) / PROBES
+    rows, cols = (a.ravel().astype(int) for a in np.meshgrid(grid * height, grid * width, indexing="ij"))
+    centres = -np.einsum("sij,si->sj", scene.cam_from_world[:, :3, :3], scene.cam_from_world[:, :3, 3])
+    found = []
+    for view in range(views):
+        world = scene.world_points(view, rows, cols)
+        world = world[np.isfinite(world).all(axis=1)]
+        own = _unit(world - centres[view])
+        merit = np.zeros(views)
+        for other in range(views):
+            if other == view or not len(world):
+                continue
+            z, depth = scene.seen(other, world)
+            visible = np.isfinite(depth) & (np.abs(np.log(np.where(depth > 0, z, 1) / depth)) < 0.5)
+            if visible.any():
+                cosine = np.einsum("pc,pc->p", own[visible], _unit(world[visible] - centres[other]))
+                parallax = float(np.median(np.arccos(cosine.clip(-1, 1))))
+                merit[other] = visible.mean() * min(1.0, 0.1 + parallax / PARALLAX_RAD)
+        order = np.argsort(-merit, kind="stable")[:count]
+        found.append(order[merit[order] > 0.02])
+    return found
+
+
+def cross_check(scene: Scene, view: int, others: np.ndarray, tolerance: float) -> Votes:
+    """Compare each pixel's point with the depth of other views; `tolerance` is relative."""
+    height, width = scene.depth.shape[1:]
+    flat = np.flatnonzero(scene.depth[view] > 0)
+    world = scene.world_points(view, *np.divmod(flat, width))
+    votes = np.zeros((3, height * width), np.int16)
+    for other in others:
+        z, depth = scene.seen(other, world)
+        ratio = np.log(np.where(z > 0, z, np.nan) / depth)
+        votes[0, flat] += np.abs(ratio) <= tolerance  # NaN is none of the three
+        votes[1, flat] += ratio < -tolerance
+        votes[2, flat] += ratio > tolerance
+    return Votes(*votes.reshape(3, height, width))
+
+
+def sample_depth(depth: np.ndarray, xy: np.ndarray) -> np.ndarray:
+    """Depth [P] at pixels xy [P, 2], linear in inverse depth between the four nearest pixel centres; NaN outside,
+    where xy is NaN, and where one of the four is unknown or they span a depth edge."""
+    height, width = depth.shape
+    # Half a pixel at the border belongs to the picture and has no centre beyond it.
+    inside = (xy >= 0).all(axis=1) & (xy <= [width, height]).all(axis=1)
+    x, y = (np.where(inside, xy[:, i], 0.5) - 0.5 for i in (0, 1))
+    x, y = x.clip(0, width - 1), y.clip(0, height - 1)
+    left, top = np.minimum(x.astype(np.int64), max(width - 2, 0)), np.minimum(y.astype(np.int64), max(height - 2, 0))
+    right, low = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
+    corners = np.stack([depth[r, c] for r in (top, low) for c in (left, right)]).astype(np.float64)
+    known = inside & (corners > 0).all(axis=0) & (corners.max(axis=0) < 1.2 * corners.min(axis=0))
+    fx, fy = x - left, y - top
+    weights = np.stack([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy])
+    inverse = (weights / np.where(known, corners, 1)).sum(axis=0)
+    return np.where(known, 1 / inverse, np.nan)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-30)

@@ -1,0 +1,106 @@
+"""Cameras with distortion: rays through the pixels of network images, and back, for any camera model of COLMAP.
+
+pycolmap, which knows the models, is imported when a lens is used; pinholes need nothing but numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lean3r.types import Lens, Reconstruction, Source
+
+if TYPE_CHECKING:
+    import pycolmap
+
+
+def colmap_camera(lens: Lens, width: int, height: int, camera_id: int = 1) -> pycolmap.Camera:
+    """The lens as a camera of pycolmap for pictures of width x height pixels."""
+    import pycolmap
+
+    return pycolmap.Camera(
+        camera_id=camera_id, model=lens.model, width=width, height=height, params=np.array(lens.params)
+    )
+
+
+class Optics:
+    """The cameras of S views at the size of the network's images: pinholes, or lenses where there are any.
+
+    sources has S entries; intrinsics [S, 3, 3] in network pixels; lenses has S entries, or none for pinholes.
+    """
+
+    def __init__(self, sources: Sequence[Source], intrinsics: np.ndarray, lenses: Sequence[Lens] = ()):
+        self._sources, self._intrinsics, self._lenses = sources, intrinsics.astype(np.float64), lenses
+
+    @classmethod
+    def of(cls, reconstruction: Reconstruction) -> Optics:
+        """Those of a reconstruction."""
+        return cls(reconstruction.sources, reconstruction.intrinsics, reconstruction.lenses)
+
+    def slopes(self, view: int, height: int, width: int) -> np.ndarray:
+        """(x / z, y / z) [H, W, 2] float64 of the rays through all pixel centres; NaN where the lens sees nothing.
+
+        The array is shared: do not write to it.
+        """
+        if self._lenses:
+            source = self._sources[view]
+            shape = (source.width, source.height, source.original_from_network)
+            return _lens_slopes(self._lenses[view], *shape, height, width)
+        fx, fy, cx, cy = self._intrinsics[view][[0, 1, 0, 1], [0, 1, 2, 2]]
+        x, y = np.meshgrid((np.arange(width) + 0.5 - cx) / fx, (np.arange(height) + 0.5 - cy) / fy)
+        return np.stack([x, y], axis=-1)
+
+    def project(self, view: int, cam: np.ndarray) -> np.ndarray:
+        """Network pixels [P, 2] of camera points [P, 3]; NaN where a point is not in front of the camera."""
+        front = cam[:, 2] > 0
+        xy = np.full((len(cam), 2), np.nan)
+        if self._lenses:
+            source = self._sources[view]
+            lens = self._lenses[view]
+            # Far outside its picture a lens polynomial turns back: such points would land inside.
+            tilt = np.hypot(cam[:, 0], cam[:, 1])
+            front &= tilt <= _steepest(lens, source.width, source.height) * np.where(front, cam[:, 2], 1)
+            camera = colmap_camera(lens, source.width, source.height)
+            scale, offset = np.reshape(source.original_from_network, (2, 2))
+            xy[front] = (np.asarray(camera.img_from_cam(cam[front].astype(np.float64))).reshape(-1, 2) - offset) / scale
+            return xy
+        fx, fy, cx, cy = self._intrinsics[view][[0, 1, 0, 1], [0, 1, 2, 2]]
+        xy[front] = cam[front, :2] / cam[front, 2:] * [fx, fy] + [cx, cy]
+        return xy
+
+    def footprint(self, view: int) -> float:
+        """Side of a pixel at depth 1, in the middle of the picture."""
+        fx, fy = self._intrinsics[view][[0, 1], [0, 1]]
+        return float(1 / np.sqrt(abs(fx * fy)))
+
+
+@lru_cache(maxsize=1024)
+def _steepest(lens: Lens, width: int, height: int) -> float:
+    """The largest slope against the axis of any ray of the picture, and a little more."""
+    along = np.linspace(0, 1, 33)
+    edge = np.concatenate([np.stack([along, np.full(33, end)], 1) for end in (0, 1)])
+    edge = np.concatenate([edge, edge[:, ::-1]]) * [width, height]
+    slopes = np.asarray(colmap_camera(lens, width, height).cam_from_img(edge))
+    reach = np.linalg.norm(slopes, axis=1)
+    return 1.02 * float(np.nanmax(reach)) if np.isfinite(reach).any() else np.inf
+
+
+# Views mostly share one lens, and each is asked for its rays a few times in a row.
+@lru_cache(maxsize=2)
+def _lens_slopes(
+    lens: Lens,
+    width: int,
+    height: int,
+    original_from_network: tuple[float, float, float, float],
+    rows: int,
+    cols: int,
+) -> np.ndarray:
+    scale, offset = np.reshape(original_from_network, (2, 2))
+    x, y = np.meshgrid(np.arange(cols) + 0.5, np.arange(rows) + 0.5)
+    original = np.stack([x, y], axis=-1).reshape(-1, 2) * scale + offset
+    slopes = np.asarray(colmap_camera(lens, width, height).cam_from_img(original)).reshape(rows, cols, 2)
+    slopes.flags.writeable = False
+    return slopes
