@@ -1,0 +1,128 @@
+"""Virtual KITTI 2: drives through rendered towns, ten renderings of each, with exact cameras and depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lean3r.data.files import image_size, read_depth_png, read_text
+from lean3r.data.scenes import Camera, FolderSet, Frame, folders, from_integer_centres, pinhole
+from lean3r.errors import InputError
+
+CENTIMETRES = 100.0
+SKY = 655.35  # the largest value of 16 bits, in metres
+
+
+class VirtualKitti2(FolderSet):
+    """One scene a drive, rendering and camera ("Scene01/clone/Camera_0"). Cars move: only what stands still agrees
+    across views. What is as far as the format goes (sky) has no depth."""
+
+    name = "vkitti2"
+    title = "Virtual KITTI 2"
+    licence = "CC BY-NC-SA 3.0 as far as known; see the set's page: Virtual KITTI 2, Naver Labs Europe"
+    source = "Virtual KITTI 2, Naver Labs Europe: the archives rgb, depth and textgt of version 2.0.3"
+    layout = (
+        "Scene01/clone/frames/{rgb,depth}/Camera_0/ and Scene01/clone/{intrinsic,extrinsic}.txt: "
+        "the archives rgb, depth and textgt unpacked into one folder"
+    )
+    is_metric = True
+
+    @staticmethod
+    def looks_like(root: Path) -> bool:
+        """Whether there is a folder like Scene01 with a rendering's frames or cameras."""
+        return bool(_drives(root))
+
+    @staticmethod
+    def find_scenes(root: Path) -> list[str]:
+        """Cameras of renderings that have pictures, depth and both text files."""
+        return [s for drive in _drives(root) for s in _cameras(drive, root) if not _missing(root, s)]
+
+    @staticmethod
+    def problems(root: Path) -> list[str]:
+        """Renderings without one of the archives' parts, and pictures without depth."""
+        drives = _drives(root)
+        if not drives:
+            return [f"{root} holds no Virtual KITTI 2 drive; expected {VirtualKitti2.layout}"]
+        found = []
+        for drive in drives:
+            cameras = _cameras(drive, root)
+            found += [] if cameras else [f"{drive / 'frames' / 'rgb'} is missing: unpack the archive rgb there"]
+            found += [what for scene in cameras for what in _missing(root, scene) or _incomplete(root, scene)]
+        return found
+
+    def frames(self, scene: str) -> Sequence[Frame]:
+        """The frames of one camera, in order of time."""
+        folder, camera = (self.root / scene).parent, int(scene.rsplit("_", 1)[1])
+        lenses = _rows(folder / "intrinsic.txt", camera, 4)
+        poses = _rows(folder / "extrinsic.txt", camera, 16)
+        rgb = folder / "frames" / "rgb" / f"Camera_{camera}"
+        pictures = sorted(rgb.glob("rgb_*.jpg"))
+        if not pictures:
+            raise InputError(f"{rgb} holds no picture rgb_*.jpg; expected {self.layout}")
+        width, height = image_size(pictures[0])
+        found = []
+        for picture in pictures:
+            number = picture.stem.removeprefix("rgb_")
+            if int(number) not in lenses or int(number) not in poses:
+                raise InputError(f"{folder} has no camera for {picture.name}; expected one row in both text files")
+            # fx, fy, cx, cy with the centre of the first pixel at (0, 0): cx is 620.5 of 1242 pixels. Poses are
+            # cam_from_world with OpenCV's axes, in metres.
+            intrinsics = from_integer_centres(pinhole(*lenses[int(number)]))
+            seen = Camera(intrinsics, poses[int(number)].reshape(4, 4), width, height)
+            depth = folder / "frames" / "depth" / f"Camera_{camera}" / f"depth_{number}.png"
+            found.append(Frame(picture, seen, depth))
+        return found
+
+    def read_depth(self, frame: Frame) -> np.ndarray:
+        """Metres from centimetres; 0 in the sky."""
+        assert frame.depth is not None
+        depth = read_depth_png(frame.depth, CENTIMETRES)
+        return np.where(depth < np.float32(SKY), depth, np.float32(0))
+
+
+def _drives(root: Path) -> list[Path]:
+    """Folders like Scene01/clone."""
+    scenes = [folder for folder in folders(root) if folder.name.startswith("Scene")]
+    return [drive for scene in scenes for drive in folders(scene) if _has_part(drive)]
+
+
+def _has_part(drive: Path) -> bool:
+    return any((drive / part).exists() for part in ("frames", "intrinsic.txt", "extrinsic.txt"))
+
+
+def _cameras(drive: Path, root: Path) -> list[str]:
+    cameras = [folder for folder in folders(drive / "frames" / "rgb") if folder.name.startswith("Camera_")]
+    return [f"{drive.relative_to(root).as_posix()}/{folder.name}" for folder in cameras]
+
+
+def _missing(root: Path, scene: str) -> list[str]:
+    folder, camera = (root / scene).parent, (root / scene).name
+    absent = [folder / name for name in ("intrinsic.txt", "extrinsic.txt") if not (folder / name).is_file()]
+    depth = folder / "frames" / "depth" / camera
+    absent += [] if depth.is_dir() else [depth]
+    return [f"{path} is missing" for path in absent]
+
+
+def _incomplete(root: Path, scene: str) -> list[str]:
+    folder, camera = (root / scene).parent, (root / scene).name
+    depth = folder / "frames" / "depth" / camera
+    pictures = {path.stem.removeprefix("rgb_") for path in (folder / "frames" / "rgb" / camera).glob("rgb_*.jpg")}
+    without = sorted(pictures - {path.stem.removeprefix("depth_") for path in depth.glob("depth_*.png")})
+    if len(pictures) < 2:
+        return [f"{root / scene} has {len(pictures)} pictures; at least two views make a scene"]
+    return [f"{len(without)} of {len(pictures)} maps of {depth} are missing, {without[0]} first"] if without else []
+
+
+def _rows(path: Path, camera: int, count: int) -> dict[int, np.ndarray]:
+    """Frame -> numbers, of one camera's rows: frame, camera, numbers, below a line of headings."""
+    found = {}
+    for line in read_text(path).splitlines()[1:]:
+        words = line.split()
+        try:
+            if words and int(words[1]) == camera:
+                found[int(words[0])] = np.array([float(word) for word in words[2 : 2 + count]]).reshape(count)
+        except (ValueError, IndexError) as error:
+            raise InputError(f"{path} has a line that is none of its format: {line!r}") from error
+    return found
