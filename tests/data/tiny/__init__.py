@@ -1,7 +1,8 @@
 """Tiny valid copies of data sets: scenes of the synthetic world, written in each set's own format.
 
 `WRITERS` has a row for every set on disk: a function `write(root, scenes)` that puts scenes there as the
-publisher would, and what its format keeps of depth. Reading a copy back must give the cameras and the depth that went in.
+publisher would, and what its format keeps of depth. Reading a copy back must give the cameras and the depth that
+went in.
 """
 
 from __future__ import annotations
@@ -41,11 +42,12 @@ class TinyScene:
 @dataclass(frozen=True)
 class Tiny:
     """How a set's copy is written and what survives: `write` is "module:function" below tests; depth "dense" (but for
-    `depth_error`, relative, and what lies beyond the format's range), "sparse" (some pixels), or "none"; pose_error and
-    focal_error bound what rounding in the format does; options are passed to the set's class."""
+    `depth_error`, relative, and what lies beyond the format's range), "spread" (every fourth pixel), "sparse" (some
+    pixels), or "none"; pose_error and pixel_error bound what rounding in the format does to poses and intrinsics;
+    options are passed to the set's class."""
 
     write: str
-    depth: Literal["dense", "sparse", "none"] = "dense"
+    depth: Literal["dense", "spread", "sparse", "none"] = "dense"
     depth_error: float = 1e-6
     pose_error: float = 1e-6
     pixel_error: float = 1e-4
@@ -54,6 +56,14 @@ class Tiny:
 
 WRITERS: dict[str, Tiny] = {
     "colmap": Tiny("data.tiny.colmap:write", depth="sparse"),
+    "realestate10k": Tiny("data.tiny.realestate10k:write", depth="none"),
+    "scannet": Tiny("data.tiny.scannet:write", depth_error=2e-3),
+    "dtu": Tiny("data.tiny.dtu:write", depth="spread"),
+    "blendedmvs": Tiny("data.tiny.blendedmvs:write"),
+    "vkitti2": Tiny("data.tiny.vkitti2:write", depth_error=2e-2),
+    "wildrgbd": Tiny("data.tiny.wildrgbd:write", depth_error=2e-3),
+    "arkitscenes": Tiny("data.tiny.arkitscenes:write", depth_error=2e-3, options={"upright": False}),
+    "dl3dv": Tiny("data.tiny.dl3dv:write", depth="none"),
 }
 
 
@@ -80,11 +90,10 @@ def scenes(seed: int = 3, count: int = 2) -> tuple[TinyScene, ...]:
 
 
 def write(name: str, root: Path, seed: int = 3) -> tuple[TinyScene, ...]:
-    """Write the tiny copy of a set to `root`; what went in."""
+    """Write the tiny copy of a set to `root`; what a reader must find there (a writer returns it where it differs)."""
     module, _, function = WRITERS[name].write.partition(":")
     made = scenes(seed)
-    getattr(importlib.import_module(module), function)(root, made)
-    return made
+    return tuple(getattr(importlib.import_module(module), function)(root, made) or made)
 
 
 def save_png(path: Path, values: np.ndarray) -> None:
