@@ -34,13 +34,16 @@ class LensSet(FolderSet):
 
 def pinhole_of(lens: pycolmap.Camera) -> pycolmap.Camera:
     """The camera of the picture without distortion: no corner is empty, and it is no larger than the picture."""
+    return lens if lens.is_undistorted() else _pinhole(lens.model.name, lens.width, lens.height, tuple(lens.params))
+
+
+@lru_cache(maxsize=256)
+def _pinhole(model: str, width: int, height: int, params: tuple[float, ...]) -> pycolmap.Camera:
     import pycolmap
 
-    if lens.is_undistorted():
-        return lens
     options = pycolmap.UndistortCameraOptions()
     options.max_scale = 1.0
-    return pycolmap.undistort_camera(options, lens)
+    return pycolmap.undistort_camera(options, pycolmap.Camera(model=model, width=width, height=height, params=params))
 
 
 def undistort(image: np.ndarray, depth: np.ndarray, lens: pycolmap.Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
