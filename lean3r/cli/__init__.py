@@ -15,5 +15,6 @@ COMMANDS = Registry(
         "compress": "lean3r.cli.compress:Compress",
         "inspect": "lean3r.cli.inspect:Inspect",
         "train": "lean3r.cli.train:Train",
+        "distill": "lean3r.cli.distill:Distill",
     },
 )

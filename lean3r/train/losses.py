@@ -95,7 +95,21 @@ def mean_where(values: Tensor, where: Tensor) -> Tensor:
     return (values * weight).sum() / weight.sum().clamp_min(1.0)
 
 
-def pose_losses(world_from_cam: Tensor, cam_from_world: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+class Poses(Protocol):
+    """Cameras to compare with: those of the truth, or of a teacher; both [B, S, 4, 4]."""
+
+    @property
+    def world_from_cam(self) -> Tensor:
+        """Camera -> world."""
+        ...
+
+    @property
+    def cam_from_world(self) -> Tensor:
+        """World -> camera."""
+        ...
+
+
+def pose_losses(world_from_cam: Tensor, cam_from_world: Tensor, target: Poses) -> tuple[Tensor, Tensor]:
     """Mean over all ordered pairs of (Frobenius norm of the relative rotation error, L2 norm of the relative
     translation error)."""
     views = world_from_cam.shape[1]

@@ -7,3 +7,10 @@ from lean3r.train.recipes.nano import nano as nano
 from lean3r.train.recipes.nano import picture_size as picture_size
 
 RECIPES = Registry("recipe", {"nano": "lean3r.train.recipes.nano:nano"})
+DISTILLATIONS = Registry(
+    "distillation recipe",
+    {
+        "nano-gsa-fp8": "lean3r.train.recipes.nano_students:nano_gsa_fp8",
+        "nano-sla-fp8": "lean3r.train.recipes.nano_students:nano_sla_fp8",
+    },
+)

@@ -25,11 +25,15 @@ class Recipe:
 
     def batch(self, phase: int, step: int, stage: Stage, rank: int, processes: int) -> SceneBatch:
         """The scenes of one process at one step: a pure function of its arguments."""
-        height, width = picture_size(stage, step)
-        world = replace(self.world, seed=self.world.seed + phase)
-        return world.batch(
-            step * processes + rank, stage.scenes_at(step), views=stage.views_at(step), height=height, width=width
-        )
+        return synthetic_batch(replace(self.world, seed=self.world.seed + phase), step, stage, rank, processes)
+
+
+def synthetic_batch(world: SyntheticWorld, step: int, stage: Stage, rank: int, processes: int) -> SceneBatch:
+    """The scenes that one of so many processes sees at a step, in pictures of the stage's area."""
+    height, width = picture_size(stage, step)
+    return world.batch(
+        step * processes + rank, stage.scenes_at(step), views=stage.views_at(step), height=height, width=width
+    )
 
 
 def picture_size(stage: Stage, step: int) -> tuple[int, int]:
