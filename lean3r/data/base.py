@@ -16,7 +16,8 @@ class SceneBatch:
     intrinsics [B, S, 3, 3] in pixels of `images`; cam_from_world [B, S, 4, 4]; normals [B, S, 3, H, W] unit,
     in camera axes, towards the camera (0 where there is no depth), None where the set has none. `mask`
     [B, S, H, W] bool, False on padding, None without padding. World units are metres if `is_metric`. `ids` names the
-    B samples, for logs; `skipped` names those that could not be read and were replaced by others.
+    B samples, for logs; `skipped` names those that could not be read and were replaced by others; `unknown` counts
+    the pixels of the files whose depth was not a finite number, and which count as unknown.
     """
 
     images: Tensor
@@ -28,6 +29,7 @@ class SceneBatch:
     is_metric: bool = False
     ids: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    unknown: int = 0
 
     def to(self, device: torch.device | str) -> SceneBatch:
         """The same batch with every tensor on `device`."""

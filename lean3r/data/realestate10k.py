@@ -28,6 +28,7 @@ class RealEstate10K(FolderSet):
     source = "https://google.github.io/realestate10k (frames: from the videos, by their timestamps)"
     layout = "[cameras/][train|test/]CLIP.txt and [frames/][train|test/]CLIP/TIMESTAMP.jpg or .png"
     has_depth = False
+    is_ordered = True
 
     @staticmethod
     def looks_like(root: Path) -> bool:

@@ -30,6 +30,7 @@ class ScanNet(FolderSet):
     source = "http://www.scan-net.org, .sens files exported by its SensReader"
     layout = "[scans/]sceneXXXX_XX/ with color/N.jpg, depth/N.png, pose/N.txt, intrinsic/intrinsic_{color,depth}.txt"
     is_metric = True
+    is_ordered = True
 
     @staticmethod
     def looks_like(root: Path) -> bool:

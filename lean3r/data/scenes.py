@@ -59,9 +59,10 @@ class SceneSet(ABC):
     """A data set: a sequence of scenes, each a sequence of views.
 
     name: its row in DATASETS; title: as people call it; licence and source: under which terms and where to get it,
-    for `lean3r data list`; layout: what a root holds, in one line; is_metric: whether lengths are metres. A set is
-    built from its root folder, `Kind(root, ...)`, holds what it needs to find files and nothing heavy, and can be
-    pickled. It keeps to the scenes that are complete; InputError when there is none.
+    for `lean3r data list`; layout: what a root holds, in one line; is_metric: whether lengths are metres; is_ordered:
+    whether views follow one another, as in a video. A set is built from its root folder, `Kind(root, ...)`, holds what
+    it needs to find files and nothing heavy, and can be pickled. It keeps to the scenes that are complete; InputError
+    when there is none.
     """
 
     name: ClassVar[str]
@@ -72,6 +73,7 @@ class SceneSet(ABC):
     is_metric: bool = False
     has_depth: bool = True
     has_normals: bool = False
+    is_ordered: bool = False
 
     @abstractmethod
     def __len__(self) -> int:

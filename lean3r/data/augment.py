@@ -1,0 +1,149 @@
+"""Changes to pictures that carry the cameras along: cutting to a size, mirroring, quarter turns, colours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from lean3r.data.scenes import RawView
+from lean3r.errors import UsageError
+
+_SPARSE = 0.2
+_MIRROR = np.diag([-1.0, 1.0, 1.0, 1.0])
+_TURN = np.array([[0.0, -1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is drawn for each scene, and for each of its views.
+
+    flip: chance that a scene is mirrored; turn: chance that a scene whose pictures lie across the batch's shape is
+    turned by a quarter; zoom: a view shows at least this share of the sides that it could show; shift: share of the
+    room beside the cut that it may move in; jitter: bound of the change of brightness, contrast and saturation, drawn
+    once a scene or, for half of the scenes, once a view.
+    """
+
+    flip: float = 0.0
+    turn: float = 0.0
+    zoom: float = 1.0
+    shift: float = 0.0
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "turn", "shift", "jitter"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"augmentation: {name} is {getattr(self, name)}; it must lie in 0..1")
+        if not 0.1 <= self.zoom <= 1:
+            raise UsageError(f"augmentation: zoom is {self.zoom}; it must lie in 0.1..1")
+
+
+NONE = Augmentation()
+USUAL = Augmentation(flip=0.5, turn=0.5, zoom=0.8, shift=1.0, jitter=0.3)
+
+
+@dataclass(frozen=True)
+class SceneDraw:
+    """What was drawn for a whole scene: mirrored or not, turned or not, colours of all views (None: each its own)."""
+
+    flip: bool
+    turn: bool
+    colours: tuple[float, float, float] | None
+
+
+def draw_scene(rng: np.random.Generator, augmentation: Augmentation) -> SceneDraw:
+    """Draw for a scene; always takes as many numbers from `rng`."""
+    flip, turn, shared = rng.random(3)
+    colours = _colours(rng, augmentation.jitter)
+    return SceneDraw(flip < augmentation.flip, turn < augmentation.turn, colours if shared < 0.5 else None)
+
+
+def augmented(
+    view: RawView, height: int, width: int, augmentation: Augmentation, scene: SceneDraw, rng: np.random.Generator
+) -> RawView:
+    """One view [height, width] of a scene, changed as was drawn for the scene and is drawn for the view."""
+    share = 1 - (1 - augmentation.zoom) * rng.random()
+    spot = 0.5 + (rng.random(2) - 0.5) * augmentation.shift
+    own = _colours(rng, augmentation.jitter)
+    rows, columns = view.depth.shape
+    if scene.turn and rows != columns and (rows > columns) != (height > width) and height != width:
+        view = turned(view)
+    if scene.flip:
+        view = mirrored(view)
+    view = cut(view, height, width, share, (float(spot[0]), float(spot[1])))
+    return replace(view, image=recoloured(view.image, *(scene.colours or own))) if augmentation.jitter else view
+
+
+def cut(view: RawView, height: int, width: int, share: float = 1.0, spot: tuple[float, float] = (0.5, 0.5)) -> RawView:
+    """The view at another size: the largest cut of that shape, its sides times `share`, scaled.
+
+    `spot` says where in the free room the cut lies, (0, 0) at the upper left. Pictures are averaged, depth and
+    normals keep the values of the nearest pixels; depth that few pixels have is moved point by point.
+    """
+    rows, columns = view.depth.shape
+    scale = max(height / rows, width / columns) / share
+    box_width, box_height = min(width / scale, columns), min(height / scale, rows)
+    left, top = spot[0] * (columns - box_width), spot[1] * (rows - box_height)
+    if (rows, columns, box_width, box_height) == (height, width, width, height):
+        return view
+    box = (left, top, left + box_width, top + box_height)
+    image = np.asarray(Image.fromarray(view.image).resize((width, height), Image.Resampling.BICUBIC, box=box))
+    sx, sy = width / box_width, height / box_height
+    k = np.array([[sx, 0.0, -sx * left], [0.0, sy, -sy * top], [0.0, 0.0, 1.0]]) @ view.intrinsics
+    x = np.clip(left + (np.arange(width) + 0.5) / sx, 0, columns - 1).astype(np.int64)
+    y = np.clip(top + (np.arange(height) + 0.5) / sy, 0, rows - 1).astype(np.int64)
+    known = np.count_nonzero(view.depth)
+    if 0 < known < _SPARSE * view.depth.size:
+        depth = _moved(view.depth, height, width, (left, top), (sx, sy))
+    else:
+        depth = view.depth[y[:, None], x]
+    normals = None if view.normals is None else view.normals[y[:, None], x]
+    return RawView(image, depth, k, view.cam_from_world, normals)
+
+
+def _moved(
+    depth: np.ndarray, height: int, width: int, corner: tuple[float, float], scale: tuple[float, float]
+) -> np.ndarray:
+    """Each known pixel's centre moved to where it falls; the nearest depth wins."""
+    y, x = np.nonzero(depth)
+    column = np.floor((x + 0.5 - corner[0]) * scale[0]).astype(np.int64)
+    row = np.floor((y + 0.5 - corner[1]) * scale[1]).astype(np.int64)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    found = np.full((height, width), np.inf, np.float32)
+    np.minimum.at(found, (row[inside], column[inside]), depth[y[inside], x[inside]])
+    return np.where(np.isfinite(found), found, np.float32(0))
+
+
+def mirrored(view: RawView) -> RawView:
+    """Left and right exchanged. A mirror is no rotation, so the world is mirrored with the picture: all views of a
+    scene have to be."""
+    k = view.intrinsics.copy()
+    k[0, 2] = view.depth.shape[1] - k[0, 2]
+    pose = _MIRROR @ view.cam_from_world @ _MIRROR
+    normals = None if view.normals is None else view.normals[:, ::-1] * np.array([-1, 1, 1], np.float32)
+    return RawView(view.image[:, ::-1], view.depth[:, ::-1], k, pose, normals)
+
+
+def turned(view: RawView) -> RawView:
+    """Turned clockwise by a quarter, as if the camera had been turned the other way about its axis."""
+    k, rows = view.intrinsics, view.depth.shape[0]
+    turned_k = np.array([[k[1, 1], 0.0, rows - k[1, 2]], [0.0, k[0, 0], k[0, 2]], [0.0, 0.0, 1.0]])
+    image, depth = np.rot90(view.image, -1), np.rot90(view.depth, -1)
+    normals = None if view.normals is None else np.rot90(view.normals, -1) @ _TURN[:3, :3].T.astype(np.float32)
+    return RawView(image, depth, turned_k, _TURN @ view.cam_from_world, normals)
+
+
+def recoloured(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
+    """[H, W, 3] uint8 with the three factors applied, in this order; 1 leaves things as they are."""
+    values = image.astype(np.float32) * np.float32(brightness)
+    mean = np.float32(values.mean())
+    values = (values - mean) * np.float32(contrast) + mean
+    grey = (values @ _LUMA)[..., None]
+    return np.clip((values - grey) * np.float32(saturation) + grey + 0.5, 0, 255).astype(np.uint8)
+
+
+def _colours(rng: np.random.Generator, bound: float) -> tuple[float, float, float]:
+    b, c, s = 1 + bound * (2 * rng.random(3) - 1)
+    return float(b), float(c), float(s)
