@@ -157,7 +157,7 @@ class TrainConfig:
     settings: dict[str, Any] = field(default_factory=dict)
     pictures_every: int = 0
     keep_last: int = 2
-    explode_factor: float = 0.0
+    explode_factor: float = 100.0
     skip_limit: int = 1000
     skip_limit_in_row: int = 20
     workers: int = 0

@@ -51,6 +51,18 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Raise on every process the LeanError that one of them raises within the block; all must enter it."""
+        problem: LeanError | None = None
+        try:
+            yield
+        except LeanError as error:
+            problem = error
+        problems = [found for found in self.gather(problem) if found is not None]
+        if problems:
+            raise problem or problems[0]
+
     def broadcast_(self, model: nn.Module) -> None:
         """Give every process the parameters and buffers of rank 0."""
         if self.size > 1:

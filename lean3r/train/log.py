@@ -1,15 +1,17 @@
-"""What a run says of itself: a CSV file that survives resuming, a picture of the curves, a line on stderr."""
+"""What a run says of itself: files that survive resuming, a picture of the curves, a line or a bar on stderr."""
 
 from __future__ import annotations
 
 import csv
 import importlib.util
+import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from lean3r.errors import MissingExtraError
-from lean3r.train.state import write_atomically
+from lean3r.train.disk import write_atomically
 
 
 class CsvLog:
@@ -54,6 +56,31 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(complete.splitlines()))
 
 
+class EventLog:
+    """One JSON object a line, each with its `step` and `event`: what happened beside ordinary steps.
+
+    Opening it with `after_step` drops the events of later steps and a last line that a crash cut off.
+    """
+
+    def __init__(self, path: Path, after_step: int = 0):
+        self.path = path
+        kept = [json.dumps(event) + "\n" for event in read_events(path) if event["step"] <= after_step]
+        write_atomically(path, lambda temporary: temporary.write_text("".join(kept)))
+
+    def append(self, step: int, event: str, **facts: Any) -> None:
+        """Add one event and push it to the file."""
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"step": step, "event": event, **facts}) + "\n")
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Whole lines of an event log. [] without a file."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
 def _short(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.6g}"
 
@@ -91,12 +118,39 @@ def draw_curves(train_csv: Path, validation_csv: Path, picture: Path) -> None:
     write_atomically(picture, lambda temporary: figure.savefig(temporary, format="png", dpi=100))
 
 
-def progress_line(step: int, total_steps: int, row: Mapping[str, float], seconds_left: float | None = None) -> None:
-    """One line on stderr: step, the figures of `row`, time left where it is known."""
-    line = f"step {step}/{total_steps}" + "".join(
-        f"  {name} {value:.4g}" for name, value in row.items() if name not in ("step", "seconds")
-    )
-    if seconds_left is not None:
-        minutes, seconds = divmod(round(seconds_left), 60)
-        line += f"  left {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-    print(line, file=sys.stderr, flush=True)
+class Progress:
+    """What is seen while a run goes on, on stderr: a bar on a terminal, and a line at every report anywhere."""
+
+    def __init__(self, step: int, total_steps: int):
+        self._total = total_steps
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task("", total=total_steps, completed=step)
+            self._bar.start()
+
+    def step(self, step: int, loss: float, views_per_s: float, data_wait: float, memory_mb: float) -> None:
+        """After every step; moves the bar, if there is one."""
+        if self._bar is not None:
+            told = f"loss {loss:.4g}  {views_per_s:.3g} views/s  data {data_wait:.0%}  {memory_mb:,.0f} MB"
+            self._bar.update(self._task, completed=step, description=told)
+
+    def line(self, step: int, row: Mapping[str, float], seconds_left: float | None = None) -> None:
+        """One line: step, the figures of `row`, time left where it is known."""
+        line = f"step {step}/{self._total}" + "".join(
+            f"  {name} {value:.4g}" for name, value in row.items() if name not in ("step", "seconds")
+        )
+        if seconds_left is not None:
+            minutes, seconds = divmod(round(seconds_left), 60)
+            line += f"  left {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+        print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        if self._bar is not None:
+            self._bar.stop()

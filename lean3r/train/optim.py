@@ -8,13 +8,17 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from lean3r.train.config import OptimConfig
+
+if TYPE_CHECKING:
+    from lean3r.train.distributed import World
 
 # Quintic Newton-Schulz coefficients: https://kellerjordan.github.io/posts/muon/
 _NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -55,7 +59,8 @@ class Muon(torch.optim.Optimizer):
     """Momentum, Nesterov, orthogonalised (https://kellerjordan.github.io/posts/muon/), for [rows, cols] weights.
 
     Same rule as torch.optim.Muon with adjust_lr_fn "original", but all matrices of one shape are
-    orthogonalised together, which is faster.
+    orthogonalised together, which is faster. Of matrices that are spread over processes (DTensor) every process
+    gathers the whole update, orthogonalises it and applies its own part.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95):
@@ -65,25 +70,62 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
-            params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
-            grads: list[Tensor] = [p.grad for p in params if p.grad is not None]
-            if not params:
+            whole: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+            if not whole:
                 continue
-            for parameter in params:
+            for parameter in whole:
                 if not self.state[parameter]:
                     self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-            buffers: list[Tensor] = [self.state[p]["momentum"] for p in params]
+            params = [local_part(p) for p in whole]
+            grads = [local_part(p.grad) for p in whole if p.grad is not None]
+            buffers = [local_part(self.state[p]["momentum"]) for p in whole]
             momentum, lr = group["momentum"], group["lr"]
             torch._foreach_lerp_(buffers, grads, 1 - momentum)  # pyright: ignore[reportPrivateImportUsage]
             updates = torch._foreach_lerp(grads, buffers, momentum)  # pyright: ignore[reportPrivateImportUsage]
             torch._foreach_mul_(params, 1 - lr * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
             by_shape: dict[torch.Size, list[int]] = defaultdict(list)
-            for index, parameter in enumerate(params):
+            for index, parameter in enumerate(whole):
                 by_shape[parameter.shape].append(index)
             for (rows, cols), members in by_shape.items():
-                directions = orthogonalise(torch.stack([updates[i] for i in members]))
+                directions = orthogonalise(torch.stack([gathered(updates[i], whole[i]) for i in members]))
                 for index, direction in zip(members, directions, strict=True):
-                    params[index].add_(direction, alpha=-lr * math.sqrt(max(1.0, rows / cols)))
+                    params[index].add_(part_of(direction, whole[index]), alpha=-lr * math.sqrt(max(1.0, rows / cols)))
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor that is spread over processes, sharing its memory; others as they are."""
+    return tensor.to_local() if _is_spread(tensor) else tensor  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+
+
+def gathered(part: Tensor, like: Tensor) -> Tensor:
+    """The whole of which every process holds a `part`, spread as `like` is."""
+    if not _is_spread(like):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    spread: Any = like
+    whole = DTensor.from_local(part, spread.device_mesh, spread.placements, shape=like.shape, stride=like.stride())
+    return whole.full_tensor()
+
+
+def part_of(whole: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a tensor that every process holds, spread as `like` is."""
+    return local_part(spread_as(whole, like))
+
+
+def spread_as(whole: Tensor, like: Tensor) -> Tensor:
+    """A tensor that every process holds, spread over them as `like` is; as it is if `like` is not spread."""
+    if not _is_spread(like):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    spread: Any = like
+    # No source rank: everybody holds the whole, so nothing is sent.
+    return distribute_tensor(whole, spread.device_mesh, spread.placements, src_data_rank=None)
+
+
+def _is_spread(tensor: Tensor) -> bool:
+    return hasattr(tensor, "device_mesh")
 
 
 class Optimizer:
@@ -91,15 +133,17 @@ class Optimizer:
 
     def __init__(self, model: nn.Module, config: OptimConfig, total_steps: int):
         self.config, self.total_steps = config, total_steps
-        matrices, decayed, plain = [], [], []
+        matrices, decayed, plain, scalars = [], [], [], []
         for name, parameter in model.named_parameters():
             if config.muon_lr > 0 and goes_to_muon(name, parameter):
                 matrices.append(parameter)
             else:
-                (decayed if parameter.ndim >= 2 else plain).append(parameter)
+                (decayed if parameter.ndim >= 2 else plain if parameter.ndim else scalars).append(parameter)
         groups = [
             {"params": decayed, "weight_decay": config.weight_decay},
             {"params": plain, "weight_decay": 0.0},
+            # Apart: of sharded models only these stay whole, and one group may not hold both kinds.
+            {"params": scalars, "weight_decay": 0.0},
         ]
         groups = [g for g in groups if g["params"]]
         self.parts: dict[str, torch.optim.Optimizer] = {}
@@ -125,10 +169,15 @@ class Optimizer:
         """State of both parts."""
         return {name: part.state_dict() for name, part in self.parts.items()}
 
+    def parameters(self, part: str) -> list[nn.Parameter]:
+        """The parameters of one part, in the order of the numbers that its state counts them by."""
+        return [parameter for group in self.parts[part].param_groups for parameter in group["params"]]
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Take over the state of each parameter that `state_dict` gave; the settings stay those of this config."""
         for name, part in self.parts.items():
-            part.load_state_dict(state[name])
+            saved = state[name]["state"] if name in state else {}  # none before the part's first step
+            part.load_state_dict({"state": saved, "param_groups": part.state_dict()["param_groups"]})
 
 
 class GradientBuffer:
@@ -152,6 +201,17 @@ class GradientBuffer:
     def zero(self) -> None:
         """Forget all gradients and extra scalars."""
         self.flat.zero_()
+
+    def reduce(self, loss: Tensor, stop: bool, world: World) -> tuple[float, float, bool]:
+        """Average gradients and loss over all processes; return (norm, mean loss, whether any process stops)."""
+        self.extra[0] = loss.detach()
+        self.extra[1] = float(stop)
+        world.sum_(self.flat)
+        if world.size > 1:
+            self.flat.div_(world.size)
+        # The only place where the host waits for the device.
+        norm, mean_loss, stopping = torch.cat([self.norm()[None], self.extra]).tolist()
+        return norm, mean_loss, stopping > 0
 
     def norm(self) -> Tensor:
         """Global 2-norm of all gradients, a scalar tensor; not finite if any gradient is not."""
@@ -183,3 +243,16 @@ class Ema:
         torch._foreach_lerp_(self._averages, self._weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         for mine, theirs in self._buffers:
             mine.copy_(theirs)
+
+    @contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        """The model that holds the averages, in evaluation mode."""
+        yield self.model
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages by the names of the model's parameters and buffers."""
+        return self.model.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state_dict` gave."""
+        self.model.load_state_dict(state)

@@ -1,0 +1,62 @@
+"""Files that are whole or absent, and disks that are asked before they are written to."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lean3r.errors import LeanError
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary neighbour of `path`, flush it to the disk and put it in place in one move."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        write(temporary)
+        flush(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def tensor_bytes(value: Any) -> int:
+    """Bytes of all tensors in nested dicts, lists and tuples."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(map(tensor_bytes, items))
+
+
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """LeanError if the disk of `folder` has less than `needed` bytes, and a little more, left."""
+    free = shutil.disk_usage(folder).free
+    wanted = needed + needed // 20 + 1_000_000
+    if free < wanted:
+        raise LeanError(
+            f"the disk of '{folder}' is nearly full: {what} takes {wanted / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are "
+            "free. Nothing was overwritten: make room, then resume."
+        )
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder with everything in it, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
