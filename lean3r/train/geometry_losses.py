@@ -1,0 +1,177 @@
+"""Speed3R's loss: points in each camera's own frame and cameras, against those of a dense teacher.
+
+Shapes: B scenes, N views, H x W pixels. Points are in the axes of their own camera, poses are camera-to-world, and
+both sides are of unknown scale. Source: Ren et al. 2026, "Speed3R", its released training code (which is Pi3's loss).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lean3r.errors import UsageError
+from lean3r.geometry.pose import invert_pose
+
+SCALE_POINTS = 4096  # of each scene that the scale is found on
+NEAR_SHARE = 0.1  # of a view's mean depth: nearer points weigh no more than those
+DEPTH_EDGE = 0.03  # of the depth, between neighbours: no normal is taken across
+SMALLEST_RAD, LARGEST_RAD, KNEE_RAD = math.radians(1), math.radians(90), math.radians(3)
+HUBER_DELTA = 0.1
+TRANSLATION_WEIGHT, CAMERA_WEIGHT = 100.0, 0.1
+NEARLY_ONE = 1 - 1e-6
+
+
+@dataclass(frozen=True)
+class GeometryLoss:
+    """The terms of `total` = points + normals + 0.1 (100 translation + rotation [rad]); scale, student_size and
+    teacher_size [B] are what brought both sides together."""
+
+    total: Tensor
+    points: Tensor
+    normals: Tensor
+    translation: Tensor
+    rotation: Tensor
+    scale: Tensor
+    student_size: Tensor
+    teacher_size: Tensor
+
+
+def geometry_loss(
+    points: Tensor,
+    world_from_cam: Tensor,
+    teacher_points: Tensor,
+    teacher_world_from_cam: Tensor,
+    known: Tensor,
+    has_normals: Tensor,
+) -> GeometryLoss:
+    """Points [B, N, H, W, 3] and poses [B, N, 4, 4] against the teacher's, on pixels that are known [B, N, H, W].
+
+    has_normals [B] bool: scenes whose surfaces are good enough to compare normals on. Gradients flow to the student
+    alone, through its own size but not through the scale. UsageError on shapes that do not fit.
+    """
+    if points.shape != teacher_points.shape or points.shape[:-1] != known.shape:
+        raise UsageError(
+            f"points are {list(points.shape)}, the teacher's {list(teacher_points.shape)}, known pixels "
+            f"{list(known.shape)}; expected [B, N, H, W, 3] twice and [B, N, H, W]: the teacher does not fit."
+        )
+    with torch.no_grad():
+        target, target_poses, teacher_size = normalised(teacher_points, teacher_world_from_cam, known)
+        weight = inverse_depth(target[..., 2], known)
+    ours, poses, student_size = normalised(points, world_from_cam, known)
+    with torch.no_grad():
+        scale = torch.stack([_scene_scale(p, t, w, k) for p, t, w, k in zip(ours, target, weight, known, strict=True)])
+    ours = ours * scale[:, None, None, None, None]
+    gap = (weight[..., None] * (ours - target).abs())[known]
+    point_loss = gap.mean() if len(gap) else ours.sum() * 0
+    normals = ours.sum() * 0
+    if bool(has_normals.any()):
+        normals = normal_loss(ours[has_normals], target[has_normals], known[has_normals])
+    moved = _with_translation(poses, poses[..., :3, 3] * scale[:, None, None])
+    translation, rotation = relative_pose_loss(moved, target_poses)
+    total = point_loss + normals + CAMERA_WEIGHT * (TRANSLATION_WEIGHT * translation + rotation)
+    return GeometryLoss(total, point_loss, normals, translation, rotation, scale, student_size, teacher_size)
+
+
+def normalised(points: Tensor, world_from_cam: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Points and poses in units of the scene's mean distance of known points from their camera, and that size [B].
+
+    A scene without known pixels keeps its unit; its size is 0.
+    """
+    reach = torch.linalg.vector_norm(points, dim=-1).where(known, 0.0).flatten(1).sum(1)
+    size = reach / (known.flatten(1).sum(1) + 1e-8)
+    unit = size.where(size > 0, 1.0)
+    poses = _with_translation(world_from_cam, world_from_cam[..., :3, 3] / unit[:, None, None])
+    return points / unit[:, None, None, None, None], poses, size
+
+
+def inverse_depth(depth: Tensor, known: Tensor) -> Tensor:
+    """Weights [B, N, H, W] of pixels: 1 / depth, that of a tenth of the view's mean depth for nearer ones."""
+    share = known.to(depth.dtype)
+    mean = (depth * share).mean((-1, -2)) / (share.mean((-1, -2)) + 1e-7)
+    return 1 / (torch.maximum(depth, NEAR_SHARE * mean[..., None, None]) + 1e-6)
+
+
+def best_scale(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """The scalar S that minimises sum of weight |S x - y| over vectors [P]: the weighted median of y / x."""
+    sign = torch.where(x < 0, -1.0, 1.0).to(x.dtype)
+    x, y = x * sign, y * sign
+    ratio, order = (y / x.clamp_min(1e-7)).sort()
+    mass = (weight * x)[order]
+    past = 2 * mass.cumsum(0) - mass.sum() >= 0
+    return ratio[past.to(torch.uint8).argmax()]
+
+
+def _scene_scale(points: Tensor, target: Tensor, weight: Tensor, known: Tensor) -> Tensor:
+    """S of one scene [N, H, W, ...], on SCALE_POINTS of its known pixels, evenly chosen; 1 without any."""
+    found, wanted, weight = points[known], target[known], weight[known]
+    count = len(found)
+    if not count:
+        return points.new_ones(())
+    # In float32, as nearest-neighbour resampling of images computes it.
+    steps = torch.arange(SCALE_POINTS, dtype=torch.float32, device=points.device)
+    index = (steps * torch.tensor(count / SCALE_POINTS, dtype=torch.float32)).floor().long().clamp_max(count - 1)
+    scale = best_scale(found[index].flatten(), wanted[index].flatten(), weight[index].repeat_interleave(3))
+    return scale.abs()
+
+
+def normal_loss(points: Tensor, target: Tensor, known: Tensor) -> Tensor:
+    """Angles between the normals of both point maps, four a cell of 2 x 2 pixels, none across the target's depth edges.
+
+    Up to one degree all angles cost the same, and no more than a right angle.
+    """
+    depth = target[..., 2]
+    flat = depth.flatten(0, 1)[:, None]
+    spread = (F.max_pool2d(flat, 3, 1, 1) + F.max_pool2d(-flat, 3, 1, 1))[:, 0].view_as(depth)
+    known = known & ~((spread / depth).nan_to_num() > DEPTH_EDGE)
+    ours, theirs, there = _corners(points), _corners(target), _corners(known[..., None])
+    total = points.new_zeros(())
+    # (corner, its two neighbours): normals that all point the same way.
+    for corner, first, second in (("d", "b", "c"), ("b", "a", "d"), ("a", "c", "b"), ("c", "d", "a")):
+        a = torch.linalg.cross(ours[first] - ours[corner], ours[second] - ours[corner])
+        b = torch.linalg.cross(theirs[first] - theirs[corner], theirs[second] - theirs[corner])
+        counted = (there[corner] & there[first] & there[second])[..., 0]
+        total = total + _soft(angle_between(a, b).clamp(SMALLEST_RAD, LARGEST_RAD)).where(counted, 0.0)
+    return total.mean() / (4 * max(points.shape[2:4]))
+
+
+def angle_between(a: Tensor, b: Tensor) -> Tensor:
+    """Angle [rad] between vectors [..., 3], with a gradient that is finite where they are parallel."""
+    return torch.atan2(torch.linalg.vector_norm(torch.linalg.cross(a, b), dim=-1) + 1e-12, (a * b).sum(-1))
+
+
+def _soft(angle: Tensor) -> Tensor:
+    return torch.where(angle < KNEE_RAD, 0.5 * angle.square() / KNEE_RAD, angle - 0.5 * KNEE_RAD)
+
+
+def _corners(x: Tensor) -> dict[str, Tensor]:
+    """a b over c d: the corners of all cells of 2 x 2 pixels of [B, N, H, W, C]."""
+    return {
+        "a": x[:, :, :-1, :-1],
+        "b": x[:, :, :-1, 1:],
+        "c": x[:, :, 1:, :-1],
+        "d": x[:, :, 1:, 1:],
+    }
+
+
+def relative_pose_loss(world_from_cam: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """(Huber loss of the translation, angle [rad] of the rotation) between relative poses, mean over ordered pairs."""
+    views = target.shape[1]
+    if views == 1:
+        zero = world_from_cam.sum() * 0
+        return zero, zero
+    pairs = ~torch.eye(views, dtype=torch.bool, device=target.device)
+    ours, theirs = ((invert_pose(t)[:, :, None] @ t[:, None])[:, pairs] for t in (world_from_cam, target))
+    translation = F.huber_loss(ours[..., :3, 3], theirs[..., :3, 3], delta=HUBER_DELTA)
+    trace = (ours[..., :3, :3] * theirs[..., :3, :3]).sum((-1, -2))  # of R^T R'
+    rotation = ((trace - 1) / 2).clamp(-NEARLY_ONE, NEARLY_ONE).acos().mean()
+    return translation, rotation
+
+
+def _with_translation(poses: Tensor, translation: Tensor) -> Tensor:
+    """The same poses [..., 4, 4] somewhere else [..., 3]."""
+    top = torch.cat([poses[..., :3, :3], translation[..., None]], dim=-1)
+    return torch.cat([top, poses[..., 3:, :]], dim=-2)
