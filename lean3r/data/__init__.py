@@ -16,6 +16,7 @@ DATASETS = Registry(
         "arkitscenes": "lean3r.data.arkitscenes:ArkitScenes",
         "dl3dv": "lean3r.data.dl3dv:Dl3dv",
         "co3dv2": "lean3r.data.co3dv2:Co3dv2",
+        "hypersim": "lean3r.data.hypersim:Hypersim",
     },
 )
 """The synthetic world makes batches (`batch`); every other row is a SceneSet (lean3r/data/scenes.py) of a folder."""
