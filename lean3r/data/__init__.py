@@ -17,6 +17,7 @@ DATASETS = Registry(
         "dl3dv": "lean3r.data.dl3dv:Dl3dv",
         "co3dv2": "lean3r.data.co3dv2:Co3dv2",
         "hypersim": "lean3r.data.hypersim:Hypersim",
+        "scannetpp": "lean3r.data.scannetpp:ScanNetpp",
     },
 )
 """The synthetic world makes batches (`batch`); every other row is a SceneSet (lean3r/data/scenes.py) of a folder."""

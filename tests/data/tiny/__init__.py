@@ -66,6 +66,7 @@ WRITERS: dict[str, Tiny] = {
     "dl3dv": Tiny("data.tiny.dl3dv:write", depth="none"),
     "co3dv2": Tiny("data.tiny.co3dv2:write", depth_error=1e-3),
     "hypersim": Tiny("data.tiny.hypersim:write", depth_error=1e-3),
+    "scannetpp": Tiny("data.tiny.scannetpp:write", depth_error=2e-3),
 }
 
 
