@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ class Trunk(nn.Module):
     forward runs blocks [start, stop) over x [B, S, T, C] and returns x with the outputs of the blocks in `keep`.
     """
 
+    BLOCK: ClassVar[type[Block]] = Block
+
     def __init__(
         self,
         schedule: Sequence[Role],
@@ -35,14 +37,22 @@ class Trunk(nn.Module):
         super().__init__()
         self.schedule = tuple(schedule)
         options = {role: {**block, **(roles or {}).get(role, {})} for role in self.schedule}
-        self.blocks = nn.ModuleList(Block(dim, heads, **options[role]) for role in self.schedule)
+        self.blocks = nn.ModuleList(self.BLOCK(dim, heads, **options[role]) for role in self.schedule)
 
     def forward(
-        self, x: Tensor, layout: TokenLayout, *, start: int = 0, stop: int | None = None, keep: Sequence[int] = ()
+        self,
+        x: Tensor,
+        layout: TokenLayout,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        keep: Sequence[int] = (),
+        scales: Mapping[int, Tensor] | None = None,
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Return ([B, S, T, C], {index: output of that block}), both in the order of `layout`.
 
-        In between, patches go window by window where mechanisms of these blocks ask for it.
+        `scales` are factors for blocks that take them (layers/looped.py), by index. In between, patches go window by
+        window where mechanisms of these blocks ask for it.
         """
         batch, views, tokens, dim = x.shape
         last = len(self.blocks) if stop is None else stop
@@ -55,7 +65,9 @@ class Trunk(nn.Module):
         for index in range(start, last):
             lead = batch * views if self.schedule[index] == "frame" else batch
             role_mask = None if mask is None else mask.reshape(lead, -1)
-            x = self.blocks[index](x.reshape(lead, -1, dim), inner, role_mask).reshape(batch, views, tokens, dim)
+            more = (scales[index],) if scales and index in scales else ()
+            x = self.blocks[index](x.reshape(lead, -1, dim), inner, role_mask, *more)
+            x = x.reshape(batch, views, tokens, dim)
             if index in keep:
                 kept[index] = x if back is None else x.index_select(2, back)
         if back is not None:

@@ -6,6 +6,7 @@ MODELS = Registry(
     "model",
     {
         "nano": "lean3r.models.nano:Nano",
+        "nano-looped": "lean3r.models.nano_looped:NanoLooped",
         "vggt": "lean3r.models.vggt:Vggt",
         "da3-small": "lean3r.models.da3:Da3Small",
         "da3-base": "lean3r.models.da3:Da3Base",

@@ -96,9 +96,18 @@ class Nano(Backbone):
         self.depths = nn.ModuleList(nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 1)) for _ in range(config.pairs))
         self.feedbacks = nn.ModuleList(Feedback(dim) for _ in range(config.pairs - 1))
         self.upsampler = GuidedUpsampler(dim, config.patch)
-        self.apply(_initialise)
+        self.apply(initialise)
         for head in self.cameras:
             nn.init.normal_(head.mlp.fc2.weight, std=1e-3)  # type: ignore[union-attr]
+
+    @property
+    def rounds(self) -> int:
+        """How often a pair of blocks is followed by an estimate."""
+        return self.config.pairs
+
+    def blocks_of_round(self, x: Tensor, layout: TokenLayout, index: int) -> Tensor:
+        """The (frame, global) blocks of one round on tokens [B, S, T, C]."""
+        return self.trunk(x, layout, start=1 + 2 * index, stop=3 + 2 * index)[0]
 
     def iterate(self, half: Tensor, mask: Tensor | None = None) -> Iterations:
         """Half-size pictures [B, S, 3, h, w] (mask [B, S, h, w]) -> every intermediate estimate."""
@@ -114,17 +123,17 @@ class Nano(Backbone):
         x = torch.cat([x[:, :, :special], x[:, :, special:] + update], dim=2)
         cameras = CameraState.start(batch, views, x)
         estimates: list[Estimate] = []
-        for index in range(self.config.pairs):
-            x, _ = self.trunk(x, layout, start=1 + 2 * index, stop=3 + 2 * index)
-            cameras = self.cameras[index](x[:, :, 0], cameras)
-            log_depth = self.depths[index](x[:, :, special:])[..., 0].float()
+        for index in range(self.rounds):
+            x = self.blocks_of_round(x, layout, index)
+            cameras = _of_round(self.cameras, index)(x[:, :, 0], cameras)
+            log_depth = _of_round(self.depths, index)(x[:, :, special:])[..., 0].float()
             estimate = Estimate(cameras, log_depth, *cameras.poses())
             estimates.append(estimate)
-            if index < len(self.feedbacks):
+            if index + 1 < self.rounds:
                 focal = cameras.log_focal.exp()
                 rays = F.pad(frame.grid / focal[..., None, None], (0, 1), value=1.0)
                 points = rays * log_depth.clamp(-4, 4).exp()[..., None]
-                update = self.feedbacks[index](
+                update = _of_round(self.feedbacks, index)(
                     matches, frame.grid, points, focal, estimate.world_from_cam, estimate.cam_from_world
                 )
                 x = torch.cat([x[:, :, :special], x[:, :, special:] + update], dim=2)
@@ -173,6 +182,11 @@ class Nano(Backbone):
         return Prediction(cam_from_world, intrinsics, found.log_depth.exp(), 1 + 0.1 / found.error)
 
 
+def _of_round(modules: nn.ModuleList, index: int) -> nn.Module:
+    """The module of this round, where each has its own, or the one that all rounds share."""
+    return modules[index % len(modules)]
+
+
 def _layout(
     shape: torch.Size | tuple[int, ...], cell: int, mask: Tensor | None, device: torch.device
 ) -> tuple[TokenLayout, Frame]:
@@ -195,7 +209,8 @@ def _layout(
     return TokenLayout(views, 1, rows, cols, valid), Frame(grid, center, side)
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
+    """Weights that a linear layer of nano starts with; other modules stay as they are."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5 * 0.7)
         if module.bias is not None:

@@ -41,7 +41,7 @@ TINY = {
 }
 """Class -> the smallest config that has every part; classes derived from it share the line."""
 
-NO_REFERENCE = {"nano", "pi3", "pi3x", "speed3r-pi3", "da3mono-large", "da3metric-large"}
+NO_REFERENCE = {"nano", "nano-looped", "pi3", "pi3x", "speed3r-pi3", "da3mono-large", "da3metric-large"}
 """Models in which no view is special: any exchange of views exchanges the outputs."""
 
 each_model = pytest.mark.parametrize("name", list(MODELS))

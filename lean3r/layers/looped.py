@@ -1,0 +1,94 @@
+"""A trunk whose last blocks are run several times over, told where on the way they stand.
+
+Source: DVLT (arXiv 2605.30215): one pair of (frame, global) blocks applied K times; each branch and the state are
+multiplied by factors that depend on the present and the next position on [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lean3r.layers.block import MLP_ELEMENTS, Block
+from lean3r.layers.trunk import Role, Trunk
+from lean3r.types import TokenLayout
+
+FREQUENCIES = 32
+HIDDEN = 64
+
+
+def positions(loops: int) -> list[tuple[float, float]]:
+    """(present, next) position on [0, 1] of each of `loops` passes: evenly spread; the last one is there already.
+
+    A single pass goes the whole way, from 0 to 1.
+    """
+    grid = [k / (loops - 1) for k in range(loops)] if loops > 1 else [0.0]
+    return list(zip(grid, [*grid[1:], 1.0], strict=True))
+
+
+class StepScales(nn.Module):
+    """Factors [3, C] for the attention branch, the feed-forward branch and the state, from a position and the next.
+
+    1 + MLP of cosines and sines of both; exactly 1 at first, for the last layer is zero. Always in float32, and its
+    weights are no linear layers that a compression plan could name.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        inputs = 4 * FREQUENCIES
+        self.hidden = nn.Parameter(torch.randn(HIDDEN, inputs) * inputs**-0.5)
+        self.hidden_bias = nn.Parameter(torch.zeros(HIDDEN))
+        self.out = nn.Parameter(torch.zeros(3 * dim, HIDDEN))
+        self.out_bias = nn.Parameter(torch.zeros(3 * dim))
+
+    def forward(self, step: tuple[float, float]) -> Tensor:
+        """(present, next) -> [3, C]."""
+        device = self.hidden.device
+        with torch.autocast(device.type, enabled=False):
+            rates = 10_000.0 ** (-torch.arange(FREQUENCIES, device=device) / FREQUENCIES)
+            angles = torch.tensor(step, device=device)[:, None] * rates
+            wave = torch.cat([angles.cos(), angles.sin()], dim=-1).flatten()
+            hidden = F.silu(F.linear(wave, self.hidden, self.hidden_bias))
+            return 1 + F.linear(hidden, self.out, self.out_bias).unflatten(0, (3, -1))
+
+
+class ScaledBlock(Block):
+    """x += a * attention(x); x += m * mlp(x); x *= s, with factors (a, m, s) [3, C]; without them a plain Block."""
+
+    def forward(
+        self, x: Tensor, layout: TokenLayout, key_mask: Tensor | None = None, scales: Tensor | None = None
+    ) -> Tensor:
+        """[B, N, C] -> [B, N, C]."""
+        if scales is None:
+            return super().forward(x, layout, key_mask)
+        attention, mlp, state = scales
+        x = x + attention * self.ls1(self.attn(self.norm1(x), layout, key_mask))
+        if torch.is_grad_enabled() or x.numel() <= MLP_ELEMENTS:
+            return state * (x + mlp * self.ls2(self.mlp(self.norm2(x))))
+        for part in x.flatten(0, 1).split(max(1, MLP_ELEMENTS // x.shape[-1])):
+            part += mlp * self.ls2(self.mlp(self.norm2(part)))
+            part *= state
+        return x
+
+
+class LoopedTrunk(Trunk):
+    """A trunk whose blocks from `looped_from` on are meant to be run again and again; the others run once.
+
+    The number of passes is the caller's; there are as many parameters for one as for a hundred.
+    """
+
+    BLOCK = ScaledBlock
+
+    def __init__(self, schedule: Sequence[Role], dim: int, heads: int, *, looped_from: int = 0, **block: Any):
+        super().__init__(schedule, dim, heads, **block)
+        self.looped_from = looped_from
+        self.scales = nn.ModuleList(StepScales(dim) for _ in schedule[looped_from:])
+
+    def one_pass(self, x: Tensor, layout: TokenLayout, step: tuple[float, float]) -> Tensor:
+        """The looped blocks once, [B, S, T, C] -> [B, S, T, C], at `step`: (present, next) position."""
+        scales = {self.looped_from + index: scale(step) for index, scale in enumerate(self.scales)}
+        return self(x, layout, start=self.looped_from, scales=scales)[0]

@@ -1,0 +1,70 @@
+"""nano with one shared pair of blocks and one set of heads, looped: the number of loops is chosen at run time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from lean3r.errors import UsageError
+from lean3r.layers.looped import LoopedTrunk, positions
+from lean3r.layers.matching import Feedback
+from lean3r.models.nano import Nano, NanoConfig, initialise
+from lean3r.types import TokenLayout
+
+
+@dataclass(frozen=True)
+class LoopedConfig(NanoConfig):
+    """Sizes of nano-looped: always one pair. `loops` is how often it runs unless the user says otherwise."""
+
+    pairs: int = field(default=1, init=False)
+    loops: int = 4
+
+
+class NanoLooped(Nano):
+    """nano whose (frame, global) blocks, camera, depth and feedback heads are one set, run `loops` times.
+
+    Set `model.loops` at any time: more loops take more time and no more parameters. Trained with a number of loops
+    that changes from step to step (train/recipes/looped.py); what it does beyond the trained range is measured in
+    docs/nano.md, not promised. Source of the loop: DVLT, see layers/looped.py.
+    """
+
+    name = "nano-looped"
+    TELLTALE: ClassVar = ("trunk.scales.0.out_bias", (384,))
+
+    SIZES: ClassVar[dict[str, NanoConfig]] = {"nano-looped": LoopedConfig()}
+
+    def __init__(self, config: NanoConfig | None = None):
+        config = config or self.SIZES["nano-looped"]
+        if not isinstance(config, LoopedConfig):
+            config = LoopedConfig(width=config.width, heads=config.heads, patch=config.patch)
+        super().__init__(config)
+        dim = config.width
+        self.trunk = LoopedTrunk(("frame", "frame", "global"), dim, config.heads, looped_from=1)
+        self.feedbacks = nn.ModuleList([Feedback(dim)])
+        self.trunk.apply(initialise)
+        self.feedbacks.apply(initialise)
+        self.loops = config.loops
+
+    @property
+    def loops(self) -> int:
+        """How often the shared pair of blocks runs; UsageError on anything but a whole number from 1 on."""
+        return self._loops
+
+    @loops.setter
+    def loops(self, value: int) -> None:
+        """Choose how often the pair runs, from the next call on."""
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UsageError(f"got {value!r} loops, expected a whole number from 1 on.")
+        self._loops = value
+
+    @property
+    def rounds(self) -> int:
+        """See Nano.rounds."""
+        return self._loops
+
+    def blocks_of_round(self, x: Tensor, layout: TokenLayout, index: int) -> Tensor:
+        """See Nano.blocks_of_round."""
+        assert isinstance(self.trunk, LoopedTrunk)
+        return self.trunk.one_pass(x, layout, positions(self._loops)[index])
