@@ -204,6 +204,10 @@ class TrainConfig:
             step -= stage.steps
         raise IndexError(f"the run has {self.total_steps} steps")
 
+    def stage_at(self, step: int) -> Stage | None:
+        """The stage of a step of the run; None past the end."""
+        return self.stages[self.stage_index(step)] if step < self.total_steps else None
+
     def to_json(self) -> str:
         """Text that `from_json` turns back into an equal config."""
         return json.dumps(dataclasses.asdict(self), indent=2)
@@ -258,3 +262,22 @@ def _leaves(value: Any, path: str = "") -> dict[str, str]:
     for key, child in items:
         out |= _leaves(child, f"{path}.{key}" if path else str(key))
     return out
+
+
+def on_processes(config: TrainConfig, written_for: int, processes: int) -> TrainConfig:
+    """The same run on another number of processes, by accumulation: every step has the same batches.
+
+    UsageError where the batches of a step cannot be shared evenly.
+    """
+    stages = []
+    for stage in config.stages:
+        accumulate, rest = divmod(stage.accumulate * written_for, processes)
+        _require(
+            rest == 0,
+            "processes",
+            processes,
+            f"a divisor of the {stage.accumulate * written_for} batches that a step has ({written_for} processes x "
+            f"stage.accumulate {stage.accumulate})",
+        )
+        stages.append(dataclasses.replace(stage, accumulate=accumulate))
+    return dataclasses.replace(config, stages=tuple(stages))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lean3r.data.base import SceneBatch
+from lean3r.data.loader import Prefetch
 from lean3r.errors import UsageError
 from lean3r.train.config import Stage, TrainConfig
 from lean3r.train.disk import require_space
@@ -101,10 +102,11 @@ def fit(
     lock = lock_folder(out_dir) if world.is_main else nullcontext()
     with lock, full_disk_explained(out_dir), catch_stop_signals() as signals:
         run = _Run(model, config, out_dir, world, torch.device(device))
+        batches = Prefetch(batch_fn, config.workers, stage_at=config.stage_at)
         try:
             run.open(resume)
             while run.step < config.total_steps:
-                run.train_step(loss_fn, batch_fn, stop=bool(signals))
+                run.train_step(loss_fn, batches, stop=bool(signals))
                 if run.due(config.log_every):
                     run.report()
                 if validate is not None and run.due(config.validate_every):
@@ -117,6 +119,7 @@ def fit(
                     return run.stop(signals[0] if signals else int(signal.SIGTERM))
             return run.finish()
         finally:
+            batches.close()
             run.watch.close()
 
 

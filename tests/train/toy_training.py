@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lean3r.data.base import SceneBatch
 from lean3r.train.config import OptimConfig, Stage, TrainConfig
 from lean3r.train.distributed import World, current_world, launch
+from lean3r.train.log import read_csv
 from lean3r.train.loop import FitResult, fit
+from lean3r.train.state import load_checkpoint
 
 
 class Killed(Exception):
@@ -25,6 +32,7 @@ class Toy(nn.Module):
         self.blocks = nn.ModuleList([nn.Linear(width, 2 * width), nn.Linear(2 * width, width)])
         self.head = nn.Linear(width, 1)
         self.unused = nn.Linear(2, 2)
+        self.gain = nn.Parameter(torch.ones(()))  # a sharded model keeps it whole
         self.dropout = dropout
 
     def forward(self, images: Tensor) -> Tensor:
@@ -32,7 +40,7 @@ class Toy(nn.Module):
         for block in self.blocks:
             x = torch.relu(block(x))
         # Dropout: random numbers in the loss must not harm exact resume.
-        return self.head(nn.functional.dropout(x, self.dropout, self.training)).squeeze(-1)
+        return self.gain * self.head(nn.functional.dropout(x, self.dropout, self.training)).squeeze(-1)
 
 
 def toy_model(dropout: float = 0.1) -> Toy:
@@ -48,12 +56,13 @@ def toy_loss(
 
 
 def make_batch(seeds: list[int], views: int, height: int = 4, width: int = 5) -> SceneBatch:
-    """One scene for each seed."""
+    """One scene for each seed, named after it."""
     images = torch.stack(
         [torch.rand(views, 3, height, width, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     )
     eye = torch.eye(4).expand(len(seeds), views, 4, 4)
-    return SceneBatch(images, 2 * images[:, :, 0] - images[:, :, 1] ** 2, eye[..., :3, :3], eye)
+    depth = 2 * images[:, :, 0] - images[:, :, 1] ** 2
+    return SceneBatch(images, depth, eye[..., :3, :3], eye, ids=tuple(f"toy/{seed}" for seed in seeds))
 
 
 def toy_batch(step: int, stage: Stage, rank: int, world_size: int) -> SceneBatch:
@@ -95,20 +104,82 @@ def train_toy(out: Path, resume: bool = False, steps: int = 24, dies_at: int = -
     return fit(toy_model(), toy_loss, batch_fn, toy_config(steps), out, validate=toy_validate, resume=resume)
 
 
-def plain_config(views_per_step: int) -> TrainConfig:
-    """Float32, so that only the order of sums differs between one and several processes."""
-    return toy_config(8, stages=(Stage(8, 4, 5, (2,), views_per_step),), precision="fp32")
+def plain_config(**changes) -> TrainConfig:
+    """Float32, so that only the order of sums differs between one and several processes; every step is logged."""
+    stages = (Stage(4, 4, 5, (2,), 4, frozen=("stem",)), Stage(6, 5, 3, (1, 2), 4))
+    changes = {"stages": stages, "precision": "fp32", "checkpoint_every": 3, "log_every": 1} | changes
+    return toy_config(10, **changes)
+
+
+def train_plain(out: Path, dies_at: int = -1, resume: bool = False, dropout: float = 0.0, **changes) -> FitResult:
+    """A run of `plain_config`; raise Killed when data for step `dies_at` are asked for."""
+
+    def batch_fn(step, stage, rank, world_size):
+        if step == dies_at:
+            raise Killed
+        return toy_batch(step, stage, rank, world_size)
+
+    config = plain_config(**changes)
+    return fit(toy_model(dropout), toy_loss, batch_fn, config, out, validate=toy_validate, resume=resume)
 
 
 def several_runs(out: Path) -> World:
-    """On each process of a group: a whole run, a run that crashes and is resumed, a run without dropout."""
+    """On each process of a group: a whole run, one that crashes and is resumed, and runs without randomness, copied
+    and sharded, that crash as the one and go on as the other."""
     train_toy(out / "whole")
-    try:
+    with suppress(Killed):
         train_toy(out / "killed", dies_at=13)
-    except Killed:
-        train_toy(out / "killed", resume=True)
-    fit(toy_model(dropout=0.0), toy_loss, toy_batch, plain_config(4), out / "plain")
+    train_toy(out / "killed", resume=True)
+    train_plain(out / "copied", shard="none")
+    train_plain(out / "sharded", shard="full")
+    again = tuple(replace(stage, checkpointing=True) for stage in plain_config().stages)
+    train_plain(out / "again", shard="full", stages=again)
+    for first, then in (("none", "full"), ("full", "none"), ("full", "full")):
+        with suppress(Killed):
+            train_plain(out / f"{first}-{then}", dies_at=8, shard=first)
+        train_plain(out / f"{first}-{then}", resume=True, shard=then)
+    with suppress(Killed):
+        train_plain(out / "to-one", dies_at=8, shard="full")
     return current_world()
+
+
+def dies_while_writing(out: Path) -> None:
+    """On each process of a group: a sharded run whose rank 0 is killed within its second checkpoint."""
+    from lean3r.train import shards
+
+    seal, calls = shards._seal, []
+
+    def killed(beside: Path, path: Path, values: dict) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        seal(beside, path, values)
+
+    shards._seal = killed
+    train_plain(out, shard="full")
+
+
+def final_state(out: Path) -> dict:
+    state = load_checkpoint(out / "checkpoints")
+    assert state is not None
+    return state
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    a, b = final_state(one), final_state(other)
+    for part in ("model", "ema"):
+        for name in a[part]:
+            assert torch.equal(a[part][name], b[part][name]), (part, name)
+    for part in a["optimizer"]:
+        for index, values in a["optimizer"][part]["state"].items():
+            for name, value in values.items():
+                assert torch.equal(value, b["optimizer"][part]["state"][index][name])
+    assert [a[k] for k in ("step", "best", "guard", "corrupt")] == [b[k] for k in ("step", "best", "guard", "corrupt")]
+    for name in ("weights.safetensors", "best.safetensors"):
+        others = load_file(other / name)
+        assert all(torch.equal(value, others[key]) for key, value in load_file(one / name).items())
+    for name in ("log.csv", "validation.csv"):
+        assert [row["step"] for row in read_csv(one / name)] == [row["step"] for row in read_csv(other / name)]
 
 
 def refuse(message: str) -> None:
