@@ -164,6 +164,28 @@ def decode_picture(file: BinaryIO, name: str, *, resolution: int, patch: int) ->
 
     Raises InputError whose message is the reason, without the name.
     """
+    with _opened(file) as image:
+        return _read(image, name, resolution, patch)
+
+
+def decode_whole(file: BinaryIO, name: str, side: int) -> Image.Image:
+    """Decode one picture file, upright, RGB, uncut; `side` is the least its longer side may be shrunk to on the way.
+
+    It comes at its own size, or at a half, a quarter or an eighth of that (rounded up to whole pixels) where the
+    format decodes so for less. Raises InputError whose message is the reason, without the name.
+    """
+    with _opened(file) as image:
+        _check_pixels(image.size)
+        orientation, _ = _exif(image, name)
+        share = min(1.0, side / max(image.size))
+        image.draft(None, (math.ceil(share * image.width), math.ceil(share * image.height)))
+        whole = _on_white(_eight_bit(image))
+        return whole.transpose(TURNS[orientation]) if orientation in TURNS else whole
+
+
+@contextmanager
+def _opened(file: BinaryIO) -> Iterator[Image.Image]:
+    """An image of a known format, still undecoded; whatever goes wrong inside becomes an InputError."""
     head = file.read(512)
     file.seek(0)
     if not head:
@@ -176,7 +198,7 @@ def decode_picture(file: BinaryIO, name: str, *, resolution: int, patch: int) ->
         formats = (*FORMATS, "HEIF")
     try:
         with Image.open(file, formats=formats) as image:
-            return _read(image, name, resolution, patch)
+            yield image
     except (InputError, MemoryError):
         raise
     except UnidentifiedImageError as error:

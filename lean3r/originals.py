@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import logging
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +12,11 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lean3r.errors import InputError
-from lean3r.images import TURNS, own_pixel_limit
+from lean3r.images import TURNS, decode_whole, own_pixel_limit
 from lean3r.sources import Still, find_pictures
 from lean3r.video import Clip, read_frames
+
+logger = logging.getLogger("lean3r")
 
 PNG_LEVEL = 1  # frames are many: a tenth larger, five times as fast
 JPEG_QUALITY = 95
@@ -34,6 +37,25 @@ class Originals:
     def are_loose_files(self) -> bool:
         """False if any picture lies in a video or an archive, where other programs cannot find it."""
         return all(isinstance(item, Still) and not item.is_archived for item in self._items)
+
+    def read(self, names: Collection[str], side: int) -> Iterator[tuple[str, Image.Image]]:
+        """The pictures called `names`, one at a time, upright RGB, in the order of the input.
+
+        Formats that decode at a half, a quarter or an eighth for less may come so, with the longer side no less than
+        `side`. Those that cannot be read any more are left out.
+        """
+        with own_pixel_limit():
+            for item in self._items:
+                if isinstance(item, Clip):
+                    for name, image, orientation in read_frames(item):
+                        if name in names:
+                            yield name, image.transpose(TURNS[orientation]) if orientation in TURNS else image
+                elif item.name in names:
+                    try:
+                        with item.open() as file:
+                            yield item.name, decode_whole(file, item.name, side)
+                    except (InputError, OSError) as error:
+                        logger.warning("%s cannot be read again: %s", item.name, error)
 
     def write(self, names: Sequence[str], directory: Path) -> list[Path]:
         """Write the pictures called `names` into a folder, under these names, upright, at their full size.

@@ -1,0 +1,27 @@
+"""Refinement: the network's cameras made exact by matches, triangulation and bundle adjustment; depth follows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lean3r.refine.options import LensName, Refine, RefineOptions, ShareLens
+
+if TYPE_CHECKING:
+    from lean3r.originals import Originals
+    from lean3r.types import Reconstruction
+
+__all__ = ["LensName", "Refine", "RefineOptions", "ShareLens", "refine"]
+
+
+def refine(
+    reconstruction: Reconstruction, originals: Originals | None = None, options: RefineOptions | None = None
+) -> Reconstruction:
+    """A reconstruction with bundle-adjusted cameras, triangulated points and depth that fits them, if these are better.
+
+    `originals` are the pictures at full size (None: what the network saw). The frame and the scale stay. The result
+    is the reconstruction as it was where nothing better was found within the time. `info["refinement"]` says which
+    ("status": refined, fallback, kept; "reason"), and the reprojection error of verified matches before and after.
+    """
+    from lean3r.refine.run import run
+
+    return run(reconstruction, originals, options or RefineOptions())

@@ -1,0 +1,95 @@
+"""How well cameras fit verified matches, and whether refined ones are better than the network's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pycolmap
+
+    from lean3r.refine.matching import Matches
+
+INLIER_PX = 2.0  # in the pictures that features were found in
+CAP_PX = 1000.0  # of an error that is reported: beyond, a number says nothing
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Of how many verified matches both measurements lie within INLIER_PX of one point before both cameras, and
+    the median error in pixels; the same by view."""
+
+    matches: int
+    inliers: int
+    error_px: float
+    view_matches: list[int]
+    view_inliers: list[int]
+    view_error_px: list[float | None]
+
+
+def better(before: Fit, after: Fit) -> str | None:
+    """Why refined cameras are not to be taken; None where they are better by error and by inliers."""
+    if after.inliers <= before.inliers:
+        return f"it would fit {after.inliers} of {after.matches} verified matches, and before {before.inliers} fit"
+    if after.error_px >= before.error_px:
+        return f"the matches would be {after.error_px:.2f} px off, and before they were {before.error_px:.2f} px off"
+    return None
+
+
+def fit(matches: Matches, cameras: Sequence[pycolmap.Camera], cam_from_world: np.ndarray) -> Fit:
+    """The fit of S cameras, one of pycolmap's each, and poses [S, 4, 4] to verified matches."""
+    error = errors_px(matches, cameras, cam_from_world)
+    views = len(cameras)
+    seen = [error[np.repeat((matches.pairs == view).any(1), matches.counts)] for view in range(views)]
+    return Fit(
+        len(error),
+        int((error < INLIER_PX).sum()),
+        round(float(np.median(error)), 4) if len(error) else CAP_PX,
+        [len(e) for e in seen],
+        [int((e < INLIER_PX).sum()) for e in seen],
+        [round(float(np.median(e)), 4) if len(e) else None for e in seen],
+    )
+
+
+def errors_px(matches: Matches, cameras: Sequence[pycolmap.Camera], cam_from_world: np.ndarray) -> np.ndarray:
+    """Reprojection error [M] in pixels of each match: how far a measurement must move so that its ray meets the
+    other's before both cameras; to first order (Sampson), CAP_PX where they meet behind a camera."""
+    rays = [
+        np.asarray(camera.cam_from_img(xy)) if len(xy) else np.zeros((0, 2))
+        for camera, xy in zip(cameras, matches.keypoints, strict=True)
+    ]
+    errors = [np.zeros(0)]
+    for (i, j), index in zip(matches.pairs, matches.indices, strict=True):
+        focal = (cameras[i].mean_focal_length() + cameras[j].mean_focal_length()) / 2
+        relative = cam_from_world[j] @ np.linalg.inv(cam_from_world[i])
+        errors.append(focal * pair_errors(rays[i][index[:, 0]], rays[j][index[:, 1]], relative))
+    return np.minimum(np.nan_to_num(np.concatenate(errors), nan=CAP_PX), CAP_PX)
+
+
+def pair_errors(a: np.ndarray, b: np.ndarray, b_from_a: np.ndarray) -> np.ndarray:
+    """`errors_px` in units of the focal length, of rays (x, y, 1) given as [M, 2] in two cameras' frames.
+
+    Without any motion between the cameras, the distance of the turned ray is taken.
+    """
+    rotation, shift = b_from_a[:3, :3], b_from_a[:3, 3]
+    a, b = (np.hstack([xy, np.ones((len(xy), 1))]) for xy in (a, b))
+    turned = a @ rotation.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if np.linalg.norm(shift) < 1e-9:
+            away = np.linalg.norm(turned[:, :2] / turned[:, 2:] - b[:, :2], axis=1) / np.sqrt(2)
+            return np.where(turned[:, 2] > 0, away, np.inf)
+        unit = shift / np.linalg.norm(shift)
+        essential = np.cross(np.eye(3), unit) @ rotation  # np.cross(np.eye(3), t) @ v is t x v
+        along_b, along_a = a @ essential.T, b @ essential
+        value = (b * along_b).sum(1)
+        sampson = np.abs(value) / np.sqrt((along_b[:, :2] ** 2).sum(1) + (along_a[:, :2] ** 2).sum(1))
+        # Depths of the nearest points of both rays: before both cameras, or nearly parallel (far away).
+        aa, bb, ab = (turned * turned).sum(1), (b * b).sum(1), (turned * b).sum(1)
+        at, bt = turned @ unit, b @ unit
+        determinant = aa * bb - ab**2
+        depth_a, depth_b = ab * bt - bb * at, aa * bt - ab * at
+        parallel = determinant < 1e-7 * aa * bb
+    return np.where(((depth_a > 0) & (depth_b > 0)) | parallel, sampson, np.inf)

@@ -1,0 +1,217 @@
+"""Cameras and points from verified matches: from given poses by bundle adjustment, or from the matches alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+
+from lean3r.refine.features import camera_of, files_to_view
+from lean3r.refine.job import Job
+from lean3r.refine.matching import LEAST_INLIERS, Matches
+
+ROTATION_DEG, DIRECTION_DEG = 15.0, 40.0  # a start may differ so much from what a pair of views shows
+ROUNDS = ((16.0, 6.0), (8.0, 4.0), (4.0, 2.0))  # pixels that measurements, degrees that new points may be off
+LEAST_SEEN = 12  # points that a registered view must see
+LEAST_ANGLE_DEG = 1.0  # median parallax of the points below which cameras and points are not determined
+
+
+def consistent_views(matches: Matches, start: np.ndarray) -> list[int]:
+    """The largest set of views whose poses in `start` [S, 4, 4] agree with their verified matches, pair by pair."""
+    views = len(start)
+    edges = np.zeros((views, views), bool)
+    for (i, j), shown in zip(matches.pairs, matches.relative, strict=True):
+        if shown is None:
+            continue
+        posed = start[j] @ np.linalg.inv(start[i])
+        rotation = angle_deg(posed[:3, :3] @ shown[:3, :3].T)
+        lengths = np.linalg.norm(posed[:3, 3]) * np.linalg.norm(shown[:3, 3])
+        cosine = posed[:3, 3] @ shown[:3, 3] / lengths if lengths > 0 else 1.0
+        direction = float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+        edges[i, j] = edges[j, i] = rotation < ROTATION_DEG and direction < DIRECTION_DEG
+    parts = components(edges)
+    return max(parts, key=len) if parts else []
+
+
+def components(edges: np.ndarray) -> list[list[int]]:
+    """Connected parts of a graph [S, S] bool, single nodes left out."""
+    left, parts = set(range(len(edges))), []
+    while left:
+        part, waiting = set(), [left.pop()]
+        while waiting:
+            node = waiting.pop()
+            part.add(node)
+            waiting += [n for n in np.flatnonzero(edges[node]).tolist() if n in left]
+            left -= set(waiting)
+        if len(part) > 1:
+            parts.append(sorted(part))
+    return parts
+
+
+def angle_deg(rotation: np.ndarray) -> float:
+    """The angle of a rotation [3, 3] in degrees."""
+    return float(np.degrees(np.arccos(np.clip((np.trace(rotation) - 1) / 2, -1, 1))))
+
+
+class Mapper:
+    """pycolmap's incremental mapper on a job's database, with this job's known cameras kept as they are."""
+
+    def __init__(self, job: Job, database: Path):
+        self.job, self.view_of = job, files_to_view(job)
+        with pycolmap.Database.open(database) as opened:
+            options = pycolmap.DatabaseCacheOptions()
+            options.min_num_matches = LEAST_INLIERS
+            self.cache = pycolmap.DatabaseCache.create(opened, options)
+
+    def from_poses(self, cam_from_world: np.ndarray, views: Collection[int]) -> pycolmap.Reconstruction:
+        """Triangulate from the poses of some `views`, adjust with shrinking tolerances, then add the others."""
+        model = pycolmap.Reconstruction()
+        model.load(self.cache)
+        for image in list(model.images.values()):
+            view = self.view_of[image.name]
+            if view in views:
+                frame = model.frames[image.frame_id]
+                frame.set_cam_from_world(image.camera_id, pycolmap.Rigid3d(cam_from_world[view][:3]))
+                model.register_frame(image.frame_id)
+        mapper = pycolmap.IncrementalMapper(self.cache)
+        mapper.begin_reconstruction(model)
+        for pixels, degrees in ROUNDS:
+            self._round(mapper, model, pixels, degrees)
+        self._register(mapper, model)
+        self._finish(mapper, model)
+        return model
+
+    def polish(self, model: pycolmap.Reconstruction) -> pycolmap.Reconstruction:
+        """Add the views that a model lacks, complete its tracks, adjust it."""
+        mapper = pycolmap.IncrementalMapper(self.cache)
+        mapper.begin_reconstruction(model)
+        self._round(mapper, model, *ROUNDS[-1])
+        self._register(mapper, model)
+        self._finish(mapper, model)
+        return model
+
+    def _round(self, mapper, model: pycolmap.Reconstruction, pixels: float, degrees: float) -> None:
+        options, triangulation = self.options(model, pixels), triangulation_options(degrees, pixels)
+        for image_id in model.reg_image_ids():
+            mapper.triangulate_image(triangulation, image_id)
+        mapper.complete_and_merge_tracks(triangulation)
+        mapper.retriangulate(triangulation)
+        if model.num_points3D() == 0:
+            return
+        mapper.adjust_global_bundle(options, self.adjustment(model))
+        mapper.filter_points(options)
+
+    def _register(self, mapper, model: pycolmap.Reconstruction) -> None:
+        options, triangulation = self.options(model, ROUNDS[-1][0]), triangulation_options(ROUNDS[-1][1], 4.0)
+        waiting = True
+        while waiting and model.num_points3D():
+            waiting = False
+            for image_id in mapper.find_next_images(options, False):
+                if mapper.register_next_image(options, image_id):
+                    mapper.triangulate_image(triangulation, image_id)
+                    mapper.adjust_global_bundle(options, self.adjustment(model))
+                    mapper.filter_points(options)
+                    waiting = True
+                    break
+
+    def _finish(self, mapper, model: pycolmap.Reconstruction) -> None:
+        if model.num_points3D():
+            mapper.iterative_global_refinement(
+                3, 5e-4, self.options(model), self.adjustment(model), triangulation_options(), False
+            )
+        mapper.end_reconstruction(False)
+
+    def options(self, model: pycolmap.Reconstruction, pixels: float = 4.0) -> pycolmap.IncrementalMapperOptions:
+        """Of the mapper, with the job's known cameras constant."""
+        options = pycolmap.IncrementalMapperOptions()
+        options.filter_max_reproj_error = pixels
+        options.num_threads = self.job.threads
+        options.random_seed = 0
+        options.constant_cameras = self.known(model)
+        return options
+
+    def known(self, model: pycolmap.Reconstruction) -> set[int]:
+        """Ids of the cameras that are known."""
+        views = ((image.camera_id, self.job.views[self.view_of[image.name]]) for image in model.images.values())
+        return {camera_id for camera_id, view in views if self.job.groups[view.group].fixed}
+
+    def adjustment(self, model: pycolmap.Reconstruction) -> pycolmap.BundleAdjustmentOptions:
+        """Bundle adjustment that a few wrong measurements do not pull away. The focal length stays with two views:
+        they do not tell it."""
+        options = pycolmap.BundleAdjustmentOptions()
+        options.print_summary = False
+        options.refine_focal_length = options.refine_extra_params = model.num_reg_images() > 2
+        options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
+        options.ceres.solver_options.num_threads = self.job.threads
+        options.ceres.solver_options.max_num_iterations = 50
+        options.ceres.solver_options.function_tolerance = 1e-6
+        return options
+
+
+def triangulation_options(degrees: float = 2.0, pixels: float = 4.0) -> pycolmap.IncrementalTriangulatorOptions:
+    """Points may be `degrees` off when made and `pixels` when completed; points of two views count."""
+    options = pycolmap.IncrementalTriangulatorOptions()
+    options.create_max_angle_error = options.continue_max_angle_error = degrees
+    options.merge_max_reproj_error = options.complete_max_reproj_error = pixels
+    options.ignore_two_view_tracks = False
+    options.random_seed = 0
+    return options
+
+
+def global_model(job: Job, folder: Path, database: Path) -> pycolmap.Reconstruction | None:
+    """Global structure from motion: all rotations, then all positions at once; the largest model."""
+    options = pycolmap.GlobalPipelineOptions()
+    options.num_threads, options.random_seed = job.threads, 0
+    options.mapper.num_threads, options.mapper.random_seed = job.threads, 0
+    if all(group.fixed for group in job.groups):
+        adjustment = options.mapper.bundle_adjustment
+        adjustment.refine_focal_length = adjustment.refine_extra_params = False
+    (folder / "global").mkdir(exist_ok=True)
+    return _largest(pycolmap.global_mapping(database, folder, folder / "global", options))
+
+
+def incremental_model(job: Job, folder: Path, database: Path) -> pycolmap.Reconstruction | None:
+    """Incremental structure from motion; the largest model."""
+    options = pycolmap.IncrementalPipelineOptions()
+    options.num_threads, options.random_seed = job.threads, 0
+    options.min_model_size, options.multiple_models, options.extract_colors = 2, False, False
+    options.triangulation.ignore_two_view_tracks = False
+    options.ba_global_max_refinements = 2
+    if all(group.fixed for group in job.groups):
+        options.ba_refine_focal_length = options.ba_refine_extra_params = False
+        options.mapper.abs_pose_refine_focal_length = options.mapper.abs_pose_refine_extra_params = False
+    (folder / "incremental").mkdir(exist_ok=True)
+    return _largest(pycolmap.incremental_mapping(database, folder, folder / "incremental", options))
+
+
+def _largest(models: dict[int, pycolmap.Reconstruction]) -> pycolmap.Reconstruction | None:
+    return max(models.values(), key=lambda model: (model.num_reg_images(), model.num_points3D()), default=None)
+
+
+def restore_known(job: Job, model: pycolmap.Reconstruction) -> None:
+    """Known cameras as they were given, should an adjustment have moved them."""
+    view_of = files_to_view(job)
+    for image in model.images.values():
+        group = job.groups[job.views[view_of[image.name]].group]
+        if group.fixed:
+            model.cameras[image.camera_id].params = camera_of(group).params
+
+
+def drop_weak_views(model: pycolmap.Reconstruction) -> None:
+    """Take out, one after the other, views that see too few points to be trusted."""
+    while weak := [i for i in model.reg_image_ids() if model.images[i].num_points3D < LEAST_SEEN]:
+        worst = min(weak, key=lambda i: model.images[i].num_points3D)
+        model.deregister_frame(model.images[worst].frame_id)
+
+
+def parallax_deg(model: pycolmap.Reconstruction) -> float:
+    """Median over the points of the largest angle between two of their rays, in degrees; 0 without points."""
+    centres = {i: model.images[i].projection_center() for i in model.reg_image_ids()}
+    angles = []
+    for point in model.points3D.values():
+        rays = np.array([centres[e.image_id] - point.xyz for e in point.track.elements])
+        rays /= np.linalg.norm(rays, axis=1, keepdims=True)
+        angles.append(np.degrees(np.arccos(np.clip((rays @ rays.T).min(), -1, 1))))
+    return float(np.median(angles)) if angles else 0.0

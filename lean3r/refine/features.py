@@ -1,0 +1,56 @@
+"""SIFT features of a job's pictures, in a database of COLMAP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pycolmap
+
+from lean3r.refine.job import PICTURES, Group, Job
+
+# From octave 0 on, features are as large as the pixels of the picture allow; octave -1 doubles the picture before,
+# which finds several times as many (small) ones in several times the time.
+COARSE, FINE = 0, -1
+
+
+def detect(job: Job, folder: Path, database: Path, first_octave: int) -> None:
+    """Find the features of all pictures; image v + 1 of the database is view v."""
+    options = pycolmap.FeatureExtractionOptions()
+    options.num_threads = job.threads
+    options.sift.first_octave = first_octave
+    options.sift.max_num_features = job.features
+    options.sift.max_num_orientations = 1
+    files = [view.file for view in job.views if view.file is not None]
+    pycolmap.extract_features(
+        database,
+        folder / PICTURES,
+        image_names=files,
+        camera_mode=pycolmap.CameraMode.PER_FOLDER,
+        extraction_options=options,
+    )
+    with pycolmap.Database.open(database) as opened:
+        for image in opened.read_all_images():
+            group = job.groups[job.views[files_to_view(job)[image.name]].group]
+            opened.update_camera(camera_of(group, image.camera_id))
+
+
+def files_to_view(job: Job) -> dict[str, int]:
+    """The view of each picture file."""
+    return {view.file: index for index, view in enumerate(job.views) if view.file is not None}
+
+
+def camera_of(group: Group, camera_id: int = 1) -> pycolmap.Camera:
+    """The camera that a group starts with."""
+    return pycolmap.Camera(
+        camera_id=camera_id,
+        model=group.model,
+        width=group.width,
+        height=group.height,
+        params=group.params,
+        has_prior_focal_length=group.trusted or group.fixed,
+    )
+
+
+def pinhole(params, width: int, height: int) -> pycolmap.Camera:
+    """A pinhole of fx, fy, cx, cy in pixels."""
+    return pycolmap.Camera(model="PINHOLE", width=width, height=height, params=params)

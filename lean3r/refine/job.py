@@ -1,0 +1,122 @@
+"""What the refining process is told, and what it answers: plain data in a folder.
+
+Pixels are those of the shrunken pictures that the process sees (`View.scale` times those of the originals).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+PICTURES = "pictures"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Views that share a camera: COLMAP's model and parameters to start from; `trusted` that the focal length is
+    stated (EXIF), `fixed` that the parameters are known and stay."""
+
+    width: int
+    height: int
+    model: str
+    params: tuple[float, ...]
+    trusted: bool = False
+    fixed: bool = False
+
+
+@dataclass(frozen=True)
+class View:
+    """One picture: index of its group, shrunken by `scale`, as `file` under PICTURES; None if it cannot be read."""
+
+    group: int
+    scale: float
+    file: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """S views: the network's cameras cam_from_world [S, 4, 4] and pinholes [S, 4] (fx, fy, cx, cy), the poses to
+    start from, start [S, 4, 4], and the pairs [P, 2] of views that are thought to overlap (None: all)."""
+
+    views: tuple[View, ...]
+    groups: tuple[Group, ...]
+    cam_from_world: np.ndarray
+    pinholes: np.ndarray
+    start: np.ndarray
+    pairs: np.ndarray | None
+    features: int
+    threads: int
+
+    def write(self, folder: Path) -> None:
+        """Into job.json and job.npz."""
+        plain = {
+            "views": [asdict(view) for view in self.views],
+            "groups": [asdict(group) for group in self.groups],
+            "features": self.features,
+            "threads": self.threads,
+        }
+        (folder / "job.json").write_text(json.dumps(plain))
+        pairs = {} if self.pairs is None else {"pairs": self.pairs}
+        np.savez(
+            folder / "job.npz", cam_from_world=self.cam_from_world, pinholes=self.pinholes, start=self.start, **pairs
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> Job:
+        """As written."""
+        plain = json.loads((folder / "job.json").read_text())
+        with np.load(folder / "job.npz") as stored:
+            arrays = dict(stored)
+        return cls(
+            tuple(View(**view) for view in plain["views"]),
+            tuple(Group(**{**group, "params": tuple(group["params"])}) for group in plain["groups"]),
+            arrays["cam_from_world"],
+            arrays["pinholes"],
+            arrays["start"],
+            arrays.get("pairs"),
+            plain["features"],
+            plain["threads"],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """A model of the registered views, in a world of its own, and how well cameras fit the verified matches.
+
+    cam_from_world [S, 4, 4], has [S] bool; models and params of each group's camera; xyz [P, 3] points with
+    error_px [P] and the measurements point, view [O] and xy [O, 2]. `report` holds plain values: "start" (whether it
+    began from the given poses), "matches", "before" and "after" (accept.Fit as dictionaries), "notes".
+    """
+
+    cam_from_world: np.ndarray
+    has: np.ndarray
+    models: tuple[str, ...]
+    params: tuple[tuple[float, ...], ...]
+    xyz: np.ndarray
+    error_px: np.ndarray
+    point: np.ndarray
+    view: np.ndarray
+    xy: np.ndarray
+    report: dict
+
+    def write(self, folder: Path) -> None:
+        """Into answer.npz, which appears whole: the reader may come at any time."""
+        names = ("cam_from_world", "has", "xyz", "error_px", "point", "view", "xy")
+        plain = json.dumps({"models": self.models, "params": self.params, "report": self.report})
+        np.savez(folder / "answer.part.npz", plain=np.array(plain), **{name: getattr(self, name) for name in names})
+        os.replace(folder / "answer.part.npz", folder / "answer.npz")
+
+    @classmethod
+    def read(cls, folder: Path) -> Answer | None:
+        """As written; None where there is none yet."""
+        if not (folder / "answer.npz").is_file():
+            return None
+        with np.load(folder / "answer.npz") as stored:
+            arrays = dict(stored)
+        plain = json.loads(str(arrays.pop("plain")))
+        params = tuple(tuple(values) for values in plain["params"])
+        return cls(**arrays, models=tuple(plain["models"]), params=params, report=plain["report"])

@@ -1,0 +1,135 @@
+"""Which views to match, and their verified matches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+
+from lean3r.refine.features import files_to_view
+from lean3r.refine.job import Job
+
+LEAST_INLIERS = 15
+WORDS, SAMPLE, ROUNDS = 64, 20_000, 4  # of the small vocabulary that appearance is compared by
+ALIKE = 8  # views of the most similar appearance that each is matched with
+RELIABLE = ("CALIBRATED", "UNCALIBRATED", "PLANAR", "PLANAR_OR_PANORAMIC", "PANORAMIC")
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """Verified matches of P pairs of views: pairs [P, 2]; for each, indices [M, 2] into the keypoints [K, 2] of both
+    views, and the relative pose b_from_a [4, 4] that they show, None where it is open (too little parallax)."""
+
+    keypoints: list[np.ndarray]
+    pairs: np.ndarray
+    indices: list[np.ndarray]
+    relative: list[np.ndarray | None]
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Matches of each pair [P]."""
+        return np.array([len(index) for index in self.indices], dtype=np.int64)
+
+
+def match(job: Job, folder: Path, database: Path) -> Matches:
+    """Match the features of pairs that look alike or are thought to overlap, and verify them geometrically."""
+    ids = _image_ids(job, database)
+    pairs = job.pairs
+    if pairs is not None:
+        pairs = np.unique(np.sort(np.concatenate([pairs, alike(job, database, ids)]), axis=1), axis=0)
+    options, verification = pycolmap.FeatureMatchingOptions(), pycolmap.TwoViewGeometryOptions()
+    options.num_threads = job.threads
+    verification.ransac.random_seed = 0
+    if pairs is None:
+        pairing = pycolmap.ExhaustivePairingOptions()
+        pycolmap.match_exhaustive(
+            database, matching_options=options, pairing_options=pairing, verification_options=verification
+        )
+    else:
+        files = [view.file for view in job.views]
+        listed = "".join(f"{files[i]} {files[j]}\n" for i, j in pairs if files[i] and files[j])
+        (folder / "pairs.txt").write_text(listed)
+        pairing = pycolmap.ImportedPairingOptions()
+        pairing.match_list_path = folder / "pairs.txt"
+        pycolmap.match_image_pairs(
+            database, matching_options=options, pairing_options=pairing, verification_options=verification
+        )
+    if not all(group.fixed for group in job.groups):
+        # Focal lengths from the fundamental matrices of all pairs together: better than any guess from one picture.
+        pycolmap.calibrate_view_graph(database)
+    return verified(job, database)
+
+
+def verified(job: Job, database: Path) -> Matches:
+    """The verified matches of a database, by views."""
+    view_of = {image_id: view for view, image_id in _image_ids(job, database).items()}
+    keypoints = [np.zeros((0, 2))] * len(job.views)
+    pairs, indices, relative = [], [], []
+    with pycolmap.Database.open(database) as opened:
+        cameras = {image.image_id: opened.read_camera(image.camera_id) for image in opened.read_all_images()}
+        for image_id, view in view_of.items():
+            keypoints[view] = np.asarray(opened.read_keypoints(image_id))[:, :2].astype(np.float64)
+        for pair_id, geometry in zip(*opened.read_two_view_geometries(), strict=True):
+            first, second = pycolmap.pair_id_to_image_pair(pair_id)
+            found = np.asarray(geometry.inlier_matches).astype(np.int64)
+            if len(found) < LEAST_INLIERS or kind(geometry) not in RELIABLE:
+                continue
+            i, j = view_of[first], view_of[second]
+            pairs.append((i, j))
+            indices.append(found)
+            relative.append(_pose(geometry, cameras[first], keypoints[i], cameras[second], keypoints[j]))
+    return Matches(keypoints, np.array(pairs, dtype=np.int64).reshape(-1, 2), indices, relative)
+
+
+def kind(geometry: pycolmap.TwoViewGeometry) -> str:
+    """The name of a two-view geometry's configuration."""
+    return pycolmap.TwoViewGeometryConfiguration(geometry.config).name
+
+
+def _pose(geometry, camera1, points1, camera2, points2) -> np.ndarray | None:
+    if geometry.cam2_from_cam1 is None or geometry.tri_angle < 0:
+        if not pycolmap.estimate_two_view_geometry_pose(camera1, points1, camera2, points2, geometry):
+            return None
+    return np.vstack([geometry.cam2_from_cam1.matrix(), [0.0, 0.0, 0.0, 1.0]])
+
+
+def alike(job: Job, database: Path, ids: dict[int, int]) -> np.ndarray:
+    """Pairs [P, 2] of each view and those of the most similar appearance: VLAD over a vocabulary of these pictures."""
+    views = sorted(ids)
+    with pycolmap.Database.open(database) as opened:
+        found = [np.asarray(opened.read_descriptors(ids[view]).data).astype(np.float32) for view in views]
+    found = [np.sqrt(d / np.maximum(d.sum(1, keepdims=True), 1e-9)) for d in found]
+    every = np.concatenate(found)
+    if len(every) < WORDS:
+        return np.zeros((0, 2), np.int64)
+    rng = np.random.default_rng(0)
+    sample = every[rng.choice(len(every), min(SAMPLE, len(every)), replace=False)]
+    words = sample[:WORDS]
+    for _ in range(ROUNDS):
+        nearest = _nearest(sample, words)
+        words = np.stack([sample[nearest == w].mean(0) if (nearest == w).any() else words[w] for w in range(WORDS)])
+    vectors = []
+    for descriptors in found:
+        total = np.zeros_like(words)
+        nearest = _nearest(descriptors, words)
+        np.add.at(total, nearest, descriptors - words[nearest])
+        total /= np.sqrt(np.linalg.norm(total, axis=1, keepdims=True)) + 1e-9
+        vectors.append(total.ravel() / (np.linalg.norm(total) + 1e-9))
+    likeness = np.stack(vectors) @ np.stack(vectors).T
+    np.fill_diagonal(likeness, -np.inf)
+    best = np.argsort(-likeness, axis=1)[:, : min(ALIKE, len(views) - 1)]
+    index = np.array(views)
+    return np.stack([np.repeat(index, best.shape[1]), index[best].ravel()], axis=1)
+
+
+def _nearest(descriptors: np.ndarray, words: np.ndarray) -> np.ndarray:
+    return np.argmax(descriptors @ words.T - 0.5 * (words**2).sum(1), axis=1)
+
+
+def _image_ids(job: Job, database: Path) -> dict[int, int]:
+    """The image id of each view that has features."""
+    view_of = files_to_view(job)
+    with pycolmap.Database.open(database) as opened:
+        return {view_of[image.name]: image.image_id for image in opened.read_all_images()}

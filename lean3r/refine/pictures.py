@@ -1,0 +1,69 @@
+"""The original pictures, grey and shrunk, as files that the refining process reads."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lean3r.originals import Originals
+from lean3r.types import Reconstruction, Source
+
+
+def scale_of(source: Source, side: int) -> float:
+    """By how much a picture is shrunk."""
+    return min(1.0, side / max(source.width, source.height))
+
+
+def size_of(source: Source, scale: float) -> tuple[int, int]:
+    """(width, height) of the shrunk picture; a last part of a pixel is cut off."""
+    return max(1, math.floor(source.width * scale + 1e-6)), max(1, math.floor(source.height * scale + 1e-6))
+
+
+def write_pictures(
+    reconstruction: Reconstruction, originals: Originals | None, side: int, files: list[Path]
+) -> list[bool]:
+    """Write one picture for each view, from the originals, or from what the network saw where there are none.
+
+    Returns which could be read. A pixel (x, y) of an original lies at `scale_of` times (x, y).
+    """
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    if originals is None:
+        for view, file in enumerate(files):
+            _seen(reconstruction, view, scale_of(reconstruction.sources[view], side)).save(file)
+        return [True] * len(files)
+    view_of = {name: view for view, name in enumerate(reconstruction.names)}
+    written = [False] * len(files)
+    for name, image in originals.read(view_of, side):
+        view = view_of[name]
+        source = reconstruction.sources[view]
+        decoded = round(source.width / image.width)  # some formats decode at a half, a quarter or an eighth
+        is_same = (math.ceil(source.width / decoded), math.ceil(source.height / decoded)) == image.size
+        if is_same:
+            _shrunk(image, source, scale_of(source, side), decoded).save(files[view])
+        written[view] = is_same
+    return written
+
+
+def _shrunk(image: Image.Image, source: Source, scale: float, decoded: int) -> Image.Image:
+    width, height = size_of(source, scale)
+    grey = image.convert("L")
+    if (width, height) == image.size and decoded == 1:
+        return grey
+    box = tuple(min(side, part / scale / decoded) for side, part in zip(image.size, (width, height), strict=True))
+    return grey.resize((width, height), Image.Resampling.LANCZOS, box=(0, 0, *box))
+
+
+def _seen(reconstruction: Reconstruction, view: int, scale: float) -> Image.Image:
+    """The network's picture of a view, in pixels of the (shrunk) original; grey where it saw nothing."""
+    source = reconstruction.sources[view]
+    sx, sy, ox, oy = source.original_from_network
+    grey = np.where(reconstruction.mask[view], reconstruction.images[view].mean(-1), 128).astype(np.uint8)
+    affine = (1 / scale / sx, 0, -ox / sx, 0, 1 / scale / sy, -oy / sy)
+    size = size_of(source, scale)
+    return Image.fromarray(grey).transform(
+        size, Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC, fillcolor=128
+    )

@@ -1,0 +1,230 @@
+"""A refinement from outside: pictures and cameras out to a process of its own, its answer back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lean3r.originals import Originals
+from lean3r.refine import accept
+from lean3r.refine.depth import follow
+from lean3r.refine.frames import depth_scale, into_known, into_predicted
+from lean3r.refine.job import PICTURES, Answer, Group, Job, View
+from lean3r.refine.options import RefineOptions
+from lean3r.refine.pairs import likely_pairs
+from lean3r.refine.pictures import scale_of, size_of, write_pictures
+from lean3r.types import Lens, Reconstruction, Registration, Source, SparsePoints
+
+THREADS = 2
+IN_PIXELS = {"SIMPLE_PINHOLE": 3, "PINHOLE": 4, "SIMPLE_RADIAL": 3, "RADIAL": 3, "OPENCV": 4}
+UNITLESS = {"SIMPLE_PINHOLE": 0, "PINHOLE": 0, "SIMPLE_RADIAL": 1, "RADIAL": 2, "OPENCV": 4}
+
+
+def run(reconstruction: Reconstruction, originals: Originals | None, options: RefineOptions) -> Reconstruction:
+    """See lean3r.refine.refine."""
+    start = time.perf_counter()
+    limit = options.limit(len(reconstruction.sources))
+    report = {"limit_s": limit, "share_lens": options.share_lens, "lens": options.lens}
+    if len(reconstruction.sources) < 2:
+        return kept(reconstruction, report, "one view alone tells nothing", start)
+    with tempfile.TemporaryDirectory(prefix="lean3r-refine-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        job = prepare(reconstruction, originals, options, folder)
+        ended = work(folder, limit - (time.perf_counter() - start))
+        answer = Answer.read(folder)
+    if answer is None:
+        return kept(reconstruction, report, ended or "too few matches between the pictures, or no parallax", start)
+    before, after = (accept.Fit(**answer.report[key]) for key in ("before", "after"))
+    scales = np.array([view.scale for view in job.views])
+    report |= {
+        "matches": before.matches,
+        "inliers": {"before": before.inliers, "after": after.inliers},
+        "error_px": {
+            k: round(f.error_px / float(np.median(scales)), 4) for k, f in (("before", before), ("after", after))
+        },
+        "views": [
+            {"error_px": {"before": _unscaled(b, s), "after": _unscaled(a, s) if has else None}}
+            for b, a, s, has in zip(before.view_error_px, after.view_error_px, scales, answer.has, strict=True)
+        ],
+    }
+    if reason := accept.better(before, after):
+        return kept(reconstruction, report, reason, start)
+    if ended:
+        report["notes"] = [ended + "; what was done by then is used"]
+    refined = place(reconstruction, job, answer, options)
+    refined = follow(refined)
+    label = "refined" if answer.report["start"] else "fallback"
+    report |= {"status": label, "registered": int(answer.has.sum())}
+    return told(refined, report, start)
+
+
+def kept(reconstruction: Reconstruction, report: dict, reason: str, start: float) -> Reconstruction:
+    """The network's result, and why it stays."""
+    return told(reconstruction, {"status": "kept", "reason": reason, "registered": 0, **report}, start)
+
+
+def told(reconstruction: Reconstruction, report: dict, start: float) -> Reconstruction:
+    """A result with the report of its refinement in `info`."""
+    report = {**report, "seconds": round(time.perf_counter() - start, 3)}
+    return replace(reconstruction, info={**reconstruction.info, "refinement": report})
+
+
+def prepare(reconstruction: Reconstruction, originals: Originals | None, options: RefineOptions, folder: Path) -> Job:
+    """Write the job and its pictures into a folder."""
+    sources = reconstruction.sources
+    scales = [scale_of(source, options.side) for source in sources]
+    keys = [_camera_key(sources, view, options) for view in range(len(sources))]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    files = [f"{numbers[key]}/{view:06d}.bmp" for view, key in enumerate(keys)]
+    paths = [folder / PICTURES / file for file in files]
+    written = write_pictures(reconstruction, originals, options.side, paths)
+    views = tuple(
+        View(numbers[key], scale, file if is_there else None)
+        for key, scale, file, is_there in zip(keys, scales, files, written, strict=True)
+    )
+    matrices = reconstruction.original_intrinsics * np.array(scales)[:, None, None]
+    pinholes = matrices[:, [0, 1, 0, 1], [0, 1, 2, 2]]
+    groups = tuple(
+        _group(sources, [v for v, key in enumerate(keys) if key == wanted], pinholes, scales, options)
+        for wanted in numbers
+    )
+    start = reconstruction.cam_from_world
+    if options.cam_from_world is not None:
+        is_known = np.isfinite(options.cam_from_world).all((1, 2))
+        start = np.where(is_known[:, None, None], options.cam_from_world, start)
+    pairs = likely_pairs(reconstruction)
+    job = Job(views, groups, reconstruction.cam_from_world, pinholes, start, pairs, options.features, THREADS)
+    job.write(folder)
+    return job
+
+
+def _camera_key(sources: Sequence[Source], view: int, options: RefineOptions) -> Hashable:
+    """Views of one key share a camera."""
+    source = sources[view]
+    if options.share_lens == "never":
+        return view
+    known = options.intrinsics
+    matrix = tuple(known[view].ravel()) if known is not None and np.isfinite(known[view]).all() else None
+    focal = None if options.share_lens == "always" else source.focal_px
+    return source.width, source.height, focal, matrix
+
+
+def _group(
+    sources: Sequence[Source], views: list[int], pinholes: np.ndarray, scales: list[float], options: RefineOptions
+) -> Group:
+    first = views[0]
+    source, scale = sources[first], scales[first]
+    width, height = size_of(source, scale)
+    known = options.intrinsics
+    if known is not None and np.isfinite(known[first]).all():
+        params = known[first][[0, 1, 0, 1], [0, 1, 2, 2]] * scale
+        return Group(width, height, "PINHOLE", tuple(map(float, params)), fixed=True)
+    model = "SIMPLE_RADIAL" if options.lens == "auto" else options.lens.upper().replace("-", "_")
+    focal = float(np.median(pinholes[views][:, :2])) if source.focal_px is None else source.focal_px * scale
+    focals = [focal] * (IN_PIXELS[model] - 2)
+    params = (*focals, source.width * scale / 2, source.height * scale / 2, *[0.0] * UNITLESS[model])
+    return Group(width, height, model, params, trusted=source.focal_px is not None)
+
+
+def work(folder: Path, seconds: float) -> str | None:
+    """Run the refining process for at most so many seconds; why it did not end by itself, None if it did."""
+    command = [sys.executable, "-m", "lean3r.refine.worker", str(folder)]
+    with (folder / "log.txt").open("wb") as log:
+        # Ctrl-C is for this process alone to act upon.
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+        try:
+            code = process.wait(max(0.0, seconds))
+        except subprocess.TimeoutExpired:
+            return "time was up (more of it: --refine-seconds N)"
+        finally:
+            process.kill()
+            process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
+    if code == 0:
+        return None
+    last = (folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
+    return f"the refining process failed ({' '.join(last) or f'exit code {code}'})"
+
+
+def place(reconstruction: Reconstruction, job: Job, answer: Answer, options: RefineOptions) -> Reconstruction:
+    """The reconstruction with an answer's cameras and points, in the frame and scale that it had."""
+    scales = np.array([view.scale for view in job.views])
+    xy = answer.xy / scales[answer.view][:, None]
+    has = answer.has
+    fit = None
+    if options.cam_from_world is not None:
+        known = has & np.isfinite(options.cam_from_world).all((1, 2))
+        fit = into_known(answer.cam_from_world[known], options.cam_from_world[known])
+    if fit is None:
+        scale = depth_scale(reconstruction, answer.cam_from_world, answer.xyz, answer.point, answer.view, xy)
+        fit = into_predicted(answer.cam_from_world[has], reconstruction.cam_from_world[has], scale or 1.0)
+    poses = reconstruction.cam_from_world.copy()
+    poses[has] = fit.apply_to_poses(torch.from_numpy(answer.cam_from_world[has])).numpy()
+    label: Registration = "refined" if answer.report["start"] else "fallback"
+    with_lens = Counter(view.group for view, registered in zip(job.views, has, strict=True) if registered)
+    lenses, intrinsics = [], reconstruction.intrinsics.copy()
+    for index, (view, source) in enumerate(zip(job.views, reconstruction.sources, strict=True)):
+        if not with_lens[view.group]:
+            matrix = reconstruction.original_intrinsics[index]
+            lenses.append(Lens("PINHOLE", tuple(map(float, matrix[[0, 1, 0, 1], [0, 1, 2, 2]]))))
+            continue
+        lenses.append(_lens(answer.models[view.group], answer.params[view.group], view.scale))
+        intrinsics[index] = _network_intrinsics(lenses[-1], source)
+    sparse = SparsePoints(
+        fit.apply(torch.from_numpy(answer.xyz)).numpy(),
+        _colours(reconstruction, answer, xy),
+        answer.error_px / float(np.median(scales)),
+        answer.point,
+        answer.view,
+        xy,
+    )
+    return replace(
+        reconstruction,
+        cam_from_world=poses,
+        intrinsics=intrinsics,
+        lenses=tuple(lenses),
+        sparse=sparse,
+        registration=tuple(label if registered else "predicted" for registered in has),
+    )
+
+
+def _lens(model: str, params: tuple[float, ...], scale: float) -> Lens:
+    """A camera of a shrunk picture, in pixels of the original."""
+    count = IN_PIXELS[model]
+    return Lens(model, (*(value / scale for value in params[:count]), *params[count:]))
+
+
+def _network_intrinsics(lens: Lens, source: Source) -> np.ndarray:
+    """The pinhole part [3, 3] of a lens, in network pixels."""
+    count = IN_PIXELS[lens.model]
+    fx, fy = lens.params[0], lens.params[count - 3]
+    cx, cy = lens.params[count - 2 : count]
+    sx, sy, ox, oy = source.original_from_network
+    return np.array([[fx / sx, 0, (cx - ox) / sx], [0, fy / sy, (cy - oy) / sy], [0, 0, 1]])
+
+
+def _colours(reconstruction: Reconstruction, answer: Answer, xy: np.ndarray) -> np.ndarray:
+    """Mean colour [P, 3] uint8 of each point's measurements, in the network's pictures."""
+    total, count = np.zeros((len(answer.xyz), 3)), np.zeros(len(answer.xyz))
+    height, width = reconstruction.images.shape[1:3]
+    for view, source in enumerate(reconstruction.sources):
+        mine = np.flatnonzero(answer.view == view)
+        scale, offset = np.reshape(source.original_from_network, (2, 2))
+        col, row = np.floor((xy[mine] - offset) / scale).astype(int).clip(0, (width - 1, height - 1)).T
+        np.add.at(total, answer.point[mine], reconstruction.images[view, row, col])
+        np.add.at(count, answer.point[mine], 1)
+    return (total / np.maximum(count, 1)[:, None]).round().astype(np.uint8)
+
+
+def _unscaled(error_px: float | None, scale: float) -> float | None:
+    return None if error_px is None else round(error_px / scale, 4)

@@ -1,0 +1,145 @@
+"""The refining process: `python -m lean3r.refine.worker FOLDER` reads a job there and leaves its answer.
+
+A process of its own, because the libraries' calls cannot be interrupted: it is ended when time is up, and an answer
+that was better than none by then is used. It ends by itself when its standard input closes: nobody waits any more.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+
+from lean3r.refine import accept, adjust, features, matching
+from lean3r.refine.job import Answer, Job
+
+ENOUGH = 0.8  # share of the verified matches that a model fits: no other way is tried
+STRONG = 150  # measurements that the weaker views of a model should have: finer features are not needed
+
+
+def solve(job: Job, folder: Path) -> None:
+    """Leave the best answer so far in the folder: coarse features first, fine ones where these are not enough."""
+    best: Answer | None = None
+    for octave in (features.COARSE, features.FINE):
+        answer = attempt(job, folder, octave)
+        if answer is not None and (best is None or value(answer) > value(best)):
+            best = answer
+            answer.write(folder)
+        if best is not None and is_strong(best):
+            return
+
+
+def value(answer: Answer) -> tuple[int, int]:
+    """By which answers are compared: registered views, then measurements."""
+    return int(answer.has.sum()), len(answer.point)
+
+
+def is_strong(answer: Answer) -> bool:
+    """All views are there, and but for a few see many points."""
+    seen = np.bincount(answer.view, minlength=len(answer.has))
+    return bool(answer.has.all()) and float(np.quantile(seen, 0.1)) >= STRONG
+
+
+def attempt(job: Job, folder: Path, octave: int) -> Answer | None:
+    """Features, matches, and the best model that they give; None if there is none."""
+    here = folder / f"octave{octave}"
+    here.mkdir()
+    database = here / "database.db"
+    features.detect(job, folder, database, octave)
+    matches = matching.match(job, here, database)
+    if not len(matches.pairs):
+        return None
+    mapper = adjust.Mapper(job, database)
+    found: list[Answer] = []
+    views = adjust.consistent_views(matches, job.start)
+    matched = len(np.unique(matches.pairs))
+    if len(views) >= max(2, matched / 2):
+        model = mapper.from_poses(job.start, views)
+        found += filter(None, [answer_of(job, matches, model, True)])
+    if not found or not is_enough(found[0], matched):
+        for make in (adjust.global_model, adjust.incremental_model):
+            model = make(job, here, database)
+            if model is not None:
+                adjust.restore_known(job, model)
+                found += filter(None, [answer_of(job, matches, mapper.polish(model), False)])
+            if found and is_enough(max(found, key=fitting), matched):
+                break
+    return max(found, key=fitting, default=None)
+
+
+def fitting(answer: Answer) -> int:
+    """The matches that an answer fits."""
+    return answer.report["after"]["inliers"]
+
+
+def is_enough(answer: Answer, matched: int) -> bool:
+    """Whether a model explains what was matched."""
+    return int(answer.has.sum()) >= matched and fitting(answer) >= ENOUGH * answer.report["matches"]
+
+
+def answer_of(job: Job, matches: matching.Matches, model: pycolmap.Reconstruction, from_start: bool) -> Answer | None:
+    """What a model says; None where it has no two views or no parallax."""
+    adjust.drop_weak_views(model)
+    if model.num_reg_images() < 2 or adjust.parallax_deg(model) < adjust.LEAST_ANGLE_DEG:
+        return None
+    model.update_point_3d_errors()
+    view_of = features.files_to_view(job)
+    views = len(job.views)
+    poses, has = np.tile(np.eye(4), (views, 1, 1)), np.zeros(views, bool)
+    cameras = [features.camera_of(group) for group in job.groups]
+    for image_id in model.reg_image_ids():
+        image = model.images[image_id]
+        view = view_of[image.name]
+        poses[view][:3], has[view] = image.cam_from_world().matrix(), True
+        cameras[job.views[view].group] = model.cameras[image.camera_id]
+    ids = sorted(model.points3D)
+    point, view, xy = [], [], []
+    for index, point_id in enumerate(ids):
+        for element in model.points3D[point_id].track.elements:
+            image = model.images[element.image_id]
+            point.append(index)
+            view.append(view_of[image.name])
+            xy.append(image.points2D[element.point2D_idx].xy)
+    before = accept.fit(matches, _before(job), job.cam_from_world)
+    placed = np.where(has[:, None, None], poses, np.nan)  # a match with a view that is not there counts as a miss
+    after = accept.fit(matches, [cameras[v.group] for v in job.views], placed)
+    return Answer(
+        poses,
+        has,
+        tuple(camera.model.name for camera in cameras),
+        tuple(tuple(map(float, camera.params)) for camera in cameras),
+        np.array([model.points3D[i].xyz for i in ids]).reshape(-1, 3),
+        np.array([model.points3D[i].error for i in ids]),
+        np.array(point, np.int32),
+        np.array(view, np.int32),
+        np.array(xy, np.float64).reshape(-1, 2),
+        {
+            "start": from_start,
+            "matches": before.matches,
+            "pairs": len(matches.pairs),
+            "before": asdict(before),
+            "after": asdict(after),
+        },
+    )
+
+
+def _before(job: Job) -> list[pycolmap.Camera]:
+    groups = [job.groups[view.group] for view in job.views]
+    return [features.pinhole(p, g.width, g.height) for p, g in zip(job.pinholes, groups, strict=True)]
+
+
+def main() -> None:
+    """Work on the folder that the command line names."""
+    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
+    pycolmap.logging.minloglevel = 3
+    folder = Path(sys.argv[1])
+    solve(Job.read(folder), folder)
+
+
+if __name__ == "__main__":
+    main()
