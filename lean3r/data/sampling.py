@@ -15,7 +15,7 @@ import torch
 from lean3r.data.augment import NONE, Augmentation, augmented, draw_scene
 from lean3r.data.base import SceneBatch
 from lean3r.data.choosing import AUTO, Choice, Chooser
-from lean3r.data.scenes import RawView, SceneSet, without_unknown
+from lean3r.data.scenes import RawView, SceneSet, some, without_unknown
 from lean3r.errors import InputError, UsageError
 
 MAX_TRIES = 50
@@ -138,6 +138,7 @@ class Mixture:
 
     def _sample(self, step: int, number: int, shape: BatchShape) -> SceneBatch:
         skipped: list[str] = []
+        small: list[str] = []
         for attempt in range(MAX_TRIES):
             rng = np.random.default_rng(seed_of(self.seed, step, number, attempt))
             index = int(np.searchsorted(self._until, rng.random(), side="right"))
@@ -149,13 +150,19 @@ class Mixture:
                 return SceneBatch(
                     **{**vars(made), "ids": (f"{part.label}/{step}.{number}",), "skipped": tuple(skipped)}
                 )
-            scene = int(rng.integers(len(chooser.scenes)))
+            fitting = chooser.scenes.candidates(shape.views, shape.height, shape.width)
+            scene = int(rng.choice(len(chooser.scenes) if fitting is None else fitting))
             try:
+                if chooser.scenes.scene(scene).views < shape.views:
+                    small.append(f"{part.label}/{chooser.scenes.scene(scene).id}")
+                    continue
                 return _read(chooser, part, rng, scene, shape, tuple(skipped))
             except (InputError, OSError) as error:
                 skipped.append(f"{part.label}/{_name(chooser.scenes, scene)} ({error})")
+        if len(small) > len(skipped):
+            raise InputError(f"of {MAX_TRIES} scenes, {len(small)} have fewer than {shape.views} views: {some(small)}")
         raise InputError(
-            f"{MAX_TRIES} samples in a row could not be read, the last ones: {'; '.join(skipped[-3:])}. "
+            f"{len(skipped)} of {MAX_TRIES} samples could not be read: {some(skipped)}. "
             "`lean3r data check ROOT` says what is wrong with a set"
         )
 

@@ -95,6 +95,10 @@ class SceneSet(ABC):
         """[V, V] scores of how much two views see in common, larger is more, where the set's files say so."""
         return None
 
+    def candidates(self, views: int, height: int, width: int) -> np.ndarray | None:
+        """Numbers of the scenes that suit a batch of this shape; None where the set keeps no such list."""
+        return None
+
     @staticmethod
     @abstractmethod
     def looks_like(root: Path) -> bool:

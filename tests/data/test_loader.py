@@ -1,0 +1,147 @@
+"""Batches computed ahead are those that would have been computed, errors come at their step, and nothing stays behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lean3r.data.base import SceneBatch
+from lean3r.data.loader import Prefetch
+from lean3r.errors import InputError, LeanError, UsageError
+
+
+class Numbered:
+    """A batch that says for which call it was made; some steps are slow, one fails, one kills its process."""
+
+    def __init__(self, fails_at: int = -1, dies_at: int = -1) -> None:
+        self.fails_at, self.dies_at = fails_at, dies_at
+
+    def __call__(self, step: int, stage: str, rank: int, world_size: int) -> SceneBatch:
+        if step == self.fails_at:
+            raise InputError(f"step {step} has no data")
+        if step == self.dies_at:
+            os._exit(7)
+        time.sleep(0.03 * (step % 2))
+        images = torch.randn(1, 2, 3, 4, 5, generator=torch.Generator().manual_seed(97 * step + 7 * rank + world_size))
+        eye = torch.eye(4).expand(1, 2, 4, 4)
+        return SceneBatch(
+            images, images[:, :, 0], eye[..., :3, :3], eye, ids=(f"{step} {stage} {rank}",), skipped=("x",)
+        )
+
+
+def run(prefetch: Prefetch, steps: int = 7) -> list[SceneBatch]:
+    """Two batches a step, as a run with two ranks' shares; the stage changes on the way."""
+    return [prefetch(s, "one" if s < 4 else "two", rank, 2) for s in range(steps) for rank in (0, 1)]
+
+
+def same(a: SceneBatch, b: SceneBatch) -> bool:
+    values = zip(vars(a).values(), vars(b).values(), strict=True)
+    return all(torch.equal(x, y) if isinstance(x, Tensor) else x == y for x, y in values)
+
+
+def workers() -> list[object]:
+    return [*multiprocessing.active_children(), *(t for t in threading.enumerate() if t.name.startswith("batches"))]
+
+
+@pytest.mark.parametrize(
+    ("count", "kind"), [(0, "auto"), (1, "threads"), (3, "threads"), (1, "processes"), (2, "auto")]
+)
+def test_any_number_of_workers_gives_the_same_batches(count: int, kind: str) -> None:
+    expected = [Numbered()(s, "one" if s < 4 else "two", rank, 2) for s in range(7) for rank in (0, 1)]
+    with Prefetch(Numbered(), count, ahead=2, kind=kind) as prefetch:  # type: ignore[arg-type]
+        for made, wanted in zip(run(prefetch), expected, strict=True):
+            assert same(made, wanted)
+        assert same(prefetch(2, "one", 0, 2), expected[4]), "a jump back"
+    assert not workers()
+
+
+def test_batches_are_ready_when_they_are_asked_for() -> None:
+    with Prefetch(
+        Numbered(), 1, ahead=3, kind="threads", stage_at=lambda step: "one" if step < 6 else None
+    ) as prefetch:
+        prefetch(0, "one", 0, 1)
+        time.sleep(0.3)
+        assert [future.done() for _, future in prefetch._waiting.values()] == [True] * 3
+        prefetch(4, "one", 0, 1)
+        assert [key[0] for key in prefetch._waiting] == [5], "nothing past the end"
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_an_error_comes_at_its_step_and_ends_nothing_else(kind: str) -> None:
+    with Prefetch(Numbered(fails_at=2), 1, ahead=3, kind=kind) as prefetch:  # type: ignore[arg-type]
+        for step in (0, 1):
+            prefetch(step, "one", 0, 1)
+        with pytest.raises(InputError, match="step 2 has no data"):
+            prefetch(2, "one", 0, 1)
+        assert prefetch(3, "one", 0, 1).ids == ("3 one 0",)
+    assert not workers()
+
+
+def test_a_worker_that_dies_is_an_error_and_not_a_wait() -> None:
+    with Prefetch(Numbered(dies_at=1), 1, ahead=1, kind="processes") as prefetch:
+        with pytest.raises(LeanError, match="fewer workers"):
+            for step in range(3):
+                prefetch(step, "one", 0, 1)
+    assert not workers()
+
+
+def test_what_cannot_be_sent_to_a_process_runs_in_threads_or_is_refused() -> None:
+    here = Numbered()
+    with Prefetch(lambda *call: here(*call), 1) as prefetch:
+        assert prefetch(0, "one", 0, 1).ids == ("0 one 0",)
+    with pytest.raises(UsageError, match="threads"):
+        Prefetch(lambda *call: here(*call), 1, kind="processes")
+    with pytest.raises(UsageError, match="workers"):
+        Prefetch(here, -1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_outlives_its_parent(number: signal.Signals, tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import multiprocessing, sys, time
+            sys.path.insert(0, sys.argv[1])
+            from test_loader import Numbered
+            from lean3r.data.loader import Prefetch
+            if __name__ == "__main__":
+                with Prefetch(Numbered(), 1, kind="processes") as prefetch:
+                    prefetch(0, "one", 0, 1)
+                    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+                    time.sleep(60)
+            """
+        )
+    )
+    parent = subprocess.Popen(
+        [sys.executable, script, str(Path(__file__).parent)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    children = [int(pid) for pid in parent.stdout.readline().split()]
+    parent.send_signal(number)
+    _, error = parent.communicate(timeout=20)
+    assert children and error.count("Traceback") == (number == signal.SIGINT), error
+    until = time.monotonic() + 10
+    while any(alive(pid) for pid in children) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(alive(pid) for pid in children)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs: one that ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
