@@ -54,7 +54,7 @@ class ArkitScenes(FolderSet):
         """Videos that lack a part, or have fewer than two pictures with depth."""
         videos = _videos(root)
         if not videos:
-            return [f"{root} holds no ARKitScenes video; expected {ArkitScenes.layout}"]
+            return [f"{root} holds no ARKitScenes video"]
         return [what for folder in videos for what in _missing(folder) or _incomplete(folder)]
 
     def frames(self, scene: str) -> Sequence[Frame]:

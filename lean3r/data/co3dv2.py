@@ -66,7 +66,7 @@ class Co3dv2(FolderSet):
         """Categories without annotations or sequences, sequences without pictures or depth, or absent altogether."""
         categories = _categories(root)
         if not categories:
-            return [f"{root} holds no CO3Dv2 category; expected {Co3dv2.layout}"]
+            return [f"{root} holds no CO3Dv2 category"]
         found = []
         for category in categories:
             absent = [category / name for name in (FRAMES, SEQUENCES) if not (category / name).is_file()]

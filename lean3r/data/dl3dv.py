@@ -51,7 +51,7 @@ class Dl3dv(LensSet):
         """Videos without cameras or pictures, unreadable cameras, and cameras without their picture."""
         videos = list(_videos(root))
         if not videos:
-            return [f"{root} holds no DL3DV video; expected {Dl3dv.layout}"]
+            return [f"{root} holds no DL3DV-10K video"]
         return [what for video in videos for what in _missing(video) or _incomplete(video)]
 
     def frames(self, scene: str) -> Sequence[Frame]:

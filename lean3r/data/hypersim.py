@@ -62,7 +62,7 @@ class Hypersim(FolderSet):
         """The table, or parts of scenes, that are missing; pictures without distances."""
         places = _places(root)
         if not places:
-            return [f"{root} holds no Hypersim scene; expected {Hypersim.layout}"]
+            return [f"{root} holds no Hypersim scene"]
         found = []
         if not _table(root):
             found.append(

@@ -87,6 +87,6 @@ def bilinear(image: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """uint8 [h, w, 3] of an image [H, W, 3] at the spots (x, y) of a grid [h, w, 2] in pixels, edges repeated."""
     size = torch.tensor([image.shape[1], image.shape[0]], dtype=torch.float32)
     spots = torch.from_numpy(grid)[None] * (2 / size) - 1
-    values = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
+    values = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
     mixed = grid_sample(values, spots, mode="bilinear", padding_mode="border", align_corners=False)
     return mixed[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()

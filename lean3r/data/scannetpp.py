@@ -82,7 +82,7 @@ class ScanNetpp(LensSet):
         """Devices without cameras or pictures, cameras without their picture, and pictures without depth."""
         places = _places(root)
         if not places:
-            return [f"{root} holds no ScanNet++ scene; expected {ScanNetpp.layout}"]
+            return [f"{root} holds no ScanNet++ scene"]
         return [what for place in places for what in _missing(place) or _incomplete(place)]
 
     def frames(self, scene: str) -> Sequence[Frame]:

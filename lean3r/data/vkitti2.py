@@ -44,7 +44,7 @@ class VirtualKitti2(FolderSet):
         """Renderings without one of the archives' parts, and pictures without depth."""
         drives = _drives(root)
         if not drives:
-            return [f"{root} holds no Virtual KITTI 2 drive; expected {VirtualKitti2.layout}"]
+            return [f"{root} holds no Virtual KITTI 2 drive"]
         found = []
         for drive in drives:
             cameras = _cameras(drive, root)
@@ -60,7 +60,7 @@ class VirtualKitti2(FolderSet):
         rgb = folder / "frames" / "rgb" / f"Camera_{camera}"
         pictures = sorted(rgb.glob("rgb_*.jpg"))
         if not pictures:
-            raise InputError(f"{rgb} holds no picture rgb_*.jpg; expected {self.layout}")
+            raise InputError(f"{rgb} holds no picture rgb_*.jpg; unpack the archive rgb there")
         width, height = image_size(pictures[0])
         found = []
         for picture in pictures:

@@ -45,7 +45,7 @@ class WildRgbd(FolderSet):
         """Videos without pictures, depth or cameras."""
         videos = _videos(root)
         if not videos:
-            return [f"{root} holds no WildRGB-D video; expected {WildRgbd.layout}"]
+            return [f"{root} holds no WildRGB-D video"]
         return [what for folder in videos for what in _missing(folder) or _incomplete(folder)]
 
     def frames(self, scene: str) -> Sequence[Frame]:
