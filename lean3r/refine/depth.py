@@ -1,0 +1,139 @@
+"""Depth follows refined cameras: scaled to the triangulated points, checked across views, fused again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from lean3r.geometry.consistency import Scene, cross_check, neighbours, sample_depth
+from lean3r.geometry.fusion import fuse
+from lean3r.geometry.lens import Optics
+from lean3r.geometry.points import edge_mask
+from lean3r.refine.field import Field, fit_field, fit_scale
+from lean3r.types import Reconstruction, SparsePoints
+
+PRIOR_POINTS = 5.0  # for how many of a view's own points the scene's scale counts
+NOISE = 0.02  # relative depth error that even a perfect point leaves: the network's own
+LEAST_TRUST = 0.01  # points of less, whose depth is known to 20 % at best, say no more than the scene's scale
+CHECKED, CHECKED_OF_MANY, MANY = 6, 4, 60  # other views that each is compared with, fewer from MANY views on
+TOLERANCE = (0.02, 0.08)  # bounds of the relative depth error that still agrees
+HIDDEN = 0.25  # how much a point behind what another view sees counts against it, beside one before it
+
+
+def follow(reconstruction: Reconstruction) -> Reconstruction:
+    """The reconstruction with depth that fits its (refined) cameras and sparse points.
+
+    Each view's depth is scaled to the points that it sees, and bent by a smooth field where these support one
+    (field.py); views without points take the scene's scale. Depth that other views contradict loses confidence; the
+    cloud is fused anew, along the rays of the lenses. `info["depth"]` says per view what was done: "points" used,
+    "scale", "field" (True or False), and the median relative deviation from the points "before" (after the scene's
+    one scale) and "after".
+    """
+    optics = Optics.of(reconstruction)
+    depth = np.where(reconstruction.mask & np.isfinite(reconstruction.depth), reconstruction.depth, 0)
+    depth = np.maximum(depth, 0).astype(np.float32)
+    fields, report = _fields(reconstruction, depth)
+    depth = np.stack([field.apply(d) for field, d in zip(fields, depth, strict=True)])
+    scene = Scene(depth, reconstruction.cam_from_world, optics)
+    tolerance = float(np.clip(2 * np.median([f.spread for f in fields]), *TOLERANCE))
+    conf = reconstruction.conf * agreement(scene, tolerance)
+    settings = reconstruction.info.get("config", {})
+    points = fuse(
+        reconstruction.images,
+        depth,
+        conf,
+        reconstruction.mask,
+        reconstruction.cam_from_world,
+        reconstruction.intrinsics,
+        conf_percentile=settings.get("conf_percentile", 20.0),
+        max_points=settings.get("max_points", 1_000_000),
+        optics=optics,
+    )
+    info = {**reconstruction.info, "depth": report}
+    return replace(reconstruction, depth=depth, conf=conf, points=points, info=info)
+
+
+def agreement(scene: Scene, tolerance: float) -> np.ndarray:
+    """Share [S, H, W] float32 in (0, 1] of the other views' votes that support each pixel; 1 where none is cast.
+
+    `tolerance` is the relative depth error that still counts as the same surface.
+    """
+    views = len(scene.depth)
+    share = np.ones(scene.depth.shape, np.float32)
+    for view, others in enumerate(neighbours(scene, CHECKED if views < MANY else CHECKED_OF_MANY)):
+        votes = cross_check(scene, view, others, tolerance)
+        against = votes.before + HIDDEN * votes.behind
+        share[view] = (1 + votes.agree) / (1 + votes.agree + against)
+    return share
+
+
+class Sightings(NamedTuple):
+    """Points that one view saw: pixels [N, 2] of the network image, log of the true depth, weight up to 1."""
+
+    xy: np.ndarray
+    log_depth: np.ndarray
+    weight: np.ndarray
+
+
+def sightings(reconstruction: Reconstruction, sparse: SparsePoints) -> list[Sightings]:
+    """What each view saw of the sparse points; points that are badly known, far or by a small angle, weigh less."""
+    trust = _trust(reconstruction, sparse)
+    found = []
+    for view, source in enumerate(reconstruction.sources):
+        mine = np.flatnonzero(sparse.view == view)
+        pose = reconstruction.cam_from_world[view]
+        z = sparse.xyz[sparse.point[mine]] @ pose[2, :3] + pose[2, 3]
+        mine, z = mine[z > 0], z[z > 0]
+        scale, offset = np.reshape(source.original_from_network, (2, 2))
+        found.append(Sightings((sparse.xy[mine] - offset) / scale, np.log(z), trust[sparse.point[mine]]))
+    return found
+
+
+def _trust(reconstruction: Reconstruction, sparse: SparsePoints) -> np.ndarray:
+    """Weight [P] of each point in 0..1 from the relative error of its depth: pixel error over parallax."""
+    poses = reconstruction.cam_from_world
+    centres = -np.einsum("sij,si->sj", poses[:, :3, :3], poses[:, :3, 3])
+    ray = sparse.xyz[sparse.point] - centres[sparse.view]
+    ray /= np.maximum(np.linalg.norm(ray, axis=1, keepdims=True), 1e-30)
+    mean = np.zeros_like(sparse.xyz)
+    np.add.at(mean, sparse.point, ray)
+    mean /= np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-30)
+    angle = np.zeros(len(sparse.xyz))
+    np.maximum.at(angle, sparse.point, np.linalg.norm(ray - mean[sparse.point], axis=1))
+    focal = np.median(reconstruction.original_intrinsics[:, 0, 0])
+    error = np.maximum(sparse.error_px, 0.3) / focal / np.maximum(2 * angle, 1e-9)
+    return NOISE**2 / (NOISE**2 + error**2)
+
+
+def _fields(reconstruction: Reconstruction, depth: np.ndarray) -> tuple[list[Field], list[dict]]:
+    """The correction of each view's depth [H, W], and what to say about it."""
+    views = len(depth)
+    if reconstruction.sparse is None or not len(reconstruction.sparse.point):
+        return [Field(0.0, TOLERANCE[0])] * views, [{"points": 0, "scale": 1.0, "field": False}] * views
+    parts = []
+    for view, seen in enumerate(sightings(reconstruction, reconstruction.sparse)):
+        sharp = np.where(edge_mask(torch.from_numpy(depth[view])).numpy(), 0, depth[view])
+        predicted = np.log(sample_depth(sharp, seen.xy))  # NaN beside an edge, on padding and outside
+        used = np.isfinite(predicted)
+        parts.append((seen.xy[used], predicted[used], seen.log_depth[used] - predicted[used], seen.weight[used]))
+    ratio, weight = (np.concatenate([part[i] for part in parts]) for i in (2, 3))
+    if not len(ratio):
+        return [Field(0.0, TOLERANCE[0])] * views, [{"points": 0, "scale": 1.0, "field": False}] * views
+    good = weight >= LEAST_TRUST
+    whole = fit_scale(ratio[good], weight[good]) if good.any() else fit_scale(ratio, weight)
+    fields, report = [], []
+    for view, (*_, trust) in enumerate(parts):
+        part = tuple(values[trust >= LEAST_TRUST] for values in parts[view])
+        count = len(part[2])
+        plain = fit_scale(part[2], part[3], (whole.constant, PRIOR_POINTS)) if count else whole
+        field = fit_field(*part, plain)
+        fields.append(field)
+        said = {"points": count, "scale": float(np.exp(field.constant)), "field": field.knots is not None}
+        if count:
+            said["before"] = round(float(np.median(np.abs(part[2] - whole.constant))), 5)
+            said["after"] = round(float(np.median(np.abs(part[2] - field.correction(*part[:2])))), 5)
+        report.append(said)
+    return fields, report

@@ -1,0 +1,153 @@
+"""A smooth correction of log depth over one picture, learnt from points whose depth is known.
+
+The correction is a constant (the scale) plus a field over the picture and over depth itself, given by values at the
+knots of a coarse grid and linear between them. How stiff the field is, down to no field at all, is chosen by how well
+points are predicted that were held back with their whole neighbourhood: it is never richer than the points support.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+KNOTS = (7, 6, 6)  # along x, y and log depth
+STIFFNESS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # of differences between knots, against points
+ANCHOR = 0.03  # weight of each knot's pull to the plain scale, against the stiffness
+FOLDS, BLOCKS = 5, 8  # points of one cell of BLOCKS x BLOCKS are held back together
+FEWEST = 40  # points that a field needs
+GAIN = 0.97  # a field must bring the error of held-back points below this share of the plain scale's
+ROUNDS = 8  # of re-weighting
+
+
+@dataclass(frozen=True)
+class Field:
+    """log z_true = log z + constant + field(x, y, log z); `knots` is None where the scale is all there is.
+
+    low and high [3] bound (x, y, log z) of the grid; `limit` is the largest correction either way. `spread` is the
+    robust deviation of the points from it, `stiffness` the chosen one.
+    """
+
+    constant: float
+    spread: float
+    knots: np.ndarray | None = None
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    limit: float = 0.0
+    stiffness: float | None = None
+
+    def correction(self, xy: np.ndarray, log_depth: np.ndarray) -> np.ndarray:
+        """What to add to log depth [N] at pixels xy [N, 2]."""
+        if self.knots is None or self.low is None or self.high is None:
+            return np.full(len(xy), self.constant)
+        index, weight = _hats(np.concatenate([xy, log_depth[:, None]], axis=1), self.low, self.high)
+        return self.constant + (self.knots[index] * weight).sum(axis=1).clip(-self.limit, self.limit)
+
+    def apply(self, depth: np.ndarray) -> np.ndarray:
+        """Corrected depth [H, W]; 0 stays 0."""
+        rows, cols = np.nonzero(depth > 0)
+        known = depth[rows, cols]
+        corrected = np.zeros_like(depth)
+        corrected[rows, cols] = known * np.exp(
+            self.correction(np.stack([cols + 0.5, rows + 0.5], axis=1), np.log(known))
+        )
+        return corrected
+
+
+def fit_scale(ratio: np.ndarray, weight: np.ndarray, prior: tuple[float, float] | None = None) -> Field:
+    """The robust mean of log ratios [N]; `prior` is a value and for how many points it counts."""
+    values, weights = (ratio, weight) if prior is None else (np.append(ratio, prior[0]), np.append(weight, prior[1]))
+    constant = _median(values, weights)
+    spread = _spread(ratio - constant, weight) if len(ratio) else np.nan
+    for _ in range(ROUNDS if len(ratio) else 0):
+        w = weights / (1 + ((values - constant) / (2 * spread)) ** 2)
+        constant = float((w * values).sum() / w.sum())
+    return Field(constant, spread)
+
+
+def fit_field(xy: np.ndarray, log_depth: np.ndarray, ratio: np.ndarray, weight: np.ndarray, plain: Field) -> Field:
+    """The best field for points at pixels xy [N, 2] of predicted log depth [N] and log ratio to the truth [N].
+
+    `plain` is the scale alone, which is returned where no field predicts held-back points better.
+    """
+    if len(ratio) < FEWEST:
+        return plain
+    at = np.concatenate([xy, log_depth[:, None]], axis=1)
+    low, high = np.percentile(at, 1, axis=0), np.percentile(at, 99, axis=0)
+    high = np.maximum(high, low + 1e-3)
+    index, hats = _hats(at, low, high)
+    design = np.zeros((len(at), int(np.prod(KNOTS))))
+    np.put_along_axis(design, index, hats, axis=1)
+    residual = ratio - plain.constant
+    robust = weight / (1 + (residual / (2 * plain.spread)) ** 2)
+    robust /= robust.mean()
+    fold = _folds(xy, low[:2], high[:2])
+    cap = 5 * plain.spread
+    halves = [(design[fold == f], residual[fold == f], robust[fold == f]) for f in range(FOLDS)]
+    grams = [(d.T * w) @ d for d, _, w in halves]
+    sides = [d.T @ (w * r) for d, r, w in halves]
+    gram, side = np.sum(grams, axis=0), np.sum(sides, axis=0)
+    smooth = _smoothness()
+    share = len(ratio) / np.prod(KNOTS)
+    errors = {}
+    for stiffness in STIFFNESS:
+        missed = 0.0
+        for (held, truth, w), g, s in zip(halves, grams, sides, strict=True):
+            knots = np.linalg.solve(gram - g + share * stiffness * smooth, side - s)
+            missed += float((w * np.minimum(np.abs(held @ knots - truth), cap)).sum())
+        errors[stiffness] = missed
+    best = min(errors, key=lambda s: errors[s])
+    if errors[best] > GAIN * float((robust * np.minimum(np.abs(residual), cap)).sum()):
+        return plain
+    knots = np.zeros(design.shape[1])
+    spread = plain.spread
+    for _ in range(ROUNDS):
+        w = weight / (1 + ((residual - design @ knots) / (2 * spread)) ** 2)
+        w /= w.mean()
+        knots = np.linalg.solve((design.T * w) @ design + share * best * smooth, design.T @ (w * residual))
+        spread = _spread(residual - design @ knots, weight)
+    limit = 1.2 * float(np.quantile(np.abs(design @ knots), 0.99)) + 1e-6
+    return Field(plain.constant, spread, knots, low, high, limit, best)
+
+
+def _hats(at: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The eight knots around each place [N, 3] and their weights, both [N, 8]; outside the grid, those its border."""
+    knots = np.array(KNOTS)
+    place = ((at - low) / (high - low)).clip(0, 1) * (knots - 1)
+    base = np.minimum(place.astype(np.int64), knots - 2)
+    part = place - base
+    steps = np.array(list(product((0, 1), repeat=3)))
+    corner = base[:, None] + steps
+    weight = np.where(steps == 1, part[:, None], 1 - part[:, None]).prod(axis=-1)
+    return (corner[..., 0] * KNOTS[1] + corner[..., 1]) * KNOTS[2] + corner[..., 2], weight
+
+
+def _smoothness() -> np.ndarray:
+    """The quadratic form of all differences between neighbouring knots, and of a weak pull of each to zero."""
+    number = np.arange(int(np.prod(KNOTS))).reshape(KNOTS)
+    form = ANCHOR * np.eye(number.size)
+    for axis in range(3):
+        a, b = np.moveaxis(number, axis, 0)[:-1].ravel(), np.moveaxis(number, axis, 0)[1:].ravel()
+        step = np.zeros((len(a), number.size))
+        step[np.arange(len(a)), a], step[np.arange(len(a)), b] = -1, 1
+        form += step.T @ step
+    return form
+
+
+def _folds(xy: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Fold [N] of each point: that of its cell of the picture."""
+    cell = (((xy - low) / (high - low)).clip(0, 0.999) * BLOCKS).astype(np.int64)
+    of_cell = np.random.default_rng(0).permutation(BLOCKS * BLOCKS) % FOLDS
+    return of_cell[cell[:, 0] * BLOCKS + cell[:, 1]]
+
+
+def _median(values: np.ndarray, weights: np.ndarray) -> float:
+    order = np.argsort(values)
+    total = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(total, total[-1] / 2)])
+
+
+def _spread(residual: np.ndarray, weight: np.ndarray) -> float:
+    """Robust standard deviation."""
+    return max(1.4826 * _median(np.abs(residual), weight), 1e-4)

@@ -1,0 +1,228 @@
+"""What one world unit is: metres from a known distance between two pictures, or from the places that GPS noted."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+import numpy as np
+import torch
+
+from lean3r.errors import InputError, UsageError
+from lean3r.geometry.align import Similarity, umeyama_robust
+from lean3r.geometry.pose import camera_centers
+from lean3r.types import Reconstruction
+
+logger = logging.getLogger("lean3r")
+
+# The ellipsoid of GPS (WGS 84): half the long axis in metres, and the square of its eccentricity.
+LONG_AXIS_M, ECCENTRICITY_2 = 6_378_137.0, 6.694379990141e-3
+# East, north, up to the world's axes: x east, y down, z north, so that y points down as in every other result.
+WORLD_FROM_ENU = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
+FEWEST_PLACES = 3
+STRAIGHT = 0.03  # breadth of the places against their length, below which they are taken for a line
+OUTLIER = 4.0  # robust deviations from the fit that a place may be off
+TYPICAL_GPS_M = 3.0
+EXIF_GPS = 0x8825
+
+
+@dataclass(frozen=True)
+class Distance:
+    """The distance in metres between the cameras of two pictures, by their names."""
+
+    first: str
+    second: str
+    metres: float
+
+    @classmethod
+    def parse(cls, text: str) -> Distance:
+        """From "IMG_1.jpg,IMG_2.jpg=1.25"; UsageError for anything else."""
+        names, _, number = text.rpartition("=")
+        first, comma, second = names.partition(",")
+        try:
+            metres = float(number)
+        except ValueError:
+            metres = math.nan
+        if not (comma and first.strip() and second.strip() and metres > 0 and math.isfinite(metres)):
+            raise UsageError(
+                f"got the scale '{text}'; expected two pictures and the metres between their cameras: "
+                "FIRST.jpg,SECOND.jpg=1.25"
+            )
+        return cls(first.strip(), second.strip(), metres)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a picture was taken: degrees north and east (WGS 84), metres above sea level (None: not noted)."""
+
+    latitude_deg: float
+    longitude_deg: float
+    altitude_m: float | None = None
+
+
+def with_distance(reconstruction: Reconstruction, known: Distance) -> Reconstruction:
+    """The scene in metres: scaled so that two cameras are as far apart as is known.
+
+    The world keeps its origin and axes. InputError where a name fits no picture, or several, or where the cameras
+    stand at one place.
+    """
+    views = [_view(reconstruction.names, name) for name in (known.first, known.second)]
+    if views[0] == views[1]:
+        raise UsageError(f"'{known.first}' and '{known.second}' are one picture; expected two.")
+    centres = camera_centers(torch.from_numpy(reconstruction.cam_from_world)).numpy()
+    apart = float(np.linalg.norm(centres[views[0]] - centres[views[1]]))
+    size = float(np.linalg.norm(centres - centres.mean(axis=0), axis=1).max())
+    if not apart > 1e-6 * size:
+        raise InputError(
+            f"the cameras of {known.first} and {known.second} stand at one place, so {known.metres} m says nothing. "
+            "Choose two pictures taken well apart."
+        )
+    if apart < 0.2 * size:
+        logger.warning(
+            "%s and %s are near each other for this scene: its scale is as uncertain as their distance, several times "
+            "over; better choose two far apart",
+            known.first,
+            known.second,
+        )
+    scale = known.metres / apart
+    info = {**reconstruction.info, "known_distance": {**vars(known), "units_per_metre": 1 / scale}}
+    identity = torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    return moved(replace(reconstruction, info=info), Similarity(torch.tensor(scale, dtype=torch.float64), *identity))
+
+
+def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> Reconstruction:
+    """The scene in metres, upright and turned north: a robust similarity from its cameras to where GPS says they are.
+
+    The world's axes become x east, y down, z north, its origin the mean place, which `info["gps"]` tells together with
+    the pictures used and how well they fit. InputError with fewer than three places, or places (or cameras) on a line.
+    """
+    views = [view for view, name in enumerate(reconstruction.names) if name in places]
+    found = [places[reconstruction.names[view]] for view in views]
+    if len(views) < FEWEST_PLACES:
+        raise InputError(
+            f"{len(views)} of {len(reconstruction.names)} pictures say where they were taken (GPS in EXIF); "
+            f"expected at least {FEWEST_PLACES}. Leave --gps out, or give a known distance by --scale."
+        )
+    has_height = all(place.altitude_m is not None for place in found)
+    target, origin = local_metres(found)
+    centres = camera_centers(torch.from_numpy(reconstruction.cam_from_world[views])).numpy()
+    for what, points in (("places of the pictures by GPS", target), ("cameras of the pictures", centres)):
+        length, breadth = np.linalg.svd(points - points.mean(axis=0), compute_uv=False)[:2]
+        if breadth <= STRAIGHT * length or length == 0:
+            raise InputError(
+                f"the {what} lie on a line, so the scene could turn around it freely. Leave --gps out; --scale with "
+                "the distance of two pictures gives metres."
+            )
+    fit = umeyama_robust(torch.from_numpy(centres), torch.from_numpy(target))
+    off = np.linalg.norm(fit.apply(torch.from_numpy(centres)).numpy() - target, axis=1)
+    used = off <= OUTLIER * max(1.4826 * float(np.median(off)), 1e-6)
+    extent = float(np.sqrt(((target[used] - target[used].mean(axis=0)) ** 2).sum(axis=1).mean()))
+    rms = float(np.sqrt((off[used] ** 2).mean()))
+    if extent < 3 * max(rms, TYPICAL_GPS_M):
+        logger.warning(
+            "the pictures were taken within some %.0f m and GPS is good to some %.0f m: take the scale for rough",
+            2 * extent,
+            max(rms, TYPICAL_GPS_M),
+        )
+    said = {
+        "pictures": len(views),
+        "used": int(used.sum()),
+        "left_out": [reconstruction.names[view] for view, good in zip(views, used, strict=True) if not good],
+        "rms_m": round(rms, 3),
+        "extent_m": round(2 * extent, 2),
+        "scale_error": round(rms / extent / math.sqrt(max(int(used.sum()) - 1, 1)), 5),
+        "with_altitude": has_height,
+        "origin": {"latitude_deg": origin.latitude_deg, "longitude_deg": origin.longitude_deg}
+        | ({"altitude_m": origin.altitude_m} if has_height else {}),
+        "axes": "x east, y down, z north",
+    }
+    return moved(replace(reconstruction, info={**reconstruction.info, "gps": said}), fit)
+
+
+def moved(reconstruction: Reconstruction, metres_from_world: Similarity) -> Reconstruction:
+    """The whole scene under a similarity into a world of metres: cameras, depth, cloud and sparse points."""
+    scale = float(metres_from_world.scale)
+
+    def apply(xyz: np.ndarray) -> np.ndarray:
+        return metres_from_world.apply(torch.from_numpy(xyz.astype(np.float64))).numpy().astype(xyz.dtype)
+
+    sparse = reconstruction.sparse
+    return replace(
+        reconstruction,
+        depth=reconstruction.depth * np.float32(scale),
+        cam_from_world=metres_from_world.apply_to_poses(torch.from_numpy(reconstruction.cam_from_world)).numpy(),
+        points=replace(reconstruction.points, xyz=apply(reconstruction.points.xyz)),
+        sparse=None if sparse is None else replace(sparse, xyz=apply(sparse.xyz)),
+        scale="metric",
+    )
+
+
+def local_metres(places: Sequence[Place]) -> tuple[np.ndarray, Place]:
+    """Places [N] as metres [N, 3] in the world's axes (x east, y down, z north) around their mean, and that mean.
+
+    Heights count only where all places have one.
+    """
+    with_height = all(place.altitude_m is not None for place in places)
+    heights = [place.altitude_m or 0.0 if with_height else 0.0 for place in places]
+    # Degrees jump where 180 east meets 180 west; their sine and cosine do not.
+    longitudes = np.deg2rad([place.longitude_deg for place in places])
+    middle = math.atan2(np.sin(longitudes).mean(), np.cos(longitudes).mean())
+    latitude = math.radians(float(np.mean([place.latitude_deg for place in places])))
+    height = float(np.mean(heights))
+    offset = np.stack(
+        [
+            _earth_centred(math.radians(place.latitude_deg), math.radians(place.longitude_deg), h)
+            for place, h in zip(places, heights, strict=True)
+        ]
+    ) - _earth_centred(latitude, middle, height)
+    east = [-math.sin(middle), math.cos(middle), 0.0]
+    up = [math.cos(latitude) * math.cos(middle), math.cos(latitude) * math.sin(middle), math.sin(latitude)]
+    enu = offset @ np.stack([east, np.cross(up, east), up]).T
+    return enu @ WORLD_FROM_ENU.T, Place(math.degrees(latitude), math.degrees(middle), height if with_height else None)
+
+
+def _earth_centred(latitude_rad: float, longitude_rad: float, height_m: float) -> np.ndarray:
+    """Metres [3] from the middle of the earth; x towards longitude 0 on the equator, z towards the pole."""
+    curve = LONG_AXIS_M / math.sqrt(1 - ECCENTRICITY_2 * math.sin(latitude_rad) ** 2)
+    flat = (curve + height_m) * math.cos(latitude_rad)
+    z = (curve * (1 - ECCENTRICITY_2) + height_m) * math.sin(latitude_rad)
+    return np.array([flat * math.cos(longitude_rad), flat * math.sin(longitude_rad), z])
+
+
+def place_of(exif: Mapping[int, object]) -> Place | None:
+    """The place in the EXIF fields of a picture's GPS block; None where there is none or it makes no sense."""
+    try:
+        latitude, longitude = _degrees(exif[2]), _degrees(exif[4])  # type: ignore[arg-type]
+        north, east = str(exif.get(1, "N")).strip().upper(), str(exif.get(3, "E")).strip().upper()
+        altitude = None if 6 not in exif else float(exif[6])  # type: ignore[arg-type]
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, IndexError):
+        return None
+    latitude, longitude = (-latitude if north == "S" else latitude), (-longitude if east == "W" else longitude)
+    below = exif.get(5) in (1, b"\x01")
+    if altitude is not None:
+        altitude = (-altitude if below else altitude) if math.isfinite(altitude) else None
+    # Cameras without a fix write zeros.
+    if not (abs(latitude) <= 90 and abs(longitude) <= 180) or latitude == longitude == 0:
+        return None
+    return Place(latitude, longitude, altitude)
+
+
+def _degrees(parts: Sequence[float]) -> float:
+    degrees, minutes, seconds = (*map(float, parts), 0.0, 0.0)[:3]
+    return degrees + minutes / 60 + seconds / 3600
+
+
+def _view(names: Sequence[str], wanted: str) -> int:
+    """The view of a name: the whole of it, or its last parts (a.jpg of photos/a.jpg)."""
+    if wanted in names:
+        return names.index(wanted)
+    tail = PurePosixPath(wanted).parts
+    fitting = [i for i, name in enumerate(names) if PurePosixPath(name).parts[-len(tail) :] == tail]
+    if len(fitting) == 1:
+        return fitting[0]
+    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    many = "fits no picture" if not fitting else f"fits {len(fitting)} pictures"
+    raise InputError(f"--scale: '{wanted}' {many}; the pictures used are {shown}.")
