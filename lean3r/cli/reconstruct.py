@@ -87,6 +87,18 @@ class Reconstruct:
     reference_view: Annotated[str, option("auto|first|middle|INDEX")] = "auto"
     """The view that the network starts from (VGGT and Depth Anything 3); INDEX counts from 0."""
 
+    refine: Literal["auto", "on", "off"] = "auto"
+    """Make cameras exact by matches and bundle adjustment; auto: the embedded model, kept only where better."""
+
+    refine_seconds: Annotated[float | None, option("N")] = None
+    """Refine for at most N seconds (by default 30, and 3 more a picture)."""
+
+    lens: Literal["auto", "simple-pinhole", "pinhole", "simple-radial", "radial", "opencv"] = "auto"
+    """Refinement: the camera model; auto: one focal length and one distortion, or what --cameras says."""
+
+    share_lens: Literal["auto", "always", "never"] = "auto"
+    """Refinement: one camera for pictures of one size; auto: also of one focal length in EXIF."""
+
     format: Annotated[tyro.conf.UseAppendAction[list[str]], option("NAME[,NAME ...]", "-f", "--export-format")] = field(
         default_factory=list
     )
@@ -171,6 +183,10 @@ class Reconstruct:
                 max_points=self.max_points,
                 seed=self.seed,
                 memory=budget,
+                refine=self.refine,
+                refine_seconds=self.refine_seconds,
+                lens=self.lens,
+                share_lens="always" if self.shared_camera else self.share_lens,
                 observer=console,
             )
             scene.info["config"] |= {
@@ -234,6 +250,7 @@ def summary(scene: Reconstruction, out: Path, files: Sequence[str], seconds: Map
         "peak_memory_mb": peak_memory_mb(),
         "points": len(scene.points.xyz),
         "scale": scene.scale,
+        "refinement": scene.info.get("refinement"),
         "files": sorted(files),
     }
 
@@ -245,6 +262,15 @@ def describe_known(known: Mapping) -> str:
     return f"known: {given}; read by the network: {read}".replace("cam_from_world", "poses")
 
 
+def describe_refinement(told: Mapping) -> str:
+    """How a refinement ended, and the reprojection error before and after."""
+    if told["status"] == "kept":
+        return f"kept as predicted: {told['reason']}"
+    how = "from the predicted cameras" if told["status"] == "refined" else "from matches alone (fallback)"
+    error = told["error_px"]
+    return f"{told['registered']} views {how}; reprojection error {error['before']:.2f} -> {error['after']:.2f} px"
+
+
 def summary_rows(scene: Reconstruction, done: Mapping) -> list[tuple[str, str]]:
     """The table at the end of a run."""
     seconds = done["seconds"]
@@ -254,6 +280,7 @@ def summary_rows(scene: Reconstruction, done: Mapping) -> list[tuple[str, str]]:
     return [
         ("views", f"{len(scene.names):,} used"),
         *([("cameras", describe_known(known))] if known else []),
+        *([("refinement", describe_refinement(told))] if (told := scene.info.get("refinement")) else []),
         *(("skipped", text) for text in group_skips(scene.skipped)),
         ("seconds", f"{sum(seconds.values()):.1f} ({stages})"),
         ("memory", f"{done['peak_memory_mb']:,.0f} MB peak" + (f", {gpu:,.0f} MB on the GPU" if gpu else "")),

@@ -32,6 +32,8 @@ def write(
     written = []
     info = dict(reconstruction.info)
     config = info.pop("config", None)
+    if "refinement" in info:  # what it says of single views stands beside these
+        info["refinement"] = {key: value for key, value in info["refinement"].items() if key != "views"}
     if config:
         written.append(directory / "config.toml")
         written[0].write_bytes(toml(config).encode("utf-8", "replace"))
@@ -50,13 +52,24 @@ def write(
                 "conventions": CONVENTIONS,
                 "network_size": {"height": reconstruction.images.shape[1], "width": reconstruction.images.shape[2]},
                 "points": len(reconstruction.points.xyz),
-                "views": [{"name": s.name, "width": s.width, "height": s.height} for s in reconstruction.sources],
+                "views": _views(reconstruction),
                 "skipped": [{"name": name, "reason": reason} for name, reason in reconstruction.skipped],
                 "files": sorted(path.relative_to(directory).as_posix() for path in listed),
             }
         )
     )
     return [*written, manifest]
+
+
+def _views(reconstruction: Reconstruction) -> list[dict[str, Any]]:
+    """Of each view its name, its size, where its pose comes from, and what the refinement says of it."""
+    count = len(reconstruction.sources)
+    registration = reconstruction.registration or ("predicted",) * count
+    more = reconstruction.info.get("refinement", {}).get("views") or [{}] * count
+    return [
+        {"name": s.name, "width": s.width, "height": s.height, "registration": r, **said}
+        for s, r, said in zip(reconstruction.sources, registration, more, strict=True)
+    ]
 
 
 def toml(settings: Mapping[str, Any]) -> str:

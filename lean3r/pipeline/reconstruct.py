@@ -20,11 +20,14 @@ from lean3r.errors import InputError, LeanError, OutOfMemoryError, UsageError
 from lean3r.geometry.fusion import fuse
 from lean3r.images import Loaded, load_views
 from lean3r.models.base import Backbone
+from lean3r.originals import Originals
 from lean3r.pipeline.budget import Budget, Measure, chunk_text, fit_run, what_fits, within
 from lean3r.pipeline.known import Part, given_in, in_given_world, with_cameras
 from lean3r.pipeline.load import Origin
 from lean3r.pipeline.memory import chunked, is_out_of_memory
 from lean3r.pipeline.observer import Observer, peak_memory_mb
+from lean3r.pipeline.refining import Refining, refined
+from lean3r.refine import LensName, Refine, ShareLens
 from lean3r.types import Known, Prediction, Reconstruction, Source, Views
 
 CONF_PERCENTILE = 20.0
@@ -51,6 +54,10 @@ def reconstruct(
     max_points: int = MAX_POINTS,
     seed: int = 0,
     memory: str | int | Budget | None = None,
+    refine: Refine = "auto",
+    refine_seconds: float | None = None,
+    lens: LensName = "auto",
+    share_lens: ShareLens = "auto",
     observer: Observer | None = None,
 ) -> Reconstruction:
     """Reconstruct one scene from pictures, a folder, a glob, a zip, a video, or ready Views of one scene.
@@ -62,13 +69,17 @@ def reconstruct(
     view that the network starts from, "first", "middle", or "auto" for the model's own choice. The least confident
     `conf_percentile` per cent of the depths give no points, and at most `max_points` are kept. `memory` ("8GB", bytes
     or a Budget) is the process's on a CPU, torch's on a GPU: the mildest change that keeps the predicted peak below it
-    is made and told (pipeline/budget.py); what was given by name, and ready Views, stay. Without poses the
-    world's origin and unit are the network's choice (`scale` says which). InputError when no picture is usable or
-    the cameras are not, OutOfMemoryError when memory does not hold the views, LeanError when the network returns NaN.
+    is made and told (pipeline/budget.py); what was given by name, and ready Views, stay. `refine` makes the cameras
+    exact by matches and bundle adjustment where that is better ("auto": the embedded model, on files), in at most
+    `refine_seconds`, with the camera model `lens`, shared between pictures as `share_lens` says (lean3r.refine.
+    RefineOptions); Ctrl-C then keeps the network's cameras. Without poses the world's origin and unit are the network's
+    choice (`scale` says which). InputError when no picture is usable or the cameras are not, OutOfMemoryError when
+    memory does not hold the views, LeanError when the network returns NaN.
     """
     if memory is not None:
         memory = Budget.of(memory)
     _check_options(model, resolution, conf_percentile, max_points, reference_view, known)
+    refining = Refining(refine, refine_seconds, lens, share_lens)
     observer = observer or Observer()
     chosen = None
     with observer.stage("reading") as progress:
@@ -133,6 +144,7 @@ def reconstruct(
             "max_points": max_points,
             "seed": seed,
             "memory": None if chosen is None else chosen.budget.as_dict(),
+            "refine": refining.as_dict(),
         },
         "seconds": observer.seconds,
         "peak_memory_mb": peak_memory_mb(),
@@ -143,7 +155,7 @@ def reconstruct(
         info["known"] = _known_counts(views.known, read)
     if device.type == "cuda":
         info["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
-    return Reconstruction(
+    scene = Reconstruction(
         sources=sources,
         images=images,
         mask=mask,
@@ -153,6 +165,13 @@ def reconstruct(
         info=info,
         **arrays,
     )
+    if not refining.applies(model, not isinstance(inputs, Views)):
+        return scene
+    originals = None
+    if not isinstance(inputs, Views):
+        paths = [inputs] if isinstance(inputs, str | Path) else list(inputs)
+        originals = Originals(paths, fps, every, frames, max_views)
+    return refined(scene, originals, refining, views.known, given, observer)
 
 
 def predict(model: Backbone, views: Views, reference: int | None = None) -> Prediction:

@@ -1,0 +1,96 @@
+"""Refinement as the last step of a reconstruction: when it is tried, what it is told, and what stays without it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from lean3r.errors import LeanError, UsageError
+from lean3r.models.base import Backbone
+from lean3r.originals import Originals
+from lean3r.pipeline.known import Given
+from lean3r.pipeline.observer import Observer
+from lean3r.refine import LensName, Refine, RefineOptions, ShareLens, refine
+from lean3r.types import Known, Reconstruction, Source
+
+logger = logging.getLogger("lean3r")
+EMBEDDED = "nano"  # models whose name starts so are refined by default
+INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class Refining:
+    """What the user chose: `when` is on, off, or auto (the embedded model, on picture files); the rest as in
+    lean3r.refine.RefineOptions."""
+
+    when: Refine = "auto"
+    seconds: float | None = None
+    lens: LensName = "auto"
+    share_lens: ShareLens = "auto"
+
+    def __post_init__(self) -> None:
+        if self.when not in ("auto", "on", "off"):
+            raise UsageError(f"refine is '{self.when}'; expected auto, on or off.")
+        self.options()
+
+    def options(self) -> RefineOptions:
+        """The options without what is known of cameras; UsageError where they make no sense."""
+        return RefineOptions(seconds=self.seconds, lens=self.lens, share_lens=self.share_lens)
+
+    def applies(self, model: Backbone, has_files: bool) -> bool:
+        """Whether a result of a model is refined, made from files or from ready views."""
+        return self.when == "on" or (self.when == "auto" and has_files and model.name.startswith(EMBEDDED))
+
+    def as_dict(self) -> dict[str, object]:
+        """For config.toml."""
+        return {"when": self.when, "seconds": self.seconds, "lens": self.lens, "share_lens": self.share_lens}
+
+
+def refined(
+    scene: Reconstruction,
+    originals: Originals | None,
+    choice: Refining,
+    known: Known | None,
+    given: Given | None,
+    observer: Observer,
+) -> Reconstruction:
+    """The scene refined, or as it was, with a warning that says why.
+
+    Ctrl-C ends the refinement alone: the network's result stays.
+    """
+    options = replace(choice.options(), intrinsics=_intrinsics(known, scene.sources), cam_from_world=_poses(given))
+    try:
+        with observer.stage("refinement"):
+            found = refine(scene, originals, options)
+    except KeyboardInterrupt:
+        found = _kept(scene, INTERRUPTED)
+    except (LeanError, OSError) as error:
+        found = _kept(scene, str(error))
+    told = found.info["refinement"]
+    if told["status"] == "kept" and len(scene.sources) > 1:
+        logger.warning("not refined: %s; the network's cameras stay", told["reason"])
+    return found
+
+
+def _kept(scene: Reconstruction, reason: str) -> Reconstruction:
+    return replace(scene, info={**scene.info, "refinement": {"status": "kept", "reason": reason, "registered": 0}})
+
+
+def _intrinsics(known: Known | None, sources: tuple[Source, ...]) -> np.ndarray | None:
+    """Known intrinsics [S, 3, 3] in pixels of the originals, NaN where a view has none."""
+    if known is None or known.intrinsics is None:
+        return None
+    matrices = known.intrinsics[0].double().cpu().numpy()
+    has = np.ones(len(sources), bool) if known.has_intrinsics is None else known.has_intrinsics[0].cpu().numpy()
+    found = np.stack([source.original_intrinsics(matrix) for source, matrix in zip(sources, matrices, strict=True)])
+    return np.where(has[:, None, None], found, np.nan)
+
+
+def _poses(given: Given | None) -> np.ndarray | None:
+    """Known poses [S, 4, 4] in their own world, NaN where a view has none."""
+    if given is None:
+        return None
+    return torch.where(given.has[:, None, None], given.cam_from_world, torch.nan).numpy()
