@@ -1,17 +1,21 @@
-"""Every data set gives batches whose pictures, depth and cameras agree; a new row needs a line in SMALL."""
+"""Every data set gives batches whose pictures, depth and cameras agree; a new one needs a copy in tests/data/tiny."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import fields
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 
 import pytest
 import torch
+from data import tiny
 from torch import Tensor
 
 from lean3r.data import DATASETS
 from lean3r.data.base import SceneBatch
+from lean3r.data.sampling import BatchShape, Mixture, Part
 from lean3r.geometry.camera import project, unproject
 from lean3r.geometry.pose import invert_pose, transform_points
 
@@ -26,15 +30,40 @@ def synthetic(seed: int = 3) -> Batch:
     return kind(HEIGHT, WIDTH, VIEWS, seed=seed, distortion=0.0, tiles=32, tile_size=32).batch
 
 
-SMALL: dict[str, Callable[..., Batch]] = {"synthetic": synthetic}
-"""Row -> build(seed) -> batch(index, scenes): scenes of VIEWS pinhole views of HEIGHT x WIDTH pixels."""
+@cache
+def copied(name: str, seed: int) -> Mixture:
+    """A mixture of a tiny copy alone. Its folder is removed when the tests end."""
+    root = tempfile.TemporaryDirectory(prefix=name)
+    FOLDERS.append(root)
+    tiny.write(name, Path(root.name))
+    source = DATASETS.get(name)(Path(root.name), **tiny.WRITERS[name].options)
+    return Mixture([Part(source)], seed=seed)
 
-each_set = pytest.mark.parametrize("name", list(SMALL))
+
+def on_disk(name: str, seed: int = 3) -> Batch:
+    """Without augmentation, in another shape than the files have."""
+    mixture = copied(name, seed)
+    return lambda index, scenes: mixture.batch(index, BatchShape(scenes, VIEWS, HEIGHT, WIDTH))
+
+
+FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
+SMALL: dict[str, Callable[..., Batch]] = {
+    "synthetic": synthetic,
+    **{name: partial(on_disk, name) for name in tiny.WRITERS},
+}
+"""Row -> build(seed) -> batch(index, scenes): scenes of VIEWS pinhole views of HEIGHT x WIDTH pixels."""
+KEPT = {name: row.depth for name, row in tiny.WRITERS.items()} | {"synthetic": "dense"}
+
+# Points that must be seen by two views, which share of them may float, which must agree. Cut to another size, depth is
+# that of the nearest pixel: on slanting ground it is off by what half a pixel makes.
+BOUNDS = {"exact": (500, 0.01, 0.3), "dense": (500, 0.03, 0.3), "spread": (200, 0.03, 0.02), "sparse": (50, 0.25, 0.1)}
+
+each_set = pytest.mark.parametrize("name", list(DATASETS))
 
 
 @cache
 def sample(name: str) -> SceneBatch:
-    assert name in SMALL, f"{name}: say in SMALL how a small one is built"
+    assert name in SMALL, f"{name}: say in tests/data/tiny how a small copy is written"
     return SMALL[name]()(0, SCENES)
 
 
@@ -52,7 +81,10 @@ def test_shapes_and_ranges(name: str) -> None:
         value = getattr(batch, key)
         assert value.shape == shape and value.dtype == torch.float32 and bool(value.isfinite().all()), key
     assert float(batch.images.min()) >= 0 and float(batch.images.max()) <= 1
-    assert bool((batch.depth >= 0).all()) and bool(((batch.depth > 0).flatten(2).float().mean(-1) > 0.1).all())
+    known = (batch.depth > 0).flatten(2).float().mean(-1)
+    least = {"dense": 0.1, "spread": 0.1, "sparse": 0.001, "none": -1}[KEPT[name]]
+    assert bool((batch.depth >= 0).all()) and bool((known > least).all())
+    assert len(batch.ids) in (0, SCENES) and batch.skipped == () and batch.unknown == 0
     assert bool((batch.images.flatten(2).std(-1) > 0.01).all()), "an empty picture"
     assert bool((batch.intrinsics[..., [0, 1], [0, 1]] > 0).all())
     assert torch.equal(batch.intrinsics[..., 2, :], torch.tensor([0.0, 0.0, 1.0]).expand(*lead, 3))
@@ -98,6 +130,8 @@ def seen_depth(depth: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
 @each_set
 def test_depth_reprojects_into_other_views(name: str) -> None:
     """A point that one view sees is never in front of what another view sees there, and often just on it."""
+    if KEPT[name] == "none":
+        pytest.skip(f"{name} has no depth")
     batch = sample(name)
     depth, k, pose = batch.depth.double(), batch.intrinsics.double(), batch.cam_from_world.double()
     inside, floating, agreeing = 0, 0, 0
@@ -116,10 +150,11 @@ def test_depth_reprojects_into_other_views(name: str) -> None:
                 inside += len(z)
                 floating += int((z < 0.98 * near).sum())
                 agreeing += int(((z > 0.98 * near) & (z < 1.02 * far)).sum())
-    assert inside > 500
+    enough, floating_at_most, agreeing_at_least = BOUNDS["exact" if name == "synthetic" else KEPT[name]]
+    assert inside > enough
     # Only what is thinner than a pixel of the other view may seem to float.
-    assert floating / inside < 0.01, f"{floating} of {inside} points stand in front of what another view sees"
-    assert agreeing / inside > 0.3, f"{agreeing} of {inside} points lie on what another view sees"
+    assert floating < floating_at_most * inside, f"{floating} of {inside} points stand in front of what is seen there"
+    assert agreeing > agreeing_at_least * inside, f"{agreeing} of {inside} points lie on what is seen there"
 
 
 @each_set
@@ -130,4 +165,5 @@ def test_seed_and_index_are_the_whole_story(name: str) -> None:
         ours, theirs = getattr(sample(name), field.name), getattr(same, field.name)
         assert torch.equal(ours, theirs) if isinstance(ours, Tensor) else ours == theirs, field.name
     for another in (first(1, SCENES), other_seed(0, SCENES)):
-        assert not torch.equal(another.images, same.images) and not torch.equal(another.depth, same.depth)
+        assert not torch.equal(another.images, same.images)
+        assert not torch.equal(another.depth, same.depth) or KEPT[name] == "none"
