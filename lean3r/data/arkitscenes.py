@@ -34,6 +34,7 @@ class ArkitScenes(FolderSet):
         "lowres_wide/, lowres_depth/, lowres_wide_intrinsics/ and lowres_wide.traj; perhaps below raw/ or 3dod/"
     )
     is_metric = True
+    is_ordered = True
 
     def __init__(self, root: str | Path, upright: bool = True, scenes: Sequence[str] | None = None) -> None:
         self.upright = upright

@@ -35,6 +35,7 @@ class Co3dv2(FolderSet):
         "<category>/frame_annotations.jgz, <category>/sequence_annotations.jgz and "
         "<category>/<sequence>/ with images/, depths/, depth_masks/, masks/"
     )
+    is_ordered = True
 
     def __init__(
         self,

@@ -31,6 +31,7 @@ class Dl3dv(LensSet):
         "in the benchmark and the sample within <hash>/nerfstudio/ or <hash>/colmap/"
     )
     has_depth = False
+    is_ordered = True
 
     def __init__(self, root: str | Path, pictures: str | None = None, scenes: Sequence[str] | None = None) -> None:
         self.pictures = pictures

@@ -28,6 +28,7 @@ class VirtualKitti2(FolderSet):
         "the archives rgb, depth and textgt unpacked into one folder"
     )
     is_metric = True
+    is_ordered = True
 
     @staticmethod
     def looks_like(root: Path) -> bool:

@@ -25,6 +25,7 @@ class WildRgbd(FolderSet):
     source = "WildRGB-D: download.py of the repository wildrgbd/wildrgbd"
     layout = "<category>/scenes/scene_000/ with rgb/, depth/, masks/, metadata and cam_poses.txt"
     is_metric = True
+    is_ordered = True
 
     def __init__(self, root: str | Path, foreground: bool = False, scenes: Sequence[str] | None = None) -> None:
         self.foreground = foreground

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from data import tiny
 from data.tiny import arkitscenes, co3dv2, dl3dv, hypersim, scannetpp
+from PIL import Image
 
 from lean3r.data import DATASETS
 from lean3r.data.hypersim import projection
@@ -55,6 +57,21 @@ def check_agreement(found: SceneSet) -> None:
 def test_views_agree_on_what_they_see(name: str, tmp_path: Path) -> None:
     tiny.write(name, tmp_path)
     check_agreement(opened(name, tmp_path))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sets_are_cheap_to_open_and_can_be_sent_to_workers(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.write(name, tmp_path)
+    opened_pictures: list[object] = []
+    real = Image.open
+    monkeypatch.setattr(Image, "open", lambda *args, **kwargs: opened_pictures.append(args) or real(*args, **kwargs))
+    found = opened(name, tmp_path)
+    cameras = [found.camera(0, v) for v in range(found.scene(0).views)]
+    assert len(opened_pictures) <= 1  # the size of one picture
+    there = pickle.loads(pickle.dumps(found))
+    np.testing.assert_array_equal(there.camera(0, 2).cam_from_world, cameras[2].cam_from_world)
 
 
 def check_seen_through_lens(found: SceneSet, scene: tiny.TinyScene, with_depth: bool) -> None:
