@@ -29,6 +29,11 @@ from lean3r.train.sharding import Call, blocks_of, checkpointed, is_sharded
 from lean3r.train.state import checkpoints, newest_checkpoint
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lean3r.train.watch.draw_curves", lambda *_: None)
+
+
 @pytest.fixture(scope="module")
 def group(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("group")
@@ -43,6 +48,9 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("one")
     train_plain(out, stages=on_processes(plain_config(), 2, 1).stages)
     return out
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
 def assert_same_losses(one: Path, other: Path) -> None:

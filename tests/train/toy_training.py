@@ -123,9 +123,17 @@ def train_plain(out: Path, dies_at: int = -1, resume: bool = False, dropout: flo
     return fit(toy_model(dropout), toy_loss, batch_fn, config, out, validate=toy_validate, resume=resume)
 
 
+def no_curves() -> None:
+    """In a process of its own: leave out the pictures of the curves, which take longer than the runs."""
+    from lean3r.train import watch
+
+    watch.draw_curves = lambda *_: None
+
+
 def several_runs(out: Path) -> World:
     """On each process of a group: a whole run, one that crashes and is resumed, and runs without randomness, copied
     and sharded, that crash as the one and go on as the other."""
+    no_curves()
     train_toy(out / "whole")
     with suppress(Killed):
         train_toy(out / "killed", dies_at=13)
@@ -144,15 +152,16 @@ def several_runs(out: Path) -> World:
 
 
 def dies_while_writing(out: Path) -> None:
-    """On each process of a group: a sharded run whose rank 0 is killed within its second checkpoint."""
+    """On each process of a group: a sharded run, all of it killed within its second checkpoint."""
     from lean3r.train import shards
 
-    seal, calls = shards._seal, []
+    seal, calls, others = shards._seal, [], current_world().gather(os.getpid())[1:]
 
     def killed(beside: Path, path: Path, values: dict) -> None:
         calls.append(path)
         if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
+            for process in (*others, os.getpid()):
+                os.kill(process, signal.SIGKILL)
         seal(beside, path, values)
 
     shards._seal = killed

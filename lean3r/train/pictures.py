@@ -1,0 +1,61 @@
+"""Pictures of what a model in training predicts: each view beside its predicted and its true depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lean3r.data.base import SceneBatch
+from lean3r.errors import UsageError
+from lean3r.types import Views
+
+# Near to far; without depth: grey.
+_COLOURS = np.array([[250, 230, 90], [240, 120, 50], [180, 40, 100], [80, 20, 120], [15, 10, 50]], np.float32)
+_UNKNOWN = np.array([128, 128, 128], np.uint8)
+
+
+def draw_depth(batch: SceneBatch, views: int = 4) -> Callable[[Any], np.ndarray]:
+    """A `draw` for train/loop.py's fit: the first `views` views of the first scene of a fixed batch, one a row.
+
+    For models that take Views and return a Prediction with depth; UsageError where it has none.
+    """
+    some = slice(0, views)
+
+    def draw(model: Any) -> np.ndarray:
+        device = next(model.parameters()).device
+        found = model(Views(batch.images[:1].to(device)))
+        if found.depth is None:
+            raise UsageError("the model predicts no depth to draw; train without pictures (pictures_every 0)")
+        return side_by_side(batch.images[0, some], found.depth[0, some].float().cpu(), batch.depth[0, some])
+
+    return draw
+
+
+def side_by_side(images: Tensor, predicted: Tensor, true: Tensor) -> np.ndarray:
+    """Pictures [S, 3, H, W] in [0, 1], depth and true depth [S, H, W] -> uint8 [S * H, 3 * W, 3].
+
+    Depth is scaled by one factor to the true depth (medians) and drawn in the same colours, grey where it is not
+    positive; a scene without true depth is drawn in its own range.
+    """
+    known = (true > 0) & (predicted > 0) & predicted.isfinite()
+    predicted = torch.where(predicted.isfinite(), predicted, 0)
+    reference = true if bool(known.any()) else predicted
+    if bool(known.any()):
+        predicted = predicted * (true[known].median() / predicted[known].median())
+    positive = reference[reference > 0]
+    low, high = (positive.quantile(q).item() for q in (0.02, 0.98)) if len(positive) else (1.0, 2.0)
+    rgb = (images.clamp(0, 1) * 255).round().byte().movedim(1, -1).cpu().numpy()
+    columns = [rgb, _coloured(predicted, low, high), _coloured(true, low, high)]
+    return np.concatenate([np.concatenate(list(column)) for column in columns], axis=1)
+
+
+def _coloured(depth: Tensor, low: float, high: float) -> np.ndarray:
+    values = depth.cpu().numpy()
+    place = np.clip((np.log(np.maximum(values, 1e-12)) - np.log(low)) / max(np.log(high / low), 1e-6), 0, 1)
+    stops = np.linspace(0, 1, len(_COLOURS))
+    colour = np.stack([np.interp(place, stops, channel) for channel in _COLOURS.T], axis=-1).round().astype(np.uint8)
+    return np.where((values > 0)[..., None], colour, _UNKNOWN)
