@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import hardware
 
-from lean3r.cli.train import validate
+from lean3r.cli.running import SETS, validate
 from lean3r.models.checkpoint import load_weights, save_weights
 from lean3r.models.nano import Nano, NanoConfig
 from lean3r.train.config import Stage, TrainConfig
@@ -103,7 +103,8 @@ def main() -> None:
     shutil.rmtree(work, ignore_errors=True)
     start = time.perf_counter()
     for index, phase in enumerate(recipe.phases):
-        judge = partial(validate, recipe, phase)
+        scale = 1 if phase.stages[-1].loss.get("full") else 2
+        judge = partial(validate, recipe.world, phase, scale, SETS)
         fit(
             model,
             nano_loss,

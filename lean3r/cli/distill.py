@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from lean3r.cli.options import option
+from lean3r.cli.running import FEW, SETS, Changes, keep_recipe, picture, validate
 
 if TYPE_CHECKING:
     from lean3r.compress.plan import CompressionPlan
@@ -22,59 +23,87 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Distill:
+class Distill(Changes):
     """Train a sparse or FP8 student of a dense model, by a recipe."""
 
-    recipe: Annotated[str, option("NAME")] = "nano-gsa-fp8"
-    """Which recipe: nano-gsa-fp8 or nano-sla-fp8."""
+    recipe: Annotated[str | None, option("NAME")] = None
+    """speed3r-pi3, speed3r-vggt, lite3r-vggt, lite3r-da3, nano-gsa-fp8 or nano-sla-fp8; by default the one for teacher
+    and plan."""
 
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR", aliases=["-o"])] = Path("runs/distill")
-    """Folder of the run: configs, logs, checkpoints, weights."""
+    teacher: Annotated[str | None, option("NAME")] = None
+    """The dense model; by default the recipe's."""
 
     weights: Annotated[str | None, option("FILE")] = None
     """Weights of the teacher; by default its own."""
 
-    textures: Annotated[Path | None, option("DIR")] = None
-    """Folder of photo crops (.jpg) that join the synthetic world's textures."""
+    student_plan: Annotated[str | None, option("NAME|FILE")] = None
+    """What the student is to be: a plan's name or file; by default the recipe's."""
 
-    steps: Annotated[list[int], option("N [N ...]")] = field(default_factory=list)
-    """Steps of the phases: one number for each, or one for all."""
+    data: Annotated[tyro.conf.UseAppendAction[list[str]], option("NAME=ROOT[:WEIGHT]")] = field(default_factory=list)
+    """A data set and its folder, perhaps with a weight; may be repeated. By default the synthetic world."""
 
-    processes: Annotated[int | None, option("N")] = None
-    """CPU processes that share each step; by default the recipe's."""
+    gamma: Annotated[list[float], option("FROM [TO]")] = field(default_factory=list)
+    """Weight of attention-output distillation at the start and at the end (a tenth of that)."""
 
-    device: Annotated[str, option("NAME")] = "cpu"
-    """cpu or cuda."""
-
-    resume: Annotated[bool, option()] = False
-    """Go on where the run in the folder stopped."""
-
-    dry_run: Annotated[bool, option()] = False
-    """Print the whole config as JSON and train nothing."""
-
-    verbose: Annotated[bool, option(None, "-v")] = False
-    """Show the traceback of an unexpected error."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR", aliases=["-o"])] = Path("runs/distill")
+    """Folder of the run: configs, logs, checkpoints, weights."""
 
     def run(self) -> None:
         """Train all phases; print the path of the student's weights."""
         from lean3r.train.distributed import launch
-        from lean3r.train.recipes import DISTILLATIONS
-        from lean3r.train.recipes.distilled import with_steps
 
-        recipe: Distillation = DISTILLATIONS.get(self.recipe)(None if self.textures is None else str(self.textures))
-        recipe = replace(recipe, world=replace(recipe.world, device=self.device))
-        recipe = with_steps(recipe, self.steps)
+        recipe = self.chosen()
         if self.dry_run:
+            check_fit(recipe)
             print(json.dumps(recipe.as_dict(), indent=2))
             return
-        processes = self.processes or (recipe.processes if self.device == "cpu" else 1)
+        keep_recipe(self.out, recipe.as_dict(), self.resume)
         for index, phase in enumerate(recipe.phases):
             if (self.out / phase.config.name / "weights.safetensors").exists() and self.resume:
                 continue
-            stopped = launch(processes, run_phase, recipe, index, self.out, self.weights, self.resume, self.device)
+            stopped = launch(
+                recipe.processes, run_phase, recipe, index, self.out, self.weights, self.resume, self.device
+            )
             if stopped:
                 sys.exit(stopped)
         print(publish(recipe, self.out, self.weights))
+
+    def chosen(self) -> Distillation:
+        """The recipe with all that the options change; UsageError where they contradict one another."""
+        from lean3r.compress import resolve_plan
+        from lean3r.errors import UsageError
+        from lean3r.train.recipes import DISTILLATIONS
+        from lean3r.train.recipes.overrides import recipe_name_for, with_configs, with_gamma, with_plan
+        from lean3r.train.recipes.sources import Data, Source
+
+        plan = None if self.student_plan is None else resolve_plan(self.student_plan)
+        name = self.recipe or recipe_name_for(self.teacher or "nano", plan)
+        recipe: Distillation = DISTILLATIONS.get(name)(None if self.textures is None else str(self.textures))
+        if self.teacher is not None and self.teacher != recipe.teacher:
+            recipe = replace(recipe, teacher=self.teacher, name=f"{recipe.name}-{self.teacher}")
+        if plan is not None:
+            recipe = with_plan(recipe, plan)
+        cuda = self.device != "cpu"
+        processes = self.processes or (1 if cuda else recipe.processes)
+        sources = tuple(Source.parse(text) for text in self.data)
+        world = replace(recipe.data.world, device="cpu" if sources else self.device)
+        recipe = replace(recipe, processes=processes).with_data(Data(sources, world), processes)
+        recipe = with_configs(recipe, self.overrides().configs([phase.config for phase in recipe.phases]))
+        if cuda and not sources:  # the device renders; batches from other processes would have to come through memory
+            recipe = with_configs(recipe, [replace(phase.config, workers=0) for phase in recipe.phases])
+        if len(self.gamma) > 2:
+            raise UsageError(f"--gamma got {len(self.gamma)} numbers; expected one, or one for the start and the end.")
+        return with_gamma(recipe, *self.gamma) if self.gamma else recipe
+
+
+def check_fit(recipe: Distillation) -> None:
+    """UsageError where a plan of the recipe names blocks that the teacher lacks; needs no weights and no memory."""
+    from lean3r.models import MODELS
+    from lean3r.models.checkpoint import without_memory
+
+    teacher = without_memory(MODELS.get(recipe.teacher))
+    for index, phase in enumerate(recipe.phases):
+        only_trains(student_of(teacher, phase.plan), recipe.config(index))
 
 
 def student_of(teacher: Backbone, plan: CompressionPlan) -> Backbone:
@@ -110,7 +139,6 @@ def only_trains(student: Backbone, config: TrainConfig) -> Backbone:
 
 def run_phase(recipe: Distillation, phase: int, out: Path, weights: str | None, resume: bool, device: str) -> int:
     """Train one phase in this process (one of several alike) and return its exit code."""
-    from lean3r.cli.train import validate
     from lean3r.pipeline.load import load
     from lean3r.train.loop import fit, seed_everything
     from lean3r.train.recipes.distilled import OBJECTIVES
@@ -118,14 +146,18 @@ def run_phase(recipe: Distillation, phase: int, out: Path, weights: str | None, 
     chosen, config = recipe.phases[phase], recipe.config(phase)
     seed_everything(config.seed)
     teacher = load(recipe.teacher, weights, device, "float32")
+    config = replace(config, settings=config.settings | {"teacher_weights": vars(teacher)["origin"].hash})
     student = only_trains(student_at(recipe, phase, teacher, out), config)
+    small = recipe.teacher == "nano"
+    scale, world = 2 if small and not config.stages[-1].loss.get("full") else 1, recipe.data.world
     done = fit(
         student.train(),
         OBJECTIVES.get(chosen.objective)(teacher, **chosen.settings),
         partial(recipe.batch, phase),
         config,
         out / config.name,
-        validate=partial(validate, recipe, config),
+        validate=partial(validate, replace(world, device=device), config, scale, SETS if small else FEW),
+        draw=partial(picture, replace(world, device=device), config, scale),
         resume=resume,
         device=device,
     )

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from lean3r.cli.options import option
+from lean3r.cli.running import SETS, Changes, keep_recipe, picture, validate
 
 if TYPE_CHECKING:
     from lean3r.train.recipes import Recipe
 
 
 @dataclass
-class Train:
+class Train(Changes):
     """Train a model by a recipe, such as the one behind the shipped nano."""
 
     recipe: Annotated[tyro.conf.Positional[str], option("RECIPE")] = "nano"
@@ -26,38 +28,39 @@ class Train:
     out: Annotated[Path, tyro.conf.arg(metavar="DIR", aliases=["-o"])] = Path("runs/nano")
     """Folder of the run: log, curves, checkpoints, weights."""
 
-    textures: Annotated[Path | None, option("DIR")] = None
-    """Folder of photo crops (.jpg) that join the procedural textures."""
-
-    processes: Annotated[int | None, option("N")] = None
-    """CPU processes that share each step; by default the recipe's."""
-
-    device: Annotated[str, option("NAME")] = "cpu"
-    """cpu or cuda."""
-
-    resume: Annotated[bool, option()] = False
-    """Go on where the run in the folder stopped."""
-
-    verbose: Annotated[bool, option(None, "-v")] = False
-    """Show the traceback of an unexpected error."""
-
     def run(self) -> None:
         """Train all phases; print the path of the weights."""
         from lean3r.train.distributed import launch
-        from lean3r.train.recipes import RECIPES
 
-        recipe: Recipe = RECIPES.get(self.recipe)(textures=None if self.textures is None else str(self.textures))
-        recipe = replace(recipe, world=replace(recipe.world, device=self.device))
-        processes = self.processes or (recipe.processes if self.device == "cpu" else 1)
+        recipe = self.chosen()
+        if self.dry_run:
+            print(json.dumps(recipe.as_dict(), indent=2))
+            return
+        keep_recipe(self.out, recipe.as_dict(), self.resume)
         for index, phase in enumerate(recipe.phases):
             folder = self.out / phase.name
             if (folder / "weights.safetensors").exists() and self.resume:
                 continue
-            stopped = launch(processes, run_phase, recipe, index, self.out, self.resume, self.device)
+            stopped = launch(recipe.processes, run_phase, recipe, index, self.out, self.resume, self.device)
             if stopped:
                 sys.exit(stopped)
         publish(recipe, self.out)
         print(self.out / f"{recipe.model}.safetensors")
+
+    def chosen(self) -> Recipe:
+        """The recipe with all that the options change; UsageError where they contradict one another."""
+        from lean3r.errors import UsageError
+        from lean3r.train.recipes import DISTILLATIONS, RECIPES
+
+        if self.recipe in DISTILLATIONS:
+            raise UsageError(f"'{self.recipe}' has a teacher: lean3r distill --recipe {self.recipe}")
+        recipe: Recipe = RECIPES.get(self.recipe)(textures=None if self.textures is None else str(self.textures))
+        return replace(
+            recipe,
+            world=replace(recipe.world, device=self.device),
+            processes=self.processes or (recipe.processes if self.device == "cpu" else 1),
+            phases=tuple(self.overrides().configs(recipe.phases)),
+        )
 
 
 def publish(recipe: Recipe, out: Path) -> None:
@@ -83,36 +86,17 @@ def run_phase(recipe: Recipe, index: int, out: Path, resume: bool, device: str) 
     model = MODELS.get(recipe.model)()
     if index:
         load_weights(model, out / recipe.phases[index - 1].name / "weights.safetensors")
+    # While the guided head rests, training sees half of the pictures that the model is made for.
+    world, scale = recipe.world, 1 if phase.stages[-1].loss.get("full") else 2
     done = fit(
         model,
         nano_loss,
         partial(recipe.batch, index),
         phase,
         out / phase.name,
-        validate=partial(validate, recipe, phase),
+        validate=partial(validate, world, phase, scale, SETS),
+        draw=partial(picture, world, phase, scale),
         resume=resume,
         device=device,
     )
     return done.exit_code
-
-
-def validate(recipe: Recipe, phase: Any, model: Any) -> dict[str, float]:
-    """Figures on a fixed set of held-out scenes at the last stage's picture size: 40 scenes of 2 and of 8 views.
-
-    While the guided head does not train, depth is judged on patch centres.
-    """
-    from lean3r.eval.synthetic import score_scenes
-    from lean3r.train.recipes import HELD_OUT_SEED
-
-    stage = phase.stages[-1]
-    world = replace(recipe.world, seed=HELD_OUT_SEED, textures=None, compile=False)
-    scale = 1 if stage.loss.get("full") else 2
-    figures: dict[str, float] = {}
-    for views, scenes in ((2, 10), (8, 4)):
-        batches = (
-            world.batch(i, scenes, views=views, height=stage.height * scale, width=stage.width * scale)
-            for i in range(40 // scenes)
-        )
-        for name, value in score_scenes(model, batches).items():
-            figures[f"{name}_{views}"] = value
-    return figures | {"auc30": figures["auc30_8"]}

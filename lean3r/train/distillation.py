@@ -6,7 +6,7 @@ An objective is called like every loss (train/loop.py) and holds its teacher, fr
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,17 @@ from torch import Tensor, nn
 from lean3r.compress.distill import attention_loss, attention_outputs, gamma
 from lean3r.data.base import SceneBatch
 from lean3r.errors import UsageError
+from lean3r.geometry.camera import unproject
+from lean3r.geometry.pose import invert_pose
+from lean3r.train.geometry_losses import camera_depth_loss, geometry_loss
 from lean3r.train.losses import DECAY, depth_loss, pose_losses
 from lean3r.train.nano import half_pictures, truth_loss, weighted
+from lean3r.types import Views
 
 Terms = dict[str, Tensor]
+
+GOOD_SURFACES = ("synthetic", "blendedmvs", "dtu", "hypersim", "scannet", "scannetpp", "vkitti2")
+"""Data sets on whose depth normals are compared: those of Speed3R's list that we read, and our own world."""
 
 
 class Objective:
@@ -106,3 +113,84 @@ def teacher_loss(estimates: list[Any], wanted: list[Any]) -> Tensor:
         parts = {"rotation": rotation, "translation": translation, "depth": level, "shift": shift, "focal": focal}
         total = total + DECAY**age * weighted(parts)
     return total
+
+
+class Speed3rDistillation(Objective):
+    """Speed3R's: the teacher's points and cameras are the labels, on pixels whose depth the data set knows.
+
+    `points` says what they are: "own", the local points that a model gives by itself (Pi3's `outputs`), or "depth",
+    its depth along the rays of its intrinsics.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        *,
+        points: Literal["own", "depth"] = "depth",
+        gamma_from: float = 0.0,
+        gamma_to: float = 0.0,
+    ):
+        super().__init__(teacher, gamma_from=gamma_from, gamma_to=gamma_to)
+        if points not in ("own", "depth"):
+            raise UsageError(f"objective: points is {points!r}, expected 'own' or 'depth'.")
+        self.points: Literal["own", "depth"] = points
+
+    def __call__(self, model: Any, batch: SceneBatch, progress: float = 0.0) -> tuple[Tensor, Terms]:
+        """Total loss and its parts."""
+        views = Views(batch.images, batch.mask)
+        with torch.no_grad(), attention_outputs(self.teacher) as theirs:
+            labels = local_geometry(self.teacher, views, self.points)
+        with attention_outputs(model) as ours:
+            found = local_geometry(model, views, self.points)
+        with torch.autocast(batch.images.device.type, enabled=False):
+            loss = geometry_loss(*found, *labels, known_pixels(batch), good_surfaces(batch))
+        terms = {name: getattr(loss, name).detach() for name in ("points", "normals", "translation", "rotation")}
+        total = loss.total
+        if self.gamma_from:
+            kd, more = self.attention(ours, theirs, progress)
+            total, terms = total + kd, terms | more
+        return total, terms
+
+
+class Lite3rDistillation(Objective):
+    """Lite3R's: cameras and depth of the data set, and the teacher's attention outputs weighted by gamma."""
+
+    def __call__(self, model: Any, batch: SceneBatch, progress: float = 0.0) -> tuple[Tensor, Terms]:
+        """Total loss and its parts."""
+        views = Views(batch.images, batch.mask)
+        with attention_outputs(model) as ours:
+            found = model(views)
+        with torch.autocast(batch.images.device.type, enabled=False):
+            total, terms = camera_depth_loss(found, batch, known_pixels(batch))
+        if self.gamma_from:
+            with torch.no_grad(), attention_outputs(self.teacher) as theirs:
+                self.teacher(views)
+            kd, more = self.attention(ours, theirs, progress)
+            total, terms = total + kd, terms | more
+        return total, terms
+
+
+def known_pixels(batch: SceneBatch) -> Tensor:
+    """[B, S, H, W] bool: pictures' pixels with a depth."""
+    return batch.depth > 0 if batch.mask is None else (batch.depth > 0) & batch.mask
+
+
+def good_surfaces(batch: SceneBatch) -> Tensor:
+    """[B] bool: scenes of sets whose depth is good enough for normals, by their names; unnamed ones if they have
+    normals."""
+    if not batch.ids:
+        return torch.full((len(batch.depth),), batch.normals is not None, device=batch.depth.device)
+    sets = [name.split("/")[0] for name in batch.ids]
+    return torch.tensor([name in GOOD_SURFACES for name in sets], device=batch.depth.device)
+
+
+def local_geometry(model: Any, views: Views, points: Literal["own", "depth"]) -> tuple[Tensor, Tensor]:
+    """Points [B, S, H, W, 3] in the axes of their own camera, and world_from_cam [B, S, 4, 4], float32."""
+    if points == "own":
+        found = model.outputs(model.encode(views))
+        if not {"local_points", "camera_poses"} <= found.keys():
+            raise UsageError("the model gives no points in camera axes: it does not fit the recipe. Take a Pi3.")
+        return found["local_points"].float(), found["camera_poses"].float()
+    found = model(views)
+    with torch.autocast(views.images.device.type, enabled=False):
+        return unproject(found.depth.float(), found.intrinsics.float()), invert_pose(found.cam_from_world.float())

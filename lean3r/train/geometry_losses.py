@@ -1,7 +1,8 @@
-"""Speed3R's loss: points in each camera's own frame and cameras, against those of a dense teacher.
+"""The papers' losses on geometry: Speed3R's against a teacher's points and cameras, Lite3R's against the truth.
 
 Shapes: B scenes, N views, H x W pixels. Points are in the axes of their own camera, poses are camera-to-world, and
-both sides are of unknown scale. Source: Ren et al. 2026, "Speed3R", its released training code (which is Pi3's loss).
+both sides are of unknown scale. Sources: Ren et al. 2026, "Speed3R", its released training code (which is Pi3's loss);
+Zhang et al. 2026, "Lite3R" (VGGT's camera loss).
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lean3r.data.base import SceneBatch
 from lean3r.errors import UsageError
+from lean3r.geometry.camera import fov_from_intrinsics
 from lean3r.geometry.pose import invert_pose
+from lean3r.geometry.rotation import quaternion_from_matrix
+from lean3r.types import Prediction
 
 SCALE_POINTS = 4096  # of each scene that the scale is found on
 NEAR_SHARE = 0.1  # of a view's mean depth: nearer points weigh no more than those
@@ -22,6 +27,7 @@ DEPTH_EDGE = 0.03  # of the depth, between neighbours: no normal is taken across
 SMALLEST_RAD, LARGEST_RAD, KNEE_RAD = math.radians(1), math.radians(90), math.radians(3)
 HUBER_DELTA = 0.1
 TRANSLATION_WEIGHT, CAMERA_WEIGHT = 100.0, 0.1
+FIELD_WEIGHT = 0.5  # of Lite3R's camera loss; translation, rotation and depth have 1
 NEARLY_ONE = 1 - 1e-6
 
 
@@ -175,3 +181,37 @@ def _with_translation(poses: Tensor, translation: Tensor) -> Tensor:
     """The same poses [..., 4, 4] somewhere else [..., 3]."""
     top = torch.cat([poses[..., :3, :3], translation[..., None]], dim=-1)
     return torch.cat([top, poses[..., 3:, :]], dim=-2)
+
+
+def camera_depth_loss(found: Prediction, truth: SceneBatch, known: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Lite3R's task loss: L1 of translation, quaternion and half the fields of view [rad], and of depth.
+
+    Cameras relative to the first view. Both sides in units of their own scene's mean depth on known pixels (the
+    student's unit without a gradient), since no model knows the data set's scale. Returns the total and its parts.
+    """
+    if found.depth is None:
+        raise UsageError("the model predicts no depth; the recipe needs one that does.")
+    height, width = truth.images.shape[-2:]
+    mass = known.flatten(1).sum(1).clamp_min(1)
+    wanted_unit, unit = ((d.detach() * known).flatten(1).sum(1) / mass for d in (truth.depth, found.depth.float()))
+    sides = []
+    for pose, intrinsics, size in (
+        (found.cam_from_world.float(), found.intrinsics.float(), unit),
+        (truth.cam_from_world, truth.intrinsics, wanted_unit),
+    ):
+        pose = pose @ invert_pose(pose[:, :1])
+        quaternion = quaternion_from_matrix(pose[..., :3, :3])
+        place = pose[..., :3, 3] / size.where(size > 0, 1.0)[:, None, None]
+        sides.append((place, quaternion, fov_from_intrinsics(intrinsics, height, width)))
+    (place, turn, field), (true_place, true_turn, true_field) = sides
+    true_turn = true_turn * torch.where((turn.detach() * true_turn).sum(-1, keepdim=True) < 0, -1.0, 1.0)
+    ours = found.depth.float() / unit.where(unit > 0, 1.0)[:, None, None, None]
+    wanted = truth.depth / wanted_unit.where(wanted_unit > 0, 1.0)[:, None, None, None]
+    parts = {
+        "translation": (place - true_place).abs().mean(),
+        "rotation": (turn - true_turn).abs().mean(),
+        "field": (field - true_field).abs().mean(),
+        "depth": ((ours - wanted).abs() * known).sum() / known.sum().clamp_min(1),
+    }
+    total = parts["translation"] + parts["rotation"] + FIELD_WEIGHT * parts["field"] + parts["depth"]
+    return total, {name: value.detach() for name, value in parts.items()}

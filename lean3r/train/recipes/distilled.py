@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lean3r.compress.plan import CompressionPlan
 from lean3r.data.base import SceneBatch
-from lean3r.data.synthetic import SyntheticWorld
 from lean3r.errors import UsageError
 from lean3r.registry import Registry
 from lean3r.train.config import Stage, TrainConfig
-from lean3r.train.recipes.nano import synthetic_batch
+from lean3r.train.recipes.sources import Data
 
-OBJECTIVES = Registry("objective", {"nano": "lean3r.train.distillation:NanoDistillation"})
+OBJECTIVES = Registry(
+    "objective",
+    {
+        "nano": "lean3r.train.distillation:NanoDistillation",
+        "speed3r": "lean3r.train.distillation:Speed3rDistillation",
+        "lite3r": "lean3r.train.distillation:Lite3rDistillation",
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -24,13 +30,15 @@ class Phase:
     """One run: the student wears `plan`, starts from the averaged weights of the phase before (the first one: from the
     teacher's), and minimises `objective`, a row of OBJECTIVES, with these `settings`.
 
-    Linear layers that the plan quantises are rounded but trainable (compress.quantize.prepare).
+    Linear layers that the plan quantises are rounded but trainable (compress.quantize.prepare). `epochs`, where it is
+    not 0, is how often every scene of the data sets is seen; it decides the steps once the data are known.
     """
 
     config: TrainConfig
     plan: CompressionPlan
     objective: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    epochs: float = 0.0
 
     def __post_init__(self) -> None:
         known = [name for name in inspect.signature(OBJECTIVES.get(self.objective)).parameters if name != "teacher"]
@@ -39,6 +47,12 @@ class Phase:
                 raise UsageError(
                     f"phase {self.config.name}: the objective '{self.objective}' has no setting '{name}'. "
                     f"Known: {', '.join(known)}."
+                )
+        for stage in self.config.stages:
+            if stage.train == ("mechanisms",) and not self.plan.exchanges:
+                raise UsageError(
+                    f"phase {self.config.name} trains what sparse attention brings along, but its plan "
+                    f"'{self.plan.name}' exchanges none. Take a plan such as gsa or sla, or train other roles."
                 )
 
 
@@ -52,7 +66,7 @@ class Distillation:
     name: str
     teacher: str
     phases: tuple[Phase, ...]
-    world: SyntheticWorld
+    data: Data
     processes: int = 1
 
     def __post_init__(self) -> None:
@@ -63,6 +77,19 @@ class Distillation:
             raise UsageError(f"recipe {self.name} has phases of one name ({', '.join(names)}), which share a folder.")
         if self.processes < 1:
             raise UsageError(f"recipe {self.name}: processes is {self.processes}, expected at least 1.")
+        if (self.teacher == "nano") != all(phase.objective == "nano" for phase in self.phases):
+            objectives = " and ".join(sorted({phase.objective for phase in self.phases}))
+            raise UsageError(
+                f"the teacher {self.teacher} does not fit the recipe, whose objective is {objectives}: nano is taught "
+                "by nano-gsa-fp8 and nano-sla-fp8, other models by the speed3r- and lite3r- recipes."
+            )
+
+        own = any(phase.settings.get("points") == "own" for phase in self.phases)
+        if own and not self.teacher.startswith("pi3"):
+            raise UsageError(
+                f"the teacher {self.teacher} does not fit the recipe, which reads points in camera axes as Pi3 gives "
+                "them. Take the recipe speed3r-vggt, which makes them from depth."
+            )
 
     @property
     def plan(self) -> CompressionPlan:
@@ -78,14 +105,14 @@ class Distillation:
             "plan": chosen.plan.as_dict(),
             "objective": chosen.objective,
             "objective_settings": dict(chosen.settings),
-            "data": data_settings(self.world),
+            "data": self.data.as_dict(),
             "after": [earlier.config.name for earlier in self.phases[:phase]],
         }
         return replace(chosen.config, settings=chosen.config.settings | settings)
 
     def batch(self, phase: int, step: int, stage: Stage, rank: int, processes: int) -> SceneBatch:
         """The scenes of one process at one step: a pure function of its arguments."""
-        return synthetic_batch(replace(self.world, seed=self.world.seed + phase), step, stage, rank, processes)
+        return self.data.batch(self.phases[phase].config.seed, step, stage, rank, processes)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: everything that the recipe decides."""
@@ -96,32 +123,30 @@ class Distillation:
             "phases": [dataclasses.asdict(self.config(index)) for index in range(len(self.phases))],
         }
 
-
-def data_settings(world: SyntheticWorld) -> dict[str, Any]:
-    """What of a world decides its scenes; where they are computed does not."""
-    values = dataclasses.asdict(world)
-    return {name: value for name, value in values.items() if name not in ("device", "compile")}
-
-
-def with_steps(recipe: Distillation, steps: Sequence[int]) -> Distillation:
-    """The recipe with so many steps in its phases: one number for each, one for all, none for its own."""
-    if not steps:
-        return recipe
-    if len(steps) not in (1, len(recipe.phases)):
-        names = ", ".join(phase.config.name for phase in recipe.phases)
-        raise UsageError(
-            f"got {len(steps)} numbers of steps for {len(recipe.phases)} phases ({names}); one or as many."
-        )
-    counts = list(steps) * (len(recipe.phases) if len(steps) == 1 else 1)
-    phases = tuple(
-        replace(phase, config=scaled(phase.config, count)) for phase, count in zip(recipe.phases, counts, strict=True)
-    )
-    return replace(recipe, phases=phases)
+    def with_data(self, data: Data, processes: int) -> Distillation:
+        """The recipe with other scenes; phases that count in epochs get the steps that their scenes ask for."""
+        count = data.scenes()
+        phases = self.phases
+        if count:
+            phases = tuple(
+                replace(p, config=with_steps(p.config, max(1, round(p.epochs * count / seen_by_step(p, processes)))))
+                if p.epochs
+                else p
+                for p in phases
+            )
+        return replace(self, data=data, phases=phases)
 
 
-def scaled(config: TrainConfig, steps: int) -> TrainConfig:
-    """A config of one stage with another number of steps; the warm-up shrinks with it."""
-    (stage,) = config.stages
+def seen_by_step(phase: Phase, processes: int) -> int:
+    """Scenes that a step of a phase uses, at its first number of views."""
+    (stage,) = phase.config.stages
+    return stage.scenes_at(0) * stage.accumulate * processes
+
+
+def with_steps(config: TrainConfig, steps: int) -> TrainConfig:
+    """A config of one stage with another number of steps; a long warm-up shrinks with it."""
+    if len(config.stages) != 1:
+        raise UsageError(f"{config.name} has {len(config.stages)} stages; its steps can only be set in Python.")
+    stages = (replace(config.stages[0], steps=steps),)
     warmup = min(config.optim.warmup_steps, steps // 5)
-    stages = (replace(stage, steps=steps),)
     return replace(config, stages=stages, optim=replace(config.optim, warmup_steps=warmup))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from lean3r.data.base import SceneBatch
 from lean3r.data.synthetic import SyntheticWorld
@@ -22,6 +23,12 @@ class Recipe:
     phases: tuple[TrainConfig, ...]
     world: SyntheticWorld
     processes: int = 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready: everything that the recipe decides; where scenes are computed does not count."""
+        world = {k: v for k, v in asdict(self.world).items() if k not in ("device", "compile")}
+        phases = [asdict(phase) for phase in self.phases]
+        return {"model": self.model, "processes": self.processes, "world": world, "phases": phases}
 
     def batch(self, phase: int, step: int, stage: Stage, rank: int, processes: int) -> SceneBatch:
         """The scenes of one process at one step: a pure function of its arguments."""

@@ -9,6 +9,7 @@ from lean3r.compress.presets import fp8, gsa, sla
 from lean3r.data.synthetic import SyntheticWorld
 from lean3r.train.config import OptimConfig, Stage, TrainConfig
 from lean3r.train.recipes.distilled import Distillation, Phase
+from lean3r.train.recipes.sources import Data
 
 # What runs before the first sparse block, and the guided head: the student keeps the teacher's.
 SHARED = ("special", "matcher", "trunk.blocks.0.", "upsampler")  # the stem is in neither trunk nor heads
@@ -37,6 +38,9 @@ def _student(name: str, plan: CompressionPlan, textures: str | None) -> Distilla
                 views=(2, 4, 8, 8),
                 views_per_step=16,
                 train=("mechanisms",),
+                pixels=(13_800, 15_000),
+                aspect=(2 / 3, 3 / 2),
+                multiple=8,
             ),
         ),
         optim=OptimConfig(lr=1e-2, muon_lr=0.0, weight_decay=0.0, warmup_steps=10, ema_decay=0.95),
@@ -66,5 +70,5 @@ def _student(name: str, plan: CompressionPlan, textures: str | None) -> Distilla
         Phase(sparse, plan, "nano"),
         Phase(rounded, plan + fp8(), "nano"),
     )
-    world = SyntheticWorld(textures=textures, seed=101, compile=False)
-    return Distillation(rounded.name, "nano", phases, world, processes=2)
+    data = Data(world=SyntheticWorld(textures=textures, seed=101))
+    return Distillation(rounded.name, "nano", phases, data, processes=2)

@@ -1,0 +1,150 @@
+"""What `train` and `distill` share: options that change a recipe, validation on held-out scenes, pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from lean3r.cli.options import option
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+
+    from lean3r.data.synthetic import SyntheticWorld
+    from lean3r.train.config import TrainConfig
+    from lean3r.train.recipes.overrides import Overrides
+
+RECIPE_FILE = "recipe.json"
+SETS = ((2, 10, 40), (8, 4, 40))  # views of a scene, scenes in a batch, scenes in all
+FEW = ((2, 2, 8), (8, 1, 4))
+
+
+@dataclass
+class Changes:
+    """Options of a training run; what is not given stays as the recipe has it."""
+
+    lr: Annotated[list[float], option("RATE [RATE ...]")] = field(default_factory=list)
+    """Highest learning rate: one for all phases, or one for each."""
+
+    steps: Annotated[list[int], option("N [N ...]")] = field(default_factory=list)
+    """Steps: one number for all phases, or one for each."""
+
+    views: Annotated[list[int], option("N [N ...]")] = field(default_factory=list)
+    """Numbers of views that a scene has, by turns."""
+
+    batch: Annotated[int | None, option("VIEWS")] = None
+    """Pictures that each process sees in a batch."""
+
+    accumulate: Annotated[int | None, option("N")] = None
+    """Batches of each process in a step."""
+
+    seed: Annotated[int | None, option("N")] = None
+    """Of everything random, scenes included."""
+
+    workers: Annotated[int | None, option("N")] = None
+    """Processes that prepare batches ahead."""
+
+    validate_every: Annotated[int | None, option("STEPS")] = None
+    """How often to judge the weights on held-out scenes; 0: at the end."""
+
+    checkpoint_every: Annotated[int | None, option("STEPS")] = None
+    """How often to write a checkpoint; 0: at the end."""
+
+    precision: Annotated[str | None, option("NAME")] = None
+    """bf16 or fp32."""
+
+    textures: Annotated[Path | None, option("DIR")] = None
+    """Folder of photo crops (.jpg) that join the synthetic world's textures."""
+
+    processes: Annotated[int | None, option("N")] = None
+    """CPU processes that share each step; by default the recipe's. torchrun has its own number."""
+
+    device: Annotated[str, option("NAME")] = "cpu"
+    """cpu or cuda."""
+
+    resume: Annotated[bool, option()] = False
+    """Go on where the run in the folder stopped."""
+
+    dry_run: Annotated[bool, option()] = False
+    """Print the whole config as JSON and train nothing."""
+
+    verbose: Annotated[bool, option(None, "-v")] = False
+    """Show the traceback of an unexpected error."""
+
+    def overrides(self) -> Overrides:
+        """The options that change configs."""
+        from lean3r.train.recipes.overrides import Overrides
+
+        names = ("batch", "accumulate", "seed", "workers", "validate_every", "checkpoint_every", "precision")
+        return Overrides(
+            tuple(self.steps), tuple(self.lr), tuple(self.views), **{name: getattr(self, name) for name in names}
+        )
+
+
+def keep_recipe(out: Path, recipe: Mapping[str, Any], resume: bool) -> None:
+    """Write OUT/recipe.json; UsageError where the folder holds another recipe's run that is to be resumed."""
+    from lean3r.errors import UsageError
+    from lean3r.train.config import FREE_ON_RESUME, config_diff
+    from lean3r.train.state import write_atomically
+
+    path, now = out / RECIPE_FILE, json.loads(json.dumps(recipe))
+    if resume and path.exists():
+        before = json.loads(path.read_text())
+        lines = [line for line in config_diff(before, now) if line.split(":")[0].split(".")[-1] not in FREE_ON_RESUME]
+        if lines:
+            shown = "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
+            raise UsageError(f"'{out}' holds a run of another recipe; cannot resume: {shown}")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(now, indent=2)))
+
+
+def validate(
+    world: SyntheticWorld, config: TrainConfig, scale: int, sets: tuple[tuple[int, int, int], ...], model: Any
+) -> dict[str, float]:
+    """Figures on a fixed set of held-out scenes, in pictures of `scale` times the last stage's size.
+
+    nano is judged at full size, twice that of training without the guided head, whose depth then counts on patch
+    centres. "auc30" is that of the largest number of views.
+    """
+    from lean3r.eval.synthetic import score_scenes
+    from lean3r.train.recipes import HELD_OUT_SEED
+
+    stage = config.stages[-1]
+    world = replace(world, seed=HELD_OUT_SEED, textures=None, compile=False)
+    figures: dict[str, float] = {}
+    for views, scenes, total in sets:
+        batches = (
+            world.batch(i, scenes, views=views, height=stage.height * scale, width=stage.width * scale)
+            for i in range(total // scenes)
+        )
+        for name, value in score_scenes(model, batches).items():
+            figures[f"{name}_{views}"] = value
+    return figures | {"auc30": figures[f"auc30_{sets[-1][0]}"]}
+
+
+def picture(world: SyntheticWorld, config: TrainConfig, scale: int, model: nn.Module) -> np.ndarray:
+    """[H, W, 3] uint8: views of a held-out scene, the depth that the model sees in them, and the true one."""
+    import numpy as np
+    import torch
+
+    from lean3r.train.recipes import HELD_OUT_SEED
+    from lean3r.types import Views
+
+    stage = config.stages[-1]
+    world = replace(world, seed=HELD_OUT_SEED, textures=None, compile=False)
+    batch = world.batch(0, 1, views=4, height=stage.height * scale, width=stage.width * scale)
+    depth = model(Views(batch.images)).depth
+    known = batch.depth > 0
+    truth = torch.where(known, batch.depth, batch.depth.max()).log()
+    ours = depth.clamp_min(1e-6).log()
+    ours = ours + (truth - ours)[known].median()
+    low, high = truth.min(), truth.max()
+    rows = [batch.images[0]] + [
+        ((high - d[0]) / (high - low)).clamp(0, 1)[:, None].expand(-1, 3, -1, -1) for d in (ours, truth)
+    ]
+    grid = torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)
+    return (grid.permute(1, 2, 0) * 255).round().byte().cpu().numpy().astype(np.uint8)

@@ -1,0 +1,99 @@
+"""Where a recipe's scenes come from: the synthetic world, data sets on disk, or a mixture of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+from lean3r.data import DATASETS
+from lean3r.data.augment import USUAL
+from lean3r.data.base import SceneBatch
+from lean3r.data.sampling import BatchShape, Mixture, Part, shape_at
+from lean3r.data.scenes import SceneSet
+from lean3r.data.synthetic import SyntheticWorld
+from lean3r.errors import UsageError
+from lean3r.train.config import Stage
+
+SYNTHETIC = "synthetic"
+_FORM = re.compile(r"(?P<name>[\w-]+)(?:=(?P<root>.+?))?(?::(?P<weight>\d*\.?\d+))?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A row of DATASETS, the folder that it is in, and how often it is drawn, relative to the others."""
+
+    name: str
+    root: str = ""
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        DATASETS.check(self.name)
+        if bool(self.root) == (self.name == SYNTHETIC):
+            other = "synthetic has no folder" if self.root else f"{self.name}={{folder}} expected"
+            raise UsageError(f"data set '{self.name}' got root '{self.root}': {other}.")
+        if not self.weight > 0:
+            raise UsageError(f"data set '{self.name}' has weight {self.weight}; expected a positive number.")
+
+    @classmethod
+    def parse(cls, text: str) -> Source:
+        """Read NAME=ROOT[:WEIGHT], or synthetic[:WEIGHT]; UsageError where it is none of these."""
+        found = _FORM.fullmatch(text)
+        if found is None:
+            raise UsageError(f"data '{text}' cannot be read; expected NAME=ROOT or NAME=ROOT:WEIGHT.")
+        return cls(found["name"], found["root"] or "", float(found["weight"] or 1))
+
+
+@dataclass(frozen=True)
+class Data:
+    """Scenes by step. Without `sources` all come from `world`; a source called synthetic is that world, too."""
+
+    sources: tuple[Source, ...] = ()
+    world: SyntheticWorld = field(default_factory=lambda: SyntheticWorld(seed=101))
+
+    def batch(self, seed: int, step: int, stage: Stage, rank: int, processes: int) -> SceneBatch:
+        """The scenes of one of so many processes at one step: a pure function of its arguments."""
+        shape = shape_of(stage, seed, step)
+        if not self.sources:
+            world = replace(self.world, seed=self.world.seed + seed)
+            return world.batch(
+                step * processes + rank, shape.scenes, views=shape.views, height=shape.height, width=shape.width
+            )
+        return mixture(self, seed).batch(step, shape, rank, processes)
+
+    def scenes(self) -> int:
+        """How many scenes the sets on disk have together; 0 without any."""
+        sets = [_opened(source) for source in self.sources if source.name != SYNTHETIC]
+        return sum(len(scenes) for scenes in sets)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready: all that decides the scenes; where they are computed does not."""
+        world = {k: v for k, v in dataclasses.asdict(self.world).items() if k not in ("device", "compile")}
+        return {"sources": [dataclasses.asdict(source) for source in self.sources], "world": world}
+
+
+def shape_of(stage: Stage, seed: int, step: int) -> BatchShape:
+    """The shape of every batch of a step: pictures of the stage's size or, where it has ranges, of one drawn."""
+    if stage.pixels is None:
+        return BatchShape(stage.scenes_at(step), stage.views_at(step), stage.height, stage.width)
+    aspect = stage.aspect or (stage.width / stage.height, stage.width / stage.height)
+    return shape_at(seed, step, stage.views_at(step), stage.pixels, aspect, stage.multiple, stage.views_per_step)
+
+
+@lru_cache(maxsize=4)
+def mixture(data: Data, seed: int) -> Mixture:
+    """The sources of `data` as one; opens their folders. InputError where one holds no scene."""
+    parts = []
+    for source in data.sources:
+        if source.name == SYNTHETIC:
+            parts.append(Part(replace(data.world, seed=data.world.seed + seed), source.weight, name=SYNTHETIC))
+        else:
+            parts.append(Part(_opened(source), source.weight, augmentation=USUAL, name=source.name))
+    return Mixture(parts, seed)
+
+
+@lru_cache(maxsize=32)
+def _opened(source: Source) -> SceneSet:
+    return DATASETS.get(source.name)(source.root)

@@ -1,0 +1,64 @@
+"""Speed3R's recipe (Ren et al. 2026): a dense model's cameras and points are the labels of its sparse student.
+
+As released: 80 epochs of 800 steps, 2 to 24 views a sample and at most 24 pictures a GPU, 100k to 255k pixels, aspects
+0.5 to 2, sides of whole windows (56 pixels), 4 batches a step; on 8 GPUs 32 samples a step. AdamW 1e-5, betas (0.9,
+0.95), weight decay 0.05 on matrices, one cosine without warm-up, clip 1, bf16. The encoder is frozen, and so is what
+the loss does not reach. The paper's sets: ARKitScenes, ScanNet++, DL3DV, CO3Dv2, Hypersim, WildRGB-D, Virtual KITTI 2.
+"""
+
+from __future__ import annotations
+
+from lean3r.compress.plan import CompressionPlan
+from lean3r.compress.presets import gsa
+from lean3r.data.synthetic import SyntheticWorld
+from lean3r.train.config import OptimConfig, Stage, TrainConfig
+from lean3r.train.recipes.distilled import Distillation, Phase
+from lean3r.train.recipes.sources import Data
+
+EPOCHS, EPOCH_STEPS = 80, 800
+MOST_VIEWS = 24
+VIEWS = tuple(2 + 7 * i % 23 for i in range(23))  # 2 to 24, far from sorted
+
+
+def speed3r_pi3(textures: str | None = None) -> Distillation:
+    """Pi3 -> Pi3 with sparse global blocks. Register tokens stay (the release drops them; models/speed3r.from_pi3)."""
+    return _recipe("speed3r-pi3", "pi3", gsa(dense_below=0), ("conf_decoder", "conf_head"), "own", textures)
+
+
+def speed3r_vggt(textures: str | None = None) -> Distillation:
+    """VGGT -> VGGT with sparse global blocks that always see the first and every 100th view, as in the paper."""
+    plan = gsa(dense_below=0, reference=True, every=100)
+    return _recipe("speed3r-vggt", "vggt", plan, ("points.", "track_maps.", "tracker."), "depth", textures)
+
+
+def _recipe(
+    name: str, teacher: str, plan: CompressionPlan, unused: tuple[str, ...], points: str, textures: str | None
+) -> Distillation:
+    stage = Stage(
+        steps=EPOCHS * EPOCH_STEPS,
+        height=448,
+        width=448,
+        views=VIEWS,
+        views_per_step=MOST_VIEWS,
+        train=("trunk", "heads"),
+        frozen=unused,
+        pixels=(100_000, 255_000),
+        aspect=(0.5, 2.0),
+        multiple=56,
+        accumulate=4,
+        checkpointing=True,
+    )
+    optim = OptimConfig(
+        lr=1e-5, muon_lr=0.0, weight_decay=0.05, betas=(0.9, 0.95), warmup_steps=0, clip_norm=1.0, ema_decay=0.0
+    )
+    config = TrainConfig(
+        name=name,
+        seed=1,
+        stages=(stage,),
+        optim=optim,
+        validate_every=EPOCH_STEPS,
+        checkpoint_every=EPOCH_STEPS,
+        workers=4,
+    )
+    world = SyntheticWorld(textures=textures, seed=201)
+    return Distillation(name, teacher, (Phase(config, plan, "speed3r", {"points": points}),), Data(world=world))
