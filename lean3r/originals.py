@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -56,6 +58,16 @@ class Originals:
                             yield item.name, decode_whole(file, item.name, side)
                     except (InputError, OSError) as error:
                         logger.warning("%s cannot be read again: %s", item.name, error)
+
+    def exif(self, names: Collection[str], block: int) -> Iterator[tuple[str, dict[int, Any]]]:
+        """A block of EXIF fields (0x8825: GPS) of the picture files called `names` that have one; no frames do."""
+        for item in self._items:
+            if isinstance(item, Still) and item.name in names:
+                with own_pixel_limit(), contextlib.suppress(UnidentifiedImageError, OSError, SyntaxError):
+                    with item.open() as file, Image.open(file) as image:
+                        fields = dict(image.getexif().get_ifd(block))
+                    if fields:
+                        yield item.name, fields
 
     def write(self, names: Sequence[str], directory: Path) -> list[Path]:
         """Write the pictures called `names` into a folder, under these names, upright, at their full size.

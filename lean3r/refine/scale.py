@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,7 +15,11 @@ import torch
 from lean3r.errors import InputError, UsageError
 from lean3r.geometry.align import Similarity, umeyama_robust
 from lean3r.geometry.pose import camera_centers
+from lean3r.geometry.rotation import so3_exp
 from lean3r.types import Reconstruction
+
+if TYPE_CHECKING:
+    from lean3r.originals import Originals
 
 logger = logging.getLogger("lean3r")
 
@@ -97,7 +102,8 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
     """The scene in metres, upright and turned north: a robust similarity from its cameras to where GPS says they are.
 
     The world's axes become x east, y down, z north, its origin the mean place, which `info["gps"]` tells together with
-    the pictures used and how well they fit. InputError with fewer than three places, or places (or cameras) on a line.
+    the pictures used and how well they fit. Places on a line leave the turn around it open: the pictures are then
+    taken to be level. InputError with fewer than three places, or all at one place.
     """
     views = [view for view, name in enumerate(reconstruction.names) if name in places]
     found = [places[reconstruction.names[view]] for view in views]
@@ -109,14 +115,17 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
     has_height = all(place.altitude_m is not None for place in found)
     target, origin = local_metres(found)
     centres = camera_centers(torch.from_numpy(reconstruction.cam_from_world[views])).numpy()
-    for what, points in (("places of the pictures by GPS", target), ("cameras of the pictures", centres)):
-        length, breadth = np.linalg.svd(points - points.mean(axis=0), compute_uv=False)[:2]
-        if breadth <= STRAIGHT * length or length == 0:
-            raise InputError(
-                f"the {what} lie on a line, so the scene could turn around it freely. Leave --gps out; --scale with "
-                "the distance of two pictures gives metres."
-            )
+    spreads = [np.linalg.svd(points - points.mean(axis=0), compute_uv=False) for points in (target, centres)]
+    if any(spread[0] < 1e-9 for spread in spreads) or spreads[0][0] < 0.1:
+        raise InputError(
+            "all pictures were taken at one place by their GPS, or by their cameras, which says nothing about the "
+            "scale. Leave --gps out; --scale with the distance of two pictures gives metres."
+        )
     fit = umeyama_robust(torch.from_numpy(centres), torch.from_numpy(target))
+    is_line = any(spread[1] <= STRAIGHT * spread[0] for spread in spreads)
+    if is_line:
+        logger.warning("the places of the pictures lie on a line: what is up is taken from the pictures, as level ones")
+        fit = _levelled(fit, reconstruction.cam_from_world, target)
     off = np.linalg.norm(fit.apply(torch.from_numpy(centres)).numpy() - target, axis=1)
     used = off <= OUTLIER * max(1.4826 * float(np.median(off)), 1e-6)
     extent = float(np.sqrt(((target[used] - target[used].mean(axis=0)) ** 2).sum(axis=1).mean()))
@@ -135,11 +144,29 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
         "extent_m": round(2 * extent, 2),
         "scale_error": round(rms / extent / math.sqrt(max(int(used.sum()) - 1, 1)), 5),
         "with_altitude": has_height,
+        "on_a_line": is_line,
         "origin": {"latitude_deg": origin.latitude_deg, "longitude_deg": origin.longitude_deg}
         | ({"altitude_m": origin.altitude_m} if has_height else {}),
         "axes": "x east, y down, z north",
     }
     return moved(replace(reconstruction, info={**reconstruction.info, "gps": said}), fit)
+
+
+def _levelled(fit: Similarity, cam_from_world: np.ndarray, target: np.ndarray) -> Similarity:
+    """The similarity turned around the line of places [N, 3] until the pictures' rows are as level as can be."""
+    middle = target.mean(axis=0)
+    axis = np.linalg.svd(target - middle)[2][0]
+    posed = fit.apply_to_poses(torch.from_numpy(cam_from_world)).numpy()[:, :3, :3]
+    angles = torch.deg2rad(torch.arange(0, 360, 0.5, dtype=torch.float64))
+    best, least = np.eye(3), np.inf
+    for turn in so3_exp(angles[:, None] * torch.from_numpy(axis)).numpy():
+        down = posed @ turn[1]  # of x, y and z of each camera, [S, 3]
+        # Level both ways round, but people and drones look ahead or down and not up.
+        slope = float((down[:, 0] ** 2).mean()) + (10.0 if (down[:, 1] + down[:, 2]).mean() < 0 else 0.0)
+        if slope < least:
+            best, least = turn, slope
+    turn, centre = torch.from_numpy(best), torch.from_numpy(middle)
+    return Similarity(fit.scale, turn @ fit.rotation, turn @ (fit.translation - centre) + centre)
 
 
 def moved(reconstruction: Reconstruction, metres_from_world: Similarity) -> Reconstruction:
@@ -161,7 +188,7 @@ def moved(reconstruction: Reconstruction, metres_from_world: Similarity) -> Reco
 
 
 def local_metres(places: Sequence[Place]) -> tuple[np.ndarray, Place]:
-    """Places [N] as metres [N, 3] in the world's axes (x east, y down, z north) around their mean, and that mean.
+    """Places [N] as metres [N, 3] in the world's axes (x east, y down, z north) around their middle, and that.
 
     Heights count only where all places have one.
     """
@@ -171,7 +198,7 @@ def local_metres(places: Sequence[Place]) -> tuple[np.ndarray, Place]:
     longitudes = np.deg2rad([place.longitude_deg for place in places])
     middle = math.atan2(np.sin(longitudes).mean(), np.cos(longitudes).mean())
     latitude = math.radians(float(np.mean([place.latitude_deg for place in places])))
-    height = float(np.mean(heights))
+    height = float(np.median(heights))
     offset = np.stack(
         [
             _earth_centred(math.radians(place.latitude_deg), math.radians(place.longitude_deg), h)
@@ -190,6 +217,12 @@ def _earth_centred(latitude_rad: float, longitude_rad: float, height_m: float) -
     flat = (curve + height_m) * math.cos(latitude_rad)
     z = (curve * (1 - ECCENTRICITY_2) + height_m) * math.sin(latitude_rad)
     return np.array([flat * math.cos(longitude_rad), flat * math.sin(longitude_rad), z])
+
+
+def read_places(originals: Originals, names: Collection[str]) -> dict[str, Place]:
+    """Where the pictures called `names` were taken, of those that say it in EXIF."""
+    found = ((name, place_of(fields)) for name, fields in originals.exif(names, EXIF_GPS))
+    return {name: place for name, place in found if place is not None}
 
 
 def place_of(exif: Mapping[int, object]) -> Place | None:

@@ -1,0 +1,177 @@
+"""Metres from a known distance and from GPS: exact on exact numbers, robust, refused where they say nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from export.scene import make_scene
+from PIL import Image
+
+from lean3r.data.colmap import read_cameras
+from lean3r.errors import InputError, UsageError
+from lean3r.geometry.align import Similarity
+from lean3r.geometry.consistency import Scene
+from lean3r.geometry.lens import Optics
+from lean3r.geometry.rotation import so3_exp
+from lean3r.originals import Originals
+from lean3r.refine.scale import Distance, Place, local_metres, place_of, read_places, with_distance, with_places
+from lean3r.types import SparsePoints
+
+METRES_PER_DEGREE = 111_195.0  # along a meridian, roughly
+
+
+def centres(scene) -> np.ndarray:
+    return np.stack([-p[:3, :3].T @ p[:3, 3] for p in scene.cam_from_world])
+
+
+def with_sparse(scene):
+    one = np.zeros(1, np.int32)
+    xyz, rgb = scene.points.xyz[:1].astype(float), scene.points.rgb[:1]
+    sparse = SparsePoints(xyz, rgb, np.ones(1), one, one, np.ones((1, 2)))
+    return replace(scene, sparse=sparse)
+
+
+def test_a_known_distance_gives_metres():
+    scene = with_sparse(make_scene(4))
+    found = with_distance(scene, Distance.parse("IMG_000.jpg, IMG_003.jpg=7.5"))
+    assert np.linalg.norm(np.subtract(*centres(found)[[0, 3]])) == pytest.approx(7.5)
+    factor = 7.5 / np.linalg.norm(np.subtract(*centres(scene)[[0, 3]]))
+    np.testing.assert_allclose(found.depth, scene.depth * factor, rtol=1e-6)
+    np.testing.assert_allclose(found.points.xyz, scene.points.xyz * factor, rtol=1e-5)
+    np.testing.assert_allclose(found.sparse.xyz, scene.sparse.xyz * factor)
+    np.testing.assert_allclose(found.cam_from_world[:, :3, :3], scene.cam_from_world[:, :3, :3], atol=1e-12)
+    assert (found.scale, scene.scale) == ("metric", "relative")
+    json.dumps(found.info)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a.jpg=1", "a,b", "a,b=0", "a,b=-2", "a,b=x", ",b=1", "a,=1", "a,b=nan", "a,b=inf"]
+)
+def test_what_is_no_distance_is_refused(text):
+    with pytest.raises(UsageError, match="expected two pictures"):
+        Distance.parse(text)
+
+
+def test_names_are_found_by_their_end_and_only_if_one_fits():
+    scene = make_scene(3, names=["a/x.jpg", "b/x.jpg", "c.jpg"])
+    assert with_distance(scene, Distance("b/x.jpg", "c.jpg", 2.0)).scale == "metric"
+    for wrong, message in (("x.jpg", "fits 2 pictures"), ("d.jpg", "fits no picture")):
+        with pytest.raises(InputError, match=message):
+            with_distance(scene, Distance(wrong, "c.jpg", 2.0))
+    with pytest.raises(UsageError, match="one picture"):
+        with_distance(scene, Distance("c.jpg", "c.jpg", 2.0))
+    with pytest.raises(InputError, match="one place"):
+        still = np.repeat(scene.cam_from_world[:1], 3, axis=0)
+        with_distance(replace(scene, cam_from_world=still), Distance("b/x.jpg", "c.jpg", 2.0))
+
+
+def test_local_metres_against_arithmetic():
+    north, east = math.degrees(100 / 6_356_752.3), math.degrees(100 / 6_378_137.0)
+    metres, _ = local_metres([Place(-north, 0), Place(north, 0), Place(0, east), Place(0, -east)])
+    # 100 m on the equator: its own radius east and west, and b^2 / a (6 335 439 m) north and south.
+    np.testing.assert_allclose(metres[2] - metres[3], [200, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(metres[1] - metres[0], [0, 0, 200 * 6_335_439.3 / 6_356_752.3], atol=1e-3)
+    heights, middle = local_metres([Place(52, 13, 30), Place(52, 13, 50)])
+    np.testing.assert_allclose(heights[1] - heights[0], [0, -20, 0], atol=1e-6)
+    assert middle.altitude_m == 40
+    across, middle = local_metres([Place(10, 179.9999), Place(10, -179.9999)])
+    assert np.linalg.norm(across[1] - across[0]) < 30 and abs(abs(middle.longitude_deg) - 180) < 1e-6
+
+
+def places_of(scene, rng, noise_m: float, metres: float) -> dict[str, Place]:
+    """GPS of a scene as if `metres` were its unit, x east, y down, z north."""
+    at = metres * (centres(scene) - centres(scene).mean(0)) + rng.normal(0, noise_m, (len(scene.names), 3))
+    lat, lon = 47.0, 8.5
+    return {
+        name: Place(lat + z / METRES_PER_DEGREE, lon + x / (METRES_PER_DEGREE * math.cos(math.radians(lat))), 400 - y)
+        for name, (x, y, z) in zip(scene.names, at, strict=True)
+    }
+
+
+def test_gps_gives_metres_axes_and_its_accuracy(caplog):
+    scene = with_sparse(make_scene(8))
+    places = places_of(scene, np.random.default_rng(0), 0.4, 25.0)
+    places["IMG_004.jpg"] = replace(places["IMG_004.jpg"], altitude_m=700.0)  # one fix gone wrong
+    found = with_places(scene, places)
+    said = found.info["gps"]
+    assert said["left_out"] == ["IMG_004.jpg"] and said["used"] == 7 and 0.1 < said["rms_m"] < 1
+    assert said["origin"]["latitude_deg"] == pytest.approx(47, abs=1e-3)
+    after, before = (np.linalg.norm(np.subtract(*centres(s)[[0, 7]])) for s in (found, scene))
+    assert after / before == pytest.approx(25.0, rel=0.02)
+    turn = found.cam_from_world[0, :3, :3].T @ scene.cam_from_world[0, :3, :3]
+    assert math.degrees(math.acos((np.trace(turn) - 1) / 2)) < 3
+    cols, rows = found.points.xy[found.points.view == 2].astype(int).T
+    again = Scene(found.depth, found.cam_from_world, Optics.of(found)).world_points(2, rows, cols)
+    np.testing.assert_allclose(again, found.points.xyz[found.points.view == 2], atol=1e-3)
+    assert found.scale == "metric" and found.sparse.xyz.shape == (1, 3)
+    json.dumps(found.info)
+    caplog.clear()
+    with_places(scene, places_of(scene, np.random.default_rng(0), 1.0, 1.0))
+    assert "take the scale for rough" in caplog.text
+
+
+def test_gps_that_says_too_little_is_refused():
+    scene = make_scene(4)
+    places = places_of(scene, np.random.default_rng(0), 0.1, 25.0)
+    with pytest.raises(InputError, match="0 of 4 pictures"):
+        with_places(scene, {})
+    with pytest.raises(InputError, match="2 of 4 pictures"):
+        with_places(scene, dict(list(places.items())[:2]))
+    with pytest.raises(InputError, match="at one place"):
+        with_places(scene, dict.fromkeys(scene.names, Place(47, 8.5, 400)))
+
+
+def test_places_on_a_line_leave_what_is_up_to_the_pictures():
+    """Cameras in a row, the world turned around that row: the pictures are level, so it is turned back."""
+    scene = make_scene(5)
+    poses = np.repeat(scene.cam_from_world[2:3], 5, axis=0)
+    poses[:, 0, 3] -= np.arange(5) * 0.3
+    row = torch.from_numpy(poses[0, 0, :3]) * math.radians(50)  # the cameras' x in the world
+    turn = Similarity(torch.tensor(1.0).double(), so3_exp(row), torch.zeros(3).double())
+    scene = replace(scene, cam_from_world=turn.apply_to_poses(torch.from_numpy(poses)).numpy())
+    east = 1.0 / (METRES_PER_DEGREE * math.cos(math.radians(47)))
+    places = {name: Place(47, 8.5 + 6 * i * east, 400.0) for i, name in enumerate(scene.names)}
+    found = with_places(scene, places)
+    assert found.info["gps"]["on_a_line"]
+    assert np.linalg.norm(np.subtract(*centres(found)[[0, 4]])) == pytest.approx(24, rel=0.01)
+    x, y, z = found.cam_from_world[0, :3, :3]
+    assert abs(x[1]) < 0.02 < 0.99 < x[0] and y[1] + z[1] > 0
+
+
+def test_exif_is_read_from_files(tmp_path):
+    exif = Image.Exif()
+    exif[0x8825] = {1: "S", 2: (33.0, 30.0, 36.0), 3: "E", 4: (151.0, 15.0, 0.0), 5: b"\x01", 6: 12.5}
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.jpg", exif=exif)
+    Image.new("RGB", (64, 48)).save(tmp_path / "b.jpg")
+    found = read_places(Originals([tmp_path]), ["a.jpg", "b.jpg"])
+    assert found == {"a.jpg": Place(pytest.approx(-33.51), pytest.approx(151.25), -12.5)}
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {2: (1, 2, 3)}, {2: "x", 4: "y"}, {2: (91, 0, 0), 4: (0, 0, 0)}, {2: (0, 0, 0), 4: (0, 0, 0)},
+               {2: (float("nan"),) * 3, 4: (1, 0, 0)}, {2: (), 4: None}],
+)  # fmt: skip
+def test_gps_that_is_none_is_none(fields):
+    assert place_of(fields) is None
+
+
+def test_drone_pictures_agree_with_their_gps(data_dir):
+    """The cameras of the survey, whose scale is arbitrary, put into metres."""
+    folder = data_dir / "scenes" / "brighton_beach_aerial"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    cameras = read_cameras(folder / "gt")
+    names = list(cameras.names)
+    places = read_places(Originals([folder / "images"]), names)
+    scene = make_scene(len(names), names=names, height=24, width=32)
+    scene = replace(scene, cam_from_world=cameras.cam_from_world)
+    found = with_places(scene, places)
+    said = found.info["gps"]
+    assert said["pictures"] == 6 and said["on_a_line"] and said["rms_m"] < 0.6 and said["scale_error"] < 0.02
+    looking = found.cam_from_world[:, 2, :3]  # straight down: y of the world
+    assert (looking[:, 1] > 0.95).all()
