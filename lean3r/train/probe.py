@@ -1,0 +1,180 @@
+"""Which blocks a task pulls at: gradient norms of an unchanged network over a few batches.
+
+Source: Aletheia (arXiv 2604.15351), which gives adapters to the half of the layers with the largest gradients. Whether
+that beats choosing by chance is a question for each task (benchmarks/adapters.py): take the table as a report.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lean3r.compress.linears import linears_of
+from lean3r.errors import LeanError, UsageError
+from lean3r.layers.block import Block
+from lean3r.layers.looped import LoopedTrunk
+
+BATCHES = 5
+GROUP = 8
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Something that may get adapters: a block, or one linear layer of a block that is looped.
+
+    `index` is its place in the order of the network; `target` names its linear layers for add_lora or a plan.
+    """
+
+    index: int
+    role: str
+    target: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """How strongly a task pulls at a unit: `score`, the sum over batches and tensors of gradient norms, and the
+    number of its parameters."""
+
+    unit: Unit
+    score: float
+    parameters: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "index": self.unit.index,
+            "role": self.unit.role,
+            "target": self.unit.target,
+            "score": self.score,
+            "parameters": self.parameters,
+        }
+
+
+def units_of(model: nn.Module) -> list[Unit]:
+    """The blocks of encoder and trunk in order; of a looped trunk the linear layers of what is looped.
+
+    UsageError where the network has no such blocks.
+    """
+    looped = [
+        f"{path}.blocks.{index}.".lstrip(".")
+        for path, trunk in model.named_modules()
+        if isinstance(trunk, LoopedTrunk)
+        for index in range(trunk.looped_from, len(trunk.blocks))
+    ]
+    found: dict[str, Unit] = {}
+    for site in linears_of(model):
+        if site.number is None or site.part not in ("encoder", "frame", "global"):
+            continue
+        if any(site.name.startswith(path) for path in looped):
+            path, target = site.name, f"named {site.name}"
+        else:
+            path, target = _block(model, site.name), f"{site.part} blocks {site.number}"
+        found.setdefault(path, Unit(len(found), site.part, target, path))
+    if not found:
+        raise UsageError(
+            "the network has no blocks in an encoder or trunk of lean3r whose gradients could be compared."
+        )
+    return list(found.values())
+
+
+def gradient_scores(
+    model: nn.Module,
+    batches: Sequence[Any],
+    loss: Callable[[nn.Module, Any], Tensor],
+    *,
+    units: Sequence[Unit] | None = None,
+    group: int = GROUP,
+) -> list[Score]:
+    """Score of every unit (`units_of` by default): sum over batches and tensors of the 2-norm of the loss's gradient.
+
+    Gradients flow to `group` units at a time, which bounds memory and changes no score; `loss(model, batch)` is a
+    scalar and must give the same each time. The network is in training mode meanwhile and left as it was. UsageError
+    without batches or where no unit has a gradient, LeanError where one is not finite.
+    """
+    if not batches:
+        raise UsageError("got no batches to take gradients of, expected a few, such as 5.")
+    if group < 1:
+        raise UsageError(f"got groups of {group} blocks, expected at least 1.")
+    units = units_of(model) if units is None else units
+    owned = [list(model.get_submodule(unit.path).parameters()) for unit in units]
+    totals = [0.0] * len(units)
+    before, training = {p: p.requires_grad for p in model.parameters()}, model.training
+    model.train()
+    try:
+        for first in range(0, len(units), group):
+            some = range(first, min(first + group, len(units)))
+            model.requires_grad_(False)
+            for index in some:
+                for parameter in owned[index]:
+                    parameter.requires_grad_(True)
+            for number, batch in enumerate(batches):
+                for index, norm in zip(some, _norms(model, batch, loss, [owned[i] for i in some]), strict=True):
+                    if not math.isfinite(norm):
+                        raise LeanError(f"batch {number} has a gradient at {units[index].path} that is not finite.")
+                    totals[index] += norm
+    finally:
+        for parameter, needs in before.items():
+            parameter.requires_grad_(needs)
+        model.train(training)
+    if not any(totals):
+        raise UsageError(
+            "the loss pulls at no block: all gradients are zero. Use data or a loss that the network fits."
+        )
+    counts = [sum(p.numel() for p in parameters) for parameters in owned]
+    return [Score(*row) for row in zip(units, totals, counts, strict=True)]
+
+
+def strongest(scores: Sequence[Score], share: float = 0.5, *, by_role: bool = True) -> list[Unit]:
+    """The units with the highest scores, max(1, floor(share x number)) of each role or of all, in network order."""
+    if not 0 < share <= 1:
+        raise UsageError(f"share of blocks is {share!r}, expected a number above 0, at most 1.")
+    roles = sorted({score.unit.role for score in scores}) if by_role else [None]
+    chosen: list[Unit] = []
+    for role in roles:
+        pool = [score for score in scores if role in (None, score.unit.role)]
+        pool.sort(key=lambda score: -score.score)
+        chosen += [score.unit for score in pool[: max(1, math.floor(share * len(pool)))]]
+    return sorted(chosen, key=lambda unit: unit.index)
+
+
+def report(scores: Sequence[Score], share: float = 0.5) -> dict[str, Any]:
+    """JSON-ready: every unit with its score, what `strongest` takes, and the lowest index among that, from which on
+    the backward pass has to run."""
+    chosen = strongest(scores, share)
+    taken = {unit.index for unit in chosen}
+    return {
+        "units": [score.as_dict() | {"chosen": score.unit.index in taken} for score in scores],
+        "targets": [unit.target for unit in chosen],
+        "lowest_index": min(taken),
+        "share_of_parameters": sum(s.parameters for s in scores if s.unit.index in taken)
+        / sum(score.parameters for score in scores),
+    }
+
+
+def _norms(
+    model: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], Tensor], owned: Sequence[Sequence[nn.Parameter]]
+) -> list[float]:
+    flat = [parameter for parameters in owned for parameter in parameters]
+    with torch.enable_grad():
+        value = loss(model, batch)
+        if not value.requires_grad:
+            return [0.0] * len(owned)
+        gradients = iter(torch.autograd.grad(value, flat, allow_unused=True))
+    return [
+        sum(float(torch.linalg.vector_norm(g.double())) for g in (next(gradients) for _ in parameters) if g is not None)
+        for parameters in owned
+    ]
+
+
+def _block(model: nn.Module, layer: str) -> str:
+    """The path of the transformer block around a linear layer."""
+    path = layer
+    while not isinstance(model.get_submodule(path), Block):
+        path = path.rpartition(".")[0]
+    return path
