@@ -81,7 +81,9 @@ class Co3dv2(FolderSet):
         category, _, sequence = scene.partition("/")
         if category not in self._categories:
             rows = _by_sequence(self.root / category / FRAMES)
-            self._categories[category] = {name: zlib.compress(json.dumps(own).encode()) for name, own in rows.items()}
+            self._categories[category] = {
+                name: zlib.compress(json.dumps(own).encode(), 1) for name, own in rows.items()
+            }
         packed = self._categories[category].get(sequence)
         if packed is None:
             raise InputError(f"{self.root / category / FRAMES} has no frame of {sequence} with a camera and depth")

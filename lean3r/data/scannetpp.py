@@ -11,7 +11,7 @@ import numpy as np
 from lean3r.data.files import image_size, read_depth_png
 from lean3r.data.lens import LensSet
 from lean3r.data.scenes import Frame, folders
-from lean3r.data.transforms import read_transforms
+from lean3r.data.transforms import PosedPicture, read_model, read_transforms
 from lean3r.errors import InputError, UsageError
 
 MILLIMETRES = 1000.0
@@ -27,13 +27,15 @@ class Kind(NamedTuple):
 
 
 # Depth has the lens of its pictures; what comes first is taken where there is depth.
+_UNDISTORTED, _LENSES, _MODEL = "nerfstudio/transforms_undistorted.json", "nerfstudio/transforms.json", "colmap"
 KINDS = {
     "dslr": (
-        Kind("transforms_undistorted.json", "resized_undistorted_images", ("undistorted_depths",)),
-        Kind("transforms_undistorted.json", "undistorted_images", ("undistorted_depths",)),
-        Kind("transforms.json", "resized_images", ("render_depth",)),
+        Kind(_UNDISTORTED, "resized_undistorted_images", ("undistorted_depths",)),
+        Kind(_UNDISTORTED, "undistorted_images", ("undistorted_depths",)),
+        Kind(_LENSES, "resized_images", ("render_depth",)),
+        Kind(_MODEL, "resized_images", ("render_depth",)),
     ),
-    "iphone": (Kind("transforms.json", "rgb", ("render_depth", "depth")),),
+    "iphone": (Kind(_LENSES, "rgb", ("render_depth", "depth")), Kind(_MODEL, "rgb", ("render_depth", "depth"))),
 }
 
 
@@ -52,10 +54,10 @@ class ScanNetpp(LensSet):
         "ScanNet++, by application; depth by common.render, phone pictures by iphone.prepare_iphone_data of its toolkit"
     )
     layout = (
-        "data/<scene>/dslr/ with nerfstudio/transforms.json and resized_images/ (and render_depth/), or "
-        "nerfstudio/transforms_undistorted.json and resized_undistorted_images/ or undistorted_images/ (and "
-        "undistorted_depths/); data/<scene>/iphone/ with nerfstudio/transforms.json and rgb/ (and render_depth/ or "
-        "depth/)"
+        "data/<scene>/dslr/ with nerfstudio/transforms.json or colmap/, and resized_images/ (and render_depth/); or "
+        "with nerfstudio/transforms_undistorted.json and resized_undistorted_images/ or undistorted_images/ (and "
+        "undistorted_depths/). data/<scene>/iphone/ with nerfstudio/transforms.json or colmap/, and rgb/ (and "
+        "render_depth/ or depth/)"
     )
     is_metric = True
 
@@ -89,7 +91,7 @@ class ScanNetpp(LensSet):
         """The posed pictures that are there and not marked bad, by name."""
         place = self.root / scene
         kind, depth = _kind(place)
-        rows = sorted(read_transforms(place / "nerfstudio" / kind.cameras), key=lambda row: row.path)
+        rows = sorted(_rows(place / kind.cameras), key=lambda row: row.path)
         files = [(row, place / kind.pictures / PurePosixPath(row.path).name) for row in rows if not row.is_bad]
         there = [(row, file) for row, file in files if file.is_file()]
         if not there:
@@ -112,11 +114,7 @@ def _places(root: Path) -> list[Path]:
 
 
 def _kinds(place: Path) -> list[Kind]:
-    return [
-        kind
-        for kind in KINDS[place.name]
-        if (place / "nerfstudio" / kind.cameras).is_file() and (place / kind.pictures).is_dir()
-    ]
+    return [kind for kind in KINDS[place.name] if (place / kind.cameras).exists() and (place / kind.pictures).is_dir()]
 
 
 def _kind(place: Path) -> tuple[Kind, Path | None]:
@@ -131,20 +129,24 @@ def _kind(place: Path) -> tuple[Kind, Path | None]:
     return kinds[0], None
 
 
+def _rows(cameras: Path) -> list[PosedPicture]:
+    return read_model(cameras) if cameras.is_dir() else read_transforms(cameras)
+
+
 def _missing(place: Path) -> list[str]:
     if _kinds(place):
         return []
     pictures = [kind.pictures for kind in KINDS[place.name] if (place / kind.pictures).is_dir()]
     if not pictures:
         return [f"{place} has no folder of pictures ({' or '.join(kind.pictures for kind in KINDS[place.name])})"]
-    wanted = [place / "nerfstudio" / kind.cameras for kind in KINDS[place.name] if kind.pictures in pictures]
+    wanted = [place / kind.cameras for kind in KINDS[place.name] if kind.pictures in pictures]
     return [f"{wanted[0]} is missing"]
 
 
 def _incomplete(place: Path) -> list[str]:
     kind, depth = _kind(place)
     try:
-        rows = read_transforms(place / "nerfstudio" / kind.cameras)
+        rows = _rows(place / kind.cameras)
     except InputError as error:
         return [str(error)]
     wanted = {PurePosixPath(row.path).name for row in rows if not row.is_bad}

@@ -1,4 +1,4 @@
-"""nerfstudio's transforms.json with its lenses, as data sets publish it."""
+"""Posed pictures with their lenses, as data sets publish them: nerfstudio's transforms.json and COLMAP's models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lean3r.cameras import OPENCV_FROM_OPENGL
+from lean3r.cameras import OPENCV_FROM_OPENGL, open_colmap
 from lean3r.data.files import read_text
 from lean3r.data.lens import pinhole_of
 from lean3r.data.scenes import Camera, Frame, inverted
@@ -29,7 +29,7 @@ _BENDING = {
 
 @dataclass(frozen=True, eq=False)
 class PosedPicture:
-    """One row of a transforms.json: `path` as it stands there, the lens, cam_from_world [4, 4] float64."""
+    """One picture: its path as the file has it, the lens, cam_from_world [4, 4] float64, whether it is marked bad."""
 
     path: str
     lens: pycolmap.Camera
@@ -58,6 +58,16 @@ def read_transforms(path: Path) -> list[PosedPicture]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{path} is no transforms.json of nerfstudio ({what})") from error
+
+
+def read_model(folder: Path) -> list[PosedPicture]:
+    """The posed pictures of a COLMAP model; InputError when there is none."""
+    model, found = open_colmap(folder), []
+    for image in model.images.values():
+        if image.has_pose:
+            pose = np.vstack([image.cam_from_world().matrix(), [0.0, 0.0, 0.0, 1.0]])
+            found.append(PosedPicture(image.name, copy.copy(model.cameras[image.camera_id]), pose, False))
+    return found
 
 
 def _posed(values: Mapping[str, Any], path: Path) -> PosedPicture:

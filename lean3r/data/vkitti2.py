@@ -24,21 +24,21 @@ class VirtualKitti2(FolderSet):
     licence = "CC BY-NC-SA 3.0 as far as known; see the set's page: Virtual KITTI 2, Naver Labs Europe"
     source = "Virtual KITTI 2, Naver Labs Europe: the archives rgb, depth and textgt of version 2.0.3"
     layout = (
-        "Scene01/clone/frames/{rgb,depth}/Camera_0/ and Scene01/clone/{intrinsic,extrinsic}.txt: "
-        "the archives rgb, depth and textgt unpacked into one folder"
+        "Scene01/clone/frames/{rgb,depth}/Camera_0/ and Scene01/clone/{intrinsic,extrinsic}.txt: the archives rgb, "
+        "depth and textgt unpacked into one folder, or each into its own (vkitti_2.0.3_rgb/, ...)"
     )
     is_metric = True
     is_ordered = True
 
     @staticmethod
     def looks_like(root: Path) -> bool:
-        """Whether there is a folder like Scene01 with a rendering's frames or cameras."""
+        """Whether there is a folder like Scene01 with a rendering's pictures or cameras."""
         return bool(_drives(root))
 
     @staticmethod
     def find_scenes(root: Path) -> list[str]:
         """Cameras of renderings that have pictures, depth and both text files."""
-        return [s for drive in _drives(root) for s in _cameras(drive, root) if not _missing(root, s)]
+        return [s for drive in _drives(root) for s in _cameras(root, drive) if not _missing(root, s)]
 
     @staticmethod
     def problems(root: Path) -> list[str]:
@@ -48,17 +48,17 @@ class VirtualKitti2(FolderSet):
             return [f"{root} holds no Virtual KITTI 2 drive"]
         found = []
         for drive in drives:
-            cameras = _cameras(drive, root)
-            found += [] if cameras else [f"{drive / 'frames' / 'rgb'} is missing: unpack the archive rgb there"]
+            cameras = _cameras(root, drive)
+            found += (
+                [] if cameras else [f"{_part(root, 'rgb', drive) / 'frames/rgb'} is missing: unpack the archive rgb"]
+            )
             found += [what for scene in cameras for what in _missing(root, scene) or _incomplete(root, scene)]
         return found
 
     def frames(self, scene: str) -> Sequence[Frame]:
         """The frames of one camera, in order of time."""
-        folder, camera = (self.root / scene).parent, int(scene.rsplit("_", 1)[1])
-        lenses = _rows(folder / "intrinsic.txt", camera, 4)
-        poses = _rows(folder / "extrinsic.txt", camera, 16)
-        rgb = folder / "frames" / "rgb" / f"Camera_{camera}"
+        rgb, depth, text, camera = _parts(self.root, scene)
+        lenses, poses = _rows(text / "intrinsic.txt", camera, 4), _rows(text / "extrinsic.txt", camera, 16)
         pictures = sorted(rgb.glob("rgb_*.jpg"))
         if not pictures:
             raise InputError(f"{rgb} holds no picture rgb_*.jpg; unpack the archive rgb there")
@@ -67,13 +67,12 @@ class VirtualKitti2(FolderSet):
         for picture in pictures:
             number = picture.stem.removeprefix("rgb_")
             if int(number) not in lenses or int(number) not in poses:
-                raise InputError(f"{folder} has no camera for {picture.name}; expected one row in both text files")
+                raise InputError(f"{text} has no camera for {picture.name}; expected one row in both text files")
             # fx, fy, cx, cy with the centre of the first pixel at (0, 0): cx is 620.5 of 1242 pixels. Poses are
             # cam_from_world with OpenCV's axes, in metres.
             intrinsics = from_integer_centres(pinhole(*lenses[int(number)]))
             seen = Camera(intrinsics, poses[int(number)].reshape(4, 4), width, height)
-            depth = folder / "frames" / "depth" / f"Camera_{camera}" / f"depth_{number}.png"
-            found.append(Frame(picture, seen, depth))
+            found.append(Frame(picture, seen, depth / f"depth_{number}.png"))
         return found
 
     def read_depth(self, frame: Frame) -> np.ndarray:
@@ -83,36 +82,47 @@ class VirtualKitti2(FolderSet):
         return np.where(depth < np.float32(SKY), depth, np.float32(0))
 
 
-def _drives(root: Path) -> list[Path]:
-    """Folders like Scene01/clone."""
-    scenes = [folder for folder in folders(root) if folder.name.startswith("Scene")]
-    return [drive for scene in scenes for drive in folders(scene) if _has_part(drive)]
+def _part(root: Path, archive: str, inner: str) -> Path:
+    """A folder of one of the archives, unpacked into the root or into a folder with the archive's name."""
+    own = root / f"vkitti_2.0.3_{archive}"
+    return (own if own.is_dir() else root) / inner
 
 
-def _has_part(drive: Path) -> bool:
-    return any((drive / part).exists() for part in ("frames", "intrinsic.txt", "extrinsic.txt"))
+def _parts(root: Path, scene: str) -> tuple[Path, Path, Path, int]:
+    """Folders of pictures, of depth and of text files, and the camera's number."""
+    drive, _, camera = scene.rpartition("/")
+    rgb, depth = (_part(root, kind, drive) / "frames" / kind / camera for kind in ("rgb", "depth"))
+    return rgb, depth, _part(root, "textgt", drive), int(camera.rsplit("_", 1)[1])
 
 
-def _cameras(drive: Path, root: Path) -> list[str]:
-    cameras = [folder for folder in folders(drive / "frames" / "rgb") if folder.name.startswith("Camera_")]
-    return [f"{drive.relative_to(root).as_posix()}/{folder.name}" for folder in cameras]
+def _drives(root: Path) -> list[str]:
+    """Names like Scene01/clone."""
+    found = set()
+    for base in {_part(root, archive, ".") for archive in ("rgb", "depth", "textgt")}:
+        scenes = [folder for folder in folders(base) if folder.name.startswith("Scene")]
+        drives = [drive for scene in scenes for drive in folders(scene)]
+        parts = ("frames", "intrinsic.txt", "extrinsic.txt")
+        found |= {f"{d.parent.name}/{d.name}" for d in drives if any((d / part).exists() for part in parts)}
+    return sorted(found)
+
+
+def _cameras(root: Path, drive: str) -> list[str]:
+    cameras = folders(_part(root, "rgb", drive) / "frames" / "rgb")
+    return [f"{drive}/{folder.name}" for folder in cameras if folder.name.startswith("Camera_")]
 
 
 def _missing(root: Path, scene: str) -> list[str]:
-    folder, camera = (root / scene).parent, (root / scene).name
-    absent = [folder / name for name in ("intrinsic.txt", "extrinsic.txt") if not (folder / name).is_file()]
-    depth = folder / "frames" / "depth" / camera
-    absent += [] if depth.is_dir() else [depth]
-    return [f"{path} is missing" for path in absent]
+    _, depth, text, _ = _parts(root, scene)
+    absent = [text / name for name in ("intrinsic.txt", "extrinsic.txt") if not (text / name).is_file()]
+    return [f"{path} is missing" for path in (*absent, *([] if depth.is_dir() else [depth]))]
 
 
 def _incomplete(root: Path, scene: str) -> list[str]:
-    folder, camera = (root / scene).parent, (root / scene).name
-    depth = folder / "frames" / "depth" / camera
-    pictures = {path.stem.removeprefix("rgb_") for path in (folder / "frames" / "rgb" / camera).glob("rgb_*.jpg")}
+    rgb, depth, _, _ = _parts(root, scene)
+    pictures = {path.stem.removeprefix("rgb_") for path in rgb.glob("rgb_*.jpg")}
     without = sorted(pictures - {path.stem.removeprefix("depth_") for path in depth.glob("depth_*.png")})
     if len(pictures) < 2:
-        return [f"{root / scene} has {len(pictures)} pictures; at least two views make a scene"]
+        return [f"{rgb} has {len(pictures)} pictures; at least two views make a scene"]
     return [f"{len(without)} of {len(pictures)} maps of {depth} are missing, {without[0]} first"] if without else []
 
 

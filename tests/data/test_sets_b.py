@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import pytest
 from data import tiny
-from data.tiny import arkitscenes, co3dv2, dl3dv, hypersim, scannetpp
+from data.tiny import arkitscenes, co3dv2, colmap, dl3dv, hypersim, scannetpp
 from PIL import Image
 
 from lean3r.data import DATASETS
@@ -121,6 +121,34 @@ def test_phone_pictures_have_the_depth_of_their_lidar(tmp_path: Path) -> None:
     np.testing.assert_allclose(depth[::2, ::2], truth[::2, ::2], atol=6e-4)
     with pytest.raises(UsageError, match="dslr and iphone"):
         opened("scannetpp", tmp_path, device="drone")
+
+
+def test_colmap_models_serve_where_nothing_else_does(tmp_path: Path) -> None:
+    scannetpp.write_fisheye(tmp_path, tiny.scenes()[:1])
+    colmap.write(tmp_path / "model", tiny.scenes()[:1])
+    place = tmp_path / "data" / "0a5c013430" / "dslr"
+    shutil.rmtree(place / "nerfstudio")
+    shutil.copytree(tmp_path / "model" / "scene_0" / "sparse" / "0", place / "colmap")
+    for name in ("images", "cameras"):
+        text = (place / "colmap" / f"{name}.txt").read_text()
+        for v in range(tiny.VIEWS):
+            text = text.replace(f" {v:03}.png", f" DSC{7 + v:05}.JPG")
+        lens = " ".join(str(x) for x in scannetpp.FISHEYE.values())
+        text = text.replace("PINHOLE", "OPENCV_FISHEYE").rstrip() + (f" {lens}\n" if name == "cameras" else "\n")
+        (place / "colmap" / f"{name}.txt").write_text(text)
+    check_seen_through_lens(opened("scannetpp", tmp_path), tiny.scenes()[0], with_depth=True)
+
+
+def test_archives_may_be_unpacked_each_into_its_folder(tmp_path: Path) -> None:
+    tiny.write("vkitti2", tmp_path / "one")
+    for archive, part in (("rgb", "frames/rgb"), ("depth", "frames/depth"), ("textgt", "*.txt")):
+        for path in (tmp_path / "one").glob(f"*/*/{part}"):
+            to = tmp_path / "three" / f"vkitti_2.0.3_{archive}" / path.relative_to(tmp_path / "one")
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(path, to)
+    found = opened("vkitti2", tmp_path / "three")
+    assert found.problems(tmp_path / "three") == [] and len(found) == 2
+    np.testing.assert_allclose(found.view(1, 0).depth, tiny.scenes()[1].depth[0], atol=6e-3)
 
 
 @pytest.mark.parametrize("quarters", range(4))
