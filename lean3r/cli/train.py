@@ -23,7 +23,7 @@ class Train(Changes):
     """Train a model by a recipe, such as the one behind the shipped nano."""
 
     recipe: Annotated[tyro.conf.Positional[str], option("RECIPE")] = "nano"
-    """Which recipe (nano)."""
+    """Which recipe (nano, nano-looped)."""
 
     out: Annotated[Path, tyro.conf.arg(metavar="DIR", aliases=["-o"])] = Path("runs/nano")
     """Folder of the run: log, curves, checkpoints, weights."""
@@ -79,7 +79,7 @@ def run_phase(recipe: Recipe, index: int, out: Path, resume: bool, device: str) 
     from lean3r.models import MODELS
     from lean3r.models.checkpoint import load_weights
     from lean3r.train.loop import fit, seed_everything
-    from lean3r.train.nano import nano_loss
+    from lean3r.train.recipes import OBJECTIVES
 
     phase = recipe.phases[index]
     seed_everything(phase.seed)
@@ -90,7 +90,7 @@ def run_phase(recipe: Recipe, index: int, out: Path, resume: bool, device: str) 
     world, scale = recipe.world, 1 if phase.stages[-1].loss.get("full") else 2
     done = fit(
         model,
-        nano_loss,
+        OBJECTIVES.get(recipe.objective),
         partial(recipe.batch, index),
         phase,
         out / phase.name,

@@ -173,3 +173,15 @@ def test_weights_must_be_given_and_come_back(tmp_path: Path) -> None:
     assert isinstance(back, NanoLooped) and back.loops == LoopedConfig().loops
     with torch.inference_mode():
         assert torch.equal(back(Views(pictures())).depth, model(Views(pictures())).depth)
+
+
+def test_the_recipe_is_nanos_with_loops() -> None:
+    from lean3r.train.recipes import OBJECTIVES, RECIPES
+
+    recipe, plain = RECIPES.get("nano-looped")(), RECIPES.get("nano")()
+    assert recipe.model == "nano-looped" and OBJECTIVES.get(recipe.objective) is looped_loss
+    assert [phase.name for phase in recipe.phases] == ["nano-looped-coarse", "nano-looped-fine", "nano-looped-detail"]
+    for ours, theirs in zip(recipe.phases, plain.phases, strict=True):
+        assert ours.optim == theirs.optim and ours.total_steps == theirs.total_steps
+        assert ours.stages[0].loss == theirs.stages[0].loss | {"least": 1, "most": 5}
+        assert type(ours).from_json(ours.to_json()) == ours

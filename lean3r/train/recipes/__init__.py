@@ -6,7 +6,20 @@ from lean3r.train.recipes.nano import Recipe as Recipe
 from lean3r.train.recipes.nano import nano as nano
 from lean3r.train.recipes.nano import picture_size as picture_size
 
-RECIPES = Registry("recipe", {"nano": "lean3r.train.recipes.nano:nano"})
+RECIPES = Registry(
+    "recipe",
+    {
+        "nano": "lean3r.train.recipes.nano:nano",
+        "nano-looped": "lean3r.train.recipes.looped:nano_looped",
+    },
+)
+OBJECTIVES = Registry(
+    "objective",
+    {
+        "nano": "lean3r.train.nano:nano_loss",
+        "nano-looped": "lean3r.train.looped:looped_loss",
+    },
+)
 DISTILLATIONS = Registry(
     "distillation recipe",
     {

@@ -17,18 +17,20 @@ ASPECTS = (1.0, 4 / 3, 3 / 4, 3 / 2, 2 / 3)  # width / height of the pictures, c
 @dataclass(frozen=True)
 class Recipe:
     """Phases run one after the other, each from the averaged weights of the one before; `world` is where the
-    scenes come from, `processes` how many CPU processes share a step."""
+    scenes come from, `processes` how many CPU processes share a step, `objective` a row of OBJECTIVES."""
 
     model: str
     phases: tuple[TrainConfig, ...]
     world: SyntheticWorld
     processes: int = 1
+    objective: str = "nano"
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: everything that the recipe decides; where scenes are computed does not count."""
         world = {k: v for k, v in asdict(self.world).items() if k not in ("device", "compile")}
         phases = [asdict(phase) for phase in self.phases]
-        return {"model": self.model, "processes": self.processes, "world": world, "phases": phases}
+        fixed = {"model": self.model, "objective": self.objective, "processes": self.processes}
+        return fixed | {"world": world, "phases": phases}
 
     def batch(self, phase: int, step: int, stage: Stage, rank: int, processes: int) -> SceneBatch:
         """The scenes of one process at one step: a pure function of its arguments."""
