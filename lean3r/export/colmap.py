@@ -1,20 +1,31 @@
-"""sparse/0/: a COLMAP model in binary form, for Gaussian splatting and everything else that reads COLMAP.
-
-pycolmap is imported in this module only.
-"""
+"""sparse/0/: a COLMAP model in binary form, for Gaussian splatting and everything else that reads COLMAP."""
 
 from __future__ import annotations
 
 import errno
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from lean3r.errors import UsageError
-from lean3r.export.names import unique_names
+from lean3r.export import pictures
+from lean3r.export.lenses import Pictured, pictured
 from lean3r.export.options import ExportOptions
-from lean3r.export.tracks import Observations, choose_and_observe
+from lean3r.export.tracks import choose_and_observe
+from lean3r.geometry.lens import colmap_camera
 from lean3r.types import Reconstruction
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """Points and where they were seen: xyz [P, 3], rgb [P, 3]; observation o is of point `point` [O], ascending, in
+    view `view` [O] at `xy` [O, 2], pixels of the original picture."""
+
+    xyz: np.ndarray
+    rgb: np.ndarray
+    point: np.ndarray
+    view: np.ndarray
+    xy: np.ndarray
 
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
@@ -24,67 +35,71 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
 
     folder = directory / "sparse" / "0"
     folder.mkdir(parents=True)
-    chosen, seen = choose_and_observe(reconstruction, options.colmap_points)
+    table = pictured(reconstruction, options)
+    tracked = _triangulated(reconstruction) or _sampled(reconstruction, options.colmap_points)
     model = pycolmap.Reconstruction()
-    keypoint = _add_views(model, reconstruction, seen, shared_camera=options.shared_camera)
-    _add_points(model, reconstruction, chosen, seen, keypoint)
+    keypoint = _add_views(model, reconstruction, table, tracked)
+    _add_points(model, tracked, keypoint)
     model.update_point_3d_errors()
     model.write(folder)
     # The C++ writer says nothing when the disk is full: read back what arrived.
     try:
-        complete = pycolmap.Reconstruction(folder).num_points3D() == len(chosen)
+        complete = pycolmap.Reconstruction(folder).num_points3D() == len(tracked.xyz)
     except (RuntimeError, ValueError, OSError):
         complete = False
     if not complete:
         raise OSError(errno.ENOSPC, "the COLMAP model was cut off while it was written", str(folder))
-    pictures = options.originals.write(reconstruction.names, directory / "images") if options.originals else []
-    return [*sorted(folder.iterdir()), *pictures]
+    written = sorted(folder.iterdir())
+    return [*written, *pictures.write(reconstruction, directory, options, table)]
 
 
-def _add_views(model, reconstruction: Reconstruction, seen: Observations, *, shared_camera: bool) -> np.ndarray:
+def _triangulated(reconstruction: Reconstruction) -> Tracked | None:
+    """The points of a refinement with their measurements; None where there are none."""
+    sparse = reconstruction.sparse
+    if sparse is None or not len(sparse.xyz):
+        return None
+    # One measurement a view and point, as COLMAP wants it; points without any are left out.
+    order = np.lexsort((sparse.view, sparse.point))
+    point, view = sparse.point[order], sparse.view[order]
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = (np.diff(point) != 0) | (np.diff(view) != 0)
+    used, dense = np.unique(point[first], return_inverse=True)
+    return Tracked(sparse.xyz[used], sparse.rgb[used], dense, view[first], sparse.xy[order][first])
+
+
+def _sampled(reconstruction: Reconstruction, limit: int) -> Tracked:
+    """Fused points, with observations from the depth maps."""
+    chosen, seen = choose_and_observe(reconstruction, limit)
+    scales = np.array([source.original_from_network for source in reconstruction.sources]).reshape(-1, 2, 2)
+    xy = seen.xy.astype(np.float64) * scales[seen.view, 0] + scales[seen.view, 1]
+    cloud = reconstruction.points
+    return Tracked(cloud.xyz[chosen].astype(np.float64), cloud.rgb[chosen], seen.point, seen.view, xy)
+
+
+def _add_views(model, reconstruction: Reconstruction, table: Pictured, tracked: Tracked) -> np.ndarray:
     """Add cameras and images with their 2-D points; return the index [O] of each observation in its image."""
     import pycolmap
 
-    sources, matrices = reconstruction.sources, reconstruction.original_intrinsics
-    if shared_camera:
-        sizes = sorted({(s.width, s.height) for s in sources})
-        if len(sizes) > 1:
-            listed = ", ".join(f"{w}x{h}" for w, h in sizes[:4])
-            raise UsageError(f"one shared camera needs pictures of one size; got {listed}. Leave the option out.")
-        matrices = np.broadcast_to(np.median(matrices, axis=0), matrices.shape)
-    keypoint = np.zeros(len(seen.point), dtype=np.int64)
-    for view, name in enumerate(unique_names(reconstruction.names)):
-        camera_id = 1 if shared_camera else view + 1
-        if camera_id == view + 1:
-            model.add_camera_with_trivial_rig(
-                pycolmap.Camera(
-                    camera_id=camera_id,
-                    model="PINHOLE",
-                    width=sources[view].width,
-                    height=sources[view].height,
-                    params=matrices[view][[0, 1, 0, 1], [0, 1, 2, 2]],
-                )
-            )
-        mine = np.flatnonzero(seen.view == view)
+    for number, camera in enumerate(table.cameras):
+        model.add_camera_with_trivial_rig(colmap_camera(camera.lens, camera.width, camera.height, number + 1))
+    keypoint = np.zeros(len(tracked.point), dtype=np.int64)
+    for view, name in enumerate(table.names):
+        mine = np.flatnonzero(tracked.view == view)
         keypoint[mine] = np.arange(len(mine))
-        scale, offset = np.reshape(sources[view].original_from_network, (2, 2))
-        xy = seen.xy[mine].astype(np.float64) * scale + offset
-        image = pycolmap.Image(name=name, keypoints=xy, camera_id=camera_id, image_id=view + 1)
+        xy = table.moved(view, tracked.xy[mine])
+        image = pycolmap.Image(name=name, keypoints=xy, camera_id=table.camera_of[view] + 1, image_id=view + 1)
         model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(reconstruction.cam_from_world[view][:3]))
     return keypoint
 
 
-def _add_points(
-    model, reconstruction: Reconstruction, chosen: np.ndarray, seen: Observations, keypoint: np.ndarray
-) -> None:
-    """Add the chosen points with their tracks (`seen.point` is ascending)."""
+def _add_points(model, tracked: Tracked, keypoint: np.ndarray) -> None:
+    """Add the points with their tracks."""
     from pycolmap import Track
 
-    starts = np.searchsorted(seen.point, np.arange(len(chosen) + 1)).tolist()
-    image_id, keypoint_id = (seen.view + 1).tolist(), keypoint.tolist()
-    xyz, rgb = reconstruction.points.xyz[chosen].astype(np.float64), reconstruction.points.rgb[chosen]
-    for point in range(len(chosen)):
+    starts = np.searchsorted(tracked.point, np.arange(len(tracked.xyz) + 1)).tolist()
+    image_id, keypoint_id = (tracked.view + 1).tolist(), keypoint.tolist()
+    for point in range(len(tracked.xyz)):
         track = Track()
         for at in range(starts[point], starts[point + 1]):
             track.add_element(image_id[at], keypoint_id[at])
-        model.add_point3D(xyz[point], track, rgb[point])
+        model.add_point3D(tracked.xyz[point], track, tracked.rgb[point])

@@ -15,15 +15,21 @@ if TYPE_CHECKING:
 class ExportOptions:
     """Choices for the exporters; each exporter reads only those that concern it.
 
-    shared_camera: one COLMAP camera for all views (pictures of one size only).
-    originals: the pictures to write into images/ beside the COLMAP model (None: none are).
+    shared_camera: one camera for all views in COLMAP's and nerfstudio's files (pictures of one size only).
+    originals: the pictures to write into images/ beside the COLMAP model or transforms.json (None: none are).
+    undistort: pinhole cameras there, and pictures as these would have taken them.
     colmap_points: at most so many points with tracks go to COLMAP (its tools are slow with millions).
+    mesh_voxel: size of the mesh's cells in world units (None: what the depth maps resolve).
     """
 
     shared_camera: bool = False
     originals: Originals | None = None
+    undistort: bool = False
     colmap_points: int = 50_000
+    mesh_voxel: float | None = None
 
     def __post_init__(self) -> None:
         if self.colmap_points < 0:
             raise UsageError(f"colmap_points is {self.colmap_points}; expected 0 or more.")
+        if self.mesh_voxel is not None and not self.mesh_voxel > 0:
+            raise UsageError(f"mesh_voxel is {self.mesh_voxel}; expected more than 0.")

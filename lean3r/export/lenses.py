@@ -1,0 +1,106 @@
+"""The cameras that go to other programs: lenses at the size of the original pictures, or pinholes after undistortion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from lean3r.errors import UsageError
+from lean3r.export.names import unique_names
+from lean3r.export.options import ExportOptions
+from lean3r.geometry.lens import colmap_camera
+from lean3r.types import Lens, Reconstruction
+
+KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")  # what every program opens; undistorted pictures of other kinds become PNG
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A lens and the size of its pictures in pixels."""
+
+    lens: Lens
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """How each view's picture is written: `names`; `cameras`, of which view v has number `camera_of[v]` (from 0). In
+    undistorted pictures `before` are the lenses of the originals [S], otherwise it is empty."""
+
+    names: tuple[str, ...]
+    cameras: tuple[Camera, ...]
+    camera_of: tuple[int, ...]
+    before: tuple[Camera, ...] = ()
+
+    def of(self, view: int) -> Camera:
+        """The camera of a view's picture as written."""
+        return self.cameras[self.camera_of[view]]
+
+    def moved(self, view: int, xy: np.ndarray) -> np.ndarray:
+        """Where pixels [N, 2] of a view's original picture are in the picture as written."""
+        if not self.before or self.before[view] == self.of(view):
+            return xy
+        old, new = self.before[view], self.of(view)
+        rays = np.asarray(colmap_camera(old.lens, old.width, old.height).cam_from_img(xy.astype(np.float64)))
+        rays = np.concatenate([rays.reshape(-1, 2), np.ones((len(xy), 1))], axis=1)
+        return np.asarray(colmap_camera(new.lens, new.width, new.height).img_from_cam(rays)).reshape(-1, 2)
+
+
+def pictured(reconstruction: Reconstruction, options: ExportOptions) -> Pictured:
+    """The cameras to write: of the lenses where there are any, with one number for views that share one.
+
+    `shared_camera` demands one for all: lenses that are the same, or the median of the pinholes; UsageError where
+    pictures differ in size or lenses in anything.
+    """
+    sources = reconstruction.sources
+    if options.shared_camera and len(sizes := sorted({(s.width, s.height) for s in sources})) > 1:
+        listed = ", ".join(f"{w}x{h}" for w, h in sizes[:4])
+        raise UsageError(f"one shared camera needs pictures of one size; got {listed}. Leave the option out.")
+    views = [Camera(lens, s.width, s.height) for lens, s in zip(_lenses(reconstruction, options), sources, strict=True)]
+    names = unique_names(reconstruction.names)
+    if not options.undistort:
+        return _numbered(names, views, share=bool(reconstruction.lenses) or options.shared_camera)
+    straight = {camera: undistorted(camera) for camera in set(views)}
+    names = unique_names(_openable(name) for name in names)
+    table = _numbered(names, [straight[camera] for camera in views], bool(reconstruction.lenses) or options.shared_camera)
+    return Pictured(table.names, table.cameras, table.camera_of, tuple(views))
+
+
+def undistorted(camera: Camera) -> Camera:
+    """The pinhole camera, of a size that leaves no empty pixels, for pictures of a lens; pinholes stay as they are."""
+    import pycolmap
+
+    lens = colmap_camera(camera.lens, camera.width, camera.height)
+    if lens.is_undistorted():
+        return camera
+    found = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), lens)
+    return Camera(Lens(found.model.name, tuple(float(p) for p in found.params)), found.width, found.height)
+
+
+def _lenses(reconstruction: Reconstruction, options: ExportOptions) -> tuple[Lens, ...]:
+    if reconstruction.lenses:
+        if options.shared_camera and len(set(reconstruction.lenses)) > 1:
+            raise UsageError(
+                f"one shared camera was asked for, and the views have {len(set(reconstruction.lenses))} refined ones. "
+                "Refine with --share-lens always, or leave the option out."
+            )
+        return reconstruction.lenses
+    matrices = reconstruction.original_intrinsics
+    if options.shared_camera:
+        matrices = np.broadcast_to(np.median(matrices, axis=0), matrices.shape)
+    return tuple(Lens("PINHOLE", tuple(float(x) for x in k[[0, 1, 0, 1], [0, 1, 2, 2]])) for k in matrices)
+
+
+def _numbered(names: list[str], views: list[Camera], share: bool) -> Pictured:
+    if not share:  # predicted views have a camera each, even if two happen to be equal
+        return Pictured(tuple(names), tuple(views), tuple(range(len(views))))
+    table = list(dict.fromkeys(views))
+    return Pictured(tuple(names), tuple(table), tuple(table.index(camera) for camera in views))
+
+
+def _openable(name: str) -> str:
+    path = PurePosixPath(name)
+    return name if path.suffix.lower() in KEPT_SUFFIXES else str(path.with_name(f"{path.stem or 'view'}.png"))

@@ -1,0 +1,75 @@
+"""transforms.json: cameras as nerfstudio reads them, beside images/ and points.ply."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lean3r.errors import UsageError
+from lean3r.export import pictures, ply
+from lean3r.export.cameras import json_bytes
+from lean3r.export.lenses import Camera, pictured
+from lean3r.export.options import ExportOptions
+from lean3r.types import Reconstruction
+
+# nerfstudio's cameras have x right, y up, z backward; the world stays as it is.
+OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
+# Where the focal lengths, the principal point and the distortion stand in the parameters of COLMAP's models.
+PARAMETERS = {
+    "SIMPLE_PINHOLE": (0, 0, 1, 2),
+    "PINHOLE": (0, 1, 2, 3),
+    "SIMPLE_RADIAL": (0, 0, 1, 2, {"k1": 3}),
+    "RADIAL": (0, 0, 1, 2, {"k1": 3, "k2": 4}),
+    "OPENCV": (0, 1, 2, 3, {"k1": 4, "k2": 5, "p1": 6, "p2": 7}),
+    "OPENCV_FISHEYE": (0, 1, 2, 3, {"k1": 4, "k2": 5, "k3": 6, "k4": 7}),
+}
+
+
+def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
+    """Write transforms.json, points.ply if there are points, and images/ where the options say where the pictures are.
+
+    Each frame has its own lens, or all the one at the top of the file. UsageError for a lens that nerfstudio cannot
+    describe.
+    """
+    table = pictured(reconstruction, options)
+    lenses = [_lens(camera) for camera in table.cameras]
+    models = {lens.pop("camera_model") for lens in lenses}
+    if len(models) > 1:
+        raise UsageError(f"nerfstudio takes one kind of lens at a time; got {', '.join(sorted(models))}. Undistort.")
+    poses = np.linalg.inv(reconstruction.cam_from_world) @ OPENCV_FROM_OPENGL
+    content: dict[str, Any] = {"camera_model": models.pop()}
+    if len(lenses) == 1:
+        content |= lenses[0]
+    written = []
+    if len(reconstruction.points.xyz):
+        content["ply_file_path"] = "points.ply"
+        if not (directory / "points.ply").exists():
+            written += ply.write(reconstruction, directory, options)
+    content["frames"] = [
+        {"file_path": f"{pictures.FOLDER}/{name}"}
+        | (lenses[number] if len(lenses) > 1 else {})
+        | {"transform_matrix": pose.tolist()}
+        for name, number, pose in zip(table.names, table.camera_of, poses, strict=True)
+    ]
+    path = directory / "transforms.json"
+    path.write_bytes(json_bytes(content))
+    return [path, *written, *pictures.write(reconstruction, directory, options, table)]
+
+
+def _lens(camera: Camera) -> dict[str, Any]:
+    """The camera in nerfstudio's words."""
+    if camera.lens.model not in PARAMETERS:
+        raise UsageError(
+            f"nerfstudio has no lens of the kind {camera.lens.model}; it knows {', '.join(PARAMETERS)}. "
+            "Write undistorted pictures instead: --undistort."
+        )
+    *places, distortion = (*PARAMETERS[camera.lens.model], {})[:5]
+    found: dict[str, Any] = {
+        "camera_model": "OPENCV_FISHEYE" if camera.lens.model == "OPENCV_FISHEYE" else "OPENCV",
+        "w": camera.width,
+        "h": camera.height,
+    }
+    found |= {key: camera.lens.params[at] for key, at in zip(("fl_x", "fl_y", "cx", "cy"), places, strict=True)}
+    return found | {key: camera.lens.params[at] for key, at in distortion.items()}

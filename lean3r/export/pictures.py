@@ -1,0 +1,69 @@
+"""images/: the pictures themselves, as they are or undistorted, for programs that open them beside the cameras."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lean3r.errors import InputError
+from lean3r.export.lenses import Camera, Pictured
+from lean3r.export.options import ExportOptions
+from lean3r.geometry.lens import colmap_camera
+from lean3r.types import Reconstruction
+
+FOLDER = "images"
+JPEG_QUALITY = 95
+ROWS = 256  # of a picture that are warped at a time
+
+
+def write(
+    reconstruction: Reconstruction, directory: Path, options: ExportOptions, table: Pictured
+) -> list[Path]:
+    """Write images/ where the options say where the pictures are and no other format has done so; the files written."""
+    folder = directory / FOLDER
+    if options.originals is None or folder.exists():
+        return []
+    if not table.before:
+        return options.originals.write(reconstruction.names, folder)
+    views = {name: view for view, name in enumerate(reconstruction.names)}
+    written = []
+    for name, picture in options.originals.read(views, side=10**9):
+        view = views.pop(name)
+        path = folder / table.names[view]
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{name} would be written outside {folder}.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = undistort(picture.convert("RGB"), table.before[view], table.of(view))
+        if path.suffix.lower() == ".png":
+            picture.save(path, "PNG", compress_level=1)
+        else:
+            picture.save(path, "JPEG", quality=JPEG_QUALITY)
+        written.append(path)
+    if views:
+        raise InputError(f"{len(views)} pictures cannot be read again ({min(views)}); did the input change meanwhile?")
+    return written
+
+
+def undistort(picture: Image.Image, before: Camera, after: Camera) -> Image.Image:
+    """A picture of the lens `before` as the pinhole camera `after` would have taken it; bicubic."""
+    if before == after:
+        return picture
+    source = torch.from_numpy(np.asarray(picture)).permute(2, 0, 1)[None].float()
+    old, new = (colmap_camera(c.lens, c.width, c.height) for c in (before, after))
+    # Pictures may be read at another size than their cameras are for: pixels go by their share of the sides.
+    size = np.array([before.width, before.height])
+    result = np.empty((after.height, after.width, 3), np.uint8)
+    for top in range(0, after.height, ROWS):
+        rows = np.arange(top, min(top + ROWS, after.height)) + 0.5
+        y, x = np.meshgrid(rows, np.arange(after.width) + 0.5, indexing="ij")
+        rays = np.asarray(new.cam_from_img(np.stack([x, y], axis=-1).reshape(-1, 2)))
+        xy = np.asarray(old.img_from_cam(np.concatenate([rays, np.ones((len(rays), 1))], axis=1)))
+        grid = torch.from_numpy(2 * xy / size - 1).float().reshape(1, len(rows), after.width, 2)
+        warped = torch.nn.functional.grid_sample(
+            source, grid, mode="bicubic", padding_mode="border", align_corners=False
+        )
+        result[top : top + len(rows)] = warped[0].permute(1, 2, 0).round_().clamp_(0, 255).to(torch.uint8).numpy()
+    return Image.fromarray(result)
