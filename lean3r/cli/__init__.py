@@ -16,5 +16,6 @@ COMMANDS = Registry(
         "inspect": "lean3r.cli.inspect:Inspect",
         "train": "lean3r.cli.train:Train",
         "distill": "lean3r.cli.distill:Distill",
+        "data": "lean3r.cli.data:Data",
     },
 )

@@ -18,6 +18,7 @@ DATASETS = Registry(
         "co3dv2": "lean3r.data.co3dv2:Co3dv2",
         "hypersim": "lean3r.data.hypersim:Hypersim",
         "scannetpp": "lean3r.data.scannetpp:ScanNetpp",
+        "shards": "lean3r.data.shards:Shards",
     },
 )
 """The synthetic world makes batches (`batch`); every other row is a SceneSet (lean3r/data/scenes.py) of a folder."""

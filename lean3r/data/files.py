@@ -14,19 +14,19 @@ from lean3r.errors import InputError
 
 def read_image(path: Path) -> np.ndarray:
     """[H, W, 3] uint8 RGB as stored: cameras of data sets belong to stored pixels, so EXIF does not turn them."""
-    with _named(path), Image.open(path) as picture:
+    with naming(path), Image.open(path) as picture:
         return np.asarray(picture.convert("RGB"))
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """(width, height) of a stored picture, from its header."""
-    with _named(path), Image.open(path) as picture:
+    with naming(path), Image.open(path) as picture:
         return picture.size
 
 
 def read_depth_png(path: Path, units_per_metre: float) -> np.ndarray:
     """[H, W] float32 from a PNG of 16-bit (or 32-bit) integers; 0 stays 0. Divides by `units_per_metre`."""
-    with _named(path), Image.open(path) as picture:
+    with naming(path), Image.open(path) as picture:
         values = np.asarray(picture)
     if values.ndim != 2:
         raise InputError(f"{path} has {values.shape[-1]} channels; expected a depth map of one")
@@ -35,14 +35,14 @@ def read_depth_png(path: Path, units_per_metre: float) -> np.ndarray:
 
 def read_npy(path: Path) -> np.ndarray:
     """[H, W] float32 from a .npy file."""
-    with _named(path):
+    with naming(path):
         values = np.load(path, allow_pickle=False)
         return np.asarray(values, dtype=np.float32).reshape(values.shape[-2:] if values.ndim > 2 else values.shape)
 
 
 def read_pfm(path: Path) -> np.ndarray:
     """[H, W] or [H, W, 3] float32 from a portable float map, whose rows run from the bottom up."""
-    with _named(path), open(path, "rb") as file:
+    with naming(path), open(path, "rb") as file:
         kind = file.readline().strip()
         width, height = (int(x) for x in file.readline().split())
         little = float(file.readline()) < 0
@@ -60,19 +60,19 @@ def write_pfm(path: Path, values: np.ndarray) -> None:
 
 def read_text(path: Path) -> str:
     """The text of a file."""
-    with _named(path):
+    with naming(path):
         return path.read_text(encoding="utf-8")
 
 
 def read_matrix(path: Path, rows: int, columns: int) -> np.ndarray:
     """[rows, columns] float64 from numbers in a text file; more of them are left out."""
-    with _named(path):
+    with naming(path):
         numbers = [float(x) for x in read_text(path).replace(",", " ").split()]
         return np.array(numbers[: rows * columns]).reshape(rows, columns)
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Inside, what goes wrong is an InputError that names the file."""
     try:
         yield

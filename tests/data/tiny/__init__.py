@@ -60,6 +60,7 @@ WRITERS: dict[str, Tiny] = {
     "scannet": Tiny("data.tiny.scannet:write", depth_error=2e-3),
     "dtu": Tiny("data.tiny.dtu:write", depth="spread"),
     "blendedmvs": Tiny("data.tiny.blendedmvs:write"),
+    "shards": Tiny("data.tiny.shards:write", depth_error=1e-4),
     "vkitti2": Tiny("data.tiny.vkitti2:write", depth_error=2e-2),
     "wildrgbd": Tiny("data.tiny.wildrgbd:write", depth_error=2e-3),
     "arkitscenes": Tiny("data.tiny.arkitscenes:write", depth_error=2e-3, options={"upright": False}),

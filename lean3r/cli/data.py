@@ -1,0 +1,177 @@
+"""`lean3r data`: which data sets can be trained on, whether a copy is whole, and packing one into shards."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from lean3r.cli.console import Console
+from lean3r.cli.options import option
+from lean3r.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from lean3r.data.roots import Report
+
+_SHOWN = 20
+_PLAIN_COLUMNS = 200
+
+
+@dataclass
+class Data:
+    """Check a copy of a data set and draw a sample of it, list the sets, or pack one into shards."""
+
+    what: Annotated[tyro.conf.Positional[Literal["check", "list", "pack"]], option()]
+    """What to do."""
+
+    root: Annotated[tyro.conf.Positional[Path | None], option("[ROOT]")] = None
+    """Folder of the data set, for check and pack."""
+
+    set: Annotated[str | None, option("NAME")] = None
+    """Which set it is; by default the one that it looks like."""
+
+    options: Annotated[tyro.conf.UseAppendAction[list[str]], option("KEY=VALUE")] = field(default_factory=list)
+    """A setting of the set, such as depth=FOLDER of colmap; may be repeated."""
+
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH", aliases=["-o"])] = None
+    """check: the picture of a sample, a .png (default: SET-sample.png here); pack: the folder of shards."""
+
+    scene: Annotated[int, option("N")] = 0
+    """check: the scene to draw, from 0."""
+
+    views: Annotated[tuple[int, int] | None, option("A B")] = None
+    """check: the two views to draw, from 0; by default two that see the same."""
+
+    max_side: Annotated[int | None, option("PIXELS")] = None
+    """pack: scale pictures down to this side at most; by default they keep their size."""
+
+    shard_mb: Annotated[int, option("MB")] = 500
+    """pack: size of a shard."""
+
+    scene_views: Annotated[int, option("N")] = 64
+    """pack: a longer scene is cut into runs of this many views."""
+
+    json: Annotated[bool, option()] = False
+    """Print JSON."""
+
+    verbose: Annotated[bool, option(None, "-v")] = False
+    """Show the traceback of an unexpected error."""
+
+    quiet: Annotated[bool, option(None, "-q")] = False
+    """Say nothing but errors."""
+
+    def run(self) -> None:
+        """Do it; InputError, exit code 3, where something is missing or wrong with the root."""
+        if self.what == "list":
+            if self.root is not None:
+                raise UsageError(f"list takes no folder; to look at one: lean3r data check {self.root}")
+            _list(self.json)
+            return
+        if self.root is None:
+            raise UsageError(f"{self.what} needs the folder of a data set: lean3r data {self.what} ROOT")
+        self._check(self.root) if self.what == "check" else self._pack(self.root)
+
+    def _check(self, root: Path) -> None:
+        from lean3r.data.roots import options_of, report
+
+        console = Console(self.quiet)
+        found = report(root, self.set, options_of(self.options))
+        values = found.as_dict()
+        console.line("set", f"{values['title']} ({found.name}), licence: {values['licence']}")
+        picture = self._draw(found)
+        values["picture"] = None if picture is None else str(picture)
+        more = "" if found.looked == found.scenes else f" in the first {found.looked:,}"
+        console.line("scenes", f"{found.scenes:,}, {found.views:,} views{more}")
+        for problem in found.problems[:_SHOWN]:
+            console.warn(problem)
+        if len(found.problems) > _SHOWN:
+            console.warn(f"and {len(found.problems) - _SHOWN:,} problems more; --json lists all")
+        if self.json:
+            print(json.dumps(values))
+        elif picture is not None:
+            print(picture)
+        if found.problems:
+            count = len(found.problems)
+            usable = f"{found.scenes:,} scenes can be used" if found.scenes else "no scene can be used"
+            raise InputError(f"{count} problem{'s' if count > 1 else ''} in {root}; {usable}")
+
+    def _draw(self, found: Report) -> Path | None:
+        """Draw two views of a scene; None where nothing can be drawn."""
+        import numpy as np
+
+        from lean3r.cli.data_picture import draw
+        from lean3r.data.choosing import AUTO, Chooser
+
+        scenes = found.opened
+        if scenes is None:
+            return None
+        if not 0 <= self.scene < len(scenes):
+            raise UsageError(f"--scene is {self.scene}; there are {len(scenes)} scenes, 0 to {len(scenes) - 1}")
+        path = self.out or Path(f"{found.name}-sample.png")
+        try:
+            info = scenes.scene(self.scene)
+            rng = np.random.default_rng(0)
+            one, other = self.views or Chooser(scenes, AUTO).choose(rng, self.scene, 2)
+            if not 0 <= min(one, other) <= max(one, other) < info.views:
+                raise UsageError(f"--views is {one} {other}; scene {info.id} has views 0 to {info.views - 1}")
+            title = f"{found.name}  {info.id}  views {one} and {other}; right: {one} as {other} sees it"
+            sheet = draw(scenes.view(self.scene, one), scenes.view(self.scene, other), title)
+        except InputError as error:
+            found.problems.append(f"no picture of scene {self.scene}: {error}")
+            return None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path)
+        return path
+
+    def _pack(self, root: Path) -> None:
+        from lean3r.data.roots import kind_of, options_of, sets
+        from lean3r.data.shards import pack
+        from lean3r.export.atomic import atomic_folder
+
+        if self.out is None:
+            raise UsageError(f"pack needs a folder to write to: lean3r data pack {root} -o DIR")
+        console = Console(self.quiet)
+        name = kind_of(root, self.set)
+        scenes = sets()[name](root, **options_of(self.options))  # type: ignore[call-arg]
+        with console.stage("packing"), atomic_folder(self.out) as folder:
+            index = pack(scenes, folder, max_side=self.max_side, shard_mb=self.shard_mb, scene_views=self.scene_views)
+        for problem in index["skipped"]:
+            console.warn(f"left out: {problem}")
+        console.line("packed", f"{len(index['scenes']):,} scenes in {len(index['shards']):,} shards")
+        print(json.dumps({k: v for k, v in index.items() if k != "scenes"}) if self.json else self.out)
+
+
+def _list(as_json: bool) -> None:
+    """The table of sets."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console as Terminal
+    from rich.table import Table
+
+    from lean3r.data.roots import sets
+
+    rows = [
+        {
+            "name": name,
+            "title": kind.title,
+            "depth": kind.has_depth,
+            "is_metric": kind.is_metric,
+            "licence": kind.licence,
+            "source": kind.source,
+            "layout": kind.layout,
+        }
+        for name, kind in sets().items()
+    ]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("name", "depth", "metres", "licence", "where to get it"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        depth, metric = ("yes" if row[key] else "no" for key in ("depth", "is_metric"))
+        table.add_row(row["name"], depth, metric, row["licence"], row["source"])
+    Terminal(width=None if sys.stdout.isatty() else _PLAIN_COLUMNS, highlight=False).print(table)

@@ -1,0 +1,75 @@
+"""A picture of a sample of a data set: two views, their depth, and the first as the second one's camera sees it."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from lean3r.data.scenes import RawView, inverted, without_unknown
+from lean3r.export.depth import colourise
+
+_SIDE = 480
+_GAP, _LINE = 6, 18
+_SPARSE, _DOT = 0.05, 5
+_BACKGROUND = (24, 27, 34)
+
+
+def draw(one: RawView, other: RawView, title: str) -> Image.Image:
+    """Panels in two rows: view, view, mixed reprojection; depth, depth, reprojection. Without depth, the views."""
+    one, other = (_known(view) for view in (one, other))
+    panels = [[_scaled(one.image), _scaled(other.image)]]
+    if one.depth.any():
+        moved = reprojected(one, other)
+        depth = [colourise(view.depth) for view in (one, other)]
+        if np.count_nonzero(one.depth) < _SPARSE * one.depth.size:
+            moved, *depth = (_enlarged(image) for image in (moved, *depth))
+        seen = moved.any(-1, keepdims=True)
+        mixed = np.where(seen, moved // 2 + other.image // 2, other.image // 3)
+        panels[0].append(_scaled(mixed))
+        panels.append([_scaled(image) for image in (*depth, moved)])
+    width = max(sum(p.width + _GAP for p in row) for row in panels) + _GAP
+    height = _LINE + sum(max(p.height for p in row) + _GAP for row in panels)
+    sheet = Image.new("RGB", (width, height), _BACKGROUND)
+    ImageDraw.Draw(sheet).text((_GAP, 3), title, fill=(230, 230, 230))
+    top = _LINE
+    for row in panels:
+        left = _GAP
+        for panel in row:
+            sheet.paste(panel, (left, top))
+            left += panel.width + _GAP
+        top += max(p.height for p in row) + _GAP
+    return sheet
+
+
+def reprojected(one: RawView, other: RawView) -> np.ndarray:
+    """[H, W, 3] uint8: the pixels of `one` where its depth puts them in `other`, the nearest wins; black elsewhere."""
+    rows, columns = np.nonzero(one.depth)
+    z = one.depth[rows, columns].astype(np.float64)
+    rays = np.stack([columns + 0.5, rows + 0.5, np.ones(len(rows))], 1) @ np.linalg.inv(one.intrinsics).T
+    change = other.cam_from_world @ inverted(one.cam_from_world)
+    there = (rays * z[:, None]) @ change[:3, :3].T + change[:3, 3]
+    ahead = there[:, 2] > 1e-9
+    there, colours = there[ahead], one.image[rows[ahead], columns[ahead]]
+    pixels = np.floor((there / there[:, 2:]) @ other.intrinsics[:2].T).astype(np.int64)
+    height, width = other.depth.shape
+    inside = ((pixels >= 0) & (pixels < (width, height))).all(1)
+    order = np.argsort(-there[inside, 2], kind="stable")  # far ones first: near ones are painted over them
+    x, y = pixels[inside][order].T
+    sheet = np.zeros((height, width, 3), np.uint8)
+    sheet[y, x] = colours[inside][order]
+    return sheet
+
+
+def _known(view: RawView) -> RawView:
+    return RawView(view.image, without_unknown(view.depth)[0], view.intrinsics, view.cam_from_world)
+
+
+def _enlarged(image: np.ndarray) -> np.ndarray:
+    """Single pixels as dots that can be seen."""
+    return np.asarray(Image.fromarray(image).filter(ImageFilter.MaxFilter(_DOT)))
+
+
+def _scaled(image: np.ndarray) -> Image.Image:
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    scale = min(1.0, _SIDE / max(picture.size))
+    return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))

@@ -1,0 +1,19 @@
+"""A tiny folder of shards: the tiny BlendedMVS, packed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.tiny import TinyScene, blendedmvs
+
+from lean3r.data.blendedmvs import BlendedMVS
+from lean3r.data.shards import pack
+
+
+def write(root: Path, scenes: Sequence[TinyScene]) -> None:
+    """Both scenes are alike in shape, so that they go into one shard."""
+    with tempfile.TemporaryDirectory() as folder:
+        blendedmvs.write(Path(folder), scenes)
+        pack(BlendedMVS(folder), root)
