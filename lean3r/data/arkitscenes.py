@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lean3r.data.files import read_depth_png, read_image, read_text
-from lean3r.data.scenes import Camera, FolderSet, Frame, RawView, fitted, folders, nearest, pinhole
+from lean3r.data.files import read_depth_png, read_image, read_matrix, read_text
+from lean3r.data.scenes import Camera, FolderSet, Frame, RawView, checked, fitted, folders, nearest, pinhole
 from lean3r.errors import InputError
 from lean3r.geometry.rotation import so3_exp
 
@@ -71,18 +71,27 @@ class ArkitScenes(FolderSet):
             closest = int(np.abs(times - time).argmin())
             lens = _lens_of(picture.stem, lenses)
             if abs(times[closest] - time) <= POSE_TOLERANCE_S and lens is not None and picture.name in depths:
-                camera = _turned(_camera(lens, poses[closest]), quarters)
-                found.append(Frame(picture, camera, depths[picture.name], quarters))
+                # Files of intrinsics are many: one is read when its view is wanted.
+                posed = Camera(np.eye(3), poses[closest], 0, 0)
+                found.append(Frame(picture, posed, depths[picture.name], (lens, quarters)))
         if not found:
             raise InputError(f"no picture of {folder} has depth, intrinsics and a pose; expected {self.layout}")
         return found
 
+    def camera(self, scene: int, view: int) -> Camera:
+        """The camera of a view, turned upright; InputError when its intrinsics cannot be read."""
+        frame = self._cached(scene)[view]
+        lens, quarters = frame.extra
+        camera = _turned(_camera(lens, frame.camera.cam_from_world), quarters)
+        return checked(camera, f"{self.ids[scene]}, {frame.image.name}")
+
     def view(self, scene: int, view: int) -> RawView:
         """Read one view, turned upright."""
         frame, camera = self._cached(scene)[view], self.camera(scene, view)
-        image = np.ascontiguousarray(np.rot90(read_image(frame.image), frame.extra))
+        _, quarters = frame.extra
+        image = np.ascontiguousarray(np.rot90(read_image(frame.image), quarters))
         height, width = image.shape[:2]
-        depth = nearest(np.ascontiguousarray(np.rot90(self.read_depth(frame), frame.extra)), height, width)
+        depth = nearest(np.ascontiguousarray(np.rot90(self.read_depth(frame), quarters)), height, width)
         return RawView(image, depth, fitted(camera, width, height, frame.image), camera.cam_from_world)
 
     def read_depth(self, frame: Frame) -> np.ndarray:
@@ -140,11 +149,8 @@ def _trajectory(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _camera(lens: Path, pose: np.ndarray) -> Camera:
-    words = read_text(lens).split()
-    if len(words) != 6:
-        raise InputError(f"{lens} has {len(words)} numbers; expected width, height, fx, fy, cx, cy")
     # The principal point counts from the picture's corner, as ARKit does: our own convention.
-    width, height, *numbers = (float(word) for word in words)
+    width, height, *numbers = read_matrix(lens, 1, 6)[0]
     return Camera(pinhole(*numbers), pose, int(width), int(height))
 
 

@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -22,7 +23,7 @@ from PIL import Image
 from lean3r.data import DATASETS
 from lean3r.data.hypersim import projection
 from lean3r.data.scenes import RawView, SceneSet
-from lean3r.errors import InputError, UsageError
+from lean3r.errors import InputError, MissingExtraError, UsageError
 
 NAMES = ("co3dv2", "scannetpp", "arkitscenes", "dl3dv", "hypersim", "wildrgbd", "vkitti2")
 WITH_DEPTH = tuple(name for name in NAMES if name != "dl3dv")
@@ -270,6 +271,13 @@ def test_the_table_of_projections_is_needed(tmp_path: Path) -> None:
         opened("hypersim", tmp_path)
 
 
+def test_hdf5_needs_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.write("hypersim", tmp_path)
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(MissingExtraError, match=re.escape("lean3r[train]")):
+        opened("hypersim", tmp_path).scene(0)
+
+
 def test_absent_sequences_and_annotations_are_told(tmp_path: Path) -> None:
     tiny.write("co3dv2", tmp_path)
     shutil.rmtree(tmp_path / "apple" / "110_13051_23361")
@@ -332,6 +340,10 @@ def test_trajectories_that_are_none_are_refused(tmp_path: Path) -> None:
     path.write_text("0 0 0 0 0 0 0\n")
     with pytest.raises(InputError, match="and a pose"):
         opened("arkitscenes", tmp_path).scene(0)
+    lens = opened("arkitscenes", tmp_path)._cached(1)[2].extra[0]
+    lens.write_text("256 192 200\n")
+    with pytest.raises(InputError, match="pincam is damaged"):
+        opened("arkitscenes", tmp_path).camera(1, 2)
 
 
 def damage_json(path: Path) -> None:
