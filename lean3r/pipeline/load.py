@@ -13,7 +13,7 @@ import torch
 from lean3r.compress import CompressionPlan, compress, resolve_plan
 from lean3r.compress.sparsify import stored_plan
 from lean3r.errors import UsageError, WeightsError
-from lean3r.models import MODELS
+from lean3r.models import MODELS, STUDENTS
 from lean3r.models.base import Backbone
 from lean3r.models.checkpoint import check_model, load_weights, without_memory
 from lean3r.models.execution import accelerate
@@ -67,13 +67,18 @@ def load(
     WeightsError when the weights are missing, damaged, of another model or cannot be downloaded.
     """
     asked = None if plan is None else resolve_plan(plan)
-    backbone = MODELS.get(name)
+    kind = model_of(name)
+    backbone = MODELS.get(kind)
     where = resolve_device(device)
     number_type = resolve_dtype(dtype, where)
     source = weights or official_source(name) or embedded_weights(name)
     path = find_weights(source, offline=offline)
-    check_model(open_stored(path), name)
+    check_model(open_stored(path), kind)
     stored = plan_in(path)
+    if stored is None and name in STUDENTS:
+        raise WeightsError(
+            f"{path} holds a dense {kind}, not {name}. Load it as {kind}, or give the student's weights."
+        )
     if asked is not None and stored is not None and asked.steps != stored.steps:
         raise UsageError(
             f"{path} holds a model that was compressed as {stored}; it cannot become {asked}. "
@@ -112,8 +117,13 @@ def plan_in(path: Path) -> CompressionPlan | None:
 
 
 def list_models() -> tuple[str, ...]:
-    """Names that `load` takes."""
-    return tuple(MODELS)
+    """Names that `load` takes: models, and students whose weights come with the package."""
+    return (*MODELS, *(name for name in STUDENTS if (EMBEDDED / f"{name}.safetensors").is_file()))
+
+
+def model_of(name: str) -> str:
+    """The row of MODELS that a name stands for: itself, or for a student its model's."""
+    return STUDENTS[name].model if name in STUDENTS else name
 
 
 def embedded_weights(name: str) -> Path:
@@ -122,9 +132,14 @@ def embedded_weights(name: str) -> Path:
     if not path.is_file():
         raise WeightsError(
             f"the weights of {name} do not come with lean3r (no {path.name} in lean3r/weights). "
-            "Give a file with --weights; those of nano are made by lean3r train nano"
+            f"Give a file with --weights; {_made_by(name)}"
         )
     return path
+
+
+def _made_by(name: str) -> str:
+    command = f"lean3r distill --recipe {name}" if name in STUDENTS else "lean3r train nano"
+    return f"those of {name if name in STUDENTS else 'nano'} are made by {command}"
 
 
 def resolve_device(device: str) -> torch.device:

@@ -110,7 +110,7 @@ def reconstruct(
         read = model.reads(views.known)
         prediction, scale = in_given_world(prediction, views.known, given, read)
         images, mask = _pictures(views)
-        arrays = {
+        arrays: dict[str, Any] = {
             "depth": np.where(mask, _array(prediction.depth, np.float32), np.float32(0)),
             "conf": np.where(mask, _array(prediction.conf, np.float32), np.float32(0)),
             "cam_from_world": _array(prediction.cam_from_world, np.float64),

@@ -196,7 +196,7 @@ def restore_known(job: Job, model: pycolmap.Reconstruction) -> None:
     for image in model.images.values():
         group = job.groups[job.views[view_of[image.name]].group]
         if group.fixed:
-            model.cameras[image.camera_id].params = camera_of(group).params
+            model.cameras[image.camera_id].params = list(camera_of(group).params)
 
 
 def drop_weak_views(model: pycolmap.Reconstruction) -> None:

@@ -19,7 +19,7 @@ def detect(job: Job, folder: Path, database: Path, first_octave: int) -> None:
     options.num_threads = job.threads
     options.sift.first_octave = first_octave
     options.sift.max_num_features = job.features
-    options.sift.max_num_orientations = 1
+    options.sift.max_num_orientations = 1 if first_octave == COARSE else 2
     files = [view.file for view in job.views if view.file is not None]
     pycolmap.extract_features(
         database,

@@ -60,10 +60,10 @@ class Job:
             "threads": self.threads,
         }
         (folder / "job.json").write_text(json.dumps(plain))
-        pairs = {} if self.pairs is None else {"pairs": self.pairs}
-        np.savez(
-            folder / "job.npz", cam_from_world=self.cam_from_world, pinholes=self.pinholes, start=self.start, **pairs
-        )
+        arrays = {"cam_from_world": self.cam_from_world, "pinholes": self.pinholes, "start": self.start}
+        if self.pairs is not None:
+            arrays["pairs"] = self.pairs
+        np.savez(folder / "job.npz", allow_pickle=False, **arrays)
 
     @classmethod
     def read(cls, folder: Path) -> Job:

@@ -58,7 +58,11 @@ def match(job: Job, folder: Path, database: Path) -> Matches:
         )
     if not all(group.fixed for group in job.groups):
         # Focal lengths from the fundamental matrices of all pairs together: better than any guess from one picture.
-        pycolmap.calibrate_view_graph(database)
+        calibration = pycolmap.ViewGraphCalibrationOptions()
+        calibration.random_seed = 0
+        calibration.relpose_min_num_inliers, calibration.relpose_min_inlier_ratio = LEAST_INLIERS, 0.1
+        calibration.relpose_max_error = verification.ransac.max_error
+        pycolmap.calibrate_view_graph(database, calibration)
     return verified(job, database)
 
 
@@ -89,10 +93,11 @@ def kind(geometry: pycolmap.TwoViewGeometry) -> str:
 
 
 def _pose(geometry, camera1, points1, camera2, points2) -> np.ndarray | None:
-    if geometry.cam2_from_cam1 is None or geometry.tri_angle < 0:
-        if not pycolmap.estimate_two_view_geometry_pose(camera1, points1, camera2, points2, geometry):
-            return None
-    return np.vstack([geometry.cam2_from_cam1.matrix(), [0.0, 0.0, 0.0, 1.0]])
+    pose = geometry.cam2_from_cam1
+    if pose is None or geometry.tri_angle < 0:
+        pycolmap.estimate_two_view_geometry_pose(camera1, points1, camera2, points2, geometry)
+        pose = geometry.cam2_from_cam1
+    return None if pose is None else np.vstack([pose.matrix(), [0.0, 0.0, 0.0, 1.0]])
 
 
 def alike(job: Job, database: Path, ids: dict[int, int]) -> np.ndarray:

@@ -34,7 +34,7 @@ class RefineOptions:
     lens: LensName = "auto"
     share_lens: ShareLens = "auto"
     side: int = 1600
-    features: int = 4096
+    features: int = 8192
     intrinsics: np.ndarray | None = None
     cam_from_world: np.ndarray | None = None
 

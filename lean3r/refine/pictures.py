@@ -53,8 +53,8 @@ def _shrunk(image: Image.Image, source: Source, scale: float, decoded: int) -> I
     grey = image.convert("L")
     if (width, height) == image.size and decoded == 1:
         return grey
-    box = tuple(min(side, part / scale / decoded) for side, part in zip(image.size, (width, height), strict=True))
-    return grey.resize((width, height), Image.Resampling.LANCZOS, box=(0, 0, *box))
+    right, lower = min(image.width, width / scale / decoded), min(image.height, height / scale / decoded)
+    return grey.resize((width, height), Image.Resampling.LANCZOS, box=(0, 0, right, lower))
 
 
 def _seen(reconstruction: Reconstruction, view: int, scale: float) -> Image.Image:

@@ -82,7 +82,7 @@ def prepare(reconstruction: Reconstruction, originals: Originals | None, options
     """Write the job and its pictures into a folder."""
     sources = reconstruction.sources
     scales = [scale_of(source, options.side) for source in sources]
-    keys = [_camera_key(sources, view, options) for view in range(len(sources))]
+    keys = camera_keys(sources, options)
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     files = [f"{numbers[key]}/{view:06d}.bmp" for view, key in enumerate(keys)]
     paths = [folder / PICTURES / file for file in files]
@@ -100,22 +100,29 @@ def prepare(reconstruction: Reconstruction, originals: Originals | None, options
     start = reconstruction.cam_from_world
     if options.cam_from_world is not None:
         is_known = np.isfinite(options.cam_from_world).all((1, 2))
-        start = np.where(is_known[:, None, None], options.cam_from_world, start)
+        start = np.where(np.asarray(is_known)[:, None, None], options.cam_from_world, start)
     pairs = likely_pairs(reconstruction)
     job = Job(views, groups, reconstruction.cam_from_world, pinholes, start, pairs, options.features, THREADS)
     job.write(folder)
     return job
 
 
-def _camera_key(sources: Sequence[Source], view: int, options: RefineOptions) -> Hashable:
-    """Views of one key share a camera."""
-    source = sources[view]
+def camera_keys(sources: Sequence[Source], options: RefineOptions) -> list[Hashable]:
+    """A key for each view; those of one key share a camera. Pictures without a focal length in EXIF join those of
+    their size where these state but one."""
     if options.share_lens == "never":
-        return view
-    known = options.intrinsics
-    matrix = tuple(known[view].ravel()) if known is not None and np.isfinite(known[view]).all() else None
-    focal = None if options.share_lens == "always" else source.focal_px
-    return source.width, source.height, focal, matrix
+        return list(range(len(sources)))
+    stated = {
+        (s.width, s.height): {t.focal_px for t in sources if (t.width, t.height) == (s.width, s.height)} - {None}
+        for s in sources
+    }
+    keys: list[Hashable] = []
+    for view, source in enumerate(sources):
+        known = None if options.intrinsics is None else options.intrinsics[view]
+        matrix = None if known is None or not np.isfinite(known).all() else tuple(known.ravel())
+        is_one = options.share_lens == "always" or len(stated[source.width, source.height]) <= 1
+        keys.append((source.width, source.height, None if is_one else source.focal_px, matrix))
+    return keys
 
 
 def _group(
@@ -129,10 +136,13 @@ def _group(
         params = known[first][[0, 1, 0, 1], [0, 1, 2, 2]] * scale
         return Group(width, height, "PINHOLE", tuple(map(float, params)), fixed=True)
     model = "SIMPLE_RADIAL" if options.lens == "auto" else options.lens.upper().replace("-", "_")
-    focal = float(np.median(pinholes[views][:, :2])) if source.focal_px is None else source.focal_px * scale
+    stated = [sources[view].focal_px for view in views]
+    stated = [value for value in stated if value is not None]
+    trusted = 2 * len(stated) > len(views)
+    focal = float(np.median(stated)) * scale if trusted else float(np.median(pinholes[views][:, :2]))
     focals = [focal] * (IN_PIXELS[model] - 2)
     params = (*focals, source.width * scale / 2, source.height * scale / 2, *[0.0] * UNITLESS[model])
-    return Group(width, height, model, params, trusted=source.focal_px is not None)
+    return Group(width, height, model, params, trusted=trusted)
 
 
 def work(folder: Path, seconds: float) -> str | None:

@@ -67,8 +67,8 @@ def attempt(job: Job, folder: Path, octave: int) -> Answer | None:
             if model is not None:
                 adjust.restore_known(job, model)
                 found += filter(None, [answer_of(job, matches, mapper.polish(model), False)])
-            if found and is_enough(max(found, key=fitting), matched):
-                break
+            if found and found[-1].has.sum() > 2:
+                break  # the incremental way is for what the global one cannot do: two views
     return max(found, key=fitting, default=None)
 
 
