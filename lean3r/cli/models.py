@@ -46,9 +46,12 @@ class Models:
 
     def run(self) -> None:
         """Print tables, or JSON; UsageError on an unknown name or a size without pixels."""
-        from lean3r.models import MODELS
+        from lean3r.models import MODELS, STUDENTS
+        from lean3r.pipeline.load import list_models
 
-        names = list(MODELS) if self.name is None else [MODELS.check(self.name)]
+        students = [name for name in list_models() if name in STUDENTS]
+        known = [*MODELS, *students]
+        names = known if self.name is None else [self.name if self.name in students else MODELS.check(self.name)]
         rows = [describe(name) for name in names]
         costs = [self._costs(name) for name in names] if self.costs else []
         if self.json:
@@ -71,15 +74,17 @@ class Models:
 
 def describe(name: str) -> dict:
     """One model as JSON-ready values; `weights` is where those come from that it loads by itself."""
+    from lean3r.models import STUDENTS
     from lean3r.models.sources import OFFICIAL, is_non_commercial, official_source
     from lean3r.pipeline.load import EMBEDDED
 
     model = _empty(name)
     path = EMBEDDED / f"{name}.safetensors"
     embedded = f"in the package ({path.stat().st_size / 1e6:.1f} MB)" if path.is_file() else None
+    about = (inspect.getdoc(type(model)) or "").partition("\n\n")[0].replace("\n", " ")
     return {
         "name": name,
-        "predicts": (inspect.getdoc(type(model)) or "").partition("\n\n")[0].replace("\n", " "),
+        "predicts": STUDENTS[name].about if name in STUDENTS else about,
         "parameters": model.parameter_count,
         "licence": model.licence,
         "non_commercial": is_non_commercial(model.licence),
@@ -93,8 +98,9 @@ def describe(name: str) -> dict:
 def _empty(name: str) -> Backbone:
     from lean3r.models import MODELS
     from lean3r.models.checkpoint import without_memory
+    from lean3r.pipeline.load import model_of
 
-    return without_memory(MODELS.get(name))
+    return without_memory(MODELS.get(model_of(name)))
 
 
 def _whole_patches(side: int | None, model: Backbone) -> int:

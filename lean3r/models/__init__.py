@@ -1,4 +1,6 @@
-"""Backbones, by name."""
+"""Backbones, by name; and students of theirs whose weights may come with the package."""
+
+from typing import NamedTuple
 
 from lean3r.registry import Registry
 
@@ -20,3 +22,17 @@ MODELS = Registry(
         "speed3r-pi3": "lean3r.models.speed3r:Speed3rPi3",
     },
 )
+
+
+class Student(NamedTuple):
+    """Weights with a plan of their own: the row of MODELS that they belong to, and what they are good for."""
+
+    model: str
+    about: str
+
+
+STUDENTS = {
+    "nano-gsa-fp8": Student("nano", "nano with coarse-to-fine sparse attention and FP8 weights: for many views."),
+    "nano-sla-fp8": Student("nano", "nano with sparse-linear attention and FP8 weights: for many views."),
+}
+"""Names that `load` takes where lean3r/weights has NAME.safetensors, or with weights given."""
