@@ -12,9 +12,9 @@ import numpy as np
 from lean3r.data import DATASETS
 from lean3r.data.scenes import SceneSet, folders, some, without_unknown
 from lean3r.errors import InputError, UsageError
-from lean3r.sources import IMAGE_SUFFIXES
 
 ANYTHING = "colmap"  # other sets come with COLMAP models too, so this one is named last
+_PICTURES = (".jpg", ".jpeg", ".png", ".heic", ".tif", ".tiff", ".webp", ".bmp")
 _LOOKED_SCENES, _LOOKED_VIEWS, _READ_VIEWS = 200, 200, 8
 
 
@@ -67,7 +67,7 @@ def _hint(root: Path, name: str | None) -> str:
         if wanted and (wanted[0] != ANYTHING or name == ANYTHING):
             return f"{folder} looks like {sets()[wanted[0]].title}: give that folder"
     holds = sorted(p.name for p in root.iterdir())
-    if sum(Path(n).suffix.lower() in IMAGE_SUFFIXES for n in holds) > len(holds) / 2:
+    if sum(Path(n).suffix.lower() in _PICTURES for n in holds) > len(holds) / 2:
         return (
             "It holds pictures without cameras: map them with COLMAP, or with `lean3r reconstruct --format colmap`, "
             "and give the folder with images/ and sparse/0/"
