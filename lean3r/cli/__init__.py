@@ -17,5 +17,6 @@ COMMANDS = Registry(
         "train": "lean3r.cli.train:Train",
         "distill": "lean3r.cli.distill:Distill",
         "data": "lean3r.cli.data:Data",
+        "probe": "lean3r.cli.probe:Probe",
     },
 )

@@ -15,9 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from lean3r.compress.linears import linears_of
+from lean3r.data.base import SceneBatch
 from lean3r.errors import LeanError, UsageError
 from lean3r.layers.block import Block
 from lean3r.layers.looped import LoopedTrunk
+from lean3r.train.geometry_losses import camera_depth_loss
+from lean3r.types import Views
 
 BATCHES = 5
 GROUP = 8
@@ -128,6 +131,12 @@ def gradient_scores(
         )
     counts = [sum(p.numel() for p in parameters) for parameters in owned]
     return [Score(*row) for row in zip(units, totals, counts, strict=True)]
+
+
+def prediction_loss(model: nn.Module, batch: SceneBatch) -> Tensor:
+    """A task for any backbone: cameras and depth of its prediction against the truth of the batch."""
+    found = model(Views(batch.images, batch.mask))
+    return camera_depth_loss(found, batch, batch.depth > 0)[0]
 
 
 def strongest(scores: Sequence[Score], share: float = 0.5, *, by_role: bool = True) -> list[Unit]:

@@ -1,0 +1,104 @@
+"""`lean3r probe`: which blocks of a model some data pulls at, as a report for whoever trains adapters."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from lean3r.cli.console import Console
+from lean3r.cli.options import option
+from lean3r.errors import UsageError
+
+FULL_BAR = 24
+
+
+@dataclass
+class Probe:
+    """Rank the blocks of a model by the gradients that data with known cameras and depth sends through them."""
+
+    model: Annotated[tyro.conf.Positional[str], option("MODEL")] = "nano"
+    """Which model; `lean3r models` lists them."""
+
+    weights: Annotated[Path | None, option("FILE")] = None
+    """Weights other than those that come with the model."""
+
+    plan: Annotated[str | None, option("NAME|FILE")] = None
+    """Make the model sparse first: a plan of lean3r by its name, or a .json file."""
+
+    data: Annotated[tyro.conf.UseAppendAction[list[str]], option("NAME=ROOT[:WEIGHT]")] = field(default_factory=list)
+    """A data set and its folder, perhaps with a weight; may be repeated. By default the synthetic world."""
+
+    views: Annotated[int, option("N")] = 4
+    """Pictures of a scene."""
+
+    resolution: Annotated[int | None, option("PIXELS")] = None
+    """Side of the square pictures; by default what suits the model."""
+
+    batches: Annotated[int, option("N")] = 5
+    """How many scenes to look at."""
+
+    group: Annotated[int, option("N")] = 8
+    """Blocks whose gradients are kept at a time: fewer take less memory and more time."""
+
+    share: Annotated[float, option("SHARE")] = 0.5
+    """Share of the blocks, of each role, to mark as chosen."""
+
+    seed: Annotated[int, option("N")] = 42
+    """Of the choice of scenes."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+
+    json: Annotated[bool, option()] = False
+    """Print JSON."""
+
+    verbose: Annotated[bool, option(None, "-v")] = False
+    """Show the traceback of an unexpected error."""
+
+    quiet: Annotated[bool, option(None, "-q")] = False
+    """Say nothing but errors."""
+
+    def run(self) -> None:
+        """Probe; a table, or JSON, on standard output."""
+        for name in ("views", "batches", "group"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name} is {getattr(self, name)}, expected at least 1.")
+        if not 0 < self.share <= 1:
+            raise UsageError(f"--share is {self.share}, expected a number above 0, at most 1.")
+        found = self._probe(Console(self.quiet))
+        if self.json:
+            print(json.dumps(found))
+            return
+        highest = max(unit["score"] for unit in found["units"])
+        width = max(len(unit["target"]) for unit in found["units"])
+        for unit in found["units"]:
+            mark = "*" if unit["chosen"] else " "
+            bar = "#" * round(FULL_BAR * unit["score"] / highest)
+            print(f"{mark} {unit['target']:<{width}} {unit['score']:>12.4g}  {bar}")
+        print(
+            f"* chosen: {found['share_of_parameters']:.0%} of these parameters; targets: {json.dumps(found['targets'])}"
+        )
+
+    def _probe(self, console: Console) -> dict[str, Any]:
+        from lean3r.pipeline.load import load
+        from lean3r.train.config import Stage
+        from lean3r.train.probe import gradient_scores, prediction_loss, report
+        from lean3r.train.recipes.sources import Data, Source
+
+        with console.stage("loading"):
+            model = load(self.model, self.weights, self.device, dtype="float32", plan=self.plan)
+        side = round((self.resolution or model.resolution) / model.patch) * model.patch
+        if side < model.patch:
+            raise UsageError(f"--resolution is {self.resolution}, expected at least {model.patch}.")
+        stage = Stage(self.batches, side, side, (self.views,), self.views)
+        data = Data(tuple(Source.parse(text) for text in self.data))
+        device = next(model.parameters()).device
+        with console.stage("reading"):
+            batches = [data.batch(self.seed, step, stage, 0, 1).to(device) for step in range(self.batches)]
+        with console.stage("gradients"):
+            scores = gradient_scores(model, batches, prediction_loss, group=self.group)
+        return {"model": self.model, "views": self.views, "side": side} | report(scores, self.share)
