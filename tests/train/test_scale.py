@@ -18,6 +18,7 @@ from toy_training import (
     several_runs,
     toy_loss,
     toy_model,
+    train_nano,
     train_plain,
 )
 
@@ -74,6 +75,13 @@ def test_crash_and_resume_of_two_processes_is_bit_equal(group: Path) -> None:
 @pytest.mark.parametrize("run", ["copied", "sharded", "again", "none-full", "full-none", "full-full"])
 def test_two_processes_equal_one_that_accumulates(group: Path, one: Path, run: str) -> None:
     assert_same_losses(one, group / run)
+
+
+def test_a_real_model_is_sharded_and_checkpointed_without_changing_its_losses(group: Path, tmp_path: Path) -> None:
+    train_nano(tmp_path, 2, shard="none")
+    ours, theirs = read_csv(tmp_path / "log.csv"), read_csv(group / "nano" / "log.csv")
+    for column in ("loss", "grad_norm", "depth", "rotation"):
+        assert [float(row[column]) for row in theirs] == pytest.approx([float(row[column]) for row in ours], rel=1e-3)
 
 
 def test_sharded_runs_resume_bit_by_bit(group: Path) -> None:

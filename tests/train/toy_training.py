@@ -8,16 +8,20 @@ import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lean3r.data.base import SceneBatch
+from lean3r.data.synthetic import SyntheticWorld
+from lean3r.models.nano import Nano, NanoConfig
 from lean3r.train.config import OptimConfig, Stage, TrainConfig
 from lean3r.train.distributed import World, current_world, launch
 from lean3r.train.log import read_csv
 from lean3r.train.loop import FitResult, fit
+from lean3r.train.nano import nano_loss
 from lean3r.train.state import load_checkpoint
 
 
@@ -130,6 +134,23 @@ def no_curves() -> None:
     watch.draw_curves = lambda *_: None
 
 
+def nano_batch(step: int, stage: Stage, rank: int, world_size: int) -> SceneBatch:
+    """Scenes of the synthetic world."""
+    world = SyntheticWorld(64, 64, 2, seed=7, tiles=32, tile_size=32, compile=False)
+    size = 64 * (2 if stage.loss else 1)
+    return world.batch(step * world_size + rank, stage.scenes_at(step), height=size, width=size)
+
+
+def train_nano(out: Path, accumulate: int, shard: Literal["none", "full"]) -> FitResult:
+    """Two steps of a small nano, whose objective calls parts of the model past its forward."""
+    torch.manual_seed(0)
+    model = Nano(NanoConfig(width=32, heads=2, pairs=2))
+    stage = Stage(1, 64, 64, (2,), 2, accumulate=accumulate, checkpointing=shard == "full")
+    stages = (stage, replace(stage, loss={"full": 1.0}))
+    config = TrainConfig("nano", 1, stages, OptimConfig(warmup_steps=1), "fp32", log_every=1, shard=shard)
+    return fit(model, nano_loss, nano_batch, config, out)
+
+
 def several_runs(out: Path) -> World:
     """On each process of a group: a whole run, one that crashes and is resumed, and runs without randomness, copied
     and sharded, that crash as the one and go on as the other."""
@@ -148,6 +169,7 @@ def several_runs(out: Path) -> World:
         train_plain(out / f"{first}-{then}", resume=True, shard=then)
     with suppress(Killed):
         train_plain(out / "to-one", dies_at=8, shard="full")
+    train_nano(out / "nano", 1, shard="full")
     return current_world()
 
 
