@@ -1,0 +1,154 @@
+"""Camera files as they were published: what is read from them agrees with what is known of the sets."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data.tiny import numbers, save_jpeg, save_png
+
+from lean3r.data.choosing import estimate
+from lean3r.data.colmap import ColmapFolder
+from lean3r.data.dtu import DTU, FULL, SMALL
+from lean3r.data.files import write_pfm
+from lean3r.data.realestate10k import RealEstate10K
+from lean3r.data.scannet import ScanNet
+from lean3r.data.scenes import inverted
+from lean3r.errors import InputError
+
+
+@pytest.fixture(scope="session")
+def formats(data_dir: Path) -> Path:
+    """Folder of published files."""
+    folder = data_dir / "formats"
+    if not folder.is_dir():
+        pytest.skip(f"no published files at {folder}")
+    return folder
+
+
+def dtu(root: Path, formats: Path, size: tuple[int, int], views: int = 49) -> DTU:
+    """All published cameras, with black pictures and flat depth 650 mm away."""
+    shutil.copytree(formats / "dtu_cameras_full", root / "Cameras")
+    save_png(root / "black.png", np.zeros((*size[::-1], 3), np.uint8))
+    (root / "Rectified" / "scan1_train").mkdir(parents=True)
+    (root / "Depths").mkdir()
+    maps = root / "Depths" / "scan1_train"
+    maps.mkdir()
+    write_pfm(root / "depth.pfm", np.full((SMALL[1] // 4, SMALL[0] // 4), 650, np.float32))
+    for v in range(views):
+        (root / "Rectified" / "scan1_train" / f"rect_{v + 1:03}_3_r5000.png").hardlink_to(root / "black.png")
+        (maps / f"depth_map_{v:04}.pfm").hardlink_to(root / "depth.pfm")
+    return DTU(root)
+
+
+def test_dtu_cameras_look_at_one_object_and_at_what_their_pairs_say(formats: Path, tmp_path: Path) -> None:
+    scans = dtu(tmp_path, formats, SMALL)
+    assert scans.scene(0).views == 49 and DTU.problems(tmp_path) == []
+    cameras = [scans.camera(0, v) for v in range(49)]
+    assert cameras[0].intrinsics[0, 0] == pytest.approx(2892.33 / 2)
+    assert cameras[0].intrinsics[0, 2] == pytest.approx(823.205 / 2 - 80 + 0.5)
+    world = np.stack([inverted(c.cam_from_world) for c in cameras])
+    centres, axes = world[:, :3, 3], world[:, :3, 2]
+    # The spot that all optical axes pass closest to: the object, two thirds of a metre away from every camera.
+    across = np.eye(3) - axes[:, :, None] * axes[:, None, :]
+    object_at = np.linalg.solve(across.sum(0), (across @ centres[..., None]).sum(0)[:, 0])
+    away = np.linalg.norm(centres - object_at, axis=1)
+    assert away.min() > 0.5 and away.max() < 0.85
+    assert all((c.cam_from_world[:3, :3] @ object_at + c.cam_from_world[:3, 3])[2] > 0.4 for c in cameras)
+    stated, guessed = scans.covisibility(0), estimate(scans, 0)
+    assert stated is not None
+    upper = np.triu_indices(49, 1)
+    listed = stated[upper] > 0
+    assert guessed[upper][listed].mean() > 1.2 * guessed[upper][~listed].mean()
+    depth = scans.view(0, 0).depth
+    assert np.unique(depth[::4, ::4]) == pytest.approx([0.65]) and np.count_nonzero(depth) == depth.size // 16
+
+
+def test_dtu_of_full_size_and_of_a_size_that_is_none(formats: Path, tmp_path: Path) -> None:
+    full = dtu(tmp_path / "full", formats, FULL, views=1).camera(0, 0)
+    assert full.intrinsics[0, 2] == pytest.approx(823.205 + 0.5) and (full.width, full.height) == FULL
+    with pytest.raises(InputError, match="640 x 480"):
+        dtu(tmp_path / "other", formats, (640, 480), views=1).scene(0)
+
+
+def test_realestate10k_paths_are_smooth(formats: Path, tmp_path: Path) -> None:
+    texts = sorted((formats / "realestate10k").glob("*.txt"))
+    for text in texts:
+        (tmp_path / "cameras").mkdir(exist_ok=True)
+        shutil.copy(text, tmp_path / "cameras")
+        stamps = [line.split()[0] for line in text.read_text().splitlines()[1:]]
+        for stamp in stamps[:40]:
+            save_jpeg(tmp_path / "frames" / text.stem / f"{stamp}.jpg", np.zeros((36, 64, 3), np.uint8))
+    clips = RealEstate10K(tmp_path)
+    assert len(clips) == len(texts)
+    for i in range(len(clips)):
+        cameras = [clips.camera(i, v) for v in range(clips.scene(i).views)]
+        centres = np.stack([inverted(c.cam_from_world)[:3, 3] for c in cameras])
+        steps = np.linalg.norm(np.diff(centres, axis=0), axis=1)
+        assert steps.max() < 0.5 and steps.sum() > 0
+        k = cameras[0].intrinsics
+        assert k[0, 0] == pytest.approx(k[1, 1], rel=0.03) and (k[0, 2], k[1, 2]) == (32, 18)
+    # The first line of the first file, by hand.
+    row = [float(x) for x in texts[0].read_text().splitlines()[1].split()]
+    np.testing.assert_allclose(clips.camera(0, 0).intrinsics[[0, 1], [0, 1]], (row[1] * 64, row[2] * 36))
+    np.testing.assert_allclose(clips.camera(0, 0).cam_from_world[:3].ravel(), row[7:], atol=1e-6)
+
+
+def test_realestate10k_with_clips_that_are_not_there(formats: Path, tmp_path: Path) -> None:
+    shutil.copytree(formats / "realestate10k", tmp_path / "test")
+    with pytest.raises(InputError, match="6 of 6 clips have no frames"):
+        RealEstate10K(tmp_path)
+    assert RealEstate10K.looks_like(tmp_path)
+
+
+def test_scannet_frames_move_as_the_published_pairs_do(formats: Path, tmp_path: Path) -> None:
+    pairs = (formats / "scannet_pairs" / "pairs_with_gt.txt").read_text().splitlines()
+    kept = []
+    for line in pairs[:5]:
+        words = line.split()
+        k, there_from_here = np.array(words[4:13], float).reshape(3, 3), np.array(words[22:], float).reshape(4, 4)
+        folder = tmp_path / "scans" / f"scene{len(kept):04}_00"
+        for name in ("pose", "intrinsic"):
+            (folder / name).mkdir(parents=True)
+        padded = np.eye(4)
+        padded[:3, :3] = k
+        (folder / "intrinsic" / "intrinsic_color.txt").write_text(numbers(padded))
+        (folder / "intrinsic" / "intrinsic_depth.txt").write_text(numbers(np.diag([577.0, 577.0, 1, 1])))
+        for v, pose in enumerate((np.eye(4), np.linalg.inv(there_from_here))):
+            (folder / "pose" / f"{v}.txt").write_text(numbers(pose))
+            save_jpeg(folder / "color" / f"{v}.jpg", np.zeros((480, 640, 3), np.uint8))
+            save_png(folder / "depth" / f"{v}.png", np.ones((480, 640), np.uint16))
+        kept.append((k, there_from_here))
+    walks = ScanNet(tmp_path)
+    for i, (k, there_from_here) in enumerate(kept):
+        here, there = walks.camera(i, 0), walks.camera(i, 1)
+        np.testing.assert_allclose(there.cam_from_world @ inverted(here.cam_from_world), there_from_here, atol=1e-4)
+        # Pictures that were exported smaller than the sensor's take the intrinsics along.
+        view = walks.view(i, 0)
+        assert view.image.shape[:2] == (480, 640)
+        assert view.intrinsics[0, 0] == pytest.approx(k[0, 0] * 640 / 1296)
+        assert view.intrinsics[1, 2] == pytest.approx((k[1, 2] + 0.5) * 480 / 968)
+
+
+def test_lenses_of_colmap_are_straightened(data_dir: Path) -> None:
+    """Points of real models fall where their pictures measured them, after the lens was taken out."""
+    import pycolmap
+
+    root = data_dir / "scenes" / "sceaux_castle"
+    scenes = ColmapFolder(root)
+    model = pycolmap.Reconstruction(str(root / "gt"))
+    camera = next(iter(model.cameras.values()))
+    assert camera.model.name == "SIMPLE_RADIAL" and abs(camera.params[3]) > 1e-3
+    image = min(model.images.values(), key=lambda image: image.name)
+    plain = scenes.camera(0, 0)
+    seen = [(p.xy, model.points3D[p.point3D_id].xyz) for p in image.points2D if p.has_point3D()]
+    rays = camera.cam_from_img(np.array([xy for xy, _ in seen]))
+    measured = np.concatenate([rays, np.ones((len(rays), 1))], 1) @ plain.intrinsics[:2].T
+    there = np.array([xyz for _, xyz in seen]) @ plain.cam_from_world[:3, :3].T + plain.cam_from_world[:3, 3]
+    straight = there / there[:, 2:] @ plain.intrinsics[:2].T
+    assert np.median(np.linalg.norm(straight - measured, axis=1)) < 0.5
+    view = scenes.view(0, 0)
+    assert view.image.shape[:2] == (plain.height, plain.width) and np.count_nonzero(view.depth) > 200
+    assert view.image[[0, -1]].any() and view.image[:, [0, -1]].any(), "no empty corners"
