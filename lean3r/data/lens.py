@@ -58,14 +58,15 @@ def undistort(image: np.ndarray, depth: np.ndarray, lens: pycolmap.Camera) -> tu
         lens.rescale(width, height)
     plain = pinhole_of(lens)
     if not lens.is_undistorted():
-        grid = _grid(lens.model.name, width, height, tuple(lens.params))
-        image, depth = bilinear(image, grid), nearest_at(depth, grid)
+        grid, nearest_pixel = _grid(lens.model.name, width, height, tuple(lens.params))
+        image, depth = bilinear(image, grid), depth.ravel()[nearest_pixel]
     return image, depth, np.asarray(plain.calibration_matrix())
 
 
 @lru_cache(maxsize=2)
-def _grid(model: str, width: int, height: int, params: tuple[float, ...]) -> np.ndarray:
-    """[h, w, 2] float32: where in the distorted picture each pixel of the plain one is seen."""
+def _grid(model: str, width: int, height: int, params: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """[h, w, 2] float32: where in the distorted picture (x, y) each pixel of the plain one is seen; and [h, w] int32:
+    the number of the pixel that this spot falls on, row by row, edges repeated."""
     import pycolmap
 
     lens = pycolmap.Camera(model=model, width=width, height=height, params=params)
@@ -73,14 +74,10 @@ def _grid(model: str, width: int, height: int, params: tuple[float, ...]) -> np.
     x, y = np.meshgrid(np.arange(plain.width) + 0.5, np.arange(plain.height) + 0.5)
     rays = np.asarray(plain.cam_from_img(np.stack([x.ravel(), y.ravel()], 1)))
     seen = np.asarray(lens.img_from_cam(np.concatenate([rays, np.ones((len(rays), 1))], 1)))
-    return seen.reshape(plain.height, plain.width, 2).astype(np.float32)
-
-
-def nearest_at(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Values [H, W, ...] of the pixels that the spots (x, y) of a grid [h, w, 2] fall on, edges repeated."""
-    column = np.clip(np.floor(grid[..., 0]).astype(np.int64), 0, values.shape[1] - 1)
-    row = np.clip(np.floor(grid[..., 1]).astype(np.int64), 0, values.shape[0] - 1)
-    return values[row, column]
+    column = np.clip(np.floor(seen[:, 0]), 0, width - 1).astype(np.int32)
+    row = np.clip(np.floor(seen[:, 1]), 0, height - 1).astype(np.int32)
+    shape = (plain.height, plain.width)
+    return seen.reshape(*shape, 2).astype(np.float32), (row * width + column).reshape(shape)
 
 
 def bilinear(image: np.ndarray, grid: np.ndarray) -> np.ndarray:
