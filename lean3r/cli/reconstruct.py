@@ -45,6 +45,9 @@ class Reconstruct:
     plan: Annotated[str | None, option("NAME|FILE")] = None
     """Compress the model: gsa, sla, merge, ... (docs/how-to/compress.md), or a plan as a .json file."""
 
+    loops: Annotated[int | None, option("N")] = None
+    """How often a model with a looped trunk (nano-looped) runs it: more is slower."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
 
@@ -102,7 +105,16 @@ class Reconstruct:
     format: Annotated[tyro.conf.UseAppendAction[list[str]], option("NAME[,NAME ...]", "-f", "--export-format")] = field(
         default_factory=list
     )
-    """What to write: cameras, npz, depth, ply, glb, colmap, preview; by default all."""
+    """What to write: cameras, npz, depth, ply, glb, colmap, preview; these by default; nerfstudio, mesh."""
+
+    mesh: Annotated[bool, option()] = False
+    """Also write a mesh, as GLB and PLY (format mesh)."""
+
+    scale: Annotated[str | None, option("A,B=METRES")] = None
+    """A known distance: two pictures and the metres between their cameras, as IMG_1.jpg,IMG_2.jpg=1.25."""
+
+    gps: Annotated[bool, option()] = False
+    """Metres and directions from the GPS in the pictures' EXIF: x east, y down, z north."""
 
     conf_percentile: Annotated[float, option("PERCENT", "--conf-thresh-percentile")] = 20.0
     """The least confident per cent of the depths give no points."""
@@ -111,10 +123,13 @@ class Reconstruct:
     """At most N points in the cloud."""
 
     shared_camera: Annotated[bool, option()] = False
-    """COLMAP: one camera for all pictures (of one size)."""
+    """COLMAP, nerfstudio: one camera for all pictures (of one size)."""
 
     images: Literal["auto", "always", "never"] = "auto"
-    """COLMAP: write the pictures used into images/; auto: those from videos and archives."""
+    """Write the pictures used into images/; auto: those from videos and archives, and where nerfstudio wants them."""
+
+    undistort: Annotated[bool, option()] = False
+    """COLMAP, nerfstudio: pinhole cameras, and images/ as these would have taken them."""
 
     overwrite: Annotated[bool, option()] = False
     """Replace an earlier result in the output folder."""
@@ -140,13 +155,15 @@ class Reconstruct:
         """The run without its standard output: the scene, and its summary as JSON-ready values."""
         from lean3r.export import DEFAULT_FORMATS, ExportOptions, atomic_folder, parse_formats, write_all
 
-        formats = parse_formats(self.format or DEFAULT_FORMATS)
+        formats = parse_formats([*(self.format or DEFAULT_FORMATS), *(["mesh"] if self.mesh else [])])
+        self.check(formats)
         if self.known != "both" and self.cameras is None:
             raise UsageError(f"--known {self.known} chooses parts of --cameras, which is not given.")
         # The folder is tried first: nobody waits for a result that cannot be written.
         with atomic_folder(self.out, overwrite=self.overwrite) as directory:
             with console.stage("loading"):
                 from lean3r.compress.sparsify import plan_of
+                from lean3r.models.nano_looped import set_loops
                 from lean3r.pipeline.load import load
                 from lean3r.pipeline.reconstruct import origin_of, reconstruct, where
 
@@ -162,6 +179,8 @@ class Reconstruct:
                     compile=self.compile,
                     cuda_graphs=self.cuda_graphs,
                 )
+                if self.loops is not None:
+                    set_loops(model, self.loops)
             million = f"{model.parameter_count / 1e6:.1f} M parameters"
             console.line("model", f"{self.model}, {million}; licence of the weights: {model.licence}")
             plan = plan_of(model)
@@ -189,15 +208,20 @@ class Reconstruct:
                 share_lens="always" if self.shared_camera else self.share_lens,
                 observer=console,
             )
+            scene = self.in_metres(scene)
             scene.info["config"] |= {
                 "inputs": self.inputs,
                 "format": formats,
+                "scale": self.scale,
+                "gps": self.gps,
                 "shared_camera": self.shared_camera,
                 "images": self.images,
+                "undistort": self.undistort,
             }
             scene.info["command"] = shlex.join(sys.argv)
             with console.stage("writing"):
-                options = ExportOptions(shared_camera=self.shared_camera, originals=self.originals(formats))
+                originals = self.originals(formats)
+                options = ExportOptions(self.shared_camera, originals, undistort=self.undistort)
                 files = write_all(scene, directory, formats, options)
         done = summary(scene, self.out, [file.relative_to(directory).as_posix() for file in files], console.seconds)
         console.table("summary", summary_rows(scene, done))
@@ -205,6 +229,35 @@ class Reconstruct:
             folder = shlex.quote(str(self.out / "sparse" / "0"))
             console.line("next", f"colmap gui --import_path {folder} --image_path {shlex.quote(str(pictures))}")
         return scene, done
+
+    def check(self, formats: Sequence[str]) -> None:
+        """UsageError where options of the output contradict each other, MissingExtraError where a format needs one."""
+        from lean3r.refine.scale import Distance
+
+        if self.undistort and (self.images == "never" or not {"colmap", "nerfstudio"} & set(formats)):
+            raise UsageError(
+                "--undistort writes pictures beside colmap or nerfstudio: have one, and no --images never."
+            )
+        if self.scale is not None:
+            Distance.parse(self.scale)
+            if self.gps:
+                raise UsageError("--scale and --gps both say what a metre is; choose one.")
+        if "mesh" in formats:
+            from lean3r.export.mesh import marching_cubes
+
+            marching_cubes()
+
+    def in_metres(self, scene: Reconstruction) -> Reconstruction:
+        """The scene in metres where a known distance or GPS was asked for."""
+        from lean3r.originals import Originals
+        from lean3r.refine.scale import Distance, read_places, with_distance, with_places
+
+        if self.scale is not None:
+            return with_distance(scene, Distance.parse(self.scale))
+        if self.gps:
+            originals = Originals(self.inputs, self.fps, self.every, self.frames, self.max_views)
+            return with_places(scene, read_places(originals, scene.names))
+        return scene
 
     def budget(self) -> Budget | None:
         """The budget of memory, and for how many views; UsageError where it is none."""
@@ -221,13 +274,14 @@ class Reconstruct:
         return Budget(size, self.memory_allow, writes=True, views=found.count, resolution=self.resolution)
 
     def originals(self, formats: Sequence[str]) -> Originals | None:
-        """The pictures to write beside the COLMAP model, None for none."""
+        """The pictures to write beside the COLMAP model or transforms.json, None for none."""
         from lean3r.originals import Originals
 
-        if "colmap" not in formats:
+        if not {"colmap", "nerfstudio"} & set(formats):
             return None
         originals = Originals(self.inputs, self.fps, self.every, self.frames, self.max_views)
-        if self.images == "never" or (self.images == "auto" and originals.are_loose_files):
+        wanted = self.undistort or "nerfstudio" in formats or not originals.are_loose_files
+        if self.images == "never" or (self.images == "auto" and not wanted):
             return None
         return originals
 

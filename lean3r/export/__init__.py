@@ -27,9 +27,12 @@ EXPORTERS = Registry(
         "glb": "lean3r.export.glb:write",
         "colmap": "lean3r.export.colmap:write",
         "preview": "lean3r.export.preview:write",
+        "nerfstudio": "lean3r.export.nerfstudio:write",
+        "mesh": "lean3r.export.mesh:write",
     },
 )
-DEFAULT_FORMATS = tuple(EXPORTERS)
+# Those that cost nothing to ask for: transforms.json wants the pictures copied, a mesh takes time and an extra.
+DEFAULT_FORMATS = tuple(name for name in EXPORTERS if name not in ("nerfstudio", "mesh"))
 
 
 def export(
@@ -74,7 +77,7 @@ def parse_formats(formats: str | Iterable[str]) -> Sequence[str]:
     parts = [formats] if isinstance(formats, str) else formats
     names = {name.strip().lower() for part in parts for name in part.split(",") if name.strip()}
     if "all" in names:
-        return DEFAULT_FORMATS
+        return tuple(EXPORTERS)
     for name in names:
         EXPORTERS.check(name)
     return tuple(name for name in EXPORTERS if name in names)

@@ -12,7 +12,8 @@ from lean3r.types import Reconstruction
 
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
-    """Write cameras.json: per view the name, size, K in original pixels and the pose in both directions."""
+    """Write cameras.json: per view the name, size, K in original pixels, the pose in both directions, and its lens if
+    it was refined."""
     views = [
         {
             "name": source.name,
@@ -29,6 +30,8 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
             strict=True,
         )
     ]
+    for view, lens in zip(views, reconstruction.lenses, strict=False):
+        view["lens"] = {"model": lens.model, "params": list(lens.params)}
     path = directory / "cameras.json"
     path.write_bytes(json_bytes({"axes": "opencv", "scale": reconstruction.scale, "views": views}))
     return [path]

@@ -1,4 +1,4 @@
-"""The cameras that go to other programs: lenses at the size of the original pictures, or pinholes after undistortion."""
+"""The cameras that go to other programs: lenses at the size of the original pictures, or those of undistorted ones."""
 
 from __future__ import annotations
 
@@ -61,11 +61,12 @@ def pictured(reconstruction: Reconstruction, options: ExportOptions) -> Pictured
         raise UsageError(f"one shared camera needs pictures of one size; got {listed}. Leave the option out.")
     views = [Camera(lens, s.width, s.height) for lens, s in zip(_lenses(reconstruction, options), sources, strict=True)]
     names = unique_names(reconstruction.names)
+    share = bool(reconstruction.lenses) or options.shared_camera
     if not options.undistort:
-        return _numbered(names, views, share=bool(reconstruction.lenses) or options.shared_camera)
+        return _numbered(names, views, share)
     straight = {camera: undistorted(camera) for camera in set(views)}
     names = unique_names(_openable(name) for name in names)
-    table = _numbered(names, [straight[camera] for camera in views], bool(reconstruction.lenses) or options.shared_camera)
+    table = _numbered(names, [straight[camera] for camera in views], share)
     return Pictured(table.names, table.cameras, table.camera_of, tuple(views))
 
 

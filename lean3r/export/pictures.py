@@ -19,9 +19,7 @@ JPEG_QUALITY = 95
 ROWS = 256  # of a picture that are warped at a time
 
 
-def write(
-    reconstruction: Reconstruction, directory: Path, options: ExportOptions, table: Pictured
-) -> list[Path]:
+def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions, table: Pictured) -> list[Path]:
     """Write images/ where the options say where the pictures are and no other format has done so; the files written."""
     folder = directory / FOLDER
     if options.originals is None or folder.exists():

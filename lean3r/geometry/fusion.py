@@ -41,15 +41,12 @@ def fuse(
     are more than `max_points` all voxels grow. `optics` are the cameras where they are no pinholes.
     """
     optics = optics or Optics((), intrinsics)
-    usable = _usable(depth, conf, mask)
-    threshold = _threshold(conf, usable, conf_percentile)
+    keep = trusted_pixels(depth, conf, mask, conf_percentile)
     max_points = max(max_points, 1)
     parts = [_Candidates.empty()]
     waiting, growth = 0, 1.0  # candidates since the last thinning; side of the voxels
     for view in range(len(depth)):
-        keep = usable[view] & (conf[view] >= threshold)
-        keep &= ~edge_mask(torch.from_numpy(np.where(usable[view], depth[view], 0))).numpy()
-        parts.append(_candidates(view, depth[view], conf[view], keep, cam_from_world[view], optics))
+        parts.append(_candidates(view, depth[view], conf[view], keep[view], cam_from_world[view], optics))
         waiting += len(parts[-1].flat)
         if waiting >= CHUNK:
             points = _thin(_Candidates.joined(parts), growth)
@@ -68,6 +65,17 @@ def fuse(
         view=(flat // (height * width)).astype(np.int32),
         xy=np.stack([cols, rows], axis=1).astype(np.float32) + np.float32(0.5),
     )
+
+
+def trusted_pixels(depth: np.ndarray, conf: np.ndarray, mask: np.ndarray | None, conf_percentile: float) -> np.ndarray:
+    """Pixels [S, H, W] that give points: known depth, no padding, not among the `conf_percentile` per cent of lowest
+    confidence in the scene, no flying pixels at depth edges."""
+    keep = _usable(depth, conf, mask)
+    threshold = _threshold(conf, keep, conf_percentile)
+    for view in range(len(depth)):
+        edge = edge_mask(torch.from_numpy(np.where(keep[view], depth[view], 0))).numpy()
+        keep[view] &= ~edge & (conf[view] >= threshold)
+    return keep
 
 
 class _Candidates:

@@ -56,8 +56,8 @@ class Optics:
     def project(self, view: int, cam: np.ndarray) -> np.ndarray:
         """Network pixels [P, 2] of camera points [P, 3]; NaN where a point is not in front of the camera."""
         front = cam[:, 2] > 0
-        xy = np.full((len(cam), 2), np.nan)
         if self._lenses:
+            xy = np.full((len(cam), 2), np.nan)
             source = self._sources[view]
             lens = self._lenses[view]
             # Far outside its picture a lens polynomial turns back: such points would land inside.
@@ -68,8 +68,7 @@ class Optics:
             xy[front] = (np.asarray(camera.img_from_cam(cam[front].astype(np.float64))).reshape(-1, 2) - offset) / scale
             return xy
         fx, fy, cx, cy = self._intrinsics[view][[0, 1, 0, 1], [0, 1, 2, 2]]
-        xy[front] = cam[front, :2] / cam[front, 2:] * [fx, fy] + [cx, cy]
-        return xy
+        return cam[:, :2] / np.where(front, cam[:, 2], np.nan)[:, None] * [fx, fy] + [cx, cy]
 
     def footprint(self, view: int) -> float:
         """Side of a pixel at depth 1, in the middle of the picture."""

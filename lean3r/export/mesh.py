@@ -1,0 +1,164 @@
+"""mesh.glb and mesh.ply: one coloured surface through all depth maps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lean3r.errors import MissingExtraError
+from lean3r.export.glb import GLTF_FROM_WORLD
+from lean3r.export.options import ExportOptions
+from lean3r.geometry.consistency import Scene, neighbours
+from lean3r.geometry.fusion import trusted_pixels
+from lean3r.geometry.lens import Optics
+from lean3r.geometry.tsdf import Block, integrate, plan_grid
+from lean3r.types import Reconstruction
+
+logger = logging.getLogger("lean3r")
+
+PIXELS = 1.5  # of the depth maps that a cell is wide, at the median depth
+MOST = 60_000  # blocks times the views that see them: half a minute, and some million triangles
+REACH = (4.0, 10.0)  # cells that distances reach, by how much the depth maps disagree
+CRUMB = 2e-4  # of all triangles: smaller pieces are left out
+
+
+class Mesh(NamedTuple):
+    """vertices [V, 3] float64 in world units; faces [F, 3], counter-clockwise from outside; rgb [V, 3] uint8."""
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    rgb: np.ndarray
+
+
+def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
+    """Write mesh.ply in the world's axes and mesh.glb with y up; without any surface an empty mesh.ply alone."""
+    import trimesh
+    from trimesh.exchange.gltf import export_glb
+    from trimesh.exchange.ply import export_ply
+
+    found = surface(reconstruction, options.mesh_voxel)
+    alpha = np.full((len(found.rgb), 1), 255, dtype=np.uint8)
+    mesh = trimesh.Trimesh(
+        found.vertices, found.faces, vertex_colors=np.hstack([found.rgb, alpha]) if len(alpha) else None, process=False
+    )
+    paths = [directory / "mesh.ply"]
+    paths[0].write_bytes(export_ply(mesh))
+    if len(found.faces):
+        mesh.vertices = found.vertices @ GLTF_FROM_WORLD.T
+        paths.append(directory / "mesh.glb")
+        paths[1].write_bytes(export_glb(trimesh.Scene(mesh), include_normals=True))
+    return paths
+
+
+def surface(reconstruction: Reconstruction, voxel: float | None = None) -> Mesh:
+    """The surface by marching cubes through signed distances, in cells of `voxel` world units.
+
+    None takes the size that the depth maps resolve; either grows where the scene is too large for it. Pixels that give
+    no points of the cloud give no surface. MissingExtraError without scikit-image.
+    """
+    march = marching_cubes()
+    settings = reconstruction.info.get("config", {})
+    depth, conf = reconstruction.depth, reconstruction.conf
+    keep = trusted_pixels(depth, conf, reconstruction.mask, settings.get("conf_percentile", 20.0))
+    if not keep.any():
+        return _merged([], [], [])
+    optics = Optics.of(reconstruction)
+    depth = np.where(keep, depth, 0)
+    scene = Scene(depth, reconstruction.cam_from_world, optics)
+    middle = float(np.median(depth[keep][:: 1 + int(keep.sum()) // 1_000_000]))
+    wanted = voxel or PIXELS * middle * float(np.median([optics.footprint(v) for v in range(len(depth))]))
+    reach = float(np.clip(2 * _disagreement(scene) * middle, REACH[0] * wanted, REACH[1] * wanted))
+    grid = plan_grid(scene, wanted, reach, MOST)
+    if voxel is not None and grid.voxel > voxel:
+        logger.warning("cells of %g are too many for this scene: the mesh has cells of %g", voxel, grid.voxel)
+    # Confidence says how good a pixel is beside others; near pixels are exact to less of a length.
+    share = (conf / max(float(np.median(conf[keep])), 1e-9)).clip(0.1, 10)
+    weight = share * (middle / np.where(keep, depth, middle)) ** 2
+    vertices, faces, colours = [], [], []
+    for block in integrate(scene, weight, reconstruction.images, grid):
+        piece = triangles(block, march)
+        if piece is not None:
+            for part, value in zip((vertices, faces, colours), piece, strict=True):
+                part.append(value)
+    found = _merged(vertices, faces, colours)
+    return _without_crumbs(found._replace(vertices=found.vertices * grid.voxel))
+
+
+def marching_cubes() -> Callable:
+    """scikit-image's function; MissingExtraError without the extra."""
+    try:
+        from skimage.measure import marching_cubes
+    except ImportError as error:
+        raise MissingExtraError.of("writing a mesh", "mesh") from error
+    return marching_cubes
+
+
+def triangles(block: Block, march: Callable) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Vertices [V, 3] in grid cells, triangles [F, 3] and colours [V, 3] of one block; None where no surface is."""
+    known = np.isfinite(block.distance)
+    values = np.where(known, block.distance, 1.0)
+    if not known.any() or values[known].min() >= 0 or values[known].max() <= 0:
+        return None
+    cells = np.ones(tuple(n - 1 for n in known.shape), dtype=bool)
+    for i, j, k in np.ndindex(2, 2, 2):
+        cells &= known[i : i + cells.shape[0], j : j + cells.shape[1], k : k + cells.shape[2]]
+    mask = np.zeros(known.shape, dtype=bool)
+    mask[1:, 1:, 1:] = cells  # scikit-image asks for a cell at its last corner
+    if not mask.any():
+        return None
+    try:
+        at, faces, _, _ = march(values, 0.0, mask=mask, gradient_direction="descent", allow_degenerate=False)
+    except (RuntimeError, ValueError):  # no cell with a surface
+        return None
+    if not len(faces):
+        return None
+    low, high = np.floor(at).astype(int), np.ceil(at).astype(int)
+    part = (at - low).sum(axis=1, keepdims=True)
+    ends = [block.rgb[tuple(corner.T)] for corner in (low, high)]
+    ends = [np.where(np.isfinite(a), a, b) for a, b in (ends, ends[::-1])]
+    colours = np.nan_to_num((1 - part) * ends[0] + part * ends[1], nan=128.0)
+    return at.astype(np.float64) + block.start, faces, colours
+
+
+def _merged(vertices: list, faces: list, colours: list) -> Mesh:
+    """One mesh of the blocks' pieces: vertices on shared borders become one."""
+    counts = np.cumsum([0, *(len(v) for v in vertices)])
+    xyz = np.concatenate([np.zeros((0, 3)), *vertices])
+    index = np.concatenate([np.zeros((0, 3), np.int64), *(f + start for f, start in zip(faces, counts, strict=False))])
+    rgb = np.concatenate([np.zeros((0, 3)), *colours])
+    _, first, same = np.unique(np.round(xyz * 4096).astype(np.int64), axis=0, return_index=True, return_inverse=True)
+    index = same.reshape(-1)[index]
+    sound = (index[:, 0] != index[:, 1]) & (index[:, 1] != index[:, 2]) & (index[:, 2] != index[:, 0])
+    return Mesh(xyz[first], index[sound], rgb[first].round().clip(0, 255).astype(np.uint8))
+
+
+def _without_crumbs(mesh: Mesh) -> Mesh:
+    """Without pieces of few triangles, and without vertices of none."""
+    from trimesh.graph import connected_component_labels
+
+    if not len(mesh.faces):
+        return mesh
+    edges = np.concatenate([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]]])
+    label = connected_component_labels(edges, node_count=len(mesh.vertices))[mesh.faces[:, 0]]
+    size = np.bincount(label)
+    faces = mesh.faces[size[label] >= min(max(CRUMB * len(mesh.faces), 12), size.max())]
+    used, index = np.unique(faces, return_inverse=True)
+    return Mesh(mesh.vertices[used], index.reshape(-1, 3), mesh.rgb[used])
+
+
+def _disagreement(scene: Scene) -> float:
+    """Median relative difference between what two views say of one place, where they speak of the same."""
+    found = [np.zeros(0)]
+    for view, others in enumerate(neighbours(scene, 3)):
+        rows, cols = np.nonzero(scene.depth[view][::4, ::4] > 0)
+        world = scene.world_points(view, 4 * rows, 4 * cols)
+        for other in others:
+            z, depth = scene.seen(other, world)
+            ratio = np.abs(np.log(np.where(z > 0, z, np.nan) / depth))
+            found.append(ratio[ratio < 0.15])
+    values = np.concatenate(found)
+    return float(np.median(values)) if len(values) else 0.0

@@ -1,0 +1,129 @@
+"""A surface from depth maps: truncated signed distances on a grid, cut into blocks that are made one at a time.
+
+Only blocks near a surface are made, and none is kept, so that memory stays small whatever the scene's size. The
+triangles of each are the caller's matter: neighbouring blocks share their border samples exactly.
+
+Source: Curless and Levoy 1996.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.functional import grid_sample
+
+from lean3r.geometry.consistency import Scene
+
+SIDE = 16  # cells along each side of a block
+FREE_WEIGHT = 0.3  # of a view that sees through a place, beside one that sees a surface in it
+STRIDE = 3  # pixels between those that say where blocks are needed: far less than a block
+
+
+class Block(NamedTuple):
+    """Samples at the corners of SIDE^3 cells, [SIDE + 1] * 3 each: `distance` in truncations (negative behind the
+    surface, NaN where no view says anything) and rgb [..., 3] (NaN where no surface is near). `start` [3] is the
+    place of the first sample on the grid: world = voxel * (start + index)."""
+
+    start: np.ndarray
+    distance: np.ndarray
+    rgb: np.ndarray
+
+
+class Grid(NamedTuple):
+    """voxel: size of a cell; truncation: reach of distances; blocks [B, 3]: which are needed, in blocks from the
+    world's origin; `sees` [S, B]: views that look at each."""
+
+    voxel: float
+    truncation: float
+    blocks: np.ndarray
+    sees: np.ndarray
+
+
+def plan_grid(scene: Scene, voxel: float, truncation: float, most: int) -> Grid:
+    """The blocks that depth maps need; where views times blocks are more than `most`, with larger voxels.
+
+    `scene` has depth where it is trusted, 0 elsewhere; `truncation` is at least three voxels.
+    """
+    while True:
+        reach = max(truncation, 3 * voxel)
+        blocks = _needed(scene, SIDE * voxel, reach)
+        sees = _sees(scene, blocks, SIDE * voxel)
+        pairs = int(sees.sum())
+        if pairs <= most:
+            return Grid(voxel, reach, blocks, sees)
+        # Surfaces need blocks with the square of the fineness.
+        voxel *= max(1.1, min(np.sqrt(pairs / most), 4.0))
+
+
+def integrate(scene: Scene, weight: np.ndarray, images: np.ndarray, grid: Grid) -> Iterator[Block]:
+    """The blocks of a grid one after the other; weight [S, H, W] of each pixel, images [S, H, W, 3] uint8."""
+    corner = np.stack(np.meshgrid(*[np.arange(SIDE + 1)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    height, width = scene.depth.shape[1:]
+    # Inverse depth is linear in the pixel on planes; NaN spoils whatever is mixed with it.
+    inverse = [np.where(d > 0, 1 / np.where(d > 0, d, 1), np.nan).astype(np.float32) for d in scene.depth]
+    for number, block in enumerate(grid.blocks):
+        start = block * SIDE
+        world = (start + corner) * grid.voxel
+        total, mean, ink = np.zeros((3, len(corner)))
+        rgb = np.zeros((len(corner), 3))
+        for view in np.flatnonzero(grid.sees[:, number]):
+            pose = scene.cam_from_world[view]
+            cam = world @ pose[:3, :3].T + pose[:3, 3]
+            xy = scene.optics.project(view, cam)
+            share = xy / [width, height]
+            at = torch.from_numpy((2 * share - 1).astype(np.float32))[None, None]
+            seen = grid_sample(
+                torch.from_numpy(inverse[view])[None, None], at, padding_mode="border", align_corners=False
+            )
+            distance = (1 / seen.numpy().ravel() - cam[:, 2]) / grid.truncation
+            # NaN, what lies outside and what is hidden tell nothing.
+            told = np.flatnonzero((distance > -1) & (np.abs(share - 0.5) < 0.5).all(axis=1))
+            cols, rows = xy[told].astype(np.int64).T
+            near = distance[told] < 1
+            w = weight[view, rows, cols] * np.where(near, 1.0, FREE_WEIGHT)
+            total[told] += w
+            mean[told] += w * np.minimum(distance[told], 1)
+            painted = told[near]
+            ink[painted] += w[near]
+            rgb[painted] += w[near, None] * images[view, rows[near], cols[near]]
+        shape = (SIDE + 1,) * 3
+        distance = np.divide(mean, total, out=np.full(len(corner), np.nan), where=total > 0)
+        rgb = np.divide(rgb, ink[:, None], out=np.full((len(corner), 3), np.nan), where=ink[:, None] > 0)
+        # Where only views that look through have spoken, there is no surface to close.
+        distance[(ink == 0) & (total > 0)] = 1
+        yield Block(start, distance.reshape(shape), rgb.reshape(*shape, 3))
+
+
+def _needed(scene: Scene, side: float, reach: float) -> np.ndarray:
+    """Blocks [B, 3] within `reach` of the points of all depth maps, in order."""
+    offsets = np.stack(np.meshgrid(*[[-reach, 0, reach]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    width = scene.depth.shape[2]
+    found = [np.zeros((0, 3), np.int64)]
+    for view in range(len(scene.depth)):
+        flat = np.flatnonzero(scene.depth[view].ravel() > 0)
+        flat = flat[(flat // width % STRIDE == 0) & (flat % width % STRIDE == 0)]
+        world = scene.world_points(view, *np.divmod(flat, width))
+        world = world[np.isfinite(world).all(axis=1)]
+        thin = np.unique(np.floor(world / (reach / 2)).astype(np.int64), axis=0) * (reach / 2) + reach / 4
+        for offset in offsets:
+            found.append(np.unique(np.floor((thin + offset) / side).astype(np.int64), axis=0))
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def _sees(scene: Scene, blocks: np.ndarray, side: float) -> np.ndarray:
+    """[S, B]: whether any of a block can be in a view's picture."""
+    height, width = scene.depth.shape[1:]
+    middle, radius = (blocks + 0.5) * side, 0.87 * side
+    result = np.zeros((len(scene.depth), len(blocks)), dtype=bool)
+    for view, pose in enumerate(scene.cam_from_world):
+        cam = middle @ pose[:3, :3].T + pose[:3, 3]
+        z = np.maximum(cam[:, 2], 1e-9)
+        margin = radius / z / scene.optics.footprint(view)
+        xy = scene.optics.project(view, np.concatenate([cam[:, :2], z[:, None]], axis=1))
+        inside = (xy >= -margin[:, None]).all(axis=1) & (xy <= [width, height] + margin[:, None]).all(axis=1)
+        # A lens has no pixel for places far outside its picture; a block around the camera may be anywhere.
+        result[view] = (inside & (cam[:, 2] > 0)) | (np.linalg.norm(cam, axis=1) < 2 * radius)
+    return result
