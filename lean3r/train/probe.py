@@ -81,7 +81,8 @@ def units_of(model: nn.Module) -> list[Unit]:
         found.setdefault(path, Unit(len(found), site.part, target, path))
     if not found:
         raise UsageError(
-            "the network has no blocks in an encoder or trunk of lean3r whose gradients could be compared."
+            "the network has no blocks in an encoder or trunk of lean3r whose gradients could be compared; quantised "
+            "layers have none."
         )
     return list(found.values())
 
