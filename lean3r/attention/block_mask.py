@@ -21,7 +21,7 @@ from lean3r.attention.parts import (
     without_padding,
 )
 from lean3r.errors import UsageError
-from lean3r.ops.block_sparse import unsupported
+from lean3r.ops.block_sparse import KeyValues, check_kv, unsupported
 from lean3r.ops.dispatch import Implementation, check_implementation
 from lean3r.ops.repeats import number
 from lean3r.types import TokenLayout
@@ -74,7 +74,8 @@ class BlockSparse(Mechanism):
     probability t, both together the larger number, always one at least. Special tokens follow the patches as keys:
     those that fill the last block of patches are chosen with it, the others always; as queries they see everything.
     `window` asks the trunk for an order in which blocks are compact. sparsity 0 is dense attention. The choice is
-    quadratic in blocks, in bounded memory. The release's int8 keys are not imitated.
+    quadratic in blocks, in bounded memory. The release's int8 keys are not imitated; kv "fp8" rounds keys and values
+    of the patches' attention to E4M3, a scale a block.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class BlockSparse(Mechanism):
         query_block: int = 128,
         key_block: int = 64,
         window: int | None = None,
+        kv: KeyValues = "full",
         implementation: Implementation = "auto",
     ):
         super().__init__()
@@ -99,11 +101,12 @@ class BlockSparse(Mechanism):
         self.query_block = check_count("query_block", query_block)
         self.key_block = check_count("key_block", key_block)
         self.window = window
+        self.kv: KeyValues = check_kv(kv)
         self.implementation: Implementation = check_implementation(implementation)
 
     def extra_repr(self) -> str:
         """Shown by repr(model)."""
-        names = ("sparsity", "threshold", "pool", "query_block", "key_block", "window", "implementation")
+        names = ("sparsity", "threshold", "pool", "query_block", "key_block", "window", "kv", "implementation")
         return shown(self, *names)
 
     def unsupported(self, head_dim: int) -> str | None:
@@ -150,6 +153,7 @@ class BlockSparse(Mechanism):
         record(self, layout, density=density, blocks=lambda: choice(slice(None)))
         everything = self.sparsity is not None and int(scored * (1 - self.sparsity)) >= scored
         out = attend_chosen(
-            q, k, v, None if everything else choice, self.query_block, self.key_block, key_mask, self.implementation
+            *(q, k, v, None if everything else choice, self.query_block, self.key_block, key_mask),
+            *(self.implementation, self.kv),
         )
         return out[:, :, :patches]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lean3r.attention.dense import softmax_attention
 from lean3r.attention.parts import pieces, written
-from lean3r.ops.block_sparse import block_sparse_attention
+from lean3r.ops.block_sparse import KeyValues, block_sparse_attention, rounded_blocks
 from lean3r.ops.dispatch import Implementation
 
 Choice = Callable[[slice], Tensor]
@@ -76,13 +76,17 @@ def attend_chosen(
     key_block: int,
     key_mask: Tensor | None,
     implementation: Implementation,
+    kv: KeyValues = "full",
 ) -> Tensor:
     """Softmax attention of each query block over the key blocks that choice(slice of query blocks) lists.
 
     q, k and v [B, H, N, D] are `filled`; key_mask [B, N] is False on keys never attended to; choice None is every
-    block. The choice is made for a few query blocks at a time, so that no table of all pairs is ever held.
+    block. The choice is made for a few query blocks at a time, so that no table of all pairs is ever held. kv as in
+    ops/block_sparse.
     """
     if choice is None:
+        if kv == "fp8":
+            k, v = (rounded_blocks(x, key_block, key_mask) for x in (k, v))
         return softmax_attention(q, k, v, key_mask)
 
     def attend(rows: slice) -> Tensor:
@@ -96,6 +100,7 @@ def attend_chosen(
             query_block=query_block,
             key_block=key_block,
             key_mask=key_mask,
+            kv=kv,
             implementation=implementation,
         )
 

@@ -16,7 +16,7 @@ from lean3r.attention.base import Mechanism, Projected, record
 from lean3r.attention.parts import check_count, check_flag, shown, view_count, without_padding
 from lean3r.errors import UsageError
 from lean3r.ops.block_select import block_select
-from lean3r.ops.block_sparse import block_sparse_attention, unsupported
+from lean3r.ops.block_sparse import KeyValues, block_sparse_attention, check_kv, unsupported
 from lean3r.ops.dispatch import Implementation, check_implementation
 from lean3r.types import TokenLayout, Windows
 
@@ -38,8 +38,8 @@ class Gsa(Mechanism):
     compressed branch and 1 - g for the other (the paper's text), or "none", the selected branch alone. fill: what
     stands in lists with fewer windows than top_k: "unique" nothing, "repeat_last" the last window again and again
     as in released checkpoints, where repetitions count. reference, every: windows of view 0, and of views 0,
-    every, 2 every, ..., are attended to besides the top_k (the paper's VGGT: view 0 and every 100). implementation:
-    as in ops/dispatch.py.
+    every, 2 every, ..., are attended to besides the top_k (the paper's VGGT: view 0 and every 100). kv: "fp8" rounds
+    the patches' keys and values in the selected branch (ops/block_sparse). implementation: as in ops/dispatch.py.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Gsa(Mechanism):
         fill: Literal["unique", "repeat_last"] = "unique",
         reference: bool = False,
         every: int | None = None,
+        kv: KeyValues = "full",
         implementation: Implementation = "auto",
     ):
         super().__init__()
@@ -68,6 +69,7 @@ class Gsa(Mechanism):
         self.gating = gate
         self.fill: Literal["unique", "repeat_last"] = fill
         self.reference, self.every = check_flag("reference", reference), every
+        self.kv: KeyValues = check_kv(kv)
         self.implementation: Implementation = check_implementation(implementation)
         self.gate = None
         if gate != "none":
@@ -78,7 +80,7 @@ class Gsa(Mechanism):
 
     def extra_repr(self) -> str:
         """Shown by repr(model)."""
-        names = ("dim", "heads", "window", "top_k", "fill", "reference", "every", "implementation")
+        names = ("dim", "heads", "window", "top_k", "fill", "reference", "every", "kv", "implementation")
         return f"{shown(self, *names)}, gate={self.gating!r}"
 
     def unsupported(self, head_dim: int) -> str | None:
@@ -120,6 +122,7 @@ class Gsa(Mechanism):
             key_block=cut.size,
             key_mask=cut.mask,
             dense_keys=(cut.seen_by_all(k, views), cut.seen_by_all(p.v, views)) if cut.special or views else None,
+            kv=self.kv,
             implementation=self.implementation,
         )
         gates = self.gates(p.x)

@@ -22,7 +22,7 @@ from lean3r.attention.blocks import (
 from lean3r.attention.dense import softmax_attention
 from lean3r.attention.parts import check_count, check_share, in_pieces, pieces, shown, without_padding
 from lean3r.errors import UsageError
-from lean3r.ops.block_sparse import unsupported
+from lean3r.ops.block_sparse import KeyValues, check_kv, unsupported
 from lean3r.ops.dispatch import Implementation, check_implementation
 from lean3r.ops.linear_attention import Feature, block_states, linear_attention, states_attention
 from lean3r.types import TokenLayout
@@ -68,6 +68,7 @@ class SLA(Mechanism):
     whose zero rows count in means and as keys. Blocks run through the tokens as they lie, special ones included,
     and may reach over two views; `window` asks the trunk for an order in which blocks are compact.
     keep 1 with a zero proj_lin, or critical 1, is dense attention. `init_std` is that of proj_lin's first values.
+    kv "fp8" rounds the softmax branch's keys and values, a scale a block (ops/block_sparse); token mode has none.
     """
 
     lam: nn.Parameter
@@ -85,6 +86,7 @@ class SLA(Mechanism):
         filling: Filling = "masked",
         window: int | None = None,
         init_std: float = 1e-3,
+        kv: KeyValues = "full",
         implementation: Implementation = "auto",
     ):
         super().__init__()
@@ -98,6 +100,11 @@ class SLA(Mechanism):
         self.negligible = check_share("negligible", negligible)
         self.filling: Filling = filling
         self.window = window
+        self.kv: KeyValues = check_kv(kv)
+        if kv == "fp8" and mode == "token":
+            raise UsageError(
+                "kv='fp8' is for blocks of keys, which mode='token' has not; take mode='block' or kv='full'"
+            )
         self.implementation: Implementation = check_implementation(implementation)
         self.proj_lin = nn.Linear(dim // heads, dim // heads, bias=False)
         nn.init.normal_(self.proj_lin.weight, std=init_std)
@@ -107,7 +114,7 @@ class SLA(Mechanism):
     def extra_repr(self) -> str:
         """Shown by repr(model)."""
         shares = ("critical", "negligible") if self.mode == "three-way" else ("keep",)
-        blocks = () if self.mode == "token" else ("block", "filling", "window")
+        blocks = () if self.mode == "token" else ("block", "filling", "window", "kv")
         return shown(self, "mode", *shares, *blocks, "implementation")
 
     def unsupported(self, head_dim: int) -> str | None:
@@ -154,7 +161,7 @@ class SLA(Mechanism):
 
         record(self, layout, density=min(1.0, kept / count), blocks=lambda: choice(slice(None)))
         out = attend_chosen(
-            q, k, v, choice if kept < count else None, block, block, mask, self.implementation
+            q, k, v, choice if kept < count else None, block, block, mask, self.implementation, self.kv
         )  # fmt: skip
         return out[:, :, :tokens]
 
@@ -185,7 +192,7 @@ class SLA(Mechanism):
 
         record(self, layout, density=high / count, blocks=lambda: choice(slice(None)))
         near = attend_chosen(
-            q, k, v, choice if high < count else None, block, block, mask, self.implementation
+            q, k, v, choice if high < count else None, block, block, mask, self.implementation, self.kv
         )  # fmt: skip
         states = block_states(k, v, block, "elu", mask)
         each = q.shape[0] * q.shape[1] * (count + states.shape[3] * states.shape[4])
@@ -198,7 +205,8 @@ class ThuSLA(Mechanism):
 
     Each `query_block` queries attend to a `keep` share of the key blocks (at least one, where the release divides
     0 by 0), by the score of the block means. proj_l starts at zero, so that keep 1 is dense attention. `feature` is
-    the linear branch's map: "softmax", "elu" or "relu". Nothing is cast to bfloat16, which the release does.
+    the linear branch's map: "softmax", "elu" or "relu". Nothing is cast to bfloat16, which the release does. kv as
+    in `SLA`.
     """
 
     def __init__(
@@ -211,6 +219,7 @@ class ThuSLA(Mechanism):
         key_block: int = 64,
         feature: Feature = "softmax",
         window: int | None = None,
+        kv: KeyValues = "full",
         implementation: Implementation = "auto",
     ):
         super().__init__()
@@ -221,6 +230,7 @@ class ThuSLA(Mechanism):
         self.key_block = check_count("key_block", key_block)
         self.feature: Feature = feature
         self.window = window
+        self.kv: KeyValues = check_kv(kv)
         self.implementation: Implementation = check_implementation(implementation)
         self.proj_l = nn.Linear(dim // heads, dim // heads)
         nn.init.zeros_(self.proj_l.weight)
@@ -228,7 +238,7 @@ class ThuSLA(Mechanism):
 
     def extra_repr(self) -> str:
         """Shown by repr(model)."""
-        return shown(self, "keep", "query_block", "key_block", "feature", "window", "implementation")
+        return shown(self, "keep", "query_block", "key_block", "feature", "window", "kv", "implementation")
 
     def unsupported(self, head_dim: int) -> str | None:
         """See Mechanism."""
@@ -249,7 +259,7 @@ class ThuSLA(Mechanism):
         )
         count = count_blocks(tokens, self.key_block)
         kept = max(1, int(self.keep * count))
-        if kept >= count:
+        if kept >= count and self.kv == "full":
             record(self, layout, density=1.0)
             return softmax_attention(q, k, v, p.key_mask), far
         query_mask = filled_mask(p.key_mask, q, self.query_block)
@@ -265,5 +275,7 @@ class ThuSLA(Mechanism):
             return block_scores(pooled_q[:, :, rows], pooled_k, usable).topk(kept, -1).indices.int()
 
         record(self, layout, density=kept / count, blocks=lambda: choice(slice(None)))
-        near = attend_chosen(q, k, v, choice, self.query_block, self.key_block, key_mask, self.implementation)
+        near = attend_chosen(
+            q, k, v, choice, self.query_block, self.key_block, key_mask, self.implementation, self.kv
+        )  # fmt: skip
         return near[:, :, :tokens], far

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FLOOR = 1e-8  # of a row's largest magnitude, so that rows of zeros have a scale
+_BYTES = 2 << 20  # of inputs and outputs of a product at a time: a core's second-level cache or two
+_ROWS = 256  # at least: every product arranges its weight anew
 
 
 def integer_rows(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -31,6 +33,36 @@ def _rows(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     highest = 2 ** (bits - 1) - 1
     scale = x.abs().amax(-1, keepdim=True).clamp(min=FLOOR) / highest
     return (x / scale).round().clamp(-highest - 1, highest), scale
+
+
+def integer_product(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """x [M, K] by codes [N, K] int8 with scales [N, 1], plus bias [N]: [M, N] in the type of x, with no gradient.
+
+    x is rounded as by `integer_rows`, the sums are exact integers. With every pass through memory the rounding and
+    scaling would take longer than the product; so some rows at a time go through all of it, in buffers that the
+    caches hold. CPU only.
+    """
+    (tokens, depth), width, plain = x.shape, len(weight), x.dtype == torch.float32
+    some = tokens if torch.compiler.is_compiling() else min(tokens, max(_ROWS, _BYTES // (4 * (depth + width))))
+    out = x.new_empty(tokens, width)
+    floats, whole = torch.empty(some, depth), torch.empty(some, depth, dtype=torch.int8)
+    sums = torch.empty(some, width, dtype=torch.int32)
+    row_scale, offset = weight_scale.t().float(), None if bias is None else bias.float()
+    for start in range(0, tokens, max(1, some)):
+        rows = slice(start, min(start + some, tokens))
+        n = rows.stop - start
+        if plain:  # integer_rows, without new memory for every step
+            scale = torch.abs(x[rows], out=floats[:n]).amax(-1, keepdim=True).clamp_(min=FLOOR).div_(127)
+            codes = whole[:n].copy_(torch.div(x[rows], scale, out=floats[:n]).round_())
+        else:
+            codes, scale = integer_rows(x[rows], 8)
+        torch.ops.aten._int_mm.out(codes, weight.t(), out=sums[:n])
+        part = out[rows] if plain else torch.empty(n, width)
+        part.copy_(sums[:n]).mul_(scale)
+        part = part.mul_(row_scale) if offset is None else torch.addcmul(offset, part, row_scale, out=part)
+        if not plain:
+            out[rows] = part
+    return out
 
 
 def pack_nibbles(codes: Tensor) -> Tensor:

@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 
 from lean3r.errors import UsageError
+from lean3r.ops.block_sparse.coded import KeyValues, check_kv, rounded_blocks
 from lean3r.ops.dispatch import Implementation, choose
+
+__all__ = ["KeyValues", "block_sparse_attention", "check_kv", "rounded_blocks", "unsupported"]
 
 DenseKeys = tuple[Tensor, Tensor]
 
@@ -22,6 +25,7 @@ def block_sparse_attention(
     scale: float | None = None,
     key_mask: Tensor | None = None,
     dense_keys: DenseKeys | None = None,
+    kv: KeyValues = "full",
     implementation: Implementation = "auto",
 ) -> Tensor:
     """Softmax attention of every query over the keys of the blocks that its query block lists.
@@ -30,6 +34,8 @@ def block_sparse_attention(
     [B, H, nq, K], any integer type: indices below 0 or from nk on are skipped, a block listed twice counts twice.
     scale is D^-0.5 by default. key_mask [B, nk * key_block] is False on keys that are never attended to; what they
     hold, NaN included, is never read. dense_keys (k, v), each [B, H, E, D], are seen by every query besides.
+    kv "fp8" rounds k and v, not dense_keys, to E4M3 with one scale a key block and head; gradients pass straight
+    through. The kernel then reads bytes; other paths, and runs that record gradients, multiply what these stand for.
 
     Returns [B, H, nq * query_block, D] in q's dtype, differentiable in q, k, v and dense_keys. A query with
     nothing to attend to gives zeros; a query holding NaN gives NaN and passes no gradient to anything.
@@ -39,12 +45,18 @@ def block_sparse_attention(
 
     Source: token branch of Speed3R (arXiv 2603.08055).
     """
+    check_kv(kv)
     _check(q, k, v, blocks, query_block, key_block, key_mask, dense_keys)
     tensors = (q, k, v, *(dense_keys or ()))
     reason = unsupported(q.shape[-1], query_block, key_block, blocks.shape[-1])
     chosen = choose("block_sparse_attention", implementation, tensors, torch_path=True, unsupported=reason)
     factor = q.shape[-1] ** -0.5 if scale is None else scale
-    if chosen == "triton":
+    coded = kv == "fp8" and k.shape[2] > 0
+    if coded and (chosen != "triton" or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))):
+        k, v, coded = rounded_blocks(k, key_block, key_mask), rounded_blocks(v, key_block, key_mask), False
+    if coded:
+        from lean3r.ops.block_sparse.kernel_fp8 import attend
+    elif chosen == "triton":
         from lean3r.ops.block_sparse.kernel import attend
     elif chosen == "torch":
         from lean3r.ops.block_sparse.gather import attend

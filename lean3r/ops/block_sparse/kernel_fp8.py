@@ -1,0 +1,157 @@
+"""Block-sparse attention in Triton over keys and values in E4M3, forward only; see kernel.py for the way it goes.
+
+Codes are read as they are stored, a byte each. The scale of a block of keys multiplies its scores, that of its values
+their shares, so that neither is ever written out in another type.
+"""
+
+# pyright: reportArgumentType=false, reportReturnType=false, reportGeneralTypeIssues=false
+# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lean3r.ops.block_sparse.coded import quantize_blocks
+from lean3r.ops.block_sparse.kernel import (
+    _GROUP_KEYS,
+    _LOG2_E,
+    _PRUNE,
+    _absorb,
+    _bits,
+    _configs,
+    _keys_of_union,
+    _last_dim_dense,
+    _load,
+    _members,
+    _sizes,
+    unions,
+)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blocks: Tensor,
+    query_block: int,
+    key_block: int,
+    scale: float,
+    key_mask: Tensor | None,
+    dense_keys: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """As `block_sparse_attention` with kv="fp8", without gradients. Besides: a byte for each number of k and v."""
+    (batch, heads, queries, dim), keys, listed = q.shape, k.shape[2], blocks.shape[3]
+    with torch.cuda.device_of(q):
+        q = _last_dim_dense(q.detach())
+        codes_k, scale_k = _bytes_and_scales(k, key_block, key_mask)
+        codes_v, scale_v = _bytes_and_scales(v, key_block, key_mask)
+        extra_k, extra_v = (q, q) if dense_keys is None else (x.detach().contiguous() for x in dense_keys)
+        extras = 0 if dense_keys is None else extra_k.shape[2]
+        union = unions(blocks.to(torch.int32).contiguous(), query_block, keys // key_block)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        groups, size = union[0].shape[1:]
+        if not groups:
+            return out
+        members = _members(query_block, listed)
+        _forward[(groups, batch * heads)](
+            *(q, codes_k, scale_k, codes_v, scale_v, out, *union),
+            *(q if key_mask is None else key_mask.contiguous().view(torch.uint8), extra_k, extra_v),
+            *(*q.stride()[:3], heads, queries, keys, extras, scale),
+            **_sizes(dim, q.dtype, query_block, key_block),
+            HAS_MASK=key_mask is not None,
+            HAS_EXTRA=extras > 0,
+            MEMBERS=members,
+            BITS=_bits(members),
+            ROWS=triton.next_power_of_2(members * query_block),
+            SIZE=size,
+        )
+    return out
+
+
+def _bytes_and_scales(x: Tensor, key_block: int, key_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    codes, scale = quantize_blocks(x, key_block, key_mask)
+    return codes.contiguous().view(torch.uint8), scale.float().contiguous()
+
+
+@triton.jit
+def _decode(code, KIND: tl.constexpr):
+    """E4M3 bytes -> KIND, exactly, but for NaN, whose scale is NaN too.
+
+    As bits of a float16, sign, exponent and mantissa stand in place; only the exponent counts from 7, not from 15.
+    """
+    code = code.to(tl.int16)
+    bits = ((code & 0x80) << 8) | ((code & 0x7F) << 7)
+    return (bits.to(tl.float16, bitcast=True) * 256.0).to(KIND)
+
+
+@triton.jit
+def _absorb_codes(
+    query, key, key_scale, value, value_scale, weight, top, total, mixed, scale_log2, PRECISION: tl.constexpr
+):  # fmt: skip
+    """One step of the online softmax, base 2, for codes [LANES, DIM] and their scales [LANES]."""
+    score = tl.dot(query, tl.trans(key), input_precision=PRECISION) * (scale_log2 * key_scale)[None, :]
+    score = tl.where(weight > 0, score, float("-inf"))
+    higher = tl.maximum(top, tl.max(score, 1))
+    anchor = tl.where(higher == float("-inf"), 0.0, higher)
+    share = tl.exp2(score - anchor[:, None]) * weight
+    fade = tl.exp2(top - anchor)
+    scaled = tl.where(weight > 0, share * value_scale[None, :], 0.0)
+    mixed = mixed * fade[:, None] + tl.dot(scaled.to(value.dtype), value, input_precision=PRECISION)
+    return higher, total * fade + tl.sum(share, 1), mixed
+
+
+@triton.autotune(_configs(), key=_GROUP_KEYS, prune_configs_by=_PRUNE)
+@triton.jit
+def _forward(
+    q, codes_k, scale_k, codes_v, scale_v, out, union, counts, lengths, key_mask, extra_k, extra_v,
+    q_batch, q_head, q_row, heads, queries, keys, extras, scale,
+    D: tl.constexpr, DIM: tl.constexpr, QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_MASK: tl.constexpr, HAS_EXTRA: tl.constexpr, MEMBERS: tl.constexpr, BITS: tl.constexpr, ROWS: tl.constexpr,
+    SIZE: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    FIELD: tl.constexpr = (1 << BITS) - 1
+    both = tl.program_id(1).to(tl.int64)
+    batch, head = both // heads, both % heads
+    group = both * tl.num_programs(0) + tl.program_id(0)
+    union += group * SIZE
+    counts += group * SIZE
+    length = tl.load(lengths + group)
+    codes_k += both * keys * D
+    codes_v += both * keys * D
+    scale_k += both * (keys // KEY_BLOCK)
+    scale_v += both * (keys // KEY_BLOCK)
+    scale_log2 = scale * _LOG2_E
+
+    m = tl.arange(0, ROWS)
+    row = tl.program_id(0).to(tl.int64) * (MEMBERS * QUERY_BLOCK) + m
+    present = (m < MEMBERS * QUERY_BLOCK) & (row < queries)
+    shift = m // QUERY_BLOCK * BITS
+    query = _load(q + batch * q_batch + head * q_head, row, q_row, present, D, DIM)
+    top = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    mixed = tl.zeros((ROWS, DIM), tl.float32)
+    if HAS_EXTRA:
+        for start in range(0, extras, LANES):
+            at = start + tl.arange(0, LANES)
+            key = _load(extra_k + both * extras * D, at, D, at < extras, D, DIM)
+            value = _load(extra_v + both * extras * D, at, D, at < extras, D, DIM)
+            weight = (at < extras).to(tl.int32)[None, :] + tl.zeros((ROWS, LANES), tl.int32)
+            top, total, mixed = _absorb(query, key, value, weight, top, total, mixed, scale_log2, PRECISION)
+    for start in range(0, length * KEY_BLOCK, LANES):
+        at, valid, weight = _keys_of_union(
+            union, counts, length, start, key_mask + batch * keys, shift, FIELD, KEY_BLOCK, LANES, HAS_MASK
+        )
+        key = _decode(_load(codes_k, at, D, valid, D, DIM), q.dtype.element_ty)
+        value = _decode(_load(codes_v, at, D, valid, D, DIM), q.dtype.element_ty)
+        key_scale = tl.load(scale_k + at // KEY_BLOCK, mask=valid, other=0.0)
+        value_scale = tl.load(scale_v + at // KEY_BLOCK, mask=valid, other=0.0)
+        top, total, mixed = _absorb_codes(
+            query, key, key_scale, value, value_scale, weight, top, total, mixed, scale_log2, PRECISION
+        )
+
+    mixed = mixed / tl.where(total == 0, 1.0, total)[:, None]
+    dim = tl.arange(0, DIM)
+    place = out + (both * queries + row)[:, None] * D + dim[None, :]
+    tl.store(place, mixed.to(out.dtype.element_ty), mask=present[:, None] & (dim < D)[None, :])
