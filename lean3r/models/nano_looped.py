@@ -68,3 +68,11 @@ class NanoLooped(Nano):
         """See Nano.blocks_of_round."""
         assert isinstance(self.trunk, LoopedTrunk)
         return self.trunk.one_pass(x, layout, positions(self._loops)[index])
+
+
+def set_loops(model: nn.Module, loops: int) -> None:
+    """Choose how often a looped model runs its pair of blocks; UsageError where the model has nothing to loop."""
+    if not isinstance(model, NanoLooped):
+        name = getattr(model, "name", type(model).__name__)
+        raise UsageError(f"{name} has no looped trunk; leave the number of loops out, or use nano-looped.")
+    model.loops = loops

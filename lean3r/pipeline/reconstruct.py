@@ -131,6 +131,7 @@ def reconstruct(
         "config": {
             "model": model.name,
             "plan": None if plan is None else plan.name,
+            "loops": getattr(model, "loops", None),
             "dtype": str(origin.dtype).removeprefix("torch."),
             "resolution": resolution or model.resolution,
             "max_views": max_views,

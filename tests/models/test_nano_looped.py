@@ -18,7 +18,7 @@ from lean3r.layers.block import Block
 from lean3r.layers.looped import LoopedTrunk, ScaledBlock, StepScales, positions
 from lean3r.models.checkpoint import save_model
 from lean3r.models.nano import Nano, NanoConfig
-from lean3r.models.nano_looped import LoopedConfig, NanoLooped
+from lean3r.models.nano_looped import LoopedConfig, NanoLooped, set_loops
 from lean3r.pipeline.load import load
 from lean3r.train.looped import looped_loss, loops_at
 from lean3r.types import TokenLayout, Views
@@ -162,6 +162,12 @@ def test_loops_that_make_no_sense(loops: Any) -> None:
         looped().loops = loops
     with pytest.raises(UsageError, match="expected a whole number from 1 on"):
         NanoLooped(replace(LoopedConfig(width=32, heads=2), loops=loops))
+
+    model = looped()
+    set_loops(model, 7)
+    assert model.loops == 7
+    with pytest.raises(UsageError, match="nano has no looped trunk"):
+        set_loops(Nano(NanoConfig(width=32, heads=2, pairs=1)), 2)
 
 
 def test_weights_must_be_given_and_come_back(tmp_path: Path) -> None:
