@@ -72,6 +72,8 @@ def refined(
     told = found.info["refinement"]
     if told["status"] == "kept" and len(scene.sources) > 1:
         logger.warning("not refined: %s; the network's cameras stay", told["reason"])
+    for note in told.get("notes", ()):
+        logger.warning("%s", note)
     return found
 
 

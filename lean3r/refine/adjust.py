@@ -15,6 +15,7 @@ from lean3r.refine.matching import LEAST_INLIERS, Matches
 ROTATION_DEG, DIRECTION_DEG = 15.0, 40.0  # a start may differ so much from what a pair of views shows
 ROUNDS = ((16.0, 6.0), (8.0, 4.0), (4.0, 2.0))  # pixels that measurements, degrees that new points may be off
 LEAST_SEEN = 12  # points that a registered view must see
+DOUBT_ERROR, DOUBT_FOCAL = 0.8, 0.04  # known focal lengths are doubted if others are so much better and so far off
 LEAST_ANGLE_DEG = 1.0  # median parallax of the points below which cameras and points are not determined
 
 
@@ -197,6 +198,35 @@ def restore_known(job: Job, model: pycolmap.Reconstruction) -> None:
         group = job.groups[job.views[view_of[image.name]].group]
         if group.fixed:
             model.cameras[image.camera_id].params = list(camera_of(group).params)
+
+
+def doubt(job: Job, model: pycolmap.Reconstruction) -> str | None:
+    """What the pictures say against known focal lengths, None if nothing: an adjustment that is free to change them.
+
+    The model is left with the focal lengths that it prefers.
+    """
+    view_of = files_to_view(job)
+    fixed = {
+        i.camera_id for i in model.images.values() if i.has_pose and job.groups[job.views[view_of[i.name]].group].fixed
+    }
+    if not fixed or model.num_reg_images() < 3:
+        return None
+    given = {camera_id: model.cameras[camera_id].mean_focal_length() for camera_id in fixed}
+    before = model.compute_mean_reprojection_error()
+    options = pycolmap.BundleAdjustmentOptions()
+    options.print_summary, options.refine_extra_params = False, False
+    options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
+    options.ceres.solver_options.num_threads = job.threads
+    pycolmap.bundle_adjustment(model, options)
+    model.update_point_3d_errors()
+    after = model.compute_mean_reprojection_error()
+    ratio = max((model.cameras[c].mean_focal_length() / given[c] for c in fixed), key=lambda r: abs(np.log(r)))
+    if after > DOUBT_ERROR * before or abs(np.log(ratio)) < DOUBT_FOCAL:
+        return None
+    return (
+        f"the known focal length does not fit the pictures: {ratio:.2f} times that brings the reprojection error "
+        f"from {before:.2f} to {after:.2f} px; check --cameras, or leave the intrinsics out"
+    )
 
 
 def drop_weak_views(model: pycolmap.Reconstruction) -> None:

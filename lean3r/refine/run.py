@@ -58,8 +58,7 @@ def run(reconstruction: Reconstruction, originals: Originals | None, options: Re
     }
     if reason := accept.better(before, after):
         return kept(reconstruction, report, reason, start)
-    if ended:
-        report["notes"] = [ended + "; what was done by then is used"]
+    report["notes"] = answer.report["notes"] + ([f"{ended}; what was done by then is used"] if ended else [])
     refined = place(reconstruction, job, answer, options)
     refined = follow(refined)
     label = "refined" if answer.report["start"] else "fallback"
@@ -237,4 +236,4 @@ def _colours(reconstruction: Reconstruction, answer: Answer, xy: np.ndarray) -> 
 
 
 def _unscaled(error_px: float | None, scale: float) -> float | None:
-    return None if error_px is None else round(error_px / scale, 4)
+    return None if error_px is None else round(float(error_px / scale), 4)

@@ -124,6 +124,7 @@ def answer_of(job: Job, matches: matching.Matches, model: pycolmap.Reconstructio
             "pairs": len(matches.pairs),
             "before": asdict(before),
             "after": asdict(after),
+            "notes": [note] if (note := adjust.doubt(job, model)) else [],
         },
     )
 
