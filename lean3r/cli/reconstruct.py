@@ -236,7 +236,7 @@ class Reconstruct:
 
         if self.undistort and (self.images == "never" or not {"colmap", "nerfstudio"} & set(formats)):
             raise UsageError(
-                "--undistort writes pictures beside colmap or nerfstudio: have one, and no --images never."
+                "--undistort writes pictures beside colmap or nerfstudio: ask for one, without --images never."
             )
         if self.scale is not None:
             Distance.parse(self.scale)

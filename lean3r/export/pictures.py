@@ -49,7 +49,7 @@ def undistort(picture: Image.Image, before: Camera, after: Camera) -> Image.Imag
     """A picture of the lens `before` as the pinhole camera `after` would have taken it; bicubic."""
     if before == after:
         return picture
-    source = torch.from_numpy(np.asarray(picture)).permute(2, 0, 1)[None].float()
+    source = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
     old, new = (colmap_camera(c.lens, c.width, c.height) for c in (before, after))
     # Pictures may be read at another size than their cameras are for: pixels go by their share of the sides.
     size = np.array([before.width, before.height])

@@ -1,0 +1,211 @@
+"""Files as other programs read them: COLMAP with lenses and tracks, splat trainers' folder, nerfstudio's transforms."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+import trimesh
+from PIL import Image
+
+from export.scene import make_scene
+from lean3r.cameras import read_given
+from lean3r.errors import UsageError
+from lean3r.export import EXPORTERS, ExportOptions, export
+from lean3r.geometry.lens import Optics, colmap_camera
+from lean3r.originals import Originals
+from lean3r.types import Lens, SparsePoints
+
+SIZE = (320, 240)
+LENSES = {
+    "SIMPLE_RADIAL": (260.0, 161.0, 118.0, -0.11),
+    "RADIAL": (260.0, 161.0, 118.0, -0.11, 0.02),
+    "OPENCV": (260.0, 262.0, 161.0, 118.0, -0.11, 0.02, 0.002, -0.001),
+    "OPENCV_FISHEYE": (260.0, 262.0, 161.0, 118.0, -0.05, 0.01, 0.002, -0.001),
+}
+
+
+def refined(model: str = "OPENCV", names=("b.jpg", "a.png", "c.heic.jpg"), shared: bool = True):
+    """Three views of one lens (or three) with exact sparse points and measurements."""
+    scene = make_scene(3, height=72, width=96, originals=[SIZE] * 3, names=list(names))
+    params = LENSES[model]
+    lenses = tuple(Lens(model, (params[0] + (0 if shared else v), *params[1:])) for v in range(3))
+    xyz = scene.points.xyz[::50].astype(np.float64)
+    optics = Optics(scene.sources, scene.intrinsics, lenses)
+    point, view, xy = [], [], []
+    for v in range(3):
+        cam = xyz @ scene.cam_from_world[v, :3, :3].T + scene.cam_from_world[v, :3, 3]
+        pixel = optics.project(v, cam) * (SIZE[0] / 96)
+        seen = np.flatnonzero((pixel >= 0).all(1) & (pixel < SIZE).all(1))
+        point.append(seen), view.append(np.full(len(seen), v)), xy.append(pixel[seen])
+    point, view = np.concatenate(point).astype(np.int32), np.concatenate(view).astype(np.int32)
+    colours = scene.points.rgb[::50]
+    sparse = SparsePoints(xyz, colours, np.zeros(len(xyz)), point, view, np.concatenate(xy))
+    return replace(scene, lenses=lenses, sparse=sparse, registration=("refined",) * 3)
+
+
+def photos(scene, folder: Path) -> Originals:
+    """Pictures of the scene's names, in which red rises along x and green along y."""
+    x, y = np.meshgrid(np.linspace(0, 255, SIZE[0]), np.linspace(0, 255, SIZE[1]))
+    ramp = np.stack([x, y, 0 * x], axis=-1).astype(np.uint8)
+    folder.mkdir()
+    for name in scene.names:
+        Image.fromarray(ramp).save(folder / name, quality=95)
+    return Originals([folder])
+
+
+@pytest.mark.parametrize("model", LENSES)
+def test_colmap_has_the_lens_and_the_measured_tracks(tmp_path, model):
+    scene = refined(model)
+    EXPORTERS.get("colmap")(scene, tmp_path, ExportOptions())
+    found = pycolmap.Reconstruction(tmp_path / "sparse" / "0")
+    assert found.num_cameras() == 1 and found.num_images() == 3
+    camera = next(iter(found.cameras.values()))
+    assert (camera.model.name, camera.width, camera.height) == (model, *SIZE)
+    np.testing.assert_allclose(camera.params, LENSES[model])
+    assert found.compute_mean_reprojection_error() < 1e-5
+    seen = np.unique(scene.sparse.point)
+    assert found.num_points3D() == len(seen) and found.compute_num_observations() == len(scene.sparse.point)
+    views = json.loads(EXPORTERS.get("cameras")(scene, tmp_path, ExportOptions())[0].read_text())["views"]
+    assert views[0]["lens"] == {"model": model, "params": list(LENSES[model])}
+
+
+def test_lenses_of_their_own_stay_apart_and_refuse_to_be_one(tmp_path):
+    scene = refined(shared=False)
+    EXPORTERS.get("colmap")(scene, tmp_path, ExportOptions())
+    assert pycolmap.Reconstruction(tmp_path / "sparse" / "0").num_cameras() == 3
+    for name in ("colmap", "nerfstudio"):
+        with pytest.raises(UsageError, match="3 refined ones"):
+            EXPORTERS.get(name)(scene, tmp_path / name, ExportOptions(shared_camera=True))
+
+
+def test_double_measurements_and_points_without_any_are_left_out(tmp_path):
+    scene = refined()
+    s = scene.sparse
+    doubled = replace(s, xyz=np.vstack([s.xyz, [[0, 0, 9]]]), rgb=np.vstack([s.rgb, [[1, 2, 3]]]),
+                      error_px=np.zeros(len(s.xyz) + 1), point=np.append(s.point, s.point[0]),
+                      view=np.append(s.view, s.view[0]), xy=np.vstack([s.xy, s.xy[:1] + 1]))  # fmt: skip
+    EXPORTERS.get("colmap")(replace(scene, sparse=doubled), tmp_path, ExportOptions())
+    found = pycolmap.Reconstruction(tmp_path / "sparse" / "0")
+    assert found.compute_num_observations() == len(s.point)
+
+
+@pytest.mark.parametrize("model", LENSES)
+def test_undistorted_pictures_are_those_of_their_pinhole_cameras(tmp_path, model):
+    scene = refined(model)
+    options = ExportOptions(originals=photos(scene, tmp_path / "photos"), undistort=True)
+    out = export(scene, tmp_path / "out", "colmap,nerfstudio", options=options)
+    found = pycolmap.Reconstruction(out / "sparse" / "0")
+    camera = next(iter(found.cameras.values()))
+    assert camera.model.name == "PINHOLE" and found.compute_mean_reprojection_error() < 1e-5
+    assert sorted(p.name for p in (out / "images").iterdir()) == sorted(scene.names)
+    old = colmap_camera(scene.lenses[0], *SIZE)
+    for name in scene.names:
+        with Image.open(out / "images" / name) as picture:
+            pixels = np.asarray(picture.convert("RGB")).astype(float)
+        assert pixels.shape == (camera.height, camera.width, 3)
+        at = np.random.default_rng(0).integers([8, 8], [camera.width - 8, camera.height - 8], (200, 2))
+        rays = np.asarray(camera.cam_from_img(at + 0.5))
+        origin = np.asarray(old.img_from_cam(np.concatenate([rays, np.ones((200, 1))], axis=1)))
+        expected = (origin - 0.5) / np.subtract(SIZE, 1) * 255
+        assert np.abs(pixels[at[:, 1], at[:, 0], :2] - expected).max() < 6
+        assert np.median(np.abs(pixels[at[:, 1], at[:, 0], :2] - expected)) < 1.5
+    content = json.loads((out / "transforms.json").read_text())
+    assert "k1" not in content and (content["w"], content["h"]) == (camera.width, camera.height)
+
+
+def test_undistorting_a_pinhole_changes_nothing(tmp_path):
+    scene = make_scene(3, originals=[SIZE] * 3, names=["a.jpg", "b.jpg", "c.png"])
+    originals = photos(scene, tmp_path / "photos")
+    for undistort in (False, True):
+        options = ExportOptions(originals=originals, undistort=undistort)
+        export(scene, tmp_path / f"{undistort}", "colmap", options=options)
+    models = [pycolmap.Reconstruction(tmp_path / f"{u}" / "sparse" / "0") for u in (False, True)]
+    assert [c.params.tolist() for c in models[0].cameras.values()] == [
+        c.params.tolist() for c in models[1].cameras.values()
+    ]
+    with Image.open(tmp_path / "True" / "images" / "c.png") as a, Image.open(tmp_path / "photos" / "c.png") as b:
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def as_nerfstudio_reads(folder: Path) -> list[dict]:
+    """Frames with what is fixed at the top of the file, as its data parser takes them: a value at the top wins, any
+    distortion at the top hides those of the frames, and pictures must be where they are said to be."""
+    content = json.loads((folder / "transforms.json").read_text())
+    assert content["camera_model"] in {"OPENCV", "OPENCV_FISHEYE", "SIMPLE_PINHOLE", "PINHOLE"}
+    distortion = ("k1", "k2", "k3", "k4", "p1", "p2")
+    fixed = any(key in content for key in distortion)
+    frames = []
+    for frame in content["frames"]:
+        found = {key: float(content.get(key, frame.get(key))) for key in ("fl_x", "fl_y", "cx", "cy", "w", "h")}
+        found |= {key: float((content if fixed else frame).get(key, 0)) for key in distortion}
+        with Image.open(folder / frame["file_path"]) as picture:
+            assert picture.size == (found["w"], found["h"])
+        pose = np.array(frame["transform_matrix"])
+        assert pose.shape == (4, 4) and np.linalg.det(pose[:3, :3]) == pytest.approx(1)
+        frames.append({**found, "name": Path(frame["file_path"]).name, "pose": pose})
+    points = trimesh.load(folder / content["ply_file_path"])
+    assert points.vertices.shape == points.colors[:, :3].shape
+    assert "applied_transform" not in content and "applied_scale" not in content
+    return frames
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("model", ["SIMPLE_RADIAL", "RADIAL", "OPENCV"])
+def test_nerfstudio_sees_points_where_they_were_measured(tmp_path, model, shared):
+    scene = refined(model, shared=shared)
+    options = ExportOptions(originals=photos(scene, tmp_path / "photos"))
+    out = export(scene, tmp_path / "out", "nerfstudio", options=options)
+    for view, frame in enumerate(as_nerfstudio_reads(out)):
+        assert frame["name"] == scene.names[view]
+        mine = scene.sparse.view == view
+        world = scene.sparse.xyz[scene.sparse.point[mine]]
+        local = (world - frame["pose"][:3, 3]) @ frame["pose"][:3, :3]
+        x, y = local[:, 0] / -local[:, 2], local[:, 1] / local[:, 2]  # y up, z backward
+        r2 = x * x + y * y
+        bend = 1 + frame["k1"] * r2 + frame["k2"] * r2**2
+        p1, p2 = frame["p1"], frame["p2"]
+        u = frame["fl_x"] * (x * bend + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)) + frame["cx"]
+        v = frame["fl_y"] * (y * bend + 2 * p2 * x * y + p1 * (r2 + 2 * y * y)) + frame["cy"]
+        np.testing.assert_allclose(np.stack([u, v], 1), scene.sparse.xy[mine], atol=1e-6)
+
+
+def test_lean3r_reads_its_own_transforms(tmp_path):
+    scene = refined("OPENCV")
+    EXPORTERS.get("nerfstudio")(scene, tmp_path, ExportOptions())
+    for camera, pose in zip(
+        read_given(tmp_path / "transforms.json").match(scene.names), scene.cam_from_world, strict=True
+    ):
+        assert camera is not None
+        np.testing.assert_allclose(camera.cam_from_world, pose, atol=1e-12)
+
+
+def test_a_lens_that_nerfstudio_lacks_is_refused_unless_undistorted(tmp_path):
+    full = Lens("FULL_OPENCV", (260.0, 262.0, 161.0, 118.0, -0.1, 0.02, 0, 0, 0, 0.01, 0, 0))
+    scene = replace(refined(), lenses=(full,) * 3)
+    with pytest.raises(UsageError, match="--undistort"):
+        EXPORTERS.get("nerfstudio")(scene, tmp_path, ExportOptions())
+    assert EXPORTERS.get("nerfstudio")(scene, tmp_path, ExportOptions(undistort=True))
+
+
+@pytest.mark.parametrize("undistort", [False, True])
+def test_splat_trainers_find_everything(tmp_path, undistort):
+    """As gsplat's parser goes about it: names of the model sorted, files of images/ sorted, one to one."""
+    scene = refined("SIMPLE_RADIAL", names=("z.jpg", "B.png", "a.jpg"))
+    options = ExportOptions(originals=photos(scene, tmp_path / "photos"), undistort=undistort)
+    out = export(scene, tmp_path / "out", "colmap", options=options)
+    model = pycolmap.Reconstruction(out / "sparse" / "0")
+    assert sorted(image.name for image in model.images.values()) == sorted(p.name for p in (out / "images").iterdir())
+    position = {point_id: i for i, point_id in enumerate(model.points3D)}
+    for image in model.images.values():
+        camera = model.cameras[image.camera_id]
+        assert camera.model.name == ("PINHOLE" if undistort else "SIMPLE_RADIAL")
+        with Image.open(out / "images" / image.name) as picture:
+            assert picture.size == (camera.width, camera.height)
+        index = np.array([position[p.point3D_id] for p in image.get_observation_points2D()])
+        depth = np.array([p.xyz for p in model.points3D.values()])[index] @ image.cam_from_world().matrix()[2, :3]
+        assert (depth + image.cam_from_world().matrix()[2, 3] > 0).all()
