@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,8 +54,17 @@ class Changes:
     checkpoint_every: Annotated[int | None, option("STEPS")] = None
     """How often to write a checkpoint; 0: at the end."""
 
+    pictures_every: Annotated[int | None, option("STEPS")] = None
+    """How often to draw what the model predicts; 0: never."""
+
+    keep_last: Annotated[int | None, option("N")] = None
+    """Checkpoints that are kept."""
+
     precision: Annotated[str | None, option("NAME")] = None
     """bf16 or fp32."""
+
+    shard: Annotated[str | None, option("NAME")] = None
+    """full spreads parameters over the processes, none copies them, auto decides by memory."""
 
     textures: Annotated[Path | None, option("DIR")] = None
     """Folder of photo crops (.jpg) that join the synthetic world's textures."""
@@ -79,10 +88,9 @@ class Changes:
         """The options that change configs."""
         from lean3r.train.recipes.overrides import Overrides
 
-        names = ("batch", "accumulate", "seed", "workers", "validate_every", "checkpoint_every", "precision")
-        return Overrides(
-            tuple(self.steps), tuple(self.lr), tuple(self.views), **{name: getattr(self, name) for name in names}
-        )
+        lists = {"steps": tuple(self.steps), "lr": tuple(self.lr), "views": tuple(self.views)}
+        others = {f.name: getattr(self, f.name) for f in fields(Overrides) if f.name not in lists}
+        return Overrides(**lists, **others)
 
 
 def keep_recipe(out: Path, recipe: Mapping[str, Any], resume: bool) -> None:
@@ -128,23 +136,10 @@ def validate(
 
 def picture(world: SyntheticWorld, config: TrainConfig, scale: int, model: nn.Module) -> np.ndarray:
     """[H, W, 3] uint8: views of a held-out scene, the depth that the model sees in them, and the true one."""
-    import numpy as np
-    import torch
-
+    from lean3r.train.pictures import draw_depth
     from lean3r.train.recipes import HELD_OUT_SEED
-    from lean3r.types import Views
 
     stage = config.stages[-1]
     world = replace(world, seed=HELD_OUT_SEED, textures=None, compile=False)
     batch = world.batch(0, 1, views=4, height=stage.height * scale, width=stage.width * scale)
-    depth = model(Views(batch.images)).depth
-    known = batch.depth > 0
-    truth = torch.where(known, batch.depth, batch.depth.max()).log()
-    ours = depth.clamp_min(1e-6).log()
-    ours = ours + (truth - ours)[known].median()
-    low, high = truth.min(), truth.max()
-    rows = [batch.images[0]] + [
-        ((high - d[0]) / (high - low)).clamp(0, 1)[:, None].expand(-1, 3, -1, -1) for d in (ours, truth)
-    ]
-    grid = torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)
-    return (grid.permute(1, 2, 0) * 255).round().byte().cpu().numpy().astype(np.uint8)
+    return draw_depth(batch)(model)

@@ -15,7 +15,8 @@ from lean3r.errors import LeanError
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary neighbour of `path`, flush it to the disk and put it in place in one move."""
-    temporary = path.with_name(f".{path.name}.partial")
+    # Of this process: others that were started alike may write the same file at the same time.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         write(temporary)
         flush(temporary)

@@ -26,11 +26,11 @@ def draw_depth(batch: SceneBatch, views: int = 4) -> Callable[[Any], np.ndarray]
     some = slice(0, views)
 
     def draw(model: Any) -> np.ndarray:
-        device = next(model.parameters()).device
-        found = model(Views(batch.images[:1].to(device)))
+        found = model(Views(batch.images[:1].to(next(model.parameters()).device)))
         if found.depth is None:
             raise UsageError("the model predicts no depth to draw; train without pictures (pictures_every 0)")
-        return side_by_side(batch.images[0, some], found.depth[0, some].float().cpu(), batch.depth[0, some])
+        parts = (batch.images[0, some], found.depth[0, some], batch.depth[0, some])
+        return side_by_side(*(part.float().cpu() for part in parts))
 
     return draw
 
@@ -48,13 +48,13 @@ def side_by_side(images: Tensor, predicted: Tensor, true: Tensor) -> np.ndarray:
         predicted = predicted * (true[known].median() / predicted[known].median())
     positive = reference[reference > 0]
     low, high = (positive.quantile(q).item() for q in (0.02, 0.98)) if len(positive) else (1.0, 2.0)
-    rgb = (images.clamp(0, 1) * 255).round().byte().movedim(1, -1).cpu().numpy()
+    rgb = (images.clamp(0, 1) * 255).round().byte().movedim(1, -1).numpy()
     columns = [rgb, _coloured(predicted, low, high), _coloured(true, low, high)]
     return np.concatenate([np.concatenate(list(column)) for column in columns], axis=1)
 
 
 def _coloured(depth: Tensor, low: float, high: float) -> np.ndarray:
-    values = depth.cpu().numpy()
+    values = depth.numpy()
     place = np.clip((np.log(np.maximum(values, 1e-12)) - np.log(low)) / max(np.log(high / low), 1e-6), 0, 1)
     stops = np.linspace(0, 1, len(_COLOURS))
     colour = np.stack([np.interp(place, stops, channel) for channel in _COLOURS.T], axis=-1).round().astype(np.uint8)

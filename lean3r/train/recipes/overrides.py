@@ -31,7 +31,10 @@ class Overrides:
     workers: int | None = None
     validate_every: int | None = None
     checkpoint_every: int | None = None
+    pictures_every: int | None = None
+    keep_last: int | None = None
     precision: str | None = None
+    shard: str | None = None
 
     def configs(self, configs: Sequence[TrainConfig]) -> list[TrainConfig]:
         """The configs of all phases with these changes; UsageError where they do not fit together."""
@@ -51,7 +54,10 @@ class Overrides:
             workers=self.workers,
             validate_every=self.validate_every,
             checkpoint_every=self.checkpoint_every,
+            pictures_every=self.pictures_every,
+            keep_last=self.keep_last,
             precision=self.precision,
+            shard=self.shard,
         )
         return replace(config, stages=tuple(replace(s, **stage) for s in config.stages), **run)
 
