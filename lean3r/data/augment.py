@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image
+import torch
+import torch.nn.functional as F
 
 from lean3r.data.scenes import RawView
 from lean3r.errors import UsageError
@@ -84,23 +85,28 @@ def cut(view: RawView, height: int, width: int, share: float = 1.0, spot: tuple[
     """
     rows, columns = view.depth.shape
     scale = max(height / rows, width / columns) / share
-    box_width, box_height = min(width / scale, columns), min(height / scale, rows)
-    left, top = spot[0] * (columns - box_width), spot[1] * (rows - box_height)
-    if (rows, columns, box_width, box_height) == (height, width, width, height):
+    # Whole pixels, so that nothing beside the cut is read; the intrinsics take exactly what was cut.
+    wide, high = (min(max(1, round(side / scale)), most) for side, most in ((width, columns), (height, rows)))
+    left, top = round(spot[0] * (columns - wide)), round(spot[1] * (rows - high))
+    if (rows, columns, high, wide) == (height, width, height, width):
         return view
-    box = (left, top, left + box_width, top + box_height)
-    image = np.asarray(Image.fromarray(view.image).resize((width, height), Image.Resampling.BICUBIC, box=box))
-    sx, sy = width / box_width, height / box_height
+    sx, sy = width / wide, height / high
+    image = _resized(view.image[top : top + high, left : left + wide], height, width)
     k = np.array([[sx, 0.0, -sx * left], [0.0, sy, -sy * top], [0.0, 0.0, 1.0]]) @ view.intrinsics
-    x = np.clip(left + (np.arange(width) + 0.5) / sx, 0, columns - 1).astype(np.int64)
-    y = np.clip(top + (np.arange(height) + 0.5) / sy, 0, rows - 1).astype(np.int64)
-    known = np.count_nonzero(view.depth)
-    if 0 < known < _SPARSE * view.depth.size:
+    x = left + ((np.arange(width) + 0.5) / sx).astype(np.int64)
+    y = top + ((np.arange(height) + 0.5) / sy).astype(np.int64)
+    depth = view.depth[y[:, None], x]
+    if np.count_nonzero(depth) < _SPARSE * depth.size and view.depth.any():
         depth = _moved(view.depth, height, width, (left, top), (sx, sy))
-    else:
-        depth = view.depth[y[:, None], x]
     normals = None if view.normals is None else view.normals[y[:, None], x]
     return RawView(image, depth, k, view.cam_from_world, normals)
+
+
+def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 [H, W, 3], averaged over what each pixel covers. Several times as fast as Pillow's."""
+    planes = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    planes = F.interpolate(planes, (height, width), mode="bicubic", antialias=True)
+    return planes[0].permute(1, 2, 0).numpy()
 
 
 def _moved(

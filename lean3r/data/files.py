@@ -15,7 +15,7 @@ from lean3r.errors import InputError
 def read_image(path: Path) -> np.ndarray:
     """[H, W, 3] uint8 RGB as stored: cameras of data sets belong to stored pixels, so EXIF does not turn them."""
     with naming(path), Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+        return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def image_size(path: Path) -> tuple[int, int]:

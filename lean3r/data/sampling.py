@@ -178,7 +178,7 @@ def _read(
     views, unknown = [], 0
     for v in chosen:
         raw = scenes.view(scene, v)
-        depth, count = without_unknown(raw.depth)
+        depth, count = without_unknown(raw.depth) if scenes.has_depth else (raw.depth, 0)
         raw = RawView(raw.image, depth, raw.intrinsics, raw.cam_from_world, raw.normals)
         views.append(augmented(raw, shape.height, shape.width, part.augmentation, drawn, rng))
         unknown += count
@@ -186,7 +186,7 @@ def _read(
         raise InputError("no depth is known in any of the views")
     normals = [view.normals for view in views if view.normals is not None]
     return SceneBatch(
-        images=_tensor([view.image for view in views]).permute(0, 3, 1, 2)[None].float().div(255),
+        images=_pictures([view.image for view in views])[None],
         depth=_tensor([view.depth for view in views])[None].float(),
         intrinsics=_tensor([view.intrinsics for view in views])[None].float(),
         cam_from_world=_tensor([view.cam_from_world for view in views])[None].float(),
@@ -200,6 +200,8 @@ def _read(
 
 def joined(samples: Sequence[SceneBatch]) -> SceneBatch:
     """Samples of one shape as one batch."""
+    if len(samples) == 1:
+        return samples[0]
     normals = [s.normals for s in samples if s.normals is not None]
     return SceneBatch(
         *(torch.cat([getattr(s, key) for s in samples]) for key in ("images", "depth", "intrinsics", "cam_from_world")),
@@ -209,6 +211,15 @@ def joined(samples: Sequence[SceneBatch]) -> SceneBatch:
         skipped=tuple(name for s in samples for name in s.skipped),
         unknown=sum(s.unknown for s in samples),
     )
+
+
+def _pictures(arrays: Sequence[np.ndarray]) -> torch.Tensor:
+    """[S, 3, H, W] in [0, 1] of uint8 [H, W, 3] each, copied once."""
+    height, width = arrays[0].shape[:2]
+    out = torch.empty(len(arrays), 3, height, width)
+    for place, array in zip(out, arrays, strict=True):
+        place.copy_(torch.from_numpy(np.array(array)).permute(2, 0, 1))
+    return out.div_(255)
 
 
 def _tensor(arrays: Sequence[np.ndarray]) -> torch.Tensor:
