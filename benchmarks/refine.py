@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,13 +61,22 @@ def pose_figures(found: np.ndarray, truth: np.ndarray, registered: np.ndarray) -
     similarity, in per cent of the scene's size (root mean square distance of the true centres from their middle)."""
     auc = pose_auc(torch.from_numpy(found), torch.from_numpy(truth), THRESHOLDS_DEG)
     figures = {f"auc{t}": round(100 * auc[t], 2) for t in THRESHOLDS_DEG} | {"registered": int(registered.sum())}
-    there = np.isfinite(found).all((1, 2))
+    there = np.asarray(np.isfinite(found).all((1, 2)))
     if there.sum() >= 3:
         centres = camera_centers(torch.from_numpy(truth))
         size = float((centres - centres.mean(0)).norm(dim=-1).square().mean().sqrt())
         ate = trajectory_errors(torch.from_numpy(found[there]), torch.from_numpy(truth[there])).ate
         figures["ate"] = round(100 * float(np.sqrt(np.mean(ate**2))) / size, 3)
     return figures
+
+
+def ways(intrinsics: Path) -> dict[str, dict[str, Any]]:
+    """The options of each way that is compared."""
+    return {
+        "network": {"refine": "off"},
+        "refined": {"refine": "on", "refine_seconds": 600},
+        "known_intrinsics": {"refine": "on", "refine_seconds": 600, "cameras": intrinsics, "known": "intrinsics"},
+    }
 
 
 def photos(model, folder: Path, repeats: int) -> dict[str, dict]:
@@ -77,19 +87,15 @@ def photos(model, folder: Path, repeats: int) -> dict[str, dict]:
         row: dict[str, dict] = {}
         seconds: dict[str, list[float]] = {}
         for _ in range(repeats):
-            for name, options in (
-                ("network", {"refine": "off"}),
-                ("refined", {"refine": "on"}),
-                ("known_intrinsics", {"refine": "on", "cameras": scene / "gt", "known": "intrinsics"}),
-            ):
+            for name, options in ways(scene / "gt").items():
                 start = time.perf_counter()
-                found = lean3r.reconstruct(model, scene / "images", refine_seconds=600, **options)
+                found = lean3r.reconstruct(model, scene / "images", **options)
                 seconds.setdefault(name, []).append(time.perf_counter() - start)
                 row[name] = of_reconstruction(found, cameras.names, cameras.cam_from_world)
             poses, taken = plain(scene / "images")
             seconds.setdefault("pycolmap", []).append(taken)
             found_poses = np.stack([poses.get(n, np.full((4, 4), np.nan)) for n in cameras.names])
-            there = np.isfinite(found_poses).all((1, 2))
+            there = np.asarray(np.isfinite(found_poses).all((1, 2)))
             row["pycolmap"] = pose_figures(found_poses, cameras.cam_from_world, there)
         for name, taken in seconds.items():
             row[name] |= {"seconds": round(statistics.median(taken), 2), "all_seconds": [round(t, 2) for t in taken]}
@@ -148,12 +154,8 @@ def synthetic(model, scenes: int, views: int) -> dict[str, dict]:
             for view, image in enumerate((batch.images[0] * 255).round().byte().permute(0, 2, 3, 1).numpy()):
                 Image.fromarray(image).save(folder / f"{view:02d}.png")
             write_intrinsics(folder / "cameras.json", batch.intrinsics[0].double().numpy())
-            for kind, options in (
-                ("network", {"refine": "off"}),
-                ("refined", {"refine": "on"}),
-                ("known_intrinsics", {"refine": "on", "cameras": folder / "cameras.json", "known": "intrinsics"}),
-            ):
-                found = lean3r.reconstruct(model, sorted(folder.glob("*.png")), refine_seconds=600, **options)
+            for kind, options in ways(folder / "cameras.json").items():
+                found = lean3r.reconstruct(model, sorted(folder.glob("*.png")), **options)
                 figures = of_reconstruction(found, found.names, truth)
                 every.setdefault(kind, []).append(figures | dense_figures(found, batch, truth))
         print(
@@ -194,7 +196,8 @@ def dense_figures(found: Reconstruction, batch, truth: np.ndarray) -> dict[str, 
     )
     rng = np.random.default_rng(0)
     pick = rng.choice(np.flatnonzero(known.ravel()), min(SAMPLE, int(known.sum())), replace=False)
-    fit = umeyama_robust(*(torch.from_numpy(p.reshape(-1, 3)[pick]) for p in (ours, theirs)))
+    source, target = (torch.from_numpy(points.reshape(-1, 3)[pick]) for points in (ours, theirs))
+    fit = umeyama_robust(source, target)
     cloud = found.points.xyz[rng.choice(len(found.points.xyz), min(SAMPLE, len(found.points.xyz)), replace=False)]
     cloud = fit.apply(torch.from_numpy(cloud.astype(np.float64))).numpy()
     mean = float(depth[depth > 0].mean()) / 100

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lean3r.refine.matching import Matches
 
 INLIER_PX = 2.0  # in the pictures that features were found in
+TURNED_PX = 1.0
 CAP_PX = 1000.0  # of an error that is reported: beyond, a number says nothing
 
 
@@ -67,6 +68,29 @@ def errors_px(matches: Matches, cameras: Sequence[pycolmap.Camera], cam_from_wor
         relative = cam_from_world[j] @ np.linalg.inv(cam_from_world[i])
         errors.append(focal * pair_errors(rays[i][index[:, 0]], rays[j][index[:, 1]], relative))
     return np.minimum(np.nan_to_num(np.concatenate(errors), nan=CAP_PX), CAP_PX)
+
+
+def turn_only(matches: Matches, cameras: Sequence[pycolmap.Camera]) -> bool:
+    """Whether most matches are explained, within TURNED_PX, by cameras that turn and do not move: then neither
+    positions nor depths can be told."""
+    rays = [
+        np.asarray(camera.cam_from_img(xy)) if len(xy) else np.zeros((0, 2))
+        for camera, xy in zip(cameras, matches.keypoints, strict=True)
+    ]
+    errors = [np.zeros(0)]
+    for (i, j), index in zip(matches.pairs, matches.indices, strict=True):
+        pose = np.eye(4)
+        pose[:3, :3] = best_turn(rays[i][index[:, 0]], rays[j][index[:, 1]])
+        errors.append(cameras[i].mean_focal_length() * pair_errors(rays[i][index[:, 0]], rays[j][index[:, 1]], pose))
+    return float(np.median(np.concatenate(errors))) < TURNED_PX
+
+
+def best_turn(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The rotation [3, 3] that brings rays (x, y, 1), [M, 2], nearest to others."""
+    a, b = (np.hstack([xy, np.ones((len(xy), 1))]) for xy in (a, b))
+    a, b = (xyz / np.linalg.norm(xyz, axis=1, keepdims=True) for xyz in (a, b))
+    u, _, v = np.linalg.svd(b.T @ a)
+    return u @ np.diag([1.0, 1.0, np.linalg.det(u @ v)]) @ v
 
 
 def pair_errors(a: np.ndarray, b: np.ndarray, b_from_a: np.ndarray) -> np.ndarray:

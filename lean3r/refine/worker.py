@@ -105,6 +105,8 @@ def answer_of(job: Job, matches: matching.Matches, model: pycolmap.Reconstructio
             point.append(index)
             view.append(view_of[image.name])
             xy.append(image.points2D[element.point2D_idx].xy)
+    if accept.turn_only(matches, [cameras[view.group] for view in job.views]):
+        return None
     before = accept.fit(matches, _before(job), job.cam_from_world)
     placed = np.where(has[:, None, None], poses, np.nan)  # a match with a view that is not there counts as a miss
     after = accept.fit(matches, [cameras[v.group] for v in job.views], placed)

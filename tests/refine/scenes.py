@@ -10,7 +10,7 @@ from PIL import Image
 
 from lean3r.types import PointCloud, Reconstruction, Source
 
-WIDTH, HEIGHT, FOCAL = 480, 360, 430.0
+WIDTH, HEIGHT, FOCAL = 320, 240, 290.0
 STRIDE = 2  # of the network's picture
 INTRINSICS = np.array([[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1.0]])
 # Planes n . x = d: the wall ahead, the floor, the wall at the right, and a box's front.
@@ -41,7 +41,7 @@ def look(rotation_deg: tuple[float, float, float], centre: tuple[float, float, f
     return pose
 
 
-def arc(views: int, step: float = 0.5) -> np.ndarray:
+def arc(views: int, step: float = 0.7) -> np.ndarray:
     """Cameras [S, 4, 4] along an arc that look into the corner."""
     at = (np.arange(views) - (views - 1) / 2) * step
     return np.stack([look((-5 * x, 4.0 + x, 1.5 * x), (x, 0.15 * x**2 - 0.3, 0.1 * x)) for x in at])
@@ -62,7 +62,7 @@ def photograph(pose: np.ndarray, seed: int = 0, focal: float = FOCAL) -> tuple[n
             near &= (hit[..., 0] > x0) & (hit[..., 0] < x1) & (hit[..., 1] > y0) & (hit[..., 1] < y1)
         u, v = hit[..., np.flatnonzero(normal == 0)][near].T
         picture = texture(10 * seed + index)
-        where = (np.stack([u, v]) * 170 + 400) % (len(picture) - 1)
+        where = (np.stack([u, v]) * 120 + 400) % (len(picture) - 1)
         low, part = np.floor(where).astype(int), where % 1
         corners = [picture[low[0] + i, low[1] + j] for i in (0, 1) for j in (0, 1)]
         weights = [(1 - part[0]) * (1 - part[1]), (1 - part[0]) * part[1], part[0] * (1 - part[1]), part[0] * part[1]]
