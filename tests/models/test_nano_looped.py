@@ -124,6 +124,22 @@ def test_checkpointed_and_plain_gradients_are_equal() -> None:
     assert all(bool(g.isfinite().all()) for g in plain)
 
 
+def test_gradients_of_a_checkpointed_stage_are_the_plain_ones() -> None:
+    from lean3r.train.sharding import checkpointed
+
+    model = looped(3).train()
+
+    def gradients() -> dict[str, Tensor]:
+        model.zero_grad(set_to_none=True)
+        model.iterate(pictures(2)).tokens.square().mean().backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    plain = gradients()
+    with checkpointed(model):
+        again = gradients()
+    assert plain.keys() == again.keys() and all(torch.equal(again[name], value) for name, value in plain.items())
+
+
 def test_compression_names_its_blocks() -> None:
     model = looped()
     assert [site.role for site in sites_of(model)] == ["frame", "frame", "global"]
