@@ -50,7 +50,7 @@ class Distill(Changes):
 
     def run(self) -> None:
         """Train all phases; print the path of the student's weights."""
-        from lean3r.train.distributed import launch
+        from lean3r.train.distributed import is_main_process, launch
 
         recipe = self.chosen()
         if self.dry_run:
@@ -66,7 +66,8 @@ class Distill(Changes):
             )
             if stopped:
                 sys.exit(stopped)
-        print(publish(recipe, self.out, self.weights))
+        if is_main_process():
+            print(publish(recipe, self.out, self.weights))
 
     def chosen(self) -> Distillation:
         """The recipe with all that the options change; UsageError where they contradict one another."""

@@ -30,7 +30,7 @@ class Train(Changes):
 
     def run(self) -> None:
         """Train all phases; print the path of the weights."""
-        from lean3r.train.distributed import launch
+        from lean3r.train.distributed import is_main_process, launch
 
         recipe = self.chosen()
         if self.dry_run:
@@ -44,8 +44,9 @@ class Train(Changes):
             stopped = launch(recipe.processes, run_phase, recipe, index, self.out, self.resume, self.device)
             if stopped:
                 sys.exit(stopped)
-        publish(recipe, self.out)
-        print(self.out / f"{recipe.model}.safetensors")
+        if is_main_process():
+            publish(recipe, self.out)
+            print(self.out / f"{recipe.model}.safetensors")
 
     def chosen(self) -> Recipe:
         """The recipe with all that the options change; UsageError where they contradict one another."""

@@ -77,6 +77,11 @@ def current_world() -> World:
     return World()
 
 
+def is_main_process() -> bool:
+    """Whether this process is the one of torchrun's that writes what comes after the group has ended; true outside."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def launch(processes: int, fn: Callable[..., Any], *args: Any) -> Any:
     """Run fn(*args) in `processes` local processes that form one group; return what rank 0 returned.
 
