@@ -138,8 +138,10 @@ def embedded_weights(name: str) -> Path:
 
 
 def _made_by(name: str) -> str:
-    command = f"lean3r distill --recipe {name}" if name in STUDENTS else "lean3r train nano"
-    return f"those of {name if name in STUDENTS else 'nano'} are made by {command}"
+    if name in STUDENTS:
+        return f"those of {name} are made by lean3r distill --recipe {name}"
+    trained = name if name in ("nano", "nano-looped") else "nano"
+    return f"those of {trained} are made by lean3r train {trained}"
 
 
 def resolve_device(device: str) -> torch.device:
