@@ -97,11 +97,13 @@ class Chooser:
 
     def _remembered(self, scene: int, make: Any, stated: bool) -> np.ndarray | None:
         key = 2 * scene + stated
-        if key not in self._scores:
-            self._scores[key] = make()
+        try:
+            return self._scores[key]
+        except KeyError:
+            score = self._scores[key] = make()
             while len(self._scores) > _CACHED:
                 self._scores.popitem(last=False)
-        return self._scores[key]
+            return score
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_scores": OrderedDict()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,19 @@ import numpy as np
 from PIL import Image
 
 from lean3r.errors import InputError
+
+# What libraries raise on files that are cut off, overwritten, or of another format.
+_DAMAGED = (
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -78,6 +93,6 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing") from error
-    except (OSError, ValueError, KeyError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except _DAMAGED as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{path} is damaged or of another format ({reason})") from error

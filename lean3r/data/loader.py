@@ -6,15 +6,18 @@ import logging
 import multiprocessing
 import os
 import pickle
+import secrets
 import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from multiprocessing.shared_memory import SharedMemory
 from types import TracebackType
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from lean3r.data.base import SceneBatch
@@ -96,7 +99,7 @@ class Prefetch:
         if known is not None and known[0] == stage:
             return known[1]
         if known is not None:
-            known[1].cancel()
+            self._give_up(known[1])
         assert self._pool is not None
         work = _work if self._in_processes else self.batch_fn
         try:
@@ -111,15 +114,20 @@ class Prefetch:
         span = range(step, step + self.ahead + 1)
         stale = [k for k in self._waiting if k[0] < step or (k[1:] == (rank, world_size) and k[0] not in span)]
         for key in stale:
-            self._waiting.pop(key)[1].cancel()
+            self._give_up(self._waiting.pop(key)[1])
 
     def close(self) -> None:
         """Give up what is under way and end the workers; waits for the batches that they are at."""
         for _, future in self._waiting.values():
-            future.cancel()
+            self._give_up(future)
         self._waiting.clear()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _give_up(self, future: Future[Any]) -> None:
+        """Nobody wants this batch; what it holds of shared memory is given back once it is there."""
+        if not future.cancel() and self._in_processes:
+            future.add_done_callback(_dropped)
 
 
 def _packed(batch_fn: BatchFn, must: bool) -> bytes | None:
@@ -152,16 +160,68 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(step: int, stage: Any, rank: int, world_size: int) -> dict[str, Any]:
-    """In a worker process: a batch as arrays. They go through a pipe, as containers may have little shared memory."""
+def _work(step: int, stage: Any, rank: int, world_size: int) -> tuple[str | None, dict[str, Any]]:
+    """In a worker process: a batch as the name of shared memory with its arrays, and all the rest; without a name the
+    arrays are among the rest and go through a pipe, several times as slow."""
     assert _compute is not None
     batch = _compute(step, stage, rank, world_size)
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return {k: v.contiguous().numpy() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+    values = {k: v.contiguous().numpy() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+    arrays = {k: v for k, v in values.items() if isinstance(v, np.ndarray)}
+    memory = _memory(sum(_padded(v.nbytes) for v in arrays.values()))
+    if memory is None:
+        return None, values
+    offset = 0
+    for key, array in arrays.items():
+        np.ndarray(array.shape, array.dtype, memory.buf, offset)[...] = array
+        values[key] = _Place(offset, array.shape, array.dtype.str)
+        offset += _padded(array.nbytes)
+    memory.close()
+    return memory.name, values
 
 
-def _unpacked(values: dict[str, Any]) -> SceneBatch:
-    tensors: dict[str, Any] = {
-        k: torch.from_numpy(v) if hasattr(v, "__array_interface__") else v for k, v in values.items()
-    }
+@dataclass(frozen=True)
+class _Place:
+    """Where an array lies in shared memory."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def _padded(size: int) -> int:
+    return -(-size // 64) * 64
+
+
+def _memory(size: int) -> SharedMemory | None:
+    """Shared memory that is really there: containers often have little, and writing beyond it ends a process."""
+    if not hasattr(os, "posix_fallocate"):
+        return None
+    memory = SharedMemory(f"lean3r_{os.getppid()}_{secrets.token_hex(6)}", create=True, size=max(1, size))
+    try:
+        os.posix_fallocate(memory._fd, 0, max(1, size))  # type: ignore[attr-defined]
+    except OSError as error:
+        logger.debug("no shared memory for a batch of %d bytes: %s", size, error)
+        memory.close()
+        memory.unlink()
+        return None
+    return memory
+
+
+def _dropped(future: Future[Any]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        _unpacked(future.result())
+
+
+def _unpacked(made: tuple[str | None, dict[str, Any]]) -> SceneBatch:
+    """The batch, in memory of its own; the shared memory is given back."""
+    name, values = made
+    if name is not None:
+        memory = SharedMemory(name)
+        for key, place in values.items():
+            if isinstance(place, _Place):
+                values[key] = np.ndarray(place.shape, place.dtype, memory.buf, place.offset).copy()
+        memory.close()
+        memory.unlink()
+    tensors: dict[str, Any] = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in values.items()}
     return SceneBatch(**tensors)

@@ -173,11 +173,12 @@ class FolderSet(SceneSet):
         return RawView(image, depth, intrinsics, camera.cam_from_world)
 
     def _cached(self, index: int) -> Sequence[Frame]:
-        if index not in self._frames:
-            self._frames[index] = self.frames(self.ids[index])
+        frames = self._frames.get(index)  # read once: another thread may push it out at any time
+        if frames is None:
+            frames = self._frames[index] = self.frames(self.ids[index])
             while len(self._frames) > CACHED_SCENES:
                 self._frames.popitem(last=False)
-        return self._frames[index]
+        return frames
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_frames": OrderedDict()}

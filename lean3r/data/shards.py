@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -50,7 +51,7 @@ class Shards(SceneSet):
         self.rows = [row for row in index["scenes"] if (self.root / row["shard"]).is_file()]
         if not self.rows:
             raise InputError(f"no shard of {self.root / INDEX} is there; expected {self.layout}")
-        self._cameras: dict[int, list[dict[str, Any]]] = {}
+        self._cameras: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
 
     @property
     def ids(self) -> list[str]:
@@ -119,12 +120,13 @@ class Shards(SceneSet):
         ]
 
     def _rows_of(self, scene: int) -> list[dict[str, Any]]:
-        if scene not in self._cameras:
-            while len(self._cameras) >= _CACHED:
-                self._cameras.pop(next(iter(self._cameras)))
+        rows = self._cameras.get(scene)
+        if rows is None:
             with naming(self.root / self.rows[scene]["shard"]):
-                self._cameras[scene] = json.loads(self._member(scene, "cameras.json"))["views"]
-        return self._cameras[scene]
+                rows = self._cameras[scene] = json.loads(self._member(scene, "cameras.json"))["views"]
+            while len(self._cameras) > _CACHED:
+                self._cameras.popitem(last=False)
+        return rows
 
     def _member(self, scene: int, name: str) -> bytes:
         row = self.rows[scene]
@@ -143,7 +145,7 @@ class Shards(SceneSet):
             return np.asarray(picture if mode is None else picture.convert(mode))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cameras": {}}
+        return {**self.__dict__, "_cameras": OrderedDict()}
 
 
 def pack(

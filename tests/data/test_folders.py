@@ -12,6 +12,7 @@ from data import tiny
 
 from lean3r.data import DATASETS
 from lean3r.data.colmap import ColmapFolder
+from lean3r.data.roots import kind_of
 from lean3r.data.scenes import SceneSet
 from lean3r.data.shards import Shards, pack
 from lean3r.errors import InputError
@@ -74,6 +75,17 @@ def check_depth(read: np.ndarray, written: np.ndarray, row: tiny.Tiny) -> None:
         assert known.sum() > 20 and known[written > 0].sum() == known.sum()
         # A point lies anywhere in its pixel.
         assert np.median(np.abs(read[known] / written[known] - 1)) < 0.02
+
+
+@each_set
+def test_every_set_is_told_from_all_others(name: str, copies: Callable[[str], Copy], tmp_path: Path) -> None:
+    root, _ = copies(name)
+    assert kind_of(root) == kind_of(root, name) == name
+    with pytest.raises(InputError, match="is empty"):
+        kind_of(tmp_path, name)
+    with pytest.raises(InputError, match=r"Expected:|is missing"):
+        opened(name, tmp_path)
+    assert not DATASETS.get(name).looks_like(tmp_path) and DATASETS.get(name).problems(tmp_path)
 
 
 @each_set

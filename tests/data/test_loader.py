@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lean3r.data import loader
 from lean3r.data.base import SceneBatch
 from lean3r.data.loader import Prefetch
 from lean3r.errors import InputError, LeanError, UsageError
@@ -66,11 +67,17 @@ def test_any_number_of_threads_gives_the_same_batches(count: int) -> None:
     assert not workers()
 
 
+def shared() -> list[Path]:
+    """Blocks of shared memory that workers of this process made and nobody gave back."""
+    return list(Path("/dev/shm").glob(f"lean3r_{os.getpid()}_*"))
+
+
 def test_processes_give_the_same_batches_and_errors_at_their_step() -> None:
     with Prefetch(Numbered(fails_at=8, dies_at=10), 2, ahead=2) as prefetch:  # what can be sent goes to processes
         assert all(same(made, wanted) for made, wanted in zip(run(prefetch), expected(), strict=True))
         children = multiprocessing.active_children()
         assert len(children) == 2
+        assert same(prefetch(2, "one", 0, 2), expected()[4]), "a jump back gives up what was ahead"
         for child in children:
             assert child.pid is not None
             os.kill(child.pid, signal.SIGINT)  # Ctrl-C reaches the whole group, and is the parent's to answer
@@ -79,7 +86,16 @@ def test_processes_give_the_same_batches_and_errors_at_their_step() -> None:
         with pytest.raises(LeanError, match="fewer workers"):
             for step in (9, 10):
                 prefetch(step, "two", 0, 2)
-    assert not workers()
+    assert not workers() and not shared()
+
+
+def test_without_shared_memory_arrays_go_through_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "_compute", Numbered())
+    name, values = loader._work(3, "one", 0, 2)
+    assert name is not None and same(loader._unpacked((name, values)), Numbered()(3, "one", 0, 2))
+    monkeypatch.setattr(loader, "_memory", lambda size: None)
+    name, values = loader._work(3, "one", 0, 2)
+    assert name is None and same(loader._unpacked((name, values)), Numbered()(3, "one", 0, 2))
 
 
 def until_six(step: int) -> str | None:
