@@ -1,15 +1,19 @@
-"""Seconds and peak memory of the big backbones on a GPU, by number of views, and what dense attention alone takes.
+"""Seconds and peak memory of the big backbones on a GPU, by form and number of views.
 
-    python benchmarks/gpu/backbones.py --out DIR [--models vggt pi3 da3-large] [--views 2 8 32 64 128]
+    python benchmarks/gpu/backbones.py --out DIR [--models vggt pi3 da3-large] [--views 2 32 128]
+                                       [--forms float32 half fp8 sla-fp8 gsa-fp8]
                                        [--size 336 504] [--dtype bfloat16] [--device cuda]
 
-Weights are seeded noise (speed does not depend on them); matrix products run in --dtype over float32 weights, as
-`lean3r reconstruct` runs them. Verified first, at a small size: the fused attention kernel against the written-out
-form in float32, and --dtype against float32 (20 dB at least). Then for each number of views: one run to warm up,
-medians of --repeats runs of the whole model (cameras and depth), and in the same run the bare
-scaled_dot_product_attention calls of its global blocks, on tensors of their shape: the part that a sparse mechanism
-can save. Memory is the peak of allocated tensors less the weights. Writes DIR/backbones.json after every row, so that
-a run that is cut short leaves what it has. Runs on a CPU too, at small sizes, with no figure for memory:
+Forms: "float32" is the dense model with float32 weights under autocast to --dtype; "half" the same with the matrices of
+encoder and trunk held in --dtype, its memory counted as if all weights were; any other is a plan, its unquantised
+matrices held so. Weights are seeded noise (speed does not depend on them). Verified first, at a small size: the fused
+attention kernel against the written-out form in float32, --dtype against float32 (20 dB at least); what the other forms
+are from float32 is noted. Then for each number of views: one run to warm up, medians of --repeats runs of the whole
+model (cameras and depth), and for the dense model the bare scaled_dot_product_attention calls of its global blocks, on
+tensors of their shape: the part that a sparse mechanism can save. Memory: weights, and the peak of allocated tensors
+besides. `times_faster...` and `times_smaller...` compare with both dense forms of the same run. Writes
+DIR/backbones.json after every row, so that a run that is cut short leaves what it has. Runs on a CPU too, at small
+sizes, with no figure for memory:
 
     python benchmarks/gpu/backbones.py --out DIR --models da3-small --views 2 --size 28 42 --device cpu --repeats 1
 """
@@ -18,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import gc
 import json
 import statistics
@@ -34,12 +39,15 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "parity"))
 from common import hardware
 from official import build_ours
 
+import lean3r
 from lean3r.attention.dense import Dense
 from lean3r.layers.trunk import Trunk
 from lean3r.models.base import Backbone
+from lean3r.models.execution import hold, weight_bytes
 from lean3r.testing import snr_db
 from lean3r.types import Prediction, Views
 
+BASELINES = ("float32", "half")
 SMALL = (2, 56, 84)
 AGREE_DB, HALF_DB = 80.0, 20.0
 
@@ -105,8 +113,15 @@ def dense_attention_seconds(model: Backbone, tokens: int, dtype: torch.dtype, re
     return one * trunk.schedule.count("global")
 
 
-def measure(model: Backbone, views: int, options: argparse.Namespace, dtype: torch.dtype) -> dict:
-    """One row: seconds, memory, and dense attention alone; the reason where it does not fit."""
+def in_form(dense: Backbone, form: str, dtype: torch.dtype) -> Backbone:
+    """A model of its own for a form; parameters that nothing changes are shared with the dense one on the CPU."""
+    if form == "float32":
+        return copy.deepcopy(dense)
+    return hold(copy.deepcopy(dense) if form == "half" else lean3r.compress(copy.deepcopy(dense), form), dtype)
+
+
+def measure(model: Backbone, views: int, options: argparse.Namespace, dtype: torch.dtype, dense: bool) -> dict:
+    """One row: seconds, memory, and dense attention alone for dense models; the reason where it does not fit."""
     device, images = options.device, pictures(views, *options.size, options.device)
     row: dict = {"views": views}
     try:
@@ -116,14 +131,27 @@ def measure(model: Backbone, views: int, options: argparse.Namespace, dtype: tor
             before = torch.cuda.memory_allocated()
         row["seconds"] = median_seconds(lambda: run(model, images, dtype), options.repeats, device)
         if device != "cpu":
-            row["peak_mb"] = (torch.cuda.max_memory_allocated() - before) / 1e6
-        tokens = model.encode(Views(images[:, :1])).layout.tokens * views
-        row["tokens"] = tokens
-        row["dense_attention_seconds"] = dense_attention_seconds(model, tokens, dtype, options.repeats, device)
-        row["dense_attention_share"] = row["dense_attention_seconds"] / row["seconds"]
+            row["activations_mb"] = (torch.cuda.max_memory_allocated() - before) / 1e6
+        if dense:
+            tokens = model.encode(Views(images[:, :1])).layout.tokens * views
+            row["tokens"] = tokens
+            row["dense_attention_seconds"] = dense_attention_seconds(model, tokens, dtype, options.repeats, device)
+            row["dense_attention_share"] = row["dense_attention_seconds"] / row["seconds"]
     except torch.OutOfMemoryError as error:
         row["out_of_memory"] = str(error).splitlines()[0]
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
+
+
+def compare(forms: dict[str, dict]) -> None:
+    """Add to every row how many times faster and smaller than the dense forms it is, where both ran."""
+    for base in (name for name in BASELINES if name in forms):
+        for form in forms.values():
+            for row, other in zip(form["rows"], forms[base]["rows"], strict=False):
+                if "seconds" in row and "seconds" in other:
+                    row[f"times_faster_than_{base}"] = round(other["seconds"] / row["seconds"], 3)
+                if "activations_mb" in row and "activations_mb" in other:
+                    peaks = (x["activations_mb"] + y["weights_mb"] for x, y in ((other, forms[base]), (row, form)))
+                    row[f"times_smaller_than_{base}"] = round(next(peaks) / next(peaks), 3)
 
 
 def main() -> None:
@@ -131,7 +159,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--models", nargs="+", default=["vggt", "pi3", "da3-large"])
-    parser.add_argument("--views", nargs="+", type=int, default=[2, 8, 32, 64, 128])
+    parser.add_argument("--views", nargs="+", type=int, default=[2, 32, 128])
+    parser.add_argument("--forms", nargs="+", default=[*BASELINES, "fp8", "sla-fp8", "gsa-fp8"])
     parser.add_argument("--size", nargs=2, type=int, default=[336, 504], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--device", default="cuda")
@@ -142,19 +171,33 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     result: dict = {"hardware": hardware(), "size": options.size, "dtype": options.dtype, "models": {}}
     path = options.out / "backbones.json"
+    small = pictures(*SMALL, options.device)
     for name in options.models:
-        model = build_ours(name).to(options.device)
-        weights_mb = round(sum(p.nbytes for p in model.parameters()) / 1e6)
-        found: dict = {"weights_mb": weights_mb, "verified": verify(model, options.device, dtype), "rows": []}
-        result["models"][name] = found
-        print(name, found["verified"], flush=True)
-        for views in options.views:
-            with torch.inference_mode():
-                found["rows"].append(measure(model, views, options, dtype))
-            print(name, found["rows"][-1], flush=True)
-            path.write_text(json.dumps(result, indent=2) + "\n")
-        del model
-        gc.collect()
+        dense = build_ours(name)
+        forms: dict[str, dict] = {}
+        result["models"][name] = {"forms": forms}
+        exact = None
+        for form in options.forms:
+            model = in_form(dense, form, dtype).to(options.device)
+            if exact is None:
+                exact = run(model, small, torch.float32) if form == "float32" else None
+                result["models"][name]["verified"] = verify(model, options.device, dtype) if exact else "no float32"
+                print(name, result["models"][name]["verified"], flush=True)
+            weights = 2 * sum(p.numel() for p in model.parameters()) if form == "half" else weight_bytes(model)
+            forms[form] = {"weights_mb": round(weights / 1e6), "rows": []}
+            if exact is not None and exact.depth is not None:
+                depth = run(model, small, dtype).depth
+                assert depth is not None
+                forms[form]["depth_against_float32_db"] = round(snr_db(depth.log(), exact.depth.log()), 1)
+            for views in options.views:
+                with torch.inference_mode():
+                    row = measure(model, views, options, dtype, form == "float32")
+                forms[form]["rows"].append(row)
+                compare(forms)
+                print(name, form, row, flush=True)
+                path.write_text(json.dumps(result, indent=2) + "\n")
+            del model
+            gc.collect()
     print(path)
 
 

@@ -83,6 +83,35 @@ def test_int8_is_as_close_to_full_precision(ao) -> None:
         assert snr_db(ours(x), full) > snr_db(theirs(x), full) - 1
 
 
+@pytest.mark.parametrize("depth", [96, 128])
+def test_int8_dynamic_multiplies_the_same_codes(ao, depth: int) -> None:
+    net, x = linear(depth), draw(depth)
+    theirs = copy.deepcopy(net)
+    ao.quantize_(theirs, ao.Int8DynamicActivationInt8WeightConfig())
+    ours = compress(net, plan("int8-dynamic"))
+    layer, weight = ours[0], theirs[0].weight
+    assert isinstance(layer, QuantLinear)
+    # They divide by 127.5, we by 127, so that the largest number of a row is met: codes differ by one at most.
+    assert (layer.weight.int() - weight.qdata.int()).abs().max() <= 1
+    assert_rms(layer.weight_scale.flatten(), weight.scale.flatten(), 0.005)
+    with torch.no_grad():
+        assert snr_db(ours(x), theirs(x)) > 36
+
+
+@pytest.mark.parametrize("group", [32, 96])
+def test_int4_weights_are_as_close_to_full_precision(ao, group: int) -> None:
+    net, x = linear(), draw()
+    theirs = copy.deepcopy(net)
+    kind = importlib.import_module("torchao.quantization.granularity").PerGroup(group)
+    ao.quantize_(theirs, ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=kind))
+    step = {"quantize": "w4a16", "target": "every linear", "settings": {"group_size": group, "act_bits": 0}}
+    ours = compress(net, {"steps": [step]})
+    with torch.no_grad():
+        full = net(x)
+        assert snr_db(ours(x), full) > snr_db(theirs(x), full) - 1
+        assert snr_db(ours(x), theirs(x)) > 15
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torchao's dynamic FP8 needs a GPU of capability 8.9")
 def test_dynamic_fp8_on_a_gpu(ao) -> None:
     if torch.cuda.get_device_capability() < (8, 9):
