@@ -20,14 +20,13 @@ from lean3r.errors import InputError, LeanError, OutOfMemoryError, UsageError
 from lean3r.geometry.fusion import fuse
 from lean3r.images import Loaded, load_views
 from lean3r.models.base import Backbone
-from lean3r.originals import Originals
 from lean3r.pipeline.budget import Budget, Measure, chunk_text, fit_run, what_fits, within
 from lean3r.pipeline.known import Part, given_in, in_given_world, with_cameras
 from lean3r.pipeline.load import Origin
 from lean3r.pipeline.memory import chunked, is_out_of_memory
 from lean3r.pipeline.observer import Observer, peak_memory_mb
 from lean3r.pipeline.refining import Refining, refined
-from lean3r.refine import LensName, Refine, ShareLens
+from lean3r.refine import LensName, Refine, ShareLens, originals_of
 from lean3r.types import Known, Prediction, Reconstruction, Source, Views
 
 CONF_PERCENTILE = 20.0
@@ -171,7 +170,7 @@ def reconstruct(
     originals = None
     if not isinstance(inputs, Views):
         paths = [inputs] if isinstance(inputs, str | Path) else list(inputs)
-        originals = Originals(paths, fps, every, frames, max_views)
+        originals = originals_of(paths, fps, every, frames, max_views)
     return refined(scene, originals, refining, views.known, given, observer)
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from lean3r.errors import LeanError, UsageError
 from lean3r.models.base import Backbone
-from lean3r.originals import Originals
 from lean3r.pipeline.known import Given
 from lean3r.pipeline.observer import Observer
 from lean3r.refine import LensName, Refine, RefineOptions, ShareLens, refine
 from lean3r.types import Known, Reconstruction, Source
+
+if TYPE_CHECKING:
+    from lean3r.refine import Originals
 
 logger = logging.getLogger("lean3r")
 EMBEDDED = "nano"  # models whose name starts so are refined by default

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lean3r.refine.options import LensName, Refine, RefineOptions, ShareLens
 
 if TYPE_CHECKING:
-    from lean3r.originals import Originals
+    from lean3r.originals import Originals as Originals
     from lean3r.types import Reconstruction
 
-__all__ = ["LensName", "Refine", "RefineOptions", "ShareLens", "refine"]
+__all__ = ["LensName", "Refine", "RefineOptions", "ShareLens", "originals_of", "refine"]
+
+
+def originals_of(
+    inputs: Sequence[str | Path],
+    fps: float | None = None,
+    every: int | None = None,
+    frames: int | None = None,
+    max_views: int | None = None,
+) -> Originals:
+    """The pictures that a reconstruction was made from, by its inputs and its choice of frames."""
+    from lean3r.originals import Originals
+
+    return Originals(inputs, fps, every, frames, max_views)
 
 
 def refine(

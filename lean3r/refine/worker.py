@@ -136,9 +136,15 @@ def _before(job: Job) -> list[pycolmap.Camera]:
     return [features.pinhole(p, g.width, g.height) for p, g in zip(job.pinholes, groups, strict=True)]
 
 
+def _end_with_parent() -> None:
+    while os.read(0, 64):
+        continue
+    os._exit(1)
+
+
 def main() -> None:
     """Work on the folder that the command line names."""
-    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     pycolmap.logging.minloglevel = 3
     folder = Path(sys.argv[1])
     solve(Job.read(folder), folder)

@@ -35,7 +35,7 @@ def test_three_lines(weights: Path, photos: Path, tmp_path: Path) -> None:
     assert (scene.depth[~scene.mask] == 0).all() and (scene.depth[scene.mask] > 0).all()
     assert (scene.conf[scene.mask] >= 1).all()
     np.testing.assert_allclose(scene.cam_from_world[0], np.eye(4), atol=1e-5)
-    assert set(scene.info["seconds"]) == {"reading", "network", "points"}
+    assert set(scene.info["seconds"]) == {"reading", "network", "points", "refinement"}
     json.dumps(scene.info)
 
 

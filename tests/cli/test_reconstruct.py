@@ -23,7 +23,7 @@ from lean3r.cli.main import main
 from lean3r.errors import MissingExtraError
 from lean3r.pipeline import reconstruct as pipeline
 
-QUICK = ["--resolution", "96", "-f", "npz,cameras"]
+QUICK = ["--resolution", "96", "-f", "npz,cameras", "--refine", "off"]
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_json_has_its_schema_and_quiet_says_nothing(run, tmp_path: Path, capsys)
     out, err = capsys.readouterr()
     assert err == ""
     done = json.loads(out)
-    assert set(done) == {"out", "views", "skipped", "seconds", "peak_memory_mb", "points", "scale", "files"}
+    assert set(done) == {"out", "views", "skipped", "seconds", "peak_memory_mb", "points", "scale", "refinement", "files"}
     assert done["views"] == ["img_1.jpg", "img_2.jpg", "img_3.jpg"]
     assert [s["name"] for s in done["skipped"]] == ["img_4.jpg"] and done["skipped"][0]["reason"]
     assert set(done["seconds"]) == {"loading", "reading", "network", "points", "writing"}
