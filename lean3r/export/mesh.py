@@ -103,9 +103,10 @@ def triangles(block: Block, march: Callable) -> tuple[np.ndarray, np.ndarray, np
     values = np.where(known, block.distance, 1.0)
     if not known.any() or values[known].min() >= 0 or values[known].max() <= 0:
         return None
-    cells = np.ones(tuple(n - 1 for n in known.shape), dtype=bool)
-    for i, j, k in np.ndindex(2, 2, 2):
-        cells &= known[i : i + cells.shape[0], j : j + cells.shape[1], k : k + cells.shape[2]]
+    cells = known  # of which all eight corners are known
+    for axis in range(3):
+        sides = np.moveaxis(cells, axis, 0)
+        cells = np.moveaxis(sides[:-1] & sides[1:], 0, axis)
     mask = np.zeros(known.shape, dtype=bool)
     mask[1:, 1:, 1:] = cells  # scikit-image asks for a cell at its last corner
     if not mask.any():

@@ -18,12 +18,12 @@ from lean3r.types import Reconstruction
 OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 # Where the focal lengths, the principal point and the distortion stand in the parameters of COLMAP's models.
 PARAMETERS = {
-    "SIMPLE_PINHOLE": (0, 0, 1, 2),
-    "PINHOLE": (0, 1, 2, 3),
-    "SIMPLE_RADIAL": (0, 0, 1, 2, {"k1": 3}),
-    "RADIAL": (0, 0, 1, 2, {"k1": 3, "k2": 4}),
-    "OPENCV": (0, 1, 2, 3, {"k1": 4, "k2": 5, "p1": 6, "p2": 7}),
-    "OPENCV_FISHEYE": (0, 1, 2, 3, {"k1": 4, "k2": 5, "k3": 6, "k4": 7}),
+    "SIMPLE_PINHOLE": ((0, 0, 1, 2), {}),
+    "PINHOLE": ((0, 1, 2, 3), {}),
+    "SIMPLE_RADIAL": ((0, 0, 1, 2), {"k1": 3}),
+    "RADIAL": ((0, 0, 1, 2), {"k1": 3, "k2": 4}),
+    "OPENCV": ((0, 1, 2, 3), {"k1": 4, "k2": 5, "p1": 6, "p2": 7}),
+    "OPENCV_FISHEYE": ((0, 1, 2, 3), {"k1": 4, "k2": 5, "k3": 6, "k4": 7}),
 }
 
 
@@ -65,7 +65,7 @@ def _lens(camera: Camera) -> dict[str, Any]:
             f"nerfstudio has no lens of the kind {camera.lens.model}; it knows {', '.join(PARAMETERS)}. "
             "Write undistorted pictures instead: --undistort."
         )
-    *places, distortion = (*PARAMETERS[camera.lens.model], {})[:5]
+    places, distortion = PARAMETERS[camera.lens.model]
     found: dict[str, Any] = {
         "camera_model": "OPENCV_FISHEYE" if camera.lens.model == "OPENCV_FISHEYE" else "OPENCV",
         "w": camera.width,

@@ -69,7 +69,7 @@ def integrate(scene: Scene, weight: np.ndarray, images: np.ndarray, grid: Grid) 
         world = (start + corner) * grid.voxel
         total, mean, ink = np.zeros((3, len(corner)))
         rgb = np.zeros((len(corner), 3))
-        for view in np.flatnonzero(grid.sees[:, number]):
+        for view in np.flatnonzero(grid.sees[:, number]).tolist():
             pose = scene.cam_from_world[view]
             cam = world @ pose[:3, :3].T + pose[:3, 3]
             xy = scene.optics.project(view, cam)

@@ -18,6 +18,7 @@ from lean3r.types import Reconstruction, SparsePoints
 PRIOR_POINTS = 5.0  # for how many of a view's own points the scene's scale counts
 NOISE = 0.02  # relative depth error that even a perfect point leaves: the network's own
 LEAST_TRUST = 0.01  # points of less, whose depth is known to 20 % at best, say no more than the scene's scale
+FEW, FAR = 100, np.log(3.0)  # so few points do not persuade that a view's scale is so far from the scene's
 CHECKED, CHECKED_OF_MANY, MANY = 6, 4, 60  # other views that each is compared with, fewer from MANY views on
 TOLERANCE = (0.02, 0.08)  # bounds of the relative depth error that still agrees
 HIDDEN = 0.25  # how much a point behind what another view sees counts against it, beside one before it
@@ -125,15 +126,16 @@ def _fields(reconstruction: Reconstruction, depth: np.ndarray) -> tuple[list[Fie
     good = weight >= LEAST_TRUST
     whole = fit_scale(ratio[good], weight[good]) if good.any() else fit_scale(ratio, weight)
     fields, report = [], []
-    for view, (*_, trust) in enumerate(parts):
-        part = tuple(values[trust >= LEAST_TRUST] for values in parts[view])
-        count = len(part[2])
-        plain = fit_scale(part[2], part[3], (whole.constant, PRIOR_POINTS)) if count else whole
-        field = fit_field(*part, plain)
+    for part in parts:
+        xy, predicted, ratio, weight = (values[part[3] >= LEAST_TRUST] for values in part)
+        count = len(ratio)
+        plain = fit_scale(ratio, weight, (whole.constant, PRIOR_POINTS)) if count else whole
+        doubtful = count < FEW and abs(plain.constant - whole.constant) > FAR
+        field = whole if doubtful else fit_field(xy, predicted, ratio, weight, plain)
         fields.append(field)
         said = {"points": count, "scale": float(np.exp(field.constant)), "field": field.knots is not None}
         if count:
-            said["before"] = round(float(np.median(np.abs(part[2] - whole.constant))), 5)
-            said["after"] = round(float(np.median(np.abs(part[2] - field.correction(*part[:2])))), 5)
+            said["before"] = round(float(np.median(np.abs(ratio - whole.constant))), 5)
+            said["after"] = round(float(np.median(np.abs(ratio - field.correction(xy, predicted)))), 5)
         report.append(said)
     return fields, report

@@ -177,3 +177,18 @@ def _through(slopes: np.ndarray, pose: np.ndarray) -> np.ndarray:
         x, y = slopes[row, col]
         depth[row, col] = render(pose, np.array([[1, 0, 0.5 - x], [0, 1, 0.5 - y], [0, 0, 1.0]]), 1, 1)[0][0, 0]
     return depth
+
+
+def test_few_points_of_quite_another_scale_persuade_nobody():
+    """A view that was put into the scene wrongly sees its few points many times too far."""
+    exact = make_scene(4)
+    scene = with_sparse(exact, points=60)
+    poses = exact.cam_from_world.copy()
+    poses[3, :3, 3] += [0, 0, 30.0]
+    scene = replace(scene, cam_from_world=poses)
+    sparse = scene.sparse
+    assert sparse is not None
+    kept = (sparse.view != 3) | (np.cumsum(sparse.view == 3) < 60)
+    sparse = replace(sparse, point=sparse.point[kept], view=sparse.view[kept], xy=sparse.xy[kept])
+    found = follow(replace(scene, sparse=sparse))
+    assert found.info["depth"][3]["scale"] == pytest.approx(1, abs=0.01)
