@@ -111,7 +111,7 @@ def test_options_of_reconstruct_are_frozen() -> None:
 def test_every_row_of_every_table_resolves() -> None:
     tables = 0
     for module in pkgutil.walk_packages(lean3r.__path__, "lean3r."):
-        if module.name == "lean3r.__main__" or module.name.endswith(".kernel"):
+        if module.name == "lean3r.__main__" or ".kernel" in module.name:
             continue  # the first would run the program, the others need triton
         for value in list(vars(importlib.import_module(module.name)).values()):
             if isinstance(value, Registry):
