@@ -152,10 +152,10 @@ def synthetic(model, scenes: int, views: int) -> dict[str, dict]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             for view, image in enumerate((batch.images[0] * 255).round().byte().permute(0, 2, 3, 1).numpy()):
-                Image.fromarray(image).save(folder / f"{view:02d}.png")
+                Image.fromarray(image).save(folder / f"{view:02d}.bmp")
             write_intrinsics(folder / "cameras.json", batch.intrinsics[0].double().numpy())
             for kind, options in ways(folder / "cameras.json").items():
-                found = lean3r.reconstruct(model, sorted(folder.glob("*.png")), **options)
+                found = lean3r.reconstruct(model, sorted(folder.glob("*.bmp")), **options)
                 figures = of_reconstruction(found, found.names, truth)
                 every.setdefault(kind, []).append(figures | dense_figures(found, batch, truth))
         print(
@@ -176,7 +176,7 @@ def write_intrinsics(path: Path, matrices: np.ndarray) -> None:
     """A cameras.json with intrinsics alone."""
     height, width = SIZE
     views = [
-        {"name": f"{v:02d}.png", "width": width, "height": height, "K": k.tolist()} for v, k in enumerate(matrices)
+        {"name": f"{v:02d}.bmp", "width": width, "height": height, "K": k.tolist()} for v, k in enumerate(matrices)
     ]
     path.write_text(json.dumps({"axes": "opencv", "views": views}))
 

@@ -79,7 +79,7 @@ def test_photos_to_files_in_three_lines(nano: Backbone, tmp_path: Path) -> None:
     scene = lean3r.reconstruct(nano, tmp_path / "photos")
     out = lean3r.export(scene, tmp_path / "out", ["colmap", "glb", "npz"])
     model = pycolmap.Reconstruction(str(out / "sparse" / "0"))
-    assert {i.name for i in model.images.values()} == set(scene.names) and model.num_points3D() > 1000
+    assert {i.name for i in model.images.values()} == set(scene.names) and model.num_points3D() > 200
     assert all((c.width, c.height) == (640, 480) for c in model.cameras.values())
     with np.load(out / "predictions.npz") as saved:
         assert max(saved["depth"].shape[1:]) >= 224
