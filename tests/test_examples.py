@@ -93,6 +93,12 @@ def compressed(out: Path, said: str) -> None:
     assert said.count(" %") == 2
 
 
+def distilled(out: Path, said: str) -> None:
+    _, metadata = read_tensors(out / "student.safetensors")
+    assert json.loads(metadata["plan"])["name"] == "gsa-fp8" and said.startswith("3 steps; ")
+    assert int(said.split("looks at ")[1].split("%")[0]) < 12 and (out / "student.safetensors").stat().st_size < 3e6
+
+
 CHECKS: dict[str, Callable[[Path, str], None]] = {
     "01": folder,
     "02": inside,
@@ -102,6 +108,7 @@ CHECKS: dict[str, Callable[[Path, str], None]] = {
     "06": toy,
     "07": foreign,
     "08": compressed,
+    "09": distilled,
 }
 
 
