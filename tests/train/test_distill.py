@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def small(recipe: Distillation) -> Distillation:
     return replace(recipe, phases=tuple(phases), data=Data(world=world), processes=1)
 
 
-def parts(recipe: Distillation, index: int) -> tuple[Backbone, Objective, Backbone]:
+def parts(recipe: Distillation, index: int) -> tuple[Backbone, Any, Backbone]:
     """(teacher, objective, student) of a phase."""
     teacher, phase = tiny(recipe.teacher), recipe.phases[index]
     student = only_trains(student_of(teacher, phase.plan), recipe.config(index))
@@ -77,7 +78,7 @@ def test_one_step_of_every_phase_trains_its_roles_alone(name: str) -> None:
         (stage,) = phase.config.stages
         before = {key: value.clone() for key, value in student.state_dict().items()}
         taught = {key: value.clone() for key, value in teacher.state_dict().items()}
-        loss, terms = objective(student, recipe.batch(index, 0, stage, 0, 1), 0.5, **stage.loss)  # type: ignore[operator]
+        loss, terms = objective(student, recipe.batch(index, 0, stage, 0, 1), 0.5, **stage.loss)
         assert loss.isfinite() and all(torch.as_tensor(value).isfinite() for value in terms.values()), name
         loss.backward()
         assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
