@@ -2,9 +2,10 @@
 
     python benchmarks/refine.py [--photos ../shared/data/scenes] [--repeats 3] [--scenes 20] [--views 8]
 
-Writes benchmarks/results/refine.json. Of each photo scene, in one process and by turns: the network alone, refined,
-refined with known intrinsics, and plain pycolmap (its defaults: SIFT, exhaustive matching, incremental mapping), which
-runs in a process of its own; seconds are medians, of the work alone (no imports, no loading of weights).
+Writes benchmarks/results/refine.json, anew after every scene. Of each photo scene, in one process and by turns: the
+network alone, refined, refined with known intrinsics, and plain pycolmap (its defaults: SIFT, exhaustive matching,
+incremental mapping), which runs in a process of its own; seconds are medians, of the work alone (no imports, no loading
+of weights).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +81,9 @@ def ways(intrinsics: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def photos(model, folder: Path, repeats: int) -> dict[str, dict]:
-    """Every scene of a folder: NAME/images and NAME/gt."""
-    rows = {}
+def photos(model, folder: Path, repeats: int) -> Iterator[dict[str, dict]]:
+    """Every scene of a folder, NAME/images and NAME/gt: the rows so far, after each."""
+    rows: dict[str, dict] = {}
     for scene in sorted(path for path in folder.iterdir() if (path / "gt").is_dir()):
         cameras = read_cameras(scene / "gt")
         row: dict[str, dict] = {}
@@ -103,7 +105,7 @@ def photos(model, folder: Path, repeats: int) -> dict[str, dict]:
         print(
             scene.name, json.dumps({k: (v["auc5"], v["registered"], v["seconds"]) for k, v in row.items()}), flush=True
         )
-    return rows
+        yield rows
 
 
 def of_reconstruction(found: Reconstruction, names: tuple[str, ...], truth: np.ndarray) -> dict:
@@ -142,8 +144,9 @@ def run_plain(images: Path, folder: Path) -> None:
     (folder / "poses.json").write_text(json.dumps({"poses": poses, "seconds": seconds}))
 
 
-def synthetic(model, scenes: int, views: int) -> dict[str, dict]:
-    """Medians over held-out scenes, photographed at SIZE: network alone, refined, with known intrinsics."""
+def synthetic(model, scenes: int, views: int) -> Iterator[dict[str, dict]]:
+    """Medians over held-out scenes, photographed at SIZE: network alone, refined, with known intrinsics; after each
+    scene those so far."""
     world = SyntheticWorld(seed=HELD_OUT_SEED, tile_size=256)
     every: dict[str, list[dict]] = {}
     for index in range(scenes):
@@ -163,6 +166,11 @@ def synthetic(model, scenes: int, views: int) -> dict[str, dict]:
             {k: (v[-1]["auc5"], v[-1].get("status"), round(v[-1]["abs_rel"], 1)) for k, v in every.items()},
             flush=True,
         )
+        yield medians(every)
+
+
+def medians(every: dict[str, list[dict]]) -> dict[str, dict]:
+    """Of the figures of all scenes, by way."""
     keys = [*(f"auc{t}" for t in THRESHOLDS_DEG), "ate", "abs_rel", "normal_deg", "accuracy", "completeness"]
     return {
         kind: {key: round(statistics.median(r[key] for r in rows), 3) for key in keys}
@@ -265,11 +273,12 @@ def main() -> None:
     lean3r.reconstruct(model, torch_views())  # first calls are slower
     result: dict = {"hardware": hardware(), "repeats": options.repeats}
     if options.photos.is_dir() and options.repeats:
-        result["photos"] = photos(model, options.photos, options.repeats)
-        result["aims"] = summary(result["photos"])
-    if options.scenes:
-        result["synthetic"] = {"scenes": options.scenes, "views": options.views}
-        result["synthetic"] |= synthetic(model, options.scenes, options.views)
+        for rows in photos(model, options.photos, options.repeats):
+            result |= {"photos": rows, "aims": summary(rows)}
+            write_result(options.out, result)
+    for done, rows in enumerate(synthetic(model, options.scenes, options.views), start=1):
+        result["synthetic"] = {"scenes": done, "views": options.views, **rows}
+        write_result(options.out, result)
     print(write_result(options.out, result))
 
 

@@ -20,7 +20,7 @@ from lean3r.errors import InputError
 from lean3r.sources import IMAGE_SUFFIXES, printable
 
 if TYPE_CHECKING:
-    import pycolmap
+    from lean3r.colmap_library import pycolmap
 
 logger = logging.getLogger("lean3r")
 
@@ -141,7 +141,7 @@ def read_given(path: str | Path) -> GivenCameras:
 
 def open_colmap(folder: str | Path) -> pycolmap.Reconstruction:
     """A COLMAP model, text or binary; InputError when there is no readable one."""
-    import pycolmap
+    from lean3r.colmap_library import pycolmap
 
     try:
         return pycolmap.Reconstruction(str(folder))
@@ -220,7 +220,7 @@ def _from_nerfstudio(content: Mapping[str, Any], origin: str) -> GivenCameras:
 def _nerfstudio_lens(values: Mapping[str, Any], name: str) -> tuple[np.ndarray | None, float]:
     """Intrinsics of one frame, None where the file states no focal length or no picture size (w, h), and how many
     pixels distortion moves a corner."""
-    import pycolmap
+    from lean3r.colmap_library import pycolmap
 
     if not {"w", "h"} <= values.keys() or not {"fl_x", "camera_angle_x"} & values.keys():
         return None, 0.0

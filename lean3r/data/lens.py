@@ -11,10 +11,10 @@ import torch
 from torch.nn.functional import grid_sample
 
 from lean3r.data.files import read_image
-from lean3r.data.scenes import Camera, FolderSet, RawView, fitted, nearest
+from lean3r.data.scenes import Camera, FolderSet, RawView, fitted, nearest, no_depth
 
 if TYPE_CHECKING:
-    import pycolmap
+    from lean3r.colmap_library import pycolmap
 
 
 class LensSet(FolderSet):
@@ -27,7 +27,7 @@ class LensSet(FolderSet):
         height, width = image.shape[:2]
         seen = Camera(np.eye(3), camera.cam_from_world, frame.extra.width, frame.extra.height)
         fitted(seen, width, height, frame.image)
-        depth = np.zeros((height, width), np.float32) if frame.depth is None else self.read_depth(frame)
+        depth = no_depth(height, width) if frame.depth is None else self.read_depth(frame)
         image, depth, intrinsics = undistort(image, nearest(depth, height, width), frame.extra)
         return RawView(image, depth, intrinsics, camera.cam_from_world)
 
@@ -39,7 +39,7 @@ def pinhole_of(lens: pycolmap.Camera) -> pycolmap.Camera:
 
 @lru_cache(maxsize=256)
 def _pinhole(model: str, width: int, height: int, params: tuple[float, ...]) -> pycolmap.Camera:
-    import pycolmap
+    from lean3r.colmap_library import pycolmap
 
     options = pycolmap.UndistortCameraOptions()
     options.max_scale = 1.0
@@ -67,7 +67,7 @@ def undistort(image: np.ndarray, depth: np.ndarray, lens: pycolmap.Camera) -> tu
 def _grid(model: str, width: int, height: int, params: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
     """[h, w, 2] float32: where in the distorted picture (x, y) each pixel of the plain one is seen; and [h, w] int32:
     the number of the pixel that this spot falls on, row by row, edges repeated."""
-    import pycolmap
+    from lean3r.colmap_library import pycolmap
 
     lens = pycolmap.Camera(model=model, width=width, height=height, params=params)
     plain = pinhole_of(lens)

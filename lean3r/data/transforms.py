@@ -18,7 +18,7 @@ from lean3r.data.scenes import Camera, Frame, inverted
 from lean3r.errors import InputError
 
 if TYPE_CHECKING:
-    import pycolmap
+    from lean3r.colmap_library import pycolmap
 
 _BENDING = {
     "PINHOLE": (),
@@ -71,7 +71,7 @@ def read_model(folder: Path) -> list[PosedPicture]:
 
 
 def _posed(values: Mapping[str, Any], path: Path) -> PosedPicture:
-    import pycolmap
+    from lean3r.colmap_library import pycolmap
 
     model = str(values.get("camera_model", "OPENCV")).upper()
     if model not in _BENDING:

@@ -31,7 +31,7 @@ class Tracked:
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
     """Write sparse/0/*.bin: cameras at the size of the original pictures, poses, points with real tracks; and the
     pictures themselves into images/ where the options say where they are."""
-    import pycolmap
+    from lean3r.colmap_library import pycolmap
 
     folder = directory / "sparse" / "0"
     folder.mkdir(parents=True)
@@ -78,7 +78,7 @@ def _sampled(reconstruction: Reconstruction, limit: int) -> Tracked:
 
 def _add_views(model, reconstruction: Reconstruction, table: Pictured, tracked: Tracked) -> np.ndarray:
     """Add cameras and images with their 2-D points; return the index [O] of each observation in its image."""
-    import pycolmap
+    from lean3r.colmap_library import pycolmap
 
     for number, camera in enumerate(table.cameras):
         model.add_camera_with_trivial_rig(colmap_camera(camera.lens, camera.width, camera.height, number + 1))
@@ -94,12 +94,12 @@ def _add_views(model, reconstruction: Reconstruction, table: Pictured, tracked: 
 
 def _add_points(model, tracked: Tracked, keypoint: np.ndarray) -> None:
     """Add the points with their tracks."""
-    from pycolmap import Track
+    from lean3r.colmap_library import pycolmap
 
     starts = np.searchsorted(tracked.point, np.arange(len(tracked.xyz) + 1)).tolist()
     image_id, keypoint_id = (tracked.view + 1).tolist(), keypoint.tolist()
     for point in range(len(tracked.xyz)):
-        track = Track()
+        track = pycolmap.Track()
         for at in range(starts[point], starts[point + 1]):
             track.add_element(image_id[at], keypoint_id[at])
         model.add_point3D(tracked.xyz[point], track, tracked.rgb[point])

@@ -72,7 +72,7 @@ def pictured(reconstruction: Reconstruction, options: ExportOptions) -> Pictured
 
 def undistorted(camera: Camera) -> Camera:
     """The pinhole camera, of a size that leaves no empty pixels, for pictures of a lens; pinholes stay as they are."""
-    import pycolmap
+    from lean3r.colmap_library import pycolmap
 
     lens = colmap_camera(camera.lens, camera.width, camera.height)
     if lens.is_undistorted():

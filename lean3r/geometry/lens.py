@@ -14,12 +14,12 @@ import numpy as np
 from lean3r.types import Lens, Reconstruction, Source
 
 if TYPE_CHECKING:
-    import pycolmap
+    from lean3r.colmap_library import pycolmap
 
 
 def colmap_camera(lens: Lens, width: int, height: int, camera_id: int = 1) -> pycolmap.Camera:
     """The lens as a camera of pycolmap for pictures of width x height pixels."""
-    import pycolmap
+    from lean3r.colmap_library import pycolmap
 
     return pycolmap.Camera(
         camera_id=camera_id, model=lens.model, width=width, height=height, params=np.array(lens.params)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    import pycolmap
-
+    from lean3r.colmap_library import pycolmap
     from lean3r.refine.matching import Matches
 
 INLIER_PX = 2.0  # in the pictures that features were found in

@@ -6,8 +6,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
-import pycolmap
 
+from lean3r.colmap_library import pycolmap
 from lean3r.refine.features import camera_of, files_to_view
 from lean3r.refine.job import Job
 from lean3r.refine.matching import LEAST_INLIERS, Matches

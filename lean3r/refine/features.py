@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pycolmap
-
+from lean3r.colmap_library import pycolmap
 from lean3r.refine.job import PICTURES, Group, Job
 
 # From octave 0 on, features are as large as the pixels of the picture allow; octave -1 doubles the picture before,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pycolmap
 
+from lean3r.colmap_library import pycolmap
 from lean3r.refine.features import files_to_view
 from lean3r.refine.job import Job
 

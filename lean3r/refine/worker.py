@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import pycolmap
 
+from lean3r.colmap_library import pycolmap
 from lean3r.refine import accept, adjust, features, matching
 from lean3r.refine.job import Answer, Job
 

@@ -1,0 +1,49 @@
+"""pycolmap and the other libraries in one process: its zlib and the system's do not get mixed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lean3r.colmap_library import pycolmap
+
+SAVE = """
+import io, zlib
+from PIL import Image
+file = io.BytesIO()
+Image.linear_gradient("L").save(file, "PNG")
+assert zlib.decompress(zlib.compress(bytes(10_000))) == bytes(10_000)
+print("saved", len(file.getvalue()) > 0)
+"""
+
+
+def fresh(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+def test_pictures_are_saved_after_a_model_was_read(tmp_path: Path) -> None:
+    model = pycolmap.Reconstruction()
+    model.add_camera_with_trivial_rig(
+        pycolmap.Camera(camera_id=1, model="PINHOLE", width=60, height=40, params=[50, 50, 30, 20])
+    )
+    image = pycolmap.Image(name="a.jpg", keypoints=np.zeros((0, 2)), camera_id=1, image_id=1)
+    model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(np.eye(4)[:3]))
+    model.write(tmp_path)
+    done = fresh(f"from lean3r.cameras import read_given\nassert read_given({str(tmp_path)!r}).cameras\n{SAVE}")
+    assert done.stdout == "saved True\n", done.stderr
+
+
+@pytest.mark.parametrize("first", ["import lean3r, pycolmap", "import lean3r.colmap_library"])
+def test_pictures_are_saved_when_lean3r_is_imported_first(first: str) -> None:
+    assert fresh(f"{first}\n{SAVE}").stdout == "saved True\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep the libraries of packages apart")
+def test_pycolmap_first_is_refused_with_what_to_do() -> None:
+    done = fresh("import pycolmap\nimport lean3r")
+    assert "Put `import lean3r` (or `import zlib`) before `import pycolmap`" in done.stderr
+    assert fresh("import zlib, pycolmap\nimport lean3r").returncode == 0
