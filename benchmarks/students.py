@@ -1,11 +1,12 @@
 """What sparsity and FP8 cost nano, untrained and trained, beside mechanisms that need no training.
 
     python benchmarks/students.py [--gsa FILE] [--gsa-fp8 FILE] [--sla FILE] [--sla-fp8 FILE] [--scenes 60]
-        [--views 2 4 8 16] [--photos ../shared/data/scenes] [--out nano_students]
+        [--views 2 4 8 16] [--photos ../shared/data/scenes] [--keep] [--out nano_students]
 
 FILE is what `lean3r distill` leaves: weights.safetensors of a phase, or the published NAME.safetensors. All models see
 the same held-out scenes. Mechanisms that need no training get settings whose measured density comes nearest to that of
-gsa at this number of views. Writes benchmarks/results/nano_students.json after every number of views.
+gsa at this number of views. Writes benchmarks/results/nano_students.json after every number of views; with --keep, rows
+that it has already, of as many scenes, are not measured again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 from accuracy import check_scoring, held_out, short
-from common import hardware, write_result
+from common import RESULTS, hardware, write_result
 
 import lean3r
 from lean3r.attention.base import recording
@@ -82,15 +83,19 @@ def trained_and_not(dense: Backbone, files: dict[str, str | None]) -> dict[str, 
     return {name: model.eval() for name, model in models.items()}
 
 
-def synthetic(models: dict[str, Backbone], dense: Backbone, views: int, scenes: int) -> dict[str, dict[str, float]]:
-    """Figures and densities of all models on the same scenes."""
+def synthetic(
+    models: dict[str, Backbone], dense: Backbone, views: int, scenes: int, kept: dict[str, dict]
+) -> dict[str, dict]:
+    """Figures and densities of all models on the same scenes; `kept` rows are taken as they are."""
     batches = held_out(views, scenes)
     sample = Views(batches[0].images)
     density = density_of(models["gsa untrained"], sample)
     plans = without_training(views, density)
     models = models | {name: compress(copy.deepcopy(dense), plan).eval() for name, plan in plans.items()}
-    rows = {}
+    rows = dict(kept)
     for name, model in models.items():
+        if name in kept:
+            continue
         figures = score_scenes(lambda v, model=model: predict(model, v), batches)
         rows[name] = {"density": density_of(model, sample), **{key: figures[key] for key in SHOWN}}
         if name in plans:
@@ -142,6 +147,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=60)
     parser.add_argument("--views", type=int, nargs="+", default=[8, 2, 4, 16])
     parser.add_argument("--photos", type=Path, default=Path("../shared/data/scenes"))
+    parser.add_argument("--keep", action="store_true")
     parser.add_argument("--out", default="nano_students")
     options = parser.parse_args()
     check_scoring()
@@ -149,9 +155,15 @@ def main() -> None:
     check_density(dense)
     files = {name: getattr(options, name.replace("-", "_")) for name in ("gsa", "gsa-fp8", "sla", "sla-fp8")}
     models = trained_and_not(dense, files)
-    result: dict[str, Any] = {"hardware": hardware(), "scenes": options.scenes, "synthetic": {}, "margins": {}}
+    earlier = RESULTS / f"{options.out}.json"
+    result: dict[str, Any] = json.loads(earlier.read_text()) if options.keep and earlier.exists() else {}
+    result |= {"hardware": hardware(), "scenes": result.get("scenes", {})}
+    for part in ("synthetic", "margins"):
+        result.setdefault(part, {})
     for views in options.views if options.scenes else ():
-        rows = synthetic(models, dense, views, options.scenes)
+        same = result["scenes"].get(str(views)) == options.scenes
+        rows = synthetic(models, dense, views, options.scenes, result["synthetic"].get(str(views), {}) if same else {})
+        result["scenes"][str(views)] = options.scenes
         result["synthetic"][str(views)] = rows
         result["margins"][str(views)] = margins(rows)
         write_result(options.out, result)
