@@ -118,7 +118,8 @@ class Data:
             one, other = self.views or Chooser(scenes, AUTO).choose(rng, self.scene, 2)
             if not 0 <= min(one, other) <= max(one, other) < info.views:
                 raise UsageError(f"--views is {one} {other}; scene {info.id} has views 0 to {info.views - 1}")
-            title = f"{found.name}  {info.id}  views {one} and {other}; right: {one} as {other} sees it"
+            name = found.root.resolve().name if info.id == "." else info.id
+            title = f"{found.name}  {name}  views {one} and {other}; right: {one} as {other} sees it"
             sheet = draw(scenes.view(self.scene, one), scenes.view(self.scene, other), title)
         except InputError as error:
             found.problems.append(f"no picture of scene {self.scene}: {error}")

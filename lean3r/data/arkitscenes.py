@@ -1,4 +1,9 @@
-"""ARKitScenes: rooms filmed with a tablet's colour and LiDAR cameras, held any way up."""
+"""ARKitScenes: rooms filmed with a tablet's colour and LiDAR cameras, held any way up.
+
+Principal points are taken to count from the picture's corner, as Apple's reference of ARCamera.intrinsics says
+(developer.apple.com/documentation/arkit/arcamera/intrinsics). The set's own tools, threedod/benchmark_scripts of
+apple/ARKitScenes, put pixels at whole numbers, half a pixel of 256 beside it.
+"""
 
 from __future__ import annotations
 

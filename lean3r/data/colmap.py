@@ -12,7 +12,7 @@ import numpy as np
 from lean3r.cameras import COLMAP_FOLDERS, open_colmap
 from lean3r.data.files import read_depth_png, read_image, read_npy
 from lean3r.data.lens import pinhole_of, undistort
-from lean3r.data.scenes import Camera, FolderSet, Frame, RawView, fitted, folders, nearest
+from lean3r.data.scenes import Camera, FolderSet, Frame, RawView, fitted, folders, nearest, no_depth
 from lean3r.errors import InputError
 
 _PICTURES = ("images", ".", "rgb", "color")
@@ -93,7 +93,7 @@ class ColmapFolder(FolderSet):
         image = read_image(frame.image)
         height, width = image.shape[:2]
         fitted(Camera(np.eye(3), camera.cam_from_world, lens.width, lens.height), width, height, frame.image)
-        depth = np.zeros((height, width), np.float32) if frame.depth is None else self.read_depth(frame)
+        depth = no_depth(height, width) if frame.depth is None else self.read_depth(frame)
         image, depth, k = undistort(image, nearest(depth, height, width), lens)
         if frame.depth is None:
             depth = sparse_depth(xyz, k, camera.cam_from_world, *image.shape[:2])

@@ -26,6 +26,9 @@ from lean3r.errors import LeanError, UsageError
 logger = logging.getLogger("lean3r")
 
 BatchFn = Callable[[int, Any, int, int], SceneBatch]
+# Decoding and resizing leave the interpreter to other threads, and threads hand batches over without a copy: on two
+# cores, two threads were twice as fast as two processes (benchmarks/loading_data.py). Many would wait for each other.
+MOST_THREADS = 4
 _compute: BatchFn | None = None  # in a worker process: what it computes
 
 
@@ -35,9 +38,10 @@ class Prefetch:
     A context manager, called like `batch_fn`, which has to be a pure function: what comes back is the same for any
     number of workers, whatever order it was finished in. An error is raised by the call for its step. `kind` is where
     batches are computed: "processes" (started afresh, so `batch_fn` must be picklable and scripts need the usual
-    `if __name__ == "__main__"`), "threads", or "auto", processes where `batch_fn` can be pickled. `stage_at(step)`
-    tells the stage of a later step, None past the end; without it, stages are taken to go on, and the first batch of
-    another one is computed when it is asked for. With 0 workers nothing is computed ahead.
+    `if __name__ == "__main__"`), "threads", or "auto": threads up to MOST_THREADS workers or where `batch_fn` cannot be
+    pickled, processes beyond. `stage_at(step)` tells the stage of a later step, None past the end; without it, stages
+    are taken to go on, and the first batch of another one is computed when it is asked for. With 0 workers nothing is
+    computed ahead.
     """
 
     def __init__(
@@ -54,7 +58,8 @@ class Prefetch:
         self.batch_fn, self.workers, self.ahead, self.stage_at = batch_fn, workers, ahead, stage_at
         self._waiting: dict[tuple[int, int, int], tuple[Any, Future[Any]]] = {}
         self._pool: Executor | None = None
-        packed = None if kind == "threads" or not workers else _packed(batch_fn, must=kind == "processes")
+        in_threads = kind == "threads" or (kind == "auto" and workers <= MOST_THREADS)
+        packed = None if in_threads or not workers else _packed(batch_fn, must=kind == "processes")
         if packed is not None:
             self._pool = ProcessPoolExecutor(
                 workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(packed,)

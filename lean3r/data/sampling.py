@@ -187,7 +187,9 @@ def _read(
     normals = [view.normals for view in views if view.normals is not None]
     return SceneBatch(
         images=_pictures([view.image for view in views])[None],
-        depth=_tensor([view.depth for view in views])[None].float(),
+        depth=_tensor([view.depth for view in views])[None].float()
+        if scenes.has_depth
+        else torch.zeros(1, len(views), shape.height, shape.width),
         intrinsics=_tensor([view.intrinsics for view in views])[None].float(),
         cam_from_world=_tensor([view.cam_from_world for view in views])[None].float(),
         normals=_tensor(normals).permute(0, 3, 1, 2)[None].float() if len(normals) == len(views) else None,
@@ -214,12 +216,12 @@ def joined(samples: Sequence[SceneBatch]) -> SceneBatch:
 
 
 def _pictures(arrays: Sequence[np.ndarray]) -> torch.Tensor:
-    """[S, 3, H, W] in [0, 1] of uint8 [H, W, 3] each, copied once."""
+    """[S, 3, H, W] in [0, 1] of uint8 [H, W, 3] each."""
     height, width = arrays[0].shape[:2]
-    out = torch.empty(len(arrays), 3, height, width)
-    for place, array in zip(out, arrays, strict=True):
-        place.copy_(torch.from_numpy(np.array(array)).permute(2, 0, 1))
-    return out.div_(255)
+    planes = np.empty((len(arrays), 3, height, width), np.uint8)
+    for place, array in zip(planes, arrays, strict=True):
+        place[...] = array.transpose(2, 0, 1)
+    return torch.from_numpy(planes).float().div_(255)
 
 
 def _tensor(arrays: Sequence[np.ndarray]) -> torch.Tensor:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from lean3r.data.files import read_image
 from lean3r.errors import InputError
 
 CACHED_SCENES = 64
+CACHED_CAMERAS = 8192
 SIZE_TOLERANCE = 0.02
 ROTATION_TOLERANCE = 1e-2
 _SHOWN = 3
@@ -166,10 +168,8 @@ class FolderSet(SceneSet):
         image = read_image(frame.image)
         height, width = image.shape[:2]
         intrinsics = fitted(camera, width, height, frame.image)
-        if frame.depth is None:
-            depth = np.zeros((height, width), np.float32)
-        else:
-            depth = nearest(self.read_depth(frame), height, width)
+        has_depth = frame.depth is not None
+        depth = nearest(self.read_depth(frame), height, width) if has_depth else no_depth(height, width)
         return RawView(image, depth, intrinsics, camera.cam_from_world)
 
     def _cached(self, index: int) -> Sequence[Frame]:
@@ -227,6 +227,7 @@ def is_rotation(rotation: np.ndarray) -> bool:
     return bool(np.abs(rotation @ rotation.T - np.eye(3)).max() < ROTATION_TOLERANCE and np.linalg.det(rotation) > 0)
 
 
+@lru_cache(maxsize=CACHED_CAMERAS)
 def checked(camera: Camera, what: str) -> Camera:
     """The camera with its rotation made exact; InputError naming `what` when pose or intrinsics are none."""
     pose, k = np.asarray(camera.cam_from_world, np.float64), np.asarray(camera.intrinsics, np.float64)
@@ -259,6 +260,11 @@ def nearest(values: np.ndarray, height: int, width: int) -> np.ndarray:
     rows = ((np.arange(height) + 0.5) * values.shape[0] / height).astype(np.int64)
     columns = ((np.arange(width) + 0.5) * values.shape[1] / width).astype(np.int64)
     return values[rows[:, None], columns]
+
+
+def no_depth(height: int, width: int) -> np.ndarray:
+    """Depth [height, width] that is nowhere known: one zero in memory (strides 0), read-only."""
+    return np.broadcast_to(np.float32(0), (height, width))
 
 
 def without_unknown(depth: np.ndarray) -> tuple[np.ndarray, int]:

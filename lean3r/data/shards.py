@@ -23,7 +23,7 @@ from PIL import Image
 
 from lean3r.data.augment import cut
 from lean3r.data.files import naming, read_text
-from lean3r.data.scenes import Camera, RawView, SceneInfo, SceneSet, checked, without_unknown
+from lean3r.data.scenes import Camera, RawView, SceneInfo, SceneSet, checked, no_depth, without_unknown
 from lean3r.errors import InputError, MissingExtraError, UsageError
 
 INDEX, FORMAT = "index.json", "lean3r shards 1"
@@ -78,7 +78,7 @@ class Shards(SceneSet):
         if row["far"]:
             depth = _decoded(self._picture(scene, f"{view:04}.depth.png", None), row["near"], row["far"])
         else:
-            depth = np.zeros(image.shape[:2], np.float32)
+            depth = no_depth(*image.shape[:2])
         return RawView(image, depth, camera.intrinsics, camera.cam_from_world)
 
     def covisibility(self, scene: int) -> np.ndarray | None:

@@ -1,4 +1,9 @@
-"""Virtual KITTI 2: drives through rendered towns, ten renderings of each, with exact cameras and depth."""
+"""Virtual KITTI 2: drives through rendered towns, ten renderings of each, with exact cameras and depth.
+
+Rows of extrinsic.txt are cam_from_world in OpenCV's axes: VGGT's training code (facebookresearch/vggt,
+training/data/datasets/vkitti.py) takes them as they are, and depth as centimetres. That the sky is at the far plane of
+655.35 m, the largest value of 16 bits, and that depth is z, says the README of Virtual KITTI 1.3.1's depth.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""WildRGB-D: turns around objects, filmed with a phone's colour and depth cameras."""
+"""WildRGB-D: turns around objects, filmed with a phone's colour and depth cameras.
+
+K is written column by column, poses are world_from_cam in OpenCV's axes, depth is in millimetres (README and
+wildrgbd_generate_point_cloud.py of wildrgbd/wildrgbd). Principal points are ARKit's, which count from the corner.
+"""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def shared() -> list[Path]:
 
 
 def test_processes_give_the_same_batches_and_errors_at_their_step() -> None:
-    with Prefetch(Numbered(fails_at=8, dies_at=10), 2, ahead=2) as prefetch:  # what can be sent goes to processes
+    with Prefetch(Numbered(fails_at=8, dies_at=10), 2, ahead=2, kind="processes") as prefetch:
         assert all(same(made, wanted) for made, wanted in zip(run(prefetch), expected(), strict=True))
         children = multiprocessing.active_children()
         assert len(children) == 2
@@ -126,7 +126,7 @@ def test_an_error_ends_nothing_else() -> None:
 
 def test_what_cannot_be_sent_to_a_process_runs_in_threads_or_is_refused() -> None:
     here = Numbered()
-    with Prefetch(lambda *call: here(*call), 1) as prefetch:
+    with Prefetch(lambda *call: here(*call), loader.MOST_THREADS + 1) as prefetch:
         assert prefetch(0, "one", 0, 1).ids == ("0 one 0",)
     with pytest.raises(UsageError, match="threads"):
         Prefetch(lambda *call: here(*call), 1, kind="processes")
