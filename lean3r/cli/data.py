@@ -96,7 +96,7 @@ class Data:
             print(picture)
         if found.problems:
             count = len(found.problems)
-            usable = f"{found.scenes:,} scenes can be used" if found.scenes else "no scene can be used"
+            usable = f"{found.scenes or 'no'} scene{'' if found.scenes < 2 else 's'} can be used"
             raise InputError(f"{count} problem{'s' if count > 1 else ''} in {root}; {usable}")
 
     def _draw(self, found: Report) -> Path | None:

@@ -63,6 +63,12 @@ class DTU(FolderSet):
             maps = {f"{int(p.stem.split('_')[-1]) + 1:03}" for p in depth.glob("depth_map_*.pfm")}
             if pictures != maps or not pictures:
                 found.append(f"{scan} has pictures of {len(pictures)} views, {depth} depth of {len(maps)}")
+                continue
+            numbers = [int(n) for n in pictures if n.isdigit()]
+            absent = set(range(min(numbers), max(numbers) + 1)) - set(numbers) if numbers else set()
+            found += [f"{len(absent)} views of {scan} have no pictures, number {min(absent)} first"] if absent else []
+            lost = [n for n in numbers if not any((f / f"{n - 1:08}_cam.txt").is_file() for f in _camera_folders(root))]
+            found += [f"{len(lost)} of {len(numbers)} views of {scan} have no camera"] if lost else []
         return found
 
     def frames(self, scene: str) -> Sequence[Frame]:

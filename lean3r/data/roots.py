@@ -121,13 +121,14 @@ def report(root: Path, name: str | None = None, options: Mapping[str, Any] | Non
         raise UsageError(f"{name}: {error}") from error
     except InputError as error:
         return Report(name, root, problems or [str(error)])
-    looked, views, single = min(len(opened), _LOOKED_SCENES), 0, 0
+    looked, views, single, unusable = min(len(opened), _LOOKED_SCENES), 0, 0, 0
     for i in range(looked):
         try:
             count = opened.scene(i).views
             views, single = views + count, single + (count < 2)
             problems += _bad_cameras(opened, i, count)
         except InputError as error:
+            unusable += 1
             problems.append(str(error))
     if single:
         problems.append(f"{single} of {looked} scenes have a single view; a sample needs two")
@@ -137,7 +138,8 @@ def report(root: Path, name: str | None = None, options: Mapping[str, Any] | Non
         problems.append(
             f"depth of {unknown:,} pixels of the views that were read is not a number; it counts as unknown"
         )
-    return Report(name, root, problems, len(opened), looked, views, unknown, opened)
+    problems = list(dict.fromkeys(problems))
+    return Report(name, root, problems, len(opened) - unusable, looked, views, unknown, opened)
 
 
 def _bad_cameras(scenes: SceneSet, scene: int, views: int) -> list[str]:
