@@ -55,7 +55,8 @@ class Distill(Changes):
         recipe = self.chosen()
         if self.dry_run:
             check_fit(recipe)
-            print(json.dumps(recipe.as_dict(), indent=2))
+            if is_main_process():
+                print(json.dumps(recipe.as_dict(), indent=2))
             return
         keep_recipe(self.out, recipe.as_dict(), self.resume)
         for index, phase in enumerate(recipe.phases):
@@ -84,13 +85,14 @@ class Distill(Changes):
             recipe = replace(recipe, teacher=self.teacher, name=f"{recipe.name}-{self.teacher}")
         if plan is not None:
             recipe = with_plan(recipe, plan)
-        cuda = self.device != "cpu"
-        processes = self.processes or (1 if cuda else recipe.processes)
+        processes = self.processes_for(recipe.processes)
         sources = tuple(Source.parse(text) for text in self.data)
         world = replace(recipe.data.world, device="cpu" if sources else self.device)
-        recipe = replace(recipe, processes=processes).with_data(Data(sources, world), processes)
-        recipe = with_configs(recipe, self.overrides().configs([phase.config for phase in recipe.phases]))
-        if cuda and not sources:  # the device renders; batches from other processes would have to come through memory
+        configs = self.overrides().configs([phase.config for phase in recipe.phases], recipe.processes, processes)
+        recipe = replace(with_configs(recipe, configs), processes=processes)
+        recipe = recipe.with_data(Data(sources, world), processes, epochs=not self.steps)
+        # Where the device renders, batches from other processes would have to come through memory.
+        if self.device != "cpu" and not sources:
             recipe = with_configs(recipe, [replace(phase.config, workers=0) for phase in recipe.phases])
         if len(self.gamma) > 2:
             raise UsageError(f"--gamma got {len(self.gamma)} numbers; expected one, or one for the start and the end.")

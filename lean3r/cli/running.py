@@ -36,11 +36,14 @@ class Changes:
     views: Annotated[list[int], option("N [N ...]")] = field(default_factory=list)
     """Numbers of views that a scene has, by turns."""
 
+    train: Annotated[list[str], option("ROLE [ROLE ...]")] = field(default_factory=list)
+    """What trains: all, mechanisms, encoder, trunk, heads, norms, or layers as a plan names them."""
+
     batch: Annotated[int | None, option("VIEWS")] = None
     """Pictures that each process sees in a batch."""
 
     accumulate: Annotated[int | None, option("N")] = None
-    """Batches of each process in a step."""
+    """Batches of each process in a step; by default the recipe's step is shared among the processes."""
 
     seed: Annotated[int | None, option("N")] = None
     """Of everything random, scenes included."""
@@ -66,11 +69,20 @@ class Changes:
     shard: Annotated[str | None, option("NAME")] = None
     """full spreads parameters over the processes, none copies them, auto decides by memory."""
 
+    explode_factor: Annotated[float | None, option("FACTOR")] = None
+    """Skip steps whose gradient norm is so many times the running median; 0: none."""
+
+    skip_limit: Annotated[int | None, option("STEPS")] = None
+    """End the run after so many skipped steps in all."""
+
+    skip_limit_in_row: Annotated[int | None, option("STEPS")] = None
+    """End the run after so many skipped steps in a row."""
+
     textures: Annotated[Path | None, option("DIR")] = None
     """Folder of photo crops (.jpg) that join the synthetic world's textures."""
 
     processes: Annotated[int | None, option("N")] = None
-    """CPU processes that share each step; by default the recipe's. torchrun has its own number."""
+    """Processes on this CPU that share each step; by default the recipe's. torchrun has its own number."""
 
     device: Annotated[str, option("NAME")] = "cpu"
     """cpu or cuda."""
@@ -88,13 +100,22 @@ class Changes:
         """The options that change configs."""
         from lean3r.train.recipes.overrides import Overrides
 
-        lists = {"steps": tuple(self.steps), "lr": tuple(self.lr), "views": tuple(self.views)}
+        lists = {name: tuple(getattr(self, name)) for name in ("steps", "lr", "views", "train")}
         others = {f.name: getattr(self, f.name) for f in fields(Overrides) if f.name not in lists}
         return Overrides(**lists, **others)
 
+    def processes_for(self, recipe: int) -> int:
+        """How many processes train, of a recipe that is written for so many."""
+        from lean3r.train.distributed import processes_of
+
+        return processes_of(self.processes or (recipe if self.device == "cpu" else 1))
+
 
 def keep_recipe(out: Path, recipe: Mapping[str, Any], resume: bool) -> None:
-    """Write OUT/recipe.json; UsageError where the folder holds another recipe's run that is to be resumed."""
+    """Write OUT/recipe.json; UsageError where the folder holds another recipe's run that is to be resumed.
+
+    Other numbers of processes with the same batches in a step are the same recipe.
+    """
     from lean3r.errors import UsageError
     from lean3r.train.config import FREE_ON_RESUME, config_diff
     from lean3r.train.state import write_atomically
@@ -102,12 +123,23 @@ def keep_recipe(out: Path, recipe: Mapping[str, Any], resume: bool) -> None:
     path, now = out / RECIPE_FILE, json.loads(json.dumps(recipe))
     if resume and path.exists():
         before = json.loads(path.read_text())
-        lines = [line for line in config_diff(before, now) if line.split(":")[0].split(".")[-1] not in FREE_ON_RESUME]
+        lines = config_diff(_on_one_process(before), _on_one_process(now))
+        lines = [line for line in lines if line.split(":")[0].split(".")[-1] not in FREE_ON_RESUME]
         if lines:
             shown = "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
             raise UsageError(f"'{out}' holds a run of another recipe; cannot resume: {shown}")
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(now, indent=2)))
+
+
+def _on_one_process(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe as JSON, with all batches of a step on one process."""
+    processes = recipe["processes"]
+    phases = [
+        phase | {"stages": [s | {"accumulate": s["accumulate"] * processes} for s in phase["stages"]]}
+        for phase in recipe["phases"]
+    ]
+    return {**recipe, "processes": 1, "phases": phases}
 
 
 def validate(

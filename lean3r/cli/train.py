@@ -34,7 +34,8 @@ class Train(Changes):
 
         recipe = self.chosen()
         if self.dry_run:
-            print(json.dumps(recipe.as_dict(), indent=2))
+            if is_main_process():
+                print(json.dumps(recipe.as_dict(), indent=2))
             return
         keep_recipe(self.out, recipe.as_dict(), self.resume)
         for index, phase in enumerate(recipe.phases):
@@ -56,11 +57,12 @@ class Train(Changes):
         if self.recipe in DISTILLATIONS:
             raise UsageError(f"'{self.recipe}' has a teacher: lean3r distill --recipe {self.recipe}")
         recipe: Recipe = RECIPES.get(self.recipe)(textures=None if self.textures is None else str(self.textures))
+        processes = self.processes_for(recipe.processes)
         return replace(
             recipe,
             world=replace(recipe.world, device=self.device),
-            processes=self.processes or (recipe.processes if self.device == "cpu" else 1),
-            phases=tuple(self.overrides().configs(recipe.phases)),
+            processes=processes,
+            phases=tuple(self.overrides().configs(recipe.phases, recipe.processes, processes)),
         )
 
 

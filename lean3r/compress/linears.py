@@ -47,8 +47,11 @@ class LinearSite:
     narrow: bool = False
 
 
-def linears_of(model: nn.Module) -> list[LinearSite]:
-    """Every linear layer and convolution that a scheme can take over, in the order of the modules."""
+def linears_of(
+    model: nn.Module, linears: Sequence[type] = PLAIN, convolutions: Sequence[type] = CONVOLUTIONS
+) -> list[LinearSite]:
+    """Every linear layer and convolution of these classes, in the order of the modules: by default those that a scheme
+    can take over."""
     blocks: dict[str, tuple[Part, int, int | None]] = {}
     counts: Counter[Part] = Counter()
     encoders: list[str] = []
@@ -76,8 +79,8 @@ def linears_of(model: nn.Module) -> list[LinearSite]:
     for path, module in model.named_modules():
         if path in blocks:
             inside = (f"{path}.", blocks[path])
-        convolution = type(module) in CONVOLUTIONS
-        if type(module) not in PLAIN and not convolution:
+        convolution = type(module) in convolutions
+        if type(module) not in linears and not convolution:
             continue
         place: tuple[Part, int | None, int | None] = ("camera" if camera.search(path) else "head", None, None)
         if inside is not None and path.startswith(inside[0]):

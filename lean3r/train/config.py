@@ -276,8 +276,9 @@ def on_processes(config: TrainConfig, written_for: int, processes: int) -> Train
             rest == 0,
             "processes",
             processes,
-            f"a divisor of the {stage.accumulate * written_for} batches that a step has ({written_for} processes x "
-            f"stage.accumulate {stage.accumulate})",
+            f"a divisor of the {stage.accumulate * written_for} batches that a step of {config.name} has "
+            f"({written_for} processes x stage.accumulate {stage.accumulate}); or say how many batches each process "
+            "gets in a step (--accumulate), which makes it another run",
         )
         stages.append(dataclasses.replace(stage, accumulate=accumulate))
     return dataclasses.replace(config, stages=tuple(stages))

@@ -82,6 +82,15 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def processes_of(wanted: int) -> int:
+    """How many processes `launch(wanted, ...)` makes: torchrun's number where torchrun started this one."""
+    return int(os.environ["WORLD_SIZE"]) if _by_torchrun() else wanted
+
+
+def _by_torchrun() -> bool:
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
 def launch(processes: int, fn: Callable[..., Any], *args: Any) -> Any:
     """Run fn(*args) in `processes` local processes that form one group; return what rank 0 returned.
 
@@ -91,7 +100,7 @@ def launch(processes: int, fn: Callable[..., Any], *args: Any) -> Any:
     """
     if processes < 1:
         raise UsageError(f"cannot start {processes} processes; expected 1 or more")
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+    if _by_torchrun():
         return _in_torchrun(fn, *args)
     if processes == 1:
         return fn(*args)

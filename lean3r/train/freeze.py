@@ -9,13 +9,17 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from lean3r.attention.base import Mechanism
-from lean3r.compress.linears import LinearTarget, linears_of
+from lean3r.compress.fp8_linear import FakeQuantConv2d, FakeQuantConvTranspose2d, FakeQuantLinear
+from lean3r.compress.linears import CONVOLUTIONS, PLAIN, LinearTarget, linears_of
 from lean3r.compress.targets import sites_of
 from lean3r.errors import UsageError
 from lean3r.layers.embed import ConvStem
 from lean3r.layers.trunk import Trunk
 from lean3r.layers.vit import PatchEmbed, VisionTransformer
 
+# Layers that are rounded as they train count as what they were.
+LINEARS = (*PLAIN, FakeQuantLinear)
+WINDOWED = (*CONVOLUTIONS, FakeQuantConv2d, FakeQuantConvTranspose2d)
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 _CAMERA = re.compile(r"(^|\.)camera[^.]*(\.|$)")
 _ADAPTER = re.compile(r"(^|\.)lora_[^.]+\.")
@@ -100,7 +104,7 @@ def _targeted(model: nn.Module, text: str) -> set[str]:
         target = LinearTarget.parse(text)
     except UsageError as error:
         raise UsageError(f"unknown role '{text}'. Known: {', '.join(ROLES)}, or a target of layers; {error}") from error
-    linears = [site for site in linears_of(model) if not _ADAPTER.search(f"{site.name}.")]
+    linears = [site for site in linears_of(model, LINEARS, WINDOWED) if not _ADAPTER.search(f"{site.name}.")]
     if target.pattern is None:
         names = [site.name for site in target.select(linears)]
     else:

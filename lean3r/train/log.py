@@ -107,7 +107,8 @@ def draw_curves(train_csv: Path, validation_csv: Path, picture: Path) -> None:
     figure = Figure(figsize=(3.6 * columns, 2.4 * rows), layout="constrained")
     for axes, (name, curves) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels.items(), strict=False):
         for label, (steps, values) in curves.items():
-            axes.plot(steps, values, label=label, linewidth=1.2, marker="." if label == "validation" else "")
+            points = label == "validation" or len(steps) == 1
+            axes.plot(steps, values, label=label, linewidth=1.2, marker="." if points else "")
         if len(curves) > 1:
             axes.legend(fontsize=7)
         axes.set_title(name, fontsize=9)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lean3r.data.base import SceneBatch
 from lean3r.data.loader import Prefetch
-from lean3r.errors import UsageError
+from lean3r.errors import LeanError, UsageError
 from lean3r.train.config import Stage, TrainConfig
 from lean3r.train.disk import require_space
 from lean3r.train.distributed import World, catch_stop_signals, current_world
@@ -176,6 +176,7 @@ class _Run:
             self.step, self.best = state["step"], state["best"]
             self.guard.restore(state["guard"])
             self.watch.seconds, self.watch.corrupt = state["seconds"], state["corrupt"]
+            self.watch.bad_depth = state.get("bad_depth", 0)  # checkpoints may be older than this count
         with self.world.together():
             if main and self.step < self.config.total_steps:
                 missing = self.config.keep_last + 1 - len(checkpoints(folder))
@@ -228,7 +229,7 @@ class _Run:
             terms.append({"loss": loss.detach(), **found})
             names += batch.ids
             views += world.size * batch.images.shape[0] * batch.images.shape[1]
-            self.watch.damaged(self.step, batch.skipped)
+            self.watch.damaged(self.step, batch.skipped, batch.unknown)
         norm, mean_loss, self.stopping = self.gradients.reduce(total, stop, world)
         why = self.guard.problem(mean_loss, norm)
         if not why:
@@ -246,7 +247,12 @@ class _Run:
         if self.world.is_main:
             print(f"warning: step {self.step} skipped, {why}", file=sys.stderr)
         self.watch.event(self.step, "skipped", why=why, samples=samples)
-        self.guard.check_limits(self.step, why)
+        try:
+            self.guard.check_limits(self.step, why)
+        except LeanError as error:
+            self.watch.event(self.step, "ended", why=str(error))
+            self.watch.finish("Ended by skipped steps", self.step, self.guard.skipped, self.best)
+            raise
 
     def report(self) -> None:
         """Write what happened since the last report."""
@@ -287,6 +293,7 @@ class _Run:
             "guard": self.guard.state(),
             "seconds": self.watch.interval_seconds(),
             "corrupt": self.watch.corrupt,
+            "bad_depth": self.watch.bad_depth,
             "best": self.best,
         }
         self.weights.save(self.out_dir / "checkpoints", self.step, values, self.config.keep_last)

@@ -14,7 +14,7 @@ from lean3r.train.config import TrainConfig
 from lean3r.train.disk import write_atomically
 from lean3r.train.log import read_csv, read_events
 
-ROWS = 12  # of each log in the report; the files hold all
+ROWS = 12  # of each log in the report, as its columns; the files hold all
 
 
 def write_report(
@@ -36,9 +36,9 @@ def write_report(
     if (out_dir / "loss.png").exists():
         parts += ["![curves over the steps](loss.png)"]
     if validation:
-        parts += ["## Validation", table(_thinned(validation))]
+        parts += ["## Validation", table(_by_step(validation))]
     if log:
-        parts += ["## Training", table(_thinned(log))]
+        parts += ["## Training", table(_by_step(log))]
     pictures = sorted((out_dir / "pictures").glob("step-*.png"))
     if pictures:
         parts += ["## Predictions", f"![the last picture](pictures/{pictures[-1].name})"]
@@ -74,10 +74,10 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _thinned(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    """At most ROWS rows, evenly, the last one among them."""
-    every = -(-len(rows) // ROWS)
-    return list(rows[::-1][::every][::-1])
+def _by_step(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """A row for each figure of a log, with a column for each of at most ROWS steps, evenly, the last one among them."""
+    some = rows[::-1][:: -(-len(rows) // ROWS)][::-1]
+    return [{"step": name} | {row["step"]: row[name] for row in some} for name in rows[0] if name != "step"]
 
 
 def _facts(event: Mapping[str, object]) -> str:

@@ -21,7 +21,7 @@ from lean3r.train.log import CsvLog, EventLog, Progress, draw_curves
 from lean3r.train.report import write_report
 
 DRAW_EVERY_S = 30.0
-_COLUMNS = ("step", "seconds", "lr", "views_per_s", "data_wait", "memory_mb", "skipped", "corrupt")
+_COLUMNS = ("step", "seconds", "lr", "views_per_s", "data_wait", "memory_mb", "skipped", "corrupt", "bad_depth")
 
 
 class Watch:
@@ -31,9 +31,11 @@ class Watch:
         self.config, self.out_dir, self.world, self.device = config, out_dir, world, device
         self.seconds = 0.0
         self.corrupt = 0
+        self.bad_depth = 0
         self._drawn_at = time.monotonic()
         self._terms: list[Mapping[str, Tensor | float]] = []
         self._damaged: list[tuple[int, str]] = []
+        self._bad_depth = 0
         self._board: Any = None
         self._start_interval()
 
@@ -84,17 +86,19 @@ class Watch:
             speed, waiting = self._views / self._seconds, self._waited / self._seconds
             self.progress.step(step, loss, speed, waiting, memory_mb(self.device))
 
-    def damaged(self, step: int, names: tuple[str, ...]) -> None:
-        """Note samples of this process that could not be read."""
+    def damaged(self, step: int, names: tuple[str, ...], bad_depth: int) -> None:
+        """Note samples of this process that could not be read, and pixels whose depth was no finite number."""
         self._damaged += [(step, name) for name in names]
+        self._bad_depth += bad_depth
 
     def count_damaged(self) -> None:
         """Bring the damaged samples of all processes together."""
-        for part in self.world.gather(self._damaged):
-            self.corrupt += len(part)
-            for step, name in part:
+        for samples, pixels in self.world.gather((self._damaged, self._bad_depth)):
+            self.corrupt += len(samples)
+            self.bad_depth += pixels
+            for step, name in samples:
                 self.event(step, "corrupt sample", id=name)
-        self._damaged = []
+        self._damaged, self._bad_depth = [], 0
 
     def report(self, step: int, lr: float, skipped: int) -> None:
         """One row in the log: means over the steps since the last one and over all processes."""
@@ -114,6 +118,7 @@ class Watch:
                 row[name] = sum(total for total, _ in parts) / sum(count for _, count in parts)
             row |= {"lr": lr, "views_per_s": self._views / self._seconds, "data_wait": self._waited / self._seconds}
             row |= {"memory_mb": round(memory_mb(self.device)), "skipped": skipped, "corrupt": self.corrupt}
+            row["bad_depth"] = self.bad_depth
             self.log.append(row)
             self._to_board(step, "train", row)
             self.progress.line(step, row, (self.config.total_steps - step) * self._seconds / self._steps)
@@ -145,6 +150,7 @@ class Watch:
         if self.world.is_main:
             self._draw()
             counts = {"steps": step, "skipped steps": skipped, "corrupt samples": self.corrupt}
+            counts["pixels whose depth was no finite number"] = self.bad_depth
             write_report(self.out_dir, self.config, ending, counts, best, self.world.size, self.device)
 
     def interval_seconds(self) -> float:

@@ -22,6 +22,7 @@ from lean3r.models.da3 import Da3, Da3Config
 from lean3r.models.nano import Nano, NanoConfig
 from lean3r.models.pi3 import Pi3, Pi3Config
 from lean3r.models.vggt import Vggt, VggtConfig
+from lean3r.train.config import on_processes
 from lean3r.train.distillation import Lite3rDistillation, NanoDistillation, Objective, Speed3rDistillation
 from lean3r.train.freeze import trainable_names
 from lean3r.train.loop import fit
@@ -142,7 +143,9 @@ def test_papers_numbers() -> None:
     speed3r, lite3r = (DISTILLATIONS.get(name)(None) for name in ("speed3r-pi3", "lite3r-vggt"))
     config = speed3r.config(0)
     (stage,) = config.stages
-    assert config.total_steps == 80 * 800 and stage.accumulate == 4 and sorted(stage.views) == list(range(2, 25))
+    assert config.total_steps == 80 * 800 and sorted(stage.views) == list(range(2, 25))
+    assert on_processes(config, speed3r.processes, 8).stages[0].accumulate == 4
+    assert config.settings["objective_settings"] == {"points": "own", "gamma_from": 0.0, "gamma_to": 0.0}
     assert (stage.pixels, stage.aspect, stage.multiple) == ((100_000, 255_000), (0.5, 2.0), 56)
     optim = config.optim
     assert (optim.lr, optim.betas, optim.weight_decay, optim.clip_norm) == (1e-5, (0.9, 0.95), 0.05, 1.0)
@@ -154,6 +157,7 @@ def test_papers_numbers() -> None:
     first, second = lite3r.phases
     assert {step.quantize for step in first.plan.quantizes} == {"w4a16"} and first.settings["gamma_from"] == 0
     assert "fp8" in {step.quantize for step in second.plan.quantizes} and not second.settings
+    assert lite3r.config(1).settings["objective_settings"] == {"gamma_from": 0.1, "gamma_to": 0.01}
     assert (second.config.optim.lr, second.config.optim.warmup_steps) == (1e-3, 30)
 
 

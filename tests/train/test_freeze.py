@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from lean3r.compress import compress
+from lean3r.compress import compress, prepare, resolve_plan
 from lean3r.errors import UsageError
 from lean3r.models.nano import Nano, NanoConfig
 from lean3r.models.vggt import Vggt, VggtConfig
@@ -71,6 +71,13 @@ def test_targets_name_layers() -> None:
     assert trainable_names(model, ("global blocks 1", "norms")) > second
     whole = trainable_names(model, ("named trunk.blocks.4.attn",))
     assert "trunk.blocks.4.attn.q_norm.weight" in whole and "trunk.blocks.4.attn.qkv.bias" in whole
+
+
+def test_layers_that_are_rounded_as_they_train_count_as_what_they_were() -> None:
+    dense = Nano(NanoConfig(width=32, heads=2, pairs=2))
+    rounded = prepare(dense, resolve_plan("fp8"))
+    for role in ("global blocks 1-", "every linear", "every layer"):
+        assert trainable_names(rounded, (role,)) == trainable_names(dense, (role,))
 
 
 def test_a_shared_parameter_counts_under_its_first_name() -> None:

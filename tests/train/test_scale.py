@@ -25,7 +25,7 @@ from toy_training import (
 from lean3r.errors import UsageError
 from lean3r.train.config import on_processes
 from lean3r.train.distributed import World, launch
-from lean3r.train.log import read_csv
+from lean3r.train.log import read_csv, read_events
 from lean3r.train.sharding import Call, blocks_of, checkpointed, is_sharded
 from lean3r.train.state import checkpoints, newest_checkpoint
 
@@ -89,6 +89,17 @@ def test_sharded_runs_resume_bit_by_bit(group: Path) -> None:
     assert all(torch.equal(value, b[name]) for name, value in a.items())
     whole = final_state(group / "sharded")
     assert whole["step"] == 10 and whole["optimizer"]["muon"]["state"]
+
+
+def test_a_bad_step_of_one_process_is_skipped_by_all(group: Path, tmp_path: Path) -> None:
+    train_plain(tmp_path, bad_at=6, stages=on_processes(plain_config(), 2, 1).stages)
+    for how in ("none", "full"):
+        (event,) = read_events(group / f"bad-{how}" / "events.jsonl")
+        assert (event["step"], event["event"]) == (6, "skipped") and "not finite" in event["why"]
+        assert len(event["samples"]) == sum("toy/6" in name for name in event["samples"]) > 1, "those of both processes"
+        ours, theirs = (load_file(out / "weights.safetensors") for out in (tmp_path, group / f"bad-{how}"))
+        for name, value in ours.items():
+            torch.testing.assert_close(theirs[name], value, rtol=0, atol=3e-4)
 
 
 def test_checkpoints_are_folders_where_parameters_are_spread(group: Path) -> None:

@@ -88,6 +88,9 @@ def test_limits_end_the_run_with_the_reason(tmp_path: Path) -> None:
         run_with_bad_steps(tmp_path / "row", (12, 13, 14), math.nan, skip_limit_in_row=3)
     with pytest.raises(LeanError, match=r"2 steps of the run were skipped \(skip_limit\).*events\.jsonl"):
         run_with_bad_steps(tmp_path / "all", (3, 9), math.nan, skip_limit=2)
+    report = (tmp_path / "all" / "report.md").read_text()
+    assert "Ended by skipped steps after 9 of 24 steps" in report and "| skipped steps | 2 |" in report
+    assert read_events(tmp_path / "all" / "events.jsonl")[-1]["event"] == "ended"
 
 
 def test_the_guard_knows_norms_of_this_stage_only_and_survives_a_resume() -> None:
@@ -108,7 +111,7 @@ def test_corrupt_samples_are_counted_over_a_resume(tmp_path: Path) -> None:
             if step == dies_at:
                 raise Killed
             batch = toy_batch(step, stage, rank, world_size)
-            return replace(batch, skipped=("scene/7",)) if step in (2, 8, 17) else batch
+            return replace(batch, skipped=("scene/7",), unknown=5) if step in (2, 8, 17) else batch
 
         return fit(toy_model(), toy_loss, batch_fn, toy_config(STEPS), tmp_path, resume=resume)
 
@@ -118,7 +121,8 @@ def test_corrupt_samples_are_counted_over_a_resume(tmp_path: Path) -> None:
     events = read_events(tmp_path / "events.jsonl")
     found = [(e["step"], e["id"]) for e in events if e["event"] == "corrupt sample"]
     assert found == [(2, "scene/7"), (8, "scene/7"), (17, "scene/7")]
-    assert read_csv(tmp_path / "log.csv")[-1]["corrupt"] == "3"
+    last = read_csv(tmp_path / "log.csv")[-1]
+    assert (last["corrupt"], last["bad_depth"]) == ("3", "15")
 
 
 Usage = namedtuple("Usage", "total used free")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -115,16 +116,24 @@ def plain_config(**changes) -> TrainConfig:
     return toy_config(10, **changes)
 
 
-def train_plain(out: Path, dies_at: int = -1, resume: bool = False, dropout: float = 0.0, **changes) -> FitResult:
-    """A run of `plain_config`; raise Killed when data for step `dies_at` are asked for."""
+def train_plain(
+    out: Path, dies_at: int = -1, resume: bool = False, dropout: float = 0.0, bad_at: int = -1, **changes
+) -> FitResult:
+    """A run of `plain_config`; raise Killed when data for step `dies_at` are asked for; on step `bad_at` the last
+    process has a loss that is no number."""
 
     def batch_fn(step, stage, rank, world_size):
         if step == dies_at:
             raise Killed
         return toy_batch(step, stage, rank, world_size)
 
-    config = plain_config(**changes)
-    return fit(toy_model(dropout), toy_loss, batch_fn, config, out, validate=toy_validate, resume=resume)
+    def loss_fn(model, batch, progress):
+        loss, terms = toy_loss(model, batch)
+        bad = round(progress * config.total_steps) == bad_at and world.rank == world.size - 1
+        return loss * (math.nan if bad else 1.0), terms
+
+    config, world = plain_config(**changes), current_world()
+    return fit(toy_model(dropout), loss_fn, batch_fn, config, out, validate=toy_validate, resume=resume)
 
 
 def no_curves() -> None:
@@ -169,6 +178,8 @@ def several_runs(out: Path) -> World:
         train_plain(out / f"{first}-{then}", resume=True, shard=then)
     with suppress(Killed):
         train_plain(out / "to-one", dies_at=8, shard="full")
+    for how in ("none", "full"):
+        train_plain(out / f"bad-{how}", bad_at=6, shard=how)
     train_nano(out / "nano", 1, shard="full")
     return current_world()
 

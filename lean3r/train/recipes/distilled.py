@@ -41,7 +41,7 @@ class Phase:
     epochs: float = 0.0
 
     def __post_init__(self) -> None:
-        known = [name for name in inspect.signature(OBJECTIVES.get(self.objective)).parameters if name != "teacher"]
+        known = defaults_of(self.objective)
         for name in self.settings:
             if name not in known:
                 raise UsageError(
@@ -58,7 +58,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Distillation:
-    """The teacher (a row of MODELS), the phases of its student, the scenes, and how many CPU processes share a step.
+    """The teacher (a row of MODELS), the phases of its student, the scenes, and how many processes share a step.
 
     The student is called `name`; it has the teacher's architecture with the last phase's plan.
     """
@@ -104,7 +104,7 @@ class Distillation:
             "teacher": self.teacher,
             "plan": chosen.plan.as_dict(),
             "objective": chosen.objective,
-            "objective_settings": dict(chosen.settings),
+            "objective_settings": defaults_of(chosen.objective) | dict(chosen.settings),
             "data": self.data.as_dict(),
             "after": [earlier.config.name for earlier in self.phases[:phase]],
         }
@@ -123,11 +123,12 @@ class Distillation:
             "phases": [dataclasses.asdict(self.config(index)) for index in range(len(self.phases))],
         }
 
-    def with_data(self, data: Data, processes: int) -> Distillation:
-        """The recipe with other scenes; phases that count in epochs get the steps that their scenes ask for."""
-        count = data.scenes()
+    def with_data(self, data: Data, processes: int, epochs: bool = True) -> Distillation:
+        """The recipe with other scenes; phases that count in epochs get the steps that their scenes ask for, unless
+        `epochs` is false."""
+        count = data.scenes()  # opens the folders, and says what is wrong with them
         phases = self.phases
-        if count:
+        if count and epochs:
             phases = tuple(
                 replace(p, config=with_steps(p.config, max(1, round(p.epochs * count / seen_by_step(p, processes)))))
                 if p.epochs
@@ -135,6 +136,12 @@ class Distillation:
                 for p in phases
             )
         return replace(self, data=data, phases=phases)
+
+
+def defaults_of(objective: str) -> dict[str, Any]:
+    """The settings of an objective that its phases may change."""
+    parameters = inspect.signature(OBJECTIVES.get(objective)).parameters
+    return {name: parameter.default for name, parameter in parameters.items() if name != "teacher"}
 
 
 def seen_by_step(phase: Phase, processes: int) -> int:

@@ -71,4 +71,4 @@ def _student(name: str, plan: CompressionPlan, textures: str | None) -> Distilla
         Phase(rounded, plan + fp8(), "nano"),
     )
     data = Data(world=SyntheticWorld(textures=textures, seed=101))
-    return Distillation(rounded.name, "nano", phases, data, processes=2)
+    return Distillation(rounded.name, "nano", phases, data)

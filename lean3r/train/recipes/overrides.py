@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from lean3r.compress.plan import CompressionPlan, Step
 from lean3r.errors import UsageError
-from lean3r.train.config import TrainConfig
+from lean3r.train.config import TrainConfig, on_processes
 from lean3r.train.recipes.distilled import Distillation, Phase, with_steps
 
 T = TypeVar("T")
@@ -19,12 +19,14 @@ class Overrides:
     """What is None or empty stays as the recipe has it.
 
     steps and lr hold one number for each phase, or one for all (the rate of Muon changes in proportion); views are the
-    numbers of views a scene has, batch the pictures of a process in a step, accumulate the batches of a step.
+    numbers of views a scene has, batch the pictures of a process in a batch, accumulate its batches in a step, train
+    the roles of the parameters that train (train/freeze.py).
     """
 
     steps: tuple[int, ...] = ()
     lr: tuple[float, ...] = ()
     views: tuple[int, ...] = ()
+    train: tuple[str, ...] = ()
     batch: int | None = None
     accumulate: int | None = None
     seed: int | None = None
@@ -35,11 +37,20 @@ class Overrides:
     keep_last: int | None = None
     precision: str | None = None
     shard: str | None = None
+    explode_factor: float | None = None
+    skip_limit: int | None = None
+    skip_limit_in_row: int | None = None
 
-    def configs(self, configs: Sequence[TrainConfig]) -> list[TrainConfig]:
-        """The configs of all phases with these changes; UsageError where they do not fit together."""
+    def configs(self, configs: Sequence[TrainConfig], written_for: int, processes: int) -> list[TrainConfig]:
+        """The configs of all phases, of a recipe written for so many processes, with these changes and on `processes`.
+
+        A step keeps its batches, which accumulation shares out, unless `accumulate` says what each process gets.
+        UsageError where something does not fit together.
+        """
         steps = spread("--steps", self.steps, configs)
         rates = spread("--lr", self.lr, configs)
+        if self.accumulate is None:
+            configs = [on_processes(config, written_for, processes) for config in configs]
         return [self._config(config, count, lr) for config, count, lr in zip(configs, steps, rates, strict=True)]
 
     def _config(self, config: TrainConfig, steps: int | None, lr: float | None) -> TrainConfig:
@@ -48,7 +59,12 @@ class Overrides:
         if lr is not None:
             muon = config.optim.muon_lr * lr / config.optim.lr
             config = replace(config, optim=replace(config.optim, lr=lr, muon_lr=muon))
-        stage = given(views=self.views or None, views_per_step=self.batch, accumulate=self.accumulate)
+        stage = given(
+            views=self.views or None,
+            train=self.train or None,
+            views_per_step=self.batch,
+            accumulate=self.accumulate,
+        )
         run = given(
             seed=self.seed,
             workers=self.workers,
@@ -58,6 +74,9 @@ class Overrides:
             keep_last=self.keep_last,
             precision=self.precision,
             shard=self.shard,
+            explode_factor=self.explode_factor,
+            skip_limit=self.skip_limit,
+            skip_limit_in_row=self.skip_limit_in_row,
         )
         return replace(config, stages=tuple(replace(s, **stage) for s in config.stages), **run)
 
