@@ -1,6 +1,6 @@
 """Pictures a second that come out of the data loader, beside what the decoder of JPEG alone gives.
 
-    python benchmarks/loading_data.py [--workers 2] [--rounds 5] [--height 336] [--width 448] [--folder DIR]
+    python benchmarks/loading_data.py [--workers 2] [--rounds 3] [--height 336] [--width 448] [--folder DIR]
 
 Writes a set of JPEG pictures of 640 x 480 (RealEstate10K's layout, camera paths, no depth) and a copy with depth
 (BlendedMVS's layout), and runs the loader on them: choice of views, decoding, cutting to the batch's size, augmentation
@@ -35,7 +35,7 @@ from lean3r.data.files import read_image, write_pfm
 from lean3r.data.loader import Prefetch
 from lean3r.data.sampling import BatchShape, Mixture, Part
 
-SIZE, VIEWS, SCENES, STEPS = (480, 640), 24, 4, 12
+SIZE, VIEWS, SCENES, STEPS = (480, 640), 24, 4, 8
 BATCH_VIEWS = 8
 
 
@@ -55,7 +55,7 @@ def main() -> None:
     """Check, measure, print a table, write the JSON; exit 1 where batches differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--height", type=int, default=336)
     parser.add_argument("--width", type=int, default=448)
     parser.add_argument("--folder", type=Path, help="where the pictures are written; a temporary folder otherwise")
