@@ -21,12 +21,15 @@ def nano_gsa_fp8(textures: str | None = None) -> Distillation:
 
 
 def nano_sla_fp8(textures: str | None = None) -> Distillation:
-    """Lite3R's attention in the global blocks: a tenth of the keys exactly, in blocks of 4 x 4 patches."""
+    """Lite3R's attention in the global blocks: a tenth of the keys exactly, in blocks of 4 x 4 patches.
+
+    It starts farther from the dense model than `nano_gsa_fp8` and learns longer, with the learning rate begun anew.
+    """
     plan = sla("global blocks", dense_below=0, keep=0.1, block=16, window=4)
-    return _student("nano-sla", plan, textures)
+    return _student("nano-sla", plan, textures, again_steps=1_500)
 
 
-def _student(name: str, plan: CompressionPlan, textures: str | None) -> Distillation:
+def _student(name: str, plan: CompressionPlan, textures: str | None, again_steps: int = 0) -> Distillation:
     mechanisms = TrainConfig(
         name=f"{name}-mechanisms",
         seed=11,
@@ -57,6 +60,8 @@ def _student(name: str, plan: CompressionPlan, textures: str | None) -> Distilla
         optim=OptimConfig(lr=3e-4, muon_lr=5e-4, weight_decay=0.0, warmup_steps=50, ema_decay=0.99),
         validate_every=250,
     )
+    stage = replace(sparse.stages[0], steps=max(again_steps, 1))
+    again = replace(sparse, name=f"{name}-again", seed=14, stages=(stage,), validate_every=500)
     rounded = replace(
         sparse,
         name=f"{name}-fp8",
@@ -68,6 +73,7 @@ def _student(name: str, plan: CompressionPlan, textures: str | None) -> Distilla
     phases = (
         Phase(mechanisms, plan, "nano"),
         Phase(sparse, plan, "nano"),
+        *([Phase(again, plan, "nano")] if again_steps else []),
         Phase(rounded, plan + fp8(), "nano"),
     )
     data = Data(world=SyntheticWorld(textures=textures, seed=101))
