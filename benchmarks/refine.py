@@ -1,6 +1,6 @@
 """What does refinement give? Real photo scenes beside plain pycolmap, and held-out synthetic scenes with exact truth.
 
-    python benchmarks/refine.py [--photos ../shared/data/scenes] [--repeats 3] [--scenes 20] [--views 8]
+    python benchmarks/refine.py [--photos ../shared/data/scenes] [--repeats 3] [--scenes 20] [--minutes 60]
 
 Writes benchmarks/results/refine.json, anew after every scene. Of each photo scene, in one process and by turns: the
 network alone, refined, refined with known intrinsics, and plain pycolmap (its defaults: SIFT, exhaustive matching,
@@ -81,31 +81,33 @@ def ways(intrinsics: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def photos(model, folder: Path, repeats: int) -> Iterator[dict[str, dict]]:
-    """Every scene of a folder, NAME/images and NAME/gt: the rows so far, after each."""
-    rows: dict[str, dict] = {}
+def photos(model, folder: Path, rows: dict[str, dict]) -> Iterator[None]:
+    """One round over the scenes of a folder, NAME/images and NAME/gt, into `rows`; comes back after each scene."""
     for scene in sorted(path for path in folder.iterdir() if (path / "gt").is_dir()):
         cameras = read_cameras(scene / "gt")
-        row: dict[str, dict] = {}
-        seconds: dict[str, list[float]] = {}
-        for _ in range(repeats):
-            for name, options in ways(scene / "gt").items():
-                start = time.perf_counter()
-                found = lean3r.reconstruct(model, scene / "images", **options)
-                seconds.setdefault(name, []).append(time.perf_counter() - start)
-                row[name] = of_reconstruction(found, cameras.names, cameras.cam_from_world)
-            poses, taken = plain(scene / "images")
-            seconds.setdefault("pycolmap", []).append(taken)
-            found_poses = np.stack([poses.get(n, np.full((4, 4), np.nan)) for n in cameras.names])
-            there = np.asarray(np.isfinite(found_poses).all((1, 2)))
-            row["pycolmap"] = pose_figures(found_poses, cameras.cam_from_world, there)
-        for name, taken in seconds.items():
-            row[name] |= {"seconds": round(statistics.median(taken), 2), "all_seconds": [round(t, 2) for t in taken]}
-        rows[scene.name] = {"views": len(cameras.names), **row}
-        print(
-            scene.name, json.dumps({k: (v["auc5"], v["registered"], v["seconds"]) for k, v in row.items()}), flush=True
-        )
-        yield rows
+        row = rows.setdefault(scene.name, {"views": len(cameras.names)})
+        for name, options in ways(scene / "gt").items():
+            start = time.perf_counter()
+            found = lean3r.reconstruct(model, scene / "images", **options)
+            taken = time.perf_counter() - start
+            add_run(row, name, of_reconstruction(found, cameras.names, cameras.cam_from_world), taken)
+        poses, taken = plain(scene / "images")
+        found_poses = np.stack([poses.get(n, np.full((4, 4), np.nan)) for n in cameras.names])
+        there = np.asarray(np.isfinite(found_poses).all((1, 2)))
+        add_run(row, "pycolmap", pose_figures(found_poses, cameras.cam_from_world, there), taken)
+        print(scene.name, {way: (f["auc5"], f["registered"], f["seconds"]) for way, f in figures(row)}, flush=True)
+        yield
+
+
+def figures(row: dict) -> list[tuple[str, dict]]:
+    """The ways of a row and their figures."""
+    return [(way, values) for way, values in row.items() if isinstance(values, dict)]
+
+
+def add_run(row: dict, way: str, found: dict, taken: float) -> None:
+    """Figures of one more run, with the median of all seconds so far."""
+    every = [*row.get(way, {}).get("all_seconds", ()), round(taken, 2)]
+    row[way] = found | {"seconds": round(statistics.median(every), 2), "all_seconds": every}
 
 
 def of_reconstruction(found: Reconstruction, names: tuple[str, ...], truth: np.ndarray) -> dict:
@@ -255,12 +257,37 @@ def summary(rows: dict[str, dict]) -> dict:
     }
 
 
+def measure(model, options: argparse.Namespace) -> Iterator[dict]:
+    """The result so far, after each scene: every photo scene once, the synthetic ones, then the other rounds of
+    photo scenes. When time is up only the first round goes on."""
+    deadline = time.perf_counter() + 60 * options.minutes
+    rows: dict[str, dict] = {}
+    for number in range(options.repeats if options.photos.is_dir() else 0):
+        for _ in photos(model, options.photos, rows):
+            yield {"photos": rows, "aims": summary(rows)}
+            if number and time.perf_counter() > deadline:
+                return
+        if number == 0:
+            yield from synthetic_part(model, options, deadline)
+    if not rows:
+        yield from synthetic_part(model, options, deadline)
+
+
+def synthetic_part(model, options: argparse.Namespace, deadline: float) -> Iterator[dict]:
+    """Medians of the synthetic scenes so far; no further scene when time is up."""
+    for done, found in enumerate(synthetic(model, options.scenes, options.views), start=1):
+        yield {"synthetic": {"scenes": done, "views": options.views, **found}}
+        if time.perf_counter() > deadline:
+            return
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", type=Path, default=Path("../shared/data/scenes"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--scenes", type=int, default=20)
     parser.add_argument("--views", type=int, default=8)
+    parser.add_argument("--minutes", type=float, default=60.0, help="after them, nothing but the first round goes on")
     parser.add_argument("--out", default="refine")
     parser.add_argument("--plain", type=Path, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -272,12 +299,8 @@ def main() -> None:
     model = lean3r.load("nano")
     lean3r.reconstruct(model, torch_views())  # first calls are slower
     result: dict = {"hardware": hardware(), "repeats": options.repeats}
-    if options.photos.is_dir() and options.repeats:
-        for rows in photos(model, options.photos, options.repeats):
-            result |= {"photos": rows, "aims": summary(rows)}
-            write_result(options.out, result)
-    for done, rows in enumerate(synthetic(model, options.scenes, options.views), start=1):
-        result["synthetic"] = {"scenes": done, "views": options.views, **rows}
+    for part in measure(model, options):
+        result |= part
         write_result(options.out, result)
     print(write_result(options.out, result))
 
