@@ -98,7 +98,7 @@ def photos(model: Backbone, folder: Path) -> dict[str, dict]:
     rows = {}
     for scene in sorted(p for p in folder.iterdir() if (p / "gt").is_dir()):
         truth = read_cameras(scene / "gt")
-        found = lean3r.reconstruct(model, scene / "images")
+        found = lean3r.reconstruct(model, scene / "images", refine="off")
         order = [found.names.index(name) for name in truth.names]
         poses = torch.from_numpy(truth.cam_from_world)
         direction = best_constant_motion([poses], [None])

@@ -2,8 +2,8 @@
 
     python benchmarks/cost.py [--weights FILE] [--runs 5]
 
-Each run is a process of its own on synthetic photographs of 1024 x 768 pixels. The result is checked before
-its figures count. Writes benchmarks/results/nano_cost.json.
+Each run is a process of its own on synthetic photographs of 1024 x 768 pixels, without refinement. The result is
+checked before its figures count. Writes benchmarks/results/nano_cost.json.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ def measure(photos: Path, out: Path, weights: str | None) -> dict:
         "--json",
         "-q",
         "--overwrite",
+        "--refine",
+        "off",
     ]
     start = time.perf_counter()
     done = subprocess.run(command + (["--weights", weights] if weights else []), capture_output=True, text=True)

@@ -94,7 +94,7 @@ def measure(kind: str, views: int, height: int, width: int, options: dict) -> di
     pictures = Views(torch.rand(1, views, 3, height, width))
     started = time.perf_counter()
     writes = options.get("writes", False)
-    scene = reconstruct(model, pictures, memory=Budget(ROOM, writes=writes))
+    scene = reconstruct(model, pictures, memory=Budget(ROOM, writes=writes), refine="off")
     seconds = time.perf_counter() - started
     if writes:
         with tempfile.TemporaryDirectory() as folder:
@@ -131,9 +131,9 @@ def difference_of_chunks() -> float:
     """Mean difference of depth between usual and smallest chunks, over the mean depth."""
     model = build("nano")
     pictures = Views(torch.rand(1, 6, 3, 96, 128))
-    usual = reconstruct(model, pictures).depth
+    usual = reconstruct(model, pictures, refine="off").depth
     model.set_chunk_bytes(1)
-    return float(np.abs(reconstruct(model, pictures).depth - usual).mean() / usual.mean())
+    return float(np.abs(reconstruct(model, pictures, refine="off").depth - usual).mean() / usual.mean())
 
 
 def highest_mb() -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lean3r.export.options import ExportOptions
-from lean3r.types import Reconstruction
+from lean3r.types import Lens, Reconstruction
 
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
@@ -28,5 +29,16 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
         image_size=np.array([(s.width, s.height) for s in sources], dtype=np.int32),
         original_from_network=np.array([s.original_from_network for s in sources], dtype=np.float64),
         scale=np.array(reconstruction.scale),
+        **_lenses(reconstruction.lenses),
     )
     return [path]
+
+
+def _lenses(lenses: Sequence[Lens]) -> dict[str, np.ndarray]:
+    """Models [S] and parameters [S, L] of lenses, shorter rows filled up with NaN; nothing where there are none."""
+    if not lenses:
+        return {}
+    params = np.full((len(lenses), max(len(lens.params) for lens in lenses)), np.nan)
+    for row, lens in zip(params, lenses, strict=True):
+        row[: len(lens.params)] = lens.params
+    return {"lens_model": np.array([lens.model for lens in lenses], dtype=np.str_), "lens_params": params}

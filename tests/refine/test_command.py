@@ -37,6 +37,7 @@ def test_an_archive_is_refined_and_every_file_says_so(tmp_path: Path, capsys: py
     assert config["refine"] == {"when": "auto", "seconds": 300.0, "lens": "radial", "share_lens": "auto"}
     with np.load(tmp_path / "out" / "predictions.npz") as saved:
         assert np.isfinite(saved["cam_from_world"]).all() and (saved["depth"] >= 0).all()
+        assert set(saved["lens_model"]) == {"RADIAL"} and saved["lens_params"].shape == (4, 5)
 
 
 @pytest.mark.parametrize("arguments", [["--refine-seconds", "0"], ["--refine", "perhaps"], ["--lens", "fisheye"]])
