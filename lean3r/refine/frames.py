@@ -8,6 +8,7 @@ import torch
 from lean3r.geometry.align import Similarity, align_cameras, umeyama_robust
 from lean3r.geometry.pose import camera_centers
 from lean3r.geometry.rotation import nearest_rotation
+from lean3r.refine.job import Answer
 from lean3r.types import Reconstruction
 
 
@@ -37,20 +38,27 @@ def into_predicted(poses: np.ndarray, predicted: np.ndarray, scale: float) -> Si
     return Similarity(size, rotation, shifts.median(0).values)
 
 
-def depth_scale(reconstruction: Reconstruction, poses: np.ndarray, xyz: np.ndarray, point, view, xy) -> float | None:
-    """Predicted depth over the depth of points [P, 3] in cameras `poses` [S, 4, 4], the median over measurements
-    (`xy` in pixels of the originals); None where there is no depth at any."""
-    ratios = [np.zeros(0)]
+def origin_view(poses: np.ndarray) -> int | None:
+    """The first view of poses [S, 4, 4] whose camera is the world; None where none is."""
+    at = np.flatnonzero(np.isclose(poses, np.eye(4), atol=1e-5).all(axis=(1, 2)))
+    return int(at[0]) if len(at) else None
+
+
+def depth_ratios(reconstruction: Reconstruction, answer: Answer, xy: np.ndarray) -> np.ndarray:
+    """Predicted depth over the depth of the point, for each measurement [O] of an answer (`xy` in pixels of the
+    originals); NaN where there is none."""
     height, width = reconstruction.depth.shape[1:]
-    for index, source in enumerate(reconstruction.sources):
-        mine = np.flatnonzero(view == index)
-        scale, offset = np.reshape(source.original_from_network, (2, 2))
-        col, row = np.floor((xy[mine] - offset) / scale).astype(int).T
-        inside = (col >= 0) & (col < width) & (row >= 0) & (row < height)
-        mine, row, col = mine[inside], row[inside], col[inside]
-        z = xyz[point[mine]] @ poses[index, 2, :3] + poses[index, 2, 3]
-        depth = reconstruction.depth[index, row, col]
-        known = (depth > 0) & (z > 0)
-        ratios.append(depth[known] / z[known])
-    every = np.concatenate(ratios)
-    return float(np.median(every)) if len(every) else None
+    maps = np.array([source.original_from_network for source in reconstruction.sources]).reshape(-1, 2, 2)
+    col, row = np.floor((xy - maps[answer.view, 1]) / maps[answer.view, 0]).astype(int).T
+    inside = (col >= 0) & (col < width) & (row >= 0) & (row < height)
+    depth = np.where(inside, reconstruction.depth[answer.view, row.clip(0, height - 1), col.clip(0, width - 1)], 0)
+    third = answer.cam_from_world[answer.view, 2]
+    z = (answer.xyz[answer.point] * third[:, :3]).sum(1) + third[:, 3]
+    known = (depth > 0) & (z > 0)
+    return np.where(known, depth / np.where(known, z, 1), np.nan)
+
+
+def depth_scale(reconstruction: Reconstruction, answer: Answer, xy: np.ndarray) -> float | None:
+    """The median of `depth_ratios`; None where there are none."""
+    ratios = depth_ratios(reconstruction, answer, xy)
+    return float(np.nanmedian(ratios)) if np.isfinite(ratios).any() else None

@@ -17,10 +17,11 @@ import torch
 from lean3r.originals import Originals
 from lean3r.refine import accept
 from lean3r.refine.depth import follow
-from lean3r.refine.frames import depth_scale, into_known, into_predicted
+from lean3r.refine.frames import depth_scale, into_known, into_predicted, origin_view
 from lean3r.refine.job import PICTURES, Answer, Group, Job, View
 from lean3r.refine.options import RefineOptions
 from lean3r.refine.pairs import likely_pairs
+from lean3r.refine.parts import rescaled
 from lean3r.refine.pictures import scale_of, size_of, write_pictures
 from lean3r.types import Lens, Reconstruction, Registration, Source, SparsePoints
 
@@ -59,6 +60,10 @@ def run(reconstruction: Reconstruction, originals: Originals | None, options: Re
     if reason := accept.better(before, after):
         return kept(reconstruction, report, reason, start)
     report["notes"] = answer.report["notes"] + ([f"{ended}; what was done by then is used"] if ended else [])
+    answer, moved = rescaled(answer, reconstruction, scales)
+    if moved:
+        names = ", ".join(reconstruction.names[view] for view in moved)
+        report["notes"].append(f"{names}: too few common points tell how far away; the network's depth was taken")
     refined = place(reconstruction, job, answer, options)
     refined = follow(refined)
     label = "refined" if answer.report["start"] else "fallback"
@@ -174,11 +179,19 @@ def place(reconstruction: Reconstruction, job: Job, answer: Answer, options: Ref
     if options.cam_from_world is not None:
         known = has & np.isfinite(options.cam_from_world).all((1, 2))
         fit = into_known(answer.cam_from_world[known], options.cam_from_world[known])
+    in_known_world = fit is not None
     if fit is None:
-        scale = depth_scale(reconstruction, answer.cam_from_world, answer.xyz, answer.point, answer.view, xy)
+        scale = depth_scale(reconstruction, answer, xy)
         fit = into_predicted(answer.cam_from_world[has], reconstruction.cam_from_world[has], scale or 1.0)
     poses = reconstruction.cam_from_world.copy()
     poses[has] = fit.apply_to_poses(torch.from_numpy(answer.cam_from_world[has])).numpy()
+    xyz = fit.apply(torch.from_numpy(answer.xyz)).numpy()
+    origin = origin_view(reconstruction.cam_from_world)
+    if origin is not None and not in_known_world:  # it is the world still
+        camera = poses[origin].copy()
+        xyz = xyz @ camera[:3, :3].T + camera[:3, 3]
+        poses = poses @ np.linalg.inv(camera)
+        poses[origin] = np.eye(4)
     label: Registration = "refined" if answer.report["start"] else "fallback"
     with_lens = Counter(view.group for view, registered in zip(job.views, has, strict=True) if registered)
     lenses, intrinsics = [], reconstruction.intrinsics.copy()
@@ -190,7 +203,7 @@ def place(reconstruction: Reconstruction, job: Job, answer: Answer, options: Ref
         lenses.append(_lens(answer.models[view.group], answer.params[view.group], view.scale))
         intrinsics[index] = _network_intrinsics(lenses[-1], source)
     sparse = SparsePoints(
-        fit.apply(torch.from_numpy(answer.xyz)).numpy(),
+        xyz,
         _colours(reconstruction, answer, xy),
         answer.error_px / float(np.median(scales)),
         answer.point,

@@ -58,13 +58,15 @@ def unchanged(scene: Reconstruction, before: Reconstruction) -> bool:
 def test_rough_cameras_become_exact_and_the_frame_and_scale_stay(tmp_path: Path) -> None:
     poses = scenes.arc(4)
     before = scenes.scene(poses)
-    before = replace(before, depth=before.depth * 3, cam_from_world=scaled(before.cam_from_world, 3.0))
+    world = scaled(before.cam_from_world, 3.0)
+    before = replace(before, depth=before.depth * 3, cam_from_world=world @ np.linalg.inv(world[0]))
     after = refine_files(before, poses, tmp_path)
     told = after.info["refinement"]
     assert (told["status"], told["registered"]) == ("refined", 4) and after.registration == ("refined",) * 4
     assert worst_deg(before, poses) > 3 and worst_deg(after, poses) < 1.5
     assert told["error_px"]["after"] < 0.2 < told["error_px"]["before"]
     assert told["inliers"]["after"] > told["inliers"]["before"]
+    assert np.array_equal(after.cam_from_world[0], np.eye(4)), "the first camera is the world, as it was"
     _, fit = align_cameras(torch.from_numpy(after.cam_from_world), torch.from_numpy(poses))
     assert abs(float(fit.scale) * 3 - 1) < 0.15, "the unit is the network's"
     assert after.lenses[0].model == "SIMPLE_RADIAL" and abs(after.lenses[0].params[0] / scenes.FOCAL - 1) < 0.03

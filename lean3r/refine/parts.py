@@ -1,0 +1,94 @@
+"""Parts of a model that hang on one view: their scale is nearly open, and is taken from the network's depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from lean3r.refine.frames import depth_ratios
+from lean3r.refine.job import Answer
+from lean3r.types import Reconstruction
+
+LEAST_BRIDGE = 6  # points that a view must share with two others of a part, so that its place is tied to theirs
+LEAST_POINTS = 12  # of a hanging part, by which its scale is judged
+FAR = np.log(2.0)  # the network's depth tells no scale better than this
+
+
+def rescaled(answer: Answer, reconstruction: Reconstruction, scales: np.ndarray) -> tuple[Answer, list[int]]:
+    """The answer with hanging parts scaled around the view that they hang on, where their points are more than twice
+    as far or as near as the network's depth says of the rest; and the views that were moved.
+
+    `scales` [S] are those of the pictures that the answer was found in. Directions between views stay as they were.
+    """
+    seen = np.zeros((len(answer.xyz), len(answer.has)), bool)
+    seen[answer.point, answer.view] = True
+    firm = firm_part(seen)
+    if 2 * len(firm) < answer.has.sum():
+        return answer, []
+    ratios = depth_ratios(reconstruction, answer, answer.xy / scales[answer.view][:, None])
+    usual = _median(ratios[np.isin(answer.view, firm)])
+    moved: list[int] = []
+    for part, hinge in hanging_parts(seen, firm, np.flatnonzero(answer.has)):
+        mine = np.isin(answer.view, part)
+        known = np.isfinite(ratios[mine])
+        if known.sum() < LEAST_POINTS or abs(np.log(_median(ratios[mine]) / usual)) <= FAR:
+            continue
+        answer = _scaled(answer, seen, part, hinge, _median(ratios[mine]) / usual)
+        moved += part
+    return answer, sorted(moved)
+
+
+def firm_part(seen: np.ndarray) -> list[int]:
+    """Views of points `seen` [P, S] bool that hold each other in place: grown from the pair with the most common
+    points, by views that see enough points which two of the part see."""
+    common = seen.T.astype(np.int64) @ seen
+    np.fill_diagonal(common, 0)
+    part = [int(v) for v in np.unravel_index(common.argmax(), common.shape)]
+    while True:
+        bridges = seen[seen[:, part].sum(1) >= 2].sum(0)
+        bridges[part] = 0
+        if bridges.max(initial=0) < LEAST_BRIDGE:
+            return sorted(part)
+        part.append(int(bridges.argmax()))
+
+
+def hanging_parts(seen: np.ndarray, firm: Sequence[int], registered: np.ndarray) -> list[tuple[list[int], int]]:
+    """The other views, those with common points together, and the view of the firm part that each has the most
+    common points with."""
+    common = seen.T.astype(np.int64) @ seen
+    left, parts = [int(v) for v in registered if v not in firm], []
+    while left:
+        part = [left.pop(0)]
+        while near := [v for v in left if common[v, part].any()]:
+            part += near
+            left = [v for v in left if v not in near]
+        parts.append((sorted(part), int(firm[int(common[part][:, firm].sum(0).argmax())])))
+    return parts
+
+
+def _scaled(answer: Answer, seen: np.ndarray, part: list[int], hinge: int, factor: float) -> Answer:
+    """A part by `factor` larger, around its hinge; points that views beyond the hinge see stay where they are."""
+    poses, xyz = answer.cam_from_world.copy(), answer.xyz.copy()
+    middle = -poses[hinge, :3, :3].T @ poses[hinge, :3, 3]
+    for view in part:
+        centre = -poses[view, :3, :3].T @ poses[view, :3, 3]
+        poses[view, :3, 3] = -poses[view, :3, :3] @ (middle + factor * (centre - middle))
+    beyond = np.delete(seen, [*part, hinge], axis=1).sum(axis=1) > 0
+    moves = (seen[:, part].sum(axis=1) > 0) & ~beyond
+    xyz[moves] = middle + factor * (xyz[moves] - middle)
+    kept = moves[answer.point] | ~np.isin(answer.view, part)
+    return replace(
+        answer,
+        cam_from_world=poses,
+        xyz=xyz,
+        point=answer.point[kept],
+        view=answer.view[kept],
+        xy=answer.xy[kept],
+    )
+
+
+def _median(ratios: np.ndarray) -> float:
+    known = ratios[np.isfinite(ratios)]
+    return float(np.median(known)) if len(known) else 1.0
