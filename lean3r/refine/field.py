@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+import torch
 
 KNOTS = (7, 6, 6)  # along x, y and log depth
 STIFFNESS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # of differences between knots, against points
@@ -42,7 +43,7 @@ class Field:
         if self.knots is None or self.low is None or self.high is None:
             return np.full(len(xy), self.constant)
         index, weight = _hats(np.concatenate([xy, log_depth[:, None]], axis=1), self.low, self.high)
-        return self.constant + (self.knots[index] * weight).sum(axis=1).clip(-self.limit, self.limit)
+        return self.constant + _at(self.knots, index, weight).clip(-self.limit, self.limit)
 
     def apply(self, depth: np.ndarray) -> np.ndarray:
         """Corrected depth [H, W]; 0 stays 0."""
@@ -77,37 +78,35 @@ def fit_field(xy: np.ndarray, log_depth: np.ndarray, ratio: np.ndarray, weight: 
     low, high = np.percentile(at, 1, axis=0), np.percentile(at, 99, axis=0)
     high = np.maximum(high, low + 1e-3)
     index, hats = _hats(at, low, high)
-    design = np.zeros((len(at), int(np.prod(KNOTS))))
-    np.put_along_axis(design, index, hats, axis=1)
     residual = ratio - plain.constant
     robust = weight / (1 + (residual / (2 * plain.spread)) ** 2)
     robust /= robust.mean()
     fold = _folds(xy, low[:2], high[:2])
     cap = 5 * plain.spread
-    halves = [(design[fold == f], residual[fold == f], robust[fold == f]) for f in range(FOLDS)]
-    grams = [(d.T * w) @ d for d, _, w in halves]
-    sides = [d.T @ (w * r) for d, r, w in halves]
+    missed_plainly = float((robust * np.minimum(np.abs(residual), cap)).sum())
+    parts = [fold == f for f in range(FOLDS)]
+    grams, sides = zip(*(_equations(index[p], hats[p], residual[p], robust[p]) for p in parts), strict=True)
     gram, side = np.sum(grams, axis=0), np.sum(sides, axis=0)
     smooth = _smoothness()
     share = len(ratio) / np.prod(KNOTS)
     errors = {}
     for stiffness in STIFFNESS:
-        missed = 0.0
-        for (held, truth, w), g, s in zip(halves, grams, sides, strict=True):
-            knots = np.linalg.solve(gram - g + share * stiffness * smooth, side - s)
-            missed += float((w * np.minimum(np.abs(held @ knots - truth), cap)).sum())
-        errors[stiffness] = missed
+        found = _solve(gram - np.stack(grams) + share * stiffness * smooth, side - np.stack(sides))
+        missed = [np.abs(_at(knots, index[p], hats[p]) - residual[p]) for knots, p in zip(found, parts, strict=True)]
+        errors[stiffness] = sum(
+            float((robust[p] * np.minimum(m, cap)).sum()) for m, p in zip(missed, parts, strict=True)
+        )
     best = min(errors, key=lambda s: errors[s])
-    if errors[best] > GAIN * float((robust * np.minimum(np.abs(residual), cap)).sum()):
+    if errors[best] > GAIN * missed_plainly:
         return plain
-    knots = np.zeros(design.shape[1])
+    knots = np.zeros(len(side))
     spread = plain.spread
     for _ in range(ROUNDS):
-        w = weight / (1 + ((residual - design @ knots) / (2 * spread)) ** 2)
-        w /= w.mean()
-        knots = np.linalg.solve((design.T * w) @ design + share * best * smooth, design.T @ (w * residual))
-        spread = _spread(residual - design @ knots, weight)
-    limit = 1.2 * float(np.quantile(np.abs(design @ knots), 0.99)) + 1e-6
+        w = weight / (1 + ((residual - _at(knots, index, hats)) / (2 * spread)) ** 2)
+        gram, side = _equations(index, hats, residual, w / w.mean())
+        knots = _solve(gram[None] + share * best * smooth, side[None])[0]
+        spread = _spread(residual - _at(knots, index, hats), weight)
+    limit = 1.2 * float(np.quantile(np.abs(_at(knots, index, hats)), 0.99)) + 1e-6
     return Field(plain.constant, spread, knots, low, high, limit, best)
 
 
@@ -121,6 +120,35 @@ def _hats(at: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray
     corner = base[:, None] + steps
     weight = np.where(steps == 1, part[:, None], 1 - part[:, None]).prod(axis=-1)
     return (corner[..., 0] * KNOTS[1] + corner[..., 1]) * KNOTS[2] + corner[..., 2], weight
+
+
+def _at(knots: np.ndarray, index: np.ndarray, hats: np.ndarray) -> np.ndarray:
+    """Values [N] between the knots."""
+    return (knots[index] * hats).sum(axis=1)
+
+
+def _equations(
+    index: np.ndarray, hats: np.ndarray, residual: np.ndarray, weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Normal equations, [K, K] and [K], of values at K knots whose field is near the residuals [N]."""
+    count = int(np.prod(KNOTS))
+    weighted = weight[:, None] * hats
+    products = (weighted[:, :, None] * hats[:, None, :]).ravel()
+    gram = np.bincount((index[:, :, None] * count + index[:, None, :]).ravel(), products, count * count)
+    side = np.bincount(index.ravel(), (weighted * residual[:, None]).ravel(), count)
+    return gram.reshape(count, count), side
+
+
+def _solve(forms: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """Solutions [B, K] of positive definite systems [B, K, K]; in one thread, because those of numpy's library wait for
+    each other a hundred times longer than such small systems take, as soon as another program runs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        factors = torch.linalg.cholesky(torch.from_numpy(forms))
+        return torch.cholesky_solve(torch.from_numpy(sides)[..., None], factors)[..., 0].numpy()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _smoothness() -> np.ndarray:
