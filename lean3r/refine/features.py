@@ -20,13 +20,20 @@ def detect(job: Job, folder: Path, database: Path, first_octave: int) -> None:
     options.sift.max_num_features = job.features
     options.sift.max_num_orientations = 1 if first_octave == COARSE else 2
     files = [view.file for view in job.views if view.file is not None]
+    # Files of one group are in one folder; a job whose views were parted has more groups than folders.
+    parted = len({file.split("/")[0] for file in files}) < len({v.group for v in job.views if v.file is not None})
     pycolmap.extract_features(
         database,
         folder / PICTURES,
         image_names=files,
-        camera_mode=pycolmap.CameraMode.PER_FOLDER,
+        camera_mode=pycolmap.CameraMode.PER_IMAGE if parted else pycolmap.CameraMode.PER_FOLDER,
         extraction_options=options,
     )
+    set_cameras(job, database)
+
+
+def set_cameras(job: Job, database: Path) -> None:
+    """Put the cameras that the job's groups start with into the database."""
     with pycolmap.Database.open(database) as opened:
         for image in opened.read_all_images():
             group = job.groups[job.views[files_to_view(job)[image.name]].group]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ PICTURES = "pictures"
 @dataclass(frozen=True)
 class Group:
     """Views that share a camera: COLMAP's model and parameters to start from; `trusted` that the focal length is
-    stated (EXIF), `fixed` that the parameters are known and stay."""
+    stated (EXIF), `fixed` that the parameters are known and stay, `assumed` that nobody said that they share one."""
 
     width: int
     height: int
@@ -26,6 +27,7 @@ class Group:
     params: tuple[float, ...]
     trusted: bool = False
     fixed: bool = False
+    assumed: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,22 @@ class Job:
     pairs: np.ndarray | None
     features: int
     threads: int
+
+    def each_alone(self) -> Job | None:
+        """The same with a camera for every view, started at the network's; None where none is shared or one is not
+        merely assumed to be."""
+        sizes = Counter(view.group for view in self.views)
+        shared = [number for number, count in sizes.items() if count > 1]
+        if not shared or not all(self.groups[number].assumed for number in shared):
+            return None
+        groups = []
+        for view, pinhole in zip(self.views, self.pinholes, strict=True):
+            group = self.groups[view.group]
+            focals = group.params.index(group.width / 2) if group.width / 2 in group.params else 1
+            params = (*[float(pinhole[:2].mean())] * focals, *group.params[focals:])
+            groups.append(replace(group, params=params))
+        views = tuple(replace(view, group=number) for number, view in enumerate(self.views))
+        return replace(self, views=views, groups=tuple(groups))
 
     def write(self, folder: Path) -> None:
         """Into job.json and job.npz."""
@@ -87,7 +105,8 @@ class Job:
 class Answer:
     """A model of the registered views, in a world of its own, and how well cameras fit the verified matches.
 
-    cam_from_world [S, 4, 4], has [S] bool; models and params of each group's camera; xyz [P, 3] points with
+    cam_from_world [S, 4, 4], has [S] bool; models and params of the cameras, camera the index of each view's; xyz
+    [P, 3] points with
     error_px [P] and the measurements point, view [O] and xy [O, 2]. `report` holds plain values: "start" (whether it
     began from the given poses), "matches", "before" and "after" (accept.Fit as dictionaries), "notes".
     """
@@ -96,6 +115,7 @@ class Answer:
     has: np.ndarray
     models: tuple[str, ...]
     params: tuple[tuple[float, ...], ...]
+    camera: tuple[int, ...]
     xyz: np.ndarray
     error_px: np.ndarray
     point: np.ndarray
@@ -106,7 +126,7 @@ class Answer:
     def write(self, folder: Path) -> None:
         """Into answer.npz, which appears whole: the reader may come at any time."""
         names = ("cam_from_world", "has", "xyz", "error_px", "point", "view", "xy")
-        plain = json.dumps({"models": self.models, "params": self.params, "report": self.report})
+        plain = json.dumps({n: getattr(self, n) for n in ("models", "params", "camera", "report")})
         np.savez(folder / "answer.part.npz", plain=np.array(plain), **{name: getattr(self, name) for name in names})
         os.replace(folder / "answer.part.npz", folder / "answer.npz")
 
@@ -119,4 +139,10 @@ class Answer:
             arrays = dict(stored)
         plain = json.loads(str(arrays.pop("plain")))
         params = tuple(tuple(values) for values in plain["params"])
-        return cls(**arrays, models=tuple(plain["models"]), params=params, report=plain["report"])
+        return cls(
+            **arrays,
+            models=tuple(plain["models"]),
+            params=params,
+            camera=tuple(plain["camera"]),
+            report=plain["report"],
+        )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lean3r.colmap_library import pycolmap
-from lean3r.refine.features import files_to_view
+from lean3r.refine.features import files_to_view, set_cameras
 from lean3r.refine.job import Job
 
 LEAST_INLIERS = 15
@@ -63,6 +63,17 @@ def match(job: Job, folder: Path, database: Path) -> Matches:
         calibration.relpose_min_num_inliers, calibration.relpose_min_inlier_ratio = LEAST_INLIERS, 0.1
         calibration.relpose_max_error = verification.ransac.max_error
         pycolmap.calibrate_view_graph(database, calibration)
+    return verified(job, database)
+
+
+def verify_again(job: Job, database: Path) -> Matches:
+    """Verify the matches that a database has with the job's cameras."""
+    set_cameras(job, database)
+    with pycolmap.Database.open(database) as opened:
+        opened.clear_two_view_geometries()
+    options = pycolmap.TwoViewGeometryOptions()
+    options.ransac.random_seed = 0
+    pycolmap.geometric_verification(database, two_view_geometry_options=options)
     return verified(job, database)
 
 

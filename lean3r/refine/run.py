@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -146,7 +145,8 @@ def _group(
     focal = float(np.median(stated)) * scale if trusted else float(np.median(pinholes[views][:, :2]))
     focals = [focal] * (IN_PIXELS[model] - 2)
     params = (*focals, source.width * scale / 2, source.height * scale / 2, *[0.0] * UNITLESS[model])
-    return Group(width, height, model, params, trusted=trusted)
+    assumed = not trusted and options.share_lens == "auto"
+    return Group(width, height, model, params, trusted=trusted, assumed=assumed)
 
 
 def work(folder: Path, seconds: float) -> str | None:
@@ -193,14 +193,15 @@ def place(reconstruction: Reconstruction, job: Job, answer: Answer, options: Ref
         poses = poses @ np.linalg.inv(camera)
         poses[origin] = np.eye(4)
     label: Registration = "refined" if answer.report["start"] else "fallback"
-    with_lens = Counter(view.group for view, registered in zip(job.views, has, strict=True) if registered)
+    with_lens = {camera for camera, registered in zip(answer.camera, has, strict=True) if registered}
     lenses, intrinsics = [], reconstruction.intrinsics.copy()
     for index, (view, source) in enumerate(zip(job.views, reconstruction.sources, strict=True)):
-        if not with_lens[view.group]:
+        camera = answer.camera[index]
+        if camera not in with_lens:
             matrix = reconstruction.original_intrinsics[index]
             lenses.append(Lens("PINHOLE", tuple(map(float, matrix[[0, 1, 0, 1], [0, 1, 2, 2]]))))
             continue
-        lenses.append(_lens(answer.models[view.group], answer.params[view.group], view.scale))
+        lenses.append(_lens(answer.models[camera], answer.params[camera], view.scale))
         intrinsics[index] = _network_intrinsics(lenses[-1], source)
     sparse = SparsePoints(
         xyz,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +20,30 @@ from lean3r.refine import accept, adjust, features, matching
 from lean3r.refine.job import Answer, Job
 
 ENOUGH = 0.8  # share of the verified matches that a model fits: no other way is tried
+CALIBRATING = 4  # registered views whose camera is trusted to be found
+WELL, GAIN = 0.9, 0.03  # share that shared cameras fit if views do share them; what cameras of their own must add
 STRONG = 150  # measurements that the weaker views of a model should have: finer features are not needed
 
 
 def solve(job: Job, folder: Path) -> None:
-    """Leave the best answer so far in the folder: coarse features first, fine ones where these are not enough."""
+    """Leave the best answer so far in the folder: coarse features first, fine ones where these are not enough; where
+    much does not fit, a camera for every view."""
     best: Answer | None = None
+    octave = features.COARSE
     for octave in (features.COARSE, features.FINE):
-        answer = attempt(job, folder, octave)
-        if answer is not None and (best is None or value(answer) > value(best)):
+        for answer in attempts(job, folder, octave):
+            if best is None or value(answer) > value(best):
+                best = answer
+                answer.write(folder)
+        if best is not None and is_strong(best):
+            break
+    alone = job.each_alone()
+    if best is None or alone is None or share(best) >= WELL:
+        return
+    for answer in attempts(alone, folder, octave, "alone"):
+        if answer.has.sum() >= best.has.sum() and share(answer) > share(best) + GAIN:
             best = answer
             answer.write(folder)
-        if best is not None and is_strong(best):
-            return
 
 
 def value(answer: Answer) -> tuple[int, int]:
@@ -45,15 +57,15 @@ def is_strong(answer: Answer) -> bool:
     return bool(answer.has.all()) and float(np.quantile(seen, 0.1)) >= STRONG
 
 
-def attempt(job: Job, folder: Path, octave: int) -> Answer | None:
-    """Features, matches, and the best model that they give; None if there is none."""
-    here = folder / f"octave{octave}"
+def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Iterator[Answer]:
+    """Features, matches, and the best model that they give; where it lacks views, what its cameras show besides."""
+    here = folder / f"{name}{octave}"
     here.mkdir()
     database = here / "database.db"
     features.detect(job, folder, database, octave)
     matches = matching.match(job, here, database)
     if not len(matches.pairs):
-        return None
+        return
     mapper = adjust.Mapper(job, database)
     found: list[Answer] = []
     views = adjust.consistent_views(matches, job.start)
@@ -69,12 +81,40 @@ def attempt(job: Job, folder: Path, octave: int) -> Answer | None:
                 found += filter(None, [answer_of(job, matches, mapper.polish(model), False)])
             if found and found[-1].has.sum() > 2:
                 break  # the incremental way is for what the global one cannot do: two views
-    return max(found, key=fitting, default=None)
+    best = max(found, key=fitting, default=None)
+    if best is None:
+        return
+    yield best
+    if CALIBRATING <= best.has.sum() < len(features.files_to_view(job)):
+        again = recalibrated(job, here, database, best)
+        if again is not None and again.has.sum() > best.has.sum():
+            yield again
+
+
+def recalibrated(job: Job, folder: Path, database: Path, answer: Answer) -> Answer | None:
+    """A model of the matches verified anew by an answer's cameras: known cameras tell good matches from bad ones where
+    there are too few to tell the cameras too."""
+    groups = [
+        group if group.fixed or model != group.model else replace(group, params=params, trusted=True)
+        for group, model, params in zip(job.groups, answer.models, answer.params, strict=True)
+    ]
+    job = replace(job, groups=tuple(groups))
+    matches = matching.verify_again(job, database)
+    model = adjust.global_model(job, folder, database)
+    if model is None:
+        return None
+    adjust.restore_known(job, model)
+    return answer_of(job, matches, adjust.Mapper(job, database).polish(model), False)
 
 
 def fitting(answer: Answer) -> int:
     """The matches that an answer fits."""
     return answer.report["after"]["inliers"]
+
+
+def share(answer: Answer) -> float:
+    """Of the verified matches that an answer fits."""
+    return fitting(answer) / max(answer.report["matches"], 1)
 
 
 def is_enough(answer: Answer, matched: int) -> bool:
@@ -115,6 +155,7 @@ def answer_of(job: Job, matches: matching.Matches, model: pycolmap.Reconstructio
         has,
         tuple(camera.model.name for camera in cameras),
         tuple(tuple(map(float, camera.params)) for camera in cameras),
+        tuple(view.group for view in job.views),
         np.array([model.points3D[i].xyz for i in ids]).reshape(-1, 3),
         np.array([model.points3D[i].error for i in ids]),
         np.array(point, np.int32),

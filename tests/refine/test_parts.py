@@ -32,7 +32,7 @@ def model(hanging: float) -> tuple[Answer, np.ndarray]:
         moved[v, :3, 3] = -(middle + hanging * (-poses[v, :3, 3] - middle))
     xyz[80:] = middle + hanging * (xyz[80:] - middle)
     none = np.zeros(len(xyz))
-    return Answer(moved, np.ones(VIEWS, bool), ("PINHOLE",), ((),), xyz, none, point, view, xy, {}), poses
+    return Answer(moved, np.ones(VIEWS, bool), ("PINHOLE",), ((),), (0,) * VIEWS, xyz, none, point, view, xy, {}), poses
 
 
 def network(answer: Answer):

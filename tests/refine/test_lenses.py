@@ -1,0 +1,42 @@
+"""Which views share a camera when nobody said so, and what is tried where that does not fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from lean3r.refine.job import Group, Job, View
+
+
+def job(groups: tuple[Group, ...], of_views: tuple[int, ...]) -> Job:
+    """Views of the given groups with pinholes of 100, 101, ... pixels."""
+    count = len(of_views)
+    views = tuple(View(group, 1.0, f"{group}/{index:06d}.bmp") for index, group in enumerate(of_views))
+    poses = np.tile(np.eye(4), (count, 1, 1))
+    pinholes = np.array([[100.0 + i, 100.0 + i, 32, 24] for i in range(count)])
+    return Job(views, groups, poses, pinholes, poses, None, 100, 1)
+
+
+def test_views_that_share_by_assumption_get_cameras_of_their_own() -> None:
+    shared = Group(64, 48, "SIMPLE_RADIAL", (90.0, 32.0, 24.0, 0.0), assumed=True)
+    alone = job((shared,), (0, 0, 0)).each_alone()
+    assert alone is not None
+    assert [view.group for view in alone.views] == [0, 1, 2]
+    assert [group.params for group in alone.groups] == [(100.0 + i, 32.0, 24.0, 0.0) for i in range(3)]
+    assert alone.each_alone() is None  # nothing is shared any more
+
+
+def test_two_focal_lengths_start_at_the_network_s() -> None:
+    shared = Group(64, 48, "OPENCV", (90.0, 90.0, 32.0, 24.0, 0.0, 0.0, 0.0, 0.0), assumed=True)
+    alone = job((shared,), (0, 0)).each_alone()
+    assert alone is not None
+    assert alone.groups[1].params == (101.0, 101.0, 32.0, 24.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def test_cameras_that_somebody_named_are_not_parted() -> None:
+    shared = Group(64, 48, "SIMPLE_RADIAL", (90.0, 32.0, 24.0, 0.0), assumed=True)
+    stated = replace(shared, trusted=True, assumed=False)
+    assert job((stated,), (0, 0)).each_alone() is None
+    assert job((shared, stated), (0, 0, 1, 1)).each_alone() is None
+    assert job((shared,), (0,)).each_alone() is None
