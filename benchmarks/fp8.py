@@ -85,6 +85,9 @@ def main() -> None:
     parser.add_argument("--full", nargs="*", default=["da3_small"], help="beginnings of the names of full-size cases")
     parser.add_argument("--scenes", type=int, default=60)
     parser.add_argument("--views", type=int, nargs="+", default=[2, 8])
+    parser.add_argument(
+        "--trained", type=Path, help="nano's FP8 student, for accuracy (lean3r distill --student-plan fp8)"
+    )
     parser.add_argument("--file-model", default="vggt")
     parser.add_argument("--memory-model", default="da3-large")
     parser.add_argument("--folder", type=Path, help="where checkpoints are written; a temporary folder otherwise")
@@ -107,7 +110,7 @@ def main() -> None:
                 "noise": noise,
                 "kv": key_values,
                 "outputs": lambda: outputs(given.golden, given.full),
-                "accuracy": lambda: accuracy(given.scenes, given.views),
+                "accuracy": lambda: accuracy(given.scenes, given.views, given.trained),
                 "bytes": weight_bytes,
                 "files": lambda: files(given.file_model, Path(folder)),
                 "memory": lambda: memory(given.memory_model, Path(folder)),
@@ -238,14 +241,16 @@ def outputs(golden: Path, full: list[str]) -> tuple[dict, list[str]]:
     return table, []
 
 
-def accuracy(scenes: int, view_counts: list[int]) -> tuple[dict, list[str]]:
-    """nano's figures on the same held-out scenes by plan, and what each plan loses."""
+def accuracy(scenes: int, view_counts: list[int], trained: Path | None) -> tuple[dict, list[str]]:
+    """nano's figures on the same held-out scenes by plan, and what each plan loses; `trained`: its FP8 student's file."""
     from accuracy import held_out, short
 
     from lean3r.eval.synthetic import score_scenes
 
     dense, rows, missed = lean3r.load("nano"), {}, []
     models = {"float32": dense} | {p: lean3r.compress(dense, p) for p in ("fp8", "fp8-weight", "int8-dynamic")}
+    if trained is not None:
+        models["fp8 trained"] = lean3r.load("nano", weights=str(trained))
     for views in view_counts:
         batches = held_out(views, scenes)
         row = rows[str(views)] = {}
