@@ -242,7 +242,7 @@ def outputs(golden: Path, full: list[str]) -> tuple[dict, list[str]]:
 
 
 def accuracy(scenes: int, view_counts: list[int], trained: Path | None) -> tuple[dict, list[str]]:
-    """nano's figures on the same held-out scenes by plan, and what each plan loses; `trained`: its FP8 student's file."""
+    """nano's figures on the same held-out scenes by plan, and what each plan loses; `trained` is its FP8 student."""
     from accuracy import held_out, short
 
     from lean3r.eval.synthetic import score_scenes
