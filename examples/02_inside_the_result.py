@@ -33,7 +33,8 @@ def main() -> None:
     # The first camera is the origin of the world; poses map world points into each camera.
     assert np.allclose(scene.cam_from_world[0], np.eye(4), atol=1e-5)
 
-    # A point of the cloud, projected into the view that saw it, lands on the pixel that saw it.
+    # A point of the cloud, projected into the view that saw it, lands on the pixel that saw it; but for the
+    # distortion of the lens, if the cameras were refined: `intrinsics` are its pinhole part.
     points = scene.points
     poses, k = scene.cam_from_world[points.view], scene.intrinsics[points.view]
     in_camera = np.einsum("pij,pj->pi", poses[:, :3, :3], points.xyz) + poses[:, :3, 3]
