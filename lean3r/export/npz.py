@@ -18,6 +18,7 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     # Not compressed: deflate would take longer than the rest of the export and save a third.
     np.savez(
         path,
+        allow_pickle=False,
         names=np.array(reconstruction.names, dtype=np.str_),
         depth=reconstruction.depth.astype(np.float32, copy=False),
         conf=reconstruction.conf.astype(np.float32, copy=False),
