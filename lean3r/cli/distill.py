@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import sys
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from lean3r.cli.options import option
-from lean3r.cli.running import FEW, SETS, Changes, keep_recipe, picture, validate
+from lean3r.cli.running import FEW, SETS, Changes, picture, show, train_phases, validate
 
 if TYPE_CHECKING:
     from lean3r.compress.plan import CompressionPlan
@@ -50,36 +48,28 @@ class Distill(Changes):
 
     def run(self) -> None:
         """Train all phases; print the path of the student's weights."""
-        from lean3r.train.distributed import is_main_process, launch
-
         recipe = self.chosen()
         if self.dry_run:
             check_fit(recipe)
-            if is_main_process():
-                print(json.dumps(recipe.as_dict(), indent=2))
+            show(recipe)
             return
-        keep_recipe(self.out, recipe.as_dict(), self.resume)
-        for index, phase in enumerate(recipe.phases):
-            if (self.out / phase.config.name / "weights.safetensors").exists() and self.resume:
-                continue
-            stopped = launch(
-                recipe.processes, run_phase, recipe, index, self.out, self.weights, self.resume, self.device
-            )
-            if stopped:
-                sys.exit(stopped)
-        if is_main_process():
+        names = [phase.config.name for phase in recipe.phases]
+        rest = (self.weights, self.resume, self.device)
+        if train_phases(recipe, names, self.out, self.resume, run_phase, *rest):
             print(publish(recipe, self.out, self.weights))
 
     def chosen(self) -> Distillation:
         """The recipe with all that the options change; UsageError where they contradict one another."""
         from lean3r.compress import resolve_plan
         from lean3r.errors import UsageError
-        from lean3r.train.recipes import DISTILLATIONS
+        from lean3r.train.recipes import DISTILLATIONS, RECIPES
         from lean3r.train.recipes.overrides import recipe_name_for, with_configs, with_gamma, with_plan
         from lean3r.train.recipes.sources import Data, Source
 
         plan = None if self.student_plan is None else resolve_plan(self.student_plan)
         name = self.recipe or recipe_name_for(self.teacher or "nano", plan)
+        if name in RECIPES:
+            raise UsageError(f"'{name}' has no teacher: lean3r train {name}")
         recipe: Distillation = DISTILLATIONS.get(name)(None if self.textures is None else str(self.textures))
         if self.teacher is not None and self.teacher != recipe.teacher:
             recipe = replace(recipe, teacher=self.teacher, name=f"{recipe.name}-{self.teacher}")

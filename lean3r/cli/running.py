@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -111,8 +112,34 @@ class Changes:
         return processes_of(self.processes or (recipe if self.device == "cpu" else 1))
 
 
+def show(recipe: Any) -> None:
+    """Print the whole recipe as JSON, once however many processes there are."""
+    from lean3r.train.distributed import is_main_process
+
+    if is_main_process():
+        print(json.dumps(recipe.as_dict(), indent=2))
+
+
+def train_phases(
+    recipe: Any, names: Sequence[str], out: Path, resume: bool, run_phase: Callable[..., int], *rest: Any
+) -> bool:
+    """Call run_phase(recipe, number, out, *rest) on the recipe's processes for each phase, called as `names` say, that
+    has no weights yet; whether this process is the one that writes what follows. Ends the program with the code of a
+    phase that was stopped."""
+    from lean3r.train.distributed import is_main_process, launch
+
+    keep_recipe(out, recipe.as_dict(), resume)
+    for index, name in enumerate(names):
+        if resume and (out / name / "weights.safetensors").exists():
+            continue
+        stopped = launch(recipe.processes, run_phase, recipe, index, out, *rest)
+        if stopped:
+            sys.exit(stopped)
+    return is_main_process()
+
+
 def keep_recipe(out: Path, recipe: Mapping[str, Any], resume: bool) -> None:
-    """Write OUT/recipe.json; UsageError where the folder holds another recipe's run that is to be resumed.
+    """Write OUT/recipe.json; UsageError where the folder holds a run that is not to be resumed, or another recipe's.
 
     Other numbers of processes with the same batches in a step are the same recipe.
     """
@@ -121,6 +148,8 @@ def keep_recipe(out: Path, recipe: Mapping[str, Any], resume: bool) -> None:
     from lean3r.train.state import write_atomically
 
     path, now = out / RECIPE_FILE, json.loads(json.dumps(recipe))
+    if not resume and any(out.glob("*/checkpoints/step-*")):
+        raise UsageError(f"'{out}' already holds a training run; resume it or choose another folder")
     if resume and path.exists():
         before = json.loads(path.read_text())
         lines = config_diff(_on_one_process(before), _on_one_process(now))

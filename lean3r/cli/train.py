@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from lean3r.cli.options import option
-from lean3r.cli.running import SETS, Changes, keep_recipe, picture, validate
+from lean3r.cli.running import SETS, Changes, picture, show, train_phases, validate
 
 if TYPE_CHECKING:
     from lean3r.train.recipes import Recipe
@@ -30,22 +28,12 @@ class Train(Changes):
 
     def run(self) -> None:
         """Train all phases; print the path of the weights."""
-        from lean3r.train.distributed import is_main_process, launch
-
         recipe = self.chosen()
         if self.dry_run:
-            if is_main_process():
-                print(json.dumps(recipe.as_dict(), indent=2))
+            show(recipe)
             return
-        keep_recipe(self.out, recipe.as_dict(), self.resume)
-        for index, phase in enumerate(recipe.phases):
-            folder = self.out / phase.name
-            if (folder / "weights.safetensors").exists() and self.resume:
-                continue
-            stopped = launch(recipe.processes, run_phase, recipe, index, self.out, self.resume, self.device)
-            if stopped:
-                sys.exit(stopped)
-        if is_main_process():
+        names = [phase.name for phase in recipe.phases]
+        if train_phases(recipe, names, self.out, self.resume, run_phase, self.resume, self.device):
             publish(recipe, self.out)
             print(self.out / f"{recipe.model}.safetensors")
 

@@ -21,7 +21,8 @@ FAST = ("--steps", "1", "--views", "2", "--batch", "2", "--processes", "1")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No validation: it takes a minute."""
+    """No validation and no curves: they take longer than the runs."""
+    monkeypatch.setattr("lean3r.train.watch.draw_curves", lambda *_: None)
     monkeypatch.setattr("lean3r.cli.distill.validate", lambda *_: {"auc30": 1.0})
 
 
@@ -37,18 +38,18 @@ def test_a_student_from_first_step_to_file(tmp_path: Path, capsys: pytest.Captur
     assert [(record.density or 1.0) < 0.1 for record in log] == [True] * 3
     recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
     assert [phase["name"] for phase in recipe["phases"]] == ["nano-gsa-mechanisms", "nano-gsa", "nano-gsa-fp8"]
-    assert main(call) == 2 and "already holds a training run" in capsys.readouterr().err
+    assert main([*call, "--lr", "1e-5"]) == 2 and "already holds a training run" in capsys.readouterr().err
     assert main([*call, "--resume"]) == 0
     assert main([*call, "--resume", "--lr", "1e-5"]) == 2
     assert "another recipe" in capsys.readouterr().err
 
 
 def test_dry_run_prints_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--lr", "0.1", "0.2", "0.3", "--gamma", "0.5", "0.2", "--seed", "3", "--data", "synthetic:2"]
+    arguments = ["--lr", "0.1", "0.2", "0.3", "0.4", "--gamma", "0.5", "0.2", "--seed", "3", "--data", "synthetic:2"]
     assert main(["distill", "--student-plan", "sla-fp8", *arguments, *FAST, "-o", str(tmp_path), "--dry-run"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["name"] == "nano-sla-fp8" and not list(tmp_path.iterdir())
-    assert [phase["optim"]["lr"] for phase in found["phases"]] == [0.1, 0.2, 0.3]
+    assert [phase["optim"]["lr"] for phase in found["phases"]] == [0.1, 0.2, 0.3, 0.4]
     for phase in found["phases"]:
         assert phase["seed"] == 3 and phase["stages"][0]["views"] == [2] and phase["stages"][0]["steps"] == 1
         assert phase["settings"]["objective_settings"].items() >= {"gamma_from": 0.5, "gamma_to": 0.2}.items()
@@ -103,7 +104,9 @@ def test_the_same_batches_on_another_number_of_processes_are_the_same_recipe(tmp
         (["--student-plan", "gsb"], 2, "unknown plan 'gsb'"),
         (["--steps", "1", "2"], 2, "--steps got 2 numbers for 3 phases"),
         (["--views", "32"], 2, "at least the largest view count, 32"),
-        (["--gamma", "0.1", "0.2"], 0, ""),
+        (["--gamma", "0.2", "0.1"], 0, ""),
+        (["--gamma", "0.1", "0.2"], 2, "falls or stays"),
+        (["--recipe", "nano"], 2, "lean3r train nano"),
         (["--gamma", "1", "2", "3"], 2, "--gamma got 3 numbers"),
         (["--lr", "-1"], 2, "optim.lr is -1"),
         (["--train", "nothing"], 2, "unknown role 'nothing'"),

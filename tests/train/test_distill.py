@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from data import tiny as tiny_copies
 from safetensors.torch import load_file
 from torch import nn
 
@@ -25,6 +26,7 @@ from lean3r.models.vggt import Vggt, VggtConfig
 from lean3r.train.config import on_processes
 from lean3r.train.distillation import Lite3rDistillation, NanoDistillation, Objective, Speed3rDistillation
 from lean3r.train.freeze import trainable_names
+from lean3r.train.log import read_events
 from lean3r.train.loop import fit
 from lean3r.train.recipes import DISTILLATIONS
 from lean3r.train.recipes.distilled import OBJECTIVES, Distillation, Phase
@@ -43,6 +45,12 @@ TINY = {
     "pi3": lambda: Pi3(Pi3Config(width=32, heads=2, encoder_depth=1, grid=4, camera_width=16, depth=4)),
     "da3-large": lambda: Da3(Da3Config(width=64, depth=6, heads=4, alternate=2, keep=(2, 3, 4, 5), **DPT)),
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No curves: they take longer than the runs."""
+    monkeypatch.setattr("lean3r.train.watch.draw_curves", lambda *_: None)
 
 
 def tiny(name: str) -> Backbone:
@@ -115,6 +123,25 @@ def test_resumed_distillation_equals_an_uninterrupted_one(tmp_path: Path) -> Non
     assert whole.keys() == killed.keys() and all(torch.equal(whole[key], killed[key]) for key in whole)
 
 
+def test_a_student_learns_from_a_set_on_disk_in_spite_of_a_damaged_file(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    tiny_copies.write("blendedmvs", root)
+    scenes = sorted(path for path in root.iterdir() if path.is_dir())
+    damaged = sorted((scenes[0] / "blended_images").iterdir())[0]
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    recipe = small(DISTILLATIONS.get("lite3r-vggt")(None))
+    recipe = recipe.with_data(Data((Source("blendedmvs", str(root)),)), processes=1)
+    config = recipe.config(0)
+    assert config.total_steps == len(scenes), "one epoch of a scene a step"
+    (stage,) = config.stages
+    stages = (replace(stage, steps=4 * len(scenes)),)
+    _, objective, student = parts(recipe, 0)
+    result = fit(student, objective, partial(recipe.batch, 0), replace(config, stages=stages), tmp_path / "run")
+    assert result.step == 4 * len(scenes) and result.skipped == 0
+    corrupt = [event for event in read_events(tmp_path / "run" / "events.jsonl") if event["event"] == "corrupt sample"]
+    assert result.corrupt == len(corrupt) > 0 and all(scenes[0].name in event["id"] for event in corrupt)
+
+
 def test_gamma_falls_with_progress() -> None:
     recipe = with_gamma(small(DISTILLATIONS.get("nano-gsa-fp8")(None)), 0.4)
     teacher, _, student = parts(recipe, 0)
@@ -182,8 +209,9 @@ def test_another_plan_for_the_student() -> None:
 
 def test_the_finished_student_says_what_the_prepared_one_said() -> None:
     recipe = small(DISTILLATIONS.get("nano-sla-fp8")(None))
-    _, _, student = parts(recipe, 2)
-    batch = recipe.batch(2, 0, recipe.phases[2].config.stages[0], 0, 1)
+    last = len(recipe.phases) - 1
+    _, _, student = parts(recipe, last)
+    batch = recipe.batch(last, 0, recipe.phases[last].config.stages[0], 0, 1)
     with torch.no_grad():
         prepared, coded = (m.eval().iterate(batch.images).tokens for m in (student, convert(student)))  # type: ignore[operator]
     assert torch.allclose(prepared, coded, atol=1e-5)

@@ -105,7 +105,10 @@ def with_gamma(recipe: Distillation, highest: float, lowest: float | None = None
 
     Phases that do without it on purpose still do.
     """
-    weights = {"gamma_from": highest, "gamma_to": highest / 10 if lowest is None else lowest}
+    lowest = highest / 10 if lowest is None else lowest
+    if not 0 <= lowest <= highest:
+        raise UsageError(f"gamma goes from {highest} to {lowest}; expected a weight of at least 0 that falls or stays.")
+    weights = {"gamma_from": highest, "gamma_to": lowest}
 
     def changed(phase: Phase) -> Phase:
         without = phase.settings.get("gamma_from") == 0 or phase.objective == "speed3r"
