@@ -21,7 +21,8 @@ from lean3r.refine.job import Answer, Job
 
 ENOUGH = 0.8  # share of the verified matches that a model fits: no other way is tried
 CALIBRATING = 4  # registered views whose camera is trusted to be found
-WELL, GAIN = 0.9, 0.03  # share that shared cameras fit if views do share them; what cameras of their own must add
+WELL, GAIN = 0.9, 0.05  # share that shared cameras fit if views do share them; what cameras of their own must add
+MANY = 6  # views that determine a camera each
 STRONG = 150  # measurements that the weaker views of a model should have: finer features are not needed
 
 
@@ -38,10 +39,10 @@ def solve(job: Job, folder: Path) -> None:
         if best is not None and is_strong(best):
             break
     alone = job.each_alone()
-    if best is None or alone is None or share(best) >= WELL:
+    if best is None or alone is None or best.has.sum() < MANY or share(best) >= WELL:
         return
     for answer in attempts(alone, folder, octave, "alone"):
-        if answer.has.sum() >= best.has.sum() and share(answer) > share(best) + GAIN:
+        if answer.has.sum() >= best.has.sum() and share(answer) > max(WELL, share(best) + GAIN):
             best = answer
             answer.write(folder)
 

@@ -140,7 +140,12 @@ def _child(
         raise
     if rank == 0:
         said.put(result)
+    dist.barrier()
     dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads of the group's libraries that still run would abort an ordinary end now and then.
+    os._exit(0)
 
 
 def _in_torchrun(fn: Callable[..., Any], *args: Any) -> Any:
