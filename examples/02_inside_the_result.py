@@ -10,6 +10,7 @@ import numpy as np
 
 import lean3r
 from lean3r.data.showroom import phone_photos
+from lean3r.geometry.lens import Optics
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--out", type=Path, default=Path("examples_out/02"))
@@ -33,12 +34,15 @@ def main() -> None:
     # The first camera is the origin of the world; poses map world points into each camera.
     assert np.allclose(scene.cam_from_world[0], np.eye(4), atol=1e-5)
 
-    # A point of the cloud, projected into the view that saw it, lands on the pixel that saw it; but for the
-    # distortion of the lens, if the cameras were refined: `intrinsics` are its pinhole part.
-    points = scene.points
-    poses, k = scene.cam_from_world[points.view], scene.intrinsics[points.view]
+    # A point of the cloud, projected into the view that saw it, lands on the pixel that saw it; through the lens,
+    # if the cameras were refined: `intrinsics` are its pinhole part.
+    points, optics = scene.points, Optics.of(scene)
+    poses = scene.cam_from_world[points.view]
     in_camera = np.einsum("pij,pj->pi", poses[:, :3, :3], points.xyz) + poses[:, :3, 3]
-    pixels = np.einsum("pij,pj->pi", k, in_camera / in_camera[:, 2:])[:, :2]
+    pixels = np.empty_like(points.xy)
+    for view in range(len(scene.names)):
+        seen = points.view == view
+        pixels[seen] = optics.project(view, in_camera[seen])
     print(f"{'projection':20} {np.abs(pixels - points.xy).max():.4f} px off at most")
 
     # The picture was resized for the network; every view knows its way back to the original pixels.

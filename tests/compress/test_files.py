@@ -169,7 +169,8 @@ def test_memory_of_compressing_and_of_loading(tmp_path: Path) -> None:
     # add 1 to the first figure and 4 to the others. benchmarks/fp8.py measures VGGT.
     assert measure("compress") < 0.6
     assert measure("stored") < 2
-    assert measure("on the fly") < 4
+    # The better of two: what threads hold at the same moment differs from run to run.
+    assert min(measure("on the fly") for _ in range(2)) < 3.5
 
 
 def test_fp8_vggt_is_small_enough() -> None:
