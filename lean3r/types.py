@@ -9,7 +9,9 @@ Shape letters: B scenes, S views, H rows, W columns, T tokens a view, C channels
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -287,3 +289,14 @@ class Reconstruction:
     def original_intrinsics(self) -> np.ndarray:
         """[S, 3, 3] intrinsics in pixels of the original pictures."""
         return np.stack([s.original_intrinsics(k) for s, k in zip(self.sources, self.intrinsics, strict=True)])
+
+
+def with_warning(scene: Reconstruction, code: str, text: str, views: Iterable[int] = ()) -> Reconstruction:
+    """The scene with one more warning, which is also logged: `info["warnings"]` lists {"code", "text", "views"}.
+
+    `code` is for programs (docs/outputs.md lists them), `text` for people; `views` are the indices of the views that
+    it is about, kept by name; none means the whole scene. The summary prints warnings first.
+    """
+    logging.getLogger("lean3r").warning("%s", text)
+    told = {"code": code, "text": text, "views": [scene.names[view] for view in views]}
+    return replace(scene, info={**scene.info, "warnings": [*scene.info.get("warnings", ()), told]})

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from lean3r.pipeline.budget import Budget
     from lean3r.types import Reconstruction
 
+SHOWN = 3  # views that a warning names in the summary; manifest.json names all
+
 
 @dataclass
 class Reconstruct:
@@ -298,6 +300,7 @@ def summary(scene: Reconstruction, out: Path, files: Sequence[str], seconds: Map
     """What `--json` prints. seconds by stage; memory in MB (10^6 bytes), the largest of the process so far."""
     return {
         "out": str(out),
+        "warnings": scene.info.get("warnings", []),
         "views": list(scene.names),
         "skipped": [{"name": name, "reason": reason} for name, reason in scene.skipped],
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
@@ -307,6 +310,13 @@ def summary(scene: Reconstruction, out: Path, files: Sequence[str], seconds: Map
         "refinement": scene.info.get("refinement"),
         "files": sorted(files),
     }
+
+
+def describe_warning(told: Mapping) -> str:
+    """The code of a warning, what it says, and about which views, the first few by name."""
+    names = told["views"]
+    about = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
+    return f"[{told['code']}] {told['text']}" + (f" ({about})" if names else "")
 
 
 def describe_known(known: Mapping) -> str:
@@ -332,6 +342,7 @@ def summary_rows(scene: Reconstruction, done: Mapping) -> list[tuple[str, str]]:
     gpu = scene.info.get("peak_gpu_memory_mb")
     known = scene.info.get("known")
     return [
+        *(("warning", describe_warning(told)) for told in done["warnings"]),
         ("views", f"{len(scene.names):,} used"),
         *([("cameras", describe_known(known))] if known else []),
         *([("refinement", describe_refinement(told))] if (told := scene.info.get("refinement")) else []),

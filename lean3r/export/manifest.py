@@ -45,6 +45,7 @@ def write(
             {
                 "layout_version": LAYOUT_VERSION,
                 "lean3r": metadata.version("lean3r"),
+                "warnings": [],
                 **info,
                 "seconds": {**stages, "export": round(sum(seconds.values()), 4)},
                 "seconds_by_format": dict(seconds),

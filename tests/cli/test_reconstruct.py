@@ -63,7 +63,18 @@ def test_json_has_its_schema_and_quiet_says_nothing(run, tmp_path: Path, capsys)
     out, err = capsys.readouterr()
     assert err == ""
     done = json.loads(out)
-    keys = {"out", "views", "skipped", "seconds", "peak_memory_mb", "points", "scale", "refinement", "files"}
+    keys = {
+        "out",
+        "warnings",
+        "views",
+        "skipped",
+        "seconds",
+        "peak_memory_mb",
+        "points",
+        "scale",
+        "refinement",
+        "files",
+    }
     assert set(done) == keys
     assert done["views"] == ["img_1.jpg", "img_2.jpg", "img_3.jpg"]
     assert [s["name"] for s in done["skipped"]] == ["img_4.jpg"] and done["skipped"][0]["reason"]

@@ -1,0 +1,33 @@
+"""Warnings about a result: logged, in its record, and first in the summary."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+from export.scene import make_scene
+
+from lean3r.cli.reconstruct import summary, summary_rows
+from lean3r.export import export
+from lean3r.types import with_warning
+
+
+def test_a_warning_is_logged_recorded_and_comes_first(tmp_path, caplog) -> None:
+    plain = make_scene()
+    with caplog.at_level(logging.WARNING, "lean3r"):
+        scene = with_warning(plain, "no-overlap", "nothing in common", [1, 3])
+    scene = with_warning(scene, "other", "the whole scene")
+    assert "nothing in common" in caplog.text and "warnings" not in plain.info
+    told = [
+        {"code": "no-overlap", "text": "nothing in common", "views": ["IMG_001.jpg", "IMG_003.jpg"]},
+        {"code": "other", "text": "the whole scene", "views": []},
+    ]
+    done = summary(scene, tmp_path, [], {"network": 1.0})
+    assert done["warnings"] == told
+    assert summary_rows(scene, done)[:2] == [
+        ("warning", "[no-overlap] nothing in common (IMG_001.jpg, IMG_003.jpg)"),
+        ("warning", "[other] the whole scene"),
+    ]
+    for found, expected in ((scene, told), (plain, [])):
+        manifest = export(found, tmp_path / str(len(expected)), "cameras") / "manifest.json"
+        assert json.loads(manifest.read_text())["warnings"] == expected
