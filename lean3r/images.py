@@ -358,7 +358,8 @@ def _decode_clip(clip: Clip, resolution: int, patch: int) -> Iterator[tuple[str,
             check_shape(*size)
             pixels, transform = fit(image, size, orientation, resolution, patch)
             del missing[name]
-            yield name, Picture(Source(name, size[0], size[1], transform), pixels)
+            source = Source(name, size[0], size[1], transform, timestamp_s=clip.times_s.get(name))
+            yield name, Picture(source, pixels)
         reason = f"the frame is damaged in {clip.name}"
     except InputError as error:
         reason = str(error)

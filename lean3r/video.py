@@ -6,7 +6,7 @@ import logging
 import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -29,12 +29,14 @@ EXIF_OF_TURN = {0: 1, 90: 8, 180: 3, 270: 6}  # counter-clockwise degrees -> the
 @dataclass(frozen=True)
 class Clip:
     """Chosen frames of one video. `frames` maps a frame's key to its view name, in display order; a key is the
-    presentation time in stream ticks, or the running number where the container states no times."""
+    presentation time in stream ticks, or the running number where the container states no times. `times_s` are the
+    seconds from the video's first frame by view name."""
 
     name: str
     open: Callable[[], BinaryIO]
     frames: Mapping[int, str]
     timed: bool = True
+    times_s: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,10 @@ def scan_clip(name: str, stem: str, opener: Callable[[], BinaryIO], choice: Fram
     damage = f"incomplete video: {sound} of {total} frames can be read and are used" if sound < total else None
     timed = None not in ticks
     keys = sorted({t for t in ticks if t is not None}) if timed else list(range(len(ticks)))
-    chosen = choice.indices([k * tick_s if timed else k / rate for k in keys])
-    return Clip(name, opener, {keys[i]: f"{stem}_{i:06d}.png" for i in chosen}, timed), damage
+    times_s = [(k - keys[0]) * tick_s if timed else k / rate for k in keys]
+    frames = {keys[i]: f"{stem}_{i:06d}.png" for i in choice.indices(times_s)}
+    seconds = dict(zip(keys, times_s, strict=True))
+    return Clip(name, opener, frames, timed, {view: seconds[key] for key, view in frames.items()}), damage
 
 
 def read_frames(clip: Clip) -> Iterator[tuple[str, Image, int]]:

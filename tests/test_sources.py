@@ -196,6 +196,8 @@ def test_video_frames_are_the_chosen_ones(tmp_path: Path, suffix: str, codec: st
         assert [s.name for s in loaded.views.sources] == [f"clip_{i:06d}.png" for i in wanted], options
         grey = loaded.views.images[0].mean((1, 2, 3)) * 255
         assert np.abs(grey.numpy() - 8 * np.array(wanted)).max() < 6, options
+        times_s = [s.timestamp_s for s in loaded.views.sources if s.timestamp_s is not None]
+        np.testing.assert_allclose(times_s, np.array(wanted) / 10, atol=1e-3)
 
 
 def test_thinned_clip_is_told_in_one_line(tmp_path: Path) -> None:
