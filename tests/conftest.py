@@ -12,6 +12,7 @@ import torch
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--data", default="../shared/data", help="folder of photographs, scenes and bad inputs")
     parser.addoption("--golden", default="../shared/golden", help="folder of golden numbers")
+    parser.addoption("--node-modules", default="node_modules", help="folder of npm's three and gltf-validator")
     parser.addoption("--peer", action="append", default=[], help="NAME=PATH of a clone of official code (tests/parity)")
 
 

@@ -7,37 +7,25 @@ from pathlib import Path
 import numpy as np
 
 from lean3r.export.frusta import EDGES, frustum_corners, frustum_reach, order_colours
+from lean3r.export.gltf import GLTF_FROM_WORLD, glb_bytes
 from lean3r.export.options import ExportOptions
 from lean3r.types import Reconstruction
-
-# OpenCV axes (x right, y down, z forward) to glTF axes (x right, y up, z backward): half a turn around x.
-GLTF_FROM_WORLD = np.diag([1.0, -1.0, -1.0])
 
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
     """Write scene.glb with the nodes "points" (left out when there are none) and "cameras"."""
     import trimesh
-    from trimesh.exchange.gltf import export_glb
 
     points = reconstruction.points
-    scene = trimesh.Scene()
+    geometries: dict[str, tuple[trimesh.PointCloud | trimesh.Trimesh, np.ndarray]] = {}
     if len(points.xyz):
-        alpha = np.full((len(points.rgb), 1), 255, dtype=np.uint8)
-        xyz = points.xyz * np.diag(GLTF_FROM_WORLD).astype(np.float32)
-        cloud = trimesh.PointCloud(xyz, colors=np.hstack([points.rgb, alpha]))
-        scene.add_geometry(cloud, node_name="points", geom_name="points")
+        geometries["points"] = trimesh.PointCloud(points.xyz * np.diag(GLTF_FROM_WORLD).astype(np.float32)), points.rgb
     corners = frustum_corners(reconstruction) @ GLTF_FROM_WORLD.T
     vertices, faces = wireframe(corners, 0.02 * frustum_reach(reconstruction))
-    per_camera = len(vertices) // len(corners)
-    cameras = trimesh.Trimesh(
-        vertices,
-        faces,
-        vertex_colors=np.repeat(order_colours(len(corners)), per_camera, axis=0),
-        process=False,
-    )
-    scene.add_geometry(cameras, node_name="cameras", geom_name="cameras")
+    colours = np.repeat(order_colours(len(corners)), len(vertices) // len(corners), axis=0)
+    geometries["cameras"] = trimesh.Trimesh(vertices, faces, process=False), colours
     path = directory / "scene.glb"
-    path.write_bytes(export_glb(scene))
+    path.write_bytes(glb_bytes(geometries))
     return [path]
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lean3r.errors import MissingExtraError
-from lean3r.export.glb import GLTF_FROM_WORLD
+from lean3r.export.gltf import GLTF_FROM_WORLD, glb_bytes
 from lean3r.export.options import ExportOptions
 from lean3r.geometry.consistency import Scene, neighbours
 from lean3r.geometry.fusion import trusted_pixels
@@ -37,7 +37,6 @@ class Mesh(NamedTuple):
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
     """Write mesh.ply in the world's axes and mesh.glb with y up; without any surface an empty mesh.ply alone."""
     import trimesh
-    from trimesh.exchange.gltf import export_glb
     from trimesh.exchange.ply import export_ply
 
     found = surface(reconstruction, options.mesh_voxel)
@@ -48,9 +47,9 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     paths = [directory / "mesh.ply"]
     paths[0].write_bytes(export_ply(mesh))
     if len(found.faces):
-        mesh.vertices = found.vertices @ GLTF_FROM_WORLD.T
+        upright = trimesh.Trimesh(found.vertices @ GLTF_FROM_WORLD.T, found.faces, process=False)
         paths.append(directory / "mesh.glb")
-        paths[1].write_bytes(export_glb(trimesh.Scene(mesh), include_normals=True))
+        paths[1].write_bytes(glb_bytes({"mesh": (upright, found.rgb)}, normals=True))
     return paths
 
 

@@ -12,9 +12,11 @@ import pytest
 import trimesh
 from PIL import Image
 
+from export.gltf import read_glb, shown_rgb
 from export.scene import make_scene
 from lean3r.errors import UsageError
 from lean3r.export import EXPORTERS, ExportOptions, export, parse_formats
+from lean3r.export.frusta import order_colours
 
 LANDSCAPE = [(4032, 3024)] * 4
 PORTRAIT = [(2160, 3840)] * 4
@@ -113,8 +115,28 @@ def test_points_are_the_unprojected_depth_in_npz_ply_and_glb(tmp_path):
     glb = trimesh.load(tmp_path / "out" / "scene.glb")
     assert set(glb.geometry) == {"points", "cameras"}
     np.testing.assert_allclose(glb.geometry["points"].vertices, world * [1, -1, -1], atol=1e-5)
-    np.testing.assert_array_equal(glb.geometry["points"].colors[:, :3], points.rgb)
+    np.testing.assert_array_equal(shown_rgb(*read_glb(tmp_path / "out" / "scene.glb"), "points"), points.rgb)
     assert all(np.allclose(glb.graph[node][0], np.eye(4)) for node in glb.graph.nodes_geometry)
+
+
+def test_glb_colours_are_linear_16_bit_and_unlit(tmp_path):
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    scene = make_scene(3)
+    count = len(scene.points.xyz)
+    every = np.roll(np.resize(ramp, (count, 3)), 1, axis=0)
+    write("glb", replace(scene, points=replace(scene.points, rgb=every)), tmp_path)
+    write("mesh", scene, tmp_path)
+    tree, arrays = read_glb(tmp_path / "scene.glb")
+    np.testing.assert_array_equal(shown_rgb(tree, arrays, "points"), every)
+    cameras = shown_rgb(tree, arrays, "cameras").reshape(3, -1, 3)
+    np.testing.assert_array_equal(cameras, np.broadcast_to(order_colours(3)[:, None], cameras.shape))
+    mesh_tree, mesh_arrays = read_glb(tmp_path / "mesh.glb")
+    ply = trimesh.load(tmp_path / "mesh.ply", process=False)
+    np.testing.assert_array_equal(shown_rgb(mesh_tree, mesh_arrays, "mesh"), ply.visual.vertex_colors[:, :3])
+    for found in (tree, mesh_tree):
+        for mesh in found["meshes"]:
+            colours = found["accessors"][mesh["primitives"][0]["attributes"]["COLOR_0"]]
+            assert (colours["componentType"], colours["normalized"]) == (5123, True)  # UNSIGNED_SHORT
 
 
 def test_glb_is_y_up(tmp_path):

@@ -1,0 +1,63 @@
+"""GLB files in other people's programs: the colours of the pictures in a browser, no fault for Khronos' validator."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.browser import find_chromium, render
+from export.gltf import read_glb, shown_rgb
+from export.scene import make_scene
+from lean3r.export import EXPORTERS, ExportOptions
+
+VALIDATE = """
+require("gltf-validator").validateBytes(new Uint8Array(require("fs").readFileSync(process.argv[1])))
+  .then(report => console.log(JSON.stringify(report.issues)));
+"""
+
+
+@pytest.fixture
+def modules(request: pytest.FixtureRequest) -> Path:
+    """Folder of npm's packages."""
+    return (request.config.rootpath / request.config.getoption("--node-modules")).resolve()
+
+
+def written(directory: Path) -> dict[str, Path]:
+    scene = make_scene(4)
+    files = [p for name in ("glb", "mesh") for p in EXPORTERS.get(name)(scene, directory, ExportOptions())]
+    return {"points": directory / "scene.glb", "mesh": directory / "mesh.glb"} if len(files) == 3 else {}
+
+
+@pytest.mark.parametrize("show", ["points", "mesh"])
+def test_colours_in_a_browser_are_those_of_the_pictures(tmp_path, modules, show):
+    if find_chromium() is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    if not (modules / "three").is_dir():
+        pytest.skip(f"no three.js in {modules}: npm install three")
+    scene = make_scene(4)
+    glb = written(tmp_path)[show]
+    size = scene.images.shape[2], scene.images.shape[1]
+    drawn = render(glb, modules / "three", scene.cam_from_world[1], scene.intrinsics[1], size, [show])
+    seen = drawn[..., 3] == 255
+    assert seen.mean() > 0.4  # the cloud is thinned, the mesh has a rim
+    rgb, truth = drawn[seen][:, :3].astype(int), scene.images[1][seen].astype(int)
+    assert np.abs(rgb.mean(axis=0) - truth.mean(axis=0)).max() < 2
+    assert np.median(np.abs(rgb - truth)) <= 6
+    if show == "points":  # each pixel is a point's own colour: no light, no fog
+        colours = shown_rgb(*read_glb(glb), show).astype(int)
+        nearest = np.array([np.abs(colours - pixel).max(axis=1).min() for pixel in np.unique(rgb, axis=0)[::10]])
+        assert nearest.max() <= 1
+
+
+def test_validator_finds_no_fault(tmp_path, modules):
+    if shutil.which("node") is None or not (modules / "gltf-validator").is_dir():
+        pytest.skip(f"no gltf-validator in {modules}: npm install gltf-validator")
+    for path in written(tmp_path).values():
+        command = ["node", "-e", VALIDATE, str(path)]
+        issues = json.loads(subprocess.check_output(command, cwd=modules.parent, timeout=120))
+        assert issues["numErrors"] == issues["numWarnings"] == 0, issues["messages"]
