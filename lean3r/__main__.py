@@ -2,7 +2,11 @@
 
 import sys
 
-from lean3r.cli.main import main
-
 if __name__ == "__main__":
+    from lean3r.processes import module_paths
+
+    sys.path[:] = module_paths()  # -m put the current folder first: code among the photos must not run
+
+    from lean3r.cli.main import main
+
     sys.exit(main())

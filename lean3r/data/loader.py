@@ -22,6 +22,7 @@ import torch
 
 from lean3r.data.base import SceneBatch
 from lean3r.errors import LeanError, UsageError
+from lean3r.processes import safely_started
 
 logger = logging.getLogger("lean3r")
 
@@ -61,9 +62,10 @@ class Prefetch:
         in_threads = kind == "threads" or (kind == "auto" and workers <= MOST_THREADS)
         packed = None if in_threads or not workers else _packed(batch_fn, must=kind == "processes")
         if packed is not None:
-            self._pool = ProcessPoolExecutor(
-                workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(packed,)
-            )
+            with safely_started():
+                self._pool = ProcessPoolExecutor(
+                    workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(packed,)
+                )
         elif workers:
             self._pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
         self._in_processes = packed is not None
@@ -108,7 +110,8 @@ class Prefetch:
         assert self._pool is not None
         work = _work if self._in_processes else self.batch_fn
         try:
-            future = self._pool.submit(work, step, stage, rank, world_size)
+            with safely_started():
+                future = self._pool.submit(work, step, stage, rank, world_size)
         except RuntimeError as error:  # BrokenProcessPool is one; so is a pool that was shut down
             raise LeanError(f"no batch of step {step}: the processes that prepare batches have ended") from error
         self._waiting[key] = (stage, future)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from lean3r.originals import Originals
+from lean3r.processes import python_command
 from lean3r.refine import accept
 from lean3r.refine.depth import follow
 from lean3r.refine.frames import depth_scale, into_known, into_predicted, origin_view
@@ -151,7 +152,9 @@ def _group(
 
 def work(folder: Path, seconds: float) -> str | None:
     """Run the refining process for at most so many seconds; why it did not end by itself, None if it did."""
-    command = [sys.executable, "-m", "lean3r.refine.worker", str(folder)]
+    if getattr(sys, "frozen", False) or not sys.executable:
+        return "a program without a Python of its own cannot start the refining process"
+    command = python_command("lean3r.refine.worker", str(folder))
     with (folder / "log.txt").open("wb") as log:
         # Ctrl-C is for this process alone to act upon.
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)

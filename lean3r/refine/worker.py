@@ -1,4 +1,4 @@
-"""The refining process: `python -m lean3r.refine.worker FOLDER` reads a job there and leaves its answer.
+"""The refining process: reads a job in the folder that the command line names, and leaves its answer there.
 
 A process of its own, because the libraries' calls cannot be interrupted: it is ended when time is up, and an answer
 that was better than none by then is used. It ends by itself when its standard input closes: nobody waits any more.

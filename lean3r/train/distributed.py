@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
 from lean3r.errors import LeanError, UsageError
+from lean3r.processes import safely_started
 
 # Rank 0 validates while the others wait inside an all-reduce.
 _TIMEOUT = timedelta(hours=2)
@@ -105,10 +106,12 @@ def launch(processes: int, fn: Callable[..., Any], *args: Any) -> Any:
     if processes == 1:
         return fn(*args)
     # What the children say, each a few hundred bytes: it must fit into the queue's pipe until they have ended.
-    said = get_context("spawn").SimpleQueue()
+    with safely_started():
+        said = get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory(prefix="lean3r-group-") as folder:
         arguments = (processes, folder, said, fn, args)
-        context = start_processes(_child, arguments, processes, join=False, start_method="spawn")
+        with safely_started():
+            context = start_processes(_child, arguments, processes, join=False, start_method="spawn")
         assert context is not None
         with _forward_signals(context.pids()) as signals:
             try:

@@ -1,0 +1,104 @@
+"""Code that lies among the photos is never executed: not by the command, not by any process that it starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from refine import scenes
+
+from lean3r import processes
+
+NAMES = ("numpy", "torch", "pycolmap", "json", "pickle", "socket", "random", "multiprocessing", "sitecustomize")
+PACKAGES = ("PIL", "lean3r", "av", "safetensors")
+TRAP = "import pathlib\npathlib.Path(__file__).with_suffix('.RAN').touch()\nraise SystemExit('trapped ' + __file__)\n"
+COMMAND = "import sys\nfrom lean3r.cli.main import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
+GROUP = """
+import sys
+import torch
+from lean3r.data.base import SceneBatch
+from lean3r.data.loader import Prefetch
+from lean3r.train.distributed import current_world, launch
+
+def batch(step, stage, rank, size):
+    eye = torch.eye(4).expand(1, 1, 4, 4)
+    return SceneBatch(torch.full((1, 1, 3, 2, 2), float(step)), torch.ones(1, 1, 2, 2), eye[..., :3, :3], eye)
+
+def work(count):
+    with Prefetch(batch, 1, kind="processes") as batches:
+        assert float(batches(3, None, 0, 1).images.mean()) == 3
+    return sum(current_world().gather(1)) == count
+
+if __name__ == "__main__":
+    sys.exit(not launch(2, work, 2))
+"""
+
+
+@pytest.fixture
+def trapped(tmp_path: Path) -> Path:
+    """A folder of photos with modules beside them that leave a mark when they are imported."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    scenes.write(scenes.arc(3), folder)
+    for name in NAMES:
+        (folder / f"{name}.py").write_text(TRAP)
+    for name in PACKAGES:
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(TRAP)
+    return folder
+
+
+def run(here: Path, *command: str | Path) -> str:
+    """What the command said on standard error; it must have ended well, and executed nothing that lies here."""
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=here, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert not list(here.rglob("*.RAN")), "code of the current folder ran"
+    return done.stderr
+
+
+def test_reconstruct_with_refinement_executes_nothing_that_lies_there(trapped: Path, tmp_path: Path) -> None:
+    program = tmp_path / "lean3r"  # like the installed one: its own folder comes first, not the current one
+    program.write_text(COMMAND)
+    said = run(trapped, program, "reconstruct", ".", "-o", "../out", "--refine", "on", "-f", "cameras")
+    assert "refine" in said and "refining process failed" not in said
+
+
+def test_training_and_its_loaders_execute_nothing_that_lies_there(trapped: Path, tmp_path: Path) -> None:
+    program = tmp_path / "group.py"
+    program.write_text(GROUP)
+    run(trapped, program)
+
+
+def test_python_dash_m_trusts_the_current_folder_with_nothing_but_its_own_name(trapped: Path) -> None:
+    (trapped / "lean3r" / "__init__.py").unlink()  # -m itself looks for lean3r here first, before we can object
+    (trapped / "lean3r").rmdir()
+    run(trapped, "-m", "lean3r", "reconstruct", ".", "-o", "../out", "--refine", "on", "-f", "cameras")
+
+
+def test_modules_come_from_where_this_process_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, mine = tmp_path / "here", tmp_path / "mine"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", ["", str(here), ".", str(mine), *sys.path])
+    assert processes.module_paths()[0] == str(mine) and str(here) not in processes.module_paths()
+    home = Path(processes.__file__).parents[1]
+    monkeypatch.chdir(home)
+    assert processes.module_paths()[-1] == str(home), "lean3r itself is always found, after everything else"
+    here.rmdir()
+    here.mkdir()
+    monkeypatch.chdir(here)
+    here.rmdir()
+    assert str(mine) in processes.module_paths(), "the current folder may be gone"
+
+
+def test_what_is_set_for_children_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = [sys.executable, "-c", "import sys; sys.exit(sys.flags.safe_path)"]
+    for before, after in ((None, 0), ("1", 1)):
+        monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+        if before:
+            monkeypatch.setenv("PYTHONSAFEPATH", before)
+        with processes.safely_started():
+            assert subprocess.run(code).returncode == 1
+        assert subprocess.run(code).returncode == after
