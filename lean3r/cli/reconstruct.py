@@ -18,6 +18,7 @@ from lean3r.errors import UsageError
 from lean3r.pipeline.observer import peak_memory_mb
 
 if TYPE_CHECKING:
+    from lean3r.export import ExportOptions
     from lean3r.originals import Originals
     from lean3r.pipeline.budget import Budget
     from lean3r.types import Reconstruction
@@ -133,6 +134,12 @@ class Reconstruct:
     undistort: Annotated[bool, option()] = False
     """COLMAP, nerfstudio: pinhole cameras, and images/ as these would have taken them."""
 
+    image_factors: Annotated[str, option("N,N,...|none")] = "2,4,8"
+    """With --undistort: the pictures also at 1/N of their size, in images_N/, where gsplat and nerfstudio look."""
+
+    colmap_points: Annotated[int, option("N")] = 50_000
+    """COLMAP: at most N points of the depth maps, beside the triangulated ones of a refinement."""
+
     overwrite: Annotated[bool, option()] = False
     """Replace an earlier result in the output folder."""
 
@@ -155,7 +162,7 @@ class Reconstruct:
 
     def work(self, console: Console) -> tuple[Reconstruction, dict]:
         """The run without its standard output: the scene, and its summary as JSON-ready values."""
-        from lean3r.export import DEFAULT_FORMATS, ExportOptions, atomic_folder, parse_formats, write_all
+        from lean3r.export import DEFAULT_FORMATS, atomic_folder, parse_formats, write_all
 
         formats = parse_formats([*(self.format or DEFAULT_FORMATS), *(["mesh"] if self.mesh else [])])
         self.check(formats)
@@ -219,12 +226,12 @@ class Reconstruct:
                 "shared_camera": self.shared_camera,
                 "images": self.images,
                 "undistort": self.undistort,
+                "image_factors": self.image_factors,
+                "colmap_points": self.colmap_points,
             }
             scene.info["command"] = shlex.join(sys.argv)
             with console.stage("writing"):
-                originals = self.originals(formats)
-                options = ExportOptions(self.shared_camera, originals, undistort=self.undistort)
-                files = write_all(scene, directory, formats, options)
+                files = write_all(scene, directory, formats, self.choices(self.originals(formats)))
         done = summary(scene, self.out, [file.relative_to(directory).as_posix() for file in files], console.seconds)
         console.table("summary", summary_rows(scene, done))
         if pictures := self.pictures(formats):
@@ -240,6 +247,7 @@ class Reconstruct:
             raise UsageError(
                 "--undistort writes pictures beside colmap or nerfstudio: ask for one, without --images never."
             )
+        self.choices(None)
         if self.scale is not None:
             Distance.parse(self.scale)
             if self.gps:
@@ -248,6 +256,22 @@ class Reconstruct:
             from lean3r.export.mesh import marching_cubes
 
             marching_cubes()
+
+    def choices(self, originals: Originals | None) -> ExportOptions:
+        """What the exporters are told; UsageError where it cannot be."""
+        from lean3r.export import ExportOptions
+
+        try:
+            factors = () if self.image_factors == "none" else tuple(int(n) for n in self.image_factors.split(","))
+        except ValueError as error:
+            raise UsageError(f"--image-factors is {self.image_factors}; expected such as 2,4,8, or none.") from error
+        return ExportOptions(
+            self.shared_camera,
+            originals,
+            undistort=self.undistort,
+            image_factors=factors,
+            colmap_points=self.colmap_points,
+        )
 
     def in_metres(self, scene: Reconstruction) -> Reconstruction:
         """The scene in metres where a known distance or GPS was asked for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -64,21 +65,28 @@ def pictured(reconstruction: Reconstruction, options: ExportOptions) -> Pictured
     share = bool(reconstruction.lenses) or options.shared_camera
     if not options.undistort:
         return _numbered(names, views, share)
-    straight = {camera: undistorted(camera) for camera in set(views)}
+    straight = {camera: undistorted(camera, math.lcm(*options.image_factors)) for camera in set(views)}
     names = unique_names(_openable(name) for name in names)
     table = _numbered(names, [straight[camera] for camera in views], share)
     return Pictured(table.names, table.cameras, table.camera_of, tuple(views))
 
 
-def undistorted(camera: Camera) -> Camera:
-    """The pinhole camera, of a size that leaves no empty pixels, for pictures of a lens; pinholes stay as they are."""
+def undistorted(camera: Camera, step: int = 1) -> Camera:
+    """The pinhole camera, of a size that leaves no empty pixels, for pictures of a lens; pinholes stay as they are.
+
+    Sides are multiples of `step` where that costs less than a hundredth of them: whoever scales the pictures down by a
+    factor of it, and rounds sizes in whatever way, gets intrinsics right.
+    """
     from lean3r.colmap_library import pycolmap
 
     lens = colmap_camera(camera.lens, camera.width, camera.height)
     if lens.is_undistorted():
         return camera
     found = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), lens)
-    return Camera(Lens(found.model.name, tuple(float(p) for p in found.params)), found.width, found.height)
+    width, height = (n - n % step if 100 * (n % step) < n else n for n in (found.width, found.height))
+    fx, fy, cx, cy = (float(p) for p in found.params)  # of model PINHOLE; the same is cut off on either side
+    centre = cx - (found.width - width) / 2, cy - (found.height - height) / 2
+    return Camera(Lens(found.model.name, (fx, fy, *centre)), width, height)
 
 
 def _lenses(reconstruction: Reconstruction, options: ExportOptions) -> tuple[Lens, ...]:

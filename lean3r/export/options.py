@@ -18,6 +18,7 @@ class ExportOptions:
     shared_camera: one camera for all views in COLMAP's and nerfstudio's files (pictures of one size only).
     originals: the pictures to write into images/ beside the COLMAP model or transforms.json (None: none are).
     undistort: pinhole cameras there, and pictures as these would have taken them.
+    image_factors: with `undistort`, also these pictures at 1/2, 1/4, ... of the size, in images_2/, images_4/, ...
     colmap_points: at most so many points with tracks go to COLMAP (its tools are slow with millions).
     mesh_voxel: size of the mesh's cells in world units (None: what the depth maps resolve).
     """
@@ -25,10 +26,13 @@ class ExportOptions:
     shared_camera: bool = False
     originals: Originals | None = None
     undistort: bool = False
+    image_factors: tuple[int, ...] = (2, 4, 8)
     colmap_points: int = 50_000
     mesh_voxel: float | None = None
 
     def __post_init__(self) -> None:
+        if min(self.image_factors, default=2) < 2 or len(set(self.image_factors)) < len(self.image_factors):
+            raise UsageError(f"image_factors are {self.image_factors}; expected different whole numbers from 2 on.")
         if self.colmap_points < 0:
             raise UsageError(f"colmap_points is {self.colmap_points}; expected 0 or more.")
         if self.mesh_voxel is not None and not self.mesh_voxel > 0:

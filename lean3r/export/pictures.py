@@ -20,7 +20,8 @@ ROWS = 256  # of a picture that are warped at a time
 
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions, table: Pictured) -> list[Path]:
-    """Write images/ where the options say where the pictures are and no other format has done so; the files written."""
+    """Write images/ where the options say where the pictures are and no other format has done so, and undistorted ones
+    also at parts of their size; the files written."""
     folder = directory / FOLDER
     if options.originals is None or folder.exists():
         return []
@@ -30,19 +31,28 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     written = []
     for name, picture in options.originals.read(views, side=10**9):
         view = views.pop(name)
-        path = folder / table.names[view]
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise InputError(f"{name} would be written outside {folder}.")
-        path.parent.mkdir(parents=True, exist_ok=True)
         picture = undistort(picture.convert("RGB"), table.before[view], table.of(view))
-        if path.suffix.lower() == ".png":
-            picture.save(path, "PNG", compress_level=1)
-        else:
-            picture.save(path, "JPEG", quality=JPEG_QUALITY)
-        written.append(path)
+        written.append(_save(picture, folder, table.names[view]))
+        for factor in options.image_factors:
+            # Whole blocks of pixels: intrinsics are divided by the factor, exactly, whatever the picture's size.
+            width, height = (side - side % factor or side for side in picture.size)
+            small = picture.reduce(factor, (0, 0, width, height))
+            written.append(_save(small, directory / f"{FOLDER}_{factor}", table.names[view]))
     if views:
         raise InputError(f"{len(views)} pictures cannot be read again ({min(views)}); did the input change meanwhile?")
     return written
+
+
+def _save(picture: Image.Image, folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{name} would be written outside {folder}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix.lower() == ".png":
+        picture.save(path, "PNG", compress_level=1)
+    else:
+        picture.save(path, "JPEG", quality=JPEG_QUALITY)
+    return path
 
 
 def undistort(picture: Image.Image, before: Camera, after: Camera) -> Image.Image:

@@ -16,6 +16,7 @@ from export.scene import make_scene
 from lean3r.cameras import read_given
 from lean3r.errors import UsageError
 from lean3r.export import EXPORTERS, ExportOptions, export
+from lean3r.export.lenses import Camera, undistorted
 from lean3r.geometry.lens import Optics, colmap_camera
 from lean3r.originals import Originals
 from lean3r.types import Lens, SparsePoints
@@ -116,6 +117,54 @@ def test_undistorted_pictures_are_those_of_their_pinhole_cameras(tmp_path, model
         assert np.median(np.abs(pixels[at[:, 1], at[:, 0], :2] - expected)) < 1.5
     content = json.loads((out / "transforms.json").read_text())
     assert "k1" not in content and (content["w"], content["h"]) == (camera.width, camera.height)
+
+
+@pytest.mark.parametrize("pinhole", [False, True])
+def test_smaller_pictures_lie_beside_undistorted_ones(tmp_path, monkeypatch, pinhole):
+    """As gsplat's parser goes about a factor: intrinsics are divided by it, sizes are whole parts, files one to one."""
+    names = ("sub/b.jpg", "a.png", "c.JPG")
+    scene = refined("SIMPLE_RADIAL", names=names)
+    scene = replace(scene, lenses=(), sparse=None) if pinhole else scene
+    (tmp_path / "photos").mkdir()
+    coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8)).convert("RGB")
+    picture = np.asarray(coarse.resize((SIZE[0] - 3, SIZE[1] - 1)))
+    sources = tuple(replace(s, width=SIZE[0] - 3, height=SIZE[1] - 1) for s in scene.sources)
+    scene = replace(scene, sources=sources)
+    monkeypatch.setattr(Originals, "read", lambda *_, **__: ((n, Image.fromarray(picture)) for n in names))
+    options = ExportOptions(originals=Originals([tmp_path]), undistort=True, image_factors=(2, 8))
+    out = export(scene, tmp_path / "out", "colmap", options=options)
+    files = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
+    assert files == set(json.loads((out / "manifest.json").read_text())["files"])
+    assert sorted(p.name for p in out.iterdir() if p.is_dir()) == ["images", "images_2", "images_8", "sparse"]
+    camera = next(iter(pycolmap.Reconstruction(out / "sparse" / "0").cameras.values()))
+    for factor in (2, 8):
+        for name in names:
+            with Image.open(out / "images" / name) as full, Image.open(out / f"images_{factor}" / name) as small:
+                assert small.format == full.format and full.size == (camera.width, camera.height)
+                assert small.size == (camera.width // factor, camera.height // factor)
+                mine, other = np.asarray(small).astype(float), np.asarray(full).astype(float)
+            rows, cols = mine.shape[:2]
+            blocks = other[: rows * factor, : cols * factor].reshape(rows, factor, cols, factor, 3).mean((1, 3))
+            assert np.abs(mine - blocks).mean() < (0.6 if name.endswith("png") else 2)
+    export(scene, tmp_path / "none", "colmap", options=replace(options, image_factors=()))
+    assert sorted(p.name for p in (tmp_path / "none").iterdir() if p.is_dir()) == ["images", "sparse"]
+
+
+@pytest.mark.parametrize("factors", [(1,), (2, 2), (0,)])
+def test_factors_of_pictures_are_whole_numbers_from_two(factors):
+    with pytest.raises(UsageError, match="image_factors"):
+        ExportOptions(image_factors=factors)
+
+
+@pytest.mark.parametrize("model", LENSES)
+def test_undistorted_sides_suit_every_factor_and_lose_the_same_on_either_side(model):
+    lens = Camera(Lens(model, tuple(4 * p if p > 100 else p for p in LENSES[model])), 1283, 957)
+    whole, cut = undistorted(lens), undistorted(lens, 8)
+    assert cut.width % 8 == cut.height % 8 == 0
+    assert 0 <= whole.width - cut.width < 8 and 0 <= whole.height - cut.height < 8
+    middles = [np.subtract(c.lens.params[2:], [c.width / 2, c.height / 2]) for c in (whole, cut)]
+    np.testing.assert_allclose(*middles, atol=1e-9)
+    assert cut.lens.params[:2] == whole.lens.params[:2]
 
 
 def test_undistorting_a_pinhole_changes_nothing(tmp_path):

@@ -61,6 +61,8 @@ RECONSTRUCT = {
     "scale",
     "gps",
     "undistort",
+    "image_factors",
+    "colmap_points",
     "conf_percentile",
     "max_points",
     "shared_camera",
