@@ -229,7 +229,7 @@ def _read(image: Image.Image, name: str, resolution: int, patch: int) -> Picture
         image.load()
         pixels, transform = fit(_eight_bit(image), (width, height), orientation, resolution, patch, shrink)
     focal_px = None if focal_35mm is None else focal_35mm / DIAGONAL_35MM * math.hypot(width, height)
-    return Picture(Source(name, width, height, transform, focal_px), pixels)
+    return Picture(Source(name, width, height, transform, focal_px, orientation=orientation), pixels)
 
 
 def fit(

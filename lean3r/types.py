@@ -29,7 +29,7 @@ class Source:
 
     `original_from_network` is (scale_x, scale_y, offset_x, offset_y): x_original = scale_x * x + offset_x,
     both sides in pixels with the top-left pixel centre at 0.5. `width` and `height` are those of the
-    original picture, upright (EXIF orientation applied). `focal_px` is a prior from EXIF in original
+    original picture, upright (the EXIF `orientation`, 1 to 8, applied). `focal_px` is a prior from EXIF in original
     pixels, None when the file states none. `timestamp_s` is when a video shows the frame, counted from its first one;
     None for pictures.
     """
@@ -40,6 +40,7 @@ class Source:
     original_from_network: tuple[float, float, float, float] = (1.0, 1.0, 0.0, 0.0)
     focal_px: float | None = None
     timestamp_s: float | None = None
+    orientation: int = 1
 
     def original_intrinsics(self, intrinsics: np.ndarray) -> np.ndarray:
         """Carry a [3, 3] matrix in network pixels back to pixels of the original picture."""

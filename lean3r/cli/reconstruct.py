@@ -90,6 +90,9 @@ class Reconstruct:
     known: Literal["both", "intrinsics", "poses"] = "both"
     """What to take from --cameras; both means whatever is there."""
 
+    masks: Annotated[Path | None, option("DIR")] = None
+    """Black in DIR/IMG.jpg.png gives no features, depth or points of IMG.jpg (COLMAP's names)."""
+
     reference_view: Annotated[str, option("auto|first|middle|INDEX")] = "auto"
     """The view that the network starts from (VGGT and Depth Anything 3); INDEX counts from 0."""
 
@@ -215,6 +218,7 @@ class Reconstruct:
                 refine_seconds=self.refine_seconds,
                 lens=self.lens,
                 share_lens="always" if self.shared_camera else self.share_lens,
+                masks=self.masks,
                 observer=console,
             )
             scene = self.in_metres(scene)
@@ -364,12 +368,13 @@ def summary_rows(scene: Reconstruction, done: Mapping) -> list[tuple[str, str]]:
     seconds = done["seconds"]
     stages = ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items())
     gpu = scene.info.get("peak_gpu_memory_mb")
-    known = scene.info.get("known")
+    known, masks = scene.info.get("known"), scene.info.get("masks")
     return [
         *(("warning", describe_warning(told)) for told in done["warnings"]),
         ("views", f"{len(scene.names):,} used"),
         *([("cameras", describe_known(known))] if known else []),
         *([("refinement", describe_refinement(told))] if (told := scene.info.get("refinement")) else []),
+        *([("masks", f"{masks['views']:,} of {len(scene.names):,} views have one")] if masks else []),
         *(("skipped", text) for text in group_skips(scene.skipped)),
         ("seconds", f"{sum(seconds.values()):.1f} ({stages})"),
         ("memory", f"{done['peak_memory_mb']:,.0f} MB peak" + (f", {gpu:,.0f} MB on the GPU" if gpu else "")),

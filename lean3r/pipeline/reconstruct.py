@@ -19,6 +19,7 @@ from lean3r.compress.sparsify import plan_of
 from lean3r.errors import InputError, LeanError, OutOfMemoryError, UsageError
 from lean3r.geometry.fusion import fuse
 from lean3r.images import Loaded, load_views
+from lean3r.masks import Masks, check_folder
 from lean3r.models.base import Backbone
 from lean3r.pipeline.budget import Budget, Measure, chunk_text, fit_run, what_fits, within
 from lean3r.pipeline.known import Part, given_in, in_given_world, with_cameras
@@ -57,6 +58,7 @@ def reconstruct(
     refine_seconds: float | None = None,
     lens: LensName = "auto",
     share_lens: ShareLens = "auto",
+    masks: str | Path | None = None,
     observer: Observer | None = None,
 ) -> Reconstruction:
     """Reconstruct one scene from pictures, a folder, a glob, a zip, a video, or ready Views of one scene.
@@ -71,13 +73,16 @@ def reconstruct(
     is made and told (pipeline/budget.py); what was given by name, and ready Views, stay. `refine` makes the cameras
     exact by matches and bundle adjustment where that is better ("auto": the embedded model, on files), in at most
     `refine_seconds`, with the camera model `lens`, shared between pictures as `share_lens` says (lean3r.refine.
-    RefineOptions); Ctrl-C then keeps the network's cameras. Without poses the world's origin and unit are the network's
-    choice (`scale` says which). InputError when no picture is usable or the cameras are not, OutOfMemoryError when
-    memory does not hold the views, LeanError when the network returns NaN.
+    RefineOptions); Ctrl-C then keeps the network's cameras. What is black in the pictures of the folder `masks`
+    (lean3r/masks.py) gives no features, no depth and no points. Without poses the world's origin and unit are the
+    network's choice (`scale` says which). InputError when no picture is usable or cameras or masks are not,
+    OutOfMemoryError when memory does not hold the views, LeanError when the network returns NaN.
     """
     if memory is not None:
         memory = Budget.of(memory)
     _check_options(model, resolution, conf_percentile, max_points, reference_view, known)
+    if masks is not None:
+        check_folder(Path(masks))
     refining = Refining(refine, refine_seconds, lens, share_lens)
     observer = observer or Observer()
     chosen = None
@@ -99,6 +104,7 @@ def reconstruct(
     given = given_in(views.known)
     if cameras is not None:
         views, given = with_cameras(views, sources, cameras, known)
+    masking = None if masks is None else Masks.find(Path(masks), names)
     device = next(model.parameters()).device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -109,9 +115,10 @@ def reconstruct(
         read = model.reads(views.known)
         prediction, scale = in_given_world(prediction, views.known, given, read)
         images, mask = _pictures(views)
+        counts = mask if masking is None else masking.of_network(sources, mask)
         arrays: dict[str, Any] = {
-            "depth": np.where(mask, _array(prediction.depth, np.float32), np.float32(0)),
-            "conf": np.where(mask, _array(prediction.conf, np.float32), np.float32(0)),
+            "depth": np.where(counts, _array(prediction.depth, np.float32), np.float32(0)),
+            "conf": np.where(counts, _array(prediction.conf, np.float32), np.float32(0)),
             "cam_from_world": _array(prediction.cam_from_world, np.float64),
             "intrinsics": _array(prediction.intrinsics, np.float64),
         }
@@ -145,6 +152,7 @@ def reconstruct(
             "seed": seed,
             "memory": None if chosen is None else chosen.budget.as_dict(),
             "refine": refining.as_dict(),
+            "masks": None if masks is None else str(masks),
         },
         "seconds": observer.seconds,
         "peak_memory_mb": peak_memory_mb(),
@@ -153,6 +161,8 @@ def reconstruct(
         info["memory"] = chosen.as_dict()
     if views.known is not None:
         info["known"] = _known_counts(views.known, read)
+    if masking is not None:
+        info["masks"] = {"folder": str(masks), "views": len(masking.files)}
     if device.type == "cuda":
         info["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
     scene = Reconstruction(
@@ -171,7 +181,7 @@ def reconstruct(
     if not isinstance(inputs, Views):
         paths = [inputs] if isinstance(inputs, str | Path) else list(inputs)
         originals = originals_of(paths, fps, every, frames, max_views)
-    return refined(scene, originals, refining, views.known, given, observer)
+    return refined(scene, originals, refining, views.known, given, masking, observer)
 
 
 def predict(model: Backbone, views: Views, reference: int | None = None) -> Prediction:

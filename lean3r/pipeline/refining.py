@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from lean3r.errors import LeanError, UsageError
+from lean3r.masks import Masks
 from lean3r.models.base import Backbone
 from lean3r.pipeline.known import Given
 from lean3r.pipeline.observer import Observer
@@ -58,13 +59,15 @@ def refined(
     choice: Refining,
     known: Known | None,
     given: Given | None,
+    masks: Masks | None,
     observer: Observer,
 ) -> Reconstruction:
     """The scene refined, or as it was, with a warning that says why.
 
     Ctrl-C ends the refinement alone: the network's result stays.
     """
-    options = replace(choice.options(), intrinsics=_intrinsics(known, scene.sources), cam_from_world=_poses(given))
+    knowledge = {"intrinsics": _intrinsics(known, scene.sources), "cam_from_world": _poses(given)}
+    options = replace(choice.options(), masks=masks, **knowledge)
     try:
         with observer.stage("refinement"):
             found = refine(scene, originals, options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lean3r.colmap_library import pycolmap
-from lean3r.refine.job import PICTURES, Group, Job
+from lean3r.refine.job import MASKS, PICTURES, Group, Job
 
 # From octave 0 on, features are as large as the pixels of the picture allow; octave -1 doubles the picture before,
 # which finds several times as many (small) ones in several times the time.
@@ -20,6 +20,9 @@ def detect(job: Job, folder: Path, database: Path, first_octave: int) -> None:
     options.sift.max_num_features = job.features
     options.sift.max_num_orientations = 1 if first_octave == COARSE else 2
     files = [view.file for view in job.views if view.file is not None]
+    reader = pycolmap.ImageReaderOptions()
+    if (folder / MASKS).is_dir():
+        reader.mask_path = folder / MASKS
     # Files of one group are in one folder; a job whose views were parted has more groups than folders.
     parted = len({file.split("/")[0] for file in files}) < len({v.group for v in job.views if v.file is not None})
     pycolmap.extract_features(
@@ -27,6 +30,7 @@ def detect(job: Job, folder: Path, database: Path, first_octave: int) -> None:
         folder / PICTURES,
         image_names=files,
         camera_mode=pycolmap.CameraMode.PER_IMAGE if parted else pycolmap.CameraMode.PER_FOLDER,
+        reader_options=reader,
         extraction_options=options,
     )
     set_cameras(job, database)

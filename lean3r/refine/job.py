@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-PICTURES = "pictures"
+PICTURES, MASKS = "pictures", "masks"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from lean3r.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
 
+    from lean3r.masks import Masks
+
 Refine = Literal["auto", "on", "off"]
 ShareLens = Literal["auto", "always", "never"]
 LensName = Literal["auto", "simple-pinhole", "pinhole", "simple-radial", "radial", "opencv"]
@@ -25,9 +27,9 @@ class RefineOptions:
     `seconds` bounds the time (None: 30 and 3 more a view). `lens` is the camera model: "auto" is "simple-radial"
     (one focal length, one distortion), and the pinhole itself where intrinsics are known. `share_lens`: "auto" gives
     one camera to pictures of one size and one EXIF focal length, "always" to pictures of one size, "never" to none.
-    Features are found at a size of at most `side` pixels, at most `features` a picture. What is known of the S views
-    beforehand: intrinsics [S, 3, 3] in pixels of the original pictures, which are kept as they are, and
-    cam_from_world [S, 4, 4], in whose world the result comes; rows of NaN where a view has none.
+    Features are found at a size of at most `side` pixels, at most `features` a picture, where `masks` are not black.
+    What is known of the S views beforehand: intrinsics [S, 3, 3] in pixels of the original pictures, which are kept as
+    they are, and cam_from_world [S, 4, 4], in whose world the result comes; rows of NaN where a view has none.
     """
 
     seconds: float | None = None
@@ -37,6 +39,7 @@ class RefineOptions:
     features: int = 8192
     intrinsics: np.ndarray | None = None
     cam_from_world: np.ndarray | None = None
+    masks: Masks | None = None
 
     def __post_init__(self) -> None:
         if self.seconds is not None and not self.seconds > 0:

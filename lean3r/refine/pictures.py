@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from lean3r.masks import Masks
 from lean3r.originals import Originals
 from lean3r.types import Reconstruction, Source
 
@@ -46,6 +48,16 @@ def write_pictures(
             _shrunk(image, source, scale_of(source, side), decoded).save(files[view])
         written[view] = is_same
     return written
+
+
+def write_masks(masks: Masks, sources: Sequence[Source], side: int, files: list[Path]) -> None:
+    """Write the mask of each view's shrunk picture; a white one where it has none, as COLMAP asks for all or none."""
+    for source, file in zip(sources, files, strict=True):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        scale = scale_of(source, side)
+        size = size_of(source, scale)
+        counts = masks.resized(source, (0, 0, size[0] / scale, size[1] / scale), size)
+        Image.fromarray(counts.astype(np.uint8) * 255).save(file)
 
 
 def _shrunk(image: Image.Image, source: Source, scale: float, decoded: int) -> Image.Image:

@@ -18,11 +18,11 @@ from lean3r.processes import python_command
 from lean3r.refine import accept
 from lean3r.refine.depth import follow
 from lean3r.refine.frames import depth_scale, into_known, into_predicted, origin_view
-from lean3r.refine.job import PICTURES, Answer, Group, Job, View
+from lean3r.refine.job import MASKS, PICTURES, Answer, Group, Job, View
 from lean3r.refine.options import RefineOptions
 from lean3r.refine.pairs import likely_pairs
 from lean3r.refine.parts import rescaled
-from lean3r.refine.pictures import scale_of, size_of, write_pictures
+from lean3r.refine.pictures import scale_of, size_of, write_masks, write_pictures
 from lean3r.types import Lens, Reconstruction, Registration, Source, SparsePoints
 
 THREADS = 2
@@ -91,6 +91,8 @@ def prepare(reconstruction: Reconstruction, originals: Originals | None, options
     files = [f"{numbers[key]}/{view:06d}.bmp" for view, key in enumerate(keys)]
     paths = [folder / PICTURES / file for file in files]
     written = write_pictures(reconstruction, originals, options.side, paths)
+    if options.masks is not None:
+        write_masks(options.masks, sources, options.side, [folder / MASKS / f"{file}.png" for file in files])
     views = tuple(
         View(numbers[key], scale, file if is_there else None)
         for key, scale, file, is_there in zip(keys, scales, files, written, strict=True)

@@ -49,6 +49,7 @@ RECONSTRUCT = {
     "frames",
     "cameras",
     "known",
+    "masks",
     "reference_view",
     "refine",
     "refine_seconds",
