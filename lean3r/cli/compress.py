@@ -106,13 +106,14 @@ class Compress:
         from lean3r.cli.scan_picture import draw
         from lean3r.compress.presets import fp8
         from lean3r.compress.sensitivity import proposed, scan, without
-        from lean3r.export.atomic import MANIFEST, atomic_folder
+        from lean3r.export.atomic import atomic_folder
+        from lean3r.export.manifest import write_short
         from lean3r.pipeline.load import load
         from lean3r.pipeline.reconstruct import predict
 
         plan = self._plan() or fp8()
         name, path = self._weights()
-        with atomic_folder(self.out, overwrite=self.overwrite) as folder:
+        with atomic_folder(self.out, overwrite=self.overwrite, inputs=(path, *self.photos)) as folder:
             with console.stage("loading"):
                 model = load(name, path)
                 views = self._views(model, console)
@@ -132,7 +133,7 @@ class Compress:
             picture.save(folder / "scan.png")
             (folder / "scan.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
             (folder / "plan.json").write_text(json.dumps(better.as_dict(), indent=1), encoding="utf-8")
-            (folder / MANIFEST).write_text(json.dumps({"files": ["scan.json", "scan.png", "plan.json"]}))
+            write_short(folder)
         worst = sorted((row for row in found if row.snr_db is not None), key=lambda row: row.snr_db or 0.0)[:5]
         console.table("the layers that lose most", [(row.layer, row.scheme, f"{row.snr_db:.1f} dB") for row in worst])
         console.line("left out", f"{len(left_out)} of {len(found)} layers, below {self.floor_db:g} dB")

@@ -68,15 +68,16 @@ class Inspect:
 
     def run(self) -> None:
         """Look, draw, write; the folder, or JSON, on standard output."""
-        from lean3r.export.atomic import MANIFEST, atomic_folder
+        from lean3r.export.atomic import atomic_folder
+        from lean3r.export.manifest import write_short
 
         console = Console(self.quiet)
-        with atomic_folder(self.out, overwrite=self.overwrite) as folder:
+        with atomic_folder(self.out, overwrite=self.overwrite, inputs=self.inputs) as folder:
             found, picture = self._look(console)
             picture.save(folder / "attention.png")
             text = json.dumps(found, indent=1)
             (folder / "attention.json").write_text(text, encoding="utf-8")
-            (folder / MANIFEST).write_text(json.dumps({"files": ["attention.json", "attention.png"]}))
+            write_short(folder)
         for name, density in found["density"].items():
             console.line("density", f"{name}: {'not reported' if density is None else f'{100 * density:.1f} %'}")
         most = max(found["views"], key=lambda row: row["share"])

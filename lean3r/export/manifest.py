@@ -62,6 +62,17 @@ def write(
     return [*written, manifest]
 
 
+def write_short(directory: Path) -> None:
+    """Write a manifest.json that only lists what lies in a folder, so that `--overwrite` knows it for ours."""
+    files = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
+    about = {
+        "layout_version": LAYOUT_VERSION,
+        "lean3r": metadata.version("lean3r"),
+        "files": sorted([*files, MANIFEST]),
+    }
+    (directory / MANIFEST).write_bytes(json_bytes(about))
+
+
 def _views(reconstruction: Reconstruction) -> list[dict[str, Any]]:
     """Of each view its name, its size, where its pose comes from, and what the refinement says of it."""
     count = len(reconstruction.sources)

@@ -121,7 +121,9 @@ def values_for(model: nn.Module, stored: Stored, optional: Collection[str] = ())
         del value
 
 
-def save_model(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+def save_model(
+    model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None, *, overwrite: bool = True
+) -> None:
     """Write a model as safetensors under official names, so that the official code reads the file.
 
     Metadata are the model's name, its own `checkpoint_metadata` where it has some, and those given.
@@ -129,7 +131,8 @@ def save_model(model: nn.Module, path: str | Path, metadata: Mapping[str, str] |
     keys: KeyMap = getattr(model, "KEY_MAP", None) or IDENTITY
     name = getattr(model, "name", type(model).__name__)
     own = getattr(model, "checkpoint_metadata", {})
-    save_weights(keys.write(model.state_dict()), path, {"model": name, **own, **(metadata or {})})
+    metadata = {"model": name, **own, **(metadata or {})}
+    save_weights(keys.write(model.state_dict()), path, metadata, overwrite=overwrite)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -138,9 +141,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return {name: value.clone() for name, value in stored.read(stored.files)}, dict(stored.metadata)
 
 
-def save_weights(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> None:
+def save_weights(
+    tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str], *, overwrite: bool = True
+) -> None:
     """Write a safetensors file through a temporary file beside it. Names that share memory get a copy each."""
-    write_stream(path, tensors, tensors.items(), metadata)
+    write_stream(path, tensors, tensors.items(), metadata, overwrite=overwrite)
 
 
 def place(stored: Stored, keys: KeyMap) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import BinaryIO
 
 import torch
 from torch import Tensor
+
+from lean3r.scratch import atomic_file
 
 CODES = {
     torch.float64: "F64",
@@ -31,15 +32,19 @@ ALIGNMENT = 8
 
 
 def write_stream(
-    path: str | Path, like: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]
+    path: str | Path,
+    like: Mapping[str, Tensor],
+    tensors: Iterable[tuple[str, Tensor]],
+    metadata: Mapping[str, str],
+    *,
+    overwrite: bool = True,
 ) -> None:
-    """Write a safetensors file, through a temporary file beside it, holding one tensor at a time.
+    """Write a safetensors file, through a temporary file beside it (`atomic_file`), holding one tensor at a time.
 
     `like` gives the shape and number type of every name (its values are not looked at, the meta device will do);
     `tensors` the values, every name once, in any order, on any device. ValueError where these do not fit `like`.
     """
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
     # Wide numbers first keep every tensor aligned to its own size, which is what mapping a file needs.
     order = sorted(like, key=lambda name: (-like[name].element_size(), name))
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -51,7 +56,7 @@ def write_stream(
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % ALIGNMENT)
     missing = set(like)
-    try:
+    with atomic_file(path, overwrite=overwrite) as partial:
         with partial.open("wb") as file:
             file.write(struct.pack("<Q", len(head)) + head)
             for name, value in tensors:
@@ -62,9 +67,6 @@ def write_stream(
                 _write(file, value)
         if missing:
             raise ValueError(f"{path.name} lacks values of {', '.join(sorted(missing)[:5])}.")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write(file: BinaryIO, value: Tensor) -> None:

@@ -18,7 +18,7 @@ def save(model: Backbone, path: str | Path, *, overwrite: bool = False) -> Path:
     path = Path(path)
     check_file(path, overwrite=overwrite)
     try:
-        save_model(model, path)
+        save_model(model, path, overwrite=overwrite)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}.") from error
     return path

@@ -44,6 +44,8 @@ def compress_file(
     """
     check_file(out, overwrite=overwrite)
     stored = open_stored(source)
+    if any(out.exists() and out.samefile(file) for file in {source, *stored.files.values()}):
+        raise UsageError(f"{out} is among the files that are read; name another file.")
     check_model(stored, name)
     dense = without_memory(MODELS.get(name))
     model, changes = _planned(dense, stored, plan)
@@ -58,7 +60,7 @@ def compress_file(
             like[official] = torch.empty(value.shape, dtype=dtype, device="meta")
     metadata = {"model": name, **getattr(model, "checkpoint_metadata", {})}
     try:
-        write_stream(out, like, _values(model, stored, keys, new), metadata)
+        write_stream(out, like, _values(model, stored, keys, new), metadata, overwrite=overwrite)
     except OSError as error:
         raise UsageError(f"cannot write {out}: {error.strerror or error}.") from error
     plan = plan_of(model)

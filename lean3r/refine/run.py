@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from lean3r.refine.options import RefineOptions
 from lean3r.refine.pairs import likely_pairs
 from lean3r.refine.parts import rescaled
 from lean3r.refine.pictures import scale_of, size_of, write_masks, write_pictures
+from lean3r.scratch import temporary_folder
 from lean3r.types import Lens, Reconstruction, Registration, Source, SparsePoints
 
 THREADS = 2
@@ -37,8 +37,7 @@ def run(reconstruction: Reconstruction, originals: Originals | None, options: Re
     report = {"limit_s": limit, "share_lens": options.share_lens, "lens": options.lens}
     if len(reconstruction.sources) < 2:
         return kept(reconstruction, report, "one view alone tells nothing", start)
-    with tempfile.TemporaryDirectory(prefix="lean3r-refine-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
+    with temporary_folder("refine") as folder:
         job = prepare(reconstruction, originals, options, folder)
         ended = work(folder, limit - (time.perf_counter() - start))
         answer = Answer.read(folder)

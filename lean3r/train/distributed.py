@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from lean3r.errors import LeanError, UsageError
 from lean3r.processes import safely_started
+from lean3r.scratch import temporary_folder
 
 # Rank 0 validates while the others wait inside an all-reduce.
 _TIMEOUT = timedelta(hours=2)
@@ -108,8 +108,8 @@ def launch(processes: int, fn: Callable[..., Any], *args: Any) -> Any:
     # What the children say, each a few hundred bytes: it must fit into the queue's pipe until they have ended.
     with safely_started():
         said = get_context("spawn").SimpleQueue()
-    with tempfile.TemporaryDirectory(prefix="lean3r-group-") as folder:
-        arguments = (processes, folder, said, fn, args)
+    with temporary_folder("group") as folder:
+        arguments = (processes, str(folder), said, fn, args)
         with safely_started():
             context = start_processes(_child, arguments, processes, join=False, start_method="spawn")
         assert context is not None

@@ -152,7 +152,8 @@ def test_every_end_has_its_code_and_loses_nothing(
     run, tmp_path: Path, capsys, monkeypatch, error: BaseException, code: int, says: str
 ) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "manifest.json").write_text("{}")
+    listed = '{"lean3r": "0.1", "layout_version": 1, "files": ["manifest.json", "points.ply"]}'
+    (tmp_path / "out" / "manifest.json").write_text(listed)
     (tmp_path / "out" / "points.ply").write_text("the old result")
 
     def fail(*_: object) -> None:
@@ -194,8 +195,15 @@ def test_an_earlier_result_stays_without_overwrite_and_goes_with_it(run, tmp_pat
     err = capsys.readouterr().err
     assert "--overwrite" in err and "loading" not in err, "refused before any work"
     assert (tmp_path / "out" / "manifest.json").stat().st_ino == before
+    assert main(["reconstruct", str(tmp_path / "out"), "-o", str(tmp_path / "out"), "--overwrite"]) == 2
+    assert (
+        main(["reconstruct", ".", "--cameras", str(tmp_path / "out"), "-o", str(tmp_path / "out"), "--overwrite"]) == 2
+    )
+    assert capsys.readouterr().err.count("which --overwrite would replace") == 2, "inputs do not give way"
+    (tmp_path / "out" / "notes.txt").write_text("mine")
     assert run(*QUICK, "--overwrite") == 0
     assert (tmp_path / "out" / "manifest.json").stat().st_ino != before
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
 def test_version_and_no_command(capsys) -> None:

@@ -65,6 +65,7 @@ def test_compress_writes_a_file_that_reconstructs(
     for arguments, says in (
         (["compress", str(dense), str(out), "--plan", "gsa"], "exists; use --overwrite"),
         (["compress", str(out), str(tmp_path / "b.safetensors"), "--plan", "gsa"], "compressed already"),
+        (["compress", str(out), str(out), "--plan", "gsa", "--overwrite"], "among the files that are read"),
         (["compress", str(dense), str(tmp_path / "b.pt"), "--plan", "gsa"], "ends in .safetensors"),
         (["compress", str(dense), str(tmp_path / "no" / "b.safetensors"), "--plan", "gsa"], "there is no folder"),
         (["compress", str(dense), str(tmp_path / "b.safetensors"), "--plan", "gsq"], "Perhaps you meant gsa"),

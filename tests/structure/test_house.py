@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 CEILING = 500
 
 # What each room may import of ours besides itself. Everybody may use COMMON; "*" is every room.
-COMMON = {"", "types", "registry", "errors", "colmap_library", "processes"}
+COMMON = {"", "types", "registry", "errors", "colmap_library", "processes", "scratch"}
 ROOMS = {
     "geometry": set(),
     "images": {"geometry", "sources", "video"},
@@ -41,6 +41,7 @@ ROOMS = {
     "colmap_library": set(),
     "errors": set(),
     "processes": set(),
+    "scratch": set(),
     "__init__": {"*"},
     "__main__": {"cli"},
 }
