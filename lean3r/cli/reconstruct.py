@@ -172,7 +172,7 @@ class Reconstruct:
         if self.known != "both" and self.cameras is None:
             raise UsageError(f"--known {self.known} chooses parts of --cameras, which is not given.")
         # The folder is tried first: nobody waits for a result that cannot be written.
-        given = (self.cameras, self.weights, self.plan)
+        given = (self.cameras, self.masks, self.weights, self.plan)
         inputs = [*self.inputs, *(path for path in given if path is not None)]
         with atomic_folder(self.out, overwrite=self.overwrite, inputs=inputs) as directory:
             with console.stage("loading"):
