@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
@@ -21,45 +20,21 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from lean3r.decoding import TURNS, check_pixels, eight_bit, exif, is_large, on_white, opened, plain
 from lean3r.errors import InputError, UsageError
-from lean3r.sources import STILL_BRANDS, Skips, Still, find_pictures, nothing_usable
+from lean3r.sources import Skips, Still, find_pictures, nothing_usable
 from lean3r.types import Source, Views
 from lean3r.video import Clip, read_frames
 
 logger = logging.getLogger("lean3r")
-_one_large = threading.Lock()
 
-MAX_PIXELS = 200_000_000  # a picture that claims more is refused unread
-LARGE_PIXELS = 50_000_000  # decoded one at a time above this, to bound memory
 MIN_SIDE = 16
 MAX_ASPECT = 4.0
 PAD_VALUE = 0.5
 DIAGONAL_35MM = math.hypot(36.0, 24.0)  # EXIF states focal lengths as if for this frame, by its diagonal
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "GIF", "BMP", "JPEG2000", "PPM")
-SELF_TURNING_FORMATS = ("TIFF",)  # Pillow turns these upright by itself and still reports the orientation
 DECODERS, LOOKAHEAD = 2, 4
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-BY_8_BIT = ((np.arange(65536) + 128) // 257).astype(np.uint8)
-KNOWN_HEADS = (
-    (b"version https://git-lfs", "a Git LFS pointer; download the real file"),
-    (b"\x89PNG", "damaged: not a valid PNG image"),
-    (b"\xff\xd8", "damaged: not a valid JPEG image"),
-    (b"II*\0", "a damaged TIFF, or one of an unsupported kind such as floating point; save it with 8 or 16 bits"),
-    (b"MM\0*", "a damaged TIFF, or one of an unsupported kind such as floating point; save it with 8 or 16 bits"),
-    (b"v/1\x01", "OpenEXR is not supported; save it as PNG or JPEG"),
-    (b"%PDF", "not an image but a PDF"),
-    (b"PK\x03\x04", "not an image but an archive"),
-)
 
 
 @dataclass(frozen=True)
@@ -164,7 +139,7 @@ def decode_picture(file: BinaryIO, name: str, *, resolution: int, patch: int) ->
 
     Raises InputError whose message is the reason, without the name.
     """
-    with _opened(file) as image:
+    with opened(file) as image:
         return _read(image, name, resolution, patch)
 
 
@@ -174,43 +149,19 @@ def decode_whole(file: BinaryIO, name: str, side: int) -> Image.Image:
     It comes at its own size, or at a half, a quarter or an eighth of that (rounded up to whole pixels) where the
     format decodes so for less. Raises InputError whose message is the reason, without the name.
     """
-    with _opened(file) as image:
-        _check_pixels(image.size)
-        orientation, _ = _exif(image, name)
+    with opened(file) as image:
+        orientation, _ = exif(image, name)
         share = min(1.0, side / max(image.size))
-        image.draft(None, (math.ceil(share * image.width), math.ceil(share * image.height)))
-        whole = _on_white(_eight_bit(image))
+        if not image.draft(None, (math.ceil(share * image.width), math.ceil(share * image.height))) and is_large(image):
+            whole = plain(image, _shrunk_by(share))
+        else:
+            whole = on_white(eight_bit(image))
         return whole.transpose(TURNS[orientation]) if orientation in TURNS else whole
-
-
-@contextmanager
-def _opened(file: BinaryIO) -> Iterator[Image.Image]:
-    """An image of a known format, still undecoded; whatever goes wrong inside becomes an InputError."""
-    head = file.read(512)
-    file.seek(0)
-    if not head:
-        raise InputError("the file is empty")
-    formats = FORMATS
-    if head[4:8] == b"ftyp" and head[8:12] in STILL_BRANDS:
-        from pillow_heif import register_heif_opener
-
-        register_heif_opener()
-        formats = (*FORMATS, "HEIF")
-    try:
-        with Image.open(file, formats=formats) as image:
-            yield image
-    except (InputError, MemoryError):
-        raise
-    except UnidentifiedImageError as error:
-        raise InputError(_why_unknown(head)) from error
-    except Exception as error:  # decoders raise errors of every kind on damaged files
-        raise InputError(f"damaged or not a valid image ({error})") from error
 
 
 def _read(image: Image.Image, name: str, resolution: int, patch: int) -> Picture:
     """From an opened, still undecoded image to a Picture."""
-    _check_pixels(image.size)
-    orientation, focal_35mm = _exif(image, name)
+    orientation, focal_35mm = exif(image, name)
     stored_width, stored_height = image.size
     is_turned = orientation >= 5
     width, height = (stored_height, stored_width) if is_turned else (stored_width, stored_height)
@@ -225,11 +176,18 @@ def _read(image: Image.Image, name: str, resolution: int, patch: int) -> Picture
     drafted = image.draft(None, (math.ceil(2 * cover * stored_width), math.ceil(2 * cover * stored_height)))
     # A side that the fraction does not divide ends in a part of a pixel: image.size would be a little too large.
     shrink = drafted[1][2] / stored_width if drafted else 1.0
-    with _one_large if math.prod(image.size) > LARGE_PIXELS else nullcontext():
-        image.load()
-        pixels, transform = fit(_eight_bit(image), (width, height), orientation, resolution, patch, shrink)
+    image.load()
+    if is_large(image):
+        factor = _shrunk_by(2 * cover / shrink)
+        image, shrink = plain(image, factor), shrink / factor
+    pixels, transform = fit(eight_bit(image), (width, height), orientation, resolution, patch, shrink)
     focal_px = None if focal_35mm is None else focal_35mm / DIAGONAL_35MM * math.hypot(width, height)
     return Picture(Source(name, width, height, transform, focal_px, orientation=orientation), pixels)
+
+
+def _shrunk_by(share: float) -> int:
+    """8, 4, 2 or 1: how many times smaller a picture may come whose sides are wanted at `share` or more."""
+    return next(factor for factor in (8, 4, 2, 1) if factor * share <= 1 or factor == 1)
 
 
 def fit(
@@ -255,7 +213,7 @@ def fit(
         min(float(image.width), (centre_x + half_x) * shrink),
         min(float(image.height), (centre_y + half_y) * shrink),
     )
-    image = _on_white(image.resize((columns, rows), Image.Resampling.BICUBIC, box=box))
+    image = on_white(image.resize((columns, rows), Image.Resampling.BICUBIC, box=box))
     if orientation in TURNS:
         image = image.transpose(TURNS[orientation])
     return np.array(image), transform
@@ -268,63 +226,6 @@ def check_shape(width: int, height: int) -> None:
     if max(width, height) > MAX_ASPECT * min(width, height):
         ratio = max(width, height) / min(width, height)
         raise InputError(f"too elongated: {width}x{height} is {ratio:.1f}:1, at most {MAX_ASPECT:g}:1; crop it")
-
-
-def _check_pixels(size: tuple[int, int]) -> None:
-    if math.prod(size) > MAX_PIXELS:
-        millions = math.prod(size) / 1e6
-        raise InputError(f"{size[0]}x{size[1]} is {millions:.0f} megapixels, over the limit of {MAX_PIXELS / 1e6:.0f}")
-
-
-def _exif(image: Image.Image, name: str) -> tuple[int, float | None]:
-    """(orientation 1 to 8, focal length in mm of a 36 x 24 mm frame or None)."""
-    try:
-        exif = image.getexif()
-        orientation = exif.get(0x0112, 1)
-        focal_35mm = float(exif.get_ifd(0x8769).get(0xA405) or 0)
-    except Exception as error:  # a damaged EXIF block raises anything; the picture itself may be sound
-        logger.warning("%s: its EXIF data cannot be read (%s); taken as upright", name, error)
-        return 1, None
-    is_known = orientation in range(1, 9) and image.format not in SELF_TURNING_FORMATS
-    return orientation if is_known else 1, focal_35mm if 0 < focal_35mm < 10_000 else None
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """A mode that can be resized without loss: L, RGB, CMYK, LA or RGBA."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise InputError("32-bit integer pixels are not supported; save it with 8 or 16 bits")
-        return Image.fromarray(BY_8_BIT[values])
-    if image.mode == "F":
-        raise InputError("floating-point pixels are not supported; save it with 8 or 16 bits")
-    if image.mode not in ("LA", "RGBA") and image.has_transparency_data:
-        return image.convert("RGBA")
-    if image.mode == "1":
-        return image.convert("L")
-    return image if image.mode in ("L", "RGB", "CMYK", "LA", "RGBA") else image.convert("RGB")
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode not in ("LA", "RGBA"):
-        return image.convert("RGB")
-    opaque = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB")
-
-
-def _why_unknown(head: bytes) -> str:
-    """Say what a file is that no decoder knows, from its first bytes."""
-    for start, what in KNOWN_HEADS:
-        if head.startswith(start):
-            return what
-    if head[4:8] == b"ftyp" or head.startswith(b"\x1aE\xdf\xa3"):
-        return "not an image but perhaps a video; name it with its own suffix"
-    if b"<html" in head.lower() or b"<!doctype html" in head.lower():
-        return "not an image but a web page"
-    if not head.strip(b"\0"):
-        return "not an image: it starts with zero bytes"
-    is_text = all(c >= 32 or c in b"\t\r\n" for c in head)
-    return "not an image but text" if is_text else "not an image, or of a kind that is not supported"
 
 
 def _decode_all(
@@ -353,7 +254,7 @@ def _decode_clip(clip: Clip, resolution: int, patch: int) -> Iterator[tuple[str,
     missing = dict.fromkeys(clip.frames.values())
     try:
         for name, image, orientation in read_frames(clip):
-            _check_pixels(image.size)
+            check_pixels(image.size)
             size = (image.height, image.width) if orientation >= 5 else image.size
             check_shape(*size)
             pixels, transform = fit(image, size, orientation, resolution, patch)

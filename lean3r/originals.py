@@ -11,10 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from lean3r.decoding import ORIENTATION, TURNS, exif, opened
 from lean3r.errors import InputError
-from lean3r.images import TURNS, decode_whole, own_pixel_limit
+from lean3r.images import decode_whole, own_pixel_limit
 from lean3r.sources import Still, find_pictures
 from lean3r.video import Clip, read_frames
 
@@ -22,7 +23,7 @@ logger = logging.getLogger("lean3r")
 
 PNG_LEVEL = 1  # frames are many: a tenth larger, five times as fast
 JPEG_QUALITY = 95
-ORIENTATION = 0x0112
+LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,12 @@ class Originals:
         """A block of EXIF fields (0x8825: GPS) of the picture files called `names` that have one; no frames do."""
         for item in self._items:
             if isinstance(item, Still) and item.name in names:
-                with own_pixel_limit(), contextlib.suppress(UnidentifiedImageError, OSError, SyntaxError):
-                    with item.open() as file, Image.open(file) as image:
-                        fields = dict(image.getexif().get_ifd(block))
-                    if fields:
-                        yield item.name, fields
+                fields: dict[int, Any] = {}
+                # A damaged EXIF block raises anything.
+                with own_pixel_limit(), contextlib.suppress(Exception), item.open() as file, opened(file) as image:
+                    fields = dict(image.getexif().get_ifd(block))
+                if fields:
+                    yield item.name, fields
 
     def write(self, names: Sequence[str], directory: Path) -> list[Path]:
         """Write the pictures called `names` into a folder, under these names, upright, at their full size.
@@ -102,16 +104,30 @@ class Originals:
 
 def upright(content: bytes) -> bytes:
     """A picture file as it is, or encoded anew in its own format where EXIF says that it must be turned."""
-    with own_pixel_limit():
-        try:
-            with Image.open(io.BytesIO(content)) as image:
-                if image.getexif().get(ORIENTATION, 1) == 1:
-                    return content
-                turned, file = ImageOps.exif_transpose(image), io.BytesIO()
-                turned.save(file, image.format, quality=JPEG_QUALITY)
-                return file.getvalue()
-        except UnidentifiedImageError:  # HEIC: lean3r reads it, and few other programs turn or open it
-            return content
+    file = io.BytesIO()
+    try:
+        with own_pixel_limit(), opened(io.BytesIO(content)) as image:
+            # HEIC stays: lean3r reads it, and few other programs turn or open it.
+            if image.format == "HEIF" or _stated_turn(image) == 1:
+                return content
+            orientation, _ = exif(image, "a picture")
+            image.load()  # turns some formats
+            turned = image.transpose(TURNS[orientation]) if orientation in TURNS else image.copy()
+            quality = {"quality": JPEG_QUALITY} if image.format in LOSSY else {}
+            turned.save(file, image.format, exif=b"", **quality)
+    except InputError as error:
+        logger.warning("a picture stays as it is, EXIF's orientation included: %s", error)
+        return content
+    return file.getvalue()
+
+
+def _stated_turn(image: Image.Image) -> Any:
+    if image.format == "PNG":
+        image.load()  # EXIF may follow the pixels
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # a damaged EXIF block raises anything
+        return 1
 
 
 def _place(directory: Path, name: str) -> Path:

@@ -14,6 +14,7 @@ from lean3r.images import Loaded, load_views
 
 REFUSED = {
     "truncated.jpg": "damaged",
+    "corrupt_middle.jpg": "damaged",
     "truncated_header_only.jpg": "damaged",
     "text_renamed.jpg": "not an image",
     "html_renamed.png": "not an image",

@@ -16,12 +16,13 @@ CEILING = 500
 COMMON = {"", "types", "registry", "errors", "colmap_library", "processes", "scratch"}
 ROOMS = {
     "geometry": set(),
-    "images": {"geometry", "sources", "video"},
+    "decoding": {"sources"},
+    "images": {"geometry", "decoding", "sources", "video"},
     "sources": {"video"},
     "video": {"sources"},
     "cameras": {"sources"},
     "masks": {"images", "sources"},
-    "originals": {"images", "sources", "video"},
+    "originals": {"decoding", "images", "sources", "video"},
     "ops": set(),
     "attention": {"ops"},
     "layers": {"attention", "geometry", "ops"},
