@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lean3r.colmap_files import check_model
 from lean3r.errors import InputError
 from lean3r.sources import IMAGE_SUFFIXES, printable
 
@@ -143,8 +144,11 @@ def open_colmap(folder: str | Path) -> pycolmap.Reconstruction:
     """A COLMAP model, text or binary; InputError when there is no readable one."""
     from lean3r.colmap_library import pycolmap
 
+    check_model(Path(folder))
     try:
-        return pycolmap.Reconstruction(str(folder))
+        model = pycolmap.Reconstruction(str(folder))
+        _ = [image.name for image in model.images.values()]  # raises where a name is no UTF-8
+        return model
     except (ValueError, RuntimeError, OSError, IndexError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(

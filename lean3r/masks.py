@@ -14,8 +14,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
+from lean3r.decoding import MAX_PIXELS, TURNS
 from lean3r.errors import InputError, UsageError
-from lean3r.images import MAX_PIXELS, TURNS, own_pixel_limit
+from lean3r.images import own_pixel_limit
 from lean3r.sources import printable
 from lean3r.types import Source
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from lean3r.data.files import read_depth_png, read_image, read_npy
 from lean3r.data.lens import pinhole_of, undistort
 from lean3r.data.scenes import Camera, FolderSet, Frame, RawView, fitted, folders, nearest, no_depth
 from lean3r.errors import InputError
+
+if TYPE_CHECKING:
+    from lean3r.colmap_library import pycolmap
 
 _PICTURES = ("images", ".", "rgb", "color")
 _MODEL_FILES = ("cameras", "images", "points3D")
@@ -77,7 +81,7 @@ class ColmapFolder(FolderSet):
         for image in sorted(model.images.values(), key=lambda image: image.name):
             if image.has_pose and image.name in files:
                 lens = copy.copy(model.cameras[image.camera_id])
-                camera, seen = pinhole_of(lens), [p.point3D_id for p in image.points2D if p.has_point3D()]
+                camera, seen = pinhole_of(lens), _points_of(image, model)
                 xyz = np.array([model.points3D[point].xyz for point in seen]).reshape(-1, 3)
                 pose = np.vstack([image.cam_from_world().matrix(), [0.0, 0.0, 0.0, 1.0]])
                 plain = Camera(camera.calibration_matrix(), pose, camera.width, camera.height)
@@ -186,6 +190,11 @@ def _picture_files(folder: Path, names: Iterable[str]) -> dict[str, Path]:
     return {}
 
 
+def _points_of(image: pycolmap.Image, model: pycolmap.Reconstruction) -> list[int]:
+    """Numbers of the points that an image sees, of those that are in the model."""
+    return [p.point3D_id for p in image.points2D if p.has_point3D() and model.exists_point3D(p.point3D_id)]
+
+
 @dataclass(frozen=True)
 class ColmapCameras:
     """Posed pictures in natural order of the file: names; cam_from_world [S, 4, 4]; intrinsics [S, 3, 3] in pixels
@@ -214,7 +223,7 @@ def read_cameras(folder: str | Path) -> ColmapCameras:
         poses.append(pose)
         intrinsics.append(camera.calibration_matrix())
         sizes.append((camera.width, camera.height))
-        points = [model.points3D[p.point3D_id].xyz for p in image.points2D if p.has_point3D()]
+        points = [model.points3D[point].xyz for point in _points_of(image, model)]
         if points:
             depths.append(np.stack(points) @ pose[2, :3] + pose[2, 3])
     if not names:
