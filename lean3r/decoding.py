@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,6 +19,8 @@ from lean3r.sources import STILL_BRANDS
 logger = logging.getLogger("lean3r")
 _one_large = threading.Lock()
 
+MAX_BYTES = 3 * 2**29  # of one file: some decoders read it whole
+MAX_JPEG_BYTES = 2**28
 MAX_PIXELS = 200_000_000  # a picture that claims more is refused unread
 # Decoders of these formats hold several whole copies: some 10 to 20 bytes a pixel.
 MAX_PIXELS_OF = {"WEBP": 80_000_000, "JPEG2000": 64_000_000, "AVIF": 120_000_000, "HEIF": 120_000_000}
@@ -55,7 +58,10 @@ def opened(file: BinaryIO) -> Iterator[Image.Image]:
     Whatever goes wrong inside becomes an InputError whose message is the reason, without a name.
     """
     head = file.read(512)
+    size = file.seek(0, os.SEEK_END)
     file.seek(0)
+    if size > MAX_BYTES:
+        raise InputError(f"the file has {size >> 20} MB, over the limit of {MAX_BYTES >> 20}")
     if not head:
         raise InputError("the file is empty")
     formats = FORMATS
@@ -154,7 +160,7 @@ def _check_jpeg(file: BinaryIO) -> None:
 
     position = file.tell()
     file.seek(0)
-    pixels = _without_remarks(file.read())
+    pixels = _without_remarks(file.read(MAX_JPEG_BYTES))
     file.seek(position)
     decoder = av.CodecContext.create("mjpeg", "r")
     decoder.options = {"err_detect": "crccheck+bitstream+buffer+explode", "lowres": "3"}

@@ -31,6 +31,7 @@ from lean3r.video import Clip, read_frames
 logger = logging.getLogger("lean3r")
 
 MIN_SIDE = 16
+MAX_RESOLUTION = 4096
 MAX_ASPECT = 4.0
 PAD_VALUE = 0.5
 DIAGONAL_35MM = math.hypot(36.0, 24.0)  # EXIF states focal lengths as if for this frame, by its diagonal
@@ -98,6 +99,8 @@ def network_size(width: int, height: int, resolution: int, patch: int) -> tuple[
     target = (resolution / patch) ** 2
     if resolution < 3 * patch:
         raise UsageError(f"resolution {resolution} is too small: at least {3 * patch} (3 patches of {patch}) is needed")
+    if resolution > MAX_RESOLUTION:
+        raise UsageError(f"resolution {resolution} is too large: at most {MAX_RESOLUTION} is possible")
 
     def cost(grid: tuple[int, int]) -> tuple[bool, float]:
         cols, rows = grid

@@ -50,7 +50,7 @@ class Originals:
         with own_pixel_limit():
             for item in self._items:
                 if isinstance(item, Clip):
-                    for name, image, orientation in read_frames(item):
+                    for name, image, orientation in _frames(item):
                         if name in names:
                             yield name, image.transpose(TURNS[orientation]) if orientation in TURNS else image
                 elif item.name in names:
@@ -80,7 +80,7 @@ class Originals:
         wanted, written = set(names), []
         for item in self._items:
             if isinstance(item, Clip):
-                for name, image, orientation in read_frames(item):
+                for name, image, orientation in _frames(item):
                     if name in wanted:
                         turned = image.transpose(TURNS[orientation]) if orientation in TURNS else image
                         written.append(_place(directory, name))
@@ -100,6 +100,14 @@ class Originals:
     def _items(self) -> Sequence[Still | Clip]:
         choice = {"fps": self.fps, "every": self.every, "frames": self.frames, "max_views": self.max_views}
         return find_pictures(self.inputs, **choice, quiet=True).items
+
+
+def _frames(clip: Clip) -> Iterator[tuple[str, Image.Image, int]]:
+    """The frames of a clip as far as they can be read."""
+    try:
+        yield from read_frames(clip)
+    except (InputError, OSError) as error:
+        logger.warning("%s cannot be read again to its end: %s", clip.name, error)
 
 
 def upright(content: bytes) -> bytes:

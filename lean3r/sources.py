@@ -33,6 +33,7 @@ VIDEO_SUFFIXES = (
 )
 # fmt: on
 UNREAD_SUFFIXES = (".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".jxl", ".psd")
+MAX_NAME_BYTES = 230  # of one part of a view's name, which becomes a file's name: file systems take 255
 MAX_MEMBER_BYTES = 256 * 2**20  # one unpacked member of an archive; more is taken for a zip bomb
 _LIKE_A_FRAME = re.compile(r"(.+)_[0-9]{6,}\.png")
 STILL_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
@@ -192,9 +193,14 @@ def _from_folder(folder: Path, skips: Skips) -> list[_Candidate]:
     try:
         entries = sorted(os.scandir(folder), key=lambda e: natural_key(e.name))
     except OSError as error:
-        raise InputError(f"cannot read the folder {printable(str(folder))}: {error.strerror}") from error
-    files = [Path(e.path) for e in entries if e.is_file()]
-    folders = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
+        skips.add(printable(str(folder)), f"cannot read the folder ({error.strerror})")
+        return []
+    # Unlike a DirEntry, a Path takes a link to itself for nothing.
+    files = [Path(e.path) for e in entries if e.is_symlink() or e.is_file()]
+    folders = [e.name for e in entries if Path(e.path).is_dir() and not e.name.startswith(".")]
+    for lost in (p for p in files if not p.exists() and p.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES):
+        skips.add(printable(lost.name), "a link that leads nowhere")
+    files = [p for p in files if p.is_file()]
     seen = [(p.parts, lambda p=p: p.open("rb")) for p in files]
     candidates = _sort_out(seen, skips)
     if not candidates and "images" in folders:
@@ -211,15 +217,19 @@ def _from_archive(path: Path, skips: Skips) -> list[_Candidate]:
     label = printable(path.name)
     try:
         archive = zipfile.ZipFile(path)
-        members = [m for m in archive.infolist() if not m.is_dir()]
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError) as error:
-        raise InputError(f"{label} cannot be read as a zip archive ({error}); it may be incomplete") from error
+        members = [m for m in archive.infolist() if not m.filename.endswith("/")]
+    except Exception as error:  # zipfile raises errors of many kinds on damaged tables
+        skips.add(label, f"cannot be read as a zip archive ({error}); it may be incomplete")
+        return []
     if any(m.flag_bits & 1 for m in members):
-        raise InputError(f"{label} is encrypted; unpack it and give the folder instead")
+        skips.add(label, "is encrypted; unpack it and give the folder instead")
+        return []
     seen = []
     for member in sorted(members, key=lambda m: natural_key(m.filename)):
         parts = PurePosixPath(member.filename.replace("\\", "/")).parts
-        if ".." in parts or parts[0].startswith("/") or parts[0].endswith(":"):
+        if not parts:
+            skips.add(printable(member.filename) or "(no name)", f"a member of {label} without a name")
+        elif ".." in parts or parts[0].startswith("/") or parts[0].endswith(":"):
             skips.add(printable(member.filename), f"refused: its path leads out of {label}")
         elif member.file_size > MAX_MEMBER_BYTES:
             skips.add(printable(parts[-1]), f"{member.file_size >> 20} MB unpacked, over {MAX_MEMBER_BYTES >> 20} MB")
@@ -270,7 +280,16 @@ def _unique_names(paths: Sequence[tuple[str, ...]]) -> list[str]:
             break
         depth.update({i: depth[i] + 1 for i in longer})
     used: set[str] = set()
-    return [_unused(printable(name), used) for name in names]
+    return [_unused("/".join(map(_shortened, printable(name).split("/"))), used) for name in names]
+
+
+def _shortened(part: str) -> str:
+    """A folder's or file's name as it is, or without the end of its stem where file systems take no more."""
+    stem, suffix = os.path.splitext(part)
+    room = max(MAX_NAME_BYTES - len(suffix.encode()), 0)
+    if len(part.encode()) <= MAX_NAME_BYTES or not room:
+        return part.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
+    return stem.encode()[:room].decode(errors="ignore") + suffix
 
 
 def _unused(name: str, used: set[str]) -> str:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, BinaryIO
 from lean3r.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    from av import Packet
     from av.container import InputContainer
+    from av.video.stream import VideoStream
     from PIL.Image import Image
 
 logger = logging.getLogger("lean3r")
@@ -22,6 +24,7 @@ DEFAULT_FPS = 2.0
 DEFAULT_FRAMES = (8, 64)  # least and most frames of a video when no option says otherwise
 THREADS = 2  # decoder errors surface as many packets late, so no more of them
 # Demuxers of plain containers only: playlists and concat scripts could make FFmpeg open other files or addresses.
+MAX_FRAME_PIXELS = 100_000_000
 CONTAINERS = "mov,matroska,avi,mpeg,mpegts,asf,flv,ogg,h264,hevc,mxf,dv,ivf"
 EXIF_OF_TURN = {0: 1, 90: 8, 180: 3, 270: 6}  # counter-clockwise degrees -> the EXIF orientation that means the same
 
@@ -93,25 +96,18 @@ def scan_clip(name: str, stem: str, opener: Callable[[], BinaryIO], choice: Fram
     The frames are called `stem`_000000.png and so on, numbered in display order. Raises InputError with the
     reason when the video has no frame.
     """
-    from av.error import FFmpegError
-
     ticks: list[int | None] = []
     sound = damaged = 0
     with opener() as file, _open_container(file, name) as container:
-        if not container.streams.video:
-            raise InputError(f"no frames in {name}: it has no video stream")
-        stream = container.streams.video[0]
+        stream = _pictures_of(container, name)
         announced, rate, tick_s = stream.frames, float(stream.average_rate or 30), float(stream.time_base or 1)
-        try:
-            for packet in container.demux(stream):
-                if packet.size == 0:
-                    continue
-                damaged += packet.is_corrupt
-                sound += not packet.is_corrupt
-                if not packet.is_corrupt and not packet.is_discard:
-                    ticks.append(packet.pts)
-        except FFmpegError as error:
-            logger.debug("%s: reading stopped early: %s", name, error)
+        for packet in _packets(container, stream, name):
+            if packet.size == 0:
+                continue
+            damaged += packet.is_corrupt
+            sound += not packet.is_corrupt
+            if not packet.is_corrupt and not packet.is_discard:
+                ticks.append(packet.pts)
     if not ticks:
         raise InputError(f"no frames in {name}: its video stream is empty")
     total = max(announced, sound + damaged)
@@ -135,11 +131,12 @@ def read_frames(clip: Clip) -> Iterator[tuple[str, Image, int]]:
 
     wanted = dict(clip.frames)
     with clip.open() as file, _open_container(file, clip.name) as container:
-        stream = container.streams.video[0]
+        stream = _pictures_of(container, clip.name)
         stream.thread_type, stream.codec_context.thread_count = "AUTO", THREADS
+        stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}  # a frame may be larger than announced
         aspect = float(stream.sample_aspect_ratio or 1)
         number, waits_for_key = 0, False
-        for packet in container.demux(stream):
+        for packet in _packets(container, stream, clip.name):
             waits_for_key = (waits_for_key or packet.is_corrupt) and not (packet.is_keyframe and not packet.is_corrupt)
             if waits_for_key and packet.size:
                 continue
@@ -153,11 +150,48 @@ def read_frames(clip: Clip) -> Iterator[tuple[str, Image, int]]:
                 key = frame.pts if clip.timed else number
                 number += 1
                 name = None if key is None else wanted.pop(key, None)
-                if name is not None and not frame.is_corrupt:
-                    orientation = EXIF_OF_TURN[round(frame.rotation / 90) * 90 % 360]
-                    yield name, frame.to_image(width=max(1, round(frame.width * aspect))), orientation
+                if name is None or frame.is_corrupt:
+                    continue
+                orientation = EXIF_OF_TURN[round(frame.rotation / 90) * 90 % 360]
+                try:
+                    picture = frame.to_image(width=_square(frame.width, frame.height, aspect, clip.name))
+                except (FFmpegError, ValueError) as error:
+                    raise InputError(f"frames of {clip.name} cannot be converted to pictures ({error})") from error
+                yield name, picture, orientation
             if not wanted:
                 return
+
+
+def _pictures_of(container: InputContainer, name: str) -> VideoStream:
+    """The first video stream; InputError where there is none, or none that can be decoded to pictures of a size."""
+    if not container.streams.video:
+        raise InputError(f"no frames in {name}: it has no video stream")
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise InputError(f"no frames in {name}: no decoder knows its codec; convert it to H.264 in .mp4")
+    _square(stream.width, stream.height, float(stream.sample_aspect_ratio or 1), name)
+    return stream
+
+
+def _square(width: int, height: int, aspect: float, name: str) -> int:
+    """The width of a frame with square pixels, of one whose pixels are `aspect` times as wide as high."""
+    shown = max(1, round(width * aspect))
+    if max(width, shown) * height > MAX_FRAME_PIXELS:
+        raise InputError(
+            f"frames of {name} have {width}x{height} pixels, each {aspect:g} times as wide as high: over the limit of "
+            f"{MAX_FRAME_PIXELS / 1e6:.0f} megapixels"
+        )
+    return shown
+
+
+def _packets(container: InputContainer, stream: VideoStream, name: str) -> Iterator[Packet]:
+    """Packets until the end, or until the file is damaged so that no more can be found."""
+    from av.error import FFmpegError
+
+    try:
+        yield from container.demux(stream)
+    except (FFmpegError, ValueError) as error:
+        logger.debug("%s: reading stopped early: %s", name, error)
 
 
 def _open_container(file: BinaryIO, name: str) -> InputContainer:
@@ -165,7 +199,8 @@ def _open_container(file: BinaryIO, name: str) -> InputContainer:
     from av.error import FFmpegError
 
     try:
-        container = av.open(file, "r", options={"format_whitelist": CONTAINERS})
+        options = {"format_whitelist": CONTAINERS}
+        container = av.open(file, "r", options=options, metadata_errors="replace")
     except (FFmpegError, OSError, ValueError) as error:
         empty = file.seek(0, os.SEEK_END) == 0
         why = "the file is empty" if empty else "cannot open video (damaged, unfinished or not a video)"

@@ -172,12 +172,12 @@ def test_bad_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "over 2 MB" in loaded.skipped[0][1] and "damaged in the archive" in loaded.skipped[1][1]
 
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"x\.zip cannot be read as a zip archive"):
+    with pytest.raises(InputError, match=r"x\.zip: cannot be read as a zip archive"):
         find_pictures([path])
     flagged = bytearray(whole)
     flagged[whole.index(b"PK\x01\x02") + 8] |= 1
     path.write_bytes(flagged)
-    with pytest.raises(InputError, match=r"x\.zip is encrypted"):
+    with pytest.raises(InputError, match=r"x\.zip: is encrypted"):
         find_pictures([path])
 
 
