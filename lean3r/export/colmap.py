@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +10,9 @@ import numpy as np
 from lean3r.export import pictures
 from lean3r.export.lenses import Pictured, pictured
 from lean3r.export.options import ExportOptions
-from lean3r.export.tracks import choose_and_observe
+from lean3r.export.tracks import Tracked, tracked_points
 from lean3r.geometry.lens import colmap_camera
 from lean3r.types import Reconstruction
-
-
-@dataclass(frozen=True)
-class Tracked:
-    """Points and where they were seen: xyz [P, 3], rgb [P, 3]; observation o is of point `point` [O], ascending, in
-    view `view` [O] at `xy` [O, 2], pixels of the original picture."""
-
-    xyz: np.ndarray
-    rgb: np.ndarray
-    point: np.ndarray
-    view: np.ndarray
-    xy: np.ndarray
 
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
@@ -36,7 +23,7 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     folder = directory / "sparse" / "0"
     folder.mkdir(parents=True)
     table = pictured(reconstruction, options)
-    tracked = _triangulated(reconstruction) or _sampled(reconstruction, options.colmap_points)
+    tracked = tracked_points(reconstruction, options.colmap_points)
     model = pycolmap.Reconstruction()
     keypoint = _add_views(model, reconstruction, table, tracked)
     _add_points(model, tracked, keypoint)
@@ -51,29 +38,6 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
         raise OSError(errno.ENOSPC, "the COLMAP model was cut off while it was written", str(folder))
     written = sorted(folder.iterdir())
     return [*written, *pictures.write(reconstruction, directory, options, table)]
-
-
-def _triangulated(reconstruction: Reconstruction) -> Tracked | None:
-    """The points of a refinement with their measurements; None where there are none."""
-    sparse = reconstruction.sparse
-    if sparse is None or not len(sparse.xyz):
-        return None
-    # One measurement a view and point, as COLMAP wants it; points without any are left out.
-    order = np.lexsort((sparse.view, sparse.point))
-    point, view = sparse.point[order], sparse.view[order]
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = (np.diff(point) != 0) | (np.diff(view) != 0)
-    used, dense = np.unique(point[first], return_inverse=True)
-    return Tracked(sparse.xyz[used], sparse.rgb[used], dense, view[first], sparse.xy[order][first])
-
-
-def _sampled(reconstruction: Reconstruction, limit: int) -> Tracked:
-    """Fused points, with observations from the depth maps."""
-    chosen, seen = choose_and_observe(reconstruction, limit)
-    scales = np.array([source.original_from_network for source in reconstruction.sources]).reshape(-1, 2, 2)
-    xy = seen.xy.astype(np.float64) * scales[seen.view, 0] + scales[seen.view, 1]
-    cloud = reconstruction.points
-    return Tracked(cloud.xyz[chosen].astype(np.float64), cloud.rgb[chosen], seen.point, seen.view, xy)
 
 
 def _add_views(model, reconstruction: Reconstruction, table: Pictured, tracked: Tracked) -> np.ndarray:

@@ -74,7 +74,7 @@ def pictured(reconstruction: Reconstruction, options: ExportOptions) -> Pictured
 def undistorted(camera: Camera, step: int = 1) -> Camera:
     """The pinhole camera, of a size that leaves no empty pixels, for pictures of a lens; pinholes stay as they are.
 
-    Sides are multiples of `step` where that costs less than a hundredth of them: whoever scales the pictures down by a
+    Sides are multiples of `step` where that costs less than a fiftieth of them: whoever scales the pictures down by a
     factor of it, and rounds sizes in whatever way, gets intrinsics right.
     """
     from lean3r.colmap_library import pycolmap
@@ -83,7 +83,7 @@ def undistorted(camera: Camera, step: int = 1) -> Camera:
     if lens.is_undistorted():
         return camera
     found = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), lens)
-    width, height = (n - n % step if 100 * (n % step) < n else n for n in (found.width, found.height))
+    width, height = (n - n % step if 50 * (n % step) < n else n for n in (found.width, found.height))
     fx, fy, cx, cy = (float(p) for p in found.params)  # of model PINHOLE; the same is cut off on either side
     centre = cx - (found.width - width) / 2, cy - (found.height - height) / 2
     return Camera(Lens(found.model.name, (fx, fy, *centre)), width, height)

@@ -35,7 +35,12 @@ def render(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Exact z-depth [H, W] and RGB uint8 [H, W, 3] of the room, by ray and box intersection in float64."""
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    rays = np.stack([x, y, np.ones_like(x)], -1) @ np.linalg.inv(intrinsics).T @ cam_from_world[:3, :3]
+    return cast(cam_from_world, np.stack([x, y, np.ones_like(x)], -1) @ np.linalg.inv(intrinsics).T)
+
+
+def cast(cam_from_world: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same along any rays [H, W, 3] of the camera, whose z is 1."""
+    rays = rays @ cam_from_world[:3, :3]
     eye = -cam_from_world[:3, :3].T @ cam_from_world[:3, 3]
     with np.errstate(divide="ignore"):
         room, box = ((bounds[:, None, None] - eye) / rays for bounds in (ROOM, BOX))
