@@ -1,6 +1,6 @@
-"""Cameras that the user has, in files: lean3r's cameras.json, COLMAP models, nerfstudio's transforms.json.
+"""Cameras that the user has: lean3r's cameras.json, COLMAP models, nerfstudio's transforms.json, trajectories, numbers.
 
-Everything comes out in lean3r's conventions (docs/conventions.md), matched to pictures by file name.
+Everything comes out in lean3r's conventions (docs/conventions.md), matched to pictures by file name or time.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +18,23 @@ import numpy as np
 
 from lean3r.colmap_files import check_model
 from lean3r.errors import InputError
+from lean3r.geometry.lens import LENSES, pinhole_part, scaled
 from lean3r.sources import IMAGE_SUFFIXES, printable
+from lean3r.trajectory import Trajectory, read_trajectory
+from lean3r.types import Lens
 
 if TYPE_CHECKING:
     from lean3r.colmap_library import pycolmap
 
 logger = logging.getLogger("lean3r")
 
-FORMATS = "a cameras.json of lean3r, a COLMAP model, or a transforms.json of nerfstudio"
+FORMATS = (
+    "a cameras.json of lean3r, a COLMAP model, a transforms.json of nerfstudio, a trajectory in TUM's format, or a "
+    "JSON with fx, fy, cx, cy"
+)
 COLMAP_FOLDERS = (".", "sparse/0", "sparse", "0", "colmap/sparse/0")
+BARE_KEYS = {"fx": "fl_x", "fy": "fl_y", "width": "w", "height": "h"}
+COLMAP_FILES = {f"{part}{suffix}" for part in ("cameras", "images", "points3D") for suffix in (".bin", ".txt")}
 OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # x right, y up, z backwards -> x right, y down, z forward
 ASPECT_TOLERANCE = 0.01  # a picture that was scaled has its aspect ratio but for whole pixels
 SHOWN_NAMES = 3
@@ -35,15 +43,21 @@ SHOWN_NAMES = 3
 @dataclass(frozen=True, eq=False)
 class GivenCamera:
     """One picture's camera, None where a part is not known: intrinsics [3, 3] in pixels of a picture of
-    width x height, cam_from_world [4, 4], both float64. `name` is the picture's, perhaps with folders."""
+    width x height, cam_from_world [4, 4], both float64. `name` is the picture's, perhaps with folders. `lens` is the
+    whole camera where distortion is known too, if only to be none; `intrinsics` are then its pinhole part."""
 
     name: str
     width: int | None = None
     height: int | None = None
     intrinsics: np.ndarray | None = None
     cam_from_world: np.ndarray | None = None
+    lens: Lens | None = None
 
     def __post_init__(self) -> None:
+        if self.lens is not None:
+            _check_lens(self.lens, self.name)
+            if self.intrinsics is None:
+                object.__setattr__(self, "intrinsics", pinhole_part(self.lens))
         if self.intrinsics is not None:
             _check_intrinsics(np.asarray(self.intrinsics), self.name)
         if self.cam_from_world is not None:
@@ -51,8 +65,17 @@ class GivenCamera:
 
     def intrinsics_of(self, width: int, height: int) -> np.ndarray | None:
         """Intrinsics [3, 3] in pixels of this picture at another size; InputError where the shape is another."""
-        if self.intrinsics is None or not self.width or not self.height:
-            return self.intrinsics
+        if self.intrinsics is None:
+            return None
+        return np.diag([*self._factors(width, height), 1.0]) @ self.intrinsics
+
+    def lens_of(self, width: int, height: int) -> Lens | None:
+        """The lens for this picture at another size; InputError where the shape is another."""
+        return None if self.lens is None else scaled(self.lens, *self._factors(width, height))
+
+    def _factors(self, width: int, height: int) -> tuple[float, float]:
+        if not self.width or not self.height:
+            return 1.0, 1.0
         if abs(width / height * self.height / self.width - 1) > ASPECT_TOLERANCE:
             turned = abs(height / width * self.height / self.width - 1) <= ASPECT_TOLERANCE
             why = "it is turned: that program did not apply its EXIF orientation" if turned else "it was cropped"
@@ -60,24 +83,55 @@ class GivenCamera:
                 f"the camera of {self.name} is for {self.width}x{self.height} pixels, the picture has {width}x{height}"
                 f" ({why}). Give the pictures that the cameras were made for"
             )
-        return np.diag([width / self.width, height / self.height, 1.0]) @ self.intrinsics
+        return width / self.width, height / self.height
 
 
 @dataclass(frozen=True, eq=False)
 class GivenCameras:
-    """Cameras of one scene. `origin` says where they come from; `is_metric` whether lengths are known as metres."""
+    """Cameras of one scene. `origin` says where they come from; `is_metric` whether lengths are known as metres.
+    `shared` are the intrinsics of all pictures that have none of their own; `trajectory` gives poses by time."""
 
-    cameras: tuple[GivenCamera, ...]
+    cameras: tuple[GivenCamera, ...] = ()
     origin: str = "the given cameras"
     is_metric: bool = False
+    shared: GivenCamera | None = None
+    trajectory: Trajectory | None = None
 
-    def match(self, names: Sequence[str]) -> list[GivenCamera | None]:
+    def match(self, names: Sequence[str], times_s: Sequence[float | None] = ()) -> list[GivenCamera | None]:
         """The camera of each picture, None where there is none.
 
         A picture and a camera belong together where their paths end alike (a.jpg and images/a.jpg); a camera
-        without a suffix of pictures matches any suffix. Those that are left over are logged. InputError when
+        without a suffix of pictures matches any suffix. Poses of a trajectory are found by `times_s`, seconds of video
+        frames, or by numbers in the names (Trajectory.match). Those that are left over are logged. InputError when
         nothing matches, or when a name fits more than one.
         """
+        found: list[GivenCamera | None] = [None] * len(names)
+        if self.trajectory is not None:
+            poses = self.trajectory.match(names, times_s, self.origin)
+            found = [None if p is None else GivenCamera(n, cam_from_world=p) for n, p in zip(names, poses, strict=True)]
+        elif self.cameras:
+            found = self._by_name(names)
+        if self.cameras or self.trajectory:
+            without = [name for name, camera in zip(names, found, strict=True) if camera is None]
+            if without:
+                logger.warning(
+                    "%d of %d views have no camera in %s: %s", len(without), len(names), self.origin, _some(without)
+                )
+        if self.shared is None:
+            return found
+        return [self._with_shared(name, camera) for name, camera in zip(names, found, strict=True)]
+
+    def _with_shared(self, name: str, camera: GivenCamera | None) -> GivenCamera:
+        assert self.shared is not None
+        if camera is None:
+            return replace(self.shared, name=name)
+        return (
+            camera
+            if camera.intrinsics is not None
+            else replace(self.shared, name=name, cam_from_world=camera.cam_from_world)
+        )
+
+    def _by_name(self, names: Sequence[str]) -> list[GivenCamera | None]:
         by_last: dict[str, list[GivenCamera]] = {}
         for camera in self.cameras:
             by_last.setdefault(PurePosixPath(camera.name).name, []).append(camera)
@@ -93,11 +147,6 @@ class GivenCameras:
             raise InputError(
                 f"no camera of {self.origin} is that of a picture. Pictures: {_some(names)}; "
                 f"cameras: {_some([c.name for c in self.cameras])}. They are matched by file name"
-            )
-        without = [name for name, camera in zip(names, found, strict=True) if camera is None]
-        if without:
-            logger.warning(
-                "%d of %d views have no camera in %s: %s", len(without), len(names), self.origin, _some(without)
             )
         unused = [camera.name for camera in self.cameras if camera.name not in taken]
         if unused:
@@ -120,8 +169,9 @@ class GivenCameras:
 
 
 def read_given(path: str | Path) -> GivenCameras:
-    """Read a cameras.json, a transforms.json, a COLMAP model (its folder, one of its files, or a folder with
-    sparse/0), or a folder with one of these. InputError when it is absent, unreadable or of another kind."""
+    """Read cameras from a JSON file (cameras.json, transforms.json, or fx, fy, cx, cy), a COLMAP model (its folder, one
+    of its files, or a folder with sparse/0), a trajectory, or a folder with one of the first three. InputError when
+    it is absent, unreadable or of another kind."""
     path = Path(os.path.expanduser(path))
     if not path.exists():
         raise InputError(f"no such file or folder: {path}; cameras come as {FORMATS}")
@@ -135,9 +185,29 @@ def read_given(path: str | Path) -> GivenCameras:
         raise InputError(f"{path} holds no cameras; expected {FORMATS}")
     if path.suffix.lower() == ".json":
         return _from_json(path)
-    if _is_colmap(path.parent) and path.suffix in (".bin", ".txt"):
+    if _is_colmap(path.parent) and path.name in COLMAP_FILES:
         return _from_colmap(path.parent)
-    raise InputError(f"{path} holds no cameras that lean3r reads; expected {FORMATS}")
+    try:
+        return GivenCameras(origin=str(path), trajectory=read_trajectory(path))
+    except ValueError as error:
+        raise InputError(f"{path} holds no cameras that lean3r reads ({error}); expected {FORMATS}") from error
+
+
+def read_intrinsics(given: str | Path | Sequence[float]) -> GivenCamera:
+    """Intrinsics of all pictures: fx, fy, cx, cy in pixels of the originals, as numbers or as text with commas, or a
+    JSON file that states them (also transforms.json without frames). InputError when it is neither."""
+    if isinstance(given, str | Path) and (Path(given).suffix.lower() == ".json" or Path(given).exists()):
+        shared = read_given(given).shared
+        if shared is None:
+            raise InputError(f"{given} holds no intrinsics that all pictures share; give it as known cameras")
+        return shared
+    try:
+        fx, fy, cx, cy = (float(part) for part in (str(given).split(",") if isinstance(given, str | Path) else given))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"intrinsics are '{given}'; expected FX,FY,CX,CY in pixels of the pictures, or a JSON file with these"
+        ) from error
+    return GivenCamera("all pictures", intrinsics=np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]]))
 
 
 def open_colmap(folder: str | Path) -> pycolmap.Reconstruction:
@@ -162,18 +232,18 @@ def _is_colmap(folder: Path) -> bool:
 
 def _from_colmap(folder: Path) -> GivenCameras:
     model = open_colmap(folder)
-    found, lenses = [], {}
+    found = []
     for image_id in sorted(model.images):
         image = model.images[image_id]
         if not image.has_pose:
             continue
-        camera = model.cameras[image.camera_id]
-        if image.camera_id not in lenses:
-            lenses[image.camera_id] = _pinhole(camera, printable(image.name))
+        camera, name = model.cameras[image.camera_id], printable(image.name.replace("\\", "/"))
+        if camera.model.name not in LENSES:
+            raise _no_pinhole(name, camera.model.name)
+        lens = Lens(camera.model.name, tuple(map(float, camera.params)))
         pose = np.vstack([image.cam_from_world().matrix(), [0.0, 0.0, 0.0, 1.0]])
-        name = printable(image.name.replace("\\", "/"))
-        found.append(GivenCamera(name, camera.width, camera.height, lenses[image.camera_id][0], pose))
-    return _given(found, str(folder), [off for _, off in lenses.values()])
+        found.append(GivenCamera(name, camera.width, camera.height, cam_from_world=pose, lens=lens))
+    return _given(found, str(folder))
 
 
 def _from_json(path: Path) -> GivenCameras:
@@ -184,12 +254,19 @@ def _from_json(path: Path) -> GivenCameras:
     try:
         if isinstance(content, dict) and "views" in content:
             return _from_lean3r(content, str(path))
-        if isinstance(content, dict) and "frames" in content:
+        if isinstance(content, dict) and content.get("frames"):
             return _from_nerfstudio(content, str(path))
+        if isinstance(content, dict) and {"fx", "fl_x", "camera_angle_x"} & content.keys():
+            shared = GivenCamera("all pictures", **_brown(content, str(path)))
+            if shared.intrinsics is None:
+                raise InputError(f"{path} states an angle and no size of the pictures (w, h)")
+            return GivenCameras(origin=str(path), shared=shared)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{path} holds cameras in a form that lean3r does not read ({what})") from error
-    raise InputError(f"{path} has neither `views` (lean3r) nor `frames` (nerfstudio); expected {FORMATS}")
+    raise InputError(
+        f"{path} has neither `views` (lean3r) nor `frames` (nerfstudio) nor `fx` (intrinsics); expected {FORMATS}"
+    )
 
 
 def _from_lean3r(content: Mapping[str, Any], origin: str) -> GivenCameras:
@@ -197,16 +274,17 @@ def _from_lean3r(content: Mapping[str, Any], origin: str) -> GivenCameras:
         raise InputError(f"{origin} states the axes {content['axes']!r}; expected opencv")
     found = []
     for view in content["views"]:
-        pose, intrinsics = view.get("cam_from_world"), view.get("K")
+        pose, intrinsics, lens = view.get("cam_from_world"), view.get("K"), view.get("lens")
         size = (int(view["width"]), int(view["height"])) if intrinsics is not None else (None, None)
-        found.append(GivenCamera(str(view["name"]), *size, _matrix(intrinsics), _matrix(pose)))
-    return _given(found, origin, (), content.get("scale") == "metric")
+        if lens is not None:
+            lens = Lens(str(lens["model"]), tuple(map(float, lens["params"])))
+        found.append(GivenCamera(str(view["name"]), *size, _matrix(intrinsics), _matrix(pose), lens))
+    return _given(found, origin, content.get("scale") == "metric")
 
 
 def _from_nerfstudio(content: Mapping[str, Any], origin: str) -> GivenCameras:
-    found, off = [], []
+    found = []
     for frame in content["frames"]:
-        values = {**content, **frame}
         name = printable(str(PurePosixPath(str(frame["file_path"]).replace("\\", "/"))))
         matrix = _matrix(frame.get("transform_matrix"))
         pose = None
@@ -214,43 +292,38 @@ def _from_nerfstudio(content: Mapping[str, Any], origin: str) -> GivenCameras:
             matrix = np.vstack([matrix, [0.0, 0.0, 0.0, 1.0]]) if matrix.shape == (3, 4) else matrix
             _check_pose(matrix, name)
             pose = np.linalg.inv(matrix @ OPENCV_FROM_OPENGL)
-        intrinsics, off_px = _nerfstudio_lens(values, name)
-        off.append(off_px)
-        width, height = (int(values[key]) if key in values else None for key in ("w", "h"))
-        found.append(GivenCamera(name, width, height, intrinsics, pose))
-    return _given(found, origin, off)
+        found.append(GivenCamera(name, cam_from_world=pose, **_brown({**content, **frame}, name)))
+    return _given(found, origin)
 
 
-def _nerfstudio_lens(values: Mapping[str, Any], name: str) -> tuple[np.ndarray | None, float]:
-    """Intrinsics of one frame, None where the file states no focal length or no picture size (w, h), and how many
-    pixels distortion moves a corner."""
-    from lean3r.colmap_library import pycolmap
-
-    if not {"w", "h"} <= values.keys() or not {"fl_x", "camera_angle_x"} & values.keys():
-        return None, 0.0
-    width, height = int(values["w"]), int(values["h"])
+def _brown(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Size, intrinsics and lens as nerfstudio states them, or with the keys fx, fy, width, height; the intrinsics None
+    without a focal length, the lens None where nothing is said of distortion."""
+    values = {BARE_KEYS.get(key, key): value for key, value in values.items()}
     kind = str(values.get("camera_model", "OPENCV")).upper()
-    if not kind.endswith(("OPENCV", "PINHOLE", "RADIAL")):
-        raise _no_pinhole(name, kind)
-    focal_x = float(values["fl_x"]) if "fl_x" in values else width / 2 / math.tan(float(values["camera_angle_x"]) / 2)
-    focal = [focal_x, float(values.get("fl_y", focal_x))]
-    centre = [float(values.get("cx", width / 2)), float(values.get("cy", height / 2))]
-    lens = [float(values.get(key, 0.0)) for key in ("k1", "k2", "p1", "p2", "k3")]
-    params = [*focal, *centre, *lens, 0.0, 0.0, 0.0]
-    return _pinhole(pycolmap.Camera(model="FULL_OPENCV", width=width, height=height, params=params), name)
-
-
-def _pinhole(camera: pycolmap.Camera, name: str) -> tuple[np.ndarray, float]:
-    """The pinhole part [3, 3] of a camera, and how many pixels its distortion moves a corner of the picture."""
-    kind = camera.model.name
-    if "FISHEYE" in kind or not kind.endswith(("PINHOLE", "RADIAL", "OPENCV", "DIVISION")):
-        raise _no_pinhole(name, kind)
-    matrix = camera.calibration_matrix()
-    if camera.is_undistorted():
-        return matrix, 0.0
-    corners = np.array([[x, y, 1.0] for x in (0, camera.width) for y in (0, camera.height)])
-    seen = camera.img_from_cam(corners @ np.linalg.inv(matrix).T)
-    return matrix, float(np.linalg.norm(np.asarray(seen) - corners[:, :2], axis=1).max())
+    if not kind.endswith(("OPENCV", "PINHOLE", "RADIAL")) or values.get("is_fisheye") or float(values.get("k4", 0)):
+        raise _no_pinhole(name, "FISHEYE" if values.get("is_fisheye") else kind)
+    width, height = (int(values[key]) if key in values else None for key in ("w", "h"))
+    found: dict[str, Any] = {"width": width, "height": height, "intrinsics": None, "lens": None}
+    if "fl_x" in values:
+        fx = float(values["fl_x"])
+    elif "camera_angle_x" in values and width:
+        fx = width / 2 / math.tan(float(values["camera_angle_x"]) / 2)
+    else:
+        return found
+    fy = float(values.get("fl_y", fx))
+    cx, cy = (
+        float(values[key] if key in values or not size else size / 2) for key, size in (("cx", width), ("cy", height))
+    )
+    found["intrinsics"] = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
+    k1, k2, p1, p2, k3 = (float(values.get(key, 0)) for key in ("k1", "k2", "p1", "p2", "k3"))
+    if k3:
+        found["lens"] = Lens("FULL_OPENCV", (fx, fy, cx, cy, k1, k2, p1, p2, k3, 0.0, 0.0, 0.0))
+    elif k1 or k2 or p1 or p2:
+        found["lens"] = Lens("OPENCV", (fx, fy, cx, cy, k1, k2, p1, p2))
+    elif {"k1", "k2", "p1", "p2", "k3"} & values.keys() or kind.endswith("PINHOLE"):
+        found["lens"] = Lens("PINHOLE", (fx, fy, cx, cy))
+    return found
 
 
 def _no_pinhole(name: str, kind: str) -> InputError:
@@ -260,23 +333,24 @@ def _no_pinhole(name: str, kind: str) -> InputError:
     )
 
 
-def _given(found: Iterable[GivenCamera], origin: str, off_px: Iterable[float], is_metric: bool = False) -> GivenCameras:
-    cameras = tuple(found)
-    if not cameras:
+def _given(found: Sequence[GivenCamera], origin: str, is_metric: bool = False) -> GivenCameras:
+    if not found:
         raise InputError(f"{origin} holds no camera with a pose")
-    bent = [off for off in off_px if off > 0.5]
-    if bent:
-        logger.warning(
-            "lenses of %s bend corners by up to %.0f pixels; only the pinhole part is used. Where that matters, "
-            "undistort the pictures first (colmap image_undistorter)",
-            origin,
-            max(bent),
-        )
-    return GivenCameras(cameras, origin, is_metric)
+    return GivenCameras(tuple(found), origin, is_metric)
 
 
 def _matrix(rows: Any) -> np.ndarray | None:
     return None if rows is None else np.array(rows, dtype=np.float64)
+
+
+def _check_lens(lens: Lens, name: str) -> None:
+    if lens.model not in LENSES:
+        raise _no_pinhole(name, lens.model)
+    focals, more = LENSES[lens.model]
+    if len(lens.params) != focals + 2 + more or not all(map(math.isfinite, lens.params)):
+        raise InputError(
+            f"the lens of {name} has the parameters {lens.params}; {lens.model} has {focals + 2 + more} finite ones"
+        )
 
 
 def _check_intrinsics(matrix: np.ndarray, name: str) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 Scale = Literal["metric", "relative", "aligned"]
-Registration = Literal["predicted", "refined", "fallback"]
+Registration = Literal["predicted", "refined", "fallback", "given"]
 
 
 @dataclass(frozen=True)
@@ -262,10 +262,11 @@ class Reconstruction:
     float32 z-depth in world units, 0 where unknown; conf [S, H, W] float32; cam_from_world [S, 4, 4]
     float64; intrinsics [S, 3, 3] float64 in pixels of `images`. `scale` says what one world unit is.
     `skipped` lists (name, reason). `info` carries model, settings, seconds by stage and peak memory for
-    the manifest, as JSON-ready values. After refinement `lenses` holds a camera for each view (empty: pinholes
-    after `intrinsics`), `sparse` the triangulated points, and `registration` says of each view whether its pose is the
-    network's ("predicted"), bundle-adjusted from it ("refined"), or from structure from motion alone ("fallback");
-    empty means that all are predicted.
+    the manifest, as JSON-ready values. After refinement, and where
+    lenses are known, `lenses` holds a camera for each view (empty: pinholes after `intrinsics`). After refinement
+    `sparse` holds the triangulated points, and `registration` says of each view whether its pose is the network's
+    ("predicted"), bundle-adjusted from it ("refined"), from structure from motion alone ("fallback"), or known and as
+    it was given ("given"); empty means that all are predicted.
     """
 
     sources: tuple[Source, ...]

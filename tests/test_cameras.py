@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import pycolmap
 import pytest
 from export.scene import make_scene
 
-from lean3r.cameras import GivenCamera, GivenCameras, read_given
+from lean3r.cameras import GivenCamera, GivenCameras, read_given, read_intrinsics
 from lean3r.errors import InputError
 from lean3r.export import ExportOptions, export
+from lean3r.geometry.lens import colmap_camera
+from lean3r.types import Lens
 
 K = np.array([[900.0, 0, 480], [0, 910, 350], [0, 0, 1]])
 
@@ -68,8 +71,15 @@ def test_nerfstudio(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         np.testing.assert_allclose(camera.cam_from_world, pose, atol=1e-9)
         np.testing.assert_allclose(camera.intrinsics, matrix)
     assert given.match(scene.names) == list(given.cameras) and not caplog.records
-    read_given(transforms(scene, tmp_path / "transforms.json", k1=-0.1))
-    assert "bend corners by up to" in caplog.text and "undistort the pictures" in caplog.text
+    assert [camera.lens for camera in given.cameras] == [None] * 3  # nothing is said of distortion
+    for stated, model, more in (
+        ({"k1": -0.1}, "OPENCV", (-0.1, 0, 0, 0)),
+        ({"k1": -0.1, "p2": 0.01, "k3": 0.02}, "FULL_OPENCV", (-0.1, 0, 0, 0.01, 0.02, 0, 0, 0)),
+        ({"k1": 0.0, "k2": 0.0}, "PINHOLE", ()),
+        ({"camera_model": "PINHOLE"}, "PINHOLE", ()),
+    ):
+        lens = read_given(transforms(scene, tmp_path / "transforms.json", **stated)).cameras[0].lens
+        assert lens is not None and lens.model == model and lens.params[4:] == more, stated
     with pytest.raises(InputError, match="OPENCV_FISHEYE, no pinhole"):
         read_given(transforms(scene, tmp_path / "transforms.json", camera_model="OPENCV_FISHEYE"))
     angles = {"camera_angle_x": 0.7, "frames": [{"file_path": "./train/r_0", "transform_matrix": np.eye(4).tolist()}]}
@@ -79,24 +89,79 @@ def test_nerfstudio(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert GivenCameras((only,)).match(["r_0.png"]) == [only]
 
 
-@pytest.mark.parametrize(("kind", "params", "said"), [
-    ("SIMPLE_RADIAL", [900, 480, 360, 0.1], "bend corners"),
-    ("SIMPLE_RADIAL", [900, 480, 360, 0.0], ""),
-    ("OPENCV_FISHEYE", [900, 900, 480, 360, 0, 0, 0, 0], None),
+@pytest.mark.parametrize(("kind", "params"), [
+    ("SIMPLE_RADIAL", [900, 480, 360, 0.1]),
+    ("RADIAL", [900, 480, 360, 0.1, -0.05]),
+    ("OPENCV", [900, 910, 480, 360, 0.1, -0.05, 0.01, 0.02]),
+    ("FULL_OPENCV", [900, 910, 480, 360, 0.1, -0.05, 0.01, 0.02, 0.01, 0.02, 0.03, 0.04]),
+    ("FOV", [900, 910, 480, 360, 0.9]),
+    ("SIMPLE_DIVISION", [900, 480, 360, -0.1]),
+    ("PINHOLE", [900, 910, 480, 360]),
 ])  # fmt: skip
-def test_lenses_of_colmap(kind: str, params: list[float], said: str | None, tmp_path: Path, caplog) -> None:
+def test_lenses_of_colmap_come_whole_and_follow_the_size(kind: str, params: list[float], tmp_path: Path) -> None:
+    (camera,) = read_given(colmap(tmp_path, kind, params)).cameras
+    assert camera.lens == Lens(kind, tuple(params))
+    # The pinhole part is what the lens does near its axis, the scaled lens sees the same rays in a smaller picture.
+    rays = np.array([[0.3, -0.2, 1], [1e-5, 1e-5, 1]])
+    whole, half = (
+        np.asarray(colmap_camera(lens, 1, 1).img_from_cam(rays))
+        for lens in (camera.lens, camera.lens_of(480, 360))
+        if lens is not None
+    )
+    np.testing.assert_allclose(half, whole / 2, rtol=1e-9)
+    assert camera.intrinsics is not None
+    np.testing.assert_allclose(whole[1], (camera.intrinsics @ rays[1])[:2], atol=1e-6)
+
+
+def test_fisheyes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no pinhole"):
+        read_given(colmap(tmp_path, "OPENCV_FISHEYE", [900, 900, 480, 360, 0, 0, 0, 0]))
+
+
+def colmap(folder: Path, kind: str, params: list[float]) -> Path:
+    """A model of one picture a.jpg of 960 x 720 pixels."""
     model = pycolmap.Reconstruction()
     model.add_camera_with_trivial_rig(pycolmap.Camera(camera_id=1, model=kind, width=960, height=720, params=params))
     image = pycolmap.Image(name="a.jpg", keypoints=np.zeros((0, 2)), camera_id=1, image_id=1)
     model.add_image_with_trivial_frame(image, pycolmap.Rigid3d())
-    model.write(tmp_path)
-    if said is None:
-        with pytest.raises(InputError, match="no pinhole"):
-            read_given(tmp_path)
-        return
-    (camera,) = read_given(tmp_path).cameras
-    np.testing.assert_allclose(camera.intrinsics, [[900, 0, 480], [0, 900, 360], [0, 0, 1]])
-    assert bool(caplog.records) == bool(said) and said in caplog.text
+    model.write(folder)
+    return folder
+
+
+def test_a_lens_in_our_own_results_comes_back(tmp_path: Path) -> None:
+    scene = make_scene(3)
+    lenses = (Lens("OPENCV", (900.0, 901.0, 480.0, 350.0, 0.1, 0.0, 0.0, 0.01)),) * 3
+    out = export(replace(scene, lenses=lenses), tmp_path / "out", ["cameras"])
+    assert [camera.lens for camera in read_given(out).cameras] == list(lenses)
+
+
+@pytest.mark.parametrize(("content", "lens"), [
+    ({"fx": 900, "fy": 910, "cx": 480, "cy": 350}, None),
+    ({"fx": 900, "fy": 910, "cx": 480, "cy": 350, "width": 960, "height": 720}, None),
+    ({"fx": 900, "fy": 910, "cx": 480, "cy": 350, "k1": 0.1, "k2": 0.0, "p1": 0.0, "p2": 0.0}, "OPENCV"),
+    ({"fx": 900, "fy": 910, "cx": 480, "cy": 350, "k1": 0.0, "k2": 0.0}, "PINHOLE"),
+    ({"w": 960, "h": 720, "fl_x": 900, "fl_y": 910, "cx": 480, "cy": 350}, None),
+    ({"w": 960, "h": 720, "fl_x": 900, "fl_y": 910, "cx": 480, "cy": 350, "frames": []}, None),
+])  # fmt: skip
+def test_intrinsics_alone_are_those_of_all_pictures(content: dict, lens: str | None, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    first, second = read_given(tmp_path / "x.json").match(["a.jpg", "b.jpg"])
+    assert first is not None and second is not None and first.cam_from_world is None
+    assert (first.name, second.name, first.lens and first.lens.model) == ("a.jpg", "b.jpg", lens)
+    np.testing.assert_array_equal(first.intrinsics, K)
+    for given in ("900,910,480,350", (900, 910, 480, 350), str(tmp_path / "x.json"), tmp_path / "x.json"):
+        np.testing.assert_array_equal(read_intrinsics(given).intrinsics, K)
+
+
+def test_frames_without_poses_give_intrinsics(tmp_path: Path) -> None:
+    path = transforms(make_scene(3), tmp_path / "transforms.json", transform_matrix=None)
+    assert all(c.cam_from_world is None and c.intrinsics is not None for c in read_given(path).cameras)
+
+
+@pytest.mark.parametrize("given", ["900,910,480", "900,910,480,x", "0,910,480,350", "nan,1,1,1", (1, 2, 3), "no.json"])
+def test_intrinsics_that_are_none(given: str | tuple) -> None:
+    with pytest.raises(InputError):
+        read_intrinsics(given)
 
 
 def given(*names: str) -> GivenCameras:

@@ -85,10 +85,16 @@ class Reconstruct:
     """Video: N frames, evenly chosen."""
 
     cameras: Annotated[Path | None, option("PATH")] = None
-    """Known cameras: a cameras.json of lean3r, a COLMAP model, or a transforms.json; matched by file name."""
+    """Known cameras: cameras.json, transforms.json, a COLMAP model, a trajectory (TUM); matched by name or time."""
 
     known: Literal["both", "intrinsics", "poses"] = "both"
     """What to take from --cameras; both means whatever is there."""
+
+    intrinsics: Annotated[str | None, option("FX,FY,CX,CY|FILE")] = None
+    """Known intrinsics of all pictures, in their pixels: four numbers, or a JSON file (fx, fy, cx, cy, k1, ...)."""
+
+    known_poses: Literal["fixed", "start"] = "fixed"
+    """Known poses stay as they are (fixed), or refinement starts from them and changes them (start)."""
 
     masks: Annotated[Path | None, option("DIR")] = None
     """Black in DIR/IMG.jpg.png gives no features, depth or points of IMG.jpg (COLMAP's names)."""
@@ -171,6 +177,8 @@ class Reconstruct:
         self.check(formats)
         if self.known != "both" and self.cameras is None:
             raise UsageError(f"--known {self.known} chooses parts of --cameras, which is not given.")
+        if self.known_poses != "fixed" and (self.cameras is None or self.known == "intrinsics"):
+            raise UsageError(f"--known-poses {self.known_poses} is about poses of --cameras, and none are asked for.")
         # The folder is tried first: nobody waits for a result that cannot be written.
         given = (self.cameras, self.masks, self.weights, self.plan)
         inputs = [*self.inputs, *(path for path in given if path is not None)]
@@ -211,6 +219,8 @@ class Reconstruct:
                 frames=self.frames,
                 cameras=self.cameras,
                 known=self.known,
+                intrinsics=self.intrinsics,
+                known_poses=self.known_poses,
                 reference_view=int(self.reference_view) if self.reference_view.isdecimal() else self.reference_view,
                 conf_percentile=self.conf_percentile,
                 max_points=self.max_points,
@@ -350,10 +360,16 @@ def describe_warning(told: Mapping) -> str:
 
 
 def describe_known(known: Mapping) -> str:
-    """What was known of the cameras, and what of it the model read."""
-    given = ", ".join(f"{part} of {count}" for part, count in known["views"].items())
-    read = ", ".join(known["read"]) or "nothing"
-    return f"known: {given}; read by the network: {read}".replace("cam_from_world", "poses")
+    """What was known of the cameras, and what each part was used for."""
+    counts, used = known["views"], known["used"]
+    parts = []
+    for part, name in (("intrinsics", "intrinsics"), ("cam_from_world", "poses"), ("depth", "depth")):
+        if part not in counts:
+            continue
+        bent = counts.get("distortion", 0) if part == "intrinsics" else 0
+        lens = f" (with the lens's distortion: {bent})" if bent else ""
+        parts.append(f"known {name} of {counts[part]} views{lens}: {', '.join(used[part]) or 'not used'}")
+    return "; ".join(parts)
 
 
 def describe_refinement(told: Mapping) -> str:

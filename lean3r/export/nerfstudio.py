@@ -23,6 +23,7 @@ PARAMETERS = {
     "SIMPLE_RADIAL": ((0, 0, 1, 2), {"k1": 3}),
     "RADIAL": ((0, 0, 1, 2), {"k1": 3, "k2": 4}),
     "OPENCV": ((0, 1, 2, 3), {"k1": 4, "k2": 5, "p1": 6, "p2": 7}),
+    "FULL_OPENCV": ((0, 1, 2, 3), {"k1": 4, "k2": 5, "p1": 6, "p2": 7, "k3": 8}),  # without the denominator
     "OPENCV_FISHEYE": ((0, 1, 2, 3), {"k1": 4, "k2": 5, "k3": 6, "k4": 7}),
 }
 
@@ -60,7 +61,7 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
 
 def _lens(camera: Camera) -> dict[str, Any]:
     """The camera in nerfstudio's words."""
-    if camera.lens.model not in PARAMETERS:
+    if camera.lens.model not in PARAMETERS or (camera.lens.model == "FULL_OPENCV" and any(camera.lens.params[9:])):
         raise UsageError(
             f"nerfstudio has no lens of the kind {camera.lens.model}; it knows {', '.join(PARAMETERS)}. "
             "Write undistorted pictures instead: --undistort."

@@ -16,6 +16,20 @@ from lean3r.types import Lens, Reconstruction, Source
 if TYPE_CHECKING:
     from lean3r.colmap_library import pycolmap
 
+# Focal lengths that COLMAP's models begin with, and coefficients without a unit that come after the principal point.
+# No fisheyes: a pinhole says nothing of them.
+LENSES = {
+    "SIMPLE_PINHOLE": (1, 0),
+    "PINHOLE": (2, 0),
+    "SIMPLE_RADIAL": (1, 1),
+    "RADIAL": (1, 2),
+    "OPENCV": (2, 4),
+    "FULL_OPENCV": (2, 8),
+    "FOV": (2, 1),
+    "SIMPLE_DIVISION": (1, 1),
+    "DIVISION": (2, 1),
+}
+
 
 def colmap_camera(lens: Lens, width: int, height: int, camera_id: int = 1) -> pycolmap.Camera:
     """The lens as a camera of pycolmap for pictures of width x height pixels."""
@@ -24,6 +38,31 @@ def colmap_camera(lens: Lens, width: int, height: int, camera_id: int = 1) -> py
     return pycolmap.Camera(
         camera_id=camera_id, model=lens.model, width=width, height=height, params=np.array(lens.params)
     )
+
+
+def scaled(lens: Lens, across: float, down: float) -> Lens:
+    """The lens of the same pictures, `across` times as wide and `down` times as high; where it has but one focal
+    length, by their mean."""
+    focals, _ = LENSES[lens.model]
+    factors = [(across + down) / 2] if focals == 1 else [across, down]
+    start = [value * factor for value, factor in zip(lens.params, [*factors, across, down], strict=False)]
+    return Lens(lens.model, (*start, *lens.params[focals + 2 :]))
+
+
+def pinhole_part(lens: Lens) -> np.ndarray:
+    """[3, 3] intrinsics of the pinhole that a lens is near its axis."""
+    focals, _ = LENSES[lens.model]
+    fx, fy = lens.params[0], lens.params[focals - 1]
+    cx, cy = lens.params[focals : focals + 2]
+    if lens.model == "FOV" and (angle := lens.params[-1]) != 0:
+        fx, fy = (focal * 2 * np.tan(angle / 2) / angle for focal in (fx, fy))
+    return np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
+
+
+def network_intrinsics(lens: Lens, source: Source) -> np.ndarray:
+    """The pinhole part [3, 3] of a lens for original pictures, in network pixels."""
+    sx, sy, ox, oy = source.original_from_network
+    return np.array([[1 / sx, 0, -ox / sx], [0, 1 / sy, -oy / sy], [0, 0, 1]]) @ pinhole_part(lens)
 
 
 class Optics:

@@ -104,7 +104,10 @@ class Backbone(nn.Module):
             accepted = " and ".join(text for part, text in KNOWN_PARTS.items() if part in self.ACCEPTS)
             reason = f" (it takes {accepted} together and for all views)" if self.ACCEPTS_WHOLE else " (too few views)"
         names = " and ".join(KNOWN_PARTS[part] for part in unread)
-        logger.warning("%s does not read the known %s%s", self.name, names, reason)
+        # What is never read of cameras serves after the network all the same; what is refused here, or lost, is told.
+        is_plain = not reason and set(unread) <= {"intrinsics", "cam_from_world"}
+        level = logging.INFO if is_plain else logging.WARNING
+        logger.log(level, "the network of %s does not read the known %s%s", self.name, names, reason)
 
     def summary(self, views: int, height: int, width: int) -> Summary:
         """Parameters, operations and bytes of one run over so many pictures of that size (models/summary.py)."""

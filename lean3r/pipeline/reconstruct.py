@@ -18,17 +18,29 @@ from lean3r.cameras import GivenCameras
 from lean3r.compress.sparsify import plan_of
 from lean3r.errors import InputError, LeanError, OutOfMemoryError, UsageError
 from lean3r.geometry.fusion import fuse
+from lean3r.geometry.lens import Optics
+from lean3r.geometry.photo_scale import Pictures
 from lean3r.images import Loaded, load_views
 from lean3r.masks import Masks, check_folder
 from lean3r.models.base import Backbone
 from lean3r.pipeline.budget import Budget, Measure, chunk_text, fit_run, what_fits, within
-from lean3r.pipeline.known import Part, given_in, in_given_world, with_cameras
+from lean3r.pipeline.known import (
+    Intrinsics,
+    Part,
+    depth_factor,
+    given_in,
+    in_given_world,
+    lenses_of,
+    told_of,
+    uses,
+    with_cameras,
+)
 from lean3r.pipeline.load import Origin
 from lean3r.pipeline.memory import chunked, is_out_of_memory
 from lean3r.pipeline.observer import Observer, peak_memory_mb
 from lean3r.pipeline.refining import Refining, refined
-from lean3r.refine import LensName, Refine, ShareLens, originals_of
-from lean3r.types import Known, Prediction, Reconstruction, Source, Views
+from lean3r.refine import KnownPoses, LensName, Refine, ShareLens, originals_of
+from lean3r.types import Prediction, Reconstruction, Source, Views
 
 CONF_PERCENTILE = 20.0
 MAX_POINTS = 1_000_000
@@ -49,6 +61,8 @@ def reconstruct(
     frames: int | None = None,
     cameras: str | Path | GivenCameras | None = None,
     known: Part = "both",
+    intrinsics: Intrinsics | None = None,
+    known_poses: KnownPoses = "fixed",
     reference_view: int | str = "auto",
     conf_percentile: float = CONF_PERCENTILE,
     max_points: int = MAX_POINTS,
@@ -66,11 +80,13 @@ def reconstruct(
     `resolution` is the side in pixels of the square with the network picture's area (None: the model's own);
     `max_views` thins the input evenly; `fps`, `every` and `frames` choose frames of a video. `cameras` are what is
     known of them (a file, see cameras.read_given, or the cameras themselves), of which `known` takes the intrinsics,
-    the poses or both; the result then comes in their world (pipeline/known.py). `reference_view` is the index of the
-    view that the network starts from, "first", "middle", or "auto" for the model's own choice. The least confident
-    `conf_percentile` per cent of the depths give no points, and at most `max_points` are kept. `memory` ("8GB", bytes
-    or a Budget) is the process's on a CPU, torch's on a GPU: the mildest change that keeps the predicted peak below it
-    is made and told (pipeline/budget.py); what was given by name, and ready Views, stay. `refine` makes the cameras
+    the poses or both; `intrinsics` are those of all pictures: (fx, fy, cx, cy) in pixels of the originals, or a JSON
+    file. What is known stands in the result, which comes in the world of the known poses (pipeline/known.py), and is
+    held by refinement; with `known_poses` "start" this begins at the poses and changes them. `reference_view` is the
+    index of the view that the network starts from, "first", "middle", or "auto" for the model's own choice. The least
+    confident `conf_percentile` per cent of the depths give no points, and at most `max_points` are kept. `memory`
+    ("8GB", bytes or a Budget) is the process's on a CPU, torch's on a GPU: the mildest change that keeps the peak below
+    it is made and told (pipeline/budget.py); what was given by name, and ready Views, stay. `refine` makes the cameras
     exact by matches and bundle adjustment where that is better ("auto": the embedded model, on files), in at most
     `refine_seconds`, with the camera model `lens`, shared between pictures as `share_lens` says (lean3r.refine.
     RefineOptions); Ctrl-C then keeps the network's cameras. What is black in the pictures of the folder `masks`
@@ -83,7 +99,7 @@ def reconstruct(
     _check_options(model, resolution, conf_percentile, max_points, reference_view, known)
     if masks is not None:
         check_folder(Path(masks))
-    refining = Refining(refine, refine_seconds, lens, share_lens)
+    refining = Refining(refine, refine_seconds, lens, share_lens, known_poses)
     observer = observer or Observer()
     chosen = None
     with observer.stage("reading") as progress:
@@ -102,8 +118,8 @@ def reconstruct(
     if chosen is not None:
         observer.fitted(str(chosen))
     given = given_in(views.known)
-    if cameras is not None:
-        views, given = with_cameras(views, sources, cameras, known)
+    if cameras is not None or intrinsics is not None:
+        views, given = with_cameras(views, sources, cameras, known, intrinsics)
     masking = None if masks is None else Masks.find(Path(masks), names)
     device = next(model.parameters()).device
     if device.type == "cuda":
@@ -113,7 +129,8 @@ def reconstruct(
             prediction = predict(model, views, _reference(reference_view, len(names)))
         check_finite(prediction, names)
         read = model.reads(views.known)
-        prediction, scale = in_given_world(prediction, views.known, given, read)
+        placed = in_given_world(prediction, given, read)
+        prediction, scale = placed.prediction, placed.scale
         images, mask = _pictures(views)
         counts = mask if masking is None else masking.of_network(sources, mask)
         arrays: dict[str, Any] = {
@@ -122,8 +139,14 @@ def reconstruct(
             "cam_from_world": _array(prediction.cam_from_world, np.float64),
             "intrinsics": _array(prediction.intrinsics, np.float64),
         }
+        lenses = lenses_of(given, sources, arrays["intrinsics"])
+        optics = Optics(sources, arrays["intrinsics"], lenses)
+        if given is not None and placed.span:
+            arrays["depth"] *= depth_factor(placed, given, Pictures(images, mask, arrays["depth"]), sources, lenses)
         with observer.stage("points"):
-            points = fuse(images, mask=mask, conf_percentile=conf_percentile, max_points=max_points, **arrays)
+            points = fuse(
+                images, mask=mask, conf_percentile=conf_percentile, max_points=max_points, optics=optics, **arrays
+            )
     origin = origin_of(model)
     plan = plan_of(model)
     info = {
@@ -146,6 +169,8 @@ def reconstruct(
             "frames": frames,
             "cameras": None if cameras is None else _origin(cameras),
             "known": known,
+            "intrinsics": str(intrinsics) if isinstance(intrinsics, Path) else intrinsics,
+            "known_poses": known_poses,
             "reference_view": reference_view,
             "conf_percentile": conf_percentile,
             "max_points": max_points,
@@ -160,7 +185,7 @@ def reconstruct(
     if chosen is not None:
         info["memory"] = chosen.as_dict()
     if views.known is not None:
-        info["known"] = _known_counts(views.known, read)
+        info["known"] = told_of(views.known, given, read)
     if masking is not None:
         info["masks"] = {"folder": str(masks), "views": len(masking.files)}
     if device.type == "cuda":
@@ -173,15 +198,16 @@ def reconstruct(
         scale=scale,
         skipped=tuple(loaded.skipped),
         info=info,
+        lenses=lenses,
         **arrays,
     )
-    if not refining.applies(model, not isinstance(inputs, Views)):
-        return scene
-    originals = None
-    if not isinstance(inputs, Views):
-        paths = [inputs] if isinstance(inputs, str | Path) else list(inputs)
-        originals = originals_of(paths, fps, every, frames, max_views)
-    return refined(scene, originals, refining, views.known, given, masking, observer)
+    if refining.applies(model, not isinstance(inputs, Views)):
+        originals = None if isinstance(inputs, Views) else originals_of(_listed(inputs), fps, every, frames, max_views)
+        scene = refined(scene, originals, refining, given, masking, observer)
+    if "known" in scene.info:
+        told = scene.info["known"]
+        scene.info["known"] = {**told, "used": uses(told, scene.info.get("refinement"), known_poses)}
+    return scene
 
 
 def predict(model: Backbone, views: Views, reference: int | None = None) -> Prediction:
@@ -294,16 +320,12 @@ def _fixed(inputs: object, resolution: int | None, reference_view: int | str) ->
     return [*fixed, "views"] if isinstance(reference_view, int) else fixed
 
 
+def _listed(inputs: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    return [inputs] if isinstance(inputs, str | Path) else list(inputs)
+
+
 def _origin(cameras: str | Path | GivenCameras) -> str:
     return cameras.origin if isinstance(cameras, GivenCameras) else str(cameras)
-
-
-def _known_counts(known: Known, read: frozenset[str]) -> dict[str, Any]:
-    """For the manifest: of how many views each part was known, and which parts the model read."""
-    tables = {"intrinsics": known.has_intrinsics, "cam_from_world": known.has_pose, "depth": known.has_depth}
-    parts = {part: value for part in tables if (value := getattr(known, part)) is not None}
-    counts = {p: value.shape[1] if (has := tables[p]) is None else int(has.sum()) for p, value in parts.items()}
-    return {"views": counts, "read": sorted(read)}
 
 
 def _read(
@@ -318,7 +340,7 @@ def _read(
 ) -> Loaded:
     if not isinstance(inputs, Views):
         return load_views(
-            [inputs] if isinstance(inputs, str | Path) else list(inputs),
+            _listed(inputs),
             resolution=resolution or model.resolution,
             patch=model.patch,
             max_views=max_views,

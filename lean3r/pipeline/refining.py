@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from lean3r.masks import Masks
 from lean3r.models.base import Backbone
 from lean3r.pipeline.known import Given
 from lean3r.pipeline.observer import Observer
-from lean3r.refine import LensName, Refine, RefineOptions, ShareLens, refine
-from lean3r.types import Known, Reconstruction, Source
+from lean3r.refine import KnownPoses, LensName, Refine, RefineOptions, ShareLens, refine
+from lean3r.types import Reconstruction, Source
 
 if TYPE_CHECKING:
     from lean3r.refine import Originals
@@ -34,6 +34,7 @@ class Refining:
     seconds: float | None = None
     lens: LensName = "auto"
     share_lens: ShareLens = "auto"
+    known_poses: KnownPoses = "fixed"
 
     def __post_init__(self) -> None:
         if self.when not in ("auto", "on", "off"):
@@ -42,7 +43,7 @@ class Refining:
 
     def options(self) -> RefineOptions:
         """The options without what is known of cameras; UsageError where they make no sense."""
-        return RefineOptions(seconds=self.seconds, lens=self.lens, share_lens=self.share_lens)
+        return RefineOptions(self.seconds, self.lens, self.share_lens, known_poses=self.known_poses)
 
     def applies(self, model: Backbone, has_files: bool) -> bool:
         """Whether a result of a model is refined, made from files or from ready views."""
@@ -57,7 +58,6 @@ def refined(
     scene: Reconstruction,
     originals: Originals | None,
     choice: Refining,
-    known: Known | None,
     given: Given | None,
     masks: Masks | None,
     observer: Observer,
@@ -66,8 +66,9 @@ def refined(
 
     Ctrl-C ends the refinement alone: the network's result stays.
     """
-    knowledge = {"intrinsics": _intrinsics(known, scene.sources), "cam_from_world": _poses(given)}
-    options = replace(choice.options(), masks=masks, **knowledge)
+    options = replace(choice.options(), masks=masks)
+    if given is not None:
+        options = replace(options, **_as_arrays(given, scene.sources))
     try:
         with observer.stage("refinement"):
             found = refine(scene, originals, options)
@@ -87,18 +88,11 @@ def _kept(scene: Reconstruction, reason: str) -> Reconstruction:
     return replace(scene, info={**scene.info, "refinement": {"status": "kept", "reason": reason, "registered": 0}})
 
 
-def _intrinsics(known: Known | None, sources: tuple[Source, ...]) -> np.ndarray | None:
-    """Known intrinsics [S, 3, 3] in pixels of the originals, NaN where a view has none."""
-    if known is None or known.intrinsics is None:
-        return None
-    matrices = known.intrinsics[0].double().cpu().numpy()
-    has = np.ones(len(sources), bool) if known.has_intrinsics is None else known.has_intrinsics[0].cpu().numpy()
-    found = np.stack([source.original_intrinsics(matrix) for source, matrix in zip(sources, matrices, strict=True)])
-    return np.where(has[:, None, None], found, np.nan)
-
-
-def _poses(given: Given | None) -> np.ndarray | None:
-    """Known poses [S, 4, 4] in their own world, NaN where a view has none."""
-    if given is None:
-        return None
-    return torch.where(given.has[:, None, None], given.cam_from_world, torch.nan).numpy()
+def _as_arrays(given: Given, sources: tuple[Source, ...]) -> dict[str, Any]:
+    """What is known as RefineOptions takes it: NaN where a view has none, intrinsics in pixels of the originals."""
+    matrices = np.stack([s.original_intrinsics(k.numpy()) for s, k in zip(sources, given.intrinsics, strict=True)])
+    known = {
+        "intrinsics": np.where(given.has_intrinsics[:, None, None], matrices, np.nan),
+        "cam_from_world": torch.where(given.has_pose[:, None, None], given.cam_from_world, torch.nan).numpy(),
+    }
+    return {name: part for name, part in known.items() if np.isfinite(part).any()} | {"lenses": given.lenses}

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lean3r.refine.options import LensName, Refine, RefineOptions, ShareLens
+from lean3r.refine.options import KnownPoses, LensName, Refine, RefineOptions, ShareLens
 
 if TYPE_CHECKING:
     from lean3r.originals import Originals as Originals
     from lean3r.types import Reconstruction
 
-__all__ = ["LensName", "Refine", "RefineOptions", "ShareLens", "originals_of", "refine"]
+__all__ = ["KnownPoses", "LensName", "Refine", "RefineOptions", "ShareLens", "originals_of", "refine"]
 
 
 def originals_of(

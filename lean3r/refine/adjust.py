@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from lean3r.colmap_library import pycolmap
-from lean3r.refine.features import camera_of, files_to_view
+from lean3r.geometry.lens import LENSES
+from lean3r.refine.features import files_to_view
 from lean3r.refine.job import Job
 from lean3r.refine.matching import LEAST_INLIERS, Matches
 
@@ -67,7 +68,8 @@ class Mapper:
             self.cache = pycolmap.DatabaseCache.create(opened, options)
 
     def from_poses(self, cam_from_world: np.ndarray, views: Collection[int]) -> pycolmap.Reconstruction:
-        """Triangulate from the poses of some `views`, adjust with shrinking tolerances, then add the others."""
+        """Triangulate from the poses of some `views`, adjust with shrinking tolerances, then add the others. Where the
+        job holds poses, `views` are those, and they stay."""
         model = pycolmap.Reconstruction()
         model.load(self.cache)
         for image in list(model.images.values()):
@@ -131,6 +133,7 @@ class Mapper:
         options.num_threads = self.job.threads
         options.random_seed = 0
         options.constant_cameras = self.known(model)
+        options.fix_existing_frames = bool(self.job.held.any())
         return options
 
     def known(self, model: pycolmap.Reconstruction) -> set[int]:
@@ -143,7 +146,8 @@ class Mapper:
         they do not tell it."""
         options = pycolmap.BundleAdjustmentOptions()
         options.print_summary = False
-        options.refine_focal_length = options.refine_extra_params = model.num_reg_images() > 2
+        options.refine_extra_params = model.num_reg_images() > 2
+        options.refine_focal_length = options.refine_extra_params and not self.job.knows_focals
         options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
         options.ceres.solver_options.num_threads = self.job.threads
         options.ceres.solver_options.max_num_iterations = 50
@@ -166,9 +170,9 @@ def global_model(job: Job, folder: Path, database: Path) -> pycolmap.Reconstruct
     options = pycolmap.GlobalPipelineOptions()
     options.num_threads, options.random_seed = job.threads, 0
     options.mapper.num_threads, options.mapper.random_seed = job.threads, 0
-    if all(group.fixed for group in job.groups):
-        adjustment = options.mapper.bundle_adjustment
-        adjustment.refine_focal_length = adjustment.refine_extra_params = False
+    adjustment = options.mapper.bundle_adjustment
+    adjustment.refine_focal_length = not job.knows_focals
+    adjustment.refine_extra_params = not all(group.fixed for group in job.groups)
     (folder / "global").mkdir(exist_ok=True)
     return _largest(pycolmap.global_mapping(database, folder, folder / "global", options))
 
@@ -180,9 +184,9 @@ def incremental_model(job: Job, folder: Path, database: Path) -> pycolmap.Recons
     options.min_model_size, options.multiple_models, options.extract_colors = 2, False, False
     options.triangulation.ignore_two_view_tracks = False
     options.ba_global_max_refinements = 2
-    if all(group.fixed for group in job.groups):
-        options.ba_refine_focal_length = options.ba_refine_extra_params = False
-        options.mapper.abs_pose_refine_focal_length = options.mapper.abs_pose_refine_extra_params = False
+    options.ba_refine_focal_length = options.mapper.abs_pose_refine_focal_length = not job.knows_focals
+    is_free = not all(group.fixed for group in job.groups)
+    options.ba_refine_extra_params = options.mapper.abs_pose_refine_extra_params = is_free
     (folder / "incremental").mkdir(exist_ok=True)
     return _largest(pycolmap.incremental_mapping(database, folder, folder / "incremental", options))
 
@@ -196,8 +200,12 @@ def restore_known(job: Job, model: pycolmap.Reconstruction) -> None:
     view_of = files_to_view(job)
     for image in model.images.values():
         group = job.groups[job.views[view_of[image.name]].group]
+        camera = model.cameras[image.camera_id]
         if group.fixed:
-            model.cameras[image.camera_id].params = list(camera_of(group).params)
+            camera.params = list(group.params)
+        elif group.focal_fixed:
+            stays = LENSES[group.model][0] + 2
+            camera.params = [*group.params[:stays], *camera.params[stays:]]
 
 
 def doubt(job: Job, model: pycolmap.Reconstruction) -> str | None:
@@ -206,9 +214,8 @@ def doubt(job: Job, model: pycolmap.Reconstruction) -> str | None:
     The model is left with the focal lengths that it prefers.
     """
     view_of = files_to_view(job)
-    fixed = {
-        i.camera_id for i in model.images.values() if i.has_pose and job.groups[job.views[view_of[i.name]].group].fixed
-    }
+    groups = {i.camera_id: job.groups[job.views[view_of[i.name]].group] for i in model.images.values() if i.has_pose}
+    fixed = [camera_id for camera_id, group in groups.items() if group.fixed or group.focal_fixed]
     if not fixed or model.num_reg_images() < 3:
         return None
     given = {camera_id: model.cameras[camera_id].mean_focal_length() for camera_id in fixed}

@@ -14,14 +14,23 @@ from lean3r.types import Reconstruction
 
 def into_known(poses: np.ndarray, known: np.ndarray) -> Similarity | None:
     """The similarity from cameras [N, 4, 4] to known ones; None where these leave the scale open."""
+    if not are_apart(known):
+        return None
     source, target = torch.from_numpy(poses), torch.from_numpy(known)
     spread = camera_centers(target) - camera_centers(target).mean(0)
-    if len(known) < 2 or float(spread.norm(dim=-1).max()) <= 1e-9 * max(1.0, float(camera_centers(target).abs().max())):
-        return None
     sizes = torch.linalg.svdvals(spread)
     if len(known) > 3 and float(sizes[1]) > 0.05 * float(sizes[0]):
         return umeyama_robust(camera_centers(source), camera_centers(target))
     return align_cameras(source, target)[1]
+
+
+def are_apart(poses: np.ndarray) -> bool:
+    """Whether cameras [N, 4, 4] are in at least two places, so that they have a scale."""
+    if len(poses) < 2:
+        return False
+    centres = camera_centers(torch.from_numpy(poses))
+    away = (centres - centres.mean(0)).norm(dim=-1).max()
+    return float(away) > 1e-9 * max(1.0, float(centres.abs().max()))
 
 
 def into_predicted(poses: np.ndarray, predicted: np.ndarray, scale: float) -> Similarity:

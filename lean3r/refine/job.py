@@ -19,7 +19,8 @@ PICTURES, MASKS = "pictures", "masks"
 @dataclass(frozen=True)
 class Group:
     """Views that share a camera: COLMAP's model and parameters to start from; `trusted` that the focal length is
-    stated (EXIF), `fixed` that the parameters are known and stay, `assumed` that nobody said that they share one."""
+    stated (EXIF), `fixed` that the parameters are known and stay, `focal_fixed` that all but the distortion are known
+    and stay (of all groups, or none), `assumed` that nobody said that they share one."""
 
     width: int
     height: int
@@ -27,6 +28,7 @@ class Group:
     params: tuple[float, ...]
     trusted: bool = False
     fixed: bool = False
+    focal_fixed: bool = False
     assumed: bool = False
 
 
@@ -42,16 +44,23 @@ class View:
 @dataclass(frozen=True, eq=False)
 class Job:
     """S views: the network's cameras cam_from_world [S, 4, 4] and pinholes [S, 4] (fx, fy, cx, cy), the poses to
-    start from, start [S, 4, 4], and the pairs [P, 2] of views that are thought to overlap (None: all)."""
+    start from, start [S, 4, 4], of which those that are `held` [S] bool stay (two in different places at least, or
+    none), and the pairs [P, 2] of views that are thought to overlap (None: all)."""
 
     views: tuple[View, ...]
     groups: tuple[Group, ...]
     cam_from_world: np.ndarray
     pinholes: np.ndarray
     start: np.ndarray
+    held: np.ndarray
     pairs: np.ndarray | None
     features: int
     threads: int
+
+    @property
+    def knows_focals(self) -> bool:
+        """All focal lengths are known and stay."""
+        return all(group.fixed or group.focal_fixed for group in self.groups)
 
     def each_alone(self) -> Job | None:
         """The same with a camera for every view, started at the network's; None where none is shared or one is not
@@ -79,6 +88,7 @@ class Job:
         }
         (folder / "job.json").write_text(json.dumps(plain))
         arrays = {"cam_from_world": self.cam_from_world, "pinholes": self.pinholes, "start": self.start}
+        arrays["held"] = self.held
         if self.pairs is not None:
             arrays["pairs"] = self.pairs
         np.savez(folder / "job.npz", allow_pickle=False, **arrays)
@@ -95,6 +105,7 @@ class Job:
             arrays["cam_from_world"],
             arrays["pinholes"],
             arrays["start"],
+            arrays["held"],
             arrays.get("pairs"),
             plain["features"],
             plain["threads"],

@@ -56,7 +56,7 @@ def match(job: Job, folder: Path, database: Path) -> Matches:
         pycolmap.match_image_pairs(
             database, matching_options=options, pairing_options=pairing, verification_options=verification
         )
-    if not all(group.fixed for group in job.groups):
+    if not job.knows_focals:
         # Focal lengths from the fundamental matrices of all pairs together: better than any guess from one picture.
         calibration = pycolmap.ViewGraphCalibrationOptions()
         calibration.random_seed = 0

@@ -16,15 +16,18 @@ LEAST_POINTS = 12  # of a hanging part, by which its scale is judged
 FAR = np.log(2.0)  # the network's depth tells no scale better than this
 
 
-def rescaled(answer: Answer, reconstruction: Reconstruction, scales: np.ndarray) -> tuple[Answer, list[int]]:
+def rescaled(
+    answer: Answer, reconstruction: Reconstruction, scales: np.ndarray, held: np.ndarray
+) -> tuple[Answer, list[int]]:
     """The answer with hanging parts scaled around the view that they hang on, where their points are more than twice
     as far or as near as the network's depth says of the rest; and the views that were moved.
 
-    `scales` [S] are those of the pictures that the answer was found in. Directions between views stay as they were.
+    `scales` [S] are those of the pictures that the answer was found in; views that are `held` [S] are firm. Directions
+    between views stay as they were.
     """
     seen = np.zeros((len(answer.xyz), len(answer.has)), bool)
     seen[answer.point, answer.view] = True
-    firm = firm_part(seen)
+    firm = sorted({*firm_part(seen), *np.flatnonzero(held & answer.has).tolist()})
     if 2 * len(firm) < answer.has.sum():
         return answer, []
     ratios = depth_ratios(reconstruction, answer, answer.xy / scales[answer.view][:, None])

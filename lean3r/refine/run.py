@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lean3r.geometry.lens import LENSES, network_intrinsics, scaled
 from lean3r.originals import Originals
 from lean3r.processes import python_command
 from lean3r.refine import accept
 from lean3r.refine.depth import follow
-from lean3r.refine.frames import depth_scale, into_known, into_predicted, origin_view
+from lean3r.refine.frames import are_apart, depth_scale, into_known, into_predicted, origin_view
 from lean3r.refine.job import MASKS, PICTURES, Answer, Group, Job, View
 from lean3r.refine.options import RefineOptions
 from lean3r.refine.pairs import likely_pairs
@@ -26,8 +27,7 @@ from lean3r.scratch import temporary_folder
 from lean3r.types import Lens, Reconstruction, Registration, Source, SparsePoints
 
 THREADS = 2
-IN_PIXELS = {"SIMPLE_PINHOLE": 3, "PINHOLE": 4, "SIMPLE_RADIAL": 3, "RADIAL": 3, "OPENCV": 4}
-UNITLESS = {"SIMPLE_PINHOLE": 0, "PINHOLE": 0, "SIMPLE_RADIAL": 1, "RADIAL": 2, "OPENCV": 4}
+SAME_FOCAL = 1e-6  # relative; a camera with one focal length can stand for both
 
 
 def run(reconstruction: Reconstruction, originals: Originals | None, options: RefineOptions) -> Reconstruction:
@@ -56,10 +56,10 @@ def run(reconstruction: Reconstruction, originals: Originals | None, options: Re
             for b, a, s, has in zip(before.view_error_px, after.view_error_px, scales, answer.has, strict=True)
         ],
     }
-    if reason := accept.better(before, after):
+    if reason := accept.better(before, after, options.cam_from_world is not None):
         return kept(reconstruction, report, reason, start)
     report["notes"] = answer.report["notes"] + ([f"{ended}; what was done by then is used"] if ended else [])
-    answer, moved = rescaled(answer, reconstruction, scales)
+    answer, moved = rescaled(answer, reconstruction, scales, job.held)
     if moved:
         names = ", ".join(reconstruction.names[view] for view in moved)
         report["notes"].append(f"{names}: too few common points tell how far away; the network's depth was taken")
@@ -102,12 +102,13 @@ def prepare(reconstruction: Reconstruction, originals: Originals | None, options
         _group(sources, [v for v, key in enumerate(keys) if key == wanted], pinholes, scales, options)
         for wanted in numbers
     )
-    start = reconstruction.cam_from_world
+    start, held = reconstruction.cam_from_world, options.posed(len(sources))
     if options.cam_from_world is not None:
-        is_known = np.isfinite(options.cam_from_world).all((1, 2))
-        start = np.where(np.asarray(is_known)[:, None, None], options.cam_from_world, start)
+        start = np.where(held[:, None, None], options.cam_from_world, start)
+    if options.known_poses == "start" or not are_apart(start[held]):
+        held = np.zeros(len(sources), bool)
     pairs = likely_pairs(reconstruction)
-    job = Job(views, groups, reconstruction.cam_from_world, pinholes, start, pairs, options.features, THREADS)
+    job = Job(views, groups, reconstruction.cam_from_world, pinholes, start, held, pairs, options.features, THREADS)
     job.write(folder)
     return job
 
@@ -126,7 +127,8 @@ def camera_keys(sources: Sequence[Source], options: RefineOptions) -> list[Hasha
         known = None if options.intrinsics is None else options.intrinsics[view]
         matrix = None if known is None or not np.isfinite(known).all() else tuple(known.ravel())
         is_one = options.share_lens == "always" or len(stated[source.width, source.height]) <= 1
-        keys.append((source.width, source.height, None if is_one else source.focal_px, matrix))
+        lens = options.lenses[view] if options.lenses else None
+        keys.append((source.width, source.height, None if is_one else source.focal_px, matrix, lens))
     return keys
 
 
@@ -136,17 +138,26 @@ def _group(
     first = views[0]
     source, scale = sources[first], scales[first]
     width, height = size_of(source, scale)
+    if options.lenses and (lens := options.lenses[first]) is not None:
+        return Group(width, height, lens.model, scaled(lens, scale, scale).params, fixed=True)
     known = options.intrinsics
-    if known is not None and np.isfinite(known[first]).all():
-        params = known[first][[0, 1, 0, 1], [0, 1, 2, 2]] * scale
-        return Group(width, height, "PINHOLE", tuple(map(float, params)), fixed=True)
     model = "SIMPLE_RADIAL" if options.lens == "auto" else options.lens.upper().replace("-", "_")
+    if known is not None and np.isfinite(known[first]).all():
+        fx, fy, cx, cy = (float(value) * scale for value in known[first][[0, 1, 0, 1], [0, 1, 2, 2]])
+        # An adjustment cannot hold the focal lengths of some cameras alone.
+        if "PINHOLE" in model or not np.isfinite(known).all():
+            return Group(width, height, "PINHOLE", (fx, fy, cx, cy), fixed=True)
+        is_square = abs(fx / fy - 1) < SAME_FOCAL
+        model = model if is_square else "OPENCV"
+        focals, more = LENSES[model]
+        params = (*(fx, fy)[:focals], cx, cy, *[0.0] * more)
+        return Group(width, height, model, params, trusted=True, focal_fixed=True)
     stated = [sources[view].focal_px for view in views]
     stated = [value for value in stated if value is not None]
     trusted = 2 * len(stated) > len(views)
     focal = float(np.median(stated)) * scale if trusted else float(np.median(pinholes[views][:, :2]))
-    focals = [focal] * (IN_PIXELS[model] - 2)
-    params = (*focals, source.width * scale / 2, source.height * scale / 2, *[0.0] * UNITLESS[model])
+    focals, more = LENSES[model]
+    params = (*[focal] * focals, source.width * scale / 2, source.height * scale / 2, *[0.0] * more)
     assumed = not trusted and options.share_lens == "auto"
     return Group(width, height, model, params, trusted=trusted, assumed=assumed)
 
@@ -179,10 +190,9 @@ def place(reconstruction: Reconstruction, job: Job, answer: Answer, options: Ref
     scales = np.array([view.scale for view in job.views])
     xy = answer.xy / scales[answer.view][:, None]
     has = answer.has
-    fit = None
-    if options.cam_from_world is not None:
-        known = has & np.isfinite(options.cam_from_world).all((1, 2))
-        fit = into_known(answer.cam_from_world[known], options.cam_from_world[known])
+    known = options.posed(len(has))
+    both = has & known
+    fit = into_known(answer.cam_from_world[both], job.start[both])
     in_known_world = fit is not None
     if fit is None:
         scale = depth_scale(reconstruction, answer, xy)
@@ -190,23 +200,31 @@ def place(reconstruction: Reconstruction, job: Job, answer: Answer, options: Ref
     poses = reconstruction.cam_from_world.copy()
     poses[has] = fit.apply_to_poses(torch.from_numpy(answer.cam_from_world[has])).numpy()
     xyz = fit.apply(torch.from_numpy(answer.xyz)).numpy()
-    origin = origin_view(reconstruction.cam_from_world)
-    if origin is not None and not in_known_world:  # it is the world still
-        camera = poses[origin].copy()
-        xyz = xyz @ camera[:3, :3].T + camera[:3, 3]
-        poses = poses @ np.linalg.inv(camera)
-        poses[origin] = np.eye(4)
-    label: Registration = "refined" if answer.report["start"] else "fallback"
+    anchor = next(iter(np.flatnonzero(both)), origin_view(reconstruction.cam_from_world))
+    if anchor is not None and not in_known_world:  # its pose is known, or the world
+        goal = reconstruction.cam_from_world[anchor]
+        move = np.linalg.inv(goal) @ poses[anchor]
+        xyz = xyz @ move[:3, :3].T + move[:3, 3]
+        poses = poses @ np.linalg.inv(move)
+        poses[anchor] = goal
+    labels: list[Registration] = ["predicted"] * len(has)
+    for view in np.flatnonzero(has):
+        labels[view] = "refined" if answer.report["start"] else "fallback"
+    if options.known_poses == "fixed":
+        for view in np.flatnonzero(known):
+            poses[view], labels[view] = job.start[view], "given"
     with_lens = {camera for camera, registered in zip(answer.camera, has, strict=True) if registered}
     lenses, intrinsics = [], reconstruction.intrinsics.copy()
     for index, (view, source) in enumerate(zip(job.views, reconstruction.sources, strict=True)):
         camera = answer.camera[index]
         if camera not in with_lens:
-            matrix = reconstruction.original_intrinsics[index]
-            lenses.append(Lens("PINHOLE", tuple(map(float, matrix[[0, 1, 0, 1], [0, 1, 2, 2]]))))
+            lenses.append(_lens_before(reconstruction, index))
             continue
-        lenses.append(_lens(answer.models[camera], answer.params[camera], view.scale))
-        intrinsics[index] = _network_intrinsics(lenses[-1], source)
+        if options.lenses and (lens := options.lenses[index]) is not None:
+            lenses.append(lens)  # as it was given, to the last digit
+            continue
+        lenses.append(scaled(Lens(answer.models[camera], answer.params[camera]), 1 / view.scale, 1 / view.scale))
+        intrinsics[index] = network_intrinsics(lenses[-1], source)
     sparse = SparsePoints(
         xyz,
         _colours(reconstruction, answer, xy),
@@ -221,23 +239,16 @@ def place(reconstruction: Reconstruction, job: Job, answer: Answer, options: Ref
         intrinsics=intrinsics,
         lenses=tuple(lenses),
         sparse=sparse,
-        registration=tuple(label if registered else "predicted" for registered in has),
+        registration=tuple(labels),
     )
 
 
-def _lens(model: str, params: tuple[float, ...], scale: float) -> Lens:
-    """A camera of a shrunk picture, in pixels of the original."""
-    count = IN_PIXELS[model]
-    return Lens(model, (*(value / scale for value in params[:count]), *params[count:]))
-
-
-def _network_intrinsics(lens: Lens, source: Source) -> np.ndarray:
-    """The pinhole part [3, 3] of a lens, in network pixels."""
-    count = IN_PIXELS[lens.model]
-    fx, fy = lens.params[0], lens.params[count - 3]
-    cx, cy = lens.params[count - 2 : count]
-    sx, sy, ox, oy = source.original_from_network
-    return np.array([[fx / sx, 0, (cx - ox) / sx], [0, fy / sy, (cy - oy) / sy], [0, 0, 1]])
+def _lens_before(reconstruction: Reconstruction, view: int) -> Lens:
+    """The lens that a view has before refinement."""
+    if reconstruction.lenses:
+        return reconstruction.lenses[view]
+    matrix = reconstruction.original_intrinsics[view]
+    return Lens("PINHOLE", tuple(map(float, matrix[[0, 1, 0, 1], [0, 1, 2, 2]])))
 
 
 def _colours(reconstruction: Reconstruction, answer: Answer, xy: np.ndarray) -> np.ndarray:

@@ -68,6 +68,11 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
     if not len(matches.pairs):
         return
     mapper = adjust.Mapper(job, database)
+    if job.held.any():
+        answer = answer_of(job, matches, mapper.from_poses(job.start, np.flatnonzero(job.held).tolist()), True)
+        if answer is not None:
+            yield answer
+        return
     found: list[Answer] = []
     views = adjust.consistent_views(matches, job.start)
     matched = len(np.unique(matches.pairs))
@@ -150,6 +155,7 @@ def answer_of(job: Job, matches: matching.Matches, model: pycolmap.Reconstructio
         return None
     before = accept.fit(matches, _before(job), job.cam_from_world)
     placed = np.where(has[:, None, None], poses, np.nan)  # a match with a view that is not there counts as a miss
+    placed[job.held] = job.start[job.held]
     after = accept.fit(matches, [cameras[v.group] for v in job.views], placed)
     return Answer(
         poses,
@@ -175,7 +181,10 @@ def answer_of(job: Job, matches: matching.Matches, model: pycolmap.Reconstructio
 
 def _before(job: Job) -> list[pycolmap.Camera]:
     groups = [job.groups[view.group] for view in job.views]
-    return [features.pinhole(p, g.width, g.height) for p, g in zip(job.pinholes, groups, strict=True)]
+    return [
+        features.camera_of(group) if group.fixed else features.pinhole(params, group.width, group.height)
+        for params, group in zip(job.pinholes, groups, strict=True)
+    ]
 
 
 def _end_with_parent() -> None:

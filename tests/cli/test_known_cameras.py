@@ -83,40 +83,43 @@ def moved_away() -> tuple[Prediction, Given, Similarity]:
     there = back.inverse().apply_to_poses(poses())
     depth = torch.rand(1, 4, 5, 6) + 1
     eye = torch.eye(3).expand(1, 4, 3, 3)
-    return Prediction(there[None], eye, depth, depth), Given(poses(), torch.ones(4, dtype=torch.bool)), back
+    return Prediction(there[None], eye, depth, depth), known([True] * 4), back
+
+
+def known(has_pose: list[bool], has_intrinsics: tuple[bool, ...] = (False,) * 4, is_metric: bool = False) -> Given:
+    """The true poses, and one pinhole, of the views that have them."""
+    k = torch.tensor([[9.0, 0, 3], [0, 8, 2], [0, 0, 1]]).double().expand(4, 3, 3)
+    return Given(poses(), torch.tensor(has_pose), k, torch.tensor(has_intrinsics), (None,) * 4, is_metric)
 
 
 @pytest.mark.parametrize("is_metric", [True, False])
 def test_cameras_that_the_model_found_itself_move_into_the_given_world(is_metric: bool) -> None:
-    found, given, back = moved_away()
-    given = Given(given.cam_from_world, torch.tensor([True, False, True, True]), is_metric)
-    placed, scale = in_given_world(found, None, given, frozenset())
+    found, _, back = moved_away()
+    placed, scale, *_ = in_given_world(found, known([True, False, True, True], is_metric=is_metric))
     assert scale == ("metric" if is_metric else "aligned")
     torch.testing.assert_close(placed.cam_from_world[0], poses(), atol=1e-6, rtol=0)
     torch.testing.assert_close(placed.depth, found.depth * back.scale.float())
 
 
-def test_cameras_that_were_read_come_back_as_they_were_given() -> None:
-    found, given, _ = moved_away()
-    k = torch.tensor([[9.0, 0, 3], [0, 8, 2], [0, 0, 1]]).expand(1, 4, 3, 3)
-    known = Known(k, given.cam_from_world[None], has_intrinsics=torch.tensor([[True, True, False, True]]))
+def test_given_cameras_come_back_as_they_were_given_whatever_was_predicted() -> None:
+    found, _, _ = moved_away()
+    given = known([True, True, True, False], (True, True, False, True))
     noisy = Prediction(found.cam_from_world + 0.01, found.intrinsics, found.depth, found.conf, is_metric=True)
-    placed, scale = in_given_world(noisy, known, given, frozenset({"cam_from_world", "intrinsics"}))
+    placed, scale, *_ = in_given_world(noisy, given)
     assert scale == "aligned" and not placed.is_metric
-    assert torch.equal(placed.cam_from_world[0], poses())
-    assert torch.equal(placed.intrinsics[0, 0], k[0, 0]) and torch.equal(placed.intrinsics[0, 2], torch.eye(3))
+    assert torch.equal(placed.cam_from_world[0, :3], poses()[:3])
+    assert not torch.equal(placed.cam_from_world[0, 3], poses()[3])
+    assert torch.equal(placed.intrinsics[0, 0], given.intrinsics[0])
+    assert torch.equal(placed.intrinsics[0, 2], torch.eye(3).double())
 
 
 def test_poses_in_one_place_set_the_frame_only() -> None:
-    found, given, _ = moved_away()
-    alone = Given(given.cam_from_world, torch.tensor([False, True, False, False]))
-    placed, scale = in_given_world(found, None, alone, frozenset({"cam_from_world"}))
+    found, _, _ = moved_away()
+    placed, scale, *_ = in_given_world(found, known([False, True, False, False]))
     assert scale == "relative" and torch.equal(placed.cam_from_world[0, 1], poses()[1])
     torch.testing.assert_close(placed.depth, found.depth)
     relative = placed.cam_from_world[0] @ torch.linalg.inv(placed.cam_from_world[0, 0])
     torch.testing.assert_close(relative, found.cam_from_world[0] @ torch.linalg.inv(found.cam_from_world[0, 0]))
-    untouched, scale = in_given_world(found, None, alone, frozenset())
-    assert scale == "relative" and torch.equal(untouched.cam_from_world, found.cam_from_world)
 
 
 READS = {
@@ -132,20 +135,21 @@ READS = {
 
 @pytest.mark.parametrize("name", READS)
 def test_what_each_model_reads_and_says(name: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    scene = reconstruct(name, folder, cameras())
-    assert set(scene.info["known"]["read"]) == READS[name]
-    assert scene.info["known"]["views"] == {"intrinsics": 4, "cam_from_world": 4}
+    with caplog.at_level(logging.INFO, "lean3r"):
+        scene = reconstruct(name, folder, cameras())
+    told = scene.info["known"]
+    assert set(told["read"]) == READS[name] and told["views"] == {"intrinsics": 4, "cam_from_world": 4}
+    for part in ("intrinsics", "cam_from_world"):
+        assert told["used"][part] == ["read by the network"] * (part in READS[name]) + ["those of the result"]
     lines = [r.getMessage() for r in caplog.records if "does not read" in r.getMessage()]
     unread = " and ".join(
         t for p, t in {"intrinsics": "intrinsics", "cam_from_world": "poses"}.items() if p not in READS[name]
     )
-    assert lines == ([f"{tiny(name).name} does not read the known {unread}"] if unread else [])
-    if "cam_from_world" in READS[name]:
-        np.testing.assert_array_equal(scene.cam_from_world, poses().numpy())
-    if "intrinsics" in READS[name]:
-        expected = [camera.intrinsics for camera in cameras().cameras]
-        np.testing.assert_allclose(scene.original_intrinsics, expected, rtol=1e-5)
-    assert scene.scale == ("metric" if name == "da3metric-large" else "aligned")
+    assert lines == ([f"the network of {tiny(name).name} does not read the known {unread}"] if unread else [])
+    np.testing.assert_array_equal(scene.cam_from_world, poses().numpy())
+    expected = [camera.intrinsics for camera in cameras().cameras]
+    np.testing.assert_allclose(scene.original_intrinsics, expected, rtol=1e-12)
+    assert scene.scale == "aligned"
     assert (scene.depth[scene.mask] > 0).all()
 
 
@@ -163,9 +167,10 @@ def test_depth_anything_3_reads_cameras_only_if_all_are_known(folder: Path, capl
         "does not read the known intrinsics and poses (it takes intrinsics and poses together and for all"
         in caplog.text
     )
-    assert scene.info["known"] == {"views": {"intrinsics": 3, "cam_from_world": 3}, "read": []}
+    told = scene.info["known"]
+    assert told["views"] == {"intrinsics": 3, "cam_from_world": 3} and told["read"] == []
     plain = reconstruct("da3-small", folder, None)
-    np.testing.assert_allclose(scene.intrinsics, plain.intrinsics)
+    np.testing.assert_allclose(scene.intrinsics[3], plain.intrinsics[3])
     assert scene.scale == "aligned" and plain.scale == "relative", "moved into the given world all the same"
     caplog.clear()
     assert reconstruct("da3-small", folder, cameras(), known="poses").info["known"]["read"] == []
@@ -251,10 +256,11 @@ def test_cameras_on_the_command_line(folder: Path, weights: Path, tmp_path: Path
     (first / "cameras.json").write_text((first / "cameras.json").read_text().replace("4.png", "5.png"))
     assert main([*command, str(second), "--cameras", str(first), "--known", "poses"]) == 0
     said = capsys.readouterr().err
-    assert "warning: nano does not read the known poses\n" in said
-    assert "known: poses of 4; read by the network: nothing" in said
+    assert "does not read" not in said and "known poses of 4 views: those of the result\n" in said
     manifest = json.loads((second / "manifest.json").read_text())
-    assert manifest["scale"] == "aligned" and manifest["known"] == {"views": {"cam_from_world": 4}, "read": []}
+    used = {"cam_from_world": ["those of the result"]}
+    assert manifest["scale"] == "aligned"
+    assert manifest["known"] == {"views": {"cam_from_world": 4}, "read": [], "used": used}
     before, after = (json.loads((out / "cameras.json").read_text())["views"] for out in (first, second))
     for a, b in zip(before, after, strict=True):
         np.testing.assert_allclose(a["cam_from_world"], b["cam_from_world"], atol=1e-4)

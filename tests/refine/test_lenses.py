@@ -15,7 +15,7 @@ def job(groups: tuple[Group, ...], of_views: tuple[int, ...]) -> Job:
     views = tuple(View(group, 1.0, f"{group}/{index:06d}.bmp") for index, group in enumerate(of_views))
     poses = np.tile(np.eye(4), (count, 1, 1))
     pinholes = np.array([[100.0 + i, 100.0 + i, 32, 24] for i in range(count)])
-    return Job(views, groups, poses, pinholes, poses, None, 100, 1)
+    return Job(views, groups, poses, pinholes, poses, np.zeros(count, bool), None, 100, 1)
 
 
 def test_views_that_share_by_assumption_get_cameras_of_their_own() -> None:

@@ -18,11 +18,12 @@ from PIL import Image
 from lean3r.errors import UsageError
 from lean3r.eval.pose_errors import relative_pose_errors
 from lean3r.geometry.align import align_cameras
+from lean3r.geometry.lens import colmap_camera
 from lean3r.originals import Originals
 from lean3r.pipeline.observer import Observer
 from lean3r.pipeline.refining import Refining, refined
 from lean3r.refine import RefineOptions, pairs, refine
-from lean3r.types import Reconstruction
+from lean3r.types import Lens, Reconstruction
 
 sys.path.insert(0, str(Path(__file__).parent))
 import scenes
@@ -101,10 +102,82 @@ def test_known_poses_set_the_world(tmp_path: Path) -> None:
     poses = scenes.arc(4)
     known = scaled(poses, 10.0) @ scenes.look((40, 10, 0), (5, 6, 7))
     known[3] = np.nan
-    found = refine_files(scenes.scene(poses), poses, tmp_path, cam_from_world=known)
+    found = refine_files(scenes.scene(poses), poses, tmp_path, cam_from_world=known, known_poses="start")
     assert found.info["refinement"]["status"] == "refined"
     assert np.abs(found.cam_from_world[:3] - known[:3]).max() < 0.6
     assert worst_deg(found, poses) < 1.5
+
+
+def test_known_poses_are_held_and_the_other_views_join_them(tmp_path: Path) -> None:
+    poses = scenes.arc(4)
+    known = scaled(poses, 10.0) @ scenes.look((40, 10, 0), (5e4, 6e4, 7e3))
+    truth = known.copy()
+    known[3] = np.nan
+    found = refine_files(scenes.scene(poses), poses, tmp_path, cam_from_world=known)
+    assert found.registration == ("given", "given", "given", "refined")
+    np.testing.assert_array_equal(found.cam_from_world[:3], known[:3])
+    assert worst_deg(found, truth) < 0.5
+    assert np.linalg.norm(np.linalg.inv(found.cam_from_world[3])[:3, 3] - np.linalg.inv(truth[3])[:3, 3]) < 0.3
+    assert found.sparse is not None and len(found.sparse.xyz) > 50
+    depths = (found.sparse.xyz @ truth[0, :3, :3].T + truth[0, :3, 3])[:, 2]
+    assert 10 < np.median(depths) < 70, "the points are in the world of the poses"
+
+
+def test_one_known_pose_sets_the_frame(tmp_path: Path) -> None:
+    poses = scenes.arc(4)
+    known = np.full((4, 4, 4), np.nan)
+    known[2] = scenes.look((40, 10, 0), (5, 6, 7))
+    before = scenes.scene(poses)
+    placed = replace(before, cam_from_world=before.cam_from_world @ np.linalg.inv(before.cam_from_world[2]) @ known[2])
+    matrices = np.stack([scenes.INTRINSICS] * 4)
+    found = refine_files(placed, poses, tmp_path, cam_from_world=known, intrinsics=matrices, lens="pinhole")
+    np.testing.assert_allclose(found.cam_from_world[2], known[2], atol=1e-12)
+    assert worst_deg(found, poses) < 1.5
+
+
+@pytest.mark.parametrize("known_poses", ["fixed", "start"])
+def test_true_cameras_make_points_although_nothing_is_left_to_be_better(tmp_path: Path, known_poses: str) -> None:
+    poses = scenes.arc(4)
+    lens = Lens("PINHOLE", (scenes.FOCAL, scenes.FOCAL, scenes.WIDTH / 2, scenes.HEIGHT / 2))
+    exact = replace(scenes.scene(poses), cam_from_world=poses)
+    options = {"cam_from_world": poses, "known_poses": known_poses, "lenses": (lens,) * 4}
+    found = refine_files(exact, poses, tmp_path, **options)
+    assert found.info["refinement"]["status"] == "refined" and found.sparse is not None
+    assert found.lenses == (lens,) * 4 and worst_deg(found, poses) < 0.3
+    assert np.array_equal(found.cam_from_world, poses) == (known_poses == "fixed")
+
+
+def test_a_known_lens_is_kept_and_distortion_that_nobody_told_is_found(tmp_path: Path) -> None:
+    """Pictures of a lens with distortion: told whole it is exact; of its pinhole alone, the rest is estimated."""
+    poses = scenes.arc(5)
+    lens = Lens("SIMPLE_RADIAL", (scenes.FOCAL, scenes.WIDTH / 2, scenes.HEIGHT / 2, -0.15))
+    bent = {view: lambda picture: bend(picture, lens) for view in range(5)}
+    before = scenes.scene(poses)
+    matrices = np.stack([scenes.INTRINSICS] * 5)
+    for name in ("told", "half", "flat"):
+        (tmp_path / name).mkdir()
+    told = refine_files(before, poses, tmp_path / "told", bent, intrinsics=matrices, lenses=(lens,) * 5)
+    half = refine_files(before, poses, tmp_path / "half", bent, intrinsics=matrices)
+    flat = refine_files(before, poses, tmp_path / "flat", bent, intrinsics=matrices, lens="pinhole")
+    assert told.lenses == (lens,) * 5 and worst_deg(told, poses) < 0.5
+    assert {found.model for found in half.lenses} == {"SIMPLE_RADIAL"}
+    np.testing.assert_allclose(half.lenses[0].params[:3], lens.params[:3], rtol=1e-9)
+    assert abs(half.lenses[0].params[3] + 0.15) < 0.05
+    np.testing.assert_allclose(half.original_intrinsics, matrices, rtol=1e-9)
+    assert max(worst_deg(told, poses), worst_deg(half, poses)) < worst_deg(flat, poses)
+
+
+def bend(picture: Image.Image, lens: Lens) -> Image.Image:
+    """What a lens makes of a pinhole's picture."""
+    array = np.asarray(picture, np.float32)
+    x, y = np.meshgrid(np.arange(scenes.WIDTH) + 0.5, np.arange(scenes.HEIGHT) + 0.5)
+    camera = colmap_camera(lens, scenes.WIDTH, scenes.HEIGHT)
+    rays = np.asarray(camera.cam_from_img(np.stack([x.ravel(), y.ravel()], 1)))
+    at = rays * scenes.FOCAL + [scenes.WIDTH / 2, scenes.HEIGHT / 2]
+    grid = torch.from_numpy(2 * at / [scenes.WIDTH, scenes.HEIGHT] - 1).float().reshape(1, *x.shape, 2)
+    shot = torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)[None]
+    seen = torch.nn.functional.grid_sample(shot, grid, mode="bicubic", align_corners=False)[0].permute(1, 2, 0)
+    return Image.fromarray(seen.round().clamp(0, 255).byte().numpy().reshape(array.shape))
 
 
 def test_chosen_pairs_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

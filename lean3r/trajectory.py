@@ -1,0 +1,121 @@
+"""Poses over time: trajectories in TUM's format, and which pictures they belong to."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+
+from lean3r.errors import InputError
+from lean3r.geometry.rotation import matrix_from_quaternion, so3_exp, so3_log
+
+logger = logging.getLogger("lean3r")
+
+SAME_S = 0.005  # a pose so near in time is that of the picture
+GAP_S = 0.5  # poses further apart are not interpolated
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """N poses: times_s [N], ascending; world_from_cam [N, 4, 4]; lines [N], in which order the file has them."""
+
+    times_s: np.ndarray
+    world_from_cam: np.ndarray
+    lines: np.ndarray
+
+    def match(self, names: Sequence[str], times_s: Sequence[float | None], origin: str) -> list[np.ndarray | None]:
+        """cam_from_world [4, 4] of each picture, None where there is none.
+
+        Frames of a video are found by their times in seconds, between two poses by interpolation; pictures by the time
+        that is their name (1305031102.175304.png), else by the last number in it: that of the pose where times are
+        whole numbers, of its line otherwise (from 0, or from 1 where the numbers run so). InputError when none is
+        found, or where two videos run at the same time.
+        """
+        when = list(times_s) or [None] * len(names)
+        timed = [time for time in when if time is not None]
+        counts_frames = self._is_counted and bool(timed) and self.times_s[-1] > max(timed) + 1
+        stamps = [_stamp(name) for name in names]
+        if timed and not counts_frames:
+            if len(set(timed)) < len(timed):
+                raise InputError(f"{origin} is one trajectory, and the frames are of several videos; give one of them")
+            poses = [None if time is None else self.at(time) for time in when]
+            what = f"video frames from {min(timed):.3f} to {max(timed):.3f} s"
+        elif None not in stamps:
+            poses = [None if stamp is None else self.at(stamp) for stamp in stamps]
+            what = "names that are times"
+        else:
+            poses, what = self._by_number(names)
+        if not any(pose is not None for pose in poses):
+            raise InputError(
+                f"no pose of {origin} is that of a picture: its times run from {self.times_s[0]:.3f} to "
+                f"{self.times_s[-1]:.3f}; looked for {what} ({names[0]}, ...)"
+            )
+        logger.info("poses of %s were found for %s", origin, what)
+        return poses
+
+    def at(self, time_s: float) -> np.ndarray | None:
+        """cam_from_world [4, 4] at a time, between poses at most GAP_S apart by interpolation; None elsewhere."""
+        after = int(np.searchsorted(self.times_s, time_s))
+        near = [i for i in (after - 1, after) if 0 <= i < len(self.times_s) and abs(self.times_s[i] - time_s) <= SAME_S]
+        if near:
+            return np.linalg.inv(self.world_from_cam[min(near, key=lambda i: abs(self.times_s[i] - time_s))])
+        if not 0 < after < len(self.times_s) or self.times_s[after] - self.times_s[after - 1] > GAP_S:
+            return None
+        share = (time_s - self.times_s[after - 1]) / (self.times_s[after] - self.times_s[after - 1])
+        first, second = torch.from_numpy(self.world_from_cam[after - 1 : after + 1])
+        pose = torch.lerp(first, second, float(share))
+        pose[:3, :3] = first[:3, :3] @ so3_exp(share * so3_log(first[:3, :3].mT @ second[:3, :3]))
+        return np.linalg.inv(pose.numpy())
+
+    @property
+    def _is_counted(self) -> bool:
+        return bool((self.times_s == np.round(self.times_s)).all())
+
+    def _by_number(self, names: Sequence[str]) -> tuple[list[np.ndarray | None], str]:
+        numbers = [_number(name) for name in names]
+        found = [number for number in numbers if number is not None]
+        keys, what = (self.times_s, "numbers in names") if self._is_counted else (self.lines, "numbers of lines")
+        if not self._is_counted and found and min(found) == 1 and max(found) == len(keys):
+            keys, what = keys + 1, "numbers of lines from 1"
+        row = {int(key): index for index, key in enumerate(keys)}
+        rows = [None if number is None else row.get(number) for number in numbers]
+        return [None if index is None else np.linalg.inv(self.world_from_cam[index]) for index in rows], what
+
+
+def read_trajectory(path: Path) -> Trajectory:
+    """Lines `timestamp tx ty tz qx qy qz qw`, camera to world; ValueError with the reason when it is none."""
+    try:
+        lines = [line for line in path.read_text().splitlines() if line.partition("#")[0].strip()]
+    except OSError as error:
+        raise ValueError(str(error)) from error
+    rows = np.loadtxt(lines, dtype=np.float64, ndmin=2) if lines else np.zeros((0, 0))
+    if rows.shape[1] != 8:
+        raise ValueError(f"{rows.shape[1]} numbers a line; a trajectory has 8: time tx ty tz qx qy qz qw")
+    if not np.isfinite(rows).all() or np.abs(np.linalg.norm(rows[:, 4:], axis=1) - 1).max() > 0.01:
+        raise ValueError("a line holds no quaternion of length 1 behind time and place")
+    order = np.argsort(rows[:, 0], kind="stable")
+    rows = rows[order]
+    poses = np.tile(np.eye(4), (len(rows), 1, 1))
+    poses[:, :3, :3] = matrix_from_quaternion(torch.from_numpy(rows[:, [7, 4, 5, 6]])).numpy()
+    poses[:, :3, 3] = rows[:, 1:4]
+    return Trajectory(rows[:, 0], poses, order)
+
+
+def _stamp(name: str) -> float | None:
+    """The time in seconds that a picture is named by: a decimal number, or so many digits that it is a clock's time in
+    milli-, micro- or nanoseconds."""
+    stem = PurePosixPath(name).stem
+    if re.fullmatch(r"\d+\.\d+", stem):
+        return float(stem)
+    return int(stem) / 10 ** (len(stem) - 10) if re.fullmatch(r"\d{10}|\d{13}|\d{16}|\d{19}", stem) else None
+
+
+def _number(name: str) -> int | None:
+    """The last number in a picture's name."""
+    found = re.findall(r"\d+", PurePosixPath(name).stem)
+    return int(found[-1][-18:]) if found else None

@@ -1,0 +1,97 @@
+"""Trajectories as cameras: which pose belongs to which picture, by times and by numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lean3r.cameras import GivenCameras, read_given
+from lean3r.errors import InputError
+from lean3r.geometry.rotation import matrix_from_quaternion, quaternion_from_matrix, so3_exp
+
+STEP = torch.tensor([0.02, -0.03, 0.01]).double()
+
+
+def place(at: float) -> np.ndarray:
+    """world_from_cam [4, 4] of a camera that moves and turns steadily."""
+    pose = np.eye(4)
+    pose[:3, :3] = so3_exp(at * STEP).numpy()
+    pose[:3, 3] = 0.1 * at, -0.2 * at, 3.0
+    return pose
+
+
+def written(path: Path, times: list[float], places: list[float] | None = None) -> GivenCameras:
+    """A file of poses at `places` (those of the times), one at each time."""
+    lines = ["# timestamp tx ty tz qx qy qz qw", ""]
+    for time, at in zip(times, times if places is None else places, strict=True):
+        w, x, y, z = quaternion_from_matrix(torch.from_numpy(place(at)[:3, :3])).tolist()
+        lines.append(" ".join(repr(v) for v in (time, *place(at)[:3, 3].tolist(), x, y, z, w)))
+    path.write_text("\n".join(lines) + "\n")
+    return read_given(path)
+
+
+def found(given: GivenCameras, names: list[str], times_s: list[float | None] | None = None) -> list[np.ndarray | None]:
+    cameras = given.match(names, times_s or [None] * len(names))
+    return [c.cam_from_world if c is not None else None for c in cameras]
+
+
+def assert_at(pose: np.ndarray | None, at: float) -> None:
+    assert pose is not None
+    np.testing.assert_allclose(np.linalg.inv(pose), place(at), atol=1e-9)
+
+
+def test_frames_by_time_exactly_or_between_two_poses(tmp_path: Path) -> None:
+    given = written(tmp_path / "poses.txt", [0.0, 0.1, 0.3, 2.0])
+    names = [f"clip_{i:06d}.png" for i in range(4)]
+    exact, between, far, outside = found(given, names, [0.1, 0.25, 1.0, 5.0])
+    assert_at(exact, 0.1)
+    assert_at(between, 0.25)
+    assert far is None and outside is None
+
+
+def test_pictures_by_the_time_that_is_their_name(tmp_path: Path) -> None:
+    start = 1305031102.0
+    given = written(tmp_path / "poses.txt", [start, start + 1, start + 2], [0, 1, 2])
+    assert_at(found(given, ["rgb/1305031103.000200.png"])[0], 1)
+    assert_at(found(given, ["1305031104000000000.png"])[0], 2)
+
+
+def test_pictures_by_numbers(tmp_path: Path) -> None:
+    counted = written(tmp_path / "counted.txt", [2.0, 5.0, 7.0])
+    first, second = found(counted, ["a_0005.jpg", "a_0006.jpg"])
+    assert_at(first, 5)
+    assert second is None
+    assert_at(found(counted, ["clip_000007.png"], [0.7])[0], 7)  # times beyond the video's end are numbers of frames
+    timed = written(tmp_path / "timed.txt", [0.0, 0.1, 0.2])
+    assert_at(found(timed, ["f0.png", "f2.png"])[1], 0.2)
+    assert_at(found(timed, ["f1.png", "f2.png", "f3.png"])[2], 0.2)
+
+
+def test_what_matches_nothing_and_what_is_no_trajectory(tmp_path: Path) -> None:
+    given = written(tmp_path / "poses.txt", [10.0, 10.1])
+    with pytest.raises(InputError, match=r"from 10\.000 to 10\.100; looked for video frames from 0\.000"):
+        found(given, ["a.png", "b.png"], [0.0, 0.5])
+    with pytest.raises(InputError, match="several videos"):
+        found(given, ["a.png", "b.png"], [10.0, 10.0])
+    for text, said in (
+        ("1 2 3", "3 numbers a line"),
+        ("0 0 0 0 0 0 0 0", "no quaternion"),
+        ("", "0 numbers"),
+        ("0 0 0 0 0 0 0 x", "could not convert"),
+    ):
+        (tmp_path / "bad.txt").write_text(text)
+        with pytest.raises(InputError, match=said):
+            read_given(tmp_path / "bad.txt")
+
+
+def test_the_real_one_is_camera_to_world(data_dir: Path) -> None:
+    path = data_dir / "video" / "office_walk_poses_tum.txt"
+    row = np.loadtxt(path)[37]
+    pose = found(read_given(path), ["office_walk_000037.png"], [3.7])[0]
+    assert pose is not None
+    np.testing.assert_allclose(np.linalg.inv(pose)[:3, 3], row[1:4], atol=1e-9)
+    turn = matrix_from_quaternion(torch.from_numpy(row[[7, 4, 5, 6]])).numpy()
+    np.testing.assert_allclose(np.linalg.inv(pose)[:3, :3], turn, atol=1e-6)
