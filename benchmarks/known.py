@@ -41,14 +41,11 @@ def ways(scene: Path, folder: Path) -> dict[str, dict[str, Any]]:
     return {
         "none": REFINED,
         "off": {"refine": "off"},
+        "off_both": {"refine": "off", "cameras": truth},
         "pinholes": REFINED | {"cameras": folder / "pinholes.json"},
         "intrinsics": REFINED | {"cameras": truth, "known": "intrinsics"},
-        "poses_fixed": REFINED | {"cameras": truth, "known": "poses"},
-        "poses_start": REFINED | {"cameras": truth, "known": "poses", "known_poses": "start"},
         "both_fixed": REFINED | {"cameras": truth},
         "both_start": REFINED | {"cameras": truth, "known_poses": "start"},
-        "off_intrinsics": {"refine": "off", "cameras": truth, "known": "intrinsics"},
-        "off_both": {"refine": "off", "cameras": truth},
     }
 
 
@@ -95,24 +92,23 @@ def worse(row: dict[str, dict]) -> list[str]:
 def measure(model, options: argparse.Namespace) -> Iterator[dict]:
     """The result so far, after each scene."""
     rows: dict[str, dict] = {}
-    for scene in sorted(path for path in options.photos.iterdir() if (path / "gt").is_dir()):
-        if options.scenes and scene.name not in options.scenes:
-            continue
+    every = sorted(path.name for path in options.photos.iterdir() if (path / "gt").is_dir())
+    for scene in (options.photos / name for name in options.scenes or every):
         row: dict[str, dict] = {}
         with tempfile.TemporaryDirectory() as name:
             for way, given in ways(scene, Path(name)).items():
                 row[way] = figures(lean3r.reconstruct(model, scene / "images", **given), scene / "gt")
                 print(scene.name, way, row[way], flush=True)
         rows[scene.name] = row
-        every = {name: lost for name, found in rows.items() if (lost := worse(found))}
-        yield {"model": options.model, "worse_than_without": every, "scenes": rows}
+        losses = {name: lost for name, found in rows.items() if (lost := worse(found))}
+        yield {"model": options.model, "worse_than_without": losses, "scenes": rows}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", type=Path, default=Path("../shared/data/scenes"))
     parser.add_argument("--model", default="nano")
-    parser.add_argument("--scenes", nargs="*", help="only these")
+    parser.add_argument("--scenes", nargs="*", help="only these, in this order")
     parser.add_argument("--out", default="known")
     options = parser.parse_args()
     torch.set_num_threads(THREADS)

@@ -264,7 +264,7 @@ class Reconstruction:
     `skipped` lists (name, reason). `info` carries model, settings, seconds by stage and peak memory for
     the manifest, as JSON-ready values. After refinement, and where
     lenses are known, `lenses` holds a camera for each view (empty: pinholes after `intrinsics`). After refinement
-    `sparse` holds the triangulated points, and `registration` says of each view whether its pose is the network's
+    `sparse` holds the triangulated points. `registration` says of each view whether its pose is the network's
     ("predicted"), bundle-adjusted from it ("refined"), from structure from motion alone ("fallback"), or known and as
     it was given ("given"); empty means that all are predicted.
     """

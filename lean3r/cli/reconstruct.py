@@ -375,7 +375,7 @@ def describe_known(known: Mapping) -> str:
 def describe_refinement(told: Mapping) -> str:
     """How a refinement ended, and the reprojection error before and after."""
     if told["status"] == "kept":
-        return f"kept as predicted: {told['reason']}"
+        return f"none, the cameras are as before: {told['reason']}"
     how = "from the predicted cameras" if told["status"] == "refined" else "from matches alone (fallback)"
     error = told["error_px"]
     return f"{told['registered']} views {how}; reprojection error {error['before']:.2f} -> {error['after']:.2f} px"

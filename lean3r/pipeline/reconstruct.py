@@ -199,6 +199,7 @@ def reconstruct(
         skipped=tuple(loaded.skipped),
         info=info,
         lenses=lenses,
+        registration=() if given is None else tuple("given" if has else "predicted" for has in given.has_pose.tolist()),
         **arrays,
     )
     if refining.applies(model, not isinstance(inputs, Views)):

@@ -78,7 +78,7 @@ def refined(
         found = _kept(scene, str(error))
     told = found.info["refinement"]
     if told["status"] == "kept" and len(scene.sources) > 1:
-        logger.warning("not refined: %s; the network's cameras stay", told["reason"])
+        logger.warning("not refined: %s; the cameras stay as they were", told["reason"])
     for note in told.get("notes", ()):
         logger.warning("%s", note)
     return found

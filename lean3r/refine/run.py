@@ -24,9 +24,15 @@ from lean3r.refine.pairs import likely_pairs
 from lean3r.refine.parts import rescaled
 from lean3r.refine.pictures import scale_of, size_of, write_masks, write_pictures
 from lean3r.scratch import temporary_folder
-from lean3r.types import Lens, Reconstruction, Registration, Source, SparsePoints
+from lean3r.types import Lens, Reconstruction, Registration, Source, SparsePoints, with_warning
 
 THREADS = 2
+FITTING = 0.75  # share of verified matches that true poses fit at least
+MISFIT = (
+    "the known poses fit {:.0%} of the matches between the pictures; true ones fit nearly all. Check what they are "
+    "(camera to world or world to camera, axes, times); rough ones are refined with --known-poses start"
+)
+UNCONFIRMED = "nothing in the pictures confirms the known poses: no points could be made with them"
 SAME_FOCAL = 1e-6  # relative; a camera with one focal length can stand for both
 
 
@@ -42,7 +48,10 @@ def run(reconstruction: Reconstruction, originals: Originals | None, options: Re
         ended = work(folder, limit - (time.perf_counter() - start))
         answer = Answer.read(folder)
     if answer is None:
-        return kept(reconstruction, report, ended or "too few matches between the pictures, or no parallax", start)
+        reason = ended or "too few matches between the pictures, or no parallax"
+        if job.held.any():
+            reconstruction = with_warning(reconstruction, "known-poses", UNCONFIRMED)
+        return kept(reconstruction, report, reason, start)
     before, after = (accept.Fit(**answer.report[key]) for key in ("before", "after"))
     scales = np.array([view.scale for view in job.views])
     report |= {
@@ -56,6 +65,11 @@ def run(reconstruction: Reconstruction, originals: Originals | None, options: Re
             for b, a, s, has in zip(before.view_error_px, after.view_error_px, scales, answer.has, strict=True)
         ],
     }
+    held_share = sum(after.view_inliers[v] for v in np.flatnonzero(job.held)) / max(
+        1, sum(after.view_matches[v] for v in np.flatnonzero(job.held))
+    )
+    if job.held.any() and held_share < FITTING:
+        reconstruction = with_warning(reconstruction, "known-poses", MISFIT.format(held_share))
     if reason := accept.better(before, after, options.cam_from_world is not None):
         return kept(reconstruction, report, reason, start)
     report["notes"] = answer.report["notes"] + ([f"{ended}; what was done by then is used"] if ended else [])

@@ -15,15 +15,16 @@ from contracts.test_backbones import tiny
 from PIL import Image
 
 import lean3r
-from lean3r.cameras import GivenCamera, GivenCameras
+from lean3r.cameras import GivenCamera, GivenCameras, open_colmap
 from lean3r.cli.main import main
 from lean3r.errors import InputError, UsageError
 from lean3r.geometry.align import Similarity
+from lean3r.geometry.lens import pinhole_part
 from lean3r.geometry.pose import make_pose
 from lean3r.geometry.rotation import so3_exp
 from lean3r.images import load_views
 from lean3r.pipeline.known import Given, in_given_world, with_cameras
-from lean3r.types import Known, Prediction, Views
+from lean3r.types import Known, Lens, Prediction, Views
 
 SIZES = [(120, 90), (120, 90), (80, 120), (160, 64)]
 NAMES = [f"{index}.png" for index in range(4)]
@@ -278,6 +279,52 @@ def test_bad_use(arguments, code, says, folder: Path, weights: Path, tmp_path: P
     assert main([*command, *arguments]) == code
     said = capsys.readouterr().err
     assert says in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_lenses_reach_every_file_without_refinement(folder: Path, weights: Path, tmp_path: Path) -> None:
+    """A model with distortion for three of four pictures: its lens is in cameras.json, npz, COLMAP and nerfstudio."""
+    lens = Lens("OPENCV", (100.0, 101.0, 60.0, 45.0, -0.1, 0.02, 0.001, -0.002))
+    views = [{"name": name, "width": 120, "height": 90, "K": pinhole_part(lens).tolist()} for name in NAMES[:2]]
+    for view, pose in zip(views, poses().tolist(), strict=False):
+        view |= {"lens": {"model": lens.model, "params": lens.params}, "cam_from_world": pose}
+    (tmp_path / "cameras.json").write_text(json.dumps({"views": views}))
+    out = tmp_path / "out"
+    command = ["reconstruct", *(str(folder / name) for name in NAMES), "--weights", str(weights), "--resolution", "96"]
+    command += ["--refine", "off", "--cameras", str(tmp_path / "cameras.json"), "-o", str(out), "-q"]
+    assert main([*command, "-f", "cameras,npz,colmap,nerfstudio"]) == 0
+    written = json.loads((out / "cameras.json").read_text())["views"]
+    assert [view["lens"]["model"] for view in written] == ["OPENCV", "OPENCV", "PINHOLE", "PINHOLE"]
+    assert written[0]["lens"]["params"] == list(lens.params) and written[0]["cam_from_world"] == poses()[0].tolist()
+    with np.load(out / "predictions.npz") as arrays:
+        np.testing.assert_array_equal(arrays["lens_params"][1], lens.params)
+    model = open_colmap(out / "sparse" / "0")
+    cameras_of = {image.name: model.cameras[image.camera_id] for image in model.images.values()}
+    assert cameras_of["0.png"].model.name == "OPENCV" and tuple(cameras_of["0.png"].params) == lens.params
+    frames = json.loads((out / "transforms.json").read_text())["frames"]
+    assert [frames[0][key] for key in ("k1", "k2", "p1", "p2")] == list(lens.params[4:])
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert [view["registration"] for view in manifest["views"]] == ["given", "given", "predicted", "predicted"]
+    assert manifest["known"]["views"] == {"intrinsics": 2, "distortion": 2, "cam_from_world": 2}
+    command[command.index("-o") + 1] = str(tmp_path / "straight")
+    assert main([*command, "-f", "colmap", "--undistort"]) == 0
+    straight = open_colmap(tmp_path / "straight" / "sparse" / "0")
+    assert {camera.model.name for camera in straight.cameras.values()} == {"PINHOLE"}
+
+
+def test_one_set_of_intrinsics_is_for_pictures_of_one_size(folder: Path, weights: Path, tmp_path: Path, capsys) -> None:
+    command = ["reconstruct", "--weights", str(weights), "--resolution", "96", "-f", "cameras", "--refine", "off"]
+    assert main([*command, str(folder), "-o", str(tmp_path / "a"), "--intrinsics", "100,101,60,45"]) == 3
+    assert "the pictures have 3 sizes (80x120, 120x90, 160x64)" in capsys.readouterr().err
+    alike = [str(folder / name) for name in NAMES[:2]]
+    assert main([*command, *alike, "-o", str(tmp_path / "b"), "--intrinsics", "1000,1000,600,450"]) == 3
+    assert "principal point (600, 450) of the intrinsics lies outside the pictures" in capsys.readouterr().err
+    (tmp_path / "k.json").write_text(
+        json.dumps({"fx": 1000, "fy": 1010, "cx": 600, "cy": 450, "width": 1200, "height": 900})
+    )
+    for given in ("100,101,60,45", str(tmp_path / "k.json")):
+        assert main([*command, *alike, "-o", str(tmp_path / "c"), "--overwrite", "--intrinsics", given]) == 0
+        view = json.loads((tmp_path / "c" / "cameras.json").read_text())["views"][1]
+        np.testing.assert_allclose(view["K"], [[100, 0, 60], [0, 101, 45], [0, 0, 1]])
 
 
 def test_quiet_models_say_nothing_without_cameras(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -114,13 +114,22 @@ def test_known_poses_are_held_and_the_other_views_join_them(tmp_path: Path) -> N
     truth = known.copy()
     known[3] = np.nan
     found = refine_files(scenes.scene(poses), poses, tmp_path, cam_from_world=known)
-    assert found.registration == ("given", "given", "given", "refined")
+    assert found.registration == ("given", "given", "given", "refined") and not found.info.get("warnings")
     np.testing.assert_array_equal(found.cam_from_world[:3], known[:3])
     assert worst_deg(found, truth) < 0.5
     assert np.linalg.norm(np.linalg.inv(found.cam_from_world[3])[:3, 3] - np.linalg.inv(truth[3])[:3, 3]) < 0.3
     assert found.sparse is not None and len(found.sparse.xyz) > 50
     depths = (found.sparse.xyz @ truth[0, :3, :3].T + truth[0, :3, 3])[:, 2]
     assert 10 < np.median(depths) < 70, "the points are in the world of the poses"
+
+
+def test_wrong_poses_that_are_held_are_told(tmp_path: Path) -> None:
+    poses = scenes.arc(4)
+    wrong = np.stack([scenes.look((0.8 * (-1) ** v, 0.8, 0), (0, 0, 0)) @ pose for v, pose in enumerate(poses)])
+    exact = replace(scenes.scene(poses), cam_from_world=wrong)
+    found = refine_files(exact, poses, tmp_path, cam_from_world=wrong)
+    np.testing.assert_array_equal(found.cam_from_world, wrong)
+    assert [told["code"] for told in found.info["warnings"]] == ["known-poses"]
 
 
 def test_one_known_pose_sets_the_frame(tmp_path: Path) -> None:
