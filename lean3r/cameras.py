@@ -254,7 +254,7 @@ def _from_json(path: Path) -> GivenCameras:
     try:
         if isinstance(content, dict) and "views" in content:
             return _from_lean3r(content, str(path))
-        if isinstance(content, dict) and content.get("frames"):
+        if isinstance(content, dict) and isinstance(content.get("frames"), list) and content["frames"]:
             return _from_nerfstudio(content, str(path))
         if isinstance(content, dict) and {"fx", "fl_x", "camera_angle_x"} & content.keys():
             shared = GivenCamera("all pictures", **_brown(content, str(path)))

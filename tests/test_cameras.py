@@ -137,7 +137,7 @@ def test_a_lens_in_our_own_results_comes_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("content", "lens"), [
     ({"fx": 900, "fy": 910, "cx": 480, "cy": 350}, None),
-    ({"fx": 900, "fy": 910, "cx": 480, "cy": 350, "width": 960, "height": 720}, None),
+    ({"fx": 900, "fy": 910, "cx": 480, "cy": 350, "width": 960, "height": 720, "fps": 10, "frames": 200}, None),
     ({"fx": 900, "fy": 910, "cx": 480, "cy": 350, "k1": 0.1, "k2": 0.0, "p1": 0.0, "p2": 0.0}, "OPENCV"),
     ({"fx": 900, "fy": 910, "cx": 480, "cy": 350, "k1": 0.0, "k2": 0.0}, "PINHOLE"),
     ({"w": 960, "h": 720, "fl_x": 900, "fl_y": 910, "cx": 480, "cy": 350}, None),

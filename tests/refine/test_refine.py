@@ -125,7 +125,7 @@ def test_known_poses_are_held_and_the_other_views_join_them(tmp_path: Path) -> N
 
 def test_wrong_poses_that_are_held_are_told(tmp_path: Path) -> None:
     poses = scenes.arc(4)
-    wrong = np.stack([scenes.look((0.8 * (-1) ** v, 0.8, 0), (0, 0, 0)) @ pose for v, pose in enumerate(poses)])
+    wrong = np.stack([scenes.look((3.0 * (-1) ** v, 3.0, 0), (0, 0, 0)) @ pose for v, pose in enumerate(poses)])
     exact = replace(scenes.scene(poses), cam_from_world=wrong)
     found = refine_files(exact, poses, tmp_path, cam_from_world=wrong)
     np.testing.assert_array_equal(found.cam_from_world, wrong)
