@@ -33,7 +33,7 @@ MISFIT = (
     "(camera to world or world to camera, axes, times); rough ones are refined with --known-poses start"
 )
 UNCONFIRMED = "nothing in the pictures confirms the known poses: no points could be made with them"
-SAME_FOCAL = 1e-6  # relative; a camera with one focal length can stand for both
+SAME_FOCAL = 1e-3  # relative: one focal length stands for both, and one distortion for four that overfit
 
 
 def run(reconstruction: Reconstruction, originals: Originals | None, options: RefineOptions) -> Reconstruction:
@@ -161,10 +161,9 @@ def _group(
         # An adjustment cannot hold the focal lengths of some cameras alone.
         if "PINHOLE" in model or not np.isfinite(known).all():
             return Group(width, height, "PINHOLE", (fx, fy, cx, cy), fixed=True)
-        is_square = abs(fx / fy - 1) < SAME_FOCAL
-        model = model if is_square else "OPENCV"
+        model = model if abs(fx / fy - 1) < SAME_FOCAL else "OPENCV"
         focals, more = LENSES[model]
-        params = (*(fx, fy)[:focals], cx, cy, *[0.0] * more)
+        params = (*([(fx + fy) / 2] if focals == 1 else [fx, fy]), cx, cy, *[0.0] * more)
         return Group(width, height, model, params, trusted=True, focal_fixed=True)
     stated = [sources[view].focal_px for view in views]
     stated = [value for value in stated if value is not None]
@@ -238,6 +237,8 @@ def place(reconstruction: Reconstruction, job: Job, answer: Answer, options: Ref
             lenses.append(lens)  # as it was given, to the last digit
             continue
         lenses.append(scaled(Lens(answer.models[camera], answer.params[camera]), 1 / view.scale, 1 / view.scale))
+        if options.intrinsics is not None and job.groups[view.group].focal_fixed:
+            lenses[-1] = _with_known(lenses[-1], options.intrinsics[index])
         intrinsics[index] = network_intrinsics(lenses[-1], source)
     sparse = SparsePoints(
         xyz,
@@ -255,6 +256,16 @@ def place(reconstruction: Reconstruction, job: Job, answer: Answer, options: Ref
         sparse=sparse,
         registration=tuple(labels),
     )
+
+
+def _with_known(lens: Lens, matrix: np.ndarray) -> Lens:
+    """A lens whose distortion was found, with the known pinhole [3, 3] to the last digit."""
+    fx, fy, cx, cy = map(float, matrix[[0, 1, 0, 1], [0, 1, 2, 2]])
+    focals, _ = LENSES[lens.model]
+    distortion = lens.params[focals + 2 :]
+    if focals == 1 and fx != fy:
+        return Lens("OPENCV", (fx, fy, cx, cy, *(*distortion, 0.0)[:2], 0.0, 0.0))
+    return Lens(lens.model, (*(fx, fy)[:focals], cx, cy, *distortion))
 
 
 def _lens_before(reconstruction: Reconstruction, view: int) -> Lens:
