@@ -41,6 +41,11 @@ class Originals:
         """False if any picture lies in a video or an archive, where other programs cannot find it."""
         return all(isinstance(item, Still) and not item.is_archived for item in self._items)
 
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """What the picture files are called, frames of videos left out."""
+        return tuple(item.name for item in self._items if isinstance(item, Still))
+
     def read(self, names: Collection[str], side: int) -> Iterator[tuple[str, Image.Image]]:
         """The pictures called `names`, one at a time, upright RGB, in the order of the input.
 

@@ -46,7 +46,7 @@ class Doctor:
 
 def examine() -> list[Finding]:
     """Every finding, hardware first. Takes a few seconds: it imports what it reports on."""
-    return [*hardware(), *(required(name) for name in _REQUIRED), *optional(), kernels(), fp8(), weights()]
+    return [*hardware(), *(required(name) for name in _REQUIRED), *optional(), kernels(), fp8(), weights(), gpl_parts()]
 
 
 def hardware() -> list[Finding]:
@@ -83,7 +83,6 @@ _OPTIONAL = {
     "matplotlib": ("curves and plots of training and evaluation", "pip install 'lean3r[eval]'"),
     "scipy": ("distances between point clouds in evaluation", "pip install 'lean3r[eval]'"),
     "triton": ("GPU kernels; not used by nano", "comes with the CUDA build of torch on Linux"),
-    "torchao": ("FP8 training and inference; not used by nano", "pip install torchao"),
 }
 
 
@@ -126,19 +125,16 @@ def kernels() -> Finding:
 
 
 def fp8() -> Finding:
-    """Whether matrix products in 8-bit floating point can run: a GPU that has them, and torchao."""
+    """Whether matrix products in 8-bit floating point can run: a GPU that has them is all they need."""
     import torch
 
     if not torch.cuda.is_available():
         return Finding("FP8", False, "no CUDA device", f"not needed by nano; an NVIDIA GPU of capability {_FP8_TEXT}")
     capability = torch.cuda.get_device_capability()
+    have = f"GPU of capability {capability[0]}.{capability[1]}"
     if capability < _FP8:
-        have = f"GPU of capability {capability[0]}.{capability[1]}, {_FP8_TEXT} is needed"
-        return Finding("FP8", False, have, "use --dtype bfloat16")
-    broken = import_failure("torchao")
-    if broken:
-        return Finding("FP8", False, f"torchao is {broken}", _OPTIONAL["torchao"][1])
-    return Finding("FP8", True, f"GPU of capability {capability[0]}.{capability[1]}, torchao")
+        return Finding("FP8", False, f"{have}, {_FP8_TEXT} is needed", "use --dtype bfloat16")
+    return Finding("FP8", True, have)
 
 
 def weights() -> Finding:
@@ -149,6 +145,16 @@ def weights() -> Finding:
     if found:
         return Finding("weights", True, f"in the package: {', '.join(found)}; `lean3r models` lists all")
     return Finding("weights", False, "none in the package", "lean3r train nano, or give a file with --weights")
+
+
+def gpl_parts() -> Finding:
+    """Libraries under the GPL inside the packages that lean3r needs, as they are installed."""
+    found = ["SuiteSparse in pycolmap"]
+    for package in ("av", "pillow-heif"):
+        files = [Path(path).name for path in metadata.files(package) or ()]
+        inside = [part for part in ("x264", "x265") if any(part in name for name in files)]
+        found += [f"{' and '.join(inside)} in {package}"] if inside else []
+    return Finding("GPL parts", True, f"{', '.join(found)}; who passes these packages on: see NOTICE")
 
 
 def import_failure(module: str) -> str:

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -256,8 +257,9 @@ class Reconstruct:
         return scene, done
 
     def check(self, formats: Sequence[str]) -> None:
-        """UsageError where options of the output contradict each other, MissingExtraError where a format needs one."""
-        from lean3r.refine.scale import Distance
+        """UsageError where options of the output contradict each other, MissingExtraError where a format needs one,
+        InputError where the pictures lack what --gps needs."""
+        from lean3r.refine.scale import Distance, read_places, told
 
         if self.undistort and (self.images == "never" or not {"colmap", "nerfstudio"} & set(formats)):
             raise UsageError(
@@ -272,6 +274,8 @@ class Reconstruct:
             from lean3r.export.mesh import marching_cubes
 
             marching_cubes()
+        if self.gps:
+            told(self.files.file_names, read_places(self.files, self.files.file_names))
 
     def choices(self, originals: Originals | None) -> ExportOptions:
         """What the exporters are told; UsageError where it cannot be."""
@@ -289,16 +293,21 @@ class Reconstruct:
             colmap_points=self.colmap_points,
         )
 
+    @cached_property
+    def files(self) -> Originals:
+        """The pictures as they are named."""
+        from lean3r.originals import Originals
+
+        return Originals(self.inputs, self.fps, self.every, self.frames, self.max_views)
+
     def in_metres(self, scene: Reconstruction) -> Reconstruction:
         """The scene in metres where a known distance or GPS was asked for."""
-        from lean3r.originals import Originals
         from lean3r.refine.scale import Distance, read_places, with_distance, with_places
 
         if self.scale is not None:
             return with_distance(scene, Distance.parse(self.scale))
         if self.gps:
-            originals = Originals(self.inputs, self.fps, self.every, self.frames, self.max_views)
-            return with_places(scene, read_places(originals, scene.names))
+            return with_places(scene, read_places(self.files, scene.names))
         return scene
 
     def budget(self) -> Budget | None:
@@ -317,15 +326,12 @@ class Reconstruct:
 
     def originals(self, formats: Sequence[str]) -> Originals | None:
         """The pictures to write beside the COLMAP model or transforms.json, None for none."""
-        from lean3r.originals import Originals
-
         if not {"colmap", "nerfstudio"} & set(formats):
             return None
-        originals = Originals(self.inputs, self.fps, self.every, self.frames, self.max_views)
-        wanted = self.undistort or "nerfstudio" in formats or not originals.are_loose_files
+        wanted = self.undistort or "nerfstudio" in formats or not self.files.are_loose_files
         if self.images == "never" or (self.images == "auto" and not wanted):
             return None
-        return originals
+        return self.files
 
     def pictures(self, formats: Sequence[str]) -> Path | None:
         """The folder of pictures that goes with the COLMAP model, where there is one."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lean3r.errors import InputError, UsageError
+from lean3r.models.checkpoint import Encoded
 from lean3r.models.keymap import KeyMap
 from lean3r.types import Known, Prediction, Tokens, Views
 
@@ -132,8 +133,9 @@ class Backbone(nn.Module):
 
     @property
     def parameter_count(self) -> int:
-        """Number of distinct parameters."""
-        return sum(p.numel() for p in self.parameters())
+        """Number of distinct parameters, weights that are kept as codes included."""
+        coded = sum(layer.shape.numel() for layer in self.modules() if isinstance(layer, Encoded))
+        return sum(p.numel() for p in self.parameters()) + coded
 
 
 def full_precision(x: Tensor) -> torch.autocast:

@@ -32,6 +32,9 @@ STRAIGHT = 0.03  # breadth of the places against their length, below which they 
 OUTLIER = 4.0  # robust deviations from the fit that a place may be off
 TYPICAL_GPS_M = 3.0
 EXIF_GPS = 0x8825
+ONE_PLACE = (
+    "which says nothing about the scale. Leave --gps out; --scale with the distance of two pictures gives metres."
+)
 
 
 @dataclass(frozen=True)
@@ -106,21 +109,13 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
     taken to be level. InputError with fewer than three places, or all at one place.
     """
     views = [view for view, name in enumerate(reconstruction.names) if name in places]
-    found = [places[reconstruction.names[view]] for view in views]
-    if len(views) < FEWEST_PLACES:
-        raise InputError(
-            f"{len(views)} of {len(reconstruction.names)} pictures say where they were taken (GPS in EXIF); "
-            f"expected at least {FEWEST_PLACES}. Leave --gps out, or give a known distance by --scale."
-        )
+    found = told(reconstruction.names, places)
     has_height = all(place.altitude_m is not None for place in found)
     target, origin = local_metres(found)
     centres = camera_centers(torch.from_numpy(reconstruction.cam_from_world[views])).numpy()
     spreads = [np.linalg.svd(points - points.mean(axis=0), compute_uv=False) for points in (target, centres)]
-    if any(spread[0] < 1e-9 for spread in spreads) or spreads[0][0] < 0.1:
-        raise InputError(
-            "all pictures were taken at one place by their GPS, or by their cameras, which says nothing about the "
-            "scale. Leave --gps out; --scale with the distance of two pictures gives metres."
-        )
+    if spreads[1][0] < 1e-9:
+        raise InputError(f"all pictures were taken at one place by their cameras, {ONE_PLACE}")
     fit = umeyama_robust(torch.from_numpy(centres), torch.from_numpy(target))
     is_line = any(spread[1] <= STRAIGHT * spread[0] for spread in spreads)
     if is_line:
@@ -150,6 +145,20 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
         "axes": "x east, y down, z north",
     }
     return moved(replace(reconstruction, info={**reconstruction.info, "gps": said}), fit)
+
+
+def told(names: Collection[str], places: Mapping[str, Place]) -> list[Place]:
+    """The places of those pictures that have one; InputError where they are too few, or all one, to give metres."""
+    found = [places[name] for name in names if name in places]
+    if len(found) < FEWEST_PLACES:
+        raise InputError(
+            f"{len(found)} of {len(names)} pictures say where they were taken (GPS in EXIF); "
+            f"expected at least {FEWEST_PLACES}. Leave --gps out, or give a known distance by --scale."
+        )
+    target, _ = local_metres(found)
+    if np.linalg.svd(target - target.mean(axis=0), compute_uv=False)[0] < 0.1:
+        raise InputError(f"all pictures were taken at one place by their GPS, {ONE_PLACE}")
+    return found
 
 
 def _levelled(fit: Similarity, cam_from_world: np.ndarray, target: np.ndarray) -> Similarity:

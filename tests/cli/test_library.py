@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ from lean3r.cli.main import main
 from lean3r.errors import InputError, UsageError, WeightsError
 from lean3r.pipeline.load import EMBEDDED, embedded_weights, resolve_device, resolve_dtype
 from lean3r.types import Views
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +97,20 @@ def test_every_weights_file_in_the_package_belongs_to_a_model_and_is_small() -> 
         assert path.stem in lean3r.list_models() and path.stat().st_size <= 12_000_000
 
 
+def test_gpl_parts_of_packages_are_named_where_a_redistributor_looks() -> None:
+    files = dict.fromkeys(("av", "pillow-heif"), "")
+    for name in files:
+        paths = metadata.files(name) or []
+        files[name] = " ".join(part for part in ("x264", "x265") if any(f"lib{part}" in str(path) for path in paths))
+    notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
+    for name, parts in files.items():
+        row = next(line for line in notice.splitlines() if line.strip().startswith(name))
+        assert all(part in row for part in parts.split()), (row, parts)
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        assert set(tomllib.load(file)["project"]["license-files"]) == {"LICENSE", "NOTICE"}
+    assert "NOTICE" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_models_and_doctor_report(capsys) -> None:
     assert main(["models", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -101,9 +119,9 @@ def test_models_and_doctor_report(capsys) -> None:
     assert main(["models"]) == 0 and "Apache-2.0" in capsys.readouterr().out
     assert main(["doctor", "--json"]) == 0
     findings = {finding["part"]: finding for finding in json.loads(capsys.readouterr().out)}
-    assert {"CPU", "memory", "GPU", "torch", "pycolmap", "triton", "torchao", "kernels", "FP8", "weights"} <= set(
-        findings
-    )
+    assert {"CPU", "memory", "GPU", "torch", "pycolmap", "triton", "kernels", "FP8", "weights"} <= set(findings)
+    assert not any("torchao" in text for f in findings.values() for text in map(str, f.values()))
+    assert all(name in findings["GPL parts"]["detail"] for name in ("x264", "x265", "NOTICE"))
     assert {"C++ compiler", "huggingface_hub"} <= set(findings)
     assert all(f["usable"] or (f["detail"] and f["fix"]) for f in findings.values())
     assert main(["doctor"]) == 0 and "usable" in capsys.readouterr().out

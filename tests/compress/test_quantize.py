@@ -202,6 +202,7 @@ def test_roles_keep_their_precision(model: Nano) -> None:
 
 def test_the_summary_counts_codes(model: Nano) -> None:
     full, small = (network_.summary(2, 48, 64) for network_ in (model, compress(model, "fp8")))
+    assert compress(model, "fp8").parameter_count == model.parameter_count == sum(full.parameters.values())
     assert small.parameters == full.parameters and small.weight_bytes < 0.45 * full.weight_bytes
     blocks = set(full.flops) - {"heads", "encoder"}
     assert {part: small.flops[part] for part in blocks} == {part: full.flops[part] for part in blocks}
