@@ -31,7 +31,14 @@ from lean3r.train.guard import StepGuard
 from lean3r.train.optim import Ema, GradientBuffer, Optimizer
 from lean3r.train.resume import Weights
 from lean3r.train.sharding import Call, ShardedEma, ShardedGradients, checkpointed, is_sharded, shard
-from lean3r.train.state import checkpoints, full_disk_explained, lock_folder, newest_checkpoint, save_weights
+from lean3r.train.state import (
+    checkpoints,
+    full_disk_explained,
+    lock_folder,
+    newest_checkpoint,
+    remove_interrupted,
+    save_weights,
+)
 from lean3r.train.watch import Watch
 
 LossFn = Callable[..., tuple[Tensor, Mapping[str, Tensor | float]]]
@@ -170,6 +177,8 @@ class _Run:
         self.world.gather(None)  # nobody reads before rank 0 holds the lock
         if not resume and checkpoints(folder):
             raise UsageError(f"'{self.out_dir}' already holds a training run; resume it or choose another folder")
+        if main:
+            remove_interrupted(folder)
         path = self.world.gather(newest_checkpoint(folder) if resume and main else None)[0]
         if path is not None:
             state = self.weights.restore(path, self.config)

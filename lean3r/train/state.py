@@ -86,6 +86,11 @@ def prune(folder: Path, keep: int) -> None:
         if old.is_dir():  # out of sight first: removing a folder takes time
             old = old.rename(old.with_name(f".{old.name}.partial"))
         remove(old)
+    remove_interrupted(folder)
+
+
+def remove_interrupted(folder: Path) -> None:
+    """Remove what interrupted writes and removals of checkpoints left."""
     for leftover in folder.glob(".step-*.partial"):
         remove(leftover)
 

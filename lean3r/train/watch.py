@@ -43,8 +43,9 @@ class Watch:
         """Begin to write after `step` steps; what the files say of later ones is dropped."""
         if not self.world.is_main:
             return
-        for leftover in self.out_dir.glob(".*.partial"):
-            leftover.unlink()
+        for folder in (self.out_dir, self.out_dir / "pictures"):
+            for leftover in folder.glob(".*.partial"):
+                leftover.unlink()
         text = self.config.to_json()
         write_atomically(self.out_dir / "config.json", lambda path: path.write_text(text))
         self.log = CsvLog(self.out_dir / "log.csv", step)

@@ -1,0 +1,310 @@
+"""Is anything lost, or left, when a command is killed at any moment?
+
+    python benchmarks/kills.py [--kills N] [--terms N] [--only NAME ...]
+
+Each command is started over and over and ended after a random share of its usual time (half of the moments are in the
+last fifth, where results are put in place): N times by SIGKILL, then by SIGTERM. Each time must hold: pictures, data
+and notes are as they were; at the target is nothing, the whole older result, or a whole new one. Then the command runs
+again, undisturbed, and must end well: the result is whole, for `train` and `distill` with --resume bit-equal to that of
+a run that was never stopped, and neither beside the target nor in the temporary folder is anything left. Runs are
+forked from a process that has imported everything, so that moments fall into their work; curves of training, which
+take longer than all else, are left out. Writes
+benchmarks/results/kills.json, where commands that --only leaves out keep their rows; exit 1 where something was lost.
+Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import RESULTS, hardware, write_result
+from PIL import Image
+from safetensors.torch import load_file
+
+from lean3r.cli.main import main as lean3r
+from lean3r.data.showroom import phone_photos
+from lean3r.data.synthetic import SyntheticWorld
+from lean3r.train import watch
+from lean3r.train.recipes import HELD_OUT_SEED
+
+SMALL = ("--resolution", "96", "-q")
+FEW = ("--steps", "2", "--batch", "2", "--views", "2", "--processes", "1", "--checkpoint-every", "1")
+QUICK = (*FEW, "--validate-scenes", "1", "--validate-every", "2")
+NOTES = "a note of the user's"
+WARM = (
+    *("lean3r.pipeline.load", "lean3r.pipeline.reconstruct", "lean3r.pipeline.save", "lean3r.pipeline.transcode"),
+    *("lean3r.models.nano", "lean3r.compress.sparsify", "lean3r.train.loop", "lean3r.train.recipes.distilled"),
+    *(
+        "lean3r.refine.run",
+        "lean3r.export.manifest",
+        "lean3r.colmap_library",
+        "lean3r.data.shards",
+        "lean3r.data.roots",
+    ),
+    *(
+        "tyro",
+        "skimage.measure",
+        "trimesh",
+        "matplotlib.pyplot",
+        "tensorboard",
+        "torch.utils.tensorboard",
+        "torch._dynamo",
+    ),
+    *(f"lean3r.export.{name}" for name in ("colmap", "glb", "ply", "npz", "depth", "preview", "cameras", "mesh")),
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command; `target` is what it makes, `old` whether an older result with a note in it is there before, `resumes`
+    whether it goes on with --resume, `weights` where these then are, and `worlds` the seeds of its synthetic worlds."""
+
+    command: tuple[str, ...]
+    target: str = "out"
+    old: bool = False
+    resumes: bool = False
+    weights: str = ""
+    worlds: tuple[int, ...] = ()
+
+
+JOBS = {
+    "reconstruct": Job(("reconstruct", "photos", "-o", "out", "--refine", "off", *SMALL)),
+    "reconstruct --overwrite, refined, with a mesh": Job(
+        ("reconstruct", "photos", "-o", "out", "--overwrite", "--refine", "on", "--mesh", *SMALL), old=True
+    ),
+    "train": Job(
+        ("train", "nano", "-o", "out", *QUICK),
+        resumes=True,
+        weights="out/nano.safetensors",
+        worlds=(7, 8, 9, HELD_OUT_SEED),
+    ),
+    "distill": Job(
+        ("distill", "--recipe", "nano-gsa-fp8", "-o", "out", *QUICK),
+        resumes=True,
+        weights="out/nano-gsa-fp8.safetensors",
+    ),
+    "compress": Job(("compress", "nano", "out.safetensors", "--plan", "fp8", "-q"), "out.safetensors"),
+    "data pack": Job(("data", "pack", "set", "-o", "out", "-q")),
+}
+
+
+def main() -> None:
+    """Kill, check, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--terms", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", choices=list(JOBS), default=list(JOBS))
+    given = parser.parse_args()
+    torch.set_num_threads(1)  # forked processes have no threads of the one before
+    for module in WARM:
+        import_module(module)
+    watch.draw_curves = lambda *_: None  # takes longer than the runs
+    path, rows = RESULTS / "kills.json", {}
+    for name in given.only:
+        started = time.perf_counter()
+        row = measured(name, given.kills, given.terms, random.Random(f"{name}/{given.seed}"))
+        row["minutes"] = round((time.perf_counter() - started) / 60, 1)
+        print(name, json.dumps(row), flush=True)
+        rows = (json.loads(path.read_text())["rows"] if path.exists() else {}) | {name: row}
+        write_result("kills", {"hardware": hardware(), "rows": {key: rows[key] for key in JOBS if key in rows}})
+    if any(rows[name]["problems"] for name in given.only):
+        raise SystemExit(1)
+
+
+def measured(name: str, kills: int, terms: int, rng: random.Random) -> dict:
+    """One command, ended so many times by each signal."""
+    job, problems = JOBS[name], list[str]()
+    found: dict[str, Counter[str]] = {"SIGKILL": Counter(), "SIGTERM": Counter()}
+    with tempfile.TemporaryDirectory(prefix="kills-") as folder:
+        work = Path(folder)
+        prepare(work, job)
+        for seed in job.worlds:
+            SyntheticWorld(16, 16, 2, seed=seed).batch(0, 1)  # its textures are made once
+        usual, code = timed(work, job)
+        assert code == 0, (work / "log.txt").read_text()
+        reference = load_file(work / job.weights) if job.weights else {}
+        for number, count in ((signal.SIGKILL, kills), (signal.SIGTERM, terms)):
+            seen = found[number.name]
+            while seen["ended"] < count:
+                fresh(work, job)
+                before = {**contents(work / "photos"), **contents(work / "set")}
+                late = rng.random() < 0.5
+                code = run(work, job, number, usual * (rng.uniform(0.8, 1.05) if late else rng.random()))
+                if code == 0:
+                    seen["had finished"] += 1
+                    continue
+                seen["ended"] += 1
+                where = f"{number.name} {seen['ended']}"
+                said = [] if code == (-9 if number == signal.SIGKILL else 143) else [f"exit code {code}"]
+                said += lost(work, job, before)
+                state = state_of(work, job)
+                seen[state] += 1
+                said += [f"half a result: {state}"] if state.startswith("half") else []
+                seen["left for the next run"] += bool(leftovers(work, job))
+                said += ["SIGTERM left something"] if number == signal.SIGTERM and leftovers(work, job) else []
+                if (work / job.target).exists() and not job.old and not job.resumes:
+                    (work / job.target).rename(work / "before")
+                taken, code = timed(work, job, resume=job.resumes)
+                usual = usual if job.resumes else (3 * usual + taken) / 4  # how busy the machine is changes
+                said += [f"the next run ended with {code}: {last_line(work)}"] if code else []
+                said += lost(work, job, before)
+                said += [] if state_of(work, job) == "new" or code else [f"after the next run: {state_of(work, job)}"]
+                said += [f"left over: {name}" for name in leftovers(work, job)]
+                if reference and not code:
+                    again = load_file(work / job.weights)
+                    equal = again.keys() == reference.keys() and all(same(again[k], v) for k, v in reference.items())
+                    seen["resumed bit-equal"] += equal
+                    said += [] if equal else ["the resumed run differs"]
+                problems += [f"{where}: {problem}" for problem in said]
+                if said:
+                    print(f"{name}, {where}: {said}", flush=True)
+    return {"seconds": round(usual, 2), **{key: dict(value) for key, value in found.items()}, "problems": problems}
+
+
+def prepare(work: Path, job: Job) -> None:
+    """What the user has: pictures, a data set, notes."""
+    (work / "tmp").mkdir()
+    truth = phone_photos(work / "photos", 4, height=240, width=320)
+    (work / "photos" / "truth.npz").unlink()
+    for scene in range(3):  # as a nerfstudio set
+        folder = work / "set" / f"scene_{scene}"
+        (folder / "images").mkdir(parents=True)
+        k, frames = truth.intrinsics[0, 0], []
+        for view, pose in enumerate(truth.cam_from_world[0].double().numpy()):
+            name = f"images/{view}.jpg"
+            Image.fromarray((truth.images[0, view] * 255).byte().permute(1, 2, 0).numpy()).save(folder / name)
+            frames.append(
+                {"file_path": name, "transform_matrix": (np.linalg.inv(pose) @ np.diag([1, -1, -1, 1])).tolist()}
+            )
+        camera = {"fl_x": float(k[0, 0]), "fl_y": float(k[1, 1]), "cx": float(k[0, 2]), "cy": float(k[1, 2])}
+        (folder / "transforms.json").write_text(json.dumps({"w": 320, "h": 240, **camera, "frames": frames}))
+    fresh(work, job, first=True)
+
+
+def fresh(work: Path, job: Job, first: bool = False) -> None:
+    """The target as it is before a run: nothing, or an older result with a note in it."""
+    (work / "notes.txt").write_text(NOTES)
+    shutil.rmtree(work / "before", ignore_errors=True)
+    (work / "before").unlink(missing_ok=True) if (work / "before").is_file() else None
+    if not job.old:
+        target = work / job.target
+        target.unlink(missing_ok=True) if target.is_file() else shutil.rmtree(target, ignore_errors=True)
+    elif first:
+        assert run(work, job) == 0, (work / "log.txt").read_text()
+        (work / "out" / "notes.txt").write_text(NOTES)
+
+
+def run(work: Path, job: Job, number: int = 0, after_s: float = 0.0, resume: bool = False) -> int:
+    """The exit code of the command, ended by a signal after so many seconds if there is one."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.setsid()
+            os.chdir(work)
+            log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            os.environ["TMPDIR"] = tempfile.tempdir = str(work / "tmp")
+            code = lean3r([*job.command, *(["--resume"] if resume else [])])
+            sys.stderr.flush()
+        except SystemExit as error:
+            code = int(error.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    if number:
+        time.sleep(after_s)
+        os.kill(pid, number)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def timed(work: Path, job: Job, resume: bool = False) -> tuple[float, int]:
+    """Seconds of an undisturbed run, and its exit code."""
+    begun = time.perf_counter()
+    code = run(work, job, resume=resume)
+    return time.perf_counter() - begun, code
+
+
+def lost(work: Path, job: Job, before: dict[str, str]) -> list[str]:
+    """What of the user's is not as it was."""
+    notes = [work / "notes.txt", *([work / "out" / "notes.txt"] if job.old else [])]
+    gone = [f"lost {path.relative_to(work)}" for path in notes if not path.exists() or path.read_text() != NOTES]
+    now = {**contents(work / "photos"), **contents(work / "set")}
+    return gone + [f"changed: {name}" for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
+
+
+def state_of(work: Path, job: Job) -> str:
+    """What is at the target: "nothing", "new" (a whole result), or "half ..."; a run's folder while it trains is "a run
+    to resume"."""
+    target = work / job.target
+    if not target.exists():
+        return "nothing"
+    try:
+        if job.resumes:
+            if not (work / job.weights).exists():
+                return "a run to resume"
+            load_file(work / job.weights)
+        elif target.is_file():
+            load_file(target)
+        elif (target / "index.json").exists():
+            index = json.loads((target / "index.json").read_text())
+            missing = [s for s in index["shards"] if not (target / (s if isinstance(s, str) else s["file"])).exists()]
+            return f"half: no {missing}" if missing else "new"
+        else:
+            listed = set(json.loads((target / "manifest.json").read_text())["files"])
+            there = {p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file()} - {"notes.txt"}
+            np.load(target / "predictions.npz")["depth"]
+            return "new" if listed == there else f"half: {sorted(listed ^ there)}"
+    except Exception as error:
+        return f"half: {type(error).__name__} {error}"
+    return "new"
+
+
+def leftovers(work: Path, job: Job) -> list[str]:
+    """Names beside the target, in it, and in the temporary folder that nobody asked for."""
+    known = {"photos", "set", "tmp", "notes.txt", "log.txt", "before", job.target}
+    names = [p.name for p in work.iterdir() if p.name not in known]
+    names += [p.name for p in (work / "tmp").iterdir() if p.name.startswith(("lean3r", ".lean3r"))]
+    if (work / job.target).is_dir():
+        inside = (work / job.target).rglob(".*")
+        names += [p.relative_to(work).as_posix() for p in inside if p.name != ".lock"]
+    return names
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Hashes of all files in a folder by their names."""
+    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors hold the same bytes."""
+    one, other = (x.contiguous().reshape(-1).view(torch.uint8) for x in (one, other))
+    return torch.equal(one, other)
+
+
+def last_line(work: Path) -> str:
+    """Of what the command said."""
+    return ((work / "log.txt").read_text().strip().splitlines() or [""])[-1]
+
+
+if __name__ == "__main__":
+    main()
