@@ -13,12 +13,14 @@ import tyro
 from lean3r.cli.console import Console
 from lean3r.cli.options import option
 from lean3r.errors import InputError, UsageError
+from lean3r.scratch import atomic_file
 
 if TYPE_CHECKING:
     from lean3r.data.roots import Report
 
 _SHOWN = 20
 _PLAIN_COLUMNS = 200
+_MARK = ("Software", "lean3r data check")  # what a sample says of itself, so that only samples are written over
 
 
 @dataclass
@@ -102,6 +104,7 @@ class Data:
     def _draw(self, found: Report) -> Path | None:
         """Draw two views of a scene; None where nothing can be drawn."""
         import numpy as np
+        from PIL.PngImagePlugin import PngInfo
 
         from lean3r.cli.data_picture import draw
         from lean3r.data.choosing import AUTO, Chooser
@@ -112,6 +115,9 @@ class Data:
         if not 0 <= self.scene < len(scenes):
             raise UsageError(f"--scene is {self.scene}; there are {len(scenes)} scenes, 0 to {len(scenes) - 1}")
         path = self.out or Path(f"{found.name}-sample.png")
+        if path.suffix.lower() != ".png" or (path.exists() and not _is_sample(path)):
+            what = "is no picture that data check drew, and stays" if path.exists() else "is no .png"
+            raise UsageError(f"{path} {what}; name another file with -o.")
         try:
             info = scenes.scene(self.scene)
             rng = np.random.default_rng(0)
@@ -125,7 +131,10 @@ class Data:
             found.problems.append(f"no picture of scene {self.scene}: {error}")
             return None
         path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path)
+        about = PngInfo()
+        about.add_text(*_MARK)
+        with atomic_file(path) as part:
+            sheet.save(part, "PNG", pnginfo=about)
         return path
 
     def _pack(self, root: Path) -> None:
@@ -144,6 +153,17 @@ class Data:
             console.warn(f"left out: {problem}")
         console.line("packed", f"{len(index['scenes']):,} scenes in {len(index['shards']):,} shards")
         print(json.dumps({k: v for k, v in index.items() if k != "scenes"}) if self.json else self.out)
+
+
+def _is_sample(path: Path) -> bool:
+    """Whether a file is a picture that `data check` drew."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get(_MARK[0]) == _MARK[1]
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
 
 
 def _list(as_json: bool) -> None:

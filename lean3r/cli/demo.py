@@ -52,8 +52,12 @@ class Demo:
         console, folder = Console(), self.out / "photos"
         with console.stage("photos"):
             from lean3r.data.showroom import phone_photos
+            from lean3r.export.atomic import atomic_folder
+            from lean3r.export.manifest import write_short
 
-            truth = phone_photos(folder, VIEWS, seed=self.seed)
+            with atomic_folder(folder, overwrite=True) as directory:
+                truth = phone_photos(directory, VIEWS, seed=self.seed)
+                write_short(directory)
         console.line("", f"{VIEWS} photos of a synthetic room in {folder}")
         scene = self.reconstruct(folder, self.out / "room")
         figures = compare(scene, truth)

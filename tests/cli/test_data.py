@@ -45,6 +45,12 @@ def test_a_sound_copy_is_recognised_and_drawn(
     shown = capsys.readouterr()
     assert shown.out.strip() == "blendedmvs-sample.png" and "12 views" in shown.err and "CC BY 4.0" in shown.err
     assert Image.open("blendedmvs-sample.png").width > 3 * tiny.WIDTH
+    assert main(["data", "check", str(blended), "-q"]) == 0, "a sample is written over"
+    Image.new("RGB", (9, 9)).save("mine.png")
+    mine = Path("mine.png").read_bytes()
+    for name, says in (("mine.png", "no picture that data check drew"), ("sample.jpg", "no .png")):
+        assert main(["data", "check", str(blended), "-o", name]) == 2 and says in capsys.readouterr().err
+    assert Path("mine.png").read_bytes() == mine and not Path("sample.jpg").exists()
     assert main(["data", "check", str(blended), "--json", "-o", "a/b.png", "--scene", "1", "--views", "0", "5"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["set"], found["scenes"], found["views"], found["problems"]) == ("blendedmvs", 2, 12, [])

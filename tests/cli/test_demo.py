@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lean3r.cli import demo
 from lean3r.cli.main import main
@@ -53,3 +55,22 @@ def test_own_photos(photos: Path, weights: Path, tmp_path: Path, capsys) -> None
     assert (tmp_path / "own" / "scene.glb").is_file() and (tmp_path / "own" / "preview.jpg").is_file()
     assert capsys.readouterr().out == f"{tmp_path / 'own'}\n"
     assert main([*arguments, str(tmp_path / "nowhere")]) == 3
+
+
+def test_the_demo_writes_over_nothing_but_earlier_demos(weights: Path, tmp_path: Path, monkeypatch) -> None:
+    def photographed(directory: Path, views: int, *, seed: int) -> None:
+        for view in range(views):
+            shutil.copy(photo, directory / f"IMG_{view + 1:04d}.jpg")
+
+    photo = tmp_path / "one.jpg"
+    Image.effect_noise((120, 90), 64).convert("RGB").save(photo)
+    monkeypatch.setattr("lean3r.data.showroom.phone_photos", photographed)
+    monkeypatch.setattr(demo, "compare", lambda *_: {"nothing": "compared"})
+    mine = tmp_path / "out" / "photos" / "IMG_0001.jpg"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    arguments = ["demo", "--out", str(tmp_path / "out"), "--weights", str(weights)]
+    assert main(arguments) == 2 and mine.read_text() == "mine" and len(list(mine.parent.iterdir())) == 1
+    mine.rename(mine.parent.parent / "mine.jpg")
+    assert main(arguments) == main(arguments) == 0
+    assert (tmp_path / "out" / "mine.jpg").exists() and len(list(mine.parent.iterdir())) == 9
