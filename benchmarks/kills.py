@@ -8,8 +8,8 @@ and notes are as they were; at the target is nothing, the whole older result, or
 again, undisturbed, and must end well: the result is whole, for `train` and `distill` with --resume bit-equal to that of
 a run that was never stopped, and neither beside the target nor in the temporary folder is anything left. Runs are
 forked from a process that has imported everything, so that moments fall into their work; curves of training, which
-take longer than all else, are left out. Writes
-benchmarks/results/kills.json, where commands that --only leaves out keep their rows; exit 1 where something was lost.
+take longer than all else, are left out. Writes benchmarks/results/kills.json after each kill, and goes on where that
+stands if it is started again (--anew: from nothing); exit 1 where something was lost.
 Linux.
 """
 
@@ -42,10 +42,11 @@ from lean3r.data.showroom import phone_photos
 from lean3r.data.synthetic import SyntheticWorld
 from lean3r.train import watch
 from lean3r.train.recipes import HELD_OUT_SEED
+from lean3r.train.state import lock_folder
 
 SMALL = ("--resolution", "96", "-q")
 FEW = ("--steps", "2", "--batch", "2", "--views", "2", "--processes", "1", "--checkpoint-every", "1")
-QUICK = (*FEW, "--validate-scenes", "1", "--validate-every", "2")
+QUICK = (*FEW, "--validate-every", "0")
 NOTES = "a note of the user's"
 WARM = (
     *("lean3r.pipeline.load", "lean3r.pipeline.reconstruct", "lean3r.pipeline.save", "lean3r.pipeline.transcode"),
@@ -109,29 +110,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--terms", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--anew", action="store_true")
     parser.add_argument("--only", nargs="+", choices=list(JOBS), default=list(JOBS))
     given = parser.parse_args()
     torch.set_num_threads(1)  # forked processes have no threads of the one before
     for module in WARM:
         import_module(module)
     watch.draw_curves = lambda *_: None  # takes longer than the runs
-    path, rows = RESULTS / "kills.json", {}
-    for name in given.only:
-        started = time.perf_counter()
-        row = measured(name, given.kills, given.terms, random.Random(f"{name}/{given.seed}"))
-        row["minutes"] = round((time.perf_counter() - started) / 60, 1)
-        print(name, json.dumps(row), flush=True)
-        rows = (json.loads(path.read_text())["rows"] if path.exists() else {}) | {name: row}
-        write_result("kills", {"hardware": hardware(), "rows": {key: rows[key] for key in JOBS if key in rows}})
-    if any(rows[name]["problems"] for name in given.only):
+    if given.anew:
+        save({name: None for name in given.only})
+    rows = {name: measured(name, given.kills, given.terms) for name in given.only}
+    if any(row["problems"] for row in rows.values()):
         raise SystemExit(1)
 
 
-def measured(name: str, kills: int, terms: int, rng: random.Random) -> dict:
-    """One command, ended so many times by each signal."""
-    job, problems = JOBS[name], list[str]()
-    found: dict[str, Counter[str]] = {"SIGKILL": Counter(), "SIGTERM": Counter()}
+def save(rows: dict[str, dict | None]) -> dict[str, dict]:
+    """Put rows into the result, or take them out (None), and return what it then has."""
+    path = RESULTS / "kills.json"
+    with lock_folder(Path(tempfile.gettempdir(), "kills-lock")):  # other commands may be measured at the same time
+        kept = (json.loads(path.read_text())["rows"] if path.exists() else {}) | rows
+        kept = {name: kept[name] for name in JOBS if kept.get(name)}
+        write_result("kills", {"hardware": hardware(), "rows": kept})
+    return kept
+
+
+def measured(name: str, kills: int, terms: int) -> dict:
+    """One command, ended so many times by each signal; what the result has of it already counts."""
+    job, row = JOBS[name], save({}).get(name, {"problems": []})
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         work = Path(folder)
         prepare(work, job)
@@ -141,41 +146,55 @@ def measured(name: str, kills: int, terms: int, rng: random.Random) -> dict:
         assert code == 0, (work / "log.txt").read_text()
         reference = load_file(work / job.weights) if job.weights else {}
         for number, count in ((signal.SIGKILL, kills), (signal.SIGTERM, terms)):
-            seen = found[number.name]
+            seen = Counter(row.get(number.name, {}))
             while seen["ended"] < count:
-                fresh(work, job)
-                before = {**contents(work / "photos"), **contents(work / "set")}
-                late = rng.random() < 0.5
-                code = run(work, job, number, usual * (rng.uniform(0.8, 1.05) if late else rng.random()))
-                if code == 0:
-                    seen["had finished"] += 1
-                    continue
-                seen["ended"] += 1
-                where = f"{number.name} {seen['ended']}"
-                said = [] if code == (-9 if number == signal.SIGKILL else 143) else [f"exit code {code}"]
-                said += lost(work, job, before)
-                state = state_of(work, job)
-                seen[state] += 1
-                said += [f"half a result: {state}"] if state.startswith("half") else []
-                seen["left for the next run"] += bool(leftovers(work, job))
-                said += ["SIGTERM left something"] if number == signal.SIGTERM and leftovers(work, job) else []
-                if (work / job.target).exists() and not job.old and not job.resumes:
-                    (work / job.target).rename(work / "before")
-                taken, code = timed(work, job, resume=job.resumes)
+                rng = random.Random(f"{name}/{number}/{seen['ended']}/{seen['had finished']}")
+                share = rng.uniform(0.8, 1.05) if rng.random() < 0.5 else rng.random()
+                taken, problems = once(work, job, number, share * usual, reference, seen)
                 usual = usual if job.resumes else (3 * usual + taken) / 4  # how busy the machine is changes
-                said += [f"the next run ended with {code}: {last_line(work)}"] if code else []
-                said += lost(work, job, before)
-                said += [] if state_of(work, job) == "new" or code else [f"after the next run: {state_of(work, job)}"]
-                said += [f"left over: {name}" for name in leftovers(work, job)]
-                if reference and not code:
-                    again = load_file(work / job.weights)
-                    equal = again.keys() == reference.keys() and all(same(again[k], v) for k, v in reference.items())
-                    seen["resumed bit-equal"] += equal
-                    said += [] if equal else ["the resumed run differs"]
-                problems += [f"{where}: {problem}" for problem in said]
-                if said:
-                    print(f"{name}, {where}: {said}", flush=True)
-    return {"seconds": round(usual, 2), **{key: dict(value) for key, value in found.items()}, "problems": problems}
+                problems = [f"{number.name} {seen['ended']}: {problem}" for problem in problems]
+                row |= {"seconds": round(usual, 2), number.name: dict(seen)}
+                row["problems"] += problems
+                save({name: row})
+        print(name, json.dumps(row), flush=True)
+    return row
+
+
+def once(
+    work: Path, job: Job, number: int, after_s: float, reference: dict[str, torch.Tensor], seen: Counter[str]
+) -> tuple[float, list[str]]:
+    """One run that is ended, and the one after it: seconds of an undisturbed one, and what was wrong."""
+    fresh(work, job)
+    before = {**contents(work / "photos"), **contents(work / "set")}
+    began = time.perf_counter()
+    code = run(work, job, number, after_s)
+    if code == 0:
+        seen["had finished"] += 1
+        return time.perf_counter() - began, []
+    seen["ended"] += 1
+    # By SIGTERM -15 where it came before the command had begun, which a shell shows as 143, too.
+    said = [] if code == -number or (number, code) == (signal.SIGTERM, 143) else [f"exit code {code}"]
+    said += lost(work, job, before)
+    state = state_of(work, job)
+    seen[state] += 1
+    said += [f"at the target: {state}"] if state.startswith("half") else []
+    seen["left for the next run"] += bool(leftovers(work, job))
+    if number == signal.SIGTERM:
+        said += [f"SIGTERM left {name}" for name in leftovers(work, job)]
+    if (work / job.target).exists() and not job.old and not job.resumes:
+        (work / job.target).rename(work / "before")
+    taken, code = timed(work, job, resume=job.resumes)
+    if code:
+        return taken, [*said, f"the next run ended with {code}: {last_line(work)}"]
+    said += lost(work, job, before)
+    said += [] if state_of(work, job) == "new" else [f"after the next run: {state_of(work, job)}"]
+    said += [f"left over: {name}" for name in leftovers(work, job)]
+    if reference:
+        again = load_file(work / job.weights)
+        equal = again.keys() == reference.keys() and all(same(again[k], v) for k, v in reference.items())
+        seen["resumed bit-equal"] += equal
+        said += [] if equal else ["the resumed run differs"]
+    return taken, said
 
 
 def prepare(work: Path, job: Job) -> None:

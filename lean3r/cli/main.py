@@ -46,9 +46,10 @@ def run(argv: Sequence[str]) -> int:
         return 0
     command = None
     try:
-        command = parse(argv)
-        with _messages(getattr(command, "quiet", False), getattr(command, "verbose", False)), _orderly_end():
-            command.run()
+        with _orderly_end():
+            command = parse(argv)
+            with _messages(getattr(command, "quiet", False), getattr(command, "verbose", False)):
+                command.run()
         return 0
     except BrokenPipeError:
         raise
