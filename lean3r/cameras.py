@@ -5,7 +5,6 @@ Everything comes out in lean3r's conventions (docs/conventions.md), matched to p
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -19,6 +18,7 @@ import numpy as np
 from lean3r.colmap_files import check_model
 from lean3r.errors import InputError
 from lean3r.geometry.lens import LENSES, pinhole_part, scaled
+from lean3r.json_text import parse_json
 from lean3r.sources import IMAGE_SUFFIXES, printable
 from lean3r.trajectory import Trajectory, read_trajectory
 from lean3r.types import Lens
@@ -248,7 +248,7 @@ def _from_colmap(folder: Path) -> GivenCameras:
 
 def _from_json(path: Path) -> GivenCameras:
     try:
-        content = json.loads(path.read_bytes().decode("utf-8"))
+        content = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is no readable JSON ({error})") from error
     try:
@@ -261,7 +261,7 @@ def _from_json(path: Path) -> GivenCameras:
             if shared.intrinsics is None:
                 raise InputError(f"{path} states an angle and no size of the pictures (w, h)")
             return GivenCameras(origin=str(path), shared=shared)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{path} holds cameras in a form that lean3r does not read ({what})") from error
     raise InputError(

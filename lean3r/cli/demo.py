@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from lean3r.cli.console import Console, format_table
-from lean3r.cli.options import option
+from lean3r.cli.options import check_seed, option
 from lean3r.cli.reconstruct import Reconstruct
 from lean3r.errors import InputError
 
@@ -44,6 +44,7 @@ class Demo:
 
     def run(self) -> None:
         """Make the photos unless they are given, reconstruct, compare, print where the files are."""
+        check_seed(self.seed)
         if self.photos is not None:
             if not self.photos.is_dir():
                 raise InputError(f"{self.photos} is no folder; give one with pictures: make demo PHOTOS=DIR")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from lean3r.cli.console import Console
-from lean3r.cli.options import option
+from lean3r.cli.options import check_seed, option
 from lean3r.errors import UsageError
 
 FULL_BAR = 24
@@ -69,6 +69,7 @@ class Probe:
                 raise UsageError(f"--{name} is {getattr(self, name)}, expected at least 1.")
         if not 0 < self.share <= 1:
             raise UsageError(f"--share is {self.share}, expected a number above 0, at most 1.")
+        check_seed(self.seed)
         found = self._probe(Console(self.quiet))
         if self.json:
             print(json.dumps(found))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from lean3r.cli.console import Console, group_skips
-from lean3r.cli.options import option
+from lean3r.cli.options import check_seed, option
 from lean3r.errors import UsageError
 from lean3r.pipeline.observer import peak_memory_mb
 
@@ -261,6 +261,7 @@ class Reconstruct:
         InputError where the pictures lack what --gps needs."""
         from lean3r.refine.scale import Distance, read_places, told
 
+        check_seed(self.seed)
         if self.undistort and (self.images == "never" or not {"colmap", "nerfstudio"} & set(formats)):
             raise UsageError(
                 "--undistort writes pictures beside colmap or nerfstudio: ask for one, without --images never."

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from lean3r.cli.options import option
+from lean3r.cli.options import check_seed, option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,6 +101,7 @@ class Changes:
         """The options that change configs."""
         from lean3r.train.recipes.overrides import Overrides
 
+        check_seed(self.seed)
         lists = {name: tuple(getattr(self, name)) for name in ("steps", "lr", "views", "train")}
         others = {f.name: getattr(self, f.name) for f in fields(Overrides) if f.name not in lists}
         return Overrides(**lists, **others)

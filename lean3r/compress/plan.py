@@ -14,6 +14,7 @@ from lean3r.attention import ATTENTION
 from lean3r.compress.linears import LinearTarget
 from lean3r.compress.targets import Target
 from lean3r.errors import UsageError
+from lean3r.json_text import parse_json
 
 FORMAT = 1
 FROM_MODEL = ("dim", "heads")  # a mechanism that owns parameters gets these from the block that it enters
@@ -148,7 +149,7 @@ class CompressionPlan:
     def from_json(cls, text: str, *, name: str = "custom") -> CompressionPlan:
         """Read what `to_json` writes; UsageError as `from_dict`, and where the text is no JSON."""
         try:
-            row = json.loads(text)
+            row = parse_json(text)
         except ValueError as error:
             raise UsageError(f"the plan is no JSON: {error}.") from error
         return cls.from_dict(row, name=name)

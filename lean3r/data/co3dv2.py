@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from lean3r.data.files import read_depth_png
+from lean3r.data.files import inside, naming, read_depth_png, read_gzip
 from lean3r.data.scenes import Camera, FolderSet, Frame, folders, nearest, pinhole
 from lean3r.errors import InputError
+from lean3r.json_text import parse_json
 
 FRAMES, SEQUENCES = "frame_annotations.jgz", "sequence_annotations.jgz"
 _NO_SEQUENCES = ("set_lists", "eval_batches")
@@ -106,20 +106,20 @@ class Co3dv2(FolderSet):
     def _frame(self, row: Mapping[str, Any]) -> Frame:
         height, width = row["image"]["size"]
         depth, mask = row["depth"], row.get("mask") if self.foreground else None
-        paths = [
-            None if part is None else self.root / part for part in (depth.get("mask_path"), (mask or {}).get("path"))
-        ]
+        parts = depth.get("mask_path"), (mask or {}).get("path")
+        paths = [None if part is None else inside(self.root, part) for part in parts]
         camera = Camera(intrinsics_of(row["viewpoint"], width, height), pose_of(row["viewpoint"]), width, height)
         extra = (float(depth.get("scale_adjustment") or 1.0), *paths)
-        return Frame(self.root / row["image"]["path"], camera, self.root / depth["path"], extra)
+        return Frame(inside(self.root, row["image"]["path"]), camera, inside(self.root, depth["path"]), extra)
 
     def _good(self, scenes: Sequence[str]) -> list[str]:
         scores: dict[str, float] = {}
         for category in {scene.partition("/")[0] for scene in scenes}:
             path = self.root / category / SEQUENCES
-            for row in _annotations(path) if path.is_file() else []:
-                score = row.get("viewpoint_quality_score")
-                scores[f"{category}/{row.get('sequence_name')}"] = np.inf if score is None else float(score)
+            with naming(path):
+                for row in _annotations(path) if path.is_file() else []:
+                    score = row.get("viewpoint_quality_score")
+                    scores[f"{category}/{row.get('sequence_name')}"] = np.inf if score is None else float(score)
         good = [scene for scene in scenes if scores.get(scene, np.inf) >= self.min_quality]
         if not good:
             raise InputError(
@@ -188,7 +188,7 @@ def _incomplete(category: Path) -> list[str]:
     found = [f"{len(absent)} of {len(rows)} sequences of {category} are missing, {absent[0]} first"] if absent else []
     for name in sorted(there & rows.keys()):
         pictures = {path.name for path in (category / name / "images").glob("*")}
-        wanted = {Path(row["image"]["path"]).name for row in rows[name]}
+        wanted = {PurePosixPath(str(row["image"]["path"])).name for row in rows[name]}
         if len(wanted & pictures) < 2:
             found.append(f"{category / name} has {len(wanted & pictures)} pictures; at least two views make a scene")
         elif wanted - pictures:
@@ -198,13 +198,8 @@ def _incomplete(category: Path) -> list[str]:
 
 
 def _annotations(path: Path) -> list[dict[str, Any]]:
-    try:
-        with gzip.open(path) as file:
-            rows = json.load(file)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} is damaged or no gzipped JSON ({error})") from error
+    with naming(path):
+        rows = parse_json(read_gzip(path))
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path} is no list of annotations as in CO3Dv2")
     return rows
@@ -218,5 +213,5 @@ def _by_sequence(path: Path) -> dict[str, list[Mapping[str, Any]]]:
             if row.get("viewpoint") and (row.get("depth") or {}).get("path") and row["image"].get("path"):
                 found.setdefault(row["sequence_name"], []).append(row)
         return {name: sorted(rows, key=lambda row: row["frame_number"]) for name, rows in found.items()}
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{path} is not annotated as in CO3Dv2 ({error!r})") from error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lean3r.cameras import COLMAP_FOLDERS, open_colmap
-from lean3r.data.files import read_depth_png, read_image, read_npy
+from lean3r.data.files import inside, read_depth_png, read_image, read_npy
 from lean3r.data.lens import pinhole_of, undistort
 from lean3r.data.scenes import Camera, FolderSet, Frame, RawView, fitted, folders, nearest, no_depth
 from lean3r.errors import InputError
@@ -184,7 +184,8 @@ def _picture_files(folder: Path, names: Iterable[str]) -> dict[str, Path]:
     """Name in the model -> file, from the first folder that holds any of them."""
     names = list(names)
     for sub in _PICTURES:
-        found = {name: folder / sub / name for name in names if (folder / sub / name).is_file()}
+        places = {name: inside(folder / sub, name) for name in names}
+        found = {name: path for name, path in places.items() if path.is_file()}
         if found:
             return found
     return {}

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from lean3r.data.scenes import Camera, FolderSet, Frame, folders, inverted, resc
 from lean3r.errors import InputError, MissingExtraError
 
 PARAMETERS = "metadata_camera_parameters.csv"
+MAX_VALUES = 2**26  # of an array; pictures have 2 ** 22
 SKEW_TOLERANCE = 1e-4
 _METRES = "meters_per_asset_unit"
 _PICTURE, _DISTANCE = ".tonemap.jpg", ".depth_meters.hdf5"
@@ -146,8 +148,12 @@ def read_hdf5(path: Path, dimensions: int) -> np.ndarray:
         raise InputError(f"{path} is missing")
     try:
         with h5py.File(path, "r") as file:
-            values = np.asarray(file["dataset"][()], dtype=np.float64)  # pyright: ignore[reportIndexIssue]
-    except (OSError, KeyError, ValueError, TypeError) as error:
+            dataset: Any = file["dataset"]
+            is_own = isinstance(file.get("dataset", getlink=True), h5py.HardLink) and isinstance(dataset, h5py.Dataset)
+            if not is_own or dataset.external or dataset.is_virtual or (dataset.size or 0) > MAX_VALUES:
+                raise ValueError("an array that is too large, or in another file")
+            values = np.asarray(dataset[()], dtype=np.float64)
+    except Exception as error:  # the library raises errors of every kind on damaged files
         raise InputError(f"{path} is damaged or holds no HDF5 array called dataset ({error})") from error
     if values.ndim != dimensions:
         raise InputError(f"{path} has an array of {values.ndim} dimensions; expected {dimensions}")

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lean3r.data.files import read_image
+from lean3r.data.files import naming, read_image
 from lean3r.errors import InputError
 
 CACHED_SCENES = 64
@@ -175,7 +175,8 @@ class FolderSet(SceneSet):
     def _cached(self, index: int) -> Sequence[Frame]:
         frames = self._frames.get(index)  # read once: another thread may push it out at any time
         if frames is None:
-            frames = self._frames[index] = self.frames(self.ids[index])
+            with naming(self.root / self.ids[index]):
+                frames = self._frames[index] = self.frames(self.ids[index])
             while len(self._frames) > CACHED_SCENES:
                 self._frames.popitem(last=False)
         return frames

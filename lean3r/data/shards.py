@@ -22,9 +22,11 @@ import numpy as np
 from PIL import Image
 
 from lean3r.data.augment import cut
-from lean3r.data.files import naming, read_text
+from lean3r.data.files import inside, naming, read_array, read_text
 from lean3r.data.scenes import Camera, RawView, SceneInfo, SceneSet, checked, no_depth, without_unknown
+from lean3r.decoding import FORMATS
 from lean3r.errors import InputError, MissingExtraError, UsageError
+from lean3r.json_text import parse_json
 
 INDEX, FORMAT = "index.json", "lean3r shards 1"
 _LEVELS = 65534
@@ -45,10 +47,12 @@ class Shards(SceneSet):
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         index = _index(self.root)
-        self.packed, self.licence = index["set"], index["licence"]  # type: ignore[misc]
-        self.is_metric, self.is_ordered = index["is_metric"], index["is_ordered"]
-        self.has_depth = index["has_depth"]
-        self.rows = [row for row in index["scenes"] if (self.root / row["shard"]).is_file()]
+        with naming(self.root / INDEX):
+            self.packed, self.licence = index["set"], index["licence"]  # type: ignore[misc]
+            self.is_metric, self.is_ordered = index["is_metric"], index["is_ordered"]
+            self.has_depth = index["has_depth"]
+            rows = [(inside(self.root, row["shard"]), row) for row in index["scenes"] if _is_row(row)]
+            self.rows = [row for path, row in rows if path.is_file()]
         if not self.rows:
             raise InputError(f"no shard of {self.root / INDEX} is there; expected {self.layout}")
         self._cameras: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
@@ -67,25 +71,33 @@ class Shards(SceneSet):
 
     def camera(self, scene: int, view: int) -> Camera:
         """From cameras.json of the scene."""
-        row = self._rows_of(scene)[view]
-        camera = Camera(np.array(row["K"]), np.array(row["cam_from_world"]), row["width"], row["height"])
+        with naming(self.root / self.rows[scene]["shard"]):
+            row = self._rows_of(scene)[view]
+            k, pose = (np.array(row[key], dtype=np.float64) for key in ("K", "cam_from_world"))
+            camera = Camera(k, pose, int(row["width"]), int(row["height"]))
         return checked(camera, f"{self.rows[scene]['id']}, view {view}")
 
     def view(self, scene: int, view: int) -> RawView:
         """Picture and depth, by their places in the shard."""
         camera, row = self.camera(scene, view), self._rows_of(scene)[view]
         image = self._picture(scene, f"{view:04}.jpg", "RGB")
-        if row["far"]:
-            depth = _decoded(self._picture(scene, f"{view:04}.depth.png", None), row["near"], row["far"])
-        else:
-            depth = no_depth(*image.shape[:2])
+        depth = no_depth(*image.shape[:2])
+        with naming(self.root / self.rows[scene]["shard"]):
+            if row["far"]:
+                depth = _decoded(self._picture(scene, f"{view:04}.depth.png", None), row["near"], row["far"])
+        if depth.shape != image.shape[:2] or depth.shape != (camera.height, camera.width):
+            raise InputError(f"view {view} of {self.rows[scene]['id']} has a picture, depth and camera of other sizes")
         return RawView(image, depth, camera.intrinsics, camera.cam_from_world)
 
     def covisibility(self, scene: int) -> np.ndarray | None:
         """[V, V] as in the set that was packed."""
         if "covisibility.npy" not in self.rows[scene]["members"]:
             return None
-        return np.load(io.BytesIO(self._member(scene, "covisibility.npy")), allow_pickle=False)
+        with naming(self.root / self.rows[scene]["shard"]):
+            score = read_array(io.BytesIO(self._member(scene, "covisibility.npy")))
+            if score.shape != (self.rows[scene]["views"],) * 2:
+                raise ValueError(f"scores {score.shape} of {self.rows[scene]['views']} views")
+        return score
 
     def candidates(self, views: int, height: int, width: int) -> np.ndarray | None:
         """Scenes with enough views, of the batch's orientation where there are any."""
@@ -108,7 +120,8 @@ class Shards(SceneSet):
     def problems(root: Path) -> list[str]:
         """Shards that are missing or have another size than the index says."""
         try:
-            shards = _index(root)["shards"]
+            with naming(root / INDEX):
+                shards = {name: int(size) for name, size in _index(root)["shards"].items() if inside(root, name)}
         except InputError as error:
             return [str(error)]
         found = [f"{root / name} is missing" for name in shards if not (root / name).is_file()]
@@ -123,25 +136,25 @@ class Shards(SceneSet):
         rows = self._cameras.get(scene)
         if rows is None:
             with naming(self.root / self.rows[scene]["shard"]):
-                rows = self._cameras[scene] = json.loads(self._member(scene, "cameras.json"))["views"]
+                rows = self._cameras[scene] = parse_json(self._member(scene, "cameras.json"))["views"]
             while len(self._cameras) > _CACHED:
                 self._cameras.popitem(last=False)
         return rows
 
     def _member(self, scene: int, name: str) -> bytes:
         row = self.rows[scene]
-        path = self.root / row["shard"]
-        offset, size = row["members"][name]
+        path = inside(self.root, row["shard"])
         with naming(path), open(path, "rb") as file:
+            offset, size = row["members"][name]
+            if not 0 <= offset <= offset + size <= path.stat().st_size:
+                raise InputError(f"{path} ends before {name} of {row['id']}: it was not downloaded whole")
             file.seek(offset)
             data = file.read(size)
-        if len(data) < size:
-            raise InputError(f"{path} ends before {name} of {row['id']}: it was not downloaded whole")
         return data
 
     def _picture(self, scene: int, name: str, mode: str | None) -> np.ndarray:
         data = io.BytesIO(self._member(scene, name))
-        with naming(self.root / self.rows[scene]["shard"]), Image.open(data) as picture:
+        with naming(self.root / self.rows[scene]["shard"]), Image.open(data, formats=FORMATS) as picture:
             return np.asarray(picture if mode is None else picture.convert(mode))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -267,13 +280,19 @@ def _decoded(level: np.ndarray, near: float, far: float) -> np.ndarray:
     return np.where(level > 0, depth, 0).astype(np.float32)
 
 
+def _is_row(row: dict[str, Any]) -> bool:
+    """Whether a scene of the index has its entries; TypeError or KeyError where it is of another form."""
+    plain = (int(row["views"]), int(row["width"]), int(row["height"]), str(row["id"]), row["members"].keys())
+    return plain[0] > 0
+
+
 def _rounded_up(views: int) -> int:
     return 1 << max(0, views - 1).bit_length()
 
 
 def _index(root: Path) -> dict[str, Any]:
     with naming(root / INDEX):
-        index = json.loads(read_text(root / INDEX))
+        index = parse_json(read_text(root / INDEX))
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise InputError(f"{root / INDEX} is no index of shards ({FORMAT}); expected {Shards.layout}")
     return index

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,12 @@ from lean3r.data.files import read_text
 from lean3r.data.lens import pinhole_of
 from lean3r.data.scenes import Camera, Frame, inverted
 from lean3r.errors import InputError
+from lean3r.json_text import parse_json
 
 if TYPE_CHECKING:
     from lean3r.colmap_library import pycolmap
 
+MAX_SIDE = 100_000  # pixels: undistortion walks along the borders
 _BENDING = {
     "PINHOLE": (),
     "OPENCV": ("k1", "k2", "p1", "p2"),
@@ -51,11 +52,11 @@ def read_transforms(path: Path) -> list[PosedPicture]:
     InputError when it is missing, of another form, or has another camera model than PINHOLE, OPENCV, OPENCV_FISHEYE.
     """
     try:
-        content = json.loads(read_text(path))
+        content = parse_json(read_text(path))
         rows = [*content["frames"], *content.get("test_frames", [])]
         shared = {key: value for key, value in content.items() if key not in ("frames", "test_frames")}
         return [_posed({**shared, **row}, path) for row in rows]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{path} is no transforms.json of nerfstudio ({what})") from error
 
@@ -80,6 +81,8 @@ def _posed(values: Mapping[str, Any], path: Path) -> PosedPicture:
     bending = [float(values.get(key, 0.0)) for key in _BENDING[model]]
     # nerfstudio keeps COLMAP's convention: the principal point counts from the corner of the picture.
     params = [*(float(values[key]) for key in ("fl_x", "fl_y", "cx", "cy")), *bending]
+    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE and np.isfinite(params).all() and min(params[:2]) > 0):
+        raise ValueError(f"a camera of {width} x {height} pixels, or with impossible numbers: {params}")
     lens = pycolmap.Camera(model=model, width=width, height=height, params=params)
     matrix = np.array(values["transform_matrix"], dtype=np.float64)
     world_from_cam = np.eye(4)

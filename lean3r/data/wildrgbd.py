@@ -6,7 +6,6 @@ wildrgbd_generate_point_cloud.py of wildrgbd/wildrgbd). Principal points are ARK
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 from lean3r.data.files import read_depth_png, read_text
 from lean3r.data.scenes import Camera, FolderSet, Frame, folders, inverted, nearest, pinhole
 from lean3r.errors import InputError
+from lean3r.json_text import parse_json
 
 MILLIMETRES = 1000.0
 _PARTS = ("rgb", "depth", "metadata", "cam_poses.txt")
@@ -57,7 +57,7 @@ class WildRgbd(FolderSet):
         """The frames that have a pose, in order of time."""
         folder = self.root / scene
         try:
-            content = json.loads(read_text(folder / "metadata"))
+            content = parse_json(read_text(folder / "metadata"))
             # K is stored column by column, and counts from the picture's corner, as ARKit does.
             k = np.array(content["K"], dtype=np.float64).reshape(3, 3).T
             width, height = int(content["w"]), int(content["h"])

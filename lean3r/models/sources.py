@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lean3r.errors import UsageError, WeightsError
-from lean3r.models.stored import INDEX_SUFFIX, weights_in
+from lean3r.models.stored import INDEX_SUFFIX, shards_of, weights_in
 
 SCHEME = "hf:"
 CANDIDATES = ("model.safetensors", f"model.safetensors{INDEX_SUFFIX}", "model.pt", "model.pth")
@@ -99,7 +98,9 @@ def find_weights(
             path = _fetch(hub, name, online, options)
             if path is None:
                 continue
-            if not name.endswith(INDEX_SUFFIX) or all([_fetch(hub, s, online, options) for s in _shards(path)]):
+            if not name.endswith(INDEX_SUFFIX) or all(
+                [_fetch(hub, s, online, options) for s in sorted(set(shards_of(path).values()))]
+            ):
                 return path
     if offline:
         raise WeightsError(f"{hub} is not in the cache, and offline mode asks for no network. {_by_hand(hub)}.")
@@ -146,13 +147,6 @@ def _fetch(hub: HubSource, name: str, online: bool, options: dict) -> Path | Non
         except EntryNotFoundError:
             pass
     return None
-
-
-def _shards(index: Path) -> list[str]:
-    try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise WeightsError(f"{index} is no index of shards (no readable weight_map); fetch it again.") from error
 
 
 def _by_hand(hub: HubSource) -> str:

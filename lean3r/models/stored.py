@@ -11,13 +11,14 @@ import struct
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lean3r.errors import WeightsError
+from lean3r.json_text import parse_json
 from lean3r.models.writing import CODES
 
 TYPES = {code: dtype for dtype, code in CODES.items()}
@@ -139,14 +140,26 @@ def weights_in(folder: Path) -> Path:
     raise WeightsError(f"{folder} holds no weights (.safetensors, .index.json, .pt or .pth).")
 
 
-def _open_shards(path: Path) -> Stored:
+def shards_of(index: Path) -> dict[str, str]:
+    """Which shard beside or below an index holds each tensor; WeightsError where it is none, or names other places."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        files = {str(name): path.parent / str(shard) for name, shard in table.items()}
+        table = parse_json(index.read_bytes())["weight_map"]
+        shards = {name: shard for name, shard in table.items() if isinstance(shard, str)}
+        if len(shards) < len(table):
+            raise TypeError("a shard's name is no text")
     except FileNotFoundError as error:
-        raise WeightsError(f"{path}: no such weights file.") from error
+        raise WeightsError(f"{index}: no such weights file.") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path} is no index of shards (no readable weight_map); fetch it again.") from error
+        raise WeightsError(f"{index} is no index of shards (no readable weight_map); fetch it again.") from error
+    for shard in set(shards.values()):
+        parts = PurePosixPath(shard.replace("\\", "/"))
+        if parts.is_absolute() or ".." in parts.parts or parts.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
+            raise WeightsError(f"{index} names the shard {shard!r}; expected weights files beside it.")
+    return shards
+
+
+def _open_shards(path: Path) -> Stored:
+    files = {name: path.parent / shard for name, shard in shards_of(path).items()}
     shards = sorted(set(files.values()))
     absent = [shard.name for shard in shards if not shard.is_file()]
     if absent:
@@ -183,19 +196,33 @@ def _can_be_mapped(path: Path) -> bool:
     return path.suffix == ".safetensors" or zipfile.is_zipfile(path)
 
 
+def _check_uncompressed(path: Path) -> None:
+    """torch.save compresses nothing; what is compressed may be of any size when it is unpacked."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+            raise ValueError("it has compressed members")
+
+
 def _load_torch(path: Path) -> dict[str, Tensor]:
     try:
+        if _can_be_mapped(path):
+            _check_uncompressed(path)
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} holds Python objects other than tensors; lean3r never executes pickles. "
             "Convert it to .safetensors where you trust it."
         ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # a damaged pickle can ask for anything
         raise WeightsError(f"{path} is damaged, truncated or no torch checkpoint; fetch it again.") from error
     for key in ("state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
     if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
         raise WeightsError(f"{path} holds no plain table of tensors; expected name -> tensor.")
+    for name, value in found.items():
+        if not isinstance(name, str):
+            raise WeightsError(f"{path} names a tensor {name!r}; expected texts.")
+        if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise WeightsError(f"{path} holds {name} in a form that lean3r does not read; expected dense tensors.")
     return dict(found)

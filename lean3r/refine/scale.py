@@ -28,6 +28,7 @@ LONG_AXIS_M, ECCENTRICITY_2 = 6_378_137.0, 6.694379990141e-3
 # East, north, up to the world's axes: x east, y down, z north, so that y points down as in every other result.
 WORLD_FROM_ENU = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
 FEWEST_PLACES = 3
+LEAST_METRES, MOST_METRES = 1e-6, 1e9  # from under a microscope to beyond the moon
 STRAIGHT = 0.03  # breadth of the places against their length, below which they are taken for a line
 OUTLIER = 4.0  # robust deviations from the fit that a place may be off
 TYPICAL_GPS_M = 3.0
@@ -54,10 +55,10 @@ class Distance:
             metres = float(number)
         except ValueError:
             metres = math.nan
-        if not (comma and first.strip() and second.strip() and metres > 0 and math.isfinite(metres)):
+        if not (comma and first.strip() and second.strip() and LEAST_METRES <= metres <= MOST_METRES):
             raise UsageError(
-                f"got the scale '{text}'; expected two pictures and the metres between their cameras: "
-                "FIRST.jpg,SECOND.jpg=1.25"
+                f"got the scale '{text}'; expected two pictures and the metres between their cameras, from "
+                f"{LEAST_METRES:g} to {MOST_METRES:g}: FIRST.jpg,SECOND.jpg=1.25"
             )
         return cls(first.strip(), second.strip(), metres)
 

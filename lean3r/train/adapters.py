@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lean3r.compress.fp8_linear import Coded, Rounded
 from lean3r.compress.linears import LinearTarget, linears_of
 from lean3r.errors import MissingExtraError, UsageError, WeightsError
+from lean3r.json_text import parse_json
 from lean3r.train.state import save_weights
 
 KEY = "adapters"  # the attribute of a network that wears adapters, and the entry in the header of their file
@@ -97,9 +98,9 @@ def load_adapters(model: nn.Module, path: Path | str) -> list[str]:
 
     try:
         with safe_open(str(path), "pt") as file:
-            header = json.loads((file.metadata() or {}).get(KEY, "null"))
+            header = parse_json((file.metadata() or {}).get(KEY, "null"))
             values = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise WeightsError(f"{path} cannot be read as adapters: {error}") from error
     if header is None:
         raise WeightsError(f"{path} holds no adapters; expected a file that save_adapters wrote.")

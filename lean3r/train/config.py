@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lean3r.errors import UsageError
+from lean3r.json_text import parse_json
 
 # Settings that do not touch the weights: a resumed run may change them.
 FREE_ON_RESUME = (
@@ -216,18 +217,22 @@ class TrainConfig:
     def from_json(cls, text: str) -> TrainConfig:
         """Read `to_json` text; UsageError on unknown, missing or impossible entries."""
         try:
-            raw = json.loads(text)
-        except json.JSONDecodeError as error:
+            raw = parse_json(text)
+        except ValueError as error:
             raise UsageError(f"training config is not JSON: {error}") from error
         if not isinstance(raw, dict):
             raise UsageError(f"training config is a JSON {type(raw).__name__}, expected an object")
-        stages = tuple(
-            _build(Stage, s | {k: tuple(s[k]) for k in _TUPLES if s.get(k) is not None}) for s in raw.get("stages", ())
-        )
-        optim = raw.get("optim", {})
-        if "betas" in optim:
-            optim = optim | {"betas": tuple(optim["betas"])}
-        return _build(cls, raw | {"stages": stages, "optim": _build(OptimConfig, optim)})
+        try:
+            stages = tuple(
+                _build(Stage, s | {k: tuple(s[k]) for k in _TUPLES if s.get(k) is not None})
+                for s in raw.get("stages", ())
+            )
+            optim = raw.get("optim", {})
+            if "betas" in optim:
+                optim = optim | {"betas": tuple(optim["betas"])}
+            return _build(cls, raw | {"stages": stages, "optim": _build(OptimConfig, optim)})
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise UsageError(f"training config: an entry has a value of another kind than it must: {error}") from error
 
 
 def _build(cls: type, values: dict[str, Any]) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lean3r.errors import MissingExtraError
+from lean3r.json_text import parse_json
 from lean3r.train.disk import write_atomically
 
 
@@ -78,7 +79,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return [parse_json(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def _short(value: float) -> str:

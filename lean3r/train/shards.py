@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from lean3r.errors import LeanError
+from lean3r.json_text import parse_json
 from lean3r.train.disk import flush, require_space, tensor_bytes
 from lean3r.train.distributed import World
 
-VALUES, SUMS = "values.json", "check_sums.json"
+VALUES, SUMS, METADATA = "values.json", "check_sums.json", ".metadata"
 
 
 def flat_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
@@ -87,18 +88,20 @@ def write_shards(path: Path, state: dict[str, Any], world: World) -> None:
 def damage(path: Path) -> str:
     """What is wrong with a checkpoint folder, judged by its check sums; "" if nothing."""
     try:
-        sums = json.loads((path / SUMS).read_text())
+        sums = parse_json((path / SUMS).read_bytes())
+        if not {VALUES, METADATA} <= sums.keys():
+            return f"{SUMS} lacks {VALUES} or {METADATA}"
         for name, expected in sums.items():
             if _check_sum(path / name) != expected:
                 return f"check sum of {name} is wrong"
-    except (OSError, ValueError) as error:
-        return str(error)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        return f"{SUMS} or what it lists cannot be read: {error}"
     return ""
 
 
 def read_values(path: Path) -> dict[str, Any]:
     """What a checkpoint folder holds beside tensors."""
-    return json.loads((path / VALUES).read_text())
+    return parse_json((path / VALUES).read_bytes())
 
 
 def read_shards(path: Path) -> dict[str, Any]:

@@ -103,7 +103,10 @@ def checkpoints(folder: Path) -> list[Path]:
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that is whole, None if there is none; damaged ones are passed over with a warning."""
     for path in checkpoints(folder):
-        problem = damage(path) if path.is_dir() else _damaged_file(path.read_bytes())
+        try:
+            problem = damage(path) if path.is_dir() else _damaged_file(path.read_bytes())
+        except OSError as error:
+            problem = f"it cannot be read: {error.strerror}"
         if not problem:
             return path
         print(f"warning: checkpoint {path} is damaged and is passed over ({problem})", file=sys.stderr)
@@ -131,10 +134,10 @@ def _damaged_file(data: bytes) -> str:
             bad = archive.testzip()
         if bad is not None:
             return f"check sum of {bad} is wrong"
-        torch.load(io.BytesIO(data), map_location="meta", weights_only=True)
-    except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, ValueError) as error:
-        return str(error) or type(error).__name__
-    return ""
+        found = torch.load(io.BytesIO(data), map_location="meta", weights_only=True)
+    except Exception as error:  # a damaged pickle can ask for anything
+        return next(iter(str(error).splitlines()), type(error).__name__)
+    return "" if isinstance(found, dict) else "it holds no state of a run"
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
