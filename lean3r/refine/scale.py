@@ -241,7 +241,7 @@ def place_of(exif: Mapping[int, object]) -> Place | None:
         latitude, longitude = _degrees(exif[2]), _degrees(exif[4])  # type: ignore[arg-type]
         north, east = str(exif.get(1, "N")).strip().upper(), str(exif.get(3, "E")).strip().upper()
         altitude = None if 6 not in exif else float(exif[6])  # type: ignore[arg-type]
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, IndexError):
+    except (KeyError, TypeError, ValueError, ArithmeticError, IndexError):
         return None
     latitude, longitude = (-latitude if north == "S" else latitude), (-longitude if east == "W" else longitude)
     below = exif.get(5) in (1, b"\x01")
