@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from lean3r.models.sources import find_weights
 from lean3r.models.stored import open_stored
 from lean3r.refine.scale import Distance
 from lean3r.train.config import TrainConfig
+from lean3r.train.shards import damage
 from lean3r.train.state import load_checkpoint, save_checkpoint
 
 
@@ -199,6 +201,23 @@ def test_newest_checkpoint_that_holds_no_run(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "step-000000004" / "check_sums.json").write_text("{}")
     assert (load_checkpoint(tmp_path) or {})["step"] == 1
     assert capsys.readouterr().err.count("passed over") == 3
+
+
+def sealed(folder: Path, table: bytes) -> Path:
+    """A checkpoint folder whose check sums are right, whatever its table holds."""
+    folder.mkdir()
+    (folder / ".metadata").write_bytes(table)
+    (folder / "values.json").write_text("{}")
+    sums = {path.name: [path.stat().st_size, zlib.crc32(path.read_bytes())] for path in folder.iterdir()}
+    (folder / "check_sums.json").write_text(json.dumps(sums))
+    return folder
+
+
+def test_table_of_a_checkpoint_folder_executes_nothing(tmp_path: Path) -> None:
+    for number, name in enumerate(("os\nmkdir", "torch.distributed.checkpoint.filesystem\nos")):
+        table = f"c{name}\n(V{tmp_path / 'made'}\ntR.".encode()
+        assert "the table asks for" in damage(sealed(tmp_path / str(number), table))
+    assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize("number", ["1e300", "1e-300", "nan", "-1", "inf"])
