@@ -77,7 +77,7 @@ def read_cameras(folder: Path, _: random.Random) -> None:
     for path in (folder, *sorted(folder.iterdir())):
         with contextlib.suppress(LeanError):
             given = read_given(path)
-            given.match([camera.name for camera in given.cameras])
+            given.match(["a.png", "b.png"])
             for camera in given.cameras:
                 camera.intrinsics_of(96, 72)
     read_given(folder)
