@@ -100,6 +100,9 @@ class Reconstruct:
     masks: Annotated[Path | None, option("DIR")] = None
     """Black in DIR/IMG.jpg.png gives no features, depth or points of IMG.jpg (COLMAP's names)."""
 
+    keep_sky: Annotated[bool, option()] = False
+    """Depth and points for smooth bright regions at the upper border too, which are taken for sky."""
+
     reference_view: Annotated[str, option("auto|first|middle|INDEX")] = "auto"
     """The view that the network starts from (VGGT and Depth Anything 3); INDEX counts from 0."""
 
@@ -232,6 +235,7 @@ class Reconstruct:
                 lens=self.lens,
                 share_lens="always" if self.shared_camera else self.share_lens,
                 masks=self.masks,
+                keep_sky=self.keep_sky,
                 observer=console,
             )
             scene = self.in_metres(scene)

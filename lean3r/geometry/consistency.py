@@ -35,15 +35,6 @@ class Scene(NamedTuple):
         return cam[:, 2], sample_depth(self.depth[view], self.optics.project(view, cam))
 
 
-class Votes(NamedTuple):
-    """What the other views say of each pixel [H, W], as counts: it agrees, it floats before what they see, it lies
-    behind what they see (which may be right: hidden from there)."""
-
-    agree: np.ndarray
-    before: np.ndarray
-    behind: np.ndarray
-
-
 def neighbours(scene: Scene, count: int) -> list[np.ndarray]:
     """For each view the at most `count` other views that see most of it, at an angle that tells something."""
     views, height, width = scene.depth.shape
@@ -54,7 +45,7 @@ def neighbours(scene: Scene, count: int) -> list[np.ndarray]:
     for view in range(views):
         world = scene.world_points(view, rows, cols)
         world = world[np.isfinite(world).all(axis=1)]
-        own = _unit(world - centres[view])
+        own = unit(world - centres[view])
         merit = np.zeros(views)
         for other in range(views):
             if other == view or not len(world):
@@ -62,27 +53,12 @@ def neighbours(scene: Scene, count: int) -> list[np.ndarray]:
             z, depth = scene.seen(other, world)
             visible = np.isfinite(depth) & (np.abs(np.log(np.where(depth > 0, z, 1) / depth)) < 0.5)
             if visible.any():
-                cosine = np.einsum("pc,pc->p", own[visible], _unit(world[visible] - centres[other]))
+                cosine = np.einsum("pc,pc->p", own[visible], unit(world[visible] - centres[other]))
                 parallax = float(np.median(np.arccos(cosine.clip(-1, 1))))
                 merit[other] = visible.mean() * min(1.0, 0.1 + parallax / PARALLAX_RAD)
         order = np.argsort(-merit, kind="stable")[:count]
         found.append(order[merit[order] > 0.02])
     return found
-
-
-def cross_check(scene: Scene, view: int, others: np.ndarray, tolerance: float) -> Votes:
-    """Compare each pixel's point with the depth of other views; `tolerance` is relative."""
-    height, width = scene.depth.shape[1:]
-    flat = np.flatnonzero(scene.depth[view] > 0)
-    world = scene.world_points(view, *np.divmod(flat, width))
-    votes = np.zeros((3, height * width), np.int16)
-    for other in others:
-        z, depth = scene.seen(other, world)
-        ratio = np.log(np.where(z > 0, z, np.nan) / depth)
-        votes[0, flat] += np.abs(ratio) <= tolerance  # NaN is none of the three
-        votes[1, flat] += ratio < -tolerance
-        votes[2, flat] += ratio > tolerance
-    return Votes(*votes.reshape(3, height, width))
 
 
 def sample_depth(depth: np.ndarray, xy: np.ndarray) -> np.ndarray:
@@ -103,5 +79,6 @@ def sample_depth(depth: np.ndarray, xy: np.ndarray) -> np.ndarray:
     return np.where(known, 1 / inverse, np.nan)
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors [..., 3] at length 1; zero stays zero."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-30)

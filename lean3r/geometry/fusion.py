@@ -35,7 +35,7 @@ def fuse(
 
     images [S, H, W, 3] uint8; depth [S, H, W] z-depth; conf [S, H, W]; mask [S, H, W] bool or None;
     cam_from_world [S, 4, 4]; intrinsics [S, 3, 3] in pixels of `images`. Dropped are pixels without a finite
-    positive depth, padding, the `conf_percentile` per cent of lowest confidence in the whole scene, and flying
+    positive depth and confidence, padding, the `conf_percentile` per cent of lowest confidence in the scene, and flying
     pixels at depth edges. Thinning keeps the most confident point of each voxel, whose side is half to one
     pixel at the point's distance, so that overlapping views do not pile up and near detail stays; while there
     are more than `max_points` all voxels grow. `optics` are the cameras where they are no pinholes.
@@ -97,10 +97,11 @@ class _Candidates:
 
 
 def _usable(depth: np.ndarray, conf: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """Pixels [S, H, W] with a finite positive depth and a finite confidence that are no padding."""
+    """Pixels [S, H, W] with a finite positive depth and confidence that are no padding."""
     usable = np.isfinite(depth)
     usable &= depth > 0
     usable &= np.isfinite(conf)
+    usable &= conf > 0
     if mask is not None:
         usable &= mask
     return usable

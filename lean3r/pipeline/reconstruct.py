@@ -17,8 +17,6 @@ from torch import Tensor
 from lean3r.cameras import GivenCameras
 from lean3r.compress.sparsify import plan_of
 from lean3r.errors import InputError, LeanError, OutOfMemoryError, UsageError
-from lean3r.geometry.fusion import fuse
-from lean3r.geometry.lens import Optics
 from lean3r.geometry.photo_scale import Pictures
 from lean3r.images import Loaded, load_views
 from lean3r.masks import Masks, check_folder
@@ -39,6 +37,7 @@ from lean3r.pipeline.load import Origin
 from lean3r.pipeline.memory import chunked, is_out_of_memory
 from lean3r.pipeline.observer import Observer, peak_memory_mb
 from lean3r.pipeline.refining import Refining, refined
+from lean3r.pipeline.trust import judged, look_at, no_points
 from lean3r.refine import KnownPoses, LensName, Refine, ShareLens, originals_of
 from lean3r.types import Prediction, Reconstruction, Source, Views
 
@@ -73,6 +72,7 @@ def reconstruct(
     lens: LensName = "auto",
     share_lens: ShareLens = "auto",
     masks: str | Path | None = None,
+    keep_sky: bool = False,
     observer: Observer | None = None,
 ) -> Reconstruction:
     """Reconstruct one scene from pictures, a folder, a glob, a zip, a video, or ready Views of one scene.
@@ -90,7 +90,8 @@ def reconstruct(
     exact by matches and bundle adjustment where that is better ("auto": the embedded model, on files), in at most
     `refine_seconds`, with the camera model `lens`, shared between pictures as `share_lens` says (lean3r.refine.
     RefineOptions); Ctrl-C then keeps the network's cameras. What is black in the pictures of the folder `masks`
-    (lean3r/masks.py) gives no features, no depth and no points. Without poses the world's origin and unit are the
+    (lean3r/masks.py), sky unless `keep_sky`, and views that show nothing give no features, no depth and no points;
+    `info["warnings"]` says what nothing supports (pipeline/trust.py). Without poses the world's origin and unit are the
     network's choice (`scale` says which). InputError when no picture is usable or cameras or masks are not,
     OutOfMemoryError when memory does not hold the views, LeanError when the network returns NaN.
     """
@@ -132,21 +133,16 @@ def reconstruct(
         placed = in_given_world(prediction, given, read)
         prediction, scale = placed.prediction, placed.scale
         images, mask = _pictures(views)
-        counts = mask if masking is None else masking.of_network(sources, mask)
+        seen = look_at(images, mask if masking is None else masking.of_network(sources, mask), keep_sky)
         arrays: dict[str, Any] = {
-            "depth": np.where(counts, _array(prediction.depth, np.float32), np.float32(0)),
-            "conf": np.where(counts, _array(prediction.conf, np.float32), np.float32(0)),
+            "depth": np.where(seen.counts, _array(prediction.depth, np.float32), np.float32(0)),
+            "conf": np.where(seen.counts, _array(prediction.conf, np.float32), np.float32(0)),
             "cam_from_world": _array(prediction.cam_from_world, np.float64),
             "intrinsics": _array(prediction.intrinsics, np.float64),
         }
         lenses = lenses_of(given, sources, arrays["intrinsics"])
-        optics = Optics(sources, arrays["intrinsics"], lenses)
         if given is not None and placed.span:
             arrays["depth"] *= depth_factor(placed, given, Pictures(images, mask, arrays["depth"]), sources, lenses)
-        with observer.stage("points"):
-            points = fuse(
-                images, mask=mask, conf_percentile=conf_percentile, max_points=max_points, optics=optics, **arrays
-            )
     origin = origin_of(model)
     plan = plan_of(model)
     info = {
@@ -178,6 +174,7 @@ def reconstruct(
             "memory": None if chosen is None else chosen.budget.as_dict(),
             "refine": refining.as_dict(),
             "masks": None if masks is None else str(masks),
+            "keep_sky": keep_sky,
         },
         "seconds": observer.seconds,
         "peak_memory_mb": peak_memory_mb(),
@@ -194,7 +191,7 @@ def reconstruct(
         sources=sources,
         images=images,
         mask=mask,
-        points=points,
+        points=no_points(),
         scale=scale,
         skipped=tuple(loaded.skipped),
         info=info,
@@ -208,7 +205,8 @@ def reconstruct(
     if "known" in scene.info:
         told = scene.info["known"]
         scene.info["known"] = {**told, "used": uses(told, scene.info.get("refinement"), known_poses)}
-    return scene
+    with observer.stage("points"):
+        return judged(scene, seen)
 
 
 def predict(model: Backbone, views: Views, reference: int | None = None) -> Prediction:

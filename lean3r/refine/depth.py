@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from lean3r.geometry.consistency import Scene, cross_check, neighbours, sample_depth
+from lean3r.geometry.consistency import Scene, sample_depth
+from lean3r.geometry.evidence import Sightings, weighed
 from lean3r.geometry.fusion import fuse
 from lean3r.geometry.lens import Optics
 from lean3r.geometry.points import edge_mask
@@ -19,19 +19,17 @@ PRIOR_POINTS = 5.0  # for how many of a view's own points the scene's scale coun
 NOISE = 0.02  # relative depth error that even a perfect point leaves: the network's own
 LEAST_TRUST = 0.01  # points of less, whose depth is known to 20 % at best, say no more than the scene's scale
 FEW, FAR = 100, np.log(3.0)  # so few points do not persuade that a view's scale is so far from the scene's
-CHECKED, CHECKED_OF_MANY, MANY = 6, 4, 60  # other views that each is compared with, fewer from MANY views on
-TOLERANCE = (0.02, 0.08)  # bounds of the relative depth error that still agrees
-HIDDEN = 0.25  # how much a point behind what another view sees counts against it, beside one before it
+TOLERANCE = 0.02  # spread of a field of which nothing is known
 
 
 def follow(reconstruction: Reconstruction) -> Reconstruction:
     """The reconstruction with depth that fits its (refined) cameras and sparse points.
 
     Each view's depth is scaled to the points that it sees, and bent by a smooth field where these support one
-    (field.py); views without points take the scene's scale. Depth that other views contradict loses confidence; the
-    cloud is fused anew, along the rays of the lenses. `info["depth"]` says per view what was done: "points" used,
-    "scale", "field" (True or False), and the median relative deviation from the points "before" (after the scene's
-    one scale) and "after".
+    (field.py); views without points take the scene's scale. Confidence counts what other views and sparse points say
+    (lean3r.geometry.evidence); the cloud is fused anew, along the rays of the lenses. `info["depth"]` says per view
+    what was done: "points" used, "scale", "field" (True or False), and the median relative deviation from the points
+    "before" (after the scene's one scale) and "after".
     """
     optics = Optics.of(reconstruction)
     depth = np.where(reconstruction.mask & np.isfinite(reconstruction.depth), reconstruction.depth, 0)
@@ -39,8 +37,9 @@ def follow(reconstruction: Reconstruction) -> Reconstruction:
     fields, report = _fields(reconstruction, depth)
     depth = np.stack([field.apply(d) for field, d in zip(fields, depth, strict=True)])
     scene = Scene(depth, reconstruction.cam_from_world, optics)
-    tolerance = float(np.clip(2 * np.median([f.spread for f in fields]), *TOLERANCE))
-    conf = reconstruction.conf * agreement(scene, tolerance)
+    sparse = reconstruction.sparse
+    seen = [] if sparse is None else sightings(reconstruction, sparse)
+    conf, _ = weighed(reconstruction.conf, reconstruction.mask, scene, seen)
     settings = reconstruction.info.get("config", {})
     points = fuse(
         reconstruction.images,
@@ -55,28 +54,6 @@ def follow(reconstruction: Reconstruction) -> Reconstruction:
     )
     info = {**reconstruction.info, "depth": report}
     return replace(reconstruction, depth=depth, conf=conf, points=points, info=info)
-
-
-def agreement(scene: Scene, tolerance: float) -> np.ndarray:
-    """Share [S, H, W] float32 in (0, 1] of the other views' votes that support each pixel; 1 where none is cast.
-
-    `tolerance` is the relative depth error that still counts as the same surface.
-    """
-    views = len(scene.depth)
-    share = np.ones(scene.depth.shape, np.float32)
-    for view, others in enumerate(neighbours(scene, CHECKED if views < MANY else CHECKED_OF_MANY)):
-        votes = cross_check(scene, view, others, tolerance)
-        against = votes.before + HIDDEN * votes.behind
-        share[view] = (1 + votes.agree) / (1 + votes.agree + against)
-    return share
-
-
-class Sightings(NamedTuple):
-    """Points that one view saw: pixels [N, 2] of the network image, log of the true depth, weight up to 1."""
-
-    xy: np.ndarray
-    log_depth: np.ndarray
-    weight: np.ndarray
 
 
 def sightings(reconstruction: Reconstruction, sparse: SparsePoints) -> list[Sightings]:
@@ -113,7 +90,7 @@ def _fields(reconstruction: Reconstruction, depth: np.ndarray) -> tuple[list[Fie
     """The correction of each view's depth [H, W], and what to say about it."""
     views = len(depth)
     if reconstruction.sparse is None or not len(reconstruction.sparse.point):
-        return [Field(0.0, TOLERANCE[0])] * views, [{"points": 0, "scale": 1.0, "field": False}] * views
+        return [Field(0.0, TOLERANCE)] * views, [{"points": 0, "scale": 1.0, "field": False}] * views
     parts = []
     for view, seen in enumerate(sightings(reconstruction, reconstruction.sparse)):
         sharp = np.where(edge_mask(torch.from_numpy(depth[view])).numpy(), 0, depth[view])
@@ -122,7 +99,7 @@ def _fields(reconstruction: Reconstruction, depth: np.ndarray) -> tuple[list[Fie
         parts.append((seen.xy[used], predicted[used], seen.log_depth[used] - predicted[used], seen.weight[used]))
     ratio, weight = (np.concatenate([part[i] for part in parts]) for i in (2, 3))
     if not len(ratio):
-        return [Field(0.0, TOLERANCE[0])] * views, [{"points": 0, "scale": 1.0, "field": False}] * views
+        return [Field(0.0, TOLERANCE)] * views, [{"points": 0, "scale": 1.0, "field": False}] * views
     good = weight >= LEAST_TRUST
     whole = fit_scale(ratio[good], weight[good]) if good.any() else fit_scale(ratio, weight)
     fields, report = [], []

@@ -30,7 +30,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("my photos")
     rng = np.random.default_rng(0)
     for index, (height, width) in enumerate([(90, 120), (90, 120), (120, 80)], start=1):
-        small = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+        small = Image.fromarray(rng.integers(0, 255, (24, 32, 3), dtype=np.uint8))
         small.resize((width, height), Image.Resampling.BICUBIC).save(folder / f"img_{index}.jpg")
     whole = (folder / "img_1.jpg").read_bytes()
     (folder / "img_4.jpg").write_bytes(whole[: len(whole) // 2])

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from export.scene import make_scene, orbit, render
 
-from lean3r.geometry.consistency import Scene, cross_check, neighbours
+from lean3r.geometry.consistency import Scene, neighbours
+from lean3r.geometry.evidence import cast
 from lean3r.geometry.fusion import fuse
 from lean3r.geometry.lens import Optics, colmap_camera
-from lean3r.refine.depth import agreement, follow
+from lean3r.refine.depth import follow
 from lean3r.refine.field import fit_field, fit_scale
 from lean3r.types import Lens, Reconstruction, SparsePoints
 
@@ -133,11 +134,9 @@ def test_depth_that_floats_loses_confidence():
     scene = make_scene(VIEWS)
     depth = scene.depth.copy()
     depth[2, 30:40, 40:56] *= 0.6
-    share = agreement(Scene(depth, scene.cam_from_world, Optics.of(scene)), 0.03)
-    assert np.median(share[2, 32:38, 42:54]) <= 0.4
-    assert np.median(share) == 1
-    votes = cross_check(Scene(depth, scene.cam_from_world, Optics.of(scene)), 2, np.array([0, 1, 3, 4]), 0.03)
-    assert np.median(votes.before[32:38, 42:54]) >= 2
+    votes = cast(Scene(depth, scene.cam_from_world, Optics.of(scene)))
+    assert np.median(votes.against[2, 32:38, 42:54]) > 2 > 5 * np.median(votes.agree[2, 32:38, 42:54])
+    assert np.median(votes.against) < 0.1 < 2 < np.median(votes.agree) and votes.disagreement < 0.01
     assert all(len(set(o.tolist()) - {v}) == len(o) > 0 for v, o in enumerate(neighbours(
         Scene(scene.depth, scene.cam_from_world, Optics.of(scene)), 3)))  # fmt: skip
 

@@ -52,6 +52,7 @@ RECONSTRUCT = {
     "known",
     "known_poses",
     "masks",
+    "keep_sky",
     "reference_view",
     "refine",
     "refine_seconds",

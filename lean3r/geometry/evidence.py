@@ -1,0 +1,122 @@
+"""What speaks for depth besides the network's word: other views that see the same, and triangulated points near by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.functional import conv2d
+
+from lean3r.geometry.consistency import Scene, neighbours, unit
+
+CHECKED, CHECKED_OF_MANY, MANY = 6, 4, 60  # other views that each is compared with, fewer from MANY views on
+CHECKED_PIXELS = 15_000  # of a view, on a regular grid; those between say what their neighbours say
+TOLERANCE = 0.05  # relative depth error at which a vote counts six tenths
+PARALLAX_RAD = np.deg2rad(2.0)  # between two lines of sight for a full vote; less of it tells less
+HIDDEN = 0.25  # how much a point behind what another view sees counts against it, beside one before it
+ALONE = 0.3  # share of the network's confidence that is left where no other view says anything
+WELL, BADLY = 0.02, 0.05  # disagreement of views (log depth) up to which votes count in full, from which on not at all
+BORDER = 0.06  # of the shorter side of a picture: its border, where networks guess
+CONFIRMED = 0.5  # votes that a pixel at the border needs
+REACH_PX, NEAR = 6.0, 0.05  # how far a sparse point speaks for pixels, and the relative depth error that it still does
+
+
+class Votes(NamedTuple):
+    """What other views say of each pixel [S, H, W] float32: votes for and against it; whether a view [S] bool has
+    others that see what it sees; and the median disagreement of the views (log depth, NaN without any)."""
+
+    agree: np.ndarray
+    against: np.ndarray
+    has_others: np.ndarray
+    disagreement: float
+
+
+class Sightings(NamedTuple):
+    """Points that one view saw: pixels [N, 2] of the network image, log of the true depth, weight up to 1."""
+
+    xy: np.ndarray
+    log_depth: np.ndarray
+    weight: np.ndarray
+
+
+def weighed(
+    conf: np.ndarray, mask: np.ndarray, scene: Scene, sparse: Sequence[Sightings] | None = None
+) -> tuple[np.ndarray, float]:
+    """Confidence [S, H, W] that counts evidence, and the median disagreement of the views (log depth, NaN if unknown).
+
+    conf [S, H, W] is the network's; mask [S, H, W] bool is False on padding; `sparse` are the triangulated points that
+    each view saw, with cameras adjusted to them (None: cameras that nobody checked). There, and where unchecked cameras
+    agree with depth, votes of other views and near sparse points scale confidence. Pixels at the border that no other
+    view confirms get 0, which gives no points, unless there is no other view that could.
+    """
+    votes = cast(scene)
+    share = (ALONE + votes.agree) / (1 + votes.agree + votes.against)
+    if sparse is None:
+        # Votes of cameras that are off by more than depth is tell nothing of depth.
+        share **= float(np.clip((BADLY - np.nan_to_num(votes.disagreement)) / (BADLY - WELL), 0, 1))
+    else:
+        for view, seen in enumerate(sparse):
+            share[view] *= 0.5 + support(scene.depth[view], seen)
+    unconfirmed = border(mask) & (votes.agree < CONFIRMED) & votes.has_others[:, None, None]
+    return np.where(unconfirmed, 0, conf * share).astype(np.float32), votes.disagreement
+
+
+def cast(scene: Scene) -> Votes:
+    """The votes of the other views on each pixel, on a regular grid of pixels where there are very many."""
+    views, height, width = scene.depth.shape
+    step = max(1, round((height * width / CHECKED_PIXELS) ** 0.5))
+    rows, cols = np.arange(step // 2, height, step), np.arange(step // 2, width, step)
+    grid = np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1).reshape(-1, 2)
+    centres = -np.einsum("sij,si->sj", scene.cam_from_world[:, :3, :3], scene.cam_from_world[:, :3, 3])
+    agree, against = (np.zeros((views, len(rows), len(cols)), np.float32) for _ in range(2))
+    others_of = neighbours(scene, CHECKED if views < MANY else CHECKED_OF_MANY)
+    differences = [np.zeros(0)]
+    for view, others in enumerate(others_of):
+        known = np.flatnonzero(scene.depth[view][rows[:, None], cols].ravel() > 0)
+        world = scene.world_points(view, *grid[known].T)
+        own = unit(world - centres[view])
+        for other in others:
+            z, depth = scene.seen(other, world)
+            ratio = np.log(np.where(z > 0, z, np.nan) / depth)
+            speaks = np.isfinite(ratio)
+            ratio, at = ratio[speaks], known[speaks]
+            cosine = np.einsum("pc,pc->p", own[speaks], unit(world[speaks] - centres[other]))
+            weight = (np.arccos(cosine.clip(-1, 1)) / PARALLAX_RAD).clip(0.1, 1)
+            same = np.exp(-0.5 * (ratio / TOLERANCE) ** 2)
+            agree[view].flat[at] += weight * same
+            against[view].flat[at] += weight * (1 - same) * np.where(ratio < 0, 1, HIDDEN)
+            differences.append(np.abs(ratio[:: 1 + len(ratio) // 1000]))
+    found = np.concatenate(differences)
+    nearest = np.ix_(*(np.minimum(np.arange(n) // step, len(of) - 1) for n, of in ((height, rows), (width, cols))))
+    agree, against = (np.stack([of_view[nearest] for of_view in votes]) for votes in (agree, against))
+    has_others = np.array([len(others) > 0 for others in others_of])
+    return Votes(agree, against, has_others, float(np.median(found)) if len(found) else float("nan"))
+
+
+def support(depth: np.ndarray, seen: Sightings) -> np.ndarray:
+    """How much sparse points near a pixel speak for the depth [H, W] of a view, [H, W] in 0..1."""
+    height, width = depth.shape
+    cols, rows = np.floor(seen.xy).astype(int).T
+    inside = (cols >= 0) & (rows >= 0) & (cols < width) & (rows < height)
+    cols, rows, weight, log_depth = cols[inside], rows[inside], seen.weight[inside], seen.log_depth[inside]
+    difference = np.log(np.maximum(depth[rows, cols], 1e-9)) - log_depth
+    points = np.zeros((height, width), np.float32)
+    np.add.at(points, (rows, cols), weight * np.exp(-0.5 * (difference / NEAR) ** 2))
+    reach = int(3 * REACH_PX)
+    bell = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / REACH_PX) ** 2)
+    spread = conv2d(torch.from_numpy(points)[None, None], bell[None, None, :, None], padding=(reach, 0))
+    spread = conv2d(spread, bell[None, None, None], padding=(0, reach))[0, 0].numpy()
+    return spread / (1 + spread)
+
+
+def border(mask: np.ndarray) -> np.ndarray:
+    """The border of each picture, [S, H, W] bool; mask [S, H, W] is False on padding."""
+    found = mask.copy()
+    for view, inside in enumerate(mask):
+        rows, cols = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+        if len(rows):
+            side = max(1, round(BORDER * min(len(rows), len(cols))))
+            found[view, rows[0] + side : rows[-1] + 1 - side, cols[0] + side : cols[-1] + 1 - side] = False
+    return found
