@@ -124,7 +124,8 @@ def test_features_keep_out_of_masks(tmp_path: Path) -> None:
     pose = np.tile(np.eye(4), (2, 1, 1))
     group = Group(400, 300, "SIMPLE_PINHOLE", (400.0, 200.0, 150.0))
     views = tuple(View(0, 1.0, file) for file in files)
-    detect(Job(views, (group,), pose, np.ones((2, 4)), pose, None, 1000, 1), tmp_path, tmp_path / "db", COARSE)
+    job = Job(views, (group,), pose, np.ones((2, 4)), pose, np.zeros(2, bool), None, features=1000, threads=1)
+    detect(job, tmp_path, tmp_path / "db", COARSE)
     from lean3r.colmap_library import pycolmap
 
     with pycolmap.Database.open(tmp_path / "db") as opened:
