@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 Scale = Literal["metric", "relative", "aligned"]
-Registration = Literal["predicted", "refined", "fallback", "given"]
+Registration = Literal["predicted", "refined", "fallback", "given", "uncertain"]
 
 
 @dataclass(frozen=True)
@@ -265,8 +265,8 @@ class Reconstruction:
     the manifest, as JSON-ready values. After refinement, and where
     lenses are known, `lenses` holds a camera for each view (empty: pinholes after `intrinsics`). After refinement
     `sparse` holds the triangulated points. `registration` says of each view whether its pose is the network's
-    ("predicted"), bundle-adjusted from it ("refined"), from structure from motion alone ("fallback"), or known and as
-    it was given ("given"); empty means that all are predicted.
+    ("predicted"), bundle-adjusted from it ("refined"), from structure from motion alone ("fallback"), known and as it
+    was given ("given"), or may be far off ("uncertain"); empty means that all are predicted.
     """
 
     sources: tuple[Source, ...]
@@ -288,6 +288,37 @@ class Reconstruction:
     def names(self) -> tuple[str, ...]:
         """File or frame name of each view."""
         return tuple(s.name for s in self.sources)
+
+    @property
+    def is_certain(self) -> np.ndarray:
+        """Which views [S] are not marked as uncertain; all of them where all are."""
+        certain = np.array([r != "uncertain" for r in self.registration or ("predicted",) * len(self.sources)], bool)
+        return certain | (not certain.any())
+
+    def of_certain(self) -> Reconstruction:
+        """The scene without the views that are marked as uncertain, and without what these alone show."""
+        certain = self.is_certain
+        if certain.all():
+            return self
+        number = np.cumsum(certain) - 1
+        seen = certain[self.points.view]
+        points = PointCloud(**{name: getattr(self.points, name)[seen] for name in ("xyz", "rgb", "conf", "view", "xy")})
+        sparse = self.sparse
+        if sparse is not None:
+            kept = certain[sparse.view]
+            view = number[sparse.view[kept]].astype(sparse.view.dtype)
+            sparse = replace(sparse, point=sparse.point[kept], view=view, xy=sparse.xy[kept])
+        per_view = ("images", "mask", "depth", "conf", "cam_from_world", "intrinsics")
+        return replace(
+            self,
+            **{name: getattr(self, name)[certain] for name in per_view},
+            **{
+                name: tuple(value for value, kept in zip(getattr(self, name), certain, strict=False) if kept)
+                for name in ("sources", "lenses", "registration")
+            },
+            points=replace(points, view=number[points.view].astype(points.view.dtype)),
+            sparse=sparse,
+        )
 
     @property
     def original_intrinsics(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Frames of a video: which to take, from the packet headers alone, and their decoding one at a time."""
+"""Frames of a video: which to take, by how far its picture moves or as asked for, and their decoding one at a time."""
 
 from __future__ import annotations
 
@@ -7,24 +7,31 @@ import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from lean3r.errors import InputError, UsageError
+from lean3r.motion import Motion, choose, measure, small_size
 
 if TYPE_CHECKING:
-    from av import Packet
+    import numpy as np
+    from av import Packet, VideoFrame
     from av.container import InputContainer
     from av.video.stream import VideoStream
     from PIL.Image import Image
 
 logger = logging.getLogger("lean3r")
 
+Skip = Literal["DEFAULT", "NONREF", "NONKEY"]  # which frames a decoder passes over
 DEFAULT_FPS = 2.0
-DEFAULT_FRAMES = (8, 64)  # least and most frames of a video when no option says otherwise
+DEFAULT_FRAMES = (8, 120)  # least and most frames of a video when no option says otherwise
+MOTION_STEP = 0.10  # of the picture's longer side, between two frames
+WATCHED_FPS = 15  # frames a second whose motion is measured
+WATCHED_PIXELS = 4e9, 20e9  # in all frames: from there on, fewer are decoded for that (4e9: 64 s of 1080p at 30 fps)
 THREADS = 2  # decoder errors surface as many packets late, so no more of them
-# Demuxers of plain containers only: playlists and concat scripts could make FFmpeg open other files or addresses.
 MAX_FRAME_PIXELS = 100_000_000
+# Demuxers of plain containers only: playlists and concat scripts could make FFmpeg open other files or addresses.
 CONTAINERS = "mov,matroska,avi,mpeg,mpegts,asf,flv,ogg,h264,hevc,mxf,dv,ivf"
 EXIF_OF_TURN = {0: 1, 90: 8, 180: 3, 270: 6}  # counter-clockwise degrees -> the EXIF orientation that means the same
 
@@ -45,7 +52,8 @@ class Clip:
 @dataclass(frozen=True)
 class FrameChoice:
     """Which frames of a video to take: `fps` a second, each `every`-th, or `frames` evenly spread; at most one
-    of the three. None of them: about 2 a second, at least 8 and at most `max_views` (64 if None)."""
+    of the three. None of them: so that the picture moves by about the same from each to the next, more where it turns
+    and none where it rests, the sharpest of those that would do; at least 8 and at most `max_views` (120 if None)."""
 
     fps: float | None = None
     every: int | None = None
@@ -91,16 +99,19 @@ def evenly(total: int, count: int) -> list[int]:
 
 
 def scan_clip(name: str, stem: str, opener: Callable[[], BinaryIO], choice: FrameChoice) -> tuple[Clip, str | None]:
-    """Choose frames from the packet headers alone; returns the clip and what is damaged in it, if anything.
+    """Choose frames: by the motion of the picture, or where the choice is stated, from the packet headers alone;
+    returns the clip and what is damaged in it, if anything.
 
     The frames are called `stem`_000000.png and so on, numbered in display order. Raises InputError with the
     reason when the video has no frame.
     """
     ticks: list[int | None] = []
+    packets: list[tuple[int | None, int]] = []
     sound = damaged = 0
     with opener() as file, _open_container(file, name) as container:
         stream = _pictures_of(container, name)
         announced, rate, tick_s = stream.frames, float(stream.average_rate or 30), float(stream.time_base or 1)
+        size = (stream.width, stream.height)
         for packet in _packets(container, stream, name):
             if packet.size == 0:
                 continue
@@ -108,6 +119,7 @@ def scan_clip(name: str, stem: str, opener: Callable[[], BinaryIO], choice: Fram
             sound += not packet.is_corrupt
             if not packet.is_corrupt and not packet.is_discard:
                 ticks.append(packet.pts)
+                packets.append((packet.pts, packet.size))
     if not ticks:
         raise InputError(f"no frames in {name}: its video stream is empty")
     total = max(announced, sound + damaged)
@@ -115,7 +127,11 @@ def scan_clip(name: str, stem: str, opener: Callable[[], BinaryIO], choice: Fram
     timed = None not in ticks
     keys = sorted({t for t in ticks if t is not None}) if timed else list(range(len(ticks)))
     times_s = [(k - keys[0]) * tick_s if timed else k / rate for k in keys]
-    frames = {keys[i]: f"{stem}_{i:06d}.png" for i in choice.indices(times_s)}
+    chosen = None
+    if not choice.is_stated and len(keys) > DEFAULT_FRAMES[0]:
+        film = _Film(tuple(packets), timed, size, name, opener)
+        chosen = _by_motion(film, keys, rate, choice.max_views or DEFAULT_FRAMES[1])
+    frames = {keys[i]: f"{stem}_{i:06d}.png" for i in chosen or choice.indices(times_s)}
     seconds = dict(zip(keys, times_s, strict=True))
     return Clip(name, opener, frames, timed, {view: seconds[key] for key, view in frames.items()}), damage
 
@@ -130,36 +146,99 @@ def read_frames(clip: Clip) -> Iterator[tuple[str, Image, int]]:
     from av.error import FFmpegError
 
     wanted = dict(clip.frames)
-    with clip.open() as file, _open_container(file, clip.name) as container:
-        stream = _pictures_of(container, clip.name)
+    for key, frame, aspect in _decoded(clip.open, clip.name, clip.timed):
+        name = None if key is None else wanted.pop(key, None)
+        if name is not None and not frame.is_corrupt:
+            orientation = EXIF_OF_TURN[round(frame.rotation / 90) * 90 % 360]
+            try:
+                picture = frame.to_image(width=_square(frame.width, frame.height, aspect, clip.name))
+            except (FFmpegError, ValueError) as error:
+                raise InputError(f"frames of {clip.name} cannot be converted to pictures ({error})") from error
+            yield name, picture, orientation
+        if not wanted:
+            return
+
+
+@dataclass(frozen=True)
+class _Film:
+    """A video as far as its packets tell it from others: what was measured of it once need not be measured again."""
+
+    packets: tuple[tuple[int | None, int], ...]
+    timed: bool
+    size: tuple[int, int]
+    name: str = field(compare=False)
+    open: Callable[[], BinaryIO] = field(compare=False)
+
+
+@lru_cache(maxsize=8)
+def _watch(film: _Film, every: int) -> tuple[list[int], Motion] | None:
+    """Keys of frames (each `every`-th) and how far the picture moves between them; None where nothing is decoded.
+
+    Long videos are watched by frames that others refer to alone, very long ones by key frames.
+    """
+    from av.error import FFmpegError
+
+    pixels = len(film.packets) * film.size[0] * film.size[1]
+    skip: Skip = "DEFAULT" if pixels < WATCHED_PIXELS[0] else "NONREF" if pixels < WATCHED_PIXELS[1] else "NONKEY"
+    if skip == "NONKEY":
+        logger.info("%s is long: its motion is measured on key frames alone", film.name)
+    keys: list[int] = []
+
+    def frames() -> Iterator[np.ndarray]:
+        for number, (key, frame, _) in enumerate(_decoded(film.open, film.name, film.timed, skip)):
+            if key is not None and not frame.is_corrupt and (skip == "NONKEY" or number % every == 0):
+                width, height = small_size(frame.width, frame.height)
+                grey = frame.reformat(width, height, "gray").to_ndarray()
+                keys.append(key)
+                yield grey
+
+    try:
+        motion = measure(frames())
+    except (FFmpegError, InputError, ValueError) as error:
+        logger.debug("%s: motion not measured: %s", film.name, error)
+        return None
+    return keys, motion
+
+
+def _by_motion(film: _Film, keys: Sequence[int], rate: float, most: int) -> list[int] | None:
+    """Indices of frames that show the scene with even overlap; None where the motion cannot be measured."""
+    watched = _watch(film, max(1, round(rate / WATCHED_FPS)))
+    if watched is None:
+        return None
+    at = {key: index for index, key in enumerate(keys)}
+    seen, motion = watched
+    if not motion.is_known:
+        return None
+    chosen = choose(motion, min(DEFAULT_FRAMES[0], most), most, MOTION_STEP)
+    return sorted({at[seen[i]] for i in chosen if seen[i] in at}) or None
+
+
+def _decoded(
+    opener: Callable[[], BinaryIO], name: str, timed: bool, skip: Skip = "DEFAULT"
+) -> Iterator[tuple[int | None, VideoFrame, float]]:
+    """The frames of a video one at a time, with their keys and how many times as wide as high their pixels are."""
+    from av.error import FFmpegError
+
+    with opener() as file, _open_container(file, name) as container:
+        stream = _pictures_of(container, name)
         stream.thread_type, stream.codec_context.thread_count = "AUTO", THREADS
         stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}  # a frame may be larger than announced
+        stream.codec_context.skip_frame = skip
         aspect = float(stream.sample_aspect_ratio or 1)
         number, waits_for_key = 0, False
-        for packet in _packets(container, stream, clip.name):
+        for packet in _packets(container, stream, name):
             waits_for_key = (waits_for_key or packet.is_corrupt) and not (packet.is_keyframe and not packet.is_corrupt)
             if waits_for_key and packet.size:
                 continue
             try:
                 decoded = packet.decode()
             except FFmpegError as error:
-                logger.debug("%s: packet at %s not decoded: %s", clip.name, packet.pts, error)
+                logger.debug("%s: packet at %s not decoded: %s", name, packet.pts, error)
                 waits_for_key = True
                 continue
             for frame in decoded:
-                key = frame.pts if clip.timed else number
+                yield frame.pts if timed else number, frame, aspect
                 number += 1
-                name = None if key is None else wanted.pop(key, None)
-                if name is None or frame.is_corrupt:
-                    continue
-                orientation = EXIF_OF_TURN[round(frame.rotation / 90) * 90 % 360]
-                try:
-                    picture = frame.to_image(width=_square(frame.width, frame.height, aspect, clip.name))
-                except (FFmpegError, ValueError) as error:
-                    raise InputError(f"frames of {clip.name} cannot be converted to pictures ({error})") from error
-                yield name, picture, orientation
-            if not wanted:
-                return
 
 
 def _pictures_of(container: InputContainer, name: str) -> VideoStream:

@@ -110,7 +110,7 @@ class Reconstruct:
     """Make cameras exact by matches and bundle adjustment; auto: the embedded model, kept only where better."""
 
     refine_seconds: Annotated[float | None, option("N")] = None
-    """Refine for at most N seconds (by default 30, and 3 more a picture)."""
+    """Refine for at most N seconds (by default 60 of one processor, and 6 more a picture)."""
 
     lens: Literal["auto", "simple-pinhole", "pinhole", "simple-radial", "radial", "opencv"] = "auto"
     """Refinement: the camera model; auto: one focal length and one distortion, or what --cameras says."""
@@ -389,7 +389,8 @@ def describe_refinement(told: Mapping) -> str:
         return f"none, the cameras are as before: {told['reason']}"
     how = "from the predicted cameras" if told["status"] == "refined" else "from matches alone (fallback)"
     error = told["error_px"]
-    return f"{told['registered']} views {how}; reprojection error {error['before']:.2f} -> {error['after']:.2f} px"
+    views = f"{told['trusted']} of {len(told['views'])} views" if told["trusted"] < len(told["views"]) else "all views"
+    return f"{views} {how}; reprojection error {error['before']:.2f} -> {error['after']:.2f} px"
 
 
 def summary_rows(scene: Reconstruction, done: Mapping) -> list[tuple[str, str]]:

@@ -12,8 +12,8 @@ from lean3r.types import Reconstruction
 
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
-    """Write cameras.json: per view the name, size, K in original pixels, the pose in both directions, and its lens if
-    it was refined."""
+    """Write cameras.json: per view the name, size, K in original pixels, the pose in both directions, where that comes
+    from, whether it is uncertain, its time in a video, and its lens if it was refined."""
     views = [
         {
             "name": source.name,
@@ -22,11 +22,15 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
             "K": intrinsics.tolist(),
             "cam_from_world": pose.tolist(),
             "world_from_cam": np.linalg.inv(pose).tolist(),
+            "registration": registration,
+            "uncertain": registration == "uncertain",
         }
-        for source, intrinsics, pose in zip(
+        | ({} if source.timestamp_s is None else {"timestamp_s": source.timestamp_s})
+        for source, intrinsics, pose, registration in zip(
             reconstruction.sources,
             reconstruction.original_intrinsics,
             reconstruction.cam_from_world,
+            reconstruction.registration or ("predicted",) * len(reconstruction.sources),
             strict=True,
         )
     ]

@@ -17,9 +17,10 @@ from lean3r.types import Reconstruction
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
     """Write sparse/0/*.bin: cameras at the size of the original pictures, poses, points with real tracks; and the
-    pictures themselves into images/ where the options say where they are."""
+    pictures themselves into images/ where the options say where they are. Uncertain views are left out."""
     from lean3r.colmap_library import pycolmap
 
+    reconstruction = reconstruction.of_certain()
     folder = directory / "sparse" / "0"
     folder.mkdir(parents=True)
     table = pictured(reconstruction, options)

@@ -16,6 +16,7 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     """Write scene.glb with the nodes "points" (left out when there are none) and "cameras"."""
     import trimesh
 
+    reconstruction = reconstruction.of_certain()
     points = reconstruction.points
     geometries: dict[str, tuple[trimesh.PointCloud | trimesh.Trimesh, np.ndarray]] = {}
     if len(points.xyz):

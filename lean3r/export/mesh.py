@@ -39,7 +39,7 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     import trimesh
     from trimesh.exchange.ply import export_ply
 
-    found = surface(reconstruction, options.mesh_voxel)
+    found = surface(reconstruction.of_certain(), options.mesh_voxel)
     alpha = np.full((len(found.rgb), 1), 255, dtype=np.uint8)
     mesh = trimesh.Trimesh(
         found.vertices, found.faces, vertex_colors=np.hstack([found.rgb, alpha]) if len(alpha) else None, process=False

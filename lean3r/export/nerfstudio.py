@@ -31,9 +31,10 @@ PARAMETERS = {
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
     """Write transforms.json, points.ply if there are points, and images/ where the options say where the pictures are.
 
-    Each frame has its own lens, or all the one at the top of the file. UsageError for a lens that nerfstudio cannot
-    describe.
+    Each frame has its own lens, or all the one at the top of the file; uncertain views are left out. UsageError for a
+    lens that nerfstudio cannot describe.
     """
+    reconstruction = reconstruction.of_certain()
     table = pictured(reconstruction, options)
     lenses = [_lens(camera) for camera in table.cameras]
     models = {lens.pop("camera_model") for lens in lenses}

@@ -30,6 +30,7 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
         image_size=np.array([(s.width, s.height) for s in sources], dtype=np.int32),
         original_from_network=np.array([s.original_from_network for s in sources], dtype=np.float64),
         scale=np.array(reconstruction.scale),
+        registration=np.array(reconstruction.registration or ["predicted"] * len(sources), dtype=np.str_),
         **_lenses(reconstruction.lenses),
     )
     return [path]

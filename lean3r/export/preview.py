@@ -19,13 +19,14 @@ HEIGHT, WIDTH, SAMPLES = 700, 800, 2  # one panel; SAMPLES^2 pixels are averaged
 FIELD_OF_VIEW_RAD = 0.66
 VIEWPOINTS_DEG = ((-18.0, 24.0), (52.0, 34.0))  # azimuth from straight behind the cameras, elevation
 MOST_POINTS = 600_000
+FEW = 32  # views
 TOP, BOTTOM = np.array([24.0, 27.0, 34.0]), np.array([44.0, 49.0, 60.0])  # background
 
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
     """Write preview.jpg, 1600 x 700 pixels."""
     path = directory / "preview.jpg"
-    Image.fromarray(draw(reconstruction)).save(path, quality=90)
+    Image.fromarray(draw(reconstruction.of_certain())).save(path, quality=90)
     return [path]
 
 
@@ -104,21 +105,24 @@ def _surface(reconstruction: Reconstruction, chosen: np.ndarray) -> tuple[np.nda
     points = reconstruction.points
     normals, spacing = np.zeros((len(chosen), 3)), np.zeros(len(chosen))
     view, (cols, rows) = points.view[chosen], points.xy[chosen].astype(np.int64).T
+    step = 1 if len(reconstruction.depth) <= FEW else 2  # of many views, normals of every other row and column do
+    cols, rows = cols // step, rows // step
     for index in np.unique(view):
         mine = view == index
-        depth, intrinsics = reconstruction.depth[index], reconstruction.intrinsics[index]
+        depth = np.ascontiguousarray(reconstruction.depth[index, ::step, ::step])
+        intrinsics = np.diag([1 / step, 1 / step, 1]) @ reconstruction.intrinsics[index]
         maps = normals_from_depth(torch.from_numpy(depth), torch.from_numpy(intrinsics).to(torch.float32)).numpy()
         at = rows[mine], cols[mine]
         normals[mine] = maps[at] @ reconstruction.cam_from_world[index, :3, :3]
         # Pixels lie farther apart on a surface that was seen at a grazing angle.
         slant = np.clip(np.abs(maps[at][:, 2]), 0.15, 1.0)
-        spacing[mine] = depth[at] / np.sqrt(abs(intrinsics[0, 0] * intrinsics[1, 1]) * slant)
+        spacing[mine] = depth[at] / step / np.sqrt(abs(intrinsics[0, 0] * intrinsics[1, 1]) * slant)
     return normals, spacing * np.sqrt(max(len(points.xyz), 1) / max(len(chosen), 1))
 
 
 def _pictures(reconstruction: Reconstruction, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Points [Q, 3] and colours [Q, 3] that show each view's picture on the end of its frustum."""
-    count = 48 if len(corners) <= 32 else 24
+    count = 48 if len(corners) <= FEW else 24
     share = (np.arange(count) + 0.5) / count
     xyz, rgb = [], []
     for image, mask, corner in zip(reconstruction.images, reconstruction.mask, corners, strict=True):
@@ -140,7 +144,7 @@ def _picture_spacing(pictures: np.ndarray, views: int) -> np.ndarray:
 
 def _between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
     """Points [S, n, 3] on segments, close enough to look like a line."""
-    share = np.linspace(0, 1, 160 if len(start) <= 32 else 80)[:, None]
+    share = np.linspace(0, 1, 160 if len(start) <= FEW else 80)[:, None]
     return start[:, None] * (1 - share) + end[:, None] * share
 
 

@@ -72,6 +72,20 @@ def errors_px(matches: Matches, cameras: Sequence[pycolmap.Camera], cam_from_wor
     return np.minimum(np.nan_to_num(np.concatenate(errors), nan=CAP_PX), CAP_PX)
 
 
+def pair_shares(
+    matches: Matches, cameras: Sequence[pycolmap.Camera], cam_from_world: np.ndarray, least: int
+) -> np.ndarray:
+    """Share [S, S] of the verified matches of each pair that cameras fit within INLIER_PX; NaN for fewer than `least`
+    matches and for views without a pose (NaN)."""
+    shares = np.full((len(cameras), len(cameras)), np.nan)
+    ends = np.cumsum(matches.counts)[:-1] if len(matches.pairs) else []
+    errors = np.split(errors_px(matches, cameras, cam_from_world), ends)
+    for (i, j), error in zip(matches.pairs, errors, strict=False):
+        if len(error) >= least and np.isfinite(cam_from_world[[i, j]]).all():
+            shares[i, j] = shares[j, i] = (error < INLIER_PX).mean()
+    return shares
+
+
 def turn_only(matches: Matches, cameras: Sequence[pycolmap.Camera]) -> bool:
     """Whether most matches are explained, within TURNED_PX, by cameras that turn and do not move: then neither
     positions nor depths can be told."""

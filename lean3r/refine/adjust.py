@@ -15,6 +15,8 @@ from lean3r.refine.matching import LEAST_INLIERS, Matches
 
 ROTATION_DEG, DIRECTION_DEG = 15.0, 40.0  # a start may differ so much from what a pair of views shows
 ROUNDS = ((16.0, 6.0), (8.0, 4.0), (4.0, 2.0))  # pixels that measurements, degrees that new points may be off
+SOLVERS = 1  # threads: sums of several come in any order, and small differences grow
+MANY = 30  # views from which on a new one is adjusted with its neighbours alone
 LEAST_SEEN = 12  # points that a registered view must see
 DOUBT_ERROR, DOUBT_FOCAL = 0.8, 0.04  # known focal lengths are doubted if others are so much better and so far off
 LEAST_ANGLE_DEG = 1.0  # median parallax of the points below which cameras and points are not determined
@@ -95,6 +97,13 @@ class Mapper:
         self._finish(mapper, model)
         return model
 
+    def reattach(self, model: pycolmap.Reconstruction, views: Collection[int]) -> pycolmap.Reconstruction:
+        """Take `views` out and register them anew by the points of the others, one after the other, nearest first."""
+        for image_id in list(model.reg_image_ids()):
+            if self.view_of[model.images[image_id].name] in views:
+                model.deregister_frame(model.images[image_id].frame_id)
+        return self.polish(model)
+
     def _round(self, mapper, model: pycolmap.Reconstruction, pixels: float, degrees: float) -> None:
         options, triangulation = self.options(model, pixels), triangulation_options(degrees, pixels)
         for image_id in model.reg_image_ids():
@@ -114,8 +123,12 @@ class Mapper:
             for image_id in mapper.find_next_images(options, False):
                 if mapper.register_next_image(options, image_id):
                     mapper.triangulate_image(triangulation, image_id)
-                    mapper.adjust_global_bundle(options, self.adjustment(model))
-                    mapper.filter_points(options)
+                    adjustment = self.adjustment(model)
+                    if model.num_reg_images() > MANY:
+                        mapper.iterative_local_refinement(2, 1e-3, options, adjustment, triangulation, image_id)
+                    else:
+                        mapper.adjust_global_bundle(options, adjustment)
+                        mapper.filter_points(options)
                     waiting = True
                     break
 
@@ -130,10 +143,12 @@ class Mapper:
         """Of the mapper, with the job's known cameras constant."""
         options = pycolmap.IncrementalMapperOptions()
         options.filter_max_reproj_error = pixels
-        options.num_threads = self.job.threads
+        options.num_threads = SOLVERS
         options.random_seed = 0
         options.constant_cameras = self.known(model)
         options.fix_existing_frames = bool(self.job.held.any())
+        if self.job.sequences:  # a frame that is known to follow another needs less proof than a picture does
+            options.abs_pose_min_num_inliers = LEAST_INLIERS
         return options
 
     def known(self, model: pycolmap.Reconstruction) -> set[int]:
@@ -149,7 +164,7 @@ class Mapper:
         options.refine_extra_params = model.num_reg_images() > 2
         options.refine_focal_length = options.refine_extra_params and not self.job.knows_focals
         options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
-        options.ceres.solver_options.num_threads = self.job.threads
+        options.ceres.solver_options.num_threads = SOLVERS
         options.ceres.solver_options.max_num_iterations = 50
         options.ceres.solver_options.function_tolerance = 1e-6
         return options
@@ -168,8 +183,8 @@ def triangulation_options(degrees: float = 2.0, pixels: float = 4.0) -> pycolmap
 def global_model(job: Job, folder: Path, database: Path) -> pycolmap.Reconstruction | None:
     """Global structure from motion: all rotations, then all positions at once; the largest model."""
     options = pycolmap.GlobalPipelineOptions()
-    options.num_threads, options.random_seed = job.threads, 0
-    options.mapper.num_threads, options.mapper.random_seed = job.threads, 0
+    options.num_threads, options.random_seed = SOLVERS, 0
+    options.mapper.num_threads, options.mapper.random_seed = SOLVERS, 0
     adjustment = options.mapper.bundle_adjustment
     adjustment.refine_focal_length = not job.knows_focals
     adjustment.refine_extra_params = not all(group.fixed for group in job.groups)
@@ -180,7 +195,7 @@ def global_model(job: Job, folder: Path, database: Path) -> pycolmap.Reconstruct
 def incremental_model(job: Job, folder: Path, database: Path) -> pycolmap.Reconstruction | None:
     """Incremental structure from motion; the largest model."""
     options = pycolmap.IncrementalPipelineOptions()
-    options.num_threads, options.random_seed = job.threads, 0
+    options.num_threads, options.random_seed = SOLVERS, 0
     options.min_model_size, options.multiple_models, options.extract_colors = 2, False, False
     options.triangulation.ignore_two_view_tracks = False
     options.ba_global_max_refinements = 2
@@ -223,7 +238,7 @@ def doubt(job: Job, model: pycolmap.Reconstruction) -> str | None:
     options = pycolmap.BundleAdjustmentOptions()
     options.print_summary, options.refine_extra_params = False, False
     options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
-    options.ceres.solver_options.num_threads = job.threads
+    options.ceres.solver_options.num_threads = SOLVERS
     pycolmap.bundle_adjustment(model, options)
     model.update_point_3d_errors()
     after = model.compute_mean_reprojection_error()

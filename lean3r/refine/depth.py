@@ -36,14 +36,15 @@ def follow(reconstruction: Reconstruction) -> Reconstruction:
     depth = np.maximum(depth, 0).astype(np.float32)
     fields, report = _fields(reconstruction, depth)
     depth = np.stack([field.apply(d) for field, d in zip(fields, depth, strict=True)])
-    scene = Scene(depth, reconstruction.cam_from_world, optics)
+    certain = np.where(reconstruction.is_certain[:, None, None], depth, 0)
+    scene = Scene(certain, reconstruction.cam_from_world, optics)
     sparse = reconstruction.sparse
     seen = [] if sparse is None else sightings(reconstruction, sparse)
     conf, _ = weighed(reconstruction.conf, reconstruction.mask, scene, seen)
     settings = reconstruction.info.get("config", {})
     points = fuse(
         reconstruction.images,
-        depth,
+        certain,
         conf,
         reconstruction.mask,
         reconstruction.cam_from_world,

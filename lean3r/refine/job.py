@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 PICTURES, MASKS = "pictures", "masks"
+OUT_OF_TIME = 75  # exit code of a process that has worked as long as it may
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class View:
 class Job:
     """S views: the network's cameras cam_from_world [S, 4, 4] and pinholes [S, 4] (fx, fy, cx, cy), the poses to
     start from, start [S, 4, 4], of which those that are `held` [S] bool stay (two in different places at least, or
-    none), and the pairs [P, 2] of views that are thought to overlap (None: all)."""
+    none), the pairs [P, 2] of views that are thought to overlap (None: all), and the runs of views that a video shows
+    one after the other."""
 
     views: tuple[View, ...]
     groups: tuple[Group, ...]
@@ -56,6 +58,7 @@ class Job:
     pairs: np.ndarray | None
     features: int
     threads: int
+    sequences: tuple[tuple[int, ...], ...] = ()
 
     @property
     def knows_focals(self) -> bool:
@@ -85,6 +88,7 @@ class Job:
             "groups": [asdict(group) for group in self.groups],
             "features": self.features,
             "threads": self.threads,
+            "sequences": self.sequences,
         }
         (folder / "job.json").write_text(json.dumps(plain))
         arrays = {"cam_from_world": self.cam_from_world, "pinholes": self.pinholes, "start": self.start}
@@ -109,6 +113,7 @@ class Job:
             arrays.get("pairs"),
             plain["features"],
             plain["threads"],
+            tuple(tuple(run) for run in plain["sequences"]),
         )
 
 
@@ -119,7 +124,8 @@ class Answer:
     cam_from_world [S, 4, 4], has [S] bool; models and params of the cameras, camera the index of each view's; xyz
     [P, 3] points with
     error_px [P] and the measurements point, view [O] and xy [O, 2]. `report` holds plain values: "start" (whether it
-    began from the given poses), "matches", "before" and "after" (accept.Fit as dictionaries), "notes".
+    began from the given poses), "matches", "before" and "after" (accept.Fit as dictionaries), "parts" and "doubts" (of
+    judge.Verdict), "notes".
     """
 
     cam_from_world: np.ndarray
@@ -133,6 +139,25 @@ class Answer:
     view: np.ndarray
     xy: np.ndarray
     report: dict
+
+    @property
+    def trusted(self) -> np.ndarray:
+        """Whether each view [S] is where the model says."""
+        return np.array([reason is None for reason in self.report["doubts"]], bool)
+
+    def of_trusted(self) -> Answer:
+        """The answer without what views that are not trusted measured, and without points that no two others saw."""
+        kept = self.trusted[self.view]
+        kept &= np.bincount(self.point[kept], minlength=len(self.xyz))[self.point] > 1
+        used, point = np.unique(self.point[kept], return_inverse=True)
+        return replace(
+            self,
+            xyz=self.xyz[used],
+            error_px=self.error_px[used],
+            point=point.astype(np.int32),
+            view=self.view[kept],
+            xy=self.xy[kept],
+        )
 
     def write(self, folder: Path) -> None:
         """Into answer.npz, which appears whole: the reader may come at any time."""

@@ -10,6 +10,7 @@ import numpy as np
 from lean3r.colmap_library import pycolmap
 from lean3r.refine.features import files_to_view, set_cameras
 from lean3r.refine.job import Job
+from lean3r.refine.sequence import is_near
 
 LEAST_INLIERS = 15
 WORDS, SAMPLE, ROUNDS = 64, 20_000, 4  # of the small vocabulary that appearance is compared by
@@ -33,14 +34,16 @@ class Matches:
         return np.array([len(index) for index in self.indices], dtype=np.int64)
 
 
-def match(job: Job, folder: Path, database: Path) -> Matches:
+def match(job: Job, folder: Path, database: Path, verify: bool = True) -> None:
     """Match the features of pairs that look alike or are thought to overlap, and verify them geometrically."""
-    ids = _image_ids(job, database)
+    ids = image_ids(job, database)
     pairs = job.pairs
     if pairs is not None:
-        pairs = np.unique(np.sort(np.concatenate([pairs, alike(job, database, ids)]), axis=1), axis=0)
+        # What a video shows together is listed already: there, appearance is to find where it comes back to.
+        near = is_near(job.sequences, len(job.views))
+        pairs = np.unique(np.sort(np.concatenate([pairs, alike(job, database, ids, near)]), axis=1), axis=0)
     options, verification = pycolmap.FeatureMatchingOptions(), pycolmap.TwoViewGeometryOptions()
-    options.num_threads = job.threads
+    options.num_threads, options.skip_geometric_verification = job.threads, not verify
     verification.ransac.random_seed = 0
     if pairs is None:
         pairing = pycolmap.ExhaustivePairingOptions()
@@ -56,14 +59,13 @@ def match(job: Job, folder: Path, database: Path) -> Matches:
         pycolmap.match_image_pairs(
             database, matching_options=options, pairing_options=pairing, verification_options=verification
         )
-    if not job.knows_focals:
+    if verify and not job.knows_focals:
         # Focal lengths from the fundamental matrices of all pairs together: better than any guess from one picture.
         calibration = pycolmap.ViewGraphCalibrationOptions()
         calibration.random_seed = 0
         calibration.relpose_min_num_inliers, calibration.relpose_min_inlier_ratio = LEAST_INLIERS, 0.1
         calibration.relpose_max_error = verification.ransac.max_error
         pycolmap.calibrate_view_graph(database, calibration)
-    return verified(job, database)
 
 
 def verify_again(job: Job, database: Path) -> Matches:
@@ -79,7 +81,7 @@ def verify_again(job: Job, database: Path) -> Matches:
 
 def verified(job: Job, database: Path) -> Matches:
     """The verified matches of a database, by views."""
-    view_of = {image_id: view for view, image_id in _image_ids(job, database).items()}
+    view_of = {image_id: view for view, image_id in image_ids(job, database).items()}
     keypoints = [np.zeros((0, 2))] * len(job.views)
     pairs, indices, relative = [], [], []
     with pycolmap.Database.open(database) as opened:
@@ -111,8 +113,9 @@ def _pose(geometry, camera1, points1, camera2, points2) -> np.ndarray | None:
     return None if pose is None else np.vstack([pose.matrix(), [0.0, 0.0, 0.0, 1.0]])
 
 
-def alike(job: Job, database: Path, ids: dict[int, int]) -> np.ndarray:
-    """Pairs [P, 2] of each view and those of the most similar appearance: VLAD over a vocabulary of these pictures."""
+def alike(job: Job, database: Path, ids: dict[int, int], near: np.ndarray) -> np.ndarray:
+    """Pairs [P, 2] of each view and those of the most similar appearance that are not `near` [S, S] anyway: VLAD over
+    a vocabulary of these pictures."""
     views = sorted(ids)
     with pycolmap.Database.open(database) as opened:
         found = [np.asarray(opened.read_descriptors(ids[view]).data).astype(np.float32) for view in views]
@@ -134,17 +137,19 @@ def alike(job: Job, database: Path, ids: dict[int, int]) -> np.ndarray:
         total /= np.sqrt(np.linalg.norm(total, axis=1, keepdims=True)) + 1e-9
         vectors.append(total.ravel() / (np.linalg.norm(total) + 1e-9))
     likeness = np.stack(vectors) @ np.stack(vectors).T
+    index = np.array(views)
+    likeness[near[np.ix_(index, index)]] = -np.inf
     np.fill_diagonal(likeness, -np.inf)
     best = np.argsort(-likeness, axis=1)[:, : min(ALIKE, len(views) - 1)]
-    index = np.array(views)
-    return np.stack([np.repeat(index, best.shape[1]), index[best].ravel()], axis=1)
+    pairs = np.stack([np.repeat(index, best.shape[1]), index[best].ravel()], axis=1)
+    return pairs[np.isfinite(np.take_along_axis(likeness, best, axis=1)).ravel()]
 
 
 def _nearest(descriptors: np.ndarray, words: np.ndarray) -> np.ndarray:
     return np.argmax(descriptors @ words.T - 0.5 * (words**2).sum(1), axis=1)
 
 
-def _image_ids(job: Job, database: Path) -> dict[int, int]:
+def image_ids(job: Job, database: Path) -> dict[int, int]:
     """The image id of each view that has features."""
     view_of = files_to_view(job)
     with pycolmap.Database.open(database) as opened:

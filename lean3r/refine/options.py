@@ -18,7 +18,7 @@ ShareLens = Literal["auto", "always", "never"]
 KnownPoses = Literal["fixed", "start"]
 LensName = Literal["auto", "simple-pinhole", "pinhole", "simple-radial", "radial", "opencv"]
 
-SECONDS, SECONDS_A_VIEW = 30.0, 3.0  # the time limit where none is given
+SECONDS, SECONDS_A_VIEW = 60.0, 6.0  # of one processor: the limit where none is given
 LEAST_SIDE = 64
 
 
@@ -26,10 +26,11 @@ LEAST_SIDE = 64
 class RefineOptions:
     """How to refine.
 
-    `seconds` bounds the time (None: 30 and 3 more a view). `lens` is the camera model: "auto" is "simple-radial"
-    (one focal length, one distortion). `share_lens`: "auto" gives one camera to pictures of one size and one EXIF focal
-    length, "always" to pictures of one size, "never" to none. Features are found at a size of at most `side` pixels,
-    at most `features` a picture, where `masks` are not black.
+    `seconds` bounds the time (None: 60 seconds of one processor and 6 more a view, so that the result does not depend
+    on what else the machine does). `lens` is the camera model: "auto" is "simple-radial" (one focal length, one
+    distortion). `share_lens`: "auto" gives one camera to pictures of one size and one EXIF focal length, "always" to
+    pictures of one size, "never" to none. Features are found at a size of at most `side` pixels, at most `features` a
+    picture, where `masks` are not black.
 
     What is known of the S views beforehand, NaN or None where a view has none: intrinsics [S, 3, 3] in pixels of the
     original pictures, which are kept as they are; `lenses` [S], of which distortion is kept too (else it is estimated);
@@ -65,5 +66,5 @@ class RefineOptions:
         return np.zeros(views, bool) if poses is None else np.asarray(np.isfinite(poses).all((1, 2)))
 
     def limit(self, views: int) -> float:
-        """The time limit in seconds for a number of views."""
+        """The limit for a number of views: seconds on the clock if stated, else of one processor."""
         return SECONDS + SECONDS_A_VIEW * views if self.seconds is None else self.seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from lean3r.refine.sequence import pairs_along, sequences
 from lean3r.types import Reconstruction
 
 ALL_PAIRS = 30  # views up to which every pair is matched: cheaper than a wrong choice
@@ -13,10 +14,16 @@ LEAST_OVERLAP = 0.1
 
 
 def likely_pairs(reconstruction: Reconstruction) -> np.ndarray | None:
-    """Pairs [P, 2] of views to match; None for all pairs, where there are few views."""
+    """Pairs [P, 2] of views to match; None for all pairs, where there are few views.
+
+    Frames of one video go by their order in it, others by their predicted overlap.
+    """
     views = len(reconstruction.sources)
     if views <= ALL_PAIRS:
         return None
+    runs = sequences(reconstruction.sources)
+    if sum(map(len, runs)) == views:
+        return pairs_along(runs)
     share = overlap(reconstruction)
     share = np.maximum(share, share.T)
     np.fill_diagonal(share, 0)
@@ -26,7 +33,8 @@ def likely_pairs(reconstruction: Reconstruction) -> np.ndarray | None:
     chosen[rows, best] = share[rows, best] > LEAST_OVERLAP
     for step in range(1, NEXT + 1):
         chosen[np.arange(views - step), np.arange(step, views)] = True
-    return np.argwhere(np.triu(chosen | chosen.T, 1))
+    pairs = np.argwhere(np.triu(chosen | chosen.T, 1))
+    return np.unique(np.concatenate([pairs, pairs_along(runs)]), axis=0)
 
 
 def overlap(reconstruction: Reconstruction) -> np.ndarray:

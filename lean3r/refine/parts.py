@@ -9,6 +9,7 @@ import numpy as np
 
 from lean3r.refine.frames import depth_ratios
 from lean3r.refine.job import Answer
+from lean3r.refine.judge import firm_part
 from lean3r.types import Reconstruction
 
 LEAST_BRIDGE = 6  # points that a view must share with two others of a part, so that its place is tied to theirs
@@ -27,7 +28,7 @@ def rescaled(
     """
     seen = np.zeros((len(answer.xyz), len(answer.has)), bool)
     seen[answer.point, answer.view] = True
-    firm = sorted({*firm_part(seen), *np.flatnonzero(held & answer.has).tolist()})
+    firm = sorted({*firm_part(seen, LEAST_BRIDGE), *np.flatnonzero(held & answer.has).tolist()})
     if 2 * len(firm) < answer.has.sum():
         return answer, []
     ratios = depth_ratios(reconstruction, answer, answer.xy / scales[answer.view][:, None])
@@ -41,20 +42,6 @@ def rescaled(
         answer = _scaled(answer, seen, part, hinge, _median(ratios[mine]) / usual)
         moved += part
     return answer, sorted(moved)
-
-
-def firm_part(seen: np.ndarray) -> list[int]:
-    """Views of points `seen` [P, S] bool that hold each other in place: grown from the pair with the most common
-    points, by views that see enough points which two of the part see."""
-    common = seen.T.astype(np.int64) @ seen
-    np.fill_diagonal(common, 0)
-    part = [int(v) for v in np.unravel_index(common.argmax(), common.shape)]
-    while True:
-        bridges = seen[seen[:, part].sum(1) >= 2].sum(0)
-        bridges[part] = 0
-        if bridges.max(initial=0) < LEAST_BRIDGE:
-            return sorted(part)
-        part.append(int(bridges.argmax()))
 
 
 def hanging_parts(seen: np.ndarray, firm: Sequence[int], registered: np.ndarray) -> list[tuple[list[int], int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
@@ -18,11 +19,12 @@ from lean3r.processes import python_command
 from lean3r.refine import accept
 from lean3r.refine.depth import follow
 from lean3r.refine.frames import are_apart, depth_scale, into_known, into_predicted, origin_view
-from lean3r.refine.job import MASKS, PICTURES, Answer, Group, Job, View
+from lean3r.refine.job import MASKS, OUT_OF_TIME, PICTURES, Answer, Group, Job, View
 from lean3r.refine.options import RefineOptions
 from lean3r.refine.pairs import likely_pairs
 from lean3r.refine.parts import rescaled
 from lean3r.refine.pictures import scale_of, size_of, write_masks, write_pictures
+from lean3r.refine.sequence import sequences
 from lean3r.scratch import temporary_folder
 from lean3r.types import Lens, Reconstruction, Registration, Source, SparsePoints, with_warning
 
@@ -34,18 +36,30 @@ MISFIT = (
 )
 UNCONFIRMED = "nothing in the pictures confirms the known poses: no points could be made with them"
 SAME_FOCAL = 1e-3  # relative: one focal length stands for both, and one distortion for four that overfit
+PATIENCE = 10  # seconds on the clock for each of work, where no limit is stated: a process that hangs is ended
+TIME_UP = "time was up (more of it: --refine-seconds N)"
+SHOWN = 3  # names in a message
 
 
 def run(reconstruction: Reconstruction, originals: Originals | None, options: RefineOptions) -> Reconstruction:
     """See lean3r.refine.refine."""
     start = time.perf_counter()
     limit = options.limit(len(reconstruction.sources))
-    report = {"limit_s": limit, "share_lens": options.share_lens, "lens": options.lens}
+    is_stated = options.seconds is not None
+    report = {
+        "limit_s": limit,
+        "limit_counts": "wall" if is_stated else "processor",
+        "share_lens": options.share_lens,
+        "lens": options.lens,
+    }
     if len(reconstruction.sources) < 2:
         return kept(reconstruction, report, "one view alone tells nothing", start)
     with temporary_folder("refine") as folder:
         job = prepare(reconstruction, originals, options, folder)
-        ended = work(folder, limit - (time.perf_counter() - start))
+        if is_stated:
+            ended = work(folder, limit - (time.perf_counter() - start))
+        else:
+            ended = work(folder, PATIENCE * limit, limit)
         answer = Answer.read(folder)
     if answer is None:
         reason = ended or "too few matches between the pictures, or no parallax"
@@ -72,16 +86,36 @@ def run(reconstruction: Reconstruction, originals: Originals | None, options: Re
         reconstruction = with_warning(reconstruction, "known-poses", MISFIT.format(held_share))
     if reason := accept.better(before, after, options.cam_from_world is not None):
         return kept(reconstruction, report, reason, start)
+    if answer.trusted.sum() < 2:
+        return kept(reconstruction, report, "too few points would hold its views together", start)
     report["notes"] = answer.report["notes"] + ([f"{ended}; what was done by then is used"] if ended else [])
     answer, moved = rescaled(answer, reconstruction, scales, job.held)
     if moved:
         names = ", ".join(reconstruction.names[view] for view in moved)
         report["notes"].append(f"{names}: too few common points tell how far away; the network's depth was taken")
-    refined = place(reconstruction, job, answer, options)
-    refined = follow(refined)
+    refined = follow(place(reconstruction, job, answer.of_trusted(), options))
     label = "refined" if answer.report["start"] else "fallback"
-    report |= {"status": label, "registered": int(answer.has.sum())}
-    return told(refined, report, start)
+    for said, part, doubt in zip(report["views"], answer.report["parts"], answer.report["doubts"], strict=True):
+        said |= {"part": part, "uncertain": doubt}
+    report |= {"status": label, "registered": int(answer.has.sum()), "trusted": int(answer.trusted.sum())}
+    return told(warned(refined, answer), report, start)
+
+
+def warned(reconstruction: Reconstruction, answer: Answer) -> Reconstruction:
+    """The reconstruction with a warning that names the views whose cameras are not to be trusted."""
+    doubted = np.flatnonzero(~answer.trusted)
+    if not len(doubted):
+        return reconstruction
+    parts = {part for part in answer.report["parts"] if part > 0}
+    apart = f"; {len(parts)} groups of them hold together by themselves" if parts else ""
+    names = ", ".join(reconstruction.names[view] for view in doubted[:SHOWN]) + (
+        ", ..." if len(doubted) > SHOWN else ""
+    )
+    text = (
+        f"{len(doubted)} of {len(answer.has)} views are uncertain ({names}): their cameras may be far off{apart}. They "
+        "are left out of the cloud, COLMAP and other scenes; cameras.json marks them"
+    )
+    return with_warning(reconstruction, "uncertain-views", text, doubted.tolist())
 
 
 def kept(reconstruction: Reconstruction, report: dict, reason: str, start: float) -> Reconstruction:
@@ -122,7 +156,18 @@ def prepare(reconstruction: Reconstruction, originals: Originals | None, options
     if options.known_poses == "start" or not are_apart(start[held]):
         held = np.zeros(len(sources), bool)
     pairs = likely_pairs(reconstruction)
-    job = Job(views, groups, reconstruction.cam_from_world, pinholes, start, held, pairs, options.features, THREADS)
+    job = Job(
+        views,
+        groups,
+        reconstruction.cam_from_world,
+        pinholes,
+        start,
+        held,
+        pairs,
+        options.features,
+        THREADS,
+        tuple(map(tuple, sequences(sources))),
+    )
     job.write(folder)
     return job
 
@@ -175,25 +220,26 @@ def _group(
     return Group(width, height, model, params, trusted=trusted, assumed=assumed)
 
 
-def work(folder: Path, seconds: float) -> str | None:
-    """Run the refining process for at most so many seconds; why it did not end by itself, None if it did."""
+def work(folder: Path, seconds: float, processor_seconds: float = math.inf) -> str | None:
+    """Run the refining process for at most so many seconds, or so many of work done; why it did not end by itself, None
+    if it did. What a busy machine takes longer for counts as work only once."""
     if getattr(sys, "frozen", False) or not sys.executable:
         return "a program without a Python of its own cannot start the refining process"
-    command = python_command("lean3r.refine.worker", str(folder))
+    command = python_command("lean3r.refine.worker", str(folder), str(processor_seconds))
     with (folder / "log.txt").open("wb") as log:
         # Ctrl-C is for this process alone to act upon.
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
         try:
             code = process.wait(max(0.0, seconds))
         except subprocess.TimeoutExpired:
-            return "time was up (more of it: --refine-seconds N)"
+            return TIME_UP
         finally:
             process.kill()
             process.wait()
             if process.stdin is not None:
                 process.stdin.close()
-    if code == 0:
-        return None
+    if code in (0, OUT_OF_TIME):
+        return None if code == 0 else TIME_UP
     last = (folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
     return f"the refining process failed ({' '.join(last) or f'exit code {code}'})"
 
@@ -202,26 +248,30 @@ def place(reconstruction: Reconstruction, job: Job, answer: Answer, options: Ref
     """The reconstruction with an answer's cameras and points, in the frame and scale that it had."""
     scales = np.array([view.scale for view in job.views])
     xy = answer.xy / scales[answer.view][:, None]
-    has = answer.has
+    has, trusted = answer.has, answer.has & answer.trusted
     known = options.posed(len(has))
-    both = has & known
+    both = trusted & known
     fit = into_known(answer.cam_from_world[both], job.start[both])
     in_known_world = fit is not None
     if fit is None:
         scale = depth_scale(reconstruction, answer, xy)
-        fit = into_predicted(answer.cam_from_world[has], reconstruction.cam_from_world[has], scale or 1.0)
+        fit = into_predicted(answer.cam_from_world[trusted], reconstruction.cam_from_world[trusted], scale or 1.0)
     poses = reconstruction.cam_from_world.copy()
     poses[has] = fit.apply_to_poses(torch.from_numpy(answer.cam_from_world[has])).numpy()
     xyz = fit.apply(torch.from_numpy(answer.xyz)).numpy()
-    anchor = next(iter(np.flatnonzero(both)), origin_view(reconstruction.cam_from_world))
+    # The first camera stays the world, or if it is doubted, the first that is not.
+    origin = origin_view(reconstruction.cam_from_world)
+    if origin is not None and not trusted[origin]:
+        origin = int(trusted.argmax())
+    anchor = next(iter(np.flatnonzero(both)), origin)
     if anchor is not None and not in_known_world:  # its pose is known, or the world
-        goal = reconstruction.cam_from_world[anchor]
+        goal = reconstruction.cam_from_world[anchor] if both[anchor] else np.eye(4)
         move = np.linalg.inv(goal) @ poses[anchor]
         xyz = xyz @ move[:3, :3].T + move[:3, 3]
         poses = poses @ np.linalg.inv(move)
         poses[anchor] = goal
-    labels: list[Registration] = ["predicted"] * len(has)
-    for view in np.flatnonzero(has):
+    labels: list[Registration] = ["uncertain"] * len(has)
+    for view in np.flatnonzero(trusted):
         labels[view] = "refined" if answer.report["start"] else "fallback"
     if options.known_poses == "fixed":
         for view in np.flatnonzero(known):

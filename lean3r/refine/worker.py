@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,13 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from lean3r.colmap_library import pycolmap
-from lean3r.refine import accept, adjust, features, matching
-from lean3r.refine.job import Answer, Job
+from lean3r.refine import accept, adjust, features, focal, judge, matching
+from lean3r.refine.job import OUT_OF_TIME, Answer, Job
 
 ENOUGH = 0.8  # share of the verified matches that a model fits: no other way is tried
 CALIBRATING = 4  # registered views whose camera is trusted to be found
 WELL, GAIN = 0.9, 0.05  # share that shared cameras fit if views do share them; what cameras of their own must add
 MANY = 6  # views that determine a camera each
+SMALL = 1000  # pixels of the longer side of a frame that is small
+TRUSTED = 5  # trusted views that can tell where doubted ones are
 STRONG = 150  # measurements that the weaker views of a model should have: finer features are not needed
 
 
@@ -31,7 +34,7 @@ def solve(job: Job, folder: Path) -> None:
     much does not fit, a camera for every view."""
     best: Answer | None = None
     octave = features.COARSE
-    for octave in (features.COARSE, features.FINE):
+    for octave in octaves(job):
         for answer in attempts(job, folder, octave):
             if best is None or value(answer) > value(best):
                 best = answer
@@ -47,15 +50,21 @@ def solve(job: Job, folder: Path) -> None:
             answer.write(folder)
 
 
-def value(answer: Answer) -> tuple[int, int]:
-    """By which answers are compared: registered views, then measurements."""
-    return int(answer.has.sum()), len(answer.point)
+def octaves(job: Job) -> tuple[int, ...]:
+    """From where on features are sought, in turn. Of a video's small frames only the finest features are enough."""
+    small = max(max(group.width, group.height) for group in job.groups) <= SMALL
+    return (features.FINE,) if job.sequences and small else (features.COARSE, features.FINE)
+
+
+def value(answer: Answer) -> tuple[int, int, int]:
+    """By which answers are compared: trusted views, then registered ones, then measurements."""
+    return int(answer.trusted.sum()), int(answer.has.sum()), len(answer.point)
 
 
 def is_strong(answer: Answer) -> bool:
-    """All views are there, and but for a few see many points."""
+    """All views are there and trusted, and but for a few see many points."""
     seen = np.bincount(answer.view, minlength=len(answer.has))
-    return bool(answer.has.all()) and float(np.quantile(seen, 0.1)) >= STRONG
+    return bool(answer.trusted.all()) and float(np.quantile(seen, 0.1)) >= STRONG
 
 
 def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Iterator[Answer]:
@@ -64,7 +73,12 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
     here.mkdir()
     database = here / "database.db"
     features.detect(job, folder, database, octave)
-    matches = matching.match(job, here, database)
+    matching.match(job, here, database, verify=not job.sequences)
+    if job.sequences:
+        job = focal.with_focals(job, database)
+        matches = matching.verify_again(job, database)
+    else:
+        matches = matching.verified(job, database)
     if not len(matches.pairs):
         return
     mapper = adjust.Mapper(job, database)
@@ -84,17 +98,34 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
             model = make(job, here, database)
             if model is not None:
                 adjust.restore_known(job, model)
-                found += filter(None, [answer_of(job, matches, mapper.polish(model), False)])
+                found += filter(None, [settled(job, matches, mapper, mapper.polish(model))])
             if found and found[-1].has.sum() > 2:
                 break  # the incremental way is for what the global one cannot do: two views
-    best = max(found, key=fitting, default=None)
+    best = max(
+        found, key=lambda answer: (int(answer.trusted.sum()) if job.sequences else 0, fitting(answer)), default=None
+    )
     if best is None:
         return
     yield best
-    if CALIBRATING <= best.has.sum() < len(features.files_to_view(job)):
+    if CALIBRATING <= best.trusted.sum() < len(features.files_to_view(job)):
         again = recalibrated(job, here, database, best)
-        if again is not None and again.has.sum() > best.has.sum():
+        if again is not None and value(again) > value(best):
             yield again
+
+
+def settled(
+    job: Job, matches: matching.Matches, mapper: adjust.Mapper, model: pycolmap.Reconstruction
+) -> Answer | None:
+    """What a model says; of a video, with frames that are doubted registered anew by the others."""
+    answer = answer_of(job, matches, model, False)
+    in_video = np.isin(np.arange(len(job.views)), [view for run in job.sequences for view in run])
+    if answer is None or answer.trusted.sum() < TRUSTED:
+        return answer
+    doubted = in_video & ~answer.trusted
+    if not (doubted & answer.has).any():
+        return answer
+    again = answer_of(job, matches, mapper.reattach(model, set(np.flatnonzero(doubted).tolist())), False)
+    return answer if again is None or value(again) < value(answer) else again
 
 
 def recalibrated(job: Job, folder: Path, database: Path, answer: Answer) -> Answer | None:
@@ -110,7 +141,8 @@ def recalibrated(job: Job, folder: Path, database: Path, answer: Answer) -> Answ
     if model is None:
         return None
     adjust.restore_known(job, model)
-    return answer_of(job, matches, adjust.Mapper(job, database).polish(model), False)
+    mapper = adjust.Mapper(job, database)
+    return settled(job, matches, mapper, mapper.polish(model))
 
 
 def fitting(answer: Answer) -> int:
@@ -156,7 +188,12 @@ def answer_of(job: Job, matches: matching.Matches, model: pycolmap.Reconstructio
     before = accept.fit(matches, _before(job), job.cam_from_world)
     placed = np.where(has[:, None, None], poses, np.nan)  # a match with a view that is not there counts as a miss
     placed[job.held] = job.start[job.held]
-    after = accept.fit(matches, [cameras[v.group] for v in job.views], placed)
+    used = [cameras[v.group] for v in job.views]
+    after = accept.fit(matches, used, placed)
+    seen = np.zeros((len(ids), views), bool)
+    seen[point, view] = True
+    shares = accept.pair_shares(matches, used, placed, judge.LEAST_MATCHES)
+    verdict = judge.judge(poses, has, seen, shares, job.sequences, job.held)
     return Answer(
         poses,
         has,
@@ -174,6 +211,8 @@ def answer_of(job: Job, matches: matching.Matches, model: pycolmap.Reconstructio
             "pairs": len(matches.pairs),
             "before": asdict(before),
             "after": asdict(after),
+            "parts": verdict.part,
+            "doubts": verdict.doubt,
             "notes": [note] if (note := adjust.doubt(job, model)) else [],
         },
     )
@@ -193,9 +232,16 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def _end_in_time(processor_seconds: float) -> None:
+    while time.process_time() < processor_seconds:
+        time.sleep(0.2)
+    os._exit(OUT_OF_TIME)
+
+
 def main() -> None:
-    """Work on the folder that the command line names."""
+    """Work on the folder that the command line names, for as many seconds of one processor as it says."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_in_time, args=(float(sys.argv[2]),), daemon=True).start()
     pycolmap.logging.minloglevel = 3
     folder = Path(sys.argv[1])
     solve(Job.read(folder), folder)

@@ -8,7 +8,8 @@ import numpy as np
 from scenes import FOCAL, HEIGHT, STRIDE, WIDTH, look, scene
 
 from lean3r.refine.job import Answer
-from lean3r.refine.parts import firm_part, hanging_parts, rescaled
+from lean3r.refine.judge import firm_part
+from lean3r.refine.parts import hanging_parts, rescaled
 
 VIEWS = 6
 

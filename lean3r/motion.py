@@ -1,0 +1,140 @@
+"""How far the picture of a video moves from frame to frame, and which frames show the scene with even overlap.
+
+Measured on small grey frames by phase correlation: the shift of the whole picture first, then of blocks of it, so that
+walking ahead (blocks part) counts as turning does. No scale, no pose: enough to say when the picture has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+LONG_SIDE, BLOCK = 192, 64  # pixels of the small frames, and of the blocks that are compared
+LEAST_PEAK = 0.03  # of a phase correlation that tells a shift; beneath, all that is known is that much has changed
+LOST = 0.25  # shift, as a share of the longer side, that then counts
+MOST_LOST = 0.5  # share of frames from which on the motion is not known
+SHARP_REACH = 0.35  # share of a step by which a frame may be early or late to be the sharpest
+
+
+@dataclass(frozen=True, eq=False)
+class Motion:
+    """Of N frames: how far the blocks of the picture moved since the frame before, shift [N, B, 2] in shares of the
+    longer side (zeros first), sharpness [N] (mean squared Laplacian over variance), and which shifts [N] are a guess,
+    since the pictures have nothing in common that could be followed."""
+
+    shift: np.ndarray
+    sharpness: np.ndarray
+    lost: np.ndarray
+
+    @property
+    def is_known(self) -> bool:
+        """Whether most of the motion was measured."""
+        return len(self.lost) > 1 and float(self.lost[1:].mean()) <= MOST_LOST
+
+
+def small_size(width: int, height: int) -> tuple[int, int]:
+    """(width, height) of the small frame of a picture."""
+    scale = LONG_SIDE / max(width, height)
+    return max(BLOCK, round(width * scale)), max(BLOCK, round(height * scale))
+
+
+def measure(frames: Iterable[np.ndarray]) -> Motion:
+    """The motion of small grey frames [H, W] uint8; ValueError for none, or of several sizes."""
+    shifts, sharpness, lost, last = [], [], [], None
+    for frame in frames:
+        grey = frame.astype(np.float32)
+        sharpness.append(_sharpness(grey))
+        shift = np.zeros((len(_corners(*grey.shape)), 2)) if last is None else _shift(last, grey)
+        lost.append(shift is None)
+        shifts.append(np.full_like(shifts[-1], LOST / np.sqrt(2)) if shift is None else shift)
+        last = grey
+    return Motion(np.stack(shifts), np.array(sharpness), np.array(lost))
+
+
+def choose(motion: Motion, least: int, most: int, step: float) -> list[int]:
+    """Indices of frames between which the picture moves by about `step` (a share of its longer side), the sharpest
+    about each place; no fewer than `least` and no more than `most` if there are as many, by smaller or larger steps."""
+    total = len(motion.shift)
+    if total <= least:
+        return list(range(total))
+    chosen = _steps(motion, step)
+    if len(chosen) > most or len(chosen) < least:
+        wanted = most if len(chosen) > most else least
+        low, high = 1e-4, 10.0
+        for _ in range(24):  # the number falls as the step grows
+            middle = float(np.sqrt(low * high))
+            low, high = (middle, high) if len(_steps(motion, middle)) > wanted else (low, middle)
+        chosen = _steps(motion, high)
+    if len(chosen) < least:  # it rests: nothing tells the frames apart
+        chosen = sorted({*chosen, *(round(i * (total - 1) / max(least - 1, 1)) for i in range(least))})[:most]
+    return chosen
+
+
+def _steps(motion: Motion, step: float) -> list[int]:
+    """Frames whose picture is `step` away from that of the one before: of those nearly so far, the sharpest."""
+    chosen, total = [0], len(motion.shift)
+    while True:
+        moved = np.cumsum(motion.shift[chosen[-1] + 1 :], axis=0)
+        away = np.linalg.norm(moved, axis=2).mean(axis=1)
+        there = np.flatnonzero(away >= step)
+        if not len(there):
+            break
+        late = max(int(there[0]), 0)
+        early = int(np.flatnonzero(away[: late + 1] >= (1 - SHARP_REACH) * step)[0])
+        early = max(early, late - 8)
+        options = np.arange(early, late + 1) + chosen[-1] + 1
+        chosen.append(int(options[np.argmax(motion.sharpness[options])]))
+    tail = np.linalg.norm(motion.shift[chosen[-1] + 1 :].sum(axis=0), axis=1).mean() if chosen[-1] + 1 < total else 0
+    if tail > step / 2:
+        chosen.append(total - 1)
+    return chosen
+
+
+def _shift(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
+    """How far each block of a frame moved [B, 2], in shares of the longer side; None if nothing tells."""
+    (whole,), (peak,) = _correlate(a[None], b[None])
+    corners = _corners(*a.shape)
+    if peak < LEAST_PEAK:
+        return None
+    at = np.round(whole).astype(int)
+    height, width = a.shape
+    pairs, kept = [], []
+    for index, (y, x) in enumerate(corners):
+        v, u = y + at[0], x + at[1]
+        if 0 <= v <= height - BLOCK and 0 <= u <= width - BLOCK:
+            pairs.append((a[y : y + BLOCK, x : x + BLOCK], b[v : v + BLOCK, u : u + BLOCK]))
+            kept.append(index)
+    shifts = np.tile(whole, (len(corners), 1))
+    if pairs:
+        further, peaks = _correlate(*(np.stack(side) for side in zip(*pairs, strict=True)))
+        sure = (peaks >= LEAST_PEAK) & (np.linalg.norm(further, axis=1) < BLOCK / 4)
+        shifts[np.array(kept)[sure]] = at + further[sure]
+    return shifts / max(height, width)
+
+
+def _correlate(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Shifts (rows, columns) [B, 2] in pixels from pictures a to b [B, H, W], and the heights [B] of their peaks."""
+    height, width = a.shape[1:]
+    window = np.hanning(height)[:, None] * np.hanning(width)
+    spectra = [np.fft.rfft2((p - p.mean(axis=(1, 2), keepdims=True)) * window) for p in (a, b)]
+    cross = np.conj(spectra[0]) * spectra[1]
+    surface = np.fft.irfft2(cross / np.maximum(np.abs(cross), 1e-6), s=(height, width))
+    flat = surface.reshape(len(a), -1).argmax(axis=1)
+    rows, cols = np.divmod(flat, width)
+    peaks = surface.reshape(len(a), -1)[np.arange(len(a)), flat]
+    signed = np.stack([(rows + height // 2) % height - height // 2, (cols + width // 2) % width - width // 2], axis=1)
+    return signed.astype(np.float64), peaks
+
+
+def _corners(height: int, width: int) -> list[tuple[int, int]]:
+    """Upper left corners of blocks that cover a frame."""
+    rows, cols = (np.linspace(0, n - BLOCK, max(1, round(n / BLOCK))).astype(int) for n in (height, width))
+    return [(int(y), int(x)) for y in rows for x in cols]
+
+
+def _sharpness(grey: np.ndarray) -> float:
+    inner = grey[1:-1, 1:-1]
+    laplacian = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * inner
+    return float((laplacian**2).mean() / max(float(inner.var()), 1.0))

@@ -1,0 +1,144 @@
+"""Which views of a model are where it says: a small error where points were matched proves little about the whole.
+
+A model is trusted as far as its views hold each other in place. Doubted are views outside the largest firm part (their
+scale hangs on few points or on one view), views that most of their own matches contradict, and, in a video, jumps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LEAST_TIES = 10  # points that a view must share with two others of its part
+LEAST_FITTING = 0.5  # share of a view's verified matches with its part that must fit
+LEAST_MATCHES = 20  # by which that is judged
+JUMP, NEAR = 10.0, 5  # times the median step of so many frames to either side
+OUTSIDE = 10.0  # times the median distance of the cameras from their middle, or of the points that they see
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of S views: part [S], 0 for the one that is trusted, 1 and so on for others that hold together by themselves,
+    -1 for a view alone; and why a view is doubted (None: it is not)."""
+
+    part: tuple[int, ...]
+    doubt: tuple[str | None, ...]
+
+    @property
+    def trusted(self) -> np.ndarray:
+        """Whether each view [S] is where the model says."""
+        return np.array([reason is None for reason in self.doubt], bool)
+
+
+def judge(
+    cam_from_world: np.ndarray,
+    has: np.ndarray,
+    seen: np.ndarray,
+    fitting: np.ndarray,
+    sequences: Sequence[Sequence[int]] = (),
+    held: np.ndarray | None = None,
+) -> Verdict:
+    """Judge poses cam_from_world [S, 4, 4] of the views that a model `has` [S].
+
+    seen [P, S] bool says which views measured its points; fitting [S, S] is the share of the verified matches of a
+    pair that the poses fit, NaN where there are too few; `sequences` are runs of views that a video shows one after
+    the other. Views whose poses are known and `held` [S] are where they are.
+    """
+    views = len(has)
+    part, doubt = np.full(views, -1), np.full(views, None, object)
+    for number, members in enumerate(firm_parts(seen, np.flatnonzero(has))):
+        part[members] = number
+    doubt[(part != 0) & has] = "too few points tie it to the other views"
+    doubt[~has] = "it has too few matches with other views"
+    main = part == 0
+    for view in np.flatnonzero(main):
+        shares = fitting[view, main & np.isfinite(fitting[view])]
+        if len(shares) and np.median(shares) < LEAST_FITTING:
+            doubt[view] = "most of its matches contradict its pose"
+    centres = -np.einsum("sij,si->sj", cam_from_world[:, :3, :3], cam_from_world[:, :3, 3])
+    for sequence in sequences:
+        sure = np.array([view for view in sequence if doubt[view] is None], int)
+        doubt[sure[~unbroken(centres[sure], sure)]] = "it jumps away from the frames before and after it"
+    sure = np.array([reason is None for reason in doubt], bool)
+    doubt[sure & far_outside(centres, sure)] = "it lies far outside all others"
+    part[(part == 0) & np.array([reason is not None for reason in doubt], bool)] = -1
+    if held is not None:
+        doubt[held], part[held] = None, 0
+    return Verdict(tuple(part.tolist()), tuple(doubt.tolist()))
+
+
+def firm_parts(seen: np.ndarray, registered: np.ndarray) -> list[list[int]]:
+    """The registered views parted, the largest part first: each grown from the pair with the most common points by
+    views that see LEAST_TIES points which two of the part see. Views alone are left out."""
+    left, parts = [int(view) for view in registered], []
+    while len(left) > 1:
+        grown = firm_part(seen[:, left])
+        if len(grown) < 2:
+            break
+        parts.append([left[i] for i in grown])
+        left = [view for view in left if view not in parts[-1]]
+    return sorted(parts, key=len, reverse=True)
+
+
+def firm_part(seen: np.ndarray, least_ties: int = LEAST_TIES) -> list[int]:
+    """Views of points `seen` [P, S] bool that hold each other in place; none if no pair has enough common points."""
+    whole = seen.astype(np.float32)
+    common = whole.T @ whole
+    np.fill_diagonal(common, 0)
+    if common.max(initial=0) < least_ties:
+        return []
+    first, second = (int(v) for v in np.unravel_index(common.argmax(), common.shape))
+    count, ties = np.zeros(len(seen), np.int64), np.zeros(seen.shape[1], np.int64)
+    part: list[int] = []
+    view = first
+    while True:
+        part.append(view)
+        count += seen[:, view]
+        ties += seen[seen[:, view] & (count == 2)].sum(axis=0)
+        if len(part) == 1:
+            view = second
+            continue
+        waiting = np.where(np.isin(np.arange(len(ties)), part), 0, ties)
+        if waiting.max(initial=0) < least_ties:
+            return sorted(part)
+        view = int(waiting.argmax())
+
+
+def unbroken(centres: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """Which of the centres [N, 3] of a video's frames lie on the longest path without a jump.
+
+    `frames` [N] are their running numbers: a gap may be so many steps wide. A step jumps if it is more than JUMP times
+    the median of its neighbours'. The path may leave out frames that jump away and come back.
+    """
+    count = len(centres)
+    if count < 4:
+        return np.ones(count, bool)
+    step = np.linalg.norm(np.diff(centres, axis=0), axis=1) / np.diff(frames)
+    usual = np.array([np.median(step[max(0, i - NEAR) : i + NEAR + 1]) for i in range(len(step))])
+    usual = np.maximum(usual, 0.1 * np.median(step))  # after a rest any step is many times the ones before
+    cuts = np.flatnonzero(step > JUMP * np.maximum(usual, 1e-12)) + 1
+    runs = np.split(np.arange(count), cuts)
+    longest = max(range(len(runs)), key=lambda i: len(runs[i]))
+    kept = np.zeros(count, bool)
+    kept[runs[longest]] = True
+    for direction in (-1, 1):
+        end = runs[longest][0 if direction < 0 else -1]
+        at = longest + direction
+        while 0 <= at < len(runs):
+            near = runs[at][-1 if direction < 0 else 0]
+            gap = abs(int(frames[near] - frames[end]))
+            if np.linalg.norm(centres[near] - centres[end]) <= JUMP * usual[min(end, count - 2)] * gap and gap > 1:
+                kept[runs[at]] = True
+                end = runs[at][0 if direction < 0 else -1]
+            at += direction
+    return kept
+
+
+def far_outside(centres: np.ndarray, sure: np.ndarray) -> np.ndarray:
+    """Which of the centres [S, 3] lie far outside those of the `sure` [S] views."""
+    if sure.sum() < 4:
+        return np.zeros(len(sure), bool)
+    away = np.linalg.norm(centres - np.median(centres[sure], axis=0), axis=1)
+    return away > OUTSIDE * max(float(np.median(away[sure])), 1e-12)

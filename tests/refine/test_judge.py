@@ -1,0 +1,118 @@
+"""The judge: what hangs by few points, contradicts its matches or jumps is doubted; what is sound is not."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lean3r.refine.judge import LEAST_TIES, far_outside, firm_parts, judge, unbroken
+from lean3r.refine.sequence import pairs_along, sequences
+from lean3r.types import Source
+
+
+def walk(count: int, step: float = 0.1) -> np.ndarray:
+    """Poses [S, 4, 4] of a camera that walks along x and looks along z."""
+    poses = np.tile(np.eye(4), (count, 1, 1))
+    poses[:, 0, 3] = -step * np.arange(count)
+    return poses
+
+
+def tracks(count: int, points: int = 20, length: int = 4) -> np.ndarray:
+    """seen [P, S]: each point by `length` frames, one after the other."""
+    seen = np.zeros((count * points, count), bool)
+    for start in range(count):
+        seen[start * points : (start + 1) * points, start : start + length] = True
+    return seen[seen.sum(axis=1) >= 2]
+
+
+def verdict(poses: np.ndarray, seen: np.ndarray, fitting: np.ndarray | None = None):
+    count = len(poses)
+    none = np.full((count, count), np.nan)
+    has = np.ones(count, bool)
+    return judge(poses, has, seen, none if fitting is None else fitting, [list(range(count))])
+
+
+def test_a_sound_walk_is_trusted() -> None:
+    assert verdict(walk(30), tracks(30)).trusted.all()
+
+
+def test_a_group_that_few_points_tie_is_a_part_of_its_own() -> None:
+    seen = tracks(20)
+    across = seen[:, :12].any(axis=1) & seen[:, 12:].any(axis=1)
+    kept = np.flatnonzero(across)[: LEAST_TIES - 2]
+    seen = np.concatenate([seen[~across], seen[kept]])
+    found = verdict(walk(20), seen)
+    assert found.part == (0,) * 12 + (1,) * 8
+    assert found.trusted.tolist() == [True] * 12 + [False] * 8 and "tie" in str(found.doubt[-1])
+
+
+def test_a_group_on_one_view_alone_is_open_in_scale() -> None:
+    seen = np.zeros((200, 8), bool)
+    seen[:100, :5] = True
+    seen[100:, 4:] = True  # the last three see much of what view 4 sees, and nothing that two others do
+    assert verdict(walk(8), seen).trusted.tolist() == [True] * 5 + [False] * 3
+
+
+def test_jumps_and_what_comes_back_from_them() -> None:
+    poses = walk(30)
+    poses[17, 1, 3] = 5.0
+    assert np.flatnonzero(~verdict(poses, tracks(30)).trusted).tolist() == [17]
+    poses = walk(30)
+    poses[22:, 1, 3] = 5.0
+    assert np.flatnonzero(~verdict(poses, tracks(30)).trusted).tolist() == list(range(22, 30))
+
+
+def test_a_rest_is_no_jump() -> None:
+    poses = walk(30)
+    poses[10:20, 0, 3] = poses[10, 0, 3] - 1e-6 * np.arange(10)
+    poses[20:, 0, 3] += 0.9
+    assert verdict(poses, tracks(30)).trusted.all()
+
+
+def test_views_that_their_matches_contradict_and_views_without_any() -> None:
+    count = 10
+    fitting = np.full((count, count), 0.95)
+    fitting[4] = fitting[:, 4] = 0.1
+    found = verdict(walk(count), tracks(count), fitting)
+    assert np.flatnonzero(~found.trusted).tolist() == [4] and "contradict" in str(found.doubt[4])
+    has = np.ones(count, bool)
+    has[7] = False
+    seen = tracks(count)
+    seen[:, 7] = False
+    lacking = judge(walk(count), has, seen, np.full((count, count), np.nan))
+    assert np.flatnonzero(~lacking.trusted).tolist() == [7] and lacking.part[7] == -1
+
+
+def test_cameras_far_outside() -> None:
+    centres = np.random.default_rng(0).normal(size=(12, 3))
+    centres[3] *= 800
+    assert np.flatnonzero(far_outside(centres, np.ones(12, bool))).tolist() == [3]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 30), st.integers(0, 2**31), st.floats(0.05, 0.6))
+def test_parts_are_disjoint_and_trusted_views_do_not_depend_on_scale_or_order_of_points(
+    views: int, seed: int, share: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    seen = rng.random((150, views)) < share
+    parts = firm_parts(seen, np.arange(views))
+    flat = [view for part in parts for view in part]
+    assert len(flat) == len(set(flat)) and all(len(part) > 1 for part in parts)
+    assert [len(p) for p in parts] == sorted((len(p) for p in parts), reverse=True)
+    centres = rng.normal(size=(views, 3))
+    frames = np.arange(views)
+    assert np.array_equal(unbroken(centres, frames), unbroken(1e4 * centres + 7, frames))
+    assert firm_parts(seen[rng.permutation(150)], np.arange(views)) == parts
+
+
+def test_runs_of_frames_and_their_pairs() -> None:
+    def frame(number: int, clip: str = "a") -> Source:
+        return Source(f"{clip}_{number:06d}.png", 64, 48, timestamp_s=number / 10)
+
+    sources = [Source("x.jpg", 64, 48), frame(0), frame(3), frame(9), frame(0, "b"), frame(5, "b"), frame(1)]
+    assert sequences(sources) == [[1, 2, 3], [4, 5]]
+    pairs = pairs_along([[1, 2, 3], [4, 5]])
+    assert sorted(map(tuple, pairs.tolist())) == [(1, 2), (1, 3), (2, 3), (4, 5)]
+    assert pairs_along([]).shape == (0, 2)

@@ -1,0 +1,102 @@
+"""Frames of a video by the motion of its picture: more where it turns, none where it rests, sharp ones."""
+
+from __future__ import annotations
+
+import io
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from lean3r.motion import choose, measure, small_size
+from lean3r.sources import find_pictures
+from lean3r.video import read_frames
+
+WIDTH, HEIGHT = 192, 128
+
+
+def panorama(seed: int = 0) -> np.ndarray:
+    """[HEIGHT, 1200] uint8 of smooth noise."""
+    noise = np.random.default_rng(seed).integers(0, 255, (HEIGHT + 40, 1200)).astype(np.uint8)
+    return np.array(Image.fromarray(noise).filter(ImageFilter.GaussianBlur(1.5)).point(lambda v: (v - 128) * 4 + 128))
+
+
+def filmed(places: list[float]) -> list[np.ndarray]:
+    """Frames of a camera that turns: cut from the panorama at so many pixels."""
+    wall = panorama()
+    return [wall[10 : 10 + HEIGHT, round(x) : round(x) + WIDTH] for x in places]
+
+
+def test_shifts_are_measured() -> None:
+    motion = measure(filmed([0, 7, 7, 20, 19]))
+    along = motion.shift[:, :, 1].mean(axis=1) * WIDTH
+    assert np.allclose(along, [0, -7, 0, -13, 1], atol=0.5)
+    assert np.abs(motion.shift[:, :, 0]).max() * WIDTH < 0.5
+
+
+def test_more_frames_where_it_turns_and_none_where_it_rests() -> None:
+    rest, slow, fast = [0.0] * 30, [2.0 * i for i in range(30)], [60 + 14.0 * i for i in range(30)]
+    places = rest + slow + fast + [fast[-1]] * 30
+    chosen = np.array(choose(measure(filmed(places)), least=8, most=120, step=0.1))
+    counts = np.histogram(chosen, bins=[0, 30, 60, 90, 120])[0]
+    assert counts[0] <= 2 and counts[3] <= 2 and counts[2] >= 20 and 2 <= counts[1] <= 6
+    steps = np.diff(np.array(places)[chosen]) / WIDTH
+    assert steps.max() < 0.16, "neighbours overlap"
+
+
+@pytest.mark.parametrize("most", [5, 20, 37])
+def test_a_limit_makes_larger_steps(most: int) -> None:
+    motion = measure(filmed([9.0 * i for i in range(100)]))
+    chosen = choose(motion, least=min(8, most), most=most, step=0.05)
+    assert 0.8 * most <= len(chosen) <= most and chosen[0] == 0 and chosen[-1] >= 90
+    assert np.diff(chosen).max() <= 2 * np.diff(chosen).min() + 1
+
+
+def test_a_camera_at_rest_gives_the_least(tmp_path: Path) -> None:
+    still = measure([frame + 0 for frame in filmed([50.0] * 40)])
+    assert choose(still, least=8, most=64, step=0.1) == [0, 6, 11, 17, 22, 28, 33, 39]
+
+
+def test_sharp_frames_are_preferred() -> None:
+    frames = filmed([6.0 * i for i in range(60)])
+    blurred = set(range(2, 60, 3))
+    frames = [
+        np.array(Image.fromarray(f).filter(ImageFilter.GaussianBlur(2))) if i in blurred else f
+        for i, f in enumerate(frames)
+    ]
+    chosen = choose(measure(frames), least=8, most=64, step=0.12)
+    assert len(chosen) > 10 and len(blurred & set(chosen[1:-1])) <= 1
+
+
+def test_small_frames_hold_a_block_whatever_their_shape() -> None:
+    assert small_size(1920, 1080) == (192, 108) and small_size(1080, 1920) == (108, 192)
+    assert small_size(4000, 120) == (192, 64) and small_size(10, 10) == (192, 192)
+
+
+def test_a_video_is_sampled_by_its_motion_with_times(tmp_path: Path) -> None:
+    import av
+
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.time_base = WIDTH, HEIGHT, "yuv420p", Fraction(1, 10)
+        stream.bit_rate = 4_000_000
+        for place in [0.0] * 25 + [8.0 * i for i in range(40)]:
+            picture = filmed([place])[0]
+            frame = av.VideoFrame.from_ndarray(np.repeat(picture[:, :, None], 3, axis=2), format="rgb24")
+            for packet in stream.encode(frame):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    path = tmp_path / "walk.mp4"
+    path.write_bytes(file.getvalue())
+    found = find_pictures([path])
+    (clip,) = found.items
+    numbers = [int(name[-10:-4]) for name in clip.frames.values()]
+    assert numbers[0] == 0 and sum(0 < n < 24 for n in numbers) <= 1 and len(numbers) >= 10
+    assert [name for name, _, _ in read_frames(clip)] == list(clip.frames.values())
+    assert np.allclose([clip.times_s[name] for name in clip.frames.values()], np.array(numbers) / 10)
+    assert find_pictures([path], max_views=9).count in (8, 9)
+    assert find_pictures([path], every=5).count == 13, "what is asked for is what comes"
