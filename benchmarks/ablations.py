@@ -83,7 +83,7 @@ def variants() -> dict[str, Variant]:
 def phase_of(name: str, plan: CompressionPlan, settings: dict[str, Any], steps: int) -> Phase:
     """The recipe's phase that trains trunk and heads, mechanisms included, shortened."""
     phase = nano_gsa_fp8().phases[1]
-    config = replace(with_steps(phase.config, steps), name=name, validate_every=0, checkpoint_every=100)
+    config = replace(with_steps(phase.config, steps), name=name, validate_every=steps, checkpoint_every=100)
     return Phase(replace(config, best_key=""), plan, phase.objective, settings)
 
 

@@ -8,6 +8,30 @@ import zlib as zlib  # isort: skip
 
 import PIL.Image  # noqa: F401  # isort: skip
 
-import pycolmap as pycolmap  # isort: skip
+import ctypes
+import signal
+import sys
+
+_ROOM = 256  # bytes; a struct sigaction is smaller everywhere
+
+
+def _handlers() -> dict[int, ctypes.Array]:
+    """What the system does on each signal: Python's own table knows nothing of handlers that libraries install."""
+    if sys.platform == "win32":
+        return {}
+    actions = {number: ctypes.create_string_buffer(_ROOM) for number in signal.valid_signals()}
+    return {number: action for number, action in actions.items() if not _sigaction(number, None, action)}
+
+
+def _sigaction(number: int, new: ctypes.Array | None, old: ctypes.Array | None) -> int:
+    return ctypes.CDLL(None).sigaction(int(number), new, old)
+
+
+# It also brings glog, which answers SIGTERM and crashes by a stack trace: a run would no longer end in good order.
+_before = _handlers()
+import pycolmap as pycolmap  # isort: skip  # noqa: E402
+
+for _number, _action in _before.items():
+    _sigaction(_number, _action, None)
 
 __all__ = ["pycolmap"]

@@ -47,3 +47,20 @@ def test_pycolmap_first_is_refused_with_what_to_do() -> None:
     done = fresh("import pycolmap\nimport lean3r")
     assert "Put `import lean3r` (or `import zlib`) before `import pycolmap`" in done.stderr
     assert fresh("import zlib, pycolmap\nimport lean3r").returncode == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_signals_are_answered_as_before() -> None:
+    """Whoever answers them, and in whatever thread the library is loaded."""
+    done = fresh(
+        """
+import os, signal, threading
+signal.signal(signal.SIGTERM, lambda *_: (print("ours", flush=True), os._exit(0)))
+thread = threading.Thread(target=__import__, args=("lean3r.colmap_library",))
+thread.start()
+thread.join()
+os.kill(os.getpid(), signal.SIGTERM)
+signal.pause()
+"""
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ours\n", "")

@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import hardware
 
-from lean3r.cli.running import SETS, validate
+from lean3r.cli.running import SETS, HeldOut, validate
 from lean3r.models.checkpoint import load_weights, save_weights
 from lean3r.models.nano import Nano, NanoConfig
 from lean3r.train.config import Stage, TrainConfig
@@ -104,7 +104,7 @@ def main() -> None:
     start = time.perf_counter()
     for index, phase in enumerate(recipe.phases):
         scale = 1 if phase.stages[-1].loss.get("full") else 2
-        judge = partial(validate, recipe.world, phase, scale, SETS)
+        judge = partial(validate, recipe.world, phase, scale, SETS, HeldOut())
         fit(
             model,
             nano_loss,

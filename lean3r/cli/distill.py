@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from lean3r.cli.options import option
-from lean3r.cli.running import FEW, SETS, Changes, picture, show, train_phases, validate
+from lean3r.cli.running import FEW, SETS, Changes, HeldOut, picture, run_folder, show, train_phases, validate
 
 if TYPE_CHECKING:
     from lean3r.compress.plan import CompressionPlan
@@ -53,10 +53,13 @@ class Distill(Changes):
             check_fit(recipe)
             show(recipe)
             return
+        held_out = self.held_out()
+        held_out.check(recipe.data.world, recipe.config(0).stages[-1], sets_of(recipe))
         names = [phase.config.name for phase in recipe.phases]
-        rest = (self.weights, self.resume, self.device)
-        if train_phases(recipe, names, self.out, self.resume, run_phase, *rest):
-            print(publish(recipe, self.out, self.weights))
+        rest = (self.weights, held_out, self.resume, self.device)
+        with run_folder(self.out, recipe.as_dict(), self.resume, [*names, f"{recipe.name}.safetensors"]):
+            if train_phases(recipe, names, self.out, self.resume, run_phase, *rest):
+                print(publish(recipe, self.out, self.weights))
 
     def chosen(self) -> Distillation:
         """The recipe with all that the options change; UsageError where they contradict one another."""
@@ -87,6 +90,11 @@ class Distill(Changes):
         if len(self.gamma) > 2:
             raise UsageError(f"--gamma got {len(self.gamma)} numbers; expected one, or one for the start and the end.")
         return with_gamma(recipe, *self.gamma) if self.gamma else recipe
+
+
+def sets_of(recipe: Distillation) -> tuple[tuple[int, int, int], ...]:
+    """The scenes of a validation: fewer where each takes long."""
+    return SETS if recipe.teacher == "nano" else FEW
 
 
 def check_fit(recipe: Distillation) -> None:
@@ -130,7 +138,9 @@ def only_trains(student: Backbone, config: TrainConfig) -> Backbone:
     return student
 
 
-def run_phase(recipe: Distillation, phase: int, out: Path, weights: str | None, resume: bool, device: str) -> int:
+def run_phase(
+    recipe: Distillation, phase: int, out: Path, weights: str | None, held_out: HeldOut, resume: bool, device: str
+) -> int:
     """Train one phase in this process (one of several alike) and return its exit code."""
     from lean3r.pipeline.load import load
     from lean3r.train.loop import fit, seed_everything
@@ -141,15 +151,14 @@ def run_phase(recipe: Distillation, phase: int, out: Path, weights: str | None, 
     teacher = load(recipe.teacher, weights, device, "float32")
     config = replace(config, settings=config.settings | {"teacher_weights": vars(teacher)["origin"].hash})
     student = only_trains(student_at(recipe, phase, teacher, out), config)
-    small = recipe.teacher == "nano"
-    scale, world = 2 if small and not config.stages[-1].loss.get("full") else 1, recipe.data.world
+    scale, world = 2 if recipe.teacher == "nano" and not config.stages[-1].loss.get("full") else 1, recipe.data.world
     done = fit(
         student.train(),
         OBJECTIVES.get(chosen.objective)(teacher, **chosen.settings),
         partial(recipe.batch, phase),
         config,
         out / config.name,
-        validate=partial(validate, replace(world, device=device), config, scale, SETS if small else FEW),
+        validate=partial(validate, replace(world, device=device), config, scale, sets_of(recipe), held_out),
         draw=partial(picture, replace(world, device=device), config, scale),
         resume=resume,
         device=device,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
 
 from lean3r.cli.options import check_seed, option
 
@@ -15,9 +18,11 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+    from lean3r.data.base import SceneBatch
     from lean3r.data.synthetic import SyntheticWorld
-    from lean3r.train.config import TrainConfig
+    from lean3r.train.config import Stage, TrainConfig
     from lean3r.train.recipes.overrides import Overrides
+    from lean3r.train.recipes.sources import Source
 
 RECIPE_FILE = "recipe.json"
 SETS = ((2, 10, 40), (8, 4, 40))  # views of a scene, scenes in a batch, scenes in all
@@ -53,7 +58,15 @@ class Changes:
     """Processes that prepare batches ahead."""
 
     validate_every: Annotated[int | None, option("STEPS")] = None
-    """How often to judge the weights on held-out scenes; 0: at the end."""
+    """How often to judge the weights on held-out scenes, and at the end of each phase; 0: never."""
+
+    validate_scenes: Annotated[int | None, option("N")] = None
+    """Scenes of each number of views in a validation; by default 40, with large teachers 8 and 4."""
+
+    validate_data: Annotated[tyro.conf.UseAppendAction[list[str]], option("NAME=ROOT[:WEIGHT]")] = field(
+        default_factory=list
+    )
+    """A data set to judge the weights on, and its folder; may be repeated. By default the synthetic world."""
 
     checkpoint_every: Annotated[int | None, option("STEPS")] = None
     """How often to write a checkpoint; 0: at the end."""
@@ -106,11 +119,53 @@ class Changes:
         others = {f.name: getattr(self, f.name) for f in fields(Overrides) if f.name not in lists}
         return Overrides(**lists, **others)
 
+    def held_out(self) -> HeldOut:
+        """The scenes for validation; UsageError or InputError where they cannot be."""
+        from lean3r.errors import UsageError
+        from lean3r.train.recipes.sources import Source
+
+        if self.validate_scenes is not None and self.validate_scenes < 1:
+            raise UsageError(f"--validate-scenes is {self.validate_scenes}; for no validation: --validate-every 0.")
+        return HeldOut(tuple(Source.parse(text) for text in self.validate_data), self.validate_scenes)
+
     def processes_for(self, recipe: int) -> int:
         """How many processes train, of a recipe that is written for so many."""
         from lean3r.train.distributed import processes_of
 
         return processes_of(self.processes or (recipe if self.device == "cpu" else 1))
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What weights are judged on: sets on disk (none: the synthetic world), and how many scenes at most."""
+
+    sources: tuple[Source, ...] = ()
+    scenes: int | None = None
+
+    def batches(
+        self, world: SyntheticWorld, stage: Stage, scale: int, views: int, scenes: int, total: int
+    ) -> Iterator[SceneBatch]:
+        """So many scenes at a time of `total` in all, the same ones always, in pictures of `scale` times the size of a
+        stage's."""
+        from lean3r.data.sampling import BatchShape
+        from lean3r.train.recipes import HELD_OUT_SEED
+        from lean3r.train.recipes.sources import plain_mixture
+
+        total = min(total, self.scenes or total)
+        height, width = stage.height * scale, stage.width * scale
+        mixture = plain_mixture(self.sources, HELD_OUT_SEED) if self.sources else None
+        world = replace(world, seed=HELD_OUT_SEED, textures=None, compile=False)
+        for number, done in enumerate(range(0, total, scenes)):
+            count = min(scenes, total - done)
+            if mixture is None:
+                yield world.batch(number, count, views=views, height=height, width=width)
+            else:
+                yield mixture.batch(number, BatchShape(count, views, height, width)).to(world.device)
+
+    def check(self, world: SyntheticWorld, stage: Stage, sets: tuple[tuple[int, int, int], ...]) -> None:
+        """InputError where the sets on disk have no scenes of as many views: at once, not after hours."""
+        for views, _, _ in sets if self.sources else ():
+            next(self.batches(world, stage, 1, views, 1, 1))
 
 
 def show(recipe: Any) -> None:
@@ -121,6 +176,26 @@ def show(recipe: Any) -> None:
         print(json.dumps(recipe.as_dict(), indent=2))
 
 
+@contextmanager
+def run_folder(out: Path, recipe: Mapping[str, Any], resume: bool, writes: Sequence[str]) -> Iterator[None]:
+    """Inside, OUT is this run's: its recipe is there, no other run writes to it, and of the names in `writes` none is
+    anything but this run's. On one process of torchrun's; the others rely on it."""
+    from lean3r.errors import UsageError
+    from lean3r.train.distributed import is_main_process
+    from lean3r.train.state import lock_folder
+
+    if not is_main_process():
+        yield
+        return
+    with lock_folder(out, patience_s=0):
+        for leftover in out.glob(f".{RECIPE_FILE}.*.partial"):
+            leftover.unlink()
+        if read_recipe(out) is None and (taken := [name for name in (RECIPE_FILE, *writes) if (out / name).exists()]):
+            raise UsageError(f"'{out}' has a {taken[0]} that is no training run's; choose another folder")
+        keep_recipe(out, recipe, resume)
+        yield
+
+
 def train_phases(
     recipe: Any, names: Sequence[str], out: Path, resume: bool, run_phase: Callable[..., int], *rest: Any
 ) -> bool:
@@ -129,7 +204,6 @@ def train_phases(
     phase that was stopped."""
     from lean3r.train.distributed import is_main_process, launch
 
-    keep_recipe(out, recipe.as_dict(), resume)
     for index, name in enumerate(names):
         if resume and (out / name / "weights.safetensors").exists():
             continue
@@ -137,6 +211,15 @@ def train_phases(
         if stopped:
             sys.exit(stopped)
     return is_main_process()
+
+
+def read_recipe(out: Path) -> dict[str, Any] | None:
+    """The recipe of the run in a folder; None where there is none of ours."""
+    try:
+        found = json.loads((out / RECIPE_FILE).read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and {"phases", "processes"} <= found.keys() else None
 
 
 def keep_recipe(out: Path, recipe: Mapping[str, Any], resume: bool) -> None:
@@ -151,8 +234,8 @@ def keep_recipe(out: Path, recipe: Mapping[str, Any], resume: bool) -> None:
     path, now = out / RECIPE_FILE, json.loads(json.dumps(recipe))
     if not resume and any(out.glob("*/checkpoints/step-*")):
         raise UsageError(f"'{out}' already holds a training run; resume it or choose another folder")
-    if resume and path.exists():
-        before = json.loads(path.read_text())
+    before = read_recipe(out)
+    if resume and before is not None:
         lines = config_diff(_on_one_process(before), _on_one_process(now))
         lines = [line for line in lines if line.split(":")[0].split(".")[-1] not in FREE_ON_RESUME]
         if lines:
@@ -173,7 +256,12 @@ def _on_one_process(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def validate(
-    world: SyntheticWorld, config: TrainConfig, scale: int, sets: tuple[tuple[int, int, int], ...], model: Any
+    world: SyntheticWorld,
+    config: TrainConfig,
+    scale: int,
+    sets: tuple[tuple[int, int, int], ...],
+    held_out: HeldOut,
+    model: Any,
 ) -> dict[str, float]:
     """Figures on a fixed set of held-out scenes, in pictures of `scale` times the last stage's size.
 
@@ -181,16 +269,10 @@ def validate(
     centres. "auc30" is that of the largest number of views.
     """
     from lean3r.eval.synthetic import score_scenes
-    from lean3r.train.recipes import HELD_OUT_SEED
 
-    stage = config.stages[-1]
-    world = replace(world, seed=HELD_OUT_SEED, textures=None, compile=False)
     figures: dict[str, float] = {}
     for views, scenes, total in sets:
-        batches = (
-            world.batch(i, scenes, views=views, height=stage.height * scale, width=stage.width * scale)
-            for i in range(total // scenes)
-        )
+        batches = held_out.batches(world, config.stages[-1], scale, views, scenes, total)
         for name, value in score_scenes(model, batches).items():
             figures[f"{name}_{views}"] = value
     return figures | {"auc30": figures[f"auc30_{sets[-1][0]}"]}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from lean3r.cli.options import option
-from lean3r.cli.running import SETS, Changes, picture, show, train_phases, validate
+from lean3r.cli.running import SETS, Changes, HeldOut, picture, run_folder, show, train_phases, validate
 
 if TYPE_CHECKING:
     from lean3r.train.recipes import Recipe
@@ -32,10 +32,13 @@ class Train(Changes):
         if self.dry_run:
             show(recipe)
             return
-        names = [phase.name for phase in recipe.phases]
-        if train_phases(recipe, names, self.out, self.resume, run_phase, self.resume, self.device):
-            publish(recipe, self.out)
-            print(self.out / f"{recipe.model}.safetensors")
+        held_out = self.held_out()
+        held_out.check(recipe.world, recipe.phases[0].stages[-1], SETS)
+        names, weights = [phase.name for phase in recipe.phases], f"{recipe.model}.safetensors"
+        with run_folder(self.out, recipe.as_dict(), self.resume, [*names, weights]):
+            if train_phases(recipe, names, self.out, self.resume, run_phase, held_out, self.resume, self.device):
+                publish(recipe, self.out)
+                print(self.out / weights)
 
     def chosen(self) -> Recipe:
         """The recipe with all that the options change; UsageError where they contradict one another."""
@@ -65,7 +68,7 @@ def publish(recipe: Recipe, out: Path) -> None:
     save_weights(model.state_dict(), out / f"{recipe.model}.safetensors", metadata)
 
 
-def run_phase(recipe: Recipe, index: int, out: Path, resume: bool, device: str) -> int:
+def run_phase(recipe: Recipe, index: int, out: Path, held_out: HeldOut, resume: bool, device: str) -> int:
     """Train one phase in this process (one of several alike) and return its exit code."""
     from lean3r.models import MODELS
     from lean3r.models.checkpoint import load_weights
@@ -85,7 +88,7 @@ def run_phase(recipe: Recipe, index: int, out: Path, resume: bool, device: str) 
         partial(recipe.batch, index),
         phase,
         out / phase.name,
-        validate=partial(validate, world, phase, scale, SETS),
+        validate=partial(validate, world, phase, scale, SETS, held_out),
         draw=partial(picture, world, phase, scale),
         resume=resume,
         device=device,

@@ -42,7 +42,7 @@ def score_scenes(predict: Predict, batches: Iterable[SceneBatch]) -> dict[str, f
             rotation.append(errors.rotation_deg)
             translation.append(errors.translation_deg[~small])
             small_pairs.append(small)
-            if found.depth is not None:
+            if found.depth is not None and known.any():
                 depth.append(abs_rel_one_scale(found.depth[scene], batch.depth[scene], known))
                 edges.append(edge_shares(found.depth[scene], batch.depth[scene], known))
             ratio = found.intrinsics[scene, :, 0, 0] / batch.intrinsics[scene, :, 0, 0]

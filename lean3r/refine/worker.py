@@ -109,7 +109,7 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
     yield best
     if CALIBRATING <= best.trusted.sum() < len(features.files_to_view(job)):
         again = recalibrated(job, here, database, best)
-        if again is not None and value(again) > value(best):
+        if again is not None and again.trusted.sum() > best.trusted.sum():
             yield again
 
 

@@ -134,7 +134,8 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole run. `*_every` count steps; 0 means only at the end, which always counts (not for `log_every`).
+    """A whole run. `*_every` count steps, and the end of the run always counts; 0 means never, but for
+    `checkpoint_every`, where it means only at the end, and `log_every`, which has to be 1 or more.
 
     `best_key` names the validation figure that decides which weights are best, by `best_mode`. The newest
     `keep_last` checkpoints are kept. A step whose loss or gradient is not finite, or whose gradient norm exceeds
@@ -170,9 +171,8 @@ class TrainConfig:
         _require(self.precision in ("bf16", "fp32"), "precision", self.precision, "'bf16' or 'fp32'")
         _require(self.best_mode in ("min", "max"), "best_mode", self.best_mode, "'min' or 'max'")
         _require(self.shard in ("auto", "none", "full"), "shard", self.shard, "'auto', 'none' or 'full'")
-        for name in ("validate_every", "checkpoint_every"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 (at the end) or a number of steps")
-        for name in ("pictures_every", "workers"):
+        _require(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every, "0 (at the end) or more")
+        for name in ("validate_every", "pictures_every", "workers"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 (none) or more")
         for name in ("log_every", "keep_last", "skip_limit", "skip_limit_in_row"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,8 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from lean3r.errors import LeanError, UsageError
 from lean3r.processes import safely_started
 from lean3r.scratch import temporary_folder
+
+T = TypeVar("T")
 
 # Rank 0 validates while the others wait inside an all-reduce.
 _TIMEOUT = timedelta(hours=2)
@@ -125,7 +127,10 @@ def launch(processes: int, fn: Callable[..., Any], *args: Any) -> Any:
                     # It came before `fit` was there to answer it: nothing was begun, nothing is lost.
                     raise SystemExit(128 + signals[0]) from None
                 raise
-        return said.get()
+        result = said.get()
+        if signals and not result:  # it came when `fit` had just ended: what would follow is not begun
+            raise SystemExit(128 + signals[0])
+        return result
 
 
 def _child(
@@ -188,17 +193,47 @@ def _forward_signals(pids: Sequence[int | None]) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+class StopSignals(list[int]):
+    """Numbers of the signals that came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._interrupts = False
+
+    def note(self, number: int, _frame: object) -> None:
+        """The handler of a signal."""
+        self.append(number)
+        if self._interrupts:
+            self._interrupts = False
+            raise _Interrupted
+
+    def unless_any(self, work: Callable[[], T]) -> T | None:
+        """What `work` returns; None where a signal came before, or comes meanwhile, which ends it at once."""
+        try:
+            try:
+                self._interrupts = True
+                return None if self else work()
+            finally:
+                self._interrupts = False
+        except _Interrupted:
+            return None
+
+
+class _Interrupted(BaseException):
+    """Ends a block that a signal may end."""
+
+
 @contextlib.contextmanager
-def catch_stop_signals() -> Iterator[list[int]]:
+def catch_stop_signals() -> Iterator[StopSignals]:
     """Within the block SIGINT and SIGTERM only add their number to the list it gives.
 
     Outside the main thread, where Python allows no handlers, the list stays empty.
     """
-    caught: list[int] = []
+    caught = StopSignals()
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
-    before = {n: signal.signal(n, lambda number, _: caught.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = {n: signal.signal(n, caught.note) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield caught
     finally:

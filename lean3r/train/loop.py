@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from lean3r.data.loader import Prefetch
 from lean3r.errors import LeanError, UsageError
 from lean3r.train.config import Stage, TrainConfig
 from lean3r.train.disk import require_space
-from lean3r.train.distributed import World, catch_stop_signals, current_world
+from lean3r.train.distributed import StopSignals, World, catch_stop_signals, current_world
 from lean3r.train.freeze import trainable_names
 from lean3r.train.guard import StepGuard
 from lean3r.train.optim import Ema, GradientBuffer, Optimizer
@@ -50,8 +50,8 @@ Draw = Callable[[nn.Module], np.ndarray]
 @dataclass(frozen=True)
 class FitResult:
     """How a run ended: `step` steps done, of which `skipped` did not count; `best` is {"value", "step"} of the best
-    validation or None; `stopped_by` is the number of the signal that ended it early, or None; `corrupt` samples
-    could not be read."""
+    validation or None; `stopped_by` is the number of the signal that came, or None: it ended the run early, or came
+    when all steps were done; `corrupt` samples could not be read."""
 
     step: int
     skipped: int
@@ -102,7 +102,8 @@ def fit(
 
     In `out_dir`: config.json, log.csv, validation.csv, events.jsonl, loss.png, tensorboard/, pictures/, checkpoints/,
     best.safetensors and at the end weights.safetensors (averaged weights, float32) and report.md. SIGINT or SIGTERM
-    ends the run after the current step with a checkpoint. Raises UsageError if the folder holds a run and `resume` is
+    ends the run after the current step with a checkpoint, a validation at once; that is made up for when the run is
+    resumed. Raises UsageError if the folder holds a run and `resume` is
     not set or the run had another config, LeanError when too many steps are skipped or the disk is full.
     """
     out_dir, world = Path(out_dir), current_world()
@@ -112,22 +113,29 @@ def fit(
         batches = Prefetch(batch_fn, config.workers, stage_at=config.stage_at)
         try:
             run.open(resume)
-            while run.step < config.total_steps:
+            if run.unvalidated and validate is not None and config.validate_every:
+                run.validate(validate, signals)
+                if not run.unvalidated:
+                    run.save()
+            while run.step < config.total_steps and not run.stopping:
                 run.train_step(loss_fn, batches, stop=bool(signals))
                 if run.due(config.log_every):
                     run.report()
-                if validate is not None and run.due(config.validate_every):
-                    run.validate(validate)
+                if validate is not None and config.validate_every and run.due(config.validate_every):
+                    run.validate(validate, signals)
                 if draw is not None and config.pictures_every and run.due(config.pictures_every):
                     run.draw(draw)
                 if run.stopping or run.due(config.checkpoint_every):
                     run.save()
-                if run.stopping and run.step < config.total_steps:
-                    return run.stop(signals[0] if signals else int(signal.SIGTERM))
-            return run.finish()
+            if run.stopping and (run.unvalidated or run.step < config.total_steps):
+                result = run.stop(signals[0] if signals else int(signal.SIGTERM))
+            else:
+                result = run.finish()
         finally:
             batches.close()
             run.watch.close()
+        # One that came after all was done: what the caller would do next is not to be begun.
+        return replace(result, stopped_by=signals[0]) if signals and result.stopped_by is None else result
 
 
 class _Run:
@@ -154,6 +162,7 @@ class _Run:
         self.step = 0
         self.best: dict[str, float] | None = None
         self.stopping = False
+        self.unvalidated = False  # whether a validation of this step is due and has not been made
         self._stage_index = -1
 
     def _names(self, stage: Stage) -> set[str]:
@@ -186,6 +195,7 @@ class _Run:
             self.guard.restore(state["guard"])
             self.watch.seconds, self.watch.corrupt = state["seconds"], state["corrupt"]
             self.watch.bad_depth = state.get("bad_depth", 0)  # checkpoints may be older than this count
+            self.unvalidated = state.get("unvalidated", False)
         with self.world.together():
             if main and self.step < self.config.total_steps:
                 missing = self.config.keep_last + 1 - len(checkpoints(folder))
@@ -267,24 +277,34 @@ class _Run:
         """Write what happened since the last report."""
         self.watch.report(self.step, self.config.optim.lr * self.optimizer.factor(self.step - 1), self.guard.skipped)
 
-    def validate(self, validate: Validate) -> None:
-        """Judge the averaged weights on rank 0, log the figures, keep the weights if they are the best."""
+    def validate(self, validate: Validate, signals: StopSignals) -> None:
+        """Judge the averaged weights on rank 0, log the figures, keep the weights if they are the best.
+
+        A signal ends it at once: on all processes `stopping` is set then, and it stays `unvalidated`."""
+        done = False
         with self.world.together(), self.ema.averaged() as model:
-            if model is None or not self.world.is_main:
-                return
-            seed_everything(step_seed(self.config.seed, -1, 0))
-            with torch.no_grad():
-                figures = dict(validate(model))
-            self.watch.validation(self.step, figures)
-            key = self.config.best_key
-            if not key:
-                return
-            if key not in figures:
-                raise UsageError(f"best_key '{key}' is not among the validation figures {', '.join(figures)}")
-            sign = 1.0 if self.config.best_mode == "max" else -1.0
-            if self.best is None or sign * figures[key] > sign * self.best["value"]:
-                self.best = {"value": float(figures[key]), "step": self.step}
-                self._save_weights(model, "best.safetensors")
+            if model is not None and self.world.is_main:
+                seed_everything(step_seed(self.config.seed, -1, 0))
+                with torch.no_grad():
+                    figures = signals.unless_any(lambda: dict(validate(model)))
+                if figures is not None:
+                    self._judge(model, figures)
+                    done = True
+        said = self.world.gather((done, bool(signals)))
+        self.unvalidated = not any(is_done for is_done, _ in said)
+        self.stopping |= any(is_signalled for _, is_signalled in said)
+
+    def _judge(self, model: nn.Module, figures: Mapping[str, float]) -> None:
+        self.watch.validation(self.step, figures)
+        key = self.config.best_key
+        if not key:
+            return
+        if key not in figures:
+            raise UsageError(f"best_key '{key}' is not among the validation figures {', '.join(figures)}")
+        sign = 1.0 if self.config.best_mode == "max" else -1.0
+        if self.best is None or sign * figures[key] > sign * self.best["value"]:
+            self.best = {"value": float(figures[key]), "step": self.step}
+            self._save_weights(model, "best.safetensors")
 
     def draw(self, draw: Draw) -> None:
         """Keep a picture of what the averaged weights predict."""
@@ -304,6 +324,7 @@ class _Run:
             "corrupt": self.watch.corrupt,
             "bad_depth": self.watch.bad_depth,
             "best": self.best,
+            "unvalidated": self.unvalidated,
         }
         self.weights.save(self.out_dir / "checkpoints", self.step, values, self.config.keep_last)
 

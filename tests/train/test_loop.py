@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -31,7 +32,7 @@ from toy_training import (
 
 from lean3r.errors import LeanError, UsageError
 from lean3r.train.config import OptimConfig, Stage, TrainConfig
-from lean3r.train.distributed import launch
+from lean3r.train.distributed import current_world, launch
 from lean3r.train.log import read_csv
 from lean3r.train.loop import fit, step_seed
 from lean3r.train.state import checkpoints, lock_folder
@@ -122,6 +123,61 @@ def test_interrupt_finishes_the_step_and_resumes(whole: Path, tmp_path: Path) ->
     assert final_state(tmp_path)["step"] == result.step
     train_toy(tmp_path, resume=True)
     assert_same_run(whole, tmp_path)
+
+
+@pytest.mark.parametrize("at", [16, STEPS])
+def test_a_signal_ends_a_validation_at_once_and_it_is_made_up_for(whole: Path, tmp_path: Path, at: int) -> None:
+    asked: list[int] = []
+
+    def slow(model: torch.nn.Module) -> dict[str, float]:
+        asked.append(8 * len(asked) + 8)
+        if asked[-1] == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(600)
+        return toy_validate(model)
+
+    result = fit(toy_model(), toy_loss, toy_batch, toy_config(STEPS), tmp_path, validate=slow)
+    assert (result.step, result.exit_code) == (at, 143) and asked[-1] == at
+    assert not (tmp_path / "weights.safetensors").exists(), "a phase that is not judged is not done"
+    assert final_state(tmp_path)["step"] == at and len(read_csv(tmp_path / "validation.csv")) == at // 8 - 1
+    train_toy(tmp_path, resume=True)
+    assert_same_run(whole, tmp_path)
+
+
+def test_a_signal_when_all_is_done_ends_what_would_follow(whole: Path, tmp_path: Path) -> None:
+    def draw(model: torch.nn.Module) -> np.ndarray:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return np.zeros((4, 6, 3), np.uint8)
+
+    config = toy_config(STEPS, pictures_every=STEPS)
+    result = fit(toy_model(), toy_loss, toy_batch, config, tmp_path, validate=toy_validate, draw=draw)
+    assert (result.step, result.exit_code) == (STEPS, 143)
+    assert_same_run(whole, tmp_path)
+
+
+def signalled(result: int) -> int:
+    """On each process of a group: its starter is told to end, and this one does as if it had not heard of it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    current_world().gather(None)
+    if current_world().is_main:
+        os.kill(os.getppid(), signal.SIGTERM)
+    return result
+
+
+def test_a_group_that_ended_before_it_heard_of_a_signal_is_followed_by_nothing() -> None:
+    with pytest.raises(SystemExit) as ended:
+        launch(2, signalled, 0)
+    assert ended.value.code == 143
+    assert launch(2, signalled, 7) == 7, "the code of a run that did hear of it"
+
+
+def test_validation_can_be_switched_off(tmp_path: Path) -> None:
+    fit(toy_model(), toy_loss, toy_batch, toy_config(STEPS, validate_every=0), tmp_path, validate=refuse)  # type: ignore[arg-type]
+    assert (tmp_path / "weights.safetensors").exists() and not (tmp_path / "validation.csv").exists()
+    fit(
+        toy_model(), toy_loss, toy_batch, toy_config(STEPS, validate_every=10**9), tmp_path / "b", validate=toy_validate
+    )
+    assert [row["step"] for row in read_csv(tmp_path / "b" / "validation.csv")] == [str(STEPS)], "at the end"
 
 
 def test_what_a_run_leaves_behind(whole: Path) -> None:

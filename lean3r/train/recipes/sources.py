@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -92,6 +93,13 @@ def mixture(data: Data, seed: int) -> Mixture:
         else:
             parts.append(Part(_opened(source), source.weight, augmentation=USUAL, name=source.name))
     return Mixture(parts, seed)
+
+
+def plain_mixture(sources: Sequence[Source], seed: int) -> Mixture:
+    """Sets on disk as one, their pictures as they are; UsageError where one is the synthetic world."""
+    if any(source.name == SYNTHETIC for source in sources):
+        raise UsageError("the synthetic world is what is taken without any data; name sets on disk, NAME=ROOT.")
+    return Mixture([Part(_opened(source), source.weight, name=source.name) for source in sources], seed)
 
 
 @lru_cache(maxsize=32)
