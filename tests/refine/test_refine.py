@@ -77,7 +77,9 @@ def test_rough_cameras_become_exact_and_the_frame_and_scale_stay(tmp_path: Path)
 
 def test_points_project_to_where_they_were_measured(tmp_path: Path) -> None:
     poses = scenes.arc(3)
-    found = refine_files(scenes.scene(poses), poses, tmp_path, intrinsics=np.stack([scenes.INTRINSICS] * 3))
+    found = refine_files(
+        scenes.scene(poses), poses, tmp_path, intrinsics=np.stack([scenes.INTRINSICS] * 3), lens="pinhole"
+    )
     sparse = found.sparse
     assert sparse is not None and found.lenses[0].params == (290.0, 290.0, 160.0, 120.0), "known intrinsics stay"
     cam = np.einsum("oij,oj->oi", found.cam_from_world[sparse.view, :3, :3], sparse.xyz[sparse.point])
@@ -209,7 +211,8 @@ def test_foreign_photo_keeps_its_predicted_pose(tmp_path: Path) -> None:
     poses = scenes.arc(5)
     foreign = Image.fromarray(scenes.photograph(scenes.look((0, 0, 0), (0, 0, 0)), seed=7)[0])
     after = refine_files(scenes.scene(poses), poses, tmp_path, {2: lambda _: foreign})
-    assert after.registration == ("refined", "refined", "predicted", "refined", "refined")
+    assert after.registration == ("refined", "refined", "uncertain", "refined", "refined")
+    assert [(told["code"], told["views"]) for told in after.info["warnings"]] == [("uncertain-views", ["002.png"])]
     assert worst_deg(after, poses, [0, 1, 3, 4]) < 1.5 and np.isfinite(after.cam_from_world).all()
 
 
