@@ -19,11 +19,12 @@ CAP_PX = 1000.0  # of an error that is reported: beyond, a number says nothing
 
 @dataclass(frozen=True)
 class Fit:
-    """Of how many verified matches both measurements lie within INLIER_PX of one point before both cameras, and
-    the median error in pixels; the same by view."""
+    """Of how many verified matches both measurements lie within INLIER_PX of one point before both cameras, the same
+    weighted by how near (1 for exact, 0 at INLIER_PX), and the median error in pixels; the first and last by view."""
 
     matches: int
     inliers: int
+    score: float
     error_px: float
     view_matches: list[int]
     view_inliers: list[int]
@@ -50,6 +51,7 @@ def fit(matches: Matches, cameras: Sequence[pycolmap.Camera], cam_from_world: np
     return Fit(
         len(error),
         int((error < INLIER_PX).sum()),
+        round(float((1 - np.minimum(error / INLIER_PX, 1) ** 2).sum()), 1),
         round(float(np.median(error)), 4) if len(error) else CAP_PX,
         [len(e) for e in seen],
         [int((e < INLIER_PX).sum()) for e in seen],

@@ -24,6 +24,7 @@ ENOUGH = 0.8  # share of the verified matches that a model fits: no other way is
 CALIBRATING = 4  # registered views whose camera is trusted to be found
 WELL, GAIN = 0.9, 0.05  # share that shared cameras fit if views do share them; what cameras of their own must add
 MANY = 6  # views that determine a camera each
+FEW = 6  # views whose matches may be explained nearly as well by a wrong model: a second way is tried
 SMALL = 1000  # pixels of the longer side of a frame that is small
 TRUSTED = 5  # trusted views that can tell where doubted ones are
 STRONG = 150  # measurements that the weaker views of a model should have: finer features are not needed
@@ -93,7 +94,7 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
     if len(views) >= max(2, matched / 2):
         model = mapper.from_poses(job.start, views)
         found += filter(None, [answer_of(job, matches, model, True)])
-    if not found or not is_enough(found[0], matched):
+    if not found or len(job.views) <= FEW or not is_enough(found[0], matched):
         for make in (adjust.global_model, adjust.incremental_model):
             model = make(job, here, database)
             if model is not None:
@@ -101,9 +102,7 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
                 found += filter(None, [settled(job, matches, mapper, mapper.polish(model))])
             if found and found[-1].has.sum() > 2:
                 break  # the incremental way is for what the global one cannot do: two views
-    best = max(
-        found, key=lambda answer: (int(answer.trusted.sum()) if job.sequences else 0, fitting(answer)), default=None
-    )
+    best = max(found, key=lambda answer: fitness(job, answer), default=None)
     if best is None:
         return
     yield best
@@ -143,6 +142,11 @@ def recalibrated(job: Job, folder: Path, database: Path, answer: Answer) -> Answ
     adjust.restore_known(job, model)
     mapper = adjust.Mapper(job, database)
     return settled(job, matches, mapper, mapper.polish(model))
+
+
+def fitness(job: Job, answer: Answer) -> tuple[int, float]:
+    """By which the models of the same matches are compared: trusted views of a video, then how well matches fit."""
+    return int(answer.trusted.sum()) if job.sequences else 0, answer.report["after"]["score"]
 
 
 def fitting(answer: Answer) -> int:

@@ -50,7 +50,7 @@ def test_without_motion_the_turned_ray_counts() -> None:
 
 
 def test_taken_only_where_error_and_inliers_are_better() -> None:
-    before = Fit(100, 20, 5.0, [], [], [])
-    assert better(before, Fit(100, 90, 0.3, [], [], [])) is None
-    assert "90" in str(better(replace(before, inliers=90), Fit(100, 90, 0.3, [], [], [])))
-    assert "off" in str(better(before, Fit(100, 21, 5.5, [], [], [])))
+    before = Fit(100, 20, 15.0, 5.0, [], [], [])
+    assert better(before, Fit(100, 90, 80.0, 0.3, [], [], [])) is None
+    assert "90" in str(better(replace(before, inliers=90), Fit(100, 90, 80.0, 0.3, [], [], [])))
+    assert "off" in str(better(before, Fit(100, 21, 16.0, 5.5, [], [], [])))
