@@ -10,16 +10,15 @@ Importing the package loads none of its rooms; a public name is imported when it
 from __future__ import annotations
 
 import sys
-
-if sys.platform == "linux" and "pycolmap" in sys.modules and "zlib" not in sys.modules:
-    raise ImportError(
-        "pycolmap was imported before lean3r: with its copy of zlib loaded first, the process would abort as soon as a "
-        "picture is written. Put `import lean3r` (or `import zlib`) before `import pycolmap`."
-    )
 import zlib as zlib  # before anybody imports pycolmap: see lean3r/colmap_library.py
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+if "pycolmap" in sys.modules and sys.platform == "linux" and sys.maxsize > 2**32:
+    from lean3r.zlib_repair import repair as _repair
+
+    _repair()
 
 if TYPE_CHECKING:
     from lean3r.compress import compress as compress

@@ -43,6 +43,7 @@ ROOMS = {
     "types": set(),
     "registry": set(),
     "colmap_library": set(),
+    "zlib_repair": set(),
     "errors": set(),
     "json_text": set(),
     "processes": set(),
