@@ -85,8 +85,11 @@ def shares(call: Call, window: Window, view: int) -> Shares:
     )
 
 
-def draw(views: Views, found: Shares, window: Window, view: int, names: Sequence[str]) -> Image.Image:
-    """The view that looks, its window outlined, then those that get most: bright where they get more.
+def draw(
+    views: Views, found: Shares, window: Window, view: int, names: Sequence[str], title: Sequence[str]
+) -> Image.Image:
+    """The view that looks, its window outlined, then those that get most: bright where they get more. The lines of the
+    title are above.
 
     All tiles share one scale, the square root of the share, up to the highest half per cent of patches.
     """
@@ -97,13 +100,15 @@ def draw(views: Views, found: Shares, window: Window, view: int, names: Sequence
     shown = [view, *sorted(others[: TILES - 1])]
     columns = min(COLUMNS, len(shown))
     rows = -(-len(shown) // columns)
-    size = (GAP + columns * (tile[0] + GAP), GAP + rows * (tile[1] + CAPTION + GAP) + 2 * CAPTION)
+    above = GAP + CAPTION * len(title)
+    size = (GAP + columns * (tile[0] + GAP), above + rows * (tile[1] + CAPTION + GAP) + 2 * CAPTION)
     sheet = Image.new("RGB", size, BACKGROUND)
     pen = ImageDraw.Draw(sheet)
+    pen.text((GAP, GAP), "\n".join(title), fill=OUTLINE)
     top = max(float(np.quantile(found.heat, 0.995)), 1e-12)
     for place, index in enumerate(shown):
         x = GAP + place % columns * (tile[0] + GAP)
-        y = GAP + place // columns * (tile[1] + CAPTION + GAP)
+        y = above + place // columns * (tile[1] + CAPTION + GAP)
         sheet.paste(_overlay(pictures[index], found.heat[index] / top, tile), (x, y))
         if index == view:
             step = np.array([tile[0] / found.heat.shape[2], tile[1] / found.heat.shape[1]])

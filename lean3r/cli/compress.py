@@ -51,7 +51,7 @@ class Compress:
     """--scan leaves out layers whose output is less than this above its error."""
 
     model: Annotated[str | None, option("NAME", "-m")] = None
-    """Whose weights these are; by default what the file says."""
+    """Whose weights these are; by default what the file says, or its names and shapes tell."""
 
     overwrite: Annotated[bool, option()] = False
     """Replace OUT."""
@@ -166,6 +166,7 @@ class Compress:
     def _weights(self) -> tuple[str, Path]:
         """Name of the model and local file of its weights."""
         from lean3r.models import MODELS
+        from lean3r.models.checkpoint import models_that_fit
         from lean3r.models.sources import find_weights
         from lean3r.models.stored import open_stored
         from lean3r.pipeline.load import embedded_weights, official_source
@@ -176,9 +177,14 @@ class Compress:
             source = official_source(self.source) or embedded_weights(self.source)
             return self.source, find_weights(source, offline=self.offline)
         path = find_weights(self.source, offline=self.offline)
-        name = self.model or open_stored(path).metadata.get("model")
+        stored = open_stored(path)
+        name = self.model or stored.metadata.get("model")
         if name is None:
-            raise UsageError(f"{path} does not say of which model it is. Use --model; `lean3r models` lists them.")
+            fitting = models_that_fit(stored)
+            if len(fitting) != 1:
+                found = f"fits {' and '.join(fitting)}" if fitting else "fits no model by its names and shapes"
+                raise UsageError(f"{path} {found}. Say with --model which it is; `lean3r models` lists them.")
+            name = fitting[0]
         return MODELS.check(name), path
 
 

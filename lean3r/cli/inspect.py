@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -82,6 +84,8 @@ class Inspect:
             console.line("density", f"{name}: {'not reported' if density is None else f'{100 * density:.1f} %'}")
         most = max(found["views"], key=lambda row: row["share"])
         console.line("looks at", f"{most['name']} most, with {100 * most['share']:.0f} % of its attention")
+        if found["not_in_effect"]:
+            console.warn(found["not_in_effect"])
         print(json.dumps(found) if self.json else self.out)
 
     def _look(self, console: Console) -> tuple[dict[str, Any], Any]:
@@ -90,7 +94,7 @@ class Inspect:
 
         from lean3r.attention.base import recording
         from lean3r.attention.probe import capturing
-        from lean3r.cli.attention_picture import draw, query_window, shares
+        from lean3r.cli.attention_picture import COLUMNS, draw, query_window, shares
         from lean3r.compress.sparsify import plan_of
         from lean3r.compress.targets import sites_of
         from lean3r.images import load_views
@@ -123,12 +127,16 @@ class Inspect:
         window = query_window(calls[-1].layout, views, view, self.at)
         found = shares(calls[-1], window, view)
         densities = {id(record.mechanism): record.density for record in log}
-        plan = plan_of(model)
+        plan, used = plan_of(model), calls[-1].mechanism
+        missed = ""
+        if plan is not None and used is watched.short:
+            missed = _not_in_effect(plan.name, found.tokens, len(names), watched.dense_below)
         about = {
             "model": self.model,
             "plan": None if plan is None else plan.as_dict(),
             "layer": name,
-            "mechanism": repr(calls[-1].mechanism),
+            "mechanism": repr(used),
+            "not_in_effect": missed,
             "query": {"view": view, "name": names[view], "patches": window.as_dict()},
             "views": [
                 {"view": i, "name": n, "share": round(s, 6)}
@@ -139,7 +147,18 @@ class Inspect:
             "tokens_that_hold_90_percent": found.tokens_of_most,
             "density": {key: _density(a.mechanism, a.short, densities) for key, a in sites.items()},
         }
-        return about, draw(views, found, window, view, names)
+        title = [f"{self.model}, {name}: {used!r}", *textwrap.wrap(missed, 50 * min(len(names), COLUMNS))]
+        return about, draw(views, found, window, view, names, title)
+
+
+def _not_in_effect(plan: str, tokens: int, pictures: int, dense_below: int) -> str:
+    """Why dense attention is seen although there is a plan, and what helps."""
+    enough = math.ceil(dense_below * pictures / tokens)
+    return (
+        f"plan {plan} is not in effect here: {pictures} pictures are {tokens:,} tokens, and below {dense_below:,} it "
+        f"stays dense, because sparse attention gains nothing there. What you see is dense attention. Give {enough} "
+        "pictures or more, a larger --resolution, or a plan of your own with a smaller dense_below."
+    )
 
 
 def _density(mechanism: Any, short: Any, densities: dict[int, float | None]) -> float | None:

@@ -262,13 +262,13 @@ def _compare(
         if rows:
             more = f" and {len(rows) - SHOWN_KEYS} more" if len(rows) > SHOWN_KEYS else ""
             report.append(f"{title}: {', '.join(rows[:SHOWN_KEYS])}{more}")
-    fitting = _models_that_fit(stored, besides=model)
+    fitting = models_that_fit(stored, besides=model)
     if fitting:
         report.insert(1, f"it fits {' and '.join(fitting)}: use --model {fitting[0]}")
     raise WeightsError("; ".join(report) + ".")
 
 
-def _models_that_fit(stored: Stored, besides: str) -> list[str]:
+def models_that_fit(stored: Stored, besides: str = "") -> list[str]:
     """Names of the models whose official names and shapes are exactly those of the checkpoint."""
     from lean3r.models import MODELS
 

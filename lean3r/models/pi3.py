@@ -58,7 +58,7 @@ class Pi3(Backbone):
 
     def __init__(self, config: Pi3Config | None = None):
         super().__init__()
-        config = config or Pi3Config()
+        config = config or self.SIZES["pi3"]
         self.config = config
         self.patch = config.patch
         dim, heads = config.width, config.heads

@@ -56,7 +56,7 @@ class Pi3X(Pi3):
     SIZES: ClassVar = {"pi3x": Pi3XConfig()}
 
     def __init__(self, config: Pi3XConfig | None = None):
-        config = config or Pi3XConfig()
+        config = config or self.SIZES["pi3x"]
         super().__init__(config)
         self.sizes = config
         dim = config.width

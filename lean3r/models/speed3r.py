@@ -57,7 +57,7 @@ class Speed3rPi3(Pi3):
     KEY_MAP = key_map(Speed3rConfig())
 
     def __init__(self, config: Speed3rConfig | None = None):
-        config = config or Speed3rConfig()
+        config = config or self.SIZES["speed3r-pi3"]
         super().__init__(config)
         self.KEY_MAP = key_map(config)
         for role, block in zip(self.trunk.schedule, self.trunk.blocks, strict=True):

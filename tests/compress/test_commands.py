@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from contracts.tiny import tiny, tiny_config
 from PIL import Image
 
 from lean3r.attention import ATTENTION
@@ -15,8 +16,11 @@ from lean3r.attention.base import Projected
 from lean3r.attention.probe import Call, weights
 from lean3r.cli.attention_picture import Window, shares
 from lean3r.cli.main import main
-from lean3r.models.checkpoint import read_tensors, save_model
+from lean3r.models.checkpoint import read_tensors, save_model, save_weights
+from lean3r.models.da3_mono import Da3Mono
 from lean3r.models.nano import Nano
+from lean3r.models.pi3 import Pi3
+from lean3r.models.stored import open_stored
 from lean3r.testing import assert_rms
 from lean3r.types import TokenLayout
 
@@ -94,6 +98,53 @@ def test_inspect_attention(dense: Path, photos: Path, tmp_path: Path, capsys: py
         assert main([*arguments, "--overwrite", *more]) == 2
         assert says in capsys.readouterr().err
     assert main(arguments) == 2 and "not empty" in capsys.readouterr().err
+
+
+def test_a_plan_that_few_pictures_leave_dense_is_said_to_be(
+    dense: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["inspect", "attention", str(photos), "--weights", str(dense), "-o"]
+    assert main([*arguments, str(tmp_path / "plan"), "--plan", "gsa"]) == 0
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("warning: plan gsa is not in effect here: 3 pictures are") and "dense attention" in said
+    found = json.loads((tmp_path / "plan" / "attention.json").read_text())
+    assert found["not_in_effect"] in said and found["mechanism"].startswith("Dense")
+    assert main([*arguments, str(tmp_path / "none")]) == 0 and "not in effect" not in capsys.readouterr().err
+    heights = [Image.open(tmp_path / name / "attention.png").height for name in ("plan", "none")]
+    assert heights[0] > heights[1]  # the title has a line more
+
+
+def test_official_weights_are_told_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --model, as published: no name in the header."""
+    shape = {key: value.shape for key, value in official("pi3").items() if key == Pi3.TELLTALE[0]}
+    monkeypatch.setattr(Pi3, "SIZES", {"pi3": tiny_config("pi3")})
+    monkeypatch.setattr(Pi3, "TELLTALE", next(iter(shape.items())))
+    source, out = tmp_path / "pi3.safetensors", tmp_path / "fast.safetensors"
+    save_weights(official("pi3"), source, {})
+    assert main(["compress", str(source), str(out), "--plan", "merge", "-q"]) == 0
+    assert open_stored(out).metadata["model"] == "pi3"
+
+
+def official(name: str) -> dict[str, torch.Tensor]:
+    """A small model's parameters under official names."""
+    model = tiny(name)
+    assert model.KEY_MAP is not None
+    return model.KEY_MAP.write(model.state_dict())
+
+
+def test_weights_of_two_models_or_none_need_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {name: tiny_config(name) for name in Da3Mono.SIZES}
+    monkeypatch.setattr(Da3Mono, "SIZES", sizes)
+    monkeypatch.setattr(Da3Mono, "TELLTALE", None)
+    path = tmp_path / "mono.safetensors"
+    save_weights(official("da3mono-large"), path, {})
+    assert main(["compress", str(path), str(tmp_path / "a.safetensors"), "--plan", "fp8"]) == 2
+    assert "fits da3mono-large and da3metric-large. Say with --model" in capsys.readouterr().err
+    save_weights({"some.weight": torch.zeros(3)}, path, {})
+    assert main(["compress", str(path), str(tmp_path / "a.safetensors"), "--plan", "fp8"]) == 2
+    assert "fits no model by its names and shapes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("window", [None, 4])

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from contracts.test_attention import COMPLETE, SPARSE
-from contracts.test_backbones import predict, tiny
+from contracts.test_backbones import predict
+from contracts.tiny import tiny
 from torch import Tensor
 
 import lean3r
