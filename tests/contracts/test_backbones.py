@@ -1,69 +1,24 @@
-"""Every backbone keeps the promises of models/base.py, on small random models; a new row needs a line in TINY."""
+"""Every backbone keeps the promises of models/base.py, on small random models; a new row needs a line in tiny.py."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 
 import pytest
 import torch
 from torch import Tensor
 
+from contracts.tiny import tiny
 from lean3r.geometry.pose import relative_pose
 from lean3r.models import MODELS
 from lean3r.models.base import Backbone
-from lean3r.models.da3 import Da3, Da3Config
-from lean3r.models.da3_mono import Da3Mono, Da3MonoConfig
-from lean3r.models.da3_nested import Da3Nested, Da3NestedConfig
-from lean3r.models.nano import Nano, NanoConfig
-from lean3r.models.pi3 import Pi3, Pi3Config
-from lean3r.models.pi3x import Pi3X, Pi3XConfig
-from lean3r.models.speed3r import Speed3rConfig, Speed3rPi3
-from lean3r.models.vggt import Vggt, VggtConfig
+from lean3r.models.nano import Nano
 from lean3r.types import Prediction, Views
-
-DPT = {"features": 16, "channels": (8, 8, 8, 8), "grid": 4}
-DA3 = Da3Config(width=64, depth=6, heads=4, alternate=2, keep=(2, 3, 4, 5), **DPT)
-MONO = Da3MonoConfig(width=32, depth=4, heads=2, keep=(0, 1, 2, 3), **DPT)
-PI3 = {"width": 32, "heads": 2, "encoder_depth": 1, "grid": 4, "camera_width": 16}
-TRACK = {"track_features": 16, "track_levels": 2, "track_radius": 1, "track_hidden": 48}
-
-TINY = {
-    Nano: NanoConfig(width=32, heads=2, pairs=2),
-    Vggt: VggtConfig(width=32, heads=2, encoder_depth=1, pairs=4, keep=(0, 1, 2, 3), **DPT, **TRACK),
-    Da3: DA3,
-    Da3Mono: MONO,
-    Da3Nested: Da3NestedConfig(DA3, MONO),
-    Pi3: Pi3Config(**PI3, depth=4),
-    Pi3X: Pi3XConfig(**PI3, depth=4, conv_widths=(32, 16), conv_last=8, metric_width=32, metric_heads=2),
-    # Fewer windows than top_k would count the last view's several times, as the release does.
-    Speed3rPi3: Speed3rConfig(**PI3, depth=4, window=2, top_k=2),
-}
-"""Class -> the smallest config that has every part; classes derived from it share the line."""
 
 NO_REFERENCE = {"nano", "nano-looped", "pi3", "pi3x", "speed3r-pi3", "da3mono-large", "da3metric-large"}
 """Models in which no view is special: any exchange of views exchanges the outputs."""
 
 each_model = pytest.mark.parametrize("name", list(MODELS))
-
-
-@cache
-def tiny(name: str) -> Backbone:
-    """A small random model; large layer scales, so that every branch shows."""
-    kind = MODELS.get(name)
-    config = next((TINY[base] for base in kind.__mro__ if base in TINY), None)
-    assert config is not None, f"{name} has no small config: add a line for {kind.__name__} to TINY"
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = kind(config)
-        for key, parameter in model.named_parameters():
-            if key.endswith("gamma"):
-                torch.nn.init.uniform_(parameter, 0.2, 0.6)
-        if isinstance(model, Vggt):
-            # Angles of view near 1 rad, as trained ones are: the head cuts off negative ones at 0.
-            model.camera.pose_branch.fc2.bias.data[7:] = 0.25
-            torch.nn.init.normal_(model.camera.pose_branch.fc2.weight, std=0.01)
-    return model.eval()
 
 
 def pictures(model: Backbone, views: int, rows: int, cols: int, batch: int = 1) -> Tensor:

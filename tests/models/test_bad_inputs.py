@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts.test_backbones import tiny
+from contracts.tiny import tiny
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

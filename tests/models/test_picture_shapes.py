@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from contracts.test_backbones import tiny
+from contracts.tiny import tiny
 from PIL import Image
 
 import lean3r
