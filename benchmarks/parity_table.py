@@ -1,10 +1,11 @@
 """How near are the backbones to the official programs' numbers? One figure for each model, case and output.
 
-    python benchmarks/parity_table.py [--golden DIR] [--sizes all|tiny|full] [--no-docs]
+    python benchmarks/parity_table.py --golden DIR [--sizes all|tiny|full]
 
-Runs every backbone case of the golden folder as the test does (tests/golden/backbone_cases.py), one model in memory
-at a time, and fails if any figure is over the test's limit. Writes benchmarks/results/parity.json and the tables of
-docs/parity.md (--no-docs leaves those alone). The full-size cases take minutes and up to 8 GB.
+Runs every backbone case of the golden folder as the tests do (tests/golden/backbone_cases.py; Speed3R-Pi3:
+attention_cases/gsa.py), one model in memory at a time, and fails if any figure is over the tests' limit. With all sizes
+it writes benchmarks/results/parity.json and the tables of docs/parity.md; of a part it prints the figures. The
+full-size cases take minutes and up to 8 GB.
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ import gc
 import json
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from common import hardware, write_result
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "golden"))
+from attention_cases.gsa import decoder_pairs, model_pairs
 from backbone_cases import find_cases, is_full_size, load_synthetic, measure
 from test_backbones import LIMIT
+
+from lean3r.testing import rms_ratio
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "parity.md"
@@ -31,32 +36,53 @@ INSIDE = "worst array inside the network"
 
 def run_cases(golden: Path, sizes: str) -> list[dict]:
     """One row a case: model, size, seconds, relative RMS by array, arrays that are allowed more than LIMIT."""
-    synthetic = load_synthetic(golden)
-    rows = []
-    for path in find_cases(golden):
-        size = "full" if is_full_size(path) else "tiny"
+    rows = [*backbones(golden, sizes), *speed3r(golden, sizes)]
+    if not rows:
+        sys.exit(f"no golden numbers under {golden}: name their folder with --golden DIR (docs/parity.md)")
+    return rows
+
+
+def backbones(golden: Path, sizes: str) -> Iterator[dict]:
+    """The rows of the cases in GOLDEN/backbones."""
+    cases = [(path, "full" if is_full_size(path) else "tiny") for path in find_cases(golden)]
+    for path, size in cases:
         if sizes not in ("all", size):
             continue
         start = time.perf_counter()
-        found = measure(path, synthetic)
-        over = {n: e for n, e in found.errors.items() if not e <= found.limits.get(n, LIMIT)}
-        assert not found.missing and not over, f"{path.stem}: missing {found.missing}, over the limit {over}"
-        loose = {name: limit for name, limit in found.limits.items() if name in found.errors}
-        case = json.loads(path.read_text())
-        rows.append(
-            {
-                "case": path.stem,
-                "model": case["model"],
-                "size": size,
-                "seconds": round(time.perf_counter() - start, 1),
-                "relative_rms": {name: float(f"{error:.2e}") for name, error in found.errors.items()},
-                "looser_limits": loose,
-            }
-        )
-        print(path.stem, f"{rows[-1]['seconds']} s", f"worst {max(found.errors.values()):.1e}", flush=True)
-        gc.collect()
-    assert rows, f"no cases under {golden}"
-    return rows
+        found = measure(path, load_synthetic(golden))
+        assert not found.missing, f"{path.stem}: missing {found.missing}"
+        model = json.loads(path.read_text())["model"]
+        yield row(path.stem, model, size, start, found.errors, found.limits)
+
+
+def speed3r(golden: Path, sizes: str) -> Iterator[dict]:
+    """The rows of Speed3R-Pi3, whose numbers lie in GOLDEN/attention: its trunk at reduced width, and all of it."""
+    for path in sorted((golden / "attention").glob("speed3r_pi3_*.npz")):
+        size, name = ("full", "full v8") if path.stem.endswith("_model") else ("tiny", f"tiny {path.stem[12:]}")
+        if sizes in ("all", size):
+            start = time.perf_counter()
+            pairs = model_pairs(path) if size == "full" else decoder_pairs(path)
+            errors = {key: rms_ratio(*pair) for key, pair in pairs.items()}
+            yield row("speed3r-pi3_" + name.replace(" ", "_"), "Speed3rPi3", size, start, errors, {})
+
+
+def row(
+    case: str, model: str, size: str, start: float, errors: Mapping[str, float], limits: Mapping[str, float]
+) -> dict:
+    """What the file holds of a case; fails where a figure is over its limit."""
+    over = {name: error for name, error in errors.items() if not error <= limits.get(name, LIMIT)}
+    assert not over, f"{case}: over the limit {over}"
+    seconds = round(time.perf_counter() - start, 1)
+    print(case, f"{seconds} s", f"worst {max(errors.values()):.1e}", flush=True)
+    gc.collect()
+    return {
+        "case": case,
+        "model": model,
+        "size": size,
+        "seconds": seconds,
+        "relative_rms": {name: float(f"{error:.2e}") for name, error in errors.items()},
+        "looser_limits": {name: limit for name, limit in limits.items() if name in errors},
+    }
 
 
 def tables(rows: list[dict]) -> str:
@@ -87,16 +113,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--golden", type=Path, default=ROOT / "../shared/golden")
     parser.add_argument("--sizes", choices=("all", "tiny", "full"), default="all")
-    parser.add_argument("--no-docs", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = run_cases(options.golden, options.sizes)
+    if options.sizes != "all":
+        return
     print(write_result("parity", {"hardware": hardware(), "limit": LIMIT, "cases": rows}))
-    if not options.no_docs:
-        before, _, rest = DOCS.read_text().partition(BEGIN)
-        after = rest.partition(END)[2]
-        DOCS.write_text(f"{before}{BEGIN}\n\n{tables(rows)}\n\n{END}{after}")
-        print(DOCS)
+    before, _, rest = DOCS.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    DOCS.write_text(f"{before}{BEGIN}\n\n{tables(rows)}\n\n{END}{after}")
+    print(DOCS)
 
 
 if __name__ == "__main__":

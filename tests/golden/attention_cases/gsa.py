@@ -64,8 +64,24 @@ def layer(path: Path, implementation: str) -> None:
         assert_rms(gradient, arrays[f"grad_{name}"], LIMIT)
 
 
+Pairs = dict[str, tuple[Tensor, Tensor]]
+"""Name -> what was found, and the official numbers: "out." of results, "tok." of what lies inside."""
+
+
 def decoder(path: Path, implementation: str) -> None:
     """The trunk of Speed3R-Pi3 at reduced width, forward, selections and gradients."""
+    for found, expected in decoder_pairs(path, implementation).values():
+        assert_rms(found, expected, LIMIT)
+
+
+def model(path: Path, implementation: str) -> None:
+    """All 959 million parameters, 8 views of 56 x 112 pixels."""
+    for found, expected in model_pairs(path).values():
+        assert_rms(found, expected, LIMIT)
+
+
+def decoder_pairs(path: Path, implementation: str = "auto") -> Pairs:
+    """Of the reduced trunk; the chosen windows are equal."""
     arrays = {name: torch.from_numpy(value) for name, value in np.load(path).items()}
     batch, frames, dim, heads, pairs = (int(arrays[n]) for n in ("batch", "frames", "dim", "heads", "pairs"))
     rows, cols = arrays["grid_hw"].tolist()
@@ -85,9 +101,9 @@ def decoder(path: Path, implementation: str) -> None:
         return torch.cat([kept[2 * index], kept[2 * index + 1]], dim=-1).flatten(0, 1)
 
     final = pair(pairs - 1)
-    assert_rms(final, arrays["final"], LIMIT)
+    pairs_found: Pairs = {"out.decoder": (final, arrays["final"])}
     if "mid" in arrays:
-        assert_rms(pair(middle)[None], arrays["mid"], LIMIT)
+        pairs_found["tok.middle"] = (pair(middle)[None], arrays["mid"])
     same_windows(torch.stack(reported(log, "blocks")), arrays["selected"])
     cotangent = torch.from_numpy(synthetic.noise("cotangent", final.numel(), seed)).view_as(final)
     sparse = [block.attn for block in list(trunk.blocks)[1::2]]
@@ -98,13 +114,15 @@ def decoder(path: Path, implementation: str) -> None:
     }
     final.backward(cotangent)
     assert hidden.grad is not None
-    assert_rms(hidden.grad.flatten(0, 1), arrays["grad_hidden"], LIMIT)
+    pairs_found["out.gradient of its input"] = (hidden.grad.flatten(0, 1), arrays["grad_hidden"])
     for name, parameters in wanted.items():
-        assert_rms(torch.stack([p.grad for p in parameters]), arrays[f"grad_{name}"], LIMIT)
+        gradients = torch.stack([p.grad for p in parameters if p.grad is not None])
+        pairs_found[f"out.gradient of {name}"] = (gradients, arrays[f"grad_{name}"])
+    return pairs_found
 
 
-def model(path: Path, implementation: str) -> None:
-    """All 959 million parameters, 8 views of 56 x 112 pixels."""
+def model_pairs(path: Path) -> Pairs:
+    """Of the whole model; the chosen windows are equal."""
     arrays = {name: torch.from_numpy(value) for name, value in np.load(path).items()}
     with torch.device("meta"):
         network = Speed3rPi3()
@@ -116,14 +134,17 @@ def model(path: Path, implementation: str) -> None:
         _, kept = network.trunk(seen, layout, keep=(16, 17, 34, 35))
         found = network.outputs(Tokens({"frame": kept[34], "global": kept[35]}, layout, views))
     found = {name: value[0] for name, value in found.items()}
-    assert_rms(seen[0, ..., ::128], arrays["encoder_tokens"], LIMIT)
-    assert_rms(torch.cat([kept[16], kept[17]], -1)[0, ..., ::128], arrays["mid_tokens"], LIMIT)
-    assert_rms(torch.cat([kept[34], kept[35]], -1)[0, ..., ::128], arrays["final_tokens"], LIMIT)
+    pairs: Pairs = {
+        "tok.encoder": (seen[0, ..., ::128], arrays["encoder_tokens"]),
+        "tok.middle": (torch.cat([kept[16], kept[17]], -1)[0, ..., ::128], arrays["mid_tokens"]),
+        "tok.final": (torch.cat([kept[34], kept[35]], -1)[0, ..., ::128], arrays["final_tokens"]),
+        "out.camera_poses": (found["camera_poses"], arrays["camera_poses"]),
+    }
     for name, step in (("local_points", 4), ("conf", 4), ("points", 8)):
-        assert_rms(found[name][:, ::step, ::step], arrays[name], LIMIT)
-    assert_rms(found["camera_poses"], arrays["camera_poses"], LIMIT)
+        pairs[f"out.{name}"] = (found[name][:, ::step, ::step], arrays[name])
     chosen = reported(log, "blocks")
     same_windows(torch.cat([chosen[layer] for layer in (0, 8, 17)]), arrays["selected_layers_0_8_17"])
+    return pairs
 
 
 def reported(log: list[Record], name: str) -> list[Tensor]:
