@@ -28,7 +28,7 @@ print(torch.nn.functional.conv1d(torch.ones(1, 1, 55), torch.ones(1, 1, 55)).ite
 
 
 def fresh(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
 
 
 def test_pictures_are_saved_after_a_model_was_read(tmp_path: Path) -> None:
