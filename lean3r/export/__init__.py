@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lean3r.export.atomic import atomic_folder
 from lean3r.export.options import ExportOptions
+from lean3r.parallel import by_threads
 from lean3r.registry import Registry
 
 if TYPE_CHECKING:
@@ -63,12 +64,15 @@ def write_all(
     """Write the chosen formats, then config.toml and manifest.json, into an existing folder; return the files."""
     from lean3r.export import manifest
 
-    files: list[Path] = []
-    seconds: dict[str, float] = {}
-    for name in parse_formats(formats):
+    def write(name: str) -> tuple[list[Path], float]:
         start = time.perf_counter()
-        files += EXPORTERS.get(name)(reconstruction, directory, options or ExportOptions())
-        seconds[name] = round(time.perf_counter() - start, 4)
+        files = EXPORTERS.get(name)(reconstruction, directory, options or ExportOptions())
+        return files, round(time.perf_counter() - start, 4)
+
+    names = parse_formats(formats)
+    written = by_threads(write, names)
+    files = [file for of_format, _ in written for file in of_format]
+    seconds = {name: taken for name, (_, taken) in zip(names, written, strict=True)}
     return files + manifest.write(reconstruction, directory, files, seconds)
 
 

@@ -10,6 +10,7 @@ import torch
 from lean3r.export.frusta import camera_centres
 from lean3r.geometry.lens import Optics
 from lean3r.geometry.points import edge_mask
+from lean3r.parallel import by_threads
 from lean3r.types import Reconstruction
 
 # A view sees a point if by its own depth the point lies elsewhere by less than this share of its distance.
@@ -133,14 +134,17 @@ def sightings(reconstruction: Reconstruction, chosen: np.ndarray, agreement: flo
     optics = Optics.of(reconstruction)
     # Small types: hundreds of views make millions of sightings. float32 is exact to 1e-5 pixels here.
     parts = [Sightings(*(np.zeros(s, t) for s, t in ((0, np.int32), (0, np.int32), ((0, 2), np.float32), (0, float))))]
-    for view in range(len(reconstruction.sources)):
+
+    def of_view(view: int) -> Sightings:
         mine, others = np.flatnonzero(own_view == view), np.flatnonzero(own_view != view)
         index, xy, along = _seen_by(reconstruction, optics, view, xyz[others], eyes[others], agreement)
         point = np.concatenate([mine, others[index]]).astype(np.int32)
         pixels = np.concatenate([own_xy[mine], xy.astype(np.float32)])
-        parts.append(
-            Sightings(point, np.full(len(point), view, np.int32), pixels, np.concatenate([np.ones(len(mine)), along]))
+        return Sightings(
+            point, np.full(len(point), view, np.int32), pixels, np.concatenate([np.ones(len(mine)), along])
         )
+
+    parts += by_threads(of_view, range(len(reconstruction.sources)))
     names = ("point", "view", "xy", "along")
     found = Sightings(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
     return found[np.argsort(found.point, kind="stable")]

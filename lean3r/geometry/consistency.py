@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lean3r.geometry.lens import Optics
+from lean3r.parallel import by_threads
 
 PROBES = 16  # along each side of a picture, to find out which views overlap
 PARALLAX_RAD = np.deg2rad(3.0)  # an angle between two lines of sight that shows wrong depth well
@@ -41,37 +42,40 @@ def neighbours(scene: Scene, count: int) -> list[np.ndarray]:
     grid = (np.arange(PROBES) + 0.5) / PROBES
     rows, cols = (a.ravel().astype(int) for a in np.meshgrid(grid * height, grid * width, indexing="ij"))
     centres = -np.einsum("sij,si->sj", scene.cam_from_world[:, :3, :3], scene.cam_from_world[:, :3, 3])
-    found = []
-    for view in range(views):
+
+    def of_view(view: int) -> np.ndarray:
         world = scene.world_points(view, rows, cols)
         world = world[np.isfinite(world).all(axis=1)]
         own = unit(world - centres[view])
+        cam = np.einsum("sij,pj->spi", scene.cam_from_world[:, :3, :3], world) + scene.cam_from_world[:, None, :3, 3]
+        depth = sample_depth(scene.depth, scene.optics.project_all(cam))
+        visible = np.isfinite(depth) & (np.abs(np.log(np.where(depth > 0, cam[..., 2], 1) / depth)) < 0.5)
+        visible[view] = False
         merit = np.zeros(views)
-        for other in range(views):
-            if other == view or not len(world):
-                continue
-            z, depth = scene.seen(other, world)
-            visible = np.isfinite(depth) & (np.abs(np.log(np.where(depth > 0, z, 1) / depth)) < 0.5)
-            if visible.any():
-                cosine = np.einsum("pc,pc->p", own[visible], unit(world[visible] - centres[other]))
-                parallax = float(np.median(np.arccos(cosine.clip(-1, 1))))
-                merit[other] = visible.mean() * min(1.0, 0.1 + parallax / PARALLAX_RAD)
+        for other in np.flatnonzero(visible.any(axis=1)):
+            seen = visible[other]
+            cosine = np.einsum("pc,pc->p", own[seen], unit(world[seen] - centres[other]))
+            parallax = float(np.median(np.arccos(cosine.clip(-1, 1))))
+            merit[other] = seen.mean() * min(1.0, 0.1 + parallax / PARALLAX_RAD)
         order = np.argsort(-merit, kind="stable")[:count]
-        found.append(order[merit[order] > 0.02])
-    return found
+        return order[merit[order] > 0.02]
+
+    return by_threads(of_view, range(views))
 
 
 def sample_depth(depth: np.ndarray, xy: np.ndarray) -> np.ndarray:
-    """Depth [P] at pixels xy [P, 2], linear in inverse depth between the four nearest pixel centres; NaN outside,
-    where xy is NaN, and where one of the four is unknown or they span a depth edge."""
-    height, width = depth.shape
+    """Depth [P] at pixels xy [P, 2], or [S, P] of S depth maps at [S, P, 2], linear in inverse depth between the four
+    nearest pixel centres; NaN outside, where xy is NaN, and where one of the four is unknown or they span a depth
+    edge."""
+    height, width = depth.shape[-2:]
+    of_map = (np.arange(len(depth))[:, None],) if depth.ndim == 3 else ()
     # Half a pixel at the border belongs to the picture and has no centre beyond it.
-    inside = (xy >= 0).all(axis=1) & (xy <= [width, height]).all(axis=1)
-    x, y = (np.where(inside, xy[:, i], 0.5) - 0.5 for i in (0, 1))
+    inside = (xy >= 0).all(axis=-1) & (xy <= [width, height]).all(axis=-1)
+    x, y = (np.where(inside, xy[..., i], 0.5) - 0.5 for i in (0, 1))
     x, y = x.clip(0, width - 1), y.clip(0, height - 1)
     left, top = np.minimum(x.astype(np.int64), max(width - 2, 0)), np.minimum(y.astype(np.int64), max(height - 2, 0))
     right, low = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
-    corners = np.stack([depth[r, c] for r in (top, low) for c in (left, right)]).astype(np.float64)
+    corners = np.stack([depth[(*of_map, r, c)] for r in (top, low) for c in (left, right)]).astype(np.float64)
     known = inside & (corners > 0).all(axis=0) & (corners.max(axis=0) < 1.2 * corners.min(axis=0))
     fx, fy = x - left, y - top
     weights = np.stack([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy])

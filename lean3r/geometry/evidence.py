@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import conv2d
 
 from lean3r.geometry.consistency import Scene, neighbours, unit
+from lean3r.parallel import by_threads
 
 CHECKED, CHECKED_OF_MANY, MANY = 6, 4, 60  # other views that each is compared with, fewer from MANY views on
 CHECKED_PIXELS = 15_000  # of a view, on a regular grid; those between say what their neighbours say
@@ -57,8 +58,7 @@ def weighed(
         # Votes of cameras that are off by more than depth is tell nothing of depth.
         share **= float(np.clip((BADLY - np.nan_to_num(votes.disagreement)) / (BADLY - WELL), 0, 1))
     else:
-        for view, seen in enumerate(sparse):
-            share[view] *= 0.5 + support(scene.depth[view], seen)
+        share *= 0.5 + np.stack(by_threads(lambda of_view: support(*of_view), zip(scene.depth, sparse, strict=True)))
     unconfirmed = border(mask) & (votes.agree < CONFIRMED) & votes.has_others[:, None, None]
     return np.where(unconfirmed, 0, conf * share).astype(np.float32), votes.disagreement
 
@@ -72,12 +72,13 @@ def cast(scene: Scene) -> Votes:
     centres = -np.einsum("sij,si->sj", scene.cam_from_world[:, :3, :3], scene.cam_from_world[:, :3, 3])
     agree, against = (np.zeros((views, len(rows), len(cols)), np.float32) for _ in range(2))
     others_of = neighbours(scene, CHECKED if views < MANY else CHECKED_OF_MANY)
-    differences = [np.zeros(0)]
-    for view, others in enumerate(others_of):
+
+    def vote(view: int) -> list[np.ndarray]:
+        differences = []
         known = np.flatnonzero(scene.depth[view][rows[:, None], cols].ravel() > 0)
         world = scene.world_points(view, *grid[known].T)
         own = unit(world - centres[view])
-        for other in others:
+        for other in others_of[view]:
             z, depth = scene.seen(other, world)
             ratio = np.log(np.where(z > 0, z, np.nan) / depth)
             speaks = np.isfinite(ratio)
@@ -88,7 +89,9 @@ def cast(scene: Scene) -> Votes:
             agree[view].flat[at] += weight * same
             against[view].flat[at] += weight * (1 - same) * np.where(ratio < 0, 1, HIDDEN)
             differences.append(np.abs(ratio[:: 1 + len(ratio) // 1000]))
-    found = np.concatenate(differences)
+        return differences
+
+    found = np.concatenate([np.zeros(0), *(part for parts in by_threads(vote, range(views)) for part in parts)])
     nearest = np.ix_(*(np.minimum(np.arange(n) // step, len(of) - 1) for n, of in ((height, rows), (width, cols))))
     agree, against = (np.stack([of_view[nearest] for of_view in votes]) for votes in (agree, against))
     has_others = np.array([len(others) > 0 for others in others_of])

@@ -11,6 +11,7 @@ import torch
 
 from lean3r.geometry.lens import Optics
 from lean3r.geometry.points import edge_mask, voxel_thin
+from lean3r.parallel import by_threads
 from lean3r.types import PointCloud
 
 STEP = 1.25  # least growth of the voxels at a time: a smaller one takes long and wins few points
@@ -72,9 +73,12 @@ def trusted_pixels(depth: np.ndarray, conf: np.ndarray, mask: np.ndarray | None,
     confidence in the scene, no flying pixels at depth edges."""
     keep = _usable(depth, conf, mask)
     threshold = _threshold(conf, keep, conf_percentile)
-    for view in range(len(depth)):
+
+    def narrow(view: int) -> None:
         edge = edge_mask(torch.from_numpy(np.where(keep[view], depth[view], 0))).numpy()
         keep[view] &= ~edge & (conf[view] >= threshold)
+
+    by_threads(narrow, range(len(depth)))
     return keep
 
 
@@ -142,9 +146,9 @@ def _within(points: _Candidates, max_points: int, growth: float) -> _Candidates:
 
 
 def _thin(points: _Candidates, growth: float) -> _Candidates:
-    kept = [np.zeros(0, np.int64)]
-    for octave in np.unique(points.octave):
+    def kept(octave: float) -> np.ndarray:
         of_octave = np.flatnonzero(points.octave == octave)
-        voxel = growth * 2.0 ** float(octave)
-        kept.append(of_octave[voxel_thin(points.xyz[of_octave], voxel, points.conf[of_octave])])
-    return points[np.sort(np.concatenate(kept))]
+        return of_octave[voxel_thin(points.xyz[of_octave], growth * 2.0**octave, points.conf[of_octave])]
+
+    octaves = np.unique(points.octave).astype(float).tolist()
+    return points[np.sort(np.concatenate([np.zeros(0, np.int64), *by_threads(kept, octaves)]))]

@@ -109,6 +109,18 @@ class Optics:
         fx, fy, cx, cy = self._intrinsics[view][[0, 1, 0, 1], [0, 1, 2, 2]]
         return cam[:, :2] / np.where(front, cam[:, 2], np.nan)[:, None] * [fx, fy] + [cx, cy]
 
+    def project_all(self, cam: np.ndarray) -> np.ndarray:
+        """`project` of camera points [S, P, 3] of all views at once, [S, P, 2]."""
+        xy = np.empty((*cam.shape[:2], 2))
+        alike: dict[object, list[int]] = {}
+        for view in range(len(cam)):
+            source = self._sources[view] if self._lenses else None
+            key = source and (self._lenses[view], source.width, source.height, source.original_from_network)
+            alike.setdefault(key or view, []).append(view)
+        for views in alike.values():
+            xy[views] = self.project(views[0], cam[views].reshape(-1, 3)).reshape(len(views), -1, 2)
+        return xy
+
     def footprint(self, view: int) -> float:
         """Side of a pixel at depth 1, in the middle of the picture."""
         fx, fy = self._intrinsics[view][[0, 1], [0, 1]]

@@ -12,6 +12,7 @@ from lean3r.geometry.content import emptiness, repeats, sky
 from lean3r.geometry.evidence import weighed
 from lean3r.geometry.fusion import fuse
 from lean3r.geometry.lens import Optics
+from lean3r.parallel import by_threads
 from lean3r.pipeline.overlap import look
 from lean3r.types import PointCloud, Reconstruction, with_warning
 
@@ -32,17 +33,20 @@ class Seen:
 def look_at(images: np.ndarray, counts: np.ndarray, keep_sky: bool) -> Seen:
     """Judge pictures [S, H, W, 3] uint8 by their pixels that count, [S, H, W] bool; those of views in which nothing can
     be seen, and of the sky unless it is kept, count no more."""
-    counts, codes, share = counts.copy(), [], np.zeros(len(images))
-    for view, image in enumerate(images):
-        code: str | None = emptiness(image, counts[view]) if counts[view].any() else None
-        above = sky(image, counts[view]) if code is None else np.zeros_like(counts[view])
+    counts, share = counts.copy(), np.zeros(len(images))
+
+    def judge(view: int) -> str | None:
+        code = emptiness(images[view], counts[view]) if counts[view].any() else None
+        above = sky(images[view], counts[view]) if code is None else np.zeros_like(counts[view])
         share[view] = above.sum() / max(counts[view].sum(), 1)
-        codes.append("sky-only" if share[view] > MOSTLY else code)
-        if codes[view] is not None:
+        code = "sky-only" if share[view] > MOSTLY else code
+        if code is not None:
             counts[view] = False
         elif not keep_sky:
             counts[view] &= ~above
-    return Seen(counts, tuple(codes), share, repeats(images))
+        return code
+
+    return Seen(counts, tuple(by_threads(judge, range(len(images)))), share, repeats(images))
 
 
 def no_points() -> PointCloud:

@@ -17,6 +17,7 @@ ROTATION_DEG, DIRECTION_DEG = 15.0, 40.0  # a start may differ so much from what
 ROUNDS = ((16.0, 6.0), (8.0, 4.0), (4.0, 2.0))  # pixels that measurements, degrees that new points may be off
 SOLVERS = 1  # threads: sums of several come in any order, and small differences grow
 MANY = 30  # views from which on a new one is adjusted with its neighbours alone
+TRACKS = 100  # of a view, that place the cameras all at once; adjusting them takes all
 LEAST_SEEN = 12  # points that a registered view must see
 DOUBT_ERROR, DOUBT_FOCAL = 0.8, 0.04  # known focal lengths are doubted if others are so much better and so far off
 LEAST_ANGLE_DEG = 1.0  # median parallax of the points below which cameras and points are not determined
@@ -185,6 +186,7 @@ def global_model(job: Job, folder: Path, database: Path) -> pycolmap.Reconstruct
     options = pycolmap.GlobalPipelineOptions()
     options.num_threads, options.random_seed = SOLVERS, 0
     options.mapper.num_threads, options.mapper.random_seed = SOLVERS, 0
+    options.mapper.track_required_tracks_per_view = TRACKS
     adjustment = options.mapper.bundle_adjustment
     adjustment.refine_focal_length = not job.knows_focals
     adjustment.refine_extra_params = not all(group.fixed for group in job.groups)

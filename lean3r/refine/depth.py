@@ -12,6 +12,7 @@ from lean3r.geometry.evidence import Sightings, weighed
 from lean3r.geometry.fusion import fuse
 from lean3r.geometry.lens import Optics
 from lean3r.geometry.points import edge_mask
+from lean3r.parallel import by_threads
 from lean3r.refine.field import Field, fit_field, fit_scale
 from lean3r.types import Reconstruction, SparsePoints
 
@@ -35,7 +36,7 @@ def follow(reconstruction: Reconstruction) -> Reconstruction:
     depth = np.where(reconstruction.mask & np.isfinite(reconstruction.depth), reconstruction.depth, 0)
     depth = np.maximum(depth, 0).astype(np.float32)
     fields, report = _fields(reconstruction, depth)
-    depth = np.stack([field.apply(d) for field, d in zip(fields, depth, strict=True)])
+    depth = np.stack(by_threads(lambda of_view: of_view[0].apply(of_view[1]), zip(fields, depth, strict=True)))
     certain = np.where(reconstruction.is_certain[:, None, None], depth, 0)
     scene = Scene(certain, reconstruction.cam_from_world, optics)
     sparse = reconstruction.sparse
@@ -103,17 +104,18 @@ def _fields(reconstruction: Reconstruction, depth: np.ndarray) -> tuple[list[Fie
         return [Field(0.0, TOLERANCE)] * views, [{"points": 0, "scale": 1.0, "field": False}] * views
     good = weight >= LEAST_TRUST
     whole = fit_scale(ratio[good], weight[good]) if good.any() else fit_scale(ratio, weight)
-    fields, report = [], []
-    for part in parts:
+
+    def of_view(part: tuple[np.ndarray, ...]) -> tuple[Field, dict]:
         xy, predicted, ratio, weight = (values[part[3] >= LEAST_TRUST] for values in part)
         count = len(ratio)
         plain = fit_scale(ratio, weight, (whole.constant, PRIOR_POINTS)) if count else whole
         doubtful = count < FEW and abs(plain.constant - whole.constant) > FAR
         field = whole if doubtful else fit_field(xy, predicted, ratio, weight, plain)
-        fields.append(field)
         said = {"points": count, "scale": float(np.exp(field.constant)), "field": field.knots is not None}
         if count:
             said["before"] = round(float(np.median(np.abs(ratio - whole.constant))), 5)
             said["after"] = round(float(np.median(np.abs(ratio - field.correction(xy, predicted)))), 5)
-        report.append(said)
-    return fields, report
+        return field, said
+
+    fields, report = zip(*by_threads(of_view, parts), strict=True)
+    return list(fields), list(report)

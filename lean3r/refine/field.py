@@ -8,6 +8,7 @@ points are predicted that were held back with their whole neighbourhood: it is n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -140,17 +141,14 @@ def _equations(
 
 
 def _solve(forms: np.ndarray, sides: np.ndarray) -> np.ndarray:
-    """Solutions [B, K] of positive definite systems [B, K, K]; in one thread, because those of numpy's library wait for
-    each other a hundred times longer than such small systems take, as soon as another program runs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        factors = torch.linalg.cholesky(torch.from_numpy(forms))
-        return torch.cholesky_solve(torch.from_numpy(sides)[..., None], factors)[..., 0].numpy()
-    finally:
-        torch.set_num_threads(threads)
+    """Solutions [B, K] of positive definite systems [B, K, K]. By torch, whose threads can be told to be one: those of
+    numpy's library wait for each other a hundred times longer than such small systems take, as soon as another program
+    runs."""
+    factors = torch.linalg.cholesky(torch.from_numpy(forms))
+    return torch.cholesky_solve(torch.from_numpy(sides)[..., None], factors)[..., 0].numpy()
 
 
+@lru_cache(maxsize=1)
 def _smoothness() -> np.ndarray:
     """The quadratic form of all differences between neighbouring knots, and of a weak pull of each to zero."""
     number = np.arange(int(np.prod(KNOTS))).reshape(KNOTS)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lean3r.colmap_library import pycolmap
+from lean3r.parallel import by_threads
 from lean3r.refine.job import Group, Job
 from lean3r.refine.matching import image_ids
 
@@ -41,15 +42,17 @@ def consensus(pairs: list[tuple[np.ndarray, np.ndarray]], group: Group) -> float
     options = pycolmap.RANSACOptions()
     options.max_error, options.random_seed, options.min_num_trials, options.max_num_trials = ERROR_PX, 0, 100, 400
     side = max(group.width, group.height)
-    fitting = np.zeros(len(FOCALS))
-    for a, b in pairs:
+
+    def fitting_of(pair: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         found = np.zeros(len(FOCALS))
         for index, focal in enumerate(FOCALS * side):
             params = (focal, group.width / 2, group.height / 2)
             camera = pycolmap.Camera(model="SIMPLE_PINHOLE", width=group.width, height=group.height, params=params)
-            estimate = pycolmap.estimate_essential_matrix(a, b, camera, camera, options)
+            estimate = pycolmap.estimate_essential_matrix(*pair, camera, camera, options)
             found[index] = 0 if estimate is None else estimate["num_inliers"]
-        fitting += found / max(found.max(), 1.0)
+        return found / max(found.max(), 1.0)
+
+    fitting = np.sum(by_threads(fitting_of, pairs), axis=0)
     best = int(fitting.argmax())
     if best in (0, len(FOCALS) - 1):
         return None

@@ -35,11 +35,13 @@ class Group:
 
 @dataclass(frozen=True)
 class View:
-    """One picture: index of its group, shrunken by `scale`, as `file` under PICTURES; None if it cannot be read."""
+    """One picture: index of its group, shrunken by `scale`, as `file` under PICTURES (None if it cannot be read), and
+    when a video shows it."""
 
     group: int
     scale: float
     file: str | None
+    timestamp_s: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

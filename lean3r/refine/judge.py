@@ -15,6 +15,7 @@ LEAST_TIES = 10  # points that a view must share with two others of its part
 LEAST_FITTING = 0.5  # share of a view's verified matches with its part that must fit
 LEAST_MATCHES = 20  # by which that is judged
 JUMP, NEAR = 10.0, 5  # times the median step of so many frames to either side
+SIDESTEP, UNUSUAL = 0.5, 3.0  # off the straight way between its neighbours, in its length; times what is usual near by
 OUTSIDE = 10.0  # times the median distance of the cameras from their middle, or of the points that they see
 
 
@@ -37,14 +38,14 @@ def judge(
     has: np.ndarray,
     seen: np.ndarray,
     fitting: np.ndarray,
-    sequences: Sequence[Sequence[int]] = (),
+    sequences: Sequence[tuple[Sequence[int], np.ndarray]] = (),
     held: np.ndarray | None = None,
 ) -> Verdict:
     """Judge poses cam_from_world [S, 4, 4] of the views that a model `has` [S].
 
     seen [P, S] bool says which views measured its points; fitting [S, S] is the share of the verified matches of a
     pair that the poses fit, NaN where there are too few; `sequences` are runs of views that a video shows one after
-    the other. Views whose poses are known and `held` [S] are where they are.
+    the other, with their times. Views whose poses are known and `held` [S] are where they are.
     """
     views = len(has)
     part, doubt = np.full(views, -1), np.full(views, None, object)
@@ -58,9 +59,12 @@ def judge(
         if len(shares) and np.median(shares) < LEAST_FITTING:
             doubt[view] = "most of its matches contradict its pose"
     centres = -np.einsum("sij,si->sj", cam_from_world[:, :3, :3], cam_from_world[:, :3, 3])
-    for sequence in sequences:
-        sure = np.array([view for view in sequence if doubt[view] is None], int)
+    for run, times in sequences:
+        sure = np.array([view for view in run if doubt[view] is None], int)
         doubt[sure[~unbroken(centres[sure], sure)]] = "it jumps away from the frames before and after it"
+        sure = np.array([view for view in run if doubt[view] is None], int)
+        off = sidesteps(centres[sure], times[np.isin(run, sure)])
+        doubt[sure[off]] = "it steps out of the way of the frames before and after it"
     sure = np.array([reason is None for reason in doubt], bool)
     doubt[sure & far_outside(centres, sure)] = "it lies far outside all others"
     part[(part == 0) & np.array([reason is not None for reason in doubt], bool)] = -1
@@ -134,6 +138,25 @@ def unbroken(centres: np.ndarray, frames: np.ndarray) -> np.ndarray:
                 end = runs[at][0 if direction < 0 else -1]
             at += direction
     return kept
+
+
+def sidesteps(centres: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Which of the centres [N, 3] of a video's frames, at `times` [N], lie beside the way: off the
+    straight line between the frames before and after by SIDESTEP of what the camera usually moves meanwhile, and
+    UNUSUAL times as far as the frames around lie off theirs. Cameras turn corners in more than one frame."""
+    found = np.zeros(len(centres), bool)
+    if len(centres) < 2 * NEAR:
+        return found
+    span = np.diff(times)
+    share = (span[:-1] / (span[:-1] + span[1:]))[:, None]
+    off = np.linalg.norm(centres[1:-1] - (1 - share) * centres[:-2] - share * centres[2:], axis=1)
+    step = np.linalg.norm(np.diff(centres, axis=0), axis=1) / span
+    for i in range(len(off)):
+        near = slice(max(0, i - NEAR), i + NEAR + 1)
+        others = np.delete(off[near], i - near.start)
+        usual = max(float(np.median(step[near.start : near.stop + 1])), 0.1 * float(np.median(step)))
+        found[i + 1] = off[i] > SIDESTEP * usual * (span[i] + span[i + 1]) and off[i] > UNUSUAL * np.median(others)
+    return found
 
 
 def far_outside(centres: np.ndarray, sure: np.ndarray) -> np.ndarray:

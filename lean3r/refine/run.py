@@ -141,8 +141,8 @@ def prepare(reconstruction: Reconstruction, originals: Originals | None, options
     if options.masks is not None:
         write_masks(options.masks, sources, options.side, [folder / MASKS / f"{file}.png" for file in files])
     views = tuple(
-        View(numbers[key], scale, file if is_there else None)
-        for key, scale, file, is_there in zip(keys, scales, files, written, strict=True)
+        View(numbers[key], scale, file if is_there else None, source.timestamp_s)
+        for key, scale, file, is_there, source in zip(keys, scales, files, written, sources, strict=True)
     )
     matrices = reconstruction.original_intrinsics * np.array(scales)[:, None, None]
     pinholes = matrices[:, [0, 1, 0, 1], [0, 1, 2, 2]]

@@ -197,7 +197,9 @@ def answer_of(job: Job, matches: matching.Matches, model: pycolmap.Reconstructio
     seen = np.zeros((len(ids), views), bool)
     seen[point, view] = True
     shares = accept.pair_shares(matches, used, placed, judge.LEAST_MATCHES)
-    verdict = judge.judge(poses, has, seen, shares, job.sequences, job.held)
+    times_s = np.array([np.nan if v.timestamp_s is None else v.timestamp_s for v in job.views])
+    runs = [(run, times_s[list(run)]) for run in job.sequences]
+    verdict = judge.judge(poses, has, seen, shares, runs, job.held)
     return Answer(
         poses,
         has,

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lean3r.refine.judge import LEAST_TIES, far_outside, firm_parts, judge, unbroken
+from lean3r.refine.judge import LEAST_TIES, far_outside, firm_parts, judge, sidesteps, unbroken
 from lean3r.refine.sequence import pairs_along, sequences
 from lean3r.types import Source
 
@@ -30,7 +30,7 @@ def verdict(poses: np.ndarray, seen: np.ndarray, fitting: np.ndarray | None = No
     count = len(poses)
     none = np.full((count, count), np.nan)
     has = np.ones(count, bool)
-    return judge(poses, has, seen, none if fitting is None else fitting, [list(range(count))])
+    return judge(poses, has, seen, none if fitting is None else fitting, [(list(range(count)), np.arange(count) / 10)])
 
 
 def test_a_sound_walk_is_trusted() -> None:
@@ -52,6 +52,19 @@ def test_a_group_on_one_view_alone_is_open_in_scale() -> None:
     seen[:100, :5] = True
     seen[100:, 4:] = True  # the last three see much of what view 4 sees, and nothing that two others do
     assert verdict(walk(8), seen).trusted.tolist() == [True] * 5 + [False] * 3
+
+
+def test_a_frame_beside_the_way_is_doubted_and_corners_are_not() -> None:
+    poses = walk(30)
+    poses[17, 1, 3] = 0.15
+    found = verdict(poses, tracks(30))
+    assert np.flatnonzero(~found.trusted).tolist() == [17] and "steps out of the way" in str(found.doubt[17])
+    angle = np.linspace(0, np.pi, 30).clip(np.pi / 3, np.pi / 2)  # straight, a quick turn, straight
+    corner = walk(30)
+    corner[:, :2, 3] = -0.1 * np.cumsum(np.stack([np.cos(angle), np.sin(angle)], axis=1), axis=0)
+    assert verdict(corner, tracks(30)).trusted.all()
+    uneven = np.r_[0:10, 10:30:3, 30:40] * 1.0  # fewer frames where less happens
+    assert not sidesteps(np.stack([uneven, 0.002 * uneven**2, 0 * uneven], axis=1), uneven).any()
 
 
 def test_jumps_and_what_comes_back_from_them() -> None:

@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 CEILING = 500
 
 # What each room may import of ours besides itself. Everybody may use COMMON; "*" is every room.
-COMMON = {"", "types", "registry", "errors", "colmap_library", "json_text", "processes", "scratch"}
+COMMON = {"", "types", "registry", "errors", "colmap_library", "json_text", "parallel", "processes", "scratch"}
 ROOMS = {
     "geometry": set(),
     "decoding": {"sources"},
@@ -46,6 +46,7 @@ ROOMS = {
     "zlib_repair": set(),
     "errors": set(),
     "json_text": set(),
+    "parallel": set(),
     "processes": set(),
     "scratch": set(),
     "__init__": {"*"},
