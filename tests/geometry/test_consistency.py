@@ -21,7 +21,7 @@ def test_views_together_are_the_views_alone(lenses: tuple[Lens, ...]) -> None:
     matrices = np.stack([np.array([[f, 0, 40], [0, f, 30], [0, 0, 1.0]]) for f in (60, 70, 80, 90)])
     depth = rng.uniform(1, 1.1, (4, 60, 80)) * (rng.random((4, 60, 80)) > 0.01)
     scene = Scene(depth, np.tile(np.eye(4), (4, 1, 1)), Optics(sources, matrices, lenses))
-    cam = rng.normal(size=(4, 200, 3)) + [0, 0, 1.5]
+    cam = rng.normal(loc=(0, 0, 1.5), size=(4, 200, 3))
     xy = scene.optics.project_all(cam)
     np.testing.assert_array_equal(xy, np.stack([scene.optics.project(v, cam[v]) for v in range(4)]))
     together = sample_depth(depth, xy)
