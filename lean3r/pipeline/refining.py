@@ -15,7 +15,7 @@ from lean3r.models.base import Backbone
 from lean3r.pipeline.known import Given
 from lean3r.pipeline.observer import Observer
 from lean3r.refine import KnownPoses, LensName, Refine, RefineOptions, ShareLens, refine
-from lean3r.types import Reconstruction, Source
+from lean3r.types import Reconstruction, Source, with_warning
 
 if TYPE_CHECKING:
     from lean3r.refine import Originals
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("lean3r")
 EMBEDDED = "nano"  # models whose name starts so are refined by default
 INTERRUPTED = "interrupted"
+NOT_REFINED = "not refined: {}; the cameras stay as they were, and nothing confirmed them"
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def refined(
         found = _kept(scene, str(error))
     told = found.info["refinement"]
     if told["status"] == "kept" and len(scene.sources) > 1:
-        logger.warning("not refined: %s; the cameras stay as they were", told["reason"])
+        found = with_warning(found, "not-refined", NOT_REFINED.format(told["reason"]))
     for note in told.get("notes", ()):
         logger.warning("%s", note)
     return found

@@ -16,6 +16,10 @@ from lean3r.parallel import by_threads
 from lean3r.pipeline.overlap import look
 from lean3r.types import PointCloud, Reconstruction, with_warning
 
+DISAGREE = "where views see the same their depths differ by {:.0%} (median): cameras or depth are off"
+APART = (
+    0.2  # disagreement (log depth) of views that is no roughness any more; the embedded model alone has 0.08 to 0.17
+)
 MOSTLY = 0.95  # of a picture: sky and nothing else
 
 
@@ -66,6 +70,8 @@ def judged(scene: Reconstruction, seen: Seen) -> Reconstruction:
         conf, disagreement = weighed(scene.conf, scene.mask, of)
         known = None if np.isnan(disagreement) else round(disagreement, 4)
         scene = _fused(replace(scene, conf=conf, info={**scene.info, "depth_disagreement": known}))
+        if disagreement > APART:
+            scene = with_warning(scene, "views-disagree", DISAGREE.format(np.expm1(disagreement)))
     info = {**scene.info, "sky": [round(float(share), 4) for share in seen.sky]}
     return _supported(_with_content(replace(scene, info=info), seen), seen)
 

@@ -20,7 +20,8 @@ CAP_PX = 1000.0  # of an error that is reported: beyond, a number says nothing
 @dataclass(frozen=True)
 class Fit:
     """Of how many verified matches both measurements lie within INLIER_PX of one point before both cameras, the same
-    weighted by how near (1 for exact, 0 at INLIER_PX), and the median error in pixels; the first and last by view."""
+    weighted by how near (1 for exact, 0 at INLIER_PX), and the median error in pixels of those between views that a
+    model has; the first and last by view."""
 
     matches: int
     inliers: int
@@ -43,15 +44,17 @@ def better(before: Fit, after: Fit, knows_poses: bool = False) -> str | None:
     return None
 
 
-def fit(matches: Matches, cameras: Sequence[pycolmap.Camera], cam_from_world: np.ndarray) -> Fit:
-    """The fit of S cameras, one of pycolmap's each, and poses [S, 4, 4] to verified matches."""
-    error = errors_px(matches, cameras, cam_from_world)
-    views = len(cameras)
-    seen = [error[np.repeat((matches.pairs == view).any(1), matches.counts)] for view in range(views)]
+def fit(matches: Matches, cameras: Sequence[pycolmap.Camera], cam_from_world: np.ndarray, has: np.ndarray) -> Fit:
+    """The fit of S cameras, one of pycolmap's each, and poses [S, 4, 4] to verified matches; errors are told of those
+    between the views that the compared model `has` [S]."""
+    every = errors_px(matches, cameras, cam_from_world)
+    views, told = len(cameras), np.repeat(has[matches.pairs].all(axis=1), matches.counts)
+    error = every[told]
+    seen = [every[told & np.repeat((matches.pairs == view).any(1), matches.counts)] for view in range(views)]
     return Fit(
-        len(error),
-        int((error < INLIER_PX).sum()),
-        round(float((1 - np.minimum(error / INLIER_PX, 1) ** 2).sum()), 1),
+        len(every),
+        int((every < INLIER_PX).sum()),
+        round(float((1 - np.minimum(every / INLIER_PX, 1) ** 2).sum()), 1),
         round(float(np.median(error)), 4) if len(error) else CAP_PX,
         [len(e) for e in seen],
         [int((e < INLIER_PX).sum()) for e in seen],
@@ -98,8 +101,10 @@ def turn_only(matches: Matches, cameras: Sequence[pycolmap.Camera]) -> bool:
     errors = [np.zeros(0)]
     for (i, j), index in zip(matches.pairs, matches.indices, strict=True):
         pose = np.eye(4)
-        pose[:3, :3] = best_turn(rays[i][index[:, 0]], rays[j][index[:, 1]])
-        errors.append(cameras[i].mean_focal_length() * pair_errors(rays[i][index[:, 0]], rays[j][index[:, 1]], pose))
+        a, b = rays[i][index[:, 0]], rays[j][index[:, 1]]
+        known = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)  # a lens may not reach so far out
+        pose[:3, :3] = best_turn(a[known], b[known])
+        errors.append(cameras[i].mean_focal_length() * pair_errors(a[known], b[known], pose))
     return float(np.median(np.concatenate(errors))) < TURNED_PX
 
 

@@ -38,7 +38,6 @@ UNCONFIRMED = "nothing in the pictures confirms the known poses: no points could
 SAME_FOCAL = 1e-3  # relative: one focal length stands for both, and one distortion for four that overfit
 PATIENCE = 10  # seconds on the clock for each of work, where no limit is stated: a process that hangs is ended
 TIME_UP = "time was up (more of it: --refine-seconds N)"
-SHOWN = 3  # names in a message
 
 
 def run(reconstruction: Reconstruction, originals: Originals | None, options: RefineOptions) -> Reconstruction:
@@ -108,11 +107,8 @@ def warned(reconstruction: Reconstruction, answer: Answer) -> Reconstruction:
         return reconstruction
     parts = {part for part in answer.report["parts"] if part > 0}
     apart = f"; {len(parts)} groups of them hold together by themselves" if parts else ""
-    names = ", ".join(reconstruction.names[view] for view in doubted[:SHOWN]) + (
-        ", ..." if len(doubted) > SHOWN else ""
-    )
     text = (
-        f"{len(doubted)} of {len(answer.has)} views are uncertain ({names}): their cameras may be far off{apart}. They "
+        f"{len(doubted)} of {len(answer.has)} views are uncertain: their cameras may be far off{apart}. They "
         "are left out of the cloud, COLMAP and other scenes; cameras.json marks them"
     )
     return with_warning(reconstruction, "uncertain-views", text, doubted.tolist())

@@ -115,13 +115,13 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
 def settled(
     job: Job, matches: matching.Matches, mapper: adjust.Mapper, model: pycolmap.Reconstruction
 ) -> Answer | None:
-    """What a model says; of a video, with frames that are doubted registered anew by the others."""
+    """What a model says; of a video, with frames that are doubted registered anew by the others, if those are more."""
     answer = answer_of(job, matches, model, False)
     in_video = np.isin(np.arange(len(job.views)), [view for run in job.sequences for view in run])
     if answer is None or answer.trusted.sum() < TRUSTED:
         return answer
     doubted = in_video & ~answer.trusted
-    if not (doubted & answer.has).any():
+    if not 0 < (doubted & answer.has).sum() < answer.trusted.sum():
         return answer
     again = answer_of(job, matches, mapper.reattach(model, set(np.flatnonzero(doubted).tolist())), False)
     return answer if again is None or value(again) < value(answer) else again
@@ -189,11 +189,11 @@ def answer_of(job: Job, matches: matching.Matches, model: pycolmap.Reconstructio
             xy.append(image.points2D[element.point2D_idx].xy)
     if accept.turn_only(matches, [cameras[view.group] for view in job.views]):
         return None
-    before = accept.fit(matches, _before(job), job.cam_from_world)
+    before = accept.fit(matches, _before(job), job.cam_from_world, has | job.held)
     placed = np.where(has[:, None, None], poses, np.nan)  # a match with a view that is not there counts as a miss
     placed[job.held] = job.start[job.held]
     used = [cameras[v.group] for v in job.views]
-    after = accept.fit(matches, used, placed)
+    after = accept.fit(matches, used, placed, has | job.held)
     seen = np.zeros((len(ids), views), bool)
     seen[point, view] = True
     shares = accept.pair_shares(matches, used, placed, judge.LEAST_MATCHES)

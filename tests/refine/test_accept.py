@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from lean3r.refine.accept import Fit, better, pair_errors
+from lean3r.colmap_library import pycolmap
+from lean3r.refine.accept import Fit, better, fit, pair_errors, turn_only
+from lean3r.refine.matching import Matches
 
 
 def rays(points: np.ndarray) -> np.ndarray:
@@ -47,6 +49,31 @@ def test_without_motion_the_turned_ray_counts() -> None:
     pose[:3, 3] = 0
     b = rays(np.hstack([a, np.ones((len(a), 1))]) @ pose[:3, :3].T)
     assert pair_errors(a, b, pose).max() < 1e-12 and pair_errors(a, b + 0.01, pose).min() > 0.005
+
+
+def test_errors_are_told_of_the_views_that_a_model_has_and_inliers_of_all() -> None:
+    points = np.random.default_rng(0).normal((0, 0, 6), 1, (90, 3))
+    poses = np.tile(np.eye(4), (3, 1, 1))
+    poses[:, 0, 3] = [0, -0.5, -1.0]
+    camera = pycolmap.Camera(model="SIMPLE_PINHOLE", width=640, height=480, params=[500, 320, 240])
+    keypoints = [500 * rays(points + pose[:3, 3]) + [320, 240] for pose in poses]
+    every = np.tile(np.arange(90)[:, None], (1, 2))
+    matches = Matches(keypoints, np.array([[0, 1], [1, 2]]), [every[:40], every[40:]], [None, None])
+    whole = fit(matches, [camera] * 3, poses, np.ones(3, bool))
+    assert (whole.matches, whole.inliers, whole.view_matches) == (90, 90, [40, 90, 50]) and whole.error_px < 1e-3
+    placed = poses.copy()
+    placed[2] = np.nan
+    part = fit(matches, [camera] * 3, placed, np.array([True, True, False]))
+    assert (part.matches, part.inliers, part.view_matches) == (90, 40, [40, 40, 0])
+    assert part.error_px < 1e-3 and part.view_error_px[2] is None and abs(part.score - 40) < 0.1
+
+
+def test_rays_that_a_lens_does_not_have_tell_nothing_of_a_turn() -> None:
+    xy = np.random.default_rng(0).uniform(0, 400, (50, 2))
+    camera = pycolmap.Camera(model="SIMPLE_RADIAL", width=400, height=400, params=[100, 200, 200, -0.8])
+    assert np.isnan(camera.cam_from_img(xy)).any()
+    every = np.tile(np.arange(50)[:, None], (1, 2))
+    assert turn_only(Matches([xy, xy], np.array([[0, 1]]), [every], [None]), [camera] * 2)
 
 
 def test_taken_only_where_error_and_inliers_are_better() -> None:
