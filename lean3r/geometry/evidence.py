@@ -48,7 +48,7 @@ def weighed(
     """Confidence [S, H, W] that counts evidence, and the median disagreement of the views (log depth, NaN if unknown).
 
     conf [S, H, W] is the network's; mask [S, H, W] bool is False on padding; `sparse` are the triangulated points that
-    each view saw, with cameras adjusted to them (None: cameras that nobody checked). There, and where unchecked cameras
+    each view saw, with cameras adjusted to them (empty where there are none; None: cameras that nobody checked). There, and where unchecked cameras
     agree with depth, votes of other views and near sparse points scale confidence. Pixels at the border that no other
     view confirms get 0, which gives no points, unless there is no other view that could.
     """
@@ -57,7 +57,7 @@ def weighed(
     if sparse is None:
         # Votes of cameras that are off by more than depth is tell nothing of depth.
         share **= float(np.clip((BADLY - np.nan_to_num(votes.disagreement)) / (BADLY - WELL), 0, 1))
-    else:
+    elif sparse:
         share *= 0.5 + np.stack(by_threads(lambda of_view: support(*of_view), zip(scene.depth, sparse, strict=True)))
     unconfirmed = border(mask) & (votes.agree < CONFIRMED) & votes.has_others[:, None, None]
     return np.where(unconfirmed, 0, conf * share).astype(np.float32), votes.disagreement
