@@ -48,9 +48,10 @@ def weighed(
     """Confidence [S, H, W] that counts evidence, and the median disagreement of the views (log depth, NaN if unknown).
 
     conf [S, H, W] is the network's; mask [S, H, W] bool is False on padding; `sparse` are the triangulated points that
-    each view saw, with cameras adjusted to them (empty where there are none; None: cameras that nobody checked). There, and where unchecked cameras
-    agree with depth, votes of other views and near sparse points scale confidence. Pixels at the border that no other
-    view confirms get 0, which gives no points, unless there is no other view that could.
+    each view saw, with cameras adjusted to them: empty where there are none, None for cameras that nobody checked. With
+    them, and where unchecked cameras agree with depth, votes of other views and near sparse points scale confidence.
+    Pixels at the border that no other view confirms get 0, which gives no points, unless there is no other view that
+    could.
     """
     votes = cast(scene)
     share = (ALONE + votes.agree) / (1 + votes.agree + votes.against)
