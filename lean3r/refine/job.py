@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -146,6 +147,11 @@ class Answer:
     def trusted(self) -> np.ndarray:
         """Whether each view [S] is where the model says."""
         return np.array([reason is None for reason in self.report["doubts"]], bool)
+
+    def doubted(self, views: Collection[int], reason: str) -> Answer:
+        """The same with more views that are not trusted."""
+        doubts = [reason if view in views else doubt for view, doubt in enumerate(self.report["doubts"])]
+        return replace(self, report={**self.report, "doubts": doubts})
 
     def of_trusted(self) -> Answer:
         """The answer without what views that are not trusted measured, and without points that no two others saw."""

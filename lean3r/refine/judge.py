@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
-LEAST_TIES = 10  # points that a view must share with two others of its part
+LEAST_TIES = 10  # points that a view must share with two others of its part; half as many each way tie two parts
 LEAST_FITTING = 0.5  # share of a view's verified matches with its part that must fit
 LEAST_MATCHES = 20  # by which that is judged
-JUMP, NEAR = 10.0, 5  # times the median step of so many frames to either side
+JUMP, NEAR = 5.0, 5  # times the median speed over so many frames to either side
+REST = 0.4  # of the speed that a quarter of the frames exceed: slower than that is taken for that
 SIDESTEP, UNUSUAL = 0.5, 3.0  # off the straight way between its neighbours, in its length; times what is usual near by
 OUTSIDE = 10.0  # times the median distance of the cameras from their middle, or of the points that they see
 
@@ -61,7 +63,9 @@ def judge(
     centres = -np.einsum("sij,si->sj", cam_from_world[:, :3, :3], cam_from_world[:, :3, 3])
     for run, times in sequences:
         sure = np.array([view for view in run if doubt[view] is None], int)
-        doubt[sure[~unbroken(centres[sure], sure)]] = "it jumps away from the frames before and after it"
+        doubt[sure[~unbroken(centres[sure], times[np.isin(run, sure)])]] = (
+            "it jumps away from the frames before and after it"
+        )
         sure = np.array([view for view in run if doubt[view] is None], int)
         off = sidesteps(centres[sure], times[np.isin(run, sure)])
         doubt[sure[off]] = "it steps out of the way of the frames before and after it"
@@ -75,7 +79,8 @@ def judge(
 
 def firm_parts(seen: np.ndarray, registered: np.ndarray) -> list[list[int]]:
     """The registered views parted, the largest part first: each grown from the pair with the most common points by
-    views that see LEAST_TIES points which two of the part see. Views alone are left out."""
+    views that see LEAST_TIES points which two of the part see; then parts that tell each other's scale are made one.
+    Views alone are left out."""
     left, parts = [int(view) for view in registered], []
     while len(left) > 1:
         grown = firm_part(seen[:, left])
@@ -83,7 +88,20 @@ def firm_parts(seen: np.ndarray, registered: np.ndarray) -> list[list[int]]:
             break
         parts.append([left[i] for i in grown])
         left = [view for view in left if view not in parts[-1]]
-    return sorted(parts, key=len, reverse=True)
+    while True:
+        pairs = [(links(seen[:, parts[i]], seen[:, parts[j]]), i, j) for i, j in combinations(range(len(parts)), 2)]
+        most, first, second = max(pairs, default=(0, 0, 0))
+        if 2 * most < LEAST_TIES:
+            return sorted(parts, key=len, reverse=True)
+        parts[first] = sorted(parts[first] + parts.pop(second))
+
+
+def links(first: np.ndarray, second: np.ndarray) -> int:
+    """How many of the points that views of two parts see, [P, A] and [P, B] bool, tell the scale of one to the other:
+    two views of a part have them, and one of the other does. Both ways count, the weaker one: points of one part in a
+    single view of the other place that view, and say nothing of how large its own part is."""
+    a, b = first.sum(axis=1), second.sum(axis=1)
+    return min(int(((a > 1) & (b > 0)).sum()), int(((a > 0) & (b > 1)).sum()))
 
 
 def firm_part(seen: np.ndarray, least_ties: int = LEAST_TIES) -> list[int]:
@@ -110,19 +128,19 @@ def firm_part(seen: np.ndarray, least_ties: int = LEAST_TIES) -> list[int]:
         view = int(waiting.argmax())
 
 
-def unbroken(centres: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """Which of the centres [N, 3] of a video's frames lie on the longest path without a jump.
+def unbroken(centres: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Which of the centres [N, 3] of a video's frames, at `times` [N], lie on the longest path without a jump.
 
-    `frames` [N] are their running numbers: a gap may be so many steps wide. A step jumps if it is more than JUMP times
-    the median of its neighbours'. The path may leave out frames that jump away and come back.
+    A step jumps if it is more than JUMP times as fast as the median of its neighbours. The path may leave out frames
+    that jump away and come back.
     """
     count = len(centres)
     if count < 4:
         return np.ones(count, bool)
-    step = np.linalg.norm(np.diff(centres, axis=0), axis=1) / np.diff(frames)
-    usual = np.array([np.median(step[max(0, i - NEAR) : i + NEAR + 1]) for i in range(len(step))])
-    usual = np.maximum(usual, 0.1 * np.median(step))  # after a rest any step is many times the ones before
-    cuts = np.flatnonzero(step > JUMP * np.maximum(usual, 1e-12)) + 1
+    speed = np.linalg.norm(np.diff(centres, axis=0), axis=1) / np.diff(times)
+    usual = np.array([np.median(speed[max(0, i - NEAR) : i + NEAR + 1]) for i in range(len(speed))])
+    usual = np.maximum(usual, REST * np.quantile(speed, 0.75))  # after a rest any step is many times the ones before
+    cuts = np.flatnonzero(speed > JUMP * np.maximum(usual, 1e-12)) + 1
     runs = np.split(np.arange(count), cuts)
     longest = max(range(len(runs)), key=lambda i: len(runs[i]))
     kept = np.zeros(count, bool)
@@ -132,8 +150,11 @@ def unbroken(centres: np.ndarray, frames: np.ndarray) -> np.ndarray:
         at = longest + direction
         while 0 <= at < len(runs):
             near = runs[at][-1 if direction < 0 else 0]
-            gap = abs(int(frames[near] - frames[end]))
-            if np.linalg.norm(centres[near] - centres[end]) <= JUMP * usual[min(end, count - 2)] * gap and gap > 1:
+            gap = abs(times[near] - times[end])
+            if (
+                abs(near - end) > 1
+                and np.linalg.norm(centres[near] - centres[end]) <= JUMP * gap * usual[min(end, count - 2)]
+            ):
                 kept[runs[at]] = True
                 end = runs[at][0 if direction < 0 else -1]
             at += direction

@@ -89,9 +89,7 @@ def run(reconstruction: Reconstruction, originals: Originals | None, options: Re
         return kept(reconstruction, report, "too few points would hold its views together", start)
     report["notes"] = answer.report["notes"] + ([f"{ended}; what was done by then is used"] if ended else [])
     answer, moved = rescaled(answer, reconstruction, scales, job.held)
-    if moved:
-        names = ", ".join(reconstruction.names[view] for view in moved)
-        report["notes"].append(f"{names}: too few common points tell how far away; the network's depth was taken")
+    answer = answer.doubted(moved, "too few common points tell how far away it is: the network's depth was taken")
     refined = follow(place(reconstruction, job, answer.of_trusted(), options))
     label = "refined" if answer.report["start"] else "fallback"
     for said, part, doubt in zip(report["views"], answer.report["parts"], answer.report["doubts"], strict=True):

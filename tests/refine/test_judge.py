@@ -54,6 +54,16 @@ def test_a_group_on_one_view_alone_is_open_in_scale() -> None:
     assert verdict(walk(8), seen).trusted.tolist() == [True] * 5 + [False] * 3
 
 
+def test_parts_that_tell_each_other_their_scale_are_one() -> None:
+    seen = np.zeros((211, 10), bool)
+    seen[:100, :5] = True
+    seen[100:200, 5:] = True
+    seen[200:205, [1, 3, 7]] = True  # two of the first part, one of the second
+    seen[205:211, [2, 5, 8]] = True
+    assert verdict(walk(10), seen).trusted.all()
+    assert verdict(walk(10), seen[:209]).trusted.sum() == 5, "one way alone leaves the other part's scale open"
+
+
 def test_a_frame_beside_the_way_is_doubted_and_corners_are_not() -> None:
     poses = walk(30)
     poses[17, 1, 3] = 0.15
