@@ -274,7 +274,8 @@ def _from_lean3r(content: Mapping[str, Any], origin: str) -> GivenCameras:
         raise InputError(f"{origin} states the axes {content['axes']!r}; expected opencv")
     found = []
     for view in content["views"]:
-        pose, intrinsics, lens = view.get("cam_from_world"), view.get("K"), view.get("lens")
+        pose = None if view.get("uncertain") else view.get("cam_from_world")
+        intrinsics, lens = view.get("K"), view.get("lens")
         size = (int(view["width"]), int(view["height"])) if intrinsics is not None else (None, None)
         if lens is not None:
             lens = Lens(str(lens["model"]), tuple(map(float, lens["params"])))

@@ -96,8 +96,8 @@ def find_pictures(
     """List what `inputs` hold: single files first, in natural order, then each folder and archive as given.
 
     Of each video, `fps` takes that many frames a second, `every` each n-th frame, `frames` that many evenly
-    spread; at most one of the three. By default about 2 frames a second are taken, at least 8 and at most
-    `max_views` (64 if None). A folder is not searched below its top, except that a folder without pictures may
+    spread; at most one of the three. By default they are chosen by the motion of the picture, at least 8 and at
+    most `max_views` (120 if None). A folder is not searched below its top, except that a folder without pictures may
     keep them in `images/`. Videos beside pictures are left out. More than `max_views` views are thinned evenly.
     `quiet` keeps what was left out from the log. Raises UsageError for options that contradict each other and
     InputError when nothing is left.

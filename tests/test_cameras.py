@@ -64,6 +64,13 @@ def test_our_own_results_and_colmap_models_come_back_exactly(tmp_path: Path) -> 
     assert read_given(out).is_metric
 
 
+def test_uncertain_views_of_our_own_results_have_no_pose(tmp_path: Path) -> None:
+    scene = replace(make_scene(3), registration=("refined", "uncertain", "refined"))
+    given = read_given(export(scene, tmp_path / "out", ["cameras"]))
+    assert [camera.cam_from_world is None for camera in given.cameras] == [False, True, False]
+    assert all(camera.intrinsics is not None for camera in given.cameras)
+
+
 def test_nerfstudio(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     scene = make_scene(3)
     given = read_given(transforms(scene, tmp_path / "transforms.json"))
