@@ -32,7 +32,7 @@ STRONG = 150  # measurements that the weaker views of a model should have: finer
 
 def solve(job: Job, folder: Path) -> None:
     """Leave the best answer so far in the folder: coarse features first, fine ones where these are not enough; where
-    much does not fit, a camera for every view."""
+    much does not fit, a camera for every view, unless a video shows them."""
     best: Answer | None = None
     octave = features.COARSE
     for octave in octaves(job):
@@ -42,11 +42,11 @@ def solve(job: Job, folder: Path) -> None:
                 answer.write(folder)
         if best is not None and is_strong(best):
             break
-    alone = job.each_alone()
+    alone = None if job.sequences else job.each_alone()
     if best is None or alone is None or best.has.sum() < MANY or share(best) >= WELL:
         return
     for answer in attempts(alone, folder, octave, "alone"):
-        if answer.has.sum() >= best.has.sum() and share(answer) > max(WELL, share(best) + GAIN):
+        if value(answer)[:2] >= value(best)[:2] and share(answer) > max(WELL, share(best) + GAIN):
             best = answer
             answer.write(folder)
 

@@ -154,7 +154,7 @@ def test_npz_and_cameras_agree_with_the_reconstruction(tmp_path):
         arrays = dict(file)
     assert set(arrays) == {
         "names", "depth", "conf", "mask", "K", "K_original", "cam_from_world", "world_from_cam", "image_size",
-        "original_from_network", "scale",
+        "original_from_network", "scale", "registration",
     }  # fmt: skip
     np.testing.assert_array_equal(arrays["depth"], scene.depth)
     np.testing.assert_array_equal(arrays["mask"], scene.mask)
