@@ -1,0 +1,185 @@
+"""What the pages call by name - photos/, clip.mp4, vggt.safetensors, ... - small and made here."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from contracts.tiny import tiny
+from data import tiny as tiny_sets
+from PIL import Image
+
+from docs.pages import steps_of
+from lean3r.models import MODELS
+from lean3r.models.base import Backbone
+from lean3r.models.checkpoint import save_model, save_weights
+from lean3r.models.sources import OFFICIAL
+
+VIEWS, HEIGHT, WIDTH = 5, 144, 192
+GPS = 0x8825
+
+
+def photos(folder: Path) -> None:
+    """IMG_1.jpg ... as a phone writes them, with the places where they were taken, some metres apart."""
+    from lean3r.data.showroom import phone_photos
+
+    phone_photos(folder, VIEWS, seed=1, height=HEIGHT, width=WIDTH)
+    centres = np.linalg.inv(np.load(folder / "truth.npz")["cam_from_world"])[:, :3, 3]
+    (folder / "truth.npz").unlink()
+    for number, (path, centre) in enumerate(zip(sorted(folder.iterdir()), centres.tolist(), strict=True), start=1):
+        with Image.open(path) as picture:
+            exif, (x, y, z) = picture.getexif(), centre
+            place = {1: "N", 2: (46.0, 50.0, 33.0 + z / 3), 3: "W", 4: (91.0, 59.0, 38.0 - x / 2), 6: 198.0 - y}
+            exif[GPS] = place
+            picture.save(folder / f"IMG_{number}.jpg", exif=exif, quality=95)
+        path.unlink()
+
+
+def masks(folder: Path) -> None:
+    """A black strip at the left of every photo."""
+    folder.mkdir()
+    strip = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    strip[:, : WIDTH // 6] = 0
+    for number in range(1, VIEWS + 1):
+        Image.fromarray(strip).save(folder / f"IMG_{number}.jpg.png")
+
+
+def video(path: Path) -> None:
+    """Three seconds at 8 frames a second, over the photos."""
+    import av
+
+    from lean3r.data.showroom import phone_photos
+
+    frames = path.parent / "frames"
+    phone_photos(frames, 24, seed=1, height=HEIGHT, width=WIDTH)
+    with av.open(path, "w") as file:
+        stream = file.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = WIDTH, HEIGHT, "yuv420p", 4_000_000
+        for name in sorted(frames.glob("*.jpg")):
+            with Image.open(name) as picture:
+                file.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        file.mux(stream.encode())
+    shutil.rmtree(frames)
+
+
+def truth() -> tuple[np.ndarray, np.ndarray]:
+    """cam_from_world [S, 4, 4] and intrinsics [S, 3, 3] that fit the names of photos/, not its contents."""
+    made = tiny_sets.scenes(count=1)[0]
+    k = made.intrinsics[:VIEWS].copy()
+    k[:, :2] *= WIDTH / tiny_sets.WIDTH
+    return made.cam_from_world[:VIEWS], k
+
+
+def colmap_model(folder: Path) -> None:
+    """sparse/0 with a pinhole for each photo, and no points."""
+    model = folder / "sparse" / "0"
+    model.mkdir(parents=True)
+    import pycolmap
+
+    made = pycolmap.Reconstruction()
+    for number, (pose, k) in enumerate(zip(*truth(), strict=True), start=1):
+        params = [k[0, 0], k[1, 1], k[0, 2], k[1, 2]]
+        made.add_camera_with_trivial_rig(
+            pycolmap.Camera(camera_id=number, model="PINHOLE", width=WIDTH, height=HEIGHT, params=params)
+        )
+        image = pycolmap.Image(name=f"IMG_{number}.jpg", keypoints=np.zeros((0, 2)), camera_id=number, image_id=number)
+        made.add_image_with_trivial_frame(image, pycolmap.Rigid3d(np.ascontiguousarray(pose[:3])))
+    made.write(model)
+
+
+def transforms(path: Path) -> None:
+    """nerfstudio's file, OpenGL axes."""
+    rows = []
+    for number, (pose, k) in enumerate(zip(*truth(), strict=True), start=1):
+        matrix = np.linalg.inv(pose) @ np.diag([1.0, -1.0, -1.0, 1.0])
+        lens = {"fl_x": k[0, 0], "fl_y": k[1, 1], "cx": k[0, 2], "cy": k[1, 2], "w": WIDTH, "h": HEIGHT}
+        rows.append({"file_path": f"images/IMG_{number}.jpg", "transform_matrix": matrix.tolist(), **lens})
+    path.write_text(json.dumps({"frames": rows}))
+
+
+def checkpoint(name: str) -> Callable[[Path], None]:
+    """A file as the authors publish it, of a model at its smallest size; of nano at its own."""
+
+    def write(path: Path) -> None:
+        model: Backbone = MODELS.get(name)() if name.startswith("nano") else tiny(name)
+        if model.KEY_MAP is None:
+            save_model(model, path)
+        elif path.suffix == ".pt":
+            torch.save(model.KEY_MAP.write(model.state_dict()), path)
+        else:
+            save_weights(model.KEY_MAP.write(model.state_dict()), path, {"format": "pt"})
+
+    return write
+
+
+def data_set(name: str) -> Callable[[Path], None]:
+    """The tiny copy of a data set."""
+    return lambda root: tiny_sets.write(name, root) and None
+
+
+def posed(folder: Path) -> None:
+    """A copy of the set that add-a-data-set.md adds, by the writer that stands there."""
+    page = "docs/how-to/add-a-data-set.md"
+    code = next(step.text for step in steps_of(page) if step.path.startswith("tests/"))
+    namespace: dict = {"__name__": "posed"}
+    exec(compile(code, page, "exec"), namespace)
+    namespace["write"](folder, tiny_sets.scenes())
+
+
+def crops(folder: Path) -> None:
+    """Photo crops, for --textures."""
+    photos(folder)
+
+
+def plan(path: Path) -> None:
+    """A plan of one's own."""
+    path.write_text(json.dumps({"name": "mine", "steps": [{"target": "global blocks", "mechanism": "gsa"}]}))
+
+
+def hub(folder: Path) -> None:
+    """The Hub's cache with the official checkpoints of all models, as if they had been downloaded."""
+    published = {(row.repository, "model.safetensors"): name for name, row in OFFICIAL.items()}
+    published["facebook/VGGT-1B-Commercial", "vggt_1B_commercial.pt"] = "vggt"
+    for (repository, file), name in published.items():
+        cached = folder / f"models--{repository.replace('/', '--')}"
+        (cached / "snapshots" / "0").mkdir(parents=True)
+        (cached / "refs").mkdir()
+        (cached / "refs" / "main").write_text("0")
+        checkpoint(name)(cached / "snapshots" / "0" / file)
+
+
+INPUTS: dict[str, Callable[[Path], None]] = {
+    "photos": photos,
+    "PHOTOS": photos,
+    "holiday": photos,
+    "drone": photos,
+    "masks": masks,
+    "clip.mp4": video,
+    "colmap": colmap_model,
+    "transforms.json": transforms,
+    "vggt.safetensors": checkpoint("vggt"),
+    "my-vggt.safetensors": checkpoint("vggt"),
+    "mine.safetensors": checkpoint("nano"),
+    "my-plan.json": plan,
+    "ROOT": data_set("colmap"),
+}
+"""Name -> writer of that file or folder. A name that means something else on a page stands in OF_PAGE."""
+
+OF_PAGE: dict[str, dict[str, Callable[[Path], None]]] = {
+    "README.md": {"model.safetensors": checkpoint("da3-large")},
+    "docs/how-to/own-weights-and-training.md": {"model.safetensors": checkpoint("pi3")},
+    "docs/how-to/adapters.md": {"DIR": data_set("scannet")},
+    "docs/how-to/add-a-data-set.md": {"posed": posed},
+    "docs/nano.md": {"DIR": crops},
+}
+
+
+def wanted(page: str, text: str) -> dict[str, Callable[[Path], None]]:
+    """The inputs that a page's blocks name."""
+    known = INPUTS | OF_PAGE.get(page, {})
+    return {name: write for name, write in known.items() if re.search(rf"(?<![\w.-/]){re.escape(name)}\b", text)}

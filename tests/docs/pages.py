@@ -1,0 +1,136 @@
+"""The pages and their blocks; what of them runs elsewhere, each with its reason."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = ["README.md", *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md")))]
+KINDS = {"bash": "shell", "python": "python", "json": "json", "text": "text"}
+
+NEW_FILE = re.compile(r"here `([\w/]+\.py)`")
+NEW_LINE = re.compile(r"in `([A-Z_]+)`,\s+`([\w/]+\.py)`[^`]*:\s+`([^`]+)`")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that the reader of a page does: `kind` is shell (one command), python, json, text, file (write `text`
+    to `path`) or row (add the line `text` to `table` in `path`)."""
+
+    page: str
+    line: int
+    kind: str
+    text: str
+    path: str = ""
+    table: str = ""
+
+    @property
+    def plain(self) -> str:
+        """A command without its comment, the first line of anything else."""
+        if self.kind != "shell":
+            return self.text.split("\n")[0]
+        return re.sub(r"\s+", " ", re.sub(r"\s# .*", "", self.text)).strip()
+
+
+def steps_of(page: str) -> list[Step]:
+    """Everything to be done on a page, from top to bottom. Indented blocks are shell."""
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    steps, prose, i = [], "", 0
+    while i < len(lines):
+        start, kind = i, None
+        if lines[i].startswith("```"):
+            kind = KINDS[lines[i][3:]]
+            i = lines.index("```", i + 1)
+            body = lines[start + 1 : i]
+        elif lines[i].startswith("    ") and not lines[i - 1].strip():
+            kind = "shell"
+            while i + 1 < len(lines) and (lines[i + 1].startswith("    ") or not lines[i + 1]):
+                i += 1
+            body = [line[4:] for line in lines[start : i + 1]]
+        if kind is None:
+            prose += lines[i] + "\n"
+        else:
+            steps += [Step(page, start, "row", m[3], m[2], m[1]) for m in NEW_LINE.finditer(prose)]
+            named = NEW_FILE.search(prose.strip().split("\n\n")[-1])
+            prose = ""
+            if kind == "shell":
+                joined = "\n".join(body).replace("\\\n", " ").split("\n")
+                steps += [Step(page, start + 1, kind, command) for command in joined if command.strip()]
+            elif kind == "python" and named:
+                steps.append(Step(page, start + 1, "file", "\n".join(body) + "\n", named[1]))
+            else:
+                steps.append(Step(page, start + 1, kind, "\n".join(body)))
+        i += 1
+    return steps + [Step(page, i, "row", m[3], m[2], m[1]) for m in NEW_LINE.finditer(prose)]
+
+
+DOWNLOADS = "downloads packages or programs"
+PROGRAM = "needs a program of others"
+GPUS = "needs GPUs and data sets"
+FIGURES = "makes the figures of the page: minutes to hours"
+SUITE = "is the suite that this test belongs to"
+GIGABYTES = "needs gigabytes of memory"
+PEERS = "needs the official programs, which the lines above download"
+
+ELSEWHERE: dict[str, dict[str, str]] = {
+    "README.md": {
+        "git clone <this repository> lean3r && cd lean3r": DOWNLOADS,
+        "make test": SUITE,
+        "pip install 'lean3r[mesh]'": DOWNLOADS,
+        "pip install torch --index-url https://download.pytorch.org/whl/cpu": DOWNLOADS,
+        "pip install .": DOWNLOADS,
+    },
+    "docs/attention.md": {"python benchmarks/attention.py --limit 66": FIGURES},
+    "docs/how-to/adapters.md": {
+        "pip install 'lean3r[train]'": DOWNLOADS,
+        "python benchmarks/adapters.py": FIGURES,
+    },
+    "docs/how-to/distil.md": {
+        "torchrun --nproc-per-node 8 -m lean3r distill --recipe speed3r-pi3 --device cuda -o runs/speed3r-pi3 "
+        "--data co3dv2=/data/co3dv2 --data scannetpp=/data/scannetpp --data arkitscenes=/data/arkitscenes "
+        "--data dl3dv=/data/dl3dv --data hypersim=/data/hypersim --data wildrgbd=/data/wildrgbd "
+        "--data vkitti2=/data/vkitti2": GPUS,
+        "torchrun --nproc-per-node 8 -m lean3r distill --recipe lite3r-vggt --device cuda -o runs/lite3r-vggt "
+        "--accumulate 1 --data blendedmvs=/data/BlendedMVS --data dtu=/data/dtu": GPUS,
+    },
+    "docs/how-to/into-colmap-and-splatting.md": {
+        "colmap gui --import_path out/sparse/0 --image_path photos": PROGRAM,
+        "python simple_trainer.py default --data_dir out --result_dir results": PROGRAM,
+        "python train.py -s out": PROGRAM,
+        "ns-train splatfacto --data out": PROGRAM,
+    },
+    "docs/how-to/mesh.md": {"pip install 'lean3r[mesh]'": DOWNLOADS},
+    "docs/how-to/own-weights-and-training.md": {
+        "pip install '.[train]'": DOWNLOADS,
+        "torchrun --nproc-per-node 8 -m lean3r distill --recipe speed3r-pi3 --device cuda ...": GPUS,
+    },
+    "docs/how-to/parity.md": {
+        "python3 -m venv peers": DOWNLOADS,
+        "peers/bin/pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu": DOWNLOADS,
+        "peers/bin/pip install -e '.[parity]' pytest": DOWNLOADS,
+        "peers/bin/pip install --no-deps depth-anything-3==0.1.1": DOWNLOADS,
+        "peers/bin/python -m pytest -m parity tests/parity -rs": PEERS,
+        "git clone https://github.com/facebookresearch/vggt": DOWNLOADS,
+        "git clone https://github.com/yyfz/Pi3": DOWNLOADS,
+        'peers/bin/python -m pytest -m parity tests/parity -k "vggt or pi3" -rs '
+        "--peer vggt=./vggt --peer pi3=./Pi3": PEERS,
+        "peers/bin/python benchmarks/peers.py --peer vggt=./vggt --peer pi3=./Pi3": PEERS,
+    },
+    "docs/models.md": {"python benchmarks/peers.py": FIGURES},
+    "docs/nano.md": {
+        "python benchmarks/looped.py": FIGURES,
+        "python benchmarks/accuracy.py": FIGURES,
+    },
+    "docs/parity.md": {
+        "python benchmarks/parity_table.py --golden golden": GIGABYTES,
+        "python -m pytest -m slow tests/golden --golden golden": GIGABYTES,
+    },
+    "docs/quickstart.md": {
+        "python3 -m venv .venv && . .venv/bin/activate": DOWNLOADS,
+        "pip install torch --index-url https://download.pytorch.org/whl/cpu": DOWNLOADS,
+        "pip install .": DOWNLOADS,
+    },
+}
+"""Page -> command (without its comment), or first line of a Python block -> why it is not run here."""

@@ -1,0 +1,44 @@
+"""Run a page's steps in the current folder, as its reader would: python run_page.py STEPS.json
+
+Shell commands run in bash, Python blocks in this process, in one namespace. Commands that name the same -o are
+alternatives, so an earlier result is removed first.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Run all steps; the first that fails ends the program, and its place is the last line that was printed."""
+    namespace: dict = {"__name__": "__main__"}
+    for step in json.loads(Path(sys.argv[1]).read_text()):
+        text = step["text"]
+        print(f"=== {step['page']}:{step['line']}: {text if step['kind'] == 'shell' else step['kind']}", flush=True)
+        if step["kind"] == "shell":
+            for out in re.findall(r"reconstruct .*-o (\S+)", text):
+                shutil.rmtree(out, ignore_errors=True)
+            subprocess.run(["bash", "-c", text], check=True, stdin=subprocess.DEVNULL)
+        elif step["kind"] == "python":
+            exec(compile(text, f"{step['page']}:{step['line']}", "exec", dont_inherit=True), namespace)
+        elif step["kind"] == "file":
+            Path(step["path"]).write_text(text)
+        elif step["kind"] == "row":
+            add_row(Path(step["path"]), step["table"], text)
+
+
+def add_row(path: Path, table: str, row: str) -> None:
+    """Add a line to a table of a file, as its first row."""
+    lines = path.read_text().split("\n")
+    start = next(i for i, line in enumerate(lines) if re.match(rf"{table}\b.*=", line))
+    at = next(i for i, line in enumerate(lines) if i >= start and line.endswith("{"))
+    path.write_text("\n".join([*lines[: at + 1], "    " + row, *lines[at + 1 :]]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Every block of every page runs as its reader would run it, or stands in a table with the reason why not.
+
+A page has a copy of the project as its folder, with the inputs that it names (inputs.py), and runs from top to bottom
+in a process of its own (run_page.py). Large networks have toy sizes there (small/).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from docs.inputs import hub, wanted
+from docs.pages import ELSEWHERE, PAGES, ROOT, Step, steps_of
+from lean3r.cli import COMMANDS
+from lean3r.cli.main import main
+
+FOLDERS = ("lean3r", "tests", "docs", "benchmarks", "examples")
+FILES = ("README.md", "LICENSE", "Makefile", "constraints.txt", "pyproject.toml")
+LARGE = re.compile(r"\b(vggt|pi3x?|da3-\w+|speed3r|lean3r (train|distill|demo)|make demo)\b")
+SECONDS = 1500
+
+
+def runs_here(step: Step) -> bool:
+    return step.plain not in ELSEWHERE.get(step.page, {})
+
+
+def workplace(tmp_path: Path) -> Path:
+    """A copy of the project with its environment in .venv, set up."""
+    tree = tmp_path / "lean3r"
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FILES:
+        shutil.copy(ROOT / name, tree)
+    (tree / ".venv").mkdir()
+    (tree / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    (tree / ".venv" / "core.stamp").touch()
+    return tree
+
+
+@pytest.fixture(scope="session")
+def hub_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hub")
+    hub(folder)
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    steps = [step for step in steps_of(page) if runs_here(step)]
+    if not steps:
+        return
+    text = "\n".join(step.text for step in steps)
+    tree = workplace(tmp_path)
+    if "--golden golden" in text:
+        (tree / "golden").symlink_to(request.getfixturevalue("golden_dir"))
+    for name, write in wanted(page, text).items():
+        write(tree / name)
+    (tmp_path / "steps.json").write_text(json.dumps([dataclasses.asdict(step) for step in steps]))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
+    environment |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    path = [tree]
+    if LARGE.search(text):
+        path += [tree / "tests" / "docs" / "small", tree / "tests"]
+        environment |= {"HF_HUB_CACHE": str(request.getfixturevalue("hub_cache")), "HF_HUB_OFFLINE": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, path))
+    command = [sys.executable, "-P", str(ROOT / "tests" / "docs" / "run_page.py"), str(tmp_path / "steps.json")]
+    log = tmp_path / "log.txt"
+    with log.open("w") as out:
+        done = subprocess.run(command, cwd=tree, env=environment, stdout=out, stderr=out, timeout=SECONDS)
+    said = log.read_text()
+    assert done.returncode == 0 and "Error in sitecustomize" not in said, said[-6000:]
+    shutil.rmtree(tree)
+
+
+def test_what_runs_elsewhere_is_still_on_its_page() -> None:
+    stale = [
+        (page, plain) for page, rows in ELSEWHERE.items() for plain in rows
+        if plain not in {step.plain for step in steps_of(page)}
+    ]  # fmt: skip
+    assert stale == []
+
+
+@pytest.mark.parametrize("verb", list(COMMANDS))
+def test_options_that_pages_name_exist(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of commands within sentences, too, and of those that run elsewhere; all options of reconstruct are explained."""
+    assert main([verb, "--help"]) == 0
+    known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", capsys.readouterr().out))
+    named = {
+        (page, option)
+        for page in PAGES
+        for call in re.findall(rf"lean3r {verb}\b([^`#|\n]*)", (ROOT / page).read_text().replace("\\\n", " "))
+        for option in re.findall(r"(?<=\s)--?[a-z][\w-]*", call)
+    }
+    assert {row for row in named if row[1] not in known} == set()
+    if verb == "reconstruct":
+        explained = set(re.findall(r"--[a-z][\w-]*", (ROOT / "docs" / "cli.md").read_text()))
+        assert {option for option in known if option.startswith("--")} - explained - {
+            "--help",
+            "--quiet",
+            "--verbose",
+        } == set()
