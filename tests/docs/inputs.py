@@ -4,40 +4,51 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable
+from functools import cache, partial
+from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from contracts.tiny import tiny
 from data import tiny as tiny_sets
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from docs.pages import steps_of
+from lean3r.data.showroom import phone_photos
 from lean3r.models import MODELS
 from lean3r.models.base import Backbone
 from lean3r.models.checkpoint import save_model, save_weights
 from lean3r.models.sources import OFFICIAL
 
 VIEWS, HEIGHT, WIDTH = 5, 144, 192
+FRAMES, RATE = 24, 8
 GPS = 0x8825
 
 
-def photos(folder: Path) -> None:
-    """IMG_1.jpg ... as a phone writes them, with the places where they were taken, some metres apart."""
-    from lean3r.data.showroom import phone_photos
+@cache
+def taken(views: int) -> tuple[list[bytes], np.ndarray, np.ndarray]:
+    """So many photos of a room as JPEG files, cam_from_world [S, 4, 4] and intrinsics [S, 3, 3]."""
+    with TemporaryDirectory() as folder:
+        truth = phone_photos(folder, views, seed=1, height=HEIGHT, width=WIDTH)
+        files = [path.read_bytes() for path in sorted(Path(folder).glob("*.jpg"))]
+    return files, truth.cam_from_world[0].double().numpy(), truth.intrinsics[0].double().numpy()
 
-    phone_photos(folder, VIEWS, seed=1, height=HEIGHT, width=WIDTH)
-    centres = np.linalg.inv(np.load(folder / "truth.npz")["cam_from_world"])[:, :3, 3]
-    (folder / "truth.npz").unlink()
-    for number, (path, centre) in enumerate(zip(sorted(folder.iterdir()), centres.tolist(), strict=True), start=1):
-        with Image.open(path) as picture:
-            exif, (x, y, z) = picture.getexif(), centre
+
+def photos(folder: Path, size: tuple[int, int] = (WIDTH, HEIGHT)) -> None:
+    """IMG_1.jpg ... as a phone writes them, with the places where they were taken, some metres apart."""
+    folder.mkdir()
+    files, cam_from_world, _ = taken(VIEWS)
+    centres = np.linalg.inv(cam_from_world)[:, :3, 3].tolist()
+    for number, (file, (x, y, z)) in enumerate(zip(files, centres, strict=True), start=1):
+        with Image.open(BytesIO(file)) as picture:
+            exif = picture.getexif()
             place = {1: "N", 2: (46.0, 50.0, 33.0 + z / 3), 3: "W", 4: (91.0, 59.0, 38.0 - x / 2), 6: 198.0 - y}
             exif[GPS] = place
-            picture.save(folder / f"IMG_{number}.jpg", exif=exif, quality=95)
-        path.unlink()
+            picture.resize(size).save(folder / f"IMG_{number}.jpg", exif=exif, quality=95)
 
 
 def masks(folder: Path) -> None:
@@ -50,29 +61,32 @@ def masks(folder: Path) -> None:
 
 
 def video(path: Path) -> None:
-    """Three seconds at 8 frames a second, over the photos."""
+    """Three seconds along the photos."""
     import av
 
-    from lean3r.data.showroom import phone_photos
-
-    frames = path.parent / "frames"
-    phone_photos(frames, 24, seed=1, height=HEIGHT, width=WIDTH)
-    with av.open(path, "w") as file:
-        stream = file.add_stream("mpeg4", rate=8)
+    with av.open(path, "w") as out:
+        stream = out.add_stream("mpeg4", rate=RATE)
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = WIDTH, HEIGHT, "yuv420p", 4_000_000
-        for name in sorted(frames.glob("*.jpg")):
-            with Image.open(name) as picture:
-                file.mux(stream.encode(av.VideoFrame.from_image(picture)))
-        file.mux(stream.encode())
-    shutil.rmtree(frames)
+        for file in taken(FRAMES)[0]:
+            with Image.open(BytesIO(file)) as picture:
+                out.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        out.mux(stream.encode())
 
 
-def truth() -> tuple[np.ndarray, np.ndarray]:
-    """cam_from_world [S, 4, 4] and intrinsics [S, 3, 3] that fit the names of photos/, not its contents."""
-    made = tiny_sets.scenes(count=1)[0]
-    k = made.intrinsics[:VIEWS].copy()
-    k[:, :2] *= WIDTH / tiny_sets.WIDTH
-    return made.cam_from_world[:VIEWS], k
+def trajectory(path: Path) -> None:
+    """Where the video's frames were taken, in TUM's format."""
+    rows = []
+    for number, world_from_cam in enumerate(np.linalg.inv(taken(FRAMES)[1])):
+        x, y, z, w = Rotation.from_matrix(world_from_cam[:3, :3]).as_quat()
+        rows.append(" ".join(map(str, [number / RATE, *world_from_cam[:3, 3], x, y, z, w])))
+    path.write_text("\n".join(rows))
+
+
+def lens(path: Path) -> None:
+    """The intrinsics of the video."""
+    k = taken(FRAMES)[2][0]
+    values = {"fx": k[0, 0], "fy": k[1, 1], "cx": k[0, 2], "cy": k[1, 2], "width": WIDTH, "height": HEIGHT}
+    path.write_text(json.dumps(values))
 
 
 def colmap_model(folder: Path) -> None:
@@ -82,7 +96,7 @@ def colmap_model(folder: Path) -> None:
     import pycolmap
 
     made = pycolmap.Reconstruction()
-    for number, (pose, k) in enumerate(zip(*truth(), strict=True), start=1):
+    for number, (pose, k) in enumerate(zip(*taken(VIEWS)[1:], strict=True), start=1):
         params = [k[0, 0], k[1, 1], k[0, 2], k[1, 2]]
         made.add_camera_with_trivial_rig(
             pycolmap.Camera(camera_id=number, model="PINHOLE", width=WIDTH, height=HEIGHT, params=params)
@@ -95,10 +109,10 @@ def colmap_model(folder: Path) -> None:
 def transforms(path: Path) -> None:
     """nerfstudio's file, OpenGL axes."""
     rows = []
-    for number, (pose, k) in enumerate(zip(*truth(), strict=True), start=1):
+    for number, (pose, k) in enumerate(zip(*taken(VIEWS)[1:], strict=True), start=1):
         matrix = np.linalg.inv(pose) @ np.diag([1.0, -1.0, -1.0, 1.0])
-        lens = {"fl_x": k[0, 0], "fl_y": k[1, 1], "cx": k[0, 2], "cy": k[1, 2], "w": WIDTH, "h": HEIGHT}
-        rows.append({"file_path": f"images/IMG_{number}.jpg", "transform_matrix": matrix.tolist(), **lens})
+        values = {"fl_x": k[0, 0], "fl_y": k[1, 1], "cx": k[0, 2], "cy": k[1, 2], "w": WIDTH, "h": HEIGHT}
+        rows.append({"file_path": f"images/IMG_{number}.jpg", "transform_matrix": matrix.tolist(), **values})
     path.write_text(json.dumps({"frames": rows}))
 
 
@@ -129,11 +143,6 @@ def posed(folder: Path) -> None:
     namespace: dict = {"__name__": "posed"}
     exec(compile(code, page, "exec"), namespace)
     namespace["write"](folder, tiny_sets.scenes())
-
-
-def crops(folder: Path) -> None:
-    """Photo crops, for --textures."""
-    photos(folder)
 
 
 def plan(path: Path) -> None:
@@ -175,7 +184,13 @@ OF_PAGE: dict[str, dict[str, Callable[[Path], None]]] = {
     "docs/how-to/own-weights-and-training.md": {"model.safetensors": checkpoint("pi3")},
     "docs/how-to/adapters.md": {"DIR": data_set("scannet")},
     "docs/how-to/add-a-data-set.md": {"posed": posed},
-    "docs/nano.md": {"DIR": crops},
+    "docs/how-to/known-cameras.md": {
+        "photos": partial(photos, size=(1280, 960)),
+        "walk.mp4": video,
+        "poses_tum.txt": trajectory,
+        "camera.json": lens,
+    },
+    "docs/nano.md": {"DIR": photos},
 }
 
 

@@ -16,6 +16,7 @@ import lean3r.cli.running
 import lean3r.data.showroom
 from lean3r.models import MODELS
 from lean3r.models.checkpoint import IDENTITY, without_memory
+from lean3r.train.recipes.distilled import Distillation
 
 for name in MODELS:
     kind: Any = MODELS.get(name)
@@ -40,12 +41,13 @@ def brief(config: Any) -> Any:
 
 
 def shortened(recipe: Any) -> Any:
-    """The recipe function with brief phases."""
+    """The recipe function with brief phases, of nano's only the last."""
 
     def short(textures: str | None = None) -> Any:
         full = recipe(textures)
-        phases = (replace(p, config=brief(p.config)) if hasattr(p, "config") else brief(p) for p in full.phases)
-        return replace(full, phases=tuple(phases))
+        if isinstance(full, Distillation):
+            return replace(full, phases=tuple(replace(p, config=brief(p.config)) for p in full.phases))
+        return replace(full, phases=(brief(full.phases[-1]),))
 
     return short
 
