@@ -24,8 +24,8 @@ from lean3r.models.base import Backbone
 from lean3r.models.checkpoint import save_model, save_weights
 from lean3r.models.sources import OFFICIAL
 
-VIEWS, HEIGHT, WIDTH = 5, 144, 192
-FRAMES, RATE = 24, 8
+VIEWS, HEIGHT, WIDTH = 4, 144, 192
+FRAMES, RATE = 16, 5
 GPS = 0x8825
 
 
