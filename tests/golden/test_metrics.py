@@ -206,7 +206,8 @@ def test_trajectory_with_origin(case):
     check(trajectory.summary(plain.ate)["rmse"], case["sim3_without_origin.ate"], 1e-7, 1e-10)
 
 
-DEPTH_RTOL = {"scale": 3e-4, "scale_shift_lad2": 5e-5}
+# scipy stops where rounding hides any slope, which depends on the processor: 4e-4 between an AMD and an Intel one.
+DEPTH_RTOL = {"scale": 3e-4, "scale_shift_lad2": 5e-5, "scale_shift_lad_bfgs": 1e-3}
 
 
 @cases("video_depth", "in.pred")

@@ -123,7 +123,7 @@ def test_views_without_any_difference_give_finite_results(name: str, kind: str) 
 @each_model
 def test_checkpoints_that_do_not_fit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # No full-size model is like a tiny one, and building them all takes seconds.
-    monkeypatch.setattr("lean3r.models.checkpoint._models_that_fit", lambda *_, **__: [])
+    monkeypatch.setattr("lean3r.models.checkpoint.models_that_fit", lambda *_, **__: [])
     model, path = tiny(name), tmp_path / "model.safetensors"
     save_model(model, path)
     tensors = load_file(path)

@@ -106,7 +106,7 @@ def test_of_many_pieces_alike_two_run_and_all_count(
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         before = model(views).depth
     assert sum(model.summary(7, *size).flops.values()) == counter.get_total_flops()
-    with torch.no_grad():
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # another kernel's rounding could choose other tokens
         torch.testing.assert_close(model(views).depth, before)
 
 
