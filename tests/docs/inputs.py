@@ -25,7 +25,7 @@ from lean3r.models.checkpoint import save_model, save_weights
 from lean3r.models.sources import OFFICIAL
 
 VIEWS, HEIGHT, WIDTH = 4, 144, 192
-FRAMES, RATE = 16, 5
+FRAMES, RATE = 12, 4
 GPS = 0x8825
 
 

@@ -1,37 +1,43 @@
 """Found at its start by every Python that runs a page: large networks have toy sizes, recipes one step
-a stage, and the photographs of `lean3r demo` a sixteenth of their pixels.
+a stage, and `lean3r demo` takes few and small photographs.
 
 So `--model vggt`, official checkpoints and `lean3r train` run word for word, in seconds. nano stays as it is.
 """
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from contracts.tiny import tiny_config
-
+import lean3r.cli.demo
 import lean3r.cli.running
-import lean3r.data.showroom
-from lean3r.models import MODELS
-from lean3r.models.checkpoint import IDENTITY, without_memory
-from lean3r.train.recipes.distilled import Distillation
+from lean3r.registry import Registry
 
-for name in MODELS:
-    kind: Any = MODELS.get(name)
-    if not name.startswith("nano"):
-        kind.SIZES = {**kind.SIZES, name: tiny_config(name)}
-        model = without_memory(kind)
-        kind.resolution = 8 * model.patch
-        key = kind.TELLTALE[0]
-        kind.TELLTALE = (key, tuple((model.KEY_MAP or IDENTITY).write(model.state_dict())[key].shape))
+registered, photograph_and_show = Registry.get, lean3r.cli.demo.Demo.run
+toys: set[str] = set()
 
-phone_photos = lean3r.data.showroom.phone_photos
-lean3r.data.showroom.phone_photos = lambda folder, *views, **options: phone_photos(
-    folder, *views, **(options | {"height": 240, "width": 320})
-)
-lean3r.cli.running.SETS = ((2, 1, 1), (8, 1, 1))
+
+def get(table: Registry, name: str) -> Any:
+    """A row of a table; what is large of it is made small before it is used."""
+    found = registered(table, name)
+    if table.kind == "model" and not name.startswith("nano") and name not in toys:
+        toys.add(name)
+        shrink(name, found)
+    return shortened(found) if table.kind.endswith("recipe") and name.startswith("nano") else found
+
+
+def shrink(name: str, kind: Any) -> None:
+    """Give a network its toy size."""
+    from contracts.tiny import tiny_config
+
+    from lean3r.models.checkpoint import IDENTITY, without_memory
+
+    kind.SIZES = {**kind.SIZES, name: tiny_config(name)}
+    model = without_memory(kind)
+    kind.resolution = 8 * model.patch
+    key = kind.TELLTALE[0]
+    kind.TELLTALE = (key, tuple((model.KEY_MAP or IDENTITY).write(model.state_dict())[key].shape))
 
 
 def brief(config: Any) -> Any:
@@ -44,6 +50,8 @@ def shortened(recipe: Any) -> Any:
     """The recipe function with brief phases, of nano's only the last."""
 
     def short(textures: str | None = None) -> Any:
+        from lean3r.train.recipes.distilled import Distillation
+
         full = recipe(textures)
         if isinstance(full, Distillation):
             return replace(full, phases=tuple(replace(p, config=brief(p.config)) for p in full.phases))
@@ -52,6 +60,15 @@ def shortened(recipe: Any) -> Any:
     return short
 
 
-for module, name in (("nano", "nano"), ("looped", "nano_looped"), ("nano_students", "nano_gsa_fp8")):
-    recipes: Any = importlib.import_module(f"lean3r.train.recipes.{module}")
-    setattr(recipes, name, shortened(getattr(recipes, name)))
+def photograph_little_and_show(self: lean3r.cli.demo.Demo) -> None:
+    """`lean3r demo` with small photographs."""
+    import lean3r.data.showroom
+
+    lean3r.data.showroom.phone_photos = partial(lean3r.data.showroom.phone_photos, height=240, width=320)
+    photograph_and_show(self)
+
+
+Registry.get = get
+lean3r.cli.demo.Demo.run = photograph_little_and_show
+lean3r.cli.demo.VIEWS = 4
+lean3r.cli.running.SETS = ((2, 1, 1),)
