@@ -89,7 +89,8 @@ def firm_parts(seen: np.ndarray, registered: np.ndarray) -> list[list[int]]:
         parts.append([left[i] for i in grown])
         left = [view for view in left if view not in parts[-1]]
     while True:
-        pairs = [(links(seen[:, parts[i]], seen[:, parts[j]]), i, j) for i, j in combinations(range(len(parts)), 2)]
+        counts = [seen[:, part].sum(axis=1) for part in parts]
+        pairs = [(links(counts[i], counts[j]), i, j) for i, j in combinations(range(len(parts)), 2)]
         most, first, second = max(pairs, default=(0, 0, 0))
         if 2 * most < LEAST_TIES:
             return sorted(parts, key=len, reverse=True)
@@ -97,11 +98,10 @@ def firm_parts(seen: np.ndarray, registered: np.ndarray) -> list[list[int]]:
 
 
 def links(first: np.ndarray, second: np.ndarray) -> int:
-    """How many of the points that views of two parts see, [P, A] and [P, B] bool, tell the scale of one to the other:
-    two views of a part have them, and one of the other does. Both ways count, the weaker one: points of one part in a
+    """How many points, of which two parts have so many views, [P] each, tell the scale of one part to the other: two
+    views of a part have them, and one of the other does. Both ways count, the weaker one: points of one part in a
     single view of the other place that view, and say nothing of how large its own part is."""
-    a, b = first.sum(axis=1), second.sum(axis=1)
-    return min(int(((a > 1) & (b > 0)).sum()), int(((a > 0) & (b > 1)).sum()))
+    return min(int(((first > 1) & (second > 0)).sum()), int(((first > 0) & (second > 1)).sum()))
 
 
 def firm_part(seen: np.ndarray, least_ties: int = LEAST_TIES) -> list[int]:
