@@ -206,7 +206,7 @@ def test_trajectory_with_origin(case):
     check(trajectory.summary(plain.ate)["rmse"], case["sim3_without_origin.ate"], 1e-7, 1e-10)
 
 
-# scipy's BFGS stops "due to precision loss" in one case, 3.7e-4 off on an Intel Xeon; within 1e-5 in runs on an AMD EPYC.
+# scipy's BFGS stops "due to precision loss" in one case: 3.7e-4 off on an Intel Xeon, within 1e-5 on an AMD EPYC.
 DEPTH_RTOL = {"scale": 3e-4, "scale_shift_lad2": 5e-5, "scale_shift_lad_bfgs": 1e-3}
 
 
