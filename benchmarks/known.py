@@ -21,10 +21,10 @@ import torch
 from common import hardware, write_result
 
 import lean3r
-from lean3r.cameras import open_colmap
 from lean3r.eval.pose_errors import pose_auc
 from lean3r.geometry.consistency import sample_depth
 from lean3r.geometry.lens import pinhole_part
+from lean3r.inputs.cameras import open_colmap
 from lean3r.types import Lens, Reconstruction
 
 THRESHOLDS_DEG = (1, 5)

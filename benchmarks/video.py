@@ -25,7 +25,7 @@ import torch
 from common import hardware, write_result
 
 from lean3r.geometry.align import umeyama
-from lean3r.trajectory import Trajectory, read_trajectory
+from lean3r.inputs.trajectory import Trajectory, read_trajectory
 
 FAR_CM = 30.0
 PROGRAM = (sys.executable, "-P", "-m", "lean3r")

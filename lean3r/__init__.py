@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if "pycolmap" in sys.modules and sys.platform == "linux" and sys.maxsize > 2**32:
-    from lean3r.zlib_repair import repair as _repair
+    from lean3r.inputs.zlib_repair import repair as _repair
 
     _repair()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lean3r.errors import InputError
-from lean3r.images import Loaded, load_views
+from lean3r.inputs.views import Loaded, load_views
 
 REFUSED = {
     "truncated.jpg": "damaged",

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lean3r import decoding, video
 from lean3r.errors import InputError, UsageError
-from lean3r.images import Loaded, load_views, network_size
-from lean3r.originals import Originals
-from lean3r.sources import MAX_NAME_BYTES
+from lean3r.inputs import decoding, video
+from lean3r.inputs.listing import MAX_NAME_BYTES
+from lean3r.inputs.originals import Originals
+from lean3r.inputs.views import Loaded, load_views, network_size
 
 
 def picture_bytes(colour: str = "green") -> bytes:

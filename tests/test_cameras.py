@@ -12,10 +12,10 @@ import pycolmap
 import pytest
 from export.scene import make_scene
 
-from lean3r.cameras import GivenCamera, GivenCameras, read_given, read_intrinsics
 from lean3r.errors import InputError
 from lean3r.export import ExportOptions, export
 from lean3r.geometry.lens import colmap_camera
+from lean3r.inputs.cameras import GivenCamera, GivenCameras, read_given, read_intrinsics
 from lean3r.types import Lens
 
 K = np.array([[900.0, 0, 480], [0, 910, 350], [0, 0, 1]])

@@ -39,7 +39,7 @@ def test_pictures_are_saved_after_a_model_was_read(tmp_path: Path) -> None:
     image = pycolmap.Image(name="a.jpg", keypoints=np.zeros((0, 2)), camera_id=1, image_id=1)
     model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(np.eye(4)[:3]))
     model.write(tmp_path)
-    done = fresh(f"from lean3r.cameras import read_given\nassert read_given({str(tmp_path)!r}).cameras\n{SAVE}")
+    done = fresh(f"from lean3r.inputs.cameras import read_given\nassert read_given({str(tmp_path)!r}).cameras\n{SAVE}")
     assert done.stdout == "saved True\n", done.stderr
 
 
@@ -57,7 +57,7 @@ def test_pycolmap_may_come_first(after: str) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems keep the libraries of packages apart")
 def test_a_sound_zlib_is_left_alone() -> None:
-    done = fresh("import zlib, pycolmap\nfrom lean3r.zlib_repair import repair\nprint(repair())")
+    done = fresh("import zlib, pycolmap\nfrom lean3r.inputs.zlib_repair import repair\nprint(repair())")
     assert done.stdout == "0\n", done.stderr
 
 

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from lean3r.cameras import open_colmap, read_given
-from lean3r.colmap_files import PARAMETERS, check_model
 from lean3r.colmap_library import pycolmap
 from lean3r.data.colmap import read_cameras
 from lean3r.errors import InputError
+from lean3r.inputs.cameras import open_colmap, read_given
+from lean3r.inputs.colmap_files import PARAMETERS, check_model
 
 READ = (
     "import resource, sys\n"
     "resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))\n"
-    "from lean3r.cameras import open_colmap\n"
+    "from lean3r.inputs.cameras import open_colmap\n"
     "from lean3r.errors import InputError\n"
     "for folder in sys.argv[1:]:\n"
     "    try:\n"

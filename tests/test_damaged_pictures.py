@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lean3r import decoding
 from lean3r.errors import InputError
-from lean3r.images import decode_picture, decode_whole, load_views
-from lean3r.originals import Originals, upright
+from lean3r.inputs import decoding
+from lean3r.inputs.originals import Originals, upright
+from lean3r.inputs.views import decode_picture, decode_whole, load_views
 
 FORMATS: dict[str, dict[str, Any]] = {
     "PNG": {},
@@ -164,7 +164,7 @@ def test_large_pictures_take_bounded_memory(tmp_path: Path) -> None:
     side = 13_800
     Image.new("P", (side, side)).save(tmp_path / "palette.png", transparency=0, compress_level=1)
     script = (
-        "import resource, sys, lean3r.images as i\n"
+        "import resource, sys, lean3r.inputs.views as i\n"
         "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
         "before = used()\n"
         "with i.own_pixel_limit(), open(sys.argv[1], 'rb') as f:\n"

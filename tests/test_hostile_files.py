@@ -16,13 +16,13 @@ import torch
 from data import tiny
 from safetensors.torch import save_file
 
-from lean3r.cameras import read_given
 from lean3r.cli.main import run
 from lean3r.compress.plan import CompressionPlan
 from lean3r.data import DATASETS
 from lean3r.data.files import inside, read_array, read_gzip
 from lean3r.data.transforms import read_transforms
 from lean3r.errors import InputError, LeanError, UsageError, WeightsError
+from lean3r.inputs.cameras import read_given
 from lean3r.json_text import MAX_DEPTH, parse_json
 from lean3r.models.sources import find_weights
 from lean3r.models.stored import open_stored

@@ -17,9 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from lean3r import images
 from lean3r.errors import InputError, UsageError
-from lean3r.images import Picture, assemble, decode_picture, load_views, network_size
+from lean3r.inputs.views import Picture, assemble, decode_picture, load_views, network_size
 from lean3r.types import Source
 
 SIZE: dict[str, Any] = {"resolution": 240, "patch": 16}
@@ -83,7 +82,7 @@ def test_pixel_transform_maps_a_dot_back(size: tuple[int, int], orientation: int
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     undo = {6: 8, 8: 6}.get(orientation, orientation)
-    stored = upright.transpose(images.TURNS[undo]) if orientation > 1 else upright
+    stored = upright.transpose(TURNS[undo]) if orientation > 1 else upright
     picture = decode_picture(encoded(stored, kind, exif=exif), "dot", **SIZE)
 
     assert (picture.source.width, picture.source.height) == size
@@ -100,7 +99,7 @@ def test_orientation_is_applied_once_in_every_format(kind: str) -> None:
     upright = dot(400, 300, 90, 210, sigma=12)
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    picture = decode_picture(encoded(upright.transpose(images.TURNS[8]), kind, exif=exif), "x", **SIZE)
+    picture = decode_picture(encoded(upright.transpose(TURNS[8]), kind, exif=exif), "x", **SIZE)
     assert (picture.source.width, picture.source.height) == (400, 300)
     sx, _, ox, oy = picture.source.original_from_network
     x, y = centre_of_light(np.where(picture.pixels > 40, picture.pixels, 0))

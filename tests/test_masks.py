@@ -14,9 +14,9 @@ import lean3r
 from lean3r.cli.main import main
 from lean3r.errors import InputError, UsageError
 from lean3r.export import export
-from lean3r.images import load_views
-from lean3r.masks import Masks
-from lean3r.originals import Originals
+from lean3r.inputs.masks import Masks
+from lean3r.inputs.originals import Originals
+from lean3r.inputs.views import load_views
 from lean3r.refine import RefineOptions
 from lean3r.refine.features import COARSE, detect
 from lean3r.refine.job import PICTURES, Group, Job, View

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from lean3r.motion import choose, measure, small_size
-from lean3r.sources import find_pictures
-from lean3r.video import read_frames
+from lean3r.inputs.listing import find_pictures
+from lean3r.inputs.motion import choose, measure, small_size
+from lean3r.inputs.video import read_frames
 
 WIDTH, HEIGHT = 192, 128
 

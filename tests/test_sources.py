@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lean3r import sources
 from lean3r.errors import InputError, UsageError
-from lean3r.images import load_views
-from lean3r.sources import find_pictures, natural_key, printable
-from lean3r.video import Clip, FrameChoice, evenly, read_frames
+from lean3r.inputs.listing import find_pictures, natural_key, printable
+from lean3r.inputs.video import Clip, FrameChoice, evenly, read_frames
+from lean3r.inputs.views import load_views
 
 SIZE: dict[str, Any] = {"resolution": 96, "patch": 16}
 
@@ -163,7 +162,7 @@ def test_bad_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         archive.writestr("b.png", picture_bytes("blue"))
         archive.writestr("bomb.png", bytes(3_000_000))
     whole = path.read_bytes()
-    monkeypatch.setattr(sources, "MAX_MEMBER_BYTES", 2 * 2**20)
+    monkeypatch.setattr(listing, "MAX_MEMBER_BYTES", 2 * 2**20)
     at = whole.index(b"\x89PNG") if b"\x89PNG" in whole else whole.index(b"a.png") + 20
     path.write_bytes(whole[:at] + b"\xff\xff\xff" + whole[at + 3 :])
     loaded = load_views(path, **SIZE)

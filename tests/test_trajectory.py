@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from lean3r.cameras import GivenCameras, read_given
 from lean3r.errors import InputError
 from lean3r.geometry.rotation import matrix_from_quaternion, quaternion_from_matrix, so3_exp
+from lean3r.inputs.cameras import GivenCameras, read_given
 
 STEP = torch.tensor([0.02, -0.03, 0.01]).double()
 

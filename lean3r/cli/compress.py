@@ -143,7 +143,7 @@ class Compress:
     def _views(self, model: Backbone, console: Console) -> Views:
         """The pictures of --photos, or one scene of the synthetic world."""
         from lean3r.data.synthetic import SyntheticWorld
-        from lean3r.images import load_views
+        from lean3r.inputs.views import load_views
         from lean3r.types import Views
 
         if self.photos:

@@ -97,7 +97,7 @@ class Inspect:
         from lean3r.cli.attention_picture import COLUMNS, draw, query_window, shares
         from lean3r.compress.sparsify import plan_of
         from lean3r.compress.targets import sites_of
-        from lean3r.images import load_views
+        from lean3r.inputs.views import load_views
         from lean3r.models.base import grey_padding
         from lean3r.pipeline.load import load
 

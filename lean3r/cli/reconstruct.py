@@ -20,7 +20,7 @@ from lean3r.pipeline.observer import peak_memory_mb
 
 if TYPE_CHECKING:
     from lean3r.export import ExportOptions
-    from lean3r.originals import Originals
+    from lean3r.inputs.originals import Originals
     from lean3r.pipeline.budget import Budget
     from lean3r.types import Reconstruction
 
@@ -301,7 +301,7 @@ class Reconstruct:
     @cached_property
     def files(self) -> Originals:
         """The pictures as they are named."""
-        from lean3r.originals import Originals
+        from lean3r.inputs.originals import Originals
 
         return Originals(self.inputs, self.fps, self.every, self.frames, self.max_views)
 
@@ -319,9 +319,9 @@ class Reconstruct:
         """The budget of memory, and for how many views; UsageError where it is none."""
         if self.memory is None:
             return None
+        from lean3r.inputs.listing import find_pictures
         from lean3r.pipeline.budget import Budget
         from lean3r.pipeline.memory import parse_memory
-        from lean3r.sources import find_pictures
 
         size = parse_memory(self.memory)
         found = find_pictures(

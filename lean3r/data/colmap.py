@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lean3r.cameras import COLMAP_FOLDERS, open_colmap
 from lean3r.data.files import inside, read_depth_png, read_image, read_npy
 from lean3r.data.lens import pinhole_of, undistort
 from lean3r.data.scenes import Camera, FolderSet, Frame, RawView, fitted, folders, nearest, no_depth
 from lean3r.errors import InputError
+from lean3r.inputs.cameras import COLMAP_FOLDERS, open_colmap
 
 if TYPE_CHECKING:
     from lean3r.colmap_library import pycolmap

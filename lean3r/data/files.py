@@ -15,8 +15,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from lean3r.decoding import FORMATS
 from lean3r.errors import InputError
+from lean3r.inputs.decoding import FORMATS
 
 # What libraries raise on files that are cut off, overwritten, or of another format.
 _DAMAGED = (

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from lean3r.cameras import OPENCV_FROM_OPENGL
 from lean3r.data.files import read_text
 from lean3r.data.scenes import Camera, FolderSet, Frame, folders, inverted, rescaled
 from lean3r.errors import InputError, MissingExtraError
+from lean3r.inputs.cameras import OPENCV_FROM_OPENGL
 
 PARAMETERS = "metadata_camera_parameters.csv"
 MAX_VALUES = 2**26  # of an array; pictures have 2 ** 22

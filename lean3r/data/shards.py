@@ -24,8 +24,8 @@ from PIL import Image
 from lean3r.data.augment import cut
 from lean3r.data.files import inside, naming, read_array, read_text
 from lean3r.data.scenes import Camera, RawView, SceneInfo, SceneSet, checked, no_depth, without_unknown
-from lean3r.decoding import FORMATS
 from lean3r.errors import InputError, MissingExtraError, UsageError
+from lean3r.inputs.decoding import FORMATS
 from lean3r.json_text import parse_json
 
 INDEX, FORMAT = "index.json", "lean3r shards 1"

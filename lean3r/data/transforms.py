@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lean3r.cameras import OPENCV_FROM_OPENGL, open_colmap
 from lean3r.data.files import read_text
 from lean3r.data.lens import pinhole_of
 from lean3r.data.scenes import Camera, Frame, inverted
 from lean3r.errors import InputError
+from lean3r.inputs.cameras import OPENCV_FROM_OPENGL, open_colmap
 from lean3r.json_text import parse_json
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lean3r.errors import UsageError
 
 if TYPE_CHECKING:
-    from lean3r.originals import Originals
+    from lean3r.inputs.originals import Originals
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 
 from lean3r.errors import OutOfMemoryError, UsageError
-from lean3r.images import network_size
+from lean3r.inputs.views import network_size
 from lean3r.models.base import Backbone
 from lean3r.pipeline.memory import (
     Predictor,

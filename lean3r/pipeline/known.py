@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lean3r.cameras import GivenCamera, GivenCameras, read_given, read_intrinsics
 from lean3r.errors import InputError
 from lean3r.geometry.align import align_cameras
 from lean3r.geometry.camera import transform_intrinsics
 from lean3r.geometry.lens import Optics
 from lean3r.geometry.photo_scale import Pictures, photo_scale
 from lean3r.geometry.pose import camera_centers, make_pose
+from lean3r.inputs.cameras import GivenCamera, GivenCameras, read_given, read_intrinsics
 from lean3r.refine import KnownPoses
 from lean3r.types import Known, Lens, Prediction, Scale, Source, Views
 

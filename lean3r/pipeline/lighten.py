@@ -11,7 +11,7 @@ import torch
 
 from lean3r.compress import PLANS, compress
 from lean3r.compress.sparsify import plan_of
-from lean3r.images import network_size
+from lean3r.inputs.views import network_size
 from lean3r.models.base import Backbone
 from lean3r.models.execution import hold, weight_bytes
 from lean3r.pipeline.budget import Budget, Measure

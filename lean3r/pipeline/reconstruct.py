@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lean3r.cameras import GivenCameras
 from lean3r.compress.sparsify import plan_of
 from lean3r.errors import InputError, LeanError, OutOfMemoryError, UsageError
 from lean3r.geometry.photo_scale import Pictures
-from lean3r.images import Loaded, load_views
-from lean3r.masks import Masks, check_folder
+from lean3r.inputs.cameras import GivenCameras
+from lean3r.inputs.masks import Masks, check_folder
+from lean3r.inputs.views import Loaded, load_views
 from lean3r.models.base import Backbone
 from lean3r.pipeline.budget import Budget, Measure, chunk_text, fit_run, what_fits, within
 from lean3r.pipeline.known import (
@@ -90,7 +90,7 @@ def reconstruct(
     exact by matches and bundle adjustment where that is better ("auto": the embedded model, on files), in at most
     `refine_seconds`, with the camera model `lens`, shared between pictures as `share_lens` says (lean3r.refine.
     RefineOptions); Ctrl-C then keeps the network's cameras. What is black in the pictures of the folder `masks`
-    (lean3r/masks.py), sky unless `keep_sky`, and views that show nothing give no features, no depth and no points;
+    (inputs/masks.py), sky unless `keep_sky`, and views that show nothing give no features, no depth and no points;
     `info["warnings"]` says what nothing supports (pipeline/trust.py). Without poses the world's origin and unit are the
     network's choice (`scale` says which). InputError when no picture is usable or cameras or masks are not,
     OutOfMemoryError when memory does not hold the views, LeanError when the network returns NaN.

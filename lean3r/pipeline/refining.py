@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lean3r.errors import LeanError, UsageError
-from lean3r.masks import Masks
+from lean3r.inputs.masks import Masks
 from lean3r.models.base import Backbone
 from lean3r.pipeline.known import Given
 from lean3r.pipeline.observer import Observer

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lean3r.refine.options import KnownPoses, LensName, Refine, RefineOptions, ShareLens
 
 if TYPE_CHECKING:
-    from lean3r.originals import Originals as Originals
+    from lean3r.inputs.originals import Originals as Originals
     from lean3r.types import Reconstruction
 
 __all__ = ["KnownPoses", "LensName", "Refine", "RefineOptions", "ShareLens", "originals_of", "refine"]
@@ -23,7 +23,7 @@ def originals_of(
     max_views: int | None = None,
 ) -> Originals:
     """The pictures that a reconstruction was made from, by its inputs and its choice of frames."""
-    from lean3r.originals import Originals
+    from lean3r.inputs.originals import Originals
 
     return Originals(inputs, fps, every, frames, max_views)
 

@@ -10,7 +10,7 @@ from lean3r.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
 
-    from lean3r.masks import Masks
+    from lean3r.inputs.masks import Masks
     from lean3r.types import Lens
 
 Refine = Literal["auto", "on", "off"]

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lean3r.masks import Masks
-from lean3r.originals import Originals
+from lean3r.inputs.masks import Masks
+from lean3r.inputs.originals import Originals
 from lean3r.types import Reconstruction, Source
 
 

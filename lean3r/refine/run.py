@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from lean3r.geometry.lens import LENSES, network_intrinsics, scaled
-from lean3r.originals import Originals
+from lean3r.inputs.originals import Originals
 from lean3r.processes import python_command
 from lean3r.refine import accept
 from lean3r.refine.depth import follow

@@ -19,7 +19,7 @@ from lean3r.geometry.rotation import so3_exp
 from lean3r.types import Reconstruction
 
 if TYPE_CHECKING:
-    from lean3r.originals import Originals
+    from lean3r.inputs.originals import Originals
 
 logger = logging.getLogger("lean3r")
 

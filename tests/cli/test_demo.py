@@ -13,7 +13,7 @@ from PIL import Image
 from lean3r.cli import demo
 from lean3r.cli.main import main
 from lean3r.data.showroom import phone_photos
-from lean3r.images import load_views
+from lean3r.inputs.views import load_views
 from lean3r.types import PointCloud, Reconstruction
 
 

@@ -15,14 +15,14 @@ from contracts.tiny import tiny
 from PIL import Image
 
 import lean3r
-from lean3r.cameras import GivenCamera, GivenCameras, open_colmap
 from lean3r.cli.main import main
 from lean3r.errors import InputError, UsageError
 from lean3r.geometry.align import Similarity
 from lean3r.geometry.lens import pinhole_part
 from lean3r.geometry.pose import make_pose
 from lean3r.geometry.rotation import so3_exp
-from lean3r.images import load_views
+from lean3r.inputs.cameras import GivenCamera, GivenCameras, open_colmap
+from lean3r.inputs.views import load_views
 from lean3r.pipeline.known import Given, in_given_world, with_cameras
 from lean3r.types import Known, Lens, Prediction, Views
 

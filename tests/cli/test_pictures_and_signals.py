@@ -18,7 +18,7 @@ from PIL import Image
 
 from lean3r.cli.main import main
 from lean3r.errors import InputError
-from lean3r.originals import Originals
+from lean3r.inputs.originals import Originals
 
 SLOW = """
 import sys, time

@@ -13,14 +13,14 @@ import trimesh
 from PIL import Image
 
 from export.scene import BOX, ROOM, cast, make_scene
-from lean3r.cameras import read_given
 from lean3r.errors import UsageError
 from lean3r.export import EXPORTERS, ExportOptions, export
 from lean3r.export.lenses import Camera, undistorted
 from lean3r.export.tracks import sightings
 from lean3r.geometry.fusion import fuse
 from lean3r.geometry.lens import Optics, colmap_camera
-from lean3r.originals import Originals
+from lean3r.inputs.cameras import read_given
+from lean3r.inputs.originals import Originals
 from lean3r.types import Lens, SparsePoints
 
 SIZE = (320, 240)

@@ -40,8 +40,8 @@ def write_case(reader: Reader, folder: Path, rng: random.Random) -> None:
 
 def read_pictures(folder: Path, _: random.Random) -> bool:
     """As a run does: for the network, for its places, whole, and written again."""
-    from lean3r.images import load_views
-    from lean3r.originals import Originals
+    from lean3r.inputs.originals import Originals
+    from lean3r.inputs.views import load_views
     from lean3r.refine.scale import read_places
 
     loaded = load_views(folder if folder.is_dir() else [folder], resolution=96, patch=16)
@@ -58,8 +58,8 @@ def read_named(name: str) -> Callable[[Path, random.Random], bool]:
     """Pictures from one file of the folder, such as an archive or a video."""
 
     def read(folder: Path, _: random.Random) -> bool:
-        from lean3r.images import load_views
-        from lean3r.originals import Originals
+        from lean3r.inputs.originals import Originals
+        from lean3r.inputs.views import load_views
 
         (path,) = folder.glob(name)
         loaded = load_views(path, resolution=96, patch=16)
@@ -72,7 +72,7 @@ def read_named(name: str) -> Callable[[Path, random.Random], bool]:
 
 def read_cameras(folder: Path, _: random.Random) -> None:
     """As known cameras, by the folder and by the file."""
-    from lean3r.cameras import read_given
+    from lean3r.inputs.cameras import read_given
 
     for path in (folder, *sorted(folder.iterdir())):
         with contextlib.suppress(LeanError):
@@ -85,7 +85,7 @@ def read_cameras(folder: Path, _: random.Random) -> None:
 
 def read_trajectory(folder: Path, _: random.Random) -> None:
     """As known cameras."""
-    from lean3r.cameras import read_given
+    from lean3r.inputs.cameras import read_given
 
     read_given(folder / "poses.txt")
 

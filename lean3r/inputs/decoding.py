@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from lean3r.errors import InputError
-from lean3r.sources import STILL_BRANDS
+from lean3r.inputs.listing import STILL_BRANDS
 
 logger = logging.getLogger("lean3r")
 _one_large = threading.Lock()

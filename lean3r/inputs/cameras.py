@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lean3r.colmap_files import check_model
 from lean3r.errors import InputError
 from lean3r.geometry.lens import LENSES, pinhole_part, scaled
+from lean3r.inputs.colmap_files import check_model
+from lean3r.inputs.listing import IMAGE_SUFFIXES, printable
+from lean3r.inputs.trajectory import Trajectory, read_trajectory
 from lean3r.json_text import parse_json
-from lean3r.sources import IMAGE_SUFFIXES, printable
-from lean3r.trajectory import Trajectory, read_trajectory
 from lean3r.types import Lens
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from lean3r.errors import InputError
-from lean3r.video import Clip, FrameChoice, evenly, scan_clip
+from lean3r.inputs.video import Clip, FrameChoice, evenly, scan_clip
 
 logger = logging.getLogger("lean3r")
 

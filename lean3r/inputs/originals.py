@@ -13,11 +13,11 @@ from typing import Any
 
 from PIL import Image
 
-from lean3r.decoding import ORIENTATION, TURNS, exif, opened
 from lean3r.errors import InputError
-from lean3r.images import decode_whole, own_pixel_limit
-from lean3r.sources import Still, find_pictures
-from lean3r.video import Clip, read_frames
+from lean3r.inputs.decoding import ORIENTATION, TURNS, exif, opened
+from lean3r.inputs.listing import Still, find_pictures
+from lean3r.inputs.video import Clip, read_frames
+from lean3r.inputs.views import decode_whole, own_pixel_limit
 
 logger = logging.getLogger("lean3r")
 

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lean3r.decoding import TURNS, check_pixels, eight_bit, exif, is_large, on_white, opened, plain
 from lean3r.errors import InputError, UsageError
-from lean3r.sources import Skips, Still, find_pictures, nothing_usable
+from lean3r.inputs.decoding import TURNS, check_pixels, eight_bit, exif, is_large, on_white, opened, plain
+from lean3r.inputs.listing import Skips, Still, find_pictures, nothing_usable
+from lean3r.inputs.video import Clip, read_frames
 from lean3r.types import Source, Views
-from lean3r.video import Clip, read_frames
 
 logger = logging.getLogger("lean3r")
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from lean3r.errors import InputError, UsageError
-from lean3r.motion import Motion, choose, measure, small_size
+from lean3r.inputs.motion import Motion, choose, measure, small_size
 
 if TYPE_CHECKING:
     import numpy as np
