@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from lean3r.errors import InputError, UsageError
+from lean3r.inputs.decoding import TURNS
 from lean3r.inputs.views import Picture, assemble, decode_picture, load_views, network_size
 from lean3r.types import Source
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from lean3r.errors import InputError, UsageError
+from lean3r.inputs import listing
 from lean3r.inputs.listing import find_pictures, natural_key, printable
 from lean3r.inputs.video import Clip, FrameChoice, evenly, read_frames
 from lean3r.inputs.views import load_views
