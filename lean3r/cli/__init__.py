@@ -3,7 +3,20 @@
 Nothing heavy is imported at the top of these files: `lean3r --help` must answer at once.
 """
 
+from typing import Protocol
+
 from lean3r.registry import Registry
+
+
+class Command(Protocol):
+    """A row of COMMANDS once its line is parsed: a dataclass of options, these two among them."""
+
+    verbose: bool
+    quiet: bool
+
+    def run(self) -> None:
+        """Do it; the result alone goes to standard output, errors are those of lean3r/errors.py."""
+
 
 COMMANDS = Registry(
     "command",

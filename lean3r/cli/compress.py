@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from lean3r.cli.console import Console
-from lean3r.cli.options import option
+from lean3r.cli.options import Json, Offline, Overwrite, Plan, Quiet, Verbose, option
 from lean3r.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ class Compress:
     out: Annotated[tyro.conf.Positional[Path], option("OUT")]
     """File to write, .safetensors; with --scan a folder."""
 
-    plan: Annotated[str | None, option("NAME|FILE")] = None
-    """A plan of lean3r by its name, or a .json file."""
+    plan: Plan = None
 
     scheme: Annotated[str | None, option("NAME")] = None
     """Numbers for linear layers: fp8, fp8-weight, w4a16, w4a8 or int8-dynamic; after --plan, if both are given."""
@@ -53,20 +52,11 @@ class Compress:
     model: Annotated[str | None, option("NAME", "-m")] = None
     """Whose weights these are; by default what the file says, or its names and shapes tell."""
 
-    overwrite: Annotated[bool, option()] = False
-    """Replace OUT."""
-
-    offline: Annotated[bool, option()] = False
-    """Take downloaded weights from the cache only."""
-
-    json: Annotated[bool, option()] = False
-    """Print a summary as JSON on standard output, instead of the path."""
-
-    verbose: Annotated[bool, option(None, "-v")] = False
-    """Name every layer, and show the traceback of an unexpected error."""
-
-    quiet: Annotated[bool, option(None, "-q")] = False
-    """Say nothing but errors."""
+    overwrite: Annotated[Overwrite, option(help="Replace OUT.")] = False
+    offline: Offline = False
+    json: Json = False
+    verbose: Annotated[Verbose, option(help="Name every layer, and show the traceback of an unexpected error.")] = False
+    quiet: Quiet = False
 
     def run(self) -> None:
         """Compress, write the file, say what changed: its path, or JSON, on standard output."""

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
-
 from lean3r.cli.console import Console, format_table
-from lean3r.cli.options import check_seed, option
+from lean3r.cli.options import Out, Quiet, Seed, Verbose, Weights, check_seed, option
 from lean3r.cli.reconstruct import Reconstruct
 from lean3r.errors import InputError
 
@@ -27,20 +25,17 @@ SMALL_BASELINE = 0.05  # of the mean depth: pairs nearer than that have no relia
 class Demo:
     """Photograph a synthetic room, reconstruct it, and say how far the result is from the truth."""
 
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR", aliases=["-o"])] = Path("demo")
-    """Where the photos and the results go; results of an earlier demo are replaced."""
+    out: Annotated[
+        Out, option(help="Where the photos and the results go; results of an earlier demo are replaced.")
+    ] = Path("demo")
 
     photos: Annotated[Path | None, option("DIR")] = None
     """Reconstruct these pictures instead; there is no truth to compare with then."""
 
-    weights: Annotated[Path | None, option("FILE")] = None
-    """Weights other than those that come with nano."""
-
-    seed: Annotated[int, option("N")] = 1
-    """Moves the photographer."""
-
-    verbose: Annotated[bool, option(None, "-v")] = False
-    """Say more, and show the traceback of an unexpected error."""
+    weights: Weights = None
+    seed: Annotated[Seed, option(help="Moves the photographer.")] = 1
+    verbose: Verbose = False
+    quiet: Quiet = False
 
     def run(self) -> None:
         """Make the photos unless they are given, reconstruct, compare, print where the files are."""
@@ -50,7 +45,7 @@ class Demo:
                 raise InputError(f"{self.photos} is no folder; give one with pictures: make demo PHOTOS=DIR")
             self.reconstruct(self.photos, self.out / "own")
             return
-        console, folder = Console(), self.out / "photos"
+        console, folder = Console(self.quiet), self.out / "photos"
         with console.stage("photos"):
             from lean3r.data.showroom import phone_photos
             from lean3r.export.atomic import atomic_folder
@@ -69,11 +64,12 @@ class Demo:
         job = Reconstruct(
             [str(photos)],
             out,
-            weights=None if self.weights is None else str(self.weights),
+            weights=self.weights,
             overwrite=True,
             verbose=self.verbose,
+            quiet=self.quiet,
         )
-        scene, _ = job.work(Console())
+        scene, _ = job.work(Console(self.quiet))
         print(out)
         return scene
 

@@ -11,10 +11,9 @@ import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
 
 from lean3r.cli.console import format_table
-from lean3r.cli.options import option
+from lean3r.cli.options import Json, Quiet, Verbose
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,9 @@ class Finding:
 class Doctor:
     """Say what hardware, versions and optional parts are usable, and why others are not."""
 
-    json: Annotated[bool, option()] = False
-    """Print JSON."""
+    json: Json = False
+    verbose: Verbose = False
+    quiet: Quiet = False
 
     def run(self) -> None:
         """Print the report, or JSON."""

@@ -6,13 +6,26 @@ import json
 import math
 import textwrap
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from lean3r.cli.console import Console
-from lean3r.cli.options import option
+from lean3r.cli.options import (
+    Device,
+    Inputs,
+    Json,
+    MaxViews,
+    Model,
+    Out,
+    Overwrite,
+    Plan,
+    Quiet,
+    Resolution,
+    Verbose,
+    Weights,
+    option,
+)
 from lean3r.errors import UsageError
 
 
@@ -23,20 +36,11 @@ class Inspect:
     what: Annotated[tyro.conf.Positional[Literal["attention"]], option()]
     """What to look at."""
 
-    inputs: Annotated[tyro.conf.Positional[list[str]], option("INPUT [INPUT ...]")]
-    """Folders, pictures, globs, .zip files or a video."""
-
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR", aliases=["-o"])]
-    """Folder to write attention.png and attention.json into; must not exist or be empty."""
-
-    model: Annotated[str, option("NAME", "-m")] = "nano"
-    """Which model; `lean3r models` lists them."""
-
-    weights: Annotated[Path | None, option("FILE")] = None
-    """Weights other than those that come with the model."""
-
-    plan: Annotated[str | None, option("NAME|FILE")] = None
-    """Compress the model first: a plan of lean3r by its name, or a .json file."""
+    inputs: Inputs
+    out: Annotated[Out, option(help="Folder to write attention.png and attention.json into.")]
+    model: Model = "nano"
+    weights: Weights = None
+    plan: Plan = None
 
     view: Annotated[int | None, option("N")] = None
     """The picture that looks, from 0; by default the middle one."""
@@ -47,26 +51,13 @@ class Inspect:
     block: Annotated[int | None, option("N")] = None
     """Number among the blocks that look across pictures, from 0; by default the last one."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
-
-    resolution: Annotated[int | None, option("PIXELS")] = None
-    """Side of the square that has the area of the network's pictures; by default what suits the model."""
-
-    max_views: Annotated[int | None, option("N")] = None
-    """Use at most N views, evenly chosen."""
-
-    overwrite: Annotated[bool, option()] = False
-    """Replace an earlier result in the output folder."""
-
-    json: Annotated[bool, option()] = False
-    """Print attention.json on standard output, instead of the output folder."""
-
-    verbose: Annotated[bool, option(None, "-v")] = False
-    """Show the traceback of an unexpected error."""
-
-    quiet: Annotated[bool, option(None, "-q")] = False
-    """Say nothing but errors."""
+    device: Device = "auto"
+    resolution: Resolution = None
+    max_views: MaxViews = None
+    overwrite: Overwrite = False
+    json: Json = False
+    verbose: Verbose = False
+    quiet: Quiet = False
 
     def run(self) -> None:
         """Look, draw, write; the folder, or JSON, on standard output."""

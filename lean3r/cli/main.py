@@ -16,10 +16,9 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from lean3r import __version__
-from lean3r.cli import COMMANDS
+from lean3r.cli import COMMANDS, Command
 from lean3r.errors import LeanError, OutOfMemoryError, UsageError
 
 _INTERRUPTED, _TERMINATED = 130, 143
@@ -44,11 +43,11 @@ def run(argv: Sequence[str]) -> int:
     if argv == ["--version"]:
         print(f"lean3r {__version__}")
         return 0
-    command = None
+    command: Command | None = None
     try:
         with _orderly_end():
             command = parse(argv)
-            with _messages(getattr(command, "quiet", False), getattr(command, "verbose", False)):
+            with _messages(command.quiet, command.verbose):
                 command.run()
         return 0
     except BrokenPipeError:
@@ -62,9 +61,9 @@ def run(argv: Sequence[str]) -> int:
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED
     except Exception as error:
-        if getattr(command, "verbose", False):
-            traceback.print_exc()
         message, code = explain(error)
+        if command is not None and command.verbose and code == LeanError.exit_code:
+            traceback.print_exc()
         print(f"error: {message}", file=sys.stderr)
         return code
 
@@ -92,7 +91,7 @@ def _orderly_end() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def parse(argv: Sequence[str]) -> Any:
+def parse(argv: Sequence[str]) -> Command:
     """The command object that a command line asks for; exits with 2 (or 0 after --help) as tyro does."""
     import tyro
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from lean3r.cli.options import option
+from lean3r.cli.options import Json, Quiet, Verbose, option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,8 +29,7 @@ class Models:
     name: Annotated[tyro.conf.Positional[str | None], option("[NAME]")] = None
     """One model instead of all."""
 
-    costs: Annotated[bool, tyro.conf.arg(name="verbose", aliases=["-v"], help_behavior_hint="")] = False
-    """Parameters, operations and bytes of one run, part by part."""
+    verbose: Annotated[Verbose, option(help="Parameters, operations and bytes of one run, part by part.")] = False
 
     views: Annotated[int, option("N")] = 8
     """Views of that run."""
@@ -41,8 +40,8 @@ class Models:
     width: Annotated[int | None, option("PIXELS")] = None
     """Width of its pictures, in the same way."""
 
-    json: Annotated[bool, option()] = False
-    """Print JSON."""
+    json: Json = False
+    quiet: Quiet = False
 
     def run(self) -> None:
         """Print tables, or JSON; UsageError on an unknown name or a size without pixels."""
@@ -53,7 +52,7 @@ class Models:
         known = [*MODELS, *students]
         names = known if self.name is None else [self.name if self.name in students else MODELS.check(self.name)]
         rows = [describe(name) for name in names]
-        costs = [self._costs(name) for name in names] if self.costs else []
+        costs = [self._costs(name) for name in names] if self.verbose else []
         if self.json:
             if costs:
                 rows = [{**row, "costs": asdict(cost)} for row, cost in zip(rows, costs, strict=True)]

@@ -1,17 +1,67 @@
-"""How options look in --help."""
+"""How options look in --help, and those that several commands share: each is declared here, once.
+
+A command takes one by its type, `seed: Seed = 0`, and where its own words say more, replaces the help:
+`seed: Annotated[Seed, option(help="Moves the photographer.")] = 1`.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from lean3r.errors import UsageError
 
 
-def option(metavar: str | None = None, *aliases: str) -> Any:
-    """One option: what its value is called, and its other names. Defaults that say nothing are not shown."""
-    return tyro.conf.arg(metavar=metavar, aliases=aliases, help_behavior_hint=_hint)
+def option(metavar: str | None = None, *aliases: str, help: str | None = None) -> Any:
+    """One option: what its value is called, its other names, its help (else the docstring below the field).
+
+    Defaults that say nothing are not shown.
+    """
+    return tyro.conf.arg(metavar=metavar, aliases=aliases or None, help=help, help_behavior_hint=_hint)
+
+
+def _hint(default: str) -> str:
+    return "" if default in ("None", "False", "", "[]") else f"(default: {default})"
+
+
+Inputs = Annotated[
+    tyro.conf.Positional[list[str]],
+    option("INPUT [INPUT ...]", help="Folders, pictures, globs, .zip files or a video."),
+]
+Out = Annotated[Path, option("DIR", "-o", help="Folder to write; must not exist or be empty, unless --overwrite.")]
+Model = Annotated[str, option("NAME", "-m", help="Which model; `lean3r models` lists them.")]
+Weights = Annotated[
+    str | None,
+    option("FILE", help="Weights other than the model's usual ones: a file, a folder, or hf:OWNER/NAME[@REVISION]."),
+]
+Offline = Annotated[bool, option(help="Use no network: weights come from a file or from what was downloaded before.")]
+Plan = Annotated[
+    str | None,
+    option("NAME|FILE", help="Compress the model: a plan by its name (docs/how-to/compress.md), or a .json file."),
+]
+Device = Annotated[Literal["auto", "cpu", "cuda"], option(help="Where to compute.")]
+Resolution = Annotated[
+    int | None,
+    option(
+        "PIXELS",
+        help="Side of the square that has the area of the network's pictures; by default what suits the model.",
+    ),
+]
+MaxViews = Annotated[int | None, option("N", help="Use at most N views, evenly chosen.")]
+Sets = Annotated[
+    tyro.conf.UseAppendAction[list[str]],
+    option(
+        "NAME=ROOT[:WEIGHT]",
+        help="A data set and its folder, perhaps with a weight; may be repeated. By default the synthetic world.",
+    ),
+]
+Seed = Annotated[int, option("N", help="Of everything random.")]
+Overwrite = Annotated[bool, option(help="Replace an earlier result in the output folder.")]
+Json = Annotated[bool, option(help="Print JSON on standard output, instead of the usual result.")]
+Verbose = Annotated[bool, option(None, "-v", help="Say more, and show the traceback of an unexpected error.")]
+Quiet = Annotated[bool, option(None, "-q", help="Say nothing but errors.")]
 
 
 def check_seed(seed: int | None) -> None:
@@ -19,7 +69,3 @@ def check_seed(seed: int | None) -> None:
     if seed is not None and not 0 <= seed < 2**32:
         shown = str(seed) if abs(seed) < 10**20 else f"a number of {len(str(abs(seed)))} digits"
         raise UsageError(f"--seed is {shown}; expected 0 to {2**32 - 1}.")
-
-
-def _hint(default: str) -> str:
-    return "" if default in ("None", "False", "", "[]") else f"(default: {default})"
