@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lean3r.compress import compress as compress
     from lean3r.errors import LeanError as LeanError
     from lean3r.export import export as export
-    from lean3r.pipeline.load import list_models as list_models
+    from lean3r.models import list_models as list_models
     from lean3r.pipeline.load import load as load
     from lean3r.pipeline.reconstruct import reconstruct as reconstruct
     from lean3r.pipeline.save import save as save
@@ -42,7 +42,7 @@ _PUBLIC = {
     "compress": "lean3r.compress",
     "save": "lean3r.pipeline.save",
     "export": "lean3r.export",
-    "list_models": "lean3r.pipeline.load",
+    "list_models": "lean3r.models",
     "LeanError": "lean3r.errors",
     "PointCloud": "lean3r.types",
     "Prediction": "lean3r.types",

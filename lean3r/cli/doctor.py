@@ -139,7 +139,7 @@ def fp8() -> Finding:
 
 def weights() -> Finding:
     """Whether the embedded weights are there."""
-    from lean3r.pipeline.load import EMBEDDED, list_models
+    from lean3r.models import EMBEDDED, list_models
 
     found = [name for name in list_models() if (EMBEDDED / f"{name}.safetensors").is_file()]
     if found:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from lean3r.cli.options import Json, Quiet, Verbose, option
+from lean3r.models import CARDS, EMBEDDED, MODELS, STUDENTS, is_non_commercial, list_models, model_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,12 +45,8 @@ class Models:
 
     def run(self) -> None:
         """Print tables, or JSON; UsageError on an unknown name or a size without pixels."""
-        from lean3r.models import MODELS, STUDENTS
-        from lean3r.pipeline.load import list_models
-
-        students = [name for name in list_models() if name in STUDENTS]
-        known = [*MODELS, *students]
-        names = known if self.name is None else [self.name if self.name in students else MODELS.check(self.name)]
+        known = list_models()
+        names = known if self.name is None else [self.name if self.name in known else MODELS.check(self.name)]
         rows = [describe(name) for name in names]
         costs = [self._costs(name) for name in names] if self.verbose else []
         if self.json:
@@ -66,40 +62,29 @@ class Models:
         _print(tables)
 
     def _costs(self, name: str) -> Summary:
-        model = _empty(name)
+        from lean3r.models.checkpoint import without_memory
+
+        model = without_memory(MODELS.get(model_of(name)))
         height, width = (_whole_patches(side, model) for side in (self.height, self.width))
         return model.summary(self.views, height, width)
 
 
 def describe(name: str) -> dict:
     """One model as JSON-ready values; `weights` is where those come from that it loads by itself."""
-    from lean3r.models import STUDENTS
-    from lean3r.models.sources import OFFICIAL, is_non_commercial, official_source
-    from lean3r.pipeline.load import EMBEDDED
-
-    model = _empty(name)
+    card = CARDS[model_of(name)]
     path = EMBEDDED / f"{name}.safetensors"
     embedded = f"in the package ({path.stat().st_size / 1e6:.1f} MB)" if path.is_file() else None
-    about = (inspect.getdoc(type(model)) or "").partition("\n\n")[0].replace("\n", " ")
     return {
         "name": name,
-        "predicts": STUDENTS[name].about if name in STUDENTS else about,
-        "parameters": model.parameter_count,
-        "licence": model.licence,
-        "non_commercial": is_non_commercial(model.licence),
-        "licence_stated": OFFICIAL[name].stated if name in OFFICIAL else None,
-        "weights": embedded or official_source(name),
-        "resolution": model.resolution,
-        "patch": model.patch,
+        "predicts": STUDENTS[name].about if name in STUDENTS else card.about,
+        "parameters": card.parameters,
+        "licence": card.licence,
+        "non_commercial": is_non_commercial(card.licence),
+        "licence_stated": None if name in STUDENTS else card.stated,
+        "weights": embedded or (None if card.repository is None else f"hf:{card.repository}"),
+        "resolution": card.resolution,
+        "patch": card.patch,
     }
-
-
-def _empty(name: str) -> Backbone:
-    from lean3r.models import MODELS
-    from lean3r.models.checkpoint import without_memory
-    from lean3r.pipeline.load import model_of
-
-    return without_memory(MODELS.get(model_of(name)))
 
 
 def _whole_patches(side: int | None, model: Backbone) -> int:
@@ -117,7 +102,7 @@ def _list(rows: list[dict]) -> Table:
     return table
 
 
-def _overview(names: list[str], costs: list[Summary]) -> Table:
+def _overview(names: Sequence[str], costs: list[Summary]) -> Table:
     """One line a model: operations by part, bytes."""
     parts = list(costs[0].flops)
     numbers = ("TFLOP", *parts, "weights", "activations")

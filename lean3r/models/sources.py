@@ -9,46 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lean3r.errors import UsageError, WeightsError
+from lean3r.models import CARDS
 from lean3r.models.stored import INDEX_SUFFIX, shards_of, weights_in
 
 SCHEME = "hf:"
 CANDIDATES = ("model.safetensors", f"model.safetensors{INDEX_SUFFIX}", "model.pt", "model.pth")
 
-NON_COMMERCIAL = "CC-BY-NC-4.0"
-APACHE = "Apache-2.0"
-
-
-@dataclass(frozen=True)
-class Published:
-    """Weights on the Hub: repository, licence of the weights (not of the code), and where the authors state it."""
-
-    repository: str
-    licence: str
-    stated: str
-
-
-_VGGT = "https://github.com/facebookresearch/vggt#updates"
-_PI3 = "https://github.com/yyfz/Pi3#license"
-_SPEED3R = "https://github.com/Visual-AI/speed3r#license"
-_DA3 = "https://github.com/ByteDance-Seed/Depth-Anything-3#model-cards"
-
-OFFICIAL = {
-    "vggt": Published("facebook/VGGT-1B", NON_COMMERCIAL, _VGGT),
-    "pi3": Published("yyfz233/Pi3", NON_COMMERCIAL, _PI3),
-    "pi3x": Published("yyfz233/Pi3X", NON_COMMERCIAL, _PI3),
-    "speed3r-pi3": Published("weining17/Speed3R_Pi3", NON_COMMERCIAL, _SPEED3R),
-    "da3-small": Published("depth-anything/DA3-SMALL", APACHE, _DA3),
-    "da3-base": Published("depth-anything/DA3-BASE", APACHE, _DA3),
-    "da3-large": Published("depth-anything/DA3-LARGE-1.1", NON_COMMERCIAL, _DA3),
-    "da3-giant": Published("depth-anything/DA3-GIANT-1.1", NON_COMMERCIAL, _DA3),
-    "da3mono-large": Published("depth-anything/DA3MONO-LARGE", APACHE, _DA3),
-    "da3metric-large": Published("depth-anything/DA3METRIC-LARGE", APACHE, _DA3),
-    "da3nested-giant-large": Published("depth-anything/DA3NESTED-GIANT-LARGE-1.1", NON_COMMERCIAL, _DA3),
-}
-"""Model name -> its authors' weights."""
-
-VARIANTS = (Published("facebook/VGGT-1B-Commercial", "VGGT licence (commercial use, not military)", _VGGT),)
-"""Weights that fit a model of the table and have another licence than its own."""
+VARIANTS = {"facebook/VGGT-1B-Commercial": "VGGT licence (commercial use, not military)"}
+"""Repository on the Hub -> licence, of published weights that are nobody's default."""
 
 
 @dataclass(frozen=True)
@@ -110,21 +78,17 @@ def find_weights(
 
 def official_source(model: str) -> str | None:
     """`hf:...` of a model's official weights, None when it has none."""
-    return f"{SCHEME}{OFFICIAL[model].repository}" if model in OFFICIAL else None
+    repository = CARDS[model].repository if model in CARDS else None
+    return repository and f"{SCHEME}{repository}"
 
 
 def licence_of(source: str | Path) -> str | None:
     """The licence of the weights at `hf:OWNER/NAME...` where it is known; None for others and for local files."""
     if not str(source).startswith(SCHEME):
         return None
+    licences = {card.repository: card.licence for card in CARDS.values() if card.repository} | VARIANTS
     repository = HubSource.parse(str(source)).repository.lower()
-    known = (*OFFICIAL.values(), *VARIANTS)
-    return next((found.licence for found in known if found.repository.lower() == repository), None)
-
-
-def is_non_commercial(licence: str) -> bool:
-    """Whether a licence, by its SPDX name, forbids commercial use."""
-    return "NC" in licence.split("-")
+    return next((licence for name, licence in licences.items() if name.lower() == repository), None)
 
 
 def _fetch(hub: HubSource, name: str, online: bool, options: dict) -> Path | None:

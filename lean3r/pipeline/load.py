@@ -13,17 +13,16 @@ import torch
 from lean3r.compress import CompressionPlan, compress, resolve_plan
 from lean3r.compress.sparsify import stored_plan
 from lean3r.errors import UsageError, WeightsError
-from lean3r.models import MODELS, STUDENTS
+from lean3r.models import EMBEDDED, MODELS, STUDENTS, is_non_commercial, model_of
 from lean3r.models.base import Backbone
 from lean3r.models.checkpoint import check_model, load_weights, without_memory
 from lean3r.models.execution import accelerate
 from lean3r.models.fingerprint import fingerprint
-from lean3r.models.sources import SCHEME, find_weights, is_non_commercial, licence_of, official_source
+from lean3r.models.sources import SCHEME, find_weights, licence_of, official_source
 from lean3r.models.stored import open_stored
 from lean3r.pipeline.budget import Budget, Measure
 from lean3r.pipeline.lighten import lighten
 
-EMBEDDED = Path(__file__).parents[1] / "weights"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 logger = logging.getLogger("lean3r")
@@ -53,7 +52,7 @@ def load(
     compile: bool = False,
     cuda_graphs: bool = False,
 ) -> Backbone:
-    """Load a backbone by its name (see list_models), ready to run.
+    """Load a backbone by its name (see lean3r.list_models), ready to run.
 
     `weights` is a .safetensors or .pt file, an index of shards, a folder with one of these, or
     hf:OWNER/NAME[@REVISION] (None: those that come with the package, else the authors' own, downloaded once;
@@ -114,16 +113,6 @@ def plan_in(path: Path) -> CompressionPlan | None:
         return stored_plan(open_stored(path).metadata)
     except UsageError as error:
         raise WeightsError(f"{path} carries a plan that cannot be used: {error}") from error
-
-
-def list_models() -> tuple[str, ...]:
-    """Names that `load` takes: models, and students whose weights come with the package."""
-    return (*MODELS, *(name for name in STUDENTS if (EMBEDDED / f"{name}.safetensors").is_file()))
-
-
-def model_of(name: str) -> str:
-    """The row of MODELS that a name stands for: itself, or for a student its model's."""
-    return STUDENTS[name].model if name in STUDENTS else name
 
 
 def embedded_weights(name: str) -> Path:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contracts.tiny import tiny
 from lean3r.geometry.pose import relative_pose
-from lean3r.models import MODELS
+from lean3r.models import CARDS, MODELS
 from lean3r.models.base import Backbone
 from lean3r.models.nano import Nano
 from lean3r.types import Prediction, Views
@@ -181,3 +181,12 @@ def test_the_model_forgets_the_values_of_padding_but_keeps_the_rest() -> None:
     grey = grey_padding(views)
     assert torch.equal(grey.images[..., :2], images[..., :2]) and bool((grey.images[..., 2:] == 0.5).all())
     assert grey_padding(replace(views, mask=None)).images is images
+
+
+@each_model
+def test_the_card_is_true_of_the_model(name: str) -> None:
+    with torch.device("meta"):
+        model = MODELS.get(name)()
+    card = CARDS[name]
+    told = (card.parameters, card.resolution, card.patch, card.licence)
+    assert told == (model.parameter_count, model.resolution, model.patch, model.licence)

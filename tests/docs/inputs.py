@@ -19,10 +19,9 @@ from scipy.spatial.transform import Rotation
 
 from docs.pages import steps_of
 from lean3r.data.showroom import phone_photos
-from lean3r.models import MODELS
+from lean3r.models import CARDS, MODELS
 from lean3r.models.base import Backbone
 from lean3r.models.checkpoint import save_model, save_weights
-from lean3r.models.sources import OFFICIAL
 
 VIEWS, HEIGHT, WIDTH = 4, 144, 192
 FRAMES, RATE = 12, 4
@@ -152,7 +151,7 @@ def plan(path: Path) -> None:
 
 def hub(folder: Path) -> None:
     """The Hub's cache with the official checkpoints of all models, as if they had been downloaded."""
-    published = {(row.repository, "model.safetensors"): name for name, row in OFFICIAL.items()}
+    published = {(c.repository, "model.safetensors"): name for name, c in CARDS.items() if c.repository}
     published["facebook/VGGT-1B-Commercial", "vggt_1B_commercial.pt"] = "vggt"
     for (repository, file), name in published.items():
         cached = folder / f"models--{repository.replace('/', '--')}"

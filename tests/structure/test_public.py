@@ -8,6 +8,8 @@ import pkgutil
 import subprocess
 import sys
 
+import pytest
+
 import lean3r
 from lean3r import errors
 from lean3r.cli import COMMANDS
@@ -100,14 +102,24 @@ def test_import_loads_nothing_heavy() -> None:
     assert not modules_after("import lean3r") & HEAVY
 
 
-def test_help_loads_nothing_heavy() -> None:
-    for arguments in (["--help"], ["reconstruct", "--help"]):
-        statement = (
-            "import contextlib, io\nfrom lean3r.cli.main import main\n"
-            f"with contextlib.redirect_stdout(io.StringIO()): assert main({arguments}) == 0"
-        )
-        # tyro draws its help without rich; numpy or torch here would cost the half second that help may take.
-        assert not modules_after(statement) & HEAVY
+def modules_of_command(*arguments: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has loaded after a command that succeeds."""
+    return modules_after(
+        "import contextlib, io\nfrom lean3r.cli.main import main\n"
+        f"with contextlib.redirect_stdout(io.StringIO()): assert main({list(arguments)}) == 0"
+    )
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_loads_nothing_heavy(command: str) -> None:
+    # tyro draws its help without rich; numpy or torch here would cost the half second that help may take.
+    assert not modules_of_command(*command.split(), "--help") & HEAVY
+
+
+def test_models_answers_from_a_table() -> None:
+    assert not modules_of_command("models") & (HEAVY - {"rich"})
+    assert not modules_of_command("models", "vggt", "--json") & HEAVY
+    assert not modules_after("import lean3r\nlean3r.list_models()") & HEAVY
 
 
 def test_options_of_reconstruct_are_frozen() -> None:
