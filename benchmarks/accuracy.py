@@ -17,8 +17,8 @@ from common import hardware, write_result
 
 import lean3r
 from lean3r.data.base import SceneBatch
-from lean3r.data.colmap import read_cameras
-from lean3r.data.synthetic import SyntheticWorld
+from lean3r.data.sets.colmap import read_cameras
+from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.eval.baselines import best_constant_motion, constant_motion
 from lean3r.eval.pose_errors import auc_histogram, pose_auc
 from lean3r.eval.synthetic import SMALL_BASELINE, THRESHOLDS_DEG, score_scenes

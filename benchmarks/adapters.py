@@ -25,11 +25,11 @@ from torch import Tensor
 
 import lean3r
 from lean3r.data.base import SceneBatch
-from lean3r.data.synthetic import SyntheticWorld
+from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.eval.synthetic import score_scenes
 from lean3r.models.base import Backbone
-from lean3r.train.adapters import add_lora, merge_lora
-from lean3r.train.nano import nano_loss
+from lean3r.train.lora import add_lora, merge_lora
+from lean3r.train.losses.nano import nano_loss
 from lean3r.train.probe import BATCHES, Score, gradient_scores, report, strongest
 from lean3r.train.recipes import HELD_OUT_SEED
 

@@ -21,7 +21,7 @@ import numpy as np
 from common import hardware, write_result
 from PIL import Image
 
-from lean3r.data.synthetic import SyntheticWorld
+from lean3r.data.world.synthetic import SyntheticWorld
 
 VIEW_COUNTS = (16, 32, 64, 128)
 MB_PER_VIEW_LIMIT = 8.0

@@ -20,7 +20,7 @@ from common import hardware, write_result
 
 import lean3r
 from lean3r.data.base import SceneBatch
-from lean3r.data.synthetic import SyntheticWorld
+from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.eval.point_errors import nearest
 from lean3r.geometry.fusion import fuse
 from lean3r.geometry.points import normals_from_depth

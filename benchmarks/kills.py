@@ -38,11 +38,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lean3r.cli.main import main as lean3r
-from lean3r.data.showroom import phone_photos
-from lean3r.data.synthetic import SyntheticWorld
-from lean3r.train import watch
+from lean3r.data.world.showroom import phone_photos
+from lean3r.data.world.synthetic import SyntheticWorld
+from lean3r.train.checkpoints.state import lock_folder
+from lean3r.train.logs import watch
 from lean3r.train.recipes import HELD_OUT_SEED
-from lean3r.train.state import lock_folder
 
 SMALL = ("--resolution", "96", "-q")
 FEW = ("--steps", "2", "--batch", "2", "--views", "2", "--processes", "1", "--checkpoint-every", "1")
@@ -55,8 +55,8 @@ WARM = (
         "lean3r.refine.run",
         "lean3r.export.manifest",
         "lean3r.colmap_library",
-        "lean3r.data.shards",
-        "lean3r.data.roots",
+        "lean3r.data.sets.shards",
+        "lean3r.data.sets.roots",
     ),
     *(
         "tyro",

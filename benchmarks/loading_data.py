@@ -29,11 +29,11 @@ from common import hardware, write_result
 from PIL import Image
 
 from lean3r.data import DATASETS
-from lean3r.data.augment import NONE, USUAL
 from lean3r.data.base import SceneBatch
-from lean3r.data.files import read_image, write_pfm
 from lean3r.data.loader import Prefetch
-from lean3r.data.sampling import BatchShape, Mixture, Part
+from lean3r.data.sampling.augment import NONE, USUAL
+from lean3r.data.sampling.mixture import BatchShape, Mixture, Part
+from lean3r.data.sets.formats.files import read_image, write_pfm
 
 SIZE, VIEWS, SCENES, STEPS = (480, 640), 24, 4, 8
 BATCH_VIEWS = 8

@@ -23,13 +23,13 @@ import torch
 from common import RESULTS, hardware, write_result
 
 from lean3r.data.base import SceneBatch
-from lean3r.data.synthetic import SyntheticWorld
+from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.eval.synthetic import score_scenes
 from lean3r.models import MODELS
 from lean3r.models.nano import Nano
 from lean3r.models.nano_looped import NanoLooped
-from lean3r.train.looped import looped_loss, loops_at
-from lean3r.train.nano import nano_loss
+from lean3r.train.losses.looped import looped_loss, loops_at
+from lean3r.train.losses.nano import nano_loss
 from lean3r.train.optim import Ema, GradientBuffer, Optimizer
 from lean3r.train.recipes import HELD_OUT_SEED
 from lean3r.train.recipes import nano as nano_recipe

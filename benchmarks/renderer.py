@@ -18,7 +18,7 @@ import torch
 from common import hardware, write_result
 
 from lean3r.data.base import SceneBatch
-from lean3r.data.synthetic import SyntheticWorld
+from lean3r.data.world.synthetic import SyntheticWorld
 
 KINDS = ("room", "arena", "facade", "terrain")
 SIZES = ((64, 64), (112, 112), (240, 208))

@@ -27,7 +27,7 @@ from lean3r.attention.base import recording
 from lean3r.compress import CompressionPlan, compress, prepare
 from lean3r.compress.plan import Step
 from lean3r.compress.sparsify import stored_plan
-from lean3r.data.colmap import read_cameras
+from lean3r.data.sets.colmap import read_cameras
 from lean3r.eval.pose_errors import pose_auc
 from lean3r.eval.synthetic import THRESHOLDS_DEG, score_scenes
 from lean3r.models.base import Backbone

@@ -23,7 +23,7 @@ from PIL import Image, ImageFilter
 import lean3r
 from lean3r.cli.demo import network_depth
 from lean3r.colmap_library import pycolmap
-from lean3r.data.synthetic import SyntheticWorld
+from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.geometry.content import sky
 from lean3r.geometry.evidence import border
 from lean3r.geometry.fusion import trusted_pixels

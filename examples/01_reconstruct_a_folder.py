@@ -9,7 +9,7 @@ from pathlib import Path
 
 import lean3r
 from lean3r.cli.demo import compare
-from lean3r.data.showroom import phone_photos
+from lean3r.data.world.showroom import phone_photos
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--out", type=Path, default=Path("examples_out/01"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import lean3r
-from lean3r.data.showroom import phone_photos
+from lean3r.data.world.showroom import phone_photos
 from lean3r.geometry.lens import Optics
 
 parser = argparse.ArgumentParser(description=__doc__)

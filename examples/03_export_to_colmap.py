@@ -10,7 +10,7 @@ import numpy as np
 import pycolmap
 
 import lean3r
-from lean3r.data.showroom import phone_photos
+from lean3r.data.world.showroom import phone_photos
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--out", type=Path, default=Path("examples_out/03"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import lean3r
-from lean3r.data.synthetic import SyntheticWorld
+from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.eval.synthetic import score_scenes
 from lean3r.geometry.camera import intrinsics_from_focal
 from lean3r.geometry.pose import identity_pose

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import lean3r
 from lean3r.data.base import SceneBatch
-from lean3r.data.synthetic import SyntheticWorld
+from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.eval.synthetic import score_scenes
 from lean3r.models.nano import Nano, NanoConfig
 from lean3r.train.config import OptimConfig, Stage, TrainConfig
 from lean3r.train.loop import fit, seed_everything
-from lean3r.train.nano import nano_loss
+from lean3r.train.losses.nano import nano_loss
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--out", type=Path, default=Path("examples_out/06"))

@@ -13,9 +13,9 @@ import torch
 import lean3r
 from lean3r.attention.base import recording
 from lean3r.cli.main import main
-from lean3r.data.colmap import read_cameras
-from lean3r.data.showroom import phone_photos
-from lean3r.data.synthetic import SyntheticWorld
+from lean3r.data.sets.colmap import read_cameras
+from lean3r.data.world.showroom import phone_photos
+from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.eval.baselines import best_constant_motion, constant_motion
 from lean3r.eval.pose_errors import pose_auc
 from lean3r.eval.synthetic import score_scenes

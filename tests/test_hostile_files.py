@@ -19,17 +19,17 @@ from safetensors.torch import save_file
 from lean3r.cli.main import run
 from lean3r.compress.plan import CompressionPlan
 from lean3r.data import DATASETS
-from lean3r.data.files import inside, read_array, read_gzip
-from lean3r.data.transforms import read_transforms
+from lean3r.data.sets.formats.files import inside, read_array, read_gzip
+from lean3r.data.sets.formats.transforms import read_transforms
 from lean3r.errors import InputError, LeanError, UsageError, WeightsError
 from lean3r.inputs.cameras import read_given
 from lean3r.json_text import MAX_DEPTH, parse_json
 from lean3r.models.sources import find_weights
 from lean3r.models.stored import open_stored
 from lean3r.refine.scale import Distance
+from lean3r.train.checkpoints.shards import damage
+from lean3r.train.checkpoints.state import load_checkpoint, save_checkpoint
 from lean3r.train.config import TrainConfig
-from lean3r.train.shards import damage
-from lean3r.train.state import load_checkpoint, save_checkpoint
 
 
 @pytest.mark.parametrize("depth", [MAX_DEPTH + 2, 900, 200_000])

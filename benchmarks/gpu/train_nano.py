@@ -27,7 +27,7 @@ from lean3r.models.checkpoint import load_weights, save_weights
 from lean3r.models.nano import Nano, NanoConfig
 from lean3r.train.config import Stage, TrainConfig
 from lean3r.train.loop import fit, seed_everything
-from lean3r.train.nano import nano_loss
+from lean3r.train.losses.nano import nano_loss
 from lean3r.train.recipes import Recipe, nano
 
 SHARES = (0.4, 0.25, 0.35)  # of the time, for the three phases of the recipe

@@ -132,7 +132,7 @@ class Compress:
 
     def _views(self, model: Backbone, console: Console) -> Views:
         """The pictures of --photos, or one scene of the synthetic world."""
-        from lean3r.data.synthetic import SyntheticWorld
+        from lean3r.data.world.synthetic import SyntheticWorld
         from lean3r.inputs.views import load_views
         from lean3r.types import Views
 

@@ -16,7 +16,7 @@ from lean3r.errors import InputError, UsageError
 from lean3r.scratch import atomic_file
 
 if TYPE_CHECKING:
-    from lean3r.data.roots import Report
+    from lean3r.data.sets.roots import Report
 
 _SHOWN = 20
 _PLAIN_COLUMNS = 200
@@ -78,7 +78,7 @@ class Data:
         self._check(self.root) if self.what == "check" else self._pack(self.root)
 
     def _check(self, root: Path) -> None:
-        from lean3r.data.roots import options_of, report
+        from lean3r.data.sets.roots import options_of, report
 
         console = Console(self.quiet)
         found = report(root, self.set, options_of(self.options))
@@ -107,7 +107,7 @@ class Data:
         from PIL.PngImagePlugin import PngInfo
 
         from lean3r.cli.data_picture import draw
-        from lean3r.data.choosing import AUTO, Chooser
+        from lean3r.data.sampling.choosing import AUTO, Chooser
 
         scenes = found.opened
         if scenes is None:
@@ -138,8 +138,8 @@ class Data:
         return path
 
     def _pack(self, root: Path) -> None:
-        from lean3r.data.roots import kind_of, options_of, sets
-        from lean3r.data.shards import pack
+        from lean3r.data.sets.roots import kind_of, options_of, sets
+        from lean3r.data.sets.shards import pack
         from lean3r.export.atomic import atomic_folder
 
         if self.out is None:
@@ -172,7 +172,7 @@ def _list(as_json: bool) -> None:
     from rich.console import Console as Terminal
     from rich.table import Table
 
-    from lean3r.data.roots import sets
+    from lean3r.data.sets.roots import sets
 
     rows = [
         {

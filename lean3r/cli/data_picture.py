@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from lean3r.data.scenes import RawView, inverted, without_unknown
+from lean3r.data.sets.scenes import RawView, inverted, without_unknown
 from lean3r.export.depth import colourise
 
 _SIDE = 480

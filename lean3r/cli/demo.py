@@ -47,7 +47,7 @@ class Demo:
             return
         console, folder = Console(self.quiet), self.out / "photos"
         with console.stage("photos"):
-            from lean3r.data.showroom import phone_photos
+            from lean3r.data.world.showroom import phone_photos
             from lean3r.export.atomic import atomic_folder
             from lean3r.export.manifest import write_short
 

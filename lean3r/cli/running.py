@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lean3r.data.base import SceneBatch
-    from lean3r.data.synthetic import SyntheticWorld
+    from lean3r.data.world.synthetic import SyntheticWorld
     from lean3r.train.config import Stage, TrainConfig
     from lean3r.train.recipes.overrides import Overrides
     from lean3r.train.recipes.sources import Source
@@ -147,7 +147,7 @@ class HeldOut:
     ) -> Iterator[SceneBatch]:
         """So many scenes at a time of `total` in all, the same ones always, in pictures of `scale` times the size of a
         stage's."""
-        from lean3r.data.sampling import BatchShape
+        from lean3r.data.sampling.mixture import BatchShape
         from lean3r.train.recipes import HELD_OUT_SEED
         from lean3r.train.recipes.sources import plain_mixture
 
@@ -181,8 +181,8 @@ def run_folder(out: Path, recipe: Mapping[str, Any], resume: bool, writes: Seque
     """Inside, OUT is this run's: its recipe is there, no other run writes to it, and of the names in `writes` none is
     anything but this run's. On one process of torchrun's; the others rely on it."""
     from lean3r.errors import UsageError
+    from lean3r.train.checkpoints.state import lock_folder
     from lean3r.train.distributed import is_main_process
-    from lean3r.train.state import lock_folder
 
     if not is_main_process():
         yield
@@ -228,8 +228,8 @@ def keep_recipe(out: Path, recipe: Mapping[str, Any], resume: bool) -> None:
     Other numbers of processes with the same batches in a step are the same recipe.
     """
     from lean3r.errors import UsageError
+    from lean3r.train.checkpoints.state import write_atomically
     from lean3r.train.config import FREE_ON_RESUME, config_diff
-    from lean3r.train.state import write_atomically
 
     path, now = out / RECIPE_FILE, json.loads(json.dumps(recipe))
     if not resume and any(out.glob("*/checkpoints/step-*")):
@@ -280,7 +280,7 @@ def validate(
 
 def picture(world: SyntheticWorld, config: TrainConfig, scale: int, model: nn.Module) -> np.ndarray:
     """[H, W, 3] uint8: views of a held-out scene, the depth that the model sees in them, and the true one."""
-    from lean3r.train.pictures import draw_depth
+    from lean3r.train.logs.pictures import draw_depth
     from lean3r.train.recipes import HELD_OUT_SEED
 
     stage = config.stages[-1]

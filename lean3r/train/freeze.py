@@ -43,7 +43,7 @@ def trainable_names(model: nn.Module, roles: Collection[str]) -> set[str]:
     for role in roles:
         chosen = ROLES[role](model) if role in ROLES else _targeted(model, role)
         if not chosen:
-            hint = " Put them in first: train/adapters.py." if role == "adapters" else ""
+            hint = " Put them in first: train/lora.py." if role == "adapters" else ""
             raise UsageError(f"the network has no parameters of role '{role}'.{hint}")
         found |= chosen
     return found

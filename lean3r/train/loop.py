@@ -23,15 +23,9 @@ from torch import Tensor, nn
 from lean3r.data.base import SceneBatch
 from lean3r.data.loader import Prefetch
 from lean3r.errors import LeanError, UsageError
-from lean3r.train.config import Stage, TrainConfig
-from lean3r.train.disk import require_space
-from lean3r.train.distributed import StopSignals, World, catch_stop_signals, current_world
-from lean3r.train.freeze import trainable_names
-from lean3r.train.guard import StepGuard
-from lean3r.train.optim import Ema, GradientBuffer, Optimizer
-from lean3r.train.resume import Weights
-from lean3r.train.sharding import Call, ShardedEma, ShardedGradients, checkpointed, is_sharded, shard
-from lean3r.train.state import (
+from lean3r.train.checkpoints.disk import require_space
+from lean3r.train.checkpoints.resume import Weights
+from lean3r.train.checkpoints.state import (
     checkpoints,
     full_disk_explained,
     lock_folder,
@@ -39,7 +33,13 @@ from lean3r.train.state import (
     remove_interrupted,
     save_weights,
 )
-from lean3r.train.watch import Watch
+from lean3r.train.config import Stage, TrainConfig
+from lean3r.train.distributed import StopSignals, World, catch_stop_signals, current_world
+from lean3r.train.freeze import trainable_names
+from lean3r.train.guard import StepGuard
+from lean3r.train.logs.watch import Watch
+from lean3r.train.optim import Ema, GradientBuffer, Optimizer
+from lean3r.train.sharding import Call, ShardedEma, ShardedGradients, checkpointed, is_sharded, shard
 
 LossFn = Callable[..., tuple[Tensor, Mapping[str, Tensor | float]]]
 BatchFn = Callable[[int, Stage, int, int], SceneBatch]

@@ -19,7 +19,7 @@ from lean3r.data.base import SceneBatch
 from lean3r.errors import LeanError, UsageError
 from lean3r.layers.block import Block
 from lean3r.layers.looped import LoopedTrunk
-from lean3r.train.geometry_losses import camera_depth_loss
+from lean3r.train.losses.geometry import camera_depth_loss
 from lean3r.types import Views
 
 BATCHES = 5

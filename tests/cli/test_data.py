@@ -15,8 +15,8 @@ from PIL import Image
 from lean3r.cli.data_picture import reprojected
 from lean3r.cli.main import main
 from lean3r.data import DATASETS
-from lean3r.data.blendedmvs import BlendedMVS
-from lean3r.data.files import write_pfm
+from lean3r.data.sets.blendedmvs import BlendedMVS
+from lean3r.data.sets.formats.files import write_pfm
 
 
 @pytest.fixture(scope="module")

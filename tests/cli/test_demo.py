@@ -12,7 +12,7 @@ from PIL import Image
 
 from lean3r.cli import demo
 from lean3r.cli.main import main
-from lean3r.data.showroom import phone_photos
+from lean3r.data.world.showroom import phone_photos
 from lean3r.inputs.views import load_views
 from lean3r.types import PointCloud, Reconstruction
 
@@ -64,7 +64,7 @@ def test_the_demo_writes_over_nothing_but_earlier_demos(weights: Path, tmp_path:
 
     photo = tmp_path / "one.jpg"
     Image.effect_noise((120, 90), 64).convert("RGB").save(photo)
-    monkeypatch.setattr("lean3r.data.showroom.phone_photos", photographed)
+    monkeypatch.setattr("lean3r.data.world.showroom.phone_photos", photographed)
     monkeypatch.setattr(demo, "compare", lambda *_: {"nothing": "compared"})
     mine = tmp_path / "out" / "photos" / "IMG_0001.jpg"
     mine.parent.mkdir(parents=True)

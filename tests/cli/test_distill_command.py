@@ -22,7 +22,7 @@ FAST = ("--steps", "1", "--views", "2", "--batch", "2", "--processes", "1")
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No validation and no curves: they take longer than the runs."""
-    monkeypatch.setattr("lean3r.train.watch.draw_curves", lambda *_: None)
+    monkeypatch.setattr("lean3r.train.logs.watch.draw_curves", lambda *_: None)
     monkeypatch.setattr("lean3r.cli.distill.validate", lambda *_: {"auc30": 1.0})
 
 

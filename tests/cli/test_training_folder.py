@@ -11,11 +11,11 @@ from data.tiny import write
 
 from lean3r.cli.main import main
 from lean3r.cli.running import SETS, HeldOut, run_folder, validate
-from lean3r.data.synthetic import SyntheticWorld
+from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.errors import UsageError
+from lean3r.train.checkpoints.state import lock_folder
 from lean3r.train.config import Stage, TrainConfig
 from lean3r.train.recipes.sources import Source
-from lean3r.train.state import lock_folder
 from lean3r.types import Views
 
 RECIPE = {"processes": 1, "phases": [{"stages": [{"accumulate": 1}]}]}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lean3r.data import DATASETS
 from lean3r.data.base import SceneBatch
-from lean3r.data.sampling import BatchShape, Mixture, Part
+from lean3r.data.sampling.mixture import BatchShape, Mixture, Part
 from lean3r.geometry.camera import project, unproject
 from lean3r.geometry.pose import invert_pose, transform_points
 

@@ -11,10 +11,10 @@ import pytest
 from data import tiny
 
 from lean3r.data import DATASETS
-from lean3r.data.colmap import ColmapFolder
-from lean3r.data.roots import kind_of
-from lean3r.data.scenes import SceneSet
-from lean3r.data.shards import Shards, pack
+from lean3r.data.sets.colmap import ColmapFolder
+from lean3r.data.sets.roots import kind_of
+from lean3r.data.sets.scenes import SceneSet
+from lean3r.data.sets.shards import Shards, pack
 from lean3r.errors import InputError
 
 each_set = pytest.mark.parametrize("name", list(tiny.WRITERS))

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from data.tiny import numbers, save_jpeg, save_png
 
-from lean3r.data.choosing import estimate
-from lean3r.data.colmap import ColmapFolder
-from lean3r.data.dtu import DTU, FULL, SMALL
-from lean3r.data.files import write_pfm
-from lean3r.data.realestate10k import RealEstate10K
-from lean3r.data.scannet import ScanNet
-from lean3r.data.scenes import inverted
+from lean3r.data.sampling.choosing import estimate
+from lean3r.data.sets.colmap import ColmapFolder
+from lean3r.data.sets.dtu import DTU, FULL, SMALL
+from lean3r.data.sets.formats.files import write_pfm
+from lean3r.data.sets.realestate10k import RealEstate10K
+from lean3r.data.sets.scannet import ScanNet
+from lean3r.data.sets.scenes import inverted
 from lean3r.errors import InputError
 
 

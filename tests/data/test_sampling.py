@@ -12,13 +12,13 @@ import torch
 from data import tiny
 from torch import Tensor
 
-from lean3r.data.augment import Augmentation, augmented, cut, draw_scene, mirrored, turned
 from lean3r.data.base import SceneBatch
-from lean3r.data.choosing import Choice, Chooser, estimate
-from lean3r.data.colmap import ColmapFolder
-from lean3r.data.sampling import BatchShape, Mixture, Part, shape_at
-from lean3r.data.scenes import Camera, RawView, SceneInfo, SceneSet
-from lean3r.data.synthetic import SyntheticWorld
+from lean3r.data.sampling.augment import Augmentation, augmented, cut, draw_scene, mirrored, turned
+from lean3r.data.sampling.choosing import Choice, Chooser, estimate
+from lean3r.data.sampling.mixture import BatchShape, Mixture, Part, shape_at
+from lean3r.data.sets.colmap import ColmapFolder
+from lean3r.data.sets.scenes import Camera, RawView, SceneInfo, SceneSet
+from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.errors import InputError, UsageError
 from lean3r.geometry.camera import project, world_points
 from lean3r.geometry.pose import transform_points

@@ -21,8 +21,8 @@ from data.tiny import arkitscenes, co3dv2, colmap, dl3dv, hypersim, scannetpp
 from PIL import Image
 
 from lean3r.data import DATASETS
-from lean3r.data.hypersim import projection
-from lean3r.data.scenes import RawView, SceneSet
+from lean3r.data.sets.hypersim import projection
+from lean3r.data.sets.scenes import RawView, SceneSet
 from lean3r.errors import InputError, MissingExtraError, UsageError
 
 NAMES = ("co3dv2", "scannetpp", "arkitscenes", "dl3dv", "hypersim", "wildrgbd", "vkitti2")

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from lean3r.data import DATASETS
-from lean3r.data import render as rendering
 from lean3r.data.base import SceneBatch
-from lean3r.data.showroom import phone_photos
-from lean3r.data.synthetic import SyntheticWorld
+from lean3r.data.world import render as rendering
+from lean3r.data.world.showroom import phone_photos
+from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.errors import InputError, LeanError, UsageError
 
 KINDS = ("room", "arena", "facade", "terrain")

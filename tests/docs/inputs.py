@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from docs.pages import steps_of
-from lean3r.data.showroom import phone_photos
+from lean3r.data.world.showroom import phone_photos
 from lean3r.models import CARDS, MODELS
 from lean3r.models.base import Backbone
 from lean3r.models.checkpoint import save_model, save_weights

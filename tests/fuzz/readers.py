@@ -92,7 +92,7 @@ def read_trajectory(folder: Path, _: random.Random) -> None:
 
 def read_colmap(folder: Path, rng: random.Random) -> None:
     """As known cameras and as the truth of a scene."""
-    from lean3r.data.colmap import read_cameras as read_truth
+    from lean3r.data.sets.colmap import read_cameras as read_truth
 
     read_cameras(folder, rng)
     read_truth(folder)
@@ -123,7 +123,7 @@ def read_config(folder: Path, _: random.Random) -> None:
 
 def read_checkpoints(folder: Path, _: random.Random) -> None:
     """The newest that is whole."""
-    from lean3r.train.state import load_checkpoint
+    from lean3r.train.checkpoints.state import load_checkpoint
 
     with contextlib.redirect_stderr(io.StringIO()):
         load_checkpoint(folder)

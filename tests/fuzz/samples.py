@@ -196,7 +196,7 @@ def data_set(name: str) -> Files:
 @cache
 def checkpoint() -> Files:
     """Two checkpoints of a run, as files."""
-    from lean3r.train.state import save_checkpoint
+    from lean3r.train.checkpoints.state import save_checkpoint
 
     with tempfile.TemporaryDirectory() as folder:
         for step in (1, 2):

@@ -10,7 +10,7 @@ import torch
 
 from lean3r.compress.distill import attention_loss, gamma
 from lean3r.testing import assert_close
-from lean3r.train.geometry_losses import geometry_loss
+from lean3r.train.losses.geometry import geometry_loss
 
 LIMIT = 1e-6
 SIGN_LEAK = 2e-2  # of the largest gradient: what one coordinate of free sign changes in all others

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lean3r.colmap_library import pycolmap
-from lean3r.data.colmap import read_cameras
+from lean3r.data.sets.colmap import read_cameras
 from lean3r.errors import InputError
 from lean3r.inputs.cameras import open_colmap, read_given
 from lean3r.inputs.colmap_files import PARAMETERS, check_model

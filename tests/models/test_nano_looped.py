@@ -20,7 +20,7 @@ from lean3r.models.checkpoint import save_model
 from lean3r.models.nano import Nano, NanoConfig
 from lean3r.models.nano_looped import LoopedConfig, NanoLooped, set_loops
 from lean3r.pipeline.load import load
-from lean3r.train.looped import looped_loss, loops_at
+from lean3r.train.losses.looped import looped_loss, loops_at
 from lean3r.types import TokenLayout, Views
 
 
@@ -161,7 +161,7 @@ def test_the_number_of_loops_in_training() -> None:
 
 
 def test_the_objective_leaves_the_number_of_loops_alone() -> None:
-    from lean3r.data.synthetic import SyntheticWorld
+    from lean3r.data.world.synthetic import SyntheticWorld
 
     model = looped(3).train()
     batch = SyntheticWorld(seed=5, tiles=16, tile_size=16, candidates=2).batch(0, 2, views=2, height=32, width=32)

@@ -12,7 +12,7 @@ import torch
 from export.scene import make_scene
 from PIL import Image
 
-from lean3r.data.colmap import read_cameras
+from lean3r.data.sets.colmap import read_cameras
 from lean3r.errors import InputError, UsageError
 from lean3r.geometry.align import Similarity
 from lean3r.geometry.consistency import Scene

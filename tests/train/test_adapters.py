@@ -16,8 +16,8 @@ from lean3r.compress import compress, prepare
 from lean3r.errors import MissingExtraError, UsageError, WeightsError
 from lean3r.models.nano import Nano, NanoConfig
 from lean3r.models.nano_looped import LoopedConfig, NanoLooped
-from lean3r.train.adapters import add_lora, load_adapters, merge_lora, save_adapters
 from lean3r.train.freeze import trainable_names
+from lean3r.train.lora import add_lora, load_adapters, merge_lora, save_adapters
 from lean3r.types import Views
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from lean3r.cli.distill import only_trains, student_of
 from lean3r.compress import convert, resolve_plan
 from lean3r.compress.distill import gamma
-from lean3r.data.synthetic import SyntheticWorld
+from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.errors import UsageError
 from lean3r.models.base import Backbone
 from lean3r.models.da3 import Da3, Da3Config
@@ -24,10 +24,10 @@ from lean3r.models.nano import Nano, NanoConfig
 from lean3r.models.pi3 import Pi3, Pi3Config
 from lean3r.models.vggt import Vggt, VggtConfig
 from lean3r.train.config import on_processes
-from lean3r.train.distillation import Lite3rDistillation, NanoDistillation, Objective, Speed3rDistillation
 from lean3r.train.freeze import trainable_names
-from lean3r.train.log import read_events
+from lean3r.train.logs.log import read_events
 from lean3r.train.loop import fit
+from lean3r.train.losses.distillation import Lite3rDistillation, NanoDistillation, Objective, Speed3rDistillation
 from lean3r.train.recipes import DISTILLATIONS
 from lean3r.train.recipes.distilled import OBJECTIVES, Distillation, Phase
 from lean3r.train.recipes.overrides import with_gamma, with_plan
@@ -50,7 +50,7 @@ TINY = {
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """No curves: they take longer than the runs."""
-    monkeypatch.setattr("lean3r.train.watch.draw_curves", lambda *_: None)
+    monkeypatch.setattr("lean3r.train.logs.watch.draw_curves", lambda *_: None)
 
 
 def tiny(name: str) -> Backbone:

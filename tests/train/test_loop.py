@@ -31,11 +31,11 @@ from toy_training import (
 )
 
 from lean3r.errors import LeanError, UsageError
+from lean3r.train.checkpoints.state import checkpoints, lock_folder
 from lean3r.train.config import OptimConfig, Stage, TrainConfig
 from lean3r.train.distributed import current_world, launch
-from lean3r.train.log import read_csv
+from lean3r.train.logs.log import read_csv
 from lean3r.train.loop import fit, step_seed
-from lean3r.train.state import checkpoints, lock_folder
 
 STEPS = 24
 
@@ -60,7 +60,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole run above draws its curves; the others need not."""
-    monkeypatch.setattr("lean3r.train.watch.draw_curves", lambda *_: None)
+    monkeypatch.setattr("lean3r.train.logs.watch.draw_curves", lambda *_: None)
 
 
 @pytest.mark.parametrize("death", [3, 13, 22])

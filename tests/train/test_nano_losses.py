@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lean3r.data.base import SceneBatch
-from lean3r.data.synthetic import SyntheticWorld
+from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.geometry.camera import project, unproject
 from lean3r.geometry.pose import invert_pose, make_pose, transform_points
 from lean3r.geometry.rotation import so3_exp
 from lean3r.heads.guided import Surfaces
 from lean3r.models.nano import Nano, NanoConfig
-from lean3r.train import losses
-from lean3r.train.losses import Target, depth_loss, make_target
-from lean3r.train.nano import WEIGHTS, nano_loss
+from lean3r.train.losses import truth as truths
+from lean3r.train.losses.nano import WEIGHTS, nano_loss
+from lean3r.train.losses.truth import Target, depth_loss, make_target
 
 CELL, VIEWS = 8, 3
 ZERO = 2e-3  # the norms carry sqrt(1e-8), so that their gradient stays finite
@@ -50,13 +50,13 @@ def test_the_batch_is_not_trivial(batch: SceneBatch, target: Target) -> None:
 
 
 def test_truth_has_no_pose_loss(target: Target) -> None:
-    rotation, translation = losses.pose_losses(target.world_from_cam, target.cam_from_world, target)
+    rotation, translation = truths.pose_losses(target.world_from_cam, target.cam_from_world, target)
     assert float(rotation) < ZERO and float(translation) < ZERO
 
 
 def test_pose_loss_does_not_know_the_world_frame(target: Target) -> None:
     moved = make_pose(so3_exp(torch.tensor([0.3, -1.0, 0.5])), torch.tensor([1.0, -2.0, 0.5]))
-    rotation, translation = losses.pose_losses(
+    rotation, translation = truths.pose_losses(
         moved @ target.world_from_cam, target.cam_from_world @ invert_pose(moved), target
     )
     assert float(rotation) < ZERO and float(translation) < ZERO
@@ -67,7 +67,7 @@ def test_pose_loss_measures_one_wrong_camera(target: Target) -> None:
     turn = make_pose(so3_exp(torch.tensor([0.0, angle, 0.0])), torch.zeros(3))
     wrong = target.cam_from_world.clone()
     wrong[:, 0] = turn @ wrong[:, 0]
-    rotation, _ = losses.pose_losses(invert_pose(wrong), wrong, target)
+    rotation, _ = truths.pose_losses(invert_pose(wrong), wrong, target)
     # |R - 1| of a rotation by a is 2 sqrt(2) sin(a / 2); camera 0 is in 2 (S - 1) of S (S - 1) ordered pairs.
     expected = 2 * 2**0.5 * torch.tensor(angle / 2).sin() * 2 / VIEWS
     torch.testing.assert_close(rotation, expected, rtol=1e-3, atol=1e-3)
@@ -79,7 +79,7 @@ def test_one_view_has_no_pose_loss_but_a_gradient() -> None:
         SceneBatch(torch.rand(2, 1, 3, 8, 8), torch.ones(2, 1, 8, 8), torch.eye(3).expand(2, 1, 3, 3), pose.detach()),
         CELL,
     )
-    rotation, translation = losses.pose_losses(pose, pose, truth)
+    rotation, translation = truths.pose_losses(pose, pose, truth)
     (rotation + translation).backward()
     assert float(rotation.detach()) == float(translation.detach()) == 0
     assert pose.grad is not None and bool((pose.grad == 0).all())
@@ -106,15 +106,15 @@ def surfaces(log_depth: Tensor, log_width: float = -3.0) -> Surfaces:
 
 
 def true_log_depth(batch: SceneBatch, target: Target) -> Tensor:
-    return (batch.depth / target.scale[:, None, None, None]).clamp(1e-6, losses.FAR_RATIO).log()
+    return (batch.depth / target.scale[:, None, None, None]).clamp(1e-6, truths.FAR_RATIO).log()
 
 
 def test_truth_is_the_likeliest_full_size_depth(batch: SceneBatch, target: Target) -> None:
     truth = true_log_depth(batch, target)
-    best = losses.full_depth_losses(surfaces(truth), batch, target.scale)
+    best = truths.full_depth_losses(surfaces(truth), batch, target.scale)
     assert abs(float(best["full"]) + 3.0) < 1e-4 and abs(float(best["edge"]) + 3.0) < 1e-4  # log of the width
     blurred = F.avg_pool2d(truth.flatten(0, 1)[:, None], 5, 1, 2, count_include_pad=False).view_as(truth)
-    worse = losses.full_depth_losses(surfaces(blurred), batch, target.scale)
+    worse = truths.full_depth_losses(surfaces(blurred), batch, target.scale)
     assert float(worse["full"]) > float(best["full"]) + 0.1
     assert float(worse["edge"]) > float(best["edge"]) + 0.1
 
@@ -125,7 +125,7 @@ def test_a_pixel_unsure_of_its_side_of_an_edge_pays_less_with_two_surfaces(batch
     sure = surfaces(truth)
     undecided = sure._replace(second=truth + 1.0)
     between = sure._replace(first=truth + 0.5, second=truth + 0.5)
-    price = [float(losses.full_depth_losses(s, batch, target.scale)["full"]) for s in (sure, undecided, between)]
+    price = [float(truths.full_depth_losses(s, batch, target.scale)["full"]) for s in (sure, undecided, between)]
     assert abs(price[1] - price[0] - math.log(2)) < 1e-3
     assert price[2] > price[1] + 1.0
 
@@ -141,10 +141,10 @@ def test_edges_are_where_depth_jumps_between_known_pixels() -> None:
     log_depth = torch.zeros(1, 1, 9, 31)
     log_depth[..., 20:] = 1.0
     known = torch.ones_like(log_depth, dtype=torch.bool)
-    near = losses.near_depth_edge(log_depth, known)[0, 0, 0]
-    assert near.nonzero().flatten().tolist() == list(range(19 - losses.EDGE_REACH, 21 + losses.EDGE_REACH))
+    near = truths.near_depth_edge(log_depth, known)[0, 0, 0]
+    assert near.nonzero().flatten().tolist() == list(range(19 - truths.EDGE_REACH, 21 + truths.EDGE_REACH))
     known[..., 19:21] = False
-    assert not losses.near_depth_edge(log_depth, known).any()
+    assert not truths.near_depth_edge(log_depth, known).any()
 
 
 def test_expected_error_is_that_of_samples_of_the_mixture() -> None:
@@ -163,7 +163,7 @@ def test_truth_has_no_match_loss(target: Target) -> None:
     patches = target.log_depth.shape[-1]
     logits = 50.0 * F.one_hot(target.cell, patches).float()
     visibility = torch.where(target.visible, 30.0, -30.0)
-    parts = losses.match_losses(logits, target.position, visibility, target)
+    parts = truths.match_losses(logits, target.position, visibility, target)
     assert float(parts["hit"]) == 1
     assert all(float(parts[name]) < 1e-5 for name in ("match", "flow", "visible"))
 
@@ -208,7 +208,7 @@ def test_target_is_what_the_cameras_say(batch: SceneBatch, target: Target) -> No
                 col, row = pixel.floor().long().unbind(-1)
                 near = depth[other, row.clamp(0, height - 1), col.clamp(0, width - 1)]
                 # Far background counts as FAR_RATIO mean depths deep, on both sides.
-                limit = losses.FAR_RATIO * float(target.scale[scene])
+                limit = truths.FAR_RATIO * float(target.scale[scene])
                 same = (near.clamp_max(limit) - there[:, 2].clamp_max(limit)).abs() < 0.065 * there[:, 2]
                 assert float(same.double().mean()) > 0.99 if len(same) else True
                 cell = (row // CELL) * cols + col // CELL

@@ -13,11 +13,11 @@ from torch import nn
 from toy_training import toy_config, toy_model
 
 from lean3r.errors import UsageError
+from lean3r.train.checkpoints.disk import write_atomically
+from lean3r.train.checkpoints.state import KEEP, checkpoints, load_checkpoint, save_checkpoint
 from lean3r.train.config import OptimConfig, Stage, TrainConfig, config_diff
-from lean3r.train.disk import write_atomically
-from lean3r.train.log import CsvLog, draw_curves, read_csv
+from lean3r.train.logs.log import CsvLog, draw_curves, read_csv
 from lean3r.train.optim import Ema, GradientBuffer, Muon, Optimizer, goes_to_muon, lr_factor, orthogonalise
-from lean3r.train.state import KEEP, checkpoints, load_checkpoint, save_checkpoint
 
 
 def test_config_survives_json_and_finds_stages() -> None:

@@ -23,16 +23,16 @@ from toy_training import (
 )
 
 from lean3r.errors import UsageError
+from lean3r.train.checkpoints.state import checkpoints, newest_checkpoint
 from lean3r.train.config import on_processes
 from lean3r.train.distributed import World, launch
-from lean3r.train.log import read_csv, read_events
+from lean3r.train.logs.log import read_csv, read_events
 from lean3r.train.sharding import Call, blocks_of, checkpointed, is_sharded
-from lean3r.train.state import checkpoints, newest_checkpoint
 
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lean3r.train.watch.draw_curves", lambda *_: None)
+    monkeypatch.setattr("lean3r.train.logs.watch.draw_curves", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -17,18 +17,18 @@ from safetensors.torch import load_file
 from toy_training import Killed, final_state, toy_batch, toy_config, toy_loss, toy_model, train_plain, train_toy
 
 from lean3r.errors import LeanError, UsageError
+from lean3r.train.checkpoints.state import checkpoints
 from lean3r.train.config import OptimConfig, Stage, TrainConfig
 from lean3r.train.guard import FEWEST, StepGuard
-from lean3r.train.log import EventLog, read_csv, read_events
+from lean3r.train.logs.log import EventLog, read_csv, read_events
 from lean3r.train.loop import FitResult, fit
-from lean3r.train.state import checkpoints
 
 STEPS = 24
 
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lean3r.train.watch.draw_curves", lambda *_: None)
+    monkeypatch.setattr("lean3r.train.logs.watch.draw_curves", lambda *_: None)
 
 
 def run_with_bad_steps(out: Path, bad: tuple[int, ...], factor: float, **changes) -> FitResult:
@@ -176,7 +176,7 @@ def test_a_log_that_cannot_grow_ends_the_run_with_the_reason(tmp_path: Path, mon
     def no_space(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lean3r.train.log.CsvLog.append", no_space)
+    monkeypatch.setattr("lean3r.train.logs.log.CsvLog.append", no_space)
     with pytest.raises(LeanError, match=r"the disk took no more .*there is no checkpoint yet"):
         train_toy(tmp_path)
 

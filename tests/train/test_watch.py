@@ -17,9 +17,9 @@ from PIL import Image
 from toy_training import make_batch, toy_batch, toy_config, toy_loss, toy_model, toy_validate
 
 from lean3r.errors import UsageError
-from lean3r.train.log import Progress, read_csv, read_events
+from lean3r.train.logs.log import Progress, read_csv, read_events
+from lean3r.train.logs.pictures import draw_depth, side_by_side
 from lean3r.train.loop import fit
-from lean3r.train.pictures import draw_depth, side_by_side
 
 STEPS = 12
 
@@ -82,7 +82,7 @@ def test_without_tensorboard_there_is_a_note(
 
 
 def test_a_stopped_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lean3r.train.watch.draw_curves", lambda *_: None)
+    monkeypatch.setattr("lean3r.train.logs.watch.draw_curves", lambda *_: None)
 
     def stopped(step, stage, rank, world_size):
         if step == 5:

@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lean3r.data.base import SceneBatch
-from lean3r.data.synthetic import SyntheticWorld
+from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.models.nano import Nano, NanoConfig
+from lean3r.train.checkpoints.state import load_checkpoint
 from lean3r.train.config import OptimConfig, Stage, TrainConfig
 from lean3r.train.distributed import World, current_world, launch
-from lean3r.train.log import read_csv
+from lean3r.train.logs.log import read_csv
 from lean3r.train.loop import FitResult, fit
-from lean3r.train.nano import nano_loss
-from lean3r.train.state import load_checkpoint
+from lean3r.train.losses.nano import nano_loss
 
 
 class Killed(Exception):
@@ -138,7 +138,7 @@ def train_plain(
 
 def no_curves() -> None:
     """In a process of its own: leave out the pictures of the curves, which take longer than the runs."""
-    from lean3r.train import watch
+    from lean3r.train.logs import watch
 
     watch.draw_curves = lambda *_: None
 
@@ -186,7 +186,7 @@ def several_runs(out: Path) -> World:
 
 def dies_while_writing(out: Path) -> None:
     """On each process of a group: a sharded run, all of it killed within its second checkpoint."""
-    from lean3r.train import shards
+    from lean3r.train.checkpoints import shards
 
     seal, calls, others = shards._seal, [], current_world().gather(os.getpid())[1:]
 

@@ -16,8 +16,8 @@ RECIPES = Registry(
 OBJECTIVES = Registry(
     "objective",
     {
-        "nano": "lean3r.train.nano:nano_loss",
-        "nano-looped": "lean3r.train.looped:looped_loss",
+        "nano": "lean3r.train.losses.nano:nano_loss",
+        "nano-looped": "lean3r.train.losses.looped:looped_loss",
     },
 )
 DISTILLATIONS = Registry(

@@ -18,9 +18,9 @@ from lean3r.train.recipes.sources import Data
 OBJECTIVES = Registry(
     "objective",
     {
-        "nano": "lean3r.train.distillation:NanoDistillation",
-        "speed3r": "lean3r.train.distillation:Speed3rDistillation",
-        "lite3r": "lean3r.train.distillation:Lite3rDistillation",
+        "nano": "lean3r.train.losses.distillation:NanoDistillation",
+        "speed3r": "lean3r.train.losses.distillation:Speed3rDistillation",
+        "lite3r": "lean3r.train.losses.distillation:Lite3rDistillation",
     },
 )
 

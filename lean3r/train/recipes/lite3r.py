@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from lean3r.compress.plan import CompressionPlan, QuantizeStep
 from lean3r.compress.presets import fp8, sla
-from lean3r.data.synthetic import SyntheticWorld
+from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.train.config import OptimConfig, Stage, TrainConfig
 from lean3r.train.recipes.distilled import Distillation, Phase
 from lean3r.train.recipes.sources import Data

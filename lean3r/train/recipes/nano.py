@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lean3r.data.base import SceneBatch
-from lean3r.data.synthetic import SyntheticWorld
+from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.train.config import OptimConfig, Stage, TrainConfig
 
 HELD_OUT_SEED = 1_000_003  # names the stream of scenes that no recipe trains on

@@ -10,11 +10,11 @@ from functools import lru_cache
 from typing import Any
 
 from lean3r.data import DATASETS
-from lean3r.data.augment import USUAL
 from lean3r.data.base import SceneBatch
-from lean3r.data.sampling import BatchShape, Mixture, Part, shape_at
-from lean3r.data.scenes import SceneSet
-from lean3r.data.synthetic import SyntheticWorld
+from lean3r.data.sampling.augment import USUAL
+from lean3r.data.sampling.mixture import BatchShape, Mixture, Part, shape_at
+from lean3r.data.sets.scenes import SceneSet
+from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.errors import UsageError
 from lean3r.train.config import Stage
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from lean3r.compress.plan import CompressionPlan
 from lean3r.compress.presets import gsa
-from lean3r.data.synthetic import SyntheticWorld
+from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.train.config import OptimConfig, Stage, TrainConfig
 from lean3r.train.recipes.distilled import Distillation, Phase
 from lean3r.train.recipes.sources import Data

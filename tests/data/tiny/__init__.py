@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from lean3r.data.synthetic import SyntheticWorld
+from lean3r.data.world.synthetic import SyntheticWorld
 
 VIEWS, HEIGHT, WIDTH = 6, 48, 64
 _LEFT, _TOP = 5, 1  # the pictures are cut from larger ones, so that principal points are off the middle

@@ -8,7 +8,7 @@ from pathlib import Path
 from data.tiny import TinyScene, save_jpeg
 from data.tiny.mvsnet import write_camera, write_pairs
 
-from lean3r.data.files import write_pfm
+from lean3r.data.sets.formats.files import write_pfm
 
 
 def write(root: Path, scenes: Sequence[TinyScene]) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 from data.tiny import TinyScene, save_png
 from data.tiny.mvsnet import write_camera, write_pairs
 
-from lean3r.data.dtu import SMALL
-from lean3r.data.files import write_pfm
+from lean3r.data.sets.dtu import SMALL
+from lean3r.data.sets.formats.files import write_pfm
 
 LIGHT = 3
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from data.tiny import TinyScene, blendedmvs
 
-from lean3r.data.blendedmvs import BlendedMVS
-from lean3r.data.shards import pack
+from lean3r.data.sets.blendedmvs import BlendedMVS
+from lean3r.data.sets.shards import pack
 
 
 def write(root: Path, scenes: Sequence[TinyScene]) -> None:

@@ -62,9 +62,9 @@ def shortened(recipe: Any) -> Any:
 
 def photograph_little_and_show(self: lean3r.cli.demo.Demo) -> None:
     """`lean3r demo` with small photographs."""
-    import lean3r.data.showroom
+    import lean3r.data.world.showroom
 
-    lean3r.data.showroom.phone_photos = partial(lean3r.data.showroom.phone_photos, height=240, width=320)
+    lean3r.data.world.showroom.phone_photos = partial(lean3r.data.world.showroom.phone_photos, height=240, width=320)
     photograph_and_show(self)
 
 

@@ -1,0 +1,168 @@
+"""Changes to pictures that carry the cameras along: cutting to a size, mirroring, quarter turns, colours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from lean3r.data.sets.scenes import RawView, no_depth
+from lean3r.errors import UsageError
+
+_SPARSE = 0.2
+_MIRROR = np.diag([-1.0, 1.0, 1.0, 1.0])
+_TURN = np.array([[0.0, -1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+_LUMA = (0.299, 0.587, 0.114)
+_ROWS = 4  # the brightness of a picture is that of every fourth row
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is drawn for each scene, and for each of its views.
+
+    flip: chance that a scene is mirrored; turn: chance that a scene whose pictures lie across the batch's shape is
+    turned by a quarter; zoom: a view shows at least this share of the sides that it could show; shift: share of the
+    room beside the cut that it may move in; jitter: bound of the change of brightness, contrast and saturation, drawn
+    once a scene or, for half of the scenes, once a view.
+    """
+
+    flip: float = 0.0
+    turn: float = 0.0
+    zoom: float = 1.0
+    shift: float = 0.0
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "turn", "shift", "jitter"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"augmentation: {name} is {getattr(self, name)}; it must lie in 0..1")
+        if not 0.1 <= self.zoom <= 1:
+            raise UsageError(f"augmentation: zoom is {self.zoom}; it must lie in 0.1..1")
+
+
+NONE = Augmentation()
+USUAL = Augmentation(flip=0.5, turn=0.5, zoom=0.8, shift=1.0, jitter=0.3)
+
+
+@dataclass(frozen=True)
+class SceneDraw:
+    """What was drawn for a whole scene: mirrored or not, turned or not, colours of all views (None: each its own)."""
+
+    flip: bool
+    turn: bool
+    colours: tuple[float, float, float] | None
+
+
+def draw_scene(rng: np.random.Generator, augmentation: Augmentation) -> SceneDraw:
+    """Draw for a scene; always takes as many numbers from `rng`."""
+    flip, turn, shared = rng.random(3)
+    colours = _colours(rng, augmentation.jitter)
+    return SceneDraw(flip < augmentation.flip, turn < augmentation.turn, colours if shared < 0.5 else None)
+
+
+def augmented(
+    view: RawView, height: int, width: int, augmentation: Augmentation, scene: SceneDraw, rng: np.random.Generator
+) -> RawView:
+    """One view [height, width] of a scene, changed as was drawn for the scene and is drawn for the view.
+
+    It is cut first: what comes after is done to fewer pixels.
+    """
+    share = 1 - (1 - augmentation.zoom) * rng.random()
+    spot = 0.5 + (rng.random(2) - 0.5) * augmentation.shift
+    own = _colours(rng, augmentation.jitter)
+    rows, columns = view.depth.shape
+    turn = scene.turn and rows != columns and (rows > columns) != (height > width) and height != width
+    view = cut(view, *((width, height) if turn else (height, width)), share, (float(spot[0]), float(spot[1])))
+    if augmentation.jitter:
+        view = replace(view, image=recoloured(view.image, *(scene.colours or own)))
+    view = turned(view) if turn else view
+    return mirrored(view) if scene.flip else view
+
+
+def cut(view: RawView, height: int, width: int, share: float = 1.0, spot: tuple[float, float] = (0.5, 0.5)) -> RawView:
+    """The view at another size: the largest cut of that shape, its sides times `share`, scaled.
+
+    `spot` says where in the free room the cut lies, (0, 0) at the upper left. Pictures are averaged, depth and
+    normals keep the values of the nearest pixels; depth that few pixels have is moved point by point.
+    """
+    rows, columns = view.depth.shape
+    scale = max(height / rows, width / columns) / share
+    # Whole pixels, so that nothing beside the cut is read; the intrinsics take exactly what was cut.
+    wide, high = (min(max(1, round(side / scale)), most) for side, most in ((width, columns), (height, rows)))
+    left, top = round(spot[0] * (columns - wide)), round(spot[1] * (rows - high))
+    if (rows, columns, high, wide) == (height, width, height, width):
+        return view
+    sx, sy = width / wide, height / high
+    image = _resized(view.image[top : top + high, left : left + wide], height, width)
+    k = np.array([[sx, 0.0, -sx * left], [0.0, sy, -sy * top], [0.0, 0.0, 1.0]]) @ view.intrinsics
+    x = left + ((np.arange(width) + 0.5) / sx).astype(np.int64)
+    y = top + ((np.arange(height) + 0.5) / sy).astype(np.int64)
+    if any(view.depth.strides):
+        depth = view.depth.take(y, 0).take(x, 1)
+        if np.count_nonzero(depth) < _SPARSE * depth.size and view.depth.any():
+            depth = _moved(view.depth, height, width, (left, top), (sx, sy))
+    else:
+        depth = no_depth(height, width)
+    normals = None if view.normals is None else view.normals.take(y, 0).take(x, 1)
+    return RawView(image, depth, k, view.cam_from_world, normals)
+
+
+def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 [H, W, 3], averaged over what each pixel covers. Several times as fast as Pillow's."""
+    planes = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    planes = F.interpolate(planes, (height, width), mode="bicubic", antialias=True)
+    return planes[0].permute(1, 2, 0).numpy()
+
+
+def _moved(
+    depth: np.ndarray, height: int, width: int, corner: tuple[float, float], scale: tuple[float, float]
+) -> np.ndarray:
+    """Each known pixel's centre moved to where it falls; the nearest depth wins."""
+    y, x = np.nonzero(depth)
+    column = np.floor((x + 0.5 - corner[0]) * scale[0]).astype(np.int64)
+    row = np.floor((y + 0.5 - corner[1]) * scale[1]).astype(np.int64)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    found = np.full((height, width), np.inf, np.float32)
+    np.minimum.at(found, (row[inside], column[inside]), depth[y[inside], x[inside]])
+    return np.where(np.isfinite(found), found, np.float32(0))
+
+
+def mirrored(view: RawView) -> RawView:
+    """Left and right exchanged. A mirror is no rotation, so the world is mirrored with the picture: all views of a
+    scene have to be."""
+    k = view.intrinsics.copy()
+    k[0, 2] = view.depth.shape[1] - k[0, 2]
+    pose = _MIRROR @ view.cam_from_world @ _MIRROR
+    normals = None if view.normals is None else view.normals[:, ::-1] * np.array([-1, 1, 1], np.float32)
+    return RawView(view.image[:, ::-1], view.depth[:, ::-1], k, pose, normals)
+
+
+def turned(view: RawView) -> RawView:
+    """Turned clockwise by a quarter, as if the camera had been turned the other way about its axis."""
+    k, rows = view.intrinsics, view.depth.shape[0]
+    turned_k = np.array([[k[1, 1], 0.0, rows - k[1, 2]], [0.0, k[0, 0], k[0, 2]], [0.0, 0.0, 1.0]])
+    image, depth = np.rot90(view.image, -1), np.rot90(view.depth, -1)
+    normals = None if view.normals is None else np.rot90(view.normals, -1) @ _TURN[:3, :3].T.astype(np.float32)
+    return RawView(image, depth, turned_k, _TURN @ view.cam_from_world, normals)
+
+
+def recoloured(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
+    """[H, W, 3] uint8 with the three factors applied, in this order; 1 leaves things as they are."""
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1))
+    mean = brightness * float(planes[:, ::_ROWS].mean())
+    # The three are linear, so they are one: x * own + grey * shared + constant. Products and sums stay apart, as what
+    # fuses them rounds in another way from one number of threads to another.
+    values = torch.from_numpy(planes).float()
+    own, shared = brightness * contrast * saturation, brightness * contrast * (1 - saturation)
+    grey = values[0] * (shared * _LUMA[0])
+    for plane, weight in zip(values[1:], _LUMA[1:], strict=True):
+        grey.add_(plane * (shared * weight))
+    grey.add_((1 - contrast) * mean + 0.5)
+    return values.mul_(own).add_(grey).clamp_(0, 255).byte().numpy().transpose(1, 2, 0)
+
+
+def _colours(rng: np.random.Generator, bound: float) -> tuple[float, float, float]:
+    b, c, s = 1 + bound * (2 * rng.random(3) - 1)
+    return float(b), float(c), float(s)

@@ -1,0 +1,233 @@
+"""Batches from data sets on disk: mixtures with weights, every sample a pure function of seed, step and its number."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+from lean3r.data.base import SceneBatch
+from lean3r.data.sampling.augment import NONE, Augmentation, augmented, draw_scene
+from lean3r.data.sampling.choosing import AUTO, Choice, Chooser
+from lean3r.data.sets.scenes import RawView, SceneSet, some, without_unknown
+from lean3r.errors import InputError, UsageError
+
+MAX_TRIES = 50
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """What one process gets in one step: `scenes` scenes of `views` views of height x width pixels."""
+
+    scenes: int
+    views: int
+    height: int
+    width: int
+
+
+@runtime_checkable
+class World(Protocol):
+    """A source that makes batches itself, as the synthetic world does."""
+
+    def batch(
+        self, index: int, scenes: int, *, views: int | None = None, height: int | None = None, width: int | None = None
+    ) -> SceneBatch:
+        """Batch `index` of its stream."""
+        ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source of a mixture: how often it is drawn (`weight`, relative to the others), how views are chosen and what
+    is changed in them. `name` is what samples of it are called by; the set's own unless given."""
+
+    source: SceneSet | World
+    weight: float = 1.0
+    choice: Choice = AUTO
+    augmentation: Augmentation = NONE
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise UsageError(f"the weight of {self.label} is {self.weight}; expected a number of at least 0")
+
+    @property
+    def label(self) -> str:
+        """What its samples are called by."""
+        return self.name or getattr(self.source, "name", "synthetic")
+
+
+def shape_at(
+    seed: int,
+    step: int,
+    views: int | Sequence[int],
+    pixels: tuple[int, int],
+    aspect: tuple[float, float],
+    multiple: int,
+    budget: int,
+) -> BatchShape:
+    """The shape of all batches of a step, the same for every process, so that none waits for another's larger one.
+
+    views: how many a scene has, or counts to draw one from; pixels: bounds of the area; aspect: bounds of width /
+    height; sides are multiples of `multiple`; budget: views of a process in a step, which decides the number of scenes
+    (at least one). Area and aspect are drawn evenly on a logarithmic scale, then rounded to the nearest sides within
+    both bounds. UsageError when there are none.
+    """
+    sides = _sides(tuple(pixels), tuple(aspect), multiple)
+    rng = np.random.default_rng(seed_of(seed, step, "shape"))
+    count = views if isinstance(views, int) else int(views[int(rng.integers(len(views)))])
+    area, ratio = (low * (high / low) ** rng.random() for low, high in (pixels, aspect))
+    wanted = np.log([math.sqrt(area / ratio), math.sqrt(area * ratio)])
+    height, width = sides[int(np.abs(np.log(sides) - wanted).sum(1).argmin())]
+    return BatchShape(max(1, budget // count), count, int(height), int(width))
+
+
+@lru_cache(maxsize=64)
+def _sides(pixels: tuple[int, int], aspect: tuple[float, float], multiple: int) -> np.ndarray:
+    """[N, 2] all (height, width) within the bounds."""
+    if not 0 < pixels[0] <= pixels[1] or not 0 < aspect[0] <= aspect[1] or multiple < 1:
+        raise UsageError(f"pixels {pixels} and aspect {aspect} must be positive (lowest, highest), multiple {multiple}")
+    longest = int(math.sqrt(pixels[1] * max(aspect[1], 1 / aspect[0]))) // multiple
+    one = np.arange(1, longest + 1) * multiple
+    height, width = (side.ravel() for side in np.meshgrid(one, one))
+    area, ratio = height * width, width / height
+    ok = (area >= pixels[0]) & (area <= pixels[1]) & (ratio >= aspect[0] - 1e-9) & (ratio <= aspect[1] + 1e-9)
+    if not ok.any():
+        raise UsageError(
+            f"no picture with sides that are multiples of {multiple} has {pixels[0]} to {pixels[1]} pixels and a width "
+            f"of {aspect[0]} to {aspect[1]} heights; widen one of the ranges"
+        )
+    return np.stack([height[ok], width[ok]], 1)
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed, different for every tuple of numbers and words."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
+
+
+class Mixture:
+    """Draws batches from several sources; can be pickled, so that worker processes can hold one each."""
+
+    def __init__(self, parts: Sequence[Part], seed: int = 0) -> None:
+        """UsageError when there is nothing to draw from."""
+        if not parts or sum(part.weight for part in parts) <= 0:
+            raise UsageError("a mixture needs at least one data set with a weight above 0")
+        self.parts, self.seed = tuple(parts), seed
+        weights = np.array([part.weight for part in parts], np.float64)
+        self._until = np.cumsum(weights / weights.sum())
+        self._choosers = [Chooser(p.source, p.choice) if isinstance(p.source, SceneSet) else None for p in parts]
+
+    def batch(self, step: int, shape: BatchShape, rank: int = 0, world_size: int = 1) -> SceneBatch:
+        """The batch of one process at one step.
+
+        Sample n of a step is the same whichever process gets it: process r has those from r * shape.scenes on, so two
+        processes of two scenes see what one of four does. A sample that cannot be read is replaced by another draw and
+        named in `skipped` with the reason; InputError after MAX_TRIES of them for one sample. Normals are given when
+        all of the samples have them, `is_metric` is set when all are.
+        """
+        if not 0 <= rank < world_size:
+            raise UsageError(f"rank is {rank} of {world_size} processes")
+        drawn = [self._sample(step, rank * shape.scenes + n, shape) for n in range(shape.scenes)]
+        return joined(drawn)
+
+    def _sample(self, step: int, number: int, shape: BatchShape) -> SceneBatch:
+        skipped: list[str] = []
+        small: list[str] = []
+        for attempt in range(MAX_TRIES):
+            rng = np.random.default_rng(seed_of(self.seed, step, number, attempt))
+            index = int(np.searchsorted(self._until, rng.random(), side="right"))
+            part, chooser = self.parts[index], self._choosers[index]
+            if chooser is None:
+                made = part.source.batch(  # type: ignore[union-attr]
+                    int(rng.integers(1 << 62)), 1, views=shape.views, height=shape.height, width=shape.width
+                )
+                return SceneBatch(
+                    **{**vars(made), "ids": (f"{part.label}/{step}.{number}",), "skipped": tuple(skipped)}
+                )
+            fitting = chooser.scenes.candidates(shape.views, shape.height, shape.width)
+            scene = int(rng.choice(len(chooser.scenes) if fitting is None else fitting))
+            try:
+                if chooser.scenes.scene(scene).views < shape.views:
+                    small.append(f"{part.label}/{chooser.scenes.scene(scene).id}")
+                    continue
+                return _read(chooser, part, rng, scene, shape, tuple(skipped))
+            except (InputError, OSError) as error:
+                skipped.append(f"{part.label}/{_name(chooser.scenes, scene)} ({error})")
+        if len(small) > len(skipped):
+            raise InputError(f"of {MAX_TRIES} scenes, {len(small)} have fewer than {shape.views} views: {some(small)}")
+        raise InputError(
+            f"{len(skipped)} of {MAX_TRIES} samples could not be read: {some(skipped)}. "
+            "`lean3r data check ROOT` says what is wrong with a set"
+        )
+
+
+def _read(
+    chooser: Chooser, part: Part, rng: np.random.Generator, scene: int, shape: BatchShape, skipped: tuple[str, ...]
+) -> SceneBatch:
+    """One sample of a set of files."""
+    scenes = chooser.scenes
+    info = scenes.scene(scene)
+    chosen = chooser.choose(rng, scene, shape.views)
+    drawn = draw_scene(rng, part.augmentation)
+    views, unknown = [], 0
+    for v in chosen:
+        raw = scenes.view(scene, v)
+        depth, count = without_unknown(raw.depth) if scenes.has_depth else (raw.depth, 0)
+        raw = RawView(raw.image, depth, raw.intrinsics, raw.cam_from_world, raw.normals)
+        views.append(augmented(raw, shape.height, shape.width, part.augmentation, drawn, rng))
+        unknown += count
+    if scenes.has_depth and not any(view.depth.any() for view in views):
+        raise InputError("no depth is known in any of the views")
+    normals = [view.normals for view in views if view.normals is not None]
+    return SceneBatch(
+        images=_pictures([view.image for view in views])[None],
+        depth=_tensor([view.depth for view in views])[None].float()
+        if scenes.has_depth
+        else torch.zeros(1, len(views), shape.height, shape.width),
+        intrinsics=_tensor([view.intrinsics for view in views])[None].float(),
+        cam_from_world=_tensor([view.cam_from_world for view in views])[None].float(),
+        normals=_tensor(normals).permute(0, 3, 1, 2)[None].float() if len(normals) == len(views) else None,
+        is_metric=scenes.is_metric,
+        ids=(f"{part.label}/{info.id}:{','.join(map(str, chosen))}",),
+        skipped=skipped,
+        unknown=unknown,
+    )
+
+
+def joined(samples: Sequence[SceneBatch]) -> SceneBatch:
+    """Samples of one shape as one batch."""
+    if len(samples) == 1:
+        return samples[0]
+    normals = [s.normals for s in samples if s.normals is not None]
+    return SceneBatch(
+        *(torch.cat([getattr(s, key) for s in samples]) for key in ("images", "depth", "intrinsics", "cam_from_world")),
+        normals=torch.cat(normals) if len(normals) == len(samples) else None,
+        is_metric=all(s.is_metric for s in samples),
+        ids=tuple(name for s in samples for name in s.ids),
+        skipped=tuple(name for s in samples for name in s.skipped),
+        unknown=sum(s.unknown for s in samples),
+    )
+
+
+def _pictures(arrays: Sequence[np.ndarray]) -> torch.Tensor:
+    """[S, 3, H, W] in [0, 1] of uint8 [H, W, 3] each."""
+    height, width = arrays[0].shape[:2]
+    planes = np.empty((len(arrays), 3, height, width), np.uint8)
+    for place, array in zip(planes, arrays, strict=True):
+        place[...] = array.transpose(2, 0, 1)
+    return torch.from_numpy(planes).float().div_(255)
+
+
+def _tensor(arrays: Sequence[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(arrays))
+
+
+def _name(scenes: SceneSet, scene: int) -> Any:
+    """A scene's name, which it has even where its files cannot be read; its number in a set that keeps no list."""
+    return getattr(scenes, "ids", range(len(scenes)))[scene]

@@ -1,0 +1,179 @@
+"""ARKitScenes: rooms filmed with a tablet's colour and LiDAR cameras, held any way up.
+
+Principal points are taken to count from the picture's corner, as Apple's reference of ARCamera.intrinsics says
+(developer.apple.com/documentation/arkit/arcamera/intrinsics). The set's own tools, threedod/benchmark_scripts of
+apple/ARKitScenes, put pixels at whole numbers, half a pixel of 256 beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lean3r.data.sets.formats.files import read_depth_png, read_image, read_matrix, read_text
+from lean3r.data.sets.scenes import Camera, FolderSet, Frame, RawView, checked, fitted, folders, nearest, pinhole
+from lean3r.errors import InputError
+from lean3r.geometry.rotation import so3_exp
+
+MILLIMETRES = 1000.0
+POSE_TOLERANCE_S = 0.005
+_PARTS = ("lowres_wide", "lowres_depth", "lowres_wide_intrinsics", "lowres_wide.traj")
+
+
+class ArkitScenes(FolderSet):
+    """One scene a video ("Training/41048190"), of its 256 x 192 pictures and the depth that the tablet saw.
+
+    Frames are those with a pose within 5 ms: about ten a second. `upright` turns all pictures of a video by the same
+    quarters, so that up in the room is up in the pictures as far as it can be.
+    """
+
+    name = "arkitscenes"
+    title = "ARKitScenes"
+    licence = "CC BY-NC-SA 4.0; see the set's page: the licence of the repository apple/ARKitScenes"
+    source = "ARKitScenes: download_data.py of the repository apple/ARKitScenes, the sets raw or 3dod"
+    layout = (
+        "{Training,Validation}/<video>/ (raw) or {Training,Validation}/<video>/<video>_frames/ (3dod) with "
+        "lowres_wide/, lowres_depth/, lowres_wide_intrinsics/ and lowres_wide.traj; perhaps below raw/ or 3dod/"
+    )
+    is_metric = True
+    is_ordered = True
+
+    def __init__(self, root: str | Path, upright: bool = True, scenes: Sequence[str] | None = None) -> None:
+        self.upright = upright
+        super().__init__(root, scenes)
+
+    @staticmethod
+    def looks_like(root: Path) -> bool:
+        """Whether there are videos with a lowres_wide.traj or one of the folders."""
+        return bool(_videos(root))
+
+    @staticmethod
+    def find_scenes(root: Path) -> list[str]:
+        """Videos that have all four parts."""
+        return [folder.relative_to(root).as_posix() for folder in _videos(root) if not _missing(folder)]
+
+    @staticmethod
+    def problems(root: Path) -> list[str]:
+        """Videos that lack a part, or have fewer than two pictures with depth."""
+        videos = _videos(root)
+        if not videos:
+            return [f"{root} holds no ARKitScenes video"]
+        return [what for folder in videos for what in _missing(folder) or _incomplete(folder)]
+
+    def frames(self, scene: str) -> Sequence[Frame]:
+        """The frames that have picture, depth, intrinsics and a pose, in order of time."""
+        folder = self.root / scene
+        times, poses = _trajectory(folder / "lowres_wide.traj")
+        quarters = _quarters_up(poses) if self.upright else 0
+        lenses = {path.stem: path for path in (folder / "lowres_wide_intrinsics").glob("*.pincam")}
+        depths = {path.name: path for path in (folder / "lowres_depth").glob("*.png")}
+        found = []
+        for picture in sorted((folder / "lowres_wide").glob("*.png"), key=lambda path: _time(path.stem)):
+            time = _time(picture.stem)
+            closest = int(np.abs(times - time).argmin())
+            lens = _lens_of(picture.stem, lenses)
+            if abs(times[closest] - time) <= POSE_TOLERANCE_S and lens is not None and picture.name in depths:
+                # Files of intrinsics are many: one is read when its view is wanted.
+                posed = Camera(np.eye(3), poses[closest], 0, 0)
+                found.append(Frame(picture, posed, depths[picture.name], (lens, quarters)))
+        if not found:
+            raise InputError(f"no picture of {folder} has depth, intrinsics and a pose; expected {self.layout}")
+        return found
+
+    def camera(self, scene: int, view: int) -> Camera:
+        """The camera of a view, turned upright; InputError when its intrinsics cannot be read."""
+        frame = self._cached(scene)[view]
+        lens, quarters = frame.extra
+        camera = _turned(_camera(lens, frame.camera.cam_from_world), quarters)
+        return checked(camera, f"{self.ids[scene]}, {frame.image.name}")
+
+    def view(self, scene: int, view: int) -> RawView:
+        """Read one view, turned upright."""
+        frame, camera = self._cached(scene)[view], self.camera(scene, view)
+        _, quarters = frame.extra
+        image = np.ascontiguousarray(np.rot90(read_image(frame.image), quarters))
+        height, width = image.shape[:2]
+        depth = nearest(np.ascontiguousarray(np.rot90(self.read_depth(frame), quarters)), height, width)
+        return RawView(image, depth, fitted(camera, width, height, frame.image), camera.cam_from_world)
+
+    def read_depth(self, frame: Frame) -> np.ndarray:
+        """Metres from millimetres."""
+        assert frame.depth is not None
+        return read_depth_png(frame.depth, MILLIMETRES)
+
+
+def _videos(root: Path) -> list[Path]:
+    splits = [base / split for base in (root, root / "raw", root / "3dod") for split in ("Training", "Validation")]
+    videos = [video for split in splits for video in folders(split)]
+    inner = [video / f"{video.name}_frames" for video in videos]
+    framed = [frames if frames.is_dir() else video for video, frames in zip(videos, inner, strict=True)]
+    return [folder for folder in framed if any((folder / part).exists() for part in _PARTS)]
+
+
+def _missing(folder: Path) -> list[str]:
+    return [f"{folder / part} is missing" for part in _PARTS if not (folder / part).exists()]
+
+
+def _incomplete(folder: Path) -> list[str]:
+    pictures, depth = ({path.name for path in (folder / part).glob("*.png")} for part in _PARTS[:2])
+    both = len(pictures & depth)
+    return [f"{folder} has {both} pictures with depth; at least two views make a scene"] if both < 2 else []
+
+
+def _time(stem: str) -> float:
+    """Seconds, from a name like 41048190_3414.917."""
+    try:
+        return float(stem.rsplit("_", 1)[1])
+    except (IndexError, ValueError) as error:
+        raise InputError(f"{stem} is no name of ARKitScenes; expected <video>_<seconds>") from error
+
+
+def _lens_of(stem: str, lenses: dict[str, Path]) -> Path | None:
+    """The intrinsics of a picture: their names may be rounded a millisecond off."""
+    video, time = stem.rsplit("_", 1)
+    names = [stem, *(f"{video}_{float(time) + off:.3f}" for off in (-0.001, 0.001))]
+    return next((lenses[name] for name in names if name in lenses), None)
+
+
+def _trajectory(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Times [P] in seconds and cam_from_world [P, 4, 4] in metres, with OpenCV's axes, as the file has them."""
+    lines = [line.split() for line in read_text(path).splitlines() if line.strip()]
+    try:
+        rows = np.array([[float(word) for word in line] for line in lines]).reshape(-1, 7)
+    except ValueError as error:
+        raise InputError(f"{path} is no trajectory: expected seven numbers a line ({error})") from error
+    if not len(rows) or not np.isfinite(rows).all():
+        raise InputError(f"{path} holds no pose, or one that is not finite; expected seven numbers a line")
+    poses = np.tile(np.eye(4), (len(rows), 1, 1))
+    poses[:, :3, :3] = so3_exp(torch.from_numpy(rows[:, 1:4].copy())).numpy()
+    poses[:, :3, 3] = rows[:, 4:]
+    return rows[:, 0], poses
+
+
+def _camera(lens: Path, pose: np.ndarray) -> Camera:
+    # The principal point counts from the picture's corner, as ARKit does: our own convention.
+    width, height, *numbers = read_matrix(lens, 1, 6)[0]
+    return Camera(pinhole(*numbers), pose, int(width), int(height))
+
+
+def _quarters_up(poses: np.ndarray) -> int:
+    """By how many quarter turns against the clock the pictures of a video come closest to upright: the world's up is z,
+    a camera's is -y."""
+    up = poses[:, :3, 2].mean(0)  # the world's up in camera axes
+    angle = np.arctan2(up[0], -up[1])  # of up, from the picture's top towards its right
+    return round(float(angle) / (np.pi / 2)) % 4
+
+
+def _turned(camera: Camera, quarters: int) -> Camera:
+    """The camera of np.rot90(picture, quarters)."""
+    k, pose, width, height = camera.intrinsics.copy(), camera.cam_from_world.copy(), camera.width, camera.height
+    # A point at (x, y) goes to (y, width - x): the camera's x axis becomes -y, and its y axis x.
+    quarter = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    for _ in range(quarters):
+        k = pinhole(k[1, 1], k[0, 0], k[1, 2], width - k[0, 2])
+        pose[:3] = quarter @ pose[:3]
+        width, height = height, width
+    return Camera(k, pose, width, height)

@@ -1,0 +1,217 @@
+"""CO3Dv2: turns around objects of fifty categories, with cameras and depth by COLMAP."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from lean3r.data.sets.formats.files import inside, naming, read_depth_png, read_gzip
+from lean3r.data.sets.scenes import Camera, FolderSet, Frame, folders, nearest, pinhole
+from lean3r.errors import InputError
+from lean3r.json_text import parse_json
+
+FRAMES, SEQUENCES = "frame_annotations.jgz", "sequence_annotations.jgz"
+_NO_SEQUENCES = ("set_lists", "eval_batches")
+
+
+class Co3dv2(FolderSet):
+    """One scene a sequence ("apple/110_13051_23361"). The scale is COLMAP's, another in each sequence.
+
+    min_quality: sequences whose cameras are scored lower (viewpoint_quality_score) are left out; foreground keeps the
+    depth of the object alone, by its masks. The annotations of a category are read when its first frame is wanted,
+    and stay in memory, packed: some 200 bytes a frame.
+    """
+
+    name = "co3dv2"
+    title = "CO3Dv2"
+    licence = "CC BY-NC 4.0 as far as known; see the set's page: the repository facebookresearch/co3d"
+    source = "CO3Dv2: download_dataset.py of the repository facebookresearch/co3d (the single-sequence subset too)"
+    layout = (
+        "<category>/frame_annotations.jgz, <category>/sequence_annotations.jgz and "
+        "<category>/<sequence>/ with images/, depths/, depth_masks/, masks/"
+    )
+    is_ordered = True
+
+    def __init__(
+        self,
+        root: str | Path,
+        min_quality: float = 0.5,
+        foreground: bool = False,
+        scenes: Sequence[str] | None = None,
+    ) -> None:
+        self.min_quality, self.foreground = min_quality, foreground
+        self._categories: dict[str, dict[str, bytes]] = {}
+        super().__init__(root, scenes)
+        if scenes is None:
+            self.ids = self._good(self.ids)
+
+    @staticmethod
+    def looks_like(root: Path) -> bool:
+        """Whether a folder in the root has annotations, or sequences with images/ and depths/."""
+        return bool(_categories(root))
+
+    @staticmethod
+    def find_scenes(root: Path) -> list[str]:
+        """Sequences of categories with annotations that have pictures and depth."""
+        categories = [folder for folder in _categories(root) if (folder / FRAMES).is_file()]
+        names = [sequence for category in categories for sequence in _sequences(category)]
+        return [sequence.relative_to(root).as_posix() for sequence in names if not _missing(sequence)]
+
+    @staticmethod
+    def problems(root: Path) -> list[str]:
+        """Categories without annotations or sequences, sequences without pictures or depth, or absent altogether."""
+        categories = _categories(root)
+        if not categories:
+            return [f"{root} holds no CO3Dv2 category"]
+        found = []
+        for category in categories:
+            absent = [category / name for name in (FRAMES, SEQUENCES) if not (category / name).is_file()]
+            found += [f"{path} is missing" for path in absent]
+            found += [what for sequence in _sequences(category) for what in _missing(sequence)]
+            found += _incomplete(category) if category / FRAMES not in absent else []
+        return found
+
+    def frames(self, scene: str) -> Sequence[Frame]:
+        """The frames with a camera and depth, by frame number."""
+        category, _, sequence = scene.partition("/")
+        if category not in self._categories:
+            rows = _by_sequence(self.root / category / FRAMES)
+            self._categories[category] = {
+                name: zlib.compress(json.dumps(own).encode(), 1) for name, own in rows.items()
+            }
+        packed = self._categories[category].get(sequence)
+        if packed is None:
+            raise InputError(f"{self.root / category / FRAMES} has no frame of {sequence} with a camera and depth")
+        try:
+            return [self._frame(row) for row in json.loads(zlib.decompress(packed))]
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise InputError(f"a frame of {scene} is not annotated as in CO3Dv2 ({error!r})") from error
+
+    def read_depth(self, frame: Frame) -> np.ndarray:
+        """Half floats within 16-bit PNG, scaled, where the depth mask holds; 0 elsewhere and where not finite."""
+        assert frame.depth is not None
+        scale, *masks = frame.extra
+        depth = half_floats(frame.depth) * np.float32(scale)
+        known = np.isfinite(depth) & (depth > 0)
+        for mask, threshold in zip(masks, (0, 127), strict=True):
+            if mask is not None:
+                known &= nearest(read_depth_png(mask, 1), *depth.shape) > threshold
+        return np.where(known, depth, np.float32(0))
+
+    def _frame(self, row: Mapping[str, Any]) -> Frame:
+        height, width = row["image"]["size"]
+        depth, mask = row["depth"], row.get("mask") if self.foreground else None
+        parts = depth.get("mask_path"), (mask or {}).get("path")
+        paths = [None if part is None else inside(self.root, part) for part in parts]
+        camera = Camera(intrinsics_of(row["viewpoint"], width, height), pose_of(row["viewpoint"]), width, height)
+        extra = (float(depth.get("scale_adjustment") or 1.0), *paths)
+        return Frame(inside(self.root, row["image"]["path"]), camera, inside(self.root, depth["path"]), extra)
+
+    def _good(self, scenes: Sequence[str]) -> list[str]:
+        scores: dict[str, float] = {}
+        for category in {scene.partition("/")[0] for scene in scenes}:
+            path = self.root / category / SEQUENCES
+            with naming(path):
+                for row in _annotations(path) if path.is_file() else []:
+                    score = row.get("viewpoint_quality_score")
+                    scores[f"{category}/{row.get('sequence_name')}"] = np.inf if score is None else float(score)
+        good = [scene for scene in scenes if scores.get(scene, np.inf) >= self.min_quality]
+        if not good:
+            raise InputError(
+                f"none of the {len(scenes)} sequences in {self.root} has a viewpoint_quality_score of at least "
+                f"{self.min_quality}; give a lower min_quality"
+            )
+        return good
+
+
+def intrinsics_of(viewpoint: Mapping[str, Any], width: int, height: int) -> np.ndarray:
+    """Intrinsics [3, 3] in pixels from PyTorch3D's normalised device coordinates.
+
+    There x points left and y up from the middle of the picture, whose edges are at +-1: both sides' with the format
+    "ndc_norm_image_bounds", the shorter side's with "ndc_isotropic", CO3Dv2's. Pixel centres are at 0.5, as ours.
+    """
+    half = np.array([width, height]) / 2
+    kind = viewpoint.get("intrinsics_format") or "ndc_norm_image_bounds"
+    if kind.lower() not in ("ndc_isotropic", "ndc_norm_image_bounds"):
+        raise InputError(f"cameras of the format {kind} are unknown; expected ndc_isotropic or ndc_norm_image_bounds")
+    scale = np.full(2, half.min()) if kind.lower() == "ndc_isotropic" else half
+    focal = np.broadcast_to(np.asarray(viewpoint["focal_length"], np.float64), 2) * scale
+    centre = half - np.asarray(viewpoint["principal_point"], np.float64) * scale
+    return pinhole(*focal, *centre)
+
+
+def pose_of(viewpoint: Mapping[str, Any]) -> np.ndarray:
+    """cam_from_world [4, 4] from PyTorch3D's R, T: row vectors (x R + T), camera x left, y up, z forward."""
+    pose = np.eye(4)
+    pose[:3, :3] = np.asarray(viewpoint["R"], np.float64).T
+    pose[:3, 3] = np.asarray(viewpoint["T"], np.float64)
+    pose[:2] *= -1
+    return pose
+
+
+def half_floats(path: Path) -> np.ndarray:
+    """[H, W] float32 of a PNG whose 16-bit integers are the bits of half floats."""
+    bits = read_depth_png(path, 1)  # below 2 ** 24, so exact in float32
+    return bits.astype(np.uint16).view(np.float16).astype(np.float32)
+
+
+def _categories(root: Path) -> list[Path]:
+    return [folder for folder in folders(root) if _is_category(folder)]
+
+
+def _is_category(folder: Path) -> bool:
+    if any((folder / name).is_file() for name in (FRAMES, SEQUENCES)):
+        return True
+    return any((sequence / "images").is_dir() and (sequence / "depths").is_dir() for sequence in _sequences(folder)[:3])
+
+
+def _sequences(category: Path) -> list[Path]:
+    return [folder for folder in folders(category) if folder.name not in _NO_SEQUENCES]
+
+
+def _missing(sequence: Path) -> list[str]:
+    return [f"{sequence / part} is missing" for part in ("images", "depths") if not (sequence / part).is_dir()]
+
+
+def _incomplete(category: Path) -> list[str]:
+    try:
+        rows = _by_sequence(category / FRAMES)
+    except InputError as error:
+        return [str(error)]
+    there = {folder.name for folder in _sequences(category)}
+    absent = sorted(rows.keys() - there)
+    found = [f"{len(absent)} of {len(rows)} sequences of {category} are missing, {absent[0]} first"] if absent else []
+    for name in sorted(there & rows.keys()):
+        pictures = {path.name for path in (category / name / "images").glob("*")}
+        wanted = {PurePosixPath(str(row["image"]["path"])).name for row in rows[name]}
+        if len(wanted & pictures) < 2:
+            found.append(f"{category / name} has {len(wanted & pictures)} pictures; at least two views make a scene")
+        elif wanted - pictures:
+            gone = sorted(wanted - pictures)
+            found.append(f"{len(gone)} of {len(wanted)} pictures of {category / name} are missing, {gone[0]} first")
+    return found
+
+
+def _annotations(path: Path) -> list[dict[str, Any]]:
+    with naming(path):
+        rows = parse_json(read_gzip(path))
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{path} is no list of annotations as in CO3Dv2")
+    return rows
+
+
+def _by_sequence(path: Path) -> dict[str, list[Mapping[str, Any]]]:
+    """Rows that have a picture, a camera and depth (hidden frames of the challenge have none), by frame number."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    try:
+        for row in _annotations(path):
+            if row.get("viewpoint") and (row.get("depth") or {}).get("path") and row["image"].get("path"):
+                found.setdefault(row["sequence_name"], []).append(row)
+        return {name: sorted(rows, key=lambda row: row["frame_number"]) for name, rows in found.items()}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"{path} is not annotated as in CO3Dv2 ({error!r})") from error

@@ -1,0 +1,233 @@
+"""COLMAP models with their pictures: any folder of posed photos, and the cameras alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lean3r.data.sets.formats.files import inside, read_depth_png, read_image, read_npy
+from lean3r.data.sets.formats.lens import pinhole_of, undistort
+from lean3r.data.sets.scenes import Camera, FolderSet, Frame, RawView, fitted, folders, nearest, no_depth
+from lean3r.errors import InputError
+from lean3r.inputs.cameras import COLMAP_FOLDERS, open_colmap
+
+if TYPE_CHECKING:
+    from lean3r.colmap_library import pycolmap
+
+_PICTURES = ("images", ".", "rgb", "color")
+_MODEL_FILES = ("cameras", "images", "points3D")
+
+
+class ColmapFolder(FolderSet):
+    """Scenes with pictures and a COLMAP model: the root itself, or folders below it.
+
+    Lenses are undistorted when a picture is read, to a pinhole without empty corners. Depth is that of the points that
+    COLMAP saw in each picture, 0 elsewhere; or, where `depth` names a folder beside the pictures' one, depth maps by
+    the pictures' names (.npy, or .png of integers, `units_per_metre` of them in one unit of length of the model; of
+    the picture's shape before undistortion). `is_metric`: whether the model's unit is the metre, which no file says.
+    """
+
+    name = "colmap"
+    title = "COLMAP"
+    licence = "that of the pictures"
+    source = "any pictures, mapped with COLMAP (https://colmap.github.io)"
+    layout = "images/ and sparse/0/ (cameras, images, points3D as .bin or .txt), or folders with these"
+
+    def __init__(
+        self,
+        root: str | Path,
+        depth: str | None = None,
+        units_per_metre: float = 1000.0,
+        is_metric: bool = False,
+        scenes: Sequence[str] | None = None,
+    ) -> None:
+        self.depth, self.units_per_metre, self.is_metric = depth, units_per_metre, is_metric
+        super().__init__(root, scenes)
+
+    @staticmethod
+    def looks_like(root: Path) -> bool:
+        """Whether the root or a folder in it has a file called cameras.bin or cameras.txt where COLMAP puts it."""
+        return any(_model_folder(folder) is not None for folder in (root, *folders(root)[:20]))
+
+    @staticmethod
+    def find_scenes(root: Path) -> list[str]:
+        """Folders with a whole model; "." is the root itself."""
+        return [s for s in _scenes(root) if not _missing(root / s)]
+
+    @staticmethod
+    def problems(root: Path) -> list[str]:
+        """Models that lack one of their files, or whose pictures are absent."""
+        scenes = _scenes(root)
+        found = [f"{root / s}: {what}" for s in scenes for what in _missing(root / s)]
+        for scene in scenes:
+            if not _missing(root / scene):
+                found += _absent_pictures(root / scene)
+        return found or ([] if scenes else [f"{root} holds no COLMAP model"])
+
+    def frames(self, scene: str) -> Sequence[Frame]:
+        """Posed pictures that are there, by name."""
+        folder = self.root / scene
+        model_folder = _model_folder(folder)
+        if model_folder is None:
+            raise InputError(f"{folder} holds no COLMAP model; expected {self.layout}")
+        model = open_colmap(model_folder)
+        files = _picture_files(folder, [image.name for image in model.images.values()])
+        found = []
+        for image in sorted(model.images.values(), key=lambda image: image.name):
+            if image.has_pose and image.name in files:
+                lens = copy.copy(model.cameras[image.camera_id])
+                camera, seen = pinhole_of(lens), _points_of(image, model)
+                xyz = np.array([model.points3D[point].xyz for point in seen]).reshape(-1, 3)
+                pose = np.vstack([image.cam_from_world().matrix(), [0.0, 0.0, 0.0, 1.0]])
+                plain = Camera(camera.calibration_matrix(), pose, camera.width, camera.height)
+                found.append(Frame(files[image.name], plain, self._map_of(folder, image.name), (lens, xyz, seen)))
+        if not found:
+            raise InputError(f"no posed picture of {model_folder} is in {folder}; expected {self.layout}")
+        return found
+
+    def view(self, scene: int, view: int) -> RawView:
+        """Read one view and take its lens distortion out."""
+        frame, camera = self._cached(scene)[view], self.camera(scene, view)
+        lens, xyz, _ = frame.extra
+        image = read_image(frame.image)
+        height, width = image.shape[:2]
+        fitted(Camera(np.eye(3), camera.cam_from_world, lens.width, lens.height), width, height, frame.image)
+        depth = no_depth(height, width) if frame.depth is None else self.read_depth(frame)
+        image, depth, k = undistort(image, nearest(depth, height, width), lens)
+        if frame.depth is None:
+            depth = sparse_depth(xyz, k, camera.cam_from_world, *image.shape[:2])
+        return RawView(image, depth, k, camera.cam_from_world)
+
+    def read_depth(self, frame: Frame) -> np.ndarray:
+        """A depth map beside the pictures."""
+        assert frame.depth is not None
+        return (
+            read_npy(frame.depth) if frame.depth.suffix == ".npy" else read_depth_png(frame.depth, self.units_per_metre)
+        )
+
+    def covisibility(self, scene: int) -> np.ndarray | None:
+        """[V, V] how many points two views share."""
+        ids = [frame.extra[2] for frame in self._cached(scene)]
+        points = {point: i for i, point in enumerate(sorted({p for own in ids for p in own}))}
+        if not points:
+            return None
+        seen = np.zeros((len(ids), len(points)), np.float32)
+        for row, own in zip(seen, ids, strict=True):
+            row[[points[p] for p in own]] = 1
+        return seen @ seen.T
+
+    def _map_of(self, folder: Path, name: str) -> Path | None:
+        if self.depth is None:
+            return None
+        base = folder / self.depth / name
+        found = next((p for p in (base.with_suffix(".npy"), base.with_suffix(".png")) if p.is_file()), None)
+        if found is None:
+            raise InputError(
+                f"{base.with_suffix('.npy')} is missing (nor is there a .png); expected one for every picture"
+            )
+        return found
+
+
+def sparse_depth(xyz: np.ndarray, intrinsics: np.ndarray, pose: np.ndarray, height: int, width: int) -> np.ndarray:
+    """[H, W] float32 z-depth at the pixels that world points [P, 3] fall on, the nearest point of each; 0 elsewhere."""
+    there = xyz @ pose[:3, :3].T + pose[:3, 3]
+    there = there[there[:, 2] > 0]
+    pixels = np.floor((there / there[:, 2:]) @ intrinsics[:2].T).astype(np.int64)
+    inside = ((pixels >= 0) & (pixels < (width, height))).all(1)
+    depth = np.full((height, width), np.inf, np.float32)
+    np.minimum.at(depth, (pixels[inside, 1], pixels[inside, 0]), there[inside, 2].astype(np.float32))
+    return np.where(np.isfinite(depth), depth, 0).astype(np.float32)
+
+
+def _scenes(root: Path) -> list[str]:
+    if _model_folder(root) is not None:
+        return ["."]
+    return [folder.name for folder in folders(root) if _model_folder(folder) is not None]
+
+
+def _model_folder(folder: Path) -> Path | None:
+    """Where a scene's model is: COLMAP's usual places, or a folder directly below."""
+    for candidate in (*(folder / name for name in COLMAP_FOLDERS), *folders(folder)):
+        if any((candidate / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt")):
+            return candidate
+    return None
+
+
+def _missing(folder: Path) -> list[str]:
+    model = _model_folder(folder)
+    if model is None:
+        return ["no COLMAP model"]
+    suffix = ".bin" if (model / "cameras.bin").is_file() else ".txt"
+    return [f"{model / name}{suffix} is missing" for name in _MODEL_FILES if not (model / f"{name}{suffix}").is_file()]
+
+
+def _absent_pictures(folder: Path) -> list[str]:
+    model = _model_folder(folder)
+    assert model is not None
+    try:
+        images = [image.name for image in open_colmap(model).images.values() if image.has_pose]
+    except InputError as error:
+        return [str(error)]
+    files = _picture_files(folder, images)
+    absent = sorted(set(images) - files.keys())
+    if not images:
+        return [f"{model} holds no posed picture"]
+    return [f"{len(absent)} of {len(images)} pictures of {folder} are missing, {absent[0]} first"] if absent else []
+
+
+def _picture_files(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """Name in the model -> file, from the first folder that holds any of them."""
+    names = list(names)
+    for sub in _PICTURES:
+        places = {name: inside(folder / sub, name) for name in names}
+        found = {name: path for name, path in places.items() if path.is_file()}
+        if found:
+            return found
+    return {}
+
+
+def _points_of(image: pycolmap.Image, model: pycolmap.Reconstruction) -> list[int]:
+    """Numbers of the points that an image sees, of those that are in the model."""
+    return [p.point3D_id for p in image.points2D if p.has_point3D() and model.exists_point3D(p.point3D_id)]
+
+
+@dataclass(frozen=True)
+class ColmapCameras:
+    """Posed pictures in natural order of the file: names; cam_from_world [S, 4, 4]; intrinsics [S, 3, 3] in pixels
+    of the stated size (the pinhole part: distortion is left out); size [S, 2] (width, height); mean_depth,
+    the mean z-depth of all observed points, in world units (NaN without points)."""
+
+    names: tuple[str, ...]
+    cam_from_world: np.ndarray
+    intrinsics: np.ndarray
+    size: np.ndarray
+    mean_depth: float
+
+
+def read_cameras(folder: str | Path) -> ColmapCameras:
+    """Read a folder with cameras, images and points3D files; InputError when there is no readable model."""
+    model = open_colmap(folder)
+    names, poses, intrinsics, sizes, depths = [], [], [], [], []
+    for image_id in sorted(model.images):
+        image = model.images[image_id]
+        if not image.has_pose:
+            continue
+        camera = model.cameras[image.camera_id]
+        pose = np.eye(4)
+        pose[:3] = image.cam_from_world().matrix()
+        names.append(image.name)
+        poses.append(pose)
+        intrinsics.append(camera.calibration_matrix())
+        sizes.append((camera.width, camera.height))
+        points = [model.points3D[point].xyz for point in _points_of(image, model)]
+        if points:
+            depths.append(np.stack(points) @ pose[2, :3] + pose[2, 3])
+    if not names:
+        raise InputError(f"{folder} holds no posed picture.")
+    mean = float(np.concatenate(depths).mean()) if depths else float("nan")
+    return ColmapCameras(tuple(names), np.stack(poses), np.stack(intrinsics), np.array(sizes), mean)

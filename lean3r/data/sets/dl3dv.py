@@ -1,0 +1,110 @@
+"""DL3DV-10K: videos of thousands of places, with cameras by COLMAP; no depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from lean3r.data.sets.formats.files import image_size
+from lean3r.data.sets.formats.lens import LensSet
+from lean3r.data.sets.formats.transforms import read_transforms
+from lean3r.data.sets.scenes import Frame, folders
+from lean3r.errors import InputError
+
+PICTURES = ("images_4", "images_8", "images_2", "images")
+_INNER = (".", "nerfstudio", "colmap")
+
+
+class Dl3dv(LensSet):
+    """One scene a video. Lenses (OPENCV) are undistorted as pictures are read; the scale is COLMAP's, arbitrary.
+
+    pictures: which folder of pictures to read; None takes the first there is of images_4 (960P), images_8 (480P),
+    images_2, images.
+    """
+
+    name = "dl3dv"
+    title = "DL3DV-10K"
+    licence = "DL3DV-10K terms of use and CC BY-NC 4.0 (the repository DL3DV-10K/Dataset)"
+    source = "DL3DV on the Hugging Face hub: DL3DV-ALL-960P or DL3DV-ALL-480P, or the benchmark's nerfstudio folders"
+    layout = (
+        "<hash>/transforms.json and <hash>/images_4/ (or images_8/), perhaps below 1K/ to 11K/; "
+        "in the benchmark and the sample within <hash>/nerfstudio/ or <hash>/colmap/"
+    )
+    has_depth = False
+    is_ordered = True
+
+    def __init__(self, root: str | Path, pictures: str | None = None, scenes: Sequence[str] | None = None) -> None:
+        self.pictures = pictures
+        super().__init__(root, scenes)
+
+    @staticmethod
+    def looks_like(root: Path) -> bool:
+        """Whether there is a folder with a transforms.json or one of the folders of pictures, by a long hash."""
+        return next(_videos(root), None) is not None
+
+    @staticmethod
+    def find_scenes(root: Path) -> list[str]:
+        """Videos with cameras and a folder of pictures."""
+        return [video.relative_to(root).as_posix() for video in _videos(root) if not _missing(video)]
+
+    @staticmethod
+    def problems(root: Path) -> list[str]:
+        """Videos without cameras or pictures, unreadable cameras, and cameras without their picture."""
+        videos = list(_videos(root))
+        if not videos:
+            return [f"{root} holds no DL3DV-10K video"]
+        return [what for video in videos for what in _missing(video) or _incomplete(video)]
+
+    def frames(self, scene: str) -> Sequence[Frame]:
+        """The posed pictures that are there, by name."""
+        folder = self.root / scene
+        pictures = _pictures(folder, self.pictures)
+        rows = sorted(read_transforms(folder / "transforms.json"), key=lambda row: row.path)
+        files = [(row, pictures / PurePosixPath(row.path).name) for row in rows]
+        there = [(row, file) for row, file in files if file.is_file()]
+        if not there:
+            raise InputError(f"no picture of {folder / 'transforms.json'} is in {pictures}; expected {self.layout}")
+        size = image_size(there[0][1])  # the file's size is that of images/
+        return [row.frame(file, size) for row, file in there]
+
+
+def _videos(root: Path) -> Iterator[Path]:
+    """Folders with cameras or pictures: directly below the root, or one below that (1K to 11K, or inner folders)."""
+    for folder in folders(root):
+        own = [folder / inner for inner in _INNER if _has_part(folder / inner)]
+        if own:
+            yield own[0]
+            continue
+        for video in folders(folder):
+            yield from [video / inner for inner in _INNER if _has_part(video / inner)][:1]
+
+
+def _has_part(folder: Path) -> bool:
+    return (folder / "transforms.json").is_file() or any((folder / name).is_dir() for name in PICTURES[:3])
+
+
+def _pictures(folder: Path, wanted: str | None) -> Path:
+    names = PICTURES if wanted is None else (wanted,)
+    found = next((folder / name for name in names if (folder / name).is_dir()), None)
+    if found is None:
+        raise InputError(f"{folder} has no folder {' or '.join(names)}; expected {Dl3dv.layout}")
+    return found
+
+
+def _missing(video: Path) -> list[str]:
+    absent = [] if (video / "transforms.json").is_file() else [f"{video / 'transforms.json'} is missing"]
+    pictures = any((video / name).is_dir() for name in PICTURES)
+    return absent + ([] if pictures else [f"{video} has no folder of pictures ({', '.join(PICTURES)})"])
+
+
+def _incomplete(video: Path) -> list[str]:
+    try:
+        wanted = {PurePosixPath(row.path).name for row in read_transforms(video / "transforms.json")}
+    except InputError as error:
+        return [str(error)]
+    pictures = _pictures(video, None)
+    there = wanted & {path.name for path in pictures.iterdir()}
+    if len(there) < 2:
+        return [f"{pictures} has {len(there)} of {len(wanted)} posed pictures; at least two views make a scene"]
+    absent = sorted(wanted - there)
+    return [f"{len(absent)} of {len(wanted)} pictures of {pictures} are missing, {absent[0]} first"] if absent else []

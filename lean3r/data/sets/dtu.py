@@ -1,0 +1,148 @@
+"""DTU as MVSNet prepared it: objects on a table under a robot's arm, with depth of a structured light scan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lean3r.data.sets.formats.files import image_size, read_pfm
+from lean3r.data.sets.formats.mvsnet import read_camera, read_pairs
+from lean3r.data.sets.scenes import Camera, FolderSet, Frame, folders, from_integer_centres, rescaled
+from lean3r.errors import InputError
+
+FULL, SMALL = (1600, 1200), (640, 512)
+_CROP = (80, 44)  # of pictures halved to 800 x 600, as MVSNet cuts them to SMALL
+_METRES = 1e-3
+
+
+class DTU(FolderSet):
+    """Scans of 49 views of 640 x 512 pixels (or 1600 x 1200), in metres; the files have millimetres.
+
+    `light` (0 to 6) chooses the illumination. Depth comes from Depths_raw/ (of full size) where it is there, else from
+    Depths/, whose maps hold every fourth pixel of a 640 x 512 picture: the others stay unknown.
+    """
+
+    name = "dtu"
+    title = "DTU"
+    licence = "see its page"
+    source = "http://roboimagedata.compute.dtu.dk (prepared by https://github.com/YoYo000/MVSNet)"
+    layout = "Cameras/*_cam.txt with pair.txt, Rectified/SCAN_train/rect_*.png, Depths/SCAN_train/*.pfm or Depths_raw/"
+    is_metric = True
+
+    def __init__(self, root: str | Path, light: int = 3, scenes: Sequence[str] | None = None) -> None:
+        self.light = light
+        super().__init__(root, scenes)
+
+    @staticmethod
+    def looks_like(root: Path) -> bool:
+        """Whether there is Rectified/, or Cameras/ with files of MVSNet."""
+        return (root / "Rectified").is_dir() or any((root / "Cameras").glob("*_cam.txt"))
+
+    @staticmethod
+    def find_scenes(root: Path) -> list[str]:
+        """Scans that have both pictures and depth; none without cameras."""
+        if not _camera_folders(root):
+            return []
+        return [f.name for f in folders(root / "Rectified") if _depth_folder(root, f.name) is not None]
+
+    @staticmethod
+    def problems(root: Path) -> list[str]:
+        """Cameras, pairs, pictures or depth that are missing."""
+        found = [] if _camera_folders(root) else [f"{root / 'Cameras'} holds no *_cam.txt"]
+        found += [] if (root / "Cameras" / "pair.txt").is_file() else [f"{root / 'Cameras' / 'pair.txt'} is missing"]
+        scans = folders(root / "Rectified")
+        found += [] if scans else [f"{root / 'Rectified'} holds no scan"]
+        for scan in scans:
+            depth = _depth_folder(root, scan.name)
+            if depth is None:
+                found.append(f"there is no depth of {scan.name} in Depths/ or Depths_raw/")
+                continue
+            pictures = {p.name.split("_")[1] for p in scan.glob("rect_*_r5000.png")}
+            maps = {f"{int(p.stem.split('_')[-1]) + 1:03}" for p in depth.glob("depth_map_*.pfm")}
+            if pictures != maps or not pictures:
+                found.append(f"{scan} has pictures of {len(pictures)} views, {depth} depth of {len(maps)}")
+                continue
+            numbers = [int(n) for n in pictures if n.isdigit()]
+            absent = set(range(min(numbers), max(numbers) + 1)) - set(numbers) if numbers else set()
+            found += [f"{len(absent)} views of {scan} have no pictures, number {min(absent)} first"] if absent else []
+            lost = [n for n in numbers if not any((f / f"{n - 1:08}_cam.txt").is_file() for f in _camera_folders(root))]
+            found += [f"{len(lost)} of {len(numbers)} views of {scan} have no camera"] if lost else []
+        return found
+
+    def frames(self, scene: str) -> Sequence[Frame]:
+        """Views that have a picture in this light, a camera and depth, by number."""
+        depth = _depth_folder(self.root, scene)
+        assert depth is not None
+        found, size = [], None
+        for image in sorted((self.root / "Rectified" / scene).glob(f"rect_*_{self.light}_r5000.png")):
+            number = int(image.name.split("_")[1]) - 1  # pictures count from 1, cameras and depth from 0
+            path = depth / f"depth_map_{number:04}.pfm"
+            if path.is_file():
+                size = size or image_size(image)
+                found.append(Frame(image, self._camera(number, size), path, number))
+        if not found:
+            raise InputError(f"{scene} has no view in light {self.light} with depth; expected {self.layout}")
+        return found
+
+    def _camera(self, number: int, size: tuple[int, int]) -> Camera:
+        name = f"{number:08}_cam.txt"
+        full, small = self.root / "Cameras" / name, self.root / "Cameras" / "train" / name
+        if size not in (FULL, SMALL):
+            raise InputError(f"pictures of DTU have {size[0]} x {size[1]} pixels; expected {FULL} or {SMALL}")
+        if size == SMALL and small.is_file():
+            # Its intrinsics are those of every fourth pixel.
+            k, pose = read_camera(small)
+            k = from_integer_centres(rescaled(_integer(k), 4, 4))
+        else:
+            k, pose = read_camera(full)
+            if size == SMALL:
+                k = rescaled(_integer(k), 0.5, 0.5)
+                k[:2, 2] -= _CROP
+                k = from_integer_centres(k)
+        pose = pose.copy()
+        pose[:3, 3] *= _METRES
+        return Camera(k, pose, *size)
+
+    def read_depth(self, frame: Frame) -> np.ndarray:
+        """Depth at the size of the picture, 0 where the scan has none."""
+        assert frame.depth is not None
+        depth, size = read_pfm(frame.depth) * np.float32(_METRES), (frame.camera.width, frame.camera.height)
+        if depth.shape[::-1] == size:
+            return depth
+        if size == SMALL and depth.shape[::-1] == FULL:
+            x, y = _CROP
+            return depth[::2, ::2][y : y + SMALL[1], x : x + SMALL[0]]
+        if size == SMALL and depth.shape[::-1] == (SMALL[0] // 4, SMALL[1] // 4):
+            spread = np.zeros(SMALL[::-1], np.float32)
+            spread[::4, ::4] = depth
+            return spread
+        raise InputError(
+            f"{frame.depth} has {depth.shape[1]} x {depth.shape[0]} pixels, which fit no picture of {size}"
+        )
+
+    def covisibility(self, scene: int) -> np.ndarray | None:
+        """[V, V] scores of Cameras/pair.txt."""
+        pairs = self.root / "Cameras" / "pair.txt"
+        if not pairs.is_file():
+            return None
+        numbers = [frame.extra for frame in self._cached(scene)]
+        return read_pairs(pairs, max(numbers) + 1)[np.ix_(numbers, numbers)]
+
+
+def _integer(intrinsics: np.ndarray) -> np.ndarray:
+    """Back to the files' integer pixel centres, in which halving a picture by leaving out pixels halves everything."""
+    moved = intrinsics.copy()
+    moved[:2, 2] -= 0.5
+    return moved
+
+
+def _camera_folders(root: Path) -> list[Path]:
+    return [f for f in (root / "Cameras", root / "Cameras" / "train") if any(f.glob("*_cam.txt"))]
+
+
+def _depth_folder(root: Path, scan: str) -> Path | None:
+    bare = scan.removesuffix("_train")
+    places = [root / kind / name for kind in ("Depths_raw", "Depths") for name in (scan, bare, f"{bare}_train")]
+    return next((p for p in places if any(p.glob("depth_map_*.pfm"))), None)

@@ -1,0 +1,89 @@
+"""Lenses of data sets: what bends a picture is taken out when it is read, to a pinhole without empty corners."""
+
+from __future__ import annotations
+
+import copy
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn.functional import grid_sample
+
+from lean3r.data.sets.formats.files import read_image
+from lean3r.data.sets.scenes import Camera, FolderSet, RawView, fitted, nearest, no_depth
+
+if TYPE_CHECKING:
+    from lean3r.colmap_library import pycolmap
+
+
+class LensSet(FolderSet):
+    """A FolderSet whose frames carry their lens: `extra` is a pycolmap.Camera of the picture and of the depth map."""
+
+    def view(self, scene: int, view: int) -> RawView:
+        """Read one view and take its lens distortion out."""
+        frame, camera = self._cached(scene)[view], self.camera(scene, view)
+        image = read_image(frame.image)
+        height, width = image.shape[:2]
+        seen = Camera(np.eye(3), camera.cam_from_world, frame.extra.width, frame.extra.height)
+        fitted(seen, width, height, frame.image)
+        depth = no_depth(height, width) if frame.depth is None else self.read_depth(frame)
+        image, depth, intrinsics = undistort(image, nearest(depth, height, width), frame.extra)
+        return RawView(image, depth, intrinsics, camera.cam_from_world)
+
+
+def pinhole_of(lens: pycolmap.Camera) -> pycolmap.Camera:
+    """The camera of the picture without distortion: no corner is empty, and it is no larger than the picture."""
+    return lens if lens.is_undistorted() else _pinhole(lens.model.name, lens.width, lens.height, tuple(lens.params))
+
+
+@lru_cache(maxsize=256)
+def _pinhole(model: str, width: int, height: int, params: tuple[float, ...]) -> pycolmap.Camera:
+    from lean3r.colmap_library import pycolmap
+
+    options = pycolmap.UndistortCameraOptions()
+    options.max_scale = 1.0
+    return pycolmap.undistort_camera(options, pycolmap.Camera(model=model, width=width, height=height, params=params))
+
+
+def undistort(image: np.ndarray, depth: np.ndarray, lens: pycolmap.Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image [H, W, 3] uint8 and depth [H, W] as a pinhole sees them, and its intrinsics [3, 3].
+
+    `lens` may be for the picture at another size. Colours are mixed bilinearly; depth is that of the nearest pixel,
+    so that nothing is mixed across edges.
+    """
+    height, width = image.shape[:2]
+    if (lens.width, lens.height) != (width, height):
+        lens = copy.copy(lens)
+        lens.rescale(width, height)
+    plain = pinhole_of(lens)
+    if not lens.is_undistorted():
+        grid, nearest_pixel = _grid(lens.model.name, width, height, tuple(lens.params))
+        image, depth = bilinear(image, grid), depth.ravel()[nearest_pixel]
+    return image, depth, np.asarray(plain.calibration_matrix())
+
+
+@lru_cache(maxsize=2)
+def _grid(model: str, width: int, height: int, params: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """[h, w, 2] float32: where in the distorted picture (x, y) each pixel of the plain one is seen; and [h, w] int32:
+    the number of the pixel that this spot falls on, row by row, edges repeated."""
+    from lean3r.colmap_library import pycolmap
+
+    lens = pycolmap.Camera(model=model, width=width, height=height, params=params)
+    plain = pinhole_of(lens)
+    x, y = np.meshgrid(np.arange(plain.width) + 0.5, np.arange(plain.height) + 0.5)
+    rays = np.asarray(plain.cam_from_img(np.stack([x.ravel(), y.ravel()], 1)))
+    seen = np.asarray(lens.img_from_cam(np.concatenate([rays, np.ones((len(rays), 1))], 1)))
+    column = np.clip(np.floor(seen[:, 0]), 0, width - 1).astype(np.int32)
+    row = np.clip(np.floor(seen[:, 1]), 0, height - 1).astype(np.int32)
+    shape = (plain.height, plain.width)
+    return seen.reshape(*shape, 2).astype(np.float32), (row * width + column).reshape(shape)
+
+
+def bilinear(image: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """uint8 [h, w, 3] of an image [H, W, 3] at the spots (x, y) of a grid [h, w, 2] in pixels, edges repeated."""
+    size = torch.tensor([image.shape[1], image.shape[0]], dtype=torch.float32)
+    spots = torch.from_numpy(grid)[None] * (2 / size) - 1
+    values = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
+    mixed = grid_sample(values, spots, mode="bilinear", padding_mode="border", align_corners=False)
+    return mixed[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()

@@ -1,0 +1,277 @@
+"""What a data set on disk is: scenes of posed pictures, read one view at a time.
+
+All sets speak one language: OpenCV axes, `cam_from_world`, z-depth with 0 where it is unknown, intrinsics in pixels
+with the centre of the top-left pixel at (0.5, 0.5).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lean3r.data.sets.formats.files import naming, read_image
+from lean3r.errors import InputError
+
+CACHED_SCENES = 64
+CACHED_CAMERAS = 8192
+SIZE_TOLERANCE = 0.02
+ROTATION_TOLERANCE = 1e-2
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class SceneInfo:
+    """What is known of a scene without reading its pictures: `id`, unique in the set, and how many views it has."""
+
+    id: str
+    views: int
+
+
+@dataclass(frozen=True, eq=False)
+class Camera:
+    """intrinsics [3, 3] float64 in pixels of a picture of width x height, cam_from_world [4, 4] float64."""
+
+    intrinsics: np.ndarray
+    cam_from_world: np.ndarray
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, eq=False)
+class RawView:
+    """One view as a set has it: image [H, W, 3] uint8, depth [H, W] float32 z-depth (0 unknown; what is not finite
+    counts as unknown), intrinsics [3, 3] and cam_from_world [4, 4] float64, normals [H, W, 3] float32 unit in camera
+    axes, towards the camera, 0 where unknown (None: the set has none)."""
+
+    image: np.ndarray
+    depth: np.ndarray
+    intrinsics: np.ndarray
+    cam_from_world: np.ndarray
+    normals: np.ndarray | None = None
+
+
+class SceneSet(ABC):
+    """A data set: a sequence of scenes, each a sequence of views.
+
+    name: its row in DATASETS; title: as people call it; licence and source: under which terms and where to get it,
+    for `lean3r data list`; layout: what a root holds, in one line; is_metric: whether lengths are metres; is_ordered:
+    whether views follow one another, as in a video. A set is built from its root folder, `Kind(root, ...)`, holds what
+    it needs to find files and nothing heavy, and can be pickled. It keeps to the scenes that are complete; InputError
+    when there is none.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    licence: ClassVar[str]
+    source: ClassVar[str]
+    layout: ClassVar[str]
+    is_metric: bool = False
+    has_depth: bool = True
+    has_normals: bool = False
+    is_ordered: bool = False
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many scenes."""
+
+    @abstractmethod
+    def scene(self, index: int) -> SceneInfo:
+        """Name and number of views of a scene; InputError when its files cannot be read."""
+
+    @abstractmethod
+    def camera(self, scene: int, view: int) -> Camera:
+        """The camera of a view, without reading its picture; InputError when it is none."""
+
+    @abstractmethod
+    def view(self, scene: int, view: int) -> RawView:
+        """Read one view; InputError when a file is missing or damaged."""
+
+    def covisibility(self, scene: int) -> np.ndarray | None:
+        """[V, V] scores of how much two views see in common, larger is more, where the set's files say so."""
+        return None
+
+    def candidates(self, views: int, height: int, width: int) -> np.ndarray | None:
+        """Numbers of the scenes that suit a batch of this shape; None where the set keeps no such list."""
+        return None
+
+    @staticmethod
+    @abstractmethod
+    def looks_like(root: Path) -> bool:
+        """Whether a folder has the marks of this layout, be it complete or not; cheap, and never raises."""
+
+    @staticmethod
+    @abstractmethod
+    def problems(root: Path) -> list[str]:
+        """What is missing or wrong below `root`, a sentence each; empty when all is there."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """Where the files of one view are, and its camera. depth and extra: whatever its set's `read_depth` wants."""
+
+    image: Path
+    camera: Camera
+    depth: Path | None = None
+    extra: Any = None
+
+
+class FolderSet(SceneSet):
+    """A set of picture files in folders: a subclass says which scenes there are and what a scene's frames are.
+
+    `find_scenes(root)` names the complete scenes; `frames(id)` reads the cameras of one; `read_depth(frame)` reads
+    depth [h, w], 0 unknown (resized by nearest to the picture where it is smaller or larger).
+    """
+
+    def __init__(self, root: str | Path, scenes: Sequence[str] | None = None) -> None:
+        self.root = Path(root)
+        self.ids = list(self.find_scenes(self.root) if scenes is None else scenes)
+        if not self.ids:
+            found = self.problems(self.root) if self.root.is_dir() else [f"{self.root} is no folder"]
+            raise InputError(f"no {self.title} scene in {self.root}: {some(found)}. Expected: {self.layout}")
+        self._frames: OrderedDict[int, Sequence[Frame]] = OrderedDict()
+
+    @staticmethod
+    @abstractmethod
+    def find_scenes(root: Path) -> Iterable[str]:
+        """Names of the complete scenes below a root, in a fixed order; cheap."""
+
+    @abstractmethod
+    def frames(self, scene: str) -> Sequence[Frame]:
+        """The frames of one scene, in order; InputError when its files cannot be read."""
+
+    def read_depth(self, frame: Frame) -> np.ndarray:
+        """Depth [h, w] float32 of a frame whose `depth` is not None."""
+        raise InputError(f"{self.title} has no depth, yet {frame.image.name} names some")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def scene(self, index: int) -> SceneInfo:
+        """Name and number of views of a scene."""
+        return SceneInfo(self.ids[index], len(self._cached(index)))
+
+    def camera(self, scene: int, view: int) -> Camera:
+        """The camera of a view; InputError when its pose is no rotation."""
+        frame = self._cached(scene)[view]
+        return checked(frame.camera, f"{self.ids[scene]}, {frame.image.name}")
+
+    def view(self, scene: int, view: int) -> RawView:
+        """Read one view. A picture of another size than its camera's takes the camera along, if its shape is kept."""
+        frame, camera = self._cached(scene)[view], self.camera(scene, view)
+        image = read_image(frame.image)
+        height, width = image.shape[:2]
+        intrinsics = fitted(camera, width, height, frame.image)
+        has_depth = frame.depth is not None
+        depth = nearest(self.read_depth(frame), height, width) if has_depth else no_depth(height, width)
+        return RawView(image, depth, intrinsics, camera.cam_from_world)
+
+    def _cached(self, index: int) -> Sequence[Frame]:
+        frames = self._frames.get(index)  # read once: another thread may push it out at any time
+        if frames is None:
+            with naming(self.root / self.ids[index]):
+                frames = self._frames[index] = self.frames(self.ids[index])
+            while len(self._frames) > CACHED_SCENES:
+                self._frames.popitem(last=False)
+        return frames
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_frames": OrderedDict()}
+
+
+def some(what: Sequence[object]) -> str:
+    """The first few of a list, and how many more there are."""
+    more = f", and {len(what) - _SHOWN:,} more" if len(what) > _SHOWN else ""
+    return "; ".join(str(x) for x in what[:_SHOWN]) + more
+
+
+def folders(root: Path) -> list[Path]:
+    """Sorted folders directly below `root`; none when there is no such folder. Hidden ones are left out."""
+    return sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".") if root.is_dir() else []
+
+
+def pinhole(fx: float, fy: float, cx: float, cy: float) -> np.ndarray:
+    """[3, 3] float64, for a principal point that counts from the corner of the picture (pixel centres at 0.5)."""
+    return np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
+
+
+def from_integer_centres(intrinsics: np.ndarray) -> np.ndarray:
+    """The same intrinsics [3, 3] where a set puts the centre of the top-left pixel at (0, 0): half a pixel more."""
+    moved = np.array(intrinsics, dtype=np.float64)
+    moved[:2, 2] += 0.5
+    return moved
+
+
+def rescaled(intrinsics: np.ndarray, scale_x: float, scale_y: float) -> np.ndarray:
+    """Intrinsics [3, 3] of the same picture, scale_x as wide and scale_y as high."""
+    return np.diag([scale_x, scale_y, 1.0]) @ intrinsics
+
+
+def inverted(pose: np.ndarray) -> np.ndarray:
+    """The inverse [4, 4] of a rigid pose, by transposition."""
+    out = np.eye(4)
+    out[:3, :3] = pose[:3, :3].T
+    out[:3, 3] = -pose[:3, :3].T @ pose[:3, 3]
+    return out
+
+
+def is_rotation(rotation: np.ndarray) -> bool:
+    """Whether [3, 3] is a rotation, but for rounding in a file (1e-2)."""
+    if not np.isfinite(rotation).all():
+        return False
+    return bool(np.abs(rotation @ rotation.T - np.eye(3)).max() < ROTATION_TOLERANCE and np.linalg.det(rotation) > 0)
+
+
+@lru_cache(maxsize=CACHED_CAMERAS)
+def checked(camera: Camera, what: str) -> Camera:
+    """The camera with its rotation made exact; InputError naming `what` when pose or intrinsics are none."""
+    pose, k = np.asarray(camera.cam_from_world, np.float64), np.asarray(camera.intrinsics, np.float64)
+    if pose.shape != (4, 4) or not np.isfinite(pose).all() or not is_rotation(pose[:3, :3]):
+        raise InputError(f"the pose of {what} is no rotation with a translation; expected a rigid 4 x 4 matrix")
+    if k.shape != (3, 3) or not np.isfinite(k).all() or min(k[0, 0], k[1, 1]) <= 0:
+        raise InputError(f"the intrinsics of {what} are no pinhole camera's; expected positive focal lengths in pixels")
+    u, _, vt = np.linalg.svd(pose[:3, :3])
+    exact = np.eye(4)
+    exact[:3, :3], exact[:3, 3] = u @ vt, pose[:3, 3]
+    return Camera(k, exact, camera.width, camera.height)
+
+
+def fitted(camera: Camera, width: int, height: int, path: Path) -> np.ndarray:
+    """Intrinsics [3, 3] in pixels of the picture as it is; InputError where its shape is not the camera's."""
+    if (width, height) == (camera.width, camera.height):
+        return camera.intrinsics
+    if abs(width * camera.height / (height * camera.width) - 1) > SIZE_TOLERANCE:
+        raise InputError(
+            f"{path} has {width} x {height} pixels, its camera is for {camera.width} x {camera.height}; "
+            "expected the pictures that the cameras belong to"
+        )
+    return rescaled(camera.intrinsics, width / camera.width, height / camera.height)
+
+
+def nearest(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """An array [h, w, ...] at another size, the value of the nearest pixel centre: nothing is mixed across edges."""
+    if values.shape[:2] == (height, width):
+        return values
+    rows = ((np.arange(height) + 0.5) * values.shape[0] / height).astype(np.int64)
+    columns = ((np.arange(width) + 0.5) * values.shape[1] / width).astype(np.int64)
+    return values[rows[:, None], columns]
+
+
+def no_depth(height: int, width: int) -> np.ndarray:
+    """Depth [height, width] that is nowhere known: one zero in memory (strides 0), read-only."""
+    return np.broadcast_to(np.float32(0), (height, width))
+
+
+def without_unknown(depth: np.ndarray) -> tuple[np.ndarray, int]:
+    """Depth with 0 wherever it is not finite or negative, and at how many pixels it was not finite."""
+    known = np.isfinite(depth)
+    count = depth.size - int(known.sum())
+    if count or bool((depth < 0).any()):
+        depth = np.where(known & (depth > 0), depth, 0).astype(np.float32)
+    return depth, count

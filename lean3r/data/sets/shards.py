@@ -1,0 +1,298 @@
+"""Data sets packed into few large files: tar shards that webdataset reads too, and an index for reading any view.
+
+A sample of a shard is a scene, or a run of a long one: cameras.json, VIEW.jpg and VIEW.depth.png for each view, and
+covisibility.npy where the set has one. Depth is 16-bit, even on a logarithmic scale between the `near` and `far` of its
+view in cameras.json: depth = near * (far / near) ** ((value - 1) / 65534), 0 is unknown. Shards hold scenes of one
+orientation and of similar length.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lean3r.data.sampling.augment import cut
+from lean3r.data.sets.formats.files import inside, naming, read_array, read_text
+from lean3r.data.sets.scenes import Camera, RawView, SceneInfo, SceneSet, checked, no_depth, without_unknown
+from lean3r.errors import InputError, MissingExtraError, UsageError
+from lean3r.inputs.decoding import FORMATS
+from lean3r.json_text import parse_json
+
+INDEX, FORMAT = "index.json", "lean3r shards 1"
+_LEVELS = 65534
+_QUALITY = 95
+_CACHED = 64
+
+
+class Shards(SceneSet):
+    """Scenes of a folder that `lean3r data pack` wrote. What is metric, ordered, has depth and under which licence it
+    comes is as in the set that was packed; normals are not kept."""
+
+    name = "shards"
+    title = "packed shards"
+    licence = "that of the set that was packed"
+    source = "`lean3r data pack ROOT -o DIR`, from any other set"
+    layout = "index.json and *.tar, as `lean3r data pack` writes them"
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        index = _index(self.root)
+        with naming(self.root / INDEX):
+            self.packed, self.licence = index["set"], index["licence"]  # type: ignore[misc]
+            self.is_metric, self.is_ordered = index["is_metric"], index["is_ordered"]
+            self.has_depth = index["has_depth"]
+            rows = [(inside(self.root, row["shard"]), row) for row in index["scenes"] if _is_row(row)]
+            self.rows = [row for path, row in rows if path.is_file()]
+        if not self.rows:
+            raise InputError(f"no shard of {self.root / INDEX} is there; expected {self.layout}")
+        self._cameras: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
+
+    @property
+    def ids(self) -> list[str]:
+        """Names of the scenes."""
+        return [row["id"] for row in self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def scene(self, index: int) -> SceneInfo:
+        """From the index."""
+        return SceneInfo(self.rows[index]["id"], self.rows[index]["views"])
+
+    def camera(self, scene: int, view: int) -> Camera:
+        """From cameras.json of the scene."""
+        with naming(self.root / self.rows[scene]["shard"]):
+            row = self._rows_of(scene)[view]
+            k, pose = (np.array(row[key], dtype=np.float64) for key in ("K", "cam_from_world"))
+            camera = Camera(k, pose, int(row["width"]), int(row["height"]))
+        return checked(camera, f"{self.rows[scene]['id']}, view {view}")
+
+    def view(self, scene: int, view: int) -> RawView:
+        """Picture and depth, by their places in the shard."""
+        camera, row = self.camera(scene, view), self._rows_of(scene)[view]
+        image = self._picture(scene, f"{view:04}.jpg", "RGB")
+        depth = no_depth(*image.shape[:2])
+        with naming(self.root / self.rows[scene]["shard"]):
+            if row["far"]:
+                depth = _decoded(self._picture(scene, f"{view:04}.depth.png", None), row["near"], row["far"])
+        if depth.shape != image.shape[:2] or depth.shape != (camera.height, camera.width):
+            raise InputError(f"view {view} of {self.rows[scene]['id']} has a picture, depth and camera of other sizes")
+        return RawView(image, depth, camera.intrinsics, camera.cam_from_world)
+
+    def covisibility(self, scene: int) -> np.ndarray | None:
+        """[V, V] as in the set that was packed."""
+        if "covisibility.npy" not in self.rows[scene]["members"]:
+            return None
+        with naming(self.root / self.rows[scene]["shard"]):
+            score = read_array(io.BytesIO(self._member(scene, "covisibility.npy")))
+            if score.shape != (self.rows[scene]["views"],) * 2:
+                raise ValueError(f"scores {score.shape} of {self.rows[scene]['views']} views")
+        return score
+
+    def candidates(self, views: int, height: int, width: int) -> np.ndarray | None:
+        """Scenes with enough views, of the batch's orientation where there are any."""
+        enough = np.array([row["views"] >= views for row in self.rows])
+        upright = np.array([row["height"] > row["width"] for row in self.rows])
+        like = enough & (upright == (height > width))
+        found = np.flatnonzero(like if like.any() else enough)
+        return found if len(found) else None
+
+    @staticmethod
+    def looks_like(root: Path) -> bool:
+        """Whether there is an index of shards."""
+        try:
+            with open(root / INDEX, encoding="utf-8") as file:
+                return FORMAT in file.read(200)
+        except (OSError, ValueError):
+            return False
+
+    @staticmethod
+    def problems(root: Path) -> list[str]:
+        """Shards that are missing or have another size than the index says."""
+        try:
+            with naming(root / INDEX):
+                shards = {name: int(size) for name, size in _index(root)["shards"].items() if inside(root, name)}
+        except InputError as error:
+            return [str(error)]
+        found = [f"{root / name} is missing" for name in shards if not (root / name).is_file()]
+        sizes = {name: (root / name).stat().st_size for name in shards if (root / name).is_file()}
+        return found + [
+            f"{root / name} has {size:,} bytes of {shards[name]:,}: it was not downloaded whole"
+            for name, size in sizes.items()
+            if size != shards[name]
+        ]
+
+    def _rows_of(self, scene: int) -> list[dict[str, Any]]:
+        rows = self._cameras.get(scene)
+        if rows is None:
+            with naming(self.root / self.rows[scene]["shard"]):
+                rows = self._cameras[scene] = parse_json(self._member(scene, "cameras.json"))["views"]
+            while len(self._cameras) > _CACHED:
+                self._cameras.popitem(last=False)
+        return rows
+
+    def _member(self, scene: int, name: str) -> bytes:
+        row = self.rows[scene]
+        path = inside(self.root, row["shard"])
+        with naming(path), open(path, "rb") as file:
+            offset, size = row["members"][name]
+            if not 0 <= offset <= offset + size <= path.stat().st_size:
+                raise InputError(f"{path} ends before {name} of {row['id']}: it was not downloaded whole")
+            file.seek(offset)
+            data = file.read(size)
+        return data
+
+    def _picture(self, scene: int, name: str, mode: str | None) -> np.ndarray:
+        data = io.BytesIO(self._member(scene, name))
+        with naming(self.root / self.rows[scene]["shard"]), Image.open(data, formats=FORMATS) as picture:
+            return np.asarray(picture if mode is None else picture.convert(mode))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cameras": OrderedDict()}
+
+
+def pack(
+    scenes: SceneSet, folder: Path, *, max_side: int | None = None, shard_mb: int = 500, scene_views: int = 64
+) -> dict[str, Any]:
+    """Write a set as shards of about `shard_mb` MB and an index, which is returned.
+
+    max_side: scale pictures down to this side at most; scene_views: longer scenes are cut into runs. Views that cannot
+    be read are left out and named under "skipped". MissingExtraError without webdataset; UsageError on sizes below 1.
+    """
+    try:
+        from webdataset.writer import TarWriter
+    except ImportError as error:
+        raise MissingExtraError.of("packing shards", "train") from error
+    if min(max_side or 1, shard_mb, scene_views) < 1:
+        raise UsageError(f"side {max_side}, shard {shard_mb} MB, {scene_views} views: all must be at least 1")
+    index: dict[str, Any] = {"format": FORMAT, "set": scenes.name, "licence": scenes.licence, "source": scenes.source}
+    index |= {key: getattr(scenes, key) for key in ("is_metric", "is_ordered", "has_depth")}
+    index |= {"shards": {}, "skipped": [], "scenes": []}
+    rows: dict[str, dict[str, Any]] = {}
+    with ExitStack() as stack:
+        counts: dict[str, int] = {}  # shards of each bucket so far
+        writing: dict[str, tuple[Path, Any]] = {}
+        for number in range(len(scenes)):
+            for sample, row in _samples(scenes, number, scene_views, max_side, index["skipped"]):
+                bucket = f"{'portrait' if row['height'] > row['width'] else 'landscape'}-{_rounded_up(row['views']):04}"
+                if bucket not in writing:
+                    path = folder / f"{bucket}-{counts.setdefault(bucket, 0):05}.tar"
+                    counts[bucket] += 1
+                    file = stack.enter_context(open(path, "wb"))
+                    writing[bucket] = path, stack.enter_context(TarWriter(file, encoder=False, mtime=0))
+                path, writer = writing[bucket]
+                writer.write(sample)
+                rows[sample["__key__"]] = row | {"shard": path.name}
+                if path.stat().st_size > shard_mb * 1e6:
+                    writing.pop(bucket)[1].close()
+    if not rows:
+        raise InputError(f"no view of {scenes.title} could be read: {'; '.join(index['skipped'][:3])}")
+    members: dict[str, dict[str, list[int]]] = {key: {} for key in rows}
+    for path in sorted(folder.glob("*.tar")):
+        index["shards"][path.name] = path.stat().st_size
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, _, name = member.name.partition(".")
+                members[key][name] = [member.offset_data, member.size]
+    index["scenes"] = [row | {"members": members[key]} for key, row in rows.items()]
+    (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    return index
+
+
+def _samples(
+    scenes: SceneSet, number: int, scene_views: int, max_side: int | None, skipped: list[str]
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """(what a shard holds, its row in the index) of each run of a scene."""
+    try:
+        info, score = scenes.scene(number), scenes.covisibility(number)
+    except InputError as error:
+        skipped.append(f"scene {number} ({error})")
+        return
+    for run, start in enumerate(range(0, info.views, scene_views)):
+        views, kept = [], []
+        for v in range(start, min(start + scene_views, info.views)):
+            try:
+                views.append(_smaller(scenes.view(number, v), max_side))
+                kept.append(v)
+            except InputError as error:
+                skipped.append(f"{info.id}, view {v} ({error})")
+        if len(views) < min(2, info.views):
+            continue
+        sample: dict[str, Any] = {"__key__": f"{number:06}-{run:04}"}
+        cameras = []
+        for i, view in enumerate(views):
+            sample[f"{i:04}.jpg"] = _jpeg(view.image)
+            depth, near, far = _encoded(without_unknown(view.depth)[0])
+            if far:
+                sample[f"{i:04}.depth.png"] = depth
+            k, pose = view.intrinsics.tolist(), view.cam_from_world.tolist()
+            height, width = view.depth.shape
+            cameras.append(dict(K=k, cam_from_world=pose, width=width, height=height, near=near, far=far))
+        sample["cameras.json"] = json.dumps({"id": info.id, "views": cameras}).encode()
+        if score is not None:
+            buffer = io.BytesIO()
+            np.save(buffer, score[np.ix_(kept, kept)].astype(np.float32))
+            sample["covisibility.npy"] = buffer.getvalue()
+        name = info.id if info.views <= scene_views else f"{info.id}/{run}"
+        yield sample, {"id": name, "views": len(views), "width": cameras[0]["width"], "height": cameras[0]["height"]}
+
+
+def _smaller(view: RawView, max_side: int | None) -> RawView:
+    height, width = view.depth.shape
+    if max_side is None or max(height, width) <= max_side:
+        return view
+    scale = max_side / max(height, width)
+    return replace(cut(view, max(1, round(height * scale)), max(1, round(width * scale))), normals=None)
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+def _encoded(depth: np.ndarray) -> tuple[bytes, float, float]:
+    """(PNG, near, far) of depth [H, W]; far is 0 where nothing is known."""
+    known = depth > 0
+    if not known.any():
+        return b"", 0.0, 0.0
+    near, far = float(depth[known].min()), float(depth[known].max())
+    span = max(np.log(far / near), 1e-9)
+    level = np.zeros(depth.shape, np.uint16)
+    level[known] = np.rint(1 + _LEVELS * np.clip(np.log(depth[known].astype(np.float64) / near) / span, 0, 1))
+    buffer = io.BytesIO()
+    Image.fromarray(level).save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue(), near, far
+
+
+def _decoded(level: np.ndarray, near: float, far: float) -> np.ndarray:
+    depth = near * (far / near) ** ((level.astype(np.float32) - 1) / np.float32(_LEVELS))
+    return np.where(level > 0, depth, 0).astype(np.float32)
+
+
+def _is_row(row: dict[str, Any]) -> bool:
+    """Whether a scene of the index has its entries; TypeError or KeyError where it is of another form."""
+    plain = (int(row["views"]), int(row["width"]), int(row["height"]), str(row["id"]), row["members"].keys())
+    return plain[0] > 0
+
+
+def _rounded_up(views: int) -> int:
+    return 1 << max(0, views - 1).bit_length()
+
+
+def _index(root: Path) -> dict[str, Any]:
+    with naming(root / INDEX):
+        index = parse_json(read_text(root / INDEX))
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise InputError(f"{root / INDEX} is no index of shards ({FORMAT}); expected {Shards.layout}")
+    return index

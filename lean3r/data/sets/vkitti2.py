@@ -1,0 +1,144 @@
+"""Virtual KITTI 2: drives through rendered towns, ten renderings of each, with exact cameras and depth.
+
+Rows of extrinsic.txt are cam_from_world in OpenCV's axes: VGGT's training code (facebookresearch/vggt,
+training/data/datasets/vkitti.py) takes them as they are, and depth as centimetres. That the sky is at the far plane of
+655.35 m, the largest value of 16 bits, and that depth is z, says the README of Virtual KITTI 1.3.1's depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lean3r.data.sets.formats.files import image_size, read_depth_png, read_text
+from lean3r.data.sets.scenes import Camera, FolderSet, Frame, folders, from_integer_centres, pinhole
+from lean3r.errors import InputError
+
+CENTIMETRES = 100.0
+SKY = 655.35  # the largest value of 16 bits, in metres
+
+
+class VirtualKitti2(FolderSet):
+    """One scene a drive, rendering and camera ("Scene01/clone/Camera_0"). Cars move: only what stands still agrees
+    across views. What is as far as the format goes (sky) has no depth."""
+
+    name = "vkitti2"
+    title = "Virtual KITTI 2"
+    licence = "CC BY-NC-SA 3.0 as far as known; see the set's page: Virtual KITTI 2, Naver Labs Europe"
+    source = "Virtual KITTI 2, Naver Labs Europe: the archives rgb, depth and textgt of version 2.0.3"
+    layout = (
+        "Scene01/clone/frames/{rgb,depth}/Camera_0/ and Scene01/clone/{intrinsic,extrinsic}.txt: the archives rgb, "
+        "depth and textgt unpacked into one folder, or each into its own (vkitti_2.0.3_rgb/, ...)"
+    )
+    is_metric = True
+    is_ordered = True
+
+    @staticmethod
+    def looks_like(root: Path) -> bool:
+        """Whether there is a folder like Scene01 with a rendering's pictures or cameras."""
+        return bool(_drives(root))
+
+    @staticmethod
+    def find_scenes(root: Path) -> list[str]:
+        """Cameras of renderings that have pictures, depth and both text files."""
+        return [s for drive in _drives(root) for s in _cameras(root, drive) if not _missing(root, s)]
+
+    @staticmethod
+    def problems(root: Path) -> list[str]:
+        """Renderings without one of the archives' parts, and pictures without depth."""
+        drives = _drives(root)
+        if not drives:
+            return [f"{root} holds no Virtual KITTI 2 drive"]
+        found = []
+        for drive in drives:
+            cameras = _cameras(root, drive)
+            found += (
+                [] if cameras else [f"{_part(root, 'rgb', drive) / 'frames/rgb'} is missing: unpack the archive rgb"]
+            )
+            found += [what for scene in cameras for what in _missing(root, scene) or _incomplete(root, scene)]
+        return found
+
+    def frames(self, scene: str) -> Sequence[Frame]:
+        """The frames of one camera, in order of time."""
+        rgb, depth, text, camera = _parts(self.root, scene)
+        lenses, poses = _rows(text / "intrinsic.txt", camera, 4), _rows(text / "extrinsic.txt", camera, 16)
+        pictures = sorted(rgb.glob("rgb_*.jpg"))
+        if not pictures:
+            raise InputError(f"{rgb} holds no picture rgb_*.jpg; unpack the archive rgb there")
+        width, height = image_size(pictures[0])
+        found = []
+        for picture in pictures:
+            number = picture.stem.removeprefix("rgb_")
+            if int(number) not in lenses or int(number) not in poses:
+                raise InputError(f"{text} has no camera for {picture.name}; expected one row in both text files")
+            # fx, fy, cx, cy with the centre of the first pixel at (0, 0): cx is 620.5 of 1242 pixels. Poses are
+            # cam_from_world with OpenCV's axes, in metres.
+            intrinsics = from_integer_centres(pinhole(*lenses[int(number)]))
+            seen = Camera(intrinsics, poses[int(number)].reshape(4, 4), width, height)
+            found.append(Frame(picture, seen, depth / f"depth_{number}.png"))
+        return found
+
+    def read_depth(self, frame: Frame) -> np.ndarray:
+        """Metres from centimetres; 0 in the sky."""
+        assert frame.depth is not None
+        depth = read_depth_png(frame.depth, CENTIMETRES)
+        return np.where(depth < np.float32(SKY), depth, np.float32(0))
+
+
+def _part(root: Path, archive: str, inner: str) -> Path:
+    """A folder of one of the archives, unpacked into the root or into a folder with the archive's name."""
+    own = root / f"vkitti_2.0.3_{archive}"
+    return (own if own.is_dir() else root) / inner
+
+
+def _parts(root: Path, scene: str) -> tuple[Path, Path, Path, int]:
+    """Folders of pictures, of depth and of text files, and the camera's number."""
+    drive, _, camera = scene.rpartition("/")
+    rgb, depth = (_part(root, kind, drive) / "frames" / kind / camera for kind in ("rgb", "depth"))
+    return rgb, depth, _part(root, "textgt", drive), int(camera.rsplit("_", 1)[1])
+
+
+def _drives(root: Path) -> list[str]:
+    """Names like Scene01/clone."""
+    found = set()
+    for base in {_part(root, archive, ".") for archive in ("rgb", "depth", "textgt")}:
+        scenes = [folder for folder in folders(base) if folder.name.startswith("Scene")]
+        drives = [drive for scene in scenes for drive in folders(scene)]
+        parts = ("frames", "intrinsic.txt", "extrinsic.txt")
+        found |= {f"{d.parent.name}/{d.name}" for d in drives if any((d / part).exists() for part in parts)}
+    return sorted(found)
+
+
+def _cameras(root: Path, drive: str) -> list[str]:
+    cameras = folders(_part(root, "rgb", drive) / "frames" / "rgb")
+    return [f"{drive}/{folder.name}" for folder in cameras if folder.name.startswith("Camera_")]
+
+
+def _missing(root: Path, scene: str) -> list[str]:
+    _, depth, text, _ = _parts(root, scene)
+    absent = [text / name for name in ("intrinsic.txt", "extrinsic.txt") if not (text / name).is_file()]
+    return [f"{path} is missing" for path in (*absent, *([] if depth.is_dir() else [depth]))]
+
+
+def _incomplete(root: Path, scene: str) -> list[str]:
+    rgb, depth, _, _ = _parts(root, scene)
+    pictures = {path.stem.removeprefix("rgb_") for path in rgb.glob("rgb_*.jpg")}
+    without = sorted(pictures - {path.stem.removeprefix("depth_") for path in depth.glob("depth_*.png")})
+    if len(pictures) < 2:
+        return [f"{rgb} has {len(pictures)} pictures; at least two views make a scene"]
+    return [f"{len(without)} of {len(pictures)} maps of {depth} are missing, {without[0]} first"] if without else []
+
+
+def _rows(path: Path, camera: int, count: int) -> dict[int, np.ndarray]:
+    """Frame -> numbers, of one camera's rows: frame, camera, numbers, below a line of headings."""
+    found = {}
+    for line in read_text(path).splitlines()[1:]:
+        words = line.split()
+        try:
+            if words and int(words[1]) == camera:
+                found[int(words[0])] = np.array([float(word) for word in words[2 : 2 + count]]).reshape(count)
+        except (ValueError, IndexError) as error:
+            raise InputError(f"{path} has a line that is none of its format: {line!r}") from error
+    return found

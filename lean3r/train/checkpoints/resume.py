@@ -1,0 +1,129 @@
+"""The state of a run to a checkpoint and back, whether parameters are whole on each process or spread."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lean3r.errors import LeanError, UsageError
+from lean3r.train.checkpoints.shards import (
+    flat_tensors,
+    nested_tensors,
+    read_into,
+    read_values,
+    stored_shapes,
+    write_shards,
+)
+from lean3r.train.checkpoints.state import prune, read_checkpoint, save_checkpoint
+from lean3r.train.config import FREE_ON_RESUME, TrainConfig, config_diff
+from lean3r.train.distributed import World
+from lean3r.train.optim import Ema, Optimizer, spread_as
+from lean3r.train.sharding import ShardedEma, copy_into
+
+FORMAT = 2
+
+
+class Weights:
+    """All tensors of a run: the model, its averages and the optimiser's."""
+
+    def __init__(self, model: nn.Module, ema: Ema | ShardedEma, optimizer: Optimizer, world: World):
+        self.model, self.ema, self.optimizer, self.world = model, ema, optimizer, world
+        self.sharded = isinstance(ema, ShardedEma)
+
+    def bytes(self) -> int:
+        """About how much a checkpoint takes, before the optimiser has made its state."""
+        values = [v for v in self.model.state_dict().values() if v.is_floating_point()]
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        return sum(2 * v.numel() * v.element_size() for v in values) + 8 * trained
+
+    def save(self, folder: Path, step: int, values: dict[str, Any], keep: int) -> None:
+        """Write a checkpoint with plain `values` beside the tensors; all processes call it, sharded or not."""
+        tensors = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        values = {"format": FORMAT, "step": step, "processes": self.world.size, **values}
+        if self.sharded:
+            write_shards(folder / f"step-{step:09d}", tensors | values, self.world)
+            if self.world.is_main:
+                prune(folder, keep)
+            return
+        with self.world.together():
+            if self.world.is_main:
+                save_checkpoint(folder, step, tensors | values, keep)
+
+    def restore(self, path: Path, config: TrainConfig) -> dict[str, Any]:
+        """Take over a checkpoint, file or folder, and return its plain values; UsageError if its run was another."""
+        if not path.exists():
+            raise LeanError(f"a process does not see checkpoint '{path}'; all processes must share one file system")
+        if path.is_dir() and self.sharded:
+            values = read_values(path)
+            _check_same_run(values, config, self.world, path)
+            self._read_parts(path)
+            return values
+        state = read_checkpoint(path)
+        _check_same_run(state, config, self.world, path)
+        if self.sharded:
+            copy_into(self.model.state_dict(), state["model"])
+        else:
+            self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict({name: self._spread(name, part) for name, part in state["optimizer"].items()})
+        return state
+
+    def _spread(self, part: str, state: dict[str, Any]) -> dict[str, Any]:
+        """The optimiser's whole tensors, each spread as its parameter is; counters as they are."""
+        parameters = self.optimizer.parameters(part)
+        return {
+            "state": {
+                number: {
+                    key: spread_as(value.to(parameters[number].device), parameters[number])
+                    if value.shape == parameters[number].shape
+                    else value
+                    for key, value in values.items()
+                }
+                for number, values in state["state"].items()
+            }
+        }
+
+    def _read_parts(self, path: Path) -> None:
+        shapes = stored_shapes(path)
+        flat = flat_tensors({"model": self.model.state_dict(), "ema": self.ema.state_dict(), "optimizer": {}})
+        for name, shape in shapes.items():
+            group, _, rest = name.partition("/")
+            if group == "optimizer":
+                part, number, _ = rest.split("/")
+                parameter = self.optimizer.parameters(part)[int(number)]
+                flat[name] = torch.zeros_like(parameter) if parameter.shape == shape else torch.zeros(shape)
+        read_into(path, {name: value.detach() for name, value in flat.items()})
+        self.optimizer.load_state_dict(nested_tensors(flat)["optimizer"])
+
+
+def _check_same_run(values: dict[str, Any], config: TrainConfig, world: World, path: Path) -> None:
+    if values.get("format") != FORMAT:
+        raise UsageError(
+            f"checkpoint '{path}' has format {values.get('format')}, expected {FORMAT}; resume with the version that "
+            "wrote it, or start a new run from its weights"
+        )
+    # By way of the class: entries that are newer than the run then have their defaults on both sides.
+    saved = json.loads(TrainConfig.from_json(values["config"]).to_json())
+    current = json.loads(config.to_json())
+    if _batches(saved, values["processes"]) == _batches(current, world.size):
+        for stages in (saved["stages"], current["stages"]):
+            for stage in stages:
+                del stage["accumulate"]
+    else:
+        saved["processes"], current["processes"] = values["processes"], world.size
+    differing = [line for line in config_diff(saved, current) if line.split(":")[0] not in FREE_ON_RESUME]
+    if differing:
+        raise UsageError(f"'{path}' was trained with another config; cannot resume: " + "; ".join(differing))
+
+
+def _batches(config: dict[str, Any], processes: int) -> list[int]:
+    """Batches that make a step, in each stage: the run is the same however processes share them."""
+    return [processes * stage["accumulate"] for stage in config["stages"]]

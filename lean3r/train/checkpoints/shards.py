@@ -1,0 +1,179 @@
+"""Checkpoints of sharded runs: folders that all processes write together (torch.distributed.checkpoint).
+
+Written beside under a hidden name, check-summed, renamed when complete: a folder under its own name is whole, or was
+damaged later, which the check sums show. It can be read by any number of processes, sharded or not.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import shutil
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lean3r.errors import LeanError
+from lean3r.json_text import parse_json
+from lean3r.train.checkpoints.disk import flush, require_space, tensor_bytes
+from lean3r.train.distributed import World
+
+VALUES, SUMS, METADATA = "values.json", "check_sums.json", ".metadata"
+
+
+def flat_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint under one name each: model/NAME, ema/NAME, optimizer/PART/NUMBER/KEY."""
+    flat = {f"{group}/{name}": value for group in ("model", "ema") for name, value in state[group].items()}
+    for part, content in state["optimizer"].items():
+        for number, values in content["state"].items():
+            flat |= {f"optimizer/{part}/{number}/{key}": value for key, value in values.items()}
+    return flat
+
+
+def nested_tensors(flat: dict[str, Tensor]) -> dict[str, Any]:
+    """The inverse of `flat_tensors`."""
+    state: dict[str, Any] = {"model": {}, "ema": {}, "optimizer": {}}
+    for path, value in flat.items():
+        group, _, name = path.partition("/")
+        if group == "optimizer":
+            part, number, key = name.split("/")
+            numbers = state["optimizer"].setdefault(part, {"state": {}})["state"]
+            numbers.setdefault(int(number), {})[key] = value
+        else:
+            state[group][name] = value
+    return state
+
+
+def write_shards(path: Path, state: dict[str, Any], world: World) -> None:
+    """Write a checkpoint folder, all processes together; `path` appears when everything is on the disk.
+
+    LeanError on every process where one could not write; nothing appears then.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    beside = path.with_name(f".{path.name}.partial")
+    with world.together():
+        if world.is_main:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            require_space(path.parent, tensor_bytes(flat_tensors(state)), "a checkpoint")
+    if world.is_main:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+    world.gather(None)  # nobody writes before the folder is there
+    failed = f"could not write checkpoint {path}; the ones before it are whole. Make room, then resume."
+    try:
+        with world.together():
+            try:
+                save(flat_tensors(state), storage_writer=FileSystemWriter(beside, sync_files=True))
+            except (CheckpointException, OSError, RuntimeError) as error:
+                raise LeanError(f"{failed} ({error})") from error
+        with world.together():
+            try:
+                if world.is_main:
+                    _seal(beside, path, {k: v for k, v in state.items() if k not in ("model", "ema", "optimizer")})
+            except OSError as error:
+                raise LeanError(f"{failed} ({error})") from error
+    except LeanError:
+        if world.is_main:
+            shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a checkpoint folder, judged by its check sums; "" if nothing."""
+    try:
+        sums = parse_json((path / SUMS).read_bytes())
+        if not {VALUES, METADATA} <= sums.keys():
+            return f"{SUMS} lacks {VALUES} or {METADATA}"
+        _TableOnly(io.BytesIO((path / METADATA).read_bytes())).load()
+        for name, expected in sums.items():
+            if _check_sum(path / name) != expected:
+                return f"check sum of {name} is wrong"
+    except Exception as error:  # a damaged pickle can ask for anything
+        return f"{SUMS} or what it lists cannot be read: {error}"
+    return ""
+
+
+class _TableOnly(pickle.Unpickler):
+    """Reads the table of a checkpoint folder, which torch unpickles freely: nothing but its own classes."""
+
+    _PLAIN = (("torch", "Size"), ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath"))
+    _MODULES = tuple(module for module, _ in _PLAIN)
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        """UnpicklingError for whatever is no part of such a table."""
+        own = module_name.startswith("torch.distributed.checkpoint.")
+        # Looked at before it is imported: importing runs code, too.
+        found = super().find_class(module_name, global_name) if own or module_name in self._MODULES else None
+        is_class = own and isinstance(found, type) and found.__module__ == module_name
+        if not (is_class or isinstance(found, torch.dtype) or (module_name, global_name) in self._PLAIN):
+            raise pickle.UnpicklingError(f"the table asks for {module_name}.{global_name}")
+        return found
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """What a checkpoint folder holds beside tensors."""
+    return parse_json((path / VALUES).read_bytes())
+
+
+def read_shards(path: Path) -> dict[str, Any]:
+    """A whole checkpoint folder on the CPU of this process, in the form of a checkpoint file."""
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    reader = FileSystemReader(path)
+    flat: dict[str, Any] = {}
+    for name, entry in reader.read_metadata().state_dict_metadata.items():
+        stored: Any = entry
+        flat[name] = torch.empty(stored.size, dtype=stored.properties.dtype)
+    load(flat, storage_reader=reader, no_dist=True)
+    return nested_tensors(flat) | read_values(path)
+
+
+def read_into(path: Path, flat: dict[str, Tensor]) -> None:
+    """Fill spread tensors from a checkpoint folder, all processes together, each reading its parts."""
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    load(dict(flat), storage_reader=FileSystemReader(path))
+
+
+def stored_shapes(path: Path) -> dict[str, torch.Size]:
+    """Shapes of the tensors in a checkpoint folder, by the names that `flat_tensors` gives them."""
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    entries: dict[str, Any] = FileSystemReader(path).read_metadata().state_dict_metadata
+    return {name: entry.size for name, entry in entries.items()}
+
+
+def _seal(beside: Path, path: Path, values: dict[str, Any]) -> None:
+    (beside / VALUES).write_text(json.dumps(values))
+    sums = {file.name: _check_sum(file) for file in sorted(beside.iterdir())}
+    (beside / SUMS).write_text(json.dumps(sums))
+    for file in (beside / VALUES, beside / SUMS, beside):
+        flush(file)
+    if path.exists():  # a resumed run writes the same step again
+        shutil.rmtree(path)
+    os.replace(beside, path)
+    flush(path.parent)
+
+
+def _check_sum(path: Path) -> list[int]:
+    total, size = 0, 0
+    for part in _parts(path):
+        total, size = zlib.crc32(part, total), size + len(part)
+    return [size, total]
+
+
+def _parts(path: Path) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        while part := file.read(1 << 24):
+            yield part

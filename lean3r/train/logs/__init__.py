@@ -1,0 +1,1 @@
+"""What a run says of itself: logs, events, pictures, the report."""

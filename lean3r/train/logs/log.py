@@ -1,0 +1,158 @@
+"""What a run says of itself: files that survive resuming, a picture of the curves, a line or a bar on stderr."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lean3r.errors import MissingExtraError
+from lean3r.json_text import parse_json
+from lean3r.train.checkpoints.disk import write_atomically
+
+
+class CsvLog:
+    """Rows keyed by `step` in a CSV file; new columns may appear at any time.
+
+    Opening it with `after_step` drops the rows of later steps, which a resumed run writes again.
+    """
+
+    def __init__(self, path: Path, after_step: int = 0):
+        self.path = path
+        rows = read_csv(path)
+        self._columns = list(rows[0]) if rows else ["step"]
+        kept = [row for row in rows if float(row["step"]) <= after_step]
+        if rows:
+            self._rewrite(kept)
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Add one row, which has a `step`, and push it to the file."""
+        new = [name for name in row if name not in self._columns]
+        if new or not self.path.exists():
+            self._columns += new
+            self._rewrite(read_csv(self.path))
+        with open(self.path, "a", newline="") as file:
+            csv.DictWriter(file, self._columns, restval="").writerow({k: _short(v) for k, v in row.items()})
+
+    def _rewrite(self, rows: Iterable[Mapping[str, str]]) -> None:
+        def write(temporary: Path) -> None:
+            with open(temporary, "w", newline="") as file:
+                writer = csv.DictWriter(file, self._columns, restval="")
+                writer.writeheader()
+                writer.writerows(rows)
+
+        write_atomically(self.path, write)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Whole rows of a log as text; a last line that was cut off by a crash is left out. [] without a file."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    complete = text[: text.rfind("\n") + 1]
+    return list(csv.DictReader(complete.splitlines()))
+
+
+class EventLog:
+    """One JSON object a line, each with its `step` and `event`: what happened beside ordinary steps.
+
+    Opening it with `after_step` drops the events of later steps and a last line that a crash cut off.
+    """
+
+    def __init__(self, path: Path, after_step: int = 0):
+        self.path = path
+        kept = [json.dumps(event) + "\n" for event in read_events(path) if event["step"] <= after_step]
+        write_atomically(path, lambda temporary: temporary.write_text("".join(kept)))
+
+    def append(self, step: int, event: str, **facts: Any) -> None:
+        """Add one event and push it to the file."""
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"step": step, "event": event, **facts}) + "\n")
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Whole lines of an event log. [] without a file."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    return [parse_json(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def _short(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
+
+
+def draw_curves(train_csv: Path, validation_csv: Path, picture: Path) -> None:
+    """Draw every column of the two logs over the steps, one small panel each; needs the extra "train"."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtraError.of("drawing loss curves", "train")
+    from matplotlib.figure import Figure
+
+    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    for label, path in (("training", train_csv), ("validation", validation_csv)):
+        for row in read_csv(path):
+            for name, text in row.items():
+                if name in ("step", "seconds") or not text:
+                    continue
+                steps, values = panels.setdefault(name, {}).setdefault(label, ([], []))
+                steps.append(float(row["step"]))
+                values.append(float(text))
+    if not panels:
+        return
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.4 * rows), layout="constrained")
+    for axes, (name, curves) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels.items(), strict=False):
+        for label, (steps, values) in curves.items():
+            points = label == "validation" or len(steps) == 1
+            axes.plot(steps, values, label=label, linewidth=1.2, marker="." if points else "")
+        if len(curves) > 1:
+            axes.legend(fontsize=7)
+        axes.set_title(name, fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3)
+    for axes in figure.axes[len(panels) :]:
+        axes.remove()
+    write_atomically(picture, lambda temporary: figure.savefig(temporary, format="png", dpi=100))
+
+
+class Progress:
+    """What is seen while a run goes on, on stderr: a bar on a terminal, and a line at every report anywhere."""
+
+    def __init__(self, step: int, total_steps: int):
+        self._total = total_steps
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task("", total=total_steps, completed=step)
+            self._bar.start()
+
+    def step(self, step: int, loss: float, views_per_s: float, data_wait: float, memory_mb: float) -> None:
+        """After every step; moves the bar, if there is one."""
+        if self._bar is not None:
+            told = f"loss {loss:.4g}  {views_per_s:.3g} views/s  data {data_wait:.0%}  {memory_mb:,.0f} MB"
+            self._bar.update(self._task, completed=step, description=told)
+
+    def line(self, step: int, row: Mapping[str, float], seconds_left: float | None = None) -> None:
+        """One line: step, the figures of `row`, time left where it is known."""
+        line = f"step {step}/{self._total}" + "".join(
+            f"  {name} {value:.4g}" for name, value in row.items() if name not in ("step", "seconds")
+        )
+        if seconds_left is not None:
+            minutes, seconds = divmod(round(seconds_left), 60)
+            line += f"  left {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+        print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        if self._bar is not None:
+            self._bar.stop()

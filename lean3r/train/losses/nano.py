@@ -1,0 +1,94 @@
+"""The objective of nano: all estimates of one forward pass against one batch of scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lean3r.data.base import SceneBatch
+from lean3r.train.losses.truth import (
+    DECAY,
+    TwoSurfaces,
+    depth_loss,
+    full_depth_losses,
+    make_target,
+    match_losses,
+    pose_losses,
+)
+
+WEIGHTS = {
+    "rotation": 1.0,
+    "translation": 1.0,
+    "depth": 1.0,
+    "shift": 0.1,
+    "focal": 0.3,
+    "match": 0.3,
+    "flow": 2.0,
+    "visible": 0.1,
+    "full": 0.2,
+    "edge": 0.2,
+}
+
+
+class IterativeModel(Protocol):
+    """What the objective needs of a model (see models/nano.py)."""
+
+    patch: int
+
+    def iterate(self, half: Tensor) -> Any:
+        """Half-size pictures -> estimates, matches, tokens."""
+        ...
+
+    def sharpen(self, tokens: Tensor, log_depth: Tensor, images: Tensor) -> TwoSurfaces:
+        """Tokens, coarse log depth and pictures -> full-size depth."""
+        ...
+
+
+def nano_loss(
+    model: IterativeModel, batch: SceneBatch, progress: float = 0.0, *, full: float = 0.0
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Total loss and its parts, the same at all times of the run (`progress`).
+
+    With `full` 0 the batch has half-size pictures and the guided head rests; otherwise the pictures have full size
+    and its losses count with this weight.
+    """
+    return truth_loss(model, model.iterate(half_pictures(batch, full)), batch, full=full)
+
+
+def half_pictures(batch: SceneBatch, full: float) -> Tensor:
+    """What the trunk sees: the batch's pictures, or with `full` their halves, [B, S, 3, h, w]."""
+    if not full:
+        return batch.images
+    return F.avg_pool2d(batch.images.flatten(0, 1), 2).unflatten(0, batch.images.shape[:2])
+
+
+def truth_loss(
+    model: IterativeModel, found: Any, batch: SceneBatch, *, full: float = 0.0
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """nano_loss of what the model said already (`found`, of iterate)."""
+    target = make_target(batch, model.patch if full else model.patch // 2)
+    parts = match_losses(found.matches.logits, found.matches.position, found.matches.visibility, target)
+    total = weighted({k: parts[k] for k in ("match", "flow", "visible")})
+    for age, estimate in enumerate(reversed(found.estimates)):
+        level, shift = depth_loss(estimate.log_depth, target.log_depth, target.known)
+        rotation, translation = pose_losses(estimate.world_from_cam, estimate.cam_from_world, target)
+        focal = (estimate.cameras.log_focal - target.log_focal).abs().mean()
+        now = {"rotation": rotation, "translation": translation, "depth": level, "shift": shift, "focal": focal}
+        total = total + DECAY**age * weighted(now)
+        if age == 0:
+            parts |= now
+    if full:
+        sharp = model.sharpen(found.tokens, found.estimates[-1].log_depth, batch.images)
+        fine = full_depth_losses(sharp, batch, target.scale)
+        total = total + full * weighted(fine)
+        parts |= fine
+    return total, {k: v.detach() for k, v in parts.items()}
+
+
+def weighted(parts: Mapping[str, Tensor]) -> Tensor:
+    """Sum of losses by their WEIGHTS."""
+    return torch.stack([WEIGHTS[name] * value for name, value in parts.items()]).sum()
