@@ -1,6 +1,7 @@
 # make demo               set up, photograph a synthetic room, reconstruct it on this machine, compare with the truth
 # make demo PHOTOS=DIR    the same on your own pictures (nothing to compare with)
 # make test               set up, then lint, types and tests
+# make tables            write the tables of the pages that are made from the code
 # make lint, make format, make clean (removes the environment and the demo)
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format tables clean
 
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
@@ -47,6 +48,9 @@ test: lint
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+tables: $(VENV)/core.stamp
+	@$(BIN)/python tests/docs/tables.py
 
 clean:
 	rm -rf $(VENV) demo

@@ -1,19 +1,34 @@
-"""Tables of names: each row says where an object lives, and nothing is imported before it is asked for."""
+"""Tables of names: each row says where an object lives, and nothing is imported before it is asked for.
+
+A row is "module:object", or a NamedTuple whose `at` says so and whose other fields are known without any import.
+"""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from lean3r.errors import UsageError
 
 
-class Registry:
-    """An explicit table name -> "module:object" of one kind of thing ("model", "exporter", ...)."""
+class Described(Protocol):
+    """A row that says more than where its object lives."""
 
-    def __init__(self, kind: str, rows: Mapping[str, str]):
+    @property
+    def at(self) -> str:
+        """ "module:object"."""
+        ...
+
+
+Row = TypeVar("Row", bound=str | Described)
+
+
+class Registry(Generic[Row]):
+    """An explicit table name -> row of one kind of thing ("model", "exporter", ...)."""
+
+    def __init__(self, kind: str, rows: Mapping[str, Row]):
         self.kind = kind
         self._rows = dict(rows)
 
@@ -22,6 +37,9 @@ class Registry:
 
     def __contains__(self, name: object) -> bool:
         return name in self._rows
+
+    def __getitem__(self, name: str) -> Row:
+        return self._rows[self.check(name)]
 
     def check(self, name: str) -> str:
         """Return `name` if it is a row; raise UsageError with the nearest rows otherwise."""
@@ -33,5 +51,6 @@ class Registry:
 
     def get(self, name: str) -> Any:
         """Import and return the object of a row."""
-        module, _, attribute = self._rows[self.check(name)].partition(":")
+        row = self[name]
+        module, _, attribute = (row if isinstance(row, str) else row.at).partition(":")
         return getattr(importlib.import_module(module), attribute)

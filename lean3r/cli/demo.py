@@ -23,7 +23,10 @@ SMALL_BASELINE = 0.05  # of the mean depth: pairs nearer than that have no relia
 
 @dataclass
 class Demo:
-    """Photograph a synthetic room, reconstruct it, and say how far the result is from the truth."""
+    """Photograph a synthetic room, reconstruct it, and say how far the result is from the truth.
+
+    See docs/quickstart.md.
+    """
 
     out: Annotated[
         Out, option(help="Where the photos and the results go; results of an earlier demo are replaced.")

@@ -31,7 +31,10 @@ from lean3r.errors import UsageError
 
 @dataclass
 class Inspect:
-    """Draw which regions of which pictures a window of patches looks at, and say how dense attention is."""
+    """Draw which regions of which pictures a window of patches looks at, and say how dense attention is.
+
+    See docs/how-to/compress.md.
+    """
 
     what: Annotated[tyro.conf.Positional[Literal["attention"]], option()]
     """What to look at."""

@@ -24,7 +24,10 @@ _PLAIN_COLUMNS = 240
 
 @dataclass
 class Models:
-    """List the models that can be loaded; --verbose says what a run of them costs."""
+    """List the models that can be loaded; --verbose says what a run of them costs.
+
+    See docs/models.md.
+    """
 
     name: Annotated[tyro.conf.Positional[str | None], option("[NAME]")] = None
     """One model instead of all."""

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from lean3r.errors import UsageError
+from lean3r.export import DEFAULT_FORMATS, EXPORTERS
 
 
 def option(metavar: str | None = None, *aliases: str, help: str | None = None) -> Any:
@@ -55,6 +56,16 @@ Sets = Annotated[
     option(
         "NAME=ROOT[:WEIGHT]",
         help="A data set and its folder, perhaps with a weight; may be repeated. By default the synthetic world.",
+    ),
+]
+Formats = Annotated[
+    tyro.conf.UseAppendAction[list[str]],
+    option(
+        "NAME[,NAME ...]",
+        "-f",
+        "--export-format",
+        help=f"What to write: {', '.join(DEFAULT_FORMATS)}; these by default; "
+        f"{', '.join(name for name in EXPORTERS if name not in DEFAULT_FORMATS)}; or all.",
     ),
 ]
 Seed = Annotated[int, option("N", help="Of everything random.")]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lean3r.export.atomic import atomic_folder
 from lean3r.export.options import ExportOptions
-from lean3r.parallel import by_threads
 from lean3r.registry import Registry
 
 if TYPE_CHECKING:
@@ -17,23 +16,42 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_FORMATS", "EXPORTERS", "ExportOptions", "atomic_folder", "export", "parse_formats", "write_all"]
 
-# Each row: write(reconstruction, directory, options) -> the files written.
+
+class Format(NamedTuple):
+    """Where `write(reconstruction, directory, options) -> files` is, what appears in the folder, what that holds.
+
+    Written when nobody asks (`default`) is what costs no time, no extra package and no copies of the pictures.
+    """
+
+    at: str
+    files: str
+    about: str
+    default: bool = False
+
+
 EXPORTERS = Registry(
     "format",
     {
-        "cameras": "lean3r.export.cameras:write",
-        "npz": "lean3r.export.npz:write",
-        "depth": "lean3r.export.depth:write",
-        "ply": "lean3r.export.ply:write",
-        "glb": "lean3r.export.glb:write",
-        "colmap": "lean3r.export.colmap:write",
-        "preview": "lean3r.export.preview:write",
-        "nerfstudio": "lean3r.export.nerfstudio:write",
-        "mesh": "lean3r.export.mesh:write",
+        "cameras": Format("lean3r.export.cameras:write", "cameras.json", "one entry a view", default=True),
+        "npz": Format(
+            "lean3r.export.npz:write", "predictions.npz", "depth, confidence, cameras as arrays", default=True
+        ),
+        "depth": Format(
+            "lean3r.export.depth:write", "depth/", "16-bit PNG a view, scale.json, preview/ in colour", default=True
+        ),
+        "ply": Format("lean3r.export.ply:write", "points.ply", "coloured points", default=True),
+        "glb": Format("lean3r.export.glb:write", "scene.glb", "coloured points and camera frusta, y up", default=True),
+        "colmap": Format("lean3r.export.colmap:write", "sparse/0/", "COLMAP model (binary)", default=True),
+        "preview": Format(
+            "lean3r.export.preview:write", "preview.jpg", "the cloud and the cameras from two sides", default=True
+        ),
+        "nerfstudio": Format(
+            "lean3r.export.nerfstudio:write", "transforms.json, points.ply", "cameras and points for nerfstudio"
+        ),
+        "mesh": Format("lean3r.export.mesh:write", "mesh.glb, mesh.ply", "a coloured surface"),
     },
 )
-# Those that cost nothing to ask for: transforms.json wants the pictures copied, a mesh takes time and an extra.
-DEFAULT_FORMATS = tuple(name for name in EXPORTERS if name not in ("nerfstudio", "mesh"))
+DEFAULT_FORMATS = tuple(name for name in EXPORTERS if EXPORTERS[name].default)
 
 
 def export(
@@ -63,6 +81,7 @@ def write_all(
 ) -> list[Path]:
     """Write the chosen formats, then config.toml and manifest.json, into an existing folder; return the files."""
     from lean3r.export import manifest
+    from lean3r.parallel import by_threads
 
     def write(name: str) -> tuple[list[Path], float]:
         start = time.perf_counter()

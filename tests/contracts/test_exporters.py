@@ -12,8 +12,18 @@ import trimesh
 from export.scene import make_scene
 from PIL import Image
 
-from lean3r.export import EXPORTERS, ExportOptions, atomic_folder, export, preview
+from lean3r.export import (
+    DEFAULT_FORMATS,
+    EXPORTERS,
+    ExportOptions,
+    Format,
+    atomic_folder,
+    export,
+    parse_formats,
+    preview,
+)
 from lean3r.geometry.fusion import fuse
+from lean3r.registry import Registry
 from lean3r.types import PointCloud
 
 NO_POINTS = PointCloud(
@@ -68,20 +78,26 @@ READERS = {
     ".npz": numbers,
     ".png": pixels,
     ".jpg": pixels,
-    ".ply": lambda path: len(path.read_bytes()),
     ".glb": lambda path: len(trimesh.load(path).geometry),
     ".bin": lambda path: pycolmap.Reconstruction(path.parent).num_images(),
 }
-"""Suffix -> how many things a program that is not ours finds in the file."""
+"""Suffix -> how many things a program that is not ours finds in the file; of other suffixes bytes are counted."""
 
 
 @pytest.mark.parametrize("scene", SCENES)
 @pytest.mark.parametrize("name", list(EXPORTERS))
 def test_writes_what_others_read(tmp_path, name, scene):
-    before = set(tmp_path.rglob("*"))
     files = EXPORTERS.get(name)(SCENES[scene](), tmp_path, ExportOptions())
-    assert files and all(READERS[path.suffix](path) for path in files)
-    assert {path for path in tmp_path.rglob("*") if path.is_file()} - before == set(files)
+    assert files and all(READERS.get(path.suffix, lambda path: path.stat().st_size)(path) for path in files)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(files)
+    declared = [tmp_path / place for place in EXPORTERS[name].files.split(", ")]
+    assert all(any(path.is_relative_to(place) for place in declared) for path in files)
+
+
+def test_a_format_is_written_by_default_only_where_its_row_says_so() -> None:
+    assert set(parse_formats(DEFAULT_FORMATS)) == {name for name in EXPORTERS if EXPORTERS[name].default}
+    added = Registry("format", {"xyz": Format("lean3r.export.xyz:write", "points.xyz", "a line a point")})
+    assert not added["xyz"].default
 
 
 @pytest.mark.parametrize("scene", SCENES)
