@@ -40,6 +40,8 @@ def workplace(tmp_path: Path) -> Path:
     for name in FILES:
         shutil.copy(ROOT / name, tree)
     (tree / ".venv").mkdir()
+    for name in ("lib", "pyvenv.cfg"):
+        (tree / ".venv" / name).symlink_to(Path(sys.prefix) / name)
     (tree / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
     (tree / ".venv" / "core.stamp").touch()
     return tree
