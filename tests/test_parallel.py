@@ -14,7 +14,7 @@ def test_results_in_order_one_thread_inside_and_as_before_afterwards() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        meeting = threading.Barrier(2, timeout=20)  # two at a time, or nobody passes
+        meeting = threading.Barrier(2, timeout=60)  # two at a time, or nobody passes
         found = by_threads(lambda i: (i, meeting.wait() >= 0, torch.get_num_threads()), range(8))
         assert found == [(i, True, 1) for i in range(8)] and torch.get_num_threads() == 3
         with pytest.raises(ZeroDivisionError):

@@ -155,6 +155,7 @@ def test_official_names_tied_weights_and_half_precision(
     assert all(torch.equal(value.float(), again[key].float()) for key, value in found.items())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_of_compressing_and_of_loading(tmp_path: Path) -> None:
     """Compressing needs a fraction of the file; loading FP8, from either file, no more than what the model keeps."""

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from lean3r.data import loader
 from lean3r.data.base import SceneBatch
 from lean3r.data.loader import Prefetch
 from lean3r.errors import InputError, LeanError, UsageError
+
+HANGS = 120.0  # seconds: no law, the end of a test that would wait forever
 
 
 class Numbered:
@@ -105,8 +108,8 @@ def until_six(step: int) -> str | None:
 def test_batches_are_ready_when_they_are_asked_for() -> None:
     with Prefetch(Numbered(), 1, ahead=3, kind="threads", stage_at=until_six) as prefetch:
         prefetch(0, "one", 0, 1)
-        time.sleep(0.3)
-        assert [future.done() for _, future in prefetch._waiting.values()] == [True] * 3
+        ahead = [future for _, future in prefetch._waiting.values()]
+        assert len(ahead) == 3 and not wait(ahead, HANGS).not_done, "they are made though nobody asks"
         prefetch(4, "one", 0, 1)
         assert [key[0] for key in prefetch._waiting] == [5], "nothing past the end"
 
@@ -158,9 +161,9 @@ def test_no_process_outlives_a_parent_that_was_killed(tmp_path: Path) -> None:
     assert parent.stdout is not None
     children = [int(pid) for pid in parent.stdout.readline().split()]
     parent.kill()
-    parent.communicate(timeout=20)
+    parent.communicate(timeout=HANGS)  # its output ends when nobody holds it any more
     assert children
-    until = time.monotonic() + 10
+    until = time.monotonic() + HANGS
     while any(alive(pid) for pid in children) and time.monotonic() < until:
         time.sleep(0.05)
     assert not any(alive(pid) for pid in children)

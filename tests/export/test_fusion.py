@@ -96,6 +96,7 @@ def test_nothing_to_fuse_gives_an_empty_cloud():
     assert cloud.xyz.shape == (0, 3) and cloud.rgb.shape == (0, 3) and cloud.xy.shape == (0, 2)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_chunk_and_little_for_each_further_pixel(monkeypatch):
     monkeypatch.setattr(fusion, "CHUNK", 100_000)
 

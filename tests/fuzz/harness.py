@@ -46,18 +46,18 @@ def _run_until(reader: str, seed: int, start: int, cases: int, tally: Tally) -> 
     with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths}) as process:
         assert process.stdout is not None
         running, folder = None, ""
-        for told in _lines(process.stdout):
-            if "ended" not in told:
-                running, folder = told["case"], told["folder"]
-                continue
-            tally.ended[told["ended"]] += 1
-            tally.grown_mb = max(tally.grown_mb, told["grown_mb"])
-            if told["ended"] not in SOUND:
-                tally.mistakes.append(f"{reader} {running}: {told['ended']} ({folder})\n{told['what']}")
-            running, start = None, told["case"] + 1
         try:
-            how = f"crash, exit code {process.wait(1)}"
-        except subprocess.TimeoutExpired:
+            for told in _lines(process.stdout):
+                if "ended" not in told:
+                    running, folder = told["case"], told["folder"]
+                    continue
+                tally.ended[told["ended"]] += 1
+                tally.grown_mb = max(tally.grown_mb, told["grown_mb"])
+                if told["ended"] not in SOUND:
+                    tally.mistakes.append(f"{reader} {running}: {told['ended']} ({folder})\n{told['what']}")
+                running, start = None, told["case"] + 1
+            how = f"crash, exit code {process.wait()}"
+        except TimeoutError:
             how = f"hang of {PATIENCE_S:g} s"
             process.kill()
         if running is None and start < cases:
@@ -70,9 +70,11 @@ def _run_until(reader: str, seed: int, start: int, cases: int, tally: Tally) -> 
 
 
 def _lines(stream: IO[bytes]) -> Iterator[dict]:
-    """What the worker says, until it ends or keeps silent for too long."""
+    """What the worker says, until it ends; TimeoutError where it keeps silent for too long."""
     rest, patience = b"", START_S
-    while select.select([stream], [], [], patience)[0]:
+    while True:
+        if not select.select([stream], [], [], patience)[0]:
+            raise TimeoutError
         part = os.read(stream.fileno(), 1 << 16)
         if not part:
             return

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import select
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -38,18 +40,28 @@ def test_what_is_sound_is_used(name: str, tmp_path: Path) -> None:
 
 
 def test_the_watchdog_tells_hangs_crashes_and_mistakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    worker = tmp_path / "worker.py"
+    worker, marker = tmp_path / "worker.py", tmp_path / "worker.py.hangs"
     worker.write_text(
         "import json, os, sys, time\n"
         "for case in range(int(sys.argv[3]), int(sys.argv[4])):\n"
         "    print(json.dumps({'case': case, 'folder': 'f'}), flush=True)\n"
         "    if case == 1: os.abort()\n"
-        "    if case == 2: time.sleep(60)\n"
+        "    if case == 2: open(sys.argv[0] + '.hangs', 'w').close(); time.sleep(600)\n"
         "    ended = 'failed' if case == 3 else 'used'\n"
         "    print(json.dumps({'case': case, 'ended': ended, 'what': 'why', 'grown_mb': case}), flush=True)\n"
     )
     monkeypatch.setattr(harness, "WORKER", worker)
-    monkeypatch.setattr(harness, "PATIENCE_S", 3.0)
+
+    def until_it_hangs(stream: list, *_: object) -> tuple[list, ...]:
+        """No clock says when patience ends, but the worker, once all that it said was read."""
+        hangs = False
+        while not (ready := select.select(stream, [], [], 0.05))[0] and not hangs:
+            hangs = marker.exists()
+        if not ready[0]:
+            marker.unlink()
+        return ready
+
+    monkeypatch.setattr(harness, "select", SimpleNamespace(select=until_it_hangs))
     tally = harness.run("x", 6)
     assert tally.ended == {"used": 3, "crash": 1, "hang": 1, "failed": 1} and tally.grown_mb == 5
     assert [text.split(":")[0] for text in tally.mistakes] == ["x 1", "x 2", "x 3"]

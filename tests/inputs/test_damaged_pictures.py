@@ -159,6 +159,7 @@ def test_written_pictures_are_turned_as_they_were_seen(kind: str, orientation: i
     assert written.shape == seen.shape and np.abs(written - seen).mean() < 8
 
 
+@pytest.mark.slow
 def test_large_pictures_take_bounded_memory(tmp_path: Path) -> None:
     """A palette of one transparent colour, 0.1 MB as a file, 190 megapixels when decoded."""
     side = 13_800

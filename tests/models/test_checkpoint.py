@@ -219,6 +219,7 @@ class TestRefusals:
         self.refused(tmp_path, "holds several weights files")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(
     ("form", "dtype"),
