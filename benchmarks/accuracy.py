@@ -23,7 +23,7 @@ from lean3r.eval.baselines import best_constant_motion, constant_motion
 from lean3r.eval.pose_errors import auc_histogram, pose_auc
 from lean3r.eval.synthetic import SMALL_BASELINE, THRESHOLDS_DEG, score_scenes
 from lean3r.models.base import Backbone
-from lean3r.pipeline.reconstruct import origin_of, predict
+from lean3r.pipeline.reconstruct import predict
 from lean3r.train.recipes import HELD_OUT_SEED
 from lean3r.types import Prediction, Views
 
@@ -158,7 +158,7 @@ def main() -> None:
     options = parser.parse_args()
     check_scoring()
     model = lean3r.load("nano", weights=options.weights)
-    result = {"weights_hash": origin_of(model).hash, "scenes": options.scenes, "hardware": hardware()}
+    result = {"weights_hash": model.origin.hash, "scenes": options.scenes, "hardware": hardware()}
     result["photos"] = photos(model, options.photos) if options.photos.is_dir() else "skipped: no such folder"
     result["synthetic"] = synthetic(model, options.scenes, options.views) if options.scenes else {}
     print(write_result(options.out, result))

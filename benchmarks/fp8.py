@@ -56,12 +56,12 @@ from lean3r.compress.plan import resolve_plan
 from lean3r.layers.mlp import Mlp
 from lean3r.models import MODELS
 from lean3r.models.base import Backbone
-from lean3r.models.checkpoint import IDENTITY, load_weights, save_model, without_memory
+from lean3r.models.checkpoint import load_weights, save_model, without_memory
 from lean3r.models.execution import hold
+from lean3r.models.origin import Origin
 from lean3r.models.writing import write_stream
 from lean3r.ops.block_sparse import block_sparse_attention
 from lean3r.ops.fp8 import dequantize, quantize_rows
-from lean3r.pipeline.load import Origin
 from lean3r.pipeline.reconstruct import predict
 from lean3r.pipeline.transcode import compress_file
 from lean3r.testing import snr_db
@@ -412,7 +412,7 @@ def by_turns(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, di
 def synthetic_file(name: str, folder: Path, dtype: torch.dtype) -> Path:
     """A checkpoint of random weights under official names, never whole in memory: matrices keep a signal's size."""
     model = without_memory(MODELS.get(name))
-    named = (model.KEY_MAP or IDENTITY).write(model.state_dict())
+    named = model.KEY_MAP.write(model.state_dict())
     like = {key: value.to(dtype) if value.is_floating_point() else value for key, value in named.items()}
     path = folder / f"{name}-{str(dtype).removeprefix('torch.')}.safetensors"
     generator = torch.Generator().manual_seed(0)
@@ -467,7 +467,7 @@ def in_form(form: str, name: str, folder: Path) -> Backbone:
         return lean3r.load(name, weights=folder / f"{name}-float32.safetensors", dtype="float32")
     model = hold(without_memory(MODELS.get(name)), torch.bfloat16)
     load_weights(model, folder / f"{name}-bfloat16.safetensors", torch.float32)
-    vars(model)["origin"] = Origin("synthetic", "", torch.bfloat16)
+    model.origin = Origin("synthetic", "", torch.bfloat16)
     return model.eval()
 
 

@@ -95,7 +95,7 @@ def measure(way: str, name: str, path: str, warm: str, dtype: str) -> dict:
     peak = resident("VmHWM") - before
     target = sum(p.nbytes for p in model.parameters())
     saved = read(Path(path))
-    named = model.KEY_MAP.write(model.state_dict()) if model.KEY_MAP else model.state_dict()
+    named = model.KEY_MAP.write(model.state_dict())
     exact = all(torch.equal(value, saved[key].to(value.dtype)) for key, value in named.items())
     return {"peak_bytes": peak, "target_bytes": target, "seconds": seconds, "exact": exact}
 
@@ -111,8 +111,7 @@ def usual(name: str, path: Path, dtype: torch.dtype) -> Backbone:
     """As a plain script loads: the model, then the whole file, then the cast."""
     model = MODELS.get(name)()
     tensors = read(path)
-    if model.KEY_MAP:
-        tensors, _ = model.KEY_MAP.read(tensors)
+    tensors, _ = model.KEY_MAP.read(tensors)
     model.load_state_dict(tensors)
     return model.to(dtype)
 
@@ -131,7 +130,7 @@ def write_forms(name: str, folder: Path) -> dict[str, Path]:
     model = MODELS.get(name)()
     own = {key: torch.randn_like(v) if v.is_floating_point() else v for key, v in model.state_dict().items()}
     model.load_state_dict(own)
-    named = model.KEY_MAP.write(model.state_dict()) if model.KEY_MAP else model.state_dict()
+    named = model.KEY_MAP.write(model.state_dict())
     tensors = {key: value.clone() for key, value in named.items()}
     sharded = folder / "sharded"
     sharded.mkdir(parents=True)

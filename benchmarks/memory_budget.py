@@ -89,7 +89,7 @@ def measure(kind: str, views: int, height: int, width: int, options: dict) -> di
     model = build(kind)
     model.set_chunk_bytes(options.get("chunk_bytes", model.chunk_bytes))
     if "dtype" in options:
-        vars(model)["origin"] = origin(options["dtype"])
+        model.origin = origin(options["dtype"])
     device = next(model.parameters()).device
     pictures = Views(torch.rand(1, views, 3, height, width))
     started = time.perf_counter()
@@ -122,7 +122,8 @@ def build(kind: str) -> Backbone:
 
 def origin(dtype: str):
     """As `load` notes the number type."""
-    from lean3r.pipeline.load import DTYPES, Origin
+    from lean3r.models.origin import Origin
+    from lean3r.pipeline.load import DTYPES
 
     return Origin("random", "", DTYPES[dtype])
 

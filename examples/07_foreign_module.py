@@ -1,6 +1,6 @@
 """Sparse attention in a network that lean3r did not write: an adapter says where q, k, v and the layout are.
 
-The network is a plain nn.TransformerEncoder over the patches of two pictures. `FusedQkv` in lean3r.compress.adapters
+The network is a plain nn.TransformerEncoder over the patches of two pictures. `FusedQkv` in lean3r.compress.foreign
 does the same for timm and DINOv2 (Depth Anything 3 included); any class with the four methods below will do.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import lean3r
 from lean3r.attention.base import Projected, recording
-from lean3r.compress.adapters import MultiHead
+from lean3r.compress.foreign import MultiHead
 from lean3r.compress.targets import Site
 from lean3r.types import TokenLayout
 

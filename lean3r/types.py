@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -213,6 +213,19 @@ class Prediction:
     depth: Tensor | None
     conf: Tensor | None
     is_metric: bool = False
+
+
+class Plan(Protocol):
+    """How a network was compressed, for rooms that only tell of it; compress/plan.py has the one kind there is."""
+
+    @property
+    def name(self) -> str:
+        """The plan's own, or "custom"."""
+        ...
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON-ready."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from lean3r.errors import InputError, LeanError, UsageError, WeightsError
 from lean3r.inputs.cameras import read_given
 from lean3r.json_text import MAX_DEPTH, parse_json
 from lean3r.models.sources import find_weights
-from lean3r.models.stored import open_stored
+from lean3r.models.weight_files import open_weights
 from lean3r.refine.scale import Distance
 from lean3r.train.checkpoints.shards import damage
 from lean3r.train.checkpoints.state import load_checkpoint, save_checkpoint
@@ -43,7 +43,7 @@ def test_deep_json_is_refused_everywhere(depth: int, tmp_path: Path) -> None:
     for kind, read in (
         (InputError, lambda: read_given(tmp_path / "cameras.json")),
         (InputError, lambda: read_transforms(tmp_path / "transforms.json")),
-        (WeightsError, lambda: open_stored(tmp_path)),
+        (WeightsError, lambda: open_weights(tmp_path)),
         (UsageError, lambda: CompressionPlan.from_json(text)),
         (UsageError, lambda: TrainConfig.from_json(text)),
     ):
@@ -68,7 +68,7 @@ def test_index_that_names_itself_or_other_places(shard: object, tmp_path: Path) 
     index.write_text(json.dumps({"weight_map": {"a": shard}}))
     for path in (index, find_weights(folder)):
         with pytest.raises(WeightsError, match=r"names the shard|is no index of shards"):
-            open_stored(path)
+            open_weights(path)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_index_that_names_itself_or_other_places(shard: object, tmp_path: Path) 
 def test_tables_that_are_no_weights(table: dict, tmp_path: Path) -> None:
     torch.save(table, tmp_path / "model.pt")
     with pytest.raises(WeightsError, match=r"names a tensor|in a form that lean3r does not read|holds Python objects"):
-        open_stored(tmp_path / "model.pt")
+        open_weights(tmp_path / "model.pt")
 
 
 def test_damaged_torch_files_of_both_forms(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_damaged_torch_files_of_both_forms(tmp_path: Path) -> None:
         for at in range(0, min(len(content), 600), 3):
             path.write_bytes(content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :])
             try:
-                open_stored(path)
+                open_weights(path)
             except WeightsError:
                 continue
 
@@ -108,7 +108,7 @@ def test_packed_torch_file_is_not_unpacked(tmp_path: Path) -> None:
         archive.writestr("archive/version", "3")
     assert path.stat().st_size < 100_000
     with pytest.raises(WeightsError, match="damaged, truncated or no torch checkpoint"):
-        open_stored(path)
+        open_weights(path)
 
 
 def test_angle_of_view_of_nothing(tmp_path: Path) -> None:

@@ -10,16 +10,8 @@ from torch import Tensor
 from lean3r.attention.base import Mechanism, Projected, record
 from lean3r.attention.blocks import attend_chosen, block_scores, count_blocks, filled, filled_mask, pooled
 from lean3r.attention.dense import softmax_attention
-from lean3r.attention.parts import (
-    check_count,
-    check_share,
-    marks_of,
-    rows_of,
-    shown,
-    table,
-    view_count,
-    without_padding,
-)
+from lean3r.attention.settings import check_count, check_share, shown
+from lean3r.attention.tokens import marks_of, rows_of, table, view_count, without_padding
 from lean3r.errors import UsageError
 from lean3r.ops.block_sparse import KeyValues, check_kv, unsupported
 from lean3r.ops.dispatch import Implementation, check_implementation

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lean3r.attention.dense import softmax_attention
-from lean3r.attention.parts import pieces, written
+from lean3r.attention.pieces import pieces, written
 from lean3r.ops.block_sparse import KeyValues, block_sparse_attention, rounded_blocks
 from lean3r.ops.dispatch import Implementation
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lean3r.attention.base import Mechanism, Projected, record
-from lean3r.attention.parts import check_count, check_flag, shown, view_count, without_padding
+from lean3r.attention.settings import check_count, check_flag, shown
+from lean3r.attention.tokens import view_count, without_padding
 from lean3r.errors import UsageError
 from lean3r.ops.block_select import block_select
 from lean3r.ops.block_sparse import KeyValues, block_sparse_attention, check_kv, unsupported

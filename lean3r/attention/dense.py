@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lean3r.attention.base import Mechanism, Projected
-from lean3r.attention.parts import without_padding
+from lean3r.attention.tokens import without_padding
 from lean3r.errors import UsageError
 from lean3r.types import TokenLayout
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lean3r.attention.base import Mechanism, Projected, record
 from lean3r.attention.dense import softmax_attention
-from lean3r.attention.parts import view_count, without_padding
+from lean3r.attention.tokens import view_count, without_padding
 from lean3r.types import TokenLayout
 
 

@@ -10,16 +10,8 @@ from torch import Tensor
 
 from lean3r.attention.base import Mechanism, Projected, record
 from lean3r.attention.dense import softmax_attention
-from lean3r.attention.parts import (
-    check_count,
-    grid_positions,
-    marks_of,
-    rows_of,
-    shown,
-    table,
-    view_count,
-    without_padding,
-)
+from lean3r.attention.settings import check_count, shown
+from lean3r.attention.tokens import grid_positions, marks_of, rows_of, table, view_count, without_padding
 from lean3r.errors import UsageError
 from lean3r.types import TokenLayout
 

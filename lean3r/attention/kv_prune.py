@@ -15,17 +15,9 @@ from torch import Tensor
 from lean3r.attention.base import Mechanism, Projected, record
 from lean3r.attention.dense import softmax_attention
 from lean3r.attention.merging import MergePlan, best_match, merge, unmerge
-from lean3r.attention.parts import (
-    check_count,
-    check_flag,
-    grid_positions,
-    in_pieces,
-    pieces,
-    shown,
-    table,
-    view_count,
-    without_padding,
-)
+from lean3r.attention.pieces import in_pieces, pieces
+from lean3r.attention.settings import check_count, check_flag, shown
+from lean3r.attention.tokens import grid_positions, table, view_count, without_padding
 from lean3r.errors import UsageError
 from lean3r.types import TokenLayout
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from lean3r.attention.base import Mechanism, Projected, record
 from lean3r.attention.dense import softmax_attention
 from lean3r.attention.merging import MergePlan, best_match, merge, merged_mask, unmerge
-from lean3r.attention.parts import check_flag, check_share, shown, table, view_count, without_padding
+from lean3r.attention.settings import check_flag, check_share, shown
+from lean3r.attention.tokens import table, view_count, without_padding
 from lean3r.types import TokenLayout
 
 

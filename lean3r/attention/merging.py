@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lean3r.attention.parts import pieces, rows_of
+from lean3r.attention.pieces import pieces
+from lean3r.attention.tokens import rows_of
 from lean3r.ops.repeats import pieces_of
 
 

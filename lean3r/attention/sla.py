@@ -20,7 +20,9 @@ from lean3r.attention.blocks import (
     pooled,
 )
 from lean3r.attention.dense import softmax_attention
-from lean3r.attention.parts import check_count, check_share, in_pieces, pieces, shown, without_padding
+from lean3r.attention.pieces import in_pieces, pieces
+from lean3r.attention.settings import check_count, check_share, shown
+from lean3r.attention.tokens import without_padding
 from lean3r.errors import UsageError
 from lean3r.ops.block_sparse import KeyValues, check_kv, unsupported
 from lean3r.ops.dispatch import Implementation, check_implementation

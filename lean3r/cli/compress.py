@@ -161,7 +161,7 @@ class Compress:
         from lean3r.models import MODELS
         from lean3r.models.checkpoint import models_that_fit
         from lean3r.models.sources import find_weights
-        from lean3r.models.stored import open_stored
+        from lean3r.models.weight_files import open_weights
         from lean3r.pipeline.load import embedded_weights, official_source
 
         if self.source in MODELS and not Path(self.source).is_file():
@@ -170,7 +170,7 @@ class Compress:
             source = official_source(self.source) or embedded_weights(self.source)
             return self.source, find_weights(source, offline=self.offline)
         path = find_weights(self.source, offline=self.offline)
-        stored = open_stored(path)
+        stored = open_weights(path)
         name = self.model or stored.metadata.get("model")
         if name is None:
             fitting = models_that_fit(stored)
@@ -206,6 +206,6 @@ def _says(change: Change | Quantized) -> str:
 
 
 def _size(path: Path) -> int:
-    from lean3r.models.stored import open_stored
+    from lean3r.models.weight_files import open_weights
 
-    return sum(file.stat().st_size for file in set(open_stored(path).files.values()))
+    return sum(file.stat().st_size for file in set(open_weights(path).files.values()))

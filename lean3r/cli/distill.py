@@ -149,7 +149,7 @@ def run_phase(
     chosen, config = recipe.phases[phase], recipe.config(phase)
     seed_everything(config.seed)
     teacher = load(recipe.teacher, weights, device, "float32")
-    config = replace(config, settings=config.settings | {"teacher_weights": vars(teacher)["origin"].hash})
+    config = replace(config, settings=config.settings | {"teacher_weights": teacher.origin.hash})
     student = only_trains(student_at(recipe, phase, teacher, out), config)
     scale, world = 2 if recipe.teacher == "nano" and not config.stages[-1].loss.get("full") else 1, recipe.data.world
     done = fit(

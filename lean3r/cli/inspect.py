@@ -89,7 +89,6 @@ class Inspect:
         from lean3r.attention.base import recording
         from lean3r.attention.probe import capturing
         from lean3r.cli.attention_picture import COLUMNS, draw, query_window, shares
-        from lean3r.compress.sparsify import plan_of
         from lean3r.compress.targets import sites_of
         from lean3r.inputs.views import load_views
         from lean3r.models.base import grey_padding
@@ -121,7 +120,7 @@ class Inspect:
         window = query_window(calls[-1].layout, views, view, self.at)
         found = shares(calls[-1], window, view)
         densities = {id(record.mechanism): record.density for record in log}
-        plan, used = plan_of(model), calls[-1].mechanism
+        plan, used = model.plan, calls[-1].mechanism
         missed = ""
         if plan is not None and used is watched.short:
             missed = _not_in_effect(plan.name, found.tokens, len(names), watched.dense_below)

@@ -188,10 +188,9 @@ class Reconstruct:
         inputs = [*self.inputs, *(path for path in given if path is not None)]
         with atomic_folder(self.out, overwrite=self.overwrite, inputs=inputs) as directory:
             with console.stage("loading"):
-                from lean3r.compress.sparsify import plan_of
                 from lean3r.models.nano_looped import set_loops
                 from lean3r.pipeline.load import load
-                from lean3r.pipeline.reconstruct import origin_of, reconstruct, where
+                from lean3r.pipeline.reconstruct import reconstruct, where
 
                 budget = self.budget()
                 model = load(
@@ -209,10 +208,9 @@ class Reconstruct:
                     set_loops(model, self.loops)
             million = f"{model.parameter_count / 1e6:.1f} M parameters"
             console.line("model", f"{self.model}, {million}; licence of the weights: {model.licence}")
-            plan = plan_of(model)
-            if plan is not None:
-                console.line("plan", str(plan))
-            console.line("device", f"{where(model)}, {str(origin_of(model).dtype).removeprefix('torch.')}")
+            if model.plan is not None:
+                console.line("plan", str(model.plan))
+            console.line("device", f"{where(model)}, {str(model.origin.dtype).removeprefix('torch.')}")
             scene = reconstruct(
                 model,
                 self.inputs,

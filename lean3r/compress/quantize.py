@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lean3r.compress.adapters import Adapter
+from lean3r.compress.foreign import ForeignAttention
 from lean3r.compress.fp8_linear import Coded, FakeQuantLinear, Rounded, deploy
 from lean3r.compress.plan import CompressionPlan, resolve_plan
 from lean3r.compress.sparsify import apply, mark, plan_of, shared_copy
@@ -20,7 +20,9 @@ FLOOR = 1e-8  # of what a feature of inputs or weights reaches, so that smoothin
 M = TypeVar("M", bound=nn.Module)
 
 
-def prepare(model: M, plan: str | Path | Mapping[str, Any] | CompressionPlan, *, adapter: Adapter | None = None) -> M:
+def prepare(
+    model: M, plan: str | Path | Mapping[str, Any] | CompressionPlan, *, adapter: ForeignAttention | None = None
+) -> M:
     """A network as `plan` would have it, its linear layers rounded as the plan says but trainable.
 
     Parameters are those of the network that is given, under the same names; gradients go straight through the

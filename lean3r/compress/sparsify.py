@@ -9,24 +9,33 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import nn
 
 from lean3r.attention import ATTENTION
 from lean3r.attention.base import Mechanism
-from lean3r.compress.adapters import Adapter, adopt
+from lean3r.compress.foreign import ForeignAttention, adopt
 from lean3r.compress.fp8_linear import Quantized, deploy, insert
 from lean3r.compress.plan import FROM_MODEL, CompressionPlan, Step, resolve_plan
 from lean3r.compress.targets import Site, Target, sites_of
 from lean3r.errors import KernelError, UsageError
+from lean3r.types import Plan
 
 PLAN_KEY, STAGE_KEY = "plan", "stage"  # in the metadata of a checkpoint
 PREPARED = "prepared"  # the stage of weights that are rounded only while they run
 
 M = TypeVar("M", bound=nn.Module)
 logger = logging.getLogger("lean3r")
+
+
+@runtime_checkable
+class Compressed(Protocol):
+    """What compression leaves on any network; our own declare it in models/base.py."""
+
+    plan: Plan | None
+    metadata: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -49,12 +58,14 @@ class Change:
         }
 
 
-def compress(model: M, plan: str | Path | Mapping[str, Any] | CompressionPlan, *, adapter: Adapter | None = None) -> M:
+def compress(
+    model: M, plan: str | Path | Mapping[str, Any] | CompressionPlan, *, adapter: ForeignAttention | None = None
+) -> M:
     """A network as `plan` (a name in PLANS, a JSON file, a dict or a CompressionPlan) would have it.
 
     The network that is given stays as it is, and the new one shares its parameters: no memory is spent, and training
     one trains both. Parameters that only the new mechanisms have start as these say, in the layer's number type and
-    on its device. `adapter` (compress/adapters.py) says where attention is in networks that are not ours.
+    on its device. `adapter` (compress/foreign.py) says where attention is in networks that are not ours.
     Linear layers that the plan quantises are stored as codes, in memory of their own (see quantize.convert).
     UsageError where the plan makes no sense, where it names blocks that the network lacks, and where the network is
     compressed already, unless the plan only quantises what was made sparse. KernelError where implementation="triton"
@@ -75,7 +86,7 @@ def compress(model: M, plan: str | Path | Mapping[str, Any] | CompressionPlan, *
 
 
 def apply(
-    model: M, plan: CompressionPlan, adapter: Adapter | None = None, *, prepared: bool = False
+    model: M, plan: CompressionPlan, adapter: ForeignAttention | None = None, *, prepared: bool = False
 ) -> tuple[M, list[Change | Quantized]]:
     """`compress` with a list of what changed, layer by layer; `prepared` leaves linear layers trainable."""
     before = plan_of(model)
@@ -108,14 +119,15 @@ def apply(
 
 def mark(model: nn.Module, plan: CompressionPlan, *, prepared: bool = False) -> None:
     """Note on a network, and for the metadata of its checkpoints, the plan and whether it is prepared only."""
-    vars(model)["plan"] = plan
     stage = {STAGE_KEY: PREPARED} if prepared else {}
-    vars(model)["checkpoint_metadata"] = {PLAN_KEY: plan.to_json(), **stage}
+    compressed = cast(Compressed, model)  # every module takes such attributes, whether its class declares them or not
+    compressed.plan, compressed.metadata = plan, {PLAN_KEY: plan.to_json(), **stage}
 
 
 def plan_of(model: nn.Module) -> CompressionPlan | None:
     """The plan that a network was compressed with; None for a dense one."""
-    return vars(model).get("plan")
+    plan = model.plan if isinstance(model, Compressed) else None
+    return plan if isinstance(plan, CompressionPlan) else None
 
 
 def stored_plan(metadata: Mapping[str, str]) -> CompressionPlan | None:

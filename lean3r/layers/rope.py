@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from lean3r.attention.parts import cached
+from lean3r.attention.tokens import cached
 from lean3r.types import TokenLayout, forget_windows
 
 BASE = 100.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -12,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lean3r.errors import InputError, UsageError
-from lean3r.models.checkpoint import Encoded
-from lean3r.models.keymap import KeyMap
-from lean3r.types import Known, Prediction, Tokens, Views
+from lean3r.models.encoded import Encoded
+from lean3r.models.keymap import IDENTITY, KeyMap
+from lean3r.models.origin import Origin
+from lean3r.types import Known, Plan, Prediction, Tokens, Views
 
 if TYPE_CHECKING:
     from lean3r.models.summary import Summary
@@ -30,7 +32,7 @@ class Backbone(nn.Module):
 
     `patch` is the side of a patch in network pixels (picture sides are multiples of it); `resolution` the
     default side of the square with the network picture's area; `licence` that of the published weights.
-    `KEY_MAP` translates the names of official checkpoints, None where they are our own.
+    `KEY_MAP` translates the names of official checkpoints; by default they are our own.
 
     `TELLTALE` is one of those names with its shape, by which a checkpoint of this model is suspected without building
     the model; None: always suspected.
@@ -40,18 +42,24 @@ class Backbone(nn.Module):
     None where no view is special.
 
     `chunk_bytes` is the working memory that the encoder and the dense heads may take on one chunk of views.
+
+    What became of a model travels with it and its copies: `origin` says how it was loaded, `plan` how it was compressed
+    (None: not at all), `metadata` what its checkpoints carry besides its name.
     """
 
     name: str
     patch: int
     resolution: int
     licence: str
-    KEY_MAP: KeyMap | None = None
+    KEY_MAP: KeyMap = IDENTITY
     TELLTALE: ClassVar[tuple[str, tuple[int, ...]] | None] = None
     ACCEPTS: ClassVar[frozenset[str]] = frozenset()
     ACCEPTS_WHOLE: ClassVar[bool] = False
     REFERENCE: ClassVar[Mapping[str, str] | None] = None
     chunk_bytes: int = 1 << 28
+    origin: Origin = Origin()
+    plan: Plan | None = None
+    metadata: Mapping[str, str] = MappingProxyType({})
 
     def encode(self, views: Views) -> Tokens:
         """Views [B, S, 3, H, W] -> the tokens that the heads read."""
@@ -111,9 +119,17 @@ class Backbone(nn.Module):
         logger.log(level, "the network of %s does not read the known %s%s", self.name, names, reason)
 
     def summary(self, views: int, height: int, width: int) -> Summary:
-        """Parameters, operations and bytes of one run over so many pictures of that size (models/summary.py)."""
-        from lean3r.models.summary import summarise
+        """Parameters, operations and bytes of one run over so many pictures of that size (models/summary.py).
 
+        UsageError when there is no view or a side is no multiple of the patch.
+        """
+        from lean3r.models.summary import summarise  # brings parts of torch's compiler along
+
+        if views < 1 or height < 1 or width < 1 or height % self.patch or width % self.patch:
+            raise UsageError(
+                f"{views} views of {width}x{height} pixels: expected at least one view, and sides that are "
+                f"multiples of {self.patch}."
+            )
         return summarise(self, views, height, width)
 
     def set_chunk_bytes(self, size: int) -> None:
@@ -130,6 +146,11 @@ class Backbone(nn.Module):
     def frames_at_once(self, bytes_each: int) -> int:
         """How many views a chunk holds when each needs `bytes_each` bytes of working memory; at least one."""
         return max(1, self.chunk_bytes // max(1, bytes_each))
+
+    @property
+    def loops(self) -> int | None:
+        """How often a looped trunk runs; None where nothing is looped."""
+        return None
 
     @property
     def parameter_count(self) -> int:

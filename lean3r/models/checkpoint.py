@@ -8,38 +8,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lean3r.errors import WeightsError
+from lean3r.models.base import Backbone
+from lean3r.models.encoded import Encoded
 from lean3r.models.keymap import KeyMap
-from lean3r.models.stored import Stored, open_stored
+from lean3r.models.weight_files import WeightFiles, open_weights
 from lean3r.models.writing import write_stream
 
 SHOWN_KEYS = 5
-IDENTITY = KeyMap((("", ""),))
-
-
 Model = TypeVar("Model", bound=nn.Module)
 
 logger = logging.getLogger("lean3r")
-
-
-@runtime_checkable
-class Encoded(Protocol):
-    """A layer that keeps its weight as codes and scales, in buffers, "weight" among them."""
-
-    @property
-    def shape(self) -> torch.Size:
-        """Of the weight that these stand for."""
-        ...
-
-    def encode_weight(self, weight: Tensor) -> Mapping[str, Tensor]:
-        """A weight in full precision -> the tensors that the layer keeps in its place, by their names in it."""
-        ...
 
 
 def without_memory(build: Callable[[], Model]) -> Model:
@@ -60,9 +45,9 @@ class _NoValues(TorchFunctionMode):
 
 
 def load_weights(
-    model: nn.Module, path: str | Path, dtype: torch.dtype | None = None, optional: Collection[str] = ()
+    model: Backbone, path: str | Path, dtype: torch.dtype | None = None, optional: Collection[str] = ()
 ) -> dict[str, str]:
-    """Fill `model` strictly from a local file (see open_stored) and return the file's metadata.
+    """Fill `model` strictly from a local file (see open_weights) and return the file's metadata.
 
     Names in the file are official ones where the model has a KEY_MAP. A model on the meta device gets its
     parameters in `dtype` (None: the file's own; buffers keep theirs), with little more than a 32nd of the file mapped
@@ -71,7 +56,7 @@ def load_weights(
     lacks them. WeightsError names the file and what is wrong with it: absent, a Git LFS pointer, truncated, not
     weights, keys missing or unexpected, shapes that differ, codes that nobody can read, values that are not finite.
     """
-    stored = open_stored(Path(path))
+    stored = open_weights(Path(path))
     own = model.state_dict(keep_vars=True)
     filled: dict[int, Tensor] = {}
     for name, ours, value in values_for(model, stored, optional):
@@ -90,18 +75,20 @@ def load_weights(
     return dict(stored.metadata)
 
 
-def values_for(model: nn.Module, stored: Stored, optional: Collection[str] = ()) -> Iterator[tuple[str, str, Tensor]]:
+def values_for(
+    model: Backbone, stored: WeightFiles, optional: Collection[str] = ()
+) -> Iterator[tuple[str, str, Tensor]]:
     """(name in the file, our name, value) of all that a checkpoint has for a model, in the form that the model keeps.
 
     One tensor of the file is mapped at a time; use or copy each value before asking for the next. The model may be
     on the meta device. WeightsError as load_weights, before the first value is read.
     """
-    keys: KeyMap = getattr(model, "KEY_MAP", None) or IDENTITY
+    keys = model.KEY_MAP
     own = model.state_dict(keep_vars=True)
     source = place(stored, keys)
     encoders = _encoders(model, stored, source)
     beside = {w.removesuffix("weight") + leaf for w, layer in encoders.items() for leaf in _buffers(layer)}
-    _compare(stored, keys, own, source, encoders, beside.union(optional), getattr(model, "name", type(model).__name__))
+    _compare(stored, keys, own, source, encoders, beside.union(optional), model.name)
     new = [name for name in own if keys.official(name) is None]
     if new:
         logger.info("initialised, not in the checkpoint: %s", ", ".join(new))
@@ -122,22 +109,20 @@ def values_for(model: nn.Module, stored: Stored, optional: Collection[str] = ())
 
 
 def save_model(
-    model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None, *, overwrite: bool = True
+    model: Backbone, path: str | Path, metadata: Mapping[str, str] | None = None, *, overwrite: bool = True
 ) -> None:
     """Write a model as safetensors under official names, so that the official code reads the file.
 
-    Metadata are the model's name, its own `checkpoint_metadata` where it has some, and those given.
+    Metadata are the model's name, its own `metadata`, and those given.
     """
-    keys: KeyMap = getattr(model, "KEY_MAP", None) or IDENTITY
-    name = getattr(model, "name", type(model).__name__)
-    own = getattr(model, "checkpoint_metadata", {})
-    metadata = {"model": name, **own, **(metadata or {})}
+    keys = model.KEY_MAP
+    metadata = {"model": model.name, **model.metadata, **(metadata or {})}
     save_weights(keys.write(model.state_dict()), path, metadata, overwrite=overwrite)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors, copied, and the metadata of a checkpoint; see load_weights for the errors."""
-    stored = open_stored(path)
+    stored = open_weights(path)
     return {name: value.clone() for name, value in stored.read(stored.files)}, dict(stored.metadata)
 
 
@@ -148,7 +133,7 @@ def save_weights(
     write_stream(path, tensors, tensors.items(), metadata, overwrite=overwrite)
 
 
-def place(stored: Stored, keys: KeyMap) -> dict[str, str]:
+def place(stored: WeightFiles, keys: KeyMap) -> dict[str, str]:
     """Our name -> name in the file, for every name that has a place; of tied names the last one counts."""
     source = {ours: name for name in stored.shapes if (ours := keys.ours(name)) is not None}
     for group in keys.tied:
@@ -160,7 +145,7 @@ def place(stored: Stored, keys: KeyMap) -> dict[str, str]:
     return source
 
 
-def _encoders(model: nn.Module, stored: Stored, source: Mapping[str, str]) -> dict[str, Encoded]:
+def _encoders(model: nn.Module, stored: WeightFiles, source: Mapping[str, str]) -> dict[str, Encoded]:
     """Our names of weights that the file holds in full precision -> the layers that keep them otherwise."""
     modules = model.named_modules(remove_duplicate=False)
     layers = {f"{path}.weight": module for path, module in modules if isinstance(module, Encoded)}
@@ -197,7 +182,7 @@ def _assign(model: nn.Module, name: str, value: Tensor) -> None:
     setattr(model.get_submodule(owner), leaf, value)
 
 
-def check_finite(stored: Stored, name: str, value: Tensor) -> None:
+def check_finite(stored: WeightFiles, name: str, value: Tensor) -> None:
     """Raise WeightsError where the tensor `name` of a checkpoint, cast to `value`, holds NaN or infinities."""
     if value.dtype == torch.float8_e4m3fn:  # which has no infinities
         finite = not bool((value.detach().view(torch.uint8).bitwise_and(0x7F) == 0x7F).any())
@@ -212,7 +197,7 @@ def check_finite(stored: Stored, name: str, value: Tensor) -> None:
         )
 
 
-def check_model(stored: Stored, model: str) -> None:
+def check_model(stored: WeightFiles, model: str) -> None:
     """Raise WeightsError where a checkpoint says that it belongs to another model."""
     other = stored.metadata.get("model", model)
     if other != model:
@@ -220,7 +205,7 @@ def check_model(stored: Stored, model: str) -> None:
 
 
 def _compare(
-    stored: Stored,
+    stored: WeightFiles,
     keys: KeyMap,
     own: Mapping[str, Tensor],
     source: Mapping[str, str],
@@ -268,7 +253,7 @@ def _compare(
     raise WeightsError("; ".join(report) + ".")
 
 
-def models_that_fit(stored: Stored, besides: str = "") -> list[str]:
+def models_that_fit(stored: WeightFiles, besides: str = "") -> list[str]:
     """Names of the models whose official names and shapes are exactly those of the checkpoint."""
     from lean3r.models import MODELS
 
@@ -278,7 +263,7 @@ def models_that_fit(stored: Stored, besides: str = "") -> list[str]:
         if name == besides or (kind.TELLTALE and stored.shapes.get(kind.TELLTALE[0]) != kind.TELLTALE[1]):
             continue
         model = without_memory(kind)
-        keys: KeyMap = model.KEY_MAP or IDENTITY
+        keys = model.KEY_MAP
         own = {ours: value.shape for ours, value in model.state_dict().items() if keys.official(ours) is not None}
         if {ours: stored.shapes[key] for ours, key in place(stored, keys).items()} == own:
             fitting.append(name)

@@ -6,7 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from lean3r.models.stored import INDEX_SUFFIX, open_stored
+from lean3r.models.weight_files import INDEX_SUFFIX, open_weights
 
 WHOLE_BYTES = 1 << 26  # up to here a file is read whole: a twentieth of a second
 PIECES, PIECE_BYTES = 64, 1 << 18
@@ -25,7 +25,7 @@ def fingerprint(path: str | Path) -> str:
     if cached is not None:
         return f"hub:{cached}"
     if path.name.endswith(INDEX_SUFFIX):
-        shards = sorted(set(open_stored(path).files.values()))
+        shards = sorted(set(open_weights(path).files.values()))
         lines = [f"{shard.name} {fingerprint(shard)}" for shard in shards]
         return f"shards-sha256:{hashlib.sha256(path.read_bytes() + chr(10).join(lines).encode()).hexdigest()}"
     size = path.stat().st_size

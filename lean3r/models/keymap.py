@@ -62,3 +62,7 @@ def numbered(official: str, ours: str, numbers: Iterable[tuple[int, int]]) -> tu
 def _swap(name: str, pairs: Iterable[tuple[str, str]]) -> str | None:
     found = max((pair for pair in pairs if name.startswith(pair[0])), key=lambda pair: len(pair[0]), default=None)
     return None if found is None else found[1] + name[len(found[0]) :]
+
+
+IDENTITY = KeyMap((("", ""),))
+"""For checkpoints under our own names."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lean3r.errors import UsageError
 from lean3r.layers.looped import LoopedTrunk, positions
 from lean3r.layers.matching import Feedback
+from lean3r.models.base import Backbone
 from lean3r.models.nano import Nano, NanoConfig, initialise
 from lean3r.types import TokenLayout
 
@@ -70,9 +71,8 @@ class NanoLooped(Nano):
         return self.trunk.one_pass(x, layout, positions(self._loops)[index])
 
 
-def set_loops(model: nn.Module, loops: int) -> None:
+def set_loops(model: Backbone, loops: int) -> None:
     """Choose how often a looped model runs its pair of blocks; UsageError where the model has nothing to loop."""
     if not isinstance(model, NanoLooped):
-        name = getattr(model, "name", type(model).__name__)
-        raise UsageError(f"{name} has no looped trunk; leave the number of loops out, or use nano-looped.")
+        raise UsageError(f"{model.name} has no looped trunk; leave the number of loops out, or use nano-looped.")
     model.loops = loops

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lean3r.errors import UsageError, WeightsError
 from lean3r.models import CARDS
-from lean3r.models.stored import INDEX_SUFFIX, shards_of, weights_in
+from lean3r.models.weight_files import INDEX_SUFFIX, shards_of, weights_in
 
 SCHEME = "hf:"
 CANDIDATES = ("model.safetensors", f"model.safetensors{INDEX_SUFFIX}", "model.pt", "model.pth")

@@ -23,14 +23,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from lean3r.errors import UsageError
 from lean3r.layers.embed import ConvStem
 from lean3r.layers.pose_injection import PoseInjection
 from lean3r.layers.rope import forget_tables
 from lean3r.layers.trunk import Trunk
 from lean3r.layers.vit import PatchEmbed, VisionTransformer
-from lean3r.models.base import Backbone
-from lean3r.models.checkpoint import Encoded
+from lean3r.models.encoded import Encoded
 from lean3r.ops.repeats import counting, factor
 from lean3r.types import Views
 
@@ -56,16 +54,11 @@ class Summary:
     activation_bytes: int
 
 
-def summarise(model: Backbone, views: int, height: int, width: int, dtype: torch.dtype = torch.float32) -> Summary:
-    """Count without running, products in `dtype`; the model may be on any device, the meta device included.
+def summarise(model: nn.Module, views: int, height: int, width: int, dtype: torch.dtype = torch.float32) -> Summary:
+    """Count one call with Views of so many pictures without running it, products in `dtype`.
 
-    UsageError when there is no view or a side is no multiple of the patch.
+    The model may be on any device, the meta device included; sides are multiples of its patch.
     """
-    if views < 1 or height < 1 or width < 1 or height % model.patch or width % model.patch:
-        raise UsageError(
-            f"{views} views of {width}x{height} pixels: expected at least one view, and sides that are "
-            f"multiples of {model.patch}."
-        )
     parts = dict(_labelled(model))
     owned: dict[str, int] = dict.fromkeys(PARTS, 0)
     seen: set[int] = set()
@@ -118,7 +111,7 @@ def _part_of(name: str, parts: dict[str, str]) -> str:
 
 
 @contextmanager
-def _no_memory(model: Backbone) -> Iterator[Backbone]:
+def _no_memory(model: nn.Module) -> Iterator[nn.Module]:
     """A copy of the model whose tensors have shapes only, in a context where all new tensors are so."""
     forget_tables()
     try:

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -69,25 +69,6 @@ class Budget:
     def allows(self, measure: Measure) -> bool:
         """Whether a measure may be taken."""
         return MEASURES.index(measure) <= MEASURES.index(self.allow)
-
-
-class Loaded(Protocol):
-    """How a model was loaded (pipeline/load.py Origin)."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its products."""
-        ...
-
-    @property
-    def changes(self) -> tuple[str, ...]:
-        """What a budget changed, in words."""
-        ...
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether none of that changes results."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -202,15 +183,14 @@ def chunk_text(size: int) -> str:
     return "one view at a time" if size == 1 else f"chunks of {in_units(size)}"
 
 
-def fit_run(
-    model: Backbone, views: Views, resolution: int, budget: Budget, origin: Loaded, fixed: Sequence[Measure] = ()
-) -> Fit:
+def fit_run(model: Backbone, views: Views, resolution: int, budget: Budget, fixed: Sequence[Measure] = ()) -> Fit:
     """`fit` for a loaded model and views of one scene that were read at a resolution."""
     device = next(model.parameters()).device
     read = 0 if device.type == "cuda" else views.images.nbytes  # counted as part of the run
     predictor = Predictor(model, device, lambda: used_bytes(device) - read, writes=budget.writes)
-    start = setting_of(model, views, origin.dtype)
-    return fit(predictor, start, resolution, budget, fixed=fixed, changes=origin.changes, is_exact=origin.is_exact)
+    start = setting_of(model, views, model.origin.dtype)
+    changes, is_exact = model.origin.changes, model.origin.is_exact
+    return fit(predictor, start, resolution, budget, fixed=fixed, changes=changes, is_exact=is_exact)
 
 
 def setting_of(model: Backbone, views: Views, dtype: torch.dtype) -> Setting:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 
 from lean3r.compress import PLANS, compress
-from lean3r.compress.sparsify import plan_of
 from lean3r.inputs.views import network_size
 from lean3r.models.base import Backbone
 from lean3r.models.execution import hold, weight_bytes
@@ -69,6 +68,6 @@ def _forms(model: Backbone, budget: Budget, dtype: torch.dtype, fixed: Sequence[
         name = str(dtype).removeprefix("torch.")
         found = Lightened(hold(copy.deepcopy(model), dtype), dtype, (f"weights held in {name}",))
         yield found
-    if budget.allows("plan") and "plan" not in fixed and plan_of(model) is None and EIGHT_BITS in PLANS:
+    if budget.allows("plan") and "plan" not in fixed and model.plan is None and EIGHT_BITS in PLANS:
         smaller = compress(found.model, EIGHT_BITS)
         yield Lightened(smaller, dtype, (*found.changes, f"weights in 8 bits (plan {EIGHT_BITS})"), is_exact=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,15 @@ from lean3r.models.base import Backbone
 from lean3r.models.checkpoint import check_model, load_weights, without_memory
 from lean3r.models.execution import accelerate
 from lean3r.models.fingerprint import fingerprint
+from lean3r.models.origin import Origin
 from lean3r.models.sources import SCHEME, find_weights, licence_of, official_source
-from lean3r.models.stored import open_stored
+from lean3r.models.weight_files import open_weights
 from lean3r.pipeline.budget import Budget, Measure
 from lean3r.pipeline.lighten import lighten
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 logger = logging.getLogger("lean3r")
-
-
-@dataclass(frozen=True)
-class Origin:
-    """How a model was loaded, kept on it as `origin`: the file or `hf:` source, its fingerprint
-    (models/fingerprint.py), the number type to run in, and what a budget of memory changed, in words; `is_exact` says
-    that none of that changes results."""
-
-    weights: str
-    hash: str
-    dtype: torch.dtype
-    changes: tuple[str, ...] = ()
-    is_exact: bool = True
 
 
 def load(
@@ -72,7 +60,7 @@ def load(
     number_type = resolve_dtype(dtype, where)
     source = weights or official_source(name) or embedded_weights(name)
     path = find_weights(source, offline=offline)
-    check_model(open_stored(path), kind)
+    check_model(open_weights(path), kind)
     stored = plan_in(path)
     if stored is None and name in STUDENTS:
         raise WeightsError(
@@ -98,10 +86,9 @@ def load(
     if is_non_commercial(model.licence):
         logger.warning("The published weights of %s are for non-commercial use only (%s).", name, model.licence)
     called = str(source) if str(source).startswith(SCHEME) else path.name
-    origin = Origin(called, fingerprint(path), number_type)
+    model.origin = Origin(called, fingerprint(path), number_type)
     if lighter is not None:
-        origin = replace(origin, changes=lighter.changes, is_exact=lighter.is_exact)
-    vars(model)["origin"] = origin
+        model.origin = replace(model.origin, changes=lighter.changes, is_exact=lighter.is_exact)
     model = model.to(where).eval()
     accelerate(model, compile=compile, cuda_graphs=cuda_graphs)
     return model
@@ -110,7 +97,7 @@ def load(
 def plan_in(path: Path) -> CompressionPlan | None:
     """The plan that the model in a file of weights was compressed with; WeightsError when it cannot be read."""
     try:
-        return stored_plan(open_stored(path).metadata)
+        return stored_plan(open_weights(path).metadata)
     except UsageError as error:
         raise WeightsError(f"{path} carries a plan that cannot be used: {error}") from error
 

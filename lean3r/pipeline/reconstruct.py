@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lean3r.compress.sparsify import plan_of
 from lean3r.errors import InputError, LeanError, OutOfMemoryError, UsageError
 from lean3r.geometry.photo_scale import Pictures
 from lean3r.inputs.cameras import GivenCameras
@@ -33,7 +32,6 @@ from lean3r.pipeline.known import (
     uses,
     with_cameras,
 )
-from lean3r.pipeline.load import Origin
 from lean3r.pipeline.memory import chunked, is_out_of_memory
 from lean3r.pipeline.observer import Observer, peak_memory_mb
 from lean3r.pipeline.refining import Refining, refined
@@ -108,7 +106,7 @@ def reconstruct(
         if memory is not None:
             fixed = _fixed(inputs, resolution, reference_view)
             side = resolution or model.resolution
-            chosen = fit_run(model, loaded.views, side, memory, origin_of(model), fixed)
+            chosen = fit_run(model, loaded.views, side, memory, fixed)
             if (chosen.resolution, chosen.setting.views) != (side, loaded.views.images.shape[1]):
                 resolution, max_views = chosen.resolution, chosen.setting.views
                 loaded = _read(model, inputs, resolution, max_views, fps, every, frames, progress)
@@ -143,8 +141,7 @@ def reconstruct(
         lenses = lenses_of(given, sources, arrays["intrinsics"])
         if given is not None and placed.span:
             arrays["depth"] *= depth_factor(placed, given, Pictures(images, mask, arrays["depth"]), sources, lenses)
-    origin = origin_of(model)
-    plan = plan_of(model)
+    origin, plan = model.origin, model.plan
     info = {
         "model": model.name,
         "licence": model.licence,
@@ -156,7 +153,7 @@ def reconstruct(
         "config": {
             "model": model.name,
             "plan": None if plan is None else plan.name,
-            "loops": getattr(model, "loops", None),
+            "loops": model.loops,
             "dtype": str(origin.dtype).removeprefix("torch."),
             "resolution": resolution or model.resolution,
             "max_views": max_views,
@@ -237,13 +234,13 @@ def predict(model: Backbone, views: Views, reference: int | None = None) -> Pred
     count, (height, width) = views.images.shape[1], views.images.shape[-2:]
     raise OutOfMemoryError(
         f"{count} views of {width}x{height} pixels do not fit into the memory of {device_name(device)}, tried twice. "
-        f"Use fewer or smaller ones: {what_fits(model, views, origin_of(model).dtype)}"
+        f"Use fewer or smaller ones: {what_fits(model, views, model.origin.dtype)}"
     ) from failure
 
 
 def _predict(model: Backbone, views: Views, reference: int | None) -> Prediction:
     device = next(model.parameters()).device
-    dtype = origin_of(model).dtype
+    dtype = model.origin.dtype
     cast = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     with torch.inference_mode(), cast:
         found = model(views.to(device), **({} if reference is None else {"reference": reference}))
@@ -263,11 +260,6 @@ def check_finite(prediction: Prediction, names: Sequence[str]) -> None:
             f"{int(bad[first].sum())} of {bad.shape[1]} values, {int(bad.any(1).sum())} of {len(names)} views. "
             "The weights may be damaged or the number type too small: try --dtype float32, or other --weights"
         )
-
-
-def origin_of(model: Backbone) -> Origin:
-    """How a model was loaded; float32 and no file for one that was built by hand."""
-    return vars(model).get("origin") or Origin("built by hand", "", torch.float32)
 
 
 def where(model: Backbone) -> str:

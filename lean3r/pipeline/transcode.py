@@ -15,9 +15,9 @@ from lean3r.compress.sparsify import PREPARED, STAGE_KEY, Change, apply, plan_of
 from lean3r.errors import UsageError
 from lean3r.models import MODELS
 from lean3r.models.base import Backbone
-from lean3r.models.checkpoint import IDENTITY, check_finite, check_model, place, values_for, without_memory
+from lean3r.models.checkpoint import check_finite, check_model, place, values_for, without_memory
 from lean3r.models.keymap import KeyMap
-from lean3r.models.stored import Stored, open_stored
+from lean3r.models.weight_files import WeightFiles, open_weights
 from lean3r.models.writing import write_stream
 from lean3r.pipeline.load import plan_in
 from lean3r.pipeline.save import check_file
@@ -43,14 +43,14 @@ def compress_file(
     UsageError on a plan that does not fit the model or the file; WeightsError as load_weights.
     """
     check_file(out, overwrite=overwrite)
-    stored = open_stored(source)
+    stored = open_weights(source)
     if any(out.exists() and out.samefile(file) for file in {source, *stored.files.values()}):
         raise UsageError(f"{out} is among the files that are read; name another file.")
     check_model(stored, name)
     dense = without_memory(MODELS.get(name))
     model, changes = _planned(dense, stored, plan)
     new = {key: value for key, value in model.state_dict().items() if not value.is_meta}
-    keys: KeyMap = model.KEY_MAP or IDENTITY
+    keys = model.KEY_MAP
     like, held = {}, place(stored, keys)
     for ours, value in model.state_dict().items():
         official = keys.official(ours)
@@ -58,7 +58,7 @@ def compress_file(
             kept = ours in held and value.dtype.is_floating_point and value.dtype.itemsize > 1
             dtype = stored.dtypes[held[ours]] if kept else value.dtype
             like[official] = torch.empty(value.shape, dtype=dtype, device="meta")
-    metadata = {"model": name, **getattr(model, "checkpoint_metadata", {})}
+    metadata = {"model": name, **model.metadata}
     try:
         write_stream(out, like, _values(model, stored, keys, new), metadata, overwrite=overwrite)
     except OSError as error:
@@ -69,7 +69,7 @@ def compress_file(
 
 
 def _planned(
-    model: Backbone, stored: Stored, plan: CompressionPlan | None
+    model: Backbone, stored: WeightFiles, plan: CompressionPlan | None
 ) -> tuple[Backbone, Sequence[Change | Quantized]]:
     before, prepared = plan_in(stored.path), stored.metadata.get(STAGE_KEY) == PREPARED
     if before is not None and prepared and (plan is None or plan.steps == before.steps):
@@ -82,7 +82,9 @@ def _planned(
     return apply(sparse, plan)
 
 
-def _values(model: Backbone, stored: Stored, keys: KeyMap, new: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _values(
+    model: Backbone, stored: WeightFiles, keys: KeyMap, new: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
     rest = dict(new)
     for name, ours, value in values_for(model, stored, new):
         official = keys.official(ours)

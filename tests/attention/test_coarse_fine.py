@@ -291,7 +291,7 @@ def test_a_dense_pi3_becomes_a_sparse_one() -> None:
     assert theirs.keys() - ours.keys() == {"register_token"}
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs.keys() & ours.keys())
     assert all(".mechanism.gate." in name for name in ours.keys() - theirs.keys())
-    official = model.KEY_MAP.write(ours)  # type: ignore[union-attr]
+    official = model.KEY_MAP.write(ours)
     assert torch.equal(official["global_decoder.1.attn.qkv.weight"], theirs["trunk.blocks.3.attn.qkv.weight"])
     assert official["global_decoder.0.attn.gate.0.bias"].tolist() == [-1, 1, -1, 1]
     with pytest.raises(UsageError, match="expected a Pi3"):

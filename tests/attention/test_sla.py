@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lean3r.attention import parts
+from lean3r.attention import pieces
 from lean3r.attention.base import Projected
 from lean3r.attention.dense import softmax_attention
 from lean3r.attention.sla import SLA, ThuSLA, top_tokens
@@ -45,7 +45,7 @@ def test_pieces_change_neither_result_nor_gradient(monkeypatch: pytest.MonkeyPat
     inputs = [t.requires_grad_() for t in draw(3, 1, 2, 70, 8)]
     results = []
     for budget in (1 << 24, 1200):
-        monkeypatch.setattr(parts, "CPU_PIECE", budget)
+        monkeypatch.setattr(pieces, "CPU_PIECE", budget)
         for mode in ("token", "three-way"):
             out = call(SLA(16, 2, mode=mode, block=8, critical=0.3, init_std=0.0), *inputs)  # type: ignore[arg-type]
             results.append((out, *torch.autograd.grad(out.square().sum(), inputs)))

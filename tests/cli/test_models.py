@@ -75,7 +75,7 @@ def test_loading_warns_where_commercial_use_is_forbidden(
     monkeypatch.setattr("lean3r.pipeline.load.load_weights", lambda model, *_, **__: model.to_empty(device="cpu"))
     model = load("da3-small", source, device="cpu")
     assert model.licence == licence and ("non-commercial use only" in caplog.text) == ("NC" in licence)
-    assert vars(model)["origin"].weights == (source or "hf:depth-anything/DA3-SMALL")
+    assert model.origin.weights == (source or "hf:depth-anything/DA3-SMALL")
 
 
 @pytest.mark.parametrize(

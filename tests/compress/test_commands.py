@@ -20,7 +20,7 @@ from lean3r.models.checkpoint import read_tensors, save_model, save_weights
 from lean3r.models.da3_mono import Da3Mono
 from lean3r.models.nano import Nano
 from lean3r.models.pi3 import Pi3
-from lean3r.models.stored import open_stored
+from lean3r.models.weight_files import open_weights
 from lean3r.testing import assert_rms
 from lean3r.types import TokenLayout
 
@@ -122,13 +122,12 @@ def test_official_weights_are_told_by_their_names(tmp_path: Path, monkeypatch: p
     source, out = tmp_path / "pi3.safetensors", tmp_path / "fast.safetensors"
     save_weights(official("pi3"), source, {})
     assert main(["compress", str(source), str(out), "--plan", "merge", "-q"]) == 0
-    assert open_stored(out).metadata["model"] == "pi3"
+    assert open_weights(out).metadata["model"] == "pi3"
 
 
 def official(name: str) -> dict[str, torch.Tensor]:
     """A small model's parameters under official names."""
     model = tiny(name)
-    assert model.KEY_MAP is not None
     return model.KEY_MAP.write(model.state_dict())
 
 

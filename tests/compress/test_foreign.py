@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lean3r.attention.base import recording
 from lean3r.attention.dense import Dense
 from lean3r.compress import compress
-from lean3r.compress.adapters import Adapter, FusedQkv, MultiHead
+from lean3r.compress.foreign import ForeignAttention, FusedQkv, MultiHead
 from lean3r.errors import UsageError
 from lean3r.testing import assert_rms
 from lean3r.types import TokenLayout
@@ -37,7 +37,7 @@ def encoder(batch_first: bool, norm_first: bool) -> nn.TransformerEncoder:
     return nn.TransformerEncoder(layer, 2, enable_nested_tensor=batch_first and not norm_first).eval()
 
 
-def same_where_kept(model: nn.Module, adapter: Adapter, *inputs: Tensor, **named: Tensor) -> nn.Module:
+def same_where_kept(model: nn.Module, adapter: ForeignAttention, *inputs: Tensor, **named: Tensor) -> nn.Module:
     """Convert with dense, compare outputs; what everything-kept sparse attention says comes near, too."""
     converted = compress(model, "dense", adapter=adapter)
     assert list(converted.state_dict()) == list(model.state_dict())

@@ -22,6 +22,7 @@ from lean3r.data.world.showroom import phone_photos
 from lean3r.models import CARDS, MODELS
 from lean3r.models.base import Backbone
 from lean3r.models.checkpoint import save_model, save_weights
+from lean3r.models.keymap import IDENTITY
 
 VIEWS, HEIGHT, WIDTH = 4, 144, 192
 FRAMES, RATE = 12, 4
@@ -120,7 +121,7 @@ def checkpoint(name: str) -> Callable[[Path], None]:
 
     def write(path: Path) -> None:
         model: Backbone = MODELS.get(name)() if name.startswith("nano") else tiny(name)
-        if model.KEY_MAP is None:
+        if model.KEY_MAP == IDENTITY:
             save_model(model, path)
         elif path.suffix == ".pt":
             torch.save(model.KEY_MAP.write(model.state_dict()), path)

@@ -100,9 +100,9 @@ def read_colmap(folder: Path, rng: random.Random) -> None:
 
 def read_weights(folder: Path, _: random.Random) -> None:
     """All tensors."""
-    from lean3r.models.stored import open_stored
+    from lean3r.models.weight_files import open_weights
 
-    stored = open_stored(folder)
+    stored = open_weights(folder)
     for _, value in stored.read(stored.files):
         value.clone()
 

@@ -84,7 +84,6 @@ def measure(case_file: Path, synthetic: ModuleType) -> Measured:
 
 def fill(model: Backbone, synthetic: ModuleType, seed: int) -> None:
     """Give every parameter its synthetic value, by official key; constants are ImageNet's."""
-    assert model.KEY_MAP is not None
     values = {}
     for name, tensor in model.state_dict().items():
         key = model.KEY_MAP.official(name)

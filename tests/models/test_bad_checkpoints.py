@@ -12,6 +12,7 @@ from torch import nn
 
 from lean3r.cli.main import main
 from lean3r.errors import WeightsError
+from lean3r.models.base import Backbone
 from lean3r.models.checkpoint import load_weights, read_tensors, save_weights
 from lean3r.models.nano import Nano
 
@@ -29,7 +30,7 @@ EXPECTED = {
 }
 
 
-class Small(nn.Module):
+class Small(Backbone):
     """The model that the sound file of the folder belongs to."""
 
     name = "small"

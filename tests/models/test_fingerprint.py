@@ -66,5 +66,5 @@ def test_shards(changed: str, tmp_path: Path) -> None:
 
 def test_a_loaded_model_knows_its_weights() -> None:
     path = embedded_weights("nano")
-    origin = vars(load("nano", device="cpu"))["origin"]
+    origin = load("nano", device="cpu").origin
     assert origin.hash == fingerprint(path) and origin.hash.startswith("sha256:") and origin.weights == path.name

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from lean3r.attention import ATTENTION, parts
+from lean3r.attention import ATTENTION, pieces
 from lean3r.compress import compress
 from lean3r.errors import UsageError
 from lean3r.layers.rope import rope_table
@@ -96,7 +96,7 @@ def test_of_many_pieces_alike_two_run_and_all_count(
 ) -> None:
     monkeypatch.setattr(torch_path, "_CHUNK_ELEMENTS", 64)
     monkeypatch.setattr(gather, "_CPU_BYTES", 1 << 14)
-    monkeypatch.setattr(parts, "CPU_PIECE", 1 << 12)
+    monkeypatch.setattr(pieces, "CPU_PIECE", 1 << 12)
     torch.manual_seed(0)
     steps = [{"target": "global blocks", "mechanism": mechanism, "settings": settings}]
     model = compress(TINY["nano"]().eval().requires_grad_(False), {"steps": steps})

@@ -162,7 +162,6 @@ def test_da3_gaussians_and_their_absence(da3: Da3) -> None:
 
 @pytest.mark.parametrize("level", range(4))
 def test_tied_names_may_be_any_one_of_them(da3: Da3, level: int) -> None:
-    assert da3.KEY_MAP is not None
     official = da3.KEY_MAP.write(da3.state_dict())
     group = {name for names in da3.KEY_MAP.tied for name in names}
     kept = {k: v for k, v in official.items() if k not in group or f"aux.{level}." in k}

@@ -17,11 +17,12 @@ from lean3r.models.base import Backbone
 from lean3r.models.da3 import Da3, Da3Config
 from lean3r.models.execution import hold, weight_bytes
 from lean3r.models.nano import Nano, NanoConfig
+from lean3r.models.origin import Origin
 from lean3r.models.pi3 import Pi3, Pi3Config
 from lean3r.pipeline import lighten as lightening
 from lean3r.pipeline.budget import MEASURES, Budget, fit, thinned
 from lean3r.pipeline.lighten import lighten
-from lean3r.pipeline.load import Origin, load
+from lean3r.pipeline.load import load
 from lean3r.pipeline.memory import Predictor, Setting, parse_memory, used_bytes
 from lean3r.pipeline.reconstruct import predict, reconstruct
 from lean3r.types import Views
@@ -140,7 +141,7 @@ def test_weights_held_in_half_give_the_same_bits(kind: str) -> None:
         else Da3(Da3Config(64, 6, 4, 2, (2, 3, 4, 5), features=16, channels=(8, 8, 8, 8), grid=4))
     )
     model.eval()
-    vars(model)["origin"] = Origin("", "", torch.bfloat16)
+    model.origin = Origin("", "", torch.bfloat16)
     views = Views(torch.rand(1, 2, 3, 56, 42))
     before, size = predict(model, views), weight_bytes(model)
     hold(model, torch.bfloat16)

@@ -31,13 +31,13 @@ def shrink(name: str, kind: Any) -> None:
     """Give a network its toy size."""
     from contracts.tiny import tiny_config
 
-    from lean3r.models.checkpoint import IDENTITY, without_memory
+    from lean3r.models.checkpoint import without_memory
 
     kind.SIZES = {**kind.SIZES, name: tiny_config(name)}
     model = without_memory(kind)
     kind.resolution = 8 * model.patch
     key = kind.TELLTALE[0]
-    kind.TELLTALE = (key, tuple((model.KEY_MAP or IDENTITY).write(model.state_dict())[key].shape))
+    kind.TELLTALE = (key, tuple(model.KEY_MAP.write(model.state_dict())[key].shape))
 
 
 def brief(config: Any) -> Any:

@@ -22,7 +22,7 @@ from lean3r.layers.trunk import Role
 from lean3r.types import TokenLayout
 
 
-class Adapter(Protocol):
+class ForeignAttention(Protocol):
     """What compress has to know of a foreign network; FusedQkv and MultiHead are two that are ready to use."""
 
     def sites(self, model: nn.Module) -> Iterable[Site]:
@@ -60,7 +60,7 @@ class FusedQkv:
     suffix: str = "attn"
 
     def sites(self, model: nn.Module) -> list[Site]:
-        """See Adapter."""
+        """See ForeignAttention."""
         found = [(name, m) for name, m in model.named_modules() if name.split(".")[-1] == self.suffix]
         for name, module in found:
             missing = [part for part in ("qkv", "proj", "num_heads") if not hasattr(module, part)]
@@ -71,11 +71,11 @@ class FusedQkv:
         return [Site(n, self.role(i), m.proj.in_features, m.num_heads) for i, (n, m) in enumerate(found)]  # type: ignore[union-attr,arg-type]
 
     def layout(self, *inputs: Any, **named: Any) -> TokenLayout:
-        """See Adapter."""
+        """See ForeignAttention."""
         return self.read_layout(*inputs, **named)
 
     def project(self, attention: Any, x: Tensor, *unknown: Any, pos: Tensor | None = None, **named: Any) -> Projected:
-        """See Adapter."""
+        """See ForeignAttention."""
         _refuse(unknown, named)
         q, k, v = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
 
@@ -96,7 +96,7 @@ class FusedQkv:
         return Projected(x, q, k, v, finish, positions=own)
 
     def output(self, attention: Any, mixed: Tensor, *inputs: Any, **named: Any) -> Tensor:
-        """See Adapter."""
+        """See ForeignAttention."""
         return attention.proj_drop(attention.proj(mixed.transpose(1, 2).flatten(2)))
 
 
@@ -112,7 +112,7 @@ class MultiHead:
     role: Callable[[int], Role] = one_role
 
     def sites(self, model: nn.Module) -> list[Site]:
-        """See Adapter."""
+        """See ForeignAttention."""
         found = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
         for name, module in found:
             if not module._qkv_same_embed_dim or module.bias_k is not None or module.add_zero_attn:
@@ -120,7 +120,7 @@ class MultiHead:
         return [Site(n, self.role(i), m.embed_dim, m.num_heads) for i, (n, m) in enumerate(found)]
 
     def layout(self, *inputs: Any, **named: Any) -> TokenLayout:
-        """See Adapter."""
+        """See ForeignAttention."""
         return self.read_layout(*inputs, **named)
 
     def project(
@@ -135,7 +135,7 @@ class MultiHead:
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> Projected:
-        """See Adapter."""
+        """See ForeignAttention."""
         _refuse((), {"attn_mask": attn_mask, "is_causal": is_causal})
         if query is not key or key is not value:
             raise UsageError("a converted MultiheadAttention takes one input for query, key and value.")
@@ -151,7 +151,7 @@ class MultiHead:
         return Projected(x, q, k, v, lambda q, k, positions=None: (q, k), mask)
 
     def output(self, attention: nn.MultiheadAttention, mixed: Tensor, *inputs: Any, **named: Any) -> tuple:
-        """See Adapter."""
+        """See ForeignAttention."""
         out = attention.out_proj(mixed.transpose(1, 2).flatten(2))
         return (out if attention.batch_first else out.transpose(0, 1)), None
 
@@ -159,7 +159,7 @@ class MultiHead:
 class Watch:
     """Notes the layout of a converted network's inputs whenever it is called."""
 
-    def __init__(self, adapter: Adapter):
+    def __init__(self, adapter: ForeignAttention):
         self.adapter = adapter
         self.seen: TokenLayout | None = None
 
@@ -181,7 +181,7 @@ class Watch:
 class Adopted:
     """Mixed into the class of a foreign attention layer: its forward, around a mechanism."""
 
-    adapter: Adapter
+    adapter: ForeignAttention
     watch: Watch
     mechanism: Mechanism
     short: Mechanism | None
@@ -195,7 +195,7 @@ class Adopted:
         return self.adapter.output(self, mechanism(p, self.watch.layout(tokens)), *inputs, **named)
 
 
-def adopt(model: nn.Module, names: Sequence[str], adapter: Adapter) -> None:
+def adopt(model: nn.Module, names: Sequence[str], adapter: ForeignAttention) -> None:
     """Make the attention layers of these paths run a mechanism, dense for now, in place."""
     watch = Watch(adapter)
     for module in model.modules():

@@ -29,7 +29,7 @@ INDEX_SUFFIX = ".index.json"
 
 
 @dataclass(frozen=True)
-class Stored:
+class WeightFiles:
     """What a checkpoint holds, without its values: file, shape and number type of each name, and the bytes in all."""
 
     path: Path
@@ -58,7 +58,7 @@ class Stored:
                         del tensor
 
 
-def open_stored(path: Path) -> Stored:
+def open_weights(path: Path) -> WeightFiles:
     """Look into a `.safetensors`, `.pt` or `.pth` file, a `.index.json`, or a folder with one of these.
 
     WeightsError names the file and what is wrong: absent, empty, a Git LFS pointer, truncated, not weights, a
@@ -70,7 +70,7 @@ def open_stored(path: Path) -> Stored:
         return _open_shards(path)
     with _Mapped(path) as mapped:
         shapes, dtypes = mapped.shapes, mapped.dtypes
-        return Stored(path, dict.fromkeys(shapes, path), shapes, dtypes, path.stat().st_size, mapped.metadata)
+        return WeightFiles(path, dict.fromkeys(shapes, path), shapes, dtypes, path.stat().st_size, mapped.metadata)
 
 
 class _Mapped:
@@ -158,7 +158,7 @@ def shards_of(index: Path) -> dict[str, str]:
     return shards
 
 
-def _open_shards(path: Path) -> Stored:
+def _open_shards(path: Path) -> WeightFiles:
     files = {name: path.parent / shard for name, shard in shards_of(path).items()}
     shards = sorted(set(files.values()))
     absent = [shard.name for shard in shards if not shard.is_file()]
@@ -166,7 +166,7 @@ def _open_shards(path: Path) -> Stored:
         raise WeightsError(
             f"{path} needs {len(shards)} shards, {len(absent)} missing beside it: {', '.join(absent[:5])}."
         )
-    opened = [open_stored(shard) for shard in shards]
+    opened = [open_weights(shard) for shard in shards]
     shapes = {name: shape for part in opened for name, shape in part.shapes.items()}
     lost = [name for name in files if name not in shapes]
     if lost:
@@ -176,7 +176,7 @@ def _open_shards(path: Path) -> Stored:
     dtypes = {name: dtype for part in opened for name, dtype in part.dtypes.items()}
     metadata = {key: value for part in opened for key, value in part.metadata.items()}
     total = sum(part.total_bytes for part in opened)
-    return Stored(path, files, {n: shapes[n] for n in files}, {n: dtypes[n] for n in files}, total, metadata)
+    return WeightFiles(path, files, {n: shapes[n] for n in files}, {n: dtypes[n] for n in files}, total, metadata)
 
 
 def _open_safetensors(path: Path, head: bytes):

@@ -1,0 +1,41 @@
+"""Settings of mechanisms: checked when a mechanism is made, shown in its repr."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lean3r.errors import UsageError
+from lean3r.ops.dispatch import describe
+
+
+def shown(module: nn.Module, *names: str) -> str:
+    """Settings of a module for its repr; of `implementation`, what "auto" comes to as well."""
+
+    def text(name: str) -> str:
+        value = getattr(module, name)
+        return describe(value, torch_path=True) if name == "implementation" else repr(value)
+
+    return ", ".join(f"{name}={text(name)}" for name in names)
+
+
+def check_share(name: str, value: float, *, positive: bool = False) -> float:
+    """Return `value` if it lies in [0, 1], and is not 0 where it must be `positive`; raise UsageError otherwise."""
+    if isinstance(value, bool | str) or not 0 <= value <= 1:
+        raise UsageError(f"{name} is a share from 0 to 1, got {value!r}")
+    if positive and not value:
+        raise UsageError(f"{name} is a share above 0, got 0: something must be attended to; 1 keeps everything")
+    return value
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """Return `value` if it is True or False; raise UsageError otherwise, for texts such as "no" count as true."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{name} is True or False, got {value!r}")
+    return value
+
+
+def check_count(name: str, value: int) -> int:
+    """Return `value` if it is at least 1; raise UsageError otherwise."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UsageError(f"{name} is a whole number from 1 on, got {value!r}")
+    return value

@@ -1,0 +1,73 @@
+"""Tokens of one call: how many views they are of, which are padding, where they lie, and picking some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from lean3r.attention.base import Projected
+from lean3r.ops.repeats import with_values
+from lean3r.types import TokenLayout
+
+
+def view_count(p: Projected, layout: TokenLayout) -> int:
+    """Views whose tokens this call sees: one in a frame block, whatever the layout has in all."""
+    return p.q.shape[2] // layout.tokens
+
+
+def without_padding(p: Projected) -> Projected:
+    """The same projections with zeros in the rows of padding, which may hold anything, NaN included."""
+    if p.key_mask is None:
+        return p
+    hidden = ~p.key_mask
+    x = p.x.masked_fill(hidden[:, :, None], 0.0)
+    q, k, v = (t.masked_fill(hidden[:, None, :, None], 0.0) for t in (p.q, p.k, p.v))
+    return replace(p, x=x, q=q, k=k, v=v)
+
+
+def grid_positions(layout: TokenLayout) -> tuple[Tensor, Tensor]:
+    """(row, column) [P] of each patch of a view, counted from 0, in the layout's order, on the CPU."""
+    order = layout.order()
+    index = torch.arange(layout.patches) if order is None else order
+    return index // layout.cols, index % layout.cols
+
+
+@lru_cache(maxsize=512)
+def cached(
+    make: Callable[..., Tensor],
+    views: int,
+    special: int,
+    rows: int,
+    cols: int,
+    window: int | None,
+    device: torch.device,
+    *settings,
+) -> Tensor:
+    """make(TokenLayout(views, special, rows, cols, window=window), *settings) on `device`, remembered."""
+    # Not made under inference mode: a later training step would refuse the table.
+    with torch.inference_mode(False):
+        layout = TokenLayout(views, special, rows, cols, window=window)
+        return with_values(lambda: make(layout, *settings)).to(device)
+
+
+def table(make: Callable[..., Tensor], layout: TokenLayout, views: int, device: torch.device, *settings) -> Tensor:
+    """A table of token indices that depends on a layout's shape only, remembered for later calls."""
+    return cached(make, views, layout.special, layout.rows, layout.cols, layout.window, device, *settings)
+
+
+def rows_of(x: Tensor, index: Tensor) -> Tensor:
+    """Tokens of x [B, H, N, D] by index [M], the same in every scene, or [B, M] -> [B, H, M, D]."""
+    if index.ndim == 1:
+        return x[:, :, index]
+    return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+
+def marks_of(mask: Tensor | None, index: Tensor) -> Tensor | None:
+    """Entries of mask [B, N] by index [M] or [B, M] -> [B, M]."""
+    if mask is None:
+        return None
+    return mask[:, index] if index.ndim == 1 else mask.gather(1, index)
