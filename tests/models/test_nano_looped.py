@@ -1,4 +1,4 @@
-"""nano-looped: loops cost time, never parameters; its factors start at exactly 1; one loop is one pair of blocks."""
+"""nano-looped: loops cost time, never parameters; one loop is one pair of blocks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from lean3r.compress import compress
 from lean3r.compress.targets import sites_of
 from lean3r.errors import UsageError, WeightsError
-from lean3r.layers.block import Block
-from lean3r.layers.looped import LoopedTrunk, ScaledBlock, StepScales, positions
+from lean3r.layers.looped import LoopedTrunk, positions
 from lean3r.models.checkpoint import save_model
 from lean3r.models.nano import Nano, NanoConfig
 from lean3r.models.nano_looped import LoopedConfig, NanoLooped, set_loops
@@ -37,40 +36,6 @@ def looped(loops: int = 3, *, conditioned: bool = True) -> NanoLooped:
 
 def pictures(views: int = 3, height: int = 48, width: int = 80) -> Tensor:
     return torch.rand(1, views, 3, height, width, generator=torch.Generator().manual_seed(views))
-
-
-def test_positions_go_from_0_to_1() -> None:
-    assert positions(1) == [(0.0, 1.0)]
-    assert positions(3) == [(0.0, 0.5), (0.5, 1.0), (1.0, 1.0)]
-    assert all(p[k][1] == p[k + 1][0] for p in (positions(9),) for k in range(8))
-
-
-def test_factors_start_at_exactly_one_and_then_tell_positions_apart() -> None:
-    scales = StepScales(8)
-    assert all(torch.equal(scales(step), torch.ones(3, 8)) for step in positions(5))
-    torch.nn.init.normal_(scales.out)
-    found = [scales(step) for step in positions(5)]
-    assert all(not torch.allclose(a, b) for i, a in enumerate(found) for b in found[:i])
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(scales((0.0, 0.25)), found[0]), "in float32 whatever the rest runs in"
-
-
-@pytest.mark.parametrize("gradients", [True, False])
-def test_a_block_with_factors_of_one_is_a_plain_block(gradients: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    block, layout, x = ScaledBlock(32, 2), TokenLayout(2, 1, 3, 4), torch.randn(2, 26, 32)
-    plain = Block(32, 2)
-    plain.load_state_dict(block.state_dict())
-    factors = torch.rand(3, 32) + 0.5
-    a, m, s = factors
-    with torch.set_grad_enabled(gradients):
-        assert torch.equal(block(x, layout, None, torch.ones(3, 32)), plain(x, layout))
-        assert torch.equal(block(x, layout), plain(x, layout))
-        middle = x + a * block.attn(block.norm1(x), layout)
-        expected = s * (middle + m * block.mlp(block.norm2(middle)))
-        torch.testing.assert_close(block(x, layout, None, factors), expected)
-        monkeypatch.setattr("lean3r.layers.looped.MLP_ELEMENTS", 200)
-        torch.testing.assert_close(block(x, layout, None, factors), expected, msg="in pieces")
 
 
 def test_one_loop_is_one_pair_of_nano() -> None:

@@ -9,9 +9,7 @@ from torch import Tensor
 from lean3r.errors import InputError, UsageError
 from lean3r.geometry.pose import invert_pose, make_pose
 from lean3r.geometry.rotation import so3_exp
-from lean3r.heads.sky import fill_sky, metric_scale, quantile
 from lean3r.heads.view_camera import usual_frame
-from lean3r.layers.reference import choose_reference
 from lean3r.models.base import Backbone
 from lean3r.models.da3 import Da3, Da3Config
 from lean3r.models.da3_mono import Da3Metric, Da3Mono, Da3MonoConfig
@@ -124,15 +122,6 @@ def test_da3_reference_view_matters(da3: Da3) -> None:
     assert not torch.allclose(found[0].cam_from_world, found[1].cam_from_world, atol=1e-4)
 
 
-def test_reference_choices() -> None:
-    classes = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
-    assert choose_reference(classes, "middle").tolist() == [2, 2]
-    assert choose_reference(classes[:, :2]).tolist() == [0, 0]
-    assert choose_reference(torch.ones(1, 4, 8)).tolist() == [0]
-    with pytest.raises(UsageError, match="saddle_balanced"):
-        choose_reference(classes, "last")
-
-
 def test_da3_known_cameras_come_back_in_the_users_world(da3: Da3) -> None:
     random = torch.Generator().manual_seed(3)
     turn, shift = torch.randn(2, 1, 4, 3, generator=random)[:, None].unbind(0)
@@ -179,22 +168,6 @@ def test_metric_needs_the_focal_length() -> None:
     with torch.no_grad():
         raw = Da3Mono.decode(model, model.encode(Views(images)))
     torch.testing.assert_close(known.depth, raw.depth)
-
-
-def test_sky_takes_the_far_quantile_of_its_scene() -> None:
-    values = torch.rand(1001, generator=torch.Generator().manual_seed(0))
-    for share in (0.0, 0.3, 0.99, 1.0):
-        torch.testing.assert_close(quantile(values, share), torch.quantile(values, share))
-    depth = values[:1000].reshape(2, 5, 10, 10)
-    sky = torch.zeros_like(depth, dtype=torch.bool)
-    sky[0, :, :3] = True
-    sky[1, 0, 0] = True
-    filled = fill_sky(depth, sky)
-    torch.testing.assert_close(filled[0, :, :3], torch.quantile(depth[0][~sky[0]], 0.99).expand(5, 3, 10))
-    torch.testing.assert_close(filled[1], depth[1])
-    scale = metric_scale(depth[0] + 0.1, values[:500].reshape(5, 10, 10), 3 * depth[0] + 0.3, sky[0])
-    torch.testing.assert_close(scale, torch.tensor(3.0))
-    assert metric_scale(depth[0], depth[0], depth[0], torch.ones_like(sky[0])) is None
 
 
 def test_tracks_start_at_their_queries(vggt: Vggt) -> None:

@@ -118,3 +118,10 @@ def documented(owner: ast.ClassDef, method: ast.AST) -> bool:
 
 def test_every_room_has_a_rule() -> None:
     assert {room_of(path) for path in FILES} <= set(ROOMS)
+
+
+def test_tests_mirror_the_package() -> None:
+    """A folder of the package has a folder of tests."""
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    tested = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert rooms - tested == set()
