@@ -74,6 +74,9 @@ def test_padding_is_never_matched() -> None:
 
 
 def test_a_view_is_no_evidence_for_itself() -> None:
+    model = matcher()
+    update, _ = model(draw(1, 1, TOKENS, DIM), grid()[:, :1], None)
+    torch.testing.assert_close(update, model.out.bias.expand_as(update))
     pair = other_views(slice(1, 3), 3, torch.zeros(1))
     assert pair[0, :, :, 0].tolist() == [[1, 0, 1], [1, 1, 0]]
     values = torch.stack([torch.full((1, 1, 2, 4), v) for v in (1.0, 5.0)], dim=2)
