@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 import lean3r
 from lean3r.attention.coarse_fine import Gsa
-from lean3r.cli.distill import only_trains, student_of
 from lean3r.compress.plan import CompressionPlan
 from lean3r.compress.presets import gsa
 from lean3r.data.base import SceneBatch
@@ -38,6 +37,7 @@ from lean3r.pipeline.reconstruct import predict
 from lean3r.train.loop import fit, seed_everything
 from lean3r.train.recipes.distilled import OBJECTIVES, Phase, with_steps
 from lean3r.train.recipes.nano_students import nano_gsa_fp8, nano_sla_fp8
+from lean3r.train.students import only_trains, student_of
 from lean3r.types import Views
 
 VIEWS = 8

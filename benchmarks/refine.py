@@ -27,11 +27,11 @@ from common import hardware, write_result
 from PIL import Image
 
 import lean3r
-from lean3r.cli.demo import network_depth
 from lean3r.data.sets.colmap import read_cameras
 from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.eval.point_errors import nearest
 from lean3r.eval.pose_errors import pose_auc
+from lean3r.eval.reconstruction import network_depth
 from lean3r.eval.synthetic import abs_rel_one_scale
 from lean3r.eval.trajectory import trajectory_errors
 from lean3r.geometry.align import umeyama_robust

@@ -21,9 +21,9 @@ from common import hardware, write_result
 from PIL import Image, ImageFilter
 
 import lean3r
-from lean3r.cli.demo import network_depth
 from lean3r.colmap_library import pycolmap
 from lean3r.data.world.synthetic import SyntheticWorld
+from lean3r.eval.reconstruction import network_depth
 from lean3r.geometry.content import sky
 from lean3r.geometry.evidence import border
 from lean3r.geometry.fusion import trusted_pixels

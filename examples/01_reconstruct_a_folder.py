@@ -8,8 +8,8 @@ import argparse
 from pathlib import Path
 
 import lean3r
-from lean3r.cli.demo import compare
 from lean3r.data.world.showroom import phone_photos
+from lean3r.eval.reconstruction import compare
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--out", type=Path, default=Path("examples_out/01"))

@@ -27,7 +27,6 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import hardware, write_result
 
-from lean3r.cli.distill import only_trains, student_of
 from lean3r.models import MODELS
 from lean3r.models.pi3 import Pi3Config
 from lean3r.models.vggt import VggtConfig
@@ -38,6 +37,7 @@ from lean3r.train.recipes import DISTILLATIONS
 from lean3r.train.recipes.distilled import OBJECTIVES, Distillation
 from lean3r.train.recipes.sources import Data, Source
 from lean3r.train.sharding import Call, checkpointed
+from lean3r.train.students import only_trains, student_of
 
 TINY = {
     "pi3": Pi3Config(width=64, heads=2, depth=6, encoder_depth=1, grid=4, camera_width=16),

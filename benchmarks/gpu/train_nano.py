@@ -22,10 +22,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import hardware
 
-from lean3r.cli.running import SETS, HeldOut, validate
+from lean3r.eval.synthetic import validate
 from lean3r.models.checkpoint import load_weights, save_weights
 from lean3r.models.nano import Nano, NanoConfig
 from lean3r.train.config import Stage, TrainConfig
+from lean3r.train.held_out import SETS, HeldOut
 from lean3r.train.loop import fit, seed_everything
 from lean3r.train.losses.nano import nano_loss
 from lean3r.train.recipes import Recipe, nano
@@ -104,7 +105,7 @@ def main() -> None:
     start = time.perf_counter()
     for index, phase in enumerate(recipe.phases):
         scale = 1 if phase.stages[-1].loss.get("full") else 2
-        judge = partial(validate, recipe.world, phase, scale, SETS, HeldOut())
+        judge = partial(validate, partial(HeldOut().batches, recipe.world, phase.stages[-1], scale), SETS)
         fit(
             model,
             nano_loss,

@@ -12,13 +12,9 @@ from lean3r.cli.reconstruct import Reconstruct
 from lean3r.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from lean3r.data.base import SceneBatch
     from lean3r.types import Reconstruction
 
 VIEWS = 8
-SMALL_BASELINE = 0.05  # of the mean depth: pairs nearer than that have no reliable direction
 
 
 @dataclass
@@ -59,6 +55,8 @@ class Demo:
                 write_short(directory)
         console.line("", f"{VIEWS} photos of a synthetic room in {folder}")
         scene = self.reconstruct(folder, self.out / "room")
+        from lean3r.eval.reconstruction import compare
+
         figures = compare(scene, truth)
         print("\nagainst the truth\n" + format_table([(name, value) for name, value in figures.items()]))
 
@@ -75,45 +73,3 @@ class Demo:
         scene, _ = job.work(Console(self.quiet))
         print(out)
         return scene
-
-
-def compare(scene: Reconstruction, truth: SceneBatch) -> dict[str, str]:
-    """Errors of a reconstruction of all the views of one true scene, as text by name.
-
-    Cameras are compared pair by pair (VGGT convention), depth after one scale for the whole scene.
-    """
-    import numpy as np
-    import torch
-
-    from lean3r.eval.depth_errors import abs_rel
-    from lean3r.eval.pose_errors import pose_auc, relative_pose_errors
-
-    cameras, true_cameras = torch.from_numpy(scene.cam_from_world), truth.cam_from_world[0].double()
-    true_depth = network_depth(scene, truth.depth[0].numpy())
-    known = torch.from_numpy(true_depth > 0)
-    small = SMALL_BASELINE * float(true_depth[true_depth > 0].mean())
-    errors = relative_pose_errors(cameras, true_cameras)
-    auc = pose_auc(cameras, true_cameras, (5, 15, 30), small)
-    error = abs_rel(torch.from_numpy(scene.depth), torch.from_numpy(true_depth), known)
-    focal = scene.original_intrinsics[:, 0, 0] / truth.intrinsics[0, :, 0, 0].numpy() - 1
-    return {
-        "rotation": f"{np.median(errors.rotation_deg):.1f} degrees off (median over {len(errors.rotation_deg)} pairs)",
-        "direction of motion": f"{np.median(errors.translation_deg):.1f} degrees off",
-        "pose AUC at 5, 15, 30": ", ".join(f"{100 * auc[t]:.0f}" for t in (5, 15, 30)) + " of 100",
-        "depth": f"{100 * error:.1f} % off (AbsRel after one scale)",
-        "focal length": f"{100 * np.median(np.abs(focal)):.1f} % off",
-    }
-
-
-def network_depth(scene: Reconstruction, depth: np.ndarray) -> np.ndarray:
-    """True depth [S, h, w] of the original pictures at the pixels of the network's pictures [S, H, W]; 0 on padding."""
-    import numpy as np
-
-    height, width = scene.depth.shape[1:]
-    result = np.zeros_like(scene.depth)
-    for view, source in enumerate(scene.sources):
-        sx, sy, ox, oy = source.original_from_network
-        rows = np.floor((np.arange(height) + 0.5) * sy + oy).astype(int).clip(0, source.height - 1)
-        cols = np.floor((np.arange(width) + 0.5) * sx + ox).astype(int).clip(0, source.width - 1)
-        result[view] = depth[view][np.ix_(rows, cols)] * scene.mask[view]
-    return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import sys
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from lean3r.cli.options import option
-from lean3r.cli.running import FEW, SETS, Changes, HeldOut, picture, run_folder, show, train_phases, validate
+from lean3r.cli.running import Changes, quietly, show
 
 if TYPE_CHECKING:
-    from lean3r.compress.plan import CompressionPlan
     from lean3r.models.base import Backbone
-    from lean3r.train.config import TrainConfig
+    from lean3r.train.held_out import HeldOut, Sets
     from lean3r.train.recipes.distilled import Distillation
 
 
@@ -48,6 +47,9 @@ class Distill(Changes):
 
     def run(self) -> None:
         """Train all phases; print the path of the student's weights."""
+        from lean3r.train.distributed import is_main_process
+        from lean3r.train.runs import run_folder, train_phases
+
         recipe = self.chosen()
         if self.dry_run:
             check_fit(recipe)
@@ -56,9 +58,20 @@ class Distill(Changes):
         held_out = self.held_out()
         held_out.check(recipe.data.world, recipe.config(0).stages[-1], sets_of(recipe))
         names = [phase.config.name for phase in recipe.phases]
-        rest = (self.weights, held_out, self.resume, self.device)
+        phase = partial(
+            run_phase,
+            recipe,
+            out=self.out,
+            weights=self.weights,
+            held_out=held_out,
+            resume=self.resume,
+            device=self.device,
+        )
         with run_folder(self.out, recipe.as_dict(), self.resume, [*names, f"{recipe.name}.safetensors"]):
-            if train_phases(recipe, names, self.out, self.resume, run_phase, *rest):
+            phase = partial(quietly, phase) if self.quiet else phase
+            if code := train_phases(phase, names, self.out, self.resume, recipe.processes):
+                sys.exit(code)
+            if is_main_process():
                 print(publish(recipe, self.out, self.weights))
 
     def chosen(self) -> Distillation:
@@ -92,8 +105,10 @@ class Distill(Changes):
         return with_gamma(recipe, *self.gamma) if self.gamma else recipe
 
 
-def sets_of(recipe: Distillation) -> tuple[tuple[int, int, int], ...]:
+def sets_of(recipe: Distillation) -> Sets:
     """The scenes of a validation: fewer where each takes long."""
+    from lean3r.train.held_out import FEW, SETS
+
     return SETS if recipe.teacher == "nano" else FEW
 
 
@@ -101,25 +116,17 @@ def check_fit(recipe: Distillation) -> None:
     """UsageError where a plan of the recipe names blocks that the teacher lacks; needs no weights and no memory."""
     from lean3r.models import MODELS
     from lean3r.models.checkpoint import without_memory
+    from lean3r.train.students import only_trains, student_of
 
     teacher = without_memory(MODELS.get(recipe.teacher))
     for index, phase in enumerate(recipe.phases):
         only_trains(student_of(teacher, phase.plan), recipe.config(index))
 
 
-def student_of(teacher: Backbone, plan: CompressionPlan) -> Backbone:
-    """A network with the teacher's weights, in memory of its own, that wears a plan and can be trained.
-
-    UsageError where the plan names blocks that the teacher lacks, and where the teacher is compressed itself.
-    """
-    from lean3r.compress import compress, prepare
-
-    return (prepare if plan.quantizes else compress)(copy.deepcopy(teacher), plan)
-
-
 def student_at(recipe: Distillation, phase: int, teacher: Backbone, out: Path) -> Backbone:
     """The student as a phase starts with it: with the teacher's weights, or the averages of the phase before."""
     from lean3r.models.checkpoint import read_tensors
+    from lean3r.train.students import student_of
 
     student = student_of(teacher, recipe.phases[phase].plan)
     if phase:
@@ -128,38 +135,32 @@ def student_at(recipe: Distillation, phase: int, teacher: Backbone, out: Path) -
     return student
 
 
-def only_trains(student: Backbone, config: TrainConfig) -> Backbone:
-    """The student, asking gradients for nothing that no stage trains: neither are they computed nor held."""
-    from lean3r.train.freeze import trainable_names
-
-    names = set().union(*(trainable_names(student, stage.train) for stage in config.stages))
-    for name, parameter in student.named_parameters():
-        parameter.requires_grad_(parameter.requires_grad and name in names)
-    return student
-
-
 def run_phase(
     recipe: Distillation, phase: int, out: Path, weights: str | None, held_out: HeldOut, resume: bool, device: str
 ) -> int:
     """Train one phase in this process (one of several alike) and return its exit code."""
+    from lean3r.eval.synthetic import validate
     from lean3r.pipeline.load import load
+    from lean3r.train.held_out import picture
     from lean3r.train.loop import fit, seed_everything
     from lean3r.train.recipes.distilled import OBJECTIVES
+    from lean3r.train.students import only_trains
 
     chosen, config = recipe.phases[phase], recipe.config(phase)
     seed_everything(config.seed)
     teacher = load(recipe.teacher, weights, device, "float32")
     config = replace(config, settings=config.settings | {"teacher_weights": teacher.origin.hash})
     student = only_trains(student_at(recipe, phase, teacher, out), config)
-    scale, world = 2 if recipe.teacher == "nano" and not config.stages[-1].loss.get("full") else 1, recipe.data.world
+    scale = 2 if recipe.teacher == "nano" and not config.stages[-1].loss.get("full") else 1
+    world = replace(recipe.data.world, device=device)
     done = fit(
         student.train(),
         OBJECTIVES.get(chosen.objective)(teacher, **chosen.settings),
         partial(recipe.batch, phase),
         config,
         out / config.name,
-        validate=partial(validate, replace(world, device=device), config, scale, sets_of(recipe), held_out),
-        draw=partial(picture, replace(world, device=device), config, scale),
+        validate=partial(validate, partial(held_out.batches, world, config.stages[-1], scale), sets_of(recipe)),
+        draw=partial(picture, world, config, scale),
         resume=resume,
         device=device,
     )
@@ -171,6 +172,7 @@ def publish(recipe: Distillation, out: Path, weights: str | None) -> Path:
     from lean3r.compress import convert
     from lean3r.models.checkpoint import read_tensors, save_model
     from lean3r.pipeline.load import load
+    from lean3r.train.students import student_of
 
     student = student_of(load(recipe.teacher, weights, "cpu", "float32"), recipe.plan)
     student.load_state_dict(read_tensors(out / recipe.phases[-1].config.name / "weights.safetensors")[0])

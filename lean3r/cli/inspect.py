@@ -88,7 +88,8 @@ class Inspect:
 
         from lean3r.attention.base import recording
         from lean3r.attention.probe import capturing
-        from lean3r.cli.attention_picture import COLUMNS, draw, query_window, shares
+        from lean3r.attention.shares import query_window, shares
+        from lean3r.cli.attention_picture import COLUMNS, draw
         from lean3r.compress.targets import sites_of
         from lean3r.inputs.views import load_views
         from lean3r.models.base import grey_padding

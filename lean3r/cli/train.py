@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from lean3r.cli.options import option
-from lean3r.cli.running import SETS, Changes, HeldOut, picture, run_folder, show, train_phases, validate
+from lean3r.cli.running import Changes, quietly, show
 
 if TYPE_CHECKING:
+    from lean3r.train.held_out import HeldOut
     from lean3r.train.recipes import Recipe
 
 
@@ -28,6 +30,10 @@ class Train(Changes):
 
     def run(self) -> None:
         """Train all phases; print the path of the weights."""
+        from lean3r.train.distributed import is_main_process
+        from lean3r.train.held_out import SETS
+        from lean3r.train.runs import run_folder, train_phases
+
         recipe = self.chosen()
         if self.dry_run:
             show(recipe)
@@ -36,7 +42,11 @@ class Train(Changes):
         held_out.check(recipe.world, recipe.phases[0].stages[-1], SETS)
         names, weights = [phase.name for phase in recipe.phases], f"{recipe.model}.safetensors"
         with run_folder(self.out, recipe.as_dict(), self.resume, [*names, weights]):
-            if train_phases(recipe, names, self.out, self.resume, run_phase, held_out, self.resume, self.device):
+            phase = partial(run_phase, recipe, out=self.out, held_out=held_out, resume=self.resume, device=self.device)
+            phase = partial(quietly, phase) if self.quiet else phase
+            if code := train_phases(phase, names, self.out, self.resume, recipe.processes):
+                sys.exit(code)
+            if is_main_process():
                 publish(recipe, self.out)
                 print(self.out / weights)
 
@@ -70,8 +80,10 @@ def publish(recipe: Recipe, out: Path) -> None:
 
 def run_phase(recipe: Recipe, index: int, out: Path, held_out: HeldOut, resume: bool, device: str) -> int:
     """Train one phase in this process (one of several alike) and return its exit code."""
+    from lean3r.eval.synthetic import validate
     from lean3r.models import MODELS
     from lean3r.models.checkpoint import load_weights
+    from lean3r.train.held_out import SETS, picture
     from lean3r.train.loop import fit, seed_everything
     from lean3r.train.recipes import OBJECTIVES
 
@@ -80,7 +92,8 @@ def run_phase(recipe: Recipe, index: int, out: Path, held_out: HeldOut, resume: 
     model = MODELS.get(recipe.model)()
     if index:
         load_weights(model, out / recipe.phases[index - 1].name / "weights.safetensors")
-    # While the guided head rests, training sees half of the pictures that the model is made for.
+    # While the guided head rests, training sees half of the pictures that the model is made for and judged on: depth
+    # then counts on patch centres.
     world, scale = recipe.world, 1 if phase.stages[-1].loss.get("full") else 2
     done = fit(
         model,
@@ -88,7 +101,7 @@ def run_phase(recipe: Recipe, index: int, out: Path, held_out: HeldOut, resume: 
         partial(recipe.batch, index),
         phase,
         out / phase.name,
-        validate=partial(validate, world, phase, scale, SETS, held_out),
+        validate=partial(validate, partial(held_out.batches, world, phase.stages[-1], scale), SETS),
         draw=partial(picture, world, phase, scale),
         resume=resume,
         device=device,

@@ -20,6 +20,18 @@ EDGE_STEP = 0.3  # of log depth between neighbouring pixels: a depth edge
 NEAR, FAR = 3, 12  # pixels to each side of an edge
 
 Predict = Callable[[Views], Prediction]
+Scenes = Callable[[int, int, int], Iterable[SceneBatch]]
+
+
+def validate(scenes_of: Scenes, sets: Iterable[tuple[int, int, int]], predict: Predict) -> dict[str, float]:
+    """Figures of `score_scenes` on scenes_of(views, scenes in a batch, scenes in all) of every row of `sets`.
+
+    Each is named with its number of views; "auc30" is that of the last row."""
+    figures, found = dict[str, float](), dict[str, float]()
+    for views, scenes, total in sets:
+        found = score_scenes(predict, scenes_of(views, scenes, total))
+        figures |= {f"{name}_{views}": value for name, value in found.items()}
+    return figures | {"auc30": found["auc30"]}
 
 
 def score_scenes(predict: Predict, batches: Iterable[SceneBatch]) -> dict[str, float]:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lean3r.cli import demo
 from lean3r.cli.main import main
 from lean3r.data.world.showroom import phone_photos
+from lean3r.eval.reconstruction import compare, network_depth
 from lean3r.inputs.views import load_views
 from lean3r.types import PointCloud, Reconstruction
 
@@ -41,9 +41,9 @@ def test_photos_carry_the_focal_length_and_the_truth_scores_perfectly(tmp_path: 
         intrinsics=np.stack(to_network),
         points=PointCloud(nothing, nothing.astype(np.uint8), nothing[:, 0], nothing[:, 0].astype(int), nothing[:, :2]),
     )
-    depth = demo.network_depth(scene, 3.0 * truth.depth[0].numpy())
+    depth = network_depth(scene, 3.0 * truth.depth[0].numpy())
     assert depth.shape == empty.shape and torch.from_numpy(depth).isfinite().all()
-    perfect = demo.compare(Reconstruction(**{**vars(scene), "depth": depth}), truth)
+    perfect = compare(Reconstruction(**{**vars(scene), "depth": depth}), truth)
     assert perfect["rotation"].startswith("0.0 degrees") and perfect["direction of motion"].startswith("0.0 degrees")
     assert perfect["pose AUC at 5, 15, 30"] == "100, 100, 100 of 100"
     assert perfect["depth"].startswith("0.0 %") and perfect["focal length"].startswith("0.0 %")
@@ -65,7 +65,7 @@ def test_the_demo_writes_over_nothing_but_earlier_demos(weights: Path, tmp_path:
     photo = tmp_path / "one.jpg"
     Image.effect_noise((120, 90), 64).convert("RGB").save(photo)
     monkeypatch.setattr("lean3r.data.world.showroom.phone_photos", photographed)
-    monkeypatch.setattr(demo, "compare", lambda *_: {"nothing": "compared"})
+    monkeypatch.setattr("lean3r.eval.reconstruction.compare", lambda *_: {"nothing": "compared"})
     mine = tmp_path / "out" / "photos" / "IMG_0001.jpg"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")

@@ -11,6 +11,12 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "lean3r"
 FILES = sorted(PACKAGE.rglob("*.py"))
 CEILING = 500
+OUTSIDE = [
+    path
+    for folder in ("benchmarks", "examples", "tests")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if "lean3r.cli" in path.read_text(encoding="utf-8") and path.parts[len(ROOT.parts) :][:2] != ("tests", "cli")
+]
 
 # What each room may import of ours besides itself. Everybody may use COMMON; "*" is every room.
 COMMON = {"", "types", "registry", "errors", "colmap_library", "json_text", "parallel", "processes", "scratch"}
@@ -125,3 +131,13 @@ def test_tests_mirror_the_package() -> None:
     rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     tested = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
     assert rooms - tested == set()
+
+
+@pytest.mark.parametrize("path", [*OUTSIDE], ids=name)
+def test_the_command_line_holds_no_library(path: Path) -> None:
+    """Benchmarks, examples and tests elsewhere run commands, and import nothing else from where they are."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lean3r.cli"):
+            taken = {alias.name for alias in node.names}
+            assert node.module in ("lean3r.cli", "lean3r.cli.main") and taken <= {"main", "run", "COMMANDS"}, taken

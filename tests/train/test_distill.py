@@ -13,7 +13,6 @@ from data import tiny as tiny_copies
 from safetensors.torch import load_file
 from torch import nn
 
-from lean3r.cli.distill import only_trains, student_of
 from lean3r.compress import convert, resolve_plan
 from lean3r.compress.distill import gamma
 from lean3r.data.world.synthetic import SyntheticWorld
@@ -32,6 +31,7 @@ from lean3r.train.recipes import DISTILLATIONS
 from lean3r.train.recipes.distilled import OBJECTIVES, Distillation, Phase
 from lean3r.train.recipes.overrides import with_gamma, with_plan
 from lean3r.train.recipes.sources import Data, Source, shape_of
+from lean3r.train.students import only_trains, student_of
 
 DPT = {"features": 16, "channels": (8, 8, 8, 8), "grid": 4}
 TINY = {

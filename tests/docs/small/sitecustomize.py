@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import lean3r.cli.demo
-import lean3r.cli.running
 from lean3r.registry import Registry
 
 registered, photograph_and_show = Registry.get, lean3r.cli.demo.Demo.run
@@ -21,6 +20,10 @@ toys: set[str] = set()
 def get(table: Registry, name: str) -> Any:
     """A row of a table; what is large of it is made small before it is used."""
     found = registered(table, name)
+    if table.kind in ("recipe", "objective"):
+        import lean3r.train.held_out
+
+        lean3r.train.held_out.SETS = ((2, 1, 1),)
     if table.kind == "model" and not name.startswith("nano") and name not in toys:
         toys.add(name)
         shrink(name, found)
@@ -71,4 +74,3 @@ def photograph_little_and_show(self: lean3r.cli.demo.Demo) -> None:
 Registry.get = get
 lean3r.cli.demo.Demo.run = photograph_little_and_show
 lean3r.cli.demo.VIEWS = 4
-lean3r.cli.running.SETS = ((2, 1, 1),)

@@ -1,0 +1,83 @@
+"""The folder of a training run: whose it is, which recipe it holds, and its phases one after the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lean3r.errors import UsageError
+from lean3r.train.checkpoints.state import lock_folder, write_atomically
+from lean3r.train.config import FREE_ON_RESUME, config_diff
+from lean3r.train.distributed import is_main_process, launch
+
+RECIPE_FILE = "recipe.json"
+
+
+@contextmanager
+def run_folder(out: Path, recipe: Mapping[str, Any], resume: bool, writes: Sequence[str]) -> Iterator[None]:
+    """Inside, OUT is this run's: its recipe is there, no other run writes to it, and of the names in `writes` none is
+    anything but this run's. On one process of torchrun's; the others rely on it."""
+    if not is_main_process():
+        yield
+        return
+    with lock_folder(out, patience_s=0):
+        for leftover in out.glob(f".{RECIPE_FILE}.*.partial"):
+            leftover.unlink()
+        if read_recipe(out) is None and (taken := [name for name in (RECIPE_FILE, *writes) if (out / name).exists()]):
+            raise UsageError(f"'{out}' has a {taken[0]} that is no training run's; choose another folder")
+        keep_recipe(out, recipe, resume)
+        yield
+
+
+def train_phases(
+    run_phase: Callable[[int], int], names: Sequence[str], out: Path, resume: bool, processes: int = 1
+) -> int:
+    """Call run_phase(number), on so many processes, for each phase of `names` that has no weights in OUT yet; the exit
+    code of the phase that was stopped, 0 when all are done."""
+    for index, name in enumerate(names):
+        if resume and (out / name / "weights.safetensors").exists():
+            continue
+        if stopped := launch(processes, run_phase, index):
+            return stopped
+    return 0
+
+
+def read_recipe(out: Path) -> dict[str, Any] | None:
+    """The recipe of the run in a folder; None where there is none of ours."""
+    try:
+        found = json.loads((out / RECIPE_FILE).read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and {"phases", "processes"} <= found.keys() else None
+
+
+def keep_recipe(out: Path, recipe: Mapping[str, Any], resume: bool) -> None:
+    """Write OUT/recipe.json; UsageError where the folder holds a run that is not to be resumed, or another recipe's.
+
+    Other numbers of processes with the same batches in a step are the same recipe.
+    """
+    path, now = out / RECIPE_FILE, json.loads(json.dumps(recipe))
+    if not resume and any(out.glob("*/checkpoints/step-*")):
+        raise UsageError(f"'{out}' already holds a training run; resume it or choose another folder")
+    before = read_recipe(out)
+    if resume and before is not None:
+        lines = config_diff(_on_one_process(before), _on_one_process(now))
+        lines = [line for line in lines if line.split(":")[0].split(".")[-1] not in FREE_ON_RESUME]
+        if lines:
+            shown = "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
+            raise UsageError(f"'{out}' holds a run of another recipe; cannot resume: {shown}")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(now, indent=2)))
+
+
+def _on_one_process(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe as JSON, with all batches of a step on one process."""
+    processes = recipe["processes"]
+    phases = [
+        phase | {"stages": [s | {"accumulate": s["accumulate"] * processes} for s in phase["stages"]]}
+        for phase in recipe["phases"]
+    ]
+    return {**recipe, "processes": 1, "phases": phases}

@@ -1,0 +1,30 @@
+"""`lean3r train`: what it judges weights on is looked at before it trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from data.tiny import write
+
+from lean3r.cli.main import main
+from lean3r.train.held_out import SETS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--validate-scenes", "0"], 2, "--validate-every 0"),
+        (["--validate-data", "blendedmvs=/nowhere/at/all"], 3, "is no folder"),
+        (["--validate-data", "synthetic"], 2, "what is taken without any data"),
+        (["--validate-data", "blendedmvs={tiny}"], 3, "fewer than 8 views"),
+    ],
+)
+def test_what_cannot_be_judged_is_said_before_the_first_step(
+    arguments: list[str], code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("blendedmvs", tmp_path / "tiny")
+    arguments = [argument.format(tiny=tmp_path / "tiny") for argument in arguments]
+    assert main(["train", "nano", "-o", str(tmp_path / "run"), *arguments]) == code
+    assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert {views for views, _, _ in SETS} == {2, 8}

@@ -1,0 +1,51 @@
+"""The folder of a training run: whose it is, and one run at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lean3r.errors import UsageError
+from lean3r.train.checkpoints.state import lock_folder
+from lean3r.train.recipes import DISTILLATIONS
+from lean3r.train.runs import keep_recipe, run_folder
+
+RECIPE = {"processes": 1, "phases": [{"stages": [{"accumulate": 1}]}]}
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "phase-1", "nano.safetensors"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_is_no_training_run_is_not_written_over(tmp_path: Path, name: str, resume: bool) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / name).write_text('{"name": "soup"}')
+    taken = pytest.raises(UsageError, match=f"{name} that is no training run's")
+    with taken, run_folder(tmp_path, RECIPE, resume, ["phase-1", "nano.safetensors"]):
+        pytest.fail("the block must not run")
+    assert (tmp_path / name).read_text() == '{"name": "soup"}'
+    (tmp_path / name).unlink()
+    with run_folder(tmp_path, RECIPE, False, ["phase-1", "nano.safetensors"]):
+        (tmp_path / "nano.safetensors").touch()
+    with run_folder(tmp_path, RECIPE, True, ["phase-1", "nano.safetensors"]):
+        assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_one_run_at_a_time_which_tidies_up(tmp_path: Path) -> None:
+    (tmp_path / ".recipe.json.123.partial").touch()
+    with run_folder(tmp_path, RECIPE, False, []):
+        assert not list(tmp_path.glob("*.partial"))
+        with pytest.raises(UsageError, match="another run writes to"), run_folder(tmp_path, RECIPE, True, []):
+            pytest.fail("the block must not run")
+    with lock_folder(tmp_path, 0), run_folder(tmp_path / "other", RECIPE, False, []):
+        pass
+
+
+def test_the_same_batches_on_another_number_of_processes_are_the_same_recipe(tmp_path: Path) -> None:
+    recipe = DISTILLATIONS.get("nano-gsa-fp8")(None).as_dict()
+    keep_recipe(tmp_path, recipe, False)
+    (first, *others), four = recipe["phases"], {"accumulate": 4}
+    shared = {**recipe, "phases": [first | {"stages": [first["stages"][0] | four]}, *others]}
+    with pytest.raises(UsageError, match=r"phases\.0\.stages\.0\.accumulate: 1 in the run, 4 now"):
+        keep_recipe(tmp_path, shared, True)
+    keep_recipe(tmp_path / "4", shared | {"phases": [shared["phases"][0]]}, False)
+    keep_recipe(tmp_path / "4", recipe | {"processes": 4, "phases": [first]}, True)
