@@ -11,7 +11,12 @@ from lean3r.types import TokenLayout
 
 
 class FrameLocal(Mechanism):
-    """Tokens attend to the tokens of their own view only, with the layer's own weights; cost linear in the views."""
+    """Tokens attend to the tokens of their own view only, with the layer's own weights; cost linear in the views.
+
+    Source: first layers of AVGGT and GoToHunt.
+    Time: N · P.
+    Use: early global layers only.
+    """
 
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """Dense attention inside each view, [B, H, N, D]."""

@@ -94,6 +94,10 @@ class KeyValuePrune(Mechanism):
     patches, weighing as "one" token or as many as it stands for ("count"): three disjoint sets under one softmax.
     `query_merge` n merges n queries into one ("auto": Spark3R's schedule) inside groups of `query_group` views.
     frames 1, grid (1, 1), query_merge 1 is dense attention. `own` and `mean` write scores out, a few queries at a time.
+
+    Source: Spark3R, arXiv 2605.06270; AVGGT, arXiv 2512.02541.
+    Time: N² / (frames · grid · query_merge); "auto": linear in S from 100 views on.
+    Use: no training, video; hundreds of views.
     """
 
     def __init__(

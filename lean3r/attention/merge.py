@@ -71,6 +71,10 @@ class TokenMerge(Mechanism):
     own value. `seed` fixes the patch that each 2 x 2 region offers as destination; `random` False offers none.
     ratio 0 with protect 0 is dense attention. Matching costs tokens^2 / 5 products of C channels, in bounded
     memory; attention itself sees about a third of the tokens.
+
+    Source: FastVGGT.
+    Time: N²/10, and the matching: N²/5 products.
+    Use: no training, many near-equal views.
     """
 
     def __init__(self, ratio: float = 0.9, *, protect: float = 0.1, seed: int = 33, random: bool = True):

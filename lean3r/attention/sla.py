@@ -71,6 +71,10 @@ class SLA(Mechanism):
     and may reach over two views; `window` asks the trunk for an order in which blocks are compact.
     keep 1 with a zero proj_lin, or critical 1, is dense attention. `init_std` is that of proj_lin's first values.
     kv "fp8" rounds the softmax branch's keys and values, a scale a block (ops/block_sparse); token mode has none.
+
+    Source: Lite3R, arXiv 2605.11354.
+    Time: "block" keep · N²; "three-way" critical · N²; "token" N².
+    Use: after a short training of `proj_lin`; "three-way" is the fastest.
     """
 
     lam: nn.Parameter
@@ -209,6 +213,10 @@ class ThuSLA(Mechanism):
     0 by 0), by the score of the block means. proj_l starts at zero, so that keep 1 is dense attention. `feature` is
     the linear branch's map: "softmax", "elu" or "relu". Nothing is cast to bfloat16, which the release does. kv as
     in `SLA`.
+
+    Source: thu-ml/SLA.
+    Time: keep · N².
+    Use: as `sla`; without training it is a plain block-sparse attention.
     """
 
     def __init__(

@@ -54,23 +54,23 @@ def frame_subset(target: str = "global blocks", *, dense_below: int = 12288, **s
 
 
 def fp8(target: str = "every block", **settings: Any) -> CompressionPlan:
-    """E4M3 weights wherever there are large ones, and activations in the blocks of encoder and trunk.
+    """E4M3 weights wherever there are large ones, and activations in the blocks of encoder and trunk. For GPUs that
+    multiply FP8.
 
     Cameras and other heads keep their activations and products: a weight is rounded once, an activation every time.
-    Their weights must be small too: without the heads VGGT would not fit into 1.35 GB. Fast where hardware multiplies
-    FP8.
+    Their weights must be small too: without the heads VGGT would not fit into 1.35 GB.
     """
     weights = QuantizeStep("fp8-weight", "every layer", ("narrow layers",))
     return CompressionPlan((weights, QuantizeStep("fp8", target, ("camera head",), settings)), "fp8")
 
 
 def fp8_weight(target: str = "every layer") -> CompressionPlan:
-    """E4M3 weights wherever there are large ones, a quarter of float32; activations and products stay as they are."""
+    """E4M3 weights wherever there are large ones, a quarter of float32; activations stay. Little memory, anywhere."""
     return CompressionPlan((QuantizeStep("fp8-weight", target, ("narrow layers",)),), "fp8-weight")
 
 
 def int8_dynamic(target: str = "every block") -> CompressionPlan:
-    """Weights and activations of 8 bits in all transformer blocks; cameras stay as they are. For speed on CPUs."""
+    """Weights and activations of 8 bits in all transformer blocks; not for cameras. For large models on CPUs."""
     return CompressionPlan((QuantizeStep("int8-dynamic", target, ("camera head",)),), "int8-dynamic")
 
 

@@ -100,11 +100,12 @@ def call(name: str) -> list[str]:
     for number in range(3):
         Image.linear_gradient("L").rotate(90 * number).resize((96, 72)).convert("RGB").save(f"INPUT/{number}.jpg")
     needed = [
-        [*option.names[:1], re.findall(r"[\w-]+", option.value)[0]]
+        part
         for option in options(name)
         if option.text.endswith("(required)") or (not option.names and "INPUT" in option.value)
+        for part in (*option.names[:1], re.findall(r"[\w-]+", option.value)[0])
     ]
-    return [name, *EXAMPLES.get(name, sum(needed, []))]
+    return [name, *EXAMPLES.get(name, needed)]
 
 
 each_command = pytest.mark.parametrize("name", list(COMMANDS))
