@@ -108,6 +108,9 @@ class Changes:
     verbose: Verbose = False
     quiet: Quiet = False
 
+    quiet: Annotated[bool, option(None, "-q")] = False
+    """Say nothing but errors."""
+
     def overrides(self) -> Overrides:
         """The options that change configs."""
         from lean3r.train.recipes.overrides import Overrides
