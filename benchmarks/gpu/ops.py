@@ -199,7 +199,7 @@ def time_block_sparse(setting: Setting) -> dict:
             alike_128=lambda: forward(many),
         )
         if setting.device == "cuda":
-            from lean3r.ops.block_sparse.kernel import unions
+            from lean3r.ops.tiles import unions
 
             found |= times(setting, unions_alike_32=lambda: unions(alike, WINDOW, windows))
         few = ROUNDS if setting.views <= 128 else 1

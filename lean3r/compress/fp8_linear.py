@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lean3r.compress.linears import LinearSite, LinearTarget, linears_of
 from lean3r.compress.plan import QuantizeStep
 from lean3r.compress.schemes import Packed, Scheme, through
+from lean3r.compress.tables import SCHEMES
 from lean3r.errors import UsageError
 from lean3r.layers.linear import Linear, linear
 
@@ -195,8 +196,6 @@ class Quantized:
 
 def insert(model: nn.Module, steps: Sequence[QuantizeStep]) -> list[Quantized]:
     """Put layers that train with rounded numbers where the steps say, in place; see QuantizeStep for the errors."""
-    from lean3r.compress import SCHEMES
-
     sites = linears_of(model)
     wanted: dict[LinearSite, QuantizeStep] = {}
     for step in steps:

@@ -12,6 +12,7 @@ from typing import Any
 
 from lean3r.attention import ATTENTION
 from lean3r.compress.linears import LinearTarget
+from lean3r.compress.tables import PLANS, SCHEMES
 from lean3r.compress.targets import Target
 from lean3r.errors import UsageError
 from lean3r.json_text import parse_json
@@ -70,8 +71,6 @@ class QuantizeStep:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        from lean3r.compress import SCHEMES
-
         kind = SCHEMES.get(self.quantize)
         for target in (self.target, *self.leave_out):
             LinearTarget.parse(target)
@@ -157,8 +156,6 @@ class CompressionPlan:
 
 def resolve_plan(plan: str | Path | Mapping[str, Any] | CompressionPlan) -> CompressionPlan:
     """A plan from its name in PLANS, a JSON file, a dict or itself; UsageError where it is none of these."""
-    from lean3r.compress import PLANS
-
     if isinstance(plan, CompressionPlan):
         return plan
     if isinstance(plan, Mapping):

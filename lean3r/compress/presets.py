@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from lean3r.compress.plan import CompressionPlan, QuantizeStep, Step
+from lean3r.compress.tables import PLANS, SCHEMES
 
 
 def dense(target: str = "global blocks", **settings: Any) -> CompressionPlan:
@@ -86,8 +87,6 @@ def sla_fp8(**settings: Any) -> CompressionPlan:
 
 def of_scheme(scheme: str) -> CompressionPlan:
     """The plan called like a scheme; where there is none, the scheme in all transformer blocks but the camera's."""
-    from lean3r.compress import PLANS, SCHEMES
-
     if SCHEMES.check(scheme) in PLANS:
         return PLANS.get(scheme)()
     return CompressionPlan((QuantizeStep(scheme, "every block", ("camera head",)),), scheme)

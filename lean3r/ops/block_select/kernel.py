@@ -21,10 +21,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lean3r.ops.tiles import LOG2_E
+
 WORKSPACE = 1 << 30  # bytes of group maxima that exist at a time
 _ROWS = 128  # a multiple of every tile height
 _SPAN = 16  # groups in a span
-_LOG2E = tl.constexpr(1.4426950408889634)
 _LOWEST = tl.constexpr(-3.4028234663852886e38)
 _NOTHING = tl.constexpr(-2139095041)  # the bits of -inf, made to sort as an integer
 
@@ -181,7 +182,7 @@ def _attend_tile(
     tl.store(maxima_ptr + group[None, :], peaks, mask=inside[:, None] & (group < stored)[None, :])
 
     raised = tl.maximum(highest, tl.max(row_high, 1) if HAS_STATE else tl.max(peaks, 1))
-    to_log2 = scale * _LOG2E
+    to_log2 = scale * LOG2_E
     level = tl.where(raised == -float("inf"), 0.0, raised) * to_log2
     fade = tl.exp2(highest * to_log2 - level)
     p = tl.exp2(s * to_log2 - level[:, None])
@@ -392,5 +393,5 @@ def _slopes(
     shift = tl.load(shift_ptr + bh * nq + rows, mask=rows < nq, other=0.0)
     s = tl.dot(q, tl.trans(k), input_precision="tf32x3")
     s = tl.where(attended[None, :], s * scale - lse[:, None], -float("inf"))
-    p = tl.exp2(s * _LOG2E)
+    p = tl.exp2(s * LOG2_E)
     return q, do, p, p * (tl.dot(do, tl.trans(v), input_precision="tf32x3") + shift[:, None])

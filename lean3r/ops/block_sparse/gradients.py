@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-LOG2_E = 1.4426950408889634
+_LOG2_E = math.log2(math.e)
 _BYTES = 256 << 20  # of scores between queries and dense keys at a time
 
 
@@ -37,7 +39,7 @@ def dense_key_gradients(
         at = slice(start, start + rows)
         counts = (lse[:, :, at] != torch.inf)[..., None]
         query, g = (x[:, :, at].float().masked_fill(~counts, 0) for x in (q, grad))
-        shares = torch.exp2(query @ keys.mT * (scale * LOG2_E) - lse[:, :, at, None])
+        shares = torch.exp2(query @ keys.mT * (scale * _LOG2_E) - lse[:, :, at, None])
         grad_v += shares.mT @ g
         change = shares * (g @ values.mT - delta[:, :, at, None])
         grad_k += change.mT @ query

@@ -4,8 +4,6 @@ Codes are read as they are stored, a byte each. The scale of a block of keys mul
 their shares, so that neither is ever written out in another type.
 """
 
-# pyright: reportArgumentType=false, reportReturnType=false, reportGeneralTypeIssues=false
-# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false
 from __future__ import annotations
 
 import torch
@@ -14,18 +12,17 @@ import triton.language as tl
 from torch import Tensor
 
 from lean3r.ops.block_sparse.coded import quantize_blocks
-from lean3r.ops.block_sparse.kernel import (
-    _GROUP_KEYS,
-    _LOG2_E,
-    _PRUNE,
-    _absorb,
-    _bits,
-    _configs,
-    _keys_of_union,
-    _last_dim_dense,
-    _load,
-    _members,
-    _sizes,
+from lean3r.ops.tiles import (
+    GROUP_KEYS,
+    LOG2_E,
+    PRUNE,
+    absorb,
+    configs,
+    constants,
+    group_constants,
+    keys_of_union,
+    last_dim_dense,
+    load,
     unions,
 )
 
@@ -44,7 +41,7 @@ def attend(
     """As `block_sparse_attention` with kv="fp8", without gradients. Besides: a byte for each number of k and v."""
     (batch, heads, queries, dim), keys, listed = q.shape, k.shape[2], blocks.shape[3]
     with torch.cuda.device_of(q):
-        q = _last_dim_dense(q.detach())
+        q = last_dim_dense(q.detach())
         codes_k, scale_k = _bytes_and_scales(k, key_block, key_mask)
         codes_v, scale_v = _bytes_and_scales(v, key_block, key_mask)
         extra_k, extra_v = (q, q) if dense_keys is None else (x.detach().contiguous() for x in dense_keys)
@@ -54,18 +51,14 @@ def attend(
         groups, size = union[0].shape[1:]
         if not groups:
             return out
-        members = _members(query_block, listed)
         _forward[(groups, batch * heads)](
             *(q, codes_k, scale_k, codes_v, scale_v, out, *union),
             *(q if key_mask is None else key_mask.contiguous().view(torch.uint8), extra_k, extra_v),
             *(*q.stride()[:3], heads, queries, keys, extras, scale),
-            **_sizes(dim, q.dtype, query_block, key_block),
+            **constants(dim, q.dtype, query_block, key_block),
             HAS_MASK=key_mask is not None,
             HAS_EXTRA=extras > 0,
-            MEMBERS=members,
-            BITS=_bits(members),
-            ROWS=triton.next_power_of_2(members * query_block),
-            SIZE=size,
+            **group_constants(query_block, listed, size),
         )
     return out
 
@@ -102,7 +95,7 @@ def _absorb_codes(
     return higher, total * fade + tl.sum(share, 1), mixed
 
 
-@triton.autotune(_configs(), key=_GROUP_KEYS, prune_configs_by=_PRUNE)
+@triton.autotune(configs(), key=GROUP_KEYS, prune_configs_by=PRUNE)
 @triton.jit
 def _forward(
     q, codes_k, scale_k, codes_v, scale_v, out, union, counts, lengths, key_mask, extra_k, extra_v,
@@ -122,29 +115,29 @@ def _forward(
     codes_v += both * keys * D
     scale_k += both * (keys // KEY_BLOCK)
     scale_v += both * (keys // KEY_BLOCK)
-    scale_log2 = scale * _LOG2_E
+    scale_log2 = scale * LOG2_E
 
     m = tl.arange(0, ROWS)
     row = tl.program_id(0).to(tl.int64) * (MEMBERS * QUERY_BLOCK) + m
     present = (m < MEMBERS * QUERY_BLOCK) & (row < queries)
     shift = m // QUERY_BLOCK * BITS
-    query = _load(q + batch * q_batch + head * q_head, row, q_row, present, D, DIM)
+    query = load(q + batch * q_batch + head * q_head, row, q_row, present, D, DIM)
     top = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     mixed = tl.zeros((ROWS, DIM), tl.float32)
     if HAS_EXTRA:
         for start in range(0, extras, LANES):
             at = start + tl.arange(0, LANES)
-            key = _load(extra_k + both * extras * D, at, D, at < extras, D, DIM)
-            value = _load(extra_v + both * extras * D, at, D, at < extras, D, DIM)
+            key = load(extra_k + both * extras * D, at, D, at < extras, D, DIM)
+            value = load(extra_v + both * extras * D, at, D, at < extras, D, DIM)
             weight = (at < extras).to(tl.int32)[None, :] + tl.zeros((ROWS, LANES), tl.int32)
-            top, total, mixed = _absorb(query, key, value, weight, top, total, mixed, scale_log2, PRECISION)
+            top, total, mixed = absorb(query, key, value, weight, top, total, mixed, scale_log2, PRECISION)
     for start in range(0, length * KEY_BLOCK, LANES):
-        at, valid, weight = _keys_of_union(
+        at, valid, weight = keys_of_union(
             union, counts, length, start, key_mask + batch * keys, shift, FIELD, KEY_BLOCK, LANES, HAS_MASK
         )
-        key = _decode(_load(codes_k, at, D, valid, D, DIM), q.dtype.element_ty)
-        value = _decode(_load(codes_v, at, D, valid, D, DIM), q.dtype.element_ty)
+        key = _decode(load(codes_k, at, D, valid, D, DIM), q.dtype.element_ty)
+        value = _decode(load(codes_v, at, D, valid, D, DIM), q.dtype.element_ty)
         key_scale = tl.load(scale_k + at // KEY_BLOCK, mask=valid, other=0.0)
         value_scale = tl.load(scale_v + at // KEY_BLOCK, mask=valid, other=0.0)
         top, total, mixed = _absorb_codes(

@@ -1,6 +1,5 @@
 """Quantisation by rows in Triton: one read of x, one write of the codes; a program a row."""
 
-# pyright: reportArgumentType=false, reportReturnType=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import torch

@@ -5,13 +5,14 @@ in a fixed order, so that results repeat. Products take float32 operands, as TF3
 precision: at these widths the passes wait for memory, and rounding features to bfloat16 would show.
 """
 
-# pyright: reportArgumentType=false, reportReturnType=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from lean3r.ops.tiles import last_dim_dense
 
 PROGRAMS = 512  # wanted in flight: a few for each of an H100's 132 multiprocessors
 ROWS = 64
@@ -176,7 +177,7 @@ class LinearAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, feature: str, eps: float) -> Tensor:
         """q [B, H, N, D], k and v [B, H, M, D], key_mask [B, M]."""
-        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+        q, k, v = (last_dim_dense(x) for x in (q, k, v))
         batch, heads, tokens, width = q.shape
         pairs, keys = batch * heads, k.shape[2]
         mask = None if key_mask is None else key_mask.to(torch.uint8).contiguous()

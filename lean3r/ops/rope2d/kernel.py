@@ -1,6 +1,5 @@
 """Two-axis rotation in Triton: one read and one write of x; the backward pass turns the other way."""
 
-# pyright: reportArgumentType=false, reportReturnType=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import torch
@@ -9,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lean3r.ops.rope2d.reference import frequencies
+from lean3r.ops.tiles import last_dim_dense
 
 ROWS = 32
 
@@ -38,7 +38,7 @@ def _turn(
 
 
 def _rotate(x: Tensor, positions: Tensor, base: float, sign: float) -> Tensor:
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    x = last_dim_dense(x)
     batch, heads, tokens, dim = x.shape
     out = x.new_empty(x.shape)
     each = tokens * 2 if positions.ndim == 3 and positions.shape[0] > 1 else 0

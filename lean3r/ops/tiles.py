@@ -1,0 +1,158 @@
+"""Triton pieces that several kernels share: rows of a matrix, lists of key blocks, the online softmax."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2_E = tl.constexpr(math.log2(math.e))
+_NOTHING = tl.constexpr(2147483647)  # sorts behind every listed block
+
+
+def last_dim_dense(x: Tensor) -> Tensor:
+    """x [..., D] such that the D numbers of a row are neighbours in memory, itself where they are."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def group_constants(query_block: int, listed: int, size: int) -> dict[str, int]:
+    """Compile-time constants of kernels whose programs serve groups of query blocks, with unions of `size` places."""
+    members = _members(query_block, listed)
+    rows = triton.next_power_of_2(members * query_block)
+    return {"MEMBERS": members, "BITS": _bits(members), "ROWS": rows, "SIZE": size}
+
+
+def _members(query_block: int, listed: int) -> int:
+    """Query blocks that share loads: up to 128 rows, and list counts that fit the bits of their share of an int32."""
+    if query_block > 64:
+        return 1
+    return 2 if query_block > 32 or listed > 255 else 4
+
+
+def _bits(members: int) -> int:
+    """Bits of one member's running count."""
+    return 8 if members == 4 else 16
+
+
+def constants(dim: int, kind: torch.dtype, query_block: int, key_block: int) -> dict[str, int | str]:
+    """Compile-time constants that all attention kernels share."""
+    exact = kind == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    return {
+        "D": dim,
+        "DIM": triton.next_power_of_2(dim),
+        "QUERY_BLOCK": query_block,
+        "KEY_BLOCK": key_block,
+        "PRECISION": "ieee" if exact else "tf32",
+    }
+
+
+def unions(blocks: Tensor, query_block: int, key_blocks: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Union of the lists of each group of query blocks.
+
+    Returns blocks [B*H, groups, SIZE] in ascending order; running counts of the same shape, in which every member of
+    the group has its own bits; and lengths [B*H, groups].
+    """
+    batch, heads, count, listed = blocks.shape
+    members = _members(query_block, listed)
+    groups, size = triton.cdiv(count, members), members * triton.next_power_of_2(listed)
+    ordered, union, counts = (blocks.new_empty(batch * heads, groups, size) for _ in range(3))
+    lengths = blocks.new_empty(batch * heads, groups)
+    grid = (groups, batch * heads)
+    _sort_lists[grid](blocks, ordered, count, key_blocks, listed, members, size // members, size)
+    _merge_lists[grid](ordered, union, counts, lengths, members, size, _bits(members))
+    return union, counts, lengths
+
+
+@triton.jit
+def _sort_lists(
+    blocks, ordered, count, key_blocks, listed, MEMBERS: tl.constexpr, LIST: tl.constexpr, SIZE: tl.constexpr
+):
+    """Entries block * MEMBERS + member of a group's lists, ascending; skipped entries last."""
+    group, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    i = tl.arange(0, SIZE)
+    member, slot = i // LIST, i % LIST
+    row = group * MEMBERS + member
+    block = tl.load(blocks + (head * count + row) * listed + slot, mask=(row < count) & (slot < listed), other=-1)
+    entry = tl.where((block >= 0) & (block < key_blocks), block * MEMBERS + member, _NOTHING)
+    tl.store(ordered + (head * tl.num_programs(0) + group) * SIZE + i, tl.sort(entry))
+
+
+@triton.jit
+def _merge_lists(ordered, union, counts, lengths, MEMBERS: tl.constexpr, SIZE: tl.constexpr, BITS: tl.constexpr):
+    """Each block once, with the running counts of all members up to and including it."""
+    at = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    i = tl.arange(0, SIZE)
+    entry = tl.load(ordered + at * SIZE + i)
+    following = tl.load(ordered + at * SIZE + i + 1, mask=i + 1 < SIZE, other=_NOTHING)
+    listed = entry != _NOTHING
+    block = entry // MEMBERS
+    last = listed & ((following == _NOTHING) | (following // MEMBERS != block))
+    running = tl.cumsum(tl.where(listed, 1 << (entry % MEMBERS) * BITS, 0), 0)
+    order = tl.cumsum(last.to(tl.int32), 0) - 1
+    tl.store(union + at * SIZE + order, block, mask=last)
+    tl.store(counts + at * SIZE + order, running, mask=last)
+    tl.store(lengths + at, tl.sum(last.to(tl.int32), 0))
+
+
+def configs() -> list[triton.Config]:
+    """Keys at a time, warps and stages to try; the interpreter has nothing to time."""
+    if triton.knobs.runtime.interpret:
+        return [triton.Config({"LANES": 32})]
+    return [
+        triton.Config({"LANES": lanes}, num_warps=warps, num_stages=stages)
+        for lanes, warps, stages in (
+            *((32, 4, 2), (32, 4, 4), (32, 8, 2)),
+            *((64, 4, 2), (64, 4, 3), (64, 8, 2), (64, 8, 3)),
+            *((128, 4, 2), (128, 8, 2), (128, 8, 3)),
+        )
+    ]
+
+
+def _affordable(found: list[triton.Config], _: dict, **constants: int | str) -> list[triton.Config]:
+    """Exact float32 products keep their operands in registers: large tiles spill, and compile for minutes."""
+    return [c for c in found if constants["PRECISION"] != "ieee" or c.kwargs["LANES"] == 32]
+
+
+PRUNE = {"early_config_prune": _affordable}
+GROUP_KEYS = ["QUERY_BLOCK", "KEY_BLOCK", "DIM", "SIZE", "HAS_MASK", "HAS_EXTRA", "PRECISION"]
+
+
+@triton.jit
+def load(base, row, stride, valid, D: tl.constexpr, DIM: tl.constexpr):
+    """Rows [R, DIM] of a matrix, zero where they are not valid."""
+    dim = tl.arange(0, DIM)
+    return tl.load(base + row[:, None] * stride + dim[None, :], mask=valid[:, None] & (dim < D)[None, :], other=0.0)
+
+
+@triton.jit
+def keys_of_union(
+    union, counts, length, start, key_mask, shift, FIELD: tl.constexpr, KEY_BLOCK: tl.constexpr,
+    LANES: tl.constexpr, HAS_MASK: tl.constexpr,
+):  # fmt: skip
+    """The next keys: their rows, which of them count, and how often each row's list names them, [ROWS, LANES]."""
+    lane = start + tl.arange(0, LANES)
+    at = lane // KEY_BLOCK
+    valid = at < length
+    row = tl.load(union + at, mask=valid, other=0).to(tl.int64) * KEY_BLOCK + lane % KEY_BLOCK
+    before = tl.load(counts + at - 1, mask=valid & (at > 0), other=0)
+    times = tl.load(counts + at, mask=valid, other=0) - before
+    if HAS_MASK:
+        valid = valid & (tl.load(key_mask + row, mask=valid, other=0) != 0)
+    weight = (times[None, :] >> shift[:, None]) & FIELD
+    return row, valid, tl.where(valid[None, :], weight, 0)
+
+
+@triton.jit
+def absorb(query, key, value, weight, top, total, mixed, scale_log2, PRECISION: tl.constexpr):
+    """One step of the online softmax, base 2."""
+    score = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale_log2
+    score = tl.where(weight > 0, score, float("-inf"))
+    higher = tl.maximum(top, tl.max(score, 1))
+    anchor = tl.where(higher == float("-inf"), 0.0, higher)
+    share = tl.exp2(score - anchor[:, None]) * weight
+    fade = tl.exp2(top - anchor)
+    mixed = mixed * fade[:, None] + tl.dot(share.to(value.dtype), value, input_precision=PRECISION)
+    return higher, total * fade + tl.sum(share, 1), mixed
