@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lean3r.compress.linears import LinearSite, LinearTarget, linears_of
+from lean3r.compress.linears import linears_of
 from lean3r.compress.plan import QuantizeStep
 from lean3r.compress.schemes import Packed, Scheme, through
 from lean3r.compress.tables import SCHEMES
+from lean3r.compress.targets import Place, Target
 from lean3r.errors import UsageError
 from lean3r.layers.linear import Linear, linear
 
@@ -186,7 +187,7 @@ def _transposed(layer: nn.ConvTranspose2d, x: Tensor, weight: Tensor) -> Tensor:
 class Quantized:
     """What became of one layer."""
 
-    site: LinearSite
+    site: Place
     scheme: str
 
     def as_dict(self) -> dict[str, Any]:
@@ -196,25 +197,25 @@ class Quantized:
 
 def insert(model: nn.Module, steps: Sequence[QuantizeStep]) -> list[Quantized]:
     """Put layers that train with rounded numbers where the steps say, in place; see QuantizeStep for the errors."""
-    sites = linears_of(model)
-    wanted: dict[LinearSite, QuantizeStep] = {}
+    places = linears_of(model)
+    wanted: dict[Place, QuantizeStep] = {}
     for step in steps:
-        chosen = LinearTarget.parse(step.target).select(sites)
+        chosen = Target.parse(step.target).select(places)
         for target in step.leave_out:
-            left = set(LinearTarget.parse(target).select(sites, may_lack=True))
-            chosen = [site for site in chosen if site not in left]
+            left = set(Target.parse(target).select(places, may_lack=True))
+            chosen = [place for place in chosen if place not in left]
         if not chosen:
             raise UsageError(f"step '{step}' leaves no layer to quantise.")
         wanted |= dict.fromkeys(chosen, step)
     new: dict[nn.Module, nn.Module] = {}
-    for site, step in wanted.items():
-        source = model.get_submodule(site.name)
+    for place, step in wanted.items():
+        source = model.get_submodule(place.name)
         scheme: Scheme = SCHEMES.get(step.quantize)(**step.settings)
-        if site.convolution and not scheme.convolutions:
-            raise UsageError(f"{step.quantize} is for linear layers, {site.name} is a convolution: use 'every linear'.")
+        if place.convolution and not scheme.convolutions:
+            raise UsageError(f"{step.quantize} is for linear layers, {place.name} a convolution: use 'every linear'.")
         new[source] = KINDS[type(source)][0](source, scheme, step.quantize)
     _replace(model, new)
-    return [Quantized(site, wanted[site].quantize) for site in sites if site in wanted]
+    return [Quantized(place, wanted[place].quantize) for place in places if place in wanted]
 
 
 def deploy(model: nn.Module) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from lean3r.attention import ATTENTION
-from lean3r.compress.linears import LinearTarget
 from lean3r.compress.tables import PLANS, SCHEMES
 from lean3r.compress.targets import Target
 from lean3r.errors import UsageError
@@ -35,7 +34,7 @@ class Step:
     dense_below: int = 0
 
     def __post_init__(self) -> None:
-        Target.parse(self.target)
+        Target.of_attention(self.target)
         ATTENTION.check(self.mechanism)
         _known("setting", self.settings, settings_of(self.mechanism), f"of {self.mechanism}")
         _freeze(self, self.mechanism)
@@ -59,7 +58,7 @@ class Step:
 
 @dataclass(frozen=True)
 class QuantizeStep:
-    """The linear layers of `target` (compress/linears.py) get the scheme `quantize`, a row of SCHEMES.
+    """The linear layers of `target` (compress/targets.py) get the scheme `quantize`, a row of SCHEMES.
 
     `leave_out` are further targets that stay as they are. UsageError on an unknown scheme or setting, with the nearest
     ones, and on a target that cannot be read.
@@ -73,7 +72,7 @@ class QuantizeStep:
     def __post_init__(self) -> None:
         kind = SCHEMES.get(self.quantize)
         for target in (self.target, *self.leave_out):
-            LinearTarget.parse(target)
+            Target.parse(target)
         _known("setting", self.settings, _names(kind), f"of {self.quantize}")
         _freeze(self, self.quantize)
         object.__setattr__(self, "leave_out", tuple(self.leave_out))

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from lean3r.compress.fp8_linear import Rounded
-from lean3r.compress.linears import Part, linears_of
+from lean3r.compress.linears import linears_of
 from lean3r.compress.plan import CompressionPlan, QuantizeStep
 from lean3r.compress.quantize import prepare
+from lean3r.compress.targets import Part
 from lean3r.errors import UsageError
 
 FLOOR_DB = 18.0  # a linear layer with FP8 weights and activations keeps more, unless a few inputs dwarf the others

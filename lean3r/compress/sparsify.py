@@ -19,7 +19,7 @@ from lean3r.attention.base import Mechanism
 from lean3r.compress.foreign import ForeignAttention, adopt
 from lean3r.compress.fp8_linear import Quantized, deploy, insert
 from lean3r.compress.plan import FROM_MODEL, CompressionPlan, Step, resolve_plan
-from lean3r.compress.targets import Site, Target, sites_of
+from lean3r.compress.targets import Site, Target, places_of, sites_of
 from lean3r.errors import KernelError, UsageError
 from lean3r.types import Plan
 
@@ -103,12 +103,13 @@ def apply(
     changes: list[Change | Quantized] = []
     if plan.exchanges:
         sites = sites_of(model) if adapter is None else list(adapter.sites(model))
-        wanted: dict[Site, Step] = {}
+        places = places_of(sites)
+        wanted: dict[str, Step] = {}
         for step in plan.exchanges:
-            wanted |= dict.fromkeys(Target.parse(step.target).select(sites), step)
+            wanted |= {place.name: step for place in Target.of_attention(step.target).select(places)}
         if adapter is not None:
-            adopt(model, [site.name for site in wanted], adapter)
-        changes += [_exchange(model, site, wanted[site]) for site in sites if site in wanted]
+            adopt(model, list(wanted), adapter)
+        changes += [_exchange(model, site, wanted[site.name]) for site in sites if site.name in wanted]
     if plan.quantizes:
         changes += insert(model, plan.quantizes)
         if not prepared:

@@ -1,11 +1,13 @@
-"""Which blocks: by role, by number among those of the role, or by name."""
+"""Which layers: one way to say it, by role, by number of the block or by name, for attention and for linear layers."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from torch import nn
 
@@ -13,7 +15,34 @@ from lean3r.errors import UsageError
 from lean3r.layers.attention import SelfAttention
 from lean3r.layers.trunk import Role, Trunk
 
-_FORM = "expected '[all|frame|global] blocks [NUMBERS]' with numbers such as 8-23 or 0,4,8-, or 'named PATTERN'"
+Part = Literal["embedding", "encoder", "frame", "global", "camera", "head", "mechanism"]
+
+TRUNK: tuple[Part, ...] = ("frame", "global")
+LAYERS: tuple[Part, ...] = ("encoder", "frame", "global", "camera", "head")
+TRUNK_FORM = "'[all|frame|global] blocks [NUMBERS]' with numbers such as 8-23 or 0,4,8-, or 'named PATTERN'"
+FORM = (
+    "'every layer', 'every linear', 'every block', '[encoder|frame|global|all] blocks [NUMBERS]', 'camera head', "
+    "'heads', 'narrow layers' or 'named PATTERN'"
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a layer stands: its path and the part of the network; the number of its block among all of that part
+    (`number`) and in the trunk (`overall`), None outside of blocks. `narrow` layers have less than 16 inputs or
+    outputs.
+
+    "camera" is what lies in modules called camera..., "head" what is in no encoder and no trunk, "mechanism" what an
+    attention mechanism owns (gates, branches), "embedding" what reads pixels: small, and nobody brings back what it
+    loses. Only targets by name reach these two.
+    """
+
+    name: str
+    part: Part
+    number: int | None = None
+    overall: int | None = None
+    convolution: bool = False
+    narrow: bool = False
 
 
 @dataclass(frozen=True)
@@ -28,60 +57,91 @@ class Site:
 
 @dataclass(frozen=True)
 class Target:
-    """A selection of sites.
+    """A selection of layers.
 
     "global blocks" are all blocks of that role, "global blocks 8-23" those with these numbers among them, from 0 in
-    the order of the network, "frame blocks 0,4,8-" some, and all from 8 on; "all blocks 3" counts both roles.
-    "named encoder.*" goes by the path of the attention layer, with * and ? as in file names.
+    the order of the network, "frame blocks 0,4,8-" some, and all from 8 on; "all blocks 3" counts frame and global
+    ones, "encoder blocks" are the encoder's. "named encoder.*" goes by the path of the layer, with * and ? as in file
+    names. These are for attention and for linear layers alike.
+
+    Linear layers have more: "every linear" is all but those of mechanisms and embeddings, "every layer" convolutions
+    besides, "every block" those in transformer blocks wherever they are; "camera head" and "heads" what is outside of
+    encoder and trunk, the latter with the camera's; "narrow layers" those with less than 16 inputs or outputs. Only
+    "every layer", "narrow layers" and names reach convolutions.
     """
 
-    role: Role | None = None
+    text: str
+    parts: tuple[Part, ...] = ()
+    blocks_only: bool = False
+    convolutions: bool = False
+    narrow_only: bool = False
     numbers: tuple[tuple[int, int | None], ...] = ()
     pattern: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Target:
         """Read a target; UsageError when it has another form."""
-        named = re.fullmatch(r"named (\S+)", text)
-        if named:
-            return cls(pattern=named[1])
-        found = re.fullmatch(r"(all|frame|global) blocks?(?: ([\d\-, ]+))?", text)
-        if found is None:
-            raise UsageError(f"target '{text}' cannot be read; {_FORM}.")
-        role = {"frame": "frame", "global": "global"}.get(found[1])
-        return cls(role, numbers_in(text, found[2]))  # type: ignore[arg-type]
+        if named := re.fullmatch(r"named (\S+)", text):
+            return cls(text, pattern=named[1])
+        if text in _WHOLE:
+            return replace(_WHOLE[text], text=text)
+        blocks = re.fullmatch(r"(encoder|frame|global|all) blocks?(?: ([\d\-, ]+))?", text)
+        if blocks is None:
+            raise UsageError(f"target '{text}' cannot be read; expected {FORM}.")
+        return cls(text, _OF_BLOCKS[blocks[1]], blocks_only=True, numbers=_numbers(text, blocks[2] or ""))
 
-    def select(self, sites: Sequence[Site]) -> list[Site]:
-        """The sites that it names, in order; UsageError when there are none, or not as many as its numbers say."""
-        if self.pattern is not None:
-            chosen = [site for site in sites if fnmatchcase(site.name, self.pattern)]
-            if not chosen:
-                raise UsageError(f"no attention layer is named {self.pattern}. {_there_are(sites)}.")
-            return chosen
-        pool = [site for site in sites if self.role in (None, site.role)]
-        kind = f"{self.role} blocks" if self.role else "blocks"
-        if not pool:
-            raise UsageError(f"the network has no {kind}. {_there_are(sites)}.")
-        if not self.numbers:
+    @classmethod
+    def of_attention(cls, text: str) -> Target:
+        """Read a target of mechanisms, which stand in the blocks of trunks; UsageError when it has another form."""
+        target = cls.parse(text)
+        if target.pattern is None and not set(target.parts) <= set(TRUNK):
+            raise UsageError(f"target '{text}' cannot be read; mechanisms stand in a trunk: expected {TRUNK_FORM}.")
+        return target
+
+    def select(self, places: Sequence[Place], *, may_lack: bool = False) -> list[Place]:
+        """Those that it names, in order; UsageError where there are none, unless it goes by role and `may_lack`, and
+        where there are not as many blocks as its numbers say."""
+        pool = [place for place in places if self._names(place)]
+        if not pool and not (may_lack and self.pattern is None):
+            what = f"no layer is named {self.pattern}" if self.pattern else f"the network has nothing for '{self.text}'"
+            raise UsageError(f"{what}. {_there_are(places)}.")
+        if not self.numbers or not pool:
             return pool
-        highest = max(a if b is None else b for a, b in self.numbers)
-        if highest >= len(pool):
-            raise UsageError(f"no {kind[:-1]} {highest}: the network has {len(pool)} {kind}, 0 to {len(pool) - 1}.")
-        return [site for i, site in enumerate(pool) if any(a <= i and (b is None or i <= b) for a, b in self.numbers)]
+        numbers = [self._number(place) for place in pool]
+        last, highest = max(numbers), max(a if b is None else b for a, b in self.numbers)
+        if highest > last:
+            raise UsageError(f"'{self.text}' names block {highest}: the network has {last + 1} of them, 0 to {last}.")
+        wanted = [any(a <= n and (b is None or n <= b) for a, b in self.numbers) for n in numbers]
+        return [place for place, want in zip(pool, wanted, strict=True) if want]
+
+    def _names(self, place: Place) -> bool:
+        """Whether it would name a place if it had no numbers."""
+        if self.pattern is not None:
+            return fnmatchcase(place.name, self.pattern)
+        inside = place.part in self.parts and (place.number is not None or not self.blocks_only)
+        return inside and (self.convolutions or not place.convolution) and (place.narrow or not self.narrow_only)
+
+    def _number(self, place: Place) -> int:
+        """The number by which it knows a block."""
+        number = place.overall if len(self.parts) > 1 else place.number
+        assert number is not None
+        return number
 
 
-def numbers_in(target: str, text: str | None) -> tuple[tuple[int, int | None], ...]:
-    """(first, last) of each range in "0,4,8-" (last None: to the end); UsageError where `target` cannot be read."""
-    if not text:
-        return ()
-    if not re.fullmatch(r"\d+(?:-\d*)?(?:, ?\d+(?:-\d*)?)*", text):
-        raise UsageError(f"target '{target}' cannot be read; {_FORM}.")
-    ranges = [part.strip().partition("-") for part in text.split(",")]
-    numbers = tuple((int(a), int(b) if b else None if dash else int(a)) for a, dash, b in ranges)
-    backwards = next((f"{a}-{b}" for a, b in numbers if b is not None and b < a), None)
-    if backwards:
-        raise UsageError(f"target '{target}' has the range {backwards}, which ends before it starts.")
-    return numbers
+_OF_BLOCKS: dict[str, tuple[Part, ...]] = {
+    "encoder": ("encoder",),
+    "frame": ("frame",),
+    "global": ("global",),
+    "all": TRUNK,
+}
+_WHOLE = {
+    "every layer": Target("", LAYERS, convolutions=True),
+    "every linear": Target("", LAYERS),
+    "every block": Target("", LAYERS, blocks_only=True),
+    "camera head": Target("", ("camera",)),
+    "heads": Target("", ("camera", "head")),
+    "narrow layers": Target("", LAYERS, convolutions=True, narrow_only=True),
+}
 
 
 def sites_of(model: nn.Module) -> list[Site]:
@@ -97,9 +157,32 @@ def sites_of(model: nn.Module) -> list[Site]:
     return found
 
 
-def _there_are(sites: Iterable[Site]) -> str:
-    names: dict[str, list[str]] = {}
-    for site in sites:
-        names.setdefault(site.role, []).append(site.name)
-    counts = [f"{len(found)} {role} blocks ({found[0]} to {found[-1]})" for role, found in names.items()]
-    return f"There are {' and '.join(counts)}" if counts else "It has no blocks in a trunk"
+def places_of(sites: Sequence[Site]) -> list[Place]:
+    """Where attention layers stand, numbered in their order."""
+    found, counts = [], Counter[Role]()
+    for overall, site in enumerate(sites):
+        found.append(Place(site.name, site.role, counts[site.role], overall))
+        counts[site.role] += 1
+    return found
+
+
+def _numbers(target: str, text: str) -> tuple[tuple[int, int | None], ...]:
+    """(first, last) of each range in "0,4,8-" (last None: to the end); UsageError where `target` cannot be read."""
+    if not text:
+        return ()
+    if not re.fullmatch(r"\d+(?:-\d*)?(?:, ?\d+(?:-\d*)?)*", text):
+        raise UsageError(f"target '{target}' cannot be read; expected {FORM}.")
+    ranges = [part.strip().partition("-") for part in text.split(",")]
+    numbers = tuple((int(a), int(b) if b else None if dash else int(a)) for a, dash, b in ranges)
+    backwards = next((f"{a}-{b}" for a, b in numbers if b is not None and b < a), None)
+    if backwards:
+        raise UsageError(f"target '{target}' has the range {backwards}, which ends before it starts.")
+    return numbers
+
+
+def _there_are(places: Sequence[Place]) -> str:
+    names: dict[Part, list[str]] = {}
+    for place in places:
+        names.setdefault(place.part, []).append(place.name)
+    counts = [f"{len(found)} of role {part} ({found[0]}, ...)" for part, found in names.items()]
+    return f"There are {', '.join(counts)}" if counts else "It has no such layers at all"

@@ -10,8 +10,8 @@ from torch import nn
 
 from lean3r.attention.base import Mechanism
 from lean3r.compress.fp8_linear import FakeQuantConv2d, FakeQuantConvTranspose2d, FakeQuantLinear
-from lean3r.compress.linears import CONVOLUTIONS, PLAIN, LinearTarget, linears_of
-from lean3r.compress.targets import sites_of
+from lean3r.compress.linears import CONVOLUTIONS, PLAIN, linears_of
+from lean3r.compress.targets import Target, sites_of
 from lean3r.errors import UsageError
 from lean3r.layers.embed import ConvStem
 from lean3r.layers.trunk import Trunk
@@ -31,7 +31,7 @@ def trainable_names(model: nn.Module, roles: Collection[str]) -> set[str]:
     "all"; "mechanisms", what attention mechanisms own (gates, branches); "encoder", what turns pixels into tokens;
     "trunk", everything in the frame and global blocks; "heads", what is in neither; "norms", scales and shifts of
     normalisations; "adapters", what adapters.add_lora put in. Anything else is a target of layers as in a plan
-    ("global blocks 8-", "named *.mlp.fc1"; see compress/linears.py and compress/targets.py): the weights and biases of
+    ("global blocks 8-", "named *.mlp.fc1"; see compress/targets.py): the weights and biases of
     these layers, without their adapters. UsageError where a role is none, or the network has nothing of it.
     """
     if isinstance(roles, str):
@@ -101,7 +101,7 @@ ROLES: dict[str, Callable[[nn.Module], set[str]]] = {
 def _targeted(model: nn.Module, text: str) -> set[str]:
     """Parameters of the layers that a target names; a name may be that of a whole attention layer, too."""
     try:
-        target = LinearTarget.parse(text)
+        target = Target.parse(text)
     except UsageError as error:
         raise UsageError(f"unknown role '{text}'. Known: {', '.join(ROLES)}, or a target of layers; {error}") from error
     linears = [site for site in linears_of(model, LINEARS, WINDOWED) if not _ADAPTER.search(f"{site.name}.")]

@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lean3r.compress.fp8_linear import Coded, Rounded
-from lean3r.compress.linears import LinearTarget, linears_of
+from lean3r.compress.linears import linears_of
+from lean3r.compress.targets import Target
 from lean3r.errors import MissingExtraError, UsageError, WeightsError
 from lean3r.json_text import parse_json
 from lean3r.train.checkpoints.state import save_weights
@@ -35,7 +36,7 @@ def add_lora(
 ) -> list[str]:
     """Put an adapter beside every linear layer that one of `targets` names; return the layers' names, in order.
 
-    A target is one of compress/linears.py ("global blocks", "all blocks 2-", "named *.attn.qkv"). An adapter adds
+    A target is one of compress/targets.py ("global blocks", "all blocks 2-", "named *.attn.qkv"). An adapter adds
     alpha / rank * B A x, B zero at first, so that outputs stay what they are; `mlp_rank` is the rank in feed-forward
     layers where it is another (Aletheia: 16 and 64). Changes `model` in place and freezes everything but the adapters.
     UsageError where the model wears adapters already, is quantised, or has no such layer; MissingExtraError without
@@ -127,7 +128,7 @@ def load_adapters(model: nn.Module, path: Path | str) -> list[str]:
 def _layers(model: nn.Module, targets: Sequence[str]) -> list[str]:
     _check_plain(model)
     sites = [site for site in linears_of(model) if not site.convolution]
-    chosen = {site.name for target in targets for site in LinearTarget.parse(target).select(sites)}
+    chosen = {site.name for target in targets for site in Target.parse(target).select(sites)}
     return [site.name for site in sites if site.name in chosen]
 
 

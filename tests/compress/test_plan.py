@@ -15,7 +15,7 @@ from lean3r.attention.base import Mechanism, Projected, record, recording
 from lean3r.compress import PLANS, CompressionPlan, compress, resolve_plan
 from lean3r.compress.plan import Step
 from lean3r.compress.sparsify import apply, plan_of
-from lean3r.compress.targets import Target, sites_of
+from lean3r.compress.targets import Target, places_of, sites_of
 from lean3r.errors import UsageError, WeightsError
 from lean3r.models import MODELS
 from lean3r.models.checkpoint import save_model
@@ -94,7 +94,7 @@ def test_short_sequences_stay_dense(model: Nano) -> None:
     ],
 )
 def test_targets_go_by_role_number_and_name(model: Nano, target: str, blocks: list[int]) -> None:
-    chosen = Target.parse(target).select(sites_of(model))
+    chosen = Target.of_attention(target).select(places_of(sites_of(model)))
     assert [site.name for site in chosen] == [f"trunk.blocks.{i}.attn" for i in blocks]
 
 
@@ -147,8 +147,11 @@ def test_presets_survive_json_and_fit(name: str, model: Nano, tmp_path: Path) ->
         ({"steps": [{"target": "global blocks", "mechanism": "scaled", "settings": {"dim": 1}}]}, "unknown setting"),
         ({"steps": [{"target": "global blocks", "mechanism": "scaled", "settings": {"start": -1}}]}, "be positive"),
         ({"steps": [{"target": "global blocks", "mechanism": "dense", "dense_below": -1}]}, "0 or more"),
-        ({"steps": [{"target": "global blocks 8-23", "mechanism": "dense"}]}, "has 2 global blocks, 0 to 1"),
-        ({"steps": [{"target": "named head.*", "mechanism": "dense"}]}, "There are 3 frame blocks"),
+        (
+            {"steps": [{"target": "global blocks 8-23", "mechanism": "dense"}]},
+            "names block 23.* 2 of them, 0 to 1",
+        ),
+        ({"steps": [{"target": "named head.*", "mechanism": "dense"}]}, "There are 3 of role frame"),
         (3, "type int"),
     ],
 )
@@ -158,7 +161,7 @@ def test_wrong_plans_are_refused(model: Nano, wrong: object, says: str) -> None:
 
 
 def test_no_trunk_and_twice_are_refused(model: Nano) -> None:
-    with pytest.raises(UsageError, match="no global blocks"):
+    with pytest.raises(UsageError, match="nothing for 'global blocks'"):
         compress(nn.Linear(2, 2), plan())
     with pytest.raises(UsageError, match="compressed already, by plan 'custom'"):
         compress(compress(model, plan()), plan())

@@ -249,8 +249,8 @@ def test_verbs_out_of_order_are_refused(model: Nano) -> None:
     [
         ({"quantize": "fp9", "target": "every linear"}, "unknown scheme 'fp9'.*fp8"),
         ({"quantize": "fp8", "target": "every lines"}, "cannot be read"),
-        ({"quantize": "fp8", "target": "encoder blocks"}, "no such layers as 'encoder blocks'.*of role global"),
-        ({"quantize": "fp8", "target": "global blocks 7"}, "names block 7.*0 to 1"),
+        ({"quantize": "fp8", "target": "encoder blocks"}, "nothing for 'encoder blocks'.*of role global"),
+        ({"quantize": "fp8", "target": "global blocks 7"}, "names block 7.*2 of them, 0 to 1"),
         ({"quantize": "fp8", "target": "named *.fc9"}, r"no layer is named \*.fc9"),
         ({"quantize": "fp8", "target": "every linear", "except": ["named x"]}, "no layer is named x"),
         ({"quantize": "fp8", "target": "heads", "except": ["heads"]}, "leaves no layer"),
