@@ -1,4 +1,5 @@
-"""Other Python processes: they take modules from where this one takes them, but never from the current folder."""
+"""This process and others: its memory, and Python processes that take modules from where this one takes them, but never
+from the current folder."""
 
 from __future__ import annotations
 
@@ -47,3 +48,42 @@ def safely_started() -> Iterator[None]:
                 del os.environ[_SAFE_PATH]
             else:
                 os.environ[_SAFE_PATH] = before
+
+
+def let_cpu_help_mps() -> None:
+    """On macOS, torch runs on the CPU what its GPU lacks, operator by operator; before torch is first imported."""
+    if sys.platform == "darwin":
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+
+
+def peak_memory_mb() -> float:
+    """Largest memory of this process so far, in MB (10^6 bytes)."""
+    try:
+        import resource
+    except ImportError:
+        return round(_peak_on_windows() / 1e6, 1)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+
+
+def _peak_on_windows() -> int:
+    """Bytes of the largest working set, by PROCESS_MEMORY_COUNTERS of the system's library."""
+    import ctypes
+
+    class Counters(ctypes.Structure):
+        _fields_ = (
+            ("size", ctypes.c_uint32),
+            ("faults", ctypes.c_uint32),
+            ("peak", ctypes.c_size_t),
+            ("others", ctypes.c_size_t * 7),
+        )
+
+    counters = Counters(size=ctypes.sizeof(Counters))
+    this = ctypes.c_void_p(-1)
+    library = getattr(ctypes, "windll").kernel32  # noqa: B009 - known on Windows only
+    return counters.peak if library.K32GetProcessMemoryInfo(this, ctypes.byref(counters), counters.size) else 0
+
+
+def memory_bytes() -> int | None:
+    """Memory of this machine; None where Python cannot tell (Windows)."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None

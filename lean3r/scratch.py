@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import os
 import re
 import shutil
@@ -14,11 +15,17 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 from lean3r.errors import UsageError
 
+try:
+    import fcntl
+except ImportError:  # Windows, which locks otherwise, and lets nobody move or remove a file that is open
+    fcntl = None
+
 LOCK = ".lean3r-lock"
+_FAR = 1 << 30
 _PART = re.compile(r"\.lean3r-[0-9a-f]{12}\.part")
 _TEMPORARY = re.compile(r"lean3r-[a-z]+-[a-z0-9_]{8}")
 
@@ -31,7 +38,7 @@ def hold(path: Path, *, must: bool = True) -> BinaryIO | None:
     """
     while True:
         file = path.open("a+b")
-        is_locked = _locked(file)
+        is_locked = locked(file)
         with contextlib.suppress(FileNotFoundError):
             if not must and is_locked is None:
                 return file
@@ -43,17 +50,34 @@ def hold(path: Path, *, must: bool = True) -> BinaryIO | None:
         file.close()  # who had it has removed it: there is a new one to make
 
 
-def _locked(file: BinaryIO) -> bool | None:
+def locked(file: IO[Any]) -> bool | None:
     """Lock an open file; False where another process has it, None where nobody can tell."""
+    if fcntl is None:
+        return _locked_on_windows(file)
     try:
-        import fcntl
-
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except (OSError, ImportError):
+    except OSError:
         return None
     return True
+
+
+def _locked_on_windows(file: IO[Any]) -> bool:
+    """A lock on one byte, which nobody can read or write meanwhile: far behind the end."""
+    msvcrt: Any = importlib.import_module("msvcrt")
+    file.seek(_FAR)
+    try:
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except OSError:
+        return False
+    return True
+
+
+def release(lock: IO[Any]) -> None:
+    """Called before the locked file, or its folder, is moved or removed: gives the lock up where that must be."""
+    if fcntl is None:
+        lock.close()
 
 
 @contextlib.contextmanager
@@ -88,7 +112,8 @@ def is_part(name: str) -> bool:
 
 def remove_left_file(path: Path) -> None:
     """Remove a file in the making whose process is dead; anything else stays."""
-    with contextlib.suppress(OSError), held(path):
+    with contextlib.suppress(OSError), held(path) as lock:
+        release(lock)
         path.unlink()
 
 
@@ -111,6 +136,7 @@ def atomic_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
         try:
             lock.truncate(0)
             yield part
+            release(lock)
             if overwrite:
                 os.replace(part, path)
                 is_placed = True
@@ -118,6 +144,7 @@ def atomic_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
                 _put(part, path)
         finally:
             if not is_placed:  # else the name may be another run's by now
+                release(lock)
                 part.unlink(missing_ok=True)
 
 
@@ -141,7 +168,8 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
     base = Path(tempfile.gettempdir())
     for left in base.glob("lean3r-*"):
         if _TEMPORARY.fullmatch(left.name) and _is_ours(left):
-            with contextlib.suppress(OSError), held(left / LOCK):
+            with contextlib.suppress(OSError), held(left / LOCK) as lock:
+                release(lock)
                 shutil.rmtree(left)
     with contextlib.ExitStack() as stack:
         while True:
@@ -154,6 +182,7 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
         try:
             yield folder
         finally:
+            release(lock)
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -161,5 +190,6 @@ def _is_ours(folder: Path) -> bool:
     """Whether a folder is one of this user's with a lock of ours: nobody can make us follow a link elsewhere."""
     with contextlib.suppress(OSError):
         about = folder.lstat()
-        return stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid()
+        ours = os.getuid() if hasattr(os, "getuid") else about.st_uid  # Windows has such folders for each user
+        return stat.S_ISDIR(about.st_mode) and about.st_uid == ours
     return False

@@ -53,17 +53,24 @@ def hardware() -> list[Finding]:
     """This machine: processor, memory, and the GPU or the reason why there is none."""
     import torch
 
-    from lean3r.pipeline.load import why_no_cuda
+    from lean3r.pipeline.devices import why_no_cuda, why_no_mps
+    from lean3r.processes import memory_bytes
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = memory_bytes()
     features = torch.backends.cpu.get_cpu_capability()
     found = [
         Finding(
             "lean3r", True, f"{metadata.version('lean3r')}, Python {platform.python_version()}, {platform.platform()}"
         ),
         Finding("CPU", True, f"{_cpu_name()}, {cores} cores, {features}"),
-        Finding("memory", True, f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB"),
+        *([Finding("memory", True, f"{memory / 1e9:.1f} GB")] if memory else []),
     ]
+    if not why_no_mps():
+        said = "Apple GPU (mps); untested: where a network fails there, or differs from the CPU, the CPU is used"
+        return [*found, Finding("GPU", True, said)]
+    if sys.platform == "darwin":
+        return [*found, Finding("GPU", False, why_no_mps(), "not needed by nano; the CPU is used")]
     if not torch.cuda.is_available():
         fix = "not needed by nano; with an NVIDIA GPU: pip install torch (the CUDA build)"
         return [*found, Finding("GPU", False, why_no_cuda(), fix)]

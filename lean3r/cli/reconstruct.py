@@ -16,7 +16,7 @@ import tyro
 from lean3r.cli.console import Console, group_skips
 from lean3r.cli.options import check_seed, option
 from lean3r.errors import UsageError
-from lean3r.pipeline.observer import peak_memory_mb
+from lean3r.processes import peak_memory_mb
 
 if TYPE_CHECKING:
     from lean3r.export import ExportOptions
@@ -52,8 +52,8 @@ class Reconstruct:
     loops: Annotated[int | None, option("N")] = None
     """How often a model with a looped trunk (nano-looped) runs it: more is slower."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute; auto is an NVIDIA GPU, else an Apple one (mps), else the CPU."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number type of the network; auto is float32 on a CPU, bfloat16 on a GPU."""

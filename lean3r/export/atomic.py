@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from lean3r.errors import UsageError
 from lean3r.export import placing
-from lean3r.scratch import LOCK, held, hold, is_part, part_name, parts_in, remove_left_file
+from lean3r.scratch import LOCK, held, hold, is_part, part_name, parts_in, release, remove_left_file
 
 MANIFEST = "manifest.json"
 _LARGEST = 1 << 28  # bytes of a manifest
@@ -121,6 +121,7 @@ def _workspace(target: Path, shown: str) -> Iterator[Path]:
             yield work
         finally:
             placing.settle(work, target)
+            release(lock)
             (work / LOCK).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 work.rmdir()
@@ -168,6 +169,7 @@ def _settle_left(left: Path) -> None:
         lock.seek(0)
         name = lock.read().decode("utf-8", "surrogateescape").partition("\n")[2]
         placing.settle(left, left.parent / name if name else left.parent)
+        release(lock)
         (left / LOCK).unlink()
         left.rmdir()
 

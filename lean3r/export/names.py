@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 MAX_BYTES = 120  # far below the 255 of common file systems: suffixes and temporary names still fit
+# Devices of Windows, whatever follows the first dot.
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]) *(\..*)?", re.IGNORECASE)
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*\u2028\u2029]+')
 
 
@@ -17,12 +19,13 @@ def encodable(text: str) -> str:
 
 def safe_stems(names: Iterable[str]) -> list[str]:
     """One file stem per name: no separators or control characters, at most MAX_BYTES bytes of UTF-8, never
-    empty, and unique even where upper and lower case are the same."""
+    empty, no device of Windows (CON, NUL), and unique even where upper and lower case are the same."""
     taken: set[str] = set()
     stems = []
     for index, name in enumerate(names):
         # Dots at the ends would hide the file, or vanish on some systems, blanks as well.
         stem = _UNSAFE.sub("_", encodable(PurePosixPath(name.replace("\\", "/")).stem)).strip(" .")
+        stem = f"_{stem}" if _RESERVED.fullmatch(stem) else stem
         stem = _shorten(stem, MAX_BYTES) or f"view_{index:04d}"
         unique, count = stem, 2
         while unique.casefold() in taken:

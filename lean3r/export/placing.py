@@ -85,10 +85,10 @@ def _give_copies(new: Path, target: Path, listed: Collection[str]) -> bool:
         if name not in listed:
             place = new / name
             place.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, NotImplementedError):
                 os.link(target / name, place, follow_symlinks=False)
     shutil.copystat(target, new)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AttributeError):  # Windows has no owners of this kind
         os.chown(new, target.stat().st_uid, target.stat().st_gid)
     return True
 

@@ -22,9 +22,8 @@ from lean3r.models.origin import Origin
 from lean3r.models.sources import SCHEME, find_weights, licence_of, official_source
 from lean3r.models.weight_files import open_weights
 from lean3r.pipeline.budget import Budget, Measure
+from lean3r.pipeline.devices import resolve_device, resolve_dtype, settled
 from lean3r.pipeline.lighten import lighten
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 logger = logging.getLogger("lean3r")
 
@@ -44,7 +43,7 @@ def load(
 
     `weights` is a .safetensors or .pt file, an index of shards, a folder with one of these, or
     hf:OWNER/NAME[@REVISION] (None: those that come with the package, else the authors' own, downloaded once;
-    `offline` takes them from the cache only). `device` is auto, cpu or cuda; `dtype` is auto, float32, bfloat16
+    `offline` takes them from the cache only). `device` is auto, cpu, cuda or mps; `dtype` is auto, float32, bfloat16
     or float16 (None or auto: float32 on a CPU, bfloat16 on a GPU that has it); parameters stay float32 and
     matrix products run in `dtype`. `plan` compresses the model (see compress); weights of a compressed model bring
     their own plan along. `memory` ("8GB", bytes, or a Budget that says for how many views) chooses how the weights are
@@ -89,7 +88,7 @@ def load(
     model.origin = Origin(called, fingerprint(path), number_type)
     if lighter is not None:
         model.origin = replace(model.origin, changes=lighter.changes, is_exact=lighter.is_exact)
-    model = model.to(where).eval()
+    model = settled(model.eval(), where)
     accelerate(model, compile=compile, cuda_graphs=cuda_graphs)
     return model
 
@@ -118,32 +117,3 @@ def _made_by(name: str) -> str:
         return f"those of {name} are made by lean3r distill --recipe {name}"
     trained = name if name in ("nano", "nano-looped") else "nano"
     return f"those of {trained} are made by lean3r train {trained}"
-
-
-def resolve_device(device: str) -> torch.device:
-    """The device of auto, cpu or cuda (cuda:1, ...); UsageError when it is asked for and not usable."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.split(":")[0] not in ("cpu", "cuda"):
-        raise UsageError(f"unknown device '{device}'. Known: auto, cpu, cuda.")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"device cuda is not usable: {why_no_cuda()}. Use --device auto or cpu")
-    return torch.device(device)
-
-
-def why_no_cuda() -> str:
-    """The reason why torch sees no GPU, in a few words."""
-    if torch.version.cuda is None:
-        return f"this torch ({torch.__version__}) is built without CUDA"
-    return "torch is built with CUDA, but finds no NVIDIA driver or GPU"
-
-
-def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The number type that `dtype` asks for on a device; UsageError on an unknown name."""
-    if isinstance(dtype, torch.dtype):
-        dtype = str(dtype).removeprefix("torch.")
-    if dtype is None or dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    if dtype not in DTYPES:
-        raise UsageError(f"unknown dtype '{dtype}'. Known: auto, {', '.join(DTYPES)}.")
-    return DTYPES[dtype]

@@ -18,6 +18,7 @@ import torch
 
 from lean3r.errors import UsageError
 from lean3r.models.base import Backbone
+from lean3r.processes import peak_memory_mb
 
 UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -127,8 +128,6 @@ def used_bytes(device: torch.device) -> int:
         found = re.search(r"VmRSS:\s+(\d+) kB", status.read_text())
         if found is not None:
             return 1024 * int(found[1])
-    from lean3r.pipeline.observer import peak_memory_mb
-
     return int(1e6 * peak_memory_mb())
 
 

@@ -33,9 +33,10 @@ from lean3r.pipeline.known import (
     with_cameras,
 )
 from lean3r.pipeline.memory import chunked, is_out_of_memory
-from lean3r.pipeline.observer import Observer, peak_memory_mb
+from lean3r.pipeline.observer import Observer
 from lean3r.pipeline.refining import Refining, refined
 from lean3r.pipeline.trust import judged, look_at, no_points
+from lean3r.processes import peak_memory_mb
 from lean3r.refine import KnownPoses, LensName, Refine, ShareLens, originals_of
 from lean3r.types import Prediction, Reconstruction, Source, Views
 
@@ -271,6 +272,8 @@ def device_name(device: torch.device) -> str:
     """`NVIDIA H200` or `CPU, 2 threads`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return "Apple GPU (mps)"
     return f"CPU, {torch.get_num_threads()} threads"
 
 

@@ -14,7 +14,8 @@ import torch
 import lean3r
 from lean3r.cli.main import main
 from lean3r.errors import InputError, UsageError, WeightsError
-from lean3r.pipeline.load import EMBEDDED, embedded_weights, resolve_device, resolve_dtype
+from lean3r.pipeline.devices import resolve_device, resolve_dtype
+from lean3r.pipeline.load import EMBEDDED, embedded_weights
 from lean3r.types import Views
 
 ROOT = Path(__file__).parents[2]

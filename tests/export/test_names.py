@@ -36,3 +36,8 @@ def test_plain_names_stay_readable():
     assert safe_stems(["IMG_1.jpg", "sub/IMG_1.jpg", "my photo ü.heic", "x\ny.png", "  .jpg", "clip.mp4#12"]) == [
         "IMG_1", "IMG_1_2", "my photo ü", "x_y", "view_0004", "clip",
     ]  # fmt: skip
+
+
+def test_devices_of_windows_are_no_file_names() -> None:
+    stems = safe_stems(["CON.jpg", "nul.tar.gz", "com1 .png", "LPT9.jpg", "console.jpg", "com10.jpg", "aux/b.jpg"])
+    assert stems == ["_CON", "_nul.tar", "_com1", "_LPT9", "console", "com10", "b"]

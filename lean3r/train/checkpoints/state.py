@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import io
 import re
 import sys
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lean3r.errors import LeanError, UsageError
+from lean3r.scratch import locked
 from lean3r.train.checkpoints.disk import remove, require_space, tensor_bytes, write_atomically
 from lean3r.train.checkpoints.shards import damage, read_shards
 
@@ -38,14 +38,10 @@ def lock_folder(folder: Path, patience_s: float = 60.0) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + patience_s
     with open(folder / ".lock", "w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UsageError(f"another run writes to '{folder}'; stop it or choose another folder") from None
-                time.sleep(0.2)
+        while locked(file) is False:
+            if time.monotonic() > deadline:
+                raise UsageError(f"another run writes to '{folder}'; stop it or choose another folder")
+            time.sleep(0.2)
         yield
 
 

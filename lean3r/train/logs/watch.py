@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lean3r.errors import MissingExtraError, UsageError
+from lean3r.processes import peak_memory_mb
 from lean3r.train.checkpoints.disk import write_atomically
 from lean3r.train.config import TrainConfig
 from lean3r.train.distributed import World
@@ -179,10 +180,7 @@ def memory_mb(device: torch.device) -> float:
     """The most memory that was taken so far: of the GPU by tensors, else of the machine by this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return peak_memory_mb()
 
 
 def _open_board(folder: Path, step: int) -> Any:

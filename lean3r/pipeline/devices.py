@@ -1,0 +1,95 @@
+"""Where a model runs and in which number type: what the user asks for, and what the machine can do."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from lean3r.errors import UsageError
+from lean3r.models.base import Backbone
+from lean3r.types import Prediction, Views
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AGREEMENT = 1e-2  # largest difference between mps and the CPU that is put down to rounding, relative to the values
+
+logger = logging.getLogger("lean3r")
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device of auto, cpu, cuda (cuda:1, ...) or mps; UsageError when it is asked for and not usable.
+
+    auto is an NVIDIA GPU, else an Apple one (mps), else the CPU.
+    """
+    reasons = {"cuda": why_no_cuda(), "mps": why_no_mps()}
+    if device == "auto":
+        return torch.device(next((kind for kind, reason in reasons.items() if not reason), "cpu"))
+    kind = device.split(":")[0]
+    if kind not in DEVICES:
+        raise UsageError(f"unknown device '{device}'. Known: {', '.join(DEVICES)}.")
+    if reasons.get(kind):
+        raise UsageError(f"device {kind} is not usable: {reasons[kind]}. Use --device auto or cpu")
+    return torch.device(device)
+
+
+def why_no_cuda() -> str:
+    """The reason why torch sees no NVIDIA GPU, in a few words; empty where it sees one."""
+    if torch.cuda.is_available():
+        return ""
+    if torch.version.cuda is None:
+        return f"this torch ({torch.__version__}) is built without CUDA"
+    return "torch is built with CUDA, but finds no NVIDIA driver or GPU"
+
+
+def why_no_mps() -> str:
+    """The reason why torch sees no Apple GPU, in a few words; empty where it sees one."""
+    if torch.backends.mps.is_available():
+        return ""
+    if not torch.backends.mps.is_built():
+        return f"this torch ({torch.__version__}) is built without MPS, which only macOS has"
+    return "torch is built with MPS, but finds no Apple GPU (macOS 14 or newer is needed)"
+
+
+def settled(model: Backbone, device: torch.device) -> Backbone:
+    """The model on a device: on mps only where it gives there what it gives on the CPU, else on the CPU with a warning.
+
+    Not every operator exists on mps, and some have been wrong there; two small pictures of noise tell.
+    """
+    if device.type != "mps":
+        return model.to(device)
+    noise = torch.rand(1, 2, 3, 4 * model.patch, 4 * model.patch, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected: Prediction = model(Views(noise))
+        try:
+            found: Prediction = model.to(device)(Views(noise.to(device)))
+            reason = _differs(found, expected)
+        except (NotImplementedError, RuntimeError, TypeError) as error:  # no operator, no memory, no float64
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if reason:
+        logger.warning("%s does not run on mps (%s): the CPU is used", model.name, reason)
+        return model.to("cpu")
+    return model
+
+
+def _differs(found: Prediction, expected: Prediction) -> str:
+    """What of two predictions is not alike; empty where all is."""
+    for name in ("cam_from_world", "intrinsics", "depth"):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        if theirs is None:
+            continue
+        worst = float((ours.cpu() - theirs).abs().max() / theirs.abs().max())
+        if not worst <= AGREEMENT:
+            return f"{name} differs from the CPU's by {worst:.0%}"
+    return ""
+
+
+def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The number type that `dtype` asks for on a device; UsageError on an unknown name."""
+    if isinstance(dtype, torch.dtype):
+        dtype = str(dtype).removeprefix("torch.")
+    if dtype is None or dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown dtype '{dtype}'. Known: auto, {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
