@@ -14,9 +14,9 @@ import lean3r
 from lean3r.attention.base import recording
 from lean3r.compress import convert
 from lean3r.data.world.synthetic import SyntheticWorld
+from lean3r.train import DISTILLATIONS
 from lean3r.train.loop import fit
 from lean3r.train.losses.distillation import NanoDistillation
-from lean3r.train.recipes import DISTILLATIONS
 from lean3r.train.recipes.distilled import with_steps
 from lean3r.train.students import only_trains, student_of
 from lean3r.types import Views

@@ -30,10 +30,10 @@ from common import hardware, write_result
 from lean3r.models import MODELS
 from lean3r.models.pi3 import Pi3Config
 from lean3r.models.vggt import VggtConfig
+from lean3r.train import DISTILLATIONS
 from lean3r.train.config import Stage
 from lean3r.train.loop import seed_everything
 from lean3r.train.optim import Ema, GradientBuffer, Optimizer
-from lean3r.train.recipes import DISTILLATIONS
 from lean3r.train.recipes.distilled import OBJECTIVES, Distillation
 from lean3r.train.recipes.sources import Data, Source
 from lean3r.train.sharding import Call, checkpointed

@@ -13,6 +13,7 @@ import tyro
 
 from lean3r.cli.console import Console
 from lean3r.cli.options import Json, Offline, Overwrite, Plan, Quiet, Verbose, option
+from lean3r.compress import SCHEMES
 from lean3r.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,8 +41,10 @@ class Compress:
 
     plan: Plan = None
 
-    scheme: Annotated[str | None, option("NAME")] = None
-    """Numbers for linear layers: fp8, fp8-weight, w4a16, w4a8 or int8-dynamic; after --plan, if both are given."""
+    scheme: Annotated[
+        str | None,
+        option("NAME", help=f"Numbers for linear layers: {', '.join(SCHEMES)}; after --plan, if both are given."),
+    ] = None
 
     scan: Annotated[bool, option()] = False
     """Write no weights but what each layer would lose: scan.json, scan.png, and plan.json that leaves out the worst."""

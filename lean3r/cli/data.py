@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from lean3r.cli.console import Console
-from lean3r.cli.options import option
+from lean3r.cli.options import Json, Quiet, Verbose, option
 from lean3r.errors import InputError, UsageError
 from lean3r.scratch import atomic_file
 
@@ -25,7 +25,10 @@ _MARK = ("Software", "lean3r data check")  # what a sample says of itself, so th
 
 @dataclass
 class Data:
-    """Check a copy of a data set and draw a sample of it, list the sets, or pack one into shards."""
+    """Check a copy of a data set and draw a sample of it, list the sets, or pack one into shards.
+
+    See docs/how-to/data-sets.md.
+    """
 
     what: Annotated[tyro.conf.Positional[Literal["check", "list", "pack"]], option()]
     """What to do."""
@@ -39,7 +42,7 @@ class Data:
     options: Annotated[tyro.conf.UseAppendAction[list[str]], option("KEY=VALUE")] = field(default_factory=list)
     """A setting of the set, such as depth=FOLDER of colmap; may be repeated."""
 
-    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH", aliases=["-o"])] = None
+    out: Annotated[Path | None, option("PATH", "-o")] = None
     """check: the picture of a sample, a .png (default: SET-sample.png here); pack: the folder of shards."""
 
     scene: Annotated[int, option("N")] = 0
@@ -57,14 +60,9 @@ class Data:
     scene_views: Annotated[int, option("N")] = 64
     """pack: a longer scene is cut into runs of this many views."""
 
-    json: Annotated[bool, option()] = False
-    """Print JSON."""
-
-    verbose: Annotated[bool, option(None, "-v")] = False
-    """Show the traceback of an unexpected error."""
-
-    quiet: Annotated[bool, option(None, "-q")] = False
-    """Say nothing but errors."""
+    json: Json = False
+    verbose: Verbose = False
+    quiet: Quiet = False
 
     def run(self) -> None:
         """Do it; InputError, exit code 3, where something is missing or wrong with the root."""

@@ -8,10 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
-
-from lean3r.cli.options import option
+from lean3r.cli.options import DataSets, Out, Plan, Weights, option
 from lean3r.cli.running import Changes, quietly, show
+from lean3r.train import DISTILLATIONS
 
 if TYPE_CHECKING:
     from lean3r.models.base import Backbone
@@ -21,29 +20,29 @@ if TYPE_CHECKING:
 
 @dataclass
 class Distill(Changes):
-    """Train a sparse or FP8 student of a dense model, by a recipe."""
+    """Train a sparse or FP8 student of a dense model, by a recipe.
 
-    recipe: Annotated[str | None, option("NAME")] = None
-    """speed3r-pi3, speed3r-vggt, lite3r-vggt, lite3r-da3, nano-gsa-fp8 or nano-sla-fp8; by default the one for teacher
-    and plan."""
+    See docs/how-to/distil.md.
+    """
+
+    recipe: Annotated[
+        str | None, option("NAME", help=f"{', '.join(DISTILLATIONS)}; by default the one for teacher and plan.")
+    ] = None
 
     teacher: Annotated[str | None, option("NAME")] = None
     """The dense model; by default the recipe's."""
 
-    weights: Annotated[str | None, option("FILE")] = None
-    """Weights of the teacher; by default its own."""
+    weights: Annotated[Weights, option(help="Weights of the teacher; by default its own.")] = None
 
-    student_plan: Annotated[str | None, option("NAME|FILE")] = None
-    """What the student is to be: a plan's name or file; by default the recipe's."""
-
-    data: Annotated[tyro.conf.UseAppendAction[list[str]], option("NAME=ROOT[:WEIGHT]")] = field(default_factory=list)
-    """A data set and its folder, perhaps with a weight; may be repeated. By default the synthetic world."""
+    student_plan: Annotated[
+        Plan, option(help="What the student is to be: a plan's name or file; by default the recipe's.")
+    ] = None
+    data: DataSets = field(default_factory=list)
 
     gamma: Annotated[list[float], option("FROM [TO]")] = field(default_factory=list)
     """Weight of attention-output distillation at the start and at the end (a tenth of that)."""
 
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR", aliases=["-o"])] = Path("runs/distill")
-    """Folder of the run: configs, logs, checkpoints, weights."""
+    out: Annotated[Out, option(help="Folder of the run: configs, logs, checkpoints, weights.")] = Path("runs/distill")
 
     def run(self) -> None:
         """Train all phases; print the path of the student's weights."""
@@ -78,7 +77,7 @@ class Distill(Changes):
         """The recipe with all that the options change; UsageError where they contradict one another."""
         from lean3r.compress import resolve_plan
         from lean3r.errors import UsageError
-        from lean3r.train.recipes import DISTILLATIONS, RECIPES
+        from lean3r.train import RECIPES
         from lean3r.train.recipes.overrides import recipe_name_for, with_configs, with_gamma, with_plan
         from lean3r.train.recipes.sources import Data, Source
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from lean3r.compress import PLANS
 from lean3r.errors import UsageError
 from lean3r.export import DEFAULT_FORMATS, EXPORTERS
 
@@ -40,7 +41,10 @@ Weights = Annotated[
 Offline = Annotated[bool, option(help="Use no network: weights come from a file or from what was downloaded before.")]
 Plan = Annotated[
     str | None,
-    option("NAME|FILE", help="Compress the model: a plan by its name (docs/how-to/compress.md), or a .json file."),
+    option(
+        "NAME|FILE",
+        help=f"Compress the model: {', '.join(PLANS)} (docs/how-to/compress.md), or a plan as a .json file.",
+    ),
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], option(help="Where to compute.")]
 Resolution = Annotated[
@@ -51,7 +55,7 @@ Resolution = Annotated[
     ),
 ]
 MaxViews = Annotated[int | None, option("N", help="Use at most N views, evenly chosen.")]
-Sets = Annotated[
+DataSets = Annotated[
     tyro.conf.UseAppendAction[list[str]],
     option(
         "NAME=ROOT[:WEIGHT]",

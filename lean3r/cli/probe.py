@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 from lean3r.cli.console import Console
-from lean3r.cli.options import check_seed, option
+from lean3r.cli.options import DataSets, Device, Json, Plan, Quiet, Seed, Verbose, Weights, check_seed, option
 from lean3r.errors import UsageError
 
 FULL_BAR = 24
@@ -18,19 +17,17 @@ FULL_BAR = 24
 
 @dataclass
 class Probe:
-    """Rank the blocks of a model by the gradients that data with known cameras and depth sends through them."""
+    """Rank the blocks of a model by the gradients that data with known cameras and depth sends through them.
+
+    See docs/how-to/adapters.md.
+    """
 
     model: Annotated[tyro.conf.Positional[str], option("MODEL")] = "nano"
     """Which model; `lean3r models` lists them."""
 
-    weights: Annotated[Path | None, option("FILE")] = None
-    """Weights other than those that come with the model."""
-
-    plan: Annotated[str | None, option("NAME|FILE")] = None
-    """Make the model sparse first: a plan of lean3r by its name, or a .json file."""
-
-    data: Annotated[tyro.conf.UseAppendAction[list[str]], option("NAME=ROOT[:WEIGHT]")] = field(default_factory=list)
-    """A data set and its folder, perhaps with a weight; may be repeated. By default the synthetic world."""
+    weights: Weights = None
+    plan: Plan = None
+    data: DataSets = field(default_factory=list)
 
     views: Annotated[int, option("N")] = 4
     """Pictures of a scene."""
@@ -47,20 +44,11 @@ class Probe:
     share: Annotated[float, option("SHARE")] = 0.5
     """Share of the blocks, of each role, to mark as chosen."""
 
-    seed: Annotated[int, option("N")] = 42
-    """Of the choice of scenes."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
-
-    json: Annotated[bool, option()] = False
-    """Print JSON."""
-
-    verbose: Annotated[bool, option(None, "-v")] = False
-    """Show the traceback of an unexpected error."""
-
-    quiet: Annotated[bool, option(None, "-q")] = False
-    """Say nothing but errors."""
+    seed: Annotated[Seed, option(help="Of the choice of scenes.")] = 42
+    device: Device = "auto"
+    json: Json = False
+    verbose: Verbose = False
+    quiet: Quiet = False
 
     def run(self) -> None:
         """Probe; a table, or JSON, on standard output."""

@@ -10,9 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol
 
-import tyro
-
-from lean3r.cli.options import Quiet, Verbose, check_seed, option
+from lean3r.cli.options import DataSets, Quiet, Verbose, check_seed, option
 
 if TYPE_CHECKING:
     from lean3r.train.held_out import HeldOut
@@ -61,10 +59,9 @@ class Changes:
     validate_scenes: Annotated[int | None, option("N")] = None
     """Scenes of each number of views in a validation; by default 40, with large teachers 8 and 4."""
 
-    validate_data: Annotated[tyro.conf.UseAppendAction[list[str]], option("NAME=ROOT[:WEIGHT]")] = field(
-        default_factory=list
+    validate_data: Annotated[DataSets, option(help="A data set to judge the weights on, as --data of distill.")] = (
+        field(default_factory=list)
     )
-    """A data set to judge the weights on, and its folder; may be repeated. By default the synthetic world."""
 
     checkpoint_every: Annotated[int | None, option("STEPS")] = None
     """How often to write a checkpoint; 0: at the end."""

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from lean3r.cli.options import option
+from lean3r.cli.options import Out, option
 from lean3r.cli.running import Changes, quietly, show
+from lean3r.train import RECIPES
 
 if TYPE_CHECKING:
     from lean3r.train.held_out import HeldOut
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Train(Changes):
-    """Train a model by a recipe, such as the one behind the shipped nano."""
+    """Train a model by a recipe, such as the one behind the shipped nano.
 
-    recipe: Annotated[tyro.conf.Positional[str], option("RECIPE")] = "nano"
-    """Which recipe (nano, nano-looped)."""
+    See docs/how-to/own-weights-and-training.md.
+    """
 
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR", aliases=["-o"])] = Path("runs/nano")
-    """Folder of the run: log, curves, checkpoints, weights."""
+    recipe: Annotated[tyro.conf.Positional[str], option("RECIPE", help=f"Which recipe: {', '.join(RECIPES)}.")] = "nano"
+    out: Annotated[Out, option(help="Folder of the run: log, curves, checkpoints, weights.")] = Path("runs/nano")
 
     def run(self) -> None:
         """Train all phases; print the path of the weights."""
@@ -53,7 +54,7 @@ class Train(Changes):
     def chosen(self) -> Recipe:
         """The recipe with all that the options change; UsageError where they contradict one another."""
         from lean3r.errors import UsageError
-        from lean3r.train.recipes import DISTILLATIONS, RECIPES
+        from lean3r.train import DISTILLATIONS
 
         if self.recipe in DISTILLATIONS:
             raise UsageError(f"'{self.recipe}' has a teacher: lean3r distill --recipe {self.recipe}")
@@ -83,9 +84,9 @@ def run_phase(recipe: Recipe, index: int, out: Path, held_out: HeldOut, resume: 
     from lean3r.eval.synthetic import validate
     from lean3r.models import MODELS
     from lean3r.models.checkpoint import load_weights
+    from lean3r.train import OBJECTIVES
     from lean3r.train.held_out import SETS, picture
     from lean3r.train.loop import fit, seed_everything
-    from lean3r.train.recipes import OBJECTIVES
 
     phase = recipe.phases[index]
     seed_everything(phase.seed)

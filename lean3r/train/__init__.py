@@ -1,4 +1,33 @@
 """Training: a config, a loop that can be killed and resumed exactly, checkpoints, logs, processes that share work.
 
-The loop knows no model: it receives the model, the loss, the batches and the validator.
+The loop knows no model: it receives the model, the loss, the batches and the validator. Recipes are rows of the tables
+below: functions that return everything a run needs, those of DISTILLATIONS with a teacher.
 """
+
+from lean3r.registry import Registry
+
+RECIPES = Registry(
+    "recipe",
+    {
+        "nano": "lean3r.train.recipes.nano:nano",
+        "nano-looped": "lean3r.train.recipes.looped:nano_looped",
+    },
+)
+OBJECTIVES = Registry(
+    "objective",
+    {
+        "nano": "lean3r.train.losses.nano:nano_loss",
+        "nano-looped": "lean3r.train.losses.looped:looped_loss",
+    },
+)
+DISTILLATIONS = Registry(
+    "distillation recipe",
+    {
+        "nano-gsa-fp8": "lean3r.train.recipes.nano_students:nano_gsa_fp8",
+        "nano-sla-fp8": "lean3r.train.recipes.nano_students:nano_sla_fp8",
+        "speed3r-pi3": "lean3r.train.recipes.speed3r:speed3r_pi3",
+        "speed3r-vggt": "lean3r.train.recipes.speed3r:speed3r_vggt",
+        "lite3r-vggt": "lean3r.train.recipes.lite3r:lite3r_vggt",
+        "lite3r-da3": "lean3r.train.recipes.lite3r:lite3r_da3",
+    },
+)

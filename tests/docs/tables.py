@@ -19,7 +19,7 @@ from lean3r.export import EXPORTERS
 from lean3r.models import CARDS, EMBEDDED, MODELS, is_non_commercial
 from lean3r.models.base import KNOWN_PARTS
 from lean3r.registry import Registry
-from lean3r.train.recipes import DISTILLATIONS, RECIPES
+from lean3r.train import DISTILLATIONS, RECIPES
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

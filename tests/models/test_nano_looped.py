@@ -165,7 +165,7 @@ def test_weights_must_be_given_and_come_back(tmp_path: Path) -> None:
 
 
 def test_the_recipe_is_nanos_with_loops() -> None:
-    from lean3r.train.recipes import OBJECTIVES, RECIPES
+    from lean3r.train import OBJECTIVES, RECIPES
 
     recipe, plain = RECIPES.get("nano-looped")(), RECIPES.get("nano")()
     assert recipe.model == "nano-looped" and OBJECTIVES.get(recipe.objective) is looped_loss

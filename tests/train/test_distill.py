@@ -22,12 +22,12 @@ from lean3r.models.da3 import Da3, Da3Config
 from lean3r.models.nano import Nano, NanoConfig
 from lean3r.models.pi3 import Pi3, Pi3Config
 from lean3r.models.vggt import Vggt, VggtConfig
+from lean3r.train import DISTILLATIONS
 from lean3r.train.config import on_processes
 from lean3r.train.freeze import trainable_names
 from lean3r.train.logs.log import read_events
 from lean3r.train.loop import fit
 from lean3r.train.losses.distillation import Lite3rDistillation, NanoDistillation, Objective, Speed3rDistillation
-from lean3r.train.recipes import DISTILLATIONS
 from lean3r.train.recipes.distilled import OBJECTIVES, Distillation, Phase
 from lean3r.train.recipes.overrides import with_gamma, with_plan
 from lean3r.train.recipes.sources import Data, Source, shape_of

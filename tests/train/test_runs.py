@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lean3r.errors import UsageError
+from lean3r.train import DISTILLATIONS
 from lean3r.train.checkpoints.state import lock_folder
-from lean3r.train.recipes import DISTILLATIONS
 from lean3r.train.runs import keep_recipe, run_folder
 
 RECIPE = {"processes": 1, "phases": [{"stages": [{"accumulate": 1}]}]}
