@@ -212,7 +212,8 @@ def insert(model: nn.Module, steps: Sequence[QuantizeStep]) -> list[Quantized]:
         source = model.get_submodule(place.name)
         scheme: Scheme = SCHEMES.get(step.quantize)(**step.settings)
         if place.convolution and not scheme.convolutions:
-            raise UsageError(f"{step.quantize} is for linear layers, {place.name} a convolution: use 'every linear'.")
+            what = f"{step.quantize} is for linear layers, {place.name} is a convolution"
+            raise UsageError(f"{what}: use 'every linear'.")
         new[source] = KINDS[type(source)][0](source, scheme, step.quantize)
     _replace(model, new)
     return [Quantized(place, wanted[place].quantize) for place in places if place in wanted]
