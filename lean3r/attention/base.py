@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -61,19 +60,21 @@ class Record:
 
     mechanism: Mechanism
     layout: TokenLayout
-    values: dict[str, Any]
+    values: dict[str, object]
 
     @property
     def density(self) -> float | None:
         """Mean share of pairs attended to; None where the mechanism did not say."""
         found = self.values.get("density")
-        return float(found.float().mean() if isinstance(found, Tensor) else found) if found is not None else None
+        if isinstance(found, Tensor):
+            return float(found.float().mean())
+        return float(found) if isinstance(found, int | float) else None
 
 
 _logs: list[list[Record]] = []
 
 
-def record(mechanism: Mechanism, layout: TokenLayout, **values: Any) -> None:
+def record(mechanism: Mechanism, layout: TokenLayout, **values: object) -> None:
     """Report what a call did to whoever is recording; nobody, by default, and then this does nothing.
 
     A value that costs something is given as a function without arguments, called only when somebody records.

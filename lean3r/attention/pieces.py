@@ -32,7 +32,7 @@ def in_pieces(function: Callable[..., Tensor], slices: Iterator[slice], *tensors
         return function(parts[0], *tensors)
     if not torch.is_grad_enabled():
         return written(lambda part: function(part, *tensors), parts)
-    return torch.cat([checkpoint(function, part, *tensors, use_reentrant=False) for part in parts], 2)  # type: ignore[arg-type]
+    return torch.cat([checkpoint(function, part, *tensors, use_reentrant=False) for part in parts], 2)
 
 
 def written(function: Callable[[slice], Tensor], parts: list[slice]) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,18 @@ def one_role(index: int) -> Role:
     return "global"
 
 
+@runtime_checkable
+class FusedLayer(Protocol):
+    """What FusedQkv looks for in an attention layer."""
+
+    num_heads: int
+    qkv: nn.Module
+    q_norm: nn.Module
+    k_norm: nn.Module
+    proj: nn.Linear
+    proj_drop: nn.Module
+
+
 @dataclass(frozen=True)
 class FusedQkv:
     """Attention layers as in DINOv2, timm and their kin: qkv, q_norm, k_norm, proj, perhaps rope(x, pos).
@@ -61,20 +73,25 @@ class FusedQkv:
 
     def sites(self, model: nn.Module) -> list[Site]:
         """See ForeignAttention."""
-        found = [(name, m) for name, m in model.named_modules() if name.split(".")[-1] == self.suffix]
-        for name, module in found:
-            missing = [part for part in ("qkv", "proj", "num_heads") if not hasattr(module, part)]
+        found: list[Site] = []
+        for name, module in model.named_modules():
+            if name.split(".")[-1] != self.suffix:
+                continue
             extra = [p for p in ("gate", "norm") if not isinstance(getattr(module, p, None), nn.Identity | None)]
-            if missing or extra:
+            if extra or not isinstance(module, FusedLayer):
+                missing = [part for part in FusedLayer.__annotations__ if not hasattr(module, part)]
                 says = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(extra)}"
                 raise UsageError(f"{name} ({type(module).__name__}) {says}: write an adapter of its own for it.")
-        return [Site(n, self.role(i), m.proj.in_features, m.num_heads) for i, (n, m) in enumerate(found)]  # type: ignore[union-attr,arg-type]
+            found.append(Site(name, self.role(len(found)), module.proj.in_features, module.num_heads))
+        return found
 
-    def layout(self, *inputs: Any, **named: Any) -> TokenLayout:
+    def layout(self, *inputs: object, **named: object) -> TokenLayout:
         """See ForeignAttention."""
         return self.read_layout(*inputs, **named)
 
-    def project(self, attention: Any, x: Tensor, *unknown: Any, pos: Tensor | None = None, **named: Any) -> Projected:
+    def project(
+        self, attention: FusedLayer, x: Tensor, *unknown: object, pos: Tensor | None = None, **named: object
+    ) -> Projected:
         """See ForeignAttention."""
         _refuse(unknown, named)
         q, k, v = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -95,7 +112,7 @@ class FusedQkv:
 
         return Projected(x, q, k, v, finish, positions=own)
 
-    def output(self, attention: Any, mixed: Tensor, *inputs: Any, **named: Any) -> Tensor:
+    def output(self, attention: FusedLayer, mixed: Tensor, *inputs: object, **named: object) -> Tensor:
         """See ForeignAttention."""
         return attention.proj_drop(attention.proj(mixed.transpose(1, 2).flatten(2)))
 
@@ -119,7 +136,7 @@ class MultiHead:
                 raise UsageError(f"{name} has keys of its own width or extra keys: write an adapter of its own for it.")
         return [Site(n, self.role(i), m.embed_dim, m.num_heads) for i, (n, m) in enumerate(found)]
 
-    def layout(self, *inputs: Any, **named: Any) -> TokenLayout:
+    def layout(self, *inputs: object, **named: object) -> TokenLayout:
         """See ForeignAttention."""
         return self.read_layout(*inputs, **named)
 
@@ -150,7 +167,7 @@ class MultiHead:
             mask = ~mask if mask.dtype == torch.bool else mask == 0
         return Projected(x, q, k, v, lambda q, k, positions=None: (q, k), mask)
 
-    def output(self, attention: nn.MultiheadAttention, mixed: Tensor, *inputs: Any, **named: Any) -> tuple:
+    def output(self, attention: nn.MultiheadAttention, mixed: Tensor, *inputs: object, **named: object) -> tuple:
         """See ForeignAttention."""
         out = attention.out_proj(mixed.transpose(1, 2).flatten(2))
         return (out if attention.batch_first else out.transpose(0, 1)), None
@@ -163,7 +180,7 @@ class Watch:
         self.adapter = adapter
         self.seen: TokenLayout | None = None
 
-    def __call__(self, model: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
+    def __call__(self, model: nn.Module, inputs: tuple, named: dict[str, object]) -> None:
         self.seen = self.adapter.layout(*inputs, **named)
 
     def layout(self, tokens: int) -> TokenLayout:
@@ -187,7 +204,7 @@ class Adopted:
     short: Mechanism | None
     dense_below: int
 
-    def forward(self, *inputs: Any, **named: Any) -> Any:
+    def forward(self, *inputs: object, **named: object) -> object:
         """What the layer returned before, through the mechanism."""
         p = self.adapter.project(self, *inputs, **named)
         tokens = p.q.shape[2]
@@ -206,14 +223,16 @@ def adopt(model: nn.Module, names: Sequence[str], adapter: ForeignAttention) -> 
         attention = model.get_submodule(name)
         kind = type(attention)
         attention.__class__ = type(f"Adopted{kind.__name__}", (Adopted, kind), {})
-        vars(attention).update(adapter=adapter, watch=watch, short=None, dense_below=0)
+        assert isinstance(attention, Adopted)
+        attention.adapter, attention.watch = adapter, watch
+        attention.short, attention.dense_below = None, 0
         if isinstance(attention, nn.MultiheadAttention):
             # In inference, nn.TransformerEncoderLayer calls no forward of a layer that says True here.
             attention._qkv_same_embed_dim = False
         attention.mechanism = Dense()
 
 
-def _refuse(unknown: Sequence[Any], named: dict[str, Any]) -> None:
+def _refuse(unknown: Sequence[object], named: dict[str, object]) -> None:
     given = [name for name, value in named.items() if value is not None and value is not False]
     if given or any(value is not None and value is not False for value in unknown):
         raise UsageError(f"a converted attention layer does not take {', '.join(given) or 'further arguments'}.")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +73,7 @@ class FakeQuantConv2d(Rounded, nn.Conv2d):
 class FakeQuantConvTranspose2d(Rounded, nn.ConvTranspose2d):
     """A transposed convolution that trains with rounded weights."""
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] -> [B, out, H', W']."""
         return _transposed(self, x, self.rounded_weight())
 
@@ -129,7 +128,7 @@ class Coded(nn.Module):
         path = self.scheme.path(self.weight.device)
         return f"{super().extra_repr()}, scheme={self.scheme_name!r}, path={path!r}"
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Coded:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Coded:
         # Another number type is for scales and bias: codes stay what they are.
         kind = self.weight.dtype
         super()._apply(fn, recurse)
@@ -137,7 +136,7 @@ class Coded(nn.Module):
         return self
 
 
-class QuantLinear(Coded, nn.Linear):  # pyright: ignore[reportIncompatibleVariableOverride]
+class QuantLinear(Coded, nn.Linear):
     """A linear layer that holds its weight as codes and scales."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -147,7 +146,7 @@ class QuantLinear(Coded, nn.Linear):  # pyright: ignore[reportIncompatibleVariab
         return self.scheme.product(x, self.packed, self.matrix, self.bias)
 
 
-class QuantConv2d(Coded, nn.Conv2d):  # pyright: ignore[reportIncompatibleVariableOverride]
+class QuantConv2d(Coded, nn.Conv2d):
     """A convolution that holds its weight as codes and scales."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -155,10 +154,10 @@ class QuantConv2d(Coded, nn.Conv2d):  # pyright: ignore[reportIncompatibleVariab
         return self._conv_forward(x, self.dequantized().to(x.dtype), self.bias)
 
 
-class QuantConvTranspose2d(Coded, nn.ConvTranspose2d):  # pyright: ignore[reportIncompatibleVariableOverride]
+class QuantConvTranspose2d(Coded, nn.ConvTranspose2d):
     """A transposed convolution that holds its weight as codes and scales."""
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] -> [B, out, H', W']."""
         return _transposed(self, x, self.dequantized().to(x.dtype))
 
@@ -179,8 +178,9 @@ def _take_over(module: nn.Module, source: nn.Module) -> None:
 
 
 def _transposed(layer: nn.ConvTranspose2d, x: Tensor, weight: Tensor) -> Tensor:
+    assert not isinstance(layer.padding, str)  # transposed convolutions know no padding by name
     sizes = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
-    return F.conv_transpose2d(x, weight, layer.bias, *sizes)  # type: ignore[arg-type]
+    return F.conv_transpose2d(x, weight, layer.bias, *sizes)
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class Quantized:
     site: Place
     scheme: str
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """JSON-ready."""
         return {"layer": self.site.name, "role": self.site.part, "scheme": self.scheme}
 

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from lean3r.attention import ATTENTION
 from lean3r.compress.tables import PLANS, SCHEMES
@@ -30,7 +29,7 @@ class Step:
 
     target: str
     mechanism: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
     dense_below: int = 0
 
     def __post_init__(self) -> None:
@@ -38,17 +37,16 @@ class Step:
         ATTENTION.check(self.mechanism)
         _known("setting", self.settings, settings_of(self.mechanism), f"of {self.mechanism}")
         _freeze(self, self.mechanism)
-        if not isinstance(self.dense_below, int) or isinstance(self.dense_below, bool) or self.dense_below < 0:
-            raise UsageError(f"dense_below is {self.dense_below!r}; expected a number of tokens, 0 or more.")
+        _tokens(self.dense_below)
 
     def __str__(self) -> str:
         settings = ", ".join(f"{key}={value!r}" for key, value in self.settings.items())
         short = f", dense below {self.dense_below:,} tokens" if self.dense_below else ""
         return f"{self.target}: {self.mechanism}({settings}){short}"
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """JSON-ready; what has its default is left out."""
-        row: dict[str, Any] = {"target": self.target, "mechanism": self.mechanism}
+        row: dict[str, object] = {"target": self.target, "mechanism": self.mechanism}
         if self.settings:
             row["settings"] = dict(self.settings)
         if self.dense_below:
@@ -67,7 +65,7 @@ class QuantizeStep:
     quantize: str
     target: str
     leave_out: tuple[str, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         kind = SCHEMES.get(self.quantize)
@@ -83,9 +81,9 @@ class QuantizeStep:
         left = f" except {', '.join(self.leave_out)}" if self.leave_out else ""
         return f"{self.target}{left}: {self.quantize}({settings})"
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """JSON-ready; what has its default is left out."""
-        row: dict[str, Any] = {"quantize": self.quantize, "target": self.target}
+        row: dict[str, object] = {"quantize": self.quantize, "target": self.target}
         if self.leave_out:
             row["except"] = list(self.leave_out)
         if self.settings:
@@ -123,7 +121,7 @@ class CompressionPlan:
     def __add__(self, other: CompressionPlan) -> CompressionPlan:
         return CompressionPlan(self.steps + other.steps, f"{self.name}-{other.name}")
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """JSON-ready; `from_dict` reads it back to an equal plan."""
         return {"format": FORMAT, "name": self.name, "steps": [step.as_dict() for step in self.steps]}
 
@@ -132,15 +130,16 @@ class CompressionPlan:
         return json.dumps(self.as_dict())
 
     @classmethod
-    def from_dict(cls, row: Any, *, name: str = "custom") -> CompressionPlan:
+    def from_dict(cls, row: object, *, name: str = "custom") -> CompressionPlan:
         """Read what `as_dict` writes; `name` stands in where it has none. UsageError names what is wrong and where."""
         row = _table(row, "a plan")
         _known("key", row, ("format", "name", "steps"), "of a plan")
         if row.get("format", FORMAT) != FORMAT:
             raise UsageError(f"the plan has format {row['format']!r}; this lean3r reads {FORMAT}.")
-        if not isinstance(row.get("steps"), list | tuple):
-            raise UsageError(f"steps of the plan is {row.get('steps')!r}; expected a list.")
-        steps = tuple(_step(step, number) for number, step in enumerate(row["steps"], start=1))
+        steps = row.get("steps")
+        if not isinstance(steps, list | tuple):
+            raise UsageError(f"steps of the plan is {steps!r}; expected a list.")
+        steps = tuple(_step(step, number) for number, step in enumerate(steps, start=1))
         return cls(steps, _text(row.get("name", name), "name of the plan"))
 
     @classmethod
@@ -153,7 +152,7 @@ class CompressionPlan:
         return cls.from_dict(row, name=name)
 
 
-def resolve_plan(plan: str | Path | Mapping[str, Any] | CompressionPlan) -> CompressionPlan:
+def resolve_plan(plan: str | Path | Mapping[str, object] | CompressionPlan) -> CompressionPlan:
     """A plan from its name in PLANS, a JSON file, a dict or itself; UsageError where it is none of these."""
     if isinstance(plan, CompressionPlan):
         return plan
@@ -181,7 +180,7 @@ def settings_of(mechanism: str) -> tuple[str, ...]:
     return tuple(name for name in _names(ATTENTION.get(mechanism)) if name not in FROM_MODEL)
 
 
-def _names(kind: Callable[..., Any]) -> tuple[str, ...]:
+def _names(kind: Callable[..., object]) -> tuple[str, ...]:
     found = inspect.signature(kind).parameters.values()
     return tuple(p.name for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
 
@@ -193,39 +192,45 @@ def _freeze(step: Step | QuantizeStep, kind: str) -> None:
         raise UsageError(f"settings of {kind} are no JSON values: {error}.") from error
 
 
-def _step(row: Any, number: int) -> Step | QuantizeStep:
+def _step(row: object, number: int) -> Step | QuantizeStep:
     row = _table(row, f"step {number}")
     if "quantize" in row:
         return _quantize_step(row, number)
     _known("key", row, ("target", "mechanism", "settings", "dense_below"), f"of step {number}")
-    for key in ("target", "mechanism"):
-        if key not in row:
-            raise UsageError(f"step {number} has no {key}; expected target and mechanism.")
-        _text(row[key], f"{key} of step {number}")
-    return Step(**{**row, "settings": _table(row.get("settings", {}), f"settings of step {number}")})
+    missing = [key for key in ("target", "mechanism") if key not in row]
+    if missing:
+        raise UsageError(f"step {number} has no {missing[0]}; expected target and mechanism.")
+    target, mechanism = (_text(row[key], f"{key} of step {number}") for key in ("target", "mechanism"))
+    settings = _table(row.get("settings", {}), f"settings of step {number}")
+    return Step(target, mechanism, settings, _tokens(row.get("dense_below", 0)))
 
 
-def _quantize_step(row: dict[str, Any], number: int) -> QuantizeStep:
+def _quantize_step(row: dict[str, object], number: int) -> QuantizeStep:
     _known("key", row, ("quantize", "target", "except", "settings"), f"of step {number}, which quantizes")
-    for key in ("quantize", "target"):
-        _text(row.get(key), f"{key} of step {number}")
+    scheme, target = (_text(row.get(key), f"{key} of step {number}") for key in ("quantize", "target"))
     left = row.get("except", [])
     if not isinstance(left, list | tuple):
         raise UsageError(f"except of step {number} is {left!r}; expected a list of targets.")
     left_out = tuple(_text(target, f"a target in except of step {number}") for target in left)
     settings = _table(row.get("settings", {}), f"settings of step {number}")
-    return QuantizeStep(row["quantize"], row["target"], left_out, settings)
+    return QuantizeStep(scheme, target, left_out, settings)
 
 
-def _table(row: Any, what: str) -> dict[str, Any]:
+def _table(row: object, what: str) -> dict[str, object]:
     if not isinstance(row, Mapping):
         raise UsageError(f"{what} is {row!r}; expected a table of names and values.")
     return dict(row)
 
 
-def _text(value: Any, what: str) -> str:
+def _text(value: object, what: str) -> str:
     if not isinstance(value, str) or not value:
         raise UsageError(f"{what} is {value!r}; expected a text.")
+    return value
+
+
+def _tokens(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise UsageError(f"dense_below is {value!r}; expected a number of tokens, 0 or more.")
     return value
 
 

@@ -8,53 +8,51 @@ rounded up. benchmarks/attention.py measures them on other hardware.
 
 from __future__ import annotations
 
-from typing import Any
-
 from lean3r.compress.plan import CompressionPlan, QuantizeStep, Step
 from lean3r.compress.tables import PLANS, SCHEMES
 
 
-def dense(target: str = "global blocks", **settings: Any) -> CompressionPlan:
+def dense(target: str = "global blocks", **settings: object) -> CompressionPlan:
     """Softmax attention over everything, explicitly."""
     return _one("dense", target, 0, settings)
 
 
-def gsa(target: str = "global blocks", *, dense_below: int = 3072, **settings: Any) -> CompressionPlan:
+def gsa(target: str = "global blocks", *, dense_below: int = 3072, **settings: object) -> CompressionPlan:
     """Speed3R: a coarse look at everything, a fine one at 32 windows of 4 x 4 patches; two gates. Wants training."""
     return _one("gsa", target, dense_below, settings)
 
 
-def sla(target: str = "all blocks", *, dense_below: int = 1536, **settings: Any) -> CompressionPlan:
+def sla(target: str = "all blocks", *, dense_below: int = 1536, **settings: object) -> CompressionPlan:
     """Lite3R: the strongest keys exactly, the rest through a linear branch that starts near 0. Wants training."""
     return _one("sla", target, dense_below, settings)
 
 
-def thu_sla(target: str = "all blocks", *, dense_below: int = 1536, **settings: Any) -> CompressionPlan:
+def thu_sla(target: str = "all blocks", *, dense_below: int = 1536, **settings: object) -> CompressionPlan:
     """The SLA that Lite3R comes from: a linear branch that starts at 0. Wants training."""
     return _one("thu-sla", target, dense_below, settings)
 
 
-def block_sparse(target: str = "global blocks", *, dense_below: int = 24576, **settings: Any) -> CompressionPlan:
+def block_sparse(target: str = "global blocks", *, dense_below: int = 24576, **settings: object) -> CompressionPlan:
     """Block-sparse VGGT: pooled scores choose blocks of keys. Needs no training."""
     return _one("block_sparse", target, dense_below, settings)
 
 
-def merge(target: str = "global blocks", *, dense_below: int = 1024, **settings: Any) -> CompressionPlan:
+def merge(target: str = "global blocks", *, dense_below: int = 1024, **settings: object) -> CompressionPlan:
     """FastVGGT: nine of ten tokens join a similar one before attention. Needs no training."""
     return _one("merge", target, dense_below, settings)
 
 
-def kv_prune(target: str = "global blocks", *, dense_below: int = 24576, **settings: Any) -> CompressionPlan:
+def kv_prune(target: str = "global blocks", *, dense_below: int = 24576, **settings: object) -> CompressionPlan:
     """Spark3R: keys of few views, similar queries merged. Needs no training."""
     return _one("kv_prune", target, dense_below, settings)
 
 
-def frame_subset(target: str = "global blocks", *, dense_below: int = 12288, **settings: Any) -> CompressionPlan:
+def frame_subset(target: str = "global blocks", *, dense_below: int = 12288, **settings: object) -> CompressionPlan:
     """GoToHunt: keys of 25 views that differ from one another. Needs no training."""
     return _one("frame_subset", target, dense_below, settings)
 
 
-def fp8(target: str = "every block", **settings: Any) -> CompressionPlan:
+def fp8(target: str = "every block", **settings: object) -> CompressionPlan:
     """E4M3 weights wherever there are large ones, and activations in the blocks of encoder and trunk. For GPUs that
     multiply FP8.
 
@@ -75,14 +73,14 @@ def int8_dynamic(target: str = "every block") -> CompressionPlan:
     return CompressionPlan((QuantizeStep("int8-dynamic", target, ("camera head",)),), "int8-dynamic")
 
 
-def gsa_fp8(**settings: Any) -> CompressionPlan:
+def gsa_fp8() -> CompressionPlan:
     """`gsa`, and `fp8` for linear layers. Wants training."""
-    return gsa(**settings) + fp8()
+    return gsa() + fp8()
 
 
-def sla_fp8(**settings: Any) -> CompressionPlan:
+def sla_fp8() -> CompressionPlan:
     """`sla`, and `fp8` for linear layers: what Lite3R describes. Wants training."""
-    return sla(**settings) + fp8()
+    return sla() + fp8()
 
 
 def of_scheme(scheme: str) -> CompressionPlan:
@@ -92,5 +90,5 @@ def of_scheme(scheme: str) -> CompressionPlan:
     return CompressionPlan((QuantizeStep(scheme, "every block", ("camera head",)),), scheme)
 
 
-def _one(mechanism: str, target: str, dense_below: int, settings: dict[str, Any]) -> CompressionPlan:
+def _one(mechanism: str, target: str, dense_below: int, settings: dict[str, object]) -> CompressionPlan:
     return CompressionPlan((Step(target, mechanism, settings, dense_below),), mechanism)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def prepare(
-    model: M, plan: str | Path | Mapping[str, Any] | CompressionPlan, *, adapter: ForeignAttention | None = None
+    model: M, plan: str | Path | Mapping[str, object] | CompressionPlan, *, adapter: ForeignAttention | None = None
 ) -> M:
     """A network as `plan` would have it, its linear layers rounded as the plan says but trainable.
 
@@ -76,7 +76,7 @@ def calibrate(model: nn.Module, run: Callable[[nn.Module], object]) -> None:
         found = inputs[0].detach().abs().reshape(-1, layer.in_features).amax(0)
         highest[layer] = torch.maximum(highest[layer], found) if layer in highest else found
 
-    hooks = [layer.register_forward_pre_hook(note) for layer in layers]  # type: ignore[arg-type]
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
         with torch.no_grad():
             run(model)

@@ -207,4 +207,4 @@ def through(source: Tensor, value: Tensor) -> Tensor:
     """`value`, exactly, with the gradient going to `source` as if nothing had been rounded."""
     if value is source or not (torch.is_grad_enabled() and source.requires_grad):
         return value
-    return Through.apply(source, value.detach())  # type: ignore[no-any-return]
+    return Through.apply(source, value.detach())

@@ -9,18 +9,19 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import nn
 
 from lean3r.attention import ATTENTION
 from lean3r.attention.base import Mechanism
-from lean3r.compress.foreign import ForeignAttention, adopt
+from lean3r.compress.foreign import Adopted, ForeignAttention, adopt
 from lean3r.compress.fp8_linear import Quantized, deploy, insert
 from lean3r.compress.plan import FROM_MODEL, CompressionPlan, Step, resolve_plan
 from lean3r.compress.targets import Site, Target, places_of, sites_of
 from lean3r.errors import KernelError, UsageError
+from lean3r.layers.attention import SelfAttention
 from lean3r.types import Plan
 
 PLAN_KEY, STAGE_KEY = "plan", "stage"  # in the metadata of a checkpoint
@@ -47,7 +48,7 @@ class Change:
     dense_below: int
     new_parameters: Mapping[str, tuple[int, ...]]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """JSON-ready."""
         return {
             "layer": self.site.name,
@@ -59,7 +60,7 @@ class Change:
 
 
 def compress(
-    model: M, plan: str | Path | Mapping[str, Any] | CompressionPlan, *, adapter: ForeignAttention | None = None
+    model: M, plan: str | Path | Mapping[str, object] | CompressionPlan, *, adapter: ForeignAttention | None = None
 ) -> M:
     """A network as `plan` (a name in PLANS, a JSON file, a dict or a CompressionPlan) would have it.
 
@@ -142,7 +143,8 @@ def shared_copy(model: M) -> M:
 
 
 def _exchange(model: nn.Module, site: Site, step: Step) -> Change:
-    attention: Any = model.get_submodule(site.name)
+    attention = model.get_submodule(site.name)
+    assert isinstance(attention, SelfAttention | Adopted)
     if next(attention.mechanism.parameters(), None) is not None:
         raise UsageError(f"{site.name} has a mechanism with parameters of its own, which would be lost. Leave it out.")
     weight = next(attention.parameters())
@@ -164,7 +166,7 @@ def _build(step: Step, site: Site) -> Mechanism:
     except (TypeError, ValueError) as error:
         raise UsageError(f"{step.mechanism} does not take these settings at {site.name}: {error}.") from error
     reason = mechanism.unsupported(site.dim // site.heads)
-    if reason and getattr(mechanism, "implementation", None) == "triton":
+    if reason and step.settings.get("implementation") == "triton":
         raise KernelError(
             f"{step.mechanism} cannot run by implementation='triton' at {site.name}: {reason}. Take 'auto'."
         )

@@ -114,7 +114,7 @@ class Fusion(nn.ModuleList):
             fine = laterals[max(level - 1, 0)]
             scale = 1 if level else 2
             x = self[level](laterals[level], x, scale * fine.shape[-2], scale * fine.shape[-1])
-        return x  # type: ignore[return-value]
+        return x
 
 
 class Pyramid(nn.Module):

@@ -68,7 +68,8 @@ class GuidedUpsampler(nn.Module):
         self.weights = nn.Conv2d(hidden, 9 * 16, 1)
         nn.init.normal_(self.out.weight, std=1e-2)
         with torch.no_grad():
-            self.out.bias.copy_(torch.tensor(_START))  # type: ignore[union-attr]
+            assert self.out.bias is not None
+            self.out.bias.copy_(torch.tensor(_START))
 
     def forward(self, tokens: Tensor, log_depth: Tensor, images: Tensor) -> Surfaces:
         """tokens [N, P, C], log_depth [N, rows, cols], images [N, 3, H, W] -> surfaces [N, H, W]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,17 @@ class LayerScale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x * gamma."""
         return x * self.gamma
+
+
+class BlockOptions(TypedDict, total=False):
+    """What a Block may be told besides its width and heads."""
+
+    mlp_ratio: float
+    qk_norm: bool
+    rope: Rotation
+    layer_scale: float | None
+    eps: float
+    mlp: Literal["gelu", "swiglu"]
 
 
 class Block(nn.Module):

@@ -7,13 +7,13 @@ multiplied by factors that depend on the present and the next position on [0, 1]
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lean3r.layers.block import MLP_ELEMENTS, Block
+from lean3r.layers.block import MLP_ELEMENTS, Block, BlockOptions
 from lean3r.layers.trunk import Role, Trunk
 from lean3r.types import TokenLayout
 
@@ -83,7 +83,9 @@ class LoopedTrunk(Trunk):
 
     BLOCK = ScaledBlock
 
-    def __init__(self, schedule: Sequence[Role], dim: int, heads: int, *, looped_from: int = 0, **block: Any):
+    def __init__(
+        self, schedule: Sequence[Role], dim: int, heads: int, *, looped_from: int = 0, **block: Unpack[BlockOptions]
+    ):
         super().__init__(schedule, dim, heads, **block)
         self.looped_from = looped_from
         self.scales = nn.ModuleList(StepScales(dim) for _ in schedule[looped_from:])

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from lean3r.layers.block import Block
+from lean3r.layers.block import Block, BlockOptions
 from lean3r.types import TokenLayout
 
 Role = Literal["frame", "global"]
@@ -30,13 +30,14 @@ class Trunk(nn.Module):
         dim: int,
         heads: int,
         *,
-        roles: Mapping[Role, Mapping[str, Any]] | None = None,
-        **block: Any,
+        roles: Mapping[Role, BlockOptions] | None = None,
+        **block: Unpack[BlockOptions],
     ):
         """`block` are the options of every Block, `roles` those that one role has of its own."""
         super().__init__()
         self.schedule = tuple(schedule)
-        options = {role: {**block, **(roles or {}).get(role, {})} for role in self.schedule}
+        own = roles or {}
+        options: dict[Role, BlockOptions] = {role: {**block, **own.get(role, {})} for role in self.schedule}
         self.blocks = nn.ModuleList(self.BLOCK(dim, heads, **options[role]) for role in self.schedule)
 
     def forward(
@@ -78,8 +79,8 @@ class Trunk(nn.Module):
         """The window that most mechanisms of blocks [start, stop) ask for; the others gather theirs."""
         asked: Counter[int | None] = Counter()
         for role, block in zip(self.schedule[start:stop], self.blocks[start:stop], strict=True):
-            attention: Any = block.attn
-            asked[attention.mechanism_for(layout.tokens * (layout.views if role == "global" else 1)).window] += 1
+            assert isinstance(block, Block)
+            asked[block.attn.mechanism_for(layout.tokens * (layout.views if role == "global" else 1)).window] += 1
         del asked[None]
         return asked.most_common(1)[0][0] if asked else None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -95,11 +95,13 @@ class Da3(Backbone):
         self.camera_token = nn.Parameter(torch.zeros(1, 2, dim))
         self.camera_decoder = CameraDecoder(2 * dim)
         self.camera_encoder = CameraEncoder(dim)
-        sizes: dict[str, Any] = {"features": config.features, "channels": config.channels}
-        self.head = DualDptHead(2 * dim, (2,), **sizes)
-        self.gaussian_head = (
-            DptHead(2 * dim, (GAUSSIAN_NUMBERS,), norm=False, guide=True, **sizes) if config.gaussians else None
-        )
+        features, channels = config.features, config.channels
+        self.head = DualDptHead(2 * dim, (2,), features=features, channels=channels)
+        self.gaussian_head = None
+        if config.gaussians:
+            self.gaussian_head = DptHead(
+                2 * dim, (GAUSSIAN_NUMBERS,), norm=False, guide=True, features=features, channels=channels
+            )
         self.KEY_MAP = key_map(config).under("model.", "")
 
     def encode(self, views: Views, *, reference: str = "saddle_balanced", normalise: bool = True) -> Tokens:

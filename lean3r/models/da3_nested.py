@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -52,9 +52,9 @@ class Da3Nested(Backbone):
             "model.da3_metric.", "metric."
         )
 
-    def encode(self, views: Views, **options: Any) -> Tokens:
+    def encode(self, views: Views, *, reference: str = "saddle_balanced", normalise: bool = True) -> Tokens:
         """See Da3.encode. Layers of the metric model carry the prefix "metric."."""
-        main = self.main.encode(views, **options)
+        main = self.main.encode(views, reference=reference, normalise=normalise)
         metric = self.metric.encode(views)
         layers = main.layers | {METRIC + name: value for name, value in metric.layers.items()}
         return Tokens(layers, main.layout, views)

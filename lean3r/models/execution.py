@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import chain
-from typing import Any
 
 import torch
 
@@ -49,17 +48,16 @@ def accelerate(model: Backbone, *, compile: bool = False, cuda_graphs: bool = Fa
         _check_compiler()
     if not (compile or cuda_graphs):
         return
-    options: dict[str, Any] = {} if compile else {"backend": "cudagraphs"}
+    # What is None keeps torch's default.
+    backend = "inductor" if compile else "cudagraphs"
+    mode = "reduce-overhead" if compile and cuda_graphs else None
     if cuda_graphs:
-        options["dynamic"] = False
-        if compile:
-            options["mode"] = "reduce-overhead"
         # Outputs of earlier blocks stay valid until the next run of the whole model.
         model.register_forward_pre_hook(_next_run)
     for part in model.modules():
         if isinstance(part, Trunk | VisionTransformer):
             for block in part.blocks:
-                block.compile(**options)
+                block.compile(backend=backend, mode=mode, dynamic=False if cuda_graphs else None)
 
 
 def _next_run(*_: object) -> None:

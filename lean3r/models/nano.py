@@ -98,7 +98,8 @@ class Nano(Backbone):
         self.upsampler = GuidedUpsampler(dim, config.patch)
         self.apply(initialise)
         for head in self.cameras:
-            nn.init.normal_(head.mlp.fc2.weight, std=1e-3)  # type: ignore[union-attr]
+            assert isinstance(head, CameraUpdate)
+            nn.init.normal_(head.mlp.fc2.weight, std=1e-3)
 
     @property
     def rounds(self) -> int:

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 from lean3r.attention.coarse_fine import Gsa
 from lean3r.errors import UsageError
+from lean3r.layers.block import Block
 from lean3r.models.keymap import KeyMap, numbered
 from lean3r.models.pi3 import Pi3, Pi3Config
 
@@ -62,7 +63,8 @@ class Speed3rPi3(Pi3):
         self.KEY_MAP = key_map(config)
         for role, block in zip(self.trunk.schedule, self.trunk.blocks, strict=True):
             if role == "global":
-                block.attn.mechanism = Gsa(  # type: ignore[union-attr]
+                assert isinstance(block, Block)
+                block.attn.mechanism = Gsa(
                     config.width, config.heads, window=config.window, top_k=config.top_k, fill=config.fill
                 )
 

@@ -13,7 +13,6 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from torch.utils.hooks import RemovableHandle
 
 from lean3r.layers.embed import ConvStem
 from lean3r.layers.pose_injection import PoseInjection
@@ -116,7 +116,7 @@ def _no_memory(model: nn.Module) -> Iterator[nn.Module]:
     forget_tables()
     try:
         with FakeTensorMode(), _NoValues():
-            memory: dict[int, Any] = {
+            memory: dict[int, object] = {
                 id(t): nn.Parameter(torch.empty(t.shape, dtype=t.dtype), requires_grad=False)
                 for t in model.parameters()
             }
@@ -153,7 +153,7 @@ class _Meter(TorchDispatchMode):
         self._known = {t.untyped_storage()._cdata for t in model_tensors}
         self._running = [HEADS]
 
-    def watch(self, module: nn.Module, part: str) -> list[Any]:
+    def watch(self, module: nn.Module, part: str) -> list[RemovableHandle]:
         """Hooks that count what `module` does under `part`."""
 
         def enter(*_: object) -> None:

@@ -14,7 +14,6 @@ The maxima take 4 / GROUP bytes a score, so rows are worked off in chunks of at 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
@@ -57,7 +56,7 @@ def _state(k: Tensor, key_mask: Tensor | None, always: Sequence[int]) -> Tensor 
 class _Select(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, top_k: int, scale: float
+        ctx, q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, top_k: int, scale: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         b, h, nq, d = q.shape
         nk = k.shape[2]
@@ -95,7 +94,7 @@ class _Select(torch.autograd.Function):
         return blocks, out, lse
 
     @staticmethod
-    def backward(ctx: Any, _: Tensor, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, _: Tensor, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, state, out, lse = ctx.saved_tensors
         b, h, nq, d = q.shape
         nk = k.shape[2]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +36,7 @@ def select(
 class _Select(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, top_k: int, scale: float, key_mask: Tensor | None, always: list[int]
+        ctx, q: Tensor, k: Tensor, v: Tensor, top_k: int, scale: float, key_mask: Tensor | None, always: list[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         spread = k.shape[2] / max(top_k, 1)
         group = math.ceil(math.sqrt(spread)) if spread > _DIRECT else 1
@@ -66,7 +65,7 @@ class _Select(torch.autograd.Function):
         return blocks, out, lse
 
     @staticmethod
-    def backward(ctx: Any, _: Tensor, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, _: Tensor, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, key_mask = ctx.saved_tensors
         qs, ks, vs, hidden = _flat(q, k, v, key_mask)
         grad_outs = grad_out.float().flatten(0, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -33,15 +33,15 @@ def quantize_blocks(x: Tensor, key_block: int, key_mask: Tensor | None) -> tuple
 
 def rounded_blocks(x: Tensor, key_block: int, key_mask: Tensor | None = None) -> Tensor:
     """What codes and scales of `quantize_blocks` stand for, in the type of x; gradients pass straight through."""
-    return _Rounded.apply(x, key_block, key_mask)  # type: ignore[no-any-return]
+    return _Rounded.apply(x, key_block, key_mask)
 
 
 class _Rounded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, key_block: int, key_mask: Tensor | None) -> Tensor:
+    def forward(ctx, x: Tensor, key_block: int, key_mask: Tensor | None) -> Tensor:
         codes, scale = quantize_blocks(x, key_block, key_mask)
         return dequantize(codes.unflatten(2, (-1, key_block)).flatten(3), scale).view(x.shape).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None, None]:
         return grads[0], None, None

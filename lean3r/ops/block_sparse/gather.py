@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from lean3r.ops.repeats import pieces_of
 
@@ -77,7 +77,7 @@ def _append(
 class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -87,8 +87,8 @@ class _Gathered(torch.autograd.Function):
         scale: float,
         key_mask: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(q, k, v, blocks, key_mask)  # type: ignore[arg-type]
-        ctx.settings = (query_block, key_block, scale)  # type: ignore[attr-defined]
+        ctx.save_for_backward(q, k, v, blocks, key_mask)
+        ctx.settings = (query_block, key_block, scale)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         for head in _heads(q, k, v, blocks, query_block, key_block, scale, key_mask):
             result = out[head.at].view(head.q.shape)
@@ -98,9 +98,9 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q, k, v, blocks, key_mask = ctx.saved_tensors  # type: ignore[attr-defined]
-        query_block, key_block, scale = ctx.settings  # type: ignore[attr-defined]
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, blocks, key_mask = ctx.saved_tensors
+        query_block, key_block, scale = ctx.settings
         grads = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v)]
         with torch.autocast(q.device.type, enabled=False):
             for head in _heads(q, k, v, blocks, query_block, key_block, scale, key_mask):

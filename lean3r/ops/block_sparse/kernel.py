@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from lean3r.ops.block_sparse.gradients import dense_key_gradients, listed_by
 from lean3r.ops.tiles import (
@@ -52,7 +52,7 @@ def attend(
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -79,7 +79,7 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, extra_k, extra_v, blocks, key_mask, out, lse, *union = ctx.saved_tensors
         query_block, key_block, scale = ctx.settings
         grad = grad.contiguous()

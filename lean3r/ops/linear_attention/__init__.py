@@ -39,5 +39,5 @@ def linear_attention(
     if choose("linear_attention", implementation, [q, k, v], torch_path=True, unsupported=unsupported) == "triton":
         from lean3r.ops.linear_attention.kernel import LinearAttention
 
-        return LinearAttention.apply(q, k, v, key_mask, feature, eps)  # type: ignore[no-any-return]
+        return LinearAttention.apply(q, k, v, key_mask, feature, eps)
     return reference(q, k, v, feature, eps, key_mask)

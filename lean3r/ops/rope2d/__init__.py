@@ -24,5 +24,5 @@ def rope2d(x: Tensor, positions: Tensor, *, base: float = 100.0, implementation:
     if choose("rope2d", implementation, [x]) == "triton":
         from lean3r.ops.rope2d.kernel import Rope2d
 
-        return Rope2d.apply(x, positions, base)  # type: ignore[no-any-return]
+        return Rope2d.apply(x, positions, base)
     return reference(x, positions, base)
