@@ -19,6 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lean3r import showing
+from lean3r.registry import Registry
+
+_PAGES = Registry("notebook's page", {"Reconstruction": "lean3r.export.notebook:page"})  # drawn by a room above
+
 Scale = Literal["metric", "relative", "aligned"]
 Registration = Literal["predicted", "refined", "fallback", "given", "uncertain"]
 
@@ -41,6 +46,9 @@ class Source:
     focal_px: float | None = None
     timestamp_s: float | None = None
     orientation: int = 1
+
+    def __repr__(self) -> str:
+        return showing.source(self)
 
     def original_intrinsics(self, intrinsics: np.ndarray) -> np.ndarray:
         """Carry a [3, 3] matrix in network pixels back to pixels of the original picture."""
@@ -66,6 +74,9 @@ class Known:
     has_pose: Tensor | None = None
     has_depth: Tensor | None = None
 
+    def __repr__(self) -> str:
+        return showing.known(self)
+
     def to(self, device: torch.device | str) -> Known:
         """The same knowledge with tensors on `device`."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -82,6 +93,9 @@ class Views:
     mask: Tensor | None = None
     sources: tuple[Source, ...] = ()
     known: Known | None = None
+
+    def __repr__(self) -> str:
+        return showing.views(self)
 
     def to(self, device: torch.device | str) -> Views:
         """The same views with tensors on `device`."""
@@ -198,6 +212,9 @@ class Tokens:
     layout: TokenLayout
     views: Views
 
+    def __repr__(self) -> str:
+        return showing.tokens(self)
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -213,6 +230,9 @@ class Prediction:
     depth: Tensor | None
     conf: Tensor | None
     is_metric: bool = False
+
+    def __repr__(self) -> str:
+        return showing.prediction(self)
 
 
 class Plan(Protocol):
@@ -241,6 +261,9 @@ class PointCloud:
     view: np.ndarray
     xy: np.ndarray
 
+    def __repr__(self) -> str:
+        return showing.points(self)
+
 
 @dataclass(frozen=True)
 class Lens:
@@ -265,6 +288,9 @@ class SparsePoints:
     point: np.ndarray
     view: np.ndarray
     xy: np.ndarray
+
+    def __repr__(self) -> str:
+        return showing.sparse(self)
 
 
 @dataclass(frozen=True)
@@ -296,6 +322,12 @@ class Reconstruction:
     lenses: tuple[Lens, ...] = ()
     sparse: SparsePoints | None = None
     registration: tuple[Registration, ...] = ()
+
+    def __repr__(self) -> str:
+        return showing.reconstruction(self)
+
+    def _repr_html_(self) -> str:
+        return _PAGES.get("Reconstruction")(self)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -19,7 +19,18 @@ OUTSIDE = [
 ]
 
 # What each room may import of ours besides itself. Everybody may use COMMON; "*" is every room.
-COMMON = {"", "types", "registry", "errors", "colmap_library", "json_text", "parallel", "processes", "scratch"}
+COMMON = {
+    "",
+    "types",
+    "registry",
+    "errors",
+    "colmap_library",
+    "json_text",
+    "parallel",
+    "processes",
+    "scratch",
+    "showing",
+}
 ROOMS = {
     "geometry": set(),
     "inputs": {"geometry"},
@@ -45,6 +56,7 @@ ROOMS = {
     "parallel": set(),
     "processes": set(),
     "scratch": set(),
+    "showing": set(),
     "__init__": {"*"},
     "__main__": {"cli"},
 }
