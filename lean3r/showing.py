@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-if TYPE_CHECKING:
-    from lean3r.types import Known, PointCloud, Prediction, Reconstruction, Source, SparsePoints, Tokens, Views
+from lean3r.types import Known, PointCloud, Prediction, Reconstruction, Source, SparsePoints, Tokens, Views
 
 FEW = 3
 LONG, LONGEST = 60, 300  # characters of a name, of a line

@@ -19,17 +19,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lean3r import showing
 from lean3r.registry import Registry
 
-_PAGES = Registry("notebook's page", {"Reconstruction": "lean3r.export.notebook:page"})  # drawn by a room above
+# How they print, by functions that know the types: not imported here.
+_SHOWN = Registry(
+    "type",
+    {
+        "Source": "lean3r.showing:source",
+        "Known": "lean3r.showing:known",
+        "Views": "lean3r.showing:views",
+        "Tokens": "lean3r.showing:tokens",
+        "Prediction": "lean3r.showing:prediction",
+        "PointCloud": "lean3r.showing:points",
+        "SparsePoints": "lean3r.showing:sparse",
+        "Reconstruction": "lean3r.showing:reconstruction",
+        "a notebook's Reconstruction": "lean3r.export.notebook:page",
+    },
+)
 
 Scale = Literal["metric", "relative", "aligned"]
 Registration = Literal["predicted", "refined", "fallback", "given", "uncertain"]
 
 
-@dataclass(frozen=True)
-class Source:
+class _Shown:
+    """Prints as a few lines."""
+
+    def __repr__(self) -> str:
+        return _SHOWN.get(type(self).__name__)(self)
+
+
+@dataclass(frozen=True, repr=False)
+class Source(_Shown):
     """Where one view came from, and how its network image maps back to the original picture.
 
     `original_from_network` is (scale_x, scale_y, offset_x, offset_y): x_original = scale_x * x + offset_x,
@@ -47,17 +67,14 @@ class Source:
     timestamp_s: float | None = None
     orientation: int = 1
 
-    def __repr__(self) -> str:
-        return showing.source(self)
-
     def original_intrinsics(self, intrinsics: np.ndarray) -> np.ndarray:
         """Carry a [3, 3] matrix in network pixels back to pixels of the original picture."""
         sx, sy, ox, oy = self.original_from_network
         return np.array([[sx, 0.0, ox], [0.0, sy, oy], [0.0, 0.0, 1.0]]) @ np.asarray(intrinsics, dtype=np.float64)
 
 
-@dataclass(frozen=True)
-class Known:
+@dataclass(frozen=True, repr=False)
+class Known(_Shown):
     """What is known of B scenes of S views beforehand; parts that are not known are None.
 
     intrinsics [B, S, 3, 3] in network pixels; cam_from_world [B, S, 4, 4]; depth [B, S, H, W] z-depth, 0 where
@@ -74,17 +91,14 @@ class Known:
     has_pose: Tensor | None = None
     has_depth: Tensor | None = None
 
-    def __repr__(self) -> str:
-        return showing.known(self)
-
     def to(self, device: torch.device | str) -> Known:
         """The same knowledge with tensors on `device`."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         return Known(**{name: None if part is None else part.to(device) for name, part in parts.items()})
 
 
-@dataclass(frozen=True)
-class Views:
+@dataclass(frozen=True, repr=False)
+class Views(_Shown):
     """Network input. images [B, S, 3, H, W] RGB in [0, 1]; mask [B, S, H, W] bool, True on picture pixels
     (None: no padding anywhere); sources has S entries when the views come from files (then B is 1); known
     holds cameras or depth that the user has."""
@@ -93,9 +107,6 @@ class Views:
     mask: Tensor | None = None
     sources: tuple[Source, ...] = ()
     known: Known | None = None
-
-    def __repr__(self) -> str:
-        return showing.views(self)
 
     def to(self, device: torch.device | str) -> Views:
         """The same views with tensors on `device`."""
@@ -203,8 +214,8 @@ def forget_windows() -> None:
     _windows.cache_clear()
 
 
-@dataclass(frozen=True)
-class Tokens:
+@dataclass(frozen=True, repr=False)
+class Tokens(_Shown):
     """Encoder result: `layers` maps the name of each layer that the heads read to values [B, S, T, C];
     `image` is the network input that dense heads may look at again."""
 
@@ -212,12 +223,9 @@ class Tokens:
     layout: TokenLayout
     views: Views
 
-    def __repr__(self) -> str:
-        return showing.tokens(self)
 
-
-@dataclass(frozen=True)
-class Prediction:
+@dataclass(frozen=True, repr=False)
+class Prediction(_Shown):
     """What a backbone says of B scenes of S views.
 
     cam_from_world [B, S, 4, 4]; intrinsics [B, S, 3, 3] in network pixels; depth [B, S, H, W] z-depth in
@@ -230,9 +238,6 @@ class Prediction:
     depth: Tensor | None
     conf: Tensor | None
     is_metric: bool = False
-
-    def __repr__(self) -> str:
-        return showing.prediction(self)
 
 
 class Plan(Protocol):
@@ -248,8 +253,8 @@ class Plan(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class PointCloud:
+@dataclass(frozen=True, repr=False)
+class PointCloud(_Shown):
     """Fused points. xyz [P, 3] float32 in world units; rgb [P, 3] uint8; conf [P] float32.
 
     Each point was seen at pixel centre `xy` [P, 2] (network pixels) of view `view` [P] int32.
@@ -261,9 +266,6 @@ class PointCloud:
     view: np.ndarray
     xy: np.ndarray
 
-    def __repr__(self) -> str:
-        return showing.points(self)
-
 
 @dataclass(frozen=True)
 class Lens:
@@ -273,8 +275,8 @@ class Lens:
     params: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class SparsePoints:
+@dataclass(frozen=True, repr=False)
+class SparsePoints(_Shown):
     """Triangulated points and where they were measured.
 
     xyz [P, 3] float64 in world units; rgb [P, 3] uint8; error_px [P] mean reprojection error in pixels of the
@@ -289,12 +291,9 @@ class SparsePoints:
     view: np.ndarray
     xy: np.ndarray
 
-    def __repr__(self) -> str:
-        return showing.sparse(self)
 
-
-@dataclass(frozen=True)
-class Reconstruction:
+@dataclass(frozen=True, repr=False)
+class Reconstruction(_Shown):
     """A finished scene, on the CPU, in plain arrays.
 
     images [S, H, W, 3] uint8, what the network saw; mask [S, H, W] bool, False on padding; depth [S, H, W]
@@ -323,11 +322,8 @@ class Reconstruction:
     sparse: SparsePoints | None = None
     registration: tuple[Registration, ...] = ()
 
-    def __repr__(self) -> str:
-        return showing.reconstruction(self)
-
     def _repr_html_(self) -> str:
-        return _PAGES.get("Reconstruction")(self)
+        return _SHOWN.get("a notebook's Reconstruction")(self)
 
     @property
     def names(self) -> tuple[str, ...]:

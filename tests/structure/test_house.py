@@ -19,18 +19,7 @@ OUTSIDE = [
 ]
 
 # What each room may import of ours besides itself. Everybody may use COMMON; "*" is every room.
-COMMON = {
-    "",
-    "types",
-    "registry",
-    "errors",
-    "colmap_library",
-    "json_text",
-    "parallel",
-    "processes",
-    "scratch",
-    "showing",
-}
+COMMON = {"", "types", "registry", "errors", "colmap_library", "json_text", "parallel", "processes", "scratch"}
 ROOMS = {
     "geometry": set(),
     "inputs": {"geometry"},
@@ -41,7 +30,7 @@ ROOMS = {
     "models": {"heads", "layers", "attention", "geometry", "ops"},
     "compress": {"layers", "attention", "ops"},
     "data": {"geometry", "inputs"},
-    "export": {"geometry", "inputs"},
+    "export": {"geometry", "inputs", "showing"},
     "eval": {"data", "geometry"},
     "train": {"compress", "data", "geometry", "layers", "attention"},
     "refine": {"geometry", "inputs"},
@@ -56,7 +45,7 @@ ROOMS = {
     "parallel": set(),
     "processes": set(),
     "scratch": set(),
-    "showing": set(),
+    "showing": {"types"},
     "__init__": {"*"},
     "__main__": {"cli"},
 }
