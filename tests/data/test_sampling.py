@@ -58,12 +58,12 @@ class Memory(SceneSet):
             depth[0, 5], depth[1, 5] = np.inf, -1
         return RawView(made.images[view % 6], depth, camera.intrinsics, camera.cam_from_world, made.normals[view % 6])
 
-    @staticmethod
-    def looks_like(root: Path) -> bool:
+    @classmethod
+    def looks_like(cls, root: Path) -> bool:
         return False
 
-    @staticmethod
-    def problems(root: Path) -> list[str]:
+    @classmethod
+    def problems(cls, root: Path) -> list[str]:
         return []
 
 

@@ -340,7 +340,7 @@ def test_trajectories_that_are_none_are_refused(tmp_path: Path) -> None:
     path.write_text("0 0 0 0 0 0 0\n")
     with pytest.raises(InputError, match="and a pose"):
         opened("arkitscenes", tmp_path).scene(0)
-    lens = opened("arkitscenes", tmp_path)._cached(1)[2].extra[0]
+    lens = opened("arkitscenes", tmp_path)._cached(1)[2].lens
     lens.write_text("256 192 200\n")
     with pytest.raises(InputError, match="pincam is damaged"):
         opened("arkitscenes", tmp_path).camera(1, 2)

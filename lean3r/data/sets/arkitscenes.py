@@ -8,6 +8,7 @@ apple/ARKitScenes, put pixels at whole numbers, half a pixel of 256 beside it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,17 @@ from lean3r.geometry.rotation import so3_exp
 
 MILLIMETRES = 1000.0
 POSE_TOLERANCE_S = 0.005
-_PARTS = ("lowres_wide", "lowres_depth", "lowres_wide_intrinsics", "lowres_wide.traj")
 
 
-class ArkitScenes(FolderSet):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TabletFrame(Frame):
+    """A view whose intrinsics are in the file `lens`, and which is turned by so many quarters against the clock."""
+
+    lens: Path
+    quarters: int
+
+
+class ArkitScenes(FolderSet[TabletFrame]):
     """One scene a video ("Training/41048190"), of its 256 x 192 pictures and the depth that the tablet saw.
 
     Frames are those with a pose within 5 ms: about ten a second. `upright` turns all pictures of a video by the same
@@ -38,6 +46,7 @@ class ArkitScenes(FolderSet):
         "{Training,Validation}/<video>/ (raw) or {Training,Validation}/<video>/<video>_frames/ (3dod) with "
         "lowres_wide/, lowres_depth/, lowres_wide_intrinsics/ and lowres_wide.traj; perhaps below raw/ or 3dod/"
     )
+    parts = ("lowres_wide", "lowres_depth", "lowres_wide_intrinsics", "lowres_wide.traj")
     is_metric = True
     is_ordered = True
 
@@ -45,25 +54,23 @@ class ArkitScenes(FolderSet):
         self.upright = upright
         super().__init__(root, scenes)
 
-    @staticmethod
-    def looks_like(root: Path) -> bool:
-        """Whether there are videos with a lowres_wide.traj or one of the folders."""
-        return bool(_videos(root))
+    @classmethod
+    def places(cls, root: Path) -> list[Path]:
+        """Videos of both splits, below the root, raw/ or 3dod/."""
+        splits = [base / split for base in (root, root / "raw", root / "3dod") for split in ("Training", "Validation")]
+        videos = [video for split in splits for video in folders(split)]
+        inner = [video / f"{video.name}_frames" for video in videos]
+        framed = [frames if frames.is_dir() else video for video, frames in zip(videos, inner, strict=True)]
+        return [folder for folder in framed if any((folder / part).exists() for part in cls.parts)]
 
-    @staticmethod
-    def find_scenes(root: Path) -> list[str]:
-        """Videos that have all four parts."""
-        return [folder.relative_to(root).as_posix() for folder in _videos(root) if not _missing(folder)]
+    @classmethod
+    def incomplete(cls, place: Path) -> list[str]:
+        """Fewer than two pictures with depth."""
+        pictures, depth = ({path.name for path in (place / part).glob("*.png")} for part in cls.parts[:2])
+        both = len(pictures & depth)
+        return [f"{place} has {both} pictures with depth; at least two views make a scene"] if both < 2 else []
 
-    @staticmethod
-    def problems(root: Path) -> list[str]:
-        """Videos that lack a part, or have fewer than two pictures with depth."""
-        videos = _videos(root)
-        if not videos:
-            return [f"{root} holds no ARKitScenes video"]
-        return [what for folder in videos for what in _missing(folder) or _incomplete(folder)]
-
-    def frames(self, scene: str) -> Sequence[Frame]:
+    def frames(self, scene: str) -> Sequence[TabletFrame]:
         """The frames that have picture, depth, intrinsics and a pose, in order of time."""
         folder = self.root / scene
         times, poses = _trajectory(folder / "lowres_wide.traj")
@@ -78,7 +85,7 @@ class ArkitScenes(FolderSet):
             if abs(times[closest] - time) <= POSE_TOLERANCE_S and lens is not None and picture.name in depths:
                 # Files of intrinsics are many: one is read when its view is wanted.
                 posed = Camera(np.eye(3), poses[closest], 0, 0)
-                found.append(Frame(picture, posed, depths[picture.name], (lens, quarters)))
+                found.append(TabletFrame(picture, posed, depths[picture.name], lens=lens, quarters=quarters))
         if not found:
             raise InputError(f"no picture of {folder} has depth, intrinsics and a pose; expected {self.layout}")
         return found
@@ -86,41 +93,21 @@ class ArkitScenes(FolderSet):
     def camera(self, scene: int, view: int) -> Camera:
         """The camera of a view, turned upright; InputError when its intrinsics cannot be read."""
         frame = self._cached(scene)[view]
-        lens, quarters = frame.extra
-        camera = _turned(_camera(lens, frame.camera.cam_from_world), quarters)
+        camera = _turned(_camera(frame.lens, frame.camera.cam_from_world), frame.quarters)
         return checked(camera, f"{self.ids[scene]}, {frame.image.name}")
 
     def view(self, scene: int, view: int) -> RawView:
         """Read one view, turned upright."""
         frame, camera = self._cached(scene)[view], self.camera(scene, view)
-        _, quarters = frame.extra
-        image = np.ascontiguousarray(np.rot90(read_image(frame.image), quarters))
+        image = np.ascontiguousarray(np.rot90(read_image(frame.image), frame.quarters))
         height, width = image.shape[:2]
-        depth = nearest(np.ascontiguousarray(np.rot90(self.read_depth(frame), quarters)), height, width)
+        depth = nearest(np.ascontiguousarray(np.rot90(self.read_depth(frame), frame.quarters)), height, width)
         return RawView(image, depth, fitted(camera, width, height, frame.image), camera.cam_from_world)
 
-    def read_depth(self, frame: Frame) -> np.ndarray:
+    def read_depth(self, frame: TabletFrame) -> np.ndarray:
         """Metres from millimetres."""
         assert frame.depth is not None
         return read_depth_png(frame.depth, MILLIMETRES)
-
-
-def _videos(root: Path) -> list[Path]:
-    splits = [base / split for base in (root, root / "raw", root / "3dod") for split in ("Training", "Validation")]
-    videos = [video for split in splits for video in folders(split)]
-    inner = [video / f"{video.name}_frames" for video in videos]
-    framed = [frames if frames.is_dir() else video for video, frames in zip(videos, inner, strict=True)]
-    return [folder for folder in framed if any((folder / part).exists() for part in _PARTS)]
-
-
-def _missing(folder: Path) -> list[str]:
-    return [f"{folder / part} is missing" for part in _PARTS if not (folder / part).exists()]
-
-
-def _incomplete(folder: Path) -> list[str]:
-    pictures, depth = ({path.name for path in (folder / part).glob("*.png")} for part in _PARTS[:2])
-    both = len(pictures & depth)
-    return [f"{folder} has {both} pictures with depth; at least two views make a scene"] if both < 2 else []
 
 
 def _time(stem: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,7 +20,15 @@ FRAMES, SEQUENCES = "frame_annotations.jgz", "sequence_annotations.jgz"
 _NO_SEQUENCES = ("set_lists", "eval_batches")
 
 
-class Co3dv2(FolderSet):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MaskedFrame(Frame):
+    """A view with the factor of its depth and the masks, where there are any, of known depth and of the object."""
+
+    scale: float
+    masks: tuple[Path | None, Path | None]
+
+
+class Co3dv2(FolderSet[MaskedFrame]):
     """One scene a sequence ("apple/110_13051_23361"). The scale is COLMAP's, another in each sequence.
 
     min_quality: sequences whose cameras are scored lower (viewpoint_quality_score) are left out; foreground keeps the
@@ -50,20 +59,20 @@ class Co3dv2(FolderSet):
         if scenes is None:
             self.ids = self._good(self.ids)
 
-    @staticmethod
-    def looks_like(root: Path) -> bool:
+    @classmethod
+    def looks_like(cls, root: Path) -> bool:
         """Whether a folder in the root has annotations, or sequences with images/ and depths/."""
         return bool(_categories(root))
 
-    @staticmethod
-    def find_scenes(root: Path) -> list[str]:
+    @classmethod
+    def find_scenes(cls, root: Path) -> list[str]:
         """Sequences of categories with annotations that have pictures and depth."""
         categories = [folder for folder in _categories(root) if (folder / FRAMES).is_file()]
         names = [sequence for category in categories for sequence in _sequences(category)]
         return [sequence.relative_to(root).as_posix() for sequence in names if not _missing(sequence)]
 
-    @staticmethod
-    def problems(root: Path) -> list[str]:
+    @classmethod
+    def problems(cls, root: Path) -> list[str]:
         """Categories without annotations or sequences, sequences without pictures or depth, or absent altogether."""
         categories = _categories(root)
         if not categories:
@@ -76,7 +85,7 @@ class Co3dv2(FolderSet):
             found += _incomplete(category) if category / FRAMES not in absent else []
         return found
 
-    def frames(self, scene: str) -> Sequence[Frame]:
+    def frames(self, scene: str) -> Sequence[MaskedFrame]:
         """The frames with a camera and depth, by frame number."""
         category, _, sequence = scene.partition("/")
         if category not in self._categories:
@@ -92,25 +101,27 @@ class Co3dv2(FolderSet):
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise InputError(f"a frame of {scene} is not annotated as in CO3Dv2 ({error!r})") from error
 
-    def read_depth(self, frame: Frame) -> np.ndarray:
+    def read_depth(self, frame: MaskedFrame) -> np.ndarray:
         """Half floats within 16-bit PNG, scaled, where the depth mask holds; 0 elsewhere and where not finite."""
         assert frame.depth is not None
-        scale, *masks = frame.extra
-        depth = half_floats(frame.depth) * np.float32(scale)
+        depth = half_floats(frame.depth) * np.float32(frame.scale)
         known = np.isfinite(depth) & (depth > 0)
-        for mask, threshold in zip(masks, (0, 127), strict=True):
+        for mask, threshold in zip(frame.masks, (0, 127), strict=True):
             if mask is not None:
                 known &= nearest(read_depth_png(mask, 1), *depth.shape) > threshold
         return np.where(known, depth, np.float32(0))
 
-    def _frame(self, row: Mapping[str, Any]) -> Frame:
+    def _frame(self, row: Mapping[str, Any]) -> MaskedFrame:
         height, width = row["image"]["size"]
         depth, mask = row["depth"], row.get("mask") if self.foreground else None
-        parts = depth.get("mask_path"), (mask or {}).get("path")
-        paths = [None if part is None else inside(self.root, part) for part in parts]
+        known, own = (
+            None if part is None else inside(self.root, part)
+            for part in (depth.get("mask_path"), (mask or {}).get("path"))
+        )
         camera = Camera(intrinsics_of(row["viewpoint"], width, height), pose_of(row["viewpoint"]), width, height)
-        extra = (float(depth.get("scale_adjustment") or 1.0), *paths)
-        return Frame(inside(self.root, row["image"]["path"]), camera, inside(self.root, depth["path"]), extra)
+        picture, depth_map = (inside(self.root, part["path"]) for part in (row["image"], depth))
+        scale = float(depth.get("scale_adjustment") or 1.0)
+        return MaskedFrame(picture, camera, depth_map, scale=scale, masks=(known, own))
 
     def _good(self, scenes: Sequence[str]) -> list[str]:
         scores: dict[str, float] = {}

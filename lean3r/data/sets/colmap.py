@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lean3r.data.sets.formats.files import inside, read_depth_png, read_image, read_npy
-from lean3r.data.sets.formats.lens import pinhole_of, undistort
-from lean3r.data.sets.scenes import Camera, FolderSet, Frame, RawView, fitted, folders, nearest, no_depth
+from lean3r.data.sets.formats.files import inside, read_depth_png, read_npy
+from lean3r.data.sets.formats.lens import LensFrame, LensSet, pinhole_of
+from lean3r.data.sets.scenes import Camera, RawView, folders
 from lean3r.errors import InputError
 from lean3r.inputs.cameras import COLMAP_FOLDERS, open_colmap
 
@@ -23,7 +23,15 @@ _PICTURES = ("images", ".", "rgb", "color")
 _MODEL_FILES = ("cameras", "images", "points3D")
 
 
-class ColmapFolder(FolderSet):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TrackedFrame(LensFrame):
+    """A view with the points that it saw: xyz [P, 3] in the world, and their numbers in the model."""
+
+    xyz: np.ndarray
+    points: Sequence[int]
+
+
+class ColmapFolder(LensSet[TrackedFrame]):
     """Scenes with pictures and a COLMAP model: the root itself, or folders below it.
 
     Lenses are undistorted when a picture is read, to a pinhole without empty corners. Depth is that of the points that
@@ -49,18 +57,18 @@ class ColmapFolder(FolderSet):
         self.depth, self.units_per_metre, self.is_metric = depth, units_per_metre, is_metric
         super().__init__(root, scenes)
 
-    @staticmethod
-    def looks_like(root: Path) -> bool:
+    @classmethod
+    def looks_like(cls, root: Path) -> bool:
         """Whether the root or a folder in it has a file called cameras.bin or cameras.txt where COLMAP puts it."""
         return any(_model_folder(folder) is not None for folder in (root, *folders(root)[:20]))
 
-    @staticmethod
-    def find_scenes(root: Path) -> list[str]:
+    @classmethod
+    def find_scenes(cls, root: Path) -> list[str]:
         """Folders with a whole model; "." is the root itself."""
         return [s for s in _scenes(root) if not _missing(root / s)]
 
-    @staticmethod
-    def problems(root: Path) -> list[str]:
+    @classmethod
+    def problems(cls, root: Path) -> list[str]:
         """Models that lack one of their files, or whose pictures are absent."""
         scenes = _scenes(root)
         found = [f"{root / s}: {what}" for s in scenes for what in _missing(root / s)]
@@ -69,7 +77,7 @@ class ColmapFolder(FolderSet):
                 found += _absent_pictures(root / scene)
         return found or ([] if scenes else [f"{root} holds no COLMAP model"])
 
-    def frames(self, scene: str) -> Sequence[Frame]:
+    def frames(self, scene: str) -> Sequence[TrackedFrame]:
         """Posed pictures that are there, by name."""
         folder = self.root / scene
         model_folder = _model_folder(folder)
@@ -85,25 +93,20 @@ class ColmapFolder(FolderSet):
                 xyz = np.array([model.points3D[point].xyz for point in seen]).reshape(-1, 3)
                 pose = np.vstack([image.cam_from_world().matrix(), [0.0, 0.0, 0.0, 1.0]])
                 plain = Camera(camera.calibration_matrix(), pose, camera.width, camera.height)
-                found.append(Frame(files[image.name], plain, self._map_of(folder, image.name), (lens, xyz, seen)))
+                depth = self._map_of(folder, image.name)
+                found.append(TrackedFrame(files[image.name], plain, depth, lens=lens, xyz=xyz, points=seen))
         if not found:
             raise InputError(f"no posed picture of {model_folder} is in {folder}; expected {self.layout}")
         return found
 
     def view(self, scene: int, view: int) -> RawView:
-        """Read one view and take its lens distortion out."""
-        frame, camera = self._cached(scene)[view], self.camera(scene, view)
-        lens, xyz, _ = frame.extra
-        image = read_image(frame.image)
-        height, width = image.shape[:2]
-        fitted(Camera(np.eye(3), camera.cam_from_world, lens.width, lens.height), width, height, frame.image)
-        depth = no_depth(height, width) if frame.depth is None else self.read_depth(frame)
-        image, depth, k = undistort(image, nearest(depth, height, width), lens)
-        if frame.depth is None:
-            depth = sparse_depth(xyz, k, camera.cam_from_world, *image.shape[:2])
-        return RawView(image, depth, k, camera.cam_from_world)
+        """Read one view and take its lens distortion out; without a depth map, depth is that of its points."""
+        seen, frame = super().view(scene, view), self._cached(scene)[view]
+        if frame.depth is not None:
+            return seen
+        return replace(seen, depth=sparse_depth(frame.xyz, seen.intrinsics, seen.cam_from_world, *seen.image.shape[:2]))
 
-    def read_depth(self, frame: Frame) -> np.ndarray:
+    def read_depth(self, frame: TrackedFrame) -> np.ndarray:
         """A depth map beside the pictures."""
         assert frame.depth is not None
         return (
@@ -112,7 +115,7 @@ class ColmapFolder(FolderSet):
 
     def covisibility(self, scene: int) -> np.ndarray | None:
         """[V, V] how many points two views share."""
-        ids = [frame.extra[2] for frame in self._cached(scene)]
+        ids = [frame.points for frame in self._cached(scene)]
         points = {point: i for i, point in enumerate(sorted({p for own in ids for p in own}))}
         if not points:
             return None

@@ -6,16 +6,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from lean3r.data.sets.formats.files import image_size
-from lean3r.data.sets.formats.lens import LensSet
+from lean3r.data.sets.formats.lens import LensFrame, LensSet
 from lean3r.data.sets.formats.transforms import read_transforms
-from lean3r.data.sets.scenes import Frame, folders
+from lean3r.data.sets.scenes import folders
 from lean3r.errors import InputError
 
 PICTURES = ("images_4", "images_8", "images_2", "images")
 _INNER = (".", "nerfstudio", "colmap")
 
 
-class Dl3dv(LensSet):
+class Dl3dv(LensSet[LensFrame]):
     """One scene a video. Lenses (OPENCV) are undistorted as pictures are read; the scale is COLMAP's, arbitrary.
 
     pictures: which folder of pictures to read; None takes the first there is of images_4 (960P), images_8 (480P),
@@ -37,25 +37,40 @@ class Dl3dv(LensSet):
         self.pictures = pictures
         super().__init__(root, scenes)
 
-    @staticmethod
-    def looks_like(root: Path) -> bool:
-        """Whether there is a folder with a transforms.json or one of the folders of pictures, by a long hash."""
-        return next(_videos(root), None) is not None
+    @classmethod
+    def places(cls, root: Path) -> Iterator[Path]:
+        """Folders with cameras or pictures: in the root, or one below that (1K to 11K, or inner folders)."""
+        for folder in folders(root):
+            own = [folder / inner for inner in _INNER if _has_part(folder / inner)]
+            if own:
+                yield own[0]
+                continue
+            for video in folders(folder):
+                yield from [video / inner for inner in _INNER if _has_part(video / inner)][:1]
 
-    @staticmethod
-    def find_scenes(root: Path) -> list[str]:
-        """Videos with cameras and a folder of pictures."""
-        return [video.relative_to(root).as_posix() for video in _videos(root) if not _missing(video)]
+    @classmethod
+    def missing(cls, place: Path) -> list[str]:
+        """Cameras, or a folder of pictures."""
+        absent = [] if (place / "transforms.json").is_file() else [f"{place / 'transforms.json'} is missing"]
+        pictures = any((place / name).is_dir() for name in PICTURES)
+        return absent + ([] if pictures else [f"{place} has no folder of pictures ({', '.join(PICTURES)})"])
 
-    @staticmethod
-    def problems(root: Path) -> list[str]:
-        """Videos without cameras or pictures, unreadable cameras, and cameras without their picture."""
-        videos = list(_videos(root))
-        if not videos:
-            return [f"{root} holds no DL3DV-10K video"]
-        return [what for video in videos for what in _missing(video) or _incomplete(video)]
+    @classmethod
+    def incomplete(cls, place: Path) -> list[str]:
+        """Cameras that cannot be read, or without their pictures."""
+        try:
+            wanted = {PurePosixPath(row.path).name for row in read_transforms(place / "transforms.json")}
+        except InputError as error:
+            return [str(error)]
+        pictures = _pictures(place, None)
+        there = wanted & {path.name for path in pictures.iterdir()}
+        if len(there) < 2:
+            return [f"{pictures} has {len(there)} of {len(wanted)} posed pictures; at least two views make a scene"]
+        absent = sorted(wanted - there)
+        count = f"{len(absent)} of {len(wanted)} pictures"
+        return [f"{count} of {pictures} are missing, {absent[0]} first"] if absent else []
 
-    def frames(self, scene: str) -> Sequence[Frame]:
+    def frames(self, scene: str) -> Sequence[LensFrame]:
         """The posed pictures that are there, by name."""
         folder = self.root / scene
         pictures = _pictures(folder, self.pictures)
@@ -68,17 +83,6 @@ class Dl3dv(LensSet):
         return [row.frame(file, size) for row, file in there]
 
 
-def _videos(root: Path) -> Iterator[Path]:
-    """Folders with cameras or pictures: directly below the root, or one below that (1K to 11K, or inner folders)."""
-    for folder in folders(root):
-        own = [folder / inner for inner in _INNER if _has_part(folder / inner)]
-        if own:
-            yield own[0]
-            continue
-        for video in folders(folder):
-            yield from [video / inner for inner in _INNER if _has_part(video / inner)][:1]
-
-
 def _has_part(folder: Path) -> bool:
     return (folder / "transforms.json").is_file() or any((folder / name).is_dir() for name in PICTURES[:3])
 
@@ -89,22 +93,3 @@ def _pictures(folder: Path, wanted: str | None) -> Path:
     if found is None:
         raise InputError(f"{folder} has no folder {' or '.join(names)}; expected {Dl3dv.layout}")
     return found
-
-
-def _missing(video: Path) -> list[str]:
-    absent = [] if (video / "transforms.json").is_file() else [f"{video / 'transforms.json'} is missing"]
-    pictures = any((video / name).is_dir() for name in PICTURES)
-    return absent + ([] if pictures else [f"{video} has no folder of pictures ({', '.join(PICTURES)})"])
-
-
-def _incomplete(video: Path) -> list[str]:
-    try:
-        wanted = {PurePosixPath(row.path).name for row in read_transforms(video / "transforms.json")}
-    except InputError as error:
-        return [str(error)]
-    pictures = _pictures(video, None)
-    there = wanted & {path.name for path in pictures.iterdir()}
-    if len(there) < 2:
-        return [f"{pictures} has {len(there)} of {len(wanted)} posed pictures; at least two views make a scene"]
-    absent = sorted(wanted - there)
-    return [f"{len(absent)} of {len(wanted)} pictures of {pictures} are missing, {absent[0]} first"] if absent else []

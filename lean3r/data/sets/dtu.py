@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from lean3r.data.sets.formats.files import image_size, read_pfm
-from lean3r.data.sets.formats.mvsnet import read_camera, read_pairs
-from lean3r.data.sets.scenes import Camera, FolderSet, Frame, folders, from_integer_centres, rescaled
+from lean3r.data.sets.formats.mvsnet import MvsnetSet, NumberedFrame, read_camera
+from lean3r.data.sets.scenes import Camera, folders, from_integer_centres, rescaled
 from lean3r.errors import InputError
 
 FULL, SMALL = (1600, 1200), (640, 512)
@@ -17,7 +17,7 @@ _CROP = (80, 44)  # of pictures halved to 800 x 600, as MVSNet cuts them to SMAL
 _METRES = 1e-3
 
 
-class DTU(FolderSet):
+class DTU(MvsnetSet):
     """Scans of 49 views of 640 x 512 pixels (or 1600 x 1200), in metres; the files have millimetres.
 
     `light` (0 to 6) chooses the illumination. Depth comes from Depths_raw/ (of full size) where it is there, else from
@@ -35,20 +35,20 @@ class DTU(FolderSet):
         self.light = light
         super().__init__(root, scenes)
 
-    @staticmethod
-    def looks_like(root: Path) -> bool:
+    @classmethod
+    def looks_like(cls, root: Path) -> bool:
         """Whether there is Rectified/, or Cameras/ with files of MVSNet."""
         return (root / "Rectified").is_dir() or any((root / "Cameras").glob("*_cam.txt"))
 
-    @staticmethod
-    def find_scenes(root: Path) -> list[str]:
+    @classmethod
+    def find_scenes(cls, root: Path) -> list[str]:
         """Scans that have both pictures and depth; none without cameras."""
         if not _camera_folders(root):
             return []
         return [f.name for f in folders(root / "Rectified") if _depth_folder(root, f.name) is not None]
 
-    @staticmethod
-    def problems(root: Path) -> list[str]:
+    @classmethod
+    def problems(cls, root: Path) -> list[str]:
         """Cameras, pairs, pictures or depth that are missing."""
         found = [] if _camera_folders(root) else [f"{root / 'Cameras'} holds no *_cam.txt"]
         found += [] if (root / "Cameras" / "pair.txt").is_file() else [f"{root / 'Cameras' / 'pair.txt'} is missing"]
@@ -71,7 +71,7 @@ class DTU(FolderSet):
             found += [f"{len(lost)} of {len(numbers)} views of {scan} have no camera"] if lost else []
         return found
 
-    def frames(self, scene: str) -> Sequence[Frame]:
+    def frames(self, scene: str) -> Sequence[NumberedFrame]:
         """Views that have a picture in this light, a camera and depth, by number."""
         depth = _depth_folder(self.root, scene)
         assert depth is not None
@@ -81,7 +81,7 @@ class DTU(FolderSet):
             path = depth / f"depth_map_{number:04}.pfm"
             if path.is_file():
                 size = size or image_size(image)
-                found.append(Frame(image, self._camera(number, size), path, number))
+                found.append(NumberedFrame(image, self._camera(number, size), path, number=number))
         if not found:
             raise InputError(f"{scene} has no view in light {self.light} with depth; expected {self.layout}")
         return found
@@ -105,7 +105,7 @@ class DTU(FolderSet):
         pose[:3, 3] *= _METRES
         return Camera(k, pose, *size)
 
-    def read_depth(self, frame: Frame) -> np.ndarray:
+    def read_depth(self, frame: NumberedFrame) -> np.ndarray:
         """Depth at the size of the picture, 0 where the scan has none."""
         assert frame.depth is not None
         depth, size = read_pfm(frame.depth) * np.float32(_METRES), (frame.camera.width, frame.camera.height)
@@ -122,13 +122,9 @@ class DTU(FolderSet):
             f"{frame.depth} has {depth.shape[1]} x {depth.shape[0]} pixels, which fit no picture of {size}"
         )
 
-    def covisibility(self, scene: int) -> np.ndarray | None:
-        """[V, V] scores of Cameras/pair.txt."""
-        pairs = self.root / "Cameras" / "pair.txt"
-        if not pairs.is_file():
-            return None
-        numbers = [frame.extra for frame in self._cached(scene)]
-        return read_pairs(pairs, max(numbers) + 1)[np.ix_(numbers, numbers)]
+    def pairs(self, scene: str) -> Path:
+        """One file for all scans."""
+        return self.root / "Cameras" / "pair.txt"
 
 
 def _integer(intrinsics: np.ndarray) -> np.ndarray:

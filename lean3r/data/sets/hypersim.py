@@ -22,7 +22,7 @@ _METRES = "meters_per_asset_unit"
 _PICTURE, _DISTANCE = ".tonemap.jpg", ".depth_meters.hdf5"
 
 
-class Hypersim(FolderSet):
+class Hypersim(FolderSet[Frame]):
     """One scene a camera path ("ai_001_001/cam_00"), of its tone-mapped previews; needs h5py (extra "train").
 
     Each scene has its own projection, some with a tilted lens: it is read from the table that the toolkit publishes.
@@ -42,13 +42,13 @@ class Hypersim(FolderSet):
     )
     is_metric = True
 
-    @staticmethod
-    def looks_like(root: Path) -> bool:
+    @classmethod
+    def looks_like(cls, root: Path) -> bool:
         """Whether there are folders like ai_001_001 with _detail/ or images/."""
         return bool(_places(root))
 
-    @staticmethod
-    def find_scenes(root: Path) -> list[str]:
+    @classmethod
+    def find_scenes(cls, root: Path) -> list[str]:
         """Camera paths that have pictures, distances and poses; none without the table of projections."""
         if not _table(root):
             return []
@@ -59,8 +59,8 @@ class Hypersim(FolderSet):
             if not _missing(place, camera)
         ]
 
-    @staticmethod
-    def problems(root: Path) -> list[str]:
+    @classmethod
+    def problems(cls, root: Path) -> list[str]:
         """The table, or parts of scenes, that are missing; pictures without distances."""
         places = _places(root)
         if not places:

@@ -16,7 +16,7 @@ _SUFFIXES = (".jpg", ".png", ".jpeg")
 _COLUMNS = 19
 
 
-class RealEstate10K(FolderSet):
+class RealEstate10K(FolderSet[Frame]):
     """Clips of tens to hundreds of frames, up to scale, no depth; frames that were not extracted are left out.
 
     The camera files hold intrinsics as shares of the picture's width and height, which count from its corner.
@@ -30,18 +30,18 @@ class RealEstate10K(FolderSet):
     has_depth = False
     is_ordered = True
 
-    @staticmethod
-    def looks_like(root: Path) -> bool:
+    @classmethod
+    def looks_like(cls, root: Path) -> bool:
         """Whether there are camera files: text whose first line is an address and whose second has 19 numbers."""
         return any(_is_clip(text) for text in _texts(root)[:20])
 
-    @staticmethod
-    def find_scenes(root: Path) -> list[str]:
+    @classmethod
+    def find_scenes(cls, root: Path) -> list[str]:
         """Camera files whose clip has a folder of frames, by path without suffix."""
         return [text.relative_to(root).with_suffix("").as_posix() for text in _texts(root) if _frame_folder(root, text)]
 
-    @staticmethod
-    def problems(root: Path) -> list[str]:
+    @classmethod
+    def problems(cls, root: Path) -> list[str]:
         """Clips without frames, or with some of them."""
         texts = _texts(root)
         absent = [text for text in texts if _frame_folder(root, text) is None]

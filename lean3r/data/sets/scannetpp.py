@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from lean3r.data.sets.formats.files import image_size, read_depth_png
-from lean3r.data.sets.formats.lens import LensSet
+from lean3r.data.sets.formats.lens import LensFrame, LensSet
 from lean3r.data.sets.formats.transforms import PosedPicture, read_model, read_transforms
-from lean3r.data.sets.scenes import Frame, folders
+from lean3r.data.sets.scenes import folders
 from lean3r.errors import InputError, UsageError
 
 MILLIMETRES = 1000.0
@@ -39,7 +39,7 @@ KINDS = {
 }
 
 
-class ScanNetpp(LensSet):
+class ScanNetpp(LensSet[LensFrame]):
     """One scene a room and device ("data/0a5c013435/dslr"): the DSLR's still pictures or the phone's video.
 
     Fisheye pictures (resized_images) are undistorted as they are read, with their rendered depth; those that are
@@ -69,25 +69,50 @@ class ScanNetpp(LensSet):
             own = [scene for scene in self.find_scenes(Path(root)) if scene.endswith(f"/{device}")]
         super().__init__(root, own)
 
-    @staticmethod
-    def looks_like(root: Path) -> bool:
-        """Whether there are folders with dslr/ or iphone/ in the root, or in data/ there."""
-        return bool(_places(root))
+    @classmethod
+    def places(cls, root: Path) -> list[Path]:
+        """Folders of devices. The phone's counts once its pictures are taken out of the video."""
+        rooms = [room for base in (root, root / "data") for room in folders(base)]
+        stills = [room / "dslr" for room in rooms if (room / "dslr").is_dir()]
+        return stills + [room / "iphone" for room in rooms if (room / "iphone" / "rgb").is_dir()]
 
-    @staticmethod
-    def find_scenes(root: Path) -> list[str]:
-        """Devices of rooms with cameras and pictures."""
-        return [place.relative_to(root).as_posix() for place in _places(root) if not _missing(place)]
+    @classmethod
+    def missing(cls, place: Path) -> list[str]:
+        """Pictures, or their cameras."""
+        if _kinds(place):
+            return []
+        pictures = [kind.pictures for kind in KINDS[place.name] if (place / kind.pictures).is_dir()]
+        if not pictures:
+            return [f"{place} has no folder of pictures ({' or '.join(kind.pictures for kind in KINDS[place.name])})"]
+        wanted = [place / kind.cameras for kind in KINDS[place.name] if kind.pictures in pictures]
+        return [f"{wanted[0]} is missing"]
 
-    @staticmethod
-    def problems(root: Path) -> list[str]:
-        """Devices without cameras or pictures, cameras without their picture, and pictures without depth."""
-        places = _places(root)
-        if not places:
-            return [f"{root} holds no ScanNet++ scene"]
-        return [what for place in places for what in _missing(place) or _incomplete(place)]
+    @classmethod
+    def incomplete(cls, place: Path) -> list[str]:
+        """Cameras without their picture, and pictures without depth."""
+        kind, depth = _kind(place)
+        try:
+            rows = _rows(place / kind.cameras)
+        except InputError as error:
+            return [str(error)]
+        wanted = {PurePosixPath(row.path).name for row in rows if not row.is_bad}
+        there = wanted & {path.name for path in (place / kind.pictures).iterdir()}
+        if len(there) < 2:
+            return [f"{place / kind.pictures} has {len(there)} posed pictures; at least two views make a scene"]
+        found = []
+        if wanted - there:
+            gone = sorted(wanted - there)
+            found.append(
+                f"{len(gone)} of {len(wanted)} pictures of {place / kind.pictures} are missing, {gone[0]} first"
+            )
+        maps = {path.stem for path in depth.glob("*.png")} if depth else set()
+        without = sorted(name for name in there if PurePosixPath(name).stem not in maps)
+        if without:
+            folder = depth or place / kind.depth[0]
+            found.append(f"{len(without)} of {len(there)} maps of {folder} are missing, that of {without[0]} first")
+        return found
 
-    def frames(self, scene: str) -> Sequence[Frame]:
+    def frames(self, scene: str) -> Sequence[LensFrame]:
         """The posed pictures that are there and not marked bad, by name."""
         place = self.root / scene
         kind, depth = _kind(place)
@@ -100,17 +125,10 @@ class ScanNetpp(LensSet):
         maps = {path.stem: path for path in depth.glob("*.png")} if depth else {}
         return [row.frame(file, size, maps.get(file.stem)) for row, file in there]
 
-    def read_depth(self, frame: Frame) -> np.ndarray:
+    def read_depth(self, frame: LensFrame) -> np.ndarray:
         """Metres from millimetres."""
         assert frame.depth is not None
         return read_depth_png(frame.depth, MILLIMETRES)
-
-
-def _places(root: Path) -> list[Path]:
-    """Folders of devices. The phone's counts once its pictures are taken out of the video."""
-    rooms = [room for base in (root, root / "data") for room in folders(base)]
-    stills = [room / "dslr" for room in rooms if (room / "dslr").is_dir()]
-    return stills + [room / "iphone" for room in rooms if (room / "iphone" / "rgb").is_dir()]
 
 
 def _kinds(place: Path) -> list[Kind]:
@@ -121,7 +139,7 @@ def _kind(place: Path) -> tuple[Kind, Path | None]:
     """The kind of pictures to read, and its folder of depth: the first that has depth, or else the first."""
     kinds = _kinds(place)
     if not kinds:
-        raise InputError("; ".join(_missing(place)))
+        raise InputError("; ".join(ScanNetpp.missing(place)))
     for kind in kinds:
         for name in kind.depth:
             if (place / name).is_dir():
@@ -131,35 +149,3 @@ def _kind(place: Path) -> tuple[Kind, Path | None]:
 
 def _rows(cameras: Path) -> list[PosedPicture]:
     return read_model(cameras) if cameras.is_dir() else read_transforms(cameras)
-
-
-def _missing(place: Path) -> list[str]:
-    if _kinds(place):
-        return []
-    pictures = [kind.pictures for kind in KINDS[place.name] if (place / kind.pictures).is_dir()]
-    if not pictures:
-        return [f"{place} has no folder of pictures ({' or '.join(kind.pictures for kind in KINDS[place.name])})"]
-    wanted = [place / kind.cameras for kind in KINDS[place.name] if kind.pictures in pictures]
-    return [f"{wanted[0]} is missing"]
-
-
-def _incomplete(place: Path) -> list[str]:
-    kind, depth = _kind(place)
-    try:
-        rows = _rows(place / kind.cameras)
-    except InputError as error:
-        return [str(error)]
-    wanted = {PurePosixPath(row.path).name for row in rows if not row.is_bad}
-    there = wanted & {path.name for path in (place / kind.pictures).iterdir()}
-    if len(there) < 2:
-        return [f"{place / kind.pictures} has {len(there)} posed pictures; at least two views make a scene"]
-    found = []
-    if wanted - there:
-        gone = sorted(wanted - there)
-        found.append(f"{len(gone)} of {len(wanted)} pictures of {place / kind.pictures} are missing, {gone[0]} first")
-    maps = {path.stem for path in depth.glob("*.png")} if depth else set()
-    without = sorted(name for name in there if PurePosixPath(name).stem not in maps)
-    if without:
-        folder = depth or place / kind.depth[0]
-        found.append(f"{len(without)} of {len(there)} maps of {folder} are missing, that of {without[0]} first")
-    return found

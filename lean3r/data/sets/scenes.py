@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 
@@ -101,33 +101,45 @@ class SceneSet(ABC):
         """Numbers of the scenes that suit a batch of this shape; None where the set keeps no such list."""
         return None
 
-    @staticmethod
+    @classmethod
     @abstractmethod
-    def looks_like(root: Path) -> bool:
+    def looks_like(cls, root: Path) -> bool:
         """Whether a folder has the marks of this layout, be it complete or not; cheap, and never raises."""
 
-    @staticmethod
-    @abstractmethod
-    def problems(root: Path) -> list[str]:
-        """What is missing or wrong below `root`, a sentence each; empty when all is there."""
+    @classmethod
+    def problems(cls, root: Path) -> list[str]:
+        """What is missing or wrong below `root`, a sentence each; empty when all is there, as it is said to be here.
+
+        `lean3r data check` shows them beside what it sees itself: views that cannot be read, cameras that are none.
+        """
+        return []
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Where the files of one view are, and its camera. depth and extra: whatever its set's `read_depth` wants."""
+    """Where the files of one view are, and its camera. A set that needs to know more of a view adds fields."""
 
     image: Path
     camera: Camera
     depth: Path | None = None
-    extra: Any = None
 
 
-class FolderSet(SceneSet):
-    """A set of picture files in folders: a subclass says which scenes there are and what a scene's frames are.
+F = TypeVar("F", bound=Frame)
 
-    `find_scenes(root)` names the complete scenes; `frames(id)` reads the cameras of one; `read_depth(frame)` reads
-    depth [h, w], 0 unknown (resized by nearest to the picture where it is smaller or larger).
+
+class FolderSet(SceneSet, Generic[F]):
+    """A set of picture files in folders: a subclass says where its scenes are and what a scene's frames are.
+
+    `parts`: the files and folders of a complete scene. `places(root)`: folders that may be one, by default those in the
+    root with any of the parts; `missing(place)`: what keeps one from being a scene, by default parts that are absent;
+    `incomplete(place)`: what is wrong with a scene all the same, by default nothing. `looks_like`, `find_scenes` and
+    `problems` follow from these; a set whose scenes are no folders writes the three itself.
+
+    `frames(id)` reads the cameras of a scene; `read_depth(frame)` reads depth [h, w], 0 unknown (resized by nearest to
+    the picture where it is smaller or larger).
     """
+
+    parts: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, root: str | Path, scenes: Sequence[str] | None = None) -> None:
         self.root = Path(root)
@@ -135,18 +147,46 @@ class FolderSet(SceneSet):
         if not self.ids:
             found = self.problems(self.root) if self.root.is_dir() else [f"{self.root} is no folder"]
             raise InputError(f"no {self.title} scene in {self.root}: {some(found)}. Expected: {self.layout}")
-        self._frames: OrderedDict[int, Sequence[Frame]] = OrderedDict()
+        self._frames: OrderedDict[int, Sequence[F]] = OrderedDict()
 
-    @staticmethod
-    @abstractmethod
-    def find_scenes(root: Path) -> Iterable[str]:
+    @classmethod
+    def places(cls, root: Path) -> Iterable[Path]:
+        """Folders below a root that may be scenes, complete or not, in a fixed order; cheap."""
+        return (folder for folder in folders(root) if any((folder / part).exists() for part in cls.parts))
+
+    @classmethod
+    def missing(cls, place: Path) -> list[str]:
+        """What is not there of a scene, a sentence each; none for a complete one. Cheap."""
+        return [f"{place / part} is missing" for part in cls.parts if not (place / part).exists()]
+
+    @classmethod
+    def incomplete(cls, place: Path) -> list[str]:
+        """What is missing or wrong within a complete scene, a sentence each."""
+        return []
+
+    @classmethod
+    def looks_like(cls, root: Path) -> bool:
+        """Whether there is a folder that may be a scene."""
+        return any(True for _ in cls.places(root))
+
+    @classmethod
+    def find_scenes(cls, root: Path) -> Iterable[str]:
         """Names of the complete scenes below a root, in a fixed order; cheap."""
+        return [place.relative_to(root).as_posix() for place in cls.places(root) if not cls.missing(place)]
+
+    @classmethod
+    def problems(cls, root: Path) -> list[str]:
+        """What is missing or wrong in each folder that may be a scene, or that there is none."""
+        places = list(cls.places(root))
+        if not places:
+            return [f"{root} holds no {cls.title} scene"]
+        return [what for place in places for what in cls.missing(place) or cls.incomplete(place)]
 
     @abstractmethod
-    def frames(self, scene: str) -> Sequence[Frame]:
+    def frames(self, scene: str) -> Sequence[F]:
         """The frames of one scene, in order; InputError when its files cannot be read."""
 
-    def read_depth(self, frame: Frame) -> np.ndarray:
+    def read_depth(self, frame: F) -> np.ndarray:
         """Depth [h, w] float32 of a frame whose `depth` is not None."""
         raise InputError(f"{self.title} has no depth, yet {frame.image.name} names some")
 
@@ -172,7 +212,7 @@ class FolderSet(SceneSet):
         depth = nearest(self.read_depth(frame), height, width) if has_depth else no_depth(height, width)
         return RawView(image, depth, intrinsics, camera.cam_from_world)
 
-    def _cached(self, index: int) -> Sequence[Frame]:
+    def _cached(self, index: int) -> Sequence[F]:
         frames = self._frames.get(index)  # read once: another thread may push it out at any time
         if frames is None:
             with naming(self.root / self.ids[index]):
@@ -181,7 +221,7 @@ class FolderSet(SceneSet):
                 self._frames.popitem(last=False)
         return frames
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_frames": OrderedDict()}
 
 

@@ -107,8 +107,8 @@ class Shards(SceneSet):
         found = np.flatnonzero(like if like.any() else enough)
         return found if len(found) else None
 
-    @staticmethod
-    def looks_like(root: Path) -> bool:
+    @classmethod
+    def looks_like(cls, root: Path) -> bool:
         """Whether there is an index of shards."""
         try:
             with open(root / INDEX, encoding="utf-8") as file:
@@ -116,8 +116,8 @@ class Shards(SceneSet):
         except (OSError, ValueError):
             return False
 
-    @staticmethod
-    def problems(root: Path) -> list[str]:
+    @classmethod
+    def problems(cls, root: Path) -> list[str]:
         """Shards that are missing or have another size than the index says."""
         try:
             with naming(root / INDEX):

@@ -20,7 +20,7 @@ CENTIMETRES = 100.0
 SKY = 655.35  # the largest value of 16 bits, in metres
 
 
-class VirtualKitti2(FolderSet):
+class VirtualKitti2(FolderSet[Frame]):
     """One scene a drive, rendering and camera ("Scene01/clone/Camera_0"). Cars move: only what stands still agrees
     across views. What is as far as the format goes (sky) has no depth."""
 
@@ -35,18 +35,18 @@ class VirtualKitti2(FolderSet):
     is_metric = True
     is_ordered = True
 
-    @staticmethod
-    def looks_like(root: Path) -> bool:
+    @classmethod
+    def looks_like(cls, root: Path) -> bool:
         """Whether there is a folder like Scene01 with a rendering's pictures or cameras."""
         return bool(_drives(root))
 
-    @staticmethod
-    def find_scenes(root: Path) -> list[str]:
+    @classmethod
+    def find_scenes(cls, root: Path) -> list[str]:
         """Cameras of renderings that have pictures, depth and both text files."""
         return [s for drive in _drives(root) for s in _cameras(root, drive) if not _missing(root, s)]
 
-    @staticmethod
-    def problems(root: Path) -> list[str]:
+    @classmethod
+    def problems(cls, root: Path) -> list[str]:
         """Renderings without one of the archives' parts, and pictures without depth."""
         drives = _drives(root)
         if not drives:

@@ -7,6 +7,7 @@ wildrgbd_generate_point_cloud.py of wildrgbd/wildrgbd). Principal points are ARK
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,16 @@ from lean3r.errors import InputError
 from lean3r.json_text import parse_json
 
 MILLIMETRES = 1000.0
-_PARTS = ("rgb", "depth", "metadata", "cam_poses.txt")
 
 
-class WildRgbd(FolderSet):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ObjectFrame(Frame):
+    """A view with the mask of its object."""
+
+    mask: Path
+
+
+class WildRgbd(FolderSet[ObjectFrame]):
     """One scene a video ("apple/scenes/scene_000"). `foreground` keeps the depth of the object alone, by its masks."""
 
     name = "wildrgbd"
@@ -28,6 +35,7 @@ class WildRgbd(FolderSet):
     licence = "MIT (the set's repository wildrgbd/wildrgbd)"
     source = "WildRGB-D: download.py of the repository wildrgbd/wildrgbd"
     layout = "<category>/scenes/scene_000/ with rgb/, depth/, masks/, metadata and cam_poses.txt"
+    parts = ("rgb", "depth", "metadata", "cam_poses.txt")
     is_metric = True
     is_ordered = True
 
@@ -35,25 +43,23 @@ class WildRgbd(FolderSet):
         self.foreground = foreground
         super().__init__(root, scenes)
 
-    @staticmethod
-    def looks_like(root: Path) -> bool:
-        """Whether a folder in the root has a folder `scenes` with one that has rgb/, metadata or cam_poses.txt."""
-        return bool(_videos(root))
+    @classmethod
+    def places(cls, root: Path) -> list[Path]:
+        """Videos below a category's scenes/."""
+        videos = [video for category in folders(root) for video in folders(category / "scenes")]
+        return [video for video in videos if any((video / part).exists() for part in cls.parts)]
 
-    @staticmethod
-    def find_scenes(root: Path) -> list[str]:
-        """Videos that are whole."""
-        return [folder.relative_to(root).as_posix() for folder in _videos(root) if not _missing(folder)]
+    @classmethod
+    def incomplete(cls, place: Path) -> list[str]:
+        """Fewer than two pictures, or pictures without depth."""
+        pictures, depth = ({path.name for path in (place / part).glob("*.png")} for part in cls.parts[:2])
+        if len(pictures) < 2:
+            return [f"{place} has {len(pictures)} pictures; at least two views make a scene"]
+        without = sorted(pictures - depth)
+        count = f"{len(without)} of {len(pictures)} pictures"
+        return [f"{count} of {place} have no depth, {without[0]} first"] if without else []
 
-    @staticmethod
-    def problems(root: Path) -> list[str]:
-        """Videos without pictures, depth or cameras."""
-        videos = _videos(root)
-        if not videos:
-            return [f"{root} holds no WildRGB-D video"]
-        return [what for folder in videos for what in _missing(folder) or _incomplete(folder)]
-
-    def frames(self, scene: str) -> Sequence[Frame]:
+    def frames(self, scene: str) -> Sequence[ObjectFrame]:
         """The frames that have a pose, in order of time."""
         folder = self.root / scene
         try:
@@ -72,33 +78,15 @@ class WildRgbd(FolderSet):
             pose = inverted(np.array(numbers[1:]).reshape(4, 4))
             name = f"{int(numbers[0]):05}.png"
             camera = Camera(pinhole(k[0, 0], k[1, 1], k[0, 2], k[1, 2]), pose, width, height)
-            found.append(Frame(folder / "rgb" / name, camera, folder / "depth" / name, folder / "masks" / name))
+            found.append(
+                ObjectFrame(folder / "rgb" / name, camera, folder / "depth" / name, mask=folder / "masks" / name)
+            )
         return found
 
-    def read_depth(self, frame: Frame) -> np.ndarray:
+    def read_depth(self, frame: ObjectFrame) -> np.ndarray:
         """Metres from millimetres, with `foreground` 0 outside the mask."""
         assert frame.depth is not None
         depth = read_depth_png(frame.depth, MILLIMETRES)
         if self.foreground:
-            depth = np.where(nearest(read_depth_png(frame.extra, 1), *depth.shape) > 0, depth, np.float32(0))
+            depth = np.where(nearest(read_depth_png(frame.mask, 1), *depth.shape) > 0, depth, np.float32(0))
         return depth
-
-
-def _videos(root: Path) -> list[Path]:
-    scenes = [scene for category in folders(root) for scene in folders(category / "scenes")]
-    return [scene for scene in scenes if any((scene / part).exists() for part in _PARTS)]
-
-
-def _missing(folder: Path) -> list[str]:
-    absent = [folder / part for part in _PARTS if not (folder / part).exists()]
-    return [f"{path} is missing" for path in absent]
-
-
-def _incomplete(folder: Path) -> list[str]:
-    pictures, depth = ({path.name for path in (folder / part).glob("*.png")} for part in ("rgb", "depth"))
-    if len(pictures) < 2:
-        return [f"{folder} has {len(pictures)} pictures; at least two views make a scene"]
-    without = sorted(pictures - depth)
-    return (
-        [f"{len(without)} of {len(pictures)} pictures of {folder} have no depth, {without[0]} first"] if without else []
-    )

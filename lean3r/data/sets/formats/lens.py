@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from torch.nn.functional import grid_sample
 
 from lean3r.data.sets.formats.files import read_image
-from lean3r.data.sets.scenes import Camera, FolderSet, RawView, fitted, nearest, no_depth
+from lean3r.data.sets.scenes import Camera, FolderSet, Frame, RawView, fitted, nearest, no_depth
 
 if TYPE_CHECKING:
     from lean3r.colmap_library import pycolmap
 
 
-class LensSet(FolderSet):
-    """A FolderSet whose frames carry their lens: `extra` is a pycolmap.Camera of the picture and of the depth map."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LensFrame(Frame):
+    """A view with the lens of its picture and of its depth map."""
+
+    lens: pycolmap.Camera
+
+
+L = TypeVar("L", bound=LensFrame)
+
+
+class LensSet(FolderSet[L]):
+    """A FolderSet whose pictures and depth maps are undistorted as they are read."""
 
     def view(self, scene: int, view: int) -> RawView:
         """Read one view and take its lens distortion out."""
         frame, camera = self._cached(scene)[view], self.camera(scene, view)
         image = read_image(frame.image)
         height, width = image.shape[:2]
-        seen = Camera(np.eye(3), camera.cam_from_world, frame.extra.width, frame.extra.height)
+        seen = Camera(np.eye(3), camera.cam_from_world, frame.lens.width, frame.lens.height)
         fitted(seen, width, height, frame.image)
         depth = no_depth(height, width) if frame.depth is None else self.read_depth(frame)
-        image, depth, intrinsics = undistort(image, nearest(depth, height, width), frame.extra)
+        image, depth, intrinsics = undistort(image, nearest(depth, height, width), frame.lens)
         return RawView(image, depth, intrinsics, camera.cam_from_world)
 
 

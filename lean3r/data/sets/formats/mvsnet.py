@@ -5,13 +5,38 @@ Their pixels have integer centres (the top-left one at (0, 0)); what is returned
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lean3r.data.sets.formats.files import read_text
-from lean3r.data.sets.scenes import from_integer_centres
+from lean3r.data.sets.scenes import FolderSet, Frame, from_integer_centres
 from lean3r.errors import InputError
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class NumberedFrame(Frame):
+    """A view by the number that the files of cameras and pairs call it."""
+
+    number: int
+
+
+class MvsnetSet(FolderSet[NumberedFrame]):
+    """A FolderSet with a file of pairs, which says how well each view fits the others."""
+
+    @abstractmethod
+    def pairs(self, scene: str) -> Path:
+        """The pair.txt of a scene, be it there or not."""
+
+    def covisibility(self, scene: int) -> np.ndarray | None:
+        """[V, V] scores of the file of pairs."""
+        pairs = self.pairs(self.ids[scene])
+        if not pairs.is_file():
+            return None
+        numbers = [frame.number for frame in self._cached(scene)]
+        return read_pairs(pairs, max(numbers) + 1)[np.ix_(numbers, numbers)]
 
 
 def read_camera(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lean3r.data.sets.formats.files import read_text
-from lean3r.data.sets.formats.lens import pinhole_of
-from lean3r.data.sets.scenes import Camera, Frame, inverted
+from lean3r.data.sets.formats.lens import LensFrame, pinhole_of
+from lean3r.data.sets.scenes import Camera, inverted
 from lean3r.errors import InputError
 from lean3r.inputs.cameras import OPENCV_FROM_OPENGL, open_colmap
 from lean3r.json_text import parse_json
@@ -37,13 +37,14 @@ class PosedPicture:
     cam_from_world: np.ndarray
     is_bad: bool
 
-    def frame(self, image: Path, size: tuple[int, int], depth: Path | None = None) -> Frame:
+    def frame(self, image: Path, size: tuple[int, int], depth: Path | None = None) -> LensFrame:
         """The frame of a LensSet, for a picture of another size (width, height) than the file states."""
         lens = copy.copy(self.lens)
         lens.rescale(*size)
         plain = pinhole_of(lens)
         k = np.asarray(plain.calibration_matrix())
-        return Frame(image, Camera(k, self.cam_from_world, plain.width, plain.height), depth, lens)
+        camera = Camera(k, self.cam_from_world, plain.width, plain.height)
+        return LensFrame(image, camera, depth, lens=lens)
 
 
 def read_transforms(path: Path) -> list[PosedPicture]:
