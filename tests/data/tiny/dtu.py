@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from data.tiny import TinyScene, save_png
+from data.tiny import Tiny, TinyScene, save_png
 from data.tiny.mvsnet import write_camera, write_pairs
 
 from lean3r.data.sets.dtu import SMALL
 from lean3r.data.sets.formats.files import write_pfm
+
+TINY = Tiny(depth="spread")
 
 LIGHT = 3
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from data.tiny import TinyScene, save_jpeg
+from data.tiny import Tiny, TinyScene, save_jpeg
 
 from lean3r.geometry.rotation import so3_exp
+
+TINY = Tiny(depth_error=1e-3)
 
 METRES = 0.0254
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])

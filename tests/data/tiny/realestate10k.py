@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.tiny import TinyScene, save_jpeg
+from data.tiny import Tiny, TinyScene, save_jpeg
+
+TINY = Tiny(depth="none")
 
 
 def write(root: Path, scenes: Sequence[TinyScene]) -> None:

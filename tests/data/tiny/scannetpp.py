@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pycolmap
-from data.tiny import TinyScene, millimetres, save_jpeg, save_png
+from data.tiny import Tiny, TinyScene, millimetres, save_jpeg, save_png
 from data.tiny.dl3dv import transforms
+
+TINY = Tiny(depth_error=2e-3)
 
 FISHEYE = {"k1": -0.04, "k2": 0.01, "k3": 0.0, "k4": 0.0}
 

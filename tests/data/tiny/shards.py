@@ -6,10 +6,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.tiny import TinyScene, blendedmvs
+from data.tiny import Tiny, TinyScene, blendedmvs
 
 from lean3r.data.sets.blendedmvs import BlendedMVS
 from lean3r.data.sets.shards import pack
+
+TINY = Tiny(depth_error=1e-4)
 
 
 def write(root: Path, scenes: Sequence[TinyScene]) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from data.tiny import TinyScene, numbers, save_jpeg, save_png
+from data.tiny import Tiny, TinyScene, numbers, save_jpeg, save_png
+
+TINY = Tiny(depth_error=2e-2)
 
 
 def write(root: Path, scenes: Sequence[TinyScene]) -> None:

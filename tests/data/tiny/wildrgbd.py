@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from data.tiny import TinyScene, millimetres, numbers, save_png
+from data.tiny import Tiny, TinyScene, millimetres, numbers, save_png
+
+TINY = Tiny(depth_error=2e-3)
 
 
 def write(root: Path, scenes: Sequence[TinyScene]) -> None:
