@@ -61,7 +61,7 @@ class ArkitScenes(FolderSet[TabletFrame]):
         videos = [video for split in splits for video in folders(split)]
         inner = [video / f"{video.name}_frames" for video in videos]
         framed = [frames if frames.is_dir() else video for video, frames in zip(videos, inner, strict=True)]
-        return [folder for folder in framed if any((folder / part).exists() for part in cls.parts)]
+        return cls.begun(framed)
 
     @classmethod
     def incomplete(cls, place: Path) -> list[str]:

@@ -24,6 +24,11 @@ class BlendedMVS(MvsnetSet):
     parts = ("blended_images", "cams", "rendered_depth_maps")
 
     @classmethod
+    def places(cls, root: Path) -> list[Path]:
+        """Folders with any part."""
+        return cls.begun(folders(root))
+
+    @classmethod
     def looks_like(cls, root: Path) -> bool:
         """Whether any folder below has blended_images or rendered_depth_maps."""
         return any((f / part).is_dir() for f in folders(root)[:50] for part in (cls.parts[0], cls.parts[2]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from lean3r.errors import InputError
 _SPLITS = ("", "scans", "scans_test", "scans_train")
 MILLIMETRES = 1000.0
 _SENSOR = (1296, 968)
+_WALK = re.compile(r"scene\d+_\d+")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -44,7 +46,7 @@ class ScanNet(FolderSet[SensorFrame]):
     def places(cls, root: Path) -> list[Path]:
         """Folders called like scene0000_00."""
         inside = [f for split in _SPLITS for f in folders(root / split)]
-        return [f for f in inside if f.name.startswith("scene") and "_" in f.name]
+        return [f for f in inside if _WALK.match(f.name)]
 
     @classmethod
     def looks_like(cls, root: Path) -> bool:

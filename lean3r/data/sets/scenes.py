@@ -131,16 +131,17 @@ F = TypeVar("F", bound=Frame)
 class FolderSet(SceneSet, Generic[F]):
     """A set of picture files in folders: a subclass says where its scenes are and what a scene's frames are.
 
-    `parts`: the files and folders of a complete scene. `places(root)`: folders that may be one, by default those in the
-    root with any of the parts; `missing(place)`: what keeps one from being a scene, by default parts that are absent;
-    `incomplete(place)`: what is wrong with a scene all the same, by default nothing. `looks_like`, `find_scenes` and
-    `problems` follow from these; a set whose scenes are no folders writes the three itself.
+    `parts`: the files and folders of a complete scene, the one that tells it from other sets first. `places(root)`:
+    folders that may be one, by default those in the root that have the first part; `missing(place)`: what keeps one
+    from being a scene, by default parts that are absent; `incomplete(place)`: what is wrong with a scene all the same,
+    by default nothing. `looks_like`, `find_scenes` and `problems` follow from these; a set whose scenes are no folders
+    writes the three itself.
 
     `frames(id)` reads the cameras of a scene; `read_depth(frame)` reads depth [h, w], 0 unknown (resized by nearest to
     the picture where it is smaller or larger).
     """
 
-    parts: ClassVar[tuple[str, ...]] = ()
+    parts: ClassVar[tuple[str, ...]]
 
     def __init__(self, root: str | Path, scenes: Sequence[str] | None = None) -> None:
         self.root = Path(root)
@@ -153,7 +154,12 @@ class FolderSet(SceneSet, Generic[F]):
     @classmethod
     def places(cls, root: Path) -> Iterable[Path]:
         """Folders below a root that may be scenes, complete or not, in a fixed order; cheap."""
-        return (folder for folder in folders(root) if any((folder / part).exists() for part in cls.parts))
+        return (folder for folder in folders(root) if (folder / cls.parts[0]).exists())
+
+    @classmethod
+    def begun(cls, places: Iterable[Path]) -> list[Path]:
+        """Of these folders those that have any part."""
+        return [place for place in places if any((place / part).exists() for part in cls.parts)]
 
     @classmethod
     def missing(cls, place: Path) -> list[str]:

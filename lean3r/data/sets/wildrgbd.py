@@ -46,8 +46,7 @@ class WildRgbd(FolderSet[ObjectFrame]):
     @classmethod
     def places(cls, root: Path) -> list[Path]:
         """Videos below a category's scenes/."""
-        videos = [video for category in folders(root) for video in folders(category / "scenes")]
-        return [video for video in videos if any((video / part).exists() for part in cls.parts)]
+        return cls.begun(video for category in folders(root) for video in folders(category / "scenes"))
 
     @classmethod
     def incomplete(cls, place: Path) -> list[str]:
