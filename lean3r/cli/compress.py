@@ -99,8 +99,8 @@ class Compress:
 
     def _scan(self, console: Console) -> None:
         """Measure what every layer loses; write and draw it, and a plan that leaves out the worst."""
-        from lean3r.cli.scan_picture import draw
         from lean3r.compress.presets import fp8
+        from lean3r.compress.scan_picture import draw
         from lean3r.compress.sensitivity import proposed, scan, without
         from lean3r.export.atomic import atomic_folder
         from lean3r.export.manifest import write_short

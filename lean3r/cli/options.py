@@ -7,7 +7,7 @@ A command takes one by its type, `seed: Seed = 0`, and where its own words say m
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -16,7 +16,7 @@ from lean3r.errors import UsageError
 from lean3r.export import DEFAULT_FORMATS, EXPORTERS
 
 
-def option(metavar: str | None = None, *aliases: str, help: str | None = None) -> Any:
+def option(metavar: str | None = None, *aliases: str, help: str | None = None) -> object:
     """One option: what its value is called, its other names, its help (else the docstring below the field).
 
     Defaults that say nothing are not shown.

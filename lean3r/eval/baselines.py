@@ -12,7 +12,7 @@ from lean3r.eval.pose_errors import auc_histogram, pose_pair_errors
 from lean3r.geometry.pose import invert_pose, make_pose
 
 # Directions tried for the constant motion: axes, edges and corners of a cube, one of each opposite pair.
-DIRECTIONS = [d for d in itertools.product((-1.0, 0.0, 1.0), repeat=3) if d > (0.0, 0.0, 0.0)]
+DIRECTIONS = [(x, y, z) for x, y, z in itertools.product((-1.0, 0.0, 1.0), repeat=3) if (x, y, z) > (0.0, 0.0, 0.0)]
 
 
 def constant_motion(views: int, direction: tuple[float, float, float]) -> Tensor:
@@ -32,4 +32,4 @@ def best_constant_motion(truth: list[Tensor], small_baselines: Sequence[float | 
         ]
         return auc_histogram(torch.cat(errors).numpy(), 30)
 
-    return max(DIRECTIONS, key=score)  # type: ignore[arg-type,return-value]
+    return max(DIRECTIONS, key=score)

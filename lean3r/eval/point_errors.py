@@ -6,14 +6,17 @@ scipy (the extra "eval") is imported when a nearest neighbour is asked for.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from lean3r.errors import InputError, MissingExtraError
 
+if TYPE_CHECKING:
+    from scipy.spatial import KDTree
 
-def kd_tree(points: np.ndarray) -> Any:
+
+def kd_tree(points: np.ndarray) -> KDTree:
     """Search tree over points [N, 3]. Raises MissingExtraError without scipy, InputError on NaN or no points."""
     try:
         from scipy.spatial import KDTree
@@ -33,7 +36,7 @@ def _checked(points: np.ndarray) -> np.ndarray:
 def nearest(query: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distance [N] from each query point to its nearest target point, and that point's index [N]."""
     distance, index = kd_tree(target).query(_checked(query))
-    return distance, index
+    return np.asarray(distance), np.asarray(index)
 
 
 class Fscore(NamedTuple):
@@ -131,7 +134,7 @@ def icp(
         distance, index = tree.query(moved, distance_upper_bound=max_distance)
         found = np.isfinite(distance)
         rmse = math.sqrt(np.mean(distance[found] ** 2)) if found.any() else 0.0
-        return moved, found, index, float(np.mean(found)), rmse
+        return moved, found, np.asarray(index), float(np.mean(found)), rmse
 
     moved, found, index, fitness, rmse = match()
     for _ in range(iterations):

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from lean3r.export.atomic import MANIFEST
 from lean3r.export.cameras import json_bytes
@@ -73,7 +72,7 @@ def write_short(directory: Path) -> None:
     (directory / MANIFEST).write_bytes(json_bytes(about))
 
 
-def _views(reconstruction: Reconstruction) -> list[dict[str, Any]]:
+def _views(reconstruction: Reconstruction) -> list[dict[str, object]]:
     """Of each view its name, its size, where its pose comes from, and what the refinement says of it."""
     count = len(reconstruction.sources)
     registration = reconstruction.registration or ("predicted",) * count
@@ -84,12 +83,12 @@ def _views(reconstruction: Reconstruction) -> list[dict[str, Any]]:
     ]
 
 
-def toml(settings: Mapping[str, Any]) -> str:
+def toml(settings: Mapping[str, object]) -> str:
     """Settings as TOML: numbers, strings, booleans, lists and (nested) tables; None is left out as TOML has none."""
     return "\n".join(_lines(settings, ())) + "\n"
 
 
-def _lines(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
+def _lines(table: Mapping[str, object], path: tuple[str, ...]) -> list[str]:
     lines = [f"{_text(k)} = {_value(v)}" for k, v in table.items() if v is not None and not isinstance(v, Mapping)]
     for key, value in table.items():
         if isinstance(value, Mapping):
@@ -98,7 +97,7 @@ def _lines(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
     return lines
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -37,11 +36,11 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     reconstruction = reconstruction.of_certain()
     table = pictured(reconstruction, options)
     lenses = [_lens(camera) for camera in table.cameras]
-    models = {lens.pop("camera_model") for lens in lenses}
+    models = {str(lens.pop("camera_model")) for lens in lenses}
     if len(models) > 1:
         raise UsageError(f"nerfstudio takes one kind of lens at a time; got {', '.join(sorted(models))}. Undistort.")
     poses = np.linalg.inv(reconstruction.cam_from_world) @ OPENCV_FROM_OPENGL
-    content: dict[str, Any] = {"camera_model": models.pop()}
+    content: dict[str, object] = {"camera_model": models.pop()}
     if len(lenses) == 1:
         content |= lenses[0]
     written = []
@@ -60,7 +59,7 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     return [path, *written, *pictures.write(reconstruction, directory, options, table)]
 
 
-def _lens(camera: Camera) -> dict[str, Any]:
+def _lens(camera: Camera) -> dict[str, str | float]:
     """The camera in nerfstudio's words."""
     if camera.lens.model not in PARAMETERS or (camera.lens.model == "FULL_OPENCV" and any(camera.lens.params[9:])):
         raise UsageError(
@@ -68,7 +67,7 @@ def _lens(camera: Camera) -> dict[str, Any]:
             "Write undistorted pictures instead: --undistort."
         )
     places, distortion = PARAMETERS[camera.lens.model]
-    found: dict[str, Any] = {
+    found: dict[str, str | float] = {
         "camera_model": "OPENCV_FISHEYE" if camera.lens.model == "OPENCV_FISHEYE" else "OPENCV",
         "w": camera.width,
         "h": camera.height,

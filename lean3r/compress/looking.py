@@ -1,0 +1,115 @@
+"""Which regions of which views one window of patches looks at, and how dense attention is in every layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lean3r.attention.base import Mechanism, recording
+from lean3r.attention.dense import Dense
+from lean3r.attention.probe import capturing
+from lean3r.attention.shares import Shares, Window, query_window, shares
+from lean3r.compress.targets import sites_of
+from lean3r.errors import UsageError
+from lean3r.layers.attention import SelfAttention
+from lean3r.types import Views
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a `window` of view `view` looks at in one `layer`, and what its `mechanism` is.
+
+    `density` is the share of pairs that each layer across views attends to, None where its mechanism does not say.
+    `not_in_effect` says why dense attention is seen although there is a plan, and what helps; it is empty otherwise.
+    """
+
+    layer: str
+    mechanism: str
+    names: list[str]
+    view: int
+    window: Window
+    shares: Shares
+    density: dict[str, float | None]
+    not_in_effect: str
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON-ready."""
+        shared = zip(self.names, self.shares.by_view, strict=True)
+        return {
+            "layer": self.layer,
+            "mechanism": self.mechanism,
+            "not_in_effect": self.not_in_effect,
+            "query": {"view": self.view, "name": self.names[self.view], "patches": self.window.as_dict()},
+            "views": [{"view": i, "name": name, "share": round(share, 6)} for i, (name, share) in enumerate(shared)],
+            "special_tokens_share": round(self.shares.special, 6),
+            "tokens": self.shares.tokens,
+            "tokens_that_hold_90_percent": self.shares.tokens_of_most,
+            "density": self.density,
+        }
+
+
+def look(
+    model: nn.Module,
+    run: Callable[[], object],
+    views: Views,
+    *,
+    plan: str | None = None,
+    view: int | None = None,
+    at: tuple[float, float] | None = None,
+    block: int | None = None,
+) -> Look:
+    """Watch one layer across views while `run` lets the network, which wears the plan named, see `views`, one scene.
+
+    `view` looks (None: the middle one) from the spot `at`, x and y in pixels of the original picture (None: its
+    centre), in the `block`-th of the layers that look across views (None: the last). UsageError for what is not there.
+    """
+    layers = {site.name: _attention(model, site.name) for site in sites_of(model) if site.role == "global"}
+    block = len(layers) - 1 if block is None else block
+    if not 0 <= block < len(layers):
+        raise UsageError(f"--block is {block}; the model has {len(layers)} blocks that look across pictures.")
+    names = [source.name for source in views.sources]
+    view = len(names) // 2 if view is None else view
+    if not 0 <= view < len(names):
+        raise UsageError(f"--view is {view}; there are {len(names)} views, 0 to {len(names) - 1}.")
+    name = list(layers)[block]
+    watched = layers[name]
+    with torch.no_grad(), recording() as log, capturing(_mechanisms(watched)) as calls:
+        run()
+    window = query_window(calls[-1].layout, views, view, at)
+    found, used = shares(calls[-1], window, view), calls[-1].mechanism
+    said = {id(record.mechanism): record.density for record in log}
+    density = {key: _density(_mechanisms(layer), said) for key, layer in layers.items()}
+    missed = ""
+    if plan is not None and used is watched.short:
+        missed = _not_in_effect(plan, found.tokens, len(names), watched.dense_below)
+    return Look(name, repr(used), names, view, window, found, density, missed)
+
+
+def _attention(model: nn.Module, name: str) -> SelfAttention:
+    layer = model.get_submodule(name)
+    assert isinstance(layer, SelfAttention)
+    return layer
+
+
+def _mechanisms(layer: SelfAttention) -> list[Mechanism]:
+    return [mechanism for mechanism in (layer.mechanism, layer.short) if mechanism is not None]
+
+
+def _density(mechanisms: list[Mechanism], said: dict[int, float | None]) -> float | None:
+    for mechanism in mechanisms:
+        if (density := said.get(id(mechanism))) is not None:
+            return round(density, 6)
+    return 1.0 if any(isinstance(mechanism, Dense) for mechanism in mechanisms) else None
+
+
+def _not_in_effect(plan: str, tokens: int, pictures: int, dense_below: int) -> str:
+    enough = math.ceil(dense_below * pictures / tokens)
+    return (
+        f"plan {plan} is not in effect here: {pictures} pictures are {tokens:,} tokens, and below {dense_below:,} it "
+        f"stays dense, because sparse attention gains nothing there. What you see is dense attention. Give {enough} "
+        "pictures or more, a larger --resolution, or a plan of your own with a smaller dense_below."
+    )
