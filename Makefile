@@ -2,6 +2,7 @@
 # make demo PHOTOS=DIR    the same on your own pictures (nothing to compare with)
 # make test               set up, then lint, types and tests
 # make tables            write the tables of the pages that are made from the code
+# make docs              the guides and the API reference as a site, build/site/index.html; warnings are errors
 # make lint, make format, make clean (removes the environment and the demo)
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format tables clean
+.PHONY: help demo test lint format tables docs clean
 
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
@@ -49,8 +50,11 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/dev.stamp
+	$(BIN)/zensical build --strict
+
 tables: $(VENV)/core.stamp
 	@$(BIN)/python tests/docs/tables.py
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo build .cache

@@ -60,12 +60,14 @@ def top_tokens(q: Tensor, k: Tensor, v: Tensor, keep: float, mask: Tensor | None
 class SLA(Mechanism):
     """Lite3R: out = softmax branch + proj_lin(linear branch), proj_lin [D, D] shared by all heads.
 
-    The linear branch is phi(q) (phi(k)^T v) / (phi(q) . sum phi(k) + 1e-6), phi = ELU + 1, on q and k after norm
+    The linear branch is `phi(q) (phi(k)^T v) / (phi(q) . sum phi(k) + 1e-6)`, phi = ELU + 1, on q and k after norm
     and rotation. The softmax branch depends on `mode`:
+
     - "token": each query keeps its `keep` share of keys (quadratic time, bounded memory);
     - "block": each block of `block` queries keeps a `keep` share of key blocks, by the score of their means;
     - "three-way": a `critical` share of key blocks goes to softmax, a `negligible` share nowhere, the others
       to the linear branch.
+
     `filling` says how a last block in part is taken: "masked" leaves out what is not there, "zeros" is the release,
     whose zero rows count in means and as keys. Blocks run through the tokens as they lie, special ones included,
     and may reach over two views; `window` asks the trunk for an order in which blocks are compact.

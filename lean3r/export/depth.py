@@ -17,7 +17,7 @@ MILLIMETRE = 0.001
 
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
-    """Write depth/<stem>.png (depth = value * scale, 0 unknown), depth/preview/<stem>.jpg and depth/scale.json."""
+    """Write `depth/<stem>.png` (depth = value * scale, 0 unknown), `depth/preview/<stem>.jpg`, `depth/scale.json`."""
     folder = directory / "depth"
     (folder / "preview").mkdir(parents=True)
     scale = units_per_level(reconstruction.depth, metric=reconstruction.scale == "metric")

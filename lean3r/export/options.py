@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 class ExportOptions:
     """Choices for the exporters; each exporter reads only those that concern it.
 
-    shared_camera: one camera for all views in COLMAP's and nerfstudio's files (pictures of one size only).
-    originals: the pictures to write into images/ beside the COLMAP model or transforms.json (None: none are).
-    undistort: pinhole cameras there, and pictures as these would have taken them.
-    image_factors: with `undistort`, also these pictures at 1/2, 1/4, ... of the size, in images_2/, images_4/, ...
-    colmap_points: at most so many points of the depth maps go to COLMAP (its tools are slow with millions), beside the
-    triangulated ones of a refinement.
-    mesh_voxel: size of the mesh's cells in world units (None: what the depth maps resolve).
+    - `shared_camera`: one camera for all views in COLMAP's and nerfstudio's files (pictures of one size only).
+    - `originals`: the pictures to write into images/ beside the COLMAP model or transforms.json (None: none are).
+    - `undistort`: pinhole cameras there, and pictures as these would have taken them.
+    - `image_factors`: with `undistort`, also these pictures at 1/2, 1/4, ... of the size, in `images_2/`, `images_4/`
+    - `colmap_points`: at most so many points of the depth maps go to COLMAP (its tools are slow with millions), beside
+      the triangulated ones of a refinement.
+    - `mesh_voxel`: size of the mesh's cells in world units (None: what the depth maps resolve).
     """
 
     shared_camera: bool = False

@@ -52,8 +52,8 @@ def constants(dim: int, kind: torch.dtype, query_block: int, key_block: int) -> 
 def unions(blocks: Tensor, query_block: int, key_blocks: int) -> tuple[Tensor, Tensor, Tensor]:
     """Union of the lists of each group of query blocks.
 
-    Returns blocks [B*H, groups, SIZE] in ascending order; running counts of the same shape, in which every member of
-    the group has its own bits; and lengths [B*H, groups].
+    Returns blocks [B * H, groups, SIZE] in ascending order; running counts of the same shape, in which every member of
+    the group has its own bits; and lengths [B * H, groups].
     """
     batch, heads, count, listed = blocks.shape
     members = _members(query_block, listed)

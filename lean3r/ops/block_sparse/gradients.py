@@ -12,7 +12,7 @@ _BYTES = 256 << 20  # of scores between queries and dense keys at a time
 
 
 def listed_by(blocks: Tensor, key_blocks: int) -> tuple[Tensor, Tensor]:
-    """Which query blocks list each key block: starts [B*H, nk + 1] into query blocks [B*H, nq*K], both int32."""
+    """Which query blocks list each key block: starts [B * H, nk + 1] into query blocks [B * H, nq * K], int32."""
     batch, heads, count, listed = blocks.shape
     flat = blocks.view(batch * heads, count * listed)
     starts = flat.new_empty(batch * heads, key_blocks + 1)
