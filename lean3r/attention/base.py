@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -36,8 +37,14 @@ class Mechanism(nn.Module):
 
     `window` is the side of the windows in whose order a mechanism would have its tokens, None where any order
     will do; the trunk grants it. A mechanism works on every layout that it is handed.
+
+    Two lists of settings say how to try it. With `COMPLETE` ones it leaves nothing out, so that it equals dense
+    attention; there are none where it always leaves something out. With `SMALL` ones it does on some twenty tokens
+    what it is for; with the first of them, how much it computes depends on shapes alone.
     """
 
+    COMPLETE: ClassVar[Sequence[Mapping[str, object]]] = ()
+    SMALL: ClassVar[Sequence[Mapping[str, object]]] = ({},)
     window: int | None = None
 
     def unsupported(self, head_dim: int) -> str | None:

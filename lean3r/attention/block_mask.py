@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -73,6 +73,12 @@ class BlockSparse(Mechanism):
     Time: (1 − sparsity) · N².
     Use: no training at hand, accuracy first.
     """
+
+    COMPLETE: ClassVar = ({"sparsity": 0.0, "key_block": 8}, {"sparsity": None, "threshold": 1.0, "key_block": 8})
+    SMALL: ClassVar = (
+        {"sparsity": 0.5, "query_block": 16, "key_block": 8},
+        {"sparsity": None, "threshold": 0.4, "query_block": 16, "key_block": 8, "pool": "max"},
+    )
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ Source: Ren et al. 2026, "Speed3R" (Global Sparse Attention), its paper and its 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,9 @@ class Gsa(Mechanism):
     Time: N · top_k, and (N/16)² for the choice.
     Use: from some 64 views on, with trained weights.
     """
+
+    COMPLETE: ClassVar = ({"top_k": 1000, "gate": "none"},)
+    SMALL: ClassVar = ({"top_k": 2, "window": 3},)
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,8 @@ class Dense(Mechanism):
     Time: N².
     Use: up to some 16 views, and as the yardstick.
     """
+
+    COMPLETE: ClassVar = ({"implementation": "auto"}, {"implementation": "sdpa"}, {"implementation": "explicit"})
 
     def __init__(self, implementation: Form = "auto"):
         super().__init__()

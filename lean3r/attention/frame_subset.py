@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,9 @@ class FrameSubset(Mechanism):
     Time: N · P · frames / stride².
     Use: no training, unordered photographs; linear in S.
     """
+
+    COMPLETE: ClassVar = ({"frames": 25}, {"frames": 3})
+    SMALL: ClassVar = ({"frames": 2, "stride": 2},)
 
     def __init__(
         self, frames: int = 25, *, stride: int = 1, start: Start = "central", keep: tuple[int, ...] | None = None

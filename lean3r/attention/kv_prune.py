@@ -7,7 +7,7 @@ a grid of keys in every view, and lets the query's own key and one mean of the d
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -99,6 +99,12 @@ class KeyValuePrune(Mechanism):
     Time: N² / (frames · grid · query_merge); "auto": linear in S from 100 views on.
     Use: no training, video; hundreds of views.
     """
+
+    COMPLETE: ClassVar = ({"frames": 1, "query_merge": 1}, {"frames": "auto", "query_merge": "auto", "mean": "one"})
+    SMALL: ClassVar = (
+        {"frames": 2, "query_merge": 2, "query_group": 2},
+        {"frames": 1, "grid": (2, 2), "own": True, "mean": "count", "moving": True, "query_merge": 1},
+    )
 
     def __init__(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -76,6 +78,9 @@ class TokenMerge(Mechanism):
     Time: N²/10, and the matching: N²/5 products.
     Use: no training, many near-equal views.
     """
+
+    COMPLETE: ClassVar = ({"ratio": 0.0, "protect": 0.0},)
+    SMALL: ClassVar = ({}, {"ratio": 0.2, "seed": 5})
 
     def __init__(self, ratio: float = 0.9, *, protect: float = 0.1, seed: int = 33, random: bool = True):
         super().__init__()

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,18 @@ class SLA(Mechanism):
     Time: "block" keep · N²; "three-way" critical · N²; "token" N².
     Use: after a short training of `proj_lin`; "three-way" is the fastest.
     """
+
+    COMPLETE: ClassVar = (
+        {"mode": "token", "keep": 1.0, "init_std": 0.0},
+        {"mode": "block", "keep": 1.0, "block": 8, "init_std": 0.0},
+        {"mode": "three-way", "critical": 1.0, "block": 8},
+    )
+    SMALL: ClassVar = (
+        {"mode": "token", "keep": 0.3},
+        {"mode": "block", "keep": 0.4, "block": 8},
+        {"mode": "block", "keep": 0.4, "block": 8, "filling": "zeros"},
+        {"mode": "three-way", "critical": 0.2, "negligible": 0.2, "block": 8},
+    )
 
     lam: nn.Parameter
 
@@ -220,6 +232,9 @@ class ThuSLA(Mechanism):
     Time: keep · N².
     Use: as `sla`; without training it is a plain block-sparse attention.
     """
+
+    COMPLETE: ClassVar = ({"keep": 1.0, "key_block": 8},)
+    SMALL: ClassVar = ({"keep": 0.3, "query_block": 16, "key_block": 8},)
 
     def __init__(
         self,

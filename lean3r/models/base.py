@@ -41,6 +41,8 @@ class Backbone(nn.Module):
     together and for all views. `REFERENCE` is what `encode` must be told so that the first view is the reference,
     None where no view is special.
 
+    `SIZES` are the model's configurations by name, `SMALLEST` one of the smallest size that has every part, to try it.
+
     `chunk_bytes` is the working memory that the encoder and the dense heads may take on one chunk of views.
 
     What became of a model travels with it and its copies: `origin` says how it was loaded, `plan` how it was compressed

@@ -72,6 +72,9 @@ class Da3(Backbone):
         "da3-large": Da3Config(1024, 24, 16, 8, (11, 15, 19, 23)),
         "da3-giant": Da3Config(1536, 40, 24, 13, (19, 27, 33, 39), mlp="swiglu", gaussians=True),
     }
+    SMALLEST: ClassVar = Da3Config(
+        width=64, depth=6, heads=4, alternate=2, keep=(2, 3, 4, 5), features=16, channels=(8, 8, 8, 8), grid=4
+    )
 
     def __init__(self, config: Da3Config | None = None):
         super().__init__()

@@ -52,6 +52,9 @@ class Da3Mono(Backbone):
     TELLTALE: ClassVar = ("model.head.projects.0.weight", (256, 1024, 1, 1))
 
     SIZES: ClassVar = {"da3mono-large": Da3MonoConfig(), "da3metric-large": Da3MonoConfig()}
+    SMALLEST: ClassVar = Da3MonoConfig(
+        width=32, depth=4, heads=2, keep=(0, 1, 2, 3), features=16, channels=(8, 8, 8, 8), grid=4
+    )
 
     def __init__(self, config: Da3MonoConfig | None = None):
         super().__init__()

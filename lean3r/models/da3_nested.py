@@ -41,6 +41,7 @@ class Da3Nested(Backbone):
     TELLTALE: ClassVar = ("model.da3.head.norm.bias", (3072,))
 
     SIZES: ClassVar = {"da3nested-giant-large": Da3NestedConfig()}
+    SMALLEST: ClassVar = Da3NestedConfig(Da3.SMALLEST, Da3Mono.SMALLEST)
 
     def __init__(self, config: Da3NestedConfig | None = None):
         super().__init__()

@@ -81,6 +81,7 @@ class Nano(Backbone):
     resolution = 240
 
     SIZES: ClassVar[dict[str, NanoConfig]] = {"nano": NanoConfig()}
+    SMALLEST: ClassVar = NanoConfig(width=32, heads=2, pairs=2)
 
     def __init__(self, config: NanoConfig | None = None):
         super().__init__()

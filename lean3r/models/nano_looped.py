@@ -35,6 +35,7 @@ class NanoLooped(Nano):
     TELLTALE: ClassVar = ("trunk.scales.0.out_bias", (384,))
 
     SIZES: ClassVar[dict[str, NanoConfig]] = {"nano-looped": LoopedConfig()}
+    SMALLEST: ClassVar = LoopedConfig(width=32, heads=2)
 
     def __init__(self, config: NanoConfig | None = None):
         config = config or self.SIZES["nano-looped"]

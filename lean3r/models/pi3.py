@@ -50,6 +50,7 @@ class Pi3(Backbone):
     resolution = 504
 
     SIZES: ClassVar = {"pi3": Pi3Config()}
+    SMALLEST: ClassVar = Pi3Config(width=32, heads=2, encoder_depth=1, depth=4, grid=4, camera_width=16)
     KEY_MAP = KeyMap((("decoder.", "trunk.blocks."), ("", "")))
     TELLTALE: ClassVar = ("conf_head.proj.weight", (196, 1024))
 

@@ -54,6 +54,18 @@ class Pi3X(Pi3):
     TELLTALE: ClassVar = ("metric_token", (1, 1, 2048))
     ACCEPTS: ClassVar = frozenset({"depth", "intrinsics", "rays", "cam_from_world"})
     SIZES: ClassVar = {"pi3x": Pi3XConfig()}
+    SMALLEST: ClassVar = Pi3XConfig(
+        width=32,
+        heads=2,
+        encoder_depth=1,
+        depth=4,
+        grid=4,
+        camera_width=16,
+        conv_widths=(32, 16),
+        conv_last=8,
+        metric_width=32,
+        metric_heads=2,
+    )
 
     def __init__(self, config: Pi3XConfig | None = None):
         config = config or self.SIZES["pi3x"]

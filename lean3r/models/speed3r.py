@@ -55,6 +55,17 @@ class Speed3rPi3(Pi3):
     TELLTALE: ClassVar = ("local_decoder.0.norm1.weight", (1024,))
 
     SIZES: ClassVar = {"speed3r-pi3": Speed3rConfig()}
+    SMALLEST: ClassVar = Speed3rConfig(
+        width=32,
+        heads=2,
+        encoder_depth=1,
+        depth=4,
+        grid=4,
+        camera_width=16,
+        # Fewer windows than top_k would count the last view's several times, as the release does.
+        window=2,
+        top_k=2,
+    )
     KEY_MAP = key_map(Speed3rConfig())
 
     def __init__(self, config: Speed3rConfig | None = None):

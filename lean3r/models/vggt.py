@@ -57,6 +57,20 @@ class Vggt(Backbone):
     resolution = 518
 
     SIZES: ClassVar = {"vggt": VggtConfig()}
+    SMALLEST: ClassVar = VggtConfig(
+        width=32,
+        heads=2,
+        encoder_depth=1,
+        pairs=4,
+        keep=(0, 1, 2, 3),
+        features=16,
+        channels=(8, 8, 8, 8),
+        grid=4,
+        track_features=16,
+        track_levels=2,
+        track_radius=1,
+        track_hidden=48,
+    )
     REFERENCE: ClassVar = {}
     TELLTALE: ClassVar = ("aggregator.camera_token", (1, 2, 1, 1024))
 

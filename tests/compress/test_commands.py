@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from contracts.tiny import tiny, tiny_config
+from contracts.tiny import tiny
 from PIL import Image
 
 from lean3r.cli.main import main
@@ -111,7 +111,7 @@ def test_a_plan_that_few_pictures_leave_dense_is_said_to_be(
 def test_official_weights_are_told_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without --model, as published: no name in the header."""
     shape = {key: value.shape for key, value in official("pi3").items() if key == Pi3.TELLTALE[0]}
-    monkeypatch.setattr(Pi3, "SIZES", {"pi3": tiny_config("pi3")})
+    monkeypatch.setattr(Pi3, "SIZES", {"pi3": Pi3.SMALLEST})
     monkeypatch.setattr(Pi3, "TELLTALE", next(iter(shape.items())))
     source, out = tmp_path / "pi3.safetensors", tmp_path / "fast.safetensors"
     save_weights(official("pi3"), source, {})
@@ -128,7 +128,7 @@ def official(name: str) -> dict[str, torch.Tensor]:
 def test_weights_of_two_models_or_none_need_a_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sizes = {name: tiny_config(name) for name in Da3Mono.SIZES}
+    sizes = {name: Da3Mono.SMALLEST for name in Da3Mono.SIZES}
     monkeypatch.setattr(Da3Mono, "SIZES", sizes)
     monkeypatch.setattr(Da3Mono, "TELLTALE", None)
     path = tmp_path / "mono.safetensors"

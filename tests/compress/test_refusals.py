@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from contracts.test_attention import COMPLETE, SPARSE
+from contracts.test_attention import COMPLETE, SMALL
 from contracts.test_backbones import predict
 from contracts.tiny import tiny
 from torch import Tensor
@@ -65,7 +65,7 @@ def assert_same(found: Prediction, expected: Prediction) -> None:
 @pytest.mark.parametrize("tokens", [63, 183])
 def test_odd_lengths(mechanism: str, model: str, tokens: int) -> None:
     pictures = images(model, tokens)
-    sparse = converted(tiny(model), mechanism, SPARSE.get(mechanism, [{}])[0])
+    sparse = converted(tiny(model), mechanism, SMALL[mechanism][0])
     with recording() as log:
         assert_finite(predict(sparse, pictures))
     assert {record.layout.tokens for record in log} == {tokens} or mechanism == "dense"
@@ -78,7 +78,7 @@ def test_nothing_left_out_is_the_dense_model(mechanism: str, model: str) -> None
     """More windows, blocks and views asked for than there are among them; of one view, and of one window."""
     pictures, side = images(model, 63), 2 * tiny(model).patch
     expected = predict(tiny(model), pictures)
-    for settings in COMPLETE.get(mechanism, []):
+    for settings in COMPLETE[mechanism]:
         assert_same(predict(converted(tiny(model), mechanism, settings), pictures), expected)
     if mechanism == "frame_local":  # another view is all that it leaves out
         assert_same(
@@ -86,9 +86,9 @@ def test_nothing_left_out_is_the_dense_model(mechanism: str, model: str) -> None
         )
     for few in (pictures[:, :1], pictures[:, :, :, :side, :side]):
         dense = predict(tiny(model), few)
-        for settings in COMPLETE.get(mechanism, [])[:1]:
+        for settings in COMPLETE[mechanism][:1]:
             assert_same(predict(converted(tiny(model), mechanism, settings), few), dense)
-        assert_finite(predict(converted(tiny(model), mechanism, SPARSE.get(mechanism, [{}])[0]), few))
+        assert_finite(predict(converted(tiny(model), mechanism, SMALL[mechanism][0]), few))
 
 
 @each_model

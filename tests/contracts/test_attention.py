@@ -1,4 +1,4 @@
-"""What every attention mechanism keeps to; a new row is held to it with its defaults; lines below say more."""
+"""What every attention mechanism keeps to, with the settings that it declares itself: a new row needs no line here."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lean3r.attention import ATTENTION
 from lean3r.attention.base import Mechanism, Projected, recording
+from lean3r.compress.plan import Step
 from lean3r.errors import UsageError
 from lean3r.testing import assert_rms, rms_ratio
 from lean3r.types import TokenLayout
@@ -28,56 +29,22 @@ LENGTHS = {  # tokens a view
     1374: TokenLayout(views=2, special=5, rows=37, cols=37),
 }
 
-COMPLETE: dict[str, list[dict[str, Any]]] = {
-    "dense": [{"implementation": "auto"}, {"implementation": "sdpa"}, {"implementation": "explicit"}],
-    "gsa": [{"top_k": 1000, "gate": "none"}],
-    "sla": [
-        {"mode": "token", "keep": 1.0, "init_std": 0.0},
-        {"mode": "block", "keep": 1.0, "block": 8, "init_std": 0.0},
-        {"mode": "three-way", "critical": 1.0, "block": 8},
-    ],
-    "thu-sla": [{"keep": 1.0, "key_block": 8}],
-    "block_sparse": [{"sparsity": 0.0, "key_block": 8}, {"sparsity": None, "threshold": 1.0, "key_block": 8}],
-    "merge": [{"ratio": 0.0, "protect": 0.0}],
-    "kv_prune": [{"frames": 1, "query_merge": 1}, {"frames": "auto", "query_merge": "auto", "mean": "one"}],
-    "frame_subset": [{"frames": 25}, {"frames": 3}],
-}
-"""Row -> arguments with which it leaves nothing out, so that it must equal dense attention; none if it always does."""
-
-SPARSE: dict[str, list[dict[str, Any]]] = {
-    "gsa": [{"top_k": 2, "window": 3}],
-    "sla": [
-        {"mode": "token", "keep": 0.3},
-        {"mode": "block", "keep": 0.4, "block": 8},
-        {"mode": "block", "keep": 0.4, "block": 8, "filling": "zeros"},
-        {"mode": "three-way", "critical": 0.2, "negligible": 0.2, "block": 8},
-    ],
-    "thu-sla": [{"keep": 0.3, "query_block": 16, "key_block": 8}],
-    "block_sparse": [
-        {"sparsity": 0.5, "query_block": 16, "key_block": 8},
-        {"sparsity": None, "threshold": 0.4, "query_block": 16, "key_block": 8, "pool": "max"},
-    ],
-    "merge": [{}, {"ratio": 0.2, "seed": 5}],
-    "kv_prune": [
-        {"frames": 2, "query_merge": 2, "query_group": 2},
-        {"frames": 1, "grid": (2, 2), "own": True, "mean": "count", "moving": True, "query_merge": 1},
-    ],
-    "frame_subset": [{"frames": 2, "stride": 2}],
-}
-"""Row -> arguments with which it does what it is for; its defaults where there is no line."""
+COMPLETE = {name: list(ATTENTION.get(name).COMPLETE) for name in ATTENTION}
+SMALL = {name: list(ATTENTION.get(name).SMALL) for name in ATTENTION}
+"""Row -> settings that the mechanism itself declares; attention/base.py says what for."""
 
 
 def named(table: dict[str, list[dict]], *others: Any) -> list:
     return [
         pytest.param(name, arguments, *other, id="-".join(map(str, (name, *arguments.values(), *other))))
         for name in ATTENTION
-        for arguments in table.get(name, [{}] if table is SPARSE else [])
+        for arguments in table[name]
         for other in ([(o,) for o in others] or [()])
     ]
 
 
 complete = pytest.mark.parametrize(("name", "arguments", "layout"), named(COMPLETE, *LAYOUTS))
-sparse = pytest.mark.parametrize(("name", "arguments"), named(SPARSE))
+sparse = pytest.mark.parametrize(("name", "arguments"), named(SMALL))
 
 
 def build(name: str, arguments: dict, heads: int = HEADS) -> Mechanism:
@@ -187,7 +154,7 @@ def test_scenes_do_not_mix_and_calls_repeat(name: str, arguments: dict) -> None:
             assert_rms(alone, both[scene : scene + 1], 1e-5)
 
 
-@pytest.mark.parametrize(("name", "arguments", "tokens"), named(SPARSE, *LENGTHS))
+@pytest.mark.parametrize(("name", "arguments", "tokens"), named(SMALL, *LENGTHS))
 def test_any_length_in_any_type(name: str, arguments: dict, tokens: int) -> None:
     mechanism, shape = build(name, arguments, 1), LENGTHS[tokens]
     *inputs, x = projections(shape, 1, 1)
@@ -252,8 +219,16 @@ def test_survives_a_training_step_under_autocast(name: str, arguments: dict) -> 
 
 
 @pytest.mark.parametrize("name", list(ATTENTION))
+def test_declares_how_to_try_it(name: str) -> None:
+    """What is sparse has settings in which it is not, or says by having none that it always leaves something out."""
+    assert SMALL[name], "no settings to try it with"
+    for arguments in (*SMALL[name], *COMPLETE[name]):
+        Step("all blocks", name, arguments)
+
+
+@pytest.mark.parametrize("name", list(ATTENTION))
 def test_shows_its_choices(name: str) -> None:
-    for arguments in COMPLETE.get(name, []):
+    for arguments in COMPLETE[name]:
         text = repr(build(name, arguments))
         shown = {key: value for key, value in arguments.items() if key != "init_std"}
         assert all(f"{key}={value!r}" in text for key, value in shown.items()), text

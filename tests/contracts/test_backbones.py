@@ -1,4 +1,4 @@
-"""Every backbone keeps the promises of models/base.py, on small random models; a new row needs a line in tiny.py."""
+"""Every backbone keeps the promises of models/base.py, on random models of the smallest size that they declare."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ from lean3r.models import CARDS, MODELS
 from lean3r.models.base import Backbone
 from lean3r.models.nano import Nano
 from lean3r.types import Prediction, Views
-
-NO_REFERENCE = {"nano", "nano-looped", "pi3", "pi3x", "speed3r-pi3", "da3mono-large", "da3metric-large"}
-"""Models in which no view is special: any exchange of views exchanges the outputs."""
 
 each_model = pytest.mark.parametrize("name", list(MODELS))
 
@@ -85,7 +82,7 @@ def test_cameras_alone(name: str) -> None:
 def test_exchanging_views_exchanges_outputs(name: str) -> None:
     model = tiny(name)
     images = pictures(model, 4, 3, 4)
-    order = [2, 0, 3, 1] if name in NO_REFERENCE else [0, 3, 1, 2]
+    order = [2, 0, 3, 1] if model.REFERENCE is None else [0, 3, 1, 2]
     plain, turned = predict(model, images), predict(model, images[:, order])
     for key, value in by_view(plain).items():
         assert_equal(by_view(turned)[key], value[:, order], key)

@@ -32,11 +32,9 @@ def get(table: Registry, name: str) -> Any:
 
 def shrink(name: str, kind: Any) -> None:
     """Give a network its toy size."""
-    from contracts.tiny import tiny_config
-
     from lean3r.models.checkpoint import without_memory
 
-    kind.SIZES = {**kind.SIZES, name: tiny_config(name)}
+    kind.SIZES = {**kind.SIZES, name: kind.SMALLEST}
     model = without_memory(kind)
     kind.resolution = 8 * model.patch
     key = kind.TELLTALE[0]
