@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lean3r.options import PointOptions
 from lean3r.registry import Registry
 
 # How they print, by functions that know the types: not imported here.
@@ -305,6 +306,7 @@ class Reconstruction(_Shown):
     `sparse` holds the triangulated points. `registration` says of each view whether its pose is the network's
     ("predicted"), bundle-adjusted from it ("refined"), from structure from motion alone ("fallback"), known and as it
     was given ("given"), or may be far off ("uncertain"); empty means that all are predicted.
+    `point_options` say how `points` are made, and made again.
     """
 
     sources: tuple[Source, ...]
@@ -321,6 +323,7 @@ class Reconstruction(_Shown):
     lenses: tuple[Lens, ...] = ()
     sparse: SparsePoints | None = None
     registration: tuple[Registration, ...] = ()
+    point_options: PointOptions = field(default_factory=PointOptions)
 
     def _repr_html_(self) -> str:
         return _SHOWN.get("a notebook's Reconstruction")(self)

@@ -60,9 +60,8 @@ def surface(reconstruction: Reconstruction, voxel: float | None = None) -> Mesh:
     no points of the cloud give no surface. MissingExtraError without scikit-image.
     """
     march = marching_cubes()
-    settings = reconstruction.info.get("config", {})
     depth, conf = reconstruction.depth, reconstruction.conf
-    keep = trusted_pixels(depth, conf, reconstruction.mask, settings.get("conf_percentile", 20.0))
+    keep = trusted_pixels(depth, conf, reconstruction.mask, reconstruction.point_options.conf_percentile)
     if not keep.any():
         return _merged([], [], [])
     optics = Optics.of(reconstruction)

@@ -2,39 +2,81 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, get_args
 
 from lean3r.errors import UsageError
+from lean3r.options import option
 
 if TYPE_CHECKING:
-    from lean3r.inputs.originals import Originals
+    from lean3r.inputs.pictures import Pictures
+
+Images = Literal["auto", "always", "never"]
+WITH_PICTURES = {"colmap", "nerfstudio"}  # formats that pictures lie beside
 
 
-@dataclass(frozen=True)
+def parse_factors(text: str) -> tuple[int, ...]:
+    """Factors from "2,4,8" or "none"; UsageError for anything else."""
+    try:
+        return () if text == "none" else tuple(int(n) for n in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--image-factors is {text}; expected such as 2,4,8, or none.") from error
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportOptions:
     """Choices for the exporters; each exporter reads only those that concern it.
 
     - `shared_camera`: one camera for all views in COLMAP's and nerfstudio's files (pictures of one size only).
-    - `originals`: the pictures to write into images/ beside the COLMAP model or transforms.json (None: none are).
+    - `images`: when a command hands the pictures on to be written into images/, beside the COLMAP model or
+      transforms.json.
     - `undistort`: pinhole cameras there, and pictures as these would have taken them.
     - `image_factors`: with `undistort`, also these pictures at 1/2, 1/4, ... of the size, in `images_2/`, `images_4/`
     - `colmap_points`: at most so many points of the depth maps go to COLMAP (its tools are slow with millions), beside
       the triangulated ones of a refinement.
     - `mesh_voxel`: size of the mesh's cells in world units (None: what the depth maps resolve).
+    - `pictures`: those that the scene was made from, to be written into images/ (None: none are).
     """
 
-    shared_camera: bool = False
-    originals: Originals | None = None
-    undistort: bool = False
-    image_factors: tuple[int, ...] = (2, 4, 8)
-    colmap_points: int = 50_000
+    shared_camera: bool = option(False, "COLMAP, nerfstudio: one camera for all pictures (of one size).")
+    images: Images = option(
+        "auto",
+        "Write the pictures used into images/; auto: those from videos and archives, and where nerfstudio wants them.",
+    )
+    undistort: bool = option(False, "COLMAP, nerfstudio: pinhole cameras, and images/ as these would have taken them.")
+    image_factors: tuple[int, ...] = option(
+        (2, 4, 8),
+        "With --undistort: the pictures also at 1/N of their size, in images_N/, where gsplat and nerfstudio look.",
+        "N,N,...|none",
+        parse=parse_factors,
+    )
+    colmap_points: int = option(
+        50_000, "COLMAP: at most N points of the depth maps, beside the triangulated ones of a refinement.", "N"
+    )
     mesh_voxel: float | None = None
+    pictures: Pictures | None = None
 
     def __post_init__(self) -> None:
+        if self.images not in get_args(Images):
+            raise UsageError(f"images is '{self.images}'; expected {', '.join(get_args(Images))}.")
         if min(self.image_factors, default=2) < 2 or len(set(self.image_factors)) < len(self.image_factors):
             raise UsageError(f"image_factors are {self.image_factors}; expected different whole numbers from 2 on.")
         if self.colmap_points < 0:
             raise UsageError(f"colmap_points is {self.colmap_points}; expected 0 or more.")
         if self.mesh_voxel is not None and not self.mesh_voxel > 0:
             raise UsageError(f"mesh_voxel is {self.mesh_voxel}; expected more than 0.")
+
+    def check(self, formats: Collection[str]) -> None:
+        """UsageError where the options make no sense with the formats that are asked for."""
+        if self.undistort and (self.images == "never" or not WITH_PICTURES & set(formats)):
+            raise UsageError(
+                "--undistort writes pictures beside colmap or nerfstudio: ask for one, without --images never."
+            )
+
+    def with_pictures(self, pictures: Pictures, formats: Collection[str]) -> ExportOptions:
+        """The same, with these pictures where they are to be written beside such formats."""
+        wanted = self.undistort or "nerfstudio" in formats or not pictures.are_loose_files
+        if WITH_PICTURES & set(formats) and (self.images == "always" or (self.images == "auto" and wanted)):
+            return replace(self, pictures=pictures)
+        return self

@@ -23,13 +23,13 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     """Write images/ where the options say where the pictures are and no other format has done so, and undistorted ones
     also at parts of their size; the files written."""
     folder = directory / FOLDER
-    if options.originals is None or folder.exists():
+    if options.pictures is None or folder.exists():
         return []
     if not table.before:
-        return options.originals.write(reconstruction.names, folder)
+        return options.pictures.write(reconstruction.names, folder)
     views = {name: view for view, name in enumerate(reconstruction.names)}
     written = []
-    for name, picture in options.originals.read(views, side=10**9):
+    for name, picture in options.pictures.read(views, side=10**9):
         view = views.pop(name)
         picture = undistort(picture.convert("RGB"), table.before[view], table.of(view))
         written.append(_save(picture, folder, table.names[view]))

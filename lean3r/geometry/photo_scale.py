@@ -18,7 +18,7 @@ PLAIN = 8.0  # contrast of a patch, in grey levels, that is noise
 LEAST = 50  # samples that must be seen twice
 
 
-class Pictures(NamedTuple):
+class Shown(NamedTuple):
     """images [S, H, W, 3] uint8 and mask [S, H, W] bool, with depth [S, H, W] up to one scale, 0 where unknown."""
 
     images: np.ndarray
@@ -26,9 +26,7 @@ class Pictures(NamedTuple):
     depth: np.ndarray
 
 
-def photo_scale(
-    pictures: Pictures, cam_from_world: np.ndarray, optics: Optics, guess: float, span: float
-) -> float | None:
+def photo_scale(pictures: Shown, cam_from_world: np.ndarray, optics: Optics, guess: float, span: float) -> float | None:
     """The factor by which all depth is multiplied so that pictures agree best where depth says that they show the same.
 
     cam_from_world [S, 4, 4] are exact; scales from guess / e^span to guess * e^span are tried. What counts is the mean

@@ -85,6 +85,18 @@ def opened(file: BinaryIO) -> Iterator[Image.Image]:
         raise InputError(f"damaged or not a valid image ({error})") from error
 
 
+@contextmanager
+def own_pixel_limit() -> Iterator[None]:
+    """Within, Pillow has no limit: its own would warn from 89 megapixels on, which phones reach; ours is checked
+    before decoding."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
 def is_large(image: Image.Image) -> bool:
     """Whether an image is held once only, and converted in bands."""
     return math.prod(image.size) > LARGE_PIXELS

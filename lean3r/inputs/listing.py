@@ -19,7 +19,8 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from lean3r.errors import InputError
-from lean3r.inputs.video import Clip, FrameChoice, evenly, scan_clip
+from lean3r.inputs.frames import FrameChoice, evenly
+from lean3r.inputs.video import Clip, Film, scan
 
 logger = logging.getLogger("lean3r")
 
@@ -41,12 +42,12 @@ STILL_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b
 
 @dataclass(frozen=True)
 class Still:
-    """One picture file: its unique printable name, `open` that returns its bytes as a seekable file, and whether
-    it lies in an archive."""
+    """One picture file: its unique printable name, `open` that returns its bytes as a seekable file, and whether it
+    is a file of its own on the disk: none of an archive, none made of a picture in memory."""
 
     name: str
     open: Callable[[], BinaryIO]
-    is_archived: bool = False
+    is_loose: bool = True
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,25 @@ class Found:
     skipped: tuple[tuple[str, str], ...]
 
     @property
-    def count(self) -> int:
-        """Views that come out if everything decodes."""
-        return sum(len(i.frames) if isinstance(i, Clip) else 1 for i in self.items)
+    def names(self) -> tuple[str, ...]:
+        """Of the views that come out if everything decodes."""
+        return tuple(name for i in self.items for name in (i.frames.values() if isinstance(i, Clip) else [i.name]))
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All pictures and whole videos of an input, in order, and the (name, reason) of what cannot be used."""
+
+    items: tuple[Still | Film, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+    def choose(self, choice: FrameChoice) -> Found:
+        """The pictures and frames that a choice takes; what is thinned out is told to the log."""
+        if choice.is_stated and not any(isinstance(item, Film) for item in self.items):
+            logger.warning("--fps, --every and --frames choose frames of a video; there is none in the input")
+        skips = Skips(self.skipped)
+        items = [item.clip(choice) if isinstance(item, Film) else item for item in self.items]
+        return Found(tuple(_thin(items, choice.max_views, skips)), tuple(skips))
 
 
 @dataclass(frozen=True)
@@ -69,70 +86,53 @@ class _Candidate:
     parts: tuple[str, ...]
     open: Callable[[], BinaryIO]
     is_video: bool
-    is_archived: bool = False
+    is_loose: bool = True
 
 
 class Skips(list[tuple[str, str]]):
-    """A list of (name, reason) that also tells the log, unless it is quiet."""
-
-    is_quiet = False
+    """A list of (name, reason) that also tells the log."""
 
     def add(self, name: str, reason: str) -> None:
         """Remember and warn."""
-        if not self.is_quiet:
-            logger.warning("skipped %s: %s", name, reason)
+        logger.warning("skipped %s: %s", name, reason)
         self.append((name, reason))
 
 
-def find_pictures(
-    inputs: Sequence[str | Path],
-    *,
-    fps: float | None = None,
-    every: int | None = None,
-    frames: int | None = None,
-    max_views: int | None = None,
-    quiet: bool = False,
-) -> Found:
-    """List what `inputs` hold: single files first, in natural order, then each folder and archive as given.
+def find_pictures(inputs: Sequence[str | Path], given: Sequence[Still] = ()) -> Listing:
+    """List what `inputs` hold: single files first, in natural order, then each folder and archive as given, then
+    the pictures that are `given` already.
 
-    Of each video, `fps` takes that many frames a second, `every` each n-th frame, `frames` that many evenly
-    spread; at most one of the three. By default they are chosen by the motion of the picture, at least 8 and at
-    most `max_views` (120 if None). A folder is not searched below its top, except that a folder without pictures may
-    keep them in `images/`. Videos beside pictures are left out. More than `max_views` views are thinned evenly.
-    `quiet` keeps what was left out from the log. Raises UsageError for options that contradict each other and
-    InputError when nothing is left.
+    A folder is not searched below its top, except that a folder without pictures may keep them in `images/`. Videos
+    beside pictures are left out. Raises InputError when nothing is left.
     """
-    choice = FrameChoice(fps, every, frames, max_views)
     skips = Skips()
-    skips.is_quiet = quiet
     paths = [p for spec in inputs for p in _expand(spec)]
     files = sorted({os.path.abspath(p) for p in paths if not p.is_dir()}, key=natural_key)
     candidates = [c for path in files for c in _from_file(Path(path), skips)]
     for folder in dict.fromkeys(Path(os.path.abspath(p)) for p in paths if p.is_dir()):
         candidates += _from_folder(folder, skips)
+    candidates += [_Candidate((still.name,), still.open, False, is_loose=False) for still in given]
 
-    items: list[Still | Clip] = []
+    items: list[Still | Film] = []
     names = _unique_names([c.parts for c in candidates])
     # A picture may be called as a frame of the video would be.
     stems = {m[1] for m in map(_LIKE_A_FRAME.fullmatch, names) if m}
     for name, candidate in zip(names, candidates, strict=True):
         if not candidate.is_video:
-            items.append(Still(name, candidate.open, candidate.is_archived))
+            items.append(Still(name, candidate.open, candidate.is_loose))
             continue
         stem = _unused(name.rpartition(".")[0] or name, stems)
         try:
-            clip, damage = scan_clip(name, stem, candidate.open, choice)
+            film = scan(name, stem, candidate.open)
         except InputError as error:
             skips.add(name, str(error))
             continue
-        items.append(clip)
-        if damage:
-            skips.add(name, damage)
-    if not quiet and choice.is_stated and not any(c.is_video for c in candidates):
-        logger.warning("--fps, --every and --frames choose frames of a video; there is none in the input")
+        items.append(film)
+        if film.damage:
+            skips.add(name, film.damage)
     if not items:
         raise nothing_usable(inputs, skips)
-    return Found(tuple(_thin(items, max_views, skips)), tuple(skips))
+    return Listing(tuple(items), tuple(skips))
 
 
 def nothing_usable(inputs: Sequence[str | Path], skipped: Sequence[tuple[str, str]]) -> InputError:
@@ -238,7 +238,7 @@ def _from_archive(path: Path, skips: Skips) -> list[_Candidate]:
     candidates = _sort_out(seen, skips)
     if not candidates:
         skips.add(label, f"no images found in the archive among {len(members)} files")
-    return [replace(candidate, is_archived=True) for candidate in candidates]
+    return [replace(candidate, is_loose=False) for candidate in candidates]
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> BinaryIO:

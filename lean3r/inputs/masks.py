@@ -15,9 +15,8 @@ import numpy as np
 from PIL import Image
 
 from lean3r.errors import InputError, UsageError
-from lean3r.inputs.decoding import MAX_PIXELS, TURNS
+from lean3r.inputs.decoding import MAX_PIXELS, TURNS, own_pixel_limit
 from lean3r.inputs.listing import printable
-from lean3r.inputs.views import own_pixel_limit
 from lean3r.types import Source
 
 SUFFIX = ".png"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import pairwise
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
-from lean3r.errors import InputError, UsageError
+from lean3r.errors import InputError
+from lean3r.inputs.frames import DEFAULT_FRAMES, FrameChoice
 from lean3r.inputs.motion import Motion, choose, measure, small_size
 
 if TYPE_CHECKING:
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("lean3r")
 
 Skip = Literal["DEFAULT", "NONREF", "NONKEY"]  # which frames a decoder passes over
-DEFAULT_FPS = 2.0
-DEFAULT_FRAMES = (8, 120)  # least and most frames of a video when no option says otherwise
 MOTION_STEP = 0.12  # of the picture's longer side, between two frames
 WATCHED_FPS = 15  # frames a second whose motion is measured
 WATCHED_PIXELS = 4e9, 20e9  # in all frames: from there on, fewer are decoded for that (4e9: 64 s of 1080p at 30 fps)
@@ -49,64 +46,84 @@ class Clip:
     times_s: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class FrameChoice:
-    """Which frames of a video to take: `fps` a second, each `every`-th, or `frames` evenly spread; at most one
-    of the three. None of them: so that the picture moves by about the same from each to the next, more where it turns
-    and none where it rests, the sharpest of those that would do; at least 8 and at most `max_views` (120 if None)."""
+class Frame(NamedTuple):
+    """A frame at its full size, RGB, with square pixels, as it is stored: EXIF's `orientation` would turn it."""
 
-    fps: float | None = None
-    every: int | None = None
-    frames: int | None = None
-    max_views: int | None = None
-
-    def __post_init__(self) -> None:
-        options = {"--fps": self.fps, "--every": self.every, "--frames": self.frames}
-        stated = [name for name, value in options.items() if value is not None]
-        if len(stated) > 1:
-            raise UsageError(f"{' and '.join(stated)} contradict each other; give one of them")
-        for name, value in {**options, "--max-views": self.max_views}.items():
-            if value is not None and not 0 < value < float("inf"):
-                raise UsageError(f"{name} must be positive, got {value}")
-
-    @property
-    def is_stated(self) -> bool:
-        """True if the user asked for a choice."""
-        return (self.fps, self.every, self.frames) != (None, None, None)
-
-    def indices(self, times_s: Sequence[float]) -> list[int]:
-        """Indices of the frames to take, given their times in seconds (ascending, at least one)."""
-        total, duration_s = len(times_s), times_s[-1] - times_s[0]
-        if self.every is not None:
-            return list(range(0, total, self.every))
-        if self.fps is not None:
-            steps = int(duration_s * self.fps + 1e-6) + 1
-            if steps >= total:
-                return list(range(total))
-            middles = [(a + b) / 2 for a, b in pairwise(times_s)]
-            return sorted({bisect_left(middles, times_s[0] + k / self.fps) for k in range(steps)})
-        if self.frames is not None:
-            return evenly(total, self.frames)
-        least, most = DEFAULT_FRAMES
-        return evenly(total, min(max(round(duration_s * DEFAULT_FPS) + 1, least), self.max_views or most))
+    name: str
+    image: Image
+    orientation: int
 
 
-def evenly(total: int, count: int) -> list[int]:
-    """At most `count` of `range(total)`, evenly spread, both ends included (the middle one for a count of 1)."""
-    if count >= total:
-        return list(range(total))
-    return [total // 2] if count == 1 else [round(i * (total - 1) / (count - 1)) for i in range(count)]
+@dataclass(frozen=True, eq=False)
+class Film:
+    """A whole video as its packets tell it: the `keys` of its frames in display order, their `times_s` from the first
+    one, (width, height), `rate` frames a second, how many `packets` have pictures, and what is damaged in it, if
+    anything. Its frames are to be called `stem`_000000.png and so on."""
+
+    name: str
+    stem: str
+    open: Callable[[], BinaryIO]
+    keys: Sequence[int]
+    times_s: Sequence[float]
+    timed: bool
+    size: tuple[int, int]
+    rate: float
+    packets: int
+    damage: str | None = None
+
+    def clip(self, choice: FrameChoice) -> Clip:
+        """The frames of a choice: by the motion of the picture where it states none."""
+        chosen = None
+        if not choice.is_stated and len(self.keys) > DEFAULT_FRAMES[0]:
+            chosen = self._by_motion(choice.max_views or DEFAULT_FRAMES[1])
+        indices = chosen or choice.indices(self.times_s)
+        frames = {self.keys[i]: f"{self.stem}_{i:06d}.png" for i in indices}
+        times_s = {f"{self.stem}_{i:06d}.png": self.times_s[i] for i in indices}
+        return Clip(self.name, self.open, frames, self.timed, times_s)
+
+    def _by_motion(self, most: int) -> list[int] | None:
+        """Indices of frames that show the scene with even overlap; None where the motion cannot be measured."""
+        if self.motion is None or not self.motion[1].is_known:
+            return None
+        seen, motion = self.motion
+        at = {key: index for index, key in enumerate(self.keys)}
+        chosen = choose(motion, min(DEFAULT_FRAMES[0], most), most, MOTION_STEP)
+        return sorted({at[seen[i]] for i in chosen if seen[i] in at}) or None
+
+    @cached_property
+    def motion(self) -> tuple[list[int], Motion] | None:
+        """Keys of frames (15 a second) and how far the picture moves between them; None where nothing is decoded.
+
+        Long videos are watched by frames that others refer to alone, very long ones by key frames.
+        """
+        from av.error import FFmpegError
+
+        every = max(1, round(self.rate / WATCHED_FPS))
+        pixels = self.packets * self.size[0] * self.size[1]
+        skip: Skip = "DEFAULT" if pixels < WATCHED_PIXELS[0] else "NONREF" if pixels < WATCHED_PIXELS[1] else "NONKEY"
+        if skip == "NONKEY":
+            logger.info("%s is long: its motion is measured on key frames alone", self.name)
+        keys: list[int] = []
+
+        def frames() -> Iterator[np.ndarray]:
+            for number, (key, frame, _) in enumerate(_decoded(self.open, self.name, self.timed, skip)):
+                if key is not None and not frame.is_corrupt and (skip == "NONKEY" or number % every == 0):
+                    width, height = small_size(frame.width, frame.height)
+                    grey = frame.reformat(width, height, "gray").to_ndarray()
+                    keys.append(key)
+                    yield grey
+
+        try:
+            motion = measure(frames())
+        except (FFmpegError, InputError, ValueError) as error:
+            logger.debug("%s: motion not measured: %s", self.name, error)
+            return None
+        return keys, motion
 
 
-def scan_clip(name: str, stem: str, opener: Callable[[], BinaryIO], choice: FrameChoice) -> tuple[Clip, str | None]:
-    """Choose frames: by the motion of the picture, or where the choice is stated, from the packet headers alone;
-    returns the clip and what is damaged in it, if anything.
-
-    The frames are called `stem`_000000.png and so on, numbered in display order. Raises InputError with the
-    reason when the video has no frame.
-    """
+def scan(name: str, stem: str, opener: Callable[[], BinaryIO]) -> Film:
+    """Read the packet headers of a video; InputError with the reason when it has no frame."""
     ticks: list[int | None] = []
-    packets: list[tuple[int | None, int]] = []
     sound = damaged = 0
     with opener() as file, _open_container(file, name) as container:
         stream = _pictures_of(container, name)
@@ -119,7 +136,6 @@ def scan_clip(name: str, stem: str, opener: Callable[[], BinaryIO], choice: Fram
             sound += not packet.is_corrupt
             if not packet.is_corrupt and not packet.is_discard:
                 ticks.append(packet.pts)
-                packets.append((packet.pts, packet.size))
     if not ticks:
         raise InputError(f"no frames in {name}: its video stream is empty")
     total = max(announced, sound + damaged)
@@ -127,17 +143,11 @@ def scan_clip(name: str, stem: str, opener: Callable[[], BinaryIO], choice: Fram
     timed = None not in ticks
     keys = sorted({t for t in ticks if t is not None}) if timed else list(range(len(ticks)))
     times_s = [(k - keys[0]) * tick_s if timed else k / rate for k in keys]
-    chosen = None
-    if not choice.is_stated and len(keys) > DEFAULT_FRAMES[0]:
-        film = _Film(tuple(packets), timed, size, name, opener)
-        chosen = _by_motion(film, keys, rate, choice.max_views or DEFAULT_FRAMES[1])
-    frames = {keys[i]: f"{stem}_{i:06d}.png" for i in chosen or choice.indices(times_s)}
-    seconds = dict(zip(keys, times_s, strict=True))
-    return Clip(name, opener, frames, timed, {view: seconds[key] for key, view in frames.items()}), damage
+    return Film(name, stem, opener, keys, times_s, timed, size, rate, len(ticks), damage)
 
 
-def read_frames(clip: Clip) -> Iterator[tuple[str, Image, int]]:
-    """Decode the chosen frames of a clip: (view name, full-size RGB with square pixels, EXIF orientation).
+def read_frames(clip: Clip) -> Iterator[Frame]:
+    """Decode the chosen frames of a clip.
 
     One frame is held at a time. After a damaged packet decoding goes on at the next key frame; the caller sees
     the gap by the names that did not come. (The one or two frames that a decoder thread had begun by then may
@@ -154,63 +164,9 @@ def read_frames(clip: Clip) -> Iterator[tuple[str, Image, int]]:
                 picture = frame.to_image(width=_square(frame.width, frame.height, aspect, clip.name))
             except (FFmpegError, ValueError) as error:
                 raise InputError(f"frames of {clip.name} cannot be converted to pictures ({error})") from error
-            yield name, picture, orientation
+            yield Frame(name, picture, orientation)
         if not wanted:
             return
-
-
-@dataclass(frozen=True)
-class _Film:
-    """A video as far as its packets tell it from others: what was measured of it once need not be measured again."""
-
-    packets: tuple[tuple[int | None, int], ...]
-    timed: bool
-    size: tuple[int, int]
-    name: str = field(compare=False)
-    open: Callable[[], BinaryIO] = field(compare=False)
-
-
-@lru_cache(maxsize=8)
-def _watch(film: _Film, every: int) -> tuple[list[int], Motion] | None:
-    """Keys of frames (each `every`-th) and how far the picture moves between them; None where nothing is decoded.
-
-    Long videos are watched by frames that others refer to alone, very long ones by key frames.
-    """
-    from av.error import FFmpegError
-
-    pixels = len(film.packets) * film.size[0] * film.size[1]
-    skip: Skip = "DEFAULT" if pixels < WATCHED_PIXELS[0] else "NONREF" if pixels < WATCHED_PIXELS[1] else "NONKEY"
-    if skip == "NONKEY":
-        logger.info("%s is long: its motion is measured on key frames alone", film.name)
-    keys: list[int] = []
-
-    def frames() -> Iterator[np.ndarray]:
-        for number, (key, frame, _) in enumerate(_decoded(film.open, film.name, film.timed, skip)):
-            if key is not None and not frame.is_corrupt and (skip == "NONKEY" or number % every == 0):
-                width, height = small_size(frame.width, frame.height)
-                grey = frame.reformat(width, height, "gray").to_ndarray()
-                keys.append(key)
-                yield grey
-
-    try:
-        motion = measure(frames())
-    except (FFmpegError, InputError, ValueError) as error:
-        logger.debug("%s: motion not measured: %s", film.name, error)
-        return None
-    return keys, motion
-
-
-def _by_motion(film: _Film, keys: Sequence[int], rate: float, most: int) -> list[int] | None:
-    """Indices of frames that show the scene with even overlap; None where the motion cannot be measured."""
-    watched = _watch(film, max(1, round(rate / WATCHED_FPS)))
-    if watched is None:
-        return None
-    at = {key: index for index, key in enumerate(keys)}
-    seen, motion = watched
-    if not motion.is_known:
-        return None
-    chosen = choose(motion, min(DEFAULT_FRAMES[0], most), most, MOTION_STEP)
-    return sorted({at[seen[i]] for i in chosen if seen[i] in at}) or None
 
 
 def _decoded(

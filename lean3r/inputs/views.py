@@ -8,14 +8,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import groupby
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -24,8 +19,7 @@ from PIL import Image
 
 from lean3r.errors import InputError, UsageError
 from lean3r.inputs.decoding import TURNS, check_pixels, eight_bit, exif, is_large, on_white, opened, plain
-from lean3r.inputs.listing import Skips, Still, find_pictures, nothing_usable
-from lean3r.inputs.video import Clip, read_frames
+from lean3r.inputs.video import Clip, Frame
 from lean3r.types import Source, Views
 
 logger = logging.getLogger("lean3r")
@@ -35,7 +29,6 @@ MAX_RESOLUTION = 4096
 MAX_ASPECT = 4.0
 PAD_VALUE = 0.5
 DIAGONAL_35MM = math.hypot(36.0, 24.0)  # EXIF states focal lengths as if for this frame, by its diagonal
-DECODERS, LOOKAHEAD = 2, 4
 
 
 @dataclass(frozen=True)
@@ -45,48 +38,6 @@ class Picture:
 
     source: Source
     pixels: np.ndarray
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """Network input (B = 1, `views.sources` filled) and the (name, reason) of whatever could not be used."""
-
-    views: Views
-    skipped: tuple[tuple[str, str], ...] = ()
-
-
-def load_views(
-    inputs: str | Path | Sequence[str | Path],
-    *,
-    resolution: int,
-    patch: int,
-    max_views: int | None = None,
-    fps: float | None = None,
-    every: int | None = None,
-    frames: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Loaded:
-    """Read pictures, folders, globs, zip archives and videos into one `Views`.
-
-    Each picture gets its own `network_size`; smaller ones are padded to the largest. What cannot be used is
-    skipped with a warning. `progress(done, total)` is called after each view. The options for videos and
-    `max_views` are those of `sources.find_pictures`. Raises InputError if nothing usable remains.
-    """
-    inputs = [inputs] if isinstance(inputs, str | Path) else list(inputs)
-    network_size(1, 1, resolution, patch)
-    found = find_pictures(inputs, fps=fps, every=every, frames=frames, max_views=max_views)
-    skips, pictures = Skips(found.skipped), []
-    with own_pixel_limit():
-        for done, (name, result) in enumerate(_decode_all(found.items, resolution, patch), start=1):
-            if isinstance(result, Picture):
-                pictures.append(result)
-            else:
-                skips.add(name, str(result))
-            if progress:
-                progress(done, found.count)
-    if not pictures:
-        raise nothing_usable(inputs, skips)
-    return Loaded(assemble(pictures, patch), tuple(skips))
 
 
 @lru_cache(maxsize=256)
@@ -231,68 +182,11 @@ def check_shape(width: int, height: int) -> None:
         raise InputError(f"too elongated: {width}x{height} is {ratio:.1f}:1, at most {MAX_ASPECT:g}:1; crop it")
 
 
-def _decode_all(
-    items: Sequence[Still | Clip], resolution: int, patch: int
-) -> Iterator[tuple[str, Picture | InputError]]:
-    """Each view in order, or why there is none. Originals are held only a few at a time."""
-
-    def attempt(still: Still) -> Picture | InputError:
-        try:
-            with still.open() as file:
-                return decode_picture(file, still.name, resolution=resolution, patch=patch)
-        except InputError as error:
-            return error
-        except OSError as error:
-            return InputError(f"cannot be read ({error.strerror or error})")
-
-    for _, group in groupby(items, key=type):
-        run = list(group)
-        yield from _in_threads(attempt, [i for i in run if isinstance(i, Still)])
-        for clip in run:
-            if isinstance(clip, Clip):
-                yield from _decode_clip(clip, resolution, patch)
-
-
-def _decode_clip(clip: Clip, resolution: int, patch: int) -> Iterator[tuple[str, Picture | InputError]]:
-    missing = dict.fromkeys(clip.frames.values())
-    try:
-        for name, image, orientation in read_frames(clip):
-            check_pixels(image.size)
-            size = (image.height, image.width) if orientation >= 5 else image.size
-            check_shape(*size)
-            pixels, transform = fit(image, size, orientation, resolution, patch)
-            del missing[name]
-            source = Source(name, size[0], size[1], transform, timestamp_s=clip.times_s.get(name))
-            yield name, Picture(source, pixels)
-        reason = f"the frame is damaged in {clip.name}"
-    except InputError as error:
-        reason = str(error)
-    for name in missing:
-        yield name, InputError(reason)
-
-
-def _in_threads(
-    attempt: Callable[[Still], Picture | InputError], stills: Sequence[Still]
-) -> Iterator[tuple[str, Picture | InputError]]:
-    """(name, result) in order; decoders run in threads, a few pictures ahead."""
-    waiting: deque[tuple[str, Future]] = deque()
-    with ThreadPoolExecutor(DECODERS) as pool:
-        for still in stills:
-            waiting.append((still.name, pool.submit(attempt, still)))
-            if len(waiting) > LOOKAHEAD:
-                name, future = waiting.popleft()
-                yield name, future.result()
-        for name, future in waiting:
-            yield name, future.result()
-
-
-@contextmanager
-def own_pixel_limit() -> Iterator[None]:
-    """Within, Pillow has no limit: its own would warn from 89 megapixels on, which phones reach; ours is checked
-    before decoding."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+def decode_frame(frame: Frame, clip: Clip, resolution: int, patch: int) -> Picture:
+    """The network's picture of a frame of a video; InputError whose message is the reason where it is of no use."""
+    name, image, orientation = frame
+    check_pixels(image.size)
+    size = (image.height, image.width) if orientation >= 5 else image.size
+    check_shape(*size)
+    pixels, transform = fit(image, size, orientation, resolution, patch)
+    return Picture(Source(name, size[0], size[1], transform, timestamp_s=clip.times_s.get(name)), pixels)

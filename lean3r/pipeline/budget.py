@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 
@@ -28,9 +28,9 @@ from lean3r.pipeline.memory import (
     parse_memory,
     used_bytes,
 )
+from lean3r.pipeline.options import Measure
 from lean3r.types import Views
 
-Measure = Literal["exact", "dtype", "plan", "resolution", "views"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 CHUNKS = (1 << 26, 1 << 24, 1)  # bytes tried below the default; 1 means one view at a time
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)  # of the resolution

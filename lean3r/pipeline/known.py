@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,14 +14,13 @@ from lean3r.errors import InputError
 from lean3r.geometry.align import align_cameras
 from lean3r.geometry.camera import transform_intrinsics
 from lean3r.geometry.lens import Optics
-from lean3r.geometry.photo_scale import Pictures, photo_scale
+from lean3r.geometry.photo_scale import Shown, photo_scale
 from lean3r.geometry.pose import camera_centers, make_pose
 from lean3r.inputs.cameras import GivenCamera, GivenCameras, read_given, read_intrinsics
-from lean3r.refine import KnownPoses
+from lean3r.pipeline.options import CameraOptions, KnownPoses
+from lean3r.refine import KnownCameras
 from lean3r.types import Known, Lens, Prediction, Scale, Source, Views
 
-Part = Literal["both", "intrinsics", "poses"]
-Intrinsics = str | Path | Sequence[float]
 FIT = 0.05  # of the cameras' spread: predicted places that are no further off tell the scale
 SPAN, SPAN_OF_NOTHING = 1.2, 2.5  # how far off the logarithm of the scale may be, by bad places or by none
 PARALLAX = 0.15  # distance of neighbours over depth, where nothing else tells the scale
@@ -41,21 +39,26 @@ class Given:
     lenses: tuple[Lens | None, ...]
     is_metric: bool = False
 
+    def for_refinement(self, sources: Sequence[Source], known_poses: KnownPoses) -> KnownCameras:
+        """The same as refinement takes it, intrinsics in pixels of the originals."""
+        matrices = np.stack([s.original_intrinsics(k.numpy()) for s, k in zip(sources, self.intrinsics, strict=True)])
+        matrices = np.where(self.has_intrinsics[:, None, None], matrices, np.nan)
+        poses = torch.where(self.has_pose[:, None, None], self.cam_from_world, torch.nan).numpy()
+        return KnownCameras(
+            matrices if np.isfinite(matrices).any() else None,
+            self.lenses,
+            poses if np.isfinite(poses).any() else None,
+            known_poses == "fixed",
+        )
 
-def with_cameras(
-    views: Views,
-    sources: Sequence[Source],
-    cameras: str | Path | GivenCameras | None,
-    use: Part = "both",
-    intrinsics: Intrinsics | None = None,
-) -> tuple[Views, Given]:
+
+def with_cameras(views: Views, sources: Sequence[Source], options: CameraOptions) -> tuple[Views, Given]:
     """Views of one scene that know their cameras, and the same in the cameras' own world.
 
-    Cameras are matched to `sources` by file name or time; their intrinsics are carried into network pixels.
-    `intrinsics` are those of all pictures, and go before those of `cameras`, of which `use` takes the intrinsics, the
-    poses or both. InputError when something is unreadable, when nothing matches, or when what `use` asks for is not
-    there.
+    Cameras are matched to `sources` by file name or time; their intrinsics are carried into network pixels. InputError
+    when something is unreadable, when nothing matches, or when what the options ask for is not there.
     """
+    cameras, use = options.cameras, options.known
     given = GivenCameras() if cameras is None else cameras if isinstance(cameras, GivenCameras) else read_given(cameras)
     found = given.match([source.name for source in sources], [source.timestamp_s for source in sources])
     posed = [None if camera is None or use == "intrinsics" else camera.cam_from_world for camera in found]
@@ -65,8 +68,8 @@ def with_cameras(
         if all(part is None for part in parts):
             raise InputError(f"{given.origin} holds no {use} of these pictures.")
     shared = given.shared if use != "poses" else None
-    if intrinsics is not None:
-        shared = read_intrinsics(intrinsics)
+    if options.intrinsics is not None:
+        shared = read_intrinsics(options.intrinsics)
         optical = [shared] * len(sources)
     if shared is not None:
         _check_shared(shared, sources)
@@ -146,14 +149,14 @@ def in_given_world(found: Prediction, given: Given | None, read: frozenset[str] 
 
 
 def depth_factor(
-    placed: Placed, given: Given, pictures: Pictures, sources: Sequence[Source], lenses: tuple[Lens, ...]
+    placed: Placed, given: Given, shown: Shown, sources: Sequence[Source], lenses: tuple[Lens, ...]
 ) -> float:
-    """The factor that brings a placed prediction's depth, pictures.depth [S, H, W], to the scale of the given poses."""
+    """The factor that brings a placed prediction's depth, shown.depth [S, H, W], to the scale of the given poses."""
     at = given.has_pose.nonzero()[:, 0].tolist()
     intrinsics = placed.prediction.intrinsics[0].double().numpy()[at]
     optics = Optics([sources[view] for view in at], intrinsics, [lenses[view] for view in at] if lenses else ())
-    shown = Pictures(*(part[at] for part in pictures))
-    return photo_scale(shown, given.cam_from_world[at].numpy(), optics, placed.guess, placed.span) or placed.guess
+    of_posed = Shown(*(part[at] for part in shown))
+    return photo_scale(of_posed, given.cam_from_world[at].numpy(), optics, placed.guess, placed.span) or placed.guess
 
 
 def lenses_of(given: Given | None, sources: Sequence[Source], intrinsics: np.ndarray) -> tuple[Lens, ...]:

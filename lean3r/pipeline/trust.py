@@ -77,10 +77,10 @@ def judged(scene: Reconstruction, seen: Seen) -> Reconstruction:
 
 
 def _fused(scene: Reconstruction) -> Reconstruction:
-    settings = scene.info["config"]
     points = fuse(
         scene.images, scene.depth, scene.conf, scene.mask, scene.cam_from_world, scene.intrinsics,
-        conf_percentile=settings["conf_percentile"], max_points=settings["max_points"], optics=Optics.of(scene),
+        conf_percentile=scene.point_options.conf_percentile, max_points=scene.point_options.max_points,
+        optics=Optics.of(scene),
     )  # fmt: skip
     return replace(scene, points=points)
 

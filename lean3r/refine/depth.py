@@ -42,7 +42,6 @@ def follow(reconstruction: Reconstruction) -> Reconstruction:
     sparse = reconstruction.sparse
     seen = [] if sparse is None else sightings(reconstruction, sparse)
     conf, _ = weighed(reconstruction.conf, reconstruction.mask, scene, seen)
-    settings = reconstruction.info.get("config", {})
     points = fuse(
         reconstruction.images,
         certain,
@@ -50,8 +49,8 @@ def follow(reconstruction: Reconstruction) -> Reconstruction:
         reconstruction.mask,
         reconstruction.cam_from_world,
         reconstruction.intrinsics,
-        conf_percentile=settings.get("conf_percentile", 20.0),
-        max_points=settings.get("max_points", 1_000_000),
+        conf_percentile=reconstruction.point_options.conf_percentile,
+        max_points=reconstruction.point_options.max_points,
         optics=optics,
     )
     info = {**reconstruction.info, "depth": report}

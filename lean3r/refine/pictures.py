@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from lean3r.inputs.masks import Masks
-from lean3r.inputs.originals import Originals
+from lean3r.inputs.pictures import Pictures
 from lean3r.types import Reconstruction, Source
 
 
@@ -25,7 +25,7 @@ def size_of(source: Source, scale: float) -> tuple[int, int]:
 
 
 def write_pictures(
-    reconstruction: Reconstruction, originals: Originals | None, side: int, files: list[Path]
+    reconstruction: Reconstruction, pictures: Pictures | None, side: int, files: list[Path]
 ) -> list[bool]:
     """Write one picture for each view, from the originals, or from what the network saw where there are none.
 
@@ -33,13 +33,13 @@ def write_pictures(
     """
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
-    if originals is None:
+    if pictures is None:
         for view, file in enumerate(files):
             _seen(reconstruction, view, scale_of(reconstruction.sources[view], side)).save(file)
         return [True] * len(files)
     view_of = {name: view for view, name in enumerate(reconstruction.names)}
     written = [False] * len(files)
-    for name, image in originals.read(view_of, side):
+    for name, image in pictures.read(view_of, side):
         view = view_of[name]
         source = reconstruction.sources[view]
         decoded = round(source.width / image.width)  # some formats decode at a half, a quarter or an eighth

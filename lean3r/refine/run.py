@@ -14,17 +14,18 @@ import numpy as np
 import torch
 
 from lean3r.geometry.lens import LENSES, network_intrinsics, scaled
-from lean3r.inputs.originals import Originals
+from lean3r.inputs.masks import Masks
+from lean3r.inputs.pictures import Pictures
 from lean3r.processes import python_command
 from lean3r.refine import accept
 from lean3r.refine.depth import follow
-from lean3r.refine.frames import are_apart, depth_scale, into_known, into_predicted, origin_view
+from lean3r.refine.hanging import rescaled
 from lean3r.refine.job import MASKS, OUT_OF_TIME, PICTURES, Answer, Group, Job, View
-from lean3r.refine.options import RefineOptions
+from lean3r.refine.options import KnownCameras, RefineOptions
 from lean3r.refine.pairs import likely_pairs
-from lean3r.refine.parts import rescaled
 from lean3r.refine.pictures import scale_of, size_of, write_masks, write_pictures
 from lean3r.refine.sequence import sequences
+from lean3r.refine.world import are_apart, depth_scale, into_known, into_predicted, origin_view
 from lean3r.scratch import temporary_folder
 from lean3r.types import Lens, Reconstruction, Registration, Source, SparsePoints, with_warning
 
@@ -40,7 +41,13 @@ PATIENCE = 10  # seconds on the clock for each of work, where no limit is stated
 TIME_UP = "time was up (more of it: --refine-seconds N)"
 
 
-def run(reconstruction: Reconstruction, originals: Originals | None, options: RefineOptions) -> Reconstruction:
+def run(
+    reconstruction: Reconstruction,
+    pictures: Pictures | None,
+    options: RefineOptions,
+    known: KnownCameras,
+    masks: Masks | None,
+) -> Reconstruction:
     """See lean3r.refine.refine."""
     start = time.perf_counter()
     limit = options.limit(len(reconstruction.sources))
@@ -54,7 +61,7 @@ def run(reconstruction: Reconstruction, originals: Originals | None, options: Re
     if len(reconstruction.sources) < 2:
         return kept(reconstruction, report, "one view alone tells nothing", start)
     with temporary_folder("refine") as folder:
-        job = prepare(reconstruction, originals, options, folder)
+        job = prepare(reconstruction, pictures, options, known, masks, folder)
         if is_stated:
             ended = work(folder, limit - (time.perf_counter() - start))
         else:
@@ -83,14 +90,14 @@ def run(reconstruction: Reconstruction, originals: Originals | None, options: Re
     )
     if job.held.any() and held_share < FITTING:
         reconstruction = with_warning(reconstruction, "known-poses", MISFIT.format(held_share))
-    if reason := accept.better(before, after, options.cam_from_world is not None):
+    if reason := accept.better(before, after, known.cam_from_world is not None):
         return kept(reconstruction, report, reason, start)
     if answer.trusted.sum() < 2:
         return kept(reconstruction, report, "too few points would hold its views together", start)
     report["notes"] = answer.report["notes"] + ([f"{ended}; what was done by then is used"] if ended else [])
     answer, moved = rescaled(answer, reconstruction, scales, job.held)
     answer = answer.doubted(moved, "too few common points tell how far away it is: the network's depth was taken")
-    refined = follow(place(reconstruction, job, answer.of_trusted(), options))
+    refined = follow(place(reconstruction, job, answer.of_trusted(), known))
     label = "refined" if answer.report["start"] else "fallback"
     for said, part, doubt in zip(report["views"], answer.report["parts"], answer.report["doubts"], strict=True):
         said |= {"part": part, "uncertain": doubt}
@@ -123,17 +130,24 @@ def told(reconstruction: Reconstruction, report: dict, start: float) -> Reconstr
     return replace(reconstruction, info={**reconstruction.info, "refinement": report})
 
 
-def prepare(reconstruction: Reconstruction, originals: Originals | None, options: RefineOptions, folder: Path) -> Job:
+def prepare(
+    reconstruction: Reconstruction,
+    pictures: Pictures | None,
+    options: RefineOptions,
+    known: KnownCameras,
+    masks: Masks | None,
+    folder: Path,
+) -> Job:
     """Write the job and its pictures into a folder."""
     sources = reconstruction.sources
     scales = [scale_of(source, options.side) for source in sources]
-    keys = camera_keys(sources, options)
+    keys = camera_keys(sources, options, known)
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     files = [f"{numbers[key]}/{view:06d}.bmp" for view, key in enumerate(keys)]
     paths = [folder / PICTURES / file for file in files]
-    written = write_pictures(reconstruction, originals, options.side, paths)
-    if options.masks is not None:
-        write_masks(options.masks, sources, options.side, [folder / MASKS / f"{file}.png" for file in files])
+    written = write_pictures(reconstruction, pictures, options.side, paths)
+    if masks is not None:
+        write_masks(masks, sources, options.side, [folder / MASKS / f"{file}.png" for file in files])
     views = tuple(
         View(numbers[key], scale, file if is_there else None, source.timestamp_s)
         for key, scale, file, is_there, source in zip(keys, scales, files, written, sources, strict=True)
@@ -141,13 +155,13 @@ def prepare(reconstruction: Reconstruction, originals: Originals | None, options
     matrices = reconstruction.original_intrinsics * np.array(scales)[:, None, None]
     pinholes = matrices[:, [0, 1, 0, 1], [0, 1, 2, 2]]
     groups = tuple(
-        _group(sources, [v for v, key in enumerate(keys) if key == wanted], pinholes, scales, options)
+        _group(sources, [v for v, key in enumerate(keys) if key == wanted], pinholes, scales, options, known)
         for wanted in numbers
     )
-    start, held = reconstruction.cam_from_world, options.posed(len(sources))
-    if options.cam_from_world is not None:
-        start = np.where(held[:, None, None], options.cam_from_world, start)
-    if options.known_poses == "start" or not are_apart(start[held]):
+    start, held = reconstruction.cam_from_world, known.posed(len(sources))
+    if known.cam_from_world is not None:
+        start = np.where(held[:, None, None], known.cam_from_world, start)
+    if not known.are_fixed or not are_apart(start[held]):
         held = np.zeros(len(sources), bool)
     pairs = likely_pairs(reconstruction)
     job = Job(
@@ -166,7 +180,7 @@ def prepare(reconstruction: Reconstruction, originals: Originals | None, options
     return job
 
 
-def camera_keys(sources: Sequence[Source], options: RefineOptions) -> list[Hashable]:
+def camera_keys(sources: Sequence[Source], options: RefineOptions, known: KnownCameras) -> list[Hashable]:
     """A key for each view; those of one key share a camera. Pictures without a focal length in EXIF join those of
     their size where these state but one."""
     if options.share_lens == "never":
@@ -177,28 +191,33 @@ def camera_keys(sources: Sequence[Source], options: RefineOptions) -> list[Hasha
     }
     keys: list[Hashable] = []
     for view, source in enumerate(sources):
-        known = None if options.intrinsics is None else options.intrinsics[view]
-        matrix = None if known is None or not np.isfinite(known).all() else tuple(known.ravel())
+        stands = known.intrinsics is not None and np.isfinite(known.intrinsics[view]).all()
+        matrix = tuple(known.intrinsics[view].ravel()) if known.intrinsics is not None and stands else None
         is_one = options.share_lens == "always" or len(stated[source.width, source.height]) <= 1
-        lens = options.lenses[view] if options.lenses else None
+        lens = known.lenses[view] if known.lenses else None
         keys.append((source.width, source.height, None if is_one else source.focal_px, matrix, lens))
     return keys
 
 
 def _group(
-    sources: Sequence[Source], views: list[int], pinholes: np.ndarray, scales: list[float], options: RefineOptions
+    sources: Sequence[Source],
+    views: list[int],
+    pinholes: np.ndarray,
+    scales: list[float],
+    options: RefineOptions,
+    known: KnownCameras,
 ) -> Group:
     first = views[0]
     source, scale = sources[first], scales[first]
     width, height = size_of(source, scale)
-    if options.lenses and (lens := options.lenses[first]) is not None:
+    if known.lenses and (lens := known.lenses[first]) is not None:
         return Group(width, height, lens.model, scaled(lens, scale, scale).params, fixed=True)
-    known = options.intrinsics
+    matrices = known.intrinsics
     model = "SIMPLE_RADIAL" if options.lens == "auto" else options.lens.upper().replace("-", "_")
-    if known is not None and np.isfinite(known[first]).all():
-        fx, fy, cx, cy = (float(value) * scale for value in known[first][[0, 1, 0, 1], [0, 1, 2, 2]])
+    if matrices is not None and np.isfinite(matrices[first]).all():
+        fx, fy, cx, cy = (float(value) * scale for value in matrices[first][[0, 1, 0, 1], [0, 1, 2, 2]])
         # An adjustment cannot hold the focal lengths of some cameras alone.
-        if "PINHOLE" in model or not np.isfinite(known).all():
+        if "PINHOLE" in model or not np.isfinite(matrices).all():
             return Group(width, height, "PINHOLE", (fx, fy, cx, cy), fixed=True)
         model = model if abs(fx / fy - 1) < SAME_FOCAL else "OPENCV"
         focals, more = LENSES[model]
@@ -238,12 +257,12 @@ def work(folder: Path, seconds: float, processor_seconds: float = math.inf) -> s
     return f"the refining process failed ({' '.join(last) or f'exit code {code}'})"
 
 
-def place(reconstruction: Reconstruction, job: Job, answer: Answer, options: RefineOptions) -> Reconstruction:
+def place(reconstruction: Reconstruction, job: Job, answer: Answer, given: KnownCameras) -> Reconstruction:
     """The reconstruction with an answer's cameras and points, in the frame and scale that it had."""
     scales = np.array([view.scale for view in job.views])
     xy = answer.xy / scales[answer.view][:, None]
     has, trusted = answer.has, answer.has & answer.trusted
-    known = options.posed(len(has))
+    known = given.posed(len(has))
     both = trusted & known
     fit = into_known(answer.cam_from_world[both], job.start[both])
     in_known_world = fit is not None
@@ -267,7 +286,7 @@ def place(reconstruction: Reconstruction, job: Job, answer: Answer, options: Ref
     labels: list[Registration] = ["uncertain"] * len(has)
     for view in np.flatnonzero(trusted):
         labels[view] = "refined" if answer.report["start"] else "fallback"
-    if options.known_poses == "fixed":
+    if given.are_fixed:
         for view in np.flatnonzero(known):
             poses[view], labels[view] = job.start[view], "given"
     with_lens = {camera for camera, registered in zip(answer.camera, has, strict=True) if registered}
@@ -277,12 +296,12 @@ def place(reconstruction: Reconstruction, job: Job, answer: Answer, options: Ref
         if camera not in with_lens:
             lenses.append(_lens_before(reconstruction, index))
             continue
-        if options.lenses and (lens := options.lenses[index]) is not None:
+        if given.lenses and (lens := given.lenses[index]) is not None:
             lenses.append(lens)  # as it was given, to the last digit
             continue
         lenses.append(scaled(Lens(answer.models[camera], answer.params[camera]), 1 / view.scale, 1 / view.scale))
-        if options.intrinsics is not None and job.groups[view.group].focal_fixed:
-            lenses[-1] = _with_known(lenses[-1], options.intrinsics[index])
+        if given.intrinsics is not None and job.groups[view.group].focal_fixed:
+            lenses[-1] = _with_known(lenses[-1], given.intrinsics[index])
         intrinsics[index] = network_intrinsics(lenses[-1], source)
     sparse = SparsePoints(
         xyz,

@@ -19,7 +19,7 @@ from lean3r.geometry.rotation import so3_exp
 from lean3r.types import Reconstruction
 
 if TYPE_CHECKING:
-    from lean3r.inputs.originals import Originals
+    from lean3r.inputs.pictures import Pictures
 
 logger = logging.getLogger("lean3r")
 
@@ -229,9 +229,9 @@ def _earth_centred(latitude_rad: float, longitude_rad: float, height_m: float) -
     return np.array([flat * math.cos(longitude_rad), flat * math.sin(longitude_rad), z])
 
 
-def read_places(originals: Originals, names: Collection[str]) -> dict[str, Place]:
+def read_places(pictures: Pictures, names: Collection[str]) -> dict[str, Place]:
     """Where the pictures called `names` were taken, of those that say it in EXIF."""
-    found = ((name, place_of(fields)) for name, fields in originals.exif(names, EXIF_GPS))
+    found = ((name, place_of(fields)) for name, fields in pictures.exif(names, EXIF_GPS))
     return {name: place for name, place in found if place is not None}
 
 

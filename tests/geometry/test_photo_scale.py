@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lean3r.geometry.lens import Optics
-from lean3r.geometry.photo_scale import Pictures, photo_scale
+from lean3r.geometry.photo_scale import Shown, photo_scale
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "refine"))
 import scenes
@@ -18,10 +18,10 @@ POSES = scenes.arc(4)
 OPTICS = Optics((), np.stack([scenes.INTRINSICS] * 4))
 
 
-def shots() -> Pictures:
+def shots() -> Shown:
     """The photographed corner and its true depth."""
     pictures, depth = (np.stack(part) for part in zip(*(scenes.photograph(pose) for pose in POSES), strict=True))
-    return Pictures(np.repeat(pictures[..., None], 3, axis=-1), np.ones(pictures.shape, bool), depth.astype(np.float32))
+    return Shown(np.repeat(pictures[..., None], 3, axis=-1), np.ones(pictures.shape, bool), depth.astype(np.float32))
 
 
 @pytest.mark.parametrize("wrong", [0.5, 1.6])

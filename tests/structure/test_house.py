@@ -19,7 +19,7 @@ OUTSIDE = [
 ]
 
 # What each room may import of ours besides itself. Everybody may use COMMON; "*" is every room.
-COMMON = {"", "types", "registry", "errors", "colmap_library", "json_text", "parallel", "processes", "scratch"}
+COMMON = {"", "types", "registry", "errors", "colmap_library", "json_text", "options", "parallel", "processes", "scratch"}
 ROOMS = {
     "geometry": set(),
     "inputs": {"geometry"},
@@ -42,6 +42,7 @@ ROOMS = {
     "colmap_library": set(),
     "errors": set(),
     "json_text": set(),
+    "options": set(),
     "parallel": set(),
     "processes": set(),
     "scratch": set(),

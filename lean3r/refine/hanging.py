@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from lean3r.refine.frames import depth_ratios
 from lean3r.refine.job import Answer
 from lean3r.refine.judge import firm_part
+from lean3r.refine.world import depth_ratios
 from lean3r.types import Reconstruction
 
 LEAST_BRIDGE = 6  # points that a view must share with two others of a part, so that its place is tied to theirs

@@ -1,0 +1,348 @@
+"""The pictures of one run: listed once, read as the network, refinement and other programs want them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import shutil
+import weakref
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from lean3r.errors import InputError
+from lean3r.inputs import arrays
+from lean3r.inputs.decoding import ORIENTATION, TURNS, exif, opened, own_pixel_limit
+from lean3r.inputs.frames import FrameChoice
+from lean3r.inputs.listing import Still, find_pictures, nothing_usable
+from lean3r.inputs.masks import Masks, check_folder
+from lean3r.inputs.video import Clip, Frame, read_frames
+from lean3r.inputs.views import Picture, assemble, decode_frame, decode_picture, decode_whole, network_size
+from lean3r.scratch import temporary_folder
+from lean3r.types import Views
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    One = str | Path | Image.Image | np.ndarray | Tensor
+    PictureInput = One | Sequence[One]
+
+logger = logging.getLogger("lean3r")
+
+PNG_LEVEL = 1  # frames are many: a tenth larger, five times as fast
+JPEG_QUALITY = 95
+LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
+DECODERS, LOOKAHEAD = 2, 4
+
+
+class Pictures:
+    """Folders, picture files, globs, zip archives, videos, or pictures in memory (PIL images; arrays [H, W, 3] or
+    [S, H, W, 3]; tensors [3, H, W] or [S, 3, H, W]; uint8, or floats from 0 to 1), one or a sequence of them.
+
+    They are listed at once, and only then: InputError where there is none. `frames` chooses among them, `masks` is a
+    folder that says what counts in them (inputs/masks.py). A video's chosen frames are decoded once and kept on
+    disk while the object lives, unless `keep_frames` is off; its motion is watched once before, where no choice states
+    the frames.
+    """
+
+    def __init__(
+        self,
+        inputs: PictureInput,
+        frames: FrameChoice | None = None,
+        *,
+        masks: str | Path | None = None,
+        keep_frames: bool = True,
+    ) -> None:
+        if masks is not None:
+            check_folder(Path(masks))
+        values = arrays.separate(inputs)
+        paths = [value for value in values if isinstance(value, str | Path)]
+        self.inputs = tuple(arrays.describe(value) for value in values)
+        self.frames, self.keep_frames = frames or FrameChoice(), keep_frames
+        self._mask_folder = None if masks is None else Path(masks)
+        self._listing = find_pictures(paths, arrays.numbered([v for v in values if not isinstance(v, str | Path)]))
+        self._choose()
+
+    def _choose(self) -> None:
+        found = self._listing.choose(self.frames)
+        self._items, self._left_out = found.items, found.skipped
+        self.names = found.names
+        self._unusable: dict[str, str] = {}
+        self._kept: dict[str, dict[str, Path]] = {}  # of each clip that was decoded, its frames
+        self._scratch = contextlib.ExitStack()
+        weakref.finalize(self, self._scratch.close)
+
+    def at_most(self, views: int) -> Pictures:
+        """The same pictures, thinned evenly to so many, or of a video other frames; nothing is listed again."""
+        fewer = copy.copy(self)
+        fewer.__dict__.pop("masks", None)
+        fewer.frames = replace(self.frames, max_views=views)
+        fewer._choose()
+        return fewer
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        clips = sum(isinstance(item, Clip) for item in self._items)
+        videos = f", {clips} videos" if clips > 1 else ", a video" if clips else ""
+        return f"Pictures({', '.join(self.inputs)}: {len(self):,} views{videos}, {len(self.skipped)} skipped)"
+
+    @property
+    def skipped(self) -> tuple[tuple[str, str], ...]:
+        """(name, reason) of what was left out, and of what `views` found that it cannot use."""
+        return (*self._left_out, *self._unusable.items())
+
+    @property
+    def timestamps_s(self) -> tuple[float | None, ...]:
+        """When its video shows each view, in seconds from the first frame; None for pictures."""
+        return tuple(
+            time_s
+            for item in self._items
+            for time_s in ([item.times_s.get(n) for n in item.frames.values()] if isinstance(item, Clip) else [None])
+        )
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """What the picture files are called, frames of videos left out."""
+        return tuple(item.name for item in self._items if isinstance(item, Still))
+
+    @property
+    def are_loose_files(self) -> bool:
+        """False if any picture lies in a video, an archive or in memory, where other programs cannot find it."""
+        return all(isinstance(item, Still) and item.is_loose for item in self._items)
+
+    @cached_property
+    def masks(self) -> Masks | None:
+        """The masks of these pictures; InputError where the folder has none that fits."""
+        return None if self._mask_folder is None else Masks.find(self._mask_folder, self.names)
+
+    def views(self, *, resolution: int, patch: int, progress: Callable[[int, int], None] | None = None) -> Views:
+        """Network input, B = 1: each picture at its own `network_size`, smaller ones padded to the largest.
+
+        What cannot be used is skipped with a warning, and then stands in `skipped`. `progress(done, total)` is called
+        after each view. InputError if nothing usable remains.
+        """
+        network_size(1, 1, resolution, patch)
+        pictures, self._unusable = [], {}
+        with own_pixel_limit():
+            for done, (name, result) in enumerate(self._decoded(resolution, patch), start=1):
+                if isinstance(result, Picture):
+                    pictures.append(result)
+                else:
+                    logger.warning("skipped %s: %s", name, result)
+                    self._unusable[name] = str(result)
+                if progress:
+                    progress(done, len(self))
+        if not pictures:
+            raise nothing_usable(self.inputs, self.skipped)
+        return assemble(pictures, patch)
+
+    def read(self, names: Collection[str], side: int) -> Iterator[tuple[str, Image.Image]]:
+        """The pictures called `names`, one at a time, upright RGB, in the order of the input.
+
+        Formats that decode at a half, a quarter or an eighth for less may come so, with the longer side no less than
+        `side`. Those that cannot be read any more are left out.
+        """
+        with own_pixel_limit():
+            for item in self._items:
+                if isinstance(item, Clip):
+                    yield from ((name, image) for name, image in self._frames(item) if name in names)
+                elif item.name in names:
+                    try:
+                        with item.open() as file:
+                            yield item.name, decode_whole(file, item.name, side)
+                    except (InputError, OSError) as error:
+                        logger.warning("%s cannot be read again: %s", item.name, error)
+
+    def exif(self, names: Collection[str], block: int) -> Iterator[tuple[str, dict[int, Any]]]:
+        """A block of EXIF fields (0x8825: GPS) of the picture files called `names` that have one; no frames do."""
+        for item in self._items:
+            if isinstance(item, Still) and item.name in names:
+                fields: dict[int, Any] = {}
+                # A damaged EXIF block raises anything.
+                with own_pixel_limit(), contextlib.suppress(Exception), item.open() as file, opened(file) as image:
+                    fields = dict(image.getexif().get_ifd(block))
+                if fields:
+                    yield item.name, fields
+
+    def write(self, names: Sequence[str], directory: Path) -> list[Path]:
+        """Write the pictures called `names` into a folder, under these names, upright, at their full size.
+
+        Frames become PNG; picture files are copied byte by byte, unless EXIF turns them: then they are turned
+        and encoded anew in their own format. InputError when one is no longer there.
+        """
+        wanted, written = set(names), []
+        for item in self._items:
+            if isinstance(item, Clip) and (kept := self._kept.get(item.name)):
+                for name in kept.keys() & wanted:
+                    written.append(_place(directory, name))
+                    shutil.copyfile(kept[name], written[-1])
+            elif isinstance(item, Clip):
+                for name, image in self._frames(item):
+                    if name in wanted:
+                        written.append(_place(directory, name))
+                        image.save(written[-1], "PNG", compress_level=PNG_LEVEL)
+            elif item.name in wanted:
+                with item.open() as file:
+                    content = file.read()
+                written.append(_place(directory, item.name))
+                written[-1].write_bytes(upright(content))
+        missing = wanted - {path.relative_to(directory).as_posix() for path in written}
+        if missing:
+            count = f"{len(missing)} of {len(wanted)} pictures"
+            raise InputError(f"{count} cannot be read again ({min(missing)}); did the input change meanwhile?")
+        return written
+
+    def _decoded(self, resolution: int, patch: int) -> Iterator[tuple[str, Picture | InputError]]:
+        """Each view in order, or why there is none. Originals are held only a few at a time."""
+
+        def attempt(still: Still) -> Picture | InputError:
+            try:
+                with still.open() as file:
+                    return decode_picture(file, still.name, resolution=resolution, patch=patch)
+            except InputError as error:
+                return error
+            except OSError as error:
+                return InputError(f"cannot be read ({error.strerror or error})")
+
+        for _, group in groupby(self._items, key=type):
+            run = list(group)
+            yield from _in_threads(attempt, [i for i in run if isinstance(i, Still)])
+            for clip in run:
+                if isinstance(clip, Clip):
+                    yield from self._decode_clip(clip, resolution, patch)
+
+    def _decode_clip(self, clip: Clip, resolution: int, patch: int) -> Iterator[tuple[str, Picture | InputError]]:
+        missing = dict.fromkeys(clip.frames.values())
+        kept = self._kept.get(clip.name)
+        keeper = _Keeper(self._folder()) if self.keep_frames and not kept else None
+        frames = (Frame(*frame, 1) for frame in self._frames(clip)) if kept else read_frames(clip)
+        try:
+            for frame in frames:
+                picture = decode_frame(frame, clip, resolution, patch)
+                if keeper is not None:
+                    keeper.keep(frame.name, _turned(frame.image, frame.orientation))
+                del missing[frame.name]
+                yield frame.name, picture
+            reason = f"the frame is damaged in {clip.name}"
+        except InputError as error:
+            reason = str(error)
+        if keeper is not None and (kept := keeper.done()):
+            self._kept[clip.name] = kept
+        for name in missing:
+            yield name, InputError(reason)
+
+    def _frames(self, clip: Clip) -> Iterator[tuple[str, Image.Image]]:
+        """The frames of a clip, upright, as far as they can be read: those that were kept, or decoded again."""
+        if kept := self._kept.get(clip.name):
+            for name, path in kept.items():
+                with Image.open(path) as image:
+                    yield name, image.copy()
+            return
+        try:
+            for name, image, orientation in read_frames(clip):
+                yield name, _turned(image, orientation)
+        except (InputError, OSError) as error:
+            logger.warning("%s cannot be read again to its end: %s", clip.name, error)
+
+    def _folder(self) -> Path:
+        return self._scratch.enter_context(temporary_folder("frames"))
+
+
+class _Keeper:
+    """Frames as PNG files in a folder, written beside the decoding; none at all where the disk does not hold them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._pool = folder, ThreadPoolExecutor(DECODERS)
+        self._kept: dict[str, Path] = {}
+        self._waiting: deque[Future] = deque()
+        self._failed = False
+
+    def keep(self, name: str, image: Image.Image) -> None:
+        """Begin to write one frame; a few are held at a time."""
+        if not self._failed:
+            self._kept[name] = path = self._folder / f"{len(self._kept):06d}.png"
+            self._waiting.append(self._pool.submit(image.save, path, "PNG", compress_level=PNG_LEVEL))
+            while len(self._waiting) > LOOKAHEAD:
+                self._wait()
+
+    def done(self) -> dict[str, Path]:
+        """The files by the names of the frames, when all are written."""
+        while self._waiting:
+            self._wait()
+        self._pool.shutdown()
+        return {} if self._failed else self._kept
+
+    def _wait(self) -> None:
+        try:
+            self._waiting.popleft().result()
+        except OSError as error:
+            logger.debug("frames are not kept, and will be decoded again: %s", error)
+            self._failed = True
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def _in_threads(
+    attempt: Callable[[Still], Picture | InputError], stills: Sequence[Still]
+) -> Iterator[tuple[str, Picture | InputError]]:
+    """(name, result) in order; decoders run in threads, a few pictures ahead."""
+    waiting: deque[tuple[str, Future[Picture | InputError]]] = deque()
+    with ThreadPoolExecutor(DECODERS) as pool:
+        for still in stills:
+            waiting.append((still.name, pool.submit(attempt, still)))
+            if len(waiting) > LOOKAHEAD:
+                name, future = waiting.popleft()
+                yield name, future.result()
+        for name, future in waiting:
+            yield name, future.result()
+
+
+def upright(content: bytes) -> bytes:
+    """A picture file as it is, or encoded anew in its own format where EXIF says that it must be turned."""
+    file = io.BytesIO()
+    try:
+        with own_pixel_limit(), opened(io.BytesIO(content)) as image:
+            # HEIC stays: lean3r reads it, and few other programs turn or open it.
+            if image.format == "HEIF" or _stated_turn(image) == 1:
+                return content
+            orientation, _ = exif(image, "a picture")
+            image.load()  # turns some formats
+            turned = image.transpose(TURNS[orientation]) if orientation in TURNS else image.copy()
+            quality = {"quality": JPEG_QUALITY} if image.format in LOSSY else {}
+            turned.save(file, image.format, exif=b"", **quality)
+    except InputError as error:
+        logger.warning("a picture stays as it is, EXIF's orientation included: %s", error)
+        return content
+    return file.getvalue()
+
+
+def _stated_turn(image: Image.Image) -> Any:
+    if image.format == "PNG":
+        image.load()  # EXIF may follow the pixels
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # a damaged EXIF block raises anything
+        return 1
+
+
+def _place(directory: Path, name: str) -> Path:
+    path = directory / name
+    if not path.resolve().is_relative_to(directory.resolve()):
+        raise InputError(f"{name} would be written outside {directory}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,0 +1,129 @@
+"""What can be chosen of a run beside the pictures, the refinement and the points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from lean3r.errors import UsageError
+from lean3r.options import option
+
+if TYPE_CHECKING:
+    from lean3r.inputs.cameras import GivenCameras
+    from lean3r.models.base import Backbone
+    from lean3r.pipeline.budget import Budget
+
+Part = Literal["both", "intrinsics", "poses"]
+KnownPoses = Literal["fixed", "start"]
+Measure = Literal["exact", "dtype", "plan", "resolution", "views"]
+Intrinsics = str | Path | Sequence[float]
+REFERENCES = ("auto", "first", "middle")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraOptions:
+    """What is known of the cameras beforehand. `cameras` are a file (inputs/cameras.py) or the cameras themselves, of
+    which `known` takes the intrinsics, the poses or both; `intrinsics` are those of all pictures: (fx, fy, cx, cy) in
+    pixels of the originals, or a JSON file, and go before those of `cameras`. What is known stands in the result, which
+    comes in the world of the known poses, and is held by refinement; with `known_poses` "start" this begins at the
+    poses and changes them."""
+
+    cameras: str | Path | GivenCameras | None = option(
+        None,
+        "Known cameras: cameras.json, transforms.json, a COLMAP model, a trajectory (TUM); matched by name or time.",
+        "PATH",
+        parse=Path,
+    )
+    known: Part = option("both", "What to take from --cameras; both means whatever is there.")
+    intrinsics: Intrinsics | None = option(
+        None,
+        "Known intrinsics of all pictures, in their pixels: four numbers, or a JSON file (fx, fy, cx, cy, k1, ...).",
+        "FX,FY,CX,CY|FILE",
+        parse=str,
+    )
+    known_poses: KnownPoses = option(
+        "fixed", "Known poses stay as they are (fixed), or refinement starts from them and changes them (start)."
+    )
+
+    def __post_init__(self) -> None:
+        for name, kind in (("known", Part), ("known_poses", KnownPoses)):
+            if getattr(self, name) not in get_args(kind):
+                raise UsageError(f"{name} is '{getattr(self, name)}'; expected {', '.join(get_args(kind))}.")
+        if self.known != "both" and self.cameras is None:
+            raise UsageError(f"--known {self.known} chooses parts of --cameras, which is not given.")
+        if self.known_poses != "fixed" and (self.cameras is None or self.known == "intrinsics"):
+            raise UsageError(f"--known-poses {self.known_poses} is about poses of --cameras, and none are asked for.")
+
+    @property
+    def are_given(self) -> bool:
+        """Whether anything is known."""
+        return self.cameras is not None or self.intrinsics is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How the network runs: `resolution` is the side in pixels of the square with its pictures' area (None: the model's
+    own); `reference_view` the index of the view that it starts from, "first", "middle", or "auto" for the model's own
+    choice; `seed` that of everything random."""
+
+    resolution: int | None = option(
+        None,
+        "Side of the square that has the area of the network's pictures; by default what suits the model.",
+        "PIXELS",
+    )
+    reference_view: int | str = option(
+        "auto",
+        "The view that the network starts from (VGGT and Depth Anything 3); INDEX counts from 0.",
+        "auto|first|middle|INDEX",
+        parse=lambda text: int(text) if text.isdecimal() else text,
+    )
+    seed: int = option(0, "Of everything random.", "N")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.reference_view, str) and self.reference_view not in REFERENCES:
+            raise UsageError(f"reference_view is '{self.reference_view}'; expected an index, {', '.join(REFERENCES)}.")
+        if not 0 <= self.seed < 2**32:
+            shown = str(self.seed) if abs(self.seed) < 10**20 else f"a number of {len(str(abs(self.seed)))} digits"
+            raise UsageError(f"--seed is {shown}; expected 0 to {2**32 - 1}.")
+
+    def check(self, model: Backbone) -> None:
+        """UsageError where a model cannot run so."""
+        if self.resolution is not None and self.resolution < model.patch:
+            at_least = f"{model.name} needs at least one patch of {model.patch} pixels"
+            raise UsageError(f"resolution is {self.resolution}; {at_least}.")
+        if self.reference_view != "auto" and model.REFERENCE is None:
+            raise UsageError(f"{model.name} has no reference view: all views count alike. Leave the choice out.")
+
+    def reference(self, views: int) -> int | None:
+        """The index that the choice of reference view means, None for the model's own."""
+        if isinstance(self.reference_view, int):
+            return self.reference_view
+        return {"auto": None, "first": 0, "middle": views // 2}[self.reference_view]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryOptions:
+    """How much memory a run may take, and what may be changed for that."""
+
+    memory: str | None = option(
+        None,
+        "Stay within 8GB, 6GiB, ... of memory (of the GPU where that computes), by the mildest change that will do.",
+        "SIZE",
+    )
+    memory_allow: Measure = option(
+        "views",
+        "How far --memory may go: smaller chunks (exact), then half precision, 8-bit weights, smaller, fewer pictures.",
+    )
+
+    def budget(self, views: int, resolution: int | None) -> Budget | None:
+        """The budget of a run on so many views that writes files, None where memory is not bounded; UsageError where
+        that is no amount of memory."""
+        from lean3r.pipeline.budget import Budget
+        from lean3r.pipeline.memory import parse_memory
+
+        if self.memory is None:
+            return None
+        size = parse_memory(self.memory)
+        return Budget(size, self.memory_allow, writes=True, views=views, resolution=resolution)

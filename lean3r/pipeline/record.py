@@ -1,0 +1,70 @@
+"""What made a result: model, options and conditions of a run, JSON-ready, for manifest.json and config.toml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from lean3r.models.base import Backbone
+from lean3r.options import Options, recorded
+from lean3r.pipeline.budget import Fit
+from lean3r.pipeline.observer import Observer
+from lean3r.pipeline.predict import device_name
+from lean3r.processes import peak_memory_mb
+from lean3r.refine import RefineOptions
+from lean3r.types import Reconstruction
+
+
+def record_of(
+    model: Backbone,
+    options: tuple[Options, ...],
+    refine: RefineOptions,
+    fit: Fit | None,
+    observer: Observer,
+    more: Mapping[str, Any],
+) -> dict[str, Any]:
+    """`info` of a reconstruction: the model, its weights and plan, where it ran, every chosen option under "config",
+    the seconds so far and the peak of memory; `more` stands among the options."""
+    origin, plan = model.origin, model.plan
+    device = next(model.parameters()).device
+    config = {
+        "model": model.name,
+        "plan": None if plan is None else plan.name,
+        "loops": model.loops,
+        "dtype": str(origin.dtype).removeprefix("torch."),
+        **recorded(*options),
+        "memory": None if fit is None else fit.budget.as_dict(),
+        "refine": {
+            "when": refine.when,
+            "seconds": refine.seconds,
+            "lens": refine.lens,
+            "share_lens": refine.share_lens,
+        },
+        **more,
+    }
+    info: dict[str, Any] = {
+        "model": model.name,
+        "licence": model.licence,
+        "weights": origin.weights,
+        "weights_hash": origin.hash,
+        "plan": None if plan is None else plan.as_dict(),
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "config": config,
+        "seconds": observer.seconds,
+        "peak_memory_mb": peak_memory_mb(),
+    }
+    if fit is not None:
+        info["memory"] = fit.as_dict()
+    if device.type == "cuda":
+        info["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
+    return info
+
+
+def with_settings(scene: Reconstruction, command: str, settings: Mapping[str, Any]) -> Reconstruction:
+    """The scene with the command line that made it, and further settings in its config."""
+    config = {**scene.info.get("config", {}), **settings}
+    return replace(scene, info={**scene.info, "config": config, "command": command})
