@@ -139,13 +139,15 @@ class Compress:
     def _views(self, model: Backbone, console: Console) -> Views:
         """The pictures of --photos, or one scene of the synthetic world."""
         from lean3r.data.world.synthetic import SyntheticWorld
-        from lean3r.inputs.views import load_views
+        from lean3r.inputs.frames import FrameChoice
+        from lean3r.inputs.pictures import Pictures
         from lean3r.types import Views
 
         if self.photos:
-            loaded = load_views(self.photos, resolution=model.resolution, patch=model.patch, max_views=SCAN_VIEWS)
-            console.read([source.name for source in loaded.views.sources], loaded.skipped)
-            return loaded.views
+            pictures = Pictures(self.photos, FrameChoice(max_views=SCAN_VIEWS), keep_frames=False)
+            views = pictures.views(resolution=model.resolution, patch=model.patch)
+            console.read([source.name for source in views.sources], pictures.skipped)
+            return views
         side = min(model.resolution, SCAN_SIDE) // model.patch * model.patch
         return Views(SyntheticWorld(seed=SCAN_SEED, views=SCAN_VIEWS, height=side, width=side).batch(0, 1).images)
 

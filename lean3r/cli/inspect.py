@@ -67,7 +67,8 @@ class Inspect:
         from lean3r.compress.looking import look
         from lean3r.export.atomic import atomic_folder
         from lean3r.export.manifest import write_short
-        from lean3r.inputs.views import load_views
+        from lean3r.inputs.frames import FrameChoice
+        from lean3r.inputs.pictures import Pictures
         from lean3r.models.base import grey_padding
         from lean3r.pipeline.load import load
 
@@ -77,9 +78,9 @@ class Inspect:
                 model = load(self.model, self.weights, self.device, plan=self.plan)
             with console.stage("reading"):
                 resolution = self.resolution or model.resolution
-                loaded = load_views(self.inputs, resolution=resolution, patch=model.patch, max_views=self.max_views)
-            views = loaded.views
-            console.read([source.name for source in views.sources], loaded.skipped)
+                pictures = Pictures(self.inputs, FrameChoice(max_views=self.max_views), keep_frames=False)
+                views = pictures.views(resolution=resolution, patch=model.patch)
+            console.read([source.name for source in views.sources], pictures.skipped)
             seen = grey_padding(views.to(next(model.parameters()).device))
             with console.stage("network"):
                 plan = None if model.plan is None else model.plan.name

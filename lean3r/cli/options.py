@@ -21,10 +21,11 @@ def option(metavar: str | None = None, *aliases: str, help: str | None = None) -
 
     Defaults that say nothing are not shown.
     """
-    return tyro.conf.arg(metavar=metavar, aliases=aliases or None, help=help, help_behavior_hint=_hint)
+    return tyro.conf.arg(metavar=metavar, aliases=aliases or None, help=help, help_behavior_hint=shown_default)
 
 
-def _hint(default: str) -> str:
+def shown_default(default: str) -> str:
+    """What --help says of a default; nothing of those that say nothing."""
     return "" if default in ("None", "False", "", "[]") else f"(default: {default})"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,13 +21,15 @@ __all__ = ["DEFAULT_FORMATS", "EXPORTERS", "ExportOptions", "atomic_folder", "ex
 class Format(NamedTuple):
     """Where `write(reconstruction, directory, options) -> files` is, what appears in the folder, what that holds.
 
-    Written when nobody asks (`default`) is what costs no time, no extra package and no copies of the pictures.
+    Written when nobody asks (`default`) is what costs no time, no extra package and no copies of the pictures. What
+    `needs` an extra package says where a function is that raises MissingExtraError without it.
     """
 
     at: str
     files: str
     about: str
     default: bool = False
+    needs: str = ""
 
 
 EXPORTERS = Registry(
@@ -48,7 +51,12 @@ EXPORTERS = Registry(
         "nerfstudio": Format(
             "lean3r.export.nerfstudio:write", "transforms.json, points.ply", "cameras and points for nerfstudio"
         ),
-        "mesh": Format("lean3r.export.mesh:write", "mesh.glb, mesh.ply", "a coloured surface"),
+        "mesh": Format(
+            "lean3r.export.mesh:write",
+            "mesh.glb, mesh.ply",
+            "a coloured surface",
+            needs="lean3r.export.mesh:marching_cubes",
+        ),
     },
 )
 DEFAULT_FORMATS = tuple(name for name in EXPORTERS if EXPORTERS[name].default)
@@ -93,6 +101,14 @@ def write_all(
     files = [file for of_format, _ in written for file in of_format]
     seconds = {name: taken for name, (_, taken) in zip(names, written, strict=True)}
     return files + manifest.write(reconstruction, directory, files, seconds)
+
+
+def check_extras(formats: Iterable[str]) -> None:
+    """MissingExtraError where a format needs a package that is not installed: before the work, not after it."""
+    for needs in (EXPORTERS[name].needs for name in formats):
+        if needs:
+            module, _, check = needs.partition(":")
+            getattr(import_module(module), check)()
 
 
 def parse_formats(formats: str | Iterable[str]) -> Sequence[str]:

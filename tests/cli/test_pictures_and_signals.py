@@ -13,11 +13,11 @@ import av
 import numpy as np
 import pycolmap
 import pytest
+from lean3r.inputs.originals import Originals
 from PIL import Image
 
 from lean3r.cli.main import main
 from lean3r.errors import InputError
-from lean3r.inputs.originals import Originals
 
 SLOW = """
 import sys, time

@@ -10,6 +10,7 @@ import numpy as np
 import pycolmap
 import pytest
 import trimesh
+from lean3r.inputs.originals import Originals
 from PIL import Image
 
 from export.scene import BOX, ROOM, cast, make_scene
@@ -20,7 +21,6 @@ from lean3r.export.tracks import sightings
 from lean3r.geometry.fusion import fuse
 from lean3r.geometry.lens import Optics, colmap_camera
 from lean3r.inputs.cameras import read_given
-from lean3r.inputs.originals import Originals
 from lean3r.types import Lens, SparsePoints
 
 SIZE = (320, 240)

@@ -42,6 +42,7 @@ def write_case(reader: Reader, folder: Path, rng: random.Random) -> None:
 def read_pictures(folder: Path, _: random.Random) -> bool:
     """As a run does: for the network, for its places, whole, and written again."""
     from lean3r.inputs.originals import Originals
+
     from lean3r.inputs.views import load_views
     from lean3r.refine.scale import read_places
 
@@ -60,6 +61,7 @@ def read_named(name: str) -> Callable[[Path, random.Random], bool]:
 
     def read(folder: Path, _: random.Random) -> bool:
         from lean3r.inputs.originals import Originals
+
         from lean3r.inputs.views import load_views
 
         (path,) = folder.glob(name)

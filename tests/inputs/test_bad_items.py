@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lean3r.inputs.originals import Originals
 from PIL import Image
 
 from lean3r.errors import InputError, UsageError
 from lean3r.inputs import decoding, video
 from lean3r.inputs.listing import MAX_NAME_BYTES
-from lean3r.inputs.originals import Originals
 from lean3r.inputs.views import Loaded, load_views, network_size
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lean3r.inputs.originals import Originals, upright
 from PIL import Image
 
 from lean3r.errors import InputError
 from lean3r.inputs import decoding
-from lean3r.inputs.originals import Originals, upright
 from lean3r.inputs.views import decode_picture, decode_whole, load_views
 
 FORMATS: dict[str, dict[str, Any]] = {

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lean3r.inputs.originals import Originals
 from PIL import Image
 
 import lean3r
@@ -15,7 +16,6 @@ from lean3r.cli.main import main
 from lean3r.errors import InputError, UsageError
 from lean3r.export import export
 from lean3r.inputs.masks import Masks
-from lean3r.inputs.originals import Originals
 from lean3r.inputs.views import load_views
 from lean3r.refine import RefineOptions
 from lean3r.refine.features import COARSE, detect

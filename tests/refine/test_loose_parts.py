@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 from scenes import FOCAL, HEIGHT, STRIDE, WIDTH, look, scene
 
+from lean3r.refine.hanging import hanging_parts, rescaled
 from lean3r.refine.job import Answer
 from lean3r.refine.judge import firm_part
-from lean3r.refine.hanging import hanging_parts, rescaled
 
 VIEWS = 6
 

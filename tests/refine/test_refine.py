@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lean3r.inputs.originals import Originals
 from PIL import Image
 
 from lean3r.errors import UsageError
 from lean3r.eval.pose_errors import relative_pose_errors
 from lean3r.geometry.align import align_cameras
 from lean3r.geometry.lens import colmap_camera
-from lean3r.inputs.originals import Originals
 from lean3r.pipeline.observer import Observer
 from lean3r.pipeline.refining import Refining, refined
 from lean3r.refine import RefineOptions, pairs, refine

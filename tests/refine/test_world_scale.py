@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from export.scene import make_scene
+from lean3r.inputs.originals import Originals
 from PIL import Image
 
 from lean3r.data.sets.colmap import read_cameras
@@ -18,7 +19,6 @@ from lean3r.geometry.align import Similarity
 from lean3r.geometry.consistency import Scene
 from lean3r.geometry.lens import Optics
 from lean3r.geometry.rotation import so3_exp
-from lean3r.inputs.originals import Originals
 from lean3r.refine.scale import Distance, Place, local_metres, place_of, read_places, with_distance, with_places
 from lean3r.types import SparsePoints
 

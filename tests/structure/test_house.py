@@ -19,7 +19,18 @@ OUTSIDE = [
 ]
 
 # What each room may import of ours besides itself. Everybody may use COMMON; "*" is every room.
-COMMON = {"", "types", "registry", "errors", "colmap_library", "json_text", "options", "parallel", "processes", "scratch"}
+COMMON = {
+    "",
+    "types",
+    "registry",
+    "errors",
+    "colmap_library",
+    "json_text",
+    "options",
+    "parallel",
+    "processes",
+    "scratch",
+}
 ROOMS = {
     "geometry": set(),
     "inputs": {"geometry"},
