@@ -30,7 +30,7 @@ from lean3r.types import Lens, Reconstruction
 THRESHOLDS_DEG = (1, 5)
 SLACK = 0.1  # points of AUC that are rounding, not a loss
 THREADS = 2
-REFINED = {"refine": "on", "refine_seconds": 600}
+REFINED = {"refine": lean3r.RefineOptions(when="on", seconds=600)}
 
 
 def ways(scene: Path, folder: Path) -> dict[str, dict[str, Any]]:
@@ -43,9 +43,9 @@ def ways(scene: Path, folder: Path) -> dict[str, dict[str, Any]]:
         "off": {"refine": "off"},
         "off_both": {"refine": "off", "cameras": truth},
         "pinholes": REFINED | {"cameras": folder / "pinholes.json"},
-        "intrinsics": REFINED | {"cameras": truth, "known": "intrinsics"},
+        "intrinsics": REFINED | {"cameras": lean3r.CameraOptions(cameras=truth, known="intrinsics")},
         "both_fixed": REFINED | {"cameras": truth},
-        "both_start": REFINED | {"cameras": truth, "known_poses": "start"},
+        "both_start": REFINED | {"cameras": lean3r.CameraOptions(cameras=truth, known_poses="start")},
     }
 
 

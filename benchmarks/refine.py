@@ -72,12 +72,18 @@ def pose_figures(found: np.ndarray, truth: np.ndarray, registered: np.ndarray) -
     return figures
 
 
+REFINED = lean3r.RefineOptions(when="on", seconds=600)
+
+
 def ways(intrinsics: Path) -> dict[str, dict[str, Any]]:
     """The options of each way that is compared."""
     return {
         "network": {"refine": "off"},
-        "refined": {"refine": "on", "refine_seconds": 600},
-        "known_intrinsics": {"refine": "on", "refine_seconds": 600, "cameras": intrinsics, "known": "intrinsics"},
+        "refined": {"refine": REFINED},
+        "known_intrinsics": {
+            "refine": REFINED,
+            "cameras": lean3r.CameraOptions(cameras=intrinsics, known="intrinsics"),
+        },
     }
 
 

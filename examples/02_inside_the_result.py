@@ -23,7 +23,7 @@ def main() -> None:
     phone_photos(options.out / "photos", seed=2, height=144, width=192)
 
     model = lean3r.load("nano", weights=options.weights)
-    scene = lean3r.reconstruct(model, options.out / "photos", max_views=4, resolution=128)
+    scene = lean3r.reconstruct(model, options.out / "photos", frames=lean3r.FrameChoice(max_views=4), resolution=128)
     lean3r.export(scene, options.out / "room", ["npz", "ply"], overwrite=True)
 
     for name in ("images", "mask", "depth", "conf", "cam_from_world", "intrinsics", "original_intrinsics"):

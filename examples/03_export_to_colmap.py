@@ -22,7 +22,7 @@ def main() -> None:
     options = parser.parse_args()
     phone_photos(options.out / "photos", seed=3, height=192, width=144)
     model = lean3r.load("nano", weights=options.weights)
-    scene = lean3r.reconstruct(model, options.out / "photos", max_views=5, resolution=128)
+    scene = lean3r.reconstruct(model, options.out / "photos", frames=lean3r.FrameChoice(max_views=5), resolution=128)
     folder = lean3r.export(scene, options.out / "room", "colmap", overwrite=True) / "sparse" / "0"
 
     colmap = pycolmap.Reconstruction(folder)

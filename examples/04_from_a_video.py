@@ -34,7 +34,7 @@ def main() -> None:
     clip = options.out / "clip.mp4"
     film(clip)
     model = lean3r.load("nano", weights=options.weights)
-    scene = lean3r.reconstruct(model, clip, frames=6, resolution=128)
+    scene = lean3r.reconstruct(model, clip, frames=lean3r.FrameChoice(frames=6), resolution=128)
     room = lean3r.export(scene, options.out / "room", ["cameras", "glb", "preview"], overwrite=True)
     print("frames:", ", ".join(scene.names))
     print(f"{len(scene.points.xyz):,} points; look at {room / 'preview.jpg'}")

@@ -24,10 +24,17 @@ if TYPE_CHECKING:
     from lean3r.compress import compress as compress
     from lean3r.errors import LeanError as LeanError
     from lean3r.export import export as export
+    from lean3r.export.options import ExportOptions as ExportOptions
+    from lean3r.inputs.cameras import GivenCameras as GivenCameras
+    from lean3r.inputs.frames import FrameChoice as FrameChoice
+    from lean3r.inputs.pictures import Pictures as Pictures
     from lean3r.models import list_models as list_models
+    from lean3r.options import PointOptions as PointOptions
     from lean3r.pipeline.load import load as load
+    from lean3r.pipeline.options import CameraOptions as CameraOptions
     from lean3r.pipeline.reconstruct import reconstruct as reconstruct
     from lean3r.pipeline.save import save as save
+    from lean3r.refine.options import RefineOptions as RefineOptions
     from lean3r.types import PointCloud as PointCloud
     from lean3r.types import Prediction as Prediction
     from lean3r.types import Reconstruction as Reconstruction
@@ -43,18 +50,32 @@ _PUBLIC = {
     "save": "lean3r.pipeline.save",
     "export": "lean3r.export",
     "list_models": "lean3r.models",
+    "CameraOptions": "lean3r.pipeline.options",
+    "ExportOptions": "lean3r.export.options",
+    "FrameChoice": "lean3r.inputs.frames",
+    "GivenCameras": "lean3r.inputs.cameras",
     "LeanError": "lean3r.errors",
+    "Pictures": "lean3r.inputs.pictures",
     "PointCloud": "lean3r.types",
+    "PointOptions": "lean3r.options",
     "Prediction": "lean3r.types",
     "Reconstruction": "lean3r.types",
+    "RefineOptions": "lean3r.refine.options",
     "Source": "lean3r.types",
     "Views": "lean3r.types",
 }
 __all__ = [
+    "CameraOptions",
+    "ExportOptions",
+    "FrameChoice",
+    "GivenCameras",
     "LeanError",
+    "Pictures",
     "PointCloud",
+    "PointOptions",
     "Prediction",
     "Reconstruction",
+    "RefineOptions",
     "Source",
     "Views",
     "__version__",

@@ -47,7 +47,10 @@ Plan = Annotated[
         help=f"Compress the model: {', '.join(PLANS)} (docs/how-to/compress.md), or a plan as a .json file.",
     ),
 ]
-Device = Annotated[Literal["auto", "cpu", "cuda"], option(help="Where to compute.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"],
+    option(help="Where to compute; auto is an NVIDIA GPU, else an Apple one (mps), else the CPU."),
+]
 Resolution = Annotated[
     int | None,
     option(

@@ -13,13 +13,13 @@ from PIL import Image
 from lean3r.cli.main import main
 from lean3r.data.world.showroom import phone_photos
 from lean3r.eval.reconstruction import compare, network_depth
-from lean3r.inputs.views import load_views
+from lean3r.inputs.pictures import Pictures
 from lean3r.types import PointCloud, Reconstruction
 
 
 def test_photos_carry_the_focal_length_and_the_truth_scores_perfectly(tmp_path: Path) -> None:
     truth = phone_photos(tmp_path, seed=2, height=96, width=128)
-    views = load_views(tmp_path, resolution=80, patch=16).views
+    views = Pictures(tmp_path).views(resolution=80, patch=16)
     assert [source.name for source in views.sources] == [f"IMG_{i:04d}.jpg" for i in range(1, 9)]
     for source, camera in zip(views.sources, truth.intrinsics[0], strict=True):
         assert source.focal_px == pytest.approx(float(camera[0, 0]), rel=0.05)

@@ -22,8 +22,10 @@ from lean3r.geometry.lens import pinhole_part
 from lean3r.geometry.pose import make_pose
 from lean3r.geometry.rotation import so3_exp
 from lean3r.inputs.cameras import GivenCamera, GivenCameras, open_colmap
-from lean3r.inputs.views import load_views
+from lean3r.inputs.pictures import Pictures
+from lean3r.options import PointOptions
 from lean3r.pipeline.known import Given, in_given_world, with_cameras
+from lean3r.pipeline.options import CameraOptions, Part
 from lean3r.types import Known, Lens, Prediction, Views
 
 SIZES = [(120, 90), (120, 90), (80, 120), (160, 64)]
@@ -56,24 +58,27 @@ def cameras(count: int = 4, offset: float = 0.0, **changes) -> GivenCameras:
     return GivenCameras(tuple(made[:count]), "mine", **changes)
 
 
-def reconstruct(name: str, folder: Path, given: GivenCameras | None, **options):
-    model = tiny(name)
-    return lean3r.reconstruct(model, folder, cameras=given, resolution=6 * model.patch, max_points=500, **options)
+def reconstruct(name: str, folder: Path, given: GivenCameras | None, known: Part = "both", **options):
+    model, points = tiny(name), PointOptions(max_points=500)
+    known_cameras = CameraOptions(cameras=given, known=known if given else "both")
+    return lean3r.reconstruct(
+        model, folder, cameras=known_cameras, resolution=6 * model.patch, points=points, **options
+    )
 
 
 def test_intrinsics_follow_resize_crop_and_padding(folder: Path) -> None:
-    views = load_views(folder, resolution=84, patch=14).views
+    views = Pictures(folder).views(resolution=84, patch=14)
     assert views.mask is not None
-    known = with_cameras(views, views.sources, cameras())[0].known
+    known = with_cameras(views, views.sources, CameraOptions(cameras=cameras()))[0].known
     assert known is not None and known.intrinsics is not None and known.has_intrinsics is None
     for source, matrix, camera in zip(views.sources, known.intrinsics[0], cameras().cameras, strict=True):
         np.testing.assert_allclose(source.original_intrinsics(matrix.numpy()), camera.intrinsics, rtol=1e-5)
-    some, given = with_cameras(views, views.sources, cameras(2), "poses")
+    some, given = with_cameras(views, views.sources, CameraOptions(cameras=cameras(2), known="poses"))
     assert some.known is not None and some.known.intrinsics is None and given is not None
     assert some.known.has_pose is not None and some.known.has_pose.tolist() == [[True, True, False, False]]
     with pytest.raises(InputError, match="mine holds no intrinsics of these pictures"):
         bare = GivenCameras((GivenCamera("0.png", cam_from_world=np.eye(4)),), "mine")
-        with_cameras(views, views.sources, bare, "intrinsics")
+        with_cameras(views, views.sources, CameraOptions(cameras=bare, known="intrinsics"))
 
 
 def moved_away() -> tuple[Prediction, Given, Similarity]:
@@ -227,7 +232,7 @@ def test_the_reference_view_is_the_one_that_was_asked_for(name: str, folder: Pat
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
 
     def depth(choice: int | str, order: tuple[int, ...] = (0, 1, 2, 3)) -> np.ndarray:
-        files = load_views(folder, resolution=6 * model.patch, patch=model.patch).views
+        files = Pictures(folder).views(resolution=6 * model.patch, patch=model.patch)
         views = replace(files, images=files.images[:, order], mask=None, sources=())
         return lean3r.reconstruct(model, views, reference_view=choice).depth
 

@@ -14,6 +14,7 @@ import torch
 import lean3r
 from lean3r.cli.main import main
 from lean3r.errors import InputError, UsageError, WeightsError
+from lean3r.options import PointOptions
 from lean3r.pipeline.devices import resolve_device, resolve_dtype
 from lean3r.pipeline.load import EMBEDDED, embedded_weights
 from lean3r.types import Views
@@ -61,7 +62,7 @@ def test_the_same_input_gives_the_same_result_and_leaves_the_callers_random_numb
 
 
 def test_one_view_of_tensors_will_do(model) -> None:
-    scene = lean3r.reconstruct(model, blobs(1, 80, 48), max_points=100)
+    scene = lean3r.reconstruct(model, blobs(1, 80, 48), points=PointOptions(max_points=100))
     assert scene.depth.shape == (1, 80, 48) and scene.names == ("view_0000.png",)
     assert 0 < len(scene.points.xyz) <= 100
     assert (scene.sources[0].width, scene.sources[0].height) == (48, 80)

@@ -13,11 +13,11 @@ import av
 import numpy as np
 import pycolmap
 import pytest
-from lean3r.inputs.originals import Originals
 from PIL import Image
 
 from lean3r.cli.main import main
 from lean3r.errors import InputError
+from lean3r.inputs.pictures import Pictures
 
 SLOW = """
 import sys, time
@@ -110,7 +110,7 @@ def test_archives_and_turned_pictures(weights: Path, tmp_path: Path) -> None:
 def test_pictures_that_are_gone(tmp_path: Path) -> None:
     Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
     with pytest.raises(InputError, match=r"1 of 2 pictures cannot be read again \(b\.png\)"):
-        Originals([tmp_path]).write(["a.png", "b.png"], tmp_path / "images")
+        Pictures([tmp_path]).write(["a.png", "b.png"], tmp_path / "images")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

@@ -10,7 +10,6 @@ import numpy as np
 import pycolmap
 import pytest
 import trimesh
-from lean3r.inputs.originals import Originals
 from PIL import Image
 
 from export.scene import BOX, ROOM, cast, make_scene
@@ -21,6 +20,7 @@ from lean3r.export.tracks import sightings
 from lean3r.geometry.fusion import fuse
 from lean3r.geometry.lens import Optics, colmap_camera
 from lean3r.inputs.cameras import read_given
+from lean3r.inputs.pictures import Pictures
 from lean3r.types import Lens, SparsePoints
 
 SIZE = (320, 240)
@@ -64,14 +64,14 @@ def through_lenses(model: str):
     return replace(scene, **arrays, points=fuse(**arrays, **fixed, conf_percentile=5, optics=optics))
 
 
-def photos(scene, folder: Path) -> Originals:
+def photos(scene, folder: Path) -> Pictures:
     """Pictures of the scene's names, in which red rises along x and green along y."""
     x, y = np.meshgrid(np.linspace(0, 255, SIZE[0]), np.linspace(0, 255, SIZE[1]))
     ramp = np.stack([x, y, 0 * x], axis=-1).astype(np.uint8)
     folder.mkdir()
     for name in scene.names:
         Image.fromarray(ramp).save(folder / name, quality=95)
-    return Originals([folder])
+    return Pictures([folder])
 
 
 @pytest.mark.parametrize("model", LENSES)
@@ -164,7 +164,7 @@ def test_double_measurements_and_points_without_any_are_left_out(tmp_path):
 @pytest.mark.parametrize("model", LENSES)
 def test_undistorted_pictures_are_those_of_their_pinhole_cameras(tmp_path, model):
     scene = refined(model)
-    options = ExportOptions(originals=photos(scene, tmp_path / "photos"), undistort=True, colmap_points=0)
+    options = ExportOptions(pictures=photos(scene, tmp_path / "photos"), undistort=True, colmap_points=0)
     out = export(scene, tmp_path / "out", "colmap,nerfstudio", options=options)
     found = pycolmap.Reconstruction(out / "sparse" / "0")
     camera = next(iter(found.cameras.values()))
@@ -196,8 +196,8 @@ def test_smaller_pictures_lie_beside_undistorted_ones(tmp_path, monkeypatch, pin
     picture = np.asarray(coarse.resize((SIZE[0] - 3, SIZE[1] - 1)))
     sources = tuple(replace(s, width=SIZE[0] - 3, height=SIZE[1] - 1) for s in scene.sources)
     scene = replace(scene, sources=sources)
-    monkeypatch.setattr(Originals, "read", lambda *_, **__: ((n, Image.fromarray(picture)) for n in names))
-    options = ExportOptions(originals=Originals([tmp_path]), undistort=True, image_factors=(2, 8))
+    monkeypatch.setattr(Pictures, "read", lambda *_, **__: ((n, Image.fromarray(picture)) for n in names))
+    options = ExportOptions(pictures=Pictures(picture), undistort=True, image_factors=(2, 8))
     out = export(scene, tmp_path / "out", "colmap", options=options)
     files = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
     assert files == set(json.loads((out / "manifest.json").read_text())["files"])
@@ -237,7 +237,7 @@ def test_undistorting_a_pinhole_changes_nothing(tmp_path):
     scene = make_scene(3, originals=[SIZE] * 3, names=["a.jpg", "b.jpg", "c.png"])
     originals = photos(scene, tmp_path / "photos")
     for undistort in (False, True):
-        options = ExportOptions(originals=originals, undistort=undistort)
+        options = ExportOptions(pictures=originals, undistort=undistort)
         export(scene, tmp_path / f"{undistort}", "colmap", options=options)
     models = [pycolmap.Reconstruction(tmp_path / f"{u}" / "sparse" / "0") for u in (False, True)]
     assert [c.params.tolist() for c in models[0].cameras.values()] == [
@@ -273,7 +273,7 @@ def as_nerfstudio_reads(folder: Path) -> list[dict]:
 @pytest.mark.parametrize("model", ["SIMPLE_RADIAL", "RADIAL", "OPENCV"])
 def test_nerfstudio_sees_points_where_they_were_measured(tmp_path, model, shared):
     scene = refined(model, shared=shared)
-    options = ExportOptions(originals=photos(scene, tmp_path / "photos"))
+    options = ExportOptions(pictures=photos(scene, tmp_path / "photos"))
     out = export(scene, tmp_path / "out", "nerfstudio", options=options)
     for view, frame in enumerate(as_nerfstudio_reads(out)):
         assert frame["name"] == scene.names[view]
@@ -311,7 +311,7 @@ def test_a_lens_that_nerfstudio_lacks_is_refused_unless_undistorted(tmp_path):
 def test_splat_trainers_find_everything(tmp_path, undistort):
     """As gsplat's parser goes about it: names of the model sorted, files of images/ sorted, one to one."""
     scene = refined("SIMPLE_RADIAL", names=("z.jpg", "B.png", "a.jpg"))
-    options = ExportOptions(originals=photos(scene, tmp_path / "photos"), undistort=undistort)
+    options = ExportOptions(pictures=photos(scene, tmp_path / "photos"), undistort=undistort)
     out = export(scene, tmp_path / "out", "colmap", options=options)
     model = pycolmap.Reconstruction(out / "sparse" / "0")
     assert sorted(image.name for image in model.images.values()) == sorted(p.name for p in (out / "images").iterdir())

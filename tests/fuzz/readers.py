@@ -14,7 +14,6 @@ from typing import Any
 from fuzz import samples
 from fuzz.mutate import WORDS, damaged
 from fuzz.samples import Files
-from lean3r.data import DATASETS
 from lean3r.errors import LeanError
 
 
@@ -41,34 +40,29 @@ def write_case(reader: Reader, folder: Path, rng: random.Random) -> None:
 
 def read_pictures(folder: Path, _: random.Random) -> bool:
     """As a run does: for the network, for its places, whole, and written again."""
-    from lean3r.inputs.originals import Originals
-
-    from lean3r.inputs.views import load_views
+    from lean3r.inputs.pictures import Pictures
     from lean3r.refine.scale import read_places
 
-    loaded = load_views(folder if folder.is_dir() else [folder], resolution=96, patch=16)
-    names = [source.name for source in loaded.views.sources]
-    originals = Originals([folder])
-    read_places(originals, names)
-    for _, image in originals.read(names, 64):
+    pictures = Pictures(folder)
+    names = [source.name for source in pictures.views(resolution=96, patch=16).sources]
+    read_places(pictures, names)
+    for _, image in pictures.read(names, 64):
         image.load()
-    originals.write(names, folder / "out")
-    return bool(loaded.skipped)
+    pictures.write(names, folder / "out")
+    return bool(pictures.skipped)
 
 
 def read_named(name: str) -> Callable[[Path, random.Random], bool]:
     """Pictures from one file of the folder, such as an archive or a video."""
 
     def read(folder: Path, _: random.Random) -> bool:
-        from lean3r.inputs.originals import Originals
-
-        from lean3r.inputs.views import load_views
+        from lean3r.inputs.pictures import Pictures
 
         (path,) = folder.glob(name)
-        loaded = load_views(path, resolution=96, patch=16)
-        names = [source.name for source in loaded.views.sources]
-        Originals([path]).write(names, folder / "out")
-        return bool(loaded.skipped)
+        pictures = Pictures(path)
+        names = [source.name for source in pictures.views(resolution=96, patch=16).sources]
+        pictures.write(names, folder / "out")
+        return bool(pictures.skipped)
 
     return read
 
@@ -138,6 +132,8 @@ def read_set(name: str) -> Callable[[Path, random.Random], None]:
     def read(folder: Path, _: random.Random) -> None:
         from data import tiny
 
+        from lean3r.data import DATASETS
+
         kind: Any = DATASETS.get(name)
         kind.looks_like(folder)
         kind.problems(folder)
@@ -181,7 +177,10 @@ WORDS_OF_TEXT = [word.decode(errors="ignore").replace("\0", "") for word in WORD
 PLAN = (
     b'{"format": 1, "name": "x", "steps": [{"quantize": "int8", "target": "all", "except": ["heads"], "settings": {}}]}'
 )
-SETS = sorted(path.stem for path in (Path(__file__).parents[1] / "data" / "tiny").glob("*.py") if path.stem in DATASETS)
+SETS = (
+    "colmap", "realestate10k", "scannet", "dtu", "blendedmvs", "shards", "vkitti2", "wildrgbd", "arkitscenes", "dl3dv",
+    "co3dv2", "hypersim", "scannetpp",
+)  # fmt: skip
 
 
 def config(_: random.Random) -> Files:

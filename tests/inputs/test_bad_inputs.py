@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from reading import Read, load_views
 
 from lean3r.errors import InputError
-from lean3r.inputs.views import Loaded, load_views
 
 REFUSED = {
     "truncated.jpg": "damaged",
@@ -59,7 +59,7 @@ def bad_inputs(data_dir: Path) -> Path:
     return data_dir / "bad_inputs"
 
 
-def load(path: Path) -> Loaded:
+def load(path: Path) -> Read:
     return load_views(path, resolution=240, patch=16)
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lean3r.inputs.originals import Originals
 from PIL import Image
+from reading import Read, load_views
 
 from lean3r.errors import InputError, UsageError
 from lean3r.inputs import decoding, video
 from lean3r.inputs.listing import MAX_NAME_BYTES
-from lean3r.inputs.views import Loaded, load_views, network_size
+from lean3r.inputs.pictures import Pictures
+from lean3r.inputs.views import network_size
 
 
 def picture_bytes(colour: str = "green") -> bytes:
@@ -41,7 +42,7 @@ def clip(path: Path, frames: int = 6, aspect: Fraction | None = None) -> Path:
     return path
 
 
-def beside_a_picture(path: Path) -> Loaded:
+def beside_a_picture(path: Path) -> Read:
     (path.parent / "sound.png").write_bytes(picture_bytes())
     loaded = load_views([path, path.parent / "sound.png"], resolution=240, patch=16)
     assert "sound.png" in [source.name for source in loaded.views.sources]
@@ -94,7 +95,7 @@ def test_members_with_impossible_names(tmp_path: Path) -> None:
     names = [source.name for source in loaded.views.sources]
     assert len(names) == 4 and {"a.png", "b.png"} < set(names), names
     assert all(len(part.encode()) <= MAX_NAME_BYTES for name in names for part in name.split("/"))
-    written = Originals([path]).write(names, tmp_path / "out")
+    written = Pictures([path]).write(names, tmp_path / "out")
     assert len(written) == 4 and all(file.is_file() for file in written)
     # A member without any name at all: zipfile does not write such a one.
     path.write_bytes(content.replace(b"a.png", b"\0.png"))

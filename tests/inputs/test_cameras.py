@@ -236,4 +236,4 @@ def test_other_files_that_hold_no_cameras(tmp_path: Path) -> None:
         read_given(tmp_path)
     with pytest.raises(InputError, match="pose of a is no rotation"):
         GivenCamera("a", cam_from_world=np.diag([-1.0, 1, 1, 1]))
-    assert ExportOptions().originals is None
+    assert ExportOptions().pictures is None

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lean3r.inputs.originals import Originals, upright
 from PIL import Image
+from reading import load_views
 
 from lean3r.errors import InputError
 from lean3r.inputs import decoding
-from lean3r.inputs.views import decode_picture, decode_whole, load_views
+from lean3r.inputs.pictures import Pictures, upright
+from lean3r.inputs.views import decode_picture, decode_whole
 
 FORMATS: dict[str, dict[str, Any]] = {
     "PNG": {},
@@ -120,7 +121,7 @@ def test_the_others_are_used(tmp_path: Path) -> None:
     loaded = load_views(tmp_path, resolution=240, patch=16)
     assert [source.name for source in loaded.views.sources] == ["sound.png"]
     assert [name for name, _ in loaded.skipped] == ["damaged.png"]
-    assert dict(Originals([tmp_path]).read(["sound.png", "damaged.png"], 320)).keys() == {"sound.png"}
+    assert dict(Pictures([tmp_path]).read(["sound.png", "damaged.png"], 320)).keys() == {"sound.png"}
 
 
 # EXIF that comes after the pixels, says impossible things, or cannot be written again.
@@ -138,7 +139,7 @@ ODD_EXIF = (
 @pytest.mark.parametrize("exif", ODD_EXIF)
 def test_odd_exif_ends_nothing(kind: str, exif: bytes, tmp_path: Path) -> None:
     (tmp_path / "odd.jpg").write_bytes(encoded(kind, exif=exif))
-    originals = Originals([tmp_path])
+    originals = Pictures([tmp_path])
     seen = load_views(tmp_path, resolution=240, patch=16).views.sources[0]
     assert not list(originals.exif(["odd.jpg"], 0x8825))
     (written,) = originals.write(["odd.jpg"], tmp_path / "out")

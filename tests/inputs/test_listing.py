@@ -12,12 +12,13 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from reading import choose, load_views, video
 
 from lean3r.errors import InputError, UsageError
 from lean3r.inputs import listing
-from lean3r.inputs.listing import find_pictures, natural_key, printable
-from lean3r.inputs.video import Clip, FrameChoice, evenly, read_frames
-from lean3r.inputs.views import load_views
+from lean3r.inputs.frames import FrameChoice, evenly
+from lean3r.inputs.listing import natural_key, printable
+from lean3r.inputs.video import Clip, read_frames
 
 SIZE: dict[str, Any] = {"resolution": 96, "patch": 16}
 
@@ -34,22 +35,8 @@ def picture_bytes(colour: str = "red") -> bytes:
     return file.getvalue()
 
 
-def video(path: Path, frames: np.ndarray | int, codec: str = "libx264", **options: str) -> Path:
-    """Write [N, 48, 64, 3] uint8 `frames` at 10 a second; of a number, the k-th frame is a flat grey of 8 k."""
-    if isinstance(frames, int):
-        frames = np.broadcast_to(8 * np.arange(frames, dtype=np.uint8)[:, None, None, None], (frames, 48, 64, 3))
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=10, options=options)
-        assert isinstance(stream, av.VideoStream)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        container.mux(stream.encode())
-    return path
-
-
 def names(*inputs: str | Path, **options: Any) -> list[str]:
-    found = find_pictures(inputs, **options)
+    found = choose(inputs, **options)
     return [n for i in found.items for n in (i.frames.values() if isinstance(i, Clip) else [i.name])]
 
 
@@ -72,7 +59,7 @@ def test_folder_ignores_other_files_and_goes_no_deeper(tmp_path: Path) -> None:
     for name in (".DS_Store", "Thumbs.db", "notes.txt"):
         (tmp_path / name).write_text("x")
     assert names(tmp_path) == ["img_2.PNG", "img_10.png"]
-    assert find_pictures([tmp_path]).skipped == ()
+    assert choose([tmp_path]).skipped == ()
 
 
 def test_folder_of_images_folder(tmp_path: Path) -> None:
@@ -84,13 +71,13 @@ def test_folder_of_images_folder(tmp_path: Path) -> None:
 def test_empty_folder_and_missing_paths_are_named(tmp_path: Path) -> None:
     picture(tmp_path / "deep" / "er" / "x.png")
     with pytest.raises(InputError, match=r"no images found in .*deep: looked for \.jpg .* folders \(er\)"):
-        find_pictures([tmp_path / "deep"])
+        choose([tmp_path / "deep"])
     with pytest.raises(InputError, match=r"no such file or folder: .*absent\.jpg"):
-        find_pictures([tmp_path / "absent.jpg"])
+        choose([tmp_path / "absent.jpg"])
     with pytest.raises(InputError, match=r"nothing matches .*\*\.webp"):
-        find_pictures([f"{tmp_path}/*.webp"])
+        choose([f"{tmp_path}/*.webp"])
     with pytest.raises(InputError, match="an empty list"):
-        find_pictures([])
+        choose([])
 
 
 def test_glob_files_and_repeats(tmp_path: Path) -> None:
@@ -120,7 +107,7 @@ def test_named_file_that_is_no_image_is_skipped(tmp_path: Path, caplog: pytest.L
     assert loaded.views.sources[0].name == "without_suffix"
     assert "skipped notes.txt: not an image but text" in caplog.text
     with pytest.raises(InputError, match=r"raw\.dng: \.dng files are not supported"):
-        find_pictures([tmp_path])
+        choose([tmp_path])
 
 
 def test_one_bad_picture_costs_only_itself(tmp_path: Path) -> None:
@@ -173,12 +160,12 @@ def test_bad_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"x\.zip: cannot be read as a zip archive"):
-        find_pictures([path])
+        choose([path])
     flagged = bytearray(whole)
     flagged[whole.index(b"PK\x01\x02") + 8] |= 1
     path.write_bytes(flagged)
     with pytest.raises(InputError, match=r"x\.zip: is encrypted"):
-        find_pictures([path])
+        choose([path])
 
 
 @pytest.mark.parametrize(("suffix", "codec"), [("mp4", "libx264"), ("mkv", "libx264"), ("avi", "mpeg4")])
@@ -209,7 +196,7 @@ def test_thinned_clip_is_told_in_one_line(tmp_path: Path) -> None:
 def test_video_options(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for options in ({"fps": 1, "every": 2}, {"frames": 3, "fps": 1}, {"every": 0}, {"fps": -1}, {"max_views": 0}):
         with pytest.raises(UsageError, match=r"contradict|must be positive"):
-            find_pictures([tmp_path], **options)
+            choose([tmp_path], **options)
     picture(tmp_path / "a.png")
     with caplog.at_level(logging.WARNING, "lean3r"):
         assert names(tmp_path, fps=2) == ["a.png"]
@@ -232,7 +219,7 @@ def test_videos_beside_pictures_are_left_out(tmp_path: Path) -> None:
     video(tmp_path / "live.mp4", 3)
     assert names(tmp_path) == [f"live_{i:06d}.png" for i in range(4)] + [f"live~2_{i:06d}.png" for i in range(3)]
     picture(tmp_path / "live.png")
-    found = find_pictures([tmp_path])
+    found = choose([tmp_path])
     assert [i.name for i in found.items] == ["live.png"]
     assert [name for name, _ in found.skipped] == ["live.mov", "live.mp4"]
     assert names(tmp_path / "live.png", tmp_path / "live.mov", frames=1) == ["live_000002.png", "live.png"]
@@ -252,7 +239,7 @@ def test_playlists_are_not_followed(tmp_path: Path) -> None:
     playlist = tmp_path / "list.mp4"
     playlist.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{clip}\n#EXT-X-ENDLIST\n")
     with pytest.raises(InputError, match=r"no frames in list\.mp4: cannot open video"):
-        find_pictures([playlist])
+        choose([playlist])
 
 
 def test_decoding_goes_on_after_damage(tmp_path: Path) -> None:
@@ -265,7 +252,7 @@ def test_decoding_goes_on_after_damage(tmp_path: Path) -> None:
     whole = bytearray(path.read_bytes())
     whole[start : start + size] = b"\xff" * size
     path.write_bytes(whole)
-    (clip,) = find_pictures([path], every=1).items
+    (clip,) = choose([path], every=1).items
     assert isinstance(clip, Clip)
     numbers = [int(name[-10:-4]) for name, _, _ in read_frames(clip)]
     assert set(range(12)) | set(range(20, 30)) <= set(numbers)

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lean3r.inputs.originals import Originals
 from PIL import Image
+from reading import load_views
 
 import lean3r
 from lean3r.cli.main import main
 from lean3r.errors import InputError, UsageError
 from lean3r.export import export
 from lean3r.inputs.masks import Masks
-from lean3r.inputs.views import load_views
+from lean3r.inputs.pictures import Pictures
 from lean3r.refine import RefineOptions
 from lean3r.refine.features import COARSE, detect
 from lean3r.refine.job import PICTURES, Group, Job, View
@@ -174,7 +174,7 @@ def test_masks_in_python(tmp_path: Path, data_dir: Path) -> None:
 def test_frames_of_a_video_have_masks_by_the_names_of_their_views(tmp_path: Path, data_dir: Path) -> None:
     clip = data_dir / "bad_inputs" / "video" / "rotation_metadata_90.mp4"
     names = [s.name for s in load_views(clip, resolution=96, patch=16).views.sources]
-    written = Originals([clip]).write(names, tmp_path / "frames")
+    written = Pictures([clip]).write(names, tmp_path / "frames")
     width, height = Image.open(written[0]).size
     save(tmp_path / "masks" / names[0], np.zeros((height, width), np.uint8))
     scene = lean3r.reconstruct(lean3r.load("nano"), clip, masks=tmp_path / "masks", refine="off")

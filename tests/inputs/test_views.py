@@ -16,10 +16,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from reading import load_views
 
 from lean3r.errors import InputError, UsageError
 from lean3r.inputs.decoding import TURNS
-from lean3r.inputs.views import Picture, assemble, decode_picture, load_views, network_size
+from lean3r.inputs.views import Picture, assemble, decode_picture, network_size
 from lean3r.types import Source
 
 SIZE: dict[str, Any] = {"resolution": 240, "patch": 16}

@@ -27,7 +27,7 @@ def test_shapes(name: str, shape: str, tmp_path: Path) -> None:
     for index, size in enumerate(SHAPES[shape]):
         Image.fromarray(rng.integers(0, 255, (5, 7, 3), dtype=np.uint8)).resize(size).save(tmp_path / f"{index}.png")
     model = tiny(name)
-    scene = lean3r.reconstruct(model, tmp_path, resolution=5 * model.patch, max_points=100)
+    scene = lean3r.reconstruct(model, tmp_path, resolution=5 * model.patch, points=lean3r.PointOptions(max_points=100))
     assert [(s.width, s.height) for s in scene.sources] == SHAPES[shape]
     height, width = scene.depth.shape[1:]
     assert height % model.patch == 0 and width % model.patch == 0

@@ -39,7 +39,6 @@ def test_every_picture_is_read_for_every_purpose(events: list[list[str]]) -> Non
     assert all(heard[purpose] >= PICTURES for purpose in ("network", "refinement", "copies")), heard
 
 
-@pytest.mark.xfail(strict=True, reason="the folder is listed by each step for itself")
 def test_the_folder_is_listed_once(events: list[list[str]]) -> None:
     assert sum(what == "list" for what, _, _ in events) == 1
 

@@ -12,6 +12,8 @@ from PIL import Image
 
 import lean3r
 from lean3r.cli.main import main
+from lean3r.inputs.frames import FrameChoice
+from lean3r.options import PointOptions
 
 SIZE = (320, 240)
 UNREFINED = {"not-refined": []}  # what follows from having nothing to go by
@@ -120,14 +122,20 @@ def test_a_camera_that_turns_and_does_not_move(model, data_dir: Path, tmp_path: 
 
 @pytest.mark.parametrize("name", ["brighton_beach_aerial", "monstree", "sceaux_castle", "office_dining_indoor"])
 def test_no_wolf_is_cried_on_real_scenes(model, data_dir: Path, name: str) -> None:
-    scene = lean3r.reconstruct(model, data_dir / "scenes" / name / "images", max_views=7, refine="off")
+    scene = lean3r.reconstruct(
+        model, data_dir / "scenes" / name / "images", frames=FrameChoice(max_views=7), refine="off"
+    )
     assert codes(scene) == {}
     assert set(scene.points.view.tolist()) == set(range(7))
 
 
 def test_sky_gives_no_points_unless_it_is_kept(model, data_dir: Path) -> None:
     folder = data_dir / "scenes" / "sceaux_castle" / "images"
-    left_out, kept = (lean3r.reconstruct(model, folder, max_views=3, refine="off", keep_sky=k) for k in (False, True))
+    frames = FrameChoice(max_views=3)
+    left_out, kept = (
+        lean3r.reconstruct(model, folder, frames=frames, refine="off", points=PointOptions(keep_sky=k))
+        for k in (False, True)
+    )
     assert 0.15 < (left_out.depth == 0).mean() < 0.45 and (kept.depth > 0).all()
     assert left_out.info["sky"] == kept.info["sky"] and max(kept.info["sky"]) > 0.2
     assert len(left_out.points.xyz) < len(kept.points.xyz)

@@ -5,22 +5,22 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from lean3r.inputs.originals import Originals
 from PIL import Image
 
 from lean3r.errors import UsageError
 from lean3r.eval.pose_errors import relative_pose_errors
 from lean3r.geometry.align import align_cameras
 from lean3r.geometry.lens import colmap_camera
+from lean3r.inputs.pictures import Pictures
 from lean3r.pipeline.observer import Observer
-from lean3r.pipeline.refining import Refining, refined
-from lean3r.refine import RefineOptions, pairs, refine
+from lean3r.pipeline.refining import refined
+from lean3r.refine import KnownCameras, RefineOptions, pairs, refine
 from lean3r.types import Lens, Reconstruction
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -37,7 +37,8 @@ def refine_files(
     for index, edit in (change or {}).items():
         path = folder / f"{index:03d}.png"
         edit(Image.open(path).copy()).save(path)
-    return refine(scene, Originals([folder]), RefineOptions(**{"seconds": GENEROUS, **options}))
+    known = KnownCameras(**{f.name: options.pop(f.name) for f in fields(KnownCameras) if f.name in options})
+    return refine(scene, Pictures(folder), RefineOptions(**{"seconds": GENEROUS, **options}), known=known)
 
 
 def worst_deg(scene: Reconstruction, poses: np.ndarray, views: list[int] | None = None) -> float:
@@ -102,7 +103,7 @@ def test_known_poses_set_the_world(tmp_path: Path) -> None:
     poses = scenes.arc(4)
     known = scaled(poses, 10.0) @ scenes.look((40, 10, 0), (5, 6, 7))
     known[3] = np.nan
-    found = refine_files(scenes.scene(poses), poses, tmp_path, cam_from_world=known, known_poses="start")
+    found = refine_files(scenes.scene(poses), poses, tmp_path, cam_from_world=known, are_fixed=False)
     assert found.info["refinement"]["status"] == "refined"
     assert np.abs(found.cam_from_world[:3] - known[:3]).max() < 0.6
     assert worst_deg(found, poses) < 1.5
@@ -144,16 +145,16 @@ def test_one_known_pose_sets_the_frame(tmp_path: Path) -> None:
     assert worst_deg(found, poses) < 1.5
 
 
-@pytest.mark.parametrize("known_poses", ["fixed", "start"])
-def test_true_cameras_make_points_although_nothing_is_left_to_be_better(tmp_path: Path, known_poses: str) -> None:
+@pytest.mark.parametrize("are_fixed", [True, False])
+def test_true_cameras_make_points_although_nothing_is_left_to_be_better(tmp_path: Path, are_fixed: bool) -> None:
     poses = scenes.arc(4)
     lens = Lens("PINHOLE", (scenes.FOCAL, scenes.FOCAL, scenes.WIDTH / 2, scenes.HEIGHT / 2))
     exact = replace(scenes.scene(poses), cam_from_world=poses)
-    options = {"cam_from_world": poses, "known_poses": known_poses, "lenses": (lens,) * 4}
+    options = {"cam_from_world": poses, "are_fixed": are_fixed, "lenses": (lens,) * 4}
     found = refine_files(exact, poses, tmp_path, **options)
     assert found.info["refinement"]["status"] == "refined" and found.sparse is not None
     assert found.lenses == (lens,) * 4 and worst_deg(found, poses) < 0.3
-    assert np.array_equal(found.cam_from_world, poses) == (known_poses == "fixed")
+    assert np.array_equal(found.cam_from_world, poses) == are_fixed
 
 
 def test_a_known_lens_is_kept_and_distortion_that_nobody_told_is_found(tmp_path: Path) -> None:
@@ -299,7 +300,7 @@ def test_ctrl_c_keeps_the_networks_result(
     monkeypatch.setattr(subprocess, "Popen", Interrupted)
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it would be ignored
     try:
-        after = refined(before, Originals([tmp_path]), Refining(seconds=GENEROUS), None, None, Observer())
+        after = refined(before, Pictures(tmp_path), RefineOptions(seconds=GENEROUS), None, None, Observer())
     finally:
         signal.signal(signal.SIGINT, handler)
     assert unchanged(after, before) and "interrupted" in caplog.text
@@ -309,14 +310,14 @@ def test_ctrl_c_keeps_the_networks_result(
 def test_a_process_that_cannot_start_is_a_warning(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
     before = scenes.scene(scenes.arc(2))
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    assert unchanged(refined(before, None, Refining("on"), None, None, Observer()), before)
+    assert unchanged(refined(before, None, RefineOptions(when="on"), None, None, Observer()), before)
     assert "not refined" in caplog.text
 
 
 @pytest.mark.parametrize("choice", [{"seconds": 0}, {"lens": "fisheye"}, {"share_lens": "yes"}, {"when": "maybe"}])
 def test_bad_choices_are_refused(choice: dict) -> None:
     with pytest.raises(UsageError, match="expected"):
-        Refining(**choice)
+        RefineOptions(**choice)
 
 
 def scaled(poses: np.ndarray, scale: float) -> np.ndarray:

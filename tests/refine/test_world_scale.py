@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from export.scene import make_scene
-from lean3r.inputs.originals import Originals
 from PIL import Image
 
 from lean3r.data.sets.colmap import read_cameras
@@ -19,6 +18,7 @@ from lean3r.geometry.align import Similarity
 from lean3r.geometry.consistency import Scene
 from lean3r.geometry.lens import Optics
 from lean3r.geometry.rotation import so3_exp
+from lean3r.inputs.pictures import Pictures
 from lean3r.refine.scale import Distance, Place, local_metres, place_of, read_places, with_distance, with_places
 from lean3r.types import SparsePoints
 
@@ -148,7 +148,7 @@ def test_exif_is_read_from_files(tmp_path):
     exif[0x8825] = {1: "S", 2: (33.0, 30.0, 36.0), 3: "E", 4: (151.0, 15.0, 0.0), 5: b"\x01", 6: 12.5}
     Image.new("RGB", (64, 48)).save(tmp_path / "a.jpg", exif=exif)
     Image.new("RGB", (64, 48)).save(tmp_path / "b.jpg")
-    found = read_places(Originals([tmp_path]), ["a.jpg", "b.jpg"])
+    found = read_places(Pictures([tmp_path]), ["a.jpg", "b.jpg"])
     assert found == {"a.jpg": Place(pytest.approx(-33.51), pytest.approx(151.25), -12.5)}
 
 
@@ -167,7 +167,7 @@ def test_drone_pictures_agree_with_their_gps(data_dir):
         pytest.skip(f"no {folder}")
     cameras = read_cameras(folder / "gt")
     names = list(cameras.names)
-    places = read_places(Originals([folder / "images"]), names)
+    places = read_places(Pictures([folder / "images"]), names)
     scene = make_scene(len(names), names=names, height=24, width=32)
     scene = replace(scene, cam_from_world=cameras.cam_from_world)
     found = with_places(scene, places)

@@ -1,0 +1,166 @@
+"""Pictures: one object for what the user names, on disk or in memory; listed once, a video decoded once."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from reading import video as write_video
+
+from lean3r.errors import InputError, UsageError
+from lean3r.inputs import listing, video
+from lean3r.inputs import pictures as module
+from lean3r.inputs.frames import FrameChoice
+from lean3r.inputs.pictures import Pictures
+
+SIZE = {"resolution": 96, "patch": 16}
+ORIENTATION = 0x0112
+
+
+def noise(seed: int = 0, height: int = 90, width: int = 120) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height)))
+
+
+def test_what_lies_in_memory_is_seen_as_files_are(tmp_path: Path) -> None:
+    arrays = [noise(seed) for seed in range(3)]
+    for index, array in enumerate(arrays):
+        Image.fromarray(array).save(tmp_path / f"{index}.png")
+    wanted = Pictures(tmp_path).views(**SIZE)
+    stack = np.stack(arrays)
+    floats = torch.from_numpy(stack).movedim(-1, 1).float() / 255
+    forms = {
+        "paths": [str(tmp_path / f"{i}.png") for i in range(3)],
+        "images": [Image.fromarray(a) for a in arrays],
+        "an iterator": (Image.fromarray(a) for a in arrays),
+        "arrays": arrays,
+        "a stack": stack,
+        "floats": stack / 255.0,
+        "16 bits": stack.astype(np.uint16) * 257,
+        "a tensor": floats,
+        "tensors": list(floats.half()),
+        "of two kinds": [tmp_path / "0.png", arrays[1], floats[2]],
+    }
+    for form, given in forms.items():
+        pictures = Pictures(given)
+        assert len(pictures) == len(set(pictures.names)) == 3, form
+        off = (pictures.views(**SIZE).images - wanted.images).abs().max()
+        assert off <= (1 / 255 if form == "tensors" else 1e-6), form
+
+
+def test_one_grey_or_transparent_picture_and_its_exif_will_do(tmp_path: Path) -> None:
+    one = Pictures(noise())
+    assert one.names == ("picture_0000.png",) and one.views(**SIZE).images.shape[1] == 1
+    for given in (noise()[..., 0], noise()[..., :1], torch.rand(1, 90, 120), Image.fromarray(noise()).convert("CMYK")):
+        assert Pictures(given).views(**SIZE).images.shape == one.views(**SIZE).images.shape
+    clear = np.dstack([noise(), np.zeros((90, 120), np.uint8)])
+    assert float(Pictures(clear).views(**SIZE).images.min()) > 0.99, "transparency shows white"
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(noise()).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    with Image.open(tmp_path / "turned.jpg") as image:
+        pictures = Pictures(image)
+        (source,) = pictures.views(**SIZE).sources
+        assert (source.name, source.width, source.height, source.orientation) == ("turned.png", 90, 120, 6)
+        (path,) = pictures.write(pictures.names, tmp_path / "out")
+    with Image.open(path) as written:
+        assert written.size == (90, 120), "upright"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (7, "given as int"),
+        ([noise(), None], "given as NoneType"),
+        (np.zeros((3, 90, 120), np.uint8), r"shape \(3, 90, 120\) is no picture; expected"),
+        (torch.zeros(90, 120, 3), r"a tensor of shape \(90, 120, 3\) is no picture"),
+        (torch.zeros(1, 2, 3, 90, 120), "is no picture"),
+        (np.zeros((0, 90, 120, 3), np.uint8), "is no picture"),
+        (noise().astype(np.float32), "floats from 0 to 255; expected 0 to 1"),
+        (np.full((90, 120, 3), np.nan), "floats from nan to nan"),
+        (noise().astype(np.int64), "type int64; expected uint8"),
+        (np.zeros((4, 120, 3), np.uint8), "too small: 120x4"),
+        (Image.fromarray(noise()[..., 0].astype(np.float32)), "floating-point pixels"),
+        ([], "an empty list"),
+    ],
+)
+def test_what_is_no_picture_is_refused(given: object, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        Pictures(given).views(**SIZE)  # type: ignore[arg-type]
+
+
+def test_nothing_is_listed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(6):
+        Image.fromarray(noise(index)).save(tmp_path / f"{index}.png")
+    calls = Counter[str]()
+    listed = listing._from_folder
+    monkeypatch.setattr(listing, "_from_folder", lambda *a: (calls.update(["listed"]), listed(*a))[1])
+    pictures = Pictures(tmp_path)
+    (tmp_path / "late.png").write_bytes((tmp_path / "0.png").read_bytes())
+    fewer = pictures.at_most(3)
+    assert fewer.names == ("0.png", "2.png", "5.png") and len(pictures) == 6 and len(fewer.skipped) == 3
+    fewer.views(**SIZE)
+    fewer.write(["2.png"], tmp_path / "out")
+    dict(fewer.read(fewer.names, 64))
+    assert calls["listed"] == 1 and pictures.timestamps_s == (None,) * 6
+    assert "6 views, 0 skipped" in repr(pictures)
+
+
+def test_a_video_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = write_video(tmp_path / "clip.mp4", [noise(index, 96, 128) for index in range(12)])
+    calls = Counter[str]()
+    decoded = video._decoded
+    monkeypatch.setattr(video, "_decoded", lambda *a, **k: (calls.update(["decoded"]), decoded(*a, **k))[1])
+    pictures = Pictures(clip, FrameChoice(every=3))
+    views = pictures.views(**SIZE)
+    again = dict(pictures.read(pictures.names, 10**6))
+    pictures.write(pictures.names, tmp_path / "out")
+    assert torch.equal(pictures.views(**SIZE).images, views.images)
+    assert calls["decoded"] == 1
+    assert pictures.timestamps_s == tuple(source.timestamp_s for source in views.sources)
+    plain = Pictures(clip, FrameChoice(every=3), keep_frames=False)
+    plain.views(**SIZE)
+    for name, image in plain.read(plain.names, 10**6):
+        assert np.array_equal(image, again[name]), "kept frames are the decoded ones, to the last bit"
+        with Image.open(tmp_path / "out" / name) as written:
+            assert np.array_equal(image, written)
+    assert calls["decoded"] == 3
+
+
+def test_kept_frames_go_with_the_object_and_a_full_disk_keeps_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    clip = write_video(tmp_path / "clip.mp4", [noise(index, 96, 128) for index in range(8)])
+    pictures = Pictures(clip, FrameChoice(every=2))
+    pictures.views(**SIZE)
+    assert len(list((tmp_path / "temporary").glob("*/*.png"))) == 4
+    del pictures
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    pictures = Pictures(clip, FrameChoice(every=2))
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", full)
+        assert pictures.views(**SIZE).images.shape[1] == 4
+    assert len(dict(pictures.read(pictures.names, 10))) == 4, "decoded again"
+
+
+def test_masks_belong_to_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(np.zeros((90, 120), np.uint8)).save(tmp_path / "masks" / "picture_0001.png")
+    pictures = Pictures([noise(0), noise(1)], masks=tmp_path / "masks")
+    assert pictures.masks is not None and set(pictures.masks.files) == {"picture_0001.png"}
+    with pytest.raises(UsageError, match="no folder of masks"):
+        Pictures(noise(), masks=tmp_path / "absent")
+    with caplog.at_level(logging.WARNING, "lean3r"):
+        assert Pictures(noise(), FrameChoice(fps=2)).names == ("picture_0000.png",)
+    assert "there is none in the input" in caplog.text and module.DECODERS >= 1

@@ -1,0 +1,105 @@
+"""Options: declared once, the same in calls, flags and records; keywords of before go on with a warning."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import lean3r
+from lean3r.cli.flags import flags
+from lean3r.cli.main import main
+from lean3r.options import options_of
+from lean3r.pipeline.old_keywords import NOW_IN, OldKeywords
+from lean3r.pipeline.options import MemoryOptions, RunOptions
+from lean3r.refine.options import ScaleOptions
+
+GROUPS = (
+    lean3r.FrameChoice,
+    lean3r.CameraOptions,
+    lean3r.RefineOptions,
+    lean3r.PointOptions,
+    lean3r.ExportOptions,
+    RunOptions,
+    MemoryOptions,
+    ScaleOptions,
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> object:
+    return lean3r.load("nano")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    large = Image.fromarray(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)).resize((400, 300))
+    for index in range(4):
+        large.crop((8 * index, 0, 8 * index + 320, 240)).save(folder / f"{index}.jpg")
+    return folder
+
+
+def test_about_ten_parameters_and_every_option_in_one_class() -> None:
+    named = [p for p in inspect.signature(lean3r.reconstruct).parameters.values() if p.kind != p.VAR_KEYWORD]
+    assert len(named) <= 12
+    names = [name for group in GROUPS for name in options_of(group)]
+    assert len(names) == len(set(names)), "an option is declared once"
+    for group in GROUPS:
+        made = flags(group)()
+        assert made.options == group(), "flags have the defaults of the class"
+        assert all(f.metadata["help"].endswith(".") for f in options_of(group).values())
+
+
+def test_what_the_command_line_chose_stands_in_config_toml(photos: Path, tmp_path: Path) -> None:
+    options = ["--max-views", "3", "--conf-percentile", "30", "--resolution", "112", "--image-factors", "none"]
+    command = ["reconstruct", str(photos), "-o", str(tmp_path / "out"), "-f", "cameras", "--refine", "off", "-q"]
+    assert main([*command, *options]) == 0
+    config = tomllib.loads((tmp_path / "out" / "config.toml").read_text())
+    wanted = {"max_views": 3, "conf_percentile": 30.0, "resolution": 112, "image_factors": [], "max_points": 1_000_000}
+    assert {name: config[name] for name in wanted} == wanted
+    assert config["refine"]["when"] == "off" and config["inputs"] == [str(photos)]
+    names = {name for group in GROUPS for name, f in options_of(group).items() if f.default is not None}
+    assert names - {"refine", "lens", "share_lens", "memory_allow"} <= config.keys(), "every choice that has a value"
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["command"]
+
+
+def test_old_keywords_mean_what_they_meant(model, photos: Path) -> None:
+    now = lean3r.reconstruct(
+        model,
+        photos,
+        frames=lean3r.FrameChoice(max_views=3),
+        refine="off",
+        points=lean3r.PointOptions(max_points=200, conf_percentile=10),
+        resolution=112,
+    )
+    with pytest.warns(
+        FutureWarning, match=r"use frames=FrameChoice\(max_views=3\); points=PointOptions\(max_points=200"
+    ):
+        before = lean3r.reconstruct(
+            model, photos, max_views=3, refine="off", max_points=200, conf_percentile=10, resolution=112
+        )
+    assert np.array_equal(now.points.xyz, before.points.xyz) and now.info["config"] == before.info["config"]
+    with pytest.warns(FutureWarning, match=r"FrameChoice\(frames=5\)"):
+        assert lean3r.reconstruct(model, photos, frames=5, refine="off", resolution=112).names == now.names[:0] + (
+            "0.jpg", "1.jpg", "2.jpg", "3.jpg",
+        )  # fmt: skip
+    with pytest.raises(TypeError, match="unexpected keyword argument 'max_wiews'"):
+        lean3r.reconstruct(model, photos, max_wiews=3)  # type: ignore[call-arg]
+    assert set(NOW_IN) == {*OldKeywords.__annotations__, "frames"}
+
+
+def test_records_are_not_edited_from_outside(model, photos: Path) -> None:
+    scene = lean3r.reconstruct(model, photos, refine="off", resolution=112)
+    assert scene.point_options == lean3r.PointOptions()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        scene.point_options.max_points = 3  # type: ignore[misc]
+    with pytest.raises(lean3r.LeanError, match="frames are chosen for Pictures, which stand already"):
+        lean3r.reconstruct(model, lean3r.Pictures(photos), frames=lean3r.FrameChoice(max_views=2))
