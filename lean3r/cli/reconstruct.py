@@ -120,11 +120,12 @@ class Reconstruct:
         with atomic_folder(self.out, overwrite=self.overwrite, inputs=inputs) as directory:
             with console.stage("loading"):
                 from lean3r.inputs.pictures import Pictures
+                from lean3r.pipeline.budget import Budget
                 from lean3r.pipeline.reconstruct import reconstruct
 
                 pictures = Pictures(self.inputs, self.frame_choice.options, masks=self.masks)
                 scale.check(pictures)
-                budget = self.memory_options.options.budget(len(pictures), run.resolution)
+                budget = Budget.asked(self.memory_options.options, len(pictures), run.resolution)
                 model = self.load(budget)
             self.describe(console, model)
             scene = reconstruct(

@@ -28,7 +28,7 @@ from lean3r.pipeline.memory import (
     parse_memory,
     used_bytes,
 )
-from lean3r.pipeline.options import Measure
+from lean3r.pipeline.options import Measure, MemoryOptions
 from lean3r.types import Views
 
 MEASURES: tuple[Measure, ...] = get_args(Measure)
@@ -61,6 +61,13 @@ class Budget:
     def of(cls, memory: str | int | Budget) -> Budget:
         """A budget from `8GB`, bytes or itself; UsageError where that is no amount of memory."""
         return memory if isinstance(memory, Budget) else cls(parse_memory(memory))
+
+    @classmethod
+    def asked(cls, options: MemoryOptions, views: int, resolution: int | None) -> Budget | None:
+        """That of a run on so many views which writes files, None where memory is not bounded."""
+        if options.memory is None:
+            return None
+        return cls(parse_memory(options.memory), options.memory_allow, True, views, resolution)
 
     def as_dict(self) -> dict[str, Any]:
         """For config.toml."""

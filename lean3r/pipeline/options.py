@@ -13,7 +13,6 @@ from lean3r.options import option
 if TYPE_CHECKING:
     from lean3r.inputs.cameras import GivenCameras
     from lean3r.models.base import Backbone
-    from lean3r.pipeline.budget import Budget
 
 Part = Literal["both", "intrinsics", "poses"]
 KnownPoses = Literal["fixed", "start"]
@@ -116,14 +115,3 @@ class MemoryOptions:
         "views",
         "How far --memory may go: smaller chunks (exact), then half precision, 8-bit weights, smaller, fewer pictures.",
     )
-
-    def budget(self, views: int, resolution: int | None) -> Budget | None:
-        """The budget of a run on so many views that writes files, None where memory is not bounded; UsageError where
-        that is no amount of memory."""
-        from lean3r.pipeline.budget import Budget
-        from lean3r.pipeline.memory import parse_memory
-
-        if self.memory is None:
-            return None
-        size = parse_memory(self.memory)
-        return Budget(size, self.memory_allow, writes=True, views=views, resolution=resolution)

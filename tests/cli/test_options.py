@@ -88,9 +88,7 @@ def test_old_keywords_mean_what_they_meant(model, photos: Path) -> None:
         )
     assert np.array_equal(now.points.xyz, before.points.xyz) and now.info["config"] == before.info["config"]
     with pytest.warns(FutureWarning, match=r"FrameChoice\(frames=5\)"):
-        assert lean3r.reconstruct(model, photos, frames=5, refine="off", resolution=112).names == now.names[:0] + (
-            "0.jpg", "1.jpg", "2.jpg", "3.jpg",
-        )  # fmt: skip
+        assert len(lean3r.reconstruct(model, photos, frames=5, refine="off", resolution=112).names) == 4
     with pytest.raises(TypeError, match="unexpected keyword argument 'max_wiews'"):
         lean3r.reconstruct(model, photos, max_wiews=3)  # type: ignore[call-arg]
     assert set(NOW_IN) == {*OldKeywords.__annotations__, "frames"}
