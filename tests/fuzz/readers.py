@@ -14,6 +14,7 @@ from typing import Any
 from fuzz import samples
 from fuzz.mutate import WORDS, damaged
 from fuzz.samples import Files
+from lean3r.data import DATASETS
 from lean3r.errors import LeanError
 
 
@@ -132,8 +133,6 @@ def read_set(name: str) -> Callable[[Path, random.Random], None]:
     def read(folder: Path, _: random.Random) -> None:
         from data import tiny
 
-        from lean3r.data import DATASETS
-
         kind: Any = DATASETS.get(name)
         kind.looks_like(folder)
         kind.problems(folder)
@@ -177,10 +176,7 @@ WORDS_OF_TEXT = [word.decode(errors="ignore").replace("\0", "") for word in WORD
 PLAN = (
     b'{"format": 1, "name": "x", "steps": [{"quantize": "int8", "target": "all", "except": ["heads"], "settings": {}}]}'
 )
-SETS = (
-    "colmap", "realestate10k", "scannet", "dtu", "blendedmvs", "shards", "vkitti2", "wildrgbd", "arkitscenes", "dl3dv",
-    "co3dv2", "hypersim", "scannetpp",
-)  # fmt: skip
+SETS = sorted(path.stem for path in (Path(__file__).parents[1] / "data" / "tiny").glob("*.py") if path.stem in DATASETS)
 
 
 def config(_: random.Random) -> Files:
