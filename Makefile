@@ -44,7 +44,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/pyright
 
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .

@@ -8,7 +8,8 @@ from torch import Tensor
 
 def make_pose(rotation: Tensor, translation: Tensor) -> Tensor:
     """Pose [..., 4, 4] from rotation [..., 3, 3] and translation [..., 3] (leading dimensions broadcast)."""
-    lead = torch.broadcast_shapes(rotation.shape[:-2], translation.shape[:-1])
+    # torch.broadcast_shapes would import sympy: a second of every run.
+    lead = torch.broadcast_tensors(rotation[..., 0, 0], translation[..., 0])[0].shape
     top = torch.cat([rotation.expand(*lead, 3, 3), translation[..., None].expand(*lead, 3, 1)], -1)
     bottom = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=top.dtype, device=top.device).expand(*lead, 1, 4)
     return torch.cat([top, bottom], -2)

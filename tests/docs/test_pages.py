@@ -36,7 +36,7 @@ def workplace(tmp_path: Path) -> Path:
     """A copy of the project with its environment in .venv, set up."""
     tree = tmp_path / "lean3r"
     for name in FOLDERS:
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, tree / name)  # with its byte code, or every page would compile it anew
     for name in FILES:
         shutil.copy(ROOT / name, tree)
     (tree / ".venv").mkdir()
