@@ -51,7 +51,7 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff format .
 
 docs: $(VENV)/dev.stamp
-	$(BIN)/zensical build --strict
+	$(BIN)/python -m zensical build --strict
 
 tables: $(VENV)/core.stamp
 	@$(BIN)/python tests/docs/tables.py

@@ -54,6 +54,11 @@ def test_every_page_and_room_is_there_and_nothing_comes_from_elsewhere(site: Pat
         assert elsewhere.findall(path.read_text(encoding="utf-8")) == [], path.name
 
 
+def test_alternatives_in_tables_show_as_on_github(site: Path) -> None:
+    page = (site / "cli.html").read_text(encoding="utf-8")
+    assert "--device auto|cpu|cuda|mps" in page and "\\|" not in page
+
+
 def test_pages_link_to_nothing_outside_the_site() -> None:
     for page in ROOT.glob("docs/**/*.md"):
         for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
