@@ -15,7 +15,6 @@ from lean3r.attention.base import Mechanism, Projected, record, recording
 from lean3r.compress import PLANS, CompressionPlan, compress, resolve_plan
 from lean3r.compress.plan import Step
 from lean3r.compress.sparsify import apply, plan_of
-from lean3r.compress.targets import Target, places_of, sites_of
 from lean3r.errors import UsageError, WeightsError
 from lean3r.models import MODELS
 from lean3r.models.checkpoint import save_model
@@ -79,23 +78,6 @@ def test_short_sequences_stay_dense(model: Nano) -> None:
     fast = compress(model, plan(settings={"start": 2.0}, dense_below=2 * tokens + 1))
     assert torch.equal(depth(fast, 2), depth(model, 2)) and not torch.equal(depth(fast, 3), depth(model, 3))
     assert "dense_below=27" in repr(fast)
-
-
-@pytest.mark.parametrize(
-    ("target", "blocks"),
-    [
-        ("global blocks", [2, 4]),
-        ("frame blocks 0,2", [0, 3]),
-        ("frame blocks 1-", [1, 3]),
-        ("all blocks 1-3", [1, 2, 3]),
-        ("global block 1", [4]),
-        ("named trunk.blocks.?.attn", [0, 1, 2, 3, 4]),
-        ("named *.3.*", [3]),
-    ],
-)
-def test_targets_go_by_role_number_and_name(model: Nano, target: str, blocks: list[int]) -> None:
-    chosen = Target.of_attention(target).select(places_of(sites_of(model)))
-    assert [site.name for site in chosen] == [f"trunk.blocks.{i}.attn" for i in blocks]
 
 
 def test_the_later_step_counts(model: Nano) -> None:
