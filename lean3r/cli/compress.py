@@ -14,7 +14,6 @@ import tyro
 from lean3r.cli.console import Console
 from lean3r.cli.options import Json, Offline, Overwrite, Plan, Quiet, Verbose, option
 from lean3r.compress import SCHEMES
-from lean3r.errors import UsageError
 
 if TYPE_CHECKING:
     from lean3r.compress.fp8_linear import Quantized
@@ -74,10 +73,10 @@ class Compress:
             return
         check_file(self.out, overwrite=self.overwrite)
         plan = self._plan()
-        name, path = self._weights()
         with console.stage("compressing"):
-            from lean3r.pipeline.transcode import compress_file
+            from lean3r.pipeline.transcode import compress_file, named_weights
 
+            name, path = named_weights(self.source, self.model, offline=self.offline)
             written = compress_file(name, path, self.out, plan, overwrite=self.overwrite)
         before, after = _size(path), _size(self.out)
         done = {
@@ -106,9 +105,10 @@ class Compress:
         from lean3r.export.manifest import write_short
         from lean3r.pipeline.load import load
         from lean3r.pipeline.reconstruct import predict
+        from lean3r.pipeline.transcode import named_weights
 
         plan = self._plan() or fp8()
-        name, path = self._weights()
+        name, path = named_weights(self.source, self.model, offline=self.offline)
         with atomic_folder(self.out, overwrite=self.overwrite, inputs=(path, *self.photos)) as folder:
             with console.stage("loading"):
                 model = load(name, path)
@@ -160,30 +160,6 @@ class Compress:
         if self.scheme is None:
             return plan
         return of_scheme(self.scheme) if plan is None else plan + of_scheme(self.scheme)
-
-    def _weights(self) -> tuple[str, Path]:
-        """Name of the model and local file of its weights."""
-        from lean3r.models import MODELS
-        from lean3r.models.checkpoint import models_that_fit
-        from lean3r.models.sources import find_weights
-        from lean3r.models.weight_files import open_weights
-        from lean3r.pipeline.load import embedded_weights, official_source
-
-        if self.source in MODELS and not Path(self.source).is_file():
-            if self.model not in (None, self.source):
-                raise UsageError(f"IN is the model {self.source}, --model says {self.model}. Leave one out.")
-            source = official_source(self.source) or embedded_weights(self.source)
-            return self.source, find_weights(source, offline=self.offline)
-        path = find_weights(self.source, offline=self.offline)
-        stored = open_weights(path)
-        name = self.model or stored.metadata.get("model")
-        if name is None:
-            fitting = models_that_fit(stored)
-            if len(fitting) != 1:
-                found = f"fits {' and '.join(fitting)}" if fitting else "fits no model by its names and shapes"
-                raise UsageError(f"{path} {found}. Say with --model which it is; `lean3r models` lists them.")
-            name = fitting[0]
-        return MODELS.check(name), path
 
 
 def _lines(changes: Sequence[Change | Quantized], *, each: bool) -> list[str]:

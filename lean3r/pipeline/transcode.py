@@ -15,11 +15,12 @@ from lean3r.compress.sparsify import PREPARED, STAGE_KEY, Change, apply, plan_of
 from lean3r.errors import UsageError
 from lean3r.models import MODELS
 from lean3r.models.base import Backbone
-from lean3r.models.checkpoint import check_finite, check_model, place, values_for, without_memory
+from lean3r.models.checkpoint import check_finite, check_model, models_that_fit, place, values_for, without_memory
 from lean3r.models.keymap import KeyMap
+from lean3r.models.sources import find_weights, official_source
 from lean3r.models.weight_files import WeightFiles, open_weights
 from lean3r.models.writing import write_stream
-from lean3r.pipeline.load import plan_in
+from lean3r.pipeline.load import embedded_weights, plan_in
 from lean3r.pipeline.save import check_file
 
 
@@ -32,6 +33,27 @@ class Written:
     changes: Sequence[Change | Quantized]
     parameters: int
     new_parameters: int
+
+
+def named_weights(source: str, model: str | None = None, *, offline: bool = False) -> tuple[str, Path]:
+    """Name of a model and the local file of its weights, of a model's name (its own ones), a file, or hf:OWNER/NAME.
+
+    What the file does not say of its model, `model` does, or its names and shapes tell. UsageError where they cannot.
+    """
+    if source in MODELS and not Path(source).is_file():
+        if model not in (None, source):
+            raise UsageError(f"IN is the model {source}, --model says {model}. Leave one out.")
+        return source, find_weights(official_source(source) or embedded_weights(source), offline=offline)
+    path = find_weights(source, offline=offline)
+    stored = open_weights(path)
+    name = model or stored.metadata.get("model")
+    if name is None:
+        fitting = models_that_fit(stored)
+        if len(fitting) != 1:
+            found = f"fits {' and '.join(fitting)}" if fitting else "fits no model by its names and shapes"
+            raise UsageError(f"{path} {found}. Say with --model which it is; `lean3r models` lists them.")
+        name = fitting[0]
+    return MODELS.check(name), path
 
 
 def compress_file(

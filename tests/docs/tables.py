@@ -76,6 +76,17 @@ def formats() -> str:
     return table(["in the folder", "what it holds", "format"], rows)
 
 
+def files() -> str:
+    """The files of the folder, in a sentence."""
+    by_default, on_request = (
+        ", ".join(
+            dict.fromkeys(code(row.files) for row in map(EXPORTERS.__getitem__, EXPORTERS) if row.default == wanted)
+        )
+        for wanted in (True, False)
+    )
+    return f"{by_default}; on request {on_request}.\n"
+
+
 def models() -> str:
     """Where the weights of each model are, under which licence, and who says so."""
 
@@ -156,6 +167,7 @@ def data_sets() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "commands": commands,
     "formats": formats,
+    "files": files,
     "models": models,
     "cameras": cameras,
     "mechanisms": mechanisms,

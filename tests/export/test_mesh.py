@@ -73,7 +73,7 @@ def test_a_floating_patch_that_others_see_through_goes_away():
 
 
 def test_mesh_is_asked_for_and_says_what_it_needs(monkeypatch, tmp_path):
-    assert {"mesh", "nerfstudio"} == set(EXPORTERS) - set(DEFAULT_FORMATS)
+    assert not {"mesh", "nerfstudio"} & set(DEFAULT_FORMATS)
     with pytest.raises(UsageError, match="mesh_voxel"):
         ExportOptions(mesh_voxel=0.0)
     monkeypatch.setitem(sys.modules, "skimage.measure", None)
