@@ -167,9 +167,10 @@ def test_large_pictures_take_bounded_memory(tmp_path: Path) -> None:
     Image.new("P", (side, side)).save(tmp_path / "palette.png", transparency=0, compress_level=1)
     script = (
         "import resource, sys, lean3r.inputs.views as i\n"
+        "from lean3r.inputs.decoding import own_pixel_limit\n"
         "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
         "before = used()\n"
-        "with i.own_pixel_limit(), open(sys.argv[1], 'rb') as f:\n"
+        "with own_pixel_limit(), open(sys.argv[1], 'rb') as f:\n"
         "    p = i.decode_picture(f, 'x', resolution=240, patch=16)\n"
         "    f.seek(0)\n"
         "    w = i.decode_whole(f, 'x', 1600)\n"
