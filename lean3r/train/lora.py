@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ from lean3r.errors import MissingExtraError, UsageError, WeightsError
 from lean3r.json_text import parse_json
 from lean3r.train.checkpoints.state import save_weights
 
-KEY = "adapters"  # the attribute of a network that wears adapters, and the entry in the header of their file
+KEY = "adapters"  # the entry in the header of their file
 _FEED_FORWARD = re.compile(r"\.mlp\.[^.]+$")
 
 
@@ -29,6 +29,14 @@ class Adapters:
     ranks: dict[str, int]
     alpha: float
     trained: frozenset[str]
+
+
+@runtime_checkable
+class Wearing(Protocol):
+    """A network that wears adapters: which, and what peft notes of them."""
+
+    adapters: Adapters
+    peft_config: object
 
 
 def add_lora(
@@ -70,17 +78,17 @@ def merge_lora(model: nn.Module) -> None:
             raise UsageError(f"the adapter of {name} holds NaN or infinities; merging it would spoil the network.")
         base.weight = nn.Parameter(weight)
         _put(model, name, base)
-    del vars(model)[KEY], model.peft_config
+    assert isinstance(model, Wearing)
+    del model.adapters, model.peft_config
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in worn.trained)
 
 
 def adapters_of(model: nn.Module) -> Adapters:
     """The adapters that a model wears; UsageError when it wears none."""
-    found = vars(model).get(KEY)
-    if found is None:
+    if not isinstance(model, Wearing):
         raise UsageError("the network wears no adapters; expected one that add_lora was called on.")
-    return found
+    return model.adapters
 
 
 def save_adapters(model: nn.Module, path: Path | str) -> None:
@@ -133,7 +141,7 @@ def _layers(model: nn.Module, targets: Sequence[str]) -> list[str]:
 
 
 def _check_plain(model: nn.Module) -> None:
-    if KEY in vars(model):
+    if isinstance(model, Wearing):
         raise UsageError("the network wears adapters already; merge them first (merge_lora).")
     rounded = [name for name, module in model.named_modules() if isinstance(module, Rounded | Coded)]
     if rounded:
@@ -156,7 +164,7 @@ def _inject(model: nn.Module, ranks: dict[str, int], alpha: float) -> None:
         rank_pattern={f"^{re.escape(name)}": rank for name, rank in ranks.items()},
     )
     inject_adapter_in_model(config, model)
-    vars(model)[KEY] = Adapters(ranks, alpha, trained)
+    cast(Wearing, model).adapters = Adapters(ranks, alpha, trained)
 
 
 def _keys(name: str) -> tuple[str, str]:
