@@ -34,7 +34,7 @@ from lean3r.pipeline.observer import Observer
 from lean3r.pipeline.old_keywords import OldKeywords, translated
 from lean3r.pipeline.options import CameraOptions, RunOptions
 from lean3r.pipeline.predict import check_finite, predict
-from lean3r.pipeline.record import record_of
+from lean3r.pipeline.record import record_of, with_costs
 from lean3r.pipeline.refining import applies, refined
 from lean3r.pipeline.trust import judged, look_at, no_points
 from lean3r.refine import Refine, RefineOptions
@@ -124,7 +124,7 @@ def reconstruct(
             depth *= depth_factor(placed, given, Shown(images, mask, depth), sources, lenses)
     more: dict[str, Any] = {"masks": None if masking is None else str(masking.folder)}
     options = (FrameChoice() if files is None else files.frames, known, run, points)
-    info = record_of(model, options, refining, fit, observer, more)
+    info = record_of(model, options, refining, fit, more)
     if views.known is not None:
         info["known"] = told_of(views.known, given, read)
     if masking is not None:
@@ -153,7 +153,8 @@ def reconstruct(
         used = uses(told, scene.info.get("refinement"), known.known_poses)
         scene = replace(scene, info={**scene.info, "known": {**told, "used": used}})
     with observer.stage("points"):
-        return judged(scene, seen)
+        scene = judged(scene, seen)
+    return with_costs(scene, observer.seconds, device)
 
 
 def _read(

@@ -11,7 +11,6 @@ import torch
 from lean3r.models.base import Backbone
 from lean3r.options import Options, recorded
 from lean3r.pipeline.budget import Fit
-from lean3r.pipeline.observer import Observer
 from lean3r.pipeline.predict import device_name
 from lean3r.processes import peak_memory_mb
 from lean3r.refine import RefineOptions
@@ -23,7 +22,6 @@ def record_of(
     options: tuple[Options, ...],
     refine: RefineOptions,
     fit: Fit | None,
-    observer: Observer,
     more: Mapping[str, Any],
 ) -> dict[str, Any]:
     """`info` of a reconstruction: the model, its weights and plan, where it ran, every chosen option under "config",
@@ -54,14 +52,18 @@ def record_of(
         "device": device_name(device),
         "torch": torch.__version__,
         "config": config,
-        "seconds": observer.seconds,
-        "peak_memory_mb": peak_memory_mb(),
     }
     if fit is not None:
         info["memory"] = fit.as_dict()
-    if device.type == "cuda":
-        info["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
     return info
+
+
+def with_costs(scene: Reconstruction, seconds: Mapping[str, float], device: torch.device) -> Reconstruction:
+    """The scene with what it took: the seconds of each stage, and the peaks of memory in MB (10^6 bytes)."""
+    costs: dict[str, Any] = {"seconds": dict(seconds), "peak_memory_mb": peak_memory_mb()}
+    if device.type == "cuda":
+        costs["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
+    return replace(scene, info={**scene.info, **costs})
 
 
 def with_settings(scene: Reconstruction, command: str, settings: Mapping[str, Any]) -> Reconstruction:
