@@ -344,5 +344,7 @@ def _place(directory: Path, name: str) -> Path:
     path = directory / name
     if not path.resolve().is_relative_to(directory.resolve()):
         raise InputError(f"{name} would be written outside {directory}.")
+    if path.exists():  # where upper and lower case are the same
+        raise InputError(f"{name} would replace another picture of that name, which differs in case; rename one.")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
