@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, fields
 from multiprocessing.shared_memory import SharedMemory
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -26,14 +26,18 @@ from lean3r.processes import safely_started
 
 logger = logging.getLogger("lean3r")
 
-BatchFn = Callable[[int, Any, int, int], SceneBatch]
+S = TypeVar("S")  # what tells the batches of a step apart beside their numbers: a stage
+BatchFn = Callable[[int, S, int, int], SceneBatch]
+Values = dict[str, object]
+Made = SceneBatch | tuple[str | None, Values]
+"""A batch, of a thread; or of a process, the name of shared memory with its arrays, and all the rest."""
 # Decoding and resizing leave the interpreter to other threads, and threads hand batches over without a copy: on two
 # cores, two threads were twice as fast as two processes (benchmarks/loading_data.py). Many would wait for each other.
 MOST_THREADS = 4
-_compute: BatchFn | None = None  # in a worker process: what it computes
+_compute: BatchFn[object] | None = None  # in a worker process: what it computes
 
 
-class Prefetch:
+class Prefetch(Generic[S]):
     """`batch_fn(step, stage, rank, world_size)` with the next `ahead` steps of each rank under way in the background.
 
     A context manager, called like `batch_fn`, which has to be a pure function: what comes back is the same for any
@@ -47,17 +51,17 @@ class Prefetch:
 
     def __init__(
         self,
-        batch_fn: BatchFn,
+        batch_fn: BatchFn[S],
         workers: int,
         ahead: int = 2,
         *,
         kind: Literal["auto", "processes", "threads"] = "auto",
-        stage_at: Callable[[int], Any] | None = None,
+        stage_at: Callable[[int], S | None] | None = None,
     ) -> None:
         if workers < 0 or ahead < 1:
             raise UsageError(f"loading ahead: {workers} workers, {ahead} steps ahead; expected 0 or more and 1 or more")
         self.batch_fn, self.workers, self.ahead, self.stage_at = batch_fn, workers, ahead, stage_at
-        self._waiting: dict[tuple[int, int, int], tuple[Any, Future[Any]]] = {}
+        self._waiting: dict[tuple[int, int, int], tuple[S, Future[Made]]] = {}
         self._pool: Executor | None = None
         in_threads = kind == "threads" or (kind == "auto" and workers <= MOST_THREADS)
         packed = None if in_threads or not workers else _packed(batch_fn, must=kind == "processes")
@@ -70,7 +74,7 @@ class Prefetch:
             self._pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
         self._in_processes = packed is not None
 
-    def __enter__(self) -> Prefetch:
+    def __enter__(self) -> Prefetch[S]:
         return self
 
     def __exit__(
@@ -78,7 +82,7 @@ class Prefetch:
     ) -> None:
         self.close()
 
-    def __call__(self, step: int, stage: Any, rank: int, world_size: int) -> SceneBatch:
+    def __call__(self, step: int, stage: S, rank: int, world_size: int) -> SceneBatch:
         """The batch of a step; raises what `batch_fn` raised for it, LeanError when a worker process died."""
         if self._pool is None:
             return self.batch_fn(step, stage, rank, world_size)
@@ -97,9 +101,9 @@ class Prefetch:
                 f"a process that prepares batches ended before step {step} was ready, perhaps for lack of memory; "
                 "try fewer workers, or 0 to see its error"
             ) from error
-        return _unpacked(made) if self._in_processes else made
+        return made if isinstance(made, SceneBatch) else _unpacked(*made)
 
-    def _asked(self, step: int, stage: Any, rank: int, world_size: int) -> Future[Any]:
+    def _asked(self, step: int, stage: S, rank: int, world_size: int) -> Future[Made]:
         """The future of a batch; started unless it is under way for this very stage."""
         key = (step, rank, world_size)
         known = self._waiting.get(key)
@@ -108,7 +112,7 @@ class Prefetch:
         if known is not None:
             self._give_up(known[1])
         assert self._pool is not None
-        work = _work if self._in_processes else self.batch_fn
+        work: Callable[[int, S, int, int], Made] = _work if self._in_processes else self.batch_fn
         try:
             with safely_started():
                 future = self._pool.submit(work, step, stage, rank, world_size)
@@ -132,13 +136,13 @@ class Prefetch:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _give_up(self, future: Future[Any]) -> None:
+    def _give_up(self, future: Future[Made]) -> None:
         """Nobody wants this batch; what it holds of shared memory is given back once it is there."""
         if not future.cancel() and self._in_processes:
             future.add_done_callback(_dropped)
 
 
-def _packed(batch_fn: BatchFn, must: bool) -> bytes | None:
+def _packed(batch_fn: Callable[..., SceneBatch], must: bool) -> bytes | None:
     try:
         return pickle.dumps(batch_fn)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -168,13 +172,13 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(step: int, stage: Any, rank: int, world_size: int) -> tuple[str | None, dict[str, Any]]:
+def _work(step: int, stage: object, rank: int, world_size: int) -> tuple[str | None, Values]:
     """In a worker process: a batch as the name of shared memory with its arrays, and all the rest; without a name the
     arrays are among the rest and go through a pipe, several times as slow."""
     assert _compute is not None
     batch = _compute(step, stage, rank, world_size)
-    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    values = {k: v.contiguous().numpy() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+    held = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    values: Values = {k: v.contiguous().numpy() if isinstance(v, torch.Tensor) else v for k, v in held.items()}
     arrays = {k: v for k, v in values.items() if isinstance(v, np.ndarray)}
     memory = _memory(sum(_padded(v.nbytes) for v in arrays.values()))
     if memory is None:
@@ -216,14 +220,13 @@ def _memory(size: int) -> SharedMemory | None:
     return memory
 
 
-def _dropped(future: Future[Any]) -> None:
-    if not future.cancelled() and future.exception() is None:
-        _unpacked(future.result())
+def _dropped(future: Future[Made]) -> None:
+    if not future.cancelled() and future.exception() is None and isinstance(made := future.result(), tuple):
+        _unpacked(*made)
 
 
-def _unpacked(made: tuple[str | None, dict[str, Any]]) -> SceneBatch:
+def _unpacked(name: str | None, values: Values) -> SceneBatch:
     """The batch, in memory of its own; the shared memory is given back."""
-    name, values = made
     if name is not None:
         memory = SharedMemory(name)
         for key, place in values.items():

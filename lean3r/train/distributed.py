@@ -10,9 +10,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,7 @@ from lean3r.processes import safely_started
 from lean3r.scratch import temporary_folder
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 # Rank 0 validates while the others wait inside an all-reduce.
 _TIMEOUT = timedelta(hours=2)
@@ -46,11 +48,11 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor)
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: T) -> list[T]:
         """A picklable value of every process, in order of rank, on every process."""
         if self.size == 1:
             return [value]
-        values: list[Any] = [None] * self.size
+        values = [value] * self.size
         dist.all_gather_object(values, value)
         return values
 
@@ -94,24 +96,24 @@ def _by_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def launch(processes: int, fn: Callable[..., Any], *args: Any) -> Any:
-    """Run fn(*args) in `processes` local processes that form one group; return what rank 0 returned.
+def launch(processes: int, fn: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+    """Run fn(*args, **options) in `processes` local processes that form one group; return what rank 0 returned.
 
-    `fn`, `args` and the result must be picklable when processes > 1. Started by torchrun, the group is
+    `fn`, what it is given and the result must be picklable when processes > 1. Started by torchrun, the group is
     torchrun's and `processes` is ignored. SIGINT and SIGTERM are passed on to all processes, which `fit`
     answers by leaving at the end of the step. A LeanError of any process is raised here as itself.
     """
     if processes < 1:
         raise UsageError(f"cannot start {processes} processes; expected 1 or more")
     if _by_torchrun():
-        return _in_torchrun(fn, *args)
+        return _in_torchrun(partial(fn, *args, **options))
     if processes == 1:
-        return fn(*args)
+        return fn(*args, **options)
     # What the children say, each a few hundred bytes: it must fit into the queue's pipe until they have ended.
     with safely_started():
         said = get_context("spawn").SimpleQueue()
     with temporary_folder("group") as folder:
-        arguments = (processes, str(folder), said, fn, args)
+        arguments = (processes, str(folder), said, partial(fn, *args, **options))
         with safely_started():
             context = start_processes(_child, arguments, processes, join=False, start_method="spawn")
         assert context is not None
@@ -133,16 +135,14 @@ def launch(processes: int, fn: Callable[..., Any], *args: Any) -> Any:
         return result
 
 
-def _child(
-    rank: int, size: int, folder: str, said: SimpleQueue[Any], fn: Callable[..., Any], args: tuple[Any, ...]
-) -> None:
+def _child(rank: int, size: int, folder: str, said: SimpleQueue[T | LeanError], work: Callable[[], T]) -> None:
     # The group lives on this machine: without a name for its own address gloo may fail to find one.
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     share_cores(size)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", _TIMEOUT, world_size=size, rank=rank)
     try:
-        result = fn(*args)
+        result = work()
     except LeanError as error:
         said.put(error)
         raise
@@ -156,7 +156,7 @@ def _child(
     os._exit(0)
 
 
-def _in_torchrun(fn: Callable[..., Any], *args: Any) -> Any:
+def _in_torchrun(work: Callable[[], T]) -> T:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
         torch.cuda.set_device(local)
@@ -164,7 +164,7 @@ def _in_torchrun(fn: Callable[..., Any], *args: Any) -> Any:
         share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
     try:
-        return fn(*args)
+        return work()
     finally:
         dist.destroy_process_group()
 

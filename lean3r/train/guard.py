@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 from collections import deque
 from statistics import median
-from typing import Any
+from typing import TypedDict
 
 from lean3r.errors import LeanError
 from lean3r.train.config import TrainConfig
 
 WINDOW = 100  # norms of counted steps that the median is taken of
 FEWEST = 10  # norms that a median needs to be trusted
+
+
+class GuardState(TypedDict):
+    """What a checkpoint keeps of a guard."""
+
+    skipped: int
+    bad_in_row: int
+    norms: list[float]
 
 
 class StepGuard:
@@ -58,11 +66,11 @@ class StepGuard:
         """Begin a new median: another stage has other norms."""
         self._norms.clear()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> GuardState:
         """What a resumed run needs."""
         return {"skipped": self.skipped, "bad_in_row": self.in_row, "norms": list(self._norms)}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: GuardState) -> None:
         """Take over what `state` gave."""
         self.skipped, self.in_row = state["skipped"], state["bad_in_row"]
         self._norms.clear()

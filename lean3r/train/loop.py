@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lean3r.data.base import SceneBatch
+from lean3r.data import loader
 from lean3r.data.loader import Prefetch
 from lean3r.errors import LeanError, UsageError
 from lean3r.train.checkpoints.disk import require_space
 from lean3r.train.checkpoints.resume import Weights
+from lean3r.train.checkpoints.shards import RunValues
 from lean3r.train.checkpoints.state import (
     checkpoints,
     full_disk_explained,
@@ -42,7 +43,7 @@ from lean3r.train.optim import Ema, GradientBuffer, Optimizer
 from lean3r.train.sharding import Call, ShardedEma, ShardedGradients, checkpointed, is_sharded, shard
 
 LossFn = Callable[..., tuple[Tensor, Mapping[str, Tensor | float]]]
-BatchFn = Callable[[int, Stage, int, int], SceneBatch]
+BatchFn = loader.BatchFn[Stage]
 Validate = Callable[[nn.Module], Mapping[str, float]]
 Draw = Callable[[nn.Module], np.ndarray]
 
@@ -317,15 +318,15 @@ class _Run:
     def save(self) -> None:
         """Write a checkpoint of this moment."""
         self.watch.count_damaged()
-        values = {
-            "config": self.config.to_json(),
-            "guard": self.guard.state(),
-            "seconds": self.watch.interval_seconds(),
-            "corrupt": self.watch.corrupt,
-            "bad_depth": self.watch.bad_depth,
-            "best": self.best,
-            "unvalidated": self.unvalidated,
-        }
+        values = RunValues(
+            config=self.config.to_json(),
+            guard=self.guard.state(),
+            seconds=self.watch.interval_seconds(),
+            corrupt=self.watch.corrupt,
+            bad_depth=self.watch.bad_depth,
+            best=self.best,
+            unvalidated=self.unvalidated,
+        )
         self.weights.save(self.out_dir / "checkpoints", self.step, values, self.config.keep_last)
 
     def finish(self) -> FitResult:

@@ -8,16 +8,20 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
+from lean3r.train import foreach
 from lean3r.train.config import OptimConfig
 
 if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+    from lean3r.train.checkpoints.shards import PartState
     from lean3r.train.distributed import World
 
 # Quintic Newton-Schulz coefficients: https://kellerjordan.github.io/posts/muon/
@@ -67,7 +71,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
             whole: list[Tensor] = [p for p in group["params"] if p.grad is not None]
@@ -80,9 +84,9 @@ class Muon(torch.optim.Optimizer):
             grads = [local_part(p.grad) for p in whole if p.grad is not None]
             buffers = [local_part(self.state[p]["momentum"]) for p in whole]
             momentum, lr = group["momentum"], group["lr"]
-            torch._foreach_lerp_(buffers, grads, 1 - momentum)  # pyright: ignore[reportPrivateImportUsage]
-            updates = torch._foreach_lerp(grads, buffers, momentum)  # pyright: ignore[reportPrivateImportUsage]
-            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
+            foreach.lerp_(buffers, grads, 1 - momentum)
+            updates = foreach.lerp(grads, buffers, momentum)
+            foreach.mul_(params, 1 - lr * group["weight_decay"])
             by_shape: dict[torch.Size, list[int]] = defaultdict(list)
             for index, parameter in enumerate(whole):
                 by_shape[parameter.shape].append(index)
@@ -94,17 +98,16 @@ class Muon(torch.optim.Optimizer):
 
 def local_part(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor that is spread over processes, sharing its memory; others as they are."""
-    return tensor.to_local() if _is_spread(tensor) else tensor  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    return tensor.to_local() if is_spread(tensor) else tensor
 
 
 def gathered(part: Tensor, like: Tensor) -> Tensor:
     """The whole of which every process holds a `part`, spread as `like` is."""
-    if not _is_spread(like):
+    if not is_spread(like):
         return part
     from torch.distributed.tensor import DTensor
 
-    spread: Any = like
-    whole = DTensor.from_local(part, spread.device_mesh, spread.placements, shape=like.shape, stride=like.stride())
+    whole = DTensor.from_local(part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
     return whole.full_tensor()
 
 
@@ -115,16 +118,16 @@ def part_of(whole: Tensor, like: Tensor) -> Tensor:
 
 def spread_as(whole: Tensor, like: Tensor) -> Tensor:
     """A tensor that every process holds, spread over them as `like` is; as it is if `like` is not spread."""
-    if not _is_spread(like):
+    if not is_spread(like):
         return whole
     from torch.distributed.tensor import distribute_tensor
 
-    spread: Any = like
     # No source rank: everybody holds the whole, so nothing is sent.
-    return distribute_tensor(whole, spread.device_mesh, spread.placements, src_data_rank=None)
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def _is_spread(tensor: Tensor) -> bool:
+def is_spread(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether a tensor is spread over processes."""
     return hasattr(tensor, "device_mesh")
 
 
@@ -165,15 +168,16 @@ class Optimizer:
         """Multiplier of both learning rates at this step."""
         return lr_factor(step, self.total_steps, self.config.warmup_steps, self.config.final_lr_ratio)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, PartState]:
         """State of both parts."""
-        return {name: part.state_dict() for name, part in self.parts.items()}
+        states = {name: part.state_dict() for name, part in self.parts.items()}
+        return {n: {"state": s["state"], "param_groups": s["param_groups"]} for n, s in states.items()}
 
     def parameters(self, part: str) -> list[nn.Parameter]:
         """The parameters of one part, in the order of the numbers that its state counts them by."""
         return [parameter for group in self.parts[part].param_groups for parameter in group["params"]]
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, PartState]) -> None:
         """Take over the state of each parameter that `state_dict` gave; the settings stay those of this config."""
         for name, part in self.parts.items():
             saved = state[name]["state"] if name in state else {}  # none before the part's first step
@@ -240,7 +244,7 @@ class Ema:
     def update(self, step: int) -> None:
         """Take in the model's weights after step number `step`; buffers are copied."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        foreach.lerp_(self._averages, self._weights, 1 - decay)
         for mine, theirs in self._buffers:
             mine.copy_(theirs)
 

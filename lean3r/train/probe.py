@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from lean3r.types import Views
 
 BATCHES = 5
 GROUP = 8
+B = TypeVar("B")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Score:
     score: float
     parameters: int
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, str | int | float]:
         """JSON-ready."""
         return {
             "index": self.unit.index,
@@ -57,6 +58,15 @@ class Score:
             "score": self.score,
             "parameters": self.parameters,
         }
+
+
+class Report(TypedDict):
+    """What `lean3r probe --json` says of the units of a network."""
+
+    units: list[dict[str, str | int | float]]
+    targets: list[str]
+    lowest_index: int
+    share_of_parameters: float
 
 
 def units_of(model: nn.Module) -> list[Unit]:
@@ -89,8 +99,8 @@ def units_of(model: nn.Module) -> list[Unit]:
 
 def gradient_scores(
     model: nn.Module,
-    batches: Sequence[Any],
-    loss: Callable[[nn.Module, Any], Tensor],
+    batches: Sequence[B],
+    loss: Callable[[nn.Module, B], Tensor],
     *,
     units: Sequence[Unit] | None = None,
     group: int = GROUP,
@@ -153,22 +163,22 @@ def strongest(scores: Sequence[Score], share: float = 0.5, *, by_role: bool = Tr
     return sorted(chosen, key=lambda unit: unit.index)
 
 
-def report(scores: Sequence[Score], share: float = 0.5) -> dict[str, Any]:
+def report(scores: Sequence[Score], share: float = 0.5) -> Report:
     """JSON-ready: every unit with its score, what `strongest` takes, and the lowest index among that, from which on
     the backward pass has to run."""
     chosen = strongest(scores, share)
     taken = {unit.index for unit in chosen}
-    return {
-        "units": [score.as_dict() | {"chosen": score.unit.index in taken} for score in scores],
-        "targets": [unit.target for unit in chosen],
-        "lowest_index": min(taken),
-        "share_of_parameters": sum(s.parameters for s in scores if s.unit.index in taken)
-        / sum(score.parameters for score in scores),
-    }
+    pulled = sum(score.parameters for score in scores if score.unit.index in taken)
+    return Report(
+        units=[score.as_dict() | {"chosen": score.unit.index in taken} for score in scores],
+        targets=[unit.target for unit in chosen],
+        lowest_index=min(taken),
+        share_of_parameters=pulled / sum(score.parameters for score in scores),
+    )
 
 
 def _norms(
-    model: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], Tensor], owned: Sequence[Sequence[nn.Parameter]]
+    model: nn.Module, batch: B, loss: Callable[[nn.Module, B], Tensor], owned: Sequence[Sequence[nn.Parameter]]
 ) -> list[float]:
     flat = [parameter for parameters in owned for parameter in parameters]
     with torch.enable_grad():

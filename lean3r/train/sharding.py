@@ -12,14 +12,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lean3r.train import foreach
 from lean3r.train.distributed import World
-from lean3r.train.optim import local_part, spread_as
+from lean3r.train.optim import is_spread, local_part, spread_as
 
 # Bytes a parameter takes when each process holds all: weights, gradient, average, two of AdamW, in float32.
 BYTES_PER_PARAMETER = 20
@@ -57,6 +58,10 @@ def is_sharded(shard: str, model: nn.Module, world: World, device: torch.device)
     return device.type == "cuda" and wanted > torch.cuda.get_device_properties(device).total_memory / 2
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
 class Call(nn.Module):
     """An objective as a forward pass, so that whatever it calls of the model finds its parameters gathered."""
 
@@ -64,7 +69,7 @@ class Call(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, loss_fn: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    def forward(self, loss_fn: Callable[Concatenate[nn.Module, P], T], *args: P.args, **options: P.kwargs) -> T:
         """loss_fn(model, *args, **options)."""
         return loss_fn(self.model, *args, **options)
 
@@ -120,7 +125,7 @@ class ShardedGradients:
         """Scale the gradients, whose norm is `norm`, down to `limit` if they exceed it."""
         if norm > limit:
             grads: list[Tensor] = [local_part(p.grad) for p in self.parameters if p.grad is not None]
-            torch._foreach_mul_(grads, limit / norm)  # pyright: ignore[reportPrivateImportUsage]
+            foreach.mul_(grads, limit / norm)
 
 
 class ShardedEma:
@@ -144,7 +149,7 @@ class ShardedEma:
     def update(self, step: int) -> None:
         """See Ema.update."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        foreach.lerp_(self._averages, self._weights, 1 - decay)
         for mine, theirs in self._buffers:
             mine.copy_(theirs)
 
@@ -152,8 +157,7 @@ class ShardedEma:
     def averaged(self) -> Iterator[nn.Module | None]:
         """The whole model of averages on rank 0, None on the others; all processes must call it together."""
         for name, value in self._mine.items():
-            spread: Any = value
-            full = spread.full_tensor() if hasattr(value, "full_tensor") else value
+            full = value.full_tensor() if is_spread(value) else value
             if self._copy is not None:
                 self._copy.state_dict()[name].copy_(full)
         if self._copy is None:
@@ -179,5 +183,5 @@ def copy_into(targets: dict[str, Tensor], values: dict[str, Tensor]) -> None:
     """Copy whole or equally spread values into tensors of the same names, each process its part."""
     for name, target in targets.items():
         value = values[name]
-        value = value if hasattr(value, "device_mesh") else spread_as(value.to(target.device), target)
+        value = value if is_spread(value) else spread_as(value.to(target.device), target)
         local_part(target).copy_(local_part(value))

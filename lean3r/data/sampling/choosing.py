@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -93,9 +93,11 @@ class Chooser:
         return self._remembered(scene, lambda: self.scenes.covisibility(scene), stated=True)
 
     def _estimated(self, scene: int) -> np.ndarray:
-        return self._remembered(scene, lambda: estimate(self.scenes, scene), stated=False)  # type: ignore[return-value]
+        score = self._remembered(scene, lambda: estimate(self.scenes, scene), stated=False)
+        assert score is not None
+        return score
 
-    def _remembered(self, scene: int, make: Any, stated: bool) -> np.ndarray | None:
+    def _remembered(self, scene: int, make: Callable[[], np.ndarray | None], stated: bool) -> np.ndarray | None:
         key = 2 * scene + stated
         try:
             return self._scores[key]
@@ -105,7 +107,7 @@ class Chooser:
                 self._scores.popitem(last=False)
             return score
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_scores": OrderedDict()}
 
 

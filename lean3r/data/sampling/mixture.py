@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ class Part:
     @property
     def label(self) -> str:
         """What its samples are called by."""
-        return self.name or getattr(self.source, "name", "synthetic")
+        return self.name or (self.source.name if isinstance(self.source, SceneSet) else "synthetic")
 
 
 def shape_at(
@@ -144,7 +144,8 @@ class Mixture:
             index = int(np.searchsorted(self._until, rng.random(), side="right"))
             part, chooser = self.parts[index], self._choosers[index]
             if chooser is None:
-                made = part.source.batch(  # type: ignore[union-attr]
+                assert not isinstance(part.source, SceneSet)
+                made = part.source.batch(
                     int(rng.integers(1 << 62)), 1, views=shape.views, height=shape.height, width=shape.width
                 )
                 return SceneBatch(
@@ -228,6 +229,6 @@ def _tensor(arrays: Sequence[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack(arrays))
 
 
-def _name(scenes: SceneSet, scene: int) -> Any:
+def _name(scenes: SceneSet, scene: int) -> str | int:
     """A scene's name, which it has even where its files cannot be read; its number in a set that keeps no list."""
     return getattr(scenes, "ids", range(len(scenes)))[scene]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -18,6 +18,49 @@ from lean3r.json_text import parse_json
 
 FRAMES, SEQUENCES = "frame_annotations.jgz", "sequence_annotations.jgz"
 _NO_SEQUENCES = ("set_lists", "eval_batches")
+
+
+class ImageFile(TypedDict):
+    """A picture below the root, and its [height, width]."""
+
+    path: str
+    size: list[int]
+
+
+class DepthFile(TypedDict):
+    """A depth map, with the factor that its values lack, and the mask of those that are known."""
+
+    path: str
+    scale_adjustment: NotRequired[float | None]
+    mask_path: NotRequired[str | None]
+
+
+class MaskFile(TypedDict):
+    """The mask of the object."""
+
+    path: str
+
+
+class Viewpoint(TypedDict):
+    """A camera as it is annotated; see `pose_of` and `intrinsics_of`."""
+
+    R: list[list[float]]
+    T: list[float]
+    focal_length: list[float]
+    principal_point: list[float]
+    intrinsics_format: NotRequired[str]
+
+
+class Annotation(TypedDict):
+    """What is read of an annotated frame that has all, or of a sequence: its name and its score."""
+
+    sequence_name: str
+    frame_number: int
+    image: ImageFile
+    depth: DepthFile
+    mask: NotRequired[MaskFile | None]
+    viewpoint: Viewpoint
+    viewpoint_quality_score: NotRequired[float | None]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -111,7 +154,7 @@ class Co3dv2(FolderSet[MaskedFrame]):
                 known &= nearest(read_depth_png(mask, 1), *depth.shape) > threshold
         return np.where(known, depth, np.float32(0))
 
-    def _frame(self, row: Mapping[str, Any]) -> MaskedFrame:
+    def _frame(self, row: Annotation) -> MaskedFrame:
         height, width = row["image"]["size"]
         depth, mask = row["depth"], row.get("mask") if self.foreground else None
         known, own = (
@@ -140,7 +183,7 @@ class Co3dv2(FolderSet[MaskedFrame]):
         return good
 
 
-def intrinsics_of(viewpoint: Mapping[str, Any], width: int, height: int) -> np.ndarray:
+def intrinsics_of(viewpoint: Viewpoint, width: int, height: int) -> np.ndarray:
     """Intrinsics [3, 3] in pixels from PyTorch3D's normalised device coordinates.
 
     There x points left and y up from the middle of the picture, whose edges are at +-1: both sides' with the format
@@ -156,7 +199,7 @@ def intrinsics_of(viewpoint: Mapping[str, Any], width: int, height: int) -> np.n
     return pinhole(*focal, *centre)
 
 
-def pose_of(viewpoint: Mapping[str, Any]) -> np.ndarray:
+def pose_of(viewpoint: Viewpoint) -> np.ndarray:
     """cam_from_world [4, 4] from PyTorch3D's R, T: row vectors (x R + T), camera x left, y up, z forward."""
     pose = np.eye(4)
     pose[:3, :3] = np.asarray(viewpoint["R"], np.float64).T
@@ -208,7 +251,7 @@ def _incomplete(category: Path) -> list[str]:
     return found
 
 
-def _annotations(path: Path) -> list[dict[str, Any]]:
+def _annotations(path: Path) -> list[Annotation]:
     with naming(path):
         rows = parse_json(read_gzip(path))
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -216,9 +259,9 @@ def _annotations(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _by_sequence(path: Path) -> dict[str, list[Mapping[str, Any]]]:
+def _by_sequence(path: Path) -> dict[str, list[Annotation]]:
     """Rows that have a picture, a camera and depth (hidden frames of the challenge have none), by frame number."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
+    found: dict[str, list[Annotation]] = {}
     try:
         for row in _annotations(path):
             if row.get("viewpoint") and (row.get("depth") or {}).get("path") and row["image"].get("path"):

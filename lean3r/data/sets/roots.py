@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from lean3r.data.sets.scenes import SceneSet, folders, some, without_unknown
 from lean3r.errors import InputError, UsageError
 
 ANYTHING = "colmap"  # other sets come with COLMAP models too, so this one is named last
+Setting = bool | int | float | str
 _PICTURES = (".jpg", ".jpeg", ".png", ".heic", ".tif", ".tiff", ".webp", ".bmp")
 _LOOKED_SCENES, _LOOKED_VIEWS, _READ_VIEWS = 200, 200, 8
 
@@ -22,6 +22,14 @@ def sets() -> dict[str, type[SceneSet]]:
     """Rows of DATASETS that are read from a folder."""
     found = {name: DATASETS.get(name) for name in DATASETS}
     return {name: kind for name, kind in found.items() if isinstance(kind, type) and issubclass(kind, SceneSet)}
+
+
+def opened_as(name: str, root: Path, options: Mapping[str, Setting]) -> SceneSet:
+    """A set of this row, with settings of its own; UsageError where it has none such, InputError without scenes."""
+    try:
+        return DATASETS.get(name)(root, **options)
+    except TypeError as error:
+        raise UsageError(f"{name}: {error}") from error
 
 
 def recognised(root: Path) -> list[str]:
@@ -89,7 +97,7 @@ class Report:
     unknown_depth: int = 0
     opened: SceneSet | None = field(default=None, repr=False)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """JSON-ready."""
         kind = sets()[self.name]
         return {
@@ -109,16 +117,14 @@ class Report:
         }
 
 
-def report(root: Path, name: str | None = None, options: Mapping[str, Any] | None = None) -> Report:
+def report(root: Path, name: str | None = None, options: Mapping[str, Setting] | None = None) -> Report:
     """Look at a root: its layout, the cameras of its first scenes, and a few whole views. Raises as `kind_of` does, and
     UsageError on options that the set does not have."""
     name = kind_of(root, name)
     kind = sets()[name]
     problems = kind.problems(root)
     try:
-        opened = kind(root, **(options or {}))  # type: ignore[call-arg]
-    except TypeError as error:
-        raise UsageError(f"{name}: {error}") from error
+        opened = opened_as(name, root, options or {})
     except InputError as error:
         return Report(name, root, problems or [str(error)])
     looked, views, single, unusable = min(len(opened), _LOOKED_SCENES), 0, 0, 0
@@ -169,9 +175,9 @@ def _read_some(scenes: SceneSet) -> tuple[int, list[str]]:
     return unknown, [p for p in problems if "the pose of" not in p and "the intrinsics of" not in p]
 
 
-def options_of(texts: list[str]) -> dict[str, Any]:
+def options_of(texts: list[str]) -> dict[str, Setting]:
     """KEY=VALUE texts as keywords: numbers and true / false are taken as such."""
-    found: dict[str, Any] = {}
+    found: dict[str, Setting] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
@@ -180,7 +186,7 @@ def options_of(texts: list[str]) -> dict[str, Any]:
     return found
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> Setting:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     for kind in (int, float):

@@ -69,7 +69,7 @@ class SceneSet(ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]
-    licence: ClassVar[str]
+    licence: str
     source: ClassVar[str]
     layout: ClassVar[str]
     is_metric: bool = False

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -28,10 +28,50 @@ from lean3r.errors import InputError, MissingExtraError, UsageError
 from lean3r.inputs.decoding import FORMATS
 from lean3r.json_text import parse_json
 
+if TYPE_CHECKING:
+    from webdataset.writer import TarWriter
+
 INDEX, FORMAT = "index.json", "lean3r shards 1"
 _LEVELS = 65534
 _QUALITY = 95
 _CACHED = 64
+
+
+class CameraRow(TypedDict):
+    """A view in cameras.json: its camera, and the depths that the PNG's lowest and highest level stand for."""
+
+    K: list[list[float]]
+    cam_from_world: list[list[float]]
+    width: int
+    height: int
+    near: float
+    far: float
+
+
+class SceneRow(TypedDict):
+    """A sample in the index: members are the [offset, size] of its files in the shard."""
+
+    id: str
+    views: int
+    width: int
+    height: int
+    shard: str
+    members: dict[str, list[int]]
+
+
+class Index(TypedDict):
+    """index.json: what the set was, the sizes of its shards, what could not be read, the samples."""
+
+    format: str
+    set: str
+    licence: str
+    source: str
+    is_metric: bool
+    is_ordered: bool
+    has_depth: bool
+    shards: dict[str, int]
+    skipped: list[str]
+    scenes: list[SceneRow]
 
 
 class Shards(SceneSet):
@@ -48,14 +88,14 @@ class Shards(SceneSet):
         self.root = Path(root)
         index = _index(self.root)
         with naming(self.root / INDEX):
-            self.packed, self.licence = index["set"], index["licence"]  # type: ignore[misc]
+            self.packed, self.licence = index["set"], index["licence"]
             self.is_metric, self.is_ordered = index["is_metric"], index["is_ordered"]
             self.has_depth = index["has_depth"]
             rows = [(inside(self.root, row["shard"]), row) for row in index["scenes"] if _is_row(row)]
             self.rows = [row for path, row in rows if path.is_file()]
         if not self.rows:
             raise InputError(f"no shard of {self.root / INDEX} is there; expected {self.layout}")
-        self._cameras: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
+        self._cameras: OrderedDict[int, list[CameraRow]] = OrderedDict()
 
     @property
     def ids(self) -> list[str]:
@@ -132,7 +172,7 @@ class Shards(SceneSet):
             if size != shards[name]
         ]
 
-    def _rows_of(self, scene: int) -> list[dict[str, Any]]:
+    def _rows_of(self, scene: int) -> list[CameraRow]:
         rows = self._cameras.get(scene)
         if rows is None:
             with naming(self.root / self.rows[scene]["shard"]):
@@ -157,13 +197,13 @@ class Shards(SceneSet):
         with naming(self.root / self.rows[scene]["shard"]), Image.open(data, formats=FORMATS) as picture:
             return np.asarray(picture if mode is None else picture.convert(mode))
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_cameras": OrderedDict()}
 
 
 def pack(
     scenes: SceneSet, folder: Path, *, max_side: int | None = None, shard_mb: int = 500, scene_views: int = 64
-) -> dict[str, Any]:
+) -> Index:
     """Write a set as shards of about `shard_mb` MB and an index, which is returned.
 
     max_side: scale pictures down to this side at most; scene_views: longer scenes are cut into runs. Views that cannot
@@ -175,13 +215,22 @@ def pack(
         raise MissingExtraError.of("packing shards", "train") from error
     if min(max_side or 1, shard_mb, scene_views) < 1:
         raise UsageError(f"side {max_side}, shard {shard_mb} MB, {scene_views} views: all must be at least 1")
-    index: dict[str, Any] = {"format": FORMAT, "set": scenes.name, "licence": scenes.licence, "source": scenes.source}
-    index |= {key: getattr(scenes, key) for key in ("is_metric", "is_ordered", "has_depth")}
-    index |= {"shards": {}, "skipped": [], "scenes": []}
-    rows: dict[str, dict[str, Any]] = {}
+    index = Index(
+        format=FORMAT,
+        set=scenes.name,
+        licence=scenes.licence,
+        source=scenes.source,
+        is_metric=scenes.is_metric,
+        is_ordered=scenes.is_ordered,
+        has_depth=scenes.has_depth,
+        shards={},
+        skipped=[],
+        scenes=[],
+    )
+    rows: dict[str, SceneRow] = {}
     with ExitStack() as stack:
         counts: dict[str, int] = {}  # shards of each bucket so far
-        writing: dict[str, tuple[Path, Any]] = {}
+        writing: dict[str, tuple[Path, TarWriter]] = {}
         for number in range(len(scenes)):
             for sample, row in _samples(scenes, number, scene_views, max_side, index["skipped"]):
                 bucket = f"{'portrait' if row['height'] > row['width'] else 'landscape'}-{_rounded_up(row['views']):04}"
@@ -192,26 +241,26 @@ def pack(
                     writing[bucket] = path, stack.enter_context(TarWriter(file, encoder=False, mtime=0))
                 path, writer = writing[bucket]
                 writer.write(sample)
-                rows[sample["__key__"]] = row | {"shard": path.name}
+                row["shard"] = path.name
+                rows[str(sample["__key__"])] = row
                 if path.stat().st_size > shard_mb * 1e6:
                     writing.pop(bucket)[1].close()
     if not rows:
         raise InputError(f"no view of {scenes.title} could be read: {'; '.join(index['skipped'][:3])}")
-    members: dict[str, dict[str, list[int]]] = {key: {} for key in rows}
     for path in sorted(folder.glob("*.tar")):
         index["shards"][path.name] = path.stat().st_size
         with tarfile.open(path) as tar:
             for member in tar:
                 key, _, name = member.name.partition(".")
-                members[key][name] = [member.offset_data, member.size]
-    index["scenes"] = [row | {"members": members[key]} for key, row in rows.items()]
+                rows[key]["members"][name] = [member.offset_data, member.size]
+    index["scenes"] = list(rows.values())
     (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
     return index
 
 
 def _samples(
     scenes: SceneSet, number: int, scene_views: int, max_side: int | None, skipped: list[str]
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+) -> Iterator[tuple[dict[str, str | bytes], SceneRow]]:
     """(what a shard holds, its row in the index) of each run of a scene."""
     try:
         info, score = scenes.scene(number), scenes.covisibility(number)
@@ -228,7 +277,7 @@ def _samples(
                 skipped.append(f"{info.id}, view {v} ({error})")
         if len(views) < min(2, info.views):
             continue
-        sample: dict[str, Any] = {"__key__": f"{number:06}-{run:04}"}
+        sample: dict[str, str | bytes] = {"__key__": f"{number:06}-{run:04}"}
         cameras = []
         for i, view in enumerate(views):
             sample[f"{i:04}.jpg"] = _jpeg(view.image)
@@ -237,14 +286,15 @@ def _samples(
                 sample[f"{i:04}.depth.png"] = depth
             k, pose = view.intrinsics.tolist(), view.cam_from_world.tolist()
             height, width = view.depth.shape
-            cameras.append(dict(K=k, cam_from_world=pose, width=width, height=height, near=near, far=far))
+            cameras.append(CameraRow(K=k, cam_from_world=pose, width=width, height=height, near=near, far=far))
         sample["cameras.json"] = json.dumps({"id": info.id, "views": cameras}).encode()
         if score is not None:
             buffer = io.BytesIO()
             np.save(buffer, score[np.ix_(kept, kept)].astype(np.float32))
             sample["covisibility.npy"] = buffer.getvalue()
         name = info.id if info.views <= scene_views else f"{info.id}/{run}"
-        yield sample, {"id": name, "views": len(views), "width": cameras[0]["width"], "height": cameras[0]["height"]}
+        height, width = views[0].depth.shape
+        yield sample, SceneRow(id=name, views=len(views), width=width, height=height, shard="", members={})
 
 
 def _smaller(view: RawView, max_side: int | None) -> RawView:
@@ -280,7 +330,7 @@ def _decoded(level: np.ndarray, near: float, far: float) -> np.ndarray:
     return np.where(level > 0, depth, 0).astype(np.float32)
 
 
-def _is_row(row: dict[str, Any]) -> bool:
+def _is_row(row: SceneRow) -> bool:
     """Whether a scene of the index has its entries; TypeError or KeyError where it is of another form."""
     plain = (int(row["views"]), int(row["width"]), int(row["height"]), str(row["id"]), row["members"].keys())
     return plain[0] > 0
@@ -290,9 +340,9 @@ def _rounded_up(views: int) -> int:
     return 1 << max(0, views - 1).bit_length()
 
 
-def _index(root: Path) -> dict[str, Any]:
+def _index(root: Path) -> Index:
     with naming(root / INDEX):
-        index = parse_json(read_text(root / INDEX))
+        index: Index = parse_json(read_text(root / INDEX))
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise InputError(f"{root / INDEX} is no index of shards ({FORMAT}); expected {Shards.layout}")
     return index

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from torch import Tensor
 from lean3r.data.world.places import Scene
 from lean3r.data.world.raycast import Counts, Lens, Placed, intersect, product, rays
 from lean3r.data.world.shading import Atlas, Lights, Paint, Picture, cast
+
+G = TypeVar("G", Lens, Placed, Paint, Lights)
+R = TypeVar("R")
 
 BLOCK = 2048
 # Blocks a call: on a processor the channels of one call stay in its cache, a card wants more work at once.
@@ -139,7 +142,7 @@ def _middle(width: int, height: int, device: torch.device) -> Tensor:
     return torch.tensor([width / 2, height / 2]).to(device)
 
 
-def _rows(group: Any, views: Tensor) -> Any:
+def _rows(group: G, views: Tensor) -> G:
     return type(group)(*(x[views] for x in group))
 
 
@@ -184,14 +187,14 @@ def probe(
     return torch.where(sky, torch.zeros_like(t), t), x, y
 
 
-def run(function: Callable, fast: bool, *arguments: Any, any_size: bool = False) -> Any:
+def run(function: Callable[..., R], fast: bool, *arguments: object, any_size: bool = False) -> R:
     """Call `function`, compiled when `fast`: a graph for each set of sizes, or with `any_size` one for all."""
     if not fast:
         return function(*arguments)
     return _compiled(function, any_size, () if any_size else _sizes(arguments))(*arguments)
 
 
-def _sizes(arguments: Any) -> tuple:
+def _sizes(arguments: object) -> tuple:
     if isinstance(arguments, Tensor):
         return (tuple(arguments.shape), arguments.device.type)
     if isinstance(arguments, tuple):
@@ -207,7 +210,7 @@ def _compiled(function: Callable, any_size: bool, sizes: tuple) -> Callable:
     options: dict[str, str | int | bool | Callable] = {"assert_indirect_indexing": False}
     fast, plain = torch.compile(function, dynamic=any_size, fullgraph=True, options=options), []
 
-    def call(*arguments: Any) -> Any:
+    def call(*arguments: object) -> object:
         if not plain:
             try:
                 # Each set of sizes is wanted; the default limit of eight would silently leave the rest slow.

@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -38,7 +37,7 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def tensor_bytes(value: Any) -> int:
+def tensor_bytes(value: object) -> int:
     """Bytes of all tensors in nested dicts, lists and tuples."""
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()

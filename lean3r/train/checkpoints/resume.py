@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from lean3r.errors import LeanError, UsageError
 from lean3r.train.checkpoints.shards import (
+    PartState,
+    RunTensors,
+    RunValues,
+    SavedValues,
     flat_tensors,
     nested_tensors,
     read_into,
@@ -40,24 +44,22 @@ class Weights:
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         return sum(2 * v.numel() * v.element_size() for v in values) + 8 * trained
 
-    def save(self, folder: Path, step: int, values: dict[str, Any], keep: int) -> None:
+    def save(self, folder: Path, step: int, values: RunValues, keep: int) -> None:
         """Write a checkpoint with plain `values` beside the tensors; all processes call it, sharded or not."""
-        tensors = {
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        values = {"format": FORMAT, "step": step, "processes": self.world.size, **values}
+        tensors = RunTensors(
+            model=self.model.state_dict(), ema=self.ema.state_dict(), optimizer=self.optimizer.state_dict()
+        )
+        saved = SavedValues(format=FORMAT, step=step, processes=self.world.size, **values)
         if self.sharded:
-            write_shards(folder / f"step-{step:09d}", tensors | values, self.world)
+            write_shards(folder / f"step-{step:09d}", tensors, saved, self.world)
             if self.world.is_main:
                 prune(folder, keep)
             return
         with self.world.together():
             if self.world.is_main:
-                save_checkpoint(folder, step, tensors | values, keep)
+                save_checkpoint(folder, step, {**tensors, **saved}, keep)
 
-    def restore(self, path: Path, config: TrainConfig) -> dict[str, Any]:
+    def restore(self, path: Path, config: TrainConfig) -> SavedValues:
         """Take over a checkpoint, file or folder, and return its plain values; UsageError if its run was another."""
         if not path.exists():
             raise LeanError(f"a process does not see checkpoint '{path}'; all processes must share one file system")
@@ -76,7 +78,7 @@ class Weights:
         self.optimizer.load_state_dict({name: self._spread(name, part) for name, part in state["optimizer"].items()})
         return state
 
-    def _spread(self, part: str, state: dict[str, Any]) -> dict[str, Any]:
+    def _spread(self, part: str, state: PartState) -> PartState:
         """The optimiser's whole tensors, each spread as its parameter is; counters as they are."""
         parameters = self.optimizer.parameters(part)
         return {
@@ -93,7 +95,7 @@ class Weights:
 
     def _read_parts(self, path: Path) -> None:
         shapes = stored_shapes(path)
-        flat = flat_tensors({"model": self.model.state_dict(), "ema": self.ema.state_dict(), "optimizer": {}})
+        flat = flat_tensors(RunTensors(model=self.model.state_dict(), ema=self.ema.state_dict(), optimizer={}))
         for name, shape in shapes.items():
             group, _, rest = name.partition("/")
             if group == "optimizer":
@@ -104,7 +106,7 @@ class Weights:
         self.optimizer.load_state_dict(nested_tensors(flat)["optimizer"])
 
 
-def _check_same_run(values: dict[str, Any], config: TrainConfig, world: World, path: Path) -> None:
+def _check_same_run(values: SavedValues, config: TrainConfig, world: World, path: Path) -> None:
     if values.get("format") != FORMAT:
         raise UsageError(
             f"checkpoint '{path}' has format {values.get('format')}, expected {FORMAT}; resume with the version that "
@@ -124,6 +126,6 @@ def _check_same_run(values: dict[str, Any], config: TrainConfig, world: World, p
         raise UsageError(f"'{path}' was trained with another config; cannot resume: " + "; ".join(differing))
 
 
-def _batches(config: dict[str, Any], processes: int) -> list[int]:
+def _batches(config: Mapping[str, list[dict[str, int]]], processes: int) -> list[int]:
     """Batches that make a step, in each stage: the run is the same however processes share them."""
     return [processes * stage["accumulate"] for stage in config["stages"]]

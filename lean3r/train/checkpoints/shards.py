@@ -12,9 +12,9 @@ import os
 import pickle
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -23,22 +23,64 @@ from lean3r.errors import LeanError
 from lean3r.json_text import parse_json
 from lean3r.train.checkpoints.disk import flush, require_space, tensor_bytes
 from lean3r.train.distributed import World
+from lean3r.train.guard import GuardState
+
+
+class PartState(TypedDict):
+    """What an optimiser keeps: tensors by the number of their parameter, and its settings, which nobody reads."""
+
+    state: dict[int, dict[str, Tensor]]
+    param_groups: NotRequired[list[dict[str, object]]]
+
+
+class RunTensors(TypedDict):
+    """The tensors of a checkpoint: weights and averages by name, states by the part of the optimiser."""
+
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    optimizer: dict[str, PartState]
+
+
+class RunValues(TypedDict):
+    """What a run adds beside: its config as JSON, its guard, counts, the best validation, whether one is due."""
+
+    config: str
+    guard: GuardState
+    seconds: float
+    corrupt: int
+    bad_depth: NotRequired[int]
+    best: dict[str, float] | None
+    unvalidated: NotRequired[bool]
+
+
+class SavedValues(RunValues):
+    """The same in a checkpoint, which says its format, its step and how many processes wrote it."""
+
+    format: int
+    step: int
+    processes: int
+
+
+class RunState(RunTensors, SavedValues):
+    """All of a checkpoint."""
+
 
 VALUES, SUMS, METADATA = "values.json", "check_sums.json", ".metadata"
 
 
-def flat_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
+def flat_tensors(state: RunTensors) -> dict[str, Tensor]:
     """The tensors of a checkpoint under one name each: model/NAME, ema/NAME, optimizer/PART/NUMBER/KEY."""
-    flat = {f"{group}/{name}": value for group in ("model", "ema") for name, value in state[group].items()}
+    flat = {f"model/{name}": value for name, value in state["model"].items()}
+    flat |= {f"ema/{name}": value for name, value in state["ema"].items()}
     for part, content in state["optimizer"].items():
         for number, values in content["state"].items():
             flat |= {f"optimizer/{part}/{number}/{key}": value for key, value in values.items()}
     return flat
 
 
-def nested_tensors(flat: dict[str, Tensor]) -> dict[str, Any]:
+def nested_tensors(flat: Mapping[str, Tensor]) -> RunTensors:
     """The inverse of `flat_tensors`."""
-    state: dict[str, Any] = {"model": {}, "ema": {}, "optimizer": {}}
+    state = RunTensors(model={}, ema={}, optimizer={})
     for path, value in flat.items():
         group, _, name = path.partition("/")
         if group == "optimizer":
@@ -46,11 +88,11 @@ def nested_tensors(flat: dict[str, Tensor]) -> dict[str, Any]:
             numbers = state["optimizer"].setdefault(part, {"state": {}})["state"]
             numbers.setdefault(int(number), {})[key] = value
         else:
-            state[group][name] = value
+            (state["model"] if group == "model" else state["ema"])[name] = value
     return state
 
 
-def write_shards(path: Path, state: dict[str, Any], world: World) -> None:
+def write_shards(path: Path, tensors: RunTensors, values: SavedValues, world: World) -> None:
     """Write a checkpoint folder, all processes together; `path` appears when everything is on the disk.
 
     LeanError on every process where one could not write; nothing appears then.
@@ -63,7 +105,7 @@ def write_shards(path: Path, state: dict[str, Any], world: World) -> None:
     with world.together():
         if world.is_main:
             path.parent.mkdir(parents=True, exist_ok=True)
-            require_space(path.parent, tensor_bytes(flat_tensors(state)), "a checkpoint")
+            require_space(path.parent, tensor_bytes(flat_tensors(tensors)), "a checkpoint")
     if world.is_main:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
@@ -72,13 +114,13 @@ def write_shards(path: Path, state: dict[str, Any], world: World) -> None:
     try:
         with world.together():
             try:
-                save(flat_tensors(state), storage_writer=FileSystemWriter(beside, sync_files=True))
+                save(flat_tensors(tensors), storage_writer=FileSystemWriter(beside, sync_files=True))
             except (CheckpointException, OSError, RuntimeError) as error:
                 raise LeanError(f"{failed} ({error})") from error
         with world.together():
             try:
                 if world.is_main:
-                    _seal(beside, path, {k: v for k, v in state.items() if k not in ("model", "ema", "optimizer")})
+                    _seal(beside, path, values)
             except OSError as error:
                 raise LeanError(f"{failed} ({error})") from error
     except LeanError:
@@ -108,7 +150,7 @@ class _TableOnly(pickle.Unpickler):
     _PLAIN = (("torch", "Size"), ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath"))
     _MODULES = tuple(module for module, _ in _PLAIN)
 
-    def find_class(self, module_name: str, global_name: str) -> Any:
+    def find_class(self, module_name: str, global_name: str) -> object:
         """UnpicklingError for whatever is no part of such a table."""
         own = module_name.startswith("torch.distributed.checkpoint.")
         # Looked at before it is imported: importing runs code, too.
@@ -119,23 +161,25 @@ class _TableOnly(pickle.Unpickler):
         return found
 
 
-def read_values(path: Path) -> dict[str, Any]:
+def read_values(path: Path) -> SavedValues:
     """What a checkpoint folder holds beside tensors."""
     return parse_json((path / VALUES).read_bytes())
 
 
-def read_shards(path: Path) -> dict[str, Any]:
+def read_shards(path: Path) -> RunState:
     """A whole checkpoint folder on the CPU of this process, in the form of a checkpoint file."""
     from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
 
     reader = FileSystemReader(path)
-    flat: dict[str, Any] = {}
-    for name, entry in reader.read_metadata().state_dict_metadata.items():
-        stored: Any = entry
-        flat[name] = torch.empty(stored.size, dtype=stored.properties.dtype)
-    load(flat, storage_reader=reader, no_dist=True)
-    return nested_tensors(flat) | read_values(path)
+    flat = {
+        name: torch.empty(stored.size, dtype=stored.properties.dtype)
+        for name, stored in reader.read_metadata().state_dict_metadata.items()
+        if isinstance(stored, TensorStorageMetadata)
+    }
+    load(dict[str, object](flat), storage_reader=reader, no_dist=True)
+    return RunState(**nested_tensors(flat), **read_values(path))
 
 
 def read_into(path: Path, flat: dict[str, Tensor]) -> None:
@@ -149,12 +193,13 @@ def read_into(path: Path, flat: dict[str, Tensor]) -> None:
 def stored_shapes(path: Path) -> dict[str, torch.Size]:
     """Shapes of the tensors in a checkpoint folder, by the names that `flat_tensors` gives them."""
     from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    entries: dict[str, Any] = FileSystemReader(path).read_metadata().state_dict_metadata
-    return {name: entry.size for name, entry in entries.items()}
+    entries = FileSystemReader(path).read_metadata().state_dict_metadata
+    return {name: entry.size for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
 
 
-def _seal(beside: Path, path: Path, values: dict[str, Any]) -> None:
+def _seal(beside: Path, path: Path, values: SavedValues) -> None:
     (beside / VALUES).write_text(json.dumps(values))
     sums = {file.name: _check_sum(file) for file in sorted(beside.iterdir())}
     (beside / SUMS).write_text(json.dumps(sums))

@@ -12,9 +12,8 @@ import re
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from torch import Tensor
 from lean3r.errors import LeanError, UsageError
 from lean3r.scratch import locked
 from lean3r.train.checkpoints.disk import remove, require_space, tensor_bytes, write_atomically
-from lean3r.train.checkpoints.shards import damage, read_shards
+from lean3r.train.checkpoints.shards import RunState, damage, read_shards
 
 KEEP = 2
 _NAME = re.compile(r"step-(\d{9})(\.pt)?")
@@ -58,7 +57,7 @@ def full_disk_explained(out_dir: Path) -> Iterator[None]:
         raise LeanError(f"the disk took no more ({error}); {stands}. Make room, then resume.") from error
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = KEEP) -> Path:
+def save_checkpoint(folder: Path, step: int, state: Mapping[str, object], keep: int = KEEP) -> Path:
     """Write `state` (tensors and plain values) as the checkpoint after `step` steps; keep the last `keep`.
 
     LeanError where the disk does not hold it, before or while it is written: the older ones stay.
@@ -67,7 +66,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
     require_space(folder, tensor_bytes(state), "a checkpoint")
     path = folder / f"step-{step:09d}.pt"
     try:
-        write_atomically(path, lambda temporary: torch.save(state, temporary))
+        write_atomically(path, lambda temporary: torch.save(dict(state), temporary))
     except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
         last = next(iter(checkpoints(folder)), None)
         stands = "there is none before it" if last is None else f"the one before it is whole: {last}"
@@ -109,12 +108,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> RunState:
     """A whole checkpoint, file or folder, on the CPU."""
     return read_shards(path) if path.is_dir() else torch.load(path, map_location="cpu", weights_only=True)
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+def load_checkpoint(folder: Path) -> RunState | None:
     """The newest checkpoint that is whole, on the CPU; None if there is none.
 
     Damaged ones (truncated, or failing a check sum) are passed over with a warning.

@@ -8,11 +8,14 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from lean3r.errors import MissingExtraError
 from lean3r.json_text import parse_json
 from lean3r.train.checkpoints.disk import write_atomically
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 
 class CsvLog:
@@ -57,6 +60,13 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(complete.splitlines()))
 
 
+class Event(TypedDict):
+    """What every event has; more facts are its own."""
+
+    step: int
+    event: str
+
+
 class EventLog:
     """One JSON object a line, each with its `step` and `event`: what happened beside ordinary steps.
 
@@ -68,13 +78,13 @@ class EventLog:
         kept = [json.dumps(event) + "\n" for event in read_events(path) if event["step"] <= after_step]
         write_atomically(path, lambda temporary: temporary.write_text("".join(kept)))
 
-    def append(self, step: int, event: str, **facts: Any) -> None:
+    def append(self, step: int, event: str, **facts: object) -> None:
         """Add one event and push it to the file."""
         with open(self.path, "a") as file:
             file.write(json.dumps({"step": step, "event": event, **facts}) + "\n")
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
+def read_events(path: Path) -> list[Event]:
     """Whole lines of an event log. [] without a file."""
     if not path.exists():
         return []
@@ -128,7 +138,7 @@ class Progress:
 
     def __init__(self, step: int, total_steps: int):
         self._total = total_steps
-        self._bar: Any = None
+        self._bar: Bar | None = None
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lean3r.data.base import SceneBatch
 from lean3r.errors import UsageError
@@ -18,14 +17,14 @@ _COLOURS = np.array([[250, 230, 90], [240, 120, 50], [180, 40, 100], [80, 20, 12
 _UNKNOWN = np.array([128, 128, 128], np.uint8)
 
 
-def draw_depth(batch: SceneBatch, views: int = 4) -> Callable[[Any], np.ndarray]:
+def draw_depth(batch: SceneBatch, views: int = 4) -> Callable[[nn.Module], np.ndarray]:
     """A `draw` for train/loop.py's fit: the first `views` views of the first scene of a fixed batch, one a row.
 
     For models that take Views and return a Prediction with depth; UsageError where it has none.
     """
     some = slice(0, views)
 
-    def draw(model: Any) -> np.ndarray:
+    def draw(model: nn.Module) -> np.ndarray:
         found = model(Views(batch.images[:1].to(next(model.parameters()).device)))
         if found.depth is None:
             raise UsageError("the model predicts no depth to draw; train without pictures (pictures_every 0)")

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from lean3r.train.config import TrainConfig
 from lean3r.train.distributed import World
 from lean3r.train.logs.log import CsvLog, EventLog, Progress, draw_curves
 from lean3r.train.logs.report import write_report
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter
 
 DRAW_EVERY_S = 30.0
 _COLUMNS = ("step", "seconds", "lr", "views_per_s", "data_wait", "memory_mb", "skipped", "corrupt", "bad_depth")
@@ -37,7 +40,7 @@ class Watch:
         self._terms: list[Mapping[str, Tensor | float]] = []
         self._damaged: list[tuple[int, str]] = []
         self._bad_depth = 0
-        self._board: Any = None
+        self._board: SummaryWriter | None = None
         self._start_interval()
 
     def open(self, step: int) -> None:
@@ -64,7 +67,7 @@ class Watch:
             if self._board is not None:
                 self._board.close()
 
-    def event(self, step: int, event: str, **facts: Any) -> None:
+    def event(self, step: int, event: str, **facts: object) -> None:
         """Note something that happened beside ordinary steps, on rank 0."""
         if self.world.is_main:
             self.events.append(step, event, **facts)
@@ -183,7 +186,7 @@ def memory_mb(device: torch.device) -> float:
     return peak_memory_mb()
 
 
-def _open_board(folder: Path, step: int) -> Any:
+def _open_board(folder: Path, step: int) -> SummaryWriter | None:
     """A TensorBoard writer that forgets what came after `step`; None, and a note, without the package."""
     if importlib.util.find_spec("tensorboard") is None:
         print(f"note: no TensorBoard files: {MissingExtraError.of('writing them', 'train')}", file=sys.stderr)

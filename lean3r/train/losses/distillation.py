@@ -6,6 +6,7 @@ An objective is called like every loss (train/loop.py) and holds its teacher, fr
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from lean3r.errors import UsageError
 from lean3r.geometry.camera import unproject
 from lean3r.geometry.pose import invert_pose
 from lean3r.train.losses.geometry import camera_depth_loss, geometry_loss
-from lean3r.train.losses.nano import half_pictures, truth_loss, weighted
+from lean3r.train.losses.nano import Estimate, half_pictures, truth_loss, weighted
 from lean3r.train.losses.truth import DECAY, depth_loss, pose_losses
 from lean3r.types import Views
 
@@ -103,7 +104,7 @@ class NanoDistillation(Objective):
         return total, terms
 
 
-def teacher_loss(estimates: list[Any], wanted: list[Any]) -> Tensor:
+def teacher_loss(estimates: Sequence[Estimate], wanted: Sequence[Estimate]) -> Tensor:
     """Cameras and depth of nano's estimates against those of a teacher, weighted as against the truth."""
     total = torch.zeros((), device=estimates[-1].log_depth.device)
     for age, (ours, theirs) in enumerate(zip(reversed(estimates), reversed(wanted), strict=True)):
@@ -135,7 +136,7 @@ class Speed3rDistillation(Objective):
             raise UsageError(f"objective: points is {points!r}, expected 'own' or 'depth'.")
         self.points: Literal["own", "depth"] = points
 
-    def __call__(self, model: Any, batch: SceneBatch, progress: float = 0.0) -> tuple[Tensor, Terms]:
+    def __call__(self, model: nn.Module, batch: SceneBatch, progress: float = 0.0) -> tuple[Tensor, Terms]:
         """Total loss and its parts."""
         views = Views(batch.images, batch.mask)
         with torch.no_grad(), attention_outputs(self.teacher) as theirs:
@@ -155,7 +156,7 @@ class Speed3rDistillation(Objective):
 class Lite3rDistillation(Objective):
     """Lite3R's: cameras and depth of the data set, and the teacher's attention outputs weighted by gamma."""
 
-    def __call__(self, model: Any, batch: SceneBatch, progress: float = 0.0) -> tuple[Tensor, Terms]:
+    def __call__(self, model: nn.Module, batch: SceneBatch, progress: float = 0.0) -> tuple[Tensor, Terms]:
         """Total loss and its parts."""
         views = Views(batch.images, batch.mask)
         with attention_outputs(model) as ours:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Any
+from typing import Protocol
 
 from torch import Tensor
 
 from lean3r.data.base import SceneBatch
 from lean3r.errors import UsageError
-from lean3r.train.losses.nano import nano_loss
+from lean3r.train.losses.nano import IterativeModel, nano_loss
 
 
 def loops_at(progress: float, least: int, most: int) -> int:
@@ -25,8 +25,14 @@ def loops_at(progress: float, least: int, most: int) -> int:
     return least + round((most - least) * share)
 
 
+class LoopedModel(IterativeModel, Protocol):
+    """One whose trunk runs as often as it is told."""
+
+    loops: int
+
+
 def looped_loss(
-    model: Any, batch: SceneBatch, progress: float = 0.0, *, least: int = 1, most: int = 5, full: float = 0.0
+    model: LoopedModel, batch: SceneBatch, progress: float = 0.0, *, least: int = 1, most: int = 5, full: float = 0.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """nano_loss after `loops_at` loops, every one of which counts; `model.loops` is as it was before afterwards."""
     loops = model.loops

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lean3r.data.base import SceneBatch
+from lean3r.layers.matching import Matches
 from lean3r.train.losses.truth import (
     DECAY,
     TwoSurfaces,
@@ -34,12 +35,35 @@ WEIGHTS = {
 }
 
 
+class Cameras(Protocol):
+    """What the objective reads of estimated cameras (heads/camera.py)."""
+
+    log_focal: Tensor
+
+
+class Estimate(Protocol):
+    """Cameras and depth after some of the blocks (models/nano.py)."""
+
+    cameras: Cameras
+    world_from_cam: Tensor
+    cam_from_world: Tensor
+    log_depth: Tensor
+
+
+class Iterated(Protocol):
+    """All that one forward pass says: an estimate after every pair of blocks, matches, final tokens."""
+
+    estimates: list[Estimate]
+    matches: Matches
+    tokens: Tensor
+
+
 class IterativeModel(Protocol):
     """What the objective needs of a model (see models/nano.py)."""
 
     patch: int
 
-    def iterate(self, half: Tensor) -> Any:
+    def iterate(self, half: Tensor) -> Iterated:
         """Half-size pictures -> estimates, matches, tokens."""
         ...
 
@@ -67,10 +91,11 @@ def half_pictures(batch: SceneBatch, full: float) -> Tensor:
 
 
 def truth_loss(
-    model: IterativeModel, found: Any, batch: SceneBatch, *, full: float = 0.0
+    model: IterativeModel, found: Iterated, batch: SceneBatch, *, full: float = 0.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """nano_loss of what the model said already (`found`, of iterate)."""
     target = make_target(batch, model.patch if full else model.patch // 2)
+    assert found.matches.logits is not None, "a model that is trained gives the logits of its matches"
     parts = match_losses(found.matches.logits, found.matches.position, found.matches.visibility, target)
     total = weighted({k: parts[k] for k in ("match", "flow", "visible")})
     for age, estimate in enumerate(reversed(found.estimates)):

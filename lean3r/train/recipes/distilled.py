@@ -6,7 +6,6 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from lean3r.compress.plan import CompressionPlan
 from lean3r.data.base import SceneBatch
@@ -37,7 +36,7 @@ class Phase:
     config: TrainConfig
     plan: CompressionPlan
     objective: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, float | str] = field(default_factory=dict)
     epochs: float = 0.0
 
     def __post_init__(self) -> None:
@@ -114,7 +113,7 @@ class Distillation:
         """The scenes of one process at one step: a pure function of its arguments."""
         return self.data.batch(self.phases[phase].config.seed, step, stage, rank, processes)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """JSON-ready: everything that the recipe decides."""
         return {
             "name": self.name,
@@ -138,7 +137,7 @@ class Distillation:
         return replace(self, data=data, phases=phases)
 
 
-def defaults_of(objective: str) -> dict[str, Any]:
+def defaults_of(objective: str) -> dict[str, float | str]:
     """The settings of an objective that its phases may change."""
     parameters = inspect.signature(OBJECTIVES.get(objective)).parameters
     return {name: parameter.default for name, parameter in parameters.items() if name != "teacher"}

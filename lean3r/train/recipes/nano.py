@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from lean3r.data.base import SceneBatch
 from lean3r.data.world.synthetic import SyntheticWorld
@@ -25,7 +24,7 @@ class Recipe:
     processes: int = 1
     objective: str = "nano"
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """JSON-ready: everything that the recipe decides; where scenes are computed does not count."""
         world = {k: v for k, v in asdict(self.world).items() if k not in ("device", "compile")}
         phases = [asdict(phase) for phase in self.phases]

@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
 
 from lean3r.data import DATASETS
 from lean3r.data.base import SceneBatch
@@ -69,7 +68,7 @@ class Data:
         sets = [_opened(source) for source in self.sources if source.name != SYNTHETIC]
         return sum(len(scenes) for scenes in sets)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """JSON-ready: all that decides the scenes; where they are computed does not."""
         world = {k: v for k, v in dataclasses.asdict(self.world).items() if k not in ("device", "compile")}
         return {"sources": [dataclasses.asdict(source) for source in self.sources], "world": world}
