@@ -22,6 +22,7 @@ from lean3r.models.base import Backbone
 from lean3r.options import PointOptions
 from lean3r.pipeline.budget import Budget, Fit, Measure, fit_run, within
 from lean3r.pipeline.known import (
+    Given,
     depth_factor,
     given_in,
     in_given_world,
@@ -36,7 +37,7 @@ from lean3r.pipeline.options import CameraOptions, RunOptions
 from lean3r.pipeline.predict import check_finite, predict
 from lean3r.pipeline.record import record_of, with_costs
 from lean3r.pipeline.refining import applies, refined
-from lean3r.pipeline.trust import judged, look_at, no_points
+from lean3r.pipeline.trust import Seen, judged, look_at, no_points
 from lean3r.refine import Refine, RefineOptions
 from lean3r.types import Reconstruction, Source, Views
 
@@ -105,13 +106,44 @@ def reconstruct(
     masking = None if files is None else files.masks
     if masks is not None and masking is None:
         masking = Masks.find(Path(masks), names)
+    scene, seen = _first(model, views, sources, run, points, given, masking, fit, observer)
+    options = (FrameChoice() if files is None else files.frames, known, run, points)
+    folder = None if masking is None else str(masking.folder)
+    info = scene.info | record_of(model, options, refining, fit, {"masks": folder})
+    if masking is not None:
+        info["masks"] = {"folder": folder, "views": len(masking.files)}
+    scene = replace(scene, skipped=skipped, info=info)
+    if is_refined:
+        held = None if given is None else given.for_refinement(sources, known.known_poses)
+        scene = refined(scene, files, refining, held, masking, observer)
+    if "known" in scene.info:
+        told = scene.info["known"]
+        used = uses(told, scene.info.get("refinement"), known.known_poses)
+        scene = replace(scene, info={**scene.info, "known": {**told, "used": used}})
+    with observer.stage("points"):
+        scene = judged(scene, seen)
+    return with_costs(scene, observer.seconds, next(model.parameters()).device)
+
+
+def _first(
+    model: Backbone,
+    views: Views,
+    sources: tuple[Source, ...],
+    run: RunOptions,
+    points: PointOptions,
+    given: Given | None,
+    masking: Masks | None,
+    fit: Fit | None,
+    observer: Observer,
+) -> tuple[Reconstruction, Seen]:
+    """The network's scene, without points, in the world of the given cameras; and what its pictures show."""
     device = next(model.parameters()).device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with _seeded(run.seed, device), within(model, fit):
         with observer.stage("network"):
-            prediction = predict(model, views, run.reference(len(names)))
-        check_finite(prediction, names)
+            prediction = predict(model, views, run.reference(len(sources)))
+        check_finite(prediction, [source.name for source in sources])
         read = model.reads(views.known)
         placed = in_given_world(prediction, given, read)
         prediction = placed.prediction
@@ -122,13 +154,6 @@ def reconstruct(
         lenses = lenses_of(given, sources, intrinsics)
         if given is not None and placed.span:
             depth *= depth_factor(placed, given, Shown(images, mask, depth), sources, lenses)
-    more: dict[str, Any] = {"masks": None if masking is None else str(masking.folder)}
-    options = (FrameChoice() if files is None else files.frames, known, run, points)
-    info = record_of(model, options, refining, fit, more)
-    if views.known is not None:
-        info["known"] = told_of(views.known, given, read)
-    if masking is not None:
-        info["masks"] = {"folder": str(masking.folder), "views": len(masking.files)}
     scene = Reconstruction(
         sources=sources,
         images=images,
@@ -139,22 +164,12 @@ def reconstruct(
         intrinsics=intrinsics,
         points=no_points(),
         scale=placed.scale,
-        skipped=skipped,
-        info=info,
+        info={} if views.known is None else {"known": told_of(views.known, given, read)},
         lenses=lenses,
         registration=() if given is None else tuple("given" if has else "predicted" for has in given.has_pose.tolist()),
         point_options=points,
     )
-    if is_refined:
-        held = None if given is None else given.for_refinement(sources, known.known_poses)
-        scene = refined(scene, files, refining, held, masking, observer)
-    if "known" in scene.info:
-        told = scene.info["known"]
-        used = uses(told, scene.info.get("refinement"), known.known_poses)
-        scene = replace(scene, info={**scene.info, "known": {**told, "used": used}})
-    with observer.stage("points"):
-        scene = judged(scene, seen)
-    return with_costs(scene, observer.seconds, device)
+    return scene, seen
 
 
 def _read(
