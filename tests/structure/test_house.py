@@ -156,3 +156,10 @@ def test_the_command_line_holds_no_library(path: Path) -> None:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lean3r.cli"):
             taken = {alias.name for alias in node.names}
             assert node.module in ("lean3r.cli", "lean3r.cli.main") and taken <= {"main", "run", "COMMANDS"}, taken
+
+
+def test_test_files_can_be_collected_together() -> None:
+    """Folders without __init__.py share one space of names."""
+    loose = [p.name for p in (ROOT / "tests").rglob("*.py") if not (p.parent / "__init__.py").exists()]
+    allowed = {"conftest.py", "sitecustomize.py"}
+    assert {name for name in loose if loose.count(name) > 1} <= allowed
