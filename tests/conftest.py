@@ -46,3 +46,19 @@ def golden_dir(request: pytest.FixtureRequest) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no golden numbers at {folder}: name the folder with --golden DIR")
     return folder
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with the weights of an untrained nano: most tests do not care how good they are."""
+    import torch
+
+    from lean3r.models import MODELS
+    from lean3r.models.checkpoint import save_weights
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = MODELS.get("nano")()
+    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    save_weights(model.state_dict(), path, {"model": "nano"})
+    return path

@@ -1,4 +1,4 @@
-"""A random nano on disk and a few pictures: the command line does not care how good the weights are."""
+"""A few pictures."""
 
 from __future__ import annotations
 
@@ -6,22 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-
-from lean3r.models import MODELS
-from lean3r.models.checkpoint import save_weights
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with the weights of an untrained nano."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = MODELS.get("nano")()
-    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    save_weights(model.state_dict(), path, {"model": "nano"})
-    return path
 
 
 @pytest.fixture(scope="session")
