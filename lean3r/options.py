@@ -54,6 +54,13 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else str(getattr(value, "origin", value))
 
 
+def check_seed(seed: int | None) -> None:
+    """UsageError for a seed that is none of 32 bits, which every generator takes."""
+    if seed is not None and not 0 <= seed < 2**32:
+        shown = str(seed) if abs(seed) < 10**20 else f"a number of {len(str(abs(seed)))} digits"
+        raise UsageError(f"--seed is {shown}; expected 0 to {2**32 - 1}.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PointOptions:
     """Which points a cloud has: the least confident `conf_percentile` per cent of the depths give none, at most

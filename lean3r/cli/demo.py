@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from lean3r.cli.console import Console, format_table
-from lean3r.cli.options import Out, Quiet, Seed, Verbose, Weights, check_seed, option
+from lean3r.cli.options import Out, Quiet, Seed, Verbose, Weights, option
 from lean3r.cli.reconstruct import Reconstruct
 from lean3r.errors import InputError
+from lean3r.options import check_seed
 
 if TYPE_CHECKING:
     from lean3r.types import Reconstruction

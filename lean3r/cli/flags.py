@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 
 import tyro
 
-from lean3r.cli.options import shown_default
+from lean3r.cli.options import declared
 from lean3r.options import Options, options_of
 
 Group = TypeVar("Group", bound=Options, covariant=True)
@@ -42,8 +42,8 @@ def flags(group: type[Group]) -> type[Flags[Group]]:
 def _flags(group: type) -> type:
     names = vars(sys.modules[group.__module__]) | vars(typing)
     fields = [
-        (f.name, Annotated[_kind(f, names), _flag(name, f)], dataclasses.field(default=f.default))
-        for name, f in options_of(group).items()
+        (f.name, Annotated[_kind(f, names), declared(group, f.name)], dataclasses.field(default=f.default))
+        for f in options_of(group).values()
     ]
     return dataclasses.make_dataclass(group.__name__, fields, bases=(_Values,), namespace={"group": group})
 
@@ -51,18 +51,6 @@ def _flags(group: type) -> type:
 def of(group: type[Group]) -> Any:
     """For an annotation: flags of a class of options, without a prefix."""
     return tyro.conf.arg(name="", constructor=flags(group))
-
-
-def _flag(name: str, option: dataclasses.Field[Any]) -> Any:
-    told = option.metadata
-    return tyro.conf.arg(
-        name=name,
-        prefix_name=False,
-        metavar=told["metavar"],
-        aliases=told["aliases"] or None,
-        help=told["help"],
-        help_behavior_hint=shown_default,
-    )
 
 
 def _kind(option: dataclasses.Field[Any], names: dict[str, Any]) -> Any:

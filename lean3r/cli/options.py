@@ -12,8 +12,10 @@ from typing import Annotated, Literal
 import tyro
 
 from lean3r.compress import PLANS
-from lean3r.errors import UsageError
 from lean3r.export import DEFAULT_FORMATS, EXPORTERS
+from lean3r.inputs.frames import FrameChoice
+from lean3r.options import Options, options_of
+from lean3r.pipeline.options import RunOptions
 
 
 def option(metavar: str | None = None, *aliases: str, help: str | None = None) -> object:
@@ -27,6 +29,19 @@ def option(metavar: str | None = None, *aliases: str, help: str | None = None) -
 def shown_default(default: str) -> str:
     """What --help says of a default; nothing of those that say nothing."""
     return "" if default in ("None", "False", "", "[]") else f"(default: {default})"
+
+
+def declared(group: type[Options], field: str) -> object:
+    """An option that a class of the library declares: names and help are those that stand there."""
+    name, told = next((name, f.metadata) for name, f in options_of(group).items() if f.name == field)
+    return tyro.conf.arg(
+        name=name,
+        prefix_name=False,
+        metavar=told["metavar"],
+        aliases=told["aliases"] or None,
+        help=told["help"],
+        help_behavior_hint=shown_default,
+    )
 
 
 Inputs = Annotated[
@@ -51,14 +66,8 @@ Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"],
     option(help="Where to compute; auto is an NVIDIA GPU, else an Apple one (mps), else the CPU."),
 ]
-Resolution = Annotated[
-    int | None,
-    option(
-        "PIXELS",
-        help="Side of the square that has the area of the network's pictures; by default what suits the model.",
-    ),
-]
-MaxViews = Annotated[int | None, option("N", help="Use at most N views, evenly chosen.")]
+Resolution = Annotated[int | None, declared(RunOptions, "resolution")]
+MaxViews = Annotated[int | None, declared(FrameChoice, "max_views")]
 DataSets = Annotated[
     tyro.conf.UseAppendAction[list[str]],
     option(
@@ -76,15 +85,8 @@ Formats = Annotated[
         f"{', '.join(name for name in EXPORTERS if name not in DEFAULT_FORMATS)}; or all.",
     ),
 ]
-Seed = Annotated[int, option("N", help="Of everything random.")]
+Seed = Annotated[int, declared(RunOptions, "seed")]
 Overwrite = Annotated[bool, option(help="Replace an earlier result in the output folder.")]
 Json = Annotated[bool, option(help="Print JSON on standard output, instead of the usual result.")]
 Verbose = Annotated[bool, option(None, "-v", help="Say more, and show the traceback of an unexpected error.")]
 Quiet = Annotated[bool, option(None, "-q", help="Say nothing but errors.")]
-
-
-def check_seed(seed: int | None) -> None:
-    """UsageError for a seed that is none of 32 bits, which every generator takes."""
-    if seed is not None and not 0 <= seed < 2**32:
-        shown = str(seed) if abs(seed) < 10**20 else f"a number of {len(str(abs(seed)))} digits"
-        raise UsageError(f"--seed is {shown}; expected 0 to {2**32 - 1}.")

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import tyro
 
 from lean3r.cli.console import Console
-from lean3r.cli.options import DataSets, Device, Json, Plan, Quiet, Seed, Verbose, Weights, check_seed, option
+from lean3r.cli.options import DataSets, Device, Json, Plan, Quiet, Seed, Verbose, Weights, option
 from lean3r.errors import UsageError
+from lean3r.options import check_seed
 
 FULL_BAR = 24
 

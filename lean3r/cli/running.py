@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol
 
-from lean3r.cli.options import DataSets, Quiet, Verbose, check_seed, option
+from lean3r.cli.options import DataSets, Quiet, Verbose, option
+from lean3r.options import check_seed
 
 if TYPE_CHECKING:
     from lean3r.train.held_out import HeldOut

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from lean3r.errors import UsageError
-from lean3r.options import option
+from lean3r.options import check_seed, option
 
 if TYPE_CHECKING:
     from lean3r.inputs.cameras import GivenCameras
@@ -83,9 +83,7 @@ class RunOptions:
     def __post_init__(self) -> None:
         if isinstance(self.reference_view, str) and self.reference_view not in REFERENCES:
             raise UsageError(f"reference_view is '{self.reference_view}'; expected an index, {', '.join(REFERENCES)}.")
-        if not 0 <= self.seed < 2**32:
-            shown = str(self.seed) if abs(self.seed) < 10**20 else f"a number of {len(str(abs(self.seed)))} digits"
-            raise UsageError(f"--seed is {shown}; expected 0 to {2**32 - 1}.")
+        check_seed(self.seed)
 
     def check(self, model: Backbone) -> None:
         """UsageError where a model cannot run so."""
