@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterable, Sequence
-from pathlib import PurePath
-from typing import TYPE_CHECKING, BinaryIO
+from os import PathLike
+from pathlib import Path, PurePath
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from lean3r.errors import InputError
-from lean3r.inputs.decoding import BY_8_BIT, ORIENTATION, SELF_TURNING_FORMATS, eight_bit, on_white
+from lean3r.inputs.decoding import BY_8_BIT, ORIENTATION, SELF_TURNING_FORMATS, check_pixels, eight_bit, on_white
 from lean3r.inputs.listing import Still
 
-if TYPE_CHECKING:
-    pass
+logger = logging.getLogger("lean3r")
 
 PNG_LEVEL = 1
 EXPECTED = "expected a PIL image, a NumPy array [H, W, 3] or [S, H, W, 3], or a tensor [3, H, W] or [S, 3, H, W]"
@@ -23,12 +24,13 @@ EXPECTED = "expected a PIL image, a NumPy array [H, W, 3] or [S, H, W, 3], or a 
 
 def separate(inputs: object) -> list[object]:
     """What was given, one by one: paths and pictures in memory; InputError where something is neither."""
-    single = isinstance(inputs, str | PurePath) or is_picture(inputs)
+    single = isinstance(inputs, str | PathLike) or is_picture(inputs)
     if not single and not isinstance(inputs, Iterable):
         raise InputError(f"pictures are given as {type(inputs).__name__}; {EXPECTED}, or paths.")
     values = [inputs] if single else list(inputs)  # pyright: ignore[reportArgumentType]
+    values = [Path(value) if isinstance(value, PathLike) else value for value in values]
     for value in values:
-        if not (isinstance(value, str | PurePath) or is_picture(value)):
+        if not (isinstance(value, str | Path) or is_picture(value)):
             raise InputError(f"a picture is given as {type(value).__name__}; {EXPECTED}, or the path of a file.")
     return values
 
@@ -72,9 +74,12 @@ def _channels_last(tensor: object) -> np.ndarray:
     import torch
 
     assert isinstance(tensor, torch.Tensor)
-    array = tensor.detach().cpu()
-    array = array.float() if array.dtype in (torch.bfloat16, torch.float16) else array
-    return (array if array.ndim < 3 else array.movedim(-3, -1)).numpy()
+    try:
+        array = tensor.detach().cpu()
+        array = array.float() if array.is_floating_point() and array.itemsize < 4 else array  # NumPy has no bfloat16
+        return (array if array.ndim < 3 else array.movedim(-3, -1)).numpy()
+    except (TypeError, RuntimeError) as error:  # of tensors without data, or stored in other ways
+        raise InputError(f"{describe(tensor)} cannot be read ({error}).") from error
 
 
 def _eight_bit(picture: np.ndarray, what: str) -> np.ndarray:
@@ -102,22 +107,36 @@ def _name(image: Image.Image, number: int) -> str:
 def _file(image: Image.Image) -> BinaryIO:
     """A picture as PNG, with its EXIF; InputError where it cannot be read."""
     try:
-        exif = image.getexif()
-        if image.format in SELF_TURNING_FORMATS:
-            exif.pop(ORIENTATION, None)
+        check_pixels(image.size)
         plain = on_white(eight_bit(image))
         file = io.BytesIO()
-        plain.save(file, "PNG", compress_level=PNG_LEVEL, exif=exif.tobytes())
+        plain.save(file, "PNG", compress_level=PNG_LEVEL, exif=_exif(image))
     except InputError:
         raise
     except Exception as error:  # an image of a file that is damaged or gone raises anything
-        raise InputError(f"this picture in memory cannot be read ({error})") from error
+        raise InputError(f"this picture in memory cannot be read ({str(error) or 'is its file closed?'})") from error
     file.seek(0)
     return file
 
 
+def _exif(image: Image.Image) -> bytes:
+    """The EXIF of a decoded image, without the turn that decoding has made; empty where it is damaged."""
+    try:
+        exif = Image.Exif()
+        exif.load(image.getexif().tobytes())  # a copy: the image is the user's
+        if image.format in SELF_TURNING_FORMATS:
+            exif.pop(ORIENTATION, None)
+        return exif.tobytes()
+    except Exception as error:  # a damaged EXIF block raises anything; the picture itself may be sound
+        logger.warning("the EXIF data of a picture in memory cannot be read (%s); taken as upright", error)
+        return b""
+
+
 def numbered(values: Sequence[object]) -> list[Still]:
-    """The picture files of several values in memory, numbered on."""
+    """The picture files of several values in memory, numbered on; InputError where an image is given twice."""
+    images = [value for value in values if isinstance(value, Image.Image)]
+    if len({id(image) for image in images}) < len(images):
+        raise InputError("one PIL image is given twice; of a reader that shows its frames in turn, give copies.")
     stills: list[Still] = []
     for value in values:
         stills += stills_of(value, len(stills))

@@ -13,7 +13,7 @@ import os
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -77,6 +77,11 @@ class Listing:
         skips = Skips(self.skipped)
         items = [item.clip(choice) if isinstance(item, Film) else item for item in self.items]
         return Found(tuple(_thin(items, choice.max_views, skips)), tuple(skips))
+
+    def called(self, names: Collection[str]) -> list[Still | Clip]:
+        """What has these names, in order, chosen or not: another choice may have taken other frames of a video."""
+        items = [item.called(names) if isinstance(item, Film) else item for item in self.items]
+        return [item for item in items if (item.frames if isinstance(item, Clip) else item.name in names)]
 
 
 @dataclass(frozen=True)
@@ -293,10 +298,11 @@ def _shortened(part: str) -> str:
 
 
 def _unused(name: str, used: set[str]) -> str:
-    """`name`, or the first of name~2, name~3, ... that is free; claims it."""
+    """`name`, or the first of name~2, name~3, ... that is free, before the suffix; claims it."""
+    stem, suffix = os.path.splitext(name)
     choice, number = name, 2
     while choice in used:
-        choice, number = f"{name}~{number}", number + 1
+        choice, number = f"{stem}~{number}{suffix}", number + 1
     used.add(choice)
     return choice
 

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,16 +42,18 @@ PNG_LEVEL = 1  # frames are many: a tenth larger, five times as fast
 JPEG_QUALITY = 95
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
 DECODERS, LOOKAHEAD = 2, 4
+NOT_KEPT = "frames are not kept, and will be decoded again: %s"
 
 
 class Pictures:
     """Folders, picture files, globs, zip archives, videos, or pictures in memory (PIL images; arrays [H, W, 3] or
     [S, H, W, 3]; tensors [3, H, W] or [S, 3, H, W]; uint8, or floats from 0 to 1), one or a sequence of them.
 
-    They are listed at once, and only then: InputError where there is none. `frames` chooses among them, `masks` is a
-    folder that says what counts in them (inputs/masks.py). A video's chosen frames are decoded once and kept on
-    disk while the object lives, unless `keep_frames` is off; its motion is watched once before, where no choice states
-    the frames.
+    They are listed at once, and only then: InputError where there is none. Files that are named come first, in natural
+    order, then what folders and archives hold, then pictures in memory. `frames` chooses among them, `masks` is a
+    folder that says what counts in them (inputs/masks.py). A video's chosen frames are decoded once and kept on disk
+    while the object lives, unless `keep_frames` is off; its motion is watched once before, where no choice states the
+    frames.
     """
 
     def __init__(
@@ -85,7 +86,6 @@ class Pictures:
     def at_most(self, views: int) -> Pictures:
         """The same pictures, thinned evenly to so many, or of a video other frames; nothing is listed again."""
         fewer = copy.copy(self)
-        fewer.__dict__.pop("masks", None)
         fewer.frames = replace(self.frames, max_views=views)
         fewer._choose()
         return fewer
@@ -122,10 +122,11 @@ class Pictures:
         """False if any picture lies in a video, an archive or in memory, where other programs cannot find it."""
         return all(isinstance(item, Still) and item.is_loose for item in self._items)
 
-    @cached_property
+    @property
     def masks(self) -> Masks | None:
-        """The masks of these pictures; InputError where the folder has none that fits."""
-        return None if self._mask_folder is None else Masks.find(self._mask_folder, self.names)
+        """The masks of those pictures that can be used, as far as is known; InputError where the folder has none."""
+        names = [name for name in self.names if name not in self._unusable]
+        return None if self._mask_folder is None else Masks.find(self._mask_folder, names)
 
     def views(self, *, resolution: int, patch: int, progress: Callable[[int, int], None] | None = None) -> Views:
         """Network input, B = 1: each picture at its own `network_size`, smaller ones padded to the largest.
@@ -155,20 +156,20 @@ class Pictures:
         `side`. Those that cannot be read any more are left out.
         """
         with own_pixel_limit():
-            for item in self._items:
+            for item in self._listing.called(names):
                 if isinstance(item, Clip):
-                    yield from ((name, image) for name, image in self._frames(item) if name in names)
-                elif item.name in names:
-                    try:
-                        with item.open() as file:
-                            yield item.name, decode_whole(file, item.name, side)
-                    except (InputError, OSError) as error:
-                        logger.warning("%s cannot be read again: %s", item.name, error)
+                    yield from self._frames(item)
+                    continue
+                try:
+                    with item.open() as file:
+                        yield item.name, decode_whole(file, item.name, side)
+                except (InputError, OSError) as error:
+                    logger.warning("%s cannot be read again: %s", item.name, error)
 
     def exif(self, names: Collection[str], block: int) -> Iterator[tuple[str, dict[int, Any]]]:
         """A block of EXIF fields (0x8825: GPS) of the picture files called `names` that have one; no frames do."""
-        for item in self._items:
-            if isinstance(item, Still) and item.name in names:
+        for item in self._listing.called(names):
+            if isinstance(item, Still):
                 fields: dict[int, Any] = {}
                 # A damaged EXIF block raises anything.
                 with own_pixel_limit(), contextlib.suppress(Exception), item.open() as file, opened(file) as image:
@@ -183,17 +184,16 @@ class Pictures:
         and encoded anew in their own format. InputError when one is no longer there.
         """
         wanted, written = set(names), []
-        for item in self._items:
-            if isinstance(item, Clip) and (kept := self._kept.get(item.name)):
-                for name in kept.keys() & wanted:
+        for item in self._listing.called(wanted):
+            if isinstance(item, Clip) and (kept := self._kept_of(item)):
+                for name, path in kept.items():
                     written.append(_place(directory, name))
-                    shutil.copyfile(kept[name], written[-1])
+                    shutil.copyfile(path, written[-1])
             elif isinstance(item, Clip):
                 for name, image in self._frames(item):
-                    if name in wanted:
-                        written.append(_place(directory, name))
-                        image.save(written[-1], "PNG", compress_level=PNG_LEVEL)
-            elif item.name in wanted:
+                    written.append(_place(directory, name))
+                    image.save(written[-1], "PNG", compress_level=PNG_LEVEL)
+            else:
                 with item.open() as file:
                     content = file.read()
                 written.append(_place(directory, item.name))
@@ -225,8 +225,8 @@ class Pictures:
 
     def _decode_clip(self, clip: Clip, resolution: int, patch: int) -> Iterator[tuple[str, Picture | InputError]]:
         missing = dict.fromkeys(clip.frames.values())
-        kept = self._kept.get(clip.name)
-        keeper = _Keeper(self._folder()) if self.keep_frames and not kept else None
+        kept = self._kept_of(clip)
+        keeper = self._keeper() if self.keep_frames and not kept else None
         frames = (Frame(*frame, 1) for frame in self._frames(clip)) if kept else read_frames(clip)
         try:
             for frame in frames:
@@ -245,7 +245,7 @@ class Pictures:
 
     def _frames(self, clip: Clip) -> Iterator[tuple[str, Image.Image]]:
         """The frames of a clip, upright, as far as they can be read: those that were kept, or decoded again."""
-        if kept := self._kept.get(clip.name):
+        if kept := self._kept_of(clip):
             for name, path in kept.items():
                 with Image.open(path) as image:
                     yield name, image.copy()
@@ -256,8 +256,18 @@ class Pictures:
         except (InputError, OSError) as error:
             logger.warning("%s cannot be read again to its end: %s", clip.name, error)
 
-    def _folder(self) -> Path:
-        return self._scratch.enter_context(temporary_folder("frames"))
+    def _kept_of(self, clip: Clip) -> dict[str, Path]:
+        """The files of a clip's frames, if all were kept and nobody has removed them since."""
+        kept = self._kept.get(clip.name, {})
+        files = {name: kept[name] for name in clip.frames.values() if name in kept and kept[name].exists()}
+        return files if len(files) == len(clip.frames) else {}
+
+    def _keeper(self) -> _Keeper | None:
+        try:
+            return _Keeper(self._scratch.enter_context(temporary_folder("frames")))
+        except OSError as error:
+            logger.debug(NOT_KEPT, error)
+            return None
 
 
 class _Keeper:
@@ -288,7 +298,7 @@ class _Keeper:
         try:
             self._waiting.popleft().result()
         except OSError as error:
-            logger.debug("frames are not kept, and will be decoded again: %s", error)
+            logger.debug(NOT_KEPT, error)
             self._failed = True
             shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
@@ -76,9 +76,18 @@ class Film:
         chosen = None
         if not choice.is_stated and len(self.keys) > DEFAULT_FRAMES[0]:
             chosen = self._by_motion(choice.max_views or DEFAULT_FRAMES[1])
-        indices = chosen or choice.indices(self.times_s)
-        frames = {self.keys[i]: f"{self.stem}_{i:06d}.png" for i in indices}
-        times_s = {f"{self.stem}_{i:06d}.png": self.times_s[i] for i in indices}
+        return self._clip(chosen or choice.indices(self.times_s))
+
+    def called(self, names: Collection[str]) -> Clip:
+        """Those of its frames that have these names."""
+        return self._clip([index for index in range(len(self.keys)) if self._name(index) in names])
+
+    def _name(self, index: int) -> str:
+        return f"{self.stem}_{index:06d}.png"
+
+    def _clip(self, indices: Sequence[int]) -> Clip:
+        frames = {self.keys[i]: self._name(i) for i in indices}
+        times_s = {self._name(i): self.times_s[i] for i in indices}
         return Clip(self.name, self.open, frames, self.timed, times_s)
 
     def _by_motion(self, most: int) -> list[int] | None:

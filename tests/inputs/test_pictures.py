@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import os
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from lean3r.inputs.pictures import Pictures
 
 SIZE = {"resolution": 96, "patch": 16}
 ORIENTATION = 0x0112
+IMAGE = Image.new("RGB", (120, 90))
 
 
 def noise(seed: int = 0, height: int = 90, width: int = 120) -> np.ndarray:
@@ -77,6 +80,9 @@ def test_one_grey_or_transparent_picture_and_its_exif_will_do(tmp_path: Path) ->
     [
         (7, "given as int"),
         ([noise(), None], "given as NoneType"),
+        ([IMAGE, IMAGE], "one PIL image is given twice"),
+        (torch.rand(3, 90, 120, device="meta"), "cannot be read"),
+        (torch.rand(3, 90, 120).to_sparse(), "cannot be read"),
         (np.zeros((3, 90, 120), np.uint8), r"shape \(3, 90, 120\) is no picture; expected"),
         (torch.zeros(90, 120, 3), r"a tensor of shape \(90, 120, 3\) is no picture"),
         (torch.zeros(1, 2, 3, 90, 120), "is no picture"),
@@ -164,3 +170,85 @@ def test_masks_belong_to_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.WARNING, "lean3r"):
         assert Pictures(noise(), FrameChoice(fps=2)).names == ("picture_0000.png",)
     assert "there is none in the input" in caplog.text and module.DECODERS >= 1
+
+
+def test_what_else_is_a_path_is_one(tmp_path: Path) -> None:
+    Image.fromarray(noise()).save(tmp_path / "a.png")
+    with os.scandir(tmp_path) as entries:
+        assert Pictures(entries).names == ("a.png",)
+    assert Pictures([PurePath(tmp_path / "a.png"), noise()]).names == ("a.png", "picture_0000.png")
+
+
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_an_image_with_exif_is_left_as_it_was(tmp_path: Path, is_loaded: bool) -> None:
+    """TIFF is turned by Pillow when its pixels are decoded, which may be in the middle of all this."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(noise()).save(tmp_path / "turned.tif", exif=exif)
+    wanted = Pictures(tmp_path).views(**SIZE)
+    with Image.open(tmp_path / "turned.tif") as image:
+        if is_loaded:
+            image.load()
+        for _ in range(2):
+            assert torch.equal(Pictures(image).views(**SIZE).images, wanted.images)
+
+
+def test_images_whose_exif_is_damaged_are_used_and_closed_ones_explained(tmp_path: Path) -> None:
+    Image.fromarray(noise()).save(tmp_path / "a.jpg")
+    image = Image.fromarray(noise())
+    image.getexif()[0x9000] = object()  # pyright: ignore[reportArgumentType]
+    with Image.open(tmp_path / "a.jpg") as closed:
+        pass
+    pictures = Pictures([image, closed])
+    assert pictures.views(**SIZE).images.shape[1] == 1
+    assert pictures.skipped == (("a.png", "this picture in memory cannot be read (is its file closed?)"),)
+
+
+def test_names_that_are_alike_keep_their_suffix() -> None:
+    images = [Image.fromarray(noise(seed)) for seed in range(3)]
+    for image in images:
+        image.filename = "elsewhere/a.jpg"  # pyright: ignore[reportAttributeAccessIssue]
+    assert Pictures(images).names == ("a.png", "a~2.png", "a~3.png")
+
+
+def test_a_budget_that_takes_other_frames_of_a_video_leaves_all_of_them_readable(tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.mp4", frames=30)
+    pictures = Pictures(tmp_path / "clip.mp4", FrameChoice(frames=4))
+    pictures.views(**SIZE)
+    others = Pictures(tmp_path / "clip.mp4", FrameChoice(frames=7)).names
+    assert not set(others) <= set(pictures.names)
+    assert len(pictures.write(others, tmp_path / "out")) == 7
+    assert [name for name, _ in pictures.read(others, 100)] == list(others)
+
+
+def test_frames_that_cannot_be_kept_or_are_gone_are_decoded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(tmp_path / "clip.mp4", frames=6)
+    kept = Pictures(tmp_path / "clip.mp4", FrameChoice(frames=3))
+    kept.views(**SIZE)
+    copied = copy.copy(kept)
+    names = kept.names
+    del kept  # and its folder with it
+    assert [name for name, _ in copied.read(names, 100)] == list(names)
+
+    def full(purpose: str) -> None:
+        raise OSError(28, "No space left on device", purpose)
+
+    monkeypatch.setattr(module, "temporary_folder", full)
+    pictures = Pictures(tmp_path / "clip.mp4", FrameChoice(frames=3))
+    assert pictures.views(**SIZE).images.shape[1] == 3
+    assert len(pictures.write(names, tmp_path / "out")) == 3
+
+
+def test_masks_are_those_of_pictures_that_can_be_used(tmp_path: Path) -> None:
+    folder, masks = tmp_path / "photos", tmp_path / "masks"
+    folder.mkdir()
+    masks.mkdir()
+    for name in "ab":
+        Image.fromarray(noise()).save(folder / f"{name}.png")
+        Image.new("L", (120, 90), 255).save(masks / f"{name}.png.png")
+    (folder / "a.png").write_bytes(b"")
+    pictures = Pictures(folder, masks=masks)
+    pictures.views(**SIZE)
+    assert pictures.masks is not None and set(pictures.masks.files) == {"b.png"}
