@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-# pycolmap brings a zlib of its own. Whatever loads the system's zlib afterwards ends up with half of each, and the
-# process aborts when it compresses (PNG, npz); loaded before, both live side by side.
+# pycolmap brings a zlib of its own. A library that loads the system's zlib afterwards ends up with half of each, and
+# the process aborts when it compresses (PNG, npz). If the system's zlib is loaded first, both live side by side.
 import zlib as zlib  # isort: skip
 
 import PIL.Image  # noqa: F401  # isort: skip
@@ -27,7 +27,7 @@ def _sigaction(number: int, new: ctypes.Array | None, old: ctypes.Array | None) 
     return ctypes.CDLL(None).sigaction(int(number), new, old)
 
 
-# It also brings glog, which answers SIGTERM and crashes by a stack trace: a run would no longer end in good order.
+# It also brings glog, whose handlers print a stack trace on SIGTERM: a run would no longer end cleanly.
 _before = _handlers()
 import pycolmap as pycolmap  # isort: skip  # noqa: E402
 

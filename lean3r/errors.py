@@ -13,7 +13,7 @@ class LeanError(Exception):
 
 
 class UsageError(LeanError):
-    """The call makes no sense as it stands, an existing output folder included."""
+    """The call makes no sense as it stands; this includes an output folder that exists already."""
 
     exit_code = 2
 
@@ -23,7 +23,7 @@ class KernelError(UsageError):
 
 
 class InputError(LeanError):
-    """Nothing usable in the input."""
+    """The input holds nothing usable."""
 
     exit_code = 3
 

@@ -1,4 +1,4 @@
-"""JSON that somebody else wrote -> plain values; what is no JSON, or nested without end, is a ValueError."""
+"""JSON from elsewhere -> plain values; ValueError if the text is not JSON, or is nested too deeply."""
 
 from __future__ import annotations
 

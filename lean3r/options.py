@@ -1,4 +1,4 @@
-"""Options declared once: type, default and help text, from which calls, the command line and records are made."""
+"""Options declared once, with type, default and help text; calls, the command line and records derive from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lean3r.errors import UsageError
 
 
 class Options(Protocol):
-    """A frozen dataclass whose fields are made by `option`; fields that are not are no options of the user's."""
+    """A frozen dataclass with fields made by `option`; other fields are not options for the user."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -27,21 +27,21 @@ def option(
 ) -> Any:
     """A field of an options class: its default and one help text.
 
-    On the command line its value is called `metavar`; it has other names (`aliases`, `--interval`), and may be called
-    otherwise than the field (`name`). `parse` reads a value that is no number, text, path or fixed choice; ValueError
-    says what is wrong with it.
+    On the command line, `metavar` names its value, `aliases` are further names (`--interval`), and `name` is the
+    option's name if it is not the field's. `parse` reads a value that is not a number, text, path or fixed choice; its
+    ValueError says what is wrong.
     """
-    told = {"help": text, "metavar": metavar, "aliases": aliases, "name": name, "parse": parse}
-    return field(default=default, metadata=told)
+    metadata = {"help": text, "metavar": metavar, "aliases": aliases, "name": name, "parse": parse}
+    return field(default=default, metadata=metadata)
 
 
 def options_of(options: Options | type[Options]) -> dict[str, Field[Any]]:
     """The fields of an options class that the user may choose, by their names on the command line (`_` for `-`)."""
-    found = [f for f in dataclasses.fields(options) if "help" in f.metadata]
-    return {f.metadata["name"] or f.name: f for f in found}
+    chosen = [f for f in dataclasses.fields(options) if "help" in f.metadata]
+    return {f.metadata["name"] or f.name: f for f in chosen}
 
 
-def recorded(*groups: Options) -> dict[str, Any]:
+def as_record(*groups: Options) -> dict[str, Any]:
     """Chosen options as JSON-ready values by their names, for config.toml."""
     return {name: _plain(getattr(group, f.name)) for group in groups for name, f in options_of(group).items()}
 
@@ -63,16 +63,17 @@ def check_seed(seed: int | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class PointOptions:
-    """Which points a cloud has: the least confident `conf_percentile` per cent of the depths give none, at most
-    `max_points` are kept, and smooth bright regions at the upper border, taken for sky, have depth and points only
-    where `keep_sky`."""
+    """Which points a cloud has: the least confident `conf_percentile` per cent of the depth values give no points, and
+    at most `max_points` are kept. Smooth bright regions at the upper border are taken for sky; they have depth and
+    points only if `keep_sky` is set."""
 
     conf_percentile: float = option(
-        20.0, "The least confident per cent of the depths give no points.", "PERCENT", "--conf-thresh-percentile"
+        20.0, "Make no points from the least confident PERCENT of the depths.", "PERCENT", "--conf-thresh-percentile"
     )
-    max_points: int = option(1_000_000, "At most N points in the cloud.", "N", "--num-max-points")
+    max_points: int = option(1_000_000, "Keep at most N points in the cloud.", "N", "--num-max-points")
     keep_sky: bool = option(
-        False, "Depth and points for smooth bright regions at the upper border too, which are taken for sky."
+        False,
+        "Keep depth and points of the sky (smooth bright regions at the upper border).",
     )
 
     def __post_init__(self) -> None:

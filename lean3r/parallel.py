@@ -1,4 +1,4 @@
-"""Work on many views at once, on the threads that torch was given."""
+"""Work on many views at once, on as many threads as torch uses."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ MOST = 8  # threads: more of them mostly wait for the interpreter
 
 
 def by_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """`work` of each item, in their order. For work of numpy, or of many small calls of torch, each on one thread.
+    """The results of `work`, in the order of the items. For numpy, or many small torch calls; one thread an item.
 
-    What each item gives must depend on nothing that another one changes: then the results are those of a loop.
+    No item's result may depend on what another one changes; the results are then those of a loop.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

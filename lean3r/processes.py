@@ -1,4 +1,4 @@
-"""This process and others: its memory, and Python processes that take modules from where this one takes them, but never
+"""This process and its children: memory, and Python processes that import from the same places as this one, but never
 from the current folder."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _starting = threading.RLock()
 
 
 def module_paths() -> list[str]:
-    """`sys.path` without the current folder; where lean3r itself lies there, it comes last."""
+    """`sys.path` without the current folder; if lean3r itself lies there, that folder comes last."""
     try:
         here = os.path.realpath(os.curdir)
         paths = [os.path.abspath(path) for path in sys.path if isinstance(path, str)]
@@ -27,8 +27,8 @@ def module_paths() -> list[str]:
 
 
 def python_command(module: str, *arguments: str) -> list[str]:
-    """The command that runs `main()` of a module of ours in a process of its own."""
-    # Not -I: that would drop PYTHONPATH and the user's own packages, which are in the paths where they count here.
+    """The command that runs `main()` of one of our modules in a process of its own."""
+    # Not -I: it would drop PYTHONPATH and the user's own packages, which the paths hold if this process uses them.
     flags = [flag for flag, is_set in (("-E", sys.flags.ignore_environment), ("-s", sys.flags.no_user_site)) if is_set]
     code = f"import sys; sys.path[:] = {module_paths()!r}; from {module} import main; main()"
     return [sys.executable, "-P", *flags, "-c", code, *arguments]
@@ -36,8 +36,8 @@ def python_command(module: str, *arguments: str) -> list[str]:
 
 @contextmanager
 def safely_started() -> Iterator[None]:
-    """Inside, the Python processes that multiprocessing starts, its resource tracker included, do not look for modules
-    in the current folder before they have this process's paths."""
+    """Inside, Python processes started by multiprocessing, its resource tracker included, do not import from the
+    current folder before they have this process's paths."""
     with _starting:
         before = os.environ.get(_SAFE_PATH)
         os.environ[_SAFE_PATH] = "1"
@@ -51,13 +51,13 @@ def safely_started() -> Iterator[None]:
 
 
 def let_cpu_help_mps() -> None:
-    """On macOS, torch runs on the CPU what its GPU lacks, operator by operator; before torch is first imported."""
+    """On macOS, let torch run operators on the CPU that the GPU lacks. Call it before torch is first imported."""
     if sys.platform == "darwin":
         os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 
 def peak_memory_mb() -> float:
-    """Largest memory of this process so far, in MB (10^6 bytes)."""
+    """Peak memory of this process so far, in MB (10^6 bytes)."""
     try:
         import resource
     except ImportError:

@@ -14,7 +14,7 @@ from lean3r.errors import UsageError
 
 
 class Described(Protocol):
-    """A row that says more than where its object lives."""
+    """A row with more fields than where its object lives."""
 
     @property
     def at(self) -> str:
@@ -42,7 +42,7 @@ class Registry(Generic[Row]):
         return self._rows[self.check(name)]
 
     def check(self, name: str) -> str:
-        """Return `name` if it is a row; raise UsageError with the nearest rows otherwise."""
+        """Return `name` if it is a row; otherwise raise UsageError that suggests the nearest names."""
         if name in self._rows:
             return name
         near = difflib.get_close_matches(name, self._rows, n=3, cutoff=0.5)

@@ -1,6 +1,6 @@
-"""Files and folders in the making: each is locked by the process that makes it, so that others know it is alive.
+"""Files and folders in progress: each is locked by the process that makes it, so that others know that it is alive.
 
-The system unlocks when a process ends, however it ends. What is there without a lock was left by a killed run.
+The system releases a lock when its process ends, however it ends. A file without a lock was left by a killed run.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _TEMPORARY = re.compile(r"lean3r-[a-z]+-[a-z0-9_]{8}")
 
 
 def hold(path: Path, *, must: bool = True) -> BinaryIO | None:
-    """Open a file, made where it is absent, and lock it until it is closed; None where a living process has it.
+    """Open a file, creating it if needed, and lock it until it is closed; None if a running process holds it.
 
-    On a disk without locks None, too, unless it need not (`must`) be locked. FileNotFoundError where its folder is
-    gone, another OSError where it cannot be opened.
+    On a disk without locks: None if the file `must` be locked, else the open file. Raises FileNotFoundError if its
+    folder is gone, another OSError if it cannot be opened.
     """
     while True:
         file = path.open("a+b")
-        is_locked = locked(file)
+        is_locked = try_lock(file)
         with contextlib.suppress(FileNotFoundError):
             if not must and is_locked is None:
                 return file
@@ -47,13 +47,13 @@ def hold(path: Path, *, must: bool = True) -> BinaryIO | None:
                 return None
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
-        file.close()  # who had it has removed it: there is a new one to make
+        file.close()  # its owner has removed it meanwhile: create it again
 
 
-def locked(file: IO[Any]) -> bool | None:
-    """Lock an open file; False where another process has it, None where nobody can tell."""
+def try_lock(file: IO[Any]) -> bool | None:
+    """Lock an open file; False if another process holds it, None if the disk has no locks."""
     if fcntl is None:
-        return _locked_on_windows(file)
+        return _try_lock_on_windows(file)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -63,7 +63,7 @@ def locked(file: IO[Any]) -> bool | None:
     return True
 
 
-def _locked_on_windows(file: IO[Any]) -> bool:
+def _try_lock_on_windows(file: IO[Any]) -> bool:
     """A lock on one byte, which nobody can read or write meanwhile: far behind the end."""
     msvcrt: Any = importlib.import_module("msvcrt")
     file.seek(_FAR)
@@ -75,43 +75,42 @@ def _locked_on_windows(file: IO[Any]) -> bool:
 
 
 def release(lock: IO[Any]) -> None:
-    """Called before the locked file, or its folder, is moved or removed: gives the lock up where that must be."""
+    """Call this before the locked file, or its folder, is moved or removed: Windows then needs the lock released."""
     if fcntl is None:
         lock.close()
 
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[BinaryIO]:
-    """Inside, the lock file of something that was left is this process's; OSError where there is none, or it is
-    another's."""
+    """Inside, this process holds the lock file of a leftover; OSError if there is none, or another process holds it."""
     if not path.is_file():
         raise FileNotFoundError(path)
     lock = hold(path)
     if lock is None:
-        raise BlockingIOError(f"{path} belongs to a living process")
+        raise BlockingIOError(f"{path} belongs to a running process")
     with lock:
         yield lock
 
 
 def part_name(path: Path) -> str:
-    """The hidden name, always the same one, under which a file or folder of this name is made."""
+    """The hidden name under which a file or folder of this name is made; always the same."""
     return f".lean3r-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}.part"
 
 
 def parts_in(folder: Path) -> list[Path]:
-    """All that is in the making in a folder, or was left there."""
+    """Everything in progress in a folder, or left over there."""
     with contextlib.suppress(OSError):
         return [Path(entry.path) for entry in os.scandir(folder) if is_part(entry.name)]
     return []
 
 
 def is_part(name: str) -> bool:
-    """Whether a name is one of `part_name`'s."""
+    """Whether a name was made by `part_name`."""
     return _PART.fullmatch(name) is not None
 
 
 def remove_left_file(path: Path) -> None:
-    """Remove a file in the making whose process is dead; anything else stays."""
+    """Remove an unfinished file whose process has ended; anything else stays."""
     with contextlib.suppress(OSError), held(path) as lock:
         release(lock)
         path.unlink()
@@ -119,9 +118,9 @@ def remove_left_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """Yield a path beside `path` to write to, which becomes `path` when the block ends well, and else is removed.
+    """Yield a path beside `path` to write to; it becomes `path` if the block succeeds, and is removed otherwise.
 
-    UsageError where another run is making `path`, or where, without `overwrite`, something has appeared there.
+    UsageError if another run is writing `path`, or if, without `overwrite`, something has appeared there.
     """
     path = Path(os.path.realpath(path))
     part = path.parent / part_name(path)
@@ -153,18 +152,20 @@ def _put(part: Path, path: Path) -> None:
         os.link(part, path)
     except FileExistsError as error:
         raise UsageError(
-            f"{path} has appeared while it was made, and stays as it is. Use --overwrite (overwrite=True), "
-            "or name another file."
+            f"{path} was created by another program in the meantime; it was not replaced. "
+            "Use --overwrite (overwrite=True), or name another file."
         ) from error
-    except OSError:  # a disk without links: as near as it comes
+    except OSError:  # a disk without links: the next best
         if path.exists():
-            raise UsageError(f"{path} has appeared while it was made, and stays as it is.") from None
+            raise UsageError(
+                f"{path} was created by another program in the meantime; it was not replaced. Name another file."
+            ) from None
         os.replace(part, path)
 
 
 @contextlib.contextmanager
 def temporary_folder(purpose: str) -> Iterator[Path]:
-    """A new folder among the system's temporary ones, removed at the end; first goes what killed runs left there."""
+    """A new temporary folder, removed at the end; leftovers of killed runs are removed first."""
     base = Path(tempfile.gettempdir())
     for left in base.glob("lean3r-*"):
         if _TEMPORARY.fullmatch(left.name) and _is_ours(left):
@@ -174,7 +175,7 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         while True:
             folder = Path(tempfile.mkdtemp(prefix=f"lean3r-{purpose}-"))
-            with contextlib.suppress(FileNotFoundError):  # taken for a leftover in the moment before it was locked
+            with contextlib.suppress(FileNotFoundError):  # another run took it for a leftover before it was locked
                 lock = hold(folder / LOCK, must=False)
                 if lock is not None:
                     stack.enter_context(lock)
@@ -187,7 +188,7 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a folder is one of this user's with a lock of ours: nobody can make us follow a link elsewhere."""
+    """Whether a folder belongs to this user and is no link, so that nobody can lead us elsewhere."""
     with contextlib.suppress(OSError):
         about = folder.lstat()
         ours = os.getuid() if hasattr(os, "getuid") else about.st_uid  # Windows has such folders for each user

@@ -1,4 +1,4 @@
-"""How results print: a few lines of sizes, ranges and units, never their arrays; and the table of a notebook's page."""
+"""How results print: a few lines of sizes, ranges and units, never their arrays; a notebook's page uses the same."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def prediction(of: Prediction) -> str:
 
 
 def points(of: PointCloud) -> str:
-    """How many, where, how sure."""
+    """Number, extent and confidence."""
     figures = {axis: _span(of.xyz[:, i], "world units") for i, axis in enumerate("xyz")}
     figures |= {"conf": _span(of.conf), "views": f"{len(np.unique(of.view)):,}"}
     return lines(f"PointCloud({len(of.xyz):,} points)", figures)
@@ -83,8 +83,8 @@ def reconstruction(of: Reconstruction) -> str:
 
 
 def figures(of: Reconstruction) -> dict[str, str]:
-    """What matters of a scene, in words; texts of users' file names are quoted, and not safe in HTML."""
-    told = [str(warning.get("text", warning)) for warning in of.info.get("warnings", ())]
+    """The main figures of a scene, in words. The users' file names are quoted, and not escaped for HTML."""
+    warnings = [str(warning.get("text", warning)) for warning in of.info.get("warnings", ())]
     unit = "m" if of.scale == "metric" else "world units"
     depth = of.depth[of.depth > 0]
     centres = -np.einsum("vji,vj->vi", of.cam_from_world[:, :3, :3], of.cam_from_world[:, :3, 3])
@@ -99,7 +99,7 @@ def figures(of: Reconstruction) -> dict[str, str]:
         "cameras": f"within {apart:.3g} {unit}, focal {_span(of.intrinsics[:, [0, 1], [0, 1]], 'px')}",
         "poses": ", ".join(f"{count} {kind}" for kind, count in Counter(of.registration).items()) or "all predicted",
         "points": f"{len(of.points.xyz):,}" + (f", {len(of.sparse.xyz):,} triangulated" if of.sparse else ""),
-        "warnings": "; ".join(told[:FEW]) + (f" and {len(told) - FEW} more" if len(told) > FEW else ""),
+        "warnings": "; ".join(warnings[:FEW]) + (f" and {len(warnings) - FEW} more" if len(warnings) > FEW else ""),
     }
 
 
@@ -117,7 +117,7 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Nothing in it draws on a terminal, or is long."""
+    """The text without terminal control characters, shortened if it is long."""
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
@@ -128,7 +128,7 @@ def _array(value: torch.Tensor | np.ndarray) -> str:
 
 
 def _span(values: Any, unit: str = "") -> str:
-    """`0.5 to 7.2 px` of all finite values; says where others are among them."""
+    """`0.5 to 7.2 px`, the range of the finite values, and how many are not finite."""
     if isinstance(values, torch.Tensor):
         if values.device.type == "meta":
             return "no values"

@@ -76,12 +76,12 @@ class Source(_Shown):
 
 @dataclass(frozen=True, repr=False)
 class Known(_Shown):
-    """What is known of B scenes of S views beforehand; parts that are not known are None.
+    """Prior knowledge of B scenes of S views; unknown parts are None.
 
     intrinsics [B, S, 3, 3] in network pixels; cam_from_world [B, S, 4, 4]; depth [B, S, H, W] z-depth, 0 where
     unknown, in the poses' unit of length; rays [B, S, H, W, 3] camera-frame directions, which stand in for
-    intrinsics where the camera is no pinhole. The has_* tables [B, S] bool say for which views a part counts
-    (None: for all). A model uses the parts that it accepts, and its documentation names them.
+    intrinsics where the camera is not a pinhole. The has_* tables [B, S] bool say which views a part is valid for
+    (None: all). A model uses the parts that it accepts; its documentation names them.
     """
 
     intrinsics: Tensor | None = None
@@ -118,7 +118,7 @@ class Views(_Shown):
 
 @dataclass(frozen=True)
 class Windows:
-    """The W windows of side x side patches that one view is cut into, row by row; those at the right and lower
+    """The W windows of side x side patches that one view is divided into, row by row; those at the right and lower
     edge may be smaller.
 
     members [W, side * side]: the patches of each window, row by row, as indices into the view's patches in the
@@ -179,7 +179,7 @@ class TokenLayout:
         return None if self.window is None else _order(self.rows, self.cols, self.window, torch.device(device))
 
 
-def _blocked(rows: int, cols: int, side: int) -> np.ndarray:
+def _window_order(rows: int, cols: int, side: int) -> np.ndarray:
     """Row-major index of each patch, window by window."""
     row, col = np.arange(rows)[:, None], np.arange(cols)
     window = (row // side) * -(-cols // side) + col // side
@@ -190,13 +190,13 @@ def _blocked(rows: int, cols: int, side: int) -> np.ndarray:
 def _order(rows: int, cols: int, side: int, device: torch.device) -> Tensor:
     # Cached: a table made under inference mode would be refused by a later training step.
     with torch.inference_mode(False):
-        return torch.tensor(_blocked(rows, cols, side), device=device)
+        return torch.tensor(_window_order(rows, cols, side), device=device)
 
 
 @lru_cache(maxsize=64)
 def _windows(rows: int, cols: int, window: int | None, side: int, device: torch.device) -> Windows:
     down, across = -(-rows // side), -(-cols // side)
-    place = np.arange(rows * cols) if window is None else _blocked(rows, cols, window).argsort()
+    place = np.arange(rows * cols) if window is None else _window_order(rows, cols, window).argsort()
     grid = np.full((down * side, across * side), -1)
     grid[:rows, :cols] = place.reshape(rows, cols)
     members = grid.reshape(down, side, across, side).swapaxes(1, 2).reshape(down * across, side * side)
@@ -210,7 +210,7 @@ def _windows(rows: int, cols: int, window: int | None, side: int, device: torch.
 
 
 def forget_windows() -> None:
-    """Empty the caches of tables, for code that runs on tensors without values."""
+    """Clear the cached tables, after code that ran on tensors without values."""
     _order.cache_clear()
     _windows.cache_clear()
 
@@ -227,11 +227,11 @@ class Tokens(_Shown):
 
 @dataclass(frozen=True, repr=False)
 class Prediction(_Shown):
-    """What a backbone says of B scenes of S views.
+    """A backbone's prediction for B scenes of S views.
 
     cam_from_world [B, S, 4, 4]; intrinsics [B, S, 3, 3] in network pixels; depth [B, S, H, W] z-depth in
     world units (metres only if `is_metric`); conf [B, S, H, W], at least 1, larger is better, no unit.
-    depth and conf are None when only cameras were asked for.
+    depth and conf are None if only cameras were requested.
     """
 
     cam_from_world: Tensor
@@ -242,11 +242,11 @@ class Prediction(_Shown):
 
 
 class Plan(Protocol):
-    """How a network was compressed, for rooms that only tell of it; compress/plan.py has the one kind there is."""
+    """How a network was compressed, for rooms that only report it; compress/plan.py has the one implementation."""
 
     @property
     def name(self) -> str:
-        """The plan's own, or "custom"."""
+        """The plan's own name, or "custom"."""
         ...
 
     def as_dict(self) -> dict[str, object]:
@@ -281,8 +281,8 @@ class SparsePoints(_Shown):
     """Triangulated points and where they were measured.
 
     xyz [P, 3] float64 in world units; rgb [P, 3] uint8; error_px [P] mean reprojection error in pixels of the
-    original pictures. Measurement o says that point `point` [O] int32 was found in view `view` [O] int32 at `xy`
-    [O, 2] float64, pixels of the original picture.
+    original pictures. Measurement o: point `point` [O] int32 was observed in view `view` [O] int32 at `xy` [O, 2]
+    float64, in pixels of the original picture.
     """
 
     xyz: np.ndarray
@@ -301,12 +301,11 @@ class Reconstruction(_Shown):
     float32 z-depth in world units, 0 where unknown; conf [S, H, W] float32; cam_from_world [S, 4, 4]
     float64; intrinsics [S, 3, 3] float64 in pixels of `images`. `scale` says what one world unit is.
     `skipped` lists (name, reason). `info` carries model, settings, seconds by stage and peak memory for
-    the manifest, as JSON-ready values. After refinement, and where
-    lenses are known, `lenses` holds a camera for each view (empty: pinholes after `intrinsics`). After refinement
-    `sparse` holds the triangulated points. `registration` says of each view whether its pose is the network's
-    ("predicted"), bundle-adjusted from it ("refined"), from structure from motion alone ("fallback"), known and as it
-    was given ("given"), or may be far off ("uncertain"); empty means that all are predicted.
-    `point_options` say how `points` are made, and made again.
+    the manifest, as JSON-ready values. After refinement, or if lenses are known, `lenses` holds a camera for each view
+    (empty: pinholes with `intrinsics`). After refinement `sparse` holds the triangulated points. `registration` gives
+    the origin of each view's pose: the network ("predicted"), bundle adjustment that started there ("refined"),
+    structure from motion alone ("fallback"), or the user ("given"); a pose that may be far off is "uncertain". Empty
+    means that all are predicted. `point_options` are those with which `points` are fused, also when fused again.
     """
 
     sources: tuple[Source, ...]
@@ -335,12 +334,12 @@ class Reconstruction(_Shown):
 
     @property
     def is_certain(self) -> np.ndarray:
-        """Which views [S] are not marked as uncertain; all of them where all are."""
+        """Which views [S] are not marked as uncertain; all of them if every view is."""
         certain = np.array([r != "uncertain" for r in self.registration or ("predicted",) * len(self.sources)], bool)
         return certain | (not certain.any())
 
     def of_certain(self) -> Reconstruction:
-        """The scene without the views that are marked as uncertain, and without what these alone show."""
+        """The scene without the views that are marked as uncertain, and without the points that only these show."""
         certain = self.is_certain
         if certain.all():
             return self
@@ -373,9 +372,9 @@ class Reconstruction(_Shown):
 def with_warning(scene: Reconstruction, code: str, text: str, views: Iterable[int] = ()) -> Reconstruction:
     """The scene with one more warning, which is also logged: `info["warnings"]` lists {"code", "text", "views"}.
 
-    `code` is for programs (docs/outputs.md lists them), `text` for people; `views` are the indices of the views that
-    it is about, kept by name; none means the whole scene. The summary prints warnings first.
+    `code` is for programs (docs/outputs.md lists them), `text` for people; `views` are the indices of the views
+    concerned, stored by name; none means the whole scene. The summary prints warnings first.
     """
     logging.getLogger("lean3r").warning("%s", text)
-    told = {"code": code, "text": text, "views": [scene.names[view] for view in views]}
-    return replace(scene, info={**scene.info, "warnings": [*scene.info.get("warnings", ()), told]})
+    warning = {"code": code, "text": text, "views": [scene.names[view] for view in views]}
+    return replace(scene, info={**scene.info, "warnings": [*scene.info.get("warnings", ()), warning]})

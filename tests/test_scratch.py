@@ -59,7 +59,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
             pytest.fail("the block must not run")
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
-    with pytest.raises(UsageError, match="has appeared"), atomic_file(path, overwrite=False) as part:
+    with pytest.raises(UsageError, match="created by another program"), atomic_file(path, overwrite=False) as part:
         part.write_text("ours")
         path.write_text("theirs")
     assert path.read_text() == "theirs"

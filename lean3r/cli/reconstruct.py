@@ -28,7 +28,7 @@ from lean3r.cli.options import (
 )
 from lean3r.export.options import ExportOptions
 from lean3r.inputs.frames import FrameChoice
-from lean3r.options import PointOptions, recorded
+from lean3r.options import PointOptions, as_record
 from lean3r.pipeline.options import CameraOptions, MemoryOptions, RunOptions
 from lean3r.processes import peak_memory_mb
 from lean3r.refine.options import RefineOptions, ScaleOptions
@@ -144,7 +144,7 @@ class Reconstruct:
             with console.stage("writing"):
                 from lean3r.pipeline.record import with_settings
 
-                settings = {"inputs": self.inputs, "format": formats, **recorded(scale, export)}
+                settings = {"inputs": self.inputs, "format": formats, **as_record(scale, export)}
                 scene = with_settings(scene, shlex.join(sys.argv), settings)
                 files = write_all(scene, directory, formats, export.with_pictures(pictures, formats))
         done = summary(scene, self.out, [file.relative_to(directory).as_posix() for file in files], console.seconds)

@@ -1,1 +1,1 @@
-"""From what the user names to what the network sees: listing, safe decoding, video, masks, cameras that are given."""
+"""From the user's paths to the network's input: listing, safe decoding, video, masks, known cameras."""

@@ -1,4 +1,4 @@
-"""Pictures in memory (PIL images, NumPy arrays, tensors) as picture files, so that all that reads files reads them."""
+"""Pictures in memory (PIL images, NumPy arrays, tensors) as picture files, so that they are read as files are."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ EXPECTED = "expected a PIL image, a NumPy array [H, W, 3] or [S, H, W, 3], or a 
 
 
 def separate(inputs: object) -> list[object]:
-    """What was given, one by one: paths and pictures in memory; InputError where something is neither."""
+    """The inputs one by one: paths and pictures in memory; InputError for anything else."""
     single = isinstance(inputs, str | PathLike) or is_picture(inputs)
     if not single and not isinstance(inputs, Iterable):
-        raise InputError(f"pictures are given as {type(inputs).__name__}; {EXPECTED}, or paths.")
+        raise InputError(f"got {type(inputs).__name__} as the pictures; {EXPECTED}, or paths.")
     values = [inputs] if single else list(inputs)  # pyright: ignore[reportArgumentType]
     values = [Path(value) if isinstance(value, PathLike) else value for value in values]
     for value in values:
         if not (isinstance(value, str | Path) or is_picture(value)):
-            raise InputError(f"a picture is given as {type(value).__name__}; {EXPECTED}, or the path of a file.")
+            raise InputError(f"got {type(value).__name__} as a picture; {EXPECTED}, or the path of a file.")
     return values
 
 
@@ -41,14 +41,14 @@ def is_picture(value: object) -> bool:
 
 
 def stills_of(value: object, first: int) -> list[Still]:
-    """The picture files of a value in memory, numbered from `first`; InputError where it is no picture."""
+    """The picture files of a value in memory, numbered from `first`; InputError if it is not a picture."""
     if isinstance(value, Image.Image):
         return [Still(_name(value, first), lambda: _file(value), is_loose=False)]
     array = _channels_last(value) if _is_tensor(value) else np.asarray(value)
     shape = tuple(array.shape)
     pictures = array if array.ndim == 4 else array[None] if array.ndim in (2, 3) else None
     if pictures is None or not len(pictures) or (array.ndim > 2 and shape[-1] not in (1, 3, 4)):
-        raise InputError(f"{describe(value)} is no picture; {EXPECTED}.")
+        raise InputError(f"{describe(value)} is not a picture; {EXPECTED}.")
     values = [_eight_bit(picture, f"picture {first + i}") for i, picture in enumerate(pictures)]
     return [
         Still(f"picture_{first + i:04d}.png", lambda p=picture: _file(Image.fromarray(p)), is_loose=False)
@@ -57,7 +57,7 @@ def stills_of(value: object, first: int) -> list[Still]:
 
 
 def describe(value: object) -> str:
-    """What was given, for a message: never the values of an array."""
+    """A short description of an input, for messages; never the values of an array."""
     if not is_picture(value):
         return str(value)
     if isinstance(value, Image.Image):
@@ -66,7 +66,7 @@ def describe(value: object) -> str:
 
 
 def _is_tensor(value: object) -> bool:
-    """Whether a value is a tensor of PyTorch's, which need not be imported to know."""
+    """Whether a value is a PyTorch tensor, without importing PyTorch."""
     return any(kind.__module__.startswith("torch") and kind.__name__ == "Tensor" for kind in type(value).__mro__)
 
 
@@ -83,17 +83,19 @@ def _channels_last(tensor: object) -> np.ndarray:
 
 
 def _eight_bit(picture: np.ndarray, what: str) -> np.ndarray:
-    """[H, W] or [H, W, 3 or 4] uint8 of numbers in another form."""
+    """[H, W] or [H, W, 3 or 4] uint8 from another number type."""
     picture = picture[..., 0] if picture.ndim == 3 and picture.shape[-1] == 1 else picture
     if picture.dtype == np.uint8:
         return np.ascontiguousarray(picture)
     if picture.dtype == np.uint16:
         return BY_8_BIT[picture]
     if not np.issubdtype(picture.dtype, np.floating):
-        raise InputError(f"{what} has numbers of type {picture.dtype}; expected uint8, uint16, or floats from 0 to 1.")
+        raise InputError(f"{what} is of type {picture.dtype}; expected uint8, uint16, or floats from 0 to 1.")
     low, high = float(picture.min(initial=0)), float(picture.max(initial=0))
     if not (low >= -1e-3 and high <= 1 + 1e-3):
-        raise InputError(f"{what} has floats from {low:g} to {high:g}; expected 0 to 1 (divide by 255, or use uint8).")
+        raise InputError(
+            f"the values of {what} run from {low:g} to {high:g}; expected 0 to 1 (divide by 255, or use uint8)."
+        )
     return np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
 
 
@@ -105,7 +107,7 @@ def _name(image: Image.Image, number: int) -> str:
 
 
 def _file(image: Image.Image) -> BinaryIO:
-    """A picture as PNG, with its EXIF; InputError where it cannot be read."""
+    """A picture as PNG, with its EXIF; InputError if it cannot be read."""
     try:
         check_pixels(image.size)
         plain = on_white(eight_bit(image))
@@ -120,7 +122,7 @@ def _file(image: Image.Image) -> BinaryIO:
 
 
 def _exif(image: Image.Image) -> bytes:
-    """The EXIF of a decoded image, without the turn that decoding has made; empty where it is damaged."""
+    """The EXIF of a decoded image, without an orientation that decoding has applied; empty if it is damaged."""
     try:
         exif = Image.Exif()
         exif.load(image.getexif().tobytes())  # a copy: the image is the user's
@@ -128,15 +130,15 @@ def _exif(image: Image.Image) -> bytes:
             exif.pop(ORIENTATION, None)
         return exif.tobytes()
     except Exception as error:  # a damaged EXIF block raises anything; the picture itself may be sound
-        logger.warning("the EXIF data of a picture in memory cannot be read (%s); taken as upright", error)
+        logger.warning("the EXIF data of a picture in memory cannot be read (%s); it is taken as upright", error)
         return b""
 
 
-def numbered(values: Sequence[object]) -> list[Still]:
-    """The picture files of several values in memory, numbered on; InputError where an image is given twice."""
+def stills_of_all(values: Sequence[object]) -> list[Still]:
+    """The picture files of several values in memory, numbered consecutively; InputError if an image is given twice."""
     images = [value for value in values if isinstance(value, Image.Image)]
     if len({id(image) for image in images}) < len(images):
-        raise InputError("one PIL image is given twice; of a reader that shows its frames in turn, give copies.")
+        raise InputError("one PIL image is given twice; if it is a reader of several frames, give copies of them.")
     stills: list[Still] = []
     for value in values:
         stills += stills_of(value, len(stills))

@@ -1,6 +1,6 @@
-"""Cameras that the user has: lean3r's cameras.json, COLMAP models, nerfstudio's transforms.json, trajectories, numbers.
+"""Known cameras: lean3r's cameras.json, COLMAP models, nerfstudio's transforms.json, trajectories, or numbers.
 
-Everything comes out in lean3r's conventions (docs/conventions.md), matched to pictures by file name or time.
+All are converted to lean3r's conventions (docs/conventions.md) and matched to pictures by file name or time.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ COLMAP_FOLDERS = (".", "sparse/0", "sparse", "0", "colmap/sparse/0")
 BARE_KEYS = {"fx": "fl_x", "fy": "fl_y", "width": "w", "height": "h"}
 COLMAP_FILES = {f"{part}{suffix}" for part in ("cameras", "images", "points3D") for suffix in (".bin", ".txt")}
 OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # x right, y up, z backwards -> x right, y down, z forward
-ASPECT_TOLERANCE = 0.01  # a picture that was scaled has its aspect ratio but for whole pixels
+ASPECT_TOLERANCE = 0.01  # scaling keeps the aspect ratio, except for rounding to whole pixels
 SHOWN_NAMES = 3
 
 
 @dataclass(frozen=True, eq=False)
 class GivenCamera:
-    """One picture's camera, None where a part is not known: intrinsics [3, 3] in pixels of a picture of
-    width x height, cam_from_world [4, 4], both float64. `name` is the picture's, perhaps with folders. `lens` is the
-    whole camera where distortion is known too, if only to be none; `intrinsics` are then its pinhole part."""
+    """One picture's camera; unknown parts are None: intrinsics [3, 3] in pixels of a picture of width x height,
+    cam_from_world [4, 4], both float64. `name` is the picture's, perhaps with folders. `lens` is the whole camera if
+    its distortion is known too (even if it is zero); `intrinsics` are then its pinhole part."""
 
     name: str
     width: int | None = None
@@ -64,32 +64,32 @@ class GivenCamera:
             _check_pose(np.asarray(self.cam_from_world), self.name)
 
     def intrinsics_of(self, width: int, height: int) -> np.ndarray | None:
-        """Intrinsics [3, 3] in pixels of this picture at another size; InputError where the shape is another."""
+        """Intrinsics [3, 3] in pixels of this picture at another size; InputError if the aspect ratio differs."""
         if self.intrinsics is None:
             return None
         return np.diag([*self._factors(width, height), 1.0]) @ self.intrinsics
 
     def lens_of(self, width: int, height: int) -> Lens | None:
-        """The lens for this picture at another size; InputError where the shape is another."""
+        """The lens for this picture at another size; InputError if the aspect ratio differs."""
         return None if self.lens is None else scaled(self.lens, *self._factors(width, height))
 
     def _factors(self, width: int, height: int) -> tuple[float, float]:
         if not self.width or not self.height:
             return 1.0, 1.0
         if abs(width / height * self.height / self.width - 1) > ASPECT_TOLERANCE:
-            turned = abs(height / width * self.height / self.width - 1) <= ASPECT_TOLERANCE
-            why = "it is turned: that program did not apply its EXIF orientation" if turned else "it was cropped"
+            is_turned = abs(height / width * self.height / self.width - 1) <= ASPECT_TOLERANCE
+            why = "turned: the program that made it ignored the EXIF orientation" if is_turned else "cropped"
             raise InputError(
                 f"the camera of {self.name} is for {self.width}x{self.height} pixels, the picture has {width}x{height}"
-                f" ({why}). Give the pictures that the cameras were made for"
+                f" ({why}). Use the pictures that the cameras were made for."
             )
         return width / self.width, height / self.height
 
 
 @dataclass(frozen=True, eq=False)
 class GivenCameras:
-    """Cameras of one scene. `origin` says where they come from; `is_metric` whether lengths are known as metres.
-    `shared` are the intrinsics of all pictures that have none of their own; `trajectory` gives poses by time."""
+    """Cameras of one scene. `origin` says where they come from, `is_metric` whether lengths are in metres. `shared` are
+    the intrinsics of all pictures without their own; `trajectory` gives poses by time."""
 
     cameras: tuple[GivenCamera, ...] = ()
     origin: str = "the given cameras"
@@ -100,26 +100,29 @@ class GivenCameras:
     def match(self, names: Sequence[str], times_s: Sequence[float | None] = ()) -> list[GivenCamera | None]:
         """The camera of each picture, None where there is none.
 
-        A picture and a camera belong together where their paths end alike (a.jpg and images/a.jpg); a camera
-        without a suffix of pictures matches any suffix. Poses of a trajectory are found by `times_s`, seconds of video
-        frames, or by numbers in the names (Trajectory.match). Those that are left over are logged. InputError when
-        nothing matches, or when a name fits more than one.
+        A picture and a camera match if their paths end alike (a.jpg and images/a.jpg); a camera name without an image
+        suffix matches any suffix. Poses of a trajectory are matched by `times_s`, the times of video frames in seconds,
+        or by numbers in the names (Trajectory.match). Pictures and cameras without a match are logged. InputError if
+        nothing matches, or a name matches more than one.
         """
-        found: list[GivenCamera | None] = [None] * len(names)
+        cameras: list[GivenCamera | None] = [None] * len(names)
         if self.trajectory is not None:
             poses = self.trajectory.match(names, times_s, self.origin)
-            found = [None if p is None else GivenCamera(n, cam_from_world=p) for n, p in zip(names, poses, strict=True)]
+            cameras = [
+                None if pose is None else GivenCamera(name, cam_from_world=pose)
+                for name, pose in zip(names, poses, strict=True)
+            ]
         elif self.cameras:
-            found = self._by_name(names)
+            cameras = self._by_name(names)
         if self.cameras or self.trajectory:
-            without = [name for name, camera in zip(names, found, strict=True) if camera is None]
+            without = [name for name, camera in zip(names, cameras, strict=True) if camera is None]
             if without:
                 logger.warning(
                     "%d of %d views have no camera in %s: %s", len(without), len(names), self.origin, _some(without)
                 )
         if self.shared is None:
-            return found
-        return [self._with_shared(name, camera) for name, camera in zip(names, found, strict=True)]
+            return cameras
+        return [self._with_shared(name, camera) for name, camera in zip(names, cameras, strict=True)]
 
     def _with_shared(self, name: str, camera: GivenCamera | None) -> GivenCamera:
         assert self.shared is not None
@@ -135,23 +138,23 @@ class GivenCameras:
         by_last: dict[str, list[GivenCamera]] = {}
         for camera in self.cameras:
             by_last.setdefault(PurePosixPath(camera.name).name, []).append(camera)
-        found = [self._camera_of(name, by_last) for name in names]
+        cameras = [self._camera_of(name, by_last) for name in names]
         taken: dict[str, str] = {}
-        for name, camera in zip(names, found, strict=True):
+        for name, camera in zip(names, cameras, strict=True):
             if camera is not None and taken.setdefault(camera.name, name) != name:
                 raise InputError(
                     f"{self.origin} has one camera {camera.name} for both {taken[camera.name]} and {name}. "
-                    "Name the cameras with their folders"
+                    "Include the folders in the cameras' names."
                 )
         if not taken:
             raise InputError(
-                f"no camera of {self.origin} is that of a picture. Pictures: {_some(names)}; "
-                f"cameras: {_some([c.name for c in self.cameras])}. They are matched by file name"
+                f"no camera of {self.origin} matches a picture by file name. Pictures: {_some(names)}; "
+                f"cameras: {_some([c.name for c in self.cameras])}. Rename one or the other."
             )
         unused = [camera.name for camera in self.cameras if camera.name not in taken]
         if unused:
-            logger.info("%d cameras of %s belong to no view: %s", len(unused), self.origin, _some(unused))
-        return found
+            logger.info("%d cameras of %s match no view: %s", len(unused), self.origin, _some(unused))
+        return cameras
 
     def _camera_of(self, name: str, by_last: Mapping[str, list[GivenCamera]]) -> GivenCamera | None:
         path = PurePosixPath(name)
@@ -162,19 +165,19 @@ class GivenCameras:
             fitting = [c for c in by_last.get(bare.name, ()) if _end_alike(bare, PurePosixPath(c.name))]
         if len(fitting) > 1:
             raise InputError(
-                f"{name} fits several cameras of {self.origin}: {_some([c.name for c in fitting])}. "
-                "Give the pictures by a folder whose names tell them apart"
+                f"{name} matches several cameras of {self.origin}: {_some([c.name for c in fitting])}. "
+                "Give the pictures as folders whose names tell them apart."
             )
         return fitting[0] if fitting else None
 
 
 def read_given(path: str | Path) -> GivenCameras:
     """Read cameras from a JSON file (cameras.json, transforms.json, or fx, fy, cx, cy), a COLMAP model (its folder, one
-    of its files, or a folder with sparse/0), a trajectory, or a folder with one of the first three. InputError when
-    it is absent, unreadable or of another kind."""
+    of its files, or a folder with sparse/0), a trajectory, or a folder with one of the first three. InputError if it
+    is missing, unreadable or of another kind."""
     path = Path(os.path.expanduser(path))
     if not path.exists():
-        raise InputError(f"no such file or folder: {path}; cameras come as {FORMATS}")
+        raise InputError(f"no such file or folder: {path}; expected {FORMATS}")
     if path.is_dir():
         for name in ("cameras.json", "transforms.json"):
             if (path / name).is_file():
@@ -190,34 +193,34 @@ def read_given(path: str | Path) -> GivenCameras:
     try:
         return GivenCameras(origin=str(path), trajectory=read_trajectory(path))
     except ValueError as error:
-        raise InputError(f"{path} holds no cameras that lean3r reads ({error}); expected {FORMATS}") from error
+        raise InputError(f"{path} holds no cameras that lean3r can read ({error}); expected {FORMATS}") from error
 
 
 def read_intrinsics(given: str | Path | Sequence[float]) -> GivenCamera:
     """Intrinsics of all pictures: fx, fy, cx, cy in pixels of the originals, as numbers or as text with commas, or a
-    JSON file that states them (also transforms.json without frames). InputError when it is neither."""
+    JSON file that states them (also transforms.json without frames). InputError for anything else."""
     if isinstance(given, str | Path) and (Path(given).suffix.lower() == ".json" or Path(given).exists()):
         shared = read_given(given).shared
         if shared is None:
-            raise InputError(f"{given} holds no intrinsics that all pictures share; give it as known cameras")
+            raise InputError(f"{given} holds no intrinsics shared by all pictures; give it with --cameras instead.")
         return shared
     try:
         fx, fy, cx, cy = (float(part) for part in (str(given).split(",") if isinstance(given, str | Path) else given))
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"intrinsics are '{given}'; expected FX,FY,CX,CY in pixels of the pictures, or a JSON file with these"
+            f"got the intrinsics '{given}'; expected FX,FY,CX,CY in pixels of the pictures, or a JSON file with these."
         ) from error
     return GivenCamera("all pictures", intrinsics=np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]]))
 
 
 def open_colmap(folder: str | Path) -> pycolmap.Reconstruction:
-    """A COLMAP model, text or binary; InputError when there is no readable one."""
+    """A COLMAP model, text or binary; InputError if there is none or it cannot be read."""
     from lean3r.colmap_library import pycolmap
 
     check_model(Path(folder))
     try:
         model = pycolmap.Reconstruction(str(folder))
-        _ = [image.name for image in model.images.values()]  # raises where a name is no UTF-8
+        _ = [image.name for image in model.images.values()]  # raises if a name is not UTF-8
         return model
     except (ValueError, RuntimeError, OSError, IndexError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -232,7 +235,7 @@ def _is_colmap(folder: Path) -> bool:
 
 def _from_colmap(folder: Path) -> GivenCameras:
     model = open_colmap(folder)
-    found = []
+    cameras = []
     for image_id in sorted(model.images):
         image = model.images[image_id]
         if not image.has_pose:
@@ -242,15 +245,15 @@ def _from_colmap(folder: Path) -> GivenCameras:
             raise _no_pinhole(name, camera.model.name)
         lens = Lens(camera.model.name, tuple(map(float, camera.params)))
         pose = np.vstack([image.cam_from_world().matrix(), [0.0, 0.0, 0.0, 1.0]])
-        found.append(GivenCamera(name, camera.width, camera.height, cam_from_world=pose, lens=lens))
-    return _given(found, str(folder))
+        cameras.append(GivenCamera(name, camera.width, camera.height, cam_from_world=pose, lens=lens))
+    return _given(cameras, str(folder))
 
 
 def _from_json(path: Path) -> GivenCameras:
     try:
         content = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is no readable JSON ({error})") from error
+        raise InputError(f"{path} cannot be read as JSON ({error})") from error
     try:
         if isinstance(content, dict) and "views" in content:
             return _from_lean3r(content, str(path))
@@ -259,32 +262,32 @@ def _from_json(path: Path) -> GivenCameras:
         if isinstance(content, dict) and {"fx", "fl_x", "camera_angle_x"} & content.keys():
             shared = GivenCamera("all pictures", **_brown(content, str(path)))
             if shared.intrinsics is None:
-                raise InputError(f"{path} states an angle and no size of the pictures (w, h)")
+                raise InputError(f"{path} states a field of view, but not the size of the pictures; add w and h.")
             return GivenCameras(origin=str(path), shared=shared)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise InputError(f"{path} holds cameras in a form that lean3r does not read ({what})") from error
+        raise InputError(f"{path} holds cameras in a form that lean3r cannot read ({what})") from error
     raise InputError(
-        f"{path} has neither `views` (lean3r) nor `frames` (nerfstudio) nor `fx` (intrinsics); expected {FORMATS}"
+        f"{path} has none of `views` (lean3r), `frames` (nerfstudio) and `fx` (intrinsics); expected {FORMATS}"
     )
 
 
 def _from_lean3r(content: Mapping[str, Any], origin: str) -> GivenCameras:
     if content.get("axes", "opencv") != "opencv":
         raise InputError(f"{origin} states the axes {content['axes']!r}; expected opencv")
-    found = []
+    cameras = []
     for view in content["views"]:
         pose = None if view.get("uncertain") else view.get("cam_from_world")
         intrinsics, lens = view.get("K"), view.get("lens")
         size = (int(view["width"]), int(view["height"])) if intrinsics is not None else (None, None)
         if lens is not None:
             lens = Lens(str(lens["model"]), tuple(map(float, lens["params"])))
-        found.append(GivenCamera(str(view["name"]), *size, _matrix(intrinsics), _matrix(pose), lens))
-    return _given(found, origin, content.get("scale") == "metric")
+        cameras.append(GivenCamera(str(view["name"]), *size, _matrix(intrinsics), _matrix(pose), lens))
+    return _given(cameras, origin, content.get("scale") == "metric")
 
 
 def _from_nerfstudio(content: Mapping[str, Any], origin: str) -> GivenCameras:
-    found = []
+    cameras = []
     for frame in content["frames"]:
         name = printable(str(PurePosixPath(str(frame["file_path"]).replace("\\", "/"))))
         matrix = _matrix(frame.get("transform_matrix"))
@@ -293,51 +296,51 @@ def _from_nerfstudio(content: Mapping[str, Any], origin: str) -> GivenCameras:
             matrix = np.vstack([matrix, [0.0, 0.0, 0.0, 1.0]]) if matrix.shape == (3, 4) else matrix
             _check_pose(matrix, name)
             pose = np.linalg.inv(matrix @ OPENCV_FROM_OPENGL)
-        found.append(GivenCamera(name, cam_from_world=pose, **_brown({**content, **frame}, name)))
-    return _given(found, origin)
+        cameras.append(GivenCamera(name, cam_from_world=pose, **_brown({**content, **frame}, name)))
+    return _given(cameras, origin)
 
 
 def _brown(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Size, intrinsics and lens as nerfstudio states them, or with the keys fx, fy, width, height; the intrinsics None
-    without a focal length, the lens None where nothing is said of distortion."""
+    """Size, intrinsics and lens from nerfstudio's keys, or fx, fy, width, height. Without a focal length the intrinsics
+    are None; if distortion is not mentioned, the lens is None."""
     values = {BARE_KEYS.get(key, key): value for key, value in values.items()}
     kind = str(values.get("camera_model", "OPENCV")).upper()
     if not kind.endswith(("OPENCV", "PINHOLE", "RADIAL")) or values.get("is_fisheye") or float(values.get("k4", 0)):
         raise _no_pinhole(name, "FISHEYE" if values.get("is_fisheye") else kind)
     width, height = (int(values[key]) if key in values else None for key in ("w", "h"))
-    found: dict[str, Any] = {"width": width, "height": height, "intrinsics": None, "lens": None}
+    camera: dict[str, Any] = {"width": width, "height": height, "intrinsics": None, "lens": None}
     if "fl_x" in values:
         fx = float(values["fl_x"])
     elif "camera_angle_x" in values and width:
         fx = width / 2 / math.tan(float(values["camera_angle_x"]) / 2)
     else:
-        return found
+        return camera
     fy = float(values.get("fl_y", fx))
     cx, cy = (
         float(values[key] if key in values or not size else size / 2) for key, size in (("cx", width), ("cy", height))
     )
-    found["intrinsics"] = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
+    camera["intrinsics"] = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
     k1, k2, p1, p2, k3 = (float(values.get(key, 0)) for key in ("k1", "k2", "p1", "p2", "k3"))
     if k3:
-        found["lens"] = Lens("FULL_OPENCV", (fx, fy, cx, cy, k1, k2, p1, p2, k3, 0.0, 0.0, 0.0))
+        camera["lens"] = Lens("FULL_OPENCV", (fx, fy, cx, cy, k1, k2, p1, p2, k3, 0.0, 0.0, 0.0))
     elif k1 or k2 or p1 or p2:
-        found["lens"] = Lens("OPENCV", (fx, fy, cx, cy, k1, k2, p1, p2))
+        camera["lens"] = Lens("OPENCV", (fx, fy, cx, cy, k1, k2, p1, p2))
     elif {"k1", "k2", "p1", "p2", "k3"} & values.keys() or kind.endswith("PINHOLE"):
-        found["lens"] = Lens("PINHOLE", (fx, fy, cx, cy))
-    return found
+        camera["lens"] = Lens("PINHOLE", (fx, fy, cx, cy))
+    return camera
 
 
 def _no_pinhole(name: str, kind: str) -> InputError:
     return InputError(
-        f"the camera of {name} is of the kind {kind}, no pinhole. "
-        "Undistort the pictures first (`colmap image_undistorter`), and give those and their cameras"
+        f"the camera model of {name} is {kind}, which is not supported. "
+        "Undistort the pictures first (`colmap image_undistorter`), and give the new ones with their cameras."
     )
 
 
-def _given(found: Sequence[GivenCamera], origin: str, is_metric: bool = False) -> GivenCameras:
-    if not found:
+def _given(cameras: Sequence[GivenCamera], origin: str, is_metric: bool = False) -> GivenCameras:
+    if not cameras:
         raise InputError(f"{origin} holds no camera with a pose")
-    return GivenCameras(tuple(found), origin, is_metric)
+    return GivenCameras(tuple(cameras), origin, is_metric)
 
 
 def _matrix(rows: Any) -> np.ndarray | None:
@@ -350,7 +353,7 @@ def _check_lens(lens: Lens, name: str) -> None:
     focals, more = LENSES[lens.model]
     if len(lens.params) != focals + 2 + more or not all(map(math.isfinite, lens.params)):
         raise InputError(
-            f"the lens of {name} has the parameters {lens.params}; {lens.model} has {focals + 2 + more} finite ones"
+            f"the lens of {name} has the parameters {lens.params}; {lens.model} takes {focals + 2 + more} finite ones"
         )
 
 
@@ -359,8 +362,8 @@ def _check_intrinsics(matrix: np.ndarray, name: str) -> None:
     sound = not zeros.any() and bool(np.isfinite(matrix).all()) and matrix[2, 2] == 1
     if not sound or matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
         raise InputError(
-            f"the intrinsics of {name} are no pinhole camera's; expected [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in "
-            "pixels, fx and fy positive"
+            f"the intrinsics of {name} are not those of a pinhole; expected [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in "
+            "pixels, with fx and fy positive"
         )
 
 
@@ -369,7 +372,7 @@ def _check_pose(matrix: np.ndarray, name: str) -> None:
         rotation = matrix[:3, :3]
         if np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) and np.linalg.det(rotation) > 0:
             return
-    raise InputError(f"the pose of {name} is no rotation with a translation; expected a rigid 4 x 4 matrix")
+    raise InputError(f"the pose of {name} is not a rotation and translation; expected a rigid 4 x 4 matrix")
 
 
 def _end_alike(a: PurePosixPath, b: PurePosixPath) -> bool:

@@ -1,5 +1,5 @@
-"""Whether the files of a COLMAP model are whole. The library believes what they say: where a count or a number is
-damaged it does not return, takes all memory, or aborts the process; so this looks first."""
+"""Check that the files of a COLMAP model are intact. The library trusts them: if a count or a number is damaged, it
+hangs, takes all memory, or aborts the process. So they are checked first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NEEDED = ("cameras", "images", "points3D")  # beside these rigs and frames, sin
 
 
 def check_model(folder: Path) -> None:
-    """InputError when the files that COLMAP would read in `folder`, binary or else text, are absent or damaged."""
+    """InputError if the files that COLMAP would read in `folder`, binary or else text, are missing or damaged."""
     is_binary = all((folder / f"{name}.bin").is_file() for name in _NEEDED)
     for name, end_of in _RECORDS.items():
         path = folder / f"{name}{'.bin' if is_binary else '.txt'}"
@@ -35,9 +35,9 @@ def check_model(folder: Path) -> None:
 
 
 def _check_binary(data: bytes, end_of: Callable[[bytes, int], int]) -> None:
-    """Walk over the records; ValueError or struct.error where they are not as many as the file says, to the byte."""
+    """Walk over the records; ValueError or struct.error unless their number and length agree with the file."""
     if len(data) < 8:
-        raise ValueError(f"{len(data)} bytes hold no count")
+        raise ValueError(f"it has {len(data)} bytes, too few for a count")
     (count,), at = struct.unpack_from("<Q", data), 8
     for number in range(count):
         at = end_of(data, at)
@@ -75,7 +75,7 @@ def _rig(data: bytes, at: int) -> int:
     for _ in range(sensors - 1):
         (has_pose,) = struct.unpack_from("<8xB", data, at)
         if has_pose > 1:
-            raise ValueError(f"{has_pose} where 0 or 1 tells of a pose")
+            raise ValueError(f"a flag that must be 0 or 1 is {has_pose}")
         at += 9 + 56 * has_pose
     return at
 
@@ -90,7 +90,7 @@ _RECORDS = {"cameras": _camera, "images": _image, "points3D": _point, "rigs": _r
 
 
 def _check_text(text: str) -> None:
-    """The cameras of a text: the library itself checks its lines, but for sizes that no picture has."""
+    """Check the cameras of a text file: the library checks everything but impossible picture sizes."""
     for line in text.splitlines():
         words = line.split()
         if words and not words[0].startswith("#"):
@@ -99,7 +99,7 @@ def _check_text(text: str) -> None:
 
 def _parameters(model: int) -> int:
     if not 0 <= model < len(PARAMETERS):
-        raise ValueError(f"it has the camera model {model}, which is not known")
+        raise ValueError(f"its camera model {model} is unknown")
     return PARAMETERS[model]
 
 

@@ -1,4 +1,4 @@
-"""One picture file -> an image that is whole: known formats only, damage refused, memory bounded."""
+"""One picture file -> a complete image: known formats only, damaged files refused, memory bounded."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ KNOWN_HEADS = (
     (b"version https://git-lfs", "a Git LFS pointer; download the real file"),
     (b"\x89PNG", "damaged: not a valid PNG image"),
     (b"\xff\xd8", "damaged: not a valid JPEG image"),
-    (b"II*\0", "a damaged TIFF, or one of an unsupported kind such as floating point; save it with 8 or 16 bits"),
-    (b"MM\0*", "a damaged TIFF, or one of an unsupported kind such as floating point; save it with 8 or 16 bits"),
+    (b"II*\0", "a damaged TIFF, or an unsupported kind such as floating point; save it with 8 or 16 bits"),
+    (b"MM\0*", "a damaged TIFF, or an unsupported kind such as floating point; save it with 8 or 16 bits"),
     (b"v/1\x01", "OpenEXR is not supported; save it as PNG or JPEG"),
     (b"%PDF", "not an image but a PDF"),
     (b"PK\x03\x04", "not an image but an archive"),
@@ -52,16 +52,16 @@ KNOWN_HEADS = (
 
 
 @contextmanager
-def opened(file: BinaryIO) -> Iterator[Image.Image]:
-    """An image of a known format, not larger than it may be, still undecoded; large ones come one at a time.
+def open_image(file: BinaryIO) -> Iterator[Image.Image]:
+    """Open an image of a known format, within the size limits, still undecoded; large ones one at a time.
 
-    Whatever goes wrong inside becomes an InputError whose message is the reason, without a name.
+    Any failure inside becomes an InputError whose message is the reason, without the file's name.
     """
     head = file.read(512)
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     if size > MAX_BYTES:
-        raise InputError(f"the file has {size >> 20} MB, over the limit of {MAX_BYTES >> 20}")
+        raise InputError(f"the file has {size >> 20} MB; the limit is {MAX_BYTES >> 20} MB")
     if not head:
         raise InputError("the file is empty")
     formats = FORMATS
@@ -87,8 +87,8 @@ def opened(file: BinaryIO) -> Iterator[Image.Image]:
 
 @contextmanager
 def own_pixel_limit() -> Iterator[None]:
-    """Within, Pillow has no limit: its own would warn from 89 megapixels on, which phones reach; ours is checked
-    before decoding."""
+    """Inside, Pillow has no size limit: its own warns from 89 megapixels on, which phones reach. Ours is checked before
+    decoding."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:
@@ -98,12 +98,12 @@ def own_pixel_limit() -> Iterator[None]:
 
 
 def is_large(image: Image.Image) -> bool:
-    """Whether an image is held once only, and converted in bands."""
+    """Whether an image is so large that only one copy is held, and converted in bands."""
     return math.prod(image.size) > LARGE_PIXELS
 
 
 def check_pixels(size: tuple[int, int], kind: str | None = None) -> None:
-    """Raise InputError where a picture of this size, in a format of Pillow's, takes more memory than it may."""
+    """Raise InputError if a picture of this size, in this format of Pillow's, would take too much memory."""
     limit = MAX_PIXELS_OF.get(kind or "", MAX_PIXELS)
     if math.prod(size) > limit:
         what = f" of {kind}" if kind in MAX_PIXELS_OF else ""
@@ -113,23 +113,23 @@ def check_pixels(size: tuple[int, int], kind: str | None = None) -> None:
 
 
 def exif(image: Image.Image, name: str) -> tuple[int, float | None]:
-    """(orientation 1 to 8, focal length in mm of a 36 x 24 mm frame or None) of an opened image."""
+    """(orientation 1 to 8, focal length in mm for a 36 x 24 mm frame or None) from an image's EXIF."""
     if image.format == "PNG":
-        image.load()  # EXIF may follow the pixels: damage among those is none of the EXIF's
+        image.load()  # EXIF may follow the pixels: damaged pixels are not a fault of the EXIF
     try:
-        found = image.getexif()
-        orientation = found.get(ORIENTATION, 1)
-        focal_35mm = float(found.get_ifd(0x8769).get(0xA405) or 0)
+        fields = image.getexif()
+        orientation = fields.get(ORIENTATION, 1)
+        focal_35mm = float(fields.get_ifd(0x8769).get(0xA405) or 0)
     except Exception as error:  # a damaged EXIF block raises anything; the picture itself may be sound
-        logger.warning("%s: its EXIF data cannot be read (%s); taken as upright", name, error)
+        logger.warning("%s: the EXIF data cannot be read (%s); the picture is taken as upright", name, error)
         return 1, None
     is_known = orientation in range(1, 9) and image.format not in SELF_TURNING_FORMATS
     return int(orientation) if is_known else 1, focal_35mm if 0 < focal_35mm < 10_000 else None
 
 
 def plain(image: Image.Image, factor: int = 1) -> Image.Image:
-    """A decoded image as RGB on white, `factor` times smaller with sides rounded up; in bands, so that besides the
-    image and the result next to nothing is held."""
+    """A decoded image as RGB on white, `factor` times smaller with sides rounded up; converted in bands, so that hardly
+    more than the image and the result is held in memory."""
     result = Image.new("RGB", (math.ceil(image.width / factor), math.ceil(image.height / factor)))
     for top in range(0, image.height, BAND_ROWS):
         band = image.crop((0, top, image.width, min(top + BAND_ROWS, image.height)))
@@ -162,10 +162,10 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def _check_jpeg(file: BinaryIO) -> None:
-    """Raise InputError where the pixels of a JPEG are damaged: Pillow's decoder fills those with grey and is silent.
+    """Raise InputError if the pixels of a JPEG are damaged: Pillow's decoder silently fills those with grey.
 
-    FFmpeg's is strict, and at an eighth of the size takes less time than Pillow's. What it does not support, and what
-    is wrong with anything but the pixels, is left to Pillow.
+    FFmpeg's decoder is strict, and faster than Pillow's at an eighth of the size. Formats that it does not support, and
+    faults outside the pixels, are left to Pillow.
     """
     import av
     from av.error import FFmpegError, InvalidDataError
@@ -182,11 +182,11 @@ def _check_jpeg(file: BinaryIO) -> None:
     except InvalidDataError as error:
         raise InputError("damaged: a part of this JPEG cannot be decoded") from error
     except FFmpegError as error:
-        logger.debug("a JPEG of a kind that is not checked: %s", error)
+        logger.debug("a JPEG of a kind that cannot be checked: %s", error)
 
 
 def _without_remarks(content: bytes) -> bytes:
-    """A JPEG without its comments and application segments (EXIF, profiles, ...), but for those that say how colours
+    """A JPEG without its comments and application segments (EXIF, profiles, ...), except those that state how colours
     are stored."""
     kept, at = [content[:2]], 2
     while content[at : at + 1] == b"\xff" and at + 4 <= len(content):
@@ -202,15 +202,15 @@ def _without_remarks(content: bytes) -> bytes:
 
 
 def _why_unknown(head: bytes) -> str:
-    """Say what a file is that no decoder knows, from its first bytes."""
+    """What a file probably is that no decoder knows, from its first bytes."""
     for start, what in KNOWN_HEADS:
         if head.startswith(start):
             return what
     if head[4:8] == b"ftyp" or head.startswith(b"\x1aE\xdf\xa3"):
-        return "not an image but perhaps a video; name it with its own suffix"
+        return "not an image, but perhaps a video; give it the suffix of its format"
     if b"<html" in head.lower() or b"<!doctype html" in head.lower():
         return "not an image but a web page"
     if not head.strip(b"\0"):
         return "not an image: it starts with zero bytes"
     is_text = all(c >= 32 or c in b"\t\r\n" for c in head)
-    return "not an image but text" if is_text else "not an image, or of a kind that is not supported"
+    return "not an image but text" if is_text else "not an image, or of an unsupported format"

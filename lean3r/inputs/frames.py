@@ -16,15 +16,15 @@ DEFAULT_FRAMES = (8, 120)  # least and most frames of a video when no option say
 
 @dataclass(frozen=True, kw_only=True)
 class FrameChoice:
-    """Which frames of a video to take: `fps` a second, each `every`-th, or `frames` evenly spread; at most one
-    of the three. None of them: so that the picture moves by about the same from each to the next, more where it turns
-    and none where it rests, the sharpest of those that would do; at least 8 and at most `max_views` (120 if None).
-    More than `max_views` pictures or frames in all are thinned evenly."""
+    """Which frames of a video to take: `fps` a second, every `every`-th, or `frames` evenly spaced; at most one of the
+    three. By default frames are spaced by image motion, with about the same motion from each to the next (many where
+    the camera turns, none where it rests), and the sharpest of neighbouring candidates are taken: at least 8 and at
+    most `max_views` (120 if None). More than `max_views` pictures or frames in all are thinned evenly."""
 
-    max_views: int | None = option(None, "Use at most N views, evenly chosen.", "N")
-    fps: float | None = option(None, "Video: N frames a second.", "N")
-    every: int | None = option(None, "Video: every N-th frame.", "N", "--interval")
-    frames: int | None = option(None, "Video: N frames, evenly chosen.", "N")
+    max_views: int | None = option(None, "Use at most N views, evenly spaced.", "N")
+    fps: float | None = option(None, "Video: take N frames a second.", "N")
+    every: int | None = option(None, "Video: take every N-th frame.", "N", "--interval")
+    frames: int | None = option(None, "Video: take N frames, evenly spaced.", "N")
 
     def __post_init__(self) -> None:
         options = {"--fps": self.fps, "--every": self.every, "--frames": self.frames}
@@ -37,7 +37,7 @@ class FrameChoice:
 
     @property
     def is_stated(self) -> bool:
-        """True if the user asked for a choice."""
+        """Whether the user stated which frames."""
         return (self.fps, self.every, self.frames) != (None, None, None)
 
     def indices(self, times_s: Sequence[float]) -> list[int]:

@@ -1,7 +1,7 @@
-"""What the user names (folders, files, globs, zip archives, videos) -> pictures to decode, in natural order.
+"""The user's paths (folders, files, globs, zip archives, videos) -> pictures to decode, in natural order.
 
-Nothing here decodes a still picture or writes to disk: archives are read member by member in memory, and of
-a video only the packet headers are read until its frames are asked for one at a time.
+Nothing here decodes a still picture or writes to disk: archives are read member by member in memory, and only the
+packet headers of a video are read until its frames are requested, one at a time.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ STILL_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b
 
 @dataclass(frozen=True)
 class Still:
-    """One picture file: its unique printable name, `open` that returns its bytes as a seekable file, and whether it
-    is a file of its own on the disk: none of an archive, none made of a picture in memory."""
+    """One picture file: its unique printable name, `open`, which returns its bytes as a seekable file, and whether it
+    is a separate file on disk, not in an archive or in memory."""
 
     name: str
     open: Callable[[], BinaryIO]
@@ -51,15 +51,15 @@ class Still:
 
 
 @dataclass(frozen=True)
-class Found:
-    """Pictures and clips in order, and the (name, reason) of everything that was left out on the way."""
+class Selection:
+    """The chosen pictures and clips in order, and the (name, reason) of everything that was left out."""
 
     items: tuple[Still | Clip, ...]
     skipped: tuple[tuple[str, str], ...]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the views that come out if everything decodes."""
+        """Names of the views, if everything can be decoded."""
         return tuple(name for i in self.items for name in (i.frames.values() if isinstance(i, Clip) else [i.name]))
 
 
@@ -70,23 +70,23 @@ class Listing:
     items: tuple[Still | Film, ...]
     skipped: tuple[tuple[str, str], ...]
 
-    def choose(self, choice: FrameChoice) -> Found:
-        """The pictures and frames that a choice takes; what is thinned out is told to the log."""
+    def choose(self, choice: FrameChoice) -> Selection:
+        """The pictures and frames of a choice; those that are thinned out are logged."""
         if choice.is_stated and not any(isinstance(item, Film) for item in self.items):
-            logger.warning("--fps, --every and --frames choose frames of a video; there is none in the input")
+            logger.warning("--fps, --every and --frames have no effect: they choose frames, and no input is a video")
         skips = Skips(self.skipped)
         items = [item.clip(choice) if isinstance(item, Film) else item for item in self.items]
-        return Found(tuple(_thin(items, choice.max_views, skips)), tuple(skips))
+        return Selection(tuple(_thin(items, choice.max_views, skips)), tuple(skips))
 
     def called(self, names: Collection[str]) -> list[Still | Clip]:
-        """What has these names, in order, chosen or not: another choice may have taken other frames of a video."""
+        """The items with these names, in order, chosen or not: another choice may take other frames of a video."""
         items = [item.called(names) if isinstance(item, Film) else item for item in self.items]
         return [item for item in items if (item.frames if isinstance(item, Clip) else item.name in names)]
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A file before names are settled; `parts` are the folders and the name it can be told apart by."""
+    """A file before it has its final name; `parts` are its folders and name, which distinguish it from others."""
 
     parts: tuple[str, ...]
     open: Callable[[], BinaryIO]
@@ -95,20 +95,20 @@ class _Candidate:
 
 
 class Skips(list[tuple[str, str]]):
-    """A list of (name, reason) that also tells the log."""
+    """A list of (name, reason) that also logs each entry."""
 
     def add(self, name: str, reason: str) -> None:
-        """Remember and warn."""
+        """Append and log a warning."""
         logger.warning("skipped %s: %s", name, reason)
         self.append((name, reason))
 
 
 def find_pictures(inputs: Sequence[str | Path], given: Sequence[Still] = ()) -> Listing:
-    """List what `inputs` hold: single files first, in natural order, then each folder and archive as given, then
-    the pictures that are `given` already.
+    """List what `inputs` hold: single files first, in natural order, then each folder and archive as given, then the
+    `given` pictures.
 
-    A folder is not searched below its top, except that a folder without pictures may keep them in `images/`. Videos
-    beside pictures are left out. Raises InputError when nothing is left.
+    Subfolders are not searched, except `images/` in a folder without pictures. Videos beside pictures are left out.
+    Raises InputError if nothing is left.
     """
     skips = Skips()
     paths = [p for spec in inputs for p in _expand(spec)]
@@ -120,13 +120,13 @@ def find_pictures(inputs: Sequence[str | Path], given: Sequence[Still] = ()) -> 
 
     items: list[Still | Film] = []
     names = _unique_names([c.parts for c in candidates])
-    # A picture may be called as a frame of the video would be.
+    # A picture may have the name that a frame of the video would get.
     stems = {m[1] for m in map(_LIKE_A_FRAME.fullmatch, names) if m}
     for name, candidate in zip(names, candidates, strict=True):
         if not candidate.is_video:
             items.append(Still(name, candidate.open, candidate.is_loose))
             continue
-        stem = _unused(name.rpartition(".")[0] or name, stems)
+        stem = _claim_name(name.rpartition(".")[0] or name, stems)
         try:
             film = scan(name, stem, candidate.open)
         except InputError as error:
@@ -141,7 +141,7 @@ def find_pictures(inputs: Sequence[str | Path], given: Sequence[Still] = ()) -> 
 
 
 def nothing_usable(inputs: Sequence[str | Path], skipped: Sequence[tuple[str, str]]) -> InputError:
-    """The error for an input without a single usable view: what was tried and the first reasons."""
+    """The error for an input without a usable view: what was tried, and the first reasons."""
     tried = ", ".join(printable(str(i)) for i in inputs) or "an empty list of inputs"
     reasons = "; ".join(r if f"{name}:" in r else f"{name}: {r}" for name, r in skipped[:5])
     more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
@@ -155,13 +155,13 @@ def natural_key(text: str) -> tuple:
 
 
 def printable(name: str) -> str:
-    """`name` with bytes that are no UTF-8 and control characters spelled out (\\xe9, \\n): safe in any text file."""
+    """`name` with control characters and invalid UTF-8 escaped (\\xe9, \\n): safe in any text file."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _expand(spec: str | Path) -> list[Path]:
-    """A path, or what a glob matches."""
+    """A path, or the matches of a glob."""
     path = os.path.expanduser(spec)
     if os.path.exists(path):
         return [Path(path)]
@@ -172,7 +172,7 @@ def _expand(spec: str | Path) -> list[Path]:
 
 
 def _from_file(path: Path, skips: Skips) -> list[_Candidate]:
-    """One file that was named outright: its first bytes decide before its suffix does."""
+    """One file that was named explicitly: its first bytes take precedence over its suffix."""
     if not path.is_file():
         skips.add(printable(path.name), "not a regular file")
         return []
@@ -200,18 +200,18 @@ def _from_folder(folder: Path, skips: Skips) -> list[_Candidate]:
     except OSError as error:
         skips.add(printable(str(folder)), f"cannot read the folder ({error.strerror})")
         return []
-    # Unlike a DirEntry, a Path takes a link to itself for nothing.
+    # For a link to itself, DirEntry raises, and Path returns False.
     files = [Path(e.path) for e in entries if e.is_symlink() or e.is_file()]
     folders = [e.name for e in entries if Path(e.path).is_dir() and not e.name.startswith(".")]
     for lost in (p for p in files if not p.exists() and p.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES):
-        skips.add(printable(lost.name), "a link that leads nowhere")
+        skips.add(printable(lost.name), "a broken link")
     files = [p for p in files if p.is_file()]
     seen = [(p.parts, lambda p=p: p.open("rb")) for p in files]
     candidates = _sort_out(seen, skips)
     if not candidates and "images" in folders:
         return _from_folder(folder / "images", skips)
     if not candidates:
-        inside = f"; it has folders ({printable(', '.join(folders[:5]))}): name the right one" if folders else ""
+        inside = f"; it has subfolders ({printable(', '.join(folders[:5]))}): give the right one" if folders else ""
         looked = f"looked for {' '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)} among {len(files)} files"
         skips.add(printable(folder.name), f"no images found in {printable(str(folder))}: {looked}{inside}")
     return candidates
@@ -235,7 +235,7 @@ def _from_archive(path: Path, skips: Skips) -> list[_Candidate]:
         if not parts:
             skips.add(printable(member.filename) or "(no name)", f"a member of {label} without a name")
         elif ".." in parts or parts[0].startswith("/") or parts[0].endswith(":"):
-            skips.add(printable(member.filename), f"refused: its path leads out of {label}")
+            skips.add(printable(member.filename), f"refused: its path points outside {label}")
         elif member.file_size > MAX_MEMBER_BYTES:
             skips.add(printable(parts[-1]), f"{member.file_size >> 20} MB unpacked, over {MAX_MEMBER_BYTES >> 20} MB")
         else:
@@ -270,12 +270,12 @@ def _sort_out(seen: Iterable[tuple[tuple[str, ...], Callable[[], BinaryIO]]], sk
             logger.debug("ignored %s: not a picture by its name", printable(name))
     if stills:
         for clip in clips:
-            skips.add(printable(clip.parts[-1]), "a video beside pictures; name it on the command line to use it")
+            skips.add(printable(clip.parts[-1]), "a video beside pictures; to use it, give its own path")
     return stills or clips
 
 
 def _unique_names(paths: Sequence[tuple[str, ...]]) -> list[str]:
-    """The shortest endings of `paths` that tell them apart, printable: a.jpg, or left/a.jpg and right/a.jpg."""
+    """The shortest endings of `paths` that are unique, printable: a.jpg, or left/a.jpg and right/a.jpg."""
     depth = dict.fromkeys(range(len(paths)), 1)
     while True:
         names = ["/".join(p[-depth[i] :]) for i, p in enumerate(paths)]
@@ -285,11 +285,11 @@ def _unique_names(paths: Sequence[tuple[str, ...]]) -> list[str]:
             break
         depth.update({i: depth[i] + 1 for i in longer})
     used: set[str] = set()
-    return [_unused("/".join(map(_shortened, printable(name).split("/"))), used) for name in names]
+    return [_claim_name("/".join(map(_shorten, printable(name).split("/"))), used) for name in names]
 
 
-def _shortened(part: str) -> str:
-    """A folder's or file's name as it is, or without the end of its stem where file systems take no more."""
+def _shorten(part: str) -> str:
+    """A folder's or file's name; if file systems do not take one so long, its stem is shortened."""
     stem, suffix = os.path.splitext(part)
     room = max(MAX_NAME_BYTES - len(suffix.encode()), 0)
     if len(part.encode()) <= MAX_NAME_BYTES or not room:
@@ -297,8 +297,8 @@ def _shortened(part: str) -> str:
     return stem.encode()[:room].decode(errors="ignore") + suffix
 
 
-def _unused(name: str, used: set[str]) -> str:
-    """`name`, or the first of name~2, name~3, ... that is free, before the suffix; claims it."""
+def _claim_name(name: str, used: set[str]) -> str:
+    """Claim `name`, or the first of name~2, name~3, ... (before the suffix) that is free, and return it."""
     stem, suffix = os.path.splitext(name)
     choice, number = name, 2
     while choice in used:
@@ -308,7 +308,7 @@ def _unused(name: str, used: set[str]) -> str:
 
 
 def _thin(items: list[Still | Clip], max_views: int | None, skips: Skips) -> list[Still | Clip]:
-    """An evenly spread subset of at most `max_views` views; what goes is told, a clip in one line."""
+    """An evenly spaced subset of at most `max_views` views; the rest is logged, a clip in one line."""
     flat = [(i, key) for i, item in enumerate(items) for key in (item.frames if isinstance(item, Clip) else [None])]
     if max_views is None or len(flat) <= max_views:
         return items

@@ -1,7 +1,7 @@
-"""How far the picture of a video moves from frame to frame, and which frames show the scene with even overlap.
+"""Image motion from frame to frame of a video, and a choice of frames with even overlap.
 
-Measured on small grey frames by phase correlation: the shift of the whole picture first, then of blocks of it, so that
-walking ahead (blocks part) counts as turning does. No scale, no pose: enough to say when the picture has changed.
+It is measured on small grey frames by phase correlation: first the shift of the whole picture, then of its blocks, so
+that forward motion (blocks move apart) counts as rotation does. No scale, no pose: enough to tell how much has changed.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 
 LONG_SIDE, BLOCK = 192, 64  # pixels of the small frames, and of the blocks that are compared
-LEAST_PEAK = 0.03  # of a phase correlation that tells a shift; beneath, all that is known is that much has changed
-LOST = 0.25  # shift, as a share of the longer side, that then counts
+LEAST_PEAK = 0.03  # of a phase correlation that gives a shift; below, all that is known is that much has changed
+LOST = 0.25  # shift that is then assumed, as a share of the longer side
 MOST_LOST = 0.5  # share of frames from which on the motion is not known
 SHARP_REACH = 0.35  # share of a step by which a frame may be early or late to be the sharpest
 
 
 @dataclass(frozen=True, eq=False)
 class Motion:
-    """Of N frames: how far the blocks of the picture moved since the frame before, shift [N, B, 2] in shares of the
-    longer side (zeros first), sharpness [N] (mean squared Laplacian over variance), and which shifts [N] are a guess,
-    since the pictures have nothing in common that could be followed."""
+    """For N frames: the motion of the picture's blocks since the frame before, shift [N, B, 2] in shares of the longer
+    side (zeros first), sharpness [N] (mean squared Laplacian over variance), and where the motion was lost, lost [N]:
+    consecutive frames have nothing in common there, and the shift is a guess."""
 
     shift: np.ndarray
     sharpness: np.ndarray
@@ -54,26 +54,26 @@ def measure(frames: Iterable[np.ndarray]) -> Motion:
 
 
 def choose(motion: Motion, least: int, most: int, step: float) -> list[int]:
-    """Indices of frames between which the picture moves by about `step` (a share of its longer side), the sharpest
-    about each place; no fewer than `least` and no more than `most` if there are as many, by smaller or larger steps."""
+    """Indices of frames between which the picture moves by about `step` (a share of its longer side), the sharpest near
+    each place; the step is changed so that at least `least` and at most `most` are chosen, if there are as many."""
     total = len(motion.shift)
     if total <= least:
         return list(range(total))
     chosen = _steps(motion, step)
     if len(chosen) > most or len(chosen) < least:
-        wanted = most if len(chosen) > most else least
+        limit = most if len(chosen) > most else least
         low, high = 1e-4, 10.0
         for _ in range(24):  # the number falls as the step grows
             middle = float(np.sqrt(low * high))
-            low, high = (middle, high) if len(_steps(motion, middle)) > wanted else (low, middle)
+            low, high = (middle, high) if len(_steps(motion, middle)) > limit else (low, middle)
         chosen = _steps(motion, high)
-    if len(chosen) < least:  # it rests: nothing tells the frames apart
+    if len(chosen) < least:  # the camera rests: nothing distinguishes the frames
         chosen = sorted({*chosen, *(round(i * (total - 1) / max(least - 1, 1)) for i in range(least))})[:most]
     return chosen
 
 
 def _steps(motion: Motion, step: float) -> list[int]:
-    """Frames whose picture is `step` away from that of the one before: of those nearly so far, the sharpest."""
+    """Frames about `step` of motion apart; of those nearly as far, the sharpest."""
     chosen, total = [0], len(motion.shift)
     while True:
         moved = np.cumsum(motion.shift[chosen[-1] + 1 :], axis=0)
@@ -93,7 +93,7 @@ def _steps(motion: Motion, step: float) -> list[int]:
 
 
 def _shift(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
-    """How far each block of a frame moved [B, 2], in shares of the longer side; None if nothing tells."""
+    """The motion of each block of a frame [B, 2], in shares of the longer side; None if it cannot be measured."""
     (whole,), (peak,) = _correlate(a[None], b[None])
     corners = _corners(*a.shape)
     if peak < LEAST_PEAK:

@@ -1,4 +1,4 @@
-"""The pictures of one run: listed once, read as the network, refinement and other programs want them."""
+"""The pictures of one run: listed once, and read for the network, refinement and other programs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from PIL import Image
 
 from lean3r.errors import InputError
 from lean3r.inputs import arrays
-from lean3r.inputs.decoding import ORIENTATION, TURNS, exif, opened, own_pixel_limit
+from lean3r.inputs.decoding import ORIENTATION, TURNS, exif, open_image, own_pixel_limit
 from lean3r.inputs.frames import FrameChoice
 from lean3r.inputs.listing import Still, find_pictures, nothing_usable
 from lean3r.inputs.masks import Masks, check_folder
@@ -49,11 +49,10 @@ class Pictures:
     """Folders, picture files, globs, zip archives, videos, or pictures in memory (PIL images; arrays [H, W, 3] or
     [S, H, W, 3]; tensors [3, H, W] or [S, 3, H, W]; uint8, or floats from 0 to 1), one or a sequence of them.
 
-    They are listed at once, and only then: InputError where there is none. Files that are named come first, in natural
-    order, then what folders and archives hold, then pictures in memory. `frames` chooses among them, `masks` is a
-    folder that says what counts in them (inputs/masks.py). A video's chosen frames are decoded once and kept on disk
-    while the object lives, unless `keep_frames` is off; its motion is watched once before, where no choice states the
-    frames.
+    They are listed once, on construction; InputError if there are none. Named files come first, in natural order, then
+    the contents of folders and archives, then pictures in memory. `frames` chooses among them; `masks` is a folder of
+    masks for them (inputs/masks.py). The chosen frames of a video are decoded once and kept on disk while the object
+    lives, unless `keep_frames` is off. If `frames` does not state which frames, the video's motion is measured first.
     """
 
     def __init__(
@@ -71,20 +70,20 @@ class Pictures:
         self.inputs = tuple(arrays.describe(value) for value in values)
         self.frames, self.keep_frames = frames or FrameChoice(), keep_frames
         self._mask_folder = None if masks is None else Path(masks)
-        self._listing = find_pictures(paths, arrays.numbered([v for v in values if not isinstance(v, str | Path)]))
+        self._listing = find_pictures(paths, arrays.stills_of_all([v for v in values if not isinstance(v, str | Path)]))
         self._choose()
 
     def _choose(self) -> None:
-        found = self._listing.choose(self.frames)
-        self._items, self._left_out = found.items, found.skipped
-        self.names = found.names
+        selection = self._listing.choose(self.frames)
+        self._items, self._left_out = selection.items, selection.skipped
+        self.names = selection.names
         self._unusable: dict[str, str] = {}
-        self._kept: dict[str, dict[str, Path]] = {}  # of each clip that was decoded, its frames
+        self._kept: dict[str, dict[str, Path]] = {}  # the frames of each decoded clip
         self._scratch = contextlib.ExitStack()
         weakref.finalize(self, self._scratch.close)
 
     def at_most(self, views: int) -> Pictures:
-        """The same pictures, thinned evenly to so many, or of a video other frames; nothing is listed again."""
+        """The same pictures, thinned evenly to `views`, or other frames of a video; nothing is listed again."""
         fewer = copy.copy(self)
         fewer.frames = replace(self.frames, max_views=views)
         fewer._choose()
@@ -100,12 +99,12 @@ class Pictures:
 
     @property
     def skipped(self) -> tuple[tuple[str, str], ...]:
-        """(name, reason) of what was left out, and of what `views` found that it cannot use."""
+        """(name, reason) of everything that was left out, or that `views` could not use."""
         return (*self._left_out, *self._unusable.items())
 
     @property
     def timestamps_s(self) -> tuple[float | None, ...]:
-        """When its video shows each view, in seconds from the first frame; None for pictures."""
+        """The time of each view in its video, in seconds from the first frame; None for pictures."""
         return tuple(
             time_s
             for item in self._items
@@ -114,30 +113,30 @@ class Pictures:
 
     @property
     def file_names(self) -> tuple[str, ...]:
-        """What the picture files are called, frames of videos left out."""
+        """Names of the picture files, without video frames."""
         return tuple(item.name for item in self._items if isinstance(item, Still))
 
     @property
     def are_loose_files(self) -> bool:
-        """False if any picture lies in a video, an archive or in memory, where other programs cannot find it."""
+        """False if any picture is in a video, an archive or memory, where other programs cannot find it."""
         return all(isinstance(item, Still) and item.is_loose for item in self._items)
 
     @property
     def masks(self) -> Masks | None:
-        """The masks of those pictures that can be used, as far as is known; InputError where the folder has none."""
+        """The masks of the usable pictures, as far as is known; InputError if the folder has none that fits."""
         names = [name for name in self.names if name not in self._unusable]
         return None if self._mask_folder is None else Masks.find(self._mask_folder, names)
 
     def views(self, *, resolution: int, patch: int, progress: Callable[[int, int], None] | None = None) -> Views:
         """Network input, B = 1: each picture at its own `network_size`, smaller ones padded to the largest.
 
-        What cannot be used is skipped with a warning, and then stands in `skipped`. `progress(done, total)` is called
-        after each view. InputError if nothing usable remains.
+        Unusable pictures are skipped with a warning and listed in `skipped`. `progress(done, total)` is called after
+        each view. InputError if nothing usable remains.
         """
         network_size(1, 1, resolution, patch)
         pictures, self._unusable = [], {}
         with own_pixel_limit():
-            for done, (name, result) in enumerate(self._decoded(resolution, patch), start=1):
+            for done, (name, result) in enumerate(self._decode(resolution, patch), start=1):
                 if isinstance(result, Picture):
                     pictures.append(result)
                 else:
@@ -152,8 +151,8 @@ class Pictures:
     def read(self, names: Collection[str], side: int) -> Iterator[tuple[str, Image.Image]]:
         """The pictures called `names`, one at a time, upright RGB, in the order of the input.
 
-        Formats that decode at a half, a quarter or an eighth for less may come so, with the longer side no less than
-        `side`. Those that cannot be read any more are left out.
+        Formats that decode faster at a half, a quarter or an eighth of their size may come so, with a longer side of at
+        least `side`. Pictures that can no longer be read are left out.
         """
         with own_pixel_limit():
             for item in self._listing.called(names):
@@ -167,12 +166,12 @@ class Pictures:
                     logger.warning("%s cannot be read again: %s", item.name, error)
 
     def exif(self, names: Collection[str], block: int) -> Iterator[tuple[str, dict[int, Any]]]:
-        """A block of EXIF fields (0x8825: GPS) of the picture files called `names` that have one; no frames do."""
+        """A block of EXIF fields (0x8825: GPS) of the picture files called `names` that have one; frames have none."""
         for item in self._listing.called(names):
             if isinstance(item, Still):
                 fields: dict[int, Any] = {}
                 # A damaged EXIF block raises anything.
-                with own_pixel_limit(), contextlib.suppress(Exception), item.open() as file, opened(file) as image:
+                with own_pixel_limit(), contextlib.suppress(Exception), item.open() as file, open_image(file) as image:
                     fields = dict(image.getexif().get_ifd(block))
                 if fields:
                     yield item.name, fields
@@ -180,32 +179,32 @@ class Pictures:
     def write(self, names: Sequence[str], directory: Path) -> list[Path]:
         """Write the pictures called `names` into a folder, under these names, upright, at their full size.
 
-        Frames become PNG; picture files are copied byte by byte, unless EXIF turns them: then they are turned
-        and encoded anew in their own format. InputError when one is no longer there.
+        Frames become PNG; picture files are copied byte by byte, unless EXIF states a rotation: then they are rotated
+        and re-encoded in their own format. InputError if one is no longer there.
         """
-        wanted, written = set(names), []
-        for item in self._listing.called(wanted):
+        requested, written = set(names), []
+        for item in self._listing.called(requested):
             if isinstance(item, Clip) and (kept := self._kept_of(item)):
                 for name, path in kept.items():
-                    written.append(_place(directory, name))
+                    written.append(_new_path(directory, name))
                     shutil.copyfile(path, written[-1])
             elif isinstance(item, Clip):
                 for name, image in self._frames(item):
-                    written.append(_place(directory, name))
+                    written.append(_new_path(directory, name))
                     image.save(written[-1], "PNG", compress_level=PNG_LEVEL)
             else:
                 with item.open() as file:
                     content = file.read()
-                written.append(_place(directory, item.name))
+                written.append(_new_path(directory, item.name))
                 written[-1].write_bytes(upright(content))
-        missing = wanted - {path.relative_to(directory).as_posix() for path in written}
+        missing = requested - {path.relative_to(directory).as_posix() for path in written}
         if missing:
-            count = f"{len(missing)} of {len(wanted)} pictures"
-            raise InputError(f"{count} cannot be read again ({min(missing)}); did the input change meanwhile?")
+            count = f"{len(missing)} of {len(requested)} pictures"
+            raise InputError(f"{count} cannot be read again ({min(missing)}); did the input change during the run?")
         return written
 
-    def _decoded(self, resolution: int, patch: int) -> Iterator[tuple[str, Picture | InputError]]:
-        """Each view in order, or why there is none. Originals are held only a few at a time."""
+    def _decode(self, resolution: int, patch: int) -> Iterator[tuple[str, Picture | InputError]]:
+        """Each view in order, or the reason why there is none. Only a few originals are held at a time."""
 
         def attempt(still: Still) -> Picture | InputError:
             try:
@@ -232,7 +231,7 @@ class Pictures:
             for frame in frames:
                 picture = decode_frame(frame, clip, resolution, patch)
                 if keeper is not None:
-                    keeper.keep(frame.name, _turned(frame.image, frame.orientation))
+                    keeper.keep(frame.name, _turn_upright(frame.image, frame.orientation))
                 del missing[frame.name]
                 yield frame.name, picture
             reason = f"the frame is damaged in {clip.name}"
@@ -244,7 +243,7 @@ class Pictures:
             yield name, InputError(reason)
 
     def _frames(self, clip: Clip) -> Iterator[tuple[str, Image.Image]]:
-        """The frames of a clip, upright, as far as they can be read: those that were kept, or decoded again."""
+        """The frames of a clip, upright, as far as they can be read: kept ones, or decoded again."""
         if kept := self._kept_of(clip):
             for name, path in kept.items():
                 with Image.open(path) as image:
@@ -252,9 +251,9 @@ class Pictures:
             return
         try:
             for name, image, orientation in read_frames(clip):
-                yield name, _turned(image, orientation)
+                yield name, _turn_upright(image, orientation)
         except (InputError, OSError) as error:
-            logger.warning("%s cannot be read again to its end: %s", clip.name, error)
+            logger.warning("%s cannot be read to its end again: %s", clip.name, error)
 
     def _kept_of(self, clip: Clip) -> dict[str, Path]:
         """The files of a clip's frames, if all were kept and nobody has removed them since."""
@@ -271,7 +270,7 @@ class Pictures:
 
 
 class _Keeper:
-    """Frames as PNG files in a folder, written beside the decoding; none at all where the disk does not hold them."""
+    """Frames as PNG files in a folder, written while others are decoded; none at all if the disk is full."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._pool = folder, ThreadPoolExecutor(DECODERS)
@@ -280,7 +279,7 @@ class _Keeper:
         self._failed = False
 
     def keep(self, name: str, image: Image.Image) -> None:
-        """Begin to write one frame; a few are held at a time."""
+        """Start to write one frame; a few are held at a time."""
         if not self._failed:
             self._kept[name] = path = self._folder / f"{len(self._kept):06d}.png"
             self._waiting.append(self._pool.submit(image.save, path, "PNG", compress_level=PNG_LEVEL))
@@ -288,7 +287,7 @@ class _Keeper:
                 self._wait()
 
     def done(self) -> dict[str, Path]:
-        """The files by the names of the frames, when all are written."""
+        """Wait until all are written; the files by the names of the frames."""
         while self._waiting:
             self._wait()
         self._pool.shutdown()
@@ -303,7 +302,7 @@ class _Keeper:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _turned(image: Image.Image, orientation: int) -> Image.Image:
+def _turn_upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
@@ -323,12 +322,12 @@ def _in_threads(
 
 
 def upright(content: bytes) -> bytes:
-    """A picture file as it is, or encoded anew in its own format where EXIF says that it must be turned."""
+    """A picture file unchanged, or re-encoded in its own format if EXIF states a rotation."""
     file = io.BytesIO()
     try:
-        with own_pixel_limit(), opened(io.BytesIO(content)) as image:
+        with own_pixel_limit(), open_image(io.BytesIO(content)) as image:
             # HEIC stays: lean3r reads it, and few other programs turn or open it.
-            if image.format == "HEIF" or _stated_turn(image) == 1:
+            if image.format == "HEIF" or _stated_orientation(image) == 1:
                 return content
             orientation, _ = exif(image, "a picture")
             image.load()  # turns some formats
@@ -336,12 +335,12 @@ def upright(content: bytes) -> bytes:
             quality = {"quality": JPEG_QUALITY} if image.format in LOSSY else {}
             turned.save(file, image.format, exif=b"", **quality)
     except InputError as error:
-        logger.warning("a picture stays as it is, EXIF's orientation included: %s", error)
+        logger.warning("a picture could not be rotated and keeps its EXIF orientation: %s", error)
         return content
     return file.getvalue()
 
 
-def _stated_turn(image: Image.Image) -> Any:
+def _stated_orientation(image: Image.Image) -> Any:
     if image.format == "PNG":
         image.load()  # EXIF may follow the pixels
     try:
@@ -350,11 +349,11 @@ def _stated_turn(image: Image.Image) -> Any:
         return 1
 
 
-def _place(directory: Path, name: str) -> Path:
+def _new_path(directory: Path, name: str) -> Path:
     path = directory / name
     if not path.resolve().is_relative_to(directory.resolve()):
-        raise InputError(f"{name} would be written outside {directory}.")
+        raise InputError(f"{name} would be written outside {directory}; rename it.")
     if path.exists():  # where upper and lower case are the same
-        raise InputError(f"{name} would replace another picture of that name, which differs in case; rename one.")
+        raise InputError(f"{name} would replace another picture whose name differs only in case; rename one.")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

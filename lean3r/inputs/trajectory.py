@@ -1,4 +1,4 @@
-"""Poses over time: trajectories in TUM's format, and which pictures they belong to."""
+"""Poses over time: trajectories in TUM's format, and how they are matched to pictures."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lean3r.geometry.rotation import matrix_from_quaternion, so3_exp, so3_log
 
 logger = logging.getLogger("lean3r")
 
-SAME_S = 0.005  # a pose so near in time is that of the picture
+SAME_S = 0.005  # a pose this near in time is taken as the picture's
 GAP_S = 0.5  # poses further apart are not interpolated
 
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """N poses: times_s [N], ascending; world_from_cam [N, 4, 4]; lines [N], in which order the file has them."""
+    """N poses: times_s [N], ascending; world_from_cam [N, 4, 4]; lines [N], their line numbers in the file."""
 
     times_s: np.ndarray
     world_from_cam: np.ndarray
@@ -31,10 +31,10 @@ class Trajectory:
     def match(self, names: Sequence[str], times_s: Sequence[float | None], origin: str) -> list[np.ndarray | None]:
         """cam_from_world [4, 4] of each picture, None where there is none.
 
-        Frames of a video are found by their times in seconds, between two poses by interpolation; pictures by the time
-        that is their name (1305031102.175304.png), else by the last number in it: that of the pose where times are
-        whole numbers, of its line otherwise (from 0, or from 1 where the numbers run so). InputError when none is
-        found, or where two videos run at the same time.
+        Video frames are matched by their times in seconds, with interpolation between two poses. Pictures are matched
+        by the time in their name (1305031102.175304.png), else by the last number in it: with the pose's time if all
+        times are whole numbers, else with its line (from 0, or from 1 if the numbers start there). InputError if
+        nothing matches, or the frames are from several videos.
         """
         when = list(times_s) or [None] * len(names)
         timed = [time for time in when if time is not None]
@@ -42,7 +42,7 @@ class Trajectory:
         stamps = [_stamp(name) for name in names]
         if timed and not counts_frames:
             if len(set(timed)) < len(timed):
-                raise InputError(f"{origin} is one trajectory, and the frames are of several videos; give one of them")
+                raise InputError(f"{origin} is one trajectory, but the frames are from several videos; give one video")
             poses = [None if time is None else self.at(time) for time in when]
             what = f"video frames from {min(timed):.3f} to {max(timed):.3f} s"
         elif None not in stamps:
@@ -52,14 +52,14 @@ class Trajectory:
             poses, what = self._by_number(names)
         if not any(pose is not None for pose in poses):
             raise InputError(
-                f"no pose of {origin} is that of a picture: its times run from {self.times_s[0]:.3f} to "
+                f"no pose of {origin} matches a picture: its times run from {self.times_s[0]:.3f} to "
                 f"{self.times_s[-1]:.3f}; looked for {what} ({names[0]}, ...)"
             )
-        logger.info("poses of %s were found for %s", origin, what)
+        logger.info("poses of %s were matched by %s", origin, what)
         return poses
 
     def at(self, time_s: float) -> np.ndarray | None:
-        """cam_from_world [4, 4] at a time, between poses at most GAP_S apart by interpolation; None elsewhere."""
+        """cam_from_world [4, 4] at a time, interpolated between poses at most GAP_S apart; None elsewhere."""
         after = int(np.searchsorted(self.times_s, time_s))
         near = [i for i in (after - 1, after) if 0 <= i < len(self.times_s) and abs(self.times_s[i] - time_s) <= SAME_S]
         if near:
@@ -78,9 +78,9 @@ class Trajectory:
 
     def _by_number(self, names: Sequence[str]) -> tuple[list[np.ndarray | None], str]:
         numbers = [_number(name) for name in names]
-        found = [number for number in numbers if number is not None]
+        stated = [number for number in numbers if number is not None]
         keys, what = (self.times_s, "numbers in names") if self._is_counted else (self.lines, "numbers of lines")
-        if not self._is_counted and found and min(found) == 1 and max(found) == len(keys):
+        if not self._is_counted and stated and min(stated) == 1 and max(stated) == len(keys):
             keys, what = keys + 1, "numbers of lines from 1"
         row = {int(key): index for index, key in enumerate(keys)}
         rows = [None if number is None else row.get(number) for number in numbers]
@@ -88,7 +88,7 @@ class Trajectory:
 
 
 def read_trajectory(path: Path) -> Trajectory:
-    """Lines `timestamp tx ty tz qx qy qz qw`, camera to world; ValueError with the reason when it is none."""
+    """Read lines `timestamp tx ty tz qx qy qz qw`, camera to world; ValueError with the reason if it is none."""
     try:
         lines = [line for line in path.read_text().splitlines() if line.partition("#")[0].strip()]
     except OSError as error:
@@ -97,7 +97,7 @@ def read_trajectory(path: Path) -> Trajectory:
     if rows.shape[1] != 8:
         raise ValueError(f"{rows.shape[1]} numbers a line; a trajectory has 8: time tx ty tz qx qy qz qw")
     if not np.isfinite(rows).all() or np.abs(np.linalg.norm(rows[:, 4:], axis=1) - 1).max() > 0.01:
-        raise ValueError("a line holds no quaternion of length 1 behind time and place")
+        raise ValueError("a line has no quaternion of length 1 after its time and position")
     order = np.argsort(rows[:, 0], kind="stable")
     rows = rows[order]
     poses = np.tile(np.eye(4), (len(rows), 1, 1))
@@ -107,8 +107,8 @@ def read_trajectory(path: Path) -> Trajectory:
 
 
 def _stamp(name: str) -> float | None:
-    """The time in seconds that a picture is named by: a decimal number, or so many digits that it is a clock's time in
-    milli-, micro- or nanoseconds."""
+    """The time in seconds in a picture's name: a decimal number, or as many digits as a Unix time in seconds, milli-,
+    micro- or nanoseconds has."""
     stem = PurePosixPath(name).stem
     if re.fullmatch(r"\d+\.\d+", stem):
         return float(stem)
@@ -117,5 +117,5 @@ def _stamp(name: str) -> float | None:
 
 def _number(name: str) -> int | None:
     """The last number in a picture's name."""
-    found = re.findall(r"\d+", PurePosixPath(name).stem)
-    return int(found[-1][-18:]) if found else None
+    numbers = re.findall(r"\d+", PurePosixPath(name).stem)
+    return int(numbers[-1][-18:]) if numbers else None

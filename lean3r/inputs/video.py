@@ -1,4 +1,4 @@
-"""Frames of a video: which to take, by how far its picture moves or as asked for, and their decoding one at a time."""
+"""Frames of a video: chosen by image motion or as stated, and decoded one at a time."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("lean3r")
 
-Skip = Literal["DEFAULT", "NONREF", "NONKEY"]  # which frames a decoder passes over
+Skip = Literal["DEFAULT", "NONREF", "NONKEY"]  # which frames the decoder skips
 MOTION_STEP = 0.12  # of the picture's longer side, between two frames
 WATCHED_FPS = 15  # frames a second whose motion is measured
-WATCHED_PIXELS = 4e9, 20e9  # in all frames: from there on, fewer are decoded for that (4e9: 64 s of 1080p at 30 fps)
-THREADS = 2  # decoder errors surface as many packets late, so no more of them
+WATCHED_PIXELS = 4e9, 20e9  # of all frames: above these, fewer are decoded (4e9: 64 s of 1080p at 30 fps)
+THREADS = 2  # decoder errors appear as many packets late as there are threads
 MAX_FRAME_PIXELS = 100_000_000
 # Demuxers of plain containers only: playlists and concat scripts could make FFmpeg open other files or addresses.
 CONTAINERS = "mov,matroska,avi,mpeg,mpegts,asf,flv,ogg,h264,hevc,mxf,dv,ivf"
@@ -36,8 +36,8 @@ EXIF_OF_TURN = {0: 1, 90: 8, 180: 3, 270: 6}  # counter-clockwise degrees -> the
 @dataclass(frozen=True)
 class Clip:
     """Chosen frames of one video. `frames` maps a frame's key to its view name, in display order; a key is the
-    presentation time in stream ticks, or the running number where the container states no times. `times_s` are the
-    seconds from the video's first frame by view name."""
+    presentation time in stream ticks, or the frame's number if the container states no times. `times_s` maps view
+    names to seconds from the video's first frame."""
 
     name: str
     open: Callable[[], BinaryIO]
@@ -47,7 +47,7 @@ class Clip:
 
 
 class Frame(NamedTuple):
-    """A frame at its full size, RGB, with square pixels, as it is stored: EXIF's `orientation` would turn it."""
+    """A frame at full size, RGB, with square pixels, as stored; `orientation` (EXIF) says how to turn it upright."""
 
     name: str
     image: Image
@@ -56,9 +56,9 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Film:
-    """A whole video as its packets tell it: the `keys` of its frames in display order, their `times_s` from the first
-    one, (width, height), `rate` frames a second, how many `packets` have pictures, and what is damaged in it, if
-    anything. Its frames are to be called `stem`_000000.png and so on."""
+    """A whole video, described by its packets: the `keys` of its frames in display order, their `times_s` from the
+    first one, (width, height), `rate` in frames a second, the number of `packets` with pictures, and any damage. Its
+    frames are called `stem`_000000.png and so on."""
 
     name: str
     stem: str
@@ -72,7 +72,7 @@ class Film:
     damage: str | None = None
 
     def clip(self, choice: FrameChoice) -> Clip:
-        """The frames of a choice: by the motion of the picture where it states none."""
+        """The frames of a choice; if it states none, they are chosen by image motion."""
         chosen = None
         if not choice.is_stated and len(self.keys) > DEFAULT_FRAMES[0]:
             chosen = self._by_motion(choice.max_views or DEFAULT_FRAMES[1])
@@ -91,7 +91,7 @@ class Film:
         return Clip(self.name, self.open, frames, self.timed, times_s)
 
     def _by_motion(self, most: int) -> list[int] | None:
-        """Indices of frames that show the scene with even overlap; None where the motion cannot be measured."""
+        """Indices of frames with even overlap; None if the motion cannot be measured."""
         if self.motion is None or not self.motion[1].is_known:
             return None
         seen, motion = self.motion
@@ -101,9 +101,9 @@ class Film:
 
     @cached_property
     def motion(self) -> tuple[list[int], Motion] | None:
-        """Keys of frames (15 a second) and how far the picture moves between them; None where nothing is decoded.
+        """Keys of frames (15 a second) and the image motion between them; None if nothing can be decoded.
 
-        Long videos are watched by frames that others refer to alone, very long ones by key frames.
+        For long videos only reference frames are decoded, for very long ones only key frames.
         """
         from av.error import FFmpegError
 
@@ -111,11 +111,11 @@ class Film:
         pixels = self.packets * self.size[0] * self.size[1]
         skip: Skip = "DEFAULT" if pixels < WATCHED_PIXELS[0] else "NONREF" if pixels < WATCHED_PIXELS[1] else "NONKEY"
         if skip == "NONKEY":
-            logger.info("%s is long: its motion is measured on key frames alone", self.name)
+            logger.info("%s is long: its motion is measured on key frames only", self.name)
         keys: list[int] = []
 
         def frames() -> Iterator[np.ndarray]:
-            for number, (key, frame, _) in enumerate(_decoded(self.open, self.name, self.timed, skip)):
+            for number, (key, frame, _) in enumerate(_decode(self.open, self.name, self.timed, skip)):
                 if key is not None and not frame.is_corrupt and (skip == "NONKEY" or number % every == 0):
                     width, height = small_size(frame.width, frame.height)
                     grey = frame.reformat(width, height, "gray").to_ndarray()
@@ -131,7 +131,7 @@ class Film:
 
 
 def scan(name: str, stem: str, opener: Callable[[], BinaryIO]) -> Film:
-    """Read the packet headers of a video; InputError with the reason when it has no frame."""
+    """Read the packet headers of a video; InputError with the reason if it has no frame."""
     ticks: list[int | None] = []
     sound = damaged = 0
     with opener() as file, _open_container(file, name) as container:
@@ -148,7 +148,7 @@ def scan(name: str, stem: str, opener: Callable[[], BinaryIO]) -> Film:
     if not ticks:
         raise InputError(f"no frames in {name}: its video stream is empty")
     total = max(announced, sound + damaged)
-    damage = f"incomplete video: {sound} of {total} frames can be read and are used" if sound < total else None
+    damage = f"incomplete video: only {sound} of {total} frames can be read; those are used" if sound < total else None
     timed = None not in ticks
     keys = sorted({t for t in ticks if t is not None}) if timed else list(range(len(ticks)))
     times_s = [(k - keys[0]) * tick_s if timed else k / rate for k in keys]
@@ -158,15 +158,15 @@ def scan(name: str, stem: str, opener: Callable[[], BinaryIO]) -> Film:
 def read_frames(clip: Clip) -> Iterator[Frame]:
     """Decode the chosen frames of a clip.
 
-    One frame is held at a time. After a damaged packet decoding goes on at the next key frame; the caller sees
-    the gap by the names that did not come. (The one or two frames that a decoder thread had begun by then may
-    be patched up by the decoder; a file cut short is no such case, its last packet is known to be incomplete.)
+    One frame is held at a time. After a damaged packet, decoding resumes at the next key frame; the caller sees the gap
+    by the missing names. (The decoder may conceal the damage in one or two frames that were in progress; in a truncated
+    file it does not, since the last packet is known to be incomplete.)
     """
     from av.error import FFmpegError
 
-    wanted = dict(clip.frames)
-    for key, frame, aspect in _decoded(clip.open, clip.name, clip.timed):
-        name = None if key is None else wanted.pop(key, None)
+    pending = dict(clip.frames)
+    for key, frame, aspect in _decode(clip.open, clip.name, clip.timed):
+        name = None if key is None else pending.pop(key, None)
         if name is not None and not frame.is_corrupt:
             orientation = EXIF_OF_TURN[round(frame.rotation / 90) * 90 % 360]
             try:
@@ -174,14 +174,14 @@ def read_frames(clip: Clip) -> Iterator[Frame]:
             except (FFmpegError, ValueError) as error:
                 raise InputError(f"frames of {clip.name} cannot be converted to pictures ({error})") from error
             yield Frame(name, picture, orientation)
-        if not wanted:
+        if not pending:
             return
 
 
-def _decoded(
+def _decode(
     opener: Callable[[], BinaryIO], name: str, timed: bool, skip: Skip = "DEFAULT"
 ) -> Iterator[tuple[int | None, VideoFrame, float]]:
-    """The frames of a video one at a time, with their keys and how many times as wide as high their pixels are."""
+    """Decode the frames of a video one at a time, with their keys and the aspect ratio of their pixels."""
     from av.error import FFmpegError
 
     with opener() as file, _open_container(file, name) as container:
@@ -207,18 +207,18 @@ def _decoded(
 
 
 def _pictures_of(container: InputContainer, name: str) -> VideoStream:
-    """The first video stream; InputError where there is none, or none that can be decoded to pictures of a size."""
+    """The first video stream; InputError if there is none, or it cannot be decoded, or is too large."""
     if not container.streams.video:
         raise InputError(f"no frames in {name}: it has no video stream")
     stream = container.streams.video[0]
     if stream.codec_context is None:
-        raise InputError(f"no frames in {name}: no decoder knows its codec; convert it to H.264 in .mp4")
+        raise InputError(f"no frames in {name}: its codec is unknown; convert it to H.264 in .mp4")
     _square(stream.width, stream.height, float(stream.sample_aspect_ratio or 1), name)
     return stream
 
 
 def _square(width: int, height: int, aspect: float, name: str) -> int:
-    """The width of a frame with square pixels, of one whose pixels are `aspect` times as wide as high."""
+    """The width in square pixels of a frame whose pixels are `aspect` times as wide as high."""
     shown = max(1, round(width * aspect))
     if max(width, shown) * height > MAX_FRAME_PIXELS:
         raise InputError(
@@ -229,7 +229,7 @@ def _square(width: int, height: int, aspect: float, name: str) -> int:
 
 
 def _packets(container: InputContainer, stream: VideoStream, name: str) -> Iterator[Packet]:
-    """Packets until the end, or until the file is damaged so that no more can be found."""
+    """Packets until the end, or until damage hides the rest."""
     from av.error import FFmpegError
 
     try:

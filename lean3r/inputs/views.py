@@ -1,7 +1,7 @@
-"""Pictures -> network input: decode, turn upright, scale and crop, pad, and remember how pixels map back.
+"""Pictures -> network input: decode, turn upright, scale and crop, pad, and record how pixels map back.
 
-Colours are taken as stored, without ICC conversion; transparency is composed on white; 16-bit values are divided
-by 257; of animations and multi-page files the first picture is used, and the log says so.
+Colours are taken as stored, without ICC conversion; transparency is composited on white; 16-bit values are divided by
+257; for animations and multi-page files the first picture is used, with a warning.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from lean3r.errors import InputError, UsageError
-from lean3r.inputs.decoding import TURNS, check_pixels, eight_bit, exif, is_large, on_white, opened, plain
+from lean3r.inputs.decoding import TURNS, check_pixels, eight_bit, exif, is_large, on_white, open_image, plain
 from lean3r.inputs.video import Clip, Frame
 from lean3r.types import Source, Views
 
@@ -49,9 +49,9 @@ def network_size(width: int, height: int, resolution: int, patch: int) -> tuple[
     """
     target = (resolution / patch) ** 2
     if resolution < 3 * patch:
-        raise UsageError(f"resolution {resolution} is too small: at least {3 * patch} (3 patches of {patch}) is needed")
+        raise UsageError(f"resolution {resolution} is too small; expected at least {3 * patch} (3 patches of {patch})")
     if resolution > MAX_RESOLUTION:
-        raise UsageError(f"resolution {resolution} is too large: at most {MAX_RESOLUTION} is possible")
+        raise UsageError(f"resolution {resolution} is too large; expected at most {MAX_RESOLUTION}")
 
     def cost(grid: tuple[int, int]) -> tuple[bool, float]:
         cols, rows = grid
@@ -67,9 +67,9 @@ def network_size(width: int, height: int, resolution: int, patch: int) -> tuple[
 
 
 def assemble(pictures: Sequence[Picture], patch: int) -> Views:
-    """Stack pictures of S sizes into images [1, S, 3, H, W], padded by whole patches, as evenly as they allow.
+    """Stack pictures of S sizes into images [1, S, 3, H, W], padded by whole patches as evenly as possible.
 
-    The odd patch goes to the bottom and to the right. Sources are moved along; the mask is None without padding.
+    The odd patch goes to the bottom and to the right. Sources are shifted with it; the mask is None without padding.
     """
     height = max(p.pixels.shape[0] for p in pictures)
     width = max(p.pixels.shape[1] for p in pictures)
@@ -89,21 +89,21 @@ def assemble(pictures: Sequence[Picture], patch: int) -> Views:
 
 
 def decode_picture(file: BinaryIO, name: str, *, resolution: int, patch: int) -> Picture:
-    """Decode one picture file, whatever its suffix, at the size the network wants.
+    """Decode one picture file, whatever its suffix, at the network's size.
 
     Raises InputError whose message is the reason, without the name.
     """
-    with opened(file) as image:
+    with open_image(file) as image:
         return _read(image, name, resolution, patch)
 
 
 def decode_whole(file: BinaryIO, name: str, side: int) -> Image.Image:
-    """Decode one picture file, upright, RGB, uncut; `side` is the least its longer side may be shrunk to on the way.
+    """Decode one picture file, upright, RGB, uncropped; its longer side has at least `side` pixels, if it had them.
 
-    It comes at its own size, or at a half, a quarter or an eighth of that (rounded up to whole pixels) where the
-    format decodes so for less. Raises InputError whose message is the reason, without the name.
+    It comes at its own size, or at a half, a quarter or an eighth of that (rounded up to whole pixels) if the format
+    decodes faster so. Raises InputError whose message is the reason, without the name.
     """
-    with opened(file) as image:
+    with open_image(file) as image:
         orientation, _ = exif(image, name)
         share = min(1.0, side / max(image.size))
         if not image.draft(None, (math.ceil(share * image.width), math.ceil(share * image.height))) and is_large(image):
@@ -114,19 +114,19 @@ def decode_whole(file: BinaryIO, name: str, side: int) -> Image.Image:
 
 
 def _read(image: Image.Image, name: str, resolution: int, patch: int) -> Picture:
-    """From an opened, still undecoded image to a Picture."""
+    """From an open, still undecoded image to a Picture."""
     orientation, focal_35mm = exif(image, name)
     stored_width, stored_height = image.size
     is_turned = orientation >= 5
     width, height = (stored_height, stored_width) if is_turned else (stored_width, stored_height)
     check_shape(width, height)
     if image.format in ("GIF", "WEBP", "TIFF", "PNG", "AVIF") and getattr(image, "is_animated", False):
-        logger.warning("%s holds several pictures; the first one is used", name)
+        logger.warning("%s holds several pictures; only the first is used", name)
         image.seek(0)
 
-    # JPEG decodes at 1/2, 1/4 or 1/8 almost for free; twice the wanted size leaves the quality to the resize.
-    wanted = network_size(width, height, resolution, patch)
-    cover = max(wanted[0] / width, wanted[1] / height)
+    # JPEG decodes at 1/2, 1/4 or 1/8 almost for free; at twice the target size, resizing decides the quality.
+    target = network_size(width, height, resolution, patch)
+    cover = max(target[0] / width, target[1] / height)
     drafted = image.draft(None, (math.ceil(2 * cover * stored_width), math.ceil(2 * cover * stored_height)))
     # A side that the fraction does not divide ends in a part of a pixel: image.size would be a little too large.
     shrink = drafted[1][2] / stored_width if drafted else 1.0
@@ -140,7 +140,7 @@ def _read(image: Image.Image, name: str, resolution: int, patch: int) -> Picture
 
 
 def _shrunk_by(share: float) -> int:
-    """8, 4, 2 or 1: how many times smaller a picture may come whose sides are wanted at `share` or more."""
+    """8, 4, 2 or 1: by how much a picture may shrink if at least `share` of its side length is needed."""
     return next(factor for factor in (8, 4, 2, 1) if factor * share <= 1 or factor == 1)
 
 
@@ -157,7 +157,7 @@ def fit(
     scale = min(width / columns, height / rows)
     transform = (scale, scale, (width - columns * scale) / 2, (height - rows * scale) / 2)
 
-    # A centred crop commutes with turning: cut and shrink as stored, turn the small result.
+    # A centred crop commutes with rotation: crop and shrink as stored, turn the small result.
     if orientation >= 5:
         width, height, columns, rows = height, width, rows, columns
     centre_x, centre_y, half_x, half_y = width / 2, height / 2, columns * scale / 2, rows * scale / 2
@@ -174,16 +174,16 @@ def fit(
 
 
 def check_shape(width: int, height: int) -> None:
-    """Raise InputError with the reason if a picture of this size is of no use."""
+    """Raise InputError with the reason if a picture of this size is unusable."""
     if min(width, height) < MIN_SIDE:
-        raise InputError(f"too small: {width}x{height} pixels, at least {MIN_SIDE} on each side are needed")
+        raise InputError(f"too small: {width}x{height} pixels; each side needs at least {MIN_SIDE}")
     if max(width, height) > MAX_ASPECT * min(width, height):
         ratio = max(width, height) / min(width, height)
         raise InputError(f"too elongated: {width}x{height} is {ratio:.1f}:1, at most {MAX_ASPECT:g}:1; crop it")
 
 
 def decode_frame(frame: Frame, clip: Clip, resolution: int, patch: int) -> Picture:
-    """The network's picture of a frame of a video; InputError whose message is the reason where it is of no use."""
+    """The network's picture of a video frame; InputError whose message is the reason if it is unusable."""
     name, image, orientation = frame
     check_pixels(image.size)
     size = (image.height, image.width) if orientation >= 5 else image.size

@@ -1,9 +1,9 @@
-"""Let pycolmap be imported first: give the system's zlib its own functions back.
+"""If pycolmap was imported first: give the system's zlib its own functions back.
 
-pycolmap's library holds a zlib of its own and exports it. Where it is the first to load the system's libz.so.1 (as a
-dependency), the dynamic linker looks up what libz calls inside itself in pycolmap first, and binds half of libz to the
-other copy. Whatever compresses next - a PNG, an npz - mixes the two and the process aborts. Here the slots of libz's
-table of functions that point into pycolmap are set to the functions of the same name in libz. Linux, 64 bit (glibc).
+pycolmap's library holds a zlib of its own and exports it. If it is the first to load the system's libz.so.1 (as a
+dependency), the dynamic linker resolves libz's internal calls in pycolmap first, and binds half of libz to the other
+copy. The next compression - a PNG, an npz - mixes the two, and the process aborts. Here the slots of libz's function
+table that point into pycolmap are set to the functions of the same name in libz. Linux, 64 bit (glibc).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class _LinkMap(ctypes.Structure):
     _fields_ = (("base", ctypes.c_uint64), ("name", ctypes.c_char_p), ("dynamic", ctypes.c_uint64))
 
 
-class _Found(ctypes.Structure):
-    """What dladdr says of an address."""
+class _Symbolic(ctypes.Structure):
+    """dladdr's description of an address (Dl_info)."""
 
     _fields_ = (("file", ctypes.c_char_p), ("base", ctypes.c_void_p), ("name", ctypes.c_char_p),
                 ("at", ctypes.c_void_p))  # fmt: skip
 
 
 class _Relocation(ctypes.Structure):
-    """A slot that the linker filled: Elf64_Rela."""
+    """A slot that the linker fills: Elf64_Rela."""
 
     _fields_ = (("offset", ctypes.c_uint64), ("kind", ctypes.c_uint32), ("symbol", ctypes.c_uint32),
                 ("addend", ctypes.c_int64))  # fmt: skip
@@ -48,7 +48,7 @@ class _Symbol(ctypes.Structure):
 
 
 def repair() -> int:
-    """How many functions of the loaded libz pointed into pycolmap, and now point to libz again; 0 where it is sound."""
+    """Repair the loaded libz; returns how many of its functions pointed into pycolmap (0: it was intact)."""
     try:
         library = ctypes.CDLL(LIBRARY, mode=os.RTLD_NOW | os.RTLD_NOLOAD)
     except OSError:
@@ -59,9 +59,9 @@ def repair() -> int:
         return 0
     base, count = place.contents.base, 0
     for slot, address in _own_functions(base, place.contents.dynamic):
-        found = _Found()
+        symbol = _Symbolic()
         at = ctypes.c_uint64.from_address(slot)
-        if system.dladdr(ctypes.c_void_p(at.value), ctypes.byref(found)) and FOREIGN in (found.file or b""):
+        if system.dladdr(ctypes.c_void_p(at.value), ctypes.byref(symbol)) and FOREIGN in (symbol.file or b""):
             _make_writable(system, slot)
             at.value = address
             count += 1
@@ -69,7 +69,7 @@ def repair() -> int:
 
 
 def _own_functions(base: int, dynamic: int) -> Iterator[tuple[int, int]]:
-    """(address of the slot, of the function) for all that a library calls by its table and defines itself."""
+    """(address of the slot, of the function) of every function that a library calls by its table and defines itself."""
     tags: dict[int, int] = {}
     while (tag := ctypes.c_uint64.from_address(dynamic).value) != 0:
         value = ctypes.c_uint64.from_address(dynamic + 8).value
@@ -88,4 +88,4 @@ def _make_writable(system: ctypes.CDLL, slot: int) -> None:
     page = slot // mmap.PAGESIZE * mmap.PAGESIZE
     rights = mmap.PROT_READ | mmap.PROT_WRITE
     if system.mprotect(ctypes.c_void_p(page), ctypes.c_size_t(mmap.PAGESIZE), rights):
-        raise ImportError("pycolmap was imported first, and zlib cannot be repaired. Put `import lean3r` before it.")
+        raise ImportError("pycolmap was imported first, and zlib cannot be repaired. Import lean3r before pycolmap.")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lean3r.models.base import Backbone
-from lean3r.options import Options, recorded
+from lean3r.options import Options, as_record
 from lean3r.pipeline.budget import Fit
 from lean3r.pipeline.predict import device_name
 from lean3r.processes import peak_memory_mb
@@ -33,7 +33,7 @@ def record_of(
         "plan": None if plan is None else plan.name,
         "loops": model.loops,
         "dtype": str(origin.dtype).removeprefix("torch."),
-        **recorded(*options),
+        **as_record(*options),
         "memory": None if fit is None else fit.budget.as_dict(),
         "refine": {
             "when": refine.when,

@@ -56,7 +56,7 @@ def write_masks(masks: Masks, sources: Sequence[Source], side: int, files: list[
         file.parent.mkdir(parents=True, exist_ok=True)
         scale = scale_of(source, side)
         size = size_of(source, scale)
-        counts = masks.resized(source, (0, 0, size[0] / scale, size[1] / scale), size)
+        counts = masks.resample(source, (0, 0, size[0] / scale, size[1] / scale), size)
         Image.fromarray(counts.astype(np.uint8) * 255).save(file)
 
 

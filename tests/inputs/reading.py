@@ -10,7 +10,7 @@ import av
 import numpy as np
 
 from lean3r.inputs.frames import FrameChoice
-from lean3r.inputs.listing import Found, find_pictures
+from lean3r.inputs.listing import Selection, find_pictures
 from lean3r.inputs.pictures import Pictures
 from lean3r.types import Views
 
@@ -31,7 +31,7 @@ def load_views(
     return Read(views, pictures.skipped)
 
 
-def choose(inputs: list[Path], **choice: Any) -> Found:
+def choose(inputs: list[Path], **choice: Any) -> Selection:
     """The pictures and frames that are chosen, undecoded."""
     frames = FrameChoice(**choice)
     return find_pictures(inputs).choose(frames)

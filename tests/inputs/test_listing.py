@@ -70,7 +70,7 @@ def test_folder_of_images_folder(tmp_path: Path) -> None:
 
 def test_empty_folder_and_missing_paths_are_named(tmp_path: Path) -> None:
     picture(tmp_path / "deep" / "er" / "x.png")
-    with pytest.raises(InputError, match=r"no images found in .*deep: looked for \.jpg .* folders \(er\)"):
+    with pytest.raises(InputError, match=r"no images found in .*deep: looked for \.jpg .* subfolders \(er\)"):
         choose([tmp_path / "deep"])
     with pytest.raises(InputError, match=r"no such file or folder: .*absent\.jpg"):
         choose([tmp_path / "absent.jpg"])
@@ -139,7 +139,7 @@ def test_zip_is_read_in_memory_and_kept_inside(tmp_path: Path) -> None:
         archive.writestr("readme.txt", "x")
     loaded = load_views(box / "photos.zip", **SIZE)
     assert [s.name for s in loaded.views.sources] == ["a/1.png", "9.png", "10.png", "b/1.png"]
-    assert len(loaded.skipped) == 4 and all("leads out of photos.zip" in reason for _, reason in loaded.skipped)
+    assert len(loaded.skipped) == 4 and all("points outside photos.zip" in reason for _, reason in loaded.skipped)
     assert [p.name for p in tmp_path.rglob("*")] == ["box", "photos.zip"]
 
 
@@ -200,7 +200,7 @@ def test_video_options(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     picture(tmp_path / "a.png")
     with caplog.at_level(logging.WARNING, "lean3r"):
         assert names(tmp_path, fps=2) == ["a.png"]
-    assert "there is none in the input" in caplog.text
+    assert "no input is a video" in caplog.text
 
 
 def test_default_number_of_frames() -> None:

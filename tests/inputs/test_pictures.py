@@ -78,17 +78,17 @@ def test_one_grey_or_transparent_picture_and_its_exif_will_do(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (7, "given as int"),
-        ([noise(), None], "given as NoneType"),
+        (7, "got int as the pictures"),
+        ([noise(), None], "got NoneType as a picture"),
         ([IMAGE, IMAGE], "one PIL image is given twice"),
         (torch.rand(3, 90, 120, device="meta"), "cannot be read"),
         (torch.rand(3, 90, 120).to_sparse(), "cannot be read"),
-        (np.zeros((3, 90, 120), np.uint8), r"shape \(3, 90, 120\) is no picture; expected"),
-        (torch.zeros(90, 120, 3), r"a tensor of shape \(90, 120, 3\) is no picture"),
-        (torch.zeros(1, 2, 3, 90, 120), "is no picture"),
-        (np.zeros((0, 90, 120, 3), np.uint8), "is no picture"),
-        (noise().astype(np.float32), "floats from 0 to 255; expected 0 to 1"),
-        (np.full((90, 120, 3), np.nan), "floats from nan to nan"),
+        (np.zeros((3, 90, 120), np.uint8), r"shape \(3, 90, 120\) is not a picture; expected"),
+        (torch.zeros(90, 120, 3), r"a tensor of shape \(90, 120, 3\) is not a picture"),
+        (torch.zeros(1, 2, 3, 90, 120), "is not a picture"),
+        (np.zeros((0, 90, 120, 3), np.uint8), "is not a picture"),
+        (noise().astype(np.float32), "run from 0 to 255; expected 0 to 1"),
+        (np.full((90, 120, 3), np.nan), "run from nan to nan"),
         (noise().astype(np.int64), "type int64; expected uint8"),
         (np.zeros((4, 120, 3), np.uint8), "too small: 120x4"),
         (Image.fromarray(noise()[..., 0].astype(np.float32)), "floating-point pixels"),
@@ -120,8 +120,8 @@ def test_nothing_is_listed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_video_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = write_video(tmp_path / "clip.mp4", [noise(index, 96, 128) for index in range(12)])
     calls = Counter[str]()
-    decoded = video._decoded
-    monkeypatch.setattr(video, "_decoded", lambda *a, **k: (calls.update(["decoded"]), decoded(*a, **k))[1])
+    decoded = video._decode
+    monkeypatch.setattr(video, "_decode", lambda *a, **k: (calls.update(["decoded"]), decoded(*a, **k))[1])
     pictures = Pictures(clip, FrameChoice(every=3))
     views = pictures.views(**SIZE)
     again = dict(pictures.read(pictures.names, 10**6))
@@ -169,7 +169,7 @@ def test_masks_belong_to_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         Pictures(noise(), masks=tmp_path / "absent")
     with caplog.at_level(logging.WARNING, "lean3r"):
         assert Pictures(noise(), FrameChoice(fps=2)).names == ("picture_0000.png",)
-    assert "there is none in the input" in caplog.text and module.DECODERS >= 1
+    assert "no input is a video" in caplog.text and module.DECODERS >= 1
 
 
 def test_what_else_is_a_path_is_one(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def test_first_page_is_used_with_a_note(caplog: pytest.LogCaptureFixture) -> Non
     pages = [Image.new("RGB", (60, 40), colour) for colour in ("red", "blue")]
     with caplog.at_level(logging.WARNING, "lean3r"):
         assert (decoded(encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])) == (255, 0, 0)).all()
-    assert "the first one is used" in caplog.text
+    assert "only the first is used" in caplog.text
 
 
 def test_one_size_has_no_mask(tmp_path: Path) -> None:

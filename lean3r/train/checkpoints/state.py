@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lean3r.errors import LeanError, UsageError
-from lean3r.scratch import locked
+from lean3r.scratch import try_lock
 from lean3r.train.checkpoints.disk import remove, require_space, tensor_bytes, write_atomically
 from lean3r.train.checkpoints.shards import RunState, damage, read_shards
 
@@ -37,7 +37,7 @@ def lock_folder(folder: Path, patience_s: float = 60.0) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + patience_s
     with open(folder / ".lock", "w") as file:
-        while locked(file) is False:
+        while try_lock(file) is False:
             if time.monotonic() > deadline:
                 raise UsageError(f"another run writes to '{folder}'; stop it or choose another folder")
             time.sleep(0.2)
