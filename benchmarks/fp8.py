@@ -140,7 +140,7 @@ def check(folder: Path) -> dict[str, str]:
         for name, module in prepared.named_modules():
             if isinstance(module, Rounded):
                 coded = converted[name]
-                assert isinstance(coded, Coded) and torch.equal(coded.dequantized(), module.rounded_weight()), name
+                assert isinstance(coded, Coded) and torch.equal(coded.dequantize(), module.round_weight()), name
     print("check: the same numbers by every way", flush=True)
     return {"stored, read and converted": "equal", "operands of prepared and converted": "equal"}
 

@@ -1,4 +1,4 @@
-"""The contract of a mechanism: it sees one call's projections and the layout of its tokens, nothing else."""
+"""The contract of a mechanism: it sees the projections of one call and the layout of its tokens, nothing else."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from lean3r.types import TokenLayout
 class Projected:
     """One attention call before any mixing.
 
-    x [B, N, C] is the block's normalised input; q, k, v [B, H, N, D] come before norm and rotation, so that
-    a mechanism may pool them first; finish(q, k) applies both, and finish(q, k, positions) does so for pooled
-    tokens at rows and columns positions [n, 2], or [n / m, 2] where m views repeat them. key_mask [B, N] is False
-    on padding, None when every token counts. positions [T, 2] float, or [N, 2], are the rows and columns that
-    finish(q, k) rotates by, in the order of the tokens; None where nothing is rotated.
+    x [B, N, C] is the normalised input of the block. q, k and v [B, H, N, D] are taken before norm and rotation, so
+    that a mechanism may pool them first. finish(q, k) applies both; finish(q, k, positions) does so for pooled tokens
+    at the rows and columns positions [n, 2], or [n / m, 2] if m views repeat them. key_mask [B, N] is False on
+    padding, None if there is none. positions [T, 2] float, or [N, 2], are the rows and columns that finish(q, k)
+    rotates by, in the order of the tokens; None without rotation.
     """
 
     x: Tensor
@@ -35,12 +35,12 @@ class Projected:
 class Mechanism(nn.Module):
     """Base of all mechanisms: forward(projected, layout) -> [B, H, N, D].
 
-    `window` is the side of the windows in whose order a mechanism would have its tokens, None where any order
-    will do; the trunk grants it. A mechanism works on every layout that it is handed.
+    `window` asks the trunk to order tokens by windows of this side; None if any order will do. A mechanism must work on
+    every layout.
 
-    Two lists of settings say how to try it. With `COMPLETE` ones it leaves nothing out, so that it equals dense
-    attention; there are none where it always leaves something out. With `SMALL` ones it does on some twenty tokens
-    what it is for; with the first of them, how much it computes depends on shapes alone.
+    Two lists of settings are for tests. With `COMPLETE` settings nothing is left out and the result equals dense
+    attention; the list is empty if something is always left out. `SMALL` settings have an effect on as few as twenty
+    tokens; with the first of them, the amount of computation depends on shapes alone.
     """
 
     COMPLETE: ClassVar[Sequence[Mapping[str, object]]] = ()
@@ -48,11 +48,11 @@ class Mechanism(nn.Module):
     window: int | None = None
 
     def unsupported(self, head_dim: int) -> str | None:
-        """What its Triton kernels have against heads of so many channels; None when they take them, or it has none."""
+        """Why its Triton kernels cannot run with this many channels a head; None if they can, or if it has none."""
         return None
 
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
-        """Mix values over tokens; subclasses say how. Padding never attends and is never attended to."""
+        """Mix values over tokens; subclasses define how. Padding never attends and is never attended to."""
         raise TypeError(f"{type(self).__name__} defines no forward")
 
 
@@ -60,9 +60,9 @@ class Mechanism(nn.Module):
 class Record:
     """What one call of a mechanism reported: `values` by name, tensors detached.
 
-    Names that readers understand: "density", the share of (query, key) pairs attended to, a number, a scalar or
-    [B, H]; "blocks" [B, H, query blocks, K], key blocks that each query block attends to, -1 where there is none;
-    "gate" [B, ...], weights between two branches. Others are free.
+    Reserved names: "density", the share of (query, key) pairs attended to, a number, a scalar or [B, H]; "blocks"
+    [B, H, query blocks, K], the key blocks that each query block attends to, -1 for none; "gate" [B, ...], weights
+    between two branches. Other names are free.
     """
 
     mechanism: Mechanism
@@ -71,32 +71,32 @@ class Record:
 
     @property
     def density(self) -> float | None:
-        """Mean share of pairs attended to; None where the mechanism did not say."""
-        found = self.values.get("density")
-        if isinstance(found, Tensor):
-            return float(found.float().mean())
-        return float(found) if isinstance(found, int | float) else None
+        """Mean share of pairs attended to; None if the mechanism did not report it."""
+        density = self.values.get("density")
+        if isinstance(density, Tensor):
+            return float(density.float().mean())
+        return float(density) if isinstance(density, int | float) else None
 
 
 _logs: list[list[Record]] = []
 
 
 def record(mechanism: Mechanism, layout: TokenLayout, **values: object) -> None:
-    """Report what a call did to whoever is recording; nobody, by default, and then this does nothing.
+    """Report values of a call to the innermost `recording`; do nothing if there is none.
 
-    A value that costs something is given as a function without arguments, called only when somebody records.
+    Pass a value that is costly to compute as a function without arguments: it is called only while recording.
     """
     if _logs:
-        found = {name: value() if callable(value) else value for name, value in values.items()}
-        found = {name: value.detach() if isinstance(value, Tensor) else value for name, value in found.items()}
-        _logs[-1].append(Record(mechanism, layout, found))
+        computed = {name: value() if callable(value) else value for name, value in values.items()}
+        detached = {name: value.detach() if isinstance(value, Tensor) else value for name, value in computed.items()}
+        _logs[-1].append(Record(mechanism, layout, detached))
 
 
 @contextmanager
 def recording() -> Iterator[list[Record]]:
-    """The records of every mechanism that runs inside, in order; the innermost of nested recordings gets them.
+    """Collect the records of every mechanism that runs inside, in order; of nested recordings the innermost gets them.
 
-    Records hold their tensors until the list goes. One recording at a time in a process with several threads.
+    Records keep their tensors alive. Not safe for several threads at once.
     """
     log: list[Record] = []
     _logs.append(log)

@@ -1,4 +1,4 @@
-"""Training-free block-sparse attention as in block-sparse VGGT: pooled scores say which key blocks are read."""
+"""Training-free block-sparse attention as in block-sparse VGGT: pooled scores choose the key blocks."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lean3r.attention.base import Mechanism, Projected, record
-from lean3r.attention.blocks import attend_chosen, block_scores, count_blocks, filled, filled_mask, pooled
+from lean3r.attention.blocks import attend_chosen, block_scores, count_blocks, pad_mask, pad_to_blocks, pool_blocks
 from lean3r.attention.dense import softmax_attention
-from lean3r.attention.settings import check_count, check_share, shown
+from lean3r.attention.settings import check_count, check_share, format_settings
 from lean3r.attention.tokens import marks_of, rows_of, table, view_count, without_padding
 from lean3r.errors import UsageError
 from lean3r.ops.block_sparse import KeyValues, check_kv, unsupported
@@ -19,13 +19,13 @@ from lean3r.ops.repeats import number
 from lean3r.types import TokenLayout
 
 Pool = Literal["avg", "max"]
-SLACK = 1e-5  # on the cumulative threshold, as the release has it
+SLACK = 1e-5  # on the cumulative threshold, as in the release
 
 
-def how_many(prob: Tensor, sparsity: float | None, threshold: float | None) -> Tensor:
-    """Key blocks to keep of each row of prob [..., m], sorted in descending order: [...] int64, at least 1.
+def count_kept(prob: Tensor, sparsity: float | None, threshold: float | None) -> Tensor:
+    """Number of key blocks to keep in each row of prob [..., m], sorted in descending order: [...] int64, at least 1.
 
-    `threshold` keeps the blocks whose cumulative probability does not pass it; `sparsity` s keeps floor(m (1 - s));
+    `threshold` keeps the blocks whose cumulative probability does not exceed it, `sparsity` s keeps floor(m (1 - s));
     with both, the larger number counts.
     """
     kept = torch.ones(prob.shape[:-1], dtype=torch.int64, device=prob.device)
@@ -37,12 +37,12 @@ def how_many(prob: Tensor, sparsity: float | None, threshold: float | None) -> T
 
 
 def choose_blocks(prob: Tensor, sparsity: float | None, threshold: float | None, extra: int) -> Tensor:
-    """Chosen key blocks [..., K] int32 of rows of prob [..., m], most probable first, -1 where a row has fewer.
+    """Choose key blocks [..., K] int32 by rows of prob [..., m], most probable first; -1 fills up shorter rows.
 
-    The `extra` blocks m .. m + extra - 1 that follow the scored ones are in every list.
+    The `extra` blocks m .. m + extra - 1 after the scored ones are in every list.
     """
     values, order = prob.sort(dim=-1, descending=True, stable=True)
-    kept = how_many(values, sparsity, threshold)
+    kept = count_kept(values, sparsity, threshold)
     width = max(1, 0 if sparsity is None else int(prob.shape[-1] * (1 - sparsity)))
     if threshold is not None:  # while costs are counted, as many as of equally probable blocks
         width = number(kept.max(), max(width, int(prob.shape[-1] * threshold)))
@@ -61,13 +61,13 @@ def patches_first(layout: TokenLayout) -> Tensor:
 class BlockSparse(Mechanism):
     """Block-sparse VGGT: patches attend to the key blocks that the softmax of pooled scores favours.
 
-    Patches of all views, one after another, are pooled by `query_block` and `key_block` (`pool` "avg" or "max");
+    Patches of all views, one view after another, are pooled by `query_block` and `key_block` (`pool` "avg" or "max").
     `sparsity` s keeps floor(m (1 - s)) of m key blocks, `threshold` t the most probable ones up to cumulative
-    probability t, both together the larger number, always one at least. Special tokens follow the patches as keys:
-    those that fill the last block of patches are chosen with it, the others always; as queries they see everything.
-    `window` asks the trunk for an order in which blocks are compact. sparsity 0 is dense attention. The choice is
-    quadratic in blocks, in bounded memory. The release's int8 keys are not imitated; kv "fp8" rounds keys and values
-    of the patches' attention to E4M3, a scale a block.
+    probability t; with both, the larger number counts; at least one block is kept. Special tokens follow the patches
+    as keys: those in the last block of patches are chosen with it, the others always. As queries they attend to
+    everything. `window` asks the trunk for an order in which blocks are compact. sparsity 0 is dense attention.
+    Choosing is quadratic in the number of blocks, in bounded memory. The release's int8 keys are not reproduced;
+    kv "fp8" rounds keys and values of the patches' attention to E4M3, one scale a block.
 
     Source: block-sparse VGGT.
     Time: (1 − sparsity) · N².
@@ -94,9 +94,9 @@ class BlockSparse(Mechanism):
     ):
         super().__init__()
         if sparsity is None and threshold is None:
-            raise UsageError("say how many blocks to keep: sparsity, threshold or both; got neither")
+            raise UsageError("got neither sparsity nor threshold; expected one or both of them")
         if pool not in ("avg", "max"):
-            raise UsageError(f"pool is 'avg' or 'max', got {pool!r}")
+            raise UsageError(f"pool is {pool!r}; expected 'avg' or 'max'")
         self.sparsity = None if sparsity is None else check_share("sparsity", sparsity)
         self.threshold = None if threshold is None else check_share("threshold", threshold)
         self.pool: Pool = pool
@@ -109,7 +109,7 @@ class BlockSparse(Mechanism):
     def extra_repr(self) -> str:
         """Shown by repr(model)."""
         names = ("sparsity", "threshold", "pool", "query_block", "key_block", "window", "kv", "implementation")
-        return shown(self, *names)
+        return format_settings(self, *names)
 
     def unsupported(self, head_dim: int) -> str | None:
         """See Mechanism."""
@@ -135,14 +135,14 @@ class BlockSparse(Mechanism):
         scored = count_blocks(patches, self.key_block)
         extra = count_blocks(k.shape[2], self.key_block) - scored
         real = None if mask is None else mask[:, :patches]
-        query_mask = filled_mask(real, q, self.query_block)
-        patch_mask = filled_mask(real, q, self.key_block)
-        patch_k = filled(k[:, :, :patches], self.key_block)
-        key_mask = filled_mask(mask, k, self.key_block)
-        q = filled(q, self.query_block)
-        k, v = (filled(x, self.key_block) for x in (k, v))
-        pooled_q, _ = pooled(q, self.query_block, query_mask, self.pool)
-        pooled_k, usable = pooled(patch_k, self.key_block, patch_mask, self.pool)
+        query_mask = pad_mask(real, q, self.query_block)
+        patch_mask = pad_mask(real, q, self.key_block)
+        patch_k = pad_to_blocks(k[:, :, :patches], self.key_block)
+        key_mask = pad_mask(mask, k, self.key_block)
+        q = pad_to_blocks(q, self.query_block)
+        k, v = (pad_to_blocks(x, self.key_block) for x in (k, v))
+        pooled_q, _ = pool_blocks(q, self.query_block, query_mask, self.pool)
+        pooled_k, usable = pool_blocks(patch_k, self.key_block, patch_mask, self.pool)
         pooled_q = pooled_q * q.shape[-1] ** -0.5
 
         def choice(rows: slice) -> Tensor:

@@ -1,4 +1,4 @@
-"""Blocks of neighbouring tokens: filling up, pooling, and attention to the blocks that a rule chooses."""
+"""Blocks of neighbouring tokens: padding, pooling, and attention to chosen blocks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lean3r.attention.dense import softmax_attention
-from lean3r.attention.pieces import pieces, written
+from lean3r.attention.pieces import pieces, write_pieces
 from lean3r.ops.block_sparse import KeyValues, block_sparse_attention, rounded_blocks
 from lean3r.ops.dispatch import Implementation
 
@@ -18,18 +18,18 @@ Choice = Callable[[slice], Tensor]
 
 
 def count_blocks(tokens: int, block: int) -> int:
-    """Blocks that hold so many tokens, the last one perhaps in part."""
+    """Number of blocks for this many tokens; the last one may be partly filled."""
     return -(-tokens // block)
 
 
-def filled(x: Tensor, block: int) -> Tensor:
-    """x [B, H, N, D] with zero rows at its end, up to a multiple of `block`."""
+def pad_to_blocks(x: Tensor, block: int) -> Tensor:
+    """Append zero rows to x [B, H, N, D] up to a multiple of `block`."""
     missing = -x.shape[2] % block
     return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 
-def filled_mask(mask: Tensor | None, like: Tensor, block: int, value: bool = False) -> Tensor | None:
-    """mask [B, N] for `filled` tokens, the added ones marked `value`; None when all count. like is [B, H, N, D]."""
+def pad_mask(mask: Tensor | None, like: Tensor, block: int, value: bool = False) -> Tensor | None:
+    """Extend mask [B, N] as `pad_to_blocks` extends `like` [B, H, N, D], by `value`; None if every token counts."""
     missing = -like.shape[2] % block
     if mask is None:
         if not missing or value:
@@ -38,13 +38,13 @@ def filled_mask(mask: Tensor | None, like: Tensor, block: int, value: bool = Fal
     return F.pad(mask, (0, missing), value=value)
 
 
-def pooled(
+def pool_blocks(
     x: Tensor, block: int, mask: Tensor | None = None, pool: Literal["avg", "max"] = "avg"
 ) -> tuple[Tensor, Tensor | None]:
-    """Mean (or largest value) of the real tokens of each block, float32 [B, H, n, D], and which blocks have any.
+    """Mean (or maximum) of the real tokens of each block, float32 [B, H, n, D], and which blocks have any, [B, n].
 
-    x [B, H, N, D] is `filled`; mask [B, N] is False on what does not count. The second result [B, n] is None when
-    mask is; blocks without a real token are 0.
+    x [B, H, N, D] is padded by `pad_to_blocks`; mask [B, N] is False on tokens that do not count. The second result is
+    None without a mask. Blocks without a real token are 0.
     """
     parts = x.detach().unflatten(2, (-1, block))
     parts = parts if parts.dtype == torch.float64 else parts.float()
@@ -61,7 +61,7 @@ def pooled(
 
 
 def block_scores(q: Tensor, k: Tensor, usable: Tensor | None) -> Tensor:
-    """q k^T of pooled tokens, [B, H, n, m]; -inf for key blocks where usable [B, m] is False."""
+    """q k^T of pooled tokens, [B, H, n, m]; -inf for key blocks for which usable [B, m] is False."""
     with torch.autocast(q.device.type, enabled=False):
         scores = q @ k.transpose(-1, -2)
     return scores if usable is None else scores.masked_fill(~usable[:, None, None, :], -torch.inf)
@@ -78,11 +78,11 @@ def attend_chosen(
     implementation: Implementation,
     kv: KeyValues = "full",
 ) -> Tensor:
-    """Softmax attention of each query block over the key blocks that choice(slice of query blocks) lists.
+    """Softmax attention of each query block over the key blocks that choice(slice of query blocks) returns.
 
-    q, k and v [B, H, N, D] are `filled`; key_mask [B, N] is False on keys never attended to; choice None is every
-    block. The choice is made for a few query blocks at a time, so that no table of all pairs is ever held. kv as in
-    ops/block_sparse.
+    q, k and v [B, H, N, D] are padded by `pad_to_blocks`; key_mask [B, N] is False on keys that are left out; choice
+    None stands for every block. Blocks are chosen for a few query blocks at a time, so that a table of all pairs never
+    exists. kv as in ops/block_sparse.
     """
     if choice is None:
         if kv == "fp8":
@@ -109,4 +109,4 @@ def attend_chosen(
     parts = [slice(part.start * query_block, part.stop * query_block) for part in some]
     if len(parts) == 1:
         return attend(parts[0])
-    return torch.cat([attend(part) for part in parts], 2) if torch.is_grad_enabled() else written(attend, parts)
+    return torch.cat([attend(part) for part in parts], 2) if torch.is_grad_enabled() else write_pieces(attend, parts)

@@ -1,6 +1,6 @@
-"""Coarse-to-fine sparse attention, "gsa": look everywhere coarsely, then at full resolution where it matters.
+"""Coarse-to-fine sparse attention, "gsa": coarse everywhere, at full resolution where it matters.
 
-Source: Ren et al. 2026, "Speed3R" (Global Sparse Attention), its paper and its released code.
+Source: Ren et al. 2026, "Speed3R" (Global Sparse Attention), the paper and the released code.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lean3r.attention.base import Mechanism, Projected, record
-from lean3r.attention.settings import check_count, check_flag, shown
+from lean3r.attention.settings import check_count, check_flag, format_settings
 from lean3r.attention.tokens import view_count, without_padding
 from lean3r.errors import UsageError
 from lean3r.ops.block_select import block_select
@@ -25,26 +25,26 @@ GATE_START = 1.0  # the gates start at sigmoid(-1) = 0.27 for the compressed bra
 
 
 class Gsa(Mechanism):
-    """Global Sparse Attention: a coarse look at everything chooses windows that are read in full; gates mix both.
+    """Global Sparse Attention: coarse attention chooses the windows that are read in full; gates mix both results.
 
     Queries, keys and values are averaged over square windows of patches. Attention between the averages gives the
-    compressed branch, and its scores choose, for each head and window, the `top_k` windows whose patches the
-    window's own patches then attend to one by one: the selected branch. Gates that read the block's input mix the
-    two, per patch and head. Special tokens attend to everything and are attended to by everything. Windows at the
-    edge of a picture are averages of what they hold; padding is in no average, and a window of padding alone is
+    compressed branch. Its scores choose, for each head and window, `top_k` windows; the patches of the window attend
+    to the patches of those, one by one: the selected branch. Gates computed from the block's input mix the two, per
+    patch and head. Special tokens attend to everything, and everything attends to them. Windows cut off by the edge
+    of a picture are averages of what is left of them; padding is in no average, and a window of padding alone is
     never chosen.
 
-    window: side of a window in patches. top_k: may be changed at any time; above the number of windows all are
+    window: side of a window in patches. top_k: may change at any time; if it exceeds the number of windows, all are
     chosen. gate: "two" independent gates for the two branches (released checkpoints), "one" gate g for the
-    compressed branch and 1 - g for the other (the paper's text), or "none", the selected branch alone. fill: what
-    stands in lists with fewer windows than top_k: "unique" nothing, "repeat_last" the last window again and again
-    as in released checkpoints, where repetitions count. reference, every: windows of view 0, and of views 0,
-    every, 2 every, ..., are attended to besides the top_k (the paper's VGGT: view 0 and every 100). kv: "fp8" rounds
-    the patches' keys and values in the selected branch (ops/block_sparse). implementation: as in ops/dispatch.py.
+    compressed branch and 1 - g for the other (the paper's text), or "none", the selected branch alone. fill: how
+    lists with fewer windows than top_k are filled up: "unique" not at all, "repeat_last" by repeating the last window,
+    as in released checkpoints, where repetitions count. reference, every: the windows of view 0, and of views 0,
+    every, 2 every, ..., are attended to in addition to the top_k (the paper's VGGT: view 0 and every 100). kv: "fp8"
+    rounds the patches' keys and values in the selected branch (ops/block_sparse). implementation: see ops/dispatch.py.
 
     Source: Speed3R, arXiv 2603.08055.
     Time: N · top_k, and (N/16)² for the choice.
-    Use: from some 64 views on, with trained weights.
+    Use: from about 64 views on, with trained weights.
     """
 
     COMPLETE: ClassVar = ({"top_k": 1000, "gate": "none"},)
@@ -68,9 +68,9 @@ class Gsa(Mechanism):
         for name, value in (("window", window), ("top_k", top_k), ("every", 1 if every is None else every)):
             check_count(name, value)
         if gate not in ("two", "one", "none"):
-            raise UsageError(f"gate is two, one or none, got {gate!r}")
+            raise UsageError(f"gate is {gate!r}; expected 'two', 'one' or 'none'")
         if fill not in ("unique", "repeat_last"):
-            raise UsageError(f"fill is unique or repeat_last, got {fill!r}")
+            raise UsageError(f"fill is {fill!r}; expected 'unique' or 'repeat_last'")
         self.dim, self.heads = dim, heads
         self.window: int = window
         self.top_k = top_k
@@ -89,7 +89,7 @@ class Gsa(Mechanism):
     def extra_repr(self) -> str:
         """Shown by repr(model)."""
         names = ("dim", "heads", "window", "top_k", "fill", "reference", "every", "kv", "implementation")
-        return f"{shown(self, *names)}, gate={self.gating!r}"
+        return f"{format_settings(self, *names)}, gate={self.gating!r}"
 
     def unsupported(self, head_dim: int) -> str | None:
         """See Mechanism."""
@@ -118,7 +118,7 @@ class Gsa(Mechanism):
         if p.key_mask is not None:
             views = []
         elif views:
-            # Without padding the views that everybody sees need no lists.
+            # Without padding, views that all windows attend to need no lists.
             blocks = blocks[..., len(always) :]
         q, k = p.finish(p.q, p.k)
         selected = block_sparse_attention(
@@ -135,7 +135,7 @@ class Gsa(Mechanism):
         )
         gates = self.gates(p.x)
         record(self, layout, blocks=chosen.blocks, gate=gates, density=lambda: cut.density(chosen.blocks))
-        out = selected if gates is None else _mixed(chosen.out, selected, cut.blocks(gates))
+        out = selected if gates is None else _mix(chosen.out, selected, cut.blocks(gates))
         if not cut.special:
             return cut.join(out, None)
         mask = None if p.key_mask is None else p.key_mask[:, None, None]
@@ -149,12 +149,12 @@ class Gsa(Mechanism):
         return gates if self.gating == "two" else torch.cat([gates, 1 - gates], dim=-1)
 
     def _always(self, views: int) -> list[int]:
-        """Views, of so many, whose windows every window attends to."""
+        """Which of this many views have windows that every window attends to."""
         kept = set(range(0, views, self.every)) if self.every else set()
         return sorted(kept | {0} if self.reference else kept)
 
 
-def _mixed(compressed: Tensor, selected: Tensor, gates: Tensor) -> Tensor:
+def _mix(compressed: Tensor, selected: Tensor, gates: Tensor) -> Tensor:
     """Gated sum of window values [B, H, n, D] and patch values [B, H, n * size, D] by gates [B, H, n * size, 2]."""
     windows = compressed.shape[2]
     first, last = gates.to(selected.dtype).unflatten(2, (windows, -1)).split(1, dim=-1)
@@ -168,8 +168,8 @@ def _mixed(compressed: Tensor, selected: Tensor, gates: Tensor) -> Tensor:
 class Cut:
     """How the N tokens of a call are cut into n windows of `size` places each, special tokens left out.
 
-    mask [B, n * size] is False on places that hold padding or nothing, window_mask [B, n] on windows without any
-    patch; None when all count.
+    mask [B, n * size] is False on places with padding or without a patch, window_mask [B, n] on windows without any
+    patch; both are None if everything counts.
     """
 
     layout: TokenLayout
@@ -183,7 +183,7 @@ class Cut:
         """Windows of `side` patches in the tokens of a call."""
         batch = p.q.shape[0]
         views = view_count(p, layout)
-        side = min(side, max(layout.rows, layout.cols))  # a larger window would hold nothing more
+        side = min(side, max(layout.rows, layout.cols))  # a larger window would have no more patches
         windows = layout.windows_of(side, p.q.device)
         if windows.full and p.key_mask is None:
             return cls(layout, windows, views, None, None)
@@ -205,7 +205,7 @@ class Cut:
         return self.views * self.layout.special
 
     def blocks(self, x: Tensor) -> Tensor:
-        """Tokens [B, H, N, D] -> places of windows [B, H, n * size, D]; a view of x where the layout allows it."""
+        """Tokens [B, H, N, D] -> places of windows [B, H, n * size, D]; a view of x if the layout allows it."""
         x = self._by_view(x)[:, :, :, self.layout.special :]
         if self.windows.adjacent:
             return x.flatten(2, 3)
@@ -216,7 +216,7 @@ class Cut:
         return self._by_view(x)[:, :, :, : self.layout.special].flatten(2, 3)
 
     def seen_by_all(self, x: Tensor, views: list[int]) -> Tensor:
-        """Tokens [B, H, N, D] -> special ones of all views, and patches of some."""
+        """Tokens [B, H, N, D] -> special tokens of all views, and the patches of `views`."""
         special = self.special_tokens(x)
         if not views:
             return special
@@ -242,7 +242,7 @@ class Cut:
         return places.masked_fill(~holds, 0).unflatten(2, (-1, self.size)).sum(3) / count.to(places.dtype)
 
     def pooled_positions(self, p: Projected) -> Tensor | None:
-        """Mean row and column of each window, truncated to integers; None when nothing is rotated."""
+        """Mean row and column of each window, truncated to integers; None without rotation."""
         if p.positions is None:
             return None
         patches = p.positions.unflatten(0, (-1, self.layout.tokens))[:, self.layout.special :]
@@ -251,7 +251,7 @@ class Cut:
         return (total / holds.sum(1)).trunc().flatten(0, 1)
 
     def density(self, blocks: Tensor) -> Tensor:
-        """Share of keys that a patch attends to, [B, H], by its list of windows [B, H, n, K]."""
+        """Share of keys that a patch attends to, [B, H], for lists of windows [B, H, n, K]."""
         chosen = (blocks >= 0).sum(-1).float().mean(-1) / blocks.shape[2]
         special = self.layout.special / self.layout.tokens
         return special + (1 - special) * chosen

@@ -19,10 +19,10 @@ Form = Literal["auto", "sdpa", "explicit"]
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, form: Form = "auto") -> Tensor:
     """softmax(q k^T / sqrt(D)) v: q [B, H, N, D], k and v [B, H, M, D] -> [B, H, N, D].
 
-    key_mask [B, M] is False on keys left out; whatever stands there, NaN included, has no influence, and where no
-    key is left the result is 0. Form "sdpa" is torch's fused kernel; "explicit" writes out matmul, softmax, matmul,
-    whose backward pass on CPUs in bfloat16 is several times faster at a few hundred tokens. "auto" takes the
-    explicit form where that holds: on a CPU while gradients are recorded.
+    key_mask [B, M] is False on keys that are left out; their values, NaN included, have no influence, and without any
+    key the result is 0. Form "sdpa" is torch's fused kernel. "explicit" is matmul, softmax, matmul, whose backward
+    pass on CPUs in bfloat16 is several times faster at a few hundred tokens. "auto" takes the explicit form on a CPU
+    while gradients are recorded.
     """
     mask = None
     if key_mask is not None:
@@ -44,7 +44,7 @@ class Dense(Mechanism):
     """Every token attends to every token, by `softmax_attention` in the form `implementation`.
 
     Time: N².
-    Use: up to some 16 views, and as the yardstick.
+    Use: up to about 16 views, and as the yardstick.
     """
 
     COMPLETE: ClassVar = ({"implementation": "auto"}, {"implementation": "sdpa"}, {"implementation": "explicit"})
@@ -52,7 +52,7 @@ class Dense(Mechanism):
     def __init__(self, implementation: Form = "auto"):
         super().__init__()
         if implementation not in get_args(Form):
-            raise UsageError(f"implementation is one of {', '.join(get_args(Form))}, got {implementation!r}")
+            raise UsageError(f"implementation is {implementation!r}; expected one of {', '.join(get_args(Form))}")
         self.implementation: Form = implementation
 
     def extra_repr(self) -> str:

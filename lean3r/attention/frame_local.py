@@ -1,4 +1,4 @@
-"""Each view by itself: what AVGGT and GoToHunt put in place of the first global layers."""
+"""Attention within each view: what AVGGT and GoToHunt put in place of the first global layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lean3r.types import TokenLayout
 
 
 class FrameLocal(Mechanism):
-    """Tokens attend to the tokens of their own view only, with the layer's own weights; cost linear in the views.
+    """Tokens attend to the tokens of their own view only, with the weights of the layer; cost linear in the views.
 
     Source: first layers of AVGGT and GoToHunt.
     Time: N · P.

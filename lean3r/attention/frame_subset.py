@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lean3r.attention.base import Mechanism, Projected, record
 from lean3r.attention.dense import softmax_attention
-from lean3r.attention.settings import check_count, shown
+from lean3r.attention.settings import check_count, format_settings
 from lean3r.attention.tokens import grid_positions, marks_of, rows_of, table, view_count, without_padding
 from lean3r.errors import UsageError
 from lean3r.types import TokenLayout
@@ -19,11 +19,11 @@ Start = Literal["central", "first"]
 
 
 def choose_views(descriptors: Tensor, count: int, start: Start = "central", usable: Tensor | None = None) -> Tensor:
-    """Farthest-point sampling by cosine distance: descriptors [B, S, C] -> views [B, min(count, S)] as chosen.
+    """Farthest-point sampling by cosine distance: descriptors [B, S, C] -> views [B, min(count, S)] in order of choice.
 
-    Each next view is the one farthest from all chosen so far, the lowest index on ties. "central" starts with the
+    Each next view is the one farthest from all chosen so far; ties go to the lowest index. "central" starts with the
     view nearest to the mean descriptor, so that the order of the views does not matter; "first" with view 0.
-    Views where usable [B, S] is False come last.
+    Views for which usable [B, S] is False come last.
     """
     unit = F.normalize(descriptors.float(), dim=-1)
     far = 1 - unit @ unit.transpose(1, 2)
@@ -44,19 +44,20 @@ def choose_views(descriptors: Tensor, count: int, start: Start = "central", usab
     return torch.cat(picks, 1)
 
 
-def thinned(layout: TokenLayout, stride: int) -> Tensor:
-    """[n] tokens of one view that stay: special tokens, and patches whose row and column divide by `stride`."""
+def thin_grid(layout: TokenLayout, stride: int) -> Tensor:
+    """[n] tokens of one view that stay: special tokens, and patches whose row and column are multiples of `stride`."""
     row, col = grid_positions(layout)
     kept = (row % stride == 0) & (col % stride == 0)
     return torch.cat([torch.arange(layout.special), layout.special + kept.nonzero()[:, 0]])
 
 
 class FrameSubset(Mechanism):
-    """GoToHunt: every query attends to the keys of `frames` views that differ most, and to no others.
+    """GoToHunt: every query attends to the keys of the `frames` views that differ most, and to no others.
 
-    `keep` names the views itself; otherwise they are chosen by the mean of each view's patches at the block's
-    input, from `start` on (see `choose_views`). `stride` s keeps one of s x s patches of these views, and all
-    special tokens. As many frames as there are views, with stride 1, is dense attention. Cost linear in the views.
+    `keep` lists the views; without it they are chosen by the mean of each view's patches at the input of the block,
+    beginning as `start` says (see `choose_views`). `stride` s keeps one of s x s patches of these views, and all
+    special tokens. With stride 1 and at least as many frames as views this is dense attention. Cost linear in the
+    views.
 
     Source: GoToHunt, arXiv 2605.23892.
     Time: N · P · frames / stride².
@@ -71,9 +72,9 @@ class FrameSubset(Mechanism):
     ):
         super().__init__()
         if start not in ("central", "first"):
-            raise UsageError(f"start is 'central' or 'first', got {start!r}")
+            raise UsageError(f"start is {start!r}; expected 'central' or 'first'")
         if keep is not None and (not keep or min(keep) < 0 or len(set(keep)) < len(keep)):
-            raise UsageError(f"keep is None or different view numbers from 0 on, got {tuple(keep)}")
+            raise UsageError(f"keep is {tuple(keep)}; expected distinct view numbers, counted from 0, or None")
         self.frames = check_count("frames", frames)
         self.stride = check_count("stride", stride)
         self.start: Start = start
@@ -81,14 +82,14 @@ class FrameSubset(Mechanism):
 
     def extra_repr(self) -> str:
         """Shown by repr(model)."""
-        return shown(self, "frames", "stride", "start", "keep")
+        return format_settings(self, "frames", "stride", "start", "keep")
 
-    def chosen(self, p: Projected, layout: TokenLayout) -> Tensor:
-        """[B, K] views, ascending, that this call's queries attend to; without padding in p."""
+    def choose(self, p: Projected, layout: TokenLayout) -> Tensor:
+        """[B, K] views, ascending, that the queries of this call attend to; p is without padding."""
         views = view_count(p, layout)
         if self.keep is not None:
             if max(self.keep) >= views:
-                raise UsageError(f"keep names view {max(self.keep)}, but there are {views} views, counted from 0")
+                raise UsageError(f"keep has view {max(self.keep)}, but there are {views} views, counted from 0")
             return torch.tensor(sorted(self.keep), device=p.x.device).expand(len(p.x), -1)
         if self.frames >= views:
             return torch.arange(views, device=p.x.device).expand(len(p.x), -1)
@@ -103,8 +104,8 @@ class FrameSubset(Mechanism):
         """Attention to the chosen views' tokens, [B, H, N, D]."""
         p = without_padding(p)
         q, k = p.finish(p.q, p.k)
-        views = self.chosen(p, layout)
-        tokens = table(thinned, layout, 1, q.device, self.stride)
+        views = self.choose(p, layout)
+        tokens = table(thin_grid, layout, 1, q.device, self.stride)
         index = (views[:, :, None] * layout.tokens + tokens).flatten(1)
         record(self, layout, density=index.shape[1] / q.shape[2], views=views)
         return softmax_attention(q, rows_of(k, index), rows_of(p.v, index), marks_of(p.key_mask, index))

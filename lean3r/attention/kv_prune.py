@@ -1,7 +1,7 @@
-"""Fewer keys and values, a little fewer queries: the training-free ways of Spark3R and AVGGT.
+"""Fewer keys and values, slightly fewer queries: the training-free methods of Spark3R and AVGGT.
 
-Spark3R (arXiv 2605.06270) drops the keys of most views and merges similar queries; AVGGT (arXiv 2512.02541) keeps
-a grid of keys in every view, and lets the query's own key and one mean of the dropped keys stand for the rest.
+Spark3R (arXiv 2605.06270) drops the keys of most views and merges similar queries. AVGGT (arXiv 2512.02541) keeps
+a grid of keys in every view; the query's own key and one mean of the dropped keys stand for the rest.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from lean3r.attention.base import Mechanism, Projected, record
 from lean3r.attention.dense import softmax_attention
 from lean3r.attention.merging import MergePlan, best_match, merge, unmerge
 from lean3r.attention.pieces import in_pieces, pieces
-from lean3r.attention.settings import check_count, check_flag, shown
+from lean3r.attention.settings import check_count, check_flag, format_settings
 from lean3r.attention.tokens import grid_positions, table, view_count, without_padding
 from lean3r.errors import UsageError
 from lean3r.types import TokenLayout
 
 Auto = Literal["auto"]
 Mean = Literal["one", "count"]
-ANCHORS = 40  # views whose keys about stay in Spark3R
-FEW = 100  # views up to which Spark3R changes nothing
+ANCHORS = 40  # about as many views keep their keys in Spark3R
+FEW = 100  # up to this many views, Spark3R changes nothing
 
 
 def auto_frames(views: int) -> int:
-    """Spark3R's r_KV: the keys of every how manieth view stay."""
+    """Spark3R's r_KV: the keys of one view in this many stay."""
     return 1 if views <= FEW else math.ceil(views / ANCHORS)
 
 
 def auto_merge(views: int) -> int:
-    """Spark3R's r_Q: how many queries become one."""
+    """Spark3R's r_Q: this many queries become one."""
     return 1 + sum(views > limit for limit in (FEW, 300, 500))
 
 
 def kept_keys(layout: TokenLayout, frames: int, grid: tuple[int, int], first_frame: bool, moving: bool) -> Tensor:
-    """[views, T] bool: the keys that stay as they are.
+    """[views, T] bool: the keys that stay unchanged.
 
-    Special tokens always stay; of every `frames`-th view the first patch of each window of grid (rows, columns).
-    `moving` shifts that patch from view to view, so that together the views cover every place. `first_frame`
-    keeps all of view 0.
+    Special tokens always stay, and in every `frames`-th view the first patch of each window of `grid` (rows, columns).
+    `moving` shifts that patch from view to view, so that together the views cover every place. `first_frame` keeps
+    all of view 0.
     """
     row, col = grid_positions(layout)
     view = torch.arange(layout.views)[:, None]
@@ -56,10 +56,10 @@ def kept_keys(layout: TokenLayout, frames: int, grid: tuple[int, int], first_fra
 
 
 def query_groups(layout: TokenLayout, factor: int, group: int) -> Tensor:
-    """[views * T] int64: -1 for queries that stay alone, 2 g for destinations and 2 g + 1 for sources of group g.
+    """[views * T] int64: -1 for queries that are not merged, 2 g for destinations and 2 g + 1 for sources of group g.
 
-    `group` consecutive views make a group. One patch of each region of `factor` patches is a destination, another
-    one from view to view. Special tokens and view 0 stay alone.
+    `group` consecutive views form a group. One patch of each region of `factor` patches is a destination, a different
+    one in each view. Special tokens and view 0 are not merged.
     """
     down = max(d for d in range(1, math.isqrt(factor) + 1) if factor % d == 0)
     across = factor // down
@@ -87,13 +87,14 @@ def _kept_index(layout: TokenLayout, *settings) -> Tensor:
 class KeyValuePrune(Mechanism):
     """Attend to a part of the keys, with a part of the queries merged; every query gets a result.
 
-    `frames` n keeps the keys of every n-th view ("auto": Spark3R's schedule by the number of views, nothing up to
-    100), times `multiplier` (3 for layers that Spark3R finds insensitive). `grid` (rows, columns) keeps one patch
-    in so many of them; `moving` shifts it from view to view. Special tokens stay, and view 0 if `first_frame`.
-    `own` adds the query's own key where it was dropped, `mean` one mean key and value of all (other) dropped
-    patches, weighing as "one" token or as many as it stands for ("count"): three disjoint sets under one softmax.
+    `frames` n keeps the keys of every n-th view ("auto": Spark3R's schedule by the number of views, all up to 100),
+    times `multiplier` (3 for layers that Spark3R calls insensitive). `grid` (rows, columns) keeps one patch of each
+    window of that size; `moving` shifts it from view to view. Special tokens stay, and view 0 if `first_frame`.
+    `own` adds the query's own key if it was dropped, `mean` one mean key and value of all (other) dropped patches,
+    with the weight of "one" token or of as many as it stands for ("count"): three disjoint sets under one softmax.
     `query_merge` n merges n queries into one ("auto": Spark3R's schedule) inside groups of `query_group` views.
-    frames 1, grid (1, 1), query_merge 1 is dense attention. `own` and `mean` write scores out, a few queries at a time.
+    frames 1, grid (1, 1), query_merge 1 is dense attention. `own` and `mean` compute scores explicitly, a few queries
+    at a time.
 
     Source: Spark3R, arXiv 2605.06270; AVGGT, arXiv 2512.02541.
     Time: N² / (frames · grid · query_merge); "auto": linear in S from 100 views on.
@@ -121,9 +122,9 @@ class KeyValuePrune(Mechanism):
     ):
         super().__init__()
         if mean not in (None, "one", "count"):
-            raise UsageError(f"mean is None, 'one' or 'count', got {mean!r}")
+            raise UsageError(f"mean is {mean!r}; expected 'one', 'count' or None")
         if len(grid) != 2:
-            raise UsageError(f"grid is (rows, columns), got {grid!r}")
+            raise UsageError(f"grid is {grid!r}; expected (rows, columns)")
         self.frames: int | Auto = frames if frames == "auto" else check_count("frames", frames)
         self.multiplier = check_count("multiplier", multiplier)
         self.grid = (check_count("grid rows", grid[0]), check_count("grid columns", grid[1]))
@@ -137,7 +138,7 @@ class KeyValuePrune(Mechanism):
     def extra_repr(self) -> str:
         """Shown by repr(model)."""
         names = ("frames", "multiplier", "grid", "moving", "first_frame", "own", "mean", "query_merge", "query_group")
-        return shown(self, *names)
+        return format_settings(self, *names)
 
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """Attention over the kept keys, [B, H, N, D]."""
@@ -157,7 +158,7 @@ class KeyValuePrune(Mechanism):
         return out if plan is None else unmerge(out, plan, tokens)
 
     def plan(self, q: Tensor, layout: TokenLayout, mask: Tensor | None) -> MergePlan | None:
-        """Which queries [B, H, N, D] join which of their group, by the cosine over all heads; None for none."""
+        """Which queries [B, H, N, D] join which of their group, by the cosine over all heads; None without merging."""
         views = q.shape[2] // layout.tokens
         factor = auto_merge(views) if self.query_merge == "auto" else self.query_merge
         if factor == 1 or views == 1:
@@ -181,9 +182,9 @@ class KeyValuePrune(Mechanism):
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, kept: Tensor, index: Tensor, rows: Tensor, mask: Tensor | None
     ) -> Tensor:
-        """Queries q [B, H, M, D], which stand for tokens `rows` [M], over the kept ones of k and v [B, H, N, D].
+        """Attention of queries q [B, H, M, D] of the tokens `rows` [M] over the kept ones of k and v [B, H, N, D].
 
-        kept [N] bool and `index` [n] say the same.
+        kept [N] bool and index [n] are the same choice.
         """
         near_k, near_v, near_mask = k[:, :, index], v[:, :, index], None if mask is None else mask[:, index]
         if len(index) == len(kept) or not (self.own or self.mean):

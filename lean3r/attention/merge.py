@@ -10,7 +10,7 @@ from torch import Tensor
 from lean3r.attention.base import Mechanism, Projected, record
 from lean3r.attention.dense import softmax_attention
 from lean3r.attention.merging import MergePlan, best_match, merge, merged_mask, unmerge
-from lean3r.attention.settings import check_flag, check_share, shown
+from lean3r.attention.settings import check_flag, check_share, format_settings
 from lean3r.attention.tokens import table, view_count, without_padding
 from lean3r.types import TokenLayout
 
@@ -23,10 +23,10 @@ def region_choice(layout: TokenLayout, seed: int) -> Tensor:
 
 
 def destinations(layout: TokenLayout, choice: Tensor | None) -> Tensor:
-    """[N] bool: tokens that others may join: view 0, special tokens, one patch of each region of the other views.
+    """[N] bool, the tokens that others may join: view 0, special tokens, one patch of each region of the other views.
 
-    `choice` comes from `region_choice`; None takes no patches. Regions are counted as in the release: a grid of
-    2 * (cols // 2) columns laid over the patches from the first on, which with odd cols does not keep to rows.
+    `choice` comes from `region_choice`; None takes no patches. Regions are counted as in the release: on a grid of
+    2 * (cols // 2) columns, filled with the patches in order; if cols is odd, its rows are not those of the picture.
     """
     chosen = torch.zeros(layout.views, layout.tokens, dtype=torch.bool)
     chosen[0] = True
@@ -41,12 +41,12 @@ def destinations(layout: TokenLayout, choice: Tensor | None) -> Tensor:
 
 
 def _place(layout: TokenLayout) -> Tensor:
-    """[T] where a token of a view lies that would have this index if patches lay row by row."""
+    """[T] the position in a view of the token that would have this index if patches were in row-major order."""
     return torch.cat([torch.arange(layout.special), layout.special + layout.windows_of(1).members.flatten()])
 
 
-def protected(layout: TokenLayout, share: float) -> Tensor:
-    """[n] tokens kept as they are: `share` of all, evenly spaced from the first on, patches row by row."""
+def evenly_spaced(layout: TokenLayout, share: float) -> Tensor:
+    """[n] protected tokens: `share` of all, evenly spaced from the first on, patches in row-major order."""
     tokens = layout.views * layout.tokens
     count = int(share * tokens)
     index = torch.arange(count) * max(1, tokens // max(1, count))
@@ -58,7 +58,7 @@ def plan_merges(
 ) -> MergePlan:
     """Let the `most` most similar of `sources` [n] join one of the destinations `to` [m]; metric [B, N, C].
 
-    `kept` are the protected tokens, none of them among the sources.
+    `kept` are the protected tokens; none of them is a source.
     """
     similarity, target = best_match(metric, sources, to, mask)
     order = similarity.argsort(dim=1, descending=True, stable=True)
@@ -69,14 +69,14 @@ def plan_merges(
 class TokenMerge(Mechanism):
     """FastVGGT: merge tokens by the similarity of the block's input, attend, copy the results back.
 
-    `ratio` of all tokens are merged at most, the most similar first; `protect` of them, evenly spaced, keep their
-    own value. `seed` fixes the patch that each 2 x 2 region offers as destination; `random` False offers none.
-    ratio 0 with protect 0 is dense attention. Matching costs tokens^2 / 5 products of C channels, in bounded
+    At most the share `ratio` of all tokens is merged, the most similar first; the share `protect`, evenly spaced, keeps
+    its own values. `seed` fixes the patch of each 2 x 2 region that is a destination; with `random` False there is
+    none. ratio 0 with protect 0 is dense attention. Matching costs tokens^2 / 5 products of C channels, in bounded
     memory; attention itself sees about a third of the tokens.
 
     Source: FastVGGT.
     Time: N²/10, and the matching: N²/5 products.
-    Use: no training, many near-equal views.
+    Use: no training, many similar views.
     """
 
     COMPLETE: ClassVar = ({"ratio": 0.0, "protect": 0.0},)
@@ -91,7 +91,7 @@ class TokenMerge(Mechanism):
 
     def extra_repr(self) -> str:
         """Shown by repr(model)."""
-        return shown(self, "ratio", "protect", "seed", "random")
+        return format_settings(self, "ratio", "protect", "seed", "random")
 
     def plan(self, p: Projected, layout: TokenLayout) -> MergePlan:
         """Which tokens of this call join which."""
@@ -99,7 +99,7 @@ class TokenMerge(Mechanism):
         seed = self.seed if self.random else None
         to = table(_destination_index, layout, views, device, seed)
         sources = table(_source_index, layout, views, device, seed, self.protect)
-        kept = table(protected, layout, views, device, self.protect)
+        kept = table(evenly_spaced, layout, views, device, self.protect)
         return plan_merges(p.x, to, sources, kept, int(self.ratio * p.x.shape[1]), p.key_mask)
 
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
@@ -122,5 +122,5 @@ def _source_index(layout: TokenLayout, seed: int | None, share: float) -> Tensor
     """Tokens that are neither destinations nor protected."""
     rest = torch.ones(layout.views * layout.tokens, dtype=torch.bool)
     rest[_destination_index(layout, seed)] = False
-    rest[protected(layout, share)] = False
+    rest[evenly_spaced(layout, share)] = False
     return rest.nonzero()[:, 0]

@@ -1,4 +1,4 @@
-"""Merging tokens into their most similar ones before attention, and handing results back after it."""
+"""Merge similar tokens before attention, and copy results back after it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lean3r.ops.repeats import pieces_of
 
 @dataclass(frozen=True)
 class MergePlan:
-    """Which of N tokens are merged; indices of tokens, [n] for all scenes alike or [B, n].
+    """Which of N tokens are merged, as indices [n], the same for all scenes, or [B, n].
 
-    The merged sequence is [unmerged, destinations, protected]: a destination is the mean of itself and of the
-    sources whose `targets` [B, n] (positions in `destinations`) name it. A token that is both a destination and
-    protected stands there twice, the second time with its own value.
+    The merged sequence is [unmerged, destinations, protected]. A destination is the mean of itself and of the sources
+    whose `targets` [B, n] (positions in `destinations`) point to it. A token that is both a destination and protected
+    occurs twice, the second time with its own value.
     """
 
     destinations: Tensor
@@ -32,10 +32,10 @@ class MergePlan:
 def best_match(
     metric: Tensor, sources: Tensor, destinations: Tensor, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Cosine of each source with its most similar destination, and which one: ([B, n], [B, n] int64).
+    """Cosine of each source with its most similar destination, and the position of that: ([B, n], [B, n] int64).
 
-    metric [B, N, C]; sources and destinations index its tokens. Ties go to the first destination. Of tokens where
-    mask [B, N] is False, a destination is never chosen and a source has similarity -inf.
+    metric [B, N, C]; sources and destinations index its tokens. Ties go to the first destination. Where mask [B, N] is
+    False, a destination is never chosen and a source has similarity -inf.
     """
     unit = F.normalize(metric.detach(), dim=-1)
     to = unit[:, destinations]
@@ -53,7 +53,7 @@ def best_match(
 
 
 def merge(x: Tensor, plan: MergePlan, mask: Tensor | None = None) -> Tensor:
-    """x [B, H, N, D] -> [B, H, M, D]; tokens where mask [B, N] is False add nothing to a mean."""
+    """x [B, H, N, D] -> [B, H, M, D]; tokens for which mask [B, N] is False are in no mean."""
     x = x if mask is None else x.masked_fill(~mask[:, None, :, None], 0.0)
     counts = _counts(plan, x, mask)
     index = plan.targets[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
@@ -63,19 +63,19 @@ def merge(x: Tensor, plan: MergePlan, mask: Tensor | None = None) -> Tensor:
 
 
 def merged_mask(plan: MergePlan, mask: Tensor) -> Tensor:
-    """Which tokens of the merged sequence hold anything: mask [B, N] -> [B, M]."""
+    """Which tokens of the merged sequence are not padding: mask [B, N] -> [B, M]."""
     row = mask[:, None, :, None]
     unmerged, protected = (rows_of(row, i)[:, 0, :, 0] for i in (plan.unmerged, plan.protected))
     return torch.cat([unmerged, _counts(plan, row, mask) > 0, protected], 1)
 
 
 def unmerge(out: Tensor, plan: MergePlan, tokens: int) -> Tensor:
-    """Results [B, H, M, D] back to all tokens [B, H, N, D]: a source receives its destination's row."""
+    """Copy results [B, H, M, D] to all tokens [B, H, N, D]: a source receives the row of its destination."""
     return rows_of(out, places(plan, tokens))
 
 
 def places(plan: MergePlan, tokens: int) -> Tensor:
-    """[B, N] position in the merged sequence that each token reads; protected rows win."""
+    """[B, N] position in the merged sequence that each token reads; protected rows take precedence."""
     batch, device = len(plan.targets), plan.targets.device
     first, second = plan.unmerged.shape[-1], plan.destinations.shape[-1]
     place = torch.zeros(batch, tokens, dtype=torch.int64, device=device)
@@ -90,7 +90,7 @@ def places(plan: MergePlan, tokens: int) -> Tensor:
 
 
 def _counts(plan: MergePlan, x: Tensor, mask: Tensor | None) -> Tensor:
-    """[B, destinations] tokens in each mean, in float32: half precision counts to 2,048 only."""
+    """[B, destinations] number of tokens in each mean, in float32: float16 counts to 2,048 only."""
     ones = torch.ones(len(x), x.shape[2], device=x.device) if mask is None else mask.float()
     column = ones[:, None, :, None]
     base, added = rows_of(column, plan.destinations)[:, 0, :, 0], rows_of(column, plan.sources)[:, 0, :, 0]

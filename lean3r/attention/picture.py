@@ -1,4 +1,4 @@
-"""A picture of what one window of patches looks at."""
+"""A picture of what one window of patches attends to."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ HEAT = np.array([[10, 10, 24], [96, 20, 90], [214, 62, 60], [250, 164, 58], [255
 
 
 def draw(
-    views: Views, found: Shares, window: Window, view: int, names: Sequence[str], title: Sequence[str]
+    views: Views, shares: Shares, window: Window, view: int, names: Sequence[str], title: Sequence[str]
 ) -> Image.Image:
-    """The view that looks, its window outlined, then those that get most: bright where they get more. The lines of the
-    title are above.
+    """Draw the query view with its window outlined, then the views with most attention, brighter for more.
 
     All tiles share one scale, the square root of the share, up to the highest half per cent of patches.
     """
     pictures = (views.images[0].permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8)
     height, width = pictures.shape[1:3]
     tile = TILE_WIDTH, max(1, round(TILE_WIDTH * height / width))
-    others = [i for i in np.argsort(found.by_view)[::-1].tolist() if i != view]
+    others = [i for i in np.argsort(shares.by_view)[::-1].tolist() if i != view]
     shown = [view, *sorted(others[: TILES - 1])]
     columns = min(COLUMNS, len(shown))
     rows = -(-len(shown) // columns)
@@ -35,28 +34,28 @@ def draw(
     sheet = Image.new("RGB", size, BACKGROUND)
     pen = ImageDraw.Draw(sheet)
     pen.text((GAP, GAP), "\n".join(title), fill=OUTLINE)
-    top = max(float(np.quantile(found.heat, 0.995)), 1e-12)
+    top = max(float(np.quantile(shares.heat, 0.995)), 1e-12)
     for place, index in enumerate(shown):
         x = GAP + place % columns * (tile[0] + GAP)
         y = above + place // columns * (tile[1] + CAPTION + GAP)
-        sheet.paste(_overlay(pictures[index], found.heat[index] / top, tile), (x, y))
+        sheet.paste(_overlay(pictures[index], shares.heat[index] / top, tile), (x, y))
         if index == view:
-            step = np.array([tile[0] / found.heat.shape[2], tile[1] / found.heat.shape[1]])
+            step = np.array([tile[0] / shares.heat.shape[2], tile[1] / shares.heat.shape[1]])
             low = np.array([window.col, window.row]) * step + (x, y)
             high = low + np.array([window.cols, window.rows]) * step
             pen.rectangle((*low.tolist(), *high.tolist()), outline=OUTLINE, width=3)
-        label = f"{names[index]}  {100 * found.by_view[index]:.1f} %" + ("  (looks)" if index == view else "")
+        label = f"{names[index]}  {100 * shares.by_view[index]:.1f} %" + ("  (looks)" if index == view else "")
         pen.text((x, y + tile[1] + 4), label, fill=OUTLINE if index == view else TEXT)
     hidden = len(names) - len(shown)
     note = "brighter: more attention from the outlined patches\n"
-    note += f"90 % of the attention is on {found.tokens_of_most:,} of {found.tokens:,} tokens"
+    note += f"90 % of the attention is on {shares.tokens_of_most:,} of {shares.tokens:,} tokens"
     note += f"; {hidden} pictures with less are not shown" if hidden else ""
     pen.text((GAP, size[1] - 2 * CAPTION), note, fill=TEXT)
     return sheet
 
 
 def _overlay(picture: np.ndarray, heat: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """A darkened grey picture under its heat [rows, cols], 1 the brightest; patches keep their edges."""
+    """A darkened grey picture under its heat [rows, cols] from 0 to 1; patches keep sharp edges."""
     level = np.sqrt(np.clip(heat, 0, 1))
     at = level * (len(HEAT) - 1)
     low = np.minimum(at.astype(int), len(HEAT) - 2)

@@ -1,4 +1,4 @@
-"""Where queries look, asked of any mechanism from outside: outputs are linear in values, so gradients are weights."""
+"""Attention weights of any mechanism, from outside: outputs are linear in values, so gradients are weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lean3r.types import TokenLayout
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a mechanism, as it was made."""
+    """The arguments of one call of a mechanism."""
 
     mechanism: Mechanism
     projected: Projected
@@ -24,7 +24,7 @@ class Call:
 
 @contextmanager
 def capturing(mechanisms: Iterable[Mechanism]) -> Iterator[list[Call]]:
-    """The calls of these mechanisms inside, in order; they hold their tensors until the list goes."""
+    """Collect the calls of these mechanisms inside, in order; calls keep their tensors alive."""
     calls: list[Call] = []
 
     def note(mechanism: Mechanism, inputs: tuple[Projected, TokenLayout]) -> None:
@@ -37,11 +37,11 @@ def capturing(mechanisms: Iterable[Mechanism]) -> Iterator[list[Call]]:
 
 
 def weights(call: Call, queries: Tensor) -> Tensor:
-    """Mean weight [B, H, N] that the queries [n] (indices of tokens) give to each token, choices held fixed.
+    """Mean weight [B, H, N] that the queries [n] (indices of tokens) give to each token, with fixed choices.
 
-    The sum over the head's channels of the derivative of outputs by values, a channel's share: softmax weights of
-    dense attention, weighted sums of those of all branches for others. A mechanism that mixes channels adds what
-    they take from each other. The call must not have been made in inference mode.
+    This is the derivative of outputs by values, averaged over the channels of a head: the softmax weights of dense
+    attention, and for other mechanisms the weighted sum over their branches, with what a mechanism that mixes
+    channels passes between them. The call must not have been made in inference mode.
     """
     p = call.projected
     with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Settings of mechanisms: checked when a mechanism is made, shown in its repr."""
+"""Settings of mechanisms: checked on construction, shown in repr."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from lean3r.errors import UsageError
 from lean3r.ops.dispatch import describe
 
 
-def shown(module: nn.Module, *names: str) -> str:
-    """Settings of a module for its repr; of `implementation`, what "auto" comes to as well."""
+def format_settings(module: nn.Module, *names: str) -> str:
+    """Settings of a module for its repr; for `implementation`, also what "auto" resolves to."""
 
     def text(name: str) -> str:
         value = getattr(module, name)
@@ -19,23 +19,23 @@ def shown(module: nn.Module, *names: str) -> str:
 
 
 def check_share(name: str, value: float, *, positive: bool = False) -> float:
-    """Return `value` if it lies in [0, 1], and is not 0 where it must be `positive`; raise UsageError otherwise."""
+    """Return `value` if it lies in [0, 1], or (0, 1] if it must be `positive`; raise UsageError otherwise."""
     if isinstance(value, bool | str) or not 0 <= value <= 1:
-        raise UsageError(f"{name} is a share from 0 to 1, got {value!r}")
+        raise UsageError(f"{name} is {value!r}; expected a share from 0 to 1")
     if positive and not value:
-        raise UsageError(f"{name} is a share above 0, got 0: something must be attended to; 1 keeps everything")
+        raise UsageError(f"{name} is 0; expected a share above 0: something must be attended to; 1 keeps everything")
     return value
 
 
 def check_flag(name: str, value: bool) -> bool:
-    """Return `value` if it is True or False; raise UsageError otherwise, for texts such as "no" count as true."""
+    """Return `value` if it is True or False; raise UsageError otherwise, because strings such as "no" are truthy."""
     if not isinstance(value, bool):
-        raise UsageError(f"{name} is True or False, got {value!r}")
+        raise UsageError(f"{name} is {value!r}; expected True or False")
     return value
 
 
 def check_count(name: str, value: int) -> int:
     """Return `value` if it is at least 1; raise UsageError otherwise."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UsageError(f"{name} is a whole number from 1 on, got {value!r}")
+        raise UsageError(f"{name} is {value!r}; expected a whole number, 1 or more")
     return value

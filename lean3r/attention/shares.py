@@ -1,4 +1,4 @@
-"""What one window of patches looks at, as numbers: how its attention is shared among views and patches."""
+"""How the attention of one window of patches is distributed over views and patches."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Window:
 
 @dataclass(frozen=True)
 class Shares:
-    """heat [S, rows, cols]: the share of the window's attention that each patch gets, mean over heads; by_view its
-    sums, special what the special tokens get; tokens_of_most is the number of tokens that hold 90 per cent."""
+    """heat [S, rows, cols] is each patch's share of the window's attention, averaged over heads, by_view its sum over
+    each view, special the share of the special tokens; tokens_of_most is the number of tokens that hold 90 per cent."""
 
     heat: np.ndarray
     by_view: list[float]
@@ -42,20 +42,22 @@ class Shares:
 
 
 def query_window(layout: TokenLayout, views: Views, view: int, at: tuple[float, float] | None) -> Window:
-    """The window that holds a spot, in pixels of the original picture; UsageError when the picture does not."""
+    """The window around a point, given in pixels of the original picture; UsageError if it lies outside the picture."""
     height, width = views.images.shape[-2:]
     source = views.sources[view]
     x, y = at or (source.width / 2, source.height / 2)
     scale_x, scale_y, offset_x, offset_y = source.original_from_network
     col, row = (x - offset_x) / scale_x / width * layout.cols, (y - offset_y) / scale_y / height * layout.rows
     if not (0 <= x < source.width and 0 <= y < source.height and 0 <= col < layout.cols and 0 <= row < layout.rows):
-        raise UsageError(f"--at is {x:g} {y:g}; {source.name} is {source.width} x {source.height} pixels.")
+        raise UsageError(
+            f"--at is {x:g} {y:g}, outside the picture: {source.name} has {source.width} x {source.height} pixels."
+        )
     top, left = int(row) // SIDE * SIDE, int(col) // SIDE * SIDE
     return Window(top, left, min(SIDE, layout.rows - top), min(SIDE, layout.cols - left))
 
 
 def shares(call: Call, window: Window, view: int) -> Shares:
-    """Who gets the attention of a window of one view, in the first scene of a batch."""
+    """Where the attention of a window of one view goes, in the first scene of a batch."""
     layout = call.layout
     order = layout.order()
     place = torch.arange(layout.patches) if order is None else order.argsort()  # row-major -> the layout's order
@@ -65,16 +67,16 @@ def shares(call: Call, window: Window, view: int) -> Shares:
     if call.projected.key_mask is not None:
         queries = queries[call.projected.key_mask[0].cpu()[queries]]
     if not len(queries):
-        raise UsageError("that spot is padding; choose another with --at.")
-    found = weights(call, queries.to(call.projected.v.device))[0].float().mean(0).cpu().clamp_min(0)
-    found = found / found.sum()
-    ranked = found.sort(descending=True).values.cumsum(0)
-    by_view = found.unflatten(0, (layout.views, layout.tokens))
+        raise UsageError("this point is in padding; choose another with --at.")
+    share = weights(call, queries.to(call.projected.v.device))[0].float().mean(0).cpu().clamp_min(0)
+    share = share / share.sum()
+    ranked = share.sort(descending=True).values.cumsum(0)
+    by_view = share.unflatten(0, (layout.views, layout.tokens))
     patches = by_view[:, layout.special :][:, place].unflatten(1, (layout.rows, layout.cols))
     return Shares(
         patches.numpy(),
         patches.sum((1, 2)).tolist(),
         float(by_view[:, : layout.special].sum()),
-        len(found),
+        len(share),
         int((ranked < MOST).sum()) + 1,
     )

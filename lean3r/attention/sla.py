@@ -15,13 +15,13 @@ from lean3r.attention.blocks import (
     attend_chosen,
     block_scores,
     count_blocks,
-    filled,
-    filled_mask,
-    pooled,
+    pad_mask,
+    pad_to_blocks,
+    pool_blocks,
 )
 from lean3r.attention.dense import softmax_attention
 from lean3r.attention.pieces import in_pieces, pieces
-from lean3r.attention.settings import check_count, check_share, shown
+from lean3r.attention.settings import check_count, check_share, format_settings
 from lean3r.attention.tokens import without_padding
 from lean3r.errors import UsageError
 from lean3r.ops.block_sparse import KeyValues, check_kv, unsupported
@@ -38,12 +38,12 @@ THU_EPS = 1e-5
 def top_tokens(q: Tensor, k: Tensor, v: Tensor, keep: float, mask: Tensor | None = None) -> Tensor:
     """Softmax over each query's max(1, floor(keep * keys)) largest scores; q, k, v [B, H, N, D].
 
-    Keys that tie with the last one kept are kept too. mask [B, N] is False on keys that do not count. Scores of a
-    few queries are held at a time, and computed again for gradients; time is quadratic in the tokens.
+    Keys that tie with the last one kept are kept too. mask [B, N] is False on keys that are left out. Scores exist for
+    a few queries at a time, and are recomputed for gradients; time is quadratic in the tokens.
     """
     batch, heads, tokens, dim = k.shape
     counts = [tokens] * batch if mask is None else mask.sum(1).tolist()
-    # Of `tokens` scores in ascending order, those left out being -inf.
+    # Ranks among `tokens` scores in ascending order, in which keys left out have -inf.
     ranks = [tokens + 1 - max(1, int(keep * count)) for count in counts]
 
     def attend(rows: slice, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -68,11 +68,12 @@ class SLA(Mechanism):
     - "three-way": a `critical` share of key blocks goes to softmax, a `negligible` share nowhere, the others
       to the linear branch.
 
-    `filling` says how a last block in part is taken: "masked" leaves out what is not there, "zeros" is the release,
-    whose zero rows count in means and as keys. Blocks run through the tokens as they lie, special ones included,
-    and may reach over two views; `window` asks the trunk for an order in which blocks are compact.
-    keep 1 with a zero proj_lin, or critical 1, is dense attention. `init_std` is that of proj_lin's first values.
-    kv "fp8" rounds the softmax branch's keys and values, a scale a block (ops/block_sparse); token mode has none.
+    `filling` says how an incomplete last block is filled: "masked" leaves the missing tokens out; with "zeros", as in
+    the release, zero rows count in means and as keys. Blocks follow the order of the tokens, special ones included,
+    and may span two views; `window` asks the trunk for an order in which blocks are compact.
+    keep 1 with a zero proj_lin, or critical 1, is dense attention. `init_std` is the standard deviation of the initial
+    proj_lin. kv "fp8" rounds keys and values of the softmax branch, one scale a block (ops/block_sparse); not in token
+    mode.
 
     Source: Lite3R, arXiv 2605.11354.
     Time: "block" keep · N²; "three-way" critical · N²; "token" N².
@@ -112,7 +113,7 @@ class SLA(Mechanism):
         super().__init__()
         if mode not in get_args(Mode) or filling not in get_args(Filling):
             modes, fillings = (", ".join(get_args(t)) for t in (Mode, Filling))
-            raise UsageError(f"mode is one of {modes} and filling one of {fillings}, got {mode!r} and {filling!r}")
+            raise UsageError(f"mode is {mode!r} and filling {filling!r}; expected one of {modes} and one of {fillings}")
         self.mode: Mode = mode
         self.keep = check_share("keep", keep, positive=True)
         self.block = check_count("block", block)
@@ -122,27 +123,25 @@ class SLA(Mechanism):
         self.window = window
         self.kv: KeyValues = check_kv(kv)
         if kv == "fp8" and mode == "token":
-            raise UsageError(
-                "kv='fp8' is for blocks of keys, which mode='token' has not; take mode='block' or kv='full'"
-            )
+            raise UsageError("kv='fp8' needs blocks of keys, and mode='token' has none; use mode='block' or kv='full'")
         self.implementation: Implementation = check_implementation(implementation)
         self.proj_lin = nn.Linear(dim // heads, dim // heads, bias=False)
         nn.init.normal_(self.proj_lin.weight, std=init_std)
-        # In released checkpoints, and never read there either.
+        # Part of released checkpoints; the release does not use it either.
         self.lam = nn.Parameter(torch.tensor(0.5), requires_grad=False)
 
     def extra_repr(self) -> str:
         """Shown by repr(model)."""
         shares = ("critical", "negligible") if self.mode == "three-way" else ("keep",)
         blocks = () if self.mode == "token" else ("block", "filling", "window", "kv")
-        return shown(self, "mode", *shares, *blocks, "implementation")
+        return format_settings(self, "mode", *shares, *blocks, "implementation")
 
     def unsupported(self, head_dim: int) -> str | None:
         """See Mechanism; the token mode has a kernel for its linear branch only."""
         return None if self.mode == "token" else unsupported(head_dim, self.block, self.block)
 
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
-        """Both branches added, [B, H, N, D]."""
+        """Sum of both branches, [B, H, N, D]."""
         near, far = self.branches(p, layout)
         return near + self.proj_lin(far)
 
@@ -160,11 +159,11 @@ class SLA(Mechanism):
         record(self, layout, density=max(1, int(self.keep * k.shape[2])) / k.shape[2])
         return top_tokens(q, k, p.v, self.keep, p.key_mask), far
 
-    def _pooled(self, q: Tensor, k: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Block means of filled q and k, q scaled, and which key blocks have a token to attend to."""
+    def _pool(self, q: Tensor, k: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Block means of padded q and k, q scaled, and which key blocks have a token to attend to."""
         means, usable = [], None
         for x in (q, k):
-            mean, usable = pooled(x, self.block, mask)
+            mean, usable = pool_blocks(x, self.block, mask)
             means.append(mean)
         return means[0] * q.shape[-1] ** -0.5, means[1], usable
 
@@ -172,9 +171,9 @@ class SLA(Mechanism):
         tokens, block = q.shape[2], self.block
         count = count_blocks(tokens, block)
         kept = max(1, round(self.keep * count))
-        mask = filled_mask(mask, q, block, value=self.filling == "zeros")
-        q, k, v = (filled(x, block) for x in (q, k, v))
-        pooled_q, pooled_k, usable = self._pooled(q, k, mask)
+        mask = pad_mask(mask, q, block, value=self.filling == "zeros")
+        q, k, v = (pad_to_blocks(x, block) for x in (q, k, v))
+        pooled_q, pooled_k, usable = self._pool(q, k, mask)
 
         def choice(rows: slice) -> Tensor:
             return block_scores(pooled_q[:, :, rows], pooled_k, usable).topk(kept, -1).indices.int()
@@ -191,9 +190,9 @@ class SLA(Mechanism):
         tokens, block = q.shape[2], self.block
         count = count_blocks(tokens, block)
         high, low = (max(1, int(share * count)) for share in (self.critical, self.negligible))
-        mask = filled_mask(mask, q, block, value=self.filling == "zeros")
-        q, k, v = (filled(x, block) for x in (q, k, v))
-        pooled_q, pooled_k, usable = self._pooled(q, k, mask)
+        mask = pad_mask(mask, q, block, value=self.filling == "zeros")
+        q, k, v = (pad_to_blocks(x, block) for x in (q, k, v))
+        pooled_q, pooled_k, usable = self._pool(q, k, mask)
 
         def choice(rows: slice) -> Tensor:
             return block_scores(pooled_q[:, :, rows], pooled_k, usable).topk(high, -1).indices.int()
@@ -223,10 +222,10 @@ class SLA(Mechanism):
 class ThuSLA(Mechanism):
     """thu-ml's form: out = block-sparse softmax + proj_l(linear attention over all keys), proj_l with bias.
 
-    Each `query_block` queries attend to a `keep` share of the key blocks (at least one, where the release divides
-    0 by 0), by the score of the block means. proj_l starts at zero, so that keep 1 is dense attention. `feature` is
-    the linear branch's map: "softmax", "elu" or "relu". Nothing is cast to bfloat16, which the release does. kv as
-    in `SLA`.
+    Each block of `query_block` queries attends to a `keep` share of the key blocks (at least one; the release divides
+    0 by 0 there), by the score of the block means. proj_l starts at zero, so that keep 1 is dense attention. `feature`
+    is the feature map of the linear branch: "softmax", "elu" or "relu". Nothing is cast to bfloat16, unlike in the
+    release. kv as in `SLA`.
 
     Source: thu-ml/SLA.
     Time: keep · N².
@@ -251,7 +250,7 @@ class ThuSLA(Mechanism):
     ):
         super().__init__()
         if feature not in get_args(Feature):
-            raise UsageError(f"feature is one of {', '.join(get_args(Feature))}, got {feature!r}")
+            raise UsageError(f"feature is {feature!r}; expected one of {', '.join(get_args(Feature))}")
         self.keep = check_share("keep", keep, positive=True)
         self.query_block = check_count("query_block", query_block)
         self.key_block = check_count("key_block", key_block)
@@ -265,14 +264,14 @@ class ThuSLA(Mechanism):
 
     def extra_repr(self) -> str:
         """Shown by repr(model)."""
-        return shown(self, "keep", "query_block", "key_block", "feature", "window", "kv", "implementation")
+        return format_settings(self, "keep", "query_block", "key_block", "feature", "window", "kv", "implementation")
 
     def unsupported(self, head_dim: int) -> str | None:
         """See Mechanism."""
         return unsupported(head_dim, self.query_block, self.key_block)
 
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
-        """Both branches added, [B, H, N, D]."""
+        """Sum of both branches, [B, H, N, D]."""
         near, far = self.branches(p, layout)
         return near + self.proj_l(far)
 
@@ -289,13 +288,13 @@ class ThuSLA(Mechanism):
         if kept >= count and self.kv == "full":
             record(self, layout, density=1.0)
             return softmax_attention(q, k, v, p.key_mask), far
-        query_mask = filled_mask(p.key_mask, q, self.query_block)
-        key_mask = filled_mask(p.key_mask, k, self.key_block)
-        q = filled(q, self.query_block)
-        k, v = (filled(x, self.key_block) for x in (k, v))
-        pooled_q, _ = pooled(q, self.query_block, query_mask)
-        pooled_k, usable = pooled(k, self.key_block, key_mask)
-        # A shift of all keys changes no ranking; it only leaves the scores more bits.
+        query_mask = pad_mask(p.key_mask, q, self.query_block)
+        key_mask = pad_mask(p.key_mask, k, self.key_block)
+        q = pad_to_blocks(q, self.query_block)
+        k, v = (pad_to_blocks(x, self.key_block) for x in (k, v))
+        pooled_q, _ = pool_blocks(q, self.query_block, query_mask)
+        pooled_k, usable = pool_blocks(k, self.key_block, key_mask)
+        # A shift of all keys changes no ranking; it improves the precision of the scores.
         pooled_k = pooled_k - pooled_k.mean(2, keepdim=True)
 
         def choice(rows: slice) -> Tensor:

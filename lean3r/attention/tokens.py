@@ -1,4 +1,4 @@
-"""Tokens of one call: how many views they are of, which are padding, where they lie, and picking some of them."""
+"""Tokens of one call: number of views, padding, positions, selection by index."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lean3r.types import TokenLayout
 
 
 def view_count(p: Projected, layout: TokenLayout) -> int:
-    """Views whose tokens this call sees: one in a frame block, whatever the layout has in all."""
+    """Number of views whose tokens this call sees: one in a frame block, whatever the layout says."""
     return p.q.shape[2] // layout.tokens
 
 
@@ -37,7 +37,7 @@ def grid_positions(layout: TokenLayout) -> tuple[Tensor, Tensor]:
 
 
 @lru_cache(maxsize=512)
-def cached(
+def cached_table(
     make: Callable[..., Tensor],
     views: int,
     special: int,
@@ -47,20 +47,20 @@ def cached(
     device: torch.device,
     *settings,
 ) -> Tensor:
-    """make(TokenLayout(views, special, rows, cols, window=window), *settings) on `device`, remembered."""
-    # Not made under inference mode: a later training step would refuse the table.
+    """make(TokenLayout(views, special, rows, cols, window=window), *settings) on `device`, cached."""
+    # Not in inference mode: a later training step could not use the table.
     with torch.inference_mode(False):
         layout = TokenLayout(views, special, rows, cols, window=window)
         return with_values(lambda: make(layout, *settings)).to(device)
 
 
 def table(make: Callable[..., Tensor], layout: TokenLayout, views: int, device: torch.device, *settings) -> Tensor:
-    """A table of token indices that depends on a layout's shape only, remembered for later calls."""
-    return cached(make, views, layout.special, layout.rows, layout.cols, layout.window, device, *settings)
+    """A table of token indices that depends on the shape of a layout only, cached for later calls."""
+    return cached_table(make, views, layout.special, layout.rows, layout.cols, layout.window, device, *settings)
 
 
 def rows_of(x: Tensor, index: Tensor) -> Tensor:
-    """Tokens of x [B, H, N, D] by index [M], the same in every scene, or [B, M] -> [B, H, M, D]."""
+    """Tokens of x [B, H, N, D] by index [M], the same for every scene, or [B, M] -> [B, H, M, D]."""
     if index.ndim == 1:
         return x[:, :, index]
     return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))

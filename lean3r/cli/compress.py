@@ -100,7 +100,7 @@ class Compress:
         """Measure what every layer loses; write and draw it, and a plan that leaves out the worst."""
         from lean3r.compress.presets import fp8
         from lean3r.compress.scan_picture import draw
-        from lean3r.compress.sensitivity import proposed, scan, without
+        from lean3r.compress.sensitivity import leave_out, propose_leave_out, scan
         from lean3r.export.atomic import atomic_folder
         from lean3r.export.manifest import write_short
         from lean3r.pipeline.load import load
@@ -115,8 +115,8 @@ class Compress:
                 views = self._views(model, console)
             with console.stage("scanning"):
                 found = scan(model, plan, lambda _: predict(model, views))
-            left_out = proposed(found, self.floor_db)
-            better = without(plan, left_out)
+            left_out = propose_leave_out(found, self.floor_db)
+            better = leave_out(plan, left_out)
             about = {
                 "model": name,
                 "plan": plan.as_dict(),

@@ -1,4 +1,4 @@
-"""Compression from outside: a plan says by role which blocks change and how; no model knows of it."""
+"""Compression from outside: a plan selects blocks by role and says how they change; models do not know about it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PUBLIC = {
 
 
 def __getattr__(name: str) -> object:
-    """The verbs of the room, imported when they are first asked for: the tables answer without torch."""
+    """Import the functions of the room on first use: its tables need no torch."""
     if name not in _PUBLIC:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)

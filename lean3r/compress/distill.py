@@ -1,4 +1,4 @@
-"""Attention-output distillation (Lite3R): the student's attention layers should say what the teacher's do."""
+"""Attention-output distillation (Lite3R): match the outputs of the student's attention layers to the teacher's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lean3r.layers.attention import SelfAttention
 
 @dataclass(frozen=True)
 class AttentionLoss:
-    """`loss` is the mean of `per_layer`, the mean squared differences of the pairs whose numbers are in `layers`."""
+    """`loss` is the mean of `per_layer`, the mean squared differences of the layer pairs numbered in `layers`."""
 
     loss: Tensor
     per_layer: tuple[Tensor, ...]
@@ -23,10 +23,10 @@ class AttentionLoss:
 
 
 def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> AttentionLoss:
-    """Mean over layers of MSE(student, teacher), outputs in the order of execution, of any but pairwise equal shapes.
+    """Mean over layers of MSE(student, teacher), for outputs of any shape, in the order of execution.
 
-    Pairs go by order up to the shorter list; those whose shapes differ are left out. Without a pair the loss is 0.
-    Gradients flow to the student only, and the teacher is cast to its type.
+    Outputs are paired in order, up to the shorter list; pairs of different shapes are left out. Without a pair the loss
+    is 0. Gradients flow to the student only; the teacher is cast to the student's dtype.
     """
     pairs = [(i, s, t) for i, (s, t) in enumerate(zip(student, teacher, strict=False)) if s.shape == t.shape]
     each = tuple((s - t.detach().to(s.dtype)).square().mean() for _, s, t in pairs)
@@ -36,7 +36,7 @@ def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Atte
 
 
 def gamma(step: int, total: int, *, highest: float = 0.1, lowest: float = 0.01) -> float:
-    """Weight of the loss at a step: down a half cosine from `highest` to `lowest`; `highest` where total <= 0."""
+    """Weight of the loss at a step: a half cosine from `highest` down to `lowest`; `highest` if total <= 0."""
     if total <= 0:
         return highest
     done = min(max(step / total, 0.0), 1.0)
@@ -47,18 +47,18 @@ def gamma(step: int, total: int, *, highest: float = 0.1, lowest: float = 0.01) 
 def attention_outputs(
     model: nn.Module, is_attention: Callable[[nn.Module], bool] = lambda module: isinstance(module, SelfAttention)
 ) -> Iterator[list[Tensor]]:
-    """While it lasts, the outputs [..., N, C] of all attention layers, after projection, in order of execution.
+    """Collect the outputs [..., N, C] of all attention layers, after projection, in order of execution.
 
-    Clear the list between steps. `is_attention` picks the layers in networks that are not ours.
+    Clear the list between steps. `is_attention` selects the layers of third-party networks.
     """
-    seen: list[Tensor] = []
+    outputs: list[Tensor] = []
 
     def note(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        seen.append(output[0] if isinstance(output, tuple) else output)
+        outputs.append(output[0] if isinstance(output, tuple) else output)
 
     hooks = [module.register_forward_hook(note) for module in model.modules() if is_attention(module)]
     try:
-        yield seen
+        yield outputs
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,7 +1,7 @@
-"""Networks that we did not write: an adapter says where their queries, keys, values and frames are.
+"""Third-party networks: an adapter says where their queries, keys, values and frames are.
 
-Conversion keeps every module and every parameter under its name. Attention layers get a subclass of their own class
-(as torch.nn.utils.parametrize does) whose forward asks the adapter for q, k, v and runs a mechanism.
+Conversion keeps every module and every parameter under its name. The class of an attention layer is replaced by a
+subclass (as in torch.nn.utils.parametrize) whose forward gets q, k, v from the adapter and runs a mechanism.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from lean3r.types import TokenLayout
 
 
 class ForeignAttention(Protocol):
-    """What compress has to know of a foreign network; FusedQkv and MultiHead are two that are ready to use."""
+    """What compress has to know about a third-party network; FusedQkv and MultiHead are ready to use."""
 
     def sites(self, model: nn.Module) -> Iterable[Site]:
-        """Its attention layers, in the order in which they run, each with its role, width and heads."""
+        """Its attention layers in the order of execution, each with its role, width and heads."""
         ...
 
     def layout(self, *inputs: Any, **named: Any) -> TokenLayout:
-        """How the tokens of one view lie, from what the network is called with; `views` does not matter."""
+        """The layout of the tokens of one view, from the arguments of the network; `views` does not matter."""
         ...
 
     def project(self, attention: Any, *inputs: Any, **named: Any) -> Projected:
-        """Queries, keys, values, norm and rotation, from what an attention layer is called with."""
+        """Queries, keys, values, norm and rotation, from the arguments of an attention layer."""
         ...
 
     def output(self, attention: Any, mixed: Tensor, *inputs: Any, **named: Any) -> Any:
-        """What the layer returns, from mixed values [B, H, N, D] and what it was called with."""
+        """What the layer returns, from mixed values [B, H, N, D] and the arguments of the layer."""
         ...
 
 
 def one_role(index: int) -> Role:
-    """Every block looks at all tokens that it is given."""
+    """Every block attends to all tokens that it gets."""
     return "global"
 
 
@@ -61,10 +61,10 @@ class FusedLayer(Protocol):
 
 @dataclass(frozen=True)
 class FusedQkv:
-    """Attention layers as in DINOv2, timm and their kin: qkv, q_norm, k_norm, proj, perhaps rope(x, pos).
+    """Attention layers as in DINOv2, timm and similar: qkv, q_norm, k_norm, proj, optionally rope(x, pos).
 
-    `read_layout` gives the layout of one view from the network's inputs, `role` that of the n-th of the layers whose
-    path ends in `suffix`. Masks, gates and norms after attention are refused, not ignored.
+    `read_layout` returns the layout of one view from the inputs of the network, `role` the role of the n-th layer whose
+    path ends in `suffix`. Masks, gates and norms after attention raise UsageError.
     """
 
     read_layout: Callable[..., TokenLayout]
@@ -73,17 +73,17 @@ class FusedQkv:
 
     def sites(self, model: nn.Module) -> list[Site]:
         """See ForeignAttention."""
-        found: list[Site] = []
+        sites: list[Site] = []
         for name, module in model.named_modules():
             if name.split(".")[-1] != self.suffix:
                 continue
             extra = [p for p in ("gate", "norm") if not isinstance(getattr(module, p, None), nn.Identity | None)]
             if extra or not isinstance(module, FusedLayer):
                 missing = [part for part in FusedLayer.__annotations__ if not hasattr(module, part)]
-                says = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(extra)}"
-                raise UsageError(f"{name} ({type(module).__name__}) {says}: write an adapter of its own for it.")
-            found.append(Site(name, self.role(len(found)), module.proj.in_features, module.num_heads))
-        return found
+                difference = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(extra)}"
+                raise UsageError(f"{name} ({type(module).__name__}) {difference}: write your own adapter for it.")
+            sites.append(Site(name, self.role(len(sites)), module.proj.in_features, module.num_heads))
+        return sites
 
     def layout(self, *inputs: object, **named: object) -> TokenLayout:
         """See ForeignAttention."""
@@ -103,7 +103,7 @@ class FusedQkv:
             q, k = attention.q_norm(q).to(v.dtype), attention.k_norm(k).to(v.dtype)
             if rope is None or pos is None:
                 return q, k
-            if positions is not None:  # pooled tokens, in views that repeat them; such rotations count in whole patches
+            if positions is not None:  # pooled tokens, in views that repeat them; such rotations take whole patches
                 views = q.shape[2] // len(positions)
                 where = positions.round().to(pos).repeat(views, 1).expand(len(q), -1, -1)
             else:
@@ -121,8 +121,9 @@ class FusedQkv:
 class MultiHead:
     """Self-attention through torch.nn.MultiheadAttention, nn.TransformerEncoder included.
 
-    `read_layout` gives the layout of one view from the network's inputs. Padding masks are honoured, other masks
-    refused. The attention weights that MultiheadAttention can return are None: no mechanism needs to hold them.
+    `read_layout` returns the layout of one view from the inputs of the network. Padding masks are respected, other
+    masks raise UsageError. The attention weights that MultiheadAttention can return are None: mechanisms do not store
+    them.
     """
 
     read_layout: Callable[..., TokenLayout]
@@ -130,11 +131,11 @@ class MultiHead:
 
     def sites(self, model: nn.Module) -> list[Site]:
         """See ForeignAttention."""
-        found = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
-        for name, module in found:
+        layers = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
+        for name, module in layers:
             if not module._qkv_same_embed_dim or module.bias_k is not None or module.add_zero_attn:
-                raise UsageError(f"{name} has keys of its own width or extra keys: write an adapter of its own for it.")
-        return [Site(n, self.role(i), m.embed_dim, m.num_heads) for i, (n, m) in enumerate(found)]
+                raise UsageError(f"{name} has keys of another width or extra keys: write your own adapter for it.")
+        return [Site(n, self.role(i), m.embed_dim, m.num_heads) for i, (n, m) in enumerate(layers)]
 
     def layout(self, *inputs: object, **named: object) -> TokenLayout:
         """See ForeignAttention."""
@@ -155,15 +156,20 @@ class MultiHead:
         """See ForeignAttention."""
         _refuse((), {"attn_mask": attn_mask, "is_causal": is_causal})
         if query is not key or key is not value:
-            raise UsageError("a converted MultiheadAttention takes one input for query, key and value.")
+            raise UsageError(
+                "query, key and value differ; a converted MultiheadAttention expects the same tensor for all three."
+            )
         if query.ndim != 3 or query.is_nested:
-            raise UsageError("a converted MultiheadAttention takes plain batches of three axes.")
+            raise UsageError(
+                f"the input is {'nested' if query.is_nested else f'of {query.ndim} axes'}; "
+                "a converted MultiheadAttention expects a plain batch of three axes."
+            )
         x = query if attention.batch_first else query.transpose(0, 1)
         fused = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
         q, k, v = fused.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
         mask = key_padding_mask
         if mask is not None:
-            # torch says True, or minus infinity, where a key is padding.
+            # In torch, True or minus infinity marks padding.
             mask = ~mask if mask.dtype == torch.bool else mask == 0
         return Projected(x, q, k, v, lambda q, k, positions=None: (q, k), mask)
 
@@ -174,7 +180,7 @@ class MultiHead:
 
 
 class Watch:
-    """Notes the layout of a converted network's inputs whenever it is called."""
+    """Records the layout of the inputs of a converted network at each call."""
 
     def __init__(self, adapter: ForeignAttention):
         self.adapter = adapter
@@ -184,19 +190,20 @@ class Watch:
         self.seen = self.adapter.layout(*inputs, **named)
 
     def layout(self, tokens: int) -> TokenLayout:
-        """That of a sequence of `tokens` tokens; UsageError where it holds no whole number of views."""
+        """The layout of a sequence of `tokens` tokens; UsageError if that is no whole number of views."""
         if self.seen is None:
-            raise UsageError("call the network through the module that was given to compress: it reads the layout.")
+            raise UsageError("the layout is unknown: call the network through the module that was passed to compress.")
         views, rest = divmod(tokens, self.seen.tokens)
         if rest or not views:
             raise UsageError(
-                f"an attention layer got {tokens} tokens; the adapter's layout has {self.seen.tokens} a view."
+                f"an attention layer got {tokens} tokens; expected a multiple of {self.seen.tokens}, the tokens of one "
+                "view in the adapter's layout."
             )
         return replace(self.seen, views=views, valid=None)
 
 
 class Adopted:
-    """Mixed into the class of a foreign attention layer: its forward, around a mechanism."""
+    """Mixin for the class of a third-party attention layer: a forward that runs a mechanism."""
 
     adapter: ForeignAttention
     watch: Watch
@@ -205,7 +212,7 @@ class Adopted:
     dense_below: int
 
     def forward(self, *inputs: object, **named: object) -> object:
-        """What the layer returned before, through the mechanism."""
+        """The layer's result, computed by the mechanism."""
         p = self.adapter.project(self, *inputs, **named)
         tokens = p.q.shape[2]
         mechanism = self.short if self.short is not None and tokens < self.dense_below else self.mechanism
@@ -213,7 +220,7 @@ class Adopted:
 
 
 def adopt(model: nn.Module, names: Sequence[str], adapter: ForeignAttention) -> None:
-    """Make the attention layers of these paths run a mechanism, dense for now, in place."""
+    """Make the attention layers at these paths run a mechanism, in place; at first it is dense."""
     watch = Watch(adapter)
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
@@ -227,7 +234,7 @@ def adopt(model: nn.Module, names: Sequence[str], adapter: ForeignAttention) -> 
         attention.adapter, attention.watch = adapter, watch
         attention.short, attention.dense_below = None, 0
         if isinstance(attention, nn.MultiheadAttention):
-            # In inference, nn.TransformerEncoderLayer calls no forward of a layer that says True here.
+            # In inference, nn.TransformerEncoderLayer bypasses the forward of a layer for which this is True.
             attention._qkv_same_embed_dim = False
         attention.mechanism = Dense()
 
@@ -235,4 +242,4 @@ def adopt(model: nn.Module, names: Sequence[str], adapter: ForeignAttention) -> 
 def _refuse(unknown: Sequence[object], named: dict[str, object]) -> None:
     given = [name for name, value in named.items() if value is not None and value is not False]
     if given or any(value is not None and value is not False for value in unknown):
-        raise UsageError(f"a converted attention layer does not take {', '.join(given) or 'further arguments'}.")
+        raise UsageError(f"a converted attention layer does not support {', '.join(given) or 'further arguments'}.")

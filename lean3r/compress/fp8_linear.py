@@ -1,4 +1,4 @@
-"""The layers behind `prepare` and `convert`: some train with rounded numbers, the others store them."""
+"""The layers behind `prepare` and `convert`: layers that train with rounded weights, and layers that store codes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from lean3r.layers.linear import Linear, linear
 
 
 class Rounded(nn.Module):
-    """Mixed into the class of a layer: its weight (and inputs, in a linear layer) are rounded as its scheme says, and
-    gradients go straight through.
+    """Mixin for the class of a layer: its scheme rounds the weight (and the inputs, in a linear layer), and gradients
+    pass straight through.
 
-    Weight and bias are those of the layer that it replaces. `smooth` [K], where the scheme has it, is a constant:
-    inputs are divided by it and weights multiplied. Weights of more than two axes are rounded as [first axis, rest].
+    Weight and bias are those of the layer that it replaces. `smooth` [K], if the scheme has it, is a constant: inputs
+    are divided and weights multiplied by it. Weights of more than two axes are rounded as [first axis, rest].
     """
 
     weight: nn.Parameter
@@ -38,11 +38,11 @@ class Rounded(nn.Module):
         self.register_buffer("smooth", weight.new_ones(weight.shape[1]) if scheme.smooth else None)
 
     def extra_repr(self) -> str:
-        """Sizes, scheme, and that it is rounded for training."""
+        """Sizes, scheme, and the word prepared."""
         return f"{super().extra_repr()}, scheme={self.scheme_name!r}, prepared"
 
-    def rounded_weight(self) -> Tensor:
-        """What enters the product, of the weight's shape, with the gradient of the weight."""
+    def round_weight(self) -> Tensor:
+        """The rounded weight that enters the product, with the gradient of the weight."""
         weight = self.weight if self.smooth is None else self.weight * self.smooth
         with torch.no_grad():
             matrix = weight.flatten(1)
@@ -51,7 +51,7 @@ class Rounded(nn.Module):
 
 
 class FakeQuantLinear(Rounded, nn.Linear):
-    """A linear layer that trains with rounded numbers."""
+    """A linear layer that trains with rounded weights and inputs."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
@@ -59,7 +59,7 @@ class FakeQuantLinear(Rounded, nn.Linear):
             x = x / self.smooth
         with torch.no_grad():
             value = self.scheme.activation(x)
-        return linear(through(x, value), self.rounded_weight(), self.bias)
+        return linear(through(x, value), self.round_weight(), self.bias)
 
 
 class FakeQuantConv2d(Rounded, nn.Conv2d):
@@ -67,7 +67,7 @@ class FakeQuantConv2d(Rounded, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] -> [B, out, H', W']."""
-        return self._conv_forward(x, self.rounded_weight(), self.bias)
+        return self._conv_forward(x, self.round_weight(), self.bias)
 
 
 class FakeQuantConvTranspose2d(Rounded, nn.ConvTranspose2d):
@@ -75,13 +75,13 @@ class FakeQuantConvTranspose2d(Rounded, nn.ConvTranspose2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] -> [B, out, H', W']."""
-        return _transposed(self, x, self.rounded_weight())
+        return _conv_transpose(self, x, self.round_weight())
 
 
 class Coded(nn.Module):
-    """Mixed into the class of a layer: its weight is kept as codes and scales, in buffers "weight", "weight_scale".
+    """Mixin for the class of a layer: it stores its weight as codes and scales, in buffers "weight", "weight_scale".
 
-    UsageError where the weight holds NaN or infinities: no code stands for them. `name` is for the message.
+    UsageError if the weight contains NaN or infinities, which have no codes. `name` is for the message.
     """
 
     weight: Tensor
@@ -96,13 +96,15 @@ class Coded(nn.Module):
         with torch.no_grad():
             weight = source.weight if source.smooth is None else source.weight * source.smooth
             if not weight.is_meta and not bool(weight.isfinite().all()):
-                raise UsageError(f"the weight of {name or 'a layer'} holds NaN or infinities and cannot be quantised.")
+                raise UsageError(
+                    f"the weight of {name or 'a layer'} contains NaN or infinities and cannot be quantised."
+                )
             for key, value in self.scheme.pack(weight.detach().flatten(1)).items():
                 self.register_buffer(key, value)
 
     @property
     def packed(self) -> Packed:
-        """What the scheme stores."""
+        """The tensors that the scheme stores, by name."""
         return {"weight": self.weight, "weight_scale": self.weight_scale}
 
     @property
@@ -111,25 +113,25 @@ class Coded(nn.Module):
         return torch.Size((self.shape[0], self.shape[1:].numel()))
 
     def encode_weight(self, weight: Tensor) -> Packed:
-        """A weight in full precision -> the buffers that stand for it, by name; what a checkpoint stores."""
+        """A weight in full precision -> the buffers that represent it, by name, as a checkpoint stores them."""
         if self.smooth is not None:
             raise UsageError(
-                f"{self.scheme_name} with smoothing needs calibrated factors, which weights alone do not give: "
+                f"{self.scheme_name} with smoothing needs calibrated factors, which weights alone do not determine: "
                 "call prepare, calibrate and convert."
             )
         return self.scheme.pack(weight.flatten(1))
 
-    def dequantized(self) -> Tensor:
+    def dequantize(self) -> Tensor:
         """The weight that enters the product, in the type of its scales."""
         return self.scheme.unpack(self.packed, self.matrix).view(self.shape)
 
     def extra_repr(self) -> str:
-        """Sizes, scheme and how the product runs where the weight is."""
+        """Sizes, scheme, and how the product runs on the device of the weight."""
         path = self.scheme.path(self.weight.device)
         return f"{super().extra_repr()}, scheme={self.scheme_name!r}, path={path!r}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Coded:
-        # Another number type is for scales and bias: codes stay what they are.
+        # A change of dtype is for scales and bias: codes keep theirs.
         kind = self.weight.dtype
         super()._apply(fn, recurse)
         self.weight = self.weight.to(kind)
@@ -137,7 +139,7 @@ class Coded(nn.Module):
 
 
 class QuantLinear(Coded, nn.Linear):
-    """A linear layer that holds its weight as codes and scales."""
+    """A linear layer that stores its weight as codes and scales."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
@@ -147,19 +149,19 @@ class QuantLinear(Coded, nn.Linear):
 
 
 class QuantConv2d(Coded, nn.Conv2d):
-    """A convolution that holds its weight as codes and scales."""
+    """A convolution that stores its weight as codes and scales."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] -> [B, out, H', W']."""
-        return self._conv_forward(x, self.dequantized().to(x.dtype), self.bias)
+        return self._conv_forward(x, self.dequantize().to(x.dtype), self.bias)
 
 
 class QuantConvTranspose2d(Coded, nn.ConvTranspose2d):
-    """A transposed convolution that holds its weight as codes and scales."""
+    """A transposed convolution that stores its weight as codes and scales."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] -> [B, out, H', W']."""
-        return _transposed(self, x, self.dequantized().to(x.dtype))
+        return _conv_transpose(self, x, self.dequantize().to(x.dtype))
 
 
 KINDS: dict[type[nn.Module], tuple[type[Rounded], type[Coded]]] = {
@@ -172,20 +174,20 @@ CODED: dict[type[Rounded], type[Coded]] = dict(KINDS.values())
 
 
 def _take_over(module: nn.Module, source: nn.Module) -> None:
-    # All that the layer is, in tables of its own; the tensors stay the same ones.
+    # All attributes of the layer, in new dicts; the tensors stay the same objects.
     tables = {key: copy.copy(value) if isinstance(value, dict) else value for key, value in vars(source).items()}
     vars(module).update(tables)
 
 
-def _transposed(layer: nn.ConvTranspose2d, x: Tensor, weight: Tensor) -> Tensor:
-    assert not isinstance(layer.padding, str)  # transposed convolutions know no padding by name
+def _conv_transpose(layer: nn.ConvTranspose2d, x: Tensor, weight: Tensor) -> Tensor:
+    assert not isinstance(layer.padding, str)  # transposed convolutions have no padding by name
     sizes = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
     return F.conv_transpose2d(x, weight, layer.bias, *sizes)
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """What became of one layer."""
+    """The result for one layer."""
 
     site: Place
     scheme: str
@@ -196,9 +198,10 @@ class Quantized:
 
 
 def insert(model: nn.Module, steps: Sequence[QuantizeStep]) -> list[Quantized]:
-    """Put layers that train with rounded numbers where the steps say, in place; see QuantizeStep for the errors."""
+    """Replace the layers that the steps select by layers that train with rounded weights, in place; for errors see
+    QuantizeStep."""
     places = linears_of(model)
-    wanted: dict[Place, QuantizeStep] = {}
+    step_of: dict[Place, QuantizeStep] = {}
     for step in steps:
         chosen = Target.parse(step.target).select(places)
         for target in step.leave_out:
@@ -206,21 +209,21 @@ def insert(model: nn.Module, steps: Sequence[QuantizeStep]) -> list[Quantized]:
             chosen = [place for place in chosen if place not in left]
         if not chosen:
             raise UsageError(f"step '{step}' leaves no layer to quantise.")
-        wanted |= dict.fromkeys(chosen, step)
+        step_of |= dict.fromkeys(chosen, step)
     new: dict[nn.Module, nn.Module] = {}
-    for place, step in wanted.items():
+    for place, step in step_of.items():
         source = model.get_submodule(place.name)
         scheme: Scheme = SCHEMES.get(step.quantize)(**step.settings)
         if place.convolution and not scheme.convolutions:
-            what = f"{step.quantize} is for linear layers, {place.name} is a convolution"
-            raise UsageError(f"{what}: use 'every linear'.")
+            what = f"{step.quantize} is for linear layers, but {place.name} is a convolution"
+            raise UsageError(f"{what}: use the target 'every linear'.")
         new[source] = KINDS[type(source)][0](source, scheme, step.quantize)
     _replace(model, new)
-    return [Quantized(place, wanted[place].quantize) for place in places if place in wanted]
+    return [Quantized(place, step_of[place].quantize) for place in places if place in step_of]
 
 
 def deploy(model: nn.Module) -> None:
-    """Store what `insert` put in as codes and scales, in place, a layer at a time."""
+    """Replace the layers from `insert` by layers that store codes and scales, in place, one at a time."""
     for name, module in list(model.named_modules()):
         if isinstance(module, Rounded):
             _replace(model, {module: CODED[type(module)](module, name)})
@@ -232,4 +235,4 @@ def _replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
             if child in new:
                 setattr(parent, name, new[child])
                 if isinstance(parent, nn.TransformerEncoderLayer):
-                    parent.activation_relu_or_gelu = 0  # or, in inference, torch reads weights past the layers
+                    parent.activation_relu_or_gelu = 0  # otherwise torch, in inference, bypasses the layers

@@ -1,4 +1,4 @@
-"""Symmetric integer quantisation by rows, and two codes of 4 bits in a byte."""
+"""Symmetric integer quantisation by rows, and packing of two 4-bit codes into a byte."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FLOOR = 1e-8  # of a row's largest magnitude, so that rows of zeros have a scale
-_BYTES = 2 << 20  # of inputs and outputs of a product at a time: a core's second-level cache or two
-_ROWS = 256  # at least: every product arranges its weight anew
+_BYTES = 2 << 20  # of inputs and outputs of a product at a time: one or two second-level caches of a core
+_ROWS = 256  # at least: every product rearranges its weight
 
 
 def integer_rows(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """[..., K] -> codes [..., K] int8 (int16 above 8 bits) and scales [..., 1] in the type of x.
 
     scale = max(amax |row|, 1e-8) / (2^(bits-1) - 1), code = x / scale to nearest, ties to even. NaN and infinities
-    give scales that are not finite, and so does what is dequantised.
+    yield scales, and dequantised values, that are not finite.
     """
     codes, scale = _rows(x, bits)
     return codes.to(torch.int8 if bits <= 8 else torch.int16), scale
 
 
-def rounded_rows(x: Tensor, bits: int) -> Tensor:
+def round_rows(x: Tensor, bits: int) -> Tensor:
     """Codes of `integer_rows` times scales, in the type of x; NaN stays NaN."""
     codes, scale = _rows(x, bits)
     return (codes * scale).to(x.dtype)
@@ -38,9 +38,9 @@ def _rows(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 def integer_product(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
     """x [M, K] by codes [N, K] int8 with scales [N, 1], plus bias [N]: [M, N] in the type of x, with no gradient.
 
-    x is rounded as by `integer_rows`, the sums are exact integers. With every pass through memory the rounding and
-    scaling would take longer than the product; so some rows at a time go through all of it, in buffers that the
-    caches hold. CPU only.
+    x is rounded as in `integer_rows`; the sums are exact integers. Separate passes through memory for rounding and
+    scaling would take longer than the product; so a few rows at a time go through all steps, in buffers that fit into
+    the caches. CPU only.
     """
     (tokens, depth), width, plain = x.shape, len(weight), x.dtype == torch.float32
     some = tokens if torch.compiler.is_compiling() else min(tokens, max(_ROWS, _BYTES // (4 * (depth + width))))
@@ -51,7 +51,7 @@ def integer_product(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tenso
     for start in range(0, tokens, max(1, some)):
         rows = slice(start, min(start + some, tokens))
         n = rows.stop - start
-        if plain:  # integer_rows, without new memory for every step
+        if plain:  # integer_rows without allocations
             scale = torch.abs(x[rows], out=floats[:n]).amax(-1, keepdim=True).clamp_(min=FLOOR).div_(127)
             codes = whole[:n].copy_(torch.div(x[rows], scale, out=floats[:n]).round_())
         else:
@@ -66,7 +66,7 @@ def integer_product(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tenso
 
 
 def pack_nibbles(codes: Tensor) -> Tensor:
-    """Codes [N, K] from -8 to 7 -> [N, ceil(K / 2)] uint8, the even one in the low half."""
+    """Codes [N, K] from -8 to 7 -> [N, ceil(K / 2)] uint8; even columns in the low nibble."""
     low, high = F.pad(codes + 8, (0, codes.shape[1] % 2)).to(torch.uint8).unflatten(1, (-1, 2)).unbind(-1)
     return low | (high << 4)
 

@@ -1,4 +1,4 @@
-"""The linear layers and convolutions of a network, and where each of them stands."""
+"""The linear layers and convolutions of a network, and which part each belongs to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lean3r.layers.linear import Linear
 from lean3r.layers.trunk import Trunk
 from lean3r.layers.vit import PatchEmbed, VisionTransformer
 
-PLAIN = (nn.Linear, Linear)  # subclasses have a life of their own (the projection inside MultiheadAttention)
+PLAIN = (nn.Linear, Linear)  # not subclasses, which behave differently (the projection inside MultiheadAttention)
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 NARROW = 16
 _CAMERA = re.compile(r"(^|\.)camera[^.]*(\.|$)")
@@ -26,20 +26,20 @@ _CAMERA = re.compile(r"(^|\.)camera[^.]*(\.|$)")
 def linears_of(
     model: nn.Module, linears: Sequence[type] = PLAIN, convolutions: Sequence[type] = CONVOLUTIONS
 ) -> list[Place]:
-    """Every linear layer and convolution of these classes, in the order of the modules: by default those that a scheme
-    can take over."""
+    """Every linear layer and convolution of these classes, in the order of the modules; by default those that can be
+    quantised."""
     labels = _labels(model)
-    found = []
+    places = []
     for path, module in model.named_modules():
         if type(module) in linears or type(module) in convolutions:
             narrow = min(module.get_parameter("weight").shape[:2]) < NARROW
-            place = _around(path, labels)
-            found.append(replace(place, name=path, convolution=type(module) in convolutions, narrow=narrow))
-    return found
+            place = _innermost(path, labels)
+            places.append(replace(place, name=path, convolution=type(module) in convolutions, narrow=narrow))
+    return places
 
 
 def _labels(model: nn.Module) -> dict[str, Place]:
-    """The modules that say where what is inside of them stands, by path; the innermost around a layer counts."""
+    """The part of the network that a module stands for, by path; for a layer the innermost enclosing module counts."""
     labels: dict[str, Place] = {}
     counts: Counter[Part] = Counter()
 
@@ -66,8 +66,8 @@ def _labels(model: nn.Module) -> dict[str, Place]:
     return labels
 
 
-def _around(path: str, labels: dict[str, Place]) -> Place:
-    """The innermost label around a layer."""
+def _innermost(path: str, labels: dict[str, Place]) -> Place:
+    """The label of the innermost labelled module around a layer."""
     outer = path
     while outer:
         outer = outer.rpartition(".")[0]
@@ -77,5 +77,5 @@ def _around(path: str, labels: dict[str, Place]) -> Place:
 
 
 def _outside(path: str) -> Part:
-    """The part of what is in no encoder and no trunk."""
+    """The part of a layer outside of encoder and trunk."""
     return "camera" if _CAMERA.search(path) else "head"

@@ -1,4 +1,4 @@
-"""Which regions of which views one window of patches looks at, and how dense attention is in every layer."""
+"""Which regions of which views one window of patches attends to, and how dense attention is in every layer."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from lean3r.types import Views
 
 @dataclass(frozen=True)
 class Look:
-    """What a `window` of view `view` looks at in one `layer`, and what its `mechanism` is.
+    """What a `window` of view `view` attends to in one `layer` with this `mechanism`.
 
-    `density` is the share of pairs that each layer across views attends to, None where its mechanism does not say.
-    `not_in_effect` says why dense attention is seen although there is a plan, and what helps; it is empty otherwise.
+    `density` is the share of pairs that each global layer attends to, None if its mechanism does not report it.
+    `not_in_effect` says why attention is dense in spite of a plan, and what to do; it is empty otherwise.
     """
 
     layer: str
@@ -62,15 +62,16 @@ def look(
     at: tuple[float, float] | None = None,
     block: int | None = None,
 ) -> Look:
-    """Watch one layer across views while `run` lets the network, which wears the plan named, see `views`, one scene.
+    """Record one global layer while `run` applies the network, compressed by the plan called `plan`, to `views`.
 
-    `view` looks (None: the middle one) from the spot `at`, x and y in pixels of the original picture (None: its
-    centre), in the `block`-th of the layers that look across views (None: the last). UsageError for what is not there.
+    The query is the window of `view` (None: the middle one) around the point `at`, x and y in pixels of the original
+    picture (None: its centre), in the `block`-th global layer (None: the last). UsageError for a block, view or point
+    that does not exist.
     """
     layers = {site.name: _attention(model, site.name) for site in sites_of(model) if site.role == "global"}
     block = len(layers) - 1 if block is None else block
     if not 0 <= block < len(layers):
-        raise UsageError(f"--block is {block}; the model has {len(layers)} blocks that look across pictures.")
+        raise UsageError(f"--block is {block}; the model has {len(layers)} global blocks, 0 to {len(layers) - 1}.")
     names = [source.name for source in views.sources]
     view = len(names) // 2 if view is None else view
     if not 0 <= view < len(names):
@@ -80,13 +81,13 @@ def look(
     with torch.no_grad(), recording() as log, capturing(_mechanisms(watched)) as calls:
         run()
     window = query_window(calls[-1].layout, views, view, at)
-    found, used = shares(calls[-1], window, view), calls[-1].mechanism
-    said = {id(record.mechanism): record.density for record in log}
-    density = {key: _density(_mechanisms(layer), said) for key, layer in layers.items()}
+    distribution, used = shares(calls[-1], window, view), calls[-1].mechanism
+    reported = {id(record.mechanism): record.density for record in log}
+    density = {key: _density(_mechanisms(layer), reported) for key, layer in layers.items()}
     missed = ""
     if plan is not None and used is watched.short:
-        missed = _not_in_effect(plan, found.tokens, len(names), watched.dense_below)
-    return Look(name, repr(used), names, view, window, found, density, missed)
+        missed = _not_in_effect(plan, distribution.tokens, len(names), watched.dense_below)
+    return Look(name, repr(used), names, view, window, distribution, density, missed)
 
 
 def _attention(model: nn.Module, name: str) -> SelfAttention:
@@ -99,9 +100,9 @@ def _mechanisms(layer: SelfAttention) -> list[Mechanism]:
     return [mechanism for mechanism in (layer.mechanism, layer.short) if mechanism is not None]
 
 
-def _density(mechanisms: list[Mechanism], said: dict[int, float | None]) -> float | None:
+def _density(mechanisms: list[Mechanism], reported: dict[int, float | None]) -> float | None:
     for mechanism in mechanisms:
-        if (density := said.get(id(mechanism))) is not None:
+        if (density := reported.get(id(mechanism))) is not None:
             return round(density, 6)
     return 1.0 if any(isinstance(mechanism, Dense) for mechanism in mechanisms) else None
 
@@ -109,7 +110,7 @@ def _density(mechanisms: list[Mechanism], said: dict[int, float | None]) -> floa
 def _not_in_effect(plan: str, tokens: int, pictures: int, dense_below: int) -> str:
     enough = math.ceil(dense_below * pictures / tokens)
     return (
-        f"plan {plan} is not in effect here: {pictures} pictures are {tokens:,} tokens, and below {dense_below:,} it "
-        f"stays dense, because sparse attention gains nothing there. What you see is dense attention. Give {enough} "
-        "pictures or more, a larger --resolution, or a plan of your own with a smaller dense_below."
+        f"plan {plan} is not in effect here: {pictures} pictures have {tokens:,} tokens, and below {dense_below:,} "
+        f"attention stays dense, because sparse attention would not be faster. The result shows dense attention. Use "
+        f"{enough} pictures or more, a larger --resolution, or a plan of your own with a smaller dense_below."
     )

@@ -16,15 +16,15 @@ from lean3r.errors import UsageError
 from lean3r.json_text import parse_json
 
 FORMAT = 1
-FROM_MODEL = ("dim", "heads")  # a mechanism that owns parameters gets these from the block that it enters
+FROM_MODEL = ("dim", "heads")  # a mechanism with parameters gets these from its block
 
 
 @dataclass(frozen=True)
 class Step:
     """The blocks of `target` (compress/targets.py) get `mechanism`, a row of ATTENTION, with these settings.
 
-    Sequences of fewer than `dense_below` tokens keep the mechanism that the block had: there it is faster.
-    UsageError on an unknown mechanism or setting, with the nearest ones, and on a target that cannot be read.
+    Sequences of fewer than `dense_below` tokens keep the original mechanism of the block, which is faster for them.
+    UsageError for an unknown mechanism or setting, with the closest names, and for an invalid target.
     """
 
     target: str
@@ -35,7 +35,7 @@ class Step:
     def __post_init__(self) -> None:
         Target.of_attention(self.target)
         ATTENTION.check(self.mechanism)
-        _known("setting", self.settings, settings_of(self.mechanism), f"of {self.mechanism}")
+        _check_known("setting", self.settings, settings_of(self.mechanism), f"of {self.mechanism}")
         _freeze(self, self.mechanism)
         _tokens(self.dense_below)
 
@@ -45,7 +45,7 @@ class Step:
         return f"{self.target}: {self.mechanism}({settings}){short}"
 
     def as_dict(self) -> dict[str, object]:
-        """JSON-ready; what has its default is left out."""
+        """JSON-ready; default values are left out."""
         row: dict[str, object] = {"target": self.target, "mechanism": self.mechanism}
         if self.settings:
             row["settings"] = dict(self.settings)
@@ -58,8 +58,8 @@ class Step:
 class QuantizeStep:
     """The linear layers of `target` (compress/targets.py) get the scheme `quantize`, a row of SCHEMES.
 
-    `leave_out` are further targets that stay as they are. UsageError on an unknown scheme or setting, with the nearest
-    ones, and on a target that cannot be read.
+    `leave_out` are targets that stay unchanged. UsageError for an unknown scheme or setting, with the closest names,
+    and for an invalid target.
     """
 
     quantize: str
@@ -71,7 +71,7 @@ class QuantizeStep:
         kind = SCHEMES.get(self.quantize)
         for target in (self.target, *self.leave_out):
             Target.parse(target)
-        _known("setting", self.settings, _names(kind), f"of {self.quantize}")
+        _check_known("setting", self.settings, _names(kind), f"of {self.quantize}")
         _freeze(self, self.quantize)
         object.__setattr__(self, "leave_out", tuple(self.leave_out))
         kind(**self.settings)
@@ -82,7 +82,7 @@ class QuantizeStep:
         return f"{self.target}{left}: {self.quantize}({settings})"
 
     def as_dict(self) -> dict[str, object]:
-        """JSON-ready; what has its default is left out."""
+        """JSON-ready; default values are left out."""
         row: dict[str, object] = {"quantize": self.quantize, "target": self.target}
         if self.leave_out:
             row["except"] = list(self.leave_out)
@@ -93,7 +93,7 @@ class QuantizeStep:
 
 @dataclass(frozen=True)
 class CompressionPlan:
-    """Steps in order; where two of a kind name the same block, the later one counts. `a + b` puts b after a.
+    """Steps in order; if two steps of a kind select the same block, the later one counts. `a + b` puts b after a.
 
     Mechanisms are exchanged first, whatever the order, then linear layers are quantised.
     """
@@ -131,29 +131,29 @@ class CompressionPlan:
 
     @classmethod
     def from_dict(cls, row: object, *, name: str = "custom") -> CompressionPlan:
-        """Read what `as_dict` writes; `name` stands in where it has none. UsageError names what is wrong and where."""
+        """Read what `as_dict` writes; `name` is the default name. UsageError says what is wrong and where."""
         row = _table(row, "a plan")
-        _known("key", row, ("format", "name", "steps"), "of a plan")
+        _check_known("key", row, ("format", "name", "steps"), "of a plan")
         if row.get("format", FORMAT) != FORMAT:
             raise UsageError(f"the plan has format {row['format']!r}; this lean3r reads {FORMAT}.")
         steps = row.get("steps")
         if not isinstance(steps, list | tuple):
-            raise UsageError(f"steps of the plan is {steps!r}; expected a list.")
+            raise UsageError(f"the plan has {steps!r} for steps; expected a list.")
         steps = tuple(_step(step, number) for number, step in enumerate(steps, start=1))
         return cls(steps, _text(row.get("name", name), "name of the plan"))
 
     @classmethod
     def from_json(cls, text: str, *, name: str = "custom") -> CompressionPlan:
-        """Read what `to_json` writes; UsageError as `from_dict`, and where the text is no JSON."""
+        """Read what `to_json` writes; UsageError as in `from_dict`, and if the text is not JSON."""
         try:
             row = parse_json(text)
         except ValueError as error:
-            raise UsageError(f"the plan is no JSON: {error}.") from error
+            raise UsageError(f"the plan is not valid JSON: {error}.") from error
         return cls.from_dict(row, name=name)
 
 
 def resolve_plan(plan: str | Path | Mapping[str, object] | CompressionPlan) -> CompressionPlan:
-    """A plan from its name in PLANS, a JSON file, a dict or itself; UsageError where it is none of these."""
+    """A plan from its name in PLANS, a JSON file, a dict or a CompressionPlan; UsageError for anything else."""
     if isinstance(plan, CompressionPlan):
         return plan
     if isinstance(plan, Mapping):
@@ -176,27 +176,27 @@ def resolve_plan(plan: str | Path | Mapping[str, object] | CompressionPlan) -> C
 
 
 def settings_of(mechanism: str) -> tuple[str, ...]:
-    """Names of the settings of a row of ATTENTION."""
+    """Names of the settings of a mechanism in ATTENTION."""
     return tuple(name for name in _names(ATTENTION.get(mechanism)) if name not in FROM_MODEL)
 
 
 def _names(kind: Callable[..., object]) -> tuple[str, ...]:
-    found = inspect.signature(kind).parameters.values()
-    return tuple(p.name for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+    parameters = inspect.signature(kind).parameters.values()
+    return tuple(p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
 
 
 def _freeze(step: Step | QuantizeStep, kind: str) -> None:
-    try:  # as a checkpoint would bring them back: lists for tuples
+    try:  # as read from a checkpoint: lists instead of tuples
         object.__setattr__(step, "settings", json.loads(json.dumps(dict(step.settings))))
     except TypeError as error:
-        raise UsageError(f"settings of {kind} are no JSON values: {error}.") from error
+        raise UsageError(f"the settings of {kind} cannot be written as JSON: {error}.") from error
 
 
 def _step(row: object, number: int) -> Step | QuantizeStep:
     row = _table(row, f"step {number}")
     if "quantize" in row:
         return _quantize_step(row, number)
-    _known("key", row, ("target", "mechanism", "settings", "dense_below"), f"of step {number}")
+    _check_known("key", row, ("target", "mechanism", "settings", "dense_below"), f"of step {number}")
     missing = [key for key in ("target", "mechanism") if key not in row]
     if missing:
         raise UsageError(f"step {number} has no {missing[0]}; expected target and mechanism.")
@@ -206,11 +206,11 @@ def _step(row: object, number: int) -> Step | QuantizeStep:
 
 
 def _quantize_step(row: dict[str, object], number: int) -> QuantizeStep:
-    _known("key", row, ("quantize", "target", "except", "settings"), f"of step {number}, which quantizes")
+    _check_known("key", row, ("quantize", "target", "except", "settings"), f"of step {number}, which quantizes")
     scheme, target = (_text(row.get(key), f"{key} of step {number}") for key in ("quantize", "target"))
     left = row.get("except", [])
     if not isinstance(left, list | tuple):
-        raise UsageError(f"except of step {number} is {left!r}; expected a list of targets.")
+        raise UsageError(f"step {number} has {left!r} for except; expected a list of targets.")
     left_out = tuple(_text(target, f"a target in except of step {number}") for target in left)
     settings = _table(row.get("settings", {}), f"settings of step {number}")
     return QuantizeStep(scheme, target, left_out, settings)
@@ -218,13 +218,13 @@ def _quantize_step(row: dict[str, object], number: int) -> QuantizeStep:
 
 def _table(row: object, what: str) -> dict[str, object]:
     if not isinstance(row, Mapping):
-        raise UsageError(f"{what} is {row!r}; expected a table of names and values.")
+        raise UsageError(f"{what} is {row!r}; expected names with values.")
     return dict(row)
 
 
 def _text(value: object, what: str) -> str:
     if not isinstance(value, str) or not value:
-        raise UsageError(f"{what} is {value!r}; expected a text.")
+        raise UsageError(f"{what} is {value!r}; expected a string that is not empty.")
     return value
 
 
@@ -234,7 +234,7 @@ def _tokens(value: object) -> int:
     return value
 
 
-def _known(kind: str, given: Collection[str], known: Collection[str], where: str) -> None:
+def _check_known(kind: str, given: Collection[str], known: Collection[str], where: str) -> None:
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=2, cutoff=0.5)

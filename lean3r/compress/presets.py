@@ -1,9 +1,9 @@
-"""Plans by name: functions that return them, with the mechanisms' own defaults, which are those of their sources.
+"""Plans by name: functions that return them. Defaults are those of the mechanisms, which follow their sources.
 
 Every function takes the target, the number of tokens below which blocks stay dense, and settings of the mechanism
 (attention/). The default lengths come from benchmarks/results/attention_cpu.json (2 CPU cores, 4 heads of 32 channels,
-401 tokens a view, 8 to 256 views): the first measured length from which the mechanism was faster than dense attention,
-rounded up. benchmarks/attention.py measures them on other hardware.
+401 tokens a view, 8 to 256 views): the shortest measured length at which the mechanism was faster than dense
+attention, rounded up. benchmarks/attention.py measures them on other hardware.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ def dense(target: str = "global blocks", **settings: object) -> CompressionPlan:
 
 
 def gsa(target: str = "global blocks", *, dense_below: int = 3072, **settings: object) -> CompressionPlan:
-    """Speed3R: a coarse look at everything, a fine one at 32 windows of 4 x 4 patches; two gates. Wants training."""
+    """Speed3R: a coarse look at everything, a fine one at 32 windows of 4 x 4 patches; two gates. Needs training."""
     return _one("gsa", target, dense_below, settings)
 
 
 def sla(target: str = "all blocks", *, dense_below: int = 1536, **settings: object) -> CompressionPlan:
-    """Lite3R: the strongest keys exactly, the rest through a linear branch that starts near 0. Wants training."""
+    """Lite3R: the strongest keys exactly, the rest through a linear branch that starts near 0. Needs training."""
     return _one("sla", target, dense_below, settings)
 
 
 def thu_sla(target: str = "all blocks", *, dense_below: int = 1536, **settings: object) -> CompressionPlan:
-    """The SLA that Lite3R comes from: a linear branch that starts at 0. Wants training."""
+    """The SLA that Lite3R comes from: a linear branch that starts at 0. Needs training."""
     return _one("thu-sla", target, dense_below, settings)
 
 
@@ -53,38 +53,37 @@ def frame_subset(target: str = "global blocks", *, dense_below: int = 12288, **s
 
 
 def fp8(target: str = "every block", **settings: object) -> CompressionPlan:
-    """E4M3 weights wherever there are large ones, and activations in the blocks of encoder and trunk. For GPUs that
-    multiply FP8.
+    """All large weights in E4M3, and activations in the blocks of encoder and trunk. For GPUs that multiply FP8.
 
-    Cameras and other heads keep their activations and products: a weight is rounded once, an activation every time.
-    Their weights must be small too: without the heads VGGT would not fit into 1.35 GB.
+    Camera and other heads keep their activations and products: a weight is rounded once, an activation every time.
+    Their weights are quantised too: otherwise VGGT would not fit into 1.35 GB.
     """
     weights = QuantizeStep("fp8-weight", "every layer", ("narrow layers",))
     return CompressionPlan((weights, QuantizeStep("fp8", target, ("camera head",), settings)), "fp8")
 
 
 def fp8_weight(target: str = "every layer") -> CompressionPlan:
-    """E4M3 weights wherever there are large ones, a quarter of float32; activations stay. Little memory, anywhere."""
+    """All large weights in E4M3, a quarter of float32; activations stay. Saves memory on any device."""
     return CompressionPlan((QuantizeStep("fp8-weight", target, ("narrow layers",)),), "fp8-weight")
 
 
 def int8_dynamic(target: str = "every block") -> CompressionPlan:
-    """Weights and activations of 8 bits in all transformer blocks; not for cameras. For large models on CPUs."""
+    """Weights and activations of 8 bits in all transformer blocks except the camera head. For large models on CPUs."""
     return CompressionPlan((QuantizeStep("int8-dynamic", target, ("camera head",)),), "int8-dynamic")
 
 
 def gsa_fp8() -> CompressionPlan:
-    """`gsa`, and `fp8` for linear layers. Wants training."""
+    """`gsa`, and `fp8` for linear layers. Needs training."""
     return gsa() + fp8()
 
 
 def sla_fp8() -> CompressionPlan:
-    """`sla`, and `fp8` for linear layers: what Lite3R describes. Wants training."""
+    """`sla`, and `fp8` for linear layers: what Lite3R describes. Needs training."""
     return sla() + fp8()
 
 
 def of_scheme(scheme: str) -> CompressionPlan:
-    """The plan called like a scheme; where there is none, the scheme in all transformer blocks but the camera's."""
+    """The plan with the name of a scheme; without one, the scheme in all transformer blocks except the camera head."""
     if SCHEMES.check(scheme) in PLANS:
         return PLANS.get(scheme)()
     return CompressionPlan((QuantizeStep(scheme, "every block", ("camera head",)),), scheme)

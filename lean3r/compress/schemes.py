@@ -1,7 +1,7 @@
 """Number formats for linear layers: how weights and activations are rounded, stored and multiplied.
 
-Every scheme rounds a weight once and the same way for training and for deployment: `pack` gives what a checkpoint
-stores, `unpack` what enters the product, and training multiplies by unpack(pack(weight)).
+Every scheme rounds weights the same way for training and for deployment: `pack` returns what a checkpoint stores,
+`unpack` what enters the product, and training multiplies by unpack(pack(weight)).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lean3r.compress.integers import integer_product, integer_rows, pack_nibbles, rounded_rows, unpack_nibbles
+from lean3r.compress.integers import integer_product, integer_rows, pack_nibbles, round_rows, unpack_nibbles
 from lean3r.errors import KernelError, UsageError
 from lean3r.layers.linear import linear
 from lean3r.ops.fp8 import (
@@ -24,13 +24,14 @@ Packed = dict[str, Tensor]
 
 
 class Scheme:
-    """A row of SCHEMES. `pack`, `unpack` and `activation` say how numbers are rounded, `product` how they multiply."""
+    """A row of SCHEMES. `pack`, `unpack` and `activation` define how numbers are rounded, `product` how they
+    multiply."""
 
-    smooth = False  # whether inputs are divided, and weights multiplied, by a factor a feature
-    convolutions = False  # whether it is for them too
+    smooth = False  # whether inputs are divided, and weights multiplied, by a factor for each feature
+    convolutions = False  # whether convolutions are supported
 
     def pack(self, weight: Tensor) -> Packed:
-        """A weight [N, K] as it is stored: "weight" and its scales, by name."""
+        """The stored form of a weight [N, K]: "weight" and its scales, by name."""
         raise TypeError(f"{type(self).__name__} defines no pack")
 
     def unpack(self, packed: Packed, shape: torch.Size) -> Tensor:
@@ -38,11 +39,11 @@ class Scheme:
         raise TypeError(f"{type(self).__name__} defines no unpack")
 
     def activation(self, x: Tensor) -> Tensor:
-        """What enters the product for inputs [..., K]: of the same shape and type."""
+        """Round inputs [..., K] for the product; same shape and type."""
         return x
 
     def product(self, x: Tensor, packed: Packed, shape: torch.Size, bias: Tensor | None) -> Tensor:
-        """Inputs [..., K], rounded or not as the scheme says, by a stored weight, plus bias: [..., N]."""
+        """Inputs [..., K], rounded by `activation`, times a stored weight, plus bias: [..., N]."""
         x = through(x, self.activation(x))
         return linear(x, self.unpack(packed, shape).to(x.dtype), bias)
 
@@ -51,12 +52,12 @@ class Scheme:
         return "reference"
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
-        return f"{type(self).__name__}({shown})"
+        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({settings})"
 
 
 class Fp8Weight(Scheme):
-    """Weights in E4M3 with one scale an output row; activations and products as they were."""
+    """Weights in E4M3 with one scale an output row; activations and products unchanged."""
 
     convolutions = True
 
@@ -71,9 +72,9 @@ class Fp8Weight(Scheme):
 
 
 class Fp8(Fp8Weight):
-    """Weights and activations in E4M3, one scale an output row and one a token; on FP8 hardware so is the product.
+    """Weights and activations in E4M3, one scale an output row and one a token; FP8 products if the hardware has them.
 
-    `implementation` is "auto", "reference" (dequantised operands) or "scaled_mm", which raises where it cannot run.
+    `implementation` is "auto", "reference" (dequantised operands) or "scaled_mm", which raises if it cannot run.
     """
 
     convolutions = False
@@ -87,7 +88,7 @@ class Fp8(Fp8Weight):
         return dequantize(*quantize_rows(x)).to(x.dtype)
 
     def product(self, x: Tensor, packed: Packed, shape: torch.Size, bias: Tensor | None) -> Tensor:
-        """See Scheme. Where a gradient is recorded the reference runs: scaled_mm has none."""
+        """See Scheme. The reference runs while gradients are recorded: scaled_mm has none."""
         how = choose_product(self.implementation, x.device)
         if how == "reference" or (torch.is_grad_enabled() and x.requires_grad):
             return super().product(x, packed, shape, bias)
@@ -108,23 +109,23 @@ class Fp8(Fp8Weight):
 class Integer(Scheme):
     """Lite3R's first stage: weights of a few bits in groups of inputs, activations with one scale a token.
 
-    `group_size` inputs of an output row share a scale; all of a row where K is no multiple of it. `act_bits` 0 leaves
-    activations alone. With `smooth`, inputs are divided by a factor a feature that calibration finds
-    (quantize.calibrate), and weights multiplied by it.
+    `group_size` inputs of an output row share a scale; if K is no multiple of it, the whole row does. `act_bits` 0
+    leaves activations unchanged. With `smooth`, inputs are divided by a factor for each feature, and weights multiplied
+    by it; quantize.calibrate determines the factors.
     """
 
     BITS = 4
 
     def __init__(self, *, act_bits: int, group_size: int = 128, smooth: bool = False):
         if not isinstance(act_bits, int) or not (act_bits == 0 or 2 <= act_bits <= 16):
-            raise UsageError(f"act_bits is {act_bits!r}; expected 2 to 16, or 0 for activations as they are.")
+            raise UsageError(f"act_bits is {act_bits!r}; expected 2 to 16, or 0 to leave activations unchanged.")
         if not isinstance(group_size, int) or group_size < 1:
             raise UsageError(f"group_size is {group_size!r}; expected a number of inputs, 1 or more.")
         self.act_bits, self.group_size, self.smooth = act_bits, group_size, bool(smooth)
 
     def pack(self, weight: Tensor) -> Packed:
         """See Scheme. Two codes a byte."""
-        codes, scale = integer_rows(self._grouped(weight), self.BITS)
+        codes, scale = integer_rows(self._group(weight), self.BITS)
         return {"weight": pack_nibbles(codes.flatten(1)), "weight_scale": scale[..., 0]}
 
     def unpack(self, packed: Packed, shape: torch.Size) -> Tensor:
@@ -135,9 +136,9 @@ class Integer(Scheme):
 
     def activation(self, x: Tensor) -> Tensor:
         """See Scheme."""
-        return rounded_rows(x, self.act_bits) if self.act_bits else x
+        return round_rows(x, self.act_bits) if self.act_bits else x
 
-    def _grouped(self, weight: Tensor) -> Tensor:
+    def _group(self, weight: Tensor) -> Tensor:
         depth = weight.shape[1]
         return weight.unflatten(1, (-1, depth if depth % self.group_size else self.group_size))
 
@@ -159,8 +160,8 @@ class W4A8(Integer):
 class Int8Dynamic(Scheme):
     """Weights of 8 bits with one scale an output row, activations of 8 bits with one a token, integer products.
 
-    On a CPU with VNNI the product is some four times as fast as float32's. torchao's
-    Int8DynamicActivationInt8Weight rounds the same way and multiplies by the same instruction of torch.
+    On a CPU with VNNI the product is about four times as fast as in float32. torchao's
+    Int8DynamicActivationInt8Weight rounds the same way and multiplies with the same operator of torch.
     """
 
     def pack(self, weight: Tensor) -> Packed:
@@ -174,10 +175,10 @@ class Int8Dynamic(Scheme):
 
     def activation(self, x: Tensor) -> Tensor:
         """See Scheme."""
-        return rounded_rows(x, 8)
+        return round_rows(x, 8)
 
     def product(self, x: Tensor, packed: Packed, shape: torch.Size, bias: Tensor | None) -> Tensor:
-        """See Scheme. Sums of integers are exact; where a gradient is recorded, dequantised operands multiply."""
+        """See Scheme. Sums of integers are exact; while gradients are recorded, dequantised operands are multiplied."""
         trains = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
         if x.device.type != "cpu" or trains:
             return super().product(x, packed, shape, bias)
@@ -190,7 +191,7 @@ class Int8Dynamic(Scheme):
 
 
 class Through(torch.autograd.Function):
-    """The value of one tensor with the gradient of another: rounding that training passes straight through."""
+    """The value of one tensor with the gradient of another: the straight-through estimator."""
 
     @staticmethod
     def forward(ctx, source: Tensor, value: Tensor) -> Tensor:
@@ -204,7 +205,7 @@ class Through(torch.autograd.Function):
 
 
 def through(source: Tensor, value: Tensor) -> Tensor:
-    """`value`, exactly, with the gradient going to `source` as if nothing had been rounded."""
+    """`value`, exactly, with the gradient passed to `source` as if nothing had been rounded."""
     if value is source or not (torch.is_grad_enabled() and source.requires_grad):
         return value
     return Through.apply(source, value.detach())

@@ -1,4 +1,4 @@
-"""Which layers suffer most from quantisation: what their weights look like, and what their outputs lose."""
+"""Which layers suffer most from quantisation, by their weights and by the error of their outputs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lean3r.compress.quantize import prepare
 from lean3r.compress.targets import Part
 from lean3r.errors import UsageError
 
-FLOOR_DB = 18.0  # a linear layer with FP8 weights and activations keeps more, unless a few inputs dwarf the others
+FLOOR_DB = 18.0  # a linear layer with FP8 weights and activations exceeds it, unless a few inputs dwarf the others
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """One layer that a plan quantises: Lite3R's score of its weight (higher is worse), and its output's power over
-    that of the error, in decibels, when only this layer is quantised; None where the run did not reach it."""
+    """One layer that a plan quantises: Lite3R's score of its weight (higher is worse), and the signal-to-noise ratio of
+    its output in decibels when only this layer is quantised; None if the run did not reach it."""
 
     layer: str
     part: Part
@@ -58,12 +58,12 @@ def score(weight: Tensor) -> float:
 
 
 def scan(model: nn.Module, plan: CompressionPlan, run: Callable[[nn.Module], object]) -> list[Sensitivity]:
-    """What each layer that `plan` quantises would lose, measured while `run(model)` runs; the model stays as it is.
+    """The loss of precision in each layer that `plan` quantises, measured during `run(model)`; the model is unchanged.
 
-    Every layer sees the inputs of the unquantised network. UsageError where the plan quantises nothing.
+    Every layer sees the inputs of the unquantised network. UsageError if the plan quantises nothing.
     """
     if not plan.quantizes:
-        raise UsageError(f"plan {plan} quantises nothing: there is nothing to scan. Use fp8, or --scheme.")
+        raise UsageError(f"plan {plan} quantises nothing, so that there is nothing to scan. Use fp8, or --scheme.")
     prepared = prepare(model, CompressionPlan(plan.quantizes, plan.name))
     layers = {name: module for name, module in prepared.named_modules() if isinstance(module, Rounded)}
     power: dict[str, list[float]] = {}
@@ -81,8 +81,8 @@ def scan(model: nn.Module, plan: CompressionPlan, run: Callable[[nn.Module], obj
     ]
 
 
-def without(plan: CompressionPlan, layers: Collection[str]) -> CompressionPlan:
-    """The plan with further layers left out of its quantisation."""
+def leave_out(plan: CompressionPlan, layers: Collection[str]) -> CompressionPlan:
+    """The plan, with these layers excluded from quantisation too."""
     if not layers:
         return plan
     names = tuple(f"named {layer}" for layer in layers)
@@ -90,9 +90,9 @@ def without(plan: CompressionPlan, layers: Collection[str]) -> CompressionPlan:
     return CompressionPlan(tuple(steps), f"{plan.name}-scanned")
 
 
-def proposed(found: Collection[Sensitivity], floor_db: float = FLOOR_DB) -> list[str]:
-    """The layers whose output keeps less than `floor_db`, the worst first."""
-    low = [row for row in found if row.snr_db is not None and row.snr_db < floor_db]
+def propose_leave_out(layers: Collection[Sensitivity], floor_db: float = FLOOR_DB) -> list[str]:
+    """The layers whose signal-to-noise ratio is below `floor_db`, the worst first."""
+    low = [row for row in layers if row.snr_db is not None and row.snr_db < floor_db]
     return [row.layer for row in sorted(low, key=lambda row: row.snr_db or -math.inf)]
 
 
@@ -107,7 +107,7 @@ def _listen(name: str, rounded: nn.Module, power: dict[str, list[float]]) -> Cal
 
 
 def _decibels(power: list[float] | None) -> float | None:
-    """10 log10 of signal over noise; 99 where there is no noise, None where there was no signal."""
+    """10 log10 of signal over noise; 99 without noise, None without signal."""
     if power is None or power[0] == 0:
         return None
     return 99.0 if power[1] == 0 else min(99.0, 10 * math.log10(power[0] / power[1]))

@@ -1,4 +1,4 @@
-"""Exchange attention mechanisms in a network; what it has learned goes along untouched."""
+"""Exchange the attention mechanisms of a network; its trained parameters stay untouched."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lean3r.layers.attention import SelfAttention
 from lean3r.types import Plan
 
 PLAN_KEY, STAGE_KEY = "plan", "stage"  # in the metadata of a checkpoint
-PREPARED = "prepared"  # the stage of weights that are rounded only while they run
+PREPARED = "prepared"  # the stage in which weights are rounded only while they run
 
 M = TypeVar("M", bound=nn.Module)
 logger = logging.getLogger("lean3r")
@@ -33,7 +33,7 @@ logger = logging.getLogger("lean3r")
 
 @runtime_checkable
 class Compressed(Protocol):
-    """What compression leaves on any network; our own declare it in models/base.py."""
+    """Attributes that compression sets on any network; models/base.py declares them for ours."""
 
     plan: Plan | None
     metadata: Mapping[str, str]
@@ -41,7 +41,7 @@ class Compressed(Protocol):
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one attention layer: repr of its mechanism, and the parameters that it had not before."""
+    """The result for one attention layer: repr of its mechanism, and its new parameters."""
 
     site: Site
     mechanism: str
@@ -62,16 +62,17 @@ class Change:
 def compress(
     model: M, plan: str | Path | Mapping[str, object] | CompressionPlan, *, adapter: ForeignAttention | None = None
 ) -> M:
-    """A network as `plan` (a name in PLANS, a JSON file, a dict or a CompressionPlan) would have it.
+    """Return a network compressed by `plan`: a name in PLANS, a JSON file, a dict or a CompressionPlan.
 
-    The network that is given stays as it is, and the new one shares its parameters: no memory is spent, and training
-    one trains both. Parameters that only the new mechanisms have start as these say, in the layer's number type and
-    on its device. `adapter` (compress/foreign.py) says where attention is in networks that are not ours.
-    Linear layers that the plan quantises are stored as codes, in memory of their own (see quantize.convert).
-    UsageError where the plan makes no sense, where it names blocks that the network lacks, and where the network is
-    compressed already, unless the plan only quantises what was made sparse. KernelError where implementation="triton"
-    is asked for and the kernels have no form for the heads or blocks; what they have against a device or a type of
-    numbers, which may still change, is raised by the first run.
+    `model` is unchanged, and the new network shares its parameters: this takes no memory, and training one trains both.
+    Mechanisms initialise the parameters that only they have, in the dtype and on the device of the layer. `adapter`
+    (compress/foreign.py) says where attention is in third-party networks. Linear layers that the plan quantises are
+    stored as codes, in their own memory (see quantize.convert).
+
+    UsageError if the plan is invalid, if it selects blocks that the network lacks, and if the network is compressed
+    already, unless the plan only quantises a sparse network. KernelError if the plan has implementation="triton" and
+    the kernels do not support the heads or blocks; an unsupported device or dtype, which may still change, is reported
+    by the first run.
     """
     compressed, changes = apply(model, resolve_plan(plan), adapter)
     counts = Counter(change.scheme for change in changes if isinstance(change, Quantized))
@@ -89,28 +90,28 @@ def compress(
 def apply(
     model: M, plan: CompressionPlan, adapter: ForeignAttention | None = None, *, prepared: bool = False
 ) -> tuple[M, list[Change | Quantized]]:
-    """`compress` with a list of what changed, layer by layer; `prepared` leaves linear layers trainable."""
+    """`compress`, with a list of the changes, layer by layer; `prepared` keeps linear layers trainable."""
     before = plan_of(model)
     if before is not None:
         if before.quantizes or plan.exchanges:
             raise UsageError(
-                f"the network is compressed already, by plan '{before.name}'. Start from the one without it, "
-                "or put both steps into one plan."
+                f"the network is compressed already, by plan '{before.name}'. Start from the network without it, "
+                "or put all steps into one plan."
             )
         whole = before + plan
     else:
         whole = plan
-    model = shared_copy(model)
+    model = copy_sharing_parameters(model)
     changes: list[Change | Quantized] = []
     if plan.exchanges:
         sites = sites_of(model) if adapter is None else list(adapter.sites(model))
         places = places_of(sites)
-        wanted: dict[str, Step] = {}
+        step_of: dict[str, Step] = {}
         for step in plan.exchanges:
-            wanted |= {place.name: step for place in Target.of_attention(step.target).select(places)}
+            step_of |= {place.name: step for place in Target.of_attention(step.target).select(places)}
         if adapter is not None:
-            adopt(model, list(wanted), adapter)
-        changes += [_exchange(model, site, wanted[site.name]) for site in sites if site.name in wanted]
+            adopt(model, list(step_of), adapter)
+        changes += [_exchange(model, site, step_of[site.name]) for site in sites if site.name in step_of]
     if plan.quantizes:
         changes += insert(model, plan.quantizes)
         if not prepared:
@@ -120,25 +121,25 @@ def apply(
 
 
 def mark(model: nn.Module, plan: CompressionPlan, *, prepared: bool = False) -> None:
-    """Note on a network, and for the metadata of its checkpoints, the plan and whether it is prepared only."""
+    """Record the plan, and whether the network is only prepared, on a network and in the metadata for checkpoints."""
     stage = {STAGE_KEY: PREPARED} if prepared else {}
-    compressed = cast(Compressed, model)  # every module takes such attributes, whether its class declares them or not
+    compressed = cast(Compressed, model)  # any module can have these attributes
     compressed.plan, compressed.metadata = plan, {PLAN_KEY: plan.to_json(), **stage}
 
 
 def plan_of(model: nn.Module) -> CompressionPlan | None:
-    """The plan that a network was compressed with; None for a dense one."""
+    """The plan by which a network was compressed; None if it was not."""
     plan = model.plan if isinstance(model, Compressed) else None
     return plan if isinstance(plan, CompressionPlan) else None
 
 
 def stored_plan(metadata: Mapping[str, str]) -> CompressionPlan | None:
-    """The plan in the metadata of a checkpoint; None where there is none, UsageError where it cannot be read."""
+    """The plan in the metadata of a checkpoint; None if there is none, UsageError if it cannot be read."""
     return CompressionPlan.from_json(metadata[PLAN_KEY]) if PLAN_KEY in metadata else None
 
 
-def shared_copy(model: M) -> M:
-    """A copy of a network whose modules are its own and whose parameters and buffers are those of the original."""
+def copy_sharing_parameters(model: M) -> M:
+    """A copy of a network with new modules that share the parameters and buffers of the original."""
     return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
@@ -146,9 +147,11 @@ def _exchange(model: nn.Module, site: Site, step: Step) -> Change:
     attention = model.get_submodule(site.name)
     assert isinstance(attention, SelfAttention | Adopted)
     if next(attention.mechanism.parameters(), None) is not None:
-        raise UsageError(f"{site.name} has a mechanism with parameters of its own, which would be lost. Leave it out.")
+        raise UsageError(
+            f"{site.name} has a mechanism with its own parameters, which would be lost: choose a target without it."
+        )
     weight = next(attention.parameters())
-    with torch.device("cpu") if weight.is_meta else weight.device:  # what is new has values even where nothing else has
+    with torch.device("cpu") if weight.is_meta else weight.device:  # new parameters have values even on a meta network
         mechanism = _build(step, site).to(weight.dtype).train(attention.training)
     if step.dense_below:
         attention.short, attention.dense_below = attention.mechanism, step.dense_below
@@ -160,14 +163,14 @@ def _exchange(model: nn.Module, site: Site, step: Step) -> Change:
 def _build(step: Step, site: Site) -> Mechanism:
     kind = ATTENTION.get(step.mechanism)
     sizes = {"dim": site.dim, "heads": site.heads}
-    taken = {name: sizes[name] for name in FROM_MODEL if name in inspect.signature(kind).parameters}
+    dimensions = {name: sizes[name] for name in FROM_MODEL if name in inspect.signature(kind).parameters}
     try:
-        mechanism = kind(**taken, **step.settings)
+        mechanism = kind(**dimensions, **step.settings)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{step.mechanism} does not take these settings at {site.name}: {error}.") from error
+        raise UsageError(f"{step.mechanism} does not accept these settings at {site.name}: {error}.") from error
     reason = mechanism.unsupported(site.dim // site.heads)
     if reason and step.settings.get("implementation") == "triton":
         raise KernelError(
-            f"{step.mechanism} cannot run by implementation='triton' at {site.name}: {reason}. Take 'auto'."
+            f"{step.mechanism} cannot run with implementation='triton' at {site.name}: {reason}. Use 'auto'."
         )
     return mechanism

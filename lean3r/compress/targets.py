@@ -1,4 +1,4 @@
-"""Which layers: one way to say it, by role, by number of the block or by name, for attention and for linear layers."""
+"""Targets: select layers by role, block number or name, for attention and for linear layers."""
 
 from __future__ import annotations
 
@@ -28,13 +28,12 @@ FORM = (
 
 @dataclass(frozen=True)
 class Place:
-    """Where a layer stands: its path and the part of the network; the number of its block among all of that part
-    (`number`) and in the trunk (`overall`), None outside of blocks. `narrow` layers have less than 16 inputs or
-    outputs.
+    """The place of a layer: its path and the part of the network; the number of its block within that part (`number`)
+    and in the trunk (`overall`), None outside of blocks. `narrow` layers have fewer than 16 inputs or outputs.
 
-    "camera" is what lies in modules called camera..., "head" what is in no encoder and no trunk, "mechanism" what an
-    attention mechanism owns (gates, branches), "embedding" what reads pixels: small, and nobody brings back what it
-    loses. Only targets by name reach these two.
+    "camera" are modules called camera..., "head" is outside of encoder and trunk, "mechanism" belongs to an attention
+    mechanism (gates, branches), "embedding" reads pixels: it is small, and its errors cannot be undone later. Only
+    targets by name select the last two.
     """
 
     name: str
@@ -47,7 +46,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Site:
-    """One attention layer: the path of its module, what its block looks at, its width and heads."""
+    """One attention layer: the path of its module, the role of its block, its width and heads."""
 
     name: str
     role: Role
@@ -59,15 +58,15 @@ class Site:
 class Target:
     """A selection of layers.
 
-    "global blocks" are all blocks of that role, "global blocks 8-23" those with these numbers among them, from 0 in
-    the order of the network, "frame blocks 0,4,8-" some, and all from 8 on; "all blocks 3" counts frame and global
-    ones, "encoder blocks" are the encoder's. "named encoder.*" goes by the path of the layer, with * and ? as in file
-    names. These are for attention and for linear layers alike.
+    "global blocks" are all blocks of that role, "global blocks 8-23" those with these numbers, counted from 0 in the
+    order of the network, "frame blocks 0,4,8-" two of them, and all from 8 on. "all blocks 3" counts frame and global
+    blocks; "encoder blocks" are those of the encoder. "named encoder.*" matches the path of the layer, with * and ? as
+    in file names. These targets are for attention and for linear layers.
 
-    Linear layers have more: "every linear" is all but those of mechanisms and embeddings, "every layer" convolutions
-    besides, "every block" those in transformer blocks wherever they are; "camera head" and "heads" what is outside of
-    encoder and trunk, the latter with the camera's; "narrow layers" those with less than 16 inputs or outputs. Only
-    "every layer", "narrow layers" and names reach convolutions.
+    For linear layers there are more: "every linear" selects all except those of mechanisms and embeddings, "every
+    layer" convolutions too, "every block" those in transformer blocks anywhere; "camera head" the camera's, "heads"
+    everything outside of encoder and trunk; "narrow layers" those with fewer than 16 inputs or outputs. Only "every
+    layer", "narrow layers" and names select convolutions.
     """
 
     text: str
@@ -80,7 +79,7 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """Read a target; UsageError when it has another form."""
+        """Read a target; UsageError if it has another form."""
         if named := re.fullmatch(r"named (\S+)", text):
             return cls(text, pattern=named[1])
         if text in _WHOLE:
@@ -92,15 +91,17 @@ class Target:
 
     @classmethod
     def of_attention(cls, text: str) -> Target:
-        """Read a target of mechanisms, which stand in the blocks of trunks; UsageError when it has another form."""
+        """Read a target for mechanisms, which are in the blocks of a trunk; UsageError if it has another form."""
         target = cls.parse(text)
         if target.pattern is None and not set(target.parts) <= set(TRUNK):
-            raise UsageError(f"target '{text}' cannot be read; mechanisms stand in a trunk: expected {TRUNK_FORM}.")
+            raise UsageError(
+                f"target '{text}' cannot be read for mechanisms, which are in the trunk: expected {TRUNK_FORM}."
+            )
         return target
 
     def select(self, places: Sequence[Place], *, may_lack: bool = False) -> list[Place]:
-        """Those that it names, in order; UsageError where there are none, unless it goes by role and `may_lack`, and
-        where there are not as many blocks as its numbers say."""
+        """The selected places, in order; UsageError if there are none (unless `may_lack`, for targets by role), and if
+        a block number is too high."""
         pool = [place for place in places if self._names(place)]
         if not pool and not (may_lack and self.pattern is None):
             what = f"no layer is named {self.pattern}" if self.pattern else f"the network has nothing for '{self.text}'"
@@ -111,18 +112,18 @@ class Target:
         last, highest = max(numbers), max(a if b is None else b for a, b in self.numbers)
         if highest > last:
             raise UsageError(f"'{self.text}' names block {highest}: the network has {last + 1} of them, 0 to {last}.")
-        wanted = [any(a <= n and (b is None or n <= b) for a, b in self.numbers) for n in numbers]
-        return [place for place, want in zip(pool, wanted, strict=True) if want]
+        inside = [any(a <= n and (b is None or n <= b) for a, b in self.numbers) for n in numbers]
+        return [place for place, selected in zip(pool, inside, strict=True) if selected]
 
     def _names(self, place: Place) -> bool:
-        """Whether it would name a place if it had no numbers."""
+        """Whether it selects a place, regardless of block numbers."""
         if self.pattern is not None:
             return fnmatchcase(place.name, self.pattern)
         inside = place.part in self.parts and (place.number is not None or not self.blocks_only)
         return inside and (self.convolutions or not place.convolution) and (place.narrow or not self.narrow_only)
 
     def _number(self, place: Place) -> int:
-        """The number by which it knows a block."""
+        """The number of a block, as this target counts."""
         number = place.overall if len(self.parts) > 1 else place.number
         assert number is not None
         return number
@@ -146,28 +147,28 @@ _WHOLE = {
 
 def sites_of(model: nn.Module) -> list[Site]:
     """The attention layers in the trunks of one of our networks, in order."""
-    found = []
+    sites = []
     for path, module in model.named_modules():
         if isinstance(module, Trunk):
             for index, role in enumerate(module.schedule):
                 name = ".".join(filter(None, (path, f"blocks.{index}.attn")))
                 attention = model.get_submodule(name)
                 assert isinstance(attention, SelfAttention)
-                found.append(Site(name, role, attention.proj.in_features, attention.heads))
-    return found
+                sites.append(Site(name, role, attention.proj.in_features, attention.heads))
+    return sites
 
 
 def places_of(sites: Sequence[Site]) -> list[Place]:
-    """Where attention layers stand, numbered in their order."""
-    found, counts = [], Counter[Role]()
+    """The places of attention layers, numbered in their order."""
+    places, counts = [], Counter[Role]()
     for overall, site in enumerate(sites):
-        found.append(Place(site.name, site.role, counts[site.role], overall))
+        places.append(Place(site.name, site.role, counts[site.role], overall))
         counts[site.role] += 1
-    return found
+    return places
 
 
 def _numbers(target: str, text: str) -> tuple[tuple[int, int | None], ...]:
-    """(first, last) of each range in "0,4,8-" (last None: to the end); UsageError where `target` cannot be read."""
+    """(first, last) of each range in "0,4,8-" (last None: to the end); UsageError if `target` cannot be read."""
     if not text:
         return ()
     if not re.fullmatch(r"\d+(?:-\d*)?(?:, ?\d+(?:-\d*)?)*", text):
@@ -184,5 +185,5 @@ def _there_are(places: Sequence[Place]) -> str:
     names: dict[Part, list[str]] = {}
     for place in places:
         names.setdefault(place.part, []).append(place.name)
-    counts = [f"{len(found)} of role {part} ({found[0]}, ...)" for part, found in names.items()]
-    return f"There are {', '.join(counts)}" if counts else "It has no such layers at all"
+    counts = [f"{len(paths)} of role {part} ({paths[0]}, ...)" for part, paths in names.items()]
+    return f"There are {', '.join(counts)}" if counts else "The network has no such layers at all"

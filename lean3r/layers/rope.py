@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from lean3r.attention.tokens import cached
+from lean3r.attention.tokens import cached_table
 from lean3r.types import TokenLayout, forget_windows
 
 BASE = 100.0
@@ -75,7 +75,7 @@ def forget_tables() -> None:
     _positions.cache_clear()
     _table.cache_clear()
     forget_windows()
-    cached.cache_clear()
+    cached_table.cache_clear()
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:

@@ -102,9 +102,9 @@ def test_one_block_of_many_is_always_read() -> None:
 
 
 def test_says_what_it_cannot_do() -> None:
-    with pytest.raises(UsageError, match="got 'tokens' and 'masked'"):
+    with pytest.raises(UsageError, match="mode is 'tokens' and filling 'masked'"):
         SLA(8, 1, mode="tokens")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match=r"keep is a share from 0 to 1, got 2"):
+    with pytest.raises(UsageError, match=r"keep is 2; expected a share from 0 to 1"):
         SLA(8, 1, keep=2)
     with pytest.raises(UsageError, match="'gelu'"):
         ThuSLA(8, 1, feature="gelu")  # type: ignore[arg-type]

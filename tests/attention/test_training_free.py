@@ -280,12 +280,12 @@ def test_counts_of_kept_blocks() -> None:
     ("build", "message"),
     [
         (lambda: BlockSparse(None), "got neither"),
-        (lambda: BlockSparse(1.5), r"sparsity is a share from 0 to 1, got 1\.5"),
-        (lambda: TokenMerge(-0.1), "ratio is a share"),
-        (lambda: KeyValuePrune(0), "frames is a whole number from 1 on, got 0"),
-        (lambda: KeyValuePrune(mean="all"), "got 'all'"),  # type: ignore[arg-type]
-        (lambda: FrameSubset(keep=()), "different view numbers"),
-        (lambda: FrameSubset(start="last"), "got 'last'"),  # type: ignore[arg-type]
+        (lambda: BlockSparse(1.5), r"sparsity is 1\.5; expected a share from 0 to 1"),
+        (lambda: TokenMerge(-0.1), "ratio is -0.1; expected a share"),
+        (lambda: KeyValuePrune(0), "frames is 0; expected a whole number, 1 or more"),
+        (lambda: KeyValuePrune(mean="all"), "mean is 'all'"),  # type: ignore[arg-type]
+        (lambda: FrameSubset(keep=()), "distinct view numbers"),
+        (lambda: FrameSubset(start="last"), "start is 'last'"),  # type: ignore[arg-type]
     ],
 )
 def test_settings_that_make_no_sense(build, message: str) -> None:

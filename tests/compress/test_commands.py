@@ -88,7 +88,11 @@ def test_inspect_attention(dense: Path, photos: Path, tmp_path: Path, capsys: py
     assert all(0 < density < 0.6 for density in found["density"].values()) and len(found["density"]) == 3
     with Image.open(out / "attention.png") as picture:
         assert picture.width > 700 and len(picture.getcolors(1 << 20) or []) > 100
-    for more, says in ((["--view", "3"], "0 to 2"), (["--at", "-1", "0"], "pixels"), (["--block", "3"], "3 blocks")):
+    for more, says in (
+        (["--view", "3"], "0 to 2"),
+        (["--at", "-1", "0"], "pixels"),
+        (["--block", "3"], "3 global blocks"),
+    ):
         assert main([*arguments, "--overwrite", *more]) == 2
         assert says in capsys.readouterr().err
     assert main(arguments) == 2 and "not empty" in capsys.readouterr().err
@@ -100,7 +104,7 @@ def test_a_plan_that_few_pictures_leave_dense_is_said_to_be(
     arguments = ["inspect", "attention", str(photos), "--weights", str(dense), "-o"]
     assert main([*arguments, str(tmp_path / "plan"), "--plan", "gsa"]) == 0
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("warning: plan gsa is not in effect here: 3 pictures are") and "dense attention" in said
+    assert said.startswith("warning: plan gsa is not in effect here: 3 pictures have") and "dense attention" in said
     found = json.loads((tmp_path / "plan" / "attention.json").read_text())
     assert found["not_in_effect"] in said and found["mechanism"].startswith("Dense")
     assert main([*arguments, str(tmp_path / "none")]) == 0 and "not in effect" not in capsys.readouterr().err

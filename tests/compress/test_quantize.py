@@ -14,7 +14,7 @@ from lean3r.compress import SCHEMES, CompressionPlan, compress, convert, prepare
 from lean3r.compress.distill import attention_loss, attention_outputs
 from lean3r.compress.fp8_linear import Coded, FakeQuantLinear, QuantLinear, Rounded
 from lean3r.compress.plan import QuantizeStep
-from lean3r.compress.quantize import calibrate, smoothing
+from lean3r.compress.quantize import calibrate, smoothing_factors
 from lean3r.compress.sparsify import plan_of
 from lean3r.errors import KernelError, UsageError
 from lean3r.models.nano import Nano, NanoConfig
@@ -59,7 +59,7 @@ def test_prepared_and_converted_are_the_same_numbers(scheme: str, dtype: torch.d
         for before, after in zip(prepared, converted, strict=True):
             if isinstance(before, FakeQuantLinear):
                 assert isinstance(after, QuantLinear) and after.bias is before.bias
-                assert torch.equal(after.dequantized().to(dtype), before.rounded_weight())
+                assert torch.equal(after.dequantize().to(dtype), before.round_weight())
         expected = prepared(x)
         if scheme == "int8-dynamic":  # sums of integers are exact, those of rounded products are not
             assert_rms(converted(x), expected, 1e-6 if dtype == torch.float32 else 0.02)
@@ -100,7 +100,7 @@ def test_gradients_go_straight_through() -> None:
     layer = prepared[0]
     assert isinstance(layer, FakeQuantLinear) and layer.weight is net[0].weight
     assert x.grad is not None and layer.weight.grad is not None
-    assert_rms(x.grad, cotangent @ layer.rounded_weight(), 1e-6)
+    assert_rms(x.grad, cotangent @ layer.round_weight(), 1e-6)
     assert_rms(layer.weight.grad, cotangent.T @ layer.scheme.activation(x.detach()), 1e-6)
     # a converted network passes gradients on to what lies before it
     again = x.detach().clone().requires_grad_()
@@ -139,7 +139,7 @@ def test_rows_of_zeros_and_rows_that_are_no_numbers() -> None:
         assert out[[0, 1, 4]].isfinite().all() and not out[[2, 3]].isfinite().any(), scheme
     with torch.no_grad():
         net[0].weight[3, 1] = float("inf")
-    with pytest.raises(UsageError, match="weight of 0 holds NaN or infinities"):
+    with pytest.raises(UsageError, match="weight of 0 contains NaN or infinities"):
         compress(net, plan("fp8"))
 
 
@@ -276,7 +276,7 @@ def test_smoothing_helps_where_a_feature_is_large() -> None:
     with torch.no_grad():
         assert torch.equal(smooth(x), rough(x))  # factors are 1 before they are found
         calibrate(smooth, lambda network: network(x))
-        assert torch.equal(smooth[0].smooth, smoothing(x, net[0].weight))  # type: ignore[arg-type]
+        assert torch.equal(smooth[0].smooth, smoothing_factors(x, net[0].weight))  # type: ignore[arg-type]
         assert snr_db(smooth(x), net(x)) > snr_db(rough(x), net(x)) + 3
         assert torch.equal(convert(smooth)(x), smooth(x))
     with pytest.raises(UsageError, match="no layer has smoothing factors"):

@@ -128,21 +128,21 @@ def test_numbers_that_kernels_do_not_take(mechanism: str) -> None:
 @pytest.mark.parametrize(
     ("mechanism", "settings", "says"),
     [
-        ("gsa", {"reference": "no"}, "reference is True or False, got 'no'"),
-        ("gsa", {"fill": "last"}, "fill is unique or repeat_last, got 'last'"),
-        ("gsa", {"gate": "three"}, "gate is two, one or none, got 'three'"),
-        ("gsa", {"top_k": 0}, "top_k is a whole number from 1 on, got 0"),
-        ("gsa", {"window": 0}, "window is a whole number from 1 on, got 0"),
+        ("gsa", {"reference": "no"}, "reference is 'no'; expected True or False"),
+        ("gsa", {"fill": "last"}, "fill is 'last'; expected 'unique' or 'repeat_last'"),
+        ("gsa", {"gate": "three"}, "gate is 'three'; expected 'two', 'one' or 'none'"),
+        ("gsa", {"top_k": 0}, "top_k is 0; expected a whole number, 1 or more"),
+        ("gsa", {"window": 0}, "window is 0; expected a whole number, 1 or more"),
         ("gsa", {"implementation": "cuda"}, "implementation is one of auto, reference, torch, triton, got 'cuda'"),
-        ("sla", {"keep": 0}, "keep is a share above 0, got 0"),
-        ("sla", {"keep": 30}, "keep is a share from 0 to 1, got 30"),
-        ("sla", {"keep": "0.3"}, "keep is a share from 0 to 1, got '0.3'"),
-        ("thu-sla", {"keep": 0.0}, "keep is a share above 0, got 0"),
+        ("sla", {"keep": 0}, "keep is 0; expected a share above 0"),
+        ("sla", {"keep": 30}, "keep is 30; expected a share from 0 to 1"),
+        ("sla", {"keep": "0.3"}, "keep is '0.3'; expected a share from 0 to 1"),
+        ("thu-sla", {"keep": 0.0}, "keep is 0; expected a share above 0"),
         ("thu-sla", {"implementation": "flash"}, "implementation is one of"),
         ("block_sparse", {"sparsity": None}, "got neither"),
-        ("merge", {"random": "no"}, "random is True or False, got 'no'"),
-        ("kv_prune", {"own": 1}, "own is True or False, got 1"),
-        ("frame_subset", {"frames": 0}, "frames is a whole number from 1 on, got 0"),
+        ("merge", {"random": "no"}, "random is 'no'; expected True or False"),
+        ("kv_prune", {"own": 1}, "own is 1; expected True or False"),
+        ("frame_subset", {"frames": 0}, "frames is 0; expected a whole number, 1 or more"),
     ],
 )
 def test_settings_that_mean_nothing(mechanism: str, settings: dict[str, Any], says: str) -> None:
@@ -153,5 +153,5 @@ def test_settings_that_mean_nothing(mechanism: str, settings: dict[str, Any], sa
 
 @each_model
 def test_views_that_are_not_there(model: str) -> None:
-    with pytest.raises(UsageError, match="keep names view 7, but there are 3 views, counted from 0"):
+    with pytest.raises(UsageError, match="keep has view 7, but there are 3 views, counted from 0"):
         predict(converted(tiny(model), "frame_subset", {"keep": [0, 7]}), images(model, 63))

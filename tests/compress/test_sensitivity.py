@@ -13,7 +13,7 @@ from torch import nn
 import lean3r
 from lean3r.cli.main import main
 from lean3r.compress.plan import resolve_plan
-from lean3r.compress.sensitivity import proposed, scan, score, without
+from lean3r.compress.sensitivity import leave_out, propose_leave_out, scan, score
 from lean3r.errors import UsageError
 
 EVERY = resolve_plan({"steps": [{"quantize": "fp8", "target": "every linear"}], "name": "every"})
@@ -45,15 +45,15 @@ def test_the_layer_that_loses_most_is_left_out() -> None:
     assert [row.layer for row in found] == ["0", "2", "3"] and {row.scheme for row in found} == {"fp8"}
     worst, *others = (row.snr_db for row in found)
     assert worst is not None and worst < 5 and all(row is not None and 25 < row < 45 for row in others)
-    left_out = proposed(found)
-    assert left_out == ["0"] and proposed(found, 0.0 if worst > 0 else -99.0) == []
-    better = without(EVERY, left_out)
+    left_out = propose_leave_out(found)
+    assert left_out == ["0"] and propose_leave_out(found, 0.0 if worst > 0 else -99.0) == []
+    better = leave_out(EVERY, left_out)
     assert [row.layer for row in scan(network, better, run)] == ["2", "3"] and better.name == "every-scanned"
-    assert without(EVERY, []) is EVERY
+    assert leave_out(EVERY, []) is EVERY
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items() if name != "0.weight")
     assert not network[0]._forward_hooks
     unseen = scan(network, EVERY, lambda model: model[2](torch.randn(3, 64)))
-    assert [row.snr_db is None for row in unseen] == [True, False, True] and "0" not in proposed(unseen, 99)
+    assert [row.snr_db is None for row in unseen] == [True, False, True] and "0" not in propose_leave_out(unseen, 99)
     with pytest.raises(UsageError, match="quantises nothing"):
         scan(network, resolve_plan("gsa"), run)
 

@@ -56,7 +56,7 @@ def test_parts_are_disjoint_and_make_up_every_linear(pi3: Pi3, model: Nano) -> N
 @pytest.mark.parametrize("text", ["every linear", "heads", "encoder blocks", "every block", "narrow layers"])
 def test_mechanisms_stand_in_trunks_only(text: str) -> None:
     Target.parse(text)
-    with pytest.raises(UsageError, match="mechanisms stand in a trunk"):
+    with pytest.raises(UsageError, match="mechanisms, which are in the trunk"):
         Target.of_attention(text)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lean3r.compress.fp8_linear import FakeQuantLinear, QuantLinear
-from lean3r.compress.quantize import smoothing
+from lean3r.compress.quantize import smoothing_factors
 from lean3r.compress.schemes import Fp8, Fp8Weight, Integer, Scheme
 from lean3r.ops.fp8 import dequantize, quantize_rows
 from lean3r.testing import assert_close
@@ -49,7 +49,7 @@ def test_golden(path: Path) -> None:
     if prepared.smooth is not None:
         prepared.smooth.copy_(arrays["smooth"])
         if "calibration" in arrays:
-            assert_relative(smoothing(arrays["calibration"], linear.weight), arrays["smooth"], LIMIT)
+            assert_relative(smoothing_factors(arrays["calibration"], linear.weight), arrays["smooth"], LIMIT)
     x = arrays["x"].to(dtype).requires_grad_()
     out = prepared(x)
     assert_relative(out, arrays["out"], limit)
@@ -68,5 +68,5 @@ def test_golden(path: Path) -> None:
             assert_relative(dequantize(codes, scale), arrays[f"{name}_quant"], BF16 if half else 1e-7)
     with torch.no_grad():
         converted = QuantLinear(prepared)
-        assert torch.equal(converted.dequantized().to(dtype), prepared.rounded_weight())
+        assert torch.equal(converted.dequantize().to(dtype), prepared.round_weight())
         assert torch.equal(converted(x), prepared(x))

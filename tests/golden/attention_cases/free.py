@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lean3r.attention.base import Mechanism, Projected, recording
-from lean3r.attention.block_mask import BlockSparse, how_many
-from lean3r.attention.blocks import block_scores, filled, filled_mask, pooled
+from lean3r.attention.block_mask import BlockSparse, count_kept
+from lean3r.attention.blocks import block_scores, pad_mask, pad_to_blocks, pool_blocks
 from lean3r.attention.dense import softmax_attention
-from lean3r.attention.merge import TokenMerge, destinations, plan_merges, protected, region_choice
+from lean3r.attention.merge import TokenMerge, destinations, evenly_spaced, plan_merges, region_choice
 from lean3r.attention.merging import MergePlan, merge, unmerge
 from lean3r.attention.sla import SLA, ThuSLA, top_tokens
 from lean3r.ops.rope2d import rope2d
@@ -156,12 +156,12 @@ def sparse_vggt(path: Path, implementation: str) -> None:
 
     patches = [t.unflatten(2, (layout.views, -1))[:, :, :, layout.special :].flatten(2, 3) for t in (q, k)]
     means = [
-        pooled(filled(t, size), size, filled_mask(None, t, size), pool)[0]  # type: ignore[arg-type]
+        pool_blocks(pad_to_blocks(t, size), size, pad_mask(None, t, size), pool)[0]  # type: ignore[arg-type]
         for t, size in zip(patches, (128, 64), strict=True)
     ]
     prob = block_scores(means[0] * q.shape[-1] ** -0.5, means[1], None).softmax(-1)
     assert_rms(prob, arrays["pooled_prob"], LIMIT)
-    kept = how_many(prob.sort(dim=-1, descending=True).values, **used)
+    kept = count_kept(prob.sort(dim=-1, descending=True).values, **used)
     assert torch.equal(kept.int(), arrays["num_selected"])
 
     p = Projected(q.transpose(1, 2).flatten(2), q, k, v, lambda q, k: (q, k))
@@ -191,7 +191,7 @@ def fastvggt(path: Path, implementation: str) -> None:
     layout = TokenLayout(int(arrays["frames"]), special, int(arrays["grid_h"]), int(arrays["grid_w"]))
     choice = None if arrays["no_rand"] else arrays["region_choice"].long()
     to = destinations(layout, choice).nonzero()[:, 0]
-    kept = protected(layout, 0.1 if arrays["protection"] else 0.0)
+    kept = evenly_spaced(layout, 0.1 if arrays["protection"] else 0.0)
     assert set(to.tolist()) == set(sets["dst_tokens"].tolist())
     assert kept.tolist() == sets["protected_tokens"].tolist()
     sources = torch.tensor(sorted(set(range(tokens)) - set(to.tolist()) - set(kept.tolist())))
