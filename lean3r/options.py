@@ -47,6 +47,8 @@ def as_record(*groups: Options) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # of NumPy
+        value = value.tolist()
     if isinstance(value, tuple | list):
         return [_plain(part) for part in value]
     if value is None or isinstance(value, bool | int | float | str):

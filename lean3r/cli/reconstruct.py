@@ -123,7 +123,8 @@ class Reconstruct:
                 from lean3r.pipeline.budget import Budget
                 from lean3r.pipeline.reconstruct import reconstruct
 
-                pictures = Pictures(self.inputs, self.frame_choice.options, masks=self.masks)
+                keep = refine.when != "off" or export.copies_frames(formats)
+                pictures = Pictures(self.inputs, self.frame_choice.options, masks=self.masks, keep_frames=keep)
                 scale.check(pictures)
                 budget = Budget.asked(self.memory_options.options, len(pictures), run.resolution)
                 model = self.load(budget)

@@ -69,14 +69,18 @@ class ExportOptions:
 
     def check(self, formats: Collection[str]) -> None:
         """UsageError where the options make no sense with the formats that are asked for."""
-        if self.undistort and (self.images == "never" or not WITH_PICTURES & set(formats)):
+        if self.undistort and not self.copies_frames(formats):
             raise UsageError(
                 "--undistort writes pictures beside colmap or nerfstudio: ask for one, without --images never."
             )
 
+    def copies_frames(self, formats: Collection[str]) -> bool:
+        """Whether frames of a video, which are no files yet, are written beside such formats."""
+        return self.images != "never" and bool(WITH_PICTURES & set(formats))
+
     def with_pictures(self, pictures: Pictures, formats: Collection[str]) -> ExportOptions:
         """The same, with these pictures where they are to be written beside such formats."""
         wanted = self.undistort or "nerfstudio" in formats or not pictures.are_loose_files
-        if WITH_PICTURES & set(formats) and (self.images == "always" or (self.images == "auto" and wanted)):
+        if self.copies_frames(formats) and (wanted or self.images == "always"):
             return replace(self, pictures=pictures)
         return self

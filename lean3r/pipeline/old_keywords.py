@@ -5,18 +5,23 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 from lean3r.inputs.cameras import GivenCameras
 from lean3r.inputs.frames import FrameChoice
 from lean3r.options import PointOptions
 from lean3r.pipeline.options import CameraOptions, Intrinsics, KnownPoses, Part
 from lean3r.refine.options import LensName, Refine, RefineOptions, ShareLens
+from lean3r.types import Views
+
+if TYPE_CHECKING:
+    from lean3r.inputs.pictures import PictureInput, Pictures
 
 
 class OldKeywords(TypedDict, total=False):
     """What `reconstruct` still takes."""
 
+    inputs: PictureInput | Views
     max_views: int | None
     fps: float | None
     every: int | None
@@ -32,6 +37,7 @@ class OldKeywords(TypedDict, total=False):
 
 
 NOW_IN = {
+    "inputs": "pictures",
     **dict.fromkeys(("max_views", "fps", "every", "frames"), "frames=FrameChoice"),
     **dict.fromkeys(("known", "intrinsics", "known_poses"), "cameras=CameraOptions"),
     **dict.fromkeys(("refine_seconds", "lens", "share_lens"), "refine=RefineOptions"),
@@ -41,33 +47,42 @@ NOW_IN = {
 
 def translated(
     old: OldKeywords,
+    pictures: PictureInput | Pictures | Views | None,
     frames: FrameChoice | int | None,
     cameras: str | Path | GivenCameras | CameraOptions | None,
     refine: Refine | RefineOptions,
     points: PointOptions | None,
-) -> tuple[FrameChoice | None, CameraOptions, RefineOptions, PointOptions | None]:
-    """The options that old keywords mean beside those that were given; TypeError for a keyword that never was."""
+) -> tuple[
+    PictureInput | Pictures | Views | None, FrameChoice | None, CameraOptions, RefineOptions, PointOptions | None
+]:
+    """What old keywords mean beside what was given; TypeError for a keyword that never was."""
     given: dict[str, Any] = dict(old)
-    if isinstance(frames, int):
+    if not isinstance(frames, FrameChoice | None):
         given["frames"], frames = frames, None
     for name in given:
         if name not in NOW_IN:
             raise TypeError(f"reconstruct() got an unexpected keyword argument '{name}'")
+    if "inputs" in given and pictures is not None:
+        raise TypeError("reconstruct() got pictures twice: 'inputs' is their old name")
     chosen: dict[str, dict[str, Any]] = {}
     for name, value in given.items():
         chosen.setdefault(NOW_IN[name], {})[name.removeprefix("refine_")] = value
     advice = "; ".join(
-        f"{group}({', '.join(f'{name}={value!r}' for name, value in named.items())})" for group, named in chosen.items()
+        f"{group}({', '.join(f'{name}={value!r}' for name, value in named.items())})" if "=" in group else group
+        for group, named in chosen.items()
     )
     warnings.warn(f"old keywords of reconstruct(): use {advice} (docs/python.md)", FutureWarning, stacklevel=3)
-    if named := chosen.get("frames=FrameChoice"):
+    pictures = given.get("inputs", pictures)
+    named = chosen.get("frames=FrameChoice")
+    if named and not isinstance(pictures, Views):  # whose frames stand: choices were taken without complaint
         frames = replace(frames or FrameChoice(), **named)
     if not isinstance(cameras, CameraOptions):
         cameras = CameraOptions(cameras=cameras)
+    named = chosen.get("cameras=CameraOptions", {})
     if cameras.cameras is None:  # of nothing, every part was taken without complaint
-        chosen["cameras=CameraOptions"] = {"intrinsics": given.get("intrinsics", cameras.intrinsics)}
-    cameras = replace(cameras, **chosen.get("cameras=CameraOptions", {}))
+        named = {name: value for name, value in named.items() if value not in (*get_args(Part), *get_args(KnownPoses))}
+    cameras = replace(cameras, **named)
     refine = replace(RefineOptions.of(refine), **chosen.get("refine=RefineOptions", {}))
     if named := chosen.get("points=PointOptions"):
         points = replace(points or PointOptions(), **named)
-    return frames, cameras, refine, points
+    return pictures, frames, cameras, refine, points

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 def reconstruct(
     model: Backbone,
-    pictures: PictureInput | Pictures | Views,
+    pictures: PictureInput | Pictures | Views | None = None,
     *,
     frames: FrameChoice | int | None = None,
     cameras: str | Path | GivenCameras | CameraOptions | None = None,
@@ -76,8 +76,10 @@ def reconstruct(
     network's choice (`scale` says which). InputError when no picture is usable or cameras or masks are not,
     OutOfMemoryError when memory does not hold the views, LeanError when the network returns NaN.
     """
-    if old or isinstance(frames, int):
-        frames, cameras, refine, points = translated(old, frames, cameras, refine, points)
+    if old or not isinstance(frames, FrameChoice | None):
+        pictures, frames, cameras, refine, points = translated(old, pictures, frames, cameras, refine, points)
+    if pictures is None:
+        raise TypeError("reconstruct() is given no pictures")
     run = RunOptions(resolution=resolution, reference_view=reference_view, seed=seed)
     run.check(model)
     budget = None if memory is None else Budget.of(memory)
@@ -89,7 +91,7 @@ def reconstruct(
     observer = observer or Observer()
     with observer.stage("reading") as progress:
         if not isinstance(pictures, Views | Pictures):
-            pictures = Pictures(pictures, frames, masks=masks, keep_frames=is_refined)
+            pictures = Pictures(pictures, frames, keep_frames=is_refined)
         elif frames is not None:
             raise UsageError(f"frames are chosen for {type(pictures).__name__}, which stand already; leave them out.")
         views, pictures, run, fit = _read(model, pictures, run, budget, progress)
@@ -103,8 +105,8 @@ def reconstruct(
     given = given_in(views.known)
     if known.are_given:
         views, given = with_cameras(views, sources, known)
-    masking = None if files is None else files.masks
-    if masks is not None and masking is None:
+    masking = None if files is None or masks is not None else files.masks
+    if masks is not None:
         masking = Masks.find(Path(masks), names)
     scene, seen = _first(model, views, sources, run, points, given, masking, fit, observer)
     options = (FrameChoice() if files is None else files.frames, known, run, points)

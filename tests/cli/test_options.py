@@ -94,6 +94,35 @@ def test_old_keywords_mean_what_they_meant(model, photos: Path) -> None:
     assert set(NOW_IN) == {*OldKeywords.__annotations__, "frames"}
 
 
+def test_old_names_mean_what_they_meant_to_every_input(model, photos: Path) -> None:
+    few = {"refine": "off", "resolution": 112}
+    with pytest.warns(FutureWarning, match="use pictures "):
+        assert len(lean3r.reconstruct(model, inputs=photos, **few).names) == 4
+    with pytest.warns(FutureWarning, match="FrameChoice"):
+        scene = lean3r.reconstruct(model, photos, frames=np.int64(5), **few)  # type: ignore[arg-type]
+    assert scene.info["config"]["frames"] == 5
+    views = lean3r.Pictures(photos).views(resolution=112, patch=model.patch)
+    with pytest.warns(FutureWarning, match="FrameChoice"):
+        assert len(lean3r.reconstruct(model, views, max_views=2, fps=None, **few).names) == 4
+    with pytest.warns(FutureWarning), pytest.raises(lean3r.LeanError, match="known is 'al'"):
+        lean3r.reconstruct(model, photos, known="al", **few)  # type: ignore[arg-type]
+    with pytest.warns(FutureWarning, match="CameraOptions"):
+        lean3r.reconstruct(model, photos, known="poses", known_poses="start", **few)
+    with pytest.raises(TypeError, match="pictures twice"):
+        lean3r.reconstruct(model, photos, inputs=photos)
+
+
+def test_masks_that_are_named_go_before_those_of_the_pictures(model, photos: Path, tmp_path: Path) -> None:
+    for name, count in (("one", 1), ("all", 4)):
+        (tmp_path / name).mkdir()
+        for picture in sorted(photos.iterdir())[:count]:
+            Image.new("L", (320, 240), 255).save(tmp_path / name / f"{picture.name}.png")
+    pictures = lean3r.Pictures(photos, masks=tmp_path / "all")
+    for masks, views in ((None, 4), (tmp_path / "one", 1)):
+        scene = lean3r.reconstruct(model, pictures, masks=masks, refine="off", resolution=112)
+        assert scene.info["masks"]["views"] == views
+
+
 def test_records_are_not_edited_from_outside(model, photos: Path) -> None:
     scene = lean3r.reconstruct(model, photos, refine="off", resolution=112)
     assert scene.point_options == lean3r.PointOptions()

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from reading import video as write_video
 
+from lean3r.cli.main import main
 from lean3r.errors import InputError, UsageError
 from lean3r.inputs import listing, video
 from lean3r.inputs import pictures as module
@@ -252,3 +253,14 @@ def test_masks_are_those_of_pictures_that_can_be_used(tmp_path: Path) -> None:
     pictures = Pictures(folder, masks=masks)
     pictures.views(**SIZE)
     assert pictures.masks is not None and set(pictures.masks.files) == {"b.png"}
+
+
+def test_frames_are_kept_only_for_those_who_read_them_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "clip.mp4", 6)
+    kept: list[str] = []
+    monkeypatch.setattr(module._Keeper, "keep", lambda self, name, image: kept.append(name))
+    command = ["reconstruct", str(tmp_path / "clip.mp4"), "--frames", "3", "--resolution", "112", "--refine", "off"]
+    for number, (options, count) in enumerate(((["--images", "never"], 0), (["-f", "glb"], 0), (["-f", "colmap"], 3))):
+        kept.clear()
+        main([*command, *options, "-o", str(tmp_path / str(number)), "-q"])
+        assert len(kept) == count, options
