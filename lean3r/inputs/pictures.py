@@ -193,8 +193,12 @@ class Pictures:
                     written.append(_new_path(directory, name))
                     image.save(written[-1], "PNG", compress_level=PNG_LEVEL)
             else:
-                with item.open() as file:
-                    content = file.read()
+                try:
+                    with item.open() as file:
+                        content = file.read()
+                except OSError as error:
+                    logger.warning("%s cannot be read again: %s", item.name, error)
+                    continue
                 written.append(_new_path(directory, item.name))
                 written[-1].write_bytes(upright(content))
         missing = requested - {path.relative_to(directory).as_posix() for path in written}

@@ -80,7 +80,8 @@ def translated(
         cameras = CameraOptions(cameras=cameras)
     named = chosen.get("cameras=CameraOptions", {})
     if cameras.cameras is None:  # of nothing, every part was taken without complaint
-        named = {name: value for name, value in named.items() if value not in (*get_args(Part), *get_args(KnownPoses))}
+        taken = (*get_args(Part), *get_args(KnownPoses))
+        named = {name: value for name, value in named.items() if name == "intrinsics" or value not in taken}
     cameras = replace(cameras, **named)
     refine = replace(RefineOptions.of(refine), **chosen.get("refine=RefineOptions", {}))
     if named := chosen.get("points=PointOptions"):

@@ -108,6 +108,9 @@ def test_old_names_mean_what_they_meant_to_every_input(model, photos: Path) -> N
         lean3r.reconstruct(model, photos, known="al", **few)  # type: ignore[arg-type]
     with pytest.warns(FutureWarning, match="CameraOptions"):
         lean3r.reconstruct(model, photos, known="poses", known_poses="start", **few)
+    with pytest.warns(FutureWarning, match="CameraOptions"):
+        scene = lean3r.reconstruct(model, photos, intrinsics=np.array([300.0, 300, 160, 120]), **few)  # type: ignore[arg-type]
+    assert scene.info["config"]["intrinsics"] == [300, 300, 160, 120]
     with pytest.raises(TypeError, match="pictures twice"):
         lean3r.reconstruct(model, photos, inputs=photos)
 

@@ -264,3 +264,12 @@ def test_frames_are_kept_only_for_those_who_read_them_again(tmp_path: Path, monk
         kept.clear()
         main([*command, *options, "-o", str(tmp_path / str(number)), "-q"])
         assert len(kept) == count, options
+
+
+def test_a_picture_that_has_vanished_is_told(tmp_path: Path) -> None:
+    for name in "ab":
+        Image.fromarray(noise()).save(tmp_path / f"{name}.png")
+    pictures = Pictures(tmp_path)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(InputError, match=r"1 of 2 pictures cannot be read again \(a.png\)"):
+        pictures.write(pictures.names, tmp_path / "out")
