@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from lean3r.errors import InputError
 from lean3r.inputs.frames import FrameChoice, evenly
-from lean3r.inputs.video import Clip, Film, scan
+from lean3r.inputs.video import Clip, Film, Frame, scan
 
 logger = logging.getLogger("lean3r")
 
@@ -70,12 +70,15 @@ class Listing:
     items: tuple[Still | Film, ...]
     skipped: tuple[tuple[str, str], ...]
 
-    def choose(self, choice: FrameChoice) -> Selection:
-        """The pictures and frames of a choice; those that are thinned out are logged."""
+    def choose(
+        self, choice: FrameChoice, keeping: Callable[[str], Callable[[Frame], None] | None] = lambda _: None
+    ) -> Selection:
+        """The pictures and frames that a choice takes; those that are thinned out are logged. `keeping` returns,
+        for the name of a video, the function that receives frames decoded on the way."""
         if choice.is_stated and not any(isinstance(item, Film) for item in self.items):
             logger.warning("--fps, --every and --frames have no effect: they choose frames, and no input is a video")
         skips = Skips(self.skipped)
-        items = [item.clip(choice) if isinstance(item, Film) else item for item in self.items]
+        items = [item.clip(choice, keeping(item.name)) if isinstance(item, Film) else item for item in self.items]
         return Selection(tuple(_thin(items, choice.max_views, skips)), tuple(skips))
 
     def called(self, names: Collection[str]) -> list[Still | Clip]:

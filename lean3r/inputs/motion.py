@@ -16,6 +16,7 @@ LEAST_PEAK = 0.03  # of a phase correlation that gives a shift; below, all that 
 LOST = 0.25  # shift that is then assumed, as a share of the longer side
 MOST_LOST = 0.5  # share of frames from which on the motion is not known
 SHARP_REACH = 0.35  # share of a step by which a frame may be early or late to be the sharpest
+REACH = 8  # frames by which it may be early at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,17 +41,73 @@ def small_size(width: int, height: int) -> tuple[int, int]:
     return max(BLOCK, round(width * scale)), max(BLOCK, round(height * scale))
 
 
+class Meter:
+    """Measures frames one after the other."""
+
+    def __init__(self) -> None:
+        self._shifts: list[np.ndarray] = []
+        self._sharpness: list[float] = []
+        self._lost: list[bool] = []
+        self._last: np.ndarray | None = None
+
+    def add(self, frame: np.ndarray) -> tuple[np.ndarray, float]:
+        """The shift [B, 2] of a small grey frame [H, W] uint8 since the one before, and its sharpness; ValueError for
+        one of another size."""
+        grey = frame.astype(np.float32)
+        shift = np.zeros((len(_corners(*grey.shape)), 2)) if self._last is None else _shift(self._last, grey)
+        self._lost.append(shift is None)
+        self._shifts.append(np.full_like(self._shifts[-1], LOST / np.sqrt(2)) if shift is None else shift)
+        self._sharpness.append(_sharpness(grey))
+        self._last = grey
+        return self._shifts[-1], self._sharpness[-1]
+
+    @property
+    def motion(self) -> Motion:
+        """Of all frames so far; ValueError for none."""
+        return Motion(np.stack(self._shifts), np.array(self._sharpness), np.array(self._lost))
+
+
 def measure(frames: Iterable[np.ndarray]) -> Motion:
     """The motion of small grey frames [H, W] uint8; ValueError for none, or of several sizes."""
-    shifts, sharpness, lost, last = [], [], [], None
+    meter = Meter()
     for frame in frames:
-        grey = frame.astype(np.float32)
-        sharpness.append(_sharpness(grey))
-        shift = np.zeros((len(_corners(*grey.shape)), 2)) if last is None else _shift(last, grey)
-        lost.append(shift is None)
-        shifts.append(np.full_like(shifts[-1], LOST / np.sqrt(2)) if shift is None else shift)
-        last = grey
-    return Motion(np.stack(shifts), np.array(sharpness), np.array(lost))
+        meter.add(frame)
+    return meter.motion
+
+
+class Stepper:
+    """Chooses frames as they come: the first, then of those whose picture is nearly `step` away from the last chosen
+    one the sharpest. Which one that is, is known at most REACH frames later."""
+
+    def __init__(self, step: float) -> None:
+        self._step, self._seen = step, 0
+        self._waiting: list[tuple[np.ndarray, float]] = []  # shift and sharpness of the frames since the last chosen
+        self._away: list[float] = []  # how far each of them is from it
+        self._moved: np.ndarray | float = 0.0
+
+    def add(self, shift: np.ndarray, sharpness: float) -> list[int]:
+        """One frame more; indices of the frames that are now known to be chosen."""
+        self._seen += 1
+        if self._seen == 1:
+            return [0]
+        self._waiting.append((shift, sharpness))
+        chosen = []
+        while len(self._away) < len(self._waiting):
+            self._moved = self._moved + self._waiting[len(self._away)][0]
+            self._away.append(float(np.linalg.norm(self._moved, axis=1).mean()))
+            if self._away[-1] >= self._step:
+                late = len(self._away) - 1
+                early = next(i for i, away in enumerate(self._away) if away >= (1 - SHARP_REACH) * self._step)
+                options = range(max(early, late - REACH), late + 1)
+                best = max(options, key=lambda i: self._waiting[i][1])
+                chosen.append(self._seen - len(self._waiting) + best)
+                del self._waiting[: best + 1]
+                self._away, self._moved = [], 0.0
+        return chosen
+
+    def end(self) -> list[int]:
+        """The last frame, where it is far enough from the last chosen one."""
+        return [self._seen - 1] if self._away and self._away[-1] > self._step / 2 else []
 
 
 def choose(motion: Motion, least: int, most: int, step: float) -> list[int]:
@@ -73,23 +130,10 @@ def choose(motion: Motion, least: int, most: int, step: float) -> list[int]:
 
 
 def _steps(motion: Motion, step: float) -> list[int]:
-    """Frames about `step` of motion apart; of those nearly as far, the sharpest."""
-    chosen, total = [0], len(motion.shift)
-    while True:
-        moved = np.cumsum(motion.shift[chosen[-1] + 1 :], axis=0)
-        away = np.linalg.norm(moved, axis=2).mean(axis=1)
-        there = np.flatnonzero(away >= step)
-        if not len(there):
-            break
-        late = max(int(there[0]), 0)
-        early = int(np.flatnonzero(away[: late + 1] >= (1 - SHARP_REACH) * step)[0])
-        early = max(early, late - 8)
-        options = np.arange(early, late + 1) + chosen[-1] + 1
-        chosen.append(int(options[np.argmax(motion.sharpness[options])]))
-    tail = np.linalg.norm(motion.shift[chosen[-1] + 1 :].sum(axis=0), axis=1).mean() if chosen[-1] + 1 < total else 0
-    if tail > step / 2:
-        chosen.append(total - 1)
-    return chosen
+    """What a Stepper chooses."""
+    stepper = Stepper(step)
+    chosen = [i for of_frame in zip(motion.shift, motion.sharpness, strict=True) for i in stepper.add(*of_frame)]
+    return chosen + stepper.end()
 
 
 def _shift(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
@@ -51,8 +51,9 @@ class Pictures:
 
     They are listed once, on construction; InputError if there are none. Named files come first, in natural order, then
     the contents of folders and archives, then pictures in memory. `frames` chooses among them; `masks` is a folder of
-    masks for them (inputs/masks.py). The chosen frames of a video are decoded once and kept on disk while the object
-    lives, unless `keep_frames` is off. If `frames` does not state which frames, the video's motion is measured first.
+    masks for them (inputs/masks.py). A video is decoded once, and its chosen frames are kept on disk while the object
+    lives, unless `keep_frames` is off. If image motion chooses the frames and the usual step gives too few or too many,
+    the step changes and the video is decoded a second time.
     """
 
     def __init__(
@@ -74,13 +75,22 @@ class Pictures:
         self._choose()
 
     def _choose(self) -> None:
-        selection = self._listing.choose(self.frames)
-        self._items, self._left_out = selection.items, selection.skipped
-        self.names = selection.names
         self._unusable: dict[str, str] = {}
-        self._kept: dict[str, dict[str, Path]] = {}  # the frames of each decoded clip
+        self._kept: dict[str, dict[str, _Kept]] = {}  # of each video that was decoded, its frames
         self._scratch = contextlib.ExitStack()
         weakref.finalize(self, self._scratch.close)
+        keepers: dict[str, _Keeper] = {}
+
+        def keeping(video: str) -> Callable[[Frame], None] | None:
+            if self.keep_frames and not self.frames.is_stated and (keeper := self._keeper()) is not None:
+                keepers[video] = keeper
+                return keeper.keep
+            return None
+
+        selection = self._listing.choose(self.frames, keeping)
+        self._kept = {video: keeper.done() for video, keeper in keepers.items()}
+        self._items, self._left_out = selection.items, selection.skipped
+        self.names = selection.names
 
     def at_most(self, views: int) -> Pictures:
         """The same pictures, thinned evenly to `views`, or other frames of a video; nothing is listed again."""
@@ -185,9 +195,13 @@ class Pictures:
         requested, written = set(names), []
         for item in self._listing.called(requested):
             if isinstance(item, Clip) and (kept := self._kept_of(item)):
-                for name, path in kept.items():
+                for name, frame in kept.items():
                     written.append(_new_path(directory, name))
-                    shutil.copyfile(path, written[-1])
+                    if frame.orientation == 1:
+                        shutil.copyfile(frame.path, written[-1])
+                    else:
+                        image = _turn_upright(frame.read(name).image, frame.orientation)
+                        image.save(written[-1], "PNG", compress_level=PNG_LEVEL)
             elif isinstance(item, Clip):
                 for name, image in self._frames(item):
                     written.append(_new_path(directory, name))
@@ -230,12 +244,12 @@ class Pictures:
         missing = dict.fromkeys(clip.frames.values())
         kept = self._kept_of(clip)
         keeper = self._keeper() if self.keep_frames and not kept else None
-        frames = (Frame(*frame, 1) for frame in self._frames(clip)) if kept else read_frames(clip)
+        frames = (frame.read(name) for name, frame in kept.items()) if kept else read_frames(clip)
         try:
             for frame in frames:
                 picture = decode_frame(frame, clip, resolution, patch)
                 if keeper is not None:
-                    keeper.keep(frame.name, _turn_upright(frame.image, frame.orientation))
+                    keeper.keep(frame)
                 del missing[frame.name]
                 yield frame.name, picture
             reason = f"the frame is damaged in {clip.name}"
@@ -249,9 +263,8 @@ class Pictures:
     def _frames(self, clip: Clip) -> Iterator[tuple[str, Image.Image]]:
         """The frames of a clip, upright, as far as they can be read: kept ones, or decoded again."""
         if kept := self._kept_of(clip):
-            for name, path in kept.items():
-                with Image.open(path) as image:
-                    yield name, image.copy()
+            for name, frame in kept.items():
+                yield name, _turn_upright(frame.read(name).image, frame.orientation)
             return
         try:
             for name, image, orientation in read_frames(clip):
@@ -259,10 +272,10 @@ class Pictures:
         except (InputError, OSError) as error:
             logger.warning("%s cannot be read to its end again: %s", clip.name, error)
 
-    def _kept_of(self, clip: Clip) -> dict[str, Path]:
+    def _kept_of(self, clip: Clip) -> dict[str, _Kept]:
         """The files of a clip's frames, if all were kept and nobody has removed them since."""
         kept = self._kept.get(clip.name, {})
-        files = {name: kept[name] for name in clip.frames.values() if name in kept and kept[name].exists()}
+        files = {name: kept[name] for name in clip.frames.values() if name in kept and kept[name].path.exists()}
         return files if len(files) == len(clip.frames) else {}
 
     def _keeper(self) -> _Keeper | None:
@@ -273,25 +286,38 @@ class Pictures:
             return None
 
 
+class _Kept(NamedTuple):
+    """A frame as it is stored in its video, as a PNG file, and the EXIF orientation that turns it."""
+
+    path: Path
+    orientation: int
+
+    def read(self, name: str) -> Frame:
+        """The frame again."""
+        with Image.open(self.path) as image:
+            return Frame(name, image.copy(), self.orientation)
+
+
 class _Keeper:
     """Frames as PNG files in a folder, written while others are decoded; none at all if the disk is full."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._pool = folder, ThreadPoolExecutor(DECODERS)
-        self._kept: dict[str, Path] = {}
+        self._kept: dict[str, _Kept] = {}
         self._waiting: deque[Future] = deque()
         self._failed = False
 
-    def keep(self, name: str, image: Image.Image) -> None:
-        """Start to write one frame; a few are held at a time."""
+    def keep(self, frame: Frame) -> None:
+        """Begin to write one frame; a few are held at a time."""
         if not self._failed:
-            self._kept[name] = path = self._folder / f"{len(self._kept):06d}.png"
-            self._waiting.append(self._pool.submit(image.save, path, "PNG", compress_level=PNG_LEVEL))
+            path = self._folder / f"{len(self._kept):06d}.png"
+            self._kept[frame.name] = _Kept(path, frame.orientation)
+            self._waiting.append(self._pool.submit(frame.image.save, path, "PNG", compress_level=PNG_LEVEL))
             while len(self._waiting) > LOOKAHEAD:
                 self._wait()
 
-    def done(self) -> dict[str, Path]:
-        """Wait until all are written; the files by the names of the frames."""
+    def done(self) -> dict[str, _Kept]:
+        """The files by the names of the frames, when all are written."""
         while self._waiting:
             self._wait()
         self._pool.shutdown()

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
 from lean3r.errors import InputError
 from lean3r.inputs.frames import DEFAULT_FRAMES, FrameChoice
-from lean3r.inputs.motion import Motion, choose, measure, small_size
+from lean3r.inputs.motion import REACH, Meter, Motion, Stepper, choose, small_size
 
 if TYPE_CHECKING:
-    import numpy as np
     from av import Packet, VideoFrame
     from av.container import InputContainer
     from av.video.stream import VideoStream
@@ -70,12 +69,17 @@ class Film:
     rate: float
     packets: int
     damage: str | None = None
+    _watched: list[tuple[list[int], Motion] | None] = field(default_factory=list)
 
-    def clip(self, choice: FrameChoice) -> Clip:
-        """The frames of a choice; if it states none, they are chosen by image motion."""
+    def clip(self, choice: FrameChoice, keep: Callable[[Frame], None] | None = None) -> Clip:
+        """The frames of a choice: by the motion of the picture where it states none.
+
+        `keep` gets the pictures of those frames on the way, if their motion is measured, and if they are neither too
+        few nor too many: then others have to be decoded.
+        """
         chosen = None
         if not choice.is_stated and len(self.keys) > DEFAULT_FRAMES[0]:
-            chosen = self._by_motion(choice.max_views or DEFAULT_FRAMES[1])
+            chosen = self._by_motion(choice.max_views or DEFAULT_FRAMES[1], keep)
         return self._clip(chosen or choice.indices(self.times_s))
 
     def called(self, names: Collection[str]) -> Clip:
@@ -90,18 +94,22 @@ class Film:
         times_s = {self._name(i): self.times_s[i] for i in indices}
         return Clip(self.name, self.open, frames, self.timed, times_s)
 
-    def _by_motion(self, most: int) -> list[int] | None:
-        """Indices of frames with even overlap; None if the motion cannot be measured."""
-        if self.motion is None or not self.motion[1].is_known:
-            return None
-        seen, motion = self.motion
+    def _by_motion(self, most: int, keep: Callable[[Frame], None] | None) -> list[int] | None:
+        """Indices of frames that show the scene with even overlap; None where the motion cannot be measured."""
         at = {key: index for index, key in enumerate(self.keys)}
+        if not self._watched:
+            self._watched.append(self._watch(at, most, keep))
+        found = self._watched[0]
+        if found is None or not found[1].is_known:
+            return None
+        seen, motion = found
         chosen = choose(motion, min(DEFAULT_FRAMES[0], most), most, MOTION_STEP)
         return sorted({at[seen[i]] for i in chosen if seen[i] in at}) or None
 
-    @cached_property
-    def motion(self) -> tuple[list[int], Motion] | None:
-        """Keys of frames (15 a second) and the image motion between them; None if nothing can be decoded.
+    def _watch(
+        self, at: Mapping[int, int], most: int, keep: Callable[[Frame], None] | None
+    ) -> tuple[list[int], Motion] | None:
+        """Keys of frames (15 a second) and how far the picture moves between them; None where nothing is decoded.
 
         For long videos only reference frames are decoded, for very long ones only key frames.
         """
@@ -112,22 +120,29 @@ class Film:
         skip: Skip = "DEFAULT" if pixels < WATCHED_PIXELS[0] else "NONREF" if pixels < WATCHED_PIXELS[1] else "NONKEY"
         if skip == "NONKEY":
             logger.info("%s is long: its motion is measured on key frames only", self.name)
+        meter, stepper, kept = Meter(), Stepper(MOTION_STEP), 0
         keys: list[int] = []
+        last: deque[tuple[int, VideoFrame, float]] = deque(maxlen=REACH + 1)
 
-        def frames() -> Iterator[np.ndarray]:
-            for number, (key, frame, _) in enumerate(_decode(self.open, self.name, self.timed, skip)):
-                if key is not None and not frame.is_corrupt and (skip == "NONKEY" or number % every == 0):
-                    width, height = small_size(frame.width, frame.height)
-                    grey = frame.reformat(width, height, "gray").to_ndarray()
-                    keys.append(key)
-                    yield grey
+        def hand_on(indices: list[int]) -> None:
+            nonlocal kept
+            for key, frame, aspect in (last[index - len(keys)] for index in indices):
+                if keep is not None and key in at and kept <= most:
+                    keep(_picture(self._name(at[key]), frame, aspect, self.name))
+                    kept += 1
 
         try:
-            motion = measure(frames())
+            for number, (key, frame, aspect) in enumerate(_decode(self.open, self.name, self.timed, skip)):
+                if key is not None and not frame.is_corrupt and (skip == "NONKEY" or number % every == 0):
+                    width, height = small_size(frame.width, frame.height)
+                    keys.append(key)
+                    last.append((key, frame, aspect))
+                    hand_on(stepper.add(*meter.add(frame.reformat(width, height, "gray").to_ndarray())))
+            hand_on(stepper.end())
+            return keys, meter.motion
         except (FFmpegError, InputError, ValueError) as error:
             logger.debug("%s: motion not measured: %s", self.name, error)
             return None
-        return keys, motion
 
 
 def scan(name: str, stem: str, opener: Callable[[], BinaryIO]) -> Film:
@@ -162,20 +177,25 @@ def read_frames(clip: Clip) -> Iterator[Frame]:
     by the missing names. (The decoder may conceal the damage in one or two frames that were in progress; in a truncated
     file it does not, since the last packet is known to be incomplete.)
     """
-    from av.error import FFmpegError
 
     pending = dict(clip.frames)
     for key, frame, aspect in _decode(clip.open, clip.name, clip.timed):
         name = None if key is None else pending.pop(key, None)
         if name is not None and not frame.is_corrupt:
-            orientation = EXIF_OF_TURN[round(frame.rotation / 90) * 90 % 360]
-            try:
-                picture = frame.to_image(width=_square(frame.width, frame.height, aspect, clip.name))
-            except (FFmpegError, ValueError) as error:
-                raise InputError(f"frames of {clip.name} cannot be converted to pictures ({error})") from error
-            yield Frame(name, picture, orientation)
+            yield _picture(name, frame, aspect, clip.name)
         if not pending:
             return
+
+
+def _picture(name: str, frame: VideoFrame, aspect: float, video: str) -> Frame:
+    """A decoded frame as a picture; InputError where it cannot be one."""
+    from av.error import FFmpegError
+
+    try:
+        image = frame.to_image(width=_square(frame.width, frame.height, aspect, video))
+    except (FFmpegError, ValueError) as error:
+        raise InputError(f"frames of {video} cannot be converted to pictures ({error})") from error
+    return Frame(name, image, EXIF_OF_TURN[round(frame.rotation / 90) * 90 % 360])
 
 
 def _decode(

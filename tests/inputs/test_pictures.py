@@ -139,6 +139,26 @@ def test_a_video_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert calls["decoded"] == 3
 
 
+def test_frames_that_are_chosen_by_motion_are_kept_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = noise(0, 96, 900)
+    steps = np.random.default_rng(0).integers(0, 14, 60).cumsum()
+    clip = write_video(tmp_path / "clip.mp4", [wide[:, at : at + 256] for at in steps])
+    calls = Counter[str]()
+    decoded = video._decode
+    monkeypatch.setattr(video, "_decode", lambda *a, **k: (calls.update(["decoded"]), decoded(*a, **k))[1])
+    pictures = Pictures(clip)
+    assert 8 < len(pictures) < 60
+    views = pictures.views(**SIZE)
+    read = dict(pictures.read(pictures.names, 10**6))
+    assert calls["decoded"] == 1, "neither for the network nor for anything else again"
+    plain = Pictures(clip, keep_frames=False)
+    assert plain.names == pictures.names and torch.equal(plain.views(**SIZE).images, views.images)
+    assert all(np.array_equal(image, read[name]) for name, image in plain.read(plain.names, 10**6))
+    assert calls["decoded"] == 4
+    fewer = pictures.at_most(8)
+    assert len(fewer) == 8 and fewer.views(**SIZE).images.shape[1] == 8 and calls["decoded"] == 5
+
+
 def test_kept_frames_go_with_the_object_and_a_full_disk_keeps_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
