@@ -255,6 +255,8 @@ class Pictures:
             reason = f"the frame is damaged in {clip.name}"
         except InputError as error:
             reason = str(error)
+        except OSError as error:  # the video is gone
+            reason = f"{clip.name} cannot be read ({error.strerror or error})"
         if keeper is not None and (kept := keeper.done()):
             self._kept[clip.name] = kept
         for name in missing:

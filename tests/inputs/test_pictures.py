@@ -290,6 +290,10 @@ def test_a_picture_that_has_vanished_is_told(tmp_path: Path) -> None:
     for name in "ab":
         Image.fromarray(noise()).save(tmp_path / f"{name}.png")
     pictures = Pictures(tmp_path)
+    clip = Pictures(write_video(tmp_path / "clip.mp4", frames=6), FrameChoice(frames=3))
     (tmp_path / "a.png").unlink()
+    (tmp_path / "clip.mp4").unlink()
+    with pytest.raises(InputError, match=r"clip.mp4 cannot be read \(No such file"):
+        clip.views(**SIZE)
     with pytest.raises(InputError, match=r"1 of 2 pictures cannot be read again \(a.png\)"):
         pictures.write(pictures.names, tmp_path / "out")
