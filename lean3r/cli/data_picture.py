@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from lean3r.data.sets.scenes import RawView, inverted, without_unknown
+from lean3r.data.sets.scenes import RawView, invert, without_unknown
 from lean3r.export.depth import colourise
 
 _SIDE = 480
@@ -46,7 +46,7 @@ def reprojected(one: RawView, other: RawView) -> np.ndarray:
     rows, columns = np.nonzero(one.depth)
     z = one.depth[rows, columns].astype(np.float64)
     rays = np.stack([columns + 0.5, rows + 0.5, np.ones(len(rows))], 1) @ np.linalg.inv(one.intrinsics).T
-    change = other.cam_from_world @ inverted(one.cam_from_world)
+    change = other.cam_from_world @ invert(one.cam_from_world)
     there = (rays * z[:, None]) @ change[:3, :3].T + change[:3, 3]
     ahead = there[:, 2] > 1e-9
     there, colours = there[ahead], one.image[rows[ahead], columns[ahead]]

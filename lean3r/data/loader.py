@@ -64,7 +64,7 @@ class Prefetch(Generic[S]):
         self._waiting: dict[tuple[int, int, int], tuple[S, Future[Made]]] = {}
         self._pool: Executor | None = None
         in_threads = kind == "threads" or (kind == "auto" and workers <= MOST_THREADS)
-        packed = None if in_threads or not workers else _packed(batch_fn, must=kind == "processes")
+        packed = None if in_threads or not workers else _pickle_batch_fn(batch_fn, must=kind == "processes")
         if packed is not None:
             with safely_started():
                 self._pool = ProcessPoolExecutor(
@@ -101,7 +101,7 @@ class Prefetch(Generic[S]):
                 f"a process that prepares batches ended before step {step} was ready, perhaps for lack of memory; "
                 "try fewer workers, or 0 to see its error"
             ) from error
-        return made if isinstance(made, SceneBatch) else _unpacked(*made)
+        return made if isinstance(made, SceneBatch) else _unpack(*made)
 
     def _asked(self, step: int, stage: S, rank: int, world_size: int) -> Future[Made]:
         """The future of a batch; started unless it is under way for this very stage."""
@@ -139,10 +139,10 @@ class Prefetch(Generic[S]):
     def _give_up(self, future: Future[Made]) -> None:
         """Nobody wants this batch; what it holds of shared memory is given back once it is there."""
         if not future.cancel() and self._in_processes:
-            future.add_done_callback(_dropped)
+            future.add_done_callback(_drop)
 
 
-def _packed(batch_fn: Callable[..., SceneBatch], must: bool) -> bytes | None:
+def _pickle_batch_fn(batch_fn: Callable[..., SceneBatch], must: bool) -> bytes | None:
     try:
         return pickle.dumps(batch_fn)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -180,14 +180,14 @@ def _work(step: int, stage: object, rank: int, world_size: int) -> tuple[str | N
     held = {field.name: getattr(batch, field.name) for field in fields(batch)}
     values: Values = {k: v.contiguous().numpy() if isinstance(v, torch.Tensor) else v for k, v in held.items()}
     arrays = {k: v for k, v in values.items() if isinstance(v, np.ndarray)}
-    memory = _memory(sum(_padded(v.nbytes) for v in arrays.values()))
+    memory = _memory(sum(_pad_size(v.nbytes) for v in arrays.values()))
     if memory is None:
         return None, values
     offset = 0
     for key, array in arrays.items():
         np.ndarray(array.shape, array.dtype, memory.buf, offset)[...] = array
         values[key] = _Place(offset, array.shape, array.dtype.str)
-        offset += _padded(array.nbytes)
+        offset += _pad_size(array.nbytes)
     memory.close()
     return memory.name, values
 
@@ -201,7 +201,7 @@ class _Place:
     dtype: str
 
 
-def _padded(size: int) -> int:
+def _pad_size(size: int) -> int:
     return -(-size // 64) * 64
 
 
@@ -220,12 +220,12 @@ def _memory(size: int) -> SharedMemory | None:
     return memory
 
 
-def _dropped(future: Future[Made]) -> None:
+def _drop(future: Future[Made]) -> None:
     if not future.cancelled() and future.exception() is None and isinstance(made := future.result(), tuple):
-        _unpacked(*made)
+        _unpack(*made)
 
 
-def _unpacked(name: str | None, values: Values) -> SceneBatch:
+def _unpack(name: str | None, values: Values) -> SceneBatch:
     """The batch, in memory of its own; the shared memory is given back."""
     if name is not None:
         memory = SharedMemory(name)

@@ -35,7 +35,7 @@ class CameraState:
         """The inverse of `packed`."""
         return cls(values[..., :9].unflatten(-1, (3, 3)), values[..., 9:12], values[..., 12])
 
-    def packed(self) -> Tensor:
+    def pack(self) -> Tensor:
         """[B, S, 13]."""
         return torch.cat([self.matrix.flatten(-2), self.center, self.log_focal[..., None]], dim=-1)
 

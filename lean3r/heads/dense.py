@@ -64,7 +64,7 @@ def add_uv(x: Tensor, aspect: float) -> Tensor:
     return x
 
 
-def resized(x: Tensor, rows: int, cols: int) -> Tensor:
+def resize_map(x: Tensor, rows: int, cols: int) -> Tensor:
     """Bilinear, corners on corners: [N, C, *, *] -> [N, C, rows, cols]."""
     return F.interpolate(x, (rows, cols), mode="bilinear", align_corners=True)
 
@@ -98,7 +98,7 @@ class FusionBlock(nn.Module):
         """lateral [N, F, h, w], coarser of the same shape or None -> [N, F, rows, cols]."""
         x = lateral if coarser is None else coarser + self.unit1(lateral)
         # A 1x1 convolution and a resize whose weights sum to 1 commute; this order costs a quarter.
-        return resized(self.project(self.unit2(x)), rows, cols)
+        return resize_map(self.project(self.unit2(x)), rows, cols)
 
 
 class Fusion(nn.ModuleList):
@@ -184,7 +184,7 @@ class DptHead(nn.Module):
         image [N, 3, height, width], normalised, is read by a guided head only.
         """
         aspect = width / height
-        x = resized(self.narrow(self.fusion(self.pyramid(tokens, rows, cols, aspect))), height, width)
+        x = resize_map(self.narrow(self.fusion(self.pyramid(tokens, rows, cols, aspect))), height, width)
         if self.guide is not None:
             x += self.guide(image)
         if self.uv:
@@ -205,7 +205,7 @@ class DptFeatures(nn.Module):
     def forward(self, tokens: Sequence[Tensor], rows: int, cols: int, height: int, width: int) -> Tensor:
         """tokens four times [N, rows * cols, dim] -> [N, F, height / 2, width / 2]."""
         x = self.narrow(self.fusion(self.pyramid(tokens, rows, cols, width / height)))
-        return resized(x, height // 2, width // 2)
+        return resize_map(x, height // 2, width // 2)
 
 
 class DualDptHead(DptHead):

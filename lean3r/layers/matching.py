@@ -49,7 +49,7 @@ def other_views(views: slice, total: int, like: Tensor) -> Tensor:
     return (rows != torch.arange(total, device=like.device)).to(like.dtype)[None, :, :, None]
 
 
-def pooled(values: Tensor, weight: Tensor) -> Tensor:
+def pool_values(values: Tensor, weight: Tensor) -> Tensor:
     """Mean over the other views [B, I, S, N, C] -> [B, I, N, C], by weight [B, I, S, N]; little weight, little sum."""
     return torch.einsum("bisnc,bisn->binc", values, weight) / (weight.sum(2) + 0.1)[..., None]
 
@@ -127,7 +127,7 @@ class PairMatcher(nn.Module):
             dim=-1,
         )
         evidence = F.gelu(self.embed_hidden(hidden) + self.embed_numbers(numbers.to(hidden.dtype)))
-        update = self.out(pooled(evidence, weight.to(evidence.dtype)))
+        update = self.out(pool_values(evidence, weight.to(evidence.dtype)))
         return update, position, peak, spread, visibility
 
 
@@ -161,7 +161,7 @@ class Feedback(nn.Module):
             with torch.autocast(grid.device.type, enabled=False):
                 numbers, weight = self._residuals(matches, grid, points, focal, world_from_cam, cam_from_world, rows)
             evidence = F.gelu(self.fc1(numbers))
-            fill(filled, (self.fc2(pooled(evidence, weight.to(evidence.dtype))),), rows, views)
+            fill(filled, (self.fc2(pool_values(evidence, weight.to(evidence.dtype))),), rows, views)
         return filled[0]
 
     def _residuals(self, matches, grid, points, focal, world_from_cam, cam_from_world, rows: slice):

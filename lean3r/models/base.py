@@ -89,7 +89,7 @@ class Backbone(nn.Module):
         if not 0 <= reference < count:
             raise UsageError(f"reference view {reference} of {count} views; expected 0 to {count - 1}.")
         order = [reference, *(i for i in range(count) if i != reference)]
-        found = self.decode(self.encode(_reordered(views, order), **self.REFERENCE))
+        found = self.decode(self.encode(_reorder(views, order), **self.REFERENCE))
         back = torch.tensor(order).argsort().tolist()
         parts = {f.name: getattr(found, f.name) for f in fields(found)}
         return replace(found, **{name: v[:, back] for name, v in parts.items() if isinstance(v, Tensor)})
@@ -177,7 +177,7 @@ def block_bytes(tokens: int, width: int) -> int:
     return 4 * tokens * width * 14
 
 
-def _reordered(views: Views, order: Sequence[int]) -> Views:
+def _reorder(views: Views, order: Sequence[int]) -> Views:
     """The same views in another order."""
     pick = list(order)
     known = None

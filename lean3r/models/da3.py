@@ -24,7 +24,7 @@ from lean3r.layers.reference import choose_reference
 from lean3r.layers.trunk import Role, Trunk
 from lean3r.layers.vit import VisionTransformer
 from lean3r.models.base import Backbone, block_bytes, check_views, full_precision, in_chunks, patch_mask
-from lean3r.models.keymap import KeyMap, numbered
+from lean3r.models.keymap import KeyMap, number_blocks
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
 
 GAUSSIAN_NUMBERS = 38
@@ -280,8 +280,8 @@ def key_map(config: Da3Config) -> KeyMap:
         (
             ("backbone.pretrained.", "encoder."),
             ("backbone.pretrained.camera_token", "camera_token"),
-            *numbered(blocks, "encoder.blocks.{}.", [(i, i) for i in range(start)]),
-            *numbered(blocks, "trunk.blocks.{}.", [(i, i - start) for i in range(start, config.depth)]),
+            *number_blocks(blocks, "encoder.blocks.{}.", [(i, i) for i in range(start)]),
+            *number_blocks(blocks, "trunk.blocks.{}.", [(i, i - start) for i in range(start, config.depth)]),
             *view_camera.KEYS,
         ),
         tied=tuple(

@@ -70,14 +70,14 @@ class Da3Nested(Backbone):
         """See Backbone.decode. Metric when dense and where enough of the scene is not sky; else of no known scale."""
         main, metric = self.split(tokens)
         found = self.main.decode(main, dense=dense)
-        return found if found.depth is None else self._scaled(found, *self.metric.raw_maps(metric))[0]
+        return found if found.depth is None else self._scale(found, *self.metric.raw_maps(metric))[0]
 
     def outputs(self, tokens: Tokens) -> dict[str, Tensor]:
         """Everything the official network returns, under its names."""
         main, metric = self.split(tokens)
         found = self.main.outputs(main)
         raw = Prediction(*self.main.cameras(found["pose_enc"], main), found["depth"], found["depth_conf"])
-        scaled, scale = self._scaled(raw, *self.metric.raw_maps(metric))
+        scaled, scale = self._scale(raw, *self.metric.raw_maps(metric))
         assert scaled.depth is not None and scaled.conf is not None
         return found | {
             "depth": scaled.depth,
@@ -86,7 +86,7 @@ class Da3Nested(Backbone):
             "scale_factor": scale,
         }
 
-    def _scaled(self, raw: Prediction, metric_depth: Tensor, sky_score: Tensor) -> tuple[Prediction, Tensor]:
+    def _scale(self, raw: Prediction, metric_depth: Tensor, sky_score: Tensor) -> tuple[Prediction, Tensor]:
         """The prediction in metres, sky filled, and the factor [B] (1 where none could be found)."""
         assert raw.depth is not None and raw.conf is not None
         sky = is_sky(sky_score)

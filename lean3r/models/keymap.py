@@ -54,7 +54,7 @@ class KeyMap:
         return KeyMap(self.pairs + other.pairs, self.tied + other.tied)
 
 
-def numbered(official: str, ours: str, numbers: Iterable[tuple[int, int]]) -> tuple[tuple[str, str], ...]:
+def number_blocks(official: str, ours: str, numbers: Iterable[tuple[int, int]]) -> tuple[tuple[str, str], ...]:
     """Pairs for blocks that are counted differently: `{}` in both names takes (official, our) numbers."""
     return tuple((official.format(a), ours.format(b)) for a, b in numbers)
 

@@ -161,7 +161,7 @@ class Nano(Backbone):
         layers = {
             "patches": found.tokens,
             "depth": last.log_depth[..., None],
-            "cameras": last.cameras.packed()[:, :, None],
+            "cameras": last.cameras.pack()[:, :, None],
         }
         return Tokens(layers, found.layout, views)
 

@@ -112,7 +112,7 @@ class Pi3(Backbone):
         """world_from_cam [B, S, 4, 4]: cameras alone, without any dense head."""
 
         def pose(features: Tensor, valid: Tensor | None) -> tuple[Tensor, ...]:
-            refined = self.refined(self.camera_decoder, features, tokens.layout, valid)
+            refined = self.refine(self.camera_decoder, features, tokens.layout, valid)
             return (precisely(self.camera_head, refined, valid),)
 
         (poses,) = self._by_frames(pose, tokens)
@@ -143,7 +143,7 @@ class Pi3(Backbone):
         world_from_cam = self.poses(tokens)
         scale = self.scale(tokens)
         if scale is not None:
-            world_from_cam = scaled(world_from_cam, scale)
+            world_from_cam = scale_translation(world_from_cam, scale)
         with full_precision(world_from_cam):
             cam_from_world = invert_pose(world_from_cam) @ world_from_cam[:, :1]
         mask = tokens.views.mask
@@ -164,16 +164,16 @@ class Pi3(Backbone):
 
     def slopes(self, features: Tensor, layout: TokenLayout, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """Features of single views [N, T, 2C] -> (x / z, y / z) [N, H, W, 2] and log z [N, H, W]."""
-        refined = self.refined(self.point_decoder, features, layout, valid)
+        refined = self.refine(self.point_decoder, features, layout, valid)
         x = precisely(self.point_head, refined, layout.rows, layout.cols).movedim(1, -1)
         return x[..., :2], x[..., 2]
 
     def logits(self, features: Tensor, layout: TokenLayout, valid: Tensor | None) -> Tensor:
         """Features of single views [N, T, 2C] -> confidence logits [N, H, W]."""
-        refined = self.refined(self.conf_decoder, features, layout, valid)
+        refined = self.refine(self.conf_decoder, features, layout, valid)
         return precisely(self.conf_head, refined, layout.rows, layout.cols)[:, 0]
 
-    def refined(self, refiner: nn.Module, features: Tensor, layout: TokenLayout, valid: Tensor | None) -> Tensor:
+    def refine(self, refiner: nn.Module, features: Tensor, layout: TokenLayout, valid: Tensor | None) -> Tensor:
         """Features of single views [N, T, 2C], valid [N, P] -> patch tokens that a head reads [N, P, C']."""
         mask = None if valid is None else F.pad(valid, (layout.special, 0), value=True)
         return refiner(features, layout, mask)[:, layout.special :]
@@ -195,12 +195,12 @@ class Pi3(Backbone):
         if layout.valid is not None:
             inputs.append(layout.valid)
 
-        def joined(before: Tensor, last: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        def join(before: Tensor, last: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
             valid, rest = (rest[-1], rest[:-1]) if layout.valid is not None else (None, rest)
             return call(torch.cat([before, last], dim=-1), valid, *rest)
 
         size = self.frames_at_once(self.frame_bytes(layout))
-        parts = in_chunks(joined, size, *(t.flatten(0, 1) for t in inputs))
+        parts = in_chunks(join, size, *(t.flatten(0, 1) for t in inputs))
         return tuple(t.unflatten(0, inputs[0].shape[:2]) for t in parts)
 
 
@@ -210,7 +210,7 @@ def precisely(module: nn.Module, x: Tensor, *args) -> Tensor:
         return module(x.to(next(module.parameters()).dtype), *args).float()
 
 
-def scaled(pose: Tensor, scale: Tensor) -> Tensor:
+def scale_translation(pose: Tensor, scale: Tensor) -> Tensor:
     """Poses [B, S, 4, 4] with translations multiplied by scale [B]."""
     return make_pose(pose[..., :3, :3], pose[..., :3, 3] * scale[:, None, None])
 

@@ -22,7 +22,7 @@ from lean3r.layers.pose_injection import PoseFrame, PoseInjection
 from lean3r.layers.trunk import key_mask
 from lean3r.layers.vit import PatchEmbed, VisionTransformer
 from lean3r.models.base import check_known, full_precision
-from lean3r.models.pi3 import Pi3, Pi3Config, precisely, scaled
+from lean3r.models.pi3 import Pi3, Pi3Config, precisely, scale_translation
 from lean3r.types import Known, TokenLayout, Tokens, Views
 
 LOG_Z_MAX = 15.0
@@ -104,7 +104,7 @@ class Pi3X(Pi3):
         check_known(views)
         if not self.sizes.multimodal:
             raise UsageError("this Pi3X was built without the parts that read depth, rays and poses.")
-        tokens = super().encode(replace(views, known=normalised(known)))
+        tokens = super().encode(replace(views, known=normalise_known(known)))
         return replace(tokens, views=views)
 
     def embed(self, views: Views) -> Tensor:
@@ -115,13 +115,13 @@ class Pi3X(Pi3):
             return x
         if known.depth is not None:
             image = torch.stack([known.depth, (known.depth > 0).to(known.depth.dtype)], dim=2)
-            x = self._added(x, lambda t: self.see(self.depth_encoder, t) + self.depth_emb[0], image, known.has_depth)
+            x = self._add(x, lambda t: self.see(self.depth_encoder, t) + self.depth_emb[0], image, known.has_depth)
         rays = known.rays
         if rays is None and known.intrinsics is not None:
             rays = ray_directions(known.intrinsics.float(), *views.images.shape[-2:])
         if rays is not None:
             slopes = (rays[..., :2] / (rays[..., 2:] + (1e-6 if known.rays is not None else 0))).movedim(-1, 2)
-            x = self._added(x, lambda t: self.ray_embed(t.to(self.depth_emb.dtype)), slopes, known.has_intrinsics)
+            x = self._add(x, lambda t: self.ray_embed(t.to(self.depth_emb.dtype)), slopes, known.has_intrinsics)
         return x
 
     def mix(self, x: Tensor, layout: TokenLayout, views: Views) -> tuple[Tensor, Tensor]:
@@ -160,7 +160,7 @@ class Pi3X(Pi3):
             "local_points": local * factor,
             "rays": F.normalize(local, dim=-1),
             "conf": found["conf"],
-            "camera_poses": scaled(found["camera_poses"], metric),
+            "camera_poses": scale_translation(found["camera_poses"], metric),
             "metric": metric,
         }
 
@@ -183,11 +183,11 @@ class Pi3X(Pi3):
     def _pixels(
         self, refiner: nn.Module, head: nn.Module, features: Tensor, layout: TokenLayout, valid: Tensor | None
     ) -> Tensor:
-        refined = self.refined(refiner, features, layout, valid)
+        refined = self.refine(refiner, features, layout, valid)
         size = (layout.rows * self.patch, layout.cols * self.patch)
         return precisely(head, refined, layout.rows, layout.cols, size)
 
-    def _added(self, x: Tensor, embed, image: Tensor, has: Tensor | None) -> Tensor:
+    def _add(self, x: Tensor, embed, image: Tensor, has: Tensor | None) -> Tensor:
         """x [B, S, P, C] plus embed(image) for the views that `has` [B, S] names (None: all)."""
         if has is None:
             return x + embed(image.flatten(0, 1)).unflatten(0, x.shape[:2])
@@ -198,7 +198,7 @@ class Pi3X(Pi3):
         return out
 
 
-def normalised(known: Known) -> Known:
+def normalise_known(known: Known) -> Known:
     """`known` with depth divided by its mean over the scene, poses relative to view 0 and of the same unit.
 
     The mean runs over all depths given, whether they count or not. Scenes in which no depth counts have their

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from lean3r.attention.coarse_fine import Gsa
 from lean3r.errors import UsageError
 from lean3r.layers.block import Block
-from lean3r.models.keymap import KeyMap, numbered
+from lean3r.models.keymap import KeyMap, number_blocks
 from lean3r.models.pi3 import Pi3, Pi3Config
 
 
@@ -32,9 +32,9 @@ def key_map(config: Speed3rConfig) -> KeyMap:
     pairs = range(config.depth // 2)
     return KeyMap(
         (
-            *numbered("local_decoder.{}.", "trunk.blocks.{}.", ((i, 2 * i) for i in pairs)),
-            *numbered("global_decoder.{}.", "trunk.blocks.{}.", ((i, 2 * i + 1) for i in pairs)),
-            *numbered(
+            *number_blocks("local_decoder.{}.", "trunk.blocks.{}.", ((i, 2 * i) for i in pairs)),
+            *number_blocks("global_decoder.{}.", "trunk.blocks.{}.", ((i, 2 * i + 1) for i in pairs)),
+            *number_blocks(
                 "global_decoder.{}.attn.gate.0.",
                 "trunk.blocks.{}.attn.mechanism.gate.",
                 ((i, 2 * i + 1) for i in pairs),

@@ -59,7 +59,7 @@ def summarise(model: nn.Module, views: int, height: int, width: int, dtype: torc
 
     The model may be on any device, the meta device included; sides are multiples of its patch.
     """
-    parts = dict(_labelled(model))
+    parts = dict(_label_parts(model))
     owned: dict[str, int] = dict.fromkeys(PARTS, 0)
     seen: set[int] = set()
     for name, parameter in model.named_parameters():
@@ -82,7 +82,7 @@ def summarise(model: nn.Module, views: int, height: int, width: int, dtype: torc
     return Summary(views, height, width, owned, meter.flops, weight_bytes, meter.peak)
 
 
-def _labelled(model: nn.Module) -> Iterator[tuple[str, str]]:
+def _label_parts(model: nn.Module) -> Iterator[tuple[str, str]]:
     """(module name, part) of the modules that open a part; the innermost one that is running counts."""
     for name, module in model.named_modules():
         dot = f"{name}." if name else ""

@@ -21,7 +21,7 @@ from lean3r.layers.embed import imagenet
 from lean3r.layers.trunk import Trunk
 from lean3r.layers.vit import VisionTransformer
 from lean3r.models.base import Backbone, block_bytes, check_views, full_precision, in_chunks, patch_mask
-from lean3r.models.keymap import KeyMap, numbered
+from lean3r.models.keymap import KeyMap, number_blocks
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
 
 REGISTERS = 4
@@ -192,8 +192,8 @@ def key_map(config: VggtConfig) -> KeyMap:
             ("aggregator.camera_token", "camera_token"),
             ("aggregator.register_token", "register_token"),
             ("aggregator.patch_embed.", "encoder."),
-            *numbered("aggregator.frame_blocks.{}.", "trunk.blocks.{}.", [(i, 2 * i) for i in pairs]),
-            *numbered("aggregator.global_blocks.{}.", "trunk.blocks.{}.", [(i, 2 * i + 1) for i in pairs]),
+            *number_blocks("aggregator.frame_blocks.{}.", "trunk.blocks.{}.", [(i, 2 * i) for i in pairs]),
+            *number_blocks("aggregator.global_blocks.{}.", "trunk.blocks.{}.", [(i, 2 * i + 1) for i in pairs]),
             ("track_head.tracker.", "tracker."),
             (f"{official}virual_tracks", "tracker.updateformer.virtual_tracks"),
             *(

@@ -41,7 +41,7 @@ def trainable_names(model: nn.Module, roles: Collection[str]) -> set[str]:
         return names
     found: set[str] = set()
     for role in roles:
-        chosen = ROLES[role](model) if role in ROLES else _targeted(model, role)
+        chosen = ROLES[role](model) if role in ROLES else _select_names(model, role)
         if not chosen:
             hint = " Put them in first: train/lora.py." if role == "adapters" else ""
             raise UsageError(f"the network has no parameters of role '{role}'.{hint}")
@@ -98,7 +98,7 @@ ROLES: dict[str, Callable[[nn.Module], set[str]]] = {
 """Role -> the names of its parameters."""
 
 
-def _targeted(model: nn.Module, text: str) -> set[str]:
+def _select_names(model: nn.Module, text: str) -> set[str]:
     """Parameters of the layers that a target names; a name may be that of a whole attention layer, too."""
     try:
         target = Target.parse(text)

@@ -91,7 +91,7 @@ class Muon(torch.optim.Optimizer):
             for index, parameter in enumerate(whole):
                 by_shape[parameter.shape].append(index)
             for (rows, cols), members in by_shape.items():
-                directions = orthogonalise(torch.stack([gathered(updates[i], whole[i]) for i in members]))
+                directions = orthogonalise(torch.stack([gather_part(updates[i], whole[i]) for i in members]))
                 for index, direction in zip(members, directions, strict=True):
                     params[index].add_(part_of(direction, whole[index]), alpha=-lr * math.sqrt(max(1.0, rows / cols)))
 
@@ -101,7 +101,7 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_spread(tensor) else tensor
 
 
-def gathered(part: Tensor, like: Tensor) -> Tensor:
+def gather_part(part: Tensor, like: Tensor) -> Tensor:
     """The whole of which every process holds a `part`, spread as `like` is."""
     if not is_spread(like):
         return part

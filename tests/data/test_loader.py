@@ -95,10 +95,10 @@ def test_processes_give_the_same_batches_and_errors_at_their_step() -> None:
 def test_without_shared_memory_arrays_go_through_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "_compute", Numbered())
     name, values = loader._work(3, "one", 0, 2)
-    assert name is not None and same(loader._unpacked(name, values), Numbered()(3, "one", 0, 2))
+    assert name is not None and same(loader._unpack(name, values), Numbered()(3, "one", 0, 2))
     monkeypatch.setattr(loader, "_memory", lambda size: None)
     name, values = loader._work(3, "one", 0, 2)
-    assert name is None and same(loader._unpacked(name, values), Numbered()(3, "one", 0, 2))
+    assert name is None and same(loader._unpack(name, values), Numbered()(3, "one", 0, 2))
 
 
 def until_six(step: int) -> str | None:

@@ -15,7 +15,7 @@ from lean3r.data.sets.dtu import DTU, FULL, SMALL
 from lean3r.data.sets.formats.files import write_pfm
 from lean3r.data.sets.realestate10k import RealEstate10K
 from lean3r.data.sets.scannet import ScanNet
-from lean3r.data.sets.scenes import inverted
+from lean3r.data.sets.scenes import invert
 from lean3r.errors import InputError
 
 
@@ -49,7 +49,7 @@ def test_dtu_cameras_look_at_one_object_and_at_what_their_pairs_say(formats: Pat
     cameras = [scans.camera(0, v) for v in range(49)]
     assert cameras[0].intrinsics[0, 0] == pytest.approx(2892.33 / 2)
     assert cameras[0].intrinsics[0, 2] == pytest.approx(823.205 / 2 - 80 + 0.5)
-    world = np.stack([inverted(c.cam_from_world) for c in cameras])
+    world = np.stack([invert(c.cam_from_world) for c in cameras])
     centres, axes = world[:, :3, 3], world[:, :3, 2]
     # The spot that all optical axes pass closest to: the object, two thirds of a metre away from every camera.
     across = np.eye(3) - axes[:, :, None] * axes[:, None, :]
@@ -85,7 +85,7 @@ def test_realestate10k_paths_are_smooth(formats: Path, tmp_path: Path) -> None:
     assert len(clips) == len(texts)
     for i in range(len(clips)):
         cameras = [clips.camera(i, v) for v in range(clips.scene(i).views)]
-        centres = np.stack([inverted(c.cam_from_world)[:3, 3] for c in cameras])
+        centres = np.stack([invert(c.cam_from_world)[:3, 3] for c in cameras])
         steps = np.linalg.norm(np.diff(centres, axis=0), axis=1)
         assert steps.max() < 0.5 and steps.sum() > 0
         k = cameras[0].intrinsics
@@ -124,7 +124,7 @@ def test_scannet_frames_move_as_the_published_pairs_do(formats: Path, tmp_path: 
     walks = ScanNet(tmp_path)
     for i, (k, there_from_here) in enumerate(kept):
         here, there = walks.camera(i, 0), walks.camera(i, 1)
-        np.testing.assert_allclose(there.cam_from_world @ inverted(here.cam_from_world), there_from_here, atol=1e-4)
+        np.testing.assert_allclose(there.cam_from_world @ invert(here.cam_from_world), there_from_here, atol=1e-4)
         # Pictures that were exported smaller than the sensor's take the intrinsics along.
         view = walks.view(i, 0)
         assert view.image.shape[:2] == (480, 640)

@@ -13,7 +13,7 @@ from data import tiny
 from torch import Tensor
 
 from lean3r.data.base import SceneBatch
-from lean3r.data.sampling.augment import Augmentation, augmented, cut, draw_scene, mirrored, turned
+from lean3r.data.sampling.augment import Augmentation, augment, cut, draw_scene, mirror
 from lean3r.data.sampling.choosing import Choice, Chooser, estimate
 from lean3r.data.sampling.mixture import BatchShape, Mixture, Part, shape_at
 from lean3r.data.sets.colmap import ColmapFolder
@@ -88,9 +88,7 @@ def _parts(view: RawView) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return view.depth, view.intrinsics, view.cam_from_world
 
 
-@pytest.mark.parametrize(
-    "change", [mirrored, turned, lambda v: cut(v, 30, 60), lambda v: cut(v, 90, 50, 0.7, (0.1, 0.9))]
-)
+@pytest.mark.parametrize("change", [mirror, turn, lambda v: cut(v, 30, 60), lambda v: cut(v, 90, 50, 0.7, (0.1, 0.9))])
 def test_changes_of_pictures_carry_the_cameras(change) -> None:
     pair = [view_of(0), view_of(1)]
     before, after = agreement(pair), agreement([change(v) for v in pair])
@@ -132,15 +130,15 @@ def test_a_turned_scene_is_turned_whole_and_only_where_it_lies_across(views: int
     rng = np.random.default_rng(0)
     augmentation = Augmentation(turn=1.0)
     drawn = draw_scene(rng, augmentation)
-    upright = [augmented(view_of(v), 64, 48, augmentation, drawn, rng) for v in range(views)]
+    upright = [augment(view_of(v), 64, 48, augmentation, drawn, rng) for v in range(views)]
     assert all(np.array_equal(v.image, np.rot90(view_of(i).image, -1)) for i, v in enumerate(upright))
-    level = augmented(view_of(0), 48, 64, augmentation, drawn, rng)
+    level = augment(view_of(0), 48, 64, augmentation, drawn, rng)
     assert np.array_equal(level.image, view_of(0).image)
 
 
 def test_colours_change_and_stay_pictures() -> None:
     rng, augmentation = np.random.default_rng(1), Augmentation(jitter=0.5)
-    made = augmented(view_of(0), 48, 64, augmentation, draw_scene(rng, augmentation), rng)
+    made = augment(view_of(0), 48, 64, augmentation, draw_scene(rng, augmentation), rng)
     assert made.image.dtype == np.uint8 and not np.array_equal(made.image, view_of(0).image)
     with pytest.raises(UsageError, match="jitter"):
         Augmentation(jitter=2)

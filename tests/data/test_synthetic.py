@@ -181,13 +181,13 @@ def test_failed_compilation_warns_once_and_renders_anyway(monkeypatch: pytest.Mo
         return fail
 
     monkeypatch.setattr(torch, "compile", broken)
-    rendering._compiled.cache_clear()
+    rendering._compile.cache_clear()
     rendering._warn_once.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         batch = replace(SMALL, compile=True).batch(0, 1)
         replace(SMALL, compile=True).batch(1, 1)
-    rendering._compiled.cache_clear()
+    rendering._compile.cache_clear()
     assert [str(w.message) for w in caught if "compiled" in str(w.message)] and len(caught) == 1
     torch.testing.assert_close(batch.depth, SMALL.batch(0, 1).depth)
 

@@ -47,7 +47,7 @@ def test_encodings_go_both_ways(height: int, width: int) -> None:
 
 def test_a_state_is_thirteen_numbers_and_gives_poses_that_are_inverse() -> None:
     state = CameraState.unpack(draw(2, 3, 13))
-    assert torch.equal(state.packed(), draw(2, 3, 13))
+    assert torch.equal(state.pack(), draw(2, 3, 13))
     world_from_cam, cam_from_world = state.poses()
     assert is_rotation(world_from_cam[..., :3, :3]) and torch.equal(world_from_cam[..., :3, 3], state.center)
     torch.testing.assert_close(world_from_cam @ cam_from_world, torch.eye(4).expand(2, 3, 4, 4), atol=1e-5, rtol=0)
@@ -59,14 +59,14 @@ def test_an_update_is_a_correction_of_each_view_for_itself() -> None:
     torch.manual_seed(0)
     head, state = CameraUpdate(16), CameraState.unpack(draw(1, 4, 13).requires_grad_())
     tokens = draw(1, 4, 16)
-    found = head(tokens, state).packed()
+    found = head(tokens, state).pack()
     other = tokens.clone()
     other[:, 2] = 0
-    assert (head(other, state).packed() != found).any(-1)[0].tolist() == [False, False, True, False]
+    assert (head(other, state).pack() != found).any(-1)[0].tolist() == [False, False, True, False]
     for layer in (head.mlp.fc2.weight, head.mlp.fc2.bias):
         torch.nn.init.zeros_(layer)
-    same = head(tokens, state).packed()
-    assert torch.equal(same, state.packed()) and state.matrix.grad_fn is not None
+    same = head(tokens, state).pack()
+    assert torch.equal(same, state.pack()) and state.matrix.grad_fn is not None
     assert torch.autograd.grad(same.sum(), state.matrix, allow_unused=True) == (None,)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from lean3r.geometry.pose import invert_pose, make_pose
 from lean3r.geometry.rotation import so3_exp
 from lean3r.layers import matching
-from lean3r.layers.matching import Feedback, Matches, PairMatcher, other_views, pooled, query_chunks
+from lean3r.layers.matching import Feedback, Matches, PairMatcher, other_views, pool_values, query_chunks
 from lean3r.testing import assert_rms
 
 VIEWS, TOKENS, DIM = 3, 12, 16
@@ -81,7 +81,7 @@ def test_a_view_is_no_evidence_for_itself() -> None:
     assert pair[0, :, :, 0].tolist() == [[1, 0, 1], [1, 1, 0]]
     values = torch.stack([torch.full((1, 1, 2, 4), v) for v in (1.0, 5.0)], dim=2)
     assert torch.equal(
-        pooled(values, torch.tensor([0.9, 0.0])[None, None, :, None].expand(1, 1, 2, 2)) > 0.5, values[:, :, 0] > 0
+        pool_values(values, torch.tensor([0.9, 0.0])[None, None, :, None].expand(1, 1, 2, 2)) > 0.5, values[:, :, 0] > 0
     )
 
 

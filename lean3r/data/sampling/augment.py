@@ -62,7 +62,7 @@ def draw_scene(rng: np.random.Generator, augmentation: Augmentation) -> SceneDra
     return SceneDraw(flip < augmentation.flip, turn < augmentation.turn, colours if shared < 0.5 else None)
 
 
-def augmented(
+def augment(
     view: RawView, height: int, width: int, augmentation: Augmentation, scene: SceneDraw, rng: np.random.Generator
 ) -> RawView:
     """One view [height, width] of a scene, changed as was drawn for the scene and is drawn for the view.
@@ -76,9 +76,9 @@ def augmented(
     turn = scene.turn and rows != columns and (rows > columns) != (height > width) and height != width
     view = cut(view, *((width, height) if turn else (height, width)), share, (float(spot[0]), float(spot[1])))
     if augmentation.jitter:
-        view = replace(view, image=recoloured(view.image, *(scene.colours or own)))
-    view = turned(view) if turn else view
-    return mirrored(view) if scene.flip else view
+        view = replace(view, image=recolour(view.image, *(scene.colours or own)))
+    view = rotate_quarter(view) if turn else view
+    return mirror(view) if scene.flip else view
 
 
 def cut(view: RawView, height: int, width: int, share: float = 1.0, spot: tuple[float, float] = (0.5, 0.5)) -> RawView:
@@ -95,28 +95,28 @@ def cut(view: RawView, height: int, width: int, share: float = 1.0, spot: tuple[
     if (rows, columns, high, wide) == (height, width, height, width):
         return view
     sx, sy = width / wide, height / high
-    image = _resized(view.image[top : top + high, left : left + wide], height, width)
+    image = _resize(view.image[top : top + high, left : left + wide], height, width)
     k = np.array([[sx, 0.0, -sx * left], [0.0, sy, -sy * top], [0.0, 0.0, 1.0]]) @ view.intrinsics
     x = left + ((np.arange(width) + 0.5) / sx).astype(np.int64)
     y = top + ((np.arange(height) + 0.5) / sy).astype(np.int64)
     if any(view.depth.strides):
         depth = view.depth.take(y, 0).take(x, 1)
         if np.count_nonzero(depth) < _SPARSE * depth.size and view.depth.any():
-            depth = _moved(view.depth, height, width, (left, top), (sx, sy))
+            depth = _move(view.depth, height, width, (left, top), (sx, sy))
     else:
         depth = no_depth(height, width)
     normals = None if view.normals is None else view.normals.take(y, 0).take(x, 1)
     return RawView(image, depth, k, view.cam_from_world, normals)
 
 
-def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """uint8 [H, W, 3], averaged over what each pixel covers. Several times as fast as Pillow's."""
     planes = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     planes = F.interpolate(planes, (height, width), mode="bicubic", antialias=True)
     return planes[0].permute(1, 2, 0).numpy()
 
 
-def _moved(
+def _move(
     depth: np.ndarray, height: int, width: int, corner: tuple[float, float], scale: tuple[float, float]
 ) -> np.ndarray:
     """Each known pixel's centre moved to where it falls; the nearest depth wins."""
@@ -129,7 +129,7 @@ def _moved(
     return np.where(np.isfinite(found), found, np.float32(0))
 
 
-def mirrored(view: RawView) -> RawView:
+def mirror(view: RawView) -> RawView:
     """Left and right exchanged. A mirror is no rotation, so the world is mirrored with the picture: all views of a
     scene have to be."""
     k = view.intrinsics.copy()
@@ -139,7 +139,7 @@ def mirrored(view: RawView) -> RawView:
     return RawView(view.image[:, ::-1], view.depth[:, ::-1], k, pose, normals)
 
 
-def turned(view: RawView) -> RawView:
+def rotate_quarter(view: RawView) -> RawView:
     """Turned clockwise by a quarter, as if the camera had been turned the other way about its axis."""
     k, rows = view.intrinsics, view.depth.shape[0]
     turned_k = np.array([[k[1, 1], 0.0, rows - k[1, 2]], [0.0, k[0, 0], k[0, 2]], [0.0, 0.0, 1.0]])
@@ -148,7 +148,7 @@ def turned(view: RawView) -> RawView:
     return RawView(image, depth, turned_k, _TURN @ view.cam_from_world, normals)
 
 
-def recoloured(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
+def recolour(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
     """[H, W, 3] uint8 with the three factors applied, in this order; 1 leaves things as they are."""
     planes = np.ascontiguousarray(image.transpose(2, 0, 1))
     mean = brightness * float(planes[:, ::_ROWS].mean())

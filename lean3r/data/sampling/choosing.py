@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from lean3r.data.sets.scenes import Camera, SceneSet, inverted
+from lean3r.data.sets.scenes import Camera, SceneSet, invert
 from lean3r.errors import InputError, UsageError
 
 How = Literal["auto", "covisibility", "range", "random"]
@@ -127,7 +127,7 @@ def estimate(scenes: SceneSet, scene: int) -> np.ndarray:
         return np.zeros((total, total), np.float32)
     k = np.stack([c.intrinsics for c in cameras])
     pose = np.stack([c.cam_from_world for c in cameras])
-    world = np.stack([inverted(p) for p in pose])
+    world = np.stack([invert(p) for p in pose])
     size = np.array([(c.width, c.height) for c in cameras], np.float64)
     depth = _typical_depth(scenes, scene, looked, world[:, :3, 3])
     x, y = np.meshgrid((np.arange(_GRID) + 0.5) / _GRID, (np.arange(_GRID) + 0.5) / _GRID)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from lean3r.data.base import SceneBatch
-from lean3r.data.sampling.augment import NONE, Augmentation, augmented, draw_scene
+from lean3r.data.sampling.augment import NONE, Augmentation, augment, draw_scene
 from lean3r.data.sampling.choosing import AUTO, Choice, Chooser
 from lean3r.data.sets.scenes import RawView, SceneSet, some, without_unknown
 from lean3r.errors import InputError, UsageError
@@ -134,7 +134,7 @@ class Mixture:
         if not 0 <= rank < world_size:
             raise UsageError(f"rank is {rank} of {world_size} processes")
         drawn = [self._sample(step, rank * shape.scenes + n, shape) for n in range(shape.scenes)]
-        return joined(drawn)
+        return join_samples(drawn)
 
     def _sample(self, step: int, number: int, shape: BatchShape) -> SceneBatch:
         skipped: list[str] = []
@@ -181,7 +181,7 @@ def _read(
         raw = scenes.view(scene, v)
         depth, count = without_unknown(raw.depth) if scenes.has_depth else (raw.depth, 0)
         raw = RawView(raw.image, depth, raw.intrinsics, raw.cam_from_world, raw.normals)
-        views.append(augmented(raw, shape.height, shape.width, part.augmentation, drawn, rng))
+        views.append(augment(raw, shape.height, shape.width, part.augmentation, drawn, rng))
         unknown += count
     if scenes.has_depth and not any(view.depth.any() for view in views):
         raise InputError("no depth is known in any of the views")
@@ -201,7 +201,7 @@ def _read(
     )
 
 
-def joined(samples: Sequence[SceneBatch]) -> SceneBatch:
+def join_samples(samples: Sequence[SceneBatch]) -> SceneBatch:
     """Samples of one shape as one batch."""
     if len(samples) == 1:
         return samples[0]

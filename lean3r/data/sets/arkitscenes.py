@@ -15,7 +15,17 @@ import numpy as np
 import torch
 
 from lean3r.data.sets.formats.files import read_depth_png, read_image, read_matrix, read_text
-from lean3r.data.sets.scenes import Camera, FolderSet, Frame, RawView, checked, fitted, folders, nearest, pinhole
+from lean3r.data.sets.scenes import (
+    Camera,
+    FolderSet,
+    Frame,
+    RawView,
+    check_camera,
+    fit_intrinsics,
+    folders,
+    nearest,
+    pinhole,
+)
 from lean3r.errors import InputError
 from lean3r.geometry.rotation import so3_exp
 
@@ -93,8 +103,8 @@ class ArkitScenes(FolderSet[TabletFrame]):
     def camera(self, scene: int, view: int) -> Camera:
         """The camera of a view, turned upright; InputError when its intrinsics cannot be read."""
         frame = self._cached(scene)[view]
-        camera = _turned(_camera(frame.lens, frame.camera.cam_from_world), frame.quarters)
-        return checked(camera, f"{self.ids[scene]}, {frame.image.name}")
+        camera = _turn(_camera(frame.lens, frame.camera.cam_from_world), frame.quarters)
+        return check_camera(camera, f"{self.ids[scene]}, {frame.image.name}")
 
     def view(self, scene: int, view: int) -> RawView:
         """Read one view, turned upright."""
@@ -102,7 +112,7 @@ class ArkitScenes(FolderSet[TabletFrame]):
         image = np.ascontiguousarray(np.rot90(read_image(frame.image), frame.quarters))
         height, width = image.shape[:2]
         depth = nearest(np.ascontiguousarray(np.rot90(self.read_depth(frame), frame.quarters)), height, width)
-        return RawView(image, depth, fitted(camera, width, height, frame.image), camera.cam_from_world)
+        return RawView(image, depth, fit_intrinsics(camera, width, height, frame.image), camera.cam_from_world)
 
     def read_depth(self, frame: TabletFrame) -> np.ndarray:
         """Metres from millimetres."""
@@ -154,7 +164,7 @@ def _quarters_up(poses: np.ndarray) -> int:
     return round(float(angle) / (np.pi / 2)) % 4
 
 
-def _turned(camera: Camera, quarters: int) -> Camera:
+def _turn(camera: Camera, quarters: int) -> Camera:
     """The camera of np.rot90(picture, quarters)."""
     k, pose, width, height = camera.intrinsics.copy(), camera.cam_from_world.copy(), camera.width, camera.height
     # A point at (x, y) goes to (y, width - x): the camera's x axis becomes -y, and its y axis x.

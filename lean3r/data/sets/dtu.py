@@ -9,7 +9,7 @@ import numpy as np
 
 from lean3r.data.sets.formats.files import image_size, read_pfm
 from lean3r.data.sets.formats.mvsnet import MvsnetSet, NumberedFrame, read_camera
-from lean3r.data.sets.scenes import Camera, folders, from_integer_centres, rescaled
+from lean3r.data.sets.scenes import Camera, folders, from_integer_centres, rescale
 from lean3r.errors import InputError
 
 FULL, SMALL = (1600, 1200), (640, 512)
@@ -94,11 +94,11 @@ class DTU(MvsnetSet):
         if size == SMALL and small.is_file():
             # Its intrinsics are those of every fourth pixel.
             k, pose = read_camera(small)
-            k = from_integer_centres(rescaled(_integer(k), 4, 4))
+            k = from_integer_centres(rescale(_integer(k), 4, 4))
         else:
             k, pose = read_camera(full)
             if size == SMALL:
-                k = rescaled(_integer(k), 0.5, 0.5)
+                k = rescale(_integer(k), 0.5, 0.5)
                 k[:2, 2] -= _CROP
                 k = from_integer_centres(k)
         pose = pose.copy()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lean3r.data.sets.formats.files import read_text
-from lean3r.data.sets.scenes import Camera, FolderSet, Frame, folders, inverted, rescaled
+from lean3r.data.sets.scenes import Camera, FolderSet, Frame, folders, invert, rescale
 from lean3r.errors import InputError, MissingExtraError
 from lean3r.inputs.cameras import OPENCV_FROM_OPENGL
 
@@ -97,7 +97,7 @@ class Hypersim(FolderSet[Frame]):
             # world_from_cam of OpenGL's axes (x right, y up, z backwards), in asset units.
             world_from_cam = np.eye(4)
             world_from_cam[:3, :3], world_from_cam[:3, 3] = turns[index], places[index] * metres
-            pose = pinhole_from_cam @ inverted(world_from_cam @ OPENCV_FROM_OPENGL)
+            pose = pinhole_from_cam @ invert(world_from_cam @ OPENCV_FROM_OPENGL)
             found.append(Frame(picture, Camera(intrinsics, pose, *size), geometry / f"{stem}{_DISTANCE}"))
         return found
 
@@ -106,7 +106,7 @@ class Hypersim(FolderSet[Frame]):
         assert frame.depth is not None
         distance = read_hdf5(frame.depth, 2)
         height, width = distance.shape
-        scaled = rescaled(frame.camera.intrinsics, width / frame.camera.width, height / frame.camera.height)
+        scaled = rescale(frame.camera.intrinsics, width / frame.camera.width, height / frame.camera.height)
         x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
         slope_x, slope_y = (x - scaled[0, 2]) / scaled[0, 0], (y - scaled[1, 2]) / scaled[1, 1]
         depth = distance / np.sqrt(slope_x**2 + slope_y**2 + 1)

@@ -32,7 +32,7 @@ def opened_as(name: str, root: Path, options: Mapping[str, Setting]) -> SceneSet
         raise UsageError(f"{name}: {error}") from error
 
 
-def recognised(root: Path) -> list[str]:
+def recognise(root: Path) -> list[str]:
     """Names of the sets that a folder looks like, the likeliest first."""
     found = [name for name, kind in sets().items() if kind.looks_like(root)]
     return sorted(found, key=lambda name: name == ANYTHING)
@@ -51,7 +51,7 @@ def kind_of(root: Path, name: str | None = None) -> str:
         raise InputError(f"no such folder: {root}")
     if not any(root.iterdir()):
         raise InputError(f"{root} is empty; expected {_expected(name)}")
-    found = recognised(root)
+    found = recognise(root)
     if name in found:
         return name
     if name is not None and found:
@@ -69,7 +69,7 @@ def _expected(name: str | None) -> str:
 
 def _hint(root: Path, name: str | None) -> str:
     """What may have been meant: the folder above or below, or pictures that have no cameras yet."""
-    near = [(folder, recognised(folder)) for folder in (root.resolve().parent, *folders(root)[:20])]
+    near = [(folder, recognise(folder)) for folder in (root.resolve().parent, *folders(root)[:20])]
     for folder, found in near:
         wanted = [n for n in found if name in (None, n)]
         if wanted and (wanted[0] != ANYTHING or name == ANYTHING):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lean3r.data.sets.formats.files import image_size, read_depth_png, read_matrix
-from lean3r.data.sets.scenes import Camera, FolderSet, Frame, folders, from_integer_centres, inverted, is_rotation, some
+from lean3r.data.sets.scenes import Camera, FolderSet, Frame, folders, from_integer_centres, invert, is_rotation, some
 from lean3r.errors import InputError
 
 _SPLITS = ("", "scans", "scans_test", "scans_train")
@@ -87,7 +87,7 @@ class ScanNet(FolderSet[SensorFrame]):
             if not np.isfinite(pose).all():
                 continue
             size = size or _nominal(color, image_size(folder / "color" / f"{number}.jpg"))
-            cam_from_world = inverted(pose) if is_rotation(pose[:3, :3]) else pose  # the latter is refused when used
+            cam_from_world = invert(pose) if is_rotation(pose[:3, :3]) else pose  # the latter is refused when used
             camera = Camera(color, cam_from_world, *size)
             files = folder / "color" / f"{number}.jpg", folder / "depth" / f"{number}.png"
             found.append(SensorFrame(files[0], camera, files[1], sensor=depth))

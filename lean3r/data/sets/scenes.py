@@ -207,14 +207,14 @@ class FolderSet(SceneSet, Generic[F]):
     def camera(self, scene: int, view: int) -> Camera:
         """The camera of a view; InputError when its pose is no rotation."""
         frame = self._cached(scene)[view]
-        return checked(frame.camera, f"{self.ids[scene]}, {frame.image.name}")
+        return check_camera(frame.camera, f"{self.ids[scene]}, {frame.image.name}")
 
     def view(self, scene: int, view: int) -> RawView:
         """Read one view. A picture of another size than its camera's takes the camera along, if its shape is kept."""
         frame, camera = self._cached(scene)[view], self.camera(scene, view)
         image = read_image(frame.image)
         height, width = image.shape[:2]
-        intrinsics = fitted(camera, width, height, frame.image)
+        intrinsics = fit_intrinsics(camera, width, height, frame.image)
         has_depth = frame.depth is not None
         depth = nearest(self.read_depth(frame), height, width) if has_depth else no_depth(height, width)
         return RawView(image, depth, intrinsics, camera.cam_from_world)
@@ -255,12 +255,12 @@ def from_integer_centres(intrinsics: np.ndarray) -> np.ndarray:
     return moved
 
 
-def rescaled(intrinsics: np.ndarray, scale_x: float, scale_y: float) -> np.ndarray:
+def rescale(intrinsics: np.ndarray, scale_x: float, scale_y: float) -> np.ndarray:
     """Intrinsics [3, 3] of the same picture, scale_x as wide and scale_y as high."""
     return np.diag([scale_x, scale_y, 1.0]) @ intrinsics
 
 
-def inverted(pose: np.ndarray) -> np.ndarray:
+def invert(pose: np.ndarray) -> np.ndarray:
     """The inverse [4, 4] of a rigid pose, by transposition."""
     out = np.eye(4)
     out[:3, :3] = pose[:3, :3].T
@@ -276,7 +276,7 @@ def is_rotation(rotation: np.ndarray) -> bool:
 
 
 @lru_cache(maxsize=CACHED_CAMERAS)
-def checked(camera: Camera, what: str) -> Camera:
+def check_camera(camera: Camera, what: str) -> Camera:
     """The camera with its rotation made exact; InputError naming `what` when pose or intrinsics are none."""
     pose, k = np.asarray(camera.cam_from_world, np.float64), np.asarray(camera.intrinsics, np.float64)
     if pose.shape != (4, 4) or not np.isfinite(pose).all() or not is_rotation(pose[:3, :3]):
@@ -289,7 +289,7 @@ def checked(camera: Camera, what: str) -> Camera:
     return Camera(k, exact, camera.width, camera.height)
 
 
-def fitted(camera: Camera, width: int, height: int, path: Path) -> np.ndarray:
+def fit_intrinsics(camera: Camera, width: int, height: int, path: Path) -> np.ndarray:
     """Intrinsics [3, 3] in pixels of the picture as it is; InputError where its shape is not the camera's."""
     if (width, height) == (camera.width, camera.height):
         return camera.intrinsics
@@ -298,7 +298,7 @@ def fitted(camera: Camera, width: int, height: int, path: Path) -> np.ndarray:
             f"{path} has {width} x {height} pixels, its camera is for {camera.width} x {camera.height}; "
             "expected the pictures that the cameras belong to"
         )
-    return rescaled(camera.intrinsics, width / camera.width, height / camera.height)
+    return rescale(camera.intrinsics, width / camera.width, height / camera.height)
 
 
 def nearest(values: np.ndarray, height: int, width: int) -> np.ndarray:

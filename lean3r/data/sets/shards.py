@@ -23,7 +23,7 @@ from PIL import Image
 
 from lean3r.data.sampling.augment import cut
 from lean3r.data.sets.formats.files import inside, naming, read_array, read_text
-from lean3r.data.sets.scenes import Camera, RawView, SceneInfo, SceneSet, checked, no_depth, without_unknown
+from lean3r.data.sets.scenes import Camera, RawView, SceneInfo, SceneSet, check_camera, no_depth, without_unknown
 from lean3r.errors import InputError, MissingExtraError, UsageError
 from lean3r.inputs.decoding import FORMATS
 from lean3r.json_text import parse_json
@@ -115,7 +115,7 @@ class Shards(SceneSet):
             row = self._rows_of(scene)[view]
             k, pose = (np.array(row[key], dtype=np.float64) for key in ("K", "cam_from_world"))
             camera = Camera(k, pose, int(row["width"]), int(row["height"]))
-        return checked(camera, f"{self.rows[scene]['id']}, view {view}")
+        return check_camera(camera, f"{self.rows[scene]['id']}, view {view}")
 
     def view(self, scene: int, view: int) -> RawView:
         """Picture and depth, by their places in the shard."""
@@ -124,7 +124,7 @@ class Shards(SceneSet):
         depth = no_depth(*image.shape[:2])
         with naming(self.root / self.rows[scene]["shard"]):
             if row["far"]:
-                depth = _decoded(self._picture(scene, f"{view:04}.depth.png", None), row["near"], row["far"])
+                depth = _decode(self._picture(scene, f"{view:04}.depth.png", None), row["near"], row["far"])
         if depth.shape != image.shape[:2] or depth.shape != (camera.height, camera.width):
             raise InputError(f"view {view} of {self.rows[scene]['id']} has a picture, depth and camera of other sizes")
         return RawView(image, depth, camera.intrinsics, camera.cam_from_world)
@@ -281,7 +281,7 @@ def _samples(
         cameras = []
         for i, view in enumerate(views):
             sample[f"{i:04}.jpg"] = _jpeg(view.image)
-            depth, near, far = _encoded(without_unknown(view.depth)[0])
+            depth, near, far = _encode(without_unknown(view.depth)[0])
             if far:
                 sample[f"{i:04}.depth.png"] = depth
             k, pose = view.intrinsics.tolist(), view.cam_from_world.tolist()
@@ -311,7 +311,7 @@ def _jpeg(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _encoded(depth: np.ndarray) -> tuple[bytes, float, float]:
+def _encode(depth: np.ndarray) -> tuple[bytes, float, float]:
     """(PNG, near, far) of depth [H, W]; far is 0 where nothing is known."""
     known = depth > 0
     if not known.any():
@@ -325,7 +325,7 @@ def _encoded(depth: np.ndarray) -> tuple[bytes, float, float]:
     return buffer.getvalue(), near, far
 
 
-def _decoded(level: np.ndarray, near: float, far: float) -> np.ndarray:
+def _decode(level: np.ndarray, near: float, far: float) -> np.ndarray:
     depth = near * (far / near) ** ((level.astype(np.float32) - 1) / np.float32(_LEVELS))
     return np.where(level > 0, depth, 0).astype(np.float32)
 

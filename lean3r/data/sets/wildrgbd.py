@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from lean3r.data.sets.formats.files import read_depth_png, read_text
-from lean3r.data.sets.scenes import Camera, FolderSet, Frame, folders, inverted, nearest, pinhole
+from lean3r.data.sets.scenes import Camera, FolderSet, Frame, folders, invert, nearest, pinhole
 from lean3r.errors import InputError
 from lean3r.json_text import parse_json
 
@@ -74,7 +74,7 @@ class WildRgbd(FolderSet[ObjectFrame]):
             if len(numbers) != 17:
                 raise InputError(f"{folder / 'cam_poses.txt'} has a line of {len(numbers)} numbers; expected 17")
             # Lines are world_from_cam with OpenCV's axes, in metres.
-            pose = inverted(np.array(numbers[1:]).reshape(4, 4))
+            pose = invert(np.array(numbers[1:]).reshape(4, 4))
             name = f"{int(numbers[0]):05}.png"
             camera = Camera(pinhole(k[0, 0], k[1, 1], k[0, 2], k[1, 2]), pose, width, height)
             found.append(

@@ -73,14 +73,14 @@ class Scene:
         return replace(self, **moved)
 
 
-def turned(angle_rad: Tensor) -> Tensor:
+def rotate_y(angle_rad: Tensor) -> Tensor:
     """Rotation matrices [..., 3, 3] about the vertical."""
     c, s, zero = angle_rad.cos(), angle_rad.sin(), torch.zeros_like(angle_rad)
     rows = [c, zero, s, zero, zero + 1, zero, -s, zero, c]
     return torch.stack(rows, -1).unflatten(-1, (3, 3))
 
 
-def tilted(angle_rad: Tensor) -> Tensor:
+def rotate_x(angle_rad: Tensor) -> Tensor:
     """Rotation matrices [..., 3, 3] about x."""
     c, s, zero = angle_rad.cos(), angle_rad.sin(), torch.zeros_like(angle_rad)
     rows = [zero + 1, zero, zero, zero, c, -s, zero, s, c]
@@ -141,7 +141,7 @@ def _boxes(draw: Draw, kind: Tensor, unit: Tensor, shell: Tensor, place: Tensor)
     choice = hung.unsqueeze(-1)
     half, centre = torch.where(choice, wall_half, half), torch.where(choice, wall_centre, centre)
     yaw, lean = torch.where(hung, torch.zeros(()), yaw), torch.where(hung, torch.zeros(()), lean)
-    rotation = product(turned(yaw), tilted(lean))
+    rotation = product(rotate_y(yaw), rotate_x(lean))
 
     # Stacked: inside the outline of the parent, on its top, turned a little.
     parent = (draw.uniform(0, bases, n - bases)).long().clamp(0, bases - 1)
@@ -153,7 +153,7 @@ def _boxes(draw: Draw, kind: Tensor, unit: Tensor, shell: Tensor, place: Tensor)
     offset[..., 1] = -base_half[..., 1] - smaller[..., 1]
     stacked = (~hung[:, bases:] & draw.chance(0.8, n - bases)).unsqueeze(-1)
     top = base_centre + product(base_rotation, offset.unsqueeze(-1)).squeeze(-1)
-    turn = product(base_rotation, turned(draw.uniform(-0.3, 0.3, n - bases)))
+    turn = product(base_rotation, rotate_y(draw.uniform(-0.3, 0.3, n - bases)))
     half = torch.cat((half[:, :bases], torch.where(stacked, smaller, half[:, bases:])), 1)
     centre = torch.cat((centre[:, :bases], torch.where(stacked, top, centre[:, bases:])), 1)
     last = torch.where(stacked.unsqueeze(-1), turn, rotation[:, bases:])
@@ -169,7 +169,7 @@ def _cylinders(draw: Draw, kind: Tensor, unit: Tensor, shell: Tensor, place: Ten
     tall = torch.where(pillar, shell[:, None, 1], tall)
     lying = draw.chance(0.2, n) & ~pillar
     rotation = product(
-        turned(draw.uniform(-math.pi, math.pi, n)), tilted(torch.where(lying, math.pi / 2, torch.zeros(())))
+        rotate_y(draw.uniform(-math.pi, math.pi, n)), rotate_x(torch.where(lying, math.pi / 2, torch.zeros(())))
     )
     squash = draw.uniform(0.75, 1.0, n)
     half = torch.stack((radius, tall, torch.where(draw.chance(0.7, n), radius, radius * squash)), -1)
@@ -184,18 +184,18 @@ def _ellipsoids(
     n = COUNTS.ellipsoids
     radius = draw.logarithmic(0.1, 0.55, n, 1) * unit[:, None, None]
     half = torch.where(draw.chance(0.45, n, 1), radius.expand(-1, -1, 3), radius * draw.uniform(0.5, 1.3, n, 3))
-    rotation = product(turned(draw.uniform(-3, 3, n)), tilted(torch.zeros(draw.scenes, n)))
+    rotation = product(rotate_y(draw.uniform(-3, 3, n)), rotate_x(torch.zeros(draw.scenes, n)))
     floor = torch.stack((place[..., 0], -half[..., 1], place[..., 1]), -1)
-    on_box = _raised(boxes[0][:, 3 : 3 + n], boxes[1][:, 3 : 3 + n, 1] + half[..., 1])
-    hanging = _raised(floor, draw.uniform(0.3, 1.8, n) * unit[:, None])
+    on_box = _raise_points(boxes[0][:, 3 : 3 + n], boxes[1][:, 3 : 3 + n, 1] + half[..., 1])
+    hanging = _raise_points(floor, draw.uniform(0.3, 1.8, n) * unit[:, None])
     role = draw.uniform(0, 1, n, 1)
     centre = torch.where(role < 0.45, floor, torch.where(role < 0.8, on_box, hanging))
-    crown = _raised(posts[0], posts[1][..., 1] + 0.4 * half[:, :3, 1])
+    crown = _raise_points(posts[0], posts[1][..., 1] + 0.4 * half[:, :3, 1])
     tree = draw.chance(0.4, 3, 1)
     return torch.cat((torch.where(tree, crown, centre[:, :3]), centre[:, 3:]), 1), half, rotation
 
 
-def _raised(points: Tensor, height: Tensor) -> Tensor:
+def _raise_points(points: Tensor, height: Tensor) -> Tensor:
     """Points [..., 3] moved up by height [...]."""
     x, y, z = points.unbind(-1)
     return torch.stack((x, y - height, z), -1)

@@ -191,7 +191,7 @@ def run(function: Callable[..., R], fast: bool, *arguments: object, any_size: bo
     """Call `function`, compiled when `fast`: a graph for each set of sizes, or with `any_size` one for all."""
     if not fast:
         return function(*arguments)
-    return _compiled(function, any_size, () if any_size else _sizes(arguments))(*arguments)
+    return _compile(function, any_size, () if any_size else _sizes(arguments))(*arguments)
 
 
 def _sizes(arguments: object) -> tuple:
@@ -203,7 +203,7 @@ def _sizes(arguments: object) -> tuple:
 
 
 @lru_cache(maxsize=64)
-def _compiled(function: Callable, any_size: bool, sizes: tuple) -> Callable:
+def _compile(function: Callable, any_size: bool, sizes: tuple) -> Callable:
     """`function` compiled for its sizes; where that fails the plain one is used instead, with one warning."""
     del sizes  # part of the key alone
     # Rows of tables are right by construction; checking every look-up takes about a fifth of the time.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lean3r.data.base import SceneBatch
 from lean3r.data.world.camera_noise import Sensor, develop, write_photo
-from lean3r.data.world.places import Scene, tilted, turned
+from lean3r.data.world.places import Scene, rotate_x, rotate_y
 from lean3r.data.world.raycast import Counts, product
 from lean3r.data.world.render import render
 from lean3r.data.world.textures import FAMILIES, atlas, family_rows
@@ -114,7 +114,7 @@ def living_room() -> Scene:
     tables = {
         "centre": torch.tensor([t.centre for t in things]),
         "half": half,
-        "world_from_local": product(turned(yaw), tilted(lean)),
+        "world_from_local": product(rotate_y(yaw), rotate_x(lean)),
         "tile": tile,
         "overlay": torch.full_like(tile, _tile(("noise", 8))),
         "repeat_u": repeat_u,

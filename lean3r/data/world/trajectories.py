@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lean3r.data.world.draw import Draw
-from lean3r.data.world.places import Scene, ground_height, tilted, turned
+from lean3r.data.world.places import Scene, ground_height, rotate_x, rotate_y
 from lean3r.data.world.raycast import product
 
 CLEAR = 0.25
@@ -77,8 +77,8 @@ def propose(draw: Draw, scene: Scene, views: int, candidates: int) -> tuple[Tens
     yaw = along * turn * torch.where(draw.chance(0.5, t, 1), 1.0, -1.0) + wobble(0.15) * turn
     pitch = wobble(0.25) * turn + draw.uniform(-0.12, 0.12, t, 1)
     roll = 0.04 * draw.normal(t, 1) + 0.02 * draw.normal(t, s)
-    extra = product(turned(yaw), tilted(pitch))
-    spin = tilted(roll)[..., (2, 0, 1), :][..., :, (2, 0, 1)]
+    extra = product(rotate_y(yaw), rotate_x(pitch))
+    spin = rotate_x(roll)[..., (2, 0, 1), :][..., :, (2, 0, 1)]
     return product(product(rotation, extra), spin), position
 
 

@@ -127,14 +127,14 @@ def _best(scores: Tensor, maxima: Tensor, group: int, top_k: int, always: list[i
         maxima = _maxima(scores, group)
     values, index = scores, torch.arange(scores.shape[1], device=scores.device)[:, None]
     if group > 1 and maxima.shape[1] > top_k:
-        groups = _LOW - (_packed(maxima, index[: maxima.shape[1]]).topk(top_k).values & _LOW)
+        groups = _LOW - (_pack(maxima, index[: maxima.shape[1]]).topk(top_k).values & _LOW)
         index = (groups.mT[:, :, None] * group + index[:group]).flatten(1, 2)
         values = scores.gather(1, index)
-    best = _packed(values, index).topk(min(top_k, values.shape[1])).values
+    best = _pack(values, index).topk(min(top_k, values.shape[1])).values
     blocks = (_LOW - (best & _LOW)).to(torch.int32).masked_fill(best >> 32 == _NOTHING, -1)
     return F.pad(blocks, (0, top_k - blocks.shape[-1]), value=-1)
 
 
-def _packed(values: Tensor, index: Tensor) -> Tensor:
+def _pack(values: Tensor, index: Tensor) -> Tensor:
     """[heads, n, rows] scores and indices -> [heads, rows, n] int64 that sort by score, then by the lower index."""
     return ((ordered_bits(values).long() << 32) | (_LOW - index)).mT.contiguous()

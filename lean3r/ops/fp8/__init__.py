@@ -88,7 +88,7 @@ def scaled_product(
         between = torch.bfloat16
         more_k, more_n = -depth % MULTIPLE, -rows % MULTIPLE
         if more_k or more_n:
-            flat, weight = _padded(flat, more_k, 0), _padded(weight, more_k, more_n)
+            flat, weight = _pad(flat, more_k, 0), _pad(weight, more_k, more_n)
             row_scale = F.pad(row_scale, (0, 0, 0, more_n), value=1.0)
     recipe = F.ScalingType.RowWise
     out = F.scaled_mm(
@@ -98,6 +98,6 @@ def scaled_product(
     return (out if bias is None else out + bias.to(dtype)).reshape(*lead, rows)
 
 
-def _padded(codes: Tensor, columns: int, rows: int) -> Tensor:
+def _pad(codes: Tensor, columns: int, rows: int) -> Tensor:
     """Codes with zeros after the last column and row; torch pads bytes, not E4M3."""
     return F.pad(codes.view(torch.uint8), (0, columns, 0, rows)).view(E4M3)

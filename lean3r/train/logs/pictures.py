@@ -48,11 +48,11 @@ def side_by_side(images: Tensor, predicted: Tensor, true: Tensor) -> np.ndarray:
     positive = reference[reference > 0]
     low, high = (positive.quantile(q).item() for q in (0.02, 0.98)) if len(positive) else (1.0, 2.0)
     rgb = (images.clamp(0, 1) * 255).round().byte().movedim(1, -1).numpy()
-    columns = [rgb, _coloured(predicted, low, high), _coloured(true, low, high)]
+    columns = [rgb, _colour(predicted, low, high), _colour(true, low, high)]
     return np.concatenate([np.concatenate(list(column)) for column in columns], axis=1)
 
 
-def _coloured(depth: Tensor, low: float, high: float) -> np.ndarray:
+def _colour(depth: Tensor, low: float, high: float) -> np.ndarray:
     values = depth.numpy()
     place = np.clip((np.log(np.maximum(values, 1e-12)) - np.log(low)) / max(np.log(high / low), 1e-6), 0, 1)
     stops = np.linspace(0, 1, len(_COLOURS))

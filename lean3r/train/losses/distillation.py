@@ -18,7 +18,7 @@ from lean3r.errors import UsageError
 from lean3r.geometry.camera import unproject
 from lean3r.geometry.pose import invert_pose
 from lean3r.train.losses.geometry import camera_depth_loss, geometry_loss
-from lean3r.train.losses.nano import Estimate, half_pictures, truth_loss, weighted
+from lean3r.train.losses.nano import Estimate, half_pictures, truth_loss, weigh
 from lean3r.train.losses.truth import DECAY, depth_loss, pose_losses
 from lean3r.types import Views
 
@@ -112,7 +112,7 @@ def teacher_loss(estimates: Sequence[Estimate], wanted: Sequence[Estimate]) -> T
         rotation, translation = pose_losses(ours.world_from_cam, ours.cam_from_world, theirs)
         focal = (ours.cameras.log_focal - theirs.cameras.log_focal).abs().mean()
         parts = {"rotation": rotation, "translation": translation, "depth": level, "shift": shift, "focal": focal}
-        total = total + DECAY**age * weighted(parts)
+        total = total + DECAY**age * weigh(parts)
     return total
 
 

@@ -65,9 +65,9 @@ def geometry_loss(
             f"{list(known.shape)}; expected [B, N, H, W, 3] twice and [B, N, H, W]: the teacher does not fit."
         )
     with torch.no_grad():
-        target, target_poses, teacher_size = normalised(teacher_points, teacher_world_from_cam, known)
+        target, target_poses, teacher_size = normalise_scale(teacher_points, teacher_world_from_cam, known)
         weight = inverse_depth(target[..., 2], known)
-    ours, poses, student_size = normalised(points, world_from_cam, known)
+    ours, poses, student_size = normalise_scale(points, world_from_cam, known)
     with torch.no_grad():
         scale = torch.stack([_scene_scale(p, t, w, k) for p, t, w, k in zip(ours, target, weight, known, strict=True)])
     ours = ours * scale[:, None, None, None, None]
@@ -82,7 +82,7 @@ def geometry_loss(
     return GeometryLoss(total, point_loss, normals, translation, rotation, scale, student_size, teacher_size)
 
 
-def normalised(points: Tensor, world_from_cam: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def normalise_scale(points: Tensor, world_from_cam: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Points and poses in units of the scene's mean distance of known points from their camera, and that size [B].
 
     A scene without known pixels keeps its unit; its size is 0.

@@ -97,23 +97,23 @@ def truth_loss(
     target = make_target(batch, model.patch if full else model.patch // 2)
     assert found.matches.logits is not None, "a model that is trained gives the logits of its matches"
     parts = match_losses(found.matches.logits, found.matches.position, found.matches.visibility, target)
-    total = weighted({k: parts[k] for k in ("match", "flow", "visible")})
+    total = weigh({k: parts[k] for k in ("match", "flow", "visible")})
     for age, estimate in enumerate(reversed(found.estimates)):
         level, shift = depth_loss(estimate.log_depth, target.log_depth, target.known)
         rotation, translation = pose_losses(estimate.world_from_cam, estimate.cam_from_world, target)
         focal = (estimate.cameras.log_focal - target.log_focal).abs().mean()
         now = {"rotation": rotation, "translation": translation, "depth": level, "shift": shift, "focal": focal}
-        total = total + DECAY**age * weighted(now)
+        total = total + DECAY**age * weigh(now)
         if age == 0:
             parts |= now
     if full:
         sharp = model.sharpen(found.tokens, found.estimates[-1].log_depth, batch.images)
         fine = full_depth_losses(sharp, batch, target.scale)
-        total = total + full * weighted(fine)
+        total = total + full * weigh(fine)
         parts |= fine
     return total, {k: v.detach() for k, v in parts.items()}
 
 
-def weighted(parts: Mapping[str, Tensor]) -> Tensor:
+def weigh(parts: Mapping[str, Tensor]) -> Tensor:
     """Sum of losses by their WEIGHTS."""
     return torch.stack([WEIGHTS[name] * value for name, value in parts.items()]).sum()

@@ -65,7 +65,7 @@ class Data:
 
     def scenes(self) -> int:
         """How many scenes the sets on disk have together; 0 without any."""
-        sets = [_opened(source) for source in self.sources if source.name != SYNTHETIC]
+        sets = [_open(source) for source in self.sources if source.name != SYNTHETIC]
         return sum(len(scenes) for scenes in sets)
 
     def as_dict(self) -> dict[str, object]:
@@ -90,7 +90,7 @@ def mixture(data: Data, seed: int) -> Mixture:
         if source.name == SYNTHETIC:
             parts.append(Part(replace(data.world, seed=data.world.seed + seed), source.weight, name=SYNTHETIC))
         else:
-            parts.append(Part(_opened(source), source.weight, augmentation=USUAL, name=source.name))
+            parts.append(Part(_open(source), source.weight, augmentation=USUAL, name=source.name))
     return Mixture(parts, seed)
 
 
@@ -98,9 +98,9 @@ def plain_mixture(sources: Sequence[Source], seed: int) -> Mixture:
     """Sets on disk as one, their pictures as they are; UsageError where one is the synthetic world."""
     if any(source.name == SYNTHETIC for source in sources):
         raise UsageError("the synthetic world is what is taken without any data; name sets on disk, NAME=ROOT.")
-    return Mixture([Part(_opened(source), source.weight, name=source.name) for source in sources], seed)
+    return Mixture([Part(_open(source), source.weight, name=source.name) for source in sources], seed)
 
 
 @lru_cache(maxsize=32)
-def _opened(source: Source) -> SceneSet:
+def _open(source: Source) -> SceneSet:
     return DATASETS.get(source.name)(source.root)

@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import grid_sample
 
 from lean3r.data.sets.formats.files import read_image
-from lean3r.data.sets.scenes import Camera, FolderSet, Frame, RawView, fitted, nearest, no_depth
+from lean3r.data.sets.scenes import Camera, FolderSet, Frame, RawView, fit_intrinsics, nearest, no_depth
 
 if TYPE_CHECKING:
     from lean3r.colmap_library import pycolmap
@@ -37,7 +37,7 @@ class LensSet(FolderSet[L]):
         image = read_image(frame.image)
         height, width = image.shape[:2]
         seen = Camera(np.eye(3), camera.cam_from_world, frame.lens.width, frame.lens.height)
-        fitted(seen, width, height, frame.image)
+        fit_intrinsics(seen, width, height, frame.image)
         depth = no_depth(height, width) if frame.depth is None else self.read_depth(frame)
         image, depth, intrinsics = undistort(image, nearest(depth, height, width), frame.lens)
         return RawView(image, depth, intrinsics, camera.cam_from_world)

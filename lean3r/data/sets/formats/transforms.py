@@ -12,7 +12,7 @@ import numpy as np
 
 from lean3r.data.sets.formats.files import read_text
 from lean3r.data.sets.formats.lens import LensFrame, pinhole_of
-from lean3r.data.sets.scenes import Camera, inverted
+from lean3r.data.sets.scenes import Camera, invert
 from lean3r.errors import InputError
 from lean3r.inputs.cameras import OPENCV_FROM_OPENGL, open_colmap
 from lean3r.json_text import parse_json
@@ -89,5 +89,5 @@ def _posed(values: Mapping[str, Any], path: Path) -> PosedPicture:
     world_from_cam = np.eye(4)
     world_from_cam[:3] = matrix[:3]
     # world_from_cam of OpenGL's axes: x right, y up, z backwards.
-    pose = inverted(world_from_cam @ OPENCV_FROM_OPENGL)
+    pose = invert(world_from_cam @ OPENCV_FROM_OPENGL)
     return PosedPicture(str(values["file_path"]), lens, pose, bool(values.get("is_bad", False)))
