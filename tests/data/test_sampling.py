@@ -13,7 +13,7 @@ from data import tiny
 from torch import Tensor
 
 from lean3r.data.base import SceneBatch
-from lean3r.data.sampling.augment import Augmentation, augment, cut, draw_scene, mirror
+from lean3r.data.sampling.augment import Augmentation, augment, cut, draw_scene, mirror, rotate_quarter
 from lean3r.data.sampling.choosing import Choice, Chooser, estimate
 from lean3r.data.sampling.mixture import BatchShape, Mixture, Part, shape_at
 from lean3r.data.sets.colmap import ColmapFolder
@@ -88,7 +88,9 @@ def _parts(view: RawView) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return view.depth, view.intrinsics, view.cam_from_world
 
 
-@pytest.mark.parametrize("change", [mirror, turn, lambda v: cut(v, 30, 60), lambda v: cut(v, 90, 50, 0.7, (0.1, 0.9))])
+@pytest.mark.parametrize(
+    "change", [mirror, rotate_quarter, lambda v: cut(v, 30, 60), lambda v: cut(v, 90, 50, 0.7, (0.1, 0.9))]
+)
 def test_changes_of_pictures_carry_the_cameras(change) -> None:
     pair = [view_of(0), view_of(1)]
     before, after = agreement(pair), agreement([change(v) for v in pair])
