@@ -17,16 +17,16 @@ _BACKGROUND = (24, 27, 34)
 def draw(one: RawView, other: RawView, title: str) -> Image.Image:
     """Panels in two rows: view, view, mixed reprojection; depth, depth, reprojection. Without depth, the views."""
     one, other = (_known(view) for view in (one, other))
-    panels = [[_scaled(one.image), _scaled(other.image)]]
+    panels = [[_scale(one.image), _scale(other.image)]]
     if one.depth.any():
-        moved = reprojected(one, other)
+        moved = reproject(one, other)
         depth = [colourise(view.depth) for view in (one, other)]
         if np.count_nonzero(one.depth) < _SPARSE * one.depth.size:
-            moved, *depth = (_enlarged(image) for image in (moved, *depth))
+            moved, *depth = (_enlarge(image) for image in (moved, *depth))
         seen = moved.any(-1, keepdims=True)
         mixed = np.where(seen, moved // 2 + other.image // 2, other.image // 3)
-        panels[0].append(_scaled(mixed))
-        panels.append([_scaled(image) for image in (*depth, moved)])
+        panels[0].append(_scale(mixed))
+        panels.append([_scale(image) for image in (*depth, moved)])
     width = max(sum(p.width + _GAP for p in row) for row in panels) + _GAP
     height = _LINE + sum(max(p.height for p in row) + _GAP for row in panels)
     sheet = Image.new("RGB", (width, height), _BACKGROUND)
@@ -41,7 +41,7 @@ def draw(one: RawView, other: RawView, title: str) -> Image.Image:
     return sheet
 
 
-def reprojected(one: RawView, other: RawView) -> np.ndarray:
+def reproject(one: RawView, other: RawView) -> np.ndarray:
     """[H, W, 3] uint8: the pixels of `one` where its depth puts them in `other`, the nearest wins; black elsewhere."""
     rows, columns = np.nonzero(one.depth)
     z = one.depth[rows, columns].astype(np.float64)
@@ -64,12 +64,12 @@ def _known(view: RawView) -> RawView:
     return RawView(view.image, without_unknown(view.depth)[0], view.intrinsics, view.cam_from_world)
 
 
-def _enlarged(image: np.ndarray) -> np.ndarray:
+def _enlarge(image: np.ndarray) -> np.ndarray:
     """Single pixels as dots that can be seen."""
     return np.asarray(Image.fromarray(image).filter(ImageFilter.MaxFilter(_DOT)))
 
 
-def _scaled(image: np.ndarray) -> Image.Image:
+def _scale(image: np.ndarray) -> Image.Image:
     picture = Image.fromarray(np.ascontiguousarray(image))
     scale = min(1.0, _SIDE / max(picture.size))
     return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))

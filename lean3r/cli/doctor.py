@@ -46,7 +46,15 @@ class Doctor:
 
 def examine() -> list[Finding]:
     """Every finding, hardware first. Takes a few seconds: it imports what it reports on."""
-    return [*hardware(), *(required(name) for name in _REQUIRED), *optional(), kernels(), fp8(), weights(), gpl_parts()]
+    return [
+        *hardware(),
+        *(check_required(name) for name in _REQUIRED),
+        *check_optional(),
+        kernels(),
+        fp8(),
+        weights(),
+        gpl_parts(),
+    ]
 
 
 def hardware() -> list[Finding]:
@@ -93,7 +101,7 @@ _OPTIONAL = {
 }
 
 
-def required(name: str) -> Finding:
+def check_required(name: str) -> Finding:
     """Whether a package that lean3r needs can be imported."""
     broken = import_failure(_MODULES.get(name, name))
     if broken:
@@ -101,12 +109,12 @@ def required(name: str) -> Finding:
     return Finding(name, True, metadata.version(name))
 
 
-def optional() -> list[Finding]:
+def check_optional() -> list[Finding]:
     """Packages and tools that some jobs use, with the job and what brings them."""
     found = []
     for name, (job, fix) in _OPTIONAL.items():
         broken = import_failure(name)
-        found.append(Finding(name, False, f"{broken}; for {job}", fix) if broken else _installed(name, job))
+        found.append(Finding(name, False, f"{broken}; for {job}", fix) if broken else _package(name, job))
     compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     if compiler:
         found.append(Finding("C++ compiler", True, f"{compiler}; for torch.compile on a CPU"))
@@ -176,7 +184,7 @@ def import_failure(module: str) -> str:
     return ""
 
 
-def _installed(name: str, job: str) -> Finding:
+def _package(name: str, job: str) -> Finding:
     return Finding(name, True, f"{metadata.version(name)}; for {job}")
 
 

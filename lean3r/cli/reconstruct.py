@@ -126,7 +126,7 @@ class Reconstruct:
                 keep = refine.when != "off" or export.copies_frames(formats)
                 pictures = Pictures(self.inputs, self.frame_choice.options, masks=self.masks, keep_frames=keep)
                 scale.check(pictures)
-                budget = Budget.asked(self.memory_options.options, len(pictures), run.resolution)
+                budget = Budget.from_options(self.memory_options.options, len(pictures), run.resolution)
                 model = self.load(budget)
             self.describe(console, model)
             scene = reconstruct(

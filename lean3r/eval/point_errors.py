@@ -22,10 +22,10 @@ def kd_tree(points: np.ndarray) -> KDTree:
         from scipy.spatial import KDTree
     except ImportError as error:
         raise MissingExtraError.of("scoring point clouds", "eval") from error
-    return KDTree(_checked(points))
+    return KDTree(_check_points(points))
 
 
-def _checked(points: np.ndarray) -> np.ndarray:
+def _check_points(points: np.ndarray) -> np.ndarray:
     if len(points) == 0:
         raise InputError("an empty point cloud cannot be scored: got 0 points, expected at least 1")
     if not np.isfinite(points).all():
@@ -35,7 +35,7 @@ def _checked(points: np.ndarray) -> np.ndarray:
 
 def nearest(query: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distance [N] from each query point to its nearest target point, and that point's index [N]."""
-    distance, index = kd_tree(target).query(_checked(query))
+    distance, index = kd_tree(target).query(_check_points(query))
     return np.asarray(distance), np.asarray(index)
 
 

@@ -110,7 +110,7 @@ def _check_inputs(target: Path, inputs: Iterable[str | Path]) -> None:
 def _workspace(target: Path, shown: str) -> Iterator[Path]:
     """A locked folder for what is in the making: beside the target, or inside where it is a mount point or nothing can
     be written beside it. What killed runs left, of this target or others here, is settled first."""
-    work, lock = _claimed_beside(target, shown)
+    work, lock = _claim_beside(target, shown)
     with lock:
         for left in (*parts_in(target.parent), *parts_in(target)):
             if left != work:
@@ -127,7 +127,7 @@ def _workspace(target: Path, shown: str) -> Iterator[Path]:
                 work.rmdir()
 
 
-def _claimed_beside(target: Path, shown: str) -> tuple[Path, BinaryIO]:
+def _claim_beside(target: Path, shown: str) -> tuple[Path, BinaryIO]:
     """The workspace of a target, and its lock."""
     homes = [target] if os.path.ismount(target) else [target.parent, *([target] if target.is_dir() else [])]
     while True:
@@ -135,14 +135,14 @@ def _claimed_beside(target: Path, shown: str) -> tuple[Path, BinaryIO]:
         work = home / part_name(target)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            return work, _claimed(work, "" if home == target else target.name, shown)
+            return work, _claim(work, "" if home == target else target.name, shown)
         except OSError as error:
             if error.errno not in _CLOSED or not homes:
                 said = f"cannot write beside {shown}: {error.strerror or error}. Choose another -o."
                 raise UsageError(said) from error
 
 
-def _claimed(work: Path, name: str, shown: str) -> BinaryIO:
+def _claim(work: Path, name: str, shown: str) -> BinaryIO:
     """Make a workspace, or take over what a killed run left, and lock it; UsageError where a living run has it."""
     for _ in range(20):
         is_new = not work.exists()

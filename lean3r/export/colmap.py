@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lean3r.export import pictures
-from lean3r.export.lenses import Pictured, pictured
+from lean3r.export.lenses import CameraTable, camera_table
 from lean3r.export.options import ExportOptions
 from lean3r.export.tracks import Tracked, tracked_points
 from lean3r.geometry.lens import colmap_camera
@@ -23,7 +23,7 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     reconstruction = reconstruction.of_certain()
     folder = directory / "sparse" / "0"
     folder.mkdir(parents=True)
-    table = pictured(reconstruction, options)
+    table = camera_table(reconstruction, options)
     tracked = tracked_points(reconstruction, options.colmap_points)
     model = pycolmap.Reconstruction()
     keypoint = _add_views(model, reconstruction, table, tracked)
@@ -41,7 +41,7 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     return [*written, *pictures.write(reconstruction, directory, options, table)]
 
 
-def _add_views(model, reconstruction: Reconstruction, table: Pictured, tracked: Tracked) -> np.ndarray:
+def _add_views(model, reconstruction: Reconstruction, table: CameraTable, tracked: Tracked) -> np.ndarray:
     """Add cameras and images with their 2-D points; return the index [O] of each observation in its image."""
     from lean3r.colmap_library import pycolmap
 
@@ -51,7 +51,7 @@ def _add_views(model, reconstruction: Reconstruction, table: Pictured, tracked: 
     for view, name in enumerate(table.names):
         mine = np.flatnonzero(tracked.view == view)
         keypoint[mine] = np.arange(len(mine))
-        xy = table.moved(view, tracked.xy[mine])
+        xy = table.map_pixels(view, tracked.xy[mine])
         image = pycolmap.Image(name=name, keypoints=xy, camera_id=table.camera_of[view] + 1, image_id=view + 1)
         model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(reconstruction.cam_from_world[view][:3]))
     return keypoint

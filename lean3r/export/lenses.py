@@ -27,7 +27,7 @@ class Camera:
 
 
 @dataclass(frozen=True)
-class Pictured:
+class CameraTable:
     """How each view's picture is written: `names`; `cameras`, of which view v has number `camera_of[v]` (from 0). In
     undistorted pictures `before` are the lenses of the originals [S], otherwise it is empty."""
 
@@ -40,7 +40,7 @@ class Pictured:
         """The camera of a view's picture as written."""
         return self.cameras[self.camera_of[view]]
 
-    def moved(self, view: int, xy: np.ndarray) -> np.ndarray:
+    def map_pixels(self, view: int, xy: np.ndarray) -> np.ndarray:
         """Where pixels [N, 2] of a view's original picture are in the picture as written."""
         if not self.before or self.before[view] == self.of(view):
             return xy
@@ -50,7 +50,7 @@ class Pictured:
         return np.asarray(colmap_camera(new.lens, new.width, new.height).img_from_cam(rays)).reshape(-1, 2)
 
 
-def pictured(reconstruction: Reconstruction, options: ExportOptions) -> Pictured:
+def camera_table(reconstruction: Reconstruction, options: ExportOptions) -> CameraTable:
     """The cameras to write: of the lenses where there are any, with one number for views that share one.
 
     `shared_camera` demands one for all: lenses that are the same, or the median of the pinholes; UsageError where
@@ -64,14 +64,14 @@ def pictured(reconstruction: Reconstruction, options: ExportOptions) -> Pictured
     names = unique_names(reconstruction.names)
     share = bool(reconstruction.lenses) or options.shared_camera
     if not options.undistort:
-        return _numbered(names, views, share)
-    straight = {camera: undistorted(camera, math.lcm(*options.image_factors)) for camera in set(views)}
+        return _number_cameras(names, views, share)
+    straight = {camera: undistort_camera(camera, math.lcm(*options.image_factors)) for camera in set(views)}
     names = unique_names(_openable(name) for name in names)
-    table = _numbered(names, [straight[camera] for camera in views], share)
-    return Pictured(table.names, table.cameras, table.camera_of, tuple(views))
+    table = _number_cameras(names, [straight[camera] for camera in views], share)
+    return CameraTable(table.names, table.cameras, table.camera_of, tuple(views))
 
 
-def undistorted(camera: Camera, step: int = 1) -> Camera:
+def undistort_camera(camera: Camera, step: int = 1) -> Camera:
     """The pinhole camera, of a size that leaves no empty pixels, for pictures of a lens; pinholes stay as they are.
 
     Sides are multiples of `step` where that costs less than a fiftieth of them: whoever scales the pictures down by a
@@ -103,11 +103,11 @@ def _lenses(reconstruction: Reconstruction, options: ExportOptions) -> tuple[Len
     return tuple(Lens("PINHOLE", tuple(float(x) for x in k[[0, 1, 0, 1], [0, 1, 2, 2]])) for k in matrices)
 
 
-def _numbered(names: list[str], views: list[Camera], share: bool) -> Pictured:
+def _number_cameras(names: list[str], views: list[Camera], share: bool) -> CameraTable:
     if not share:  # predicted views have a camera each, even if two happen to be equal
-        return Pictured(tuple(names), tuple(views), tuple(range(len(views))))
+        return CameraTable(tuple(names), tuple(views), tuple(range(len(views))))
     table = list(dict.fromkeys(views))
-    return Pictured(tuple(names), tuple(table), tuple(table.index(camera) for camera in views))
+    return CameraTable(tuple(names), tuple(table), tuple(table.index(camera) for camera in views))
 
 
 def _openable(name: str) -> str:

@@ -63,7 +63,7 @@ def surface(reconstruction: Reconstruction, voxel: float | None = None) -> Mesh:
     depth, conf = reconstruction.depth, reconstruction.conf
     keep = trusted_pixels(depth, conf, reconstruction.mask, reconstruction.point_options.conf_percentile)
     if not keep.any():
-        return _merged([], [], [])
+        return _merge_pieces([], [], [])
     optics = Optics.of(reconstruction)
     depth = np.where(keep, depth, 0)
     scene = Scene(depth, reconstruction.cam_from_world, optics)
@@ -82,7 +82,7 @@ def surface(reconstruction: Reconstruction, voxel: float | None = None) -> Mesh:
         if piece is not None:
             for part, value in zip((vertices, faces, colours), piece, strict=True):
                 part.append(value)
-    found = _merged(vertices, faces, colours)
+    found = _merge_pieces(vertices, faces, colours)
     return _without_crumbs(found._replace(vertices=found.vertices * grid.voxel))
 
 
@@ -123,7 +123,7 @@ def triangles(block: Block, march: Callable) -> tuple[np.ndarray, np.ndarray, np
     return at.astype(np.float64) + block.start, faces, colours
 
 
-def _merged(vertices: list, faces: list, colours: list) -> Mesh:
+def _merge_pieces(vertices: list, faces: list, colours: list) -> Mesh:
     """One mesh of the blocks' pieces: vertices on shared borders become one."""
     counts = np.cumsum([0, *(len(v) for v in vertices)])
     xyz = np.concatenate([np.zeros((0, 3)), *vertices])

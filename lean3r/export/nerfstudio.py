@@ -9,7 +9,7 @@ import numpy as np
 from lean3r.errors import UsageError
 from lean3r.export import pictures, ply
 from lean3r.export.cameras import json_bytes
-from lean3r.export.lenses import Camera, pictured
+from lean3r.export.lenses import Camera, camera_table
 from lean3r.export.options import ExportOptions
 from lean3r.types import Reconstruction
 
@@ -34,7 +34,7 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     lens that nerfstudio cannot describe.
     """
     reconstruction = reconstruction.of_certain()
-    table = pictured(reconstruction, options)
+    table = camera_table(reconstruction, options)
     lenses = [_lens(camera) for camera in table.cameras]
     models = {str(lens.pop("camera_model")) for lens in lenses}
     if len(models) > 1:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from lean3r.errors import InputError
-from lean3r.export.lenses import Camera, Pictured
+from lean3r.export.lenses import Camera, CameraTable
 from lean3r.export.options import ExportOptions
 from lean3r.geometry.lens import colmap_camera
 from lean3r.types import Reconstruction
@@ -19,7 +19,7 @@ JPEG_QUALITY = 95
 ROWS = 256  # of a picture that are warped at a time
 
 
-def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions, table: Pictured) -> list[Path]:
+def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions, table: CameraTable) -> list[Path]:
     """Write images/ where the options say where the pictures are and no other format has done so, and undistorted ones
     also at parts of their size; the files written."""
     folder = directory / FOLDER

@@ -54,13 +54,13 @@ class Sightings:
 def tracked_points(reconstruction: Reconstruction, limit: int) -> Tracked:
     """The triangulated points of a refinement as they are, then at most `limit` of the depth maps that two views or
     more agree on; without a refinement the latter alone, also those that one view sees."""
-    measured = triangulated(reconstruction)
+    measured = triangulated_points(reconstruction)
     if measured is None:
         return of_depth(reconstruction, limit, fewest=1, agreement=PREDICTED)
     return measured.and_then(of_depth(reconstruction, limit, fewest=2, agreement=REFINED))
 
 
-def triangulated(reconstruction: Reconstruction) -> Tracked | None:
+def triangulated_points(reconstruction: Reconstruction) -> Tracked | None:
     """The points of a refinement with their measurements; None where there are none."""
     sparse = reconstruction.sparse
     if sparse is None or not len(sparse.xyz):

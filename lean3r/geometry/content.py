@@ -57,7 +57,7 @@ def sky(image: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """
     small, inside = _shrunk(image, counts)
     grey, blue = small.mean(-1), small[..., 2] - small[..., 0]
-    steps = np.maximum(*(np.abs(np.diff(_blurred(grey), axis=a, prepend=_first(_blurred(grey), a))) for a in (0, 1)))
+    steps = np.maximum(*(np.abs(np.diff(_blur(grey), axis=a, prepend=_first(_blur(grey), a))) for a in (0, 1)))
     allowed = inside & (steps < ROUGHEST) & (blue > -12) & ((grey > 185) | (blue > 0.4 * grey))
     rows = np.flatnonzero(inside.any(axis=1))
     left = np.zeros_like(allowed)
@@ -66,7 +66,7 @@ def sky(image: np.ndarray, counts: np.ndarray) -> np.ndarray:
     while left.any():
         seed = np.zeros_like(allowed)
         seed.flat[np.flatnonzero(left)[0]] = True
-        region = _connected(seed, allowed)
+        region = _flood(seed, allowed)
         left &= ~region
         level, tint = grey[region].mean(), blue[region].mean()
         limit = SMOOTHEST if tint > 0.3 * level or level > 245 else SMOOTH
@@ -92,7 +92,7 @@ def _first(values: np.ndarray, axis: int) -> np.ndarray:
     return np.take(values, [0], axis=axis)
 
 
-def _blurred(grey: np.ndarray) -> np.ndarray:
+def _blur(grey: np.ndarray) -> np.ndarray:
     """Means of 3 x 3 pixels."""
     padded = np.pad(grey, 1, mode="edge")
     height, width = grey.shape
@@ -106,7 +106,7 @@ def _grown(region: np.ndarray, pixels: int) -> np.ndarray:
     return region
 
 
-def _connected(seed: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+def _flood(seed: np.ndarray, allowed: np.ndarray) -> np.ndarray:
     """The allowed pixels [H, W] that paths along rows and columns join to the seed."""
     found, before = seed & allowed, -1
     while found.sum() > before:

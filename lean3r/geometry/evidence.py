@@ -42,7 +42,7 @@ class Sightings(NamedTuple):
     weight: np.ndarray
 
 
-def weighed(
+def weigh(
     conf: np.ndarray, mask: np.ndarray, scene: Scene, sparse: Sequence[Sightings] | None = None
 ) -> tuple[np.ndarray, float]:
     """Confidence [S, H, W] that counts evidence, and the median disagreement of the views (log depth, NaN if unknown).

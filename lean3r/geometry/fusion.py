@@ -50,11 +50,11 @@ def fuse(
         parts.append(_candidates(view, depth[view], conf[view], keep[view], cam_from_world[view], optics))
         waiting += len(parts[-1].flat)
         if waiting >= CHUNK:
-            points = _thin(_Candidates.joined(parts), growth)
+            points = _thin(_Candidates.join(parts), growth)
             # Growing the voxels on the way bounds the memory. The final ones are hardly ever smaller.
             growth *= STEP if len(points.flat) > 1.25 * max_points else 1.0
             parts, waiting = [points], 0
-    points = _within(_Candidates.joined(parts), max_points, growth)
+    points = _within(_Candidates.join(parts), max_points, growth)
     order = np.argsort(points.flat)
     flat = points.flat[order]
     height, width = depth.shape[1:]
@@ -93,7 +93,7 @@ class _Candidates:
         return cls(np.zeros(0, np.int64), np.zeros((0, 3), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int8))
 
     @classmethod
-    def joined(cls, parts: list[_Candidates]) -> _Candidates:
+    def join(cls, parts: list[_Candidates]) -> _Candidates:
         return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("flat", "xyz", "conf", "octave")))
 
     def __getitem__(self, index: np.ndarray) -> _Candidates:

@@ -40,7 +40,7 @@ def colmap_camera(lens: Lens, width: int, height: int, camera_id: int = 1) -> py
     )
 
 
-def scaled(lens: Lens, across: float, down: float) -> Lens:
+def scale_lens(lens: Lens, across: float, down: float) -> Lens:
     """The lens of the same pictures, `across` times as wide and `down` times as high; where it has but one focal
     length, by their mean."""
     focals, _ = LENSES[lens.model]

@@ -88,7 +88,7 @@ def _voxel_keys(xyz: np.ndarray, voxel: float) -> np.ndarray:
     return np.unique(cell, axis=0, return_inverse=True)[1].reshape(-1)
 
 
-def _occupied(xyz: np.ndarray, voxel: float) -> int:
+def _count_voxels(xyz: np.ndarray, voxel: float) -> int:
     """Number of cells of side `voxel` that hold a point."""
     keys = np.sort(_voxel_keys(xyz, voxel))
     return 1 + int(np.count_nonzero(keys[1:] != keys[:-1]))
@@ -127,7 +127,7 @@ def voxel_for_budget(xyz: np.ndarray, max_points: int, evaluations: int = 12) ->
     voxel = max(extent / np.sqrt(max(max_points, 1)), 1e-12 * float(np.abs(points).max()) + 1e-30)
     low, high = 0.0, np.inf
     for _ in range(evaluations):
-        count = _occupied(points, voxel)
+        count = _count_voxels(points, voxel)
         if count <= max_points:
             high = voxel
             if count >= 0.95 * max_points:
@@ -138,6 +138,6 @@ def voxel_for_budget(xyz: np.ndarray, max_points: int, evaluations: int = 12) ->
         voxel = guess if low < guess < high else np.sqrt(low * high) if low and np.isfinite(high) else guess
     if np.isfinite(high):
         return high
-    while _occupied(points, voxel) > max_points:
+    while _count_voxels(points, voxel) > max_points:
         voxel *= 2
     return voxel

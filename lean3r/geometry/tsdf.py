@@ -49,7 +49,7 @@ def plan_grid(scene: Scene, voxel: float, truncation: float, most: int) -> Grid:
     """
     while True:
         reach = max(truncation, 3 * voxel)
-        blocks = _needed(scene, SIDE * voxel, reach)
+        blocks = _needed_blocks(scene, SIDE * voxel, reach)
         sees = _sees(scene, blocks, SIDE * voxel)
         pairs = int(sees.sum())
         if pairs <= most:
@@ -97,7 +97,7 @@ def integrate(scene: Scene, weight: np.ndarray, images: np.ndarray, grid: Grid) 
         yield Block(start, distance.reshape(shape), rgb.reshape(*shape, 3))
 
 
-def _needed(scene: Scene, side: float, reach: float) -> np.ndarray:
+def _needed_blocks(scene: Scene, side: float, reach: float) -> np.ndarray:
     """Blocks [B, 3] within `reach` of the points of all depth maps, in order."""
     offsets = np.stack(np.meshgrid(*[[-reach, 0, reach]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     width = scene.depth.shape[2]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lean3r.errors import InputError
-from lean3r.geometry.lens import LENSES, pinhole_part, scaled
+from lean3r.geometry.lens import LENSES, pinhole_part, scale_lens
 from lean3r.inputs.colmap_files import check_model
 from lean3r.inputs.listing import IMAGE_SUFFIXES, printable
 from lean3r.inputs.trajectory import Trajectory, read_trajectory
@@ -71,7 +71,7 @@ class GivenCamera:
 
     def lens_of(self, width: int, height: int) -> Lens | None:
         """The lens for this picture at another size; InputError if the aspect ratio differs."""
-        return None if self.lens is None else scaled(self.lens, *self._factors(width, height))
+        return None if self.lens is None else scale_lens(self.lens, *self._factors(width, height))
 
     def _factors(self, width: int, height: int) -> tuple[float, float]:
         if not self.width or not self.height:

@@ -63,7 +63,7 @@ class Budget:
         return memory if isinstance(memory, Budget) else cls(parse_memory(memory))
 
     @classmethod
-    def asked(cls, options: MemoryOptions, views: int, resolution: int | None) -> Budget | None:
+    def from_options(cls, options: MemoryOptions, views: int, resolution: int | None) -> Budget | None:
         """That of a run on so many views which writes files, None where memory is not bounded."""
         if options.memory is None:
             return None
@@ -147,7 +147,7 @@ def fit(
         sides = [side for share in SHARES if least <= (side := round(share * resolution)) < resolution] + sides
     numbers = [start.views]
     if budget.allows("views") and "views" not in fixed and start.views > 1:
-        numbers = [*thinned(start.views), start.views]
+        numbers = [*view_counts(start.views), start.views]
 
     def sized(side: int, views: int) -> Setting:
         other = small if side == resolution else shrunk(small, side, patch)
@@ -180,7 +180,7 @@ def too_small(budget: Budget, least: int, measures: Sequence[str], fixed: Sequen
     )
 
 
-def thinned(views: int) -> list[int]:
+def view_counts(views: int) -> list[int]:
     """At most 16 numbers of views below `views`, 1 included, in growing order, in about equal ratios."""
     return sorted({max(1, int(views * 0.8**step)) for step in range(1, 16)} | {1})
 
@@ -235,7 +235,7 @@ def what_fits(model: Backbone, views: Views, dtype: torch.dtype) -> str:
 
 
 def _within_limit(predictor: Predictor, failed: Setting, limit: int, side: int) -> str:
-    numbers = thinned(failed.views) if failed.views > 1 else []
+    numbers = view_counts(failed.views) if failed.views > 1 else []
     at = bisect_right(numbers, limit, key=lambda views: predictor.peak(replace(failed, views=views)))
     found = [f"--max-views {numbers[at - 1]}"] if at else []
     sides = [smaller for share in SHARES if (smaller := round(share * side)) >= 3 * predictor.model.patch]

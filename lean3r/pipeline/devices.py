@@ -51,7 +51,7 @@ def why_no_mps() -> str:
     return "torch is built with MPS, but finds no Apple GPU (macOS 14 or newer is needed)"
 
 
-def settled(model: Backbone, device: torch.device) -> Backbone:
+def place_model(model: Backbone, device: torch.device) -> Backbone:
     """The model on a device: on mps only where it gives there what it gives on the CPU, else on the CPU with a warning.
 
     Not every operator exists on mps, and some have been wrong there; two small pictures of noise tell.

@@ -77,8 +77,8 @@ def with_cameras(views: Views, sources: Sequence[Source], options: CameraOptions
         None if c is None else c.intrinsics_of(s.width, s.height) for c, s in zip(optical, sources, strict=True)
     ]
     lenses = tuple(None if c is None else c.lens_of(s.width, s.height) for c, s in zip(optical, sources, strict=True))
-    in_network, has_intrinsics = _filled([_network(m, s) for m, s in zip(matrices, sources, strict=True)], 3)
-    poses, has_pose = _filled([None if pose is None else torch.from_numpy(pose) for pose in posed], 4)
+    in_network, has_intrinsics = _stack([_network(m, s) for m, s in zip(matrices, sources, strict=True)], 3)
+    poses, has_pose = _stack([None if pose is None else torch.from_numpy(pose) for pose in posed], 4)
     known = Known()
     if bool(has_intrinsics.any()):
         known = replace(known, intrinsics=in_network[None].float(), has_intrinsics=_unless_all(has_intrinsics))
@@ -171,7 +171,7 @@ def lenses_of(given: Given | None, sources: Sequence[Source], intrinsics: np.nda
     )
 
 
-def told_of(known: Known, given: Given | None, read: frozenset[str]) -> dict[str, Any]:
+def known_record(known: Known, given: Given | None, read: frozenset[str]) -> dict[str, Any]:
     """For the manifest: of how many views each part was known, and which parts the model read."""
     counts = (
         {}
@@ -243,7 +243,7 @@ def _of_views(part: Tensor | None, has: Tensor | None, views: int, size: int) ->
     return part[0].double().cpu(), torch.ones(views, dtype=torch.bool) if has is None else has[0].cpu()
 
 
-def _filled(parts: Sequence[Tensor | None], size: int) -> tuple[Tensor, Tensor]:
+def _stack(parts: Sequence[Tensor | None], size: int) -> tuple[Tensor, Tensor]:
     """Matrices [S, size, size], the identity where there is none, and which are there [S]."""
     identity = torch.eye(size, dtype=torch.float64)
     return (

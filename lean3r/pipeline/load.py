@@ -22,7 +22,7 @@ from lean3r.models.origin import Origin
 from lean3r.models.sources import SCHEME, find_weights, licence_of, official_source
 from lean3r.models.weight_files import open_weights
 from lean3r.pipeline.budget import Budget, Measure
-from lean3r.pipeline.devices import resolve_device, resolve_dtype, settled
+from lean3r.pipeline.devices import place_model, resolve_device, resolve_dtype
 from lean3r.pipeline.lighten import lighten
 
 logger = logging.getLogger("lean3r")
@@ -88,7 +88,7 @@ def load(
     model.origin = Origin(called, fingerprint(path), number_type)
     if lighter is not None:
         model.origin = replace(model.origin, changes=lighter.changes, is_exact=lighter.is_exact)
-    model = settled(model.eval(), where)
+    model = place_model(model.eval(), where)
     accelerate(model, compile=compile, cuda_graphs=cuda_graphs)
     return model
 

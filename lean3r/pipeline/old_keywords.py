@@ -45,7 +45,7 @@ NOW_IN = {
 }
 
 
-def translated(
+def translate(
     old: OldKeywords,
     pictures: PictureInput | Pictures | Views | None,
     frames: FrameChoice | int | None,

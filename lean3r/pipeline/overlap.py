@@ -33,7 +33,7 @@ class Pair(NamedTuple):
     second: np.ndarray
 
 
-class Found(NamedTuple):
+class Overlap(NamedTuple):
     """Whether each view [S] bool shows what another shows, and whether all that is known is explained by a camera that
     turns and does not move (False where nothing is known)."""
 
@@ -41,7 +41,7 @@ class Found(NamedTuple):
     turns_only: bool
 
 
-def look(scene: Reconstruction, counts: np.ndarray, views: np.ndarray) -> Found:
+def look(scene: Reconstruction, counts: np.ndarray, views: np.ndarray) -> Overlap:
     """Compare some views [S] bool of a scene, in the pixels that count, [S, H, W] bool."""
     matcher = _Matcher(scene.images, counts)
     partners = np.zeros(len(views), int)
@@ -63,7 +63,7 @@ def look(scene: Reconstruction, counts: np.ndarray, views: np.ndarray) -> Found:
     if _turns_only(pairs, scene.intrinsics):
         # Neighbours may be near each other; those far apart would show the motion.
         pairs += filter(None, (matcher.match(i, j) for i, j in skipped[:: -max(1, len(skipped) // WIDE)]))
-    return Found(partners > 0, _turns_only(pairs, scene.intrinsics))
+    return Overlap(partners > 0, _turns_only(pairs, scene.intrinsics))
 
 
 def _nearest_first(scene: Reconstruction, views: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -26,18 +26,18 @@ from lean3r.pipeline.known import (
     depth_factor,
     given_in,
     in_given_world,
+    known_record,
     lenses_of,
-    told_of,
     uses,
     with_cameras,
 )
 from lean3r.pipeline.observer import Observer
-from lean3r.pipeline.old_keywords import OldKeywords, translated
+from lean3r.pipeline.old_keywords import OldKeywords
 from lean3r.pipeline.options import CameraOptions, RunOptions
 from lean3r.pipeline.predict import check_finite, predict
 from lean3r.pipeline.record import record_of, with_costs
-from lean3r.pipeline.refining import applies, refined
-from lean3r.pipeline.trust import Seen, judged, look_at, no_points
+from lean3r.pipeline.refining import applies, refine_scene
+from lean3r.pipeline.trust import Seen, judge_scene, look_at, no_points
 from lean3r.refine import Refine, RefineOptions
 from lean3r.types import Reconstruction, Source, Views
 
@@ -96,7 +96,7 @@ def reconstruct(
             raise UsageError(f"frames are chosen for {type(pictures).__name__}, which stand already; leave them out.")
         views, pictures, run, fit = _read(model, pictures, run, budget, progress)
     files = pictures if isinstance(pictures, Pictures) else None
-    sources = views.sources or _unnamed(views)
+    sources = views.sources or _default_sources(views)
     names = [source.name for source in sources]
     skipped = () if files is None else files.skipped
     observer.read(names, skipped)
@@ -117,13 +117,13 @@ def reconstruct(
     scene = replace(scene, skipped=skipped, info=info)
     if is_refined:
         held = None if given is None else given.for_refinement(sources, known.known_poses)
-        scene = refined(scene, files, refining, held, masking, observer)
+        scene = refine_scene(scene, files, refining, held, masking, observer)
     if "known" in scene.info:
         told = scene.info["known"]
         used = uses(told, scene.info.get("refinement"), known.known_poses)
         scene = replace(scene, info={**scene.info, "known": {**told, "used": used}})
     with observer.stage("points"):
-        scene = judged(scene, seen)
+        scene = judge_scene(scene, seen)
     return with_costs(scene, observer.seconds, next(model.parameters()).device)
 
 
@@ -166,7 +166,7 @@ def _first(
         intrinsics=intrinsics,
         points=no_points(),
         scale=placed.scale,
-        info={} if views.known is None else {"known": told_of(views.known, given, read)},
+        info={} if views.known is None else {"known": known_record(views.known, given, read)},
         lenses=lenses,
         registration=() if given is None else tuple("given" if has else "predicted" for has in given.has_pose.tolist()),
         point_options=points,
@@ -200,7 +200,7 @@ def _read(
     return views, pictures, replace(run, resolution=side), fit
 
 
-def _unnamed(views: Views) -> tuple[Source, ...]:
+def _default_sources(views: Views) -> tuple[Source, ...]:
     count, (height, width) = views.images.shape[1], views.images.shape[-2:]
     return tuple(Source(f"view_{i:04d}.png", width, height) for i in range(count))
 

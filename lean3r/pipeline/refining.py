@@ -24,7 +24,7 @@ def applies(options: RefineOptions, model: Backbone, has_files: bool) -> bool:
     return options.when == "on" or (options.when == "auto" and has_files and model.name.startswith(EMBEDDED))
 
 
-def refined(
+def refine_scene(
     scene: Reconstruction,
     pictures: Pictures | None,
     options: RefineOptions,
@@ -40,9 +40,9 @@ def refined(
         with observer.stage("refinement"):
             result = refine(scene, pictures, options, known=known, masks=masks)
     except KeyboardInterrupt:
-        result = _kept(scene, INTERRUPTED)
+        result = _keep(scene, INTERRUPTED)
     except (LeanError, OSError) as error:
-        result = _kept(scene, str(error))
+        result = _keep(scene, str(error))
     told = result.info["refinement"]
     if told["status"] == "kept" and len(scene.sources) > 1:
         result = with_warning(result, "not-refined", NOT_REFINED.format(told["reason"]))
@@ -51,5 +51,5 @@ def refined(
     return result
 
 
-def _kept(scene: Reconstruction, reason: str) -> Reconstruction:
+def _keep(scene: Reconstruction, reason: str) -> Reconstruction:
     return replace(scene, info={**scene.info, "refinement": {"status": "kept", "reason": reason, "registered": 0}})

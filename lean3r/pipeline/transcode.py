@@ -70,7 +70,7 @@ def compress_file(
         raise UsageError(f"{out} is among the files that are read; name another file.")
     check_model(stored, name)
     dense = without_memory(MODELS.get(name))
-    model, changes = _planned(dense, stored, plan)
+    model, changes = _apply_plan(dense, stored, plan)
     new = {key: value for key, value in model.state_dict().items() if not value.is_meta}
     keys = model.KEY_MAP
     like, held = {}, place(stored, keys)
@@ -90,7 +90,7 @@ def compress_file(
     return Written(plan, changes, dense.parameter_count, sum(value.numel() for value in new.values()))
 
 
-def _planned(
+def _apply_plan(
     model: Backbone, stored: WeightFiles, plan: CompressionPlan | None
 ) -> tuple[Backbone, Sequence[Change | Quantized]]:
     before, prepared = plan_in(stored.path), stored.metadata.get(STAGE_KEY) == PREPARED

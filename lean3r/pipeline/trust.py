@@ -9,7 +9,7 @@ import numpy as np
 
 from lean3r.geometry.consistency import Scene
 from lean3r.geometry.content import emptiness, repeats, sky
-from lean3r.geometry.evidence import weighed
+from lean3r.geometry.evidence import weigh
 from lean3r.geometry.fusion import fuse
 from lean3r.geometry.lens import Optics
 from lean3r.parallel import by_threads
@@ -59,7 +59,7 @@ def no_points() -> PointCloud:
     return PointCloud(none, none.astype(np.uint8), none[:, 0], none[:, 0].astype(np.int32), none[:, :2])
 
 
-def judged(scene: Reconstruction, seen: Seen) -> Reconstruction:
+def judge_scene(scene: Reconstruction, seen: Seen) -> Reconstruction:
     """The scene with its cloud, and a warning for everything that nothing supports.
 
     Where refinement did not make the cloud, confidence counts evidence and the cloud is made here. Views that show
@@ -67,16 +67,16 @@ def judged(scene: Reconstruction, seen: Seen) -> Reconstruction:
     """
     if scene.info.get("refinement", {"status": "kept"})["status"] == "kept":
         of = Scene(scene.depth, scene.cam_from_world, Optics.of(scene))
-        conf, disagreement = weighed(scene.conf, scene.mask, of)
+        conf, disagreement = weigh(scene.conf, scene.mask, of)
         known = None if np.isnan(disagreement) else round(disagreement, 4)
-        scene = _fused(replace(scene, conf=conf, info={**scene.info, "depth_disagreement": known}))
+        scene = _fuse(replace(scene, conf=conf, info={**scene.info, "depth_disagreement": known}))
         if disagreement > APART:
             scene = with_warning(scene, "views-disagree", DISAGREE.format(np.expm1(disagreement)))
     info = {**scene.info, "sky": [round(float(share), 4) for share in seen.sky]}
-    return _supported(_with_content(replace(scene, info=info), seen), seen)
+    return _warn_unsupported(_with_content(replace(scene, info=info), seen), seen)
 
 
-def _fused(scene: Reconstruction) -> Reconstruction:
+def _fuse(scene: Reconstruction) -> Reconstruction:
     points = fuse(
         scene.images, scene.depth, scene.conf, scene.mask, scene.cam_from_world, scene.intrinsics,
         conf_percentile=scene.point_options.conf_percentile, max_points=scene.point_options.max_points,
@@ -108,7 +108,7 @@ def _with_content(scene: Reconstruction, seen: Seen) -> Reconstruction:
     return scene
 
 
-def _supported(scene: Reconstruction, seen: Seen) -> Reconstruction:
+def _warn_unsupported(scene: Reconstruction, seen: Seen) -> Reconstruction:
     """With warnings about views without overlap, and about scenes without motion; views alone beside others without
     points. Views that refinement registered are proven."""
     unique = np.array([c is None and f == v for v, (c, f) in enumerate(zip(seen.codes, seen.first, strict=True))])
@@ -125,7 +125,7 @@ def _supported(scene: Reconstruction, seen: Seen) -> Reconstruction:
         text = f"{_views(lonely, scene)} show nothing that another picture shows, as far as found; no points"
         conf = scene.conf.copy()
         conf[lonely] = 0
-        scene = with_warning(_fused(replace(scene, conf=conf)), "no-overlap", text, lonely)
+        scene = with_warning(_fuse(replace(scene, conf=conf)), "no-overlap", text, lonely)
     if found.turns_only and not registered.any():
         text = "the camera seems to turn without moving: positions and depth are guesses that nothing supports"
         scene = with_warning(scene, "no-parallax", text)

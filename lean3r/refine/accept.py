@@ -32,7 +32,7 @@ class Fit:
     view_error_px: list[float | None]
 
 
-def better(before: Fit, after: Fit, knows_poses: bool = False) -> str | None:
+def why_not_better(before: Fit, after: Fit, knows_poses: bool = False) -> str | None:
     """Why refined cameras are not to be taken; None where they are better by error and by inliers, or, where poses
     are known so that points may be all that is found, not worse by inliers."""
     if knows_poses and after.inliers >= before.inliers:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from lean3r.geometry.consistency import Scene, sample_depth
-from lean3r.geometry.evidence import Sightings, weighed
+from lean3r.geometry.evidence import Sightings, weigh
 from lean3r.geometry.fusion import fuse
 from lean3r.geometry.lens import Optics
 from lean3r.geometry.points import edge_mask
@@ -41,7 +41,7 @@ def follow(reconstruction: Reconstruction) -> Reconstruction:
     scene = Scene(certain, reconstruction.cam_from_world, optics)
     sparse = reconstruction.sparse
     seen = [] if sparse is None else sightings(reconstruction, sparse)
-    conf, _ = weighed(reconstruction.conf, reconstruction.mask, scene, seen)
+    conf, _ = weigh(reconstruction.conf, reconstruction.mask, scene, seen)
     points = fuse(
         reconstruction.images,
         certain,

@@ -17,7 +17,7 @@ LEAST_POINTS = 12  # of a hanging part, by which its scale is judged
 FAR = np.log(2.0)  # the network's depth tells no scale better than this
 
 
-def rescaled(
+def rescale_hanging(
     answer: Answer, reconstruction: Reconstruction, scales: np.ndarray, held: np.ndarray
 ) -> tuple[Answer, list[int]]:
     """The answer with hanging parts scaled around the view that they hang on, where their points are more than twice
@@ -39,7 +39,7 @@ def rescaled(
         known = np.isfinite(ratios[mine])
         if known.sum() < LEAST_POINTS or abs(np.log(_median(ratios[mine]) / usual)) <= FAR:
             continue
-        answer = _scaled(answer, seen, part, hinge, _median(ratios[mine]) / usual)
+        answer = _scale_part(answer, seen, part, hinge, _median(ratios[mine]) / usual)
         moved += part
     return answer, sorted(moved)
 
@@ -58,7 +58,7 @@ def hanging_parts(seen: np.ndarray, firm: Sequence[int], registered: np.ndarray)
     return parts
 
 
-def _scaled(answer: Answer, seen: np.ndarray, part: list[int], hinge: int, factor: float) -> Answer:
+def _scale_part(answer: Answer, seen: np.ndarray, part: list[int], hinge: int, factor: float) -> Answer:
     """A part by `factor` larger, around its hinge; points that views beyond the hinge see stay where they are."""
     poses, xyz = answer.cam_from_world.copy(), answer.xyz.copy()
     middle = -poses[hinge, :3, :3].T @ poses[hinge, :3, 3]

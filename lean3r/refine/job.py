@@ -148,7 +148,7 @@ class Answer:
         """Whether each view [S] is where the model says."""
         return np.array([reason is None for reason in self.report["doubts"]], bool)
 
-    def doubted(self, views: Collection[int], reason: str) -> Answer:
+    def with_doubts(self, views: Collection[int], reason: str) -> Answer:
         """The same with more views that are not trusted."""
         doubts = [reason if view in views else doubt for view, doubt in enumerate(self.report["doubts"])]
         return replace(self, report={**self.report, "doubts": doubts})

@@ -76,10 +76,10 @@ def verify_again(job: Job, database: Path) -> Matches:
     options = pycolmap.TwoViewGeometryOptions()
     options.ransac.random_seed = 0
     pycolmap.geometric_verification(database, two_view_geometry_options=options)
-    return verified(job, database)
+    return read_matches(job, database)
 
 
-def verified(job: Job, database: Path) -> Matches:
+def read_matches(job: Job, database: Path) -> Matches:
     """The verified matches of a database, by views."""
     view_of = {image_id: view for view, image_id in image_ids(job, database).items()}
     keypoints = [np.zeros((0, 2))] * len(job.views)

@@ -94,10 +94,10 @@ class ScaleOptions:
 
     def check(self, pictures: Pictures) -> None:
         """InputError where the pictures lack what GPS needs: at once, not after the network."""
-        from lean3r.refine.scale import read_places, told
+        from lean3r.refine.scale import read_places, require_places
 
         if self.gps:
-            told(pictures.file_names, read_places(pictures, pictures.file_names))
+            require_places(pictures.file_names, read_places(pictures, pictures.file_names))
 
     def apply(self, reconstruction: Reconstruction, pictures: Pictures) -> Reconstruction:
         """The scene in metres where that was asked for."""
@@ -122,7 +122,7 @@ class KnownCameras:
     cam_from_world: np.ndarray | None = None
     are_fixed: bool = True
 
-    def posed(self, views: int) -> np.ndarray:
+    def has_pose(self, views: int) -> np.ndarray:
         """Which of the views have known poses [S] bool."""
         import numpy as np
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lean3r.geometry.lens import LENSES, network_intrinsics, scaled
+from lean3r.geometry.lens import LENSES, network_intrinsics, scale_lens
 from lean3r.inputs.masks import Masks
 from lean3r.inputs.pictures import Pictures
 from lean3r.processes import python_command
 from lean3r.refine import accept
 from lean3r.refine.depth import follow
-from lean3r.refine.hanging import rescaled
+from lean3r.refine.hanging import rescale_hanging
 from lean3r.refine.job import MASKS, OUT_OF_TIME, PICTURES, Answer, Group, Job, View
 from lean3r.refine.options import KnownCameras, RefineOptions
 from lean3r.refine.pairs import likely_pairs
@@ -59,7 +59,7 @@ def run(
         "lens": options.lens,
     }
     if len(reconstruction.sources) < 2:
-        return kept(reconstruction, report, "one view alone tells nothing", start)
+        return keep_predicted(reconstruction, report, "one view alone tells nothing", start)
     with temporary_folder("refine") as folder:
         job = prepare(reconstruction, pictures, options, known, masks, folder)
         if is_stated:
@@ -71,7 +71,7 @@ def run(
         reason = ended or "too few matches between the pictures, or no parallax"
         if job.held.any():
             reconstruction = with_warning(reconstruction, "known-poses", UNCONFIRMED)
-        return kept(reconstruction, report, reason, start)
+        return keep_predicted(reconstruction, report, reason, start)
     before, after = (accept.Fit(**answer.report[key]) for key in ("before", "after"))
     scales = np.array([view.scale for view in job.views])
     report |= {
@@ -81,7 +81,7 @@ def run(
             k: round(f.error_px / float(np.median(scales)), 4) for k, f in (("before", before), ("after", after))
         },
         "views": [
-            {"error_px": {"before": _unscaled(b, s), "after": _unscaled(a, s) if has else None}}
+            {"error_px": {"before": _in_original_px(b, s), "after": _in_original_px(a, s) if has else None}}
             for b, a, s, has in zip(before.view_error_px, after.view_error_px, scales, answer.has, strict=True)
         ],
     }
@@ -90,22 +90,22 @@ def run(
     )
     if job.held.any() and held_share < FITTING:
         reconstruction = with_warning(reconstruction, "known-poses", MISFIT.format(held_share))
-    if reason := accept.better(before, after, known.cam_from_world is not None):
-        return kept(reconstruction, report, reason, start)
+    if reason := accept.why_not_better(before, after, known.cam_from_world is not None):
+        return keep_predicted(reconstruction, report, reason, start)
     if answer.trusted.sum() < 2:
-        return kept(reconstruction, report, "too few points would hold its views together", start)
+        return keep_predicted(reconstruction, report, "too few points would hold its views together", start)
     report["notes"] = answer.report["notes"] + ([f"{ended}; what was done by then is used"] if ended else [])
-    answer, moved = rescaled(answer, reconstruction, scales, job.held)
-    answer = answer.doubted(moved, "too few common points tell how far away it is: the network's depth was taken")
+    answer, moved = rescale_hanging(answer, reconstruction, scales, job.held)
+    answer = answer.with_doubts(moved, "too few common points tell how far away it is: the network's depth was taken")
     refined = follow(place(reconstruction, job, answer.of_trusted(), known))
     label = "refined" if answer.report["start"] else "fallback"
     for said, part, doubt in zip(report["views"], answer.report["parts"], answer.report["doubts"], strict=True):
         said |= {"part": part, "uncertain": doubt}
     report |= {"status": label, "registered": int(answer.has.sum()), "trusted": int(answer.trusted.sum())}
-    return told(warned(refined, answer), report, start)
+    return with_report(warn_uncertain(refined, answer), report, start)
 
 
-def warned(reconstruction: Reconstruction, answer: Answer) -> Reconstruction:
+def warn_uncertain(reconstruction: Reconstruction, answer: Answer) -> Reconstruction:
     """The reconstruction with a warning that names the views whose cameras are not to be trusted."""
     doubted = np.flatnonzero(~answer.trusted)
     if not len(doubted):
@@ -119,12 +119,12 @@ def warned(reconstruction: Reconstruction, answer: Answer) -> Reconstruction:
     return with_warning(reconstruction, "uncertain-views", text, doubted.tolist())
 
 
-def kept(reconstruction: Reconstruction, report: dict, reason: str, start: float) -> Reconstruction:
+def keep_predicted(reconstruction: Reconstruction, report: dict, reason: str, start: float) -> Reconstruction:
     """The network's result, and why it stays."""
-    return told(reconstruction, {"status": "kept", "reason": reason, "registered": 0, **report}, start)
+    return with_report(reconstruction, {"status": "kept", "reason": reason, "registered": 0, **report}, start)
 
 
-def told(reconstruction: Reconstruction, report: dict, start: float) -> Reconstruction:
+def with_report(reconstruction: Reconstruction, report: dict, start: float) -> Reconstruction:
     """A result with the report of its refinement in `info`."""
     report = {**report, "seconds": round(time.perf_counter() - start, 3)}
     return replace(reconstruction, info={**reconstruction.info, "refinement": report})
@@ -158,7 +158,7 @@ def prepare(
         _group(sources, [v for v, key in enumerate(keys) if key == wanted], pinholes, scales, options, known)
         for wanted in numbers
     )
-    start, held = reconstruction.cam_from_world, known.posed(len(sources))
+    start, held = reconstruction.cam_from_world, known.has_pose(len(sources))
     if known.cam_from_world is not None:
         start = np.where(held[:, None, None], known.cam_from_world, start)
     if not known.are_fixed or not are_apart(start[held]):
@@ -211,7 +211,7 @@ def _group(
     source, scale = sources[first], scales[first]
     width, height = size_of(source, scale)
     if known.lenses and (lens := known.lenses[first]) is not None:
-        return Group(width, height, lens.model, scaled(lens, scale, scale).params, fixed=True)
+        return Group(width, height, lens.model, scale_lens(lens, scale, scale).params, fixed=True)
     matrices = known.intrinsics
     model = "SIMPLE_RADIAL" if options.lens == "auto" else options.lens.upper().replace("-", "_")
     if matrices is not None and np.isfinite(matrices[first]).all():
@@ -262,7 +262,7 @@ def place(reconstruction: Reconstruction, job: Job, answer: Answer, given: Known
     scales = np.array([view.scale for view in job.views])
     xy = answer.xy / scales[answer.view][:, None]
     has, trusted = answer.has, answer.has & answer.trusted
-    known = given.posed(len(has))
+    known = given.has_pose(len(has))
     both = trusted & known
     fit = into_known(answer.cam_from_world[both], job.start[both])
     in_known_world = fit is not None
@@ -299,7 +299,7 @@ def place(reconstruction: Reconstruction, job: Job, answer: Answer, given: Known
         if given.lenses and (lens := given.lenses[index]) is not None:
             lenses.append(lens)  # as it was given, to the last digit
             continue
-        lenses.append(scaled(Lens(answer.models[camera], answer.params[camera]), 1 / view.scale, 1 / view.scale))
+        lenses.append(scale_lens(Lens(answer.models[camera], answer.params[camera]), 1 / view.scale, 1 / view.scale))
         if given.intrinsics is not None and job.groups[view.group].focal_fixed:
             lenses[-1] = _with_known(lenses[-1], given.intrinsics[index])
         intrinsics[index] = network_intrinsics(lenses[-1], source)
@@ -352,5 +352,5 @@ def _colours(reconstruction: Reconstruction, answer: Answer, xy: np.ndarray) -> 
     return (total / np.maximum(count, 1)[:, None]).round().astype(np.uint8)
 
 
-def _unscaled(error_px: float | None, scale: float) -> float | None:
+def _in_original_px(error_px: float | None, scale: float) -> float | None:
     return None if error_px is None else round(float(error_px / scale), 4)

@@ -99,7 +99,9 @@ def with_distance(reconstruction: Reconstruction, known: Distance) -> Reconstruc
     scale = known.metres / apart
     info = {**reconstruction.info, "known_distance": {**vars(known), "units_per_metre": 1 / scale}}
     identity = torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-    return moved(replace(reconstruction, info=info), Similarity(torch.tensor(scale, dtype=torch.float64), *identity))
+    return move_scene(
+        replace(reconstruction, info=info), Similarity(torch.tensor(scale, dtype=torch.float64), *identity)
+    )
 
 
 def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> Reconstruction:
@@ -110,7 +112,7 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
     taken to be level. InputError with fewer than three places, or all at one place.
     """
     views = [view for view, name in enumerate(reconstruction.names) if name in places]
-    found = told(reconstruction.names, places)
+    found = require_places(reconstruction.names, places)
     has_height = all(place.altitude_m is not None for place in found)
     target, origin = local_metres(found)
     centres = camera_centers(torch.from_numpy(reconstruction.cam_from_world[views])).numpy()
@@ -121,7 +123,7 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
     is_line = any(spread[1] <= STRAIGHT * spread[0] for spread in spreads)
     if is_line:
         logger.warning("the places of the pictures lie on a line: what is up is taken from the pictures, as level ones")
-        fit = _levelled(fit, reconstruction.cam_from_world, target)
+        fit = _level(fit, reconstruction.cam_from_world, target)
     off = np.linalg.norm(fit.apply(torch.from_numpy(centres)).numpy() - target, axis=1)
     used = off <= OUTLIER * max(1.4826 * float(np.median(off)), 1e-6)
     extent = float(np.sqrt(((target[used] - target[used].mean(axis=0)) ** 2).sum(axis=1).mean()))
@@ -145,10 +147,10 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
         | ({"altitude_m": origin.altitude_m} if has_height else {}),
         "axes": "x east, y down, z north",
     }
-    return moved(replace(reconstruction, info={**reconstruction.info, "gps": said}), fit)
+    return move_scene(replace(reconstruction, info={**reconstruction.info, "gps": said}), fit)
 
 
-def told(names: Collection[str], places: Mapping[str, Place]) -> list[Place]:
+def require_places(names: Collection[str], places: Mapping[str, Place]) -> list[Place]:
     """The places of those pictures that have one; InputError where they are too few, or all one, to give metres."""
     found = [places[name] for name in names if name in places]
     if len(found) < FEWEST_PLACES:
@@ -162,7 +164,7 @@ def told(names: Collection[str], places: Mapping[str, Place]) -> list[Place]:
     return found
 
 
-def _levelled(fit: Similarity, cam_from_world: np.ndarray, target: np.ndarray) -> Similarity:
+def _level(fit: Similarity, cam_from_world: np.ndarray, target: np.ndarray) -> Similarity:
     """The similarity turned around the line of places [N, 3] until the pictures' rows are as level as can be."""
     middle = target.mean(axis=0)
     axis = np.linalg.svd(target - middle)[2][0]
@@ -179,7 +181,7 @@ def _levelled(fit: Similarity, cam_from_world: np.ndarray, target: np.ndarray) -
     return Similarity(fit.scale, turn @ fit.rotation, turn @ (fit.translation - centre) + centre)
 
 
-def moved(reconstruction: Reconstruction, metres_from_world: Similarity) -> Reconstruction:
+def move_scene(reconstruction: Reconstruction, metres_from_world: Similarity) -> Reconstruction:
     """The whole scene under a similarity into a world of metres: cameras, depth, cloud and sparse points."""
     scale = float(metres_from_world.scale)
 

@@ -79,7 +79,7 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
         job = focal.with_focals(job, database)
         matches = matching.verify_again(job, database)
     else:
-        matches = matching.verified(job, database)
+        matches = matching.read_matches(job, database)
     if not len(matches.pairs):
         return
     mapper = adjust.Mapper(job, database)
@@ -99,7 +99,7 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
             model = make(job, here, database)
             if model is not None:
                 adjust.restore_known(job, model)
-                found += filter(None, [settled(job, matches, mapper, mapper.polish(model))])
+                found += filter(None, [settle(job, matches, mapper, mapper.polish(model))])
             if found and found[-1].has.sum() > 2:
                 break  # the incremental way is for what the global one cannot do: two views
     best = max(found, key=lambda answer: fitness(job, answer), default=None)
@@ -107,14 +107,12 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
         return
     yield best
     if CALIBRATING <= best.trusted.sum() < len(features.files_to_view(job)):
-        again = recalibrated(job, here, database, best)
+        again = recalibrate(job, here, database, best)
         if again is not None and again.trusted.sum() > best.trusted.sum():
             yield again
 
 
-def settled(
-    job: Job, matches: matching.Matches, mapper: adjust.Mapper, model: pycolmap.Reconstruction
-) -> Answer | None:
+def settle(job: Job, matches: matching.Matches, mapper: adjust.Mapper, model: pycolmap.Reconstruction) -> Answer | None:
     """What a model says; of a video, with frames that are doubted registered anew by the others, if those are more."""
     answer = answer_of(job, matches, model, False)
     in_video = np.isin(np.arange(len(job.views)), [view for run in job.sequences for view in run])
@@ -127,7 +125,7 @@ def settled(
     return answer if again is None or value(again) < value(answer) else again
 
 
-def recalibrated(job: Job, folder: Path, database: Path, answer: Answer) -> Answer | None:
+def recalibrate(job: Job, folder: Path, database: Path, answer: Answer) -> Answer | None:
     """A model of the matches verified anew by an answer's cameras: known cameras tell good matches from bad ones where
     there are too few to tell the cameras too."""
     groups = [
@@ -141,7 +139,7 @@ def recalibrated(job: Job, folder: Path, database: Path, answer: Answer) -> Answ
         return None
     adjust.restore_known(job, model)
     mapper = adjust.Mapper(job, database)
-    return settled(job, matches, mapper, mapper.polish(model))
+    return settle(job, matches, mapper, mapper.polish(model))
 
 
 def fitness(job: Job, answer: Answer) -> tuple[int, float]:

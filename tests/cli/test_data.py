@@ -12,7 +12,7 @@ import pytest
 from data import tiny
 from PIL import Image
 
-from lean3r.cli.data_picture import reprojected
+from lean3r.cli.data_picture import reproject
 from lean3r.cli.main import main
 from lean3r.data import DATASETS
 from lean3r.data.sets.blendedmvs import BlendedMVS
@@ -66,7 +66,7 @@ def test_a_sound_copy_is_recognised_and_drawn(
 def test_a_reprojection_lands_where_the_other_view_looks(blended: Path) -> None:
     scenes = BlendedMVS(blended)
     one, other = scenes.view(0, 0), scenes.view(0, 1)
-    seen = reprojected(one, other)
+    seen = reproject(one, other)
     known = seen.any(-1)
     right = np.abs(seen[known].astype(int) - other.image[known]).mean()
     wrong = np.abs(seen[known].astype(int) - one.image[known]).mean()

@@ -15,7 +15,7 @@ from PIL import Image
 from export.scene import BOX, ROOM, cast, make_scene
 from lean3r.errors import UsageError
 from lean3r.export import EXPORTERS, ExportOptions, export
-from lean3r.export.lenses import Camera, undistorted
+from lean3r.export.lenses import Camera, undistort_camera
 from lean3r.export.tracks import sightings
 from lean3r.geometry.fusion import fuse
 from lean3r.geometry.lens import Optics, colmap_camera
@@ -225,7 +225,7 @@ def test_factors_of_pictures_are_whole_numbers_from_two(factors):
 @pytest.mark.parametrize("model", LENSES)
 def test_undistorted_sides_suit_every_factor_and_lose_the_same_on_either_side(model):
     lens = Camera(Lens(model, tuple(4 * p if p > 100 else p for p in LENSES[model])), 1283, 957)
-    whole, cut = undistorted(lens), undistorted(lens, 8)
+    whole, cut = undistort_camera(lens), undistort_camera(lens, 8)
     assert cut.width % 8 == cut.height % 8 == 0
     assert 0 <= whole.width - cut.width < 8 and 0 <= whole.height - cut.height < 8
     middles = [np.subtract(c.lens.params[2:], [c.width / 2, c.height / 2]) for c in (whole, cut)]

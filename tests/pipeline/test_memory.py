@@ -20,7 +20,7 @@ from lean3r.models.nano import Nano, NanoConfig
 from lean3r.models.origin import Origin
 from lean3r.models.pi3 import Pi3, Pi3Config
 from lean3r.pipeline import lighten as lightening
-from lean3r.pipeline.budget import MEASURES, Budget, fit, thinned
+from lean3r.pipeline.budget import MEASURES, Budget, fit, view_counts
 from lean3r.pipeline.lighten import lighten
 from lean3r.pipeline.load import load
 from lean3r.pipeline.memory import Predictor, Setting, parse_memory, used_bytes
@@ -94,7 +94,7 @@ def test_what_was_given_by_name_stays(nano: Backbone) -> None:
 
 def test_numbers_of_views_that_are_tried() -> None:
     for views in (2, 3, 17, 1000):
-        numbers = thinned(views)
+        numbers = view_counts(views)
         assert numbers == sorted(set(numbers)) and numbers[0] == 1 and numbers[-1] < views and len(numbers) <= 16
 
 

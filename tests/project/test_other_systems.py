@@ -17,7 +17,7 @@ import lean3r
 from lean3r.cli.main import main
 from lean3r.errors import UsageError
 from lean3r.models.base import Backbone
-from lean3r.pipeline.devices import resolve_device, settled
+from lean3r.pipeline.devices import place_model, resolve_device
 from lean3r.pipeline.load import load
 
 HERE = Path(__file__).parent
@@ -109,5 +109,5 @@ def test_a_network_that_differs_on_mps_stays_on_the_cpu(
     monkeypatch.setattr(Backbone, "to", to)
     monkeypatch.setattr(lean3r.Views, "to", lambda self, device: self)
     monkeypatch.setattr(torch.Tensor, "to", lambda self, *_: self)
-    settled(model, torch.device("mps"))
+    place_model(model, torch.device("mps"))
     assert moved == ["mps", "cpu"] and "differs from the CPU's by" in caplog.text

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from lean3r.colmap_library import pycolmap
-from lean3r.refine.accept import Fit, better, fit, pair_errors, turn_only
+from lean3r.refine.accept import Fit, fit, pair_errors, turn_only, why_not_better
 from lean3r.refine.matching import Matches
 
 
@@ -78,6 +78,6 @@ def test_rays_that_a_lens_does_not_have_tell_nothing_of_a_turn() -> None:
 
 def test_taken_only_where_error_and_inliers_are_better() -> None:
     before = Fit(100, 20, 15.0, 5.0, [], [], [])
-    assert better(before, Fit(100, 90, 80.0, 0.3, [], [], [])) is None
-    assert "90" in str(better(replace(before, inliers=90), Fit(100, 90, 80.0, 0.3, [], [], [])))
-    assert "off" in str(better(before, Fit(100, 21, 16.0, 5.5, [], [], [])))
+    assert why_not_better(before, Fit(100, 90, 80.0, 0.3, [], [], [])) is None
+    assert "90" in str(why_not_better(replace(before, inliers=90), Fit(100, 90, 80.0, 0.3, [], [], [])))
+    assert "off" in str(why_not_better(before, Fit(100, 21, 16.0, 5.5, [], [], [])))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from scenes import FOCAL, HEIGHT, STRIDE, WIDTH, look, scene
 
-from lean3r.refine.hanging import hanging_parts, rescaled
+from lean3r.refine.hanging import hanging_parts, rescale_hanging
 from lean3r.refine.job import Answer
 from lean3r.refine.judge import firm_part
 
@@ -49,7 +49,7 @@ def test_what_hangs_on_one_view_is_found_and_scaled() -> None:
     seen[answer.point, answer.view] = True
     assert firm_part(seen) == [0, 1, 2, 3]
     assert hanging_parts(seen, [0, 1, 2, 3], np.arange(VIEWS)) == [([4, 5], 3)]
-    found, moved = rescaled(answer, network(answer), np.ones(VIEWS), np.zeros(VIEWS, bool))
+    found, moved = rescale_hanging(answer, network(answer), np.ones(VIEWS), np.zeros(VIEWS, bool))
     assert moved == [4, 5]
     assert np.allclose(found.cam_from_world[:4], true[:4])
     assert np.allclose(found.cam_from_world[4:], true[4:], atol=0.15)  # the wall is 4.5 to 5.5 away, not 5
@@ -58,4 +58,4 @@ def test_what_hangs_on_one_view_is_found_and_scaled() -> None:
 
 def test_what_the_depth_does_not_contradict_stays() -> None:
     answer, _ = model(hanging=1.6)
-    assert rescaled(answer, network(answer), np.ones(VIEWS), np.zeros(VIEWS, bool)) == (answer, [])
+    assert rescale_hanging(answer, network(answer), np.ones(VIEWS), np.zeros(VIEWS, bool)) == (answer, [])

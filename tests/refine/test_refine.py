@@ -19,7 +19,7 @@ from lean3r.geometry.align import align_cameras
 from lean3r.geometry.lens import colmap_camera
 from lean3r.inputs.pictures import Pictures
 from lean3r.pipeline.observer import Observer
-from lean3r.pipeline.refining import refined
+from lean3r.pipeline.refining import refine_scene
 from lean3r.refine import KnownCameras, RefineOptions, pairs, refine
 from lean3r.types import Lens, Reconstruction
 
@@ -300,7 +300,7 @@ def test_ctrl_c_keeps_the_networks_result(
     monkeypatch.setattr(subprocess, "Popen", Interrupted)
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it would be ignored
     try:
-        after = refined(before, Pictures(tmp_path), RefineOptions(seconds=GENEROUS), None, None, Observer())
+        after = refine_scene(before, Pictures(tmp_path), RefineOptions(seconds=GENEROUS), None, None, Observer())
     finally:
         signal.signal(signal.SIGINT, handler)
     assert unchanged(after, before) and "interrupted" in caplog.text
@@ -310,7 +310,7 @@ def test_ctrl_c_keeps_the_networks_result(
 def test_a_process_that_cannot_start_is_a_warning(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
     before = scenes.scene(scenes.arc(2))
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    assert unchanged(refined(before, None, RefineOptions(when="on"), None, None, Observer()), before)
+    assert unchanged(refine_scene(before, None, RefineOptions(when="on"), None, None, Observer()), before)
     assert "not refined" in caplog.text
 
 
