@@ -33,7 +33,7 @@ class Compress:
     """
 
     source: Annotated[tyro.conf.Positional[str], option("IN")]
-    """Weights of a model (a file, or hf:OWNER/NAME), or the name of a model for its own ones."""
+    """Weights of a model (a file, or hf:OWNER/NAME), or the name of a model for its own weights."""
 
     out: Annotated[tyro.conf.Positional[Path], option("OUT")]
     """File to write, .safetensors; with --scan a folder."""
@@ -46,7 +46,7 @@ class Compress:
     ] = None
 
     scan: Annotated[bool, option()] = False
-    """Write no weights but what each layer would lose: scan.json, scan.png, and plan.json that leaves out the worst."""
+    """Write no weights, but the error of each layer: scan.json, scan.png, and plan.json without the worst layers."""
 
     photos: Annotated[list[str], option("INPUT [INPUT ...]")] = field(default_factory=list)
     """Pictures for --scan; by default the synthetic world."""
@@ -55,7 +55,7 @@ class Compress:
     """--scan leaves out layers whose output is less than this above its error."""
 
     model: Annotated[str | None, option("NAME", "-m")] = None
-    """Whose weights these are; by default what the file says, or its names and shapes tell."""
+    """The model of these weights; by default read from the file, or recognised by its names and shapes."""
 
     overwrite: Annotated[Overwrite, option(help="Replace OUT.")] = False
     offline: Offline = False

@@ -37,7 +37,7 @@ class Data:
     """Folder of the data set, for check and pack."""
 
     set: Annotated[str | None, option("NAME")] = None
-    """Which set it is; by default the one that it looks like."""
+    """The name of the set; by default it is recognised by its layout."""
 
     options: Annotated[tyro.conf.UseAppendAction[list[str]], option("KEY=VALUE")] = field(default_factory=list)
     """A setting of the set, such as depth=FOLDER of colmap; may be repeated."""
@@ -52,7 +52,7 @@ class Data:
     """check: the two views to draw, from 0; by default two that see the same."""
 
     max_side: Annotated[int | None, option("PIXELS")] = None
-    """pack: scale pictures down to this side at most; by default they keep their size."""
+    """pack: scale pictures down so that no side is longer; by default they keep their size."""
 
     shard_mb: Annotated[int, option("MB")] = 500
     """pack: size of a shard."""
@@ -89,7 +89,7 @@ class Data:
         for problem in found.problems[:_SHOWN]:
             console.warn(problem)
         if len(found.problems) > _SHOWN:
-            console.warn(f"and {len(found.problems) - _SHOWN:,} problems more; --json lists all")
+            console.warn(f"and {len(found.problems) - _SHOWN:,} more problems; --json lists all")
         if self.json:
             print(json.dumps(values))
         elif picture is not None:
@@ -114,7 +114,7 @@ class Data:
             raise UsageError(f"--scene is {self.scene}; there are {len(scenes)} scenes, 0 to {len(scenes) - 1}")
         path = self.out or Path(f"{found.name}-sample.png")
         if path.suffix.lower() != ".png" or (path.exists() and not _is_sample(path)):
-            what = "is no picture that data check drew, and stays" if path.exists() else "is no .png"
+            what = "was not drawn by data check, so it is not replaced" if path.exists() else "is not a .png"
             raise UsageError(f"{path} {what}; name another file with -o.")
         try:
             info = scenes.scene(self.scene)

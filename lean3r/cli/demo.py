@@ -26,7 +26,7 @@ class Demo:
     """
 
     out: Annotated[
-        Out, option(help="Where the photos and the results go; results of an earlier demo are replaced.")
+        Out, option(help="Folder for the photos and the results; those of an earlier demo are replaced.")
     ] = Path("demo")
 
     photos: Annotated[Path | None, option("DIR")] = None
@@ -42,7 +42,7 @@ class Demo:
         check_seed(self.seed)
         if self.photos is not None:
             if not self.photos.is_dir():
-                raise InputError(f"{self.photos} is no folder; give one with pictures: make demo PHOTOS=DIR")
+                raise InputError(f"{self.photos} is not a folder; give one with pictures: make demo PHOTOS=DIR")
             self.reconstruct(self.photos, self.out / "own")
             return
         console, folder = Console(self.quiet), self.out / "photos"

@@ -48,13 +48,13 @@ Inputs = Annotated[
     tyro.conf.Positional[list[str]],
     option("INPUT [INPUT ...]", help="Folders, pictures, globs, .zip files or a video."),
 ]
-Out = Annotated[Path, option("DIR", "-o", help="Folder to write; must not exist or be empty, unless --overwrite.")]
+Out = Annotated[Path, option("DIR", "-o", help="Folder to write; must be new or empty, unless --overwrite is given.")]
 Model = Annotated[str, option("NAME", "-m", help="Which model; `lean3r models` lists them.")]
 Weights = Annotated[
     str | None,
     option("FILE", help="Weights other than the model's usual ones: a file, a folder, or hf:OWNER/NAME[@REVISION]."),
 ]
-Offline = Annotated[bool, option(help="Use no network: weights come from a file or from what was downloaded before.")]
+Offline = Annotated[bool, option(help="Use no network: take weights from a file or from earlier downloads.")]
 Plan = Annotated[
     str | None,
     option(
@@ -72,7 +72,7 @@ DataSets = Annotated[
     tyro.conf.UseAppendAction[list[str]],
     option(
         "NAME=ROOT[:WEIGHT]",
-        help="A data set and its folder, perhaps with a weight; may be repeated. By default the synthetic world.",
+        help="A data set, its folder and an optional weight; may be repeated. Default: the synthetic world.",
     ),
 ]
 Formats = Annotated[
@@ -88,5 +88,5 @@ Formats = Annotated[
 Seed = Annotated[int, declared(RunOptions, "seed")]
 Overwrite = Annotated[bool, option(help="Replace an earlier result in the output folder.")]
 Json = Annotated[bool, option(help="Print JSON on standard output, instead of the usual result.")]
-Verbose = Annotated[bool, option(None, "-v", help="Say more, and show the traceback of an unexpected error.")]
-Quiet = Annotated[bool, option(None, "-q", help="Say nothing but errors.")]
+Verbose = Annotated[bool, option(None, "-v", help="Print more, and the traceback of an unexpected error.")]
+Quiet = Annotated[bool, option(None, "-q", help="Print nothing but errors.")]

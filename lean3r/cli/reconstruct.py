@@ -49,7 +49,7 @@ class Reconstruct:
     inputs: Inputs
     out: Annotated[
         Path,
-        option("DIR", "-o", "--export-dir", help="Folder to write; must not exist or be empty, unless --overwrite."),
+        option("DIR", "-o", "--export-dir", help="Folder to write; must be new or empty, unless --overwrite is given."),
     ]
     model: Model = "nano"
     weights: Weights = None
@@ -57,7 +57,7 @@ class Reconstruct:
     plan: Plan = None
 
     loops: Annotated[int | None, option("N")] = None
-    """How often a model with a looped trunk (nano-looped) runs it: more is slower."""
+    """How many times a model with a looped trunk (nano-looped) runs it; more is slower."""
 
     device: Device = "auto"
 
@@ -65,7 +65,7 @@ class Reconstruct:
     """Number type of the network; auto is float32 on a CPU, bfloat16 on a GPU."""
 
     compile: Annotated[bool, option()] = False
-    """Compile the network's blocks when they first run (torch.compile): pays for long or repeated work."""
+    """Compile the network's blocks on first use (torch.compile); worth it for long or repeated work."""
 
     cuda_graphs: Annotated[bool, option()] = False
     """GPU: record the network's blocks as CUDA graphs, for pictures of one number and size."""
@@ -76,7 +76,7 @@ class Reconstruct:
     camera_options: Annotated[Flags[CameraOptions], of(CameraOptions)] = field(default_factory=flags(CameraOptions))
 
     masks: Annotated[Path | None, option("DIR")] = None
-    """Black in DIR/IMG.jpg.png gives no features, depth or points of IMG.jpg (COLMAP's names)."""
+    """Folder of masks, DIR/IMG.jpg.png for IMG.jpg (as in COLMAP): black gives no features, depth or points."""
 
     refine_options: Annotated[Flags[RefineOptions], of(RefineOptions)] = field(default_factory=flags(RefineOptions))
     scale_options: Annotated[Flags[ScaleOptions], of(ScaleOptions)] = field(default_factory=flags(ScaleOptions))
@@ -234,7 +234,7 @@ def describe_known(known: Mapping) -> str:
 def describe_refinement(told: Mapping) -> str:
     """How a refinement ended, and the reprojection error before and after."""
     if told["status"] == "kept":
-        return f"none, the cameras are as before: {told['reason']}"
+        return f"none, the network's cameras are kept: {told['reason']}"
     how = "from the predicted cameras" if told["status"] == "refined" else "from matches alone (fallback)"
     error = told["error_px"]
     views = f"{told['trusted']} of {len(told['views'])} views" if told["trusted"] < len(told["views"]) else "all views"

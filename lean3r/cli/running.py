@@ -37,7 +37,7 @@ class Changes:
     """Steps: one number for all phases, or one for each."""
 
     views: Annotated[list[int], option("N [N ...]")] = field(default_factory=list)
-    """Numbers of views that a scene has, by turns."""
+    """Numbers of views in a scene, used in turn."""
 
     train: Annotated[list[str], option("ROLE [ROLE ...]")] = field(default_factory=list)
     """What trains: all, mechanisms, encoder, trunk, heads, norms, or layers as a plan names them."""
@@ -49,7 +49,7 @@ class Changes:
     """Batches of each process in a step; by default the recipe's step is shared among the processes."""
 
     seed: Annotated[int | None, option("N")] = None
-    """Of everything random, scenes included."""
+    """Random seed, also for the scenes."""
 
     workers: Annotated[int | None, option("N")] = None
     """Processes that prepare batches ahead."""
@@ -71,7 +71,7 @@ class Changes:
     """How often to draw what the model predicts; 0: never."""
 
     keep_last: Annotated[int | None, option("N")] = None
-    """Checkpoints that are kept."""
+    """How many checkpoints to keep."""
 
     precision: Annotated[str | None, option("NAME")] = None
     """bf16 or fp32."""
@@ -80,13 +80,13 @@ class Changes:
     """full spreads parameters over the processes, none copies them, auto decides by memory."""
 
     explode_factor: Annotated[float | None, option("FACTOR")] = None
-    """Skip steps whose gradient norm is so many times the running median; 0: none."""
+    """Skip steps whose gradient norm exceeds the running median by this factor; 0: never."""
 
     skip_limit: Annotated[int | None, option("STEPS")] = None
-    """End the run after so many skipped steps in all."""
+    """End the run after this many skipped steps in all."""
 
     skip_limit_in_row: Annotated[int | None, option("STEPS")] = None
-    """End the run after so many skipped steps in a row."""
+    """End the run after this many skipped steps in a row."""
 
     textures: Annotated[Path | None, option("DIR")] = None
     """Folder of photo crops (.jpg) that join the synthetic world's textures."""
@@ -98,7 +98,7 @@ class Changes:
     """cpu or cuda."""
 
     resume: Annotated[bool, option()] = False
-    """Go on where the run in the folder stopped."""
+    """Resume the run in the folder."""
 
     dry_run: Annotated[bool, option()] = False
     """Print the whole config as JSON and train nothing."""

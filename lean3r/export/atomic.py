@@ -212,5 +212,5 @@ def _aside(work: Path, target: Path, shown: str, name: str) -> None:
         number += 1
     os.rename(work / placing.NEW, aside)
     raise UsageError(
-        f"{name} has appeared in {shown} since this run began, and stays as it is. The result is in {aside} instead."
+        f"{name} has appeared in {shown} during this run, and was not replaced. The result is in {aside} instead."
     )

@@ -39,20 +39,20 @@ class ExportOptions:
     - `pictures`: those that the scene was made from, to be written into images/ (None: none are).
     """
 
-    shared_camera: bool = option(False, "COLMAP, nerfstudio: one camera for all pictures (of one size).")
+    shared_camera: bool = option(False, "COLMAP, nerfstudio: write one camera for all pictures (of one size).")
     images: Images = option(
         "auto",
-        "Write the pictures used into images/; auto: those from videos and archives, and where nerfstudio wants them.",
+        "Write the used pictures to images/; auto: if they come from videos or archives, or for nerfstudio.",
     )
-    undistort: bool = option(False, "COLMAP, nerfstudio: pinhole cameras, and images/ as these would have taken them.")
+    undistort: bool = option(False, "COLMAP, nerfstudio: write pinhole cameras, and undistorted pictures to images/.")
     image_factors: tuple[int, ...] = option(
         (2, 4, 8),
-        "With --undistort: the pictures also at 1/N of their size, in images_N/, where gsplat and nerfstudio look.",
+        "With --undistort: also write the pictures at 1/N of their size, to images_N/ (for gsplat and nerfstudio).",
         "N,N,...|none",
         parse=parse_factors,
     )
     colmap_points: int = option(
-        50_000, "COLMAP: at most N points of the depth maps, beside the triangulated ones of a refinement.", "N"
+        50_000, "COLMAP: write at most N points from the depth maps, besides triangulated points.", "N"
     )
     mesh_voxel: float | None = None
     pictures: Pictures | None = None

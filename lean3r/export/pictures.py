@@ -39,7 +39,9 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
             small = picture.reduce(factor, (0, 0, width, height))
             written.append(_save(small, directory / f"{FOLDER}_{factor}", table.names[view]))
     if views:
-        raise InputError(f"{len(views)} pictures cannot be read again ({min(views)}); did the input change meanwhile?")
+        raise InputError(
+            f"{len(views)} pictures cannot be read again ({min(views)}); did the input change during the run?"
+        )
     return written
 
 

@@ -190,7 +190,7 @@ def known_record(known: Known, given: Given | None, read: frozenset[str]) -> dic
 def uses(
     told: Mapping[str, Any], refinement: Mapping[str, Any] | None, known_poses: KnownPoses
 ) -> dict[str, list[str]]:
-    """What each known part was used for, in words: of `told_of`, and the report of the refinement (None: not tried)."""
+    """The use of each known part, in words: from `known_record` and the report of the refinement (None: not tried)."""
     used: dict[str, list[str]] = {
         part: ["read by the network"] if part in told["read"] else [] for part in told["views"] if part != "distortion"
     }

@@ -31,11 +31,11 @@ class CameraOptions:
 
     cameras: str | Path | GivenCameras | None = option(
         None,
-        "Known cameras: cameras.json, transforms.json, a COLMAP model, a trajectory (TUM); matched by name or time.",
+        "Known cameras: cameras.json, transforms.json, a COLMAP model or a TUM trajectory; matched by name or time.",
         "PATH",
         parse=Path,
     )
-    known: Part = option("both", "What to take from --cameras; both means whatever is there.")
+    known: Part = option("both", "What to use of --cameras; both: whatever it holds.")
     intrinsics: Intrinsics | None = option(
         None,
         "Known intrinsics of all pictures, in their pixels: four numbers, or a JSON file (fx, fy, cx, cy, k1, ...).",
@@ -43,7 +43,7 @@ class CameraOptions:
         parse=str,
     )
     known_poses: KnownPoses = option(
-        "fixed", "Known poses stay as they are (fixed), or refinement starts from them and changes them (start)."
+        "fixed", "Hold the known poses fixed, or let refinement start from them and adjust them (start)."
     )
 
     def __post_init__(self) -> None:
@@ -51,9 +51,11 @@ class CameraOptions:
             if getattr(self, name) not in get_args(kind):
                 raise UsageError(f"{name} is '{getattr(self, name)}'; expected {', '.join(get_args(kind))}.")
         if self.known != "both" and self.cameras is None:
-            raise UsageError(f"--known {self.known} chooses parts of --cameras, which is not given.")
+            raise UsageError(f"--known {self.known} chooses parts of --cameras, which is missing; give both.")
         if self.known_poses != "fixed" and (self.cameras is None or self.known == "intrinsics"):
-            raise UsageError(f"--known-poses {self.known_poses} is about poses of --cameras, and none are asked for.")
+            raise UsageError(
+                f"--known-poses {self.known_poses} needs poses; give --cameras, without --known intrinsics."
+            )
 
     @property
     def are_given(self) -> bool:
@@ -69,7 +71,7 @@ class RunOptions:
 
     resolution: int | None = option(
         None,
-        "Side of the square that has the area of the network's pictures; by default what suits the model.",
+        "Size of the network's pictures: the side of a square of equal area (default: the model's own).",
         "PIXELS",
     )
     reference_view: int | str = option(
@@ -78,7 +80,7 @@ class RunOptions:
         "auto|first|middle|INDEX",
         parse=lambda text: int(text) if text.isdecimal() else text,
     )
-    seed: int = option(0, "Of everything random.", "N")
+    seed: int = option(0, "Random seed.", "N")
 
     def __post_init__(self) -> None:
         if isinstance(self.reference_view, str) and self.reference_view not in REFERENCES:
@@ -106,10 +108,10 @@ class MemoryOptions:
 
     memory: str | None = option(
         None,
-        "Stay within 8GB, 6GiB, ... of memory (of the GPU where that computes), by the mildest change that will do.",
+        "Stay within this much memory (8GB, 6GiB; of the GPU, if one is used), by the mildest change that suffices.",
         "SIZE",
     )
     memory_allow: Measure = option(
         "views",
-        "How far --memory may go: smaller chunks (exact), then half precision, 8-bit weights, smaller, fewer pictures.",
+        "The last measure that --memory may take, of: chunks (exact), half precision, 8-bit weights, size, views.",
     )

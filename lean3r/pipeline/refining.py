@@ -16,7 +16,7 @@ from lean3r.types import Reconstruction, with_warning
 logger = logging.getLogger("lean3r")
 EMBEDDED = "nano"  # models whose name starts so are refined by default
 INTERRUPTED = "interrupted"
-NOT_REFINED = "not refined: {}; the cameras stay as they were, and nothing confirmed them"
+NOT_REFINED = "not refined: {}; the cameras are the network's, and nothing confirms them"
 
 
 def applies(options: RefineOptions, model: Backbone, has_files: bool) -> bool:

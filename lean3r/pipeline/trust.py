@@ -16,7 +16,7 @@ from lean3r.parallel import by_threads
 from lean3r.pipeline.overlap import look
 from lean3r.types import PointCloud, Reconstruction, with_warning
 
-DISAGREE = "where views see the same their depths differ by {:.0%} (median): cameras or depth are off"
+DISAGREE = "where views overlap, their depths differ by {:.0%} (median): cameras or depth are wrong"
 APART = (
     0.2  # disagreement (log depth) of views that is no roughness any more; the embedded model alone has 0.08 to 0.17
 )
@@ -100,10 +100,10 @@ def _with_content(scene: Reconstruction, seen: Seen) -> Reconstruction:
     again = [v for v, first in enumerate(seen.first) if first != v and seen.codes[v] is None]
     full = sum(code is None for code in seen.codes)
     if again and len(again) == full - 1:
-        text = "all pictures are the same: without motion depth is the network's guess from one picture"
+        text = "all pictures are the same: without parallax, depth is the network's guess from one picture"
         scene = with_warning(scene, "identical-pictures", text)
     elif again and all(scene.sources[view].timestamp_s is None for view in again):
-        text = f"{_views(again, scene)} repeat other pictures, and add nothing"
+        text = f"{_views(again, scene)} repeat other pictures and add nothing"
         scene = with_warning(scene, "repeated-pictures", text, again)
     return scene
 
@@ -119,15 +119,17 @@ def _warn_unsupported(scene: Reconstruction, seen: Seen) -> Reconstruction:
     connected = found.overlaps | registered
     lonely = np.flatnonzero(unique & ~connected).tolist()
     if lonely and not connected.any():
-        text = "no two pictures were found to show the same: cameras and depth are guesses that nothing supports"
+        text = "no two pictures were found to overlap: cameras and depth are guesses that nothing supports"
         return with_warning(scene, "no-overlap", text)
     if lonely:
-        text = f"{_views(lonely, scene)} show nothing that another picture shows, as far as found; no points"
+        text = f"{_views(lonely, scene)} were not found to overlap with any other; they give no points"
         conf = scene.conf.copy()
         conf[lonely] = 0
         scene = with_warning(_fuse(replace(scene, conf=conf)), "no-overlap", text, lonely)
     if found.turns_only and not registered.any():
-        text = "the camera seems to turn without moving: positions and depth are guesses that nothing supports"
+        text = (
+            "the camera seems to rotate in place, which gives no parallax: positions and depth are unsupported guesses"
+        )
         scene = with_warning(scene, "no-parallax", text)
     return scene
 

@@ -33,14 +33,14 @@ class Fit:
 
 
 def why_not_better(before: Fit, after: Fit, knows_poses: bool = False) -> str | None:
-    """Why refined cameras are not to be taken; None where they are better by error and by inliers, or, where poses
-    are known so that points may be all that is found, not worse by inliers."""
+    """The reason to reject refined cameras; None if they improve both error and inliers, or, with known poses (where
+    refinement may add nothing but points), do not reduce the inliers."""
     if knows_poses and after.inliers >= before.inliers:
         return None
     if after.inliers <= before.inliers:
-        return f"it would fit {after.inliers} of {after.matches} verified matches, and before {before.inliers} fit"
+        return f"it would fit {after.inliers} of {after.matches} verified matches; {before.inliers} fit before"
     if after.error_px >= before.error_px:
-        return f"the matches would be {after.error_px:.2f} px off, and before they were {before.error_px:.2f} px off"
+        return f"the reprojection error would be {after.error_px:.2f} px, and was {before.error_px:.2f} px before"
     return None
 
 
@@ -92,8 +92,8 @@ def pair_shares(
 
 
 def turn_only(matches: Matches, cameras: Sequence[pycolmap.Camera]) -> bool:
-    """Whether most matches are explained, within TURNED_PX, by cameras that turn and do not move: then neither
-    positions nor depths can be told."""
+    """Whether rotation alone explains most matches, within TURNED_PX: rotating in place gives no parallax, so neither
+    positions nor depths are determined."""
     rays = [
         np.asarray(camera.cam_from_img(xy)) if len(xy) else np.zeros((0, 2))
         for camera, xy in zip(cameras, matches.keypoints, strict=True)

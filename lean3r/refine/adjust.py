@@ -158,8 +158,8 @@ class Mapper:
         return {camera_id for camera_id, view in views if self.job.groups[view.group].fixed}
 
     def adjustment(self, model: pycolmap.Reconstruction) -> pycolmap.BundleAdjustmentOptions:
-        """Bundle adjustment that a few wrong measurements do not pull away. The focal length stays with two views:
-        they do not tell it."""
+        """Bundle adjustment that is robust to a few wrong measurements. With two views the focal length is held fixed:
+        they do not determine it."""
         options = pycolmap.BundleAdjustmentOptions()
         options.print_summary = False
         options.refine_extra_params = model.num_reg_images() > 2
@@ -226,9 +226,9 @@ def restore_known(job: Job, model: pycolmap.Reconstruction) -> None:
 
 
 def doubt(job: Job, model: pycolmap.Reconstruction) -> str | None:
-    """What the pictures say against known focal lengths, None if nothing: an adjustment that is free to change them.
+    """Evidence in the pictures against known focal lengths, or None, from an adjustment that is free to change them.
 
-    The model is left with the focal lengths that it prefers.
+    The model keeps the adjusted focal lengths.
     """
     view_of = files_to_view(job)
     groups = {i.camera_id: job.groups[job.views[view_of[i.name]].group] for i in model.images.values() if i.has_pose}

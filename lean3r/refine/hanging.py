@@ -1,4 +1,5 @@
-"""Parts of a model that hang on one view: their scale is nearly open, and is taken from the network's depth."""
+"""Groups of views connected through a single view: well oriented, but their scale is poorly constrained. It is taken
+from the network's depth."""
 
 from __future__ import annotations
 
@@ -20,11 +21,11 @@ FAR = np.log(2.0)  # the network's depth tells no scale better than this
 def rescale_hanging(
     answer: Answer, reconstruction: Reconstruction, scales: np.ndarray, held: np.ndarray
 ) -> tuple[Answer, list[int]]:
-    """The answer with hanging parts scaled around the view that they hang on, where their points are more than twice
-    as far or as near as the network's depth says of the rest; and the views that were moved.
+    """Scale hanging groups around the view that connects them, if their depth differs from the network's by more than a
+    factor of two, relative to the rest; returns the answer and the views that were moved.
 
-    `scales` [S] are those of the pictures that the answer was found in; views that are `held` [S] are firm. Directions
-    between views stay as they were.
+    `scales` [S] are those of the shrunk pictures that the answer refers to; `held` [S] views count as firm. Directions
+    between views do not change.
     """
     seen = np.zeros((len(answer.xyz), len(answer.has)), bool)
     seen[answer.point, answer.view] = True

@@ -1,7 +1,8 @@
-"""Which views of a model are where it says: a small error where points were matched proves little about the whole.
+"""Which poses of a model can be trusted: a small reprojection error alone proves little about the whole.
 
-A model is trusted as far as its views hold each other in place. Doubted are views outside the largest firm part (their
-scale hangs on few points or on one view), views that most of their own matches contradict, and, in a video, jumps.
+Views are trusted if they constrain each other. Doubted are views outside the largest firm group (a group of views
+connected through a single view, or few points, is well oriented, but its scale is poorly constrained), views whose own
+matches mostly contradict their pose, and, in a video, jumps.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def judge(
     part, doubt = np.full(views, -1), np.full(views, None, object)
     for number, members in enumerate(firm_parts(seen, np.flatnonzero(has))):
         part[members] = number
-    doubt[(part != 0) & has] = "too few points tie it to the other views"
+    doubt[(part != 0) & has] = "too few points connect it to the other views"
     doubt[~has] = "it has too few matches with other views"
     main = part == 0
     for view in np.flatnonzero(main):
@@ -64,13 +65,13 @@ def judge(
     for run, times in sequences:
         sure = np.array([view for view in run if doubt[view] is None], int)
         doubt[sure[~unbroken(centres[sure], times[np.isin(run, sure)])]] = (
-            "it jumps away from the frames before and after it"
+            "its position jumps away from those of the frames before and after it"
         )
         sure = np.array([view for view in run if doubt[view] is None], int)
         off = sidesteps(centres[sure], times[np.isin(run, sure)])
-        doubt[sure[off]] = "it steps out of the way of the frames before and after it"
+        doubt[sure[off]] = "its position lies beside the path of the frames before and after it"
     sure = np.array([reason is None for reason in doubt], bool)
-    doubt[sure & far_outside(centres, sure)] = "it lies far outside all others"
+    doubt[sure & far_outside(centres, sure)] = "its position is far from all others"
     part[(part == 0) & np.array([reason is not None for reason in doubt], bool)] = -1
     if held is not None:
         doubt[held], part[held] = None, 0

@@ -1,4 +1,4 @@
-"""What can be chosen of a refinement, and what it is told of the cameras."""
+"""Options of a refinement, and the known cameras that it takes."""
 
 from __future__ import annotations
 
@@ -35,20 +35,18 @@ class RefineOptions:
 
     when: Refine = option(
         "auto",
-        "Make cameras exact by matches and bundle adjustment; auto: the embedded model, kept only where better.",
+        "Refine the cameras by matches and bundle adjustment, and keep the better ones; auto: for nano only.",
         name="refine",
     )
     seconds: float | None = option(
         None,
-        "Refine for at most N seconds (by default 60 of one processor, and 6 more a picture).",
+        "Refine for at most N seconds (default: 60 seconds of processor time, plus 6 for each picture).",
         "N",
         name="refine_seconds",
     )
-    lens: LensName = option(
-        "auto", "Refinement: the camera model; auto: one focal length and one distortion, or what --cameras says."
-    )
+    lens: LensName = option("auto", "Refinement: the camera model; auto: that of --cameras, else simple-radial.")
     share_lens: ShareLens = option(
-        "auto", "Refinement: one camera for pictures of one size; auto: also of one focal length in EXIF."
+        "auto", "Refinement: share one camera among pictures of one size; auto: only if their EXIF focal lengths agree."
     )
     side: int = 1600
     features: int = 8192
@@ -59,7 +57,7 @@ class RefineOptions:
             if value not in get_args(kind):
                 raise UsageError(f"{name} is '{value}'; expected {', '.join(get_args(kind))}.")
         if self.seconds is not None and not self.seconds > 0:
-            raise UsageError(f"refinement is given {self.seconds} seconds; expected more than 0, or --refine off.")
+            raise UsageError(f"refinement got {self.seconds} seconds; expected more than 0, or use --refine off.")
         if self.side < LEAST_SIDE or self.features < 1:
             raise UsageError(f"{self.features} features at {self.side} pixels; expected at least 1 at {LEAST_SIDE}.")
 
@@ -75,14 +73,14 @@ class RefineOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleOptions:
-    """What says how long a metre is: a known distance, or the places that GPS noted; at most one of them."""
+    """What sets the metric scale: a known distance, or GPS positions; at most one of them."""
 
     scale: str | None = option(
         None,
-        "A known distance: two pictures and the metres between their cameras, as IMG_1.jpg,IMG_2.jpg=1.25.",
+        "Scale from a known distance between two cameras in metres, for example IMG_1.jpg,IMG_2.jpg=1.25.",
         "A,B=METRES",
     )
-    gps: bool = option(False, "Metres and directions from the GPS in the pictures' EXIF: x east, y down, z north.")
+    gps: bool = option(False, "Scale and orientation from the GPS positions in EXIF: x east, y down, z north.")
 
     def __post_init__(self) -> None:
         if self.scale is not None:
@@ -90,7 +88,7 @@ class ScaleOptions:
 
             Distance.parse(self.scale)
             if self.gps:
-                raise UsageError("--scale and --gps both say what a metre is; choose one.")
+                raise UsageError("--scale and --gps both set the scale; choose one.")
 
     def check(self, pictures: Pictures) -> None:
         """InputError where the pictures lack what GPS needs: at once, not after the network."""
@@ -112,10 +110,10 @@ class ScaleOptions:
 
 @dataclass(frozen=True, eq=False)
 class KnownCameras:
-    """What is known of the S views beforehand, NaN or None where a view has none: intrinsics [S, 3, 3] in pixels of the
-    original pictures, which are kept as they are; `lenses` [S], of which distortion is kept too (else it is estimated);
-    cam_from_world [S, 4, 4], in whose world the result comes. `are_fixed` says whether these poses are held, or where
-    the adjustment starts."""
+    """Known cameras of the S views; NaN or None for a view that has none: intrinsics [S, 3, 3] in pixels of the
+    original pictures, which are held fixed; `lenses` [S], whose distortion is held fixed too (else it is estimated);
+    cam_from_world [S, 4, 4], which set the world of the result. `are_fixed` says whether these poses are held fixed, or
+    the adjustment only starts from them."""
 
     intrinsics: np.ndarray | None = None
     lenses: tuple[Lens | None, ...] = ()

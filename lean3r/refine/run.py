@@ -32,13 +32,13 @@ from lean3r.types import Lens, Reconstruction, Registration, Source, SparsePoint
 THREADS = 2
 FITTING = 0.75  # share of verified matches that true poses fit at least
 MISFIT = (
-    "the known poses fit {:.0%} of the matches between the pictures; true ones fit nearly all. Check what they are "
-    "(camera to world or world to camera, axes, times); rough ones are refined with --known-poses start"
+    "the known poses fit only {:.0%} of the matches between the pictures; correct poses fit nearly all. Check their "
+    "direction (camera to world or world to camera), axes and times; rough poses are refined with --known-poses start"
 )
-UNCONFIRMED = "nothing in the pictures confirms the known poses: no points could be made with them"
+UNCONFIRMED = "nothing in the pictures confirms the known poses: no points could be triangulated with them"
 SAME_FOCAL = 1e-3  # relative: one focal length stands for both, and one distortion for four that overfit
 PATIENCE = 10  # seconds on the clock for each of work, where no limit is stated: a process that hangs is ended
-TIME_UP = "time was up (more of it: --refine-seconds N)"
+TIME_UP = "it ran out of time (give it more with --refine-seconds N)"
 
 
 def run(
@@ -59,7 +59,7 @@ def run(
         "lens": options.lens,
     }
     if len(reconstruction.sources) < 2:
-        return keep_predicted(reconstruction, report, "one view alone tells nothing", start)
+        return keep_predicted(reconstruction, report, "a single view gives no parallax", start)
     with temporary_folder("refine") as folder:
         job = prepare(reconstruction, pictures, options, known, masks, folder)
         if is_stated:
@@ -93,10 +93,12 @@ def run(
     if reason := accept.why_not_better(before, after, known.cam_from_world is not None):
         return keep_predicted(reconstruction, report, reason, start)
     if answer.trusted.sum() < 2:
-        return keep_predicted(reconstruction, report, "too few points would hold its views together", start)
+        return keep_predicted(reconstruction, report, "too few points connect its views", start)
     report["notes"] = answer.report["notes"] + ([f"{ended}; what was done by then is used"] if ended else [])
     answer, moved = rescale_hanging(answer, reconstruction, scales, job.held)
-    answer = answer.with_doubts(moved, "too few common points tell how far away it is: the network's depth was taken")
+    answer = answer.with_doubts(
+        moved, "too few shared points constrain its scale; it was taken from the network's depth"
+    )
     refined = follow(place(reconstruction, job, answer.of_trusted(), known))
     label = "refined" if answer.report["start"] else "fallback"
     for said, part, doubt in zip(report["views"], answer.report["parts"], answer.report["doubts"], strict=True):
@@ -237,7 +239,7 @@ def work(folder: Path, seconds: float, processor_seconds: float = math.inf) -> s
     """Run the refining process for at most so many seconds, or so many of work done; why it did not end by itself, None
     if it did. What a busy machine takes longer for counts as work only once."""
     if getattr(sys, "frozen", False) or not sys.executable:
-        return "a program without a Python of its own cannot start the refining process"
+        return "the refining process cannot be started: this program has no Python interpreter"
     command = python_command("lean3r.refine.worker", str(folder), str(processor_seconds))
     with (folder / "log.txt").open("wb") as log:
         # Ctrl-C is for this process alone to act upon.

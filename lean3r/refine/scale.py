@@ -34,7 +34,7 @@ OUTLIER = 4.0  # robust deviations from the fit that a place may be off
 TYPICAL_GPS_M = 3.0
 EXIF_GPS = 0x8825
 ONE_PLACE = (
-    "which says nothing about the scale. Leave --gps out; --scale with the distance of two pictures gives metres."
+    "which does not determine the scale. Use --scale with a known distance between two cameras instead of --gps."
 )
 
 
@@ -57,7 +57,7 @@ class Distance:
             metres = math.nan
         if not (comma and first.strip() and second.strip() and LEAST_METRES <= metres <= MOST_METRES):
             raise UsageError(
-                f"got the scale '{text}'; expected two pictures and the metres between their cameras, from "
+                f"got the scale '{text}'; expected two pictures and the distance of their cameras in metres, from "
                 f"{LEAST_METRES:g} to {MOST_METRES:g}: FIRST.jpg,SECOND.jpg=1.25"
             )
         return cls(first.strip(), second.strip(), metres)
@@ -86,13 +86,13 @@ def with_distance(reconstruction: Reconstruction, known: Distance) -> Reconstruc
     size = float(np.linalg.norm(centres - centres.mean(axis=0), axis=1).max())
     if not apart > 1e-6 * size:
         raise InputError(
-            f"the cameras of {known.first} and {known.second} stand at one place, so {known.metres} m says nothing. "
+            f"the cameras of {known.first} and {known.second} are at one place, so {known.metres} m gives no scale. "
             "Choose two pictures taken well apart."
         )
     if apart < 0.2 * size:
         logger.warning(
-            "%s and %s are near each other for this scene: its scale is as uncertain as their distance, several times "
-            "over; better choose two far apart",
+            "%s and %s are close together for the size of this scene: errors of their distance are magnified in the "
+            "scale; choose two pictures farther apart",
             known.first,
             known.second,
         )
@@ -122,7 +122,7 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
     fit = umeyama_robust(torch.from_numpy(centres), torch.from_numpy(target))
     is_line = any(spread[1] <= STRAIGHT * spread[0] for spread in spreads)
     if is_line:
-        logger.warning("the places of the pictures lie on a line: what is up is taken from the pictures, as level ones")
+        logger.warning("the GPS positions lie on a line: up is taken from the pictures, which are assumed to be level")
         fit = _level(fit, reconstruction.cam_from_world, target)
     off = np.linalg.norm(fit.apply(torch.from_numpy(centres)).numpy() - target, axis=1)
     used = off <= OUTLIER * max(1.4826 * float(np.median(off)), 1e-6)
@@ -130,7 +130,7 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
     rms = float(np.sqrt((off[used] ** 2).mean()))
     if extent < 3 * max(rms, TYPICAL_GPS_M):
         logger.warning(
-            "the pictures were taken within some %.0f m and GPS is good to some %.0f m: take the scale for rough",
+            "the pictures were taken within about %.0f m, and GPS is accurate to about %.0f m: the scale is only rough",
             2 * extent,
             max(rms, TYPICAL_GPS_M),
         )
@@ -155,8 +155,8 @@ def require_places(names: Collection[str], places: Mapping[str, Place]) -> list[
     found = [places[name] for name in names if name in places]
     if len(found) < FEWEST_PLACES:
         raise InputError(
-            f"{len(found)} of {len(names)} pictures say where they were taken (GPS in EXIF); "
-            f"expected at least {FEWEST_PLACES}. Leave --gps out, or give a known distance by --scale."
+            f"{len(found)} of {len(names)} pictures have a GPS position in EXIF; "
+            f"expected at least {FEWEST_PLACES}. Leave --gps out, or give a known distance with --scale."
         )
     target, _ = local_metres(found)
     if np.linalg.svd(target - target.mean(axis=0), compute_uv=False)[0] < 0.1:
@@ -269,5 +269,5 @@ def _view(names: Sequence[str], wanted: str) -> int:
     if len(fitting) == 1:
         return fitting[0]
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    many = "fits no picture" if not fitting else f"fits {len(fitting)} pictures"
+    many = "matches no picture" if not fitting else f"matches {len(fitting)} pictures"
     raise InputError(f"--scale: '{wanted}' {many}; the pictures used are {shown}.")

@@ -122,7 +122,7 @@ def test_bad_use_and_bad_weights(run, tmp_path: Path, capsys, arguments: list[st
 def test_gps_that_is_not_there_ends_the_run_before_its_work(run, tmp_path: Path, capsys) -> None:
     assert run("--gps") == 3
     err = capsys.readouterr().err
-    assert "0 of 4 pictures say where they were taken" in err and "loading" not in err
+    assert "0 of 4 pictures have a GPS position" in err and "loading" not in err
     assert list(tmp_path.iterdir()) == []
 
 

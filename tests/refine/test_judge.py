@@ -44,7 +44,7 @@ def test_a_group_that_few_points_tie_is_a_part_of_its_own() -> None:
     seen = np.concatenate([seen[~across], seen[kept]])
     found = verdict(walk(20), seen)
     assert found.part == (0,) * 12 + (1,) * 8
-    assert found.trusted.tolist() == [True] * 12 + [False] * 8 and "tie" in str(found.doubt[-1])
+    assert found.trusted.tolist() == [True] * 12 + [False] * 8 and "connect" in str(found.doubt[-1])
 
 
 def test_a_group_on_one_view_alone_is_open_in_scale() -> None:
@@ -68,7 +68,7 @@ def test_a_frame_beside_the_way_is_doubted_and_corners_are_not() -> None:
     poses = walk(30)
     poses[17, 1, 3] = 0.15
     found = verdict(poses, tracks(30))
-    assert np.flatnonzero(~found.trusted).tolist() == [17] and "steps out of the way" in str(found.doubt[17])
+    assert np.flatnonzero(~found.trusted).tolist() == [17] and "beside the path" in str(found.doubt[17])
     angle = np.linspace(0, np.pi, 30).clip(np.pi / 3, np.pi / 2)  # straight, a quick turn, straight
     corner = walk(30)
     corner[:, :2, 3] = -0.1 * np.cumsum(np.stack([np.cos(angle), np.sin(angle)], axis=1), axis=0)

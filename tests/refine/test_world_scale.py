@@ -60,7 +60,7 @@ def test_what_is_no_distance_is_refused(text):
 def test_names_are_found_by_their_end_and_only_if_one_fits():
     scene = make_scene(3, names=["a/x.jpg", "b/x.jpg", "c.jpg"])
     assert with_distance(scene, Distance("b/x.jpg", "c.jpg", 2.0)).scale == "metric"
-    for wrong, message in (("x.jpg", "fits 2 pictures"), ("d.jpg", "fits no picture")):
+    for wrong, message in (("x.jpg", "matches 2 pictures"), ("d.jpg", "matches no picture")):
         with pytest.raises(InputError, match=message):
             with_distance(scene, Distance(wrong, "c.jpg", 2.0))
     with pytest.raises(UsageError, match="one picture"):
@@ -112,7 +112,7 @@ def test_gps_gives_metres_axes_and_its_accuracy(caplog):
     json.dumps(found.info)
     caplog.clear()
     with_places(scene, places_of(scene, np.random.default_rng(0), 1.0, 1.0))
-    assert "take the scale for rough" in caplog.text
+    assert "the scale is only rough" in caplog.text
 
 
 def test_gps_that_says_too_little_is_refused():
