@@ -77,7 +77,7 @@ def reconstruct(
     OutOfMemoryError when memory does not hold the views, LeanError when the network returns NaN.
     """
     if old or not isinstance(frames, FrameChoice | None):
-        pictures, frames, cameras, refine, points = translated(old, pictures, frames, cameras, refine, points)
+        pictures, frames, cameras, refine, points = translate(old, pictures, frames, cameras, refine, points)
     if pictures is None:
         raise TypeError("reconstruct() is given no pictures")
     run = RunOptions(resolution=resolution, reference_view=reference_view, seed=seed)
