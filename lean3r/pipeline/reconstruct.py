@@ -32,7 +32,7 @@ from lean3r.pipeline.known import (
     with_cameras,
 )
 from lean3r.pipeline.observer import Observer
-from lean3r.pipeline.old_keywords import OldKeywords
+from lean3r.pipeline.old_keywords import OldKeywords, translate
 from lean3r.pipeline.options import CameraOptions, RunOptions
 from lean3r.pipeline.predict import check_finite, predict
 from lean3r.pipeline.record import record_of, with_costs
