@@ -1,7 +1,7 @@
 """A folder of photos in; cameras, depth and a point cloud out.
 
-The photos are taken here, of a room in the synthetic world, so that the truth is known. With your own pictures
-only the second half is needed, and one command does the same: `lean3r reconstruct photos/ -o out`.
+The photos are rendered here, of a room in the synthetic world, so that the ground truth is known. With your own
+pictures you need only the second half, and one command does the same: `lean3r reconstruct photos/ -o out`.
 """
 
 import argparse

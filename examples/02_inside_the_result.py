@@ -1,6 +1,6 @@
-"""The library in three lines, and what is inside the result: plain numpy arrays, named and documented.
+"""The library in three lines, and the contents of the result: plain numpy arrays, named and documented.
 
-docs/conventions.md says which way axes and poses point, docs/python.md lists every field.
+docs/conventions.md defines axes and poses, docs/python.md lists every field.
 """
 
 import argparse
@@ -18,7 +18,7 @@ parser.add_argument("--weights", type=Path, help="weights other than those that 
 
 
 def main() -> None:
-    """Reconstruct four photos and look at every field."""
+    """Reconstruct four photos and inspect every field."""
     options = parser.parse_args()
     phone_photos(options.out / "photos", seed=2, height=144, width=192)
 
@@ -34,8 +34,8 @@ def main() -> None:
     # The first camera is the origin of the world; poses map world points into each camera.
     assert np.allclose(scene.cam_from_world[0], np.eye(4), atol=1e-5)
 
-    # A point of the cloud, projected into the view that saw it, lands on the pixel that saw it; through the lens,
-    # if the cameras were refined: `intrinsics` are its pinhole part.
+    # A point of the cloud, reprojected into its view, lands on its pixel. After refinement the projection includes
+    # the lens distortion: `intrinsics` are the pinhole part.
     points, optics = scene.points, Optics.of(scene)
     poses = scene.cam_from_world[points.view]
     in_camera = np.einsum("pij,pj->pi", poses[:, :3, :3], points.xyz) + poses[:, :3, 3]
@@ -45,7 +45,7 @@ def main() -> None:
         pixels[seen] = optics.project(view, in_camera[seen])
     print(f"{'projection':20} {np.abs(pixels - points.xy).max():.4f} px off at most")
 
-    # The picture was resized for the network; every view knows its way back to the original pixels.
+    # Pictures are resized for the network; every view stores the mapping back to the original pixels.
     source = scene.sources[0]
     focal_px = scene.original_intrinsics[0, 0, 0]
     print(f"{'first view':20} {source.name}, {source.width} x {source.height}, focal length {focal_px:.1f} px")

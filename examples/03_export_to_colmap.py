@@ -1,6 +1,6 @@
 """A COLMAP model for Gaussian splatting and everything else that reads COLMAP, checked by reading it back.
 
-Cameras have the size of the original pictures, images their original names, points real observations in pixels.
+Cameras have the size of the original pictures, images their original names, and points their observations in pixels.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A video in: frames are chosen evenly and named after their number. The command line does it too:
+"""Reconstruct a video: frames are evenly spaced and named after their number. The command line does the same:
 `lean3r reconstruct clip.mp4 --frames 6 -o out`.
 """
 

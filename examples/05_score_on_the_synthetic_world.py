@@ -1,6 +1,6 @@
-"""Unlimited scenes with exact truth, and how far a prediction is from it.
+"""Unlimited scenes with exact ground truth, and the error of predictions.
 
-Three predictors meet the same scenes: the truth itself, cameras that never move, and nano.
+Three predictors are scored on the same scenes: the ground truth itself, cameras that never move, and nano.
 """
 
 import argparse
@@ -22,7 +22,7 @@ parser.add_argument("--weights", type=Path, help="weights other than those that 
 
 
 def constant(views: Views) -> Prediction:
-    """Look at nothing: every camera at the origin, every depth 1, a usual focal length."""
+    """Ignore the pictures: every camera at the origin, every depth 1, a typical focal length."""
     scenes, count, _, height, width = views.images.shape
     flat = torch.ones(scenes, count, height, width)
     focal = torch.full((scenes, count, 2), 0.9 * (height * width) ** 0.5)
@@ -30,7 +30,7 @@ def constant(views: Views) -> Prediction:
 
 
 def main() -> None:
-    """Make scenes, score three predictors, print one line each."""
+    """Render scenes, score three predictors, print one line each."""
     options = parser.parse_args()
     # A pure function of seed, index and sizes: the same scenes on every run and every machine.
     batch = SyntheticWorld(height=128, width=128, views=4, seed=1_000_003).batch(index=0, scenes=4)

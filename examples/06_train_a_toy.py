@@ -1,6 +1,6 @@
 """Train a toy version of nano on the synthetic world for a few steps: the same loop, loss and data as the real one.
 
-The shipped weights come from `lean3r train nano`. With --weights the full nano goes on from that file instead.
+The shipped weights come from `lean3r train nano`. With --weights the full nano continues from that file instead.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from lean3r.train.losses.nano import nano_loss
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--out", type=Path, default=Path("examples_out/06"))
-parser.add_argument("--weights", type=Path, help="weights of nano to go on from")
+parser.add_argument("--weights", type=Path, help="weights of nano to continue from")
 parser.add_argument("--steps", type=int, default=30)
 
 WORLD = SyntheticWorld(seed=7, tiles=32, tile_size=32)

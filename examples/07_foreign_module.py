@@ -1,4 +1,4 @@
-"""Sparse attention in a network that lean3r did not write: an adapter says where q, k, v and the layout are.
+"""Sparse attention in a third-party network: an adapter says where q, k, v and the layout are.
 
 The network is a plain nn.TransformerEncoder over the patches of two pictures. `FusedQkv` in lean3r.compress.foreign
 does the same for timm and DINOv2 (Depth Anything 3 included); any class with the four methods below will do.
@@ -24,23 +24,23 @@ parser.add_argument("--weights", type=Path, help="not used here")
 
 
 class Written:
-    """The same by hand, for an attention layer of one's own: where its layers are, and what they are called with."""
+    """A hand-written adapter for a custom attention layer: where the layers are, and how they are called."""
 
     def sites(self, model: nn.Module) -> list[Site]:
         """Attention layers in order: path, role, width, heads."""
         return [Site(f"blocks.{i}", "global", 48, 4) for i in range(2)]
 
     def layout(self, x: Tensor) -> TokenLayout:
-        """One view, from what the network is called with."""
+        """One view, from the input of the network."""
         return TokenLayout(views=1, special=0, rows=ROWS, cols=COLS)
 
     def project(self, attention: "OwnAttention", x: Tensor) -> Projected:
-        """q, k, v [B, heads, N, channels], and what happens to q and k before their product: nothing here."""
+        """q, k, v [B, heads, N, channels], and the transform of q and k before their product: the identity here."""
         q, k, v = (part(x).unflatten(-1, (4, 12)).transpose(1, 2) for part in (attention.q, attention.k, attention.v))
         return Projected(x, q, k, v, lambda q, k, positions=None: (q, k))
 
     def output(self, attention: "OwnAttention", mixed: Tensor, x: Tensor) -> Tensor:
-        """What the layer returns, from mixed values."""
+        """The output of the layer, from the mixed values."""
         return mixed.transpose(1, 2).flatten(2)
 
 
@@ -72,7 +72,7 @@ class OwnNetwork(nn.Module):
 
 
 def main() -> None:
-    """Convert both, check that dense changes nothing, then look at 4 windows of 4 x 4 patches only."""
+    """Convert both, check that dense changes nothing, then attend to only 4 windows of 4 x 4 patches."""
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)

@@ -1,6 +1,6 @@
-"""Compress a model by a plan, save it with the plan inside, load it again, reconstruct, and see where it looks.
+"""Compress a model by a plan, save it with the plan inside, load it again, reconstruct, and print its density.
 
-nano's own weights were trained with dense attention: without training for it, gsa changes what the model says.
+nano's own weights were trained with dense attention: without training for the plan, its predictions change.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> None:
     file = options.out / "nano-merged.safetensors"
     file.unlink(missing_ok=True)
     lean3r.save(fast, file)
-    again = lean3r.load("nano", weights=file)  # brings its plan along
+    again = lean3r.load("nano", weights=file)  # the file includes the plan
 
     for name, network in (("dense", model), ("merged", again)):
         with recording() as log:

@@ -1,4 +1,4 @@
-"""Make a sparse FP8 student of nano: its teacher is the dense nano, its data the synthetic world; a few steps here.
+"""Train a sparse FP8 student of nano for a few steps: the teacher is the dense nano, the data the synthetic world.
 
 The real run is `lean3r distill --recipe nano-gsa-fp8`; this is the same in Python, with one phase and few steps.
 """
@@ -28,7 +28,7 @@ parser.add_argument("--steps", type=int, default=3)
 
 
 def main() -> None:
-    """Train, store, load again, and say how much the student looks at."""
+    """Train, save, load again, and print the density of the student's attention."""
     options = parser.parse_args()
     recipe = DISTILLATIONS.get("nano-gsa-fp8")(None)
     recipe = replace(recipe, data=replace(recipe.data, world=SyntheticWorld(seed=7, tiles=32, tile_size=32)))
