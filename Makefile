@@ -1,8 +1,8 @@
 # make demo               set up, photograph a synthetic room, reconstruct it on this machine, compare with the truth
 # make demo PHOTOS=DIR    the same on your own pictures (nothing to compare with)
 # make test               set up, then lint, types and tests
-# make tables            write the tables of the pages that are made from the code
-# make docs              the guides and the API reference as a site, build/site/index.html; warnings are errors
+# make tables             write the tables of the pages that are made from the code
+# make docs               the guides and the API reference as a site, build/site/index.html; warnings are errors
 # make lint, make format, make clean (removes the environment and the demo)
 
 PYTHON ?= python3

@@ -115,5 +115,4 @@ def embedded_weights(name: str) -> Path:
 def _made_by(name: str) -> str:
     if name in STUDENTS:
         return f"those of {name} are made by lean3r distill --recipe {name}"
-    trained = name if name in ("nano", "nano-looped") else "nano"
-    return f"those of {trained} are made by lean3r train {trained}"
+    return f"where there is a recipe of that name, lean3r train {name} makes one"

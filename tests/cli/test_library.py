@@ -96,8 +96,9 @@ def test_names_of_devices_and_number_types() -> None:
 
 
 def test_missing_embedded_weights_say_what_to_do() -> None:
-    with pytest.raises(WeightsError, match=r"giant do not come with lean3r .* Give a file with --weights"):
+    with pytest.raises(WeightsError, match=r"giant do not come with lean3r .* Give a file with --weights") as caught:
         embedded_weights("giant")
+    assert "nano" not in str(caught.value), "of which there is a recipe, but not this one"
 
 
 def test_every_weights_file_in_the_package_belongs_to_a_model_and_is_small() -> None:
