@@ -27,7 +27,7 @@ SCAN_VIEWS, SCAN_SIDE, SCAN_SEED = 4, 240, 20  # pictures, pixels, and the synth
 
 @dataclass
 class Compress:
-    """Give a model sparse attention or smaller numbers, tensor by tensor; the plan travels in the new file.
+    """Give a model sparse attention, or quantise it, tensor by tensor; the plan travels in the new file.
 
     See docs/how-to/compress.md and docs/how-to/quantise.md.
     """

@@ -30,7 +30,7 @@ from lean3r.cli.options import (
 
 @dataclass
 class Inspect:
-    """Draw which regions of which pictures a window of patches looks at, and say how dense attention is.
+    """Draw which regions of which pictures a window of patches attends to, and say how dense attention is.
 
     See docs/how-to/compress.md.
     """

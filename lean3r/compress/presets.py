@@ -38,7 +38,7 @@ def block_sparse(target: str = "global blocks", *, dense_below: int = 24576, **s
 
 
 def merge(target: str = "global blocks", *, dense_below: int = 1024, **settings: object) -> CompressionPlan:
-    """FastVGGT: nine of ten tokens join a similar one before attention. Needs no training."""
+    """FastVGGT: nine of ten tokens are merged into a similar one before attention. Needs no training."""
     return _one("merge", target, dense_below, settings)
 
 

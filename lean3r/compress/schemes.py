@@ -57,7 +57,7 @@ class Scheme:
 
 
 class Fp8Weight(Scheme):
-    """Weights in E4M3 with one scale an output row; activations and products unchanged."""
+    """Weights in E4M3 with one scale per output row; activations and products unchanged."""
 
     convolutions = True
 
@@ -72,7 +72,7 @@ class Fp8Weight(Scheme):
 
 
 class Fp8(Fp8Weight):
-    """Weights and activations in E4M3, one scale an output row and one a token; FP8 products if the hardware has them.
+    """Weights and activations in E4M3, one scale per output row and one per token; FP8 products if the hardware has them.
 
     `implementation` is "auto", "reference" (dequantised operands) or "scaled_mm", which raises if it cannot run.
     """
@@ -158,7 +158,7 @@ class W4A8(Integer):
 
 
 class Int8Dynamic(Scheme):
-    """Weights of 8 bits with one scale an output row, activations of 8 bits with one a token, integer products.
+    """Weights of 8 bits with one scale per output row, activations of 8 bits with one per token, integer products.
 
     On a CPU with VNNI the product is about four times as fast as in float32. torchao's
     Int8DynamicActivationInt8Weight rounds the same way and multiplies with the same operator of torch.

@@ -35,12 +35,12 @@ class Format(NamedTuple):
 EXPORTERS = Registry(
     "format",
     {
-        "cameras": Format("lean3r.export.cameras:write", "cameras.json", "one entry a view", default=True),
+        "cameras": Format("lean3r.export.cameras:write", "cameras.json", "one entry per view", default=True),
         "npz": Format(
             "lean3r.export.npz:write", "predictions.npz", "depth, confidence, cameras as arrays", default=True
         ),
         "depth": Format(
-            "lean3r.export.depth:write", "depth/", "16-bit PNG a view, scale.json, preview/ in colour", default=True
+            "lean3r.export.depth:write", "depth/", "one 16-bit PNG per view, scale.json, preview/ in colour", default=True
         ),
         "ply": Format("lean3r.export.ply:write", "points.ply", "coloured points", default=True),
         "glb": Format("lean3r.export.glb:write", "scene.glb", "coloured points and camera frusta, y up", default=True),

@@ -106,10 +106,10 @@ def cameras() -> str:
     def row(name: str) -> list[str]:
         kind = MODELS.get(name)
         reads = ", ".join(text for part, text in KNOWN_PARTS.items() if part in kind.ACCEPTS)
-        some = "no: all of them, for all views" if kind.ACCEPTS_WHOLE else "yes" if reads else ""
+        some = "no: all parts, for all views" if kind.ACCEPTS_WHOLE else "yes" if reads else ""
         return [f"`{name}`", reads or "none", some, "yes" if kind.REFERENCE is not None else "no"]
 
-    return table(["model", "known parts that it reads", "of some views only", "`--reference-view`"], map(row, MODELS))
+    return table(["model", "known parts that it reads", "for a subset of views", "`--reference-view`"], map(row, MODELS))
 
 
 def mechanisms() -> str:

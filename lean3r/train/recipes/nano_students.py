@@ -16,7 +16,7 @@ SHARED = ("special", "matcher", "trunk.blocks.0.", "upsampler")  # the stem is i
 
 
 def nano_gsa_fp8(textures: str | None = None) -> Distillation:
-    """Speed3R's attention: of 8 views of 225 patches a patch sees 12 of 128 windows, less than 10 per cent."""
+    """Speed3R's attention: of 8 views of 225 patches a patch attends to 12 of 128 windows, less than 10 per cent."""
     return _student("nano-gsa", gsa(dense_below=0, top_k=12), textures)
 
 

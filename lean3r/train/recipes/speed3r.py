@@ -1,4 +1,4 @@
-"""Speed3R's recipe (Ren et al. 2026): a dense model's cameras and points are the labels of its sparse student.
+"""Speed3R's recipe (Ren et al. 2026): a dense model's cameras and points are the labels for its sparse student.
 
 As released: 80 epochs of 800 steps, 2 to 24 views a sample and at most 24 pictures a batch, 100k to 255k pixels,
 aspects 0.5 to 2, sides of whole windows (56 pixels), 32 batches a step: on 8 GPUs 4 each, one after the other. AdamW
