@@ -72,7 +72,7 @@ class Fp8Weight(Scheme):
 
 
 class Fp8(Fp8Weight):
-    """Weights and activations in E4M3, one scale per output row and one per token; FP8 products if the hardware has them.
+    """Weights and activations in E4M3, one scale per output row and one per token; FP8 products on FP8 hardware.
 
     `implementation` is "auto", "reference" (dequantised operands) or "scaled_mm", which raises if it cannot run.
     """

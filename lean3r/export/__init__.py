@@ -40,7 +40,10 @@ EXPORTERS = Registry(
             "lean3r.export.npz:write", "predictions.npz", "depth, confidence, cameras as arrays", default=True
         ),
         "depth": Format(
-            "lean3r.export.depth:write", "depth/", "one 16-bit PNG per view, scale.json, preview/ in colour", default=True
+            "lean3r.export.depth:write",
+            "depth/",
+            "one 16-bit PNG per view, scale.json, preview/ in colour",
+            default=True,
         ),
         "ply": Format("lean3r.export.ply:write", "points.ply", "coloured points", default=True),
         "glb": Format("lean3r.export.glb:write", "scene.glb", "coloured points and camera frusta, y up", default=True),

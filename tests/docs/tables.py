@@ -109,7 +109,9 @@ def cameras() -> str:
         some = "no: all parts, for all views" if kind.ACCEPTS_WHOLE else "yes" if reads else ""
         return [f"`{name}`", reads or "none", some, "yes" if kind.REFERENCE is not None else "no"]
 
-    return table(["model", "known parts that it reads", "for a subset of views", "`--reference-view`"], map(row, MODELS))
+    return table(
+        ["model", "known parts that it reads", "for a subset of views", "`--reference-view`"], map(row, MODELS)
+    )
 
 
 def mechanisms() -> str:
