@@ -104,7 +104,7 @@ class Reconstruct:
 
     def work(self, console: Console) -> tuple[Reconstruction, dict]:
         """The run without its standard output: the scene, and its summary as JSON-ready values."""
-        from lean3r.export import DEFAULT_FORMATS, atomic_folder, check_extras, parse_formats, write_all
+        from lean3r.export import DEFAULT_FORMATS, atomic_folder, check_extras, parse_formats, picture_uses, write_all
 
         formats = parse_formats([*(self.format or DEFAULT_FORMATS), *(["mesh"] if self.mesh else [])])
         run, known = self.run_options.options, self.camera_options.options
@@ -112,7 +112,8 @@ class Reconstruct:
         refine, points = self.refine_options.options, self.point_options.options
         if export.shared_camera:
             refine = replace(refine, share_lens="always")
-        export.check(formats)
+        uses = picture_uses(formats)
+        export.check(uses)
         check_extras(formats)
         # The folder is tried first: nobody waits for a result that cannot be written.
         given = (known.cameras, self.masks, self.weights, self.plan)
@@ -123,7 +124,7 @@ class Reconstruct:
                 from lean3r.pipeline.budget import Budget
                 from lean3r.pipeline.reconstruct import reconstruct
 
-                keep = refine.when != "off" or export.copies_frames(formats)
+                keep = refine.when != "off" or export.copies_frames(uses)
                 pictures = Pictures(self.inputs, self.frame_choice.options, masks=self.masks, keep_frames=keep)
                 scale.check(pictures)
                 budget = Budget.from_options(self.memory_options.options, len(pictures), run.resolution)
@@ -147,7 +148,7 @@ class Reconstruct:
 
                 settings = {"inputs": self.inputs, "format": formats, **as_record(scale, export)}
                 scene = with_settings(scene, shlex.join(sys.argv), settings)
-                files = write_all(scene, directory, formats, export.with_pictures(pictures, formats))
+                files = write_all(scene, directory, formats, export.with_pictures(pictures, uses))
         done = summary(scene, self.out, [file.relative_to(directory).as_posix() for file in files], console.seconds)
         console.table("summary", summary_rows(scene, done))
         if folder := self.picture_folder(formats, pictures):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lean3r.export.atomic import atomic_folder
-from lean3r.export.options import ExportOptions
+from lean3r.export.options import ExportOptions, PictureUse
 from lean3r.registry import Registry
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ class Format(NamedTuple):
     """Where `write(reconstruction, directory, options) -> files` is, what appears in the folder, what that holds.
 
     Written when nobody asks (`default`) is what costs no time, no extra package and no copies of the pictures. What
-    `needs` an extra package says where a function is that raises MissingExtraError without it.
+    `needs` an extra package says where a function is that raises MissingExtraError without it. `pictures` says whether
+    the pictures belong beside the files: those without files of their own ("beside"), or copies of all ("needed").
     """
 
     at: str
@@ -30,6 +31,7 @@ class Format(NamedTuple):
     about: str
     default: bool = False
     needs: str = ""
+    pictures: PictureUse = "no"
 
 
 EXPORTERS = Registry(
@@ -47,12 +49,17 @@ EXPORTERS = Registry(
         ),
         "ply": Format("lean3r.export.ply:write", "points.ply", "coloured points", default=True),
         "glb": Format("lean3r.export.glb:write", "scene.glb", "coloured points and camera frusta, y up", default=True),
-        "colmap": Format("lean3r.export.colmap:write", "sparse/0/", "COLMAP model (binary)", default=True),
+        "colmap": Format(
+            "lean3r.export.colmap:write", "sparse/0/", "COLMAP model (binary)", default=True, pictures="beside"
+        ),
         "preview": Format(
             "lean3r.export.preview:write", "preview.jpg", "the cloud and the cameras from two sides", default=True
         ),
         "nerfstudio": Format(
-            "lean3r.export.nerfstudio:write", "transforms.json, points.ply", "cameras and points for nerfstudio"
+            "lean3r.export.nerfstudio:write",
+            "transforms.json, points.ply",
+            "cameras and points for nerfstudio",
+            pictures="needed",
         ),
         "mesh": Format(
             "lean3r.export.mesh:write",
@@ -104,6 +111,11 @@ def write_all(
     files = [file for of_format, _ in written for file in of_format]
     seconds = {name: taken for name, (_, taken) in zip(names, written, strict=True)}
     return files + manifest.write(reconstruction, directory, files, seconds)
+
+
+def picture_uses(formats: Iterable[str]) -> set[PictureUse]:
+    """What formats want the pictures for."""
+    return {EXPORTERS[name].pictures for name in formats}
 
 
 def check_extras(formats: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lean3r.inputs.pictures import Pictures
 
 Images = Literal["auto", "always", "never"]
-WITH_PICTURES = {"colmap", "nerfstudio"}  # formats that pictures lie beside
+PictureUse = Literal["no", "beside", "needed"]  # whether a format works with the pictures, or not without copies
 
 
 def parse_factors(text: str) -> tuple[int, ...]:
@@ -67,20 +67,20 @@ class ExportOptions:
         if self.mesh_voxel is not None and not self.mesh_voxel > 0:
             raise UsageError(f"mesh_voxel is {self.mesh_voxel}; expected more than 0.")
 
-    def check(self, formats: Collection[str]) -> None:
-        """UsageError where the options make no sense with the formats that are asked for."""
-        if self.undistort and not self.copies_frames(formats):
+    def check(self, uses: Collection[PictureUse]) -> None:
+        """UsageError if the options contradict the formats, given what these want the pictures for."""
+        if self.undistort and not self.copies_frames(uses):
             raise UsageError(
                 "--undistort writes pictures beside colmap or nerfstudio: ask for one, without --images never."
             )
 
-    def copies_frames(self, formats: Collection[str]) -> bool:
+    def copies_frames(self, uses: Collection[PictureUse]) -> bool:
         """Whether frames of a video, which are no files yet, are written beside such formats."""
-        return self.images != "never" and bool(WITH_PICTURES & set(formats))
+        return self.images != "never" and bool(set(uses) - {"no"})
 
-    def with_pictures(self, pictures: Pictures, formats: Collection[str]) -> ExportOptions:
-        """The same, with these pictures where they are to be written beside such formats."""
-        wanted = self.undistort or "nerfstudio" in formats or not pictures.are_loose_files
-        if self.copies_frames(formats) and (wanted or self.images == "always"):
+    def with_pictures(self, pictures: Pictures, uses: Collection[PictureUse]) -> ExportOptions:
+        """The same, with these pictures if they are to be written beside such formats."""
+        wanted = self.undistort or "needed" in uses or not pictures.are_loose_files
+        if self.copies_frames(uses) and (wanted or self.images == "always"):
             return replace(self, pictures=pictures)
         return self
