@@ -80,6 +80,8 @@ def reconstruct(
         pictures, frames, cameras, refine, points = translate(old, pictures, frames, cameras, refine, points)
     if pictures is None:
         raise TypeError("reconstruct() is given no pictures")
+    if not isinstance(model, Backbone):
+        raise UsageError(f"the model is {type(model).__name__}; expected a loaded one: lean3r.load('nano').")
     run = RunOptions(resolution=resolution, reference_view=reference_view, seed=seed)
     run.check(model)
     budget = None if memory is None else Budget.of(memory)

@@ -126,6 +126,11 @@ def test_masks_that_are_named_go_before_those_of_the_pictures(model, photos: Pat
         assert scene.info["masks"]["views"] == views
 
 
+def test_a_name_is_no_model(photos: Path) -> None:
+    with pytest.raises(lean3r.LeanError, match="the model is str; expected a loaded one"):
+        lean3r.reconstruct("nano", photos)  # type: ignore[arg-type]
+
+
 def test_records_are_not_edited_from_outside(model, photos: Path) -> None:
     scene = lean3r.reconstruct(model, photos, refine="off", resolution=112)
     assert scene.point_options == lean3r.PointOptions()
