@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
@@ -78,8 +79,9 @@ def test_the_sound_file_loads_and_is_refused_by_another_model(folder: Path) -> N
 
 @pytest.mark.parametrize("name", ["executes_code.pt", "truncated.safetensors", "small_valid.safetensors"])
 def test_command_line_ends_with_6(name: str, folder: Path, tmp_path: Path, temporary: Path, capsys) -> None:
-    out = tmp_path / "out"
-    code = main(["reconstruct", "no such picture.jpg", "-o", str(out), "--weights", str(folder / name)])
+    out, photo = tmp_path / "out", tmp_path / "photo.png"
+    Image.new("RGB", (64, 48)).save(photo)
+    code = main(["reconstruct", str(photo), "-o", str(out), "--weights", str(folder / name)])
     said = capsys.readouterr().err.splitlines()
     assert code == 6 and said[-1].startswith("error: ") and name in said[-1] and "Traceback" not in "".join(said)
     assert not out.exists() and not list(temporary.iterdir())
