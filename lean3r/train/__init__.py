@@ -1,7 +1,7 @@
-"""Training: a config, a loop that can be killed and resumed exactly, checkpoints, logs, processes that share work.
+"""Training: configs, a loop that resumes exactly after being killed, checkpoints, logs, several processes.
 
-The loop knows no model: it receives the model, the loss, the batches and the validator. Recipes are rows of the tables
-below: functions that return everything a run needs, those of DISTILLATIONS with a teacher.
+The loop is independent of the model: it receives the model, the loss, the batches and the validator. The tables below
+list the recipes: functions that return everything a run needs. The recipes in DISTILLATIONS have a teacher.
 """
 
 from lean3r.registry import Registry

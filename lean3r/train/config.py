@@ -1,4 +1,4 @@
-"""What a training run is: frozen dataclasses that check themselves and go to JSON and back unchanged."""
+"""The configuration of a training run: frozen dataclasses that validate themselves and convert to JSON and back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Literal
 from lean3r.errors import UsageError
 from lean3r.json_text import parse_json
 
-# Settings that do not touch the weights: a resumed run may change them.
+# Settings that do not affect the weights: a resumed run may change them.
 FREE_ON_RESUME = (
     "validate_every",
     "checkpoint_every",
@@ -35,17 +35,17 @@ def _require(ok: bool, field_name: str, got: object, expected: str) -> None:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of steps with one kind of batch.
+    """A sequence of steps with the same kind of batch.
 
-    `views` are the numbers of views a scene has, cycled by step; `views_per_step` pictures are used by each
-    process in a batch, so scenes_at(step) = views_per_step // views_at(step). Pictures are `height` x `width`;
-    with `pixels` (lowest, highest area) and `aspect` (lowest, highest width / height) batches vary, in sides that are
-    multiples of `multiple`, and height x width is the size for validation.
+    `views` lists the numbers of views per scene, cycled by step. Each process uses `views_per_step` pictures in a
+    batch, so scenes_at(step) = views_per_step // views_at(step). Pictures are `height` x `width`. If `pixels` (lowest,
+    highest area) and `aspect` (lowest, highest width / height) are set, the size varies from batch to batch, with
+    sides that are multiples of `multiple`; height x width is then the size for validation.
 
-    Of the parameters those train whose role is in `train` (see train/freeze.py; empty: all), but for those whose name
-    starts with an entry of `frozen`. A step's gradient is the mean over `accumulate` batches of each process, drawn as
-    if by that many processes: 1 process x 4 batches is the same run as 4 x 1. `checkpointing` computes the blocks
-    again in the backward pass instead of keeping what they computed. `loss` goes to the loss function as keywords.
+    `train` lists the roles of the parameters to train (see train/freeze.py; empty: all). Parameters whose name starts
+    with an entry of `frozen` stay frozen. The gradient of a step is the mean over `accumulate` batches per process,
+    drawn as if by that many processes: 1 process x 4 batches is the same run as 4 x 1. `checkpointing` recomputes the
+    blocks in the backward pass instead of keeping their activations. `loss` holds keywords for the loss function.
     """
 
     steps: int
@@ -83,7 +83,7 @@ class Stage:
             self.aspect is None or self.pixels is not None,
             "stage.aspect",
             self.aspect,
-            "None, or a range beside stage.pixels (without a range of pixels every picture is height x width)",
+            "None unless stage.pixels is set (without stage.pixels every picture is height x width)",
         )
         if self.pixels is not None:
             _require(
@@ -104,10 +104,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW for everything (`lr`), Muon for the matrices of blocks (`muon_lr`; 0 gives them to AdamW).
+    """Muon for the matrices in blocks (`muon_lr`; 0: AdamW instead), AdamW for all other parameters (`lr`).
 
     Both follow one schedule: linear warm-up, then a cosine down to `final_lr_ratio` at the end of the run.
-    Gradients are clipped to a global norm of `clip_norm`; `ema_decay` is that of the averaged weights.
+    Gradients are clipped to a global norm of `clip_norm`; `ema_decay` is the decay of the averaged weights.
     """
 
     lr: float = 1e-3
@@ -124,7 +124,10 @@ class OptimConfig:
         _require(self.muon_lr >= 0 and math.isfinite(self.muon_lr), "optim.muon_lr", self.muon_lr, "0 or more")
         _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
         _require(
-            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "two in [0, 1)"
+            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
+            "optim.betas",
+            self.betas,
+            "two numbers in [0, 1)",
         )
         _require(self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "0 or more")
         _require(self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "a positive number")
@@ -134,16 +137,16 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole run. `*_every` count steps, and the end of the run always counts; 0 means never, but for
-    `checkpoint_every`, where it means only at the end, and `log_every`, which has to be 1 or more.
+    """A whole run. The `*_every` intervals are in steps; each action also happens at the end of the run. 0 means never,
+    except for `checkpoint_every` (0: only at the end) and `log_every` (at least 1).
 
-    `best_key` names the validation figure that decides which weights are best, by `best_mode`. The newest
-    `keep_last` checkpoints are kept. A step whose loss or gradient is not finite, or whose gradient norm exceeds
-    `explode_factor` times the running median (0: no such limit), is skipped; the run ends after `skip_limit_in_row`
-    such steps in a row or `skip_limit` in all. `workers` prepare batches ahead (0: none). `shard` spreads parameters,
-    gradients and optimiser over the processes ("full"), copies them to each ("none"), or decides by memory ("auto").
-    `settings` records, as JSON values, what else decides the weights (model, loss, data), so that a resumed
-    run with other settings is refused.
+    `best_key` names the validation figure that selects the best weights, and `best_mode` says whether higher or lower
+    is better. The newest `keep_last` checkpoints are kept. A step is skipped if its loss or gradient is not finite, or
+    if its gradient norm exceeds `explode_factor` times the running median (0: no such limit); the run ends after
+    `skip_limit_in_row` skipped steps in a row or `skip_limit` in total. `workers` prepare batches ahead (0: none).
+    `shard` spreads parameters, gradients and optimiser state over the processes ("full"), copies them to each process
+    ("none"), or decides by memory ("auto"). `settings` records everything else that affects the weights (model, loss,
+    data) as JSON values; a run cannot be resumed with other settings.
     """
 
     name: str
@@ -183,7 +186,7 @@ class TrainConfig:
             "0 (no limit) or a number above 1",
         )
         _require(
-            self.best_mode == "max" or bool(self.best_key), "best_mode", self.best_mode, "'max' where best_key is ''"
+            self.best_mode == "max" or bool(self.best_key), "best_mode", self.best_mode, "'max' if best_key is empty"
         )
         _require(
             self.optim.warmup_steps < self.total_steps or self.total_steps == 1,
@@ -198,7 +201,7 @@ class TrainConfig:
         return sum(stage.steps for stage in self.stages)
 
     def stage_index(self, step: int) -> int:
-        """Which stage a step of the run belongs to; IndexError past the end."""
+        """Index of the stage that contains this step; IndexError past the end."""
         for index, stage in enumerate(self.stages):
             if step < stage.steps:
                 return index
@@ -232,7 +235,7 @@ class TrainConfig:
                 optim = optim | {"betas": tuple(optim["betas"])}
             return _build(cls, raw | {"stages": stages, "optim": _build(OptimConfig, optim)})
         except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            raise UsageError(f"training config: an entry has a value of another kind than it must: {error}") from error
+            raise UsageError(f"training config: an entry has a value of the wrong type: {error}") from error
 
 
 def _build(cls: type, values: dict[str, Any]) -> Any:
@@ -245,7 +248,7 @@ def _build(cls: type, values: dict[str, Any]) -> Any:
     absent = dataclasses.MISSING
     missing = [n for n, f in known.items() if n not in values and f.default is absent and f.default_factory is absent]
     if missing:
-        raise UsageError(f"training config: {cls.__name__} misses {', '.join(missing)}")
+        raise UsageError(f"training config: {cls.__name__} lacks the required entries {', '.join(missing)}")
     return cls(**values)
 
 
@@ -270,9 +273,9 @@ def _leaves(value: Any, path: str = "") -> dict[str, str]:
 
 
 def on_processes(config: TrainConfig, written_for: int, processes: int) -> TrainConfig:
-    """The same run on another number of processes, by accumulation: every step has the same batches.
+    """The same run on another number of processes: accumulation changes so that each step keeps its batches.
 
-    UsageError where the batches of a step cannot be shared evenly.
+    UsageError if the batches of a step cannot be divided evenly.
     """
     stages = []
     for stage in config.stages:
@@ -281,9 +284,9 @@ def on_processes(config: TrainConfig, written_for: int, processes: int) -> Train
             rest == 0,
             "processes",
             processes,
-            f"a divisor of the {stage.accumulate * written_for} batches that a step of {config.name} has "
-            f"({written_for} processes x stage.accumulate {stage.accumulate}); or say how many batches each process "
-            "gets in a step (--accumulate), which makes it another run",
+            f"a divisor of the {stage.accumulate * written_for} batches per step of {config.name} "
+            f"({written_for} processes x stage.accumulate {stage.accumulate}); or set the batches per process and step "
+            "(--accumulate), which changes the run",
         )
         stages.append(dataclasses.replace(stage, accumulate=accumulate))
     return dataclasses.replace(config, stages=tuple(stages))

@@ -1,4 +1,4 @@
-"""Processes that train together: start them, name them, average over them. The one reader of launcher variables."""
+"""Processes that train together: launching, ranks, averaging. Only this module reads the variables of launchers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _TIMEOUT = timedelta(hours=2)
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size` equal ones; rank 0 alone writes files."""
+    """The rank of this process in a group of `size` processes; only rank 0 writes files."""
 
     rank: int = 0
     size: int = 1
@@ -49,7 +49,7 @@ class World:
             dist.all_reduce(tensor)
 
     def gather(self, value: T) -> list[T]:
-        """A picklable value of every process, in order of rank, on every process."""
+        """Collect a picklable value from every process, in rank order; every process receives the list."""
         if self.size == 1:
             return [value]
         values = [value] * self.size
@@ -58,18 +58,18 @@ class World:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Raise on every process the LeanError that one of them raises within the block; all must enter it."""
+        """If any process raises a LeanError in the block, raise it on every process; all must enter the block."""
         problem: LeanError | None = None
         try:
             yield
         except LeanError as error:
             problem = error
-        problems = [found for found in self.gather(problem) if found is not None]
+        problems = [error for error in self.gather(problem) if error is not None]
         if problems:
             raise problem or problems[0]
 
     def broadcast_(self, model: nn.Module) -> None:
-        """Give every process the parameters and buffers of rank 0."""
+        """Copy the parameters and buffers of rank 0 to every process."""
         if self.size > 1:
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, 0)
@@ -83,13 +83,13 @@ def current_world() -> World:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one of torchrun's that writes what comes after the group has ended; true outside."""
+    """Whether this process writes files after the group has ended: rank 0 under torchrun, always true otherwise."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def processes_of(wanted: int) -> int:
-    """How many processes `launch(wanted, ...)` makes: torchrun's number where torchrun started this one."""
-    return int(os.environ["WORLD_SIZE"]) if _by_torchrun() else wanted
+def processes_of(processes: int) -> int:
+    """How many processes `launch(processes, ...)` runs on; under torchrun, torchrun's number."""
+    return int(os.environ["WORLD_SIZE"]) if _by_torchrun() else processes
 
 
 def _by_torchrun() -> bool:
@@ -97,11 +97,11 @@ def _by_torchrun() -> bool:
 
 
 def launch(processes: int, fn: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-    """Run fn(*args, **options) in `processes` local processes that form one group; return what rank 0 returned.
+    """Run fn(*args, **options) in `processes` local processes that form one group; return the result of rank 0.
 
-    `fn`, what it is given and the result must be picklable when processes > 1. Started by torchrun, the group is
-    torchrun's and `processes` is ignored. SIGINT and SIGTERM are passed on to all processes, which `fit`
-    answers by leaving at the end of the step. A LeanError of any process is raised here as itself.
+    `fn`, its arguments and its result must be picklable if processes > 1. Under torchrun, the group is torchrun's and
+    `processes` is ignored. SIGINT and SIGTERM are forwarded to all processes; `fit` then stops at the end of the
+    current step. A LeanError raised in any process is raised here unchanged.
     """
     if processes < 1:
         raise UsageError(f"cannot start {processes} processes; expected 1 or more")
@@ -109,7 +109,7 @@ def launch(processes: int, fn: Callable[P, T], *args: P.args, **options: P.kwarg
         return _in_torchrun(partial(fn, *args, **options))
     if processes == 1:
         return fn(*args, **options)
-    # What the children say, each a few hundred bytes: it must fit into the queue's pipe until they have ended.
+    # Results and errors of the children, a few hundred bytes each: they must fit into the pipe until all have ended.
     with safely_started():
         said = get_context("spawn").SimpleQueue()
     with temporary_folder("group") as folder:
@@ -126,17 +126,17 @@ def launch(processes: int, fn: Callable[P, T], *args: P.args, **options: P.kwarg
                     if isinstance(error := said.get(), LeanError):
                         raise error from None
                 if signals:
-                    # It came before `fit` was there to answer it: nothing was begun, nothing is lost.
+                    # The signal came before `fit` could handle it: nothing had begun, so nothing is lost.
                     raise SystemExit(128 + signals[0]) from None
                 raise
         result = said.get()
-        if signals and not result:  # it came when `fit` had just ended: what would follow is not begun
+        if signals and not result:  # the signal came just after `fit` had ended: start nothing else
             raise SystemExit(128 + signals[0])
         return result
 
 
 def _child(rank: int, size: int, folder: str, said: SimpleQueue[T | LeanError], work: Callable[[], T]) -> None:
-    # The group lives on this machine: without a name for its own address gloo may fail to find one.
+    # All processes run on this machine; gloo may fail to find an address unless the interface is named.
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     share_cores(size)
@@ -152,7 +152,7 @@ def _child(rank: int, size: int, folder: str, said: SimpleQueue[T | LeanError], 
     dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Threads of the group's libraries that still run would abort an ordinary end now and then.
+    # Library threads that still run sometimes abort a normal exit.
     os._exit(0)
 
 
@@ -170,7 +170,7 @@ def _in_torchrun(work: Callable[[], T]) -> T:
 
 
 def share_cores(processes: int) -> None:
-    """Limit torch to this process's share of the cores; never more threads than it had."""
+    """Limit torch to this process's share of the cores; never raise its number of threads."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // processes)))
 
@@ -194,7 +194,7 @@ def _forward_signals(pids: Sequence[int | None]) -> Iterator[list[int]]:
 
 
 class StopSignals(list[int]):
-    """Numbers of the signals that came."""
+    """Numbers of the signals received."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ class StopSignals(list[int]):
             raise _Interrupted
 
     def unless_any(self, work: Callable[[], T]) -> T | None:
-        """What `work` returns; None where a signal came before, or comes meanwhile, which ends it at once."""
+        """Return work(), or None if a signal came before; a signal during the call ends it at once and gives None."""
         try:
             try:
                 self._interrupts = True
@@ -220,12 +220,12 @@ class StopSignals(list[int]):
 
 
 class _Interrupted(BaseException):
-    """Ends a block that a signal may end."""
+    """Raised by a signal to end `unless_any`."""
 
 
 @contextlib.contextmanager
 def catch_stop_signals() -> Iterator[StopSignals]:
-    """Within the block SIGINT and SIGTERM only add their number to the list it gives.
+    """Within the block, SIGINT and SIGTERM only append their number to the yielded list.
 
     Outside the main thread, where Python allows no handlers, the list stays empty.
     """

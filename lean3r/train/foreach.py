@@ -1,4 +1,4 @@
-"""torch's operations on many tensors at once, which it exports under private names."""
+"""torch's operations on many tensors at once; torch exports them under private names."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Which parameters train: by the role that they have in the network, or by the layers that a target names."""
+"""Select the parameters to train, by their role in the network or by a target that names layers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lean3r.layers.embed import ConvStem
 from lean3r.layers.trunk import Trunk
 from lean3r.layers.vit import PatchEmbed, VisionTransformer
 
-# Layers that are rounded as they train count as what they were.
+# Fake-quantised layers count as the layers that they replace.
 LINEARS = (*PLAIN, FakeQuantLinear)
 WINDOWED = (*CONVOLUTIONS, FakeQuantConv2d, FakeQuantConvTranspose2d)
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
@@ -26,27 +26,27 @@ _ADAPTER = re.compile(r"(^|\.)lora_[^.]+\.")
 
 
 def trainable_names(model: nn.Module, roles: Collection[str]) -> set[str]:
-    """Names of the parameters, as in `named_parameters`, that have one of these roles; no roles: all of them.
+    """Names of the parameters, as in `named_parameters`, with one of these roles; without roles, all parameters.
 
-    "all"; "mechanisms", what attention mechanisms own (gates, branches); "encoder", what turns pixels into tokens;
-    "trunk", everything in the frame and global blocks; "heads", what is in neither; "norms", scales and shifts of
-    normalisations; "adapters", what adapters.add_lora put in. Anything else is a target of layers as in a plan
-    ("global blocks 8-", "named *.mlp.fc1"; see compress/targets.py): the weights and biases of
-    these layers, without their adapters. UsageError where a role is none, or the network has nothing of it.
+    Roles: "all"; "mechanisms", the parameters of attention mechanisms (gates, branches); "encoder", from pixels to
+    tokens; "trunk", everything in the frame and global blocks; "heads", everything in neither; "norms", scales and
+    shifts of normalisations; "adapters", the parameters that lora.add_lora added. Any other text is a target that
+    names layers, as in a plan ("global blocks 8-", "named *.mlp.fc1"; see compress/targets.py): the weights and biases
+    of these layers, without their adapters. UsageError if a role is unknown or no parameter has it.
     """
     if isinstance(roles, str):
-        raise UsageError(f"got the text '{roles}' as roles, expected a tuple of them: ('{roles}',).")
+        raise UsageError(f"roles is the text '{roles}', expected a tuple of roles: ('{roles}',).")
     names = {name for name, _ in model.named_parameters()}
     if not roles:
         return names
-    found: set[str] = set()
+    selected: set[str] = set()
     for role in roles:
         chosen = ROLES[role](model) if role in ROLES else _select_names(model, role)
         if not chosen:
-            hint = " Put them in first: train/lora.py." if role == "adapters" else ""
-            raise UsageError(f"the network has no parameters of role '{role}'.{hint}")
-        found |= chosen
-    return found
+            hint = " Add them first (lora.add_lora)." if role == "adapters" else ""
+            raise UsageError(f"no parameter of the network has the role '{role}'.{hint}")
+        selected |= chosen
+    return selected
 
 
 def _all(model: nn.Module) -> set[str]:
@@ -54,7 +54,7 @@ def _all(model: nn.Module) -> set[str]:
 
 
 def _inside(model: nn.Module, modules: Iterable[nn.Module]) -> set[str]:
-    """Names of the parameters that lie anywhere in these modules, each shared one under its first name."""
+    """Names of all parameters in these modules; a shared parameter has its first name."""
     owned = {id(p) for module in modules for p in module.parameters()}
     return {name for name, p in model.named_parameters() if id(p) in owned}
 
@@ -99,11 +99,13 @@ ROLES: dict[str, Callable[[nn.Module], set[str]]] = {
 
 
 def _select_names(model: nn.Module, text: str) -> set[str]:
-    """Parameters of the layers that a target names; a name may be that of a whole attention layer, too."""
+    """Parameters of the layers that a target names; a name may also be that of a whole attention layer."""
     try:
         target = Target.parse(text)
     except UsageError as error:
-        raise UsageError(f"unknown role '{text}'. Known: {', '.join(ROLES)}, or a target of layers; {error}") from error
+        raise UsageError(
+            f"unknown role '{text}'. Known: {', '.join(ROLES)}, or a target that names layers; {error}"
+        ) from error
     linears = [site for site in linears_of(model, LINEARS, WINDOWED) if not _ADAPTER.search(f"{site.name}.")]
     if target.pattern is None:
         names = [site.name for site in target.select(linears)]

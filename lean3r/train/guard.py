@@ -1,4 +1,4 @@
-"""Which steps count: those with a finite loss and gradient whose gradient does not explode."""
+"""Skip steps whose loss or gradient is not finite, or whose gradient explodes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TypedDict
 from lean3r.errors import LeanError
 from lean3r.train.config import TrainConfig
 
-WINDOW = 100  # norms of counted steps that the median is taken of
-FEWEST = 10  # norms that a median needs to be trusted
+WINDOW = 100  # norms in the running median; skipped steps do not enter it
+FEWEST = 10  # norms needed before the median is used
 
 
 class GuardState(TypedDict):
-    """What a checkpoint keeps of a guard."""
+    """The state of a guard in a checkpoint."""
 
     skipped: int
     bad_in_row: int
@@ -23,7 +23,7 @@ class GuardState(TypedDict):
 
 
 class StepGuard:
-    """Judges each step by its loss and gradient norm; the same on all processes, since both are averages of all."""
+    """Checks the loss and gradient norm of each step; both are means over all processes, so all processes agree."""
 
     def __init__(self, config: TrainConfig):
         self._factor, self._limit, self._limit_in_row = (
@@ -35,12 +35,12 @@ class StepGuard:
         self.skipped = self.in_row = 0
 
     def problem(self, loss: float, norm: float) -> str:
-        """Why the step must be skipped, which is counted; "" if it is sound."""
+        """The reason to skip this step, which is then counted as skipped; "" if the step is sound."""
         typical = median(self._norms) if len(self._norms) >= FEWEST else math.inf
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            found = f"not finite: loss {loss}, gradient norm {norm}"
+            reason = f"not finite: loss {loss}, gradient norm {norm}"
         elif self._factor and norm > self._factor * typical:
-            found = (
+            reason = (
                 f"exploded: gradient norm {norm:.4g}, {norm / max(typical, 1e-30):.0f} times the median {typical:.4g}"
             )
         else:
@@ -49,13 +49,13 @@ class StepGuard:
             return ""
         self.skipped += 1
         self.in_row += 1
-        return found
+        return reason
 
     def check_limits(self, step: int, why: str) -> None:
-        """LeanError when too many steps were skipped, in a row or in all."""
+        """LeanError if too many steps were skipped, in a row or in total."""
         advice = (
-            f"the last at step {step}: {why}. Look at its samples (events.jsonl), or start again with a lower "
-            "learning rate"
+            f"the last at step {step}: {why}. Look at its samples in events.jsonl, or start again with a "
+            "lower learning rate"
         )
         if self.in_row >= self._limit_in_row:
             raise LeanError(f"{self.in_row} steps in a row were skipped (skip_limit_in_row), {advice}.")
@@ -63,15 +63,15 @@ class StepGuard:
             raise LeanError(f"{self.skipped} steps of the run were skipped (skip_limit), {advice}.")
 
     def forget(self) -> None:
-        """Begin a new median: another stage has other norms."""
+        """Start a new median: gradient norms differ between stages."""
         self._norms.clear()
 
     def state(self) -> GuardState:
-        """What a resumed run needs."""
+        """The state to save in a checkpoint."""
         return {"skipped": self.skipped, "bad_in_row": self.in_row, "norms": list(self._norms)}
 
     def restore(self, state: GuardState) -> None:
-        """Take over what `state` gave."""
+        """Restore a result of `state`."""
         self.skipped, self.in_row = state["skipped"], state["bad_in_row"]
         self._norms.clear()
         self._norms.extend(state["norms"])

@@ -1,4 +1,4 @@
-"""Scenes that no recipe trains on: what weights are judged on, and drawn."""
+"""Held-out scenes: never trained on, used for validation and for pictures of predictions."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from lean3r.train.recipes import HELD_OUT_SEED
 from lean3r.train.recipes.sources import Source, plain_mixture
 
 Sets = tuple[tuple[int, int, int], ...]
-"""Of each part of a validation: views of a scene, scenes in a batch, scenes in all."""
+"""For each part of a validation: views per scene, scenes per batch, scenes in total."""
 
 SETS: Sets = ((2, 10, 40), (8, 4, 40))
-FEW: Sets = ((2, 2, 8), (8, 1, 4))  # where each takes long
+FEW: Sets = ((2, 2, 8), (8, 1, 4))  # for slow models
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What weights are judged on: sets on disk (none: the synthetic world), and how many scenes at most."""
+    """Scenes for validation: data sets on disk (none: the synthetic world), and the largest number of scenes."""
 
     sources: tuple[Source, ...] = ()
     scenes: int | None = None
@@ -33,8 +33,8 @@ class HeldOut:
     def batches(
         self, world: SyntheticWorld, stage: Stage, scale: int, views: int, scenes: int, total: int
     ) -> Iterator[SceneBatch]:
-        """So many scenes at a time of `total` in all, the same ones always, in pictures of `scale` times the size of a
-        stage's."""
+        """Batches of `scenes` scenes, `total` scenes in total, always the same ones. Pictures have `scale` times the
+        size of the stage's."""
         total = min(total, self.scenes or total)
         height, width = stage.height * scale, stage.width * scale
         mixture = plain_mixture(self.sources, HELD_OUT_SEED) if self.sources else None
@@ -47,13 +47,13 @@ class HeldOut:
                 yield mixture.batch(number, BatchShape(count, views, height, width)).to(world.device)
 
     def check(self, world: SyntheticWorld, stage: Stage, sets: Sets) -> None:
-        """InputError where the sets on disk have no scenes of as many views: at once, not after hours."""
+        """InputError if no scene on disk has enough views; checked before training, not hours later."""
         for views, _, _ in sets if self.sources else ():
             next(self.batches(world, stage, 1, views, 1, 1))
 
 
 def picture(world: SyntheticWorld, config: TrainConfig, scale: int, model: nn.Module) -> np.ndarray:
-    """[H, W, 3] uint8: views of a held-out scene, the depth that the model sees in them, and the true one."""
+    """[H, W, 3] uint8: views of a held-out scene with predicted and true depth."""
     stage = config.stages[-1]
     world = replace(world, seed=HELD_OUT_SEED, textures=None, compile=False)
     batch = world.batch(0, 1, views=4, height=stage.height * scale, width=stage.width * scale)

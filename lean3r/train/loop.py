@@ -1,7 +1,7 @@
-"""The training loop: fit a model it knows nothing about, so that being killed and resumed changes no bit.
+"""The training loop, independent of the model. A run that is killed and resumed gives the same bits.
 
-Everything random is seeded anew at every step from (seed, step, rank), so the step number is the whole state
-of the random generators and of the data; the rest is in the checkpoint.
+All random generators are seeded at every step from (seed, step, rank), so the step number is their whole state and
+that of the data; the rest is in the checkpoint.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ Draw = Callable[[nn.Module], np.ndarray]
 
 @dataclass(frozen=True)
 class FitResult:
-    """How a run ended: `step` steps done, of which `skipped` did not count; `best` is {"value", "step"} of the best
-    validation or None; `stopped_by` is the number of the signal that came, or None: it ended the run early, or came
-    when all steps were done; `corrupt` samples could not be read."""
+    """The result of a run: `step` steps done, including `skipped` steps without an update; `best` is {"value", "step"}
+    of the best validation or None; `stopped_by` is the number of the signal received, or None (the signal ended the run
+    early or came after the last step); `corrupt` counts the samples that could not be read."""
 
     step: int
     skipped: int
@@ -73,7 +73,7 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 def seed_everything(seed: int) -> None:
     """Seed torch on the CPU and the current GPU, numpy and random."""
-    # torch.manual_seed notes a stack trace for each absent kind of device: too slow, and it piles up.
+    # torch.manual_seed records a stack trace for each absent device type, which is slow and accumulates.
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_available():
         torch.cuda.manual_seed(seed)
@@ -93,19 +93,19 @@ def fit(
     resume: bool = False,
     device: torch.device | str = "cpu",
 ) -> FitResult:
-    """Train `model` in place, on every process of the group (see `launch`) alike.
+    """Train `model` in place; every process of the group (see `launch`) makes the same call.
 
     `loss_fn(model, batch, progress, **stage.loss)` returns the scalar to minimise, a mean over the batch, and scalars
-    to log; `progress` in [0, 1) is the share of the run's steps that are done. It runs under bf16 autocast unless the
+    to log; `progress` in [0, 1) is the completed share of the run's steps. It runs under bf16 autocast unless the
     precision is "fp32". `batch_fn(step, stage, rank, world_size)` is a pure function of its arguments.
     `validate(averaged_model)` returns figures, `draw(averaged_model)` a picture [H, W, 3] uint8 of predictions
     (`pictures_every`); both run on rank 0 alone, in evaluation mode, without gradients and without autocast.
 
     In `out_dir`: config.json, log.csv, validation.csv, events.jsonl, loss.png, tensorboard/, pictures/, checkpoints/,
     best.safetensors and at the end weights.safetensors (averaged weights, float32) and report.md. SIGINT or SIGTERM
-    ends the run after the current step with a checkpoint, a validation at once; that is made up for when the run is
-    resumed. Raises UsageError if the folder holds a run and `resume` is
-    not set or the run had another config, LeanError when too many steps are skipped or the disk is full.
+    ends the run after the current step with a checkpoint. It ends a validation at once; the resumed run repeats it.
+    Raises UsageError if the folder holds a run and `resume` is not set, or if that run had another config; LeanError
+    if too many steps are skipped or the disk is full.
     """
     out_dir, world = Path(out_dir), current_world()
     lock = lock_folder(out_dir) if world.is_main else nullcontext()
@@ -135,7 +135,7 @@ def fit(
         finally:
             batches.close()
             run.watch.close()
-        # One that came after all was done: what the caller would do next is not to be begun.
+        # Report a signal that came after the run was done, so that the caller starts nothing else.
         return replace(result, stopped_by=signals[0]) if signals and result.stopped_by is None else result
 
 
@@ -163,7 +163,7 @@ class _Run:
         self.step = 0
         self.best: dict[str, float] | None = None
         self.stopping = False
-        self.unvalidated = False  # whether a validation of this step is due and has not been made
+        self.unvalidated = False  # whether the validation of this step is still to be done
         self._stage_index = -1
 
     def _names(self, stage: Stage) -> set[str]:
@@ -171,9 +171,11 @@ class _Run:
         for prefix in stage.frozen:
             if not any(name.startswith(prefix) for name in self.trainable):
                 known = sorted({name.split(".")[0] for name in self.trainable})
-                raise UsageError(f"no parameter starts with '{prefix}' (frozen); they start with {', '.join(known)}")
-        wanted = trainable_names(self.model, stage.train) & self.trainable
-        names = {name for name in wanted if not name.startswith(stage.frozen)}
+                raise UsageError(
+                    f"stage.frozen: no parameter name starts with '{prefix}', expected one of {', '.join(known)}"
+                )
+        selected = trainable_names(self.model, stage.train) & self.trainable
+        names = {name for name in selected if not name.startswith(stage.frozen)}
         if not names:
             raise UsageError(
                 f"a stage with train={stage.train} and frozen={stage.frozen} trains no parameter; "
@@ -182,9 +184,9 @@ class _Run:
         return names
 
     def open(self, resume: bool) -> None:
-        """Take up the newest checkpoint, or start a new run in an unused folder."""
+        """Restore the newest checkpoint, or start a new run in an unused folder."""
         folder, main = self.out_dir / "checkpoints", self.world.is_main
-        self.world.gather(None)  # nobody reads before rank 0 holds the lock
+        self.world.gather(None)  # no process reads before rank 0 holds the lock
         if not resume and checkpoints(folder):
             raise UsageError(f"'{self.out_dir}' already holds a training run; resume it or choose another folder")
         if main:
@@ -195,7 +197,7 @@ class _Run:
             self.step, self.best = state["step"], state["best"]
             self.guard.restore(state["guard"])
             self.watch.seconds, self.watch.corrupt = state["seconds"], state["corrupt"]
-            self.watch.bad_depth = state.get("bad_depth", 0)  # checkpoints may be older than this count
+            self.watch.bad_depth = state.get("bad_depth", 0)  # absent from older checkpoints
             self.unvalidated = state.get("unvalidated", False)
         with self.world.together():
             if main and self.step < self.config.total_steps:
@@ -205,7 +207,7 @@ class _Run:
         self.watch.open(self.step)
 
     def due(self, every: int) -> bool:
-        """Whether something that happens every so many steps happens now; the end of the run always counts."""
+        """Whether an action with this interval in steps is due now; it always is at the end of the run."""
         return (every > 0 and self.step % every == 0) or self.step == self.config.total_steps
 
     def _enter_stage(self, index: int) -> None:
@@ -243,10 +245,10 @@ class _Run:
                 torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext(),
                 checkpointed(self.model) if stage.checkpointing else nullcontext(),
             ):
-                loss, found = self.call(loss_fn, batch, progress, **stage.loss)
+                loss, parts = self.call(loss_fn, batch, progress, **stage.loss)
             (loss / count).backward()
             total += loss.detach() / count
-            terms.append({"loss": loss.detach(), **found})
+            terms.append({"loss": loss.detach(), **parts})
             names += batch.ids
             views += world.size * batch.images.shape[0] * batch.images.shape[1]
             self.watch.damaged(self.step, batch.skipped, batch.unknown)
@@ -275,13 +277,13 @@ class _Run:
             raise
 
     def report(self) -> None:
-        """Write what happened since the last report."""
+        """Log the steps since the last report."""
         self.watch.report(self.step, self.config.optim.lr * self.optimizer.factor(self.step - 1), self.guard.skipped)
 
     def validate(self, validate: Validate, signals: StopSignals) -> None:
-        """Judge the averaged weights on rank 0, log the figures, keep the weights if they are the best.
+        """Validate the averaged weights on rank 0, log the figures, keep the weights if they are the best.
 
-        A signal ends it at once: on all processes `stopping` is set then, and it stays `unvalidated`."""
+        A signal ends the validation at once; all processes then set `stopping` and `unvalidated` stays set."""
         done = False
         with self.world.together(), self.ema.averaged() as model:
             if model is not None and self.world.is_main:
@@ -291,9 +293,9 @@ class _Run:
                 if figures is not None:
                     self._judge(model, figures)
                     done = True
-        said = self.world.gather((done, bool(signals)))
-        self.unvalidated = not any(is_done for is_done, _ in said)
-        self.stopping |= any(is_signalled for _, is_signalled in said)
+        states = self.world.gather((done, bool(signals)))
+        self.unvalidated = not any(is_done for is_done, _ in states)
+        self.stopping |= any(is_signalled for _, is_signalled in states)
 
     def _judge(self, model: nn.Module, figures: Mapping[str, float]) -> None:
         self.watch.validation(self.step, figures)
@@ -301,14 +303,14 @@ class _Run:
         if not key:
             return
         if key not in figures:
-            raise UsageError(f"best_key '{key}' is not among the validation figures {', '.join(figures)}")
+            raise UsageError(f"best_key '{key}' is not a validation figure; expected one of {', '.join(figures)}")
         sign = 1.0 if self.config.best_mode == "max" else -1.0
         if self.best is None or sign * figures[key] > sign * self.best["value"]:
             self.best = {"value": float(figures[key]), "step": self.step}
             self._save_weights(model, "best.safetensors")
 
     def draw(self, draw: Draw) -> None:
-        """Keep a picture of what the averaged weights predict."""
+        """Save a picture of the predictions of the averaged weights."""
         with self.world.together(), self.ema.averaged() as model:
             if model is not None and self.world.is_main:
                 seed_everything(step_seed(self.config.seed, -1, 0))
@@ -316,7 +318,7 @@ class _Run:
                     self.watch.picture(self.step, draw(model))
 
     def save(self) -> None:
-        """Write a checkpoint of this moment."""
+        """Write a checkpoint of the current step."""
         self.watch.count_damaged()
         values = RunValues(
             config=self.config.to_json(),
@@ -330,7 +332,7 @@ class _Run:
         self.weights.save(self.out_dir / "checkpoints", self.step, values, self.config.keep_last)
 
     def finish(self) -> FitResult:
-        """Write the averaged weights, the last picture of the curves and the report."""
+        """Write the averaged weights, the final loss curves and the report."""
         with self.world.together(), self.ema.averaged() as model:
             if model is not None and self.world.is_main:
                 self._save_weights(model, "weights.safetensors")
@@ -338,7 +340,7 @@ class _Run:
         return self._result(None)
 
     def stop(self, signal_number: int) -> FitResult:
-        """Note why the run ends early."""
+        """Log why the run ends early."""
         name = signal.Signals(signal_number).name
         self.watch.event(self.step, "stopped", signal=name)
         self.watch.finish(f"Stopped by {name}", self.step, self.guard.skipped, self.best)

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA) on chosen linear layers, through the `peft` package; merged, a plain network again."""
+"""Low-rank adapters (LoRA) on chosen linear layers, through the `peft` package; merging gives a plain network again."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from lean3r.errors import MissingExtraError, UsageError, WeightsError
 from lean3r.json_text import parse_json
 from lean3r.train.checkpoints.state import save_weights
 
-KEY = "adapters"  # the entry in the header of their file
+KEY = "adapters"  # entry in the header of an adapter file
 _FEED_FORWARD = re.compile(r"\.mlp\.[^.]+$")
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """What `add_lora` did: the linear layers with their ranks, alpha, and which parameters trained before."""
+    """The result of `add_lora`: rank by linear layer, alpha, and the parameters that were trainable before."""
 
     ranks: dict[str, int]
     alpha: float
@@ -33,7 +33,7 @@ class Adapters:
 
 @runtime_checkable
 class Wearing(Protocol):
-    """A network that wears adapters: which, and what peft notes of them."""
+    """A network with adapters: their description, and the attribute that peft sets."""
 
     adapters: Adapters
     peft_config: object
@@ -42,21 +42,20 @@ class Wearing(Protocol):
 def add_lora(
     model: nn.Module, targets: Sequence[str], rank: int = 16, alpha: float = 32.0, mlp_rank: int | None = None
 ) -> list[str]:
-    """Put an adapter beside every linear layer that one of `targets` names; return the layers' names, in order.
+    """Add an adapter to every linear layer that one of `targets` names; return the layers' names, in order.
 
-    A target is one of compress/targets.py ("global blocks", "all blocks 2-", "named *.attn.qkv"). An adapter adds
-    alpha / rank * B A x, B zero at first, so that outputs stay what they are; `mlp_rank` is the rank in feed-forward
-    layers where it is another (Aletheia: 16 and 64). Changes `model` in place and freezes everything but the adapters.
-    UsageError where the model wears adapters already, is quantised, or has no such layer; MissingExtraError without
-    the package.
+    See compress/targets.py for targets ("global blocks", "all blocks 2-", "named *.attn.qkv"). An adapter adds
+    alpha / rank * B A x. B is zero at first, so outputs do not change. `mlp_rank` is the rank in feed-forward layers
+    (default: `rank`; Aletheia: 16 and 64). Changes `model` in place and freezes everything except the adapters.
+    UsageError if the model has adapters already, is quantised, or has no such layer; MissingExtraError without peft.
     """
     for name, value in (("rank", rank), ("mlp_rank", rank if mlp_rank is None else mlp_rank)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UsageError(f"{name} of adapters is {value!r}, expected a whole number from 1 on.")
+            raise UsageError(f"{name} of adapters is {value!r}, expected a whole number of at least 1.")
     if not alpha > 0:
         raise UsageError(f"alpha of adapters is {alpha!r}, expected a positive number.")
     if isinstance(targets, str) or not targets:
-        raise UsageError(f"got {targets!r} as targets of adapters, expected a list such as ['global blocks'].")
+        raise UsageError(f"targets of adapters is {targets!r}, expected a list such as ['global blocks'].")
     names = _layers(model, targets)
     ranks = {name: mlp_rank or rank if _FEED_FORWARD.search(name) else rank for name in names}
     _inject(model, ranks, alpha)
@@ -64,10 +63,10 @@ def add_lora(
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Add the adapters to the weights and take them away, in place: the same outputs from a network without them.
+    """Merge the adapters into the weights and remove them, in place; the outputs stay the same.
 
-    Networks that share weights with this one (see compress) keep theirs. What trained before `add_lora` trains again.
-    UsageError without adapters.
+    Networks that share weights with this one (see compress) do not change. Parameters that were trainable before
+    `add_lora` are trainable again. UsageError without adapters.
     """
     worn = adapters_of(model)
     for name in worn.ranks:
@@ -75,7 +74,9 @@ def merge_lora(model: nn.Module) -> None:
         base = layer.get_base_layer()
         weight = base.weight.detach() + layer.get_delta_weight("default").detach().to(base.weight.dtype)
         if not bool(weight.isfinite().all()):
-            raise UsageError(f"the adapter of {name} holds NaN or infinities; merging it would spoil the network.")
+            raise UsageError(
+                f"the adapter of {name} holds NaN or infinities; merging it would ruin the network. Retrain."
+            )
         base.weight = nn.Parameter(weight)
         _put(model, name, base)
     assert isinstance(model, Wearing)
@@ -85,23 +86,23 @@ def merge_lora(model: nn.Module) -> None:
 
 
 def adapters_of(model: nn.Module) -> Adapters:
-    """The adapters that a model wears; UsageError when it wears none."""
+    """The adapters of a model; UsageError if it has none."""
     if not isinstance(model, Wearing):
-        raise UsageError("the network wears no adapters; expected one that add_lora was called on.")
+        raise UsageError("the network has no adapters; add them first (add_lora or load_adapters).")
     return model.adapters
 
 
 def save_adapters(model: nn.Module, path: Path | str) -> None:
-    """Write the adapters alone as safetensors; `load_adapters` puts them into the same network elsewhere."""
+    """Write only the adapters, as safetensors; `load_adapters` adds them to another copy of the network."""
     worn = adapters_of(model)
     header = {"ranks": worn.ranks, "alpha": worn.alpha}
     save_weights(Path(path), _tensors(model, worn.ranks), {"format": "pt", KEY: json.dumps(header)})
 
 
 def load_adapters(model: nn.Module, path: Path | str) -> list[str]:
-    """Put the adapters of a file into a network that wears none; return the layers' names.
+    """Load the adapters of a file into a network without adapters; return the layers' names.
 
-    WeightsError where the file holds no adapters, or those of another network.
+    WeightsError if the file holds no adapters, or adapters of another network.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -118,15 +119,18 @@ def load_adapters(model: nn.Module, path: Path | str) -> list[str]:
     absent = [name for name in ranks if name not in known]
     if absent:
         raise WeightsError(
-            f"{path} has adapters for {len(absent)} layers that this network lacks, such as {absent[0]}."
+            f"{path} has adapters for {len(absent)} layers that this network lacks, such as {absent[0]}; "
+            "expected adapters of the same network."
         )
     _check_plain(model)
     shapes = {name: tuple(model.get_submodule(name).weight.shape) for name in ranks}  # type: ignore[arg-type]
     for name, (outputs, inputs) in shapes.items():
-        found = [tuple(values[key].shape) if key in values else None for key in _keys(name)]
+        stored = [tuple(values[key].shape) if key in values else None for key in _keys(name)]
         expected = [(ranks[name], inputs), (outputs, ranks[name])]
-        if found != expected:
-            raise WeightsError(f"{path}: the adapter of {name} is {found}, expected {expected} for this network.")
+        if stored != expected:
+            raise WeightsError(
+                f"{path}: the adapter of {name} has shapes {stored}, expected {expected} for this network."
+            )
     _inject(model, ranks, header["alpha"])
     for key, tensor in _tensors(model, ranks).items():
         tensor.data.copy_(values[key])
@@ -142,12 +146,12 @@ def _layers(model: nn.Module, targets: Sequence[str]) -> list[str]:
 
 def _check_plain(model: nn.Module) -> None:
     if isinstance(model, Wearing):
-        raise UsageError("the network wears adapters already; merge them first (merge_lora).")
+        raise UsageError("the network already has adapters; merge them first (merge_lora).")
     rounded = [name for name, module in model.named_modules() if isinstance(module, Rounded | Coded)]
     if rounded:
         raise UsageError(
-            f"{len(rounded)} layers of the network are quantised, such as {rounded[0]}: what is merged into rounded "
-            "weights is rounded away. Add adapters to the network in full precision, merge them, quantise then."
+            f"{len(rounded)} layers of the network are quantised, such as {rounded[0]}; rounding would "
+            "erase merged adapters. Add adapters to the network in full precision, merge them, then quantise."
         )
 
 
@@ -159,7 +163,7 @@ def _inject(model: nn.Module, ranks: dict[str, int], alpha: float) -> None:
     trained = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
     config = LoraConfig(
         r=min(ranks.values()),
-        lora_alpha=alpha,  # type: ignore[arg-type]  # any number serves
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft accepts any number
         target_modules="|".join(re.escape(name) for name in ranks),
         rank_pattern={f"^{re.escape(name)}": rank for name, rank in ranks.items()},
     )
@@ -172,8 +176,8 @@ def _keys(name: str) -> tuple[str, str]:
 
 
 def _tensors(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
-    wanted = {key for name in names for key in _keys(name)}
-    return {key: p for key, p in model.named_parameters() if key in wanted}
+    keys = {key for name in names for key in _keys(name)}
+    return {key: p for key, p in model.named_parameters() if key in keys}
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:

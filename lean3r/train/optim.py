@@ -1,6 +1,6 @@
 """Optimisation: AdamW and batched Muon under one schedule, one gradient buffer, averaged weights.
 
-All of it works on few, large tensors: a small model is otherwise held up by thousands of tiny operations.
+Everything works on a few large tensors; thousands of tiny operations would slow down a small model.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def lr_factor(step: int, total_steps: int, warmup_steps: int, final_ratio: float
 
 
 def goes_to_muon(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter is a matrix inside a list called `blocks`, which Muon is made for."""
+    """Whether Muon optimises this parameter: a matrix inside a list called `blocks`."""
     return parameter.ndim == 2 and ".blocks." in f".{name}"
 
 
@@ -63,8 +63,8 @@ class Muon(torch.optim.Optimizer):
     """Momentum, Nesterov, orthogonalised (https://kellerjordan.github.io/posts/muon/), for [rows, cols] weights.
 
     Same rule as torch.optim.Muon with adjust_lr_fn "original", but all matrices of one shape are
-    orthogonalised together, which is faster. Of matrices that are spread over processes (DTensor) every process
-    gathers the whole update, orthogonalises it and applies its own part.
+    orthogonalised together, which is faster. If matrices are spread over processes (DTensor), every process gathers
+    the whole update, orthogonalises it and applies its own part.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95):
@@ -97,12 +97,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor that is spread over processes, sharing its memory; others as they are."""
+    """This process's part of a tensor that is spread over processes (shares its memory); other tensors unchanged."""
     return tensor.to_local() if is_spread(tensor) else tensor
 
 
 def gather_part(part: Tensor, like: Tensor) -> Tensor:
-    """The whole of which every process holds a `part`, spread as `like` is."""
+    """Gather the whole tensor from the parts of all processes, which are spread as `like` is."""
     if not is_spread(like):
         return part
     from torch.distributed.tensor import DTensor
@@ -117,12 +117,12 @@ def part_of(whole: Tensor, like: Tensor) -> Tensor:
 
 
 def spread_as(whole: Tensor, like: Tensor) -> Tensor:
-    """A tensor that every process holds, spread over them as `like` is; as it is if `like` is not spread."""
+    """Spread a tensor that every process holds over the processes as `like` is; unchanged if `like` is not spread."""
     if not is_spread(like):
         return whole
     from torch.distributed.tensor import distribute_tensor
 
-    # No source rank: everybody holds the whole, so nothing is sent.
+    # No source rank: every process holds the whole tensor, so nothing is sent.
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
@@ -145,7 +145,7 @@ class Optimizer:
         groups = [
             {"params": decayed, "weight_decay": config.weight_decay},
             {"params": plain, "weight_decay": 0.0},
-            # Apart: of sharded models only these stay whole, and one group may not hold both kinds.
+            # A group of its own: sharding leaves scalars whole, and a group must not mix whole and sharded parameters.
             {"params": scalars, "weight_decay": 0.0},
         ]
         groups = [g for g in groups if g["params"]]
@@ -169,26 +169,26 @@ class Optimizer:
         return lr_factor(step, self.total_steps, self.config.warmup_steps, self.config.final_lr_ratio)
 
     def state_dict(self) -> dict[str, PartState]:
-        """State of both parts."""
+        """State of both optimisers."""
         states = {name: part.state_dict() for name, part in self.parts.items()}
         return {n: {"state": s["state"], "param_groups": s["param_groups"]} for n, s in states.items()}
 
     def parameters(self, part: str) -> list[nn.Parameter]:
-        """The parameters of one part, in the order of the numbers that its state counts them by."""
+        """The parameters of one optimiser, in the order in which its state numbers them."""
         return [parameter for group in self.parts[part].param_groups for parameter in group["params"]]
 
     def load_state_dict(self, state: Mapping[str, PartState]) -> None:
-        """Take over the state of each parameter that `state_dict` gave; the settings stay those of this config."""
+        """Restore the state of each parameter from `state_dict`; learning rates and settings stay as in this config."""
         for name, part in self.parts.items():
-            saved = state[name]["state"] if name in state else {}  # none before the part's first step
+            saved = state[name]["state"] if name in state else {}  # absent before the optimiser's first step
             part.load_state_dict({"state": saved, "param_groups": part.state_dict()["param_groups"]})
 
 
 class GradientBuffer:
-    """One flat float32 tensor of which the `.grad` of every trainable parameter is a view.
+    """One flat float32 tensor; the `.grad` of every trainable parameter is a view into it.
 
-    Zeroing, averaging over processes, norm and clipping are then one operation each. The buffer ends with
-    EXTRA slots for scalars that are averaged along with the gradients.
+    Zeroing, averaging over processes, norm and clipping are then one operation each. The last EXTRA elements hold
+    scalars that are averaged together with the gradients.
     """
 
     EXTRA = 2
@@ -203,7 +203,7 @@ class GradientBuffer:
         self.grads, self.extra = self.flat[: -self.EXTRA], self.flat[-self.EXTRA :]
 
     def zero(self) -> None:
-        """Forget all gradients and extra scalars."""
+        """Set all gradients and extra scalars to zero."""
         self.flat.zero_()
 
     def reduce(self, loss: Tensor, stop: bool, world: World) -> tuple[float, float, bool]:
@@ -228,7 +228,7 @@ class GradientBuffer:
 
 
 class Ema:
-    """Running average of the weights in float32, held by `model`, a copy in evaluation mode.
+    """Running average of the weights in float32; `model` is a copy in evaluation mode that holds it.
 
     At update number t (from 0) the decay is min(decay, (1 + t) / (10 + t)), so that early weights fade.
     """
@@ -242,7 +242,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the model's weights after step number `step`; buffers are copied."""
+        """Update the averages with the model's weights after step number `step`; buffers are copied."""
         decay = min(self.decay, (1 + step) / (10 + step))
         foreach.lerp_(self._averages, self._weights, 1 - decay)
         for mine, theirs in self._buffers:
@@ -254,9 +254,9 @@ class Ema:
         yield self.model
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages by the names of the model's parameters and buffers."""
+        """The averages, by name of parameter or buffer."""
         return self.model.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore a result of `state_dict`."""
         self.model.load_state_dict(state)

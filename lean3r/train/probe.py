@@ -1,7 +1,7 @@
-"""Which blocks a task pulls at: gradient norms of an unchanged network over a few batches.
+"""Which blocks a task affects most: gradient norms of an unchanged network over a few batches.
 
-Source: Aletheia (arXiv 2604.15351), which gives adapters to the half of the layers with the largest gradients. Whether
-that beats choosing by chance is a question for each task (benchmarks/adapters.py): take the table as a report.
+Source: Aletheia (arXiv 2604.15351), which adds adapters to the half of the layers with the largest gradients. Whether
+this is better than a random choice depends on the task (benchmarks/adapters.py), so use the scores as a guide.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ B = TypeVar("B")
 
 @dataclass(frozen=True)
 class Unit:
-    """Something that may get adapters: a block, or one linear layer of a block that is looped.
+    """A candidate for adapters: a block, or one linear layer of a looped block.
 
-    `index` is its place in the order of the network; `target` names its linear layers for add_lora or a plan.
+    `index` is its position in the network; `target` names its linear layers for add_lora or a plan.
     """
 
     index: int
@@ -42,8 +42,8 @@ class Unit:
 
 @dataclass(frozen=True)
 class Score:
-    """How strongly a task pulls at a unit: `score`, the sum over batches and tensors of gradient norms, and the
-    number of its parameters."""
+    """How strongly a task affects a unit: `score` is the sum of gradient norms over batches and tensors;
+    `parameters` is the number of parameters of the unit."""
 
     unit: Unit
     score: float
@@ -61,7 +61,7 @@ class Score:
 
 
 class Report(TypedDict):
-    """What `lean3r probe --json` says of the units of a network."""
+    """The output of `lean3r probe --json` for the units of a network."""
 
     units: list[dict[str, str | int | float]]
     targets: list[str]
@@ -70,9 +70,9 @@ class Report(TypedDict):
 
 
 def units_of(model: nn.Module) -> list[Unit]:
-    """The blocks of encoder and trunk in order; of a looped trunk the linear layers of what is looped.
+    """The blocks of encoder and trunk, in order; for looped blocks, their linear layers instead.
 
-    UsageError where the network has no such blocks.
+    UsageError if the network has no such blocks.
     """
     looped = [
         f"{path}.blocks.{index}.".lstrip(".")
@@ -80,7 +80,7 @@ def units_of(model: nn.Module) -> list[Unit]:
         if isinstance(trunk, LoopedTrunk)
         for index in range(trunk.looped_from, len(trunk.blocks))
     ]
-    found: dict[str, Unit] = {}
+    units: dict[str, Unit] = {}
     for site in linears_of(model):
         if site.number is None or site.part not in ("encoder", "frame", "global"):
             continue
@@ -88,13 +88,13 @@ def units_of(model: nn.Module) -> list[Unit]:
             path, target = site.name, f"named {site.name}"
         else:
             path, target = _block(model, site.name), f"{site.part} blocks {site.number}"
-        found.setdefault(path, Unit(len(found), site.part, target, path))
-    if not found:
+        units.setdefault(path, Unit(len(units), site.part, target, path))
+    if not units:
         raise UsageError(
-            "the network has no blocks in an encoder or trunk of lean3r whose gradients could be compared; quantised "
-            "layers have none."
+            "the network has no encoder or trunk blocks with gradients to compare; quantised layers have no gradients. "
+            "Use a lean3r model that is not quantised."
         )
-    return list(found.values())
+    return list(units.values())
 
 
 def gradient_scores(
@@ -107,12 +107,12 @@ def gradient_scores(
 ) -> list[Score]:
     """Score of every unit (`units_of` by default): sum over batches and tensors of the 2-norm of the loss's gradient.
 
-    Gradients flow to `group` units at a time, which bounds memory and changes no score; `loss(model, batch)` is a
-    scalar and must give the same each time. The network is in training mode meanwhile and left as it was. UsageError
-    without batches or where no unit has a gradient, LeanError where one is not finite.
+    Gradients are computed for `group` units at a time, which bounds memory and does not change scores.
+    `loss(model, batch)` returns a scalar and must be deterministic. The network is in training mode during the call and
+    restored afterwards. UsageError without batches or if all gradients are zero, LeanError if one is not finite.
     """
     if not batches:
-        raise UsageError("got no batches to take gradients of, expected a few, such as 5.")
+        raise UsageError("got no batches to compute gradients on, expected a few, such as 5.")
     if group < 1:
         raise UsageError(f"got groups of {group} blocks, expected at least 1.")
     units = units_of(model) if units is None else units
@@ -130,7 +130,9 @@ def gradient_scores(
             for number, batch in enumerate(batches):
                 for index, norm in zip(some, _norms(model, batch, loss, [owned[i] for i in some]), strict=True):
                     if not math.isfinite(norm):
-                        raise LeanError(f"batch {number} has a gradient at {units[index].path} that is not finite.")
+                        raise LeanError(
+                            f"batch {number}: the gradient at {units[index].path} is not finite; check the data."
+                        )
                     totals[index] += norm
     finally:
         for parameter, needs in before.items():
@@ -138,22 +140,22 @@ def gradient_scores(
         model.train(training)
     if not any(totals):
         raise UsageError(
-            "the loss pulls at no block: all gradients are zero. Use data or a loss that the network fits."
+            "all gradients are zero: the loss does not depend on any block. Use another loss or other data."
         )
     counts = [sum(p.numel() for p in parameters) for parameters in owned]
     return [Score(*row) for row in zip(units, totals, counts, strict=True)]
 
 
 def prediction_loss(model: nn.Module, batch: SceneBatch) -> Tensor:
-    """A task for any backbone: cameras and depth of its prediction against the truth of the batch."""
-    found = model(Views(batch.images, batch.mask))
-    return camera_depth_loss(found, batch, batch.depth > 0)[0]
+    """A loss for any backbone: predicted cameras and depth against the ground truth of the batch."""
+    prediction = model(Views(batch.images, batch.mask))
+    return camera_depth_loss(prediction, batch, batch.depth > 0)[0]
 
 
 def strongest(scores: Sequence[Score], share: float = 0.5, *, by_role: bool = True) -> list[Unit]:
     """The units with the highest scores, max(1, floor(share x number)) of each role or of all, in network order."""
     if not 0 < share <= 1:
-        raise UsageError(f"share of blocks is {share!r}, expected a number above 0, at most 1.")
+        raise UsageError(f"share of blocks is {share!r}, expected a number above 0 and at most 1.")
     roles = sorted({score.unit.role for score in scores}) if by_role else [None]
     chosen: list[Unit] = []
     for role in roles:
@@ -164,8 +166,8 @@ def strongest(scores: Sequence[Score], share: float = 0.5, *, by_role: bool = Tr
 
 
 def report(scores: Sequence[Score], share: float = 0.5) -> Report:
-    """JSON-ready: every unit with its score, what `strongest` takes, and the lowest index among that, from which on
-    the backward pass has to run."""
+    """JSON-ready: every unit with its score, the units that `strongest` selects, and the lowest index among them (the
+    backward pass has to reach this far)."""
     chosen = strongest(scores, share)
     taken = {unit.index for unit in chosen}
     pulled = sum(score.parameters for score in scores if score.unit.index in taken)

@@ -1,4 +1,4 @@
-"""The folder of a training run: whose it is, which recipe it holds, and its phases one after the other."""
+"""The folder of a training run: its lock, its recipe, and running its phases in order."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ RECIPE_FILE = "recipe.json"
 
 @contextmanager
 def run_folder(out: Path, recipe: Mapping[str, Any], resume: bool, writes: Sequence[str]) -> Iterator[None]:
-    """Inside, OUT is this run's: its recipe is there, no other run writes to it, and of the names in `writes` none is
-    anything but this run's. On one process of torchrun's; the others rely on it."""
+    """Reserve OUT for this run: write its recipe, keep other runs out, and refuse files in `writes` that no run wrote.
+
+    Under torchrun only rank 0 does this."""
     if not is_main_process():
         yield
         return
@@ -27,7 +28,7 @@ def run_folder(out: Path, recipe: Mapping[str, Any], resume: bool, writes: Seque
         for leftover in out.glob(f".{RECIPE_FILE}.*.partial"):
             leftover.unlink()
         if read_recipe(out) is None and (taken := [name for name in (RECIPE_FILE, *writes) if (out / name).exists()]):
-            raise UsageError(f"'{out}' has a {taken[0]} that is no training run's; choose another folder")
+            raise UsageError(f"'{out}' contains {taken[0]}, which is not from a training run; choose another folder")
         keep_recipe(out, recipe, resume)
         yield
 
@@ -35,8 +36,8 @@ def run_folder(out: Path, recipe: Mapping[str, Any], resume: bool, writes: Seque
 def train_phases(
     run_phase: Callable[[int], int], names: Sequence[str], out: Path, resume: bool, processes: int = 1
 ) -> int:
-    """Call run_phase(number), on so many processes, for each phase of `names` that has no weights in OUT yet; the exit
-    code of the phase that was stopped, 0 when all are done."""
+    """Call run_phase(number) on `processes` processes for each phase in `names`; when resuming, skip phases that have
+    weights in OUT. Return the exit code of a phase that was stopped, or 0 when all are done."""
     for index, name in enumerate(names):
         if resume and (out / name / "weights.safetensors").exists():
             continue
@@ -46,18 +47,18 @@ def train_phases(
 
 
 def read_recipe(out: Path) -> dict[str, Any] | None:
-    """The recipe of the run in a folder; None where there is none of ours."""
+    """The recipe of the run in a folder; None if there is no valid recipe file."""
     try:
-        found = json.loads((out / RECIPE_FILE).read_text())
+        recipe = json.loads((out / RECIPE_FILE).read_text())
     except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and {"phases", "processes"} <= found.keys() else None
+    return recipe if isinstance(recipe, dict) and {"phases", "processes"} <= recipe.keys() else None
 
 
 def keep_recipe(out: Path, recipe: Mapping[str, Any], resume: bool) -> None:
-    """Write OUT/recipe.json; UsageError where the folder holds a run that is not to be resumed, or another recipe's.
+    """Write OUT/recipe.json; UsageError if the folder holds a run and `resume` is not set, or a run of another recipe.
 
-    Other numbers of processes with the same batches in a step are the same recipe.
+    Recipes that differ only in the number of processes, with the same batches per step, count as the same.
     """
     path, now = out / RECIPE_FILE, json.loads(json.dumps(recipe))
     if not resume and any(out.glob("*/checkpoints/step-*")):

@@ -1,7 +1,7 @@
-"""Models that are spread over processes (FSDP2), and blocks that are computed twice instead of kept.
+"""Models sharded over processes (FSDP2), and activation checkpointing of blocks.
 
-Parameters, gradients, averages and optimiser state of a sharded model are DTensors: each process holds a part. A
-block's parameters are gathered while it runs; those outside blocks during the whole objective.
+Parameters, gradients, averages and optimiser state of a sharded model are DTensors: each process holds a part. The
+parameters of a block are gathered while it runs; parameters outside blocks, for the whole objective.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from lean3r.train import foreach
 from lean3r.train.distributed import World
 from lean3r.train.optim import is_spread, local_part, spread_as
 
-# Bytes a parameter takes when each process holds all: weights, gradient, average, two of AdamW, in float32.
+# Bytes per parameter without sharding: weight, gradient, average and two AdamW moments, in float32.
 BYTES_PER_PARAMETER = 20
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The members of all lists called `blocks`: those of encoders and trunks, where activations pile up."""
+    """The members of all lists called `blocks`: encoder and trunk blocks, which take most of the activation memory."""
     lists = [m for name, m in model.named_modules() if name.split(".")[-1] == "blocks" and isinstance(m, nn.ModuleList)]
     return list(dict.fromkeys(block for blocks in lists for block in blocks))
 
@@ -48,14 +48,14 @@ def checkpointed(model: nn.Module) -> Iterator[None]:
 
 
 def is_sharded(shard: str, model: nn.Module, world: World, device: torch.device) -> bool:
-    """Whether `shard` ("auto", "none", "full") means sharding here: "auto" does on several GPUs where a whole copy
-    of the training state would take more than half of one's memory; one process never does."""
+    """Whether to shard the model: `shard` is "none", "full" or "auto" (on several GPUs, if a whole copy of the
+    training state would take more than half the memory of one). A single process never shards."""
     if world.size == 1 or shard == "none":
         return False
     if shard == "full":
         return True
-    wanted = BYTES_PER_PARAMETER * sum(p.numel() for p in model.parameters())
-    return device.type == "cuda" and wanted > torch.cuda.get_device_properties(device).total_memory / 2
+    needed = BYTES_PER_PARAMETER * sum(p.numel() for p in model.parameters())
+    return device.type == "cuda" and needed > torch.cuda.get_device_properties(device).total_memory / 2
 
 
 P = ParamSpec("P")
@@ -63,7 +63,7 @@ T = TypeVar("T")
 
 
 class Call(nn.Module):
-    """An objective as a forward pass, so that whatever it calls of the model finds its parameters gathered."""
+    """Wraps the objective as a forward pass, so that FSDP gathers the parameters of the model for all of its calls."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -75,14 +75,14 @@ class Call(nn.Module):
 
 
 def shard(model: nn.Module, device: torch.device) -> Call:
-    """Spread a model over all processes, in place, block by block; call its objective through what is returned.
+    """Spread a model over all processes, in place, block by block; call the objective through the returned wrapper.
 
     Parameters without dimensions stay whole on every process.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    # It warns of in-place changes to outputs of the linear layers that stand for blocks in tests; there are none.
+    # FSDP2 warns about in-place changes to outputs when a block is a plain linear layer (in tests); there are none.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     whole = {p for p in model.parameters() if p.ndim == 0}
@@ -94,21 +94,21 @@ def shard(model: nn.Module, device: torch.device) -> Call:
 
 
 class ShardedGradients:
-    """GradientBuffer for sharded models: FSDP averages each gradient, the rest is one small reduction."""
+    """GradientBuffer for sharded models: FSDP averages each gradient; one small reduction does the rest."""
 
     def __init__(self, model: nn.Module):
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.whole = [p for p in self.parameters if p.ndim == 0]
 
     def zero(self) -> None:
-        """Forget all gradients."""
+        """Drop all gradients."""
         for parameter in self.parameters:
             parameter.grad = None
 
     def reduce(self, loss: Tensor, stop: bool, world: World) -> tuple[float, float, bool]:
         """See GradientBuffer.reduce."""
         for parameter in self.parameters:
-            if parameter.grad is None:  # not used in this step; it decays all the same, as in the buffer
+            if parameter.grad is None:  # not used in this step; weight decay still applies, as with GradientBuffer
                 parameter.grad = torch.zeros_like(parameter)
         spread = [local_part(p.grad) for p in self.parameters if p.grad is not None and p.ndim]
         squares = torch.stack([grad.square().sum() for grad in spread]).sum() if spread else loss.new_zeros(())
@@ -129,7 +129,7 @@ class ShardedGradients:
 
 
 class ShardedEma:
-    """Ema for sharded models: every process averages its part; rank 0 holds a whole copy to put them together in."""
+    """Ema for sharded models: every process averages its part; rank 0 holds a whole copy to assemble them in."""
 
     def __init__(self, whole: nn.Module, decay: float, world: World, device: torch.device):
         """`whole` is the model before it is sharded."""
@@ -137,7 +137,7 @@ class ShardedEma:
         self._copy = copy.deepcopy(whole).cpu().float().eval().requires_grad_(False) if world.is_main else None
 
     def follow(self, model: nn.Module) -> None:
-        """Begin with the weights of the model, sharded by now."""
+        """Start from the weights of the model, which is sharded by now."""
         self._theirs = {name: value.detach() for name, value in model.state_dict().items()}
         self._mine = {n: v.clone().float() if v.is_floating_point() else v.clone() for n, v in self._theirs.items()}
         trained = [name for name, _ in model.named_parameters(remove_duplicate=False)]
@@ -174,13 +174,13 @@ class ShardedEma:
         return self._mine
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over whole or spread averages."""
+        """Restore whole or spread averages."""
         copy_into(self._mine, state)
 
 
 @torch.no_grad()
 def copy_into(targets: dict[str, Tensor], values: dict[str, Tensor]) -> None:
-    """Copy whole or equally spread values into tensors of the same names, each process its part."""
+    """Copy values, whole or spread like the targets, into tensors of the same names; each process copies its part."""
     for name, target in targets.items():
         value = values[name]
         value = value if is_spread(value) else spread_as(value.to(target.device), target)

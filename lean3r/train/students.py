@@ -1,4 +1,4 @@
-"""Students: copies of a teacher that wear a plan, and ask gradients for what trains alone."""
+"""Students: copies of a teacher with a compression plan; only trained parameters require gradients."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def student_of(teacher: M, plan: CompressionPlan) -> M:
-    """A network with the teacher's weights, in memory of its own, that wears a plan and can be trained.
+    """A trainable copy of the teacher with the plan applied; it shares no memory with the teacher.
 
-    UsageError where the plan names blocks that the teacher lacks, and where the teacher is compressed itself.
+    UsageError if the plan names blocks that the teacher lacks, or if the teacher is compressed itself.
     """
     return (prepare if plan.quantizes else compress)(copy.deepcopy(teacher), plan)
 
 
 def only_trains(student: M, config: TrainConfig) -> M:
-    """The student, asking gradients for nothing that no stage trains: neither are they computed nor held."""
+    """Turn off gradients of parameters that no stage trains; they are then neither computed nor stored."""
     names = set().union(*(trainable_names(student, stage.train) for stage in config.stages))
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and name in names)

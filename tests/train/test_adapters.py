@@ -121,15 +121,15 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: add_lora(model, "global blocks"), "expected a list"),
         (lambda: add_lora(model, ["global blocks 7"]), "names block 7"),
         (lambda: add_lora(model, ["all of it"]), "cannot be read"),
-        (lambda: merge_lora(model), "wears no adapters"),
-        (lambda: save_adapters(model, "x"), "wears no adapters"),
+        (lambda: merge_lora(model), "has no adapters"),
+        (lambda: save_adapters(model, "x"), "has no adapters"),
         (lambda: add_lora(prepare(model, "fp8"), ["global blocks"]), "are quantised, such as"),
         (lambda: add_lora(compress(model, "fp8-weight"), ["global blocks"]), "are quantised, such as"),
     ):
         with pytest.raises(UsageError, match=said):
             call()
     add_lora(model, ["global blocks"], rank=2)
-    with pytest.raises(UsageError, match="wears adapters already"):
+    with pytest.raises(UsageError, match="already has adapters"):
         add_lora(model, ["frame blocks"], rank=2)
     real = builtins.__import__
 

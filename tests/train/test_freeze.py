@@ -56,7 +56,7 @@ def test_mechanisms_are_what_a_plan_brought() -> None:
         sparse = compress(model, plan)
         new = {name for name, _ in sparse.named_parameters()} - dense
         assert new and trainable_names(sparse, ("mechanisms",)) == new
-    with pytest.raises(UsageError, match="no parameters of role 'mechanisms'"):
+    with pytest.raises(UsageError, match="no parameter of the network has the role 'mechanisms'"):
         trainable_names(model, ("mechanisms",))
 
 
@@ -91,8 +91,8 @@ def test_a_shared_parameter_counts_under_its_first_name() -> None:
     [
         (("trunks",), "unknown role 'trunks'. Known: all, mechanisms"),
         ("trunk", "expected a tuple"),
-        (("adapters",), "no parameters of role 'adapters'"),
-        (("named nothing.*",), "no parameters of role 'named nothing"),
+        (("adapters",), "no parameter of the network has the role 'adapters'"),
+        (("named nothing.*",), "no parameter of the network has the role 'named nothing"),
         (("global blocks 9",), "names block 9"),
     ],
 )

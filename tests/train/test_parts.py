@@ -36,7 +36,7 @@ def test_config_survives_json_and_finds_stages() -> None:
         ({"optim": {"leraning_rate": 1}}, "OptimConfig has no entry 'leraning_rate'"),
         ({"sede": 1}, "no entry 'sede'; perhaps 'seed'"),
         ({"stages": []}, "stages is .*expected at least one"),
-        ({"stages": [{"steps": 5}]}, "Stage misses height, width, views, views_per_step"),
+        ({"stages": [{"steps": 5}]}, "Stage lacks the required entries height, width, views, views_per_step"),
         ({"precision": "fp16"}, "precision is 'fp16', expected 'bf16' or 'fp32'"),
         ({"optim": {"warmup_steps": 99}}, "warmup_steps is 99, expected fewer than the 24"),
         ({"optim": {"lr": -1}}, "optim.lr is -1"),

@@ -118,11 +118,11 @@ def test_refusals() -> None:
         gradient_scores(model, [], planted_loss)
     with pytest.raises(UsageError, match="groups of 0"):
         gradient_scores(model, batches(1), planted_loss, group=0)
-    with pytest.raises(UsageError, match="pulls at no block"):
+    with pytest.raises(UsageError, match="all gradients are zero"):
         gradient_scores(model, batches(1), lambda m, b: (b * 0).sum())
-    with pytest.raises(LeanError, match=r"batch 1 has a gradient at trunk\.blocks\.0 that is not finite"):
+    with pytest.raises(LeanError, match=r"batch 1: the gradient at trunk\.blocks\.0 is not finite"):
         gradient_scores(model, [*batches(1), torch.full((1, 1, 4, 16), torch.nan)], planted_loss)
-    with pytest.raises(UsageError, match="no blocks in an encoder or trunk"):
+    with pytest.raises(UsageError, match="no encoder or trunk blocks"):
         units_of(nn.Linear(3, 3))
     with pytest.raises(UsageError, match="share of blocks is 0"):
         strongest([], 0)

@@ -19,7 +19,7 @@ RECIPE = {"processes": 1, "phases": [{"stages": [{"accumulate": 1}]}]}
 def test_what_is_no_training_run_is_not_written_over(tmp_path: Path, name: str, resume: bool) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / name).write_text('{"name": "soup"}')
-    taken = pytest.raises(UsageError, match=f"{name} that is no training run's")
+    taken = pytest.raises(UsageError, match=f"contains {name}, which is not from a training run")
     with taken, run_folder(tmp_path, RECIPE, resume, ["phase-1", "nano.safetensors"]):
         pytest.fail("the block must not run")
     assert (tmp_path / name).read_text() == '{"name": "soup"}'

@@ -222,7 +222,7 @@ def test_keep_last_and_workers_are_free_to_change(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"pixels": (300, 200)}, r"stage\.pixels is \(300, 200\), expected \(lowest, highest\)"),
-        ({"aspect": (0.5, 2.0)}, r"stage\.aspect is .* beside stage\.pixels"),
+        ({"aspect": (0.5, 2.0)}, r"stage\.aspect is .* unless stage\.pixels is set"),
         ({"pixels": (100, 200)}, r"areas of at least one cell of 14 x 14 pixels \(stage\.multiple\)"),
         ({"accumulate": 0}, r"stage\.accumulate is 0, expected at least 1"),
         ({"train": "trunk"}, r"stage\.train is 'trunk', expected a tuple of names"),
@@ -239,7 +239,7 @@ def test_stages_that_contradict_themselves(change: dict, message: str) -> None:
         ({"shard": "half"}, "shard is 'half', expected 'auto', 'none' or 'full'"),
         ({"explode_factor": 0.5}, r"explode_factor is 0\.5, expected 0 \(no limit\) or a number above 1"),
         ({"keep_last": 0}, "keep_last is 0"),
-        ({"best_key": ""}, r"best_mode is 'min', expected 'max' where best_key is ''"),
+        ({"best_key": ""}, r"best_mode is 'min', expected 'max' if best_key is empty"),
     ],
 )
 def test_configs_that_contradict_themselves(change: dict, message: str) -> None:
@@ -255,7 +255,7 @@ def test_new_fields_survive_json() -> None:
 
 def test_roles_that_train_nothing_are_refused(tmp_path: Path) -> None:
     for stage, message in (
-        (Stage(4, 4, 5, (2,), 4, train=("mechanisms",)), "no parameters of role 'mechanisms'"),
+        (Stage(4, 4, 5, (2,), 4, train=("mechanisms",)), "no parameter of the network has the role 'mechanisms'"),
         (Stage(4, 4, 5, (2,), 4, frozen=("stem", "blocks", "head", "unused", "gain")), "trains no parameter"),
     ):
         with pytest.raises(UsageError, match=message):
