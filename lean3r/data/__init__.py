@@ -1,4 +1,4 @@
-"""Where scenes with known geometry come from: sets of files on disk, the synthetic world, and how they are sampled."""
+"""Scenes with known geometry: data sets on disk, the synthetic world, and the sampling of batches."""
 
 from lean3r.registry import Registry
 
@@ -21,4 +21,4 @@ DATASETS = Registry(
         "shards": "lean3r.data.sets.shards:Shards",
     },
 )
-"""The synthetic world makes batches (`batch`); every other row is a SceneSet (data/sets/scenes.py) of a folder."""
+"""The synthetic world makes batches (`batch`); every other entry is a SceneSet (data/sets/scenes.py) of a folder."""

@@ -1,4 +1,4 @@
-"""The contract between data sets and whoever uses them: a SceneBatch of views with exact geometry."""
+"""SceneBatch, the output of every data source: views with exact geometry."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 class SceneBatch:
     """B scenes of S views of one size.
 
-    images [B, S, 3, H, W] RGB in [0, 1]; depth [B, S, H, W] z-depth, 0 where there is none (sky, holes);
+    images [B, S, 3, H, W] RGB in [0, 1]; depth [B, S, H, W] z-depth, 0 where unknown (sky, holes);
     intrinsics [B, S, 3, 3] in pixels of `images`; cam_from_world [B, S, 4, 4]; normals [B, S, 3, H, W] unit,
     in camera axes, towards the camera (0 where there is no depth), None where the set has none. `mask`
     [B, S, H, W] bool, False on padding, None without padding. World units are metres if `is_metric`. `ids` names the
-    B samples, for logs; `skipped` names those that could not be read and were replaced by others; `unknown` counts
-    the pixels of the files whose depth was not a finite number, and which count as unknown.
+    B samples, for logs; `skipped` names samples that could not be read and were replaced; `unknown` counts the pixels
+    whose depth in the files was not finite; their depth is 0.
     """
 
     images: Tensor

@@ -1,4 +1,4 @@
-"""Batches computed ahead in other processes or threads, handed over as if they were computed when asked for."""
+"""Prefetching: batches are computed ahead in processes or threads; the results are the same as without it."""
 
 from __future__ import annotations
 
@@ -26,27 +26,31 @@ from lean3r.processes import safely_started
 
 logger = logging.getLogger("lean3r")
 
-S = TypeVar("S")  # what tells the batches of a step apart beside their numbers: a stage
+S = TypeVar("S")  # the stage of a step
 BatchFn = Callable[[int, S, int, int], SceneBatch]
 Values = dict[str, object]
 Made = SceneBatch | tuple[str | None, Values]
-"""A batch, of a thread; or of a process, the name of shared memory with its arrays, and all the rest."""
-# Decoding and resizing leave the interpreter to other threads, and threads hand batches over without a copy: on two
-# cores, two threads were twice as fast as two processes (benchmarks/loading_data.py). Many would wait for each other.
+"""The result of a worker. Threads return a batch; processes return the name of the shared memory that holds the
+arrays (None: no shared memory) and all other values."""
+# Decoding and resizing release the interpreter lock, and threads pass batches on without a copy: on two cores, two
+# threads were twice as fast as two processes (benchmarks/loading_data.py). Many threads would wait for each other.
 MOST_THREADS = 4
-_compute: BatchFn[object] | None = None  # in a worker process: what it computes
+_WORKER_DIED = (
+    "a worker process ended before the batch of step {step} was ready, perhaps for lack of memory; "
+    "use fewer workers, or 0 to see its error"
+)
+_compute: BatchFn[object] | None = None  # in a worker process: the function that makes batches
 
 
 class Prefetch(Generic[S]):
-    """`batch_fn(step, stage, rank, world_size)` with the next `ahead` steps of each rank under way in the background.
+    """`batch_fn(step, stage, rank, world_size)` with the next `ahead` steps of each rank computed in the background.
 
-    A context manager, called like `batch_fn`, which has to be a pure function: what comes back is the same for any
-    number of workers, whatever order it was finished in. An error is raised by the call for its step. `kind` is where
-    batches are computed: "processes" (started afresh, so `batch_fn` must be picklable and scripts need the usual
-    `if __name__ == "__main__"`), "threads", or "auto": threads up to MOST_THREADS workers or where `batch_fn` cannot be
-    pickled, processes beyond. `stage_at(step)` tells the stage of a later step, None past the end; without it, stages
-    are taken to go on, and the first batch of another one is computed when it is asked for. With 0 workers nothing is
-    computed ahead.
+    A context manager, called like `batch_fn`. `batch_fn` must be a pure function; results are then the same for any
+    number of workers. An error is raised by the call for its step. `kind` says where batches are computed: in
+    "processes" (spawned, so `batch_fn` must be picklable and scripts need `if __name__ == "__main__"`), in "threads",
+    or "auto": threads for up to MOST_THREADS workers or if `batch_fn` cannot be pickled, otherwise processes.
+    `stage_at(step)` returns the stage of a later step, None past the end; without it, the current stage is assumed to
+    continue, and the first batch of a new stage is computed on request. With 0 workers nothing is computed ahead.
     """
 
     def __init__(
@@ -59,7 +63,9 @@ class Prefetch(Generic[S]):
         stage_at: Callable[[int], S | None] | None = None,
     ) -> None:
         if workers < 0 or ahead < 1:
-            raise UsageError(f"loading ahead: {workers} workers, {ahead} steps ahead; expected 0 or more and 1 or more")
+            raise UsageError(
+                f"prefetching: got {workers} workers and {ahead} steps ahead; expected at least 0 and at least 1"
+            )
         self.batch_fn, self.workers, self.ahead, self.stage_at = batch_fn, workers, ahead, stage_at
         self._waiting: dict[tuple[int, int, int], tuple[S, Future[Made]]] = {}
         self._pool: Executor | None = None
@@ -83,7 +89,7 @@ class Prefetch(Generic[S]):
         self.close()
 
     def __call__(self, step: int, stage: S, rank: int, world_size: int) -> SceneBatch:
-        """The batch of a step; raises what `batch_fn` raised for it, LeanError when a worker process died."""
+        """The batch of a step. Raises the error of `batch_fn` for this step; LeanError if a worker process died."""
         if self._pool is None:
             return self.batch_fn(step, stage, rank, world_size)
         self._forget(step, rank, world_size)
@@ -97,14 +103,11 @@ class Prefetch(Generic[S]):
             made = future.result()
         except BrokenProcessPool as error:
             self.close()
-            raise LeanError(
-                f"a process that prepares batches ended before step {step} was ready, perhaps for lack of memory; "
-                "try fewer workers, or 0 to see its error"
-            ) from error
+            raise LeanError(_WORKER_DIED.format(step=step)) from error
         return made if isinstance(made, SceneBatch) else _unpack(*made)
 
     def _asked(self, step: int, stage: S, rank: int, world_size: int) -> Future[Made]:
-        """The future of a batch; started unless it is under way for this very stage."""
+        """The future of a batch; starts the computation unless it already runs for this stage."""
         key = (step, rank, world_size)
         known = self._waiting.get(key)
         if known is not None and known[0] == stage:
@@ -116,20 +119,20 @@ class Prefetch(Generic[S]):
         try:
             with safely_started():
                 future = self._pool.submit(work, step, stage, rank, world_size)
-        except RuntimeError as error:  # BrokenProcessPool is one; so is a pool that was shut down
-            raise LeanError(f"no batch of step {step}: the processes that prepare batches have ended") from error
+        except RuntimeError as error:  # BrokenProcessPool, or the pool was shut down
+            raise LeanError(_WORKER_DIED.format(step=step)) from error
         self._waiting[key] = (stage, future)
         return future
 
     def _forget(self, step: int, rank: int, world_size: int) -> None:
-        """Give up what is no longer ahead of this rank, after a jump."""
+        """Drop batches that are no longer ahead of this rank, after a jump."""
         span = range(step, step + self.ahead + 1)
         stale = [k for k in self._waiting if k[0] < step or (k[1:] == (rank, world_size) and k[0] not in span)]
         for key in stale:
             self._give_up(self._waiting.pop(key)[1])
 
     def close(self) -> None:
-        """Give up what is under way and end the workers; waits for the batches that they are at."""
+        """Drop all pending batches and end the workers; waits for the batches in progress."""
         for _, future in self._waiting.values():
             self._give_up(future)
         self._waiting.clear()
@@ -137,7 +140,7 @@ class Prefetch(Generic[S]):
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _give_up(self, future: Future[Made]) -> None:
-        """Nobody wants this batch; what it holds of shared memory is given back once it is there."""
+        """Drop a batch; if it is in progress, its shared memory is released when it is done."""
         if not future.cancel() and self._in_processes:
             future.add_done_callback(_drop)
 
@@ -148,15 +151,15 @@ def _pickle_batch_fn(batch_fn: Callable[..., SceneBatch], must: bool) -> bytes |
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         if must:
             raise UsageError(
-                f"batches cannot be prepared in other processes: {error}. Give a function of a module, or an object "
-                'with __call__, whose parts can be pickled; or kind="threads"'
+                f"batch_fn cannot be sent to worker processes: {error}. Use a module-level function or an object with "
+                '__call__ that can be pickled, or kind="threads"'
             ) from error
-        logger.info("batches are prepared in threads: their function cannot be sent to a process (%s)", error)
+        logger.info("batches are prepared in threads: batch_fn cannot be sent to worker processes (%s)", error)
         return None
 
 
 def _start(packed: bytes) -> None:
-    """In a worker process: Ctrl-C is the parent's business, and without a parent there is nothing to do."""
+    """In a worker process: leave Ctrl-C to the parent, and end when the parent ends."""
     global _compute
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -173,8 +176,9 @@ def _end_with_parent() -> None:
 
 
 def _work(step: int, stage: object, rank: int, world_size: int) -> tuple[str | None, Values]:
-    """In a worker process: a batch as the name of shared memory with its arrays, and all the rest; without a name the
-    arrays are among the rest and go through a pipe, several times as slow."""
+    """In a worker process: compute a batch; return the name of the shared memory with its arrays, and all other values.
+
+    Without shared memory the name is None and the arrays go through a pipe, which is several times slower."""
     assert _compute is not None
     batch = _compute(step, stage, rank, world_size)
     held = {field.name: getattr(batch, field.name) for field in fields(batch)}
@@ -194,7 +198,7 @@ def _work(step: int, stage: object, rank: int, world_size: int) -> tuple[str | N
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an array lies in shared memory."""
+    """The location of an array in shared memory."""
 
     offset: int
     shape: tuple[int, ...]
@@ -206,7 +210,7 @@ def _pad_size(size: int) -> int:
 
 
 def _memory(size: int) -> SharedMemory | None:
-    """Shared memory that is really there: containers often have little, and writing beyond it ends a process."""
+    """Allocate shared memory; None if there is too little, as in many containers (writing past it is fatal)."""
     if not hasattr(os, "posix_fallocate"):
         return None
     memory = SharedMemory(f"lean3r_{os.getppid()}_{secrets.token_hex(6)}", create=True, size=max(1, size))
@@ -226,7 +230,7 @@ def _drop(future: Future[Made]) -> None:
 
 
 def _unpack(name: str | None, values: Values) -> SceneBatch:
-    """The batch, in memory of its own; the shared memory is given back."""
+    """Copy the batch out of shared memory, then release the shared memory."""
     if name is not None:
         memory = SharedMemory(name)
         for key, place in values.items():

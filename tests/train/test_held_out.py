@@ -56,4 +56,4 @@ def test_held_out_scenes_may_be_fewer_and_of_a_set_on_disk(tmp_path: Path) -> No
     assert one["abs_rel_2"] > 0
     write("dl3dv", tmp_path / "none")
     figures = judged(Flat(), HeldOut((Source("dl3dv", str(tmp_path / "none")),)), sets=((2, 1, 1),))
-    assert "abs_rel_2" not in figures and "auc30_2" in figures, "cameras alone where no depth is known"
+    assert "abs_rel_2" not in figures and "auc30_2" in figures, "cameras alone where none of the views has known depth"

@@ -177,7 +177,7 @@ def test_a_log_that_cannot_grow_ends_the_run_with_the_reason(tmp_path: Path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("lean3r.train.logs.log.CsvLog.append", no_space)
-    with pytest.raises(LeanError, match=r"the disk took no more .*there is no checkpoint yet"):
+    with pytest.raises(LeanError, match=r"the disk is full .*there is no checkpoint yet"):
         train_toy(tmp_path)
 
 

@@ -108,7 +108,7 @@ def test_wrong_pictures_and_taken_names_are_refused(tmp_path: Path) -> None:
     def loss_fn(model, batch, progress):
         return toy_loss(model, batch)[0], {"data_wait": 1.0}
 
-    with pytest.raises(UsageError, match="a term 'data_wait', which is a column"):
+    with pytest.raises(UsageError, match="a term 'data_wait', which is already a column"):
         fit(toy_model(), loss_fn, toy_batch, toy_config(STEPS), tmp_path / "b")
 
 

@@ -1,1 +1,1 @@
-"""From data sets to batches: views that go together, cut to one size, mixed with weights."""
+"""From data sets to batches: choose views, crop them to one size, mix data sets by weight."""

@@ -1,4 +1,4 @@
-"""Changes to pictures that carry the cameras along: cutting to a size, mirroring, quarter turns, colours."""
+"""Augmentation of pictures together with their cameras: crop, mirror, quarter turns, colours."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _ROWS = 4  # the brightness of a picture is that of every fourth row
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is drawn for each scene, and for each of its views.
+    """Random changes, drawn for each scene and each of its views.
 
-    flip: chance that a scene is mirrored; turn: chance that a scene whose pictures lie across the batch's shape is
-    turned by a quarter; zoom: a view shows at least this share of the sides that it could show; shift: share of the
-    room beside the cut that it may move in; jitter: bound of the change of brightness, contrast and saturation, drawn
-    once a scene or, for half of the scenes, once a view.
+    flip: probability of mirroring a scene; turn: probability of a quarter turn for a scene whose pictures have the
+    other orientation than the batch; zoom: smallest side of the crop, relative to the largest possible crop; shift:
+    how far the crop may move within the free margin, in 0..1; jitter: largest change of brightness, contrast and
+    saturation, drawn once per scene or, for half of the scenes, once per view.
     """
 
     flip: float = 0.0
@@ -37,9 +37,9 @@ class Augmentation:
     def __post_init__(self) -> None:
         for name in ("flip", "turn", "shift", "jitter"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"augmentation: {name} is {getattr(self, name)}; it must lie in 0..1")
+                raise UsageError(f"augmentation: {name} is {getattr(self, name)}; expected a number in 0..1")
         if not 0.1 <= self.zoom <= 1:
-            raise UsageError(f"augmentation: zoom is {self.zoom}; it must lie in 0.1..1")
+            raise UsageError(f"augmentation: zoom is {self.zoom}; expected a number in 0.1..1")
 
 
 NONE = Augmentation()
@@ -48,7 +48,7 @@ USUAL = Augmentation(flip=0.5, turn=0.5, zoom=0.8, shift=1.0, jitter=0.3)
 
 @dataclass(frozen=True)
 class SceneDraw:
-    """What was drawn for a whole scene: mirrored or not, turned or not, colours of all views (None: each its own)."""
+    """The draw for a whole scene: mirrored or not, turned or not, colours of all views (None: drawn per view)."""
 
     flip: bool
     turn: bool
@@ -56,7 +56,7 @@ class SceneDraw:
 
 
 def draw_scene(rng: np.random.Generator, augmentation: Augmentation) -> SceneDraw:
-    """Draw for a scene; always takes as many numbers from `rng`."""
+    """Draw for a scene; always takes the same number of values from `rng`."""
     flip, turn, shared = rng.random(3)
     colours = _colours(rng, augmentation.jitter)
     return SceneDraw(flip < augmentation.flip, turn < augmentation.turn, colours if shared < 0.5 else None)
@@ -65,9 +65,9 @@ def draw_scene(rng: np.random.Generator, augmentation: Augmentation) -> SceneDra
 def augment(
     view: RawView, height: int, width: int, augmentation: Augmentation, scene: SceneDraw, rng: np.random.Generator
 ) -> RawView:
-    """One view [height, width] of a scene, changed as was drawn for the scene and is drawn for the view.
+    """Augment one view to [height, width], with the draw of the scene and a draw of its own.
 
-    It is cut first: what comes after is done to fewer pixels.
+    The crop comes first, so that later changes work on fewer pixels.
     """
     share = 1 - (1 - augmentation.zoom) * rng.random()
     spot = 0.5 + (rng.random(2) - 0.5) * augmentation.shift
@@ -82,10 +82,10 @@ def augment(
 
 
 def cut(view: RawView, height: int, width: int, share: float = 1.0, spot: tuple[float, float] = (0.5, 0.5)) -> RawView:
-    """The view at another size: the largest cut of that shape, its sides times `share`, scaled.
+    """Crop and scale a view: the largest crop of the target's shape, its sides times `share`, scaled to the target.
 
-    `spot` says where in the free room the cut lies, (0, 0) at the upper left. Pictures are averaged, depth and
-    normals keep the values of the nearest pixels; depth that few pixels have is moved point by point.
+    `spot` in 0..1 is the position of the crop in the free margin, (0, 0) at the upper left. Pictures are averaged,
+    depth and normals take the nearest pixel; sparse depth is moved point by point.
     """
     rows, columns = view.depth.shape
     scale = max(height / rows, width / columns) / share
@@ -124,14 +124,14 @@ def _move(
     column = np.floor((x + 0.5 - corner[0]) * scale[0]).astype(np.int64)
     row = np.floor((y + 0.5 - corner[1]) * scale[1]).astype(np.int64)
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    found = np.full((height, width), np.inf, np.float32)
-    np.minimum.at(found, (row[inside], column[inside]), depth[y[inside], x[inside]])
-    return np.where(np.isfinite(found), found, np.float32(0))
+    nearest_depth = np.full((height, width), np.inf, np.float32)
+    np.minimum.at(nearest_depth, (row[inside], column[inside]), depth[y[inside], x[inside]])
+    return np.where(np.isfinite(nearest_depth), nearest_depth, np.float32(0))
 
 
 def mirror(view: RawView) -> RawView:
-    """Left and right exchanged. A mirror is no rotation, so the world is mirrored with the picture: all views of a
-    scene have to be."""
+    """Mirror left and right. A mirror image is not a rotation, so the world is mirrored with the picture: mirror all
+    views of a scene."""
     k = view.intrinsics.copy()
     k[0, 2] = view.depth.shape[1] - k[0, 2]
     pose = _MIRROR @ view.cam_from_world @ _MIRROR
@@ -140,7 +140,7 @@ def mirror(view: RawView) -> RawView:
 
 
 def rotate_quarter(view: RawView) -> RawView:
-    """Turned clockwise by a quarter, as if the camera had been turned the other way about its axis."""
+    """Turn clockwise by a quarter, as if the camera had been turned the other way about its axis."""
     k, rows = view.intrinsics, view.depth.shape[0]
     turned_k = np.array([[k[1, 1], 0.0, rows - k[1, 2]], [0.0, k[0, 0], k[0, 2]], [0.0, 0.0, 1.0]])
     image, depth = np.rot90(view.image, -1), np.rot90(view.depth, -1)

@@ -1,4 +1,4 @@
-"""Which views of a scene a sample is made of: such that see the same, such that follow one another, or any."""
+"""Choice of the views of a sample: views that overlap, views that follow one another, or any."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ _SHELLS = (0.6, 1.0, 1.7)  # of a scene's typical depth
 
 @dataclass(frozen=True)
 class Choice:
-    """How views are chosen. "covisibility": each view sees something in common with one that was chosen before, at
-    least `least` of what its best partner does; "range": within a stretch of frames, on average `stride` (lowest,
-    highest) apart; "random": any; "auto": covisibility, but range where the set's frames follow one another and no
-    file says who sees what."""
+    """How views are chosen. "covisibility": each view overlaps with an earlier choice, with a score of at least `least`
+    times its best score; "range": within a range of frames, on average `stride` (lowest, highest) frames apart;
+    "random": any; "auto": range if the set's frames are ordered and no file has covisibility, else covisibility."""
 
     how: How = "auto"
     least: float = 0.1
@@ -34,26 +33,29 @@ class Choice:
 
     def __post_init__(self) -> None:
         if self.how not in ("auto", "covisibility", "range", "random"):
-            raise UsageError(f"views are chosen by covisibility, range, random or auto, not by {self.how!r}")
+            raise UsageError(f"choice of views: how is {self.how!r}; expected covisibility, range, random or auto")
         if not 0 <= self.least <= 1 or not 1 <= self.stride[0] <= self.stride[1]:
-            raise UsageError(f"choice of views: least is {self.least} (0..1), stride {self.stride} (1 or more, rising)")
+            raise UsageError(
+                f"choice of views: least is {self.least}, expected 0..1; "
+                f"stride is {self.stride}, expected 1 <= lowest <= highest"
+            )
 
 
 AUTO = Choice()
 
 
 class Chooser:
-    """Chooses views of the scenes of one set; remembers what of each scene sees what."""
+    """Chooses views of the scenes of one set; keeps the covisibility of recent scenes."""
 
     def __init__(self, scenes: SceneSet, choice: Choice) -> None:
         self.scenes, self.choice = scenes, choice
         self._scores: OrderedDict[int, np.ndarray | None] = OrderedDict()
 
     def choose(self, rng: np.random.Generator, scene: int, views: int) -> list[int]:
-        """Numbers of distinct views in random order; InputError when the scene has too few that fit together."""
+        """Numbers of distinct views in random order; InputError if the scene has too few that overlap."""
         total = self.scenes.scene(scene).views
         if total < views:
-            raise InputError(f"it has {total} of the {views} views that a sample needs")
+            raise InputError(f"it has {total} views; a sample needs {views}")
         how = self.choice.how
         if how == "auto":
             how = "range" if self.scenes.is_ordered and self._stated(scene) is None else "covisibility"
@@ -87,7 +89,7 @@ class Chooser:
                 reach = np.maximum(reach, share[chosen[-1]])
             if len(chosen) == views:
                 return [chosen[i] for i in rng.permutation(views)]
-        raise InputError(f"it has no {views} views that see the same things")
+        raise InputError(f"it has fewer than {views} views that overlap; ask for fewer views")
 
     def _stated(self, scene: int) -> np.ndarray | None:
         return self._remembered(scene, lambda: self.scenes.covisibility(scene), stated=True)
@@ -112,12 +114,12 @@ class Chooser:
 
 
 def estimate(scenes: SceneSet, scene: int) -> np.ndarray:
-    """[V, V] shares of what two views see in common, from their cameras and the typical depth of the scene.
+    """[V, V] overlap of each pair of views, estimated from their cameras and the typical depth of the scene.
 
     Points are spread over each view's pyramid, around the median depth of three of its views (without depth: twice the
-    median distance of cameras); the score is the smaller of the shares of either's points that the other sees from less
-    than 60 degrees aside. Walls that stand between are not known of. Of long scenes every n-th view is looked at, and
-    its neighbours score as it does.
+    median distance of cameras); the score is the share of one view's points that the other sees from less than 60
+    degrees aside, the smaller of both directions. Occlusion is ignored. In long scenes only every n-th view is scored;
+    its neighbours take its scores.
     """
     total = scenes.scene(scene).views
     step = -(-total // _ESTIMATED_VIEWS)
@@ -153,10 +155,10 @@ def estimate(scenes: SceneSet, scene: int) -> np.ndarray:
 
 
 def _cameras(scenes: SceneSet, scene: int, views: Iterable[int]) -> tuple[list[Camera], list[int]]:
-    """Cameras of those views that have a sound one, and which they are."""
+    """The valid cameras, and the numbers of their views."""
     cameras, sound = [], []
     for v in views:
-        with suppress(InputError):  # whoever reads such a view is told; here it sees nothing
+        with suppress(InputError):  # reading the view raises the error; here it overlaps with nothing
             cameras.append(scenes.camera(scene, v))
             sound.append(v)
     return cameras, sound

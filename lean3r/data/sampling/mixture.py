@@ -1,4 +1,4 @@
-"""Batches from data sets on disk: mixtures with weights, every sample a pure function of seed, step and its number."""
+"""Batches from data sets on disk: weighted mixtures; every sample is a pure function of seed, step and its number."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_TRIES = 50
 
 @dataclass(frozen=True)
 class BatchShape:
-    """What one process gets in one step: `scenes` scenes of `views` views of height x width pixels."""
+    """The batch of one process in one step: `scenes` scenes of `views` views of height x width pixels."""
 
     scenes: int
     views: int
@@ -44,8 +44,9 @@ class World(Protocol):
 
 @dataclass(frozen=True)
 class Part:
-    """One source of a mixture: how often it is drawn (`weight`, relative to the others), how views are chosen and what
-    is changed in them. `name` is what samples of it are called by; the set's own unless given."""
+    """One source of a mixture: its weight relative to the others, the choice of views and the augmentation.
+
+    `name` labels its samples; by default the name of the set."""
 
     source: SceneSet | World
     weight: float = 1.0
@@ -59,7 +60,7 @@ class Part:
 
     @property
     def label(self) -> str:
-        """What its samples are called by."""
+        """The label of its samples."""
         return self.name or (self.source.name if isinstance(self.source, SceneSet) else "synthetic")
 
 
@@ -72,19 +73,19 @@ def shape_at(
     multiple: int,
     budget: int,
 ) -> BatchShape:
-    """The shape of all batches of a step, the same for every process, so that none waits for another's larger one.
+    """The shape of all batches of a step, the same for every process, so that no process waits for a larger batch.
 
-    views: how many a scene has, or counts to draw one from; pixels: bounds of the area; aspect: bounds of width /
-    height; sides are multiples of `multiple`; budget: views of a process in a step, which decides the number of scenes
-    (at least one). Area and aspect are drawn evenly on a logarithmic scale, then rounded to the nearest sides within
-    both bounds. UsageError when there are none.
+    views: views per scene, or counts to draw from; pixels: bounds of the area; aspect: bounds of width / height;
+    sides are multiples of `multiple`; budget: views per process and step, which sets the number of scenes (at least
+    one). Area and aspect are drawn log-uniformly, then rounded to the nearest sides within both bounds. UsageError if
+    there are no such sides.
     """
     sides = _sides(tuple(pixels), tuple(aspect), multiple)
     rng = np.random.default_rng(seed_of(seed, step, "shape"))
     count = views if isinstance(views, int) else int(views[int(rng.integers(len(views)))])
     area, ratio = (low * (high / low) ** rng.random() for low, high in (pixels, aspect))
-    wanted = np.log([math.sqrt(area / ratio), math.sqrt(area * ratio)])
-    height, width = sides[int(np.abs(np.log(sides) - wanted).sum(1).argmin())]
+    target = np.log([math.sqrt(area / ratio), math.sqrt(area * ratio)])
+    height, width = sides[int(np.abs(np.log(sides) - target).sum(1).argmin())]
     return BatchShape(max(1, budget // count), count, int(height), int(width))
 
 
@@ -92,7 +93,9 @@ def shape_at(
 def _sides(pixels: tuple[int, int], aspect: tuple[float, float], multiple: int) -> np.ndarray:
     """[N, 2] all (height, width) within the bounds."""
     if not 0 < pixels[0] <= pixels[1] or not 0 < aspect[0] <= aspect[1] or multiple < 1:
-        raise UsageError(f"pixels {pixels} and aspect {aspect} must be positive (lowest, highest), multiple {multiple}")
+        raise UsageError(
+            f"pixels {pixels} and aspect {aspect} must be positive (lowest, highest), multiple {multiple} at least 1"
+        )
     longest = int(math.sqrt(pixels[1] * max(aspect[1], 1 / aspect[0]))) // multiple
     one = np.arange(1, longest + 1) * multiple
     height, width = (side.ravel() for side in np.meshgrid(one, one))
@@ -100,8 +103,8 @@ def _sides(pixels: tuple[int, int], aspect: tuple[float, float], multiple: int) 
     ok = (area >= pixels[0]) & (area <= pixels[1]) & (ratio >= aspect[0] - 1e-9) & (ratio <= aspect[1] + 1e-9)
     if not ok.any():
         raise UsageError(
-            f"no picture with sides that are multiples of {multiple} has {pixels[0]} to {pixels[1]} pixels and a width "
-            f"of {aspect[0]} to {aspect[1]} heights; widen one of the ranges"
+            f"no picture size has sides that are multiples of {multiple}, {pixels[0]} to {pixels[1]} pixels and an "
+            f"aspect of {aspect[0]} to {aspect[1]}; widen one of the ranges"
         )
     return np.stack([height[ok], width[ok]], 1)
 
@@ -115,7 +118,7 @@ class Mixture:
     """Draws batches from several sources; can be pickled, so that worker processes can hold one each."""
 
     def __init__(self, parts: Sequence[Part], seed: int = 0) -> None:
-        """UsageError when there is nothing to draw from."""
+        """UsageError if no part has a weight above 0."""
         if not parts or sum(part.weight for part in parts) <= 0:
             raise UsageError("a mixture needs at least one data set with a weight above 0")
         self.parts, self.seed = tuple(parts), seed
@@ -126,13 +129,13 @@ class Mixture:
     def batch(self, step: int, shape: BatchShape, rank: int = 0, world_size: int = 1) -> SceneBatch:
         """The batch of one process at one step.
 
-        Sample n of a step is the same whichever process gets it: process r has those from r * shape.scenes on, so two
-        processes of two scenes see what one of four does. A sample that cannot be read is replaced by another draw and
-        named in `skipped` with the reason; InputError after MAX_TRIES of them for one sample. Normals are given when
-        all of the samples have them, `is_metric` is set when all are.
+        Sample n of a step does not depend on the process: process r gets those from r * shape.scenes on, so two
+        processes of two scenes get the same samples as one process of four. A sample that
+        cannot be read is replaced by another draw and named in `skipped` with the reason; InputError after MAX_TRIES
+        of them for one sample. Normals are given if all samples have them; `is_metric` is set if all are metric.
         """
         if not 0 <= rank < world_size:
-            raise UsageError(f"rank is {rank} of {world_size} processes")
+            raise UsageError(f"rank is {rank}; expected 0 to {world_size - 1} for {world_size} processes")
         drawn = [self._sample(step, rank * shape.scenes + n, shape) for n in range(shape.scenes)]
         return join_samples(drawn)
 
@@ -161,10 +164,13 @@ class Mixture:
             except (InputError, OSError) as error:
                 skipped.append(f"{part.label}/{_name(chooser.scenes, scene)} ({error})")
         if len(small) > len(skipped):
-            raise InputError(f"of {MAX_TRIES} scenes, {len(small)} have fewer than {shape.views} views: {some(small)}")
+            raise InputError(
+                f"{len(small)} of {MAX_TRIES} scenes have fewer than {shape.views} views: {some(small)}. "
+                "Ask for fewer views per scene"
+            )
         raise InputError(
             f"{len(skipped)} of {MAX_TRIES} samples could not be read: {some(skipped)}. "
-            "`lean3r data check ROOT` says what is wrong with a set"
+            "Check the set with `lean3r data check ROOT`"
         )
 
 
@@ -184,7 +190,7 @@ def _read(
         views.append(augment(raw, shape.height, shape.width, part.augmentation, drawn, rng))
         unknown += count
     if scenes.has_depth and not any(view.depth.any() for view in views):
-        raise InputError("no depth is known in any of the views")
+        raise InputError("none of the views has known depth")
     normals = [view.normals for view in views if view.normals is not None]
     return SceneBatch(
         images=_pictures([view.image for view in views])[None],
@@ -230,5 +236,5 @@ def _tensor(arrays: Sequence[np.ndarray]) -> torch.Tensor:
 
 
 def _name(scenes: SceneSet, scene: int) -> str | int:
-    """A scene's name, which it has even where its files cannot be read; its number in a set that keeps no list."""
+    """The name of a scene, even if its files cannot be read; its number if the set keeps no list."""
     return getattr(scenes, "ids", range(len(scenes)))[scene]

@@ -119,7 +119,7 @@ class DTU(MvsnetSet):
             spread[::4, ::4] = depth
             return spread
         raise InputError(
-            f"{frame.depth} has {depth.shape[1]} x {depth.shape[0]} pixels, which fit no picture of {size}"
+            f"{frame.depth} has {depth.shape[1]} x {depth.shape[0]} pixels, which does not fit pictures of {size}"
         )
 
     def pairs(self, scene: str) -> Path:

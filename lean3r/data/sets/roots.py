@@ -1,4 +1,4 @@
-"""Which data set a folder holds, and what is the matter with it."""
+"""Recognise the data set in a folder and report its problems."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def kind_of(root: Path, name: str | None = None) -> str:
     known = sets()
     if name is not None and name not in known:
         DATASETS.check(name)
-        raise UsageError(f"{name} is not read from a folder; sets that are: {', '.join(known)}")
+        raise UsageError(f"data set {name} is not read from a folder; expected one of {', '.join(known)}")
     if not root.is_dir():
         raise InputError(f"no such folder: {root}")
     if not any(root.iterdir()):
@@ -68,7 +68,7 @@ def _expected(name: str | None) -> str:
 
 
 def _hint(root: Path, name: str | None) -> str:
-    """What may have been meant: the folder above or below, or pictures that have no cameras yet."""
+    """A suggestion: the folder above or below, or how to make cameras for plain pictures."""
     near = [(folder, recognise(folder)) for folder in (root.resolve().parent, *folders(root)[:20])]
     for folder, found in near:
         wanted = [n for n in found if name in (None, n)]
@@ -181,7 +181,7 @@ def options_of(texts: list[str]) -> dict[str, Setting]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
-            raise UsageError(f"option '{text}' of the data set cannot be read; expected KEY=VALUE")
+            raise UsageError(f"data set option '{text}' cannot be read; expected KEY=VALUE")
         found[key] = _value(value)
     return found
 

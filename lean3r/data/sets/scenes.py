@@ -1,6 +1,6 @@
-"""What a data set on disk is: scenes of posed pictures, read one view at a time.
+"""Data sets on disk: scenes of posed pictures, read one view at a time.
 
-All sets speak one language: OpenCV axes, `cam_from_world`, z-depth with 0 where it is unknown, intrinsics in pixels
+Conventions of all sets: OpenCV axes, `cam_from_world`, z-depth with 0 where it is unknown, intrinsics in pixels
 with the centre of the top-left pixel at (0.5, 0.5).
 """
 
@@ -28,7 +28,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class SceneInfo:
-    """What is known of a scene without reading its pictures: `id`, unique in the set, and how many views it has."""
+    """Information about a scene that needs no pictures: `id`, unique in the set, and how many views it has."""
 
     id: str
     views: int
@@ -280,9 +280,13 @@ def check_camera(camera: Camera, what: str) -> Camera:
     """The camera with its rotation made exact; InputError naming `what` when pose or intrinsics are none."""
     pose, k = np.asarray(camera.cam_from_world, np.float64), np.asarray(camera.intrinsics, np.float64)
     if pose.shape != (4, 4) or not np.isfinite(pose).all() or not is_rotation(pose[:3, :3]):
-        raise InputError(f"the pose of {what} is no rotation with a translation; expected a rigid 4 x 4 matrix")
+        raise InputError(
+            f"the pose of {what} is no rotation with translation; expected a rigid 4 x 4 cam_from_world matrix"
+        )
     if k.shape != (3, 3) or not np.isfinite(k).all() or min(k[0, 0], k[1, 1]) <= 0:
-        raise InputError(f"the intrinsics of {what} are no pinhole camera's; expected positive focal lengths in pixels")
+        raise InputError(
+            f"the intrinsics of {what} do not describe a pinhole camera; expected positive focal lengths in pixels"
+        )
     u, _, vt = np.linalg.svd(pose[:3, :3])
     exact = np.eye(4)
     exact[:3, :3], exact[:3, 3] = u @ vt, pose[:3, 3]
@@ -295,7 +299,7 @@ def fit_intrinsics(camera: Camera, width: int, height: int, path: Path) -> np.nd
         return camera.intrinsics
     if abs(width * camera.height / (height * camera.width) - 1) > SIZE_TOLERANCE:
         raise InputError(
-            f"{path} has {width} x {height} pixels, its camera is for {camera.width} x {camera.height}; "
+            f"{path} has {width} x {height} pixels, but its camera is for {camera.width} x {camera.height}; "
             "expected the pictures that the cameras belong to"
         )
     return rescale(camera.intrinsics, width / camera.width, height / camera.height)

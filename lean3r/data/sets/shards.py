@@ -126,7 +126,9 @@ class Shards(SceneSet):
             if row["far"]:
                 depth = _decode(self._picture(scene, f"{view:04}.depth.png", None), row["near"], row["far"])
         if depth.shape != image.shape[:2] or depth.shape != (camera.height, camera.width):
-            raise InputError(f"view {view} of {self.rows[scene]['id']} has a picture, depth and camera of other sizes")
+            raise InputError(
+                f"view {view} of {self.rows[scene]['id']} has different sizes of picture, depth and camera"
+            )
         return RawView(image, depth, camera.intrinsics, camera.cam_from_world)
 
     def covisibility(self, scene: int) -> np.ndarray | None:
@@ -214,7 +216,9 @@ def pack(
     except ImportError as error:
         raise MissingExtraError.of("packing shards", "train") from error
     if min(max_side or 1, shard_mb, scene_views) < 1:
-        raise UsageError(f"side {max_side}, shard {shard_mb} MB, {scene_views} views: all must be at least 1")
+        raise UsageError(
+            f"got max_side {max_side}, shard_mb {shard_mb}, scene_views {scene_views}; all must be at least 1"
+        )
     index = Index(
         format=FORMAT,
         set=scenes.name,

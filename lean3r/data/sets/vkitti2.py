@@ -140,5 +140,5 @@ def _rows(path: Path, camera: int, count: int) -> dict[int, np.ndarray]:
             if words and int(words[1]) == camera:
                 found[int(words[0])] = np.array([float(word) for word in words[2 : 2 + count]]).reshape(count)
         except (ValueError, IndexError) as error:
-            raise InputError(f"{path} has a line that is none of its format: {line!r}") from error
+            raise InputError(f"{path} has a line in an unexpected format: {line!r}") from error
     return found

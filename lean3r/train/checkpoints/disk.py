@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and disks that are asked before they are written to."""
+"""Atomic file writes, and checks for free disk space before writing."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def tensor_bytes(value: object) -> int:
 def require_space(folder: Path, needed: int, what: str) -> None:
     """LeanError if the disk of `folder` has less than `needed` bytes, and a little more, left."""
     free = shutil.disk_usage(folder).free
-    wanted = needed + needed // 20 + 1_000_000
-    if free < wanted:
+    required = needed + needed // 20 + 1_000_000
+    if free < required:
         raise LeanError(
-            f"the disk of '{folder}' is nearly full: {what} takes {wanted / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are "
+            f"the disk of '{folder}' is nearly full: {what} takes {required / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are "
             "free. Nothing was overwritten: make room, then resume."
         )
 

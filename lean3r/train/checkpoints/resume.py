@@ -1,4 +1,4 @@
-"""The state of a run to a checkpoint and back, whether parameters are whole on each process or spread."""
+"""Save and restore the state of a run, with parameters whole on each process or spread over them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Weights:
     def restore(self, path: Path, config: TrainConfig) -> SavedValues:
         """Take over a checkpoint, file or folder, and return its plain values; UsageError if its run was another."""
         if not path.exists():
-            raise LeanError(f"a process does not see checkpoint '{path}'; all processes must share one file system")
+            raise LeanError(f"a process cannot read checkpoint '{path}'; all processes must share one file system")
         if path.is_dir() and self.sharded:
             values = read_values(path)
             _check_same_run(values, config, self.world, path)

@@ -54,7 +54,7 @@ def full_disk_explained(out_dir: Path) -> Iterator[None]:
             raise
         last = checkpoints(out_dir / "checkpoints")
         stands = f"the last whole checkpoint is {last[0]}" if last else "there is no checkpoint yet"
-        raise LeanError(f"the disk took no more ({error}); {stands}. Make room, then resume.") from error
+        raise LeanError(f"the disk is full ({error}); {stands}. Make room, then resume.") from error
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, object], keep: int = KEEP) -> Path:

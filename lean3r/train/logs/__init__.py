@@ -1,1 +1,1 @@
-"""What a run says of itself: logs, events, pictures, the report."""
+"""Output of a run: logs, events, pictures, the report."""

@@ -1,4 +1,4 @@
-"""What a run says of itself: files that survive resuming, a picture of the curves, a line or a bar on stderr."""
+"""Logs of a run: files that survive resuming, loss curves, progress on stderr."""
 
 from __future__ import annotations
 

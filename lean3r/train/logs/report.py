@@ -1,4 +1,4 @@
-"""report.md: what a run was, how it went and what it was run on, for whoever opens its folder later."""
+"""report.md: the config, results and hardware of a run."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ class Watch:
             row: dict[str, float] = {"step": step, "seconds": round(self.seconds, 1)}
             for name in dict.fromkeys(name for part in everywhere for name in part):
                 if name in _COLUMNS:
-                    raise UsageError(f"the loss function returns a term '{name}', which is a column of the log already")
+                    raise UsageError(f"the loss function returns a term '{name}', which is already a column of the log")
                 parts = [part[name] for part in everywhere if name in part]
                 row[name] = sum(total for total, _ in parts) / sum(count for _, count in parts)
             row |= {"lr": lr, "views_per_s": self._views / self._seconds, "data_wait": self._waited / self._seconds}

@@ -1,1 +1,1 @@
-"""What a step minimises: losses on cameras and geometry, the objectives made of them, objectives with a teacher."""
+"""Losses on cameras and geometry, the objectives built from them, and objectives with a teacher."""

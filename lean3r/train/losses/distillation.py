@@ -1,4 +1,4 @@
-"""Objectives with a teacher: what a sparse or rounded student is told beside the truth.
+"""Objectives with a teacher, for sparse or quantised students.
 
 An objective is called like every loss (train/loop.py) and holds its teacher, frozen.
 """
@@ -39,7 +39,9 @@ class Objective:
         self.teacher: Any = teacher.eval().requires_grad_(False)
         self.gamma_from, self.gamma_to = check_weights(gamma_from=gamma_from, gamma_to=gamma_to)
         if gamma_to > gamma_from:
-            raise UsageError(f"gamma goes from {gamma_from} up to {gamma_to}; expected a weight that falls or stays.")
+            raise UsageError(
+                f"gamma rises from {gamma_from} to {gamma_to}; expected a weight that falls or stays constant."
+            )
 
     def attention(self, ours: list[Tensor], theirs: list[Tensor], progress: float) -> tuple[Tensor, Terms]:
         """gamma times the mean squared difference of attention outputs, and what to log of it."""

@@ -26,7 +26,7 @@ def loops_at(progress: float, least: int, most: int) -> int:
 
 
 class LoopedModel(IterativeModel, Protocol):
-    """One whose trunk runs as often as it is told."""
+    """A model with a settable number of trunk loops."""
 
     loops: int
 

@@ -1,4 +1,4 @@
-"""What a distillation is: phases in which a student that wears a plan learns from its dense teacher and the truth."""
+"""Distillation recipes: phases in which a compressed student learns from its dense teacher and ground truth."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class Phase:
         for stage in self.config.stages:
             if stage.train == ("mechanisms",) and not self.plan.exchanges:
                 raise UsageError(
-                    f"phase {self.config.name} trains what sparse attention brings along, but its plan "
-                    f"'{self.plan.name}' exchanges none. Take a plan such as gsa or sla, or train other roles."
+                    f"phase {self.config.name} trains the parameters of sparse attention, but its plan "
+                    f"'{self.plan.name}' has none. Take a plan such as gsa or sla, or train other roles."
                 )
 
 

@@ -1,4 +1,4 @@
-"""What a command line changes of a recipe."""
+"""Changes to a recipe from the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Overrides:
-    """What is None or empty stays as the recipe has it.
+    """Overrides of a recipe; None or empty keeps the value of the recipe.
 
     steps and lr hold one number for each phase, or one for all (the rate of Muon changes in proportion); views are the
     numbers of views a scene has, batch the pictures of a process in a batch, accumulate its batches in a step, train
@@ -82,7 +82,7 @@ class Overrides:
 
 
 def given(**values: Any) -> dict[str, Any]:
-    """Those that are not None."""
+    """The values that are not None."""
     return {name: value for name, value in values.items() if value is not None}
 
 
