@@ -102,10 +102,10 @@ def umeyama_robust(
 def align_cameras(
     cam_from_world_pred: Tensor, cam_from_world_gt: Tensor, with_scale: bool = True, rotation_weight: float = 1e-3
 ) -> tuple[Tensor, Similarity]:
-    """Predicted cameras [..., S, 4, 4] moved into the true world, and the similarity that did it.
+    """Predicted cameras [..., S, 4, 4] aligned to the true world, and the similarity used.
 
-    Fitted to the camera centres. Where they leave the rotation open (one camera, two, a straight line),
-    the camera rotations decide, through the small `rotation_weight`. Multiply depths by `scale`.
+    Fitted to the camera centres. Where these do not determine the rotation (one camera, two, a straight line),
+    the camera rotations do, through the small `rotation_weight`. Multiply depths by `scale`.
     """
     hint = (cam_from_world_gt[..., :3, :3].mT @ cam_from_world_pred[..., :3, :3]).mean(-3)
     centers = camera_centers(cam_from_world_pred), camera_centers(cam_from_world_gt)
@@ -123,10 +123,10 @@ def align_depth(
 ) -> tuple[Tensor, Tensor]:
     """Scale and shift, each [...], with gt = scale * pred + shift; the last dimension of [..., N] is pooled.
 
-    Flatten what shares one scale first, for example depth.flatten(-3) for one scale a scene. mask [..., N]
-    is True where both depths count. "median": ratio of the (lower) medians, or with a shift the median and
+    Flatten dimensions that share one scale first: depth.flatten(-3) gives one scale per scene. mask [..., N]
+    is True where both depths are valid. "median": ratio of the (lower) medians, or with a shift the median and
     the mean absolute deviation from it; "lstsq": least squares; "l1": least absolute deviations, robust.
-    Nothing valid, or a constant prediction with a shift, gives NaN.
+    NaN without valid depth, or for a constant prediction with a shift.
     """
     mask = torch.ones_like(pred, dtype=torch.bool) if mask is None else mask
     mid_pred, mid_gt = _masked_median(pred, mask), _masked_median(gt, mask)

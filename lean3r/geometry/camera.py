@@ -85,7 +85,7 @@ def ray_directions(intrinsics: Tensor, height: int, width: int) -> Tensor:
 def project(points_cam: Tensor, intrinsics: Tensor) -> Tensor:
     """Pixels (x, y) [*lead, ..., 2] of camera points [*lead, ..., 3] under intrinsics [*lead, 3, 3].
 
-    Points with z <= 0 are behind the camera: their pixels are finite and mean nothing, mask them by z.
+    Points with z <= 0 are behind the camera: their pixels are finite but meaningless; mask them by z.
     """
     extra = points_cam.dim() - 1 - (intrinsics.dim() - 2)
     k = intrinsics.reshape(*intrinsics.shape[:-2], *[1] * extra, 3, 3)

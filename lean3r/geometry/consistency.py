@@ -1,4 +1,4 @@
-"""Do depth maps of several views tell of the same surfaces? Arrays on the CPU, a view at a time."""
+"""Consistency of depth maps across views. Arrays on the CPU, one view at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lean3r.geometry.lens import Optics
 from lean3r.parallel import by_threads
 
 PROBES = 16  # along each side of a picture, to find out which views overlap
-PARALLAX_RAD = np.deg2rad(3.0)  # an angle between two lines of sight that shows wrong depth well
+PARALLAX_RAD = np.deg2rad(3.0)  # parallax angle that reveals wrong depth well
 
 
 class Scene(NamedTuple):
@@ -29,15 +29,15 @@ class Scene(NamedTuple):
         return (cam - pose[:3, 3]) @ pose[:3, :3]
 
     def seen(self, view: int, world: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Depth [P] of world points [P, 3] in a view, and the view's own depth where they appear; NaN where they
-        do not, or where it knows none."""
+        """Depth [P] of world points [P, 3] in a view, and the view's own depth at their projections; NaN outside the
+        picture and where the view's depth is unknown."""
         pose = self.cam_from_world[view]
         cam = world @ pose[:3, :3].T + pose[:3, 3]
         return cam[:, 2], sample_depth(self.depth[view], self.optics.project(view, cam))
 
 
 def neighbours(scene: Scene, count: int) -> list[np.ndarray]:
-    """For each view the at most `count` other views that see most of it, at an angle that tells something."""
+    """For each view, up to `count` other views with the largest overlap and enough parallax."""
     views, height, width = scene.depth.shape
     grid = (np.arange(PROBES) + 0.5) / PROBES
     rows, cols = (a.ravel().astype(int) for a in np.meshgrid(grid * height, grid * width, indexing="ij"))
@@ -69,7 +69,7 @@ def sample_depth(depth: np.ndarray, xy: np.ndarray) -> np.ndarray:
     edge."""
     height, width = depth.shape[-2:]
     of_map = (np.arange(len(depth))[:, None],) if depth.ndim == 3 else ()
-    # Half a pixel at the border belongs to the picture and has no centre beyond it.
+    # The outer half of a border pixel is in the picture but has no further pixel centre to interpolate with.
     inside = (xy >= 0).all(axis=-1) & (xy <= [width, height]).all(axis=-1)
     x, y = (np.where(inside, xy[..., i], 0.5) - 0.5 for i in (0, 1))
     x, y = x.clip(0, width - 1), y.clip(0, height - 1)

@@ -1,7 +1,7 @@
-"""What pictures alone tell: views in which nothing can be seen, repeated pictures, and where the sky is.
+"""Checks on pictures alone: views without content, repeated pictures, and sky.
 
-Rules without weights, on pictures shrunk to about the size that nano sees, so that they mean the same at any
-resolution. The bounds stand between what was measured on real scenes and on made-up ones (benchmarks/trust.py).
+Plain rules, no network, on pictures shrunk to about the input size of nano, so that they hold at any resolution.
+The thresholds lie between values measured on real scenes and on synthetic ones (benchmarks/trust.py).
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch.nn.functional import interpolate
 
 Emptiness = Literal["no-content", "noise"]
 
-AREA = 240 * 240  # pixels that pictures are judged at
+AREA = 240 * 240  # pixels; pictures are shrunk to this size
 STEP = 4.0  # grey levels between neighbours that count as structure
 LEAST_STRUCTURE = 0.02  # share of such pixels; real scenes have 0.43 and more, skies and walls alone below 0.01
 LEAST_MEMORY = 0.4  # correlation of neighbouring pixels; real scenes have 0.7 and more, noise 0.2 and less
-SAME = 3.0  # grey levels (root mean square): the same picture, but for its compression
+SAME = 3.0  # grey levels (root mean square) within which two pictures differ only by compression
 LEAST_SKY = 0.015  # of the picture, for one region
 SMOOTH, SMOOTHEST, ROUGHEST = 0.5, 0.7, 2.0  # mean steps of a region of sky, white and blue, and the largest within
 
 
 def emptiness(image: np.ndarray, counts: np.ndarray) -> Emptiness | None:
-    """Why nothing can be known from a picture [H, W, 3] uint8 where it `counts` [H, W] bool; None where there is
-    something to see."""
+    """Why a picture [H, W, 3] uint8 has no usable content among the pixels that `counts` [H, W] bool selects; None if
+    it has."""
     image, counts = _shrunk(image, counts)
     grey = image.mean(-1)
     right, down = counts[:, 1:] & counts[:, :-1], counts[1:] & counts[:-1]
@@ -38,7 +38,7 @@ def emptiness(image: np.ndarray, counts: np.ndarray) -> Emptiness | None:
 
 
 def repeats(images: np.ndarray) -> np.ndarray:
-    """For each of the pictures [S, H, W, 3] uint8 the first that is the same, [S]; itself where none is."""
+    """For each of the pictures [S, H, W, 3] uint8, the index [S] of the first identical one, or its own."""
     small = np.stack([image[::4, ::4].astype(np.float32) for image in images])
     first = np.arange(len(images))
     for view in range(len(images)):
@@ -50,10 +50,10 @@ def repeats(images: np.ndarray) -> np.ndarray:
 
 
 def sky(image: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Where the sky is in an upright picture [H, W, 3] uint8, [H, W] bool, among the pixels that `counts` [H, W].
+    """Sky mask [H, W] bool of an upright picture [H, W, 3] uint8, within the pixels that `counts` [H, W] selects.
 
-    Regions that reach the upper border, without any texture, and bright or blue. Walls and ceilings have the texture
-    of their surface, unless they are overexposed. Clouds with edges of their own are not found.
+    Sky is a region without texture that reaches the upper border and is bright or blue. Walls and ceilings show
+    surface texture unless they are overexposed. Clouds with sharp edges are not found.
     """
     small, inside = _shrunk(image, counts)
     grey, blue = small.mean(-1), small[..., 2] - small[..., 0]
@@ -72,14 +72,14 @@ def sky(image: np.ndarray, counts: np.ndarray) -> np.ndarray:
         limit = SMOOTHEST if tint > 0.3 * level or level > 245 else SMOOTH
         is_sky = (level > 200 or tint > 0.45 * level) and steps[region].mean() < limit
         if is_sky and region.sum() >= LEAST_SKY * inside.sum():
-            # The border is blurred into what stands before the sky.
+            # At its border, the sky is blurred into the foreground.
             found |= region | (_grown(region, 1) & inside & (grey > 0.9 * level))
     rows, cols = ((np.arange(n) * m) // n for n, m in zip(image.shape[:2], found.shape, strict=True))
     return found[np.ix_(rows, cols)] & counts
 
 
 def _shrunk(image: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The picture, float32, and what counts of it, by a whole factor smaller."""
+    """The picture, float32, and its mask, shrunk by an integer factor."""
     factor = max(1, round((counts.size / AREA) ** 0.5))
     size = tuple(max(1, n // factor) for n in counts.shape)
     pixels = torch.tensor(image).permute(2, 0, 1)[None].float()
@@ -107,12 +107,12 @@ def _grown(region: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def _flood(seed: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """The allowed pixels [H, W] that paths along rows and columns join to the seed."""
+    """The allowed pixels [H, W] that are connected to the seed along rows and columns."""
     found, before = seed & allowed, -1
     while found.sum() > before:
         before = found.sum()
         for _ in range(2):
-            # Whole runs of a row at a time; then the same of the columns.
+            # Whole runs of a row at a time, then of the columns.
             run = np.cumsum(~np.pad(allowed, ((0, 0), (1, 0)))).reshape(len(allowed), -1)[:, 1:]
             reached = np.bincount(run[found], minlength=run.max() + 1) > 0
             found, allowed = (reached[run] & allowed).T, allowed.T

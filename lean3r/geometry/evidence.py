@@ -1,4 +1,4 @@
-"""What speaks for depth besides the network's word: other views that see the same, and triangulated points near by."""
+"""Evidence for predicted depth: agreement with other views, and triangulated points near by."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from lean3r.geometry.consistency import Scene, neighbours, unit
 from lean3r.parallel import by_threads
 
 CHECKED, CHECKED_OF_MANY, MANY = 6, 4, 60  # other views that each is compared with, fewer from MANY views on
-CHECKED_PIXELS = 15_000  # of a view, on a regular grid; those between say what their neighbours say
+CHECKED_PIXELS = 15_000  # of a view, on a regular grid; pixels in between take their neighbours' votes
 TOLERANCE = 0.05  # relative depth error at which a vote counts six tenths
-PARALLAX_RAD = np.deg2rad(2.0)  # between two lines of sight for a full vote; less of it tells less
-HIDDEN = 0.25  # how much a point behind what another view sees counts against it, beside one before it
-ALONE = 0.3  # share of the network's confidence that is left where no other view says anything
-WELL, BADLY = 0.02, 0.05  # disagreement of views (log depth) up to which votes count in full, from which on not at all
+PARALLAX_RAD = np.deg2rad(2.0)  # parallax for a full vote; smaller angles count less
+HIDDEN = 0.25  # weight of a vote against a point behind another view's surface, relative to one in front of it
+ALONE = 0.3  # share of the network's confidence that is left where no other view votes
+WELL, BADLY = 0.02, 0.05  # disagreement of views (log depth) at which votes count fully, and at which not at all
 BORDER = 0.06  # of the shorter side of a picture: its border, where networks guess
 CONFIRMED = 0.5  # votes that a pixel at the border needs
-REACH_PX, NEAR = 6.0, 0.05  # how far a sparse point speaks for pixels, and the relative depth error that it still does
+REACH_PX, NEAR = 6.0, 0.05  # how far a sparse point supports pixels, and up to which relative depth error
 
 
 class Votes(NamedTuple):
-    """What other views say of each pixel [S, H, W] float32: votes for and against it; whether a view [S] bool has
-    others that see what it sees; and the median disagreement of the views (log depth, NaN without any)."""
+    """Votes of other views for and against each pixel [S, H, W] float32; whether a view [S] bool overlaps with others;
+    and the median disagreement of the views (log depth, NaN without overlap)."""
 
     agree: np.ndarray
     against: np.ndarray
@@ -35,7 +35,7 @@ class Votes(NamedTuple):
 
 
 class Sightings(NamedTuple):
-    """Points that one view saw: pixels [N, 2] of the network image, log of the true depth, weight up to 1."""
+    """Points that one view observed: pixels [N, 2] of the network image, log of the true depth, weight up to 1."""
 
     xy: np.ndarray
     log_depth: np.ndarray
@@ -45,18 +45,18 @@ class Sightings(NamedTuple):
 def weigh(
     conf: np.ndarray, mask: np.ndarray, scene: Scene, sparse: Sequence[Sightings] | None = None
 ) -> tuple[np.ndarray, float]:
-    """Confidence [S, H, W] that counts evidence, and the median disagreement of the views (log depth, NaN if unknown).
+    """Confidence [S, H, W] weighted by evidence, and the median disagreement of the views (log depth, NaN if unknown).
 
     conf [S, H, W] is the network's; mask [S, H, W] bool is False on padding; `sparse` are the triangulated points that
-    each view saw, with cameras adjusted to them: empty where there are none, None for cameras that nobody checked. With
-    them, and where unchecked cameras agree with depth, votes of other views and near sparse points scale confidence.
-    Pixels at the border that no other view confirms get 0, which gives no points, unless there is no other view that
-    could.
+    each view observed, for cameras adjusted to them: empty where there are none, None for unverified cameras. Votes of
+    other views and nearby sparse points scale the confidence if the cameras were adjusted, or if unverified cameras
+    agree with the depth. Border pixels that no other view confirms get 0, so they give no points, unless no other view
+    overlaps.
     """
     votes = cast(scene)
     share = (ALONE + votes.agree) / (1 + votes.agree + votes.against)
     if sparse is None:
-        # Votes of cameras that are off by more than depth is tell nothing of depth.
+        # If camera errors exceed depth errors, votes carry no information about depth.
         share **= float(np.clip((BADLY - np.nan_to_num(votes.disagreement)) / (BADLY - WELL), 0, 1))
     elif sparse:
         share *= 0.5 + np.stack(by_threads(lambda of_view: support(*of_view), zip(scene.depth, sparse, strict=True)))
@@ -100,7 +100,7 @@ def cast(scene: Scene) -> Votes:
 
 
 def support(depth: np.ndarray, seen: Sightings) -> np.ndarray:
-    """How much sparse points near a pixel speak for the depth [H, W] of a view, [H, W] in 0..1."""
+    """Support of nearby sparse points for the depth [H, W] of a view, [H, W] in 0..1."""
     height, width = depth.shape
     cols, rows = np.floor(seen.xy).astype(int).T
     inside = (cols >= 0) & (rows >= 0) & (cols < width) & (rows < height)

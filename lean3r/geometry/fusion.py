@@ -14,8 +14,8 @@ from lean3r.geometry.points import edge_mask, voxel_thin
 from lean3r.parallel import by_threads
 from lean3r.types import PointCloud
 
-STEP = 1.25  # least growth of the voxels at a time: a smaller one takes long and wins few points
-COARSEST = 1e4  # pixels a voxel: no cloud is larger, so that voxels of one octave cannot merge any more
+STEP = 1.25  # least growth of the voxels per step: smaller steps take long and keep few more points
+COARSEST = 1e4  # pixels per voxel: no cloud is larger, so voxels of one octave cannot merge further
 CHUNK = 500_000  # candidates gathered before a thinning: bounds the memory
 SAMPLE = 2_000_000  # confidences that the percentile is taken from: exact below, a regular sample above
 
@@ -38,8 +38,8 @@ def fuse(
     cam_from_world [S, 4, 4]; intrinsics [S, 3, 3] in pixels of `images`. Dropped are pixels without a finite
     positive depth and confidence, padding, the `conf_percentile` per cent of lowest confidence in the scene, and flying
     pixels at depth edges. Thinning keeps the most confident point of each voxel, whose side is half to one
-    pixel at the point's distance, so that overlapping views do not pile up and near detail stays; while there
-    are more than `max_points` all voxels grow. `optics` are the cameras where they are no pinholes.
+    pixel at the point's distance, so that overlapping views do not pile up and near detail stays; all voxels
+    grow until at most `max_points` are left. `optics` are the cameras if they are not pinholes.
     """
     optics = optics or Optics((), intrinsics)
     keep = trusted_pixels(depth, conf, mask, conf_percentile)
@@ -69,7 +69,7 @@ def fuse(
 
 
 def trusted_pixels(depth: np.ndarray, conf: np.ndarray, mask: np.ndarray | None, conf_percentile: float) -> np.ndarray:
-    """Pixels [S, H, W] that give points: known depth, no padding, not among the `conf_percentile` per cent of lowest
+    """Pixels [S, H, W] that give points: known depth, not padding, not among the `conf_percentile` per cent of lowest
     confidence in the scene, no flying pixels at depth edges."""
     keep = _usable(depth, conf, mask)
     threshold = _threshold(conf, keep, conf_percentile)
@@ -83,7 +83,7 @@ def trusted_pixels(depth: np.ndarray, conf: np.ndarray, mask: np.ndarray | None,
 
 
 class _Candidates:
-    """Points in the making: flat [P] index into all pixels, xyz [P, 3], conf [P], octave [P] of their voxel."""
+    """Candidate points: flat [P] index into all pixels, xyz [P, 3], conf [P], octave [P] of their voxel."""
 
     def __init__(self, flat: np.ndarray, xyz: np.ndarray, conf: np.ndarray, octave: np.ndarray):
         self.flat, self.xyz, self.conf, self.octave = flat, xyz, conf, octave
@@ -101,7 +101,7 @@ class _Candidates:
 
 
 def _usable(depth: np.ndarray, conf: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """Pixels [S, H, W] with a finite positive depth and confidence that are no padding."""
+    """Pixels [S, H, W] with a finite positive depth and confidence, without padding."""
     usable = np.isfinite(depth)
     usable &= depth > 0
     usable &= np.isfinite(conf)
@@ -112,10 +112,10 @@ def _usable(depth: np.ndarray, conf: np.ndarray, mask: np.ndarray | None) -> np.
 
 
 def _threshold(conf: np.ndarray, usable: np.ndarray, percentile: float) -> float:
-    """The confidence that `percentile` per cent of the usable pixels stay below."""
+    """The confidence below which `percentile` per cent of the usable pixels lie."""
     step = 1 + conf.size // SAMPLE
     values = conf.reshape(-1)[::step][usable.reshape(-1)[::step]]
-    # "lower" picks a value that occurs, so that a constant confidence keeps every pixel despite rounding.
+    # "lower" picks an existing value: with constant confidence every pixel is kept despite rounding.
     return float(np.percentile(values, percentile, method="lower")) if values.size else 0.0
 
 
@@ -140,7 +140,7 @@ def _within(points: _Candidates, max_points: int, growth: float) -> _Candidates:
         # Surfaces fill about 1 / growth^2 voxels once voxels are larger than the distance of points.
         growth *= max(1.03 * np.sqrt(len(points.flat) / max_points), STEP)
         points = _thin(points, growth)
-    if len(points.flat) > max_points:  # one point an octave is left, or nearly so
+    if len(points.flat) > max_points:  # about one point per octave is left
         points = points[np.sort(np.argsort(-points.conf, kind="stable")[:max_points])]
     return points
 

@@ -1,6 +1,6 @@
 """Cameras with distortion: rays through the pixels of network images, and back, for any camera model of COLMAP.
 
-pycolmap, which knows the models, is imported when a lens is used; pinholes need nothing but numpy.
+pycolmap implements the models and is imported when a lens is used; pinholes need only numpy.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from lean3r.types import Lens, Reconstruction, Source
 if TYPE_CHECKING:
     from lean3r.colmap_library import pycolmap
 
-# Focal lengths that COLMAP's models begin with, and coefficients without a unit that come after the principal point.
-# No fisheyes: a pinhole says nothing of them.
+# Number of focal lengths at the start of a COLMAP model's parameters, and of unitless coefficients after the principal
+# point. No fisheyes: a pinhole does not approximate them.
 LENSES = {
     "SIMPLE_PINHOLE": (1, 0),
     "PINHOLE": (2, 0),
@@ -41,8 +41,8 @@ def colmap_camera(lens: Lens, width: int, height: int, camera_id: int = 1) -> py
 
 
 def scale_lens(lens: Lens, across: float, down: float) -> Lens:
-    """The lens of the same pictures, `across` times as wide and `down` times as high; where it has but one focal
-    length, by their mean."""
+    """The lens of the same pictures, `across` times as wide and `down` times as high; a single focal length is
+    scaled by their mean."""
     focals, _ = LENSES[lens.model]
     factors = [(across + down) / 2] if focals == 1 else [across, down]
     start = [value * factor for value, factor in zip(lens.params, [*factors, across, down], strict=False)]
@@ -50,7 +50,7 @@ def scale_lens(lens: Lens, across: float, down: float) -> Lens:
 
 
 def pinhole_part(lens: Lens) -> np.ndarray:
-    """[3, 3] intrinsics of the pinhole that a lens is near its axis."""
+    """[3, 3] intrinsics of the pinhole that approximates a lens near its axis."""
     focals, _ = LENSES[lens.model]
     fx, fy = lens.params[0], lens.params[focals - 1]
     cx, cy = lens.params[focals : focals + 2]
@@ -66,7 +66,7 @@ def network_intrinsics(lens: Lens, source: Source) -> np.ndarray:
 
 
 class Optics:
-    """The cameras of S views at the size of the network's images: pinholes, or lenses where there are any.
+    """The cameras of S views at the size of the network's images: pinholes, or lenses if given.
 
     sources has S entries; intrinsics [S, 3, 3] in network pixels; lenses has S entries, or none for pinholes.
     """
@@ -76,11 +76,11 @@ class Optics:
 
     @classmethod
     def of(cls, reconstruction: Reconstruction) -> Optics:
-        """Those of a reconstruction."""
+        """The cameras of a reconstruction."""
         return cls(reconstruction.sources, reconstruction.intrinsics, reconstruction.lenses)
 
     def slopes(self, view: int, height: int, width: int) -> np.ndarray:
-        """(x / z, y / z) [H, W, 2] float64 of the rays through all pixel centres; NaN where the lens sees nothing.
+        """(x / z, y / z) [H, W, 2] float64 of the rays through all pixel centres; NaN outside the lens's field of view.
 
         The array is shared: do not write to it.
         """
@@ -99,7 +99,7 @@ class Optics:
             xy = np.full((len(cam), 2), np.nan)
             source = self._sources[view]
             lens = self._lenses[view]
-            # Far outside its picture a lens polynomial turns back: such points would land inside.
+            # Far outside the picture a lens polynomial folds back and would project such points inside.
             tilt = np.hypot(cam[:, 0], cam[:, 1])
             front &= tilt <= _steepest(lens, source.width, source.height) * np.where(front, cam[:, 2], 1)
             camera = colmap_camera(lens, source.width, source.height)
@@ -129,7 +129,7 @@ class Optics:
 
 @lru_cache(maxsize=1024)
 def _steepest(lens: Lens, width: int, height: int) -> float:
-    """The largest slope against the axis of any ray of the picture, and a little more."""
+    """The largest slope of any ray of the picture against the axis, with a small margin."""
     along = np.linspace(0, 1, 33)
     edge = np.concatenate([np.stack([along, np.full(33, end)], 1) for end in (0, 1)])
     edge = np.concatenate([edge, edge[:, ::-1]]) * [width, height]
@@ -138,7 +138,7 @@ def _steepest(lens: Lens, width: int, height: int) -> float:
     return 1.02 * float(np.nanmax(reach)) if np.isfinite(reach).any() else np.inf
 
 
-# Views mostly share one lens, and each is asked for its rays a few times in a row.
+# Views mostly share one lens, and the rays of each are needed several times in a row.
 @lru_cache(maxsize=2)
 def _lens_slopes(
     lens: Lens,

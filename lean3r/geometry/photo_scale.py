@@ -1,4 +1,4 @@
-"""The scale of depth maps between cameras whose places are known: the one at which pictures agree."""
+"""The scale of depth maps for known camera positions, from photometric consistency."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from lean3r.geometry.consistency import Scene, neighbours
 from lean3r.geometry.lens import Optics
 
 SIDE = 24  # samples along each side of a picture
-VIEWS, OTHERS = 24, 4  # views that are sampled, and views that each is compared with
-STEPS = (0.08, 0.03)  # of the logarithm of the scale, first over all and then beside the best
+VIEWS, OTHERS = 24, 4  # sampled views, and views that each is compared with
+STEPS = (0.08, 0.03)  # of the log scale, first over the whole span and then around the best
 REACH = 0.5  # difference of log depth up to which two views may see the same surface
 SPACING = 72  # a patch is 3 x 3 samples, this part of the longer side apart
-PLAIN = 8.0  # contrast of a patch, in grey levels, that is noise
+PLAIN = 8.0  # contrast of a patch, in grey levels, at noise level
 LEAST = 50  # samples that must be seen twice
 
 
@@ -27,10 +27,10 @@ class Shown(NamedTuple):
 
 
 def photo_scale(pictures: Shown, cam_from_world: np.ndarray, optics: Optics, guess: float, span: float) -> float | None:
-    """The factor by which all depth is multiplied so that pictures agree best where depth says that they show the same.
+    """The factor on all depth that gives the best photometric consistency between the views.
 
-    cam_from_world [S, 4, 4] are exact; scales from guess / e^span to guess * e^span are tried. What counts is the mean
-    correlation of patches: it does not matter how many points are seen twice. None where too few are.
+    cam_from_world [S, 4, 4] are exact; scales from guess / e^span to guess * e^span are tried. The score is the mean
+    correlation of patches, whatever the number of points seen twice. None if these are too few.
     """
     depth = np.where(pictures.mask & np.isfinite(pictures.depth), pictures.depth, 0).clip(0)
     grey = pictures.images.astype(np.float32).mean(-1)
@@ -59,7 +59,7 @@ def photo_scale(pictures: Shown, cam_from_world: np.ndarray, optics: Optics, gue
         if not enough.any():
             return None
         mean = np.where(enough, total / np.maximum(count, 1), 0)
-        padded = np.pad(mean, 1, mode="edge")  # a single lucky scale does not count
+        padded = np.pad(mean, 1, mode="edge")  # a single scale may score high by chance
         best = float(factors[(padded[:-2] + 2 * mean + padded[2:]).argmax()])
     return best
 

@@ -44,7 +44,7 @@ def edge_mask(depth: Tensor, rtol: float = 0.03) -> Tensor:
 
     A pixel is an edge where the second difference of inverse depth along a row or a column, times the
     depth, exceeds `rtol`. On a plane inverse depth is linear in the pixel, so slanted surfaces stay
-    whatever their slope. Pixels with depth not above 0 are no edge and make none.
+    whatever their slope. Pixels with depth not above 0 are no edges and cause none.
     """
     valid = depth > 0
     inverse = torch.where(valid, 1 / torch.where(valid, depth, torch.ones_like(depth)), torch.zeros_like(depth))
@@ -76,7 +76,7 @@ def confidence_mask(conf: Tensor, percentile: float, mask: Tensor | None = None)
 
 
 def _voxel_keys(xyz: np.ndarray, voxel: float) -> np.ndarray:
-    """One int64 [P] a point, equal exactly for points of one cubic cell of side `voxel`."""
+    """One int64 key [P] per point, equal exactly for points in the same cubic cell of side `voxel`."""
     points = np.asarray(xyz, dtype=np.float64)
     # Anchored at the lowest corner: one cell holds any cloud if it is large enough.
     cell = np.floor((points - points.min(axis=0)) / voxel)

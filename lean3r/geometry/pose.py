@@ -8,7 +8,7 @@ from torch import Tensor
 
 def make_pose(rotation: Tensor, translation: Tensor) -> Tensor:
     """Pose [..., 4, 4] from rotation [..., 3, 3] and translation [..., 3] (leading dimensions broadcast)."""
-    # torch.broadcast_shapes would import sympy: a second of every run.
+    # torch.broadcast_shapes would import sympy, which takes a second.
     lead = torch.broadcast_tensors(rotation[..., 0, 0], translation[..., 0])[0].shape
     top = torch.cat([rotation.expand(*lead, 3, 3), translation[..., None].expand(*lead, 3, 1)], -1)
     bottom = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=top.dtype, device=top.device).expand(*lead, 1, 4)
@@ -44,7 +44,7 @@ def camera_centers(cam_from_world: Tensor) -> Tensor:
 def transform_points(b_from_a: Tensor, points_a: Tensor) -> Tensor:
     """Points in frame b of points [*lead, ..., 3] in frame a, for poses [*lead, 4, 4].
 
-    One pose may serve any number of further dimensions of points, for example [S, 4, 4] and [S, H, W, 3].
+    One pose applies to any number of further dimensions of points, for example [S, 4, 4] and [S, H, W, 3].
     """
     extra = points_a.dim() - 1 - (b_from_a.dim() - 2)
     pose = b_from_a.reshape(*b_from_a.shape[:-2], *[1] * extra, 4, 4)

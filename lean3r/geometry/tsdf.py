@@ -1,7 +1,7 @@
 """A surface from depth maps: truncated signed distances on a grid, cut into blocks that are made one at a time.
 
-Only blocks near a surface are made, and none is kept, so that memory stays small whatever the scene's size. The
-triangles of each are the caller's matter: neighbouring blocks share their border samples exactly.
+Only blocks near a surface are made, and none is kept, so memory stays small for any scene size. The caller extracts
+the triangles of each block; neighbouring blocks share their border samples exactly.
 
 Source: Curless and Levoy 1996.
 """
@@ -18,14 +18,14 @@ from torch.nn.functional import grid_sample
 from lean3r.geometry.consistency import Scene
 
 SIDE = 16  # cells along each side of a block
-FREE_WEIGHT = 0.3  # of a view that sees through a place, beside one that sees a surface in it
-STRIDE = 3  # pixels between those that say where blocks are needed: far less than a block
+FREE_WEIGHT = 0.3  # of a view that sees through a point, relative to one that sees a surface there
+STRIDE = 3  # pixel stride when finding the blocks that are needed: far smaller than a block
 
 
 class Block(NamedTuple):
     """Samples at the corners of SIDE^3 cells, [SIDE + 1] * 3 each: `distance` in truncations (negative behind the
-    surface, NaN where no view says anything) and rgb [..., 3] (NaN where no surface is near). `start` [3] is the
-    place of the first sample on the grid: world = voxel * (start + index)."""
+    surface, NaN where no view observes it) and rgb [..., 3] (NaN where no surface is near). `start` [3] is the
+    grid index of the first sample: world = voxel * (start + index)."""
 
     start: np.ndarray
     distance: np.ndarray
@@ -33,8 +33,8 @@ class Block(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """voxel: size of a cell; truncation: reach of distances; blocks [B, 3]: which are needed, in blocks from the
-    world's origin; `sees` [S, B]: views that look at each."""
+    """voxel: size of a cell; truncation: largest distance; blocks [B, 3]: those needed, in blocks from the world's
+    origin; `sees` [S, B]: whether a view sees a block."""
 
     voxel: float
     truncation: float
@@ -43,7 +43,7 @@ class Grid(NamedTuple):
 
 
 def plan_grid(scene: Scene, voxel: float, truncation: float, most: int) -> Grid:
-    """The blocks that depth maps need; where views times blocks are more than `most`, with larger voxels.
+    """The blocks that depth maps need; voxels grow where views times blocks exceed `most`.
 
     `scene` has depth where it is trusted, 0 elsewhere; `truncation` is at least three voxels.
     """
@@ -54,7 +54,7 @@ def plan_grid(scene: Scene, voxel: float, truncation: float, most: int) -> Grid:
         pairs = int(sees.sum())
         if pairs <= most:
             return Grid(voxel, reach, blocks, sees)
-        # Surfaces need blocks with the square of the fineness.
+        # The number of surface blocks grows with the square of the resolution.
         voxel *= max(1.1, min(np.sqrt(pairs / most), 4.0))
 
 
@@ -62,7 +62,7 @@ def integrate(scene: Scene, weight: np.ndarray, images: np.ndarray, grid: Grid) 
     """The blocks of a grid one after the other; weight [S, H, W] of each pixel, images [S, H, W, 3] uint8."""
     corner = np.stack(np.meshgrid(*[np.arange(SIDE + 1)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     height, width = scene.depth.shape[1:]
-    # Inverse depth is linear in the pixel on planes; NaN spoils whatever is mixed with it.
+    # Inverse depth is linear in the pixel on planes; NaN propagates through the interpolation.
     inverse = [np.where(d > 0, 1 / np.where(d > 0, d, 1), np.nan).astype(np.float32) for d in scene.depth]
     for number, block in enumerate(grid.blocks):
         start = block * SIDE
@@ -79,7 +79,7 @@ def integrate(scene: Scene, weight: np.ndarray, images: np.ndarray, grid: Grid) 
                 torch.from_numpy(inverse[view])[None, None], at, padding_mode="border", align_corners=False
             )
             distance = (1 / seen.numpy().ravel() - cam[:, 2]) / grid.truncation
-            # NaN, what lies outside and what is hidden tell nothing.
+            # Unknown depth, points outside the picture and occluded points give no vote.
             told = np.flatnonzero((distance > -1) & (np.abs(share - 0.5) < 0.5).all(axis=1))
             cols, rows = xy[told].astype(np.int64).T
             near = distance[told] < 1
@@ -92,7 +92,7 @@ def integrate(scene: Scene, weight: np.ndarray, images: np.ndarray, grid: Grid) 
         shape = (SIDE + 1,) * 3
         distance = np.divide(mean, total, out=np.full(len(corner), np.nan), where=total > 0)
         rgb = np.divide(rgb, ink[:, None], out=np.full((len(corner), 3), np.nan), where=ink[:, None] > 0)
-        # Where only views that look through have spoken, there is no surface to close.
+        # Where all views see through, there is no surface to close.
         distance[(ink == 0) & (total > 0)] = 1
         yield Block(start, distance.reshape(shape), rgb.reshape(*shape, 3))
 
@@ -124,6 +124,6 @@ def _sees(scene: Scene, blocks: np.ndarray, side: float) -> np.ndarray:
         margin = radius / z / scene.optics.footprint(view)
         xy = scene.optics.project(view, np.concatenate([cam[:, :2], z[:, None]], axis=1))
         inside = (xy >= -margin[:, None]).all(axis=1) & (xy <= [width, height] + margin[:, None]).all(axis=1)
-        # A lens has no pixel for places far outside its picture; a block around the camera may be anywhere.
+        # A lens has no pixel for points far outside its picture; a block around the camera may be in any direction.
         result[view] = (inside & (cam[:, 2] > 0)) | (np.linalg.norm(cam, axis=1) < 2 * radius)
     return result

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 INLIER_PX = 2.0  # in the pictures that features were found in
 TURNED_PX = 1.0
-CAP_PX = 1000.0  # of an error that is reported: beyond, a number says nothing
+CAP_PX = 1000.0  # cap on reported errors: larger values carry no information
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Of how many verified matches both measurements lie within INLIER_PX of one point before both cameras, the same
-    weighted by how near (1 for exact, 0 at INLIER_PX), and the median error in pixels of those between views that a
-    model has; the first and last by view."""
+    """Number of verified matches and of their inliers (within INLIER_PX of one point in front of both cameras), the
+    inliers weighted by error (1 for exact, 0 at INLIER_PX), and the median error in pixels of the matches between views
+    that a model has; the numbers and the error also per view."""
 
     matches: int
     inliers: int
@@ -33,8 +33,8 @@ class Fit:
 
 
 def why_not_better(before: Fit, after: Fit, knows_poses: bool = False) -> str | None:
-    """The reason to reject refined cameras; None if they improve both error and inliers, or, with known poses (where
-    refinement may add nothing but points), do not reduce the inliers."""
+    """The reason to reject refined cameras; None if they improve both error and inliers. With known poses, where
+    refinement may only add points, it is enough that they do not reduce the inliers."""
     if knows_poses and after.inliers >= before.inliers:
         return None
     if after.inliers <= before.inliers:
@@ -45,8 +45,8 @@ def why_not_better(before: Fit, after: Fit, knows_poses: bool = False) -> str | 
 
 
 def fit(matches: Matches, cameras: Sequence[pycolmap.Camera], cam_from_world: np.ndarray, has: np.ndarray) -> Fit:
-    """The fit of S cameras, one of pycolmap's each, and poses [S, 4, 4] to verified matches; errors are told of those
-    between the views that the compared model `has` [S]."""
+    """The fit of S pycolmap cameras and poses [S, 4, 4] to verified matches. Errors are those of matches between views
+    that the compared model `has` [S]."""
     every = errors_px(matches, cameras, cam_from_world)
     views, told = len(cameras), np.repeat(has[matches.pairs].all(axis=1), matches.counts)
     error = every[told]
@@ -63,8 +63,8 @@ def fit(matches: Matches, cameras: Sequence[pycolmap.Camera], cam_from_world: np
 
 
 def errors_px(matches: Matches, cameras: Sequence[pycolmap.Camera], cam_from_world: np.ndarray) -> np.ndarray:
-    """Reprojection error [M] in pixels of each match: how far a measurement must move so that its ray meets the
-    other's before both cameras; to first order (Sampson), CAP_PX where they meet behind a camera."""
+    """Reprojection error [M] in pixels of each match: how far a measurement must move for its ray to meet the
+    other one in front of both cameras; to first order (Sampson). CAP_PX where they meet behind a camera."""
     rays = [
         np.asarray(camera.cam_from_img(xy)) if len(xy) else np.zeros((0, 2))
         for camera, xy in zip(cameras, matches.keypoints, strict=True)
@@ -102,14 +102,14 @@ def turn_only(matches: Matches, cameras: Sequence[pycolmap.Camera]) -> bool:
     for (i, j), index in zip(matches.pairs, matches.indices, strict=True):
         pose = np.eye(4)
         a, b = rays[i][index[:, 0]], rays[j][index[:, 1]]
-        known = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)  # a lens may not reach so far out
+        known = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)  # outside the lens's field of view
         pose[:3, :3] = best_turn(a[known], b[known])
         errors.append(cameras[i].mean_focal_length() * pair_errors(a[known], b[known], pose))
     return float(np.median(np.concatenate(errors))) < TURNED_PX
 
 
 def best_turn(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The rotation [3, 3] that brings rays (x, y, 1), [M, 2], nearest to others."""
+    """The rotation [3, 3] that best aligns rays (x, y, 1), [M, 2], to others."""
     a, b = (np.hstack([xy, np.ones((len(xy), 1))]) for xy in (a, b))
     a, b = (xyz / np.linalg.norm(xyz, axis=1, keepdims=True) for xyz in (a, b))
     u, _, v = np.linalg.svd(b.T @ a)
@@ -117,9 +117,9 @@ def best_turn(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def pair_errors(a: np.ndarray, b: np.ndarray, b_from_a: np.ndarray) -> np.ndarray:
-    """`errors_px` in units of the focal length, of rays (x, y, 1) given as [M, 2] in two cameras' frames.
+    """`errors_px` in units of the focal length, for rays (x, y, 1), given as [M, 2] in the frames of two cameras.
 
-    Without any motion between the cameras, the distance of the turned ray is taken.
+    Without a baseline, this is the distance to the rotated ray.
     """
     rotation, shift = b_from_a[:3, :3], b_from_a[:3, 3]
     a, b = (np.hstack([xy, np.ones((len(xy), 1))]) for xy in (a, b))
@@ -133,7 +133,7 @@ def pair_errors(a: np.ndarray, b: np.ndarray, b_from_a: np.ndarray) -> np.ndarra
         along_b, along_a = a @ essential.T, b @ essential
         value = (b * along_b).sum(1)
         sampson = np.abs(value) / np.sqrt((along_b[:, :2] ** 2).sum(1) + (along_a[:, :2] ** 2).sum(1))
-        # Depths of the nearest points of both rays: before both cameras, or nearly parallel (far away).
+        # Depths where both rays are closest: in front of both cameras, or nearly parallel rays (far away).
         aa, bb, ab = (turned * turned).sum(1), (b * b).sum(1), (turned * b).sum(1)
         at, bt = turned @ unit, b @ unit
         determinant = aa * bb - ab**2

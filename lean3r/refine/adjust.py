@@ -1,4 +1,4 @@
-"""Cameras and points from verified matches: from given poses by bundle adjustment, or from the matches alone."""
+"""Cameras and points from verified matches: by bundle adjustment from given poses, or from the matches alone."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lean3r.refine.features import files_to_view
 from lean3r.refine.job import Job
 from lean3r.refine.matching import LEAST_INLIERS, Matches
 
-ROTATION_DEG, DIRECTION_DEG = 15.0, 40.0  # a start may differ so much from what a pair of views shows
-ROUNDS = ((16.0, 6.0), (8.0, 4.0), (4.0, 2.0))  # pixels that measurements, degrees that new points may be off
-SOLVERS = 1  # threads: sums of several come in any order, and small differences grow
-MANY = 30  # views from which on a new one is adjusted with its neighbours alone
+ROTATION_DEG, DIRECTION_DEG = 15.0, 40.0  # largest difference between start poses and the relative pose of a pair
+ROUNDS = ((16.0, 6.0), (8.0, 4.0), (4.0, 2.0))  # largest errors: of measurements in pixels, of new points in degrees
+SOLVERS = 1  # threads: several would sum in varying order, and small differences grow
+MANY = 30  # from so many views on, a new one is adjusted with its neighbours only
 TRACKS = 100  # of a view, that place the cameras all at once; adjusting them takes all
 LEAST_SEEN = 12  # points that a registered view must see
-DOUBT_ERROR, DOUBT_FOCAL = 0.8, 0.04  # known focal lengths are doubted if others are so much better and so far off
+DOUBT_ERROR, DOUBT_FOCAL = 0.8, 0.04  # known focal lengths are doubted if others fit so much better and differ so much
 LEAST_ANGLE_DEG = 1.0  # median parallax of the points below which cameras and points are not determined
 
 
@@ -71,8 +71,8 @@ class Mapper:
             self.cache = pycolmap.DatabaseCache.create(opened, options)
 
     def from_poses(self, cam_from_world: np.ndarray, views: Collection[int]) -> pycolmap.Reconstruction:
-        """Triangulate from the poses of some `views`, adjust with shrinking tolerances, then add the others. Where the
-        job holds poses, `views` are those, and they stay."""
+        """Triangulate from the poses of some `views`, adjust with shrinking tolerances, then add the others. If the
+        job holds poses fixed, `views` are those."""
         model = pycolmap.Reconstruction()
         model.load(self.cache)
         for image in list(model.images.values()):
@@ -99,7 +99,7 @@ class Mapper:
         return model
 
     def reattach(self, model: pycolmap.Reconstruction, views: Collection[int]) -> pycolmap.Reconstruction:
-        """Take `views` out and register them anew by the points of the others, one after the other, nearest first."""
+        """Remove `views` and register them again from the points of the others, one by one, nearest first."""
         for image_id in list(model.reg_image_ids()):
             if self.view_of[model.images[image_id].name] in views:
                 model.deregister_frame(model.images[image_id].frame_id)
@@ -141,14 +141,14 @@ class Mapper:
         mapper.end_reconstruction(False)
 
     def options(self, model: pycolmap.Reconstruction, pixels: float = 4.0) -> pycolmap.IncrementalMapperOptions:
-        """Of the mapper, with the job's known cameras constant."""
+        """Options of the mapper, with the job's known cameras constant."""
         options = pycolmap.IncrementalMapperOptions()
         options.filter_max_reproj_error = pixels
         options.num_threads = SOLVERS
         options.random_seed = 0
         options.constant_cameras = self.known(model)
         options.fix_existing_frames = bool(self.job.held.any())
-        if self.job.sequences:  # a frame that is known to follow another needs less proof than a picture does
+        if self.job.sequences:  # consecutive frames need less evidence than unordered pictures
             options.abs_pose_min_num_inliers = LEAST_INLIERS
         return options
 
@@ -158,8 +158,8 @@ class Mapper:
         return {camera_id for camera_id, view in views if self.job.groups[view.group].fixed}
 
     def adjustment(self, model: pycolmap.Reconstruction) -> pycolmap.BundleAdjustmentOptions:
-        """Bundle adjustment that is robust to a few wrong measurements. With two views the focal length is held fixed:
-        they do not determine it."""
+        """Bundle adjustment, robust to a few outliers. The focal length is held fixed with two views, which do not
+        determine it."""
         options = pycolmap.BundleAdjustmentOptions()
         options.print_summary = False
         options.refine_extra_params = model.num_reg_images() > 2
@@ -172,7 +172,7 @@ class Mapper:
 
 
 def triangulation_options(degrees: float = 2.0, pixels: float = 4.0) -> pycolmap.IncrementalTriangulatorOptions:
-    """Points may be `degrees` off when made and `pixels` when completed; points of two views count."""
+    """Error bounds: `degrees` for new points, `pixels` for completed tracks; points of two views are kept."""
     options = pycolmap.IncrementalTriangulatorOptions()
     options.create_max_angle_error = options.continue_max_angle_error = degrees
     options.merge_max_reproj_error = options.complete_max_reproj_error = pixels
@@ -213,7 +213,7 @@ def _largest(models: dict[int, pycolmap.Reconstruction]) -> pycolmap.Reconstruct
 
 
 def restore_known(job: Job, model: pycolmap.Reconstruction) -> None:
-    """Known cameras as they were given, should an adjustment have moved them."""
+    """Reset known cameras to their given parameters, in case an adjustment changed them."""
     view_of = files_to_view(job)
     for image in model.images.values():
         group = job.groups[job.views[view_of[image.name]].group]
@@ -226,7 +226,7 @@ def restore_known(job: Job, model: pycolmap.Reconstruction) -> None:
 
 
 def doubt(job: Job, model: pycolmap.Reconstruction) -> str | None:
-    """Evidence in the pictures against known focal lengths, or None, from an adjustment that is free to change them.
+    """Evidence against known focal lengths, or None, from an adjustment that may change them.
 
     The model keeps the adjusted focal lengths.
     """
@@ -254,7 +254,7 @@ def doubt(job: Job, model: pycolmap.Reconstruction) -> str | None:
 
 
 def drop_weak_views(model: pycolmap.Reconstruction) -> None:
-    """Take out, one after the other, views that see too few points to be trusted."""
+    """Remove views that see too few points to be trusted, one by one."""
     while weak := [i for i in model.reg_image_ids() if model.images[i].num_points3D < LEAST_SEEN]:
         worst = min(weak, key=lambda i: model.images[i].num_points3D)
         model.deregister_frame(model.images[worst].frame_id)

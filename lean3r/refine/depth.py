@@ -16,20 +16,20 @@ from lean3r.parallel import by_threads
 from lean3r.refine.field import Field, fit_field, fit_scale
 from lean3r.types import Reconstruction, SparsePoints
 
-PRIOR_POINTS = 5.0  # for how many of a view's own points the scene's scale counts
-NOISE = 0.02  # relative depth error that even a perfect point leaves: the network's own
-LEAST_TRUST = 0.01  # points of less, whose depth is known to 20 % at best, say no more than the scene's scale
-FEW, FAR = 100, np.log(3.0)  # so few points do not persuade that a view's scale is so far from the scene's
-TOLERANCE = 0.02  # spread of a field of which nothing is known
+PRIOR_POINTS = 5.0  # weight of the scene's scale, in points of a view
+NOISE = 0.02  # relative depth error of the network, which remains even with perfect points
+LEAST_TRUST = 0.01  # with less weight, depth is known to 20 % at best, and points add nothing to the scene's scale
+FEW, FAR = 100, np.log(3.0)  # with so few points, a view's scale may not differ so much from the scene's
+TOLERANCE = 0.02  # spread of a field without any points
 
 
 def follow(reconstruction: Reconstruction) -> Reconstruction:
     """The reconstruction with depth that fits its (refined) cameras and sparse points.
 
     Each view's depth is scaled to the points that it sees, and bent by a smooth field where these support one
-    (field.py); views without points take the scene's scale. Confidence counts what other views and sparse points say
-    (lean3r.geometry.evidence); the cloud is fused anew, along the rays of the lenses. `info["depth"]` says per view
-    what was done: "points" used, "scale", "field" (True or False), and the median relative deviation from the points
+    (field.py); views without points take the scene's scale. Confidence is weighted by other views and sparse points
+    (lean3r.geometry.evidence); the cloud is fused again, along the rays of the lenses. `info["depth"]` reports for
+    each view: "points" used, "scale", "field" (True or False), and the median relative deviation from the points
     "before" (after the scene's one scale) and "after".
     """
     optics = Optics.of(reconstruction)
@@ -58,7 +58,7 @@ def follow(reconstruction: Reconstruction) -> Reconstruction:
 
 
 def sightings(reconstruction: Reconstruction, sparse: SparsePoints) -> list[Sightings]:
-    """What each view saw of the sparse points; points that are badly known, far or by a small angle, weigh less."""
+    """The sparse points that each view observed. Uncertain points (far away, small parallax) get less weight."""
     trust = _trust(reconstruction, sparse)
     found = []
     for view, source in enumerate(reconstruction.sources):
@@ -88,7 +88,7 @@ def _trust(reconstruction: Reconstruction, sparse: SparsePoints) -> np.ndarray:
 
 
 def _fields(reconstruction: Reconstruction, depth: np.ndarray) -> tuple[list[Field], list[dict]]:
-    """The correction of each view's depth [H, W], and what to say about it."""
+    """The correction of each view's depth [H, W], and its report."""
     views = len(depth)
     if reconstruction.sparse is None or not len(reconstruction.sparse.point):
         return [Field(0.0, TOLERANCE)] * views, [{"points": 0, "scale": 1.0, "field": False}] * views

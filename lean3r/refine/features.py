@@ -23,10 +23,10 @@ def detect(job: Job, folder: Path, database: Path, first_octave: int) -> None:
     reader = pycolmap.ImageReaderOptions()
     if (folder / MASKS).is_dir():
         reader.mask_path = folder / MASKS
-    # Files of one group are in one folder; a job whose views were parted has more groups than folders.
+    # Files of one group share a folder; a job whose groups were split has more groups than folders.
     parted = len({file.split("/")[0] for file in files}) < len({v.group for v in job.views if v.file is not None})
     mode = pycolmap.CameraMode.PER_IMAGE if parted else pycolmap.CameraMode.PER_FOLDER
-    # Listed first, images are numbered in order; as they are done, they would be in whatever order threads end.
+    # Images listed first are numbered in order; otherwise the order would depend on the threads.
     pycolmap.Database.open(database).close()
     pycolmap.import_images(database, folder / PICTURES, camera_mode=mode, image_names=files, options=reader)
     pycolmap.extract_features(

@@ -1,8 +1,8 @@
 """A smooth correction of log depth over one picture, learnt from points whose depth is known.
 
 The correction is a constant (the scale) plus a field over the picture and over depth itself, given by values at the
-knots of a coarse grid and linear between them. How stiff the field is, down to no field at all, is chosen by how well
-points are predicted that were held back with their whole neighbourhood: it is never richer than the points support.
+knots of a coarse grid and linear between them. Its stiffness, up to no field at all, is chosen by
+cross-validation on points held back with their whole neighbourhood: it is never richer than the points support.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 KNOTS = (7, 6, 6)  # along x, y and log depth
 STIFFNESS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # of differences between knots, against points
-ANCHOR = 0.03  # weight of each knot's pull to the plain scale, against the stiffness
+ANCHOR = 0.03  # weight of the pull of each knot to the plain scale, relative to the stiffness
 FOLDS, BLOCKS = 5, 8  # points of one cell of BLOCKS x BLOCKS are held back together
 FEWEST = 40  # points that a field needs
 GAIN = 0.97  # a field must bring the error of held-back points below this share of the plain scale's
@@ -25,10 +25,10 @@ ROUNDS = 8  # of re-weighting
 
 @dataclass(frozen=True)
 class Field:
-    """log z_true = log z + constant + field(x, y, log z); `knots` is None where the scale is all there is.
+    """log z_true = log z + constant + field(x, y, log z); `knots` is None if there is only the scale.
 
-    low and high [3] bound (x, y, log z) of the grid; `limit` is the largest correction either way. `spread` is the
-    robust deviation of the points from it, `stiffness` the chosen one.
+    low and high [3] bound (x, y, log z) of the grid; `limit` is the largest correction in either direction. `spread` is
+    the robust deviation of the points from it, `stiffness` the chosen one.
     """
 
     constant: float
@@ -40,7 +40,7 @@ class Field:
     stiffness: float | None = None
 
     def correction(self, xy: np.ndarray, log_depth: np.ndarray) -> np.ndarray:
-        """What to add to log depth [N] at pixels xy [N, 2]."""
+        """Correction [N] to add to log depth [N] at pixels xy [N, 2]."""
         if self.knots is None or self.low is None or self.high is None:
             return np.full(len(xy), self.constant)
         index, weight = _hats(np.concatenate([xy, log_depth[:, None]], axis=1), self.low, self.high)
@@ -58,7 +58,7 @@ class Field:
 
 
 def fit_scale(ratio: np.ndarray, weight: np.ndarray, prior: tuple[float, float] | None = None) -> Field:
-    """The robust mean of log ratios [N]; `prior` is a value and for how many points it counts."""
+    """The robust mean of log ratios [N]; `prior` is a value and its weight in points."""
     values, weights = (ratio, weight) if prior is None else (np.append(ratio, prior[0]), np.append(weight, prior[1]))
     constant = _median(values, weights)
     spread = _spread(ratio - constant, weight) if len(ratio) else np.nan
@@ -71,7 +71,7 @@ def fit_scale(ratio: np.ndarray, weight: np.ndarray, prior: tuple[float, float] 
 def fit_field(xy: np.ndarray, log_depth: np.ndarray, ratio: np.ndarray, weight: np.ndarray, plain: Field) -> Field:
     """The best field for points at pixels xy [N, 2] of predicted log depth [N] and log ratio to the truth [N].
 
-    `plain` is the scale alone, which is returned where no field predicts held-back points better.
+    `plain` is the scale alone. It is returned if no field predicts held-back points better.
     """
     if len(ratio) < FEWEST:
         return plain
@@ -112,7 +112,7 @@ def fit_field(xy: np.ndarray, log_depth: np.ndarray, ratio: np.ndarray, weight: 
 
 
 def _hats(at: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The eight knots around each place [N, 3] and their weights, both [N, 8]; outside the grid, those its border."""
+    """The eight knots around each point [N, 3] and their weights, both [N, 8]; outside the grid, those of its border."""
     knots = np.array(KNOTS)
     place = ((at - low) / (high - low)).clip(0, 1) * (knots - 1)
     base = np.minimum(place.astype(np.int64), knots - 2)
@@ -131,7 +131,7 @@ def _at(knots: np.ndarray, index: np.ndarray, hats: np.ndarray) -> np.ndarray:
 def _equations(
     index: np.ndarray, hats: np.ndarray, residual: np.ndarray, weight: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Normal equations, [K, K] and [K], of values at K knots whose field is near the residuals [N]."""
+    """Normal equations, [K, K] and [K], of a field with K knots fitted to the residuals [N]."""
     count = int(np.prod(KNOTS))
     weighted = weight[:, None] * hats
     products = (weighted[:, :, None] * hats[:, None, :]).ravel()
@@ -141,9 +141,9 @@ def _equations(
 
 
 def _solve(forms: np.ndarray, sides: np.ndarray) -> np.ndarray:
-    """Solutions [B, K] of positive definite systems [B, K, K]. By torch, whose threads can be told to be one: those of
-    numpy's library wait for each other a hundred times longer than such small systems take, as soon as another program
-    runs."""
+    """Solutions [B, K] of positive definite systems [B, K, K]. Torch can be limited to one thread. The threads of
+    numpy's library would wait for each other a hundred times longer than such small systems take, as soon as another
+    program runs."""
     factors = torch.linalg.cholesky(torch.from_numpy(forms))
     return torch.cholesky_solve(torch.from_numpy(sides)[..., None], factors)[..., 0].numpy()
 
@@ -162,7 +162,7 @@ def _smoothness() -> np.ndarray:
 
 
 def _folds(xy: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Fold [N] of each point: that of its cell of the picture."""
+    """Fold [N] of each point, by its cell in the picture."""
     cell = (((xy - low) / (high - low)).clip(0, 0.999) * BLOCKS).astype(np.int64)
     of_cell = np.random.default_rng(0).permutation(BLOCKS * BLOCKS) % FOLDS
     return of_cell[cell[:, 0] * BLOCKS + cell[:, 1]]

@@ -1,7 +1,7 @@
 """The focal length of a shared camera from matches alone: the one by which most of them fit an essential matrix.
 
-Counting inliers is robust where solving for it from fundamental matrices is not: pictures of walls, and of cameras that
-mostly turn, leave those open, but a wrong focal length still loses matches.
+Counting inliers stays robust where solving for the focal length from fundamental matrices degenerates: planar scenes
+and cameras that mostly rotate. A wrong focal length still loses inliers.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from lean3r.refine.job import Group, Job
 from lean3r.refine.matching import image_ids
 
 FOCALS = np.geomspace(0.55, 2.0, 14)  # in longer sides of the picture: 85 to 28 degrees
-PAIRS, LEAST_PAIRS, LEAST_MATCHES = 40, 6, 50  # pairs that are tried, and what a pair must have
+PAIRS, LEAST_PAIRS, LEAST_MATCHES = 40, 6, 50  # pairs that are tried, and the least matches of a pair
 MOST_MATCHES, FAR_PX = 300, 80.0  # of a pair: more or farther than that makes it no better
 ERROR_PX = 1.5
 
 
 def with_focals(job: Job, database: Path) -> Job:
-    """The job with focal lengths that its matches agree on for cameras of which none is stated."""
+    """The job with focal lengths estimated from its matches, for cameras without a stated one."""
     groups = list(job.groups)
     for number, group in enumerate(groups):
         if not (group.fixed or group.trusted):
@@ -36,7 +36,7 @@ def with_focals(job: Job, database: Path) -> Job:
 
 
 def consensus(pairs: list[tuple[np.ndarray, np.ndarray]], group: Group) -> float | None:
-    """The focal length in pixels by which most matches (pixels [M, 2] twice a pair) fit; None if too few tell."""
+    """The focal length in pixels with the most inliers (pixels [M, 2] in both views of each pair); None if too few."""
     if len(pairs) < LEAST_PAIRS:
         return None
     options = pycolmap.RANSACOptions()
@@ -56,14 +56,14 @@ def consensus(pairs: list[tuple[np.ndarray, np.ndarray]], group: Group) -> float
     best = int(fitting.argmax())
     if best in (0, len(FOCALS) - 1):
         return None
-    # The top of a parabola through the best and its neighbours, in steps of the grid.
+    # The vertex of a parabola through the best value and its neighbours, in steps of the grid.
     low, top, high = fitting[best - 1 : best + 2]
     shift = 0.5 * (low - high) / min(low - 2 * top + high, -1e-9)
     return float(FOCALS[best] * (FOCALS[1] / FOCALS[0]) ** float(np.clip(shift, -1, 1)) * side)
 
 
 def _pairs(job: Job, database: Path, group: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Matched pixels of the pairs within a group that have most to say: many matches, far apart."""
+    """Matched pixels of the most informative pairs within a group: many matches, wide displacement."""
     ids = {i: image for i, image in image_ids(job, database).items() if job.views[i].group == group}
     of_image = {image: view for view, image in ids.items()}
     scored = []

@@ -1,5 +1,5 @@
-"""Groups of views connected through a single view: well oriented, but their scale is poorly constrained. It is taken
-from the network's depth."""
+"""Groups of views connected through a single view are well oriented, but their scale is poorly constrained. It is
+taken from the network's depth."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lean3r.refine.judge import firm_part
 from lean3r.refine.world import depth_ratios
 from lean3r.types import Reconstruction
 
-LEAST_BRIDGE = 6  # points that a view must share with two others of a part, so that its place is tied to theirs
-LEAST_POINTS = 12  # of a hanging part, by which its scale is judged
-FAR = np.log(2.0)  # the network's depth tells no scale better than this
+LEAST_BRIDGE = 6  # points that a view must share with two others of a part, so that its position is constrained
+LEAST_POINTS = 12  # points of a hanging part that are needed to judge its scale
+FAR = np.log(2.0)  # the network's depth determines scale no better than this
 
 
 def rescale_hanging(
@@ -46,8 +46,8 @@ def rescale_hanging(
 
 
 def hanging_parts(seen: np.ndarray, firm: Sequence[int], registered: np.ndarray) -> list[tuple[list[int], int]]:
-    """The other views, those with common points together, and the view of the firm part that each has the most
-    common points with."""
+    """The other views in groups that share points, each with the view of the firm part that it shares the most
+    points with."""
     common = seen.T.astype(np.int64) @ seen
     left, parts = [int(v) for v in registered if v not in firm], []
     while left:
@@ -60,7 +60,7 @@ def hanging_parts(seen: np.ndarray, firm: Sequence[int], registered: np.ndarray)
 
 
 def _scale_part(answer: Answer, seen: np.ndarray, part: list[int], hinge: int, factor: float) -> Answer:
-    """A part by `factor` larger, around its hinge; points that views beyond the hinge see stay where they are."""
+    """A part by `factor` larger, around its hinge; points that views outside the part see stay in place."""
     poses, xyz = answer.cam_from_world.copy(), answer.xyz.copy()
     middle = -poses[hinge, :3, :3].T @ poses[hinge, :3, 3]
     for view in part:

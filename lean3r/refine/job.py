@@ -1,4 +1,4 @@
-"""What the refining process is told, and what it answers: plain data in a folder.
+"""Input and answer of the refining process: plain data in a folder.
 
 Pixels are those of the shrunken pictures that the process sees (`View.scale` times those of the originals).
 """
@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 
 PICTURES, MASKS = "pictures", "masks"
-OUT_OF_TIME = 75  # exit code of a process that has worked as long as it may
+OUT_OF_TIME = 75  # exit code of a process that has used up its time
 
 
 @dataclass(frozen=True)
 class Group:
-    """Views that share a camera: COLMAP's model and parameters to start from; `trusted` that the focal length is
-    stated (EXIF), `fixed` that the parameters are known and stay, `focal_fixed` that all but the distortion are known
-    and stay (of all groups, or none), `assumed` that nobody said that they share one."""
+    """Views that share a camera: COLMAP's model and parameters to start from; `trusted`: the focal length is
+    stated (EXIF); `fixed`: the parameters are known and held fixed; `focal_fixed`: all but the distortion are known and
+    held fixed (in all groups, or none); `assumed`: that the views share a camera is an assumption."""
 
     width: int
     height: int
@@ -37,7 +37,7 @@ class Group:
 @dataclass(frozen=True)
 class View:
     """One picture: index of its group, shrunken by `scale`, as `file` under PICTURES (None if it cannot be read), and
-    when a video shows it."""
+    its time in a video."""
 
     group: int
     scale: float
@@ -48,9 +48,8 @@ class View:
 @dataclass(frozen=True, eq=False)
 class Job:
     """S views: the network's cameras cam_from_world [S, 4, 4] and pinholes [S, 4] (fx, fy, cx, cy), the poses to
-    start from, start [S, 4, 4], of which those that are `held` [S] bool stay (two in different places at least, or
-    none), the pairs [P, 2] of views that are thought to overlap (None: all), and the runs of views that a video shows
-    one after the other."""
+    start from, start [S, 4, 4]; which of them are `held` [S] bool fixed (none, or at least two in different places);
+    the pairs [P, 2] of views that probably overlap (None: all); and the runs of consecutive views of a video."""
 
     views: tuple[View, ...]
     groups: tuple[Group, ...]
@@ -65,12 +64,12 @@ class Job:
 
     @property
     def knows_focals(self) -> bool:
-        """All focal lengths are known and stay."""
+        """Whether all focal lengths are known and held fixed."""
         return all(group.fixed or group.focal_fixed for group in self.groups)
 
     def each_alone(self) -> Job | None:
-        """The same with a camera for every view, started at the network's; None where none is shared or one is not
-        merely assumed to be."""
+        """The same with one camera per view, starting at the network's; None if no camera is shared, or one is shared for
+        certain."""
         sizes = Counter(view.group for view in self.views)
         shared = [number for number, count in sizes.items() if count > 1]
         if not shared or not all(self.groups[number].assumed for number in shared):
@@ -122,7 +121,7 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A model of the registered views, in a world of its own, and how well cameras fit the verified matches.
+    """A model of the registered views, in its own world frame, and the fit of cameras to the verified matches.
 
     cam_from_world [S, 4, 4], has [S] bool; models and params of the cameras, camera the index of each view's; xyz
     [P, 3] points with
@@ -145,7 +144,7 @@ class Answer:
 
     @property
     def trusted(self) -> np.ndarray:
-        """Whether each view [S] is where the model says."""
+        """Whether the model's pose of each view [S] is trusted."""
         return np.array([reason is None for reason in self.report["doubts"]], bool)
 
     def with_doubts(self, views: Collection[int], reason: str) -> Answer:
@@ -154,7 +153,7 @@ class Answer:
         return replace(self, report={**self.report, "doubts": doubts})
 
     def of_trusted(self) -> Answer:
-        """The answer without what views that are not trusted measured, and without points that no two others saw."""
+        """The answer without measurements of untrusted views, and without points seen by fewer than two other views."""
         kept = self.trusted[self.view]
         kept &= np.bincount(self.point[kept], minlength=len(self.xyz))[self.point] > 1
         used, point = np.unique(self.point[kept], return_inverse=True)
@@ -168,7 +167,7 @@ class Answer:
         )
 
     def write(self, folder: Path) -> None:
-        """Into answer.npz, which appears whole: the reader may come at any time."""
+        """Write answer.npz atomically: it may be read at any time."""
         names = ("cam_from_world", "has", "xyz", "error_px", "point", "view", "xy")
         plain = json.dumps({n: getattr(self, n) for n in ("models", "params", "camera", "report")})
         np.savez(folder / "answer.part.npz", plain=np.array(plain), **{name: getattr(self, name) for name in names})
@@ -176,7 +175,7 @@ class Answer:
 
     @classmethod
     def read(cls, folder: Path) -> Answer | None:
-        """As written; None where there is none yet."""
+        """Read the answer; None if there is none yet."""
         if not (folder / "answer.npz").is_file():
             return None
         with np.load(folder / "answer.npz") as stored:

@@ -1,8 +1,8 @@
 """Which poses of a model can be trusted: a small reprojection error alone proves little about the whole.
 
-Views are trusted if they constrain each other. Doubted are views outside the largest firm group (a group of views
-connected through a single view, or few points, is well oriented, but its scale is poorly constrained), views whose own
-matches mostly contradict their pose, and, in a video, jumps.
+Views are trusted if they constrain each other. A view is doubted if it lies outside the largest firm group, if most of
+its matches contradict its pose, or if it is a jump in a video. (A group connected through a single view or few points
+is well oriented, but its scale is poorly constrained.)
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ import numpy as np
 
 LEAST_TIES = 10  # points that a view must share with two others of its part; half as many each way tie two parts
 LEAST_FITTING = 0.5  # share of a view's verified matches with its part that must fit
-LEAST_MATCHES = 20  # by which that is judged
-JUMP, NEAR = 5.0, 5  # times the median speed over so many frames to either side
-REST = 0.4  # of the speed that a quarter of the frames exceed: slower than that is taken for that
-SIDESTEP, UNUSUAL = 0.5, 3.0  # off the straight way between its neighbours, in its length; times what is usual near by
-OUTSIDE = 10.0  # times the median distance of the cameras from their middle, or of the points that they see
+LEAST_MATCHES = 20  # matches needed to judge that
+JUMP, NEAR = 5.0, 5  # multiple of the median speed over so many frames to either side
+REST = 0.4  # of the speed that a quarter of the frames exceed: lower bound on speeds
+SIDESTEP, UNUSUAL = 0.5, 3.0  # offset from the line between neighbours over its length, and over the usual offset
+OUTSIDE = 10.0  # multiple of the median distance of the cameras from their centre, or of the points that they see
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of S views: part [S], 0 for the one that is trusted, 1 and so on for others that hold together by themselves,
-    -1 for a view alone; and why a view is doubted (None: it is not)."""
+    """Verdict on S views: part [S], 0 for the trusted one, 1 and up for other firm groups, -1 for a view alone; and
+    why a view is doubted (None: it is not)."""
 
     part: tuple[int, ...]
     doubt: tuple[str | None, ...]
 
     @property
     def trusted(self) -> np.ndarray:
-        """Whether each view [S] is where the model says."""
+        """Whether the model's pose of each view [S] is trusted."""
         return np.array([reason is None for reason in self.doubt], bool)
 
 
@@ -46,9 +46,9 @@ def judge(
 ) -> Verdict:
     """Judge poses cam_from_world [S, 4, 4] of the views that a model `has` [S].
 
-    seen [P, S] bool says which views measured its points; fitting [S, S] is the share of the verified matches of a
-    pair that the poses fit, NaN where there are too few; `sequences` are runs of views that a video shows one after
-    the other, with their times. Views whose poses are known and `held` [S] are where they are.
+    seen [P, S] bool: which views observe each point; fitting [S, S] is the share of the verified matches of a
+    pair that the poses fit, NaN where there are too few; `sequences` are runs of consecutive views of a video, with
+    their times. Views whose poses are known and `held` [S] are not doubted.
     """
     views = len(has)
     part, doubt = np.full(views, -1), np.full(views, None, object)
@@ -79,9 +79,9 @@ def judge(
 
 
 def firm_parts(seen: np.ndarray, registered: np.ndarray) -> list[list[int]]:
-    """The registered views parted, the largest part first: each grown from the pair with the most common points by
-    views that see LEAST_TIES points which two of the part see; then parts that tell each other's scale are made one.
-    Views alone are left out."""
+    """The registered views in parts, the largest first. Each part grows from the pair with the most common points, by
+    views that share LEAST_TIES points with two of its views. Parts that fix each other's scale are merged. Single views
+    are left out."""
     left, parts = [int(view) for view in registered], []
     while len(left) > 1:
         grown = firm_part(seen[:, left])
@@ -99,14 +99,15 @@ def firm_parts(seen: np.ndarray, registered: np.ndarray) -> list[list[int]]:
 
 
 def links(first: np.ndarray, second: np.ndarray) -> int:
-    """How many points, of which two parts have so many views, [P] each, tell the scale of one part to the other: two
-    views of a part have them, and one of the other does. Both ways count, the weaker one: points of one part in a
-    single view of the other place that view, and say nothing of how large its own part is."""
+    """Number of points that fix the scale of two parts relative to each other; the arguments [P] are the number of
+    views of each part that see a point. Such a point is seen by two views of one part and by one of the other. The weaker
+    direction counts: points of one part in a single view of the other locate that view, but leave its part's scale
+    ambiguous."""
     return min(int(((first > 1) & (second > 0)).sum()), int(((first > 0) & (second > 1)).sum()))
 
 
 def firm_part(seen: np.ndarray, least_ties: int = LEAST_TIES) -> list[int]:
-    """Views of points `seen` [P, S] bool that hold each other in place; none if no pair has enough common points."""
+    """Views of points `seen` [P, S] bool that constrain each other's position; none if no pair shares enough points."""
     whole = seen.astype(np.float32)
     common = whole.T @ whole
     np.fill_diagonal(common, 0)
@@ -132,15 +133,15 @@ def firm_part(seen: np.ndarray, least_ties: int = LEAST_TIES) -> list[int]:
 def unbroken(centres: np.ndarray, times: np.ndarray) -> np.ndarray:
     """Which of the centres [N, 3] of a video's frames, at `times` [N], lie on the longest path without a jump.
 
-    A step jumps if it is more than JUMP times as fast as the median of its neighbours. The path may leave out frames
-    that jump away and come back.
+    A step jumps if it is more than JUMP times as fast as the median of its neighbours. The path may skip frames
+    that jump away and back.
     """
     count = len(centres)
     if count < 4:
         return np.ones(count, bool)
     speed = np.linalg.norm(np.diff(centres, axis=0), axis=1) / np.diff(times)
     usual = np.array([np.median(speed[max(0, i - NEAR) : i + NEAR + 1]) for i in range(len(speed))])
-    usual = np.maximum(usual, REST * np.quantile(speed, 0.75))  # after a rest any step is many times the ones before
+    usual = np.maximum(usual, REST * np.quantile(speed, 0.75))  # after a rest, any step is many times the previous ones
     cuts = np.flatnonzero(speed > JUMP * np.maximum(usual, 1e-12)) + 1
     runs = np.split(np.arange(count), cuts)
     longest = max(range(len(runs)), key=lambda i: len(runs[i]))
@@ -163,9 +164,9 @@ def unbroken(centres: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 
 def sidesteps(centres: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Which of the centres [N, 3] of a video's frames, at `times` [N], lie beside the way: off the
-    straight line between the frames before and after by SIDESTEP of what the camera usually moves meanwhile, and
-    UNUSUAL times as far as the frames around lie off theirs. Cameras turn corners in more than one frame."""
+    """Which of the centres [N, 3] of a video's frames, at `times` [N], lie beside the path: off the
+    straight line between the frames before and after by SIDESTEP times the usual motion in that time, and by UNUSUAL
+    times the offset of the frames around. Cameras take more than one frame to turn a corner."""
     found = np.zeros(len(centres), bool)
     if len(centres) < 2 * NEAR:
         return found
