@@ -112,7 +112,7 @@ def fit_field(xy: np.ndarray, log_depth: np.ndarray, ratio: np.ndarray, weight: 
 
 
 def _hats(at: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The eight knots around each point [N, 3] and their weights, both [N, 8]; outside the grid, those of its border."""
+    """The eight knots around each point [N, 3] and weights, both [N, 8]; outside the grid, those of its border."""
     knots = np.array(KNOTS)
     place = ((at - low) / (high - low)).clip(0, 1) * (knots - 1)
     base = np.minimum(place.astype(np.int64), knots - 2)

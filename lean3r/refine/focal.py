@@ -17,7 +17,7 @@ from lean3r.refine.job import Group, Job
 from lean3r.refine.matching import image_ids
 
 FOCALS = np.geomspace(0.55, 2.0, 14)  # in longer sides of the picture: 85 to 28 degrees
-PAIRS, LEAST_PAIRS, LEAST_MATCHES = 40, 6, 50  # pairs that are tried, and the least matches of a pair
+PAIRS, LEAST_PAIRS, LEAST_MATCHES = 40, 6, 50  # pairs that are tried, pairs that are needed, matches that each needs
 MOST_MATCHES, FAR_PX = 300, 80.0  # of a pair: more or farther than that makes it no better
 ERROR_PX = 1.5
 

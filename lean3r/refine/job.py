@@ -68,8 +68,8 @@ class Job:
         return all(group.fixed or group.focal_fixed for group in self.groups)
 
     def each_alone(self) -> Job | None:
-        """The same with one camera per view, starting at the network's; None if no camera is shared, or one is shared for
-        certain."""
+        """The same with one camera per view, starting at the network's; None if no camera is shared, or one is surely
+        shared."""
         sizes = Counter(view.group for view in self.views)
         shared = [number for number, count in sizes.items() if count > 1]
         if not shared or not all(self.groups[number].assumed for number in shared):

@@ -100,9 +100,9 @@ def firm_parts(seen: np.ndarray, registered: np.ndarray) -> list[list[int]]:
 
 def links(first: np.ndarray, second: np.ndarray) -> int:
     """Number of points that fix the scale of two parts relative to each other; the arguments [P] are the number of
-    views of each part that see a point. Such a point is seen by two views of one part and by one of the other. The weaker
-    direction counts: points of one part in a single view of the other locate that view, but leave its part's scale
-    ambiguous."""
+    views of each part that see a point. Such a point is seen by two views of one part and by one of the other. The
+    weaker direction counts: points of one part in a single view of the other locate that view, but leave the scale of
+    its part ambiguous."""
     return min(int(((first > 1) & (second > 0)).sum()), int(((first > 0) & (second > 1)).sum()))
 
 

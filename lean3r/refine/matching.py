@@ -13,15 +13,15 @@ from lean3r.refine.job import Job
 from lean3r.refine.sequence import is_near
 
 LEAST_INLIERS = 15
-WORDS, SAMPLE, ROUNDS = 64, 20_000, 4  # of the small vocabulary that appearance is compared by
-ALIKE = 8  # views of the most similar appearance that each is matched with
+WORDS, SAMPLE, ROUNDS = 64, 20_000, 4  # words in the small vocabulary for comparing appearance
+ALIKE = 8  # views of most similar appearance that each view is matched with
 RELIABLE = ("CALIBRATED", "UNCALIBRATED", "PLANAR", "PLANAR_OR_PANORAMIC", "PANORAMIC")
 
 
 @dataclass(frozen=True, eq=False)
 class Matches:
     """Verified matches of P pairs of views: pairs [P, 2]; for each, indices [M, 2] into the keypoints [K, 2] of both
-    views, and the relative pose b_from_a [4, 4] that they show, None where it is open (too little parallax)."""
+    views, and the relative pose b_from_a [4, 4], None where parallax is too small to determine it."""
 
     keypoints: list[np.ndarray]
     pairs: np.ndarray
@@ -35,11 +35,11 @@ class Matches:
 
 
 def match(job: Job, folder: Path, database: Path, verify: bool = True) -> None:
-    """Match the features of pairs that look alike or are thought to overlap, and verify them geometrically."""
+    """Match the features of pairs that look alike or probably overlap, and verify the matches geometrically."""
     ids = image_ids(job, database)
     pairs = job.pairs
     if pairs is not None:
-        # What a video shows together is listed already: there, appearance is to find where it comes back to.
+        # Neighbouring frames of a video are listed already: there, appearance is for finding loops.
         near = is_near(job.sequences, len(job.views))
         pairs = np.unique(np.sort(np.concatenate([pairs, alike(job, database, ids, near)]), axis=1), axis=0)
     options, verification = pycolmap.FeatureMatchingOptions(), pycolmap.TwoViewGeometryOptions()
@@ -69,7 +69,7 @@ def match(job: Job, folder: Path, database: Path, verify: bool = True) -> None:
 
 
 def verify_again(job: Job, database: Path) -> Matches:
-    """Verify the matches that a database has with the job's cameras."""
+    """Verify the matches in a database with the job's cameras."""
     set_cameras(job, database)
     with pycolmap.Database.open(database) as opened:
         opened.clear_two_view_geometries()
@@ -114,8 +114,8 @@ def _pose(geometry, camera1, points1, camera2, points2) -> np.ndarray | None:
 
 
 def alike(job: Job, database: Path, ids: dict[int, int], near: np.ndarray) -> np.ndarray:
-    """Pairs [P, 2] of each view and those of the most similar appearance that are not `near` [S, S] anyway: VLAD over
-    a vocabulary of these pictures."""
+    """Pairs [P, 2] of each view and the views of most similar appearance, without those that are `near` [S, S] anyway:
+    VLAD over a vocabulary of these pictures."""
     views = sorted(ids)
     with pycolmap.Database.open(database) as opened:
         found = [np.asarray(opened.read_descriptors(ids[view]).data).astype(np.float32) for view in views]

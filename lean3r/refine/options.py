@@ -27,10 +27,10 @@ class RefineOptions:
     """Whether and how to refine.
 
     `when` is on, off, or auto: the embedded model, on picture files. `seconds` bounds the time (None: 60 seconds of one
-    processor and 6 more a view, so that the result does not depend on what else the machine does). `lens` is the
-    camera model: "auto" is "simple-radial" (one focal length, one distortion). `share_lens`: "auto" gives one camera to
-    pictures of one size and one EXIF focal length, "always" to pictures of one size, "never" to none. Features are
-    found at a size of at most `side` pixels, at most `features` a picture.
+    processor and 6 more a view, so that the result does not depend on the load of the machine). `lens` is the
+    camera model: "auto" is "simple-radial" (one focal length, one distortion). `share_lens`: "auto" shares one
+    camera among pictures of equal size and EXIF focal length, "always" among those of equal size, "never" not at all.
+    Features are found at a size of at most `side` pixels, at most `features` a picture.
     """
 
     when: Refine = option(
@@ -63,11 +63,11 @@ class RefineOptions:
 
     @classmethod
     def of(cls, choice: Refine | RefineOptions) -> RefineOptions:
-        """The options that "auto", "on" or "off" mean, or themselves."""
+        """The options for "auto", "on" or "off"; options are returned as they are."""
         return choice if isinstance(choice, RefineOptions) else cls(when=choice)
 
     def limit(self, views: int) -> float:
-        """The limit for a number of views: seconds on the clock if stated, else of one processor."""
+        """The time limit for a number of views: seconds on the clock if stated, else of one processor."""
         return SECONDS + SECONDS_A_VIEW * views if self.seconds is None else self.seconds
 
 
@@ -91,14 +91,14 @@ class ScaleOptions:
                 raise UsageError("--scale and --gps both set the scale; choose one.")
 
     def check(self, pictures: Pictures) -> None:
-        """InputError where the pictures lack what GPS needs: at once, not after the network."""
+        """InputError if the pictures lack GPS positions: before the network runs, not after it."""
         from lean3r.refine.scale import read_places, require_places
 
         if self.gps:
             require_places(pictures.file_names, read_places(pictures, pictures.file_names))
 
     def apply(self, reconstruction: Reconstruction, pictures: Pictures) -> Reconstruction:
-        """The scene in metres where that was asked for."""
+        """The scene in metres, if that was asked for."""
         from lean3r.refine.scale import Distance, read_places, with_distance, with_places
 
         if self.scale is not None:
@@ -112,8 +112,8 @@ class ScaleOptions:
 class KnownCameras:
     """Known cameras of the S views; NaN or None for a view that has none: intrinsics [S, 3, 3] in pixels of the
     original pictures, which are held fixed; `lenses` [S], whose distortion is held fixed too (else it is estimated);
-    cam_from_world [S, 4, 4], which set the world of the result. `are_fixed` says whether these poses are held fixed, or
-    the adjustment only starts from them."""
+    cam_from_world [S, 4, 4], which set the world of the result. `are_fixed`: whether these poses are held fixed, or
+    only the start of the adjustment."""
 
     intrinsics: np.ndarray | None = None
     lenses: tuple[Lens | None, ...] = ()

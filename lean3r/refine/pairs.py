@@ -7,14 +7,14 @@ import numpy as np
 from lean3r.refine.sequence import pairs_along, sequences
 from lean3r.types import Reconstruction
 
-ALL_PAIRS = 30  # views up to which every pair is matched: cheaper than a wrong choice
-GRID = 12  # points along each side of a view whose overlap is counted
+ALL_PAIRS = 30  # up to so many views, every pair is matched: cheaper than a wrong choice
+GRID = 12  # points along each side of a view for measuring overlap
 NEIGHBOURS, NEXT = 12, 2  # views of the largest overlap, and views before and behind in the order of input
 LEAST_OVERLAP = 0.1
 
 
 def likely_pairs(reconstruction: Reconstruction) -> np.ndarray | None:
-    """Pairs [P, 2] of views to match; None for all pairs, where there are few views.
+    """Pairs [P, 2] of views to match; None for all pairs, if there are few views.
 
     Frames of one video go by their order in it, others by their predicted overlap.
     """

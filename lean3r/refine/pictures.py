@@ -15,21 +15,21 @@ from lean3r.types import Reconstruction, Source
 
 
 def scale_of(source: Source, side: int) -> float:
-    """By how much a picture is shrunk."""
+    """Factor by which a picture is shrunk."""
     return min(1.0, side / max(source.width, source.height))
 
 
 def size_of(source: Source, scale: float) -> tuple[int, int]:
-    """(width, height) of the shrunk picture; a last part of a pixel is cut off."""
+    """(width, height) of the shrunk picture; fractions of a pixel are cut off."""
     return max(1, math.floor(source.width * scale + 1e-6)), max(1, math.floor(source.height * scale + 1e-6))
 
 
 def write_pictures(
     reconstruction: Reconstruction, pictures: Pictures | None, side: int, files: list[Path]
 ) -> list[bool]:
-    """Write one picture for each view, from the originals, or from what the network saw where there are none.
+    """Write one picture for each view, from the originals, or from the network's pictures if there are none.
 
-    Returns which could be read. A pixel (x, y) of an original lies at `scale_of` times (x, y).
+    Returns which views could be read. A pixel (x, y) of an original lies at `scale_of` times (x, y).
     """
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def write_pictures(
 
 
 def write_masks(masks: Masks, sources: Sequence[Source], side: int, files: list[Path]) -> None:
-    """Write the mask of each view's shrunk picture; a white one where it has none, as COLMAP asks for all or none."""
+    """Write the mask of each view's shrunk picture; a white one where it has none, as COLMAP needs all or none."""
     for source, file in zip(sources, files, strict=True):
         file.parent.mkdir(parents=True, exist_ok=True)
         scale = scale_of(source, side)
@@ -70,7 +70,7 @@ def _shrink(image: Image.Image, source: Source, scale: float, decoded: int) -> I
 
 
 def _seen(reconstruction: Reconstruction, view: int, scale: float) -> Image.Image:
-    """The network's picture of a view, in pixels of the (shrunk) original; grey where it saw nothing."""
+    """The network's picture of a view, in pixels of the (shrunk) original; grey outside it."""
     source = reconstruction.sources[view]
     sx, sy, ox, oy = source.original_from_network
     grey = np.where(reconstruction.mask[view], reconstruction.images[view].mean(-1), 128).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""A refinement from outside: pictures and cameras out to a process of its own, its answer back."""
+"""Runs a refinement in a separate process: hands over pictures and cameras, and reads the answer."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from lean3r.scratch import temporary_folder
 from lean3r.types import Lens, Reconstruction, Registration, Source, SparsePoints, with_warning
 
 THREADS = 2
-FITTING = 0.75  # share of verified matches that true poses fit at least
+FITTING = 0.75  # least share of verified matches that true poses fit
 MISFIT = (
     "the known poses fit only {:.0%} of the matches between the pictures; correct poses fit nearly all. Check their "
     "direction (camera to world or world to camera), axes and times; rough poses are refined with --known-poses start"
 )
 UNCONFIRMED = "nothing in the pictures confirms the known poses: no points could be triangulated with them"
 SAME_FOCAL = 1e-3  # relative: one focal length stands for both, and one distortion for four that overfit
-PATIENCE = 10  # seconds on the clock for each of work, where no limit is stated: a process that hangs is ended
+PATIENCE = 10  # seconds on the clock per second of work, if no limit is stated: a hanging process is ended
 TIME_UP = "it ran out of time (give it more with --refine-seconds N)"
 
 
@@ -108,7 +108,7 @@ def run(
 
 
 def warn_uncertain(reconstruction: Reconstruction, answer: Answer) -> Reconstruction:
-    """The reconstruction with a warning that names the views whose cameras are not to be trusted."""
+    """The reconstruction with a warning that names the views with untrusted cameras."""
     doubted = np.flatnonzero(~answer.trusted)
     if not len(doubted):
         return reconstruction
@@ -122,7 +122,7 @@ def warn_uncertain(reconstruction: Reconstruction, answer: Answer) -> Reconstruc
 
 
 def keep_predicted(reconstruction: Reconstruction, report: dict, reason: str, start: float) -> Reconstruction:
-    """The network's result, and why it stays."""
+    """The network's result, and why it is kept."""
     return with_report(reconstruction, {"status": "kept", "reason": reason, "registered": 0, **report}, start)
 
 
@@ -183,8 +183,8 @@ def prepare(
 
 
 def camera_keys(sources: Sequence[Source], options: RefineOptions, known: KnownCameras) -> list[Hashable]:
-    """A key for each view; those of one key share a camera. Pictures without a focal length in EXIF join those of
-    their size where these state but one."""
+    """A key for each view; views with the same key share a camera. Pictures without a focal length in EXIF join those
+    of their size, if these state only one."""
     if options.share_lens == "never":
         return list(range(len(sources)))
     stated = {
@@ -236,13 +236,13 @@ def _group(
 
 
 def work(folder: Path, seconds: float, processor_seconds: float = math.inf) -> str | None:
-    """Run the refining process for at most so many seconds, or so many of work done; why it did not end by itself, None
-    if it did. What a busy machine takes longer for counts as work only once."""
+    """Run the refining process for at most so many seconds on the clock, or of processor time. Returns why it did not
+    end by itself, None if it did. Delays on a busy machine do not count as work."""
     if getattr(sys, "frozen", False) or not sys.executable:
         return "the refining process cannot be started: this program has no Python interpreter"
     command = python_command("lean3r.refine.worker", str(folder), str(processor_seconds))
     with (folder / "log.txt").open("wb") as log:
-        # Ctrl-C is for this process alone to act upon.
+        # Only this process handles Ctrl-C.
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
         try:
             code = process.wait(max(0.0, seconds))
@@ -260,7 +260,7 @@ def work(folder: Path, seconds: float, processor_seconds: float = math.inf) -> s
 
 
 def place(reconstruction: Reconstruction, job: Job, answer: Answer, given: KnownCameras) -> Reconstruction:
-    """The reconstruction with an answer's cameras and points, in the frame and scale that it had."""
+    """The reconstruction with an answer's cameras and points, in its original frame and scale."""
     scales = np.array([view.scale for view in job.views])
     xy = answer.xy / scales[answer.view][:, None]
     has, trusted = answer.has, answer.has & answer.trusted
@@ -274,12 +274,12 @@ def place(reconstruction: Reconstruction, job: Job, answer: Answer, given: Known
     poses = reconstruction.cam_from_world.copy()
     poses[has] = fit.apply_to_poses(torch.from_numpy(answer.cam_from_world[has])).numpy()
     xyz = fit.apply(torch.from_numpy(answer.xyz)).numpy()
-    # The first camera stays the world, or if it is doubted, the first that is not.
+    # The first camera stays the world frame; if it is doubted, the first trusted one.
     origin = origin_view(reconstruction.cam_from_world)
     if origin is not None and not trusted[origin]:
         origin = int(trusted.argmax())
     anchor = next(iter(np.flatnonzero(both)), origin)
-    if anchor is not None and not in_known_world:  # its pose is known, or the world
+    if anchor is not None and not in_known_world:  # its pose is known, or the world frame
         goal = reconstruction.cam_from_world[anchor] if both[anchor] else np.eye(4)
         move = np.linalg.inv(goal) @ poses[anchor]
         xyz = xyz @ move[:3, :3].T + move[:3, 3]
@@ -299,7 +299,7 @@ def place(reconstruction: Reconstruction, job: Job, answer: Answer, given: Known
             lenses.append(_lens_before(reconstruction, index))
             continue
         if given.lenses and (lens := given.lenses[index]) is not None:
-            lenses.append(lens)  # as it was given, to the last digit
+            lenses.append(lens)  # exactly as given
             continue
         lenses.append(scale_lens(Lens(answer.models[camera], answer.params[camera]), 1 / view.scale, 1 / view.scale))
         if given.intrinsics is not None and job.groups[view.group].focal_fixed:
@@ -324,7 +324,7 @@ def place(reconstruction: Reconstruction, job: Job, answer: Answer, given: Known
 
 
 def _with_known(lens: Lens, matrix: np.ndarray) -> Lens:
-    """A lens whose distortion was found, with the known pinhole [3, 3] to the last digit."""
+    """A lens with estimated distortion and exactly the known pinhole [3, 3]."""
     fx, fy, cx, cy = map(float, matrix[[0, 1, 0, 1], [0, 1, 2, 2]])
     focals, _ = LENSES[lens.model]
     distortion = lens.params[focals + 2 :]
@@ -334,7 +334,7 @@ def _with_known(lens: Lens, matrix: np.ndarray) -> Lens:
 
 
 def _lens_before(reconstruction: Reconstruction, view: int) -> Lens:
-    """The lens that a view has before refinement."""
+    """The lens of a view before refinement."""
     if reconstruction.lenses:
         return reconstruction.lenses[view]
     matrix = reconstruction.original_intrinsics[view]

@@ -1,4 +1,4 @@
-"""What one world unit is: metres from a known distance between two pictures, or from the places that GPS noted."""
+"""The metric scale, from a known distance between two cameras or from GPS positions."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ logger = logging.getLogger("lean3r")
 
 # The ellipsoid of GPS (WGS 84): half the long axis in metres, and the square of its eccentricity.
 LONG_AXIS_M, ECCENTRICITY_2 = 6_378_137.0, 6.694379990141e-3
-# East, north, up to the world's axes: x east, y down, z north, so that y points down as in every other result.
+# East, north, up to the world's axes: x east, y down, z north, so y points down as in every other result.
 WORLD_FROM_ENU = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
 FEWEST_PLACES = 3
-LEAST_METRES, MOST_METRES = 1e-6, 1e9  # from under a microscope to beyond the moon
-STRAIGHT = 0.03  # breadth of the places against their length, below which they are taken for a line
-OUTLIER = 4.0  # robust deviations from the fit that a place may be off
+LEAST_METRES, MOST_METRES = 1e-6, 1e9  # from microscopic to beyond the moon
+STRAIGHT = 0.03  # ratio of width to length below which the positions count as a line
+OUTLIER = 4.0  # largest deviation of a position from the fit, in robust standard deviations
 TYPICAL_GPS_M = 3.0
 EXIF_GPS = 0x8825
 ONE_PLACE = (
@@ -65,7 +65,7 @@ class Distance:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a picture was taken: degrees north and east (WGS 84), metres above sea level (None: not noted)."""
+    """Where a picture was taken: degrees north and east (WGS 84), metres above sea level (None: not recorded)."""
 
     latitude_deg: float
     longitude_deg: float
@@ -73,10 +73,10 @@ class Place:
 
 
 def with_distance(reconstruction: Reconstruction, known: Distance) -> Reconstruction:
-    """The scene in metres: scaled so that two cameras are as far apart as is known.
+    """The scene in metres: scaled by the known distance between two cameras.
 
-    The world keeps its origin and axes. InputError where a name fits no picture, or several, or where the cameras
-    stand at one place.
+    The world keeps its origin and axes. InputError if a name matches no picture or several, or if the cameras
+    coincide.
     """
     views = [_view(reconstruction.names, name) for name in (known.first, known.second)]
     if views[0] == views[1]:
@@ -105,11 +105,11 @@ def with_distance(reconstruction: Reconstruction, known: Distance) -> Reconstruc
 
 
 def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> Reconstruction:
-    """The scene in metres, upright and turned north: a robust similarity from its cameras to where GPS says they are.
+    """The scene in metres, upright and turned north: a robust similarity from its cameras to their GPS positions.
 
-    The world's axes become x east, y down, z north, its origin the mean place, which `info["gps"]` tells together with
-    the pictures used and how well they fit. Places on a line leave the turn around it open: the pictures are then
-    taken to be level. InputError with fewer than three places, or all at one place.
+    The world's axes become x east, y down, z north, its origin the mean position. `info["gps"]` holds the origin, the
+    pictures used and their residuals. Positions on a line do not determine the rotation around it: the pictures are
+    then assumed to be level. InputError with fewer than three positions, or if all coincide.
     """
     views = [view for view, name in enumerate(reconstruction.names) if name in places]
     found = require_places(reconstruction.names, places)
@@ -151,7 +151,7 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
 
 
 def require_places(names: Collection[str], places: Mapping[str, Place]) -> list[Place]:
-    """The places of those pictures that have one; InputError where they are too few, or all one, to give metres."""
+    """The known positions of the pictures; InputError if they are too few, or coincide, and give no scale."""
     found = [places[name] for name in names if name in places]
     if len(found) < FEWEST_PLACES:
         raise InputError(
@@ -165,7 +165,7 @@ def require_places(names: Collection[str], places: Mapping[str, Place]) -> list[
 
 
 def _level(fit: Similarity, cam_from_world: np.ndarray, target: np.ndarray) -> Similarity:
-    """The similarity turned around the line of places [N, 3] until the pictures' rows are as level as can be."""
+    """The similarity rotated around the line of positions [N, 3] so that picture rows are as level as possible."""
     middle = target.mean(axis=0)
     axis = np.linalg.svd(target - middle)[2][0]
     posed = fit.apply_to_poses(torch.from_numpy(cam_from_world)).numpy()[:, :3, :3]
@@ -173,7 +173,7 @@ def _level(fit: Similarity, cam_from_world: np.ndarray, target: np.ndarray) -> S
     best, least = np.eye(3), np.inf
     for turn in so3_exp(angles[:, None] * torch.from_numpy(axis)).numpy():
         down = posed @ turn[1]  # of x, y and z of each camera, [S, 3]
-        # Level both ways round, but people and drones look ahead or down and not up.
+        # Two rotations are level; people and drones look ahead or down, not up.
         slope = float((down[:, 0] ** 2).mean()) + (10.0 if (down[:, 1] + down[:, 2]).mean() < 0 else 0.0)
         if slope < least:
             best, least = turn, slope
@@ -182,7 +182,7 @@ def _level(fit: Similarity, cam_from_world: np.ndarray, target: np.ndarray) -> S
 
 
 def move_scene(reconstruction: Reconstruction, metres_from_world: Similarity) -> Reconstruction:
-    """The whole scene under a similarity into a world of metres: cameras, depth, cloud and sparse points."""
+    """The whole scene under a similarity into a metric world: cameras, depth, cloud and sparse points."""
     scale = float(metres_from_world.scale)
 
     def apply(xyz: np.ndarray) -> np.ndarray:
@@ -200,13 +200,13 @@ def move_scene(reconstruction: Reconstruction, metres_from_world: Similarity) ->
 
 
 def local_metres(places: Sequence[Place]) -> tuple[np.ndarray, Place]:
-    """Places [N] as metres [N, 3] in the world's axes (x east, y down, z north) around their middle, and that.
+    """Positions [N] in metres [N, 3] in the world's axes (x east, y down, z north) around their mean, and the mean.
 
-    Heights count only where all places have one.
+    Heights are used only if all positions have one.
     """
     with_height = all(place.altitude_m is not None for place in places)
     heights = [place.altitude_m or 0.0 if with_height else 0.0 for place in places]
-    # Degrees jump where 180 east meets 180 west; their sine and cosine do not.
+    # Longitude jumps at 180 degrees; sine and cosine do not.
     longitudes = np.deg2rad([place.longitude_deg for place in places])
     middle = math.atan2(np.sin(longitudes).mean(), np.cos(longitudes).mean())
     latitude = math.radians(float(np.mean([place.latitude_deg for place in places])))
@@ -224,7 +224,7 @@ def local_metres(places: Sequence[Place]) -> tuple[np.ndarray, Place]:
 
 
 def _earth_centred(latitude_rad: float, longitude_rad: float, height_m: float) -> np.ndarray:
-    """Metres [3] from the middle of the earth; x towards longitude 0 on the equator, z towards the pole."""
+    """Metres [3] from the centre of the earth; x towards longitude 0 on the equator, z towards the pole."""
     curve = LONG_AXIS_M / math.sqrt(1 - ECCENTRICITY_2 * math.sin(latitude_rad) ** 2)
     flat = (curve + height_m) * math.cos(latitude_rad)
     z = (curve * (1 - ECCENTRICITY_2) + height_m) * math.sin(latitude_rad)
@@ -232,13 +232,13 @@ def _earth_centred(latitude_rad: float, longitude_rad: float, height_m: float) -
 
 
 def read_places(pictures: Pictures, names: Collection[str]) -> dict[str, Place]:
-    """Where the pictures called `names` were taken, of those that say it in EXIF."""
+    """GPS positions of the pictures called `names` that have one in EXIF."""
     found = ((name, place_of(fields)) for name, fields in pictures.exif(names, EXIF_GPS))
     return {name: place for name, place in found if place is not None}
 
 
 def place_of(exif: Mapping[int, object]) -> Place | None:
-    """The place in the EXIF fields of a picture's GPS block; None where there is none or it makes no sense."""
+    """The position in the EXIF GPS block of a picture; None if it is missing or invalid."""
     try:
         latitude, longitude = _degrees(exif[2]), _degrees(exif[4])  # type: ignore[arg-type]
         north, east = str(exif.get(1, "N")).strip().upper(), str(exif.get(3, "E")).strip().upper()
@@ -261,7 +261,7 @@ def _degrees(parts: Sequence[float]) -> float:
 
 
 def _view(names: Sequence[str], wanted: str) -> int:
-    """The view of a name: the whole of it, or its last parts (a.jpg of photos/a.jpg)."""
+    """The view with a name: in full, or its last parts (a.jpg for photos/a.jpg)."""
     if wanted in names:
         return names.index(wanted)
     tail = PurePosixPath(wanted).parts

@@ -1,4 +1,4 @@
-"""Views that a video shows one after the other: they overlap with their neighbours, whatever else is known."""
+"""Consecutive views of a video: they overlap with their neighbours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from lean3r.types import Source
 
-AHEAD = (1, 2, 3, 4, 6)  # frames that each is matched with; loops are found by appearance
+AHEAD = (1, 2, 3, 4, 6)  # neighbouring frames that each is matched with; loops are found by appearance
 
 
 def sequences(sources: Sequence[Source]) -> list[list[int]]:
@@ -38,7 +38,7 @@ def pairs_along(runs: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def is_near(runs: Sequence[Sequence[int]], views: int) -> np.ndarray:
-    """Whether two of the views [S, S] are so near each other in a video that they are matched for that."""
+    """Whether two views [S, S] are near enough in a video to be matched for that reason."""
     near = np.zeros((views, views), bool)
     for run in runs:
         at = np.arange(len(run))

@@ -1,7 +1,7 @@
-"""The refining process: reads a job in the folder that the command line names, and leaves its answer there.
+"""The refining process: reads a job from the folder named on the command line, and writes its answer there.
 
-A process of its own, because the libraries' calls cannot be interrupted: it is ended when time is up, and an answer
-that was better than none by then is used. It ends by itself when its standard input closes: nobody waits any more.
+It is a separate process because the libraries' calls cannot be interrupted: it is ended when time is up, and the best
+answer until then is used. It ends by itself when its standard input closes: nobody waits for it any more.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from lean3r.colmap_library import pycolmap
 from lean3r.refine import accept, adjust, features, focal, judge, matching
 from lean3r.refine.job import OUT_OF_TIME, Answer, Job
 
-ENOUGH = 0.8  # share of the verified matches that a model fits: no other way is tried
-CALIBRATING = 4  # registered views whose camera is trusted to be found
-WELL, GAIN = 0.9, 0.05  # share that shared cameras fit if views do share them; what cameras of their own must add
+ENOUGH = 0.8  # if a model fits this share of the verified matches, no other method is tried
+CALIBRATING = 4  # registered views that determine a camera reliably
+WELL, GAIN = 0.9, 0.05  # share of matches that truly shared cameras fit; gain that separate cameras must bring
 MANY = 6  # views that determine a camera each
-FEW = 6  # views whose matches may be explained nearly as well by a wrong model: a second way is tried
-SMALL = 1000  # pixels of the longer side of a frame that is small
-TRUSTED = 5  # trusted views that can tell where doubted ones are
-STRONG = 150  # measurements that the weaker views of a model should have: finer features are not needed
+FEW = 6  # with so few views, a wrong model may fit nearly as well: a second method is tried
+SMALL = 1000  # longer side in pixels up to which a frame is small
+TRUSTED = 5  # trusted views needed to locate doubted ones
+STRONG = 150  # measurements of the weaker views of a model above which finer features are not needed
 
 
 def solve(job: Job, folder: Path) -> None:
-    """Leave the best answer so far in the folder: coarse features first, fine ones where these are not enough; where
-    much does not fit, a camera for every view, unless a video shows them."""
+    """Keep the best answer so far in the folder. Coarse features come first, fine ones if these are not enough, and if
+    many matches do not fit, a camera for every view, except for video."""
     best: Answer | None = None
     octave = features.COARSE
     for octave in octaves(job):
@@ -52,24 +52,24 @@ def solve(job: Job, folder: Path) -> None:
 
 
 def octaves(job: Job) -> tuple[int, ...]:
-    """From where on features are sought, in turn. Of a video's small frames only the finest features are enough."""
+    """First octaves of the features, in turn. Small video frames need the finest features at once."""
     small = max(max(group.width, group.height) for group in job.groups) <= SMALL
     return (features.FINE,) if job.sequences and small else (features.COARSE, features.FINE)
 
 
 def value(answer: Answer) -> tuple[int, int, int]:
-    """By which answers are compared: trusted views, then registered ones, then measurements."""
+    """Key to compare answers: trusted views, then registered ones, then measurements."""
     return int(answer.trusted.sum()), int(answer.has.sum()), len(answer.point)
 
 
 def is_strong(answer: Answer) -> bool:
-    """All views are there and trusted, and but for a few see many points."""
+    """Whether all views are registered and trusted, and nearly all see many points."""
     seen = np.bincount(answer.view, minlength=len(answer.has))
     return bool(answer.trusted.all()) and float(np.quantile(seen, 0.1)) >= STRONG
 
 
 def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Iterator[Answer]:
-    """Features, matches, and the best model that they give; where it lacks views, what its cameras show besides."""
+    """Features, matches, and their best model; if it lacks views, also one from matches verified with its cameras."""
     here = folder / f"{name}{octave}"
     here.mkdir()
     database = here / "database.db"
@@ -101,7 +101,7 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
                 adjust.restore_known(job, model)
                 found += filter(None, [settle(job, matches, mapper, mapper.polish(model))])
             if found and found[-1].has.sum() > 2:
-                break  # the incremental way is for what the global one cannot do: two views
+                break  # the global mapper cannot do two views; the incremental one can
     best = max(found, key=lambda answer: fitness(job, answer), default=None)
     if best is None:
         return
@@ -113,7 +113,7 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
 
 
 def settle(job: Job, matches: matching.Matches, mapper: adjust.Mapper, model: pycolmap.Reconstruction) -> Answer | None:
-    """What a model says; of a video, with frames that are doubted registered anew by the others, if those are more."""
+    """A model's answer; in a video, doubted frames are registered again from the others, if these are the majority."""
     answer = answer_of(job, matches, model, False)
     in_video = np.isin(np.arange(len(job.views)), [view for run in job.sequences for view in run])
     if answer is None or answer.trusted.sum() < TRUSTED:
@@ -126,8 +126,8 @@ def settle(job: Job, matches: matching.Matches, mapper: adjust.Mapper, model: py
 
 
 def recalibrate(job: Job, folder: Path, database: Path, answer: Answer) -> Answer | None:
-    """A model of the matches verified anew by an answer's cameras: known cameras tell good matches from bad ones where
-    there are too few to tell the cameras too."""
+    """A model from the matches verified again with an answer's cameras: known cameras separate inliers from outliers
+    where the matches are too few to estimate the cameras as well."""
     groups = [
         group if group.fixed or model != group.model else replace(group, params=params, trusted=True)
         for group, model, params in zip(job.groups, answer.models, answer.params, strict=True)
@@ -143,27 +143,27 @@ def recalibrate(job: Job, folder: Path, database: Path, answer: Answer) -> Answe
 
 
 def fitness(job: Job, answer: Answer) -> tuple[int, float]:
-    """By which the models of the same matches are compared: trusted views of a video, then how well matches fit."""
+    """Key to compare models of the same matches: trusted views of a video, then how well matches fit."""
     return int(answer.trusted.sum()) if job.sequences else 0, answer.report["after"]["score"]
 
 
 def fitting(answer: Answer) -> int:
-    """The matches that an answer fits."""
+    """The number of matches that an answer fits."""
     return answer.report["after"]["inliers"]
 
 
 def share(answer: Answer) -> float:
-    """Of the verified matches that an answer fits."""
+    """The share of the verified matches that an answer fits."""
     return fitting(answer) / max(answer.report["matches"], 1)
 
 
 def is_enough(answer: Answer, matched: int) -> bool:
-    """Whether a model explains what was matched."""
+    """Whether a model explains the matches."""
     return int(answer.has.sum()) >= matched and fitting(answer) >= ENOUGH * answer.report["matches"]
 
 
 def answer_of(job: Job, matches: matching.Matches, model: pycolmap.Reconstruction, from_start: bool) -> Answer | None:
-    """What a model says; None where it has no two views or no parallax."""
+    """A model's answer; None with fewer than two views or without parallax."""
     adjust.drop_weak_views(model)
     if model.num_reg_images() < 2 or adjust.parallax_deg(model) < adjust.LEAST_ANGLE_DEG:
         return None
@@ -188,7 +188,7 @@ def answer_of(job: Job, matches: matching.Matches, model: pycolmap.Reconstructio
     if accept.turn_only(matches, [cameras[view.group] for view in job.views]):
         return None
     before = accept.fit(matches, _before(job), job.cam_from_world, has | job.held)
-    placed = np.where(has[:, None, None], poses, np.nan)  # a match with a view that is not there counts as a miss
+    placed = np.where(has[:, None, None], poses, np.nan)  # a match with an unregistered view counts as a miss
     placed[job.held] = job.start[job.held]
     used = [cameras[v.group] for v in job.views]
     after = accept.fit(matches, used, placed, has | job.held)
@@ -243,7 +243,7 @@ def _end_in_time(processor_seconds: float) -> None:
 
 
 def main() -> None:
-    """Work on the folder that the command line names, for as many seconds of one processor as it says."""
+    """Work on the folder named on the command line, for the stated seconds of processor time."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     threading.Thread(target=_end_in_time, args=(float(sys.argv[2]),), daemon=True).start()
     pycolmap.logging.minloglevel = 3

@@ -1,4 +1,4 @@
-"""From the world of a refined model to the network's, or to that of known cameras."""
+"""From the world frame of a refined model to the network's, or to that of known cameras."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lean3r.types import Reconstruction
 
 
 def into_known(poses: np.ndarray, known: np.ndarray) -> Similarity | None:
-    """The similarity from cameras [N, 4, 4] to known ones; None where these leave the scale open."""
+    """The similarity from cameras [N, 4, 4] to known ones; None if these do not determine the scale."""
     if not are_apart(known):
         return None
     source, target = torch.from_numpy(poses), torch.from_numpy(known)
@@ -25,7 +25,7 @@ def into_known(poses: np.ndarray, known: np.ndarray) -> Similarity | None:
 
 
 def are_apart(poses: np.ndarray) -> bool:
-    """Whether cameras [N, 4, 4] are in at least two places, so that they have a scale."""
+    """Whether cameras [N, 4, 4] are in at least two places, which determines scale."""
     if len(poses) < 2:
         return False
     centres = camera_centers(torch.from_numpy(poses))
@@ -34,12 +34,12 @@ def are_apart(poses: np.ndarray) -> bool:
 
 
 def into_predicted(poses: np.ndarray, predicted: np.ndarray, scale: float) -> Similarity:
-    """The similarity of a given scale from cameras [N, 4, 4] to predicted ones, by medians: rough ones may be among
-    them."""
+    """The similarity of a given scale from cameras [N, 4, 4] to predicted ones, by medians, so robust to
+    outliers."""
     source, target = torch.from_numpy(poses), torch.from_numpy(predicted)
     turns = target[:, :3, :3].mT @ source[:, :3, :3]
     rotation = nearest_rotation(turns.mean(0))
-    for _ in range(20):  # towards the least sum of angles
+    for _ in range(20):  # minimises the sum of angles
         away = (turns - rotation).flatten(1).norm(dim=-1).clamp_min(1e-6)
         rotation = nearest_rotation((turns / away[:, None, None]).mean(0))
     size = torch.tensor(scale, dtype=source.dtype)
@@ -48,7 +48,7 @@ def into_predicted(poses: np.ndarray, predicted: np.ndarray, scale: float) -> Si
 
 
 def origin_view(poses: np.ndarray) -> int | None:
-    """The first view of poses [S, 4, 4] whose camera is the world; None where none is."""
+    """The first view of poses [S, 4, 4] whose camera is the world frame; None if there is none."""
     at = np.flatnonzero(np.isclose(poses, np.eye(4), atol=1e-5).all(axis=(1, 2)))
     return int(at[0]) if len(at) else None
 
