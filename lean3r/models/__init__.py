@@ -1,6 +1,6 @@
-"""Backbones, by name, with what is said of each before anything is loaded; and students whose weights may come along.
+"""Table of the backbones, with a card for each, and of the students whose weights may ship with the package.
 
-Nothing heavy is imported here: `lean3r models` answers from this table.
+Nothing heavy is imported here: `lean3r models` reads this table.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _DA3 = "https://github.com/ByteDance-Seed/Depth-Anything-3#model-cards"
 
 @dataclass(frozen=True)
 class Card:
-    """What is said of a model without importing it; tests hold it against the model itself.
+    """Facts about a model, available without importing it; tests compare them with the model itself.
 
-    `where` is its class as "module:name" and `about` what it predicts; `parameters` counts those of the dense model,
-    `resolution` and `patch` are in pixels. `licence` is that of the weights (not of the code), `repository` where
-    their authors publish them on the Hugging Face Hub, and `stated` the page where they state the licence.
+    `where` is the class as "module:name", `about` says what it predicts. `parameters` counts the parameters of the
+    dense model; `resolution` and `patch` are in pixels. `licence` is the licence of the weights (not of the code),
+    `repository` the authors' repository on the Hugging Face Hub, `stated` the page that states the licence.
     """
 
     where: str
@@ -168,7 +168,7 @@ MODELS = Registry("model", {name: card.where for name, card in CARDS.items()})
 
 
 class Student(NamedTuple):
-    """Weights with a plan of their own: the row of MODELS that they belong to, and what they are good for."""
+    """Weights with their own plan: the name in MODELS that they belong to, and what they are good for."""
 
     model: str
     about: str
@@ -178,7 +178,7 @@ STUDENTS = {
     "nano-gsa-fp8": Student("nano", "nano with coarse-to-fine sparse attention and FP8 weights: for many views."),
     "nano-sla-fp8": Student("nano", "nano with sparse-linear attention and FP8 weights: for many views."),
 }
-"""Names that `load` takes where lean3r/weights has NAME.safetensors, or with weights given."""
+"""Names that `load` takes if lean3r/weights has NAME.safetensors, or if weights are given."""
 
 
 def list_models() -> tuple[str, ...]:
@@ -187,7 +187,7 @@ def list_models() -> tuple[str, ...]:
 
 
 def model_of(name: str) -> str:
-    """The row of MODELS that a name stands for: itself, or for a student its model's."""
+    """The name in MODELS that a name stands for: a student's model, or the name itself."""
     return STUDENTS[name].model if name in STUDENTS else name
 
 

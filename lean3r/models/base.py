@@ -24,29 +24,29 @@ if TYPE_CHECKING:
 logger = logging.getLogger("lean3r")
 
 KNOWN_PARTS = {"intrinsics": "intrinsics", "cam_from_world": "poses", "depth": "depth", "rays": "rays"}
-"""Parts of Known -> what they are called in messages."""
+"""Parts of Known -> their names in messages."""
 
 
 class Backbone(nn.Module):
     """Base of all backbones.
 
-    `patch` is the side of a patch in network pixels (picture sides are multiples of it); `resolution` the
-    default side of the square with the network picture's area; `licence` that of the published weights.
+    `patch` is the side of a patch in network pixels; picture sides are multiples of it. `resolution` is the default
+    side of the square with the network picture's area, `licence` the licence of the published weights.
     `KEY_MAP` translates the names of official checkpoints; by default they are our own.
 
-    `TELLTALE` is one of those names with its shape, by which a checkpoint of this model is suspected without building
-    the model; None: always suspected.
+    `TELLTALE` is one of those names and its shape. A checkpoint without it cannot belong to this model, so the model
+    need not be built to find out; None: always build it.
 
     `ACCEPTS` names the parts of Views.known that the model reads; with `ACCEPTS_WHOLE` it reads them only
-    together and for all views. `REFERENCE` is what `encode` must be told so that the first view is the reference,
-    None where no view is special.
+    together and for all views. `REFERENCE` holds the arguments of `encode` that make the first view the reference,
+    None if the model has no reference view.
 
-    `SIZES` are the model's configurations by name, `SMALLEST` one of the smallest size that has every part, to try it.
+    `SIZES` are the model's configurations by name. `SMALLEST` is a tiny configuration with every part, for tests.
 
-    `chunk_bytes` is the working memory that the encoder and the dense heads may take on one chunk of views.
+    `chunk_bytes` is the working memory in bytes that the encoder and the dense heads may take for a chunk of views.
 
-    What became of a model travels with it and its copies: `origin` says how it was loaded, `plan` how it was compressed
-    (None: not at all), `metadata` what its checkpoints carry besides its name.
+    A model and its copies carry their history: `origin` says how it was loaded, `plan` how it was compressed
+    (None: not at all), `metadata` what its checkpoints store besides its name.
     """
 
     name: str
@@ -72,10 +72,10 @@ class Backbone(nn.Module):
         raise TypeError(f"{type(self).__name__} defines no decode")
 
     def forward(self, views: Views, reference: int | None = None) -> Prediction:
-        """decode(encode(views)); what the pictures hold on padding makes no difference.
+        """decode(encode(views)); pixel values on padding have no effect.
 
-        `reference` is the index of the view to start from (None: the model's own choice); UsageError where the
-        model has no such view, or where there is none of that index. What is known and not read is logged.
+        `reference` is the index of the reference view (None: the model's own choice); UsageError if the model has no
+        reference view, or if the index is out of range. Known parts that the model does not read are logged.
         """
         if not isinstance(views, Views):
             raise UsageError(f"got {type(views).__name__}, expected lean3r.Views(images).")
@@ -87,15 +87,15 @@ class Backbone(nn.Module):
         if self.REFERENCE is None:
             raise UsageError(f"{self.name} has no reference view: all views count alike. Leave the choice out.")
         if not 0 <= reference < count:
-            raise UsageError(f"reference view {reference} of {count} views; expected 0 to {count - 1}.")
+            raise UsageError(f"got reference view {reference} of {count} views; expected 0 to {count - 1}.")
         order = [reference, *(i for i in range(count) if i != reference)]
-        found = self.decode(self.encode(_reorder(views, order), **self.REFERENCE))
+        prediction = self.decode(self.encode(_reorder(views, order), **self.REFERENCE))
         back = torch.tensor(order).argsort().tolist()
-        parts = {f.name: getattr(found, f.name) for f in fields(found)}
-        return replace(found, **{name: v[:, back] for name, v in parts.items() if isinstance(v, Tensor)})
+        parts = {f.name: getattr(prediction, f.name) for f in fields(prediction)}
+        return replace(prediction, **{name: v[:, back] for name, v in parts.items() if isinstance(v, Tensor)})
 
     def reads(self, known: Known | None) -> frozenset[str]:
-        """Names of the parts of `known` that this model makes use of."""
+        """Names of the parts of `known` that this model uses."""
         if known is None:
             return frozenset()
         given = frozenset(part for part in KNOWN_PARTS if getattr(known, part) is not None)
@@ -115,59 +115,59 @@ class Backbone(nn.Module):
             accepted = " and ".join(text for part, text in KNOWN_PARTS.items() if part in self.ACCEPTS)
             reason = f" (it takes {accepted} together and for all views)" if self.ACCEPTS_WHOLE else " (too few views)"
         names = " and ".join(KNOWN_PARTS[part] for part in unread)
-        # What is never read of cameras serves after the network all the same; what is refused here, or lost, is told.
+        # Cameras that the network never reads are still used after it: no warning. Refused or lost parts get one.
         is_plain = not reason and set(unread) <= {"intrinsics", "cam_from_world"}
         level = logging.INFO if is_plain else logging.WARNING
         logger.log(level, "the network of %s does not read the known %s%s", self.name, names, reason)
 
     def summary(self, views: int, height: int, width: int) -> Summary:
-        """Parameters, operations and bytes of one run over so many pictures of that size (models/summary.py).
+        """Parameters, operations and bytes of one run on `views` pictures of height x width pixels; see models/summary.py.
 
-        UsageError when there is no view or a side is no multiple of the patch.
+        UsageError if there is no view, or if a side is not a multiple of the patch.
         """
-        from lean3r.models.summary import summarise  # brings parts of torch's compiler along
+        from lean3r.models.summary import summarise  # imports parts of torch's compiler
 
         if views < 1 or height < 1 or width < 1 or height % self.patch or width % self.patch:
             raise UsageError(
-                f"{views} views of {width}x{height} pixels: expected at least one view, and sides that are "
-                f"multiples of {self.patch}."
+                f"got {views} views of {width}x{height} pixels, expected at least one view, and sides that are "
+                f"multiples of {self.patch} pixels."
             )
         return summarise(self, views, height, width)
 
     def set_chunk_bytes(self, size: int) -> None:
-        """Let encoder and dense heads take `size` bytes of working memory on one chunk of views, one view at least.
+        """Set the working memory of the encoder and the dense heads to `size` bytes a chunk, of at least one view.
 
         Results stay the same. UsageError unless `size` is positive.
         """
         if size < 1:
-            raise UsageError(f"got chunks of {size} bytes, expected at least 1 (one view at a time).")
+            raise UsageError(f"got chunks of {size} bytes, expected at least 1 byte (one view at a time).")
         for part in self.modules():
             if isinstance(part, Backbone):
                 part.chunk_bytes = size
 
     def frames_at_once(self, bytes_each: int) -> int:
-        """How many views a chunk holds when each needs `bytes_each` bytes of working memory; at least one."""
+        """Number of views in a chunk if each needs `bytes_each` bytes of working memory; at least one."""
         return max(1, self.chunk_bytes // max(1, bytes_each))
 
     @property
     def loops(self) -> int | None:
-        """How often a looped trunk runs; None where nothing is looped."""
+        """Number of loops of the trunk; None if the trunk is not looped."""
         return None
 
     @property
     def parameter_count(self) -> int:
-        """Number of distinct parameters, weights that are kept as codes included."""
+        """Number of distinct parameters, including weights stored as codes."""
         coded = sum(layer.shape.numel() for layer in self.modules() if isinstance(layer, Encoded))
         return sum(p.numel() for p in self.parameters()) + coded
 
 
 def full_precision(x: Tensor) -> torch.autocast:
-    """Outside autocast on the device of `x`: for geometry, and for what feeds an exponential."""
+    """Disable autocast on the device of `x`: for geometry, and for inputs of an exponential."""
     return torch.autocast(x.device.type, enabled=False)
 
 
 def in_chunks(call: Callable[..., Sequence[Tensor]], size: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Apply `call` to slices of `size` along the first axis and join the results; bounds peak memory."""
+    """Apply `call` to slices of `size` along the first axis and join the results, which bounds peak memory."""
     parts = [call(*piece) for piece in zip(*(t.split(size) for t in tensors), strict=True)]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
@@ -190,12 +190,12 @@ def _reorder(views: Views, order: Sequence[int]) -> Views:
 
 
 def patch_mask(views: Views, patch: int) -> Tensor | None:
-    """[B, S, P] bool: patches that hold at least one picture pixel; None when the views have no padding."""
+    """[B, S, P] bool: patches with at least one picture pixel; None if the views have no padding."""
     return None if views.mask is None else F.max_pool2d(views.mask.float(), patch).flatten(2) > 0
 
 
 def grey_padding(views: Views) -> Views:
-    """The same views with middle grey, the value that reading pads with, wherever the mask is False."""
+    """The same views with middle grey, the padding value of the reader, wherever the mask is False."""
     if views.mask is None:
         return views
     _check_mask(views)
@@ -203,8 +203,8 @@ def grey_padding(views: Views) -> Views:
 
 
 def check_views(views: Views, patch: int) -> None:
-    """Raise UsageError on shapes and types that no model of this patch size takes, InputError on pixels that are no
-    numbers, on views that are padding alone, and on known cameras that are none."""
+    """Raise UsageError on shapes and types that no model of this patch size takes; InputError on NaN or infinite
+    pixels, on views that are all padding, and on invalid known cameras."""
     shape = tuple(views.images.shape)
     if len(shape) != 5 or shape[2] != 3:
         raise UsageError(f"got images of shape {list(shape)}, expected [scenes, views, 3, height, width].")
@@ -212,18 +212,18 @@ def check_views(views: Views, patch: int) -> None:
         raise UsageError(f"got {shape[0]} scenes of {shape[1]} views, expected at least one of each.")
     height, width = shape[-2:]
     if min(height, width) < patch or height % patch or width % patch:
-        raise UsageError(f"got pictures of {width}x{height} pixels; both sides must be multiples of {patch}.")
+        raise UsageError(f"got pictures of {width}x{height} pixels, expected sides that are multiples of {patch}.")
     if not views.images.is_floating_point():
         raise UsageError(f"got pixels of type {views.images.dtype}, expected floating-point numbers from 0 to 1.")
     broken = (~torch.isfinite(views.images)).flatten(2).any(-1).nonzero()
     if len(broken):
-        raise InputError(f"view {int(broken[0, 1])} holds NaN or infinite pixels; leave it out or read it again.")
+        raise InputError(f"view {int(broken[0, 1])} has NaN or infinite pixels; leave it out or read it again.")
     _check_mask(views)
     check_known(views)
 
 
 def check_known(views: Views) -> None:
-    """Raise UsageError on known parts of another shape than the views', InputError on cameras that are none."""
+    """Raise UsageError on known parts whose shape does not fit the views, InputError on invalid cameras."""
     if views.known is None:
         return
     batch, count, _, height, width = views.images.shape
@@ -239,7 +239,7 @@ def check_known(views: Views) -> None:
     for name, shape in shapes.items():
         part = getattr(views.known, name)
         if part is not None and tuple(part.shape) != (batch, count, *shape):
-            raise UsageError(f"known {name} is {list(part.shape)}, expected {[batch, count, *shape]} for these views.")
+            raise UsageError(f"got known {name} of shape {list(part.shape)}, expected {[batch, count, *shape]}.")
     for name, has in (("intrinsics", views.known.has_intrinsics), ("cam_from_world", views.known.has_pose)):
         part = getattr(views.known, name)
         if part is None:
@@ -248,7 +248,7 @@ def check_known(views: Views) -> None:
         if name == "intrinsics":
             bad |= (part[..., [0, 1], [0, 1]] <= 0).any(-1)
         for _, view in (bad if has is None else bad & has).nonzero()[:1]:
-            raise InputError(f"the known {KNOWN_PARTS[name]} of view {int(view)} are no camera's; leave them out.")
+            raise InputError(f"the known {KNOWN_PARTS[name]} of view {int(view)} are not valid; leave them out.")
 
 
 def _check_mask(views: Views) -> None:
@@ -257,6 +257,6 @@ def _check_mask(views: Views) -> None:
         return
     expected = [*images[:2], *images[3:]]
     if list(mask.shape) != expected or mask.dtype != torch.bool:
-        raise UsageError(f"the mask is {list(mask.shape)} {mask.dtype}, expected {expected} torch.bool.")
+        raise UsageError(f"got a mask of shape {list(mask.shape)}, {mask.dtype}; expected {expected}, torch.bool.")
     for _, view in (~mask.flatten(2).any(-1)).nonzero()[:1]:
-        raise InputError(f"view {int(view)} is padding alone; leave it out.")
+        raise InputError(f"view {int(view)} is all padding; leave it out.")

@@ -1,6 +1,6 @@
-"""Filling models from checkpoints and writing them: official names, strict, in one copy.
+"""Load models from checkpoints and save them: official names, strict, one copy in memory.
 
-A model built on the meta device receives its parameters tensor by tensor, cast while they are read.
+A model built on the meta device gets its parameters one tensor at a time, cast as they are read.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ logger = logging.getLogger("lean3r")
 
 
 def without_memory(build: Callable[[], Model]) -> Model:
-    """`build()` on the meta device: shapes, no memory, and no second spent on random values that nobody sees."""
+    """`build()` on the meta device: shapes without memory, and no time spent on random initial values."""
     with torch.device("meta"), _NoValues():
         return build()
 
 
 class _NoValues(TorchFunctionMode):
-    """Leaves out what fills tensors with values: where they have no memory it only makes torch import its compiler."""
+    """Skips functions that fill tensors: on the meta device they only make torch import its compiler."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -49,12 +49,12 @@ def load_weights(
 ) -> dict[str, str]:
     """Fill `model` strictly from a local file (see open_weights) and return the file's metadata.
 
-    Names in the file are official ones where the model has a KEY_MAP. A model on the meta device gets its
-    parameters in `dtype` (None: the file's own; buffers keep theirs), with little more than a 32nd of the file mapped
-    besides; another model keeps its own types. Layers that are `Encoded` take their weight in either form. Parameters
-    that the official model does not know stay as they are, and are logged; so do those in `optional` where the file
-    lacks them. WeightsError names the file and what is wrong with it: absent, a Git LFS pointer, truncated, not
-    weights, keys missing or unexpected, shapes that differ, codes that nobody can read, values that are not finite.
+    If the model has a KEY_MAP, names in the file are official names. A model on the meta device gets its parameters
+    in `dtype` (None: the file's own; buffers keep theirs), with little more than a 32nd of the file mapped at a time;
+    any other model keeps its own types. `Encoded` layers take their weight in either form. Parameters that the
+    official model lacks stay as they are and are logged; so do those in `optional` that the file lacks. WeightsError
+    names the file and the fault: absent, a Git LFS pointer, truncated, not weights, missing or unexpected keys,
+    wrong shapes, unreadable codes, values that are not finite.
     """
     stored = open_weights(Path(path))
     own = model.state_dict(keep_vars=True)
@@ -70,7 +70,7 @@ def load_weights(
     unfilled = [name for name, value in model.state_dict(keep_vars=True).items() if value.is_meta]
     if unfilled:
         raise WeightsError(
-            f"{stored.path} leaves {len(unfilled)} parameters empty: {', '.join(unfilled[:SHOWN_KEYS])}."
+            f"{stored.path} has no values for {len(unfilled)} parameters: {', '.join(unfilled[:SHOWN_KEYS])}."
         )
     return dict(stored.metadata)
 
@@ -78,10 +78,10 @@ def load_weights(
 def values_for(
     model: Backbone, stored: WeightFiles, optional: Collection[str] = ()
 ) -> Iterator[tuple[str, str, Tensor]]:
-    """(name in the file, our name, value) of all that a checkpoint has for a model, in the form that the model keeps.
+    """(name in the file, our name, value) of each tensor that a checkpoint has for a model, as the model stores it.
 
-    One tensor of the file is mapped at a time; use or copy each value before asking for the next. The model may be
-    on the meta device. WeightsError as load_weights, before the first value is read.
+    One tensor of the file is mapped at a time: use or copy each value before the next. The model may be on the meta
+    device. Raises WeightsError as load_weights does, before the first value is read.
     """
     keys = model.KEY_MAP
     own = model.state_dict(keep_vars=True)
@@ -111,9 +111,9 @@ def values_for(
 def save_model(
     model: Backbone, path: str | Path, metadata: Mapping[str, str] | None = None, *, overwrite: bool = True
 ) -> None:
-    """Write a model as safetensors under official names, so that the official code reads the file.
+    """Write a model as safetensors under official names, so that the official code can read the file.
 
-    Metadata are the model's name, its own `metadata`, and those given.
+    The metadata are the model's name, its own `metadata`, and the given `metadata`.
     """
     keys = model.KEY_MAP
     metadata = {"model": model.name, **model.metadata, **(metadata or {})}
@@ -121,7 +121,7 @@ def save_model(
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors, copied, and the metadata of a checkpoint; see load_weights for the errors."""
+    """Copies of all tensors of a checkpoint, and its metadata; errors as in load_weights."""
     stored = open_weights(path)
     return {name: value.clone() for name, value in stored.read(stored.files)}, dict(stored.metadata)
 
@@ -129,12 +129,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def save_weights(
     tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str], *, overwrite: bool = True
 ) -> None:
-    """Write a safetensors file through a temporary file beside it. Names that share memory get a copy each."""
+    """Write a safetensors file through a temporary file beside it. Tensors that share memory are each written."""
     write_stream(path, tensors, tensors.items(), metadata, overwrite=overwrite)
 
 
 def place(stored: WeightFiles, keys: KeyMap) -> dict[str, str]:
-    """Our name -> name in the file, for every name that has a place; of tied names the last one counts."""
+    """Our name -> name in the file, for every name that the model has; of tied names the last one counts."""
     source = {ours: name for name in stored.shapes if (ours := keys.ours(name)) is not None}
     for group in keys.tied:
         present = [name for name in group if name in stored.shapes]
@@ -146,7 +146,7 @@ def place(stored: WeightFiles, keys: KeyMap) -> dict[str, str]:
 
 
 def _encoders(model: nn.Module, stored: WeightFiles, source: Mapping[str, str]) -> dict[str, Encoded]:
-    """Our names of weights that the file holds in full precision -> the layers that keep them otherwise."""
+    """Our names of weights that the file stores in full precision -> the layers that store them as codes."""
     modules = model.named_modules(remove_duplicate=False)
     layers = {f"{path}.weight": module for path, module in modules if isinstance(module, Encoded)}
     return {w: layer for w, layer in layers.items() if w in source and _is_full(stored.dtypes[source[w]])}
@@ -166,7 +166,7 @@ def _is_full(dtype: torch.dtype) -> bool:
 
 
 def _fill(target: Tensor, value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Values of `target` taken from the file: copied into it, or into new memory where it has none."""
+    """`target` with the values from the file: copied in place, or into new memory if `target` is on the meta device."""
     with torch.no_grad():
         if not target.is_meta:
             return target.copy_(value)
@@ -183,25 +183,25 @@ def _assign(model: nn.Module, name: str, value: Tensor) -> None:
 
 
 def check_finite(stored: WeightFiles, name: str, value: Tensor) -> None:
-    """Raise WeightsError where the tensor `name` of a checkpoint, cast to `value`, holds NaN or infinities."""
+    """Raise WeightsError if the tensor `name` of a checkpoint, cast to `value`, has NaN or infinite values."""
     if value.dtype == torch.float8_e4m3fn:  # which has no infinities
         finite = not bool((value.detach().view(torch.uint8).bitwise_and(0x7F) == 0x7F).any())
     else:
-        # The sum shows every NaN and infinity without a mask as large as the tensor; only it can overflow by itself.
+        # Any NaN or infinity shows in the sum, without a mask as large as the tensor. But the sum itself may overflow.
         whole = not value.is_floating_point() or bool(torch.isfinite(value.detach().sum()))
         finite = whole or bool(torch.isfinite(value).all())
     if not finite:
         raise WeightsError(
-            f"{stored.files[name]}: {name} holds NaN or infinite values as {_short(value.dtype)}; "
-            "the file is damaged, fetch it again, or the number type too small for it."
+            f"{stored.files[name]}: {name} has NaN or infinite values as {_short(value.dtype)}. "
+            "Download the file again if it is damaged, or use a number type with a wider range."
         )
 
 
 def check_model(stored: WeightFiles, model: str) -> None:
-    """Raise WeightsError where a checkpoint says that it belongs to another model."""
+    """Raise WeightsError if a checkpoint belongs to another model, by its metadata."""
     other = stored.metadata.get("model", model)
     if other != model:
-        raise WeightsError(f"{stored.path} holds weights of '{other}', not {model}. Use --model {other}.")
+        raise WeightsError(f"{stored.path} has weights of '{other}', expected {model}. Use --model {other}.")
 
 
 def _compare(
@@ -219,17 +219,17 @@ def _compare(
     coded = [n for n in coded if not _is_full(stored.dtypes[n])]
     if coded:
         raise WeightsError(
-            f"{path} holds {len(coded)} weights as codes ({coded[0]}, ...), but no plan that says how {model} reads "
-            "them. Use the file as lean3r compress wrote it, or weights in full precision."
+            f"{path} has {len(coded)} weights as codes ({coded[0]}, ...), but no plan for {model} to decode them. "
+            "Use the file as lean3r compress wrote it, or weights in full precision."
         )
     expected = {name: key for name in own if (key := keys.official(name)) is not None}
     missing = [key for name, key in expected.items() if name not in source and name not in optional]
     unexpected = [name for name in stored.shapes if keys.ours(name) not in expected]
-    wanted = {name: encoders[name].shape if name in encoders else own[name].shape for name in expected}
+    sizes = {name: encoders[name].shape if name in encoders else own[name].shape for name in expected}
     shapes = [
-        f"{name} is {list(stored.shapes[name])}, expected {list(wanted[ours])}"
+        f"{name} is {list(stored.shapes[name])}, expected {list(sizes[ours])}"
         for ours, name in source.items()
-        if ours in expected and stored.shapes[name] != wanted[ours]
+        if ours in expected and stored.shapes[name] != sizes[ours]
     ]
     types = [
         f"{name} is {_short(stored.dtypes[name])}, expected {_short(own[ours].dtype)}"
@@ -241,8 +241,8 @@ def _compare(
     ]
     if not (missing or unexpected or shapes or types):
         return
-    found = len(expected) - len(missing)
-    report = [f"{path} does not fit {model} ({found} of {len(expected)} names found)"]
+    present = len(expected) - len(missing)
+    report = [f"{path} does not fit {model} ({present} of {len(expected)} names found)"]
     for title, rows in (("missing", missing), ("unexpected", unexpected), ("shapes", shapes), ("types", types)):
         if rows:
             more = f" and {len(rows) - SHOWN_KEYS} more" if len(rows) > SHOWN_KEYS else ""
@@ -254,7 +254,7 @@ def _compare(
 
 
 def models_that_fit(stored: WeightFiles, besides: str = "") -> list[str]:
-    """Names of the models whose official names and shapes are exactly those of the checkpoint."""
+    """Models whose official names and shapes match the checkpoint exactly."""
     from lean3r.models import MODELS
 
     fitting = []

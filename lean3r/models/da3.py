@@ -35,8 +35,8 @@ MIN_TANGENT = 1e-6
 class Da3Config:
     """Sizes of an any-view model.
 
-    Blocks before `alternate` see one view each; from there on odd blocks see all views. `keep` are the blocks
-    that the heads read, counted from the first one.
+    Blocks before `alternate` see one view each; from `alternate` on, odd blocks see all views. `keep` are the
+    indices of the blocks that the heads read.
     """
 
     width: int
@@ -110,9 +110,9 @@ class Da3(Backbone):
     def encode(self, views: Views, *, reference: str = "saddle_balanced", normalise: bool = True) -> Tokens:
         """See Backbone.encode. `reference` chooses the reference view (layers/reference.py).
 
-        Poses and intrinsics that are known for all views replace that choice; other knowledge is not read.
-        `normalise` brings them to the frame that the network learned (heads/view_camera.usual_frame). Layers:
-        "block{i}" [B, S, T, C], and "reference" [B, S, 1, 1], 1 for the reference view.
+        If poses and intrinsics are known for all views, the first view is the reference; other known parts are not
+        read. `normalise` brings the poses to the frame that the network was trained on
+        (heads/view_camera.usual_frame). Layers: "block{i}" [B, S, T, C], and "reference" [B, S, 1, 1], 1 for the reference view.
         """
         check_views(views, self.patch)
         images = imagenet(views.images)
@@ -128,7 +128,7 @@ class Da3(Backbone):
         x, classes = (t.unflatten(0, (batch, count)) for t in in_chunks(look, size, images.flatten(0, 1)))
         known = known_cameras(views)
         chosen = choose_reference(classes, reference if known is None else "first")
-        # Only the camera token tells the reference view apart: attention does not care for the order of views.
+        # Only the camera token marks the reference view: attention ignores the order of views.
         is_reference = torch.arange(count, device=x.device) == chosen[:, None]
         if known is None:
             cameras = torch.where(is_reference[..., None], self.camera_token[:, :1], self.camera_token[:, 1:])
@@ -138,10 +138,10 @@ class Da3(Backbone):
                 pose = usual_frame(pose)[0] if normalise else pose
                 cameras = self.camera_encoder(pose, intrinsics, height, width)
         x[:, :, 0] = cameras.to(x.dtype)
-        wanted = {block for pair in self.pairs for block in pair}
-        _, kept = self.trunk(x, layout, keep=[block - start for block in wanted])
-        layers = {f"block{block}": kept[block - start] for block in wanted if block >= start}
-        if start - 1 in wanted:
+        heads_read = {block for pair in self.pairs for block in pair}
+        _, kept = self.trunk(x, layout, keep=[block - start for block in heads_read])
+        layers = {f"block{block}": kept[block - start] for block in heads_read if block >= start}
+        if start - 1 in heads_read:
             layers[f"block{start - 1}"] = x
         layers["reference"] = is_reference[..., None, None].to(x.dtype)
         return Tokens(layers, layout, views)
@@ -152,7 +152,7 @@ class Da3(Backbone):
         return [(block - block % 2, block) for block in self.config.keep]
 
     def decode(self, tokens: Tokens, *, dense: bool = True) -> Prediction:
-        """See Backbone.decode. The scale is unknown, or that of the known poses, whose world is then the world."""
+        """See Backbone.decode. The scale is unknown; with known poses, scale and world are those of the poses."""
         pose, intrinsics = self.cameras(self.pose_encoding(tokens), tokens)
         depth, conf = self.depth_maps(tokens) if dense else (None, None)
         known = known_cameras(tokens.views)
@@ -163,7 +163,7 @@ class Da3(Backbone):
         return Prediction(pose, intrinsics, depth, conf)
 
     def outputs(self, tokens: Tokens) -> dict[str, Tensor]:
-        """Everything the official network returns, under its names and in its own frame."""
+        """All outputs of the official network, under their official names and in its own frame."""
         encoding = self.pose_encoding(tokens)
         cam_from_world, intrinsics = self.cameras(encoding, tokens)
         depth, conf = self.depth_maps(tokens)
@@ -200,7 +200,7 @@ class Da3(Backbone):
         return depth, conf
 
     def rays(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Directions and origins in the world [B, S, 8 rows, 8 cols, 6], and their confidence, without the 6."""
+        """Ray directions and origins in the world [B, S, 8 rows, 8 cols, 6], and confidence [B, S, 8 rows, 8 cols]."""
 
         def read(levels: list[Tensor], image: Tensor) -> tuple[Tensor, ...]:
             aspect = image.shape[-1] / image.shape[-2]
@@ -211,10 +211,10 @@ class Da3(Backbone):
         return rays, conf
 
     def gaussians(self, tokens: Tokens) -> Tensor:
-        """Raw numbers of one Gaussian a pixel [B, S, 38, H, W], the last one its opacity in 0..1."""
+        """Raw parameters of one Gaussian per pixel [B, S, 38, H, W]; the last one is its opacity in 0..1."""
         head = self.gaussian_head
         if head is None:
-            raise UsageError(f"{self.name} has no Gaussian head; da3-giant has one.")
+            raise UsageError(f"{self.name} has no Gaussian head; use da3-giant.")
 
         def read(levels: list[Tensor], image: Tensor) -> tuple[Tensor, ...]:
             height, width = image.shape[-2:]
@@ -224,7 +224,7 @@ class Da3(Backbone):
         return self._dense(read, tokens)[0]
 
     def level(self, local: Tensor, here: Tensor) -> Tensor:
-        """Two block outputs [N, T, C] -> what a dense head reads [N, P, 2C], the second half normalised."""
+        """Two block outputs [N, T, C] -> input of a dense head [N, P, 2C], the second half normalised."""
         return torch.cat([local[:, 1:], self.encoder.norm(here[:, 1:])], dim=-1).float()
 
     def _dense(self, read: Callable[[list[Tensor], Tensor], tuple[Tensor, ...]], tokens: Tokens) -> tuple[Tensor, ...]:
@@ -237,8 +237,8 @@ class Da3(Backbone):
 
         with full_precision(images):
             size = self.frames_at_once(frame_bytes(self.head, *images.shape[-2:]))
-            found = in_chunks(some, size, images.flatten(0, 1), *layers)
-        return tuple(t.unflatten(0, images.shape[:2]) for t in found)
+            maps = in_chunks(some, size, images.flatten(0, 1), *layers)
+        return tuple(t.unflatten(0, images.shape[:2]) for t in maps)
 
 
 class Da3Small(Da3):
@@ -265,7 +265,7 @@ class Da3Giant(Da3):
 
 
 def known_cameras(views: Views) -> tuple[Tensor, Tensor] | None:
-    """cam_from_world [B, S, 4, 4] and intrinsics [B, S, 3, 3] where both are known for all views, else None."""
+    """cam_from_world [B, S, 4, 4] and intrinsics [B, S, 3, 3] if both are known for all views, else None."""
     known = views.known
     if known is None or known.cam_from_world is None or known.intrinsics is None:
         return None

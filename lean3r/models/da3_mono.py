@@ -22,7 +22,7 @@ from lean3r.models.base import Backbone, block_bytes, check_views, full_precisio
 from lean3r.models.keymap import KeyMap
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
 
-DEFAULT_FOCAL = 1.2  # of the longer side, where the file states no focal length
+DEFAULT_FOCAL = 1.2  # times the longer side, if the file states no focal length
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Da3MonoConfig:
 class Da3Mono(Backbone):
     """Depth and sky of each view by itself, no poses.
 
-    Poses are the identity, intrinsics those of the file or a guess.
+    Poses are the identity; intrinsics come from the file or are guessed.
     """
 
     name = "da3mono-large"
@@ -69,7 +69,7 @@ class Da3Mono(Backbone):
         self.KEY_MAP = key_map().under("model.", "")
 
     def encode(self, views: Views) -> Tokens:
-        """See Backbone.encode. Layers "block{i}" after the last norm [B, S, T, C], class token first."""
+        """See Backbone.encode. Layers: "block{i}" after the last norm [B, S, T, C], class token first."""
         check_views(views, self.patch)
         images = views.images
         count, _, height, width = images.shape[1:]
@@ -87,7 +87,7 @@ class Da3Mono(Backbone):
         )
 
     def decode(self, tokens: Tokens, *, dense: bool = True) -> Prediction:
-        """See Backbone.decode. conf is 2, and 1 in the sky."""
+        """See Backbone.decode. conf is 1 in the sky and 2 elsewhere."""
         images = tokens.views.images
         poses = identity_pose(*images.shape[:2], device=images.device)
         intrinsics, _ = focal_lengths(tokens.views)
@@ -98,12 +98,12 @@ class Da3Mono(Backbone):
         return Prediction(poses, intrinsics, fill_sky(depth, mask), 2.0 - mask.to(depth.dtype))
 
     def outputs(self, tokens: Tokens) -> dict[str, Tensor]:
-        """Everything the official network returns, under its names."""
+        """All outputs of the official network, under their official names."""
         depth, sky = self.raw_maps(tokens)
         return {"depth": fill_sky(depth, is_sky(sky)), "sky": sky}
 
     def raw_maps(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Depth, sky not yet filled, and the sky score (0 and up), both [B, S, H, W]."""
+        """Depth before the sky is filled, and the sky score (at least 0), both [B, S, H, W]."""
         images, layout = tokens.views.images, tokens.layout
 
         def read(*levels: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,28 +121,28 @@ class Da3Mono(Backbone):
 class Da3Metric(Da3Mono):
     """Depth in metres and sky of each view by itself, given the focal length; no poses.
 
-    `is_metric` only where every file states a focal length.
+    `is_metric` is True only if the focal length of every view is known or stated by its file.
     """
 
     name = "da3metric-large"
 
     def decode(self, tokens: Tokens, *, dense: bool = True) -> Prediction:
-        """See Da3Mono.decode; depth is scaled by the focal length, a guessed one included."""
-        found = super().decode(tokens, dense=dense)
-        if found.depth is None:
-            return found
-        depth = found.depth * metres_per_unit(found.intrinsics)
+        """See Da3Mono.decode; depth is scaled by the focal length, even a guessed one."""
+        relative = super().decode(tokens, dense=dense)
+        if relative.depth is None:
+            return relative
+        depth = relative.depth * metres_per_unit(relative.intrinsics)
         _, known = focal_lengths(tokens.views)
-        return Prediction(found.cam_from_world, found.intrinsics, depth, found.conf, is_metric=known)
+        return Prediction(relative.cam_from_world, relative.intrinsics, depth, relative.conf, is_metric=known)
 
 
 def metres_per_unit(intrinsics: Tensor) -> Tensor:
-    """Factor [..., 1, 1] from the metric network's depth to metres, of intrinsics [..., 3, 3]."""
+    """Factor [..., 1, 1] from the metric network's depth to metres, for intrinsics [..., 3, 3]."""
     return intrinsics[..., [0, 1], [0, 1]].mean(-1)[..., None, None] / CANONICAL_FOCAL_PX
 
 
 def focal_lengths(views: Views) -> tuple[Tensor, bool]:
-    """Intrinsics [B, S, 3, 3]: known, else by the files' focal lengths, else guessed; whether none is a guess."""
+    """Intrinsics [B, S, 3, 3]: known, else from the files' focal lengths, else guessed; and whether none is guessed."""
     batch, count, _, height, width = views.images.shape
     stated = [s.focal_px / s.original_from_network[0] if s.focal_px else None for s in views.sources]
     stated = stated or [None] * count

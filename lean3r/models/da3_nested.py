@@ -67,19 +67,19 @@ class Da3Nested(Backbone):
         return Tokens(main, tokens.layout, tokens.views), Tokens(metric, tokens.layout, tokens.views)
 
     def decode(self, tokens: Tokens, *, dense: bool = True) -> Prediction:
-        """See Backbone.decode. Metric when dense and where enough of the scene is not sky; else of no known scale."""
+        """See Backbone.decode. In metres if dense and enough of the scene is not sky; else the scale is unknown."""
         main, metric = self.split(tokens)
-        found = self.main.decode(main, dense=dense)
-        return found if found.depth is None else self._scale(found, *self.metric.raw_maps(metric))[0]
+        relative = self.main.decode(main, dense=dense)
+        return relative if relative.depth is None else self._scale(relative, *self.metric.raw_maps(metric))[0]
 
     def outputs(self, tokens: Tokens) -> dict[str, Tensor]:
-        """Everything the official network returns, under its names."""
+        """All outputs of the official network, under their official names."""
         main, metric = self.split(tokens)
-        found = self.main.outputs(main)
-        raw = Prediction(*self.main.cameras(found["pose_enc"], main), found["depth"], found["depth_conf"])
+        outputs = self.main.outputs(main)
+        raw = Prediction(*self.main.cameras(outputs["pose_enc"], main), outputs["depth"], outputs["depth_conf"])
         scaled, scale = self._scale(raw, *self.metric.raw_maps(metric))
         assert scaled.depth is not None and scaled.conf is not None
-        return found | {
+        return outputs | {
             "depth": scaled.depth,
             "depth_conf": scaled.conf,
             "extrinsics": scaled.cam_from_world[..., :3, :],
@@ -87,7 +87,7 @@ class Da3Nested(Backbone):
         }
 
     def _scale(self, raw: Prediction, metric_depth: Tensor, sky_score: Tensor) -> tuple[Prediction, Tensor]:
-        """The prediction in metres, sky filled, and the factor [B] (1 where none could be found)."""
+        """The prediction in metres with the sky filled, and the factor [B] (1 for scenes without an estimate)."""
         assert raw.depth is not None and raw.conf is not None
         sky = is_sky(sky_score)
         metres = fill_sky(metric_depth, sky) * metres_per_unit(raw.intrinsics)

@@ -1,4 +1,4 @@
-"""Layers whose weight is kept as codes: what reading, writing and counting have to know of them."""
+"""Layers that store their weight as codes: the interface for loading, saving and counting."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 @runtime_checkable
 class Encoded(Protocol):
-    """A layer that keeps its weight as codes and scales, in buffers, "weight" among them."""
+    """A layer that stores its weight as codes and scales in buffers; one of them is named "weight"."""
 
     @property
     def shape(self) -> torch.Size:
-        """Of the weight that these stand for."""
+        """Shape of the decoded weight."""
         ...
 
     def encode_weight(self, weight: Tensor) -> Mapping[str, Tensor]:
-        """A weight in full precision -> the tensors that the layer keeps in its place, by their names in it."""
+        """A weight in full precision -> the buffers that the layer stores instead, by name."""
         ...

@@ -1,4 +1,4 @@
-"""How a model is held and run: matrices in half precision, blocks compiled or recorded as CUDA graphs."""
+"""How a model is stored and run: weights in half precision, blocks compiled or recorded as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -14,41 +14,39 @@ from lean3r.models.base import Backbone
 
 
 def hold(model: Backbone, dtype: torch.dtype) -> Backbone:
-    """Hold the matrices of encoder and trunk in the number type that they are multiplied in.
+    """Store the weight matrices of encoder and trunk in `dtype`, the number type of their products.
 
-    Under autocast, which `predict` runs half precision in, results are bit for bit those of float32 weights, which
-    would be cast at every product. Changes the model in place.
+    `predict` runs half precision under autocast, which would cast float32 weights at every product; the results are
+    bit for bit the same. Changes the model in place.
     """
     for part in model.modules():
         if isinstance(part, Trunk | VisionTransformer):
             for layer in part.modules():
-                if type(layer) is Linear:  # what is quantised already holds its weight in its own way
+                if type(layer) is Linear:  # quantised layers store their weight in their own way
                     layer.to(dtype)
     return model
 
 
 def weight_bytes(model: Backbone) -> int:
-    """Of all distinct parameters and buffers."""
+    """Bytes of all distinct parameters and buffers."""
     return sum(t.nbytes for t in {id(t): t for t in chain(model.parameters(), model.buffers())}.values())
 
 
 def accelerate(model: Backbone, *, compile: bool = False, cuda_graphs: bool = False) -> None:
-    """Have the blocks of a model's encoder and trunk compiled, recorded as CUDA graphs, or both, at their first run.
+    """Compile the blocks of a model's encoder and trunk, record them as CUDA graphs, or both, at their first run.
 
-    Parameters keep their names and places; copies of the model are plain again. Graphs are recorded anew for every
-    number and size of pictures: they pay where these stay the same. Results agree up to rounding. UsageError where
-    graphs are asked for on a CPU, or compiling without a compiler.
+    Parameters keep their names and places; copies of the model are not accelerated. A graph is recorded for every new
+    number or size of pictures, so graphs pay off only if these stay the same. Results agree up to rounding. UsageError
+    for graphs on a CPU, and for compilation without a C++ compiler.
     """
     device = next(model.parameters()).device
     if cuda_graphs and device.type != "cuda":
-        raise UsageError(
-            "CUDA graphs replay work on an NVIDIA GPU, and the model runs on the CPU. Leave cuda_graphs out"
-        )
+        raise UsageError("CUDA graphs need an NVIDIA GPU, but the model is on the CPU. Leave cuda_graphs out")
     if compile and device.type == "cpu":
         _check_compiler()
     if not (compile or cuda_graphs):
         return
-    # What is None keeps torch's default.
+    # None keeps torch's default.
     backend = "inductor" if compile else "cudagraphs"
     mode = "reduce-overhead" if compile and cuda_graphs else None
     if cuda_graphs:
@@ -69,8 +67,8 @@ def _check_compiler() -> None:
 
     try:
         cpp_builder.get_cpp_compiler()
-    except Exception as error:  # of several kinds, by version of torch
+    except Exception as error:  # its type depends on the version of torch
         raise UsageError(
-            f"compiling for a CPU needs a C++ compiler, and torch finds none ({type(error).__name__}). "
+            f"compiling for a CPU needs a C++ compiler, but torch cannot find one ({type(error).__name__}). "
             "Install g++ or clang++, or leave compile out"
         ) from error

@@ -1,4 +1,4 @@
-"""Which weights these are, in a word that says how it was found: large files are not read for it."""
+"""A fingerprint of a weights file that says how it was computed; large files are not read whole."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 
 from lean3r.models.weight_files import INDEX_SUFFIX, open_weights
 
-WHOLE_BYTES = 1 << 26  # up to here a file is read whole: a twentieth of a second
+WHOLE_BYTES = 1 << 26  # smaller files are read whole: a twentieth of a second
 PIECES, PIECE_BYTES = 64, 1 << 18
 
 
 def fingerprint(path: str | Path) -> str:
-    """A short name of the weights in a local file, with the way it was found before the colon.
+    """A short name of the weights in a local file; the part before the colon says how it was computed.
 
-    `hub:COMMIT/ETAG` for a file in the Hub's cache: what the Hub calls it; the content is not read again.
-    `sha256:HEX` of a file of at most WHOLE_BYTES. `sampled-sha256:HEX` of a larger one: its size and PIECES pieces,
-    evenly spaced, the first and the last bytes among them; a change between two pieces goes unseen.
-    `shards-sha256:HEX` of an index: its bytes and the fingerprints of its shards.
+    `hub:COMMIT/ETAG` for a file in the Hub's cache: the Hub's own name for it; the content is not read again.
+    `sha256:HEX` for a file of at most WHOLE_BYTES. `sampled-sha256:HEX` for a larger one: the hash of its size and of
+    PIECES evenly spaced pieces, including the first and the last bytes; a change between two pieces goes unnoticed.
+    `shards-sha256:HEX` for an index: the hash of its bytes and of the fingerprints of its shards.
     """
     path = Path(path)
     cached = _hub_name(path)
@@ -40,7 +40,7 @@ def fingerprint(path: str | Path) -> str:
 
 
 def _hub_name(path: Path) -> str | None:
-    """COMMIT/ETAG of a link `snapshots/COMMIT/...` to `blobs/ETAG`, as the Hub's cache has them; else None."""
+    """COMMIT/ETAG of a link `snapshots/COMMIT/...` to `blobs/ETAG` in the Hub's cache; None for other files."""
     if not path.is_symlink():
         return None
     blob = path.resolve()

@@ -2,8 +2,8 @@
 
 A convolutional stem, one per-view block, a matching layer between all pairs of views, then pairs of (frame,
 global) blocks. After each pair the heads estimate cameras and coarse depth, and the residual between these
-and the matches is fed back to the tokens. No view is the reference: exchanging views exchanges outputs. The
-trunk sees the picture at half size; a guided head brings depth to full size.
+and the matches is fed back to the tokens. No view is the reference: permuting the views permutes the outputs.
+The trunk sees the picture at half size; a guided head upsamples depth to full size.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from lean3r.layers.trunk import Trunk
 from lean3r.models.base import Backbone, check_views, full_precision, in_chunks
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
 
-STEM_BYTES, HEAD_BYTES = 1 << 24, 1 << 26  # working memory of the stem and of the head on one view, generously
+STEM_BYTES, HEAD_BYTES = 1 << 24, 1 << 26  # upper bounds of the working memory of stem and head for one view
 
 
 @dataclass(frozen=True)
 class NanoConfig:
-    """Sizes of nano. `patch` is in pixels of the full picture; the trunk sees half of them a side."""
+    """Sizes of nano. `patch` is in pixels of the full picture; the trunk sees the picture at half size."""
 
     width: int = 128
     heads: int = 4
@@ -40,7 +40,7 @@ class NanoConfig:
 class Frame:
     """Normalised coordinates of each picture: (pixel - center) / side, side = sqrt(picture area).
 
-    grid [B, S, N, 2] patch centres; center [B, S, 2] and side [B, S] in pixels of the image it was made for.
+    grid [B, S, N, 2] patch centres; center [B, S, 2] and side [B, S] in pixels of that picture.
     """
 
     grid: Tensor
@@ -50,7 +50,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the heads say after one pair of blocks: cameras, and log depth [B, S, N] at patch centres.
+    """Output of the heads after one pair of blocks: cameras, and log depth [B, S, N] at patch centres.
     world_from_cam and cam_from_world are [B, S, 4, 4]; the geometric mean depth of a scene is about 1."""
 
     cameras: CameraState
@@ -61,7 +61,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Iterations:
-    """Everything a loss wants to see: all estimates, the matches, final tokens [B, S, T, C] and the frame."""
+    """Everything that a loss needs: all estimates, the matches, final tokens [B, S, T, C] and the frame."""
 
     estimates: list[Estimate]
     matches: Matches
@@ -104,7 +104,7 @@ class Nano(Backbone):
 
     @property
     def rounds(self) -> int:
-        """How often a pair of blocks is followed by an estimate."""
+        """Number of rounds: a pair of blocks, then an estimate."""
         return self.config.pairs
 
     def blocks_of_round(self, x: Tensor, layout: TokenLayout, index: int) -> Tensor:
@@ -156,14 +156,14 @@ class Nano(Backbone):
         check_views(views, self.patch)
         half = F.avg_pool2d(views.images.flatten(0, 1), 2).unflatten(0, views.images.shape[:2])
         mask = None if views.mask is None else views.mask[..., ::2, ::2]
-        found = self.iterate(half, mask)
-        last = found.estimates[-1]
+        iterations = self.iterate(half, mask)
+        last = iterations.estimates[-1]
         layers = {
-            "patches": found.tokens,
+            "patches": iterations.tokens,
             "depth": last.log_depth[..., None],
             "cameras": last.cameras.pack()[:, :, None],
         }
-        return Tokens(layers, found.layout, views)
+        return Tokens(layers, iterations.layout, views)
 
     def decode(self, tokens: Tokens, *, dense: bool = True) -> Prediction:
         """See Backbone.decode. The first view becomes the origin of the world."""
@@ -180,12 +180,12 @@ class Nano(Backbone):
         intrinsics[..., 2, 2] = 1.0
         if not dense:
             return Prediction(cam_from_world, intrinsics, None, None)
-        found = self.sharpen(tokens.layers["patches"], tokens.layers["depth"][..., 0], views.images)
-        return Prediction(cam_from_world, intrinsics, found.log_depth.exp(), 1 + 0.1 / found.error)
+        surfaces = self.sharpen(tokens.layers["patches"], tokens.layers["depth"][..., 0], views.images)
+        return Prediction(cam_from_world, intrinsics, surfaces.log_depth.exp(), 1 + 0.1 / surfaces.error)
 
 
 def _of_round(modules: nn.ModuleList, index: int) -> nn.Module:
-    """The module of this round, where each has its own, or the one that all rounds share."""
+    """The module of this round: its own, or the one that all rounds share."""
     return modules[index % len(modules)]
 
 
@@ -212,7 +212,7 @@ def _layout(
 
 
 def initialise(module: nn.Module) -> None:
-    """Weights that a linear layer of nano starts with; other modules stay as they are."""
+    """Initialise a linear layer of nano; other modules stay as they are."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5 * 0.7)
         if module.bias is not None:

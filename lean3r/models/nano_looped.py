@@ -17,7 +17,7 @@ from lean3r.types import TokenLayout
 
 @dataclass(frozen=True)
 class LoopedConfig(NanoConfig):
-    """Sizes of nano-looped: always one pair. `loops` is how often it runs unless the user says otherwise."""
+    """Sizes of nano-looped: always one pair. `loops` is the default number of loops."""
 
     pairs: int = field(default=1, init=False)
     loops: int = 4
@@ -26,9 +26,9 @@ class LoopedConfig(NanoConfig):
 class NanoLooped(Nano):
     """nano whose (frame, global) blocks, camera, depth and feedback heads are one set, run `loops` times.
 
-    Set `model.loops` at any time: more loops take more time and no more parameters. Trained with a number of loops
-    that changes from step to step (train/recipes/looped.py); what it does beyond the trained range is measured in
-    docs/nano.md, not promised. Source of the loop: DVLT, see layers/looped.py.
+    Set `model.loops` at any time: more loops take more time and no more parameters. In training
+    the number of loops varies from step to step (train/recipes/looped.py). Beyond the trained range nothing is
+    guaranteed; docs/nano.md has measurements. Source of the loop: DVLT, see layers/looped.py.
     """
 
     name = "nano-looped"
@@ -51,14 +51,14 @@ class NanoLooped(Nano):
 
     @property
     def loops(self) -> int:
-        """How often the shared pair of blocks runs; UsageError on anything but a whole number from 1 on."""
+        """Number of runs of the shared pair of blocks; UsageError unless it is a whole number of at least 1."""
         return self._loops
 
     @loops.setter
     def loops(self, value: int) -> None:
-        """Choose how often the pair runs, from the next call on."""
+        """Set the number of loops, from the next call on."""
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UsageError(f"got {value!r} loops, expected a whole number from 1 on.")
+            raise UsageError(f"got {value!r} loops, expected a whole number of at least 1.")
         self._loops = value
 
     @property
@@ -73,7 +73,7 @@ class NanoLooped(Nano):
 
 
 def set_loops(model: Backbone, loops: int) -> None:
-    """Choose how often a looped model runs its pair of blocks; UsageError where the model has nothing to loop."""
+    """Set the number of loops of a looped model; UsageError on a model without a looped trunk."""
     if not isinstance(model, NanoLooped):
         raise UsageError(f"{model.name} has no looped trunk; leave the number of loops out, or use nano-looped.")
     model.loops = loops

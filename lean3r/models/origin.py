@@ -10,8 +10,8 @@ import torch
 @dataclass(frozen=True)
 class Origin:
     """How a model was loaded: the file or `hf:` source of its weights, their fingerprint (models/fingerprint.py), the
-    number type to run in, and what a budget of memory changed, in words; `is_exact` says that none of that changes
-    results. The defaults are those of a model that was built by hand."""
+    number type to run in, and the changes that a memory budget made, in words; `is_exact` is True if these changes
+    leave the results as they are. The defaults describe a model that was built by hand."""
 
     weights: str = "built by hand"
     hash: str = ""

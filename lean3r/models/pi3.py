@@ -1,7 +1,7 @@
 """Pi3: a permutation-equivariant multi-view transformer; no view is the reference.
 
 DINOv2 patches, learned registers, 36 alternating (frame, global) blocks; points, confidence and pose are read
-from the last pair, each through a small transformer of its own. Source: Wang et al. 2025, "Pi3".
+from the last pair, each by its own small transformer. Source: Wang et al. 2025, "Pi3".
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Pi3(Backbone):
         return kept[before], x
 
     def poses(self, tokens: Tokens) -> Tensor:
-        """world_from_cam [B, S, 4, 4]: cameras alone, without any dense head."""
+        """world_from_cam [B, S, 4, 4], without running a dense head."""
 
         def pose(features: Tensor, valid: Tensor | None) -> tuple[Tensor, ...]:
             refined = self.refine(self.camera_decoder, features, tokens.layout, valid)
@@ -119,7 +119,7 @@ class Pi3(Backbone):
         return poses
 
     def outputs(self, tokens: Tokens) -> dict[str, Tensor]:
-        """Everything the official forward pass returns, under its names and shapes; confidence as logits."""
+        """All outputs of the official forward pass, with their names and shapes; confidence as logits."""
         poses = self.poses(tokens)
         slopes, log_z, logits = self._dense(tokens)
         local = _points(slopes, log_z)
@@ -133,13 +133,13 @@ class Pi3(Backbone):
         }
 
     def scale(self, tokens: Tokens) -> Tensor | None:
-        """Metres per unit of length [B], None where the model does not know."""
+        """Metres per unit of length [B], None if the model does not predict it."""
         return None
 
     def decode(self, tokens: Tokens, *, dense: bool = True) -> Prediction:
         """See Backbone.decode. The first view becomes the origin of the world; conf is 1 + exp(logit), so that the
         official threshold sigmoid(logit) > 0.1 is conf > 1.11. Without `dense` the confidence path is skipped;
-        the point path still runs, intrinsics come from it. `poses` runs neither."""
+        the point path still runs, since intrinsics come from it. `poses` runs neither."""
         world_from_cam = self.poses(tokens)
         scale = self.scale(tokens)
         if scale is not None:
@@ -174,7 +174,7 @@ class Pi3(Backbone):
         return precisely(self.conf_head, refined, layout.rows, layout.cols)[:, 0]
 
     def refine(self, refiner: nn.Module, features: Tensor, layout: TokenLayout, valid: Tensor | None) -> Tensor:
-        """Features of single views [N, T, 2C], valid [N, P] -> patch tokens that a head reads [N, P, C']."""
+        """Features of single views [N, T, 2C], valid [N, P] -> patch tokens for a head [N, P, C']."""
         mask = None if valid is None else F.pad(valid, (layout.special, 0), value=True)
         return refiner(features, layout, mask)[:, layout.special :]
 

@@ -46,8 +46,8 @@ class Pi3X(Pi3):
     Reads Views.known: depth, intrinsics or rays, and poses, each for all views or some.
 
     Depth is divided by its mean over the scene, poses are taken relative to view 0 and divided by the same mean
-    (without depth, by the mean length of their translations); results are not brought back to the unit of what
-    was known. A single known pose says nothing and is dropped.
+    (without depth, by the mean length of their translations). Results are not converted back to the unit of the
+    known parts. A single known pose carries no information and is dropped.
     """
 
     name = "pi3x"
@@ -85,7 +85,7 @@ class Pi3X(Pi3):
             self.pose_inject_blk = nn.ModuleList(PoseInjection(dim, config.heads) for _ in range(count))
 
     def reads(self, known: Known | None) -> frozenset[str]:
-        """See Backbone.reads; a pose that no other view shares is dropped."""
+        """See Backbone.reads; a single known pose is dropped."""
         read = super().reads(known)
         alone = known is not None and pose_frame(known) is None
         return read - {"cam_from_world"} if alone else read
@@ -97,18 +97,21 @@ class Pi3X(Pi3):
         return ConvPixels(*sizes, (2, 1), config.conv_last), ConvPixels(*sizes, (1,), config.conv_last)
 
     def encode(self, views: Views) -> Tokens:
-        """See Pi3.encode; known parts are brought to the scene's own unit first."""
+        """See Pi3.encode; known parts are first normalised to the scene's own unit."""
         known = views.known
         if known is None:
             return super().encode(views)
         check_known(views)
         if not self.sizes.multimodal:
-            raise UsageError("this Pi3X was built without the parts that read depth, rays and poses.")
+            raise UsageError(
+                "this Pi3X was built without inputs for depth, rays and poses; set multimodal=True in its config, "
+                "or leave views.known out."
+            )
         tokens = super().encode(replace(views, known=normalise_known(known)))
         return replace(tokens, views=views)
 
     def embed(self, views: Views) -> Tensor:
-        """See Pi3.embed; adds what is known of depth and rays."""
+        """See Pi3.embed; adds known depth and rays."""
         x = super().embed(views)
         known = views.known
         if known is None:
@@ -151,16 +154,16 @@ class Pi3X(Pi3):
 
     def outputs(self, tokens: Tokens) -> dict[str, Tensor]:
         """See Pi3.outputs; points and translations in metres, unit rays, and the factor itself."""
-        found = super().outputs(tokens)
+        relative = super().outputs(tokens)
         metric = self.scale(tokens)
         factor = metric[:, None, None, None, None]
-        local = found["local_points"]
+        local = relative["local_points"]
         return {
-            "points": found["points"] * factor,
+            "points": relative["points"] * factor,
             "local_points": local * factor,
             "rays": F.normalize(local, dim=-1),
-            "conf": found["conf"],
-            "camera_poses": scale_translation(found["camera_poses"], metric),
+            "conf": relative["conf"],
+            "camera_poses": scale_translation(relative["camera_poses"], metric),
             "metric": metric,
         }
 
@@ -188,7 +191,7 @@ class Pi3X(Pi3):
         return precisely(head, refined, layout.rows, layout.cols, size)
 
     def _add(self, x: Tensor, embed, image: Tensor, has: Tensor | None) -> Tensor:
-        """x [B, S, P, C] plus embed(image) for the views that `has` [B, S] names (None: all)."""
+        """x [B, S, P, C] plus embed(image) for the views where `has` [B, S] is True (None: all)."""
         if has is None:
             return x + embed(image.flatten(0, 1)).unflatten(0, x.shape[:2])
         if not bool(has.any()):
@@ -201,8 +204,8 @@ class Pi3X(Pi3):
 def normalise_known(known: Known) -> Known:
     """`known` with depth divided by its mean over the scene, poses relative to view 0 and of the same unit.
 
-    The mean runs over all depths given, whether they count or not. Scenes in which no depth counts have their
-    translations divided by their mean length over views 1, 2, ..., unless the longest is under 0.02.
+    The mean is over all given depths, even those that `has_depth` excludes. In scenes without any
+    included depth, translations are divided by their mean length over views 1, 2, ..., unless the longest is under 0.02.
     """
     pose, depth = known.cam_from_world, known.depth
     unit = None
@@ -230,7 +233,7 @@ def normalise_known(known: Known) -> Known:
 
 
 def pose_frame(known: Known) -> PoseFrame | None:
-    """The known poses as the trunk reads them; None when no scene has two."""
+    """The known poses as the trunk reads them; None if no scene has two."""
     if known.cam_from_world is None:
         return None
     has = known.has_pose

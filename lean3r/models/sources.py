@@ -16,7 +16,7 @@ SCHEME = "hf:"
 CANDIDATES = ("model.safetensors", f"model.safetensors{INDEX_SUFFIX}", "model.pt", "model.pth")
 
 VARIANTS = {"facebook/VGGT-1B-Commercial": "VGGT licence (commercial use, not military)"}
-"""Repository on the Hub -> licence, of published weights that are nobody's default."""
+"""Repository on the Hub -> licence, for published weights that no model uses by default."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,13 @@ class HubSource:
 
     @classmethod
     def parse(cls, text: str) -> HubSource:
-        """Read `hf:OWNER/NAME[/FILE][@REVISION]`; UsageError when it has another form."""
-        found = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:/([^@]+))?(?:@([^@]+))?", text)
-        if found is None:
-            raise UsageError(f"'{text}' is no weights source; expected a path, or hf:OWNER/NAME[/FILE][@REVISION].")
-        repository, file, revision = found.groups()
+        """Read `hf:OWNER/NAME[/FILE][@REVISION]`; UsageError on any other form."""
+        match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:/([^@]+))?(?:@([^@]+))?", text)
+        if match is None:
+            raise UsageError(
+                f"'{text}' is not a source of weights; expected a path or hf:OWNER/NAME[/FILE][@REVISION]."
+            )
+        repository, file, revision = match.groups()
         return cls(repository, revision, file)
 
     def __str__(self) -> str:
@@ -51,10 +53,10 @@ def find_weights(
 ) -> Path:
     """A local file of weights: `source` itself, the one file of a folder, or those of `hf:OWNER/NAME[@REVISION]`.
 
-    What the cache holds is used without asking the network; otherwise the file is downloaded with a progress bar
-    into the Hub's usual cache (or `cache_dir`), interrupted downloads going on where they stopped. `token` None
-    takes the one that was logged in. WeightsError says in one line what to do when the repository, revision,
-    file, permission or network is missing.
+    A cached file is used without a request to the network. Otherwise the file is downloaded with a progress bar into
+    the Hub's usual cache (or `cache_dir`); interrupted downloads resume. `token` None uses the token of the last
+    login. WeightsError says in one line what to do if the repository, revision, file, permission or network is
+    missing.
     """
     if not str(source).startswith(SCHEME):
         path = Path(source)
@@ -71,19 +73,19 @@ def find_weights(
             ):
                 return path
     if offline:
-        raise WeightsError(f"{hub} is not in the cache, and offline mode asks for no network. {_by_hand(hub)}.")
-    wanted = hub.file or ", ".join(CANDIDATES)
-    raise WeightsError(f"{hub} holds no weights file that lean3r reads ({wanted}).")
+        raise WeightsError(f"{hub} is not in the cache, and offline mode forbids a download. {_by_hand(hub)}.")
+    names = hub.file or ", ".join(CANDIDATES)
+    raise WeightsError(f"{hub} has no weights file that lean3r can read; expected {names}.")
 
 
 def official_source(model: str) -> str | None:
-    """`hf:...` of a model's official weights, None when it has none."""
+    """`hf:...` of a model's official weights, None if it has none."""
     repository = CARDS[model].repository if model in CARDS else None
     return repository and f"{SCHEME}{repository}"
 
 
 def licence_of(source: str | Path) -> str | None:
-    """The licence of the weights at `hf:OWNER/NAME...` where it is known; None for others and for local files."""
+    """The licence of the weights at `hf:OWNER/NAME...`; None if it is unknown, and for local files."""
     if not str(source).startswith(SCHEME):
         return None
     licences = {card.repository: card.licence for card in CARDS.values() if card.repository} | VARIANTS
@@ -92,14 +94,14 @@ def licence_of(source: str | Path) -> str | None:
 
 
 def _fetch(hub: HubSource, name: str, online: bool, options: dict) -> Path | None:
-    """The file's path in the cache, downloaded if `online`; None when it is not there."""
+    """The file's path in the cache, downloaded if `online`; None if there is no such file."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     with _readable_errors(hub):
         try:
             if online:
-                # Where there is no network, this says so at once; the download itself retries for half a minute.
+                # Without a network this fails at once; the download itself would retry for half a minute.
                 url = hf_hub_url(hub.repository, name, revision=hub.revision, endpoint=options["endpoint"])
                 get_hf_file_metadata(url, token=options["token"], endpoint=options["endpoint"])
             return Path(
@@ -116,7 +118,7 @@ def _fetch(hub: HubSource, name: str, online: bool, options: dict) -> Path | Non
 def _by_hand(hub: HubSource) -> str:
     revision = f" --revision {hub.revision}" if hub.revision else ""
     return (
-        f"Run `hf download {hub.repository}{revision} --local-dir DIR` where there is a network, "
+        f"Run `hf download {hub.repository}{revision} --local-dir DIR` on a machine with a network, "
         "then give --weights DIR"
     )
 
@@ -127,7 +129,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _readable_errors(hub: HubSource) -> Iterator[None]:
-    """Turn the Hub's errors into one line each that says what to do."""
+    """Turn each error of the Hub into one line that says what to do."""
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/{hub.repository}"
@@ -135,18 +137,18 @@ def _readable_errors(hub: HubSource) -> Iterator[None]:
         yield
     except errors.GatedRepoError as error:
         raise WeightsError(
-            f"{hub} asks for consent: accept its terms at {page}, then log in with `hf auth login`."
+            f"{hub} requires consent: accept its terms at {page}, then log in with `hf auth login`."
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise WeightsError(
-            f"{hub}: no such repository, or a private one; for that log in with `hf auth login`."
+            f"{hub}: no such repository, or it is private. Check the name, or log in with `hf auth login`."
         ) from error
     except errors.RevisionNotFoundError as error:
         raise WeightsError(
             f"{hub}: the repository has no revision '{hub.revision}'; see {page}/commits/main."
         ) from error
     except errors.HFValidationError as error:
-        raise UsageError(f"{hub} is no valid repository name.") from error
+        raise UsageError(f"{hub} is not a valid repository name; expected hf:OWNER/NAME.") from error
     except (
         errors.LocalEntryNotFoundError,
         errors.OfflineModeIsEnabled,
@@ -159,5 +161,5 @@ def _readable_errors(hub: HubSource) -> Iterator[None]:
         raise WeightsError(f"{hub} is not in the cache, and the Hub cannot be reached. {_by_hand(hub)}.") from error
     except OSError as error:
         raise WeightsError(
-            f"{hub} could not be downloaded ({_first_line(error)}). Try again, it goes on where it stopped."
+            f"{hub} could not be downloaded ({_first_line(error)}). Try again: the download resumes."
         ) from error

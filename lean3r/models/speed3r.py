@@ -1,7 +1,7 @@
 """Speed3R-Pi3: Pi3 without registers, its global blocks with coarse-to-fine sparse attention.
 
-A dense Pi3 becomes one by `from_pi3`: everything by the same name, the register tokens dropped, the gates at their
-start. In official names, `decoder.b` is `local_decoder.(b / 2)` for even b and `global_decoder.((b - 1) / 2)` for
+`from_pi3` converts a dense Pi3: weights keep their names, register tokens are dropped, gates have their initial
+values. In official names, `decoder.b` is `local_decoder.(b / 2)` for even b and `global_decoder.((b - 1) / 2)` for
 odd b. Source: Ren et al. 2026, "Speed3R", and its released checkpoint.
 """
 
@@ -47,8 +47,8 @@ def key_map(config: Speed3rConfig) -> KeyMap:
 class Speed3rPi3(Pi3):
     """Pi3 for many views: any aspect ratio, sides multiples of 14. Scale is unknown; known cameras are not read.
 
-    With fewer windows of 4 x 4 patches in all views than top_k the last one counts many times, as in the released
-    code, so that then the order of views matters a little.
+    If all views together have fewer windows of 4 x 4 patches than top_k, the last window counts many times, as in the
+    released code. The order of the views then matters a little.
     """
 
     name = "speed3r-pi3"
@@ -62,7 +62,7 @@ class Speed3rPi3(Pi3):
         depth=4,
         grid=4,
         camera_width=16,
-        # Fewer windows than top_k would count the last view's several times, as the release does.
+        # With fewer windows than top_k the last one would count several times, as in the release.
         window=2,
         top_k=2,
     )
@@ -81,12 +81,12 @@ class Speed3rPi3(Pi3):
 
 
 def from_pi3(dense: Pi3) -> Speed3rPi3:
-    """A Speed3R-Pi3 with the weights of a dense Pi3, register tokens dropped; where its training starts.
+    """A Speed3R-Pi3 with the weights of a dense Pi3, register tokens dropped: the start of training.
 
-    UsageError on a model with other parts than Pi3's (Pi3X).
+    UsageError on a model with parts that Pi3 lacks (Pi3X).
     """
     if type(dense.config) is not Pi3Config:
-        raise UsageError(f"expected a Pi3, got {dense.name}, which has parts that Speed3R-Pi3 has not.")
+        raise UsageError(f"got {dense.name}, which has parts that Speed3R-Pi3 lacks; expected a Pi3.")
     model = Speed3rPi3(Speed3rConfig(**{**vars(dense.config), "registers": 0}, fill="unique"))
     own = {name: value for name, value in dense.state_dict().items() if name != "register_token"}
     model.load_state_dict(model.state_dict() | own)

@@ -1,9 +1,8 @@
-"""What a model costs before it is run: parameters, floating point operations and bytes, part by part.
+"""The cost of a model before it is run: parameters, floating-point operations and bytes, part by part.
 
-The model's own code runs on tensors that have shapes and no memory, so that chunks, masks and layers that are
-skipped count as they do in a real run; of many pieces alike two run, and count for all (ops/repeats.py). Blocks that
-are chosen up to a cumulative probability count as if all were equally probable. One multiplication with its addition
-is two operations.
+The model's own code runs on tensors with shapes but no memory, so that chunks, masks and skipped layers count as in a
+real run. Of many equal pieces only two run, and count for all (ops/repeats.py). Selection of blocks up to a cumulative
+probability is counted as if all blocks were equally probable. A multiply-add is two operations.
 """
 
 from __future__ import annotations
@@ -40,9 +39,9 @@ PARTS = (ENCODER, FRAME, GLOBAL, MLP, HEADS)
 class Summary:
     """Costs of one run over `views` pictures of height x width pixels.
 
-    parameters and flops go by PARTS ("heads" is all that is neither the encoder nor the trunk); weight_bytes are
-    those of the parameters as they are stored, codes in the place of weights included, activation_bytes the peak of
-    all other tensors alive at a time, results included, scratch memory inside an operation not.
+    parameters and flops are split by PARTS ("heads" is everything outside the encoder and the trunk). weight_bytes is
+    the size of the parameters as stored, codes instead of weights included. activation_bytes is the peak of all other
+    live tensors: results are included, scratch memory inside an operation is not.
     """
 
     views: int
@@ -55,9 +54,9 @@ class Summary:
 
 
 def summarise(model: nn.Module, views: int, height: int, width: int, dtype: torch.dtype = torch.float32) -> Summary:
-    """Count one call with Views of so many pictures without running it, products in `dtype`.
+    """Count the cost of one call on `views` pictures without running it, products in `dtype`.
 
-    The model may be on any device, the meta device included; sides are multiples of its patch.
+    The model may be on any device, including the meta device; sides are multiples of its patch.
     """
     parts = dict(_label_parts(model))
     owned: dict[str, int] = dict.fromkeys(PARTS, 0)
@@ -83,12 +82,12 @@ def summarise(model: nn.Module, views: int, height: int, width: int, dtype: torc
 
 
 def _label_parts(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """(module name, part) of the modules that open a part; the innermost one that is running counts."""
+    """(module name, part) of the modules that start a part; the innermost running one counts."""
     for name, module in model.named_modules():
         dot = f"{name}." if name else ""
         if isinstance(module, VisionTransformer):
             yield name, ENCODER
-            # Its blocks are also run one by one, past its own forward.
+            # Its blocks also run one by one, without its own forward.
             yield from ((f"{dot}{child}", ENCODER) for child, _ in module.named_modules() if child)
         elif isinstance(module, ConvStem | PatchEmbed):
             yield name, ENCODER
@@ -102,7 +101,7 @@ def _label_parts(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def _part_of(name: str, parts: dict[str, str]) -> str:
-    """The part of the nearest labelled module around a parameter."""
+    """The part of the innermost labelled module that contains a parameter."""
     while name:
         name = name.rpartition(".")[0]
         if name in parts:
@@ -112,7 +111,7 @@ def _part_of(name: str, parts: dict[str, str]) -> str:
 
 @contextmanager
 def _no_memory(model: nn.Module) -> Iterator[nn.Module]:
-    """A copy of the model whose tensors have shapes only, in a context where all new tensors are so."""
+    """A copy of the model without memory for its tensors, in a context where new tensors have none either."""
     forget_tables()
     try:
         with FakeTensorMode(), _NoValues():
@@ -136,14 +135,14 @@ class _NoValues(TorchFunctionMode):
             return 1
         if func in (Tensor.nonzero, torch.nonzero):
             return torch.empty(0, args[0].dim(), dtype=torch.int64)
-        found = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         if func in (Tensor.any, torch.any):
-            found.asked_any = True
-        return found
+            result.asked_any = True
+        return result
 
 
 class _Meter(TorchDispatchMode):
-    """Operations by part, and the peak of bytes alive."""
+    """Counts operations by part, and the peak of live bytes."""
 
     def __init__(self, model_tensors: list[Tensor]):
         super().__init__()
@@ -154,7 +153,7 @@ class _Meter(TorchDispatchMode):
         self._running = [HEADS]
 
     def watch(self, module: nn.Module, part: str) -> list[RemovableHandle]:
-        """Hooks that count what `module` does under `part`."""
+        """Hooks that count the operations of `module` under `part`."""
 
         def enter(*_: object) -> None:
             self._running.append(part)

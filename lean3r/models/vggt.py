@@ -1,4 +1,4 @@
-"""VGGT: frame and global attention in turn, the first view as the origin of the world.
+"""VGGT: alternating frame and global attention; the first view is the origin of the world.
 
 Source: Wang et al. 2025, "VGGT: Visual Geometry Grounded Transformer". Accepts the official checkpoint.
 """
@@ -115,7 +115,7 @@ class Vggt(Backbone):
         return Tokens({name: kept[index] for index, name in blocks.items()}, layout, views)
 
     def decode(self, tokens: Tokens, *, dense: bool = True) -> Prediction:
-        """See Backbone.decode. The first camera is near the origin of the world; no scale is known."""
+        """See Backbone.decode. The first camera is near the origin of the world; the scale is unknown."""
         encoding = self.pose_encodings(tokens)[-1]
         cameras = decode_pose(encoding), decode_intrinsics(encoding, *tokens.views.images.shape[-2:])
         if not dense:
@@ -124,16 +124,16 @@ class Vggt(Backbone):
         return Prediction(*cameras, depth, conf)
 
     def outputs(self, tokens: Tokens, queries: Tensor | None = None) -> dict[str, Tensor]:
-        """Everything the official model returns, under its names; `queries` [B, N, 2] adds tracks."""
-        found = {f"pose_enc_iter{i}": value for i, value in enumerate(self.pose_encodings(tokens))}
-        depth, found["depth_conf"] = self.depth_maps(tokens)
-        found["depth"] = depth[..., None]
-        found["world_points"], found["world_points_conf"] = self.point_maps(tokens)
+        """All outputs of the official model, under their official names; `queries` [B, N, 2] adds tracks."""
+        outputs = {f"pose_enc_iter{i}": value for i, value in enumerate(self.pose_encodings(tokens))}
+        depth, outputs["depth_conf"] = self.depth_maps(tokens)
+        outputs["depth"] = depth[..., None]
+        outputs["world_points"], outputs["world_points_conf"] = self.point_maps(tokens)
         if queries is not None:
             tracks = self.track(tokens, queries)
-            found |= {f"track_iter{i}": value for i, value in enumerate(tracks.positions)}
-            found |= {"vis": tracks.visibility, "conf": tracks.confidence}
-        return found
+            outputs |= {f"track_iter{i}": value for i, value in enumerate(tracks.positions)}
+            outputs |= {"vis": tracks.visibility, "conf": tracks.confidence}
+        return outputs
 
     def pose_encodings(self, tokens: Tokens) -> list[Tensor]:
         """Camera-from-world encodings [B, S, 9] (heads/pose_encoding.py) after each iteration of the head."""
@@ -179,8 +179,8 @@ class Vggt(Backbone):
             return call(pairs, *size)
 
         with full_precision(images):
-            found = in_chunks(some, self.frames_at_once(frame_bytes(head, *size[2:])), *layers)
-        return tuple(t.unflatten(0, images.shape[:2]) for t in found)
+            outputs = in_chunks(some, self.frames_at_once(frame_bytes(head, *size[2:])), *layers)
+        return tuple(t.unflatten(0, images.shape[:2]) for t in outputs)
 
 
 def key_map(config: VggtConfig) -> KeyMap:

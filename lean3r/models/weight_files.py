@@ -1,6 +1,6 @@
-"""Tensors in files: safetensors, shards under an index, and torch files, mapped into memory a piece at a time.
+"""Read tensors from safetensors files, indexed shards and torch files, memory-mapped one piece at a time.
 
-No pickle is ever executed, and every refusal says what is wrong with the file.
+No pickle is ever executed; every error says what is wrong with the file.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from lean3r.models.writing import CODES
 
 TYPES = {code: dtype for dtype, code in CODES.items()}
 MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
-PIECE_BYTES = 1 << 22  # pages of a file count as the process's memory for as long as they are mapped
-PIECES = 32  # each costs a look at the file's table again: a tenth of a second for the largest torch files
+PIECE_BYTES = 1 << 22  # mapped pages of a file count as memory of the process
+PIECES = 32  # each reads the file's table again: a tenth of a second for the largest torch files
 INDEX_SUFFIX = ".index.json"
 
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """What a checkpoint holds, without its values: file, shape and number type of each name, and the bytes in all."""
+    """Contents of a checkpoint without the values: file, shape and number type of each name, and the total bytes."""
 
     path: Path
     files: Mapping[str, Path]
@@ -40,13 +40,13 @@ class WeightFiles:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) file by file. A tensor is a view of the mapped file: copy it before asking for the next,
-        then little more than a 32nd of the checkpoint is mapped at any time. Torch files in the form from before
-        2020, which cannot be mapped, are read whole besides."""
-        wanted: dict[Path, list[str]] = {}
+        """(name, tensor) file by file. A tensor is a view of the mapped file: copy it before the next one. Little
+        more than a 32nd of the checkpoint is mapped at any time; torch files in the format from before 2020
+        cannot be mapped and are read whole."""
+        names_in: dict[Path, list[str]] = {}
         for name in names:
-            wanted.setdefault(self.files[name], []).append(name)
-        for file, rest in wanted.items():
+            names_in.setdefault(self.files[name], []).append(name)
+        for file, rest in names_in.items():
             limit = max(PIECE_BYTES, self.total_bytes // PIECES) if _can_be_mapped(file) else self.total_bytes
             while rest:
                 with _Mapped(file) as mapped:
@@ -59,10 +59,10 @@ class WeightFiles:
 
 
 def open_weights(path: Path) -> WeightFiles:
-    """Look into a `.safetensors`, `.pt` or `.pth` file, a `.index.json`, or a folder with one of these.
+    """Read the table of a `.safetensors`, `.pt` or `.pth` file, a `.index.json`, or a folder with one of these.
 
-    WeightsError names the file and what is wrong: absent, empty, a Git LFS pointer, truncated, not weights, a
-    shard missing.
+    WeightsError names the file and the fault: absent, empty, a Git LFS pointer, truncated, not weights, a missing
+    shard.
     """
     if path.is_dir():
         path = weights_in(path)
@@ -74,7 +74,7 @@ def open_weights(path: Path) -> WeightFiles:
 
 
 class _Mapped:
-    """One file, mapped into memory between entering and leaving."""
+    """One file, mapped into memory inside the `with` block."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -92,7 +92,7 @@ class _Mapped:
                 f"{self.path} is a Git LFS pointer, not the weights; download the real file (git lfs pull)."
             )
         if not head:
-            raise WeightsError(f"{self.path} is empty; fetch it again.")
+            raise WeightsError(f"{self.path} is empty; download it again.")
         if self.path.suffix == ".safetensors":
             self._safe = _open_safetensors(self.path, head)
             self.metadata = dict(self._safe.metadata() or {})
@@ -116,7 +116,7 @@ class _Mapped:
         codes = {name: self._safe.get_slice(name).get_dtype() for name in self._safe.offset_keys()}
         unknown = next((f"{name} ({code})" for name, code in codes.items() if code not in TYPES), None)
         if unknown:
-            raise WeightsError(f"{self.path} holds a number type that lean3r does not read: {unknown}.")
+            raise WeightsError(f"{self.path} has a number type that lean3r cannot read: {unknown}.")
         return {name: TYPES[code] for name, code in codes.items()}
 
     def tensor(self, name: str) -> Tensor:
@@ -125,36 +125,36 @@ class _Mapped:
         try:
             return self._safe.get_tensor(name)
         except (SafetensorError, RuntimeError) as error:
-            raise WeightsError(f"{self.path} is damaged or truncated ({error}); fetch it again.") from error
+            raise WeightsError(f"{self.path} is damaged or truncated ({error}); download it again.") from error
 
 
 def weights_in(folder: Path) -> Path:
-    """The one weights file, or index of shards, of a folder; WeightsError when there is none or a choice."""
+    """The only weights file, or index of shards, in a folder; WeightsError if there is none or more than one."""
     for pattern in (f"*{INDEX_SUFFIX}", "*.safetensors", "*.pt", "*.pth"):
-        found = sorted(folder.glob(pattern))
-        if len(found) == 1:
-            return found[0]
-        if found:
-            names = ", ".join(path.name for path in found[:5])
-            raise WeightsError(f"{folder} holds several weights files ({names}); name one of them.")
-    raise WeightsError(f"{folder} holds no weights (.safetensors, .index.json, .pt or .pth).")
+        files = sorted(folder.glob(pattern))
+        if len(files) == 1:
+            return files[0]
+        if files:
+            names = ", ".join(path.name for path in files[:5])
+            raise WeightsError(f"{folder} has several weights files ({names}); name one of them.")
+    raise WeightsError(f"{folder} has no weights; expected a .safetensors, .index.json, .pt or .pth file.")
 
 
 def shards_of(index: Path) -> dict[str, str]:
-    """Which shard beside or below an index holds each tensor; WeightsError where it is none, or names other places."""
+    """Tensor name -> its shard, beside or below the index; WeightsError on a bad index, or on shards elsewhere."""
     try:
         table = parse_json(index.read_bytes())["weight_map"]
         shards = {name: shard for name, shard in table.items() if isinstance(shard, str)}
         if len(shards) < len(table):
-            raise TypeError("a shard's name is no text")
+            raise TypeError("a shard's name is not a string")
     except FileNotFoundError as error:
         raise WeightsError(f"{index}: no such weights file.") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{index} is no index of shards (no readable weight_map); fetch it again.") from error
+        raise WeightsError(f"{index} is not an index of shards (no readable weight_map); download it again.") from error
     for shard in set(shards.values()):
         parts = PurePosixPath(shard.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts or parts.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
-            raise WeightsError(f"{index} names the shard {shard!r}; expected weights files beside it.")
+            raise WeightsError(f"{index} names the shard {shard!r}; expected a weights file beside or below the index.")
     return shards
 
 
@@ -164,14 +164,15 @@ def _open_shards(path: Path) -> WeightFiles:
     absent = [shard.name for shard in shards if not shard.is_file()]
     if absent:
         raise WeightsError(
-            f"{path} needs {len(shards)} shards, {len(absent)} missing beside it: {', '.join(absent[:5])}."
+            f"{path} needs {len(shards)} shards, {len(absent)} missing beside it: {', '.join(absent[:5])}. "
+            "Download them into the same folder."
         )
     opened = [open_weights(shard) for shard in shards]
     shapes = {name: shape for part in opened for name, shape in part.shapes.items()}
     lost = [name for name in files if name not in shapes]
     if lost:
         raise WeightsError(
-            f"{path} promises {lost[0]} in {files[lost[0]].name}, which does not hold it; fetch it again."
+            f"{path} lists {lost[0]} in {files[lost[0]].name}, but the shard does not have it; download both again."
         )
     dtypes = {name: dtype for part in opened for name, dtype in part.dtypes.items()}
     metadata = {key: value for part in opened for key, value in part.metadata.items()}
@@ -189,7 +190,7 @@ def _open_safetensors(path: Path, head: bytes):
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, json.JSONDecodeError, RuntimeError) as error:
-        raise WeightsError(f"{path} is damaged or truncated ({error}); fetch it again.") from error
+        raise WeightsError(f"{path} is damaged or truncated ({error}); download it again.") from error
 
 
 def _can_be_mapped(path: Path) -> bool:
@@ -197,7 +198,7 @@ def _can_be_mapped(path: Path) -> bool:
 
 
 def _check_uncompressed(path: Path) -> None:
-    """torch.save compresses nothing; what is compressed may be of any size when it is unpacked."""
+    """Refuse compressed members: torch.save writes none, and they may unpack to any size."""
     with zipfile.ZipFile(path) as archive:
         if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
             raise ValueError("it has compressed members")
@@ -207,22 +208,22 @@ def _load_torch(path: Path) -> dict[str, Tensor]:
     try:
         if _can_be_mapped(path):
             _check_uncompressed(path)
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
+        table = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} holds Python objects other than tensors; lean3r never executes pickles. "
-            "Convert it to .safetensors where you trust it."
+            f"{path} has Python objects other than tensors; lean3r never executes pickles. "
+            "If you trust the file, convert it to .safetensors."
         ) from error
-    except Exception as error:  # a damaged pickle can ask for anything
-        raise WeightsError(f"{path} is damaged, truncated or no torch checkpoint; fetch it again.") from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise WeightsError(f"{path} is damaged, truncated or not a torch checkpoint; download it again.") from error
     for key in ("state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise WeightsError(f"{path} holds no plain table of tensors; expected name -> tensor.")
-    for name, value in found.items():
+        if isinstance(table, Mapping) and isinstance(table.get(key), Mapping):
+            table = table[key]
+    if not isinstance(table, Mapping) or not all(isinstance(v, Tensor) for v in table.values()):
+        raise WeightsError(f"{path} is not a state dict; expected a plain mapping of names to tensors.")
+    for name, value in table.items():
         if not isinstance(name, str):
-            raise WeightsError(f"{path} names a tensor {name!r}; expected texts.")
+            raise WeightsError(f"{path} names a tensor {name!r}; expected a string.")
         if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise WeightsError(f"{path} holds {name} in a form that lean3r does not read; expected dense tensors.")
-    return dict(found)
+            raise WeightsError(f"{path} has {name} in a form that lean3r cannot read; expected dense tensors.")
+    return dict(table)

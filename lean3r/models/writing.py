@@ -1,4 +1,4 @@
-"""Safetensors files written one tensor at a time: the header is known before the values are."""
+"""Write safetensors files one tensor at a time: the header is written before the values are known."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CODES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""Number types -> what the format calls them."""
+"""Number types -> their names in the format."""
 
 ALIGNMENT = 8
 
@@ -39,13 +39,13 @@ def write_stream(
     *,
     overwrite: bool = True,
 ) -> None:
-    """Write a safetensors file, through a temporary file beside it (`atomic_file`), holding one tensor at a time.
+    """Write a safetensors file, through a temporary file beside it (`atomic_file`), one tensor in memory at a time.
 
-    `like` gives the shape and number type of every name (its values are not looked at, the meta device will do);
-    `tensors` the values, every name once, in any order, on any device. ValueError where these do not fit `like`.
+    `like` gives the shape and number type of every name; its values are not read, so it may be on the meta device.
+    `tensors` gives the values: every name once, in any order, on any device. ValueError if they do not match `like`.
     """
     path = Path(path)
-    # Wide numbers first keep every tensor aligned to its own size, which is what mapping a file needs.
+    # Wide number types come first: every tensor is then aligned to its item size, as memory mapping needs.
     order = sorted(like, key=lambda name: (-like[name].element_size(), name))
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     places, end = {}, 0
@@ -61,7 +61,9 @@ def write_stream(
             file.write(struct.pack("<Q", len(head)) + head)
             for name, value in tensors:
                 if name not in missing or value.shape != like[name].shape or value.dtype != like[name].dtype:
-                    raise ValueError(f"{name} of {list(value.shape)} {value.dtype} has no place in {path.name}.")
+                    raise ValueError(
+                        f"{name}, {list(value.shape)} {value.dtype}, has no place in the header of {path.name}."
+                    )
                 missing.remove(name)
                 file.seek(8 + len(head) + places[name])
                 _write(file, value)

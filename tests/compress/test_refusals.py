@@ -96,7 +96,7 @@ def test_nothing_left_out_is_the_dense_model(mechanism: str, model: str) -> None
 def test_pixels_that_are_no_numbers_are_refused_by_the_view_they_are_in(mechanism: str, model: str) -> None:
     pictures = images(model, 63)
     pictures[0, 1, 2, 5, 7] = torch.nan
-    with pytest.raises(InputError, match="view 1 holds NaN or infinite pixels"):
+    with pytest.raises(InputError, match="view 1 has NaN or infinite pixels"):
         predict(converted(tiny(model), mechanism, {}), pictures)
 
 

@@ -18,13 +18,13 @@ from lean3r.models.checkpoint import load_weights, read_tensors, save_weights
 from lean3r.models.nano import Nano
 
 EXPECTED = {
-    "contains_nan.safetensors": r"encoder\.\w+ holds NaN or infinite values",
+    "contains_nan.safetensors": r"encoder\.\w+ has NaN or infinite values",
     "executes_code.pt": "never executes pickles",
     "executes_code_legacy.pkl": "never executes pickles",
     "header_too_long.safetensors": "header claims 1,152,921,504,606,846,976 bytes",
     "lfs_pointer.safetensors": "is a Git LFS pointer.*download the real file",
     "overlapping_offsets.safetensors": "damaged or truncated",
-    "truncated.pt": "damaged, truncated or no torch checkpoint",
+    "truncated.pt": "damaged, truncated or not a torch checkpoint",
     "truncated.safetensors": "damaged or truncated",
     "wrong_key_names.safetensors": r"missing: encoder\.weight; unexpected: encoder\.wieght",
     "wrong_shape.safetensors": r"shapes: encoder\.weight is \[16, 9\], expected \[16, 8\]",

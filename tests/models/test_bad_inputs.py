@@ -65,11 +65,11 @@ def test_masks_pixels_and_known_cameras_that_no_model_takes(name: str) -> None:
         (Views((images * 255).byte()), UsageError, "pixels of type torch.uint8"),
         (Views(images, mask[:, :1]), UsageError, r"the mask is \[1, 1, .* expected \[1, 2,"),
         (Views(images, mask.float()), UsageError, "the mask is .* torch.float32, expected .* torch.bool"),
-        (Views(images, alone), InputError, "view 1 is padding alone"),
+        (Views(images, alone), InputError, "view 1 is all padding"),
         (Views(images, known=Known(lens[:, :1], pose)), UsageError, r"known intrinsics is \[1, 1, 3, 3\], expected"),
         (Views(images, known=Known(lens, pose[..., :3, :])), UsageError, r"known cam_from_world is \[1, 2, 3, 4\]"),
-        (Views(images, known=Known(lens, lost)), InputError, "known poses of view 1 are no camera's"),
-        (Views(images, known=Known(flat, pose)), InputError, "known intrinsics of view 0 are no camera's"),
+        (Views(images, known=Known(lens, lost)), InputError, "known poses of view 1 are not valid"),
+        (Views(images, known=Known(flat, pose)), InputError, "known intrinsics of view 0 are not valid"),
     ]
     with torch.inference_mode():
         for views, kind, said in refused:
@@ -104,7 +104,7 @@ def test_one_pixel_that_is_no_number_is_refused_by_the_view_it_is_in(name: str, 
     model = tiny(name)
     images = torch.rand(1, 3, 3, 3 * model.patch, 4 * model.patch)
     images[0, 1, 2, 5, 7] = value
-    with pytest.raises(InputError, match="view 1 holds NaN or infinite pixels"):
+    with pytest.raises(InputError, match="view 1 has NaN or infinite pixels"):
         predict(model, images)
 
 

@@ -139,9 +139,9 @@ def test_the_objective_leaves_the_number_of_loops_alone() -> None:
 
 @pytest.mark.parametrize("loops", [0, -1, 2.0, True, "4"])
 def test_loops_that_make_no_sense(loops: Any) -> None:
-    with pytest.raises(UsageError, match="expected a whole number from 1 on"):
+    with pytest.raises(UsageError, match="expected a whole number of at least 1"):
         looped().loops = loops
-    with pytest.raises(UsageError, match="expected a whole number from 1 on"):
+    with pytest.raises(UsageError, match="expected a whole number of at least 1"):
         NanoLooped(replace(LoopedConfig(width=32, heads=2), loops=loops))
 
     model = looped()

@@ -167,7 +167,7 @@ def test_revision(hub: Hub, tmp_path: Path) -> None:
     [
         ("hf:no/where", {}, "no such repository"),
         ("hf:some/gated", {}, "accept its terms at https://huggingface.co/some/gated"),
-        ("hf:some/empty", {}, "holds no weights file"),
+        ("hf:some/empty", {}, "has no weights file"),
         ("hf:some/empty", {"offline": True}, "Run `hf download some/empty --local-dir DIR` where there is a network"),
     ],
 )
