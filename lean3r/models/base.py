@@ -121,7 +121,7 @@ class Backbone(nn.Module):
         logger.log(level, "the network of %s does not read the known %s%s", self.name, names, reason)
 
     def summary(self, views: int, height: int, width: int) -> Summary:
-        """Parameters, operations and bytes of one run on `views` pictures of height x width pixels; see models/summary.py.
+        """Parameters, operations and bytes of one run on `views` pictures of height x width (models/summary.py).
 
         UsageError if there is no view, or if a side is not a multiple of the patch.
         """

@@ -112,7 +112,8 @@ class Da3(Backbone):
 
         If poses and intrinsics are known for all views, the first view is the reference; other known parts are not
         read. `normalise` brings the poses to the frame that the network was trained on
-        (heads/view_camera.usual_frame). Layers: "block{i}" [B, S, T, C], and "reference" [B, S, 1, 1], 1 for the reference view.
+        (heads/view_camera.usual_frame). Layers: "block{i}" [B, S, T, C], and "reference" [B, S, 1, 1], which is 1 for
+        the reference view.
         """
         check_views(views, self.patch)
         images = imagenet(views.images)

@@ -204,8 +204,9 @@ class Pi3X(Pi3):
 def normalise_known(known: Known) -> Known:
     """`known` with depth divided by its mean over the scene, poses relative to view 0 and of the same unit.
 
-    The mean is over all given depths, even those that `has_depth` excludes. In scenes without any
-    included depth, translations are divided by their mean length over views 1, 2, ..., unless the longest is under 0.02.
+    The mean is over all given depths, even those that `has_depth` excludes. In scenes without
+    included depth, translations are divided by their mean length over views 1, 2, ..., unless the longest is below
+    0.02.
     """
     pose, depth = known.cam_from_world, known.depth
     unit = None

@@ -193,9 +193,9 @@ class TestRefusals:
         codes = load_file(fp8)[CODE]
         nan = codes.view(torch.uint8).clone()
         nan[3, 5] = 0x7F
-        self.refused(rewrite(fp8, out, {}, **{CODE: nan.view(codes.dtype)}), f"{CODE} holds NaN")
+        self.refused(rewrite(fp8, out, {}, **{CODE: nan.view(codes.dtype)}), f"{CODE} has NaN")
         scale = load_file(fp8)[f"{CODE}_scale"]
-        self.refused(rewrite(fp8, out, {}, **{f"{CODE}_scale": scale * torch.inf}), f"{CODE}_scale holds NaN or inf")
+        self.refused(rewrite(fp8, out, {}, **{f"{CODE}_scale": scale * torch.inf}), f"{CODE}_scale has NaN or inf")
         self.refused(rewrite(fp8, out, {}, **{f"{CODE}_scale": None}), f"missing: {CODE}_scale")
         self.refused(rewrite(fp8, out, {}, **{f"{CODE}_scale": scale[:-1]}), f"shapes: {CODE}_scale is")
         self.refused(rewrite(fp8, out, {}, **{CODE: codes[:-1].contiguous()}), f"shapes: {CODE} is")
@@ -208,7 +208,7 @@ class TestRefusals:
         ints = rewrite(fp8, out, {}, **{CODE: load_file(fp8)[CODE].view(torch.int8)})
         self.refused(ints, f"types: {CODE} is int8, expected float8_e4m3fn")
         self.refused(rewrite(fp8, out, {"plan": "{"}), "a plan that cannot be used")
-        self.refused(fp8, "holds weights of 'nano', not pi3. Use --model nano", model="pi3")
+        self.refused(fp8, "has weights of 'nano', expected pi3. Use --model nano", model="pi3")
         for plan in ("gsa", "int8-dynamic", "dense"):
             with pytest.raises(UsageError, match="cannot become"):
                 lean3r.load("nano", weights=fp8, plan=plan)

@@ -39,7 +39,7 @@ def test_pictures_that_no_model_takes(name: str) -> None:
     for shape, said in (
         ((1, 0, 3, side, side), "0 views"),
         ((0, 2, 3, side, side), "0 scenes"),
-        ((1, 2, 3, side + 2, side), f"{side}x{side + 2} pixels; both sides must be multiples of {model.patch}"),
+        ((1, 2, 3, side + 2, side), f"{side}x{side + 2} pixels, expected sides that are multiples of {model.patch}"),
         ((1, 2, 3, side, side - 1), f"{side - 1}x{side} pixels"),
         ((1, 2, 3, side, 0), f"0x{side} pixels"),
         ((1, 2, 1, side, side), r"expected \[scenes, views, 3, height, width\]"),
@@ -63,11 +63,19 @@ def test_masks_pixels_and_known_cameras_that_no_model_takes(name: str) -> None:
     flat[0, 0, 0, 0] = 0.0
     refused: list[tuple[Views, type[Exception], str]] = [
         (Views((images * 255).byte()), UsageError, "pixels of type torch.uint8"),
-        (Views(images, mask[:, :1]), UsageError, r"the mask is \[1, 1, .* expected \[1, 2,"),
-        (Views(images, mask.float()), UsageError, "the mask is .* torch.float32, expected .* torch.bool"),
+        (Views(images, mask[:, :1]), UsageError, r"mask of shape \[1, 1, .*; expected \[1, 2,"),
+        (Views(images, mask.float()), UsageError, "mask of shape .* torch.float32; expected .* torch.bool"),
         (Views(images, alone), InputError, "view 1 is all padding"),
-        (Views(images, known=Known(lens[:, :1], pose)), UsageError, r"known intrinsics is \[1, 1, 3, 3\], expected"),
-        (Views(images, known=Known(lens, pose[..., :3, :])), UsageError, r"known cam_from_world is \[1, 2, 3, 4\]"),
+        (
+            Views(images, known=Known(lens[:, :1], pose)),
+            UsageError,
+            r"known intrinsics of shape \[1, 1, 3, 3\], expected",
+        ),
+        (
+            Views(images, known=Known(lens, pose[..., :3, :])),
+            UsageError,
+            r"known cam_from_world of shape \[1, 2, 3, 4\]",
+        ),
         (Views(images, known=Known(lens, lost)), InputError, "known poses of view 1 are not valid"),
         (Views(images, known=Known(flat, pose)), InputError, "known intrinsics of view 0 are not valid"),
     ]

@@ -188,7 +188,7 @@ class TestRefusals:
         save_file(Nano().state_dict(), path)
         self.refused(path, "it fits nano: use --model nano")
         save_model(Nano(), path)
-        self.refused(path, "holds weights of 'nano', not pi3. Use --model nano")
+        self.refused(path, "has weights of 'nano', expected pi3. Use --model nano")
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_values(self, saved: tuple[Pi3, Path], value: float) -> None:
@@ -201,7 +201,7 @@ class TestRefusals:
         damage(path, **{"decoder.0.norm1.weight": torch.full((32,), 1e6)})
         with torch.device("meta"):
             model = Pi3(TINY_PI3)
-        with pytest.raises(WeightsError, match=r"as float16; .* number type with a wider range"):
+        with pytest.raises(WeightsError, match=r"as float16\. .* number type with a wider range"):
             load_weights(model, path, torch.float16)
 
     def test_files_that_are_no_weights(self, saved: tuple[Pi3, Path], tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ class TestRefusals:
             path.write_bytes(content)
             self.refused(path, said)
         self.refused(tmp_path / "absent.pt", "no such weights file")
-        self.refused(tmp_path, "holds several weights files")
+        self.refused(tmp_path, "has several weights files")
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ def small() -> Backbone:
 
 
 def test_cuda_graphs_are_refused_on_a_cpu() -> None:
-    with pytest.raises(UsageError, match="NVIDIA GPU, and the model runs on the CPU"):
+    with pytest.raises(UsageError, match="NVIDIA GPU, but the model is on the CPU"):
         load("nano", device="cpu", cuda_graphs=True)
 
 

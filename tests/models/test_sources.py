@@ -126,7 +126,7 @@ def test_the_hubs_own_offline_mode(hub: Hub, tmp_path: Path, monkeypatch: pytest
     hub.asked.clear()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert find(hub, tmp_path, "hf:some/model") == path
-    with pytest.raises(WeightsError, match="Run `hf download other/model --local-dir DIR` where there is a network"):
+    with pytest.raises(WeightsError, match="Run `hf download other/model --local-dir DIR` on a machine with a network"):
         find(hub, tmp_path, "hf:other/model")
     assert not hub.asked
 
@@ -168,7 +168,11 @@ def test_revision(hub: Hub, tmp_path: Path) -> None:
         ("hf:no/where", {}, "no such repository"),
         ("hf:some/gated", {}, "accept its terms at https://huggingface.co/some/gated"),
         ("hf:some/empty", {}, "has no weights file"),
-        ("hf:some/empty", {"offline": True}, "Run `hf download some/empty --local-dir DIR` where there is a network"),
+        (
+            "hf:some/empty",
+            {"offline": True},
+            "Run `hf download some/empty --local-dir DIR` on a machine with a network",
+        ),
     ],
 )
 def test_refusals_are_one_line(hub: Hub, tmp_path: Path, source: str, options: dict, said: str) -> None:
@@ -188,7 +192,7 @@ def test_other_sources(tmp_path: Path) -> None:
     assert find_weights(tmp_path / "x.pt") == tmp_path / "x.pt"
     assert HubSource.parse("hf:a/b/c/d.pt@main") == HubSource("a/b", "main", "c/d.pt")
     for wrong in ("hf:", "hf:alone", "hf:a/b@", "hf://a/b"):
-        with pytest.raises(UsageError, match="expected a path, or hf:OWNER/NAME"):
+        with pytest.raises(UsageError, match="expected a path or hf:OWNER/NAME"):
             find_weights(wrong)
     assert official_source("nano") is None and official_source("vggt") == "hf:facebook/VGGT-1B"
 
