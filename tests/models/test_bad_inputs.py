@@ -69,12 +69,12 @@ def test_masks_pixels_and_known_cameras_that_no_model_takes(name: str) -> None:
         (
             Views(images, known=Known(lens[:, :1], pose)),
             UsageError,
-            r"known intrinsics of shape \[1, 1, 3, 3\], expected",
+            r"intrinsics of shape \[1, 1, 3, 3\], expected",
         ),
         (
             Views(images, known=Known(lens, pose[..., :3, :])),
             UsageError,
-            r"known cam_from_world of shape \[1, 2, 3, 4\]",
+            r"cam_from_world of shape \[1, 2, 3, 4\]",
         ),
         (Views(images, known=Known(lens, lost)), InputError, "known poses of view 1 are not valid"),
         (Views(images, known=Known(flat, pose)), InputError, "known intrinsics of view 0 are not valid"),
