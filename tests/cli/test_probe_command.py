@@ -29,7 +29,7 @@ def test_a_report_of_every_block(capsys: pytest.CaptureFixture[str]) -> None:
         (["--share", "2"], "--share is 2.0"),
         (["--resolution", "2"], "--resolution is 2, expected at least 16"),
         (["--data", "nowhere=x"], "unknown data set 'nowhere'"),
-        (["--plan", "fp8"], "no block"),
+        (["--plan", "fp8"], "no encoder or trunk blocks"),
     ],
 )
 def test_refusals(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,7 +150,7 @@ def test_conditions_have_no_unit_and_no_origin(pi3x: Pi3X) -> None:
 
 def test_wrong_shapes_of_conditions_are_refused(pi3x: Pi3X) -> None:
     images = pictures()
-    with pytest.raises(UsageError, match=r"known depth is \[1, 3, 4, 4\], expected \[1, 3, 56, 70\]"):
+    with pytest.raises(UsageError, match=r"got known depth of shape \[1, 3, 4, 4\], expected \[1, 3, 56, 70\]"):
         outputs(pi3x, images, Known(depth=torch.ones(1, 3, 4, 4)))
 
 
