@@ -76,7 +76,6 @@ class Pictures:
 
     def _choose(self) -> None:
         self._unusable: dict[str, str] = {}
-        self._kept: dict[str, dict[str, _Kept]] = {}  # of each video that was decoded, its frames
         self._scratch = contextlib.ExitStack()
         weakref.finalize(self, self._scratch.close)
         keepers: dict[str, _Keeper] = {}
@@ -88,7 +87,8 @@ class Pictures:
             return None
 
         selection = self._listing.choose(self.frames, keeping)
-        self._kept = {video: keeper.done() for video, keeper in keepers.items()}
+        # Of each video that was decoded, its frames.
+        self._kept: dict[str, dict[str, _Kept]] = {video: keeper.done() for video, keeper in keepers.items()}
         self._items, self._left_out = selection.items, selection.skipped
         self.names = selection.names
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lean3r.models.base import Backbone
-from lean3r.options import Options, as_record
+from lean3r.options import Options, as_record, options_of
 from lean3r.pipeline.budget import Fit
 from lean3r.pipeline.predict import device_name
 from lean3r.processes import peak_memory_mb
@@ -24,8 +24,8 @@ def record_of(
     fit: Fit | None,
     more: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """`info` of a reconstruction: the model, its weights and plan, where it ran, every chosen option under "config",
-    the seconds so far and the peak of memory; `more` stands among the options."""
+    """`info` of a reconstruction: the model, its weights and plan, where it ran, and every chosen option under
+    "config", with those in `more` among them."""
     origin, plan = model.origin, model.plan
     device = next(model.parameters()).device
     config = {
@@ -35,12 +35,7 @@ def record_of(
         "dtype": str(origin.dtype).removeprefix("torch."),
         **as_record(*options),
         "memory": None if fit is None else fit.budget.as_dict(),
-        "refine": {
-            "when": refine.when,
-            "seconds": refine.seconds,
-            "lens": refine.lens,
-            "share_lens": refine.share_lens,
-        },
+        "refine": {field.name: getattr(refine, field.name) for field in options_of(refine).values()},
         **more,
     }
     info: dict[str, Any] = {
