@@ -16,8 +16,8 @@ class SceneBatch:
     intrinsics [B, S, 3, 3] in pixels of `images`; cam_from_world [B, S, 4, 4]; normals [B, S, 3, H, W] unit,
     in camera axes, towards the camera (0 where there is no depth), None where the set has none. `mask`
     [B, S, H, W] bool, False on padding, None without padding. World units are metres if `is_metric`. `ids` names the
-    B samples, for logs; `skipped` names samples that could not be read and were replaced; `unknown` counts the pixels
-    whose depth in the files was not finite; their depth is 0.
+    B samples, for logs; `skipped` names samples that could not be read and were replaced; `unknown` is the number of
+    pixels whose depth in the files was not finite; their depth is 0.
     """
 
     images: Tensor

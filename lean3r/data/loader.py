@@ -29,7 +29,7 @@ logger = logging.getLogger("lean3r")
 S = TypeVar("S")  # the stage of a step
 BatchFn = Callable[[int, S, int, int], SceneBatch]
 Values = dict[str, object]
-Made = SceneBatch | tuple[str | None, Values]
+Result = SceneBatch | tuple[str | None, Values]
 """The result of a worker. Threads return a batch; processes return the name of the shared memory that holds the
 arrays (None: no shared memory) and all other values."""
 # Decoding and resizing release the interpreter lock, and threads pass batches on without a copy: on two cores, two
@@ -46,7 +46,7 @@ class Prefetch(Generic[S]):
     """`batch_fn(step, stage, rank, world_size)` with the next `ahead` steps of each rank computed in the background.
 
     A context manager, called like `batch_fn`. `batch_fn` must be a pure function; results are then the same for any
-    number of workers. An error is raised by the call for its step. `kind` says where batches are computed: in
+    number of workers. An error is raised by the call for its step. `kind` is where batches are computed: in
     "processes" (spawned, so `batch_fn` must be picklable and scripts need `if __name__ == "__main__"`), in "threads",
     or "auto": threads for up to MOST_THREADS workers or if `batch_fn` cannot be pickled, otherwise processes.
     `stage_at(step)` returns the stage of a later step, None past the end; without it, the current stage is assumed to
@@ -64,10 +64,10 @@ class Prefetch(Generic[S]):
     ) -> None:
         if workers < 0 or ahead < 1:
             raise UsageError(
-                f"prefetching: got {workers} workers and {ahead} steps ahead; expected at least 0 and at least 1"
+                f"prefetching: got {workers} workers and {ahead} steps ahead; expected at least 0 workers and 1 step"
             )
         self.batch_fn, self.workers, self.ahead, self.stage_at = batch_fn, workers, ahead, stage_at
-        self._waiting: dict[tuple[int, int, int], tuple[S, Future[Made]]] = {}
+        self._waiting: dict[tuple[int, int, int], tuple[S, Future[Result]]] = {}
         self._pool: Executor | None = None
         in_threads = kind == "threads" or (kind == "auto" and workers <= MOST_THREADS)
         packed = None if in_threads or not workers else _pickle_batch_fn(batch_fn, must=kind == "processes")
@@ -93,21 +93,21 @@ class Prefetch(Generic[S]):
         if self._pool is None:
             return self.batch_fn(step, stage, rank, world_size)
         self._forget(step, rank, world_size)
-        future = self._asked(step, stage, rank, world_size)
+        future = self._request(step, stage, rank, world_size)
         for later in range(step + 1, step + 1 + self.ahead):
             following = stage if self.stage_at is None else self.stage_at(later)
             if following is not None:
-                self._asked(later, following, rank, world_size)
+                self._request(later, following, rank, world_size)
         self._waiting.pop((step, rank, world_size))
         try:
-            made = future.result()
+            result = future.result()
         except BrokenProcessPool as error:
             self.close()
             raise LeanError(_WORKER_DIED.format(step=step)) from error
-        return made if isinstance(made, SceneBatch) else _unpack(*made)
+        return result if isinstance(result, SceneBatch) else _unpack(*result)
 
-    def _asked(self, step: int, stage: S, rank: int, world_size: int) -> Future[Made]:
-        """The future of a batch; starts the computation unless it already runs for this stage."""
+    def _request(self, step: int, stage: S, rank: int, world_size: int) -> Future[Result]:
+        """The future of a batch; starts the computation if none is under way for this stage."""
         key = (step, rank, world_size)
         known = self._waiting.get(key)
         if known is not None and known[0] == stage:
@@ -115,7 +115,7 @@ class Prefetch(Generic[S]):
         if known is not None:
             self._give_up(known[1])
         assert self._pool is not None
-        work: Callable[[int, S, int, int], Made] = _work if self._in_processes else self.batch_fn
+        work: Callable[[int, S, int, int], Result] = _work if self._in_processes else self.batch_fn
         try:
             with safely_started():
                 future = self._pool.submit(work, step, stage, rank, world_size)
@@ -139,7 +139,7 @@ class Prefetch(Generic[S]):
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _give_up(self, future: Future[Made]) -> None:
+    def _give_up(self, future: Future[Result]) -> None:
         """Drop a batch; if it is in progress, its shared memory is released when it is done."""
         if not future.cancel() and self._in_processes:
             future.add_done_callback(_drop)
@@ -224,9 +224,9 @@ def _memory(size: int) -> SharedMemory | None:
     return memory
 
 
-def _drop(future: Future[Made]) -> None:
-    if not future.cancelled() and future.exception() is None and isinstance(made := future.result(), tuple):
-        _unpack(*made)
+def _drop(future: Future[Result]) -> None:
+    if not future.cancelled() and future.exception() is None and isinstance(result := future.result(), tuple):
+        _unpack(*result)
 
 
 def _unpack(name: str | None, values: Values) -> SceneBatch:

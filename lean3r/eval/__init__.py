@@ -1,4 +1,4 @@
-"""Scores: pose, trajectory, depth and point errors, each after the convention that published tables use."""
+"""Scores: pose, trajectory, depth and point errors, each in the convention of published tables."""
 
 from lean3r.registry import Registry
 

@@ -1,4 +1,4 @@
-"""What a predictor reaches that never looks at the pictures: the least that a model must beat."""
+"""Score of a predictor that ignores the pictures: a model must be better than this baseline."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor
 from lean3r.eval.pose_errors import auc_histogram, pose_pair_errors
 from lean3r.geometry.pose import invert_pose, make_pose
 
-# Directions tried for the constant motion: axes, edges and corners of a cube, one of each opposite pair.
+# Candidate directions of the constant motion: axes, edges and corners of a cube, one of each opposite pair.
 DIRECTIONS = [(x, y, z) for x, y, z in itertools.product((-1.0, 0.0, 1.0), repeat=3) if (x, y, z) > (0.0, 0.0, 0.0)]
 
 
 def constant_motion(views: int, direction: tuple[float, float, float]) -> Tensor:
-    """cam_from_world [S, 4, 4] of cameras that never turn and move one step along `direction` each time."""
+    """cam_from_world [S, 4, 4] of cameras that move by `direction` from view to view, without rotation."""
     centers = torch.arange(views, dtype=torch.float64)[:, None] * torch.tensor(direction, dtype=torch.float64)
     return invert_pose(make_pose(torch.eye(3, dtype=torch.float64).expand(views, 3, 3), centers))
 
 
 def best_constant_motion(truth: list[Tensor], small_baselines: Sequence[float | None]) -> tuple[float, float, float]:
-    """The direction with the highest AUC@30 over these scenes [S, 4, 4]: chosen with the truth in hand, so that
-    the baseline is as strong as a constant can be. Lengths as in `pose_pair_errors`."""
+    """The direction with the highest AUC@30 over these scenes [S, 4, 4]. It is chosen with the truth, so that the
+    baseline is as strong as a constant can be. Lengths are as in `pose_pair_errors`."""
 
     def score(direction: tuple[float, float, float]) -> float:
         errors = [

@@ -1,6 +1,6 @@
-"""Depth errors after the alignments of the video-depth benchmarks, of Lite3R, and our own AbsRel.
+"""Depth errors after alignment: the video-depth benchmarks, Lite3R, and our own AbsRel.
 
-Depth is z-depth, any shape; everything passed in one call shares one alignment.
+Depth is z-depth, any shape; all values of one call share one alignment.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lean3r.geometry.align import align_depth
 
 
 class DepthSetting(NamedTuple):
-    """True depths from `max_depth` on are dropped; aligned predictions above `clip` are cut (None: neither)."""
+    """True depths of at least `max_depth` are ignored; aligned predictions are clipped to `clip` (None: neither)."""
 
     max_depth: float | None
     clip: float | None
@@ -34,7 +34,7 @@ VIDEO_DEPTH_SETTINGS = {
 class DepthScore(NamedTuple):
     """Errors over `valid_pixels`, in the order of published tables; log is natural, delta strict.
 
-    delta_lt_1 is always 0 and is kept because the reference prints it.
+    delta_lt_1 is always 0; it is here because the reference prints it.
     """
 
     abs_rel: float
@@ -59,9 +59,10 @@ def align_median(pred: Tensor, gt: Tensor) -> tuple[float, float]:
 
 
 def align_scale_l1(pred: Tensor, gt: Tensor) -> tuple[float, float]:
-    """Ten rounds of least squares weighted by 1 / residual from the ratio of means; nearly the L1 optimum.
+    """Ten rounds of least squares weighted by 1 / residual, from the ratio of means; nearly the L1 optimum.
 
-    In the dtype of the input on purpose: with a floor of 1e-8 the weights depend on rounding, and so do tables.
+    Computed in the dtype of the input on purpose: with a floor of 1e-8, the weights and thus the published tables
+    depend on rounding.
     """
     scale = gt.mean() / pred.mean()
     for _ in range(10):
@@ -77,7 +78,7 @@ def align_scale_lstsq(pred: Tensor, gt: Tensor) -> tuple[float, float]:
 
 
 def align_lstsq(pred: Tensor, gt: Tensor) -> tuple[float, float]:
-    """Least-squares scale and shift; the flattest line where all predictions are equal."""
+    """Least-squares scale and shift; the minimum-norm solution if all predictions are equal."""
     if not (pred.isfinite().all() and gt.isfinite().all()):
         return math.nan, math.nan
     columns = np.stack([pred.double().numpy(), np.ones(pred.numel())], -1)
@@ -86,10 +87,10 @@ def align_lstsq(pred: Tensor, gt: Tensor) -> tuple[float, float]:
 
 
 def align_lad2(pred: Tensor, gt: Tensor, learning_rate: float = 1e-4, max_steps: int = 1000) -> tuple[float, float]:
-    """The published "scale & shift": Adam on the sum of absolute errors from the ratio of medians.
+    """The published "scale & shift": Adam on the sum of absolute errors, from the ratio of medians.
 
-    It stops when the loss changes by less than 1e-6 and usually before it has converged, so it depends on
-    units: use it to compare with tables only. `learning_rate` is 1e-3 for NYU in the reference.
+    It stops when the loss changes by less than 1e-6, usually before convergence, so the result depends on the unit:
+    use it only to compare with tables. In the reference, `learning_rate` is 1e-3 for NYU.
     """
     start, _ = align_median(pred, gt)
     scale = torch.tensor([start], dtype=pred.dtype, requires_grad=True)
@@ -108,7 +109,7 @@ def align_lad2(pred: Tensor, gt: Tensor, learning_rate: float = 1e-4, max_steps:
 
 
 def align_lad_bfgs(pred: Tensor, gt: Tensor) -> tuple[float, float]:
-    """Least absolute deviations by scipy's BFGS from the ratio of medians."""
+    """Least absolute deviations by scipy's BFGS, from the ratio of medians. Raises MissingExtraError without scipy."""
     try:
         from scipy.optimize import minimize
     except ImportError as error:
@@ -121,7 +122,7 @@ def align_lad_bfgs(pred: Tensor, gt: Tensor) -> tuple[float, float]:
 
 
 def depth_score(pred: Tensor, gt: Tensor) -> DepthScore:
-    """Errors of aligned predictions against true depths > 0, both [N]; all zero where N is 0."""
+    """Errors of aligned predictions against true depths > 0, both [N]; all zero if N is 0."""
     if gt.numel() == 0:
         return DepthScore._make([0.0] * 9)
     difference = (pred - gt).abs()
@@ -143,10 +144,11 @@ def depth_score(pred: Tensor, gt: Tensor) -> DepthScore:
 def video_depth_score(
     pred: Tensor, gt: Tensor, setting: str = "kitti", alignment: str = "scale", custom_mask: Tensor | None = None
 ) -> DepthScore:
-    """Errors of one sequence (Pi3, CUT3R, MonST3R): all frames together, one row of DEPTH_ALIGNMENTS.
+    """Errors of one sequence (Pi3, CUT3R, MonST3R): all frames share one alignment, a name in DEPTH_ALIGNMENTS.
 
-    Valid pixels have 0 < gt < max_depth of the row of VIDEO_DEPTH_SETTINGS. Predictions are not masked: one NaN
-    makes the sequence NaN. `custom_mask` (bool, as gt) selects pixels after the alignment.
+    Valid pixels have 0 < gt < max_depth of `setting`, a name in VIDEO_DEPTH_SETTINGS. Predictions are not masked: one
+    NaN makes the sequence NaN. `custom_mask` (bool, shape of gt) selects pixels after the alignment. Raises InputError
+    for an unknown setting.
     """
     if setting not in VIDEO_DEPTH_SETTINGS:
         raise InputError(f"unknown depth setting '{setting}': expected one of {', '.join(VIDEO_DEPTH_SETTINGS)}")
@@ -167,7 +169,7 @@ def video_depth_score(
 
 
 def pool_depth_scores(scores: list[DepthScore]) -> DepthScore:
-    """Average of sequences weighted by valid pixels; `valid_pixels` is their sum."""
+    """Average over sequences, weighted by valid pixels; `valid_pixels` is their sum."""
     table = np.array(scores, dtype=np.float64)
     weight = table[:, -1]
     if weight.sum() == 0:
@@ -177,16 +179,16 @@ def pool_depth_scores(scores: list[DepthScore]) -> DepthScore:
 
 
 def resize_depth_bicubic(depth: Tensor, height: int, width: int) -> Tensor:
-    """Depth [..., H, W] at another size as the video benchmarks do: bicubic (a = -0.75), no antialias."""
+    """Resize depth [..., H, W] as the video benchmarks do: bicubic (a = -0.75), without antialiasing."""
     flat = depth.reshape(-1, 1, *depth.shape[-2:])
     resized = torch.nn.functional.interpolate(flat, (height, width), mode="bicubic", align_corners=False)
     return resized.reshape(*depth.shape[:-2], height, width)
 
 
 def lite3r_depth_score(pred: Tensor, gt: Tensor, mask: Tensor, with_scale: bool = True) -> dict[str, float]:
-    """Lite3R's numbers: both depths are raised to 1e-3 first, so that invalid pixels must be masked out.
+    """Lite3R's depth errors. Both depths are first raised to at least 1e-3, so `mask` must exclude invalid pixels.
 
-    Fewer than 100 pixels under `mask` give NaN. The scale is least squares over everything passed.
+    Fewer than 100 pixels under `mask` give NaN. One least-squares scale is fitted to all values.
     """
     p, g = (x.double().clamp_min(1e-3) for x in (pred, gt))
     used = mask & (g > 0)
@@ -207,9 +209,9 @@ def abs_rel(
     valid: Tensor | None = None,
     alignment: Literal["none", "median", "lstsq", "l1"] = "median",
 ) -> float:
-    """Mean of |pred - gt| / gt over `valid` and gt > 0, after one scale for everything passed (one scene).
+    """Mean of |pred - gt| / gt over `valid` and gt > 0, after one scale for all values (one scene).
 
-    NaN where nothing is valid or a prediction under `valid` is not finite.
+    NaN if no pixel is valid or a prediction under `valid` is not finite.
     """
     used = gt > 0 if valid is None else valid & (gt > 0)
     p, g = pred[used].double(), gt[used].double()

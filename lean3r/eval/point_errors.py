@@ -1,6 +1,6 @@
-"""Point cloud errors: nearest distances, F-score, normals, ICP. Arrays are float [N, 3], lengths in their unit.
+"""Point cloud errors: nearest distances, F-score, normals, ICP. Arrays are float [N, 3]; lengths are in their unit.
 
-scipy (the extra "eval") is imported when a nearest neighbour is asked for.
+scipy (the extra "eval") is imported by the first search for nearest neighbours.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def kd_tree(points: np.ndarray) -> KDTree:
 
 def _check_points(points: np.ndarray) -> np.ndarray:
     if len(points) == 0:
-        raise InputError("an empty point cloud cannot be scored: got 0 points, expected at least 1")
+        raise InputError("cannot score an empty point cloud: got 0 points, expected at least 1")
     if not np.isfinite(points).all():
-        raise InputError("a point cloud to be scored holds NaN or inf: mask those points out first")
+        raise InputError("cannot score a point cloud with NaN or inf: mask these points out first")
     return np.asarray(points, dtype=np.float64)
 
 
 def nearest(query: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distance [N] from each query point to its nearest target point, and that point's index [N]."""
+    """Distance [N] from each query point to the nearest target point, and the index [N] of that target point."""
     distance, index = kd_tree(target).query(_check_points(query))
     return np.asarray(distance), np.asarray(index)
 
@@ -48,7 +48,7 @@ class Fscore(NamedTuple):
 
 
 def fscore(pred_to_gt: np.ndarray, gt_to_pred: np.ndarray, threshold: float) -> Fscore:
-    """Precision, recall and F from nearest distances, strictly under the threshold; no distances count as 0."""
+    """Precision, recall and F from nearest distances, strictly under the threshold; without distances a share is 0."""
     precision, recall = (float(np.mean(d < threshold)) if d.size else 0.0 for d in (pred_to_gt, gt_to_pred))
     total = precision + recall
     return Fscore(precision, recall, 2 * precision * recall / total if total > 0 else 0.0)
@@ -64,7 +64,7 @@ def voxel_means(points: np.ndarray, voxel: float) -> np.ndarray:
 
 
 def radius_thin(points: np.ndarray, radius: float, seed: int = 42) -> np.ndarray:
-    """Points of which no two are within `radius`: greedy in an order shuffled by numpy's default generator."""
+    """A subset with no two points within `radius`, greedy in an order shuffled by numpy's default generator."""
     shuffled = np.array(points)
     np.random.default_rng(seed).shuffle(shuffled, axis=0)
     neighbours = kd_tree(shuffled).query_ball_point(shuffled, radius)
@@ -77,7 +77,7 @@ def radius_thin(points: np.ndarray, radius: float, seed: int = 42) -> np.ndarray
 
 
 def estimate_normals(points: np.ndarray, neighbours: int = 30) -> np.ndarray:
-    """Unit normals [N, 3] of arbitrary sign: least axis of the `neighbours` nearest points, itself included."""
+    """Unit normals [N, 3] of arbitrary sign: least principal axis of the `neighbours` nearest points, with itself."""
     points = np.asarray(points, dtype=np.float64)
     count = min(neighbours, len(points))
     _, index = kd_tree(points).query(points, k=count)
@@ -87,9 +87,9 @@ def estimate_normals(points: np.ndarray, neighbours: int = 30) -> np.ndarray:
 
 
 def rigid_fit(src: np.ndarray, dst: np.ndarray, with_scale: bool = False) -> np.ndarray:
-    """Least-squares 4x4 map of src [N, 3] onto dst [N, 3], without reflection; `with_scale` for a similarity.
+    """Least-squares 4x4 map of src [N, 3] onto dst [N, 3], without reflection; a similarity if `with_scale`.
 
-    Raises InputError if a coordinate is not finite or there is no point.
+    Raises InputError if there is no point or a coordinate is not finite.
     """
     src, dst = np.asarray(src, dtype=np.float64), np.asarray(dst, dtype=np.float64)
     if len(src) == 0 or not (np.isfinite(src).all() and np.isfinite(dst).all()):
@@ -113,7 +113,7 @@ def move(points: np.ndarray, transform: np.ndarray) -> np.ndarray:
 
 
 class IcpResult(NamedTuple):
-    """transform [4, 4] from source to target; share of source points with a partner; rms of their distances."""
+    """transform [4, 4] from source to target; fitness: share of source points with a partner; rmse of distances."""
 
     transform: np.ndarray
     fitness: float
@@ -123,26 +123,26 @@ class IcpResult(NamedTuple):
 def icp(
     src: np.ndarray, dst: np.ndarray, max_distance: float, iterations: int = 30, tolerance: float = 1e-6
 ) -> IcpResult:
-    """Point-to-point ICP from the identity, without scale, partners within `max_distance`.
+    """Point-to-point ICP from the identity, without scale; partners are within `max_distance`.
 
-    Stops when both share and rms change by less than `tolerance` (Open3D's rule and defaults).
+    Stops when both fitness and rmse change by less than `tolerance` (Open3D's rule and defaults).
     """
     tree, transform = kd_tree(dst), np.eye(4)
 
     def match() -> tuple[np.ndarray, np.ndarray, np.ndarray, float, float]:
         moved = move(src, transform)
         distance, index = tree.query(moved, distance_upper_bound=max_distance)
-        found = np.isfinite(distance)
-        rmse = math.sqrt(np.mean(distance[found] ** 2)) if found.any() else 0.0
-        return moved, found, np.asarray(index), float(np.mean(found)), rmse
+        paired = np.isfinite(distance)
+        rmse = math.sqrt(np.mean(distance[paired] ** 2)) if paired.any() else 0.0
+        return moved, paired, np.asarray(index), float(np.mean(paired)), rmse
 
-    moved, found, index, fitness, rmse = match()
+    moved, paired, index, fitness, rmse = match()
     for _ in range(iterations):
-        if not found.any():
+        if not paired.any():
             break
-        transform = rigid_fit(moved[found], dst[index[found]]) @ transform
+        transform = rigid_fit(moved[paired], dst[index[paired]]) @ transform
         before = fitness, rmse
-        moved, found, index, fitness, rmse = match()
+        moved, paired, index, fitness, rmse = match()
         if abs(before[0] - fitness) < tolerance and abs(before[1] - rmse) < tolerance:
             break
     return IcpResult(transform, fitness, rmse)
@@ -162,7 +162,7 @@ class SurfaceScore(NamedTuple):
 
 
 def surface_score(pred: np.ndarray, gt: np.ndarray, pred_normals: np.ndarray, gt_normals: np.ndarray) -> SurfaceScore:
-    """Accuracy, completeness and normal consistency of two oriented clouds as they lie."""
+    """Accuracy, completeness and normal consistency of two oriented clouds, without alignment."""
     accuracy, to_gt = nearest(pred, gt)
     completeness, to_pred = nearest(gt, pred)
     nc1 = np.abs((pred_normals * gt_normals[to_gt]).sum(-1))
@@ -172,5 +172,5 @@ def surface_score(pred: np.ndarray, gt: np.ndarray, pred_normals: np.ndarray, gt
 
 
 def completion_ratio(pred: np.ndarray, gt: np.ndarray, threshold: float = 0.05) -> float:
-    """Share of true points with a prediction strictly nearer than the threshold."""
+    """Share of true points with a predicted point strictly nearer than the threshold."""
     return float(np.mean(nearest(gt, pred)[0] < threshold))

@@ -1,4 +1,4 @@
-"""Published point cloud protocols, each step as its reference does it; built from `point_errors`."""
+"""Published point cloud protocols, step by step as in their references; built from `point_errors`."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from lean3r.eval.point_errors import (
 def mv_recon_score(
     pred_points: np.ndarray, gt_points: np.ndarray, mask: np.ndarray, icp_max_distance: float = 0.1
 ) -> SurfaceScore:
-    """Pi3's "mv_recon": similarity on corresponding pixels, then ICP, then accuracy, completeness and normals.
+    """Pi3's "mv_recon": a similarity from corresponding pixels, ICP, then accuracy, completeness and normals.
 
-    Point maps [..., 3] and mask [...]; the ICP distance is in true units (0.1 m; 100 for DTU in mm).
+    Point maps [..., 3], mask [...] bool; the ICP distance is in true units (0.1 m; 100 for DTU in mm).
     """
     pred, gt = pred_points[mask].astype(np.float64), gt_points[mask].astype(np.float64)
     pred = move(pred, rigid_fit(pred, gt, with_scale=True))
@@ -38,7 +38,7 @@ def mv_recon_score(
 
 
 class PointmapAlignment(NamedTuple):
-    """Aligned prediction [S, H, W, 3] and the depth shifts and scales that were measured."""
+    """Aligned prediction [S, H, W, 3], and the measured depth shifts and scales."""
 
     pred: Tensor
     shift_gt: float
@@ -50,8 +50,8 @@ class PointmapAlignment(NamedTuple):
 def align_pointmaps_median(pred: Tensor, gt: Tensor, mask: Tensor) -> PointmapAlignment:
     """CUT3R's alignment of point maps [S, H, W, 3] in the first camera's frame, by medians under mask [S, H, W].
 
-    Depth medians are matched by shifts, sizes (median distance to the median point) by one scale; the predicted
-    size is kept within [1e-3, 1e3]. Neither a rotation nor a sideways shift is fitted.
+    Shifts match the median depths; one scale matches the sizes (median distance to the median point), where the
+    predicted size is clamped to [1e-3, 1e3]. Rotation and lateral shift are not fitted.
     """
 
     def center(points: Tensor) -> tuple[Tensor, float, float]:
@@ -69,7 +69,7 @@ def align_pointmaps_median(pred: Tensor, gt: Tensor, mask: Tensor) -> PointmapAl
 
 
 class CloudScore(NamedTuple):
-    """Mean distances and shares of two clouds; `overall` is the mean of acc and comp."""
+    """Mean distances of two clouds, and shares of near points; `overall` is the mean of acc and comp."""
 
     acc: float
     comp: float
@@ -80,9 +80,9 @@ class CloudScore(NamedTuple):
 
 
 def da3_cloud_score(pred: np.ndarray, gt: np.ndarray, threshold: float, voxel: float = 0.0) -> CloudScore:
-    """Depth Anything 3's benchmark: optional voxel means, then distances and F; an empty cloud gives inf and 0.
+    """Depth Anything 3's benchmark: optional voxel means, then distances and F-score; an empty cloud gives inf and 0.
 
-    Threshold and voxel in its tables: ETH3D 0.25 / 0.0390625; 7Scenes and HiRoom 0.05 / 0.0078125; ScanNet++
+    Threshold and voxel size in its tables: ETH3D 0.25 / 0.0390625; 7Scenes and HiRoom 0.05 / 0.0078125; ScanNet++
     0.05 / 0.02 (metres).
     """
     if len(pred) == 0 or len(gt) == 0:
@@ -95,9 +95,9 @@ def da3_cloud_score(pred: np.ndarray, gt: np.ndarray, threshold: float, voxel: f
 
 
 def tanks_and_temples_score(pred: np.ndarray, gt: np.ndarray, threshold: float) -> Fscore:
-    """Tanks and Temples: voxel means of half the threshold, then F. Crop and registration are up to the caller.
+    """Tanks and Temples: voxel means of half the threshold, then F-score. The caller crops and registers.
 
-    Where precision and recall are both 0 the reference stops with a division by zero; this returns F = 0.
+    If precision and recall are both 0, the reference fails with a division by zero; this returns F = 0.
     """
     if len(pred) == 0 or len(gt) == 0:
         return Fscore(0.0, 0.0, 0.0)
@@ -106,7 +106,7 @@ def tanks_and_temples_score(pred: np.ndarray, gt: np.ndarray, threshold: float) 
 
 
 class DtuScene(NamedTuple):
-    """Truth of one DTU scan in mm: points [N, 3], observability volume, box [2, 3], its cell size, plane [4]."""
+    """Truth of one DTU scan in mm: points [N, 3], observed volume, its box [2, 3] and cell size, table plane [4]."""
 
     points: np.ndarray
     observed: np.ndarray
@@ -118,10 +118,10 @@ class DtuScene(NamedTuple):
 def dtu_score(
     pred: np.ndarray, scene: DtuScene, density: float = 0.2, margin: float = 60.0, max_distance: float = 20.0
 ) -> tuple[float, float, float]:
-    """DTU accuracy, completeness and their mean, in mm; distances of `max_distance` or more are dropped.
+    """DTU accuracy, completeness and their mean, in mm; distances of at least `max_distance` are ignored.
 
-    The prediction is thinned to `density`; accuracy counts where the scan was observed, completeness above
-    the plane of the table.
+    The prediction is thinned to `density`. Accuracy is over points in the observed volume, completeness over true
+    points above the plane of the table.
     """
     low, high = scene.box
     thin = radius_thin(pred, density)
@@ -137,19 +137,19 @@ def dtu_score(
 
 
 def chamfer_capped(pred: np.ndarray, gt: np.ndarray, max_distance: float = 0.5, voxel: float = 0.05) -> float:
-    """FastVGGT's Chamfer distance: voxel means, distances capped, sum of both directions' means."""
+    """FastVGGT's Chamfer distance: voxel means, capped distances, sum of the means of both directions."""
     if voxel > 0:
         pred, gt = voxel_means(pred, voxel), voxel_means(gt, voxel)
     return sum(float(np.minimum(nearest(a, b)[0], max_distance).mean()) for a, b in ((pred, gt), (gt, pred)))
 
 
 def match_bounding_box(pred: np.ndarray, gt: np.ndarray) -> tuple[np.ndarray, float]:
-    """FastVGGT's alignment: prediction scaled and moved to the diagonal and the centre of the true box."""
+    """FastVGGT's alignment: the prediction with the diagonal and the centre of the true box, and the scale."""
     (low, high), (low_gt, high_gt) = ((x.min(axis=0), x.max(axis=0)) for x in (pred, gt))
     scale = float(np.linalg.norm(high_gt - low_gt) / np.linalg.norm(high - low))
     return (pred - (low + high) / 2) * scale + (low_gt + high_gt) / 2, scale
 
 
 def chamfer_squared(pred: np.ndarray, gt: np.ndarray) -> float:
-    """Lite3R's Chamfer distance: half the sum of both directions' mean squared distances, in squared units."""
+    """Lite3R's Chamfer distance: half the sum of the mean squared distances of both directions, in squared units."""
     return (float((nearest(pred, gt)[0] ** 2).mean()) + float((nearest(gt, pred)[0] ** 2).mean())) / 2

@@ -2,7 +2,7 @@
 
 Cameras are cam_from_world [S, 4, 4]; angles are in degrees; AUC and recall are fractions in [0, 1]. All
 angles are computed in float64 by atan2 formulas, which agree with the published arccos formulas within
-1e-5 degrees and are accurate for the smallest angles.
+1e-5 degrees and are also accurate for the smallest angles.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PairErrors(NamedTuple):
 
     @property
     def pose_deg(self) -> np.ndarray:
-        """The larger of both [P]; NaN where either is."""
+        """The larger of both errors [P]; NaN if either is NaN."""
         return np.maximum(self.rotation_deg, self.translation_deg)
 
 
@@ -53,9 +53,9 @@ def pairs_pi3(cam_from_world: Tensor) -> Tensor:
 
 
 def pairs_da3(cam_from_world: Tensor) -> Tensor:
-    """What the Depth Anything 3 benchmark compares [P, 4, 4]: inverse(V_i) V_j with V = W inverse(W_0).
+    """inverse(V_i) V_j with V = W inverse(W_0) [P, 4, 4], as in the Depth Anything 3 benchmark.
 
-    This is not the relative pose of two cameras; it is here so that its tables can be compared.
+    This is not the relative pose of two cameras; use it only to compare with that benchmark's tables.
     """
     i, j = pair_indices(cam_from_world.shape[0]).T
     anchored = cam_from_world @ invert_pose(cam_from_world[:1])
@@ -63,7 +63,7 @@ def pairs_da3(cam_from_world: Tensor) -> Tensor:
 
 
 def rotation_error_deg(pred: Tensor, gt: Tensor) -> Tensor:
-    """Angle [...] in degrees between rotations [..., 3, 3]; NaN stays NaN."""
+    """Angle [...] in degrees between rotations [..., 3, 3]; NaN for NaN."""
     return torch.rad2deg(geodesic_angle(pred.double(), gt.double()))
 
 
@@ -74,17 +74,17 @@ def translation_error_deg(
     ignore_gt_below: float = 0.0,
     length_floor: float = 0.0,
 ) -> Tensor:
-    """Angle [...] in [0, 90] degrees between the lines along translations [..., 3]; the sign is ignored.
+    """Angle [...] in [0, 90] degrees between translations [..., 3] of either sign.
 
-    Where either vector is exactly zero the answer is `zero_baseline_deg`: 90 in VGGT, Pi3, DA3 and
-    glue-factory, NaN in SuperGlue and LoFTR. True lengths under `ignore_gt_below` count as 0 (LoFTR).
-    `length_floor` is added to both lengths when directions are made from them, which turns the noise of
-    vanishing baselines towards 90 degrees: 1e-15 in VGGT, Pi3 and DA3, at a cost of 3e-6 degrees elsewhere.
+    If either vector is exactly zero, the angle is `zero_baseline_deg`: 90 in VGGT, Pi3, DA3 and glue-factory,
+    NaN in SuperGlue and LoFTR. If the true length is under `ignore_gt_below`, the angle is 0 (LoFTR).
+    `length_floor` is added to both lengths in the normalisation, which moves the angles of vanishing baselines
+    towards 90 degrees: 1e-15 in VGGT, Pi3 and DA3, at a cost of 3e-6 degrees elsewhere.
     """
     pred, gt = pred.double(), gt.double()
     size_pred, size_gt = (torch.linalg.vector_norm(t, dim=-1, keepdim=True) for t in (pred, gt))
     a, b = pred / (size_pred + length_floor), gt / (size_gt + length_floor)
-    # sin^2 = 1 - (a.b)^2 = |a x b|^2 + 1 - |a|^2 |b|^2, where the last two terms cancel but for the floor.
+    # sin^2 = 1 - (a.b)^2 = |a x b|^2 + 1 - |a|^2 |b|^2, where the last two terms cancel if the floor is 0.
     short_a, short_b = (length_floor * (2 * s + length_floor) / (s + length_floor) ** 2 for s in (size_pred, size_gt))
     missing = (short_a + short_b - short_a * short_b).squeeze(-1)
     sine = (torch.linalg.cross(a, b, dim=-1).square().sum(-1) + missing).sqrt()
@@ -96,14 +96,15 @@ def translation_error_deg(
 def relative_pose_errors(
     pred_cam_from_world: Tensor, gt_cam_from_world: Tensor, convention: str = "vggt"
 ) -> PairErrors:
-    """Errors of all pairs i < j of cameras [S, 4, 4] after a row of POSE_CONVENTIONS.
+    """Errors of all pairs i < j of cameras [S, 4, 4]; `convention` is a name in POSE_CONVENTIONS.
 
-    A pair with a prediction that is not finite gets a NaN rotation error and an infinite translation error:
-    a miss at every threshold. A zero baseline gets 90 degrees. A perfect prediction gets about 3e-6 degrees.
+    If a predicted pose is not finite, the rotation error is NaN and the translation error infinite: a miss at every
+    threshold. The error of a zero baseline is 90 degrees, that of a perfect prediction about 3e-6 degrees. Raises
+    UsageError if the shapes differ.
     """
     if pred_cam_from_world.shape != gt_cam_from_world.shape:
         got, expected = tuple(pred_cam_from_world.shape), tuple(gt_cam_from_world.shape)
-        raise UsageError(f"predicted cameras have shape {got}, true ones {expected}: give one of each for every view")
+        raise UsageError(f"predicted cameras have shape {got}, true cameras {expected}: give one of each per view")
     pairs = POSE_CONVENTIONS.get(convention)
     pred, gt = pairs(pred_cam_from_world.double()), pairs(gt_cam_from_world.double())
     rotation = rotation_error_deg(pred[:, :3, :3], gt[:, :3, :3])
@@ -113,16 +114,16 @@ def relative_pose_errors(
 
 
 def recall(errors_deg: np.ndarray, threshold_deg: float) -> float:
-    """Share of errors strictly under the threshold (RRA, RTA); NaN counts as a miss, no errors give NaN."""
+    """Share of errors strictly under the threshold (RRA, RTA); NaN is a miss; no errors give NaN."""
     errors = np.asarray(errors_deg, dtype=np.float64)
     return float(np.mean(errors < threshold_deg)) if errors.size else math.nan
 
 
 def auc_histogram(errors_deg: np.ndarray, threshold_deg: int) -> float:
-    """Area under the recall curve by bins of one degree, the last one closed (VGGT, Pi3, DA3).
+    """Area under the recall curve with bins of one degree, the last bin closed (VGGT, Pi3, DA3).
 
-    The mean over k = 1 .. threshold of the share of errors under k. Optimistic: 0.2 degrees count as
-    perfect. NaN and inf are misses; no errors give NaN.
+    It is the mean over k = 1 .. threshold of the share of errors under k. It is optimistic: an error of 0.2 degrees
+    is as good as none. NaN and inf are misses; no errors give NaN.
     """
     errors = np.asarray(errors_deg, dtype=np.float64)
     if errors.size == 0:
@@ -132,7 +133,7 @@ def auc_histogram(errors_deg: np.ndarray, threshold_deg: int) -> float:
 
 
 def auc_histogram_wide(errors_deg: np.ndarray, threshold_deg: int) -> float:
-    """The torch variant in Pi3: threshold + 1 equal bins over [0, threshold], mean of as many sums."""
+    """The torch variant in Pi3: mean of the cumulative shares over threshold + 1 equal bins of [0, threshold]."""
     errors = np.asarray(errors_deg, dtype=np.float64)
     if errors.size == 0:
         return math.nan
@@ -141,7 +142,7 @@ def auc_histogram_wide(errors_deg: np.ndarray, threshold_deg: int) -> float:
 
 
 def auc_trapezoid(errors_deg: np.ndarray, threshold_deg: float) -> float:
-    """Exact area under the recall curve, linear between errors (SuperGlue, LoFTR, glue-factory).
+    """Exact area under the recall curve, interpolated linearly between errors (SuperGlue, LoFTR, glue-factory).
 
     An error of exactly the threshold is a miss, and so are NaN and inf; no errors give 0.
     """
@@ -159,9 +160,9 @@ def pose_pair_errors(
 ) -> np.ndarray:
     """Pose error [P] in degrees of all pairs i < j of one scene (VGGT): the larger of both angles.
 
-    Pairs whose true centres are nearer than `small_baseline` (a length in true units, for example 5 % of
-    the mean depth) have no reliable direction and are scored by rotation alone. Concatenate the arrays of
-    several scenes to pool them.
+    Pairs whose true centres are nearer than `small_baseline` (a length in true units, for example 5 % of the
+    mean depth) have no reliable direction and are scored by rotation only. Concatenate the arrays of several
+    scenes to pool their errors.
     """
     errors = relative_pose_errors(pred_cam_from_world, gt_cam_from_world)
     if small_baseline is None:
@@ -186,14 +187,14 @@ def pose_auc(
 def lite3r_pose_errors(
     pred_cam_from_world: Tensor, gt_cam_from_world: Tensor, with_scale: bool = True
 ) -> tuple[float, float]:
-    """Mean rotation error in degrees and mean distance between translation columns, as Lite3R scores.
+    """Mean rotation error in degrees and mean distance between translation columns, as in Lite3R.
 
-    All views count, the first included. One scale, least squares without centring, possibly negative, is
-    put on the predicted columns. Make cameras relative to the first view before, as its scripts do.
+    The means include the first view. The predicted columns are scaled by one least-squares factor, without centring;
+    it may be negative. Make the cameras relative to the first view before, as Lite3R's scripts do.
     """
     pred, gt = pred_cam_from_world.double(), gt_cam_from_world.double()
     t_pred, t_gt = pred[:, :3, 3], gt[:, :3, 3]
-    # The floor leaves a prediction without motion, whose columns are rounding noise, where it is.
+    # Without motion the predicted columns are rounding noise; the floor avoids a huge scale.
     scale = (t_pred * t_gt).sum() / (t_pred * t_pred).sum().clamp_min(1e-12) if with_scale else 1.0
     rotation = rotation_error_deg(pred[:, :3, :3], gt[:, :3, :3]).mean()
     return rotation.item(), torch.linalg.vector_norm(scale * t_pred - t_gt, dim=-1).mean().item()

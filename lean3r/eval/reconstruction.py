@@ -1,4 +1,4 @@
-"""A reconstruction beside the true scene that its pictures were taken of."""
+"""Errors of a reconstruction relative to the true scene."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lean3r.types import Reconstruction
 
 
 def compare(scene: Reconstruction, truth: SceneBatch) -> dict[str, str]:
-    """Errors of a reconstruction of all the views of one true scene, as text by name.
+    """Errors of a reconstruction from all views of one true scene, as text by name.
 
-    Cameras are compared pair by pair (VGGT convention), depth after one scale for the whole scene.
+    Cameras are compared pair by pair (VGGT convention), depth after one scale for the scene.
     """
     cameras, true_cameras = torch.from_numpy(scene.cam_from_world), truth.cam_from_world[0].double()
     true_depth = network_depth(scene, truth.depth[0].numpy())
@@ -35,7 +35,7 @@ def compare(scene: Reconstruction, truth: SceneBatch) -> dict[str, str]:
 
 
 def network_depth(scene: Reconstruction, depth: np.ndarray) -> np.ndarray:
-    """True depth [S, h, w] of the original pictures at the pixels of the network's pictures [S, H, W]; 0 on padding."""
+    """True depth [S, h, w] of the original pictures at the network's pixels [S, H, W]; 0 on padding."""
     height, width = scene.depth.shape[1:]
     result = np.zeros_like(scene.depth)
     for view, source in enumerate(scene.sources):

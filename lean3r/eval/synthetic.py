@@ -1,4 +1,4 @@
-"""Judge a model on scenes whose truth is exact: cameras by AUC, depth by AbsRel after one scale per scene."""
+"""Scores of a model on scenes with exact truth: AUC of cameras, AbsRel of depth after one scale per scene."""
 
 from __future__ import annotations
 
@@ -14,38 +14,40 @@ from lean3r.geometry.pose import camera_centers
 from lean3r.types import Prediction, Views
 
 THRESHOLDS_DEG = (5, 15, 30)
-SMALL_BASELINE = 0.05  # of the mean depth: nearer pairs have no reliable direction and count by rotation alone
+SMALL_BASELINE = 0.05  # of the mean depth: nearer pairs have no reliable direction and are scored by rotation only
 
 EDGE_STEP = 0.3  # of log depth between neighbouring pixels: a depth edge
-NEAR, FAR = 3, 12  # pixels to each side of an edge
+NEAR, FAR = 3, 12  # pixels on each side of an edge
 
 Predict = Callable[[Views], Prediction]
 Scenes = Callable[[int, int, int], Iterable[SceneBatch]]
 
 
 def validate(scenes_of: Scenes, sets: Iterable[tuple[int, int, int]], predict: Predict) -> dict[str, float]:
-    """Figures of `score_scenes` on scenes_of(views, scenes in a batch, scenes in all) of every row of `sets`.
+    """Figures of `score_scenes` for each row of `sets`: scenes_of(views, scenes per batch, scenes in total).
 
-    Each is named with its number of views; "auc30" is that of the last row."""
-    figures, found = dict[str, float](), dict[str, float]()
+    Names end in the number of views; "auc30" without it is that of the last row."""
+    figures, scores = dict[str, float](), dict[str, float]()
     for views, scenes, total in sets:
-        found = score_scenes(predict, scenes_of(views, scenes, total))
-        figures |= {f"{name}_{views}": value for name, value in found.items()}
-    return figures | {"auc30": found["auc30"]}
+        scores = score_scenes(predict, scenes_of(views, scenes, total))
+        figures |= {f"{name}_{views}": value for name, value in scores.items()}
+    return figures | {"auc30": scores["auc30"]}
 
 
 def score_scenes(predict: Predict, batches: Iterable[SceneBatch]) -> dict[str, float]:
-    """Figures over all scenes: AUC in per cent over pooled pairs ("auc5", ..., and "all_auc30" with the
-    direction of every pair counted), median errors in degrees (directions of far enough pairs only), AbsRel,
-    focal error and the share of pairs nearer than SMALL_BASELINE in per cent; "edge3" and "edge12": how much of
-    a true depth step the prediction shows within so many pixels of it, median over edges in per cent; "edge_seen":
-    how many edges show at least half their step within 12 pixels; "edge3_seen": "edge3" of these."""
+    """Figures over all scenes.
+
+    AUC in per cent over pooled pairs ("auc5", ...; "all_auc30" includes the direction of every pair); median errors in
+    degrees (directions only of pairs that are far enough apart); AbsRel, focal error and the share of pairs nearer than
+    SMALL_BASELINE in per cent. "edge3" and "edge12": share of a true depth step that the prediction reproduces within 3
+    or 12 pixels, median over edges in per cent; "edge_seen": share of edges with at least half their step within 12
+    pixels, in per cent; "edge3_seen": "edge3" of these edges."""
     pairs, every, rotation, translation, small_pairs, depth, focal = [], [], [], [], [], [], []
     edges: list[Tensor] = []
     for batch in batches:
-        found = predict(Views(batch.images))
+        predicted = predict(Views(batch.images))
         for scene in range(batch.images.shape[0]):
-            truth, ours = batch.cam_from_world[scene], found.cam_from_world[scene]
+            truth, ours = batch.cam_from_world[scene], predicted.cam_from_world[scene]
             known = batch.depth[scene] > 0
             errors = relative_pose_errors(ours, truth)
             small = baselines(truth) < SMALL_BASELINE * float(batch.depth[scene][known].mean())
@@ -54,10 +56,10 @@ def score_scenes(predict: Predict, batches: Iterable[SceneBatch]) -> dict[str, f
             rotation.append(errors.rotation_deg)
             translation.append(errors.translation_deg[~small])
             small_pairs.append(small)
-            if found.depth is not None and known.any():
-                depth.append(abs_rel_one_scale(found.depth[scene], batch.depth[scene], known))
-                edges.append(edge_shares(found.depth[scene], batch.depth[scene], known))
-            ratio = found.intrinsics[scene, :, 0, 0] / batch.intrinsics[scene, :, 0, 0]
+            if predicted.depth is not None and known.any():
+                depth.append(abs_rel_one_scale(predicted.depth[scene], batch.depth[scene], known))
+                edges.append(edge_shares(predicted.depth[scene], batch.depth[scene], known))
+            ratio = predicted.intrinsics[scene, :, 0, 0] / batch.intrinsics[scene, :, 0, 0]
             focal.append(float((ratio.log().abs().exp() - 1).mean()))
     pooled = np.concatenate(pairs)
     figures = {f"auc{t}": 100 * auc_histogram(pooled, t) for t in THRESHOLDS_DEG}
@@ -74,21 +76,21 @@ def score_scenes(predict: Predict, batches: Iterable[SceneBatch]) -> dict[str, f
 
 
 def abs_rel_one_scale(pred: Tensor, gt: Tensor, known: Tensor) -> float:
-    """Mean |s p - g| / g over known pixels of one scene [S, H, W], s the median of g / p (lower of two)."""
+    """Mean |s p - g| / g over known pixels of one scene [S, H, W], s the (lower) median of g / p."""
     p, g = pred[known].double(), gt[known].double()
     scale = torch.median(g / p)
     return float(((scale * p - g).abs() / g).mean())
 
 
 def edge_shares(pred: Tensor, gt: Tensor, known: Tensor) -> Tensor:
-    """[E, 2] predicted over true step of log depth, from NEAR and from FAR pixels before a depth edge to as many
-    behind it.
+    """Ratios [E, 2] of predicted to true steps of log depth, between NEAR (first) or FAR (second) pixels before and
+    behind a depth edge.
 
-    Along rows and columns of [S, H, W]; edges that are no step any more at these distances (thin things) are
-    left out. 1 is as sharp as the truth, 0 knows of no edge.
+    Edges are along rows and columns of [S, H, W]; those without a step at these distances (thin objects) are ignored.
+    A ratio of 1 is as sharp as the truth, 0 is no edge.
     """
     ours, truth = pred.clamp_min(1e-9).log(), gt.clamp_min(1e-9).log()
-    # Far, near and last pixel before the edge, then first, near and far behind it.
+    # The FAR, NEAR and last pixel before the edge, then the first, NEAR and FAR pixel behind it.
     places = [0, FAR - NEAR, FAR - 1, FAR, FAR + NEAR - 1, 2 * FAR - 1]
     shares = [truth.new_zeros(0, 2)]
     for axis in (-1, -2):
@@ -96,9 +98,9 @@ def edge_shares(pred: Tensor, gt: Tensor, known: Tensor) -> Tensor:
             continue
         p, g, k = (t.unfold(axis, 2 * FAR, 1)[..., places] for t in (ours, truth, known))
         steps = torch.stack([g[..., 4] - g[..., 1], g[..., 5] - g[..., 0]], dim=-1)
-        found = torch.stack([p[..., 4] - p[..., 1], p[..., 5] - p[..., 0]], dim=-1)
+        predicted = torch.stack([p[..., 4] - p[..., 1], p[..., 5] - p[..., 0]], dim=-1)
         edge = (g[..., 3] - g[..., 2]).abs() > EDGE_STEP
-        shares.append((found / steps)[k.all(-1) & edge & (steps.abs() > EDGE_STEP).all(-1)])
+        shares.append((predicted / steps)[k.all(-1) & edge & (steps.abs() > EDGE_STEP).all(-1)])
     return torch.cat(shares)
 
 

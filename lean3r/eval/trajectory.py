@@ -1,6 +1,6 @@
 """Trajectory errors: absolute (ATE) and relative (RPE) after alignment, in the conventions of evo.
 
-Cameras are cam_from_world [N, 4, 4] in order of time. Lengths are in units of the true trajectory.
+Cameras are cam_from_world [N, 4, 4] in time order. Lengths are in units of the true trajectory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Alignment = Literal["sim3", "se3", "none", "sim3_origin"]
 class TrajectoryErrors(NamedTuple):
     """Errors of one trajectory: ate [N] and rpe_trans [N - 1] lengths, rotation_deg [N], rpe_rot_deg [N - 1].
 
-    `similarity` moved the predicted world into the true one.
+    `similarity` maps the predicted world to the true world.
     """
 
     ate: np.ndarray
@@ -33,8 +33,8 @@ class TrajectoryErrors(NamedTuple):
 
 
 def associate(times_pred: np.ndarray, times_gt: np.ndarray, max_gap_s: float = 0.01) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (into pred, into gt) of frames that match in time within `max_gap_s`; each frame of the shorter
-    list takes its nearest frame of the other."""
+    """Indices (into pred, into gt) of frames that match within `max_gap_s`: each frame of the shorter list with
+    the nearest frame of the other list."""
     times_pred, times_gt = np.asarray(times_pred), np.asarray(times_gt)
     swap = len(times_pred) > len(times_gt)
     short, long = (times_gt, times_pred) if swap else (times_pred, times_gt)
@@ -45,20 +45,21 @@ def associate(times_pred: np.ndarray, times_gt: np.ndarray, max_gap_s: float = 0
 
 
 def fit_trajectory(pred_cam_from_world: Tensor, gt_cam_from_world: Tensor, with_scale: bool = True) -> Similarity:
-    """Similarity from predicted to true camera centres (Umeyama); refuses what evo refuses.
+    """Similarity from predicted to true camera centres (Umeyama), with the checks of evo.
 
-    Raises InputError where the centres do not fix it: fewer than two singular values of their covariance
-    above 2.2e-16 (one or two cameras, a straight line, no motion, or units that are far too large), or NaN.
+    Raises InputError if a centre is not finite or the centres do not determine it: fewer than two singular values of
+    their covariance are above 2.2e-16 (one or two cameras, a straight line, no motion, or a unit that is far too
+    large).
     """
     pred, gt = camera_centers(pred_cam_from_world.double()), camera_centers(gt_cam_from_world.double())
     if not (pred.isfinite().all() and gt.isfinite().all()):
-        raise InputError("a camera of the trajectory is not finite: drop that frame on both sides")
+        raise InputError("a camera of the trajectory is not finite: remove that frame from both trajectories")
     covariance = (gt - gt.mean(0)).T @ (pred - pred.mean(0)) / pred.shape[0]
     rank = int((torch.linalg.svdvals(covariance) > torch.finfo(torch.float64).eps).sum())
     if rank < 2:
         raise InputError(
-            f"{pred.shape[0]} camera centres give a covariance of rank {rank}, an alignment needs 2: "
-            "they lie on a line or at one place (or in units so large that they seem to); score them by pairs"
+            f"{pred.shape[0]} camera centres have a covariance of rank {rank}; an alignment needs 2. They lie "
+            "on a line or at one point (or their unit is so large that they seem to); score them by pairs instead"
         )
     return umeyama(pred, gt, with_scale=with_scale)
 
@@ -68,8 +69,8 @@ def trajectory_errors(
 ) -> TrajectoryErrors:
     """Errors of N matched cameras after one alignment of the whole trajectory.
 
-    "sim3" is the field's default, "se3" keeps the predicted scale, "none" fits nothing; "sim3_origin" (FastVGGT)
-    then moves the whole estimate so that its first pose is the true first pose. RPE is over consecutive frames.
+    "sim3" is the usual choice, "se3" preserves the predicted scale, "none" fits nothing; "sim3_origin" (FastVGGT) is
+    "sim3" and then moves the whole estimate so that its first pose is the true one. RPE is over consecutive frames.
     """
     pred, gt = pred_cam_from_world.double().cpu(), gt_cam_from_world.double().cpu()
     one, zero = torch.ones((), dtype=pred.dtype), torch.zeros(3, dtype=pred.dtype)
@@ -77,7 +78,7 @@ def trajectory_errors(
     if alignment != "none":
         fit = fit_trajectory(pred, gt, with_scale=alignment != "se3")
     elif not (pred.isfinite().all() and gt.isfinite().all()):
-        raise InputError("a camera of the trajectory is not finite: drop that frame on both sides")
+        raise InputError("a camera of the trajectory is not finite: remove that frame from both trajectories")
     moved = fit.apply_to_poses(pred)
     if alignment == "sim3_origin":
         moved = moved @ (invert_pose(moved[:1]) @ gt[:1])

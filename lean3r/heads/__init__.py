@@ -1,1 +1,1 @@
-"""Heads: from tokens to cameras, depth and confidence."""
+"""Heads: cameras, depth and confidence from tokens."""

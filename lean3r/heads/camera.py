@@ -25,22 +25,22 @@ class CameraState:
 
     @classmethod
     def start(cls, batch: int, views: int, like: Tensor) -> CameraState:
-        """Every camera at the origin, looking along z, with a common focal length."""
+        """All cameras at the origin, looking along z, with the same focal length."""
         matrix = torch.eye(3, device=like.device).expand(batch, views, 3, 3)
         center = torch.zeros(batch, views, 3, device=like.device)
         return cls(matrix, center, torch.full((batch, views), FOCAL_INIT, device=like.device).log())
 
     @classmethod
     def unpack(cls, values: Tensor) -> CameraState:
-        """The inverse of `packed`."""
+        """The inverse of `pack`: [B, S, 13] -> state."""
         return cls(values[..., :9].unflatten(-1, (3, 3)), values[..., 9:12], values[..., 12])
 
     def pack(self) -> Tensor:
-        """[B, S, 13]."""
+        """All parameters in one tensor [B, S, 13]."""
         return torch.cat([self.matrix.flatten(-2), self.center, self.log_focal[..., None]], dim=-1)
 
     def detach(self) -> CameraState:
-        """Cut from the graph."""
+        """The same state, detached from the graph."""
         return CameraState(self.matrix.detach(), self.center.detach(), self.log_focal.detach())
 
     def poses(self) -> tuple[Tensor, Tensor]:
@@ -59,7 +59,7 @@ class CameraUpdate(nn.Module):
         self.mlp = Mlp(dim, dim, 13)
 
     def forward(self, token: Tensor, state: CameraState) -> CameraState:
-        """token [B, S, C] -> the state with the predicted correction added; the given state gets no gradient."""
+        """token [B, S, C] -> the state plus the predicted correction; no gradient flows into the given state."""
         state = state.detach()
         delta = CameraState.unpack(self.mlp(self.norm(token)).float())
         return CameraState(

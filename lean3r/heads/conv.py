@@ -1,4 +1,4 @@
-"""A dense head of convolutions that grows the patch grid by steps of two (as in Pi3X)."""
+"""A dense head of convolutions that doubles the resolution of the patch grid step by step (as in Pi3X)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def plane_coordinates(like: Tensor, aspect: float) -> Tensor:
-    """[N, 2, h, w]: x, then y, of cell centres on a picture of unit half diagonal; aspect is its width / height."""
+    """Coordinates [N, 2, h, w] (x, y) of cell centres; half the picture's diagonal is 1, aspect is width / height."""
     rows, cols = like.shape[-2:]
     diagonal = (aspect * aspect + 1) ** 0.5
     x, y = (
@@ -26,7 +26,7 @@ def _conv3(channels_in: int, channels_out: int) -> nn.Conv2d:
 
 
 class ResidualConv(nn.Module):
-    """x + conv(relu(norm(conv(relu(norm(x))))), twice as wide in the middle."""
+    """x + conv(relu(norm(conv(relu(norm(x))))), with a hidden layer twice as wide."""
 
     def __init__(self, channels: int, group: int = 32):
         super().__init__()
@@ -46,10 +46,10 @@ class ResidualConv(nn.Module):
 
 
 class ConvPixels(nn.Module):
-    """Patch tokens -> maps of picture size: one doubling and two residual units a width, then small outputs.
+    """Patch tokens -> maps at picture size: per width one upsampling by 2 and two residual units, then the outputs.
 
-    Plane coordinates join the channels before each doubling and before the outputs, which are given one by one
-    as numbers of channels.
+    Plane coordinates are appended to the channels before each upsampling and before the outputs. `outputs` are the
+    numbers of channels of the outputs.
     """
 
     def __init__(self, dim: int, widths: Sequence[int], outputs: Sequence[int], last: int = 32):
@@ -67,7 +67,7 @@ class ConvPixels(nn.Module):
         )
 
     def forward(self, patches: Tensor, rows: int, cols: int, size: tuple[int, int]) -> Tensor:
-        """[N, rows * cols, C] -> the outputs one after another [N, channels, H, W], for size (H, W)."""
+        """[N, rows * cols, C] -> all outputs concatenated [N, channels, H, W]; `size` is (H, W)."""
         aspect = size[1] / size[0]
         x = patches.transpose(1, 2).unflatten(-1, (rows, cols))
         for block in self.upsample_blocks:

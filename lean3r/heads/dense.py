@@ -1,6 +1,6 @@
-"""The dense prediction transformer head (DPT): four sets of patch tokens in, maps at picture size out.
+"""The dense prediction transformer head (DPT): maps at picture size from four sets of patch tokens.
 
-Tokens become four maps of 4, 2, 1 and 1/2 times the patch grid, which are fused from coarse to fine into one
+The tokens give four maps of 4, 2, 1 and 1/2 times the patch grid, which are fused from coarse to fine into one
 map of 8 times the patch grid. Source: Ranftl et al. 2021, in the forms of VGGT and Depth Anything 3.
 """
 
@@ -33,14 +33,14 @@ KEYS = (
     ("scratch.output_conv2_aux.", "outputs_aux."),
     ("images_merger.", "guide."),
 )
-"""(official prefix, our prefix) of every part of a DPT head, below the prefix of the head itself."""
+"""(official prefix, our prefix) of every part of a DPT head, relative to the prefix of the head."""
 
 
 def uv_tables(rows: int, cols: int, channels: int, aspect: float) -> tuple[Tensor, Tensor]:
-    """Position term of a map, as its two factors' tables: x [channels / 2, cols] and y [channels / 2, rows].
+    """Position term of a map, as two tables: x [channels / 2, cols] and y [channels / 2, rows].
 
-    Coordinates cover a picture of diagonal 2 and the given aspect ratio (width / height); each is turned into
-    sines, then cosines, of falling frequency. The first half of the channels takes x, the second y.
+    Coordinates cover a picture of diagonal 2 and the given aspect ratio (width / height); each is encoded by
+    sines, then cosines, of falling frequency. The first half of the channels encodes x, the second y.
     """
     diagonal = math.hypot(aspect, 1.0)
     quarter = channels // 4
@@ -55,7 +55,7 @@ def uv_tables(rows: int, cols: int, channels: int, aspect: float) -> tuple[Tenso
 
 
 def add_uv(x: Tensor, aspect: float) -> Tensor:
-    """Add the weighted position term to x [N, C, rows, cols], in place and without making the term at full size."""
+    """Add the weighted position term to x [N, C, rows, cols], in place, without allocating the term at full size."""
     channels, rows, cols = x.shape[1:]
     over_x, over_y = (UV_WEIGHT * t.to(x) for t in uv_tables(rows, cols, channels, aspect))
     half = channels // 2
@@ -65,12 +65,12 @@ def add_uv(x: Tensor, aspect: float) -> Tensor:
 
 
 def resize_map(x: Tensor, rows: int, cols: int) -> Tensor:
-    """Bilinear, corners on corners: [N, C, *, *] -> [N, C, rows, cols]."""
+    """Resize bilinearly with aligned corners: [N, C, *, *] -> [N, C, rows, cols]."""
     return F.interpolate(x, (rows, cols), mode="bilinear", align_corners=True)
 
 
 class ResidualUnit(nn.Module):
-    """Two convolutions around a skip. The skip carries relu(x) where `rectify` (VGGT), x otherwise (DA3)."""
+    """Two convolutions with a skip connection, which adds relu(x) if `rectify` (VGGT), otherwise x (DA3)."""
 
     def __init__(self, features: int, rectify: bool):
         super().__init__()
@@ -85,7 +85,7 @@ class ResidualUnit(nn.Module):
 
 
 class FusionBlock(nn.Module):
-    """Join a coarser map with a lateral one and bring both to a finer grid."""
+    """Add a coarser map to a lateral one and resize the sum to a finer grid."""
 
     def __init__(self, features: int, rectify: bool, lateral: bool):
         super().__init__()
@@ -97,12 +97,12 @@ class FusionBlock(nn.Module):
     def forward(self, lateral: Tensor, coarser: Tensor | None, rows: int, cols: int) -> Tensor:
         """lateral [N, F, h, w], coarser of the same shape or None -> [N, F, rows, cols]."""
         x = lateral if coarser is None else coarser + self.unit1(lateral)
-        # A 1x1 convolution and a resize whose weights sum to 1 commute; this order costs a quarter.
+        # A 1x1 convolution and a resize whose weights sum to 1 commute; this order takes a quarter of the time.
         return resize_map(self.project(self.unit2(x)), rows, cols)
 
 
 class Fusion(nn.ModuleList):
-    """Four fusion blocks, finest first, run from coarse to fine."""
+    """Four fusion blocks, stored from fine to coarse, run from coarse to fine."""
 
     def __init__(self, features: int, rectify: bool):
         super().__init__(FusionBlock(features, rectify, lateral=level < 3) for level in range(4))
@@ -136,7 +136,7 @@ class Pyramid(nn.Module):
         self.laterals = nn.ModuleList(nn.Conv2d(c, features, 3, padding=1, bias=False) for c in channels)
 
     def forward(self, tokens: Sequence[Tensor], rows: int, cols: int, aspect: float) -> list[Tensor]:
-        """tokens four times [N, rows * cols, dim]; aspect is the picture's width / height."""
+        """Four token tensors [N, rows * cols, dim]; aspect is the picture's width / height."""
         maps = []
         for values, project, resize, lateral in zip(tokens, self.projects, self.resizes, self.laterals, strict=True):
             x = project(self.norm(values).transpose(1, 2).unflatten(2, (rows, cols)))
@@ -145,12 +145,12 @@ class Pyramid(nn.Module):
 
 
 def output_layer(features: int, outputs: int) -> nn.Sequential:
-    """The last two convolutions, F / 2 channels in."""
+    """The last two convolutions; the input has features / 2 channels."""
     return nn.Sequential(nn.Conv2d(features // 2, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, outputs, 1))
 
 
 class DptHead(nn.Module):
-    """DPT with one or more output layers of `outputs` channels each; no activation on the last convolutions.
+    """DPT with one output layer for each number of channels in `outputs`; no activation after the last convolution.
 
     `guide` adds features of the normalised picture before the last layers (the Gaussian head of DA3).
     """
@@ -179,9 +179,9 @@ class DptHead(nn.Module):
     def forward(
         self, tokens: Sequence[Tensor], rows: int, cols: int, height: int, width: int, image: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """tokens four times [N, rows * cols, dim] -> one [N, outputs, height, width] for each output layer.
+        """Four token tensors [N, rows * cols, dim] -> one map [N, outputs, height, width] for each output layer.
 
-        image [N, 3, height, width], normalised, is read by a guided head only.
+        Only a guided head reads image [N, 3, height, width], normalised.
         """
         aspect = width / height
         x = resize_map(self.narrow(self.fusion(self.pyramid(tokens, rows, cols, aspect))), height, width)
@@ -203,7 +203,7 @@ class DptFeatures(nn.Module):
         self.narrow = nn.Conv2d(features, features, 3, padding=1)
 
     def forward(self, tokens: Sequence[Tensor], rows: int, cols: int, height: int, width: int) -> Tensor:
-        """tokens four times [N, rows * cols, dim] -> [N, F, height / 2, width / 2]."""
+        """Four token tensors [N, rows * cols, dim] -> [N, F, height / 2, width / 2]."""
         x = self.narrow(self.fusion(self.pyramid(tokens, rows, cols, width / height)))
         return resize_map(x, height // 2, width // 2)
 
@@ -211,7 +211,7 @@ class DptFeatures(nn.Module):
 class DualDptHead(DptHead):
     """DPT with a second fusion chain for rays, at 8 times the patch grid (Depth Anything 3).
 
-    Checkpoints hold four ray layers that share one LayerNorm; only the last, finest one is ever run.
+    Checkpoints hold four ray layers that share one LayerNorm; only the last, the finest, is used.
     """
 
     RAY_NUMBERS = 7
@@ -241,7 +241,7 @@ class DualDptHead(DptHead):
         )
 
     def rays(self, tokens: Sequence[Tensor], rows: int, cols: int, aspect: float) -> Tensor:
-        """tokens four times [N, rows * cols, dim] -> direction, origin, confidence [N, 7, 8 rows, 8 cols]."""
+        """Four token tensors [N, rows * cols, dim] -> direction, origin, confidence [N, 7, 8 rows, 8 cols]."""
         x = self.narrow_aux[-1](self.fusion_aux(self.pyramid(tokens, rows, cols, aspect)))
         return self.outputs_aux[-1](add_uv(x, aspect) if self.uv else x)
 
@@ -250,7 +250,7 @@ class ChannelsLast(nn.Module):
     """[N, C, h, w] -> [N, h, w, C]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """A view."""
+        """Permute the axes, without a copy."""
         return x.permute(0, 2, 3, 1)
 
 
@@ -258,7 +258,7 @@ class ChannelsFirst(nn.Module):
     """[N, h, w, C] -> [N, C, h, w]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """A view."""
+        """Permute the axes, without a copy."""
         return x.permute(0, 3, 1, 2)
 
 
@@ -274,6 +274,6 @@ def _guide(features: int) -> nn.Sequential:
 
 
 def frame_bytes(head: DptHead | DptFeatures, height: int, width: int) -> int:
-    """About what the maps of one frame of this size take in float32 while a head runs, a convolution's own included."""
+    """Approximate float32 memory in bytes of one frame's maps while a head runs, workspace of convolutions included."""
     grid = 64 * (height // 14) * (width // 14)
     return 8 * max(height * width * (head.features + 64), 4 * grid * head.features)

@@ -1,4 +1,4 @@
-"""A dense head that brings coarse depth to full size, along the edges of the picture."""
+"""A dense head that upsamples coarse depth along the edges of the picture."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 class Surfaces(NamedTuple):
     """Two surfaces that each pixel may belong to: a mixture of two Laplace distributions of log depth.
 
-    Every part is [..., H, W]: first and second log depth, the logarithms of their widths, and the log odds of the
-    first. Taking the likelier surface, rather than a mean, keeps depth edges steep even where their place is
-    uncertain. Source: Tosi et al. 2021, "SMD-Nets" (section 3).
+    Each field is [..., H, W]: first and second log depth, the logarithms of their widths, and the log odds of the
+    first. The likelier surface, unlike a mean, keeps depth edges steep even if their location is uncertain.
+    Source: Tosi et al. 2021, "SMD-Nets" (section 3).
     """
 
     first: Tensor
@@ -25,13 +25,13 @@ class Surfaces(NamedTuple):
 
     @property
     def log_depth(self) -> Tensor:
-        """The likelier surface, [..., H, W]. (The one with the higher peak, as in the source, is steeper still but
-        further off on average.)"""
+        """Log depth of the likelier surface, [..., H, W]. (The one with the higher peak, as in the source, is steeper
+        but less accurate on average.)"""
         return torch.where(self.log_odds > 0, self.first, self.second)
 
     @property
     def error(self) -> Tensor:
-        """Expected absolute error of `log_depth` if the mixture tells the truth, [..., H, W]."""
+        """Expected absolute error of `log_depth` if the mixture is correct, [..., H, W]."""
         takes_first = self.log_odds > 0
         widths = self.log_width_first.exp(), self.log_width_second.exp()
         own, other = torch.where(takes_first, *widths), torch.where(takes_first, *widths[::-1])
@@ -40,17 +40,17 @@ class Surfaces(NamedTuple):
         return right * own + (1 - right) * (gap + other * (-gap / other).exp())
 
 
-LOG_WIDTHS = (-3.5, 1.0)  # bounds, so that no pixel rules the gradient
-_START = (-0.2, 0.2, -1.5, -1.5, 0.0)  # the two surfaces start apart, or they would stay one
+LOG_WIDTHS = (-3.5, 1.0)  # bounds, so that no single pixel dominates the gradient
+_START = (-0.2, 0.2, -1.5, -1.5, 0.0)  # equal surfaces would stay equal
 
 
 class GuidedUpsampler(nn.Module):
     """Depth and confidence at full resolution from patch tokens, a coarse depth and the picture.
 
-    Tokens are spread over the grid of every eighth pixel and joined there, then on the grid of every fourth,
-    with features of the picture. On the finer grid they give two residuals to the coarse log depth and the rest
-    of `Surfaces`, and convex weights that carry all of it to every pixel (each pixel mixes its 3x3 neighbours
-    on that grid). `patch` is a multiple of 8 pixels.
+    Tokens are upsampled to 1/8 of the picture's resolution, then to 1/4, and combined with features of the picture
+    at both. At 1/4 resolution they give residuals of both surfaces from the coarse log depth, the other fields of
+    `Surfaces`, and convex weights that upsample all of it to full resolution (each pixel mixes 3x3 neighbours). `patch`
+    is a multiple of 8 pixels.
     """
 
     def __init__(self, dim: int, patch: int, middle: int = 96, hidden: int = 48):

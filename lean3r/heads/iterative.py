@@ -1,4 +1,4 @@
-"""The iterative camera head of VGGT: cameras look at one another and correct themselves a few times."""
+"""The iterative camera head of VGGT: attention between cameras refines their encodings a few times."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lean3r.layers.mlp import Mlp
 from lean3r.types import TokenLayout
 
 KEYS = (("", ""), ("poseLN_modulation.1.", "modulation."))
-"""(official prefix, our prefix), below the prefix of the head itself."""
+"""(official prefix, our prefix), relative to the prefix of the head."""
 
 
 class IterativeCamera(nn.Module):
@@ -42,12 +42,12 @@ class IterativeCamera(nn.Module):
         plain = F.layer_norm(tokens, (dim,), eps=1e-6)
         encoding = torch.zeros(batch, views, SIZE, dtype=tokens.dtype, device=tokens.device)
         seen = self.empty_pose_tokens.expand(batch, views, -1)
-        found = []
+        encodings = []
         for _ in range(self.iterations):
             shift, scale, gate = self.modulation(F.silu(self.embed_pose(seen))).chunk(3, dim=-1)
             x = gate * (plain * (1 + scale) + shift) + tokens
             for block in self.trunk:
                 x = block(x, layout)
             seen = encoding = encoding + self.pose_branch(self.trunk_norm(x))
-            found.append(torch.cat([encoding[..., :7], F.relu(encoding[..., 7:])], dim=-1))
-        return found
+            encodings.append(torch.cat([encoding[..., :7], F.relu(encoding[..., 7:])], dim=-1))
+        return encodings

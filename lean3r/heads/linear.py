@@ -1,4 +1,4 @@
-"""The simplest dense head: one linear layer a patch, unfolded into its pixels."""
+"""The simplest dense head: one linear layer from a patch token to the pixels of the patch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lean3r.layers.linear import Linear
 
 
 class LinearPixels(nn.Module):
-    """patch * patch * channels numbers a token, channel by channel and row by row inside a patch."""
+    """patch * patch * channels values per token, channel by channel and row by row within the patch."""
 
     def __init__(self, dim: int, patch: int, channels: int):
         super().__init__()

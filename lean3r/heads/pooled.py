@@ -1,4 +1,4 @@
-"""A camera head without camera tokens: it reads all patches of a view and takes their mean (as in Pi3)."""
+"""A camera head without camera tokens: a mean over the patch tokens of a view (as in Pi3)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class PooledPose(nn.Module):
         self.fc_rot = Linear(dim, 9)
 
     def forward(self, patches: Tensor, valid: Tensor | None = None) -> Tensor:
-        """[N, P, C], valid [N, P] (None: all) -> [N, 4, 4]."""
+        """Patch tokens [N, P, C], valid [N, P] bool (None: all) -> [N, 4, 4]."""
         for unit in self.res_conv:
             patches = unit(patches)
         if valid is None:

@@ -1,5 +1,5 @@
-"""The nine numbers in which VGGT and Depth Anything 3 write a camera: t (3), quaternion x y z w (4), angles of
-view vertical and horizontal (2, radians). Whether the pose maps to or from the camera is up to the model."""
+"""The camera encoding of VGGT and Depth Anything 3, nine numbers: translation (3), quaternion x y z w (4), vertical
+and horizontal angle of view (2, radians). The model decides whether the pose maps to or from the camera."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ SIZE = 9
 
 
 def decode_pose(encoding: Tensor) -> Tensor:
-    """Pose [..., 4, 4] of an encoding [..., 9]; the quaternion may have any length but zero."""
+    """Pose [..., 4, 4] of an encoding [..., 9]; the quaternion may have any non-zero length."""
     return make_pose(matrix_from_quaternion(encoding[..., [6, 3, 4, 5]]), encoding[..., :3])
 
 
 def decode_intrinsics(encoding: Tensor, height: int, width: int, min_tangent: float = 0.0) -> Tensor:
     """Intrinsics [..., 3, 3] in pixels of an encoding [..., 9]; an angle of 0 gives an infinite focal length
-    unless the tangent of half the angle is kept at `min_tangent`."""
+    unless `min_tangent`, a lower bound of the tangent of half the angle, is above 0."""
     half_size = torch.tensor([width / 2, height / 2], dtype=encoding.dtype, device=encoding.device)
     tangent = torch.tan(encoding[..., [8, 7]] / 2).clamp_min(min_tangent)
     return intrinsics_from_focal(half_size / tangent, height, width)
 
 
 def encode_camera(pose: Tensor, intrinsics: Tensor, height: int, width: int) -> Tensor:
-    """Encoding [..., 9] of poses [..., 4, 4] and intrinsics [..., 3, 3]; w >= 0, the principal point is left out."""
+    """Encoding [..., 9] of poses [..., 4, 4] and intrinsics [..., 3, 3]; w >= 0; the principal point is not encoded."""
     half_size = torch.tensor([height / 2, width / 2], dtype=pose.dtype, device=pose.device)
     angles = 2 * torch.atan(half_size / intrinsics[..., [1, 0], [1, 0]])
     quaternion = quaternion_from_matrix(pose[..., :3, :3])[..., [1, 2, 3, 0]]

@@ -31,7 +31,7 @@ class ViewRefiner(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """A few queries at position (0, 0) look at tokens at their patch positions."""
+    """Attention of a few queries at position (0, 0) to tokens at their patch positions."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -71,7 +71,7 @@ class CrossBlock(nn.Module):
 
 
 class SceneReader(nn.Module):
-    """A query token reads all tokens of all views of a scene through cross attention."""
+    """Cross attention of a query token to all tokens of all views of a scene."""
 
     def __init__(self, dim_in: int, dim: int, heads: int, dim_out: int, depth: int = 5):
         super().__init__()
@@ -83,7 +83,7 @@ class SceneReader(nn.Module):
     def forward(
         self, query: Tensor, parts: tuple[Tensor, ...], layout: TokenLayout, key_mask: Tensor | None = None
     ) -> Tensor:
-        """query [B, 1, dim_in]; parts [B, N, .] whose channels follow one another -> [B, 1, dim_out]."""
+        """query [B, 1, dim_in]; parts [B, N, .], concatenated along channels -> [B, 1, dim_out]."""
         x, context = self.projects_x(query), _split_linear(self.projects_y, parts)
         for block in self.blocks:
             x = block(x, context, layout, key_mask)
@@ -91,7 +91,7 @@ class SceneReader(nn.Module):
 
 
 def _split_linear(linear: nn.Linear, parts: tuple[Tensor, ...]) -> Tensor:
-    """linear(cat(parts, -1)) without ever holding the concatenation, which only quantised layers need whole."""
+    """linear(cat(parts, -1)) without the concatenation in memory, which only quantised layers need."""
     if type(linear) is not Linear:
         return linear(torch.cat(parts, -1))
     weights = linear.weight.split([p.shape[-1] for p in parts], dim=1)

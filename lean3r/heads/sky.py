@@ -1,26 +1,26 @@
-"""Depth of the sky, and metric scale where the sky is known (Depth Anything 3, mono and nested)."""
+"""Depth of the sky, and metric scale from pixels outside it (Depth Anything 3, mono and nested)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-SKY_FROM = 0.3  # sky score at and above which a pixel is sky
+SKY_FROM = 0.3  # a pixel is sky if its score is at least this
 FEW_PIXELS = 10
 FAR_QUANTILE = 0.99
 CANONICAL_FOCAL_PX = 300.0
 
 
 def is_sky(score: Tensor) -> Tensor:
-    """Bool of the shape of the sky score."""
+    """Whether each pixel is sky: bool in the shape of `score`."""
     return score >= SKY_FROM
 
 
 def fill_sky(depth: Tensor, sky: Tensor) -> Tensor:
-    """Depth [B, S, H, W] whose sky pixels take the 0.99 quantile of all other pixels of their scene.
+    """Depth [B, S, H, W] with sky pixels set to the 0.99 quantile of the other pixels of their scene.
 
-    Left alone where either class has ten pixels or fewer. The official code draws a random subset above 100,000
-    pixels; this one does not.
+    A scene with ten or fewer pixels of either class is unchanged. The official code samples pixels at random if there
+    are more than 100,000; this code uses all.
     """
     scenes = [
         one.where(~mask, far(one[~mask])) if min(int(mask.sum()), int((~mask).sum())) > FEW_PIXELS else one
@@ -35,7 +35,7 @@ def far(depth: Tensor) -> Tensor:
 
 
 def quantile(values: Tensor, share: float) -> Tensor:
-    """Linearly interpolated quantile of values [P], of any number of them (torch.quantile stops at 16 million)."""
+    """Linearly interpolated quantile of values [P], for any P (torch.quantile has a limit of 16 million)."""
     place = share * (values.numel() - 1)
     low = int(place)
     first = values.kthvalue(low + 1).values
@@ -46,7 +46,7 @@ def quantile(values: Tensor, share: float) -> Tensor:
 def metric_scale(depth: Tensor, conf: Tensor, metric_depth: Tensor, sky: Tensor) -> Tensor | None:
     """Least-squares factor from depth to metric depth over the confident, non-sky pixels of one scene [S, H, W].
 
-    None when no more than ten pixels qualify.
+    None if ten or fewer pixels qualify.
     """
     clear = ~sky
     if int(clear.sum()) <= FEW_PIXELS:

@@ -1,4 +1,4 @@
-"""The point tracker of VGGT: where query points of the first view are seen in every view.
+"""The point tracker of VGGT: positions of query points of the first view in every view.
 
 Letters: B scenes, S views, N tracks, C feature channels, D input width of the transformer.
 """
@@ -18,7 +18,7 @@ from lean3r.layers.mlp import Mlp
 STRIDE = 2  # feature maps have half the picture's size
 FLOW_SCALE = 518.0
 FLOW_FREQUENCY = 1000.0
-TRACKS_AT_ONCE = 512  # windows of features sampled together; bounds memory, not the result
+TRACKS_AT_ONCE = 512  # sampled together: a bound on memory that does not change the result
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Tracks:
 
 
 class Tracker(nn.Module):
-    """Correct the position of each track in each view by looking at feature correlations around it."""
+    """Refine the position of each track in each view from the feature correlations around it."""
 
     def __init__(
         self,
@@ -60,13 +60,13 @@ class Tracker(nn.Module):
     def forward(self, maps: Tensor, queries: Tensor) -> Tracks:
         """maps [B, S, C, h, w] at half size; queries [B, N, 2] in pixels (x, y) of the first view.
 
-        Raises UsageError when the maps are too small for the correlation pyramid.
+        Raises UsageError if the maps are too small for the correlation pyramid.
         """
         views, _, rows, cols = maps.shape[1:]
         least = 2 ** (self.levels - 1)
         if min(rows, cols) < least:
             raise UsageError(
-                f"tracking got pictures of {STRIDE * cols}x{STRIDE * rows} pixels and needs at least "
+                f"cannot track in pictures of {STRIDE * cols}x{STRIDE * rows} pixels: expected at least "
                 f"{STRIDE * least} on both sides. Choose a larger resolution."
             )
         maps = self.fmap_norm(maps.movedim(2, -1)).movedim(-1, 2)
@@ -77,7 +77,7 @@ class Tracker(nn.Module):
         position = sample(_position_table(self.query_ref_token.shape[-1], rows, cols, maps), start, "border")
         role = torch.cat([self.query_ref_token[:, :1], self.query_ref_token[:, 1:].expand(-1, views - 1, -1)], dim=1)
         fixed = position[:, None] + role[:, :, None]
-        found = []
+        positions = []
         for _ in range(self.iterations):
             flow = coords - coords[:, :1]
             near = self.corr_mlp(self._correlation(pyramid, feats, coords))
@@ -88,12 +88,12 @@ class Tracker(nn.Module):
             feats = feats + self.ffeat_updater(change)
             coords = coords + delta[..., :2]
             coords = torch.cat([start[:, None], coords[:, 1:]], dim=1)
-            found.append(coords * STRIDE)
+            positions.append(coords * STRIDE)
         visibility = self.vis_predictor(feats)[..., 0].sigmoid()
-        return Tracks(found, visibility, self.conf_predictor(feats)[..., 0].sigmoid())
+        return Tracks(positions, visibility, self.conf_predictor(feats)[..., 0].sigmoid())
 
     def _correlation(self, pyramid: Sequence[Tensor], feats: Tensor, coords: Tensor) -> Tensor:
-        """Similarity of each track's feature with the maps around it: [B, S, N, levels * window]."""
+        """Correlation of each track's feature with the maps around it: [B, S, N, levels * window]."""
         offset = torch.arange(-self.radius, self.radius + 1, dtype=coords.dtype, device=coords.device)
         window = torch.stack(torch.meshgrid(offset, offset, indexing="ij"), dim=-1).flatten(0, 1)
         flat_feats, flat_coords = feats.flatten(0, 1) * feats.shape[-1] ** -0.5, coords.flatten(0, 1)
@@ -111,7 +111,7 @@ class Tracker(nn.Module):
 
 
 class UpdateTransformer(nn.Module):
-    """Attention over the views of each track, and between the tracks of each view by way of virtual tracks."""
+    """Attention over the views of each track, and between the tracks of each view through virtual tracks."""
 
     VIRTUAL = 64
 
@@ -149,7 +149,7 @@ class UpdateTransformer(nn.Module):
 
 
 class MixBlock(nn.Module):
-    """Attention, then MLP, whose residual starts from the normalised input: x = norm1(x); x += attn; x += mlp."""
+    """Attention, then MLP; the residual starts at the normalised input: x = norm1(x); x += attn; x += mlp."""
 
     def __init__(self, dim: int, heads: int, *, context: bool = False):
         super().__init__()
@@ -160,7 +160,7 @@ class MixBlock(nn.Module):
         self.mlp = Mlp(dim, 4 * dim)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x [L, N, C] attends to context [L, M, C], or to itself -> [L, N, C]."""
+        """x [L, N, C] attends to context [L, M, C] (None: to itself) -> [L, N, C]."""
         x = self.norm1(x)
         seen = x if context is None or self.norm_context is None else self.norm_context(context)
         x = x + self.attn(x, seen, seen, need_weights=False)[0]
@@ -168,8 +168,8 @@ class MixBlock(nn.Module):
 
 
 def sample(maps: Tensor, points: Tensor, padding: str) -> Tensor:
-    """Bilinear values [L, M, C] of maps [L, C, h, w] (L may be 1) at points [L, M, 2], x and y in map pixels with
-    the top-left pixel at 0; padding "border" or "zeros" beyond the edge."""
+    """Interpolate maps [L, C, h, w] (or [1, C, h, w]) bilinearly at points [L, M, 2] -> [L, M, C]. Points are x, y in
+    map pixels, 0 at the centre of the top-left pixel; `padding` beyond the edge is "border" or "zeros"."""
     rows, cols = maps.shape[-2:]
     scale = torch.tensor([2 / max(cols - 1, 1), 2 / max(rows - 1, 1)], dtype=points.dtype, device=points.device)
     grid = (points * scale - 1)[:, :, None]
@@ -179,14 +179,14 @@ def sample(maps: Tensor, points: Tensor, padding: str) -> Tensor:
 
 
 def _pyramid(maps: Tensor, levels: int) -> list[Tensor]:
-    found = [maps.flatten(0, 1)]
+    scales = [maps.flatten(0, 1)]
     for _ in range(levels - 1):
-        found.append(F.avg_pool2d(found[-1], 2))
-    return found
+        scales.append(F.avg_pool2d(scales[-1], 2))
+    return scales
 
 
 def _waves(flow: Tensor, channels: int) -> Tensor:
-    """[..., 2] -> [..., 2 * channels]: for x, then y, sines at even and cosines at odd places."""
+    """[..., 2] -> [..., 2 * channels]: for x, then y, sines at even and cosines at odd indices."""
     factor = torch.arange(0, channels, 2, dtype=flow.dtype, device=flow.device) * (FLOW_FREQUENCY / channels)
     angle = flow[..., None] * factor
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-3)

@@ -1,4 +1,4 @@
-"""Cameras out of and into the camera tokens of Depth Anything 3."""
+"""Decoder and encoder between cameras and the camera tokens of Depth Anything 3."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class CameraDecoder(nn.Module):
         self.angles = nn.Linear(dim, 2)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[..., C] -> [..., 9]; angles of view at least 0."""
+        """[..., C] -> [..., 9]; angles of view are at least 0."""
         x = F.relu(self.fc2(F.relu(self.fc1(tokens))))
         return torch.cat([self.translation(x), self.quaternion(x), F.relu(self.angles(x))], dim=-1)
 
 
 class CameraEncoder(nn.Module):
-    """Known cameras -> the tokens that stand for them; the views look at one another."""
+    """Known cameras -> camera tokens, with attention between views."""
 
     def __init__(self, dim: int, heads: int = 16, depth: int = 4, eps: float = 1e-5):
         super().__init__()
@@ -62,14 +62,14 @@ KEYS = (
     ("cam_dec.fc_fov.0.", "camera_decoder.angles."),
     ("cam_enc.", "camera_encoder."),
 )
-"""(official prefix, our prefix) of both parts."""
+"""(official prefix, our prefix) of the decoder and the encoder."""
 
 
-def usual_frame(cam_from_world: Tensor) -> tuple[Tensor, Tensor]:
-    """Cameras [B, S, 4, 4] as the network saw them in training, and the length [B] of its unit in their world.
+def normalise_cameras(cam_from_world: Tensor) -> tuple[Tensor, Tensor]:
+    """Cameras [B, S, 4, 4] normalised as in training, and the length [B] of the new unit in world units.
 
-    The first camera becomes the origin; translations are divided by the lower median of the camera centres'
-    distances from it, at least MIN_BASELINE.
+    The first camera becomes the origin; translations are divided by the unit: the lower median of the distances of
+    the camera centres from it, at least MIN_BASELINE.
     """
     relative = cam_from_world @ invert_pose(cam_from_world[:, :1])
     unit = camera_centers(relative).norm(dim=-1).median(dim=-1).values.clamp_min(MIN_BASELINE)

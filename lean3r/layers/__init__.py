@@ -1,1 +1,1 @@
-"""Parts that every backbone shares; none of them branches on a model's name."""
+"""Layers that all backbones share; none of them depends on a model's name."""

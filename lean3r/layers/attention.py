@@ -1,4 +1,4 @@
-"""Self-attention around an exchangeable mechanism: qkv, norm, rotation, mechanism, projection."""
+"""Self-attention with an exchangeable mechanism: qkv, norm, rotation, mechanism, projection."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Rotation = bool | Literal["flat"]
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over [B, N, C], N = (some views) x layout.tokens, views one after another.
+    """Multi-head self-attention over [B, N, C], N = (number of views) x layout.tokens, views one after another.
 
-    The fused qkv output reads as (3, heads, head_dim). q and k are normalised over head_dim (affine, shared
-    by all heads) when `qk_norm`, then rotated by row and column when `rope`; "flat" puts all patches of all
-    views at row 1, column 1, so that only the special tokens are told apart from them. Sequences of fewer than
-    `dense_below` tokens go to the mechanism `short`, where there is one.
+    The layout of the fused qkv output is (3, heads, head_dim). With `qk_norm`, q and k are normalised over head_dim
+    (affine, shared by all heads). With `rope` they are then rotated by row and column; "flat" places all patches of
+    all views at row 1, column 1, so that positions distinguish patches only from special tokens. If `short` is set,
+    this mechanism processes sequences of fewer than `dense_below` tokens.
     """
 
     def __init__(self, dim: int, heads: int, *, qk_norm: bool = True, rope: Rotation = True):
         super().__init__()
         if dim % heads or (dim // heads) % 4:
-            raise ValueError(f"width {dim} must split into {heads} heads of a multiple of 4 channels")
+            raise ValueError(f"got width {dim} and {heads} heads; each head must have a multiple of 4 channels")
         self.heads = heads
         self.rope = rope
         head_dim = dim // heads
@@ -40,15 +40,15 @@ class SelfAttention(nn.Module):
         self.proj = Linear(dim, dim)
 
     def extra_repr(self) -> str:
-        """Shown by repr(model)."""
+        """Text for repr(model)."""
         return f"dense_below={self.dense_below}" if self.short is not None else ""
 
     def mechanism_for(self, tokens: int) -> Mechanism:
-        """The one that sequences of so many tokens go through."""
+        """The mechanism that processes sequences of this many tokens."""
         return self.short if self.short is not None and tokens < self.dense_below else self.mechanism
 
     def forward(self, x: Tensor, layout: TokenLayout, key_mask: Tensor | None = None) -> Tensor:
-        """[B, N, C] -> [B, N, C]; key_mask [B, N] False on padding."""
+        """[B, N, C] -> [B, N, C]; key_mask [B, N] is False on padding."""
         batch, tokens, dim = x.shape
         q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         flat = self.rope == "flat"

@@ -11,11 +11,11 @@ from lean3r.layers.attention import Rotation, SelfAttention
 from lean3r.layers.mlp import feed_forward
 from lean3r.types import TokenLayout
 
-MLP_ELEMENTS = 1 << 24  # of input that the MLP takes at once without gradients; its hidden layer is 4 times wider
+MLP_ELEMENTS = 1 << 24  # input elements per MLP call without gradients; the hidden layer is 4 times wider
 
 
 class LayerScale(nn.Module):
-    """Per-channel factor on a branch."""
+    """A learned factor per channel of a branch."""
 
     def __init__(self, dim: int, init: float):
         super().__init__()
@@ -27,7 +27,7 @@ class LayerScale(nn.Module):
 
 
 class BlockOptions(TypedDict, total=False):
-    """What a Block may be told besides its width and heads."""
+    """Options of a Block besides its width and number of heads."""
 
     mlp_ratio: float
     qk_norm: bool
@@ -38,7 +38,7 @@ class BlockOptions(TypedDict, total=False):
 
 
 class Block(nn.Module):
-    """x += ls1(attn(norm1(x))); x += ls2(mlp(norm2(x))). layer_scale None leaves the factors out."""
+    """x += ls1(attn(norm1(x))); x += ls2(mlp(norm2(x))). layer_scale None omits ls1 and ls2."""
 
     def __init__(
         self,

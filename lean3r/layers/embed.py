@@ -1,4 +1,4 @@
-"""From pixels to patch tokens, and the learned tokens that join them."""
+"""Patch tokens from pixels, and learned tokens that are added to them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def imagenet(images: Tensor) -> Tensor:
-    """RGB in [0, 1], [..., 3, H, W], less ImageNet's mean, divided by its standard deviation."""
+    """Normalise RGB in [0, 1], [..., 3, H, W], by ImageNet's mean and standard deviation."""
     mean = torch.tensor(IMAGENET_MEAN, dtype=images.dtype, device=images.device)[:, None, None]
     std = torch.tensor(IMAGENET_STD, dtype=images.dtype, device=images.device)[:, None, None]
     return (images - mean) / std
 
 
 class ConvStem(nn.Module):
-    """Patch tokens by 3x3 convolutions of stride 2; a patch is 2 ** len(widths) pixels on a side."""
+    """Patch tokens from 3x3 convolutions of stride 2; the patch size is 2 ** len(widths) pixels."""
 
     def __init__(self, widths: tuple[int, ...] = (32, 64, 128)):
         super().__init__()
@@ -37,7 +37,7 @@ class ConvStem(nn.Module):
 
 
 class SpecialTokens(nn.Module):
-    """Learned tokens put before the patches of every view, the same for all views (no reference view)."""
+    """Learned tokens before the patches of every view, the same for all views (no reference view)."""
 
     def __init__(self, count: int, dim: int):
         super().__init__()

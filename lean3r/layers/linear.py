@@ -1,4 +1,4 @@
-"""The linear layer of everything big: torch's, with oneDNN's product in float32 on CPUs where MKL's is half as fast."""
+"""The linear layer of large models: torch's, with oneDNN's float32 product on CPUs where MKL is half as fast."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
 PLAIN = (Tensor, nn.Parameter)
-FEW_OUTPUTS = 32  # below this there is nothing to gain
+FEW_OUTPUTS = 32  # with fewer outputs oneDNN is not faster
 
 
 def _has_kernel() -> bool:
@@ -20,7 +20,7 @@ def _has_kernel() -> bool:
 
 
 HAS_KERNEL = _has_kernel()
-"""Whether this build and processor have the product that torch.compile would use as well."""
+"""Whether this build and this processor have oneDNN's product, which torch.compile uses too."""
 
 if HAS_KERNEL:
 
@@ -30,11 +30,11 @@ if HAS_KERNEL:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """[..., K] by weight [N, K] -> [..., N], as torch.nn.functional.linear.
+    """[..., K] times weight [N, K] -> [..., N], as torch.nn.functional.linear.
 
-    Where no gradient is recorded, float32 products on a CPU with AVX-512 go to oneDNN. torch sends them to MKL, which
-    uses half the vector width on processors that are not Intel's (Zen 5: 95 against 205 GFLOP/s a core); the results
-    differ by the order of summation.
+    Without gradients, float32 products on a CPU with AVX-512 are computed by oneDNN. torch uses MKL, which uses only
+    half the vector width on processors of other makers than Intel (Zen 5: 95 against 205 GFLOP/s per core). The
+    results differ by the order of summation.
     """
     if (
         HAS_KERNEL
@@ -42,7 +42,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == "cpu"
         and type(x) in PLAIN
-        and type(weight) in PLAIN  # quantised weights and tensors without values are not
+        and type(weight) in PLAIN  # not quantised weights or fake tensors
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
@@ -52,7 +52,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """torch.nn.Linear in every respect but the product, which is `linear`."""
+    """torch.nn.Linear with `linear` as its product."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""

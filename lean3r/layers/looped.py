@@ -1,7 +1,7 @@
-"""A trunk whose last blocks are run several times over, told where on the way they stand.
+"""A trunk whose last blocks run several times, conditioned on the position of each pass.
 
 Source: DVLT (arXiv 2605.30215): one pair of (frame, global) blocks applied K times; each branch and the state are
-multiplied by factors that depend on the present and the next position on [0, 1].
+multiplied by factors that depend on the current and the next position in [0, 1].
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ HIDDEN = 64
 
 
 def positions(loops: int) -> list[tuple[float, float]]:
-    """(present, next) position on [0, 1] of each of `loops` passes: evenly spread; the last one is there already.
+    """(current, next) position in [0, 1] of each of `loops` passes: evenly spaced; the last pass stays at 1.
 
-    A single pass goes the whole way, from 0 to 1.
+    A single pass goes from 0 to 1.
     """
     grid = [k / (loops - 1) for k in range(loops)] if loops > 1 else [0.0]
     return list(zip(grid, [*grid[1:], 1.0], strict=True))
 
 
 class StepScales(nn.Module):
-    """Factors [3, C] for the attention branch, the feed-forward branch and the state, from a position and the next.
+    """Factors [3, C] for the attention branch, the feed-forward branch and the state, from two positions: now and next.
 
-    1 + MLP of cosines and sines of both; exactly 1 at first, for the last layer is zero. Always in float32, and its
-    weights are no linear layers that a compression plan could name.
+    1 + MLP of the cosines and sines of both positions; exactly 1 at first, because the last layer starts at zero. It
+    always runs in float32. Its weights are plain parameters, not linear layers, so that compression plans skip them.
     """
 
     def __init__(self, dim: int):
@@ -46,7 +46,7 @@ class StepScales(nn.Module):
         self.out_bias = nn.Parameter(torch.zeros(3 * dim))
 
     def forward(self, step: tuple[float, float]) -> Tensor:
-        """(present, next) -> [3, C]."""
+        """(current, next) -> [3, C]."""
         device = self.hidden.device
         with torch.autocast(device.type, enabled=False):
             rates = 10_000.0 ** (-torch.arange(FREQUENCIES, device=device) / FREQUENCIES)
@@ -57,7 +57,7 @@ class StepScales(nn.Module):
 
 
 class ScaledBlock(Block):
-    """x += a * attention(x); x += m * mlp(x); x *= s, with factors (a, m, s) [3, C]; without them a plain Block."""
+    """x += a * attention(x); x += m * mlp(x); x *= s, with factors (a, m, s) [3, C]; without scales a plain Block."""
 
     def forward(
         self, x: Tensor, layout: TokenLayout, key_mask: Tensor | None = None, scales: Tensor | None = None
@@ -76,9 +76,9 @@ class ScaledBlock(Block):
 
 
 class LoopedTrunk(Trunk):
-    """A trunk whose blocks from `looped_from` on are meant to be run again and again; the others run once.
+    """A trunk whose blocks from `looped_from` on run several times; the others run once.
 
-    The number of passes is the caller's; there are as many parameters for one as for a hundred.
+    The caller chooses the number of passes; the number of parameters does not depend on it.
     """
 
     BLOCK = ScaledBlock
@@ -91,6 +91,6 @@ class LoopedTrunk(Trunk):
         self.scales = nn.ModuleList(StepScales(dim) for _ in schedule[looped_from:])
 
     def one_pass(self, x: Tensor, layout: TokenLayout, step: tuple[float, float]) -> Tensor:
-        """The looped blocks once, [B, S, T, C] -> [B, S, T, C], at `step`: (present, next) position."""
+        """Run the looped blocks once, [B, S, T, C] -> [B, S, T, C]; `step` is the (current, next) position."""
         scales = {self.looped_from + index: scale(step) for index, scale in enumerate(self.scales)}
         return self(x, layout, start=self.looped_from, scales=scales)[0]

@@ -1,9 +1,9 @@
-"""Matching between views, read by the trunk: soft correspondences, and how far the cameras explain them.
+"""Matching between views, as input to the trunk: soft correspondences, and how well the cameras explain them.
 
-Coordinates are normalised and centred, (pixel - centre) / sqrt(picture area), in each view's own picture.
+Coordinates are normalised and centred, (pixel - centre) / sqrt(picture area), in the picture of each view.
 Letters: B scenes, S views, N patches a view, C channels. Pair tensors [B, I, S, N, ...] go from patch n of
-query view i to view j; I is all S views while training, a few at a time otherwise, so that memory grows with
-the views and not with their square.
+query view i to view j; I is all S views in training and a few at a time otherwise, so that memory grows linearly
+with the number of views.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ PAIR_NUMBERS = 8  # offset (2), position (2), peak, spread, visibility, 1 for "a
 
 @dataclass(frozen=True)
 class Matches:
-    """Where each patch is seen in each other view.
+    """Correspondences of each patch in each other view.
 
-    position [B, S, S, N, 2] normalised in the view looked into; peak and spread [B, S, S, N] of the match
-    distribution; visibility [B, S, S, N] logits; logits [B, S, S, N, N] of the patch scores, kept only while
-    gradients are recorded.
+    position [B, S, S, N, 2] in normalised coordinates of the other view; peak and spread [B, S, S, N] of the match
+    distribution; visibility [B, S, S, N] logits; logits [B, S, S, N, N] of the patch scores, None unless gradients
+    are recorded.
     """
 
     position: Tensor
@@ -50,15 +50,15 @@ def other_views(views: slice, total: int, like: Tensor) -> Tensor:
 
 
 def pool_values(values: Tensor, weight: Tensor) -> Tensor:
-    """Mean over the other views [B, I, S, N, C] -> [B, I, N, C], by weight [B, I, S, N]; little weight, little sum."""
+    """Mean over the other views [B, I, S, N, C] -> [B, I, N, C], weighted by [B, I, S, N]; small weights shrink it."""
     return torch.einsum("bisnc,bisn->binc", values, weight) / (weight.sum(2) + 0.1)[..., None]
 
 
 def fill(filled: list[Tensor], parts: Sequence[Tensor], rows: slice, views: int) -> None:
-    """Put the results [B, I, ...] of query views `rows` into whole tensors [B, S, ...], made at the first call.
+    """Write the results [B, I, ...] of query views `rows` into tensors [B, S, ...], allocated at the first call.
 
-    One slice of all views is taken as it is. Parts kept in a list instead would lie between the freed blocks of
-    each slice and hold on to several times their memory.
+    A single slice of all views is not copied. A list of parts would fragment the memory that each slice frees and
+    use several times as much.
     """
     if not filled:
         whole = rows.stop - rows.start == views
@@ -70,10 +70,10 @@ def fill(filled: list[Tensor], parts: Sequence[Tensor], rows: slice, views: int)
 
 
 class PairMatcher(nn.Module):
-    """Match every patch into every other view and tell its token what was found.
+    """Match every patch in every other view and return the evidence as an update of its token.
 
-    One projection serves both sides; a softmax over the other view's patches gives a mean position, which an
-    MLP on both tokens refines and judges visible or not; the pooled evidence is returned as an update.
+    Both sides share one projection. A softmax over the other view's patches gives a mean position; an MLP on both
+    tokens refines it and predicts its visibility; the evidence is pooled over the other views.
     """
 
     def __init__(self, dim: int, match_dim: int = 64, hidden: int = 128):
@@ -110,9 +110,9 @@ class PairMatcher(nn.Module):
         share = logits.float().softmax(-1)
         moments = torch.cat([grid, grid.square().sum(-1, keepdim=True)], dim=-1)
         with torch.autocast(logits.device.type, enabled=False):
-            found = torch.einsum("bijnm,bjmk->bijnk", share, moments.float())
-        position, peak = found[..., :2], share.amax(-1)
-        spread = (found[..., 2] - position.square().sum(-1)).clamp_min(0.0)
+            means = torch.einsum("bijnm,bjmk->bijnk", share, moments.float())
+        position, peak = means[..., :2], share.amax(-1)
+        spread = (means[..., 2] - position.square().sum(-1)).clamp_min(0.0)
         numbers = torch.cat([position - grid_i[:, :, None], position, peak[..., None], spread[..., None]], dim=-1)
         seen = torch.einsum("bijnm,bjmc->bijnc", share.to(other.dtype), other)
         hidden = F.gelu(own[:, :, None] + seen + self.numbers(numbers.to(other.dtype)))
@@ -132,10 +132,10 @@ class PairMatcher(nn.Module):
 
 
 class Feedback(nn.Module):
-    """Tell each patch token how well the current cameras and depth explain its matches.
+    """An update of each patch token from how well the current cameras and depth explain its matches.
 
-    Each patch is placed in space by the current depth and focal length and projected into every other view;
-    the difference from the matched position is the residual of a bundle adjustment, given as input.
+    Each patch is unprojected with the current depth and focal length and projected into every other view. The
+    difference from the matched position, the residual of a bundle adjustment, is the input.
     """
 
     NUMBERS = 16
@@ -165,7 +165,7 @@ class Feedback(nn.Module):
         return filled[0]
 
     def _residuals(self, matches, grid, points, focal, world_from_cam, cam_from_world, rows: slice):
-        relative = cam_from_world[:, None] @ world_from_cam[:, rows, None]  # [B, I, S, 4, 4]: cam j from cam i
+        relative = cam_from_world[:, None] @ world_from_cam[:, rows, None]  # [B, I, S, 4, 4]: cam_j_from_cam_i
         there = torch.einsum("bijkl,binl->bijnk", relative[..., :3, :3], points[:, rows])
         there = there + relative[..., None, :3, 3]
         depth = there[..., 2]

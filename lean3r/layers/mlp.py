@@ -11,7 +11,7 @@ from lean3r.layers.linear import Linear
 
 
 class Mlp(nn.Module):
-    """Linear, exact GELU, linear: [..., C] -> [..., out] (out defaults to C)."""
+    """Linear, exact GELU, linear: [..., C] -> [..., out] (out is C by default)."""
 
     def __init__(self, dim: int, hidden: int, out: int | None = None):
         super().__init__()

@@ -1,7 +1,7 @@
-"""Known camera poses written into tokens by attention between views (as in Pi3X).
+"""Attention between views that adds known camera poses to the tokens (as in Pi3X).
 
-Queries, keys and values are expressed through the cameras of their views, so that attention depends on relative
-poses only. Source of the idea: Li et al. 2025, "Cameras as relative positional encoding".
+Queries, keys and values are transformed by the cameras of their views, so that attention depends on relative
+poses only. Source: Li et al. 2025, "Cameras as relative positional encoding".
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from lean3r.types import TokenLayout
 
 @dataclass(frozen=True)
 class PoseFrame:
-    """Cameras of B scenes of S views: cam_from_world [B, S, 4, 4] in a unit near the scene's size, known [B, S]."""
+    """Cameras of B scenes of S views: cam_from_world [B, S, 4, 4] in a unit near the scene size, known [B, S] bool."""
 
     cam_from_world: Tensor
     known: Tensor
 
 
 class PoseAttention(SelfAttention):
-    """Self-attention whose heads carry, side by side, the camera (half of the channels), column and row."""
+    """Self-attention whose heads encode the camera (half of the channels), the column and the row."""
 
     def inject(self, x: Tensor, layout: TokenLayout, frame: PoseFrame) -> Tensor:
-        """Patch tokens [B, S * P, C] -> [B, S * P, C]; what views without a pose receive means nothing."""
+        """Patch tokens [B, S * P, C] -> [B, S * P, C]; the output for views without a pose is undefined."""
         batch, tokens, dim = x.shape
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, dim // self.heads)).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)
@@ -56,7 +56,7 @@ class PoseAttention(SelfAttention):
 
 
 class PoseInjection(nn.Module):
-    """ls1(attn(norm1(x))) + ls2(mlp(norm2(x))): both branches read the same tokens, the caller adds the result."""
+    """ls1(attn(norm1(x))) + ls2(mlp(norm2(x))): both branches read the same tokens; the caller adds the result."""
 
     def __init__(self, dim: int, heads: int, eps: float = 1e-6):
         super().__init__()
@@ -68,7 +68,7 @@ class PoseInjection(nn.Module):
         self.ls2 = LayerScale(dim, 0.01)
 
     def forward(self, x: Tensor, layout: TokenLayout, frame: PoseFrame) -> Tensor:
-        """Patch tokens [B, S * P, C] -> what is to be added to the views with a pose."""
+        """Patch tokens [B, S * P, C] -> the update of the views with a pose."""
         return self.ls1(self.attn.inject(self.norm1(x), layout, frame)) + self.ls2(self.mlp(self.norm2(x)))
 
 
@@ -83,7 +83,7 @@ def _column_row_table(layout: TokenLayout, head_dim: int, device: torch.device) 
 
 
 def _express(x: Tensor, matrix: Tensor, table: tuple[Tensor, Tensor], layout: TokenLayout) -> Tensor:
-    """Multiply groups of four channels of x [B, H, S * P, D] by each view's matrix [B, S, 4, 4], turn the rest."""
+    """Multiply groups of four channels of x [B, H, S * P, D] by each view's matrix [B, S, 4, 4]; rotate the rest."""
     x = x.float().unflatten(2, (layout.views, layout.patches))
     half = x.shape[-1] // 2
     with torch.autocast(x.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""Choosing the view that a model with a reference view should start from (Depth Anything 3)."""
+"""Choice of the reference view (Depth Anything 3)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ STRATEGIES = ("saddle_balanced", "saddle_sim_range", "first", "middle")
 
 
 def choose_reference(classes: Tensor, strategy: str = "saddle_balanced") -> Tensor:
-    """Index [B] of the reference view by the class tokens [B, S, C] of all views.
+    """Index [B] of the reference view, chosen from the class tokens [B, S, C] of all views.
 
-    "saddle_balanced": the view that is most average in similarity to the others, token norm and token
-    variance; "saddle_sim_range": the one whose similarities spread most; "first"; "middle": S // 2. Fewer than
-    three views always take the first. Raises UsageError on another strategy.
+    "saddle_balanced": the view closest to the middle of the range in similarity to the others, token norm and
+    token variance; "saddle_sim_range": the view with the widest range of similarities; "first"; "middle": S // 2.
+    With fewer than three views it is always the first. Raises UsageError for another strategy.
     """
     if strategy not in STRATEGIES:
-        raise UsageError(f"unknown choice of reference view '{strategy}'. Known: {', '.join(STRATEGIES)}.")
+        raise UsageError(f"unknown reference strategy '{strategy}': expected one of {', '.join(STRATEGIES)}")
     batch, views, _ = classes.shape
     if views < 3 or strategy == "first":
         return torch.zeros(batch, dtype=torch.long, device=classes.device)

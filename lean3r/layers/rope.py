@@ -1,7 +1,7 @@
 """Two-axis rotary position embedding of a token layout (as in VGGT, Pi3 and DA3).
 
-The first half of the head dimension turns with the row, the second with the column; patches sit at rows and
-columns counted from 1, special tokens at (0, 0), so that they are not turned. Positions repeat in every view.
+The row rotates the first half of the head dimension, the column the second half. Rows and columns of patches start
+at 1; special tokens are at (0, 0) and are not rotated. Positions repeat in every view.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BASE = 100.0
 
 @lru_cache(maxsize=64)
 def _positions(special: int, rows: int, cols: int, window: int | None, device: torch.device, flat: bool) -> Tensor:
-    # Cached: a table made under inference mode would be refused by a later training step.
+    # The table is cached: one made in inference mode could not be used by a later training step.
     with torch.inference_mode(False):
         row = torch.arange(1, rows + 1, dtype=torch.float32).repeat_interleave(cols)
         col = torch.arange(1, cols + 1, dtype=torch.float32).repeat(rows)
@@ -47,7 +47,7 @@ def _table(
 
 
 def position_table(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(cos, sin) [n, D] for rows and columns positions [n, 2]. head_dim must be a multiple of 4."""
+    """(cos, sin) [n, D] for positions [n, 2] (row, column). head_dim must be a multiple of 4."""
     half = head_dim // 2
     frequency = BASE ** (-torch.arange(0, half, 2, dtype=torch.float32, device=positions.device) / half)
     angle = positions.float()[:, :, None] * frequency
@@ -71,7 +71,7 @@ def rope_table(
 
 
 def forget_tables() -> None:
-    """Empty the caches of tables, for code that runs on tensors without values."""
+    """Empty the caches of tables, for code that runs on fake tensors."""
     _positions.cache_clear()
     _table.cache_clear()
     forget_windows()
@@ -79,7 +79,7 @@ def forget_tables() -> None:
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn x [..., N, D] by a table [T, D]; N is a multiple of T, views following one another."""
+    """Rotate x [..., N, D] by a table [T, D]; N is a multiple of T, views one after another."""
     cos, sin = table
     *lead, tokens, dim = x.shape
     x = x.reshape(*lead, tokens // cos.shape[0], cos.shape[0], dim)

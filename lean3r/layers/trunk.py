@@ -1,4 +1,4 @@
-"""The trunk: a schedule of blocks that look inside one view ("frame") or across all views ("global")."""
+"""The trunk: a schedule of blocks that attend within one view ("frame") or across all views ("global")."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Role = Literal["frame", "global"]
 
 
 class Trunk(nn.Module):
-    """Blocks after a schedule of roles; other code aims at roles and depth, never at class names.
+    """Blocks in the order of a schedule of roles; other code selects blocks by role and depth, not by class name.
 
     forward runs blocks [start, stop) over x [B, S, T, C] and returns x with the outputs of the blocks in `keep`.
     """
@@ -33,7 +33,7 @@ class Trunk(nn.Module):
         roles: Mapping[Role, BlockOptions] | None = None,
         **block: Unpack[BlockOptions],
     ):
-        """`block` are the options of every Block, `roles` those that one role has of its own."""
+        """`block`: options of every Block; `roles`: options that override them for one role."""
         super().__init__()
         self.schedule = tuple(schedule)
         own = roles or {}
@@ -52,17 +52,17 @@ class Trunk(nn.Module):
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Return ([B, S, T, C], {index: output of that block}), both in the order of `layout`.
 
-        `scales` are factors for blocks that take them (layers/looped.py), by index. In between, patches go window by
-        window where mechanisms of these blocks ask for it.
+        `scales` are factors by block index, for blocks that take them (layers/looped.py). The blocks see patches window
+        by window if their mechanisms require it.
         """
         batch, views, tokens, dim = x.shape
         last = len(self.blocks) if stop is None else stop
         inner, back = layout, None
         window = self._window(start, last, layout)
         if window is not None and layout.window is None:
-            x, inner, back = by_windows(x, layout, window)
+            x, inner, back = order_by_window(x, layout, window)
         mask = key_mask(inner, batch)
-        kept: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
         for index in range(start, last):
             lead = batch * views if self.schedule[index] == "frame" else batch
             role_mask = None if mask is None else mask.reshape(lead, -1)
@@ -70,23 +70,23 @@ class Trunk(nn.Module):
             x = self.blocks[index](x.reshape(lead, -1, dim), inner, role_mask, *more)
             x = x.reshape(batch, views, tokens, dim)
             if index in keep:
-                kept[index] = x if back is None else x.index_select(2, back)
+                outputs[index] = x if back is None else x.index_select(2, back)
         if back is not None:
-            x = kept[last - 1] if last - 1 in kept else x.index_select(2, back)
-        return x, kept
+            x = outputs[last - 1] if last - 1 in outputs else x.index_select(2, back)
+        return x, outputs
 
     def _window(self, start: int, stop: int, layout: TokenLayout) -> int | None:
-        """The window that most mechanisms of blocks [start, stop) ask for; the others gather theirs."""
-        asked: Counter[int | None] = Counter()
+        """The window that most mechanisms of blocks [start, stop) require; the others reorder tokens themselves."""
+        windows: Counter[int | None] = Counter()
         for role, block in zip(self.schedule[start:stop], self.blocks[start:stop], strict=True):
             assert isinstance(block, Block)
-            asked[block.attn.mechanism_for(layout.tokens * (layout.views if role == "global" else 1)).window] += 1
-        del asked[None]
-        return asked.most_common(1)[0][0] if asked else None
+            windows[block.attn.mechanism_for(layout.tokens * (layout.views if role == "global" else 1)).window] += 1
+        del windows[None]
+        return windows.most_common(1)[0][0] if windows else None
 
 
-def by_windows(x: Tensor, layout: TokenLayout, window: int) -> tuple[Tensor, TokenLayout, Tensor]:
-    """Row-major x [B, S, T, C] window by window, its layout, and the index [T] that leads back."""
+def order_by_window(x: Tensor, layout: TokenLayout, window: int) -> tuple[Tensor, TokenLayout, Tensor]:
+    """Reorder row-major x [B, S, T, C] window by window; returns it, its layout and the index [T] of the way back."""
     inner = replace(layout, window=window)
     order = inner.order(x.device)
     assert order is not None

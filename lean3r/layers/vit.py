@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from lean3r.layers.block import Block
 from lean3r.types import TokenLayout
 
-OFFSET = 0.1  # added to the wanted size when the resize goes by scale factors, as Depth Anything 3 does
+OFFSET = 0.1  # patches added to the size when the embedding is resized by scale factors, as in Depth Anything 3
 
 
 class PatchEmbed(nn.Module):
-    """A convolution whose stride is its kernel: one token a patch."""
+    """A convolution whose stride is its kernel size: one token per patch."""
 
     def __init__(self, dim: int, patch: int = 14, channels: int = 3):
         super().__init__()
@@ -30,10 +30,10 @@ class PatchEmbed(nn.Module):
 class VisionTransformer(nn.Module):
     """Per-view encoder. Tokens: class, registers, patches; blocks without q/k norm and rotation.
 
-    `grid` is the side of the learned position embedding in patches. `resize` says how it is brought to other
-    sizes: "antialias" to a size, with antialiasing (VGGT, Pi3); "offset" by scale factors that carry OFFSET
-    patches more than wanted, without antialiasing (Depth Anything 3). `eps` belongs to the blocks' norms,
-    `norm_eps` to the last one. `mask_token` is a parameter that some checkpoints hold and no forward pass reads.
+    `grid` is the side of the learned position embedding in patches. `resize` is how it is resized: "antialias" to a
+    size, with antialiasing (VGGT, Pi3); "offset" by scale factors for OFFSET patches more than needed, without
+    antialiasing (Depth Anything 3). `eps` is for the norms of the blocks, `norm_eps` for the last norm. `mask_token`
+    is a parameter of some checkpoints that no forward pass reads.
     """
 
     def __init__(
@@ -79,17 +79,17 @@ class VisionTransformer(nn.Module):
         rows, cols = images.shape[-2] // self.patch, images.shape[-1] // self.patch
         layout = TokenLayout(1, self.special, rows, cols)
         x = self.embed(images)
-        kept: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks[: max(keep) + 1]):
             x = block(x, layout)
             if index in keep:
-                kept[index] = x
-        return kept
+                outputs[index] = x
+        return outputs
 
     def embed(self, images: Tensor) -> Tensor:
         """[N, channels, H, W] -> tokens before the first block [N, special + rows * cols, C]."""
         rows, cols = images.shape[-2] // self.patch, images.shape[-1] // self.patch
-        # Under autocast the convolution gives half precision; the parameters carry the sum back to their own type.
+        # Under autocast the convolution gives half precision; adding the embedding restores the parameters' dtype.
         x = self.patch_embed(images) + self.positions(rows, cols)
         first = self.cls_token + self.pos_embed[:, :1]
         if self.special > 1:

@@ -18,7 +18,7 @@ from lean3r.geometry.pose import invert_pose, make_pose
 from lean3r.heads import dense, view_camera
 from lean3r.heads.dense import DptHead, DualDptHead, frame_bytes
 from lean3r.heads.pose_encoding import decode_intrinsics, decode_pose
-from lean3r.heads.view_camera import CameraDecoder, CameraEncoder, usual_frame
+from lean3r.heads.view_camera import CameraDecoder, CameraEncoder, normalise_cameras
 from lean3r.layers.embed import imagenet
 from lean3r.layers.reference import choose_reference
 from lean3r.layers.trunk import Role, Trunk
@@ -112,8 +112,8 @@ class Da3(Backbone):
 
         If poses and intrinsics are known for all views, the first view is the reference; other known parts are not
         read. `normalise` brings the poses to the frame that the network was trained on
-        (heads/view_camera.usual_frame). Layers: "block{i}" [B, S, T, C], and "reference" [B, S, 1, 1], which is 1 for
-        the reference view.
+        (heads/view_camera.normalise_cameras). Layers: "block{i}" [B, S, T, C], and "reference" [B, S, 1, 1], which is 1
+        for the reference view.
         """
         check_views(views, self.patch)
         images = imagenet(views.images)
@@ -136,7 +136,7 @@ class Da3(Backbone):
         else:
             pose, intrinsics = known
             with full_precision(images):
-                pose = usual_frame(pose)[0] if normalise else pose
+                pose = normalise_cameras(pose)[0] if normalise else pose
                 cameras = self.camera_encoder(pose, intrinsics, height, width)
         x[:, :, 0] = cameras.to(x.dtype)
         heads_read = {block for pair in self.pairs for block in pair}
@@ -158,7 +158,7 @@ class Da3(Backbone):
         depth, conf = self.depth_maps(tokens) if dense else (None, None)
         known = known_cameras(tokens.views)
         if known is not None:
-            _, unit = usual_frame(known[0])
+            _, unit = normalise_cameras(known[0])
             pose = make_pose(pose[..., :3, :3], pose[..., :3, 3] * unit[:, None, None]) @ known[0][:, :1]
             depth = None if depth is None else depth * unit[:, None, None, None]
         return Prediction(pose, intrinsics, depth, conf)

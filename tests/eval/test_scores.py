@@ -46,7 +46,7 @@ def test_pairs_of_small_baseline_count_by_rotation():
 def test_pose_auc_of_one_view_and_of_nothing_finite():
     assert math.isnan(pose_errors.pose_auc(cameras(1), cameras(1))[5])
     assert pose_errors.pose_auc(torch.full((3, 4, 4), torch.nan), cameras(3))[30] == 0.0
-    with pytest.raises(UsageError, match="every view"):
+    with pytest.raises(UsageError, match="one of each per view"):
         pose_errors.relative_pose_errors(cameras(2), cameras(3))
 
 

@@ -12,7 +12,7 @@ from lean3r.heads.camera import CameraState, CameraUpdate
 from lean3r.heads.iterative import IterativeCamera
 from lean3r.heads.pooled import PooledPose
 from lean3r.heads.pose_encoding import decode_intrinsics, decode_pose, encode_camera
-from lean3r.heads.view_camera import CameraDecoder, CameraEncoder, usual_frame
+from lean3r.heads.view_camera import CameraDecoder, CameraEncoder, normalise_cameras
 from lean3r.testing import assert_rms
 
 
@@ -96,19 +96,19 @@ def test_a_pooled_pose_is_a_mean_over_what_is_picture() -> None:
         assert_rms(head(patches[:, :7].flip(1)), pose, 1e-5)
 
 
-def test_the_usual_frame_starts_at_the_first_camera_and_has_no_unit() -> None:
+def test_normalised_cameras_start_at_the_first_camera_and_do_not_depend_on_the_unit() -> None:
     cameras = poses(2, 5)
-    usual, unit = usual_frame(cameras)
+    usual, unit = normalise_cameras(cameras)
     torch.testing.assert_close(usual[:, 0], torch.eye(4).expand(2, 4, 4), atol=1e-5, rtol=0)
     assert is_rotation(usual[..., :3, :3])
     world = make_pose(so3_exp(draw(2, 1, 3, seed=7)), draw(2, 1, 3, seed=8))
     moved = cameras @ world
     moved[..., :3, 3] *= 4
-    again, longer = usual_frame(moved)
+    again, longer = normalise_cameras(moved)
     torch.testing.assert_close(again, usual, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(longer, 4 * unit, atol=1e-4, rtol=1e-4)
     still = cameras[:, :1].expand(-1, 3, -1, -1)
-    assert usual_frame(still)[1].tolist() == pytest.approx([0.1, 0.1]), "a unit is never zero"
+    assert normalise_cameras(still)[1].tolist() == pytest.approx([0.1, 0.1]), "a unit is never zero"
     torch.manual_seed(0)
     encoder, k = CameraEncoder(16, heads=2, depth=1), torch.tensor([[50.0, 0, 40], [0, 50, 30], [0, 0, 1]])
     order = [3, 0, 4, 1, 2]

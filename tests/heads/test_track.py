@@ -51,5 +51,5 @@ def test_other_views_have_no_number() -> None:
 
 
 def test_pictures_that_are_too_small() -> None:
-    with pytest.raises(UsageError, match="8x4 pixels and needs at least 16"):
+    with pytest.raises(UsageError, match="8x4 pixels: expected at least 16"):
         Tracker(16, levels=4, hidden=16, depth=1, heads=2)(torch.zeros(1, 2, 16, 2, 4), QUERIES)

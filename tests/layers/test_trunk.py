@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lean3r.layers.trunk import Role, Trunk, by_windows, key_mask
+from lean3r.layers.trunk import Role, Trunk, key_mask, order_by_window
 from lean3r.testing import assert_rms
 from lean3r.types import TokenLayout
 
@@ -78,7 +78,7 @@ def test_windows_are_an_order_and_no_more(has_padding: bool) -> None:
     x, valid = tokens(), torch.ones(2, 3, 6, dtype=torch.bool)
     valid[:, 0, 3:] = not has_padding
     layout = replace(LAYOUT, valid=valid if has_padding else None)
-    moved, inner, back = by_windows(x, layout, 2)
+    moved, inner, back = order_by_window(x, layout, 2)
     assert torch.equal(moved.index_select(2, back), x) and torch.equal(moved[:, :, 0], x[:, :, 0])
     expected = run(trunk(), x, layout)
     assert_rms(run(trunk(), moved, inner).index_select(2, back), expected, 1e-5)

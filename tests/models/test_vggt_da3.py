@@ -9,7 +9,7 @@ from torch import Tensor
 from lean3r.errors import InputError, UsageError
 from lean3r.geometry.pose import invert_pose, make_pose
 from lean3r.geometry.rotation import so3_exp
-from lean3r.heads.view_camera import usual_frame
+from lean3r.heads.view_camera import normalise_cameras
 from lean3r.models.base import Backbone
 from lean3r.models.da3 import Da3, Da3Config
 from lean3r.models.da3_mono import Da3Metric, Da3Mono, Da3MonoConfig
@@ -127,7 +127,7 @@ def test_da3_known_cameras_come_back_in_the_users_world(da3: Da3) -> None:
     turn, shift = torch.randn(2, 1, 4, 3, generator=random)[:, None].unbind(0)
     cam_from_world = make_pose(so3_exp(turn[0]), shift[0] * 7)
     intrinsics = torch.tensor([[50.0, 0, 21], [0, 50, 28], [0, 0, 1]]).expand(1, 4, 3, 3)
-    usual, unit = usual_frame(cam_from_world)
+    usual, unit = normalise_cameras(cam_from_world)
     torch.testing.assert_close(usual[:, 0], torch.eye(4)[None], atol=1e-5, rtol=0)
     there = predict(da3, pictures(), known=Known(intrinsics, cam_from_world))
     here = predict(da3, pictures(), known=Known(intrinsics, usual))

@@ -1,1 +1,1 @@
-"""The synthetic world: places, textures, camera paths, and the renderer that makes exact scenes of them."""
+"""The synthetic world: places, textures, camera paths, and a renderer with exact geometry."""

@@ -1,4 +1,4 @@
-"""What a camera does to light: lens, exposure, white balance, noise, tone; and photographs as a phone writes them."""
+"""Effects of a real camera (lens, exposure, white balance, noise, tone curve), and photographs as from a phone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Sensor(NamedTuple):
 
 
 def sample_sensor(draw: Draw, views: int) -> Sensor:
-    """One camera a scene; exposure and white balance drift from view to view."""
+    """Draw one camera per scene; exposure and white balance drift from view to view."""
 
     def drift(low: float, high: float, share: float) -> Tensor:
         value = draw.uniform(low, high, 1) + share * (high - low) * draw.uniform(-1, 1, views)
@@ -48,7 +48,7 @@ def sample_sensor(draw: Draw, views: int) -> Sensor:
 
 
 def develop(linear: Tensor, noise: Tensor, sensor: Sensor) -> Tensor:
-    """Pictures [V, 3, H, W] in 0..1, on 8-bit steps, from linear light and standard normal noise of that shape."""
+    """Pictures [V, 3, H, W] in 0..1, quantised to 8 bits, from linear light and standard normal noise of that shape."""
     h, w = linear.shape[-2:]
     device = linear.device
     rows = ((torch.arange(h, device=device) + 0.5) / h - 0.5)[:, None]
@@ -63,13 +63,13 @@ def develop(linear: Tensor, noise: Tensor, sensor: Sensor) -> Tensor:
     light = light + sensor.blur.unsqueeze(1) * (soft - light)
     grain = sensor.read.unsqueeze(1) + sensor.shot.unsqueeze(1) * light.clamp_min(0).sqrt()
     light = (light + grain * noise).clamp_min(1e-6)
-    # Extended Reinhard shoulder: white is reached at three times the middle of the range.
+    # Extended Reinhard tone curve: white is at three times the middle of the range.
     light = light * (1 + light / 4.0) / (1 + light) * 1.6
     return ((light.clamp(0, 1) ** sensor.exponent.unsqueeze(1)) * 255).round() / 255
 
 
 def write_photo(path: Path, image: Tensor, focal_35mm: int, number: int = 0) -> None:
-    """Write a picture [3, H, W] in 0..1 as a phone's JPEG: EXIF with maker, orientation, time, focal length."""
+    """Write a picture [3, H, W] in 0..1 as a phone's JPEG: EXIF with make, orientation, time and focal length."""
     from PIL import Image
 
     exif = Image.Exif()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Draw:
-    """Random numbers for B scenes from one generator (on the CPU, so that every device sees the same scenes)."""
+    """Random numbers for B scenes from one generator (on the CPU, so that scenes are the same on every device)."""
 
     def __init__(self, generator: torch.Generator, scenes: int):
         self.generator, self.scenes = generator, scenes
@@ -27,10 +27,10 @@ class Draw:
         return torch.randn(self.scenes, *shape, generator=self.generator)
 
     def chance(self, probability: float | Tensor, *shape: int) -> Tensor:
-        """True with a probability, [B, *shape]."""
+        """Bool [B, *shape], True with the given probability."""
         return torch.rand(self.scenes, *shape, generator=self.generator) < probability
 
     def between(self, table: Tensor, kind: Tensor) -> Tensor:
-        """Uniform number [B] in the range that `table` [kinds, 2] gives the kind of each scene."""
+        """Uniform numbers [B], each in the range (low, high) of the scene's kind in `table` [kinds, 2]."""
         low, high = table[kind].unbind(-1)
         return self.uniform(low, high)

@@ -1,7 +1,7 @@
-"""Sampling of scenes: rooms, open arenas, facades and terrain, furnished with boxes, ellipsoids and cylinders.
+"""Random scenes: rooms, open arenas, facades and terrain, furnished with boxes, ellipsoids and cylinders.
 
 World axes before the global scale: x right, y DOWN, z forward, units about a metre; the floor is y = 0. The
-shell (solid 0) is a box seen from inside; faces that are sky simply let the view out.
+shell (solid 0) is a box seen from inside; some of its faces may be sky.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ ON_WALL = torch.tensor([0.35, 0.1, 0.6, 0.0])
 class Scene:
     """B scenes of N solids. centre, half [B, N, 3]; world_from_local [B, N, 3, 3]; face tables [B, N, 6]
     (faces -x, +x, -y, +y, -z, +z); tint [B, N, 6, 3]; wave amplitude, kx, kz, phase [B, K, 4]; light position
-    [B, 2, 4], colour [B, 2, 3], reach [B, 2]; ambient, zenith, horizon [B, 3]; focus [B, 3] is what cameras
-    look at from about `reach` [B] away under `azimuth` and `elevation` [B] (radians)."""
+    [B, 2, 4], colour [B, 2, 3], reach [B, 2]; ambient, zenith, horizon [B, 3]; cameras look at focus [B, 3] from a
+    distance of about `reach` [B], at `azimuth` and `elevation` [B] (radians)."""
 
     counts: Counts
     centre: Tensor
@@ -74,7 +74,7 @@ class Scene:
 
 
 def rotate_y(angle_rad: Tensor) -> Tensor:
-    """Rotation matrices [..., 3, 3] about the vertical."""
+    """Rotation matrices [..., 3, 3] about y, the vertical axis."""
     c, s, zero = angle_rad.cos(), angle_rad.sin(), torch.zeros_like(angle_rad)
     rows = [c, zero, s, zero, zero + 1, zero, -s, zero, c]
     return torch.stack(rows, -1).unflatten(-1, (3, 3))
@@ -108,7 +108,7 @@ def _waves(draw: Draw, terrain: bool) -> Tensor:
 
 
 def _boxes(draw: Draw, kind: Tensor, unit: Tensor, shell: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """centre, half, rotation of 8 boxes: five on the floor or on a wall, three stacked on one of the five.
+    """Centre, half size and rotation of 8 boxes: five on the floor or on a wall, three stacked on one of the five.
 
     shell [B, 3] half extents; place [B, n, 2] random positions on the floor.
     """
@@ -121,7 +121,7 @@ def _boxes(draw: Draw, kind: Tensor, unit: Tensor, shell: Tensor, place: Tensor)
     lean = torch.where(draw.chance(0.12, n), draw.uniform(-0.5, 0.5, n), torch.zeros(()))
     centre = torch.stack((place[:, :n, 0], -half[..., 1], place[:, :n, 1]), -1)
 
-    # Hung on a wall: the facade itself (+z) most often; thin, low relief, on a loose grid for facades.
+    # Boxes on a wall: thin, often on the facade itself (+z), there on a loose grid.
     facade = (kind == 2)[:, None]
     hung = draw.chance(ON_WALL[kind][:, None], n)
     hung[:, bases:] &= facade
@@ -143,7 +143,7 @@ def _boxes(draw: Draw, kind: Tensor, unit: Tensor, shell: Tensor, place: Tensor)
     yaw, lean = torch.where(hung, torch.zeros(()), yaw), torch.where(hung, torch.zeros(()), lean)
     rotation = product(rotate_y(yaw), rotate_x(lean))
 
-    # Stacked: inside the outline of the parent, on its top, turned a little.
+    # Stacked boxes: on top of the parent, within its outline, slightly rotated.
     parent = (draw.uniform(0, bases, n - bases)).long().clamp(0, bases - 1)
     rows = torch.arange(draw.scenes)[:, None]
     base_half, base_centre, base_rotation = half[rows, parent], centre[rows, parent], rotation[rows, parent]
@@ -161,7 +161,7 @@ def _boxes(draw: Draw, kind: Tensor, unit: Tensor, shell: Tensor, place: Tensor)
 
 
 def _cylinders(draw: Draw, kind: Tensor, unit: Tensor, shell: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Posts, drums and lying rolls; some pillars reach the ceiling of a room."""
+    """Centre, half size and rotation of posts, drums and lying rolls; some pillars reach the ceiling of a room."""
     n = COUNTS.cylinders
     u = unit[:, None]
     radius, tall = draw.logarithmic(0.05, 0.45, n) * u, draw.logarithmic(0.12, 1.1, n) * u
@@ -180,7 +180,7 @@ def _cylinders(draw: Draw, kind: Tensor, unit: Tensor, shell: Tensor, place: Ten
 def _ellipsoids(
     draw: Draw, unit: Tensor, place: Tensor, boxes: tuple[Tensor, Tensor], posts: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Balls on the floor, on boxes, as crowns of the posts, or hanging."""
+    """Centre, half size and rotation of balls: on the floor, on boxes, as crowns of the posts, or hanging."""
     n = COUNTS.ellipsoids
     radius = draw.logarithmic(0.1, 0.55, n, 1) * unit[:, None, None]
     half = torch.where(draw.chance(0.45, n, 1), radius.expand(-1, -1, 3), radius * draw.uniform(0.5, 1.3, n, 3))
@@ -196,13 +196,13 @@ def _ellipsoids(
 
 
 def _raise_points(points: Tensor, height: Tensor) -> Tensor:
-    """Points [..., 3] moved up by height [...]."""
+    """Move points [..., 3] up by height [...]."""
     x, y, z = points.unbind(-1)
     return torch.stack((x, y - height, z), -1)
 
 
 def _surfaces(draw: Draw, kind: Tensor, unit: Tensor, half: Tensor, tiles: int, photos: int) -> dict[str, Tensor]:
-    """Textures of all faces: walls and objects of any family, facades mostly built, posters that fit their box."""
+    """Textures of all faces: any family on walls and objects, mostly masonry on facades, and posters on boxes."""
     n = COUNTS.solids
     tile = (draw.uniform(0, tiles, n, 6)).long().clamp(0, tiles - 1)
 
@@ -212,8 +212,8 @@ def _surfaces(draw: Draw, kind: Tensor, unit: Tensor, half: Tensor, tiles: int, 
         each = family_rows(names[0], tiles)[1]
         return first[pick] + (draw.uniform(0, each)).long().clamp(0, each - 1)
 
-    built = (kind == 2) & draw.chance(0.75)
-    tile[:, 0, 5] = torch.where(built, family("windows", "bricks", "windows", "stones", "checks"), tile[:, 0, 5])
+    masonry = (kind == 2) & draw.chance(0.75)
+    tile[:, 0, 5] = torch.where(masonry, family("windows", "bricks", "windows", "stones", "checks"), tile[:, 0, 5])
     floor = torch.where(
         kind == 3,
         family("grass", "noise", "cloudy", "speckle", "stones"),
@@ -291,7 +291,7 @@ def _lights(draw: Draw, kind: Tensor, shell: Tensor, unit: Tensor) -> dict[str, 
 
 
 def sample_scene(draw: Draw, kind: Tensor, tiles: int, photos: int) -> Scene:
-    """B scenes of the kinds [B] (rows of KINDS; terrain only in a batch that is all terrain)."""
+    """B scenes of the kinds [B] (indices of KINDS; terrain only in a batch that is all terrain)."""
     terrain = bool((kind == 3).all())
     unit = draw.between(UNIT, kind)
     shell = torch.stack((draw.between(SHELL_X, kind), draw.between(HEIGHT, kind) / 2, draw.between(SHELL_Z, kind)), -1)
@@ -299,7 +299,7 @@ def sample_scene(draw: Draw, kind: Tensor, tiles: int, photos: int) -> Scene:
     low = waves[..., 0].abs().sum(1) + 1.0 if terrain else torch.zeros(draw.scenes)
     reach = draw.between(REACH, kind)
 
-    # Clutter fills a disc around the focus; in rooms all of the floor.
+    # Clutter fills a disc around the focus; in rooms it covers the whole floor.
     middle = draw.uniform(-0.45, 0.45, 2) * shell[:, (0, 2)]
     middle[:, 1] = torch.where(kind == 2, shell[:, 2] * draw.uniform(0.55, 1.0), middle[:, 1])
     n = COUNTS.solids - 1
@@ -345,7 +345,7 @@ def sample_scene(draw: Draw, kind: Tensor, tiles: int, photos: int) -> Scene:
 
 
 def without(scene: Scene, gone: Tensor) -> Scene:
-    """The scenes without the solids `gone` [B, N] bool: they shrink to nothing, far outside the shell."""
+    """The scenes without the solids `gone` [B, N] bool, which become tiny and are moved far outside the shell."""
     gone = gone.unsqueeze(-1)
     away = torch.full_like(scene.centre, AWAY)
     return replace(
@@ -356,9 +356,9 @@ def without(scene: Scene, gone: Tensor) -> Scene:
 
 
 def clearance(scene: Scene, points: Tensor) -> Tensor:
-    """Distance [B, N, P] of points [B, P, 3] from the solids, negative inside; a lower bound for round ones.
+    """Distance [B, N, P] of points [B, P, 3] from the solids, negative inside; a lower bound for round solids.
 
-    Column 0 is the free way inside the shell, and above the ground where there is one.
+    Column 0 is the distance to the shell from inside, or to the ground of a terrain if that is nearer.
     """
     local = points[:, None] - scene.centre[:, :, None]
     local = product(local, scene.world_from_local)

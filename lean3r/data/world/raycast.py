@@ -1,8 +1,8 @@
 """Ray casting of scenes made of boxes, ellipsoids, cylinders and a height field.
 
-Everything is written as separate channel tensors of shape [V, P] (V views, P pixels), so that a compiler can
-fuse a whole picture into one loop. Rays are (x, y, 1) in camera axes, hence the ray parameter IS the z-depth.
-Every solid lives in its own local frame, scaled so that it is the unit box, ball or cylinder there.
+All values are separate channel tensors of shape [V, P] (V views, P pixels), so that a compiler can fuse a
+whole picture into one loop. Rays are (x, y, 1) in camera axes, hence the ray parameter is the z-depth. Every
+solid is the unit box, ball or cylinder in its own scaled local frame.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STEP_POWER = 1.4
 
 
 class Counts(NamedTuple):
-    """How many solids of each shape follow the shell (solid 0), in this order."""
+    """Numbers of solids of each shape, which follow the shell (solid 0) in this order."""
 
     boxes: int
     ellipsoids: int
@@ -28,16 +28,16 @@ class Counts(NamedTuple):
 
     @property
     def solids(self) -> int:
-        """All solids, the shell included."""
+        """Number of all solids, with the shell."""
         return 1 + self.boxes + self.ellipsoids + self.cylinders
 
 
 class Placed(NamedTuple):
-    """Solids of V views seen from their cameras.
+    """Solids relative to the cameras of V views.
 
-    origin [V, N, 3] camera centre and local_from_cam [V, N, 3, 3] directions, both in the scaled local frame
-    of each solid. wave_amplitude and wave_phase [V, K], wave_rate [V, K, 3] (camera axes) and height [V, 1] of
-    the camera above the mean ground describe the ground; K is 0 where there is none. world_from_cam [V, 3, 3].
+    origin [V, N, 3] is the camera centre and local_from_cam [V, N, 3, 3] maps directions, both in the scaled local
+    frame of each solid. wave_amplitude and wave_phase [V, K], wave_rate [V, K, 3] (camera axes) and height [V, 1] of
+    the camera above the mean ground describe the ground; K is 0 without ground. world_from_cam [V, 3, 3].
     """
 
     origin: Tensor
@@ -57,7 +57,7 @@ class Lens(NamedTuple):
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """Matrix product [..., i, j] x [..., j, k] in full fp32 whatever the matmul settings (tf32, autocast)."""
+    """Matrix product [..., i, j] x [..., j, k] in full fp32, independent of matmul settings (tf32, autocast)."""
     return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)
 
 
@@ -71,7 +71,7 @@ def rays(column: Tensor, row: Tensor, centre: Tensor, lens: Lens) -> tuple[Tenso
 
 
 def _safe(d: Tensor) -> Tensor:
-    """Directions without zeros, so that no slab is 0 * inf."""
+    """Replace zeros of directions, so that no slab is 0 * inf."""
     return torch.where(d.abs() < 1e-9, torch.full_like(d, 1e-9), d)
 
 
@@ -82,7 +82,7 @@ def _slab(o: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _quadratic(a: Tensor, b: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
-    """Entry and exit of the unit ball or circle; cross = |o x d|^2 keeps digits that b^2 - ac would lose."""
+    """Entry and exit of the unit ball or circle; cross = |o x d|^2 avoids the cancellation in b^2 - ac."""
     free = a - cross
     root = free.clamp_min(0).sqrt()
     miss = free <= 0
@@ -92,7 +92,7 @@ def _quadratic(a: Tensor, b: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def span(shape: int, o: list[Tensor], d: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Ray interval inside a unit box (0), ball (1) or cylinder about y (2)."""
+    """Interval (entry, exit) of a ray in the unit box (0), ball (1) or cylinder about y (2)."""
     if shape == 1:
         cross = (o[1] * d[2] - o[2] * d[1]) ** 2 + (o[2] * d[0] - o[0] * d[2]) ** 2 + (o[0] * d[1] - o[1] * d[0]) ** 2
         a = d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
@@ -138,7 +138,7 @@ def intersect(x: Tensor, y: Tensor, placed: Placed, counts: Counts) -> tuple[Ten
 def _march(x: Tensor, y: Tensor, placed: Placed, leave: Tensor) -> tuple[Tensor, Tensor]:
     """First crossing of the ground before `leave`: steps through its slab, finer steps, then false position.
 
-    The steps of one round stand side by side in a tensor; a loop written out would compile for minutes.
+    All steps of one round are in one tensor, because an unrolled loop takes minutes to compile.
     """
     amplitude, phase, rate = placed.wave_amplitude, placed.wave_phase, placed.wave_rate
     fall = placed.world_from_cam[:, 1, 0, None] * x + placed.world_from_cam[:, 1, 1, None] * y
@@ -151,7 +151,7 @@ def _march(x: Tensor, y: Tensor, placed: Placed, leave: Tensor) -> tuple[Tensor,
         return placed.height - fall * t - wave.sum(1)
 
     def first_under(start: Tensor, length: Tensor, share: Tensor) -> Tensor:
-        """Number of the first step at start + length * share [K] that is under the ground; K if none is."""
+        """Index of the first step at start + length * share [K] that is under the ground; K if none is."""
         t = start.unsqueeze(1) + length.unsqueeze(1) * share[:, None]
         above = placed.height.unsqueeze(1) - fall.unsqueeze(1) * t
         for k in range(amplitude.shape[1]):
@@ -166,7 +166,7 @@ def _march(x: Tensor, y: Tensor, placed: Placed, leave: Tensor) -> tuple[Tensor,
     end = torch.maximum(torch.minimum(end, leave), enter)
     coarse = (torch.arange(1, COARSE_STEPS + 1, device=x.device) / COARSE_STEPS) ** STEP_POWER
     step = first_under(enter, end - enter, coarse)
-    found = (step < COARSE_STEPS) & (end > enter)
+    crosses = (step < COARSE_STEPS) & (end > enter)
     low, high = ((n / COARSE_STEPS) ** STEP_POWER for n in (step, (step + 1).clamp_max(COARSE_STEPS)))
     a, length = enter + (end - enter) * low, (end - enter) * (high - low)
     fine = torch.arange(1, FINE_STEPS, device=x.device) / FINE_STEPS
@@ -180,11 +180,11 @@ def _march(x: Tensor, y: Tensor, placed: Placed, leave: Tensor) -> tuple[Tensor,
         a, b = torch.where(over, middle, a), torch.where(over, b, middle)
         above, below = torch.where(over, value, above), torch.where(over, below, value)
     t = a + (b - a) * (above / (above - below).clamp_min(1e-12)).clamp(0, 1)
-    return torch.where(found, t, leave), found
+    return torch.where(crosses, t, leave), crosses
 
 
 def ground_slope(x: Tensor, y: Tensor, t: Tensor, placed: Placed) -> list[Tensor]:
-    """Gradient of the height field at depth t, camera axes, three channels [V, P]; not of unit length."""
+    """Gradient of the height field at depth t in camera axes, three channels [V, P]; not of unit length."""
     rate = placed.wave_rate
     turn = rate[:, :, 0, None] * x[:, None] + rate[:, :, 1, None] * y[:, None] + rate[:, :, 2, None]
     wave = placed.wave_amplitude.unsqueeze(-1) * torch.cos(placed.wave_phase.unsqueeze(-1) + turn * t[:, None])

@@ -19,12 +19,12 @@ G = TypeVar("G", Lens, Placed, Paint, Lights)
 R = TypeVar("R")
 
 BLOCK = 2048
-# Blocks a call: on a processor the channels of one call stay in its cache, a card wants more work at once.
+# Blocks per call: on a CPU the channels of one call fit in the cache; a GPU needs more work at once.
 BLOCKS = {"cpu": 16, "cuda": 512}
 
 
 def place(scene: Scene, rotation: Tensor, position: Tensor, focal: Tensor, k1: Tensor) -> tuple[Placed, Lens]:
-    """Scenes seen from cameras: rotation [B, S, 3, 3], position [B, S, 3] world from camera; focal, k1 [B, S]."""
+    """Scenes relative to cameras: rotation [B, S, 3, 3], position [B, S, 3] world from camera; focal, k1 [B, S]."""
     inverse = scene.world_from_local.transpose(-1, -2) / scene.half.unsqueeze(-1)
     local_from_cam = product(inverse[:, None], rotation[:, :, None])
     away = position[:, :, None] - scene.centre[:, None]
@@ -37,7 +37,7 @@ def place(scene: Scene, rotation: Tensor, position: Tensor, focal: Tensor, k1: T
         origin=origin.flatten(0, 1),
         local_from_cam=local_from_cam.flatten(0, 1),
         wave_amplitude=amplitude.expand(-1, s, -1).flatten(0, 1),
-        # Reduced to one turn: the sine of a large argument loses digits.
+        # Reduced to one period: the sine of a large argument is inaccurate.
         wave_phase=torch.remainder(start, 2 * math.pi).flatten(0, 1),
         wave_rate=rate.flatten(0, 1),
         height=-position[..., 1].reshape(-1, 1),
@@ -47,13 +47,13 @@ def place(scene: Scene, rotation: Tensor, position: Tensor, focal: Tensor, k1: T
 
 
 def surfaces(scene: Scene, views: int) -> Paint:
-    """Face tables of the scenes for `views` views of each."""
+    """Face tables of the scenes, repeated for `views` views of each."""
     tables = (scene.tile, scene.overlay, scene.repeat_u, scene.repeat_v, scene.density, scene.strength, scene.gloss)
     return Paint(*(x.flatten(1).repeat_interleave(views, 0) for x in (*tables, *scene.tint.unbind(-1))))
 
 
-def lit(scene: Scene, rotation: Tensor, position: Tensor) -> Lights:
-    """The lights of the scenes in the axes of every camera."""
+def place_lights(scene: Scene, rotation: Tensor, position: Tensor) -> Lights:
+    """The lights of the scenes in the axes of each camera."""
     s = rotation.shape[1]
     place_w = scene.light[:, None]
     relative = place_w[..., :3] - place_w[..., 3:] * position[:, :, None]
@@ -90,7 +90,7 @@ def render(
     device = position.device
     row, column = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
     placed, lens = place(scene, rotation, position, focal, k1)
-    paint, lights = surfaces(scene, rotation.shape[1]), lit(scene, rotation, position)
+    paint, lights = surfaces(scene, rotation.shape[1]), place_lights(scene, rotation, position)
 
     def piece(pixels: tuple[Tensor, Tensor], views: Tensor) -> Picture:
         return run(
@@ -121,7 +121,7 @@ def look(
     *,
     fast: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Depth (0 in the sky) and rays x, y, each [V, side * side], on an even grid over pictures of that size."""
+    """Depth (0 in the sky) and rays x, y, each [V, side * side], on a regular grid over pictures of this size."""
     height, width = size
     step = (torch.arange(side, device=position.device) + 0.5) / side
     row, column = torch.meshgrid(step * height - 0.5, step * width - 0.5, indexing="ij")
@@ -147,9 +147,9 @@ def _rows(group: G, views: Tensor) -> G:
 
 
 def _in_blocks(piece: Callable, column: Tensor, row: Tensor, views: int, fast: bool) -> list[Tensor]:
-    """Channels [V, P] of `piece(pixels, views)` called for so many blocks of so many pixels at a time.
+    """Channels [V, P] of `piece(pixels, views)`, called for BLOCKS blocks of BLOCK pixels at a time.
 
-    A compiled call always has the same size: what is missing in the last block or call is done twice.
+    A compiled call always has the same size: the last block and the last call are filled up with repeated pixels.
     """
     pixels = len(column)
     block = min(BLOCK, 1 << (pixels - 1).bit_length())
@@ -173,7 +173,7 @@ def probe(
     """Depth [V, P], 0 in the sky, and the rays x, y; open_faces [V, 6] bool: faces of the shell that are sky."""
     x, y = rays(column, row, centre, lens)
     t, solid, ground = intersect(x, y, placed, counts)
-    # Which face of the shell was hit decides whether it is sky.
+    # Whether the hit is sky depends on the face of the shell.
     m = placed.local_from_cam[:, 0]
     local = [
         placed.origin[:, 0, i, None] + (m[:, i, 0, None] * x + m[:, i, 1, None] * y + m[:, i, 2, None]) * t
@@ -188,7 +188,7 @@ def probe(
 
 
 def run(function: Callable[..., R], fast: bool, *arguments: object, any_size: bool = False) -> R:
-    """Call `function`, compiled when `fast`: a graph for each set of sizes, or with `any_size` one for all."""
+    """Call `function`, compiled if `fast`: one graph per set of sizes, or one for all sizes if `any_size`."""
     if not fast:
         return function(*arguments)
     return _compile(function, any_size, () if any_size else _sizes(arguments))(*arguments)
@@ -204,16 +204,16 @@ def _sizes(arguments: object) -> tuple:
 
 @lru_cache(maxsize=64)
 def _compile(function: Callable, any_size: bool, sizes: tuple) -> Callable:
-    """`function` compiled for its sizes; where that fails the plain one is used instead, with one warning."""
-    del sizes  # part of the key alone
-    # Rows of tables are right by construction; checking every look-up takes about a fifth of the time.
+    """Compile `function` for its sizes; if that fails, it warns once and uses the uncompiled function."""
+    del sizes  # only part of the cache key
+    # Table indices are valid by construction; checking each look-up takes about a fifth of the time.
     options: dict[str, str | int | bool | Callable] = {"assert_indirect_indexing": False}
     fast, plain = torch.compile(function, dynamic=any_size, fullgraph=True, options=options), []
 
     def call(*arguments: object) -> object:
         if not plain:
             try:
-                # Each set of sizes is wanted; the default limit of eight would silently leave the rest slow.
+                # With the default limit of eight, further sets of sizes would silently run uncompiled.
                 with torch._dynamo.config.patch(recompile_limit=64):
                     return fast(*arguments)
             except RuntimeError as error:
@@ -227,7 +227,7 @@ def _compile(function: Callable, any_size: bool, sizes: tuple) -> Callable:
 @lru_cache(maxsize=1)
 def _warn_once(reason: str) -> None:
     warnings.warn(
-        f"the ray caster could not be compiled ({reason}) and runs several times slower. A C++ compiler "
-        "(processor) or Triton (GPU) makes it fast; compile=False silences this.",
+        f"the ray caster could not be compiled ({reason}) and runs several times slower. Install a C++ compiler "
+        "(CPU) or Triton (GPU), or pass compile=False to silence this warning.",
         stacklevel=4,
     )

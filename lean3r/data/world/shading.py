@@ -1,4 +1,4 @@
-"""What hits look like: textures, two lights, highlights, sky; all as channels [V, P] (V views, P pixels)."""
+"""Shading of hits: textures, two lights, highlights, sky; all as channels [V, P] (V views, P pixels)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lean3r.data.world.raycast import Counts, Lens, Placed, ground_slope, inters
 
 
 class Paint(NamedTuple):
-    """Surface of every face of every solid of the scene of each view, [V, N * 6].
+    """Surface of all faces of all solids for each view, [V, N * 6].
 
     tile and overlay are rows of the atlas (tile below 0: sky with the clouds of row -1 - tile); repeat_u and
-    repeat_v tiles in half the extent of the face, density tiles a world unit, strength of the overlay, gloss of
-    the highlight, tint_* linear colour.
+    repeat_v: tiles per half extent of the face; density: tiles per world unit; strength of the overlay; gloss of
+    the highlight; tint_*: linear colour.
     """
 
     tile: Tensor
@@ -31,8 +31,8 @@ class Paint(NamedTuple):
 
 
 class Lights(NamedTuple):
-    """Two lights in camera axes: position [V, 2, 4] (last: 1 point, 0 direction), colour [V, 2, 3], fall-off
-    distance `reach` [V, 2]; ambient, zenith and horizon colour [V, 3] of everything else and of the sky."""
+    """Two lights in camera axes: position [V, 2, 4] (w = 1: point, 0: direction), colour [V, 2, 3], fall-off
+    distance `reach` [V, 2]; and the colours [V, 3] of ambient light and of the sky at zenith and horizon."""
 
     position: Tensor
     colour: Tensor
@@ -43,7 +43,7 @@ class Lights(NamedTuple):
 
 
 class Atlas(NamedTuple):
-    """Tiles with all mip levels behind each other: texels [tiles * texels of one] int32 0xRRGGBB."""
+    """Tiles with all mip levels one after another: texels [tiles * texels per tile] int32 0xRRGGBB; size in texels."""
 
     texels: Tensor
     size: int
@@ -62,8 +62,8 @@ class Picture(NamedTuple):
 
 
 class Surface(NamedTuple):
-    """What was hit, channels [V, P]: place in the flattened face tables, axis of the face, local point, unit normal
-    towards the camera, cosine of the angle to the ray, position on the face in half extents."""
+    """Surface at the hits, channels [V, P]: index in the flattened face tables, axis of the face, local point, unit
+    normal towards the camera, cosine of the angle to the ray, position on the face in half extents."""
 
     face: Tensor
     on_x: Tensor
@@ -89,7 +89,7 @@ def cast(
 ) -> Picture:
     """Pictures of V views at pixels column, row [V, P].
 
-    centre [2] is the principal point in pixels; `shadows` adds those that the first light casts.
+    centre [2] is the principal point in pixels; `shadows` adds shadows of the first light.
     """
     x, y = rays(column, row, centre, lens)
     t, solid, ground = intersect(x, y, placed, counts)
@@ -97,7 +97,7 @@ def cast(
     hit = _surface(x, y, t, length, solid, ground, placed, counts)
     tile = paint.tile.reshape(-1)[hit.face]
     sky = (tile < 0) & (solid == 0)
-    # The sky is infinitely far: its clouds follow the direction alone.
+    # The sky is at infinity: its clouds depend only on the direction.
     world = placed.world_from_cam
     east, down, north = (world[:, i, 0, None] * x + world[:, i, 1, None] * y + world[:, i, 2, None] for i in range(3))
     up = -down / length
@@ -107,16 +107,16 @@ def cast(
     footprint = t * paint.density.reshape(-1)[hit.face] * torch.rsqrt(hit.facing.clamp_min(0.15))
     footprint = torch.where(sky, torch.ones_like(t), footprint) * lens.inverse_focal
     texel = _texture(atlas, torch.where(sky, -1 - tile, tile), u, v, footprint)
-    # A second tile, much larger, keeps repeated ones apart.
+    # A second, much larger tile hides the repetition of the first.
     large = _texture(atlas, paint.overlay.reshape(-1)[hit.face], u * 0.173 + 0.31, v * 0.173 + 0.73, footprint * 0.173)
     stain = (large[0] + large[1] + large[2]) * (1 / 765)
     wear = 1 + paint.strength.reshape(-1)[hit.face] * (2 * stain - 1)
 
-    first, second, highlight = _received(x, y, t, length, hit, placed, counts, paint, lights, shadows)
+    first, second, highlight = _receive_light(x, y, t, length, hit, placed, counts, paint, lights, shadows)
     nx, ny, nz = hit.normal
     hemisphere = 0.8 - 0.2 * (nx * world[:, 1, 0, None] + ny * world[:, 1, 1, None] + nz * world[:, 1, 2, None])
     lx, ly, lz = hit.local
-    # Corners of a room and the feet of furniture are darker.
+    # Corners of a room and bases of furniture are darker.
     foot = torch.where(hit.on_y, torch.zeros_like(t), ly.clamp_min(0) ** 8)
     edges = torch.where(hit.on_x, lz, lx) ** 8 + torch.where(hit.on_y, lz, ly) ** 8
     shade = 1 - 0.22 * torch.where(solid == 0, edges, foot).clamp(0, 1.5)
@@ -125,7 +125,7 @@ def cast(
     up = up.clamp_min(0)
     colours = []
     for c, tint in enumerate((paint.tint_r, paint.tint_g, paint.tint_b)):
-        # Texels are stored like pictures; squaring makes them linear.
+        # Texels are gamma-encoded; squaring makes them linear.
         albedo = (texel[c] * wear) ** 2 * tint.reshape(-1)[hit.face] * (1 / 65025)
         glow = lights.ambient[:, c, None] * hemisphere
         glow = glow + first * lights.colour[:, 0, c, None] + second * lights.colour[:, 1, c, None]
@@ -147,14 +147,14 @@ def _surface(
     placed: Placed,
     counts: Counts,
 ) -> Surface:
-    """Face, normal and texture position of hits at depth t."""
+    """Face, normal and texture coordinates of hits at depth t."""
     views = torch.arange(x.shape[0], device=x.device, dtype=torch.int32)[:, None]
     pick = views * counts.solids + solid
     m = [[placed.local_from_cam[:, :, i, j].reshape(-1)[pick] for j in range(3)] for i in range(3)]
     start = [placed.origin[:, :, i].reshape(-1)[pick] for i in range(3)]
     lx, ly, lz = (start[i] + (m[i][0] * x + m[i][1] * y + m[i][2]) * t for i in range(3))
 
-    # A point on a box has |l| = 1 on the axis of its face; balls are mapped like cubes, tubes around their side.
+    # A point on a box has |l| = 1 on the axis of its face; balls are mapped like cubes, cylinders around their side.
     ball = (solid > counts.boxes) & (solid <= counts.boxes + counts.ellipsoids)
     tube = solid > counts.boxes + counts.ellipsoids
     ax, ay, az = lx.abs(), ly.abs(), lz.abs()
@@ -184,7 +184,7 @@ def _surface(
     return Surface(pick * 6 + face, on_x, on_y, (lx, ly, lz), normal, facing, u, v)
 
 
-def _received(
+def _receive_light(
     x: Tensor,
     y: Tensor,
     t: Tensor,
@@ -196,9 +196,9 @@ def _received(
     lights: Lights,
     shadows: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Light that the surface receives from both lamps, and the highlight of the first."""
+    """Light that the surface receives from both lights, and the highlight of the first."""
     nx, ny, nz = hit.normal
-    # Lifted off the surface, so that it does not shade itself.
+    # Offset from the surface, so that it does not shadow itself.
     point = (x * t + nx * 2e-3, y * t + ny * 2e-3, t + nz * 2e-3)
     received, highlight = [], t
     for k in range(2):
@@ -220,7 +220,7 @@ def _received(
 
 
 def _texture(atlas: Atlas, tile: Tensor, u: Tensor, v: Tensor, footprint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Bilinear lookup, repeating, at the mip level whose texel covers `footprint` tiles; colours in 0..255."""
+    """Bilinear lookup with repetition, at the mip level whose texel covers `footprint` tiles; colours in 0..255."""
     levels = atlas.size.bit_length() - 1
     texels = (4 ** (levels + 1) - 1) // 3
     level = torch.log2((footprint * atlas.size).clamp_min(1e-6)).clamp(0, levels - 1).to(torch.int32)
@@ -248,7 +248,7 @@ def _texture(atlas: Atlas, tile: Tensor, u: Tensor, v: Tensor, footprint: Tensor
 
 
 def _shadow(point: tuple[Tensor, Tensor, Tensor], light: list[Tensor], placed: Placed, counts: Counts) -> Tensor:
-    """1 where the way from points [V, P] to the light is free, 0 where a solid other than the shell is in it."""
+    """1 where the line from points [V, P] to the light is free, 0 where a solid other than the shell blocks it."""
     px, py, pz = point
     free = torch.ones_like(px)
     m = placed.local_from_cam

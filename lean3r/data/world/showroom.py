@@ -1,4 +1,4 @@
-"""A furnished living room, and photographs of it as a phone would write them: for `lean3r demo` and the README."""
+"""A furnished living room, and photographs of it as from a phone: for `lean3r demo` and the README."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ ROOM = (2.7, 1.3, 2.3)  # half extents in metres
 
 
 class Thing(NamedTuple):
-    """One solid: centre (x, y DOWN, z; floor at y = 0) and half size in metres, texture (family, number), tiles a
-    metre (0: the tile is stretched over each face), brightness, yaw and lean in radians, gloss."""
+    """One solid: centre (x, y DOWN, z; floor at y = 0) and half size in metres, texture (family, number), tiles
+    per metre (0: the tile is stretched over each face), brightness, yaw and lean in radians, gloss."""
 
     centre: tuple[float, float, float]
     half: tuple[float, float, float]
@@ -143,7 +143,7 @@ def _tile(texture: tuple[str, int]) -> int:
 
 
 def _path(views: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A walk along an arc in front of the sofa: rotation [1, S, 3, 3] and centre [1, S, 3], world from camera."""
+    """An arc in front of the sofa: rotation [1, S, 3, 3] and centre [1, S, 3], world from camera."""
 
     def shake(amount: float, *shape: int) -> Tensor:
         return amount * (2 * torch.rand(views, *shape, generator=generator) - 1)
@@ -160,11 +160,11 @@ def _path(views: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 def phone_photos(
     directory: str | Path, views: int = 8, *, seed: int = 0, height: int = 960, width: int = 1280
 ) -> SceneBatch:
-    """Photograph the living room: IMG_0001.jpg .. with EXIF, and truth.npz; returns the truth (views on the CPU).
+    """Photograph the living room: writes IMG_0001.jpg, ... with EXIF and truth.npz; returns the truth (on the CPU).
 
     truth.npz: cam_from_world [S, 4, 4] float32, intrinsics [S, 3, 3] float32 in pixels of the photos, depth
-    [S, H, W] float16 in metres. The seed moves the photographer, not the furniture. Distortion is mild and, as in
-    a real phone, not part of the intrinsics.
+    [S, H, W] float16 in metres. The seed changes the cameras, not the furniture. Distortion is mild and, as with a
+    real phone, not part of the intrinsics.
     """
     generator = torch.Generator().manual_seed(seed)
     tiles, _ = atlas(ATLAS_SEED, TILES, TILE_SIZE, None, "cpu")
@@ -201,7 +201,7 @@ def phone_photos(
 
 
 def _phone(generator: torch.Generator) -> Sensor:
-    """Automatic exposure and white balance that waver a little, and a clean sensor."""
+    """Automatic exposure and white balance with slight variation, and a low-noise sensor."""
 
     def value(middle: float, spread: float = 0.0, *shape: int) -> Tensor:
         return middle + spread * torch.randn(*(shape or (1, 1, 1)), generator=generator)

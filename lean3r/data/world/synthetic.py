@@ -25,13 +25,13 @@ COARSE = 8
 class SyntheticWorld:
     """Configuration of a stream of scenes; `batch(index, scenes)` is a pure function of it and its arguments.
 
-    height, width: pixels; views: views a scene; textures: folder of photo crops mixed with the procedural
-    tiles; seed: names the stream (another seed has other scenes and other textures); room, arena, facade,
-    terrain: weights of the kinds (terrain fills whole batches); tiles: procedural tiles in the atlas, tile_size
-    their side in texels; focal: range of focal / sqrt(height * width); distortion: bound of |k1|, most are far
-    smaller (intrinsics stay the pinhole part, depth is that of the true ray); candidates: camera paths tried a
-    scene; shadows: cast those of the main light; compile: compile the ray caster (the same few graphs
-    serve every size; a minute or two on a processor, the first time).
+    height, width: pixels; views: views per scene; textures: folder of photo crops that are mixed with the procedural
+    tiles; seed: number of the stream (each seed has its own scenes and textures); room, arena, facade, terrain:
+    weights of the kinds (terrain fills whole batches); tiles: number of procedural tiles in the atlas; tile_size: their
+    side in texels; focal: range of focal / sqrt(height * width); distortion: bound of |k1|, usually far smaller
+    (intrinsics are the pinhole part, depth is along the true ray); scale: range of the factor on world units;
+    candidates: camera paths to choose from per scene; shadows: whether the main light casts shadows; compile: compile
+    the ray caster (a few graphs for all sizes; a minute or two on a CPU, the first time).
     """
 
     height: int = 64
@@ -56,27 +56,27 @@ class SyntheticWorld:
     def __post_init__(self) -> None:
         for name in ("height", "width", "views", "candidates"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+                raise UsageError(f"{name} is {getattr(self, name)}; expected at least 1")
         weights = (self.room, self.arena, self.facade, self.terrain)
         if min(weights) < 0 or sum(weights) <= 0:
-            raise UsageError(f"weights of the kinds {KINDS} are {weights}; none may be negative, one must be positive")
+            raise UsageError(f"weights of the kinds {KINDS} are {weights}; expected none below 0 and one above 0")
         if self.tile_size < 16 or self.tile_size & (self.tile_size - 1):
-            raise UsageError(f"tile_size is {self.tile_size}; it must be a power of two, at least 16")
+            raise UsageError(f"tile_size is {self.tile_size}; expected a power of two, at least 16")
         if self.tiles < len(FAMILIES):
-            raise UsageError(f"tiles is {self.tiles}; at least {len(FAMILIES)} are needed, one for every family")
+            raise UsageError(f"tiles is {self.tiles}; expected at least {len(FAMILIES)}, one for each family")
         for name in ("focal", "scale"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
-                raise UsageError(f"{name} is {low}..{high}; it must be a positive range (low, high)")
+                raise UsageError(f"{name} is {low}..{high}; expected a positive range (low, high)")
         if not 0 <= self.distortion <= 0.1:
-            raise UsageError(f"distortion is {self.distortion}; it must lie in 0..0.1")
+            raise UsageError(f"distortion is {self.distortion}; expected 0..0.1")
 
     def batch(
         self, index: int, scenes: int, *, views: int | None = None, height: int | None = None, width: int | None = None
     ) -> SceneBatch:
-        """Batch `index` of the stream: `scenes` scenes of the world's number of views and size, unless given.
+        """Batch `index` of the stream, with `scenes` scenes; number of views and size are the world's unless given.
 
-        Depth is z-depth of the ray of each pixel centre, 0 in the sky; the world's unit is arbitrary.
+        Depth is the z-depth along the ray of each pixel centre, 0 in the sky; the unit is arbitrary.
         """
         s, h, w = views or self.views, height or self.height, width or self.width
         device = torch.device(self.device)
@@ -124,7 +124,7 @@ class SyntheticWorld:
         return torch.multinomial(weights[:3], draw.scenes, replacement=True, generator=draw.generator)
 
     def _focal(self, draw: Draw, s: int, h: int, w: int) -> Tensor:
-        """[B, S] pixels: one lens a scene in four of five, otherwise one a view."""
+        """Focal lengths [B, S] in pixels: one per scene in four of five scenes, otherwise one per view."""
         low, high = self.focal
         shared = draw.logarithmic(low, high, 1)
         own = (shared * draw.logarithmic(0.75, 1.35, s)).clamp(low, high)
@@ -141,7 +141,7 @@ class SyntheticWorld:
         h: int,
         w: int,
     ) -> tuple[Scene, Tensor, Tensor]:
-        """Keep the candidate path that scores best; solids too close to its cameras leave the scene."""
+        """Choose the best candidate path; solids too close to its cameras are removed."""
         b, t, s = position.shape[:3]
         focal_t, k1_t = (v[:, None].expand(b, t, s).reshape(b, t * s) for v in (focal, k1))
         paths = (rotation.flatten(1, 2), position.flatten(1, 2))

@@ -16,7 +16,7 @@ from lean3r.errors import InputError
 
 
 class Canvas:
-    """Draws n tiles of size T at a time; every random number comes from one generator."""
+    """Draws n tiles of T x T texels at a time; all random numbers come from one generator."""
 
     def __init__(self, n: int, size: int, generator: torch.Generator):
         self.n, self.size, self.generator = n, size, generator
@@ -28,11 +28,11 @@ class Canvas:
         return low + (high - low) * torch.rand(self.n, *shape, generator=self.generator)
 
     def whole(self, low: int, high: int) -> Tensor:
-        """Whole numbers low..high inclusive [n, 1, 1]."""
+        """Random integers [n, 1, 1] from low to high, both included."""
         return torch.randint(low, high + 1, (self.n, 1, 1), generator=self.generator).float()
 
     def fractal(self, low: float = 0.8, high: float = 1.9, stretch: float = 1.0) -> Tensor:
-        """Periodic noise [n, T, T] in 0..1 with spectrum 1 / f^beta; stretch > 1 makes it long along u."""
+        """Periodic noise [n, T, T] in 0..1 with spectrum 1 / f^beta; stretch > 1 elongates it along u."""
         t = self.size
         fy, fx = torch.fft.fftfreq(t)[:, None] * t, torch.fft.rfftfreq(t)[None] * t
         radius = torch.sqrt(fy**2 + (fx * stretch) ** 2).clamp_min(1.0)
@@ -42,9 +42,9 @@ class Canvas:
         return (0.5 + 0.22 * noise / noise.std((1, 2), keepdim=True)).clamp(0, 1)
 
     def colour(self, saturation: float = 0.6) -> Tensor:
-        """Random colours [n, 3, 1, 1], many of them greyish as in real rooms."""
+        """Random colours [n, 3, 1, 1], many greyish as in real rooms."""
         which, hue, spread = self.uniform(0, 1, 1), self.uniform(0, 1, 1), 0.04 * self.uniform(-1, 1, 3).sum(1, True)
-        # Wood, skin, stone, paint: half of all things are warm, a fifth blue.
+        # Half of the hues are warm (wood, skin, stone, paint), a fifth are blue.
         hue = torch.where(which < 0.5, 0.08 + spread, torch.where(which < 0.7, 0.6 + spread, hue))
         value = self.uniform(0.12, 1.0, 1)
         chroma = value * saturation * self.uniform(0, 1, 1) ** 1.5
@@ -53,34 +53,34 @@ class Canvas:
         return rgb[:, :, None, None]
 
     def ramp(self, value: Tensor) -> Tensor:
-        """Colour [n, 3, T, T] of values 0..1 along three random colours."""
+        """Colours [n, 3, T, T] for values 0..1, interpolated between three random colours."""
         a, b, c = self.colour(), self.colour(), self.colour()
         x = value.unsqueeze(1) * 2
         return torch.where(x < 1, a + (b - a) * x, b + (c - b) * (x - 1))
 
     def warp(self, amount: float) -> tuple[Tensor, Tensor]:
-        """u, v bent by smooth noise of random strength up to `amount` tiles."""
+        """Coordinates u, v distorted by smooth noise of random strength up to `amount` tiles."""
         push = self.uniform(0, amount, 1, 1)
         return self.u + push * (self.fractal(1.8, 2.4) - 0.5), self.v + push * (self.fractal(1.8, 2.4) - 0.5)
 
     def cells(self, rows: Tensor, columns: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A random number of each cell of a periodic grid and the position 0..1 inside it."""
+        """A random number for each cell of a periodic grid, and the position 0..1 within the cell."""
         column, row = torch.floor(u * columns), torch.floor(v * rows)
         salt = self.uniform(1, 99, 1, 1)
         key = torch.sin((column % columns) * 12.9898 + (row % rows) * 78.233 + salt) * 43758.5453
         return key - torch.floor(key), u * columns - column, v * rows - row
 
     def seeds(self, points: int, power: float) -> tuple[Tensor, Tensor]:
-        """Distance to and number of the nearest of `points` random points (periodic), [n, T, T]."""
+        """Distance [n, T, T] to the nearest of `points` random points (periodic), and its index / `points`."""
         best = torch.full((self.n, self.size, self.size), 9.0)
-        who = torch.zeros_like(best)
+        seed = torch.zeros_like(best)
         for i in range(points):
             pu, pv = self.uniform(0, 1, 1, 1), self.uniform(0, 1, 1, 1)
             du, dv = (self.u - pu + 0.5) % 1 - 0.5, (self.v - pv + 0.5) % 1 - 0.5
             distance = (du.abs() ** power + dv.abs() ** power) ** (1 / power)
-            who = torch.where(distance < best, float(i), who)
+            seed = torch.where(distance < best, float(i), seed)
             best = torch.minimum(best, distance)
-        return best, who / points
+        return best, seed / points
 
 
 def _noise(c: Canvas) -> Tensor:
@@ -139,8 +139,8 @@ def _speckle(c: Canvas) -> Tensor:
 
 
 def _plain(c: Canvas) -> Tensor:
-    distance, who = c.seeds(5, 2.0)
-    marks = (distance < 0.02 + 0.03 * who).float().unsqueeze(1)
+    distance, seed = c.seeds(5, 2.0)
+    marks = (distance < 0.02 + 0.03 * seed).float().unsqueeze(1)
     body = c.colour() * (0.92 + 0.16 * c.fractal(0.8, 1.6)).unsqueeze(1)
     return body * (1 - marks) + marks * c.colour()
 
@@ -169,13 +169,13 @@ def _windows(c: Canvas) -> Tensor:
 
 
 def _stones(c: Canvas) -> Tensor:
-    distance, who = c.seeds(28, 2.0)
+    distance, seed = c.seeds(28, 2.0)
     shade = 1 - c.uniform(0, 4, 1, 1) * distance
-    return c.ramp((who * 5.7) % 1) * (shade.clamp(0.2, 1) * (0.7 + 0.6 * c.fractal())).unsqueeze(1)
+    return c.ramp((seed * 5.7) % 1) * (shade.clamp(0.2, 1) * (0.7 + 0.6 * c.fractal())).unsqueeze(1)
 
 
 def _dead_leaves(c: Canvas, square: bool = False) -> Tensor:
-    """Overlapping discs or cards of power-law sizes: the image statistics of occluding objects."""
+    """Overlapping discs or cards with power-law sizes, which have the image statistics of occluding objects."""
     out, free = c.ramp(c.fractal()), torch.ones(c.n, 1, c.size, c.size)
     inner = 0.8 + 0.4 * c.fractal(0.5, 1.5).unsqueeze(1)
     for _ in range(36):
@@ -241,12 +241,13 @@ def family_rows(name: str, tiles: int) -> tuple[int, int]:
 
 
 def _photo_tiles(folder: str, size: int, generator: torch.Generator) -> Tensor:
-    """Two random square crops of every JPEG or PNG of a folder, edges blended so that they repeat."""
+    """Two random square crops of each JPEG or PNG in a folder, with edges blended so that they tile. Raises InputError
+    if there is none."""
     from PIL import Image
 
     files = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not files:
-        raise InputError(f"no .jpg or .png file in the texture folder {folder}; give a folder of photo crops")
+        raise InputError(f"no .jpg or .png file in the texture folder {folder}: give a folder of photo crops")
     tiles, margin = [], size // 8
     for file in files:
         picture = Image.open(file).convert("RGB")
@@ -266,7 +267,7 @@ def _photo_tiles(folder: str, size: int, generator: torch.Generator) -> Tensor:
 
 
 def _pack(tiles: Tensor) -> Tensor:
-    """[n, 3, T, T] in 0..1 to int32 texels with every mip level, tile after tile; averaged as light, not as bytes."""
+    """Pack tiles [n, 3, T, T] in 0..1 as int32 texels, tile after tile with all mip levels averaged as light."""
     linear, levels = tiles.clamp(0, 1) ** 2, []
     while True:
         r, g, b = (linear.sqrt() * 255).round().to(torch.int32).unbind(1)
@@ -278,7 +279,7 @@ def _pack(tiles: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4)
 def atlas(seed: int, tiles: int, size: int, folder: str | None, device: str) -> tuple[Atlas, int]:
-    """The atlas of a seed (size: a power of two) and how many photo tiles follow the procedural ones."""
+    """The atlas of a seed (size: a power of two), and the number of photo tiles after the procedural ones."""
     generator = torch.Generator().manual_seed(seed ^ 0x7E87)
     each = tiles // len(FAMILIES)
     parts = []

@@ -1,4 +1,4 @@
-"""Camera paths: several candidates a scene, the one whose views overlap as wanted is kept."""
+"""Camera paths: several candidates per scene, and a score by the overlap of their views."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLEAR = 0.25
 PATHS = ("orbit", "walk", "pan", "unordered", "wide")
 WEIGHTS = torch.tensor([0.3, 0.25, 0.1, 0.15, 0.2])
 
-# One row per path: (low, high) of the half range; angles in radians, lengths in distances to the focus.
+# One row per path: (low, high) of the half range; angles in radians, lengths relative to the distance to the focus.
 SWING = torch.tensor([[0.12, 0.6], [0.0, 0.08], [0.0, 0.02], [0.1, 0.5], [0.3, 1.0]])
 SHIFT = torch.tensor([[0.0, 0.15], [0.15, 0.8], [0.004, 0.05], [0.1, 0.6], [0.0, 0.4]])
 TURN = torch.tensor([[0.0, 0.08], [0.02, 0.3], [0.08, 0.5], [0.02, 0.3], [0.0, 0.15]])
@@ -83,7 +83,7 @@ def propose(draw: Draw, scene: Scene, views: int, candidates: int) -> tuple[Tens
 
 
 def _inside(scene: Scene, position: Tensor) -> Tensor:
-    """Positions [B, T, S, 3] pushed into the shell and above the ground."""
+    """Positions [B, T, S, 3] clamped to the inside of the shell and above the ground."""
     shell, centre = scene.half[:, 0, None, None], scene.centre[:, 0, None, None]
     margin = (shell - 0.35).clamp_min(0.1)
     position = torch.maximum(torch.minimum(position, centre + margin), centre - margin)
@@ -94,10 +94,10 @@ def _inside(scene: Scene, position: Tensor) -> Tensor:
 
 
 def overlaps(x: Tensor, y: Tensor, depth: Tensor, rotation: Tensor, position: Tensor, edge: Tensor) -> Tensor:
-    """Share [M, S, S] of view i that view j sees, from a coarse grid of rays.
+    """Share [M, S, S] of view i that is visible in view j, from a coarse grid of rays.
 
     x, y [M, 1, P] rays; depth [M, S, P] with 0 in the sky; rotation [M, S, 3, 3] and position [M, S, 3] world
-    from camera; edge [M, 2] tangent of half the field of view across and down. Occlusion is judged roughly.
+    from camera; edge [M, 2] tangent of half the horizontal and vertical field of view. Occlusion is approximate.
     """
     m, s, p = depth.shape
     side = math.isqrt(p)
@@ -120,8 +120,8 @@ def overlaps(x: Tensor, y: Tensor, depth: Tensor, rotation: Tensor, position: Te
 
 
 def score(depth: Tensor, overlap: Tensor, near: Tensor, wanted: Tensor, reach: Tensor) -> Tensor:
-    """How bad each candidate path is [B, T]: depth [B, T, S, P] of a coarse grid, overlap [B, T, S, S], near
-    [B, T, S] solids closer than allowed, wanted [B] mean overlap, reach [B] usual distance."""
+    """Penalty [B, T] of each candidate path, from depth [B, T, S, P] on a coarse grid, overlap [B, T, S, S], number of
+    solids that are too close near [B, T, S], wanted [B] mean overlap, and reach [B], the usual distance."""
     s = depth.shape[2]
     full = (depth > 0).float().mean(-1)
     close = (depth.clamp_min(0) < 0.12 * reach[:, None, None, None]) & (depth > 0)
@@ -136,7 +136,7 @@ def score(depth: Tensor, overlap: Tensor, near: Tensor, wanted: Tensor, reach: T
 
 
 def pinhole(focal: Tensor, h: int, w: int) -> Tensor:
-    """Intrinsics [..., 3, 3] of focal lengths [...] in pixels, principal point at the middle."""
+    """Intrinsics [..., 3, 3] of focal lengths [...] in pixels, with the principal point at the centre."""
     k = torch.zeros(*focal.shape, 3, 3, device=focal.device)
     k[..., 0, 0] = k[..., 1, 1] = focal
     k[..., 0, 2], k[..., 1, 2], k[..., 2, 2] = w / 2, h / 2, 1
