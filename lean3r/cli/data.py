@@ -136,7 +136,7 @@ class Data:
         return path
 
     def _pack(self, root: Path) -> None:
-        from lean3r.data.sets.roots import kind_of, opened_as, options_of
+        from lean3r.data.sets.roots import kind_of, open_set, options_of
         from lean3r.data.sets.shards import pack
         from lean3r.export.atomic import atomic_folder
 
@@ -144,7 +144,7 @@ class Data:
             raise UsageError(f"pack needs a folder to write to: lean3r data pack {root} -o DIR")
         console = Console(self.quiet)
         name = kind_of(root, self.set)
-        scenes = opened_as(name, root, options_of(self.options))
+        scenes = open_set(name, root, options_of(self.options))
         with console.stage("packing"), atomic_folder(self.out) as folder:
             index = pack(scenes, folder, max_side=self.max_side, shard_mb=self.shard_mb, scene_views=self.scene_views)
         for problem in index["skipped"]:

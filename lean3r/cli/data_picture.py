@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from lean3r.data.sets.scenes import RawView, invert, without_unknown
+from lean3r.data.sets.scenes import RawView, invert, zero_unknown
 from lean3r.export.depth import colourise
 
 _SIDE = 480
@@ -61,7 +61,7 @@ def reproject(one: RawView, other: RawView) -> np.ndarray:
 
 
 def _known(view: RawView) -> RawView:
-    return RawView(view.image, without_unknown(view.depth)[0], view.intrinsics, view.cam_from_world)
+    return RawView(view.image, zero_unknown(view.depth)[0], view.intrinsics, view.cam_from_world)
 
 
 def _enlarge(image: np.ndarray) -> np.ndarray:

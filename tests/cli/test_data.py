@@ -140,14 +140,14 @@ BROKEN: dict[str, tuple[Break, list[str], str]] = {
     "a part is missing": (only_some, [], "rendered_depth_maps is missing"),
     "a file is missing": (a_map_less, [], "1 of 6 views are missing"),
     "a file is cut off": (cut_off, [], "is damaged"),
-    "no rotation": (scaled_pose, [], "no rotation"),
-    "nan": (nan_depth, [], "depth of 7 pixels"),
+    "no rotation": (scaled_pose, [], "not a rotation"),
+    "nan": (nan_depth, [], "not finite at 7 pixels"),
     "empty": (emptied, [], "is empty"),
     "another set was named": (lambda root: None, ["--set", "dtu"], "does not look like DTU, but like BlendedMVS"),
-    "a folder too deep": (one_level_down, [], "looks like BlendedMVS: give that folder"),
+    "a folder too deep": (one_level_down, [], "looks like BlendedMVS: give this folder instead"),
     "pictures alone": (pictures_alone, ["--set", "colmap"], "pictures without cameras"),
     "absent": (nowhere, [], "no such folder"),
-    "one image": (single_views, [], "a single view"),
+    "one image": (single_views, [], "only one view"),
 }
 
 

@@ -102,7 +102,7 @@ def test_a_step_keeps_its_batches_on_any_number_of_processes(
         (["--explode-factor", "0.5"], 2, "explode_factor is 0.5"),
         (["--precision", "fp4"], 2, "'bf16' or 'fp32'"),
         (["--data", "dtu"], 2, "expected"),
-        (["--data", "dtu=/nowhere/at/all"], 3, "is no folder"),
+        (["--data", "dtu=/nowhere/at/all"], 3, "is not a folder"),
     ],
 )
 def test_bad_calls_are_one_line(

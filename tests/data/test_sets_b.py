@@ -235,7 +235,7 @@ def test_roots_that_are_another_set_or_empty(name: str, tmp_path: Path) -> None:
     for root in (tmp_path / "empty", tmp_path / "other", tmp_path / "absent"):
         assert not kind.looks_like(root)
         (problem,) = kind.problems(root)
-        assert f"holds no {kind.title}" in problem
+        assert f"has no {kind.title}" in problem
         with pytest.raises(InputError, match=f"no {re.escape(kind.title)} scene.*Expected: "):
             kind(root)
 
@@ -302,14 +302,14 @@ def test_a_single_picture_is_no_scene(name: str, tmp_path: Path) -> None:
     module.write(tmp_path, tiny.scenes()[:1])
     for path in pictures_of(name, tmp_path)[2 if name == "scannetpp" else 1 :]:  # the first of ScanNet++ is marked bad
         path.unlink()
-    assert any("at least two views make a scene" in problem for problem in DATASETS.get(name).problems(tmp_path))
+    assert any("a scene needs two" in problem for problem in DATASETS.get(name).problems(tmp_path))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_pictures_that_are_missing_or_cut_off_are_named(name: str, tmp_path: Path) -> None:
     tiny.write(name, tmp_path)
     found = opened(name, tmp_path)
-    first, second = found._cached(0)[0].image, found._cached(0)[1].image
+    first, second = found._frames_of(0)[0].image, found._frames_of(0)[1].image
     first.write_bytes(first.read_bytes()[:200])
     second.unlink()
     for v, path, what in ((0, first, "damaged"), (1, second, "missing")):
@@ -326,7 +326,7 @@ def test_poses_that_are_no_rotation_are_refused(name: str, tmp_path: Path) -> No
     module.write(tmp_path, [replace(tiny.scenes()[0], cam_from_world=pose)])
     found = opened(name, tmp_path)
     found.camera(0, 0)
-    with pytest.raises(InputError, match="no rotation"):
+    with pytest.raises(InputError, match="not a rotation"):
         found.camera(0, 1)
 
 
@@ -340,7 +340,7 @@ def test_trajectories_that_are_none_are_refused(tmp_path: Path) -> None:
     path.write_text("0 0 0 0 0 0 0\n")
     with pytest.raises(InputError, match="and a pose"):
         opened("arkitscenes", tmp_path).scene(0)
-    lens = opened("arkitscenes", tmp_path)._cached(1)[2].lens
+    lens = opened("arkitscenes", tmp_path)._frames_of(1)[2].lens
     lens.write_text("256 192 200\n")
     with pytest.raises(InputError, match="pincam is damaged"):
         opened("arkitscenes", tmp_path).camera(1, 2)
@@ -374,7 +374,7 @@ def test_depth_that_is_not_finite_is_unknown(tmp_path: Path) -> None:
     """Half floats hold NaN and infinity; integers of the other formats cannot."""
     tiny.write("co3dv2", tmp_path)
     found = opened("co3dv2", tmp_path)
-    path = found._cached(0)[0].depth
+    path = found._frames_of(0)[0].depth
     values = np.ones((tiny.HEIGHT, tiny.WIDTH), np.float16)
     values[10, :10], values[11, :10] = np.nan, np.inf
     tiny.save_png(path, values.view(np.uint16))
@@ -383,9 +383,9 @@ def test_depth_that_is_not_finite_is_unknown(tmp_path: Path) -> None:
 
     tiny.write("hypersim", tmp_path / "hypersim")
     found = opened("hypersim", tmp_path / "hypersim")
-    hypersim.save_hdf5(found._cached(0)[0].depth, np.full((tiny.HEIGHT, tiny.WIDTH), np.nan))
+    hypersim.save_hdf5(found._frames_of(0)[0].depth, np.full((tiny.HEIGHT, tiny.WIDTH), np.nan))
     assert not found.view(0, 0).depth.any()
-    with h5py.File(found._cached(0)[1].depth, "w") as file:
+    with h5py.File(found._frames_of(0)[1].depth, "w") as file:
         file["other"] = np.zeros(3)
     with pytest.raises(InputError, match="no HDF5 array called dataset"):
         found.view(0, 1)

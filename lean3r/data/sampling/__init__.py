@@ -1,1 +1,1 @@
-"""From data sets to batches: choose views, crop them to one size, mix data sets by weight."""
+"""Batches from data sets: choose views, crop them to one size, mix data sets by weight."""

@@ -15,7 +15,7 @@ _SPARSE = 0.2
 _MIRROR = np.diag([-1.0, 1.0, 1.0, 1.0])
 _TURN = np.array([[0.0, -1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
 _LUMA = (0.299, 0.587, 0.114)
-_ROWS = 4  # the brightness of a picture is that of every fourth row
+_ROWS = 4  # the mean brightness is over every fourth row
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ USUAL = Augmentation(flip=0.5, turn=0.5, zoom=0.8, shift=1.0, jitter=0.3)
 
 @dataclass(frozen=True)
 class SceneDraw:
-    """The draw for a whole scene: mirrored or not, turned or not, colours of all views (None: drawn per view)."""
+    """The draw for a whole scene: whether to mirror or rotate it, and colours of all views (None: drawn per view)."""
 
     flip: bool
     turn: bool
@@ -56,7 +56,7 @@ class SceneDraw:
 
 
 def draw_scene(rng: np.random.Generator, augmentation: Augmentation) -> SceneDraw:
-    """Draw for a scene; always takes the same number of values from `rng`."""
+    """Draw for a scene; always uses the same number of values from `rng`."""
     flip, turn, shared = rng.random(3)
     colours = _colours(rng, augmentation.jitter)
     return SceneDraw(flip < augmentation.flip, turn < augmentation.turn, colours if shared < 0.5 else None)
@@ -82,14 +82,14 @@ def augment(
 
 
 def cut(view: RawView, height: int, width: int, share: float = 1.0, spot: tuple[float, float] = (0.5, 0.5)) -> RawView:
-    """Crop and scale a view: the largest crop of the target's shape, its sides times `share`, scaled to the target.
+    """Crop and scale a view: the largest crop with the target's aspect ratio, its sides times `share`.
 
     `spot` in 0..1 is the position of the crop in the free margin, (0, 0) at the upper left. Pictures are averaged,
     depth and normals take the nearest pixel; sparse depth is moved point by point.
     """
     rows, columns = view.depth.shape
     scale = max(height / rows, width / columns) / share
-    # Whole pixels, so that nothing beside the cut is read; the intrinsics take exactly what was cut.
+    # A crop of whole pixels, so that no pixel outside it is read; the intrinsics are exact for it.
     wide, high = (min(max(1, round(side / scale)), most) for side, most in ((width, columns), (height, rows)))
     left, top = round(spot[0] * (columns - wide)), round(spot[1] * (rows - high))
     if (rows, columns, high, wide) == (height, width, height, width):
@@ -110,7 +110,7 @@ def cut(view: RawView, height: int, width: int, share: float = 1.0, spot: tuple[
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 [H, W, 3], averaged over what each pixel covers. Several times as fast as Pillow's."""
+    """Resize uint8 [H, W, 3] with antialiasing, several times as fast as Pillow."""
     planes = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     planes = F.interpolate(planes, (height, width), mode="bicubic", antialias=True)
     return planes[0].permute(1, 2, 0).numpy()
@@ -119,7 +119,7 @@ def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 def _move(
     depth: np.ndarray, height: int, width: int, corner: tuple[float, float], scale: tuple[float, float]
 ) -> np.ndarray:
-    """Each known pixel's centre moved to where it falls; the nearest depth wins."""
+    """Move the centre of each pixel with known depth to the resized crop; of several in one pixel, the nearest wins."""
     y, x = np.nonzero(depth)
     column = np.floor((x + 0.5 - corner[0]) * scale[0]).astype(np.int64)
     row = np.floor((y + 0.5 - corner[1]) * scale[1]).astype(np.int64)
@@ -140,7 +140,7 @@ def mirror(view: RawView) -> RawView:
 
 
 def rotate_quarter(view: RawView) -> RawView:
-    """Turn clockwise by a quarter, as if the camera had been turned the other way about its axis."""
+    """Rotate by a quarter turn clockwise, as if the camera had been rotated anticlockwise about its axis."""
     k, rows = view.intrinsics, view.depth.shape[0]
     turned_k = np.array([[k[1, 1], 0.0, rows - k[1, 2]], [0.0, k[0, 0], k[0, 2]], [0.0, 0.0, 1.0]])
     image, depth = np.rot90(view.image, -1), np.rot90(view.depth, -1)
@@ -149,11 +149,11 @@ def rotate_quarter(view: RawView) -> RawView:
 
 
 def recolour(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
-    """[H, W, 3] uint8 with the three factors applied, in this order; 1 leaves things as they are."""
+    """Apply the three factors in this order to [H, W, 3] uint8; a factor of 1 changes nothing."""
     planes = np.ascontiguousarray(image.transpose(2, 0, 1))
     mean = brightness * float(planes[:, ::_ROWS].mean())
-    # The three are linear, so they are one: x * own + grey * shared + constant. Products and sums stay apart, as what
-    # fuses them rounds in another way from one number of threads to another.
+    # All three are linear, so together they are x * own + grey * shared + constant. Products and sums are separate,
+    # because the rounding of fused operations depends on the number of threads.
     values = torch.from_numpy(planes).float()
     own, shared = brightness * contrast * saturation, brightness * contrast * (1 - saturation)
     grey = values[0] * (shared * _LUMA[0])

@@ -1,4 +1,4 @@
-"""Choice of the views of a sample: views that overlap, views that follow one another, or any."""
+"""Choice of the views of a sample: views that overlap, consecutive views, or any."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SHELLS = (0.6, 1.0, 1.7)  # of a scene's typical depth
 @dataclass(frozen=True)
 class Choice:
     """How views are chosen. "covisibility": each view overlaps with an earlier choice, with a score of at least `least`
-    times its best score; "range": within a range of frames, on average `stride` (lowest, highest) frames apart;
+    times its best score; "range": from a range of frames, on average `stride` (lowest, highest) frames apart;
     "random": any; "auto": range if the set's frames are ordered and no file has covisibility, else covisibility."""
 
     how: How = "auto"
@@ -58,24 +58,24 @@ class Chooser:
             raise InputError(f"it has {total} views; a sample needs {views}")
         how = self.choice.how
         if how == "auto":
-            how = "range" if self.scenes.is_ordered and self._stated(scene) is None else "covisibility"
+            how = "range" if self.scenes.is_ordered and self._read_scores(scene) is None else "covisibility"
         if how == "random" or views == 1:
             return [int(v) for v in rng.permutation(total)[:views]]
         if how == "range":
-            return self._within_range(rng, total, views)
-        return self._covisible(rng, scene, views)
+            return self._choose_in_range(rng, total, views)
+        return self._choose_covisible(rng, scene, views)
 
-    def _within_range(self, rng: np.random.Generator, total: int, views: int) -> list[int]:
+    def _choose_in_range(self, rng: np.random.Generator, total: int, views: int) -> list[int]:
         low, high = self.choice.stride
         most = max(1, min(high, (total - 1) // (views - 1)))
         stretch = min(total, 1 + (views - 1) * int(rng.integers(min(low, most), most + 1)))
         start = int(rng.integers(total - stretch + 1))
         return [start + int(v) for v in rng.permutation(stretch)[:views]]
 
-    def _covisible(self, rng: np.random.Generator, scene: int, views: int) -> list[int]:
-        score = self._stated(scene)
+    def _choose_covisible(self, rng: np.random.Generator, scene: int, views: int) -> list[int]:
+        score = self._read_scores(scene)
         if score is None:
-            score = self._estimated(scene)
+            score = self._estimate_scores(scene)
         score = score.astype(np.float64) * (1 - np.eye(len(score)))
         share = score / np.maximum(score.max(1, keepdims=True), 1e-12)
         share = np.where((share >= self.choice.least) & (share > 0), share, 0)
@@ -91,15 +91,15 @@ class Chooser:
                 return [chosen[i] for i in rng.permutation(views)]
         raise InputError(f"it has fewer than {views} views that overlap; ask for fewer views")
 
-    def _stated(self, scene: int) -> np.ndarray | None:
-        return self._remembered(scene, lambda: self.scenes.covisibility(scene), stated=True)
+    def _read_scores(self, scene: int) -> np.ndarray | None:
+        return self._cache_scores(scene, lambda: self.scenes.covisibility(scene), stated=True)
 
-    def _estimated(self, scene: int) -> np.ndarray:
-        score = self._remembered(scene, lambda: estimate(self.scenes, scene), stated=False)
+    def _estimate_scores(self, scene: int) -> np.ndarray:
+        score = self._cache_scores(scene, lambda: estimate(self.scenes, scene), stated=False)
         assert score is not None
         return score
 
-    def _remembered(self, scene: int, make: Callable[[], np.ndarray | None], stated: bool) -> np.ndarray | None:
+    def _cache_scores(self, scene: int, make: Callable[[], np.ndarray | None], stated: bool) -> np.ndarray | None:
         key = 2 * scene + stated
         try:
             return self._scores[key]
@@ -114,12 +114,12 @@ class Chooser:
 
 
 def estimate(scenes: SceneSet, scene: int) -> np.ndarray:
-    """[V, V] overlap of each pair of views, estimated from their cameras and the typical depth of the scene.
+    """Overlap [V, V] of each pair of views, estimated from their cameras and the typical depth of the scene.
 
-    Points are spread over each view's pyramid, around the median depth of three of its views (without depth: twice the
-    median distance of cameras); the score is the share of one view's points that the other sees from less than 60
-    degrees aside, the smaller of both directions. Occlusion is ignored. In long scenes only every n-th view is scored;
-    its neighbours take its scores.
+    Points are distributed over each view's frustum, around the median depth of three views (without depth: twice the
+    median distance between cameras). The score is the share of one view's points that are visible in the other
+    from a direction less than 60 degrees away; the smaller one of both directions. Occlusion is ignored. In long scenes
+    only every n-th view is scored, and its neighbours get the same scores.
     """
     total = scenes.scene(scene).views
     step = -(-total // _ESTIMATED_VIEWS)
@@ -158,7 +158,7 @@ def _cameras(scenes: SceneSet, scene: int, views: Iterable[int]) -> tuple[list[C
     """The valid cameras, and the numbers of their views."""
     cameras, sound = [], []
     for v in views:
-        with suppress(InputError):  # reading the view raises the error; here it overlaps with nothing
+        with suppress(InputError):  # reading the view raises the error; here it has no overlap
             cameras.append(scenes.camera(scene, v))
             sound.append(v)
     return cameras, sound
@@ -166,11 +166,11 @@ def _cameras(scenes: SceneSet, scene: int, views: Iterable[int]) -> tuple[list[C
 
 def _typical_depth(scenes: SceneSet, scene: int, looked: list[int], centres: np.ndarray) -> float:
     if scenes.has_depth:
-        found = []
+        depths = []
         for v in dict.fromkeys((looked[0], looked[len(looked) // 2], looked[-1])):
             depth = scenes.view(scene, v).depth
-            found.append(depth[np.isfinite(depth) & (depth > 0)])
-        known = np.concatenate(found)
+            depths.append(depth[np.isfinite(depth) & (depth > 0)])
+        known = np.concatenate(depths)
         if len(known):
             return float(np.median(known))
     apart = np.linalg.norm(centres[:, None] - centres, axis=-1)

@@ -1,4 +1,4 @@
-"""Batches from data sets on disk: weighted mixtures; every sample is a pure function of seed, step and its number."""
+"""Batches from weighted mixtures of data sets; every sample is a pure function of seed, step and its number."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from lean3r.data.base import SceneBatch
 from lean3r.data.sampling.augment import NONE, Augmentation, augment, draw_scene
 from lean3r.data.sampling.choosing import AUTO, Choice, Chooser
-from lean3r.data.sets.scenes import RawView, SceneSet, some, without_unknown
+from lean3r.data.sets.scenes import RawView, SceneSet, some, zero_unknown
 from lean3r.errors import InputError, UsageError
 
 MAX_TRIES = 50
@@ -91,10 +91,10 @@ def shape_at(
 
 @lru_cache(maxsize=64)
 def _sides(pixels: tuple[int, int], aspect: tuple[float, float], multiple: int) -> np.ndarray:
-    """[N, 2] all (height, width) within the bounds."""
+    """All (height, width) within the bounds [N, 2]."""
     if not 0 < pixels[0] <= pixels[1] or not 0 < aspect[0] <= aspect[1] or multiple < 1:
         raise UsageError(
-            f"pixels {pixels} and aspect {aspect} must be positive (lowest, highest), multiple {multiple} at least 1"
+            f"got pixels {pixels}, aspect {aspect}, multiple {multiple}; expected lowest <= highest, all above 0"
         )
     longest = int(math.sqrt(pixels[1] * max(aspect[1], 1 / aspect[0]))) // multiple
     one = np.arange(1, longest + 1) * multiple
@@ -130,9 +130,9 @@ class Mixture:
         """The batch of one process at one step.
 
         Sample n of a step does not depend on the process: process r gets those from r * shape.scenes on, so two
-        processes of two scenes get the same samples as one process of four. A sample that
-        cannot be read is replaced by another draw and named in `skipped` with the reason; InputError after MAX_TRIES
-        of them for one sample. Normals are given if all samples have them; `is_metric` is set if all are metric.
+        processes of two scenes get the same samples as one process of four. A sample that cannot be read is replaced by
+        another draw and listed in `skipped` with the reason; InputError after MAX_TRIES draws for one sample. Normals
+        are given if all samples have them; `is_metric` is set if all are metric.
         """
         if not 0 <= rank < world_size:
             raise UsageError(f"rank is {rank}; expected 0 to {world_size - 1} for {world_size} processes")
@@ -148,11 +148,11 @@ class Mixture:
             part, chooser = self.parts[index], self._choosers[index]
             if chooser is None:
                 assert not isinstance(part.source, SceneSet)
-                made = part.source.batch(
+                batch = part.source.batch(
                     int(rng.integers(1 << 62)), 1, views=shape.views, height=shape.height, width=shape.width
                 )
                 return SceneBatch(
-                    **{**vars(made), "ids": (f"{part.label}/{step}.{number}",), "skipped": tuple(skipped)}
+                    **{**vars(batch), "ids": (f"{part.label}/{step}.{number}",), "skipped": tuple(skipped)}
                 )
             fitting = chooser.scenes.candidates(shape.views, shape.height, shape.width)
             scene = int(rng.choice(len(chooser.scenes) if fitting is None else fitting))
@@ -177,7 +177,7 @@ class Mixture:
 def _read(
     chooser: Chooser, part: Part, rng: np.random.Generator, scene: int, shape: BatchShape, skipped: tuple[str, ...]
 ) -> SceneBatch:
-    """One sample of a set of files."""
+    """Read one sample of a data set on disk."""
     scenes = chooser.scenes
     info = scenes.scene(scene)
     chosen = chooser.choose(rng, scene, shape.views)
@@ -185,7 +185,7 @@ def _read(
     views, unknown = [], 0
     for v in chosen:
         raw = scenes.view(scene, v)
-        depth, count = without_unknown(raw.depth) if scenes.has_depth else (raw.depth, 0)
+        depth, count = zero_unknown(raw.depth) if scenes.has_depth else (raw.depth, 0)
         raw = RawView(raw.image, depth, raw.intrinsics, raw.cam_from_world, raw.normals)
         views.append(augment(raw, shape.height, shape.width, part.augmentation, drawn, rng))
         unknown += count
@@ -208,7 +208,7 @@ def _read(
 
 
 def join_samples(samples: Sequence[SceneBatch]) -> SceneBatch:
-    """Samples of one shape as one batch."""
+    """Join samples of one shape into a batch."""
     if len(samples) == 1:
         return samples[0]
     normals = [s.normals for s in samples if s.normals is not None]
@@ -223,7 +223,7 @@ def join_samples(samples: Sequence[SceneBatch]) -> SceneBatch:
 
 
 def _pictures(arrays: Sequence[np.ndarray]) -> torch.Tensor:
-    """[S, 3, H, W] in [0, 1] of uint8 [H, W, 3] each."""
+    """Pictures [S, 3, H, W] in [0, 1] from S arrays [H, W, 3] uint8."""
     height, width = arrays[0].shape[:2]
     planes = np.empty((len(arrays), 3, height, width), np.uint8)
     for place, array in zip(planes, arrays, strict=True):
@@ -236,5 +236,5 @@ def _tensor(arrays: Sequence[np.ndarray]) -> torch.Tensor:
 
 
 def _name(scenes: SceneSet, scene: int) -> str | int:
-    """The name of a scene, even if its files cannot be read; its number if the set keeps no list."""
+    """The name of a scene, even if its files cannot be read; its index if the set has no list of names."""
     return getattr(scenes, "ids", range(len(scenes)))[scene]

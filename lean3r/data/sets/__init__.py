@@ -1,1 +1,1 @@
-"""Data sets on disk, a file each: which scenes a folder holds, where their pictures, cameras and depth are."""
+"""Data sets on disk, one file each: the scenes of a folder, and their pictures, cameras and depth."""

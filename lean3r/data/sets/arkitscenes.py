@@ -1,8 +1,8 @@
-"""ARKitScenes: rooms filmed with a tablet's colour and LiDAR cameras, held any way up.
+"""ARKitScenes: rooms filmed with the colour and LiDAR cameras of a tablet, held in any orientation.
 
-Principal points are taken to count from the picture's corner, as Apple's reference of ARCamera.intrinsics says
+Principal points are relative to the corner of the picture, as in Apple's reference of ARCamera.intrinsics
 (developer.apple.com/documentation/arkit/arcamera/intrinsics). The set's own tools, threedod/benchmark_scripts of
-apple/ARKitScenes, put pixels at whole numbers, half a pixel of 256 beside it.
+apple/ARKitScenes, have pixel centres at integers, a difference of half a pixel of 256.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ POSE_TOLERANCE_S = 0.005
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TabletFrame(Frame):
-    """A view whose intrinsics are in the file `lens`, and which is turned by so many quarters against the clock."""
+    """A view with its intrinsics in the file `lens`, to be rotated by `quarters` quarter turns anticlockwise."""
 
     lens: Path
     quarters: int
 
 
 class ArkitScenes(FolderSet[TabletFrame]):
-    """One scene a video ("Training/41048190"), of its 256 x 192 pictures and the depth that the tablet saw.
+    """One scene per video ("Training/41048190"), with pictures of 256 x 192 pixels and the tablet's depth.
 
-    Frames are those with a pose within 5 ms: about ten a second. `upright` turns all pictures of a video by the same
-    quarters, so that up in the room is up in the pictures as far as it can be.
+    Frames have a pose within 5 ms: about ten per second. `upright` rotates all pictures of a video by the same quarter
+    turns, so that they are as upright as possible.
     """
 
     name = "arkitscenes"
@@ -71,79 +71,79 @@ class ArkitScenes(FolderSet[TabletFrame]):
         videos = [video for split in splits for video in folders(split)]
         inner = [video / f"{video.name}_frames" for video in videos]
         framed = [frames if frames.is_dir() else video for video, frames in zip(videos, inner, strict=True)]
-        return cls.begun(framed)
+        return cls.with_any_part(framed)
 
     @classmethod
     def incomplete(cls, place: Path) -> list[str]:
-        """Fewer than two pictures with depth."""
+        """A sentence if fewer than two pictures have depth."""
         pictures, depth = ({path.name for path in (place / part).glob("*.png")} for part in cls.parts[:2])
         both = len(pictures & depth)
-        return [f"{place} has {both} pictures with depth; at least two views make a scene"] if both < 2 else []
+        return [f"{place} has {both} pictures with depth; a scene needs two"] if both < 2 else []
 
     def frames(self, scene: str) -> Sequence[TabletFrame]:
-        """The frames that have picture, depth, intrinsics and a pose, in order of time."""
+        """The frames with picture, depth, intrinsics and a pose, in time order."""
         folder = self.root / scene
         times, poses = _trajectory(folder / "lowres_wide.traj")
         quarters = _quarters_up(poses) if self.upright else 0
         lenses = {path.stem: path for path in (folder / "lowres_wide_intrinsics").glob("*.pincam")}
         depths = {path.name: path for path in (folder / "lowres_depth").glob("*.png")}
-        found = []
+        frames = []
         for picture in sorted((folder / "lowres_wide").glob("*.png"), key=lambda path: _time(path.stem)):
             time = _time(picture.stem)
             closest = int(np.abs(times - time).argmin())
             lens = _lens_of(picture.stem, lenses)
             if abs(times[closest] - time) <= POSE_TOLERANCE_S and lens is not None and picture.name in depths:
-                # Files of intrinsics are many: one is read when its view is wanted.
+                # Each picture has its own file of intrinsics, which is read with the view.
                 posed = Camera(np.eye(3), poses[closest], 0, 0)
-                found.append(TabletFrame(picture, posed, depths[picture.name], lens=lens, quarters=quarters))
-        if not found:
-            raise InputError(f"no picture of {folder} has depth, intrinsics and a pose; expected {self.layout}")
-        return found
+                frames.append(TabletFrame(picture, posed, depths[picture.name], lens=lens, quarters=quarters))
+        if not frames:
+            raise InputError(f"no picture in {folder} has depth, intrinsics and a pose; expected {self.layout}")
+        return frames
 
     def camera(self, scene: int, view: int) -> Camera:
-        """The camera of a view, turned upright; InputError when its intrinsics cannot be read."""
-        frame = self._cached(scene)[view]
+        """The camera of a view, rotated upright; InputError if its intrinsics cannot be read."""
+        frame = self._frames_of(scene)[view]
         camera = _turn(_camera(frame.lens, frame.camera.cam_from_world), frame.quarters)
         return check_camera(camera, f"{self.ids[scene]}, {frame.image.name}")
 
     def view(self, scene: int, view: int) -> RawView:
-        """Read one view, turned upright."""
-        frame, camera = self._cached(scene)[view], self.camera(scene, view)
+        """Read one view, rotated upright."""
+        frame, camera = self._frames_of(scene)[view], self.camera(scene, view)
         image = np.ascontiguousarray(np.rot90(read_image(frame.image), frame.quarters))
         height, width = image.shape[:2]
         depth = nearest(np.ascontiguousarray(np.rot90(self.read_depth(frame), frame.quarters)), height, width)
         return RawView(image, depth, fit_intrinsics(camera, width, height, frame.image), camera.cam_from_world)
 
     def read_depth(self, frame: TabletFrame) -> np.ndarray:
-        """Metres from millimetres."""
+        """Depth in metres; files have millimetres."""
         assert frame.depth is not None
         return read_depth_png(frame.depth, MILLIMETRES)
 
 
 def _time(stem: str) -> float:
-    """Seconds, from a name like 41048190_3414.917."""
+    """Time in seconds from a name like 41048190_3414.917."""
     try:
         return float(stem.rsplit("_", 1)[1])
     except (IndexError, ValueError) as error:
-        raise InputError(f"{stem} is no name of ARKitScenes; expected <video>_<seconds>") from error
+        raise InputError(f"{stem} is not a file name of ARKitScenes; expected <video>_<seconds>") from error
 
 
 def _lens_of(stem: str, lenses: dict[str, Path]) -> Path | None:
-    """The intrinsics of a picture: their names may be rounded a millisecond off."""
+    """The file of intrinsics of a picture; the time in its name may differ by a millisecond."""
     video, time = stem.rsplit("_", 1)
     names = [stem, *(f"{video}_{float(time) + off:.3f}" for off in (-0.001, 0.001))]
     return next((lenses[name] for name in names if name in lenses), None)
 
 
 def _trajectory(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Times [P] in seconds and cam_from_world [P, 4, 4] in metres, with OpenCV's axes, as the file has them."""
+    """Times [P] in seconds and cam_from_world [P, 4, 4] in metres, in OpenCV's axes, as in the file."""
     lines = [line.split() for line in read_text(path).splitlines() if line.strip()]
     try:
         rows = np.array([[float(word) for word in line] for line in lines]).reshape(-1, 7)
     except ValueError as error:
-        raise InputError(f"{path} is no trajectory: expected seven numbers a line ({error})") from error
+        raise InputError(f"{path} is not a trajectory: expected seven numbers per line ({error})") from error
     if not len(rows) or not np.isfinite(rows).all():
-        raise InputError(f"{path} holds no pose, or one that is not finite; expected seven numbers a line")
+        raise InputError(f"{path} has no pose, or one that is not finite; expected seven finite numbers per line")
     poses = np.tile(np.eye(4), (len(rows), 1, 1))
     poses[:, :3, :3] = so3_exp(torch.from_numpy(rows[:, 1:4].copy())).numpy()
     poses[:, :3, 3] = rows[:, 4:]
@@ -151,16 +151,16 @@ def _trajectory(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _camera(lens: Path, pose: np.ndarray) -> Camera:
-    # The principal point counts from the picture's corner, as ARKit does: our own convention.
+    # In ARKit the principal point is relative to the corner of the picture, as in our convention.
     width, height, *numbers = read_matrix(lens, 1, 6)[0]
     return Camera(pinhole(*numbers), pose, int(width), int(height))
 
 
 def _quarters_up(poses: np.ndarray) -> int:
-    """By how many quarter turns against the clock the pictures of a video come closest to upright: the world's up is z,
+    """Number of anticlockwise quarter turns that bring the pictures of a video nearest to upright: the world's up is z,
     a camera's is -y."""
     up = poses[:, :3, 2].mean(0)  # the world's up in camera axes
-    angle = np.arctan2(up[0], -up[1])  # of up, from the picture's top towards its right
+    angle = np.arctan2(up[0], -up[1])  # of up, clockwise from the top of the picture
     return round(float(angle) / (np.pi / 2)) % 4
 
 

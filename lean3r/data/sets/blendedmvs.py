@@ -14,7 +14,7 @@ from lean3r.errors import InputError
 
 
 class BlendedMVS(MvsnetSet):
-    """Scenes of 20 to 1,000 views of 768 x 576 pixels with rendered depth; scores of pairs come with them."""
+    """Scenes of 20 to 1,000 views of 768 x 576 pixels, with rendered depth and scores of pairs of views."""
 
     name = "blendedmvs"
     title = "BlendedMVS"
@@ -25,8 +25,8 @@ class BlendedMVS(MvsnetSet):
 
     @classmethod
     def places(cls, root: Path) -> list[Path]:
-        """Folders with any part."""
-        return cls.begun(folders(root))
+        """Folders with at least one part of a scene."""
+        return cls.with_any_part(folders(root))
 
     @classmethod
     def looks_like(cls, root: Path) -> bool:
@@ -35,44 +35,44 @@ class BlendedMVS(MvsnetSet):
 
     @classmethod
     def incomplete(cls, place: Path) -> list[str]:
-        """Views without picture, camera or depth."""
+        """A sentence for each part with the number of views that it lacks."""
         numbers = _numbers(place)
         wanted = set.union(*numbers)
         kinds = zip(cls.parts, numbers, strict=True)
-        found = [
+        problems = [
             f"{place / part}: {len(wanted - own)} of {len(wanted)} views are missing"
             for part, own in kinds
             if wanted - own
         ]
         pairs = place / "cams" / "pair.txt"
-        return found + ([] if pairs.is_file() else [f"{pairs} is missing"])
+        return problems + ([] if pairs.is_file() else [f"{pairs} is missing"])
 
     def frames(self, scene: str) -> Sequence[NumberedFrame]:
-        """Views that have a picture, a camera and depth, by number."""
-        folder, found = self.root / scene, []
+        """Views with picture, camera and depth, by number."""
+        folder, frames = self.root / scene, []
         size = None
         for number in sorted(set.intersection(*_numbers(folder))):
             image = folder / "blended_images" / f"{number}.jpg"
             size = size or image_size(image)
             k, pose = read_camera(folder / "cams" / f"{number}_cam.txt")
             depth = folder / "rendered_depth_maps" / f"{number}.pfm"
-            found.append(NumberedFrame(image, Camera(k, pose, *size), depth, number=int(number)))
-        if not found:
+            frames.append(NumberedFrame(image, Camera(k, pose, *size), depth, number=int(number)))
+        if not frames:
             raise InputError(f"{folder} has no view with picture, camera and depth; expected {self.layout}")
-        return found
+        return frames
 
     def read_depth(self, frame: NumberedFrame) -> np.ndarray:
-        """Rendered depth, 0 where the mesh has a hole."""
+        """Rendered depth, 0 at holes of the mesh."""
         assert frame.depth is not None
         return read_pfm(frame.depth)
 
     def pairs(self, scene: str) -> Path:
-        """Beside the scene's cameras."""
+        """The pair.txt next to the scene's cameras."""
         return self.root / scene / "cams" / "pair.txt"
 
 
 def _numbers(scene: Path) -> tuple[set[str], set[str], set[str]]:
-    """Numbers of the views that have a picture, a camera, a depth map."""
+    """Numbers of the views with a picture, with a camera, and with a depth map."""
     images = {p.stem for p in (scene / "blended_images").glob("*.jpg") if p.stem.isdigit()}
     cameras = {p.stem.removesuffix("_cam") for p in (scene / "cams").glob("*_cam.txt")}
     return images, cameras, {p.stem for p in (scene / "rendered_depth_maps").glob("*.pfm")}

@@ -1,4 +1,4 @@
-"""CO3Dv2: turns around objects of fifty categories, with cameras and depth by COLMAP."""
+"""CO3Dv2: videos around objects of fifty categories, with cameras and depth from COLMAP."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _NO_SEQUENCES = ("set_lists", "eval_batches")
 
 
 class ImageFile(TypedDict):
-    """A picture below the root, and its [height, width]."""
+    """A picture: path relative to the root, and size [height, width]."""
 
     path: str
     size: list[int]
 
 
 class DepthFile(TypedDict):
-    """A depth map, with the factor that its values lack, and the mask of those that are known."""
+    """A depth map, the factor of its values, and the mask of known values."""
 
     path: str
     scale_adjustment: NotRequired[float | None]
@@ -42,7 +42,7 @@ class MaskFile(TypedDict):
 
 
 class Viewpoint(TypedDict):
-    """A camera as it is annotated; see `pose_of` and `intrinsics_of`."""
+    """A camera as annotated; see `pose_of` and `intrinsics_of`."""
 
     R: list[list[float]]
     T: list[float]
@@ -52,7 +52,7 @@ class Viewpoint(TypedDict):
 
 
 class Annotation(TypedDict):
-    """What is read of an annotated frame that has all, or of a sequence: its name and its score."""
+    """The keys that are read: all of a frame, or the name and score of a sequence."""
 
     sequence_name: str
     frame_number: int
@@ -65,18 +65,18 @@ class Annotation(TypedDict):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class MaskedFrame(Frame):
-    """A view with the factor of its depth and the masks, where there are any, of known depth and of the object."""
+    """A view with the factor of its depth, and the masks of known depth and of the object (None without)."""
 
     scale: float
     masks: tuple[Path | None, Path | None]
 
 
 class Co3dv2(FolderSet[MaskedFrame]):
-    """One scene a sequence ("apple/110_13051_23361"). The scale is COLMAP's, another in each sequence.
+    """One scene per sequence ("apple/110_13051_23361"). The scale is COLMAP's and differs between sequences.
 
-    min_quality: sequences whose cameras are scored lower (viewpoint_quality_score) are left out; foreground keeps the
-    depth of the object alone, by its masks. The annotations of a category are read when its first frame is wanted,
-    and stay in memory, packed: some 200 bytes a frame.
+    min_quality: sequences with a lower viewpoint_quality_score are skipped; foreground: only the object has depth, by
+    its masks. The annotations of a category are read with its first frame and cached in memory, compressed to some
+    200 bytes per frame.
     """
 
     name = "co3dv2"
@@ -100,7 +100,7 @@ class Co3dv2(FolderSet[MaskedFrame]):
         self._categories: dict[str, dict[str, bytes]] = {}
         super().__init__(root, scenes)
         if scenes is None:
-            self.ids = self._good(self.ids)
+            self.ids = self._select_good(self.ids)
 
     @classmethod
     def looks_like(cls, root: Path) -> bool:
@@ -109,24 +109,24 @@ class Co3dv2(FolderSet[MaskedFrame]):
 
     @classmethod
     def find_scenes(cls, root: Path) -> list[str]:
-        """Sequences of categories with annotations that have pictures and depth."""
+        """Sequences with pictures and depth, in categories with annotations."""
         categories = [folder for folder in _categories(root) if (folder / FRAMES).is_file()]
         names = [sequence for category in categories for sequence in _sequences(category)]
         return [sequence.relative_to(root).as_posix() for sequence in names if not _missing(sequence)]
 
     @classmethod
     def problems(cls, root: Path) -> list[str]:
-        """Categories without annotations or sequences, sequences without pictures or depth, or absent altogether."""
+        """Sentences for missing annotations, sequences, pictures and depth."""
         categories = _categories(root)
         if not categories:
-            return [f"{root} holds no CO3Dv2 category"]
-        found = []
+            return [f"{root} has no CO3Dv2 category"]
+        problems = []
         for category in categories:
             absent = [category / name for name in (FRAMES, SEQUENCES) if not (category / name).is_file()]
-            found += [f"{path} is missing" for path in absent]
-            found += [what for sequence in _sequences(category) for what in _missing(sequence)]
-            found += _incomplete(category) if category / FRAMES not in absent else []
-        return found
+            problems += [f"{path} is missing" for path in absent]
+            problems += [what for sequence in _sequences(category) for what in _missing(sequence)]
+            problems += _incomplete(category) if category / FRAMES not in absent else []
+        return problems
 
     def frames(self, scene: str) -> Sequence[MaskedFrame]:
         """The frames with a camera and depth, by frame number."""
@@ -142,12 +142,12 @@ class Co3dv2(FolderSet[MaskedFrame]):
         try:
             return [self._frame(row) for row in json.loads(zlib.decompress(packed))]
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise InputError(f"a frame of {scene} is not annotated as in CO3Dv2 ({error!r})") from error
+            raise InputError(f"a frame of {scene} does not have the annotations of CO3Dv2 ({error!r})") from error
 
     def read_depth(self, frame: MaskedFrame) -> np.ndarray:
-        """Half floats within 16-bit PNG, scaled, where the depth mask holds; 0 elsewhere and where not finite."""
+        """Depth from half floats in a 16-bit PNG, times the frame's factor; 0 outside masks and where not finite."""
         assert frame.depth is not None
-        depth = half_floats(frame.depth) * np.float32(frame.scale)
+        depth = read_half_floats(frame.depth) * np.float32(frame.scale)
         known = np.isfinite(depth) & (depth > 0)
         for mask, threshold in zip(frame.masks, (0, 127), strict=True):
             if mask is not None:
@@ -166,7 +166,7 @@ class Co3dv2(FolderSet[MaskedFrame]):
         scale = float(depth.get("scale_adjustment") or 1.0)
         return MaskedFrame(picture, camera, depth_map, scale=scale, masks=(known, own))
 
-    def _good(self, scenes: Sequence[str]) -> list[str]:
+    def _select_good(self, scenes: Sequence[str]) -> list[str]:
         scores: dict[str, float] = {}
         for category in {scene.partition("/")[0] for scene in scenes}:
             path = self.root / category / SEQUENCES
@@ -186,13 +186,14 @@ class Co3dv2(FolderSet[MaskedFrame]):
 def intrinsics_of(viewpoint: Viewpoint, width: int, height: int) -> np.ndarray:
     """Intrinsics [3, 3] in pixels from PyTorch3D's normalised device coordinates.
 
-    There x points left and y up from the middle of the picture, whose edges are at +-1: both sides' with the format
-    "ndc_norm_image_bounds", the shorter side's with "ndc_isotropic", CO3Dv2's. Pixel centres are at 0.5, as ours.
+    There x points left and y up from the centre of the picture. +-1 are the edges of both sides in the format
+    "ndc_norm_image_bounds", of the shorter side in "ndc_isotropic", the format of CO3Dv2. Pixel centres are at 0.5, as
+    here. Raises InputError for another format.
     """
     half = np.array([width, height]) / 2
     kind = viewpoint.get("intrinsics_format") or "ndc_norm_image_bounds"
     if kind.lower() not in ("ndc_isotropic", "ndc_norm_image_bounds"):
-        raise InputError(f"cameras of the format {kind} are unknown; expected ndc_isotropic or ndc_norm_image_bounds")
+        raise InputError(f"unknown camera format {kind}; expected ndc_isotropic or ndc_norm_image_bounds")
     scale = np.full(2, half.min()) if kind.lower() == "ndc_isotropic" else half
     focal = np.broadcast_to(np.asarray(viewpoint["focal_length"], np.float64), 2) * scale
     centre = half - np.asarray(viewpoint["principal_point"], np.float64) * scale
@@ -208,8 +209,8 @@ def pose_of(viewpoint: Viewpoint) -> np.ndarray:
     return pose
 
 
-def half_floats(path: Path) -> np.ndarray:
-    """[H, W] float32 of a PNG whose 16-bit integers are the bits of half floats."""
+def read_half_floats(path: Path) -> np.ndarray:
+    """Values [H, W] float32 of a PNG whose 16-bit integers are the bits of half floats."""
     bits = read_depth_png(path, 1)  # below 2 ** 24, so exact in float32
     return bits.astype(np.uint16).view(np.float16).astype(np.float32)
 
@@ -239,33 +240,35 @@ def _incomplete(category: Path) -> list[str]:
         return [str(error)]
     there = {folder.name for folder in _sequences(category)}
     absent = sorted(rows.keys() - there)
-    found = [f"{len(absent)} of {len(rows)} sequences of {category} are missing, {absent[0]} first"] if absent else []
+    problems = (
+        [f"{len(absent)} of {len(rows)} sequences of {category} are missing, {absent[0]} first"] if absent else []
+    )
     for name in sorted(there & rows.keys()):
         pictures = {path.name for path in (category / name / "images").glob("*")}
         wanted = {PurePosixPath(str(row["image"]["path"])).name for row in rows[name]}
         if len(wanted & pictures) < 2:
-            found.append(f"{category / name} has {len(wanted & pictures)} pictures; at least two views make a scene")
+            problems.append(f"{category / name} has {len(wanted & pictures)} pictures; a scene needs two")
         elif wanted - pictures:
             gone = sorted(wanted - pictures)
-            found.append(f"{len(gone)} of {len(wanted)} pictures of {category / name} are missing, {gone[0]} first")
-    return found
+            problems.append(f"{len(gone)} of {len(wanted)} pictures of {category / name} are missing, {gone[0]} first")
+    return problems
 
 
 def _annotations(path: Path) -> list[Annotation]:
     with naming(path):
         rows = parse_json(read_gzip(path))
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{path} is no list of annotations as in CO3Dv2")
+        raise InputError(f"{path} is not a list of annotations of CO3Dv2")
     return rows
 
 
 def _by_sequence(path: Path) -> dict[str, list[Annotation]]:
-    """Rows that have a picture, a camera and depth (hidden frames of the challenge have none), by frame number."""
-    found: dict[str, list[Annotation]] = {}
+    """Rows of each sequence by frame number, if they have picture, camera and depth (hidden frames do not)."""
+    sequences: dict[str, list[Annotation]] = {}
     try:
         for row in _annotations(path):
             if row.get("viewpoint") and (row.get("depth") or {}).get("path") and row["image"].get("path"):
-                found.setdefault(row["sequence_name"], []).append(row)
-        return {name: sorted(rows, key=lambda row: row["frame_number"]) for name, rows in found.items()}
+                sequences.setdefault(row["sequence_name"], []).append(row)
+        return {name: sorted(rows, key=lambda row: row["frame_number"]) for name, rows in sequences.items()}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"{path} is not annotated as in CO3Dv2 ({error!r})") from error
+        raise InputError(f"{path} does not have the annotations of CO3Dv2 ({error!r})") from error

@@ -1,4 +1,4 @@
-"""COLMAP models with their pictures: any folder of posed photos, and the cameras alone."""
+"""COLMAP models with their pictures: any folder of posed photos; and cameras without pictures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MODEL_FILES = ("cameras", "images", "points3D")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TrackedFrame(LensFrame):
-    """A view with the points that it saw: xyz [P, 3] in the world, and their numbers in the model."""
+    """A view with the points that it observed: xyz [P, 3] in the world, and their ids in the model."""
 
     xyz: np.ndarray
     points: Sequence[int]
@@ -34,10 +34,11 @@ class TrackedFrame(LensFrame):
 class ColmapFolder(LensSet[TrackedFrame]):
     """Scenes with pictures and a COLMAP model: the root itself, or folders below it.
 
-    Lenses are undistorted when a picture is read, to a pinhole without empty corners. Depth is that of the points that
-    COLMAP saw in each picture, 0 elsewhere; or, where `depth` names a folder beside the pictures' one, depth maps by
-    the pictures' names (.npy, or .png of integers, `units_per_metre` of them in one unit of length of the model; of
-    the picture's shape before undistortion). `is_metric`: whether the model's unit is the metre, which no file says.
+    Pictures are undistorted when read, to a pinhole camera without empty corners. Depth is that of the points that
+    COLMAP observed in each picture, 0 elsewhere. If `depth` is the name of a folder next to that of the pictures, it
+    is read from depth maps with the pictures' names: .npy, or .png of integers with `units_per_metre` in one unit of
+    the model; in the shape of the distorted picture. `is_metric`: whether the model's unit is the metre, which its
+    files do not state.
     """
 
     name = "colmap"
@@ -59,33 +60,33 @@ class ColmapFolder(LensSet[TrackedFrame]):
 
     @classmethod
     def looks_like(cls, root: Path) -> bool:
-        """Whether the root or a folder in it has a file called cameras.bin or cameras.txt where COLMAP puts it."""
+        """Whether the root or a folder in it has a cameras.bin or cameras.txt where COLMAP writes it."""
         return any(_model_folder(folder) is not None for folder in (root, *folders(root)[:20]))
 
     @classmethod
     def find_scenes(cls, root: Path) -> list[str]:
-        """Folders with a whole model; "." is the root itself."""
+        """Folders with a complete model; "." is the root itself."""
         return [s for s in _scenes(root) if not _missing(root / s)]
 
     @classmethod
     def problems(cls, root: Path) -> list[str]:
-        """Models that lack one of their files, or whose pictures are absent."""
+        """Sentences for missing files of models and for missing pictures."""
         scenes = _scenes(root)
-        found = [f"{root / s}: {what}" for s in scenes for what in _missing(root / s)]
+        problems = [f"{root / s}: {what}" for s in scenes for what in _missing(root / s)]
         for scene in scenes:
             if not _missing(root / scene):
-                found += _absent_pictures(root / scene)
-        return found or ([] if scenes else [f"{root} holds no COLMAP model"])
+                problems += _absent_pictures(root / scene)
+        return problems or ([] if scenes else [f"{root} has no COLMAP model"])
 
     def frames(self, scene: str) -> Sequence[TrackedFrame]:
-        """Posed pictures that are there, by name."""
+        """Posed pictures whose files exist, by name."""
         folder = self.root / scene
         model_folder = _model_folder(folder)
         if model_folder is None:
-            raise InputError(f"{folder} holds no COLMAP model; expected {self.layout}")
+            raise InputError(f"{folder} has no COLMAP model; expected {self.layout}")
         model = open_colmap(model_folder)
         files = _picture_files(folder, [image.name for image in model.images.values()])
-        found = []
+        frames = []
         for image in sorted(model.images.values(), key=lambda image: image.name):
             if image.has_pose and image.name in files:
                 lens = copy.copy(model.cameras[image.camera_id])
@@ -94,28 +95,28 @@ class ColmapFolder(LensSet[TrackedFrame]):
                 pose = np.vstack([image.cam_from_world().matrix(), [0.0, 0.0, 0.0, 1.0]])
                 plain = Camera(camera.calibration_matrix(), pose, camera.width, camera.height)
                 depth = self._map_of(folder, image.name)
-                found.append(TrackedFrame(files[image.name], plain, depth, lens=lens, xyz=xyz, points=seen))
-        if not found:
+                frames.append(TrackedFrame(files[image.name], plain, depth, lens=lens, xyz=xyz, points=seen))
+        if not frames:
             raise InputError(f"no posed picture of {model_folder} is in {folder}; expected {self.layout}")
-        return found
+        return frames
 
     def view(self, scene: int, view: int) -> RawView:
-        """Read one view and take its lens distortion out; without a depth map, depth is that of its points."""
-        seen, frame = super().view(scene, view), self._cached(scene)[view]
+        """Read one view and undistort it; without a depth map, depth is that of its points."""
+        seen, frame = super().view(scene, view), self._frames_of(scene)[view]
         if frame.depth is not None:
             return seen
         return replace(seen, depth=sparse_depth(frame.xyz, seen.intrinsics, seen.cam_from_world, *seen.image.shape[:2]))
 
     def read_depth(self, frame: TrackedFrame) -> np.ndarray:
-        """A depth map beside the pictures."""
+        """Depth [h, w] from a depth map, in units of the model."""
         assert frame.depth is not None
         return (
             read_npy(frame.depth) if frame.depth.suffix == ".npy" else read_depth_png(frame.depth, self.units_per_metre)
         )
 
     def covisibility(self, scene: int) -> np.ndarray | None:
-        """[V, V] how many points two views share."""
-        ids = [frame.points for frame in self._cached(scene)]
+        """Number of points [V, V] that two views share."""
+        ids = [frame.points for frame in self._frames_of(scene)]
         points = {point: i for i, point in enumerate(sorted({p for own in ids for p in own}))}
         if not points:
             return None
@@ -128,16 +129,14 @@ class ColmapFolder(LensSet[TrackedFrame]):
         if self.depth is None:
             return None
         base = folder / self.depth / name
-        found = next((p for p in (base.with_suffix(".npy"), base.with_suffix(".png")) if p.is_file()), None)
-        if found is None:
-            raise InputError(
-                f"{base.with_suffix('.npy')} is missing (nor is there a .png); expected one for every picture"
-            )
-        return found
+        path = next((p for p in (base.with_suffix(".npy"), base.with_suffix(".png")) if p.is_file()), None)
+        if path is None:
+            raise InputError(f"{base.with_suffix('.npy')} and .png are missing; expected one of them for each picture")
+        return path
 
 
 def sparse_depth(xyz: np.ndarray, intrinsics: np.ndarray, pose: np.ndarray, height: int, width: int) -> np.ndarray:
-    """[H, W] float32 z-depth at the pixels that world points [P, 3] fall on, the nearest point of each; 0 elsewhere."""
+    """z-depth [H, W] float32 at the pixels of world points [P, 3], of the nearest point in each pixel; 0 elsewhere."""
     there = xyz @ pose[:3, :3].T + pose[:3, 3]
     there = there[there[:, 2] > 0]
     pixels = np.floor((there / there[:, 2:]) @ intrinsics[:2].T).astype(np.int64)
@@ -154,7 +153,7 @@ def _scenes(root: Path) -> list[str]:
 
 
 def _model_folder(folder: Path) -> Path | None:
-    """Where a scene's model is: COLMAP's usual places, or a folder directly below."""
+    """The folder of a scene's model: one of COLMAP's usual places, or a folder directly below the scene."""
     for candidate in (*(folder / name for name in COLMAP_FOLDERS), *folders(folder)):
         if any((candidate / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt")):
             return candidate
@@ -179,31 +178,31 @@ def _absent_pictures(folder: Path) -> list[str]:
     files = _picture_files(folder, images)
     absent = sorted(set(images) - files.keys())
     if not images:
-        return [f"{model} holds no posed picture"]
+        return [f"{model} has no posed picture"]
     return [f"{len(absent)} of {len(images)} pictures of {folder} are missing, {absent[0]} first"] if absent else []
 
 
 def _picture_files(folder: Path, names: Iterable[str]) -> dict[str, Path]:
-    """Name in the model -> file, from the first folder that holds any of them."""
+    """{name in the model: file}, from the first folder with any of them."""
     names = list(names)
     for sub in _PICTURES:
         places = {name: inside(folder / sub, name) for name in names}
-        found = {name: path for name, path in places.items() if path.is_file()}
-        if found:
-            return found
+        files = {name: path for name, path in places.items() if path.is_file()}
+        if files:
+            return files
     return {}
 
 
 def _points_of(image: pycolmap.Image, model: pycolmap.Reconstruction) -> list[int]:
-    """Numbers of the points that an image sees, of those that are in the model."""
+    """Ids of the points of the model that an image observes."""
     return [p.point3D_id for p in image.points2D if p.has_point3D() and model.exists_point3D(p.point3D_id)]
 
 
 @dataclass(frozen=True)
 class ColmapCameras:
-    """Posed pictures in natural order of the file: names; cam_from_world [S, 4, 4]; intrinsics [S, 3, 3] in pixels
-    of the stated size (the pinhole part: distortion is left out); size [S, 2] (width, height); mean_depth,
-    the mean z-depth of all observed points, in world units (NaN without points)."""
+    """Posed pictures in the order of the file: names; cam_from_world [S, 4, 4]; intrinsics [S, 3, 3] in pixels of
+    `size` (the pinhole part, without distortion); size [S, 2] (width, height); mean_depth, the mean z-depth of all
+    observed points in world units (NaN without points)."""
 
     names: tuple[str, ...]
     cam_from_world: np.ndarray
@@ -213,7 +212,7 @@ class ColmapCameras:
 
 
 def read_cameras(folder: str | Path) -> ColmapCameras:
-    """Read a folder with cameras, images and points3D files; InputError when there is no readable model."""
+    """Read a folder with cameras, images and points3D files; InputError if there is no readable model or no pose."""
     model = open_colmap(folder)
     names, poses, intrinsics, sizes, depths = [], [], [], [], []
     for image_id in sorted(model.images):
@@ -231,6 +230,6 @@ def read_cameras(folder: str | Path) -> ColmapCameras:
         if points:
             depths.append(np.stack(points) @ pose[2, :3] + pose[2, 3])
     if not names:
-        raise InputError(f"{folder} holds no posed picture.")
+        raise InputError(f"{folder} has no posed picture")
     mean = float(np.concatenate(depths).mean()) if depths else float("nan")
     return ColmapCameras(tuple(names), np.stack(poses), np.stack(intrinsics), np.array(sizes), mean)

@@ -1,4 +1,4 @@
-"""DL3DV-10K: videos of thousands of places, with cameras by COLMAP; no depth."""
+"""DL3DV-10K: videos of thousands of places, with cameras from COLMAP; no depth."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _INNER = (".", "nerfstudio", "colmap")
 
 
 class Dl3dv(LensSet[LensFrame]):
-    """One scene a video. Lenses (OPENCV) are undistorted as pictures are read; the scale is COLMAP's, arbitrary.
+    """One scene per video. Pictures (OPENCV lenses) are undistorted when read; the scale is COLMAP's, arbitrary.
 
-    pictures: which folder of pictures to read; None takes the first there is of images_4 (960P), images_8 (480P),
-    images_2, images.
+    pictures: the folder of pictures to read; None is the first that exists of images_4 (960P), images_8 (480P),
+    images_2 and images.
     """
 
     name = "dl3dv"
@@ -39,7 +39,7 @@ class Dl3dv(LensSet[LensFrame]):
 
     @classmethod
     def places(cls, root: Path) -> Iterator[Path]:
-        """Folders with cameras or pictures: in the root, or one below that (1K to 11K, or inner folders)."""
+        """Folders with cameras or pictures: in the root, or one level below it (1K to 11K, or inner folders)."""
         for folder in folders(root):
             own = [folder / inner for inner in _INNER if _has_part(folder / inner)]
             if own:
@@ -50,14 +50,14 @@ class Dl3dv(LensSet[LensFrame]):
 
     @classmethod
     def missing(cls, place: Path) -> list[str]:
-        """Cameras, or a folder of pictures."""
+        """A sentence for missing cameras, and for a missing folder of pictures."""
         absent = [] if (place / "transforms.json").is_file() else [f"{place / 'transforms.json'} is missing"]
         pictures = any((place / name).is_dir() for name in PICTURES)
         return absent + ([] if pictures else [f"{place} has no folder of pictures ({', '.join(PICTURES)})"])
 
     @classmethod
     def incomplete(cls, place: Path) -> list[str]:
-        """Cameras that cannot be read, or without their pictures."""
+        """Unreadable cameras, or cameras whose pictures are missing."""
         try:
             wanted = {PurePosixPath(row.path).name for row in read_transforms(place / "transforms.json")}
         except InputError as error:
@@ -65,13 +65,13 @@ class Dl3dv(LensSet[LensFrame]):
         pictures = _pictures(place, None)
         there = wanted & {path.name for path in pictures.iterdir()}
         if len(there) < 2:
-            return [f"{pictures} has {len(there)} of {len(wanted)} posed pictures; at least two views make a scene"]
+            return [f"{pictures} has {len(there)} of {len(wanted)} posed pictures; a scene needs two"]
         absent = sorted(wanted - there)
         count = f"{len(absent)} of {len(wanted)} pictures"
         return [f"{count} of {pictures} are missing, {absent[0]} first"] if absent else []
 
     def frames(self, scene: str) -> Sequence[LensFrame]:
-        """The posed pictures that are there, by name."""
+        """The posed pictures whose files exist, by name."""
         folder = self.root / scene
         pictures = _pictures(folder, self.pictures)
         rows = sorted(read_transforms(folder / "transforms.json"), key=lambda row: row.path)
@@ -79,7 +79,7 @@ class Dl3dv(LensSet[LensFrame]):
         there = [(row, file) for row, file in files if file.is_file()]
         if not there:
             raise InputError(f"no picture of {folder / 'transforms.json'} is in {pictures}; expected {self.layout}")
-        size = image_size(there[0][1])  # the file's size is that of images/
+        size = image_size(there[0][1])  # transforms.json has the size of images/
         return [row.frame(file, size) for row, file in there]
 
 
@@ -89,7 +89,7 @@ def _has_part(folder: Path) -> bool:
 
 def _pictures(folder: Path, wanted: str | None) -> Path:
     names = PICTURES if wanted is None else (wanted,)
-    found = next((folder / name for name in names if (folder / name).is_dir()), None)
-    if found is None:
+    pictures = next((folder / name for name in names if (folder / name).is_dir()), None)
+    if pictures is None:
         raise InputError(f"{folder} has no folder {' or '.join(names)}; expected {Dl3dv.layout}")
-    return found
+    return pictures

@@ -1,4 +1,4 @@
-"""DTU as MVSNet prepared it: objects on a table under a robot's arm, with depth of a structured light scan."""
+"""DTU as prepared by MVSNet: objects on a table, photographed by a robot arm, with depth from structured light."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from lean3r.data.sets.scenes import Camera, folders, from_integer_centres, resca
 from lean3r.errors import InputError
 
 FULL, SMALL = (1600, 1200), (640, 512)
-_CROP = (80, 44)  # of pictures halved to 800 x 600, as MVSNet cuts them to SMALL
+_CROP = (80, 44)  # MVSNet crops pictures of half size, 800 x 600, to SMALL
 _METRES = 1e-3
 
 
 class DTU(MvsnetSet):
-    """Scans of 49 views of 640 x 512 pixels (or 1600 x 1200), in metres; the files have millimetres.
+    """Scans of 49 views of 640 x 512 pixels (or 1600 x 1200), in metres; files have millimetres.
 
-    `light` (0 to 6) chooses the illumination. Depth comes from Depths_raw/ (of full size) where it is there, else from
-    Depths/, whose maps hold every fourth pixel of a 640 x 512 picture: the others stay unknown.
+    `light` (0 to 6) is the illumination. Depth is read from Depths_raw/ (full size) if it exists, otherwise from
+    Depths/, whose maps have every fourth pixel of a 640 x 512 picture; depth of the other pixels is then unknown.
     """
 
     name = "dtu"
@@ -37,68 +37,70 @@ class DTU(MvsnetSet):
 
     @classmethod
     def looks_like(cls, root: Path) -> bool:
-        """Whether there is Rectified/, or Cameras/ with files of MVSNet."""
+        """Whether there is a Rectified/, or a Cameras/ with files of MVSNet."""
         return (root / "Rectified").is_dir() or any((root / "Cameras").glob("*_cam.txt"))
 
     @classmethod
     def find_scenes(cls, root: Path) -> list[str]:
-        """Scans that have both pictures and depth; none without cameras."""
+        """Scans with pictures and depth; none if there are no cameras."""
         if not _camera_folders(root):
             return []
         return [f.name for f in folders(root / "Rectified") if _depth_folder(root, f.name) is not None]
 
     @classmethod
     def problems(cls, root: Path) -> list[str]:
-        """Cameras, pairs, pictures or depth that are missing."""
-        found = [] if _camera_folders(root) else [f"{root / 'Cameras'} holds no *_cam.txt"]
-        found += [] if (root / "Cameras" / "pair.txt").is_file() else [f"{root / 'Cameras' / 'pair.txt'} is missing"]
+        """Sentences for missing cameras, pairs, pictures and depth."""
+        problems = [] if _camera_folders(root) else [f"{root / 'Cameras'} has no *_cam.txt"]
+        problems += [] if (root / "Cameras" / "pair.txt").is_file() else [f"{root / 'Cameras' / 'pair.txt'} is missing"]
         scans = folders(root / "Rectified")
-        found += [] if scans else [f"{root / 'Rectified'} holds no scan"]
+        problems += [] if scans else [f"{root / 'Rectified'} has no scan"]
         for scan in scans:
             depth = _depth_folder(root, scan.name)
             if depth is None:
-                found.append(f"there is no depth of {scan.name} in Depths/ or Depths_raw/")
+                problems.append(f"{scan.name} has no depth in Depths/ or Depths_raw/")
                 continue
             pictures = {p.name.split("_")[1] for p in scan.glob("rect_*_r5000.png")}
             maps = {f"{int(p.stem.split('_')[-1]) + 1:03}" for p in depth.glob("depth_map_*.pfm")}
             if pictures != maps or not pictures:
-                found.append(f"{scan} has pictures of {len(pictures)} views, {depth} depth of {len(maps)}")
+                problems.append(f"{scan} has pictures of {len(pictures)} views, but {depth} has depth of {len(maps)}")
                 continue
             numbers = [int(n) for n in pictures if n.isdigit()]
             absent = set(range(min(numbers), max(numbers) + 1)) - set(numbers) if numbers else set()
-            found += [f"{len(absent)} views of {scan} have no pictures, number {min(absent)} first"] if absent else []
+            problems += (
+                [f"{len(absent)} views of {scan} have no pictures, number {min(absent)} first"] if absent else []
+            )
             lost = [n for n in numbers if not any((f / f"{n - 1:08}_cam.txt").is_file() for f in _camera_folders(root))]
-            found += [f"{len(lost)} of {len(numbers)} views of {scan} have no camera"] if lost else []
-        return found
+            problems += [f"{len(lost)} of {len(numbers)} views of {scan} have no camera"] if lost else []
+        return problems
 
     def frames(self, scene: str) -> Sequence[NumberedFrame]:
-        """Views that have a picture in this light, a camera and depth, by number."""
+        """Views with a picture in this light, a camera and depth, by number."""
         depth = _depth_folder(self.root, scene)
         assert depth is not None
-        found, size = [], None
+        frames, size = [], None
         for image in sorted((self.root / "Rectified" / scene).glob(f"rect_*_{self.light}_r5000.png")):
-            number = int(image.name.split("_")[1]) - 1  # pictures count from 1, cameras and depth from 0
+            number = int(image.name.split("_")[1]) - 1  # picture numbers start at 1, those of cameras and depth at 0
             path = depth / f"depth_map_{number:04}.pfm"
             if path.is_file():
                 size = size or image_size(image)
-                found.append(NumberedFrame(image, self._camera(number, size), path, number=number))
-        if not found:
+                frames.append(NumberedFrame(image, self._camera(number, size), path, number=number))
+        if not frames:
             raise InputError(f"{scene} has no view in light {self.light} with depth; expected {self.layout}")
-        return found
+        return frames
 
     def _camera(self, number: int, size: tuple[int, int]) -> Camera:
         name = f"{number:08}_cam.txt"
         full, small = self.root / "Cameras" / name, self.root / "Cameras" / "train" / name
         if size not in (FULL, SMALL):
-            raise InputError(f"pictures of DTU have {size[0]} x {size[1]} pixels; expected {FULL} or {SMALL}")
+            raise InputError(f"pictures have {size[0]} x {size[1]} pixels; DTU has {FULL} or {SMALL}")
         if size == SMALL and small.is_file():
-            # Its intrinsics are those of every fourth pixel.
+            # Its intrinsics are for pictures of every fourth pixel.
             k, pose = read_camera(small)
-            k = from_integer_centres(rescale(_integer(k), 4, 4))
+            k = from_integer_centres(rescale(_to_integer_centres(k), 4, 4))
         else:
             k, pose = read_camera(full)
             if size == SMALL:
-                k = rescale(_integer(k), 0.5, 0.5)
+                k = rescale(_to_integer_centres(k), 0.5, 0.5)
                 k[:2, 2] -= _CROP
                 k = from_integer_centres(k)
         pose = pose.copy()
@@ -106,7 +108,7 @@ class DTU(MvsnetSet):
         return Camera(k, pose, *size)
 
     def read_depth(self, frame: NumberedFrame) -> np.ndarray:
-        """Depth at the size of the picture, 0 where the scan has none."""
+        """Depth in metres at the size of the picture, 0 where the scan has none."""
         assert frame.depth is not None
         depth, size = read_pfm(frame.depth) * np.float32(_METRES), (frame.camera.width, frame.camera.height)
         if depth.shape[::-1] == size:
@@ -119,16 +121,16 @@ class DTU(MvsnetSet):
             spread[::4, ::4] = depth
             return spread
         raise InputError(
-            f"{frame.depth} has {depth.shape[1]} x {depth.shape[0]} pixels, which does not fit pictures of {size}"
+            f"{frame.depth} has {depth.shape[1]} x {depth.shape[0]} pixels, which do not match pictures of {size}"
         )
 
     def pairs(self, scene: str) -> Path:
-        """One file for all scans."""
+        """The pair.txt of all scans."""
         return self.root / "Cameras" / "pair.txt"
 
 
-def _integer(intrinsics: np.ndarray) -> np.ndarray:
-    """Back to the files' integer pixel centres, in which halving a picture by leaving out pixels halves everything."""
+def _to_integer_centres(intrinsics: np.ndarray) -> np.ndarray:
+    """Intrinsics for integer pixel centres, as in the files; there, every other pixel means half of all values."""
     moved = intrinsics.copy()
     moved[:2, 2] -= 0.5
     return moved

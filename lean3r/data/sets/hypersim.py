@@ -16,17 +16,17 @@ from lean3r.errors import InputError, MissingExtraError
 from lean3r.inputs.cameras import OPENCV_FROM_OPENGL
 
 PARAMETERS = "metadata_camera_parameters.csv"
-MAX_VALUES = 2**26  # of an array; pictures have 2 ** 22
+MAX_VALUES = 2**26  # limit of an array's size; pictures have 2 ** 22
 SKEW_TOLERANCE = 1e-4
 _METRES = "meters_per_asset_unit"
 _PICTURE, _DISTANCE = ".tonemap.jpg", ".depth_meters.hdf5"
 
 
 class Hypersim(FolderSet[Frame]):
-    """One scene a camera path ("ai_001_001/cam_00"), of its tone-mapped previews; needs h5py (extra "train").
+    """One scene per camera path ("ai_001_001/cam_00"), with tone-mapped previews; needs h5py (extra "train").
 
-    Each scene has its own projection, some with a tilted lens: it is read from the table that the toolkit publishes.
-    A tilted lens is a pinhole that looks elsewhere, so its rotation goes into the pose and depth counts along its axis.
+    Each scene has its own projection, some with a tilted lens; it is read from the table of the toolkit. A tilted lens
+    is a rotated pinhole camera, so its rotation is part of the pose, and z-depth is along its axis.
     """
 
     name = "hypersim"
@@ -49,7 +49,7 @@ class Hypersim(FolderSet[Frame]):
 
     @classmethod
     def find_scenes(cls, root: Path) -> list[str]:
-        """Camera paths that have pictures, distances and poses; none without the table of projections."""
+        """Camera paths with pictures, distances and poses; none if the table of projections is missing."""
         if not _table(root):
             return []
         return [
@@ -61,21 +61,23 @@ class Hypersim(FolderSet[Frame]):
 
     @classmethod
     def problems(cls, root: Path) -> list[str]:
-        """The table, or parts of scenes, that are missing; pictures without distances."""
+        """Sentences for a missing table, missing parts of scenes, and pictures without distances."""
         places = _places(root)
         if not places:
-            return [f"{root} holds no Hypersim scene"]
-        found = []
+            return [f"{root} has no Hypersim scene"]
+        problems = []
         if not _table(root):
-            found.append(
-                f"{root / PARAMETERS} is missing, and no scene can be read without it: copy it from "
+            problems.append(
+                f"{root / PARAMETERS} is missing; it is needed to read any scene: copy it from "
                 "contrib/mikeroberts3000 of the repository apple/ml-hypersim"
             )
         for place in places:
             paths = _paths(place)
-            found += [] if paths else [f"{place} has no camera path: expected _detail/cam_00 and images/scene_cam_00_*"]
-            found += [what for camera in paths for what in _missing(place, camera) or _incomplete(place, camera)]
-        return found
+            problems += (
+                [] if paths else [f"{place} has no camera path: expected _detail/cam_00 and images/scene_cam_00_*"]
+            )
+            problems += [what for camera in paths for what in _missing(place, camera) or _incomplete(place, camera)]
+        return problems
 
     def frames(self, scene: str) -> Sequence[Frame]:
         """The published frames of one camera path, in order."""
@@ -85,24 +87,24 @@ class Hypersim(FolderSet[Frame]):
             raise InputError(f"{self.root / PARAMETERS} is missing; expected {self.layout}")
         intrinsics, pinhole_from_cam, size = projection(_row(table, place.name), place.name)
         metres = _metres_per_unit(place / "_detail" / "metadata_scene.csv")
-        turns = read_hdf5(place / "_detail" / camera / "camera_keyframe_orientations.hdf5", 3)
-        places = read_hdf5(place / "_detail" / camera / "camera_keyframe_positions.hdf5", 2)
+        rotations = read_hdf5(place / "_detail" / camera / "camera_keyframe_orientations.hdf5", 3)
+        positions = read_hdf5(place / "_detail" / camera / "camera_keyframe_positions.hdf5", 2)
         pictures, geometry = _folders(place, camera)
-        found = []
+        frames = []
         for picture in sorted(pictures.glob(f"frame.*{_PICTURE}")):
             stem = picture.name.removesuffix(_PICTURE)
             index = int(stem.removeprefix("frame."))
-            if index >= min(len(turns), len(places)):
+            if index >= min(len(rotations), len(positions)):
                 raise InputError(f"{place / '_detail' / camera} has no pose for {picture.name}")
-            # world_from_cam of OpenGL's axes (x right, y up, z backwards), in asset units.
+            # world_from_cam in OpenGL's axes (x right, y up, z backwards).
             world_from_cam = np.eye(4)
-            world_from_cam[:3, :3], world_from_cam[:3, 3] = turns[index], places[index] * metres
+            world_from_cam[:3, :3], world_from_cam[:3, 3] = rotations[index], positions[index] * metres
             pose = pinhole_from_cam @ invert(world_from_cam @ OPENCV_FROM_OPENGL)
-            found.append(Frame(picture, Camera(intrinsics, pose, *size), geometry / f"{stem}{_DISTANCE}"))
-        return found
+            frames.append(Frame(picture, Camera(intrinsics, pose, *size), geometry / f"{stem}{_DISTANCE}"))
+        return frames
 
     def read_depth(self, frame: Frame) -> np.ndarray:
-        """z-depth in metres from the distance to the optical centre; 0 where a ray hits nothing (NaN in the file)."""
+        """z-depth in metres from the distance to the optical centre; 0 where a ray has no hit (NaN in the file)."""
         assert frame.depth is not None
         distance = read_hdf5(frame.depth, 2)
         height, width = distance.shape
@@ -114,12 +116,12 @@ class Hypersim(FolderSet[Frame]):
 
 
 def projection(row: Mapping[str, str], scene: str) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """intrinsics [3, 3], pinhole_from_cam [4, 4] (a rotation; the identity where the lens is not tilted), and the
-    (width, height) of the pictures, of a scene's row in the table. InputError when its axes are not at right angles."""
+    """The projection in a scene's row of the table: intrinsics [3, 3]; pinhole_from_cam [4, 4], a rotation (the
+    identity if the lens is not tilted); picture (width, height). InputError if its axes are not at right angles."""
     try:
         width, height = (int(float(row[f"settings_output_img_{side}"])) for side in ("width", "height"))
         cam_from_uv = np.array([[float(row[f"M_cam_from_uv_{i}{j}"]) for j in range(3)] for i in range(3)])
-        # u and v run over [-1, 1], v upwards; rays have OpenGL's axes. R^T K^-1 is their QR decomposition in ours.
+        # u and v are in [-1, 1], v upwards; rays are in OpenGL's axes. In ours, their QR decomposition is R^T K^-1.
         uv_from_pixel = np.array([[2 / width, 0, -1], [0, -2 / height, 1], [0, 0, 1]])
         cam_from_pixel = OPENCV_FROM_OPENGL[:3, :3] @ cam_from_uv @ uv_from_pixel
         turn, upper = np.linalg.qr(cam_from_pixel)
@@ -131,7 +133,7 @@ def projection(row: Mapping[str, str], scene: str) -> tuple[np.ndarray, np.ndarr
     rotation = (turn * sign).T
     skew = abs(intrinsics[0, 1] / intrinsics[0, 0])
     if not skew < SKEW_TOLERANCE or np.linalg.det(rotation) < 0:
-        raise InputError(f"the lens of {scene} is tilted sideways (skew {skew:.2g}); such a scene cannot be used")
+        raise InputError(f"the lens of {scene} is tilted sideways (skew {skew:.2g}); such scenes are not supported")
     intrinsics[0, 1] = 0.0
     pinhole_from_cam = np.eye(4)
     pinhole_from_cam[:3, :3] = rotation
@@ -139,7 +141,9 @@ def projection(row: Mapping[str, str], scene: str) -> tuple[np.ndarray, np.ndarr
 
 
 def read_hdf5(path: Path, dimensions: int) -> np.ndarray:
-    """float64 array of a file's only data set, called "dataset"; MissingExtraError without h5py."""
+    """The float64 array of a file's only data set, called "dataset".
+
+    Raises MissingExtraError without h5py, InputError for a missing or damaged file or another number of dimensions."""
     try:
         import h5py
     except ImportError as error:
@@ -151,22 +155,22 @@ def read_hdf5(path: Path, dimensions: int) -> np.ndarray:
             dataset: Any = file["dataset"]
             is_own = isinstance(file.get("dataset", getlink=True), h5py.HardLink) and isinstance(dataset, h5py.Dataset)
             if not is_own or dataset.external or dataset.is_virtual or (dataset.size or 0) > MAX_VALUES:
-                raise ValueError("an array that is too large, or in another file")
+                raise ValueError("the array is too large, or in another file")
             values = np.asarray(dataset[()], dtype=np.float64)
-    except Exception as error:  # the library raises errors of every kind on damaged files
-        raise InputError(f"{path} is damaged or holds no HDF5 array called dataset ({error})") from error
+    except Exception as error:  # h5py raises many kinds of errors for damaged files
+        raise InputError(f"{path} is damaged or has no HDF5 array called dataset ({error})") from error
     if values.ndim != dimensions:
-        raise InputError(f"{path} has an array of {values.ndim} dimensions; expected {dimensions}")
+        raise InputError(f"{path} has an array with {values.ndim} dimensions; expected {dimensions}")
     return values
 
 
 def _places(root: Path) -> list[Path]:
-    found = [folder for base in (root, root / "scenes") for folder in folders(base) if folder.name.startswith("ai_")]
-    return [folder for folder in found if (folder / "_detail").is_dir() or (folder / "images").is_dir()]
+    places = [folder for base in (root, root / "scenes") for folder in folders(base) if folder.name.startswith("ai_")]
+    return [folder for folder in places if (folder / "_detail").is_dir() or (folder / "images").is_dir()]
 
 
 def _paths(place: Path) -> list[str]:
-    """Names like cam_00, from poses and from pictures."""
+    """Names of camera paths like cam_00, from poses and pictures."""
     posed = {folder.name for folder in folders(place / "_detail") if folder.name.startswith("cam_")}
     pictured = {folder.name.removeprefix("scene_")[: len("cam_00")] for folder in folders(place / "images")}
     return sorted(posed | {name for name in pictured if name.startswith("cam_")})
@@ -191,7 +195,7 @@ def _incomplete(place: Path, camera: str) -> list[str]:
     pictures, geometry = _folders(place, camera)
     names = {path.name.removesuffix(_PICTURE) for path in pictures.glob(f"frame.*{_PICTURE}")}
     if len(names) < 2:
-        return [f"{pictures} has {len(names)} pictures frame.*{_PICTURE}; at least two views make a scene"]
+        return [f"{pictures} has {len(names)} pictures frame.*{_PICTURE}; a scene needs two"]
     without = sorted(names - {path.name.removesuffix(_DISTANCE) for path in geometry.glob(f"frame.*{_DISTANCE}")})
     return [f"{len(without)} of {len(names)} maps of {geometry} are missing, {without[0]} first"] if without else []
 
@@ -205,7 +209,7 @@ def _row(table: Path, scene: str) -> dict[str, str]:
     header, *lines = read_text(table).splitlines()
     line = next((line for line in lines if line.startswith(f"{scene},")), None)
     if line is None:
-        raise InputError(f"{table} has no row of {scene}; expected the table of the whole set")
+        raise InputError(f"{table} has no row for {scene}; expected the table of the whole set")
     return next(csv.DictReader(io.StringIO(f"{header}\n{line}\n")))
 
 

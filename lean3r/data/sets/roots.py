@@ -9,23 +9,23 @@ from pathlib import Path
 import numpy as np
 
 from lean3r.data import DATASETS
-from lean3r.data.sets.scenes import SceneSet, folders, some, without_unknown
+from lean3r.data.sets.scenes import SceneSet, folders, some, zero_unknown
 from lean3r.errors import InputError, UsageError
 
-ANYTHING = "colmap"  # other sets come with COLMAP models too, so this one is named last
+ANYTHING = "colmap"  # other sets contain COLMAP models too, so this one is last
 Setting = bool | int | float | str
 _PICTURES = (".jpg", ".jpeg", ".png", ".heic", ".tif", ".tiff", ".webp", ".bmp")
 _LOOKED_SCENES, _LOOKED_VIEWS, _READ_VIEWS = 200, 200, 8
 
 
 def sets() -> dict[str, type[SceneSet]]:
-    """Rows of DATASETS that are read from a folder."""
-    found = {name: DATASETS.get(name) for name in DATASETS}
-    return {name: kind for name, kind in found.items() if isinstance(kind, type) and issubclass(kind, SceneSet)}
+    """The entries of DATASETS that are read from a folder."""
+    rows = {name: DATASETS.get(name) for name in DATASETS}
+    return {name: kind for name, kind in rows.items() if isinstance(kind, type) and issubclass(kind, SceneSet)}
 
 
-def opened_as(name: str, root: Path, options: Mapping[str, Setting]) -> SceneSet:
-    """A set of this row, with settings of its own; UsageError where it has none such, InputError without scenes."""
+def open_set(name: str, root: Path, options: Mapping[str, Setting]) -> SceneSet:
+    """Open the data set `name` with its options; UsageError for an unknown option, InputError if it has no scene."""
     try:
         return DATASETS.get(name)(root, **options)
     except TypeError as error:
@@ -33,15 +33,16 @@ def opened_as(name: str, root: Path, options: Mapping[str, Setting]) -> SceneSet
 
 
 def recognise(root: Path) -> list[str]:
-    """Names of the sets that a folder looks like, the likeliest first."""
-    found = [name for name, kind in sets().items() if kind.looks_like(root)]
-    return sorted(found, key=lambda name: name == ANYTHING)
+    """Names of the data sets that a folder looks like, most likely first."""
+    names = [name for name, kind in sets().items() if kind.looks_like(root)]
+    return sorted(names, key=lambda name: name == ANYTHING)
 
 
 def kind_of(root: Path, name: str | None = None) -> str:
-    """The set that a folder holds: `name`, if it looks like that, or the one that it looks like.
+    """Name of the data set in a folder: `name` if the folder looks like it; by default the most likely one.
 
-    InputError where the folder is absent, empty, of another layout (it says which), or of none that is known.
+    InputError if the folder is missing, empty, or of another or an unknown layout; UsageError if `name` is not that of
+    a set in folders.
     """
     known = sets()
     if name is not None and name not in known:
@@ -50,43 +51,45 @@ def kind_of(root: Path, name: str | None = None) -> str:
     if not root.is_dir():
         raise InputError(f"no such folder: {root}")
     if not any(root.iterdir()):
-        raise InputError(f"{root} is empty; expected {_expected(name)}")
-    found = recognise(root)
-    if name in found:
+        raise InputError(f"{root} is empty; expected {_describe_layout(name)}")
+    names = recognise(root)
+    if name in names:
         return name
-    if name is not None and found:
+    if name is not None and names:
         raise InputError(
-            f"{root} does not look like {known[name].title}, but like {known[found[0]].title} ({found[0]})"
+            f"{root} does not look like {known[name].title}, but like {known[names[0]].title} ({names[0]})"
         )
-    if found and name is None:
-        return found[0]
-    raise InputError(f"{root} is no {known[name].title if name else 'data set that lean3r knows'}. {_hint(root, name)}")
+    if names and name is None:
+        return names[0]
+    raise InputError(
+        f"{root} is not {known[name].title if name else 'a data set that lean3r knows'}. {_hint(root, name)}"
+    )
 
 
-def _expected(name: str | None) -> str:
+def _describe_layout(name: str | None) -> str:
     return "a data set (`lean3r data list`)" if name is None else sets()[name].layout
 
 
 def _hint(root: Path, name: str | None) -> str:
-    """A suggestion: the folder above or below, or how to make cameras for plain pictures."""
+    """A suggestion: the folder above or below, or how to get cameras for pictures."""
     near = [(folder, recognise(folder)) for folder in (root.resolve().parent, *folders(root)[:20])]
-    for folder, found in near:
-        wanted = [n for n in found if name in (None, n)]
+    for folder, names in near:
+        wanted = [n for n in names if name in (None, n)]
         if wanted and (wanted[0] != ANYTHING or name == ANYTHING):
-            return f"{folder} looks like {sets()[wanted[0]].title}: give that folder"
+            return f"{folder} looks like {sets()[wanted[0]].title}: give this folder instead"
     holds = sorted(p.name for p in root.iterdir())
     if sum(Path(n).suffix.lower() in _PICTURES for n in holds) > len(holds) / 2:
         return (
-            "It holds pictures without cameras: map them with COLMAP, or with `lean3r reconstruct --format colmap`, "
+            "It has pictures without cameras: reconstruct them with COLMAP or `lean3r reconstruct --format colmap`, "
             "and give the folder with images/ and sparse/0/"
         )
-    return f"It holds {some(holds)}; expected {_expected(name)}"
+    return f"It contains {some(holds)}; expected {_describe_layout(name)}"
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found in a root. `problems`: a sentence each; `scenes` complete ones; `views` in the first `looked` of
-    them; `unknown_depth`: pixels of the views that were read whose depth is not a finite number."""
+    """Report on a root. `problems`: one sentence each; `scenes`: number of complete scenes; `views`: number of views in
+    the first `looked` scenes; `unknown_depth`: number of pixels without finite depth, in the views that were read."""
 
     name: str
     root: Path
@@ -98,7 +101,7 @@ class Report:
     opened: SceneSet | None = field(default=None, repr=False)
 
     def as_dict(self) -> dict[str, object]:
-        """JSON-ready."""
+        """The report as values for JSON."""
         kind = sets()[self.name]
         return {
             "set": self.name,
@@ -118,13 +121,13 @@ class Report:
 
 
 def report(root: Path, name: str | None = None, options: Mapping[str, Setting] | None = None) -> Report:
-    """Look at a root: its layout, the cameras of its first scenes, and a few whole views. Raises as `kind_of` does, and
-    UsageError on options that the set does not have."""
+    """Check a root: its layout, the cameras of its first scenes, and a few whole views. Raises the errors of `kind_of`,
+    and UsageError for options that the set does not have."""
     name = kind_of(root, name)
     kind = sets()[name]
     problems = kind.problems(root)
     try:
-        opened = opened_as(name, root, options or {})
+        opened = open_set(name, root, options or {})
     except InputError as error:
         return Report(name, root, problems or [str(error)])
     looked, views, single, unusable = min(len(opened), _LOOKED_SCENES), 0, 0, 0
@@ -137,12 +140,12 @@ def report(root: Path, name: str | None = None, options: Mapping[str, Setting] |
             unusable += 1
             problems.append(str(error))
     if single:
-        problems.append(f"{single} of {looked} scenes have a single view; a sample needs two")
+        problems.append(f"{single} of {looked} scenes have only one view; a sample needs two")
     unknown, unreadable = _read_some(opened)
     problems += unreadable
     if unknown:
         problems.append(
-            f"depth of {unknown:,} pixels of the views that were read is not a number; it counts as unknown"
+            f"depth is not finite at {unknown:,} pixels of the views that were read; training treats it as unknown"
         )
     problems = list(dict.fromkeys(problems))
     return Report(name, root, problems, len(opened) - unusable, looked, views, unknown, opened)
@@ -155,35 +158,35 @@ def _bad_cameras(scenes: SceneSet, scene: int, views: int) -> list[str]:
             scenes.camera(scene, int(v))
         except InputError as error:
             bad.append(str(error))
-    more = f" (and {len(bad) - 1:,} more views of that scene; training leaves them out)" if len(bad) > 1 else ""
+    more = f" (and {len(bad) - 1:,} more views of this scene; training skips them)" if len(bad) > 1 else ""
     return [bad[0] + more] if bad else []
 
 
 def _read_some(scenes: SceneSet) -> tuple[int, list[str]]:
-    """How much depth is not finite, and what cannot be read, in the first and last views of a few scenes."""
+    """Number of pixels without finite depth, and errors, in the first and last views of a few scenes."""
     unknown, problems = 0, []
     for i in np.unique(np.linspace(0, len(scenes) - 1, min(len(scenes), _READ_VIEWS // 2)).astype(int)):
         try:
             views = scenes.scene(int(i)).views
         except InputError:
-            continue  # already among the problems
+            continue  # already reported
         for v in {0, views - 1}:
             try:
-                unknown += without_unknown(scenes.view(int(i), v).depth)[1]
+                unknown += zero_unknown(scenes.view(int(i), v).depth)[1]
             except InputError as error:
                 problems.append(str(error))
     return unknown, [p for p in problems if "the pose of" not in p and "the intrinsics of" not in p]
 
 
 def options_of(texts: list[str]) -> dict[str, Setting]:
-    """KEY=VALUE texts as keywords: numbers and true / false are taken as such."""
-    found: dict[str, Setting] = {}
+    """Options from texts KEY=VALUE; numbers, true and false are converted. UsageError for another form."""
+    options: dict[str, Setting] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
-            raise UsageError(f"data set option '{text}' cannot be read; expected KEY=VALUE")
-        found[key] = _value(value)
-    return found
+            raise UsageError(f"cannot read the data set option '{text}'; expected KEY=VALUE")
+        options[key] = _value(value)
+    return options
 
 
 def _value(text: str) -> Setting:

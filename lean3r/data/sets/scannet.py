@@ -1,4 +1,4 @@
-"""ScanNet as its exporter of .sens files leaves it: indoor walks with a depth sensor."""
+"""ScanNet as exported from its .sens files: indoor walks with a depth sensor."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class SensorFrame(Frame):
 
 
 class ScanNet(FolderSet[SensorFrame]):
-    """Walks of hundreds of frames, in metres. Frames whose tracking was lost (poses of -inf) are left out.
+    """Walks of hundreds of frames, in metres. Frames where tracking was lost (poses of -inf) are skipped.
 
-    Depth is looked up for every pixel of the picture by the two cameras' intrinsics. The files put the centre of the
-    top-left pixel at (0, 0).
+    Depth is sampled at each pixel of the picture by the intrinsics of both cameras. In the files, the centre of the
+    top-left pixel is at (0, 0).
     """
 
     name = "scannet"
@@ -44,41 +44,41 @@ class ScanNet(FolderSet[SensorFrame]):
 
     @classmethod
     def places(cls, root: Path) -> list[Path]:
-        """Folders called like scene0000_00."""
+        """Folders with names like scene0000_00."""
         inside = [f for split in _SPLITS for f in folders(root / split)]
         return [f for f in inside if _WALK.match(f.name)]
 
     @classmethod
     def looks_like(cls, root: Path) -> bool:
-        """Whether some of them have parts of this layout, or .sens."""
+        """Whether a folder of `places` has parts of this layout or a .sens file."""
         walks = cls.places(root)[:50]
         return any(any((s / part).is_dir() for part in cls.parts[:3]) or any(s.glob("*.sens")) for s in walks)
 
     @classmethod
     def missing(cls, place: Path) -> list[str]:
-        """Parts that are absent, or that a .sens file still holds."""
+        """Sentences for missing parts, or for a .sens file that was not exported."""
         absent = super().missing(place)
         if absent and any(place.glob("*.sens")):
-            return [f"{place} holds a .sens file that was not exported: run ScanNet's SensReader on it"]
+            return [f"{place} has a .sens file that was not exported: run ScanNet's SensReader on it"]
         return absent
 
     @classmethod
     def incomplete(cls, place: Path) -> list[str]:
-        """Frames without picture, depth or pose."""
+        """Sentences for frames without picture, depth or pose, and for missing intrinsics."""
         numbers = _numbers(place)
         wanted = set.union(*numbers)
-        found = [
+        problems = [
             f"{place / part}: {len(wanted - own)} of {len(wanted)} frames are missing"
             for part, own in zip(cls.parts, numbers, strict=False)
             if wanted - own
         ]
         files = [place / "intrinsic" / f"intrinsic_{kind}.txt" for kind in ("color", "depth")]
-        found += [f"{file} is missing" for file in files if not file.is_file()]
-        return found if wanted else [f"{place} holds no frames: {some(cls.parts)} are empty"]
+        problems += [f"{file} is missing" for file in files if not file.is_file()]
+        return problems if wanted else [f"{place} has no frames: {some(cls.parts)} are empty"]
 
     def frames(self, scene: str) -> Sequence[SensorFrame]:
         """Frames with picture, depth and a pose, by number."""
-        folder, found = self.root / scene, []
+        folder, frames = self.root / scene, []
         color = from_integer_centres(read_matrix(folder / "intrinsic" / "intrinsic_color.txt", 4, 4)[:3, :3])
         depth = from_integer_centres(read_matrix(folder / "intrinsic" / "intrinsic_depth.txt", 4, 4)[:3, :3])
         size = None
@@ -86,36 +86,38 @@ class ScanNet(FolderSet[SensorFrame]):
             pose = read_matrix(folder / "pose" / f"{number}.txt", 4, 4)
             if not np.isfinite(pose).all():
                 continue
-            size = size or _nominal(color, image_size(folder / "color" / f"{number}.jpg"))
-            cam_from_world = invert(pose) if is_rotation(pose[:3, :3]) else pose  # the latter is refused when used
+            size = size or _intended_size(color, image_size(folder / "color" / f"{number}.jpg"))
+            cam_from_world = (
+                invert(pose) if is_rotation(pose[:3, :3]) else pose
+            )  # an invalid pose is an error when it is used
             camera = Camera(color, cam_from_world, *size)
             files = folder / "color" / f"{number}.jpg", folder / "depth" / f"{number}.png"
-            found.append(SensorFrame(files[0], camera, files[1], sensor=depth))
-        if not found:
+            frames.append(SensorFrame(files[0], camera, files[1], sensor=depth))
+        if not frames:
             raise InputError(f"{folder} has no frame with picture, depth and pose; expected {self.layout}")
-        return found
+        return frames
 
     def read_depth(self, frame: SensorFrame) -> np.ndarray:
-        """Depth at the pixels of the picture, 0 where the sensor has none."""
+        """Depth in metres at the pixels of the picture, 0 where the sensor has none."""
         assert frame.depth is not None
         depth = read_depth_png(frame.depth, MILLIMETRES)
         camera = frame.camera
-        return seen_through(depth, frame.sensor, camera.intrinsics, camera.height, camera.width)
+        return sample_depth(depth, frame.sensor, camera.intrinsics, camera.height, camera.width)
 
 
-def seen_through(depth: np.ndarray, own: np.ndarray, other: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Depth [h, w] under intrinsics `own`, looked up at the pixels [height, width] of a camera with the same pose and
-    intrinsics `other`: the nearest pixel, 0 beyond the map."""
+def sample_depth(depth: np.ndarray, own: np.ndarray, other: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Sample depth [h, w] with intrinsics `own` at the pixels [height, width] of a camera with the same pose and
+    intrinsics `other`: the nearest pixel, 0 outside the map."""
     columns = (np.arange(width) + 0.5 - other[0, 2]) / other[0, 0] * own[0, 0] + own[0, 2]
     rows = (np.arange(height) + 0.5 - other[1, 2]) / other[1, 1] * own[1, 1] + own[1, 2]
     x, y = np.floor(columns).astype(np.int64), np.floor(rows).astype(np.int64)
     inside = ((y >= 0) & (y < depth.shape[0]))[:, None] & ((x >= 0) & (x < depth.shape[1]))
-    found = depth[np.clip(y, 0, depth.shape[0] - 1)[:, None], np.clip(x, 0, depth.shape[1] - 1)]
-    return np.where(inside, found, np.float32(0))
+    values = depth[np.clip(y, 0, depth.shape[0] - 1)[:, None], np.clip(x, 0, depth.shape[1] - 1)]
+    return np.where(inside, values, np.float32(0))
 
 
-def _nominal(color: np.ndarray, size: tuple[int, int]) -> tuple[int, int]:
-    """The size that the intrinsics are for: that of the picture, unless it was exported smaller than the sensor's."""
+def _intended_size(color: np.ndarray, size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) that the intrinsics are for: the picture's, or the sensor's if the picture was scaled down."""
     return _SENSOR if 2 * color[0, 2] / size[0] > 1.5 else size
 
 

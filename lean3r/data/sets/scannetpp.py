@@ -1,4 +1,4 @@
-"""ScanNet++: rooms by a wide fisheye camera and by a phone, in the frame of a laser scan."""
+"""ScanNet++: rooms photographed with a wide fisheye camera and with a phone, in the frame of a laser scan."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ DEVICES = ("dslr", "iphone")
 
 
 class Kind(NamedTuple):
-    """One way in which a device's pictures lie there: cameras, folder of pictures, folders of depth (the first)."""
+    """A possible layout of a device's pictures: cameras, folder of pictures, possible folders of depth (first wins)."""
 
     cameras: str
     pictures: str
     depth: tuple[str, ...]
 
 
-# Depth has the lens of its pictures; what comes first is taken where there is depth.
+# Depth has the lens of its pictures; the first kind with depth is used.
 _UNDISTORTED, _LENSES, _MODEL = "nerfstudio/transforms_undistorted.json", "nerfstudio/transforms.json", "colmap"
 KINDS = {
     "dslr": (
@@ -40,11 +40,11 @@ KINDS = {
 
 
 class ScanNetpp(LensSet[LensFrame]):
-    """One scene a room and device ("data/0a5c013435/dslr"): the DSLR's still pictures or the phone's video.
+    """One scene per room and device ("data/0a5c013435/dslr"): stills of the DSLR or the video of the phone.
 
-    Fisheye pictures (resized_images) are undistorted as they are read, with their rendered depth; those that are
-    undistorted already are taken if their depth is there, or no others are. Depth is what the set's toolkit renders
-    (millimetres; for the phone also what its LiDAR saw); without it there is none. Frames marked bad are left out.
+    Fisheye pictures (resized_images) are undistorted when read, with their rendered depth. Pictures that are already
+    undistorted are used if they have depth or if there are no others. Depth is rendered by the set's toolkit, in
+    millimetres (for the phone it may be from its LiDAR), and optional. Frames marked as bad are skipped.
     """
 
     name = "scannetpp"
@@ -71,14 +71,14 @@ class ScanNetpp(LensSet[LensFrame]):
 
     @classmethod
     def places(cls, root: Path) -> list[Path]:
-        """Folders of devices. The phone's counts once its pictures are taken out of the video."""
+        """Folders of devices; the phone's only if its pictures were extracted from the video."""
         rooms = [room for base in (root, root / "data") for room in folders(base)]
         stills = [room / "dslr" for room in rooms if (room / "dslr").is_dir()]
         return stills + [room / "iphone" for room in rooms if (room / "iphone" / "rgb").is_dir()]
 
     @classmethod
     def missing(cls, place: Path) -> list[str]:
-        """Pictures, or their cameras."""
+        """A sentence if the pictures or their cameras are missing."""
         if _kinds(place):
             return []
         pictures = [kind.pictures for kind in KINDS[place.name] if (place / kind.pictures).is_dir()]
@@ -89,7 +89,7 @@ class ScanNetpp(LensSet[LensFrame]):
 
     @classmethod
     def incomplete(cls, place: Path) -> list[str]:
-        """Cameras without their picture, and pictures without depth."""
+        """Sentences for cameras without pictures, and pictures without depth."""
         kind, depth = _kind(place)
         try:
             rows = _rows(place / kind.cameras)
@@ -98,22 +98,24 @@ class ScanNetpp(LensSet[LensFrame]):
         wanted = {PurePosixPath(row.path).name for row in rows if not row.is_bad}
         there = wanted & {path.name for path in (place / kind.pictures).iterdir()}
         if len(there) < 2:
-            return [f"{place / kind.pictures} has {len(there)} posed pictures; at least two views make a scene"]
-        found = []
+            return [f"{place / kind.pictures} has {len(there)} posed pictures; a scene needs two"]
+        problems = []
         if wanted - there:
             gone = sorted(wanted - there)
-            found.append(
+            problems.append(
                 f"{len(gone)} of {len(wanted)} pictures of {place / kind.pictures} are missing, {gone[0]} first"
             )
         maps = {path.stem for path in depth.glob("*.png")} if depth else set()
         without = sorted(name for name in there if PurePosixPath(name).stem not in maps)
         if without:
             folder = depth or place / kind.depth[0]
-            found.append(f"{len(without)} of {len(there)} maps of {folder} are missing, that of {without[0]} first")
-        return found
+            problems.append(
+                f"{len(without)} of {len(there)} maps of {folder} are missing, first the map of {without[0]}"
+            )
+        return problems
 
     def frames(self, scene: str) -> Sequence[LensFrame]:
-        """The posed pictures that are there and not marked bad, by name."""
+        """The posed pictures whose files exist and that are not marked as bad, by name."""
         place = self.root / scene
         kind, depth = _kind(place)
         rows = sorted(_rows(place / kind.cameras), key=lambda row: row.path)
@@ -126,7 +128,7 @@ class ScanNetpp(LensSet[LensFrame]):
         return [row.frame(file, size, maps.get(file.stem)) for row, file in there]
 
     def read_depth(self, frame: LensFrame) -> np.ndarray:
-        """Metres from millimetres."""
+        """Depth in metres; files have millimetres."""
         assert frame.depth is not None
         return read_depth_png(frame.depth, MILLIMETRES)
 
@@ -136,7 +138,7 @@ def _kinds(place: Path) -> list[Kind]:
 
 
 def _kind(place: Path) -> tuple[Kind, Path | None]:
-    """The kind of pictures to read, and its folder of depth: the first that has depth, or else the first."""
+    """The kind of pictures to read, and its folder of depth: the first kind with depth, otherwise the first."""
     kinds = _kinds(place)
     if not kinds:
         raise InputError("; ".join(ScanNetpp.missing(place)))

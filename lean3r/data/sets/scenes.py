@@ -1,6 +1,6 @@
 """Data sets on disk: scenes of posed pictures, read one view at a time.
 
-Conventions of all sets: OpenCV axes, `cam_from_world`, z-depth with 0 where it is unknown, intrinsics in pixels
+Conventions of all sets: OpenCV axes, `cam_from_world`, z-depth with 0 where unknown, intrinsics in pixels
 with the centre of the top-left pixel at (0.5, 0.5).
 """
 
@@ -28,7 +28,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class SceneInfo:
-    """Information about a scene that needs no pictures: `id`, unique in the set, and how many views it has."""
+    """Information about a scene without its pictures: `id`, unique in the set, and the number of its views."""
 
     id: str
     views: int
@@ -36,7 +36,7 @@ class SceneInfo:
 
 @dataclass(frozen=True, eq=False)
 class Camera:
-    """intrinsics [3, 3] float64 in pixels of a picture of width x height, cam_from_world [4, 4] float64."""
+    """intrinsics [3, 3] float64 in pixels of a width x height picture, cam_from_world [4, 4] float64."""
 
     intrinsics: np.ndarray
     cam_from_world: np.ndarray
@@ -46,8 +46,8 @@ class Camera:
 
 @dataclass(frozen=True, eq=False)
 class RawView:
-    """One view as a set has it: image [H, W, 3] uint8, depth [H, W] float32 z-depth (0 unknown; what is not finite
-    counts as unknown), intrinsics [3, 3] and cam_from_world [4, 4] float64, normals [H, W, 3] float32 unit in camera
+    """One view as stored in a set: image [H, W, 3] uint8, depth [H, W] float32 z-depth (unknown where it is 0 or not
+    finite), intrinsics [3, 3] and cam_from_world [4, 4] float64, normals [H, W, 3] float32 unit in camera
     axes, towards the camera, 0 where unknown (None: the set has none)."""
 
     image: np.ndarray
@@ -60,11 +60,11 @@ class RawView:
 class SceneSet(ABC):
     """A data set: a sequence of scenes, each a sequence of views.
 
-    name: its row in DATASETS; title: as people call it; licence and source: under which terms and where to get it,
-    for `lean3r data list`; layout: what a root holds, in one line; is_metric: whether lengths are metres; is_ordered:
-    whether views follow one another, as in a video. A set is built from its root folder, `Kind(root, ...)`, holds what
-    it needs to find files and nothing heavy, and can be pickled. It keeps to the scenes that are complete; InputError
-    when there is none.
+    name: its name in DATASETS; title: its usual name; licence and source: its terms and where to get it, for
+    `lean3r data list`; layout: the files in a root, in one line; is_metric: whether lengths are metres; has_depth,
+    has_normals: whether views have them; is_ordered: whether views are consecutive, as in a video. A set is made from
+    its root folder, `Kind(root, ...)`; it holds paths but no large data, and can be pickled. It has only complete
+    scenes; InputError if there is none.
     """
 
     name: ClassVar[str]
@@ -79,46 +79,46 @@ class SceneSet(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many scenes."""
+        """Number of scenes."""
 
     @abstractmethod
     def scene(self, index: int) -> SceneInfo:
-        """Name and number of views of a scene; InputError when its files cannot be read."""
+        """Name and number of views of a scene; InputError if its files cannot be read."""
 
     @abstractmethod
     def camera(self, scene: int, view: int) -> Camera:
-        """The camera of a view, without reading its picture; InputError when it is none."""
+        """The camera of a view, without reading its picture; InputError if it is invalid."""
 
     @abstractmethod
     def view(self, scene: int, view: int) -> RawView:
-        """Read one view; InputError when a file is missing or damaged."""
+        """Read one view; InputError if a file is missing or damaged."""
 
     def covisibility(self, scene: int) -> np.ndarray | None:
-        """[V, V] scores of how much two views see in common, larger is more, where the set's files say so."""
+        """Scores [V, V] of the overlap of two views, larger is more; None if the set's files have no such scores."""
         return None
 
     def candidates(self, views: int, height: int, width: int) -> np.ndarray | None:
-        """Numbers of the scenes that suit a batch of this shape; None where the set keeps no such list."""
+        """Indices of the scenes that suit a batch of this shape; None if the set has no such list."""
         return None
 
     @classmethod
     @abstractmethod
     def looks_like(cls, root: Path) -> bool:
-        """Whether a folder has the marks of this layout, be it complete or not; cheap, and never raises."""
+        """Whether a folder looks like this layout, complete or not; cheap, and never raises."""
 
     @classmethod
     def problems(cls, root: Path) -> list[str]:
-        """What is missing or wrong below `root`, a sentence each; empty when all is there. Never raises on its files.
+        """Sentences for what is missing or wrong below `root`; empty if nothing is. Never raises because of its files.
 
-        `lean3r data check` adds what it sees itself: views that cannot be read, cameras that are none. Written where
-        more is known of a layout; by default only whether there is anything of it.
+        `lean3r data check` adds views that cannot be read and invalid cameras. By default, only whether there is
+        anything of this layout; override it to report more.
         """
-        return [] if cls.looks_like(root) else [f"{root} holds no {cls.title}"]
+        return [] if cls.looks_like(root) else [f"{root} has no {cls.title}"]
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Where the files of one view are, and its camera. A set that needs to know more of a view adds fields."""
+    """The files of one view, and its camera. A set that needs more about a view adds fields in a subclass."""
 
     image: Path
     camera: Camera
@@ -129,16 +129,16 @@ F = TypeVar("F", bound=Frame)
 
 
 class FolderSet(SceneSet, Generic[F]):
-    """A set of picture files in folders: a subclass says where its scenes are and what a scene's frames are.
+    """A set of picture files in folders; a subclass defines its scenes and their frames.
 
-    `parts`: the files and folders of a complete scene, the one that tells it from other sets first. `places(root)`:
-    folders that may be one, by default those in the root that have the first part; `missing(place)`: what keeps one
-    from being a scene, by default parts that are absent; `incomplete(place)`: what is wrong with a scene all the same,
-    by default nothing. `looks_like`, `find_scenes` and `problems` follow from these; a set whose scenes are no folders
-    writes the three itself.
+    `parts`: the files and folders of a complete scene, first the one that distinguishes it from other sets.
+    `places(root)`: folders that may be scenes, by default those in the root with the first part. `missing(place)`: why
+    a folder is not a scene, by default its missing parts. `incomplete(place)`: what is wrong with an otherwise complete
+    scene, by default nothing. `looks_like`, `find_scenes` and `problems` use these; a set whose scenes are not folders
+    overrides all three.
 
-    `frames(id)` reads the cameras of a scene; `read_depth(frame)` reads depth [h, w], 0 unknown (resized by nearest to
-    the picture where it is smaller or larger).
+    `frames(id)` reads the cameras of a scene; `read_depth(frame)` reads depth [h, w], 0 where unknown. Depth of another
+    size than the picture is resized to it, by the nearest pixel.
     """
 
     parts: ClassVar[tuple[str, ...]]
@@ -147,8 +147,8 @@ class FolderSet(SceneSet, Generic[F]):
         self.root = Path(root)
         self.ids = list(self.find_scenes(self.root) if scenes is None else scenes)
         if not self.ids:
-            found = self.problems(self.root) if self.root.is_dir() else [f"{self.root} is no folder"]
-            raise InputError(f"no {self.title} scene in {self.root}: {some(found)}. Expected: {self.layout}")
+            problems = self.problems(self.root) if self.root.is_dir() else [f"{self.root} is not a folder"]
+            raise InputError(f"no {self.title} scene in {self.root}: {some(problems)}. Expected: {self.layout}")
         self._frames: OrderedDict[int, Sequence[F]] = OrderedDict()
 
     @classmethod
@@ -157,18 +157,18 @@ class FolderSet(SceneSet, Generic[F]):
         return (folder for folder in folders(root) if (folder / cls.parts[0]).exists())
 
     @classmethod
-    def begun(cls, places: Iterable[Path]) -> list[Path]:
-        """Of these folders those that have any part."""
+    def with_any_part(cls, places: Iterable[Path]) -> list[Path]:
+        """The folders of `places` with at least one part of a scene."""
         return [place for place in places if any((place / part).exists() for part in cls.parts)]
 
     @classmethod
     def missing(cls, place: Path) -> list[str]:
-        """What is not there of a scene, a sentence each; none for a complete one. Cheap."""
+        """Sentences for missing parts of a scene; empty for a complete one. Cheap."""
         return [f"{place / part} is missing" for part in cls.parts if not (place / part).exists()]
 
     @classmethod
     def incomplete(cls, place: Path) -> list[str]:
-        """What is missing or wrong within a complete scene, a sentence each."""
+        """Sentences for what is missing or wrong within an otherwise complete scene."""
         return []
 
     @classmethod
@@ -183,35 +183,35 @@ class FolderSet(SceneSet, Generic[F]):
 
     @classmethod
     def problems(cls, root: Path) -> list[str]:
-        """What is missing or wrong in each folder that may be a scene, or that there is none."""
+        """Sentences for what is missing or wrong in each folder that may be a scene, or for their absence."""
         places = list(cls.places(root))
         if not places:
-            return [f"{root} holds no {cls.title} scene"]
+            return [f"{root} has no {cls.title} scene"]
         return [what for place in places for what in cls.missing(place) or cls.incomplete(place)]
 
     @abstractmethod
     def frames(self, scene: str) -> Sequence[F]:
-        """The frames of one scene, in order; InputError when its files cannot be read."""
+        """The frames of one scene, in order; InputError if its files cannot be read."""
 
     def read_depth(self, frame: F) -> np.ndarray:
         """Depth [h, w] float32 of a frame whose `depth` is not None."""
-        raise InputError(f"{self.title} has no depth, yet {frame.image.name} names some")
+        raise InputError(f"{self.title} has no depth, but the frame {frame.image.name} has a depth file")
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def scene(self, index: int) -> SceneInfo:
         """Name and number of views of a scene."""
-        return SceneInfo(self.ids[index], len(self._cached(index)))
+        return SceneInfo(self.ids[index], len(self._frames_of(index)))
 
     def camera(self, scene: int, view: int) -> Camera:
-        """The camera of a view; InputError when its pose is no rotation."""
-        frame = self._cached(scene)[view]
+        """The camera of a view; InputError if its pose or intrinsics are invalid."""
+        frame = self._frames_of(scene)[view]
         return check_camera(frame.camera, f"{self.ids[scene]}, {frame.image.name}")
 
     def view(self, scene: int, view: int) -> RawView:
-        """Read one view. A picture of another size than its camera's takes the camera along, if its shape is kept."""
-        frame, camera = self._cached(scene)[view], self.camera(scene, view)
+        """Read one view. The camera is scaled to the size of the picture; InputError for another aspect ratio."""
+        frame, camera = self._frames_of(scene)[view], self.camera(scene, view)
         image = read_image(frame.image)
         height, width = image.shape[:2]
         intrinsics = fit_intrinsics(camera, width, height, frame.image)
@@ -219,8 +219,8 @@ class FolderSet(SceneSet, Generic[F]):
         depth = nearest(self.read_depth(frame), height, width) if has_depth else no_depth(height, width)
         return RawView(image, depth, intrinsics, camera.cam_from_world)
 
-    def _cached(self, index: int) -> Sequence[F]:
-        frames = self._frames.get(index)  # read once: another thread may push it out at any time
+    def _frames_of(self, index: int) -> Sequence[F]:
+        frames = self._frames.get(index)  # read once: another thread may evict it at any time
         if frames is None:
             with naming(self.root / self.ids[index]):
                 frames = self._frames[index] = self.frames(self.ids[index])
@@ -233,35 +233,35 @@ class FolderSet(SceneSet, Generic[F]):
 
 
 def some(what: Sequence[object]) -> str:
-    """The first few of a list, and how many more there are."""
+    """The first few items of a list as text, and the number of the others."""
     more = f", and {len(what) - _SHOWN:,} more" if len(what) > _SHOWN else ""
     return "; ".join(str(x) for x in what[:_SHOWN]) + more
 
 
 def folders(root: Path) -> list[Path]:
-    """Sorted folders directly below `root`; none when there is no such folder. Hidden ones are left out."""
+    """Sorted folders directly below `root`, without hidden ones; empty if `root` does not exist."""
     return sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".") if root.is_dir() else []
 
 
 def pinhole(fx: float, fy: float, cx: float, cy: float) -> np.ndarray:
-    """[3, 3] float64, for a principal point that counts from the corner of the picture (pixel centres at 0.5)."""
+    """Intrinsics [3, 3] float64; the principal point is relative to the picture's corner (pixel centres at 0.5)."""
     return np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
 
 
 def from_integer_centres(intrinsics: np.ndarray) -> np.ndarray:
-    """The same intrinsics [3, 3] where a set puts the centre of the top-left pixel at (0, 0): half a pixel more."""
+    """Convert intrinsics [3, 3] of a set with the centre of the top-left pixel at (0, 0): adds half a pixel."""
     moved = np.array(intrinsics, dtype=np.float64)
     moved[:2, 2] += 0.5
     return moved
 
 
 def rescale(intrinsics: np.ndarray, scale_x: float, scale_y: float) -> np.ndarray:
-    """Intrinsics [3, 3] of the same picture, scale_x as wide and scale_y as high."""
+    """Intrinsics [3, 3] of the picture scaled by scale_x in width and scale_y in height."""
     return np.diag([scale_x, scale_y, 1.0]) @ intrinsics
 
 
 def invert(pose: np.ndarray) -> np.ndarray:
-    """The inverse [4, 4] of a rigid pose, by transposition."""
+    """Inverse [4, 4] of a rigid pose, by transposition."""
     out = np.eye(4)
     out[:3, :3] = pose[:3, :3].T
     out[:3, 3] = -pose[:3, :3].T @ pose[:3, 3]
@@ -269,7 +269,7 @@ def invert(pose: np.ndarray) -> np.ndarray:
 
 
 def is_rotation(rotation: np.ndarray) -> bool:
-    """Whether [3, 3] is a rotation, but for rounding in a file (1e-2)."""
+    """Whether [3, 3] is a rotation, up to rounding in a file (1e-2)."""
     if not np.isfinite(rotation).all():
         return False
     return bool(np.abs(rotation @ rotation.T - np.eye(3)).max() < ROTATION_TOLERANCE and np.linalg.det(rotation) > 0)
@@ -277,11 +277,11 @@ def is_rotation(rotation: np.ndarray) -> bool:
 
 @lru_cache(maxsize=CACHED_CAMERAS)
 def check_camera(camera: Camera, what: str) -> Camera:
-    """The camera with its rotation made exact; InputError naming `what` when pose or intrinsics are none."""
+    """The camera with an exact rotation; InputError with `what` in its message if pose or intrinsics are invalid."""
     pose, k = np.asarray(camera.cam_from_world, np.float64), np.asarray(camera.intrinsics, np.float64)
     if pose.shape != (4, 4) or not np.isfinite(pose).all() or not is_rotation(pose[:3, :3]):
         raise InputError(
-            f"the pose of {what} is no rotation with translation; expected a rigid 4 x 4 cam_from_world matrix"
+            f"the pose of {what} is not a rotation and translation; expected a rigid 4 x 4 cam_from_world matrix"
         )
     if k.shape != (3, 3) or not np.isfinite(k).all() or min(k[0, 0], k[1, 1]) <= 0:
         raise InputError(
@@ -294,19 +294,19 @@ def check_camera(camera: Camera, what: str) -> Camera:
 
 
 def fit_intrinsics(camera: Camera, width: int, height: int, path: Path) -> np.ndarray:
-    """Intrinsics [3, 3] in pixels of the picture as it is; InputError where its shape is not the camera's."""
+    """Intrinsics [3, 3] in pixels of a width x height picture; InputError if its aspect ratio is not the camera's."""
     if (width, height) == (camera.width, camera.height):
         return camera.intrinsics
     if abs(width * camera.height / (height * camera.width) - 1) > SIZE_TOLERANCE:
         raise InputError(
             f"{path} has {width} x {height} pixels, but its camera is for {camera.width} x {camera.height}; "
-            "expected the pictures that the cameras belong to"
+            "expected the pictures for which the cameras were made"
         )
     return rescale(camera.intrinsics, width / camera.width, height / camera.height)
 
 
 def nearest(values: np.ndarray, height: int, width: int) -> np.ndarray:
-    """An array [h, w, ...] at another size, the value of the nearest pixel centre: nothing is mixed across edges."""
+    """Resize an array [h, w, ...] by the nearest pixel centre, which does not mix values across edges."""
     if values.shape[:2] == (height, width):
         return values
     rows = ((np.arange(height) + 0.5) * values.shape[0] / height).astype(np.int64)
@@ -315,12 +315,12 @@ def nearest(values: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def no_depth(height: int, width: int) -> np.ndarray:
-    """Depth [height, width] that is nowhere known: one zero in memory (strides 0), read-only."""
+    """Unknown depth [height, width]: a single zero in memory (strides 0), read-only."""
     return np.broadcast_to(np.float32(0), (height, width))
 
 
-def without_unknown(depth: np.ndarray) -> tuple[np.ndarray, int]:
-    """Depth with 0 wherever it is not finite or negative, and at how many pixels it was not finite."""
+def zero_unknown(depth: np.ndarray) -> tuple[np.ndarray, int]:
+    """Depth with 0 where it is negative or not finite, and the number of pixels where it is not finite."""
     known = np.isfinite(depth)
     count = depth.size - int(known.sum())
     if count or bool((depth < 0).any()):

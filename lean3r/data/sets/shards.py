@@ -1,9 +1,9 @@
-"""Data sets packed into few large files: tar shards that webdataset reads too, and an index for reading any view.
+"""Data sets packed into a few large files: tar shards, as in webdataset, and an index for access to any view.
 
 A sample of a shard is a scene, or a run of a long one: cameras.json, VIEW.jpg and VIEW.depth.png for each view, and
-covisibility.npy where the set has one. Depth is 16-bit, even on a logarithmic scale between the `near` and `far` of its
-view in cameras.json: depth = near * (far / near) ** ((value - 1) / 65534), 0 is unknown. Shards hold scenes of one
-orientation and of similar length.
+covisibility.npy if the set has scores. Depth is 16-bit on a logarithmic scale between the `near` and `far` of its
+view in cameras.json: depth = near * (far / near) ** ((value - 1) / 65534), 0 is unknown. All scenes of a shard have
+the same orientation and similar length.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL import Image
 
 from lean3r.data.sampling.augment import cut
 from lean3r.data.sets.formats.files import inside, naming, read_array, read_text
-from lean3r.data.sets.scenes import Camera, RawView, SceneInfo, SceneSet, check_camera, no_depth, without_unknown
+from lean3r.data.sets.scenes import Camera, RawView, SceneInfo, SceneSet, check_camera, no_depth, zero_unknown
 from lean3r.errors import InputError, MissingExtraError, UsageError
 from lean3r.inputs.decoding import FORMATS
 from lean3r.json_text import parse_json
@@ -38,7 +38,7 @@ _CACHED = 64
 
 
 class CameraRow(TypedDict):
-    """A view in cameras.json: its camera, and the depths that the PNG's lowest and highest level stand for."""
+    """A view in cameras.json: its camera, and the depths of the lowest and highest level of its PNG."""
 
     K: list[list[float]]
     cam_from_world: list[list[float]]
@@ -49,7 +49,7 @@ class CameraRow(TypedDict):
 
 
 class SceneRow(TypedDict):
-    """A sample in the index: members are the [offset, size] of its files in the shard."""
+    """A sample in the index; members: [offset, size] in bytes of its files in the shard."""
 
     id: str
     views: int
@@ -60,7 +60,7 @@ class SceneRow(TypedDict):
 
 
 class Index(TypedDict):
-    """index.json: what the set was, the sizes of its shards, what could not be read, the samples."""
+    """index.json: the original set, sizes of the shards in bytes, views that could not be read, and samples."""
 
     format: str
     set: str
@@ -75,12 +75,12 @@ class Index(TypedDict):
 
 
 class Shards(SceneSet):
-    """Scenes of a folder that `lean3r data pack` wrote. What is metric, ordered, has depth and under which licence it
-    comes is as in the set that was packed; normals are not kept."""
+    """Scenes of a folder written by `lean3r data pack`. is_metric, is_ordered, has_depth and licence are those of the
+    original set; normals are not stored."""
 
     name = "shards"
     title = "packed shards"
-    licence = "that of the set that was packed"
+    licence = "that of the original set"
     source = "`lean3r data pack ROOT -o DIR`, from any other set"
     layout = "index.json and *.tar, as `lean3r data pack` writes them"
 
@@ -94,7 +94,7 @@ class Shards(SceneSet):
             rows = [(inside(self.root, row["shard"]), row) for row in index["scenes"] if _is_row(row)]
             self.rows = [row for path, row in rows if path.is_file()]
         if not self.rows:
-            raise InputError(f"no shard of {self.root / INDEX} is there; expected {self.layout}")
+            raise InputError(f"no shard listed in {self.root / INDEX} exists; expected {self.layout}")
         self._cameras: OrderedDict[int, list[CameraRow]] = OrderedDict()
 
     @property
@@ -106,11 +106,11 @@ class Shards(SceneSet):
         return len(self.rows)
 
     def scene(self, index: int) -> SceneInfo:
-        """From the index."""
+        """Name and number of views of a scene, from the index."""
         return SceneInfo(self.rows[index]["id"], self.rows[index]["views"])
 
     def camera(self, scene: int, view: int) -> Camera:
-        """From cameras.json of the scene."""
+        """The camera of a view, from cameras.json of its scene."""
         with naming(self.root / self.rows[scene]["shard"]):
             row = self._rows_of(scene)[view]
             k, pose = (np.array(row[key], dtype=np.float64) for key in ("K", "cam_from_world"))
@@ -118,7 +118,7 @@ class Shards(SceneSet):
         return check_camera(camera, f"{self.rows[scene]['id']}, view {view}")
 
     def view(self, scene: int, view: int) -> RawView:
-        """Picture and depth, by their places in the shard."""
+        """Read one view at its offsets in the shard."""
         camera, row = self.camera(scene, view), self._rows_of(scene)[view]
         image = self._picture(scene, f"{view:04}.jpg", "RGB")
         depth = no_depth(*image.shape[:2])
@@ -127,27 +127,27 @@ class Shards(SceneSet):
                 depth = _decode(self._picture(scene, f"{view:04}.depth.png", None), row["near"], row["far"])
         if depth.shape != image.shape[:2] or depth.shape != (camera.height, camera.width):
             raise InputError(
-                f"view {view} of {self.rows[scene]['id']} has different sizes of picture, depth and camera"
+                f"picture, depth and camera of view {view} of {self.rows[scene]['id']} have different sizes"
             )
         return RawView(image, depth, camera.intrinsics, camera.cam_from_world)
 
     def covisibility(self, scene: int) -> np.ndarray | None:
-        """[V, V] as in the set that was packed."""
+        """Scores [V, V] of the original set."""
         if "covisibility.npy" not in self.rows[scene]["members"]:
             return None
         with naming(self.root / self.rows[scene]["shard"]):
             score = read_array(io.BytesIO(self._member(scene, "covisibility.npy")))
             if score.shape != (self.rows[scene]["views"],) * 2:
-                raise ValueError(f"scores {score.shape} of {self.rows[scene]['views']} views")
+                raise ValueError(f"scores of shape {score.shape} for {self.rows[scene]['views']} views")
         return score
 
     def candidates(self, views: int, height: int, width: int) -> np.ndarray | None:
-        """Scenes with enough views, of the batch's orientation where there are any."""
+        """Indices of scenes with enough views, with the batch's orientation if there are any."""
         enough = np.array([row["views"] >= views for row in self.rows])
         upright = np.array([row["height"] > row["width"] for row in self.rows])
         like = enough & (upright == (height > width))
-        found = np.flatnonzero(like if like.any() else enough)
-        return found if len(found) else None
+        suitable = np.flatnonzero(like if like.any() else enough)
+        return suitable if len(suitable) else None
 
     @classmethod
     def looks_like(cls, root: Path) -> bool:
@@ -160,16 +160,16 @@ class Shards(SceneSet):
 
     @classmethod
     def problems(cls, root: Path) -> list[str]:
-        """Shards that are missing or have another size than the index says."""
+        """Sentences for shards that are missing or whose size differs from the index."""
         try:
             with naming(root / INDEX):
                 shards = {name: int(size) for name, size in _index(root)["shards"].items() if inside(root, name)}
         except InputError as error:
             return [str(error)]
-        found = [f"{root / name} is missing" for name in shards if not (root / name).is_file()]
+        problems = [f"{root / name} is missing" for name in shards if not (root / name).is_file()]
         sizes = {name: (root / name).stat().st_size for name in shards if (root / name).is_file()}
-        return found + [
-            f"{root / name} has {size:,} bytes of {shards[name]:,}: it was not downloaded whole"
+        return problems + [
+            f"{root / name} has {size:,} of {shards[name]:,} bytes: the download is incomplete"
             for name, size in sizes.items()
             if size != shards[name]
         ]
@@ -189,7 +189,7 @@ class Shards(SceneSet):
         with naming(path), open(path, "rb") as file:
             offset, size = row["members"][name]
             if not 0 <= offset <= offset + size <= path.stat().st_size:
-                raise InputError(f"{path} ends before {name} of {row['id']}: it was not downloaded whole")
+                raise InputError(f"{path} ends before {name} of {row['id']}: the download is incomplete")
             file.seek(offset)
             data = file.read(size)
         return data
@@ -208,8 +208,9 @@ def pack(
 ) -> Index:
     """Write a set as shards of about `shard_mb` MB and an index, which is returned.
 
-    max_side: scale pictures down to this side at most; scene_views: longer scenes are cut into runs. Views that cannot
-    be read are left out and named under "skipped". MissingExtraError without webdataset; UsageError on sizes below 1.
+    max_side: longer sides of pictures are scaled down to it; scene_views: longer scenes are split into runs. Views that
+    cannot be read are skipped and listed under "skipped". MissingExtraError without webdataset; UsageError for sizes
+    below 1; InputError if no view can be read.
     """
     try:
         from webdataset.writer import TarWriter
@@ -217,7 +218,7 @@ def pack(
         raise MissingExtraError.of("packing shards", "train") from error
     if min(max_side or 1, shard_mb, scene_views) < 1:
         raise UsageError(
-            f"got max_side {max_side}, shard_mb {shard_mb}, scene_views {scene_views}; all must be at least 1"
+            f"got max_side {max_side}, shard_mb {shard_mb}, scene_views {scene_views}; expected at least 1 for each"
         )
     index = Index(
         format=FORMAT,
@@ -237,7 +238,7 @@ def pack(
         writing: dict[str, tuple[Path, TarWriter]] = {}
         for number in range(len(scenes)):
             for sample, row in _samples(scenes, number, scene_views, max_side, index["skipped"]):
-                bucket = f"{'portrait' if row['height'] > row['width'] else 'landscape'}-{_rounded_up(row['views']):04}"
+                bucket = f"{'portrait' if row['height'] > row['width'] else 'landscape'}-{_round_up(row['views']):04}"
                 if bucket not in writing:
                     path = folder / f"{bucket}-{counts.setdefault(bucket, 0):05}.tar"
                     counts[bucket] += 1
@@ -265,18 +266,18 @@ def pack(
 def _samples(
     scenes: SceneSet, number: int, scene_views: int, max_side: int | None, skipped: list[str]
 ) -> Iterator[tuple[dict[str, str | bytes], SceneRow]]:
-    """(what a shard holds, its row in the index) of each run of a scene."""
+    """(sample in a shard, row in the index) of each run of a scene."""
     try:
         info, score = scenes.scene(number), scenes.covisibility(number)
     except InputError as error:
         skipped.append(f"scene {number} ({error})")
         return
     for run, start in enumerate(range(0, info.views, scene_views)):
-        views, kept = [], []
+        views, numbers = [], []
         for v in range(start, min(start + scene_views, info.views)):
             try:
-                views.append(_smaller(scenes.view(number, v), max_side))
-                kept.append(v)
+                views.append(_shrink(scenes.view(number, v), max_side))
+                numbers.append(v)
             except InputError as error:
                 skipped.append(f"{info.id}, view {v} ({error})")
         if len(views) < min(2, info.views):
@@ -285,7 +286,7 @@ def _samples(
         cameras = []
         for i, view in enumerate(views):
             sample[f"{i:04}.jpg"] = _jpeg(view.image)
-            depth, near, far = _encode(without_unknown(view.depth)[0])
+            depth, near, far = _encode(zero_unknown(view.depth)[0])
             if far:
                 sample[f"{i:04}.depth.png"] = depth
             k, pose = view.intrinsics.tolist(), view.cam_from_world.tolist()
@@ -294,14 +295,14 @@ def _samples(
         sample["cameras.json"] = json.dumps({"id": info.id, "views": cameras}).encode()
         if score is not None:
             buffer = io.BytesIO()
-            np.save(buffer, score[np.ix_(kept, kept)].astype(np.float32))
+            np.save(buffer, score[np.ix_(numbers, numbers)].astype(np.float32))
             sample["covisibility.npy"] = buffer.getvalue()
         name = info.id if info.views <= scene_views else f"{info.id}/{run}"
         height, width = views[0].depth.shape
         yield sample, SceneRow(id=name, views=len(views), width=width, height=height, shard="", members={})
 
 
-def _smaller(view: RawView, max_side: int | None) -> RawView:
+def _shrink(view: RawView, max_side: int | None) -> RawView:
     height, width = view.depth.shape
     if max_side is None or max(height, width) <= max_side:
         return view
@@ -316,7 +317,7 @@ def _jpeg(image: np.ndarray) -> bytes:
 
 
 def _encode(depth: np.ndarray) -> tuple[bytes, float, float]:
-    """(PNG, near, far) of depth [H, W]; far is 0 where nothing is known."""
+    """(PNG, near, far) of depth [H, W]; far is 0 if no depth is known."""
     known = depth > 0
     if not known.any():
         return b"", 0.0, 0.0
@@ -335,12 +336,12 @@ def _decode(level: np.ndarray, near: float, far: float) -> np.ndarray:
 
 
 def _is_row(row: SceneRow) -> bool:
-    """Whether a scene of the index has its entries; TypeError or KeyError where it is of another form."""
+    """Whether a scene in the index has views; TypeError, ValueError or KeyError for invalid entries."""
     plain = (int(row["views"]), int(row["width"]), int(row["height"]), str(row["id"]), row["members"].keys())
     return plain[0] > 0
 
 
-def _rounded_up(views: int) -> int:
+def _round_up(views: int) -> int:
     return 1 << max(0, views - 1).bit_length()
 
 
@@ -348,5 +349,5 @@ def _index(root: Path) -> Index:
     with naming(root / INDEX):
         index: Index = parse_json(read_text(root / INDEX))
     if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise InputError(f"{root / INDEX} is no index of shards ({FORMAT}); expected {Shards.layout}")
+        raise InputError(f"{root / INDEX} is not an index of shards ({FORMAT}); expected {Shards.layout}")
     return index

@@ -1,8 +1,8 @@
 """Virtual KITTI 2: drives through rendered towns, ten renderings of each, with exact cameras and depth.
 
-Rows of extrinsic.txt are cam_from_world in OpenCV's axes: VGGT's training code (facebookresearch/vggt,
-training/data/datasets/vkitti.py) takes them as they are, and depth as centimetres. That the sky is at the far plane of
-655.35 m, the largest value of 16 bits, and that depth is z, says the README of Virtual KITTI 1.3.1's depth.
+Rows of extrinsic.txt are cam_from_world in OpenCV's axes and depth is in centimetres: VGGT's training code
+(facebookresearch/vggt, training/data/datasets/vkitti.py) uses both in this way. Depth is z-depth, and the sky is at the
+far plane of 655.35 m, the largest value of 16 bits (README of the depth of Virtual KITTI 1.3.1).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ SKY = 655.35  # the largest value of 16 bits, in metres
 
 
 class VirtualKitti2(FolderSet[Frame]):
-    """One scene a drive, rendering and camera ("Scene01/clone/Camera_0"). Cars move: only what stands still agrees
-    across views. What is as far as the format goes (sky) has no depth."""
+    """One scene per drive, rendering and camera ("Scene01/clone/Camera_0"). Cars move, so only static parts agree
+    across views. Depth is unknown at the largest value of the format (sky)."""
 
     name = "vkitti2"
     title = "Virtual KITTI 2"
@@ -37,78 +37,78 @@ class VirtualKitti2(FolderSet[Frame]):
 
     @classmethod
     def looks_like(cls, root: Path) -> bool:
-        """Whether there is a folder like Scene01 with a rendering's pictures or cameras."""
+        """Whether there is a folder like Scene01 with pictures or cameras of a rendering."""
         return bool(_drives(root))
 
     @classmethod
     def find_scenes(cls, root: Path) -> list[str]:
-        """Cameras of renderings that have pictures, depth and both text files."""
+        """Cameras of renderings with pictures, depth and both text files."""
         return [s for drive in _drives(root) for s in _cameras(root, drive) if not _missing(root, s)]
 
     @classmethod
     def problems(cls, root: Path) -> list[str]:
-        """Renderings without one of the archives' parts, and pictures without depth."""
+        """Sentences for missing parts of the archives, and for pictures without depth."""
         drives = _drives(root)
         if not drives:
-            return [f"{root} holds no Virtual KITTI 2 drive"]
-        found = []
+            return [f"{root} has no Virtual KITTI 2 drive"]
+        problems = []
         for drive in drives:
             cameras = _cameras(root, drive)
-            found += (
+            problems += (
                 [] if cameras else [f"{_part(root, 'rgb', drive) / 'frames/rgb'} is missing: unpack the archive rgb"]
             )
-            found += [what for scene in cameras for what in _missing(root, scene) or _incomplete(root, scene)]
-        return found
+            problems += [what for scene in cameras for what in _missing(root, scene) or _incomplete(root, scene)]
+        return problems
 
     def frames(self, scene: str) -> Sequence[Frame]:
-        """The frames of one camera, in order of time."""
+        """The frames of one camera, in time order."""
         rgb, depth, text, camera = _parts(self.root, scene)
         lenses, poses = _rows(text / "intrinsic.txt", camera, 4), _rows(text / "extrinsic.txt", camera, 16)
         pictures = sorted(rgb.glob("rgb_*.jpg"))
         if not pictures:
-            raise InputError(f"{rgb} holds no picture rgb_*.jpg; unpack the archive rgb there")
+            raise InputError(f"{rgb} has no picture rgb_*.jpg; unpack the archive rgb there")
         width, height = image_size(pictures[0])
-        found = []
+        frames = []
         for picture in pictures:
             number = picture.stem.removeprefix("rgb_")
             if int(number) not in lenses or int(number) not in poses:
                 raise InputError(f"{text} has no camera for {picture.name}; expected one row in both text files")
-            # fx, fy, cx, cy with the centre of the first pixel at (0, 0): cx is 620.5 of 1242 pixels. Poses are
-            # cam_from_world with OpenCV's axes, in metres.
+            # fx, fy, cx, cy with the centre of the first pixel at (0, 0): cx is 620.5 for 1242 pixels. Poses are
+            # cam_from_world in OpenCV's axes, in metres.
             intrinsics = from_integer_centres(pinhole(*lenses[int(number)]))
-            seen = Camera(intrinsics, poses[int(number)].reshape(4, 4), width, height)
-            found.append(Frame(picture, seen, depth / f"depth_{number}.png"))
-        return found
+            posed = Camera(intrinsics, poses[int(number)].reshape(4, 4), width, height)
+            frames.append(Frame(picture, posed, depth / f"depth_{number}.png"))
+        return frames
 
     def read_depth(self, frame: Frame) -> np.ndarray:
-        """Metres from centimetres; 0 in the sky."""
+        """Depth in metres, 0 in the sky; files have centimetres."""
         assert frame.depth is not None
         depth = read_depth_png(frame.depth, CENTIMETRES)
         return np.where(depth < np.float32(SKY), depth, np.float32(0))
 
 
 def _part(root: Path, archive: str, inner: str) -> Path:
-    """A folder of one of the archives, unpacked into the root or into a folder with the archive's name."""
+    """A folder of an archive that was unpacked into the root or into a folder with the archive's name."""
     own = root / f"vkitti_2.0.3_{archive}"
     return (own if own.is_dir() else root) / inner
 
 
 def _parts(root: Path, scene: str) -> tuple[Path, Path, Path, int]:
-    """Folders of pictures, of depth and of text files, and the camera's number."""
+    """Folders of pictures, depth and text files, and the number of the camera."""
     drive, _, camera = scene.rpartition("/")
     rgb, depth = (_part(root, kind, drive) / "frames" / kind / camera for kind in ("rgb", "depth"))
     return rgb, depth, _part(root, "textgt", drive), int(camera.rsplit("_", 1)[1])
 
 
 def _drives(root: Path) -> list[str]:
-    """Names like Scene01/clone."""
-    found = set()
+    """Names of drives, like Scene01/clone."""
+    names = set()
     for base in {_part(root, archive, ".") for archive in ("rgb", "depth", "textgt")}:
         scenes = [folder for folder in folders(base) if folder.name.startswith("Scene")]
         drives = [drive for scene in scenes for drive in folders(scene)]
         parts = ("frames", "intrinsic.txt", "extrinsic.txt")
-        found |= {f"{d.parent.name}/{d.name}" for d in drives if any((d / part).exists() for part in parts)}
-    return sorted(found)
+        names |= {f"{d.parent.name}/{d.name}" for d in drives if any((d / part).exists() for part in parts)}
+    return sorted(names)
 
 
 def _cameras(root: Path, drive: str) -> list[str]:
@@ -127,18 +127,20 @@ def _incomplete(root: Path, scene: str) -> list[str]:
     pictures = {path.stem.removeprefix("rgb_") for path in rgb.glob("rgb_*.jpg")}
     without = sorted(pictures - {path.stem.removeprefix("depth_") for path in depth.glob("depth_*.png")})
     if len(pictures) < 2:
-        return [f"{rgb} has {len(pictures)} pictures; at least two views make a scene"]
+        return [f"{rgb} has {len(pictures)} pictures; a scene needs two"]
     return [f"{len(without)} of {len(pictures)} maps of {depth} are missing, {without[0]} first"] if without else []
 
 
 def _rows(path: Path, camera: int, count: int) -> dict[int, np.ndarray]:
-    """Frame -> numbers, of one camera's rows: frame, camera, numbers, below a line of headings."""
-    found = {}
+    """{frame: numbers} of one camera; rows are frame, camera, numbers, below a header line."""
+    rows = {}
     for line in read_text(path).splitlines()[1:]:
         words = line.split()
         try:
             if words and int(words[1]) == camera:
-                found[int(words[0])] = np.array([float(word) for word in words[2 : 2 + count]]).reshape(count)
+                rows[int(words[0])] = np.array([float(word) for word in words[2 : 2 + count]]).reshape(count)
         except (ValueError, IndexError) as error:
-            raise InputError(f"{path} has a line in an unexpected format: {line!r}") from error
-    return found
+            raise InputError(
+                f"{path} has an invalid line: {line!r}; expected frame, camera and {count} numbers"
+            ) from error
+    return rows

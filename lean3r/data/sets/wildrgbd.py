@@ -1,7 +1,7 @@
-"""WildRGB-D: turns around objects, filmed with a phone's colour and depth cameras.
+"""WildRGB-D: videos around objects, filmed with the colour and depth cameras of a phone.
 
-K is written column by column, poses are world_from_cam in OpenCV's axes, depth is in millimetres (README and
-wildrgbd_generate_point_cloud.py of wildrgbd/wildrgbd). Principal points are ARKit's, which count from the corner.
+K is stored column by column, poses are world_from_cam in OpenCV's axes, depth is in millimetres (README and
+wildrgbd_generate_point_cloud.py of wildrgbd/wildrgbd). Principal points are relative to the corner, as in ARKit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ObjectFrame(Frame):
 
 
 class WildRgbd(FolderSet[ObjectFrame]):
-    """One scene a video ("apple/scenes/scene_000"). `foreground` keeps the depth of the object alone, by its masks."""
+    """One scene per video ("apple/scenes/scene_000"). With `foreground`, only the object has depth, by its masks."""
 
     name = "wildrgbd"
     title = "WildRGB-D"
@@ -45,45 +45,45 @@ class WildRgbd(FolderSet[ObjectFrame]):
 
     @classmethod
     def places(cls, root: Path) -> list[Path]:
-        """Videos below a category's scenes/."""
-        return cls.begun(video for category in folders(root) for video in folders(category / "scenes"))
+        """Videos below scenes/ of each category, with at least one part."""
+        return cls.with_any_part(video for category in folders(root) for video in folders(category / "scenes"))
 
     @classmethod
     def incomplete(cls, place: Path) -> list[str]:
-        """Fewer than two pictures, or pictures without depth."""
+        """A sentence if there are fewer than two pictures, or pictures without depth."""
         pictures, depth = ({path.name for path in (place / part).glob("*.png")} for part in cls.parts[:2])
         if len(pictures) < 2:
-            return [f"{place} has {len(pictures)} pictures; at least two views make a scene"]
+            return [f"{place} has {len(pictures)} pictures; a scene needs two"]
         without = sorted(pictures - depth)
         count = f"{len(without)} of {len(pictures)} pictures"
         return [f"{count} of {place} have no depth, {without[0]} first"] if without else []
 
     def frames(self, scene: str) -> Sequence[ObjectFrame]:
-        """The frames that have a pose, in order of time."""
+        """The frames with a pose, in time order."""
         folder = self.root / scene
         try:
             content = parse_json(read_text(folder / "metadata"))
-            # K is stored column by column, and counts from the picture's corner, as ARKit does.
+            # K is stored column by column; the principal point is relative to the corner, as in ARKit.
             k = np.array(content["K"], dtype=np.float64).reshape(3, 3).T
             width, height = int(content["w"]), int(content["h"])
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{folder / 'metadata'} is no JSON with w, h and K ({error})") from error
-        found = []
+            raise InputError(f"{folder / 'metadata'} is not JSON with w, h and K ({error})") from error
+        frames = []
         for line in read_text(folder / "cam_poses.txt").splitlines():
             numbers = [float(word) for word in line.split()]
             if len(numbers) != 17:
-                raise InputError(f"{folder / 'cam_poses.txt'} has a line of {len(numbers)} numbers; expected 17")
-            # Lines are world_from_cam with OpenCV's axes, in metres.
+                raise InputError(f"{folder / 'cam_poses.txt'} has a line with {len(numbers)} numbers; expected 17")
+            # Lines are world_from_cam in OpenCV's axes, in metres.
             pose = invert(np.array(numbers[1:]).reshape(4, 4))
             name = f"{int(numbers[0]):05}.png"
             camera = Camera(pinhole(k[0, 0], k[1, 1], k[0, 2], k[1, 2]), pose, width, height)
-            found.append(
+            frames.append(
                 ObjectFrame(folder / "rgb" / name, camera, folder / "depth" / name, mask=folder / "masks" / name)
             )
-        return found
+        return frames
 
     def read_depth(self, frame: ObjectFrame) -> np.ndarray:
-        """Metres from millimetres, with `foreground` 0 outside the mask."""
+        """Depth in metres, 0 outside the mask if `foreground`; files have millimetres."""
         assert frame.depth is not None
         depth = read_depth_png(frame.depth, MILLIMETRES)
         if self.foreground:

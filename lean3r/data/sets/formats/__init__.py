@@ -1,1 +1,1 @@
-"""Files that several data sets are made of: pictures and maps, camera files, lenses."""
+"""File formats of several data sets: pictures and maps, camera files, lenses."""

@@ -1,4 +1,4 @@
-"""Lenses of data sets: what bends a picture is taken out when it is read, to a pinhole without empty corners."""
+"""Lenses of data sets: pictures are undistorted when read, to a pinhole camera without empty corners."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ L = TypeVar("L", bound=LensFrame)
 
 
 class LensSet(FolderSet[L]):
-    """A FolderSet whose pictures and depth maps are undistorted as they are read."""
+    """A FolderSet whose pictures and depth maps are undistorted when read."""
 
     def view(self, scene: int, view: int) -> RawView:
-        """Read one view and take its lens distortion out."""
-        frame, camera = self._cached(scene)[view], self.camera(scene, view)
+        """Read one view and undistort it."""
+        frame, camera = self._frames_of(scene)[view], self.camera(scene, view)
         image = read_image(frame.image)
         height, width = image.shape[:2]
-        seen = Camera(np.eye(3), camera.cam_from_world, frame.lens.width, frame.lens.height)
-        fit_intrinsics(seen, width, height, frame.image)
+        stated = Camera(np.eye(3), camera.cam_from_world, frame.lens.width, frame.lens.height)
+        fit_intrinsics(stated, width, height, frame.image)
         depth = no_depth(height, width) if frame.depth is None else self.read_depth(frame)
         image, depth, intrinsics = undistort(image, nearest(depth, height, width), frame.lens)
         return RawView(image, depth, intrinsics, camera.cam_from_world)
 
 
 def pinhole_of(lens: pycolmap.Camera) -> pycolmap.Camera:
-    """The camera of the picture without distortion: no corner is empty, and it is no larger than the picture."""
+    """The camera of the undistorted picture, which has no empty corners and is no larger than the original."""
     return lens if lens.is_undistorted() else _pinhole(lens.model.name, lens.width, lens.height, tuple(lens.params))
 
 
@@ -58,10 +58,10 @@ def _pinhole(model: str, width: int, height: int, params: tuple[float, ...]) -> 
 
 
 def undistort(image: np.ndarray, depth: np.ndarray, lens: pycolmap.Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image [H, W, 3] uint8 and depth [H, W] as a pinhole sees them, and its intrinsics [3, 3].
+    """Undistort an image [H, W, 3] uint8 and depth [H, W]; returns both and the pinhole intrinsics [3, 3].
 
-    `lens` may be for the picture at another size. Colours are mixed bilinearly; depth is that of the nearest pixel,
-    so that nothing is mixed across edges.
+    `lens` may be for another size of the picture. Colours are interpolated bilinearly; depth is that of the nearest
+    pixel, which does not mix values across edges.
     """
     height, width = image.shape[:2]
     if (lens.width, lens.height) != (width, height):
@@ -76,8 +76,8 @@ def undistort(image: np.ndarray, depth: np.ndarray, lens: pycolmap.Camera) -> tu
 
 @lru_cache(maxsize=2)
 def _grid(model: str, width: int, height: int, params: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """[h, w, 2] float32: where in the distorted picture (x, y) each pixel of the plain one is seen; and [h, w] int32:
-    the number of the pixel that this spot falls on, row by row, edges repeated."""
+    """[h, w, 2] float32: position (x, y) in the distorted picture of each undistorted pixel; and [h, w] int32: the
+    row-major index of the distorted pixel there, clamped to the edges."""
     from lean3r.colmap_library import pycolmap
 
     lens = pycolmap.Camera(model=model, width=width, height=height, params=params)
@@ -92,7 +92,7 @@ def _grid(model: str, width: int, height: int, params: tuple[float, ...]) -> tup
 
 
 def bilinear(image: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """uint8 [h, w, 3] of an image [H, W, 3] at the spots (x, y) of a grid [h, w, 2] in pixels, edges repeated."""
+    """Sample an image [H, W, 3] at positions (x, y) in pixels [h, w, 2] -> [h, w, 3] uint8, clamped to the edges."""
     size = torch.tensor([image.shape[1], image.shape[0]], dtype=torch.float32)
     spots = torch.from_numpy(grid)[None] * (2 / size) - 1
     values = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()

@@ -1,6 +1,7 @@
 """The camera and pair files of MVSNet, which DTU and BlendedMVS share.
 
-Their pixels have integer centres (the top-left one at (0, 0)); what is returned counts from the corner, 0.5 more.
+Pixel centres are integers in the files (the top-left one is (0, 0)); the intrinsics returned here are relative to the
+corner, 0.5 more.
 """
 
 from __future__ import annotations
@@ -18,41 +19,43 @@ from lean3r.errors import InputError
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class NumberedFrame(Frame):
-    """A view by the number that the files of cameras and pairs call it."""
+    """A view with its number in the camera and pair files."""
 
     number: int
 
 
 class MvsnetSet(FolderSet[NumberedFrame]):
-    """A FolderSet with a file of pairs, which says how well each view fits the others."""
+    """A FolderSet with pair files, which have scores of pairs of views."""
 
     @abstractmethod
     def pairs(self, scene: str) -> Path:
-        """The pair.txt of a scene, be it there or not."""
+        """Path of the pair.txt of a scene; the file may be missing."""
 
     def covisibility(self, scene: int) -> np.ndarray | None:
-        """[V, V] scores of the file of pairs."""
+        """Scores [V, V] of the pair file; None if it is missing."""
         pairs = self.pairs(self.ids[scene])
         if not pairs.is_file():
             return None
-        numbers = [frame.number for frame in self._cached(scene)]
+        numbers = [frame.number for frame in self._frames_of(scene)]
         return read_pairs(pairs, max(numbers) + 1)[np.ix_(numbers, numbers)]
 
 
 def read_camera(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(intrinsics [3, 3], cam_from_world [4, 4]) of a *_cam.txt: "extrinsic", 4 rows, "intrinsic", 3 rows, range."""
+    """Intrinsics [3, 3] and cam_from_world [4, 4] of a *_cam.txt: "extrinsic", 4 rows, "intrinsic", 3 rows, range."""
     words = read_text(path).split()
     try:
         pose_at, k_at = words.index("extrinsic") + 1, words.index("intrinsic") + 1
         pose = np.array([float(x) for x in words[pose_at : pose_at + 16]]).reshape(4, 4)
         k = np.array([float(x) for x in words[k_at : k_at + 9]]).reshape(3, 3)
     except ValueError as error:
-        raise InputError(f"{path} is no camera file of MVSNet ({error}); expected extrinsic, intrinsic") from error
+        raise InputError(
+            f"{path} is not a camera file of MVSNet ({error}); expected extrinsic and intrinsic"
+        ) from error
     return from_integer_centres(k), pose
 
 
 def read_pairs(path: Path, views: int) -> np.ndarray:
-    """[V, V] scores of a pair.txt: how many views, then for each its number and a line "count (number score)..."."""
+    """Scores [V, V] of a pair.txt: number of views, then for each its number and a line "count (number score)..."."""
     score = np.zeros((views, views), np.float32)
     lines = [line.split() for line in read_text(path).splitlines()[1:] if line.strip()]
     try:
@@ -62,5 +65,5 @@ def read_pairs(path: Path, views: int) -> np.ndarray:
                 if one < views and int(other) < views:
                     score[one, int(other)] = float(value)
     except (ValueError, IndexError) as error:
-        raise InputError(f"{path} is no pair file of MVSNet ({error})") from error
+        raise InputError(f"{path} is not a pair file of MVSNet ({error})") from error
     return np.maximum(score, score.T)
