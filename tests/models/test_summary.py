@@ -109,7 +109,7 @@ def test_of_many_pieces_alike_two_run_and_all_count(
 
 @pytest.mark.parametrize("name", TINY)
 def test_bytes_are_those_that_the_allocator_hands_out(name: str) -> None:
-    """Within 2 %; Pi3X's deep stack of padded convolutions needs up to a quarter more, inside single operations."""
+    """Within 2 %; Pi3X's deep stack of padded convolutions needs up to a third more, inside single operations."""
     torch.manual_seed(0)
     model = TINY[name]().eval().requires_grad_(False)
     size = (3 * model.patch, 4 * model.patch)

@@ -4,8 +4,8 @@ Stage 1 rounds to 4-bit weights, without distillation; stage 2 to FP8, with atte
 falls from 0.1 to 0.01. One epoch each of pairs of pictures of 518 pixels, AdamW 1e-3, weight decay 0.05, 30 steps of
 warm-up, clip 1. The paper's sets: BlendedMVS (low-res) and DTU.
 
-Where this differs from the release: it exchanges the attention of the frame and global blocks (the release also that
-of the image encoder and the camera head), and stage 2 rounds what our fp8 plan rounds.
+This differs from the release in several ways, all listed in docs/how-to/distil.md: the attention that is replaced and
+how its keys are chosen, what stage 2 rounds, the pictures, the loss, the learning-rate schedule, the weight decay.
 """
 
 from __future__ import annotations
