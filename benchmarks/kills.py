@@ -61,7 +61,6 @@ WARM = (
     *(
         "tyro",
         "skimage.measure",
-        "trimesh",
         "matplotlib.pyplot",
         "tensorboard",
         "torch.utils.tensorboard",

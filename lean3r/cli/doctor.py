@@ -90,7 +90,7 @@ def hardware() -> list[Finding]:
     return found
 
 
-_REQUIRED = ("torch", "numpy", "pillow", "pillow_heif", "av", "safetensors", "huggingface_hub", "pycolmap", "trimesh")
+_REQUIRED = ("torch", "numpy", "pillow", "pillow_heif", "av", "safetensors", "huggingface_hub", "pycolmap")
 _MODULES = {"pillow": "PIL"}
 _FP8 = (8, 9)  # the first NVIDIA capability with products in float8
 _FP8_TEXT = f"{_FP8[0]}.{_FP8[1]} or newer"

@@ -7,24 +7,22 @@ from pathlib import Path
 import numpy as np
 
 from lean3r.export.frusta import EDGES, frustum_corners, frustum_reach, order_colours
-from lean3r.export.gltf import GLTF_FROM_WORLD, glb_bytes
+from lean3r.export.gltf import GLTF_FROM_WORLD, Geometry, glb_bytes
 from lean3r.export.options import ExportOptions
 from lean3r.types import Reconstruction
 
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
     """Write scene.glb with the nodes "points" (left out when there are none) and "cameras"."""
-    import trimesh
-
     reconstruction = reconstruction.of_certain()
     points = reconstruction.points
-    geometries: dict[str, tuple[trimesh.PointCloud | trimesh.Trimesh, np.ndarray]] = {}
+    geometries: dict[str, Geometry] = {}
     if len(points.xyz):
-        geometries["points"] = trimesh.PointCloud(points.xyz * np.diag(GLTF_FROM_WORLD).astype(np.float32)), points.rgb
+        geometries["points"] = Geometry(points.xyz * np.diag(GLTF_FROM_WORLD).astype(np.float32), points.rgb)
     corners = frustum_corners(reconstruction) @ GLTF_FROM_WORLD.T
     vertices, faces = wireframe(corners, 0.02 * frustum_reach(reconstruction))
     colours = np.repeat(order_colours(len(corners)), len(vertices) // len(corners), axis=0)
-    geometries["cameras"] = trimesh.Trimesh(vertices, faces, process=False), colours
+    geometries["cameras"] = Geometry(vertices, colours, faces)
     path = directory / "scene.glb"
     path.write_bytes(glb_bytes(geometries))
     return [path]

@@ -1,52 +1,97 @@
-"""GLB files in which colours look as they are: linear, as glTF wants them, and unlit.
-
-trimesh writes what it is given as 8 bits without light's curve; viewers take it for linear and show fog. So geometry
-comes from trimesh, colours and material from here.
-"""
+"""GLB files in which colours look as they are: linear, as glTF wants them, and unlit."""
 
 from __future__ import annotations
 
+import json
+import struct
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import trimesh
-
 # OpenCV axes (x right, y down, z forward) to glTF axes (x right, y up, z backward): half a turn around x.
 GLTF_FROM_WORLD = np.diag([1.0, -1.0, -1.0])
-UNSIGNED_SHORT = 5123
 # Viewers that do not know the extension light it as a matt surface.
 UNLIT = {
     "name": "colours",
     "pbrMetallicRoughness": {"metallicFactor": 0, "roughnessFactor": 1},
     "extensions": {"KHR_materials_unlit": {}},
 }
+COMPONENTS = {"u2": 5123, "u4": 5125, "f4": 5126}
+POINTS, TRIANGLES = 0, 4  # modes of a primitive
+ATTRIBUTES, INDICES = 34962, 34963  # what a buffer view is for
 
 
-def glb_bytes(
-    geometries: Mapping[str, tuple[trimesh.PointCloud | trimesh.Trimesh, np.ndarray]], *, normals: bool = False
-) -> bytes:
-    """A GLB with a node for each of `geometries`: points or a mesh, y up, and the sRGB bytes [V, 3] of its vertices."""
-    import trimesh
-    from trimesh.exchange.gltf import export_glb
+class Geometry(NamedTuple):
+    """Points [V, 3], y up, with their sRGB bytes [V, 3]; a mesh where there are faces [F, 3], perhaps with unit normals
+    [V, 3]."""
 
-    def colour(buffers: dict, tree: dict) -> None:
-        for mesh in tree["meshes"]:
-            values = linear_rgba(geometries[mesh["name"]][1])
-            accessor = {"componentType": UNSIGNED_SHORT, "normalized": True, "type": "VEC4", "count": len(values)}
-            tree["accessors"][mesh["name"]] = {"bufferView": len(buffers)} | accessor
-            buffers[mesh["name"]] = values.tobytes()
-            (primitive,) = mesh["primitives"]
-            primitive["attributes"]["COLOR_0"] = len(tree["accessors"]) - 1
-            primitive["material"] = 0
-        tree |= {"materials": [UNLIT], "extensionsUsed": list(UNLIT["extensions"])}
+    xyz: np.ndarray
+    rgb: np.ndarray
+    faces: np.ndarray | None = None
+    normals: np.ndarray | None = None
 
-    scene = trimesh.Scene()
-    for name, (geometry, _) in geometries.items():
-        scene.add_geometry(geometry, node_name=name, geom_name=name)
-    return export_glb(scene, include_normals=normals, buffer_postprocessor=colour)
+
+def glb_bytes(geometries: Mapping[str, Geometry]) -> bytes:
+    """A GLB with a node for each of the geometries, under its name."""
+    buffers = _Buffers()
+    meshes = []
+    for name, (xyz, rgb, faces, normals) in geometries.items():
+        attributes = {"POSITION": buffers.add(xyz, "f4", bounds=True)}
+        if normals is not None:
+            attributes["NORMAL"] = buffers.add(normals, "f4")
+        attributes["COLOR_0"] = buffers.add(linear_rgba(rgb), "u2", normalized=True)
+        primitive = {"attributes": attributes, "mode": POINTS, "material": 0}
+        if faces is not None:
+            primitive |= {"indices": buffers.add(faces.reshape(-1, 1), "u4", target=INDICES), "mode": TRIANGLES}
+        meshes.append({"name": name, "primitives": [primitive]})
+    tree = {
+        "asset": {"version": "2.0", "generator": "lean3r"},
+        "scene": 0,
+        "scenes": [{"nodes": list(range(len(meshes)))}],
+        "nodes": [{"name": mesh["name"], "mesh": index} for index, mesh in enumerate(meshes)],
+        "meshes": meshes,
+        "materials": [UNLIT],
+        "extensionsUsed": list(UNLIT["extensions"]),
+        "accessors": buffers.accessors,
+        "bufferViews": buffers.views,
+        "buffers": [{"byteLength": buffers.length}],
+    }
+    text = json.dumps(tree, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 4)
+    head = struct.pack("<4sIII4s", b"glTF", 2, 28 + len(text) + buffers.length, len(text), b"JSON")
+    return b"".join([head, text, struct.pack("<I4s", buffers.length, b"BIN\0"), *buffers.parts])
+
+
+class _Buffers:
+    """Arrays one after another, each a multiple of four bytes long, and their entries in the tree."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self.views: list[dict] = []
+        self.accessors: list[dict] = []
+        self.length = 0
+
+    def add(
+        self,
+        values: np.ndarray,
+        dtype: str,
+        *,
+        target: int = ATTRIBUTES,
+        bounds: bool = False,
+        normalized: bool = False,
+    ) -> int:
+        """The number of the accessor of values [N, C]."""
+        values = np.ascontiguousarray(values, f"<{dtype}")
+        kind = "SCALAR" if values.shape[1] == 1 else f"VEC{values.shape[1]}"
+        entry = {"bufferView": len(self.views), "componentType": COMPONENTS[dtype], "type": kind, "count": len(values)}
+        entry |= {"normalized": True} if normalized else {}
+        entry |= {"min": values.min(axis=0).tolist(), "max": values.max(axis=0).tolist()} if bounds else {}
+        self.accessors.append(entry)
+        self.parts.append(values.tobytes())
+        self.views.append({"buffer": 0, "byteOffset": self.length, "byteLength": values.nbytes, "target": target})
+        self.length += values.nbytes
+        return len(self.accessors) - 1
 
 
 def linear_rgba(rgb: np.ndarray) -> np.ndarray:

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from lean3r.errors import MissingExtraError
-from lean3r.export.gltf import GLTF_FROM_WORLD, glb_bytes
+from lean3r.export.gltf import GLTF_FROM_WORLD, Geometry, glb_bytes
 from lean3r.export.options import ExportOptions
+from lean3r.export.ply import ply_bytes
 from lean3r.geometry.consistency import Scene, neighbours
 from lean3r.geometry.fusion import trusted_pixels
 from lean3r.geometry.lens import Optics
@@ -36,20 +37,14 @@ class Mesh(NamedTuple):
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
     """Write mesh.ply in the world's axes and mesh.glb with y up; without any surface an empty mesh.ply alone."""
-    import trimesh
-    from trimesh.exchange.ply import export_ply
-
     found = surface(reconstruction.of_certain(), options.mesh_voxel)
-    alpha = np.full((len(found.rgb), 1), 255, dtype=np.uint8)
-    mesh = trimesh.Trimesh(
-        found.vertices, found.faces, vertex_colors=np.hstack([found.rgb, alpha]) if len(alpha) else None, process=False
-    )
     paths = [directory / "mesh.ply"]
-    paths[0].write_bytes(export_ply(mesh))
+    paths[0].write_bytes(ply_bytes(found.vertices, found.rgb, found.faces))
     if len(found.faces):
-        upright = trimesh.Trimesh(found.vertices @ GLTF_FROM_WORLD.T, found.faces, process=False)
+        upright = found.vertices @ GLTF_FROM_WORLD.T
         paths.append(directory / "mesh.glb")
-        paths[1].write_bytes(glb_bytes({"mesh": (upright, found.rgb)}, normals=True))
+        mesh = Geometry(upright, found.rgb, found.faces, vertex_normals(upright, found.faces))
+        paths[1].write_bytes(glb_bytes({"mesh": mesh}))
     return paths
 
 
@@ -123,6 +118,22 @@ def triangles(block: Block, march: Callable) -> tuple[np.ndarray, np.ndarray, np
     return at.astype(np.float64) + block.start, faces, colours
 
 
+def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Unit normals [V, 3] of a mesh: means of those of the faces [F, 3] around, by their angle at the vertex (Thürrner
+    and Wüthrich, 1998)."""
+    corners = vertices[faces]
+    sides = np.roll(corners, -1, axis=1) - corners  # from each corner to the next
+    normal = _unit(np.cross(sides[:, 0], sides[:, 1]))
+    cosine = -np.einsum("fkc,fkc->fk", _unit(sides), _unit(np.roll(sides, 1, axis=1)))
+    share = np.arccos(cosine.clip(-1, 1))[..., None] * normal[:, None]
+    at = faces.ravel()
+    return _unit(np.stack([np.bincount(at, share[..., c].ravel(), len(vertices)) for c in range(3)], axis=1))
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-30)
+
+
 def _merge_pieces(vertices: list, faces: list, colours: list) -> Mesh:
     """One mesh of the blocks' pieces: vertices on shared borders become one."""
     counts = np.cumsum([0, *(len(v) for v in vertices)])
@@ -137,12 +148,14 @@ def _merge_pieces(vertices: list, faces: list, colours: list) -> Mesh:
 
 def _without_crumbs(mesh: Mesh) -> Mesh:
     """Without pieces of few triangles, and without vertices of none."""
-    from trimesh.graph import connected_component_labels
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
     if not len(mesh.faces):
         return mesh
-    edges = np.concatenate([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]]])
-    label = connected_component_labels(edges, node_count=len(mesh.vertices))[mesh.faces[:, 0]]
+    ends = mesh.faces[:, :2].ravel(), mesh.faces[:, 1:].ravel()
+    edges = coo_array((np.ones(len(ends[0]), bool), ends), (len(mesh.vertices),) * 2)
+    label = connected_components(edges, directed=False)[1][mesh.faces[:, 0]]
     size = np.bincount(label)
     faces = mesh.faces[size[label] >= min(max(CRUMB * len(mesh.faces), 12), size.max())]
     used, index = np.unique(faces, return_inverse=True)

@@ -1,4 +1,4 @@
-"""points.ply: the coloured points, binary."""
+"""PLY files, binary: points.ply, and the bytes of any coloured points or mesh."""
 
 from __future__ import annotations
 
@@ -12,15 +12,22 @@ from lean3r.types import Reconstruction
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
     """Write points.ply in the world frame of the cameras (OpenCV axes), colours as red, green, blue, alpha."""
-    import trimesh
-    from trimesh.exchange.ply import export_ply
-
-    points = reconstruction.points
-    if len(points.xyz):
-        alpha = np.full((len(points.rgb), 1), 255, dtype=np.uint8)
-        cloud = trimesh.PointCloud(points.xyz, colors=np.hstack([points.rgb, alpha]))
-    else:
-        cloud = trimesh.Trimesh()  # trimesh cannot write a PointCloud without points
     path = directory / "points.ply"
-    path.write_bytes(export_ply(cloud))
+    path.write_bytes(ply_bytes(reconstruction.points.xyz, reconstruction.points.rgb))
     return [path]
+
+
+def ply_bytes(xyz: np.ndarray, rgb: np.ndarray, faces: np.ndarray | None = None) -> bytes:
+    """A PLY of points [V, 3] and their colours [V, 3] uint8, opaque; a mesh where there are faces [F, 3]."""
+    vertices = np.empty(len(xyz), [("xyz", "<f4", 3), ("rgb", "u1", 3), ("alpha", "u1")])
+    vertices["xyz"], vertices["rgb"], vertices["alpha"] = xyz, rgb, 255
+    header = ["ply", "format binary_little_endian 1.0", "comment lean3r", f"element vertex {len(xyz)}"]
+    header += [f"property float {axis}" for axis in "xyz"]
+    header += [f"property uchar {channel}" for channel in ("red", "green", "blue", "alpha")]
+    parts = [vertices.tobytes()]
+    if faces is not None:
+        triangles = np.empty(len(faces), [("count", "u1"), ("corners", "<i4", 3)])
+        triangles["count"], triangles["corners"] = 3, faces
+        header += [f"element face {len(faces)}", "property list uchar int vertex_indices"]
+        parts.append(triangles.tobytes())
+    return b"".join(["\n".join([*header, "end_header\n"]).encode(), *parts])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import register_flop_formula
 
 PLAIN = (Tensor, nn.Parameter)
 FEW_OUTPUTS = 32  # with fewer outputs oneDNN is not faster
@@ -21,12 +20,6 @@ def _has_kernel() -> bool:
 
 HAS_KERNEL = _has_kernel()
 """Whether this build and this processor have oneDNN's product, which torch.compile uses too."""
-
-if HAS_KERNEL:
-
-    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
-    def _flops(x_shape, weight_shape, *_, out_shape=None, **__) -> int:
-        return 2 * torch.Size(x_shape).numel() * weight_shape[0]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -46,6 +39,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()  # whoever counts operations knows torch's own alone
     ):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)

@@ -24,7 +24,7 @@ UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**
 
 # Resident memory beside the tensors, measured on Linux with torch 2.13 for CPUs.
 NETWORK_LIBRARIES = 35_000_000  # code and buffers of matrix products, first touched when a network runs
-EXPORT_LIBRARIES = 200_000_000  # pycolmap, trimesh, picture encoders, and their work
+EXPORT_LIBRARIES = 200_000_000  # pycolmap, picture encoders, and their work
 BYTES_PER_PIXEL = 24  # of the results: picture 3, mask 1, depth and confidence as tensors and as arrays
 BYTES_PER_CANDIDATE, MOST_CANDIDATES = 150, 1_500_000  # while points are thinned, and again written
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-OTHERS = ("torch.distributed", "av", "pillow_heif", "PIL.Image", "trimesh", "tyro", "rich.progress", "pycolmap")
+OTHERS = ("torch.distributed", "av", "pillow_heif", "PIL.Image", "tyro", "rich.progress", "pycolmap")
 ABSENT = ("resource", "fcntl", "pwd", "grp", "termios")
 FUNCTIONS = (
     "fork",
