@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import sys
+import typing
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import Field, dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin
 
 from lean3r.errors import UsageError
 
@@ -25,11 +29,11 @@ def option(
     name: str | None = None,
     parse: Callable[[str], object] | None = None,
 ) -> Any:
-    """A field of an options class: its default and one help text.
+    """Declare a field of an options class, with its default and its help text.
 
-    On the command line, `metavar` names its value, `aliases` are further names (`--interval`), and `name` is the
-    option's name if it is not the field's. `parse` reads a value that is not a number, text, path or fixed choice; its
-    ValueError says what is wrong.
+    On the command line, `metavar` names the value, `aliases` are further names (`--interval`), and `name` is the
+    option's name if it differs from the field's. `parse` reads a value that is not a number, text, path or fixed
+    choice; its ValueError says what is wrong.
     """
     metadata = {"help": text, "metavar": metavar, "aliases": aliases, "name": name, "parse": parse}
     return field(default=default, metadata=metadata)
@@ -41,13 +45,60 @@ def options_of(options: Options | type[Options]) -> dict[str, Field[Any]]:
     return {f.metadata["name"] or f.name: f for f in chosen}
 
 
+def type_of(option: Field[Any], group: type) -> Any:
+    """The declared type of a field of an options class; NameError if only type checkers know a name in it."""
+    names = vars(sys.modules[group.__module__]) | vars(typing)
+    return eval(str(option.type), names)  # annotations are text
+
+
+def check_types(options: Options) -> None:
+    """Raise UsageError for the first field whose value is not of the declared type, or not one of the named choices."""
+    for each in dataclasses.fields(options):
+        try:
+            kind = type_of(each, type(options))
+        except NameError:  # a class that is not imported just to check an option
+            continue
+        value = getattr(options, each.name)
+        if not _fits(value, kind):
+            raise UsageError(f"{each.metadata.get('name') or each.name} is {value!r}; expected {_describe(kind)}.")
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a value is of a type; numbers may be NumPy's, and any sequence serves as a tuple."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return any(_fits(value, part) for part in args)
+    if origin is Literal or kind is bool:
+        return isinstance(value, Hashable) and value in (args or (True, False))
+    if origin is not None:
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            return False
+        return origin is not tuple or all(_fits(part, args[0]) for part in value)
+    return isinstance(value, {int: Integral, float: Real}.get(kind, kind)) and not isinstance(value, bool)
+
+
+def _describe(kind: Any) -> str:
+    """A type in words."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        *first, last = map(_describe, args)
+        return f"{', '.join(first)} or {last}"
+    if origin is Literal:
+        return f"one of {', '.join(args)}"
+    if origin is not None:
+        return "a sequence of whole numbers" if int in args else "a sequence of numbers"
+    return {int: "a whole number", float: "a number", bool: "True or False", str: "a text", Path: "a path"}.get(
+        kind, "None" if kind is NoneType else kind.__name__
+    )
+
+
 def as_record(*groups: Options) -> dict[str, Any]:
     """Chosen options as JSON-ready values by their names, for config.toml."""
     return {name: _plain(getattr(group, f.name)) for group in groups for name, f in options_of(group).items()}
 
 
 def _plain(value: Any) -> Any:
-    if hasattr(value, "tolist"):  # of NumPy
+    if hasattr(value, "tolist"):  # NumPy
         value = value.tolist()
     if isinstance(value, tuple | list):
         return [_plain(part) for part in value]
@@ -57,7 +108,7 @@ def _plain(value: Any) -> Any:
 
 
 def check_seed(seed: int | None) -> None:
-    """UsageError for a seed that is none of 32 bits, which every generator takes."""
+    """Raise UsageError unless a seed has at most 32 bits, the range that every generator takes."""
     if seed is not None and not 0 <= seed < 2**32:
         shown = str(seed) if abs(seed) < 10**20 else f"a number of {len(str(abs(seed)))} digits"
         raise UsageError(f"--seed is {shown}; expected 0 to {2**32 - 1}.")
@@ -79,6 +130,7 @@ class PointOptions:
     )
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 0 <= self.conf_percentile < 100:
             raise UsageError(f"conf_percentile is {self.conf_percentile}; expected 0 or more and less than 100.")
         if self.max_points < 1:

@@ -1,27 +1,25 @@
-"""Options of the library as flags of a command: names, help and defaults come from where they are declared."""
+"""Options classes of the library as flags of a command: name, help text and default come from the declaration."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
-import typing
 from functools import cache
 from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 
 import tyro
 
 from lean3r.cli.options import declared
-from lean3r.options import Options, options_of
+from lean3r.options import Options, options_of, type_of
 
 Group = TypeVar("Group", bound=Options, covariant=True)
 
 
 class Flags(Protocol[Group]):
-    """The values of one class of options, as they stand on the command line."""
+    """The flags of one options class, with the values from the command line."""
 
     @property
     def options(self) -> Group:
-        """The options; UsageError where they make no sense."""
+        """The options; UsageError if their values are invalid or contradict each other."""
         ...
 
 
@@ -34,30 +32,29 @@ class _Values:
 
 
 def flags(group: type[Group]) -> type[Flags[Group]]:
-    """A dataclass with a flag for each option of a class; always the same one."""
+    """The dataclass with a flag for each option of a class; cached."""
     return _flags(group)
 
 
 @cache
 def _flags(group: type) -> type:
-    names = vars(sys.modules[group.__module__]) | vars(typing)
     fields = [
-        (f.name, Annotated[_kind(f, names), declared(group, f.name)], dataclasses.field(default=f.default))
+        (f.name, Annotated[_flag_type(f, group), declared(group, f.name)], dataclasses.field(default=f.default))
         for f in options_of(group).values()
     ]
     return dataclasses.make_dataclass(group.__name__, fields, bases=(_Values,), namespace={"group": group})
 
 
 def of(group: type[Group]) -> Any:
-    """For an annotation: flags of a class of options, without a prefix."""
+    """The annotation for the flags of an options class, without a prefix."""
     return tyro.conf.arg(name="", constructor=flags(group))
 
 
-def _kind(option: dataclasses.Field[Any], names: dict[str, Any]) -> Any:
-    """The type that a flag is read as."""
+def _flag_type(option: dataclasses.Field[Any], group: type) -> Any:
+    """The type that tyro reads a flag as."""
     parse = option.metadata["parse"]
     if parse is None:
-        return eval(str(option.type), names)  # annotations are text; those of options name no types that are not there
+        return type_of(option, group)
     return Annotated[
         Any,
         tyro.constructors.PrimitiveConstructorSpec(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from lean3r.errors import UsageError
-from lean3r.options import option
+from lean3r.options import check_types, option
 
 if TYPE_CHECKING:
     from lean3r.inputs.pictures import Pictures
@@ -58,8 +58,7 @@ class ExportOptions:
     pictures: Pictures | None = None
 
     def __post_init__(self) -> None:
-        if self.images not in get_args(Images):
-            raise UsageError(f"images is '{self.images}'; expected {', '.join(get_args(Images))}.")
+        check_types(self)
         if min(self.image_factors, default=2) < 2 or len(set(self.image_factors)) < len(self.image_factors):
             raise UsageError(f"image_factors are {self.image_factors}; expected different whole numbers from 2 on.")
         if self.colmap_points < 0:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from lean3r.errors import UsageError
-from lean3r.options import option
+from lean3r.options import check_types, option
 
 DEFAULT_FPS = 2.0
 DEFAULT_FRAMES = (8, 120)  # least and most frames of a video when no option says otherwise
@@ -27,6 +27,7 @@ class FrameChoice:
     frames: int | None = option(None, "Video: take N frames, evenly spaced.", "N")
 
     def __post_init__(self) -> None:
+        check_types(self)
         options = {"--fps": self.fps, "--every": self.every, "--frames": self.frames}
         stated = [name for name, value in options.items() if value is not None]
         if len(stated) > 1:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
-from lean3r.errors import InputError
+from lean3r.errors import InputError, UsageError
 from lean3r.inputs import arrays
 from lean3r.inputs.decoding import ORIENTATION, TURNS, exif, open_image, own_pixel_limit
 from lean3r.inputs.frames import FrameChoice
@@ -49,11 +49,11 @@ class Pictures:
     """Folders, picture files, globs, zip archives, videos, or pictures in memory (PIL images; arrays [H, W, 3] or
     [S, H, W, 3]; tensors [3, H, W] or [S, 3, H, W]; uint8, or floats from 0 to 1), one or a sequence of them.
 
-    They are listed once, on construction; InputError if there are none. Named files come first, in natural order, then
-    the contents of folders and archives, then pictures in memory. `frames` chooses among them; `masks` is a folder of
-    masks for them (inputs/masks.py). A video is decoded once, and its chosen frames are kept on disk while the object
-    lives, unless `keep_frames` is off. If image motion chooses the frames and the usual step gives too few or too many,
-    the step changes and the video is decoded a second time.
+    They are listed once, on construction; InputError if there are none, UsageError if `frames` is no FrameChoice. Named
+    files come first, in natural order, then the contents of folders and archives, then pictures in memory. `frames`
+    chooses among them; `masks` is a folder of masks for them (inputs/masks.py). A video is decoded once, and its chosen
+    frames are kept on disk while the object lives, unless `keep_frames` is off. If image motion chooses the frames and
+    the usual step gives too few or too many, the step changes and the video is decoded a second time.
     """
 
     def __init__(
@@ -64,6 +64,8 @@ class Pictures:
         masks: str | Path | None = None,
         keep_frames: bool = True,
     ) -> None:
+        if not isinstance(frames, FrameChoice | None):
+            raise UsageError(f"frames is {frames!r}; expected a FrameChoice, such as FrameChoice(frames=5).")
         if masks is not None:
             check_folder(Path(masks))
         values = arrays.separate(inputs)

@@ -85,7 +85,7 @@ class Backbone(nn.Module):
             return self.decode(self.encode(views))
         count = views.images.shape[1]
         if self.REFERENCE is None:
-            raise UsageError(f"{self.name} has no reference view: all views count alike. Leave the choice out.")
+            raise UsageError(f"{self.name} has no reference view; it treats all views alike. Do not choose one.")
         if not 0 <= reference < count:
             raise UsageError(f"got reference view {reference} of {count} views; expected 0 to {count - 1}.")
         order = [reference, *(i for i in range(count) if i != reference)]

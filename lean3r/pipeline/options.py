@@ -1,14 +1,14 @@
-"""What can be chosen of a run beside the pictures, the refinement and the points."""
+"""Options of a run: known cameras, the network, and memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from lean3r.errors import UsageError
-from lean3r.options import check_seed, option
+from lean3r.options import check_seed, check_types, option
 
 if TYPE_CHECKING:
     from lean3r.inputs.cameras import GivenCameras
@@ -23,11 +23,13 @@ REFERENCES = ("auto", "first", "middle")
 
 @dataclass(frozen=True, kw_only=True)
 class CameraOptions:
-    """What is known of the cameras beforehand. `cameras` are a file (inputs/cameras.py) or the cameras themselves, of
-    which `known` takes the intrinsics, the poses or both; `intrinsics` are those of all pictures: (fx, fy, cx, cy) in
-    pixels of the originals, or a JSON file, and go before those of `cameras`. What is known stands in the result, which
-    comes in the world of the known poses, and is held by refinement; with `known_poses` "start" this begins at the
-    poses and changes them."""
+    """Known cameras.
+
+    `cameras` is a file (inputs/cameras.py) or the cameras themselves; `known` selects their intrinsics, their poses or
+    both. `intrinsics` applies to all pictures and takes precedence over `cameras`: (fx, fy, cx, cy) in pixels of the
+    originals, or a JSON file. The result contains the known values, in the world of the known poses. Refinement holds
+    them fixed; with `known_poses` "start" it starts from the known poses and adjusts them.
+    """
 
     cameras: str | Path | GivenCameras | None = option(
         None,
@@ -47,11 +49,9 @@ class CameraOptions:
     )
 
     def __post_init__(self) -> None:
-        for name, kind in (("known", Part), ("known_poses", KnownPoses)):
-            if getattr(self, name) not in get_args(kind):
-                raise UsageError(f"{name} is '{getattr(self, name)}'; expected {', '.join(get_args(kind))}.")
+        check_types(self)
         if self.known != "both" and self.cameras is None:
-            raise UsageError(f"--known {self.known} chooses parts of --cameras, which is missing; give both.")
+            raise UsageError(f"--known {self.known} selects parts of --cameras, which is missing; give both.")
         if self.known_poses != "fixed" and (self.cameras is None or self.known == "intrinsics"):
             raise UsageError(
                 f"--known-poses {self.known_poses} needs poses; give --cameras, without --known intrinsics."
@@ -59,15 +59,18 @@ class CameraOptions:
 
     @property
     def are_given(self) -> bool:
-        """Whether anything is known."""
+        """Whether any cameras or intrinsics are given."""
         return self.cameras is not None or self.intrinsics is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How the network runs: `resolution` is the side in pixels of the square with its pictures' area (None: the model's
-    own); `reference_view` the index of the view that it starts from, "first", "middle", or "auto" for the model's own
-    choice; `seed` that of everything random."""
+    """How the network runs.
+
+    `resolution` is the side in pixels of a square with the area of its pictures (None: the model's own).
+    `reference_view` is the index of the view that it starts from, "first", "middle", or "auto" for the model's own
+    choice. `seed` seeds all random numbers.
+    """
 
     resolution: int | None = option(
         None,
@@ -83,20 +86,21 @@ class RunOptions:
     seed: int = option(0, "Random seed.", "N")
 
     def __post_init__(self) -> None:
+        check_types(self)
         if isinstance(self.reference_view, str) and self.reference_view not in REFERENCES:
             raise UsageError(f"reference_view is '{self.reference_view}'; expected an index, {', '.join(REFERENCES)}.")
         check_seed(self.seed)
 
     def check(self, model: Backbone) -> None:
-        """UsageError where a model cannot run so."""
+        """Raise UsageError if a model cannot run with these options."""
         if self.resolution is not None and self.resolution < model.patch:
-            at_least = f"{model.name} needs at least one patch of {model.patch} pixels"
-            raise UsageError(f"resolution is {self.resolution}; {at_least}.")
+            least = f"at least {model.patch}, one patch of {model.name}"
+            raise UsageError(f"resolution is {self.resolution}; expected {least}.")
         if self.reference_view != "auto" and model.REFERENCE is None:
-            raise UsageError(f"{model.name} has no reference view: all views count alike. Leave the choice out.")
+            raise UsageError(f"{model.name} has no reference view; it treats all views alike. Do not choose one.")
 
     def reference(self, views: int) -> int | None:
-        """The index that the choice of reference view means, None for the model's own."""
+        """The index of the reference view among `views` views; None for the model's own choice."""
         if isinstance(self.reference_view, int):
             return self.reference_view
         return {"auto": None, "first": 0, "middle": views // 2}[self.reference_view]
@@ -104,7 +108,7 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryOptions:
-    """How much memory a run may take, and what may be changed for that."""
+    """How much memory a run may take, and which changes are allowed to stay within it."""
 
     memory: str | None = option(
         None,
@@ -113,5 +117,8 @@ class MemoryOptions:
     )
     memory_allow: Measure = option(
         "views",
-        "The last measure that --memory may take, of: chunks (exact), half precision, 8-bit weights, size, views.",
+        "The strongest change that --memory may make: chunks (exact), half precision, 8-bit weights, size, views.",
     )
+
+    def __post_init__(self) -> None:
+        check_types(self)

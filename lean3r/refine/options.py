@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from lean3r.errors import UsageError
-from lean3r.options import option
+from lean3r.options import check_types, option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,10 +52,7 @@ class RefineOptions:
     features: int = 8192
 
     def __post_init__(self) -> None:
-        for name, kind in (("refine", Refine), ("lens", LensName), ("share_lens", ShareLens)):
-            value = self.when if name == "refine" else getattr(self, name)
-            if value not in get_args(kind):
-                raise UsageError(f"{name} is '{value}'; expected {', '.join(get_args(kind))}.")
+        check_types(self)
         if self.seconds is not None and not self.seconds > 0:
             raise UsageError(f"refinement got {self.seconds} seconds; expected more than 0, or use --refine off.")
         if self.side < LEAST_SIDE or self.features < 1:
@@ -83,6 +80,7 @@ class ScaleOptions:
     gps: bool = option(False, "Scale and orientation from the GPS positions in EXIF: x east, y down, z north.")
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.scale is not None:
             from lean3r.refine.scale import Distance
 

@@ -249,7 +249,7 @@ def test_the_reference_view_is_the_one_that_was_asked_for(name: str, folder: Pat
 
 @pytest.mark.parametrize("name", ["nano", "pi3", "pi3x", "da3mono-large"])
 def test_models_without_a_reference_view_refuse_the_choice(name: str, folder: Path) -> None:
-    with pytest.raises(UsageError, match="has no reference view: all views count alike"):
+    with pytest.raises(UsageError, match="has no reference view; it treats all views alike"):
         reconstruct(name, folder, None, reference_view="first")
     with pytest.raises(UsageError, match="has no reference view"):
         tiny(name)(Views(torch.rand(1, 2, 3, 64, 64)), reference=0)
@@ -274,7 +274,7 @@ def test_cameras_on_the_command_line(folder: Path, weights: Path, tmp_path: Path
 
 @pytest.mark.parametrize(("arguments", "code", "says"), [
     (["--cameras", "nowhere.json"], 3, "no such file or folder: nowhere.json"),
-    (["--known", "poses"], 2, "--known poses chooses parts of --cameras"),
+    (["--known", "poses"], 2, "--known poses selects parts of --cameras"),
     (["--reference-view", "first"], 2, "nano has no reference view"),
     (["--reference-view", "sideways"], 2, "expected an index, auto, first, middle"),
     (["--offline", "--weights", "hf:no-such-owner/no-such-model"], 6, "offline mode forbids a download"),
