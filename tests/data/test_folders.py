@@ -1,4 +1,4 @@
-"""Data sets on disk: what is written in a set's format is read back, and bad roots are told apart."""
+"""Data sets on disk: files in a set's format are read back, and bad roots are recognised."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Copy = tuple[Path, tuple[tiny.TinyScene, ...]]
 
 @pytest.fixture(scope="session")
 def copies(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Copy]:
-    """name -> (root of its tiny copy, what is in it)."""
+    """name -> (root of its tiny copy, content of the copy)."""
 
     @cache
     def copy(name: str) -> Copy:
@@ -40,7 +40,7 @@ def opened(name: str, root: Path) -> SceneSet:
 
 
 @each_set
-def test_what_was_written_is_read_back(name: str, copies: Callable[[str], Copy]) -> None:
+def test_reading_returns_what_was_written(name: str, copies: Callable[[str], Copy]) -> None:
     row, (root, made) = tiny.WRITERS[name], copies(name)
     found = opened(name, root)
     assert len(found) == len(made) and found.looks_like(root) and found.problems(root) == []
@@ -73,12 +73,12 @@ def check_depth(read: np.ndarray, written: np.ndarray, row: tiny.Tiny) -> None:
         np.testing.assert_allclose(read[known], written[known], rtol=row.depth_error)
     else:
         assert known.sum() > 20 and known[written > 0].sum() == known.sum()
-        # A point lies anywhere in its pixel.
+        # A point may be anywhere in its pixel.
         assert np.median(np.abs(read[known] / written[known] - 1)) < 0.02
 
 
 @each_set
-def test_every_set_is_told_from_all_others(name: str, copies: Callable[[str], Copy], tmp_path: Path) -> None:
+def test_each_set_is_recognised_among_all(name: str, copies: Callable[[str], Copy], tmp_path: Path) -> None:
     root, _ = copies(name)
     assert kind_of(root) == kind_of(root, name) == name
     with pytest.raises(InputError, match="is empty"):
@@ -89,7 +89,7 @@ def test_every_set_is_told_from_all_others(name: str, copies: Callable[[str], Co
 
 
 @each_set
-def test_views_that_see_the_same_are_told(name: str, copies: Callable[[str], Copy]) -> None:
+def test_covisible_views_are_reported(name: str, copies: Callable[[str], Copy]) -> None:
     found = opened(name, copies(name)[0])
     score = found.covisibility(0)
     if score is not None:
@@ -110,7 +110,7 @@ def test_shards_hold_scenes_of_one_kind_and_are_read_by_webdataset(tmp_path: Pat
     assert [packed.scene(i).views for i in range(len(packed))] == [4, 2, 3, 2]
     assert sorted(index["shards"]) == ["landscape-0002-00000.tar", "landscape-0004-00000.tar"]
     assert packed.view(0, 1).image.shape == (24, 32, 3) and packed.licence == scenes.licence
-    # A rank asks for scenes of the batch's length.
+    # A rank requests scenes of the batch's length.
     fitting = packed.candidates(3, 24, 32)
     assert fitting is not None and list(fitting) == [0, 2] and packed.candidates(5, 24, 32) is None
     stated, whole = packed.covisibility(1), scenes.covisibility(0)
@@ -120,7 +120,7 @@ def test_shards_hold_scenes_of_one_kind_and_are_read_by_webdataset(tmp_path: Pat
     samples = list(webdataset.WebDataset(files, shardshuffle=False))
     assert {s["__key__"] for s in samples} == {"000000-0000", "000000-0001", "000001-0000", "000001-0001"}
     assert all({"cameras.json", "0000.jpg", "0000.depth.png"} <= set(s) for s in samples)
-    # Half downloaded: said, and read where it is whole.
+    # An incomplete download is reported; complete samples are read.
     cut = out / "landscape-0004-00000.tar"
     cut.write_bytes(cut.read_bytes()[:3000])
     assert "download is incomplete" in Shards.problems(out)[0]

@@ -1,4 +1,4 @@
-"""Batches computed ahead are those that would have been computed, errors come at their step, nothing stays behind."""
+"""Prefetched batches equal those computed on request, errors are raised at their step, and all resources are freed."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from lean3r.data.base import SceneBatch
 from lean3r.data.loader import Prefetch
 from lean3r.errors import InputError, LeanError, UsageError
 
-HANGS = 120.0  # seconds: no law, the end of a test that would wait forever
+HANGS = 120.0  # seconds: not a requirement, but the end of a test that would hang
 
 
 class Numbered:
-    """A batch that says for which call it was made; some steps are slow, one fails, one kills its process."""
+    """A batch with the arguments of its call; some steps are slow, one fails, one kills its process."""
 
     def __init__(self, fails_at: int = -1, dies_at: int = -1) -> None:
         self.fails_at, self.dies_at = fails_at, dies_at
@@ -45,7 +45,7 @@ class Numbered:
 
 
 def run(prefetch: Prefetch, steps: int = 7) -> list[SceneBatch]:
-    """Two batches a step, as a run with two ranks' shares; the stage changes on the way."""
+    """Two batches per step, as in a run with two ranks; the stage changes after step 3."""
     return [prefetch(s, "one" if s < 4 else "two", rank, 2) for s in range(steps) for rank in (0, 1)]
 
 
@@ -71,7 +71,7 @@ def test_any_number_of_threads_gives_the_same_batches(count: int) -> None:
 
 
 def shared() -> set[Path]:
-    """Blocks of shared memory of this process; a killed one with the same number may have left some."""
+    """Blocks of shared memory of this process; a killed process with the same id may have left some."""
     return set(Path("/dev/shm").glob(f"lean3r_{os.getpid()}_*"))
 
 
@@ -84,7 +84,7 @@ def test_processes_give_the_same_batches_and_errors_at_their_step() -> None:
         assert same(prefetch(2, "one", 0, 2), expected()[4]), "a jump back gives up what was ahead"
         for child in children:
             assert child.pid is not None
-            os.kill(child.pid, signal.SIGINT)  # Ctrl-C reaches the whole group, and is the parent's to answer
+            os.kill(child.pid, signal.SIGINT)  # Ctrl-C reaches the whole group, and the parent handles it
         with pytest.raises(InputError, match="step 8 has no data"):
             prefetch(8, "two", 0, 2)
     assert not workers() and not shared() - before
@@ -115,16 +115,16 @@ def until_six(step: int) -> str | None:
     return "one" if step < 6 else None
 
 
-def test_batches_are_ready_when_they_are_asked_for() -> None:
+def test_batches_are_ready_before_they_are_requested() -> None:
     with Prefetch(Numbered(), 1, ahead=3, kind="threads", stage_at=until_six) as prefetch:
         prefetch(0, "one", 0, 1)
         ahead = [future for _, future in prefetch._waiting.values()]
-        assert len(ahead) == 3 and not wait(ahead, HANGS).not_done, "they are made though nobody asks"
+        assert len(ahead) == 3 and not wait(ahead, HANGS).not_done, "they are computed without a request"
         prefetch(4, "one", 0, 1)
         assert [key[0] for key in prefetch._waiting] == [5], "nothing past the end"
 
 
-def test_an_error_ends_nothing_else() -> None:
+def test_an_error_does_not_affect_other_steps() -> None:
     with Prefetch(Numbered(fails_at=2), 1, ahead=3, kind="threads") as prefetch:
         for step in (0, 1):
             prefetch(step, "one", 0, 1)
@@ -137,7 +137,7 @@ def test_an_error_ends_nothing_else() -> None:
     assert not workers()
 
 
-def test_what_cannot_be_sent_to_a_process_runs_in_threads_or_is_refused() -> None:
+def test_functions_that_cannot_be_pickled_run_in_threads_or_are_refused() -> None:
     here = Numbered()
     with Prefetch(lambda *call: here(*call), loader.MOST_THREADS + 1) as prefetch:
         assert prefetch(0, "one", 0, 1).ids == ("0 one 0",)
@@ -171,7 +171,7 @@ def test_no_process_outlives_a_parent_that_was_killed(tmp_path: Path) -> None:
     assert parent.stdout is not None
     children = [int(pid) for pid in parent.stdout.readline().split()]
     parent.kill()
-    parent.communicate(timeout=HANGS)  # its output ends when nobody holds it any more
+    parent.communicate(timeout=HANGS)  # its output ends when no process has it open
     assert children
     until = time.monotonic() + HANGS
     while any(alive(pid) for pid in children) and time.monotonic() < until:
@@ -180,7 +180,7 @@ def test_no_process_outlives_a_parent_that_was_killed(tmp_path: Path) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs: one that ended and was not waited for does not."""
+    """Whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Camera files as they were published: what is read from them agrees with what is known of the sets."""
+"""Published camera files: what is read from them agrees with known facts about the sets."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def dtu(root: Path, formats: Path, size: tuple[int, int], views: int = 49) -> DT
     return DTU(root)
 
 
-def test_dtu_cameras_look_at_one_object_and_at_what_their_pairs_say(formats: Path, tmp_path: Path) -> None:
+def test_dtu_cameras_look_at_one_object_and_overlap_as_their_pairs_state(formats: Path, tmp_path: Path) -> None:
     scans = dtu(tmp_path, formats, SMALL)
     assert scans.scene(0).views == 49 and DTU.problems(tmp_path) == []
     cameras = [scans.camera(0, v) for v in range(49)]
@@ -51,7 +51,7 @@ def test_dtu_cameras_look_at_one_object_and_at_what_their_pairs_say(formats: Pat
     assert cameras[0].intrinsics[0, 2] == pytest.approx(823.205 / 2 - 80 + 0.5)
     world = np.stack([invert(c.cam_from_world) for c in cameras])
     centres, axes = world[:, :3, 3], world[:, :3, 2]
-    # The spot that all optical axes pass closest to: the object, two thirds of a metre away from every camera.
+    # The point nearest to all optical axes: the object, two thirds of a metre away from every camera.
     across = np.eye(3) - axes[:, :, None] * axes[:, None, :]
     object_at = np.linalg.solve(across.sum(0), (across @ centres[..., None]).sum(0)[:, 0])
     away = np.linalg.norm(centres - object_at, axis=1)
@@ -66,7 +66,7 @@ def test_dtu_cameras_look_at_one_object_and_at_what_their_pairs_say(formats: Pat
     assert np.unique(depth[::4, ::4]) == pytest.approx([0.65]) and np.count_nonzero(depth) == depth.size // 16
 
 
-def test_dtu_of_full_size_and_of_a_size_that_is_none(formats: Path, tmp_path: Path) -> None:
+def test_dtu_of_full_size_and_of_an_invalid_size(formats: Path, tmp_path: Path) -> None:
     full = dtu(tmp_path / "full", formats, FULL, views=1).camera(0, 0)
     assert full.intrinsics[0, 2] == pytest.approx(823.205 + 0.5) and (full.width, full.height) == FULL
     with pytest.raises(InputError, match="640 x 480"):
@@ -96,7 +96,7 @@ def test_realestate10k_paths_are_smooth(formats: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(clips.camera(0, 0).cam_from_world[:3].ravel(), row[7:], atol=1e-6)
 
 
-def test_realestate10k_with_clips_that_are_not_there(formats: Path, tmp_path: Path) -> None:
+def test_realestate10k_with_missing_clips(formats: Path, tmp_path: Path) -> None:
     shutil.copytree(formats / "realestate10k", tmp_path / "test")
     with pytest.raises(InputError, match="6 of 6 clips have no frames"):
         RealEstate10K(tmp_path)
@@ -125,15 +125,15 @@ def test_scannet_frames_move_as_the_published_pairs_do(formats: Path, tmp_path: 
     for i, (k, there_from_here) in enumerate(kept):
         here, there = walks.camera(i, 0), walks.camera(i, 1)
         np.testing.assert_allclose(there.cam_from_world @ invert(here.cam_from_world), there_from_here, atol=1e-4)
-        # Pictures that were exported smaller than the sensor's take the intrinsics along.
+        # Intrinsics are scaled with pictures that were exported smaller than the sensor's.
         view = walks.view(i, 0)
         assert view.image.shape[:2] == (480, 640)
         assert view.intrinsics[0, 0] == pytest.approx(k[0, 0] * 640 / 1296)
         assert view.intrinsics[1, 2] == pytest.approx((k[1, 2] + 0.5) * 480 / 968)
 
 
-def test_lenses_of_colmap_are_straightened(data_dir: Path) -> None:
-    """Points of real models fall where their pictures measured them, after the lens was taken out."""
+def test_pictures_of_colmap_are_undistorted(data_dir: Path) -> None:
+    """Points of real models project to where they were measured, after undistortion."""
     import pycolmap
 
     root = data_dir / "scenes" / "sceaux_castle"

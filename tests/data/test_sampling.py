@@ -1,4 +1,4 @@
-"""Batches from sets: laws of the geometry under every change, draws that depend on nothing but their numbers."""
+"""Batches from sets: geometry under every augmentation; draws depend only on their numbers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHAPE = BatchShape(2, 3, 28, 42)
 
 
 class Memory(SceneSet):
-    """The tiny scenes, from memory: long ones, and whatever is wrong with them."""
+    """The tiny scenes in memory, repeated to be long, with optional errors."""
 
     name, title, licence, source, layout = "memory", "Memory", "none", "none", "none"
     has_normals = True
@@ -44,7 +44,7 @@ class Memory(SceneSet):
     def camera(self, scene: int, view: int) -> Camera:
         made = tiny.scenes()[scene]
         if self.broken.get("poses") and view == 0:
-            raise InputError("the pose is no rotation")
+            raise InputError("the pose is not a rotation")
         pose = made.cam_from_world[view % 6].copy()
         return Camera(made.intrinsics[view % 6], pose, tiny.WIDTH, tiny.HEIGHT)
 
@@ -72,7 +72,7 @@ def view_of(number: int = 0, scene: int = 0) -> RawView:
 
 
 def agreement(views: list[RawView]) -> float:
-    """Share of the first view's points that lie where another view of the list sees something just there."""
+    """Share of the first view's points that agree with the depth of another view of the list."""
     one, other = ([torch.tensor(np.ascontiguousarray(x)).double() for x in _parts(view)] for view in views)
     points = world_points(*one)[one[0] > 0]
     there = transform_points(other[2], points)
@@ -91,7 +91,7 @@ def _parts(view: RawView) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(
     "change", [mirror, rotate_quarter, lambda v: cut(v, 30, 60), lambda v: cut(v, 90, 50, 0.7, (0.1, 0.9))]
 )
-def test_changes_of_pictures_carry_the_cameras(change) -> None:
+def test_cameras_change_with_their_pictures(change) -> None:
     pair = [view_of(0), view_of(1)]
     before, after = agreement(pair), agreement([change(v) for v in pair])
     assert before > 0.5 and after > before - 0.1
@@ -99,14 +99,14 @@ def test_changes_of_pictures_carry_the_cameras(change) -> None:
     rotation = changed.cam_from_world[:3, :3]
     np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
     assert np.linalg.det(rotation) > 0
-    # Normals turn with the axes: they still face the camera.
+    # Normals rotate with the axes: they still face the camera.
     rows, columns = np.nonzero(changed.depth)
     rays = np.stack([columns + 0.5, rows + 0.5, np.ones(len(rows))], 1) @ np.linalg.inv(changed.intrinsics).T
     assert ((rays * changed.normals[rows, columns]).sum(1) < 1e-3).mean() > 0.995
 
 
 def test_a_cut_moves_points_with_the_picture() -> None:
-    """A gradient in x tells where each pixel came from; the camera must agree."""
+    """A gradient in x encodes the origin of each pixel; the camera must agree."""
     ramp = np.repeat(np.linspace(0, 255, 200)[None, :], 100, 0)
     image = np.repeat(ramp[..., None], 3, 2).astype(np.uint8)
     k = np.array([[150.0, 0, 100], [0, 150, 50], [0, 0, 1]])
@@ -128,7 +128,7 @@ def test_few_points_of_depth_survive_a_small_size() -> None:
 
 
 @pytest.mark.parametrize("views", [2, 5])
-def test_a_turned_scene_is_turned_whole_and_only_where_it_lies_across(views: int) -> None:
+def test_all_views_of_a_scene_rotate_and_only_if_its_orientation_differs(views: int) -> None:
     rng = np.random.default_rng(0)
     augmentation = Augmentation(turn=1.0)
     drawn = draw_scene(rng, augmentation)
@@ -138,7 +138,7 @@ def test_a_turned_scene_is_turned_whole_and_only_where_it_lies_across(views: int
     assert np.array_equal(level.image, view_of(0).image)
 
 
-def test_colours_change_and_stay_pictures() -> None:
+def test_colours_change_within_their_range() -> None:
     rng, augmentation = np.random.default_rng(1), Augmentation(jitter=0.5)
     made = augment(view_of(0), 48, 64, augmentation, draw_scene(rng, augmentation), rng)
     assert made.image.dtype == np.uint8 and not np.array_equal(made.image, view_of(0).image)
@@ -146,7 +146,7 @@ def test_colours_change_and_stay_pictures() -> None:
         Augmentation(jitter=2)
 
 
-def test_shapes_of_steps_keep_the_bounds_and_are_the_same_for_all() -> None:
+def test_shapes_of_steps_are_within_bounds_and_the_same_for_all() -> None:
     drawn = [shape_at(5, step, range(2, 25), (100_000, 255_000), (0.5, 2.0), 14, 48) for step in range(200)]
     assert drawn == [shape_at(5, step, range(2, 25), (100_000, 255_000), (0.5, 2.0), 14, 48) for step in range(200)]
     assert drawn != [shape_at(6, step, range(2, 25), (100_000, 255_000), (0.5, 2.0), 14, 48) for step in range(200)]
@@ -165,7 +165,7 @@ def equal(a: SceneBatch, b: SceneBatch) -> bool:
     return all(torch.equal(x, y) if isinstance(x, Tensor) else x == y for x, y in pairs)
 
 
-def test_samples_depend_on_seed_step_and_number_alone() -> None:
+def test_samples_depend_only_on_seed_step_and_number() -> None:
     part = Part(Memory(), augmentation=Augmentation(flip=0.5, zoom=0.7, shift=1, jitter=0.3))
     mixture = Mixture([part], seed=3)
     whole = mixture.batch(4, replace(SHAPE, scenes=4))
@@ -195,7 +195,7 @@ def test_weights_decide_how_often_a_set_is_drawn() -> None:
         Part(Memory(), -1.0)
 
 
-def test_what_cannot_be_read_is_replaced_and_named() -> None:
+def test_unreadable_samples_are_replaced_and_listed() -> None:
     batch = Mixture([Part(Memory(files=1))], seed=0).batch(0, BatchShape(8, 2, 24, 32))
     assert all(name.startswith("memory/s0") for name in batch.ids) and batch.skipped
     assert all("a file is damaged" in reason for reason in batch.skipped)
@@ -205,13 +205,13 @@ def test_what_cannot_be_read_is_replaced_and_named() -> None:
         Mixture([Part(Memory())]).batch(0, BatchShape(1, 9, 24, 32))
 
 
-def test_views_with_poses_that_are_none_are_not_used() -> None:
+def test_views_with_invalid_poses_are_not_used() -> None:
     batch = Mixture([Part(Memory(poses=True))], seed=0).batch(0, BatchShape(12, 3, 24, 32))
     used = [int(v) for name in batch.ids for v in name.split(":")[1].split(",")]
     assert 0 not in used and set(used) == {1, 2, 3, 4, 5}
 
 
-def test_depth_that_is_no_number_counts_as_unknown() -> None:
+def test_depth_that_is_not_finite_is_unknown() -> None:
     batch = Mixture([Part(Memory(nan=True))]).batch(0, BatchShape(1, 2, tiny.HEIGHT, tiny.WIDTH))
     assert batch.unknown == 2 * (2 * tiny.HEIGHT + 1)
     assert (
@@ -248,7 +248,7 @@ def test_covisible_views_share_what_they_see(tmp_path: Path) -> None:
         assert shared[one, other] >= 0.5 * min(shared[one].max(), shared[other].max())
 
 
-def test_a_choice_that_makes_no_sense_is_refused() -> None:
+def test_an_invalid_choice_is_refused() -> None:
     with pytest.raises(UsageError, match="covisibility, range, random"):
         Choice("nearest")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="stride"):

@@ -1,4 +1,4 @@
-"""Object, room, place and street sets: variants of their formats, agreement across views, and copies gone wrong."""
+"""Object, room, place and street sets: variants of their formats, agreement across views, and damaged copies."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def opened(name: str, root: Path, **options: Any) -> SceneSet:
 
 
 def in_front(a: RawView, b: RawView) -> tuple[float, float]:
-    """Of the points of a that fall into b: shares that lie 3 % in front of what b sees, and that agree with it."""
+    """Of the points of a that project into b: shares 3 % in front of the depth of b, and in agreement with it."""
     y, x = np.nonzero(a.depth > 0)
     rays = np.linalg.inv(a.intrinsics) @ np.stack([x + 0.5, y + 0.5, np.ones(len(x))])
     points = np.linalg.inv(a.cam_from_world) @ np.vstack([rays * a.depth[y, x], np.ones(len(x))])
@@ -76,7 +76,7 @@ def test_sets_are_cheap_to_open_and_can_be_sent_to_workers(
 
 
 def check_seen_through_lens(found: SceneSet, scene: tiny.TinyScene, with_depth: bool) -> None:
-    """Undistorted views show what the pinhole of the same focal length shows, but for the nearest pixel."""
+    """Undistorted views equal those of a pinhole of the same focal length, up to the nearest pixel."""
     for v in range(found.scene(0).views):
         view, camera = found.view(0, v), found.camera(0, v)
         height, width = view.image.shape[:2]
@@ -124,7 +124,7 @@ def test_phone_pictures_have_the_depth_of_their_lidar(tmp_path: Path) -> None:
         opened("scannetpp", tmp_path, device="drone")
 
 
-def test_colmap_models_serve_where_nothing_else_does(tmp_path: Path) -> None:
+def test_colmap_models_are_used_if_there_are_no_other_cameras(tmp_path: Path) -> None:
     scannetpp.write_fisheye(tmp_path, tiny.scenes()[:1])
     colmap.write(tmp_path / "model", tiny.scenes()[:1])
     place = tmp_path / "data" / "0a5c013430" / "dslr"
@@ -140,7 +140,7 @@ def test_colmap_models_serve_where_nothing_else_does(tmp_path: Path) -> None:
     check_seen_through_lens(opened("scannetpp", tmp_path), tiny.scenes()[0], with_depth=True)
 
 
-def test_archives_may_be_unpacked_each_into_its_folder(tmp_path: Path) -> None:
+def test_each_archive_may_be_unpacked_into_its_own_folder(tmp_path: Path) -> None:
     tiny.write("vkitti2", tmp_path / "one")
     for archive, part in (("rgb", "frames/rgb"), ("depth", "frames/depth"), ("textgt", "*.txt")):
         for path in (tmp_path / "one").glob(f"*/*/{part}"):
@@ -153,8 +153,8 @@ def test_archives_may_be_unpacked_each_into_its_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("quarters", range(4))
-def test_videos_are_turned_upright(quarters: int, tmp_path: Path) -> None:
-    """A device held any way up gives the same upright pictures; z is up in the set, -y in the synthetic world."""
+def test_videos_are_rotated_upright(quarters: int, tmp_path: Path) -> None:
+    """A device in any orientation gives the same upright pictures; up is z in the set, -y in the synthetic world."""
     up = np.eye(4)
     up[:3, :3] = [[1, 0, 0], [0, 0, 1], [0, -1, 0]]
     held = np.eye(4)
@@ -183,13 +183,13 @@ def test_videos_are_turned_upright(quarters: int, tmp_path: Path) -> None:
         np.testing.assert_allclose(view.depth, upright.depth[v], atol=6e-4)
 
 
-def test_both_kinds_of_normalised_cameras_are_understood(tmp_path: Path) -> None:
+def test_both_formats_of_normalised_cameras_are_read(tmp_path: Path) -> None:
     co3dv2.write(tmp_path, tiny.scenes()[:1], kind="ndc_norm_image_bounds")
     camera = opened("co3dv2", tmp_path).camera(0, 1)
     np.testing.assert_allclose(camera.intrinsics, tiny.scenes()[0].intrinsics[1], atol=1e-9)
 
 
-def test_sequences_with_bad_cameras_are_left_out(tmp_path: Path) -> None:
+def test_sequences_with_bad_cameras_are_skipped(tmp_path: Path) -> None:
     tiny.write("co3dv2", tmp_path)
     assert len(opened("co3dv2", tmp_path, min_quality=1.5)) == 2
     with pytest.raises(InputError, match="lower min_quality"):
@@ -197,7 +197,7 @@ def test_sequences_with_bad_cameras_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["co3dv2", "wildrgbd"])
-def test_depth_of_the_object_alone(name: str, tmp_path: Path) -> None:
+def test_depth_of_the_object_only(name: str, tmp_path: Path) -> None:
     tiny.write(name, tmp_path)
     depth = opened(name, tmp_path, foreground=True).view(0, 0).depth
     assert not depth[:, tiny.WIDTH // 2 :].any() and depth[:, : tiny.WIDTH // 2].any()
@@ -222,7 +222,7 @@ def test_projection_agrees_with_the_published_matrix() -> None:
     u, v = clip[:2] / clip[3]
     there = k @ pinhole_from_cam[:3, :3] @ np.diag([1.0, -1.0, -1.0]) @ points.T
     np.testing.assert_allclose(there[:2] / there[2], [(u + 1) / 2 * width, (1 - v) / 2 * height], rtol=1e-9)
-    assert k[0, 0] == pytest.approx(k[1, 1], rel=1e-6)  # pixels are square, once the tilt is taken out
+    assert k[0, 0] == pytest.approx(k[1, 1], rel=1e-6)  # pixels are square without the tilt
     with pytest.raises(InputError, match="tilted sideways"):
         projection({**row, **size, "M_cam_from_uv_20": "0.2", "M_cam_from_uv_10": "0.1"}, "ai_014_001")
 
@@ -252,7 +252,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_half_a_download_keeps_whole_scenes(name: str, tmp_path: Path) -> None:
+def test_complete_scenes_of_half_a_download_are_read(name: str, tmp_path: Path) -> None:
     tiny.write(name, tmp_path)
     part = tmp_path / PARTS[name]
     shutil.rmtree(part) if part.is_dir() else part.unlink()
@@ -278,7 +278,7 @@ def test_hdf5_needs_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         opened("hypersim", tmp_path).scene(0)
 
 
-def test_absent_sequences_and_annotations_are_told(tmp_path: Path) -> None:
+def test_missing_sequences_and_annotations_are_reported(tmp_path: Path) -> None:
     tiny.write("co3dv2", tmp_path)
     shutil.rmtree(tmp_path / "apple" / "110_13051_23361")
     (problem,) = DATASETS.get("co3dv2").problems(tmp_path)
@@ -297,7 +297,7 @@ def pictures_of(name: str, root: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_single_picture_is_no_scene(name: str, tmp_path: Path) -> None:
+def test_a_single_picture_is_not_a_scene(name: str, tmp_path: Path) -> None:
     module = tiny.importlib.import_module(f"data.tiny.{name}")
     module.write(tmp_path, tiny.scenes()[:1])
     for path in pictures_of(name, tmp_path)[2 if name == "scannetpp" else 1 :]:  # the first of ScanNet++ is marked bad
@@ -319,7 +319,7 @@ def test_pictures_that_are_missing_or_cut_off_are_named(name: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "arkitscenes"])
-def test_poses_that_are_no_rotation_are_refused(name: str, tmp_path: Path) -> None:
+def test_poses_that_are_not_rotations_are_refused(name: str, tmp_path: Path) -> None:
     pose = tiny.scenes()[0].cam_from_world.copy()
     pose[1, :3, :3] *= 1.5
     module = tiny.importlib.import_module(f"data.tiny.{name}")
@@ -330,7 +330,7 @@ def test_poses_that_are_no_rotation_are_refused(name: str, tmp_path: Path) -> No
         found.camera(0, 1)
 
 
-def test_trajectories_that_are_none_are_refused(tmp_path: Path) -> None:
+def test_invalid_trajectories_are_refused(tmp_path: Path) -> None:
     tiny.write("arkitscenes", tmp_path)
     path = next(tmp_path.rglob("lowres_wide.traj"))
     for content, why in (("1 2 3\n", "seven numbers"), ("0 nan 0 0 0 0 0\n", "not finite"), ("", "no pose")):
@@ -371,7 +371,7 @@ def test_damaged_cameras_are_named(name: str, tmp_path: Path) -> None:
 
 
 def test_depth_that_is_not_finite_is_unknown(tmp_path: Path) -> None:
-    """Half floats hold NaN and infinity; integers of the other formats cannot."""
+    """Half floats may be NaN or infinite; integers of the other formats may not."""
     tiny.write("co3dv2", tmp_path)
     found = opened("co3dv2", tmp_path)
     path = found._frames_of(0)[0].depth

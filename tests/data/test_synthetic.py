@@ -1,4 +1,4 @@
-"""The synthetic world: the same numbers always, and geometry that is exact."""
+"""The synthetic world: reproducible numbers and exact geometry."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_any_size_and_number_of_views(height: int, width: int, views: int) -> No
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_depth_agrees_across_views(kind: str) -> None:
-    """Points of one view, projected into another: where they are visible the other view has the same surface."""
+    """Points of one view, projected into another: if visible there, they are on the same surface."""
     batch = only(kind).batch(0, 6)
     h, w = batch.depth.shape[-2:]
     points, normals = world_points(batch), batch.normals
@@ -107,7 +107,7 @@ def test_depth_agrees_across_views(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_normals_are_unit_face_the_camera_and_fit_the_depth(kind: str) -> None:
+def test_normals_are_unit_face_the_camera_and_agree_with_depth(kind: str) -> None:
     batch = only(kind).batch(1, 4, height=64, width=64)
     assert batch.normals is not None
     normals, solid = batch.normals.permute(0, 1, 3, 4, 2), batch.depth > 0
@@ -125,7 +125,7 @@ def test_normals_are_unit_face_the_camera_and_fit_the_depth(kind: str) -> None:
 
 
 def test_distorted_rays_keep_their_true_depth() -> None:
-    """The depth of a distorted picture is that of a straight picture at the undistorted position."""
+    """The depth of a distorted picture is that of an undistorted picture at the undistorted position."""
     straight = only("room").batch(2, 1, views=1, height=65, width=65)
     bent = only("room", replace(SMALL, distortion=0.03)).batch(2, 1, views=1, height=65, width=65)
     torch.testing.assert_close(bent.depth[0, 0, 32, 32], straight.depth[0, 0, 32, 32])
@@ -152,7 +152,7 @@ def test_neighbouring_views_overlap_and_move() -> None:
     assert best.min() > 0.25
 
 
-def test_photo_folder_changes_textures_alone(tmp_path: Path) -> None:
+def test_photo_folder_changes_only_textures(tmp_path: Path) -> None:
     from PIL import Image
 
     pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
@@ -192,7 +192,7 @@ def test_failed_compilation_warns_once_and_renders_anyway(monkeypatch: pytest.Mo
     torch.testing.assert_close(batch.depth, SMALL.batch(0, 1).depth)
 
 
-def test_phone_photos_are_what_a_phone_writes(tmp_path: Path) -> None:
+def test_phone_photos_have_the_files_of_a_phone(tmp_path: Path) -> None:
     from PIL import Image
 
     truth = phone_photos(tmp_path, 2, height=60, width=80)

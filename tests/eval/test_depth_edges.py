@@ -1,4 +1,4 @@
-"""Figures on scenes with exact truth: what sharp and soft depth edges score."""
+"""Scores of sharp and soft depth edges on scenes with exact truth."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_edge_shares_are_one_for_the_truth_at_any_scale_and_zero_for_a_flat_dept
         assert float(edge_shares(torch.ones_like(turn(truth)), turn(truth), turn(known)).abs().max()) == 0
 
 
-def test_edge_shares_fall_with_blur_and_leave_out_thin_and_unknown_things() -> None:
+def test_edge_shares_fall_with_blur_and_ignore_thin_and_unknown_objects() -> None:
     truth = step_scene()
     known = torch.ones_like(truth, dtype=torch.bool)
     soft = F.avg_pool1d(truth.log(), 13, 1, 6, count_include_pad=False).exp()
@@ -33,7 +33,7 @@ def test_edge_shares_fall_with_blur_and_leave_out_thin_and_unknown_things() -> N
     thin[..., 32:] = 1.0
     assert len(edge_shares(thin, thin, known)) == 0
     known[..., 31] = False
-    assert len(edge_shares(truth, truth, known)) == 23  # columns 18, 27, 29, 30, 32 and 41 are asked for
+    assert len(edge_shares(truth, truth, known)) == 23  # columns 18, 27, 29, 30, 32 and 41 are read
     known[..., 30] = False
     assert len(edge_shares(truth, truth, known)) == 0
     assert len(edge_shares(truth[..., :5, :5], truth[..., :5, :5], known[..., :5, :5])) == 0

@@ -1,4 +1,4 @@
-"""Our own scores: pose AUC with small baselines, AbsRel, and how they fail."""
+"""Our own scores: pose AUC with small baselines, AbsRel, and their errors."""
 
 import math
 import sys
@@ -32,18 +32,18 @@ def test_pose_auc_ignores_the_world_but_not_the_convention():
     assert wrong[30] < 0.3
 
 
-def test_pairs_of_small_baseline_count_by_rotation():
+def test_pairs_with_a_small_baseline_are_scored_by_rotation():
     gt = cameras(4)
     still = make_pose(gt[:, :3, :3], torch.zeros(4, 3, dtype=torch.float64))
     assert pose_errors.pose_auc(gt, still)[30] == 0.0
     assert pose_errors.pose_auc(gt, still, small_baseline=1e-3)[30] == 1.0
-    # A length above every baseline leaves rotations alone everywhere.
+    # With a length above every baseline, only rotations are scored.
     assert pose_errors.pose_auc(cameras(4, 1), gt, small_baseline=1e9)[30] == pytest.approx(
         pose_errors.auc_histogram(pose_errors.relative_pose_errors(cameras(4, 1), gt).rotation_deg, 30)
     )
 
 
-def test_pose_auc_of_one_view_and_of_nothing_finite():
+def test_pose_auc_of_one_view_and_of_poses_that_are_not_finite():
     assert math.isnan(pose_errors.pose_auc(cameras(1), cameras(1))[5])
     assert pose_errors.pose_auc(torch.full((3, 4, 4), torch.nan), cameras(3))[30] == 0.0
     with pytest.raises(UsageError, match="one of each per view"):
@@ -92,6 +92,6 @@ def test_points_without_scipy_name_the_extra(monkeypatch):
         point_errors.nearest(np.zeros((1, 3)), np.zeros((1, 3)))
 
 
-def test_every_row_of_the_tables_exists():
+def test_every_entry_of_the_registries_exists():
     for table in (tables.POSE_CONVENTIONS, tables.DEPTH_ALIGNMENTS):
         assert all(callable(table.get(name)) for name in table)

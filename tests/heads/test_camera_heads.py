@@ -1,4 +1,4 @@
-"""Cameras out of tokens: encodings both ways, true rotations, and who may tell what to whom."""
+"""Cameras from tokens: encodings in both directions, true rotations, and which views influence which."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def is_rotation(matrix: Tensor) -> bool:
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 96), (96, 48), (35, 63)])
-def test_encodings_go_both_ways(height: int, width: int) -> None:
+def test_encodings_can_be_inverted(height: int, width: int) -> None:
     pose, focal = poses(2, 5), 30 + 50 * torch.rand(2, 5, 2, generator=torch.Generator().manual_seed(0))
     intrinsics = torch.zeros(2, 5, 3, 3)
     intrinsics[..., 0, 0], intrinsics[..., 1, 1], intrinsics[..., 2, 2] = focal[..., 0], focal[..., 1], 1
@@ -45,7 +45,7 @@ def test_encodings_go_both_ways(height: int, width: int) -> None:
     assert decode_intrinsics(torch.zeros(9), height, width, min_tangent=0.1)[0, 0] == pytest.approx(5 * width)
 
 
-def test_a_state_is_thirteen_numbers_and_gives_poses_that_are_inverse() -> None:
+def test_a_state_is_thirteen_numbers_and_its_two_poses_are_inverse() -> None:
     state = CameraState.unpack(draw(2, 3, 13))
     assert torch.equal(state.pack(), draw(2, 3, 13))
     world_from_cam, cam_from_world = state.poses()
@@ -55,7 +55,7 @@ def test_a_state_is_thirteen_numbers_and_gives_poses_that_are_inverse() -> None:
     torch.testing.assert_close(start, torch.eye(4).expand(2, 3, 4, 4))
 
 
-def test_an_update_is_a_correction_of_each_view_for_itself() -> None:
+def test_an_update_corrects_each_view_independently() -> None:
     torch.manual_seed(0)
     head, state = CameraUpdate(16), CameraState.unpack(draw(1, 4, 13).requires_grad_())
     tokens = draw(1, 4, 16)
@@ -70,7 +70,7 @@ def test_an_update_is_a_correction_of_each_view_for_itself() -> None:
     assert torch.autograd.grad(same.sum(), state.matrix, allow_unused=True) == (None,)
 
 
-def test_iterations_look_at_all_views_and_angles_are_not_negative() -> None:
+def test_iterations_use_all_views_and_angles_are_not_negative() -> None:
     torch.manual_seed(0)
     head, tokens, order = IterativeCamera(16, 2, depth=1, iterations=3), draw(1, 4, 16), [2, 0, 3, 1]
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_iterations_look_at_all_views_and_angles_are_not_negative() -> None:
     assert angles.shape == (2, 5, 9) and bool((angles[..., 7:] >= 0).all())
 
 
-def test_a_pooled_pose_is_a_mean_over_what_is_picture() -> None:
+def test_a_pooled_pose_is_a_mean_without_padding() -> None:
     torch.manual_seed(0)
     head, patches, valid = PooledPose(16), draw(3, 10, 16), torch.ones(3, 10, dtype=torch.bool)
     valid[:, 7:] = False

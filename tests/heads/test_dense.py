@@ -1,4 +1,4 @@
-"""Dense heads at any shape: sizes, one frame at a time, and where a pixel's numbers come from."""
+"""Dense heads at any shape: sizes, one frame at a time, and the tokens that a pixel depends on."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_rays_features_and_guides(rows: int, cols: int) -> None:
     assert frame_bytes(dual, 2 * height, width) >= frame_bytes(dual, height, width) > 0
 
 
-def test_the_position_term_is_of_the_place_in_the_picture() -> None:
+def test_the_position_term_depends_on_the_position_in_the_picture() -> None:
     over_x, over_y = uv_tables(6, 10, 8, aspect=10 / 6)
     assert over_x.shape == (4, 10) and over_y.shape == (4, 6)
     assert_rms(over_x[:2].flip(1), -over_x[:2], 1e-6)  # sines are odd about the middle, cosines even
@@ -68,7 +68,7 @@ def test_the_position_term_is_of_the_place_in_the_picture() -> None:
 
 
 @pytest.mark.parametrize(("rows", "cols"), GRIDS)
-def test_convolutions_grow_the_grid(rows: int, cols: int) -> None:
+def test_convolutions_enlarge_the_grid(rows: int, cols: int) -> None:
     torch.manual_seed(0)
     head, patches = ConvPixels(12, (32, 32), (2, 1), last=8), draw(2, rows * cols, 12)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_convolutions_grow_the_grid(rows: int, cols: int) -> None:
 
 
 @pytest.mark.parametrize(("rows", "cols"), GRIDS)
-def test_linear_pixels_of_a_patch_are_its_tokens(rows: int, cols: int) -> None:
+def test_linear_pixels_of_a_patch_depend_on_its_token_only(rows: int, cols: int) -> None:
     torch.manual_seed(0)
     head, patches = LinearPixels(12, 4, 2), draw(1, rows * cols, 12)
     last = patches.clone()
@@ -97,7 +97,7 @@ def test_linear_pixels_of_a_patch_are_its_tokens(rows: int, cols: int) -> None:
 
 @pytest.mark.parametrize("patch", [8, 16])
 @pytest.mark.parametrize(("rows", "cols"), GRIDS)
-def test_guided_depth_is_the_coarse_one_until_it_learns_better(patch: int, rows: int, cols: int) -> None:
+def test_guided_depth_without_residuals_is_the_coarse_depth(patch: int, rows: int, cols: int) -> None:
     torch.manual_seed(0)
     head = GuidedUpsampler(12, patch, middle=16, hidden=8)
     picture = torch.rand(2, 3, patch * rows, patch * cols, generator=torch.Generator().manual_seed(0))

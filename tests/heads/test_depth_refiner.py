@@ -1,4 +1,4 @@
-"""Small transformers before a head: nothing is concatenated, views stay apart, padding is not read."""
+"""Small transformers before a head: nothing is concatenated, views are independent, padding is not read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def draw(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
 
 
-def test_a_product_of_parts_is_that_of_the_whole() -> None:
+def test_the_product_of_parts_equals_that_of_the_whole() -> None:
     torch.manual_seed(0)
     parts = (draw(2, 5, 4), draw(2, 5, 4) + 1, draw(2, 5, 4) * 2)
     for kind in (Linear, nn.Linear):
@@ -26,7 +26,7 @@ def test_a_product_of_parts_is_that_of_the_whole() -> None:
             assert_rms(_split_linear(linear, parts), linear(torch.cat(parts, -1)), 1e-6)
 
 
-def test_views_are_refined_one_by_one() -> None:
+def test_views_are_refined_independently() -> None:
     torch.manual_seed(0)
     refiner, x = ViewRefiner(10, 16, 2, 6, depth=2), draw(2, 7, 10)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The sky is as far as what is far, and metres come from what is not sky."""
+"""The sky gets the depth of far pixels, and metric scale comes from pixels outside the sky."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def test_sky_takes_the_far_quantile_of_its_scene() -> None:
     assert metric_scale(depth[0], depth[0], depth[0], torch.ones_like(sky[0])) is None
 
 
-def test_a_score_of_three_tenths_is_sky() -> None:
+def test_a_score_of_0_3_is_sky() -> None:
     assert is_sky(torch.tensor([0.0, 0.29, 0.3, 1.0])).tolist() == [False, False, True, True]

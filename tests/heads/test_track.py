@@ -1,4 +1,4 @@
-"""Tracks: values between pixels, chunks that change nothing, and what stays where it began."""
+"""Tracks: values between pixels, chunks that change nothing, and positions that stay at their start."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_values_at_pixels_and_between_them() -> None:
     assert sample(picture[..., :1, :1], torch.zeros(1, 1, 2), "border").item() == 0.0
 
 
-def test_tracks_begin_at_their_queries_in_any_number_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracks_begin_at_their_queries_for_any_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         found = tracker()(maps(), QUERIES)
         monkeypatch.setattr(track, "TRACKS_AT_ONCE", 1)
@@ -44,12 +44,12 @@ def test_tracks_begin_at_their_queries_in_any_number_at_once(monkeypatch: pytest
         assert share.shape == (1, 3, 4) and share.min() > 0 and share.max() < 1
 
 
-def test_other_views_have_no_number() -> None:
+def test_the_order_of_other_views_does_not_matter() -> None:
     with torch.no_grad():
         found, moved = (tracker()(maps()[:, order], QUERIES).positions[-1] for order in ([0, 1, 2], [0, 2, 1]))
     assert_rms(moved[:, [0, 2, 1]], found, 1e-5)
 
 
-def test_pictures_that_are_too_small() -> None:
+def test_pictures_that_are_too_small_are_refused() -> None:
     with pytest.raises(UsageError, match="8x4 pixels: expected at least 16"):
         Tracker(16, levels=4, hidden=16, depth=1, heads=2)(torch.zeros(1, 2, 16, 2, 4), QUERIES)

@@ -1,4 +1,4 @@
-"""The attention layer is attention written out; its rotation knows differences of positions only; blocks add to x."""
+"""Attention as written out by hand; rotation depends only on differences of positions; blocks add to x."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def layer(rope: Rotation = True) -> SelfAttention:
 
 
 def written_out(a: SelfAttention, x: Tensor, layout: TokenLayout, key_mask: Tensor | None) -> Tensor:
-    """softmax(q k / sqrt(d)) v of one head after another."""
+    """softmax(q k / sqrt(d)) v, head by head."""
     heads = []
     for q, k, v in zip(*(part.chunk(a.heads, -1) for part in a.qkv(x).chunk(3, -1)), strict=True):
         q, k = a.q_norm(q), a.k_norm(k)
@@ -46,7 +46,7 @@ def written_out(a: SelfAttention, x: Tensor, layout: TokenLayout, key_mask: Tens
 
 @pytest.mark.parametrize("rope", [True, False, "flat"])
 @pytest.mark.parametrize("has_padding", [False, True])
-def test_it_is_attention_written_out(rope: Rotation, has_padding: bool) -> None:
+def test_it_equals_attention_written_out(rope: Rotation, has_padding: bool) -> None:
     x = draw(3, 34, 32)
     mask = torch.ones(3, 34, dtype=torch.bool)
     mask[:, [5, 20, 33]] = False
@@ -56,7 +56,7 @@ def test_it_is_attention_written_out(rope: Rotation, has_padding: bool) -> None:
     assert_rms(found[mask], expected[mask], 1e-5)
 
 
-def test_what_is_padding_is_never_read() -> None:
+def test_padding_is_never_read() -> None:
     x, mask = draw(1, 34, 32), torch.ones(1, 34, dtype=torch.bool)
     mask[:, 7] = False
     other = x.clone()
@@ -73,12 +73,12 @@ def test_short_sequences_go_to_the_short_mechanism() -> None:
 
 
 @pytest.mark.parametrize(("dim", "heads"), [(32, 3), (12, 2)])
-def test_widths_that_cannot_be_split(dim: int, heads: int) -> None:
+def test_invalid_widths_are_refused(dim: int, heads: int) -> None:
     with pytest.raises(ValueError, match="multiple of 4 channels"):
         SelfAttention(dim, heads)
 
 
-def test_rotation_knows_differences_of_rows_and_columns_only() -> None:
+def test_rotation_depends_only_on_differences_of_rows_and_columns() -> None:
     q, k = draw(15, 16), draw(1, 15, 16)[0]
     here = rope_positions(TokenLayout(1, 0, 3, 5), q.device)
 
@@ -102,11 +102,11 @@ def test_rows_columns_special_tokens_and_windows() -> None:
     assert torch.equal(rope_positions(windowed, torch.device("cpu"))[2:], positions[2:][order])
 
 
-def test_a_view_follows_another_in_the_table() -> None:
+def test_the_table_repeats_for_each_view() -> None:
     x, table = draw(2, 34, 16), rope_table(LAYOUT, 16, torch.device("cpu"), torch.float32)
     whole = rotate(x, table)
     assert torch.equal(whole, torch.cat([rotate(part, table) for part in x.split(17, dim=1)], dim=1))
-    assert torch.equal(whole[:, :2], x[:, :2]), "special tokens are not turned"
+    assert torch.equal(whole[:, :2], x[:, :2]), "special tokens are not rotated"
 
 
 @pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
@@ -124,7 +124,7 @@ def test_a_block_adds_two_branches(mlp, layer_scale: float | None, monkeypatch: 
     before = x.clone()
     with torch.no_grad():
         torch.testing.assert_close(block(x, LAYOUT), expected, msg="in pieces")
-    assert torch.equal(x, before), "the input stays as it is"
+    assert torch.equal(x, before), "the input does not change"
 
 
 def test_hidden_widths_of_the_feed_forward() -> None:

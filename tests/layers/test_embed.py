@@ -1,4 +1,4 @@
-"""From pixels to tokens at any shape: how many, in which order, at which position."""
+"""Tokens from pixels at any shape: their number, order and position."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHAPES = [(1, 1), (3, 7), (7, 3), (5, 5)]
 
 @pytest.mark.parametrize(("rows", "cols"), SHAPES)
 @pytest.mark.parametrize(("module", "patch"), [(ConvStem((4, 8, 12)), 8), (PatchEmbed(12, 14), 14)])
-def test_a_token_a_patch_row_by_row(module: torch.nn.Module, patch: int, rows: int, cols: int) -> None:
+def test_one_token_per_patch_row_by_row(module: torch.nn.Module, patch: int, rows: int, cols: int) -> None:
     pictures = torch.rand(2, 3, rows * patch, cols * patch, generator=torch.Generator().manual_seed(0))
     other = pictures.clone()
     other[1, :, -1, -1] += 1.0  # the last pixel of the last patch
@@ -46,7 +46,7 @@ def test_positions_at_any_size(resize, rows: int, cols: int) -> None:
     if rows == cols == 5:
         assert torch.equal(found, vit.pos_embed[:, 1:])
     with torch.no_grad():
-        vit.pos_embed[:, 1:] = torch.linspace(-1, 1, 5).repeat(5)[:, None]  # grows with the column alone
+        vit.pos_embed[:, 1:] = torch.linspace(-1, 1, 5).repeat(5)[:, None]  # grows with the column only
         steps = vit.positions(rows, cols).unflatten(1, (rows, cols))[0, ..., 0]
         tokens = vit.embed(torch.rand(2, 3, 14 * rows, 14 * cols))
     torch.testing.assert_close(steps, steps[:1].expand_as(steps), atol=1e-5, rtol=0)

@@ -1,4 +1,4 @@
-"""Our linear layer is torch's, whatever the shape and wherever it runs."""
+"""Our linear layer equals torch's for any shape and device."""
 
 from __future__ import annotations
 

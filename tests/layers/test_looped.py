@@ -1,4 +1,4 @@
-"""Blocks run again and again: where on the way they stand, and factors that start at exactly 1."""
+"""Looped blocks: positions of the passes, and factors that start at exactly 1."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def test_positions_go_from_0_to_1() -> None:
     assert all(p[k][1] == p[k + 1][0] for p in (positions(9),) for k in range(8))
 
 
-def test_factors_start_at_exactly_one_and_then_tell_positions_apart() -> None:
+def test_factors_start_at_exactly_one_and_then_depend_on_the_position() -> None:
     scales = StepScales(8)
     assert all(torch.equal(scales(step), torch.ones(3, 8)) for step in positions(5))
     torch.nn.init.normal_(scales.out)
     found = [scales(step) for step in positions(5)]
     assert all(not torch.allclose(a, b) for i, a in enumerate(found) for b in found[:i])
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(scales((0.0, 0.25)), found[0]), "in float32 whatever the rest runs in"
+        assert torch.equal(scales((0.0, 0.25)), found[0]), "in float32 whatever the dtype of the rest"
 
 
 @pytest.mark.parametrize("gradients", [True, False])
@@ -44,7 +44,7 @@ def test_a_block_with_factors_of_one_is_a_plain_block(gradients: bool, monkeypat
         torch.testing.assert_close(block(x, layout, None, factors), expected, msg="in pieces")
 
 
-def test_a_pass_runs_the_looped_blocks_alone() -> None:
+def test_a_pass_runs_only_the_looped_blocks() -> None:
     torch.manual_seed(0)
     trunk, layout = LoopedTrunk(("frame", "global", "frame", "global"), 16, 2, looped_from=2), TokenLayout(2, 1, 2, 3)
     x = torch.randn(1, 2, 7, 16)

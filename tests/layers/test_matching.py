@@ -1,4 +1,4 @@
-"""Soft matches find equal patches, chunks change nothing, and true cameras leave nothing to explain."""
+"""Soft matches find equal patches, chunks change nothing, and true cameras leave no residual."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def matcher() -> PairMatcher:
     return PairMatcher(DIM, match_dim=8, hidden=12)
 
 
-def test_chunks_cover_every_view_once_and_a_graph_is_kept_whole() -> None:
+def test_chunks_cover_every_view_once_and_there_is_one_chunk_with_gradients() -> None:
     rows = [view for chunk in query_chunks(7, False, 100, 5) for view in range(7)[chunk]]
     assert rows == list(range(7)) and len(list(query_chunks(7, False, 100, 5))) > 1
-    assert next(iter(query_chunks(7, False, 1, 10**9))) == slice(0, 1), "one view, whatever it costs"
+    assert next(iter(query_chunks(7, False, 1, 10**9))) == slice(0, 1), "one view, whatever its cost"
     assert list(query_chunks(7, True, 1, 10**9)) == [slice(0, 7)]
 
 
@@ -47,8 +47,8 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.logits is None and matcher()(patches, grid(), None)[1].logits is not None
 
 
-def test_patches_find_themselves_where_descriptors_are_sharp() -> None:
-    """The same patches in another order in each view, so that their places are known."""
+def test_patches_match_themselves_if_descriptors_are_sharp() -> None:
+    """The same patches in another order in each view, so that their positions are known."""
     model, orders = (
         matcher(),
         [torch.randperm(TOKENS, generator=torch.Generator().manual_seed(v)) for v in range(VIEWS)],
@@ -73,7 +73,7 @@ def test_padding_is_never_matched() -> None:
     assert found.logits is not None and not found.logits.softmax(-1)[..., 4].any()
 
 
-def test_a_view_is_no_evidence_for_itself() -> None:
+def test_a_view_gives_no_evidence_for_itself() -> None:
     model = matcher()
     update, _ = model(draw(1, 1, TOKENS, DIM), grid()[:, :1], None)
     torch.testing.assert_close(update, model.out.bias.expand_as(update))
@@ -105,7 +105,7 @@ def test_true_cameras_and_depth_leave_no_residual() -> None:
 
     assert numbers(position, camera)[..., :4].abs().max() < 1e-5
     moved = camera @ make_pose(so3_exp(draw(3)), draw(3))
-    assert numbers(position, moved)[..., :4].abs().max() < 1e-5, "whichever world the poses are in"
+    assert numbers(position, moved)[..., :4].abs().max() < 1e-5, "for any world frame"
     wrong = camera.clone()
     wrong[:, 1, :3, 3] += 0.5
     assert numbers(position, wrong)[..., :2].abs().amax() > 0.05

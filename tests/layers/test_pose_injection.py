@@ -1,4 +1,4 @@
-"""Known poses act by their differences only, and views without one say nothing."""
+"""Only differences of known poses matter, and views without a pose are not read."""
 
 from __future__ import annotations
 

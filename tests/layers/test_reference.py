@@ -1,4 +1,4 @@
-"""Which view is the reference."""
+"""The choice of the reference view."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_reference_choices() -> None:
 
 
 @pytest.mark.parametrize("strategy", ["saddle_balanced", "saddle_sim_range"])
-def test_the_choice_is_a_views_and_not_a_places(strategy: str) -> None:
+def test_the_choice_does_not_depend_on_the_order_of_views(strategy: str) -> None:
     assert strategy in STRATEGIES
     classes = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(0))
     order = torch.tensor([3, 1, 4, 0, 2])

@@ -1,4 +1,4 @@
-"""Who sees whom in a trunk: the schedule, parts of it, padding, and the order of patches."""
+"""Which tokens a trunk mixes: the schedule, parts of it, padding, and the order of patches."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(model: Trunk, x: Tensor, layout: TokenLayout = LAYOUT, **options) -> Ten
 
 
 @pytest.mark.parametrize(("schedule", "is_seen"), [(("frame", "frame"), False), (("frame", "global"), True)])
-def test_only_global_blocks_tell_a_view_of_another(schedule: tuple[Role, ...], is_seen: bool) -> None:
+def test_only_global_blocks_mix_views(schedule: tuple[Role, ...], is_seen: bool) -> None:
     x = tokens()
     other = x.clone()
     other[:, 2] += 1
@@ -39,14 +39,14 @@ def test_only_global_blocks_tell_a_view_of_another(schedule: tuple[Role, ...], i
     assert torch.equal(a[:, :2], b[:, :2]) != is_seen and not torch.equal(a[:, 2], b[:, 2])
 
 
-def test_scenes_never_meet_and_views_have_no_number() -> None:
+def test_scenes_do_not_mix_and_the_order_of_views_does_not_matter() -> None:
     x, model = tokens(), trunk()
     whole = run(model, x)
     assert_rms(torch.cat([run(model, one[None]) for one in x]), whole, 1e-5)
     assert_rms(run(model, x[:, [2, 0, 1]]), whole[:, [2, 0, 1]], 1e-5)
 
 
-def test_parts_one_after_another_are_the_whole_and_keep_what_is_asked_for() -> None:
+def test_consecutive_parts_equal_the_whole_and_return_the_requested_outputs() -> None:
     x, model = tokens(), trunk()
     with torch.no_grad():
         whole, kept = model(x, LAYOUT, keep=(1, 3))
@@ -55,12 +55,12 @@ def test_parts_one_after_another_are_the_whole_and_keep_what_is_asked_for() -> N
     assert set(kept) == {1, 3} and torch.equal(kept[1], middle) and torch.equal(kept[3], whole)
 
 
-def test_roles_have_options_of_their_own() -> None:
+def test_roles_have_their_own_options() -> None:
     model = Trunk(PAIRS, 16, 2, roles={"global": {"rope": False}}, layer_scale=0.5)
     assert [block.attn.rope for block in model.blocks] == [True, False, True, False]  # type: ignore[union-attr]
 
 
-def test_padding_tells_nobody_anything() -> None:
+def test_padding_has_no_influence() -> None:
     x, valid = tokens(), torch.ones(2, 3, 6, dtype=torch.bool)
     valid[:, 1, 4:] = False
     layout = replace(LAYOUT, valid=valid)
@@ -73,8 +73,8 @@ def test_padding_tells_nobody_anything() -> None:
 
 
 @pytest.mark.parametrize("has_padding", [False, True])
-def test_windows_are_an_order_and_no_more(has_padding: bool) -> None:
-    """Dense blocks give the same whichever order the patches come in, also where a mechanism asks for windows."""
+def test_windows_change_only_the_order(has_padding: bool) -> None:
+    """Dense blocks give the same for any order of the patches, also if a mechanism requires windows."""
     x, valid = tokens(), torch.ones(2, 3, 6, dtype=torch.bool)
     valid[:, 0, 3:] = not has_padding
     layout = replace(LAYOUT, valid=valid if has_padding else None)

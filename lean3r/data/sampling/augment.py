@@ -82,7 +82,7 @@ def augment(
 
 
 def cut(view: RawView, height: int, width: int, share: float = 1.0, spot: tuple[float, float] = (0.5, 0.5)) -> RawView:
-    """Crop and scale a view: the largest crop with the target's aspect ratio, its sides times `share`.
+    """Crop and scale a view to [height, width]: the largest crop of this aspect ratio, its sides times `share`.
 
     `spot` in 0..1 is the position of the crop in the free margin, (0, 0) at the upper left. Pictures are averaged,
     depth and normals take the nearest pixel; sparse depth is moved point by point.

@@ -124,14 +124,14 @@ def estimate(scenes: SceneSet, scene: int) -> np.ndarray:
     total = scenes.scene(scene).views
     step = -(-total // _ESTIMATED_VIEWS)
     near = np.arange(total) // step
-    cameras, looked = _cameras(scenes, scene, range(0, total, step))
-    if len(looked) < 2:
+    cameras, views = _cameras(scenes, scene, range(0, total, step))
+    if len(views) < 2:
         return np.zeros((total, total), np.float32)
     k = np.stack([c.intrinsics for c in cameras])
     pose = np.stack([c.cam_from_world for c in cameras])
     world = np.stack([invert(p) for p in pose])
     size = np.array([(c.width, c.height) for c in cameras], np.float64)
-    depth = _typical_depth(scenes, scene, looked, world[:, :3, 3])
+    depth = _typical_depth(scenes, scene, views, world[:, :3, 3])
     x, y = np.meshgrid((np.arange(_GRID) + 0.5) / _GRID, (np.arange(_GRID) + 0.5) / _GRID)
     pixels = np.stack([x.ravel(), y.ravel()], 1) * size[:, None]
     rays = (pixels - k[:, None, :2, 2]) / k[:, None, [0, 1], [0, 1]]
@@ -139,8 +139,8 @@ def estimate(scenes: SceneSet, scene: int) -> np.ndarray:
     points = np.concatenate([rays * depth * shell for shell in _SHELLS], 1)
     points = points @ world[:, :3, :3].swapaxes(1, 2) + world[:, None, :3, 3]
     towards = points - world[:, None, :3, 3]
-    seen = np.zeros((len(looked), len(looked)), np.float32)
-    for other in range(len(looked)):
+    seen = np.zeros((len(views), len(views)), np.float32)
+    for other in range(len(views)):
         there = points @ pose[other, :3, :3].T + pose[other, :3, 3]
         z = np.maximum(there[..., 2], 1e-9)
         spot = there[..., :2] / z[..., None] * k[other, [0, 1], [0, 1]] + k[other, :2, 2]
@@ -149,25 +149,25 @@ def estimate(scenes: SceneSet, scene: int) -> np.ndarray:
         cosine = (aside * towards).sum(-1) / (np.linalg.norm(aside, axis=-1) * np.linalg.norm(towards, axis=-1) + 1e-9)
         seen[:, other] = (inside & (cosine > 0.5)).mean(1)
     score = np.zeros((near[-1] + 1, near[-1] + 1), np.float32)
-    at = [v // step for v in looked]
+    at = [v // step for v in views]
     score[np.ix_(at, at)] = np.minimum(seen, seen.T)
     return score[np.ix_(near, near)]
 
 
 def _cameras(scenes: SceneSet, scene: int, views: Iterable[int]) -> tuple[list[Camera], list[int]]:
     """The valid cameras, and the numbers of their views."""
-    cameras, sound = [], []
+    cameras, valid = [], []
     for v in views:
         with suppress(InputError):  # reading the view raises the error; here it has no overlap
             cameras.append(scenes.camera(scene, v))
-            sound.append(v)
-    return cameras, sound
+            valid.append(v)
+    return cameras, valid
 
 
-def _typical_depth(scenes: SceneSet, scene: int, looked: list[int], centres: np.ndarray) -> float:
+def _typical_depth(scenes: SceneSet, scene: int, views: list[int], centres: np.ndarray) -> float:
     if scenes.has_depth:
         depths = []
-        for v in dict.fromkeys((looked[0], looked[len(looked) // 2], looked[-1])):
+        for v in dict.fromkeys((views[0], views[len(views) // 2], views[-1])):
             depth = scenes.view(scene, v).depth
             depths.append(depth[np.isfinite(depth) & (depth > 0)])
         known = np.concatenate(depths)

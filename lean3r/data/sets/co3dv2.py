@@ -240,9 +240,7 @@ def _incomplete(category: Path) -> list[str]:
         return [str(error)]
     there = {folder.name for folder in _sequences(category)}
     absent = sorted(rows.keys() - there)
-    problems = (
-        [f"{len(absent)} of {len(rows)} sequences of {category} are missing, {absent[0]} first"] if absent else []
-    )
+    problems = [f"{len(absent)} of {len(rows)} sequences of {category} are missing, e.g. {absent[0]}"] if absent else []
     for name in sorted(there & rows.keys()):
         pictures = {path.name for path in (category / name / "images").glob("*")}
         wanted = {PurePosixPath(str(row["image"]["path"])).name for row in rows[name]}
@@ -250,7 +248,7 @@ def _incomplete(category: Path) -> list[str]:
             problems.append(f"{category / name} has {len(wanted & pictures)} pictures; a scene needs two")
         elif wanted - pictures:
             gone = sorted(wanted - pictures)
-            problems.append(f"{len(gone)} of {len(wanted)} pictures of {category / name} are missing, {gone[0]} first")
+            problems.append(f"{len(gone)} of {len(wanted)} pictures of {category / name} are missing, e.g. {gone[0]}")
     return problems
 
 

@@ -179,7 +179,7 @@ def _absent_pictures(folder: Path) -> list[str]:
     absent = sorted(set(images) - files.keys())
     if not images:
         return [f"{model} has no posed picture"]
-    return [f"{len(absent)} of {len(images)} pictures of {folder} are missing, {absent[0]} first"] if absent else []
+    return [f"{len(absent)} of {len(images)} pictures of {folder} are missing, e.g. {absent[0]}"] if absent else []
 
 
 def _picture_files(folder: Path, names: Iterable[str]) -> dict[str, Path]:

@@ -68,7 +68,7 @@ class Dl3dv(LensSet[LensFrame]):
             return [f"{pictures} has {len(there)} of {len(wanted)} posed pictures; a scene needs two"]
         absent = sorted(wanted - there)
         count = f"{len(absent)} of {len(wanted)} pictures"
-        return [f"{count} of {pictures} are missing, {absent[0]} first"] if absent else []
+        return [f"{count} of {pictures} are missing, e.g. {absent[0]}"] if absent else []
 
     def frames(self, scene: str) -> Sequence[LensFrame]:
         """The posed pictures whose files exist, by name."""

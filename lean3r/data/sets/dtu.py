@@ -66,9 +66,7 @@ class DTU(MvsnetSet):
                 continue
             numbers = [int(n) for n in pictures if n.isdigit()]
             absent = set(range(min(numbers), max(numbers) + 1)) - set(numbers) if numbers else set()
-            problems += (
-                [f"{len(absent)} views of {scan} have no pictures, number {min(absent)} first"] if absent else []
-            )
+            problems += [f"{len(absent)} views of {scan} have no pictures, e.g. view {min(absent)}"] if absent else []
             lost = [n for n in numbers if not any((f / f"{n - 1:08}_cam.txt").is_file() for f in _camera_folders(root))]
             problems += [f"{len(lost)} of {len(numbers)} views of {scan} have no camera"] if lost else []
         return problems

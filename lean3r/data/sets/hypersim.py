@@ -197,7 +197,7 @@ def _incomplete(place: Path, camera: str) -> list[str]:
     if len(names) < 2:
         return [f"{pictures} has {len(names)} pictures frame.*{_PICTURE}; a scene needs two"]
     without = sorted(names - {path.name.removesuffix(_DISTANCE) for path in geometry.glob(f"frame.*{_DISTANCE}")})
-    return [f"{len(without)} of {len(names)} maps of {geometry} are missing, {without[0]} first"] if without else []
+    return [f"{len(without)} of {len(names)} maps of {geometry} are missing, e.g. {without[0]}"] if without else []
 
 
 def _table(root: Path) -> Path | None:

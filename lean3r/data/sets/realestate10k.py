@@ -45,7 +45,7 @@ class RealEstate10K(FolderSet[Frame]):
         """Sentences for clips whose frames are missing, all or some."""
         texts = _texts(root)
         absent = [text for text in texts if _frame_folder(root, text) is None]
-        problems = [f"{len(absent)} of {len(texts)} clips have no frames, {absent[0].stem} first"] if absent else []
+        problems = [f"{len(absent)} of {len(texts)} clips have no frames, e.g. {absent[0].stem}"] if absent else []
         for text in texts:
             folder = _frame_folder(root, text)
             if folder is not None:

@@ -103,15 +103,13 @@ class ScanNetpp(LensSet[LensFrame]):
         if wanted - there:
             gone = sorted(wanted - there)
             problems.append(
-                f"{len(gone)} of {len(wanted)} pictures of {place / kind.pictures} are missing, {gone[0]} first"
+                f"{len(gone)} of {len(wanted)} pictures of {place / kind.pictures} are missing, e.g. {gone[0]}"
             )
         maps = {path.stem for path in depth.glob("*.png")} if depth else set()
         without = sorted(name for name in there if PurePosixPath(name).stem not in maps)
         if without:
             folder = depth or place / kind.depth[0]
-            problems.append(
-                f"{len(without)} of {len(there)} maps of {folder} are missing, first the map of {without[0]}"
-            )
+            problems.append(f"{len(without)} of {len(there)} maps of {folder} are missing, e.g. that of {without[0]}")
         return problems
 
     def frames(self, scene: str) -> Sequence[LensFrame]:

@@ -128,7 +128,7 @@ def _incomplete(root: Path, scene: str) -> list[str]:
     without = sorted(pictures - {path.stem.removeprefix("depth_") for path in depth.glob("depth_*.png")})
     if len(pictures) < 2:
         return [f"{rgb} has {len(pictures)} pictures; a scene needs two"]
-    return [f"{len(without)} of {len(pictures)} maps of {depth} are missing, {without[0]} first"] if without else []
+    return [f"{len(without)} of {len(pictures)} maps of {depth} are missing, e.g. {without[0]}"] if without else []
 
 
 def _rows(path: Path, camera: int, count: int) -> dict[int, np.ndarray]:

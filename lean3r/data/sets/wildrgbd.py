@@ -56,7 +56,7 @@ class WildRgbd(FolderSet[ObjectFrame]):
             return [f"{place} has {len(pictures)} pictures; a scene needs two"]
         without = sorted(pictures - depth)
         count = f"{len(without)} of {len(pictures)} pictures"
-        return [f"{count} of {place} have no depth, {without[0]} first"] if without else []
+        return [f"{count} of {place} have no depth, e.g. {without[0]}"] if without else []
 
     def frames(self, scene: str) -> Sequence[ObjectFrame]:
         """The frames with a pose, in time order."""

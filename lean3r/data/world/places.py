@@ -341,10 +341,10 @@ def sample_scene(draw: Draw, kind: Tensor, tiles: int, photos: int) -> Scene:
         **surfaces,
         **_lights(draw, kind, shell, unit),
     )
-    return without(scene, torch.cat((torch.zeros(draw.scenes, 1, dtype=torch.bool), missing), 1))
+    return remove_solids(scene, torch.cat((torch.zeros(draw.scenes, 1, dtype=torch.bool), missing), 1))
 
 
-def without(scene: Scene, gone: Tensor) -> Scene:
+def remove_solids(scene: Scene, gone: Tensor) -> Scene:
     """The scenes without the solids `gone` [B, N] bool, which become tiny and are moved far outside the shell."""
     gone = gone.unsqueeze(-1)
     away = torch.full_like(scene.centre, AWAY)

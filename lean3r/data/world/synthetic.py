@@ -12,7 +12,7 @@ from torch import Tensor
 from lean3r.data.base import SceneBatch
 from lean3r.data.world.camera_noise import Sensor, develop, sample_sensor
 from lean3r.data.world.draw import Draw
-from lean3r.data.world.places import KINDS, Scene, clearance, sample_scene, without
+from lean3r.data.world.places import KINDS, Scene, clearance, remove_solids, sample_scene
 from lean3r.data.world.render import look, render, run
 from lean3r.data.world.textures import FAMILIES, atlas
 from lean3r.data.world.trajectories import CLEAR, overlaps, pinhole, propose, score, world_to_camera
@@ -156,7 +156,7 @@ class SyntheticWorld:
         rows = torch.arange(b, device=best.device)
         gone = near.permute(0, 2, 1, 3)[rows, best].amax(-1) > 0
         gone[:, 0] = False
-        return without(scene, gone), rotation[rows, best], position[rows, best]
+        return remove_solids(scene, gone), rotation[rows, best], position[rows, best]
 
 
 def _generator(*numbers: int) -> torch.Generator:
