@@ -56,7 +56,7 @@ def test_pycolmap_may_come_first(after: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems keep the libraries of packages apart")
-def test_a_sound_zlib_is_left_alone() -> None:
+def test_an_intact_zlib_is_left_alone() -> None:
     done = fresh("import zlib, pycolmap\nfrom lean3r.inputs.zlib_repair import repair\nprint(repair())")
     assert done.stdout == "0\n", done.stderr
 

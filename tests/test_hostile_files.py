@@ -82,7 +82,7 @@ def test_index_that_names_itself_or_other_places(shard: object, tmp_path: Path) 
     ],
     ids=["integer key", "tuple key", "sparse", "sparse rows", "without values"],
 )
-def test_tables_that_are_no_weights(table: dict, tmp_path: Path) -> None:
+def test_tables_that_are_not_weights(table: dict, tmp_path: Path) -> None:
     torch.save(table, tmp_path / "model.pt")
     with pytest.raises(WeightsError, match=r"names a tensor|in a form that lean3r cannot read|has Python objects"):
         open_weights(tmp_path / "model.pt")
@@ -111,7 +111,7 @@ def test_packed_torch_file_is_not_unpacked(tmp_path: Path) -> None:
         open_weights(path)
 
 
-def test_angle_of_view_of_nothing(tmp_path: Path) -> None:
+def test_invalid_angles_of_view(tmp_path: Path) -> None:
     frame = {"file_path": "a.png", "transform_matrix": np.eye(4).tolist()}
     for angle in (0, 1e-320, "wide", None, [1]):
         content = {"camera_angle_x": angle, "w": 64, "h": 48, "frames": [frame]}

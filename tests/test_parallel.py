@@ -10,7 +10,7 @@ import torch
 from lean3r.parallel import by_threads
 
 
-def test_results_in_order_one_thread_inside_and_as_before_afterwards() -> None:
+def test_results_are_in_order_with_one_thread_inside() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:

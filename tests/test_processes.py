@@ -58,14 +58,14 @@ def run(here: Path, *command: str | Path) -> str:
     return done.stderr
 
 
-def test_reconstruct_with_refinement_executes_nothing_that_lies_there(trapped: Path, tmp_path: Path) -> None:
+def test_reconstruct_with_refinement_executes_no_file_of_the_current_folder(trapped: Path, tmp_path: Path) -> None:
     program = tmp_path / "lean3r"  # like the installed one: its own folder comes first, not the current one
     program.write_text(COMMAND)
     said = run(trapped, program, "reconstruct", ".", "-o", "../out", "--refine", "on", "-f", "cameras")
     assert "refine" in said and "refining process failed" not in said
 
 
-def test_training_and_its_loaders_execute_nothing_that_lies_there(trapped: Path, tmp_path: Path) -> None:
+def test_training_and_its_loaders_execute_no_file_of_the_current_folder(trapped: Path, tmp_path: Path) -> None:
     program = tmp_path / "group.py"
     program.write_text(GROUP)
     run(trapped, program)
@@ -93,7 +93,7 @@ def test_modules_come_from_where_this_process_has_them(tmp_path: Path, monkeypat
     assert str(mine) in processes.module_paths(), "the current folder may be gone"
 
 
-def test_what_is_set_for_children_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_set_for_children_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     code = [sys.executable, "-c", "import sys; sys.exit(sys.flags.safe_path)"]
     for before, after in ((None, 0), ("1", 1)):
         monkeypatch.delenv("PYTHONSAFEPATH", raising=False)

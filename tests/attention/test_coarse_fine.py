@@ -136,7 +136,7 @@ def test_windows_partition_the_grid(special: int, rows: int, cols: int, side: in
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("special", "rows", "cols"), [(0, 7, 9), (1, 8, 8), (2, 5, 3)])
 @pytest.mark.parametrize("gate", ["two", "one", "none"])
-def test_is_its_definition(special: int, rows: int, cols: int, masked: bool, gate: str) -> None:
+def test_matches_its_definition(special: int, rows: int, cols: int, masked: bool, gate: str) -> None:
     torch.manual_seed(0)
     gsa = Gsa(HEADS * DIM, HEADS, window=4, top_k=3, gate=gate)  # type: ignore[arg-type]
     for parameter in gsa.parameters():
@@ -223,7 +223,7 @@ def test_views_that_are_always_kept(reference: bool, every: int | None, views: l
     assert_rms(found, gsa(replace(p, key_mask=no_padding), layout), 1e-6)
 
 
-def test_more_windows_asked_for_than_there_are() -> None:
+def test_top_k_above_the_number_of_windows() -> None:
     for views, rows in ((1, 3), (1, 8), (3, 4)):
         layout = TokenLayout(views, 0, rows, rows)
         p = projected(layout)
@@ -259,7 +259,7 @@ def test_gates_start_close_to_the_selected_branch() -> None:
         torch.testing.assert_close(gates[0, 0, 0], torch.tensor([0.2689, 0.7311]), atol=1e-4, rtol=0)
 
 
-def test_a_query_that_is_no_number_spoils_its_window_alone() -> None:
+def test_nan_in_a_query_affects_its_window_only() -> None:
     layout = TokenLayout(3, 1, 8, 8, window=4)
     p = projected(layout)
     clean = Gsa(HEADS * DIM, HEADS, top_k=2)(p, layout)
@@ -272,7 +272,7 @@ def test_a_query_that_is_no_number_spoils_its_window_alone() -> None:
     assert_rms(found[same], clean[same], 1e-6)
 
 
-def test_what_makes_no_sense_is_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     for wrong in ({"window": 0}, {"top_k": 0}, {"every": 0}, {"gate": "three"}):
         with pytest.raises(UsageError):
             Gsa(HEADS * DIM, HEADS, **wrong)

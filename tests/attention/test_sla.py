@@ -73,7 +73,7 @@ def test_every_key_block_is_critical_marginal_or_negligible() -> None:
     assert [i for i in range(10) if not any(readers[i])] == sorted(ranked[-3:].tolist())
 
 
-def test_a_last_block_in_part_counts_for_what_it_holds() -> None:
+def test_a_partial_last_block_counts_for_the_keys_that_it_holds() -> None:
     """Masked filling: 9 tokens in blocks of 8 give what 9 tokens and 7 masked ones give."""
     q, k, v = draw(3, 1, 1, 16, 8)
     mask = (torch.arange(16) < 9)[None]
@@ -101,7 +101,7 @@ def test_one_block_of_many_is_always_read() -> None:
     assert call(ThuSLA(8, 1, keep=0.1), q, k, v).isfinite().all()
 
 
-def test_says_what_it_cannot_do() -> None:
+def test_unsupported_input_is_refused() -> None:
     with pytest.raises(UsageError, match="mode is 'tokens' and filling 'masked'"):
         SLA(8, 1, mode="tokens")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"keep is 2; expected a share from 0 to 1"):

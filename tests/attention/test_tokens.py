@@ -12,7 +12,7 @@ from lean3r.attention.tokens import grid_positions, marks_of, rows_of, table, vi
 from lean3r.types import TokenLayout
 
 
-def test_rows_and_marks_go_by_one_index_for_all_scenes_or_one_each() -> None:
+def test_rows_and_marks_take_one_index_or_one_per_scene() -> None:
     x, mask = torch.randn(2, 3, 7, 4), torch.rand(2, 7) > 0.5
     index = torch.tensor([5, 0, 0, 6])
     each = torch.stack([index, index.flip(0)])
@@ -23,7 +23,7 @@ def test_rows_and_marks_go_by_one_index_for_all_scenes_or_one_each() -> None:
     assert marks_of(None, index) is None
 
 
-def test_a_table_is_made_once_a_shape_and_may_be_trained_with() -> None:
+def test_a_table_is_made_once_per_shape_and_works_in_training() -> None:
     made = []
 
     def make(layout: TokenLayout, start: int) -> Tensor:
@@ -54,7 +54,7 @@ def test_padding_is_zero_and_views_are_those_of_the_call() -> None:
 
 
 @pytest.mark.parametrize("total", [1, 7, 64])
-def test_sums_in_pieces_are_the_whole_ones_with_their_gradients(total: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_in_pieces_equal_whole_sums_and_their_gradients(total: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "CPU_PIECE", 10)
     x = torch.randn(1, 2, total, 4, dtype=torch.float64, requires_grad=True)
     parts = list(pieces.pieces(total, 3, x.device))

@@ -40,7 +40,7 @@ def filmed(pictures: list[int], layout: TokenLayout, dim: int = 8, heads: int = 
 # Token merging
 
 
-def test_merging_hands_everyone_the_mean_of_its_group() -> None:
+def test_merging_gives_every_token_the_mean_of_its_group() -> None:
     layout = TokenLayout(views=3, special=1, rows=4, cols=5)
     q, k, v = draw(3, 2, 2, 63, 8)
     p = Projected(draw(2, 63, 16), q, k, v, lambda q, k: (q, k))
@@ -181,7 +181,7 @@ def test_every_region_of_every_view_offers_one_query(factor: int) -> None:
         assert (F.avg_pool2d(padded, (down, across)) * down * across == 1).all()
 
 
-def test_queries_join_inside_their_group_only() -> None:
+def test_queries_merge_within_their_group_only() -> None:
     layout = TokenLayout(views=6, special=0, rows=2, cols=4)
     plan = KeyValuePrune(1, query_merge=4, query_group=2).plan(draw(2, 2, 48, 8), layout, None)
     assert plan is not None
@@ -237,7 +237,7 @@ def test_only_chosen_views_are_read() -> None:
         attend(FrameSubset(keep=(4,)), layout, q, k, v)
 
 
-def test_frame_local_lets_nothing_through() -> None:
+def test_frame_local_passes_nothing_between_views() -> None:
     layout = TokenLayout(views=3, special=1, rows=2, cols=3)
     q, k, v = filmed([0, 1, 2], layout)
     before = attend(FrameLocal(), layout, q, k, v)
@@ -288,6 +288,6 @@ def test_counts_of_kept_blocks() -> None:
         (lambda: FrameSubset(start="last"), "start is 'last'"),  # type: ignore[arg-type]
     ],
 )
-def test_settings_that_make_no_sense(build, message: str) -> None:
+def test_invalid_settings_are_refused(build, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build()

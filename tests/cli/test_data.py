@@ -37,7 +37,7 @@ def test_list_names_every_set_and_where_it_comes_from(capsys: pytest.CaptureFixt
     assert all(row["name"] in shown for row in rows)
 
 
-def test_a_sound_copy_is_recognised_and_drawn(
+def test_an_intact_copy_is_recognised_and_drawn(
     blended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -152,7 +152,7 @@ BROKEN: dict[str, tuple[Break, list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", list(BROKEN))
-def test_what_is_wrong_is_said(case: str, blended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_defects_are_reported(case: str, blended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change, arguments, message = BROKEN[case]
     root = tmp_path / "copy"
     shutil.copytree(blended, root)
@@ -162,7 +162,7 @@ def test_what_is_wrong_is_said(case: str, blended: Path, tmp_path: Path, capsys:
     assert message in shown and "unexpected" not in shown, shown
 
 
-def test_a_packed_set_is_a_set(blended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_packed_set_can_be_checked(blended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "shards"
     assert main(["data", "pack", str(blended), "-o", str(out), "-q"]) == 0
     assert capsys.readouterr().out.strip() == str(out)

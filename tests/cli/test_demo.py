@@ -57,7 +57,7 @@ def test_own_photos(photos: Path, weights: Path, tmp_path: Path, capsys) -> None
     assert main([*arguments, str(tmp_path / "nowhere")]) == 3
 
 
-def test_the_demo_writes_over_nothing_but_earlier_demos(weights: Path, tmp_path: Path, monkeypatch) -> None:
+def test_the_demo_overwrites_only_earlier_demos(weights: Path, tmp_path: Path, monkeypatch) -> None:
     def photographed(directory: Path, views: int, *, seed: int) -> None:
         for view in range(views):
             shutil.copy(photo, directory / f"IMG_{view + 1:04d}.jpg")

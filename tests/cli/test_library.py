@@ -61,14 +61,14 @@ def test_the_same_input_gives_the_same_result_and_leaves_the_callers_random_numb
     np.testing.assert_array_equal(first.points.xyz, second.points.xyz)
 
 
-def test_one_view_of_tensors_will_do(model) -> None:
+def test_one_view_of_tensors_is_enough(model) -> None:
     scene = lean3r.reconstruct(model, blobs(1, 80, 48), points=PointOptions(max_points=100))
     assert scene.depth.shape == (1, 80, 48) and scene.names == ("view_0000.png",)
     assert 0 < len(scene.points.xyz) <= 100
     assert (scene.sources[0].width, scene.sources[0].height) == (48, 80)
 
 
-def test_low_precision_runs_in_it_and_comes_back_in_float32(weights: Path) -> None:
+def test_low_precision_is_used_and_results_are_float32(weights: Path) -> None:
     model = lean3r.load("nano", weights, dtype="bfloat16")
     views = blobs(2, 64, 64)
     low = lean3r.reconstruct(model, views)

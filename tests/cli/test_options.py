@@ -58,7 +58,7 @@ def test_about_ten_parameters_and_every_option_in_one_class() -> None:
         assert all(f.metadata["help"].endswith(".") for f in options_of(group).values())
 
 
-def test_what_the_command_line_chose_stands_in_config_toml(photos: Path, tmp_path: Path) -> None:
+def test_options_of_the_command_line_are_in_config_toml(photos: Path, tmp_path: Path) -> None:
     options = ["--max-views", "3", "--conf-percentile", "30", "--resolution", "112", "--image-factors", "none"]
     command = ["reconstruct", str(photos), "-o", str(tmp_path / "out"), "-f", "cameras", "--refine", "off", "-q"]
     assert main([*command, *options]) == 0
@@ -115,7 +115,7 @@ def test_old_names_mean_what_they_meant_to_every_input(model, photos: Path) -> N
         lean3r.reconstruct(model, photos, inputs=photos)
 
 
-def test_masks_that_are_named_go_before_those_of_the_pictures(model, photos: Path, tmp_path: Path) -> None:
+def test_named_masks_take_precedence_over_those_of_the_pictures(model, photos: Path, tmp_path: Path) -> None:
     for name, count in (("one", 1), ("all", 4)):
         (tmp_path / name).mkdir()
         for picture in sorted(photos.iterdir())[:count]:
@@ -126,7 +126,7 @@ def test_masks_that_are_named_go_before_those_of_the_pictures(model, photos: Pat
         assert scene.info["masks"]["views"] == views
 
 
-def test_a_name_is_no_model(photos: Path) -> None:
+def test_a_name_is_not_a_model(photos: Path) -> None:
     with pytest.raises(lean3r.LeanError, match="the model is str; expected a loaded one"):
         lean3r.reconstruct("nano", photos)  # type: ignore[arg-type]
 

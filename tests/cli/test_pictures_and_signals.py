@@ -107,7 +107,7 @@ def test_archives_and_turned_pictures(weights: Path, tmp_path: Path) -> None:
     assert len(assert_opens_as_it_is(tmp_path / "always")) == 2, "what was not used is not there"
 
 
-def test_pictures_that_are_gone(tmp_path: Path) -> None:
+def test_pictures_that_have_vanished(tmp_path: Path) -> None:
     Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
     with pytest.raises(InputError, match=r"1 of 2 pictures cannot be read again \(b\.png\)"):
         Pictures([tmp_path]).write(["a.png", "b.png"], tmp_path / "images")

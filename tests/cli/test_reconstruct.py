@@ -119,7 +119,7 @@ def test_bad_use_and_bad_weights(run, tmp_path: Path, capsys, arguments: list[st
     assert list(tmp_path.iterdir()) == []
 
 
-def test_gps_that_is_not_there_ends_the_run_before_its_work(run, tmp_path: Path, capsys) -> None:
+def test_missing_gps_ends_the_run_before_its_work(run, tmp_path: Path, capsys) -> None:
     assert run("--gps") == 3
     err = capsys.readouterr().err
     assert "0 of 4 pictures have a GPS position" in err and "loading" not in err
@@ -155,7 +155,7 @@ def test_an_explicit_device_is_refused_with_the_reason(run, capsys) -> None:
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
-def test_every_end_has_its_code_and_loses_nothing(
+def test_every_exit_has_its_code_and_loses_nothing(
     run, tmp_path: Path, capsys, monkeypatch, error: BaseException, code: int, says: str
 ) -> None:
     (tmp_path / "out").mkdir()
@@ -180,7 +180,7 @@ def test_verbose_shows_the_traceback_of_a_bug(run, capsys, monkeypatch) -> None:
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_not_a_number_from_the_network_is_an_error_that_says_so(run, capsys, monkeypatch) -> None:
+def test_nan_from_the_network_is_an_error_that_names_it(run, capsys, monkeypatch) -> None:
     def broken(*arguments):
         found = predict(*arguments)
         depth = found.depth.clone()
@@ -194,7 +194,7 @@ def test_not_a_number_from_the_network_is_an_error_that_says_so(run, capsys, mon
     assert "NaN" in err and "depth of view 3 (img_3.jpg)" in err and "bug of lean3r" not in err
 
 
-def test_an_earlier_result_stays_without_overwrite_and_goes_with_it(run, tmp_path: Path, capsys) -> None:
+def test_an_earlier_result_is_replaced_only_with_overwrite(run, tmp_path: Path, capsys) -> None:
     assert run(*QUICK) == 0
     before = (tmp_path / "out" / "manifest.json").stat().st_ino
     capsys.readouterr()
@@ -218,7 +218,7 @@ def test_version_and_no_command(capsys) -> None:
     assert main([]) == 2 and main(["nonsense"]) == 2
 
 
-def test_a_reader_that_leaves_early_is_no_error() -> None:
+def test_a_reader_that_leaves_early_is_not_an_error() -> None:
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "lean3r", "--help"]

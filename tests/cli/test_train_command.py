@@ -20,7 +20,7 @@ from lean3r.train.held_out import SETS
         (["--validate-data", "blendedmvs={tiny}"], 3, "fewer than 8 views"),
     ],
 )
-def test_what_cannot_be_judged_is_said_before_the_first_step(
+def test_impossible_validation_is_refused_before_the_first_step(
     arguments: list[str], code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write("blendedmvs", tmp_path / "tiny")

@@ -98,7 +98,7 @@ def test_inspect_attention(dense: Path, photos: Path, tmp_path: Path, capsys: py
     assert main(arguments) == 2 and "not empty" in capsys.readouterr().err
 
 
-def test_a_plan_that_few_pictures_leave_dense_is_said_to_be(
+def test_a_plan_without_effect_on_few_pictures_is_reported(
     dense: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["inspect", "attention", str(photos), "--weights", str(dense), "-o"]
@@ -112,7 +112,7 @@ def test_a_plan_that_few_pictures_leave_dense_is_said_to_be(
     assert heights[0] > heights[1]  # the title has a line more
 
 
-def test_official_weights_are_told_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_official_weights_are_recognised_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without --model, as published: no name in the header."""
     shape = {key: value.shape for key, value in official("pi3").items() if key == Pi3.TELLTALE[0]}
     monkeypatch.setattr(Pi3, "SIZES", {"pi3": Pi3.SMALLEST})

@@ -112,7 +112,7 @@ def test_files_are_written_tensor_by_tensor(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("plan", ["fp8", "gsa-fp8", "fp8-weight", "int8-dynamic", "w4a8", "gsa"])
-def test_a_file_says_what_the_network_in_memory_says(plan: str, dense: Path, tmp_path: Path) -> None:
+def test_a_file_gives_the_outputs_of_the_network_in_memory(plan: str, dense: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     wanted = {"quantize": "w4a8", "target": "every block"}
     steps = resolve_plan({"steps": [wanted]} if plan == "w4a8" else plan)

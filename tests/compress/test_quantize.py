@@ -127,7 +127,7 @@ def test_noise_stays_below_the_floors() -> None:
         assert snr_db(compress(net, plan("int8-dynamic"))(x), net(x)) >= 30
 
 
-def test_rows_of_zeros_and_rows_that_are_no_numbers() -> None:
+def test_rows_of_zeros_and_rows_of_nan() -> None:
     net = network(32, 16)
     x = noise(5, 32)
     x[1] = 0
@@ -263,7 +263,7 @@ def test_verbs_out_of_order_are_refused(model: Nano) -> None:
         ({"quantize": "fp8"}, "target of step 1"),
     ],
 )
-def test_plans_that_make_no_sense_are_refused(model: Nano, step: dict, message: str) -> None:
+def test_invalid_plans_are_refused(model: Nano, step: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         prepare(model, {"steps": [step]})
 

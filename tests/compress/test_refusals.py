@@ -93,7 +93,7 @@ def test_nothing_left_out_is_the_dense_model(mechanism: str, model: str) -> None
 
 @each_model
 @each_mechanism
-def test_pixels_that_are_no_numbers_are_refused_by_the_view_they_are_in(mechanism: str, model: str) -> None:
+def test_nan_pixels_are_refused_naming_their_view(mechanism: str, model: str) -> None:
     pictures = images(model, 63)
     pictures[0, 1, 2, 5, 7] = torch.nan
     with pytest.raises(InputError, match="view 1 has NaN or infinite pixels"):
@@ -102,7 +102,7 @@ def test_pixels_that_are_no_numbers_are_refused_by_the_view_they_are_in(mechanis
 
 @each_model
 @pytest.mark.parametrize("mechanism", ["gsa", "sla", "thu-sla", "block_sparse"])
-def test_heads_that_kernels_do_not_take(mechanism: str, model: str) -> None:
+def test_head_sizes_that_kernels_do_not_support(mechanism: str, model: str) -> None:
     """Known, and said, when the model is converted: 16 channels a head."""
     with pytest.raises(
         KernelError, match=rf"{mechanism} cannot run .* at \S+attn: head_dim 16 is not within 32 to 128"
@@ -117,7 +117,7 @@ STEP = {"target": "global block 0", "settings": {"implementation": "triton"}, "d
 
 
 @pytest.mark.parametrize("mechanism", ["gsa", "sla", "thu-sla", "block_sparse"])
-def test_numbers_that_kernels_do_not_take(mechanism: str) -> None:
+def test_number_types_that_kernels_do_not_support(mechanism: str) -> None:
     """A model's type and device may change after it is converted: the run says so."""
     wide = Nano(NanoConfig(width=64, heads=2, pairs=2)).double().eval()
     sparse = converted(wide, mechanism, {"implementation": "triton"})
@@ -145,7 +145,7 @@ def test_numbers_that_kernels_do_not_take(mechanism: str) -> None:
         ("frame_subset", {"frames": 0}, "frames is 0; expected a whole number, 1 or more"),
     ],
 )
-def test_settings_that_mean_nothing(mechanism: str, settings: dict[str, Any], says: str) -> None:
+def test_invalid_settings_are_refused(mechanism: str, settings: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says) as caught:
         converted(tiny("pi3"), mechanism, settings)
     assert "\n" not in str(caught.value)

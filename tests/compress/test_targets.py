@@ -54,7 +54,7 @@ def test_parts_are_disjoint_and_make_up_every_linear(pi3: Pi3, model: Nano) -> N
 
 
 @pytest.mark.parametrize("text", ["every linear", "heads", "encoder blocks", "every block", "narrow layers"])
-def test_mechanisms_stand_in_trunks_only(text: str) -> None:
+def test_mechanisms_are_in_trunks_only(text: str) -> None:
     Target.parse(text)
     with pytest.raises(UsageError, match="mechanisms, which are in the trunk"):
         Target.of_attention(text)
@@ -63,7 +63,7 @@ def test_mechanisms_stand_in_trunks_only(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["globals", "global blocks x", "global blocks 1,,2", "named", "named a b", "Every linear"]
 )
-def test_what_is_no_target_is_refused_alike(text: str) -> None:
+def test_invalid_targets_are_refused_alike(text: str) -> None:
     for read in (Target.parse, Target.of_attention):
         with pytest.raises(UsageError, match=f"target '{text}' cannot be read; expected 'every layer'"):
             read(text)

@@ -238,7 +238,7 @@ def test_shows_its_choices(name: str) -> None:
     ("name", "arguments"),
     [("gsa", {"window": 2.5}), ("gsa", {"top_k": True}), ("gsa", {"every": 0}), ("dense", {"implementation": "x"})],
 )
-def test_refuses_settings_that_mean_nothing(name: str, arguments: dict) -> None:
+def test_refuses_invalid_settings(name: str, arguments: dict) -> None:
     with pytest.raises(UsageError, match=f"{next(iter(arguments))} is"):
         build(name, arguments)
 

@@ -79,7 +79,7 @@ def test_cameras_alone(name: str) -> None:
 
 
 @each_model
-def test_exchanging_views_exchanges_outputs(name: str) -> None:
+def test_permuting_views_permutes_outputs(name: str) -> None:
     model = tiny(name)
     images = pictures(model, 4, 3, 4)
     order = [2, 0, 3, 1] if model.REFERENCE is None else [0, 3, 1, 2]
@@ -91,7 +91,7 @@ def test_exchanging_views_exchanges_outputs(name: str) -> None:
 
 
 @each_model
-def test_scenes_of_a_batch_do_not_meet(name: str) -> None:
+def test_scenes_of_a_batch_do_not_mix(name: str) -> None:
     model = tiny(name)
     images = pictures(model, 2, 3, 4, batch=2)
     both = predict(model, images)
@@ -138,7 +138,7 @@ def test_gradients_are_finite_and_reach_the_pixels(name: str) -> None:
 
 
 @each_model
-def test_a_row_says_what_it_is(name: str) -> None:
+def test_a_row_describes_its_model(name: str) -> None:
     kind = MODELS.get(name)
     assert kind.name == name and kind.licence and name in kind.SIZES
     assert kind.resolution % tiny(name).patch == 0
@@ -181,7 +181,7 @@ def test_the_model_forgets_the_values_of_padding_but_keeps_the_rest() -> None:
 
 
 @each_model
-def test_the_card_is_true_of_the_model(name: str) -> None:
+def test_the_card_matches_the_model(name: str) -> None:
     with torch.device("meta"):
         model = MODELS.get(name)()
     card = CARDS[name]

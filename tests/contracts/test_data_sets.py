@@ -68,7 +68,7 @@ each_set = pytest.mark.parametrize("name", list(SMALL))
 
 
 @pytest.mark.parametrize("name", list(sets()))
-def test_rows_say_what_they_are_and_what_they_miss(name: str, tmp_path: Path) -> None:
+def test_rows_describe_their_set_and_report_what_is_missing(name: str, tmp_path: Path) -> None:
     kind = sets()[name]
     assert kind.name == name
     assert all(text.strip() for text in (kind.title, kind.licence, kind.source, kind.layout))
@@ -174,7 +174,7 @@ def test_depth_reprojects_into_other_views(name: str) -> None:
 
 
 @each_set
-def test_seed_and_index_are_the_whole_story(name: str) -> None:
+def test_batches_depend_on_seed_and_index_alone(name: str) -> None:
     first, again, other_seed = SMALL[name](), SMALL[name](), SMALL[name](seed=4)
     same = again(0, SCENES)
     for field in fields(SceneBatch):

@@ -94,7 +94,7 @@ def test_writes_what_others_read(tmp_path, name, scene):
     assert all(any(path.is_relative_to(place) for place in declared) for path in files)
 
 
-def test_a_format_is_written_by_default_only_where_its_row_says_so() -> None:
+def test_a_format_is_written_by_default_only_if_its_row_says_so() -> None:
     assert set(parse_formats(DEFAULT_FORMATS)) == {name for name in EXPORTERS if EXPORTERS[name].default}
     added = Registry("format", {"xyz": Format("lean3r.export.xyz:write", "points.xyz", "a line a point")})
     assert not added["xyz"].default

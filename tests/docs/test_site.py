@@ -36,7 +36,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("bad", ["[x](absent.md)", "[x](index.md#absent)", "[x][lean3r.absent]", "::: lean3r.absent"])
-def test_what_leads_nowhere_ends_the_build(bad: str, tmp_path: Path) -> None:
+def test_broken_links_stop_the_build(bad: str, tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "index.md").write_text(f"# Page\n\n{bad}\n")
     assert build(tmp_path).returncode != 0

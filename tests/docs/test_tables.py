@@ -16,12 +16,12 @@ def test_tables_are_those_of_the_code(page: Path) -> None:
     assert with_tables(text) == text, "the code has changed: run `make tables`"
 
 
-def test_every_table_stands_somewhere() -> None:
+def test_every_table_is_on_a_page() -> None:
     used = {place[2] for page in PAGES for place in PLACE.finditer(page.read_text(encoding="utf-8"))}
     assert used == set(TABLES)
 
 
-def test_a_new_row_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_row_is_reported_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(COMMANDS._rows, "another", "lean3r.cli.doctor:Doctor")
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert with_tables(text) != text and "lean3r another" in with_tables(text)

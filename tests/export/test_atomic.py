@@ -186,7 +186,7 @@ def test_inputs_within_an_older_result_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("before", [None, "old"])
-def test_a_second_run_is_told(tmp_path, before):
+def test_a_second_run_is_refused(tmp_path, before):
     out = tmp_path / "out"
     if before:
         fill(out, before)

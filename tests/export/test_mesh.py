@@ -54,14 +54,14 @@ def test_no_depth_makes_an_empty_ply_alone(tmp_path):
     assert [f.name for f in files] == ["mesh.ply"] and b"element vertex 0" in files[0].read_bytes()
 
 
-def test_cells_grow_where_the_scene_is_too_large_for_them(monkeypatch, caplog):
+def test_voxels_grow_if_the_scene_is_too_large(monkeypatch, caplog):
     monkeypatch.setattr(mesh, "MOST", 60)
     found = mesh.surface(make_scene(2, height=48, width=64), voxel=0.001)
     assert 100 < len(found.faces) < 40_000
     assert "are too many for this scene" in caplog.text
 
 
-def test_a_floating_patch_that_others_see_through_goes_away():
+def test_a_floating_patch_that_others_see_through_is_removed():
     scene = make_scene(6, height=60, width=80)
     depth = scene.depth.copy()
     depth[3, 20:32, 30:48] = 0.8
@@ -72,7 +72,7 @@ def test_a_floating_patch_that_others_see_through_goes_away():
     assert (z < 1.0).sum() <= 1.1 * (clean < 1.0).sum() + 20
 
 
-def test_mesh_is_asked_for_and_says_what_it_needs(monkeypatch, tmp_path):
+def test_mesh_is_optional_and_names_its_extra(monkeypatch, tmp_path):
     assert not {"mesh", "nerfstudio"} & set(DEFAULT_FORMATS)
     with pytest.raises(UsageError, match="mesh_voxel"):
         ExportOptions(mesh_voxel=0.0)

@@ -38,6 +38,6 @@ def test_plain_names_stay_readable():
     ]  # fmt: skip
 
 
-def test_devices_of_windows_are_no_file_names() -> None:
+def test_windows_device_names_are_not_used_as_file_names() -> None:
     stems = safe_stems(["CON.jpg", "nul.tar.gz", "com1 .png", "LPT9.jpg", "console.jpg", "com10.jpg", "aux/b.jpg"])
     assert stems == ["_CON", "_nul.tar", "_com1", "_LPT9", "console", "com10", "b"]

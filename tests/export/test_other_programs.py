@@ -141,7 +141,7 @@ def test_a_sighting_is_where_that_views_own_depth_puts_the_point(model):
         assert np.median(seen.along[mine]) == pytest.approx(1.006 if view == 1 else 1, abs=0.002)
 
 
-def test_lenses_of_their_own_stay_apart_and_refuse_to_be_one(tmp_path):
+def test_separate_lenses_stay_separate_and_refuse_a_shared_camera(tmp_path):
     scene = refined(shared=False)
     EXPORTERS.get("colmap")(scene, tmp_path, ExportOptions())
     assert pycolmap.Reconstruction(tmp_path / "sparse" / "0").num_cameras() == 3

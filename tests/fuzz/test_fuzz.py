@@ -29,7 +29,7 @@ def test_a_few_of_each(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_what_is_sound_is_used(name: str, tmp_path: Path) -> None:
+def test_intact_inputs_are_used(name: str, tmp_path: Path) -> None:
     reader = READERS[name]
     if not reader.is_damaged:
         pytest.skip("has no sound case")
@@ -39,7 +39,7 @@ def test_what_is_sound_is_used(name: str, tmp_path: Path) -> None:
     assert read(reader, tmp_path, random.Random(0)) == ("used", "")
 
 
-def test_the_watchdog_tells_hangs_crashes_and_mistakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_watchdog_distinguishes_hangs_crashes_and_errors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     worker, marker = tmp_path / "worker.py", tmp_path / "worker.py.hangs"
     worker.write_text(
         "import json, os, sys, time\n"

@@ -37,13 +37,13 @@ def empty(kind: str) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["black", "dark with sensor noise", "white", "gradient", "noise", "weak noise"])
 @pytest.mark.parametrize("scale", [1, 2])
-def test_pictures_of_nothing_are_known(kind: str, scale: int) -> None:
+def test_pictures_without_content_are_recognised(kind: str, scale: int) -> None:
     image = np.kron(empty(kind), np.ones((scale, scale, 1), np.uint8)) if "noise" not in kind else empty(kind)
     expected = "noise" if kind in ("noise", "weak noise") else "no-content"
     assert emptiness(image, np.ones(image.shape[:2], bool)) == expected
 
 
-def test_pictures_of_something_are_not(data_dir) -> None:
+def test_pictures_with_content_are_not(data_dir) -> None:
     assert emptiness(textured(), ALL) is None
     for path in (data_dir / "scenes").glob("*/images/*"):
         with Image.open(path) as image:
@@ -51,13 +51,13 @@ def test_pictures_of_something_are_not(data_dir) -> None:
         assert emptiness(small, ALL) is None, path
 
 
-def test_only_pixels_that_count_are_looked_at() -> None:
+def test_only_selected_pixels_are_judged() -> None:
     image = np.where(np.arange(WIDTH)[None, :, None] < 100, textured(), 0).astype(np.uint8)
     right = ALL & (np.arange(WIDTH) >= 104)
     assert emptiness(image, ALL) is None and emptiness(image, right) == "no-content"
 
 
-def test_the_same_picture_again_is_found() -> None:
+def test_repeated_pictures_are_recognised() -> None:
     one, other = textured(1), textured(2)
     near = np.clip(one + np.random.default_rng(0).normal(0, 1.5, one.shape), 0, 255).astype(np.uint8)
     assert repeats(np.stack([one, other, near, other, one])).tolist() == [0, 1, 0, 1, 0]
@@ -81,7 +81,7 @@ def test_bright_and_blue_skies_are_found_at_any_size(rgb, scale: int) -> None:
 
 
 @pytest.mark.parametrize("rgb, texture", [((235, 235, 230), 3.0), ((200, 170, 120), 0.5), ((110, 110, 115), 0.5)])
-def test_walls_with_texture_warm_and_dark_ones_are_no_sky(rgb, texture: float) -> None:
+def test_textured_warm_and_dark_walls_are_not_sky(rgb, texture: float) -> None:
     assert not sky(landscape(rgb, texture), ALL).any()
 
 

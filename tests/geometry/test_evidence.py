@@ -60,7 +60,7 @@ def test_a_view_alone_keeps_its_border_and_less_confidence() -> None:
     np.testing.assert_allclose(conf, ALONE * scene.conf, rtol=1e-5)
 
 
-def test_sparse_points_speak_for_depth_near_them() -> None:
+def test_sparse_points_support_depth_near_them() -> None:
     depth = np.full((60, 80), 2.0, np.float32)
     seen = Sightings(np.array([[20.5, 30.5], [60.5, 30.5]]), np.log([2.0, 3.0]), np.ones(2))
     found = support(depth, seen)

@@ -31,7 +31,7 @@ def test_depth_of_another_scale_is_brought_to_that_of_the_cameras(wrong: float) 
     assert found is not None and abs(np.log(found * wrong)) < 0.07
 
 
-def test_pictures_that_share_nothing_tell_nothing() -> None:
+def test_pictures_without_overlap_give_no_scale() -> None:
     apart = POSES.copy()
     apart[:, :3, 3] += 1000 * np.arange(4)[:, None]
     assert photo_scale(shots(), apart, OPTICS, 1.0, 1.0) is None

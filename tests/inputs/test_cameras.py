@@ -105,7 +105,7 @@ def test_nerfstudio(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ("SIMPLE_DIVISION", [900, 480, 360, -0.1]),
     ("PINHOLE", [900, 910, 480, 360]),
 ])  # fmt: skip
-def test_lenses_of_colmap_come_whole_and_follow_the_size(kind: str, params: list[float], tmp_path: Path) -> None:
+def test_lenses_of_colmap_are_complete_and_follow_the_size(kind: str, params: list[float], tmp_path: Path) -> None:
     (camera,) = read_given(colmap(tmp_path, kind, params)).cameras
     assert camera.lens == Lens(kind, tuple(params))
     # The pinhole part is what the lens does near its axis, the scaled lens sees the same rays in a smaller picture.
@@ -166,7 +166,7 @@ def test_frames_without_poses_give_intrinsics(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("given", ["900,910,480", "900,910,480,x", "0,910,480,350", "nan,1,1,1", (1, 2, 3), "no.json"])
-def test_intrinsics_that_are_none(given: str | tuple) -> None:
+def test_invalid_intrinsics_are_refused(given: str | tuple) -> None:
     with pytest.raises(InputError):
         read_intrinsics(given)
 

@@ -94,7 +94,7 @@ def test_damage_anywhere_in_a_png() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "MPO"])
-def test_what_follows_a_sound_jpeg_does_not_matter(kind: str) -> None:
+def test_data_after_an_intact_jpeg_does_not_matter(kind: str) -> None:
     assert not refused(encoded(kind) + b"\xff\xd8\xff\xe0" + random.Random(0).randbytes(3000))
 
 
@@ -102,7 +102,7 @@ def test_what_follows_a_sound_jpeg_does_not_matter(kind: str) -> None:
 @pytest.mark.parametrize("size", [(16, 16), (17, 33), (639, 479)])
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0", "4:1:1"])
 @pytest.mark.parametrize("progressive", [False, True])
-def test_sound_jpegs_of_every_kind_are_used(
+def test_intact_jpegs_of_every_kind_are_used(
     mode: str, size: tuple[int, int], subsampling: str, progressive: bool
 ) -> None:
     options = {} if mode != "RGB" else {"subsampling": subsampling}
@@ -110,7 +110,7 @@ def test_sound_jpegs_of_every_kind_are_used(
     assert not refused(encoded("JPEG", image, progressive=progressive, **options))
 
 
-def test_odd_exif_of_a_sound_jpeg_is_no_damage() -> None:
+def test_odd_exif_of_an_intact_jpeg_is_not_damage() -> None:
     assert not refused(encoded("JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff" + bytes(range(200))))
 
 
@@ -137,7 +137,7 @@ ODD_EXIF = (
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("exif", ODD_EXIF)
-def test_odd_exif_ends_nothing(kind: str, exif: bytes, tmp_path: Path) -> None:
+def test_odd_exif_stops_nothing(kind: str, exif: bytes, tmp_path: Path) -> None:
     (tmp_path / "odd.jpg").write_bytes(encoded(kind, exif=exif))
     originals = Pictures([tmp_path])
     seen = load_views(tmp_path, resolution=240, patch=16).views.sources[0]

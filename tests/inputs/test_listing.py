@@ -97,7 +97,7 @@ def test_equal_names_get_their_folders(tmp_path: Path) -> None:
     assert found == [f"{top}/left/0.png", "l.png", "right/0.png", "r.png", "deep/left/0.png", "d.png"]
 
 
-def test_named_file_that_is_no_image_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_named_file_that_is_not_an_image_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "raw.dng").write_text("hello")
     picture(tmp_path / "without_suffix.png").rename(tmp_path / "without_suffix")
@@ -119,7 +119,7 @@ def test_one_bad_picture_costs_only_itself(tmp_path: Path) -> None:
     assert loaded.skipped == (("b.png", "the file is empty"),)
 
 
-def test_max_views_are_spread_evenly_and_told(tmp_path: Path) -> None:
+def test_max_views_are_spread_evenly_and_reported(tmp_path: Path) -> None:
     for i in range(11):
         picture(tmp_path / f"{i}.png")
     loaded = load_views(tmp_path, max_views=3, **SIZE)
@@ -187,7 +187,7 @@ def test_video_frames_are_the_chosen_ones(tmp_path: Path, suffix: str, codec: st
         np.testing.assert_allclose(times_s, np.array(wanted) / 10, atol=1e-3)
 
 
-def test_thinned_clip_is_told_in_one_line(tmp_path: Path) -> None:
+def test_thinned_clip_is_reported_in_one_line(tmp_path: Path) -> None:
     loaded = load_views(video(tmp_path / "clip.mp4", 20), every=1, max_views=5, **SIZE)
     assert len(loaded.views.sources) == 5
     assert loaded.skipped == (("clip.mp4", "15 of 20 frames left out by --max-views 5"),)

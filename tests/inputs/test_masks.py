@@ -51,7 +51,7 @@ def test_masks_are_found_by_colmaps_names_and_by_stems(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_masks_that_cannot_be_told_are_refused(tmp_path: Path) -> None:
+def test_ambiguous_masks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no folder of masks"):
         Masks.find(tmp_path / "missing", ["a.jpg"])
     with pytest.raises(InputError, match=r"expected a\.jpg\.png, found no \.png file"):
@@ -133,7 +133,7 @@ def test_features_keep_out_of_masks(tmp_path: Path) -> None:
     assert len(left) > 50 and left.max() < 200 < whole.max()
 
 
-def test_what_is_black_has_no_depth_and_no_points(tmp_path: Path, data_dir: Path, capsys) -> None:
+def test_black_areas_have_no_depth_and_no_points(tmp_path: Path, data_dir: Path, capsys) -> None:
     photos = sorted((data_dir / "scenes" / "fountain_p11" / "images").iterdir())[3:6]
     counts = np.full((427, 640), 255, np.uint8)
     counts[:, 320:] = 0

@@ -36,7 +36,7 @@ def test_shifts_are_measured() -> None:
     assert np.abs(motion.shift[:, :, 0]).max() * WIDTH < 0.5
 
 
-def test_more_frames_where_it_turns_and_none_where_it_rests() -> None:
+def test_more_frames_during_rotation_and_none_at_rest() -> None:
     rest, slow, fast = [0.0] * 30, [2.0 * i for i in range(30)], [60 + 14.0 * i for i in range(30)]
     places = rest + slow + fast + [fast[-1]] * 30
     chosen = np.array(choose(measure(filmed(places)), least=8, most=120, step=0.1))
@@ -54,7 +54,7 @@ def test_a_limit_makes_larger_steps(most: int) -> None:
     assert np.diff(chosen).max() <= 2 * np.diff(chosen).min() + 1
 
 
-def test_a_camera_at_rest_gives_the_least(tmp_path: Path) -> None:
+def test_a_camera_at_rest_gives_the_minimum(tmp_path: Path) -> None:
     still = measure([frame + 0 for frame in filmed([50.0] * 40)])
     assert choose(still, least=8, most=64, step=0.1) == [0, 6, 11, 17, 22, 28, 33, 39]
 

@@ -31,7 +31,7 @@ def noise(seed: int = 0, height: int = 90, width: int = 120) -> np.ndarray:
     return np.asarray(Image.fromarray(coarse).resize((width, height)))
 
 
-def test_what_lies_in_memory_is_seen_as_files_are(tmp_path: Path) -> None:
+def test_pictures_in_memory_are_read_as_files_are(tmp_path: Path) -> None:
     arrays = [noise(seed) for seed in range(3)]
     for index, array in enumerate(arrays):
         Image.fromarray(array).save(tmp_path / f"{index}.png")
@@ -57,7 +57,7 @@ def test_what_lies_in_memory_is_seen_as_files_are(tmp_path: Path) -> None:
         assert off <= (1 / 255 if form == "tensors" else 1e-6), form
 
 
-def test_one_grey_or_transparent_picture_and_its_exif_will_do(tmp_path: Path) -> None:
+def test_one_grey_or_transparent_picture_and_its_exif_are_read(tmp_path: Path) -> None:
     one = Pictures(noise())
     assert one.names == ("picture_0000.png",) and one.views(**SIZE).images.shape[1] == 1
     for given in (noise()[..., 0], noise()[..., :1], torch.rand(1, 90, 120), Image.fromarray(noise()).convert("CMYK")):
@@ -96,7 +96,7 @@ def test_one_grey_or_transparent_picture_and_its_exif_will_do(tmp_path: Path) ->
         ([], "an empty list"),
     ],
 )
-def test_what_is_no_picture_is_refused(given: object, says: str) -> None:
+def test_what_is_not_a_picture_is_refused(given: object, says: str) -> None:
     with pytest.raises(InputError, match=says):
         Pictures(given).views(**SIZE)  # type: ignore[arg-type]
 
@@ -193,7 +193,7 @@ def test_masks_belong_to_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert "no input is a video" in caplog.text and module.DECODERS >= 1
 
 
-def test_what_else_is_a_path_is_one(tmp_path: Path) -> None:
+def test_other_types_of_paths_are_read(tmp_path: Path) -> None:
     Image.fromarray(noise()).save(tmp_path / "a.png")
     with os.scandir(tmp_path) as entries:
         assert Pictures(entries).names == ("a.png",)
@@ -225,7 +225,7 @@ def test_images_whose_exif_is_damaged_are_used_and_closed_ones_explained(tmp_pat
     assert pictures.skipped == (("a.png", "this picture in memory cannot be read (is its file closed?)"),)
 
 
-def test_names_that_are_alike_keep_their_suffix() -> None:
+def test_equal_names_keep_their_suffix() -> None:
     images = [Image.fromarray(noise(seed)) for seed in range(3)]
     for image in images:
         image.filename = "elsewhere/a.jpg"  # pyright: ignore[reportAttributeAccessIssue]
@@ -275,7 +275,7 @@ def test_masks_are_those_of_pictures_that_can_be_used(tmp_path: Path) -> None:
     assert pictures.masks is not None and set(pictures.masks.files) == {"b.png"}
 
 
-def test_frames_are_kept_only_for_those_who_read_them_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_are_kept_only_if_they_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_video(tmp_path / "clip.mp4", 6)
     kept: list[str] = []
     monkeypatch.setattr(module._Keeper, "keep", lambda self, frame: kept.append(frame.name))
@@ -286,7 +286,7 @@ def test_frames_are_kept_only_for_those_who_read_them_again(tmp_path: Path, monk
         assert len(kept) == count, options
 
 
-def test_a_picture_that_has_vanished_is_told(tmp_path: Path) -> None:
+def test_a_picture_that_has_vanished_is_reported(tmp_path: Path) -> None:
     for name in "ab":
         Image.fromarray(noise()).save(tmp_path / f"{name}.png")
     pictures = Pictures(tmp_path)

@@ -70,7 +70,7 @@ def test_pictures_by_numbers(tmp_path: Path) -> None:
     assert_at(found(timed, ["f1.png", "f2.png", "f3.png"])[2], 0.2)
 
 
-def test_what_matches_nothing_and_what_is_no_trajectory(tmp_path: Path) -> None:
+def test_what_matches_nothing_and_what_is_not_a_trajectory(tmp_path: Path) -> None:
     given = written(tmp_path / "poses.txt", [10.0, 10.1])
     with pytest.raises(InputError, match=r"from 10\.000 to 10\.100; looked for video frames from 0\.000"):
         found(given, ["a.png", "b.png"], [0.0, 0.5])

@@ -69,7 +69,7 @@ def test_refused(name: str, folder: Path, temporary: Path) -> None:
     assert not list(temporary.iterdir()), "a pickle was executed"
 
 
-def test_the_sound_file_loads_and_is_refused_by_another_model(folder: Path) -> None:
+def test_the_intact_file_loads_and_is_refused_by_another_model(folder: Path) -> None:
     path, model = folder / "small_valid.safetensors", Small()
     load_weights(model, path)
     assert torch.equal(model.encoder.weight, load_file(path)["encoder.weight"])

@@ -34,7 +34,7 @@ def empty(name: str) -> Backbone:
 
 
 @each_model
-def test_pictures_that_no_model_takes(name: str) -> None:
+def test_pictures_that_no_model_accepts(name: str) -> None:
     model, side = tiny(name), 4 * tiny(name).patch
     for shape, said in (
         ((1, 0, 3, side, side), "0 views"),
@@ -50,7 +50,7 @@ def test_pictures_that_no_model_takes(name: str) -> None:
 
 
 @each_model
-def test_masks_pixels_and_known_cameras_that_no_model_takes(name: str) -> None:
+def test_masks_pixels_and_known_cameras_that_no_model_accepts(name: str) -> None:
     model, side = tiny(name), 3 * tiny(name).patch
     images = torch.rand(1, 2, 3, side, side)
     mask = torch.ones(1, 2, side, side, dtype=torch.bool)
@@ -108,7 +108,7 @@ def test_chunks_have_a_size() -> None:
 
 @each_model
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_one_pixel_that_is_no_number_is_refused_by_the_view_it_is_in(name: str, value: float) -> None:
+def test_one_nan_pixel_is_refused_naming_its_view(name: str, value: float) -> None:
     model = tiny(name)
     images = torch.rand(1, 3, 3, 3 * model.patch, 4 * model.patch)
     images[0, 1, 2, 5, 7] = value
@@ -177,7 +177,7 @@ SOURCES = {"pi3": "vggt", "da3-small": "nano"}
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_the_model_that_fits_is_named_by_its_keys(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_recognised_by_its_keys(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.device("meta"):
         official = MODELS.get(name)()
         asked = MODELS.get(SOURCES[name])()
@@ -196,6 +196,6 @@ def test_the_model_that_fits_is_named_by_its_keys(name: str, tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("wrong", "near"), [("vgt", "vggt"), ("da3-larg", "da3-large"), ("pi-3", "pi3"), ("nno", "nano")]
 )
-def test_an_unknown_name_gets_its_near_misses(wrong: str, near: str) -> None:
+def test_an_unknown_name_suggests_the_nearest_ones(wrong: str, near: str) -> None:
     with pytest.raises(UsageError, match=rf"unknown model '{wrong}'\. Perhaps you meant .*\b{near}\b"):
         load(wrong)

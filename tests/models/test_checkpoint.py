@@ -204,7 +204,7 @@ class TestRefusals:
         with pytest.raises(WeightsError, match=r"as float16\. .* number type with a wider range"):
             load_weights(model, path, torch.float16)
 
-    def test_files_that_are_no_weights(self, saved: tuple[Pi3, Path], tmp_path: Path) -> None:
+    def test_files_that_are_not_weights(self, saved: tuple[Pi3, Path], tmp_path: Path) -> None:
         whole = saved[1].read_bytes()
         pickled = tmp_path / "evil.pt"
         torch.save({"a": Path("x")}, pickled)

@@ -32,7 +32,7 @@ def test_small_files_have_a_full_hash(tmp_path: Path) -> None:
     assert fingerprint(path) == f"sha256:{hashlib.sha256(b'weights').hexdigest()}"
 
 
-def test_large_files_are_sampled_and_say_so(tmp_path: Path) -> None:
+def test_large_files_are_sampled_and_labelled(tmp_path: Path) -> None:
     empty = fingerprint(large(tmp_path / "a.pt"))
     assert empty.startswith("sampled-sha256:") and empty == fingerprint(large(tmp_path / "b.pt"))
     changed = [

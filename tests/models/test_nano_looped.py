@@ -62,7 +62,7 @@ def test_loops_cost_no_parameters_and_change_the_answer() -> None:
 
 
 @pytest.mark.parametrize("loops", [1, 5])
-def test_exchanging_views_exchanges_outputs(loops: int) -> None:
+def test_permuting_views_permutes_outputs(loops: int) -> None:
     model, images, order = looped(loops), pictures(4), [2, 0, 3, 1]
     with torch.inference_mode():
         plain, turned = model(Views(images)), model(Views(images[:, order]))
@@ -138,7 +138,7 @@ def test_the_objective_leaves_the_number_of_loops_alone() -> None:
 
 
 @pytest.mark.parametrize("loops", [0, -1, 2.0, True, "4"])
-def test_loops_that_make_no_sense(loops: Any) -> None:
+def test_invalid_numbers_of_loops_are_refused(loops: Any) -> None:
     with pytest.raises(UsageError, match="expected a whole number of at least 1"):
         looped().loops = loops
     with pytest.raises(UsageError, match="expected a whole number of at least 1"):

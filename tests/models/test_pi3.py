@@ -154,7 +154,7 @@ def test_wrong_shapes_of_conditions_are_refused(pi3x: Pi3X) -> None:
         outputs(pi3x, images, Known(depth=torch.ones(1, 3, 4, 4)))
 
 
-def test_padding_patches_are_never_looked_at_by_the_trunk(pi3: Pi3) -> None:
+def test_the_trunk_never_reads_padding_patches(pi3: Pi3) -> None:
     images, mask = pictures(), torch.ones(1, 3, 56, 70, dtype=torch.bool)
     mask[:, 1, :, 42:] = False
     with torch.inference_mode():

@@ -183,7 +183,7 @@ def test_refusals_are_one_line(hub: Hub, tmp_path: Path, source: str, options: d
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_no_network_says_what_to_do(tmp_path: Path) -> None:
+def test_the_error_without_a_network_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"cannot be reached\. Run `hf download a/b --revision v1 --local-dir DIR`"):
         find_weights("hf:a/b@v1", cache_dir=tmp_path, endpoint="http://127.0.0.1:9", token=False)
 

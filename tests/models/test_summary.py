@@ -65,7 +65,7 @@ MECHANISMS += [(n, ATTENTION.get(n).SMALL[0]) for n in ATTENTION if n not in dic
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_operations_are_those_that_torch_counts(name: str) -> None:
+def test_operations_equal_those_that_torch_counts(name: str) -> None:
     torch.manual_seed(0)
     model = TINY[name]().eval().requires_grad_(False)
     size = (3 * model.patch, 4 * model.patch)
@@ -88,7 +88,7 @@ def test_operations_are_those_that_torch_counts(name: str) -> None:
 
 
 @pytest.mark.parametrize(("mechanism", "settings"), MECHANISMS, ids=str)
-def test_of_many_pieces_alike_two_run_and_all_count(
+def test_of_many_equal_pieces_two_run_and_all_count(
     mechanism: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch_path, "_CHUNK_ELEMENTS", 64)
@@ -108,7 +108,7 @@ def test_of_many_pieces_alike_two_run_and_all_count(
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_bytes_are_those_that_the_allocator_hands_out(name: str) -> None:
+def test_bytes_equal_those_of_the_allocator(name: str) -> None:
     """Within 2 %; Pi3X's deep stack of padded convolutions needs up to a third more, inside single operations."""
     torch.manual_seed(0)
     model = TINY[name]().eval().requires_grad_(False)
@@ -157,7 +157,7 @@ def test_a_summary_leaves_nothing_behind() -> None:
 
 
 @pytest.mark.parametrize("size", [(0, 28, 28), (1, 28, 30), (1, 0, 28)])
-def test_sizes_that_no_run_has(size: tuple[int, int, int]) -> None:
+def test_invalid_sizes_are_refused(size: tuple[int, int, int]) -> None:
     with torch.device("meta"):
         model = TINY["pi3"]()
     with pytest.raises(UsageError, match="multiples of 14"):

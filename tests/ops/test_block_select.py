@@ -46,7 +46,7 @@ def assert_valid(blocks: Tensor, keys: int) -> None:
 @pytest.mark.parametrize(
     ("nq", "nk", "top_k"), [(63, 183, 8), (1, 1, 3), (183, 63, 100), (5, 1374, 32), (40, 1374, 300)]
 )
-def test_reference_and_torch_are_the_definition(nq: int, nk: int, top_k: int) -> None:
+def test_reference_and_torch_match_the_definition(nq: int, nk: int, top_k: int) -> None:
     q, k, v = projections(nq, nk)
     expected = plain(q, k, top_k)
     dense = torch.nn.functional.scaled_dot_product_attention(q, k, v)
@@ -63,7 +63,7 @@ def test_reference_and_torch_are_the_definition(nq: int, nk: int, top_k: int) ->
     ("nq", "nk", "top_k", "dim", "dtype"),
     [(63, 183, 5, 48, torch.float32), (9, 1374, 40, 32, torch.float16)],
 )
-def test_kernel_is_the_reference(nq: int, nk: int, top_k: int, dim: int, dtype: torch.dtype) -> None:
+def test_kernel_matches_the_reference(nq: int, nk: int, top_k: int, dim: int, dtype: torch.dtype) -> None:
     q, k, v = (t.to(dtype).requires_grad_() for t in projections(nq, nk, heads=1, dim=dim))
     got, expected = (run(q, k, v, top_k, how) for how in ("triton", "reference"))
     assert_valid(got.blocks, nk)

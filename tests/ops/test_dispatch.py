@@ -60,7 +60,7 @@ def test_reasons_without_triton_and_without_the_interpreter(monkeypatch: pytest.
         choose("op", "triton", [X])
 
 
-def test_description_says_what_auto_comes_to() -> None:
+def test_description_states_what_auto_selects() -> None:
     assert describe("triton") == "'triton'"
     expected = "'auto' (triton)" if torch.cuda.is_available() else "'auto' (torch: no CUDA device)"
     assert describe("auto", torch_path=True) == expected

@@ -56,7 +56,7 @@ def test_kernel_agrees_with_reference(kernel_device: torch.device, dtype: torch.
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter computes with NumPy
-def test_kernel_takes_strided_rows_and_rows_that_are_no_numbers(kernel_device: torch.device) -> None:
+def test_kernel_takes_strided_rows_and_rows_that_are_not_finite(kernel_device: torch.device) -> None:
     x = draw(6, 40).to(kernel_device)
     x[1, 3], x[2, 0] = float("nan"), -float("inf")
     for given in (x[:, ::2], x[::2], x.t()):
@@ -81,7 +81,7 @@ def test_padding_changes_no_product() -> None:
     assert_rms(padded[:, :29] + bias, expected, 1e-6)
 
 
-def test_says_what_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_rows_and_paths_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="implementation is one of"):
         quantize_rows(draw(2, 4), implementation="cuda")  # type: ignore[arg-type]
     with pytest.raises(KernelError, match="rows of 0 numbers"):

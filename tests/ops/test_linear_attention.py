@@ -107,7 +107,7 @@ def test_kernel_reads_keys_of_another_length(kernel_device) -> None:
         assert_rms(mine, linear_attention(q, k[:, :, :length], v[:, :, :length], feature="elu", eps=1e-6), 1e-5)
 
 
-def test_says_what_it_cannot_do(kernel_device) -> None:
+def test_unsupported_input_is_refused(kernel_device) -> None:
     q, k, v = draw(8, 160)
     with pytest.raises(KernelError, match="head_dim 160"):
         linear_attention(q, k, v, feature="elu", eps=1e-6, implementation="triton")

@@ -50,7 +50,7 @@ def test_kernel_agrees_with_reference(kernel_device, dtype, tokens: int, dim: in
         assert_rms(ours, theirs, 1e-5 if dtype == torch.float32 else 0.005)
 
 
-def test_says_what_it_needs() -> None:
+def test_bad_shapes_are_refused() -> None:
     with pytest.raises(UsageError, match="multiple of 4, got 30"):
         rope2d(draw(1, 1, 3, 30), torch.zeros(3, 2))
     with pytest.raises(UsageError, match=r"got \[4, 2\]"):

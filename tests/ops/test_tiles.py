@@ -13,7 +13,7 @@ from lean3r.ops.tiles import group_constants, last_dim_dense, unions
 
 
 @pytest.mark.parametrize(("query_block", "listed"), [(16, 3), (32, 5), (64, 4), (128, 2)])
-def test_unions_hold_each_lists_blocks_as_often_as_it_names_them(query_block: int, listed: int) -> None:
+def test_unions_hold_each_block_as_often_as_a_list_names_it(query_block: int, listed: int) -> None:
     key_blocks, count = 9, 5
     blocks = torch.randint(-2, key_blocks + 2, (1, 2, count, listed), generator=torch.Generator().manual_seed(listed))
     union, counts, lengths = unions(blocks.int(), query_block, key_blocks)
@@ -34,7 +34,7 @@ def test_unions_hold_each_lists_blocks_as_often_as_it_names_them(query_block: in
                 assert named == Counter(block for block in own if 0 <= block < key_blocks)
 
 
-def test_rows_are_copied_only_where_their_numbers_are_apart() -> None:
+def test_rows_are_copied_only_if_not_contiguous() -> None:
     x = torch.randn(2, 3, 4)
     assert last_dim_dense(x) is x and last_dim_dense(x.transpose(0, 1)).data_ptr() == x.data_ptr()
     apart = x.transpose(1, 2)

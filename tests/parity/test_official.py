@@ -75,7 +75,7 @@ def test_known_cameras_agree(both: tuple[str, Backbone, nn.Module]) -> None:
     assert max(errors.values()) <= LIMIT, errors
 
 
-def test_checkpoints_go_both_ways(both: tuple[str, Backbone, nn.Module], tmp_path: Path) -> None:
+def test_checkpoints_load_in_both_directions(both: tuple[str, Backbone, nn.Module], tmp_path: Path) -> None:
     name, ours, network = both
     if name not in ("da3-small", "da3mono-large"):
         pytest.skip("gigabytes; the key maps of all models are checked against the official lists elsewhere")

@@ -53,7 +53,7 @@ def test_fp8_weights_have_the_same_codes(ao, depth: int) -> None:
 
 
 @pytest.mark.parametrize("depth", [96, 37])
-def test_training_says_the_same(ao, depth: int) -> None:
+def test_training_gives_the_same_outputs(ao, depth: int) -> None:
     qat = importlib.import_module("torchao.quantization.qat")
     net, x = linear(depth), draw(depth)
     theirs = copy.deepcopy(net)

@@ -99,7 +99,7 @@ def known(has_pose: list[bool], has_intrinsics: tuple[bool, ...] = (False,) * 4,
 
 
 @pytest.mark.parametrize("is_metric", [True, False])
-def test_cameras_that_the_model_found_itself_move_into_the_given_world(is_metric: bool) -> None:
+def test_predicted_cameras_move_into_the_given_world(is_metric: bool) -> None:
     found, _, back = moved_away()
     placed, scale, *_ = in_given_world(found, known([True, False, True, True], is_metric=is_metric))
     assert scale == ("metric" if is_metric else "aligned")
@@ -107,7 +107,7 @@ def test_cameras_that_the_model_found_itself_move_into_the_given_world(is_metric
     torch.testing.assert_close(placed.depth, found.depth * back.scale.float())
 
 
-def test_given_cameras_come_back_as_they_were_given_whatever_was_predicted() -> None:
+def test_given_cameras_stay_exact_whatever_was_predicted() -> None:
     found, _, _ = moved_away()
     given = known([True, True, True, False], (True, True, False, True))
     noisy = Prediction(found.cam_from_world + 0.01, found.intrinsics, found.depth, found.conf, is_metric=True)
@@ -140,7 +140,7 @@ READS = {
 
 
 @pytest.mark.parametrize("name", READS)
-def test_what_each_model_reads_and_says(name: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_model_reports_which_parts_it_reads(name: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "lean3r"):
         scene = reconstruct(name, folder, cameras())
     told = scene.info["known"]
@@ -225,7 +225,7 @@ def test_metres_reach_the_manifest(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["vggt", "da3-small", "da3nested-giant-large"])
-def test_the_reference_view_is_the_one_that_was_asked_for(name: str, folder: Path) -> None:
+def test_the_requested_reference_view_is_used(name: str, folder: Path) -> None:
     model = copy.deepcopy(tiny(name))
     for key, parameter in model.named_parameters():
         if key.endswith("_token"):  # those of the first and of the other views start out alike

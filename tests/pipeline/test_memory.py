@@ -56,7 +56,7 @@ def test_amounts_of_memory(text: str | int, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["8", "GB", "-1GB", "0GB", "8 apples", "", 0, -5, True, 1.5])
-def test_what_is_no_amount_of_memory(text: str | int) -> None:
+def test_invalid_amounts_of_memory_are_refused(text: str | int) -> None:
     with pytest.raises(UsageError, match="as 8GB"):
         parse_memory(text)
 
@@ -243,7 +243,7 @@ def test_advice_needs_no_memory_itself(forgetful) -> None:
         predict(model, Views(torch.rand(1, 4, 3, 64, 96)))
 
 
-def test_other_errors_are_no_question_of_memory(forgetful) -> None:
+def test_other_errors_are_not_tried_again(forgetful) -> None:
     model, errors = forgetful
     errors.append(RuntimeError("something else"))
     with pytest.raises(RuntimeError, match="something else"):
@@ -262,7 +262,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_command_says_what_it_chose(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_its_choice(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert (
         main(["reconstruct", str(photos), "-o", str(out), "--memory", "3GB", "-f", "cameras", "--device", "cpu"]) == 0

@@ -22,7 +22,7 @@ class Told(Observer):
         self.calls.append((name, "finished"))
 
 
-def test_stages_are_timed_and_told_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_are_timed_and_reported_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 12.5, 20.0, 21.0])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
     told = Told()

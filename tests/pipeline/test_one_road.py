@@ -43,6 +43,6 @@ def test_the_folder_is_listed_once(events: list[list[str]]) -> None:
     assert sum(what == "list" for what, _, _ in events) == 1
 
 
-def test_a_picture_is_opened_once_a_purpose(events: list[list[str]]) -> None:
+def test_a_picture_is_opened_once_per_purpose(events: list[list[str]]) -> None:
     opens = Counter((name, purpose) for what, purpose, name in events if what == "open")
     assert set(opens.values()) == {1}, opens

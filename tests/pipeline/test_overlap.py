@@ -72,14 +72,14 @@ def test_rotating_in_place_gives_no_parallax() -> None:
 
 
 @pytest.mark.parametrize("views", [0, 1])
-def test_fewer_than_two_views_tell_nothing(views: int) -> None:
+def test_fewer_than_two_views_give_no_verdict(views: int) -> None:
     images = [shot(texture(3), 0.0)] * 2
     wanted = np.arange(2) < views
     found = look(scene(images), counts(images), wanted)
     assert not found.overlaps.any() and not found.turns_only
 
 
-def test_what_does_not_count_gives_no_matches() -> None:
+def test_excluded_pixels_give_no_matches() -> None:
     wall = texture(4)
     images = [shot(wall, 0.0), shot(wall, 0.05, 9)]
     assert not look(scene(images), ~counts(images), np.ones(2, bool)).overlaps.any()

@@ -50,9 +50,7 @@ def test_the_reference_view_is_handed_on(model: Backbone, views: Views) -> None:
 
 @pytest.mark.parametrize("quantity", ["cam_from_world", "intrinsics", "depth", "conf"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_no_number_is_told_by_view_and_quantity(
-    model: Backbone, views: Views, quantity: str, value: float
-) -> None:
+def test_nan_is_reported_by_view_and_quantity(model: Backbone, views: Views, quantity: str, value: float) -> None:
     found = predict(model, views)
     check_finite(found, ["a", "b", "c"])
     broken = getattr(found, quantity).clone()

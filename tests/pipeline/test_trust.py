@@ -75,7 +75,7 @@ def test_pictures_of_nothing_give_no_points(model, tmp_path: Path, kind: str, co
     assert not len(scene.points.xyz) and not scene.depth.any() and not scene.conf.any()
 
 
-def test_the_command_says_it_first_in_every_way(tmp_path: Path, capsys) -> None:
+def test_warnings_come_first_in_every_output(tmp_path: Path, capsys) -> None:
     folder = written(tmp_path / "in", [plain(0)] * 2)
     assert main(["reconstruct", str(folder), "-o", str(tmp_path / "out"), "--json"]) == 0
     out, err = capsys.readouterr()
@@ -112,7 +112,7 @@ def test_pictures_that_share_nothing(model, data_dir: Path, fountain, tmp_path: 
 
 
 @pytest.mark.parametrize("refine", ["off", "auto"])
-def test_a_camera_that_turns_and_does_not_move(model, data_dir: Path, tmp_path: Path, refine) -> None:
+def test_a_camera_that_rotates_in_place(model, data_dir: Path, tmp_path: Path, refine) -> None:
     path = next(iter(sorted((data_dir / "scenes" / "sceaux_castle" / "images").iterdir())))
     images = [turned(Image.open(path).convert("RGB"), 0.1 * (step - 1.5)) for step in range(4)]
     kept = {} if refine == "off" else UNREFINED
@@ -121,7 +121,7 @@ def test_a_camera_that_turns_and_does_not_move(model, data_dir: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["brighton_beach_aerial", "monstree", "sceaux_castle", "office_dining_indoor"])
-def test_no_wolf_is_cried_on_real_scenes(model, data_dir: Path, name: str) -> None:
+def test_real_scenes_give_no_warnings(model, data_dir: Path, name: str) -> None:
     scene = lean3r.reconstruct(
         model, data_dir / "scenes" / name / "images", frames=FrameChoice(max_views=7), refine="off"
     )

@@ -102,7 +102,7 @@ def test_links_of_the_readme_work_on_pypi(dist: Path) -> None:
         assert place != link and (ROOT / place).is_file(), link
 
 
-def test_the_public_address_stands_in_one_file() -> None:
+def test_the_public_address_is_in_one_file() -> None:
     """Whoever gives the project its address changes pyproject.toml, and nothing else."""
     owner = ADDRESS.split("/")[-2]
     places = [*ROOT.glob("*.*"), *ROOT.glob(".github/**/*.*"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("lean3r/**/*.py")]

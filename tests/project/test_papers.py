@@ -26,7 +26,7 @@ def anchors(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("paper", PAPERS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_links_lead_somewhere(paper: Path) -> None:
+def test_links_have_targets(paper: Path) -> None:
     for link in LINK.findall(paper.read_text(encoding="utf-8")):
         if link.startswith(("https://", "http://")):
             continue

@@ -38,20 +38,20 @@ def test_error_is_that_of_the_measurement_and_symmetric() -> None:
     assert np.allclose(error, pair_errors(moved, a, np.linalg.inv(pose)))
 
 
-def test_points_behind_a_camera_are_no_inliers() -> None:
+def test_points_behind_a_camera_are_not_inliers() -> None:
     a, b, pose = pair()
     pose[:3, 3] *= -1
     assert np.isinf(pair_errors(a, b, pose)).mean() > 0.9
 
 
-def test_without_motion_the_turned_ray_counts() -> None:
+def test_without_a_baseline_the_rotated_ray_counts() -> None:
     a, _, pose = pair()
     pose[:3, 3] = 0
     b = rays(np.hstack([a, np.ones((len(a), 1))]) @ pose[:3, :3].T)
     assert pair_errors(a, b, pose).max() < 1e-12 and pair_errors(a, b + 0.01, pose).min() > 0.005
 
 
-def test_errors_are_told_of_the_views_that_a_model_has_and_inliers_of_all() -> None:
+def test_errors_cover_the_views_of_a_model_and_inliers_cover_all() -> None:
     points = np.random.default_rng(0).normal((0, 0, 6), 1, (90, 3))
     poses = np.tile(np.eye(4), (3, 1, 1))
     poses[:, 0, 3] = [0, -0.5, -1.0]
@@ -68,7 +68,7 @@ def test_errors_are_told_of_the_views_that_a_model_has_and_inliers_of_all() -> N
     assert part.error_px < 1e-3 and part.view_error_px[2] is None and abs(part.score - 40) < 0.1
 
 
-def test_rays_that_a_lens_does_not_have_tell_nothing_of_a_turn() -> None:
+def test_rays_outside_a_lens_do_not_count_for_a_rotation() -> None:
     xy = np.random.default_rng(0).uniform(0, 400, (50, 2))
     camera = pycolmap.Camera(model="SIMPLE_RADIAL", width=400, height=400, params=[100, 200, 200, -0.8])
     assert np.isnan(camera.cam_from_img(xy)).any()
@@ -76,7 +76,7 @@ def test_rays_that_a_lens_does_not_have_tell_nothing_of_a_turn() -> None:
     assert turn_only(Matches([xy, xy], np.array([[0, 1]]), [every], [None]), [camera] * 2)
 
 
-def test_taken_only_where_error_and_inliers_are_better() -> None:
+def test_accepted_only_if_error_and_inliers_improve() -> None:
     before = Fit(100, 20, 15.0, 5.0, [], [], [])
     assert why_not_better(before, Fit(100, 90, 80.0, 0.3, [], [], [])) is None
     assert "90" in str(why_not_better(replace(before, inliers=90), Fit(100, 90, 80.0, 0.3, [], [], [])))

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import scenes
 
 
-def test_an_archive_is_refined_and_every_file_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_archive_is_refined_and_every_file_states_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "photos").mkdir()
     scenes.write(scenes.arc(4), tmp_path / "photos")
     archive = shutil.make_archive(str(tmp_path / "photos"), "zip", tmp_path / "photos")

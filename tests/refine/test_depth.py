@@ -64,7 +64,7 @@ def bent(scene: Reconstruction) -> Reconstruction:
 
 
 @pytest.mark.parametrize("size", [(72, 96), (85, 48)], ids=["landscape", "portrait"])
-def test_bent_depth_comes_near_the_truth(size):
+def test_bent_depth_is_corrected_towards_the_truth(size):
     exact = make_scene(VIEWS, height=size[0], width=size[1])
     scene = with_sparse(exact, noise_px=3.0, outliers=0.1)
     found = follow(bent(scene))
@@ -107,7 +107,7 @@ def test_without_sparse_points_depth_stays(views):
         np.testing.assert_array_equal(follow(scene).depth, exact.depth)
 
 
-def test_points_seen_under_a_tiny_angle_bend_nothing():
+def test_points_with_tiny_parallax_change_nothing():
     exact = make_scene(2)
     scene = with_sparse(exact)
     still = np.stack([exact.cam_from_world[0]] * 2)
@@ -130,7 +130,7 @@ def test_scale_withstands_a_third_of_outliers():
     assert fit_scale(ratio, np.ones(290)).constant == pytest.approx(0.5, abs=0.01)
 
 
-def test_depth_that_floats_loses_confidence():
+def test_floating_depth_loses_confidence():
     scene = make_scene(VIEWS)
     depth = scene.depth.copy()
     depth[2, 30:40, 40:56] *= 0.6
@@ -178,7 +178,7 @@ def _through(slopes: np.ndarray, pose: np.ndarray) -> np.ndarray:
     return depth
 
 
-def test_few_points_of_quite_another_scale_persuade_nobody():
+def test_few_points_of_another_scale_are_ignored():
     """A view that was put into the scene wrongly sees its few points many times too far."""
     exact = make_scene(4)
     scene = with_sparse(exact, points=60)

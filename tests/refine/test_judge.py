@@ -33,11 +33,11 @@ def verdict(poses: np.ndarray, seen: np.ndarray, fitting: np.ndarray | None = No
     return judge(poses, has, seen, none if fitting is None else fitting, [(list(range(count)), np.arange(count) / 10)])
 
 
-def test_a_sound_walk_is_trusted() -> None:
+def test_a_good_walk_is_trusted() -> None:
     assert verdict(walk(30), tracks(30)).trusted.all()
 
 
-def test_a_group_that_few_points_tie_is_a_part_of_its_own() -> None:
+def test_a_group_connected_by_few_points_is_a_separate_part() -> None:
     seen = tracks(20)
     across = seen[:, :12].any(axis=1) & seen[:, 12:].any(axis=1)
     kept = np.flatnonzero(across)[: LEAST_TIES - 2]
@@ -47,14 +47,14 @@ def test_a_group_that_few_points_tie_is_a_part_of_its_own() -> None:
     assert found.trusted.tolist() == [True] * 12 + [False] * 8 and "connect" in str(found.doubt[-1])
 
 
-def test_a_group_on_one_view_alone_is_open_in_scale() -> None:
+def test_a_group_connected_through_one_view_has_a_poorly_constrained_scale() -> None:
     seen = np.zeros((200, 8), bool)
     seen[:100, :5] = True
     seen[100:, 4:] = True  # the last three see much of what view 4 sees, and nothing that two others do
     assert verdict(walk(8), seen).trusted.tolist() == [True] * 5 + [False] * 3
 
 
-def test_parts_that_tell_each_other_their_scale_are_one() -> None:
+def test_parts_that_constrain_each_others_scale_are_one() -> None:
     seen = np.zeros((211, 10), bool)
     seen[:100, :5] = True
     seen[100:200, 5:] = True
@@ -64,7 +64,7 @@ def test_parts_that_tell_each_other_their_scale_are_one() -> None:
     assert verdict(walk(10), seen[:209]).trusted.sum() == 5, "one way alone leaves the other part's scale open"
 
 
-def test_a_frame_beside_the_way_is_doubted_and_corners_are_not() -> None:
+def test_a_frame_off_the_path_is_uncertain_and_corners_are_not() -> None:
     poses = walk(30)
     poses[17, 1, 3] = 0.15
     found = verdict(poses, tracks(30))
@@ -77,7 +77,7 @@ def test_a_frame_beside_the_way_is_doubted_and_corners_are_not() -> None:
     assert not sidesteps(np.stack([uneven, 0.002 * uneven**2, 0 * uneven], axis=1), uneven).any()
 
 
-def test_jumps_and_what_comes_back_from_them() -> None:
+def test_jumps_and_returns_from_them() -> None:
     poses = walk(30)
     poses[17, 1, 3] = 5.0
     assert np.flatnonzero(~verdict(poses, tracks(30)).trusted).tolist() == [17]
@@ -86,7 +86,7 @@ def test_jumps_and_what_comes_back_from_them() -> None:
     assert np.flatnonzero(~verdict(poses, tracks(30)).trusted).tolist() == list(range(22, 30))
 
 
-def test_a_rest_is_no_jump() -> None:
+def test_a_rest_is_not_a_jump() -> None:
     poses = walk(30)
     poses[10:20, 0, 3] = poses[10, 0, 3] - 1e-6 * np.arange(10)
     poses[20:, 0, 3] += 0.9

@@ -18,7 +18,7 @@ def job(groups: tuple[Group, ...], of_views: tuple[int, ...]) -> Job:
     return Job(views, groups, poses, pinholes, poses, np.zeros(count, bool), None, 100, 1)
 
 
-def test_views_that_share_by_assumption_get_cameras_of_their_own() -> None:
+def test_views_that_share_by_assumption_can_get_separate_cameras() -> None:
     shared = Group(64, 48, "SIMPLE_RADIAL", (90.0, 32.0, 24.0, 0.0), assumed=True)
     alone = job((shared,), (0, 0, 0)).each_alone()
     assert alone is not None
@@ -27,14 +27,14 @@ def test_views_that_share_by_assumption_get_cameras_of_their_own() -> None:
     assert alone.each_alone() is None  # nothing is shared any more
 
 
-def test_two_focal_lengths_start_at_the_network_s() -> None:
+def test_two_focal_lengths_start_at_the_predicted_ones() -> None:
     shared = Group(64, 48, "OPENCV", (90.0, 90.0, 32.0, 24.0, 0.0, 0.0, 0.0, 0.0), assumed=True)
     alone = job((shared,), (0, 0)).each_alone()
     assert alone is not None
     assert alone.groups[1].params == (101.0, 101.0, 32.0, 24.0, 0.0, 0.0, 0.0, 0.0)
 
 
-def test_cameras_that_somebody_named_are_not_parted() -> None:
+def test_cameras_that_the_user_stated_are_not_separated() -> None:
     shared = Group(64, 48, "SIMPLE_RADIAL", (90.0, 32.0, 24.0, 0.0), assumed=True)
     stated = replace(shared, trusted=True, assumed=False)
     assert job((stated,), (0, 0)).each_alone() is None

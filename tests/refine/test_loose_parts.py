@@ -43,7 +43,7 @@ def network(answer: Answer):
     return replace(found, sources=found.sources * VIEWS, depth=depth)
 
 
-def test_what_hangs_on_one_view_is_found_and_scaled() -> None:
+def test_parts_connected_through_one_view_are_found_and_scaled() -> None:
     answer, true = model(hanging=7.0)
     seen = np.zeros((len(answer.xyz), VIEWS), bool)
     seen[answer.point, answer.view] = True
@@ -56,6 +56,6 @@ def test_what_hangs_on_one_view_is_found_and_scaled() -> None:
     assert np.allclose(found.xyz[80:, 2], 5, atol=1) and len(found.point) == len(answer.point)
 
 
-def test_what_the_depth_does_not_contradict_stays() -> None:
+def test_parts_that_the_depth_does_not_contradict_stay() -> None:
     answer, _ = model(hanging=1.6)
     assert rescale_hanging(answer, network(answer), np.ones(VIEWS), np.zeros(VIEWS, bool)) == (answer, [])

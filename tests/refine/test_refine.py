@@ -124,7 +124,7 @@ def test_known_poses_are_held_and_the_other_views_join_them(tmp_path: Path) -> N
     assert 10 < np.median(depths) < 70, "the points are in the world of the poses"
 
 
-def test_wrong_poses_that_are_held_are_told(tmp_path: Path) -> None:
+def test_wrong_fixed_poses_are_reported(tmp_path: Path) -> None:
     poses = scenes.arc(4)
     wrong = np.stack([scenes.look((3.0 * (-1) ** v, 3.0, 0), (0, 0, 0)) @ pose for v, pose in enumerate(poses)])
     exact = replace(scenes.scene(poses), cam_from_world=wrong)
@@ -146,7 +146,7 @@ def test_one_known_pose_sets_the_frame(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("are_fixed", [True, False])
-def test_true_cameras_make_points_although_nothing_is_left_to_be_better(tmp_path: Path, are_fixed: bool) -> None:
+def test_true_cameras_give_points_although_nothing_can_improve(tmp_path: Path, are_fixed: bool) -> None:
     poses = scenes.arc(4)
     lens = Lens("PINHOLE", (scenes.FOCAL, scenes.FOCAL, scenes.WIDTH / 2, scenes.HEIGHT / 2))
     exact = replace(scenes.scene(poses), cam_from_world=poses)
@@ -157,7 +157,7 @@ def test_true_cameras_make_points_although_nothing_is_left_to_be_better(tmp_path
     assert np.array_equal(found.cam_from_world, poses) == are_fixed
 
 
-def test_a_known_lens_is_kept_and_distortion_that_nobody_told_is_found(tmp_path: Path) -> None:
+def test_a_known_lens_is_kept_and_unstated_distortion_is_estimated(tmp_path: Path) -> None:
     """Pictures of a lens with distortion: told whole it is exact; of its pinhole alone, the rest is estimated."""
     poses = scenes.arc(5)
     lens = Lens("SIMPLE_RADIAL", (scenes.FOCAL, scenes.WIDTH / 2, scenes.HEIGHT / 2, -0.15))
@@ -198,7 +198,7 @@ def test_chosen_pairs_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert worst_deg(refine_files(before, poses, tmp_path), poses) < 1.5
 
 
-def test_what_the_network_saw_serves_where_there_are_no_files() -> None:
+def test_without_files_the_pictures_of_the_network_are_used() -> None:
     poses = scenes.arc(4)
     before = scenes.scene(poses)
     after = refine(before, None, RefineOptions(seconds=GENEROUS, lens="simple-pinhole", share_lens="always"))

@@ -52,7 +52,7 @@ def test_a_known_distance_gives_metres():
 @pytest.mark.parametrize(
     "text", ["", "a.jpg=1", "a,b", "a,b=0", "a,b=-2", "a,b=x", ",b=1", "a,=1", "a,b=nan", "a,b=inf"]
 )
-def test_what_is_no_distance_is_refused(text):
+def test_invalid_distances_are_refused(text):
     with pytest.raises(UsageError, match="expected two pictures"):
         Distance.parse(text)
 
@@ -115,7 +115,7 @@ def test_gps_gives_metres_axes_and_its_accuracy(caplog):
     assert "the scale is only rough" in caplog.text
 
 
-def test_gps_that_says_too_little_is_refused():
+def test_insufficient_gps_is_refused():
     scene = make_scene(4)
     places = places_of(scene, np.random.default_rng(0), 0.1, 25.0)
     with pytest.raises(InputError, match="0 of 4 pictures"):
@@ -126,7 +126,7 @@ def test_gps_that_says_too_little_is_refused():
         with_places(scene, dict.fromkeys(scene.names, Place(47, 8.5, 400)))
 
 
-def test_places_on_a_line_leave_what_is_up_to_the_pictures():
+def test_positions_on_a_line_leave_the_vertical_to_the_pictures():
     """Cameras in a row, the world turned around that row: the pictures are level, so it is turned back."""
     scene = make_scene(5)
     poses = np.repeat(scene.cam_from_world[2:3], 5, axis=0)
@@ -156,7 +156,7 @@ def test_exif_is_read_from_files(tmp_path):
     "fields", [{}, {2: (1, 2, 3)}, {2: "x", 4: "y"}, {2: (91, 0, 0), 4: (0, 0, 0)}, {2: (0, 0, 0), 4: (0, 0, 0)},
                {2: (float("nan"),) * 3, 4: (1, 0, 0)}, {2: (), 4: None}],
 )  # fmt: skip
-def test_gps_that_is_none_is_none(fields):
+def test_invalid_gps_gives_none(fields):
     assert place_of(fields) is None
 
 

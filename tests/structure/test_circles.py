@@ -30,7 +30,7 @@ def needs(path: Path) -> set[str]:
     return {name for name in names if name in FILES and FILES[name] != path}
 
 
-def test_no_circle_of_files() -> None:
+def test_no_import_cycles() -> None:
     try:
         TopologicalSorter({name: needs(path) for name, path in FILES.items()}).prepare()
     except CycleError as error:
@@ -47,6 +47,6 @@ def test_what_is_private_to_a_file_stays_there() -> None:
     assert taken == []
 
 
-def test_circles_are_found_wherever_the_import_stands() -> None:
+def test_cycles_are_found_wherever_the_import_is() -> None:
     lazy = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import a\ndef f():\n    from b import c\n"
     assert list(imported(lazy)) == [("typing", "TYPE_CHECKING"), ("a", ""), ("b", "c")]

@@ -44,7 +44,7 @@ def trained(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("looped", [False, True])
-def test_adapters_start_as_nothing_and_merge_into_the_same_outputs(looped: bool) -> None:
+def test_adapters_start_without_effect_and_merge_into_the_same_outputs(looped: bool) -> None:
     model = nano(looped)
     plain, keys = outputs(model), set(model.state_dict())
     names = add_lora(model, ["global blocks", "named trunk.blocks.1.mlp.*"], rank=4, alpha=8, mlp_rank=8)
@@ -79,7 +79,7 @@ def test_adapters_alone_train() -> None:
     assert changed and all(".lora_B." in name for name in changed), "A moves once B is not zero"
 
 
-def test_merging_leaves_networks_that_share_the_weights_alone() -> None:
+def test_merging_leaves_networks_that_share_weights_unchanged() -> None:
     dense = nano()
     sparse = compress(dense, "gsa")
     before = outputs(dense)
@@ -89,7 +89,7 @@ def test_merging_leaves_networks_that_share_the_weights_alone() -> None:
     assert torch.equal(outputs(dense)["depth"], before["depth"])
 
 
-def test_saved_alone_and_put_back(tmp_path: Path) -> None:
+def test_adapters_are_saved_and_loaded_alone(tmp_path: Path) -> None:
     model = nano()
     add_lora(model, ["frame blocks 1-"], rank=3, alpha=5, mlp_rank=6)
     trained(model)

@@ -166,7 +166,7 @@ def test_a_student_that_is_its_teacher_costs_nothing() -> None:
     assert terms["points"] < 1e-6 and terms["translation"] < 1e-8
 
 
-def test_papers_numbers() -> None:
+def test_recipes_have_the_numbers_of_the_papers() -> None:
     speed3r, lite3r = (DISTILLATIONS.get(name)(None) for name in ("speed3r-pi3", "lite3r-vggt"))
     config = speed3r.config(0)
     (stage,) = config.stages
@@ -207,7 +207,7 @@ def test_another_plan_for_the_student() -> None:
     assert [bool(p.plan.quantizes) for p in with_plan(recipe, resolve_plan("sla-fp8")).phases] == [False, False, True]
 
 
-def test_the_finished_student_says_what_the_prepared_one_said() -> None:
+def test_the_finished_student_gives_the_outputs_of_the_prepared_one() -> None:
     recipe = small(DISTILLATIONS.get("nano-sla-fp8")(None))
     last = len(recipe.phases) - 1
     _, _, student = parts(recipe, last)

@@ -26,7 +26,7 @@ def vggt() -> Vggt:
 
 
 @pytest.mark.parametrize("make", [nano, vggt])
-def test_encoder_trunk_and_heads_part_the_network(make) -> None:
+def test_encoder_trunk_and_heads_partition_the_network(make) -> None:
     model = make()
     everything = {name for name, _ in model.named_parameters()}
     parts = [trainable_names(model, [role]) for role in ("encoder", "trunk", "heads")]
@@ -49,7 +49,7 @@ def test_a_trunk_in_the_camera_head_belongs_to_the_heads() -> None:
     assert not any(name.startswith("camera") for name in trainable_names(model, ("trunk",)))
 
 
-def test_mechanisms_are_what_a_plan_brought() -> None:
+def test_mechanisms_are_parameters_that_a_plan_added() -> None:
     model = nano()
     dense = {name for name, _ in model.named_parameters()}
     for plan in ("gsa", "sla"):
@@ -73,7 +73,7 @@ def test_targets_name_layers() -> None:
     assert "trunk.blocks.4.attn.q_norm.weight" in whole and "trunk.blocks.4.attn.qkv.bias" in whole
 
 
-def test_layers_that_are_rounded_as_they_train_count_as_what_they_were() -> None:
+def test_layers_rounded_in_training_keep_their_roles() -> None:
     dense = Nano(NanoConfig(width=32, heads=2, pairs=2))
     rounded = prepare(dense, resolve_plan("fp8"))
     for role in ("global blocks 1-", "every linear", "every layer"):

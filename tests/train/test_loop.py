@@ -126,7 +126,7 @@ def test_interrupt_finishes_the_step_and_resumes(whole: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("at", [16, STEPS])
-def test_a_signal_ends_a_validation_at_once_and_it_is_made_up_for(whole: Path, tmp_path: Path, at: int) -> None:
+def test_a_signal_ends_a_validation_at_once_and_it_is_repeated(whole: Path, tmp_path: Path, at: int) -> None:
     asked: list[int] = []
 
     def slow(model: torch.nn.Module) -> dict[str, float]:
@@ -144,7 +144,7 @@ def test_a_signal_ends_a_validation_at_once_and_it_is_made_up_for(whole: Path, t
     assert_same_run(whole, tmp_path)
 
 
-def test_a_signal_when_all_is_done_ends_what_would_follow(whole: Path, tmp_path: Path) -> None:
+def test_a_signal_after_the_last_step_stops_later_phases(whole: Path, tmp_path: Path) -> None:
     def draw(model: torch.nn.Module) -> np.ndarray:
         os.kill(os.getpid(), signal.SIGTERM)
         return np.zeros((4, 6, 3), np.uint8)
@@ -164,7 +164,7 @@ def signalled(result: int) -> int:
     return result
 
 
-def test_a_group_that_ended_before_it_heard_of_a_signal_is_followed_by_nothing() -> None:
+def test_a_signal_missed_by_a_finished_group_stops_later_phases() -> None:
     with pytest.raises(SystemExit) as ended:
         launch(2, signalled, 0)
     assert ended.value.code == 143
@@ -204,7 +204,7 @@ def test_weights_are_the_running_average(whole: Path) -> None:
     assert toy_validate(model.eval())["error"] == pytest.approx(float(read_csv(whole / "validation.csv")[-1]["error"]))
 
 
-def test_frozen_parameters_stand_still_in_their_stage_only(tmp_path: Path) -> None:
+def test_frozen_parameters_stay_constant_in_their_stage_only(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         train_toy(tmp_path, dies_at=11)
     start_weights, middle = toy_model().state_dict(), final_state(tmp_path)["model"]
@@ -275,7 +275,7 @@ def test_unknown_best_key_names_the_figures(tmp_path: Path) -> None:
         fit(toy_model(), toy_loss, toy_batch, toy_config(8, best_key="auc"), tmp_path, validate=toy_validate)
 
 
-def test_launch_brings_errors_home() -> None:
+def test_launch_reports_errors_of_its_processes() -> None:
     with pytest.raises(UsageError, match="wrong wish"):
         launch(2, refuse, "wrong wish")
     with pytest.raises(UsageError, match="0 processes"):

@@ -54,7 +54,7 @@ def test_truth_has_no_pose_loss(target: Target) -> None:
     assert float(rotation) < ZERO and float(translation) < ZERO
 
 
-def test_pose_loss_does_not_know_the_world_frame(target: Target) -> None:
+def test_pose_loss_does_not_depend_on_the_world_frame(target: Target) -> None:
     moved = make_pose(so3_exp(torch.tensor([0.3, -1.0, 0.5])), torch.tensor([1.0, -2.0, 0.5]))
     rotation, translation = truths.pose_losses(
         moved @ target.world_from_cam, target.cam_from_world @ invert_pose(moved), target
@@ -119,7 +119,7 @@ def test_truth_is_the_likeliest_full_size_depth(batch: SceneBatch, target: Targe
     assert float(worse["edge"]) > float(best["edge"]) + 0.1
 
 
-def test_a_pixel_unsure_of_its_side_of_an_edge_pays_less_with_two_surfaces(batch: SceneBatch, target: Target) -> None:
+def test_two_surfaces_lower_the_loss_at_uncertain_edges(batch: SceneBatch, target: Target) -> None:
     """Right about both depths and undecided between them costs log 2; in between costs the distance to both."""
     truth = true_log_depth(batch, target)
     sure = surfaces(truth)
@@ -183,7 +183,7 @@ def test_scale_is_the_geometric_mean_depth(batch: SceneBatch, target: Target) ->
         torch.testing.assert_close(target.scale[scene].log(), depth[depth > 0].log().mean(), rtol=1e-4, atol=1e-4)
 
 
-def test_target_is_what_the_cameras_say(batch: SceneBatch, target: Target) -> None:
+def test_target_follows_from_the_cameras(batch: SceneBatch, target: Target) -> None:
     """Every visible patch, unprojected and projected again by the geometry room, lands on its position, its cell
     and a pixel of the other view at the same depth."""
     height, width = batch.depth.shape[-2:]

@@ -163,7 +163,7 @@ def test_checkpoints_keep_the_last_ones(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path) == {"step": 1000}
 
 
-def test_damaged_checkpoints_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_checkpoints_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for step in (1, 2):
         path = save_checkpoint(tmp_path, step, {"step": step, "weights": torch.arange(5000)})
     whole = path.read_bytes()

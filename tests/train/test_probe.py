@@ -58,7 +58,7 @@ def test_the_planted_blocks_are_chosen() -> None:
     assert [unit["chosen"] for unit in found["units"]] == [i in {u.index for u in apart} for i in range(8)]
 
 
-def test_scores_add_over_batches_and_know_no_group() -> None:
+def test_scores_add_over_batches_whatever_their_grouping() -> None:
     model, data = Planted(), batches(3)
     whole = [s.score for s in gradient_scores(model, data, planted_loss)]
     for group in (1, 3, 100):

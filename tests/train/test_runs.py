@@ -16,7 +16,7 @@ RECIPE = {"processes": 1, "phases": [{"stages": [{"accumulate": 1}]}]}
 
 @pytest.mark.parametrize("name", ["recipe.json", "phase-1", "nano.safetensors"])
 @pytest.mark.parametrize("resume", [False, True])
-def test_what_is_no_training_run_is_not_written_over(tmp_path: Path, name: str, resume: bool) -> None:
+def test_folders_that_are_not_runs_are_not_overwritten(tmp_path: Path, name: str, resume: bool) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / name).write_text('{"name": "soup"}')
     taken = pytest.raises(UsageError, match=f"contains {name}, which is not from a training run")

@@ -102,7 +102,7 @@ def test_a_bad_step_of_one_process_is_skipped_by_all(group: Path, tmp_path: Path
             torch.testing.assert_close(theirs[name], value, rtol=0, atol=3e-4)
 
 
-def test_checkpoints_are_folders_where_parameters_are_spread(group: Path) -> None:
+def test_checkpoints_of_sharded_runs_are_folders(group: Path) -> None:
     names = {run: [p.name for p in checkpoints(group / run / "checkpoints")] for run in ("copied", "sharded")}
     assert names["copied"] == ["step-000000010.pt", "step-000000009.pt"]
     assert names["sharded"] == ["step-000000010", "step-000000009"]
@@ -113,7 +113,7 @@ def test_checkpoints_are_folders_where_parameters_are_spread(group: Path) -> Non
     }
 
 
-def test_a_sharded_run_goes_on_on_one_process_past_a_damaged_checkpoint(
+def test_a_sharded_run_resumes_on_one_process_past_a_damaged_checkpoint(
     group: Path, one: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = group / "to-one"
@@ -141,7 +141,7 @@ def test_killed_within_a_sharded_checkpoint(one: Path, tmp_path: Path) -> None:
     assert not list(folder.glob(".*")), "what the crash left is gone"
 
 
-def test_accumulated_dropout_is_that_of_as_many_processes(tmp_path: Path) -> None:
+def test_accumulated_dropout_equals_that_of_as_many_processes(tmp_path: Path) -> None:
     stages = on_processes(plain_config(), 2, 1).stages
     for name, part in (("a", stages), ("b", stages)):
         train_plain(tmp_path / name, dropout=0.2, stages=part)
@@ -175,7 +175,7 @@ def test_checkpointing_changes_no_gradient_and_leaves_nothing_behind() -> None:
     assert all("forward" not in vars(block) for block in blocks) and len(calls) == 2
 
 
-def test_auto_shards_only_where_memory_asks_for_it() -> None:
+def test_auto_shards_only_if_memory_requires_it() -> None:
     cpu = torch.device("cpu")
     model = nn.Linear(2, 2)
     assert not is_sharded("auto", model, World(0, 2), cpu)

@@ -50,7 +50,7 @@ def test_the_folder_describes_itself(run: Path) -> None:
     assert 0 <= float(row["data_wait"]) < 1 and float(row["memory_mb"]) > 50 and row["corrupt"] == "0"
 
 
-def test_pictures_come_every_so_many_steps(run: Path) -> None:
+def test_pictures_are_drawn_at_their_interval(run: Path) -> None:
     found = sorted((run / "pictures").iterdir())
     assert [path.name for path in found] == [f"step-{step:09d}.png" for step in (5, 10, 12)]
     assert np.array_equal(np.asarray(Image.open(found[0])), draw(toy_model().eval()))
@@ -81,7 +81,7 @@ def test_without_tensorboard_there_is_a_note(
     assert "loss.png" not in (tmp_path / "report.md").read_text()
 
 
-def test_a_stopped_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_reports_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lean3r.train.logs.watch.draw_curves", lambda *_: None)
 
     def stopped(step, stage, rank, world_size):
@@ -112,7 +112,7 @@ def test_wrong_pictures_and_taken_names_are_refused(tmp_path: Path) -> None:
         fit(toy_model(), loss_fn, toy_batch, toy_config(STEPS), tmp_path / "b")
 
 
-def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
