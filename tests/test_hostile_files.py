@@ -125,7 +125,7 @@ def test_absurd_lenses_of_data_sets(change: dict, tmp_path: Path) -> None:
     frame = {"file_path": "a.png", "transform_matrix": np.eye(4).tolist()}
     content = {"fl_x": 80.0, "fl_y": 80.0, "cx": 32, "cy": 24, "w": 64, "h": 48, "frames": [frame], **change}
     (tmp_path / "transforms.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"is no transforms\.json of nerfstudio"):
+    with pytest.raises(InputError, match=r"is not a transforms\.json of nerfstudio"):
         read_transforms(tmp_path / "transforms.json")
 
 

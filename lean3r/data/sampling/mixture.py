@@ -15,7 +15,7 @@ import torch
 from lean3r.data.base import SceneBatch
 from lean3r.data.sampling.augment import NONE, Augmentation, augment, draw_scene
 from lean3r.data.sampling.choosing import AUTO, Choice, Chooser
-from lean3r.data.sets.scenes import RawView, SceneSet, some, zero_unknown
+from lean3r.data.sets.scenes import RawView, SceneSet, first_few, zero_unknown
 from lean3r.errors import InputError, UsageError
 
 MAX_TRIES = 50
@@ -165,11 +165,11 @@ class Mixture:
                 skipped.append(f"{part.label}/{_name(chooser.scenes, scene)} ({error})")
         if len(small) > len(skipped):
             raise InputError(
-                f"{len(small)} of {MAX_TRIES} scenes have fewer than {shape.views} views: {some(small)}. "
+                f"{len(small)} of {MAX_TRIES} scenes have fewer than {shape.views} views: {first_few(small)}. "
                 "Ask for fewer views per scene"
             )
         raise InputError(
-            f"{len(skipped)} of {MAX_TRIES} samples could not be read: {some(skipped)}. "
+            f"{len(skipped)} of {MAX_TRIES} samples could not be read: {first_few(skipped)}. "
             "Check the set with `lean3r data check ROOT`"
         )
 

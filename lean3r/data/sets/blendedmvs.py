@@ -35,7 +35,7 @@ class BlendedMVS(MvsnetSet):
 
     @classmethod
     def incomplete(cls, place: Path) -> list[str]:
-        """A sentence for each part with the number of views that it lacks."""
+        """Sentences for parts without all views, and for a missing pair.txt."""
         numbers = _numbers(place)
         wanted = set.union(*numbers)
         kinds = zip(cls.parts, numbers, strict=True)

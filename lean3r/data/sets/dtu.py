@@ -128,7 +128,7 @@ class DTU(MvsnetSet):
 
 
 def _to_integer_centres(intrinsics: np.ndarray) -> np.ndarray:
-    """Intrinsics for integer pixel centres, as in the files; there, every other pixel means half of all values."""
+    """Intrinsics for integer pixel centres, as in the files: keeping every other pixel halves all values."""
     moved = intrinsics.copy()
     moved[:2, 2] -= 0.5
     return moved

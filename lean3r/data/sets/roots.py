@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lean3r.data import DATASETS
-from lean3r.data.sets.scenes import SceneSet, folders, some, zero_unknown
+from lean3r.data.sets.scenes import SceneSet, first_few, folders, zero_unknown
 from lean3r.errors import InputError, UsageError
 
 ANYTHING = "colmap"  # other sets contain COLMAP models too, so this one is last
@@ -77,13 +77,13 @@ def _hint(root: Path, name: str | None) -> str:
         wanted = [n for n in names if name in (None, n)]
         if wanted and (wanted[0] != ANYTHING or name == ANYTHING):
             return f"{folder} looks like {sets()[wanted[0]].title}: give this folder instead"
-    holds = sorted(p.name for p in root.iterdir())
-    if sum(Path(n).suffix.lower() in _PICTURES for n in holds) > len(holds) / 2:
+    contents = sorted(p.name for p in root.iterdir())
+    if sum(Path(n).suffix.lower() in _PICTURES for n in contents) > len(contents) / 2:
         return (
             "It has pictures without cameras: reconstruct them with COLMAP or `lean3r reconstruct --format colmap`, "
             "and give the folder with images/ and sparse/0/"
         )
-    return f"It contains {some(holds)}; expected {_describe_layout(name)}"
+    return f"It contains {first_few(contents)}; expected {_describe_layout(name)}"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from lean3r.data.sets.formats.files import image_size, read_depth_png, read_matrix
-from lean3r.data.sets.scenes import Camera, FolderSet, Frame, folders, from_integer_centres, invert, is_rotation, some
+from lean3r.data.sets.scenes import (
+    Camera,
+    FolderSet,
+    Frame,
+    first_few,
+    folders,
+    from_integer_centres,
+    invert,
+    is_rotation,
+)
 from lean3r.errors import InputError
 
 _SPLITS = ("", "scans", "scans_test", "scans_train")
@@ -74,7 +83,7 @@ class ScanNet(FolderSet[SensorFrame]):
         ]
         files = [place / "intrinsic" / f"intrinsic_{kind}.txt" for kind in ("color", "depth")]
         problems += [f"{file} is missing" for file in files if not file.is_file()]
-        return problems if wanted else [f"{place} has no frames: {some(cls.parts)} are empty"]
+        return problems if wanted else [f"{place} has no frames: {first_few(cls.parts)} are empty"]
 
     def frames(self, scene: str) -> Sequence[SensorFrame]:
         """Frames with picture, depth and a pose, by number."""

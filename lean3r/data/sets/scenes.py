@@ -148,7 +148,7 @@ class FolderSet(SceneSet, Generic[F]):
         self.ids = list(self.find_scenes(self.root) if scenes is None else scenes)
         if not self.ids:
             problems = self.problems(self.root) if self.root.is_dir() else [f"{self.root} is not a folder"]
-            raise InputError(f"no {self.title} scene in {self.root}: {some(problems)}. Expected: {self.layout}")
+            raise InputError(f"no {self.title} scene in {self.root}: {first_few(problems)}. Expected: {self.layout}")
         self._frames: OrderedDict[int, Sequence[F]] = OrderedDict()
 
     @classmethod
@@ -232,10 +232,10 @@ class FolderSet(SceneSet, Generic[F]):
         return {**self.__dict__, "_frames": OrderedDict()}
 
 
-def some(what: Sequence[object]) -> str:
+def first_few(items: Sequence[object]) -> str:
     """The first few items of a list as text, and the number of the others."""
-    more = f", and {len(what) - _SHOWN:,} more" if len(what) > _SHOWN else ""
-    return "; ".join(str(x) for x in what[:_SHOWN]) + more
+    more = f", and {len(items) - _SHOWN:,} more" if len(items) > _SHOWN else ""
+    return "; ".join(str(x) for x in items[:_SHOWN]) + more
 
 
 def folders(root: Path) -> list[Path]:
