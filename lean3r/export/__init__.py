@@ -19,11 +19,15 @@ __all__ = ["DEFAULT_FORMATS", "EXPORTERS", "ExportOptions", "atomic_folder", "ex
 
 
 class Format(NamedTuple):
-    """Where `write(reconstruction, directory, options) -> files` is, what appears in the folder, what that holds.
+    """An export format.
 
-    Written when nobody asks (`default`) is what costs no time, no extra package and no copies of the pictures. What
-    `needs` an extra package says where a function is that raises MissingExtraError without it. `pictures` says whether
-    the pictures belong beside the files: those without files of their own ("beside"), or copies of all ("needed").
+    - `at`: the place of its function `write(reconstruction, directory, options) -> files`.
+    - `files`: what appears in the folder; `about`: what these files contain.
+    - `default`: written unless the user chooses formats. It costs little time, no extra package and no copies of the
+      pictures.
+    - `needs`: if it needs an extra package, the place of a function that raises MissingExtraError without it.
+    - `pictures`: whether pictures are written beside the files: only those that are not files yet ("beside"), or copies
+      of all ("needed").
     """
 
     at: str
@@ -80,7 +84,7 @@ def export(
     overwrite: bool = False,
     options: ExportOptions | None = None,
 ) -> Path:
-    """Write `reconstruction` to the folder `out` and return it; all files appear at once or none does.
+    """Write `reconstruction` to the folder `out` and return `out`; all files appear at once or none does.
 
     `formats` are names of EXPORTERS ("all" for each). Raises UsageError for an unknown format, for a non-empty
     `out` without `overwrite`, and for a full disk.
@@ -108,18 +112,18 @@ def write_all(
 
     names = parse_formats(formats)
     written = by_threads(write, names)
-    files = [file for of_format, _ in written for file in of_format]
-    seconds = {name: taken for name, (_, taken) in zip(names, written, strict=True)}
+    files = [file for format_files, _ in written for file in format_files]
+    seconds = {name: duration for name, (_, duration) in zip(names, written, strict=True)}
     return files + manifest.write(reconstruction, directory, files, seconds)
 
 
 def picture_uses(formats: Iterable[str]) -> set[PictureUse]:
-    """What formats want the pictures for."""
+    """How the formats use the pictures."""
     return {EXPORTERS[name].pictures for name in formats}
 
 
 def check_extras(formats: Iterable[str]) -> None:
-    """MissingExtraError where a format needs a package that is not installed: before the work, not after it."""
+    """Raise MissingExtraError, before any work is done, if a format needs a package that is not installed."""
     for needs in (EXPORTERS[name].needs for name in formats):
         if needs:
             module, _, check = needs.partition(":")

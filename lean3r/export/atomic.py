@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all, and takes nothing of the user's away."""
+"""A folder that appears complete or not at all, and never removes the user's own files."""
 
 from __future__ import annotations
 
@@ -21,19 +21,22 @@ MANIFEST = "manifest.json"
 _LARGEST = 1 << 28  # bytes of a manifest
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
-_SYSTEM = "lost+found"  # lies in every new disk
+_SYSTEM = "lost+found"  # a folder in every new ext4 file system
 
 
 @contextlib.contextmanager
 def atomic_folder(out: str | Path, *, overwrite: bool = False, inputs: Iterable[str | Path] = ()) -> Iterator[Path]:
-    """Yield a new folder that becomes `out` when the block ends well.
+    """Yield a new folder that becomes `out` if the block succeeds.
 
-    On any exception, Ctrl-C and a full disk included, the new folder is removed and an older result stays. With
-    `overwrite` an older result (told by its manifest) gives way once the new one is complete: of the files in `out`
-    those go that its manifest lists, all others stay. `inputs` are what the block reads, paths and globs.
-    Raises UsageError where `out` cannot be used, another run is writing it, or an input lies in a result that would
-    give way, all before any work is done; where the disk runs full; and where something in the way has appeared in
-    `out` in the meantime: the finished result is then put beside it, under the name that the error gives.
+    After any exception, including Ctrl-C and a full disk, the new folder is removed and an older result stays. With
+    `overwrite`, the new folder replaces an older result (recognised by its manifest) once it is complete: the files in
+    `out` that the old manifest lists are removed, and all others stay. `inputs` are the paths and globs that the block
+    reads.
+
+    Raises UsageError before the block runs if `out` cannot be used, another run is writing it, or an input is inside a
+    result that would be replaced. Raises UsageError after the block if the disk is full, or if another program has
+    created a conflicting file in `out` in the meantime. In the latter case the result is kept beside `out`, in the
+    folder that the message names.
     """
     shown = str(out)
     try:
@@ -53,13 +56,13 @@ def atomic_folder(out: str | Path, *, overwrite: bool = False, inputs: Iterable[
         if error.errno not in _FULL:
             raise
         raise UsageError(
-            f"the disk is full: {shown} was not written and an older result was left as it is. "
+            f"the disk is full: {shown} was not written, and an older result is unchanged. "
             "Free some space or choose another -o."
         ) from error
 
 
 def check_target(target: Path, *, shown: str, overwrite: bool) -> None:
-    """Raise UsageError unless a result may be put at `target`; `shown` is how the user wrote it."""
+    """Raise UsageError unless a result may be written to `target`; messages show the user's spelling `shown`."""
     if not target.exists() or not _entries(target):
         return
     if not overwrite:
@@ -73,15 +76,15 @@ def check_target(target: Path, *, shown: str, overwrite: bool) -> None:
 
 
 def result_files(folder: Path) -> frozenset[str] | None:
-    """The files that the manifest of a result lists, relative to it; None where the folder is no result of lean3r."""
+    """The files in the manifest of a result, relative to `folder`; None if the folder is not a result of lean3r."""
     try:
         path = folder / MANIFEST
-        said = json.loads(path.read_bytes()) if path.stat().st_size <= _LARGEST else None
+        content = json.loads(path.read_bytes()) if path.stat().st_size <= _LARGEST else None
     except (OSError, ValueError, RecursionError):
         return None
-    if not isinstance(said, dict) or not isinstance(said.get("lean3r"), str) or "layout_version" not in said:
+    if not isinstance(content, dict) or not isinstance(content.get("lean3r"), str) or "layout_version" not in content:
         return None
-    files = said.get("files")
+    files = content.get("files")
     if not isinstance(files, list) or MANIFEST not in files or not all(isinstance(name, str) for name in files):
         return None
     paths = {name: PurePosixPath(name) for name in files}
@@ -93,7 +96,7 @@ def _entries(folder: Path) -> list[str]:
 
 
 def _check_inputs(target: Path, inputs: Iterable[str | Path]) -> None:
-    """Raise UsageError where something that is read lies in an older result."""
+    """Raise UsageError if an input is inside `target`."""
     for given in map(str, inputs if target.exists() else ()):
         name = os.path.expanduser(given)
         for path in [name] if os.path.exists(name) else glob.glob(name, recursive=True):
@@ -101,15 +104,15 @@ def _check_inputs(target: Path, inputs: Iterable[str | Path]) -> None:
             with contextlib.suppress(OSError):
                 links = [entry.path for entry in os.scandir(path) if entry.is_symlink()]
             if any(Path(os.path.realpath(real)).is_relative_to(target) for real in (path, *links)):
-                raise UsageError(
-                    f"the input {given} lies in {target}, which --overwrite would replace. Use another -o."
-                )
+                raise UsageError(f"the input {given} is in {target}, which --overwrite would replace. Use another -o.")
 
 
 @contextlib.contextmanager
 def _workspace(target: Path, shown: str) -> Iterator[Path]:
-    """A locked folder for what is in the making: beside the target, or inside where it is a mount point or nothing can
-    be written beside it. What killed runs left, of this target or others here, is settled first."""
+    """Yield a locked folder for the unfinished result; leftovers of killed runs nearby are settled first.
+
+    It is beside the target, or inside it if the target is a mount point or its parent is not writable.
+    """
     work, lock = _claim_beside(target, shown)
     with lock:
         for left in (*parts_in(target.parent), *parts_in(target)):
@@ -128,7 +131,7 @@ def _workspace(target: Path, shown: str) -> Iterator[Path]:
 
 
 def _claim_beside(target: Path, shown: str) -> tuple[Path, BinaryIO]:
-    """The workspace of a target, and its lock."""
+    """Create and lock the workspace of a target; return both."""
     homes = [target] if os.path.ismount(target) else [target.parent, *([target] if target.is_dir() else [])]
     while True:
         home = homes.pop(0)
@@ -138,23 +141,23 @@ def _claim_beside(target: Path, shown: str) -> tuple[Path, BinaryIO]:
             return work, _claim(work, "" if home == target else target.name, shown)
         except OSError as error:
             if error.errno not in _CLOSED or not homes:
-                said = f"cannot write beside {shown}: {error.strerror or error}. Choose another -o."
-                raise UsageError(said) from error
+                message = f"cannot write beside {shown}: {error.strerror or error}. Choose another -o."
+                raise UsageError(message) from error
 
 
 def _claim(work: Path, name: str, shown: str) -> BinaryIO:
-    """Make a workspace, or take over what a killed run left, and lock it; UsageError where a living run has it."""
+    """Create a workspace, or take over that of a killed run, and lock it; UsageError if another run holds it."""
     for _ in range(20):
         is_new = not work.exists()
         work.mkdir(exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # another run has just ended
+        with contextlib.suppress(FileNotFoundError):  # another run has just removed it
             lock = hold(work / LOCK, must=not is_new)
             if lock is not None:
                 lock.truncate(0)
                 lock.write(f"{os.getpid()}\n{name}".encode("utf-8", "surrogateescape"))
                 lock.flush()
                 return lock
-        time.sleep(0.05)  # perhaps a run that only looks whether this one is alive
+        time.sleep(0.05)  # another run may hold the lock briefly, to check for leftovers
     owner = (work / LOCK).read_text(errors="replace").partition("\n")[0]
     raise UsageError(
         f"another run (process {owner}) is writing to {shown}. Wait until it has ended, or use another -o."
@@ -162,9 +165,9 @@ def _claim(work: Path, name: str, shown: str) -> BinaryIO:
 
 
 def _settle_left(left: Path) -> None:
-    """Settle what another target's run left, unless it is alive or somebody else's."""
+    """Settle and remove the workspace of another run, unless that run is alive or belongs to another user."""
     with contextlib.suppress(OSError):
-        left.rmdir()  # ended before it was locked
+        left.rmdir()  # succeeds if the run ended before it locked the folder
     with contextlib.suppress(OSError), held(left / LOCK) as lock:
         lock.seek(0)
         name = lock.read().decode("utf-8", "surrogateescape").partition("\n")[2]
@@ -175,42 +178,43 @@ def _settle_left(left: Path) -> None:
 
 
 def _place(work: Path, target: Path, shown: str, overwrite: bool) -> None:
-    """Put the new folder at the target, which is looked at once more."""
+    """Move the new folder to the target, after another check of the target."""
     new = work / placing.NEW
     if not work.is_relative_to(target):
         try:
             if target.is_dir() and not _is_here(target):
                 shutil.copystat(target, new)
             if not _is_here(target):
-                os.rename(new, target)  # fits where nothing, or an empty folder, is there
+                os.rename(new, target)  # succeeds if there is nothing or an empty folder
                 return
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EBUSY, errno.EXDEV, *_CLOSED):
                 raise
     old = result_files(target) if target.is_dir() else None
     if old is not None and not overwrite:
-        _aside(work, target, shown, MANIFEST)
+        _place_beside(work, target, shown, MANIFEST)
     listed = old or frozenset()
-    if clash := placing.clash(new, target, listed):
-        _aside(work, target, shown, clash)
+    if conflict := placing.find_conflict(new, target, listed):
+        _place_beside(work, target, shown, conflict)
     may_swap = not work.is_relative_to(target) and not _is_here(target)
     placing.commit(work, target, listed, swap=may_swap)
 
 
 def _is_here(target: Path) -> bool:
-    """Whether this process, and so the user's shell, stands in the target: it must stay the same folder."""
+    """Whether the working directory is in the target: then the target must stay the same folder."""
     with contextlib.suppress(OSError):
         return Path.cwd().resolve().is_relative_to(target)
     return False
 
 
-def _aside(work: Path, target: Path, shown: str, name: str) -> None:
-    """Put the finished result beside what has appeared, and say so."""
+def _place_beside(work: Path, target: Path, shown: str, name: str) -> None:
+    """Move the finished result beside the target and raise a UsageError that names both."""
     stem = target / "result" if work.is_relative_to(target) else target
     number = 2
-    while os.path.lexists(aside := stem.with_name(f"{stem.name}-{number}")):
+    while os.path.lexists(beside := stem.with_name(f"{stem.name}-{number}")):
         number += 1
-    os.rename(work / placing.NEW, aside)
+    os.rename(work / placing.NEW, beside)
     raise UsageError(
-        f"{name} has appeared in {shown} during this run, and was not replaced. The result is in {aside} instead."
+        f"another program created {name} in {shown} during this run; it was not replaced. "
+        f"The result is in {beside} instead."
     )

@@ -12,8 +12,11 @@ from lean3r.types import Reconstruction
 
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
-    """Write cameras.json: per view the name, size, K in original pixels, the pose in both directions, where that comes
-    from, whether it is uncertain, its time in a video, and its lens if it was refined."""
+    """Write cameras.json.
+
+    Each view has its name, size, K in original pixels, the pose in both directions, the origin of the pose
+    (`registration`), whether it is uncertain, its time in a video in seconds, and its lens if refined.
+    """
     views = [
         {
             "name": source.name,
@@ -42,5 +45,5 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
 
 
 def json_bytes(value: object) -> bytes:
-    """Readable JSON in UTF-8; a file name that is not UTF-8 becomes an escape that reads back as it was."""
+    """Indented JSON in UTF-8; bytes of file names that are not UTF-8 become escapes, which keep their values."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")

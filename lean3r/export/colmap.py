@@ -1,4 +1,4 @@
-"""sparse/0/: a COLMAP model in binary form, for Gaussian splatting and everything else that reads COLMAP."""
+"""sparse/0/: a binary COLMAP model, for Gaussian splatting and every other program that reads COLMAP models."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from lean3r.types import Reconstruction
 
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
-    """Write sparse/0/*.bin: cameras at the size of the original pictures, poses, points with real tracks; and the
-    pictures themselves into images/ where the options say where they are. Uncertain views are left out."""
+    """Write sparse/0/*.bin: cameras at the size of the original pictures, poses, and points with real tracks.
+
+    If the options have `pictures`, also write them to images/. Uncertain views are left out.
+    """
     from lean3r.colmap_library import pycolmap
 
     reconstruction = reconstruction.of_certain()
@@ -30,13 +32,13 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     _add_points(model, tracked, keypoint)
     model.update_point_3d_errors()
     model.write(folder)
-    # The C++ writer says nothing when the disk is full: read back what arrived.
+    # The C++ writer reports no error on a full disk, so read the model back.
     try:
         complete = pycolmap.Reconstruction(folder).num_points3D() == len(tracked.xyz)
     except (RuntimeError, ValueError, OSError):
         complete = False
     if not complete:
-        raise OSError(errno.ENOSPC, "the COLMAP model was cut off while it was written", str(folder))
+        raise OSError(errno.ENOSPC, "the COLMAP model was not written completely", str(folder))
     written = sorted(folder.iterdir())
     return [*written, *pictures.write(reconstruction, directory, options, table)]
 

@@ -1,4 +1,4 @@
-"""depth/: one 16-bit PNG and one coloured picture a view, at network resolution without the padding."""
+"""depth/: one 16-bit PNG and one coloured picture per view, at network resolution without the padding."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
 
 
 def units_per_level(depth: np.ndarray, *, metric: bool) -> float:
-    """World units of one grey level, the same for all views: a millimetre if that reaches, else the deepest / 65535."""
+    """World units of one grey level, the same for all views.
+
+    A millimetre for metric depth up to 65.535 m, otherwise the greatest depth / 65535.
+    """
     deepest = float(np.max(depth, where=np.isfinite(depth), initial=0.0))
     if metric and deepest <= LEVELS * MILLIMETRE:
         return MILLIMETRE
@@ -55,7 +58,7 @@ def units_per_level(depth: np.ndarray, *, metric: bool) -> float:
 
 
 def picture_region(mask: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns of the smallest rectangle around the True pixels of mask [H, W]; all of it when none is."""
+    """Rows and columns of the smallest rectangle around the True pixels of mask [H, W]; the whole mask if none is."""
     rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return slice(0, mask.shape[0]), slice(0, mask.shape[1])
@@ -63,7 +66,7 @@ def picture_region(mask: np.ndarray) -> tuple[slice, slice]:
 
 
 def colourise(depth: np.ndarray) -> np.ndarray:
-    """Depth [H, W] to RGB uint8: near is warm, far is dark blue, evenly in inverse depth; unknown is black."""
+    """Depth [H, W] as RGB uint8: warm is near and dark blue is far (linear in inverse depth), black is unknown."""
     valid = np.isfinite(depth) & (depth > 0)
     if not valid.any():
         return np.zeros((*depth.shape, 3), dtype=np.uint8)
@@ -74,7 +77,7 @@ def colourise(depth: np.ndarray) -> np.ndarray:
 
 
 def _palette() -> np.ndarray:
-    """256 colours from dark blue over teal and yellow to warm red, rising then holding lightness."""
+    """256 colours [256, 3] from dark blue through teal and yellow to warm red."""
     stops = np.array([(28, 20, 70), (48, 63, 148), (36, 122, 160), (70, 178, 142), (181, 213, 98), (248, 200, 76),
                       (240, 124, 62), (190, 48, 60)])  # fmt: skip
     at = np.linspace(0, len(stops) - 1, 256)

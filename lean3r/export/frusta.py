@@ -7,7 +7,7 @@ import numpy as np
 from lean3r.export.depth import picture_region
 from lean3r.types import Reconstruction
 
-# Apex 0; picture corners 1 to 4 clockwise from the top left; 5 is a tip above the picture that shows up.
+# Apex 0; picture corners 1 to 4 clockwise from the top left; 5 is a tip above the picture, which marks its top.
 EDGES = np.array([(0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (2, 3), (3, 4), (4, 1), (1, 5), (5, 2)])
 
 
@@ -23,14 +23,14 @@ def frustum_corners(reconstruction: Reconstruction) -> np.ndarray:
         x = np.array([cols.start, cols.stop, cols.stop, cols.start, middle])
         y = np.array([rows.start, rows.start, rows.stop, rows.stop, tip])
         rays = np.stack([(x - k[0, 2]) / k[0, 0], (y - k[1, 2]) / k[1, 1], np.ones(5)], axis=1)
-        # The picture's half diagonal is the same for wide and narrow lenses, so no frustum looks like a needle.
+        # All frusta have the same half diagonal, whatever the lens, so none looks like a needle.
         cam = np.vstack([np.zeros(3), rays * reach / np.linalg.norm(rays[:4, :2], axis=1).mean()])
         corners.append((cam - pose[:3, 3]) @ pose[:3, :3])
     return np.stack(corners)
 
 
 def frustum_reach(reconstruction: Reconstruction) -> float:
-    """Half diagonal of a frustum's picture in world units: neighbours hardly touch, and all can be seen."""
+    """Half diagonal of a frustum's picture in world units: large enough to see, too small for neighbours to overlap."""
     depth = reconstruction.depth
     known = depth[np.isfinite(depth) & (depth > 0)]
     typical = float(np.median(known[:: 1 + known.size // 1_000_000])) if known.size else 1.0
@@ -47,6 +47,6 @@ def camera_centres(cam_from_world: np.ndarray) -> np.ndarray:
 
 
 def order_colours(count: int) -> np.ndarray:
-    """RGB uint8 [S, 3] from coral (first view) to turquoise (last): the order of the views can be seen."""
+    """RGB uint8 [S, 3] from coral (first view) to turquoise (last), which shows the order of the views."""
     share = np.linspace(0, 1, max(count, 2))[:count, None]
     return ((1 - share) * [255, 107, 74] + share * [58, 214, 226]).astype(np.uint8)

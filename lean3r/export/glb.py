@@ -1,4 +1,4 @@
-"""scene.glb: points and camera frusta in the y-up axes that glTF asks for."""
+"""scene.glb: points and camera frusta in the y-up axes of glTF."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
 
 
 def wireframe(corners: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices [V, 3] and triangles [F, 3] of three-sided bars along EDGES of each frustum [S, 6, 3].
+    """Vertices [V, 3] and triangles [F, 3] of three-sided bars along the EDGES of each frustum [S, 6, 3].
 
-    Bars, as many viewers draw glTF lines one pixel wide or not at all.
+    Bars and not lines, because many viewers draw glTF lines one pixel wide or not at all.
     """
     start, end = corners[:, EDGES[:, 0]].reshape(-1, 3), corners[:, EDGES[:, 1]].reshape(-1, 3)
     along = (end - start) / np.maximum(np.linalg.norm(end - start, axis=1, keepdims=True), 1e-30)

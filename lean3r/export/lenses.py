@@ -1,4 +1,4 @@
-"""The cameras that go to other programs: lenses at the size of the original pictures, or those of undistorted ones."""
+"""Cameras for other programs: the lenses of the original pictures, or the pinhole cameras of undistorted ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lean3r.export.options import ExportOptions
 from lean3r.geometry.lens import colmap_camera
 from lean3r.types import Lens, Reconstruction
 
-KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")  # what every program opens; undistorted pictures of other kinds become PNG
+KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")  # every program opens these; undistorted pictures of other kinds become PNG
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,11 @@ class Camera:
 
 @dataclass(frozen=True)
 class CameraTable:
-    """How each view's picture is written: `names`; `cameras`, of which view v has number `camera_of[v]` (from 0). In
-    undistorted pictures `before` are the lenses of the originals [S], otherwise it is empty."""
+    """Name and camera of each view's picture as written.
+
+    View v has the name `names[v]` and the camera `cameras[camera_of[v]]`. If pictures are undistorted, `before` has the
+    cameras of the originals [S]; otherwise it is empty.
+    """
 
     names: tuple[str, ...]
     cameras: tuple[Camera, ...]
@@ -41,7 +44,7 @@ class CameraTable:
         return self.cameras[self.camera_of[view]]
 
     def map_pixels(self, view: int, xy: np.ndarray) -> np.ndarray:
-        """Where pixels [N, 2] of a view's original picture are in the picture as written."""
+        """Map pixels [N, 2] of a view's original picture to the picture as written."""
         if not self.before or self.before[view] == self.of(view):
             return xy
         old, new = self.before[view], self.of(view)
@@ -51,15 +54,15 @@ class CameraTable:
 
 
 def camera_table(reconstruction: Reconstruction, options: ExportOptions) -> CameraTable:
-    """The cameras to write: of the lenses where there are any, with one number for views that share one.
+    """The cameras to write: those of the refined lenses if there are any; views with equal lenses share one.
 
-    `shared_camera` demands one for all: lenses that are the same, or the median of the pinholes; UsageError where
-    pictures differ in size or lenses in anything.
+    `shared_camera` requires one for all: equal refined lenses, or the median of the pinholes. Raises UsageError if
+    the pictures differ in size, or refined lenses are not equal.
     """
     sources = reconstruction.sources
     if options.shared_camera and len(sizes := sorted({(s.width, s.height) for s in sources})) > 1:
         listed = ", ".join(f"{w}x{h}" for w, h in sizes[:4])
-        raise UsageError(f"one shared camera needs pictures of one size; got {listed}. Leave the option out.")
+        raise UsageError(f"one shared camera needs pictures of one size; got {listed}. Omit the option.")
     views = [Camera(lens, s.width, s.height) for lens, s in zip(_lenses(reconstruction, options), sources, strict=True)]
     names = unique_names(reconstruction.names)
     share = bool(reconstruction.lenses) or options.shared_camera
@@ -72,29 +75,29 @@ def camera_table(reconstruction: Reconstruction, options: ExportOptions) -> Came
 
 
 def undistort_camera(camera: Camera, step: int = 1) -> Camera:
-    """The pinhole camera, of a size that leaves no empty pixels, for pictures of a lens; pinholes stay as they are.
+    """The pinhole camera for undistorted pictures, of a size without empty pixels; pinholes stay as they are.
 
-    Sides are multiples of `step` where that costs less than a fiftieth of them: whoever scales the pictures down by a
-    factor of it, and rounds sizes in whatever way, gets intrinsics right.
+    Sides are multiples of `step` if that costs less than a fiftieth of them. Intrinsics of pictures scaled down by a
+    factor of `step` are then exact, however a program rounds sizes.
     """
     from lean3r.colmap_library import pycolmap
 
     lens = colmap_camera(camera.lens, camera.width, camera.height)
     if lens.is_undistorted():
         return camera
-    found = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), lens)
-    width, height = (n - n % step if 50 * (n % step) < n else n for n in (found.width, found.height))
-    fx, fy, cx, cy = (float(p) for p in found.params)  # of model PINHOLE; the same is cut off on either side
-    centre = cx - (found.width - width) / 2, cy - (found.height - height) / 2
-    return Camera(Lens(found.model.name, (fx, fy, *centre)), width, height)
+    pinhole = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), lens)
+    width, height = (n - n % step if 50 * (n % step) < n else n for n in (pinhole.width, pinhole.height))
+    fx, fy, cx, cy = (float(p) for p in pinhole.params)  # of model PINHOLE; opposite sides are cropped equally
+    centre = cx - (pinhole.width - width) / 2, cy - (pinhole.height - height) / 2
+    return Camera(Lens(pinhole.model.name, (fx, fy, *centre)), width, height)
 
 
 def _lenses(reconstruction: Reconstruction, options: ExportOptions) -> tuple[Lens, ...]:
     if reconstruction.lenses:
         if options.shared_camera and len(set(reconstruction.lenses)) > 1:
             raise UsageError(
-                f"one shared camera was asked for, and the views have {len(set(reconstruction.lenses))} refined ones. "
-                "Refine with --share-lens always, or leave the option out."
+                f"one shared camera needs one lens; the views have {len(set(reconstruction.lenses))} refined lenses. "
+                "Refine with --share-lens always, or omit the option."
             )
         return reconstruction.lenses
     matrices = reconstruction.original_intrinsics
@@ -104,7 +107,7 @@ def _lenses(reconstruction: Reconstruction, options: ExportOptions) -> tuple[Len
 
 
 def _number_cameras(names: list[str], views: list[Camera], share: bool) -> CameraTable:
-    if not share:  # predicted views have a camera each, even if two happen to be equal
+    if not share:  # each predicted view has its own camera, even if two are equal by chance
         return CameraTable(tuple(names), tuple(views), tuple(range(len(views))))
     table = list(dict.fromkeys(views))
     return CameraTable(tuple(names), tuple(table), tuple(table.index(camera) for camera in views))

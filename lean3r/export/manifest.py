@@ -1,4 +1,4 @@
-"""manifest.json and config.toml: what made this folder, with which settings, under which conventions."""
+"""manifest.json and config.toml: the origin, settings and conventions of a result folder."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ CONVENTIONS = {
 def write(
     reconstruction: Reconstruction, directory: Path, files: Sequence[Path], seconds: Mapping[str, float]
 ) -> list[Path]:
-    """Write config.toml (from `info["config"]`, if there) and manifest.json; `seconds` are those of each exporter.
+    """Write config.toml (from `info["config"]`, if present) and manifest.json; `seconds` is the time of each exporter.
 
-    `info` of the reconstruction is merged at the top level, except "config", which goes to config.toml.
+    `info` of the reconstruction is merged into the top level, except "config", which goes to config.toml.
     """
     written = []
     info = dict(reconstruction.info)
     config = info.pop("config", None)
-    if "refinement" in info:  # what it says of single views stands beside these
+    if "refinement" in info:  # its entries about single views are in "views"
         info["refinement"] = {key: value for key, value in info["refinement"].items() if key != "views"}
     if config:
         written.append(directory / "config.toml")
@@ -62,7 +62,7 @@ def write(
 
 
 def write_short(directory: Path) -> None:
-    """Write a manifest.json that only lists what lies in a folder, so that `--overwrite` knows it for ours."""
+    """Write a manifest.json that only lists the files of a folder, so that `--overwrite` recognises it as a result."""
     files = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
     about = {
         "layout_version": LAYOUT_VERSION,
@@ -73,18 +73,18 @@ def write_short(directory: Path) -> None:
 
 
 def _views(reconstruction: Reconstruction) -> list[dict[str, object]]:
-    """Of each view its name, its size, where its pose comes from, and what the refinement says of it."""
+    """Each view's name, size, origin of its pose, and record of the refinement."""
     count = len(reconstruction.sources)
     registration = reconstruction.registration or ("predicted",) * count
-    more = reconstruction.info.get("refinement", {}).get("views") or [{}] * count
+    records = reconstruction.info.get("refinement", {}).get("views") or [{}] * count
     return [
-        {"name": s.name, "width": s.width, "height": s.height, "registration": r, **said}
-        for s, r, said in zip(reconstruction.sources, registration, more, strict=True)
+        {"name": s.name, "width": s.width, "height": s.height, "registration": r, **record}
+        for s, r, record in zip(reconstruction.sources, registration, records, strict=True)
     ]
 
 
 def toml(settings: Mapping[str, object]) -> str:
-    """Settings as TOML: numbers, strings, booleans, lists and (nested) tables; None is left out as TOML has none."""
+    """Settings as TOML: numbers, strings, booleans, lists and (nested) tables; None, which TOML lacks, is left out."""
     return "\n".join(_lines(settings, ())) + "\n"
 
 
@@ -108,7 +108,7 @@ def _value(value: object) -> str:
 
 
 def _text(text: str, *, quoted: bool = False) -> str:
-    """A bare key where TOML allows one, else a basic string: its escapes are those of JSON, and DEL needs one too."""
+    """A bare key if TOML allows it, otherwise a basic string, with the escapes of JSON and one for DEL."""
     if not quoted and text.isascii() and text.replace("-", "").replace("_", "").isalnum():
         return text
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -21,9 +21,9 @@ from lean3r.types import Reconstruction
 
 logger = logging.getLogger("lean3r")
 
-PIXELS = 1.5  # of the depth maps that a cell is wide, at the median depth
+PIXELS = 1.5  # width of a cell in pixels of the depth maps, at the median depth
 MOST = 60_000  # blocks times the views that see them: half a minute, and some million triangles
-REACH = (4.0, 10.0)  # cells that distances reach, by how much the depth maps disagree
+REACH = (4.0, 10.0)  # least and greatest truncation distance in cells; it grows with the disagreement of the depth maps
 CRUMB = 2e-4  # of all triangles: smaller pieces are left out
 
 
@@ -36,23 +36,23 @@ class Mesh(NamedTuple):
 
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
-    """Write mesh.ply in the world's axes and mesh.glb with y up; without any surface an empty mesh.ply alone."""
-    found = surface(reconstruction.of_certain(), options.mesh_voxel)
+    """Write mesh.ply in the world's axes and mesh.glb with y up; without any surface, only an empty mesh.ply."""
+    mesh = surface(reconstruction.of_certain(), options.mesh_voxel)
     paths = [directory / "mesh.ply"]
-    paths[0].write_bytes(ply_bytes(found.vertices, found.rgb, found.faces))
-    if len(found.faces):
-        upright = found.vertices @ GLTF_FROM_WORLD.T
+    paths[0].write_bytes(ply_bytes(mesh.vertices, mesh.rgb, mesh.faces))
+    if len(mesh.faces):
+        upright = mesh.vertices @ GLTF_FROM_WORLD.T
         paths.append(directory / "mesh.glb")
-        mesh = Geometry(upright, found.rgb, found.faces, vertex_normals(upright, found.faces))
-        paths[1].write_bytes(glb_bytes({"mesh": mesh}))
+        geometry = Geometry(upright, mesh.rgb, mesh.faces, vertex_normals(upright, mesh.faces))
+        paths[1].write_bytes(glb_bytes({"mesh": geometry}))
     return paths
 
 
 def surface(reconstruction: Reconstruction, voxel: float | None = None) -> Mesh:
-    """The surface by marching cubes through signed distances, in cells of `voxel` world units.
+    """The surface by marching cubes on a truncated signed distance field, in cells of `voxel` world units.
 
-    None takes the size that the depth maps resolve; either grows where the scene is too large for it. Pixels that give
-    no points of the cloud give no surface. MissingExtraError without scikit-image.
+    None chooses the size that the depth maps resolve. Cells are larger if the scene is too large for that size. Pixels
+    that are not in the cloud are not in the surface either. Raises MissingExtraError without scikit-image.
     """
     march = marching_cubes()
     depth, conf = reconstruction.depth, reconstruction.conf
@@ -68,7 +68,7 @@ def surface(reconstruction: Reconstruction, voxel: float | None = None) -> Mesh:
     grid = plan_grid(scene, wanted, reach, MOST)
     if voxel is not None and grid.voxel > voxel:
         logger.warning("cells of %g are too many for this scene: the mesh has cells of %g", voxel, grid.voxel)
-    # Confidence says how good a pixel is beside others; near pixels are exact to less of a length.
+    # Confidence is relative to other pixels, and the error of depth grows with depth.
     share = (conf / max(float(np.median(conf[keep])), 1e-9)).clip(0.1, 10)
     weight = share * (middle / np.where(keep, depth, middle)) ** 2
     vertices, faces, colours = [], [], []
@@ -77,12 +77,12 @@ def surface(reconstruction: Reconstruction, voxel: float | None = None) -> Mesh:
         if piece is not None:
             for part, value in zip((vertices, faces, colours), piece, strict=True):
                 part.append(value)
-    found = _merge_pieces(vertices, faces, colours)
-    return _without_crumbs(found._replace(vertices=found.vertices * grid.voxel))
+    mesh = _merge_pieces(vertices, faces, colours)
+    return _remove_crumbs(mesh._replace(vertices=mesh.vertices * grid.voxel))
 
 
 def marching_cubes() -> Callable:
-    """scikit-image's function; MissingExtraError without the extra."""
+    """The function of scikit-image; raises MissingExtraError if it is not installed."""
     try:
         from skimage.measure import marching_cubes
     except ImportError as error:
@@ -91,17 +91,17 @@ def marching_cubes() -> Callable:
 
 
 def triangles(block: Block, march: Callable) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Vertices [V, 3] in grid cells, triangles [F, 3] and colours [V, 3] of one block; None where no surface is."""
+    """Vertices [V, 3] in grid cells, triangles [F, 3] and colours [V, 3] of one block; None if it has no surface."""
     known = np.isfinite(block.distance)
     values = np.where(known, block.distance, 1.0)
     if not known.any() or values[known].min() >= 0 or values[known].max() <= 0:
         return None
-    cells = known  # of which all eight corners are known
+    cells = known  # after the loop: cells with eight known corners
     for axis in range(3):
         sides = np.moveaxis(cells, axis, 0)
         cells = np.moveaxis(sides[:-1] & sides[1:], 0, axis)
     mask = np.zeros(known.shape, dtype=bool)
-    mask[1:, 1:, 1:] = cells  # scikit-image asks for a cell at its last corner
+    mask[1:, 1:, 1:] = cells  # scikit-image masks a cell at its last corner
     if not mask.any():
         return None
     try:
@@ -119,8 +119,10 @@ def triangles(block: Block, march: Callable) -> tuple[np.ndarray, np.ndarray, np
 
 
 def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Unit normals [V, 3] of a mesh: means of those of the faces [F, 3] around, by their angle at the vertex (Thürrner
-    and Wüthrich, 1998)."""
+    """Unit normals [V, 3] of a mesh: means of the adjacent faces' normals, weighted by the angles at the vertex.
+
+    Source: Thürrner and Wüthrich, 1998. vertices [V, 3], faces [F, 3].
+    """
     corners = vertices[faces]
     sides = np.roll(corners, -1, axis=1) - corners  # from each corner to the next
     normal = _unit(np.cross(sides[:, 0], sides[:, 1]))
@@ -135,7 +137,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _merge_pieces(vertices: list, faces: list, colours: list) -> Mesh:
-    """One mesh of the blocks' pieces: vertices on shared borders become one."""
+    """Join the pieces of the blocks into one mesh, and merge vertices on shared borders."""
     counts = np.cumsum([0, *(len(v) for v in vertices)])
     xyz = np.concatenate([np.zeros((0, 3)), *vertices])
     index = np.concatenate([np.zeros((0, 3), np.int64), *(f + start for f, start in zip(faces, counts, strict=False))])
@@ -146,8 +148,8 @@ def _merge_pieces(vertices: list, faces: list, colours: list) -> Mesh:
     return Mesh(xyz[first], index[sound], rgb[first].round().clip(0, 255).astype(np.uint8))
 
 
-def _without_crumbs(mesh: Mesh) -> Mesh:
-    """Without pieces of few triangles, and without vertices of none."""
+def _remove_crumbs(mesh: Mesh) -> Mesh:
+    """Remove pieces of few triangles, and unused vertices."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -163,14 +165,14 @@ def _without_crumbs(mesh: Mesh) -> Mesh:
 
 
 def _disagreement(scene: Scene) -> float:
-    """Median relative difference between what two views say of one place, where they speak of the same."""
-    found = [np.zeros(0)]
+    """Median relative difference between the depths of two views at the same place; larger ones are occlusions."""
+    differences = [np.zeros(0)]
     for view, others in enumerate(neighbours(scene, 3)):
         rows, cols = np.nonzero(scene.depth[view][::4, ::4] > 0)
         world = scene.world_points(view, 4 * rows, 4 * cols)
         for other in others:
             z, depth = scene.seen(other, world)
             ratio = np.abs(np.log(np.where(z > 0, z, np.nan) / depth))
-            found.append(ratio[ratio < 0.15])
-    values = np.concatenate(found)
+            differences.append(ratio[ratio < 0.15])
+    values = np.concatenate(differences)
     return float(np.median(values)) if len(values) else 0.0

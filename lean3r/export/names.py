@@ -1,4 +1,4 @@
-"""File names: from whatever a picture is called to names that every file system and tool accepts."""
+"""File names that every file system and tool accepts, from the names of the pictures."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
-MAX_BYTES = 120  # far below the 255 of common file systems: suffixes and temporary names still fit
-# Devices of Windows, whatever follows the first dot.
+MAX_BYTES = 120  # common file systems allow 255; this leaves room for suffixes and temporary names
+# Device names of Windows, which are reserved with any suffix.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]) *(\..*)?", re.IGNORECASE)
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*\u2028\u2029]+')
 
 
 def encodable(text: str) -> str:
-    """`text` with bytes that are not UTF-8 (lone surrogates) spelt out, so that any tool can store it."""
+    """`text` with bytes that are not UTF-8 (lone surrogates) written as escapes, so that any tool can store it."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def safe_stems(names: Iterable[str]) -> list[str]:
-    """One file stem per name: no separators or control characters, at most MAX_BYTES bytes of UTF-8, never
-    empty, no device of Windows (CON, NUL), and unique even where upper and lower case are the same."""
+    """One file stem per name.
+
+    Stems have no separators or control characters, have 1 to MAX_BYTES bytes of UTF-8, are no device names of Windows
+    (CON, NUL), and are unique even if case is ignored.
+    """
     taken: set[str] = set()
     stems = []
     for index, name in enumerate(names):
-        # Dots at the ends would hide the file, or vanish on some systems, blanks as well.
+        # A leading dot hides the file, and some systems drop dots and spaces at the end.
         stem = _UNSAFE.sub("_", encodable(PurePosixPath(name.replace("\\", "/")).stem)).strip(" .")
         stem = f"_{stem}" if _RESERVED.fullmatch(stem) else stem
         stem = _shorten(stem, MAX_BYTES) or f"view_{index:04d}"
@@ -37,7 +40,7 @@ def safe_stems(names: Iterable[str]) -> list[str]:
 
 
 def unique_names(names: Iterable[str]) -> list[str]:
-    """The names as they are, except that a repeated one gets `_2`, `_3`, ... before its suffix."""
+    """The same names, with `_2`, `_3`, ... before the suffix of repeated ones."""
     taken: set[str] = set()
     result = []
     for name in map(encodable, names):
@@ -51,5 +54,5 @@ def unique_names(names: Iterable[str]) -> list[str]:
 
 
 def _shorten(text: str, limit: int) -> str:
-    """At most `limit` bytes of UTF-8, cut between characters."""
+    """Cut a text to at most `limit` bytes of UTF-8, between characters."""
     return text.encode("utf-8")[:limit].decode("utf-8", "ignore").rstrip(" .")

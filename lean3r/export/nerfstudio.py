@@ -1,4 +1,4 @@
-"""transforms.json: cameras as nerfstudio reads them, beside images/ and points.ply."""
+"""transforms.json: cameras in the format of nerfstudio, with images/ and points.ply."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lean3r.types import Reconstruction
 
 # nerfstudio's cameras have x right, y up, z backward; the world stays as it is.
 OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
-# Where the focal lengths, the principal point and the distortion stand in the parameters of COLMAP's models.
+# Indices of (fx, fy, cx, cy) and of the distortion coefficients among the parameters of COLMAP's models.
 PARAMETERS = {
     "SIMPLE_PINHOLE": ((0, 0, 1, 2), {}),
     "PINHOLE": ((0, 1, 2, 3), {}),
@@ -38,7 +38,10 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     lenses = [_lens(camera) for camera in table.cameras]
     models = {str(lens.pop("camera_model")) for lens in lenses}
     if len(models) > 1:
-        raise UsageError(f"nerfstudio takes one kind of lens at a time; got {', '.join(sorted(models))}. Undistort.")
+        raise UsageError(
+            f"nerfstudio needs one lens model for all views; got {', '.join(sorted(models))}. "
+            "Write undistorted pictures instead: --undistort."
+        )
     poses = np.linalg.inv(reconstruction.cam_from_world) @ OPENCV_FROM_OPENGL
     content: dict[str, object] = {"camera_model": models.pop()}
     if len(lenses) == 1:
@@ -60,17 +63,17 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
 
 
 def _lens(camera: Camera) -> dict[str, str | float]:
-    """The camera in nerfstudio's words."""
+    """The fields of a camera in transforms.json; UsageError if nerfstudio has no such lens model."""
     if camera.lens.model not in PARAMETERS or (camera.lens.model == "FULL_OPENCV" and any(camera.lens.params[9:])):
         raise UsageError(
-            f"nerfstudio has no lens of the kind {camera.lens.model}; it knows {', '.join(PARAMETERS)}. "
+            f"nerfstudio has no lens model {camera.lens.model}; expected {', '.join(PARAMETERS)}. "
             "Write undistorted pictures instead: --undistort."
         )
     places, distortion = PARAMETERS[camera.lens.model]
-    found: dict[str, str | float] = {
+    fields: dict[str, str | float] = {
         "camera_model": "OPENCV_FISHEYE" if camera.lens.model == "OPENCV_FISHEYE" else "OPENCV",
         "w": camera.width,
         "h": camera.height,
     }
-    found |= {key: camera.lens.params[at] for key, at in zip(("fl_x", "fl_y", "cx", "cy"), places, strict=True)}
-    return found | {key: camera.lens.params[at] for key, at in distortion.items()}
+    fields |= {key: camera.lens.params[at] for key, at in zip(("fl_x", "fl_y", "cx", "cy"), places, strict=True)}
+    return fields | {key: camera.lens.params[at] for key, at in distortion.items()}

@@ -1,4 +1,4 @@
-"""What a notebook shows of a scene: the preview picture and the figures that matter, in one piece of HTML."""
+"""The HTML that a notebook shows for a scene: the preview picture and the main figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZE = 960, 420  # pixels: some 100 kB
 
 
 def page(scene: Reconstruction) -> str:
-    """HTML without links to anywhere; whatever users named is escaped."""
+    """A piece of HTML without links; texts of the user are escaped."""
     picture = Image.fromarray(preview.draw(scene.of_certain())).resize(SIZE, Image.Resampling.LANCZOS)
     stored = io.BytesIO()
     picture.save(stored, "JPEG", quality=85)

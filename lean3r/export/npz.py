@@ -12,10 +12,10 @@ from lean3r.types import Lens, Reconstruction
 
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
-    """Write predictions.npz (keys in docs/outputs.md); no pickles, so `np.load` reads it with its defaults."""
+    """Write predictions.npz (keys in docs/outputs.md), without pickles, so that plain `np.load` reads it."""
     sources = reconstruction.sources
     path = directory / "predictions.npz"
-    # Not compressed: deflate would take longer than the rest of the export and save a third.
+    # Not compressed: deflate takes longer than the rest of the export and saves only a third.
     np.savez(
         path,
         allow_pickle=False,
@@ -37,7 +37,7 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
 
 
 def _lenses(lenses: Sequence[Lens]) -> dict[str, np.ndarray]:
-    """Models [S] and parameters [S, L] of lenses, shorter rows filled up with NaN; nothing where there are none."""
+    """Models [S] and parameters [S, L] of the lenses, shorter rows padded with NaN; empty without lenses."""
     if not lenses:
         return {}
     params = np.full((len(lenses), max(len(lens.params) for lens in lenses)), np.nan)

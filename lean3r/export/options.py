@@ -1,4 +1,4 @@
-"""What a user may choose about the files that are written."""
+"""Options for the files that are written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lean3r.inputs.pictures import Pictures
 
 Images = Literal["auto", "always", "never"]
-PictureUse = Literal["no", "beside", "needed"]  # whether a format works with the pictures, or not without copies
+PictureUse = Literal["no", "beside", "needed"]  # no use of pictures, use of files if they exist, use of copies only
 
 
 def parse_factors(text: str) -> tuple[int, ...]:
@@ -21,22 +21,22 @@ def parse_factors(text: str) -> tuple[int, ...]:
     try:
         return () if text == "none" else tuple(int(n) for n in text.split(","))
     except ValueError as error:
-        raise UsageError(f"--image-factors is {text}; expected such as 2,4,8, or none.") from error
+        raise UsageError(f"--image-factors is {text}; expected numbers like 2,4,8, or none.") from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Choices for the exporters; each exporter reads only those that concern it.
+    """Options of the exporters; each exporter reads only its own.
 
-    - `shared_camera`: one camera for all views in COLMAP's and nerfstudio's files (pictures of one size only).
-    - `images`: when a command hands the pictures on to be written into images/, beside the COLMAP model or
-      transforms.json.
-    - `undistort`: pinhole cameras there, and pictures as these would have taken them.
-    - `image_factors`: with `undistort`, also these pictures at 1/2, 1/4, ... of the size, in `images_2/`, `images_4/`
-    - `colmap_points`: at most so many points of the depth maps go to COLMAP (its tools are slow with millions), beside
-      the triangulated ones of a refinement.
-    - `mesh_voxel`: size of the mesh's cells in world units (None: what the depth maps resolve).
-    - `pictures`: those that the scene was made from, to be written into images/ (None: none are).
+    - `shared_camera`: one camera for all views in the files for COLMAP and nerfstudio (pictures of one size only).
+    - `images`: when a command writes the pictures to images/, beside the COLMAP model or transforms.json.
+    - `undistort`: there, write pinhole cameras and undistorted pictures.
+    - `image_factors`: with `undistort`, also write these pictures at 1/2, 1/4, ... of their size, to `images_2/`,
+      `images_4/`, ...
+    - `colmap_points`: the most points of the depth maps in the COLMAP model (its tools are slow with millions), besides
+      the triangulated points of a refinement.
+    - `mesh_voxel`: size of the mesh's cells in world units (None: the size that the depth maps resolve).
+    - `pictures`: the pictures of the scene, to be written to images/ (None: write none).
     """
 
     shared_camera: bool = option(False, "COLMAP, nerfstudio: write one camera for all pictures (of one size).")
@@ -67,18 +67,19 @@ class ExportOptions:
             raise UsageError(f"mesh_voxel is {self.mesh_voxel}; expected more than 0.")
 
     def check(self, uses: Collection[PictureUse]) -> None:
-        """UsageError if the options contradict the formats, given what these want the pictures for."""
+        """Raise UsageError if the options contradict the formats, which have these uses of pictures."""
         if self.undistort and not self.copies_frames(uses):
             raise UsageError(
-                "--undistort writes pictures beside colmap or nerfstudio: ask for one, without --images never."
+                "--undistort writes pictures only with the formats colmap and nerfstudio. "
+                "Choose one of them, without --images never."
             )
 
     def copies_frames(self, uses: Collection[PictureUse]) -> bool:
-        """Whether frames of a video, which are no files yet, are written beside such formats."""
+        """Whether video frames, which are not files yet, are written for formats with these uses of pictures."""
         return self.images != "never" and bool(set(uses) - {"no"})
 
     def with_pictures(self, pictures: Pictures, uses: Collection[PictureUse]) -> ExportOptions:
-        """The same, with these pictures if they are to be written beside such formats."""
+        """The same options, with these pictures if formats with these uses need them written."""
         wanted = self.undistort or "needed" in uses or not pictures.are_loose_files
         if self.copies_frames(uses) and (wanted or self.images == "always"):
             return replace(self, pictures=pictures)

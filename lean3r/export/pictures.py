@@ -1,4 +1,4 @@
-"""images/: the pictures themselves, as they are or undistorted, for programs that open them beside the cameras."""
+"""images/: the pictures, as they are or undistorted, for programs that read them together with the cameras."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from lean3r.types import Reconstruction
 
 FOLDER = "images"
 JPEG_QUALITY = 95
-ROWS = 256  # of a picture that are warped at a time
+ROWS = 256  # of a picture are warped at a time
 
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions, table: CameraTable) -> list[Path]:
-    """Write images/ where the options say where the pictures are and no other format has done so, and undistorted ones
-    also at parts of their size; the files written."""
+    """Write images/ if the options have `pictures` and no other format has written them; return the files.
+
+    Undistorted pictures are also written at the fractions of their size that `image_factors` names.
+    """
     folder = directory / FOLDER
     if options.pictures is None or folder.exists():
         return []
@@ -34,13 +36,13 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
         picture = undistort(picture.convert("RGB"), table.before[view], table.of(view))
         written.append(_save(picture, folder, table.names[view]))
         for factor in options.image_factors:
-            # Whole blocks of pixels: intrinsics are divided by the factor, exactly, whatever the picture's size.
+            # Whole blocks of pixels, so that intrinsics are exactly those of the picture divided by the factor.
             width, height = (side - side % factor or side for side in picture.size)
             small = picture.reduce(factor, (0, 0, width, height))
             written.append(_save(small, directory / f"{FOLDER}_{factor}", table.names[view]))
     if views:
         raise InputError(
-            f"{len(views)} pictures cannot be read again ({min(views)}); did the input change during the run?"
+            f"{len(views)} pictures cannot be read again ({min(views)}). Did the input change during the run?"
         )
     return written
 
@@ -58,12 +60,12 @@ def _save(picture: Image.Image, folder: Path, name: str) -> Path:
 
 
 def undistort(picture: Image.Image, before: Camera, after: Camera) -> Image.Image:
-    """A picture of the lens `before` as the pinhole camera `after` would have taken it; bicubic."""
+    """Resample (bicubic) a picture of the camera `before` as a picture of the pinhole camera `after`."""
     if before == after:
         return picture
     source = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
     old, new = (colmap_camera(c.lens, c.width, c.height) for c in (before, after))
-    # Pictures may be read at another size than their cameras are for: pixels go by their share of the sides.
+    # A picture may have been read at another size than its camera's, so positions are relative to its sides.
     size = np.array([before.width, before.height])
     result = np.empty((after.height, after.width, 3), np.uint8)
     for top in range(0, after.height, ROWS):

@@ -1,8 +1,8 @@
-"""How a finished folder takes the place of an older one, so that it can be ended at any moment and settled later.
+"""Replace an older folder by a finished one, in steps that survive an interruption at any moment.
 
-A workspace holds NEW, the folder in the making, and once it is complete a JOURNAL: how it is put in place, and which
-files of the older result give way. Either both folders are exchanged in one move, or, where the target cannot be moved,
-file by file, which `settle` takes up again after an interruption.
+A workspace holds NEW, the unfinished folder. Once NEW is complete, the workspace also holds a JOURNAL, which records
+how NEW is put in place and which files of the older result it replaces. Usually both folders are exchanged in one move.
+If the target cannot be moved, files move one by one. `settle` completes either after an interruption.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ from pathlib import Path
 
 NEW, OLD, JOURNAL = "new", "old", "journal.json"
 _MANIFEST = "manifest.json"
-_EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE, AT_FDCWD of Linux; RENAME_SWAP of macOS is 2, too
+_EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux; RENAME_SWAP of macOS is 2, too
 _CANNOT_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _CANNOT_MOVE = (errno.EXDEV, errno.EBUSY, errno.EPERM, errno.EACCES)
 
 
 def commit(work: Path, target: Path, listed: Collection[str], *, swap: bool) -> None:
-    """Decide that NEW replaces the `listed` files of the target; what this leaves to do is done by `settle`."""
+    """Record that NEW replaces the `listed` files of the target, and exchange the folders; `settle` does the rest.
+
+    `swap` says whether the target may be exchanged as a whole.
+    """
     new = work / NEW
     journal = {"inode": new.stat().st_ino, "listed": sorted(listed), "files": list(_files(new))}
-    swap = swap and _give_copies(new, target, listed)
+    swap = swap and _link_other_files(new, target, listed)
     _write_journal(work, journal | {"swap": swap})
     if not swap:
         return
@@ -43,11 +46,13 @@ def commit(work: Path, target: Path, listed: Collection[str], *, swap: bool) -> 
 
 
 def settle(work: Path, target: Path) -> None:
-    """Finish what was committed, or undo what was not, and empty the workspace but for its lock; may be called at any
-    time."""
+    """Complete a committed replacement, or undo an uncommitted one, and empty the workspace except for its lock.
+
+    May be called at any time, and again.
+    """
     new, old, journal = work / NEW, work / OLD, _read_journal(work)
     if old.exists() and not os.path.lexists(target):
-        os.rename(old, target)  # ended between two moves: as if nothing had happened
+        os.rename(old, target)  # interrupted between two moves: restore the older folder
         journal = None
     if journal is not None and not journal["swap"]:
         _merge(new, target, journal)
@@ -55,12 +60,12 @@ def settle(work: Path, target: Path) -> None:
         shutil.rmtree(new, ignore_errors=True)
     for rest in (old, new):
         while rest.exists():
-            _keep_rest(rest, target, journal["listed"] if journal else ())
+            _remove_old(rest, target, journal["listed"] if journal else ())
     (work / JOURNAL).unlink(missing_ok=True)
 
 
-def clash(new: Path, target: Path, listed: Collection[str]) -> str | None:
-    """A name in the target that stays and is in the way of a new file; None if there is none."""
+def find_conflict(new: Path, target: Path, listed: Collection[str]) -> str | None:
+    """The name of a file in the target that must stay but conflicts with a new file; None if there is none."""
     if not target.is_dir():
         return target.name if os.path.lexists(target) else None
     for name in _files(new):
@@ -75,9 +80,12 @@ def clash(new: Path, target: Path, listed: Collection[str]) -> str | None:
     return None
 
 
-def _give_copies(new: Path, target: Path, listed: Collection[str]) -> bool:
-    """Give NEW the files of the target that stay, as second names of the same files: there is no moment without them.
-    False where the target holds a disk of its own and cannot be exchanged. What cannot have two names follows later."""
+def _link_other_files(new: Path, target: Path, listed: Collection[str]) -> bool:
+    """Make hard links in NEW to the files of the target that stay, so that they are never missing.
+
+    False if a folder in the target is a mount point: the target then cannot be exchanged. Files that cannot be linked
+    are moved later, by `settle`.
+    """
     for folder, folders, _ in os.walk(target):
         if any(os.path.ismount(os.path.join(folder, name)) for name in folders):
             return False
@@ -88,13 +96,13 @@ def _give_copies(new: Path, target: Path, listed: Collection[str]) -> bool:
             with contextlib.suppress(OSError, NotImplementedError):
                 os.link(target / name, place, follow_symlinks=False)
     shutil.copystat(target, new)
-    with contextlib.suppress(OSError, AttributeError):  # Windows has no owners of this kind
+    with contextlib.suppress(OSError, AttributeError):  # Windows has no chown
         os.chown(new, target.stat().st_uid, target.stat().st_gid)
     return True
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two folders in one move; False where the system cannot."""
+    """Exchange two folders in one move; False if the system cannot."""
     if sys.platform == "win32":
         return False
     library = ctypes.CDLL(None, use_errno=True)
@@ -111,19 +119,19 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _merge(new: Path, target: Path, journal: dict) -> None:
-    """Put the files of NEW into the target in place of the listed ones, the manifest last."""
-    if (new / _MANIFEST).exists():  # from here on, until the new one is there, this is no result
+    """Move the files of NEW into the target in place of the listed ones, the manifest last."""
+    if (new / _MANIFEST).exists():  # without a manifest, the target is not a result until the new one arrives
         (target / _MANIFEST).unlink(missing_ok=True)
         for name in set(journal["listed"]) - set(journal["files"]):
             _unlink(target, name)
     for name in sorted(journal["files"], key=lambda name: name == _MANIFEST):
-        if os.path.lexists(new / name):  # else it is there already
+        if os.path.lexists(new / name):  # otherwise it was moved before an interruption
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             _move(new / name, target / name)
 
 
-def _keep_rest(old: Path, target: Path, listed: Collection[str]) -> None:
-    """Remove an older result; what is not listed goes on in the target, what has just appeared included."""
+def _remove_old(old: Path, target: Path, listed: Collection[str]) -> None:
+    """Remove an older result; move files that are not listed, even very new ones, to the target."""
     for folder, _, _ in os.walk(old):
         here = Path(folder).relative_to(old)
         is_listed = any(here in Path(name).parents for name in listed)
@@ -140,12 +148,12 @@ def _keep_rest(old: Path, target: Path, listed: Collection[str]) -> None:
         free.parent.mkdir(parents=True, exist_ok=True)
         _move(old / name, free)
     for folder, _, _ in os.walk(old, topdown=False):
-        with contextlib.suppress(OSError):  # something has appeared just now
+        with contextlib.suppress(OSError):  # another program has just created a file in it
             os.rmdir(folder)
 
 
 def _unlink(target: Path, name: str) -> None:
-    """Remove a file of the target, and folders that are empty then; never through a link to elsewhere."""
+    """Remove a file of the target and the folders that this leaves empty; never through a symbolic link."""
     place = target / name
     if place.parent.resolve() != place.parent or (place.is_dir() and not place.is_symlink()):
         return
@@ -172,12 +180,12 @@ def _move(source: Path, place: Path) -> None:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """All that is no folder, links to folders included, by names relative to `folder`, sorted."""
-    found = []
+    """The sorted relative names of everything in `folder` except folders; links to folders are included."""
+    names = []
     for here, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(here, name))]
-        found += [Path(here, name).relative_to(folder).as_posix() for name in (*files, *links)]
-    return iter(sorted(found))
+        names += [Path(here, name).relative_to(folder).as_posix() for name in (*files, *links)]
+    return iter(sorted(names))
 
 
 def _write_journal(work: Path, content: dict) -> None:

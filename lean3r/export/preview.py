@@ -1,4 +1,4 @@
-"""preview.jpg: the coloured cloud and the cameras, from behind them and from the side."""
+"""preview.jpg: the coloured cloud and the cameras, seen from behind the cameras and from the side."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
 
 
 def draw(reconstruction: Reconstruction) -> np.ndarray:
-    """RGB uint8 [700, 1600, 3]: two views of the scene side by side, with surfaces that face away left out."""
+    """RGB uint8 [700, 1600, 3]: two views of the scene side by side, without surfaces that face away."""
     points = reconstruction.points
     chosen = np.arange(0, len(points.xyz), 1 + len(points.xyz) // MOST_POINTS)
     xyz, rgb = points.xyz[chosen].astype(np.float64), points.rgb[chosen]
@@ -48,7 +48,7 @@ def draw(reconstruction: Reconstruction) -> np.ndarray:
         eye = frame(xyz, corners.reshape(-1, 3), rotation)
         facing = np.einsum("pc,pc->p", normals, eye - xyz) >= 0
         cam = (np.concatenate([xyz[facing], pictures, lines]) - eye) @ rotation.T
-        cam[-len(lines) :] *= 0.995  # lines win over the picture that they frame
+        cam[-len(lines) :] *= 0.995  # draws lines in front of the picture that they frame
         radius = np.full(len(cam), 1.6)
         splats = slice(0, int(facing.sum()) + len(pictures))
         sizes = np.concatenate([spacing[facing], _picture_spacing(pictures, len(corners))])
@@ -59,13 +59,13 @@ def draw(reconstruction: Reconstruction) -> np.ndarray:
 
 
 def viewpoint(cam_from_world: np.ndarray, azimuth_rad: float, elevation_rad: float) -> np.ndarray:
-    """Rotation [3, 3], view from world, that looks where the cameras look, turned and from above.
+    """Rotation [3, 3], view from world: the mean viewing direction of the cameras, turned by azimuth and elevation.
 
-    Up is the mean of what the cameras call up, so any orientation of the world gives the same picture.
+    Up is the mean of the cameras' up directions, so the picture does not depend on the world's orientation.
     """
     up = -cam_from_world[:, 1, :3].mean(axis=0)
     up = up / np.linalg.norm(up) if np.linalg.norm(up) > 1e-3 else -cam_from_world[0, 1, :3]
-    # Cameras all around look nowhere on average: then the first one decides.
+    # Directions all around have no mean: then take that of the first camera.
     for ahead in (cam_from_world[:, 2, :3].mean(axis=0), *cam_from_world[:, 2, :3], cam_from_world[0, 0, :3]):
         level = ahead - up * (ahead @ up)
         if np.linalg.norm(level) > 0.3:
@@ -79,7 +79,7 @@ def viewpoint(cam_from_world: np.ndarray, azimuth_rad: float, elevation_rad: flo
 
 
 def frame(xyz: np.ndarray, cameras: np.ndarray, rotation: np.ndarray) -> np.ndarray:
-    """Eye [3] from which the middle 96 per cent of the points and all near cameras fill a panel."""
+    """The eye [3] from which the middle 96 per cent of the points and all nearby cameras fill a panel."""
     half = np.tan(FIELD_OF_VIEW_RAD / 2) * 0.94
     halves = np.array([half * WIDTH / HEIGHT, half])
     sample = xyz[:: 1 + len(xyz) // 50_000]
@@ -91,7 +91,7 @@ def frame(xyz: np.ndarray, cameras: np.ndarray, rotation: np.ndarray) -> np.ndar
     eyes = (cameras - centre) @ rotation.T
     near = np.linalg.norm(eyes, axis=1) <= 2 * extent
     view = np.concatenate([view, eyes[near] if near.any() else eyes])
-    # A point at (x, y, z) is inside from a distance d behind the centre if |x - shift| <= (z + d) * half.
+    # From a distance d behind the centre, a point (x, y, z) is in the panel if |x - shift| <= (z + d) * half.
     # The tightest pair of opposite bounds gives both the shift and the distance.
     reach = [(view[:, a] - halves[a] * view[:, 2]).max() for a in (0, 1)]
     other = [(-view[:, a] - halves[a] * view[:, 2]).max() for a in (0, 1)]
@@ -101,11 +101,11 @@ def frame(xyz: np.ndarray, cameras: np.ndarray, rotation: np.ndarray) -> np.ndar
 
 
 def _surface(reconstruction: Reconstruction, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """World normals [P, 3], towards the camera that saw each point, and its distance to neighbours [P]."""
+    """For each point: the world normal [P, 3], towards the camera that saw it, and the distance to neighbours [P]."""
     points = reconstruction.points
     normals, spacing = np.zeros((len(chosen), 3)), np.zeros(len(chosen))
     view, (cols, rows) = points.view[chosen], points.xy[chosen].astype(np.int64).T
-    step = 1 if len(reconstruction.depth) <= FEW else 2  # of many views, normals of every other row and column do
+    step = 1 if len(reconstruction.depth) <= FEW else 2  # with many views, every other row and column is enough
     cols, rows = cols // step, rows // step
     for index in np.unique(view):
         mine = view == index
@@ -114,14 +114,14 @@ def _surface(reconstruction: Reconstruction, chosen: np.ndarray) -> tuple[np.nda
         maps = normals_from_depth(torch.from_numpy(depth), torch.from_numpy(intrinsics).to(torch.float32)).numpy()
         at = rows[mine], cols[mine]
         normals[mine] = maps[at] @ reconstruction.cam_from_world[index, :3, :3]
-        # Pixels lie farther apart on a surface that was seen at a grazing angle.
+        # Pixels are farther apart on a surface seen at a grazing angle.
         slant = np.clip(np.abs(maps[at][:, 2]), 0.15, 1.0)
         spacing[mine] = depth[at] / step / np.sqrt(abs(intrinsics[0, 0] * intrinsics[1, 1]) * slant)
     return normals, spacing * np.sqrt(max(len(points.xyz), 1) / max(len(chosen), 1))
 
 
 def _pictures(reconstruction: Reconstruction, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points [Q, 3] and colours [Q, 3] that show each view's picture on the end of its frustum."""
+    """Points [Q, 3] and colours [Q, 3] that show each view's picture in the image plane of its frustum."""
     count = 48 if len(corners) <= FEW else 24
     share = (np.arange(count) + 0.5) / count
     xyz, rgb = [], []
@@ -143,13 +143,13 @@ def _picture_spacing(pictures: np.ndarray, views: int) -> np.ndarray:
 
 
 def _between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Points [S, n, 3] on segments, close enough to look like a line."""
+    """Points [S, n, 3] on the segments from start to end [S, 3], dense enough to look like a line."""
     share = np.linspace(0, 1, 160 if len(start) <= FEW else 80)[:, None]
     return start[:, None] * (1 - share) + end[:, None] * share
 
 
 def _shade(colour: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Put shaded colours before the background and average SAMPLES^2 pixels into one."""
+    """Shade the colours, draw them in front of the background, and average SAMPLES^2 pixels into one."""
     drawn = np.isfinite(depth)
     ramp = np.linspace(0, 1, len(depth), dtype=np.float32)[:, None, None]
     picture = np.broadcast_to(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-LARGEST = 6  # pixels: a larger splat would hide more than it shows
+LARGEST = 6  # radius in pixels: larger splats hide more than they show
 
 
 def splat(
     cam: np.ndarray, rgb: np.ndarray, radius_px: np.ndarray, focal_px: float, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw points as discs; return colour [H, W, 3] uint8 (0 where nothing is) and z-depth [H, W] (inf there).
+    """Draw points as discs; return colour [H, W, 3] uint8 and z-depth [H, W], 0 and inf where there is no point.
 
-    cam [P, 3] in OpenCV camera axes; rgb [P, 3] uint8; radius_px [P] on the picture; the principal point is in
+    cam [P, 3] in OpenCV camera axes; rgb [P, 3] uint8; radius_px [P] in the picture; the principal point is in
     the middle. Points behind the camera are skipped.
     """
     front = np.flatnonzero(cam[:, 2] > 1e-6)
@@ -21,7 +21,7 @@ def splat(
     row = np.floor(cam[front, 1] / z * focal_px + height / 2)
     near = (np.abs(col - width / 2) < width) & (np.abs(row - height / 2) < height)
     front, z, col, row = front[near], z[near], col[near].astype(np.int64), row[near].astype(np.int64)
-    # The bits of a positive float32 grow with its value: one integer orders by depth and names the point.
+    # The bits of a positive float32 grow with its value, so one integer holds depth (for the order) and point index.
     key = (z.view(np.uint32).astype(np.uint64) << np.uint64(32)) | front.astype(np.uint64)
     nothing = np.uint64(0xFFFFFFFFFFFFFFFF)
     buffer = np.full((height + 2 * LARGEST) * (width + 2 * LARGEST), nothing)
@@ -30,7 +30,7 @@ def splat(
     size = np.clip(np.round(radius_px[front] - 0.5), 0, LARGEST).astype(np.int64)
     for radius in np.unique(size[visible]):
         mine = np.flatnonzero(visible & (size == radius))
-        # Only pixels that stay inside the border of the buffer after every offset.
+        # Only pixels that stay inside the buffer after every offset.
         col_in, row_in = col[mine] + LARGEST, row[mine] + LARGEST
         safe = (col_in >= radius) & (col_in < stride - radius)
         safe &= (row_in >= radius) & (row_in < height + 2 * LARGEST - radius)
@@ -47,13 +47,15 @@ def splat(
 
 
 def edge_shading(depth: np.ndarray, reach: int = 2, strength: float = 6.0) -> np.ndarray:
-    """Brightness [H, W] in (0, 1]: pixels with nearer neighbours are darker, which makes shape visible
-    (eye-dome lighting: Boucheny, "Visualisation scientifique de grands volumes de données", 2009)."""
+    """Brightness [H, W] in (0, 1]: pixels with nearer neighbours are darker, which makes shape visible.
+
+    Eye-dome lighting: Boucheny, "Visualisation scientifique de grands volumes de données", 2009.
+    """
     log_depth = np.log2(depth)
     behind = np.zeros_like(depth)
     for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
         neighbour = np.roll(log_depth, (dy * reach, dx * reach), axis=(0, 1))
-        with np.errstate(invalid="ignore"):  # nothing here and nothing there: inf - inf
+        with np.errstate(invalid="ignore"):  # inf - inf where both pixels are empty
             behind += np.fmax(np.minimum(log_depth - neighbour, 0.25), 0)
     return np.exp(-strength * behind / 4)
 

@@ -1,4 +1,4 @@
-"""Points with the places where views see them: triangulated ones of a refinement, and fused ones by the depth maps."""
+"""Points with observations: triangulated points of a refinement, and fused points observed through the depth maps."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from lean3r.geometry.points import edge_mask
 from lean3r.parallel import by_threads
 from lean3r.types import Reconstruction
 
-# A view sees a point if by its own depth the point lies elsewhere by less than this share of its distance.
+# A view observes a point if the view's own depth agrees with it within this share of the point's distance.
 PREDICTED, REFINED = 0.02, 0.01
-LONGEST = 12  # observations of one point: more make files of gigabytes and no better geometry
+LONGEST = 12  # observations of one point: more make files of gigabytes and do not improve geometry
 
 
 @dataclass(frozen=True)
 class Tracked:
-    """Points and where they were seen: xyz [P, 3], rgb [P, 3]; observation o is of point `point` [O], ascending, in
-    view `view` [O] at `xy` [O, 2], pixels of the original picture."""
+    """Points with their observations.
+
+    xyz [P, 3] in world units and rgb [P, 3]; observation o is of point `point[o]` (point [O], ascending) in view
+    `view[o]` (view [O]) at `xy[o]` (xy [O, 2], pixels of the original picture).
+    """
 
     xyz: np.ndarray
     rgb: np.ndarray
@@ -29,18 +32,21 @@ class Tracked:
     view: np.ndarray
     xy: np.ndarray
 
-    def and_then(self, other: Tracked) -> Tracked:
-        """These points, then those of another."""
+    def concatenate(self, other: Tracked) -> Tracked:
+        """These points, followed by those of `other`."""
         pairs = ((getattr(self, name), getattr(other, name)) for name in ("xyz", "rgb", "point", "view", "xy"))
         xyz, rgb, point, view, xy = pairs
-        later = (point[0], point[1] + len(self.xyz))
-        return Tracked(*(np.concatenate(pair) for pair in (xyz, rgb, later, view, xy)))
+        shifted = (point[0], point[1] + len(self.xyz))
+        return Tracked(*(np.concatenate(pair) for pair in (xyz, rgb, shifted, view, xy)))
 
 
 @dataclass(frozen=True)
 class Sightings:
-    """Where views see points of the cloud: point [O], ascending; view [O]; xy [O, 2] in pixels of the network image;
-    along [O], how far along its own ray the point would be by that view's depth, as a share of where it is."""
+    """Observations of cloud points: point [O], ascending; view [O]; xy [O, 2] in pixels of the network image.
+
+    along [O] is the distance of the point along its own ray according to that view's depth, as a share of the point's
+    distance: 1 if both depths agree.
+    """
 
     point: np.ndarray
     view: np.ndarray
@@ -52,20 +58,23 @@ class Sightings:
 
 
 def tracked_points(reconstruction: Reconstruction, limit: int) -> Tracked:
-    """The triangulated points of a refinement as they are, then at most `limit` of the depth maps that two views or
-    more agree on; without a refinement the latter alone, also those that one view sees."""
+    """The triangulated points of a refinement, then at most `limit` points of the depth maps.
+
+    Points of the depth maps must then be observed by two views or more. Without a refinement they are all there is, and
+    one view is enough.
+    """
     measured = triangulated_points(reconstruction)
     if measured is None:
-        return of_depth(reconstruction, limit, fewest=1, agreement=PREDICTED)
-    return measured.and_then(of_depth(reconstruction, limit, fewest=2, agreement=REFINED))
+        return depth_points(reconstruction, limit, fewest=1, agreement=PREDICTED)
+    return measured.concatenate(depth_points(reconstruction, limit, fewest=2, agreement=REFINED))
 
 
 def triangulated_points(reconstruction: Reconstruction) -> Tracked | None:
-    """The points of a refinement with their measurements; None where there are none."""
+    """The points of a refinement with their measurements; None if there are none."""
     sparse = reconstruction.sparse
     if sparse is None or not len(sparse.xyz):
         return None
-    # One measurement a view and point, as COLMAP wants it; points without any are left out.
+    # One measurement per view and point, as COLMAP requires; points without measurements are left out.
     order = np.lexsort((sparse.view, sparse.point))
     point, view = sparse.point[order], sparse.view[order]
     first = np.ones(len(order), dtype=bool)
@@ -74,26 +83,26 @@ def triangulated_points(reconstruction: Reconstruction) -> Tracked | None:
     return Tracked(sparse.xyz[used], sparse.rgb[used], index, view[first], sparse.xy[order][first])
 
 
-def of_depth(reconstruction: Reconstruction, limit: int, fewest: int, agreement: float) -> Tracked:
-    """At most `limit` fused points that `fewest` views or more see, each with at most LONGEST observations.
+def depth_points(reconstruction: Reconstruction, limit: int, fewest: int, agreement: float) -> Tracked:
+    """At most `limit` fused points that `fewest` views or more observe, each with at most LONGEST observations.
 
-    A regular sample of the cloud; where there are more candidates than `limit`, those that three views see come first,
-    then those that two do. A point that several views see lies where the middle one of them has it on its ray.
+    The points are a regular sample of the cloud. If there are more candidates than `limit`, points in three or more
+    views come first, then points in two. A point moves along its own ray to the median of its observations.
     """
     cloud = reconstruction.points
     total = len(cloud.xyz)
-    # More candidates than needed leave room to prefer points that several views see.
+    # More candidates than needed leave room to prefer points in several views.
     candidates = np.unique(np.linspace(0, total - 1, min(total, 2 * limit)).astype(np.int64))
     seen = sightings(reconstruction, candidates, agreement)
     views_each = np.bincount(seen.point, minlength=len(candidates))
-    # A fixed permutation keeps the choice even over the scene.
+    # A fixed permutation spreads the choice evenly over the scene.
     spread = np.random.default_rng(0).permutation(len(candidates))
     spread = spread[np.argsort(-views_each[spread].clip(max=3), kind="stable")][:limit]
-    kept = np.zeros(len(candidates), dtype=bool)
-    kept[spread[views_each[spread] >= fewest]] = True
+    is_chosen = np.zeros(len(candidates), dtype=bool)
+    is_chosen[spread[views_each[spread] >= fewest]] = True
     own = cloud.view[candidates][seen.point] == seen.view
-    seen = seen[kept[seen.point] & (own | _evenly(views_each, seen.point, LONGEST - 1))]
-    chosen, point = candidates[kept], (np.cumsum(kept) - 1)[seen.point]
+    seen = seen[is_chosen[seen.point] & (own | _thin(views_each, seen.point, LONGEST - 1))]
+    chosen, point = candidates[is_chosen], (np.cumsum(is_chosen) - 1)[seen.point]
     centres = -np.einsum(
         "sji,sj->si", reconstruction.cam_from_world[:, :3, :3], reconstruction.cam_from_world[:, :3, 3]
     )
@@ -104,15 +113,18 @@ def of_depth(reconstruction: Reconstruction, limit: int, fewest: int, agreement:
     return Tracked(xyz, cloud.rgb[chosen], point, seen.view, xy)
 
 
-def _evenly(count: np.ndarray, point: np.ndarray, limit: int) -> np.ndarray:
-    """True on at most `limit` observations [O] of each point, evenly spread over its `count` [P] (point ascending)."""
+def _thin(count: np.ndarray, point: np.ndarray, limit: int) -> np.ndarray:
+    """True [O] for at most `limit` observations of each point, spread evenly over its `count` [P] (point ascending)."""
     place = np.arange(len(point)) - (np.cumsum(count) - count)[point]
     length = count[point]
     return (length <= limit) | ((place + 1) * limit // length > place * limit // length)
 
 
 def _medians(values: np.ndarray, point: np.ndarray, points: int) -> np.ndarray:
-    """The median [P] of each point's values [O] (point ascending, each at least once); the mean of the middle two."""
+    """The median [P] of each point's values [O]: the mean of the middle two if their number is even.
+
+    `point` [O] is ascending and has each point at least once.
+    """
     ranked = values[np.lexsort((values, point))]
     starts = np.searchsorted(point, np.arange(points + 1))
     middle = starts[:-1] + starts[1:] - 1
@@ -120,41 +132,44 @@ def _medians(values: np.ndarray, point: np.ndarray, points: int) -> np.ndarray:
 
 
 def sightings(reconstruction: Reconstruction, chosen: np.ndarray, agreement: float) -> Sightings:
-    """Every view's observations of the chosen points of the cloud.
+    """All observations of the chosen points of the cloud.
 
-    A point's own view sees it at its own pixel. Another view sees it if its projection falls on a picture pixel whose
-    depth agrees within the share `agreement`; the observation is then where the point's own ray meets that view's
-    surface, taken as the plane through the pixel. So a reprojection error is what two depth maps disagree by, as
-    parallax shows it, and zero for exact depth of planes.
+    A point's own view observes it at its own pixel. Another view observes it if its projection falls on a picture pixel
+    whose depth agrees within the share `agreement`. The observation is then the intersection of the point's own ray
+    with that view's surface, approximated by the plane through the pixel. So the reprojection error is the disagreement
+    of two depth maps seen as parallax, and zero for exact depth of planes.
     """
     cloud = reconstruction.points
     xyz = cloud.xyz[chosen].astype(np.float64)
     own_view, own_xy = cloud.view[chosen], cloud.xy[chosen].astype(np.float32)
     eyes = camera_centres(reconstruction.cam_from_world)[own_view]
     optics = Optics.of(reconstruction)
-    # Small types: hundreds of views make millions of sightings. float32 is exact to 1e-5 pixels here.
+    # Small types, because hundreds of views make millions of sightings. float32 is exact to 1e-5 pixels here.
     parts = [Sightings(*(np.zeros(s, t) for s, t in ((0, np.int32), (0, np.int32), ((0, 2), np.float32), (0, float))))]
 
-    def of_view(view: int) -> Sightings:
+    def observe(view: int) -> Sightings:
         mine, others = np.flatnonzero(own_view == view), np.flatnonzero(own_view != view)
-        index, xy, along = _seen_by(reconstruction, optics, view, xyz[others], eyes[others], agreement)
+        index, xy, along = _observe(reconstruction, optics, view, xyz[others], eyes[others], agreement)
         point = np.concatenate([mine, others[index]]).astype(np.int32)
         pixels = np.concatenate([own_xy[mine], xy.astype(np.float32)])
         return Sightings(
             point, np.full(len(point), view, np.int32), pixels, np.concatenate([np.ones(len(mine)), along])
         )
 
-    parts += by_threads(of_view, range(len(reconstruction.sources)))
+    parts += by_threads(observe, range(len(reconstruction.sources)))
     names = ("point", "view", "xy", "along")
-    found = Sightings(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
-    return found[np.argsort(found.point, kind="stable")]
+    joined = Sightings(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    return joined[np.argsort(joined.point, kind="stable")]
 
 
-def _seen_by(
+def _observe(
     reconstruction: Reconstruction, optics: Optics, view: int, xyz: np.ndarray, eyes: np.ndarray, agreement: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices of the points xyz [P, 3], looked at from eyes [P, 3], that the view sees; their observations in network
-    pixels; and how far along their rays the view's surface is, 1 being the point."""
+    """The observations of points xyz [P, 3], whose own rays start at eyes [P, 3], in one view.
+
+    Returns the indices [O] of the observed points, their positions [O, 2] in network pixels, and the distances [O] of
+    the view's surface along their rays, where 1 is the point.
+    """
     mask, pose = reconstruction.mask[view], reconstruction.cam_from_world[view]
     size = mask.shape[::-1]
     cam = xyz @ pose[:3, :3].T + pose[:3, 3]
@@ -164,10 +179,10 @@ def _seen_by(
     ray = cam - (eyes[index] @ pose[:3, :3].T + pose[:3, 3])
     plane = _planes(reconstruction.depth[view], mask, optics.slopes(view, *mask.shape))[row, col]
     along = 1 - (np.einsum("pc,pc->p", plane, cam) - 1) / np.einsum("pc,pc->p", plane, ray)
-    agree = np.abs(along - 1) < agreement  # False for NaN: no depth there
+    agree = np.abs(along - 1) < agreement  # False for NaN, which means unknown depth
     index, along = index[agree], along[agree]
     xy = optics.project(view, cam[agree] + (along - 1)[:, None] * ray[agree])
-    # Beside an edge the plane can be so steep that the ray meets it elsewhere; such a sighting says nothing.
+    # Beside an edge the plane can be so steep that the ray meets it outside the picture: drop such sightings.
     sane = (xy >= 0).all(axis=1) & (xy < size).all(axis=1)
     col, row = xy[sane].astype(np.int64).T
     sane[sane] = mask[row, col]
@@ -175,20 +190,24 @@ def _seen_by(
 
 
 def _planes(depth: np.ndarray, mask: np.ndarray, slopes: np.ndarray) -> np.ndarray:
-    """The plane [H, W, 3] through each pixel's surface, plane . X = 1 for its points in the camera's frame; NaN where
-    depth is unknown or has an edge. slopes [H, W, 2] are those of the rays."""
+    """The tangent plane [H, W, 3] of the surface at each pixel: plane . X = 1 for its points in the camera's frame.
+
+    NaN where depth is unknown or has an edge. slopes [H, W, 2] are those of the rays.
+    """
     known = np.where(mask & (depth > 0) & np.isfinite(depth), depth, 0)
     inverse = np.divide(1.0, known, out=np.full(depth.shape, np.nan), where=known > 0)
     centre = np.where(edge_mask(torch.from_numpy(known)).numpy(), np.nan, inverse)
-    # Inverse depth is affine in the ray's slopes on a plane: its value and its changes give the plane.
+    # On a plane, inverse depth is an affine function of the ray's slopes: its value and gradient give the plane.
     across = _slope(inverse, 1) / np.gradient(slopes[..., 0], axis=1)
     down = _slope(inverse, 0) / np.gradient(slopes[..., 1], axis=0)
     return np.stack([across, down, centre - across * slopes[..., 0] - down * slopes[..., 1]], axis=-1)
 
 
 def _slope(values: np.ndarray, axis: int) -> np.ndarray:
-    """Change per pixel along an axis: the flatter of the two one-sided differences, so that an edge on one side
-    does not count; 0 where neither neighbour is known."""
+    """Change per pixel along an axis; 0 where neither neighbour is known.
+
+    It is the smaller of the two one-sided differences, which ignores an edge on one side.
+    """
     step = np.diff(values, axis=axis)
     edge = np.full_like(np.take(values, [0], axis=axis), np.nan)
     before, after = np.concatenate([edge, step], axis=axis), np.concatenate([step, edge], axis=axis)

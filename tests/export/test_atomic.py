@@ -28,7 +28,7 @@ fill({out!r}, "new", overwrite=True)
 MOMENTS = {
     "writing": "atomic._place = die",
     "decided": "placing._exchange = die",
-    "exchanged": "placing._keep_rest = die",
+    "exchanged": "placing._remove_old = die",
     "moving files": "atomic._is_here = lambda _: True\nold = placing._move\n"
     "placing._move = lambda a, b: die() if b.name == 'manifest.json' else old(a, b)",
     "between two moves": "placing._exchange = lambda a, b: False\nold = os.rename\n"
@@ -139,7 +139,10 @@ def test_what_appears_during_the_run_stays(tmp_path):
     assert (out / "a.txt").read_text() == "result" and (out / "notes.txt").read_text() == "mine"
 
     other = tmp_path / "other"
-    with pytest.raises(UsageError, match=r"a\.txt has appeared in .*other-2 instead"), atomic_folder(other) as folder:
+    with (
+        pytest.raises(UsageError, match=r"another program created a\.txt in .*other-2 instead"),
+        atomic_folder(other) as folder,
+    ):
         (folder / "a.txt").write_text("result")
         other.mkdir()
         (other / "a.txt").write_text("mine")
