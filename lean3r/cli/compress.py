@@ -52,7 +52,7 @@ class Compress:
     """Pictures for --scan; by default the synthetic world."""
 
     floor_db: Annotated[float, option("DB")] = 18.0
-    """--scan leaves out layers whose output is less than this above its error."""
+    """--scan leaves out layers whose signal-to-noise ratio would be lower than this."""
 
     model: Annotated[str | None, option("NAME", "-m")] = None
     """The model of these weights; by default read from the file, or recognised by its names and shapes."""

@@ -49,7 +49,7 @@ class Data:
     """check: the scene to draw, from 0."""
 
     views: Annotated[tuple[int, int] | None, option("A B")] = None
-    """check: the two views to draw, from 0; by default two that see the same."""
+    """check: the two views to draw, from 0; by default two that overlap."""
 
     max_side: Annotated[int | None, option("PIXELS")] = None
     """pack: scale pictures down so that no side is longer; by default they keep their size."""

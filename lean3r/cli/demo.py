@@ -20,7 +20,7 @@ VIEWS = 8
 
 @dataclass
 class Demo:
-    """Photograph a synthetic room, reconstruct it, and say how far the result is from the truth.
+    """Photograph a synthetic room, reconstruct it, and report how far the result is from the truth.
 
     See docs/quickstart.md.
     """
@@ -33,7 +33,7 @@ class Demo:
     """Reconstruct these pictures instead; there is no truth to compare with then."""
 
     weights: Weights = None
-    seed: Annotated[Seed, option(help="Moves the photographer.")] = 1
+    seed: Annotated[Seed, option(help="Random seed of the camera path.")] = 1
     verbose: Verbose = False
     quiet: Quiet = False
 

@@ -34,13 +34,11 @@ class Distill(Changes):
 
     weights: Annotated[Weights, option(help="Weights of the teacher; by default its own.")] = None
 
-    student_plan: Annotated[
-        Plan, option(help="What the student is to be: a plan's name or file; by default the recipe's.")
-    ] = None
+    student_plan: Annotated[Plan, option(help="The student's plan: its name or file; by default the recipe's.")] = None
     data: DataSets = field(default_factory=list)
 
     gamma: Annotated[list[float], option("FROM [TO]")] = field(default_factory=list)
-    """Weight of attention-output distillation at the start and at the end (a tenth of that)."""
+    """Weight of attention-output distillation at the start and at the end (by default a tenth of FROM)."""
 
     out: Annotated[Out, option(help="Folder of the run: configs, logs, checkpoints, weights.")] = Path("runs/distill")
 

@@ -28,7 +28,7 @@ class Finding:
 
 @dataclass
 class Doctor:
-    """Say what hardware, versions and optional parts are usable, and why others are unavailable."""
+    """Report which hardware, versions and optional parts are usable, and why others are not."""
 
     json: Json = False
     verbose: Verbose = False

@@ -30,13 +30,13 @@ from lean3r.cli.options import (
 
 @dataclass
 class Inspect:
-    """Draw which regions of which pictures a window of patches attends to, and say how dense attention is.
+    """Draw which regions of which pictures a window of patches attends to, and report how dense attention is.
 
     See docs/how-to/compress.md.
     """
 
     what: Annotated[tyro.conf.Positional[Literal["attention"]], option()]
-    """What to look at."""
+    """What to inspect."""
 
     inputs: Inputs
     out: Annotated[Out, option(help="Folder to write attention.png and attention.json into.")]
@@ -45,13 +45,13 @@ class Inspect:
     plan: Plan = None
 
     view: Annotated[int | None, option("N")] = None
-    """The picture that looks, from 0; by default the middle one."""
+    """The picture of the window, from 0; by default the middle one."""
 
     at: Annotated[tuple[float, float] | None, option("X Y")] = None
-    """The spot that looks, in pixels of the original picture; by default its centre."""
+    """The centre of the window, in pixels of the original picture; by default the picture's centre."""
 
     block: Annotated[int | None, option("N")] = None
-    """Number among the blocks that look across pictures, from 0; by default the last one."""
+    """Number among the blocks that attend across pictures, from 0; by default the last one."""
 
     device: Device = "auto"
     resolution: Resolution = None

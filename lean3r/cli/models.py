@@ -24,7 +24,7 @@ _PLAIN_COLUMNS = 240
 
 @dataclass
 class Models:
-    """List the models that can be loaded; --verbose says what a run of them costs.
+    """List the models that can be loaded; --verbose shows the cost of a run.
 
     See docs/models.md.
     """

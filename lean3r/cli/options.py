@@ -1,7 +1,7 @@
 """How options look in --help, and those that several commands share: each is declared here, once.
 
 A command takes one by its type, `seed: Seed = 0`, and where its own words say more, replaces the help:
-`seed: Annotated[Seed, option(help="Moves the photographer.")] = 1`.
+`seed: Annotated[Seed, option(help="Random seed of the camera path.")] = 1`.
 """
 
 from __future__ import annotations

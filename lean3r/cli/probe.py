@@ -45,7 +45,7 @@ class Probe:
     share: Annotated[float, option("SHARE")] = 0.5
     """Share of the blocks, of each role, to mark as chosen."""
 
-    seed: Annotated[Seed, option(help="Of the choice of scenes.")] = 42
+    seed: Annotated[Seed, option(help="Random seed of the choice of scenes.")] = 42
     device: Device = "auto"
     json: Json = False
     verbose: Verbose = False

@@ -62,13 +62,13 @@ class Reconstruct:
     device: Device = "auto"
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number type of the network; auto is float32 on a CPU, bfloat16 on a GPU."""
+    """Number type of the network; auto is bfloat16 on an NVIDIA GPU that has it, else float32."""
 
     compile: Annotated[bool, option()] = False
     """Compile the network's blocks on first use (torch.compile); worth it for long or repeated work."""
 
     cuda_graphs: Annotated[bool, option()] = False
-    """GPU: record the network's blocks as CUDA graphs, for pictures of one number and size."""
+    """NVIDIA GPU: record the network's blocks as CUDA graphs, for inputs of the same number and size."""
 
     run_options: Annotated[Flags[RunOptions], of(RunOptions)] = field(default_factory=flags(RunOptions))
     memory_options: Annotated[Flags[MemoryOptions], of(MemoryOptions)] = field(default_factory=flags(MemoryOptions))

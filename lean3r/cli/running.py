@@ -52,15 +52,15 @@ class Changes:
     """Random seed, also for the scenes."""
 
     workers: Annotated[int | None, option("N")] = None
-    """Processes that prepare batches ahead."""
+    """Workers that prefetch batches: threads up to 4, processes above."""
 
     validate_every: Annotated[int | None, option("STEPS")] = None
-    """How often to judge the weights on held-out scenes, and at the end of each phase; 0: never."""
+    """Validate on held-out scenes after so many steps, and at the end of each phase; 0: never."""
 
     validate_scenes: Annotated[int | None, option("N")] = None
     """Scenes of each number of views in a validation; by default 40, with large teachers 8 and 4."""
 
-    validate_data: Annotated[DataSets, option(help="A data set to judge the weights on, as --data of distill.")] = (
+    validate_data: Annotated[DataSets, option(help="A data set to validate on, in the form of distill's --data.")] = (
         field(default_factory=list)
     )
 
@@ -92,7 +92,7 @@ class Changes:
     """Folder of photo crops (.jpg) that join the synthetic world's textures."""
 
     processes: Annotated[int | None, option("N")] = None
-    """Processes on this CPU that share each step; by default the recipe's. torchrun has its own number."""
+    """Processes on this CPU that share each step; by default the recipe's. torchrun sets its own number."""
 
     device: Annotated[str, option("NAME")] = "cpu"
     """cpu or cuda."""
@@ -107,7 +107,7 @@ class Changes:
     quiet: Quiet = False
 
     quiet: Annotated[bool, option(None, "-q")] = False
-    """Say nothing but errors."""
+    """Print nothing but errors."""
 
     def overrides(self) -> Overrides:
         """The options that change configs."""
