@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import triton
@@ -16,6 +17,26 @@ _NOTHING = tl.constexpr(2147483647)  # sorts behind every listed block
 def last_dim_dense(x: Tensor) -> Tensor:
     """x [..., D] such that the D numbers of a row are neighbours in memory, itself where they are."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def launch(kernel, programs: int | Callable[[dict], int], first: Tensor, *args, **constants) -> None:
+    """Run a kernel in so many programs (a function of an autotuner's choice, too) on the device of `first`.
+
+    Triton itself takes the current device, whatever the tensors are on. The programs stand in one dimension, where
+    CUDA has room for 2^31 - 1; in the others, for 65,535, which 4,096 views of 16 heads exceed. `place` takes them
+    apart again.
+    """
+    if programs == 0:
+        return
+    with torch.cuda.device_of(first):
+        kernel[(lambda meta: (programs(meta),)) if callable(programs) else (programs,)](first, *args, **constants)
+
+
+@triton.jit
+def place(tiles):
+    """(tile, pair of batch and head) of this program, where each pair has so many tiles."""
+    at = tl.program_id(0)
+    return at % tiles, (at // tiles).to(tl.int64)
 
 
 def group_constants(query_block: int, listed: int, size: int) -> dict[str, int]:
@@ -60,9 +81,9 @@ def unions(blocks: Tensor, query_block: int, key_blocks: int) -> tuple[Tensor, T
     groups, size = triton.cdiv(count, members), members * triton.next_power_of_2(listed)
     ordered, union, counts = (blocks.new_empty(batch * heads, groups, size) for _ in range(3))
     lengths = blocks.new_empty(batch * heads, groups)
-    grid = (groups, batch * heads)
-    _sort_lists[grid](blocks, ordered, count, key_blocks, listed, members, size // members, size)
-    _merge_lists[grid](ordered, union, counts, lengths, members, size, _bits(members))
+    programs = groups * batch * heads
+    launch(_sort_lists, programs, blocks, ordered, count, key_blocks, listed, members, size // members, size)
+    launch(_merge_lists, programs, ordered, union, counts, lengths, members, size, _bits(members))
     return union, counts, lengths
 
 
@@ -71,19 +92,20 @@ def _sort_lists(
     blocks, ordered, count, key_blocks, listed, MEMBERS: tl.constexpr, LIST: tl.constexpr, SIZE: tl.constexpr
 ):
     """Entries block * MEMBERS + member of a group's lists, ascending; skipped entries last."""
-    group, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    groups = tl.cdiv(count, MEMBERS)
+    group, head = place(groups)
     i = tl.arange(0, SIZE)
     member, slot = i // LIST, i % LIST
     row = group * MEMBERS + member
     block = tl.load(blocks + (head * count + row) * listed + slot, mask=(row < count) & (slot < listed), other=-1)
     entry = tl.where((block >= 0) & (block < key_blocks), block * MEMBERS + member, _NOTHING)
-    tl.store(ordered + (head * tl.num_programs(0) + group) * SIZE + i, tl.sort(entry))
+    tl.store(ordered + (head * groups + group) * SIZE + i, tl.sort(entry))
 
 
 @triton.jit
 def _merge_lists(ordered, union, counts, lengths, MEMBERS: tl.constexpr, SIZE: tl.constexpr, BITS: tl.constexpr):
     """Each block once, with the running counts of all members up to and including it."""
-    at = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    at = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, SIZE)
     entry = tl.load(ordered + at * SIZE + i)
     following = tl.load(ordered + at * SIZE + i + 1, mask=i + 1 < SIZE, other=_NOTHING)

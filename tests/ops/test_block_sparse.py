@@ -284,3 +284,22 @@ SIZES = (("q", 80), ("k", 112), ("v", 112))
 def test_bad_shapes_are_named(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         random_case().attend("auto", **changes)
+
+
+def test_key_blocks_that_everyone_lists_are_summed_in_pieces(
+    monkeypatch: pytest.MonkeyPatch, kernel_device: torch.device
+) -> None:
+    from lean3r.ops.block_sparse import gradients, kernel
+
+    monkeypatch.setattr(kernel, "_PIECE", 32)
+    monkeypatch.setattr(gradients, "_ENTRIES", 40)  # a head at a time
+    case = random_case((13, 40), listed=3)
+    lists = case.blocks.clone()
+    lists[:, 0, :, 0], lists[:, 1, ::2, 1] = 2, 39
+    case = replace(case, blocks=lists)
+    found = case.results("triton", torch.float32, kernel_device)
+    assert_agree(found, case.results("reference"), 1e-5)
+    again = case.results("triton", torch.float32, kernel_device)
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    pieces = gradients.listed_by(lists, 40, 2)
+    assert pieces.most == 2 and pieces.slots[0, 3] - pieces.slots[0, 2] >= 6

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lean3r.ops.tiles import LOG2_E
+from lean3r.ops.tiles import LOG2_E, launch, place
 
 WORKSPACE = 1 << 30  # bytes of group maxima that exist at a time
 _ROWS = 128  # a multiple of every tile height
@@ -73,13 +73,15 @@ class _Select(torch.autograd.Function):
         common = {"D": d, "GROUP": group, "HAS_STATE": state is not None}
         for first in range(0, nq, rows):
             count = min(rows, nq - first)
-            _attend[lambda meta: (triton.cdiv(count, meta["BM"]), b * h)](  # noqa: B023 - called before the next round
+            launch(
+                *(_attend, lambda meta: triton.cdiv(count, meta["BM"]) * b * h),  # noqa: B023 - called at once
                 *(q, k, v, state, out, lse, maxima, first, count, rows, nq, nk, stored, h, scale),
                 **common,
                 **_tiling(q, nk),
             )
             if top_k:
-                _search[(triton.cdiv(count, together), b * h)](
+                launch(
+                    *(_search, triton.cdiv(count, together) * b * h),
                     *(q, k, state, maxima, blocks, first, count, rows, nq, nk, stored, h, top_k),
                     **common,
                     SPAN=_SPAN,
@@ -104,11 +106,15 @@ class _Select(torch.autograd.Function):
         lse = lse.masked_fill(lse == -torch.inf, 0)  # rows that attend to nothing
         grad_q, grad_k, grad_v = (torch.empty_like(t) for t in (q, k, v))
         common = {"D": d, "HAS_STATE": state is not None, **_tiling(q, max(nq, nk))}
-        _grad_keys[lambda meta: (triton.cdiv(nk, meta["BN"]), b * h)](
-            *(q, k, v, state, grad_out, lse, shift, grad_k, grad_v, nq, nk, h, ctx.scale), **common
+        launch(
+            *(_grad_keys, lambda meta: triton.cdiv(nk, meta["BN"]) * b * h),
+            *(q, k, v, state, grad_out, lse, shift, grad_k, grad_v, nq, nk, h, ctx.scale),
+            **common,
         )
-        _grad_queries[lambda meta: (triton.cdiv(nq, meta["BM"]), b * h)](
-            *(q, k, v, state, grad_out, lse, shift, grad_q, nq, nk, h, ctx.scale), **common
+        launch(
+            *(_grad_queries, lambda meta: triton.cdiv(nq, meta["BM"]) * b * h),
+            *(q, k, v, state, grad_out, lse, shift, grad_q, nq, nk, h, ctx.scale),
+            **common,
         )
         return grad_q, grad_k, grad_v, None, None, None
 
@@ -128,8 +134,8 @@ def _attend(
     D: tl.constexpr, BD: tl.constexpr, GROUP: tl.constexpr, HAS_STATE: tl.constexpr, LONG: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    bh = tl.program_id(1).to(tl.int64)
-    local = tl.program_id(0) * BM + tl.arange(0, BM)
+    tile, bh = place(tl.cdiv(count, BM))
+    local = tile * BM + tl.arange(0, BM)
     d = tl.arange(0, BD)
     inside = local < count
     at = (bh * nq + first + local)[:, None] * D + d[None, :]
@@ -219,9 +225,9 @@ def _search(
     D: tl.constexpr, GROUP: tl.constexpr, HAS_STATE: tl.constexpr, SPAN: tl.constexpr, LOG_K: tl.constexpr,
     R: tl.constexpr, DC: tl.constexpr,
 ):  # fmt: skip
-    bh = tl.program_id(1).to(tl.int64)
+    tile, bh = place(tl.cdiv(count, R))
     K: tl.constexpr = 1 << LOG_K
-    local = tl.program_id(0) * R + tl.arange(0, R)
+    local = tile * R + tl.arange(0, R)
     slot = tl.arange(0, K)
     inside = local < count
     maxima_ptr += (bh * rows + local)[:, None] * stored
@@ -333,8 +339,8 @@ def _grad_keys(
     q_ptr, k_ptr, v_ptr, state_ptr, do_ptr, lse_ptr, shift_ptr, dk_ptr, dv_ptr, nq, nk, heads, scale,
     D: tl.constexpr, BD: tl.constexpr, HAS_STATE: tl.constexpr, LONG: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    bh = tl.program_id(1).to(tl.int64)
-    start = tl.program_id(0) * BN
+    tile, bh = place(tl.cdiv(nk, BN))
+    start = tile * BN
     base = bh * nk * D
     k = _rows(k_ptr + base, start, nk, D, BD, BN, True)
     v = _rows(v_ptr + base, start, nk, D, BD, BN, True)
@@ -361,8 +367,8 @@ def _grad_queries(
     q_ptr, k_ptr, v_ptr, state_ptr, do_ptr, lse_ptr, shift_ptr, dq_ptr, nq, nk, heads, scale,
     D: tl.constexpr, BD: tl.constexpr, HAS_STATE: tl.constexpr, LONG: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    bh = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0) * BM
+    tile, bh = place(tl.cdiv(nq, BM))
+    row = tile * BM
     base = bh * nk * D
     if HAS_STATE:
         state_ptr += (bh // heads) * nk

@@ -2,7 +2,8 @@
 
 Forward and the gradient of q: one program serves a group of neighbouring query blocks. It walks through the union of
 their lists, so that keys which neighbours share are loaded once, and weights every score by how often the row's own
-list names the block. Gradients of k and v: one program a key block, which walks through the query blocks that list it.
+list names the block. Gradients of k and v: one program a key block, which walks through the query blocks that list it;
+what exceeds a piece, other programs sum up before.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from lean3r.ops.tiles import (
     group_constants,
     keys_of_union,
     last_dim_dense,
+    launch,
     load,
+    place,
     unions,
 )
 
@@ -45,8 +48,7 @@ def attend(
     Beside inputs and output: 12 bytes for each listed block, 4 for each query, and twice that in the backward pass.
     """
     extra_k, extra_v = dense_keys if dense_keys is not None else (None, None)
-    with torch.cuda.device_of(q):
-        return _Attend.apply(q, k, v, extra_k, extra_v, blocks, query_block, key_block, scale, key_mask)
+    return _Attend.apply(q, k, v, extra_k, extra_v, blocks, query_block, key_block, scale, key_mask)
 
 
 class _Attend(torch.autograd.Function):
@@ -90,21 +92,44 @@ class _Attend(torch.autograd.Function):
         sizes = (blocks.shape[3], query_block, key_block, scale)
         _on_groups(_grad_q, (grad_q, grad, lse, delta), q, k, v, extra_k, extra_v, union, key_mask, *sizes)
 
-        (batch, heads, queries, dim), keys = q.shape, k.shape[2]
         grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
-        starts, listing = listed_by(blocks, keys // key_block)
-        _grad_kv[(keys // key_block, batch * heads)](
-            *(q, k, v, grad, lse, delta, grad_k, grad_v, starts, listing, q if key_mask is None else key_mask),
-            *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]),
-            *(heads, queries, keys, listing.shape[1], scale),
-            **constants(dim, q.dtype, query_block, key_block),
-            HAS_MASK=key_mask is not None,
-            ROWS=triton.next_power_of_2(key_block),
-        )
+        _grad_keys(grad_k, grad_v, q, k, v, grad, lse, delta, blocks, key_mask, query_block, key_block, scale)
         extra = (None, None)
         if extra_k is not None and extra_v is not None:
             extra = dense_key_gradients(q, extra_k, extra_v, grad, lse, delta, scale)
         return (grad_q, grad_k, grad_v, *extra, *(None,) * 5)
+
+
+def _grad_keys(
+    grad_k: Tensor,
+    grad_v: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grad: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    blocks: Tensor,
+    key_mask: Tensor | None,
+    query_block: int,
+    key_block: int,
+    scale: float,
+) -> None:
+    """Write the gradients of k and v: partial sums of the key blocks that are listed most often, then everything."""
+    (batch, heads, queries, dim), keys = q.shape, k.shape[2]
+    found = listed_by(blocks, keys // key_block, max(1, _PIECE // query_block))
+    rest = [grad.new_empty(batch * heads, found.room, key_block, dim, dtype=torch.float32) for _ in range(2)]
+    for tiles, partial in ((found.room, True), (keys // key_block, False)):
+        launch(
+            *(_grad_kv, tiles * batch * heads, q, k, v, grad, lse, delta, grad_k, grad_v, *rest),
+            *(found.starts, found.query_blocks, found.slots, found.owners, q if key_mask is None else key_mask),
+            *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]),
+            *(heads, queries, keys, found.query_blocks.shape[1], found.room, found.most, scale),
+            **constants(dim, q.dtype, query_block, key_block),
+            HAS_MASK=key_mask is not None,
+            PARTIAL=partial,
+            ROWS=triton.next_power_of_2(key_block),
+        )
 
 
 def _on_groups(
@@ -126,9 +151,8 @@ def _on_groups(
     (batch, heads, queries, dim), keys = q.shape, k.shape[2]
     groups, size = union[0].shape[1:]
     extras = 0 if extra_k is None else extra_k.shape[2]
-    if not groups:
-        return
-    kernel[(groups, batch * heads)](
+    launch(
+        *(kernel, groups * batch * heads),
         *(q, k, v, *results, *union, q if key_mask is None else key_mask),
         *(k if extra_k is None else extra_k, v if extra_v is None else extra_v),
         *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]),
@@ -140,6 +164,7 @@ def _on_groups(
     )
 
 
+_PIECE = 4096  # queries that one program of the gradients of keys walks through
 _BLOCK_KEYS = ["QUERY_BLOCK", "KEY_BLOCK", "DIM", "HAS_MASK", "PRECISION"]
 
 
@@ -154,9 +179,10 @@ def _forward(
     SIZE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     FIELD: tl.constexpr = (1 << BITS) - 1
-    both = tl.program_id(1).to(tl.int64)
+    groups = tl.cdiv(queries, MEMBERS * QUERY_BLOCK)
+    tile, both = place(groups)
     batch, head = both // heads, both % heads
-    group = both * tl.num_programs(0) + tl.program_id(0)
+    group = both * groups + tile
     union += group * SIZE
     counts += group * SIZE
     length = tl.load(lengths + group)
@@ -165,7 +191,7 @@ def _forward(
     scale_log2 = scale * LOG2_E
 
     m = tl.arange(0, ROWS)
-    row = tl.program_id(0).to(tl.int64) * (MEMBERS * QUERY_BLOCK) + m
+    row = tile.to(tl.int64) * (MEMBERS * QUERY_BLOCK) + m
     present = (m < MEMBERS * QUERY_BLOCK) & (row < queries)
     shift = m // QUERY_BLOCK * BITS
     query = load(q + batch * q_batch + head * q_head, row, q_row, present, D, DIM)
@@ -190,8 +216,8 @@ def _forward(
     nothing = total == 0
     mixed = mixed / tl.where(nothing, 1.0, total)[:, None]
     dim = tl.arange(0, DIM)
-    place = out + (both * queries + row)[:, None] * D + dim[None, :]
-    tl.store(place, mixed.to(out.dtype.element_ty), mask=present[:, None] & (dim < D)[None, :])
+    target = out + (both * queries + row)[:, None] * D + dim[None, :]
+    tl.store(target, mixed.to(out.dtype.element_ty), mask=present[:, None] & (dim < D)[None, :])
     tl.store(
         lse + both * queries + row,
         tl.where(nothing, float("inf"), top + tl.log2(tl.where(nothing, 1.0, total))),
@@ -218,9 +244,10 @@ def _grad_q(
     SIZE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     FIELD: tl.constexpr = (1 << BITS) - 1
-    both = tl.program_id(1).to(tl.int64)
+    groups = tl.cdiv(queries, MEMBERS * QUERY_BLOCK)
+    tile, both = place(groups)
     batch, head = both // heads, both % heads
-    group = both * tl.num_programs(0) + tl.program_id(0)
+    group = both * groups + tile
     union += group * SIZE
     counts += group * SIZE
     length = tl.load(lengths + group)
@@ -229,7 +256,7 @@ def _grad_q(
     scale_log2 = scale * LOG2_E
 
     m = tl.arange(0, ROWS)
-    row = tl.program_id(0).to(tl.int64) * (MEMBERS * QUERY_BLOCK) + m
+    row = tile.to(tl.int64) * (MEMBERS * QUERY_BLOCK) + m
     present = (m < MEMBERS * QUERY_BLOCK) & (row < queries)
     shift = m // QUERY_BLOCK * BITS
     norm = tl.load(lse + both * queries + row, mask=present, other=float("inf"))
@@ -256,28 +283,34 @@ def _grad_q(
         found += tl.dot(change.to(key.dtype), key, input_precision=PRECISION)
 
     dim = tl.arange(0, DIM)
-    place = grad_q + (both * queries + row)[:, None] * D + dim[None, :]
-    tl.store(place, (found * scale).to(grad_q.dtype.element_ty), mask=present[:, None] & (dim < D)[None, :])
+    target = grad_q + (both * queries + row)[:, None] * D + dim[None, :]
+    tl.store(target, (found * scale).to(grad_q.dtype.element_ty), mask=present[:, None] & (dim < D)[None, :])
 
 
-@triton.autotune(configs(), key=_BLOCK_KEYS, prune_configs_by=PRUNE)
+@triton.autotune(configs(), key=[*_BLOCK_KEYS, "PARTIAL"], prune_configs_by=PRUNE)
 @triton.jit
 def _grad_kv(
-    q, k, v, grad, lse, delta, grad_k, grad_v, starts, listing, key_mask,
+    q, k, v, grad, lse, delta, grad_k, grad_v, rest_k, rest_v, starts, listing, slots, owners, key_mask,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
-    heads, queries, keys, entries, scale,
+    heads, queries, keys, entries, room, most, scale,
     D: tl.constexpr, DIM: tl.constexpr, QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, PRECISION: tl.constexpr,
-    HAS_MASK: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr,
+    HAS_MASK: tl.constexpr, PARTIAL: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    both = tl.program_id(1).to(tl.int64)
+    blocks = keys // KEY_BLOCK
+    tile, both = place(room if PARTIAL else blocks)
+    slots += both * (blocks + 1)
+    block, piece = tile, 0
+    if PARTIAL:  # of a block that is listed so often that it has several pieces
+        block = tl.load(owners + both * room + tile)
+        piece = 1 + tile - tl.load(slots + block)
     batch, head = both // heads, both % heads
     q += batch * q_batch + head * q_head
     grad += both * queries * D
     scale_log2 = scale * LOG2_E
 
     m = tl.arange(0, ROWS)
-    row = tl.program_id(0).to(tl.int64) * KEY_BLOCK + m
-    present = m < KEY_BLOCK
+    row = block.to(tl.int64) * KEY_BLOCK + m
+    present = (m < KEY_BLOCK) & (block < blocks)
     usable = present
     if HAS_MASK:
         usable = present & (tl.load(key_mask + batch * keys + row, mask=present, other=0) != 0)
@@ -285,15 +318,15 @@ def _grad_kv(
     value = load(v + batch * v_batch + head * v_head, row, v_row, usable, D, DIM)
     found_k = tl.zeros((ROWS, DIM), tl.float32)
     found_v = tl.zeros((ROWS, DIM), tl.float32)
-    starts += both * (tl.num_programs(0) + 1) + tl.program_id(0)
-    first = tl.load(starts)
-    length = tl.load(starts + 1) - first
+    starts += both * (blocks + 1) + block
+    first = tl.load(starts) + piece * most
+    length = tl.minimum(tl.load(starts + 1, mask=block < blocks, other=0) - first, most)
     listing += both * entries + first
     for start in range(0, length * QUERY_BLOCK, LANES):
         lane = start + tl.arange(0, LANES)
         valid = lane < length * QUERY_BLOCK
-        block = tl.load(listing + lane // QUERY_BLOCK, mask=valid, other=0)
-        source = block.to(tl.int64) * QUERY_BLOCK + lane % QUERY_BLOCK
+        at = tl.load(listing + lane // QUERY_BLOCK, mask=valid, other=0)
+        source = at.to(tl.int64) * QUERY_BLOCK + lane % QUERY_BLOCK
         norm = tl.load(lse + both * queries + source, mask=valid, other=float("inf"))
         counting = norm != float("inf")
         query = load(q, source, q_row, counting, D, DIM)
@@ -306,7 +339,16 @@ def _grad_kv(
         found_k += tl.dot(change.to(query.dtype), query, input_precision=PRECISION)
 
     dim = tl.arange(0, DIM)
-    place = (both * keys + row)[:, None] * D + dim[None, :]
     inside = present[:, None] & (dim < D)[None, :]
-    tl.store(grad_k + place, (found_k * scale).to(grad_k.dtype.element_ty), mask=inside)
-    tl.store(grad_v + place, found_v.to(grad_v.dtype.element_ty), mask=inside)
+    if PARTIAL:
+        target = ((both * room + tile) * KEY_BLOCK + m)[:, None] * D + dim[None, :]
+        tl.store(rest_k + target, found_k, mask=inside)
+        tl.store(rest_v + target, found_v, mask=inside)
+        return
+    for slot in range(tl.load(slots + block), tl.load(slots + block + 1)):
+        source = ((both * room + slot) * KEY_BLOCK + m)[:, None] * D + dim[None, :]
+        found_k += tl.load(rest_k + source, mask=inside, other=0.0)
+        found_v += tl.load(rest_v + source, mask=inside, other=0.0)
+    target = (both * keys + row)[:, None] * D + dim[None, :]
+    tl.store(grad_k + target, (found_k * scale).to(grad_k.dtype.element_ty), mask=inside)
+    tl.store(grad_v + target, found_v.to(grad_v.dtype.element_ty), mask=inside)

@@ -22,7 +22,9 @@ from lean3r.ops.tiles import (
     group_constants,
     keys_of_union,
     last_dim_dense,
+    launch,
     load,
+    place,
     unions,
 )
 
@@ -40,26 +42,24 @@ def attend(
 ) -> Tensor:
     """As `block_sparse_attention` with kv="fp8", without gradients. Besides: a byte for each number of k and v."""
     (batch, heads, queries, dim), keys, listed = q.shape, k.shape[2], blocks.shape[3]
-    with torch.cuda.device_of(q):
-        q = last_dim_dense(q.detach())
-        codes_k, scale_k = _bytes_and_scales(k, key_block, key_mask)
-        codes_v, scale_v = _bytes_and_scales(v, key_block, key_mask)
-        extra_k, extra_v = (q, q) if dense_keys is None else (x.detach().contiguous() for x in dense_keys)
-        extras = 0 if dense_keys is None else extra_k.shape[2]
-        union = unions(blocks.to(torch.int32).contiguous(), query_block, keys // key_block)
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        groups, size = union[0].shape[1:]
-        if not groups:
-            return out
-        _forward[(groups, batch * heads)](
-            *(q, codes_k, scale_k, codes_v, scale_v, out, *union),
-            *(q if key_mask is None else key_mask.contiguous().view(torch.uint8), extra_k, extra_v),
-            *(*q.stride()[:3], heads, queries, keys, extras, scale),
-            **constants(dim, q.dtype, query_block, key_block),
-            HAS_MASK=key_mask is not None,
-            HAS_EXTRA=extras > 0,
-            **group_constants(query_block, listed, size),
-        )
+    q = last_dim_dense(q.detach())
+    codes_k, scale_k = _bytes_and_scales(k, key_block, key_mask)
+    codes_v, scale_v = _bytes_and_scales(v, key_block, key_mask)
+    extra_k, extra_v = (q, q) if dense_keys is None else (x.detach().contiguous() for x in dense_keys)
+    extras = 0 if dense_keys is None else extra_k.shape[2]
+    union = unions(blocks.to(torch.int32).contiguous(), query_block, keys // key_block)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    groups, size = union[0].shape[1:]
+    launch(
+        *(_forward, groups * batch * heads),
+        *(q, codes_k, scale_k, codes_v, scale_v, out, *union),
+        *(q if key_mask is None else key_mask.contiguous().view(torch.uint8), extra_k, extra_v),
+        *(*q.stride()[:3], heads, queries, keys, extras, scale),
+        **constants(dim, q.dtype, query_block, key_block),
+        HAS_MASK=key_mask is not None,
+        HAS_EXTRA=extras > 0,
+        **group_constants(query_block, listed, size),
+    )
     return out
 
 
@@ -105,9 +105,10 @@ def _forward(
     SIZE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     FIELD: tl.constexpr = (1 << BITS) - 1
-    both = tl.program_id(1).to(tl.int64)
+    groups = tl.cdiv(queries, MEMBERS * QUERY_BLOCK)
+    tile, both = place(groups)
     batch, head = both // heads, both % heads
-    group = both * tl.num_programs(0) + tl.program_id(0)
+    group = both * groups + tile
     union += group * SIZE
     counts += group * SIZE
     length = tl.load(lengths + group)
@@ -118,7 +119,7 @@ def _forward(
     scale_log2 = scale * LOG2_E
 
     m = tl.arange(0, ROWS)
-    row = tl.program_id(0).to(tl.int64) * (MEMBERS * QUERY_BLOCK) + m
+    row = tile.to(tl.int64) * (MEMBERS * QUERY_BLOCK) + m
     present = (m < MEMBERS * QUERY_BLOCK) & (row < queries)
     shift = m // QUERY_BLOCK * BITS
     query = load(q + batch * q_batch + head * q_head, row, q_row, present, D, DIM)
@@ -146,5 +147,5 @@ def _forward(
 
     mixed = mixed / tl.where(total == 0, 1.0, total)[:, None]
     dim = tl.arange(0, DIM)
-    place = out + (both * queries + row)[:, None] * D + dim[None, :]
-    tl.store(place, mixed.to(out.dtype.element_ty), mask=present[:, None] & (dim < D)[None, :])
+    target = out + (both * queries + row)[:, None] * D + dim[None, :]
+    tl.store(target, mixed.to(out.dtype.element_ty), mask=present[:, None] & (dim < D)[None, :])

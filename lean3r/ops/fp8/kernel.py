@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lean3r.ops.fp8.reference import E4M3, FLOOR, MAX
+from lean3r.ops.tiles import launch
 
 
 @triton.jit
@@ -47,10 +48,8 @@ def quantize_fused(x: Tensor) -> tuple[Tensor, Tensor]:
     kind = torch.float32 if x.dtype == torch.float16 else x.dtype
     scale = torch.empty(len(flat), 1, dtype=kind, device=x.device)
     floor = torch.tensor(FLOOR, dtype=kind).item()
-    if len(flat):
-        _quantize[(len(flat),)](
-            flat, codes.view(torch.uint8), scale, depth, floor, flat.stride(0),
-            BLOCK=triton.next_power_of_2(depth), LIMIT=MAX, SHIFT=1.5 * 2**14,
-            num_warps=4 if depth <= 2048 else 8,
-        )  # fmt: skip
+    launch(
+        _quantize, len(flat), flat, codes.view(torch.uint8), scale, depth, floor, flat.stride(0),
+        BLOCK=triton.next_power_of_2(depth), LIMIT=MAX, SHIFT=1.5 * 2**14, num_warps=4 if depth <= 2048 else 8,
+    )  # fmt: skip
     return codes.view(x.shape), scale.view(*x.shape[:-1], 1)

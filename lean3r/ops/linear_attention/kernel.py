@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lean3r.ops.tiles import last_dim_dense
+from lean3r.ops.tiles import last_dim_dense, launch, place
 
 PROGRAMS = 512  # wanted in flight: a few for each of an H100's 132 multiprocessors
 ROWS = 64
@@ -56,7 +56,8 @@ def _sum_keys(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Partial phi(k)^T v [D, D] and sum phi(k) [D] of one share of the keys."""
-    split, pair = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    shares = tl.cdiv(tl.cdiv(tokens, ROWS), steps)
+    split, pair = place(shares)
     b, h = pair // heads, pair % heads
     channel = tl.arange(0, BLOCK_D)
     s = tl.zeros((BLOCK_D, BLOCK_D), tl.float32)
@@ -72,7 +73,7 @@ def _sum_keys(
         f = _phi(k, inside, FEATURE)
         s += tl.dot(tl.trans(f), v, input_precision=PRECISION)
         z += tl.sum(f, 0)
-    part = pair * tl.num_programs(0) + split
+    part = pair * shares + split
     both = (channel < D)[:, None] & (channel < D)[None, :]
     tl.store(s_ptr + part * D * D + channel[:, None] * D + channel[None, :], s, mask=both)
     tl.store(z_ptr + part * D + channel, z, mask=channel < D)
@@ -83,10 +84,10 @@ def _read(
     q_ptr, s_ptr, z_ptr, out_ptr, heads, tokens, eps, qb, qh, qn,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, FEATURE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    pair = tl.program_id(1).to(tl.int64)
+    tile, pair = place(tl.cdiv(tokens, ROWS))
     b, h = pair // heads, pair % heads
     channel = tl.arange(0, BLOCK_D)
-    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    n = tile * ROWS + tl.arange(0, ROWS)
     inside = (n < tokens)[:, None] & (channel < D)[None, :]
     both = (channel < D)[:, None] & (channel < D)[None, :]
     q = tl.load(_rows(q_ptr, b, h, n, qb, qh, qn, channel), mask=inside, other=0.0).to(tl.float32)
@@ -104,7 +105,8 @@ def _query_gradient(
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, FEATURE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq, and partial gradients of the two sums over keys, of one share of the queries."""
-    split, pair = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    shares = tl.cdiv(tl.cdiv(tokens, ROWS), steps)
+    split, pair = place(shares)
     b, h = pair // heads, pair % heads
     channel = tl.arange(0, BLOCK_D)
     both = (channel < D)[:, None] & (channel < D)[None, :]
@@ -127,7 +129,7 @@ def _query_gradient(
         tl.store(_rows(dq_ptr, pair, 0, n, tokens * D, 0, D, channel), dq.to(dq_ptr.dtype.element_ty), mask=inside)
         ds += tl.dot(tl.trans(f), dtop, input_precision=PRECISION)
         dz += tl.sum(f * dshare[:, None], 0)
-    part = pair * tl.num_programs(0) + split
+    part = pair * shares + split
     tl.store(ds_ptr + part * D * D + channel[:, None] * D + channel[None, :], ds, mask=both)
     tl.store(dz_ptr + part * D + channel, dz, mask=channel < D)
 
@@ -138,10 +140,10 @@ def _key_gradient(
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, MASKED: tl.constexpr, FEATURE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    pair = tl.program_id(1).to(tl.int64)
+    tile, pair = place(tl.cdiv(tokens, ROWS))
     b, h = pair // heads, pair % heads
     channel = tl.arange(0, BLOCK_D)
-    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    n = tile * ROWS + tl.arange(0, ROWS)
     stored = (n < tokens)[:, None] & (channel < D)[None, :]
     real = n < tokens
     if MASKED:
@@ -192,12 +194,15 @@ class LinearAttention(torch.autograd.Function):
         shares, steps = _split(pairs, keys)
         s = q.new_empty(pairs, shares, width, width, dtype=torch.float32)
         z = q.new_empty(pairs, shares, width, dtype=torch.float32)
-        _sum_keys[(shares, pairs)](
-            k, v, mask, s, z, heads, keys, steps, *_strides(k), *_strides(v), MASKED=mask is not None, **options
+        launch(
+            *(_sum_keys, shares * pairs, k, v, mask, s, z, heads, keys, steps, *_strides(k), *_strides(v)),
+            MASKED=mask is not None,
+            **options,
         )
         s, z = s.sum(1), z.sum(1)
         out = q.new_empty(q.shape)
-        _read[(triton.cdiv(tokens, ROWS), pairs)](q, s, z, out, heads, tokens, eps, *_strides(q), **options)
+        programs = triton.cdiv(tokens, ROWS) * pairs
+        launch(_read, programs, q, s, z, out, heads, tokens, eps, *_strides(q), **options)
         ctx.save_for_backward(q, k, v, mask, s, z, out)
         ctx.eps, ctx.options = eps, options
         return out
@@ -212,11 +217,16 @@ class LinearAttention(torch.autograd.Function):
         ds = q.new_empty(pairs, shares, width, width, dtype=torch.float32)
         dz = q.new_empty(pairs, shares, width, dtype=torch.float32)
         dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
-        _query_gradient[(shares, pairs)](
-            q, s, z, out, grads[0].contiguous(), dq, ds, dz, heads, tokens, steps, ctx.eps, *_strides(q), **ctx.options
+        grad = grads[0].contiguous()
+        launch(
+            *(_query_gradient, shares * pairs, q, s, z, out, grad, dq, ds, dz, heads, tokens, steps, ctx.eps),
+            *_strides(q),
+            **ctx.options,
         )
-        _key_gradient[(triton.cdiv(keys, ROWS), pairs)](
-            k, v, mask, ds.sum(1), dz.sum(1), dk, dv, heads, keys, *_strides(k), *_strides(v),
-            MASKED=mask is not None, **ctx.options,
-        )  # fmt: skip
+        programs, sums = triton.cdiv(keys, ROWS) * pairs, (ds.sum(1), dz.sum(1))
+        launch(
+            *(_key_gradient, programs, k, v, mask, *sums, dk, dv, heads, keys, *_strides(k), *_strides(v)),
+            MASKED=mask is not None,
+            **ctx.options,
+        )
         return dq, dk, dv, None, None, None

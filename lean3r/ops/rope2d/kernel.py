@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lean3r.ops.rope2d.reference import frequencies
-from lean3r.ops.tiles import last_dim_dense
+from lean3r.ops.tiles import last_dim_dense, launch, place
 
 ROWS = 32
 
@@ -18,9 +18,9 @@ def _turn(
     x_ptr, position_ptr, frequency_ptr, out_ptr, heads, tokens, sign, xb, xh, xn, pb,
     QUARTER: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    pair = tl.program_id(1).to(tl.int64)
+    tile, pair = place(tl.cdiv(tokens, ROWS))
     b, h = pair // heads, pair % heads
-    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    n = tile * ROWS + tl.arange(0, ROWS)
     j = tl.arange(0, BLOCK)
     inside = (n < tokens)[:, None] & (j < QUARTER)[None, :]
     frequency = tl.load(frequency_ptr + j, mask=j < QUARTER, other=0.0)
@@ -42,11 +42,14 @@ def _rotate(x: Tensor, positions: Tensor, base: float, sign: float) -> Tensor:
     batch, heads, tokens, dim = x.shape
     out = x.new_empty(x.shape)
     each = tokens * 2 if positions.ndim == 3 and positions.shape[0] > 1 else 0
-    _turn[(triton.cdiv(tokens, ROWS), batch * heads)](
-        x, positions.contiguous(), frequencies(dim, base, x.device), out, heads, tokens, sign,
-        x.stride(0), x.stride(1), x.stride(2), each,
-        QUARTER=dim // 4, BLOCK=triton.next_power_of_2(dim // 4), ROWS=ROWS,
-    )  # fmt: skip
+    programs = triton.cdiv(tokens, ROWS) * batch * heads
+    launch(
+        *(_turn, programs, x, positions.contiguous(), frequencies(dim, base, x.device), out, heads, tokens, sign),
+        *(*x.stride()[:3], each),
+        QUARTER=dim // 4,
+        BLOCK=triton.next_power_of_2(dim // 4),
+        ROWS=ROWS,
+    )
     return out
 
 
