@@ -1,10 +1,10 @@
-"""The papers' ablations on nano: short trainings that differ in one thing, judged on the same held-out scenes.
+"""The papers' ablations on nano: short trainings that differ in one setting, scored on the same held-out scenes.
 
     python benchmarks/ablations.py [--steps 150] [--scenes 40] [--only base no-selection ...] [--work DIR] [--resume]
 
 Speed3R: no compressed value, no selection, top-k 8, 16, 32, 64, no distillation. Lite3R: gamma 0, 0.1, 0.2, 0.5. Every
-variant starts from nano and trains the sparse phase of its recipe, with the same scenes, at a shorter schedule; the
-untrained and the dense model are judged, too. Writes benchmarks/results/nano_ablations.json after every variant.
+variant starts from nano and trains the sparse phase of its recipe, with the same scenes and a shorter schedule; the
+untrained and the dense model are scored, too. Writes benchmarks/results/nano_ablations.json after every variant.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ NO_TEACHER = {"labels": 0.0, "tokens": 0.0, "gamma_from": 0.0, "gamma_to": 0.0}
 
 
 def coarse_alone(model: nn.Module) -> None:
-    """Let only the compressed branch of gsa through, at all times."""
+    """Make gsa use its compressed branch only, in training and evaluation."""
 
     def fixed(mechanism: Gsa, x: Tensor) -> Tensor:
         gates = x.new_zeros(x.shape[0], mechanism.heads, x.shape[1], 2)
@@ -63,7 +63,7 @@ Variant = tuple[CompressionPlan, dict[str, Any], Edit | None]
 
 
 def variants() -> dict[str, Variant]:
-    """Name -> plan, settings of the objective, and what is done to the student."""
+    """Name -> plan, settings of the objective, and a change to the student."""
     base = gsa(dense_below=0, top_k=12)
     linear = nano_sla_fp8().phases[1].plan
     gammas = {"0": 0.0, "0.1": 0.1, "0.2": 0.2, "0.5": 0.5}
@@ -118,7 +118,7 @@ def trained(
 
 
 def averaged(student: Backbone, folder: Path) -> Backbone:
-    """The student with the averaged weights that its run left."""
+    """The student with the averaged weights of its run."""
     from lean3r.models.checkpoint import read_tensors
 
     student.load_state_dict(read_tensors(folder / "weights.safetensors")[0])

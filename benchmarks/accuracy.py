@@ -1,4 +1,4 @@
-"""How accurate is nano? Held-out synthetic scenes and real photo scenes, always beside what a constant reaches.
+"""How accurate is nano? Held-out synthetic scenes and real photo scenes, always compared with a constant predictor.
 
     python benchmarks/accuracy.py [--weights FILE] [--scenes 200] [--photos ../shared/data/scenes]
 
@@ -32,7 +32,7 @@ MEAN_DEPTH_SCENES = 96
 
 
 def held_out(views: int, scenes: int) -> list[SceneBatch]:
-    """`scenes` scenes of the stream that no recipe trains on, all picture shapes by turns; without normals."""
+    """`scenes` scenes of the stream that no recipe trains on, with all picture shapes in turn; without normals."""
     world, found = SyntheticWorld(seed=HELD_OUT_SEED), []
     for index in range(scenes):
         height, width = SIZES[index % len(SIZES)]
@@ -54,7 +54,7 @@ def mean_log_depth() -> torch.Tensor:
 
 
 def constant_predictor(direction: tuple[float, float, float], log_depth: torch.Tensor):
-    """A predictor that never looks: no rotation, one direction of motion, one depth map, one focal length."""
+    """A predictor that never sees the pictures: no rotation, one direction of motion, depth map and focal length."""
 
     def call(views: Views) -> Prediction:
         count, _, height, width = views.images.shape[1:]
@@ -94,7 +94,7 @@ def synthetic(model: Backbone, scenes: int, view_counts: list[int]) -> dict[str,
 
 
 def photos(model: Backbone, folder: Path) -> dict[str, dict]:
-    """Every real scene against its COLMAP cameras: all pairs, directions of all of them counted."""
+    """Every real scene against its COLMAP cameras: all pairs, with the direction of each."""
     rows = {}
     for scene in sorted(p for p in folder.iterdir() if (p / "gt").is_dir()):
         truth = read_cameras(scene / "gt")
@@ -137,7 +137,7 @@ def short(figures: dict[str, float]) -> str:
 
 
 def check_scoring() -> None:
-    """The truth scores 100 and is a fixed point of the metric; run before anything is measured."""
+    """Ground truth must score 100, whatever the gauge; run before anything is measured."""
     batch = held_out(3, 1)[0]
     exact = Prediction(batch.cam_from_world, batch.intrinsics, batch.depth, None)
     figures = score_scenes(lambda _: exact, [batch])

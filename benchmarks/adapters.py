@@ -1,12 +1,12 @@
-"""Does the gradient probe choose better blocks for adapters than chance does?
+"""Does the gradient probe choose better blocks for adapters than a random draw?
 
     python benchmarks/adapters.py [--steps 150] [--scenes 80]
 
-nano with its shipped weights is fine-tuned, by adapters in 3 of its 7 trunk blocks alone, on a world that it does not
-know: facades and terrain, in grey negatives. The blocks are those that the probe names (3 highest, and 3 highest after
-division by the root of their size), the last 3, every second, or 3 by lot (5 draws); all 7 for comparison. Same scenes,
-steps and number of adapters. Writes benchmarks/results/adapters.json: held-out error, share of parameters, time and
-bytes kept for the backward pass.
+nano with its shipped weights is fine-tuned, by adapters in 3 of its 7 trunk blocks only, on unfamiliar scenes: facades
+and terrain, in grey negatives. The blocks are those with the highest scores (the 3 highest, and the 3 highest after
+division by the root of their size), the last 3, every second, or 3 at random (5 draws); all 7 for comparison. Same
+scenes, steps and number of adapters. Writes benchmarks/results/adapters.json: held-out error, share of parameters, time
+and bytes kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def kept_bytes(model: Any, batch: SceneBatch) -> int:
 
 
 def tune(targets: list[str], train: list[SceneBatch], test: list[SceneBatch]) -> dict[str, Any]:
-    """Fine-tune by adapters on these blocks; what it cost and what came of it."""
+    """Fine-tune by adapters on these blocks; returns the cost and the result."""
     model: Backbone = lean3r.load("nano", device="cpu").train()
     torch.manual_seed(0)
     names = add_lora(model, targets, rank=RANK, alpha=ALPHA)
@@ -104,7 +104,7 @@ def tune(targets: list[str], train: list[SceneBatch], test: list[SceneBatch]) ->
 
 
 def choices(scores: list[Score]) -> dict[str, list[str]]:
-    """Name -> the blocks that get adapters, as many each but for "all"."""
+    """Name -> the blocks that get adapters, equally many except for "all"."""
     units = [score.unit for score in scores]
     by_size = [replace(score, score=score.score / score.parameters**0.5) for score in scores]
     share = (CHOSEN + 0.5) / len(units)
@@ -121,7 +121,7 @@ def choices(scores: list[Score]) -> dict[str, list[str]]:
 
 
 def check(model: Any, batch: SceneBatch) -> None:
-    """Scores do not depend on how many blocks are looked at together; merging adapters changes nothing."""
+    """Scores do not depend on how many blocks are probed together; merging adapters changes nothing."""
     one, many = (gradient_scores(model, [batch], loss_of, group=group) for group in (1, 8))
     assert all(abs(a.score - b.score) < 1e-3 * b.score for a, b in zip(one, many, strict=True))
     other: Backbone = lean3r.load("nano", device="cpu")

@@ -2,12 +2,12 @@
 
     python benchmarks/attention.py [--views 8 16 ...] [--only gsa sla] [--limit 45] [--name attention_cpu] [--out DIR]
 
-First, in the same process, correctness: with nothing left out a mechanism must equal dense attention, and what
-implementation="auto" gives must equal the reference, gradients included. Then one global layer by the number of
+First, in the same process, correctness: with nothing left out a mechanism must equal dense attention, and
+implementation="auto" must equal the reference, gradients included. Then one global layer by the number of
 views, forward and backward, against torch's scaled_dot_product_attention: seconds (medians), peak memory, counted
-operations, and the share of the roofline that the peaks measured in this run allow; of gsa also the seconds in which
-windows are selected and those of block-sparse attention. Then whole models, with the plan "gsa" and without. Runs on
-a CPU or a GPU; writes NAME.json and NAME.png into benchmarks/results or DIR. Exit code 1 when a level is missed.
+operations, and the share of the roofline that the peaks measured in this run allow; for gsa also the seconds of
+selecting windows and of block-sparse attention. Then whole models, with the plan "gsa" and without. Runs on
+a CPU or a GPU; writes NAME.json and NAME.png into benchmarks/results or DIR. Exit code 1 if a level is missed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every benchmark shares: the hardware it ran on, and where its JSON goes."""
+"""Shared by all benchmarks: a description of the hardware, and where the JSON goes."""
 
 from __future__ import annotations
 

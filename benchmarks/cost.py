@@ -1,8 +1,8 @@
-"""What does a run cost? Seconds and peak memory of `lean3r reconstruct`, process start to files on disk.
+"""What does a run cost? Seconds and peak memory of `lean3r reconstruct`, from process start to files on disk.
 
     python benchmarks/cost.py [--weights FILE] [--runs 5]
 
-Each run is a process of its own on synthetic photographs of 1024 x 768 pixels, without refinement. The result is
+Each run is a separate process on synthetic photographs of 1024 x 768 pixels, without refinement. The result is
 checked before its figures count. Writes benchmarks/results/nano_cost.json.
 """
 
@@ -39,7 +39,7 @@ def take_photos(folder: Path, count: int, height: int = 768, width: int = 1024) 
 
 
 def measure(photos: Path, out: Path, weights: str | None) -> dict:
-    """One run in a process of its own: wall seconds, seconds by stage, peak memory."""
+    """One run in a separate process: wall seconds, seconds by stage, peak memory."""
     command = [
         sys.executable,
         "-m",
@@ -94,7 +94,7 @@ def main() -> None:
     first, last = VIEW_COUNTS[0], VIEW_COUNTS[-1]
     growth = (result[f"views_{last}"]["peak_mb"] - result[f"views_{first}"]["peak_mb"]) / (last - first)
     result["mb_per_view_16_to_128"] = round(growth, 2)
-    print(f"{growth:.2f} MB a view from {first} to {last}, limit {MB_PER_VIEW_LIMIT}")
+    print(f"{growth:.2f} MB per view from {first} to {last}, limit {MB_PER_VIEW_LIMIT}")
     print(write_result("nano_cost", result))
 
 

@@ -1,9 +1,9 @@
-"""Does depth gain when it follows good cameras? Nano's depth of held-out synthetic scenes, before and after.
+"""Does depth improve when it is fitted to good cameras? nano's depth of held-out synthetic scenes, before and after.
 
     python benchmarks/dense.py [--scenes 40] [--views 6] [--weights FILE]
 
 Cameras are the true ones and sparse points come from true geometry: noisy sightings, triangulated, with outliers.
-Correctness comes first: exact depth must pass unharmed. Writes benchmarks/results/dense.json. AbsRel and normal errors
+Correctness comes first: exact depth must stay exact. Writes benchmarks/results/dense.json. AbsRel and normal errors
 are medians over scenes, distances of clouds are in per cent of the scene's mean depth.
 """
 
@@ -32,12 +32,12 @@ from lean3r.types import PointCloud, Reconstruction, SparsePoints, Views
 
 HEIGHT, WIDTH = 208, 272
 POINTS, NOISE_PX, OUTLIERS = 2000, 0.5, 0.03
-LEAST_ANGLE_RAD = np.deg2rad(1.5)  # between two sightings of a point, as structure from motion demands
+LEAST_ANGLE_RAD = np.deg2rad(1.5)  # between two measurements of a point, as structure from motion requires
 CLOUD = 20_000  # points of each cloud that are compared
 
 
 def held_out(index: int, views: int) -> SceneBatch:
-    """One scene that no recipe trains on, with lenses that bend nothing."""
+    """One scene that no recipe trains on, with undistorted lenses."""
     return SyntheticWorld(seed=HELD_OUT_SEED, distortion=0.0).batch(index, 1, views=views, height=HEIGHT, width=WIDTH)
 
 
@@ -53,7 +53,7 @@ def in_true_cameras(found: Reconstruction, truth: SceneBatch) -> Reconstruction:
 
 
 def sparse_points(truth: SceneBatch, seed: int) -> SparsePoints:
-    """Points of the true surfaces as structure from motion gives them: sightings off by NOISE_PX, triangulated."""
+    """Points of the true surfaces as structure from motion gives them: triangulated from measurements with NOISE_PX."""
     rng = np.random.default_rng(seed)
     depth, poses = truth.depth[0].double().numpy(), truth.cam_from_world[0].double().numpy()
     intrinsics = truth.intrinsics[0].double().numpy()
@@ -97,7 +97,7 @@ def _angle(point: np.ndarray, centres: np.ndarray) -> float:
 
 
 def score(found: Reconstruction, truth: SceneBatch) -> dict[str, float]:
-    """AbsRel as it stands and after one scale for the scene, in per cent; median angle of normals in degrees; mean
+    """AbsRel as it is and after one scale for the scene, in per cent; median angle of normals in degrees; mean
     distances from the cloud to the truth and back."""
     depth, true = torch.from_numpy(found.depth), truth.depth[0]
     known = (true > 0) & (depth > 0)
@@ -141,7 +141,7 @@ def check(views: int) -> None:
 
 
 def run(model: Backbone, scenes: int, views: int) -> dict:
-    """Medians over scenes, before and after, and how many got better."""
+    """Medians over scenes, before and after, and how many improved."""
     before, after, seconds, fields = [], [], [], []
     for index in range(scenes):
         truth = held_out(index, views)

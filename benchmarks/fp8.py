@@ -1,12 +1,12 @@
-"""FP8 and INT8: what they cost in accuracy, what they save in bytes, memory and time. Correctness comes first.
+"""FP8 and INT8: cost in accuracy, savings in bytes, memory and time. Correctness comes first.
 
     python benchmarks/fp8.py [--parts noise kv outputs accuracy bytes files memory speed] [--golden DIR] [--scenes 60]
 
 - check: a stored file, weights quantised while they are read, and a network converted in memory hold the same numbers,
   and a prepared network multiplies the same operands as the converted one. Always runs; everything else needs it.
 - noise: signal over error of a cast, of one linear layer with its gradient, and of a feed-forward part.
-- kv: sparse attention over keys and values in E4M3, a scale a block, against full ones: on normal numbers, and in the
-  global layers of nano on rendered views; signal over error of what attention gives.
+- kv: sparse attention over keys and values in E4M3, one scale per block, against full ones: on normal numbers, and in
+  the global layers of nano on rendered views; signal over error of the attention output.
 - outputs: every output of the golden folder's cases (synthetic weights, which make every branch matter; reduced sizes,
   and those named by --full) with plan fp8 against float32. Depths and confidences as logarithms, as in docs/parity.md.
 - accuracy: nano on held-out synthetic scenes, float32 against fp8, fp8-weight and int8-dynamic, without training.

@@ -2,9 +2,9 @@
 
     python benchmarks/fuzz.py [--seed N] [--share 1.0] [--only NAME ...] [--processes 2]
 
-Each case is read in a process with bounds on its time and memory. used: the damage did no harm (or changed values that
-no format protects); skipped: a part was left out, with a warning; refused: an error that says why. failed (another
-exception), memory (more than 2 GB), hang and crash are mistakes, and are printed. Exit code 1 if there is any.
+Each case is read in a process with bounds on its time and memory. used: the damage was harmless (or changed values that
+no format protects); skipped: a part was left out, with a warning; refused: an error with the reason. failed (another
+exception), memory (more than 2 GB), hang and crash are bugs, and are printed. Exit code 1 if there is any.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     python benchmarks/half_precision.py [--golden DIR] [--full da3-large ...] [--device cpu|cuda] [--dtype bfloat16]
 
-Reduced models are the golden folder's tiny cases (three views where there are such); --full adds models in official
+Reduced models are the golden folder's tiny cases (with three views, if there are any); --full adds models of official
 size by name. Weights are the synthetic ones, which make every branch matter: they are harsher than trained weights.
 The number type is autocast's, as `lean3r reconstruct --dtype` runs it. Decibels are 20 log10 of RMS(float32) over
 RMS(difference): 40 is 1 %; depths and confidences are compared as logarithms, as in docs/parity.md. Before that, the
-float32 run itself must agree with the golden numbers. Writes benchmarks/results/half_precision_DEVICE.json.
+float32 run must agree with the golden arrays. Writes benchmarks/results/half_precision_DEVICE.json.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch import Tensor
 from lean3r.testing import snr_db
 
 ROOT = Path(__file__).parents[1]
-AGREE = 1e-4  # GPUs sum in another order, and in TF32 where they are allowed to
+AGREE = 1e-4  # GPUs sum in another order, and in TF32 if allowed
 
 
 def outputs_by_type(path: Path, synthetic, device: str, dtype: torch.dtype) -> dict[str, float]:
@@ -57,7 +57,7 @@ def outputs_by_type(path: Path, synthetic, device: str, dtype: torch.dtype) -> d
     judged = [name for name in exact if name not in family.limits]
     for name in judged:
         error = relative_rms(exact[name], arrays[name], case["arrays"][name], family.compare.get(name))
-        assert error <= AGREE, f"{path.stem}: {name} is {error:.1e} from the golden numbers in float32"
+        assert error <= AGREE, f"{path.stem}: {name} is {error:.1e} from the golden array in float32"
     compare = {name: family.compare.get(name, lambda x: x) for name in judged}
     found = {n[4:]: snr_db(compare[n](near[n]), compare[n](exact[n])) for n in judged if n != "out.reference_view"}
     return {name: round(value, 1) for name, value in found.items()}

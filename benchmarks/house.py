@@ -1,18 +1,18 @@
-"""The state of the house: rooms and arrows, sizes, types, what a run asks of the disk, seconds of the usual commands.
+"""The state of the house: rooms and arrows, sizes, types, disk accesses of a run, seconds of common commands.
 
     python benchmarks/house.py --before OTHER_CHECKOUT [--after .] [--runs 5]     (needs radon: pip install radon)
 
 Measures one or two checkouts of the project; with both it writes benchmarks/results/house.json. Both run in this
 environment, with their own folder first on the path; commands alternate between them, and medians of CPU seconds (user
 and system, children included) are given. Nothing of the project is imported here: a checkout is read as text and run
-as a user would, so that it may look as it likes inside.
+as a user would run it, so its internal structure does not matter.
 
 - rooms: modules and folders at the top of the package; arrows: pairs of them of which one imports the other, wherever
-  the statement stands. File circles: groups of files that import each other, for type checkers alone left out.
+  the import statement is. File circles: groups of files that import each other, imports for type checkers left out.
 - functions: lines from `def` to the end; the widest outside Triton's kernels. Any is counted as a name, so not in
   comments or text, and type ignores as comments.
 - complexity: McCabe's, as radon counts it.
-- disk: a run of 5 photos that refines the cameras, copies the pictures and minds its memory, under the spy of
+- disk: a run of 5 photos that refines the cameras, copies the pictures and has a memory budget, under the spy of
   tests/pipeline/spied: listings of the folder, and openings of pictures by purpose.
 """
 
@@ -47,7 +47,7 @@ SIGNATURE = "import inspect, lean3r; print(len(inspect.signature(lean3r.reconstr
 
 
 def main() -> None:
-    """Measure, print, and write the JSON where two checkouts were named."""
+    """Measure, print, and write the JSON if two checkouts were given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, help="a checkout to compare with")
     parser.add_argument("--after", type=Path, default=HERE)
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def source(tree: Path) -> dict[str, Any]:
-    """What can be read from the package's text."""
+    """Figures from the source text of the package."""
     package = tree / "lean3r"
     texts = {path: path.read_text(encoding="utf-8") for path in sorted(package.rglob("*.py"))}
     parsed = {path: ast.parse(text) for path, text in texts.items()}
@@ -77,7 +77,7 @@ def source(tree: Path) -> dict[str, Any]:
     nodes = [n for module in parsed.values() for n in functions(module)]
     lengths = [(n.end_lineno or n.lineno) - n.lineno + 1 for n in nodes]
     lines = sum(text.count("\n") for text in texts.values())
-    words = Counter(word for text in texts.values() for word in counted(text))
+    words = Counter(word for text in texts.values() for word in count_words(text))
     blocks = [block for text in texts.values() for block in cc_visit(text) if block.letter != "C"]
     widest = max((n for p in parsed if not p.name.startswith("kernel") for n in functions(parsed[p])), key=parameters)
     hardest = max(blocks, key=lambda b: b.complexity)
@@ -128,7 +128,7 @@ def imported(module: ast.AST, package: Path) -> Iterator[Path]:
 
 
 def at_run_time(module: ast.Module) -> ast.Module:
-    """A file without what is imported for type checkers alone."""
+    """A file without imports for type checkers only."""
 
     class Run(ast.NodeTransformer):
         def visit_If(self, node: ast.If) -> ast.AST | None:
@@ -145,7 +145,7 @@ def circles(edges: dict[Path, set[Path]]) -> list[set[Path]]:
 
 
 def reached(start: Path, edges: dict[Path, set[Path]]) -> set[Path]:
-    """All files that one leads to."""
+    """All files that a file imports, directly or not."""
     found, waiting = set(), [start]
     while waiting:
         new = edges[waiting.pop()] - found
@@ -155,13 +155,13 @@ def reached(start: Path, edges: dict[Path, set[Path]]) -> set[Path]:
 
 
 def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """How many parameters a function takes, `self` aside."""
+    """How many parameters a function takes, without `self`."""
     a = node.args
     names = [x.arg for x in (*a.posonlyargs, *a.args, *a.kwonlyargs, a.vararg, a.kwarg) if x]
     return len(names) - (names[:1] in (["self"], ["cls"]))
 
 
-def counted(text: str) -> Iterator[str]:
+def count_words(text: str) -> Iterator[str]:
     """`Any` for each such name in a text, `ignore` for each comment that silences the type checker."""
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.NAME and token.string == "Any":

@@ -1,16 +1,15 @@
-"""Is anything lost, or left, when a command is killed at any moment?
+"""Is anything lost, or left behind, when a command is killed at any moment?
 
     python benchmarks/kills.py [--kills N] [--terms N] [--only NAME ...]
 
-Each command is started over and over and ended after a random share of its usual time (half of the moments are in the
-last fifth, where results are put in place): N times by SIGKILL, then by SIGTERM. Each time must hold: pictures, data
-and notes are as they were; at the target is nothing, the whole older result, or a whole new one. Then the command runs
-again, undisturbed, and must end well: the result is whole, for `train` and `distill` with --resume bit-equal to that of
-a run that was never stopped, and neither beside the target nor in the temporary folder is anything left. Runs are
-forked from a process that has imported everything, so that moments fall into their work; curves of training, which
-take longer than all else, are left out. Writes benchmarks/results/kills.json after each kill, and goes on where that
-stands if it is started again (--anew: from nothing); exit 1 where something was lost.
-Linux.
+Each command is started repeatedly and ended after a random share of its usual time (half of the moments are in the
+last fifth, where results are put in place): N times by SIGKILL, then by SIGTERM. Each time, pictures, data
+and notes must be unchanged, and the target must be absent, the complete older result, or a complete new one. Then the
+command runs again, undisturbed, and must succeed: the result is complete, for `train` and `distill` with --resume
+bit-equal to that of a run that was never stopped, and nothing is left beside the target or in the temporary folder.
+Runs are forked from a process that has imported everything, so that the signals arrive during their work; training
+curves, which take longer than everything else, are not drawn. Writes benchmarks/results/kills.json after each kill, and
+continues from there if it is started again (--anew: from the beginning); exit 1 if something was lost. Linux only.
 """
 
 from __future__ import annotations
@@ -118,7 +117,7 @@ def main() -> None:
     watch.draw_curves = lambda *_: None  # takes longer than the runs
     if given.anew:
         save({name: None for name in given.only})
-    rows = {name: measured(name, given.kills, given.terms) for name in given.only}
+    rows = {name: measure(name, given.kills, given.terms) for name in given.only}
     if any(row["problems"] for row in rows.values()):
         raise SystemExit(1)
 
@@ -133,14 +132,14 @@ def save(rows: dict[str, dict | None]) -> dict[str, dict]:
     return kept
 
 
-def measured(name: str, kills: int, terms: int) -> dict:
-    """One command, ended so many times by each signal; what the result has of it already counts."""
+def measure(name: str, kills: int, terms: int) -> dict:
+    """One command, ended so many times by each signal; kills already in the result count."""
     job, row = JOBS[name], save({}).get(name, {"problems": []})
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         work = Path(folder)
         prepare(work, job)
         for seed in job.worlds:
-            SyntheticWorld(16, 16, 2, seed=seed).batch(0, 1)  # its textures are made once
+            SyntheticWorld(16, 16, 2, seed=seed).batch(0, 1)  # so that its textures are made once
         usual, code = timed(work, job)
         assert code == 0, (work / "log.txt").read_text()
         reference = load_file(work / job.weights) if job.weights else {}
@@ -162,7 +161,7 @@ def measured(name: str, kills: int, terms: int) -> dict:
 def once(
     work: Path, job: Job, number: int, after_s: float, reference: dict[str, torch.Tensor], seen: Counter[str]
 ) -> tuple[float, list[str]]:
-    """One run that is ended, and the one after it: seconds of an undisturbed one, and what was wrong."""
+    """One run that is ended, and the one after it: seconds of an undisturbed one, and the problems."""
     fresh(work, job)
     before = {**contents(work / "photos"), **contents(work / "set")}
     began = time.perf_counter()
@@ -197,7 +196,7 @@ def once(
 
 
 def prepare(work: Path, job: Job) -> None:
-    """What the user has: pictures, a data set, notes."""
+    """The files of the user: pictures, a data set, notes."""
     (work / "tmp").mkdir()
     truth = phone_photos(work / "photos", 4, height=240, width=320)
     (work / "photos" / "truth.npz").unlink()
@@ -263,7 +262,7 @@ def timed(work: Path, job: Job, resume: bool = False) -> tuple[float, int]:
 
 
 def lost(work: Path, job: Job, before: dict[str, str]) -> list[str]:
-    """What of the user's is not as it was."""
+    """Files of the user that were lost or changed."""
     notes = [work / "notes.txt", *([work / "out" / "notes.txt"] if job.old else [])]
     gone = [f"lost {path.relative_to(work)}" for path in notes if not path.exists() or path.read_text() != NOTES]
     now = {**contents(work / "photos"), **contents(work / "set")}
@@ -298,7 +297,7 @@ def state_of(work: Path, job: Job) -> str:
 
 
 def leftovers(work: Path, job: Job) -> list[str]:
-    """Names beside the target, in it, and in the temporary folder that nobody asked for."""
+    """Names beside the target, in it, and in the temporary folder that should not be there."""
     known = {"photos", "set", "tmp", "notes.txt", "log.txt", "before", job.target}
     names = [p.name for p in work.iterdir() if p.name not in known]
     names += [p.name for p in (work / "tmp").iterdir() if p.name.startswith(("lean3r", ".lean3r"))]
@@ -320,7 +319,7 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def last_line(work: Path) -> str:
-    """Of what the command said."""
+    """The last line that the command printed."""
     return ((work / "log.txt").read_text().strip().splitlines() or [""])[-1]
 
 

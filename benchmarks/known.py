@@ -2,9 +2,9 @@
 
     python benchmarks/known.py [--photos ../shared/data/scenes] [--model nano]
 
-Writes benchmarks/results/known.json, anew after every scene: AUC@1 and AUC@5 over all pairs of views, and how far the
-network's depth is off (`depth_ratio`: median over the true points of depth found over true depth, 1 where the world is
-that of the true cameras).
+Writes benchmarks/results/known.json, anew after every scene: AUC@1 and AUC@5 over all pairs of views, and the
+error of depth (`depth_ratio`: median over the true points of predicted depth over true depth; 1 if the world is that of
+the true cameras).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lean3r.inputs.cameras import open_colmap
 from lean3r.types import Lens, Reconstruction
 
 THRESHOLDS_DEG = (1, 5)
-SLACK = 0.1  # points of AUC that are rounding, not a loss
+SLACK = 0.1  # points of AUC that count as rounding, not as a loss
 THREADS = 2
 REFINED = {"refine": lean3r.RefineOptions(when="on", seconds=600)}
 
@@ -50,7 +50,7 @@ def ways(scene: Path, folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_pinholes(truth: Path, path: Path) -> None:
-    """The pinhole part of a COLMAP model's cameras, as a cameras.json that says nothing of distortion."""
+    """The pinhole part of a COLMAP model's cameras, as a cameras.json that does not mention distortion."""
     model = open_colmap(truth)
     views = []
     for image in model.images.values():
@@ -61,7 +61,7 @@ def write_pinholes(truth: Path, path: Path) -> None:
 
 
 def figures(found: Reconstruction, truth: Path) -> dict[str, Any]:
-    """AUC in per cent over all pairs; the ratio of depth; what became of the refinement."""
+    """AUC in per cent over all pairs; the ratio of depth; the outcome of the refinement."""
     model = open_colmap(truth)
     images = sorted(model.images.values(), key=lambda image: image.name)
     index = [found.names.index(image.name) for image in images]

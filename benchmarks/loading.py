@@ -1,11 +1,11 @@
-"""Peak host memory and seconds of loading a checkpoint, by file form and number type, beside the usual way.
+"""Peak host memory and seconds of loading a checkpoint, by file form and number type, compared with the usual way.
 
     python benchmarks/loading.py [--model da3-base] [--folder DIR] [--runs 3]
 
 Writes a checkpoint of random weights under official names in three forms (.safetensors, .pt, shards) and loads each in
-a process of its own, in float32 and cast to bfloat16. A process first loads the checkpoint of a small model, so that
-code does not count; its memory is resident memory at the highest (VmHWM) less that just before (VmRSS), over the bytes
-of the parameters in the target type. `usual` is torch.load or load_file, load_state_dict and `.to(dtype)`. Correctness
+a separate process, in float32 and cast to bfloat16. A process first loads the checkpoint of a small model, so that code
+does not count; its memory is the peak of resident memory (VmHWM) less that just before (VmRSS), divided by the bytes of
+the parameters in the target type. `usual` is torch.load or load_file, load_state_dict and `.to(dtype)`. Correctness
 comes first: every parameter must equal the saved one, cast. Linux only. Seconds are for comparison within one run.
 """
 
@@ -39,7 +39,7 @@ SHARDS = 4
 
 
 def main() -> None:
-    """Measure, print a table, write the JSON; exit 1 where a load is wrong or above the limit."""
+    """Measure, print a table, write the JSON; exit 1 if a load is wrong or above the limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="da3-base", help="backbone of about the size wanted (da3-base: 541 MB)")
     parser.add_argument("--folder", type=Path, help="where the checkpoints are written; a temporary folder otherwise")
@@ -101,7 +101,7 @@ def measure(way: str, name: str, path: str, warm: str, dtype: str) -> dict:
 
 
 def ours(name: str, path: Path, dtype: torch.dtype) -> Backbone:
-    """As lean3r loads: no memory before the values come, cast while they are read."""
+    """As lean3r loads: built without memory, values cast while they are read."""
     model = without_memory(MODELS.get(name))
     load_weights(model, path, dtype)
     return model

@@ -1,13 +1,13 @@
-"""Pictures a second that come out of the data loader, beside what the decoder of JPEG alone gives.
+"""Throughput of the data loader in pictures per second, compared with decoding the JPEG files alone.
 
     python benchmarks/loading_data.py [--workers 2] [--rounds 3] [--height 336] [--width 448] [--folder DIR]
 
 Writes a set of JPEG pictures of 640 x 480 (RealEstate10K's layout, camera paths, no depth) and a copy with depth
 (BlendedMVS's layout), and runs the loader on them: choice of views, decoding, cutting to the batch's size, augmentation
-where it says so, joining, handing over. The limit is the decoder of Pillow on the same files with as many threads and
-nothing else. Correctness comes first: batches that were computed ahead must equal those that were not, bit by bit.
-Limit and loader take turns, so that other work on the machine meets both; the figures are medians of rounds, and only
-their ratio counts. On a busy machine look at the time of processors a picture, of making batches and of decoding alone.
+in the rows named so, collation, transfer. The limit is Pillow's decoder on the same files with as many threads and
+nothing else. Correctness comes first: prefetched batches must equal the others, bit by bit. Limit and loader take
+turns, so that other work on the machine affects both; the figures are medians of rounds, and only their ratio counts.
+On a busy machine compare CPU time per picture, of making batches and of decoding alone.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BATCH_VIEWS = 8
 
 @dataclass(frozen=True)
 class Batches:
-    """What a recipe gives: batches of a mixture in one shape."""
+    """Batches as from a recipe: of a mixture, in one shape."""
 
     mixture: Mixture
     shape: BatchShape
@@ -52,7 +52,7 @@ class Batches:
 
 
 def main() -> None:
-    """Check, measure, print a table, write the JSON; exit 1 where batches differ."""
+    """Check, measure, print a table, write the JSON; exit 1 if batches differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
@@ -111,8 +111,8 @@ def run(name: str, batches: Batches, kind: str, files: list[Path], workers: int,
             loader.append(one)
             decoder.append(other)
             ratios.append(one / other)
-            here = seconds_of_processor(lambda first=first: [batches(first + s, None, 0, 1) for s in range(3)])
-            alone = seconds_of_processor(lambda: decode(files[: 3 * BATCH_VIEWS], 1))
+            here = cpu_seconds(lambda first=first: [batches(first + s, None, 0, 1) for s in range(3)])
+            alone = cpu_seconds(lambda: decode(files[: 3 * BATCH_VIEWS], 1))
             work.append((1e3 * here / (3 * BATCH_VIEWS), 1e3 * alone / (3 * BATCH_VIEWS)))
     of_batch, of_decoder = (statistics.median(column) for column in zip(*work, strict=True))
     return {
@@ -128,28 +128,28 @@ def run(name: str, batches: Batches, kind: str, files: list[Path], workers: int,
 
 
 def rate(pictures: int, job: Callable[[], object]) -> float:
-    """Pictures a second of one round."""
+    """Pictures per second in one round."""
     started = time.perf_counter()
     job()
     return pictures / (time.perf_counter() - started)
 
 
-def seconds_of_processor(job: Callable[[], object]) -> float:
-    """Time of processors that a job takes in this process: other work on the machine hardly changes it."""
+def cpu_seconds(job: Callable[[], object]) -> float:
+    """CPU seconds of a job in this process: other work on the machine hardly changes them."""
     started = time.process_time()
     job()
     return time.process_time() - started
 
 
 def decode(files: list[Path], threads: int) -> None:
-    """All files to arrays [H, W, 3], with nothing done to them."""
+    """Decode all files to arrays [H, W, 3], without further processing."""
     with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(read_image, files):
             pass
 
 
 def write_sets(root: Path) -> None:
-    """Pictures with the amount of detail that photos have (about 1.5 bits a pixel), paths around a room, flat depth."""
+    """Pictures with as much detail as photos (about 1.5 bits per pixel), paths around a room, flat depth."""
     rng = np.random.default_rng(0)
     height, width = SIZE
     depth = np.full(SIZE, 3.0, np.float32)

@@ -2,9 +2,9 @@
 
     python benchmarks/looped.py [--minutes 20] [--work runs/looped] [--scenes 200]
 
-Trains nano and nano-looped by turns with the same recipe (half-size pictures of 64 x 64 pixels, no guided head) for so
-many minutes of one core each, the rendering of scenes not counted. The learning rate is constant and falls in the last
-quarter, so a run that was stopped may go on from its last checkpoint with other --minutes. Then judges both on held-out
+Trains nano and nano-looped in turn with the same recipe (half-size pictures of 64 x 64 pixels, no guided head), each
+for so many minutes of one core, without the rendering of scenes. The learning rate is constant and falls in the last
+quarter, so a stopped run can continue from its last checkpoint with other --minutes. Then scores both on held-out
 scenes at 1 to 12 loops: cameras by AUC, depth by AbsRel at patch centres; parameters; time. Writes
 benchmarks/results/looped.json and looped.png.
 """
@@ -46,7 +46,7 @@ FIGURES = ("auc5", "auc15", "auc30", "rotation_deg", "translation_deg", "abs_rel
 
 
 class Timed(Optimizer):
-    """Learning rates that follow the time used instead of the step."""
+    """Learning rates by the time used instead of the step."""
 
     share = 0.0  # of the peak rate
 
@@ -56,7 +56,7 @@ class Timed(Optimizer):
 
 
 class Training:
-    """One model on its way; `used` CPU seconds of `budget` are spent."""
+    """One model in training; `used` of its `budget` of CPU seconds are spent."""
 
     def __init__(self, name: str, budget: float, folder: Path):
         torch.manual_seed(1)
@@ -77,7 +77,9 @@ class Training:
             self.optimizer.load_state_dict(state["optimizer"])
             self.used, self.step, self.log = state["used"], state["step"], state["log"]
             if self.used > DECAY_FROM * min(budget, state["budget"]) and budget != state["budget"]:
-                raise SystemExit(f"{self.path} is past the constant part of {state['budget']} s; keep to these")
+                raise SystemExit(
+                    f"{self.path} is past the constant part of its {state['budget']} s; use the same --minutes"
+                )
 
     def save(self) -> None:
         """Write everything that `__init__` reads, or keep the old file."""
@@ -122,7 +124,7 @@ class Training:
 
 
 def predict_coarse(model: Nano):
-    """What the trunk says of half-size pictures: cameras, and depth at patch centres [B, S, rows, cols]."""
+    """What the trunk predicts from half-size pictures: cameras, and depth at patch centres [B, S, rows, cols]."""
 
     def call(views: Views) -> Prediction:
         with torch.inference_mode():
@@ -138,14 +140,14 @@ def predict_coarse(model: Nano):
 
 
 def held_out(views: int, scenes: int) -> list[SceneBatch]:
-    """Scenes that nobody trained on; depth at the centres of patches of 8 pixels."""
+    """Scenes that no recipe trains on; depth at the centres of patches of 8 pixels."""
     world, each = SyntheticWorld(seed=HELD_OUT_SEED), 10
     batches = [world.batch(i, each, views=views, height=SIDE, width=SIDE) for i in range(-(-scenes // each))]
     return [replace(b, depth=b.depth[..., 4::8, 4::8].contiguous(), normals=None) for b in batches]
 
 
 def constant(views: Views) -> Prediction:
-    """No rotation, one direction of motion, one depth: what a network that never looks would say."""
+    """No rotation, one direction of motion, one depth: a prediction without looking at the pictures."""
     batch, count, _, height, width = views.images.shape
     poses = torch.eye(4).repeat(batch, count, 1, 1)
     poses[..., 0, 3] = -torch.arange(count)
@@ -164,19 +166,19 @@ def seconds(call, repeats: int = 7) -> float:
 
 
 def judge(models: dict[str, Nano], scenes: int) -> dict[str, Any]:
-    """Figures and times of both models, by views and loops."""
+    """Scores and times of both models, by views and loops."""
     pictures = torch.rand(1, 8, 3, 120, 120)
     rows: dict[str, Any] = {"constant": {}, "nano": {}, "nano-looped": {str(k): {} for k in LOOPS}, "seconds": {}}
     for views in (2, 8):
         batches = held_out(views, scenes)
-        rows["constant"][str(views)] = chosen(score_scenes(constant, batches))
-        rows["nano"][str(views)] = chosen(score_scenes(predict_coarse(models["nano"]), batches))
+        rows["constant"][str(views)] = select_figures(score_scenes(constant, batches))
+        rows["nano"][str(views)] = select_figures(score_scenes(predict_coarse(models["nano"]), batches))
         print(views, "views, nano", rows["nano"][str(views)], flush=True)
         looped = models["nano-looped"]
         assert isinstance(looped, NanoLooped)
         for loops in LOOPS:
             looped.loops = loops
-            rows["nano-looped"][str(loops)][str(views)] = chosen(score_scenes(predict_coarse(looped), batches))
+            rows["nano-looped"][str(loops)][str(views)] = select_figures(score_scenes(predict_coarse(looped), batches))
             print(views, "views,", loops, "loops", rows["nano-looped"][str(loops)][str(views)], flush=True)
     with torch.inference_mode():
         rows["seconds"]["nano"] = seconds(lambda: models["nano"].iterate(pictures))
@@ -186,7 +188,7 @@ def judge(models: dict[str, Nano], scenes: int) -> dict[str, Any]:
     return rows
 
 
-def chosen(figures: dict[str, float]) -> dict[str, float]:
+def select_figures(figures: dict[str, float]) -> dict[str, float]:
     """The figures that are kept."""
     return {name: round(figures[name], 3) for name in FIGURES}
 

@@ -1,4 +1,4 @@
-"""Seconds, counted operations, peak memory, and what the machine could do at best."""
+"""Seconds, counted operations, peak memory, and the best that the machine can do."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def clock(run: Run, budget_s: float, most: int = 9) -> tuple[float, int]:
 
 
 class Operations(TorchDispatchMode):
-    """Counts floating point operations of products and of attention; those of kernels of our own go unseen."""
+    """Counts floating point operations of products and of attention; those of our own kernels are not seen."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Operations(TorchDispatchMode):
 
 
 def observed(run: Run) -> tuple[float, int, int]:
-    """Seconds, operations, and peak bytes besides what was there before, of one run that is watched."""
+    """Seconds, operations, and peak bytes on top of what was there before, of one profiled run."""
     counter = Operations()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -107,7 +107,7 @@ def observed(run: Run) -> tuple[float, int, int]:
 
 
 def peaks(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """What this machine reaches now: operations a second of a product, bytes a second of a copy."""
+    """What this machine reaches now: operations per second in a product, bytes per second in a copy."""
     cuda = device.type == "cuda"
     side = 8192 if cuda else 1536
     a = torch.randn(side, side, device=device, dtype=dtype)

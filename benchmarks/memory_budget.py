@@ -1,12 +1,12 @@
-"""Is the peak of memory that `--memory` predicts the one that is measured?
+"""Does the peak memory predicted by `--memory` agree with the measured one?
 
     python benchmarks/memory_budget.py [--only NAME ...]
 
-Each setting is a process of its own, with random pictures and, but for nano, random weights. On a CPU the measure is
-the process's largest resident memory (VmHWM; Linux), on a GPU what torch's allocator handed out at most. Before the
-figures count, smaller chunks must give the results of the usual ones. Limit: 15 % of the measured peak. Seconds are of
+Each setting is a separate process, with random pictures and, except for nano, random weights. On a CPU the measure is
+the process's largest resident memory (VmHWM; Linux), on a GPU the peak of torch's allocator. Before the figures count,
+smaller chunks must give the same results as the usual ones. Limit: 15 % of the measured peak. Seconds were measured on
 a shared machine. Writes benchmarks/results/memory_budget.json, where settings that --only leaves out keep their rows;
-exit 1 where a prediction is off.
+exit 1 if a prediction is off.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> None:
     path = RESULTS / "memory_budget.json"
     before = json.loads(path.read_text())["rows"] if path.exists() else []
     rows = {row["setting"]: row for row in before if row["setting"] in SETTINGS}
-    for name in given.only:  # written one by one: a run that is cut short keeps what it has
+    for name in given.only:  # written one by one: an interrupted run keeps its rows
         rows[name] = {"setting": name, **run(name)}
         ordered = [rows[setting] for setting in SETTINGS if setting in rows]
         result = {"hardware": hardware(), "limit": LIMIT, "difference_of_chunks": difference, "rows": ordered}
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def run(name: str) -> dict:
-    """One setting in a process of its own."""
+    """One setting in a separate process."""
     done = subprocess.run([sys.executable, __file__, "--child", name], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr}")
@@ -110,7 +110,7 @@ def measure(kind: str, views: int, height: int, width: int, options: dict) -> di
 
 
 def build(kind: str) -> Backbone:
-    """A model on the GPU if there is one; random weights but for nano."""
+    """A model on the GPU if there is one; random weights except for nano."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     if kind == "nano":

@@ -1,10 +1,10 @@
-"""How near are the backbones to the official programs' numbers? One figure for each model, case and output.
+"""How close are the backbones to the outputs of the official programs? One figure per model, case and output.
 
     python benchmarks/parity_table.py --golden DIR [--sizes all|tiny|full]
 
 Runs every backbone case of the golden folder as the tests do (tests/golden/backbone_cases.py; Speed3R-Pi3:
 attention_cases/gsa.py), one model in memory at a time, and fails if any figure is over the tests' limit. With all sizes
-it writes benchmarks/results/parity.json and the tables of docs/parity.md; of a part it prints the figures. The
+it writes benchmarks/results/parity.json and the tables of docs/parity.md; of some sizes it prints the figures. The
 full-size cases take minutes and up to 8 GB.
 """
 
@@ -35,7 +35,7 @@ INSIDE = "worst array inside the network"
 
 
 def run_cases(golden: Path, sizes: str) -> list[dict]:
-    """One row a case: model, size, seconds, relative RMS by array, arrays that are allowed more than LIMIT."""
+    """One row per case: model, size, seconds, relative RMS by array, arrays that are allowed more than LIMIT."""
     rows = [*backbones(golden, sizes), *speed3r(golden, sizes)]
     if not rows:
         sys.exit(f"no golden numbers under {golden}: name their folder with --golden DIR (docs/parity.md)")
@@ -56,7 +56,7 @@ def backbones(golden: Path, sizes: str) -> Iterator[dict]:
 
 
 def speed3r(golden: Path, sizes: str) -> Iterator[dict]:
-    """The rows of Speed3R-Pi3, whose numbers lie in GOLDEN/attention: its trunk at reduced width, and all of it."""
+    """The rows of Speed3R-Pi3, whose arrays are in GOLDEN/attention: its trunk at reduced width, and the full model."""
     for path in sorted((golden / "attention").glob("speed3r_pi3_*.npz")):
         size, name = ("full", "full v8") if path.stem.endswith("_model") else ("tiny", f"tiny {path.stem[12:]}")
         if sizes in ("all", size):
@@ -69,7 +69,7 @@ def speed3r(golden: Path, sizes: str) -> Iterator[dict]:
 def row(
     case: str, model: str, size: str, start: float, errors: Mapping[str, float], limits: Mapping[str, float]
 ) -> dict:
-    """What the file holds of a case; fails where a figure is over its limit."""
+    """What the file holds of a case; fails if a figure is over its limit."""
     over = {name: error for name, error in errors.items() if not error <= limits.get(name, LIMIT)}
     assert not over, f"{case}: over the limit {over}"
     seconds = round(time.perf_counter() - start, 1)
@@ -104,7 +104,7 @@ def tables(rows: list[dict]) -> str:
 
 
 def figure(error: float | None) -> str:
-    """Two digits; 0 where bits agree; nothing where a case has no such output."""
+    """Two digits; 0 if the bits agree; empty if a case has no such output."""
     return "" if error is None else "0" if error == 0 else f"{error:.1e}"
 
 

@@ -1,14 +1,14 @@
-"""Memory and time of a forward pass beside the official programs', same weights, same pictures, same outputs.
+"""Memory and time of a forward pass compared with the official programs: same weights, pictures and outputs.
 
     python benchmarks/peers.py [--models vggt pi3 da3-large] [--views 8 16] [--size 168 224] [--dtypes float32 bfloat16]
                                [--peer vggt=PATH] [--peer pi3=PATH] [--name peers]
 
-Agreement of the outputs is checked first (2e-5 relative RMS, float32). Then each program runs in processes of its
-own, one for each number of views and number type: a small warm-up, then `--repeats` runs, medians. "activation_mb" is
-the peak of resident memory during the runs less what was resident before them (weights, libraries); "weights_mb" is the
+Agreement of the outputs is checked first (2e-5 relative RMS, float32). Then each program runs in separate processes,
+one for each number of views and number type: a small warm-up, then `--repeats` runs, medians. "activation_mb" is the
+peak of resident memory during the runs less what was resident before them (weights, libraries); "weights_mb" is the
 weights alone. Both sides give what the official forward pass gives; "product" is our usual run (cameras and depth
 only). bfloat16 is autocast over float32 weights for both. Peers that are neither installed nor named are skipped with
-the reason; for them the figures of the issue are repeated as a reference from another machine state, and no ratio is
+the reason; for them earlier official figures, from another machine state, are repeated as a reference, and no ratio is
 formed. Writes benchmarks/results/NAME.json.
 """
 
@@ -101,7 +101,7 @@ def measure(
 
 
 def in_process(options: argparse.Namespace, *arguments: str) -> dict:
-    """One measurement by this script in a process of its own."""
+    """One measurement by this script in a separate process."""
     peers = [text for pair in options.peer for text in ("--peer", pair)]
     size = ["--size", *map(str, options.size), "--repeats", str(options.repeats)]
     done = subprocess.run([sys.executable, __file__, *arguments, *size, *peers], capture_output=True, text=True)

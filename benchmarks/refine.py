@@ -1,11 +1,11 @@
-"""What does refinement give? Real photo scenes beside plain pycolmap, and held-out synthetic scenes with exact truth.
+"""What does refinement gain? Real photo scenes compared with plain pycolmap, and held-out synthetic scenes.
 
     python benchmarks/refine.py [--photos ../shared/data/scenes] [--repeats 3] [--scenes 20] [--minutes 60]
 
-Writes benchmarks/results/refine.json, anew after every scene. Of each photo scene, in one process and by turns: the
-network alone, refined, refined with known intrinsics, and plain pycolmap (its defaults: SIFT, exhaustive matching,
-incremental mapping), which runs in a process of its own; seconds are medians, of the work alone (no imports, no loading
-of weights).
+Writes benchmarks/results/refine.json, again after every scene. Each photo scene is run in turn by the network alone,
+refined, refined with known intrinsics (all in one process), and by plain pycolmap with its defaults (SIFT, exhaustive
+matching, incremental mapping) in a separate process. Seconds are medians, of the work alone (no imports, no loading of
+weights).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ THREADS = 2
 
 
 def check() -> None:
-    """The measures that everything below rests on, on exact cameras."""
+    """Check the measures used below on exact cameras."""
     points = np.random.default_rng(0).normal((0, 0, 6), 1, (50, 3))
     pose = np.eye(4)
     pose[0, 3] = -1.0
@@ -76,7 +76,7 @@ REFINED = lean3r.RefineOptions(when="on", seconds=600)
 
 
 def ways(intrinsics: Path) -> dict[str, dict[str, Any]]:
-    """The options of each way that is compared."""
+    """The options of each variant."""
     return {
         "network": {"refine": "off"},
         "refined": {"refine": REFINED},
@@ -111,7 +111,7 @@ def figures(row: dict) -> list[tuple[str, dict]]:
 
 
 def add_run(row: dict, way: str, found: dict, taken: float) -> None:
-    """Figures of one more run, with the median of all seconds so far."""
+    """Add the figures of one more run, with the median of all seconds so far."""
     every = [*row.get(way, {}).get("all_seconds", ()), round(taken, 2)]
     row[way] = found | {"seconds": round(statistics.median(every), 2), "all_seconds": every}
 
@@ -138,7 +138,7 @@ def plain(images: Path) -> tuple[dict[str, np.ndarray], float]:
 
 
 def run_plain(images: Path, folder: Path) -> None:
-    """What `plain` starts: pycolmap as anybody would call it."""
+    """The process that `plain` starts: pycolmap with its defaults."""
     import pycolmap
 
     start = time.perf_counter()
@@ -265,7 +265,7 @@ def summary(rows: dict[str, dict]) -> dict:
 
 def measure(model, options: argparse.Namespace) -> Iterator[dict]:
     """The result so far, after each scene: every photo scene once, the synthetic ones, then the other rounds of
-    photo scenes. When time is up only the first round goes on."""
+    photo scenes. When time is up, only the first round continues."""
     deadline = time.perf_counter() + 60 * options.minutes
     rows: dict[str, dict] = {}
     for number in range(options.repeats if options.photos.is_dir() else 0):
@@ -293,7 +293,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--scenes", type=int, default=20)
     parser.add_argument("--views", type=int, default=8)
-    parser.add_argument("--minutes", type=float, default=60.0, help="after them, nothing but the first round goes on")
+    parser.add_argument("--minutes", type=float, default=60.0, help="after these, only the first round continues")
     parser.add_argument("--out", default="refine")
     parser.add_argument("--plain", type=Path, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -312,7 +312,7 @@ def main() -> None:
 
 
 def torch_views() -> lean3r.Views:
-    """Something to warm up with."""
+    """Input for a warm-up run."""
     return lean3r.Views(torch.rand(1, 8, 3, 192, 288))
 
 

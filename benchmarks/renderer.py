@@ -1,10 +1,10 @@
-"""How fast does the synthetic world make pictures? Views a second, uncompiled and compiled, by picture size.
+"""How fast is the synthetic world rendered? Views per second, uncompiled and compiled, by picture size.
 
     python benchmarks/renderer.py [--device cpu|cuda] [--seconds 5] [--threads N] [--modes eager compiled]
 
 First every kind of scene is checked: points of one view, projected into another, must meet the surface that the
 other view shows there. Writes benchmarks/results/renderer_<device>.json; `views_per_cpu_s` counts the seconds of
-all threads of this process, and so means something on a busy machine too.
+all threads of this process, and is therefore meaningful on a busy machine too.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def agreement(batch: SceneBatch) -> float:
 
 
 def speed(world: SyntheticWorld, scenes: int, seconds: float) -> dict:
-    """Seconds of the first batch, then views a second."""
+    """Seconds of the first batch, then views per second."""
 
     def finish() -> None:
         if world.device == "cuda":

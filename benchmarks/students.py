@@ -1,12 +1,12 @@
-"""What sparsity and FP8 cost nano, untrained and trained, beside mechanisms that need no training.
+"""The accuracy that sparsity and FP8 cost nano, untrained and trained, and mechanisms that need no training.
 
     python benchmarks/students.py [--gsa FILE] [--gsa-fp8 FILE] [--sla FILE] [--sla-fp8 FILE] [--scenes 60]
         [--views 2 4 8 16] [--photos ../shared/data/scenes] [--keep] [--out nano_students]
 
-FILE is what `lean3r distill` leaves: weights.safetensors of a phase, or the published NAME.safetensors. All models see
+FILE is written by `lean3r distill`: weights.safetensors of a phase, or the published NAME.safetensors. All models see
 the same held-out scenes. Mechanisms that need no training get settings whose measured density comes nearest to that of
-gsa at this number of views. Writes benchmarks/results/nano_students.json after every number of views; with --keep, rows
-that it has already, of as many scenes, are not measured again.
+gsa at this number of views. Writes benchmarks/results/nano_students.json after every number of views; with --keep,
+rows already in it, of as many scenes, are not measured again.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def student(dense: Backbone, path: str | Path) -> Backbone:
 
 
 def density_of(model: Backbone, views: Views) -> float:
-    """Mean share of the pairs of tokens that global attention looks at; 1 where nothing is reported."""
+    """Mean share of the pairs of tokens that global attention attends to; 1 if nothing is reported."""
     with recording() as log, torch.no_grad():
         model(views)
     found = [r.density for r in log if r.density is not None and r.layout.views == views.images.shape[1]]
@@ -74,7 +74,7 @@ def without_training(views: int, density: float) -> dict[str, CompressionPlan]:
 
 
 def trained_and_not(dense: Backbone, files: dict[str, str | None]) -> dict[str, Backbone]:
-    """The dense model, sparse ones as they start, and those that files are given for."""
+    """The dense model, untrained sparse ones, and the trained ones whose files are given."""
     models = {"dense": dense}
     for name, recipe in (("gsa", nano_gsa_fp8()), ("sla", nano_sla_fp8())):
         models[f"{name} untrained"] = compress(copy.deepcopy(dense), recipe.phases[0].plan)
@@ -86,7 +86,7 @@ def trained_and_not(dense: Backbone, files: dict[str, str | None]) -> dict[str, 
 def synthetic(
     models: dict[str, Backbone], dense: Backbone, views: int, scenes: int, kept: dict[str, dict]
 ) -> dict[str, dict]:
-    """Figures and densities of all models on the same scenes; `kept` rows are taken as they are."""
+    """Figures and densities of all models on the same scenes; `kept` rows are not measured again."""
     batches = held_out(views, scenes)
     sample = Views(batches[0].images)
     density = density_of(models["gsa untrained"], sample)
@@ -130,7 +130,7 @@ def margins(rows: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def check_density(dense: Backbone) -> None:
-    """A sparse plan that keeps everything is the dense model, and says so; run before anything is measured."""
+    """A sparse plan that keeps everything equals the dense model, and reports density 1; run first."""
     views = Views(held_out(2, 1)[0].images)
     everything = CompressionPlan((Step("global blocks", "block_sparse", {"sparsity": 0.0}),))
     model = compress(copy.deepcopy(dense), everything).eval()

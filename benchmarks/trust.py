@@ -1,9 +1,9 @@
-"""Does a result know what nothing supports? Warnings, sky, borders and confidence, against truth.
+"""Are unsupported results reported? Warnings, sky, borders and confidence, compared with ground truth.
 
     python benchmarks/trust.py [--photos ../shared/data/scenes] [--scenes 14]
 
-Writes benchmarks/results/trust.json. Warnings: made-up inputs of which nothing can be known, and photo scenes, which
-should give none. Sky: measured 3-D points of the scenes that fall into what is removed (none should). Points: relative
+Writes benchmarks/results/trust.json. Warnings: made-up bad inputs, and photo scenes, which
+should give none. Sky: measured 3-D points of the scenes in the removed regions (there should be none). Points: relative
 error of depth at measured points after one scale for the scene, and the share of them that give points of the cloud;
 in the whole picture, and in its border. Confidence: AbsRel in per cent after one scale for the scene, of all pixels, of
 the half of highest confidence, and of the half of smallest error, on sensor depth and on held-out synthetic scenes.
@@ -36,7 +36,7 @@ SENSOR = "office_dining_indoor"
 
 
 def bad_inputs(photos: Path) -> dict[str, tuple[str, list[Image.Image]]]:
-    """Inputs of which nothing can be known, or not of every view: the code that is expected, and the pictures."""
+    """Inputs with no usable view, or with an unusable one: the expected code, and the pictures."""
     rng = np.random.default_rng(0)
     shape = (SIZE[1], SIZE[0], 3)
     ramp = np.linspace(0, 1, SIZE[1])[:, None, None]
@@ -69,7 +69,7 @@ def bad_inputs(photos: Path) -> dict[str, tuple[str, list[Image.Image]]]:
 
 
 def of_images(model: Backbone, images: list[Image.Image], refine: str) -> Reconstruction:
-    """A reconstruction of pictures that are no files yet."""
+    """A reconstruction of pictures in memory, saved as PNG first."""
     with tempfile.TemporaryDirectory() as name:
         for index, image in enumerate(images):
             image.save(f"{name}/{index:02d}.png")
@@ -78,10 +78,10 @@ def of_images(model: Backbone, images: list[Image.Image], refine: str) -> Recons
 
 def codes(found: Reconstruction) -> list[str]:
     """The codes of its warnings."""
-    return [told["code"] for told in found.info.get("warnings", [])]
+    return [warning["code"] for warning in found.info.get("warnings", [])]
 
 
-def measured(found: Reconstruction, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def measured_points(found: Reconstruction, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """View, row, column and depth of the measured points of a scene that fall into the network's pictures."""
     truth = pycolmap.Reconstruction(folder / "gt")
     of_name = {image.name: image for image in truth.images.values()}
@@ -100,8 +100,8 @@ def measured(found: Reconstruction, folder: Path) -> tuple[np.ndarray, np.ndarra
 
 
 def points_of(found: Reconstruction, folder: Path) -> dict[str, float]:
-    """Error at measured points and the share that is kept, in per cent, whole and at the border."""
-    *at, true = measured(found, folder)
+    """Error at measured points and the share of them that is kept, in per cent, whole and at the border."""
+    *at, true = measured_points(found, folder)
     keep = trusted_pixels(found.depth, found.conf, found.mask, 20.0)
     ours, kept, edge = found.depth[*at], keep[*at], border(found.mask)[*at]
     known = ours > 0

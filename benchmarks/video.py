@@ -1,10 +1,11 @@
-"""A video by default and with other frames: how far its cameras are from tracking, and whether it says so itself.
+"""A video with default and other choices of frames: errors of the cameras, and whether bad ones are marked.
 
     python benchmarks/video.py [--video ../shared/data/video] [--only default every-2]
 
-Every run is `lean3r reconstruct` as a process of its own, the whole command timed, one after the other. Writes
-benchmarks/results/video.json anew after each: positions after one similarity (Umeyama) of all views that are not marked
-`uncertain`, in centimetres; how many of those are over 30 cm off; how many are marked; wall and processor seconds.
+Every run is `lean3r reconstruct` in a separate process, the whole command timed, one after the other. Writes
+benchmarks/results/video.json again after each: positions after one similarity (Umeyama) of all views that are not
+marked `uncertain`, in centimetres; how many of those are over 30 cm off; how many are marked; wall-clock and CPU
+seconds.
 """
 
 from __future__ import annotations
