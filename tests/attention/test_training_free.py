@@ -31,7 +31,7 @@ def attend(mechanism: Mechanism, layout: TokenLayout, q: Tensor, k: Tensor, v: T
     return mechanism(Projected(x, q, k, v, lambda q, k: (q, k)), layout)
 
 
-def filmed(pictures: list[int], layout: TokenLayout, dim: int = 8, heads: int = 2) -> list[Tensor]:
+def film(pictures: list[int], layout: TokenLayout, dim: int = 8, heads: int = 2) -> list[Tensor]:
     """q, k, v of views that show the named pictures; equal names, equal tokens."""
     each = draw(3, 1, heads, max(pictures) + 1, layout.tokens, dim)
     return list(each[:, :, :, pictures].flatten(3, 4))
@@ -62,7 +62,7 @@ def test_merging_gives_every_token_the_mean_of_its_group() -> None:
 def test_copies_of_a_view_are_merged_into_it() -> None:
     """View 0 is all destinations: every token of an exact copy finds its original, specials are destinations too."""
     layout = TokenLayout(views=4, special=0, rows=4, cols=4)
-    q, k, v = filmed([0, 0, 0, 0], layout)
+    q, k, v = film([0, 0, 0, 0], layout)
     x = q.transpose(1, 2).flatten(2)
     plan = TokenMerge(protect=0.0).plan(Projected(x, q, k, v, lambda q, k: (q, k)), layout)
     assert torch.equal(plan.destinations[plan.targets[0]] % 16, plan.sources[0] % 16)
@@ -73,7 +73,7 @@ def test_copies_of_a_view_are_merged_into_it() -> None:
 
 def test_seed_fixes_the_regions() -> None:
     layout = TokenLayout(views=4, special=1, rows=6, cols=6)
-    q, k, v = filmed([0, 1, 2, 3], layout)
+    q, k, v = film([0, 1, 2, 3], layout)
     first, again, other = (attend(TokenMerge(seed=s), layout, q, k, v) for s in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
@@ -103,7 +103,7 @@ def test_order_of_the_tokens_changes_nothing(window: int | None) -> None:
 
 def test_dropping_all_but_one_copy_of_each_view_is_exact() -> None:
     layout = TokenLayout(views=6, special=0, rows=3, cols=5)
-    q, k, v = filmed([0, 0, 1, 1, 2, 2], layout)
+    q, k, v = film([0, 0, 1, 1, 2, 2], layout)
     found = attend(KeyValuePrune(2, query_merge=1), layout, q, k, v)
     assert_rms(found, softmax_attention(q, k, v), 1e-5)
 
@@ -111,7 +111,7 @@ def test_dropping_all_but_one_copy_of_each_view_is_exact() -> None:
 def test_merging_exact_copies_of_queries_is_exact() -> None:
     """Views 1 and 2 offer each other's sources as destinations, because the offset moves with the view."""
     layout = TokenLayout(views=3, special=2, rows=3, cols=6)
-    q, k, v = filmed([0, 1, 1], layout)
+    q, k, v = film([0, 1, 1], layout)
     mechanism = KeyValuePrune(1, query_merge=2)
     found = attend(mechanism, layout, q, k, v)
     assert_rms(found, softmax_attention(q, k, v), 1e-5)
@@ -229,7 +229,7 @@ def test_views_of_padding_come_last() -> None:
 
 def test_only_chosen_views_are_read() -> None:
     layout = TokenLayout(views=4, special=1, rows=3, cols=3)
-    q, k, v = filmed([0, 1, 2, 3], layout)
+    q, k, v = film([0, 1, 2, 3], layout)
     found = attend(FrameSubset(2, keep=(3, 1)), layout, q, k, v)
     near = [t.unflatten(2, (4, 10))[:, :, [1, 3]].flatten(2, 3) for t in (k, v)]
     assert_rms(found, softmax_attention(q, *near), 1e-5)
@@ -239,7 +239,7 @@ def test_only_chosen_views_are_read() -> None:
 
 def test_frame_local_passes_nothing_between_views() -> None:
     layout = TokenLayout(views=3, special=1, rows=2, cols=3)
-    q, k, v = filmed([0, 1, 2], layout)
+    q, k, v = film([0, 1, 2], layout)
     before = attend(FrameLocal(), layout, q, k, v)
     v[:, :, 7:14] += 1
     after = attend(FrameLocal(), layout, q, k, v)

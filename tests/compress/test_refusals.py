@@ -43,7 +43,7 @@ def images(model: str, tokens: int, views: int = 3) -> Tensor:
     return torch.rand(1, views, 3, rows * patch, patches // rows * patch)
 
 
-def converted(model: Backbone, mechanism: str, settings: dict[str, Any]) -> Backbone:
+def with_mechanism(model: Backbone, mechanism: str, settings: dict[str, Any]) -> Backbone:
     return lean3r.compress(
         model, {"steps": [{"target": "global blocks", "mechanism": mechanism, "settings": settings}]}
     )
@@ -65,7 +65,7 @@ def assert_same(found: Prediction, expected: Prediction) -> None:
 @pytest.mark.parametrize("tokens", [63, 183])
 def test_odd_lengths(mechanism: str, model: str, tokens: int) -> None:
     pictures = images(model, tokens)
-    sparse = converted(tiny(model), mechanism, SMALL[mechanism][0])
+    sparse = with_mechanism(tiny(model), mechanism, SMALL[mechanism][0])
     with recording() as log:
         assert_finite(predict(sparse, pictures))
     assert {record.layout.tokens for record in log} == {tokens} or mechanism == "dense"
@@ -79,16 +79,16 @@ def test_nothing_left_out_is_the_dense_model(mechanism: str, model: str) -> None
     pictures, side = images(model, 63), 2 * tiny(model).patch
     expected = predict(tiny(model), pictures)
     for settings in COMPLETE[mechanism]:
-        assert_same(predict(converted(tiny(model), mechanism, settings), pictures), expected)
+        assert_same(predict(with_mechanism(tiny(model), mechanism, settings), pictures), expected)
     if mechanism == "frame_local":  # another view is all that it leaves out
         assert_same(
-            predict(converted(tiny(model), mechanism, {}), pictures[:, :1]), predict(tiny(model), pictures[:, :1])
+            predict(with_mechanism(tiny(model), mechanism, {}), pictures[:, :1]), predict(tiny(model), pictures[:, :1])
         )
     for few in (pictures[:, :1], pictures[:, :, :, :side, :side]):
         dense = predict(tiny(model), few)
         for settings in COMPLETE[mechanism][:1]:
-            assert_same(predict(converted(tiny(model), mechanism, settings), few), dense)
-        assert_finite(predict(converted(tiny(model), mechanism, SMALL[mechanism][0]), few))
+            assert_same(predict(with_mechanism(tiny(model), mechanism, settings), few), dense)
+        assert_finite(predict(with_mechanism(tiny(model), mechanism, SMALL[mechanism][0]), few))
 
 
 @each_model
@@ -97,7 +97,7 @@ def test_nan_pixels_are_refused_naming_their_view(mechanism: str, model: str) ->
     pictures = images(model, 63)
     pictures[0, 1, 2, 5, 7] = torch.nan
     with pytest.raises(InputError, match="view 1 has NaN or infinite pixels"):
-        predict(converted(tiny(model), mechanism, {}), pictures)
+        predict(with_mechanism(tiny(model), mechanism, {}), pictures)
 
 
 @each_model
@@ -107,10 +107,10 @@ def test_head_sizes_that_kernels_do_not_support(mechanism: str, model: str) -> N
     with pytest.raises(
         KernelError, match=rf"{mechanism} cannot run .* at \S+attn: head_dim 16 is not within 32 to 128"
     ):
-        converted(tiny(model), mechanism, {"implementation": "triton"})
+        with_mechanism(tiny(model), mechanism, {"implementation": "triton"})
     with pytest.raises(KernelError, match="head_dim 16 is not within"):
         lean3r.compress(tiny(model), {"steps": [{**STEP, "mechanism": mechanism}]})
-    assert_finite(predict(converted(tiny(model), mechanism, {"implementation": "auto"}), images(model, 63)))
+    assert_finite(predict(with_mechanism(tiny(model), mechanism, {"implementation": "auto"}), images(model, 63)))
 
 
 STEP = {"target": "global block 0", "settings": {"implementation": "triton"}, "dense_below": 10_000}
@@ -120,7 +120,7 @@ STEP = {"target": "global block 0", "settings": {"implementation": "triton"}, "d
 def test_number_types_that_kernels_do_not_support(mechanism: str) -> None:
     """A model's type and device may change after it is converted: the run says so."""
     wide = Nano(NanoConfig(width=64, heads=2, pairs=2)).double().eval()
-    sparse = converted(wide, mechanism, {"implementation": "triton"})
+    sparse = with_mechanism(wide, mechanism, {"implementation": "triton"})
     with pytest.raises(KernelError, match=r"cannot run: torch\.float64 is not float32"), torch.no_grad():
         sparse(Views(torch.rand(1, 3, 3, 48, 64, dtype=torch.float64)))
 
@@ -147,11 +147,11 @@ def test_number_types_that_kernels_do_not_support(mechanism: str) -> None:
 )
 def test_invalid_settings_are_refused(mechanism: str, settings: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says) as caught:
-        converted(tiny("pi3"), mechanism, settings)
+        with_mechanism(tiny("pi3"), mechanism, settings)
     assert "\n" not in str(caught.value)
 
 
 @each_model
 def test_views_that_are_not_there(model: str) -> None:
     with pytest.raises(UsageError, match="keep has view 7, but there are 3 views, counted from 0"):
-        predict(converted(tiny(model), "frame_subset", {"keep": [0, 7]}), images(model, 63))
+        predict(with_mechanism(tiny(model), "frame_subset", {"keep": [0, 7]}), images(model, 63))

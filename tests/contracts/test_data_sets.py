@@ -37,7 +37,7 @@ def synthetic(seed: int = 3) -> Batch:
 
 
 @cache
-def copied(name: str, seed: int) -> Mixture:
+def copy_set(name: str, seed: int) -> Mixture:
     """A mixture of a tiny copy alone. Its folder is removed when the tests end."""
     root = tempfile.TemporaryDirectory(prefix=name)
     FOLDERS.append(root)
@@ -48,7 +48,7 @@ def copied(name: str, seed: int) -> Mixture:
 
 def on_disk(name: str, seed: int = 3) -> Batch:
     """Without augmentation, in another shape than the files have."""
-    mixture = copied(name, seed)
+    mixture = copy_set(name, seed)
     return lambda index, scenes: mixture.batch(index, BatchShape(scenes, VIEWS, HEIGHT, WIDTH))
 
 

@@ -35,14 +35,14 @@ def copies(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Copy]:
     return copy
 
 
-def opened(name: str, root: Path) -> SceneSet:
+def open_set(name: str, root: Path) -> SceneSet:
     return DATASETS.get(name)(root, **tiny.WRITERS[name].options)
 
 
 @each_set
 def test_reading_returns_what_was_written(name: str, copies: Callable[[str], Copy]) -> None:
     row, (root, made) = tiny.WRITERS[name], copies(name)
-    found = opened(name, root)
+    found = open_set(name, root)
     assert len(found) == len(made) and found.looks_like(root) and found.problems(root) == []
     assert found.name == name
     for i, scene in enumerate(made):
@@ -84,13 +84,13 @@ def test_each_set_is_recognised_among_all(name: str, copies: Callable[[str], Cop
     with pytest.raises(InputError, match="is empty"):
         kind_of(tmp_path, name)
     with pytest.raises(InputError, match=r"Expected:|is missing"):
-        opened(name, tmp_path)
+        open_set(name, tmp_path)
     assert not DATASETS.get(name).looks_like(tmp_path) and DATASETS.get(name).problems(tmp_path)
 
 
 @each_set
 def test_covisible_views_are_reported(name: str, copies: Callable[[str], Copy]) -> None:
-    found = opened(name, copies(name)[0])
+    found = open_set(name, copies(name)[0])
     score = found.covisibility(0)
     if score is not None:
         views = found.scene(0).views

@@ -29,7 +29,7 @@ NAMES = ("co3dv2", "scannetpp", "arkitscenes", "dl3dv", "hypersim", "wildrgbd", 
 WITH_DEPTH = tuple(name for name in NAMES if name != "dl3dv")
 
 
-def opened(name: str, root: Path, **options: Any) -> SceneSet:
+def open_set(name: str, root: Path, **options: Any) -> SceneSet:
     return DATASETS.get(name)(root, **{**tiny.WRITERS[name].options, **options})
 
 
@@ -57,7 +57,7 @@ def check_agreement(found: SceneSet) -> None:
 @pytest.mark.parametrize("name", WITH_DEPTH)
 def test_views_agree_on_what_they_see(name: str, tmp_path: Path) -> None:
     tiny.write(name, tmp_path)
-    check_agreement(opened(name, tmp_path))
+    check_agreement(open_set(name, tmp_path))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -68,7 +68,7 @@ def test_sets_are_cheap_to_open_and_can_be_sent_to_workers(
     opened_pictures: list[object] = []
     real = Image.open
     monkeypatch.setattr(Image, "open", lambda *args, **kwargs: opened_pictures.append(args) or real(*args, **kwargs))
-    found = opened(name, tmp_path)
+    found = open_set(name, tmp_path)
     cameras = [found.camera(0, v) for v in range(found.scene(0).views)]
     assert len(opened_pictures) <= 1  # the size of one picture
     there = pickle.loads(pickle.dumps(found))
@@ -97,7 +97,7 @@ def check_seen_through_lens(found: SceneSet, scene: tiny.TinyScene, with_depth: 
 
 def test_fisheye_pictures_and_their_depth_are_undistorted(tmp_path: Path) -> None:
     scannetpp.write_fisheye(tmp_path, tiny.scenes())
-    found = opened("scannetpp", tmp_path)
+    found = open_set("scannetpp", tmp_path)
     assert found.problems(tmp_path) == []
     check_seen_through_lens(found, tiny.scenes()[0], with_depth=True)
     check_agreement(found)
@@ -107,21 +107,21 @@ def test_lenses_of_videos_are_undistorted(tmp_path: Path) -> None:
     dl3dv.write(tmp_path, tiny.scenes()[:1])
     path = next(tmp_path.rglob("transforms.json"))
     path.write_text(json.dumps({**json.loads(path.read_text()), "k1": 1e-3, "p1": 1e-4}))
-    check_seen_through_lens(opened("dl3dv", tmp_path), tiny.scenes()[0], with_depth=False)
+    check_seen_through_lens(open_set("dl3dv", tmp_path), tiny.scenes()[0], with_depth=False)
     path.write_text(json.dumps({**json.loads(path.read_text()), "camera_model": "EQUIRECTANGULAR"}))
     with pytest.raises(InputError, match="camera model EQUIRECTANGULAR"):
-        opened("dl3dv", tmp_path).scene(0)
+        open_set("dl3dv", tmp_path).scene(0)
 
 
 def test_phone_pictures_have_the_depth_of_their_lidar(tmp_path: Path) -> None:
     scannetpp.write(tmp_path, tiny.scenes())
     scannetpp.write_phone(tmp_path, tiny.scenes())
-    found = opened("scannetpp", tmp_path, device="iphone")
+    found = open_set("scannetpp", tmp_path, device="iphone")
     assert len(found) == 2 and found.problems(tmp_path) == []
     depth, truth = found.view(1, 2).depth, tiny.scenes()[1].depth[2]
     np.testing.assert_allclose(depth[::2, ::2], truth[::2, ::2], atol=6e-4)
     with pytest.raises(UsageError, match="dslr and iphone"):
-        opened("scannetpp", tmp_path, device="drone")
+        open_set("scannetpp", tmp_path, device="drone")
 
 
 def test_colmap_models_are_used_if_there_are_no_other_cameras(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_colmap_models_are_used_if_there_are_no_other_cameras(tmp_path: Path) ->
         lens = " ".join(str(x) for x in scannetpp.FISHEYE.values())
         text = text.replace("PINHOLE", "OPENCV_FISHEYE").rstrip() + (f" {lens}\n" if name == "cameras" else "\n")
         (place / "colmap" / f"{name}.txt").write_text(text)
-    check_seen_through_lens(opened("scannetpp", tmp_path), tiny.scenes()[0], with_depth=True)
+    check_seen_through_lens(open_set("scannetpp", tmp_path), tiny.scenes()[0], with_depth=True)
 
 
 def test_each_archive_may_be_unpacked_into_its_own_folder(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_each_archive_may_be_unpacked_into_its_own_folder(tmp_path: Path) -> Non
             to = tmp_path / "three" / f"vkitti_2.0.3_{archive}" / path.relative_to(tmp_path / "one")
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(path, to)
-    found = opened("vkitti2", tmp_path / "three")
+    found = open_set("vkitti2", tmp_path / "three")
     assert found.problems(tmp_path / "three") == [] and len(found) == 2
     np.testing.assert_allclose(found.view(1, 0).depth, tiny.scenes()[1].depth[0], atol=6e-3)
 
@@ -185,21 +185,21 @@ def test_videos_are_rotated_upright(quarters: int, tmp_path: Path) -> None:
 
 def test_both_formats_of_normalised_cameras_are_read(tmp_path: Path) -> None:
     co3dv2.write(tmp_path, tiny.scenes()[:1], kind="ndc_norm_image_bounds")
-    camera = opened("co3dv2", tmp_path).camera(0, 1)
+    camera = open_set("co3dv2", tmp_path).camera(0, 1)
     np.testing.assert_allclose(camera.intrinsics, tiny.scenes()[0].intrinsics[1], atol=1e-9)
 
 
 def test_sequences_with_bad_cameras_are_skipped(tmp_path: Path) -> None:
     tiny.write("co3dv2", tmp_path)
-    assert len(opened("co3dv2", tmp_path, min_quality=1.5)) == 2
+    assert len(open_set("co3dv2", tmp_path, min_quality=1.5)) == 2
     with pytest.raises(InputError, match="lower min_quality"):
-        opened("co3dv2", tmp_path, min_quality=2.0)
+        open_set("co3dv2", tmp_path, min_quality=2.0)
 
 
 @pytest.mark.parametrize("name", ["co3dv2", "wildrgbd"])
 def test_depth_of_the_object_only(name: str, tmp_path: Path) -> None:
     tiny.write(name, tmp_path)
-    depth = opened(name, tmp_path, foreground=True).view(0, 0).depth
+    depth = open_set(name, tmp_path, foreground=True).view(0, 0).depth
     assert not depth[:, tiny.WIDTH // 2 :].any() and depth[:, : tiny.WIDTH // 2].any()
 
 
@@ -260,7 +260,7 @@ def test_complete_scenes_of_half_a_download_are_read(name: str, tmp_path: Path) 
     problems = kind.problems(tmp_path)
     missing = part.name if name != "dl3dv" else "no folder of pictures"
     assert any(missing in problem for problem in problems) and len(problems) <= 2
-    found = opened(name, tmp_path)
+    found = open_set(name, tmp_path)
     assert len(found) == 1 and found.view(0, 0).image.any()
 
 
@@ -268,14 +268,14 @@ def test_the_table_of_projections_is_needed(tmp_path: Path) -> None:
     tiny.write("hypersim", tmp_path)
     (tmp_path / "metadata_camera_parameters.csv").unlink()
     with pytest.raises(InputError, match="contrib/mikeroberts3000"):
-        opened("hypersim", tmp_path)
+        open_set("hypersim", tmp_path)
 
 
 def test_hdf5_needs_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.write("hypersim", tmp_path)
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(MissingExtraError, match=re.escape("lean3r[train]")):
-        opened("hypersim", tmp_path).scene(0)
+        open_set("hypersim", tmp_path).scene(0)
 
 
 def test_missing_sequences_and_annotations_are_reported(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_missing_sequences_and_annotations_are_reported(tmp_path: Path) -> None:
     assert "1 of 2 sequences" in problem and "110_13051_23361" in problem
     (tmp_path / "apple" / "frame_annotations.jgz").write_bytes(b"\x1f\x8b truncated")
     with pytest.raises(InputError, match=r"frame_annotations\.jgz is damaged"):
-        opened("co3dv2", tmp_path).scene(0)
+        open_set("co3dv2", tmp_path).scene(0)
 
 
 def pictures_of(name: str, root: Path) -> list[Path]:
@@ -308,7 +308,7 @@ def test_a_single_picture_is_not_a_scene(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_pictures_that_are_missing_or_cut_off_are_named(name: str, tmp_path: Path) -> None:
     tiny.write(name, tmp_path)
-    found = opened(name, tmp_path)
+    found = open_set(name, tmp_path)
     first, second = found._frames_of(0)[0].image, found._frames_of(0)[1].image
     first.write_bytes(first.read_bytes()[:200])
     second.unlink()
@@ -324,7 +324,7 @@ def test_poses_that_are_not_rotations_are_refused(name: str, tmp_path: Path) -> 
     pose[1, :3, :3] *= 1.5
     module = tiny.importlib.import_module(f"data.tiny.{name}")
     module.write(tmp_path, [replace(tiny.scenes()[0], cam_from_world=pose)])
-    found = opened(name, tmp_path)
+    found = open_set(name, tmp_path)
     found.camera(0, 0)
     with pytest.raises(InputError, match="not a rotation"):
         found.camera(0, 1)
@@ -336,14 +336,14 @@ def test_invalid_trajectories_are_refused(tmp_path: Path) -> None:
     for content, why in (("1 2 3\n", "seven numbers"), ("0 nan 0 0 0 0 0\n", "not finite"), ("", "no pose")):
         path.write_text(content)
         with pytest.raises(InputError, match=why):
-            opened("arkitscenes", tmp_path).scene(0)
+            open_set("arkitscenes", tmp_path).scene(0)
     path.write_text("0 0 0 0 0 0 0\n")
     with pytest.raises(InputError, match="and a pose"):
-        opened("arkitscenes", tmp_path).scene(0)
-    lens = opened("arkitscenes", tmp_path)._frames_of(1)[2].lens
+        open_set("arkitscenes", tmp_path).scene(0)
+    lens = open_set("arkitscenes", tmp_path)._frames_of(1)[2].lens
     lens.write_text("256 192 200\n")
     with pytest.raises(InputError, match="pincam is damaged"):
-        opened("arkitscenes", tmp_path).camera(1, 2)
+        open_set("arkitscenes", tmp_path).camera(1, 2)
 
 
 def damage_json(path: Path) -> None:
@@ -366,14 +366,14 @@ def test_damaged_cameras_are_named(name: str, tmp_path: Path) -> None:
     path = min(tmp_path.rglob(what))
     damage(path)
     with pytest.raises(InputError) as error:
-        opened(name, tmp_path).scene(0)
+        open_set(name, tmp_path).scene(0)
     assert str(path) in str(error.value)
 
 
 def test_depth_that_is_not_finite_is_unknown(tmp_path: Path) -> None:
     """Half floats may be NaN or infinite; integers of the other formats may not."""
     tiny.write("co3dv2", tmp_path)
-    found = opened("co3dv2", tmp_path)
+    found = open_set("co3dv2", tmp_path)
     path = found._frames_of(0)[0].depth
     values = np.ones((tiny.HEIGHT, tiny.WIDTH), np.float16)
     values[10, :10], values[11, :10] = np.nan, np.inf
@@ -382,7 +382,7 @@ def test_depth_that_is_not_finite_is_unknown(tmp_path: Path) -> None:
     assert not depth[10:12, :10].any() and (depth[20:] == co3dv2.SCALE).all()
 
     tiny.write("hypersim", tmp_path / "hypersim")
-    found = opened("hypersim", tmp_path / "hypersim")
+    found = open_set("hypersim", tmp_path / "hypersim")
     hypersim.save_hdf5(found._frames_of(0)[0].depth, np.full((tiny.HEIGHT, tiny.WIDTH), np.nan))
     assert not found.view(0, 0).depth.any()
     with h5py.File(found._frames_of(0)[1].depth, "w") as file:

@@ -65,7 +65,7 @@ def test_pages_link_to_nothing_outside_the_site() -> None:
             assert (page.parent / link).resolve().is_relative_to(ROOT / "docs"), f"{page.name}: {link}"
 
 
-def squeezed(text: str) -> str:
+def squeeze(text: str) -> str:
     return re.sub(r"[\s`]+", "", text)
 
 
@@ -85,9 +85,9 @@ def test_every_docstring_arrives_whole(site: Path) -> None:
     shown = ""
     for path in site.glob("reference/*.html"):
         article = path.read_text(encoding="utf-8").partition("<article")[2].partition("</article>")[0]
-        shown += squeezed(html.unescape(re.sub(r"<[^>]+>", "", article)))
+        shown += squeeze(html.unescape(re.sub(r"<[^>]+>", "", article)))
     texts = list(docstrings(griffe.load("lean3r", search_paths=[ROOT])))
     assert len(texts) > 1500
     parts = [(path, part) for path, text in texts for part in re.split(r"\n\s*\n", text)]
-    lost = [(path, part) for path, part in parts if squeezed(re.sub(BULLET, "", part)) not in shown]
+    lost = [(path, part) for path, part in parts if squeeze(re.sub(BULLET, "", part)) not in shown]
     assert lost == []

@@ -27,7 +27,7 @@ def modules(request: pytest.FixtureRequest) -> Path:
     return (request.config.rootpath / request.config.getoption("--node-modules")).resolve()
 
 
-def written(directory: Path) -> dict[str, Path]:
+def write_scene(directory: Path) -> dict[str, Path]:
     """scene.glb and mesh.glb of the room, by the node that shows its pictures' colours."""
     for name in ("glb", "mesh"):
         EXPORTERS.get(name)(make_scene(4), directory, ExportOptions())
@@ -41,7 +41,7 @@ def test_colours_in_a_browser_are_those_of_the_pictures(tmp_path, modules, show)
     if not (modules / "three").is_dir():
         pytest.skip(f"no three.js in {modules}: npm install three")
     scene = make_scene(4)
-    glb = written(tmp_path)[show]
+    glb = write_scene(tmp_path)[show]
     size = scene.images.shape[2], scene.images.shape[1]
     drawn = render(glb, modules / "three", scene.cam_from_world[1], scene.intrinsics[1], size, [show])
     seen = drawn[..., 3] == 255
@@ -58,7 +58,7 @@ def test_colours_in_a_browser_are_those_of_the_pictures(tmp_path, modules, show)
 def test_validator_finds_no_fault(tmp_path, modules):
     if shutil.which("node") is None or not (modules / "gltf-validator").is_dir():
         pytest.skip(f"no gltf-validator in {modules}: npm install gltf-validator")
-    for path in written(tmp_path).values():
+    for path in write_scene(tmp_path).values():
         command = ["node", "-e", VALIDATE, str(path)]
         issues = json.loads(subprocess.check_output(command, cwd=modules.parent, timeout=120))
         assert issues["numErrors"] == issues["numWarnings"] == 0, issues["messages"]

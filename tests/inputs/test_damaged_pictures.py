@@ -42,7 +42,7 @@ def picture(width: int = 320, height: int = 240) -> Image.Image:
     return Image.fromarray((ramp + rng.integers(0, 55, (height, width, 3))).astype(np.uint8))
 
 
-def encoded(kind: str, image: Image.Image | None = None, **options: Any) -> bytes:
+def encode(kind: str, image: Image.Image | None = None, **options: Any) -> bytes:
     if kind == "HEIF":
         from pillow_heif import register_heif_opener
 
@@ -52,7 +52,7 @@ def encoded(kind: str, image: Image.Image | None = None, **options: Any) -> byte
     return file.getvalue()
 
 
-def refused(content: bytes) -> bool:
+def is_refused(content: bytes) -> bool:
     """Whether both ways of reading refuse it."""
     ways = (
         lambda file: decode_picture(file, "x", resolution=240, patch=16),
@@ -70,32 +70,32 @@ def refused(content: bytes) -> bool:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_cut_off_anywhere(kind: str) -> None:
-    content = encoded(kind)
-    assert not refused(content)
-    assert all(refused(content[: int(len(content) * share)]) for share in (0.4, 0.6, 0.8, 0.95))
+    content = encode(kind)
+    assert not is_refused(content)
+    assert all(is_refused(content[: int(len(content) * share)]) for share in (0.4, 0.6, 0.8, 0.95))
 
 
 # Of the other formats only some damage can be told: they keep no check sum, and any bytes are a picture.
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 8}])
 def test_damage_in_the_middle_of_a_jpeg(options: dict[str, Any]) -> None:
-    content, rng = encoded("JPEG", **options), random.Random(0)
+    content, rng = encode("JPEG", **options), random.Random(0)
     spots = [rng.randrange(len(content) // 4, len(content) * 3 // 4) for _ in range(20)]
     zeroed = [content[:at] + bytes(2000) + content[at + 2000 :] for at in spots]
     removed = [content[:at] + content[at + 700 :] for at in spots]
-    told = [refused(damaged) for damaged in zeroed + removed]
+    told = [is_refused(damaged) for damaged in zeroed + removed]
     assert sum(told) >= 0.8 * len(told)
 
 
 def test_damage_anywhere_in_a_png() -> None:
-    content, rng = encoded("PNG"), random.Random(0)
+    content, rng = encode("PNG"), random.Random(0)
     spots = [rng.randrange(100, len(content) - 100) for _ in range(20)]
-    assert all(refused(content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :]) for at in spots)
-    assert all(refused(content[:at] + bytes(4096) + content[at + 4096 :]) for at in spots)
+    assert all(is_refused(content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :]) for at in spots)
+    assert all(is_refused(content[:at] + bytes(4096) + content[at + 4096 :]) for at in spots)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "MPO"])
 def test_data_after_an_intact_jpeg_does_not_matter(kind: str) -> None:
-    assert not refused(encoded(kind) + b"\xff\xd8\xff\xe0" + random.Random(0).randbytes(3000))
+    assert not is_refused(encode(kind) + b"\xff\xd8\xff\xe0" + random.Random(0).randbytes(3000))
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
@@ -107,15 +107,15 @@ def test_intact_jpegs_of_every_kind_are_used(
 ) -> None:
     options = {} if mode != "RGB" else {"subsampling": subsampling}
     image = picture(*size).convert(mode)
-    assert not refused(encoded("JPEG", image, progressive=progressive, **options))
+    assert not is_refused(encode("JPEG", image, progressive=progressive, **options))
 
 
 def test_odd_exif_of_an_intact_jpeg_is_not_damage() -> None:
-    assert not refused(encoded("JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff" + bytes(range(200))))
+    assert not is_refused(encode("JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff" + bytes(range(200))))
 
 
 def test_the_others_are_used(tmp_path: Path) -> None:
-    content = encoded("PNG")
+    content = encode("PNG")
     (tmp_path / "sound.png").write_bytes(content)
     (tmp_path / "damaged.png").write_bytes(content[:50_000] + bytes(9000) + content[59_000:])
     loaded = load_views(tmp_path, resolution=240, patch=16)
@@ -138,7 +138,7 @@ ODD_EXIF = (
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("exif", ODD_EXIF)
 def test_odd_exif_stops_nothing(kind: str, exif: bytes, tmp_path: Path) -> None:
-    (tmp_path / "odd.jpg").write_bytes(encoded(kind, exif=exif))
+    (tmp_path / "odd.jpg").write_bytes(encode(kind, exif=exif))
     originals = Pictures([tmp_path])
     seen = load_views(tmp_path, resolution=240, patch=16).views.sources[0]
     assert not list(originals.exif(["odd.jpg"], 0x8825))
@@ -152,7 +152,7 @@ def test_odd_exif_stops_nothing(kind: str, exif: bytes, tmp_path: Path) -> None:
 def test_written_pictures_are_turned_as_they_were_seen(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    content = encoded(kind, exif=exif)
+    content = encode(kind, exif=exif)
     seen = np.asarray(decode_whole(io.BytesIO(content), "x", 10**9), np.int16)
     with Image.open(io.BytesIO(upright(content))) as image:
         assert image.getexif().get(ORIENTATION, 1) == 1
@@ -192,7 +192,7 @@ def test_a_large_picture_looks_as_a_small_one(monkeypatch: pytest.MonkeyPatch) -
             image = Image.fromarray(np.asarray(coarse.convert("L")).astype(np.uint16) * 257)
         else:
             image = coarse.convert("RGB").convert(mode) if mode in ("P", "1") else coarse.convert(mode)
-        content = encoded("PNG", image)
+        content = encode("PNG", image)
         usual = decode_picture(io.BytesIO(content), "x", resolution=240, patch=16).pixels.astype(int)
         whole = np.asarray(decode_whole(io.BytesIO(content), "x", 10**9), int)
         monkeypatch.setattr(decoding, "LARGE_PIXELS", 1000)
@@ -206,4 +206,4 @@ def test_a_large_picture_looks_as_a_small_one(monkeypatch: pytest.MonkeyPatch) -
 def test_formats_whose_decoders_hold_many_copies_are_bounded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(decoding.MAX_PIXELS_OF, kind, 50_000)
     with pytest.raises(InputError, match=f"megapixels, over the limit of 0 of {kind}"):
-        decode_picture(io.BytesIO(encoded(kind)), "x", resolution=240, patch=16)
+        decode_picture(io.BytesIO(encode(kind)), "x", resolution=240, patch=16)

@@ -23,14 +23,14 @@ def panorama(seed: int = 0) -> np.ndarray:
     return np.array(Image.fromarray(noise).filter(ImageFilter.GaussianBlur(1.5)).point(lambda v: (v - 128) * 4 + 128))
 
 
-def filmed(places: list[float]) -> list[np.ndarray]:
+def film(places: list[float]) -> list[np.ndarray]:
     """Frames of a camera that turns: cut from the panorama at so many pixels."""
     wall = panorama()
     return [wall[10 : 10 + HEIGHT, round(x) : round(x) + WIDTH] for x in places]
 
 
 def test_shifts_are_measured() -> None:
-    motion = measure(filmed([0, 7, 7, 20, 19]))
+    motion = measure(film([0, 7, 7, 20, 19]))
     along = motion.shift[:, :, 1].mean(axis=1) * WIDTH
     assert np.allclose(along, [0, -7, 0, -13, 1], atol=0.5)
     assert np.abs(motion.shift[:, :, 0]).max() * WIDTH < 0.5
@@ -39,7 +39,7 @@ def test_shifts_are_measured() -> None:
 def test_more_frames_during_rotation_and_none_at_rest() -> None:
     rest, slow, fast = [0.0] * 30, [2.0 * i for i in range(30)], [60 + 14.0 * i for i in range(30)]
     places = rest + slow + fast + [fast[-1]] * 30
-    chosen = np.array(choose(measure(filmed(places)), least=8, most=120, step=0.1))
+    chosen = np.array(choose(measure(film(places)), least=8, most=120, step=0.1))
     counts = np.histogram(chosen, bins=[0, 30, 60, 90, 120])[0]
     assert counts[0] <= 2 and counts[3] <= 2 and counts[2] >= 20 and 2 <= counts[1] <= 6
     steps = np.diff(np.array(places)[chosen]) / WIDTH
@@ -48,19 +48,19 @@ def test_more_frames_during_rotation_and_none_at_rest() -> None:
 
 @pytest.mark.parametrize("most", [5, 20, 37])
 def test_a_limit_makes_larger_steps(most: int) -> None:
-    motion = measure(filmed([9.0 * i for i in range(100)]))
+    motion = measure(film([9.0 * i for i in range(100)]))
     chosen = choose(motion, least=min(8, most), most=most, step=0.05)
     assert 0.8 * most <= len(chosen) <= most and chosen[0] == 0 and chosen[-1] >= 90
     assert np.diff(chosen).max() <= 2 * np.diff(chosen).min() + 1
 
 
 def test_a_camera_at_rest_gives_the_minimum(tmp_path: Path) -> None:
-    still = measure([frame + 0 for frame in filmed([50.0] * 40)])
+    still = measure([frame + 0 for frame in film([50.0] * 40)])
     assert choose(still, least=8, most=64, step=0.1) == [0, 6, 11, 17, 22, 28, 33, 39]
 
 
 def test_sharp_frames_are_preferred() -> None:
-    frames = filmed([6.0 * i for i in range(60)])
+    frames = film([6.0 * i for i in range(60)])
     blurred = set(range(2, 60, 3))
     frames = [
         np.array(Image.fromarray(f).filter(ImageFilter.GaussianBlur(2))) if i in blurred else f
@@ -84,7 +84,7 @@ def test_a_video_is_sampled_by_its_motion_with_times(tmp_path: Path) -> None:
         stream.width, stream.height, stream.pix_fmt, stream.time_base = WIDTH, HEIGHT, "yuv420p", Fraction(1, 10)
         stream.bit_rate = 4_000_000
         for place in [0.0] * 25 + [8.0 * i for i in range(40)]:
-            picture = filmed([place])[0]
+            picture = film([place])[0]
             frame = av.VideoFrame.from_ndarray(np.repeat(picture[:, :, None], 3, axis=2), format="rgb24")
             for packet in stream.encode(frame):
                 container.mux(packet)

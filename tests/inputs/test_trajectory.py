@@ -23,7 +23,7 @@ def place(at: float) -> np.ndarray:
     return pose
 
 
-def written(path: Path, times: list[float], places: list[float] | None = None) -> GivenCameras:
+def write_trajectory(path: Path, times: list[float], places: list[float] | None = None) -> GivenCameras:
     """A file of poses at `places` (those of the times), one at each time."""
     lines = ["# timestamp tx ty tz qx qy qz qw", ""]
     for time, at in zip(times, times if places is None else places, strict=True):
@@ -44,7 +44,7 @@ def assert_at(pose: np.ndarray | None, at: float) -> None:
 
 
 def test_frames_by_time_exactly_or_between_two_poses(tmp_path: Path) -> None:
-    given = written(tmp_path / "poses.txt", [0.0, 0.1, 0.3, 2.0])
+    given = write_trajectory(tmp_path / "poses.txt", [0.0, 0.1, 0.3, 2.0])
     names = [f"clip_{i:06d}.png" for i in range(4)]
     exact, between, far, outside = found(given, names, [0.1, 0.25, 1.0, 5.0])
     assert_at(exact, 0.1)
@@ -54,24 +54,24 @@ def test_frames_by_time_exactly_or_between_two_poses(tmp_path: Path) -> None:
 
 def test_pictures_by_the_time_that_is_their_name(tmp_path: Path) -> None:
     start = 1305031102.0
-    given = written(tmp_path / "poses.txt", [start, start + 1, start + 2], [0, 1, 2])
+    given = write_trajectory(tmp_path / "poses.txt", [start, start + 1, start + 2], [0, 1, 2])
     assert_at(found(given, ["rgb/1305031103.000200.png"])[0], 1)
     assert_at(found(given, ["1305031104000000000.png"])[0], 2)
 
 
 def test_pictures_by_numbers(tmp_path: Path) -> None:
-    counted = written(tmp_path / "counted.txt", [2.0, 5.0, 7.0])
+    counted = write_trajectory(tmp_path / "counted.txt", [2.0, 5.0, 7.0])
     first, second = found(counted, ["a_0005.jpg", "a_0006.jpg"])
     assert_at(first, 5)
     assert second is None
     assert_at(found(counted, ["clip_000007.png"], [0.7])[0], 7)  # times beyond the video's end are numbers of frames
-    timed = written(tmp_path / "timed.txt", [0.0, 0.1, 0.2])
+    timed = write_trajectory(tmp_path / "timed.txt", [0.0, 0.1, 0.2])
     assert_at(found(timed, ["f0.png", "f2.png"])[1], 0.2)
     assert_at(found(timed, ["f1.png", "f2.png", "f3.png"])[2], 0.2)
 
 
 def test_what_matches_nothing_and_what_is_not_a_trajectory(tmp_path: Path) -> None:
-    given = written(tmp_path / "poses.txt", [10.0, 10.1])
+    given = write_trajectory(tmp_path / "poses.txt", [10.0, 10.1])
     with pytest.raises(InputError, match=r"from 10\.000 to 10\.100; looked for video frames from 0\.000"):
         found(given, ["a.png", "b.png"], [0.0, 0.5])
     with pytest.raises(InputError, match="several videos"):

@@ -27,14 +27,14 @@ SIZE: dict[str, Any] = {"resolution": 240, "patch": 16}
 ORIENTATION, EXIF_IFD, FOCAL_35MM = 0x0112, 0x8769, 0xA405
 
 
-def encoded(image: Image.Image, kind: str = "PNG", **options) -> io.BytesIO:
+def encode(image: Image.Image, kind: str = "PNG", **options) -> io.BytesIO:
     file = io.BytesIO()
     image.save(file, kind, **options)
     file.seek(0)
     return file
 
 
-def decoded(file: io.BytesIO) -> np.ndarray:
+def decode(file: io.BytesIO) -> np.ndarray:
     return decode_picture(file, "x", **SIZE).pixels
 
 
@@ -85,7 +85,7 @@ def test_pixel_transform_maps_a_dot_back(size: tuple[int, int], orientation: int
     exif[ORIENTATION] = orientation
     undo = {6: 8, 8: 6}.get(orientation, orientation)
     stored = upright.transpose(TURNS[undo]) if orientation > 1 else upright
-    picture = decode_picture(encoded(stored, kind, exif=exif), "dot", **SIZE)
+    picture = decode_picture(encode(stored, kind, exif=exif), "dot", **SIZE)
 
     assert (picture.source.width, picture.source.height) == size
     assert picture.pixels.shape[1::-1] == network_size(width, height, **SIZE)
@@ -101,7 +101,7 @@ def test_orientation_is_applied_once_in_every_format(kind: str) -> None:
     upright = dot(400, 300, 90, 210, sigma=12)
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    picture = decode_picture(encoded(upright.transpose(TURNS[8]), kind, exif=exif), "x", **SIZE)
+    picture = decode_picture(encode(upright.transpose(TURNS[8]), kind, exif=exif), "x", **SIZE)
     assert (picture.source.width, picture.source.height) == (400, 300)
     sx, _, ox, oy = picture.source.original_from_network
     x, y = centre_of_light(np.where(picture.pixels > 40, picture.pixels, 0))
@@ -112,16 +112,16 @@ def test_heif_turns_by_its_own_boxes_and_not_by_exif() -> None:
     pytest.importorskip("pillow_heif").register_heif_opener()
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    picture = decode_picture(encoded(dot(400, 300, 90, 210, sigma=12), "HEIF", exif=exif), "x", **SIZE)
+    picture = decode_picture(encode(dot(400, 300, 90, 210, sigma=12), "HEIF", exif=exif), "x", **SIZE)
     assert (picture.source.width, picture.source.height) == (400, 300)
 
 
 def test_focal_length_from_exif() -> None:
     exif = Image.Exif()
     exif.get_ifd(EXIF_IFD)[FOCAL_35MM] = 26
-    picture = decode_picture(encoded(Image.new("RGB", (400, 300)), "JPEG", exif=exif), "x", **SIZE)
+    picture = decode_picture(encode(Image.new("RGB", (400, 300)), "JPEG", exif=exif), "x", **SIZE)
     assert picture.source.focal_px == pytest.approx(26 / math.hypot(36, 24) * 500)
-    assert decode_picture(encoded(Image.new("RGB", (400, 300)), "JPEG"), "x", **SIZE).source.focal_px is None
+    assert decode_picture(encode(Image.new("RGB", (400, 300)), "JPEG"), "x", **SIZE).source.focal_px is None
 
 
 def test_transparency_is_white_and_hides_its_colour() -> None:
@@ -130,51 +130,51 @@ def test_transparency_is_white_and_hides_its_colour() -> None:
     pixels[:, 32:, 3] = 255
     for mode in ("RGBA", "LA", "PA"):
         source = Image.fromarray(pixels).convert("LA" if mode == "LA" else "RGBA")
-        result = decoded(encoded(source, "TIFF" if mode == "PA" else "PNG"))
+        result = decode(encode(source, "TIFF" if mode == "PA" else "PNG"))
         assert (result[:, :100] >= 254).all(), mode
         assert (result[:, 140:] == (76 if mode == "LA" else (255, 0, 0))).all(), mode
     palette = Image.fromarray(pixels[..., :3]).quantize(4)
-    assert (decoded(encoded(palette, transparency=palette.getpixel((0, 0)))) == 255).all()
+    assert (decode(encode(palette, transparency=palette.getpixel((0, 0)))) == 255).all()
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("L", 90), ("RGB", (200, 100, 50)), ("P", (200, 100, 50)), ("1", 255)])
 def test_flat_colours_survive(mode: str, expected: int | tuple[int, ...]) -> None:
     flat = Image.new("RGB", (50, 40), expected) if mode == "P" else Image.new(mode, (50, 40), expected)
-    assert (decoded(encoded(flat.quantize(8) if mode == "P" else flat)) == expected).all()
+    assert (decode(encode(flat.quantize(8) if mode == "P" else flat)) == expected).all()
 
 
 def test_cmyk_is_not_inverted() -> None:
     red = Image.new("CMYK", (64, 48), (0, 255, 255, 0))
-    assert np.abs(decoded(encoded(red, "JPEG", quality=95)).astype(int) - (255, 0, 0)).max() <= 4
+    assert np.abs(decode(encode(red, "JPEG", quality=95)).astype(int) - (255, 0, 0)).max() <= 4
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_16_bit_grey_is_divided_by_257(kind: str) -> None:
     for value in (0, 128, 257 * 100, 32768, 65535):
         flat = Image.fromarray(np.full((40, 60), value, np.uint16))
-        assert (decoded(encoded(flat, kind)) == round(value / 257)).all()
+        assert (decode(encode(flat, kind)) == round(value / 257)).all()
 
 
 def test_unusable_pixels_are_refused() -> None:
     with pytest.raises(InputError, match="floating-point"):
-        decoded(encoded(Image.fromarray(np.full((40, 60), np.nan, np.float32)), "TIFF"))
+        decode(encode(Image.fromarray(np.full((40, 60), np.nan, np.float32)), "TIFF"))
     with pytest.raises(InputError, match="32-bit"):
-        decoded(encoded(Image.fromarray(np.full((40, 60), 70000, np.int32)), "TIFF"))
+        decode(encode(Image.fromarray(np.full((40, 60), 70000, np.int32)), "TIFF"))
     with pytest.raises(InputError, match="too small: 15x200"):
-        decoded(encoded(Image.new("RGB", (15, 200))))
+        decode(encode(Image.new("RGB", (15, 200))))
     with pytest.raises(InputError, match="at most 4:1"):
-        decoded(encoded(Image.new("RGB", (401, 100))))
+        decode(encode(Image.new("RGB", (401, 100))))
     with pytest.raises(InputError, match="empty"):
-        decoded(io.BytesIO())
+        decode(io.BytesIO())
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "AVIF", "HEIF"])
 def test_truncated_files_are_named_damaged(kind: str) -> None:
     pytest.importorskip("pillow_heif").register_heif_opener()
     noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
-    whole = encoded(Image.fromarray(noise), kind).getvalue()
+    whole = encode(Image.fromarray(noise), kind).getvalue()
     with pytest.raises(InputError, match=r"damaged|not an image"):
-        decoded(io.BytesIO(whole[: len(whole) // 2]))
+        decode(io.BytesIO(whole[: len(whole) // 2]))
 
 
 def test_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
 def test_first_page_is_used_with_a_note(caplog: pytest.LogCaptureFixture) -> None:
     pages = [Image.new("RGB", (60, 40), colour) for colour in ("red", "blue")]
     with caplog.at_level(logging.WARNING, "lean3r"):
-        assert (decoded(encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])) == (255, 0, 0)).all()
+        assert (decode(encode(pages[0], "TIFF", save_all=True, append_images=pages[1:])) == (255, 0, 0)).all()
     assert "only the first is used" in caplog.text
 
 
@@ -241,4 +241,4 @@ def test_photographs_are_resized_as_pillow_would() -> None:
     rng = np.random.default_rng(1)
     smooth = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((1600, 1200), 3)
     reference = np.asarray(ImageOps.fit(smooth, (272, 208), Image.Resampling.BICUBIC)).astype(int)
-    assert np.abs(decoded(encoded(smooth, "JPEG", quality=98)).astype(int) - reference).mean() < 1.5
+    assert np.abs(decode(encode(smooth, "JPEG", quality=98)).astype(int) - reference).mean() < 1.5

@@ -29,7 +29,7 @@ def layer(rope: Rotation = True) -> SelfAttention:
     return SelfAttention(32, 2, rope=rope)
 
 
-def written_out(a: SelfAttention, x: Tensor, layout: TokenLayout, key_mask: Tensor | None) -> Tensor:
+def reference_attention(a: SelfAttention, x: Tensor, layout: TokenLayout, key_mask: Tensor | None) -> Tensor:
     """softmax(q k / sqrt(d)) v, head by head."""
     heads = []
     for q, k, v in zip(*(part.chunk(a.heads, -1) for part in a.qkv(x).chunk(3, -1)), strict=True):
@@ -52,7 +52,7 @@ def test_it_equals_attention_written_out(rope: Rotation, has_padding: bool) -> N
     mask[:, [5, 20, 33]] = False
     with torch.no_grad():
         found = layer(rope)(x, LAYOUT, mask if has_padding else None)
-        expected = written_out(layer(rope), x, LAYOUT, mask if has_padding else None)
+        expected = reference_attention(layer(rope), x, LAYOUT, mask if has_padding else None)
     assert_rms(found[mask], expected[mask], 1e-5)
 
 

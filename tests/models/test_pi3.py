@@ -23,17 +23,17 @@ SMALL = {"width": 32, "heads": 2, "encoder_depth": 1, "grid": 4, "camera_width":
 @pytest.fixture(scope="module")
 def pi3() -> Pi3:
     torch.manual_seed(0)
-    return randomised(Pi3(Pi3Config(**SMALL, depth=4)))
+    return randomise(Pi3(Pi3Config(**SMALL, depth=4)))
 
 
 @pytest.fixture(scope="module")
 def pi3x() -> Pi3X:
     torch.manual_seed(1)
     config = Pi3XConfig(**SMALL, depth=12, conv_widths=(32, 16), conv_last=8, metric_width=32, metric_heads=2)
-    return randomised(Pi3X(config))
+    return randomise(Pi3X(config))
 
 
-def randomised(model):
+def randomise(model):
     """Large layer scales, so that every branch shows."""
     for name, parameter in model.named_parameters():
         if name.endswith("gamma"):

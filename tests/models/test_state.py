@@ -35,7 +35,7 @@ def one_process(tmp_path: Path) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def saved_and_loaded(model: Backbone) -> Backbone:
+def save_and_load(model: Backbone) -> Backbone:
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
@@ -56,7 +56,7 @@ def test_a_model_built_by_hand_has_the_defaults() -> None:
     assert not {"origin", "plan", "metadata"} & set(vars(model)), "the class has them, whoever sets none owns none"
 
 
-@pytest.mark.parametrize("way", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), saved_and_loaded, compiled])
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), save_and_load, compiled])
 def test_state_travels_with_the_model_and_not_with_its_weights(way: Callable[[Backbone], Backbone]) -> None:
     model = small()
     names = list(model.state_dict())

@@ -24,20 +24,20 @@ SINGLE = Da3MonoConfig(32, 4, 2, (0, 1, 2, 3), 16, (8, 8, 16, 16), grid=4)
 @pytest.fixture(scope="module")
 def vggt() -> Vggt:
     sizes = {"features": 16, "channels": (8, 8, 16, 16), "track_features": 16, "track_levels": 2, "track_hidden": 32}
-    return randomised(Vggt(VggtConfig(32, 2, 1, 4, 4, (0, 1, 2, 3), **sizes)))  # type: ignore[arg-type]
+    return randomise(Vggt(VggtConfig(32, 2, 1, 4, 4, (0, 1, 2, 3), **sizes)))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def da3() -> Da3:
-    return randomised(Da3(ANY_VIEW))
+    return randomise(Da3(ANY_VIEW))
 
 
 @pytest.fixture(scope="module")
 def nested() -> Da3Nested:
-    return randomised(Da3Nested(Da3NestedConfig(ANY_VIEW, SINGLE)))
+    return randomise(Da3Nested(Da3NestedConfig(ANY_VIEW, SINGLE)))
 
 
-def randomised(model):
+def randomise(model):
     """Tokens and layer scales that make every branch show, the same in every run."""
     random = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -139,7 +139,7 @@ def test_da3_known_cameras_come_back_in_the_users_world(da3: Da3) -> None:
 
 def test_da3_gaussians_and_their_absence(da3: Da3) -> None:
     config = Da3Config(64, 6, 4, 2, (2, 3, 4, 5), 16, (8, 8, 16, 16), grid=4, mlp="swiglu", gaussians=True)
-    model = randomised(Da3(config))
+    model = randomise(Da3(config))
     with torch.no_grad():
         tokens = model.encode(Views(pictures(views=1)))
         raw = model.gaussians(tokens)
@@ -159,7 +159,7 @@ def test_tied_names_may_be_any_one_of_them(da3: Da3, level: int) -> None:
 
 
 def test_metric_needs_the_focal_length() -> None:
-    model = randomised(Da3Metric(SINGLE))
+    model = randomise(Da3Metric(SINGLE))
     images = pictures(views=1)
     source = Source("a.jpg", 84, 112, (2.0, 2.0, 0.0, 0.0), focal_px=600.0)
     known, guessed = predict(model, images, sources=(source,)), predict(model, images)

@@ -81,7 +81,7 @@ def test_intrinsics_follow_resize_crop_and_padding(folder: Path) -> None:
         with_cameras(views, views.sources, CameraOptions(cameras=bare, known="intrinsics"))
 
 
-def moved_away() -> tuple[Prediction, Given, Similarity]:
+def make_moved_cameras() -> tuple[Prediction, Given, Similarity]:
     """A prediction that is the given world through a similarity, and the similarity that brings it back."""
     back = Similarity(
         torch.tensor(2.5).double(), so3_exp(torch.tensor([0.3, -1.0, 0.4]).double()), torch.ones(3).double()
@@ -100,7 +100,7 @@ def known(has_pose: list[bool], has_intrinsics: tuple[bool, ...] = (False,) * 4,
 
 @pytest.mark.parametrize("is_metric", [True, False])
 def test_predicted_cameras_move_into_the_given_world(is_metric: bool) -> None:
-    found, _, back = moved_away()
+    found, _, back = make_moved_cameras()
     placed, scale, *_ = in_given_world(found, known([True, False, True, True], is_metric=is_metric))
     assert scale == ("metric" if is_metric else "aligned")
     torch.testing.assert_close(placed.cam_from_world[0], poses(), atol=1e-6, rtol=0)
@@ -108,7 +108,7 @@ def test_predicted_cameras_move_into_the_given_world(is_metric: bool) -> None:
 
 
 def test_given_cameras_stay_exact_whatever_was_predicted() -> None:
-    found, _, _ = moved_away()
+    found, _, _ = make_moved_cameras()
     given = known([True, True, True, False], (True, True, False, True))
     noisy = Prediction(found.cam_from_world + 0.01, found.intrinsics, found.depth, found.conf, is_metric=True)
     placed, scale, *_ = in_given_world(noisy, given)
@@ -120,7 +120,7 @@ def test_given_cameras_stay_exact_whatever_was_predicted() -> None:
 
 
 def test_poses_in_one_place_set_the_frame_only() -> None:
-    found, _, _ = moved_away()
+    found, _, _ = make_moved_cameras()
     placed, scale, *_ = in_given_world(found, known([False, True, False, False]))
     assert scale == "relative" and torch.equal(placed.cam_from_world[0, 1], poses()[1])
     torch.testing.assert_close(placed.depth, found.depth)

@@ -32,7 +32,7 @@ def fountain(data_dir: Path) -> list[Image.Image]:
     return [Image.open(path).convert("RGB") for path in paths]
 
 
-def written(folder: Path, images: list[Image.Image]) -> Path:
+def write_pictures(folder: Path, images: list[Image.Image]) -> Path:
     folder.mkdir()
     for index, image in enumerate(images):
         image.save(folder / f"p{index}.png")
@@ -47,7 +47,7 @@ def plain(value: int) -> Image.Image:
     return Image.new("RGB", SIZE, (value, value, value))
 
 
-def turned(image: Image.Image, yaw_rad: float, focal_px: float = 350.0) -> Image.Image:
+def rotate_view(image: Image.Image, yaw_rad: float, focal_px: float = 350.0) -> Image.Image:
     """What a camera sees of a far picture when it turns on the spot."""
     y, x = np.meshgrid(np.arange(SIZE[1]) + 0.5, np.arange(SIZE[0]) + 0.5, indexing="ij")
     rays = np.stack([(x - SIZE[0] / 2) / focal_px, (y - SIZE[1] / 2) / focal_px, np.ones_like(x)], axis=-1)
@@ -70,13 +70,13 @@ def codes(scene) -> dict[str, list[str]]:
 @pytest.mark.parametrize("kind, code", [("black", "no-content"), ("white", "no-content"), ("noise", "noise")])
 def test_pictures_of_nothing_give_no_points(model, tmp_path: Path, kind: str, code: str) -> None:
     images = [{"black": plain(0), "white": plain(255), "noise": noise(i)}[kind] for i in range(3)]
-    scene = lean3r.reconstruct(model, written(tmp_path / "in", images))
+    scene = lean3r.reconstruct(model, write_pictures(tmp_path / "in", images))
     assert codes(scene) == UNREFINED | {code: ["p0.png", "p1.png", "p2.png"]}
     assert not len(scene.points.xyz) and not scene.depth.any() and not scene.conf.any()
 
 
 def test_warnings_come_first_in_every_output(tmp_path: Path, capsys) -> None:
-    folder = written(tmp_path / "in", [plain(0)] * 2)
+    folder = write_pictures(tmp_path / "in", [plain(0)] * 2)
     assert main(["reconstruct", str(folder), "-o", str(tmp_path / "out"), "--json"]) == 0
     out, err = capsys.readouterr()
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
@@ -89,34 +89,34 @@ def test_warnings_come_first_in_every_output(tmp_path: Path, capsys) -> None:
 @pytest.mark.parametrize("refine", ["off", "auto"])
 def test_one_bad_picture_costs_only_itself(model, fountain, tmp_path: Path, refine) -> None:
     bad = {"no-content": plain(9), "noise": noise(1)}
-    scene = lean3r.reconstruct(model, written(tmp_path / "in", [*fountain, *bad.values()]), refine=refine)
+    scene = lean3r.reconstruct(model, write_pictures(tmp_path / "in", [*fountain, *bad.values()]), refine=refine)
     doubted = {} if refine == "off" else {"uncertain-views": ["p5.png", "p6.png"]}
     assert codes(scene) == doubted | {"no-content": ["p5.png"], "noise": ["p6.png"]}
     assert set(scene.points.view.tolist()) == set(range(5))
 
 
 def test_identical_and_repeated_pictures(model, fountain, tmp_path: Path) -> None:
-    scene = lean3r.reconstruct(model, written(tmp_path / "same", fountain[:1] * 3))
+    scene = lean3r.reconstruct(model, write_pictures(tmp_path / "same", fountain[:1] * 3))
     assert codes(scene) == UNREFINED | {"identical-pictures": []} and len(scene.points.xyz)
-    scene = lean3r.reconstruct(model, written(tmp_path / "again", [*fountain[:3], fountain[1]]), refine="off")
+    scene = lean3r.reconstruct(model, write_pictures(tmp_path / "again", [*fountain[:3], fountain[1]]), refine="off")
     assert codes(scene) == {"repeated-pictures": ["p3.png"]}
 
 
 def test_pictures_that_share_nothing(model, data_dir: Path, fountain, tmp_path: Path) -> None:
     others = [next(iter(sorted((data_dir / "scenes" / s / "images").iterdir()))) for s in ("banana", "monstree")]
     foreign = [Image.open(path).convert("RGB") for path in others]
-    scene = lean3r.reconstruct(model, written(tmp_path / "all", [fountain[0], *foreign]))
+    scene = lean3r.reconstruct(model, write_pictures(tmp_path / "all", [fountain[0], *foreign]))
     assert codes(scene) == UNREFINED | {"views-disagree": [], "no-overlap": []}
-    scene = lean3r.reconstruct(model, written(tmp_path / "one", [*fountain, foreign[0]]), refine="off")
+    scene = lean3r.reconstruct(model, write_pictures(tmp_path / "one", [*fountain, foreign[0]]), refine="off")
     assert codes(scene) == {"no-overlap": ["p5.png"]} and set(scene.points.view.tolist()) == set(range(5))
 
 
 @pytest.mark.parametrize("refine", ["off", "auto"])
 def test_a_camera_that_rotates_in_place(model, data_dir: Path, tmp_path: Path, refine) -> None:
     path = next(iter(sorted((data_dir / "scenes" / "sceaux_castle" / "images").iterdir())))
-    images = [turned(Image.open(path).convert("RGB"), 0.1 * (step - 1.5)) for step in range(4)]
+    images = [rotate_view(Image.open(path).convert("RGB"), 0.1 * (step - 1.5)) for step in range(4)]
     kept = {} if refine == "off" else UNREFINED
-    scene = lean3r.reconstruct(model, written(tmp_path / "in", images), refine=refine)
+    scene = lean3r.reconstruct(model, write_pictures(tmp_path / "in", images), refine=refine)
     assert codes(scene) == kept | {"no-parallax": []}
 
 

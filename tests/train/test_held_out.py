@@ -35,7 +35,7 @@ class Flat:
         )
 
 
-def judged(model: Flat, held_out: HeldOut, scale: int = 1, sets: Sets = ((2, 1, 40),)) -> dict[str, float]:
+def score(model: Flat, held_out: HeldOut, scale: int = 1, sets: Sets = ((2, 1, 40),)) -> dict[str, float]:
     """The figures of a model on held-out scenes."""
     world = SyntheticWorld(24, 32, 2, seed=1, tiles=16, tile_size=16)
     return validate(partial(held_out.batches, world, STAGE, scale), sets, model)
@@ -43,17 +43,17 @@ def judged(model: Flat, held_out: HeldOut, scale: int = 1, sets: Sets = ((2, 1, 
 
 def test_held_out_scenes_may_be_fewer_and_of_a_set_on_disk(tmp_path: Path) -> None:
     few = Flat()
-    figures = judged(few, HeldOut(scenes=5), sets=((2, 10, 40), (4, 4, 40)))
+    figures = score(few, HeldOut(scenes=5), sets=((2, 10, 40), (4, 4, 40)))
     assert list(figures)[-1] == "auc30", "columns of the log keep their order"
     assert [shape[:2] for shape in few.shapes] == [(5, 2), (4, 4), (1, 4)] and figures["auc30"] == figures["auc30_4"]
 
     write("blendedmvs", tmp_path)
     real, again = Flat(), Flat()
     held_out = HeldOut((Source("blendedmvs", str(tmp_path)),), 2)
-    one = judged(real, held_out, 2)
+    one = score(real, held_out, 2)
     assert real.shapes == [(1, 2, 3, 48, 64)] * 2
-    assert one == pytest.approx(judged(again, held_out, 2), nan_ok=True), "always the same"
+    assert one == pytest.approx(score(again, held_out, 2), nan_ok=True), "always the same"
     assert one["abs_rel_2"] > 0
     write("dl3dv", tmp_path / "none")
-    figures = judged(Flat(), HeldOut((Source("dl3dv", str(tmp_path / "none")),)), sets=((2, 1, 1),))
+    figures = score(Flat(), HeldOut((Source("dl3dv", str(tmp_path / "none")),)), sets=((2, 1, 1),))
     assert "abs_rel_2" not in figures and "auc30_2" in figures, "cameras alone where none of the views has known depth"
