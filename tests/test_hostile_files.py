@@ -189,7 +189,7 @@ def test_newest_checkpoint_that_cannot_be_read(content: bytes, tmp_path: Path, c
     save_checkpoint(tmp_path, 1, {"step": 1})
     (tmp_path / "step-000000002.pt").write_bytes(content)
     assert (load_checkpoint(tmp_path) or {})["step"] == 1
-    assert "step-000000002.pt is damaged and is passed over" in capsys.readouterr().err
+    assert "step-000000002.pt is damaged and is skipped" in capsys.readouterr().err
 
 
 def test_newest_checkpoint_that_holds_no_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -200,7 +200,7 @@ def test_newest_checkpoint_that_holds_no_run(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "step-000000004").mkdir()
     (tmp_path / "step-000000004" / "check_sums.json").write_text("{}")
     assert (load_checkpoint(tmp_path) or {})["step"] == 1
-    assert capsys.readouterr().err.count("passed over") == 3
+    assert capsys.readouterr().err.count("is skipped") == 3
 
 
 def sealed(folder: Path, table: bytes) -> Path:
@@ -216,7 +216,7 @@ def sealed(folder: Path, table: bytes) -> Path:
 def test_table_of_a_checkpoint_folder_executes_nothing(tmp_path: Path) -> None:
     for number, name in enumerate(("os\nmkdir", "torch.distributed.checkpoint.filesystem\nos")):
         table = f"c{name}\n(V{tmp_path / 'made'}\ntR.".encode()
-        assert "the table asks for" in damage(sealed(tmp_path / str(number), table))
+        assert "the table refers to" in damage(sealed(tmp_path / str(number), table))
     assert not (tmp_path / "made").exists()
 
 

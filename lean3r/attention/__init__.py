@@ -1,4 +1,4 @@
-"""Attention mechanisms: what happens between projected queries, keys, values and the output."""
+"""Attention mechanisms: from projected queries, keys and values to the output."""
 
 from lean3r.registry import Registry
 

@@ -1,4 +1,4 @@
-"""The contract of a mechanism: it sees the projections of one call and the layout of its tokens, nothing else."""
+"""The interface of a mechanism: its only inputs are the projections of one call and the layout of its tokens."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Projected:
 class Mechanism(nn.Module):
     """Base of all mechanisms: forward(projected, layout) -> [B, H, N, D].
 
-    `window` asks the trunk to order tokens by windows of this side; None if any order will do. A mechanism must work on
-    every layout.
+    With `window`, the trunk orders tokens by windows of this side; None if any order is acceptable. A mechanism must
+    work on every layout.
 
-    Two lists of settings are for tests. With `COMPLETE` settings nothing is left out and the result equals dense
-    attention; the list is empty if something is always left out. `SMALL` settings have an effect on as few as twenty
-    tokens; with the first of them, the amount of computation depends on shapes alone.
+    Two lists of settings are for tests. With `COMPLETE` settings, no key is left out and the result equals dense
+    attention; the list is empty if keys are always left out. `SMALL` settings have an effect on as few as twenty
+    tokens; with the first of them, the amount of computation depends only on shapes.
     """
 
     COMPLETE: ClassVar[Sequence[Mapping[str, object]]] = ()
@@ -48,7 +48,7 @@ class Mechanism(nn.Module):
     window: int | None = None
 
     def unsupported(self, head_dim: int) -> str | None:
-        """Why its Triton kernels cannot run with this many channels a head; None if they can, or if it has none."""
+        """The reason why its Triton kernels cannot run with `head_dim` channels; None if they can or if it has none."""
         return None
 
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
@@ -58,7 +58,7 @@ class Mechanism(nn.Module):
 
 @dataclass(frozen=True)
 class Record:
-    """What one call of a mechanism reported: `values` by name, tensors detached.
+    """The report of one call of a mechanism: `values` by name, tensors detached.
 
     Reserved names: "density", the share of (query, key) pairs attended to, a number, a scalar or [B, H]; "blocks"
     [B, H, query blocks, K], the key blocks that each query block attends to, -1 for none; "gate" [B, ...], weights

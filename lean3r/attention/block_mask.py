@@ -26,7 +26,7 @@ def count_kept(prob: Tensor, sparsity: float | None, threshold: float | None) ->
     """Number of key blocks to keep in each row of prob [..., m], sorted in descending order: [...] int64, at least 1.
 
     `threshold` keeps the blocks whose cumulative probability does not exceed it, `sparsity` s keeps floor(m (1 - s));
-    with both, the larger number counts.
+    with both, the result is the larger number.
     """
     kept = torch.ones(prob.shape[:-1], dtype=torch.int64, device=prob.device)
     if sparsity is not None:

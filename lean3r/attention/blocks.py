@@ -29,7 +29,7 @@ def pad_to_blocks(x: Tensor, block: int) -> Tensor:
 
 
 def pad_mask(mask: Tensor | None, like: Tensor, block: int, value: bool = False) -> Tensor | None:
-    """Extend mask [B, N] as `pad_to_blocks` extends `like` [B, H, N, D], by `value`; None if every token counts."""
+    """Extend mask [B, N] by `value`, as `pad_to_blocks` extends `like` [B, H, N, D]; None if it is all True."""
     missing = -like.shape[2] % block
     if mask is None:
         if not missing or value:
@@ -41,10 +41,10 @@ def pad_mask(mask: Tensor | None, like: Tensor, block: int, value: bool = False)
 def pool_blocks(
     x: Tensor, block: int, mask: Tensor | None = None, pool: Literal["avg", "max"] = "avg"
 ) -> tuple[Tensor, Tensor | None]:
-    """Mean (or maximum) of the real tokens of each block, float32 [B, H, n, D], and which blocks have any, [B, n].
+    """Mean (or maximum) of the real tokens of each block, float32 [B, H, n, D], and a mask [B, n] of blocks with any.
 
-    x [B, H, N, D] is padded by `pad_to_blocks`; mask [B, N] is False on tokens that do not count. The second result is
-    None without a mask. Blocks without a real token are 0.
+    x [B, H, N, D] is padded by `pad_to_blocks`; mask [B, N] is False on padding. The second result is None without a
+    mask. Blocks without a real token are 0.
     """
     parts = x.detach().unflatten(2, (-1, block))
     parts = parts if parts.dtype == torch.float64 else parts.float()
@@ -61,7 +61,7 @@ def pool_blocks(
 
 
 def block_scores(q: Tensor, k: Tensor, usable: Tensor | None) -> Tensor:
-    """q k^T of pooled tokens, [B, H, n, m]; -inf for key blocks for which usable [B, m] is False."""
+    """q k^T of pooled tokens, [B, H, n, m]; -inf for key blocks with False in usable [B, m]."""
     with torch.autocast(q.device.type, enabled=False):
         scores = q @ k.transpose(-1, -2)
     return scores if usable is None else scores.masked_fill(~usable[:, None, None, :], -torch.inf)
@@ -81,8 +81,8 @@ def attend_chosen(
     """Softmax attention of each query block over the key blocks that choice(slice of query blocks) returns.
 
     q, k and v [B, H, N, D] are padded by `pad_to_blocks`; key_mask [B, N] is False on keys that are left out; choice
-    None stands for every block. Blocks are chosen for a few query blocks at a time, so that a table of all pairs never
-    exists. kv as in ops/block_sparse.
+    None chooses every block. Blocks are chosen for a few query blocks at a time, so a table of all pairs never exists.
+    kv as in ops/block_sparse.
     """
     if choice is None:
         if kv == "fp8":

@@ -1,4 +1,4 @@
-"""Coarse-to-fine sparse attention, "gsa": coarse everywhere, at full resolution where it matters.
+"""Coarse-to-fine sparse attention, "gsa": coarse attention to everything, full attention to chosen windows.
 
 Source: Ren et al. 2026, "Speed3R" (Global Sparse Attention), the paper and the released code.
 """
@@ -27,20 +27,19 @@ GATE_START = 1.0  # the gates start at sigmoid(-1) = 0.27 for the compressed bra
 class Gsa(Mechanism):
     """Global Sparse Attention: coarse attention chooses the windows that are read in full; gates mix both results.
 
-    Queries, keys and values are averaged over square windows of patches. Attention between the averages gives the
-    compressed branch. Its scores choose, for each head and window, `top_k` windows; the patches of the window attend
-    to the patches of those, one by one: the selected branch. Gates computed from the block's input mix the two, per
-    patch and head. Special tokens attend to everything, and everything attends to them. Windows cut off by the edge
-    of a picture are averages of what is left of them; padding is in no average, and a window of padding alone is
-    never chosen.
+    Queries, keys and values are averaged over square windows of patches. The compressed branch is attention between
+    these averages. Its scores choose `top_k` windows for each head and window. The selected branch is attention of the
+    window's patches to the single patches of these. Gates computed from the block's input mix both branches, per patch
+    and head. Special tokens attend to everything, and everything attends to them. A window at the edge of a picture is
+    the average of its remaining patches. Padding is in no average, and a window with only padding is never chosen.
 
     window: side of a window in patches. top_k: may change at any time; if it exceeds the number of windows, all are
     chosen. gate: "two" independent gates for the two branches (released checkpoints), "one" gate g for the
-    compressed branch and 1 - g for the other (the paper's text), or "none", the selected branch alone. fill: how
-    lists with fewer windows than top_k are filled up: "unique" not at all, "repeat_last" by repeating the last window,
-    as in released checkpoints, where repetitions count. reference, every: the windows of view 0, and of views 0,
-    every, 2 every, ..., are attended to in addition to the top_k (the paper's VGGT: view 0 and every 100). kv: "fp8"
-    rounds the patches' keys and values in the selected branch (ops/block_sparse). implementation: see ops/dispatch.py.
+    compressed branch and 1 - g for the other (the paper's text), or "none", only the selected branch. fill: padding of
+    lists with fewer windows than top_k: "unique" adds nothing, "repeat_last" repeats the last window with weight, as in
+    released checkpoints. reference, every: the windows of view 0, and of views 0, every, 2 every, ..., are attended to
+    in addition to the top_k (the paper's VGGT: view 0 and every 100). kv: "fp8" rounds the patches' keys and values in
+    the selected branch (ops/block_sparse). implementation: see ops/dispatch.py.
 
     Source: Speed3R, arXiv 2603.08055.
     Time: N · top_k, and (N/16)² for the choice.
@@ -118,7 +117,7 @@ class Gsa(Mechanism):
         if p.key_mask is not None:
             views = []
         elif views:
-            # Without padding, views that all windows attend to need no lists.
+            # Without padding, views that all windows attend to are dense keys and need no lists.
             blocks = blocks[..., len(always) :]
         q, k = p.finish(p.q, p.k)
         selected = block_sparse_attention(
@@ -149,9 +148,9 @@ class Gsa(Mechanism):
         return gates if self.gating == "two" else torch.cat([gates, 1 - gates], dim=-1)
 
     def _always(self, views: int) -> list[int]:
-        """Which of this many views have windows that every window attends to."""
-        kept = set(range(0, views, self.every)) if self.every else set()
-        return sorted(kept | {0} if self.reference else kept)
+        """The views, out of this many, whose windows every window attends to."""
+        always = set(range(0, views, self.every)) if self.every else set()
+        return sorted(always | {0} if self.reference else always)
 
 
 def _mix(compressed: Tensor, selected: Tensor, gates: Tensor) -> Tensor:
@@ -166,10 +165,10 @@ def _mix(compressed: Tensor, selected: Tensor, gates: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Cut:
-    """How the N tokens of a call are cut into n windows of `size` places each, special tokens left out.
+    """The division of a call's N tokens, without special tokens, into n windows of `size` places each.
 
     mask [B, n * size] is False on places with padding or without a patch, window_mask [B, n] on windows without any
-    patch; both are None if everything counts.
+    patch; both are None if every place has a patch.
     """
 
     layout: TokenLayout
@@ -205,18 +204,18 @@ class Cut:
         return self.views * self.layout.special
 
     def blocks(self, x: Tensor) -> Tensor:
-        """Tokens [B, H, N, D] -> places of windows [B, H, n * size, D]; a view of x if the layout allows it."""
+        """Reorder tokens [B, H, N, D] to places of windows [B, H, n * size, D]; a view of x if the layout allows it."""
         x = self._by_view(x)[:, :, :, self.layout.special :]
         if self.windows.adjacent:
             return x.flatten(2, 3)
         return x.index_select(3, self.windows.members.clamp_min(0).flatten()).flatten(2, 3)
 
     def special_tokens(self, x: Tensor) -> Tensor:
-        """Tokens [B, H, N, D] -> the special ones of all views [B, H, E, D]."""
+        """Select the special tokens of all views [B, H, E, D] from tokens [B, H, N, D]."""
         return self._by_view(x)[:, :, :, : self.layout.special].flatten(2, 3)
 
     def seen_by_all(self, x: Tensor, views: list[int]) -> Tensor:
-        """Tokens [B, H, N, D] -> special tokens of all views, and the patches of `views`."""
+        """Select the special tokens of all views and the patches of `views` from tokens [B, H, N, D]."""
         special = self.special_tokens(x)
         if not views:
             return special

@@ -1,4 +1,4 @@
-"""Dense softmax attention: the yardstick for every other mechanism."""
+"""Dense softmax attention, the reference for every other mechanism."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Form = Literal["auto", "sdpa", "explicit"]
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, form: Form = "auto") -> Tensor:
     """softmax(q k^T / sqrt(D)) v: q [B, H, N, D], k and v [B, H, M, D] -> [B, H, N, D].
 
-    key_mask [B, M] is False on keys that are left out; their values, NaN included, have no influence, and without any
-    key the result is 0. Form "sdpa" is torch's fused kernel. "explicit" is matmul, softmax, matmul, whose backward
-    pass on CPUs in bfloat16 is several times faster at a few hundred tokens. "auto" takes the explicit form on a CPU
-    while gradients are recorded.
+    key_mask [B, M] is False on keys that are left out. Their values, even NaN, have no influence, and without any key
+    the result is 0. Form "sdpa" is torch's fused kernel. "explicit" is matmul, softmax, matmul; its backward pass on
+    CPUs in bfloat16 is several times faster at a few hundred tokens. "auto" chooses the explicit form on a CPU while
+    gradients are recorded.
     """
     mask = None
     if key_mask is not None:
-        # A weight of 0 times NaN is NaN, hence the zeros.
+        # Zeros, because a weight of 0 times NaN is NaN.
         k, v = (x.masked_fill(~key_mask[:, None, :, None], 0.0) for x in (k, v))
         mask = key_mask[:, None, None, :]
     if form == "auto":

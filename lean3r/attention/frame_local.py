@@ -1,4 +1,4 @@
-"""Attention within each view: what AVGGT and GoToHunt put in place of the first global layers."""
+"""Attention within each view, the replacement for the first global layers in AVGGT and GoToHunt."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class FrameLocal(Mechanism):
         p = without_padding(p)
         q, k = p.finish(p.q, p.k)
 
-        def apart(x: Tensor) -> Tensor:
+        def split_views(x: Tensor) -> Tensor:
             return x.unflatten(2, (views, layout.tokens)).transpose(1, 2).flatten(0, 1)
 
         mask = None if p.key_mask is None else p.key_mask.reshape(-1, layout.tokens)
-        out = softmax_attention(apart(q), apart(k), apart(p.v), mask)
+        out = softmax_attention(split_views(q), split_views(k), split_views(p.v), mask)
         record(self, layout, density=1 / views)
         return out.unflatten(0, (-1, views)).transpose(1, 2).flatten(2, 3)

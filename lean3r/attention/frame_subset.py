@@ -45,19 +45,18 @@ def choose_views(descriptors: Tensor, count: int, start: Start = "central", usab
 
 
 def thin_grid(layout: TokenLayout, stride: int) -> Tensor:
-    """[n] tokens of one view that stay: special tokens, and patches whose row and column are multiples of `stride`."""
+    """Indices [n] of a view's special tokens, and of patches whose row and column are multiples of `stride`."""
     row, col = grid_positions(layout)
-    kept = (row % stride == 0) & (col % stride == 0)
-    return torch.cat([torch.arange(layout.special), layout.special + kept.nonzero()[:, 0]])
+    on_grid = (row % stride == 0) & (col % stride == 0)
+    return torch.cat([torch.arange(layout.special), layout.special + on_grid.nonzero()[:, 0]])
 
 
 class FrameSubset(Mechanism):
     """GoToHunt: every query attends to the keys of the `frames` views that differ most, and to no others.
 
-    `keep` lists the views; without it they are chosen by the mean of each view's patches at the input of the block,
-    beginning as `start` says (see `choose_views`). `stride` s keeps one of s x s patches of these views, and all
-    special tokens. With stride 1 and at least as many frames as views this is dense attention. Cost linear in the
-    views.
+    `keep` lists the views. Without it, they are chosen by the mean of each view's patches at the input of the block,
+    starting with `start` (see `choose_views`). `stride` s keeps one of s x s patches of these views, and all special
+    tokens. With stride 1 and at least as many frames as views this is dense attention. Cost is linear in the views.
 
     Source: GoToHunt, arXiv 2605.23892.
     Time: N · P · frames / stride².
@@ -85,7 +84,7 @@ class FrameSubset(Mechanism):
         return format_settings(self, "frames", "stride", "start", "keep")
 
     def choose(self, p: Projected, layout: TokenLayout) -> Tensor:
-        """[B, K] views, ascending, that the queries of this call attend to; p is without padding."""
+        """The views [B, K], ascending, that the queries of this call attend to; p is without padding."""
         views = view_count(p, layout)
         if self.keep is not None:
             if max(self.keep) >= views:

@@ -1,7 +1,7 @@
 """Fewer keys and values, slightly fewer queries: the training-free methods of Spark3R and AVGGT.
 
 Spark3R (arXiv 2605.06270) drops the keys of most views and merges similar queries. AVGGT (arXiv 2512.02541) keeps
-a grid of keys in every view; the query's own key and one mean of the dropped keys stand for the rest.
+a grid of keys in every view, the query's own key, and the mean of the dropped keys.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from lean3r.types import TokenLayout
 
 Auto = Literal["auto"]
 Mean = Literal["one", "count"]
-ANCHORS = 40  # about as many views keep their keys in Spark3R
-FEW = 100  # up to this many views, Spark3R changes nothing
+ANCHORS = 40  # about this many views keep their keys in Spark3R
+FEW = 100  # up to this many views, Spark3R is dense
 
 
 def auto_frames(views: int) -> int:
-    """Spark3R's r_KV: the keys of one view in this many stay."""
+    """Spark3R's r_KV: one view in this many keeps its keys."""
     return 1 if views <= FEW else math.ceil(views / ANCHORS)
 
 
@@ -38,11 +38,11 @@ def auto_merge(views: int) -> int:
 
 
 def kept_keys(layout: TokenLayout, frames: int, grid: tuple[int, int], first_frame: bool, moving: bool) -> Tensor:
-    """[views, T] bool: the keys that stay unchanged.
+    """Mask [views, T] bool of the keys that stay unchanged.
 
-    Special tokens always stay, and in every `frames`-th view the first patch of each window of `grid` (rows, columns).
-    `moving` shifts that patch from view to view, so that together the views cover every place. `first_frame` keeps
-    all of view 0.
+    These are the special tokens and, in every `frames`-th view, the first patch of each window of `grid` (rows,
+    columns). `moving` shifts this patch from view to view, so that the views together cover every position.
+    `first_frame` keeps all of view 0.
     """
     row, col = grid_positions(layout)
     view = torch.arange(layout.views)[:, None]
@@ -56,7 +56,7 @@ def kept_keys(layout: TokenLayout, frames: int, grid: tuple[int, int], first_fra
 
 
 def query_groups(layout: TokenLayout, factor: int, group: int) -> Tensor:
-    """[views * T] int64: -1 for queries that are not merged, 2 g for destinations and 2 g + 1 for sources of group g.
+    """Kinds [views * T] int64: -1 for unmerged queries, 2 g for destinations and 2 g + 1 for sources of group g.
 
     `group` consecutive views form a group. One patch of each region of `factor` patches is a destination, a different
     one in each view. Special tokens and view 0 are not merged.
@@ -158,7 +158,7 @@ class KeyValuePrune(Mechanism):
         return out if plan is None else unmerge(out, plan, tokens)
 
     def plan(self, q: Tensor, layout: TokenLayout, mask: Tensor | None) -> MergePlan | None:
-        """Which queries [B, H, N, D] join which of their group, by the cosine over all heads; None without merging."""
+        """Plan merges of queries [B, H, N, D] within their groups, by cosine over all heads; None without merging."""
         views = q.shape[2] // layout.tokens
         factor = auto_merge(views) if self.query_merge == "auto" else self.query_merge
         if factor == 1 or views == 1:
@@ -205,7 +205,7 @@ class KeyValuePrune(Mechanism):
                 scores = scores.masked_fill(~near_mask[:, None, None, :], -torch.inf)
             own_k, own_v = k[:, :, rows[part]], v[:, :, rows[part]]
             own_score = (q * own_k).float().sum(-1, keepdim=True)
-            # The mean of the other dropped keys is the mean of all, less the own key's part.
+            # The mean of the other dropped keys is the mean of all minus the contribution of the own key.
             others = counts - mine.long()
             less = torch.where(mine, 1.0, 0.0) / others.clamp_min(1)
             score = (q * mean_k).float().sum(-1, keepdim=True)

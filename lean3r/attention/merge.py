@@ -1,4 +1,4 @@
-"""Token merging as in FastVGGT: most tokens join a similar one before attention and copy its result after it."""
+"""Token merging as in FastVGGT: most tokens merge with a similar one before attention and copy its result after."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from lean3r.types import TokenLayout
 
 
 def region_choice(layout: TokenLayout, seed: int) -> Tensor:
-    """[views - 1, rows // 2, cols // 2]: which patch of each 2 x 2 region is a destination, 2 * down + right."""
+    """The destination patch of each 2 x 2 region, 2 * down + right: [views - 1, rows // 2, cols // 2]."""
     generator = torch.Generator().manual_seed(seed)
     shape = (max(0, layout.views - 1), layout.rows // 2, layout.cols // 2)
     return torch.randint(4, shape, generator=generator)
 
 
 def destinations(layout: TokenLayout, choice: Tensor | None) -> Tensor:
-    """[N] bool, the tokens that others may join: view 0, special tokens, one patch of each region of the other views.
+    """Mask [N] bool of destinations: view 0, special tokens, and one patch of each region of the other views.
 
-    `choice` comes from `region_choice`; None takes no patches. Regions are counted as in the release: on a grid of
-    2 * (cols // 2) columns, filled with the patches in order; if cols is odd, its rows are not those of the picture.
+    `choice` is a result of `region_choice`; None selects no patches. Regions are numbered as in the release: on a grid
+    of 2 * (cols // 2) columns, filled with the patches in order; if cols is odd, its rows are not those of the picture.
     """
     chosen = torch.zeros(layout.views, layout.tokens, dtype=torch.bool)
     chosen[0] = True
@@ -41,12 +41,12 @@ def destinations(layout: TokenLayout, choice: Tensor | None) -> Tensor:
 
 
 def _place(layout: TokenLayout) -> Tensor:
-    """[T] the position in a view of the token that would have this index if patches were in row-major order."""
+    """The position [T] in a view of the token that has this index in row-major order of the patches."""
     return torch.cat([torch.arange(layout.special), layout.special + layout.windows_of(1).members.flatten()])
 
 
 def evenly_spaced(layout: TokenLayout, share: float) -> Tensor:
-    """[n] protected tokens: `share` of all, evenly spaced from the first on, patches in row-major order."""
+    """Indices [n] of protected tokens: a `share` of all, evenly spaced from the first, patches in row-major order."""
     tokens = layout.views * layout.tokens
     count = int(share * tokens)
     index = torch.arange(count) * max(1, tokens // max(1, count))
@@ -54,25 +54,25 @@ def evenly_spaced(layout: TokenLayout, share: float) -> Tensor:
 
 
 def plan_merges(
-    metric: Tensor, to: Tensor, sources: Tensor, kept: Tensor, most: int, mask: Tensor | None = None
+    metric: Tensor, to: Tensor, sources: Tensor, protected: Tensor, most: int, mask: Tensor | None = None
 ) -> MergePlan:
-    """Let the `most` most similar of `sources` [n] join one of the destinations `to` [m]; metric [B, N, C].
+    """Plan to merge the `most` most similar of `sources` [n] with one of the destinations `to` [m]; metric [B, N, C].
 
-    `kept` are the protected tokens; none of them is a source.
+    `protected` tokens are never sources.
     """
     similarity, target = best_match(metric, sources, to, mask)
     order = similarity.argsort(dim=1, descending=True, stable=True)
     merged, rest = order[:, :most], order[:, most:]
-    return MergePlan(to, sources[merged], target.gather(1, merged), sources[rest], kept)
+    return MergePlan(to, sources[merged], target.gather(1, merged), sources[rest], protected)
 
 
 class TokenMerge(Mechanism):
     """FastVGGT: merge tokens by the similarity of the block's input, attend, copy the results back.
 
-    At most the share `ratio` of all tokens is merged, the most similar first; the share `protect`, evenly spaced, keeps
-    its own values. `seed` fixes the patch of each 2 x 2 region that is a destination; with `random` False there is
-    none. ratio 0 with protect 0 is dense attention. Matching costs tokens^2 / 5 products of C channels, in bounded
-    memory; attention itself sees about a third of the tokens.
+    At most the share `ratio` of all tokens is merged, the most similar first. The share `protect`, evenly spaced, keeps
+    its own values. `seed` determines the destination patch of each 2 x 2 region; with `random` False there is none.
+    ratio 0 with protect 0 is dense attention. Matching costs tokens^2 / 5 products of C channels, in bounded memory;
+    attention then has about a third of the tokens.
 
     Source: FastVGGT.
     Time: N²/10, and the matching: N²/5 products.
@@ -94,13 +94,13 @@ class TokenMerge(Mechanism):
         return format_settings(self, "ratio", "protect", "seed", "random")
 
     def plan(self, p: Projected, layout: TokenLayout) -> MergePlan:
-        """Which tokens of this call join which."""
+        """Plan the merges of this call."""
         views, device = view_count(p, layout), p.x.device
         seed = self.seed if self.random else None
         to = table(_destination_index, layout, views, device, seed)
         sources = table(_source_index, layout, views, device, seed, self.protect)
-        kept = table(evenly_spaced, layout, views, device, self.protect)
-        return plan_merges(p.x, to, sources, kept, int(self.ratio * p.x.shape[1]), p.key_mask)
+        protected = table(evenly_spaced, layout, views, device, self.protect)
+        return plan_merges(p.x, to, sources, protected, int(self.ratio * p.x.shape[1]), p.key_mask)
 
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """Attention over the merged sequence, [B, H, N, D]."""

@@ -15,7 +15,7 @@ from lean3r.ops.repeats import pieces_of
 
 @dataclass(frozen=True)
 class MergePlan:
-    """Which of N tokens are merged, as indices [n], the same for all scenes, or [B, n].
+    """Merges of N tokens, as indices [n], the same for all scenes, or [B, n].
 
     The merged sequence is [unmerged, destinations, protected]. A destination is the mean of itself and of the sources
     whose `targets` [B, n] (positions in `destinations`) point to it. A token that is both a destination and protected
@@ -32,7 +32,7 @@ class MergePlan:
 def best_match(
     metric: Tensor, sources: Tensor, destinations: Tensor, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Cosine of each source with its most similar destination, and the position of that: ([B, n], [B, n] int64).
+    """Cosine of each source with its most similar destination, and this destination: ([B, n], [B, n] int64).
 
     metric [B, N, C]; sources and destinations index its tokens. Ties go to the first destination. Where mask [B, N] is
     False, a destination is never chosen and a source has similarity -inf.
@@ -53,7 +53,7 @@ def best_match(
 
 
 def merge(x: Tensor, plan: MergePlan, mask: Tensor | None = None) -> Tensor:
-    """x [B, H, N, D] -> [B, H, M, D]; tokens for which mask [B, N] is False are in no mean."""
+    """Merge tokens x [B, H, N, D] to [B, H, M, D]; tokens with False in mask [B, N] are in no mean."""
     x = x if mask is None else x.masked_fill(~mask[:, None, :, None], 0.0)
     counts = _counts(plan, x, mask)
     index = plan.targets[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
@@ -63,7 +63,7 @@ def merge(x: Tensor, plan: MergePlan, mask: Tensor | None = None) -> Tensor:
 
 
 def merged_mask(plan: MergePlan, mask: Tensor) -> Tensor:
-    """Which tokens of the merged sequence are not padding: mask [B, N] -> [B, M]."""
+    """Mask [B, M] of the tokens of the merged sequence that are not padding, from mask [B, N]."""
     row = mask[:, None, :, None]
     unmerged, protected = (rows_of(row, i)[:, 0, :, 0] for i in (plan.unmerged, plan.protected))
     return torch.cat([unmerged, _counts(plan, row, mask) > 0, protected], 1)
@@ -90,7 +90,7 @@ def places(plan: MergePlan, tokens: int) -> Tensor:
 
 
 def _counts(plan: MergePlan, x: Tensor, mask: Tensor | None) -> Tensor:
-    """[B, destinations] number of tokens in each mean, in float32: float16 counts to 2,048 only."""
+    """Number of tokens in each mean [B, destinations], in float32 because float16 is exact only up to 2,048."""
     ones = torch.ones(len(x), x.shape[2], device=x.device) if mask is None else mask.float()
     column = ones[:, None, :, None]
     base, added = rows_of(column, plan.destinations)[:, 0, :, 0], rows_of(column, plan.sources)[:, 0, :, 0]

@@ -1,4 +1,4 @@
-"""A picture of what one window of patches attends to."""
+"""A picture of the attention of one window of patches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEAT = np.array([[10, 10, 24], [96, 20, 90], [214, 62, 60], [250, 164, 58], [255
 def draw(
     views: Views, shares: Shares, window: Window, view: int, names: Sequence[str], title: Sequence[str]
 ) -> Image.Image:
-    """Draw the query view with its window outlined, then the views with most attention, brighter for more.
+    """Draw the query view with its window outlined, then the views with most attention; brighter patches have more.
 
     All tiles share one scale, the square root of the share, up to the highest half per cent of patches.
     """

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lean3r.ops.repeats import pieces_of
 
-CPU_PIECE = 1 << 20  # scores at once: several times faster while they fit into the cache
+CPU_PIECE = 1 << 20  # scores at once, which fit into the cache: several times faster
 DEVICE_PIECE = 1 << 26
 
 
@@ -23,7 +23,7 @@ def pieces(total: int, each: int, device: torch.device) -> Iterator[slice]:
 
 
 def in_pieces(function: Callable[..., Tensor], slices: Iterator[slice], *tensors: Tensor) -> Tensor:
-    """Concatenate function(slice, *tensors) along dimension 2; several pieces are recomputed for gradients.
+    """Concatenate function(slice, *tensors) along dimension 2; if there are several pieces, gradients recompute them.
 
     Only the intermediate results of one piece exist at a time, in the backward pass too.
     """

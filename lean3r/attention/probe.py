@@ -39,9 +39,9 @@ def capturing(mechanisms: Iterable[Mechanism]) -> Iterator[list[Call]]:
 def weights(call: Call, queries: Tensor) -> Tensor:
     """Mean weight [B, H, N] that the queries [n] (indices of tokens) give to each token, with fixed choices.
 
-    This is the derivative of outputs by values, averaged over the channels of a head: the softmax weights of dense
-    attention, and for other mechanisms the weighted sum over their branches, with what a mechanism that mixes
-    channels passes between them. The call must not have been made in inference mode.
+    This is the derivative of outputs by values, averaged over the channels of a head. For dense attention these are the
+    softmax weights; for other mechanisms, the weighted sum over their branches, including any mixing of channels. The
+    call must not have been made in inference mode.
     """
     p = call.projected
     with torch.enable_grad():

@@ -23,7 +23,7 @@ def check_share(name: str, value: float, *, positive: bool = False) -> float:
     if isinstance(value, bool | str) or not 0 <= value <= 1:
         raise UsageError(f"{name} is {value!r}; expected a share from 0 to 1")
     if positive and not value:
-        raise UsageError(f"{name} is 0; expected a share above 0: something must be attended to; 1 keeps everything")
+        raise UsageError(f"{name} is 0; expected a share above 0 and at most 1, where 1 keeps everything")
     return value
 
 

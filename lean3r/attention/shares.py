@@ -1,4 +1,4 @@
-"""How the attention of one window of patches is distributed over views and patches."""
+"""The distribution of the attention of one window of patches over views and patches."""
 
 from __future__ import annotations
 
@@ -31,8 +31,11 @@ class Window:
 
 @dataclass(frozen=True)
 class Shares:
-    """heat [S, rows, cols] is each patch's share of the window's attention, averaged over heads, by_view its sum over
-    each view, special the share of the special tokens; tokens_of_most is the number of tokens that hold 90 per cent."""
+    """Shares of the window's attention, averaged over heads.
+
+    heat [S, rows, cols] by patch, by_view its sum over each view, special of all special tokens. tokens_of_most is the
+    number of tokens that together receive 90 per cent.
+    """
 
     heat: np.ndarray
     by_view: list[float]
@@ -57,7 +60,7 @@ def query_window(layout: TokenLayout, views: Views, view: int, at: tuple[float, 
 
 
 def shares(call: Call, window: Window, view: int) -> Shares:
-    """Where the attention of a window of one view goes, in the first scene of a batch."""
+    """Shares of the attention of a window of one view, in the first scene of a batch."""
     layout = call.layout
     order = layout.order()
     place = torch.arange(layout.patches) if order is None else order.argsort()  # row-major -> the layout's order

@@ -1,6 +1,6 @@
-"""Sparse-linear attention: softmax over the keys that matter plus a linear branch for the rest.
+"""Sparse-linear attention: softmax over the most important keys plus a linear branch for the rest.
 
-`SLA` is Lite3R's (arXiv 2605.11354, with its released code), `ThuSLA` the one it comes from (thu-ml/SLA).
+`SLA` is Lite3R's (arXiv 2605.11354, with its released code), `ThuSLA` is the original (thu-ml/SLA).
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ THU_EPS = 1e-5
 def top_tokens(q: Tensor, k: Tensor, v: Tensor, keep: float, mask: Tensor | None = None) -> Tensor:
     """Softmax over each query's max(1, floor(keep * keys)) largest scores; q, k, v [B, H, N, D].
 
-    Keys that tie with the last one kept are kept too. mask [B, N] is False on keys that are left out. Scores exist for
-    a few queries at a time, and are recomputed for gradients; time is quadratic in the tokens.
+    Keys that tie with the smallest of these scores are included too. mask [B, N] is False on keys that are left out.
+    Scores are computed for a few queries at a time, and again for gradients; time is quadratic in the tokens.
     """
     batch, heads, tokens, dim = k.shape
     counts = [tokens] * batch if mask is None else mask.sum(1).tolist()
-    # Ranks among `tokens` scores in ascending order, in which keys left out have -inf.
+    # Ranks among `tokens` scores in ascending order, where masked keys have -inf.
     ranks = [tokens + 1 - max(1, int(keep * count)) for count in counts]
 
     def attend(rows: slice, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -65,15 +65,15 @@ class SLA(Mechanism):
 
     - "token": each query keeps its `keep` share of keys (quadratic time, bounded memory);
     - "block": each block of `block` queries keeps a `keep` share of key blocks, by the score of their means;
-    - "three-way": a `critical` share of key blocks goes to softmax, a `negligible` share nowhere, the others
-      to the linear branch.
+    - "three-way": softmax attention to a `critical` share of key blocks, none to a `negligible` share, linear
+      attention to the others.
 
-    `filling` says how an incomplete last block is filled: "masked" leaves the missing tokens out; with "zeros", as in
-    the release, zero rows count in means and as keys. Blocks follow the order of the tokens, special ones included,
-    and may span two views; `window` asks the trunk for an order in which blocks are compact.
+    `filling` is the padding of an incomplete last block: "masked" leaves the missing tokens out; with "zeros", as in
+    the release, zero rows are part of means and are keys. Blocks follow the order of the tokens, including special
+    tokens, and may span two views; `window` makes the trunk order tokens so that blocks are compact.
     keep 1 with a zero proj_lin, or critical 1, is dense attention. `init_std` is the standard deviation of the initial
-    proj_lin. kv "fp8" rounds keys and values of the softmax branch, one scale a block (ops/block_sparse); not in token
-    mode.
+    proj_lin. kv "fp8" rounds keys and values of the softmax branch, with one scale per block (ops/block_sparse); not
+    in token mode.
 
     Source: Lite3R, arXiv 2605.11354.
     Time: "block" keep · N²; "three-way" critical · N²; "token" N².
@@ -127,7 +127,7 @@ class SLA(Mechanism):
         self.implementation: Implementation = check_implementation(implementation)
         self.proj_lin = nn.Linear(dim // heads, dim // heads, bias=False)
         nn.init.normal_(self.proj_lin.weight, std=init_std)
-        # Part of released checkpoints; the release does not use it either.
+        # Part of released checkpoints, but also unused in the release.
         self.lam = nn.Parameter(torch.tensor(0.5), requires_grad=False)
 
     def extra_repr(self) -> str:
@@ -160,7 +160,7 @@ class SLA(Mechanism):
         return top_tokens(q, k, p.v, self.keep, p.key_mask), far
 
     def _pool(self, q: Tensor, k: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Block means of padded q and k, q scaled, and which key blocks have a token to attend to."""
+        """Block means of padded q (scaled) and k, and a mask of key blocks with at least one token."""
         means, usable = [], None
         for x in (q, k):
             mean, usable = pool_blocks(x, self.block, mask)
@@ -220,7 +220,7 @@ class SLA(Mechanism):
 
 
 class ThuSLA(Mechanism):
-    """thu-ml's form: out = block-sparse softmax + proj_l(linear attention over all keys), proj_l with bias.
+    """thu-ml's variant: out = block-sparse softmax + proj_l(linear attention over all keys), proj_l with bias.
 
     Each block of `query_block` queries attends to a `keep` share of the key blocks (at least one; the release divides
     0 by 0 there), by the score of the block means. proj_l starts at zero, so that keep 1 is dense attention. `feature`
@@ -294,7 +294,7 @@ class ThuSLA(Mechanism):
         k, v = (pad_to_blocks(x, self.key_block) for x in (k, v))
         pooled_q, _ = pool_blocks(q, self.query_block, query_mask)
         pooled_k, usable = pool_blocks(k, self.key_block, key_mask)
-        # A shift of all keys changes no ranking; it improves the precision of the scores.
+        # A shift of all keys does not change the ranking, but improves the precision of the scores.
         pooled_k = pooled_k - pooled_k.mean(2, keepdim=True)
 
         def choice(rows: slice) -> Tensor:

@@ -1,4 +1,4 @@
-"""GLB files in which colours look as they are: linear, as glTF wants them, and unlit."""
+"""GLB files that show colours unchanged: linear, as glTF requires, and unlit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ATTRIBUTES, INDICES = 34962, 34963  # what a buffer view is for
 
 
 class Geometry(NamedTuple):
-    """Points [V, 3], y up, with their sRGB bytes [V, 3]; a mesh where there are faces [F, 3], perhaps with unit normals
+    """Points [V, 3], y up, with their sRGB bytes [V, 3]; a mesh if it has faces [F, 3] and, optionally, unit normals
     [V, 3]."""
 
     xyz: np.ndarray
@@ -33,7 +33,7 @@ class Geometry(NamedTuple):
 
 
 def glb_bytes(geometries: Mapping[str, Geometry]) -> bytes:
-    """A GLB with a node for each of the geometries, under its name."""
+    """A GLB file with one node, of the same name, for each geometry."""
     buffers = _Buffers()
     meshes = []
     for name, (xyz, rgb, faces, normals) in geometries.items():
@@ -64,7 +64,7 @@ def glb_bytes(geometries: Mapping[str, Geometry]) -> bytes:
 
 
 class _Buffers:
-    """Arrays one after another, each a multiple of four bytes long, and their entries in the tree."""
+    """Concatenated arrays, each a multiple of four bytes long, and their entries in the JSON tree."""
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
@@ -81,7 +81,7 @@ class _Buffers:
         bounds: bool = False,
         normalized: bool = False,
     ) -> int:
-        """The number of the accessor of values [N, C]."""
+        """Append values [N, C] and return the number of their accessor."""
         values = np.ascontiguousarray(values, f"<{dtype}")
         kind = "SCALAR" if values.shape[1] == 1 else f"VEC{values.shape[1]}"
         entry = {"bufferView": len(self.views), "componentType": COMPONENTS[dtype], "type": kind, "count": len(values)}
@@ -95,9 +95,9 @@ class _Buffers:
 
 
 def linear_rgba(rgb: np.ndarray) -> np.ndarray:
-    """sRGB bytes [V, 3] as linear light [V, 4] in 16 bits, opaque; all 256 values stay apart.
+    """sRGB bytes [V, 3] as linear, opaque RGBA [V, 4] in 16 bits; all 256 values stay distinct.
 
-    Four of them, as glTF wants every vertex to start at a multiple of four bytes.
+    Four channels, because in glTF every vertex must start at a multiple of four bytes.
     """
     share = np.arange(256) / 255
     light = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)

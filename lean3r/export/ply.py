@@ -1,4 +1,4 @@
-"""PLY files, binary: points.ply, and the bytes of any coloured points or mesh."""
+"""Binary PLY files: points.ply, and the bytes of coloured points or meshes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
 
 
 def ply_bytes(xyz: np.ndarray, rgb: np.ndarray, faces: np.ndarray | None = None) -> bytes:
-    """A PLY of points [V, 3] and their colours [V, 3] uint8, opaque; a mesh where there are faces [F, 3]."""
+    """A PLY file of points [V, 3] with opaque colours [V, 3] uint8; a mesh if there are faces [F, 3]."""
     vertices = np.empty(len(xyz), [("xyz", "<f4", 3), ("rgb", "u1", 3), ("alpha", "u1")])
     vertices["xyz"], vertices["rgb"], vertices["alpha"] = xyz, rgb, 255
     header = ["ply", "format binary_little_endian 1.0", "comment lean3r", f"element vertex {len(xyz)}"]

@@ -1,4 +1,4 @@
-"""Processes that train together: launching, ranks, averaging. Only this module reads the variables of launchers."""
+"""Groups of training processes: launch, ranks, averaging. Only this module reads the variables of launchers."""
 
 from __future__ import annotations
 
@@ -109,11 +109,11 @@ def launch(processes: int, fn: Callable[P, T], *args: P.args, **options: P.kwarg
         return _in_torchrun(partial(fn, *args, **options))
     if processes == 1:
         return fn(*args, **options)
-    # Results and errors of the children, a few hundred bytes each: they must fit into the pipe until all have ended.
+    # Results and errors of the children, a few hundred bytes each: all must fit into the pipe until the children end.
     with safely_started():
-        said = get_context("spawn").SimpleQueue()
+        outcomes = get_context("spawn").SimpleQueue()
     with temporary_folder("group") as folder:
-        arguments = (processes, str(folder), said, partial(fn, *args, **options))
+        arguments = (processes, str(folder), outcomes, partial(fn, *args, **options))
         with safely_started():
             context = start_processes(_child, arguments, processes, join=False, start_method="spawn")
         assert context is not None
@@ -122,20 +122,20 @@ def launch(processes: int, fn: Callable[P, T], *args: P.args, **options: P.kwarg
                 while not context.join():
                     pass
             except (ProcessRaisedException, ProcessExitedException):
-                while not said.empty():
-                    if isinstance(error := said.get(), LeanError):
+                while not outcomes.empty():
+                    if isinstance(error := outcomes.get(), LeanError):
                         raise error from None
                 if signals:
-                    # The signal came before `fit` could handle it: nothing had begun, so nothing is lost.
+                    # The signal came before `fit` could handle it, so no work is lost.
                     raise SystemExit(128 + signals[0]) from None
                 raise
-        result = said.get()
-        if signals and not result:  # the signal came just after `fit` had ended: start nothing else
+        result = outcomes.get()
+        if signals and not result:  # the signal came just after `fit` had ended, so start nothing else
             raise SystemExit(128 + signals[0])
         return result
 
 
-def _child(rank: int, size: int, folder: str, said: SimpleQueue[T | LeanError], work: Callable[[], T]) -> None:
+def _child(rank: int, size: int, folder: str, outcomes: SimpleQueue[T | LeanError], work: Callable[[], T]) -> None:
     # All processes run on this machine; gloo may fail to find an address unless the interface is named.
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -144,10 +144,10 @@ def _child(rank: int, size: int, folder: str, said: SimpleQueue[T | LeanError], 
     try:
         result = work()
     except LeanError as error:
-        said.put(error)
+        outcomes.put(error)
         raise
     if rank == 0:
-        said.put(result)
+        outcomes.put(result)
     dist.barrier()
     dist.destroy_process_group()
     sys.stdout.flush()

@@ -17,7 +17,7 @@ from lean3r.layers.embed import ConvStem
 from lean3r.layers.trunk import Trunk
 from lean3r.layers.vit import PatchEmbed, VisionTransformer
 
-# Fake-quantised layers count as the layers that they replace.
+# Fake-quantised layers have the roles of the layers that they replace.
 LINEARS = (*PLAIN, FakeQuantLinear)
 WINDOWED = (*CONVOLUTIONS, FakeQuantConv2d, FakeQuantConvTranspose2d)
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)

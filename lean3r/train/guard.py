@@ -10,7 +10,7 @@ from typing import TypedDict
 from lean3r.errors import LeanError
 from lean3r.train.config import TrainConfig
 
-WINDOW = 100  # norms in the running median; skipped steps do not enter it
+WINDOW = 100  # norms in the running median, without those of skipped steps
 FEWEST = 10  # norms needed before the median is used
 
 
@@ -35,7 +35,7 @@ class StepGuard:
         self.skipped = self.in_row = 0
 
     def problem(self, loss: float, norm: float) -> str:
-        """The reason to skip this step, which is then counted as skipped; "" if the step is sound."""
+        """Return the reason to skip this step and count it as skipped; "" if the step is sound."""
         typical = median(self._norms) if len(self._norms) >= FEWEST else math.inf
         if not (math.isfinite(loss) and math.isfinite(norm)):
             reason = f"not finite: loss {loss}, gradient norm {norm}"
@@ -52,7 +52,7 @@ class StepGuard:
         return reason
 
     def check_limits(self, step: int, why: str) -> None:
-        """LeanError if too many steps were skipped, in a row or in total."""
+        """Raise LeanError if too many steps were skipped, in a row or in total."""
         advice = (
             f"the last at step {step}: {why}. Look at its samples in events.jsonl, or start again with a "
             "lower learning rate"

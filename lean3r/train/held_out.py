@@ -33,8 +33,10 @@ class HeldOut:
     def batches(
         self, world: SyntheticWorld, stage: Stage, scale: int, views: int, scenes: int, total: int
     ) -> Iterator[SceneBatch]:
-        """Batches of `scenes` scenes, `total` scenes in total, always the same ones. Pictures have `scale` times the
-        size of the stage's."""
+        """Yield the same batches at every call, of `scenes` scenes each and `total` in total.
+
+        Pictures have `scale` times the size of the stage's pictures.
+        """
         total = min(total, self.scenes or total)
         height, width = stage.height * scale, stage.width * scale
         mixture = plain_mixture(self.sources, HELD_OUT_SEED) if self.sources else None
@@ -47,7 +49,7 @@ class HeldOut:
                 yield mixture.batch(number, BatchShape(count, views, height, width)).to(world.device)
 
     def check(self, world: SyntheticWorld, stage: Stage, sets: Sets) -> None:
-        """InputError if no scene on disk has enough views; checked before training, not hours later."""
+        """Raise InputError before training if no scene on disk has enough views."""
         for views, _, _ in sets if self.sources else ():
             next(self.batches(world, stage, 1, views, 1, 1))
 

@@ -1,7 +1,7 @@
 """The training loop, independent of the model. A run that is killed and resumed gives the same bits.
 
-All random generators are seeded at every step from (seed, step, rank), so the step number is their whole state and
-that of the data; the rest is in the checkpoint.
+All random generators are seeded at every step from (seed, step, rank). So the step number is the complete state of the
+generators and of the data; all other state is in the checkpoint.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lean3r.train.checkpoints.resume import Weights
 from lean3r.train.checkpoints.shards import RunValues
 from lean3r.train.checkpoints.state import (
     checkpoints,
-    full_disk_explained,
+    explain_full_disk,
     lock_folder,
     newest_checkpoint,
     remove_interrupted,
@@ -109,7 +109,7 @@ def fit(
     """
     out_dir, world = Path(out_dir), current_world()
     lock = lock_folder(out_dir) if world.is_main else nullcontext()
-    with lock, full_disk_explained(out_dir), catch_stop_signals() as signals:
+    with lock, explain_full_disk(out_dir), catch_stop_signals() as signals:
         run = _Run(model, config, out_dir, world, torch.device(device))
         batches = Prefetch(batch_fn, config.workers, stage_at=config.stage_at)
         try:
@@ -167,7 +167,7 @@ class _Run:
         self._stage_index = -1
 
     def _names(self, stage: Stage) -> set[str]:
-        """The parameters that train in a stage."""
+        """Names of the parameters that train in a stage."""
         for prefix in stage.frozen:
             if not any(name.startswith(prefix) for name in self.trainable):
                 known = sorted({name.split(".")[0] for name in self.trainable})
@@ -229,7 +229,7 @@ class _Run:
         stage, world, count = self.config.stages[index], self.world, self.config.stages[index].accumulate
         progress = self.step / self.config.total_steps
         bf16 = self.config.precision == "bf16"
-        started, waited, views = time.perf_counter(), 0.0, 0
+        start, waited, views = time.perf_counter(), 0.0, 0
         terms: list[dict[str, Tensor | float]] = []
         names: list[str] = []
         total = torch.zeros((), device=self.device)
@@ -237,9 +237,9 @@ class _Run:
         for part in range(count):
             rank = world.rank * count + part
             seed_everything(step_seed(self.config.seed, self.step, rank))
-            asked = time.perf_counter()
+            before = time.perf_counter()
             batch = batch_fn(self.step, stage, rank, world.size * count)
-            waited += time.perf_counter() - asked
+            waited += time.perf_counter() - before
             batch = batch.to(self.device)
             with (
                 torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext(),
@@ -251,7 +251,7 @@ class _Run:
             terms.append({"loss": loss.detach(), **parts})
             names += batch.ids
             views += world.size * batch.images.shape[0] * batch.images.shape[1]
-            self.watch.damaged(self.step, batch.skipped, batch.unknown)
+            self.watch.note_damaged(self.step, batch.skipped, batch.unknown)
         norm, mean_loss, self.stopping = self.gradients.reduce(total, stop, world)
         why = self.guard.problem(mean_loss, norm)
         if not why:
@@ -259,7 +259,7 @@ class _Run:
             self.optimizer.step(self.step)
             self.ema.update(self.step)
             terms[0]["grad_norm"] = norm
-        self.watch.step(self.step + 1, [] if why else terms, mean_loss, views, time.perf_counter() - started, waited)
+        self.watch.step(self.step + 1, [] if why else terms, mean_loss, views, time.perf_counter() - start, waited)
         if why:
             self._skip(why, names)
         self.step += 1
@@ -319,7 +319,7 @@ class _Run:
 
     def save(self) -> None:
         """Write a checkpoint of the current step."""
-        self.watch.count_damaged()
+        self.watch.gather_damaged()
         values = RunValues(
             config=self.config.to_json(),
             guard=self.guard.state(),

@@ -32,7 +32,7 @@ class Adapters:
 
 
 @runtime_checkable
-class Wearing(Protocol):
+class Adapted(Protocol):
     """A network with adapters: their description, and the attribute that peft sets."""
 
     adapters: Adapters
@@ -68,35 +68,35 @@ def merge_lora(model: nn.Module) -> None:
     Networks that share weights with this one (see compress) do not change. Parameters that were trainable before
     `add_lora` are trainable again. UsageError without adapters.
     """
-    worn = adapters_of(model)
-    for name in worn.ranks:
+    adapters = adapters_of(model)
+    for name in adapters.ranks:
         layer: Any = model.get_submodule(name)
         base = layer.get_base_layer()
         weight = base.weight.detach() + layer.get_delta_weight("default").detach().to(base.weight.dtype)
         if not bool(weight.isfinite().all()):
             raise UsageError(
-                f"the adapter of {name} holds NaN or infinities; merging it would ruin the network. Retrain."
+                f"the adapter of {name} holds NaN or infinities, which would damage the network. Train it again."
             )
         base.weight = nn.Parameter(weight)
         _put(model, name, base)
-    assert isinstance(model, Wearing)
+    assert isinstance(model, Adapted)
     del model.adapters, model.peft_config
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in worn.trained)
+        parameter.requires_grad_(name in adapters.trained)
 
 
 def adapters_of(model: nn.Module) -> Adapters:
     """The adapters of a model; UsageError if it has none."""
-    if not isinstance(model, Wearing):
+    if not isinstance(model, Adapted):
         raise UsageError("the network has no adapters; add them first (add_lora or load_adapters).")
     return model.adapters
 
 
 def save_adapters(model: nn.Module, path: Path | str) -> None:
     """Write only the adapters, as safetensors; `load_adapters` adds them to another copy of the network."""
-    worn = adapters_of(model)
-    header = {"ranks": worn.ranks, "alpha": worn.alpha}
-    save_weights(Path(path), _tensors(model, worn.ranks), {"format": "pt", KEY: json.dumps(header)})
+    adapters = adapters_of(model)
+    header = {"ranks": adapters.ranks, "alpha": adapters.alpha}
+    save_weights(Path(path), _tensors(model, adapters.ranks), {"format": "pt", KEY: json.dumps(header)})
 
 
 def load_adapters(model: nn.Module, path: Path | str) -> list[str]:
@@ -145,7 +145,7 @@ def _layers(model: nn.Module, targets: Sequence[str]) -> list[str]:
 
 
 def _check_plain(model: nn.Module) -> None:
-    if isinstance(model, Wearing):
+    if isinstance(model, Adapted):
         raise UsageError("the network already has adapters; merge them first (merge_lora).")
     rounded = [name for name, module in model.named_modules() if isinstance(module, Rounded | Coded)]
     if rounded:
@@ -168,7 +168,7 @@ def _inject(model: nn.Module, ranks: dict[str, int], alpha: float) -> None:
         rank_pattern={f"^{re.escape(name)}": rank for name, rank in ranks.items()},
     )
     inject_adapter_in_model(config, model)
-    cast(Wearing, model).adapters = Adapters(ranks, alpha, trained)
+    cast(Adapted, model).adapters = Adapters(ranks, alpha, trained)
 
 
 def _keys(name: str) -> tuple[str, str]:

@@ -166,16 +166,16 @@ def strongest(scores: Sequence[Score], share: float = 0.5, *, by_role: bool = Tr
 
 
 def report(scores: Sequence[Score], share: float = 0.5) -> Report:
-    """JSON-ready: every unit with its score, the units that `strongest` selects, and the lowest index among them (the
-    backward pass has to reach this far)."""
+    """A JSON-ready report: all units with their scores, the units that `strongest` selects, and their lowest index
+    (the backward pass must reach this unit)."""
     chosen = strongest(scores, share)
     taken = {unit.index for unit in chosen}
-    pulled = sum(score.parameters for score in scores if score.unit.index in taken)
+    chosen_parameters = sum(score.parameters for score in scores if score.unit.index in taken)
     return Report(
         units=[score.as_dict() | {"chosen": score.unit.index in taken} for score in scores],
         targets=[unit.target for unit in chosen],
         lowest_index=min(taken),
-        share_of_parameters=pulled / sum(score.parameters for score in scores),
+        share_of_parameters=chosen_parameters / sum(score.parameters for score in scores),
     )
 
 

@@ -58,7 +58,7 @@ def read_recipe(out: Path) -> dict[str, Any] | None:
 def keep_recipe(out: Path, recipe: Mapping[str, Any], resume: bool) -> None:
     """Write OUT/recipe.json; UsageError if the folder holds a run and `resume` is not set, or a run of another recipe.
 
-    Recipes that differ only in the number of processes, with the same batches per step, count as the same.
+    Recipes that differ only in the number of processes are the same recipe if they have the same batches per step.
     """
     path, now = out / RECIPE_FILE, json.loads(json.dumps(recipe))
     if not resume and any(out.glob("*/checkpoints/step-*")):

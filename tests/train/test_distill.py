@@ -246,11 +246,11 @@ def test_contradictions_of_recipes_are_refused() -> None:
         replace(recipe.phases[0], settings={"gama": 1})
     with pytest.raises(UsageError, match="has none"):
         Phase(recipe.phases[0].config, resolve_plan("fp8"), "nano")
-    with pytest.raises(UsageError, match="phases of one name"):
+    with pytest.raises(UsageError, match="phases with the same name"):
         replace(recipe, phases=recipe.phases[:1] * 2)
     with pytest.raises(UsageError, match="does not fit the recipe"):
         replace(recipe, teacher="vggt")
-    with pytest.raises(UsageError, match="Take the recipe speed3r-vggt"):
+    with pytest.raises(UsageError, match="Use the recipe speed3r-vggt"):
         replace(DISTILLATIONS.get("speed3r-pi3")(None), teacher="vggt")
 
 

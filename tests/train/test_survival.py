@@ -160,7 +160,7 @@ def test_a_write_that_fails_leaves_the_last_good_checkpoint(tmp_path: Path) -> N
         return toy_batch(step, stage, rank, world_size)
 
     try:
-        with pytest.raises(LeanError, match=r"could not write .*step-000000015\.pt .*is whole: .*000010\.pt"):
+        with pytest.raises(LeanError, match=r"cannot write .*step-000000015\.pt .*is intact: .*000010\.pt"):
             fit(toy_model(), toy_loss, batch_fn, toy_config(STEPS, log_every=12), tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,1 +1,1 @@
-"""The state of a run on disk: whole files or shards, written atomically, and back into a run."""
+"""The state of a run on disk: write it atomically, as whole files or shards, and restore it."""

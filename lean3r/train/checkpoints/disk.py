@@ -14,7 +14,7 @@ from lean3r.errors import LeanError
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary neighbour of `path`, flush it to the disk and put it in place in one move."""
-    # Of this process: others that were started alike may write the same file at the same time.
+    # With the process number, because other processes may write the same file at the same time.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         write(temporary)
@@ -27,7 +27,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk; Windows has no such wait for folders."""
+    """Wait until the contents of a file, or the entries of a folder, are on the disk; no effect on Windows folders."""
     if os.name == "nt" and path.is_dir():
         return
     handle = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
@@ -46,18 +46,18 @@ def tensor_bytes(value: object) -> int:
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
-    """LeanError if the disk of `folder` has less than `needed` bytes, and a little more, left."""
+    """Raise LeanError if the disk of `folder` has less free space than `needed` bytes and a small reserve."""
     free = shutil.disk_usage(folder).free
     required = needed + needed // 20 + 1_000_000
     if free < required:
         raise LeanError(
             f"the disk of '{folder}' is nearly full: {what} takes {required / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are "
-            "free. Nothing was overwritten: make room, then resume."
+            "free. Nothing was overwritten. Free some space, then resume."
         )
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder with everything in it, if it is there."""
+    """Delete a file or a folder with everything in it, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -1,4 +1,4 @@
-"""Save and restore the state of a run, with parameters whole on each process or spread over them."""
+"""Save and restore the state of a run, with parameters copied to all processes or sharded over them."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Weights:
         self.sharded = isinstance(ema, ShardedEma)
 
     def bytes(self) -> int:
-        """About how much a checkpoint takes, before the optimiser has made its state."""
+        """The approximate size of a checkpoint in bytes, known before the optimiser has created its state."""
         values = [v for v in self.model.state_dict().values() if v.is_floating_point()]
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         return sum(2 * v.numel() * v.element_size() for v in values) + 8 * trained
 
     def save(self, folder: Path, step: int, values: RunValues, keep: int) -> None:
-        """Write a checkpoint with plain `values` beside the tensors; all processes call it, sharded or not."""
+        """Write a checkpoint of the tensors and the plain `values`; all processes must call it, sharded or not."""
         tensors = RunTensors(
             model=self.model.state_dict(), ema=self.ema.state_dict(), optimizer=self.optimizer.state_dict()
         )
@@ -60,7 +60,7 @@ class Weights:
                 save_checkpoint(folder, step, {**tensors, **saved}, keep)
 
     def restore(self, path: Path, config: TrainConfig) -> SavedValues:
-        """Take over a checkpoint, file or folder, and return its plain values; UsageError if its run was another."""
+        """Restore a checkpoint, file or folder, and return its plain values; UsageError if it is of another run."""
         if not path.exists():
             raise LeanError(f"a process cannot read checkpoint '{path}'; all processes must share one file system")
         if path.is_dir() and self.sharded:
@@ -79,7 +79,7 @@ class Weights:
         return state
 
     def _spread(self, part: str, state: PartState) -> PartState:
-        """The optimiser's whole tensors, each spread as its parameter is; counters as they are."""
+        """Shard the optimiser's whole tensors like their parameters; counters do not change."""
         parameters = self.optimizer.parameters(part)
         return {
             "state": {
@@ -112,7 +112,7 @@ def _check_same_run(values: SavedValues, config: TrainConfig, world: World, path
             f"checkpoint '{path}' has format {values.get('format')}, expected {FORMAT}; resume with the version that "
             "wrote it, or start a new run from its weights"
         )
-    # By way of the class: entries that are newer than the run then have their defaults on both sides.
+    # Through the class, which gives entries that are newer than the run their defaults on both sides.
     saved = json.loads(TrainConfig.from_json(values["config"]).to_json())
     current = json.loads(config.to_json())
     if _batches(saved, values["processes"]) == _batches(current, world.size):
@@ -127,5 +127,5 @@ def _check_same_run(values: SavedValues, config: TrainConfig, world: World, path
 
 
 def _batches(config: Mapping[str, list[dict[str, int]]], processes: int) -> list[int]:
-    """Batches that make a step, in each stage: the run is the same however processes share them."""
+    """Batches per step of each stage; a run does not depend on how processes share them."""
     return [processes * stage["accumulate"] for stage in config["stages"]]

@@ -1,7 +1,7 @@
 """Checkpoints of sharded runs: folders that all processes write together (torch.distributed.checkpoint).
 
-Written beside under a hidden name, check-summed, renamed when complete: a folder under its own name is whole, or was
-damaged later, which the check sums show. It can be read by any number of processes, sharded or not.
+A folder is written under a hidden name, gets check sums, and is renamed when complete. So a folder under its final name
+is complete; check sums reveal later damage. Any number of processes can read it, sharded or not.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from lean3r.train.guard import GuardState
 
 
 class PartState(TypedDict):
-    """What an optimiser keeps: tensors by the number of their parameter, and its settings, which nobody reads."""
+    """The state of an optimiser: tensors by parameter number, and its settings, which are not restored."""
 
     state: dict[int, dict[str, Tensor]]
     param_groups: NotRequired[list[dict[str, object]]]
 
 
 class RunTensors(TypedDict):
-    """The tensors of a checkpoint: weights and averages by name, states by the part of the optimiser."""
+    """The tensors of a checkpoint: weights and averages by name, state by part of the optimiser."""
 
     model: dict[str, Tensor]
     ema: dict[str, Tensor]
@@ -42,7 +42,7 @@ class RunTensors(TypedDict):
 
 
 class RunValues(TypedDict):
-    """What a run adds beside: its config as JSON, its guard, counts, the best validation, whether one is due."""
+    """The plain values of a run: config as JSON, guard, counts, best validation, whether a validation is due."""
 
     config: str
     guard: GuardState
@@ -54,7 +54,7 @@ class RunValues(TypedDict):
 
 
 class SavedValues(RunValues):
-    """The same in a checkpoint, which says its format, its step and how many processes wrote it."""
+    """The plain values of a checkpoint: also its format, its step and the number of processes that wrote it."""
 
     format: int
     step: int
@@ -69,7 +69,7 @@ VALUES, SUMS, METADATA = "values.json", "check_sums.json", ".metadata"
 
 
 def flat_tensors(state: RunTensors) -> dict[str, Tensor]:
-    """The tensors of a checkpoint under one name each: model/NAME, ema/NAME, optimizer/PART/NUMBER/KEY."""
+    """The tensors of a checkpoint in one dict, as model/NAME, ema/NAME and optimizer/PART/NUMBER/KEY."""
     flat = {f"model/{name}": value for name, value in state["model"].items()}
     flat |= {f"ema/{name}": value for name, value in state["ema"].items()}
     for part, content in state["optimizer"].items():
@@ -95,7 +95,7 @@ def nested_tensors(flat: Mapping[str, Tensor]) -> RunTensors:
 def write_shards(path: Path, tensors: RunTensors, values: SavedValues, world: World) -> None:
     """Write a checkpoint folder, all processes together; `path` appears when everything is on the disk.
 
-    LeanError on every process where one could not write; nothing appears then.
+    If any process cannot write, all raise LeanError and `path` does not appear.
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
@@ -109,20 +109,20 @@ def write_shards(path: Path, tensors: RunTensors, values: SavedValues, world: Wo
     if world.is_main:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-    world.gather(None)  # nobody writes before the folder is there
-    failed = f"could not write checkpoint {path}; the ones before it are whole. Make room, then resume."
+    world.gather(None)  # no process writes before the folder exists
+    message = f"cannot write checkpoint {path}; earlier ones are intact. Free some space, then resume."
     try:
         with world.together():
             try:
                 save(flat_tensors(tensors), storage_writer=FileSystemWriter(beside, sync_files=True))
             except (CheckpointException, OSError, RuntimeError) as error:
-                raise LeanError(f"{failed} ({error})") from error
+                raise LeanError(f"{message} ({error})") from error
         with world.together():
             try:
                 if world.is_main:
                     _seal(beside, path, values)
             except OSError as error:
-                raise LeanError(f"{failed} ({error})") from error
+                raise LeanError(f"{message} ({error})") from error
     except LeanError:
         if world.is_main:
             shutil.rmtree(beside, ignore_errors=True)
@@ -130,7 +130,7 @@ def write_shards(path: Path, tensors: RunTensors, values: SavedValues, world: Wo
 
 
 def damage(path: Path) -> str:
-    """What is wrong with a checkpoint folder, judged by its check sums; "" if nothing."""
+    """Describe the damage of a checkpoint folder, detected by its check sums; "" if there is none."""
     try:
         sums = parse_json((path / SUMS).read_bytes())
         if not {VALUES, METADATA} <= sums.keys():
@@ -139,35 +139,35 @@ def damage(path: Path) -> str:
         for name, expected in sums.items():
             if _check_sum(path / name) != expected:
                 return f"check sum of {name} is wrong"
-    except Exception as error:  # a damaged pickle can ask for anything
-        return f"{SUMS} or what it lists cannot be read: {error}"
+    except Exception as error:  # a damaged pickle can raise anything
+        return f"{SUMS}, or a file that it lists, cannot be read: {error}"
     return ""
 
 
 class _TableOnly(pickle.Unpickler):
-    """Reads the table of a checkpoint folder, which torch unpickles freely: nothing but its own classes."""
+    """Reads the table of a checkpoint folder and allows only torch's own classes; torch itself would allow all."""
 
     _PLAIN = (("torch", "Size"), ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath"))
     _MODULES = tuple(module for module, _ in _PLAIN)
 
     def find_class(self, module_name: str, global_name: str) -> object:
-        """UnpicklingError for whatever is no part of such a table."""
+        """Return a class that may occur in such a table; UnpicklingError for any other object."""
         own = module_name.startswith("torch.distributed.checkpoint.")
-        # Looked at before it is imported: importing runs code, too.
-        found = super().find_class(module_name, global_name) if own or module_name in self._MODULES else None
-        is_class = own and isinstance(found, type) and found.__module__ == module_name
-        if not (is_class or isinstance(found, torch.dtype) or (module_name, global_name) in self._PLAIN):
-            raise pickle.UnpicklingError(f"the table asks for {module_name}.{global_name}")
-        return found
+        # Check the module's name before the import, because an import runs code too.
+        entry = super().find_class(module_name, global_name) if own or module_name in self._MODULES else None
+        is_class = own and isinstance(entry, type) and entry.__module__ == module_name
+        if not (is_class or isinstance(entry, torch.dtype) or (module_name, global_name) in self._PLAIN):
+            raise pickle.UnpicklingError(f"the table refers to {module_name}.{global_name}")
+        return entry
 
 
 def read_values(path: Path) -> SavedValues:
-    """What a checkpoint folder holds beside tensors."""
+    """The plain values of a checkpoint folder."""
     return parse_json((path / VALUES).read_bytes())
 
 
 def read_shards(path: Path) -> RunState:
-    """A whole checkpoint folder on the CPU of this process, in the form of a checkpoint file."""
+    """Read a whole checkpoint folder to the CPU of this process, in the form of a checkpoint file."""
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
@@ -183,7 +183,7 @@ def read_shards(path: Path) -> RunState:
 
 
 def read_into(path: Path, flat: dict[str, Tensor]) -> None:
-    """Fill spread tensors from a checkpoint folder, all processes together, each reading its parts."""
+    """Fill sharded tensors from a checkpoint folder; all processes call it, and each reads its own parts."""
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
@@ -191,7 +191,7 @@ def read_into(path: Path, flat: dict[str, Tensor]) -> None:
 
 
 def stored_shapes(path: Path) -> dict[str, torch.Size]:
-    """Shapes of the tensors in a checkpoint folder, by the names that `flat_tensors` gives them."""
+    """Shapes of the tensors in a checkpoint folder, by their names in `flat_tensors`."""
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 

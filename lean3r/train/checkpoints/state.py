@@ -1,6 +1,6 @@
-"""Checkpoints that survive anything: written beside and renamed, checked when read, never unpickled freely.
+"""Checkpoints: written atomically, checked when read, and never unpickled without restrictions.
 
-A checkpoint is a file, step-NNNNNNNNN.pt, or of a sharded run a folder, step-NNNNNNNNN (see shards.py).
+A checkpoint is a file, step-NNNNNNNNN.pt; of a sharded run, it is a folder, step-NNNNNNNNN (see shards.py).
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, patience_s: float = 60.0) -> Iterator[None]:
-    """Make `folder` and keep other runs out of it within the block; the system unlocks it when a process dies.
+    """Create `folder` and lock it against other runs within the block; the system unlocks it when the process ends.
 
-    A run whose starter was killed still ends its step: wait that long before the UsageError.
+    If another run holds the lock, wait up to `patience_s` seconds before the UsageError: a run whose parent process was
+    killed still completes its step.
     """
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + patience_s
@@ -45,22 +46,22 @@ def lock_folder(folder: Path, patience_s: float = 60.0) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def full_disk_explained(out_dir: Path) -> Iterator[None]:
-    """Turn the system's refusal to write for lack of space into a LeanError that says where the run stands."""
+def explain_full_disk(out_dir: Path) -> Iterator[None]:
+    """Convert the system's error for a full disk into a LeanError that names the last checkpoint."""
     try:
         yield
     except OSError as error:
         if error.errno not in _FULL:
             raise
         last = checkpoints(out_dir / "checkpoints")
-        stands = f"the last whole checkpoint is {last[0]}" if last else "there is no checkpoint yet"
-        raise LeanError(f"the disk is full ({error}); {stands}. Make room, then resume.") from error
+        state = f"the last complete checkpoint is {last[0]}" if last else "there is no checkpoint yet"
+        raise LeanError(f"the disk is full ({error}); {state}. Free some space, then resume.") from error
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, object], keep: int = KEEP) -> Path:
     """Write `state` (tensors and plain values) as the checkpoint after `step` steps; keep the last `keep`.
 
-    LeanError where the disk does not hold it, before or while it is written: the older ones stay.
+    LeanError if the disk has too little space, detected before or during the write; older checkpoints stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
     require_space(folder, tensor_bytes(state), "a checkpoint")
@@ -69,76 +70,76 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, object], keep: 
         write_atomically(path, lambda temporary: torch.save(dict(state), temporary))
     except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
         last = next(iter(checkpoints(folder)), None)
-        stands = "there is none before it" if last is None else f"the one before it is whole: {last}"
-        raise LeanError(f"could not write checkpoint {path} ({error}); {stands}. Make room, then resume.") from error
+        rest = "there is no earlier one" if last is None else f"the previous one is intact: {last}"
+        raise LeanError(f"cannot write checkpoint {path} ({error}); {rest}. Free some space, then resume.") from error
     prune(folder, keep)
     return path
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and what interrupted writes and removals left."""
+    """Remove all but the newest `keep` checkpoints, and the leftovers of interrupted writes and removals."""
     for old in checkpoints(folder)[keep:]:
-        if old.is_dir():  # out of sight first: removing a folder takes time
+        if old.is_dir():  # rename it first, because the removal of a folder can be interrupted
             old = old.rename(old.with_name(f".{old.name}.partial"))
         remove(old)
     remove_interrupted(folder)
 
 
 def remove_interrupted(folder: Path) -> None:
-    """Remove what interrupted writes and removals of checkpoints left."""
+    """Remove the leftovers of interrupted writes and removals of checkpoints."""
     for leftover in folder.glob(".step-*.partial"):
         remove(leftover)
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint files and folders, newest first; leftovers of interrupted writes are not among them."""
+    """Checkpoint files and folders, newest first, without leftovers of interrupted writes."""
     return sorted((p for p in folder.glob("step-*") if _NAME.fullmatch(p.name)), key=lambda p: p.stem, reverse=True)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole, None if there is none; damaged ones are passed over with a warning."""
+    """The newest undamaged checkpoint, None if there is none; damaged ones are skipped with a warning."""
     for path in checkpoints(folder):
         try:
-            problem = damage(path) if path.is_dir() else _damaged_file(path.read_bytes())
+            problem = damage(path) if path.is_dir() else _file_damage(path.read_bytes())
         except OSError as error:
             problem = f"it cannot be read: {error.strerror}"
         if not problem:
             return path
-        print(f"warning: checkpoint {path} is damaged and is passed over ({problem})", file=sys.stderr)
+        print(f"warning: checkpoint {path} is damaged and is skipped ({problem})", file=sys.stderr)
     return None
 
 
 def read_checkpoint(path: Path) -> RunState:
-    """A whole checkpoint, file or folder, on the CPU."""
+    """Read a whole checkpoint, file or folder, to the CPU."""
     return read_shards(path) if path.is_dir() else torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_checkpoint(folder: Path) -> RunState | None:
-    """The newest checkpoint that is whole, on the CPU; None if there is none.
+    """Read the newest undamaged checkpoint to the CPU; None if there is none.
 
-    Damaged ones (truncated, or failing a check sum) are passed over with a warning.
+    Damaged ones (truncated, or with a wrong check sum) are skipped with a warning.
     """
     path = newest_checkpoint(folder)
     return None if path is None else read_checkpoint(path)
 
 
-def _damaged_file(data: bytes) -> str:
-    """What is wrong with the bytes of a checkpoint file; "" if nothing."""
+def _file_damage(data: bytes) -> str:
+    """Describe the damage of the bytes of a checkpoint file; "" if there is none."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             bad = archive.testzip()
         if bad is not None:
             return f"check sum of {bad} is wrong"
-        found = torch.load(io.BytesIO(data), map_location="meta", weights_only=True)
-    except Exception as error:  # a damaged pickle can ask for anything
+        content = torch.load(io.BytesIO(data), map_location="meta", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
         return next(iter(str(error).splitlines()), type(error).__name__)
-    return "" if isinstance(found, dict) else "it holds no state of a run"
+    return "" if isinstance(content, dict) else "it holds no state of a run"
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write tensors as float32 safetensors with a text header, atomically; integer buffers keep their type.
 
-    LeanError before anything is written if the disk does not hold them.
+    LeanError before anything is written if the disk has too little space.
     """
     from safetensors.torch import save
 

@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 class CsvLog:
     """Rows keyed by `step` in a CSV file; new columns may appear at any time.
 
-    Opening it with `after_step` drops the rows of later steps, which a resumed run writes again.
+    The constructor drops rows of steps later than `after_step`, which a resumed run writes again.
     """
 
     def __init__(self, path: Path, after_step: int = 0):
         self.path = path
         rows = read_csv(path)
         self._columns = list(rows[0]) if rows else ["step"]
-        kept = [row for row in rows if float(row["step"]) <= after_step]
+        earlier = [row for row in rows if float(row["step"]) <= after_step]
         if rows:
-            self._rewrite(kept)
+            self._rewrite(earlier)
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Add one row, which has a `step`, and push it to the file."""
+        """Append one row, which has a `step`, to the file."""
         new = [name for name in row if name not in self._columns]
         if new or not self.path.exists():
             self._columns += new
@@ -52,7 +52,7 @@ class CsvLog:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Whole rows of a log as text; a last line that was cut off by a crash is left out. [] without a file."""
+    """The complete rows of a log as text, without a last line that a crash truncated; [] without a file."""
     if not path.exists():
         return []
     text = path.read_text()
@@ -61,31 +61,31 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 class Event(TypedDict):
-    """What every event has; more facts are its own."""
+    """The fields of every event; each kind of event has more."""
 
     step: int
     event: str
 
 
 class EventLog:
-    """One JSON object a line, each with its `step` and `event`: what happened beside ordinary steps.
+    """A log of unusual events: one JSON object per line, with its `step` and `event`.
 
-    Opening it with `after_step` drops the events of later steps and a last line that a crash cut off.
+    The constructor drops events of steps later than `after_step`, and a last line that a crash truncated.
     """
 
     def __init__(self, path: Path, after_step: int = 0):
         self.path = path
-        kept = [json.dumps(event) + "\n" for event in read_events(path) if event["step"] <= after_step]
-        write_atomically(path, lambda temporary: temporary.write_text("".join(kept)))
+        lines = [json.dumps(event) + "\n" for event in read_events(path) if event["step"] <= after_step]
+        write_atomically(path, lambda temporary: temporary.write_text("".join(lines)))
 
     def append(self, step: int, event: str, **facts: object) -> None:
-        """Add one event and push it to the file."""
+        """Append one event to the file."""
         with open(self.path, "a") as file:
             file.write(json.dumps({"step": step, "event": event, **facts}) + "\n")
 
 
 def read_events(path: Path) -> list[Event]:
-    """Whole lines of an event log. [] without a file."""
+    """The events in the complete lines of a log; [] without a file."""
     if not path.exists():
         return []
     text = path.read_text()
@@ -97,7 +97,7 @@ def _short(value: float) -> str:
 
 
 def draw_curves(train_csv: Path, validation_csv: Path, picture: Path) -> None:
-    """Draw every column of the two logs over the steps, one small panel each; needs the extra "train"."""
+    """Plot every column of the two logs over the steps, each in its own panel; needs the extra "train"."""
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingExtraError.of("drawing loss curves", "train")
     from matplotlib.figure import Figure
@@ -117,7 +117,7 @@ def draw_curves(train_csv: Path, validation_csv: Path, picture: Path) -> None:
     rows = -(-len(panels) // columns)
     wide, high = 3.6 * columns, 2.4 * rows
     figure = Figure(figsize=(wide, high))
-    # Margins in inches: matplotlib's own layout takes longer than all the rest.
+    # Margins in inches: matplotlib's automatic layout takes longer than everything else here.
     figure.subplots_adjust(0.6 / wide, 0.3 / high, 1 - 0.1 / wide, 1 - 0.3 / high, wspace=0.25, hspace=0.3)
     for place, (name, curves) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(rows, columns, place)
@@ -134,7 +134,7 @@ def draw_curves(train_csv: Path, validation_csv: Path, picture: Path) -> None:
 
 
 class Progress:
-    """What is seen while a run goes on, on stderr: a bar on a terminal, and a line at every report anywhere."""
+    """Progress of a run on stderr: a line at every report, and on a terminal also a bar."""
 
     def __init__(self, step: int, total_steps: int):
         self._total = total_steps
@@ -150,13 +150,13 @@ class Progress:
             self._bar.start()
 
     def step(self, step: int, loss: float, views_per_s: float, data_wait: float, memory_mb: float) -> None:
-        """After every step; moves the bar, if there is one."""
+        """Update the bar, if there is one, after a step."""
         if self._bar is not None:
-            told = f"loss {loss:.4g}  {views_per_s:.3g} views/s  data {data_wait:.0%}  {memory_mb:,.0f} MB"
-            self._bar.update(self._task, completed=step, description=told)
+            text = f"loss {loss:.4g}  {views_per_s:.3g} views/s  data {data_wait:.0%}  {memory_mb:,.0f} MB"
+            self._bar.update(self._task, completed=step, description=text)
 
     def line(self, step: int, row: Mapping[str, float], seconds_left: float | None = None) -> None:
-        """One line: step, the figures of `row`, time left where it is known."""
+        """Print one line: step, the figures of `row`, and the time left if known."""
         line = f"step {step}/{self._total}" + "".join(
             f"  {name} {value:.4g}" for name, value in row.items() if name not in ("step", "seconds")
         )
@@ -166,6 +166,6 @@ class Progress:
         print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Give the terminal back."""
+        """Remove the bar from the terminal."""
         if self._bar is not None:
             self._bar.stop()

@@ -1,4 +1,4 @@
-"""Pictures of what a model in training predicts: each view beside its predicted and its true depth."""
+"""Pictures of the predictions of a model in training: each view with its predicted and its true depth."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from lean3r.data.base import SceneBatch
 from lean3r.errors import UsageError
 from lean3r.types import Views
 
-# Near to far; without depth: grey.
+# Near to far; unknown depth is grey.
 _COLOURS = np.array([[250, 230, 90], [240, 120, 50], [180, 40, 100], [80, 20, 120], [15, 10, 50]], np.float32)
 _UNKNOWN = np.array([128, 128, 128], np.uint8)
 
 
 def draw_depth(batch: SceneBatch, views: int = 4) -> Callable[[nn.Module], np.ndarray]:
-    """A `draw` for train/loop.py's fit: the first `views` views of the first scene of a fixed batch, one a row.
+    """A `draw` function for `fit` (train/loop.py): the first `views` views of a batch's first scene, one per row.
 
-    For models that take Views and return a Prediction with depth; UsageError where it has none.
+    For models that take Views and return a Prediction; the function raises UsageError if that has no depth.
     """
     some = slice(0, views)
 
     def draw(model: nn.Module) -> np.ndarray:
-        found = model(Views(batch.images[:1].to(next(model.parameters()).device)))
-        if found.depth is None:
+        prediction = model(Views(batch.images[:1].to(next(model.parameters()).device)))
+        if prediction.depth is None:
             raise UsageError("the model predicts no depth to draw; train without pictures (pictures_every 0)")
-        parts = (batch.images[0, some], found.depth[0, some], batch.depth[0, some])
+        parts = (batch.images[0, some], prediction.depth[0, some], batch.depth[0, some])
         return side_by_side(*(part.float().cpu() for part in parts))
 
     return draw
 
 
 def side_by_side(images: Tensor, predicted: Tensor, true: Tensor) -> np.ndarray:
-    """Pictures [S, 3, H, W] in [0, 1], depth and true depth [S, H, W] -> uint8 [S * H, 3 * W, 3].
+    """Draw pictures [S, 3, H, W] in [0, 1], depth and true depth [S, H, W] as uint8 [S * H, 3 * W, 3].
 
-    Depth is scaled by one factor to the true depth (medians) and drawn in the same colours, grey where it is not
-    positive; a scene without true depth is drawn in its own range.
+    Predicted depth is scaled to the median of the true depth and has the same colours, grey where it is not positive.
+    Without true depth, the colours span the range of the predicted depth.
     """
     known = (true > 0) & (predicted > 0) & predicted.isfinite()
     predicted = torch.where(predicted.isfinite(), predicted, 0)

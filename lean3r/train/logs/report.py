@@ -14,7 +14,7 @@ from lean3r.train.checkpoints.disk import write_atomically
 from lean3r.train.config import TrainConfig
 from lean3r.train.logs.log import read_csv, read_events
 
-ROWS = 12  # of each log in the report, as its columns; the files hold all
+ROWS = 12  # of each log are in the report, as columns; the log files have all
 
 
 def write_report(
@@ -26,7 +26,7 @@ def write_report(
     processes: int,
     device: torch.device,
 ) -> None:
-    """Write OUT_DIR/report.md from the logs in the folder and what is passed."""
+    """Write OUT_DIR/report.md from the logs in the folder and the arguments."""
     log, validation = read_csv(out_dir / "log.csv"), read_csv(out_dir / "validation.csv")
     events = read_events(out_dir / "events.jsonl")
     counts = dict(counts) | {"resumed": sum(event["event"] == "resumed" for event in events)}
@@ -61,11 +61,11 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def hardware(device: torch.device, processes: int) -> dict[str, str]:
-    """What the run ran on, without names of machines."""
-    found = {"processor": _processor(), "cores": str(os.cpu_count()), "processes": str(processes)}
+    """The hardware and software of the run, without host names."""
+    parts = {"processor": _processor(), "cores": str(os.cpu_count()), "processes": str(processes)}
     if device.type == "cuda":
-        found["GPU"] = torch.cuda.get_device_name(device)
-    return found | {"system": platform.system(), "Python": platform.python_version(), "torch": torch.__version__}
+        parts["GPU"] = torch.cuda.get_device_name(device)
+    return parts | {"system": platform.system(), "Python": platform.python_version(), "torch": torch.__version__}
 
 
 def _processor() -> str:
@@ -75,7 +75,7 @@ def _processor() -> str:
 
 
 def _by_step(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    """A row for each figure of a log, with a column for each of at most ROWS steps, evenly, the last one among them."""
+    """One row per figure of a log; its columns are at most ROWS evenly spaced steps, including the last."""
     some = rows[::-1][:: -(-len(rows) // ROWS)][::-1]
     return [{"step": name} | {row["step"]: row[name] for row in some} for name in rows[0] if name != "step"]
 

@@ -1,4 +1,4 @@
-"""Watching a run: logs, events, TensorBoard, pictures, the bar, and at the end the report."""
+"""Record a run: logs, events, TensorBoard, pictures, progress, and at the end the report."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _COLUMNS = ("step", "seconds", "lr", "views_per_s", "data_wait", "memory_mb", "s
 
 
 class Watch:
-    """All that one process notes of a run; files are written by rank 0. Methods that gather are called by all."""
+    """The record of a run on one process; only rank 0 writes files. All processes must call methods that gather."""
 
     def __init__(self, config: TrainConfig, out_dir: Path, world: World, device: torch.device):
         self.config, self.out_dir, self.world, self.device = config, out_dir, world, device
@@ -44,7 +44,7 @@ class Watch:
         self._start_interval()
 
     def open(self, step: int) -> None:
-        """Begin to write after `step` steps; what the files say of later ones is dropped."""
+        """Open the files after `step` steps, and drop their entries about later steps."""
         if not self.world.is_main:
             return
         for folder in (self.out_dir, self.out_dir / "pictures"):
@@ -61,14 +61,14 @@ class Watch:
         self.progress = Progress(step, self.config.total_steps)
 
     def close(self) -> None:
-        """Give back the terminal and the event files."""
+        """Close the progress bar and the TensorBoard files."""
         if self.world.is_main and hasattr(self, "progress"):
             self.progress.close()
             if self._board is not None:
                 self._board.close()
 
     def event(self, step: int, event: str, **facts: object) -> None:
-        """Note something that happened beside ordinary steps, on rank 0."""
+        """Record an unusual event, on rank 0."""
         if self.world.is_main:
             self.events.append(step, event, **facts)
 
@@ -81,7 +81,7 @@ class Watch:
         seconds: float,
         waited: float,
     ) -> None:
-        """Note a step that is done: terms of its batches (none if it was skipped), pictures of all processes, time."""
+        """Record a completed step: terms of its batches (none if skipped), pictures of all processes, seconds."""
         self._terms += [{k: v.detach() if isinstance(v, Tensor) else v for k, v in part.items()} for part in terms]
         self._views += views
         self._steps += 1
@@ -91,13 +91,13 @@ class Watch:
             speed, waiting = self._views / self._seconds, self._waited / self._seconds
             self.progress.step(step, loss, speed, waiting, memory_mb(self.device))
 
-    def damaged(self, step: int, names: tuple[str, ...], bad_depth: int) -> None:
-        """Note samples of this process that could not be read, and pixels whose depth was no finite number."""
+    def note_damaged(self, step: int, names: tuple[str, ...], bad_depth: int) -> None:
+        """Record samples of this process that cannot be read, and the number of pixels without finite depth."""
         self._damaged += [(step, name) for name in names]
         self._bad_depth += bad_depth
 
-    def count_damaged(self) -> None:
-        """Bring the damaged samples of all processes together."""
+    def gather_damaged(self) -> None:
+        """Gather and count the damaged samples of all processes."""
         for samples, pixels in self.world.gather((self._damaged, self._bad_depth)):
             self.corrupt += len(samples)
             self.bad_depth += pixels
@@ -106,8 +106,8 @@ class Watch:
         self._damaged, self._bad_depth = [], 0
 
     def report(self, step: int, lr: float, skipped: int) -> None:
-        """One row in the log: means over the steps since the last one and over all processes."""
-        self.count_damaged()
+        """Write one row to the log: means over the steps since the last row and over all processes."""
+        self.gather_damaged()
         sums: dict[str, tuple[float, int]] = {}
         for name in dict.fromkeys(name for terms in self._terms for name in terms):
             values = [float(terms[name]) for terms in self._terms if name in terms]
@@ -131,7 +131,7 @@ class Watch:
         self._start_interval()
 
     def validation(self, step: int, figures: Mapping[str, float]) -> None:
-        """One row of validation figures, on rank 0."""
+        """Write one row of validation figures, on rank 0."""
         self.validation_log.append({"step": step} | dict(figures))
         self._to_board(step, "validation", figures)
         self.progress.line(step, {f"val.{k}": v for k, v in figures.items()})
@@ -139,7 +139,7 @@ class Watch:
             self._draw()
 
     def picture(self, step: int, picture: np.ndarray) -> None:
-        """Keep a picture [H, W, 3] uint8 of what the model predicts, on rank 0."""
+        """Save a picture [H, W, 3] uint8 of the model's predictions, on rank 0."""
         from PIL import Image
 
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
@@ -151,7 +151,7 @@ class Watch:
             self._board.add_image("predictions", picture, step, dataformats="HWC")
 
     def finish(self, ending: str, step: int, skipped: int, best: Mapping[str, float] | None) -> None:
-        """Draw the curves and write the report, on rank 0."""
+        """Plot the curves and write the report, on rank 0."""
         if self.world.is_main:
             self._draw()
             counts = {"steps": step, "skipped steps": skipped, "corrupt samples": self.corrupt}
@@ -159,7 +159,7 @@ class Watch:
             write_report(self.out_dir, self.config, ending, counts, best, self.world.size, self.device)
 
     def interval_seconds(self) -> float:
-        """Seconds since the last report, and before it."""
+        """Seconds of all steps so far, including those since the last report."""
         return self.seconds + self._seconds
 
     def _start_interval(self) -> None:
@@ -180,14 +180,14 @@ class Watch:
 
 
 def memory_mb(device: torch.device) -> float:
-    """The most memory that was taken so far: of the GPU by tensors, else of the machine by this process."""
+    """Peak memory in MB so far: of tensors on the GPU, or of this process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     return peak_memory_mb()
 
 
 def _open_board(folder: Path, step: int) -> SummaryWriter | None:
-    """A TensorBoard writer that forgets what came after `step`; None, and a note, without the package."""
+    """A TensorBoard writer that drops entries after `step`; without the package, None and a note on stderr."""
     if importlib.util.find_spec("tensorboard") is None:
         print(f"note: no TensorBoard files: {MissingExtraError.of('writing them', 'train')}", file=sys.stderr)
         return None

@@ -25,14 +25,14 @@ from lean3r.types import Views
 Terms = dict[str, Tensor]
 
 GOOD_SURFACES = ("synthetic", "blendedmvs", "dtu", "hypersim", "scannet", "scannetpp", "vkitti2")
-"""Data sets on whose depth normals are compared: those of Speed3R's list that we read, and our own world."""
+"""Data sets whose depth is good enough for the normal loss: Speed3R's list as far as we read it, and our own world."""
 
 
 class Objective:
-    """A loss that asks a teacher. The teacher is frozen here, in evaluation mode, and stays on its device.
+    """A loss with a teacher. The constructor freezes the teacher and sets evaluation mode; its device does not change.
 
-    `gamma_from` and `gamma_to` weight the attention-output distillation at the start and at the end of the run, along
-    half a cosine (compress/distill.py); with both 0 it is left out.
+    `gamma_from` and `gamma_to` are the weights of the attention-output distillation at the start and at the end of the
+    run, with half a cosine in between (compress/distill.py). If both are 0, it is not computed.
     """
 
     def __init__(self, teacher: nn.Module, *, gamma_from: float = 0.1, gamma_to: float = 0.01):
@@ -44,19 +44,19 @@ class Objective:
             )
 
     def attention(self, ours: list[Tensor], theirs: list[Tensor], progress: float) -> tuple[Tensor, Terms]:
-        """gamma times the mean squared difference of attention outputs, and what to log of it."""
-        found = attention_loss(ours, theirs)
-        if not found.layers:
+        """gamma times the mean squared difference of attention outputs, and the terms to log."""
+        distance = attention_loss(ours, theirs)
+        if not distance.layers:
             raise UsageError(
                 f"student and teacher share no attention layer ({len(ours)} and {len(theirs)} ran): "
                 "the teacher does not fit the student. Take a teacher of the student's own architecture."
             )
         weight = gamma(round(progress * 1_000_000), 1_000_000, highest=self.gamma_from, lowest=self.gamma_to)
-        return weight * found.loss, {"attention": found.loss.detach()}
+        return weight * distance.loss, {"attention": distance.loss.detach()}
 
 
 def check_weights(**weights: float) -> tuple[float, ...]:
-    """The weights of an objective's terms as they are; UsageError unless each is a number of at least 0."""
+    """Return the weights of an objective's terms; UsageError unless each is a finite number of at least 0."""
     for name, value in weights.items():
         if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
             raise UsageError(f"objective: {name} is {value!r}, expected a number of at least 0.")
@@ -64,10 +64,11 @@ def check_weights(**weights: float) -> tuple[float, ...]:
 
 
 class NanoDistillation(Objective):
-    """nano's own loss on the truth (losses/nano.py, weight `truth`), and what the dense nano says of the same pictures.
+    """nano's own loss on the ground truth (losses/nano.py, weight `truth`), and losses against the dense nano.
 
-    `labels` weights its cameras and depth after every pair of blocks; `tokens` the squared difference of final tokens
-    in units of their variance, which keeps the guided head, trained on the dense tokens, in its place.
+    `labels` is the weight of the teacher's cameras and depth after every pair of blocks. `tokens` is the weight of the
+    squared difference of final tokens in units of their variance; it keeps the guided head, which was trained on the
+    dense tokens, usable.
     """
 
     def __init__(
@@ -89,27 +90,27 @@ class NanoDistillation(Objective):
         """Total loss and its parts; `full` as in nano_loss."""
         half = half_pictures(batch, full)
         with torch.no_grad(), attention_outputs(self.teacher) as theirs:
-            wanted = self.teacher.iterate(half)
+            labels = self.teacher.iterate(half)
         with attention_outputs(model) as ours:
-            found = model.iterate(half)
-        total, terms = truth_loss(model, found, batch, full=full)
+            output = model.iterate(half)
+        total, terms = truth_loss(model, output, batch, full=full)
         total = self.truth * total
         if self.gamma_from:
             kd, more = self.attention(ours, theirs, progress)
             total, terms = total + kd, terms | more
         if self.labels:
-            labels = teacher_loss(found.estimates, wanted.estimates)
-            total, terms = total + self.labels * labels, terms | {"labels": labels.detach()}
+            difference = teacher_loss(output.estimates, labels.estimates)
+            total, terms = total + self.labels * difference, terms | {"labels": difference.detach()}
         if self.tokens:
-            gap = (found.tokens - wanted.tokens).float().square().mean() / wanted.tokens.float().var()
+            gap = (output.tokens - labels.tokens).float().square().mean() / labels.tokens.float().var()
             total, terms = total + self.tokens * gap, terms | {"tokens": gap.detach()}
         return total, terms
 
 
-def teacher_loss(estimates: Sequence[Estimate], wanted: Sequence[Estimate]) -> Tensor:
-    """Cameras and depth of nano's estimates against those of a teacher, weighted as against the truth."""
+def teacher_loss(estimates: Sequence[Estimate], labels: Sequence[Estimate]) -> Tensor:
+    """Loss of nano's cameras and depth against those of a teacher, with the same weights as against ground truth."""
     total = torch.zeros((), device=estimates[-1].log_depth.device)
-    for age, (ours, theirs) in enumerate(zip(reversed(estimates), reversed(wanted), strict=True)):
+    for age, (ours, theirs) in enumerate(zip(reversed(estimates), reversed(labels), strict=True)):
         level, shift = depth_loss(ours.log_depth, theirs.log_depth, torch.ones_like(ours.log_depth, dtype=torch.bool))
         rotation, translation = pose_losses(ours.world_from_cam, ours.cam_from_world, theirs)
         focal = (ours.cameras.log_focal - theirs.cameras.log_focal).abs().mean()
@@ -119,10 +120,10 @@ def teacher_loss(estimates: Sequence[Estimate], wanted: Sequence[Estimate]) -> T
 
 
 class Speed3rDistillation(Objective):
-    """Speed3R's: the teacher's points and cameras are the labels, on pixels whose depth the data set knows.
+    """Speed3R's objective: the teacher's points and cameras are the labels, on pixels with known depth in the data set.
 
-    `points` says what they are: "own", the local points that a model gives by itself (Pi3's `outputs`), or "depth",
-    its depth along the rays of its intrinsics.
+    `points` selects the points: "own" for the local points that a model predicts (Pi3's `outputs`), "depth" for its
+    depth along the rays of its intrinsics.
     """
 
     def __init__(
@@ -144,9 +145,9 @@ class Speed3rDistillation(Objective):
         with torch.no_grad(), attention_outputs(self.teacher) as theirs:
             labels = local_geometry(self.teacher, views, self.points)
         with attention_outputs(model) as ours:
-            found = local_geometry(model, views, self.points)
+            prediction = local_geometry(model, views, self.points)
         with torch.autocast(batch.images.device.type, enabled=False):
-            loss = geometry_loss(*found, *labels, known_pixels(batch), good_surfaces(batch))
+            loss = geometry_loss(*prediction, *labels, known_pixels(batch), good_surfaces(batch))
         terms = {name: getattr(loss, name).detach() for name in ("points", "normals", "translation", "rotation")}
         total = loss.total
         if self.gamma_from:
@@ -156,15 +157,15 @@ class Speed3rDistillation(Objective):
 
 
 class Lite3rDistillation(Objective):
-    """Lite3R's: cameras and depth of the data set, and the teacher's attention outputs weighted by gamma."""
+    """Lite3R's objective: cameras and depth of the data set, and the teacher's attention outputs with weight gamma."""
 
     def __call__(self, model: nn.Module, batch: SceneBatch, progress: float = 0.0) -> tuple[Tensor, Terms]:
         """Total loss and its parts."""
         views = Views(batch.images, batch.mask)
         with attention_outputs(model) as ours:
-            found = model(views)
+            prediction = model(views)
         with torch.autocast(batch.images.device.type, enabled=False):
-            total, terms = camera_depth_loss(found, batch, known_pixels(batch))
+            total, terms = camera_depth_loss(prediction, batch, known_pixels(batch))
         if self.gamma_from:
             with torch.no_grad(), attention_outputs(self.teacher) as theirs:
                 self.teacher(views)
@@ -174,13 +175,15 @@ class Lite3rDistillation(Objective):
 
 
 def known_pixels(batch: SceneBatch) -> Tensor:
-    """[B, S, H, W] bool: pictures' pixels with a depth."""
+    """Mask [B, S, H, W] bool of picture pixels (not padding) with known depth."""
     return batch.depth > 0 if batch.mask is None else (batch.depth > 0) & batch.mask
 
 
 def good_surfaces(batch: SceneBatch) -> Tensor:
-    """[B] bool: scenes of sets whose depth is good enough for normals, by their names; unnamed ones if they have
-    normals."""
+    """Mask [B] bool of scenes whose depth is good enough for normals.
+
+    These are scenes of GOOD_SURFACES, by name; scenes without names if the batch has normals.
+    """
     if not batch.ids:
         return torch.full((len(batch.depth),), batch.normals is not None, device=batch.depth.device)
     sets = [name.split("/")[0] for name in batch.ids]
@@ -190,10 +193,10 @@ def good_surfaces(batch: SceneBatch) -> Tensor:
 def local_geometry(model: Any, views: Views, points: Literal["own", "depth"]) -> tuple[Tensor, Tensor]:
     """Points [B, S, H, W, 3] in the axes of their own camera, and world_from_cam [B, S, 4, 4], float32."""
     if points == "own":
-        found = model.outputs(model.encode(views))
-        if not {"local_points", "camera_poses"} <= found.keys():
-            raise UsageError("the model gives no points in camera axes: it does not fit the recipe. Take a Pi3.")
-        return found["local_points"].float(), found["camera_poses"].float()
-    found = model(views)
+        outputs = model.outputs(model.encode(views))
+        if not {"local_points", "camera_poses"} <= outputs.keys():
+            raise UsageError("the model predicts no points in camera axes, which this recipe needs. Use a Pi3 model.")
+        return outputs["local_points"].float(), outputs["camera_poses"].float()
+    scene = model(views)
     with torch.autocast(views.images.device.type, enabled=False):
-        return unproject(found.depth.float(), found.intrinsics.float()), invert_pose(found.cam_from_world.float())
+        return unproject(scene.depth.float(), scene.intrinsics.float()), invert_pose(scene.cam_from_world.float())

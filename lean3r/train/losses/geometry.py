@@ -1,4 +1,4 @@
-"""The papers' losses on geometry: Speed3R's against a teacher's points and cameras, Lite3R's against the truth.
+"""Losses on geometry from papers: Speed3R's against a teacher's points and cameras, Lite3R's against ground truth.
 
 Shapes: B scenes, N views, H x W pixels. Points are in the axes of their own camera, poses are camera-to-world, and
 both sides are of unknown scale. Sources: Ren et al. 2026, "Speed3R", its released training code (which is Pi3's loss);
@@ -21,9 +21,9 @@ from lean3r.geometry.pose import invert_pose
 from lean3r.geometry.rotation import quaternion_from_matrix
 from lean3r.types import Prediction
 
-SCALE_POINTS = 4096  # of each scene that the scale is found on
-NEAR_SHARE = 0.1  # of a view's mean depth: nearer points weigh no more than those
-DEPTH_EDGE = 0.03  # of the depth, between neighbours: no normal is taken across
+SCALE_POINTS = 4096  # points of each scene that determine the scale
+NEAR_SHARE = 0.1  # of a view's mean depth: nearer points have the weight of this depth
+DEPTH_EDGE = 0.03  # relative depth difference of neighbours that marks an edge, where normals are not compared
 SMALLEST_RAD, LARGEST_RAD, KNEE_RAD = math.radians(1), math.radians(90), math.radians(3)
 HUBER_DELTA = 0.1
 TRANSLATION_WEIGHT, CAMERA_WEIGHT = 100.0, 0.1
@@ -33,8 +33,10 @@ NEARLY_ONE = 1 - 1e-6
 
 @dataclass(frozen=True)
 class GeometryLoss:
-    """The terms of `total` = points + normals + 0.1 (100 translation + rotation [rad]); scale, student_size and
-    teacher_size [B] are what brought both sides together."""
+    """The terms of `total` = points + normals + 0.1 (100 translation + rotation [rad]).
+
+    scale, student_size and teacher_size [B] are the factors that aligned the scales of student and teacher.
+    """
 
     total: Tensor
     points: Tensor
@@ -54,15 +56,15 @@ def geometry_loss(
     known: Tensor,
     has_normals: Tensor,
 ) -> GeometryLoss:
-    """Points [B, N, H, W, 3] and poses [B, N, 4, 4] against the teacher's, on pixels that are known [B, N, H, W].
+    """Loss of points [B, N, H, W, 3] and poses [B, N, 4, 4] against the teacher's, on `known` pixels [B, N, H, W].
 
-    has_normals [B] bool: scenes whose surfaces are good enough to compare normals on. Gradients flow to the student
-    alone, through its own size but not through the scale. UsageError on shapes that do not fit.
+    has_normals [B] bool marks scenes whose surfaces are good enough to compare normals. Gradients flow only to the
+    student, through its size but not through the scale. UsageError if shapes do not match.
     """
     if points.shape != teacher_points.shape or points.shape[:-1] != known.shape:
         raise UsageError(
             f"points are {list(points.shape)}, the teacher's {list(teacher_points.shape)}, known pixels "
-            f"{list(known.shape)}; expected [B, N, H, W, 3] twice and [B, N, H, W]: the teacher does not fit."
+            f"{list(known.shape)}; expected [B, N, H, W, 3] twice and [B, N, H, W]. Use a teacher of the same kind."
         )
     with torch.no_grad():
         target, target_poses, teacher_size = normalise_scale(teacher_points, teacher_world_from_cam, known)
@@ -83,10 +85,8 @@ def geometry_loss(
 
 
 def normalise_scale(points: Tensor, world_from_cam: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Points and poses in units of the scene's mean distance of known points from their camera, and that size [B].
-
-    A scene without known pixels keeps its unit; its size is 0.
-    """
+    """Points and poses divided by the scene's size, and that size [B]: the mean distance of known points from their
+    camera. A scene without known pixels has size 0 and is not divided."""
     reach = torch.linalg.vector_norm(points, dim=-1).where(known, 0.0).flatten(1).sum(1)
     size = reach / (known.flatten(1).sum(1) + 1e-8)
     unit = size.where(size > 0, 1.0)
@@ -95,7 +95,7 @@ def normalise_scale(points: Tensor, world_from_cam: Tensor, known: Tensor) -> tu
 
 
 def inverse_depth(depth: Tensor, known: Tensor) -> Tensor:
-    """Weights [B, N, H, W] of pixels: 1 / depth, that of a tenth of the view's mean depth for nearer ones."""
+    """Weights [B, N, H, W] of pixels: 1 / depth, where depth is at least a tenth of the view's mean depth."""
     share = known.to(depth.dtype)
     mean = (depth * share).mean((-1, -2)) / (share.mean((-1, -2)) + 1e-7)
     return 1 / (torch.maximum(depth, NEAR_SHARE * mean[..., None, None]) + 1e-6)
@@ -112,22 +112,22 @@ def best_scale(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
 
 
 def _scene_scale(points: Tensor, target: Tensor, weight: Tensor, known: Tensor) -> Tensor:
-    """S of one scene [N, H, W, ...], on SCALE_POINTS of its known pixels, evenly chosen; 1 without any."""
-    found, wanted, weight = points[known], target[known], weight[known]
-    count = len(found)
+    """`best_scale` of one scene [N, H, W, ...] on SCALE_POINTS evenly chosen known pixels; 1 without known pixels."""
+    ours, theirs, weight = points[known], target[known], weight[known]
+    count = len(ours)
     if not count:
         return points.new_ones(())
     # In float32, as nearest-neighbour resampling of images computes it.
     steps = torch.arange(SCALE_POINTS, dtype=torch.float32, device=points.device)
     index = (steps * torch.tensor(count / SCALE_POINTS, dtype=torch.float32)).floor().long().clamp_max(count - 1)
-    scale = best_scale(found[index].flatten(), wanted[index].flatten(), weight[index].repeat_interleave(3))
+    scale = best_scale(ours[index].flatten(), theirs[index].flatten(), weight[index].repeat_interleave(3))
     return scale.abs()
 
 
 def normal_loss(points: Tensor, target: Tensor, known: Tensor) -> Tensor:
-    """Angles between the normals of both point maps, four a cell of 2 x 2 pixels, none across the target's depth edges.
+    """Angles between the normals of both point maps: four in each cell of 2 x 2 pixels, none across depth edges.
 
-    Up to one degree all angles cost the same, and no more than a right angle.
+    The loss is constant below one degree and above a right angle. Depth edges are those of the target.
     """
     depth = target[..., 2]
     flat = depth.flatten(0, 1)[:, None]
@@ -135,17 +135,17 @@ def normal_loss(points: Tensor, target: Tensor, known: Tensor) -> Tensor:
     known = known & ~((spread / depth).nan_to_num() > DEPTH_EDGE)
     ours, theirs, there = _corners(points), _corners(target), _corners(known[..., None])
     total = points.new_zeros(())
-    # (corner, its two neighbours): normals that all point the same way.
+    # (corner, its two neighbours), ordered so that all normals point to the same side.
     for corner, first, second in (("d", "b", "c"), ("b", "a", "d"), ("a", "c", "b"), ("c", "d", "a")):
         a = torch.linalg.cross(ours[first] - ours[corner], ours[second] - ours[corner])
         b = torch.linalg.cross(theirs[first] - theirs[corner], theirs[second] - theirs[corner])
-        counted = (there[corner] & there[first] & there[second])[..., 0]
-        total = total + _soft(angle_between(a, b).clamp(SMALLEST_RAD, LARGEST_RAD)).where(counted, 0.0)
+        is_known = (there[corner] & there[first] & there[second])[..., 0]
+        total = total + _soft(angle_between(a, b).clamp(SMALLEST_RAD, LARGEST_RAD)).where(is_known, 0.0)
     return total.mean() / (4 * max(points.shape[2:4]))
 
 
 def angle_between(a: Tensor, b: Tensor) -> Tensor:
-    """Angle [rad] between vectors [..., 3], with a gradient that is finite where they are parallel."""
+    """Angle [rad] between vectors [..., 3], with a finite gradient for parallel vectors."""
     return torch.atan2(torch.linalg.vector_norm(torch.linalg.cross(a, b), dim=-1) + 1e-12, (a * b).sum(-1))
 
 
@@ -178,26 +178,27 @@ def relative_pose_loss(world_from_cam: Tensor, target: Tensor) -> tuple[Tensor, 
 
 
 def _with_translation(poses: Tensor, translation: Tensor) -> Tensor:
-    """The same poses [..., 4, 4] somewhere else [..., 3]."""
+    """The poses [..., 4, 4] with another translation [..., 3]."""
     top = torch.cat([poses[..., :3, :3], translation[..., None]], dim=-1)
     return torch.cat([top, poses[..., 3:, :]], dim=-2)
 
 
-def camera_depth_loss(found: Prediction, truth: SceneBatch, known: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Lite3R's task loss: L1 of translation, quaternion and half the fields of view [rad], and of depth.
+def camera_depth_loss(prediction: Prediction, truth: SceneBatch, known: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Lite3R's task loss: L1 of translation, quaternion, half the fields of view [rad], and depth.
 
-    Cameras relative to the first view. Both sides in units of their own scene's mean depth on known pixels (the
-    student's unit without a gradient), since no model knows the data set's scale. Returns the total and its parts.
+    Cameras are relative to the first view. Lengths of both sides are in units of their own mean depth on known pixels
+    (no gradient through the student's unit), because no model knows the scale of the data set. Returns the total and
+    its parts.
     """
-    if found.depth is None:
-        raise UsageError("the model predicts no depth; the recipe needs one that does.")
+    if prediction.depth is None:
+        raise UsageError("the model predicts no depth, which this recipe needs. Use another model.")
     height, width = truth.images.shape[-2:]
     mass = known.flatten(1).sum(1).clamp_min(1)
-    wanted_unit, unit = ((d.detach() * known).flatten(1).sum(1) / mass for d in (truth.depth, found.depth.float()))
+    true_unit, unit = ((d.detach() * known).flatten(1).sum(1) / mass for d in (truth.depth, prediction.depth.float()))
     sides = []
     for pose, intrinsics, size in (
-        (found.cam_from_world.float(), found.intrinsics.float(), unit),
-        (truth.cam_from_world, truth.intrinsics, wanted_unit),
+        (prediction.cam_from_world.float(), prediction.intrinsics.float(), unit),
+        (truth.cam_from_world, truth.intrinsics, true_unit),
     ):
         pose = pose @ invert_pose(pose[:, :1])
         quaternion = quaternion_from_matrix(pose[..., :3, :3])
@@ -205,13 +206,13 @@ def camera_depth_loss(found: Prediction, truth: SceneBatch, known: Tensor) -> tu
         sides.append((place, quaternion, fov_from_intrinsics(intrinsics, height, width)))
     (place, turn, field), (true_place, true_turn, true_field) = sides
     true_turn = true_turn * torch.where((turn.detach() * true_turn).sum(-1, keepdim=True) < 0, -1.0, 1.0)
-    ours = found.depth.float() / unit.where(unit > 0, 1.0)[:, None, None, None]
-    wanted = truth.depth / wanted_unit.where(wanted_unit > 0, 1.0)[:, None, None, None]
+    depth = prediction.depth.float() / unit.where(unit > 0, 1.0)[:, None, None, None]
+    true_depth = truth.depth / true_unit.where(true_unit > 0, 1.0)[:, None, None, None]
     parts = {
         "translation": (place - true_place).abs().mean(),
         "rotation": (turn - true_turn).abs().mean(),
         "field": (field - true_field).abs().mean(),
-        "depth": ((ours - wanted).abs() * known).sum() / known.sum().clamp_min(1),
+        "depth": ((depth - true_depth).abs() * known).sum() / known.sum().clamp_min(1),
     }
     total = parts["translation"] + parts["rotation"] + FIELD_WEIGHT * parts["field"] + parts["depth"]
     return total, {name: value.detach() for name, value in parts.items()}

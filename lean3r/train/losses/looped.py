@@ -1,4 +1,4 @@
-"""The objective of a looped trunk: nano's, with a number of loops that changes from step to step."""
+"""The objective of a looped trunk: nano's loss, with a number of loops that varies from step to step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def loops_at(progress: float, least: int, most: int) -> int:
     """Number of loops of a step: least + round((most - least) * m), m from Beta(2, 1), the same on all processes.
 
     The draw is a pure function of `progress`, so a resumed run repeats it. Source: DVLT (arXiv 2605.30215), which
-    takes 8 to 16 loops.
+    uses 8 to 16 loops.
     """
     if not 1 <= least <= most:
         raise UsageError(f"training with {least} to {most} loops; expected 1 <= least <= most.")
@@ -34,7 +34,7 @@ class LoopedModel(IterativeModel, Protocol):
 def looped_loss(
     model: LoopedModel, batch: SceneBatch, progress: float = 0.0, *, least: int = 1, most: int = 5, full: float = 0.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """nano_loss after `loops_at` loops, every one of which counts; `model.loops` is as it was before afterwards."""
+    """nano_loss of a pass with `loops_at` loops, which includes every loop; `model.loops` is restored afterwards."""
     loops = model.loops
     model.loops = loops_at(progress, int(least), int(most))
     try:

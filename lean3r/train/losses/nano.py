@@ -36,7 +36,7 @@ WEIGHTS = {
 
 
 class Cameras(Protocol):
-    """What the objective reads of estimated cameras (heads/camera.py)."""
+    """The part of estimated cameras that the objective uses (heads/camera.py)."""
 
     log_focal: Tensor
 
@@ -51,7 +51,7 @@ class Estimate(Protocol):
 
 
 class Iterated(Protocol):
-    """All that one forward pass says: an estimate after every pair of blocks, matches, final tokens."""
+    """The output of one forward pass: an estimate after every pair of blocks, matches, final tokens."""
 
     estimates: list[Estimate]
     matches: Matches
@@ -59,46 +59,46 @@ class Iterated(Protocol):
 
 
 class IterativeModel(Protocol):
-    """What the objective needs of a model (see models/nano.py)."""
+    """The interface of a model that the objective uses (see models/nano.py)."""
 
     patch: int
 
     def iterate(self, half: Tensor) -> Iterated:
-        """Half-size pictures -> estimates, matches, tokens."""
+        """Predict estimates, matches and tokens from half-size pictures."""
         ...
 
     def sharpen(self, tokens: Tensor, log_depth: Tensor, images: Tensor) -> TwoSurfaces:
-        """Tokens, coarse log depth and pictures -> full-size depth."""
+        """Predict full-size depth from tokens, coarse log depth and pictures."""
         ...
 
 
 def nano_loss(
     model: IterativeModel, batch: SceneBatch, progress: float = 0.0, *, full: float = 0.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Total loss and its parts, the same at all times of the run (`progress`).
+    """Total loss and its parts, independent of `progress`.
 
-    With `full` 0 the batch has half-size pictures and the guided head rests; otherwise the pictures have full size
-    and its losses count with this weight.
+    With `full` 0 the batch has half-size pictures and the guided head is not used. Otherwise the pictures have full
+    size, and `full` is the weight of the losses of the guided head.
     """
     return truth_loss(model, model.iterate(half_pictures(batch, full)), batch, full=full)
 
 
 def half_pictures(batch: SceneBatch, full: float) -> Tensor:
-    """What the trunk sees: the batch's pictures, or with `full` their halves, [B, S, 3, h, w]."""
+    """The input of the trunk [B, S, 3, h, w]: the pictures of the batch; with `full`, at half their size."""
     if not full:
         return batch.images
     return F.avg_pool2d(batch.images.flatten(0, 1), 2).unflatten(0, batch.images.shape[:2])
 
 
 def truth_loss(
-    model: IterativeModel, found: Iterated, batch: SceneBatch, *, full: float = 0.0
+    model: IterativeModel, output: Iterated, batch: SceneBatch, *, full: float = 0.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """nano_loss of what the model said already (`found`, of iterate)."""
+    """nano_loss of the `output` of `model.iterate`."""
     target = make_target(batch, model.patch if full else model.patch // 2)
-    assert found.matches.logits is not None, "a model that is trained gives the logits of its matches"
-    parts = match_losses(found.matches.logits, found.matches.position, found.matches.visibility, target)
+    assert output.matches.logits is not None, "in training mode, a model returns the logits of its matches"
+    parts = match_losses(output.matches.logits, output.matches.position, output.matches.visibility, target)
     total = weigh({k: parts[k] for k in ("match", "flow", "visible")})
-    for age, estimate in enumerate(reversed(found.estimates)):
+    for age, estimate in enumerate(reversed(output.estimates)):
         level, shift = depth_loss(estimate.log_depth, target.log_depth, target.known)
         rotation, translation = pose_losses(estimate.world_from_cam, estimate.cam_from_world, target)
         focal = (estimate.cameras.log_focal - target.log_focal).abs().mean()
@@ -107,7 +107,7 @@ def truth_loss(
         if age == 0:
             parts |= now
     if full:
-        sharp = model.sharpen(found.tokens, found.estimates[-1].log_depth, batch.images)
+        sharp = model.sharpen(output.tokens, output.estimates[-1].log_depth, batch.images)
         fine = full_depth_losses(sharp, batch, target.scale)
         total = total + full * weigh(fine)
         parts |= fine
@@ -115,5 +115,5 @@ def truth_loss(
 
 
 def weigh(parts: Mapping[str, Tensor]) -> Tensor:
-    """Sum of losses by their WEIGHTS."""
+    """Sum of losses, weighted by WEIGHTS."""
     return torch.stack([WEIGHTS[name] * value for name, value in parts.items()]).sum()

@@ -17,20 +17,20 @@ from torch import Tensor
 from lean3r.data.base import SceneBatch
 from lean3r.geometry.pose import invert_pose
 
-DECAY = 0.8  # weight of an estimate falls by this factor with each pair of blocks before the last
+DECAY = 0.8  # factor of an estimate's weight for each pair of blocks between it and the last estimate
 EDGE_STEP = 0.3  # of log depth: a ratio of 1.35 between neighbouring pixels
 EDGE_REACH = 4  # pixels
-FAR_RATIO = 12.0  # deeper than this many mean depths counts as this deep
+FAR_RATIO = 12.0  # depth is clamped to this many mean depths
 
 
 @dataclass(frozen=True)
 class Target:
-    """Ground truth at patch centres, scene-normalised.
+    """Ground truth at patch centres, with lengths normalised by scene.
 
     log_depth [B, S, N] and known [B, S, N]; log_focal [B, S] in units of sqrt(picture area);
-    world_from_cam, cam_from_world [B, S, 4, 4]; position [B, S, S, N, 2] where a patch of view i lies in
-    view j, visible [B, S, S, N] whether j really sees it, cell [B, S, S, N] the patch of j it falls into;
-    scale [B] the divisor of lengths.
+    world_from_cam, cam_from_world [B, S, 4, 4]; position [B, S, S, N, 2]: the projection of a patch of view i into
+    view j; visible [B, S, S, N]: whether it is visible in view j; cell [B, S, S, N]: the patch of view j that contains
+    it; scale [B]: the divisor of lengths.
     """
 
     log_depth: Tensor
@@ -46,7 +46,10 @@ class Target:
 
 @torch.no_grad()
 def make_target(batch: SceneBatch, cell: int, tolerance: float = 0.06) -> Target:
-    """Ground truth for patches of `cell` pixels; `tolerance` is the depth agreement that counts as visible."""
+    """Ground truth for patches of `cell` pixels.
+
+    A point is visible in a view if the view's depth agrees with it within the relative `tolerance`.
+    """
     views, height, width = batch.depth.shape[1:]
     cols = width // cell
     depth, known_full = batch.depth, batch.depth > 0
@@ -90,13 +93,13 @@ def make_target(batch: SceneBatch, cell: int, tolerance: float = 0.06) -> Target
 
 
 def mean_where(values: Tensor, where: Tensor) -> Tensor:
-    """Mean of `values` where `where` holds; 0 when it holds nowhere."""
+    """Mean of `values` where `where` is true; 0 if it is true nowhere."""
     weight = where.to(values.dtype)
     return (values * weight).sum() / weight.sum().clamp_min(1.0)
 
 
 class Poses(Protocol):
-    """Cameras to compare with: those of the truth, or of a teacher; both [B, S, 4, 4]."""
+    """Poses to compare with, from ground truth or a teacher; both [B, S, 4, 4]."""
 
     @property
     def world_from_cam(self) -> Tensor:
@@ -125,7 +128,7 @@ def pose_losses(world_from_cam: Tensor, cam_from_world: Tensor, target: Poses) -
 
 
 def depth_loss(log_depth: Tensor, truth: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """(L1 of log depth after one shift per scene, size of that shift), over all axes but the first."""
+    """(L1 of log depth after one shift per scene, mean magnitude of that shift); a scene is an entry of axis 0."""
     weight = known.to(log_depth.dtype)
     difference = log_depth - truth
     axes = tuple(range(1, difference.ndim))
@@ -135,7 +138,7 @@ def depth_loss(log_depth: Tensor, truth: Tensor, known: Tensor) -> tuple[Tensor,
 
 
 def match_losses(logits: Tensor, position: Tensor, visibility: Tensor, target: Target) -> dict[str, Tensor]:
-    """Cross-entropy of the patch that sees the same point, L1 of its position, and of being visible."""
+    """Cross-entropy of the matching patch, L1 of its position, cross-entropy of visibility, and the share of hits."""
     visible = target.visible
     entropy = F.cross_entropy(logits.float().flatten(0, -2), target.cell.flatten(), reduction="none")
     other = ~torch.eye(visible.shape[1], dtype=torch.bool, device=visible.device)[None, :, :, None]
@@ -159,13 +162,13 @@ class TwoSurfaces(Protocol):
     log_odds: Tensor
 
 
-def full_depth_losses(found: TwoSurfaces, batch: SceneBatch, scale: Tensor) -> dict[str, Tensor]:
-    """Negative log likelihood of log depth, and the same near depth edges alone."""
+def full_depth_losses(surfaces: TwoSurfaces, batch: SceneBatch, scale: Tensor) -> dict[str, Tensor]:
+    """Negative log likelihood of log depth: on all known pixels, and only near depth edges."""
     known = batch.depth > 0
     truth = (batch.depth / scale[:, None, None, None]).clamp(1e-6, FAR_RATIO).log()
     cost = -torch.logaddexp(
-        F.logsigmoid(found.log_odds) + _log_laplace(truth - found.first, found.log_width_first),
-        F.logsigmoid(-found.log_odds) + _log_laplace(truth - found.second, found.log_width_second),
+        F.logsigmoid(surfaces.log_odds) + _log_laplace(truth - surfaces.first, surfaces.log_width_first),
+        F.logsigmoid(-surfaces.log_odds) + _log_laplace(truth - surfaces.second, surfaces.log_width_second),
     )
     return {
         "full": mean_where(cost, known),
@@ -174,15 +177,15 @@ def full_depth_losses(found: TwoSurfaces, batch: SceneBatch, scale: Tensor) -> d
 
 
 def _log_laplace(difference: Tensor, log_width: Tensor) -> Tensor:
-    """Log density of a Laplace distribution, less log 2."""
+    """Log density of a Laplace distribution, up to the constant -log 2."""
     return -log_width - difference.abs() * (-log_width).exp()
 
 
 def near_depth_edge(log_depth: Tensor, known: Tensor) -> Tensor:
-    """Known pixels [B, S, H, W] within EDGE_REACH of a step of log depth over EDGE_STEP between neighbours.
+    """Mask [B, S, H, W] of known pixels within EDGE_REACH of neighbours whose log depths differ by over EDGE_STEP.
 
-    An L1 loss there asks for one side of the edge or the other; a loss on the steps themselves would rather
-    have none at all where it is unsure of the place.
+    There an L1 loss rewards depth on one side of the edge or the other. A loss on the depth differences would remove
+    the edge wherever its position is uncertain.
     """
     high = F.max_pool2d(log_depth.where(known, -torch.inf), 3, 1, 1)
     low = -F.max_pool2d((-log_depth).where(known, -torch.inf), 3, 1, 1)

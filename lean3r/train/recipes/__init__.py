@@ -1,4 +1,4 @@
-"""One file a recipe, or a family of them; the tables are in `lean3r/train/__init__.py`."""
+"""One file for each recipe or family of recipes; the tables are in `lean3r/train/__init__.py`."""
 
 from lean3r.train.recipes.nano import HELD_OUT_SEED as HELD_OUT_SEED
 from lean3r.train.recipes.nano import Recipe as Recipe

@@ -26,11 +26,11 @@ OBJECTIVES = Registry(
 
 @dataclass(frozen=True)
 class Phase:
-    """One run: the student wears `plan`, starts from the averaged weights of the phase before (the first one: from the
-    teacher's), and minimises `objective`, a row of OBJECTIVES, with these `settings`.
+    """One run of a student with the compression plan `plan`, which minimises `objective` with these `settings`.
 
-    Linear layers that the plan quantises are rounded but trainable (compress.quantize.prepare). `epochs`, where it is
-    not 0, is how often every scene of the data sets is seen; it decides the steps once the data are known.
+    It starts from the averaged weights of the previous phase, the first phase from the teacher's weights. `objective`
+    is a row of OBJECTIVES. Linear layers that the plan quantises are rounded but trainable (compress.quantize.prepare).
+    `epochs`, if not 0, is the number of passes over all scenes of the data sets; it determines the number of steps.
     """
 
     config: TrainConfig
@@ -51,15 +51,15 @@ class Phase:
             if stage.train == ("mechanisms",) and not self.plan.exchanges:
                 raise UsageError(
                     f"phase {self.config.name} trains the parameters of sparse attention, but its plan "
-                    f"'{self.plan.name}' has none. Take a plan such as gsa or sla, or train other roles."
+                    f"'{self.plan.name}' has none. Use a plan such as gsa or sla, or train other roles."
                 )
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """The teacher (a row of MODELS), the phases of its student, the scenes, and how many processes share a step.
+    """The teacher (a row of MODELS), the phases of its student, the scenes, and the number of processes in a step.
 
-    The student is called `name`; it has the teacher's architecture with the last phase's plan.
+    The student is named `name`; it has the teacher's architecture with the plan of the last phase.
     """
 
     name: str
@@ -73,30 +73,32 @@ class Distillation:
             raise UsageError(f"recipe {self.name} has no phases; expected at least one.")
         names = [phase.config.name for phase in self.phases]
         if len(set(names)) < len(names):
-            raise UsageError(f"recipe {self.name} has phases of one name ({', '.join(names)}), which share a folder.")
+            raise UsageError(
+                f"recipe {self.name} has phases with the same name ({', '.join(names)}), but each needs its own folder."
+            )
         if self.processes < 1:
             raise UsageError(f"recipe {self.name}: processes is {self.processes}, expected at least 1.")
         if (self.teacher == "nano") != all(phase.objective == "nano" for phase in self.phases):
             objectives = " and ".join(sorted({phase.objective for phase in self.phases}))
             raise UsageError(
-                f"the teacher {self.teacher} does not fit the recipe, whose objective is {objectives}: nano is taught "
-                "by nano-gsa-fp8 and nano-sla-fp8, other models by the speed3r- and lite3r- recipes."
+                f"the teacher {self.teacher} does not fit the recipe, whose objective is {objectives}. Use the recipes "
+                "nano-gsa-fp8 or nano-sla-fp8 for nano, and the speed3r- and lite3r- recipes for other models."
             )
 
         own = any(phase.settings.get("points") == "own" for phase in self.phases)
         if own and not self.teacher.startswith("pi3"):
             raise UsageError(
-                f"the teacher {self.teacher} does not fit the recipe, which reads points in camera axes as Pi3 gives "
-                "them. Take the recipe speed3r-vggt, which makes them from depth."
+                f"the teacher {self.teacher} does not fit the recipe, which needs the points in camera axes of a Pi3 "
+                "model. Use the recipe speed3r-vggt, which computes them from depth."
             )
 
     @property
     def plan(self) -> CompressionPlan:
-        """The plan that the finished student wears."""
+        """The compression plan of the finished student."""
         return self.phases[-1].plan
 
     def config(self, phase: int) -> TrainConfig:
-        """The run's whole config: `settings` says what else decides the weights, so that nobody resumes another run."""
+        """The complete config of a phase; its `settings` record everything else that affects the weights."""
         chosen = self.phases[phase]
         settings = {
             "recipe": self.name,
@@ -110,11 +112,11 @@ class Distillation:
         return replace(chosen.config, settings=chosen.config.settings | settings)
 
     def batch(self, phase: int, step: int, stage: Stage, rank: int, processes: int) -> SceneBatch:
-        """The scenes of one process at one step: a pure function of its arguments."""
+        """The scenes of one process at one step; a pure function of its arguments."""
         return self.data.batch(self.phases[phase].config.seed, step, stage, rank, processes)
 
     def as_dict(self) -> dict[str, object]:
-        """JSON-ready: everything that the recipe decides."""
+        """All settings of the recipe, JSON-ready."""
         return {
             "name": self.name,
             "teacher": self.teacher,
@@ -123,9 +125,11 @@ class Distillation:
         }
 
     def with_data(self, data: Data, processes: int, epochs: bool = True) -> Distillation:
-        """The recipe with other scenes; phases that count in epochs get the steps that their scenes ask for, unless
-        `epochs` is false."""
-        count = data.scenes()  # opens the folders, and says what is wrong with them
+        """The recipe with other scenes.
+
+        If `epochs` is true, the number of steps of phases with `epochs` follows from the number of scenes.
+        """
+        count = data.scenes()  # opens the folders, which raises errors early
         phases = self.phases
         if count and epochs:
             phases = tuple(
@@ -138,19 +142,19 @@ class Distillation:
 
 
 def defaults_of(objective: str) -> dict[str, float | str]:
-    """The settings of an objective that its phases may change."""
+    """The settings of an objective, with their default values; phases may change them."""
     parameters = inspect.signature(OBJECTIVES.get(objective)).parameters
     return {name: parameter.default for name, parameter in parameters.items() if name != "teacher"}
 
 
 def seen_by_step(phase: Phase, processes: int) -> int:
-    """Scenes that a step of a phase uses, at its first number of views."""
+    """Number of scenes in a step of a phase, for the first entry of `views`."""
     (stage,) = phase.config.stages
     return stage.scenes_at(0) * stage.accumulate * processes
 
 
 def with_steps(config: TrainConfig, steps: int) -> TrainConfig:
-    """A config of one stage with another number of steps; a long warm-up shrinks with it."""
+    """A config of one stage with another number of steps; the warm-up is limited to a fifth of them."""
     if len(config.stages) != 1:
         raise UsageError(f"{config.name} has {len(config.stages)} stages; its steps can only be set in Python.")
     stages = (replace(config.stages[0], steps=steps),)

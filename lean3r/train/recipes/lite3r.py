@@ -1,11 +1,11 @@
-"""Lite3R's recipe (Zhang et al. 2026): only the projections of the linear branches train, under rounded numbers.
+"""Lite3R's recipe (Zhang et al. 2026): only the projections of the linear branches train, in a quantised network.
 
-Stage 1 rounds to 4-bit weights, without distillation; stage 2 to FP8, with attention-output distillation whose weight
-falls from 0.1 to 0.01. One epoch each of pairs of pictures of 518 pixels, AdamW 1e-3, weight decay 0.05, 30 steps of
-warm-up, clip 1. The paper's sets: BlendedMVS (low-res) and DTU.
+Stage 1 quantises weights to 4 bits, without distillation. Stage 2 quantises to FP8, with attention-output distillation
+whose weight falls from 0.1 to 0.01. Each stage is one epoch of pairs of pictures of 518 pixels: AdamW 1e-3, weight
+decay 0.05, 30 steps of warm-up, clip 1. The paper's data sets: BlendedMVS (low-res) and DTU.
 
-This differs from the release in several ways, all listed in docs/how-to/distil.md: the attention that is replaced and
-how its keys are chosen, what stage 2 rounds, the pictures, the loss, the learning-rate schedule, the weight decay.
+Differences from the release are listed in docs/how-to/distil.md: the attention that is replaced and the choice of its
+keys, the layers that stage 2 quantises, the pictures, the loss, the learning-rate schedule, the weight decay.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from lean3r.train.config import OptimConfig, Stage, TrainConfig
 from lean3r.train.recipes.distilled import Distillation, Phase
 from lean3r.train.recipes.sources import Data
 
-STEPS_WITHOUT_DATA = 1_000  # of the synthetic world, which has no epochs
+STEPS_WITHOUT_DATA = 1_000  # with the synthetic world, which has no epochs
 
 
 def lite3r_vggt(textures: str | None = None) -> Distillation:
-    """VGGT; stage 1 with activations of 16 bits, attention layers left alone."""
+    """VGGT; stage 1 with 16-bit activations, without attention layers."""
     return _recipe("lite3r-vggt", "vggt", (QuantizeStep("w4a16", "every linear", ("named *.attn.*",)),), textures)
 
 
 def lite3r_da3(textures: str | None = None) -> Distillation:
-    """Depth Anything 3, large; stage 1 with activations of 8 bits, attention layers and projections included."""
+    """Depth Anything 3, large; stage 1 with 8-bit activations, including attention layers and projections."""
     steps = (QuantizeStep("w4a8", "every linear"), QuantizeStep("w4a8", "named *.mechanism.proj_lin"))
     return _recipe("lite3r-da3", "da3-large", steps, textures)
 

@@ -1,4 +1,4 @@
-"""The recipe of nano-looped: nano's phases, with a number of loops that changes from step to step."""
+"""The recipe of nano-looped: nano's phases, with a number of loops that varies from step to step."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ LEAST, MOST = 1, 5
 
 
 def nano_looped(textures: str | None = None) -> Recipe:
-    """nano's recipe on one shared pair of blocks: 1 to 5 loops a step, 3.7 on average, so that a step costs a little
-    more than one of nano's three pairs."""
+    """nano's recipe for one shared pair of blocks: 1 to 5 loops per step, 3.7 on average, so a step costs slightly
+    more than one of nano, which has three pairs."""
     base = nano(textures)
     phases = tuple(
         replace(

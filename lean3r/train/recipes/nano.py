@@ -1,4 +1,4 @@
-"""The recipe behind the shipped nano; variants derive from it by dataclasses.replace."""
+"""The recipe of the shipped nano; variants derive from it by dataclasses.replace."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ ASPECTS = (1.0, 4 / 3, 3 / 4, 3 / 2, 2 / 3)  # width / height of the pictures, c
 
 @dataclass(frozen=True)
 class Recipe:
-    """Phases run one after the other, each from the averaged weights of the one before; `world` is where the
-    scenes come from, `processes` how many CPU processes share a step, `objective` a row of OBJECTIVES."""
+    """Phases that run in order, each from the averaged weights of the previous one.
+
+    `world` makes the scenes, `processes` is the number of CPU processes in a step, `objective` is a row of OBJECTIVES.
+    """
 
     model: str
     phases: tuple[TrainConfig, ...]
@@ -25,19 +27,19 @@ class Recipe:
     objective: str = "nano"
 
     def as_dict(self) -> dict[str, object]:
-        """JSON-ready: everything that the recipe decides; where scenes are computed does not count."""
+        """All settings of the recipe that affect the weights, JSON-ready; not the device that computes scenes."""
         world = {k: v for k, v in asdict(self.world).items() if k not in ("device", "compile")}
         phases = [asdict(phase) for phase in self.phases]
         fixed = {"model": self.model, "objective": self.objective, "processes": self.processes}
         return fixed | {"world": world, "phases": phases}
 
     def batch(self, phase: int, step: int, stage: Stage, rank: int, processes: int) -> SceneBatch:
-        """The scenes of one process at one step: a pure function of its arguments."""
+        """The scenes of one process at one step; a pure function of its arguments."""
         return synthetic_batch(replace(self.world, seed=self.world.seed + phase), step, stage, rank, processes)
 
 
 def synthetic_batch(world: SyntheticWorld, step: int, stage: Stage, rank: int, processes: int) -> SceneBatch:
-    """The scenes that one of so many processes sees at a step, in pictures of the stage's area."""
+    """The scenes of process `rank` out of `processes` at a step, in pictures of the stage's area."""
     height, width = picture_size(stage, step)
     return world.batch(
         step * processes + rank, stage.scenes_at(step), views=stage.views_at(step), height=height, width=width
@@ -45,7 +47,7 @@ def synthetic_batch(world: SyntheticWorld, step: int, stage: Stage, rank: int, p
 
 
 def picture_size(stage: Stage, step: int) -> tuple[int, int]:
-    """(height, width) at this step: about the stage's area, in whole cells of 8 or 16 pixels, aspect by turns."""
+    """(height, width) at this step: about the stage's area, multiples of 8 or 16 pixels, with the ASPECTS in turn."""
     cell = 16 if stage.loss.get("full") else 8
     area = stage.height * stage.width / cell**2
     aspect = ASPECTS[step // len(stage.views) % len(ASPECTS)]
@@ -55,7 +57,7 @@ def picture_size(stage: Stage, step: int) -> tuple[int, int]:
 
 def nano(textures: str | None = None) -> Recipe:
     """The shipped nano, for 2 CPU cores: many small pictures (64 patches), then fewer at the default size (225
-    patches), then these with the guided head, which is given the full pictures."""
+    patches), then these with the guided head, which uses the full-size pictures."""
     coarse = TrainConfig(
         name="nano-coarse",
         seed=1,

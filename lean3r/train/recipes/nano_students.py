@@ -1,4 +1,4 @@
-"""nano's sparse FP8 students: mechanisms first, then trunk and heads, then the same with rounded numbers."""
+"""Sparse FP8 students of nano: train the mechanisms, then trunk and heads, then trunk and heads quantised."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from lean3r.train.config import OptimConfig, Stage, TrainConfig
 from lean3r.train.recipes.distilled import Distillation, Phase
 from lean3r.train.recipes.sources import Data
 
-# What runs before the first sparse block, and the guided head: the student keeps the teacher's.
+# Parts that the student shares with the teacher: those before the first sparse block, and the guided head.
 SHARED = ("special", "matcher", "trunk.blocks.0.", "upsampler")  # the stem is in neither trunk nor heads
 
 
 def nano_gsa_fp8(textures: str | None = None) -> Distillation:
-    """Speed3R's attention: of 8 views of 225 patches a patch attends to 12 of 128 windows, less than 10 per cent."""
+    """Speed3R's attention: with 8 views of 225 patches, a patch attends to 12 of 128 windows, under 10 per cent."""
     return _student("nano-gsa", gsa(dense_below=0, top_k=12), textures)
 
 
 def nano_sla_fp8(textures: str | None = None) -> Distillation:
-    """Lite3R's attention in the global blocks: a tenth of the keys exactly, in blocks of 4 x 4 patches.
+    """Lite3R's attention in the global blocks: exact attention to a tenth of the keys, in blocks of 4 x 4 patches.
 
-    It starts farther from the dense model than `nano_gsa_fp8` and learns longer, with the learning rate begun anew.
+    It starts farther from the dense model than `nano_gsa_fp8`, so it has one more phase, with a new learning rate
+    schedule.
     """
     plan = sla("global blocks", dense_below=0, keep=0.1, block=16, window=4)
     return _student("nano-sla", plan, textures, again_steps=1_500)

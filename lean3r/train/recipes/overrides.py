@@ -18,9 +18,10 @@ T = TypeVar("T")
 class Overrides:
     """Overrides of a recipe; None or empty keeps the value of the recipe.
 
-    steps and lr hold one number for each phase, or one for all (the rate of Muon changes in proportion); views are the
-    numbers of views a scene has, batch the pictures of a process in a batch, accumulate its batches in a step, train
-    the roles of the parameters that train (train/freeze.py).
+    - `steps`, `lr`: one number for each phase, or one for all (the rate of Muon changes in proportion).
+    - `views`: numbers of views per scene; `batch`: pictures in a batch of a process; `accumulate`: batches of a process
+      in a step.
+    - `train`: roles of the parameters to train (train/freeze.py).
     """
 
     steps: tuple[int, ...] = ()
@@ -42,10 +43,10 @@ class Overrides:
     skip_limit_in_row: int | None = None
 
     def configs(self, configs: Sequence[TrainConfig], written_for: int, processes: int) -> list[TrainConfig]:
-        """The configs of all phases, of a recipe written for so many processes, with these changes and on `processes`.
+        """The configs of all phases with these overrides, converted from `written_for` to `processes` processes.
 
-        A step keeps its batches, which accumulation shares out, unless `accumulate` says what each process gets.
-        UsageError where something does not fit together.
+        A step keeps its number of batches, by a different accumulation, unless `accumulate` sets the batches of each
+        process. UsageError if values contradict each other.
         """
         steps = spread("--steps", self.steps, configs)
         rates = spread("--lr", self.lr, configs)
@@ -59,13 +60,13 @@ class Overrides:
         if lr is not None:
             muon = config.optim.muon_lr * lr / config.optim.lr
             config = replace(config, optim=replace(config.optim, lr=lr, muon_lr=muon))
-        stage = given(
+        stage = drop_none(
             views=self.views or None,
             train=self.train or None,
             views_per_step=self.batch,
             accumulate=self.accumulate,
         )
-        run = given(
+        run = drop_none(
             seed=self.seed,
             workers=self.workers,
             validate_every=self.validate_every,
@@ -81,47 +82,49 @@ class Overrides:
         return replace(config, stages=tuple(replace(s, **stage) for s in config.stages), **run)
 
 
-def given(**values: Any) -> dict[str, Any]:
+def drop_none(**values: Any) -> dict[str, Any]:
     """The values that are not None."""
     return {name: value for name, value in values.items() if value is not None}
 
 
 def spread(option: str, values: Sequence[T], configs: Sequence[TrainConfig]) -> list[T | None]:
-    """One value for each phase: as many as given, the same one for all, or None."""
+    """One value for each phase, from one per phase, one for all, or none (all None); UsageError otherwise."""
     if len(values) not in (0, 1, len(configs)):
         names = ", ".join(config.name for config in configs)
-        raise UsageError(f"{option} got {len(values)} numbers for {len(configs)} phases ({names}); give one, or each.")
+        raise UsageError(
+            f"{option} has {len(values)} numbers for {len(configs)} phases ({names}); expected one, or one per phase."
+        )
     return list(values) if len(values) == len(configs) else [values[0] if values else None] * len(configs)
 
 
 def with_configs(recipe: Distillation, configs: Sequence[TrainConfig]) -> Distillation:
-    """The recipe with other configs, one a phase."""
+    """The recipe with other configs, one per phase."""
     phases = (replace(phase, config=config) for phase, config in zip(recipe.phases, configs, strict=True))
     return replace(recipe, phases=tuple(phases))
 
 
 def with_gamma(recipe: Distillation, highest: float, lowest: float | None = None) -> Distillation:
-    """The recipe with another weight of attention-output distillation, down to `lowest` (a tenth) at the end.
+    """The recipe with another weight of attention-output distillation, which falls to `lowest` at the end.
 
-    Phases that do without it on purpose still do.
+    `lowest` is a tenth of `highest` by default. Phases that the recipe runs without this distillation do not change.
     """
     lowest = highest / 10 if lowest is None else lowest
     if not 0 <= lowest <= highest:
         raise UsageError(f"gamma goes from {highest} to {lowest}; expected a weight of at least 0 that falls or stays.")
     weights = {"gamma_from": highest, "gamma_to": lowest}
 
-    def changed(phase: Phase) -> Phase:
+    def set_weights(phase: Phase) -> Phase:
         without = phase.settings.get("gamma_from") == 0 or phase.objective == "speed3r"
         return phase if without else replace(phase, settings={**phase.settings, **weights})
 
-    return replace(recipe, phases=tuple(changed(phase) for phase in recipe.phases))
+    return replace(recipe, phases=tuple(set_weights(phase) for phase in recipe.phases))
 
 
 def with_plan(recipe: Distillation, plan: CompressionPlan) -> Distillation:
-    """The recipe with a student that wears another plan, sparse at every length while it trains.
+    """The recipe for a student with another plan, which is sparse at every sequence length while it trains.
 
-    The last phase gets the plan whole. Phases before it get its mechanisms, with their own rounding where the plan
-    rounds, too; without, they are left out.
+    The last phase has the whole plan. Earlier phases have its mechanisms and, if the plan quantises, their own
+    quantisation. Earlier phases are left out if the plan has no mechanisms, or if they quantise and the plan does not.
     """
     plan = always_sparse(plan)
     mechanisms = CompressionPlan(plan.exchanges, plan.name) if plan.exchanges else None
@@ -130,11 +133,11 @@ def with_plan(recipe: Distillation, plan: CompressionPlan) -> Distillation:
         own = phase.plan.quantizes
         if mechanisms is None or (own and not plan.quantizes):
             continue
-        worn = mechanisms + CompressionPlan(own, own[0].quantize) if own else mechanisms
-        phases.append(replace(phase, plan=worn))
+        phase_plan = mechanisms + CompressionPlan(own, own[0].quantize) if own else mechanisms
+        phases.append(replace(phase, plan=phase_plan))
     last = recipe.phases[-1]
     sparse_alone = bool(phases) and not plan.quantizes and last.plan.quantizes
-    if not sparse_alone:  # else the phase before has that plan, and the last one only adds rounding
+    if not sparse_alone:  # otherwise the previous phase has this plan, and the last would only add quantisation
         phases.append(replace(last, plan=plan))
     name = f"{recipe.teacher}-{plan.name}"
     phases = [
@@ -145,13 +148,13 @@ def with_plan(recipe: Distillation, plan: CompressionPlan) -> Distillation:
 
 
 def always_sparse(plan: CompressionPlan) -> CompressionPlan:
-    """The plan without lengths below which blocks stay dense: on short training sequences nothing else would learn."""
+    """The plan with `dense_below` 0: training sequences are short, and mechanisms learn only where they run."""
     steps = (replace(step, dense_below=0) if isinstance(step, Step) else step for step in plan.steps)
     return CompressionPlan(tuple(steps), plan.name)
 
 
 def recipe_name_for(teacher: str, plan: CompressionPlan | None) -> str:
-    """The recipe that teaches such a student; UsageError where there is none."""
+    """The name of the recipe for a teacher and the plan of its student; UsageError if there is none."""
     mechanisms = {step.mechanism for step in plan.exchanges} if plan else set()
     linear = bool(mechanisms & {"sla", "thu-sla"})
     known = {
@@ -162,5 +165,7 @@ def recipe_name_for(teacher: str, plan: CompressionPlan | None) -> str:
         **dict.fromkeys(("da3-small", "da3-base", "da3-large", "da3-giant"), ("lite3r-da3", "lite3r-da3")),
     }
     if teacher not in known:
-        raise UsageError(f"no recipe teaches from {teacher}. Teachers: {', '.join(known)}; or name a --recipe.")
+        raise UsageError(
+            f"no recipe has the teacher {teacher}. Use one of {', '.join(known)}, or choose a recipe with --recipe."
+        )
     return known[teacher][linear]

@@ -23,7 +23,7 @@ _FORM = re.compile(r"(?P<name>[\w-]+)(?:=(?P<root>.+?))?(?::(?P<weight>\d*\.?\d+
 
 @dataclass(frozen=True)
 class Source:
-    """A row of DATASETS, the folder that it is in, and how often it is drawn, relative to the others."""
+    """A row of DATASETS, its folder, and its relative weight in the draw of scenes."""
 
     name: str
     root: str = ""
@@ -33,28 +33,29 @@ class Source:
         DATASETS.check(self.name)
         if bool(self.root) == (self.name == SYNTHETIC):
             other = "synthetic has no folder" if self.root else f"{self.name}={{folder}} expected"
-            raise UsageError(f"data set '{self.name}' got root '{self.root}': {other}.")
+            raise UsageError(f"data set '{self.name}' has root '{self.root}': {other}.")
         if not self.weight > 0:
             raise UsageError(f"data set '{self.name}' has weight {self.weight}; expected a positive number.")
 
     @classmethod
     def parse(cls, text: str) -> Source:
-        """Read NAME=ROOT[:WEIGHT], or synthetic[:WEIGHT]; UsageError where it is none of these."""
-        found = _FORM.fullmatch(text)
-        if found is None:
+        """Read NAME=ROOT[:WEIGHT] or synthetic[:WEIGHT]; UsageError for anything else."""
+        match = _FORM.fullmatch(text)
+        if match is None:
             raise UsageError(f"data '{text}' cannot be read; expected NAME=ROOT or NAME=ROOT:WEIGHT.")
-        return cls(found["name"], found["root"] or "", float(found["weight"] or 1))
+        return cls(match["name"], match["root"] or "", float(match["weight"] or 1))
 
 
 @dataclass(frozen=True)
 class Data:
-    """Scenes by step. Without `sources` all come from `world`; a source called synthetic is that world, too."""
+    """The scenes of every step, from `sources`, or all from `world` if there are none. The source "synthetic" is
+    `world` too."""
 
     sources: tuple[Source, ...] = ()
     world: SyntheticWorld = field(default_factory=lambda: SyntheticWorld(seed=101))
 
     def batch(self, seed: int, step: int, stage: Stage, rank: int, processes: int) -> SceneBatch:
-        """The scenes of one of so many processes at one step: a pure function of its arguments."""
+        """The scenes of process `rank` out of `processes` at one step; a pure function of its arguments."""
         shape = shape_of(stage, seed, step)
         if not self.sources:
             world = replace(self.world, seed=self.world.seed + seed)
@@ -64,18 +65,18 @@ class Data:
         return mixture(self, seed).batch(step, shape, rank, processes)
 
     def scenes(self) -> int:
-        """How many scenes the sets on disk have together; 0 without any."""
+        """Number of scenes in all data sets on disk; 0 without any."""
         sets = [_open(source) for source in self.sources if source.name != SYNTHETIC]
         return sum(len(scenes) for scenes in sets)
 
     def as_dict(self) -> dict[str, object]:
-        """JSON-ready: all that decides the scenes; where they are computed does not."""
+        """All settings that determine the scenes, JSON-ready; not the device that computes them."""
         world = {k: v for k, v in dataclasses.asdict(self.world).items() if k not in ("device", "compile")}
         return {"sources": [dataclasses.asdict(source) for source in self.sources], "world": world}
 
 
 def shape_of(stage: Stage, seed: int, step: int) -> BatchShape:
-    """The shape of every batch of a step: pictures of the stage's size or, where it has ranges, of one drawn."""
+    """The shape of every batch of a step, with the stage's picture size or, if it has ranges, one drawn from them."""
     if stage.pixels is None:
         return BatchShape(stage.scenes_at(step), stage.views_at(step), stage.height, stage.width)
     aspect = stage.aspect or (stage.width / stage.height, stage.width / stage.height)
@@ -84,7 +85,7 @@ def shape_of(stage: Stage, seed: int, step: int) -> BatchShape:
 
 @lru_cache(maxsize=4)
 def mixture(data: Data, seed: int) -> Mixture:
-    """The sources of `data` as one; opens their folders. InputError where one holds no scene."""
+    """The sources of `data` as one mixture; opens their folders. InputError if one holds no scene."""
     parts = []
     for source in data.sources:
         if source.name == SYNTHETIC:
@@ -95,9 +96,9 @@ def mixture(data: Data, seed: int) -> Mixture:
 
 
 def plain_mixture(sources: Sequence[Source], seed: int) -> Mixture:
-    """Sets on disk as one, their pictures as they are; UsageError where one is the synthetic world."""
+    """Data sets on disk as one mixture without augmentation; UsageError if one is the synthetic world."""
     if any(source.name == SYNTHETIC for source in sources):
-        raise UsageError("the synthetic world is what is taken without any data; name sets on disk, NAME=ROOT.")
+        raise UsageError("the synthetic world is the default without data; expected data sets on disk, NAME=ROOT.")
     return Mixture([Part(_open(source), source.weight, name=source.name) for source in sources], seed)
 
 

@@ -1,10 +1,10 @@
 """Speed3R's recipe (Ren et al. 2026): a dense model's cameras and points are the labels for its sparse student.
 
-As released: 80 epochs of 800 steps, 2 to 24 views a sample and at most 24 pictures a batch, 100k to 255k pixels,
-aspects 0.5 to 2, sides of whole windows (56 pixels), 32 batches a step: on 8 GPUs 4 each, one after the other. AdamW
-1e-5, betas (0.9, 0.95), weight decay 0.05 on matrices, one cosine without warm-up, clip 1, bf16. The encoder is frozen,
-and so is what the loss does not reach. The paper's sets: ARKitScenes, ScanNet++, DL3DV, CO3Dv2, Hypersim, WildRGB-D,
-Virtual KITTI 2.
+As released: 80 epochs of 800 steps, 2 to 24 views per sample and at most 24 pictures per batch, 100k to 255k pixels,
+aspects 0.5 to 2, sides that are multiples of a window (56 pixels), 32 batches per step (4 on each of 8 GPUs, in
+sequence). AdamW 1e-5, betas (0.9, 0.95), weight decay 0.05 on matrices, one cosine without warm-up, clip 1, bf16. The
+encoder and parameters without influence on the loss are frozen. The paper's data sets: ARKitScenes, ScanNet++, DL3DV,
+CO3Dv2, Hypersim, WildRGB-D, Virtual KITTI 2.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from lean3r.train.recipes.sources import Data
 
 EPOCHS, EPOCH_STEPS = 80, 800
 MOST_VIEWS = 24
-BATCHES = 8 * 4  # of a step, on all processes together
-VIEWS = tuple(2 + 7 * i % 23 for i in range(23))  # 2 to 24, far from sorted
+BATCHES = 8 * 4  # in a step, over all processes
+VIEWS = tuple(2 + 7 * i % 23 for i in range(23))  # 2 to 24, in a mixed order
 
 
 def speed3r_pi3(textures: str | None = None) -> Distillation:
-    """Pi3 -> Pi3 with sparse global blocks. Register tokens stay (the release drops them; models/speed3r.from_pi3)."""
+    """Pi3 to Pi3 with sparse global blocks. Register tokens stay (the release drops them; models/speed3r.from_pi3)."""
     return _recipe("speed3r-pi3", "pi3", gsa(dense_below=0), ("conf_decoder", "conf_head"), "own", textures)
 
 
 def speed3r_vggt(textures: str | None = None) -> Distillation:
-    """VGGT -> VGGT with sparse global blocks that always see the first and every 100th view, as in the paper."""
+    """VGGT to VGGT with sparse global blocks that always attend to the first and every 100th view, as in the paper."""
     plan = gsa(dense_below=0, reference=True, every=100)
     return _recipe("speed3r-vggt", "vggt", plan, ("points.", "track_maps.", "tracker."), "depth", textures)
 
