@@ -4,13 +4,13 @@ model = lean3r.load("nano")
 scene = lean3r.reconstruct(model, "photos/")
 lean3r.export(scene, "out/", ["colmap", "glb"])
 
-Importing the package loads none of its rooms; a public name is imported when it is first used.
+Importing the package imports none of its rooms; a public name is imported on first use.
 """
 
 from __future__ import annotations
 
 import sys
-import zlib as zlib  # before anybody imports pycolmap: see lean3r/colmap_library.py
+import zlib as zlib  # before pycolmap is imported: see lean3r/colmap_library.py
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -100,7 +100,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `lean3r.export` the verb: importing the room of that name would otherwise put the module there."""
+    """Keeps `lean3r.export` a function: importing the room of that name would replace it by the module."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (name in _PUBLIC and isinstance(value, ModuleType)):

@@ -5,7 +5,7 @@ import sys
 if __name__ == "__main__":
     from lean3r.processes import module_paths
 
-    sys.path[:] = module_paths()  # -m put the current folder first: code among the photos must not run
+    sys.path[:] = module_paths()  # -m puts the current folder first; code next to the photos must not run
 
     from lean3r.cli.main import main
 

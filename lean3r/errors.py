@@ -1,6 +1,6 @@
-"""Errors that a user can act on; each knows the exit code of the command line.
+"""Errors that a user can act on; each has an exit code of the command line.
 
-A message says what was got, what was expected and what to do, on one line where it can.
+A message says what was given, what was expected and what to do, on one line if possible.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ class LeanError(Exception):
 
 
 class UsageError(LeanError):
-    """The call makes no sense as it stands; this includes an output folder that exists already."""
+    """The call is invalid, for example an unknown option or an output folder that already exists."""
 
     exit_code = 2
 
 
 class KernelError(UsageError):
-    """An implementation that was asked for by name cannot run here; the message names the reason."""
+    """An implementation that was chosen by name cannot run here; the message gives the reason."""
 
 
 class InputError(LeanError):
-    """The input holds nothing usable."""
+    """The input contains nothing usable."""
 
     exit_code = 3
 
@@ -35,17 +35,17 @@ class MissingExtraError(LeanError):
 
     @classmethod
     def of(cls, job: str, extra: str) -> MissingExtraError:
-        """The standard sentence: what needs it, and the pip line that brings it."""
+        """The standard message: the job that needs the package, and the pip command that installs it."""
         return cls(f"{job} needs an extra: pip install 'lean3r[{extra}]'")
 
 
 class OutOfMemoryError(LeanError):
-    """The machine's memory does not hold the job."""
+    """The job does not fit into memory."""
 
     exit_code = 5
 
 
 class WeightsError(LeanError):
-    """Weights are missing, damaged, foreign or could not be downloaded."""
+    """Weights are missing, damaged, of another model, or could not be downloaded."""
 
     exit_code = 6

@@ -1,15 +1,15 @@
-"""JSON from elsewhere -> plain values; ValueError if the text is not JSON, or is nested too deeply."""
+"""Parse untrusted JSON, with a limit on nesting."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-MAX_DEPTH = 64  # far beyond any format read here, far below what Python's own stack takes
+MAX_DEPTH = 64  # far above any format that lean3r reads, far below the limit of Python's stack
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The values of a JSON text (bytes: UTF-8, perhaps with a byte order mark). ValueError says what is wrong."""
+    """Parse a JSON text (bytes: UTF-8, optionally with a byte order mark); ValueError if it is not JSON or too deep."""
     try:
         values = json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
     except RecursionError:

@@ -1,4 +1,4 @@
-"""Work on many views at once, on as many threads as torch uses."""
+"""Process many views in parallel, on as many threads as torch uses."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-MOST = 8  # threads: more of them mostly wait for the interpreter
+MAX_THREADS = 8  # more would mostly wait for the interpreter
 
 
 def by_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """The results of `work`, in the order of the items. For numpy, or many small torch calls; one thread an item.
+    """Call `work` on each item in a thread; return the results in the order of the items, as a loop would.
 
-    No item's result may depend on what another one changes; the results are then those of a loop.
+    This suits NumPy and many small torch calls. Work on one item must not depend on changes that another one makes.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(min(threads, MOST)) as pool:
+        with ThreadPoolExecutor(min(threads, MAX_THREADS)) as pool:
             return list(pool.map(work, items))
     finally:
         torch.set_num_threads(threads)

@@ -1,5 +1,5 @@
-"""This process and its children: memory, and Python processes that import from the same places as this one, but never
-from the current folder."""
+"""This process and its children: peak memory, and child processes with the import paths of this one, but without the
+current folder."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def module_paths() -> list[str]:
 
 
 def python_command(module: str, *arguments: str) -> list[str]:
-    """The command that runs `main()` of one of our modules in a process of its own."""
-    # Not -I: it would drop PYTHONPATH and the user's own packages, which the paths hold if this process uses them.
+    """The command that runs `main()` of a lean3r module in its own process."""
+    # Not -I: it would drop PYTHONPATH and the user's site packages, which this process may use.
     flags = [flag for flag, is_set in (("-E", sys.flags.ignore_environment), ("-s", sys.flags.no_user_site)) if is_set]
     code = f"import sys; sys.path[:] = {module_paths()!r}; from {module} import main; main()"
     return [sys.executable, "-P", *flags, "-c", code, *arguments]
@@ -36,8 +36,8 @@ def python_command(module: str, *arguments: str) -> list[str]:
 
 @contextmanager
 def safely_started() -> Iterator[None]:
-    """Inside, Python processes started by multiprocessing, its resource tracker included, do not import from the
-    current folder before they have this process's paths."""
+    """Inside, processes that multiprocessing starts, including its resource tracker, do not import from the current
+    folder before they receive this process's paths."""
     with _starting:
         before = os.environ.get(_SAFE_PATH)
         os.environ[_SAFE_PATH] = "1"
@@ -51,7 +51,7 @@ def safely_started() -> Iterator[None]:
 
 
 def let_cpu_help_mps() -> None:
-    """On macOS, let torch run operators on the CPU that the GPU lacks. Call it before torch is first imported."""
+    """On macOS, let torch run operators that mps lacks on the CPU. Call this before torch is first imported."""
     if sys.platform == "darwin":
         os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
@@ -67,7 +67,7 @@ def peak_memory_mb() -> float:
 
 
 def _peak_on_windows() -> int:
-    """Bytes of the largest working set, by PROCESS_MEMORY_COUNTERS of the system's library."""
+    """Peak working set in bytes, from PROCESS_MEMORY_COUNTERS of kernel32."""
     import ctypes
 
     class Counters(ctypes.Structure):
@@ -80,10 +80,10 @@ def _peak_on_windows() -> int:
 
     counters = Counters(size=ctypes.sizeof(Counters))
     this = ctypes.c_void_p(-1)
-    library = getattr(ctypes, "windll").kernel32  # noqa: B009 - known on Windows only
+    library = getattr(ctypes, "windll").kernel32  # noqa: B009 - exists on Windows only
     return counters.peak if library.K32GetProcessMemoryInfo(this, ctypes.byref(counters), counters.size) else 0
 
 
 def memory_bytes() -> int | None:
-    """Memory of this machine; None where Python cannot tell (Windows)."""
+    """Memory of this machine in bytes; None if Python cannot query it (Windows)."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None

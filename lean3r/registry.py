@@ -1,6 +1,6 @@
-"""Tables of names: each row says where an object lives, and nothing is imported before it is asked for.
+"""Tables of names: each row gives the location of an object, which is imported on first use.
 
-A row is "module:object", or a NamedTuple whose `at` says so and whose other fields are known without any import.
+A row is "module:object", or a NamedTuple with that text in `at` and further fields that need no import.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lean3r.errors import UsageError
 
 
 class Described(Protocol):
-    """A row with more fields than where its object lives."""
+    """A row with further fields besides the location of its object."""
 
     @property
     def at(self) -> str:

@@ -1,6 +1,6 @@
-"""Files and folders in progress: each is locked by the process that makes it, so that others know that it is alive.
+"""Unfinished files and folders: the process that writes one holds a lock on it while it runs.
 
-The system releases a lock when its process ends, however it ends. A file without a lock was left by a killed run.
+The system releases a lock when its process ends for any reason. An unlocked file is left over from a killed run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lean3r.errors import UsageError
 
 try:
     import fcntl
-except ImportError:  # Windows, which locks otherwise, and lets nobody move or remove a file that is open
+except ImportError:  # Windows has other locks, and open files there cannot be moved or removed
     fcntl = None
 
 LOCK = ".lean3r-lock"
@@ -47,7 +47,7 @@ def hold(path: Path, *, must: bool = True) -> BinaryIO | None:
                 return None
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
-        file.close()  # its owner has removed it meanwhile: create it again
+        file.close()  # its owner removed it in the meantime: create it again
 
 
 def try_lock(file: IO[Any]) -> bool | None:
@@ -64,7 +64,7 @@ def try_lock(file: IO[Any]) -> bool | None:
 
 
 def _try_lock_on_windows(file: IO[Any]) -> bool:
-    """A lock on one byte, which nobody can read or write meanwhile: far behind the end."""
+    """Lock one byte far beyond the end of the file, because a locked byte cannot be read or written."""
     msvcrt: Any = importlib.import_module("msvcrt")
     file.seek(_FAR)
     try:
@@ -75,14 +75,14 @@ def _try_lock_on_windows(file: IO[Any]) -> bool:
 
 
 def release(lock: IO[Any]) -> None:
-    """Call this before the locked file, or its folder, is moved or removed: Windows then needs the lock released."""
+    """Release a lock on Windows, before the locked file or its folder is moved or removed; elsewhere keep it."""
     if fcntl is None:
         lock.close()
 
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[BinaryIO]:
-    """Inside, this process holds the lock file of a leftover; OSError if there is none, or another process holds it."""
+    """Inside, this process holds an existing lock file; OSError if it is missing, or if another process holds it."""
     if not path.is_file():
         raise FileNotFoundError(path)
     lock = hold(path)
@@ -93,24 +93,24 @@ def held(path: Path) -> Iterator[BinaryIO]:
 
 
 def part_name(path: Path) -> str:
-    """The hidden name under which a file or folder of this name is made; always the same."""
+    """The hidden name under which a file or folder is written; it depends on the name only."""
     return f".lean3r-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}.part"
 
 
-def parts_in(folder: Path) -> list[Path]:
-    """Everything in progress in a folder, or left over there."""
+def find_parts(folder: Path) -> list[Path]:
+    """All unfinished files and folders in a folder, in progress or left over."""
     with contextlib.suppress(OSError):
         return [Path(entry.path) for entry in os.scandir(folder) if is_part(entry.name)]
     return []
 
 
 def is_part(name: str) -> bool:
-    """Whether a name was made by `part_name`."""
+    """Whether a name has the form that `part_name` gives."""
     return _PART.fullmatch(name) is not None
 
 
-def remove_left_file(path: Path) -> None:
-    """Remove an unfinished file whose process has ended; anything else stays."""
+def remove_leftover(path: Path) -> None:
+    """Remove an unfinished file if its process has ended."""
     with contextlib.suppress(OSError), held(path) as lock:
         release(lock)
         path.unlink()
@@ -124,12 +124,12 @@ def atomic_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))
     part = path.parent / part_name(path)
-    for left in parts_in(path.parent):
+    for left in find_parts(path.parent):
         if left != part:
-            remove_left_file(left)
+            remove_leftover(left)
     lock = hold(part, must=part.exists())
     if lock is None:
-        raise UsageError(f"another run is writing {path}. Wait until it has ended, or name another file.")
+        raise UsageError(f"another run is writing {path}. Wait until it ends, or name another file.")
     with lock:
         is_placed = False
         try:
@@ -140,14 +140,15 @@ def atomic_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
                 os.replace(part, path)
                 is_placed = True
             else:
-                _put(part, path)
+                _move_to_new(part, path)
         finally:
-            if not is_placed:  # else the name may be another run's by now
+            if not is_placed:  # otherwise another run may use the name by now
                 release(lock)
                 part.unlink(missing_ok=True)
 
 
-def _put(part: Path, path: Path) -> None:
+def _move_to_new(part: Path, path: Path) -> None:
+    """Move a file to a path; UsageError if something exists there."""
     try:
         os.link(part, path)
     except FileExistsError as error:
@@ -155,7 +156,7 @@ def _put(part: Path, path: Path) -> None:
             f"{path} was created by another program in the meantime; it was not replaced. "
             "Use --overwrite (overwrite=True), or name another file."
         ) from error
-    except OSError:  # a disk without links: the next best
+    except OSError:  # a disk without hard links: check, then move
         if path.exists():
             raise UsageError(
                 f"{path} was created by another program in the meantime; it was not replaced. Name another file."
@@ -175,7 +176,7 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         while True:
             folder = Path(tempfile.mkdtemp(prefix=f"lean3r-{purpose}-"))
-            with contextlib.suppress(FileNotFoundError):  # another run took it for a leftover before it was locked
+            with contextlib.suppress(FileNotFoundError):  # another run removed it as a leftover before it was locked
                 lock = hold(folder / LOCK, must=False)
                 if lock is not None:
                     stack.enter_context(lock)
@@ -188,9 +189,11 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a folder belongs to this user and is no link, so that nobody can lead us elsewhere."""
+    """Whether a path is a folder of this user and not a link that could point elsewhere."""
     with contextlib.suppress(OSError):
         about = folder.lstat()
-        ours = os.getuid() if hasattr(os, "getuid") else about.st_uid  # Windows has such folders for each user
+        ours = (
+            os.getuid() if hasattr(os, "getuid") else about.st_uid
+        )  # on Windows each user has an own temporary folder
         return stat.S_ISDIR(about.st_mode) and about.st_uid == ours
     return False

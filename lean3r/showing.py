@@ -1,4 +1,4 @@
-"""How results print: a few lines of sizes, ranges and units, never their arrays; a notebook's page uses the same."""
+"""How results print: a few lines with sizes, ranges and units, without arrays; notebooks use the same figures."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import torch
 from lean3r.types import Known, PointCloud, Prediction, Reconstruction, Source, SparsePoints, Tokens, Views
 
 FEW = 3
-LONG, LONGEST = 60, 300  # characters of a name, of a line
+LONG, LONGEST = 60, 300  # characters in a name, and in a line
 _LABEL = 12
 
 
 def lines(title: str, figures: dict[str, str]) -> str:
-    """The title, then a line a figure; those without text are left out."""
+    """The title, then one line for each figure that has a text."""
     return "\n".join([title, *(f"  {label:<{_LABEL}} {_plain(text)}" for label, text in figures.items() if text)])
 
 
 def source(of: Source) -> str:
-    """One line."""
+    """One line: name, size, focal length, time and orientation."""
     parts = [_names([of.name]), f"{of.width}x{of.height} px"]
     parts += [] if of.focal_px is None else [f"focal {of.focal_px:.0f} px by EXIF"]
     parts += [] if of.timestamp_s is None else [f"at {of.timestamp_s:.2f} s"]
@@ -31,7 +31,7 @@ def source(of: Source) -> str:
 
 
 def views(of: Views) -> str:
-    """Number and size, padding, names, what is known."""
+    """A few lines: number and size, padding, names, known cameras and depth."""
     figures = {
         "images": f"{_array(of.images)}, {_span(of.images)}",
         "padding": "none" if of.mask is None else _share(~of.mask),
@@ -47,18 +47,18 @@ def known(of: Known) -> str:
 
 
 def tokens(of: Tokens) -> str:
-    """The layers by name, with their shapes."""
+    """A few lines: the layers by name, with their shapes."""
     layout = of.layout
     title = f"Tokens({layout.views} views of {layout.special} special and {layout.rows}x{layout.cols} patch tokens)"
     return lines(title, {name: _array(value) for name, value in of.layers.items()})
 
 
 def prediction(of: Prediction) -> str:
-    """Number and size, and the ranges of depth and confidence."""
+    """A few lines: number and size, and the ranges of depth, confidence and focal length."""
     size = () if of.depth is None else of.depth.shape[-2:]
     unit = "m" if of.is_metric else "world units"
     figures = {
-        "depth": "not asked for" if of.depth is None else f"{_array(of.depth)}, {_span(of.depth, unit)}",
+        "depth": "not requested" if of.depth is None else f"{_array(of.depth)}, {_span(of.depth, unit)}",
         "conf": "" if of.conf is None else f"{_array(of.conf)}, {_span(of.conf)}",
         "focal": _span(of.intrinsics[..., [0, 1], [0, 1]], "px"),
     }
@@ -66,24 +66,24 @@ def prediction(of: Prediction) -> str:
 
 
 def points(of: PointCloud) -> str:
-    """Number, extent and confidence."""
+    """A few lines: number of points, extent, confidence, number of views."""
     figures = {axis: _span(of.xyz[:, i], "world units") for i, axis in enumerate("xyz")}
     figures |= {"conf": _span(of.conf), "views": f"{len(np.unique(of.view)):,}"}
     return lines(f"PointCloud({len(of.xyz):,} points)", figures)
 
 
 def sparse(of: SparsePoints) -> str:
-    """One line."""
+    """One line: numbers of points and measurements, reprojection error."""
     return f"SparsePoints({len(of.xyz):,} points, {len(of.point):,} measurements, error {_span(of.error_px, 'px')})"
 
 
 def reconstruction(of: Reconstruction) -> str:
-    """Some ten lines."""
+    """About ten lines: number and size of views, then the main figures."""
     return lines(f"Reconstruction({_scenes((1, len(of.sources)), of.images.shape[1:3])})", figures(of))
 
 
 def figures(of: Reconstruction) -> dict[str, str]:
-    """The main figures of a scene, in words. The users' file names are quoted, and not escaped for HTML."""
+    """The main figures of a scene, in words. File names of the user are quoted, but not escaped for HTML."""
     warnings = [str(warning.get("text", warning)) for warning in of.info.get("warnings", ())]
     unit = "m" if of.scale == "metric" else "world units"
     depth = of.depth[of.depth > 0]
@@ -111,7 +111,7 @@ def _scenes(counts: Sequence[int], size: Sequence[int]) -> str:
 
 
 def _names(names: Sequence[str]) -> str:
-    """Quoted; the first and the last where there are many."""
+    """Quoted names; only the first two and the last if there are many."""
     shown = [repr(name if len(name) <= LONG else f"{name[:LONG]}...") for name in names]
     return ", ".join(shown) if len(shown) <= FEW else f"{shown[0]}, {shown[1]} ... {shown[-1]} ({len(names):,})"
 
@@ -128,7 +128,7 @@ def _array(value: torch.Tensor | np.ndarray) -> str:
 
 
 def _span(values: Any, unit: str = "") -> str:
-    """`0.5 to 7.2 px`, the range of the finite values, and how many are not finite."""
+    """The range of the finite values as `0.5 to 7.2 px`, and the number of values that are not finite."""
     if isinstance(values, torch.Tensor):
         if values.device.type == "meta":
             return "no values"

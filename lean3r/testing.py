@@ -1,4 +1,4 @@
-"""Measures and assertions for tests of numerical code."""
+"""Error measures and assertions for tests of numerical code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rms_ratio(actual: Tensor, expected: Tensor) -> float:
 
 
 def snr_db(actual: Tensor, expected: Tensor) -> float:
-    """Signal to noise ratio in decibel: -20 log10 of `rms_ratio`."""
+    """Signal-to-noise ratio in decibels: -20 log10 of `rms_ratio`."""
     ratio = rms_ratio(actual, expected)
     return math.inf if ratio == 0 else -20 * math.log10(ratio)
 
@@ -28,7 +28,7 @@ def assert_rms(actual: Tensor, expected: Tensor, max_ratio: float) -> None:
     """Fail unless the shapes agree and `rms_ratio` is at most `max_ratio`."""
     assert actual.shape == expected.shape, f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     ratio = rms_ratio(actual, expected)
-    assert ratio <= max_ratio, f"rms ratio {ratio:.3g}, at most {max_ratio:.3g} expected"
+    assert ratio <= max_ratio, f"rms ratio {ratio:.3g}, expected at most {max_ratio:.3g}"
 
 
 def assert_close(actual: Tensor, expected: Tensor, atol: float) -> None:
@@ -36,7 +36,7 @@ def assert_close(actual: Tensor, expected: Tensor, atol: float) -> None:
     assert actual.shape == expected.shape, f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     if actual.numel():
         worst = (actual.double() - expected.double()).abs().max().item()
-        assert worst <= atol, f"largest difference {worst:.3g}, at most {atol:.3g} expected"
+        assert worst <= atol, f"largest difference {worst:.3g}, expected at most {atol:.3g}"
 
 
 def assert_finite_gradient(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:

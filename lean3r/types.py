@@ -1,4 +1,4 @@
-"""The four types that flow through lean3r: Views -> Tokens -> Prediction -> Reconstruction.
+"""The four types of the data flow: Views -> Tokens -> Prediction -> Reconstruction.
 
 Conventions (docs/conventions.md): OpenCV camera axes (x right, y down, z forward); `cam_from_world` maps
 world points into the camera; depth is z-depth; pixel coordinates put the centre of the top-left pixel at
@@ -22,7 +22,7 @@ from torch import Tensor
 from lean3r.options import PointOptions
 from lean3r.registry import Registry
 
-# How they print, by functions that know the types: not imported here.
+# How each type prints. The functions import the types, so they are imported on first use.
 _SHOWN = Registry(
     "type",
     {
@@ -43,7 +43,7 @@ Registration = Literal["predicted", "refined", "fallback", "given", "uncertain"]
 
 
 class _Shown:
-    """Prints as a few lines."""
+    """A type whose `repr` is a few lines."""
 
     def __repr__(self) -> str:
         return _SHOWN.get(type(self).__name__)(self)
@@ -55,9 +55,9 @@ class Source(_Shown):
 
     `original_from_network` is (scale_x, scale_y, offset_x, offset_y): x_original = scale_x * x + offset_x,
     both sides in pixels with the top-left pixel centre at 0.5. `width` and `height` are those of the
-    original picture, upright (the EXIF `orientation`, 1 to 8, applied). `focal_px` is a prior from EXIF in original
-    pixels, None when the file states none. `timestamp_s` is when a video shows the frame, counted from its first one;
-    None for pictures.
+    original picture, upright (with the EXIF `orientation`, 1 to 8, applied). `focal_px` is a prior from EXIF in
+    original pixels, None if the file has none. `timestamp_s` is the time of a video frame in seconds from the first
+    one; None for pictures.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Source(_Shown):
     orientation: int = 1
 
     def original_intrinsics(self, intrinsics: np.ndarray) -> np.ndarray:
-        """Carry a [3, 3] matrix in network pixels back to pixels of the original picture."""
+        """Convert an intrinsic matrix [3, 3] from network pixels to pixels of the original picture."""
         sx, sy, ox, oy = self.original_from_network
         return np.array([[sx, 0.0, ox], [0.0, sy, oy], [0.0, 0.0, 1.0]]) @ np.asarray(intrinsics, dtype=np.float64)
 
@@ -79,8 +79,8 @@ class Known(_Shown):
     """Prior knowledge of B scenes of S views; unknown parts are None.
 
     intrinsics [B, S, 3, 3] in network pixels; cam_from_world [B, S, 4, 4]; depth [B, S, H, W] z-depth, 0 where
-    unknown, in the poses' unit of length; rays [B, S, H, W, 3] camera-frame directions, which stand in for
-    intrinsics where the camera is not a pinhole. The has_* tables [B, S] bool say which views a part is valid for
+    unknown, in the poses' unit of length; rays [B, S, H, W, 3] directions in the camera frame, which replace
+    intrinsics if the camera is not a pinhole. The has_* tables [B, S] bool mark the views for which a part is valid
     (None: all). A model uses the parts that it accepts; its documentation names them.
     """
 
@@ -93,7 +93,7 @@ class Known(_Shown):
     has_depth: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Known:
-        """The same knowledge with tensors on `device`."""
+        """The same parts with tensors on `device`."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         return Known(**{name: None if part is None else part.to(device) for name, part in parts.items()})
 
@@ -101,8 +101,8 @@ class Known(_Shown):
 @dataclass(frozen=True, repr=False)
 class Views(_Shown):
     """Network input. images [B, S, 3, H, W] RGB in [0, 1]; mask [B, S, H, W] bool, True on picture pixels
-    (None: no padding anywhere); sources has S entries when the views come from files (then B is 1); known
-    holds cameras or depth that the user has."""
+    (None: no padding); sources has S entries if the views come from files (then B is 1); known holds known cameras
+    or depth."""
 
     images: Tensor
     mask: Tensor | None = None
@@ -122,8 +122,8 @@ class Windows:
     edge may be smaller.
 
     members [W, side * side]: the patches of each window, row by row, as indices into the view's patches in the
-    layout's own order; -1 fills up smaller windows. slots [P]: where each patch stands in `members`, flattened.
-    `full`: no window is smaller. `adjacent`: also, the patches of each window follow one another in the layout's
+    layout's own order; -1 pads smaller windows. slots [P]: the position of each patch in `members`, flattened.
+    `full`: no window is smaller. `adjacent`: in addition, the patches of each window are contiguous in the layout's
     own order, so that windows are a view of the tokens.
     """
 
@@ -141,10 +141,10 @@ class Windows:
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """How T = special + rows * cols tokens of each view are arranged: special tokens first, then patches.
+    """The order of the T = special + rows * cols tokens of each view: special tokens first, then patches.
 
-    Patches are in row-major order or, where `window` says so, window by window: square windows of that side row
-    by row, inside a window row by row, without any filling. valid [B, S, rows * cols], in the same order, is False
+    Patches are in row-major order or, if `window` is set, window by window: square windows of that side row
+    by row, and row by row inside a window, without padding. valid [B, S, rows * cols], in the same order, is False
     on patches of padding only (None: all valid).
     """
 
@@ -162,16 +162,16 @@ class TokenLayout:
 
     @property
     def tokens(self) -> int:
-        """All tokens of one view, special ones included."""
+        """Tokens in one view, including special ones."""
         return self.special + self.patches
 
     @property
     def windows(self) -> Windows:
-        """The windows that the order goes by, on the CPU; of a row-major layout, single patches."""
+        """The windows of the layout's order, on the CPU; single patches if it is row-major."""
         return self.windows_of(self.window or 1)
 
     def windows_of(self, side: int, device: torch.device | str = "cpu") -> Windows:
-        """Windows of any side, as they lie in this layout's order; cached."""
+        """Windows of any side, as indices into this layout's order; cached."""
         return _windows(self.rows, self.cols, self.window, side, torch.device(device))
 
     def order(self, device: torch.device | str = "cpu") -> Tensor | None:
@@ -188,7 +188,7 @@ def _window_order(rows: int, cols: int, side: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _order(rows: int, cols: int, side: int, device: torch.device) -> Tensor:
-    # Cached: a table made under inference mode would be refused by a later training step.
+    # Cached: a later training step could not use a table that was created in inference mode.
     with torch.inference_mode(False):
         return torch.tensor(_window_order(rows, cols, side), device=device)
 
@@ -210,7 +210,7 @@ def _windows(rows: int, cols: int, window: int | None, side: int, device: torch.
 
 
 def forget_windows() -> None:
-    """Clear the cached tables, after code that ran on tensors without values."""
+    """Clear the cached tables; needed after code that ran on tensors without values."""
     _order.cache_clear()
     _windows.cache_clear()
 
@@ -218,7 +218,7 @@ def forget_windows() -> None:
 @dataclass(frozen=True, repr=False)
 class Tokens(_Shown):
     """Encoder result: `layers` maps the name of each layer that the heads read to values [B, S, T, C];
-    `image` is the network input that dense heads may look at again."""
+    `views` is the network input, which dense heads may read again."""
 
     layers: dict[str, Tensor]
     layout: TokenLayout
@@ -242,7 +242,7 @@ class Prediction(_Shown):
 
 
 class Plan(Protocol):
-    """How a network was compressed, for rooms that only report it; compress/plan.py has the one implementation."""
+    """A compression plan, for rooms that only report it; compress/plan.py has the only implementation."""
 
     @property
     def name(self) -> str:
@@ -250,7 +250,7 @@ class Plan(Protocol):
         ...
 
     def as_dict(self) -> dict[str, object]:
-        """JSON-ready."""
+        """JSON-ready values."""
         ...
 
 
@@ -258,7 +258,7 @@ class Plan(Protocol):
 class PointCloud(_Shown):
     """Fused points. xyz [P, 3] float32 in world units; rgb [P, 3] uint8; conf [P] float32.
 
-    Each point was seen at pixel centre `xy` [P, 2] (network pixels) of view `view` [P] int32.
+    Each point comes from the pixel centre `xy` [P, 2] (network pixels) of view `view` [P] int32.
     """
 
     xyz: np.ndarray
@@ -278,7 +278,7 @@ class Lens:
 
 @dataclass(frozen=True, repr=False)
 class SparsePoints(_Shown):
-    """Triangulated points and where they were measured.
+    """Triangulated points and their measurements in the pictures.
 
     xyz [P, 3] float64 in world units; rgb [P, 3] uint8; error_px [P] mean reprojection error in pixels of the
     original pictures. Measurement o: point `point` [O] int32 was observed in view `view` [O] int32 at `xy` [O, 2]
@@ -297,9 +297,9 @@ class SparsePoints(_Shown):
 class Reconstruction(_Shown):
     """A finished scene, on the CPU, in plain arrays.
 
-    images [S, H, W, 3] uint8, what the network saw; mask [S, H, W] bool, False on padding; depth [S, H, W]
+    images [S, H, W, 3] uint8, the network's pictures; mask [S, H, W] bool, False on padding; depth [S, H, W]
     float32 z-depth in world units, 0 where unknown; conf [S, H, W] float32; cam_from_world [S, 4, 4]
-    float64; intrinsics [S, 3, 3] float64 in pixels of `images`. `scale` says what one world unit is.
+    float64; intrinsics [S, 3, 3] float64 in pixels of `images`. `scale` describes the world unit.
     `skipped` lists (name, reason). `info` carries model, settings, seconds by stage and peak memory for
     the manifest, as JSON-ready values. After refinement, or if lenses are known, `lenses` holds a camera for each view
     (empty: pinholes with `intrinsics`). After refinement `sparse` holds the triangulated points. `registration` gives
@@ -329,17 +329,17 @@ class Reconstruction(_Shown):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """File or frame name of each view."""
+        """The file or frame name of each view."""
         return tuple(s.name for s in self.sources)
 
     @property
     def is_certain(self) -> np.ndarray:
-        """Which views [S] are not marked as uncertain; all of them if every view is."""
+        """The views that are not marked as uncertain, [S] bool; all views if every one is marked."""
         certain = np.array([r != "uncertain" for r in self.registration or ("predicted",) * len(self.sources)], bool)
         return certain | (not certain.any())
 
     def of_certain(self) -> Reconstruction:
-        """The scene without the views that are marked as uncertain, and without the points that only these show."""
+        """The scene without the views that are marked as uncertain, and without their points."""
         certain = self.is_certain
         if certain.all():
             return self

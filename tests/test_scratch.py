@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lean3r.errors import UsageError
-from lean3r.scratch import LOCK, atomic_file, parts_in, temporary_folder
+from lean3r.scratch import LOCK, atomic_file, find_parts, temporary_folder
 
 KILLED = """
 import os, sys
@@ -40,11 +40,11 @@ def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path, monkeypatch
         (folder / "a.txt").write_text("mine")
     with temporary_folder("refine") as living:
         left = killed(tmp_path / "a.bin")
-        assert (left / "picture.jpg").exists() and len(parts_in(tmp_path)) == 1
+        assert (left / "picture.jpg").exists() and len(find_parts(tmp_path)) == 1
         with temporary_folder("group") as folder:
             assert not left.exists() and living.is_dir() and (living / LOCK).exists() and folder != living
         with atomic_file(tmp_path / "b.bin") as part:
-            assert parts_in(tmp_path) == [part]
+            assert find_parts(tmp_path) == [part]
             part.write_text("whole")
     assert {path.name for path in (tmp_path / "tmp").iterdir()} == {notes.name, mine.name}
     assert {path.name for path in tmp_path.iterdir()} == {"tmp", "b.bin"}

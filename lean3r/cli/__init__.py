@@ -1,6 +1,6 @@
-"""The command line: one file a command, each a dataclass whose fields are its options and whose `run` does the work.
+"""The command line: one file for each command, a dataclass with options as fields and a method `run`.
 
-Nothing heavy is imported at the top of these files: `lean3r --help` must answer at once.
+These files import nothing slow at the top, so that `lean3r --help` answers at once.
 """
 
 from typing import Protocol
@@ -9,13 +9,13 @@ from lean3r.registry import Registry
 
 
 class Command(Protocol):
-    """A row of COMMANDS once its line is parsed: a dataclass of options, these two among them."""
+    """A command after parsing: a dataclass of options, which include these two."""
 
     verbose: bool
     quiet: bool
 
     def run(self) -> None:
-        """Do it; the result alone goes to standard output, errors are those of lean3r/errors.py."""
+        """Run the command. Only the result goes to standard output; errors are those of lean3r/errors.py."""
 
 
 COMMANDS = Registry(

@@ -1,4 +1,4 @@
-"""`lean3r compress`: weights of a model in, weights of a compressed one out, its plan inside."""
+"""`lean3r compress`: compress the weights of a model into a file that contains its plan."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from lean3r.models.base import Backbone
     from lean3r.types import Views
 
-SCAN_VIEWS, SCAN_SIDE, SCAN_SEED = 4, 240, 20  # pictures, pixels, and the synthetic world of a scan
+SCAN_VIEWS, SCAN_SIDE, SCAN_SEED = 4, 240, 20  # pictures, pixels, and seed of the synthetic world for a scan
 
 
 @dataclass
 class Compress:
-    """Give a model sparse attention, or quantise it, tensor by tensor; the plan travels in the new file.
+    """Give a model sparse attention or quantise it, tensor by tensor; the new file contains the plan.
 
     See docs/how-to/compress.md and docs/how-to/quantise.md.
     """
@@ -36,17 +36,20 @@ class Compress:
     """Weights of a model (a file, or hf:OWNER/NAME), or the name of a model for its own weights."""
 
     out: Annotated[tyro.conf.Positional[Path], option("OUT")]
-    """File to write, .safetensors; with --scan a folder."""
+    """File to write (.safetensors); with --scan a folder."""
 
     plan: Plan = None
 
     scheme: Annotated[
         str | None,
-        option("NAME", help=f"Numbers for linear layers: {', '.join(SCHEMES)}; after --plan, if both are given."),
+        option(
+            "NAME",
+            help=f"Number format of linear layers: {', '.join(SCHEMES)}; applied after --plan, if both are given.",
+        ),
     ] = None
 
     scan: Annotated[bool, option()] = False
-    """Write no weights, but the error of each layer: scan.json, scan.png, and plan.json without the worst layers."""
+    """Write the error of each layer instead of weights: scan.json, scan.png, and plan.json without the worst layers."""
 
     photos: Annotated[list[str], option("INPUT [INPUT ...]")] = field(default_factory=list)
     """Pictures for --scan; by default the synthetic world."""
@@ -64,7 +67,7 @@ class Compress:
     quiet: Quiet = False
 
     def run(self) -> None:
-        """Compress, write the file, say what changed: its path, or JSON, on standard output."""
+        """Compress, write the file and report the changes; print its path, or JSON."""
         from lean3r.pipeline.save import check_file
 
         console = Console(self.quiet)
@@ -74,12 +77,12 @@ class Compress:
         check_file(self.out, overwrite=self.overwrite)
         plan = self._plan()
         with console.stage("compressing"):
-            from lean3r.pipeline.transcode import compress_file, named_weights
+            from lean3r.pipeline.transcode import compress_file, resolve_weights
 
-            name, path = named_weights(self.source, self.model, offline=self.offline)
+            name, path = resolve_weights(self.source, self.model, offline=self.offline)
             written = compress_file(name, path, self.out, plan, overwrite=self.overwrite)
         before, after = _size(path), _size(self.out)
-        done = {
+        report = {
             "out": str(self.out),
             "source": str(path),
             "model": name,
@@ -89,15 +92,15 @@ class Compress:
             "changed": [change.as_dict() for change in written.changes],
         }
         console.line("plan", str(written.plan))
-        for text in _lines(written.changes, each=self.verbose):
+        for text in _describe_changes(written.changes, each=self.verbose):
             console.line("", text)
-        console.line("weights", f"{written.parameters:,} parameters carried over, {written.new_parameters:,} new")
+        console.line("weights", f"{written.parameters:,} parameters unchanged, {written.new_parameters:,} new")
         console.line("file", f"{before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB now")
         console.line("next", f"lean3r reconstruct PHOTOS -o DIR --model {name} --weights {self.out}")
-        print(json.dumps(done) if self.json else self.out)
+        print(json.dumps(report) if self.json else self.out)
 
     def _scan(self, console: Console) -> None:
-        """Measure what every layer loses; write and draw it, and a plan that leaves out the worst."""
+        """Measure the error of each layer; write it, with a figure and a plan that leaves out the worst layers."""
         from lean3r.compress.presets import fp8
         from lean3r.compress.scan_picture import draw
         from lean3r.compress.sensitivity import leave_out, propose_leave_out, scan
@@ -105,17 +108,17 @@ class Compress:
         from lean3r.export.manifest import write_short
         from lean3r.pipeline.load import load
         from lean3r.pipeline.reconstruct import predict
-        from lean3r.pipeline.transcode import named_weights
+        from lean3r.pipeline.transcode import resolve_weights
 
         plan = self._plan() or fp8()
-        name, path = named_weights(self.source, self.model, offline=self.offline)
+        name, path = resolve_weights(self.source, self.model, offline=self.offline)
         with atomic_folder(self.out, overwrite=self.overwrite, inputs=(path, *self.photos)) as folder:
             with console.stage("loading"):
                 model = load(name, path)
                 views = self._views(model, console)
             with console.stage("scanning"):
-                found = scan(model, plan, lambda _: predict(model, views))
-            left_out = propose_leave_out(found, self.floor_db)
+                rows = scan(model, plan, lambda _: predict(model, views))
+            left_out = propose_leave_out(rows, self.floor_db)
             better = leave_out(plan, left_out)
             about = {
                 "model": name,
@@ -123,16 +126,18 @@ class Compress:
                 "views": [source.name for source in views.sources] or views.images.shape[1],
                 "floor_db": self.floor_db,
                 "left_out": left_out,
-                "layers": [row.as_dict() for row in found],
+                "layers": [row.as_dict() for row in rows],
             }
-            picture = draw(found, left_out, self.floor_db, f"{name}, plan {plan.name}, {views.images.shape[1]} views")
+            picture = draw(rows, left_out, self.floor_db, f"{name}, plan {plan.name}, {views.images.shape[1]} views")
             picture.save(folder / "scan.png")
             (folder / "scan.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
             (folder / "plan.json").write_text(json.dumps(better.as_dict(), indent=1), encoding="utf-8")
             write_short(folder)
-        worst = sorted((row for row in found if row.snr_db is not None), key=lambda row: row.snr_db or 0.0)[:5]
-        console.table("the layers that lose most", [(row.layer, row.scheme, f"{row.snr_db:.1f} dB") for row in worst])
-        console.line("left out", f"{len(left_out)} of {len(found)} layers, below {self.floor_db:g} dB")
+        worst = sorted((row for row in rows if row.snr_db is not None), key=lambda row: row.snr_db or 0.0)[:5]
+        console.table(
+            "layers with the largest error", [(row.layer, row.scheme, f"{row.snr_db:.1f} dB") for row in worst]
+        )
+        console.line("left out", f"{len(left_out)} of {len(rows)} layers, below {self.floor_db:g} dB")
         console.line("next", f"lean3r compress {self.source} FILE --plan {self.out / 'plan.json'}")
         print(json.dumps(about) if self.json else self.out)
 
@@ -152,7 +157,7 @@ class Compress:
         return Views(SyntheticWorld(seed=SCAN_SEED, views=SCAN_VIEWS, height=side, width=side).batch(0, 1).images)
 
     def _plan(self) -> CompressionPlan | None:
-        """What --plan and --scheme ask for; None for what the file was trained for."""
+        """The plan of --plan and --scheme; None for the plan that the file was trained for."""
         from lean3r.compress.plan import resolve_plan
         from lean3r.compress.presets import of_scheme
 
@@ -162,21 +167,21 @@ class Compress:
         return of_scheme(self.scheme) if plan is None else plan + of_scheme(self.scheme)
 
 
-def _lines(changes: Sequence[Change | Quantized], *, each: bool) -> list[str]:
-    """One line a layer, or one for all layers that changed alike."""
+def _describe_changes(changes: Sequence[Change | Quantized], *, each: bool) -> list[str]:
+    """One line for each layer, or one for all layers with the same change."""
     if each:
-        return [f"{change.site.name}: {_says(change)}" for change in changes]
-    alike = Counter(f"{_where(change)}: {_says(change)}" for change in changes)
-    return [f"{count} {says}" for says, count in alike.items()]
+        return [f"{change.site.name}: {_describe(change)}" for change in changes]
+    counts = Counter(f"{_describe_site(change)}: {_describe(change)}" for change in changes)
+    return [f"{count} {text}" for text, count in counts.items()]
 
 
-def _where(change: Change | Quantized) -> str:
+def _describe_site(change: Change | Quantized) -> str:
     from lean3r.compress.fp8_linear import Quantized
 
     return f"layers ({change.site.part})" if isinstance(change, Quantized) else f"{change.site.role} blocks"
 
 
-def _says(change: Change | Quantized) -> str:
+def _describe(change: Change | Quantized) -> str:
     from lean3r.compress.fp8_linear import Quantized
 
     if isinstance(change, Quantized):
@@ -187,6 +192,7 @@ def _says(change: Change | Quantized) -> str:
 
 
 def _size(path: Path) -> int:
+    """Bytes of all files of the weights."""
     from lean3r.models.weight_files import open_weights
 
     return sum(file.stat().st_size for file in set(open_weights(path).files.values()))

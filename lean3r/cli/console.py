@@ -1,4 +1,4 @@
-"""What a run says on standard error: one plain line a fact, bars only where a person looks at a terminal."""
+"""Progress of a run on standard error: plain lines, and progress bars on a terminal."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ class Console(Observer):
         self._shown: dict[str, tuple[float, int, int]] = {}
 
     def line(self, label: str, text: str) -> None:
-        """One fact: a label in the first column, then the text."""
+        """Print one line: a label in the first column, then the text."""
         if not self.quiet:
             print(f"{label:<{_LABEL}} {text}".rstrip(), file=self.stream, flush=True)
 
     def warn(self, text: str) -> None:
-        """One warning, above the bar if there is one."""
+        """Print a warning, above the bar if there is one."""
         if not self.quiet:
             out = self.stream if self._bar is None else self._bar.console.file
             print(f"warning: {text}", file=out, flush=True)
 
     def read(self, used: Sequence[str], skipped: Sequence[tuple[str, str]]) -> None:
-        """Say how many views are used, and of every file that is not, why."""
+        """Print how many views are used, and the reason for each skipped file."""
         for text in group_skips(skipped):
             self.warn(f"skipped {text}")
         self.line("views", f"{len(used):,} used" + (f", {len(skipped):,} skipped" if skipped else ""))
 
     def fitted(self, text: str) -> None:
-        """Say what was chosen to stay within the memory."""
+        """Print how the run was fitted into its memory budget."""
         self.line("memory", text)
 
     def advanced(self, name: str, done: int, total: int) -> None:
-        """Move the bar of a stage; on a pipe, a line now and then when the stage takes long."""
+        """Advance the bar of a stage; on a pipe, print a line from time to time during long stages."""
         now = time.monotonic()
         last_time, _, _ = self._shown.get(name, (now, 0, 0))
         if self.quiet:
@@ -62,7 +62,7 @@ class Console(Observer):
         self._shown[name] = (last_time, done, total)
 
     def finished(self, name: str) -> None:
-        """Replace the bar of a stage by its line: how much was done, in how many seconds."""
+        """Replace the bar of a stage by a line with its amount and its seconds."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -86,13 +86,13 @@ class Console(Observer):
         return bar
 
     def table(self, title: str, rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> None:
-        """A small table of left-aligned columns, under a title."""
+        """Print a small table of left-aligned columns under a title."""
         if not self.quiet:
             print(f"\n{title}\n{format_table(rows, header)}", file=self.stream, flush=True)
 
 
 def group_skips(skipped: Sequence[tuple[str, str]]) -> list[str]:
-    """`name: reason` for each skipped file; one line for many files with the same reason."""
+    """`name: reason` for each skipped file; many files with the same reason share a line."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in skipped:
         by_reason.setdefault(reason, []).append(name)
@@ -105,7 +105,7 @@ def group_skips(skipped: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def format_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
-    """Columns as wide as their longest cell, two blanks apart, every line indented by two."""
+    """Format rows as left-aligned columns, two blanks apart, each line indented by two."""
     lines = [list(header), *map(list, rows)] if header else [list(row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  " + "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)

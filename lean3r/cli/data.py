@@ -1,4 +1,4 @@
-"""`lean3r data`: which data sets can be trained on, whether a copy is whole, and packing one into shards."""
+"""`lean3r data`: list the data sets for training, check a copy of one, or pack it into shards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 20
 _PLAIN_COLUMNS = 200
-_MARK = ("Software", "lean3r data check")  # what a sample says of itself, so that only samples are written over
+_MARK = ("Software", "lean3r data check")  # metadata of a sample, so that only samples are overwritten
 
 
 @dataclass
@@ -37,13 +37,13 @@ class Data:
     """Folder of the data set, for check and pack."""
 
     set: Annotated[str | None, option("NAME")] = None
-    """The name of the set; by default it is recognised by its layout."""
+    """Name of the set; by default it is recognised by its layout."""
 
     options: Annotated[tyro.conf.UseAppendAction[list[str]], option("KEY=VALUE")] = field(default_factory=list)
-    """A setting of the set, such as depth=FOLDER of colmap; may be repeated."""
+    """A setting of the set, such as depth=FOLDER for colmap; may be repeated."""
 
     out: Annotated[Path | None, option("PATH", "-o")] = None
-    """check: the picture of a sample, a .png (default: SET-sample.png here); pack: the folder of shards."""
+    """check: the .png file for a sample (default: SET-sample.png in this folder); pack: the folder for the shards."""
 
     scene: Annotated[int, option("N")] = 0
     """check: the scene to draw, from 0."""
@@ -58,17 +58,17 @@ class Data:
     """pack: size of a shard."""
 
     scene_views: Annotated[int, option("N")] = 64
-    """pack: a longer scene is cut into runs of this many views."""
+    """pack: split longer scenes into parts of this many views."""
 
     json: Json = False
     verbose: Verbose = False
     quiet: Quiet = False
 
     def run(self) -> None:
-        """Do it; InputError, exit code 3, where something is missing or wrong with the root."""
+        """Check, list or pack; InputError (exit code 3) if the folder is missing or has problems."""
         if self.what == "list":
             if self.root is not None:
-                raise UsageError(f"list takes no folder; to look at one: lean3r data check {self.root}")
+                raise UsageError(f"list takes no folder; to check one: lean3r data check {self.root}")
             _list(self.json)
             return
         if self.root is None:
@@ -79,54 +79,56 @@ class Data:
         from lean3r.data.sets.roots import options_of, report
 
         console = Console(self.quiet)
-        found = report(root, self.set, options_of(self.options))
-        values = found.as_dict()
-        console.line("set", f"{values['title']} ({found.name}), licence: {values['licence']}")
-        picture = self._draw(found)
+        result = report(root, self.set, options_of(self.options))
+        values = result.as_dict()
+        console.line("set", f"{values['title']} ({result.name}), licence: {values['licence']}")
+        picture = self._draw(result)
         values["picture"] = None if picture is None else str(picture)
-        more = "" if found.looked == found.scenes else f" in the first {found.looked:,}"
-        console.line("scenes", f"{found.scenes:,}, {found.views:,} views{more}")
-        for problem in found.problems[:_SHOWN]:
+        more = "" if result.looked == result.scenes else f" in the first {result.looked:,}"
+        console.line("scenes", f"{result.scenes:,}, {result.views:,} views{more}")
+        for problem in result.problems[:_SHOWN]:
             console.warn(problem)
-        if len(found.problems) > _SHOWN:
-            console.warn(f"and {len(found.problems) - _SHOWN:,} more problems; --json lists all")
+        if len(result.problems) > _SHOWN:
+            console.warn(f"and {len(result.problems) - _SHOWN:,} more problems; --json lists all")
         if self.json:
             print(json.dumps(values))
         elif picture is not None:
             print(picture)
-        if found.problems:
-            count = len(found.problems)
-            usable = f"{found.scenes or 'no'} scene{'' if found.scenes < 2 else 's'} can be used"
+        if result.problems:
+            count = len(result.problems)
+            usable = f"{result.scenes or 'no'} scene{'' if result.scenes < 2 else 's'} can be used"
             raise InputError(f"{count} problem{'s' if count > 1 else ''} in {root}; {usable}")
 
-    def _draw(self, found: Report) -> Path | None:
-        """Draw two views of a scene; None where nothing can be drawn."""
+    def _draw(self, report: Report) -> Path | None:
+        """Draw two views of a scene and return the file; None if nothing can be drawn."""
         import numpy as np
         from PIL.PngImagePlugin import PngInfo
 
         from lean3r.cli.data_picture import draw
         from lean3r.data.sampling.choosing import AUTO, Chooser
 
-        scenes = found.opened
+        scenes = report.opened
         if scenes is None:
             return None
         if not 0 <= self.scene < len(scenes):
-            raise UsageError(f"--scene is {self.scene}; there are {len(scenes)} scenes, 0 to {len(scenes) - 1}")
-        path = self.out or Path(f"{found.name}-sample.png")
+            raise UsageError(f"--scene is {self.scene}; expected 0 to {len(scenes) - 1}.")
+        path = self.out or Path(f"{report.name}-sample.png")
         if path.suffix.lower() != ".png" or (path.exists() and not _is_sample(path)):
-            what = "was not drawn by data check, so it is not replaced" if path.exists() else "is not a .png"
+            what = "was not written by data check, so it is not replaced" if path.exists() else "is not a .png"
             raise UsageError(f"{path} {what}; name another file with -o.")
         try:
             info = scenes.scene(self.scene)
             rng = np.random.default_rng(0)
             one, other = self.views or Chooser(scenes, AUTO).choose(rng, self.scene, 2)
             if not 0 <= min(one, other) <= max(one, other) < info.views:
-                raise UsageError(f"--views is {one} {other}; scene {info.id} has views 0 to {info.views - 1}")
-            name = found.root.resolve().name if info.id == "." else info.id
-            title = f"{found.name}  {name}  views {one} and {other}; right: {one} as {other} sees it"
+                raise UsageError(
+                    f"--views is {one} {other}; expected numbers from 0 to {info.views - 1} for scene {info.id}."
+                )
+            name = report.root.resolve().name if info.id == "." else info.id
+            title = f"{report.name}  {name}  views {one} and {other}; right: {one} as {other} sees it"
             sheet = draw(scenes.view(self.scene, one), scenes.view(self.scene, other), title)
         except InputError as error:
-            found.problems.append(f"no picture of scene {self.scene}: {error}")
+            report.problems.append(f"no picture of scene {self.scene}: {error}")
             return None
         path.parent.mkdir(parents=True, exist_ok=True)
         about = PngInfo()
@@ -154,7 +156,7 @@ class Data:
 
 
 def _is_sample(path: Path) -> bool:
-    """Whether a file is a picture that `data check` drew."""
+    """Whether a file is a sample written by `data check`."""
     from PIL import Image
 
     try:
@@ -165,7 +167,7 @@ def _is_sample(path: Path) -> bool:
 
 
 def _list(as_json: bool) -> None:
-    """The table of sets."""
+    """Print the table of data sets, or JSON."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console as Terminal
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""A picture of a sample of a data set: two views, their depth, and the first as the second one's camera sees it."""
+"""Draw a sample of a data set: two views, their depth, and the first view reprojected into the second camera."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _BACKGROUND = (24, 27, 34)
 
 
 def draw(one: RawView, other: RawView, title: str) -> Image.Image:
-    """Panels in two rows: view, view, mixed reprojection; depth, depth, reprojection. Without depth, the views."""
-    one, other = (_known(view) for view in (one, other))
+    """Draw two rows: the views and a blended reprojection; depths and reprojection. Without depth, only the views."""
+    one, other = (_with_known_depth(view) for view in (one, other))
     panels = [[_scale(one.image), _scale(other.image)]]
     if one.depth.any():
         moved = reproject(one, other)
@@ -24,8 +24,8 @@ def draw(one: RawView, other: RawView, title: str) -> Image.Image:
         if np.count_nonzero(one.depth) < _SPARSE * one.depth.size:
             moved, *depth = (_enlarge(image) for image in (moved, *depth))
         seen = moved.any(-1, keepdims=True)
-        mixed = np.where(seen, moved // 2 + other.image // 2, other.image // 3)
-        panels[0].append(_scale(mixed))
+        blend = np.where(seen, moved // 2 + other.image // 2, other.image // 3)
+        panels[0].append(_scale(blend))
         panels.append([_scale(image) for image in (*depth, moved)])
     width = max(sum(p.width + _GAP for p in row) for row in panels) + _GAP
     height = _LINE + sum(max(p.height for p in row) + _GAP for row in panels)
@@ -42,30 +42,31 @@ def draw(one: RawView, other: RawView, title: str) -> Image.Image:
 
 
 def reproject(one: RawView, other: RawView) -> np.ndarray:
-    """[H, W, 3] uint8: the pixels of `one` where its depth puts them in `other`, the nearest wins; black elsewhere."""
+    """Reproject the pixels of `one` into `other` by its depth: [H, W, 3] uint8, nearest points only, else black."""
     rows, columns = np.nonzero(one.depth)
     z = one.depth[rows, columns].astype(np.float64)
     rays = np.stack([columns + 0.5, rows + 0.5, np.ones(len(rows))], 1) @ np.linalg.inv(one.intrinsics).T
     change = other.cam_from_world @ invert(one.cam_from_world)
-    there = (rays * z[:, None]) @ change[:3, :3].T + change[:3, 3]
-    ahead = there[:, 2] > 1e-9
-    there, colours = there[ahead], one.image[rows[ahead], columns[ahead]]
-    pixels = np.floor((there / there[:, 2:]) @ other.intrinsics[:2].T).astype(np.int64)
+    points = (rays * z[:, None]) @ change[:3, :3].T + change[:3, 3]
+    ahead = points[:, 2] > 1e-9
+    points, colours = points[ahead], one.image[rows[ahead], columns[ahead]]
+    pixels = np.floor((points / points[:, 2:]) @ other.intrinsics[:2].T).astype(np.int64)
     height, width = other.depth.shape
     inside = ((pixels >= 0) & (pixels < (width, height))).all(1)
-    order = np.argsort(-there[inside, 2], kind="stable")  # far ones first: near ones are painted over them
+    order = np.argsort(-points[inside, 2], kind="stable")  # far points first, so that near points cover them
     x, y = pixels[inside][order].T
     sheet = np.zeros((height, width, 3), np.uint8)
     sheet[y, x] = colours[inside][order]
     return sheet
 
 
-def _known(view: RawView) -> RawView:
+def _with_known_depth(view: RawView) -> RawView:
+    """The view with 0 for unknown depth."""
     return RawView(view.image, zero_unknown(view.depth)[0], view.intrinsics, view.cam_from_world)
 
 
 def _enlarge(image: np.ndarray) -> np.ndarray:
-    """Single pixels as dots that can be seen."""
+    """Enlarge single pixels to visible dots."""
     return np.asarray(Image.fromarray(image).filter(ImageFilter.MaxFilter(_DOT)))
 
 

@@ -1,4 +1,4 @@
-"""`lean3r demo`: photographs of a synthetic room, reconstructed and compared with the truth."""
+"""`lean3r demo`: reconstruct photographs of a synthetic room and compare the result with the ground truth."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Demo:
     ] = Path("demo")
 
     photos: Annotated[Path | None, option("DIR")] = None
-    """Reconstruct these pictures instead; there is no truth to compare with then."""
+    """Reconstruct these pictures instead, without a comparison."""
 
     weights: Weights = None
     seed: Annotated[Seed, option(help="Random seed of the camera path.")] = 1
@@ -38,7 +38,7 @@ class Demo:
     quiet: Quiet = False
 
     def run(self) -> None:
-        """Make the photos unless they are given, reconstruct, compare, print where the files are."""
+        """Render the photos unless they are given, reconstruct, compare, and print the output folders."""
         check_seed(self.seed)
         if self.photos is not None:
             if not self.photos.is_dir():
@@ -59,10 +59,10 @@ class Demo:
         from lean3r.eval.reconstruction import compare
 
         figures = compare(scene, truth)
-        print("\nagainst the truth\n" + format_table([(name, value) for name, value in figures.items()]))
+        print("\ncompared with the ground truth\n" + format_table([(name, value) for name, value in figures.items()]))
 
     def reconstruct(self, photos: Path, out: Path) -> Reconstruction:
-        """Reconstruct a folder into another and print that."""
+        """Reconstruct a folder of photos into `out`, and print `out`."""
         job = Reconstruct(
             [str(photos)],
             out,

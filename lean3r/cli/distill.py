@@ -1,4 +1,4 @@
-"""`lean3r distill`: a dense teacher in, a sparse or rounded student out, by a recipe."""
+"""`lean3r distill`: train a sparse or quantised student of a dense teacher by a recipe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from lean3r.cli.options import DataSets, Out, Plan, Weights, option
-from lean3r.cli.running import Changes, quietly, show
+from lean3r.cli.running import Changes, run_quietly, show
 from lean3r.train import DISTILLATIONS
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Distill(Changes):
     """
 
     recipe: Annotated[
-        str | None, option("NAME", help=f"{', '.join(DISTILLATIONS)}; by default the one for teacher and plan.")
+        str | None, option("NAME", help=f"{', '.join(DISTILLATIONS)}; by default the one for the teacher and the plan.")
     ] = None
 
     teacher: Annotated[str | None, option("NAME")] = None
@@ -47,7 +47,7 @@ class Distill(Changes):
         from lean3r.train.distributed import is_main_process
         from lean3r.train.runs import run_folder, train_phases
 
-        recipe = self.chosen()
+        recipe = self.resolve()
         if self.dry_run:
             check_fit(recipe)
             show(recipe)
@@ -65,14 +65,14 @@ class Distill(Changes):
             device=self.device,
         )
         with run_folder(self.out, recipe.as_dict(), self.resume, [*names, f"{recipe.name}.safetensors"]):
-            phase = partial(quietly, phase) if self.quiet else phase
+            phase = partial(run_quietly, phase) if self.quiet else phase
             if code := train_phases(phase, names, self.out, self.resume, recipe.processes):
                 sys.exit(code)
             if is_main_process():
                 print(publish(recipe, self.out, self.weights))
 
-    def chosen(self) -> Distillation:
-        """The recipe with all that the options change; UsageError where they contradict one another."""
+    def resolve(self) -> Distillation:
+        """The recipe with the changes of the options; UsageError if they contradict each other."""
         from lean3r.compress import resolve_plan
         from lean3r.errors import UsageError
         from lean3r.train import RECIPES
@@ -94,23 +94,25 @@ class Distill(Changes):
         configs = self.overrides().configs([phase.config for phase in recipe.phases], recipe.processes, processes)
         recipe = replace(with_configs(recipe, configs), processes=processes)
         recipe = recipe.with_data(Data(sources, world), processes, epochs=not self.steps)
-        # Where the device renders, batches from other processes would have to come through memory.
+        # If the device renders, batches from other processes would have to pass through main memory.
         if self.device != "cpu" and not sources:
             recipe = with_configs(recipe, [replace(phase.config, workers=0) for phase in recipe.phases])
         if len(self.gamma) > 2:
-            raise UsageError(f"--gamma got {len(self.gamma)} numbers; expected one, or one for the start and the end.")
+            raise UsageError(
+                f"--gamma has {len(self.gamma)} numbers; expected one, or one for the start and one for the end."
+            )
         return with_gamma(recipe, *self.gamma) if self.gamma else recipe
 
 
 def sets_of(recipe: Distillation) -> Sets:
-    """The scenes of a validation: fewer where each takes long."""
+    """The scenes of a validation: fewer with a large teacher."""
     from lean3r.train.held_out import FEW, SETS
 
     return SETS if recipe.teacher == "nano" else FEW
 
 
 def check_fit(recipe: Distillation) -> None:
-    """UsageError where a plan of the recipe names blocks that the teacher lacks; needs no weights and no memory."""
+    """Raise UsageError if a plan of the recipe names blocks that the teacher lacks; loads no weights."""
     from lean3r.models import MODELS
     from lean3r.models.checkpoint import without_memory
     from lean3r.train.students import only_trains, student_of
@@ -121,21 +123,21 @@ def check_fit(recipe: Distillation) -> None:
 
 
 def student_at(recipe: Distillation, phase: int, teacher: Backbone, out: Path) -> Backbone:
-    """The student as a phase starts with it: with the teacher's weights, or the averages of the phase before."""
+    """The student at the start of a phase: with the teacher's weights, or the averages of the previous phase."""
     from lean3r.models.checkpoint import read_tensors
     from lean3r.train.students import student_of
 
     student = student_of(teacher, recipe.phases[phase].plan)
     if phase:
-        before = out / recipe.phases[phase - 1].config.name / "weights.safetensors"
-        student.load_state_dict(read_tensors(before)[0])
+        previous = out / recipe.phases[phase - 1].config.name / "weights.safetensors"
+        student.load_state_dict(read_tensors(previous)[0])
     return student
 
 
 def run_phase(
     recipe: Distillation, phase: int, out: Path, weights: str | None, held_out: HeldOut, resume: bool, device: str
 ) -> int:
-    """Train one phase in this process (one of several alike) and return its exit code."""
+    """Train one phase in this process, one of several with the same task, and return its exit code."""
     from lean3r.eval.synthetic import validate
     from lean3r.pipeline.load import load
     from lean3r.train.held_out import picture
@@ -165,7 +167,7 @@ def run_phase(
 
 
 def publish(recipe: Distillation, out: Path, weights: str | None) -> Path:
-    """Write the finished student to OUT/NAME.safetensors, rounded layers as codes, with its plan; return the path."""
+    """Write the student and its plan to OUT/NAME.safetensors, with quantised layers as codes; return the path."""
     from lean3r.compress import convert
     from lean3r.models.checkpoint import read_tensors, save_model
     from lean3r.pipeline.load import load

@@ -1,4 +1,4 @@
-"""`lean3r doctor`: hardware, versions, optional parts; for each that is not usable, why and what helps."""
+"""`lean3r doctor`: report hardware, versions and optional parts, with the reason and the fix for each unusable one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lean3r.cli.options import Json, Quiet, Verbose
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; `fix` says what to do where `usable` is False."""
+    """One line of the report; `fix` says what to do if `usable` is False."""
 
     part: str
     usable: bool
@@ -45,7 +45,7 @@ class Doctor:
 
 
 def examine() -> list[Finding]:
-    """Every finding, hardware first. Takes a few seconds: it imports what it reports on."""
+    """All findings, hardware first. This takes a few seconds, because it imports the packages."""
     return [
         *hardware(),
         *(check_required(name) for name in _REQUIRED),
@@ -58,7 +58,7 @@ def examine() -> list[Finding]:
 
 
 def hardware() -> list[Finding]:
-    """This machine: processor, memory, and the GPU or the reason why there is none."""
+    """This machine: processor, memory, and the GPU or the reason why none is usable."""
     import torch
 
     from lean3r.pipeline.devices import why_no_cuda, why_no_mps
@@ -67,7 +67,7 @@ def hardware() -> list[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = memory_bytes()
     features = torch.backends.cpu.get_cpu_capability()
-    found = [
+    findings = [
         Finding(
             "lean3r", True, f"{metadata.version('lean3r')}, Python {platform.python_version()}, {platform.platform()}"
         ),
@@ -75,19 +75,19 @@ def hardware() -> list[Finding]:
         *([Finding("memory", True, f"{memory / 1e9:.1f} GB")] if memory else []),
     ]
     if not why_no_mps():
-        said = "Apple GPU (mps); untested: where a network fails there, or differs from the CPU, the CPU is used"
-        return [*found, Finding("GPU", True, said)]
+        detail = "Apple GPU (mps); untested: if a network fails there or differs from the CPU, the CPU is used"
+        return [*findings, Finding("GPU", True, detail)]
     if sys.platform == "darwin":
-        return [*found, Finding("GPU", False, why_no_mps(), "not needed by nano; the CPU is used")]
+        return [*findings, Finding("GPU", False, why_no_mps(), "not needed by nano; the CPU is used")]
     if not torch.cuda.is_available():
         fix = "not needed by nano; with an NVIDIA GPU: pip install torch (the CUDA build)"
-        return [*found, Finding("GPU", False, why_no_cuda(), fix)]
+        return [*findings, Finding("GPU", False, why_no_cuda(), fix)]
     for index in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(index)
         bf16 = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16"
         capability = f"capability {p.major}.{p.minor}"
-        found.append(Finding("GPU", True, f"{p.name}, {p.total_memory / 1e9:.0f} GB, {capability}, {bf16}"))
-    return found
+        findings.append(Finding("GPU", True, f"{p.name}, {p.total_memory / 1e9:.0f} GB, {capability}, {bf16}"))
+    return findings
 
 
 _REQUIRED = ("torch", "numpy", "pillow", "pillow_heif", "av", "safetensors", "huggingface_hub", "pycolmap")
@@ -110,76 +110,78 @@ def check_required(name: str) -> Finding:
 
 
 def check_optional() -> list[Finding]:
-    """Packages and tools that some jobs use, with the job and what brings them."""
-    found = []
+    """Optional packages and tools, each with the job that uses it and the command that installs it."""
+    findings = []
     for name, (job, fix) in _OPTIONAL.items():
         broken = import_failure(name)
-        found.append(Finding(name, False, f"{broken}; for {job}", fix) if broken else _package(name, job))
+        findings.append(Finding(name, False, f"{broken}; for {job}", fix) if broken else _package(name, job))
     compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     if compiler:
-        found.append(Finding("C++ compiler", True, f"{compiler}; for torch.compile on a CPU"))
+        findings.append(Finding("C++ compiler", True, f"{compiler}; for torch.compile on a CPU"))
     else:
-        fix = "apt install g++, or your system's way"
-        found.append(Finding("C++ compiler", False, "none of c++, g++, clang++ found; for torch.compile on a CPU", fix))
-    return found
+        fix = "apt install g++, or the package of your system"
+        findings.append(
+            Finding("C++ compiler", False, "none of c++, g++, clang++ is installed; for torch.compile on a CPU", fix)
+        )
+    return findings
 
 
 def kernels() -> Finding:
-    """Whether the Triton kernels run here, which there are, and what runs instead where they do not."""
+    """The Triton kernels, and whether they run here."""
     from lean3r import ops
     from lean3r.ops.dispatch import why_not_triton
 
-    # Only names: importing a kernel needs triton.
+    # Names only: importing a kernel needs triton.
     folders = [Path(folder) for folder in ops.__path__]
-    having = ", ".join(sorted(path.parent.name for folder in folders for path in folder.glob("*/kernel.py")))
+    names = ", ".join(sorted(path.parent.name for folder in folders for path in folder.glob("*/kernel.py")))
     reason = why_not_triton()
     if reason is None:
-        return Finding("kernels", True, f"Triton kernels of {having}")
+        return Finding("kernels", True, f"Triton kernels of {names}")
     fix = "not needed: plain PyTorch runs instead, slower on long sequences"
-    return Finding("kernels", False, f"Triton kernels of {having}: {reason}", fix)
+    return Finding("kernels", False, f"Triton kernels of {names}: {reason}", fix)
 
 
 def fp8() -> Finding:
-    """Whether matrix products in 8-bit floating point can run: a GPU that has them is all they need."""
+    """Whether matrix products in 8-bit floating point can run, which depends only on the GPU."""
     import torch
 
     if not torch.cuda.is_available():
         return Finding("FP8", False, "no CUDA device", f"not needed by nano; an NVIDIA GPU of capability {_FP8_TEXT}")
     capability = torch.cuda.get_device_capability()
-    have = f"GPU of capability {capability[0]}.{capability[1]}"
+    gpu = f"GPU of capability {capability[0]}.{capability[1]}"
     if capability < _FP8:
-        return Finding("FP8", False, f"{have}, {_FP8_TEXT} is needed", "use --dtype bfloat16")
-    return Finding("FP8", True, have)
+        return Finding("FP8", False, f"{gpu}, {_FP8_TEXT} is needed", "use --dtype bfloat16")
+    return Finding("FP8", True, gpu)
 
 
 def weights() -> Finding:
-    """Whether the embedded weights are there."""
+    """The weights inside the package."""
     from lean3r.models import EMBEDDED, list_models
 
-    found = [name for name in list_models() if (EMBEDDED / f"{name}.safetensors").is_file()]
-    if found:
-        return Finding("weights", True, f"in the package: {', '.join(found)}; `lean3r models` lists all")
+    names = [name for name in list_models() if (EMBEDDED / f"{name}.safetensors").is_file()]
+    if names:
+        return Finding("weights", True, f"in the package: {', '.join(names)}; `lean3r models` lists all")
     return Finding("weights", False, "none in the package", "lean3r train nano, or give a file with --weights")
 
 
 def gpl_parts() -> Finding:
-    """Libraries under the GPL inside the packages that lean3r needs, as they are installed."""
-    found = ["SuiteSparse in pycolmap"]
+    """Libraries under the GPL inside the installed packages that lean3r needs."""
+    parts = ["SuiteSparse in pycolmap"]
     for package in ("av", "pillow-heif"):
         files = [Path(path).name for path in metadata.files(package) or ()]
         inside = [part for part in ("x264", "x265") if any(part in name for name in files)]
-        found += [f"{' and '.join(inside)} in {package}"] if inside else []
-    return Finding("GPL parts", True, f"{', '.join(found)}; who passes these packages on: see NOTICE")
+        parts += [f"{' and '.join(inside)} in {package}"] if inside else []
+    return Finding("GPL parts", True, f"{', '.join(parts)}; to redistribute these packages, see NOTICE")
 
 
 def import_failure(module: str) -> str:
-    """Why a module cannot be imported, in one line; empty when it can."""
+    """The reason why a module cannot be imported, in one line; empty if it can."""
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
         return "not installed" if error.name == module else f"needs {error.name}, which is not installed"
     except Exception as error:
-        # A broken binary package may fail with anything; the reason is what the user needs to see.
+        # A broken binary package may raise anything, and the user needs the reason.
         return f"installed, but its import fails: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     return ""
 

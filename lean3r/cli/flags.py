@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 
 import tyro
 
-from lean3r.cli.options import declared
+from lean3r.cli.options import library_option
 from lean3r.options import Options, options_of, type_of
 
 Group = TypeVar("Group", bound=Options, covariant=True)
@@ -39,7 +39,7 @@ def flags(group: type[Group]) -> type[Flags[Group]]:
 @cache
 def _flags(group: type) -> type:
     fields = [
-        (f.name, Annotated[_flag_type(f, group), declared(group, f.name)], dataclasses.field(default=f.default))
+        (f.name, Annotated[_flag_type(f, group), library_option(group, f.name)], dataclasses.field(default=f.default))
         for f in options_of(group).values()
     ]
     return dataclasses.make_dataclass(group.__name__, fields, bases=(_Values,), namespace={"group": group})

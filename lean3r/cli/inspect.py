@@ -1,4 +1,4 @@
-"""`lean3r inspect attention`: which regions of which pictures one window of patches looks at."""
+"""`lean3r inspect attention`: draw which regions of the pictures one window of patches attends to."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Inspect:
     quiet: Quiet = False
 
     def run(self) -> None:
-        """Look, draw, write; the folder, or JSON, on standard output."""
+        """Run the network, draw its attention, and print the folder, or JSON."""
         from lean3r.attention.picture import COLUMNS, draw
         from lean3r.compress.looking import look
         from lean3r.export.atomic import atomic_folder
@@ -81,23 +81,23 @@ class Inspect:
                 pictures = Pictures(self.inputs, FrameChoice(max_views=self.max_views), keep_frames=False)
                 views = pictures.views(resolution=resolution, patch=model.patch)
             console.read([source.name for source in views.sources], pictures.skipped)
-            seen = grey_padding(views.to(next(model.parameters()).device))
+            visible = grey_padding(views.to(next(model.parameters()).device))
             with console.stage("network"):
                 plan = None if model.plan is None else model.plan.name
-                run = partial(model.encode, seen)
-                found = look(model, run, views, plan=plan, view=self.view, at=self.at, block=self.block)
-            about = {"model": self.model, "plan": model.plan and model.plan.as_dict(), **found.as_dict()}
-            missed = textwrap.wrap(found.not_in_effect, 50 * min(len(found.names), COLUMNS))
-            title = [f"{self.model}, {found.layer}: {found.mechanism}", *missed]
-            picture = draw(views, found.shares, found.window, found.view, found.names, title)
+                run = partial(model.encode, visible)
+                attention = look(model, run, views, plan=plan, view=self.view, at=self.at, block=self.block)
+            about = {"model": self.model, "plan": model.plan and model.plan.as_dict(), **attention.as_dict()}
+            notes = textwrap.wrap(attention.not_in_effect, 50 * min(len(attention.names), COLUMNS))
+            title = [f"{self.model}, {attention.layer}: {attention.mechanism}", *notes]
+            picture = draw(views, attention.shares, attention.window, attention.view, attention.names, title)
             picture.save(folder / "attention.png")
             (folder / "attention.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
             write_short(folder)
-        for name, density in found.density.items():
+        for name, density in attention.density.items():
             console.line("density", f"{name}: {'not reported' if density is None else f'{100 * density:.1f} %'}")
-        share = max(found.shares.by_view)
-        most = found.names[found.shares.by_view.index(share)]
+        share = max(attention.shares.by_view)
+        most = attention.names[attention.shares.by_view.index(share)]
         console.line("looks at", f"{most} most, with {100 * share:.0f} % of its attention")
-        if found.not_in_effect:
-            console.warn(found.not_in_effect)
+        if attention.not_in_effect:
+            console.warn(attention.not_in_effect)
         print(json.dumps(about) if self.json else self.out)

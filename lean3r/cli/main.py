@@ -1,6 +1,6 @@
-"""The `lean3r` command: parse, run one command, turn every way it can end into an exit code.
+"""The `lean3r` command: parse the command line, run one command, return an exit code.
 
-0 done, 1 a bug of ours, 2 usage (an existing output folder included), 3 unusable input, 4 a missing extra,
+0 done, 1 a bug of lean3r, 2 usage (an existing output folder included), 3 unusable input, 4 a missing extra,
 5 out of memory, 6 network or weights, 130 interrupted (Ctrl-C), 143 ended by SIGTERM.
 """
 
@@ -28,20 +28,20 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.ERO
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line (default: that of the process) and return its exit code; never raises."""
+    """Run one command line (default: that of the process) and return its exit code; this never raises."""
     let_cpu_help_mps()
     try:
         code = run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # The reader left; the work is done. Without this, Python complains again while it shuts down.
+        # The reader closed the pipe; the work is done. Without this, Python prints another error when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
 def run(argv: Sequence[str]) -> int:
-    """Parse and run; every way to end but a closed standard output becomes an exit code."""
+    """Parse and run a command line, and return its exit code; only BrokenPipeError is raised."""
     if argv == ["--version"]:
         print(f"lean3r {__version__}")
         return 0
@@ -71,19 +71,19 @@ def run(argv: Sequence[str]) -> int:
 
 
 class _Terminated(BaseException):
-    """SIGTERM came; raised like KeyboardInterrupt, so that unfinished folders are removed on the way out."""
+    """SIGTERM arrived; raised like KeyboardInterrupt, so that unfinished folders are removed."""
 
 
 @contextmanager
 def _orderly_end() -> Iterator[None]:
-    """Inside, SIGTERM raises _Terminated in the main thread, once; where it is ignored, it stays so."""
+    """Inside, the first SIGTERM raises _Terminated in the main thread; if SIGTERM is ignored, it stays ignored."""
     before = signal.getsignal(signal.SIGTERM)
     if threading.current_thread() is not threading.main_thread() or before is not signal.SIG_DFL:
         yield
         return
 
     def end(number: int, frame: object) -> None:
-        signal.signal(number, signal.SIG_IGN)  # a second one must not break the cleaning up
+        signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the clean-up
         raise _Terminated
 
     signal.signal(signal.SIGTERM, end)
@@ -94,7 +94,7 @@ def _orderly_end() -> Iterator[None]:
 
 
 def parse(argv: Sequence[str]) -> Command:
-    """The command object that a command line asks for; exits with 2 (or 0 after --help) as tyro does."""
+    """The command object for a command line; like tyro, this exits with 2 on an error and with 0 after --help."""
     import tyro
 
     return tyro.extras.subcommand_cli_from_dict(
@@ -107,7 +107,7 @@ def parse(argv: Sequence[str]) -> Command:
 
 
 def explain(error: Exception) -> tuple[str, int]:
-    """One line for a person, and the exit code, of any exception."""
+    """The message in one line, and the exit code, for any exception."""
     if isinstance(error, LeanError):
         return str(error), error.exit_code
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -121,7 +121,7 @@ def explain(error: Exception) -> tuple[str, int]:
 
 
 class _Messages(logging.Handler):
-    """Warnings of the library as single lines on standard error. Skipped files are left to the run's own lines."""
+    """Prints warnings of the library as single lines on standard error, except skipped files, which the run reports."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if not str(record.msg).startswith("skipped "):
@@ -130,7 +130,7 @@ class _Messages(logging.Handler):
 
 @contextmanager
 def _messages(quiet: bool, verbose: bool) -> Iterator[None]:
-    """Inside, what the library logs and Python's warnings appear on standard error; not at all when quiet."""
+    """Inside, log messages of the library and Python's warnings go to standard error, unless `quiet` is set."""
     logger, handler = logging.getLogger("lean3r"), _Messages()
     before = logger.level, logger.propagate
     logger.setLevel(logging.CRITICAL if quiet else logging.DEBUG if verbose else logging.WARNING)
@@ -144,5 +144,5 @@ def _messages(quiet: bool, verbose: bool) -> Iterator[None]:
             yield
     finally:
         logger.removeHandler(handler)
-        logger.setLevel(before[0])  # not by assignment: the logger remembers what it has let through
+        logger.setLevel(before[0])  # not by assignment: the logger caches which levels are enabled
         logger.propagate = before[1]

@@ -1,4 +1,4 @@
-"""`lean3r models`: what can be loaded, what it predicts, how large it is, under which licence, and what it costs."""
+"""`lean3r models`: list the models with their predictions, sizes, licences and costs."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ class Models:
     name: Annotated[tyro.conf.Positional[str | None], option("[NAME]")] = None
     """One model instead of all."""
 
-    verbose: Annotated[Verbose, option(help="Parameters, operations and bytes of one run, part by part.")] = False
+    verbose: Annotated[Verbose, option(help="Show parameters, operations and bytes of one run, part by part.")] = False
 
     views: Annotated[int, option("N")] = 8
     """Views of that run."""
 
     height: Annotated[int | None, option("PIXELS")] = None
-    """Height of its pictures, rounded to whole patches; the model's own resolution unless given."""
+    """Height of its pictures, rounded to whole patches; by default the model's own resolution."""
 
     width: Annotated[int | None, option("PIXELS")] = None
-    """Width of its pictures, in the same way."""
+    """Width of its pictures, likewise."""
 
     json: Json = False
     quiet: Quiet = False
 
     def run(self) -> None:
-        """Print tables, or JSON; UsageError on an unknown name or a size without pixels."""
+        """Print tables, or JSON; UsageError for an unknown name or a size below one pixel."""
         known = list_models()
         names = known if self.name is None else [self.name if self.name in known else MODELS.check(self.name)]
         rows = [describe(name) for name in names]
@@ -73,7 +73,7 @@ class Models:
 
 
 def describe(name: str) -> dict:
-    """One model as JSON-ready values; `weights` is where those come from that it loads by itself."""
+    """One model as JSON-ready values; `weights` is the source of its default weights."""
     card = CARDS[model_of(name)]
     path = EMBEDDED / f"{name}.safetensors"
     embedded = f"in the package ({path.stat().st_size / 1e6:.1f} MB)" if path.is_file() else None
@@ -91,7 +91,7 @@ def describe(name: str) -> dict:
 
 
 def _whole_patches(side: int | None, model: Backbone) -> int:
-    """The nearest side of whole patches; one without any pixel is left to the model to refuse."""
+    """The nearest multiple of the patch size; the model itself refuses a side below one pixel."""
     side = model.resolution if side is None else side
     return max(1, round(side / model.patch)) * model.patch if side > 0 else side
 
@@ -106,7 +106,7 @@ def _list(rows: list[dict]) -> Table:
 
 
 def _overview(names: Sequence[str], costs: list[Summary]) -> Table:
-    """One line a model: operations by part, bytes."""
+    """One line for each model: operations by part, and bytes."""
     parts = list(costs[0].flops)
     numbers = ("TFLOP", *parts, "weights", "activations")
     table = _table("name", "run", *numbers, right=numbers)
@@ -117,7 +117,7 @@ def _overview(names: Sequence[str], costs: list[Summary]) -> Table:
 
 
 def _parts(cost: Summary) -> Table:
-    """One line a part of one model."""
+    """One line for each part of one model."""
     table = _table(_run(cost), "parameters", "TFLOP", "share", right=("parameters", "TFLOP", "share"))
     total = sum(cost.flops.values())
     for part, flops in cost.flops.items():
@@ -149,7 +149,7 @@ def _table(*columns: str, right: Iterable[str] = ()) -> Table:
 
 
 def _print(tables: list[Table]) -> None:
-    """As wide as the terminal; on a pipe so wide that no line breaks."""
+    """Print tables as wide as the terminal; on a pipe wide enough that no line breaks."""
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else _PLAIN_COLUMNS, highlight=False)

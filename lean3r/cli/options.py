@@ -1,6 +1,6 @@
-"""How options look in --help, and those that several commands share: each is declared here, once.
+"""Helpers to declare options for --help, and the options that several commands share.
 
-A command takes one by its type, `seed: Seed = 0`, and where its own words say more, replaces the help:
+A command includes a shared option by its type, `seed: Seed = 0`, and may replace the help text:
 `seed: Annotated[Seed, option(help="Random seed of the camera path.")] = 1`.
 """
 
@@ -19,28 +19,28 @@ from lean3r.pipeline.options import RunOptions
 
 
 def option(metavar: str | None = None, *aliases: str, help: str | None = None) -> object:
-    """One option: what its value is called, its other names, its help (else the docstring below the field).
+    """Declare an option: the name of its value, its other names, its help (default: the docstring below the field).
 
-    Defaults that say nothing are not shown.
+    --help does not show trivial defaults.
     """
-    return tyro.conf.arg(metavar=metavar, aliases=aliases or None, help=help, help_behavior_hint=shown_default)
+    return tyro.conf.arg(metavar=metavar, aliases=aliases or None, help=help, help_behavior_hint=format_default)
 
 
-def shown_default(default: str) -> str:
-    """What --help says of a default; nothing of those that say nothing."""
+def format_default(default: str) -> str:
+    """The default as --help shows it; empty for None, False and empty values."""
     return "" if default in ("None", "False", "", "[]") else f"(default: {default})"
 
 
-def declared(group: type[Options], field: str) -> object:
-    """An option that a class of the library declares: names and help are those that stand there."""
-    name, told = next((name, f.metadata) for name, f in options_of(group).items() if f.name == field)
+def library_option(group: type[Options], field: str) -> object:
+    """An option with the name and help text that an options class of the library declares."""
+    name, declared = next((name, f.metadata) for name, f in options_of(group).items() if f.name == field)
     return tyro.conf.arg(
         name=name,
         prefix_name=False,
-        metavar=told["metavar"],
-        aliases=told["aliases"] or None,
-        help=told["help"],
-        help_behavior_hint=shown_default,
+        metavar=declared["metavar"],
+        aliases=declared["aliases"] or None,
+        help=declared["help"],
+        help_behavior_hint=format_default,
     )
 
 
@@ -49,12 +49,12 @@ Inputs = Annotated[
     option("INPUT [INPUT ...]", help="Folders, pictures, globs, .zip files or a video."),
 ]
 Out = Annotated[Path, option("DIR", "-o", help="Folder to write; must be new or empty, unless --overwrite is given.")]
-Model = Annotated[str, option("NAME", "-m", help="Which model; `lean3r models` lists them.")]
+Model = Annotated[str, option("NAME", "-m", help="Name of the model; `lean3r models` lists them.")]
 Weights = Annotated[
     str | None,
     option("FILE", help="Weights other than the model's usual ones: a file, a folder, or hf:OWNER/NAME[@REVISION]."),
 ]
-Offline = Annotated[bool, option(help="Use no network: take weights from a file or from earlier downloads.")]
+Offline = Annotated[bool, option(help="Do not use the network; load weights from a file or from earlier downloads.")]
 Plan = Annotated[
     str | None,
     option(
@@ -64,10 +64,10 @@ Plan = Annotated[
 ]
 Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"],
-    option(help="Where to compute; auto is an NVIDIA GPU, else an Apple one (mps), else the CPU."),
+    option(help="Device to run on; auto: an NVIDIA GPU, else an Apple one (mps), else the CPU."),
 ]
-Resolution = Annotated[int | None, declared(RunOptions, "resolution")]
-MaxViews = Annotated[int | None, declared(FrameChoice, "max_views")]
+Resolution = Annotated[int | None, library_option(RunOptions, "resolution")]
+MaxViews = Annotated[int | None, library_option(FrameChoice, "max_views")]
 DataSets = Annotated[
     tyro.conf.UseAppendAction[list[str]],
     option(
@@ -85,8 +85,8 @@ Formats = Annotated[
         f"{', '.join(name for name in EXPORTERS if name not in DEFAULT_FORMATS)}; or all.",
     ),
 ]
-Seed = Annotated[int, declared(RunOptions, "seed")]
+Seed = Annotated[int, library_option(RunOptions, "seed")]
 Overwrite = Annotated[bool, option(help="Replace an earlier result in the output folder.")]
 Json = Annotated[bool, option(help="Print JSON on standard output, instead of the usual result.")]
 Verbose = Annotated[bool, option(None, "-v", help="Print more, and the traceback of an unexpected error.")]
-Quiet = Annotated[bool, option(None, "-q", help="Print nothing but errors.")]
+Quiet = Annotated[bool, option(None, "-q", help="Print only errors.")]

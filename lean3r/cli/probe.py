@@ -1,4 +1,4 @@
-"""`lean3r probe`: which blocks of a model some data pulls at, as a report for whoever trains adapters."""
+"""`lean3r probe`: rank the blocks of a model by their gradients on some data, to choose where to train adapters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Probe:
     """
 
     model: Annotated[tyro.conf.Positional[str], option("MODEL")] = "nano"
-    """Which model; `lean3r models` lists them."""
+    """Name of the model; `lean3r models` lists them."""
 
     weights: Weights = None
     plan: Plan = None
@@ -34,16 +34,16 @@ class Probe:
     """Pictures of a scene."""
 
     resolution: Annotated[int | None, option("PIXELS")] = None
-    """Side of the square pictures; by default what suits the model."""
+    """Side of the square pictures; by default the model's own resolution."""
 
     batches: Annotated[int, option("N")] = 5
-    """How many scenes to look at."""
+    """Number of scenes to use."""
 
     group: Annotated[int, option("N")] = 8
-    """Blocks whose gradients are kept at a time: fewer take less memory and more time."""
+    """Blocks whose gradients are in memory at the same time: fewer take less memory and more time."""
 
     share: Annotated[float, option("SHARE")] = 0.5
-    """Share of the blocks, of each role, to mark as chosen."""
+    """Share of the blocks of each role to mark as chosen."""
 
     seed: Annotated[Seed, option(help="Random seed of the choice of scenes.")] = 42
     device: Device = "auto"
@@ -52,25 +52,25 @@ class Probe:
     quiet: Quiet = False
 
     def run(self) -> None:
-        """Probe; a table, or JSON, on standard output."""
+        """Probe the model, and print a table, or JSON."""
         for name in ("views", "batches", "group"):
             if getattr(self, name) < 1:
-                raise UsageError(f"--{name} is {getattr(self, name)}, expected at least 1.")
+                raise UsageError(f"--{name} is {getattr(self, name)}; expected at least 1.")
         if not 0 < self.share <= 1:
-            raise UsageError(f"--share is {self.share}, expected a number above 0, at most 1.")
+            raise UsageError(f"--share is {self.share}; expected more than 0 and at most 1.")
         check_seed(self.seed)
-        found = self._probe(Console(self.quiet))
+        probe = self._probe(Console(self.quiet))
         if self.json:
-            print(json.dumps(found))
+            print(json.dumps(probe))
             return
-        highest = max(unit["score"] for unit in found["units"])
-        width = max(len(unit["target"]) for unit in found["units"])
-        for unit in found["units"]:
+        highest = max(unit["score"] for unit in probe["units"])
+        width = max(len(unit["target"]) for unit in probe["units"])
+        for unit in probe["units"]:
             mark = "*" if unit["chosen"] else " "
             bar = "#" * round(FULL_BAR * unit["score"] / highest)
             print(f"{mark} {unit['target']:<{width}} {unit['score']:>12.4g}  {bar}")
         print(
-            f"* chosen: {found['share_of_parameters']:.0%} of these parameters; targets: {json.dumps(found['targets'])}"
+            f"* chosen: {probe['share_of_parameters']:.0%} of these parameters; targets: {json.dumps(probe['targets'])}"
         )
 
     def _probe(self, console: Console) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Probe:
             model = load(self.model, self.weights, self.device, dtype="float32", plan=self.plan)
         side = round((self.resolution or model.resolution) / model.patch) * model.patch
         if side < model.patch:
-            raise UsageError(f"--resolution is {self.resolution}, expected at least {model.patch}.")
+            raise UsageError(f"--resolution is {self.resolution}; expected at least {model.patch}.")
         stage = Stage(self.batches, side, side, (self.views,), self.views)
         data = Data(tuple(Source.parse(text) for text in self.data))
         device = next(model.parameters()).device

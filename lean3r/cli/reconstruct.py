@@ -1,4 +1,4 @@
-"""`lean3r reconstruct`: pictures or a video in, a folder of results out."""
+"""`lean3r reconstruct`: reconstruct pictures or a video, and write a folder of results."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from lean3r.pipeline.budget import Budget
     from lean3r.types import Reconstruction
 
-SHOWN = 3  # views that a warning names in the summary; manifest.json names all
+SHOWN = 3  # views that a warning names in the summary; manifest.json names all of them
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Reconstruct:
     plan: Plan = None
 
     loops: Annotated[int | None, option("N")] = None
-    """How many times a model with a looped trunk (nano-looped) runs it; more is slower."""
+    """Number of passes through the trunk of a looped model (nano-looped); more are slower."""
 
     device: Device = "auto"
 
@@ -98,12 +98,12 @@ class Reconstruct:
     quiet: Quiet = False
 
     def run(self) -> None:
-        """Reconstruct, write the folder, say what was done: its path, or JSON, on standard output."""
+        """Reconstruct, write the folder, and print its path, or JSON."""
         _, done = self.work(Console(self.quiet))
         print(json.dumps(done) if self.json else self.out)
 
     def work(self, console: Console) -> tuple[Reconstruction, dict]:
-        """The run without its standard output: the scene, and its summary as JSON-ready values."""
+        """Run without printing to standard output; return the scene, and its summary as JSON-ready values."""
         from lean3r.export import DEFAULT_FORMATS, atomic_folder, check_extras, parse_formats, picture_uses, write_all
 
         formats = parse_formats([*(self.format or DEFAULT_FORMATS), *(["mesh"] if self.mesh else [])])
@@ -115,7 +115,7 @@ class Reconstruct:
         uses = picture_uses(formats)
         export.check(uses)
         check_extras(formats)
-        # The folder is tried first: nobody waits for a result that cannot be written.
+        # Try the folder first: nobody should wait for a result that cannot be written.
         given = (known.cameras, self.masks, self.weights, self.plan)
         inputs = [*self.inputs, *(path for path in given if path is not None)]
         with atomic_folder(self.out, overwrite=self.overwrite, inputs=inputs) as directory:
@@ -157,7 +157,7 @@ class Reconstruct:
         return scene, done
 
     def load(self, budget: Budget | None) -> Backbone:
-        """The model as the options ask for it."""
+        """Load the model by the options."""
         from lean3r.models.nano_looped import set_loops
         from lean3r.pipeline.load import load
 
@@ -177,7 +177,7 @@ class Reconstruct:
         return model
 
     def describe(self, console: Console, model: Backbone) -> None:
-        """Say which model runs, and where."""
+        """Print the model, its plan and its device."""
         from lean3r.pipeline.predict import where
 
         million = f"{model.parameter_count / 1e6:.1f} M parameters"
@@ -187,7 +187,7 @@ class Reconstruct:
         console.line("device", f"{where(model)}, {str(model.origin.dtype).removeprefix('torch.')}")
 
     def picture_folder(self, formats: Sequence[str], pictures: Pictures) -> Path | None:
-        """The folder of pictures that goes with the COLMAP model, where there is one."""
+        """The folder of pictures for the COLMAP model; None if there is none."""
         if "colmap" not in formats:
             return None
         if (self.out / "images").is_dir():
@@ -197,7 +197,7 @@ class Reconstruct:
 
 
 def summary(scene: Reconstruction, out: Path, files: Sequence[str], seconds: Mapping[str, float]) -> dict:
-    """What `--json` prints. seconds by stage; memory in MB (10^6 bytes), the largest of the process so far."""
+    """The values that `--json` prints: seconds by stage, the process's peak memory in MB (10^6 bytes), ..."""
     return {
         "out": str(out),
         "warnings": scene.info.get("warnings", []),
@@ -212,33 +212,37 @@ def summary(scene: Reconstruction, out: Path, files: Sequence[str], seconds: Map
     }
 
 
-def describe_warning(told: Mapping) -> str:
-    """The code of a warning, what it says, and about which views, the first few by name."""
-    names = told["views"]
+def describe_warning(warning: Mapping) -> str:
+    """The code and text of a warning, with the names of the first few views concerned."""
+    names = warning["views"]
     about = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
-    return f"[{told['code']}] {told['text']}" + (f" ({about})" if names else "")
+    return f"[{warning['code']}] {warning['text']}" + (f" ({about})" if names else "")
 
 
 def describe_known(known: Mapping) -> str:
-    """What was known of the cameras, and what each part was used for."""
+    """The known parts of the cameras, and how each was used."""
     counts, used = known["views"], known["used"]
     parts = []
     for part, name in (("intrinsics", "intrinsics"), ("cam_from_world", "poses"), ("depth", "depth")):
         if part not in counts:
             continue
-        bent = counts.get("distortion", 0) if part == "intrinsics" else 0
-        lens = f" (with the lens's distortion: {bent})" if bent else ""
+        distorted = counts.get("distortion", 0) if part == "intrinsics" else 0
+        lens = f" (with lens distortion: {distorted})" if distorted else ""
         parts.append(f"known {name} of {counts[part]} views{lens}: {', '.join(used[part]) or 'not used'}")
     return "; ".join(parts)
 
 
-def describe_refinement(told: Mapping) -> str:
-    """How a refinement ended, and the reprojection error before and after."""
-    if told["status"] == "kept":
-        return f"none, the network's cameras are kept: {told['reason']}"
-    how = "from the predicted cameras" if told["status"] == "refined" else "from matches alone (fallback)"
-    error = told["error_px"]
-    views = f"{told['trusted']} of {len(told['views'])} views" if told["trusted"] < len(told["views"]) else "all views"
+def describe_refinement(report: Mapping) -> str:
+    """The outcome of a refinement, and the reprojection error before and after."""
+    if report["status"] == "kept":
+        return f"none, the network's cameras are kept: {report['reason']}"
+    how = "from the predicted cameras" if report["status"] == "refined" else "from matches alone (fallback)"
+    error = report["error_px"]
+    views = (
+        f"{report['trusted']} of {len(report['views'])} views"
+        if report["trusted"] < len(report["views"])
+        else "all views"
+    )
     return f"{views} {how}; reprojection error {error['before']:.2f} -> {error['after']:.2f} px"
 
 
@@ -249,10 +253,10 @@ def summary_rows(scene: Reconstruction, done: Mapping) -> list[tuple[str, str]]:
     gpu = scene.info.get("peak_gpu_memory_mb")
     known, masks = scene.info.get("known"), scene.info.get("masks")
     return [
-        *(("warning", describe_warning(told)) for told in done["warnings"]),
+        *(("warning", describe_warning(warning)) for warning in done["warnings"]),
         ("views", f"{len(scene.names):,} used"),
         *([("cameras", describe_known(known))] if known else []),
-        *([("refinement", describe_refinement(told))] if (told := scene.info.get("refinement")) else []),
+        *([("refinement", describe_refinement(report))] if (report := scene.info.get("refinement")) else []),
         *([("masks", f"{masks['views']:,} of {len(scene.names):,} views have one")] if masks else []),
         *(("skipped", text) for text in group_skips(scene.skipped)),
         ("seconds", f"{sum(seconds.values()):.1f} ({stages})"),

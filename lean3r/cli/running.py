@@ -1,4 +1,4 @@
-"""The options that `train` and `distill` share, and what they change in a recipe."""
+"""The options that `train` and `distill` share, and their changes to a recipe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Shown(Protocol):
-    """A recipe, whichever: what it decides can be printed."""
+    """A recipe of any kind, which can be printed."""
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready."""
@@ -28,7 +28,7 @@ class Shown(Protocol):
 
 @dataclass
 class Changes:
-    """Options of a training run; what is not given stays as the recipe has it."""
+    """Options of a training run; the recipe sets those that are not given."""
 
     lr: Annotated[list[float], option("RATE [RATE ...]")] = field(default_factory=list)
     """Highest learning rate: one for all phases, or one for each."""
@@ -40,13 +40,13 @@ class Changes:
     """Numbers of views in a scene, used in turn."""
 
     train: Annotated[list[str], option("ROLE [ROLE ...]")] = field(default_factory=list)
-    """What trains: all, mechanisms, encoder, trunk, heads, norms, or layers as a plan names them."""
+    """What to train: all, mechanisms, encoder, trunk, heads, norms, or layers as a plan names them."""
 
     batch: Annotated[int | None, option("VIEWS")] = None
-    """Pictures that each process sees in a batch."""
+    """Pictures in a batch of each process."""
 
     accumulate: Annotated[int | None, option("N")] = None
-    """Batches of each process in a step; by default the recipe's step is shared among the processes."""
+    """Batches of each process in a step; by default the processes share the recipe's step."""
 
     seed: Annotated[int | None, option("N")] = None
     """Random seed, also for the scenes."""
@@ -58,38 +58,38 @@ class Changes:
     """Validate on held-out scenes after so many steps, and at the end of each phase; 0: never."""
 
     validate_scenes: Annotated[int | None, option("N")] = None
-    """Scenes of each number of views in a validation; by default 40, with large teachers 8 and 4."""
+    """Scenes for each number of views in a validation; by default 40, with large teachers 8 and 4."""
 
     validate_data: Annotated[DataSets, option(help="A data set to validate on, in the form of distill's --data.")] = (
         field(default_factory=list)
     )
 
     checkpoint_every: Annotated[int | None, option("STEPS")] = None
-    """How often to write a checkpoint; 0: at the end."""
+    """Steps between checkpoints; 0: only at the end."""
 
     pictures_every: Annotated[int | None, option("STEPS")] = None
-    """How often to draw what the model predicts; 0: never."""
+    """Steps between pictures of predictions; 0: never."""
 
     keep_last: Annotated[int | None, option("N")] = None
-    """How many checkpoints to keep."""
+    """Number of checkpoints to keep."""
 
     precision: Annotated[str | None, option("NAME")] = None
     """bf16 or fp32."""
 
     shard: Annotated[str | None, option("NAME")] = None
-    """full spreads parameters over the processes, none copies them, auto decides by memory."""
+    """full: split parameters among the processes; none: copy them; auto: decide by memory."""
 
     explode_factor: Annotated[float | None, option("FACTOR")] = None
-    """Skip steps whose gradient norm exceeds the running median by this factor; 0: never."""
+    """Skip steps whose gradient norm exceeds this multiple of the running median; 0: never."""
 
     skip_limit: Annotated[int | None, option("STEPS")] = None
-    """End the run after this many skipped steps in all."""
+    """End the run after this many skipped steps in total."""
 
     skip_limit_in_row: Annotated[int | None, option("STEPS")] = None
     """End the run after this many skipped steps in a row."""
 
     textures: Annotated[Path | None, option("DIR")] = None
-    """Folder of photo crops (.jpg) that join the synthetic world's textures."""
+    """Folder of photo crops (.jpg) to add to the textures of the synthetic world."""
 
     processes: Annotated[int | None, option("N")] = None
     """Processes on this CPU that share each step; by default the recipe's. torchrun sets its own number."""
@@ -101,16 +101,13 @@ class Changes:
     """Resume the run in the folder."""
 
     dry_run: Annotated[bool, option()] = False
-    """Print the whole config as JSON and train nothing."""
+    """Print the whole config as JSON, and do not train."""
 
     verbose: Verbose = False
     quiet: Quiet = False
 
-    quiet: Annotated[bool, option(None, "-q")] = False
-    """Print nothing but errors."""
-
     def overrides(self) -> Overrides:
-        """The options that change configs."""
+        """The options that change the configs of phases."""
         from lean3r.train.recipes.overrides import Overrides
 
         check_seed(self.seed)
@@ -119,30 +116,32 @@ class Changes:
         return Overrides(**lists, **others)
 
     def held_out(self) -> HeldOut:
-        """The scenes for validation; UsageError or InputError where they cannot be."""
+        """The scenes for validation; UsageError or InputError if they are not available."""
         from lean3r.errors import UsageError
         from lean3r.train.held_out import HeldOut
         from lean3r.train.recipes.sources import Source
 
         if self.validate_scenes is not None and self.validate_scenes < 1:
-            raise UsageError(f"--validate-scenes is {self.validate_scenes}; for no validation: --validate-every 0.")
+            raise UsageError(
+                f"--validate-scenes is {self.validate_scenes}; expected at least 1 (no validation: --validate-every 0)."
+            )
         return HeldOut(tuple(Source.parse(text) for text in self.validate_data), self.validate_scenes)
 
     def processes_for(self, recipe: int) -> int:
-        """How many processes train, of a recipe that is written for so many."""
+        """The number of training processes, given the recipe's number."""
         from lean3r.train.distributed import processes_of
 
         return processes_of(self.processes or (recipe if self.device == "cpu" else 1))
 
 
-def quietly(run_phase: Callable[[int], int], index: int) -> int:
-    """Run a phase that says nothing on standard error; errors are told by whoever catches them."""
+def run_quietly(run_phase: Callable[[int], int], index: int) -> int:
+    """Run a phase without output on standard error; the caller reports errors."""
     with redirect_stderr(io.StringIO()):
         return run_phase(index)
 
 
 def show(recipe: Shown) -> None:
-    """Print the whole recipe as JSON, once however many processes there are."""
+    """Print the whole recipe as JSON, in the main process only."""
     from lean3r.train.distributed import is_main_process
 
     if is_main_process():

@@ -1,4 +1,4 @@
-"""`lean3r train`: the recipes behind the shipped weights, from nothing to a file that `load` takes."""
+"""`lean3r train`: run the recipes of the shipped weights, from random weights to a file for `load`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from lean3r.cli.options import Out, option
-from lean3r.cli.running import Changes, quietly, show
+from lean3r.cli.running import Changes, run_quietly, show
 from lean3r.train import RECIPES
 
 if TYPE_CHECKING:
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Train(Changes):
-    """Train a model by a recipe, such as the one behind the shipped nano.
+    """Train a model by a recipe, such as the one of the shipped nano.
 
     See docs/how-to/own-weights-and-training.md.
     """
 
-    recipe: Annotated[tyro.conf.Positional[str], option("RECIPE", help=f"Which recipe: {', '.join(RECIPES)}.")] = "nano"
+    recipe: Annotated[
+        tyro.conf.Positional[str], option("RECIPE", help=f"Name of the recipe: {', '.join(RECIPES)}.")
+    ] = "nano"
     out: Annotated[Out, option(help="Folder of the run: log, curves, checkpoints, weights.")] = Path("runs/nano")
 
     def run(self) -> None:
@@ -35,7 +37,7 @@ class Train(Changes):
         from lean3r.train.held_out import SETS
         from lean3r.train.runs import run_folder, train_phases
 
-        recipe = self.chosen()
+        recipe = self.resolve()
         if self.dry_run:
             show(recipe)
             return
@@ -44,15 +46,15 @@ class Train(Changes):
         names, weights = [phase.name for phase in recipe.phases], f"{recipe.model}.safetensors"
         with run_folder(self.out, recipe.as_dict(), self.resume, [*names, weights]):
             phase = partial(run_phase, recipe, out=self.out, held_out=held_out, resume=self.resume, device=self.device)
-            phase = partial(quietly, phase) if self.quiet else phase
+            phase = partial(run_quietly, phase) if self.quiet else phase
             if code := train_phases(phase, names, self.out, self.resume, recipe.processes):
                 sys.exit(code)
             if is_main_process():
                 publish(recipe, self.out)
                 print(self.out / weights)
 
-    def chosen(self) -> Recipe:
-        """The recipe with all that the options change; UsageError where they contradict one another."""
+    def resolve(self) -> Recipe:
+        """The recipe with the changes of the options; UsageError if they contradict each other."""
         from lean3r.errors import UsageError
         from lean3r.train import DISTILLATIONS
 
@@ -80,7 +82,7 @@ def publish(recipe: Recipe, out: Path) -> None:
 
 
 def run_phase(recipe: Recipe, index: int, out: Path, held_out: HeldOut, resume: bool, device: str) -> int:
-    """Train one phase in this process (one of several alike) and return its exit code."""
+    """Train one phase in this process, one of several with the same task, and return its exit code."""
     from lean3r.eval.synthetic import validate
     from lean3r.models import MODELS
     from lean3r.models.checkpoint import load_weights
@@ -93,8 +95,7 @@ def run_phase(recipe: Recipe, index: int, out: Path, held_out: HeldOut, resume: 
     model = MODELS.get(recipe.model)()
     if index:
         load_weights(model, out / recipe.phases[index - 1].name / "weights.safetensors")
-    # While the guided head rests, training sees half of the pictures that the model is made for and judged on: depth
-    # then counts on patch centres.
+    # Without the guided head, training uses half the resolution of validation, and depth at patch centres.
     world, scale = recipe.world, 1 if phase.stages[-1].loss.get("full") else 2
     done = fit(
         model,

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from lean3r.errors import UsageError
 from lean3r.export import placing
-from lean3r.scratch import LOCK, held, hold, is_part, part_name, parts_in, release, remove_left_file
+from lean3r.scratch import LOCK, find_parts, held, hold, is_part, part_name, release, remove_leftover
 
 MANIFEST = "manifest.json"
 _LARGEST = 1 << 28  # bytes of a manifest
@@ -115,9 +115,9 @@ def _workspace(target: Path, shown: str) -> Iterator[Path]:
     """
     work, lock = _claim_beside(target, shown)
     with lock:
-        for left in (*parts_in(target.parent), *parts_in(target)):
+        for left in (*find_parts(target.parent), *find_parts(target)):
             if left != work:
-                remove_left_file(left)
+                remove_leftover(left)
                 _settle_left(left)
         try:
             placing.settle(work, target)

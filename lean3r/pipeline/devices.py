@@ -1,4 +1,4 @@
-"""Where a model runs and in which number type: what the user asks for, and what the machine can do."""
+"""The device and the number type that a model runs in: the user's choice, checked against the machine."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lean3r.types import Prediction, Views
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-AGREEMENT = 1e-2  # largest difference between mps and the CPU that is put down to rounding, relative to the values
+AGREEMENT = 1e-2  # largest relative difference between mps and the CPU that rounding explains
 
 logger = logging.getLogger("lean3r")
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device of auto, cpu, cuda (cuda:1, ...) or mps; UsageError when it is asked for and not usable.
+    """The torch device for auto, cpu, cuda (cuda:1, ...) or mps; UsageError if it is unknown or not usable.
 
     auto is an NVIDIA GPU, else an Apple one (mps), else the CPU.
     """
@@ -29,12 +29,12 @@ def resolve_device(device: str) -> torch.device:
     if kind not in DEVICES:
         raise UsageError(f"unknown device '{device}'. Known: {', '.join(DEVICES)}.")
     if reasons.get(kind):
-        raise UsageError(f"device {kind} is not usable: {reasons[kind]}. Use --device auto or cpu")
+        raise UsageError(f"device {kind} is not usable: {reasons[kind]}. Use --device auto or cpu.")
     return torch.device(device)
 
 
 def why_no_cuda() -> str:
-    """The reason why torch sees no NVIDIA GPU, in a few words; empty where it sees one."""
+    """The reason why torch can use no NVIDIA GPU, in a few words; empty if it can."""
     if torch.cuda.is_available():
         return ""
     if torch.version.cuda is None:
@@ -43,7 +43,7 @@ def why_no_cuda() -> str:
 
 
 def why_no_mps() -> str:
-    """The reason why torch sees no Apple GPU, in a few words; empty where it sees one."""
+    """The reason why torch can use no Apple GPU, in a few words; empty if it can."""
     if torch.backends.mps.is_available():
         return ""
     if not torch.backends.mps.is_built():
@@ -52,9 +52,10 @@ def why_no_mps() -> str:
 
 
 def place_model(model: Backbone, device: torch.device) -> Backbone:
-    """The model on a device: on mps only where it gives there what it gives on the CPU, else on the CPU with a warning.
+    """Move a model to a device; to mps only if it gives the same result there as on the CPU, else to the CPU, with a
+    warning.
 
-    Not every operator exists on mps, and some have been wrong there; two small pictures of noise tell.
+    Some operators are missing on mps, and some have been wrong there. The test runs on two small pictures of noise.
     """
     if device.type != "mps":
         return model.to(device)
@@ -62,30 +63,30 @@ def place_model(model: Backbone, device: torch.device) -> Backbone:
     with torch.inference_mode():
         expected: Prediction = model(Views(noise))
         try:
-            found: Prediction = model.to(device)(Views(noise.to(device)))
-            reason = _differs(found, expected)
+            actual: Prediction = model.to(device)(Views(noise.to(device)))
+            reason = _describe_difference(actual, expected)
         except (NotImplementedError, RuntimeError, TypeError) as error:  # no operator, no memory, no float64
             reason = (str(error).splitlines() or [type(error).__name__])[0]
     if reason:
-        logger.warning("%s does not run on mps (%s): the CPU is used", model.name, reason)
+        logger.warning("%s does not run on mps (%s); using the CPU", model.name, reason)
         return model.to("cpu")
     return model
 
 
-def _differs(found: Prediction, expected: Prediction) -> str:
-    """What of two predictions is not alike; empty where all is."""
+def _describe_difference(actual: Prediction, expected: Prediction) -> str:
+    """The first difference between two predictions, in words; empty if there is none."""
     for name in ("cam_from_world", "intrinsics", "depth"):
-        ours, theirs = getattr(found, name), getattr(expected, name)
-        if theirs is None:
+        value, reference = getattr(actual, name), getattr(expected, name)
+        if reference is None:
             continue
-        worst = float((ours.cpu() - theirs).abs().max() / theirs.abs().max())
+        worst = float((value.cpu() - reference).abs().max() / reference.abs().max())
         if not worst <= AGREEMENT:
             return f"{name} differs from the CPU's by {worst:.0%}"
     return ""
 
 
 def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The number type that `dtype` asks for on a device; UsageError on an unknown name."""
+    """The torch dtype for a name (None or auto: the best for the device); UsageError for an unknown name."""
     if isinstance(dtype, torch.dtype):
         dtype = str(dtype).removeprefix("torch.")
     if dtype is None or dtype == "auto":

@@ -1,4 +1,4 @@
-"""Cameras that the user has: into network pixels before the network runs, and its result into their world after."""
+"""Known cameras: converted to network pixels before the network runs; afterwards its result moves into their world."""
 
 from __future__ import annotations
 
@@ -21,16 +21,19 @@ from lean3r.pipeline.options import CameraOptions, KnownPoses
 from lean3r.refine import KnownCameras
 from lean3r.types import Known, Lens, Prediction, Scale, Source, Views
 
-FIT = 0.05  # of the cameras' spread: predicted places that are no further off tell the scale
-SPAN, SPAN_OF_NOTHING = 1.2, 2.5  # how far off the logarithm of the scale may be, by bad places or by none
-PARALLAX = 0.15  # distance of neighbours over depth, where nothing else tells the scale
+FIT = 0.05  # of the spread of the cameras: predicted positions with a smaller error determine the scale
+SPAN, SPAN_OF_NOTHING = 1.2, 2.5  # largest error of log scale from inaccurate positions, or without any
+PARALLAX = 0.15  # assumed distance of neighbouring cameras over depth if nothing else determines the scale
 
 
 @dataclass(frozen=True)
 class Given:
-    """What is known of the S cameras of one scene, in double precision: cam_from_world [S, 4, 4] in a world of theirs,
-    where has_pose [S]; intrinsics [S, 3, 3] in network pixels, where has_intrinsics [S]; and the whole camera of
-    each view in pixels of its original, None where its distortion is not known."""
+    """Known parameters of the S cameras of one scene, in double precision.
+
+    cam_from_world [S, 4, 4] in the cameras' own world, valid where has_pose [S] bool; intrinsics [S, 3, 3] in network
+    pixels, valid where has_intrinsics [S] bool; lenses: the full camera of each view in pixels of its original, None
+    if its distortion is unknown. `is_metric` says that the world's unit is the metre.
+    """
 
     cam_from_world: Tensor
     has_pose: Tensor
@@ -40,7 +43,7 @@ class Given:
     is_metric: bool = False
 
     def for_refinement(self, sources: Sequence[Source], known_poses: KnownPoses) -> KnownCameras:
-        """The same as refinement takes it, intrinsics in pixels of the originals."""
+        """The same cameras in the form for refinement, with intrinsics in pixels of the originals."""
         matrices = np.stack([s.original_intrinsics(k.numpy()) for s, k in zip(sources, self.intrinsics, strict=True)])
         matrices = np.where(self.has_intrinsics[:, None, None], matrices, np.nan)
         poses = torch.where(self.has_pose[:, None, None], self.cam_from_world, torch.nan).numpy()
@@ -53,16 +56,16 @@ class Given:
 
 
 def with_cameras(views: Views, sources: Sequence[Source], options: CameraOptions) -> tuple[Views, Given]:
-    """Views of one scene that know their cameras, and the same in the cameras' own world.
+    """Add known cameras to the views of one scene; return the views, and the cameras in their own world.
 
-    Cameras are matched to `sources` by file name or time; their intrinsics are carried into network pixels. InputError
-    when something is unreadable, when nothing matches, or when what the options ask for is not there.
+    Cameras are matched to `sources` by file name or time; their intrinsics are converted to network pixels. InputError
+    if a file is unreadable, if no camera matches, or if the parts that the options select are missing.
     """
     cameras, use = options.cameras, options.known
     given = GivenCameras() if cameras is None else cameras if isinstance(cameras, GivenCameras) else read_given(cameras)
-    found = given.match([source.name for source in sources], [source.timestamp_s for source in sources])
-    posed = [None if camera is None or use == "intrinsics" else camera.cam_from_world for camera in found]
-    optical = [None if use == "poses" else camera for camera in found]
+    matches = given.match([source.name for source in sources], [source.timestamp_s for source in sources])
+    posed = [None if camera is None or use == "intrinsics" else camera.cam_from_world for camera in matches]
+    optical = [None if use == "poses" else camera for camera in matches]
     if use != "both" and cameras is not None:
         parts = posed if use == "poses" else [None if camera is None else camera.intrinsics for camera in optical]
         if all(part is None for part in parts):
@@ -77,13 +80,13 @@ def with_cameras(views: Views, sources: Sequence[Source], options: CameraOptions
         None if c is None else c.intrinsics_of(s.width, s.height) for c, s in zip(optical, sources, strict=True)
     ]
     lenses = tuple(None if c is None else c.lens_of(s.width, s.height) for c, s in zip(optical, sources, strict=True))
-    in_network, has_intrinsics = _stack([_network(m, s) for m, s in zip(matrices, sources, strict=True)], 3)
+    in_network, has_intrinsics = _stack([_network_intrinsics(m, s) for m, s in zip(matrices, sources, strict=True)], 3)
     poses, has_pose = _stack([None if pose is None else torch.from_numpy(pose) for pose in posed], 4)
     known = Known()
     if bool(has_intrinsics.any()):
         known = replace(known, intrinsics=in_network[None].float(), has_intrinsics=_unless_all(has_intrinsics))
     if bool(has_pose.any()):
-        # Where the world's origin is far off, as in maps, single precision would swallow the motion.
+        # If the world's origin is far away, as in map coordinates, single precision would lose the motion.
         shift = camera_centers(poses[has_pose][:1])[0]
         moved = poses[..., :3, :3] @ shift + poses[..., :3, 3]
         near = make_pose(poses[..., :3, :3], torch.where(has_pose[:, None], moved, poses[..., :3, 3]))
@@ -91,19 +94,22 @@ def with_cameras(views: Views, sources: Sequence[Source], options: CameraOptions
     return replace(views, known=known), Given(poses, has_pose, in_network, has_intrinsics, lenses, given.is_metric)
 
 
-def given_in(known: Known | None) -> Given | None:
-    """The cameras of ready views of one scene, None where nothing is known of them."""
+def given_cameras(known: Known | None) -> Given | None:
+    """The known cameras of ready views of one scene; None if there are none."""
     if known is None or (known.cam_from_world is None and known.intrinsics is None):
         return None
     views = next(part.shape[1] for part in (known.cam_from_world, known.intrinsics) if part is not None)
-    poses, has_pose = _of_views(known.cam_from_world, known.has_pose, views, 4)
-    matrices, has_intrinsics = _of_views(known.intrinsics, known.has_intrinsics, views, 3)
+    poses, has_pose = _unpack(known.cam_from_world, known.has_pose, views, 4)
+    matrices, has_intrinsics = _unpack(known.intrinsics, known.has_intrinsics, views, 3)
     return Given(poses, has_pose, matrices, has_intrinsics, (None,) * views)
 
 
 class Placed(NamedTuple):
-    """A prediction with the given cameras, in their world, and the scale that it has; the pictures shall tell the scale
-    of its depth (`photo_scale`) where `guess` is a factor that may be off by e^`span`."""
+    """A prediction with the given cameras, in their world, and its scale.
+
+    If `span` is not 0, `guess` is a factor for its depth that may be wrong by e^`span`, and the pictures have to
+    determine that factor (`photo_scale`).
+    """
 
     prediction: Prediction
     scale: Scale
@@ -111,57 +117,60 @@ class Placed(NamedTuple):
     span: float = 0.0
 
 
-def in_given_world(found: Prediction, given: Given | None, read: frozenset[str] = frozenset()) -> Placed:
-    """A prediction of one scene (on the CPU) brought into the world of the given cameras.
+def place_in_world(prediction: Prediction, given: Given | None, read: frozenset[str] = frozenset()) -> Placed:
+    """Move a prediction of one scene (on the CPU) into the world of the given cameras.
 
-    Where at least two poses in different places are given, the predicted cameras are fitted to them by a similarity,
-    which moves and scales everything: "aligned", or "metric" where the given world is so. Poses that leave the scale
-    open set the frame. What is given then stands in place of what was predicted. A scale from predicted cameras is
-    as good as these: where they fit badly, and the model did not itself read the poses, it is a guess.
+    If at least two poses at different positions are given, a similarity fits the predicted cameras to them and moves
+    and scales the whole prediction: its scale is "aligned", or "metric" if the given world is metric. Other poses only
+    set the coordinate frame. The given values then replace the predicted ones. The scale is no more accurate than the
+    predicted cameras: if they fit badly, and the model did not read the poses (`read` names the parts that it read), it
+    is a guess.
     """
-    scale: Scale = "metric" if found.is_metric else "relative"
+    scale: Scale = "metric" if prediction.is_metric else "relative"
     if given is None:
-        return Placed(found, scale)
-    intrinsics = torch.where(given.has_intrinsics[:, None, None], given.intrinsics, found.intrinsics[0].double())
-    found = replace(found, intrinsics=intrinsics[None])
+        return Placed(prediction, scale)
+    intrinsics = torch.where(given.has_intrinsics[:, None, None], given.intrinsics, prediction.intrinsics[0].double())
+    prediction = replace(prediction, intrinsics=intrinsics[None])
     has = given.has_pose
     if not bool(has.any()):
-        return Placed(found, scale)
-    own, theirs = found.cam_from_world[0].double(), given.cam_from_world
-    is_apart, finds_places = spread(theirs[has]) > 0, spread(own[has]) > 0
-    _, fit = align_cameras(own[has], theirs[has], with_scale=is_apart and finds_places)
+        return Placed(prediction, scale)
+    own, theirs = prediction.cam_from_world[0].double(), given.cam_from_world
+    is_apart, predicts_motion = spread(theirs[has]) > 0, spread(own[has]) > 0
+    _, fit = align_cameras(own[has], theirs[has], with_scale=is_apart and predicts_motion)
     moved = fit.apply_to_poses(own)
     poses = torch.where(has[:, None, None], theirs, moved)
-    depth = None if found.depth is None else found.depth * fit.scale.to(found.depth.dtype)
+    depth = None if prediction.depth is None else prediction.depth * fit.scale.to(prediction.depth.dtype)
     guess, span = 1.0, 0.0
     if is_apart and depth is not None and "cam_from_world" not in read:
         steps = torch.cdist(centers := camera_centers(theirs[has]), centers).fill_diagonal_(torch.inf).amin(1)
         off = (camera_centers(moved[has]) - centers).norm(dim=-1).square().mean().sqrt()
-        if finds_places and float(off) > FIT * float((centers - centers.mean(0)).norm(dim=-1).square().mean().sqrt()):
+        if predicts_motion and float(off) > FIT * float(
+            (centers - centers.mean(0)).norm(dim=-1).square().mean().sqrt()
+        ):
             span = SPAN
-        elif not finds_places and not (found.is_metric and given.is_metric):
+        elif not predicts_motion and not (prediction.is_metric and given.is_metric):
             guess = float(steps.median() / PARALLAX / depth[0][has][depth[0][has] > 0].median())
             span = SPAN_OF_NOTHING
     if is_apart:
         scale = "metric" if given.is_metric else "aligned"
-    placed = replace(found, cam_from_world=poses[None], depth=depth, is_metric=scale == "metric")
+    placed = replace(prediction, cam_from_world=poses[None], depth=depth, is_metric=scale == "metric")
     return Placed(placed, scale, guess, span)
 
 
 def depth_factor(
     placed: Placed, given: Given, shown: Shown, sources: Sequence[Source], lenses: tuple[Lens, ...]
 ) -> float:
-    """The factor that brings a placed prediction's depth, shown.depth [S, H, W], to the scale of the given poses."""
+    """The factor that scales a placed prediction's depth, shown.depth [S, H, W], to the given poses."""
     at = given.has_pose.nonzero()[:, 0].tolist()
     intrinsics = placed.prediction.intrinsics[0].double().numpy()[at]
     optics = Optics([sources[view] for view in at], intrinsics, [lenses[view] for view in at] if lenses else ())
-    of_posed = Shown(*(part[at] for part in shown))
-    return photo_scale(of_posed, given.cam_from_world[at].numpy(), optics, placed.guess, placed.span) or placed.guess
+    posed = Shown(*(part[at] for part in shown))
+    return photo_scale(posed, given.cam_from_world[at].numpy(), optics, placed.guess, placed.span) or placed.guess
 
 
 def lenses_of(given: Given | None, sources: Sequence[Source], intrinsics: np.ndarray) -> tuple[Lens, ...]:
     """The lens of each view in pixels of its original: the given one, or the pinhole of `intrinsics` [S, 3, 3] (network
-    pixels); none at all where no lens is given."""
+    pixels); empty if no lens is given."""
     if given is None or not any(given.lenses):
         return ()
     pinholes = [s.original_intrinsics(k)[[0, 1, 0, 1], [0, 1, 2, 2]] for s, k in zip(sources, intrinsics, strict=True)]
@@ -172,7 +181,7 @@ def lenses_of(given: Given | None, sources: Sequence[Source], intrinsics: np.nda
 
 
 def known_record(known: Known, given: Given | None, read: frozenset[str]) -> dict[str, Any]:
-    """For the manifest: of how many views each part was known, and which parts the model read."""
+    """For the manifest: the number of views for which each part is known, and the parts that the model read."""
     counts = (
         {}
         if given is None
@@ -187,12 +196,14 @@ def known_record(known: Known, given: Given | None, read: frozenset[str]) -> dic
     return {"views": {part: count for part, count in counts.items() if count}, "read": sorted(read)}
 
 
-def uses(
-    told: Mapping[str, Any], refinement: Mapping[str, Any] | None, known_poses: KnownPoses
+def describe_uses(
+    record: Mapping[str, Any], refinement: Mapping[str, Any] | None, known_poses: KnownPoses
 ) -> dict[str, list[str]]:
-    """The use of each known part, in words: from `known_record` and the report of the refinement (None: not tried)."""
+    """How each known part was used, in words: from `known_record` and the refinement's report (None: not tried)."""
     used: dict[str, list[str]] = {
-        part: ["read by the network"] if part in told["read"] else [] for part in told["views"] if part != "distortion"
+        part: ["read by the network"] if part in record["read"] else []
+        for part in record["views"]
+        if part != "distortion"
     }
     is_refined = refinement is not None and refinement["status"] != "kept"
     if "intrinsics" in used:
@@ -200,8 +211,8 @@ def uses(
         used["intrinsics"].append("those of the result")
     if "cam_from_world" in used:
         if is_refined and known_poses == "start":
-            began = refinement is not None and refinement["status"] == "refined"
-            used["cam_from_world"] += ["where refinement started"] if began else []
+            is_start = refinement is not None and refinement["status"] == "refined"
+            used["cam_from_world"] += ["where refinement started"] if is_start else []
             used["cam_from_world"].append("the world of the result")
         else:
             used["cam_from_world"] += ["held fixed by refinement"] if is_refined else []
@@ -210,7 +221,7 @@ def uses(
 
 
 def _check_shared(camera: GivenCamera, sources: Sequence[Source]) -> None:
-    """InputError where intrinsics without a picture size cannot be those of all pictures."""
+    """Raise InputError if intrinsics without a picture size cannot apply to all pictures."""
     if camera.width is not None or camera.intrinsics is None:
         return
     sizes = sorted({(source.width, source.height) for source in sources})
@@ -228,23 +239,23 @@ def _check_shared(camera: GivenCamera, sources: Sequence[Source]) -> None:
         )
 
 
-def _network(matrix: np.ndarray | None, source: Source) -> Tensor | None:
-    """Intrinsics of an original picture in network pixels."""
+def _network_intrinsics(matrix: np.ndarray | None, source: Source) -> Tensor | None:
+    """Convert intrinsics of an original picture to network pixels."""
     if matrix is None:
         return None
     sx, sy, ox, oy = source.original_from_network
     return transform_intrinsics(torch.from_numpy(matrix), (1 / sx, 1 / sy), (-ox / sx, -oy / sy))
 
 
-def _of_views(part: Tensor | None, has: Tensor | None, views: int, size: int) -> tuple[Tensor, Tensor]:
-    """Matrices [S, size, size] of one scene in double precision, and which count [S]."""
+def _unpack(part: Tensor | None, has: Tensor | None, views: int, size: int) -> tuple[Tensor, Tensor]:
+    """Matrices [S, size, size] of one scene in double precision, and which are valid, [S] bool."""
     if part is None:
         return torch.eye(size, dtype=torch.float64).expand(views, size, size), torch.zeros(views, dtype=torch.bool)
     return part[0].double().cpu(), torch.ones(views, dtype=torch.bool) if has is None else has[0].cpu()
 
 
 def _stack(parts: Sequence[Tensor | None], size: int) -> tuple[Tensor, Tensor]:
-    """Matrices [S, size, size], the identity where there is none, and which are there [S]."""
+    """Matrices [S, size, size], the identity for missing ones, and which are present, [S] bool."""
     identity = torch.eye(size, dtype=torch.float64)
     return (
         torch.stack([identity if part is None else part.double() for part in parts]),
@@ -257,7 +268,7 @@ def _unless_all(has: Tensor) -> Tensor | None:
 
 
 def spread(cam_from_world: Tensor) -> float:
-    """Largest distance of a camera centre from the first one; 0 below what single precision can tell apart."""
+    """Largest distance of a camera centre from the first one; 0 if single precision cannot resolve it."""
     centers = camera_centers(cam_from_world)
     far = float((centers - centers[:1]).norm(dim=-1).max())
     return far if far > 1e-6 * max(1.0, float(centers.abs().max())) else 0.0

@@ -1,4 +1,4 @@
-"""How a model holds its weights, chosen before they are read so that a run fits into a budget of memory."""
+"""The number type of a model's weights, chosen before they are read so that a run fits into a memory budget."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from lean3r.pipeline.budget import Budget, Measure
 from lean3r.pipeline.memory import Predictor, Setting, used_bytes
 
 EIGHT_BITS = "fp8-weight"  # the plan that halves weights once more
-WORTH = 0.97  # of the peak: what changes results and is not enough must save more than the rest
-ASPECT = (4, 3)  # of pictures that nobody has seen yet
+WORTH = 0.97  # a form that changes results and does not fit either must lower the peak by this factor
+ASPECT = (4, 3)  # assumed: the pictures are not read yet
 
 
 @dataclass(frozen=True)
 class Lightened:
-    """A model without memory, the number type of its products, and what was changed, in words."""
+    """A model without memory, the number type of its matrix products, and the changes in words."""
 
     model: Backbone
     dtype: torch.dtype
@@ -34,14 +34,14 @@ class Lightened:
 def lighten(
     model: Backbone, budget: Budget, device: torch.device, dtype: torch.dtype, fixed: Sequence[Measure]
 ) -> Lightened:
-    """The mildest form of the weights with which `budget.views` pictures, one at a time where that helps, fit.
+    """The mildest form of the weights with which `budget.views` pictures fit, if necessary one at a time.
 
-    `model` is on the meta device and stays as it is. Where no form is enough, the lightest that is allowed and worth
-    its rounding: pictures have to become smaller or fewer then.
+    `model` is on the meta device and does not change. If no form fits, the lightest allowed one that is worth its
+    rounding; then pictures have to become smaller or fewer.
     """
     side = budget.resolution or model.resolution
     width, height = network_size(*ASPECT, side, model.patch)
-    found, lowest = Lightened(model, dtype), math.inf
+    best, lowest = Lightened(model, dtype), math.inf
     for form in _forms(model, budget, dtype, fixed):
         held = weight_bytes(form.model)
 
@@ -51,23 +51,24 @@ def lighten(
         predictor = Predictor(form.model, device, base, writes=budget.writes)
         peak = predictor.peak(Setting(budget.views, height, width, 1, form.dtype))
         if form.is_exact or peak <= budget.size or peak < WORTH * lowest:
-            found, lowest = form, peak
+            best, lowest = form, peak
         if peak <= budget.size:
             break
-    return found
+    return best
 
 
 def _forms(model: Backbone, budget: Budget, dtype: torch.dtype, fixed: Sequence[Measure]) -> Iterator[Lightened]:
-    found = Lightened(model, dtype)
-    yield found
+    """The allowed forms of a model, mildest first."""
+    form = Lightened(model, dtype)
+    yield form
     if dtype == torch.float32 and budget.allows("dtype") and "dtype" not in fixed:
         dtype = torch.bfloat16
-        found = Lightened(hold(copy.deepcopy(model), dtype), dtype, ("bfloat16 products and weights",), is_exact=False)
-        yield found
+        form = Lightened(hold(copy.deepcopy(model), dtype), dtype, ("bfloat16 products and weights",), is_exact=False)
+        yield form
     elif dtype != torch.float32:
         name = str(dtype).removeprefix("torch.")
-        found = Lightened(hold(copy.deepcopy(model), dtype), dtype, (f"weights held in {name}",))
-        yield found
+        form = Lightened(hold(copy.deepcopy(model), dtype), dtype, (f"weights held in {name}",))
+        yield form
     if budget.allows("plan") and "plan" not in fixed and model.plan is None and EIGHT_BITS in PLANS:
-        smaller = compress(found.model, EIGHT_BITS)
-        yield Lightened(smaller, dtype, (*found.changes, f"weights in 8 bits (plan {EIGHT_BITS})"), is_exact=False)
+        smaller = compress(form.model, EIGHT_BITS)
+        yield Lightened(smaller, dtype, (*form.changes, f"weights in 8 bits (plan {EIGHT_BITS})"), is_exact=False)

@@ -1,7 +1,7 @@
-"""How much memory a run will take, before it runs: what the process has, what the network counts, what comes after.
+"""Predict the peak memory of a run: the process before it, the network, and the work after the network.
 
 On a CPU the figures are resident memory of the whole process, Python and its libraries included; on a GPU they are
-what torch's allocator hands out.
+what torch's allocator provides.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from lean3r.processes import peak_memory_mb
 UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 # Resident memory beside the tensors, measured on Linux with torch 2.13 for CPUs.
-NETWORK_LIBRARIES = 35_000_000  # code and buffers of matrix products, first touched when a network runs
+NETWORK_LIBRARIES = 35_000_000  # code and buffers of matrix products, first used when a network runs
 EXPORT_LIBRARIES = 200_000_000  # pycolmap, picture encoders, and their work
 BYTES_PER_PIXEL = 24  # of the results: picture 3, mask 1, depth and confidence as tensors and as arrays
-BYTES_PER_CANDIDATE, MOST_CANDIDATES = 150, 1_500_000  # while points are thinned, and again written
+BYTES_PER_CANDIDATE, MOST_CANDIDATES = 150, 1_500_000  # while points are thinned, and while they are written
 
 MMAP_THRESHOLD, TRIM_AT = -3, 1 << 20  # option of glibc's mallopt; from 1 MB on, freed blocks go back at once
-USUAL_THRESHOLD = 1 << 25  # what glibc's own value grows to
+USUAL_THRESHOLD = 1 << 25  # the limit of glibc's own adjustment
 
 
 def parse_memory(memory: str | int) -> int:
-    """Bytes of `8GB` (10^9), `512MiB` (2^20) or a number of bytes; UsageError on anything else."""
+    """Bytes in `8GB` (10^9), `512MiB` (2^20) or a number of bytes; UsageError for anything else."""
     if isinstance(memory, str):
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?i?b)\s*", memory, re.IGNORECASE)
-        size = int(float(found[1]) * UNITS[found[2].lower()]) if found and found[2].lower() in UNITS else 0
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?i?b)\s*", memory, re.IGNORECASE)
+        size = int(float(match[1]) * UNITS[match[2].lower()]) if match and match[2].lower() in UNITS else 0
     else:
         size = memory if isinstance(memory, int) and not isinstance(memory, bool) else 0
     if size < 1:
-        raise UsageError(f"memory is {memory!r}; expected a number with a unit, as 8GB, 500MB or 6GiB.")
+        raise UsageError(f"memory is {memory!r}; expected a number with a unit, such as 8GB, 500MB or 6GiB.")
     return size
 
 
 def in_units(size: int) -> str:
-    """`6.1 GB` or `850 MB`, of 10^9 and 10^6 bytes."""
+    """A number of bytes as `6.1 GB` or `850 MB` (10^9 and 10^6 bytes)."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the peak depends on: `views` pictures of height x width pixels, bytes of one chunk, the number type."""
+    """What the peak depends on: `views` pictures of height x width pixels, the bytes of a chunk, the number type."""
 
     views: int
     height: int
@@ -61,16 +61,16 @@ class Setting:
 
     @property
     def pixels(self) -> int:
-        """Of all pictures."""
+        """Pixels of all pictures."""
         return self.views * self.height * self.width
 
 
 class Predictor:
-    """Peak memory in bytes of runs of `model` on `device`; the same setting is counted once.
+    """Predicts the peak memory of runs of `model` on `device`, in bytes; results are cached.
 
-    `base` gives the bytes that are there before the run: interpreter, libraries and weights on a CPU, weights alone
-    on a GPU. It is asked once, after the first count, which loads code of its own. `writes` says that the result is
-    going to be written by all exporters.
+    `base` returns the bytes in use before the run: interpreter, libraries and weights on a CPU, weights alone on a
+    GPU. It is called once, after the first prediction, which itself loads code. `writes` says that all exporters will
+    write the result.
     """
 
     def __init__(self, model: Backbone, device: torch.device, base: Callable[[], int], *, writes: bool = False):
@@ -80,7 +80,7 @@ class Predictor:
         self._counted: dict[Setting, int] = {}
 
     def peak(self, setting: Setting) -> int:
-        """Bytes at the highest point of a run."""
+        """Peak memory of a run, in bytes."""
         activations = self._activations(setting)
         if self._base is None:
             self._base = self._ask_base()
@@ -93,13 +93,13 @@ class Predictor:
         return max(network, after) + NETWORK_LIBRARIES
 
     def _activations(self, setting: Setting) -> int:
-        """Of the network, results and pictures included."""
+        """Bytes of the network's activations, including results and pictures."""
         if setting not in self._counted:
-            from lean3r.models.summary import summarise  # brings parts of torch's compiler along
+            from lean3r.models.summary import summarise  # imports parts of torch's compiler
 
             with chunked(self.model, setting.chunk_bytes):
-                found = summarise(self.model, setting.views, setting.height, setting.width, setting.dtype)
-            self._counted[setting] = found.activation_bytes
+                summary = summarise(self.model, setting.views, setting.height, setting.width, setting.dtype)
+            self._counted[setting] = summary.activation_bytes
         return self._counted[setting]
 
 
@@ -120,33 +120,33 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def used_bytes(device: torch.device) -> int:
-    """What is taken now: the process's resident memory, or what torch has allocated on a GPU."""
+    """Bytes in use now: the process's resident memory, or what torch has allocated on a GPU."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     status = Path("/proc/self/status")
     if status.exists():
-        found = re.search(r"VmRSS:\s+(\d+) kB", status.read_text())
-        if found is not None:
-            return 1024 * int(found[1])
+        match = re.search(r"VmRSS:\s+(\d+) kB", status.read_text())
+        if match is not None:
+            return 1024 * int(match[1])
     return int(1e6 * peak_memory_mb())
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """What this process could have in all, its own included; None where the system does not say."""
+    """Bytes that this process could use in total, including those in use; None if the system does not report it."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
     info = Path("/proc/meminfo")
-    found = re.search(r"MemAvailable:\s+(\d+) kB", info.read_text()) if info.exists() else None
-    return None if found is None else 1024 * int(found[1]) + used_bytes(device)
+    match = re.search(r"MemAvailable:\s+(\d+) kB", info.read_text()) if info.exists() else None
+    return None if match is None else 1024 * int(match[1]) + used_bytes(device)
 
 
 @contextmanager
 def giving_back() -> Iterator[None]:
     """Inside, freed tensors of a megabyte or more return to the system at once.
 
-    glibc otherwise keeps blocks of up to 32 MB, and the process grows to several times what is alive. Costs time: the
-    system clears fresh memory. Without effect where the C library is another one.
+    Otherwise glibc keeps blocks of up to 32 MB, and the process grows to several times the memory in use. This costs
+    time, because the system clears fresh memory. It has no effect with other C libraries.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:

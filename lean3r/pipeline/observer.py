@@ -1,4 +1,4 @@
-"""Who is told how a run goes: the stages, their progress, their seconds and what was read."""
+"""Report the progress of a run: its stages, their progress and seconds, and the input."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Observer:
-    """Times the stages of a run; the command line shows them by overriding the three hooks, which here do nothing.
+    """Times the stages of a run. The hooks do nothing here; the command line overrides them to show progress.
 
     `seconds` maps the name of each finished stage to its wall time.
     """
@@ -18,7 +18,7 @@ class Observer:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Callable[[int, int], None]]:
-        """Time one stage; the value is a function (done, total) to call as the work advances."""
+        """Time one stage; yield a function (done, total) to call as the work advances."""
         start = time.perf_counter()
         self.advanced(name, 0, 0)
         try:
@@ -28,13 +28,13 @@ class Observer:
             self.finished(name)
 
     def read(self, used: Sequence[str], skipped: Sequence[tuple[str, str]]) -> None:
-        """Hook: the input was read; names of the used views, and (name, reason) of the skipped ones."""
+        """Hook: the input was read. `used` are names of views, `skipped` are (name, reason)."""
 
     def fitted(self, text: str) -> None:
-        """Hook: what was chosen so that the run stays within a budget of memory."""
+        """Hook: the run was fitted into a memory budget, as `text` says."""
 
     def advanced(self, name: str, done: int, total: int) -> None:
-        """Hook: `done` of `total` steps of a stage are finished (0 of 0: it starts, length unknown)."""
+        """Hook: `done` of `total` steps of a stage are finished (0 of 0: it starts, its length is unknown)."""
 
     def finished(self, name: str) -> None:
-        """Hook: a stage ended, well or not."""
+        """Hook: a stage ended, with or without an error."""

@@ -1,4 +1,4 @@
-"""Keywords that `reconstruct` had before its options went into classes; they stay for one release, with a warning."""
+"""Keywords of `reconstruct` from before its options classes; supported for one more release, with a warning."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class OldKeywords(TypedDict, total=False):
-    """What `reconstruct` still takes."""
+    """The old keywords that `reconstruct` still accepts."""
 
     inputs: PictureInput | Views
     max_views: int | None
@@ -55,7 +55,7 @@ def translate(
 ) -> tuple[
     PictureInput | Pictures | Views | None, FrameChoice | None, CameraOptions, RefineOptions, PointOptions | None
 ]:
-    """What old keywords mean beside what was given; TypeError for a keyword that never was."""
+    """Merge old keywords into the new arguments, and warn; TypeError for a keyword that never existed."""
     given: dict[str, Any] = dict(old)
     if not isinstance(frames, FrameChoice | None):
         given["frames"], frames = frames, None
@@ -74,14 +74,14 @@ def translate(
     warnings.warn(f"old keywords of reconstruct(): use {advice} (docs/python.md)", FutureWarning, stacklevel=3)
     pictures = given.get("inputs", pictures)
     named = chosen.get("frames=FrameChoice")
-    if named and not isinstance(pictures, Views):  # whose frames stand: choices were taken without complaint
+    if named and not isinstance(pictures, Views):  # for ready views, such options were always ignored
         frames = replace(frames or FrameChoice(), **named)
     if not isinstance(cameras, CameraOptions):
         cameras = CameraOptions(cameras=cameras)
     named = chosen.get("cameras=CameraOptions", {})
-    if cameras.cameras is None:  # of nothing, every part was taken without complaint
-        taken = (*get_args(Part), *get_args(KnownPoses))
-        named = {name: value for name, value in named.items() if name == "intrinsics" or value not in taken}
+    if cameras.cameras is None:  # without cameras, valid choices were always ignored
+        valid = (*get_args(Part), *get_args(KnownPoses))
+        named = {name: value for name, value in named.items() if name == "intrinsics" or value not in valid}
     cameras = replace(cameras, **named)
     refine = replace(RefineOptions.of(refine), **chosen.get("refine=RefineOptions", {}))
     if named := chosen.get("points=PointOptions"):

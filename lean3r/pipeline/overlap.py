@@ -1,6 +1,6 @@
-"""Do pictures show the same things, and did the camera move between them? By matches of what the network saw.
+"""Feature matches between the network's pictures: which views overlap, and whether the camera translated.
 
-A check for results whose cameras no refinement has proven, of any model: a few matches a view are enough.
+This checks results whose cameras are not confirmed by refinement, for any model. A few matches a view are enough.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from lean3r.refine.pairs import likely_pairs
 from lean3r.types import Reconstruction
 
 FEATURES, RATIO, WITHIN_PX = 1500, 0.8, 2.0
-LEAST = 12  # verified matches of a pair; views of one scene have 28 and more with some other, foreign ones 8 and less
-PARTNERS = 2  # other views that a view is matched with before it is believed
-STILL_PX = 2.0  # matches of a pair that moved less tell nothing of motion
-MOST = 1000  # pairs that are tried for views without any partner
-WIDE = 60  # pairs more that are looked at before a camera is said to turn only
-FOCALS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0)  # times the predicted focal length, which may be wrong
+LEAST = (
+    12  # verified matches of a pair; views of one scene have 28 or more with another one, unrelated views 8 or fewer
+)
+PARTNERS = 2  # a view needs no further matching once it overlaps with so many others
+STILL_PX = 2.0  # a pair whose matches moved less gives no evidence of motion
+MAX_PAIRS = 1000  # pairs to try for views without a partner
+WIDE = 60  # further pairs to match before deciding that the camera only rotates
+FOCALS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0)  # factors of the predicted focal length, which may be wrong
 
 
 class Pair(NamedTuple):
-    """Verified matches of two views: pixels [M, 2] of the network's pictures in each."""
+    """Verified matches of two views: `first` and `second` [M, 2] in network pixels."""
 
     views: tuple[int, int]
     first: np.ndarray
@@ -34,16 +36,16 @@ class Pair(NamedTuple):
 
 
 class Overlap(NamedTuple):
-    """Whether each view [S] bool shows what another shows, and whether all that is known is explained by a camera that
-    turns and does not move (False where nothing is known)."""
+    """has_partner [S] bool: the views that overlap with another one; rotates_only: whether rotation in place explains
+    all matches (False if there are none)."""
 
-    overlaps: np.ndarray
-    turns_only: bool
+    has_partner: np.ndarray
+    rotates_only: bool
 
 
-def look(scene: Reconstruction, counts: np.ndarray, views: np.ndarray) -> Overlap:
-    """Compare some views [S] bool of a scene, in the pixels that count, [S, H, W] bool."""
-    matcher = _Matcher(scene.images, counts)
+def find_overlap(scene: Reconstruction, usable: np.ndarray, views: np.ndarray) -> Overlap:
+    """Match the chosen views [S] bool of a scene with each other, in the usable pixels [S, H, W] bool."""
+    matcher = _Matcher(scene.images, usable)
     partners = np.zeros(len(views), int)
     pairs, skipped = [], []
     for i, j in _nearest_first(scene, views):
@@ -54,53 +56,53 @@ def look(scene: Reconstruction, counts: np.ndarray, views: np.ndarray) -> Overla
         if pair is not None:
             pairs.append(pair)
             partners[[i, j]] += 1
-    # The predicted cameras chose the pairs where views are many, and may be wrong.
-    alone, every = np.flatnonzero(views & (partners == 0)).tolist(), np.flatnonzero(views).tolist()
-    for i, j in [(i, j) for i in alone for j in every if i != j][:MOST]:
+    # With many views, the predicted cameras chose the pairs; they may be wrong.
+    isolated, chosen = np.flatnonzero(views & (partners == 0)).tolist(), np.flatnonzero(views).tolist()
+    for i, j in [(i, j) for i in isolated for j in chosen if i != j][:MAX_PAIRS]:
         if partners[i] == 0 and (pair := matcher.match(i, j)) is not None:
             pairs.append(pair)
             partners[[i, j]] += 1
-    if _turns_only(pairs, scene.intrinsics):
-        # Neighbours may be near each other; those far apart would show the motion.
+    if _rotates_only(pairs, scene.intrinsics):
+        # Neighbouring views may be close together; views further apart would show a translation.
         pairs += filter(None, (matcher.match(i, j) for i, j in skipped[:: -max(1, len(skipped) // WIDE)]))
-    return Overlap(partners > 0, _turns_only(pairs, scene.intrinsics))
+    return Overlap(partners > 0, _rotates_only(pairs, scene.intrinsics))
 
 
 def _nearest_first(scene: Reconstruction, views: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Pairs of views, those that follow one another in the input first."""
+    """Pairs of the chosen views, by their distance in the order of the input."""
     likely = likely_pairs(scene)
     pairs = combinations(range(len(views)), 2) if likely is None else map(tuple, likely.tolist())
     yield from sorted(((i, j) for i, j in pairs if views[i] and views[j]), key=lambda pair: pair[1] - pair[0])
 
 
 class _Matcher:
-    """Features of pictures, found when they are asked for, and matches between two of them."""
+    """Features of pictures, extracted on first use, and matches between two pictures."""
 
-    def __init__(self, images: np.ndarray, counts: np.ndarray):
+    def __init__(self, images: np.ndarray, usable: np.ndarray):
         from lean3r.colmap_library import pycolmap
 
         options = pycolmap.FeatureExtractionOptions()
         options.num_threads, options.use_gpu = 1, False
         options.sift.max_num_features = FEATURES
-        # Features of small pictures are found in twice their size.
-        options.sift.first_octave = -1 if counts[0].size < 400 * 400 else 0
+        # Small pictures are doubled in size before features are extracted.
+        options.sift.first_octave = -1 if usable[0].size < 400 * 400 else 0
         level = pycolmap.logging.minloglevel
-        pycolmap.logging.minloglevel = 2  # it would tell that it is made
+        pycolmap.logging.minloglevel = 2  # the constructor logs a line
         self._extractor = pycolmap.FeatureExtractor.create(options, pycolmap.Device.cpu)
         pycolmap.logging.minloglevel = level
         self._ransac = pycolmap.RANSACOptions(max_error=WITHIN_PX, min_num_trials=50, max_num_trials=500, random_seed=0)
         self._verify = pycolmap.estimate_fundamental_matrix
-        self._images, self._counts = images, counts
+        self._images, self._usable = images, usable
         self._features: dict[int, tuple[np.ndarray, torch.Tensor]] = {}
 
     def match(self, i: int, j: int) -> Pair | None:
-        """Verified matches of two views; None where they are too few to mean anything."""
-        (xy_i, of_i), (xy_j, of_j) = self._of(i), self._of(j)
+        """Verified matches of two views; None if they are too few."""
+        (xy_i, features_i), (xy_j, features_j) = self._extract(i), self._extract(j)
         if min(len(xy_i), len(xy_j)) < LEAST:
             return None
-        distance = torch.cdist(of_i, of_j)
+        distance = torch.cdist(features_i, features_j)
         best, index = distance.topk(2, dim=1, largest=False)
-        mutual = distance.argmin(0)[index[:, 0]] == torch.arange(len(of_i))
+        mutual = distance.argmin(0)[index[:, 0]] == torch.arange(len(features_i))
         chosen = (mutual & (best[:, 0] < RATIO * best[:, 1])).numpy()
         first, second = xy_i[chosen], xy_j[index[:, 0].numpy()[chosen]]
         if len(first) < LEAST:
@@ -109,27 +111,29 @@ class _Matcher:
         inliers = np.zeros(len(first), bool) if model is None else np.asarray(model["inlier_mask"])
         return Pair((i, j), first[inliers], second[inliers]) if inliers.sum() >= LEAST else None
 
-    def _of(self, view: int) -> tuple[np.ndarray, torch.Tensor]:
+    def _extract(self, view: int) -> tuple[np.ndarray, torch.Tensor]:
+        """Features of a view in its usable pixels: positions [N, 2] in pixels, descriptors [N, 128]."""
         if view not in self._features:
             grey = self._images[view].mean(-1).astype(np.uint8)
             points, descriptors = self._extractor.extract_from_uint8_array(grey)
             xy = np.array([(point.x, point.y) for point in points]).reshape(-1, 2)
             height, width = grey.shape
             col, row = np.floor(xy).astype(int).clip(0, (width - 1, height - 1)).T
-            inside = self._counts[view][row, col]
+            inside = self._usable[view][row, col]
             values = np.asarray(descriptors.data, np.float32).reshape(len(xy), -1)
             self._features[view] = xy[inside], torch.from_numpy(values[inside])
         return self._features[view]
 
 
-def _turns_only(pairs: list[Pair], intrinsics: np.ndarray) -> bool:
-    """Whether a camera that turns explains most matches, with some focal length near the predicted ones."""
+def _rotates_only(pairs: list[Pair], intrinsics: np.ndarray) -> bool:
+    """Whether rotation alone explains most matches, at some focal length near the predicted one."""
     moved = [p for p in pairs if np.median(np.linalg.norm(p.first - p.second, axis=1)) > STILL_PX]
-    return bool(pairs) and (not moved or min(_turned_px(moved, intrinsics, f) for f in FOCALS) < TURNED_PX)
+    return bool(pairs) and (not moved or min(_rotation_error_px(moved, intrinsics, f) for f in FOCALS) < TURNED_PX)
 
 
-def _turned_px(pairs: list[Pair], intrinsics: np.ndarray, focal: float) -> float:
-    """Median distance of matches from where turned rays would be, at `focal` times the predicted focal lengths."""
+def _rotation_error_px(pairs: list[Pair], intrinsics: np.ndarray, focal: float) -> float:
+    """Median error in pixels of matches under the best rotation of each pair, at `focal` times the predicted focal
+    lengths."""
     errors = []
     for views, *matches in pairs:
         a, b = (

@@ -1,4 +1,4 @@
-"""Views in, a checked Prediction out: number types, memory that runs out, numbers that are none."""
+"""From views to a checked Prediction: number types, a retry when memory runs out, a check for NaN."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from lean3r.errors import LeanError, OutOfMemoryError
 from lean3r.models.base import Backbone
-from lean3r.pipeline.budget import chunk_text, what_fits
+from lean3r.pipeline.budget import chunk_text, suggest_options
 from lean3r.pipeline.memory import chunked, is_out_of_memory
 from lean3r.types import Prediction, Views
 
-RETRY_DIVISOR = 8  # of the chunks' memory, when it ran out
+RETRY_DIVISOR = 8  # of the chunks' memory, after it ran out
 
 logger = logging.getLogger("lean3r")
 
@@ -25,7 +25,8 @@ logger = logging.getLogger("lean3r")
 def predict(model: Backbone, views: Views, reference: int | None = None) -> Prediction:
     """Run a backbone on views: no gradients, the model's device and number type, tensors back on the CPU.
 
-    Where memory runs out, once more with smaller chunks of views; then OutOfMemoryError says what should fit.
+    If memory runs out, retry once with smaller chunks of views; if that fails, OutOfMemoryError says which options
+    should fit.
     """
     model.eval()
     try:
@@ -36,7 +37,7 @@ def predict(model: Backbone, views: Views, reference: int | None = None) -> Pred
     # After the handler: inside it, the error would keep the tensors of the failed run.
     device = next(model.parameters()).device
     smaller = max(1, model.chunk_bytes // RETRY_DIVISOR)
-    logger.warning("memory ran out; once more with %s", chunk_text(smaller))
+    logger.warning("memory ran out; retrying with %s", chunk_text(smaller))
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -49,8 +50,8 @@ def predict(model: Backbone, views: Views, reference: int | None = None) -> Pred
         failure = error.with_traceback(None)
     count, (height, width) = views.images.shape[1], views.images.shape[-2:]
     raise OutOfMemoryError(
-        f"{count} views of {width}x{height} pixels do not fit into the memory of {device_name(device)}, tried twice. "
-        f"Use fewer or smaller ones: {what_fits(model, views, model.origin.dtype)}"
+        f"{count} views of {width}x{height} pixels do not fit into the memory of {device_name(device)} (tried twice). "
+        f"Use fewer or smaller ones: {suggest_options(model, views, model.origin.dtype)}"
     ) from failure
 
 
@@ -59,12 +60,12 @@ def _predict(model: Backbone, views: Views, reference: int | None) -> Prediction
     dtype = model.origin.dtype
     cast = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     with torch.inference_mode(), cast:
-        found = model(views.to(device), **({} if reference is None else {"reference": reference}))
-    return replace(found, **{k: v.float().cpu() for k, v in vars(found).items() if isinstance(v, Tensor)})
+        prediction = model(views.to(device), **({} if reference is None else {"reference": reference}))
+    return replace(prediction, **{k: v.float().cpu() for k, v in vars(prediction).items() if isinstance(v, Tensor)})
 
 
 def check_finite(prediction: Prediction, names: Sequence[str]) -> None:
-    """Raise LeanError that names the first view and quantity with NaN or infinity in a prediction of one scene."""
+    """Raise LeanError if a prediction of one scene has NaN or infinity; it names the first such quantity and view."""
     for quantity in ("cam_from_world", "intrinsics", "depth", "conf"):
         value = getattr(prediction, quantity)
         if value is None or bool(torch.isfinite(value).all()):
@@ -74,17 +75,17 @@ def check_finite(prediction: Prediction, names: Sequence[str]) -> None:
         raise LeanError(
             f"the network returned NaN or infinity: {quantity} of view {first + 1} ({names[first]}), "
             f"{int(bad[first].sum())} of {bad.shape[1]} values, {int(bad.any(1).sum())} of {len(names)} views. "
-            "The weights may be damaged or the number type too small: try --dtype float32, or other --weights"
+            "The weights may be damaged or the number type too small: try --dtype float32, or other --weights."
         )
 
 
 def where(model: Backbone) -> str:
-    """On what a model runs: `NVIDIA H200` or `CPU, 2 threads`."""
+    """The name of the device that a model runs on: `NVIDIA H200` or `CPU, 2 threads`."""
     return device_name(next(model.parameters()).device)
 
 
 def device_name(device: torch.device) -> str:
-    """`NVIDIA H200` or `CPU, 2 threads`."""
+    """The name of a device: `NVIDIA H200` or `CPU, 2 threads`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "mps":

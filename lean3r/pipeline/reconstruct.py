@@ -1,4 +1,4 @@
-"""Pictures in, Reconstruction out: read, run the network, check it, refine it, fuse the points."""
+"""From pictures to a Reconstruction: read, run the network, check its output, refine, fuse the points."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from lean3r.pipeline.budget import Budget, Fit, Measure, fit_run, within
 from lean3r.pipeline.known import (
     Given,
     depth_factor,
-    given_in,
-    in_given_world,
+    describe_uses,
+    given_cameras,
     known_record,
     lenses_of,
-    uses,
+    place_in_world,
     with_cameras,
 )
 from lean3r.pipeline.observer import Observer
@@ -37,7 +37,7 @@ from lean3r.pipeline.options import CameraOptions, RunOptions
 from lean3r.pipeline.predict import check_finite, predict
 from lean3r.pipeline.record import record_of, with_costs
 from lean3r.pipeline.refining import applies, refine_scene
-from lean3r.pipeline.trust import Seen, judge_scene, look_at, no_points
+from lean3r.pipeline.trust import Content, judge_content, judge_scene, no_points
 from lean3r.refine import Refine, RefineOptions
 from lean3r.types import Reconstruction, Source, Views
 
@@ -63,25 +63,27 @@ def reconstruct(
 ) -> Reconstruction:
     """Reconstruct one scene from pictures, a folder, a glob, a zip, a video, or ready Views of one scene.
 
-    Pictures may also be PIL images, arrays or tensors, or a `Pictures` that is at hand (lean3r.inputs.pictures).
-    `frames` chooses among them (FrameChoice); what is black in the pictures of the folder `masks`, sky unless
-    `points` keep it, and views that show nothing give no features, no depth and no points. `cameras` are what is known
-    of them: a file, GivenCameras, or CameraOptions, which say more. `resolution`, `reference_view` and `seed` are those
-    of RunOptions. `memory` ("8GB", bytes or a Budget) is the process's on a CPU, torch's on a GPU: the mildest change
-    that keeps the peak below it is made and told (pipeline/budget.py); what was given by name, and ready Views, stay.
-    `refine` ("auto", "on", "off", or RefineOptions) makes the cameras exact by matches and bundle adjustment where that
-    is better; Ctrl-C then keeps the network's. `points` says which points the cloud has (PointOptions).
+    `pictures` may also be PIL images, arrays, tensors, or a `Pictures` object (lean3r.inputs.pictures). `frames`
+    chooses among them (FrameChoice). Three things give no features, depth or points: areas that are black in the
+    pictures of the folder `masks`, sky (unless `points` keep it), and views that show nothing. `cameras` are known
+    cameras: a file, GivenCameras, or CameraOptions. `resolution`, `reference_view` and `seed` are those of RunOptions.
+    `memory` ("8GB", bytes or a Budget) limits the peak memory of the process on a CPU, of torch on a GPU, by the
+    mildest change that suffices, which is reported (pipeline/budget.py); options given by name and ready Views do not
+    change. `refine` ("auto", "on", "off", or RefineOptions) adjusts the cameras by matches and bundle adjustment and
+    keeps the better ones; Ctrl-C during refinement keeps the network's. `points` selects the points of the cloud
+    (PointOptions).
 
-    `info["warnings"]` says what nothing supports (pipeline/trust.py). Without poses the world's origin and unit are the
-    network's choice (`scale` says which). InputError when no picture is usable or cameras or masks are not,
-    OutOfMemoryError when memory does not hold the views, LeanError when the network returns NaN.
+    `info["warnings"]` lists the parts of the result that lack evidence (pipeline/trust.py). Without known poses the
+    network chooses the world's origin and unit (see `scale`). UsageError for invalid options, InputError if no picture
+    is usable or cameras or masks are not, OutOfMemoryError if the views do not fit into memory, LeanError if the
+    network returns NaN.
     """
     if old or not isinstance(frames, FrameChoice | None):
         pictures, frames, cameras, refine, points = translate(old, pictures, frames, cameras, refine, points)
     if pictures is None:
-        raise TypeError("reconstruct() is given no pictures")
+        raise TypeError("reconstruct() needs pictures: reconstruct(model, pictures)")
     if not isinstance(model, Backbone):
-        raise UsageError(f"the model is {type(model).__name__}; expected a loaded one: lean3r.load('nano').")
+        raise UsageError(f"the model is a {type(model).__name__}; expected a loaded model: lean3r.load('nano').")
     run = RunOptions(resolution=resolution, reference_view=reference_view, seed=seed)
     run.check(model)
     budget = None if memory is None else Budget.of(memory)
@@ -95,7 +97,9 @@ def reconstruct(
         if not isinstance(pictures, Views | Pictures):
             pictures = Pictures(pictures, frames, keep_frames=is_refined)
         elif frames is not None:
-            raise UsageError(f"frames are chosen for {type(pictures).__name__}, which stand already; leave them out.")
+            raise UsageError(
+                f"frames cannot be chosen for {type(pictures).__name__}, which are final; leave out frames."
+            )
         views, pictures, run, fit = _read(model, pictures, run, budget, progress)
     files = pictures if isinstance(pictures, Pictures) else None
     sources = views.sources or _default_sources(views)
@@ -104,13 +108,13 @@ def reconstruct(
     observer.read(names, skipped)
     if fit is not None:
         observer.fitted(str(fit))
-    given = given_in(views.known)
+    given = given_cameras(views.known)
     if known.are_given:
         views, given = with_cameras(views, sources, known)
     masking = None if files is None or masks is not None else files.masks
     if masks is not None:
         masking = Masks.find(Path(masks), names)
-    scene, seen = _first(model, views, sources, run, points, given, masking, fit, observer)
+    scene, content = _predict_scene(model, views, sources, run, points, given, masking, fit, observer)
     options = (FrameChoice() if files is None else files.frames, known, run, points)
     folder = None if masking is None else str(masking.folder)
     info = scene.info | record_of(model, options, refining, fit, {"masks": folder})
@@ -121,15 +125,15 @@ def reconstruct(
         held = None if given is None else given.for_refinement(sources, known.known_poses)
         scene = refine_scene(scene, files, refining, held, masking, observer)
     if "known" in scene.info:
-        told = scene.info["known"]
-        used = uses(told, scene.info.get("refinement"), known.known_poses)
-        scene = replace(scene, info={**scene.info, "known": {**told, "used": used}})
+        record = scene.info["known"]
+        used = describe_uses(record, scene.info.get("refinement"), known.known_poses)
+        scene = replace(scene, info={**scene.info, "known": {**record, "used": used}})
     with observer.stage("points"):
-        scene = judge_scene(scene, seen)
+        scene = judge_scene(scene, content)
     return with_costs(scene, observer.seconds, next(model.parameters()).device)
 
 
-def _first(
+def _predict_scene(
     model: Backbone,
     views: Views,
     sources: tuple[Source, ...],
@@ -139,8 +143,8 @@ def _first(
     masking: Masks | None,
     fit: Fit | None,
     observer: Observer,
-) -> tuple[Reconstruction, Seen]:
-    """The network's scene, without points, in the world of the given cameras; and what its pictures show."""
+) -> tuple[Reconstruction, Content]:
+    """Run the network; return its scene without points, in the world of the given cameras, and its content."""
     device = next(model.parameters()).device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -149,11 +153,11 @@ def _first(
             prediction = predict(model, views, run.reference(len(sources)))
         check_finite(prediction, [source.name for source in sources])
         read = model.reads(views.known)
-        placed = in_given_world(prediction, given, read)
+        placed = place_in_world(prediction, given, read)
         prediction = placed.prediction
         images, mask = _pictures(views)
-        seen = look_at(images, mask if masking is None else masking.of_network(sources, mask), points.keep_sky)
-        depth = np.where(seen.counts, _array(prediction.depth, np.float32), np.float32(0))
+        content = judge_content(images, mask if masking is None else masking.of_network(sources, mask), points.keep_sky)
+        depth = np.where(content.usable, _array(prediction.depth, np.float32), np.float32(0))
         intrinsics = _array(prediction.intrinsics, np.float64)
         lenses = lenses_of(given, sources, intrinsics)
         if given is not None and placed.span:
@@ -163,7 +167,7 @@ def _first(
         images=images,
         mask=mask,
         depth=depth,
-        conf=np.where(seen.counts, _array(prediction.conf, np.float32), np.float32(0)),
+        conf=np.where(content.usable, _array(prediction.conf, np.float32), np.float32(0)),
         cam_from_world=_array(prediction.cam_from_world, np.float64),
         intrinsics=intrinsics,
         points=no_points(),
@@ -173,24 +177,24 @@ def _first(
         registration=() if given is None else tuple("given" if has else "predicted" for has in given.has_pose.tolist()),
         point_options=points,
     )
-    return scene, seen
+    return scene, content
 
 
 def _read(
     model: Backbone, pictures: Pictures | Views, run: RunOptions, budget: Budget | None, progress: Any
 ) -> tuple[Views, Pictures | Views, RunOptions, Fit | None]:
-    """The views that the network shall see, from which pictures and with which options, and how they fit."""
+    """Read the views for the network; return them, their pictures, the final options, and the fit into memory."""
     side = run.resolution or model.resolution
     views = pictures
     if isinstance(views, Pictures):
         views = views.views(resolution=side, patch=model.patch, progress=progress)
     elif views.images.ndim != 5 or views.images.shape[0] != 1 or views.images.shape[1] == 0:
         raise InputError(
-            f"views have shape {tuple(views.images.shape)}, expected one scene [1, S, 3, H, W] with S >= 1"
+            f"views have shape {tuple(views.images.shape)}; expected one scene [1, S, 3, H, W] with S >= 1."
         )
     if budget is None:
         return views, pictures, replace(run, resolution=side), None
-    # What was given by name may not change, nor ready views, nor the number of views where one is named by its index.
+    # Options given by name and ready views may not change, nor the number of views if one is chosen by its index.
     is_ready = isinstance(pictures, Views)
     fixed: list[Measure] = ["resolution"] if is_ready or run.resolution is not None else []
     if is_ready or isinstance(run.reference_view, int):
@@ -208,7 +212,7 @@ def _default_sources(views: Views) -> tuple[Source, ...]:
 
 
 def _pictures(views: Views) -> tuple[np.ndarray, np.ndarray]:
-    """What the network saw, as [S, H, W, 3] uint8, and which pixels of it are picture, [S, H, W] bool."""
+    """The network's pictures [S, H, W, 3] uint8, and their valid pixels [S, H, W] bool, which exclude padding."""
     images = (views.images[0] * 255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     shape = images.shape[:3]
     mask = torch.ones(shape, dtype=torch.bool) if views.mask is None else views.mask[0]
@@ -217,13 +221,13 @@ def _pictures(views: Views) -> tuple[np.ndarray, np.ndarray]:
 
 def _array(value: Tensor | None, dtype: Any) -> np.ndarray:
     if value is None:
-        raise LeanError("the backbone returned no depth: a reconstruction needs decode(..., dense=True)")
+        raise LeanError("the model returned no depth; a reconstruction needs decode(..., dense=True).")
     return value[0].numpy().astype(dtype)
 
 
 @contextlib.contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeded random numbers inside, the caller's random state untouched after."""
+    """Inside, torch's random numbers are seeded; afterwards the caller's random state is restored."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

@@ -1,4 +1,4 @@
-"""What made a result: model, options and conditions of a run, JSON-ready, for manifest.json and config.toml."""
+"""The record of a run for manifest.json and config.toml: its model, options and costs, as JSON-ready values."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def record_of(
     fit: Fit | None,
     more: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """`info` of a reconstruction: the model, its weights and plan, where it ran, and every chosen option under
-    "config", with those in `more` among them."""
+    """`info` of a reconstruction: the model, its weights and plan, its device, and under "config" every option,
+    including those in `more`."""
     origin, plan = model.origin, model.plan
     device = next(model.parameters()).device
     config = {
@@ -54,7 +54,7 @@ def record_of(
 
 
 def with_costs(scene: Reconstruction, seconds: Mapping[str, float], device: torch.device) -> Reconstruction:
-    """The scene with what it took: the seconds of each stage, and the peaks of memory in MB (10^6 bytes)."""
+    """The scene with the costs of the run: seconds of each stage, and peak memory in MB (10^6 bytes)."""
     costs: dict[str, Any] = {"seconds": dict(seconds), "peak_memory_mb": peak_memory_mb()}
     if device.type == "cuda":
         costs["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(device) / 1e6, 1)

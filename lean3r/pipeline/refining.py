@@ -1,4 +1,4 @@
-"""Refinement as the last step of a reconstruction: when it is tried, and what stays without it."""
+"""Refinement as a step of a reconstruction: whether it runs, and what happens if it fails."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lean3r.refine import KnownCameras, RefineOptions, refine
 from lean3r.types import Reconstruction, with_warning
 
 logger = logging.getLogger("lean3r")
-EMBEDDED = "nano"  # models whose name starts so are refined by default
+EMBEDDED = "nano"  # prefix of the models that are refined by default
 INTERRUPTED = "interrupted"
 NOT_REFINED = "not refined: {}; the cameras are the network's, and nothing confirms them"
 
 
 def applies(options: RefineOptions, model: Backbone, has_files: bool) -> bool:
-    """Whether a result of a model is refined, made from pictures or from ready views."""
+    """Whether a model's result is refined; `has_files`: it comes from pictures, not from ready views."""
     return options.when == "on" or (options.when == "auto" and has_files and model.name.startswith(EMBEDDED))
 
 
@@ -32,9 +32,9 @@ def refine_scene(
     masks: Masks | None,
     observer: Observer,
 ) -> Reconstruction:
-    """The scene refined, or as it was, with a warning that says why.
+    """Refine a scene; if that fails, return it unchanged, with a warning that states the reason.
 
-    Ctrl-C ends the refinement alone: the network's result stays.
+    Ctrl-C ends only the refinement and keeps the network's result.
     """
     try:
         with observer.stage("refinement"):
@@ -43,10 +43,10 @@ def refine_scene(
         result = _keep(scene, INTERRUPTED)
     except (LeanError, OSError) as error:
         result = _keep(scene, str(error))
-    told = result.info["refinement"]
-    if told["status"] == "kept" and len(scene.sources) > 1:
-        result = with_warning(result, "not-refined", NOT_REFINED.format(told["reason"]))
-    for note in told.get("notes", ()):
+    report = result.info["refinement"]
+    if report["status"] == "kept" and len(scene.sources) > 1:
+        result = with_warning(result, "not-refined", NOT_REFINED.format(report["reason"]))
+    for note in report.get("notes", ()):
         logger.warning("%s", note)
     return result
 

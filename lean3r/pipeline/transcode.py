@@ -1,4 +1,4 @@
-"""A file of weights in, one of a compressed model out, tensor by tensor: no model is ever held in memory."""
+"""Compress a file of weights tensor by tensor; the whole model is never in memory."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from lean3r.models.keymap import KeyMap
 from lean3r.models.sources import find_weights, official_source
 from lean3r.models.weight_files import WeightFiles, open_weights
 from lean3r.models.writing import write_stream
-from lean3r.pipeline.load import embedded_weights, plan_in
+from lean3r.pipeline.load import embedded_weights, read_plan
 from lean3r.pipeline.save import check_file
 
 
 @dataclass(frozen=True)
 class Written:
-    """What became of a file of weights: the plan, the layers that changed, how many parameters went in, how many are
-    new."""
+    """The result of compressing a file: the plan, the layers that changed, and the numbers of original and of new
+    parameters."""
 
     plan: CompressionPlan
     changes: Sequence[Change | Quantized]
@@ -35,10 +35,11 @@ class Written:
     new_parameters: int
 
 
-def named_weights(source: str, model: str | None = None, *, offline: bool = False) -> tuple[str, Path]:
-    """Name of a model and the local file of its weights, of a model's name (its own ones), a file, or hf:OWNER/NAME.
+def resolve_weights(source: str, model: str | None = None, *, offline: bool = False) -> tuple[str, Path]:
+    """Resolve `source` to a model's name and the local file of its weights.
 
-    What the file does not say of its model, `model` does, or its names and shapes tell. UsageError where they cannot.
+    `source` is a model's name (for its own weights), a file, or hf:OWNER/NAME. The model is named by `model`, or by the
+    file, or recognised by the names and shapes of its tensors; UsageError if that is ambiguous.
     """
     if source in MODELS and not Path(source).is_file():
         if model not in (None, source):
@@ -50,8 +51,12 @@ def named_weights(source: str, model: str | None = None, *, offline: bool = Fals
     if name is None:
         fitting = models_that_fit(stored)
         if len(fitting) != 1:
-            found = f"fits {' and '.join(fitting)}" if fitting else "fits no model by its names and shapes"
-            raise UsageError(f"{path} {found}. Say with --model which it is; `lean3r models` lists them.")
+            fit = (
+                f"fits {' and '.join(fitting)}"
+                if fitting
+                else "fits no model, judged by the names and shapes of its tensors"
+            )
+            raise UsageError(f"{path} {fit}. Name the model with --model; `lean3r models` lists them.")
         name = fitting[0]
     return MODELS.check(name), path
 
@@ -59,26 +64,26 @@ def named_weights(source: str, model: str | None = None, *, offline: bool = Fals
 def compress_file(
     name: str, source: Path, out: Path, plan: CompressionPlan | None, *, overwrite: bool = False
 ) -> Written:
-    """Write the weights of `source` as `plan` would have them to `out`.
+    """Compress the weights of `source` by `plan` and write them to `out`.
 
-    What is not quantised keeps the number type of the file. `plan` may be None where the file was trained for one.
-    UsageError on a plan that does not fit the model or the file; WeightsError as load_weights.
+    Tensors that are not quantised keep their number type. `plan` may be None if the file was trained for one.
+    UsageError if the plan does not fit the model or the file; WeightsError as in load_weights.
     """
     check_file(out, overwrite=overwrite)
     stored = open_weights(source)
     if any(out.exists() and out.samefile(file) for file in {source, *stored.files.values()}):
-        raise UsageError(f"{out} is among the files that are read; name another file.")
+        raise UsageError(f"{out} is one of the input files; name another file.")
     check_model(stored, name)
     dense = without_memory(MODELS.get(name))
     model, changes = _apply_plan(dense, stored, plan)
     new = {key: value for key, value in model.state_dict().items() if not value.is_meta}
     keys = model.KEY_MAP
-    like, held = {}, place(stored, keys)
+    like, sources = {}, place(stored, keys)
     for ours, value in model.state_dict().items():
         official = keys.official(ours)
         if official is not None:
-            kept = ours in held and value.dtype.is_floating_point and value.dtype.itemsize > 1
-            dtype = stored.dtypes[held[ours]] if kept else value.dtype
+            keeps_dtype = ours in sources and value.dtype.is_floating_point and value.dtype.itemsize > 1
+            dtype = stored.dtypes[sources[ours]] if keeps_dtype else value.dtype
             like[official] = torch.empty(value.shape, dtype=dtype, device="meta")
     metadata = {"model": name, **model.metadata}
     try:
@@ -93,7 +98,7 @@ def compress_file(
 def _apply_plan(
     model: Backbone, stored: WeightFiles, plan: CompressionPlan | None
 ) -> tuple[Backbone, Sequence[Change | Quantized]]:
-    before, prepared = plan_in(stored.path), stored.metadata.get(STAGE_KEY) == PREPARED
+    before, prepared = read_plan(stored.path), stored.metadata.get(STAGE_KEY) == PREPARED
     if before is not None and prepared and (plan is None or plan.steps == before.steps):
         return apply(model, before)
     if plan is None:

@@ -1,4 +1,4 @@
-"""What of a result can be known at all: pixels without depth, the cloud, and warnings where nothing supports it."""
+"""How far a result can be trusted: which pixels give depth, the point cloud, and warnings about missing evidence."""
 
 from __future__ import annotations
 
@@ -13,67 +13,70 @@ from lean3r.geometry.evidence import weigh
 from lean3r.geometry.fusion import fuse
 from lean3r.geometry.lens import Optics
 from lean3r.parallel import by_threads
-from lean3r.pipeline.overlap import look
+from lean3r.pipeline.overlap import find_overlap
 from lean3r.types import PointCloud, Reconstruction, with_warning
 
 DISAGREE = "where views overlap, their depths differ by {:.0%} (median): cameras or depth are wrong"
-APART = (
-    0.2  # disagreement (log depth) of views that is no roughness any more; the embedded model alone has 0.08 to 0.17
-)
-MOSTLY = 0.95  # of a picture: sky and nothing else
+MAX_DISAGREEMENT = 0.2  # log depth; the embedded model alone has 0.08 to 0.17, larger values are more than roughness
+SKY_ONLY = 0.95  # share of sky from which a picture shows nothing else
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What S pictures show: the pixels that count, [S, H, W] bool; of each view what speaks against it as a code
-    (None: nothing), its share of sky [S], and the first view of the same picture, [S]."""
+class Content:
+    """What S pictures show.
 
-    counts: np.ndarray
+    usable [S, H, W] bool, the pixels that may give depth; codes: for each view the code of the warning that excludes
+    it, or None; sky [S], the share of sky in each view; first [S], the index of the first view with the same picture.
+    """
+
+    usable: np.ndarray
     codes: tuple[str | None, ...]
     sky: np.ndarray
     first: np.ndarray
 
 
-def look_at(images: np.ndarray, counts: np.ndarray, keep_sky: bool) -> Seen:
-    """Judge pictures [S, H, W, 3] uint8 by their pixels that count, [S, H, W] bool; those of views in which nothing can
-    be seen, and of the sky unless it is kept, count no more."""
-    counts, share = counts.copy(), np.zeros(len(images))
+def judge_content(images: np.ndarray, usable: np.ndarray, keep_sky: bool) -> Content:
+    """Judge what pictures [S, H, W, 3] uint8 show in their usable pixels, [S, H, W] bool.
+
+    In the result, views that show nothing have no usable pixels, and neither has the sky unless `keep_sky` is set.
+    """
+    usable, share = usable.copy(), np.zeros(len(images))
 
     def judge(view: int) -> str | None:
-        code = emptiness(images[view], counts[view]) if counts[view].any() else None
-        above = sky(images[view], counts[view]) if code is None else np.zeros_like(counts[view])
-        share[view] = above.sum() / max(counts[view].sum(), 1)
-        code = "sky-only" if share[view] > MOSTLY else code
+        code = emptiness(images[view], usable[view]) if usable[view].any() else None
+        is_sky = sky(images[view], usable[view]) if code is None else np.zeros_like(usable[view])
+        share[view] = is_sky.sum() / max(usable[view].sum(), 1)
+        code = "sky-only" if share[view] > SKY_ONLY else code
         if code is not None:
-            counts[view] = False
+            usable[view] = False
         elif not keep_sky:
-            counts[view] &= ~above
+            usable[view] &= ~is_sky
         return code
 
-    return Seen(counts, tuple(by_threads(judge, range(len(images)))), share, repeats(images))
+    return Content(usable, tuple(by_threads(judge, range(len(images)))), share, repeats(images))
 
 
 def no_points() -> PointCloud:
-    """A cloud of none."""
+    """An empty point cloud."""
     none = np.zeros((0, 3), np.float32)
     return PointCloud(none, none.astype(np.uint8), none[:, 0], none[:, 0].astype(np.int32), none[:, :2])
 
 
-def judge_scene(scene: Reconstruction, seen: Seen) -> Reconstruction:
-    """The scene with its cloud, and a warning for everything that nothing supports.
+def judge_scene(scene: Reconstruction, content: Content) -> Reconstruction:
+    """The scene with its point cloud, and with a warning for each part of the result that lacks evidence.
 
-    Where refinement did not make the cloud, confidence counts evidence and the cloud is made here. Views that show
-    nothing that another shows, beside some that do, give no points.
+    Without a successful refinement, confidence is weighted by the evidence of other views, and the cloud is fused here.
+    If some views overlap, the views that overlap with no other give no points.
     """
     if scene.info.get("refinement", {"status": "kept"})["status"] == "kept":
-        of = Scene(scene.depth, scene.cam_from_world, Optics.of(scene))
-        conf, disagreement = weigh(scene.conf, scene.mask, of)
-        known = None if np.isnan(disagreement) else round(disagreement, 4)
-        scene = _fuse(replace(scene, conf=conf, info={**scene.info, "depth_disagreement": known}))
-        if disagreement > APART:
+        maps = Scene(scene.depth, scene.cam_from_world, Optics.of(scene))
+        conf, disagreement = weigh(scene.conf, scene.mask, maps)
+        rounded = None if np.isnan(disagreement) else round(disagreement, 4)
+        scene = _fuse(replace(scene, conf=conf, info={**scene.info, "depth_disagreement": rounded}))
+        if disagreement > MAX_DISAGREEMENT:
             scene = with_warning(scene, "views-disagree", DISAGREE.format(np.expm1(disagreement)))
-    info = {**scene.info, "sky": [round(float(share), 4) for share in seen.sky]}
-    return _warn_unsupported(_with_content(replace(scene, info=info), seen), seen)
+    info = {**scene.info, "sky": [round(float(share), 4) for share in content.sky]}
+    return _judge_overlap(_warn_about_content(replace(scene, info=info), content), content)
 
 
 def _fuse(scene: Reconstruction) -> Reconstruction:
@@ -86,47 +89,49 @@ def _fuse(scene: Reconstruction) -> Reconstruction:
 
 
 CONTENT = {
-    "no-content": "nothing can be seen in {}: black, of one colour, or without any structure; no depth and no points",
-    "noise": "there is nothing but noise in {}; no depth and no points",
-    "sky-only": "there is nothing but sky in {}; no depth and no points",
+    "no-content": "nothing can be seen in {}: black, of one colour, or without structure; no depth and no points",
+    "noise": "{} show only noise; no depth and no points",
+    "sky-only": "{} show only sky; no depth and no points",
 }
 
 
-def _with_content(scene: Reconstruction, seen: Seen) -> Reconstruction:
-    """With warnings about pictures in which nothing can be seen, and about pictures that were given twice."""
+def _warn_about_content(scene: Reconstruction, content: Content) -> Reconstruction:
+    """Add warnings about pictures that show nothing, and about pictures that are given more than once."""
     for code, text in CONTENT.items():
-        if views := [view for view, of_view in enumerate(seen.codes) if of_view == code]:
+        if views := [view for view, its_code in enumerate(content.codes) if its_code == code]:
             scene = with_warning(scene, code, text.format(_views(views, scene)), views)
-    again = [v for v, first in enumerate(seen.first) if first != v and seen.codes[v] is None]
-    full = sum(code is None for code in seen.codes)
-    if again and len(again) == full - 1:
+    repeated = [v for v, first in enumerate(content.first) if first != v and content.codes[v] is None]
+    valid = sum(code is None for code in content.codes)
+    if repeated and len(repeated) == valid - 1:
         text = "all pictures are the same: without parallax, depth is the network's guess from one picture"
         scene = with_warning(scene, "identical-pictures", text)
-    elif again and all(scene.sources[view].timestamp_s is None for view in again):
-        text = f"{_views(again, scene)} repeat other pictures and add nothing"
-        scene = with_warning(scene, "repeated-pictures", text, again)
+    elif repeated and all(scene.sources[view].timestamp_s is None for view in repeated):
+        text = f"{_views(repeated, scene)} repeat other pictures and add nothing"
+        scene = with_warning(scene, "repeated-pictures", text, repeated)
     return scene
 
 
-def _warn_unsupported(scene: Reconstruction, seen: Seen) -> Reconstruction:
-    """With warnings about views without overlap, and about scenes without motion; views alone beside others without
-    points. Views that refinement registered are proven."""
-    unique = np.array([c is None and f == v for v, (c, f) in enumerate(zip(seen.codes, seen.first, strict=True))])
+def _judge_overlap(scene: Reconstruction, content: Content) -> Reconstruction:
+    """Add warnings about views without overlap and about scenes without parallax.
+
+    If some views overlap, those that do not lose their points. Views that refinement registered need no check.
+    """
+    unique = np.array([c is None and f == v for v, (c, f) in enumerate(zip(content.codes, content.first, strict=True))])
     registered = np.array([r != "predicted" for r in scene.registration] or [False] * len(unique))
     if unique.sum() < 2 or registered[unique].all():
         return scene
-    found = look(scene, seen.counts, unique)
-    connected = found.overlaps | registered
-    lonely = np.flatnonzero(unique & ~connected).tolist()
-    if lonely and not connected.any():
-        text = "no two pictures were found to overlap: cameras and depth are guesses that nothing supports"
+    overlap = find_overlap(scene, content.usable, unique)
+    connected = overlap.has_partner | registered
+    isolated = np.flatnonzero(unique & ~connected).tolist()
+    if isolated and not connected.any():
+        text = "no overlap detected between any two pictures: cameras and depth are unsupported guesses"
         return with_warning(scene, "no-overlap", text)
-    if lonely:
-        text = f"{_views(lonely, scene)} were not found to overlap with any other; they give no points"
+    if isolated:
+        text = f"no overlap with any other picture detected in {_views(isolated, scene)}; they give no points"
         conf = scene.conf.copy()
-        conf[lonely] = 0
-        scene = with_warning(_fuse(replace(scene, conf=conf)), "no-overlap", text, lonely)
-    if found.turns_only and not registered.any():
+        conf[isolated] = 0
+        scene = with_warning(_fuse(replace(scene, conf=conf)), "no-overlap", text, isolated)
+    if overlap.rotates_only and not registered.any():
         text = (
             "the camera seems to rotate in place, which gives no parallax: positions and depth are unsupported guesses"
         )

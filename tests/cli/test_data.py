@@ -48,7 +48,7 @@ def test_an_intact_copy_is_recognised_and_drawn(
     assert main(["data", "check", str(blended), "-q"]) == 0, "a sample is written over"
     Image.new("RGB", (9, 9)).save("mine.png")
     mine = Path("mine.png").read_bytes()
-    for name, says in (("mine.png", "was not drawn by data check"), ("sample.jpg", "not a .png")):
+    for name, says in (("mine.png", "was not written by data check"), ("sample.jpg", "not a .png")):
         assert main(["data", "check", str(blended), "-o", name]) == 2 and says in capsys.readouterr().err
     assert Path("mine.png").read_bytes() == mine and not Path("sample.jpg").exists()
     assert main(["data", "check", str(blended), "--json", "-o", "a/b.png", "--scene", "1", "--views", "0", "5"]) == 0

@@ -95,7 +95,7 @@ def test_a_step_keeps_its_batches_on_any_number_of_processes(
         (["--gamma", "0.2", "0.1"], 0, ""),
         (["--gamma", "0.1", "0.2"], 2, "falls or stays"),
         (["--recipe", "nano"], 2, "lean3r train nano"),
-        (["--gamma", "1", "2", "3"], 2, "--gamma got 3 numbers"),
+        (["--gamma", "1", "2", "3"], 2, "--gamma has 3 numbers"),
         (["--lr", "-1"], 2, "optim.lr is -1"),
         (["--train", "nothing"], 2, "unknown role 'nothing'"),
         (["--train", "norms", "global blocks 1-", "--explode-factor", "50", "--skip-limit", "9"], 0, ""),

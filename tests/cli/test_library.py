@@ -96,7 +96,7 @@ def test_names_of_devices_and_number_types() -> None:
 
 
 def test_missing_embedded_weights_say_what_to_do() -> None:
-    with pytest.raises(WeightsError, match=r"giant do not come with lean3r .* Give a file with --weights") as caught:
+    with pytest.raises(WeightsError, match=r"giant are not part of lean3r .* Give a file with --weights") as caught:
         embedded_weights("giant")
     assert "nano" not in str(caught.value), "of which there is a recipe, but not this one"
 

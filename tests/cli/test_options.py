@@ -127,7 +127,7 @@ def test_named_masks_take_precedence_over_those_of_the_pictures(model, photos: P
 
 
 def test_a_name_is_not_a_model(photos: Path) -> None:
-    with pytest.raises(lean3r.LeanError, match="the model is str; expected a loaded one"):
+    with pytest.raises(lean3r.LeanError, match="the model is a str; expected a loaded model"):
         lean3r.reconstruct("nano", photos)  # type: ignore[arg-type]
 
 
@@ -136,5 +136,5 @@ def test_records_are_not_edited_from_outside(model, photos: Path) -> None:
     assert scene.point_options == lean3r.PointOptions()
     with pytest.raises(dataclasses.FrozenInstanceError):
         scene.point_options.max_points = 3  # type: ignore[misc]
-    with pytest.raises(lean3r.LeanError, match="frames are chosen for Pictures, which stand already"):
+    with pytest.raises(lean3r.LeanError, match="frames cannot be chosen for Pictures, which are final"):
         lean3r.reconstruct(model, lean3r.Pictures(photos), frames=lean3r.FrameChoice(max_views=2))

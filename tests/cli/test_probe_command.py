@@ -27,7 +27,7 @@ def test_a_report_of_every_block(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--batches", "0"], "--batches is 0"),
         (["--share", "2"], "--share is 2.0"),
-        (["--resolution", "2"], "--resolution is 2, expected at least 16"),
+        (["--resolution", "2"], "--resolution is 2; expected at least 16"),
         (["--data", "nowhere=x"], "unknown data set 'nowhere'"),
         (["--plan", "fp8"], "no encoder or trunk blocks"),
     ],

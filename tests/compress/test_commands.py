@@ -63,9 +63,12 @@ def test_compress_writes_a_file_that_reconstructs(
     for arguments, says in (
         (["compress", str(dense), str(out), "--plan", "gsa"], "exists; use --overwrite"),
         (["compress", str(out), str(tmp_path / "b.safetensors"), "--plan", "gsa"], "compressed already"),
-        (["compress", str(out), str(out), "--plan", "gsa", "--overwrite"], "among the files that are read"),
+        (["compress", str(out), str(out), "--plan", "gsa", "--overwrite"], "is one of the input files"),
         (["compress", str(dense), str(tmp_path / "b.pt"), "--plan", "gsa"], "ends in .safetensors"),
-        (["compress", str(dense), str(tmp_path / "no" / "b.safetensors"), "--plan", "gsa"], "there is no folder"),
+        (
+            ["compress", str(dense), str(tmp_path / "no" / "b.safetensors"), "--plan", "gsa"],
+            "does not exist; create it first",
+        ),
         (["compress", str(dense), str(tmp_path / "b.safetensors"), "--plan", "gsq"], "Perhaps you meant gsa"),
         (["compress", "nano", str(tmp_path / "b.safetensors"), "--plan", "gsa", "-m", "vggt"], "Leave one out"),
         (["reconstruct", str(photos), "-o", str(scene / "b"), "--weights", str(out), "--plan", "sla"], "cannot become"),
@@ -138,7 +141,7 @@ def test_weights_of_two_models_or_none_need_a_name(
     path = tmp_path / "mono.safetensors"
     save_weights(official("da3mono-large"), path, {})
     assert main(["compress", str(path), str(tmp_path / "a.safetensors"), "--plan", "fp8"]) == 2
-    assert "fits da3mono-large and da3metric-large. Say with --model" in capsys.readouterr().err
+    assert "fits da3mono-large and da3metric-large. Name the model with --model" in capsys.readouterr().err
     save_weights({"some.weight": torch.zeros(3)}, path, {})
     assert main(["compress", str(path), str(tmp_path / "a.safetensors"), "--plan", "fp8"]) == 2
-    assert "fits no model by its names and shapes" in capsys.readouterr().err
+    assert "fits no model, judged by the names and shapes of its tensors" in capsys.readouterr().err

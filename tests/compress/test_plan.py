@@ -159,7 +159,7 @@ def test_the_plan_travels_with_the_weights(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exists"):
         lean3r.save(fast, path)
     save_model(Nano(), path, {"plan": json.dumps({"steps": [{"target": "global blocks", "mechanism": "new"}]})})
-    with pytest.raises(WeightsError, match="carries a plan that cannot be used"):
+    with pytest.raises(WeightsError, match="contains an unusable plan"):
         lean3r.load("nano", weights=path)
 
 

@@ -153,7 +153,7 @@ def test_invalid_numbers_of_loops_are_refused(loops: Any) -> None:
 
 def test_weights_must_be_given_and_come_back(tmp_path: Path) -> None:
     with pytest.raises(
-        WeightsError, match=r"nano-looped do not come with lean3r .* --weights; .* lean3r train nano-looped"
+        WeightsError, match=r"nano-looped are not part of lean3r .* --weights; .* lean3r train nano-looped"
     ):
         load("nano-looped")
     model = NanoLooped().eval()

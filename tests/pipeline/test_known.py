@@ -24,7 +24,7 @@ from lean3r.geometry.rotation import so3_exp
 from lean3r.inputs.cameras import GivenCamera, GivenCameras, open_colmap
 from lean3r.inputs.pictures import Pictures
 from lean3r.options import PointOptions
-from lean3r.pipeline.known import Given, in_given_world, with_cameras
+from lean3r.pipeline.known import Given, place_in_world, with_cameras
 from lean3r.pipeline.options import CameraOptions, Part
 from lean3r.types import Known, Lens, Prediction, Views
 
@@ -101,7 +101,7 @@ def known(has_pose: list[bool], has_intrinsics: tuple[bool, ...] = (False,) * 4,
 @pytest.mark.parametrize("is_metric", [True, False])
 def test_predicted_cameras_move_into_the_given_world(is_metric: bool) -> None:
     found, _, back = make_moved_cameras()
-    placed, scale, *_ = in_given_world(found, known([True, False, True, True], is_metric=is_metric))
+    placed, scale, *_ = place_in_world(found, known([True, False, True, True], is_metric=is_metric))
     assert scale == ("metric" if is_metric else "aligned")
     torch.testing.assert_close(placed.cam_from_world[0], poses(), atol=1e-6, rtol=0)
     torch.testing.assert_close(placed.depth, found.depth * back.scale.float())
@@ -111,7 +111,7 @@ def test_given_cameras_stay_exact_whatever_was_predicted() -> None:
     found, _, _ = make_moved_cameras()
     given = known([True, True, True, False], (True, True, False, True))
     noisy = Prediction(found.cam_from_world + 0.01, found.intrinsics, found.depth, found.conf, is_metric=True)
-    placed, scale, *_ = in_given_world(noisy, given)
+    placed, scale, *_ = place_in_world(noisy, given)
     assert scale == "aligned" and not placed.is_metric
     assert torch.equal(placed.cam_from_world[0, :3], poses()[:3])
     assert not torch.equal(placed.cam_from_world[0, 3], poses()[3])
@@ -121,7 +121,7 @@ def test_given_cameras_stay_exact_whatever_was_predicted() -> None:
 
 def test_poses_in_one_place_set_the_frame_only() -> None:
     found, _, _ = make_moved_cameras()
-    placed, scale, *_ = in_given_world(found, known([False, True, False, False]))
+    placed, scale, *_ = place_in_world(found, known([False, True, False, False]))
     assert scale == "relative" and torch.equal(placed.cam_from_world[0, 1], poses()[1])
     torch.testing.assert_close(placed.depth, found.depth)
     relative = placed.cam_from_world[0] @ torch.linalg.inv(placed.cam_from_world[0, 0])

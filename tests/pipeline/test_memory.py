@@ -57,7 +57,7 @@ def test_amounts_of_memory(text: str | int, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["8", "GB", "-1GB", "0GB", "8 apples", "", 0, -5, True, 1.5])
 def test_invalid_amounts_of_memory_are_refused(text: str | int) -> None:
-    with pytest.raises(UsageError, match="as 8GB"):
+    with pytest.raises(UsageError, match="such as 8GB"):
         parse_memory(text)
 
 
@@ -75,8 +75,8 @@ def test_measures_are_taken_mildest_first(nano: Backbone) -> None:
 
 
 @pytest.mark.parametrize("allow", MEASURES)
-def test_nothing_beyond_what_is_allowed(nano: Backbone, allow: str) -> None:
-    with pytest.raises(OutOfMemoryError, match=r"the least is .* --memory ") as caught:
+def test_only_allowed_measures_are_taken(nano: Backbone, allow: str) -> None:
+    with pytest.raises(OutOfMemoryError, match=r"needs at least .* --memory ") as caught:
         fit(Formula(nano), START, 240, Budget(99 * 10**6, allow))  # type: ignore[arg-type]
     assert ("views" in str(caught.value).split("(")[0]) == (allow == "views")
     assert ("resolution" in str(caught.value).split("(")[0]) == (allow in ("resolution", "views"))
@@ -92,7 +92,7 @@ def test_what_was_given_by_name_stays(nano: Backbone) -> None:
     assert fit(Formula(nano), START, 240, Budget(least), fixed=["resolution", "views"]).is_exact
 
 
-def test_numbers_of_views_that_are_tried() -> None:
+def test_view_counts_ascend_from_one() -> None:
     for views in (2, 3, 17, 1000):
         numbers = view_counts(views)
         assert numbers == sorted(set(numbers)) and numbers[0] == 1 and numbers[-1] < views and len(numbers) <= 16
@@ -128,7 +128,7 @@ def test_chunks_change_nothing_but_memory() -> None:
 
 def test_ready_views_are_never_changed(nano: Backbone) -> None:
     views = Views(torch.rand(1, 3, 3, 64, 96))
-    with pytest.raises(OutOfMemoryError, match="kept as it is: resolution, views"):
+    with pytest.raises(OutOfMemoryError, match="not to be changed: resolution, views"):
         reconstruct(nano, views, memory="20MB")
 
 
@@ -154,22 +154,22 @@ def test_weights_held_in_half_give_the_same_bits(kind: str) -> None:
 def test_weights_become_lighter_only_where_they_must(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lightening, "used_bytes", lambda device: 0)
 
-    def lightened(size: int, allow: str = "views", fixed: tuple = (), dtype: torch.dtype = torch.float32):
+    def lighten_to(size: int, allow: str = "views", fixed: tuple = (), dtype: torch.dtype = torch.float32):
         with torch.device("meta"):
             model = Pi3(Pi3Config(width=512, heads=8, encoder_depth=2, depth=4, camera_width=64))
         budget = Budget(size, allow, views=2, resolution=70)  # type: ignore[arg-type]
         return lighten(model, budget, torch.device("cuda"), dtype, fixed)  # type: ignore[arg-type]
 
-    plain = weight_bytes(lightened(10**9).model)
-    enough = lightened(2 * plain)
+    plain = weight_bytes(lighten_to(10**9).model)
+    enough = lighten_to(2 * plain)
     assert (enough.dtype, enough.changes, enough.is_exact) == (torch.float32, (), True)
-    half = lightened(int(0.95 * plain), "dtype")
+    half = lighten_to(int(0.95 * plain), "dtype")
     assert half.dtype == torch.bfloat16 and not half.is_exact and weight_bytes(half.model) < 0.9 * plain
-    held = lightened(int(0.95 * plain), "exact", dtype=torch.float16)
+    held = lighten_to(int(0.95 * plain), "exact", dtype=torch.float16)
     assert held.dtype == torch.float16 and held.is_exact and weight_bytes(held.model) == weight_bytes(half.model)
-    for kept in (lightened(1, "exact"), lightened(1, fixed=("dtype", "plan"))):
+    for kept in (lighten_to(1, "exact"), lighten_to(1, fixed=("dtype", "plan"))):
         assert kept.dtype == torch.float32 and kept.changes == ()
-    eight = lightened(1)
+    eight = lighten_to(1)
     assert eight.changes[-1] == "weights in 8 bits (plan fp8-weight)"
     assert weight_bytes(eight.model) < weight_bytes(half.model)
 
@@ -214,7 +214,7 @@ EXHAUSTED = [
 
 
 @pytest.mark.parametrize("error", EXHAUSTED, ids=lambda error: type(error).__name__)
-def test_out_of_memory_is_tried_once_more(forgetful, error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_out_of_memory_is_retried(forgetful, error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
     model, errors = forgetful
     views = Views(torch.rand(1, 2, 3, 64, 96))
     expected = predict(model, views)
@@ -223,7 +223,7 @@ def test_out_of_memory_is_tried_once_more(forgetful, error: BaseException, caplo
     assert found.depth is not None and expected.depth is not None
     assert torch.allclose(found.depth, expected.depth, rtol=1e-5)
     assert model.seen[-1] < model.seen[0] == model.chunk_bytes and len(model.seen) == 3
-    assert "once more" in caplog.text
+    assert "retrying with" in caplog.text
 
 
 @pytest.mark.parametrize("error", EXHAUSTED, ids=lambda error: type(error).__name__)
@@ -274,7 +274,7 @@ def test_the_command_reports_its_choice(photos: Path, tmp_path: Path, capsys: py
     assert 0 < manifest["memory"]["predicted_mb"] < 3000
 
 
-@pytest.mark.parametrize(("memory", "code", "says"), [("8", 2, "as 8GB"), ("20MB", 5, "the least is")])
+@pytest.mark.parametrize(("memory", "code", "says"), [("8", 2, "such as 8GB"), ("20MB", 5, "needs at least")])
 def test_the_command_refuses(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], memory: str, code: int, says: str
 ) -> None:

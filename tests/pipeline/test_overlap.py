@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lean3r.pipeline.overlap import look
+from lean3r.pipeline.overlap import find_overlap
 from lean3r.types import PointCloud, Reconstruction, Source
 
 SIDE, FOCAL = 240, 260.0
@@ -52,34 +52,34 @@ def scene(images: list[np.ndarray]) -> Reconstruction:
     )
 
 
-def counts(images: list[np.ndarray]) -> np.ndarray:
+def all_pixels(images: list[np.ndarray]) -> np.ndarray:
     return np.ones((len(images), SIDE, SIDE), bool)
 
 
-def test_views_of_one_wall_overlap_and_a_foreign_one_does_not() -> None:
+def test_views_of_one_wall_overlap_and_an_unrelated_one_does_not() -> None:
     wall, other = texture(0), texture(1)
     images = [shot(wall, 0.0), shot(wall, 0.05, 9), shot(other, 0.0), shot(wall, 0.1, 18)]
-    found = look(scene(images), counts(images), np.ones(4, bool))
-    assert found.overlaps.tolist() == [True, True, False, True] and not found.turns_only
+    overlap = find_overlap(scene(images), all_pixels(images), np.ones(4, bool))
+    assert overlap.has_partner.tolist() == [True, True, False, True] and not overlap.rotates_only
 
 
 def test_rotating_in_place_gives_no_parallax() -> None:
     wall = texture(2)
     turned = [shot(wall, angle) for angle in (0.0, 0.06, 0.12)]
-    assert look(scene(turned), counts(turned), np.ones(3, bool)).turns_only
+    assert find_overlap(scene(turned), all_pixels(turned), np.ones(3, bool)).rotates_only
     moved = [shot(wall, angle, 150 * angle) for angle in (0.0, 0.06, 0.12)]
-    assert not look(scene(moved), counts(moved), np.ones(3, bool)).turns_only
+    assert not find_overlap(scene(moved), all_pixels(moved), np.ones(3, bool)).rotates_only
 
 
 @pytest.mark.parametrize("views", [0, 1])
 def test_fewer_than_two_views_give_no_verdict(views: int) -> None:
     images = [shot(texture(3), 0.0)] * 2
     wanted = np.arange(2) < views
-    found = look(scene(images), counts(images), wanted)
-    assert not found.overlaps.any() and not found.turns_only
+    overlap = find_overlap(scene(images), all_pixels(images), wanted)
+    assert not overlap.has_partner.any() and not overlap.rotates_only
 
 
 def test_excluded_pixels_give_no_matches() -> None:
     wall = texture(4)
     images = [shot(wall, 0.0), shot(wall, 0.05, 9)]
-    assert not look(scene(images), ~counts(images), np.ones(2, bool)).overlaps.any()
+    assert not find_overlap(scene(images), ~all_pixels(images), np.ones(2, bool)).has_partner.any()

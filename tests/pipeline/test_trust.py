@@ -1,4 +1,4 @@
-"""Where nothing can be known a result says so first; where something is, it does not cry wolf."""
+"""A result without evidence starts with a warning; a result with evidence gives no false warning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lean3r.inputs.frames import FrameChoice
 from lean3r.options import PointOptions
 
 SIZE = (320, 240)
-UNREFINED = {"not-refined": []}  # what follows from having nothing to go by
+UNREFINED = {"not-refined": []}  # the consequence of pictures without evidence
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def plain(value: int) -> Image.Image:
 
 
 def rotate_view(image: Image.Image, yaw_rad: float, focal_px: float = 350.0) -> Image.Image:
-    """What a camera sees of a far picture when it turns on the spot."""
+    """A distant picture as seen by a camera that rotates in place."""
     y, x = np.meshgrid(np.arange(SIZE[1]) + 0.5, np.arange(SIZE[0]) + 0.5, indexing="ij")
     rays = np.stack([(x - SIZE[0] / 2) / focal_px, (y - SIZE[1] / 2) / focal_px, np.ones_like(x)], axis=-1)
     c, s = np.cos(yaw_rad), np.sin(yaw_rad)
@@ -68,7 +68,7 @@ def codes(scene) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("kind, code", [("black", "no-content"), ("white", "no-content"), ("noise", "noise")])
-def test_pictures_of_nothing_give_no_points(model, tmp_path: Path, kind: str, code: str) -> None:
+def test_pictures_without_content_give_no_points(model, tmp_path: Path, kind: str, code: str) -> None:
     images = [{"black": plain(0), "white": plain(255), "noise": noise(i)}[kind] for i in range(3)]
     scene = lean3r.reconstruct(model, write_pictures(tmp_path / "in", images))
     assert codes(scene) == UNREFINED | {code: ["p0.png", "p1.png", "p2.png"]}
