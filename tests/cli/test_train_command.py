@@ -16,7 +16,7 @@ from lean3r.train.held_out import SETS
     [
         (["--validate-scenes", "0"], 2, "--validate-every 0"),
         (["--validate-data", "blendedmvs=/nowhere/at/all"], 3, "is not a folder"),
-        (["--validate-data", "synthetic"], 2, "what is taken without any data"),
+        (["--validate-data", "synthetic"], 2, "is the default without data"),
         (["--validate-data", "blendedmvs={tiny}"], 3, "fewer than 8 views"),
     ],
 )
