@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from lean3r.errors import KernelError, UsageError
+
+logger = logging.getLogger("lean3r")
 
 Implementation = Literal["auto", "reference", "torch", "triton"]
 
@@ -29,19 +33,30 @@ def choose(
     """Resolve `wanted` to "reference", "torch" or "triton" for an operator and its floating-point tensors.
 
     "auto" takes the kernel on CUDA tensors where it is usable, else the torch path where the operator has one
-    (`torch_path`), else the reference. `unsupported` is the operator's own reason against its kernel (a head_dim,
-    say). Raises KernelError naming the reason when an explicit choice cannot run, UsageError for an unknown name.
+    (`torch_path`), else the reference, and warns once of the reason. `unsupported` is the operator's own reason
+    against its kernel (a head_dim, say). Raises KernelError naming the reason when an explicit choice cannot run,
+    UsageError for an unknown name.
     """
     check_implementation(wanted)
     fallback: Implementation = "torch" if torch_path else "reference"
     if wanted == "auto":
-        usable = tensors[0].is_cuda and not (unsupported or why_not_triton(tensors))
-        return "triton" if usable else fallback
+        if not tensors[0].is_cuda:
+            return fallback
+        reason = unsupported or why_not_triton(tensors)
+        if reason is None:
+            return "triton"
+        _warn(op, fallback, reason)
+        return fallback
     if wanted == "torch" and not torch_path:
         raise KernelError(f"{op} has no torch path; use implementation='reference' or 'auto'")
     if wanted == "triton" and (reason := unsupported or why_not_triton(tensors)):
         raise KernelError(f"the Triton kernel of {op} cannot run: {reason}; implementation='auto' takes {fallback}")
     return wanted
+
+
+@lru_cache(maxsize=256)
+def _warn(op: str, fallback: str, reason: str) -> None:
+    logger.warning("%s runs without its Triton kernel, more slowly (%s): %s", op, fallback, reason)
 
 
 def check_implementation(wanted: Implementation) -> Implementation:

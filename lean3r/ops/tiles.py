@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+LONGEST = 512  # list that a program sorts
+TABLE_BYTES = 1 << 28
 LOG2_E = tl.constexpr(math.log2(math.e))
 _NOTHING = tl.constexpr(2147483647)  # sorts behind every listed block
 
@@ -48,7 +50,7 @@ def group_constants(query_block: int, listed: int, size: int) -> dict[str, int]:
 
 def _members(query_block: int, listed: int) -> int:
     """Query blocks that share loads: up to 128 rows, and list counts that fit the bits of their share of an int32."""
-    if query_block > 64:
+    if query_block > 64 or listed > 65535:
         return 1
     return 2 if query_block > 32 or listed > 255 else 4
 
@@ -71,19 +73,31 @@ def constants(dim: int, kind: torch.dtype, query_block: int, key_block: int) -> 
 
 
 def unions(blocks: Tensor, query_block: int, key_blocks: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Union of the lists of each group of query blocks.
+    """Union of the lists of each group of query blocks. Lists of any length; above LONGEST they are not sorted, but
+    counted in a table of all key blocks, for as many groups at a time as TABLE_BYTES allow.
 
     Returns blocks [B * H, groups, SIZE] in ascending order; running counts of the same shape, in which every member of
     the group has its own bits; and lengths [B * H, groups].
     """
     batch, heads, count, listed = blocks.shape
     members = _members(query_block, listed)
-    groups, size = triton.cdiv(count, members), members * triton.next_power_of_2(listed)
-    ordered, union, counts = (blocks.new_empty(batch * heads, groups, size) for _ in range(3))
+    groups, width = triton.cdiv(count, members), triton.next_power_of_2(max(1, listed))
+    is_long = listed > LONGEST
+    size = min(members * width, triton.next_power_of_2(max(1, key_blocks))) if is_long else members * width
+    union, counts = (blocks.new_empty(batch * heads, groups, size) for _ in range(2))
     lengths = blocks.new_empty(batch * heads, groups)
     programs = groups * batch * heads
-    launch(_sort_lists, programs, blocks, ordered, count, key_blocks, listed, members, size // members, size)
-    launch(_merge_lists, programs, ordered, union, counts, lengths, members, size, _bits(members))
+    if not is_long:
+        ordered = torch.empty_like(union)
+        launch(_sort_lists, programs, blocks, ordered, count, key_blocks, listed, members, width, size)
+        launch(_merge_lists, programs, ordered, union, counts, lengths, members, size, _bits(members))
+        return union, counts, lengths
+    step = max(1, TABLE_BYTES // (4 * max(1, key_blocks)))
+    for first in range(0, programs, step):
+        some = min(step, programs - first)
+        table = blocks.new_zeros(some, key_blocks)
+        launch(_count_lists, some, blocks, table, first, count, key_blocks, listed, members, _bits(members), 1024)
+        launch(_read_counts, some, table, union, counts, lengths, first, key_blocks, size, 1024)
     return union, counts, lengths
 
 
@@ -117,6 +131,42 @@ def _merge_lists(ordered, union, counts, lengths, MEMBERS: tl.constexpr, SIZE: t
     tl.store(union + at * SIZE + order, block, mask=last)
     tl.store(counts + at * SIZE + order, running, mask=last)
     tl.store(lengths + at, tl.sum(last.to(tl.int32), 0))
+
+
+@triton.jit
+def _count_lists(
+    blocks, table, first, count, key_blocks, listed, MEMBERS: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr
+):
+    """How often each member of a group lists each key block. Integers, so that any order of adding gives the same."""
+    groups = tl.cdiv(count, MEMBERS)
+    at = first + tl.program_id(0).to(tl.int64)
+    table += tl.program_id(0).to(tl.int64) * key_blocks
+    for member in tl.static_range(MEMBERS):
+        row = at % groups * MEMBERS + member
+        source = blocks + (at // groups * count + row) * listed
+        for start in range(0, listed, TILE):
+            slot = start + tl.arange(0, TILE)
+            block = tl.load(source + slot, mask=(row < count) & (slot < listed), other=-1)
+            known = (block >= 0) & (block < key_blocks)
+            tl.atomic_add(table + block, 1 << member * BITS, mask=known, sem="relaxed")
+
+
+@triton.jit
+def _read_counts(table, union, counts, lengths, first, key_blocks, SIZE: tl.constexpr, TILE: tl.constexpr):
+    """As `_merge_lists`, from a table of counts."""
+    at = first + tl.program_id(0).to(tl.int64)
+    table += tl.program_id(0).to(tl.int64) * key_blocks
+    length, running = 0, 0
+    for start in range(0, key_blocks, TILE):
+        block = start + tl.arange(0, TILE)
+        times = tl.load(table + block, mask=block < key_blocks, other=0)
+        listed = (times != 0).to(tl.int32)
+        place_of = at * SIZE + length + tl.cumsum(listed, 0) - 1
+        tl.store(union + place_of, block, mask=times != 0)
+        tl.store(counts + place_of, running + tl.cumsum(times, 0), mask=times != 0)
+        length += tl.sum(listed, 0)
+        running += tl.sum(times, 0)
+    tl.store(lengths + at, length)
 
 
 def configs() -> list[triton.Config]:

@@ -80,6 +80,37 @@ def test_kernel_matches_the_reference(nq: int, nk: int, top_k: int, dim: int, dt
         assert_rms(ours, theirs, limit)
 
 
+@pytest.mark.parametrize(("nk", "top_k"), [(1500, 520), (1501, 70), (600, 599), (40, 520)])
+def test_lists_of_any_length_are_the_definition(nk: int, top_k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel does above 512 blocks, where it multiplies and ranks a few rows at a time."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    from lean3r.ops.block_select import kernel, long_lists
+
+    monkeypatch.setattr(kernel, "LONGEST", 64 if top_k < 512 else 512)
+    monkeypatch.setattr(long_lists, "_BYTES", 40 * 1600 * 2)  # two rows at a time
+    q, k, v = projections(5, nk, heads=1, dim=16, batch=2)
+    k = (k * 4).round().div(4)
+    q = (q * 4).round().div(4)  # exact scores with ties
+    q[0, 0, 1, 0] = torch.nan
+    mask = torch.rand(2, nk, generator=torch.Generator().manual_seed(0)) < 0.9
+    mask[1, 30:] = False
+    for masked in (None, mask):
+        got, expected = (run(q, k, v, top_k, how, key_mask=masked, always=(5, 2)) for how in ("triton", "reference"))
+        assert torch.equal(got.blocks, expected.blocks)
+        assert_rms(got.out.nan_to_num(), expected.out.nan_to_num(), 1e-5)
+
+
+def test_blocks_that_are_always_listed_leave_the_kernel_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speed3R lists the windows of every hundredth view: they are not searched for."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    from lean3r.ops.block_select import kernel
+
+    monkeypatch.setattr(kernel, "best_keys", None)
+    q, k, v = projections(3, 700, heads=1, dim=16)
+    got = run(q, k, v, 560, "triton", always=range(540))
+    assert torch.equal(got.blocks[..., 540:], 540 + plain(q, k[:, :, 540:], 20))
+
+
 def test_three_levels_and_chunks_of_rows_choose_what_the_definition_does(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     from lean3r.ops.block_select import kernel
@@ -194,5 +225,3 @@ def test_errors_name_what_was_expected() -> None:
         block_select(q[0], k, v, 2)
     with pytest.raises(KernelError, match="head_dim 160 is above 128"):
         block_select(*projections(3, 5, dim=160), 2, implementation="triton")
-    with pytest.raises(KernelError, match="top_k 513 is above 512"):
-        block_select(q, k, v, 513, implementation="triton")

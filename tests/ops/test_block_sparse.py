@@ -130,14 +130,29 @@ def test_kernel_sizes(sizes: tuple[int, int], dim: int, listed: int, kernel_devi
     assert_agree(case.results("triton", torch.float32, kernel_device), case.results("reference"), 1e-5)
 
 
-def test_kernel_counts_long_lists_of_one_block(kernel_device: torch.device) -> None:
-    """Lists over 255 entries need more than eight bits for a count."""
+@pytest.mark.parametrize("listed", [300, 700])
+def test_kernel_counts_long_lists_of_one_block(listed: int, kernel_device: torch.device) -> None:
+    """Lists over 255 entries need more than eight bits for a count; those over 512 are not sorted."""
     case = random_case((2, 2), listed=2)
-    lists = torch.zeros(1, 1, 2, 300, dtype=torch.int32)
+    lists = torch.zeros(1, 1, 2, listed, dtype=torch.int32)
     lists[..., 1, :7] = 1
     case = Case(case.q[:, :1], case.k[:, :1], case.v[:, :1], lists, 16, 16)
     found = case.attend("triton", **{x: getattr(case, x).to(kernel_device) for x in ("q", "k", "v", "blocks")})
     assert_rms(found.cpu(), case.attend("reference"), 1e-5)
+
+
+@pytest.mark.parametrize(("query_block", "listed"), [(16, 19), (64, 11), (128, 5), (16, 0)])
+def test_kernel_takes_lists_of_any_length(
+    query_block: int, listed: int, kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above 512 blocks, where lists are counted, not sorted."""
+    from lean3r.ops import tiles
+
+    monkeypatch.setattr(tiles, "LONGEST", 4)
+    case = random_case((5, 16), (query_block, 16), listed=0)
+    lists = torch.randint(-1, 17, (1, 1, 5, listed), generator=torch.Generator().manual_seed(3), dtype=torch.int32)
+    case = Case(case.q[:, :1], case.k[:, :1], case.v[:, :1], lists, query_block, 16)
+    assert_agree(case.results("triton", torch.float32, kernel_device), case.results("reference"), 1e-5)
 
 
 @pytest.mark.parametrize("implementation", ["reference", *FAST])
@@ -246,7 +261,6 @@ def test_refusals_name_the_reason(monkeypatch: pytest.MonkeyPatch, kernel_device
         (random_case(dim=16), "head_dim 16 is not within"),
         (random_case(sizes=(8, 16)), "query blocks of 8 are not within 16 to 128"),
         (random_case((1, 1), (16, 144), listed=1), "key blocks of 144"),
-        (replace(random_case(), blocks=torch.zeros(1, 2, 5, 513, dtype=torch.int32)), "lists of 513 blocks"),
     ):
         with pytest.raises(KernelError, match=reason):
             case.attend("triton")

@@ -64,3 +64,21 @@ def test_description_states_what_auto_selects() -> None:
     assert describe("triton") == "'triton'"
     expected = "'auto' (triton)" if torch.cuda.is_available() else "'auto' (torch: no CUDA device)"
     assert describe("auto", torch_path=True) == expected
+
+
+def test_auto_says_once_why_a_kernel_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kernel_device: torch.device
+) -> None:
+    class OnCuda:
+        is_cuda, device, dtype = True, torch.device("cuda", 1), torch.bfloat16
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    for _ in range(2):
+        assert choose("op", "auto", [OnCuda()], torch_path=True) == "torch"  # type: ignore[list-item]
+    assert [record.getMessage() for record in caplog.records] == [
+        "op runs without its Triton kernel, more slowly (torch): compute capability 7.5 is below 8.0"
+    ]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert choose("op", "auto", [OnCuda()], torch_path=True) == "triton"  # type: ignore[list-item]
+    assert choose("op", "auto", [OnCuda()], unsupported="head_dim 160") == "reference"  # type: ignore[list-item]
+    assert "head_dim 160" in caplog.text

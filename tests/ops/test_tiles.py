@@ -9,11 +9,17 @@ import torch
 
 pytest.importorskip("triton")
 
+from lean3r.ops import tiles
 from lean3r.ops.tiles import group_constants, last_dim_dense, unions
 
 
+@pytest.mark.parametrize("longest", [512, 1])
 @pytest.mark.parametrize(("query_block", "listed"), [(16, 3), (32, 5), (64, 4), (128, 2)])
-def test_unions_hold_each_block_as_often_as_a_list_names_it(query_block: int, listed: int) -> None:
+def test_unions_hold_each_block_as_often_as_a_list_names_it(
+    query_block: int, listed: int, longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "LONGEST", longest)  # of lists that are sorted; longer ones are counted
+    monkeypatch.setattr(tiles, "TABLE_BYTES", 3 * 4 * 9)  # for three groups at a time
     key_blocks, count = 9, 5
     blocks = torch.randint(-2, key_blocks + 2, (1, 2, count, listed), generator=torch.Generator().manual_seed(listed))
     union, counts, lengths = unions(blocks.int(), query_block, key_blocks)

@@ -17,7 +17,6 @@ from lean3r.errors import UsageError
 from lean3r.ops.dispatch import Implementation, choose
 
 _MODULES = {"reference": "reference", "torch": "torch_path", "triton": "kernel"}
-_MAX_TOP_K = 512
 _MAX_HEAD_DIM = 128
 
 
@@ -62,13 +61,13 @@ def block_select(
     Tensors of several types are brought to v's. No implementation holds an nq x nk array of a large size.
 
     Raises UsageError on shapes that do not fit or more `always` blocks than top_k, KernelError when
-    implementation="triton" cannot run (top_k above 512, head_dim above 128, CPU tensors).
+    implementation="triton" cannot run (head_dim above 128, CPU tensors).
     """
     first = _check(q, k, v, top_k, scale, key_mask, always, fill)
     q, k = q.to(v.dtype), k.to(v.dtype)
     if key_mask is not None:  # whatever the padding holds, NaN included, stays out of sums and gradients
         k, v = (t.masked_fill(~key_mask[:, None, :, None], 0) for t in (k, v))
-    how = choose("block_select", implementation, (q, k, v), torch_path=True, unsupported=_unsupported(q, top_k))
+    how = choose("block_select", implementation, (q, k, v), torch_path=True, unsupported=_unsupported(q))
     run = importlib.import_module(f"{__name__}.{_MODULES[how]}").select
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     # A hidden `always` block leaves its place to the next best, so that a mask calls for the full number.
@@ -106,10 +105,8 @@ def _check(
     return first
 
 
-def _unsupported(q: Tensor, top_k: int) -> str | None:
-    if q.shape[-1] > _MAX_HEAD_DIM:
-        return f"head_dim {q.shape[-1]} is above {_MAX_HEAD_DIM}"
-    return f"top_k {top_k} is above {_MAX_TOP_K}" if top_k > _MAX_TOP_K else None
+def _unsupported(q: Tensor) -> str | None:
+    return f"head_dim {q.shape[-1]} is above {_MAX_HEAD_DIM}" if q.shape[-1] > _MAX_HEAD_DIM else None
 
 
 def _complete(chosen: Tensor, first: list[int], key_mask: Tensor | None, blocks: int, fill: str) -> Tensor:

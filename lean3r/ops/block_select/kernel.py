@@ -8,6 +8,7 @@ computed anew. That is exact, ties included: the k best keys lie in the k best g
 position, since each group in front of a key's own holds a key in front of it. (Scores of the two kernels may differ
 in the last bit, which matters only between keys that are equal up to rounding; equal keys tie in both.)
 
+Lists of more than LONGEST blocks are left to long_lists.py.
 The maxima take 4 / GROUP bytes a score, so rows are worked off in chunks of at most WORKSPACE bytes.
 """
 
@@ -20,9 +21,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lean3r.ops.block_select.long_lists import best_keys
 from lean3r.ops.tiles import LOG2_E, launch, place
 
 WORKSPACE = 1 << 30  # bytes of group maxima that exist at a time
+LONGEST = 512  # list that a program sorts; longer ones are in long_lists.py
 _ROWS = 128  # a multiple of every tile height
 _SPAN = 16  # groups in a span
 _LOWEST = tl.constexpr(-3.4028234663852886e38)
@@ -62,10 +65,14 @@ class _Select(torch.autograd.Function):
         nk = k.shape[2]
         out = torch.empty_like(q)
         lse = torch.empty(b, h, nq, dtype=torch.float32, device=q.device)
-        blocks = torch.empty(b, h, nq, top_k, dtype=torch.int32, device=q.device)
+        searched = 0 < top_k <= LONGEST
+        if top_k > LONGEST:
+            blocks = best_keys(q, k, state, top_k)
+        else:
+            blocks = torch.empty(b, h, nq, top_k, dtype=torch.int32, device=q.device)
 
         group = 16 if nk <= 1 << 17 else 64
-        stored = triton.cdiv(nk, group) if top_k else 0
+        stored = triton.cdiv(nk, group) if searched else 0
         rows = min(nq, max(1, WORKSPACE // (4 * b * h * max(stored, 1) * _ROWS)) * _ROWS)
         maxima = torch.empty(b * h, rows, stored, dtype=torch.float32, device=q.device)
         wide = max(32, triton.next_power_of_2(top_k))
@@ -79,7 +86,7 @@ class _Select(torch.autograd.Function):
                 **common,
                 **_tiling(q, nk),
             )
-            if top_k:
+            if searched:
                 launch(
                     *(_search, triton.cdiv(count, together) * b * h),
                     *(q, k, state, maxima, blocks, first, count, rows, nq, nk, stored, h, top_k),

@@ -48,7 +48,7 @@ def block_sparse_attention(
     check_kv(kv)
     _check(q, k, v, blocks, query_block, key_block, key_mask, dense_keys)
     tensors = (q, k, v, *(dense_keys or ()))
-    reason = unsupported(q.shape[-1], query_block, key_block, blocks.shape[-1])
+    reason = unsupported(q.shape[-1], query_block, key_block)
     chosen = choose("block_sparse_attention", implementation, tensors, torch_path=True, unsupported=reason)
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     coded = kv == "fp8" and k.shape[2] > 0
@@ -66,15 +66,13 @@ def block_sparse_attention(
         return attend(q, k, v, blocks, query_block, key_block, factor, key_mask, dense_keys)
 
 
-def unsupported(head_dim: int, query_block: int, key_block: int, listed: int = 1) -> str | None:
+def unsupported(head_dim: int, query_block: int, key_block: int) -> str | None:
     """What the kernel has against these sizes; None when it takes them."""
     if not 32 <= head_dim <= 128:
         return f"head_dim {head_dim} is not within 32 to 128"
     for name, size in (("query", query_block), ("key", key_block)):
         if not 16 <= size <= 128:
             return f"{name} blocks of {size} are not within 16 to 128"
-    if not 1 <= listed <= 512:
-        return f"lists of {listed} blocks are not within 1 to 512"
     return None
 
 
