@@ -16,8 +16,9 @@ from torch.autograd.function import once_differentiable
 
 from lean3r.ops.repeats import pieces_of
 
-_CPU_BYTES = 2 << 20  # gathered at once: about a core's second-level cache
+_CPU_BYTES = 1 << 20  # gathered at once for each thread: half of a core's second-level cache
 _DEVICE_BYTES = 256 << 20
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 def attend(
@@ -41,13 +42,13 @@ def attend(
     filled = (blocks >= 0).flatten(0, -2).any(0)
     if filled.any() and not filled.all():
         blocks = blocks[..., filled]
-    if dense_keys is not None and dense_keys[0].shape[2]:
-        k, v, blocks, key_mask = _append(k, v, blocks, key_block, key_mask, dense_keys)
-    if not (q.shape[2] and k.shape[2] and blocks.shape[-1]):
+    if dense_keys is not None and not dense_keys[0].shape[2]:
+        dense_keys = None
+    if not q.shape[2] or (dense_keys is None and not (k.shape[2] and blocks.shape[-1])):
         return q.masked_fill(torch.ones((), dtype=torch.bool, device=q.device), 0)
     if key_mask is not None and key_mask.all():
         key_mask = None
-    return _Gathered.apply(q, k, v, blocks, query_block, key_block, scale, key_mask)
+    return _Gathered.apply(q, k, v, *(dense_keys or (None, None)), blocks, query_block, key_block, scale, key_mask)
 
 
 def _append(
@@ -56,10 +57,11 @@ def _append(
     blocks: Tensor,
     key_block: int,
     key_mask: Tensor | None,
-    dense_keys: tuple[Tensor, Tensor],
+    dense_k: Tensor,
+    dense_v: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Dense keys as further key blocks that every list names."""
-    batch, keys, extra = k.shape[0], k.shape[2], dense_keys[0].shape[2]
+    batch, keys, extra = k.shape[0], k.shape[2], dense_k.shape[2]
     added = -(-extra // key_block)
     pad = added * key_block - extra
     if pad or key_mask is not None:
@@ -70,7 +72,7 @@ def _append(
     first = keys // key_block
     named = torch.arange(first, first + added, dtype=blocks.dtype, device=blocks.device)
     blocks = torch.cat([blocks, named.expand(*blocks.shape[:3], added)], 3)
-    k, v = (torch.cat([old, new, filler], 2) for old, new in zip((k, v), dense_keys, strict=True))
+    k, v = (torch.cat([old, new, filler], 2) for old, new in zip((k, v), (dense_k, dense_v), strict=True))
     return k, v, blocks, key_mask
 
 
@@ -81,33 +83,56 @@ class _Gathered(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        dense_k: Tensor | None,
+        dense_v: Tensor | None,
         blocks: Tensor,
         query_block: int,
         key_block: int,
         scale: float,
         key_mask: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(q, k, v, blocks, key_mask)
+        ctx.save_for_backward(q, k, v, dense_k, dense_v, blocks, key_mask)
         ctx.settings = (query_block, key_block, scale)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if q.device.type != "cpu":
+            if dense_k is not None and dense_v is not None:
+                k, v, blocks, key_mask = _append(k, v, blocks, key_block, key_mask, dense_k, dense_v)
+            for head in _heads(q, k, v, blocks, query_block, key_block, scale, key_mask):
+                result = out[head.at].view(head.q.shape)
+                for piece, shares, _, values in head.pieces():
+                    result[piece] = torch.bmm(shares, values)
+            return out
         for head in _heads(q, k, v, blocks, query_block, key_block, scale, key_mask):
-            result = out[head.at].view(head.q.shape)
-            for piece, shares, _, values in head.pieces():
-                result[piece] = torch.bmm(shares, values)
+            mixed, lse = head.attend()
+            if dense_k is not None and dense_v is not None:
+                _mix_in(mixed, lse, head.q, dense_k[head.at], dense_v[head.at])
+            out[head.at] = mixed.view(-1, q.shape[-1])
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, blocks, key_mask = ctx.saved_tensors
+        q, k, v, dense_k, dense_v, blocks, key_mask = ctx.saved_tensors
         query_block, key_block, scale = ctx.settings
+        keys, extra = k.shape[2], 0
+        if dense_k is not None:
+            extra = dense_k.shape[2]
+            k, v, blocks, key_mask = _append(k, v, blocks, key_block, key_mask, dense_k, dense_v)
         grads = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v)]
         with torch.autocast(q.device.type, enabled=False):
             for head in _heads(q, k, v, blocks, query_block, key_block, scale, key_mask):
-                found = head.gradients(grad[head.at].to(head.q.dtype))
-                for whole, part in zip(grads, found, strict=True):
+                for whole, part in zip(grads, head.gradients(grad[head.at].to(head.q.dtype)), strict=True):
                     whole[head.at] = part
-        return (*grads, *(None,) * 5)
+        dense = [g[:, :, keys : keys + extra] if extra else None for g in grads[1:]]
+        return (grads[0], *(g[:, :, :keys] for g in grads[1:]), *dense, *(None,) * 5)
+
+
+def _mix_in(mixed: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Let `mixed`, attention [nq, query_block, D] with denominators lse, attend to k and v [E, D] too, in place."""
+    whole = [x.to(q.dtype).contiguous()[None, None] for x in (q.flatten(0, 1), k, v)]
+    dense, dense_lse = _flash(*whole, scale=1.0)
+    share = (dense_lse.view(lse.shape) - lse).sigmoid_().to(mixed.dtype)
+    mixed.lerp_(dense.view(mixed.shape), share[..., None])
 
 
 def _heads(
@@ -162,6 +187,40 @@ class _Head:
     bias: Tensor | None
     scale: float
 
+    def attend(self) -> tuple[Tensor, Tensor]:
+        """Attention [nq, query_block, D] and the logarithm of its denominators [nq, query_block], on a CPU.
+
+        Where there is nothing to attend to, zeros and -inf.
+        """
+        (count, _, dim), listed = self.q.shape, self.listed.shape[1]
+        out = torch.empty_like(self.q)
+        lse = self.q.new_full(self.q.shape[:2], -torch.inf)
+        if not listed or not len(self.k):
+            return out.zero_(), lse
+        size = max(1, min(count, _CPU_BYTES * torch.get_num_threads() // (2 * listed * self.k[0].nbytes)))
+        buffers = [self.k.new_empty(size * listed, self.k.shape[1]) for _ in range(2)]
+        for start in pieces_of(range(0, count, size)):
+            piece = slice(start, min(start + size, count))
+            c = piece.stop - start
+            index = self.listed[piece].reshape(-1)
+            rows = index if self.bias is None else index.clamp(max=len(self.k) - 1)
+            keys, values = (
+                torch.index_select(table, 0, rows, out=buffer[: c * listed]).view(c, 1, -1, dim)
+                for table, buffer in zip((self.k, self.v), buffers, strict=True)
+            )
+            bias = None if self.bias is None else self.bias[index].view(c, 1, 1, -1)
+            mixed, heights = _flash(self.q[piece, None], keys, values, attn_mask=bias, scale=1.0)
+            out[piece], lse[piece] = mixed[:, 0], heights[:, 0]
+        if self.empty is not None:
+            out[self.empty] = 0
+            lse[self.empty] = -torch.inf
+        return out, lse
+
+    @property
+    def empty(self) -> Tensor | None:
+        """Query blocks with nothing to attend to, [nq]; None if there are none for certain."""
+        return None if self.bias is None else (self.bias == 0).sum(1)[self.listed].sum(1) == 0
+
     def pieces(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """A slice of the query blocks, their shares [c, query_block, S], and keys and values [c, S, D].
 
@@ -170,12 +229,12 @@ class _Head:
         """
         (count, rows, dim), listed = self.q.shape, self.listed.shape[1]
         span = listed * self.k.shape[1] // dim
-        budget = _CPU_BYTES if self.q.device.type == "cpu" else _DEVICE_BYTES
+        budget = _CPU_BYTES * torch.get_num_threads() if self.q.device.type == "cpu" else _DEVICE_BYTES
         size = max(1, min(count, budget // (2 * span * dim * self.q.element_size())))
         keys, values = (self.k.new_empty(size * listed, self.k.shape[1]) for _ in range(2))
         scores = self.q.new_empty(size, rows, span)
         last = self.k.shape[0] - 1
-        empty = None if self.bias is None else ((self.bias == 0).sum(1)[self.listed].sum(1) == 0)
+        empty = self.empty
         for start in pieces_of(range(0, count, size)):
             piece = slice(start, min(start + size, count))
             c = piece.stop - start
