@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lean3r.attention.base import Mechanism, Projected
 from lean3r.attention.dense import Dense
 from lean3r.layers.linear import Linear
-from lean3r.layers.rope import position_table, rope_positions, rope_table, rotate
+from lean3r.layers.rope import norm_and_rotate, position_table, rope_positions, rope_table
 from lean3r.types import TokenLayout
 
 Rotation = bool | Literal["flat"]
@@ -54,14 +54,12 @@ class SelfAttention(nn.Module):
         flat = self.rope == "flat"
 
         def finish(q: Tensor, k: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
-            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
-            if self.rope:
-                if positions is None:
-                    table = rope_table(layout, q.shape[-1], q.device, q.dtype, flat=flat)
-                else:
-                    table = position_table(positions, q.shape[-1], q.dtype)
-                q, k = rotate(q, table), rotate(k, table)
-            return q, k
+            table = None
+            if self.rope and positions is None:
+                table = rope_table(layout, q.shape[-1], q.device, v.dtype, flat=flat)
+            elif self.rope:
+                table = position_table(positions, q.shape[-1], v.dtype)
+            return norm_and_rotate(q, self.q_norm, table, v.dtype), norm_and_rotate(k, self.k_norm, table, v.dtype)
 
         positions = rope_positions(layout, x.device, flat=flat) if self.rope else None
         out = self.mechanism_for(tokens)(Projected(x, q, k, v, finish, key_mask, positions), layout)

@@ -9,12 +9,14 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lean3r.attention.tokens import cached_table
+from lean3r.ops.repeats import pieces_of
 from lean3r.types import TokenLayout, forget_windows
 
 BASE = 100.0
+_CACHED = 1 << 17  # numbers of a piece for each thread: with its temporaries they fit into a core's cache
 
 
 @lru_cache(maxsize=64)
@@ -86,3 +88,29 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     a, b, c, d = x.chunk(4, dim=-1)
     turned = torch.cat([-b, a, -d, c], dim=-1)
     return (x * cos + turned * sin).reshape(*lead, tokens, dim)
+
+
+def norm_and_rotate(x: Tensor, norm: nn.Module, table: tuple[Tensor, Tensor] | None, dtype: torch.dtype) -> Tensor:
+    """norm(x) in `dtype`, turned by a table [T, D] if there is one; x [B, H, N, D], N a multiple of T.
+
+    On a CPU without gradients a few views are worked off at a time: whole, the passes over x would go through main
+    memory.
+    """
+    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        x = norm(x).to(dtype)
+        return x if table is None else rotate(x, table)
+    if table is None:
+        return norm(x).to(dtype)
+    out = torch.empty(x.shape, dtype=dtype)
+    cos, sin = table
+    whole, result = (t.unflatten(2, (-1, len(cos))).transpose(1, 2) for t in (x, out))  # [B, views, H, T, D]
+    sin = (sin.unflatten(-1, (4, -1)) * sin.new_tensor([-1, 1, -1, 1])[:, None]).flatten(-2)
+    budget = max(1, _CACHED * torch.get_num_threads() // max(1, whole[:1, :1].numel()))
+    scenes, views = (slice(None, budget) if whole.shape[1] == 1 else slice(None, 1)), slice(None, budget)
+    for scene in pieces_of(range(0, whole.shape[0], scenes.stop)):
+        for view in pieces_of(range(0, whole.shape[1], views.stop)):
+            at = slice(scene, scene + scenes.stop), slice(view, view + views.stop)
+            piece = norm(whole[at]).to(dtype)
+            a, b, c, d = piece.chunk(4, dim=-1)
+            torch.mul(piece, cos, out=result[at]).addcmul_(torch.cat([b, a, d, c], dim=-1), sin)
+    return out

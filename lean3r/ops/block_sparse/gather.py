@@ -103,10 +103,10 @@ class _Gathered(torch.autograd.Function):
                     result[piece] = torch.bmm(shares, values)
             return out
         for head in _heads(q, k, v, blocks, query_block, key_block, scale, key_mask):
-            mixed, lse = head.attend()
+            result = out[head.at].view(head.q.shape)
+            lse = head.attend(result)
             if dense_k is not None and dense_v is not None:
-                _mix_in(mixed, lse, head.q, dense_k[head.at], dense_v[head.at])
-            out[head.at] = mixed.view(-1, q.shape[-1])
+                _mix_in(result, lse, head.q, dense_k[head.at], dense_v[head.at], scale)
         return out
 
     @staticmethod
@@ -127,12 +127,11 @@ class _Gathered(torch.autograd.Function):
         return (grads[0], *(g[:, :, :keys] for g in grads[1:]), *dense, *(None,) * 5)
 
 
-def _mix_in(mixed: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Let `mixed`, attention [nq, query_block, D] with denominators lse, attend to k and v [E, D] too, in place."""
-    whole = [x.to(q.dtype).contiguous()[None, None] for x in (q.flatten(0, 1), k, v)]
-    dense, dense_lse = _flash(*whole, scale=1.0)
-    share = (dense_lse.view(lse.shape) - lse).sigmoid_().to(mixed.dtype)
-    mixed.lerp_(dense.view(mixed.shape), share[..., None])
+def _mix_in(mixed: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
+    """Let `mixed`, attention of q [nq, query_block, D] with denominators lse, see k and v [E, D] too, in place."""
+    dense, dense_lse = _flash(*(x.to(q.dtype).contiguous()[None, None] for x in (q.flatten(0, 1), k, v)), scale=scale)
+    share = (dense_lse.view(lse.shape) - lse).sigmoid_()[..., None]
+    mixed.copy_(mixed.to(q.dtype).lerp_(dense.view(q.shape), share))
 
 
 def _heads(
@@ -163,7 +162,7 @@ def _heads(
                 keys, values = (x.masked_fill(~key_mask[b][:, None], 0) for x in (keys, values))
             yield _Head(
                 at,
-                (q[at].to(kind) * scale).reshape(-1, query_block, dim),
+                q[at].to(kind).reshape(-1, query_block, dim),
                 keys.reshape(-1, key_block * dim),
                 values.reshape(-1, key_block * dim),
                 listed[at],
@@ -174,7 +173,7 @@ def _heads(
 
 @dataclass(frozen=True)
 class _Head:
-    """One head: q [nq, query_block, D], already scaled; k, v [nk, key_block * D]; listed [nq, K], nk for none.
+    """One head: q [nq, query_block, D]; k, v [nk, key_block * D]; listed [nq, K], nk for none.
 
     bias [nk + 1, key_block] holds -inf for keys that do not count and in its last row; None when all keys count.
     """
@@ -187,16 +186,16 @@ class _Head:
     bias: Tensor | None
     scale: float
 
-    def attend(self) -> tuple[Tensor, Tensor]:
-        """Attention [nq, query_block, D] and the logarithm of its denominators [nq, query_block], on a CPU.
+    def attend(self, out: Tensor) -> Tensor:
+        """Write attention to out [nq, query_block, D], on a CPU; return the logarithm of its denominators.
 
-        Where there is nothing to attend to, zeros and -inf.
+        Where there is nothing to attend to, these are zeros and -inf.
         """
         (count, _, dim), listed = self.q.shape, self.listed.shape[1]
-        out = torch.empty_like(self.q)
         lse = self.q.new_full(self.q.shape[:2], -torch.inf)
         if not listed or not len(self.k):
-            return out.zero_(), lse
+            out.zero_()
+            return lse
         size = max(1, min(count, _CPU_BYTES * torch.get_num_threads() // (2 * listed * self.k[0].nbytes)))
         buffers = [self.k.new_empty(size * listed, self.k.shape[1]) for _ in range(2)]
         for start in pieces_of(range(0, count, size)):
@@ -209,12 +208,12 @@ class _Head:
                 for table, buffer in zip((self.k, self.v), buffers, strict=True)
             )
             bias = None if self.bias is None else self.bias[index].view(c, 1, 1, -1)
-            mixed, heights = _flash(self.q[piece, None], keys, values, attn_mask=bias, scale=1.0)
+            mixed, heights = _flash(self.q[piece, None], keys, values, attn_mask=bias, scale=self.scale)
             out[piece], lse[piece] = mixed[:, 0], heights[:, 0]
         if self.empty is not None:
             out[self.empty] = 0
             lse[self.empty] = -torch.inf
-        return out, lse
+        return lse
 
     @property
     def empty(self) -> Tensor | None:
@@ -243,7 +242,7 @@ class _Head:
                 torch.index_select(table, 0, index.clamp(max=last), out=buffer[: c * listed]).view(c, span, dim)
                 for table, buffer in ((self.k, keys), (self.v, values))
             )
-            torch.bmm(self.q[piece], near.transpose(1, 2), out=s)
+            torch.bmm(self.q[piece], near.transpose(1, 2), out=s).mul_(self.scale)
             if self.bias is None or empty is None:
                 torch.softmax(s, -1, out=s)
             else:
@@ -268,6 +267,6 @@ class _Head:
             # Keys and values are done with as soon as they are used, and their buffers serve the gradients.
             grad_v.index_add_(0, index, torch.bmm(shares.transpose(1, 2), g, out=seen).view(-1, width))
             change = change.sub_((change * shares).sum(-1, keepdim=True)).mul_(shares)
-            torch.bmm(change, near, out=grad_q[piece])
+            torch.bmm(change.mul_(self.scale), near, out=grad_q[piece])
             grad_k.index_add_(0, index, torch.bmm(change.transpose(1, 2), self.q[piece], out=near).view(-1, width))
-        return (grad_q * self.scale).view(-1, dim), grad_k.view(-1, dim), grad_v.view(-1, dim)
+        return grad_q.view(-1, dim), grad_k.view(-1, dim), grad_v.view(-1, dim)
