@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from lean3r.attention import ATTENTION, pieces
 from lean3r.compress import compress
@@ -99,7 +99,12 @@ def test_of_many_equal_pieces_two_run_and_all_count(
     model = compress(TINY["nano"]().eval().requires_grad_(False), {"steps": steps})
     size = (7 * model.patch, 9 * model.patch)
     views = Views(torch.rand(1, 7, 3, *size))  # views alike would leave ties to rounding
-    counter = FlopCounterMode(display=False)
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # torch's own table lacks it
+
+    def attention_flops(q: torch.Size, k: torch.Size, v: torch.Size, *_: object, **__: object) -> int:
+        return sdpa_flop_count(q, k, v)
+
+    counter = FlopCounterMode(display=False, custom_mapping={flash: attention_flops})
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         before = model(views).depth
     assert sum(model.summary(7, *size).flops.values()) == counter.get_total_flops()
