@@ -37,9 +37,11 @@ class Gsa(Mechanism):
     chosen. gate: "two" independent gates for the two branches (released checkpoints), "one" gate g for the
     compressed branch and 1 - g for the other (the paper's text), or "none", only the selected branch. fill: padding of
     lists with fewer windows than top_k: "unique" adds nothing, "repeat_last" repeats the last window with weight, as in
-    released checkpoints. reference, every: the windows of view 0, and of views 0, every, 2 every, ..., are attended to
-    in addition to the top_k (the paper's VGGT: view 0 and every 100). kv: "fp8" rounds the patches' keys and values in
-    the selected branch (ops/block_sparse). implementation: see ops/dispatch.py.
+    released checkpoints. special: "full", or "pooled": patches attend to one average of each view's special tokens,
+    and special tokens to all special tokens and the averages of all windows; two quadratic terms go, which exceed all
+    others from some hundred views on. reference, every: the windows of view 0, and of views 0, every, 2 every, ...,
+    are attended to in addition to the top_k (the paper's VGGT: view 0 and every 100). kv: "fp8" rounds the patches'
+    keys and values in the selected branch (ops/block_sparse). implementation: see ops/dispatch.py.
 
     Source: Speed3R, arXiv 2603.08055.
     Time: N · top_k, and (N/16)² for the choice.
@@ -58,6 +60,7 @@ class Gsa(Mechanism):
         top_k: int = 32,
         gate: Literal["two", "one", "none"] = "two",
         fill: Literal["unique", "repeat_last"] = "unique",
+        special: Literal["full", "pooled"] = "full",
         reference: bool = False,
         every: int | None = None,
         kv: KeyValues = "full",
@@ -70,11 +73,14 @@ class Gsa(Mechanism):
             raise UsageError(f"gate is {gate!r}; expected 'two', 'one' or 'none'")
         if fill not in ("unique", "repeat_last"):
             raise UsageError(f"fill is {fill!r}; expected 'unique' or 'repeat_last'")
+        if special not in ("full", "pooled"):
+            raise UsageError(f"special is {special!r}; expected 'full' or 'pooled'")
         self.dim, self.heads = dim, heads
         self.window: int = window
         self.top_k = top_k
         self.gating = gate
         self.fill: Literal["unique", "repeat_last"] = fill
+        self.special: Literal["full", "pooled"] = special
         self.reference, self.every = check_flag("reference", reference), every
         self.kv: KeyValues = check_kv(kv)
         self.implementation: Implementation = check_implementation(implementation)
@@ -87,7 +93,7 @@ class Gsa(Mechanism):
 
     def extra_repr(self) -> str:
         """Shown by repr(model)."""
-        names = ("dim", "heads", "window", "top_k", "fill", "reference", "every", "kv", "implementation")
+        names = ("dim", "heads", "window", "top_k", "fill", "special", "reference", "every", "kv", "implementation")
         return f"{format_settings(self, *names)}, gate={self.gating!r}"
 
     def unsupported(self, head_dim: int) -> str | None:
@@ -100,13 +106,14 @@ class Gsa(Mechanism):
         cut = Cut.of(layout, self.window, p)
         value = cut.blocks(p.v)
         pooled_q, pooled_k = p.finish(cut.pool(cut.blocks(p.q)), cut.pool(cut.blocks(p.k)), cut.pooled_positions(p))
+        pooled_v = cut.pool(value)
         views = self._always(cut.views)
         always = [v * cut.windows.count + w for v in views for w in range(cut.windows.count)]
         top_k = self.top_k + len(always)
         chosen = block_select(
             pooled_q,
             pooled_k,
-            cut.pool(value),
+            pooled_v,
             min(top_k, pooled_k.shape[2]) if self.fill == "unique" else top_k,
             key_mask=cut.window_mask,
             always=always,
@@ -120,6 +127,9 @@ class Gsa(Mechanism):
             # Without padding, views that all windows attend to are dense keys and need no lists.
             blocks = blocks[..., len(always) :]
         q, k = p.finish(p.q, p.k)
+        pooled, dense = self.special == "pooled", None
+        if cut.special or views:
+            dense = cut.seen_by_all(k, views, pooled), cut.seen_by_all(p.v, views, pooled)
         selected = block_sparse_attention(
             cut.blocks(q),
             cut.blocks(k),
@@ -128,17 +138,22 @@ class Gsa(Mechanism):
             query_block=cut.size,
             key_block=cut.size,
             key_mask=cut.mask,
-            dense_keys=(cut.seen_by_all(k, views), cut.seen_by_all(p.v, views)) if cut.special or views else None,
+            dense_keys=dense,
             kv=self.kv,
             implementation=self.implementation,
         )
         gates = self.gates(p.x)
-        record(self, layout, blocks=chosen.blocks, gate=gates, density=lambda: cut.density(chosen.blocks))
+        record(self, layout, blocks=chosen.blocks, gate=gates, density=lambda: cut.density(chosen.blocks, pooled))
         out = selected if gates is None else _mix(chosen.out, selected, cut.blocks(gates))
         if not cut.special:
             return cut.join(out, None)
-        mask = None if p.key_mask is None else p.key_mask[:, None, None]
-        return cut.join(out, F.scaled_dot_product_attention(cut.special_tokens(q), k, p.v, attn_mask=mask))
+        keys, values, mask = k, p.v, p.key_mask
+        if pooled:
+            keys = torch.cat([cut.special_tokens(k), pooled_k], dim=2)
+            values = torch.cat([cut.special_tokens(p.v), pooled_v], dim=2)
+            mask = None if cut.window_mask is None else F.pad(cut.window_mask, (cut.special, 0), value=True)
+        mask = None if mask is None else mask[:, None, None]
+        return cut.join(out, F.scaled_dot_product_attention(cut.special_tokens(q), keys, values, attn_mask=mask))
 
     def gates(self, x: Tensor) -> Tensor | None:
         """Weights of the compressed and the selected branch [B, H, N, 2] for input x [B, N, C]; None without gates."""
@@ -214,9 +229,11 @@ class Cut:
         """Select the special tokens of all views [B, H, E, D] from tokens [B, H, N, D]."""
         return self._by_view(x)[:, :, :, : self.layout.special].flatten(2, 3)
 
-    def seen_by_all(self, x: Tensor, views: list[int]) -> Tensor:
-        """Select the special tokens of all views and the patches of `views` from tokens [B, H, N, D]."""
+    def seen_by_all(self, x: Tensor, views: list[int], pooled: bool) -> Tensor:
+        """Select the special tokens of all views, one mean per view if `pooled`, and the patches of `views`."""
         special = self.special_tokens(x)
+        if pooled and self.special:
+            special = special.unflatten(2, (self.views, -1)).mean(3)
         if not views:
             return special
         return torch.cat([special, self._by_view(x)[:, :, views, self.layout.special :].flatten(2, 3)], dim=2)
@@ -249,11 +266,12 @@ class Cut:
         total = (patches[:, self.windows.members.clamp_min(0)] * holds).sum(2)
         return (total / holds.sum(1)).trunc().flatten(0, 1)
 
-    def density(self, blocks: Tensor) -> Tensor:
-        """Share of keys that a patch attends to, [B, H], for lists of windows [B, H, n, K]."""
+    def density(self, blocks: Tensor, pooled: bool) -> Tensor:
+        """Share of keys that a patch attends to, [B, H], for lists of windows [B, H, n, K]; see `seen_by_all`."""
         chosen = (blocks >= 0).sum(-1).float().mean(-1) / blocks.shape[2]
         special = self.layout.special / self.layout.tokens
-        return special + (1 - special) * chosen
+        seen = min(self.layout.special, 1) / self.layout.tokens if pooled else special
+        return seen + (1 - special) * chosen
 
     def _by_view(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.views, self.layout.tokens))

@@ -55,10 +55,10 @@ class SelfAttention(nn.Module):
 
         def finish(q: Tensor, k: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
             table = None
-            if self.rope and positions is None:
-                table = rope_table(layout, q.shape[-1], q.device, v.dtype, flat=flat)
-            elif self.rope:
+            if self.rope and positions is not None:
                 table = position_table(positions, q.shape[-1], v.dtype)
+            elif self.rope:
+                table = rope_table(layout, q.shape[-1], q.device, v.dtype, flat=flat)
             return norm_and_rotate(q, self.q_norm, table, v.dtype), norm_and_rotate(k, self.k_norm, table, v.dtype)
 
         positions = rope_positions(layout, x.device, flat=flat) if self.rope else None

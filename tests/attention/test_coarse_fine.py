@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -83,21 +84,31 @@ def definition(gsa: Gsa, p: Projected, layout: TokenLayout) -> Tensor:
         qc, kc = p.finish(means[0], means[1], centre)
         alive = [i for i, w in enumerate(windows) if any(real[t] for t in w)]
         everyone = real.nonzero()[:, 0].tolist()
+        pooled = gsa.special == "pooled" and layout.special
         for h in range(HEADS):
             for i, members in enumerate(windows):
                 scores = torch.stack([qc[0, h, i] @ kc[0, h, j] for j in alive])
                 compressed = (scores * scale).softmax(0) @ means[2][0, h, alive]
                 best = sorted(range(len(alive)), key=lambda j: -float(scores[j]))[: gsa.top_k]
                 keys = [t for j in best for t in windows[alive[j]] if real[t]] + special
+                k, v = finished_k[b, h, keys], p.v[b, h, keys]
+                if pooled:
+                    each = [special[n * layout.special : (n + 1) * layout.special] for n in range(views)]
+                    patches = keys[: -len(special)]
+                    k, v = (
+                        torch.cat([x[b, h, patches], torch.stack([x[b, h, of].mean(0) for of in each])])
+                        for x in (finished_k, p.v)
+                    )
                 for t in members:
-                    weights = (finished_k[b, h, keys] @ finished_q[b, h, t] * scale).softmax(0)
-                    selected = weights @ p.v[b, h, keys]
+                    selected = (k @ finished_q[b, h, t] * scale).softmax(0) @ v
                     both = (0, 1) if gates is None else gates[b, h, t]
                     out[b, h, t] = both[0] * compressed + both[1] * selected
+            k, v = finished_k[b, h, everyone], p.v[b, h, everyone]
+            if pooled:
+                k = torch.cat([finished_k[b, h, special], kc[0, h, alive]])
+                v = torch.cat([p.v[b, h, special], means[2][0, h, alive]])
             for t in special:
-                out[b, h, t] = (finished_k[b, h, everyone] @ finished_q[b, h, t] * scale).softmax(0) @ p.v[
-                    b, h, everyone
-                ]
+                out[b, h, t] = (k @ finished_q[b, h, t] * scale).softmax(0) @ v
     return out
 
 
@@ -135,10 +146,12 @@ def test_windows_partition_the_grid(special: int, rows: int, cols: int, side: in
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("special", "rows", "cols"), [(0, 7, 9), (1, 8, 8), (2, 5, 3)])
-@pytest.mark.parametrize("gate", ["two", "one", "none"])
-def test_matches_its_definition(special: int, rows: int, cols: int, masked: bool, gate: str) -> None:
+@pytest.mark.parametrize(
+    "settings", [{"gate": "two"}, {"gate": "one"}, {"gate": "none"}, {"special": "pooled"}], ids=str
+)
+def test_matches_its_definition(special: int, rows: int, cols: int, masked: bool, settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    gsa = Gsa(HEADS * DIM, HEADS, window=4, top_k=3, gate=gate)  # type: ignore[arg-type]
+    gsa = Gsa(HEADS * DIM, HEADS, window=4, top_k=3, **settings)
     for parameter in gsa.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     for window in (None, 4, 2):
