@@ -8,7 +8,7 @@ sharing copies between neighbours.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -256,11 +256,11 @@ class _Head:
         """Gradients [N, D] of q, k and v for the gradient [Nq, D] of this head's output."""
         dim = grad.shape[-1]
         broken = self.q.isnan().any(-1, keepdim=True)
-        self.q.masked_fill_(broken, 0)
+        head = replace(self, q=self.q.masked_fill(broken, 0))
         grad = grad.reshape(self.q.shape).masked_fill(broken, 0)
         grad_q, grad_k, grad_v = (torch.zeros_like(x) for x in (self.q, self.k, self.v))
         width = self.k.shape[1]
-        for piece, shares, near, seen in self.pieces():
+        for piece, shares, near, seen in head.pieces():
             index = self.listed[piece].reshape(-1).clamp(max=self.k.shape[0] - 1)
             g = grad[piece]
             change = torch.bmm(g, seen.transpose(1, 2))
@@ -268,5 +268,5 @@ class _Head:
             grad_v.index_add_(0, index, torch.bmm(shares.transpose(1, 2), g, out=seen).view(-1, width))
             change = change.sub_((change * shares).sum(-1, keepdim=True)).mul_(shares)
             torch.bmm(change.mul_(self.scale), near, out=grad_q[piece])
-            grad_k.index_add_(0, index, torch.bmm(change.transpose(1, 2), self.q[piece], out=near).view(-1, width))
+            grad_k.index_add_(0, index, torch.bmm(change.transpose(1, 2), head.q[piece], out=near).view(-1, width))
         return grad_q.view(-1, dim), grad_k.view(-1, dim), grad_v.view(-1, dim)
