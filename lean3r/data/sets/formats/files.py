@@ -10,13 +10,14 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from PIL import Image
 
 from lean3r.errors import InputError
-from lean3r.inputs.decoding import FORMATS
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 # Errors of libraries for files that are truncated, overwritten, or of another format.
 _DAMAGED = (
@@ -32,26 +33,36 @@ _DAMAGED = (
     MemoryError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 MAX_UNPACKED, MAX_RATIO = 2**30, 100  # limits for unpacked text: bytes, and ratio to the bytes of its file
 
 
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image]:
+    """Open a picture without decoding it. Pillow is imported here: training on the synthetic world needs none."""
+    from PIL import Image
+
+    from lean3r.inputs.decoding import FORMATS
+
+    with naming(path, Image.DecompressionBombError), Image.open(path, formats=FORMATS) as picture:
+        yield picture
+
+
 def read_image(path: Path) -> np.ndarray:
     """Read RGB [H, W, 3] uint8 as stored: cameras of data sets are for these pixels, so EXIF is ignored."""
-    with naming(path), Image.open(path, formats=FORMATS) as picture:
+    with open_picture(path) as picture:
         return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """(width, height) of a stored picture, from its header."""
-    with naming(path), Image.open(path, formats=FORMATS) as picture:
+    with open_picture(path) as picture:
         return picture.size
 
 
 def read_depth_png(path: Path, units_per_metre: float) -> np.ndarray:
     """Read a PNG of 16-bit or 32-bit integers as [H, W] float32, divided by `units_per_metre`."""
-    with naming(path), Image.open(path, formats=FORMATS) as picture:
+    with open_picture(path) as picture:
         values = np.asarray(picture)
     if values.ndim != 2:
         raise InputError(f"{path} has {values.shape[-1]} channels; expected a depth map with one")
@@ -128,12 +139,12 @@ def read_matrix(path: Path, rows: int, columns: int) -> np.ndarray:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Turn errors of a damaged or missing file into an InputError that names the file."""
+def naming(path: Path, *more: type[Exception]) -> Iterator[None]:
+    """Turn errors of a damaged or missing file, and those in `more`, into an InputError that names the file."""
     try:
         yield
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing") from error
-    except _DAMAGED as error:
+    except (*_DAMAGED, *more) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{path} is damaged or of another format ({reason})") from error
