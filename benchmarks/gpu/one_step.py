@@ -1,14 +1,14 @@
 """One real optimiser step of the distillation recipes: seconds and peak memory, full-size models, random weights.
 
     python benchmarks/gpu/one_step.py --out DIR [--recipes speed3r-pi3 lite3r-vggt] [--views 2 8 24] [--steps 3]
-                                      [--data NAME=ROOT] [--device cuda] [--tiny]
+                                      [--data NAME=ROOT] [--device cuda]
 
-For every phase of a recipe: teacher and student of full size with seeded random weights (speed does not depend on
-them), scenes of the synthetic world or of a data set, the recipe's batches, accumulation and checkpointing. Verified
-first: loss and gradient are finite, what the recipe trains moves, and nothing else does. Then medians over --steps
-steps after that one: data, forward, backward, optimiser, in seconds; peak memory on a GPU. --views: counts to
-measure where the recipe varies them (by default its fewest, and its most). --tiny takes small models and pictures, to
-see on a CPU that it runs; its figures mean nothing. Writes DIR/one_step.json after every row.
+For every phase of a recipe: teacher and student of full size with seeded random weights made on the device (speed does
+not depend on them), scenes of the synthetic world or of a data set, the recipe's batches, accumulation and
+checkpointing. Verified first: loss and gradient are finite, what the recipe trains moves, and nothing else does. Then
+medians over --steps steps after that one: data, forward, backward, optimiser, in seconds. --views: counts to measure
+where the recipe varies them (by default its fewest, and its most). Kernels run in the configurations that part "layer"
+found. On a CPU models and pictures are tiny.
 """
 
 from __future__ import annotations
@@ -16,20 +16,17 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from rows import Rows
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import hardware, write_result
+from tuning import found_before, pinned
 
 from lean3r.models import MODELS
-from lean3r.models.pi3 import Pi3Config
-from lean3r.models.vggt import VggtConfig
 from lean3r.train import DISTILLATIONS
 from lean3r.train.config import Stage
 from lean3r.train.loop import seed_everything
@@ -39,23 +36,6 @@ from lean3r.train.recipes.sources import Data, Source
 from lean3r.train.sharding import Call, checkpointed
 from lean3r.train.students import only_trains, student_of
 
-TINY = {
-    "pi3": Pi3Config(width=64, heads=2, depth=6, encoder_depth=1, grid=4, camera_width=16),
-    "vggt": VggtConfig(
-        width=64,
-        heads=2,
-        encoder_depth=1,
-        pairs=4,
-        keep=(0, 1, 2, 3),
-        features=16,
-        channels=(8, 8, 8, 8),
-        track_features=16,
-        track_levels=2,
-        track_radius=1,
-        track_hidden=48,
-        grid=4,
-    ),
-}
 PARTS = ("data", "forward", "backward", "optimizer")
 
 
@@ -68,35 +48,37 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--data", nargs="+", default=[])
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
-    rows: list[dict] = []
-    for name in options.recipes:
-        recipe: Distillation = DISTILLATIONS.get(name)(None)
-        sources = tuple(Source.parse(text) for text in options.data)
-        world = replace(recipe.data.world, device="cpu" if sources else options.device)
-        recipe = replace(recipe, data=Data(sources, world))
-        teacher = random_model(recipe.teacher, options.tiny).to(options.device)
-        for phase, chosen in enumerate(recipe.phases):
-            stage = chosen.config.stages[0]
-            wanted = options.views or sorted({min(stage.views), max(stage.views)})
-            for views in [count for count in wanted if count <= stage.views_per_step]:
-                fixed = replace(stage, views=(views,), **(small(stage, views) if options.tiny else {}))
-                rows.append(measure(recipe, phase, teacher, fixed, options.steps, torch.device(options.device)))
-                result = {"hardware": hardware(), "tiny": options.tiny, "data": options.data, "rows": rows}
-                print(write_result("one_step", result, options.out), rows[-1], flush=True)
-        del teacher
+    rows, tiny = Rows(options.out, "one_step", options.device), options.device == "cpu"
+    with pinned(found_before([row for row in rows.all if row["part"] == "layer"])):
+        for name in options.recipes:
+            recipe: Distillation = DISTILLATIONS.get(name)(None)
+            sources = tuple(Source.parse(text) for text in options.data)
+            world = replace(recipe.data.world, device="cpu" if sources else options.device)
+            recipe = replace(recipe, data=Data(sources, world))
+            teacher = random_model(recipe.teacher, tiny, options.device)
+            for phase, chosen in enumerate(recipe.phases):
+                stage = chosen.config.stages[0]
+                wanted = options.views or sorted({min(stage.views), max(stage.views)})[: 1 if tiny else 2]
+                for views in [count for count in wanted if count <= stage.views_per_step]:
+                    fixed = replace(stage, views=(views,), **(small(stage, views) if tiny else {}))
+
+                    steps, device = 1 if tiny else options.steps, torch.device(options.device)
+                    run = partial(measure, recipe, phase, teacher, fixed, steps, device)
+                    rows.take(f"{chosen.config.name}, {views} views", run)
 
 
-def random_model(name: str, tiny: bool) -> nn.Module:
+def random_model(name: str, tiny: bool, device: str) -> nn.Module:
     """The teacher with seeded random weights that give depth and points of moderate size."""
     seed_everything(1)
-    model = MODELS.get(name)(TINY[name]) if tiny else MODELS.get(name)()
-    return model.eval()
+    kind = MODELS.get(name)
+    with torch.device(device):
+        model = kind(kind.SMALLEST) if tiny else kind()
+    return model.to(device).eval()
 
 
 def small(stage: Stage, views: int) -> dict:
-    """Few pictures of few patches, for --tiny."""
+    """Few pictures of few patches."""
     side = stage.multiple
     sizes: dict = {"height": side, "width": 2 * side, "views_per_step": views, "accumulate": min(2, stage.accumulate)}
     return sizes | ({"pixels": (2 * side**2, 2 * side**2)} if stage.pixels else {})
@@ -151,9 +133,7 @@ def measure(
         else:
             taken.append(clock.seconds)
     seconds = {part: statistics.median(row[part] for row in taken) for part in PARTS}
-    row = {
-        "recipe": recipe.name,
-        "phase": config.name,
+    return {
         "scenes_views_height_width": [shape[0], shape[1], *shape[3:]],
         "batches": stage.accumulate,
         "parameters": sum(p.numel() for p in student.parameters()),
@@ -161,9 +141,6 @@ def measure(
         "seconds": round(sum(seconds.values()), 4),
         "of_it": {part: round(value, 4) for part, value in seconds.items()},
     }
-    if device.type == "cuda":
-        row["peak_gb"] = round(torch.cuda.max_memory_allocated(device) / 1e9, 2)
-    return row
 
 
 class Clock:

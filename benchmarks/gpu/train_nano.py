@@ -1,138 +1,163 @@
-"""Train nano on one GPU within a time limit and leave weights, log and figures in a folder.
+"""Train nano on one GPU within a time limit and bring its weights back.
 
-    python benchmarks/gpu/train_nano.py --out DIR [--minutes 8] [--textures DIR] [--width 256] [--device cuda]
+    python benchmarks/gpu/train_nano.py --out DIR [--seconds 480] [--textures DIR] [--width 128] [--compile]
 
-The recipe is the CPU one with larger steps; how many steps fit is measured first, so that the learning rate
-reaches its end in time. Verified before it trains: the loss is finite and falls on one fixed batch.
+The recipe is the CPU one with larger steps; how many steps fit is measured first, so that the learning rate reaches its
+end in time. A row before training: the loss is finite and falls on one fixed batch. Then a row for each phase, with its
+validation; after each DIR/nano.safetensors holds the weights, matrices in float16, and an interrupted training goes on
+behind the last finished phase. --compile compiles the ray caster: faster, after minutes of compiling. On a CPU a few
+tiny steps run. Judge the weights like any others: benchmarks/accuracy.py --weights FILE.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
-import sys
+import tempfile
 import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import hardware
+from rows import Rows
+from torch import Tensor
 
 from lean3r.eval.synthetic import validate
 from lean3r.models.checkpoint import load_weights, save_weights
 from lean3r.models.nano import Nano, NanoConfig
 from lean3r.train.config import Stage, TrainConfig
-from lean3r.train.held_out import SETS, HeldOut
+from lean3r.train.held_out import FEW, SETS, HeldOut
 from lean3r.train.loop import fit, seed_everything
 from lean3r.train.losses.nano import nano_loss
 from lean3r.train.recipes import Recipe, nano
 
 SHARES = (0.4, 0.25, 0.35)  # of the time, for the three phases of the recipe
+RESERVE = 0.85  # of the time goes into steps, the rest into start and validation
+TINY_STEPS = 2
+TINY = {"height": 32, "width": 32, "views": (2,), "views_per_step": 4}
+
+
+def main() -> None:
+    """Verify, size the run, train, save after each phase."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=480.0)
+    parser.add_argument("--textures")
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--views-per-step", type=int, default=512)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--device", default="cuda")
+    options = parser.parse_args()
+    device, rows = options.device, Rows(options.out, "train", options.device)
+    tiny = device != "cuda"
+    width = 32 if tiny else options.width
+    start, recipe = time.monotonic(), sized(options)
+    config = NanoConfig(width=width, heads=width // 32)
+    rows.take("loss falls on one batch", lambda: verify(recipe, Nano(config).to(device), device))
+    seed_everything(recipe.phases[0].seed)
+    model, weights = Nano(config), options.out / "nano.safetensors"
+    finished = [index for index, phase in enumerate(recipe.phases) if "seconds" in rows.done.get(phase.name, {})]
+    if finished and weights.exists():
+        load_weights(model, weights)
+    for index in range(len(finished), len(recipe.phases)):
+        left_s = max(options.seconds - (time.monotonic() - start), 1.0)
+        share = SHARES[index] / sum(SHARES[index:])
+
+        def phase(index: int = index, seconds: float = left_s * share) -> dict:
+            return train_phase(recipe, index, model, seconds, options)
+
+        if "failed" in rows.take(recipe.phases[index].name, phase):
+            break
+
+
+def sized(options: argparse.Namespace) -> Recipe:
+    """The recipe with steps of --views-per-step views, on the device; on a CPU tiny ones."""
+    base, tiny = nano(options.textures), options.device != "cuda"
+    scale = options.views_per_step / base.phases[0].stages[0].views_per_step
+
+    def grown(stage: Stage) -> Stage:
+        return replace(stage, **TINY) if tiny else replace(stage, views_per_step=int(stage.views_per_step * scale))
+
+    phases = tuple(replace(phase, stages=(grown(phase.stages[0]),)) for phase in base.phases)
+    world = replace(base.world, device=options.device, compile=options.compile)
+    return replace(base, phases=phases, world=world)
+
+
+def verify(recipe: Recipe, model: Nano, device: str) -> dict:
+    """Steps on one batch must lower a finite loss."""
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    batch = recipe.batch(0, 0, replace(recipe.phases[0].stages[0], views_per_step=16), 0, 1).to(device)
+    losses: list[float] = []
+    for _ in range(30 if device == "cuda" else 3):
+        loss, _ = nano_loss(model, batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    if not losses[-1] < losses[0]:
+        return {"failed": f"the loss went from {losses[0]:.3f} to {losses[-1]:.3f} on one batch"}
+    return {"first_loss": round(losses[0], 4), "last_loss": round(losses[-1], 4)}
+
+
+def train_phase(recipe: Recipe, index: int, model: Nano, seconds: float, options: argparse.Namespace) -> dict:
+    """Train one phase for about so many seconds, save the weights; steps, speed and validation."""
+    device, start = options.device, time.monotonic()
+    phase = recipe.phases[index]
+    if device == "cuda":
+        each = seconds_a_step(recipe, Nano(model.config).to(device), index, device)
+        phase = with_steps(phase, max(20, int(RESERVE * (seconds - (time.monotonic() - start)) / each)))
+    else:
+        phase = with_steps(phase, TINY_STEPS)
+    stage = phase.stages[-1]
+    held_out = HeldOut() if device == "cuda" else HeldOut((), 1)
+    scale = 1 if stage.loss.get("full") else 2
+    judge = partial(
+        validate, partial(held_out.batches, recipe.world, stage, scale), SETS if device == "cuda" else FEW[:1]
+    )
+    with tempfile.TemporaryDirectory() as work:
+        batch = partial(recipe.batch, index)
+        fit(model, nano_loss, batch, phase, work, validate=judge, device=device)
+        load_weights(model, Path(work) / "weights.safetensors")
+        validation = (Path(work) / "validation.csv").read_text().splitlines()
+    kept = {key: half(value) for key, value in model.state_dict().items()}
+    save_weights(kept, options.out / "nano.safetensors", {"model": "nano"})
+    figures = dict(zip(validation[0].split(","), validation[-1].split(","), strict=True))
+    return {
+        "seconds": round(time.monotonic() - start, 1),
+        "steps": phase.total_steps,
+        "views_per_step": stage.views_per_step,
+        "width": model.config.width,
+        "validation": figures,
+    }
+
+
+def with_steps(phase: TrainConfig, steps: int) -> TrainConfig:
+    """The phase with as many steps, its warm-up no longer than a fifth of them; validated once, at the end."""
+    optim = replace(phase.optim, warmup_steps=min(phase.optim.warmup_steps, steps // 5))
+    stages = (replace(phase.stages[0], steps=steps),)
+    return replace(phase, stages=stages, optim=optim, validate_every=steps, checkpoint_every=steps)
 
 
 def seconds_a_step(recipe: Recipe, model: Nano, phase: int, device: str, steps: int = 8) -> float:
-    """Median-free mean over a few steps, data included, after two to warm up."""
+    """Mean over a few steps, data included, after two to warm up."""
     stage = recipe.phases[phase].stages[0]
+    start = 0.0
     for step in range(steps + 2):
         if step == 2:
-            _wait(device)
+            torch.cuda.synchronize()
             start = time.perf_counter()
         batch = recipe.batch(phase, step, stage, 0, 1).to(device)
         with torch.autocast(device, torch.bfloat16):
             loss, _ = nano_loss(model, batch, **stage.loss)
         loss.backward()
         model.zero_grad()
-    _wait(device)
+    torch.cuda.synchronize()
     return (time.perf_counter() - start) / steps
 
 
-def verify(recipe: Recipe, model: Nano, device: str) -> None:
-    """A few steps on one batch must lower a finite loss."""
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    batch = recipe.batch(0, 0, replace(recipe.phases[0].stages[0], views_per_step=16), 0, 1).to(device)
-    losses = []
-    for _ in range(30):
-        loss, _ = nano_loss(model, batch)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < 0.9 * losses[0], losses
-
-
-def fitted(recipe: Recipe, model: Nano, minutes: float, device: str) -> Recipe:
-    """The recipe with as many steps in each phase as its share of the time holds."""
-    phases: list[TrainConfig] = []
-    for index, (phase, share) in enumerate(zip(recipe.phases, SHARES, strict=True)):
-        steps = max(20, int(60 * minutes * share * 0.9 / seconds_a_step(recipe, model, index, device)))
-        stage: Stage = replace(phase.stages[0], steps=steps)
-        warmup = min(phase.optim.warmup_steps, steps // 5)
-        every = max(1, steps // 4)
-        optim = replace(phase.optim, warmup_steps=warmup)
-        phases.append(replace(phase, stages=(stage,), optim=optim, validate_every=every, checkpoint_every=every))
-    return replace(recipe, phases=tuple(phases))
-
-
-def main() -> None:
-    """Verify, size the run, train, bring everything back."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--textures")
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--views-per-step", type=int, default=512)
-    parser.add_argument("--device", default="cuda")
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    base = nano(options.textures)
-    scale = options.views_per_step / base.phases[0].stages[0].views_per_step
-    phases = tuple(
-        replace(p, stages=(replace(p.stages[0], views_per_step=int(p.stages[0].views_per_step * scale)),))
-        for p in base.phases
-    )
-    compiled = options.device == "cuda"
-    recipe = replace(base, phases=phases, world=replace(base.world, device=options.device, compile=compiled))
-    config = NanoConfig(width=options.width, heads=options.width // 32)
-    verify(recipe, Nano(config).to(options.device), options.device)
-    recipe = fitted(recipe, Nano(config).to(options.device), options.minutes, options.device)
-    seed_everything(recipe.phases[0].seed)
-    model, work = Nano(config), options.out / "run"
-    shutil.rmtree(work, ignore_errors=True)
-    start = time.perf_counter()
-    for index, phase in enumerate(recipe.phases):
-        scale = 1 if phase.stages[-1].loss.get("full") else 2
-        judge = partial(validate, partial(HeldOut().batches, recipe.world, phase.stages[-1], scale), SETS)
-        fit(
-            model,
-            nano_loss,
-            partial(recipe.batch, index),
-            phase,
-            work / phase.name,
-            validate=judge,
-            device=options.device,
-        )
-        load_weights(model, work / phase.name / "weights.safetensors")
-        for name in ("log.csv", "validation.csv"):
-            shutil.copyfile(work / phase.name / name, options.out / f"{phase.name}-{name}")
-    save_weights(model.state_dict(), options.out / "nano.safetensors", {"model": "nano"})
-    report = {
-        "hardware": hardware(),
-        "minutes": (time.perf_counter() - start) / 60,
-        "steps": [p.total_steps for p in recipe.phases],
-        "views_per_step": [p.stages[0].views_per_step for p in recipe.phases],
-        "width": options.width,
-    }
-    (options.out / "nano_training.json").write_text(json.dumps(report, indent=2) + "\n")
-    shutil.rmtree(work)
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+def half(value: Tensor) -> Tensor:
+    """Matrices in float16, the rest as it is: small enough to travel."""
+    return value.detach().to("cpu", torch.float16 if value.ndim > 1 and value.is_floating_point() else value.dtype)
 
 
 if __name__ == "__main__":

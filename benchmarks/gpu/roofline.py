@@ -1,0 +1,163 @@
+"""What an H200 allows at best for the aims of Pi3 at 24 x 36 patches a view: arithmetic alone, nothing is run.
+
+    python benchmarks/gpu/roofline.py        # prints the table of README.md
+
+A time is the longer of operations at the peak and bytes at full bandwidth. Counted: products of linear layers and of
+attention, a multiply-add as two operations; of a gsa layer q, k, v and the output once each, and key blocks read by
+four neighbouring windows together where their lists are alike. Not counted: softmax, norms, rotation, launches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PATCHES, WINDOW, TOP_K = 24 * 36, 16, 32
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Operations a second in bfloat16 and in E4M3, without sparsity, and bytes a second."""
+
+    bf16: float
+    fp8: float
+    bytes: float
+
+    def milliseconds(self, flops: float, moved: float = 0.0) -> float:
+        """The roofline of work in bfloat16."""
+        return 1e3 * max(flops / self.bf16, moved / self.bytes)
+
+
+H200 = Machine(989e12, 1979e12, 4.8e12)
+
+
+def attention_flops(queries: int, keys: int, width: int) -> float:
+    """Scores and mixed values, over all heads."""
+    return 4.0 * queries * keys * width
+
+
+def linear_flops(tokens: int, inputs: int, outputs: int) -> float:
+    """A linear layer."""
+    return 2.0 * tokens * inputs * outputs
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A global attention layer, from q, k, v to the output, in bfloat16."""
+
+    views: int
+    patches: int = PATCHES
+    special: int = 0
+    width: int = 1024
+
+    @property
+    def tokens(self) -> int:
+        return self.views * (self.patches + self.special)
+
+    @property
+    def windows(self) -> int:
+        return self.views * self.patches // WINDOW
+
+    def dense(self) -> tuple[float, float]:
+        """Operations and bytes of softmax attention over everything."""
+        return attention_flops(self.tokens, self.tokens, self.width), 8.0 * self.tokens * self.width
+
+    def selection(self) -> tuple[float, float]:
+        """Of attention between windows; lists are written."""
+        return attention_flops(self.windows, self.windows, self.width), 8.0 * self.windows * (self.width + TOP_K)
+
+    def sparse(self, dense_keys: int = 0) -> tuple[float, float]:
+        """Of the pass over chosen windows, with further keys that all patches see."""
+        queries = self.views * self.patches
+        keys = min(TOP_K * WINDOW, queries) + dense_keys
+        moved = 4.0 * queries * self.width + 4.0 * (self.windows / 4) * min(TOP_K * WINDOW, queries) * self.width
+        return attention_flops(queries, keys, self.width), moved
+
+    def special_queries(self) -> tuple[float, float]:
+        """Of special tokens that look at everything."""
+        few = self.views * self.special
+        return attention_flops(few, self.tokens, self.width), 4.0 * (self.tokens + few) * self.width
+
+    def gsa(self) -> tuple[float, float]:
+        """Of all of it; pooling reads q, k and v, merging reads and writes the output."""
+        parts = [self.selection(), self.sparse(self.views * self.special), self.special_queries()]
+        flops, moved = (sum(column) for column in zip(*parts, strict=True))
+        return flops, moved + 10.0 * self.tokens * self.width
+
+
+@dataclass(frozen=True)
+class Model:
+    """Transformer blocks of one width: `encoder` and `heads` without, trunk with `special` tokens a view."""
+
+    encoder: int
+    frame: int
+    global_: int
+    heads: int
+    special: int
+    width: int = 1024
+
+    def linears(self, views: int, patches: int = PATCHES) -> float:
+        """Operations of qkv, projection and feed-forward part: 24 width^2 a token and block."""
+        blocks = self.encoder + self.frame + self.global_ + self.heads
+        return 24.0 * self.width**2 * blocks * views * (patches + self.special)
+
+    def within(self, views: int, patches: int = PATCHES) -> float:
+        """Operations of attention inside the views."""
+        blocks = self.encoder + self.frame + self.heads
+        return blocks * views * attention_flops(patches + self.special, patches + self.special, self.width)
+
+    def flops(self, views: int, patches: int = PATCHES, *, gsa: bool) -> float:
+        """Of one run; convolutions of dense heads are not counted."""
+        layer = Layer(views, patches, self.special, self.width)
+        return (
+            self.linears(views, patches)
+            + self.within(views, patches)
+            + self.global_ * (layer.gsa() if gsa else layer.dense())[0]
+        )
+
+
+MODELS = {
+    "pi3": Model(encoder=24, frame=18, global_=18, heads=15, special=5),
+    "vggt": Model(encoder=24, frame=24, global_=24, heads=0, special=5),
+    "da3-large": Model(encoder=8, frame=8, global_=8, heads=0, special=1),
+}
+
+
+def table(machine: Machine = H200) -> str:
+    """The aims beside what the roofline says, as Markdown."""
+    layer, plain = Layer(1024, special=5), Layer(1024)
+    time = machine.milliseconds
+    lines = ["| aim | roofline | what follows |", "| --- | --- | --- |"]
+    whole, bare = time(*layer.gsa()), time(*plain.gsa())
+    lines.append(
+        f"| gsa layer at 1,024 views at most 100 ms | {whole:.0f} ms with registers, {bare:.0f} ms without; dense "
+        f"{time(*layer.dense()):,.0f} ms | possible at {whole:.0f} % of the peak, at {bare:.0f} % without registers |"
+    )
+    share, bare_share = time(*layer.selection()) / whole, time(*plain.selection()) / bare
+    lines.append(
+        f"| selection at most a third of it | {time(*plain.selection()):.1f} ms: {share:.0%} with registers, "
+        f"{bare_share:.0%} without | possible with registers; without them a layer that reaches the aim of 100 ms "
+        f"leaves 33 ms, {time(*plain.selection()) / 33:.0%} of the peak |"
+    )
+    for views, wanted in ((1024, 25.0), (32, 2.2)):
+        found = ratios(views, machine)
+        shown = ", ".join(f"{value:.1f}x {name}" for name, value in found.items())
+        enough = [name for name, value in found.items() if value >= wanted]
+        lines.append(f"| Pi3 at {views:,} views {wanted:g}x dense | {shown} | possible {' or '.join(enough)} |")
+    return "\n".join(lines)
+
+
+def ratios(views: int, machine: Machine) -> dict[str, float]:
+    """Dense time over gsa time, both at the peak: with and without registers, linear layers in bfloat16 and E4M3."""
+    pi3 = MODELS["pi3"]
+    dense = pi3.flops(views, gsa=False) / machine.bf16
+    found: dict[str, float] = {}
+    for kind, rate in (("in bf16", machine.bf16), ("with FP8 linears", machine.fp8)):
+        for name, special in ((kind, pi3.special), (f"{kind} without registers", 0)):
+            rest = pi3.within(views) / machine.bf16 + pi3.linears(views) / rate
+            layers = pi3.global_ * machine.milliseconds(*Layer(views, special=special).gsa()) / 1e3
+            found[name] = dense / (rest + layers)
+    return found
+
+
+if __name__ == "__main__":
+    print(table())
