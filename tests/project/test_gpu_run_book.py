@@ -57,11 +57,12 @@ def book(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_a_bare_python_lacks_what_the_image_lacks() -> None:
-    code = "import importlib.util as u, torch, safetensors; print([n for n in NAMES if u.find_spec(n)])"
+    code = "import importlib.util as u, torch, safetensors; print([n for n in NAMES if u.find_spec(n)]);"
+    code += "from importlib.metadata import distributions as d; print('lean3r' in [x.name for x in d()])"
     names = ("tyro", "av", "pycolmap", "trimesh", "PIL", "cv2", "scipy", "matplotlib", "rich", "h5py", "tensorboard")
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent / "bare")}
     command = [sys.executable, "-c", code.replace("NAMES", repr(names))]
-    assert subprocess.run(command, capture_output=True, text=True, env=environment).stdout == "[]\n"
+    assert subprocess.run(command, capture_output=True, text=True, env=environment).stdout == "[]\nFalse\n"
 
 
 def test_every_part_runs_and_every_row_says_where(dry: Path) -> None:
@@ -195,3 +196,37 @@ def test_arithmetic_of_the_roofline(book: ModuleType) -> None:
         (q @ k.mT) @ k
     assert roofline.attention_flops(6, 10, 16) == counter.get_total_flops()
     assert roofline.table() in (FOLDER / "README.md").read_text()
+
+
+def test_what_only_a_gpu_runs(book: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's clocks and meters replaced by others, tensors on the CPU: the code around them is the one that counts."""
+    import layer
+
+    times = iter(range(1, 10_000))
+
+    class Event:
+        def __init__(self, enable_timing: bool):
+            self.at = 0
+
+        def record(self) -> None:
+            self.at = next(times)
+
+        def synchronize(self) -> None:
+            assert self.at
+
+        def elapsed_time(self, last: Event) -> float:
+            return 100.0 * (last.at - self.at)
+
+    instead = {"Event": Event, "max_memory_allocated": lambda: 5_000_000_000, "memory_allocated": lambda: 2_000_000_000}
+    instead |= dict.fromkeys(("synchronize", "empty_cache", "reset_peak_memory_stats"), lambda: None)
+    for name, function in (instead | {"get_device_name": lambda: "some GPU"}).items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    assert book.measure(lambda: None, "cuda", budget_s=0.75) == {"ms": 100.0, "runs": 7, "more_gb": 3.0}
+    assert book.measure(lambda: None, "cuda", budget_s=0.05) == {"ms": 100.0, "runs": 1, "more_gb": 3.0}
+    row = book.Rows(tmp_path, "part", "cuda").take("row", lambda: {"ms": 1.0})
+    assert row["device"] == "some GPU" and row["peak_gb"] == 5.0 and row["triton"]
+    bench = layer.Bench.of("cpu")
+    layout, mechanism = bench.layout(2, 5), bench.gsa()
+    mechanism.implementation = "torch"
+    parts = layer.parts_of(lambda p: mechanism(p, layout), bench.projected(layout), "cuda")
+    assert parts["selection"] == parts["sparse pass"] == 100.0 and parts["windows and pooling"] > 300.0

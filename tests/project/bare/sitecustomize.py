@@ -4,7 +4,9 @@ As on a GPU image where nothing can be installed. Packages that are installed he
 """
 
 import sys
+from collections.abc import Iterator
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.metadata import Distribution
 
 THERE = {"torch", "triton", "numpy", "safetensors", "functorch", "torchgen"}
 THEY_NEED = {"typing_extensions", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "filelock", "fsspec"}
@@ -19,6 +21,13 @@ class BareFinder(PathFinder):
         if spec is None or path is not None or fullname in THERE | THEY_NEED:
             return spec
         return None if "site-packages" in str(spec.submodule_search_locations or spec.origin) else spec
+
+    @classmethod
+    def find_distributions(cls, *args, **kwargs) -> Iterator[Distribution]:
+        """The same of what importlib.metadata knows: lean3r itself is not installed either."""
+        for found in super().find_distributions(*args, **kwargs):
+            if found.metadata["Name"].lower().replace("-", "_") in THERE | THEY_NEED:
+                yield found
 
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = BareFinder  # type: ignore[arg-type]
