@@ -305,7 +305,8 @@ def measure_size(rows: Rows, bench: Bench, layout: TokenLayout) -> None:
             found = measure(lambda: mechanism(p(), layout), bench.device)
             parts = parts_of(lambda p: mechanism(p, layout), p(), bench.device)
         shares = {"selection_share": round(parts["selection"] / found["ms"], 3)}
-        return against(found, bench.roofline(layout).gsa()) | {"parts_ms": parts} | shares
+        work = bench.roofline(layout).gsa(pooled=mechanism.special == "pooled")
+        return against(found, work) | {"parts_ms": parts} | shares
 
     def variant(name: str) -> dict:
         run, work = alone()[name]
@@ -314,6 +315,8 @@ def measure_size(rows: Rows, bench: Bench, layout: TokenLayout) -> None:
 
     rows.take(f"{title}, gsa", whole)
     rows.take(f"{title}, dense", lambda: dense(p(), layout, bench))
+    if layout.special:
+        rows.take(f"{title}, gsa, special tokens pooled", lambda: whole(special="pooled"))
     rows.take(f"{title}, gsa, fp8 keys and values", lambda: whole(kv="fp8"))
     names = [f"selection of {count}" for count in SELECTED]
     names += ["dense between windows", "sparse pass", "sparse pass, scattered lists"]

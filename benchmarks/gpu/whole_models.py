@@ -15,6 +15,7 @@ import argparse
 import gc
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from roofline import H200, MODELS
@@ -33,8 +34,9 @@ DENSE_S = 60.0
 HALF_DB = 20.0  # least agreement of bfloat16 with float32
 CHUNK_BYTES = 4 << 30  # for encoder and heads: the default serves small cards
 ORDER = [
-    *((32, "dense"), (32, "gsa"), (1024, "gsa"), (128, "dense"), (128, "gsa"), (512, "gsa"), (512, "dense")),
-    *((1024, "gsa-fp8"), (32, "gsa-fp8"), (32, "fp8"), (128, "gsa-fp8"), (512, "gsa-fp8"), (1024, "dense")),
+    *((32, "dense"), (32, "gsa"), (1024, "gsa-pooled"), (128, "dense"), (128, "gsa"), (1024, "gsa"), (512, "gsa")),
+    *((512, "dense"), (1024, "gsa-pooled-fp8"), (32, "gsa-pooled-fp8"), (32, "fp8"), (128, "gsa-pooled-fp8")),
+    *((512, "gsa-pooled-fp8"), (1024, "dense")),
 ]
 """Rows by value."""
 
@@ -76,10 +78,12 @@ def main() -> None:
 def make(name: str, form: str, device: str) -> Backbone:
     """A model in a form of ORDER, on the device from the start."""
     cuda = device == "cuda"
+    length: dict[str, Any] = {} if cuda else {"dense_below": 0}
     plans: dict[str, CompressionPlan] = {
-        "gsa": presets.gsa() if cuda else presets.gsa(dense_below=0),
+        "gsa": presets.gsa(**length),
+        "gsa-pooled": presets.gsa(**length, special="pooled"),
+        "gsa-pooled-fp8": presets.gsa(**length, special="pooled") + presets.fp8(),
         "fp8": presets.fp8(),
-        "gsa-fp8": presets.gsa_fp8(),
     }
     kind = lean3r.models.MODELS.get(name)
     torch.manual_seed(0)
@@ -117,7 +121,7 @@ def measure_model(model: Backbone, name: str, form: str, views: int, size: tuple
     images = torch.rand(1, views, 3, *size, device=device)
     found = measure(lambda: predict(model, images), device, budget_s=8.0, warm=form != "dense" or views < 512)
     patches = images.shape[-2] * images.shape[-1] // model.patch**2
-    flops = MODELS[name].flops(views, patches, gsa=form.startswith("gsa"))
+    flops = MODELS[name].flops(views, patches, gsa="gsa" in form, pooled="pooled" in form)
     return {
         **found,
         "views": views,
