@@ -97,6 +97,13 @@ def parse(argv: Sequence[str]) -> Command:
     """The command object for a command line; like tyro, this exits with 2 on an error and with 0 after --help."""
     import tyro
 
+    if argv and argv[0] in COMMANDS:  # the others need not be imported
+        return tyro.cli(
+            COMMANDS.get(argv[0]),
+            args=list(argv[1:]),
+            prog=f"lean3r {argv[0]}",
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
     return tyro.extras.subcommand_cli_from_dict(
         {name: COMMANDS.get(name) for name in COMMANDS},
         args=list(argv),

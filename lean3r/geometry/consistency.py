@@ -68,19 +68,20 @@ def sample_depth(depth: np.ndarray, xy: np.ndarray) -> np.ndarray:
     nearest pixel centres; NaN outside, where xy is NaN, and where one of the four is unknown or they span a depth
     edge."""
     height, width = depth.shape[-2:]
-    of_map = (np.arange(len(depth))[:, None],) if depth.ndim == 3 else ()
-    # The outer half of a border pixel is in the picture but has no further pixel centre to interpolate with.
     inside = (xy >= 0).all(axis=-1) & (xy <= [width, height]).all(axis=-1)
-    x, y = (np.where(inside, xy[..., i], 0.5) - 0.5 for i in (0, 1))
-    x, y = x.clip(0, width - 1), y.clip(0, height - 1)
+    at = np.nonzero(inside)  # of many maps, most points are in few
+    # The outer half of a border pixel is in the picture but has no further pixel centre to interpolate with.
+    x, y = (np.clip(xy[at][:, i] - 0.5, 0, size - 1) for i, size in enumerate((width, height)))
     left, top = np.minimum(x.astype(np.int64), max(width - 2, 0)), np.minimum(y.astype(np.int64), max(height - 2, 0))
     right, low = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
-    corners = np.stack([depth[(*of_map, r, c)] for r in (top, low) for c in (left, right)]).astype(np.float64)
-    known = inside & (corners > 0).all(axis=0) & (corners.max(axis=0) < 1.2 * corners.min(axis=0))
+    corners = np.stack([depth[(*at[:-1], r, c)] for r in (top, low) for c in (left, right)]).astype(np.float64)
+    known = (corners > 0).all(axis=0) & (corners.max(axis=0) < 1.2 * corners.min(axis=0))
     fx, fy = x - left, y - top
     weights = np.stack([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy])
     inverse = (weights / np.where(known, corners, 1)).sum(axis=0)
-    return np.where(known, 1 / inverse, np.nan)
+    found = np.full(inside.shape, np.nan)
+    found[at] = np.where(known, 1 / inverse, np.nan)
+    return found
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

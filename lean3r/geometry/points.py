@@ -77,15 +77,20 @@ def confidence_mask(conf: Tensor, percentile: float, mask: Tensor | None = None)
 
 def _voxel_keys(xyz: np.ndarray, voxel: float) -> np.ndarray:
     """One int64 key [P] per point, equal exactly for points in the same cubic cell of side `voxel`."""
-    points = np.asarray(xyz, dtype=np.float64)
-    # Anchored at the lowest corner: one cell holds any cloud if it is large enough.
-    cell = np.floor((points - points.min(axis=0)) / voxel)
-    size = cell.max(axis=0) + 1
+    # Anchored at the lowest corner, so that one cell holds any cloud if it is large enough. By columns, as numpy takes
+    # five times as long to reduce rows of three.
+    cells = []
+    for axis in range(3):
+        column = np.array(xyz[:, axis], dtype=np.float64)
+        column -= column.min()
+        column /= voxel
+        cells.append(np.floor(column, out=column))
+    size = [cell.max() + 1 for cell in cells]
     if np.prod(size) < 2.0**62:
-        whole = cell.astype(np.int64)
-        return (whole[:, 0] * int(size[1]) + whole[:, 1]) * int(size[2]) + whole[:, 2]
+        x, y, z = (cell.astype(np.int64) for cell in cells)
+        return (x * int(size[1]) + y) * int(size[2]) + z
     # Far outliers make the grid too large for one integer: number the occupied cells instead.
-    return np.unique(cell, axis=0, return_inverse=True)[1].reshape(-1)
+    return np.unique(np.stack(cells, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _count_voxels(xyz: np.ndarray, voxel: float) -> int:
@@ -100,7 +105,7 @@ def voxel_thin(xyz: np.ndarray, voxel: float, priority: np.ndarray) -> np.ndarra
     Ties go to the lower index, so the answer is the same on every machine. Points xyz [P, 3] that are not
     finite are never kept; voxel 0 keeps all others.
     """
-    finite = np.flatnonzero(np.isfinite(xyz).all(axis=1))
+    finite = np.flatnonzero(np.isfinite(xyz[:, 0]) & np.isfinite(xyz[:, 1]) & np.isfinite(xyz[:, 2]))
     if voxel <= 0 or finite.size == 0:
         return finite
     keys = _voxel_keys(xyz[finite], voxel)
