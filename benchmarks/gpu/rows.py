@@ -26,6 +26,7 @@ from tuning import configurations_used, forget_used, milliseconds_tried
 DEVICE_LOST = 3  # exit code after an error that leaves the CUDA context useless: a new process goes on
 TRIES = 2
 LAST_LINES = 15
+_peaks: list[int] = []  # bytes at the peak before `measure` set the meter back, within a row
 
 
 class Rows:
@@ -50,6 +51,7 @@ class Rows:
         if self.device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
+            _peaks.clear()
         try:
             found = make()
             if self.device == "cuda":
@@ -59,7 +61,7 @@ class Rows:
             found = {"failed": f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"}
         lost = "failed" in found and not answers(self.device)
         if self.device == "cuda" and not lost:
-            found = {"peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 3)} | found
+            found = {"peak_gb": round(max(*_peaks, torch.cuda.max_memory_allocated(), 0) / 1e9, 3)} | found
         tried = {"tried_ms": milliseconds_tried()} if milliseconds_tried() else {}
         row = self.write(name, {"configurations": configurations_used()} | tried | found)
         if lost:
@@ -88,6 +90,7 @@ def measure(run: Callable[[], object], device: str, *, budget_s: float = 1.0, wa
     if warm:
         run()
     torch.cuda.synchronize()
+    _peaks.append(torch.cuda.max_memory_allocated())
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     times: list[float] = []
