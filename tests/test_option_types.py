@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import lean3r
 from lean3r.errors import UsageError
 from lean3r.export.options import ExportOptions
 from lean3r.inputs.frames import FrameChoice
 from lean3r.inputs.pictures import Pictures
+from lean3r.models.nano import Nano, NanoConfig
 from lean3r.options import PointOptions
 from lean3r.pipeline.options import CameraOptions, MemoryOptions, RunOptions
 from lean3r.refine.options import RefineOptions, ScaleOptions
@@ -52,3 +54,8 @@ def test_numbers_of_numpy_and_lists_are_accepted() -> None:
 def test_pictures_expect_a_choice_of_frames(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"frames is 5; expected a FrameChoice, such as FrameChoice\(frames=5\)"):
         Pictures(tmp_path, 5)  # type: ignore[arg-type]
+
+
+def test_reconstruct_expects_a_choice_of_points(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"points is 5; expected PointOptions, such as"):
+        lean3r.reconstruct(Nano(NanoConfig()), tmp_path, points=5)  # type: ignore[arg-type]

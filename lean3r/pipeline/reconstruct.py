@@ -84,6 +84,8 @@ def reconstruct(
         raise TypeError("reconstruct() needs pictures: reconstruct(model, pictures)")
     if not isinstance(model, Backbone):
         raise UsageError(f"the model is a {type(model).__name__}; expected a loaded model: lean3r.load('nano').")
+    if not isinstance(points, PointOptions | None):
+        raise UsageError(f"points is {points!r}; expected PointOptions, such as PointOptions(max_points=100_000).")
     run = RunOptions(resolution=resolution, reference_view=reference_view, seed=seed)
     run.check(model)
     budget = None if memory is None else Budget.of(memory)
