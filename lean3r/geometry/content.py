@@ -62,7 +62,7 @@ def sky(image: np.ndarray, counts: np.ndarray) -> np.ndarray:
     rows = np.flatnonzero(inside.any(axis=1))
     left = np.zeros_like(allowed)
     left[rows[:2]] = allowed[rows[:2]]
-    found = np.zeros_like(allowed)
+    sky = np.zeros_like(allowed)
     while left.any():
         seed = np.zeros_like(allowed)
         seed.flat[np.flatnonzero(left)[0]] = True
@@ -73,9 +73,9 @@ def sky(image: np.ndarray, counts: np.ndarray) -> np.ndarray:
         is_sky = (level > 200 or tint > 0.45 * level) and steps[region].mean() < limit
         if is_sky and region.sum() >= LEAST_SKY * inside.sum():
             # At its border, the sky is blurred into the foreground.
-            found |= region | (_grown(region, 1) & inside & (grey > 0.9 * level))
-    rows, cols = ((np.arange(n) * m) // n for n, m in zip(image.shape[:2], found.shape, strict=True))
-    return found[np.ix_(rows, cols)] & counts
+            sky |= region | (_grown(region, 1) & inside & (grey > 0.9 * level))
+    rows, cols = ((np.arange(n) * m) // n for n, m in zip(image.shape[:2], sky.shape, strict=True))
+    return sky[np.ix_(rows, cols)] & counts
 
 
 def _shrunk(image: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -108,12 +108,12 @@ def _grown(region: np.ndarray, pixels: int) -> np.ndarray:
 
 def _flood(seed: np.ndarray, allowed: np.ndarray) -> np.ndarray:
     """The allowed pixels [H, W] that are connected to the seed along rows and columns."""
-    found, before = seed & allowed, -1
-    while found.sum() > before:
-        before = found.sum()
+    region, before = seed & allowed, -1
+    while region.sum() > before:
+        before = region.sum()
         for _ in range(2):
             # Whole runs of a row at a time, then of the columns.
             run = np.cumsum(~np.pad(allowed, ((0, 0), (1, 0)))).reshape(len(allowed), -1)[:, 1:]
-            reached = np.bincount(run[found], minlength=run.max() + 1) > 0
-            found, allowed = (reached[run] & allowed).T, allowed.T
-    return found
+            reached = np.bincount(run[region], minlength=run.max() + 1) > 0
+            region, allowed = (reached[run] & allowed).T, allowed.T
+    return region

@@ -92,11 +92,11 @@ def cast(scene: Scene) -> Votes:
             differences.append(np.abs(ratio[:: 1 + len(ratio) // 1000]))
         return differences
 
-    found = np.concatenate([np.zeros(0), *(part for parts in by_threads(vote, range(views)) for part in parts)])
+    differences = np.concatenate([np.zeros(0), *(part for parts in by_threads(vote, range(views)) for part in parts)])
     nearest = np.ix_(*(np.minimum(np.arange(n) // step, len(of) - 1) for n, of in ((height, rows), (width, cols))))
     agree, against = (np.stack([of_view[nearest] for of_view in votes]) for votes in (agree, against))
     has_others = np.array([len(others) > 0 for others in others_of])
-    return Votes(agree, against, has_others, float(np.median(found)) if len(found) else float("nan"))
+    return Votes(agree, against, has_others, float(np.median(differences)) if len(differences) else float("nan"))
 
 
 def support(depth: np.ndarray, seen: Sightings) -> np.ndarray:
@@ -117,10 +117,10 @@ def support(depth: np.ndarray, seen: Sightings) -> np.ndarray:
 
 def border(mask: np.ndarray) -> np.ndarray:
     """The border of each picture, [S, H, W] bool; mask [S, H, W] is False on padding."""
-    found = mask.copy()
+    at_border = mask.copy()
     for view, inside in enumerate(mask):
         rows, cols = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
         if len(rows):
             side = max(1, round(BORDER * min(len(rows), len(cols))))
-            found[view, rows[0] + side : rows[-1] + 1 - side, cols[0] + side : cols[-1] + 1 - side] = False
-    return found
+            at_border[view, rows[0] + side : rows[-1] + 1 - side, cols[0] + side : cols[-1] + 1 - side] = False
+    return at_border

@@ -101,7 +101,7 @@ def _needed_blocks(scene: Scene, side: float, reach: float) -> np.ndarray:
     """Blocks [B, 3] within `reach` of the points of all depth maps, in order."""
     offsets = np.stack(np.meshgrid(*[[-reach, 0, reach]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     width = scene.depth.shape[2]
-    found = [np.zeros((0, 3), np.int64)]
+    voxels = [np.zeros((0, 3), np.int64)]
     for view in range(len(scene.depth)):
         flat = np.flatnonzero(scene.depth[view].ravel() > 0)
         flat = flat[(flat // width % STRIDE == 0) & (flat % width % STRIDE == 0)]
@@ -109,8 +109,8 @@ def _needed_blocks(scene: Scene, side: float, reach: float) -> np.ndarray:
         world = world[np.isfinite(world).all(axis=1)]
         thin = np.unique(np.floor(world / (reach / 2)).astype(np.int64), axis=0) * (reach / 2) + reach / 4
         for offset in offsets:
-            found.append(np.unique(np.floor((thin + offset) / side).astype(np.int64), axis=0))
-    return np.unique(np.concatenate(found), axis=0)
+            voxels.append(np.unique(np.floor((thin + offset) / side).astype(np.int64), axis=0))
+    return np.unique(np.concatenate(voxels), axis=0)
 
 
 def _sees(scene: Scene, blocks: np.ndarray, side: float) -> np.ndarray:

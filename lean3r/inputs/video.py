@@ -99,10 +99,10 @@ class Film:
         at = {key: index for index, key in enumerate(self.keys)}
         if not self._watched:
             self._watched.append(self._watch(at, most, keep))
-        found = self._watched[0]
-        if found is None or not found[1].is_known:
+        watched = self._watched[0]
+        if watched is None or not watched[1].is_known:
             return None
-        seen, motion = found
+        seen, motion = watched
         chosen = choose(motion, min(DEFAULT_FRAMES[0], most), most, MOTION_STEP)
         return sorted({at[seen[i]] for i in chosen if seen[i] in at}) or None
 

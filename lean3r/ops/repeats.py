@@ -1,4 +1,4 @@
-"""What whoever only counts costs does otherwise: loops over pieces of one shape, and values that costs depend on."""
+"""Loops and values that behave differently while costs are only counted (models/summary.py)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 T = TypeVar("T")
-_factors: list[int] = []  # of the loops that are running; empty when nobody counts
+_factors: list[int] = []  # of the loops that are running; empty outside `counting`
 
 
 def pieces_of(items: Sequence[T]) -> Iterator[T]:
-    """The items in turn. All but the last must cost the same: while somebody counts, the first stands for these."""
+    """Yield the items in turn. All but the last must cost the same: while costs are counted, only the first and the
+    last run, and the first counts for all of these."""
     if not _factors or len(items) < 3:
         yield from items
         return
@@ -30,7 +31,7 @@ def pieces_of(items: Sequence[T]) -> Iterator[T]:
 
 @contextmanager
 def counting() -> Iterator[None]:
-    """Inside, loops run their first and last piece only; results mean nothing. What runs counts `factor()` times."""
+    """Inside, loops run only their first and last piece, and results mean nothing. Costs count `factor()` times."""
     _factors.append(1)
     try:
         yield
@@ -39,20 +40,20 @@ def counting() -> Iterator[None]:
 
 
 def factor() -> int:
-    """How often what runs now would run if nobody counted."""
+    """How often the current piece of work would run outside `counting`."""
     return math.prod(_factors)
 
 
 def with_values(make: Callable[[], Tensor]) -> Tensor:
-    """make(), a table that depends on shapes alone: while somebody counts, made for real, and its shape returned."""
+    """Return make(), a table that depends on shapes alone; inside `counting`, an empty tensor of its true shape."""
     if not _factors:
         return make()
     # A table of what is not zero has as many rows as there are, which tensors without values cannot know.
     with _disable_current_modes(), torch._C.DisableTorchFunction():
-        found = make()
-    return torch.empty(found.shape, dtype=found.dtype)
+        table = make()
+    return torch.empty(table.shape, dtype=table.dtype)
 
 
 def number(value: Tensor, expected: int) -> int:
-    """int(value); `expected` while somebody counts, when tensors have no values."""
+    """int(value); inside `counting`, where tensors have no values, `expected`."""
     return expected if _factors else int(value)

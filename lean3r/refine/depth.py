@@ -60,15 +60,15 @@ def follow(reconstruction: Reconstruction) -> Reconstruction:
 def sightings(reconstruction: Reconstruction, sparse: SparsePoints) -> list[Sightings]:
     """The sparse points that each view observed. Uncertain points (far away, small parallax) get less weight."""
     trust = _trust(reconstruction, sparse)
-    found = []
+    sightings = []
     for view, source in enumerate(reconstruction.sources):
         mine = np.flatnonzero(sparse.view == view)
         pose = reconstruction.cam_from_world[view]
         z = sparse.xyz[sparse.point[mine]] @ pose[2, :3] + pose[2, 3]
         mine, z = mine[z > 0], z[z > 0]
         scale, offset = np.reshape(source.original_from_network, (2, 2))
-        found.append(Sightings((sparse.xy[mine] - offset) / scale, np.log(z), trust[sparse.point[mine]]))
-    return found
+        sightings.append(Sightings((sparse.xy[mine] - offset) / scale, np.log(z), trust[sparse.point[mine]]))
+    return sightings
 
 
 def _trust(reconstruction: Reconstruction, sparse: SparsePoints) -> np.ndarray:

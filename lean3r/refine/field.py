@@ -92,8 +92,8 @@ def fit_field(xy: np.ndarray, log_depth: np.ndarray, ratio: np.ndarray, weight: 
     share = len(ratio) / np.prod(KNOTS)
     errors = {}
     for stiffness in STIFFNESS:
-        found = _solve(gram - np.stack(grams) + share * stiffness * smooth, side - np.stack(sides))
-        missed = [np.abs(_at(knots, index[p], hats[p]) - residual[p]) for knots, p in zip(found, parts, strict=True)]
+        solved = _solve(gram - np.stack(grams) + share * stiffness * smooth, side - np.stack(sides))
+        missed = [np.abs(_at(knots, index[p], hats[p]) - residual[p]) for knots, p in zip(solved, parts, strict=True)]
         errors[stiffness] = sum(
             float((robust[p] * np.minimum(m, cap)).sum()) for m, p in zip(missed, parts, strict=True)
         )

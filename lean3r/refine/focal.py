@@ -44,13 +44,13 @@ def consensus(pairs: list[tuple[np.ndarray, np.ndarray]], group: Group) -> float
     side = max(group.width, group.height)
 
     def fitting_of(pair: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        found = np.zeros(len(FOCALS))
+        inliers = np.zeros(len(FOCALS))
         for index, focal in enumerate(FOCALS * side):
             params = (focal, group.width / 2, group.height / 2)
             camera = pycolmap.Camera(model="SIMPLE_PINHOLE", width=group.width, height=group.height, params=params)
             estimate = pycolmap.estimate_essential_matrix(*pair, camera, camera, options)
-            found[index] = 0 if estimate is None else estimate["num_inliers"]
-        return found / max(found.max(), 1.0)
+            inliers[index] = 0 if estimate is None else estimate["num_inliers"]
+        return inliers / max(inliers.max(), 1.0)
 
     fitting = np.sum(by_threads(fitting_of, pairs), axis=0)
     best = int(fitting.argmax())

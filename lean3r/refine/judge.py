@@ -167,9 +167,9 @@ def sidesteps(centres: np.ndarray, times: np.ndarray) -> np.ndarray:
     """Which of the centres [N, 3] of a video's frames, at `times` [N], lie beside the path: off the
     straight line between the frames before and after by SIDESTEP times the usual motion in that time, and by UNUSUAL
     times the offset of the frames around. Cameras take more than one frame to turn a corner."""
-    found = np.zeros(len(centres), bool)
+    sidesteps = np.zeros(len(centres), bool)
     if len(centres) < 2 * NEAR:
-        return found
+        return sidesteps
     span = np.diff(times)
     share = (span[:-1] / (span[:-1] + span[1:]))[:, None]
     off = np.linalg.norm(centres[1:-1] - (1 - share) * centres[:-2] - share * centres[2:], axis=1)
@@ -178,8 +178,8 @@ def sidesteps(centres: np.ndarray, times: np.ndarray) -> np.ndarray:
         near = slice(max(0, i - NEAR), i + NEAR + 1)
         others = np.delete(off[near], i - near.start)
         usual = max(float(np.median(step[near.start : near.stop + 1])), 0.1 * float(np.median(step)))
-        found[i + 1] = off[i] > SIDESTEP * usual * (span[i] + span[i + 1]) and off[i] > UNUSUAL * np.median(others)
-    return found
+        sidesteps[i + 1] = off[i] > SIDESTEP * usual * (span[i] + span[i + 1]) and off[i] > UNUSUAL * np.median(others)
+    return sidesteps
 
 
 def far_outside(centres: np.ndarray, sure: np.ndarray) -> np.ndarray:

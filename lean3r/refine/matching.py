@@ -90,12 +90,12 @@ def read_matches(job: Job, database: Path) -> Matches:
             keypoints[view] = np.asarray(opened.read_keypoints(image_id))[:, :2].astype(np.float64)
         for pair_id, geometry in zip(*opened.read_two_view_geometries(), strict=True):
             first, second = pycolmap.pair_id_to_image_pair(pair_id)
-            found = np.asarray(geometry.inlier_matches).astype(np.int64)
-            if len(found) < LEAST_INLIERS or kind(geometry) not in RELIABLE:
+            inliers = np.asarray(geometry.inlier_matches).astype(np.int64)
+            if len(inliers) < LEAST_INLIERS or kind(geometry) not in RELIABLE:
                 continue
             i, j = view_of[first], view_of[second]
             pairs.append((i, j))
-            indices.append(found)
+            indices.append(inliers)
             relative.append(_pose(geometry, cameras[first], keypoints[i], cameras[second], keypoints[j]))
     return Matches(keypoints, np.array(pairs, dtype=np.int64).reshape(-1, 2), indices, relative)
 
@@ -118,9 +118,9 @@ def alike(job: Job, database: Path, ids: dict[int, int], near: np.ndarray) -> np
     VLAD over a vocabulary of these pictures."""
     views = sorted(ids)
     with pycolmap.Database.open(database) as opened:
-        found = [np.asarray(opened.read_descriptors(ids[view]).data).astype(np.float32) for view in views]
-    found = [np.sqrt(d / np.maximum(d.sum(1, keepdims=True), 1e-9)) for d in found]
-    every = np.concatenate(found)
+        descriptors_of_view = [np.asarray(opened.read_descriptors(ids[view]).data).astype(np.float32) for view in views]
+    descriptors_of_view = [np.sqrt(d / np.maximum(d.sum(1, keepdims=True), 1e-9)) for d in descriptors_of_view]
+    every = np.concatenate(descriptors_of_view)
     if len(every) < WORDS:
         return np.zeros((0, 2), np.int64)
     rng = np.random.default_rng(0)
@@ -130,7 +130,7 @@ def alike(job: Job, database: Path, ids: dict[int, int], near: np.ndarray) -> np
         nearest = _nearest(sample, words)
         words = np.stack([sample[nearest == w].mean(0) if (nearest == w).any() else words[w] for w in range(WORDS)])
     vectors = []
-    for descriptors in found:
+    for descriptors in descriptors_of_view:
         total = np.zeros_like(words)
         nearest = _nearest(descriptors, words)
         np.add.at(total, nearest, descriptors - words[nearest])

@@ -112,9 +112,9 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
     then assumed to be level. InputError with fewer than three positions, or if all coincide.
     """
     views = [view for view, name in enumerate(reconstruction.names) if name in places]
-    found = require_places(reconstruction.names, places)
-    has_height = all(place.altitude_m is not None for place in found)
-    target, origin = local_metres(found)
+    located = require_places(reconstruction.names, places)
+    has_height = all(place.altitude_m is not None for place in located)
+    target, origin = local_metres(located)
     centres = camera_centers(torch.from_numpy(reconstruction.cam_from_world[views])).numpy()
     spreads = [np.linalg.svd(points - points.mean(axis=0), compute_uv=False) for points in (target, centres)]
     if spreads[1][0] < 1e-9:
@@ -152,16 +152,16 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
 
 def require_places(names: Collection[str], places: Mapping[str, Place]) -> list[Place]:
     """The known positions of the pictures; InputError if they are too few, or coincide, and give no scale."""
-    found = [places[name] for name in names if name in places]
-    if len(found) < FEWEST_PLACES:
+    located = [places[name] for name in names if name in places]
+    if len(located) < FEWEST_PLACES:
         raise InputError(
-            f"{len(found)} of {len(names)} pictures have a GPS position in EXIF; "
+            f"{len(located)} of {len(names)} pictures have a GPS position in EXIF; "
             f"expected at least {FEWEST_PLACES}. Leave --gps out, or give a known distance with --scale."
         )
-    target, _ = local_metres(found)
+    target, _ = local_metres(located)
     if np.linalg.svd(target - target.mean(axis=0), compute_uv=False)[0] < 0.1:
         raise InputError(f"all pictures were taken at one place by their GPS, {ONE_PLACE}")
-    return found
+    return located
 
 
 def _level(fit: Similarity, cam_from_world: np.ndarray, target: np.ndarray) -> Similarity:
@@ -233,8 +233,8 @@ def _earth_centred(latitude_rad: float, longitude_rad: float, height_m: float) -
 
 def read_places(pictures: Pictures, names: Collection[str]) -> dict[str, Place]:
     """GPS positions of the pictures called `names` that have one in EXIF."""
-    found = ((name, place_of(fields)) for name, fields in pictures.exif(names, EXIF_GPS))
-    return {name: place for name, place in found if place is not None}
+    fixes = ((name, place_of(fields)) for name, fields in pictures.exif(names, EXIF_GPS))
+    return {name: place for name, place in fixes if place is not None}
 
 
 def place_of(exif: Mapping[int, object]) -> Place | None:

@@ -88,21 +88,21 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
         if answer is not None:
             yield answer
         return
-    found: list[Answer] = []
+    answers: list[Answer] = []
     views = adjust.consistent_views(matches, job.start)
     matched = len(np.unique(matches.pairs))
     if len(views) >= max(2, matched / 2):
         model = mapper.from_poses(job.start, views)
-        found += filter(None, [answer_of(job, matches, model, True)])
-    if not found or len(job.views) <= FEW or not is_enough(found[0], matched):
+        answers += filter(None, [answer_of(job, matches, model, True)])
+    if not answers or len(job.views) <= FEW or not is_enough(answers[0], matched):
         for make in (adjust.global_model, adjust.incremental_model):
             model = make(job, here, database)
             if model is not None:
                 adjust.restore_known(job, model)
-                found += filter(None, [settle(job, matches, mapper, mapper.polish(model))])
-            if found and found[-1].has.sum() > 2:
+                answers += filter(None, [settle(job, matches, mapper, mapper.polish(model))])
+            if answers and answers[-1].has.sum() > 2:
                 break  # the global mapper cannot do two views; the incremental one can
-    best = max(found, key=lambda answer: fitness(job, answer), default=None)
+    best = max(answers, key=lambda answer: fitness(job, answer), default=None)
     if best is None:
         return
     yield best
