@@ -100,7 +100,8 @@ def test_many_views_are_the_students_and_the_run_says_so(photos, tmp_path: Path,
     monkeypatch.setattr("lean3r.models.MANY", 4)
     told, manifest, config = done("many")
     assert manifest["weights"] == "nano-gsa-fp8.safetensors" and manifest["plan"] is not None
-    assert config["model_loaded"] == "nano-gsa-fp8" and config["model_reason"] == "chosen for 4 pictures on a CPU" in told
+    assert config["model_loaded"] == "nano-gsa-fp8"
+    assert config["model_reason"] == "chosen for 4 pictures on a CPU" in told
     assert done("asked", "--model", "nano")[1]["weights"] == "nano.safetensors"
 
 
