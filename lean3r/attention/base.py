@@ -16,11 +16,12 @@ from lean3r.types import TokenLayout
 class Projected:
     """One attention call before any mixing.
 
-    x [B, N, C] is the normalised input of the block. q, k and v [B, H, N, D] are taken before norm and rotation, so
-    that a mechanism may pool them first. finish(q, k) applies both; finish(q, k, positions) does so for pooled tokens
-    at the rows and columns positions [n, 2], or [n / m, 2] if m views repeat them. key_mask [B, N] is False on
-    padding, None if there is none. positions [T, 2] float, or [N, 2], are the rows and columns that finish(q, k)
-    rotates by, in the order of the tokens; None without rotation.
+    x [B, N, C] is the normalised input of the block; for mechanisms that do not read it, bytes without meaning. q, k
+    and v [B, H, N, D] are taken before norm and rotation, so that a mechanism may pool them first. finish(q, k)
+    applies both; finish(q, k, positions) does so for pooled tokens at the rows and columns positions [n, 2], or
+    [n / m, 2] if m views repeat them. key_mask [B, N] is False on padding, None if there is none. positions [T, 2]
+    float, or [N, 2], are the rows and columns that finish(q, k) rotates by, in the order of the tokens; None without
+    rotation.
     """
 
     x: Tensor
@@ -36,7 +37,7 @@ class Mechanism(nn.Module):
     """Base of all mechanisms: forward(projected, layout) -> [B, H, N, D].
 
     With `window`, the trunk orders tokens by windows of this side; None if any order is acceptable. A mechanism must
-    work on every layout.
+    work on every layout. `reads_input` is False if it never reads the numbers of `Projected.x`.
 
     Two lists of settings are for tests. With `COMPLETE` settings, no key is left out and the result equals dense
     attention; the list is empty if keys are always left out. `SMALL` settings have an effect on as few as twenty
@@ -46,6 +47,7 @@ class Mechanism(nn.Module):
     COMPLETE: ClassVar[Sequence[Mapping[str, object]]] = ()
     SMALL: ClassVar[Sequence[Mapping[str, object]]] = ({},)
     window: int | None = None
+    reads_input: ClassVar[bool] = True
 
     def unsupported(self, head_dim: int) -> str | None:
         """The reason why its Triton kernels cannot run with `head_dim` channels; None if they can or if it has none."""

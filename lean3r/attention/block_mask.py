@@ -74,6 +74,7 @@ class BlockSparse(Mechanism):
     Use: no training at hand, accuracy first.
     """
 
+    reads_input: ClassVar = False
     COMPLETE: ClassVar = ({"sparsity": 0.0, "key_block": 8}, {"sparsity": None, "threshold": 1.0, "key_block": 8})
     SMALL: ClassVar = (
         {"sparsity": 0.5, "query_block": 16, "key_block": 8},

@@ -48,6 +48,7 @@ class Dense(Mechanism):
     """
 
     COMPLETE: ClassVar = ({"implementation": "auto"}, {"implementation": "sdpa"}, {"implementation": "explicit"})
+    reads_input: ClassVar = False
 
     def __init__(self, implementation: Form = "auto"):
         super().__init__()

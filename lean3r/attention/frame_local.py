@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from lean3r.attention.base import Mechanism, Projected, record
@@ -17,6 +19,8 @@ class FrameLocal(Mechanism):
     Time: N · P.
     Use: early global layers only.
     """
+
+    reads_input: ClassVar = False
 
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """Dense attention inside each view, [B, H, N, D]."""

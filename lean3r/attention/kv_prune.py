@@ -101,6 +101,7 @@ class KeyValuePrune(Mechanism):
     Use: no training, video; hundreds of views.
     """
 
+    reads_input: ClassVar = False
     COMPLETE: ClassVar = ({"frames": 1, "query_merge": 1}, {"frames": "auto", "query_merge": "auto", "mean": "one"})
     SMALL: ClassVar = (
         {"frames": 2, "query_merge": 2, "query_group": 2},

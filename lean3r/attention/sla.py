@@ -80,6 +80,7 @@ class SLA(Mechanism):
     Use: after a short training of `proj_lin`; "three-way" is the fastest.
     """
 
+    reads_input: ClassVar = False
     COMPLETE: ClassVar = (
         {"mode": "token", "keep": 1.0, "init_std": 0.0},
         {"mode": "block", "keep": 1.0, "block": 8, "init_std": 0.0},
@@ -232,6 +233,7 @@ class ThuSLA(Mechanism):
     Use: as `sla`; without training it is a plain block-sparse attention.
     """
 
+    reads_input: ClassVar = False
     COMPLETE: ClassVar = ({"keep": 1.0, "key_block": 8},)
     SMALL: ClassVar = ({"keep": 0.3, "query_block": 16, "key_block": 8},)
 

@@ -51,9 +51,7 @@ class Reconstruct:
         Path,
         option("DIR", "-o", "--export-dir", help="Folder to write; must be new or empty, unless --overwrite is given."),
     ]
-    model: Annotated[
-        Model, option(help="Which model (`lean3r models`); auto is nano, on a CPU nano-gsa-fp8 from 50 views on.")
-    ] = "auto"
+    model: Model = "nano"
     weights: Weights = None
     offline: Offline = False
     plan: Plan = None
@@ -64,7 +62,7 @@ class Reconstruct:
     device: Device = "auto"
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number type of the network; auto: bfloat16 on a GPU that has it, and for large models on CPUs that have it."""
+    """Number type of the network; auto is bfloat16 on an NVIDIA GPU that has it, else float32."""
 
     compile: Annotated[bool, option()] = False
     """Compile the network's blocks on first use (torch.compile); worth it for long or repeated work."""
@@ -130,9 +128,8 @@ class Reconstruct:
                 pictures = Pictures(self.inputs, self.frame_choice.options, masks=self.masks, keep_frames=keep)
                 scale.check(pictures)
                 budget = Budget.from_options(self.memory_options.options, len(pictures), run.resolution)
-                name, reason = self.choose(len(pictures))
-                model = self.load(name, budget)
-            self.describe(console, name, reason, model)
+                model = self.load(budget)
+            self.describe(console, model)
             scene = reconstruct(
                 model,
                 pictures,
@@ -150,7 +147,6 @@ class Reconstruct:
                 from lean3r.pipeline.record import with_settings
 
                 settings = {"inputs": self.inputs, "format": formats, **as_record(scale, export)}
-                settings |= {"model_loaded": name, "model_reason": reason}
                 scene = with_settings(scene, shlex.join(sys.argv), settings)
                 files = write_all(scene, directory, formats, export.with_pictures(pictures, uses))
         done = summary(scene, self.out, [file.relative_to(directory).as_posix() for file in files], console.seconds)
@@ -160,24 +156,13 @@ class Reconstruct:
             console.line("next", f"colmap gui --import_path {model_folder} --image_path {shlex.quote(str(folder))}")
         return scene, done
 
-    def choose(self, views: int) -> tuple[str, str]:
-        """The name of the model to load, and why this one."""
-        from lean3r.models import usual_model
-        from lean3r.pipeline.devices import resolve_device
-
-        if self.model != "auto":
-            return self.model, "as asked for"
-        if self.weights is not None or self.plan is not None:
-            return "nano", "chosen for the given weights or plan"
-        return usual_model(views, resolve_device(self.device).type == "cpu")
-
-    def load(self, name: str, budget: Budget | None) -> Backbone:
+    def load(self, budget: Budget | None) -> Backbone:
         """Load the model by the options."""
         from lean3r.models.nano_looped import set_loops
         from lean3r.pipeline.load import load
 
         model = load(
-            name,
+            self.model,
             self.weights,
             self.device,
             self.dtype,
@@ -191,16 +176,15 @@ class Reconstruct:
             set_loops(model, self.loops)
         return model
 
-    def describe(self, console: Console, name: str, reason: str, model: Backbone) -> None:
+    def describe(self, console: Console, model: Backbone) -> None:
         """Print the model, its plan and its device."""
         from lean3r.pipeline.predict import where
 
         million = f"{model.parameter_count / 1e6:.1f} M parameters"
-        console.line("model", f"{name} ({reason}), {million}; licence of the weights: {model.licence}")
+        console.line("model", f"{self.model}, {million}; licence of the weights: {model.licence}")
         if model.plan is not None:
             console.line("plan", str(model.plan))
-        origin = model.origin
-        console.line("device", f"{where(model)}, {str(origin.dtype).removeprefix('torch.')} ({origin.why_dtype})")
+        console.line("device", f"{where(model)}, {str(model.origin.dtype).removeprefix('torch.')}")
 
     def picture_folder(self, formats: Sequence[str], pictures: Pictures) -> Path | None:
         """The folder of pictures for the COLMAP model; None if there is none."""

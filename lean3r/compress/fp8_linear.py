@@ -16,7 +16,8 @@ from lean3r.compress.schemes import Packed, Scheme, through
 from lean3r.compress.tables import SCHEMES
 from lean3r.compress.targets import Place, Target
 from lean3r.errors import UsageError
-from lean3r.layers.linear import Linear, linear
+from lean3r.layers.linear import Linear, TakesRows, linear
+from lean3r.ops.fp8 import Operand, Rows, lay_out, rows_of
 
 
 class Rounded(nn.Module):
@@ -138,14 +139,38 @@ class Coded(nn.Module):
         return self
 
 
-class QuantLinear(Coded, nn.Linear):
+class QuantLinear(Coded, TakesRows, nn.Linear):
     """A linear layer that stores its weight as codes and scales."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __init__(self, source: Rounded, name: str = ""):
+        super().__init__(source, name)
+        self._laid_out: tuple[list[int], Operand] | None = None
+
+    def takes_rows(self, x: Tensor) -> bool:
+        """See TakesRows. Not while gradients are recorded."""
+        trains = torch.is_grad_enabled() and (x.requires_grad or (self.bias is not None and self.bias.requires_grad))
+        return self.smooth is None and not trains and self.scheme.multiplies_codes(x.device)
+
+    def forward(self, x: Tensor | Rows) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
+        if isinstance(x, Tensor) and self.takes_rows(x):
+            x = rows_of(x)
+        if isinstance(x, Rows):
+            return self.scheme.rows_product(x, self.operand, self.bias)
         if self.smooth is not None:
             x = x / self.smooth
         return self.scheme.product(x, self.packed, self.matrix, self.bias)
+
+    @property
+    def operand(self) -> Operand:
+        """The weight laid out for products: kept until weight or scales are replaced or written to."""
+        sources = (self.weight, self.weight_scale)
+        if torch.compiler.is_compiling():
+            return lay_out(*sources)
+        state = [fact for t in sources for fact in (id(t), -1 if t.is_inference() else t._version)]
+        if self._laid_out is None or self._laid_out[0] != state:
+            self._laid_out = state, lay_out(*sources)
+        return self._laid_out[1]
 
 
 class QuantConv2d(Coded, nn.Conv2d):

@@ -13,7 +13,9 @@ from lean3r.compress.integers import integer_product, integer_rows, pack_nibbles
 from lean3r.errors import KernelError, UsageError
 from lean3r.layers.linear import linear
 from lean3r.ops.fp8 import (
+    Operand,
     Product,
+    Rows,
     choose_product,
     dequantize,
     quantize_rows,
@@ -41,6 +43,14 @@ class Scheme:
     def activation(self, x: Tensor) -> Tensor:
         """Round inputs [..., K] for the product; same shape and type."""
         return x
+
+    def multiplies_codes(self, device: torch.device) -> bool:
+        """Whether products on a device take inputs and weights as codes, by `rows_product`."""
+        return False
+
+    def rows_product(self, rows: Rows, weight: Operand, bias: Tensor | None) -> Tensor:
+        """Inputs that are rounded already, times a weight that is laid out, plus bias: [..., N]. No gradients."""
+        raise TypeError(f"{type(self).__name__} does not multiply codes")
 
     def product(self, x: Tensor, packed: Packed, shape: torch.Size, bias: Tensor | None) -> Tensor:
         """Inputs [..., K], rounded by `activation`, times a stored weight, plus bias: [..., N]."""
@@ -75,26 +85,29 @@ class Fp8(Fp8Weight):
     """Weights and activations in E4M3, one scale per output row and one per token; FP8 products on FP8 hardware.
 
     `implementation` is "auto", "reference" (dequantised operands) or "scaled_mm", which raises if it cannot run.
+    `fast_accum` is for scaled_mm: sums in the matrix units of Hopper GPUs, some 14 bits; False keeps them in float32.
     """
 
     convolutions = False
 
-    def __init__(self, *, implementation: Product = "auto"):
+    def __init__(self, *, implementation: Product = "auto", fast_accum: bool = True):
         choose_product("reference" if implementation == "scaled_mm" else implementation, torch.device("cpu"))
         self.implementation: Product = implementation
+        self.fast_accum = bool(fast_accum)
 
     def activation(self, x: Tensor) -> Tensor:
         """See Scheme."""
         return dequantize(*quantize_rows(x)).to(x.dtype)
 
-    def product(self, x: Tensor, packed: Packed, shape: torch.Size, bias: Tensor | None) -> Tensor:
-        """See Scheme. The reference runs while gradients are recorded: scaled_mm has none."""
-        how = choose_product(self.implementation, x.device)
-        if how == "reference" or (torch.is_grad_enabled() and x.requires_grad):
-            return super().product(x, packed, shape, bias)
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        return scaled_product(*quantize_rows(x), packed["weight"], packed["weight_scale"], bias, dtype)
+    def multiplies_codes(self, device: torch.device) -> bool:
+        """See Scheme."""
+        return choose_product(self.implementation, device) == "scaled_mm"
+
+    def rows_product(self, rows: Rows, weight: Operand, bias: Tensor | None) -> Tensor:
+        """See Scheme."""
+        kind = rows.codes.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else rows.dtype
+        return scaled_product(rows, weight, bias, dtype, fast_accum=self.fast_accum)
 
     def path(self, device: torch.device) -> str:
         """See Scheme."""

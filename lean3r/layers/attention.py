@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from lean3r.attention.base import Mechanism, Projected
 from lean3r.attention.dense import Dense
-from lean3r.layers.linear import Linear
+from lean3r.layers.linear import Linear, TakesRows, takes_rows
 from lean3r.layers.rope import norm_and_rotate, position_table, rope_positions, rope_table
+from lean3r.ops.fp8 import Rows
 from lean3r.types import TokenLayout
 
 Rotation = bool | Literal["flat"]
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(TakesRows, nn.Module):
     """Multi-head self-attention over [B, N, C], N = (number of views) x layout.tokens, views one after another.
 
     The layout of the fused qkv output is (3, heads, head_dim). With `qk_norm`, q and k are normalised over head_dim
@@ -47,10 +49,17 @@ class SelfAttention(nn.Module):
         """The mechanism that processes sequences of this many tokens."""
         return self.short if self.short is not None and tokens < self.dense_below else self.mechanism
 
-    def forward(self, x: Tensor, layout: TokenLayout, key_mask: Tensor | None = None) -> Tensor:
+    def takes_rows(self, x: Tensor) -> bool:
+        """See TakesRows. Mechanisms that read the block's input want its numbers."""
+        return not self.mechanism_for(x.shape[1]).reads_input and takes_rows(self.qkv, x)
+
+    def forward(self, x: Tensor | Rows, layout: TokenLayout, key_mask: Tensor | None = None) -> Tensor:
         """[B, N, C] -> [B, N, C]; key_mask [B, N] is False on padding."""
-        batch, tokens, dim = x.shape
-        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x)
+        if isinstance(x, Rows):
+            x = x.codes.view(torch.uint8)
+        batch, tokens, dim = *qkv.shape[:2], qkv.shape[2] // 3
+        q, k, v = qkv.reshape(batch, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         flat = self.rope == "flat"
 
         def finish(q: Tensor, k: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lean3r.layers.attention import Rotation, SelfAttention
+from lean3r.layers.linear import norm_for
 from lean3r.layers.mlp import feed_forward
 from lean3r.types import TokenLayout
 
@@ -62,9 +63,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layout: TokenLayout, key_mask: Tensor | None = None) -> Tensor:
         """[B, N, C] -> [B, N, C]."""
-        x = x + self.ls1(self.attn(self.norm1(x), layout, key_mask))
+        x = x + self.ls1(self.attn(norm_for(self.attn, self.norm1, x), layout, key_mask))
         if torch.is_grad_enabled() or x.numel() <= MLP_ELEMENTS:
-            return x + self.ls2(self.mlp(self.norm2(x)))
+            return x + self.ls2(self.mlp(norm_for(self.mlp, self.norm2, x)))
         for part in x.flatten(0, 1).split(max(1, MLP_ELEMENTS // x.shape[-1])):
-            part += self.ls2(self.mlp(self.norm2(part)))
+            part += self.ls2(self.mlp(norm_for(self.mlp, self.norm2, part)))
         return x

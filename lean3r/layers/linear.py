@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lean3r.ops.fp8 import Rows, gelu_rows, norm_rows
+
 PLAIN = (Tensor, nn.Parameter)
 FEW_OUTPUTS = 32  # with fewer outputs oneDNN is not faster
 
@@ -49,6 +51,33 @@ class Linear(nn.Linear):
     """torch.nn.Linear with `linear` as its product."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in_features] -> [..., out_features]; half-precision weights multiply in their own number type."""
-        weight = self.weight
-        return linear(x.to(weight.dtype) if weight.itemsize == 2 else x, weight, self.bias)
+        """[..., in_features] -> [..., out_features]."""
+        return linear(x, self.weight, self.bias)
+
+
+class TakesRows:
+    """Mixin of layers that may take their inputs as `Rows`, rounded already."""
+
+    def takes_rows(self, x: Tensor) -> bool:
+        """Whether inputs like x [..., K] are wanted as `Rows`; the layer takes tensors all the same."""
+        raise TypeError(f"{type(self).__name__} defines no takes_rows")
+
+
+def takes_rows(layer: nn.Module, x: Tensor) -> bool:
+    """Whether a layer wants inputs like x [..., K] as `Rows`."""
+    return isinstance(layer, TakesRows) and layer.takes_rows(x)
+
+
+def norm_for(reader: nn.Module, norm: nn.Module, x: Tensor) -> Tensor | Rows:
+    """norm(x) as the layer that reads it wants it; for `Rows`, LayerNorm and rounding are one pass."""
+    if not (type(norm) is nn.LayerNorm and norm.elementwise_affine and norm.bias is not None):
+        return norm(x)
+    trains = torch.is_grad_enabled() and norm.weight.requires_grad
+    if trains or not takes_rows(reader, x):
+        return norm(x)
+    return norm_rows(x, norm.weight, norm.bias, norm.eps)
+
+
+def gelu_for(reader: nn.Module, x: Tensor) -> Tensor | Rows:
+    """Exact GELU(x) as the layer that reads it wants it."""
+    return gelu_rows(x) if takes_rows(reader, x) else F.gelu(x)

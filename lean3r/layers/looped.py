@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lean3r.layers.block import MLP_ELEMENTS, Block, BlockOptions
+from lean3r.layers.linear import norm_for
 from lean3r.layers.trunk import Role, Trunk
 from lean3r.types import TokenLayout
 
@@ -66,11 +67,11 @@ class ScaledBlock(Block):
         if scales is None:
             return super().forward(x, layout, key_mask)
         attention, mlp, state = scales
-        x = x + attention * self.ls1(self.attn(self.norm1(x), layout, key_mask))
+        x = x + attention * self.ls1(self.attn(norm_for(self.attn, self.norm1, x), layout, key_mask))
         if torch.is_grad_enabled() or x.numel() <= MLP_ELEMENTS:
-            return state * (x + mlp * self.ls2(self.mlp(self.norm2(x))))
+            return state * (x + mlp * self.ls2(self.mlp(norm_for(self.mlp, self.norm2, x))))
         for part in x.flatten(0, 1).split(max(1, MLP_ELEMENTS // x.shape[-1])):
-            part += mlp * self.ls2(self.mlp(self.norm2(part)))
+            part += mlp * self.ls2(self.mlp(norm_for(self.mlp, self.norm2, part)))
             part *= state
         return x
 

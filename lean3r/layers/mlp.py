@@ -7,10 +7,11 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lean3r.layers.linear import Linear
+from lean3r.layers.linear import Linear, TakesRows, gelu_for, takes_rows
+from lean3r.ops.fp8 import Rows
 
 
-class Mlp(nn.Module):
+class Mlp(TakesRows, nn.Module):
     """Linear, exact GELU, linear: [..., C] -> [..., out] (out is C by default)."""
 
     def __init__(self, dim: int, hidden: int, out: int | None = None):
@@ -18,12 +19,16 @@ class Mlp(nn.Module):
         self.fc1 = Linear(dim, hidden)
         self.fc2 = Linear(hidden, dim if out is None else out)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def takes_rows(self, x: Tensor) -> bool:
+        """See TakesRows."""
+        return takes_rows(self.fc1, x)
+
+    def forward(self, x: Tensor | Rows) -> Tensor:
         """Apply to the last axis."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(gelu_for(self.fc2, self.fc1(x)))
 
 
-class SwiGlu(nn.Module):
+class SwiGlu(TakesRows, nn.Module):
     """Linear to twice the hidden width, SiLU of one half times the other, linear: [..., C] -> [..., C]."""
 
     def __init__(self, dim: int, hidden: int):
@@ -31,7 +36,11 @@ class SwiGlu(nn.Module):
         self.w12 = Linear(dim, 2 * hidden)
         self.w3 = Linear(hidden, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def takes_rows(self, x: Tensor) -> bool:
+        """See TakesRows."""
+        return takes_rows(self.w12, x)
+
+    def forward(self, x: Tensor | Rows) -> Tensor:
         """Apply to the last axis."""
         gate, value = self.w12(x).chunk(2, dim=-1)
         return self.w3(F.silu(gate) * value)

@@ -46,7 +46,6 @@ class Pi3(Backbone):
     """
 
     name = "pi3"
-    BFLOAT16 = True
     licence = "CC-BY-NC-4.0"
     resolution = 504
 

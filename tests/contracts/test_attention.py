@@ -143,6 +143,18 @@ def test_padding_has_no_influence_even_when_it_is_nan(name: str, arguments: dict
 
 
 @sparse
+def test_whoever_claims_not_to_read_the_input_does_not(name: str, arguments: dict) -> None:
+    mechanism, shape = build(name, arguments), LAYOUTS["odd sizes"]
+    if mechanism.reads_input:
+        pytest.skip("reads the input of the block")
+    *qkv, x = projections(shape)
+    bytes_ = torch.full(x.shape, 255, dtype=torch.uint8)  # as SelfAttention passes on inputs that are rounded already
+    with torch.inference_mode():
+        for mask in (None, padding(shape)):
+            assert torch.equal(*(attend(mechanism, shape, *qkv, given, mask) for given in (x, bytes_)))
+
+
+@sparse
 def test_scenes_do_not_mix_and_calls_repeat(name: str, arguments: dict) -> None:
     mechanism, shape = build(name, arguments), LAYOUTS["odd sizes"]
     inputs, mask = projections(shape), padding(shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +10,31 @@ from torch import Tensor
 
 from lean3r.errors import KernelError, UsageError
 from lean3r.ops.dispatch import Implementation, choose
-from lean3r.ops.fp8.reference import E4M3, dequantize, quantize_reference
+from lean3r.ops.fp8.reference import (
+    E4M3,
+    Before,
+    dequantize,
+    kind_of_scale,
+    pad_codes,
+    quantize_reference,
+    rows_reference,
+)
 
-__all__ = ["E4M3", "Product", "choose_product", "dequantize", "quantize_rows", "scaled_product", "why_not_scaled_mm"]
+__all__ = [
+    "E4M3",
+    "Operand",
+    "Product",
+    "Rows",
+    "choose_product",
+    "dequantize",
+    "gelu_rows",
+    "lay_out",
+    "norm_rows",
+    "quantize_rows",
+    "rows_of",
+    "scaled_product",
+    "why_not_scaled_mm",
+]
 
 Product = Literal["auto", "reference", "scaled_mm"]
 MULTIPLE = 16  # that GPUs want of both sides of a weight
@@ -26,11 +48,85 @@ def quantize_rows(x: Tensor, *, implementation: Implementation = "auto") -> tupl
     scale = max(amax |row|, 1e-8) / 448, code = x / scale to nearest, ties to even. A row of zeros gives zeros. A row
     with a NaN or an infinity has the scale NaN, and so is all that is dequantised from it, as a product would be.
     """
-    if choose("quantize_rows", implementation, [x], unsupported=_why_not_fused(x)) == "triton":
-        from lean3r.ops.fp8.kernel import quantize_fused
+    if implementation == "reference" or (implementation == "auto" and not x.is_cuda):
+        return quantize_reference(x)
+    kind = kind_of_scale(x.dtype)
+    return _fp8_rows(x.detach(), "nothing", None, None, 0.0, x.dtype, kind, x.shape[-1], implementation)
 
-        return quantize_fused(x.detach())
-    return quantize_reference(x)
+
+class Rows(NamedTuple):
+    """Inputs [..., K] of a product on FP8 hardware: codes [..., K'] in E4M3 and scales [..., 1] in float32.
+
+    On GPUs K' is the next multiple of 16, and codes after the K-th are zeros. `dtype` is that of the numbers before.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    dtype: torch.dtype
+
+
+def rows_of(x: Tensor, *, implementation: Implementation = "auto") -> Rows:
+    """x [..., K], rounded as by `quantize_rows`. No gradients, here and below."""
+    return _rows(x, "nothing", x.dtype, implementation)
+
+
+def norm_rows(x: Tensor, gain: Tensor, offset: Tensor, eps: float, *, implementation: Implementation = "auto") -> Rows:
+    """LayerNorm(x) of x [..., K] with gain and offset [K], rounded as by `quantize_rows`: one kernel, x is read once.
+
+    The norm is computed in float32 and rounded to what it returns in torch: float32 under autocast, else the type of
+    x. Against LayerNorm and `quantize_rows` apart, sums are added in another order (1e-6): a code may be its neighbour.
+    """
+    kind = torch.float32 if torch.is_autocast_enabled(x.device.type) else x.dtype
+    return _rows(x, "norm", kind, implementation, gain, offset, eps)
+
+
+def gelu_rows(x: Tensor, *, implementation: Implementation = "auto") -> Rows:
+    """Exact GELU(x) of x [..., K], computed in float32, rounded to the type of x, then as by `quantize_rows`."""
+    return _rows(x, "gelu", x.dtype, implementation)
+
+
+def _rows(
+    x: Tensor,
+    before: Before,
+    dtype: torch.dtype,
+    implementation: Implementation,
+    gain: Tensor | None = None,
+    offset: Tensor | None = None,
+    eps: float = 0.0,
+) -> Rows:
+    depth = x.shape[-1]
+    padded = depth + (-depth % MULTIPLE if x.is_cuda else 0)
+    with torch.no_grad():
+        codes, scale = _fp8_rows(x, before, gain, offset, eps, dtype, torch.float32, padded, implementation)
+    return Rows(codes, scale, dtype)
+
+
+@torch.library.custom_op("lean3r::fp8_rows", mutates_args=())
+def _fp8_rows(
+    x: Tensor,
+    before: str,
+    gain: Tensor | None,
+    offset: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+    scale_dtype: torch.dtype,
+    padded: int,
+    implementation: str,
+) -> tuple[Tensor, Tensor]:
+    """An operator of torch, so that compiled graphs keep it whole; see `rows_reference`."""
+    given = [x] if gain is None or offset is None else [x, gain, offset]
+    how = choose("quantize_rows", implementation, given, unsupported=_why_not_fused(x))  # type: ignore[arg-type]
+    if how == "triton":
+        from lean3r.ops.fp8.kernel import quantize_fused as quantize
+    else:
+        quantize = rows_reference
+    return quantize(x, before, gain, offset, eps, dtype=dtype, scale_dtype=scale_dtype, padded=padded)  # type: ignore[arg-type]
+
+
+@_fp8_rows.register_fake
+def _(x: Tensor, before, gain, offset, eps, dtype, scale_dtype, padded, implementation) -> tuple[Tensor, Tensor]:
+    lead = x.shape[:-1]
+    return x.new_empty(*lead, padded, dtype=E4M3), x.new_empty(*lead, 1, dtype=scale_dtype)
 
 
 def _why_not_fused(x: Tensor) -> str | None:
@@ -72,32 +168,43 @@ def choose_product(wanted: Product, device: torch.device) -> Literal["reference"
     raise KernelError(f"FP8 products cannot run: {reason}; implementation='auto' takes the reference")
 
 
-def scaled_product(
-    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    """Codes [..., K] by weight codes [N, K], with scales [..., 1] and [N, 1] -> [..., N] in `dtype`, on E4M3 hardware.
+class Operand(NamedTuple):
+    """A weight [N, K] laid out for products: codes [N', K'] with zeros at the end, scales [1, N'] in float32, and N."""
 
-    GPUs want K and N in multiples of 16: others are padded with zeros here, and their products leave in bfloat16.
+    codes: Tensor
+    scale: Tensor
+    width: int
+
+
+def lay_out(weight: Tensor, weight_scale: Tensor) -> Operand:
+    """Codes [N, K] and scales [N, 1]; GPUs want K and N in multiples of 16. What is laid out already is not copied."""
+    width, depth = weight.shape
+    scale = weight_scale.float().t()
+    if not weight.is_cuda:
+        return Operand(weight, scale, width)
+    more = -width % MULTIPLE
+    codes = pad_codes(weight, columns=-depth % MULTIPLE, rows=more)
+    return Operand(codes, F.pad(scale, (0, more), value=1.0) if more else scale, width)
+
+
+def scaled_product(
+    rows: Rows, weight: Operand, bias: Tensor | None, dtype: torch.dtype, *, fast_accum: bool = True
+) -> Tensor:
+    """Rows [..., K] times a weight [N, K], plus bias [N] -> [..., N] in `dtype`, on E4M3 hardware.
+
+    On GPUs the bias is rounded to bfloat16 and added inside the product, which leaves in bfloat16. With `fast_accum`,
+    GPUs of the Hopper generation keep their sums in the matrix units, with some 14 bits; without, in float32.
     """
-    lead, (rows, depth) = x.shape[:-1], weight.shape
-    flat, flat_scale, row_scale = x.reshape(-1, depth), x_scale.reshape(-1, 1).float(), weight_scale.float()
-    if not len(flat):
-        return flat_scale.new_empty(*lead, rows, dtype=dtype)
-    between = dtype
-    if x.is_cuda:
-        between = torch.bfloat16
-        more_k, more_n = -depth % MULTIPLE, -rows % MULTIPLE
-        if more_k or more_n:
-            flat, weight = _pad(flat, more_k, 0), _pad(weight, more_k, more_n)
-            row_scale = F.pad(row_scale, (0, 0, 0, more_n), value=1.0)
+    lead, codes = rows.codes.shape[:-1], rows.codes.reshape(-1, rows.codes.shape[-1])
+    more = len(weight.codes) - weight.width
+    if codes.is_cuda and bias is not None:
+        bias = bias.to(torch.bfloat16)
+        bias = F.pad(bias, (0, more)) if more else bias
+    if not len(codes):
+        return codes.new_empty(*lead, weight.width, dtype=dtype)
     recipe = F.ScalingType.RowWise
     out = F.scaled_mm(
-        flat, weight.t(), flat_scale, recipe, row_scale.t().contiguous(), recipe, output_dtype=between
+        codes, weight.codes.t(), rows.scale.reshape(-1, 1), recipe, weight.scale, recipe, bias=bias,
+        output_dtype=torch.bfloat16 if codes.is_cuda else dtype, use_fast_accum=fast_accum,
     )  # fmt: skip
-    out = out[:, :rows].to(dtype)
-    return (out if bias is None else out + bias.to(dtype)).reshape(*lead, rows)
-
-
-def _pad(codes: Tensor, columns: int, rows: int) -> Tensor:
-    """Codes with zeros after the last column and row; torch pads bytes, not E4M3."""
-    return F.pad(codes.view(torch.uint8), (0, columns, 0, rows)).view(E4M3)
+    return out.narrow(1, 0, weight.width).to(dtype).view(*lead, weight.width)
