@@ -1,20 +1,25 @@
 """What does a run cost? Seconds and peak memory of `lean3r reconstruct`, from process start to files on disk.
 
     python benchmarks/cost.py [--weights FILE] [--runs 5]
+    python benchmarks/cost.py --before OTHER/bin/python [--video ../shared/data/video/office_walk.mp4]
 
 Each run is a separate process on synthetic photographs of 1024 x 768 pixels, without refinement. The result is
-checked before its figures count. Writes benchmarks/results/nano_cost.json.
+checked before its figures count. Writes benchmarks/results/nano_cost.json. With --before, the Python of an older
+checkout, it runs by turns with this one, also on frames of a video, and the processor's seconds go to product_cpu.json:
+on one thread, as threads that wait for each other on a busy machine spend some too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +74,43 @@ def measure(photos: Path, out: Path, weights: str | None) -> dict:
     }
 
 
+def processor(python: str, pictures: list[str], out: Path) -> dict:
+    """One run on one thread: seconds of the processor, peak memory, and wall seconds by stage."""
+    command = [python, "-P", "-m", "lean3r", "reconstruct", *pictures, "-o", str(out), "--json", "-q", "--overwrite"]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen([*command, "--refine", "off"], stdout=subprocess.PIPE, env=alone)
+    assert run.stdout is not None
+    summary = json.loads(run.stdout.read())
+    usage = os.wait4(run.pid, 0)[2]
+    return {
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "peak_mb": summary["peak_memory_mb"],
+        "stages": summary["seconds"],
+    }
+
+
+def compare(before: str, video: Path, runs: int) -> Iterator[dict]:
+    """Processor's seconds before and now, by turns, medians of `runs`; all so far, after each length."""
+    rows: dict = {}
+    with tempfile.TemporaryDirectory() as folder:
+        inputs: dict[str, list[str]] = {}
+        for count in (2, 8, 64):
+            take_photos(Path(folder, f"photos{count}"), count)
+            inputs[f"{count} photos"] = [str(Path(folder, f"photos{count}"))]
+        for count in (50, 100, 200) if video.is_file() else ():
+            inputs[f"{count} frames"] = [str(video), "--frames", str(count)]
+        for name, pictures in inputs.items():
+            ways = {"before": before, "now": sys.executable}
+            done = [{way: processor(ways[way], pictures, Path(folder, "out")) for way in ways} for _ in range(runs)]
+            rows[name] = {
+                way: {k: round(statistics.median(run[way][k] for run in done), 2) for k in ("cpu_s", "peak_mb")}
+                | {"wall_s_by_stage": done[-1][way]["stages"]}
+                for way in ways
+            }
+            print(name, {way: row["cpu_s"] for way, row in rows[name].items()}, flush=True)
+            yield rows
+
+
 def median_of(runs: list[dict]) -> dict:
     """Medians of wall, memory and share outside the network; stages of the run with the median wall."""
     middle = sorted(runs, key=lambda r: r["wall_s"])[len(runs) // 2]
@@ -81,7 +123,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--before", metavar="PYTHON")
+    parser.add_argument("--video", type=Path, default=Path("../shared/data/video/office_walk.mp4"))
     options = parser.parse_args()
+    if options.before:
+        for rows in compare(options.before, options.video, options.runs):
+            write_result("product_cpu", {"hardware": hardware(), "runs": options.runs, "inputs": rows})
+        return
     result: dict = {"hardware": hardware(), "photo_size": [1024, 768]}
     with tempfile.TemporaryDirectory() as folder:
         for count in (8, *VIEW_COUNTS):
