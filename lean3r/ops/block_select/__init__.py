@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lean3r.errors import UsageError
 from lean3r.ops.dispatch import Implementation, choose
+from lean3r.ops.registered import operator
 
 _MODULES = {"reference": "reference", "torch": "torch_path", "triton": "kernel"}
 _MAX_HEAD_DIM = 128
@@ -63,23 +64,54 @@ def block_select(
     Raises UsageError on shapes that do not fit or more `always` blocks than top_k, KernelError when
     implementation="triton" cannot run (head_dim above 128, CPU tensors).
     """
-    first = _check(q, k, v, top_k, scale, key_mask, always, fill)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    listed = always.tolist() if isinstance(always, Tensor) else always
+    first = list(dict.fromkeys(int(i) for i in listed or ()))
+    out, lse, blocks = _operator(q, k, v, top_k, scale, key_mask, first, fill, implementation)
+    return Selection(blocks, out, lse)
+
+
+def _run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    top_k: int,
+    scale: float,
+    key_mask: Tensor | None,
+    first: list[int],
+    fill: str,
+    implementation: Implementation,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check(q, k, v, top_k, scale, key_mask, first, fill)
     q, k = q.to(v.dtype), k.to(v.dtype)
     if key_mask is not None:  # whatever the padding holds, NaN included, stays out of sums and gradients
         k, v = (t.masked_fill(~key_mask[:, None, :, None], 0) for t in (k, v))
     how = choose("block_select", implementation, (q, k, v), torch_path=True, unsupported=_unsupported(q))
     run = importlib.import_module(f"{__name__}.{_MODULES[how]}").select
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
     # A hidden `always` block leaves its place to the next best, so that a mask calls for the full number.
     wanted = top_k - len(first) if key_mask is None else top_k
     with torch.autocast(q.device.type, enabled=False):  # it would lower the products that rank
         chosen, out, lse = run(q, k, v, wanted, scale, key_mask, first)
-    return Selection(_complete(chosen, first, key_mask, k.shape[2], fill)[..., :top_k], out, lse)
+    return out, lse, _complete(chosen, first, key_mask, k.shape[2], fill)[..., :top_k]
+
+
+def _shapes(q: Tensor, k: Tensor, v: Tensor, top_k: int, *_) -> tuple[Tensor, Tensor, Tensor]:
+    lse, blocks = q.new_empty(q.shape[:3], dtype=torch.float32), q.new_empty(*q.shape[:3], top_k, dtype=torch.int32)
+    return q.new_empty(q.shape, dtype=v.dtype), lse, blocks
+
+
+_operator = operator(
+    "block_select",
+    "(Tensor q, Tensor k, Tensor v, int top_k, float scale, Tensor? key_mask, int[] first, str fill, "
+    "str implementation) -> (Tensor, Tensor, Tensor)",
+    _run,
+    _shapes,
+)
 
 
 def _check(
-    q: Tensor, k: Tensor, v: Tensor, top_k: int, scale: float | None, key_mask: Tensor | None, always, fill: str
-):
+    q: Tensor, k: Tensor, v: Tensor, top_k: int, scale: float, key_mask: Tensor | None, first: list[int], fill: str
+) -> None:
     """Raise UsageError where the arguments do not fit; return `always` as a list without repetitions."""
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
         shapes = ", ".join(str(tuple(t.shape)) for t in (q, k, v))
@@ -89,20 +121,17 @@ def _check(
         raise UsageError(
             f"block_select needs at least one key block and top_k >= 1; got {blocks} blocks, top_k {top_k}"
         )
-    if scale is not None and not scale > 0:
+    if not scale > 0:
         raise UsageError(f"block_select needs a positive scale, got {scale}")
     if key_mask is not None and (key_mask.shape != (batch, blocks) or key_mask.dtype != torch.bool):
         got = f"{key_mask.dtype} {tuple(key_mask.shape)}"
         raise UsageError(f"key_mask is torch.bool [B, nk] = {(batch, blocks)}, got {got}")
     if fill not in ("unique", "repeat_last"):
         raise UsageError(f'fill is "unique" or "repeat_last", got {fill!r}')
-    listed = always.tolist() if isinstance(always, Tensor) else always
-    first = list(dict.fromkeys(int(i) for i in listed or ()))
     if first and not 0 <= min(first) <= max(first) < blocks:
         raise UsageError(f"always names blocks 0..{blocks - 1}, got {min(first)}..{max(first)}")
     if len(first) > top_k:
         raise UsageError(f"always names {len(first)} blocks, which do not fit into top_k {top_k}; raise top_k")
-    return first
 
 
 def _unsupported(q: Tensor) -> str | None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from lean3r.errors import UsageError
 from lean3r.ops.block_sparse.coded import KeyValues, check_kv, rounded_blocks
 from lean3r.ops.dispatch import Implementation, choose
+from lean3r.ops.registered import operator
 
 __all__ = ["KeyValues", "block_sparse_attention", "check_kv", "rounded_blocks", "unsupported"]
 
@@ -46,11 +47,30 @@ def block_sparse_attention(
     Source: token branch of Speed3R (arXiv 2603.08055).
     """
     check_kv(kv)
+    extra_k, extra_v = dense_keys if dense_keys is not None else (None, None)
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    return _operator(*(q, k, v, blocks, key_mask, extra_k, extra_v, query_block, key_block, factor, kv, implementation))
+
+
+def _run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blocks: Tensor,
+    key_mask: Tensor | None,
+    extra_k: Tensor | None,
+    extra_v: Tensor | None,
+    query_block: int,
+    key_block: int,
+    factor: float,
+    kv: KeyValues,
+    implementation: Implementation,
+) -> Tensor:
+    dense_keys = None if extra_k is None or extra_v is None else (extra_k, extra_v)
     _check(q, k, v, blocks, query_block, key_block, key_mask, dense_keys)
     tensors = (q, k, v, *(dense_keys or ()))
     reason = unsupported(q.shape[-1], query_block, key_block)
     chosen = choose("block_sparse_attention", implementation, tensors, torch_path=True, unsupported=reason)
-    factor = q.shape[-1] ** -0.5 if scale is None else scale
     coded = kv == "fp8" and k.shape[2] > 0
     if coded and (chosen != "triton" or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))):
         k, v, coded = rounded_blocks(k, key_block, key_mask), rounded_blocks(v, key_block, key_mask), False
@@ -64,6 +84,15 @@ def block_sparse_attention(
         from lean3r.ops.block_sparse.reference import attend
     with torch.autocast(q.device.type, enabled=False):
         return attend(q, k, v, blocks, query_block, key_block, factor, key_mask, dense_keys)
+
+
+_operator = operator(
+    "block_sparse_attention",
+    "(Tensor q, Tensor k, Tensor v, Tensor blocks, Tensor? key_mask, Tensor? extra_k, Tensor? extra_v, "
+    "int query_block, int key_block, float factor, str kv, str implementation) -> Tensor",
+    _run,
+    lambda q, *_: q.new_empty(q.shape),
+)
 
 
 def unsupported(head_dim: int, query_block: int, key_block: int) -> str | None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from lean3r.errors import UsageError
 from lean3r.ops.dispatch import Implementation, choose
 from lean3r.ops.linear_attention.reference import block_states, feature_map, reference, states_attention
+from lean3r.ops.registered import operator
 
 Feature = Literal["elu", "relu", "softmax"]
 LARGEST_HEAD = 128
@@ -34,6 +35,18 @@ def linear_attention(
     """
     if feature not in get_args(Feature):
         raise UsageError(f"feature is one of {', '.join(get_args(Feature))}, got {feature!r}")
+    return _operator(q, k, v, key_mask, feature, eps, implementation)
+
+
+def _run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None,
+    feature: Feature,
+    eps: float,
+    implementation: Implementation,
+) -> Tensor:
     width = q.shape[-1]
     unsupported = f"head_dim {width} is above {LARGEST_HEAD}" if width > LARGEST_HEAD else None
     if choose("linear_attention", implementation, [q, k, v], torch_path=True, unsupported=unsupported) == "triton":
@@ -41,3 +54,11 @@ def linear_attention(
 
         return LinearAttention.apply(q, k, v, key_mask, feature, eps)
     return reference(q, k, v, feature, eps, key_mask)
+
+
+_operator = operator(
+    "linear_attention",
+    "(Tensor q, Tensor k, Tensor v, Tensor? key_mask, str feature, float eps, str implementation) -> Tensor",
+    _run,
+    lambda q, k, v, *_: q.new_empty(q.shape, dtype=v.dtype),
+)
