@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
 from typing import Literal, Protocol
 
 import numpy as np
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from lean3r.options import PointOptions
 from lean3r.registry import Registry
+from lean3r.tables import table
 
 # How each type prints. The functions import the types, so they are imported on first use.
 _SHOWN = Registry(
@@ -172,11 +172,17 @@ class TokenLayout:
 
     def windows_of(self, side: int, device: torch.device | str = "cpu") -> Windows:
         """Windows of any side, as indices into this layout's order; cached."""
-        return _windows(self.rows, self.cols, self.window, side, torch.device(device))
+        shape, full = (self.rows, self.cols, self.window, side), self.rows % side == self.cols % side == 0
+        members, slots = (table(make, shape, torch.device(device)) for make in (_members, _slots))
+        row_major = self.window in (None, 1) or self.window >= self.cols or self.rows == 1
+        adjacent = full and (side in (1, self.cols) if row_major else side == self.window)
+        return Windows(side, members, slots, full, adjacent)
 
     def order(self, device: torch.device | str = "cpu") -> Tensor | None:
         """[P] row-major index of each patch; None when the order is row-major."""
-        return None if self.window is None else _order(self.rows, self.cols, self.window, torch.device(device))
+        if self.window is None:
+            return None
+        return table(_order, (self.rows, self.cols, self.window), torch.device(device))
 
 
 def _window_order(rows: int, cols: int, side: int) -> np.ndarray:
@@ -186,33 +192,21 @@ def _window_order(rows: int, cols: int, side: int) -> np.ndarray:
     return ((window * side + row % side) * side + col % side).ravel().argsort()
 
 
-@lru_cache(maxsize=64)
-def _order(rows: int, cols: int, side: int, device: torch.device) -> Tensor:
-    # Cached: a later training step could not use a table that was created in inference mode.
-    with torch.inference_mode(False):
-        return torch.tensor(_window_order(rows, cols, side), device=device)
+def _order(rows: int, cols: int, side: int) -> Tensor:
+    return torch.tensor(_window_order(rows, cols, side))
 
 
-@lru_cache(maxsize=64)
-def _windows(rows: int, cols: int, window: int | None, side: int, device: torch.device) -> Windows:
+def _members(rows: int, cols: int, window: int | None, side: int) -> Tensor:
     down, across = -(-rows // side), -(-cols // side)
     place = np.arange(rows * cols) if window is None else _window_order(rows, cols, window).argsort()
     grid = np.full((down * side, across * side), -1)
     grid[:rows, :cols] = place.reshape(rows, cols)
-    members = grid.reshape(down, side, across, side).swapaxes(1, 2).reshape(down * across, side * side)
-    flat = members.ravel()
-    slots = np.empty(rows * cols, dtype=np.int64)
-    slots[flat[flat >= 0]] = np.flatnonzero(flat >= 0)
-    full = rows % side == cols % side == 0
-    adjacent = full and bool((flat == np.arange(len(flat))).all())
-    with torch.inference_mode(False):
-        return Windows(side, torch.tensor(members, device=device), torch.tensor(slots, device=device), full, adjacent)
+    return torch.tensor(grid.reshape(down, side, across, side).swapaxes(1, 2).reshape(down * across, side * side))
 
 
-def forget_windows() -> None:
-    """Clear the cached tables; needed after code that ran on tensors without values."""
-    _order.cache_clear()
-    _windows.cache_clear()
+def _slots(*shape: int) -> Tensor:
+    flat = _members(*shape).flatten()
+    return flat.argsort(stable=True)[(flat < 0).sum() :]
 
 
 @dataclass(frozen=True, repr=False)

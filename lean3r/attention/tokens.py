@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from lean3r import tables
 from lean3r.attention.base import Projected
 from lean3r.ops.repeats import with_values
 from lean3r.types import TokenLayout
@@ -36,27 +37,16 @@ def grid_positions(layout: TokenLayout) -> tuple[Tensor, Tensor]:
     return index // layout.cols, index % layout.cols
 
 
-@lru_cache(maxsize=512)
-def cached_table(
-    make: Callable[..., Tensor],
-    views: int,
-    special: int,
-    rows: int,
-    cols: int,
-    window: int | None,
-    device: torch.device,
-    *settings,
-) -> Tensor:
-    """make(TokenLayout(views, special, rows, cols, window=window), *settings) on `device`, cached."""
-    # Not in inference mode: a later training step could not use the table.
-    with torch.inference_mode(False):
-        layout = TokenLayout(views, special, rows, cols, window=window)
-        return with_values(lambda: make(layout, *settings)).to(device)
+def _of_layout(module: str, name: str, shape: tuple[int, int, int, int, int | None], settings: tuple) -> Tensor:
+    views, special, rows, cols, window = shape
+    layout = TokenLayout(views, special, rows, cols, window=window)
+    return with_values(lambda: getattr(importlib.import_module(module), name)(layout, *settings))
 
 
 def table(make: Callable[..., Tensor], layout: TokenLayout, views: int, device: torch.device, *settings) -> Tensor:
     """A table of token indices that depends on the shape of a layout only, cached for later calls."""
-    return cached_table(make, views, layout.special, layout.rows, layout.cols, layout.window, device, *settings)
+    shape = (views, layout.special, layout.rows, layout.cols, layout.window)
+    return tables.table(_of_layout, (make.__module__, make.__name__, shape, settings), device)
 
 
 def rows_of(x: Tensor, index: Tensor) -> Tensor:

@@ -6,46 +6,28 @@ at 1; special tokens are at (0, 0) and are not rotated. Positions repeat in ever
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor, nn
 
-from lean3r.attention.tokens import cached_table
 from lean3r.ops.repeats import pieces_of
-from lean3r.types import TokenLayout, forget_windows
+from lean3r.tables import table
+from lean3r.types import TokenLayout
 
 BASE = 100.0
 _CACHED = 1 << 17  # numbers of a piece for each thread: with its temporaries they fit into a core's cache
 
 
-@lru_cache(maxsize=64)
-def _positions(special: int, rows: int, cols: int, window: int | None, device: torch.device, flat: bool) -> Tensor:
-    # The table is cached: one made in inference mode could not be used by a later training step.
-    with torch.inference_mode(False):
-        row = torch.arange(1, rows + 1, dtype=torch.float32).repeat_interleave(cols)
-        col = torch.arange(1, cols + 1, dtype=torch.float32).repeat(rows)
-        patches = torch.ones(rows * cols, 2) if flat else torch.stack([row, col], -1)
-        order = TokenLayout(1, special, rows, cols, window=window).order()
-        patches = patches if order is None else patches[order]
-        return torch.cat([torch.zeros(special, 2), patches]).to(device)
+def _positions(special: int, rows: int, cols: int, window: int | None, flat: bool) -> Tensor:
+    row = torch.arange(1, rows + 1, dtype=torch.float32).repeat_interleave(cols)
+    col = torch.arange(1, cols + 1, dtype=torch.float32).repeat(rows)
+    patches = torch.ones(rows * cols, 2) if flat else torch.stack([row, col], -1)
+    order = TokenLayout(1, special, rows, cols, window=window).order()
+    patches = patches if order is None else patches[order]
+    return torch.cat([torch.zeros(special, 2), patches])
 
 
-@lru_cache(maxsize=64)
-def _table(
-    special: int,
-    rows: int,
-    cols: int,
-    window: int | None,
-    head_dim: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    flat: bool,
-) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(False):
-        positions = _positions(special, rows, cols, window, torch.device("cpu"), flat)
-        cos, sin = position_table(positions, head_dim, torch.float32)
-        return cos.to(device, dtype), sin.to(device, dtype)
+def _cos_sin(head_dim: int, *shape: int) -> Tensor:
+    return torch.stack(position_table(_positions(*shape), head_dim, torch.float32))
 
 
 def position_table(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -59,7 +41,7 @@ def position_table(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tupl
 
 def rope_positions(layout: TokenLayout, device: torch.device, *, flat: bool = False) -> Tensor:
     """Row and column [T, 2] float32 of the tokens of one view in the layout's order, cached; see rope_table."""
-    return _positions(layout.special, layout.rows, layout.cols, layout.window, device, flat)
+    return table(_positions, (layout.special, layout.rows, layout.cols, layout.window, flat), device)
 
 
 def rope_table(
@@ -69,15 +51,9 @@ def rope_table(
 
     `flat` places every patch at row 1, column 1.
     """
-    return _table(layout.special, layout.rows, layout.cols, layout.window, head_dim, device, dtype, flat)
-
-
-def forget_tables() -> None:
-    """Empty the caches of tables, for code that runs on fake tensors."""
-    _positions.cache_clear()
-    _table.cache_clear()
-    forget_windows()
-    cached_table.cache_clear()
+    shape = (layout.special, layout.rows, layout.cols, layout.window, flat)
+    cos, sin = table(_cos_sin, (head_dim, *shape), device, dtype)
+    return cos, sin
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:

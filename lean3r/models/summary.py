@@ -24,11 +24,11 @@ from torch.utils.hooks import RemovableHandle
 
 from lean3r.layers.embed import ConvStem
 from lean3r.layers.pose_injection import PoseInjection
-from lean3r.layers.rope import forget_tables
 from lean3r.layers.trunk import Trunk
 from lean3r.layers.vit import PatchEmbed, VisionTransformer
 from lean3r.models.encoded import Encoded
 from lean3r.ops.repeats import counting, factor
+from lean3r.tables import forget_tables
 from lean3r.types import Views
 
 ENCODER, FRAME, GLOBAL, MLP, HEADS = "encoder", "frame attention", "global attention", "mlp", "heads"

@@ -30,6 +30,7 @@ COMMON = {
     "parallel",
     "processes",
     "scratch",
+    "tables",
 }
 ROOMS = {
     "geometry": set(),
@@ -57,6 +58,7 @@ ROOMS = {
     "parallel": set(),
     "processes": set(),
     "scratch": set(),
+    "tables": set(),
     "showing": {"types"},
     "__init__": {"*"},
     "__main__": {"cli"},
