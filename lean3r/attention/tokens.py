@@ -44,7 +44,10 @@ def _of_layout(module: str, name: str, shape: tuple[int, int, int, int, int | No
 
 
 def table(make: Callable[..., Tensor], layout: TokenLayout, views: int, device: torch.device, *settings) -> Tensor:
-    """A table of token indices that depends on the shape of a layout only, cached for later calls."""
+    """A table of token indices that depends on the shape of a layout only, cached for later calls.
+
+    `make` is a function of a module, called with a layout and `settings`, which are literals.
+    """
     shape = (views, layout.special, layout.rows, layout.cols, layout.window)
     return tables.table(_of_layout, (make.__module__, make.__name__, shape, settings), device)
 

@@ -23,13 +23,15 @@ def test_rows_and_marks_take_one_index_or_one_per_scene() -> None:
     assert marks_of(None, index) is None
 
 
+made: list[TokenLayout] = []
+
+
+def make(layout: TokenLayout, start: int) -> Tensor:
+    made.append(layout)
+    return torch.arange(start, layout.tokens)
+
+
 def test_a_table_is_made_once_per_shape_and_works_in_training() -> None:
-    made = []
-
-    def make(layout: TokenLayout, start: int) -> Tensor:
-        made.append(layout)
-        return torch.arange(start, layout.tokens)
-
     layout, cpu = TokenLayout(views=9, special=1, rows=2, cols=3), torch.device("cpu")
     with torch.inference_mode():
         first = table(make, layout, 2, cpu, 3)

@@ -67,7 +67,8 @@ def test_state_travels_with_the_model_and_not_with_its_weights(way: Callable[[Ba
         expected = fast(views)
         other = way(fast)
         found = other(views)
-    assert torch.equal(found.depth, expected.depth) and torch.equal(found.cam_from_world, expected.cam_from_world)
+    torch.testing.assert_close(found.depth, expected.depth)  # compiled blocks round differently
+    torch.testing.assert_close(found.cam_from_world, expected.cam_from_world)
     assert (other.origin, other.plan, other.metadata) == (LOADED, fast.plan, fast.metadata)
     assert isinstance(other.plan, CompressionPlan) and list(other.state_dict()) == names
     assert (model.origin, model.plan, dict(model.metadata)) == (Origin(), None, {}), "the one it was made of stays"
