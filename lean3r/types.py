@@ -204,9 +204,9 @@ def _members(rows: int, cols: int, window: int | None, side: int) -> Tensor:
     return torch.tensor(grid.reshape(down, side, across, side).swapaxes(1, 2).reshape(down * across, side * side))
 
 
-def _slots(*shape: int) -> Tensor:
-    flat = _members(*shape).flatten()
-    return flat.argsort(stable=True)[(flat < 0).sum() :]
+def _slots(rows: int, cols: int, window: int | None, side: int) -> Tensor:
+    # Places without a patch hold -1 and come first.
+    return _members(rows, cols, window, side).flatten().argsort(stable=True)[-rows * cols :]
 
 
 @dataclass(frozen=True, repr=False)

@@ -26,8 +26,9 @@ def _positions(special: int, rows: int, cols: int, window: int | None, flat: boo
     return torch.cat([torch.zeros(special, 2), patches])
 
 
-def _cos_sin(head_dim: int, *shape: int) -> Tensor:
-    return torch.stack(position_table(_positions(*shape), head_dim, torch.float32))
+def _cos_sin(head_dim: int, special: int, rows: int, cols: int, window: int | None, flat: bool) -> Tensor:
+    positions = _positions(special, rows, cols, window, flat)
+    return torch.stack(position_table(positions, head_dim, torch.float32))
 
 
 def position_table(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
