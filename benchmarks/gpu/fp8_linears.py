@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import lean3r
 from lean3r.layers.linear import Linear
 from lean3r.layers.mlp import Mlp
-from lean3r.ops.fp8 import choose_product, quantize_rows, scaled_product
+from lean3r.ops.fp8 import choose_product, lay_out, quantize_rows, rows_of, scaled_product
 from lean3r.testing import snr_db
 
 PLAN = {"steps": [{"quantize": "fp8", "target": "every linear"}]}
@@ -63,7 +63,7 @@ def measure_layer(make: Callable[[], nn.Module], tokens: int, device: str) -> di
         found = {
             "bf16": measure(lambda: half(x), device),
             "fp8": measure(lambda: coarse(x), device),
-            "quantisation": measure(lambda: quantize_rows(x), device),
+            "quantisation": measure(lambda: rows_of(x), device),
         }
         if len(linears) == 1 and choose_product("auto", x.device) == "scaled_mm":
             found["product"] = measure(product_alone(x, half[0].weight), device)
@@ -81,8 +81,8 @@ def measure_layer(make: Callable[[], nn.Module], tokens: int, device: str) -> di
 
 def product_alone(x: Tensor, weight: Tensor) -> Callable[[], Tensor]:
     """The product of codes that are there already."""
-    (codes, scale), (rows, scales) = quantize_rows(x), quantize_rows(weight)
-    return lambda: scaled_product(codes, scale, rows, scales, None, torch.bfloat16)
+    rows, laid_out = rows_of(x), lay_out(*quantize_rows(weight))
+    return lambda: scaled_product(rows, laid_out, None, torch.bfloat16)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,16 @@ from tuning import pinned, smallest
 
 from lean3r.ops.block_select import block_select
 from lean3r.ops.block_sparse import block_sparse_attention, rounded_blocks
-from lean3r.ops.fp8 import choose_product, dequantize, quantize_rows, scaled_product
+from lean3r.ops.fp8 import (
+    choose_product,
+    dequantize,
+    gelu_rows,
+    lay_out,
+    norm_rows,
+    quantize_rows,
+    rows_of,
+    scaled_product,
+)
 from lean3r.ops.linear_attention import linear_attention
 from lean3r.ops.rope2d import rope2d
 from lean3r.testing import rms_ratio
@@ -60,15 +69,32 @@ def check_quantize_rows(draw: Callable[..., Tensor]) -> dict[str, float]:
     return {"output": rms_ratio(dequantize(codes, scale).float(), dequantize(theirs, scales).float())}
 
 
+def check_fused_rows(draw: Callable[..., Tensor]) -> dict[str, float]:
+    """LayerNorm and GELU together with E4M3 codes: a code may be its neighbour."""
+    x, gain, offset = draw(70, 1000), draw(1000), draw(1000)
+    found: dict[str, float] = {}
+    for name, coded in (
+        ("norm", lambda how: norm_rows(x, gain, offset, 1e-6, implementation=how)),
+        ("gelu", lambda how: gelu_rows(x, implementation=how)),
+    ):
+        ours, theirs = (dequantize(rows.codes, rows.scale) for rows in (coded("triton"), coded("reference")))
+        found[name] = rms_ratio(ours, theirs)
+    return found
+
+
 def check_fp8_product(draw: Callable[..., Tensor]) -> dict[str, float]:
     """The product of E4M3 codes, where torch and the device have one, against that of what they stand for."""
     x, weight, bias = draw(300, 256), draw(384, 256), draw(384)
-    (codes, scale), (rows, scales) = quantize_rows(x), quantize_rows(weight)
+    coded = quantize_rows(weight)
     if choose_product("auto", x.device) != "scaled_mm":
         return {}
-    got = scaled_product(codes, scale, rows, scales, bias, x.dtype)
-    wanted = dequantize(codes, scale).float() @ dequantize(rows, scales).float().mT + bias.float()
-    return {"output": rms_ratio(got.float(), wanted)}
+    rows = rows_of(x)
+    wanted = dequantize(rows.codes, rows.scale) @ dequantize(*coded).float().mT + bias.float()
+    found = {"fast": True, "exact": False}
+    return {
+        name: rms_ratio(scaled_product(rows, lay_out(*coded), bias, x.dtype, fast_accum=fast).float(), wanted)
+        for name, fast in found.items()
+    }
 
 
 def check_linear_attention(draw: Callable[..., Tensor]) -> dict[str, float]:
@@ -132,6 +158,7 @@ CHECKS = {
     "block_sparse": check_block_sparse,
     "block_select": check_block_select,
     "quantize_rows": check_quantize_rows,
+    "fused_rows": check_fused_rows,
     "fp8_product": check_fp8_product,
     "block_sparse_fp8": check_block_sparse_fp8,
     "linear_attention": check_linear_attention,

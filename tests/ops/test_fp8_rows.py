@@ -125,7 +125,7 @@ def test_fused_rows_agree_with_reference(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not has_cast or kernel_device.type == "cpu":
-        monkeypatch.setattr(kernel, "has_cast", lambda device: has_cast)
+        monkeypatch.setattr(kernel, "has_cast", lambda x: has_cast)
     x, gain, offset = draw(9, 5, depth), 1 + draw(depth) / 9, draw(depth) / 3
     x[0, 0], x[1, 2, 2], x[2, :, 0] = 0, torch.nan, 70
     x, gain, offset = (t.to(kernel_device, dtype) for t in (x[1:, ::2], gain, offset))

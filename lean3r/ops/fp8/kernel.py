@@ -14,7 +14,7 @@ from lean3r.ops.fp8.reference import E4M3, FLOOR, MAX, Before, kind_of_scale
 from lean3r.ops.tiles import launch
 
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-HARDWARE_SINCE = (8, 9)  # compute capability
+HARDWARE_SINCE = 89  # compute capability
 NUMBERS_A_WARP = 1024  # few warps a row: what a row costs besides its numbers is shared by more of them
 
 
@@ -83,9 +83,13 @@ def _quantize(
     tl.store(scale_ptr + row, scale.to(scale_ptr.dtype.element_ty))
 
 
-def has_cast(device: torch.device) -> bool:
-    """Whether a device casts to E4M3 itself, to nearest, ties to even."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= HARDWARE_SINCE
+def has_cast(x: Tensor) -> bool:
+    """Whether the device of x casts to E4M3 itself, to nearest, ties to even."""
+    if triton.knobs.runtime.interpret:
+        return False
+    with torch.cuda.device_of(x):
+        target = triton.runtime.driver.active.get_current_target()
+    return target.backend == "cuda" and int(target.arch) >= HARDWARE_SINCE
 
 
 def quantize_fused(
@@ -109,7 +113,7 @@ def quantize_fused(
     launch(
         _quantize, len(flat), flat, gain, offset, codes, scale, depth, padded, eps, FLOOR[kind], flat.stride(0),
         BEFORE=before, DTYPE=TYPES[dtype], KIND=TYPES[kind], BLOCK=block, LIMIT=MAX, SHIFT=1.5 * 2**14,
-        HARDWARE=has_cast(x.device),
+        HARDWARE=has_cast(x),
         num_warps=min(16, max(1, block // NUMBERS_A_WARP)),
     )  # fmt: skip
     return codes.view(E4M3).view(*x.shape[:-1], padded), scale.view(*x.shape[:-1], 1)
