@@ -1,15 +1,20 @@
 """How accurate is nano? Held-out synthetic scenes and real photo scenes, always compared with a constant predictor.
 
     python benchmarks/accuracy.py [--weights FILE] [--scenes 200] [--photos ../shared/data/scenes]
+    python benchmarks/accuracy.py --many 16 [--video ../shared/data/video]
 
-Writes benchmarks/results/nano_accuracy.json. Conventions: docs/nano.md.
+Writes benchmarks/results/nano_accuracy.json; with --many nano_many_views.json instead: the ways to run nano on many
+views, on the same scenes. Conventions: docs/nano.md.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -20,8 +25,13 @@ from lean3r.data.base import SceneBatch
 from lean3r.data.sets.colmap import read_cameras
 from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.eval.baselines import best_constant_motion, constant_motion
-from lean3r.eval.pose_errors import auc_histogram, pose_auc
+from lean3r.eval.pose_errors import auc_histogram, pose_auc, relative_pose_errors
 from lean3r.eval.synthetic import SMALL_BASELINE, THRESHOLDS_DEG, score_scenes
+from lean3r.eval.trajectory import trajectory_errors
+from lean3r.inputs.frames import FrameChoice
+from lean3r.inputs.pictures import Pictures
+from lean3r.inputs.trajectory import read_trajectory
+from lean3r.layers import matching
 from lean3r.models.base import Backbone
 from lean3r.pipeline.reconstruct import predict
 from lean3r.train.recipes import HELD_OUT_SEED
@@ -29,6 +39,9 @@ from lean3r.types import Prediction, Views
 
 SIZES = ((240, 240), (208, 272), (272, 208), (192, 288))  # height, width: equal shares of the scenes
 MEAN_DEPTH_SCENES = 96
+MANY_VIEWS = 56  # of a synthetic scene
+NAMES = ("auc5", "auc15", "auc30", "all_auc30", "rotation_deg", "translation_deg", "ate_cm", "abs_rel")
+NAMES += ("edge3", "edge12", "edge_seen", "edge3_seen", "focal")
 
 
 def held_out(views: int, scenes: int) -> list[SceneBatch]:
@@ -117,23 +130,53 @@ def photos(model: Backbone, folder: Path) -> dict[str, dict]:
     return rows
 
 
+def clips() -> dict[str, slice]:
+    """Frames of the video of 200 frames: quarters of it, and all of it at several rates."""
+    quarters = {f"frames {start} to {start + 49}": slice(start, start + 50) for start in range(0, 200, 50)}
+    return quarters | {"every 3": slice(0, 200, 3), "every 3, from 1": slice(1, 200, 3), "every 2": slice(0, 200, 2)}
+
+
+@contextmanager
+def matched_with(partners: int | None) -> Iterator[None]:
+    """Each view is matched with so many others; None: with all."""
+    many = (1 << 30) if partners is None else partners + 1
+    with mock.patch.object(matching, "MANY", many), mock.patch.object(matching, "PARTNERS", partners):
+        yield
+
+
+def ways_of(partners: list[int]) -> dict[str, tuple[str, int | None]]:
+    """Name -> the model and with how many others it matches each view."""
+    return {
+        f"{name}, {'all pairs' if k is None else f'{k} partners'}": (name, k)
+        for name in ("nano", "nano-gsa-fp8")
+        for k in (None, *partners)
+    }
+
+
+def many_views(scenes: int, video: Path, ways: dict[str, tuple[str, int | None]]) -> Iterator[dict]:
+    """Figures of each way on the same synthetic scenes and frames of a video: all so far, after each way."""
+    batches = held_out(MANY_VIEWS, scenes)
+    frames = Pictures([str(video / "office_walk.mp4")], FrameChoice(every=1)).views(resolution=240, patch=16)
+    truth = torch.from_numpy(np.linalg.inv(read_trajectory(video / "office_walk_poses_tum.txt").world_from_cam))
+    rows: dict[str, dict] = {}
+    for way, (name, k) in ways.items():
+        model, row = lean3r.load(name, device="cpu"), {}
+        with matched_with(k):
+            scores = [score_scenes(lambda v, model=model: predict(model, v), [batch]) for batch in batches]
+            for clip, frame in clips().items():
+                found = predict(model, Views(frames.images[:, frame])).cam_from_world[0]
+                row[clip] = {f"auc{t}": 100 * v for t, v in pose_auc(found, truth[frame], THRESHOLDS_DEG).items()}
+                row[clip]["rotation_deg"] = float(np.median(relative_pose_errors(found, truth[frame]).rotation_deg))
+                row[clip]["ate_cm"] = 100 * float(np.sqrt(np.mean(trajectory_errors(found, truth[frame]).ate ** 2)))
+        rows[way] = {"video": row, "synthetic": scores}
+        for part, each in (("video", list(row.values())), ("synthetic", scores)):
+            print(way, part, short({n: float(np.mean([e[n] for e in each])) for n in NAMES if n in each[0]}))
+        yield rows
+
+
 def short(figures: dict[str, float]) -> str:
     """The figures that fit on a line."""
-    names = (
-        "auc5",
-        "auc15",
-        "auc30",
-        "all_auc30",
-        "rotation_deg",
-        "translation_deg",
-        "abs_rel",
-        "edge3",
-        "edge12",
-        "edge_seen",
-        "edge3_seen",
-        "focal",
-    )
-    return "  ".join(f"{n} {figures[n]:.1f}" for n in names if n in figures)
+    return "  ".join(f"{n} {figures[n]:.1f}" for n in NAMES if n in figures)
 
 
 def check_scoring() -> None:
@@ -154,14 +197,22 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--views", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--photos", type=Path, default=Path("../shared/data/scenes"))
-    parser.add_argument("--out", default="nano_accuracy")
+    parser.add_argument("--video", type=Path, default=Path("../shared/data/video"))
+    parser.add_argument("--many", type=int, metavar="SCENES", help="the ways to run many views, on so many scenes")
+    parser.add_argument("--partners", type=int, nargs="+", default=[matching.PARTNERS])
+    parser.add_argument("--out", help="name of the JSON file")
     options = parser.parse_args()
     check_scoring()
+    if options.many:
+        about = {"scenes": options.many, "views": MANY_VIEWS, "hardware": hardware()}
+        for rows in many_views(options.many, options.video, ways_of(options.partners)):
+            print(write_result(options.out or "nano_many_views", about | {"ways": rows}), flush=True)
+        return
     model = lean3r.load("nano", weights=options.weights)
     result = {"weights_hash": model.origin.hash, "scenes": options.scenes, "hardware": hardware()}
     result["photos"] = photos(model, options.photos) if options.photos.is_dir() else "skipped: no such folder"
     result["synthetic"] = synthetic(model, options.scenes, options.views) if options.scenes else {}
-    print(write_result(options.out, result))
+    print(write_result(options.out or "nano_accuracy", result))
 
 
 if __name__ == "__main__":

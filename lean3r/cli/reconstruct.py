@@ -51,7 +51,9 @@ class Reconstruct:
         Path,
         option("DIR", "-o", "--export-dir", help="Folder to write; must be new or empty, unless --overwrite is given."),
     ]
-    model: Model = "nano"
+    model: Annotated[
+        Model, option(help="Which model (`lean3r models`); auto is nano, on a CPU nano-gsa-fp8 from 50 views on.")
+    ] = "auto"
     weights: Weights = None
     offline: Offline = False
     plan: Plan = None
@@ -128,8 +130,9 @@ class Reconstruct:
                 pictures = Pictures(self.inputs, self.frame_choice.options, masks=self.masks, keep_frames=keep)
                 scale.check(pictures)
                 budget = Budget.from_options(self.memory_options.options, len(pictures), run.resolution)
-                model = self.load(budget)
-            self.describe(console, model)
+                name, reason = self.choose(len(pictures))
+                model = self.load(name, budget)
+            self.describe(console, name, reason, model)
             scene = reconstruct(
                 model,
                 pictures,
@@ -147,6 +150,7 @@ class Reconstruct:
                 from lean3r.pipeline.record import with_settings
 
                 settings = {"inputs": self.inputs, "format": formats, **as_record(scale, export)}
+                settings |= {"model_loaded": name, "model_reason": reason}
                 scene = with_settings(scene, shlex.join(sys.argv), settings)
                 files = write_all(scene, directory, formats, export.with_pictures(pictures, uses))
         done = summary(scene, self.out, [file.relative_to(directory).as_posix() for file in files], console.seconds)
@@ -156,13 +160,24 @@ class Reconstruct:
             console.line("next", f"colmap gui --import_path {model_folder} --image_path {shlex.quote(str(folder))}")
         return scene, done
 
-    def load(self, budget: Budget | None) -> Backbone:
+    def choose(self, views: int) -> tuple[str, str]:
+        """The name of the model to load, and why this one."""
+        from lean3r.models import usual_model
+        from lean3r.pipeline.devices import resolve_device
+
+        if self.model != "auto":
+            return self.model, "as asked for"
+        if self.weights is not None or self.plan is not None:
+            return "nano", "chosen for the given weights or plan"
+        return usual_model(views, resolve_device(self.device).type == "cpu")
+
+    def load(self, name: str, budget: Budget | None) -> Backbone:
         """Load the model by the options."""
         from lean3r.models.nano_looped import set_loops
         from lean3r.pipeline.load import load
 
         model = load(
-            self.model,
+            name,
             self.weights,
             self.device,
             self.dtype,
@@ -176,12 +191,12 @@ class Reconstruct:
             set_loops(model, self.loops)
         return model
 
-    def describe(self, console: Console, model: Backbone) -> None:
+    def describe(self, console: Console, name: str, reason: str, model: Backbone) -> None:
         """Print the model, its plan and its device."""
         from lean3r.pipeline.predict import where
 
         million = f"{model.parameter_count / 1e6:.1f} M parameters"
-        console.line("model", f"{self.model}, {million}; licence of the weights: {model.licence}")
+        console.line("model", f"{name} ({reason}), {million}; licence of the weights: {model.licence}")
         if model.plan is not None:
             console.line("plan", str(model.plan))
         console.line("device", f"{where(model)}, {str(model.origin.dtype).removeprefix('torch.')}")

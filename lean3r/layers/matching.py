@@ -3,7 +3,8 @@
 Coordinates are normalised and centred, (pixel - centre) / sqrt(picture area), in the picture of each view.
 Letters: B scenes, S views, N patches a view, C channels. Pair tensors [B, I, S, N, ...] go from patch n of
 query view i to view j; I is all S views in training and a few at a time otherwise, so that memory grows linearly
-with the number of views.
+with the number of views. From MANY views on, outside of training, each view is matched with PARTNERS others alone, so
+that time grows linearly as well: S of pair tensors is then PARTNERS.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from lean3r.layers.linear import Linear
 
+MANY, PARTNERS = 50, 32  # views: from how many on each is matched with how many others
 PAIR_NUMBERS = 8  # offset (2), position (2), peak, spread, visibility, 1 for "another view"
 
 
@@ -26,7 +28,8 @@ class Matches:
 
     position [B, S, S, N, 2] in normalised coordinates of the other view; peak and spread [B, S, S, N] of the match
     distribution; visibility [B, S, S, N] logits; logits [B, S, S, N, N] of the patch scores, None unless gradients
-    are recorded.
+    are recorded. others [B, S, K] are the views that each is matched with, None if that is all S: K is then the second
+    S of the shapes above.
     """
 
     position: Tensor
@@ -34,19 +37,43 @@ class Matches:
     spread: Tensor
     visibility: Tensor
     logits: Tensor | None
+    others: Tensor | None = None
 
 
-def query_chunks(views: int, keep_graph: bool, budget: int, pair_cost: int) -> Iterator[slice]:
-    """Slices of query views such that one slice costs at most `budget` elements; one slice under autograd."""
-    step = views if keep_graph else max(1, min(views, budget // max(1, views * pair_cost)))
+def query_chunks(views: int, keep_graph: bool, budget: int, cost: int) -> Iterator[slice]:
+    """Slices of query views, each of which costs `cost` elements, such that one slice costs at most `budget`; one slice
+    under autograd."""
+    step = views if keep_graph else max(1, min(views, budget // max(1, cost)))
     for start in range(0, views, step):
         yield slice(start, min(start + step, views))
 
 
-def other_views(views: slice, total: int, like: Tensor) -> Tensor:
-    """[1, I, S, 1]: 1 for pairs of different views, 0 for a view with itself."""
-    rows = torch.arange(views.start, views.stop, device=like.device)[:, None]
-    return (rows != torch.arange(total, device=like.device)).to(like.dtype)[None, :, :, None]
+def choose_partners(descriptor: Tensor, valid: Tensor | None, count: int) -> Tensor:
+    """The `count` other views [B, S, count] that each is matched with: every so many of a list by similarity.
+
+    Similarity is the mean squared product of the descriptors [B, S, N, C] of patches, those that are valid [B, S, N].
+    The most similar ones alone cost accuracy: cameras far apart are then known through chains only (docs/nano.md).
+    """
+    if valid is not None:
+        descriptor = descriptor * valid[..., None]
+    moments = F.normalize(torch.einsum("bsnc,bsnd->bscd", descriptor, descriptor).flatten(2), dim=-1)
+    alike = moments @ moments.mT
+    alike.diagonal(dim1=1, dim2=2).fill_(-1.0)  # a view itself comes last
+    ranked = alike.argsort(dim=-1, descending=True)
+    return ranked[..., torch.linspace(0, ranked.shape[-1] - 2, count, device=ranked.device).round().long()]
+
+
+def seen_from(rows: slice, values: Tensor, others: Tensor | None) -> Tensor:
+    """Values [B, S, ...] of the views that query views are matched with: [B, 1, S, ...] if all, else [B, I, K, ...]."""
+    if others is None:
+        return values[:, None]
+    return values[torch.arange(len(values), device=values.device)[:, None, None], others[:, rows]]
+
+
+def other_views(rows: slice, total: int, others: Tensor | None, like: Tensor) -> Tensor:
+    """[B or 1, I, S, 1]: 1 for pairs of different views, 0 for a view with itself."""
+    views = torch.arange(total, device=like.device)
+    return (views[rows, None] != seen_from(rows, views[None], others)).to(like.dtype)[..., None]
 
 
 def pool_values(values: Tensor, weight: Tensor) -> Tensor:
@@ -98,28 +125,31 @@ class PairMatcher(nn.Module):
         graph = torch.is_grad_enabled()
         filled: list[Tensor] = []
         logits = None
-        for rows in query_chunks(views, graph, 1 << 22, tokens * (tokens + 2 * own.shape[-1])):
-            logits = torch.einsum("bind,bjmd->bijnm", descriptor[:, rows], descriptor)
+        others = None if graph or views < MANY else choose_partners(descriptor.float(), valid, PARTNERS)
+        partners = views if others is None else PARTNERS
+        for rows in query_chunks(views, graph, 1 << 22, partners * tokens * (tokens + 2 * own.shape[-1])):
+            logits = torch.einsum("bind,bijmd->bijnm", descriptor[:, rows], seen_from(rows, descriptor, others))
             if valid is not None:
-                logits = logits.masked_fill(~valid[:, None, :, None, :], torch.finfo(logits.dtype).min)
-            fill(filled, self._read(logits, own[:, rows], other, grid[:, rows], grid, rows), rows, views)
+                hidden = ~seen_from(rows, valid, others)[:, :, :, None]
+                logits = logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
+            fill(filled, self._read(logits, own[:, rows], other, grid, rows, others), rows, views)
         update, position, peak, spread, visibility = filled
-        return update, Matches(position, peak, spread, visibility, logits if graph else None)
+        return update, Matches(position, peak, spread, visibility, logits if graph else None, others)
 
-    def _read(self, logits: Tensor, own: Tensor, other: Tensor, grid_i: Tensor, grid: Tensor, rows: slice):
-        share = logits.float().softmax(-1)
+    def _read(self, logits: Tensor, own: Tensor, other: Tensor, grid: Tensor, rows: slice, others: Tensor | None):
+        share, grid_i = logits.float().softmax(-1), grid[:, rows]
         moments = torch.cat([grid, grid.square().sum(-1, keepdim=True)], dim=-1)
         with torch.autocast(logits.device.type, enabled=False):
-            means = torch.einsum("bijnm,bjmk->bijnk", share, moments.float())
+            means = torch.einsum("bijnm,bijmk->bijnk", share, seen_from(rows, moments.float(), others))
         position, peak = means[..., :2], share.amax(-1)
         spread = (means[..., 2] - position.square().sum(-1)).clamp_min(0.0)
         numbers = torch.cat([position - grid_i[:, :, None], position, peak[..., None], spread[..., None]], dim=-1)
-        seen = torch.einsum("bijnm,bjmc->bijnc", share.to(other.dtype), other)
+        seen = torch.einsum("bijnm,bijmc->bijnc", share.to(other.dtype), seen_from(rows, other, others))
         hidden = F.gelu(own[:, :, None] + seen + self.numbers(numbers.to(other.dtype)))
         refined = self.refine(hidden).float()
         position = position + 0.1 * refined[..., :2]
         visibility = refined[..., 2]
-        pair = other_views(rows, grid.shape[1], share).expand_as(peak)
+        pair = other_views(rows, grid.shape[1], others, share).expand_as(peak)
         weight = visibility.sigmoid() * pair
         numbers = torch.cat(
             [position - grid_i[:, :, None], position]
@@ -157,7 +187,8 @@ class Feedback(nn.Module):
         """grid [B, S, N, 2]; points [B, S, N, 3] in each camera; focal [B, S]; poses [B, S, 4, 4]; -> [B, S, N, C]."""
         views, tokens = grid.shape[1:3]
         filled: list[Tensor] = []
-        for rows in query_chunks(views, torch.is_grad_enabled(), 1 << 22, tokens * (self.NUMBERS + 96)):
+        cost = matches.peak.shape[2] * tokens * (self.NUMBERS + 96)
+        for rows in query_chunks(views, torch.is_grad_enabled(), 1 << 22, cost):
             with torch.autocast(grid.device.type, enabled=False):
                 numbers, weight = self._residuals(matches, grid, points, focal, world_from_cam, cam_from_world, rows)
             evidence = F.gelu(self.fc1(numbers))
@@ -165,16 +196,20 @@ class Feedback(nn.Module):
         return filled[0]
 
     def _residuals(self, matches, grid, points, focal, world_from_cam, cam_from_world, rows: slice):
-        relative = cam_from_world[:, None] @ world_from_cam[:, rows, None]  # [B, I, S, 4, 4]: cam_j_from_cam_i
+        relative = (
+            seen_from(rows, cam_from_world, matches.others) @ world_from_cam[:, rows, None]
+        )  # [B, I, S, 4, 4]: cam_j_from_cam_i
         there = torch.einsum("bijkl,binl->bijnk", relative[..., :3, :3], points[:, rows])
         there = there + relative[..., None, :3, 3]
         depth = there[..., 2]
         safe = depth.clamp_min(0.05)
-        projected = (focal[:, None, :, None, None] * there[..., :2] / safe[..., None]).clamp(-2.0, 2.0)
+        projected = (seen_from(rows, focal, matches.others)[..., None, None] * there[..., :2] / safe[..., None]).clamp(
+            -2.0, 2.0
+        )
         position = matches.position[:, rows]
         residual = position - projected
         visible = matches.visibility[:, rows].sigmoid()
-        pair = other_views(rows, grid.shape[1], depth).expand_as(depth)
+        pair = other_views(rows, grid.shape[1], matches.others, depth).expand_as(depth)
         translation = relative[..., None, :3, 3].expand_as(there)
         numbers = torch.cat(
             [residual, torch.tanh(8 * residual), projected, position - grid[:, rows, None], translation]

@@ -181,6 +181,16 @@ STUDENTS = {
 """Names that `load` takes if lean3r/weights has NAME.safetensors, or if weights are given."""
 
 
+MANY = 50  # views
+
+
+def usual_model(views: int, on_cpu: bool) -> tuple[str, str]:
+    """The model of a run that names none, and why: on a CPU, the student from MANY views on (docs/nano.md)."""
+    if on_cpu and views >= MANY:
+        return "nano-gsa-fp8", f"chosen for {views:,} pictures on a CPU"
+    return "nano", f"chosen for {views:,} pictures" if on_cpu else "chosen for a GPU"
+
+
 def list_models() -> tuple[str, ...]:
     """Names that `load` takes: models, and students whose weights come with the package."""
     return (*MODELS, *(name for name in STUDENTS if (EMBEDDED / f"{name}.safetensors").is_file()))

@@ -87,6 +87,24 @@ def test_json_has_its_schema_and_quiet_says_nothing(run, tmp_path: Path, capsys)
     assert config["seed"] == 7 and config["format"] == ["cameras", "npz"] and config["resolution"] == 96
 
 
+def test_many_views_are_the_students_and_the_run_says_so(photos, tmp_path: Path, capsys, monkeypatch) -> None:
+    def done(name: str, *more: str) -> tuple[str, dict, dict]:
+        out = tmp_path / name
+        usual = ["reconstruct", str(photos), "-o", str(out), "--device", "cpu", "--refine", "off", "-f", "npz"]
+        assert main([*usual, "--resolution", "96", *more]) == 0
+        config = tomllib.loads((out / "config.toml").read_text())
+        return capsys.readouterr().err, json.loads((out / "manifest.json").read_text()), config
+
+    told, manifest, config = done("few")
+    assert manifest["weights"] == "nano.safetensors" and config["model_reason"] == "chosen for 4 pictures" in told
+    monkeypatch.setattr("lean3r.models.MANY", 4)
+    told, manifest, config = done("many")
+    assert manifest["weights"] == "nano-gsa-fp8.safetensors" and manifest["plan"] is not None
+    assert config["model_loaded"] == "nano-gsa-fp8"
+    assert config["model_reason"] == "chosen for 4 pictures on a CPU" in told
+    assert done("asked", "--model", "nano")[1]["weights"] == "nano.safetensors"
+
+
 def test_formats_repeat_and_take_commas_and_known_aliases_work(photos, weights, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     arguments = ["reconstruct", str(photos / "img_1.jpg"), "--export-dir", out, "--weights", str(weights)]

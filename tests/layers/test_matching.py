@@ -9,7 +9,15 @@ from torch import Tensor
 from lean3r.geometry.pose import invert_pose, make_pose
 from lean3r.geometry.rotation import so3_exp
 from lean3r.layers import matching
-from lean3r.layers.matching import Feedback, Matches, PairMatcher, other_views, pool_values, query_chunks
+from lean3r.layers.matching import (
+    Feedback,
+    Matches,
+    PairMatcher,
+    choose_partners,
+    other_views,
+    pool_values,
+    query_chunks,
+)
 from lean3r.testing import assert_rms
 
 VIEWS, TOKENS, DIM = 3, 12, 16
@@ -29,8 +37,8 @@ def matcher() -> PairMatcher:
 
 
 def test_chunks_cover_every_view_once_and_there_is_one_chunk_with_gradients() -> None:
-    rows = [view for chunk in query_chunks(7, False, 100, 5) for view in range(7)[chunk]]
-    assert rows == list(range(7)) and len(list(query_chunks(7, False, 100, 5))) > 1
+    rows = [view for chunk in query_chunks(7, False, 100, 35) for view in range(7)[chunk]]
+    assert rows == list(range(7)) and len(list(query_chunks(7, False, 100, 35))) > 1
     assert next(iter(query_chunks(7, False, 1, 10**9))) == slice(0, 1), "one view, whatever its cost"
     assert list(query_chunks(7, True, 1, 10**9)) == [slice(0, 7)]
 
@@ -77,7 +85,7 @@ def test_a_view_gives_no_evidence_for_itself() -> None:
     model = matcher()
     update, _ = model(draw(1, 1, TOKENS, DIM), grid()[:, :1], None)
     torch.testing.assert_close(update, model.out.bias.expand_as(update))
-    pair = other_views(slice(1, 3), 3, torch.zeros(1))
+    pair = other_views(slice(1, 3), 3, None, torch.zeros(1))
     assert pair[0, :, :, 0].tolist() == [[1, 0, 1], [1, 1, 0]]
     values = torch.stack([torch.full((1, 1, 2, 4), v) for v in (1.0, 5.0)], dim=2)
     assert torch.equal(
@@ -109,3 +117,48 @@ def test_true_cameras_and_depth_leave_no_residual() -> None:
     wrong = camera.clone()
     wrong[:, 1, :3, 3] += 0.5
     assert numbers(position, wrong)[..., :2].abs().amax() > 0.05
+
+
+def evidence(patches: Tensor, here: Tensor) -> tuple[Tensor, Tensor, Matches]:
+    """What matcher and feedback tell each token of 2 scenes."""
+    torch.manual_seed(1)
+    model, feedback = matcher(), Feedback(DIM)
+    camera = make_pose(so3_exp(0.1 * here.mean(2) @ draw(2, 3)), here.std(2) @ draw(2, 3, seed=1))
+    points = torch.cat([here, 2 + here[..., :1]], -1)
+    with torch.no_grad():
+        update, found = model(patches, here, None)
+        return update, feedback(found, here, points, 1 + here[..., 0, 0], invert_pose(camera), camera), found
+
+
+def test_partners_that_are_all_others_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    patches, here = draw(2, 6, TOKENS, DIM), 0.4 * draw(2, 6, TOKENS, 2, seed=5)
+    whole = evidence(patches, here)
+    monkeypatch.setattr(matching, "MANY", 6)
+    monkeypatch.setattr(matching, "PARTNERS", 5)
+    chosen = evidence(patches, here)
+    assert whole[2].others is None and chosen[2].peak.shape == (2, 6, 5, TOKENS)
+    assert_rms(chosen[0], whole[0], 1e-5)
+    assert_rms(chosen[1], whole[1], 1e-5)
+    assert matcher()(patches, here, None)[1].others is None, "training sees all pairs"
+
+
+def test_views_in_another_order_have_the_same_partners(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matching, "MANY", 6)
+    monkeypatch.setattr(matching, "PARTNERS", 3)
+    patches, here, order = draw(2, 6, TOKENS, DIM), 0.4 * draw(2, 6, TOKENS, 2, seed=5), [3, 1, 5, 0, 2, 4]
+    usual, permuted = evidence(patches, here), evidence(patches[:, order], here[:, order])
+    assert_rms(permuted[0], usual[0][:, order], 1e-5)
+    assert_rms(permuted[1], usual[1][:, order], 1e-5)
+
+
+def test_partners_are_different_others_among_them_the_most_and_the_least_similar() -> None:
+    descriptor = torch.nn.functional.normalize(draw(1, 9, TOKENS, 8), dim=-1)
+    descriptor[:, 7] = descriptor[:, 2].flip(1)  # the same patches elsewhere
+    valid = torch.ones(1, 9, TOKENS, dtype=torch.bool)
+    found = choose_partners(descriptor, valid, 4)[0]
+    assert found[2, 0] == 7 and found[7, 0] == 2
+    assert all(len(set(row)) == 4 and view not in row for view, row in enumerate(found.tolist()))
+    valid[:, :, 4] = False
+    other = descriptor.clone()
+    other[:, :, 4] = 9.0
+    assert torch.equal(choose_partners(other, valid, 4), choose_partners(descriptor, valid, 4)), "padding counts not"
