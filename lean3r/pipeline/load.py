@@ -24,6 +24,7 @@ from lean3r.models.weight_files import open_weights
 from lean3r.pipeline.budget import Budget, Measure
 from lean3r.pipeline.devices import place_model, resolve_device, resolve_dtype
 from lean3r.pipeline.lighten import lighten
+from lean3r.pipeline.memory import chunk_bytes
 
 logger = logging.getLogger("lean3r")
 
@@ -89,6 +90,8 @@ def load(
     if lighter is not None:
         model.origin = replace(model.origin, changes=lighter.changes, is_exact=lighter.is_exact)
     model = place_model(model.eval(), target)
+    if memory is None:  # a budget chooses its own chunks
+        model.set_chunk_bytes(chunk_bytes(target, model.chunk_bytes))
     accelerate(model, compile=compile, cuda_graphs=cuda_graphs)
     return model
 

@@ -23,7 +23,7 @@ from lean3r.pipeline import lighten as lightening
 from lean3r.pipeline.budget import MEASURES, Budget, fit, view_counts
 from lean3r.pipeline.lighten import lighten
 from lean3r.pipeline.load import load
-from lean3r.pipeline.memory import Predictor, Setting, parse_memory, used_bytes
+from lean3r.pipeline.memory import Predictor, Setting, chunk_bytes, parse_memory, used_bytes
 from lean3r.pipeline.reconstruct import predict, reconstruct
 from lean3r.types import Views
 
@@ -105,6 +105,13 @@ def test_a_prediction_grows_with_the_run_and_leaves_the_model_alone(nano: Backbo
     )
     assert used_bytes(CPU) < small < many < large
     assert nano.chunk_bytes == 1 << 28
+
+
+def test_chunks_grow_with_the_free_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for free, expected in ((140 << 30, 140 << 26), (2 << 30, 1 << 28)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 1 << 40))
+        assert chunk_bytes(torch.device("cuda", 1), 1 << 28) == expected
+    assert chunk_bytes(torch.device("cpu"), 1 << 28) == 1 << 28
 
 
 def test_chunks_change_nothing_but_memory() -> None:
