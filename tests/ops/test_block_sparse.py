@@ -98,6 +98,18 @@ def test_gathering_equals_the_reference_in_float64(odd: bool, dense: bool) -> No
     assert_agree(case.results("torch"), case.results("reference"), 1e-13)
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_gathering_in_bfloat16(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of half types, where the processor has them, add in float32; gradients are those of float32 anywhere."""
+    monkeypatch.setattr("lean3r.ops.block_sparse.gather.has_fast_bfloat16", lambda: native)
+    case = everything_odd(random_case(dim=48))
+    tensors = (case.q, case.k, case.v, *(case.dense_keys or ()))
+    q, k, v, *dense = (x.bfloat16().double() for x in tensors)  # the same rounded input for both
+    case = replace(case, q=q, k=k, v=v, dense_keys=tuple(dense))
+    assert_agree(case.results("torch", torch.bfloat16), case.results("reference"), 1e-2)
+    assert_agree(case.results("torch", torch.bfloat16)[:1], case.results("reference")[:1], 5e-3)
+
+
 def test_gradients_of_gathering_by_differences() -> None:
     case = random_case((2, 3), (2, 2), dim=3, listed=2)
     lists = torch.tensor([[[[0, 0], [2, -1]], [[1, 2], [-1, -1]]]])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lean3r.ops.dispatch import has_fast_bfloat16
 from lean3r.ops.repeats import pieces_of
 
 _CPU_BYTES = 1 << 20  # gathered at once for each thread: half of a core's second-level cache
@@ -32,7 +33,8 @@ def attend(
     key_mask: Tensor | None,
     dense_keys: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """As `block_sparse_attention`; float32 inside for half types, the backward pass computes scores anew.
+    """As `block_sparse_attention`; half types are multiplied in float32, or on CPUs that do so natively in bfloat16 with
+    float32 sums; the backward pass computes scores anew, in float32.
 
     Memory beyond inputs and output: a few MB on a CPU and copies of one head. Gradients of keys are added in the
     order of the lists, so they repeat exactly on a CPU.
@@ -102,7 +104,8 @@ class _Gathered(torch.autograd.Function):
                 for piece, shares, _, values in head.pieces():
                     result[piece] = torch.bmm(shares, values)
             return out
-        for head in _heads(q, k, v, blocks, query_block, key_block, scale, key_mask):
+        kind = q.dtype if q.dtype == torch.bfloat16 and has_fast_bfloat16() else None
+        for head in _heads(q, k, v, blocks, query_block, key_block, scale, key_mask, kind):
             result = out[head.at].view(head.q.shape)
             lse = head.attend(result)
             if dense_k is not None and dense_v is not None:
@@ -131,7 +134,7 @@ def _mix_in(mixed: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: 
     """Let `mixed`, attention of q [nq, query_block, D] with denominators lse, see k and v [E, D] too, in place."""
     dense, dense_lse = _flash(*(x.to(q.dtype).contiguous()[None, None] for x in (q.flatten(0, 1), k, v)), scale=scale)
     share = (dense_lse.view(lse.shape) - lse).sigmoid_()[..., None]
-    mixed.copy_(mixed.to(q.dtype).lerp_(dense.view(q.shape), share))
+    mixed.copy_(mixed.to(lse.dtype).lerp_(dense.view(q.shape).to(lse.dtype), share))
 
 
 def _heads(
@@ -143,9 +146,10 @@ def _heads(
     key_block: int,
     scale: float,
     key_mask: Tensor | None,
+    kind: torch.dtype | None = None,
 ) -> Iterator[_Head]:
-    """One head after the other, in the type of the arithmetic."""
-    kind = torch.promote_types(q.dtype, torch.float32)
+    """One head after the other, in the type `kind` of the arithmetic (None: float32, or that of q if it is wider)."""
+    kind = kind or torch.promote_types(q.dtype, torch.float32)
     dim, key_blocks = q.shape[-1], k.shape[2] // key_block
     listed = torch.where(blocks < 0, key_blocks, blocks.long())
     gaps = bool((blocks < 0).any())
@@ -192,7 +196,7 @@ class _Head:
         Where there is nothing to attend to, these are zeros and -inf.
         """
         (count, _, dim), listed = self.q.shape, self.listed.shape[1]
-        lse = self.q.new_full(self.q.shape[:2], -torch.inf)
+        lse = self.q.new_full(self.q.shape[:2], -torch.inf, dtype=torch.promote_types(self.q.dtype, torch.float32))
         if not listed or not len(self.k):
             out.zero_()
             return lse
