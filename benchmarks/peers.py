@@ -1,15 +1,16 @@
 """Memory and time of a forward pass compared with the official programs: same weights, pictures and outputs.
 
-    python benchmarks/peers.py [--models vggt pi3 da3-large] [--views 8 16] [--size 168 224] [--dtypes float32 bfloat16]
-                               [--peer vggt=PATH] [--peer pi3=PATH] [--name peers]
+    python benchmarks/peers.py [--models vggt pi3 da3-large] [--views 8 16] [--size 168 224]
+                               [--kinds float32 bfloat16 int8] [--peer vggt=PATH] [--peer pi3=PATH]
+                               [--rounds 3] [--threads 2] [--name peers]
 
-Agreement of the outputs is checked first (2e-5 relative RMS, float32). Then each program runs in separate processes,
-one for each number of views and number type: a small warm-up, then `--repeats` runs, medians. "activation_mb" is the
-peak of resident memory during the runs less what was resident before them (weights, libraries); "weights_mb" is the
-weights alone. Both sides give what the official forward pass gives; "product" is our usual run (cameras and depth
-only). bfloat16 is autocast over float32 weights for both. Peers that are neither installed nor named are skipped with
-the reason; for them earlier official figures, from another machine state, are repeated as a reference, and no ratio is
-formed. Writes benchmarks/results/NAME.json.
+Agreement of the outputs is checked first (2e-5 relative RMS, float32). Then the official program, in float32, and ours in
+each kind run in processes of their own, which stay and take turns: a small warm-up each, then `--rounds` rounds,
+medians. They share the float32 weights. "activation_mb" is the peak of resident memory during a run less what was
+resident before it. Both sides give what the official forward pass gives. Kinds: "float32"; "bfloat16", held and run as
+`--dtype auto` does on a processor that multiplies it; "int8", the plan int8-dynamic, everything else in float32. Peers
+that are neither installed nor named are skipped with the reason, and no ratio is formed. benchmarks/results/NAME.json
+is written after every number of views; models of an earlier run stay in it.
 """
 
 from __future__ import annotations
@@ -18,32 +19,33 @@ import argparse
 import contextlib
 import ctypes
 import json
+import multiprocessing
 import statistics
-import subprocess
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-from common import hardware, write_result
+from common import RESULTS, hardware, write_result
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "parity"))
 from official import PEERS, PeerAbsent, build_ours, build_peer, differences, parse_clones, run_ours
+from torch import Tensor, nn
 
+from lean3r.compress import compress
+from lean3r.models.base import Backbone
+from lean3r.models.execution import hold, weight_bytes
 from lean3r.types import Views
 
 AGREE = 2e-5
 MB = 1e6
-REFERENCE = {
-    "note": "official programs, float32, 168x224, 2 cores, 8 / 16 views; measured earlier, in another machine state",
-    "vggt": {"8": {"seconds": 20, "activation_mb": 975}, "16": {"seconds": 41, "activation_mb": 1435}},
-    "pi3": {"8": {"seconds": 20, "activation_mb": 596}, "16": {"seconds": 53, "activation_mb": 1708}},
-    "da3-large": {"8": {"seconds": 8, "activation_mb": 899}, "16": {"seconds": 17, "activation_mb": 1012}},
-}
-AIMS = {"activation": 0.5, "float32 time": 0.9, "bfloat16 time": 0.5}
+AIMS = {"seconds": 0.35, "activation_mb": 0.35}
+FORK = multiprocessing.get_context("fork")
 
 
-def pictures(views: int, height: int, width: int) -> torch.Tensor:
+def pictures(views: int, height: int, width: int) -> Tensor:
     """[1, views, 3, height, width], smooth."""
     noise = torch.rand(1, views * 3, 7, 7, generator=torch.Generator().manual_seed(0))
     return torch.nn.functional.interpolate(noise, (height, width), mode="bicubic").clamp(0, 1).unflatten(1, (views, 3))
@@ -55,83 +57,107 @@ def status_mb(field: str) -> float:
     return int(line.split()[1]) * 1024 / MB
 
 
-def agreement(name: str, clones: dict[str, Path]) -> dict[str, float]:
-    """Relative RMS of each official output at a small size."""
-    images = pictures(3, 70, 98)
-    network = build_peer(name, clones)
-    with torch.inference_mode():
-        theirs = PEERS[name].call(network, images)
-        del network
-        found = differences(name, run_ours(build_ours(name), images), theirs)
-    assert max(found.values()) <= AGREE, f"{name} differs from the official program: {found}"
-    return found
+class Worker:
+    """A process that runs one program when asked, and measures it."""
+
+    def __init__(self, run: Callable[[Tensor], object], threads: int):
+        self.pipe, theirs = FORK.Pipe()
+        self.process = FORK.Process(target=serve, args=(theirs, run, threads), daemon=True)
+        self.process.start()
+
+    def __call__(self, images: Tensor) -> dict[str, float]:
+        """Seconds, CPU seconds and memory of one run."""
+        self.pipe.send(images.numpy())
+        return self.pipe.recv()
 
 
-def measure(
-    name: str, who: str, views: int, size: list[int], dtype: str, repeats: int, clones: dict[str, Path]
-) -> dict:
-    """Seconds, CPU seconds and memory of one program in this process."""
-    model = build_peer(name, clones) if who == "official" else build_ours(name)
-    weights_mb = sum(p.nbytes for p in {id(p): p for p in model.parameters()}.values()) / MB
-    cast = contextlib.nullcontext() if dtype == "float32" else torch.autocast("cpu", getattr(torch, dtype))
-    images = pictures(views, *size)
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts over
-    before = status_mb("VmRSS")
-    seconds, cpu_seconds = [], []
-    with torch.inference_mode(), cast:
-        for given in (images[:, :2, :, :56, :56], *[images] * repeats):
-            start, cpu = time.perf_counter(), time.process_time()
-            if who == "official":
-                PEERS[name].call(model, given)
-            elif who == "ours" and not name.startswith("da3"):
-                run_ours(model, given)
-            else:  # the official forward pass of Depth Anything 3 returns no more than this
-                model(Views(given))
-            seconds.append(time.perf_counter() - start)
-            cpu_seconds.append(time.process_time() - cpu)
-    return {
-        "seconds": round(statistics.median(seconds[1:]), 2),
-        "cpu_seconds": round(statistics.median(cpu_seconds[1:]), 2),
-        "activation_mb": round(status_mb("VmHWM") - before),
-        "weights_mb": round(weights_mb),
-        "resident_before_mb": round(before),
-        "runs": repeats,
-    }
+def serve(pipe: Connection, run: Callable[[Tensor], object], threads: int) -> None:
+    """What a worker does: run pictures, send costs, until it is stopped."""
+    torch.set_num_threads(threads)
+    while True:
+        images = torch.from_numpy(pipe.recv())
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts over
+        before = status_mb("VmRSS")
+        start, cpu = time.perf_counter(), time.process_time()
+        with torch.inference_mode():
+            run(images)
+        costs = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+        pipe.send(costs | {"activation_mb": status_mb("VmHWM") - before})
 
 
-def in_process(options: argparse.Namespace, *arguments: str) -> dict:
-    """One measurement by this script in a separate process."""
-    peers = [text for pair in options.peer for text in ("--peer", pair)]
-    size = ["--size", *map(str, options.size), "--repeats", str(options.repeats)]
-    done = subprocess.run([sys.executable, __file__, *arguments, *size, *peers], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+def shared(ours: Backbone, official: nn.Module, prefix: str) -> Backbone:
+    """Ours with the very tensors of the official network, wherever both have the same."""
+    theirs = {prefix + key: value for key, value in official.named_parameters()}
+    for key, value in list(ours.state_dict(keep_vars=True).items()):
+        same = theirs.get(ours.KEY_MAP.official(key) or "")
+        if same is not None and torch.equal(same, value):
+            value.data = same.data
+    return ours
 
 
-def compare(name: str, options: argparse.Namespace) -> dict:
+def forward(name: str, model: Backbone, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], object]:
+    """Our run of what the official forward pass returns; that of Depth Anything 3 returns no more than ours."""
+
+    def run(images: Tensor) -> object:
+        cast = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast("cpu", dtype)
+        with cast:
+            return model(Views(images)) if name.startswith("da3") else run_ours(model, images)
+
+    return run
+
+
+def compare(name: str, options: argparse.Namespace, clones: dict[str, Path]) -> dict:
     """Everything about one model."""
-    result: dict = {"reference_official": REFERENCE.get(name)}
-    sides = ["ours"] if name.startswith("da3") else ["ours", "product"]
-    answer = in_process(options, "--agree", name)
-    result["official"] = answer.get("absent", "measured")
-    if "absent" in answer:
-        print(f"{name}: official program skipped: {answer['absent']}", flush=True)
-    else:
-        result["relative_rms"] = answer
-        sides.append("official")
-        print(f"{name}: outputs agree, {max(answer.values()):.1e} at most", flush=True)
-    for dtype in options.dtypes:
-        for views in map(str, options.views):
-            found = {who: in_process(options, "--one", name, who, views, dtype) for who in sides}
-            if "official" in found:
-                base = result.get("float32", {}).get(views, found)["official"]
-                found["ratio_to_official_float32"] = {
-                    key: round(found["ours"][key] / base[key], 3) for key in ("seconds", "cpu_seconds", "activation_mb")
-                }
-            result.setdefault(dtype, {})[views] = found
-            print(name, dtype, views, "views", json.dumps(found), flush=True)
+    ours, official = build_ours(name), None
+    result: dict = {"official": "measured", "weights_mb": {}}
+    workers: dict[str, Worker] = {}
+    try:
+        official = build_peer(name, clones)
+    except PeerAbsent as reason:
+        result["official"] = str(reason)
+    if official is not None:
+        ours = shared(ours, official, PEERS[name].prefix)
+        few = pictures(3, 70, 98)
+        with torch.inference_mode():
+            result["relative_rms"] = differences(name, run_ours(ours, few), PEERS[name].call(official, few))
+        assert max(result["relative_rms"].values()) <= AGREE, result["relative_rms"]
+        workers["official"] = Worker(lambda images: PEERS[name].call(official, images), options.threads)
+    print(name, result, flush=True)
+    for kind in sorted(options.kinds, key="bfloat16".__eq__):  # last: it changes the weights, but not the workers'
+        model = compress(ours, "int8-dynamic") if kind == "int8" else ours
+        if kind == "bfloat16":
+            hold(model, torch.bfloat16)
+        result["weights_mb"][kind] = round(weight_bytes(model) / MB)
+        workers[kind] = Worker(
+            forward(name, model, torch.bfloat16 if kind == "bfloat16" else torch.float32), options.threads
+        )
+    for worker in workers.values():
+        worker(pictures(2, 56, 56))
+    for views in options.views:
+        images = pictures(views, *options.size)
+        rounds = [{who: worker(images) for who, worker in workers.items()} for _ in range(options.rounds)]
+        found = {
+            who: {key: round(statistics.median(r[who][key] for r in rounds), 2) for key in rounds[0][who]}
+            for who in workers
+        }
+        for who in options.kinds if official is not None else ():
+            base = found["official"]
+            found[who]["ratio"] = {key: round(found[who][key] / base[key], 3) for key in base}
+        result[str(views)] = found
+        print(name, views, "views", json.dumps(found), flush=True)
+        save(options, name, result)
+    for worker in workers.values():
+        worker.process.terminate()
     return result
+
+
+def save(options: argparse.Namespace, name: str, result: dict) -> None:
+    """Write one model's figures beside those that the file has already."""
+    path = RESULTS / f"{options.name}.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    run = {"hardware": hardware() | {"threads": options.threads}, "size": options.size, "rounds": options.rounds}
+    write_result(options.name, known | {"aims": AIMS, name: run | result})
 
 
 def main() -> None:
@@ -140,30 +166,15 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["da3-large", "vggt", "pi3"])
     parser.add_argument("--views", nargs="+", type=int, default=[8, 16])
     parser.add_argument("--size", nargs=2, type=int, default=[168, 224])
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--kinds", nargs="+", default=["float32", "bfloat16", "int8"])
     parser.add_argument("--peer", action="append", default=[])
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--name", default="peers")
-    parser.add_argument("--agree", help=argparse.SUPPRESS)
-    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    clones = parse_clones(options.peer)
-    if options.agree:
-        try:
-            print(json.dumps(agreement(options.agree, clones)))
-        except PeerAbsent as reason:
-            print(json.dumps({"absent": str(reason)}))
-        return
-    if options.one:
-        name, who, views, dtype = options.one
-        print(json.dumps(measure(name, who, int(views), options.size, dtype, options.repeats, clones)))
-        return
-    result = {"hardware": hardware(), "size": options.size, "aims": AIMS, "reference_note": REFERENCE["note"]}
-    start = time.perf_counter()
+    torch.set_num_threads(1)  # a process with a pool of threads must not fork
     for name in options.models:
-        result[name] = compare(name, options)
-    result["minutes"] = round((time.perf_counter() - start) / 60, 1)
-    print(write_result(options.name, result))
+        compare(name, options, parse_clones(options.peer))
 
 
 if __name__ == "__main__":
