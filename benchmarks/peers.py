@@ -4,13 +4,13 @@
                                [--kinds float32 bfloat16 int8] [--peer vggt=PATH] [--peer pi3=PATH]
                                [--rounds 3] [--threads 2] [--name peers]
 
-Agreement of the outputs is checked first (2e-5 relative RMS, float32). Then the official program, in float32, and ours in
-each kind run in processes of their own, which stay and take turns: a small warm-up each, then `--rounds` rounds,
-medians. They share the float32 weights. "activation_mb" is the peak of resident memory during a run less what was
-resident before it. Both sides give what the official forward pass gives. Kinds: "float32"; "bfloat16", held and run as
-`--dtype auto` does on a processor that multiplies it; "int8", the plan int8-dynamic, everything else in float32. Peers
-that are neither installed nor named are skipped with the reason, and no ratio is formed. benchmarks/results/NAME.json
-is written after every number of views; models of an earlier run stay in it.
+Agreement of the outputs is checked first (2e-5 relative RMS, float32). Then the official program, in float32, and
+ours in each kind run in processes of their own, which stay and take turns: a small warm-up each, then `--rounds`
+rounds, medians. They share the float32 weights. "activation_mb" is the peak of resident memory during a run less what
+was resident before it. Both sides give what the official forward pass gives. Kinds: "float32"; "bfloat16", held and run
+as `--dtype auto` does on a processor that multiplies it; "int8", the plan int8-dynamic, everything else in float32.
+Peers that are neither installed nor named are skipped with the reason, and no ratio is formed.
+benchmarks/results/NAME.json is written after every number of views; models of an earlier run stay in it.
 """
 
 from __future__ import annotations

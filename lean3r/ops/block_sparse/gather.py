@@ -33,8 +33,8 @@ def attend(
     key_mask: Tensor | None,
     dense_keys: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """As `block_sparse_attention`; half types are multiplied in float32, or on CPUs that do so natively in bfloat16 with
-    float32 sums; the backward pass computes scores anew, in float32.
+    """As `block_sparse_attention`; half types are multiplied in float32, bfloat16 as it is on CPUs that do so natively,
+    with float32 sums; the backward pass computes scores anew, in float32.
 
     Memory beyond inputs and output: a few MB on a CPU and copies of one head. Gradients of keys are added in the
     order of the lists, so they repeat exactly on a CPU.
