@@ -12,6 +12,7 @@ ATTENTION = Registry(
         "block_sparse": "lean3r.attention.block_mask:BlockSparse",
         "merge": "lean3r.attention.merge:TokenMerge",
         "kv_prune": "lean3r.attention.kv_prune:KeyValuePrune",
+        "by_views": "lean3r.attention.by_views:ByViews",
         "frame_subset": "lean3r.attention.frame_subset:FrameSubset",
         "frame_local": "lean3r.attention.frame_local:FrameLocal",
     },

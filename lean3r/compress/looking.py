@@ -83,7 +83,7 @@ def look(
     window = query_window(calls[-1].layout, views, view, at)
     distribution, used = shares(calls[-1], window, view), calls[-1].mechanism
     reported = {id(record.mechanism): record.density for record in log}
-    density = {key: _density(_mechanisms(layer), reported) for key, layer in layers.items()}
+    density = {key: _density(_parts(layer), reported) for key, layer in layers.items()}
     missed = ""
     if plan is not None and used is watched.short:
         missed = _not_in_effect(plan, distribution.tokens, len(names), watched.dense_below)
@@ -98,6 +98,11 @@ def _attention(model: nn.Module, name: str) -> SelfAttention:
 
 def _mechanisms(layer: SelfAttention) -> list[Mechanism]:
     return [mechanism for mechanism in (layer.mechanism, layer.short) if mechanism is not None]
+
+
+def _parts(layer: SelfAttention) -> list[Mechanism]:
+    parts = [part for mechanism in _mechanisms(layer) for part in mechanism.modules()]
+    return [part for part in parts if isinstance(part, Mechanism)]
 
 
 def _density(mechanisms: list[Mechanism], reported: dict[int, float | None]) -> float | None:

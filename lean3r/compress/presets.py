@@ -43,8 +43,13 @@ def merge(target: str = "global blocks", *, dense_below: int = 1024, **settings:
 
 
 def kv_prune(target: str = "global blocks", *, dense_below: int = 24576, **settings: object) -> CompressionPlan:
-    """Spark3R: keys of few views, similar queries merged. Needs no training."""
+    """Spark3R: from 101 views on, keys of few views, similar queries merged. Needs no training."""
     return _one("kv_prune", target, dense_below, settings)
+
+
+def by_views(target: str = "global blocks", *, dense_below: int = 1024, **settings: object) -> CompressionPlan:
+    """`merge` up to 100 views, which `kv_prune` leaves dense, then `kv_prune`. Needs no training."""
+    return _one("by_views", target, dense_below, settings)
 
 
 def frame_subset(target: str = "global blocks", *, dense_below: int = 12288, **settings: object) -> CompressionPlan:

@@ -14,6 +14,7 @@ PLANS = Registry(
         "block_sparse": "lean3r.compress.presets:block_sparse",
         "merge": "lean3r.compress.presets:merge",
         "kv_prune": "lean3r.compress.presets:kv_prune",
+        "by_views": "lean3r.compress.presets:by_views",
         "frame_subset": "lean3r.compress.presets:frame_subset",
         "fp8": "lean3r.compress.presets:fp8",
         "fp8-weight": "lean3r.compress.presets:fp8_weight",

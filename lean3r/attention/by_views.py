@@ -1,0 +1,57 @@
+"""Several mechanisms, one for each range of numbers of views."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from lean3r.attention import ATTENTION
+from lean3r.attention.base import Mechanism, Projected
+from lean3r.attention.dense import Dense
+from lean3r.attention.settings import check_count, format_settings
+from lean3r.attention.tokens import view_count
+from lean3r.errors import UsageError
+from lean3r.types import TokenLayout
+
+Stage = tuple[int, str, Mapping[str, object]]
+
+
+class ByViews(Mechanism):
+    """The last of `stages` whose number of views is reached: (views, mechanism, settings); dense below the first.
+
+    The numbers ascend. Mechanisms need no training: they have no parameters and want no order of tokens. The usual
+    stages close the gap of Spark3R's schedule, which leaves up to 100 views dense.
+
+    Source: the stages.
+    Time: that of the stage.
+    Use: no training, any number of views.
+    """
+
+    COMPLETE: ClassVar = (
+        {"stages": ((2, "dense", {}), (3, "kv_prune", {"frames": 1, "query_merge": 1}))},
+        {"stages": ((1000, "merge", {}),)},
+    )
+    SMALL: ClassVar = ({"stages": ((2, "kv_prune", {"frames": 2, "query_merge": 1}),)},)
+
+    def __init__(self, stages: Sequence[Stage] = ((2, "merge", {}), (101, "kv_prune", {}))):
+        super().__init__()
+        self.starts = [check_count("the views of a stage", views) for views, _, _ in stages]
+        if self.starts != sorted(set(self.starts)):
+            raise UsageError(f"stages start at {self.starts} views; expected ascending numbers")
+        self.stages = stages
+        self.mechanisms = nn.ModuleList(ATTENTION.get(name)(**settings) for _, name, settings in stages)
+        for (_, name, _), stage in zip(stages, self.mechanisms, strict=True):
+            if getattr(stage, "window", None) is not None or next(stage.parameters(), None) is not None:
+                raise UsageError(f"{name} cannot be a stage; expected a mechanism without parameters and windows")
+        self.few = Dense()
+
+    def extra_repr(self) -> str:
+        """Shown by repr(model)."""
+        return format_settings(self, "stages")
+
+    def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
+        """As the stage does, [B, H, N, D]."""
+        reached = sum(start <= view_count(p, layout) for start in self.starts)
+        return (self.mechanisms[reached - 1] if reached else self.few)(p, layout)
