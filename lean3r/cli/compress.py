@@ -114,7 +114,7 @@ class Compress:
         name, path = resolve_weights(self.source, self.model, offline=self.offline)
         with atomic_folder(self.out, overwrite=self.overwrite, inputs=(path, *self.photos)) as folder:
             with console.stage("loading"):
-                model = load(name, path)
+                model = load(name, path, dtype="float32")
                 views = self._views(model, console)
             with console.stage("scanning"):
                 rows = scan(model, plan, lambda _: predict(model, views))

@@ -75,7 +75,7 @@ class Inspect:
         console = Console(self.quiet)
         with atomic_folder(self.out, overwrite=self.overwrite, inputs=self.inputs) as folder:
             with console.stage("loading"):
-                model = load(self.model, self.weights, self.device, plan=self.plan)
+                model = load(self.model, self.weights, self.device, "float32", plan=self.plan)
             with console.stage("reading"):
                 resolution = self.resolution or model.resolution
                 pictures = Pictures(self.inputs, FrameChoice(max_views=self.max_views), keep_frames=False)

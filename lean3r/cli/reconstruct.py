@@ -64,7 +64,7 @@ class Reconstruct:
     device: Device = "auto"
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number type of the network; auto is bfloat16 on an NVIDIA GPU that has it, else float32."""
+    """Number type of the network; auto: bfloat16 on a GPU that has it, and for large models on CPUs that have it."""
 
     compile: Annotated[bool, option()] = False
     """Compile the network's blocks on first use (torch.compile); worth it for long or repeated work."""
@@ -199,7 +199,8 @@ class Reconstruct:
         console.line("model", f"{name} ({reason}), {million}; licence of the weights: {model.licence}")
         if model.plan is not None:
             console.line("plan", str(model.plan))
-        console.line("device", f"{where(model)}, {str(model.origin.dtype).removeprefix('torch.')}")
+        origin = model.origin
+        console.line("device", f"{where(model)}, {str(origin.dtype).removeprefix('torch.')} ({origin.why_dtype})")
 
     def picture_folder(self, formats: Sequence[str], pictures: Pictures) -> Path | None:
         """The folder of pictures for the COLMAP model; None if there is none."""

@@ -24,10 +24,11 @@ class ViewRefiner(nn.Module):
 
     def forward(self, x: Tensor, layout: TokenLayout, key_mask: Tensor | None = None) -> Tensor:
         """Tokens of single views [N, T, dim_in] -> [N, T, dim_out]; key_mask [N, T] as in Block."""
-        x = self.projects(x)
+        x = self.projects(x).to(x.dtype)  # under autocast blocks add in float32, as those of the trunk do
         for block in self.blocks:
             x = block(x, layout, key_mask)
-        return self.linear_out(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.linear_out(x)
 
 
 class CrossAttention(nn.Module):

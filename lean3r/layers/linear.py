@@ -51,8 +51,9 @@ class Linear(nn.Linear):
     """torch.nn.Linear with `linear` as its product."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in_features] -> [..., out_features]."""
-        return linear(x, self.weight, self.bias)
+        """[..., in_features] -> [..., out_features]; half-precision weights multiply in their own number type."""
+        weight = self.weight
+        return linear(x.to(weight.dtype) if weight.itemsize == 2 else x, weight, self.bias)
 
 
 class TakesRows:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("lean3r")
 
+HALF_DB = 35.0
+"""On CPUs `--dtype auto` takes bfloat16 if every output keeps so many decibels of float32: an RMS error of 1.8 %."""
+
 KNOWN_PARTS = {"intrinsics": "intrinsics", "cam_from_world": "poses", "depth": "depth", "rays": "rays"}
 """Parts of Known -> their names in messages."""
 
@@ -43,6 +46,9 @@ class Backbone(nn.Module):
 
     `SIZES` are the model's configurations by name. `SMALLEST` is a tiny configuration with every part, for tests.
 
+    `BFLOAT16`: products in bfloat16 keep HALF_DB decibels in every output (docs/models.md), so that `--dtype auto`
+    chooses it on CPUs too.
+
     `chunk_bytes` is the working memory in bytes that the encoder and the dense heads may take for a chunk of views.
 
     A model and its copies carry their history: `origin` says how it was loaded, `plan` how it was compressed
@@ -58,6 +64,7 @@ class Backbone(nn.Module):
     ACCEPTS: ClassVar[frozenset[str]] = frozenset()
     ACCEPTS_WHOLE: ClassVar[bool] = False
     REFERENCE: ClassVar[Mapping[str, str] | None] = None
+    BFLOAT16: ClassVar[bool] = False
     chunk_bytes: int = 1 << 28
     origin: Origin = Origin()
     plan: Plan | None = None

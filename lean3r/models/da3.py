@@ -61,6 +61,7 @@ class Da3(Backbone):
     licence = "CC-BY-NC-4.0"
     patch = 14
     resolution = 504
+    BFLOAT16 = True
     ACCEPTS: ClassVar = frozenset({"intrinsics", "cam_from_world"})
     ACCEPTS_WHOLE: ClassVar = True
     REFERENCE: ClassVar = {"reference": "first"}

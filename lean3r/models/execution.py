@@ -1,4 +1,4 @@
-"""How a model is stored and run: weights in half precision, blocks compiled or recorded as CUDA graphs."""
+"""How a model is stored and run: its number type, weights in half precision, blocks compiled or as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -7,21 +7,36 @@ from itertools import chain
 import torch
 
 from lean3r.errors import UsageError
+from lean3r.heads.refine import ViewRefiner
 from lean3r.layers.linear import Linear
 from lean3r.layers.trunk import Trunk
 from lean3r.layers.vit import VisionTransformer
-from lean3r.models.base import Backbone
+from lean3r.models.base import HALF_DB, Backbone
+from lean3r.ops.dispatch import has_fast_bfloat16
+
+
+def choose_dtype(model: Backbone, device: torch.device) -> tuple[torch.dtype, str]:
+    """The number type in which `--dtype auto` runs a model on a device, and the reason in a few words."""
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16, "the GPU multiplies bfloat16"
+    if device.type != "cpu" or not has_fast_bfloat16():
+        return torch.float32, "the processor does not multiply bfloat16 natively"
+    if not model.BFLOAT16:
+        return torch.float32, f"in bfloat16, outputs of {model.name} are not known to keep {HALF_DB:.0f} dB"
+    if model.plan is not None:
+        return torch.float32, "bfloat16 was measured without a plan"
+    return torch.bfloat16, f"the processor multiplies bfloat16, and every output keeps {HALF_DB:.0f} dB"
 
 
 def hold(model: Backbone, dtype: torch.dtype) -> Backbone:
-    """Store the weight matrices of encoder and trunk in `dtype`, the number type of their products.
+    """Store the weight matrices of the blocks in encoder, trunk and decoders in `dtype`, that of their products.
 
     `predict` runs half precision under autocast, which would cast float32 weights at every product; the results are
     bit for bit the same. Changes the model in place.
     """
     for part in model.modules():
-        if isinstance(part, Trunk | VisionTransformer):
-            for layer in part.modules():
+        if isinstance(part, Trunk | VisionTransformer | ViewRefiner):
+            for layer in part.blocks.modules():
                 if type(layer) is Linear:  # quantised layers store their weight in their own way
                     layer.to(dtype)
     return model

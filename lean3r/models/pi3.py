@@ -46,6 +46,7 @@ class Pi3(Backbone):
     """
 
     name = "pi3"
+    BFLOAT16 = True
     licence = "CC-BY-NC-4.0"
     resolution = 504
 

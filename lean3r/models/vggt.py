@@ -52,6 +52,7 @@ class Vggt(Backbone):
     """
 
     name = "vggt"
+    BFLOAT16 = True
     licence = "CC-BY-NC-4.0"
     patch = 14
     resolution = 518

@@ -54,6 +54,12 @@ def choose(
     return wanted
 
 
+def has_fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 natively (AMX or AVX512-BF16) and torch's build makes use of it."""
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return torch.backends.mkldnn.is_available() and any(ask is not None and ask() for ask in asked)
+
+
 @lru_cache(maxsize=256)
 def _warn(op: str, fallback: str, reason: str) -> None:
     logger.warning("%s runs without its Triton kernel, more slowly (%s): %s", op, fallback, reason)

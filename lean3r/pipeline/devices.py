@@ -85,12 +85,12 @@ def _describe_difference(actual: Prediction, expected: Prediction) -> str:
     return ""
 
 
-def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The torch dtype for a name (None or auto: the best for the device); UsageError for an unknown name."""
+def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """The torch dtype for a name, None for auto (models/execution.choose_dtype); UsageError for an unknown name."""
     if isinstance(dtype, torch.dtype):
         dtype = str(dtype).removeprefix("torch.")
     if dtype is None or dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        return None
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype '{dtype}'. Known: auto, {', '.join(DTYPES)}.")
     return DTYPES[dtype]

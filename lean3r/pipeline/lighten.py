@@ -65,10 +65,6 @@ def _forms(model: Backbone, budget: Budget, dtype: torch.dtype, fixed: Sequence[
         dtype = torch.bfloat16
         form = Lightened(hold(copy.deepcopy(model), dtype), dtype, ("bfloat16 products and weights",), is_exact=False)
         yield form
-    elif dtype != torch.float32:
-        name = str(dtype).removeprefix("torch.")
-        form = Lightened(hold(copy.deepcopy(model), dtype), dtype, (f"weights held in {name}",))
-        yield form
     if budget.allows("plan") and "plan" not in fixed and model.plan is None and EIGHT_BITS in PLANS:
         smaller = compress(form.model, EIGHT_BITS)
         yield Lightened(smaller, dtype, (*form.changes, f"weights in 8 bits (plan {EIGHT_BITS})"), is_exact=False)

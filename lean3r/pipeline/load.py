@@ -16,7 +16,7 @@ from lean3r.errors import UsageError, WeightsError
 from lean3r.models import EMBEDDED, MODELS, STUDENTS, is_non_commercial, model_of
 from lean3r.models.base import Backbone
 from lean3r.models.checkpoint import check_model, load_weights, without_memory
-from lean3r.models.execution import accelerate
+from lean3r.models.execution import accelerate, choose_dtype, hold
 from lean3r.models.fingerprint import fingerprint
 from lean3r.models.origin import Origin
 from lean3r.models.sources import SCHEME, find_weights, licence_of, official_source
@@ -44,8 +44,9 @@ def load(
 
     `weights` is a .safetensors or .pt file, an index of shards, a folder with one of these, or
     hf:OWNER/NAME[@REVISION] (None: those in the package, else the authors' own, downloaded once; `offline` uses only
-    the cache). `device` is auto, cpu, cuda or mps; `dtype` is auto, float32, bfloat16 or float16 (None or auto: float32
-    on a CPU, bfloat16 on a GPU that supports it); parameters stay float32 and matrix products run in `dtype`. `plan`
+    the cache). `device` is auto, cpu, cuda or mps; `dtype` is auto, float32, bfloat16 or float16 (None or auto: see
+    models/execution.choose_dtype): matrix products run in it, and the matrices of encoder and trunk are held in it;
+    give float32 to train the model or to save it. `plan`
     compresses the model (see compress); weights of a compressed model contain their plan. `memory` ("8GB", bytes, or a
     Budget for a number of views) chooses the number type of the weights, unless dtype and plan are given:
     pipeline/lighten.py. `compile` compiles the blocks with torch.compile, and `cuda_graphs` records them as CUDA
@@ -57,7 +58,7 @@ def load(
     kind = model_of(name)
     backbone = MODELS.get(kind)
     target = resolve_device(device)
-    number_type = resolve_dtype(dtype, target)
+    asked = resolve_dtype(dtype)
     source = weights or official_source(name) or embedded_weights(name)
     path = find_weights(source, offline=offline)
     check_model(open_weights(path), kind)
@@ -75,10 +76,14 @@ def load(
     plan = stored or requested
     if plan is not None:  # before the weights are read: quantised layers never exist in full precision
         model = compress(model, plan)
+    number_type, why = choose_dtype(model, target) if asked is None else (asked, "asked for")
+    if number_type != torch.float32:
+        model = hold(model, number_type)
     lighter = None
     if memory is not None:
-        fixed: dict[Measure, bool] = {"plan": plan is not None, "dtype": dtype not in (None, "auto")}
+        fixed: dict[Measure, bool] = {"plan": plan is not None, "dtype": asked is not None}
         lighter = lighten(model, Budget.of(memory), target, number_type, [key for key in fixed if fixed[key]])
+        why = why if lighter.dtype == number_type else "to stay within the memory"
         model, number_type = lighter.model, lighter.dtype
     new = () if stored else [key for key, value in model.state_dict().items() if not value.is_meta]
     load_weights(model, path, torch.float32, new)
@@ -86,7 +91,7 @@ def load(
     if is_non_commercial(model.licence):
         logger.warning("The published weights of %s are for non-commercial use only (%s).", name, model.licence)
     label = str(source) if str(source).startswith(SCHEME) else path.name
-    model.origin = Origin(label, fingerprint(path), number_type)
+    model.origin = Origin(label, fingerprint(path), number_type, why_dtype=why)
     if lighter is not None:
         model.origin = replace(model.origin, changes=lighter.changes, is_exact=lighter.is_exact)
     model = place_model(model.eval(), target)

@@ -45,6 +45,7 @@ def record_of(
         "weights_hash": origin.hash,
         "plan": None if plan is None else plan.as_dict(),
         "device": device_name(device),
+        "why_dtype": origin.why_dtype,
         "torch": torch.__version__,
         "config": config,
     }

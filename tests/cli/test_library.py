@@ -87,12 +87,12 @@ def test_views_must_be_one_scene(model) -> None:
 
 def test_names_of_devices_and_number_types() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
-    assert resolve_dtype(None, torch.device("cpu")) is torch.float32
-    assert resolve_dtype("float16", torch.device("cpu")) is torch.float16
+    assert resolve_dtype(None) is resolve_dtype("auto") is None
+    assert resolve_dtype("float16") is torch.float16
     with pytest.raises(UsageError, match="unknown device 'tpu'"):
         resolve_device("tpu")
     with pytest.raises(UsageError, match="unknown dtype 'float64'"):
-        resolve_dtype(torch.float64, torch.device("cpu"))
+        resolve_dtype(torch.float64)
 
 
 def test_missing_embedded_weights_say_what_to_do() -> None:
