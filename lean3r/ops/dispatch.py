@@ -35,11 +35,15 @@ def choose(
     "auto" takes the kernel on CUDA tensors where it is usable, else the torch path where the operator has one
     (`torch_path`), else the reference, and warns once of the reason. `unsupported` is the operator's own reason
     against its kernel (a head_dim, say). Raises KernelError naming the reason when an explicit choice cannot run,
-    UsageError for an unknown name.
+    UsageError for an unknown name and for tensors on several devices.
     """
     check_implementation(wanted)
     fallback: Implementation = "torch" if torch_path else "reference"
     if wanted == "auto":
+        if len(devices := {str(t.device) for t in tensors}) > 1:
+            raise UsageError(
+                f"{op}: tensors on {', '.join(sorted(devices))}; expected one device: move them with .to()"
+            )
         if not tensors[0].is_cuda:
             return fallback
         reason = unsupported or why_not_triton(tensors)

@@ -82,3 +82,8 @@ def test_auto_says_once_why_a_kernel_is_left_out(
     assert choose("op", "auto", [OnCuda()], torch_path=True) == "triton"  # type: ignore[list-item]
     assert choose("op", "auto", [OnCuda()], unsupported="head_dim 160") == "reference"  # type: ignore[list-item]
     assert "head_dim 160" in caplog.text
+
+
+def test_auto_refuses_tensors_on_several_devices() -> None:
+    with pytest.raises(UsageError, match=r"op: tensors on cpu, meta; expected one device"):
+        choose("op", "auto", [X, torch.empty(2, device="meta")])
