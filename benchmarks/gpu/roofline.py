@@ -1,10 +1,12 @@
 """What an H200 allows at best for the aims of Pi3 at 24 x 36 patches a view: arithmetic alone, nothing is run.
 
-    python benchmarks/gpu/roofline.py        # prints the table of README.md
+    python benchmarks/gpu/roofline.py        # prints the tables of README.md
 
 A time is the longer of operations at the peak and bytes at full bandwidth. Counted: products of linear layers and of
 attention, a multiply-add as two operations; of a gsa layer q, k, v and the output once each, and key blocks read by
-four neighbouring windows together where their lists are alike. Not counted: softmax, norms, rotation, launches.
+four neighbouring windows together where their lists are alike. Not counted: softmax, norms, rotation, launches. The
+table of linear layers counts norms, GELU, rounding and biases too: their bytes, and for rounding the instructions that
+Triton compiles for sm_90 (SASS of the kernel over numbers a thread).
 """
 
 from __future__ import annotations
@@ -155,5 +157,45 @@ def ratios(views: int, machine: Machine) -> dict[str, float]:
     return found
 
 
+ISSUED = 132 * 4 * 32 * 1.83e9  # instructions of threads a second, at the clock of the peak
+APART = {1024: 69.0, 4096: 54.5}  # instructions for a number when rounding was a pass of its own, by numbers in a row
+ROUNDED = {"norm": 26.0, "nothing": 13.0, "gelu": 25.5}  # now, by what is computed before
+
+
+def block_milliseconds(form: str, views: int, machine: Machine = H200, width: int = 1024, special: int = 5) -> float:
+    """Linear layers of a block with their norms and GELU, activations in bfloat16.
+
+    `form` "bf16" is all in bfloat16, "apart" FP8 with LayerNorm, GELU, rounding and bias as passes of their
+    own, "fused" with one pass before each product, "products" without what comes between.
+    """
+    layers = {"norm": (1, 3), "nothing": (1, 1), "norm again": (1, 4), "gelu": (4, 1)}
+    rows, total = views * (PATCHES + special), 0.0
+    for before, (inputs, outputs) in layers.items():
+        kind, read, written = before.split()[0], rows * inputs * width, rows * outputs * width
+        rate, size = (machine.bf16, 2) if form == "bf16" else (machine.fp8, 1)
+        flops = linear_flops(rows, inputs * width, outputs * width)
+        total += max(flops / rate, (size * read + 2 * written) / machine.bytes)
+        if form in ("bf16", "apart") and kind != "nothing":
+            total += 4 * read / machine.bytes  # LayerNorm or GELU
+        if form == "apart":
+            total += max(3 * read / machine.bytes, APART[inputs * width] * read / ISSUED) + 4 * written / machine.bytes
+        if form == "fused":
+            total += max(3 * read / machine.bytes, ROUNDED[kind] * read / ISSUED)
+    return 1e3 * total
+
+
+def linears_table(machine: Machine = H200) -> str:
+    """Forms of a block's linear layers at 32 views, as Markdown."""
+    names = {
+        "bf16": "bfloat16",
+        "apart": "FP8, every step a pass of its own",
+        "fused": "FP8, norm and GELU rounded in one pass, bias inside the product",
+        "products": "FP8, products alone",
+    }
+    times = {form: block_milliseconds(form, 32, machine) for form in names}
+    rows = [f"| {name} | {times[form]:.2f} | {times['bf16'] / times[form]:.2f} |" for form, name in names.items()]
+    return "\n".join(["| linear layers of a block, 32 views | ms | times faster |", "| --- | ---: | ---: |", *rows])
+
+
 if __name__ == "__main__":
-    print(table())
+    print(table(), linears_table(), sep="\n\n")

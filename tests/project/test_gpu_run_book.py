@@ -195,7 +195,8 @@ def test_arithmetic_of_the_roofline(book: ModuleType) -> None:
     with FlopCounterMode(display=False) as counter:
         (q @ k.mT) @ k
     assert roofline.attention_flops(6, 10, 16) == counter.get_total_flops()
-    assert roofline.table() in (FOLDER / "README.md").read_text()
+    page = (FOLDER / "README.md").read_text()
+    assert roofline.table() in page and roofline.linears_table() in page
 
 
 def test_what_only_a_gpu_runs(book: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
