@@ -6,7 +6,7 @@ import importlib
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -20,6 +20,16 @@ Implementation = Literal["auto", "reference", "torch", "triton"]
 _DTYPES = {torch.float32, torch.float16, torch.bfloat16}
 _OLDEST = (7, 5)  # compute capability that Triton still compiles for
 _OLDEST_BF16 = (8, 0)
+_WIDE = 163 << 10  # bytes of shared memory a block
+
+
+class SharedMemory(Protocol):
+    """The property of a GPU that sizes of tiles depend on, in bytes."""
+
+    @property
+    def shared_memory_per_block_optin(self) -> int:
+        """The most that a block may ask for."""
+        ...
 
 
 def choose(
@@ -105,6 +115,24 @@ def why_not_triton(tensors: Sequence[Tensor] = ()) -> str | None:
     oldest = _OLDEST_BF16 if torch.bfloat16 in dtypes else _OLDEST
     if capability < oldest:
         return f"compute capability {capability[0]}.{capability[1]} is below {oldest[0]}.{oldest[1]}"
+    return None
+
+
+def too_large(q: Tensor, block: int = 1) -> str | None:
+    """What attention kernels have against the shared memory of q's GPU, for blocks of so many rows; None if it will do.
+
+    Compiled for sm_89, wide heads take more than its 99 KB in float32, and in half precision with blocks above 32.
+    """
+    if not q.is_cuda:
+        return None
+    return why_too_large(q.shape[-1], q.dtype, block, torch.cuda.get_device_properties(q.device))
+
+
+def why_too_large(head_dim: int, kind: torch.dtype, block: int, gpu: SharedMemory) -> str | None:
+    """As `too_large`, for any GPU."""
+    has = gpu.shared_memory_per_block_optin
+    if head_dim > 64 and (kind == torch.float32 or block > 32) and has < _WIDE:
+        return f"{kind} heads of {head_dim} need {_WIDE >> 10} KB of shared memory a block, this GPU has {has >> 10}"
     return None
 
 

@@ -170,25 +170,56 @@ def _read_counts(table, union, counts, lengths, first, key_blocks, SIZE: tl.cons
 
 
 def configs() -> list[triton.Config]:
-    """Keys at a time, warps and stages to try; the interpreter has nothing to time."""
+    """Keys at a time, warps and stages to try; the interpreter has nothing to time.
+
+    A list of blocks is read a stage before the keys that it names, so that three stages hold two tiles of keys.
+    """
     if triton.knobs.runtime.interpret:
         return [triton.Config({"LANES": 32})]
     return [
         triton.Config({"LANES": lanes}, num_warps=warps, num_stages=stages)
-        for lanes, warps, stages in (
-            *((32, 4, 2), (32, 4, 4), (32, 8, 2)),
-            *((64, 4, 2), (64, 4, 3), (64, 8, 2), (64, 8, 3)),
-            *((128, 4, 2), (128, 8, 2), (128, 8, 3)),
-        )
+        for lanes, warps, stages in ((32, 4, 2), (32, 4, 3), (32, 4, 5), (64, 4, 3), (64, 8, 3), (128, 8, 3))
     ]
 
 
-def _affordable(found: list[triton.Config], _: dict, **constants: int | str) -> list[triton.Config]:
-    """Exact float32 products keep their operands in registers: large tiles spill, and compile for minutes."""
-    return [c for c in found if constants["PRECISION"] != "ieee" or c.kwargs["LANES"] == 32]
+def fitting(rows: str, lanes: str, dim: str) -> dict[str, Callable[..., list[triton.Config]]]:
+    """Rule for an autotuner: those configurations whose tiles fit the card and its registers, else the smallest.
+
+    The names are those of the constants that hold the sizes of the tiles. An upper bound: two tiles [rows, dim] stay,
+    two [lanes, dim] pass in every stage, one [rows, lanes] lies between two products.
+    """
+
+    def kept(found: list[triton.Config], args: dict, **constants: int | str) -> list[triton.Config]:
+        if triton.knobs.runtime.interpret:
+            return found
+        card = triton.runtime.driver.active
+        limit = card.utils.get_device_properties(card.get_current_device())["max_shared_mem"]
+        size = next(iter(args.values())).element_size()
+
+        def tile(config: triton.Config) -> tuple[int, int, int]:
+            sizes = constants | config.kwargs
+            return sizes[rows], sizes[lanes], sizes[dim]
+
+        def shared(config: triton.Config) -> int:
+            r, n, d = tile(config)
+            return size * (2 * r * d + r * n + 2 * config.num_stages * n * d)
+
+        def sums(config: triton.Config) -> int:
+            r, n, d = tile(config)
+            return r * (n + d) // (32 * config.num_warps)
+
+        smallest = min(found, key=shared)
+        if (
+            constants["PRECISION"] == "ieee"
+        ):  # keeps its operands in registers: larger tiles spill, and compile for minutes
+            return [smallest]
+        return [c for c in found if shared(c) <= limit and sums(c) <= _SUMS] or [smallest]
+
+    return {"early_config_prune": kept}
 
 
-PRUNE = {"early_config_prune": _affordable}
+_SUMS = 128  # float32 numbers of scores and results that a thread can hold without spilling
+PRUNE = fitting("ROWS", "LANES", "DIM")
 GROUP_KEYS = ["QUERY_BLOCK", "KEY_BLOCK", "DIM", "SIZE", "HAS_MASK", "HAS_EXTRA", "PRECISION"]
 
 

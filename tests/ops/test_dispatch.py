@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lean3r.errors import KernelError, UsageError
 from lean3r.ops import dispatch
-from lean3r.ops.dispatch import choose, describe, why_not_triton
+from lean3r.ops.dispatch import choose, describe, why_not_triton, why_too_large
 
 X = torch.zeros(2)
 
@@ -87,3 +88,10 @@ def test_auto_says_once_why_a_kernel_is_left_out(
 def test_auto_refuses_tensors_on_several_devices() -> None:
     with pytest.raises(UsageError, match=r"op: tensors on cpu, meta; expected one device"):
         choose("op", "auto", [X, torch.empty(2, device="meta")])
+
+
+def test_small_cards_are_not_given_wide_heads() -> None:
+    small, large = (SimpleNamespace(shared_memory_per_block_optin=kb << 10) for kb in (99, 163))
+    assert "163 KB" in (why_too_large(128, torch.float32, 16, small) or "")
+    assert why_too_large(128, torch.bfloat16, 128, small) and not why_too_large(128, torch.bfloat16, 16, small)
+    assert not why_too_large(128, torch.float32, 128, large) and not why_too_large(64, torch.float32, 128, small)

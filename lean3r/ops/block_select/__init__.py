@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lean3r.errors import UsageError
-from lean3r.ops.dispatch import Implementation, choose
+from lean3r.ops.dispatch import Implementation, choose, too_large
 from lean3r.ops.registered import operator
 
 _MODULES = {"reference": "reference", "torch": "torch_path", "triton": "kernel"}
@@ -135,7 +135,7 @@ def _check(
 
 
 def _unsupported(q: Tensor) -> str | None:
-    return f"head_dim {q.shape[-1]} is above {_MAX_HEAD_DIM}" if q.shape[-1] > _MAX_HEAD_DIM else None
+    return f"head_dim {q.shape[-1]} is above {_MAX_HEAD_DIM}" if q.shape[-1] > _MAX_HEAD_DIM else too_large(q)
 
 
 def _complete(chosen: Tensor, first: list[int], key_mask: Tensor | None, blocks: int, fill: str) -> Tensor:

@@ -132,7 +132,8 @@ def _tiling(q: Tensor, keys: int) -> dict[str, int]:
 
 
 @triton.autotune(
-    _configs((128, 128, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 64, 4, 2)), key=["D", "HAS_STATE", "LONG"]
+    _configs((128, 128, 8, 3), (128, 64, 8, 3), (64, 64, 4, 3), (32, 64, 4, 1), (64, 64, 4, 2)),
+    key=["D", "HAS_STATE", "LONG"],
 )
 @triton.jit
 def _attend(
@@ -156,7 +157,7 @@ def _attend(
     highest = tl.full([BM], -float("inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, BD], tl.float32)
-    full = 0 if HAS_STATE else nk // BN * BN  # tiles that need no mask
+    full = nk // BN * BN  # keys in whole tiles
     for start in range(0, full, BN):
         highest, total, acc = _attend_tile(
             q, k_ptr, v_ptr, state_ptr, maxima_ptr, inside, start, nk, stored, highest, total, acc, scale,
@@ -182,20 +183,20 @@ def _attend_tile(
 ):  # fmt: skip
     k = _rows(k_ptr, start, nk, D, BD, BN, MASKED)
     s = tl.dot(q, tl.trans(k), input_precision="tf32x3")
-    ranked = tl.where(s > _LOWEST, s, _LOWEST)  # NaN, too, becomes the lowest
-    row_high = ranked
-    if MASKED:
+    if MASKED or HAS_STATE:
         attended, eligible = _marks(state_ptr, start, nk, HAS_STATE, BN)
-        s = tl.where(attended[None, :], s, -float("inf"))
-        row_high = tl.where(attended[None, :], ranked, -float("inf"))
-        ranked = tl.where(eligible[None, :], ranked, -float("inf"))
+        s += tl.where(attended, 0.0, -float("inf"))[None, :]
+    ranked = tl.where(s > _LOWEST, s, _LOWEST)  # NaN, too, becomes the lowest
+    # From the scores as they lie: the maxima of the peaks would need another layout of the whole tile.
+    raised = tl.maximum(highest, tl.max(ranked, 1))
+    if MASKED or HAS_STATE:
+        ranked = tl.minimum(ranked, tl.where(eligible, float("inf"), -float("inf"))[None, :])
     peaks = tl.max(tl.reshape(ranked, [BM, BN // GROUP, GROUP]), 2)
     group = start // GROUP + tl.arange(0, BN // GROUP)
     tl.store(maxima_ptr + group[None, :], peaks, mask=inside[:, None] & (group < stored)[None, :])
 
-    raised = tl.maximum(highest, tl.max(row_high, 1) if HAS_STATE else tl.max(peaks, 1))
     to_log2 = scale * LOG2_E
-    level = tl.where(raised == -float("inf"), 0.0, raised) * to_log2
+    level = tl.where(raised == _LOWEST, 0.0, raised) * to_log2  # where no key counts yet
     fade = tl.exp2(highest * to_log2 - level)
     p = tl.exp2(s * to_log2 - level[:, None])
     v = _rows(v_ptr, start, nk, D, BD, BN, MASKED)

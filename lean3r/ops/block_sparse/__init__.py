@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lean3r.errors import UsageError
 from lean3r.ops.block_sparse.coded import KeyValues, check_kv, rounded_blocks
-from lean3r.ops.dispatch import Implementation, choose
+from lean3r.ops.dispatch import Implementation, choose, too_large
 from lean3r.ops.registered import operator
 
 __all__ = ["KeyValues", "block_sparse_attention", "check_kv", "rounded_blocks", "unsupported"]
@@ -70,6 +70,7 @@ def _run(
     _check(q, k, v, blocks, query_block, key_block, key_mask, dense_keys)
     tensors = (q, k, v, *(dense_keys or ()))
     reason = unsupported(q.shape[-1], query_block, key_block)
+    reason = reason or too_large(q, max(query_block, key_block))
     chosen = choose("block_sparse_attention", implementation, tensors, torch_path=True, unsupported=reason)
     coded = kv == "fp8" and k.shape[2] > 0
     if coded and (chosen != "triton" or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))):

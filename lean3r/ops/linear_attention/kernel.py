@@ -2,7 +2,8 @@
 
 A pass is split along the tokens so that small batches fill the card too; the partial sums are added by torch
 in a fixed order, so that results repeat. Products take float32 operands, as TF32 where the inputs are half
-precision: at these widths the passes wait for memory, and rounding features to bfloat16 would show.
+precision: at these widths the passes wait for memory, and rounding features to bfloat16 would show. Float32 inputs
+multiply as three TF32 products, whose error is that of float32 but for the last bit or two.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from torch import Tensor
 from lean3r.ops.tiles import last_dim_dense, launch, place
 
 PROGRAMS = 512  # wanted in flight: a few for each of an H100's 132 multiprocessors
-ROWS = 64
 
 
 @triton.jit
@@ -46,6 +46,28 @@ def _phi_gradient(x, f, df, FEATURE: tl.constexpr):
 @triton.jit
 def _rows(base, b, h, n, stride_b, stride_h, stride_n, channel):
     return base + b * stride_b + h * stride_h + n.to(tl.int64)[:, None] * stride_n + channel[None, :]
+
+
+@triton.jit
+def _times_transposed(
+    base, b, h, n, stride_b, stride_h, stride_n, valid, matrix_ptr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Rows [ROWS, D] of a tensor times matrix [D, D] transposed, a few channels at a time.
+
+    As one product beside another that shares an operand, it would keep the whole matrix in the registers of each warp.
+    """
+    CHANNELS: tl.constexpr = BLOCK_D if BLOCK_D < 32 else 32
+    channel = tl.arange(0, BLOCK_D)
+    found = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    for start in range(0, D, CHANNELS):
+        c = start + tl.arange(0, CHANNELS)
+        inside = valid[:, None] & (c < D)[None, :]
+        rows = tl.load(_rows(base, b, h, n, stride_b, stride_h, stride_n, c), mask=inside, other=0.0).to(tl.float32)
+        both = (c < D)[:, None] & (channel < D)[None, :]
+        matrix = tl.load(matrix_ptr + channel[None, :] * D + c[:, None], mask=both, other=0.0)
+        found = tl.dot(rows, matrix, found, input_precision=PRECISION)
+    return found
 
 
 @triton.jit
@@ -110,7 +132,6 @@ def _query_gradient(
     b, h = pair // heads, pair % heads
     channel = tl.arange(0, BLOCK_D)
     both = (channel < D)[:, None] & (channel < D)[None, :]
-    s = tl.load(s_ptr + pair * D * D + channel[:, None] * D + channel[None, :], mask=both, other=0.0)
     z = tl.load(z_ptr + pair * D + channel, mask=channel < D, other=0.0)
     ds = tl.zeros((BLOCK_D, BLOCK_D), tl.float32)
     dz = tl.zeros((BLOCK_D,), tl.float32)
@@ -124,7 +145,10 @@ def _query_gradient(
         share = tl.where(n < tokens, tl.sum(f * z[None, :], 1) + eps, 1.0)
         dtop = dout / share[:, None]
         dshare = -tl.sum(dout * out, 1) / share
-        df = tl.dot(dtop, tl.trans(s), input_precision=PRECISION) + dshare[:, None] * z[None, :]
+        df = _times_transposed(
+            dout_ptr, pair, 0, n, tokens * D, 0, D, n < tokens, s_ptr + pair * D * D, D, BLOCK_D, ROWS, PRECISION
+        )
+        df = df / share[:, None] + dshare[:, None] * z[None, :]
         dq = _phi_gradient(q, f, df, FEATURE)
         tl.store(_rows(dq_ptr, pair, 0, n, tokens * D, 0, D, channel), dq.to(dq_ptr.dtype.element_ty), mask=inside)
         ds += tl.dot(tl.trans(f), dtop, input_precision=PRECISION)
@@ -151,11 +175,11 @@ def _key_gradient(
     inside = real[:, None] & (channel < D)[None, :]
     both = (channel < D)[:, None] & (channel < D)[None, :]
     k = tl.load(_rows(k_ptr, b, h, n, kb, kh, kn, channel), mask=inside, other=0.0).to(tl.float32)
-    v = tl.load(_rows(v_ptr, b, h, n, vb, vh, vn, channel), mask=inside, other=0.0).to(tl.float32)
     ds = tl.load(ds_ptr + pair * D * D + channel[:, None] * D + channel[None, :], mask=both, other=0.0)
     dz = tl.load(dz_ptr + pair * D + channel, mask=channel < D, other=0.0)
     f = _phi(k, inside, FEATURE)
-    df = tl.where(inside, tl.dot(v, tl.trans(ds), input_precision=PRECISION) + dz[None, :], 0.0)
+    df = _times_transposed(v_ptr, b, h, n, vb, vh, vn, real, ds_ptr + pair * D * D, D, BLOCK_D, ROWS, PRECISION)
+    df = tl.where(inside, df + dz[None, :], 0.0)
     dk = _phi_gradient(k, f, df, FEATURE)
     dv = tl.dot(f, ds, input_precision=PRECISION)
     tl.store(_rows(dk_ptr, pair, 0, n, tokens * D, 0, D, channel), dk.to(dk_ptr.dtype.element_ty), mask=stored)
@@ -166,11 +190,21 @@ def _strides(x: Tensor) -> tuple[int, int, int]:
     return x.stride(0), x.stride(1), x.stride(2)
 
 
-def _split(pairs: int, tokens: int) -> tuple[int, int]:
-    """(shares along the tokens, steps of ROWS in each)."""
-    blocks = triton.cdiv(tokens, ROWS)
+def _split(pairs: int, tokens: int, rows: int) -> tuple[int, int]:
+    """(shares along the tokens, steps of `rows` tokens in each)."""
+    blocks = triton.cdiv(tokens, rows)
     steps = triton.cdiv(blocks, max(1, min(blocks, PROGRAMS // pairs)))
     return triton.cdiv(blocks, steps), steps
+
+
+def _tile(width: int, kind: torch.dtype) -> dict[str, int]:
+    """Tokens at a time and warps, such that the sum over keys [D, D] stays in registers and the rest fits any card.
+
+    Float32 takes twice the registers for every operand, and few rows let the warps share the sum by columns.
+    """
+    if kind == torch.float32:
+        return {"ROWS": 16, "num_warps": max(4, width // 8), "num_stages": 2}
+    return {"ROWS": 32 if width > 64 else 64, "num_warps": 8 if width > 64 else 4, "num_stages": 2}
 
 
 class LinearAttention(torch.autograd.Function):
@@ -183,15 +217,15 @@ class LinearAttention(torch.autograd.Function):
         batch, heads, tokens, width = q.shape
         pairs, keys = batch * heads, k.shape[2]
         mask = None if key_mask is None else key_mask.to(torch.uint8).contiguous()
+        padded = max(16, triton.next_power_of_2(width))
         options = {
             "D": width,
-            "BLOCK_D": max(16, triton.next_power_of_2(width)),
-            "ROWS": ROWS,
+            "BLOCK_D": padded,
+            **_tile(padded, q.dtype),
             "FEATURE": feature,
-            "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
-            "num_warps": 8 if width > 64 else 4,
+            "PRECISION": "tf32x3" if q.dtype == torch.float32 else "tf32",
         }
-        shares, steps = _split(pairs, keys)
+        shares, steps = _split(pairs, keys, options["ROWS"])
         s = q.new_empty(pairs, shares, width, width, dtype=torch.float32)
         z = q.new_empty(pairs, shares, width, dtype=torch.float32)
         launch(
@@ -201,7 +235,7 @@ class LinearAttention(torch.autograd.Function):
         )
         s, z = s.sum(1), z.sum(1)
         out = q.new_empty(q.shape)
-        programs = triton.cdiv(tokens, ROWS) * pairs
+        programs = triton.cdiv(tokens, options["ROWS"]) * pairs
         launch(_read, programs, q, s, z, out, heads, tokens, eps, *_strides(q), **options)
         ctx.save_for_backward(q, k, v, mask, s, z, out)
         ctx.eps, ctx.options = eps, options
@@ -213,7 +247,7 @@ class LinearAttention(torch.autograd.Function):
         q, k, v, mask, s, z, out = ctx.saved_tensors
         batch, heads, tokens, width = q.shape
         pairs, keys = batch * heads, k.shape[2]
-        shares, steps = _split(pairs, tokens)
+        shares, steps = _split(pairs, tokens, ctx.options["ROWS"])
         ds = q.new_empty(pairs, shares, width, width, dtype=torch.float32)
         dz = q.new_empty(pairs, shares, width, dtype=torch.float32)
         dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
@@ -223,7 +257,7 @@ class LinearAttention(torch.autograd.Function):
             *_strides(q),
             **ctx.options,
         )
-        programs, sums = triton.cdiv(keys, ROWS) * pairs, (ds.sum(1), dz.sum(1))
+        programs, sums = triton.cdiv(keys, ctx.options["ROWS"]) * pairs, (ds.sum(1), dz.sum(1))
         launch(
             *(_key_gradient, programs, k, v, mask, *sums, dk, dv, heads, keys, *_strides(k), *_strides(v)),
             MASKED=mask is not None,
