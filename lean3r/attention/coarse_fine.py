@@ -5,7 +5,7 @@ Source: Ren et al. 2026, "Speed3R" (Global Sparse Attention), the paper and the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lean3r.attention.base import Mechanism, Projected, record
+from lean3r.attention.regions import Choice, describe_windows, select_by_regions
 from lean3r.attention.settings import check_count, check_flag, format_settings
 from lean3r.attention.tokens import view_count, without_padding
 from lean3r.errors import UsageError
-from lean3r.ops.block_select import block_select
+from lean3r.ops.block_select import Selection, block_select
 from lean3r.ops.block_sparse import KeyValues, block_sparse_attention, check_kv, unsupported
 from lean3r.ops.dispatch import Implementation, check_implementation
 from lean3r.types import TokenLayout, Windows
@@ -39,9 +40,11 @@ class Gsa(Mechanism):
     lists with fewer windows than top_k: "unique" adds nothing, "repeat_last" repeats the last window with weight, as in
     released checkpoints. special: "full", or "pooled": patches attend to one average of each view's special tokens,
     and special tokens to all special tokens and the averages of all windows; two quadratic terms go, which exceed all
-    others from some hundred views on. reference, every: the windows of view 0, and of views 0, every, 2 every, ...,
-    are attended to in addition to the top_k (the paper's VGGT: view 0 and every 100). kv: "fp8" rounds the patches'
-    keys and values in the selected branch (ops/block_sparse). implementation: see ops/dispatch.py.
+    others from some hundred views on. regions: None, or the number of regions of 2 x 2 windows in which windows are
+    looked for; scores between windows, the other quadratic term, become 16 times fewer, and the compressed branch
+    reads averages of regions (attention/regions.py). reference, every: the windows of view 0, and of views 0, every,
+    2 every, ..., are attended to in addition to the top_k (the paper's VGGT: view 0 and every 100). kv: "fp8" rounds
+    the patches' keys and values in the selected branch (ops/block_sparse). implementation: see ops/dispatch.py.
 
     Source: Speed3R, arXiv 2603.08055.
     Time: N · top_k, and (N/16)² for the choice.
@@ -61,26 +64,31 @@ class Gsa(Mechanism):
         gate: Literal["two", "one", "none"] = "two",
         fill: Literal["unique", "repeat_last"] = "unique",
         special: Literal["full", "pooled"] = "full",
+        regions: int | None = None,
         reference: bool = False,
         every: int | None = None,
         kv: KeyValues = "full",
         implementation: Implementation = "auto",
     ):
         super().__init__()
-        for name, value in (("window", window), ("top_k", top_k), ("every", 1 if every is None else every)):
-            check_count(name, value)
+        for name, value in (("window", window), ("top_k", top_k), ("every", every), ("regions", regions)):
+            if value is not None:
+                check_count(name, value)
         if gate not in ("two", "one", "none"):
             raise UsageError(f"gate is {gate!r}; expected 'two', 'one' or 'none'")
         if fill not in ("unique", "repeat_last"):
             raise UsageError(f"fill is {fill!r}; expected 'unique' or 'repeat_last'")
         if special not in ("full", "pooled"):
             raise UsageError(f"special is {special!r}; expected 'full' or 'pooled'")
+        if regions is not None and fill != "unique":
+            raise UsageError(f"regions is {regions} and fill is {fill!r}; lists chosen by regions need fill='unique'")
         self.dim, self.heads = dim, heads
         self.window: int = window
         self.top_k = top_k
         self.gating = gate
         self.fill: Literal["unique", "repeat_last"] = fill
         self.special: Literal["full", "pooled"] = special
+        self.regions = regions
         self.reference, self.every = check_flag("reference", reference), every
         self.kv: KeyValues = check_kv(kv)
         self.implementation: Implementation = check_implementation(implementation)
@@ -93,7 +101,19 @@ class Gsa(Mechanism):
 
     def extra_repr(self) -> str:
         """Shown by repr(model)."""
-        names = ("dim", "heads", "window", "top_k", "fill", "special", "reference", "every", "kv", "implementation")
+        names = (
+            "dim",
+            "heads",
+            "window",
+            "top_k",
+            "fill",
+            "special",
+            "regions",
+            "reference",
+            "every",
+            "kv",
+            "implementation",
+        )
         return f"{format_settings(self, *names)}, gate={self.gating!r}"
 
     def unsupported(self, head_dim: int) -> str | None:
@@ -105,21 +125,11 @@ class Gsa(Mechanism):
         p = without_padding(p)
         cut = Cut.of(layout, self.window, p)
         value = cut.blocks(p.v)
-        pooled_q, pooled_k = p.finish(cut.pool(cut.blocks(p.q)), cut.pool(cut.blocks(p.k)), cut.pooled_positions(p))
-        pooled_v = cut.pool(value)
+        windows = describe_windows(p, (cut.pool(cut.blocks(p.q)), cut.pool(cut.blocks(p.k)), cut.pool(value)), cut)
+        pooled_q, pooled_k = p.finish(windows.q, windows.k, windows.positions)
         views = self._always(cut.views)
         always = [v * cut.windows.count + w for v in views for w in range(cut.windows.count)]
-        top_k = self.top_k + len(always)
-        chosen = block_select(
-            pooled_q,
-            pooled_k,
-            pooled_v,
-            min(top_k, pooled_k.shape[2]) if self.fill == "unique" else top_k,
-            key_mask=cut.window_mask,
-            always=always,
-            fill=self.fill,
-            implementation=self.implementation,
-        )
+        chosen = self._select(windows, (pooled_q, pooled_k), cut, always)
         blocks = chosen.blocks
         if p.key_mask is not None:
             views = []
@@ -150,10 +160,39 @@ class Gsa(Mechanism):
         keys, values, mask = k, p.v, p.key_mask
         if pooled:
             keys = torch.cat([cut.special_tokens(k), pooled_k], dim=2)
-            values = torch.cat([cut.special_tokens(p.v), pooled_v], dim=2)
+            values = torch.cat([cut.special_tokens(p.v), windows.v], dim=2)
             mask = None if cut.window_mask is None else F.pad(cut.window_mask, (cut.special, 0), value=True)
         mask = None if mask is None else mask[:, None, None]
         return cut.join(out, F.scaled_dot_product_attention(cut.special_tokens(q), keys, values, attn_mask=mask))
+
+    def _select(
+        self, windows: Projected, finished: tuple[Tensor, Tensor], cut: Cut, always: list[int]
+    ) -> Selection | Choice:
+        """Lists of windows, those of `always` first, and the compressed branch."""
+        count = finished[1].shape[2]
+        if self.regions is not None:
+            top_k = min(self.top_k, count)
+            chosen = select_by_regions(
+                *(windows, finished, cut, top_k, self.regions), skip=always, implementation=self.implementation
+            )
+            first = torch.tensor(always, dtype=torch.int32, device=chosen.blocks.device)
+            if cut.window_mask is None:
+                first = first.expand(*chosen.blocks.shape[:-1], -1)
+            else:
+                first = first.where(cut.window_mask[:, first.long()], -1)[:, None, None].expand(
+                    *chosen.blocks.shape[:-1], -1
+                )
+            return replace(chosen, blocks=torch.cat([first, chosen.blocks], -1))
+        top_k = self.top_k + len(always)
+        return block_select(
+            *finished,
+            windows.v,
+            min(top_k, count) if self.fill == "unique" else top_k,
+            key_mask=cut.window_mask,
+            always=always,
+            fill=self.fill,
+            implementation=self.implementation,
+        )
 
     def gates(self, x: Tensor) -> Tensor | None:
         """Weights of the compressed and the selected branch [B, H, N, 2] for input x [B, N, C]; None without gates."""

@@ -309,3 +309,53 @@ def test_a_dense_pi3_becomes_a_sparse_one() -> None:
     assert official["global_decoder.0.attn.gate.0.bias"].tolist() == [-1, 1, -1, 1]
     with pytest.raises(UsageError, match="expected a Pi3"):
         from_pi3(Pi3X(Pi3XConfig(**small, conv_widths=(32, 16), conv_last=8, metric_width=32, metric_heads=2)))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("special", "rows", "cols"), [(0, 7, 9), (1, 17, 10), (2, 24, 5)])
+def test_all_regions_give_the_windows_of_one_level(special: int, rows: int, cols: int, masked: bool) -> None:
+    layout = TokenLayout(3, special, rows, cols)
+    p = projected(layout, batch=2, mask=holes(layout, 2) if masked else None)
+    settings: dict[str, Any] = {"window": 4, "top_k": 5, "gate": "none", "reference": True}
+    with recording() as log, torch.no_grad():
+        one, two = (Gsa(HEADS * DIM, HEADS, **settings, regions=regions)(p, layout) for regions in (None, 100))
+    lists = [record.values["blocks"].sort(-1).values for record in log]  # type: ignore[union-attr]
+    assert torch.equal(*lists)
+    assert_rms(two, one, 1e-6)
+
+
+def test_windows_come_from_the_best_regions() -> None:
+    """One region a list: its windows, whatever windows elsewhere score; the compressed branch reads regions."""
+    torch.manual_seed(0)
+    layout = TokenLayout(4, 1, 8, 8)
+    p = projected(layout)
+    gsa = Gsa(HEADS * DIM, HEADS, window=2, top_k=4, regions=1, gate="two")
+    with recording() as log, torch.no_grad():
+        gsa(p, layout)
+    (entry,) = log
+    blocks = entry.values["blocks"]
+    assert isinstance(blocks, Tensor)
+    view, row, col = blocks // 16, blocks % 16 // 4, blocks % 4
+    region = view * 4 + row // 2 * 2 + col // 2
+    assert torch.equal(region.amin(-1), region.amax(-1))
+    assert torch.equal(blocks.sort(-1).values.diff(dim=-1) > 0, torch.ones(1, HEADS, 64, 3, dtype=torch.bool))
+    patches = [x.unflatten(2, (4, 65))[:, :, :, 1:].unflatten(3, (2, 4, 2, 4)) for x in (p.q, p.k)]
+    q, k = (x.mean((4, 6)).flatten(2, 4) for x in patches)  # a region: 4 x 4 patches
+    assert p.positions is not None
+    centre = p.positions[1:].unflatten(0, (2, 4, 2, 4)).mean((1, 3)).flatten(0, 1)
+    q, k = p.finish(q, k, (centre - 0.5 + 1e-4).trunc())
+    best = (q @ k.mT).argmax(-1)
+    mine = torch.arange(64)
+    own = mine // 16 * 4 + mine % 16 // 8 * 2 + mine % 4 // 2
+    assert torch.equal(region[..., 0], best[:, :, own].to(torch.int32))
+
+
+def test_regions_train_and_refuse_what_they_cannot_do() -> None:
+    layout = TokenLayout(2, 1, 9, 9)
+    p = projected(layout)
+    q, k, v = (x.requires_grad_() for x in (p.q, p.k, p.v))
+    gsa = Gsa(HEADS * DIM, HEADS, window=3, top_k=2, regions=2)
+    for gradient in torch.autograd.grad(gsa(p, layout).square().sum(), (q, k, v)):
+        assert bool(gradient.isfinite().all()) and bool(gradient.any())
+    with pytest.raises(UsageError, match="regions is 2 and fill is 'repeat_last'"):
+        Gsa(HEADS * DIM, HEADS, regions=2, fill="repeat_last")
