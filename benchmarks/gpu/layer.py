@@ -33,7 +33,8 @@ from tuning import longest_list, number, pinned
 
 from lean3r.attention import coarse_fine
 from lean3r.attention.base import Mechanism, Projected
-from lean3r.attention.coarse_fine import Cut, Gsa
+from lean3r.attention.coarse_fine import Gsa
+from lean3r.attention.cut import Cut
 from lean3r.layers.attention import SelfAttention
 from lean3r.ops.block_select import block_select
 from lean3r.ops.block_sparse import block_sparse_attention

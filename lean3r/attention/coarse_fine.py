@@ -5,7 +5,7 @@ Source: Ren et al. 2026, "Speed3R" (Global Sparse Attention), the paper and the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -13,14 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lean3r.attention.base import Mechanism, Projected, record
+from lean3r.attention.cut import Cut
 from lean3r.attention.regions import Choice, describe_windows, select_by_regions
 from lean3r.attention.settings import check_count, check_flag, format_settings
-from lean3r.attention.tokens import view_count, without_padding
+from lean3r.attention.tokens import without_padding
 from lean3r.errors import UsageError
 from lean3r.ops.block_select import Selection, block_select
 from lean3r.ops.block_sparse import KeyValues, block_sparse_attention, check_kv, unsupported
 from lean3r.ops.dispatch import Implementation, check_implementation
-from lean3r.types import TokenLayout, Windows
+from lean3r.types import TokenLayout
 
 GATE_START = 1.0  # the gates start at sigmoid(-1) = 0.27 for the compressed branch, 0.73 for the selected one
 
@@ -215,102 +216,3 @@ def _mix(compressed: Tensor, selected: Tensor, gates: Tensor) -> Tensor:
     if torch.is_grad_enabled():
         return torch.addcmul(selected * last, first, compressed).flatten(2, 3)
     return selected.mul_(last).addcmul_(first, compressed).flatten(2, 3)
-
-
-@dataclass(frozen=True)
-class Cut:
-    """The division of a call's N tokens, without special tokens, into n windows of `size` places each.
-
-    mask [B, n * size] is False on places with padding or without a patch, window_mask [B, n] on windows without any
-    patch; both are None if every place has a patch.
-    """
-
-    layout: TokenLayout
-    windows: Windows
-    views: int
-    mask: Tensor | None
-    window_mask: Tensor | None
-
-    @classmethod
-    def of(cls, layout: TokenLayout, side: int, p: Projected) -> Cut:
-        """Windows of `side` patches in the tokens of a call."""
-        batch = p.q.shape[0]
-        views = view_count(p, layout)
-        side = min(side, max(layout.rows, layout.cols))  # a larger window would have no more patches
-        windows = layout.windows_of(side, p.q.device)
-        if windows.full and p.key_mask is None:
-            return cls(layout, windows, views, None, None)
-        holds = (windows.members >= 0).expand(batch, views, -1, -1)
-        if p.key_mask is not None:
-            patches = p.key_mask.reshape(batch, views, -1)[:, :, layout.special :]
-            holds = holds & patches[:, :, windows.members.clamp_min(0)]
-        holds = holds.reshape(batch, views * windows.count, -1)
-        return cls(layout, windows, views, holds.flatten(1), None if p.key_mask is None else holds.any(-1))
-
-    @property
-    def size(self) -> int:
-        """Places of a window."""
-        return self.windows.side**2
-
-    @property
-    def special(self) -> int:
-        """Special tokens of all views."""
-        return self.views * self.layout.special
-
-    def blocks(self, x: Tensor) -> Tensor:
-        """Reorder tokens [B, H, N, D] to places of windows [B, H, n * size, D]; a view of x if the layout allows it."""
-        x = self._by_view(x)[:, :, :, self.layout.special :]
-        if self.windows.adjacent:
-            return x.flatten(2, 3)
-        return x.index_select(3, self.windows.members.clamp_min(0).flatten()).flatten(2, 3)
-
-    def special_tokens(self, x: Tensor) -> Tensor:
-        """Select the special tokens of all views [B, H, E, D] from tokens [B, H, N, D]."""
-        return self._by_view(x)[:, :, :, : self.layout.special].flatten(2, 3)
-
-    def seen_by_all(self, x: Tensor, views: list[int], pooled: bool) -> Tensor:
-        """Select the special tokens of all views, one mean per view if `pooled`, and the patches of `views`."""
-        special = self.special_tokens(x)
-        if pooled and self.special:
-            special = special.unflatten(2, (self.views, -1)).mean(3)
-        if not views:
-            return special
-        return torch.cat([special, self._by_view(x)[:, :, views, self.layout.special :].flatten(2, 3)], dim=2)
-
-    def join(self, patches: Tensor, special: Tensor | None) -> Tensor:
-        """Places [B, H, n * size, D] and special tokens [B, H, E, D] -> tokens [B, H, N, D]."""
-        if special is None and self.windows.adjacent:
-            return patches
-        patches = patches.unflatten(2, (self.views, -1))
-        if not self.windows.adjacent:
-            patches = patches.index_select(3, self.windows.slots)
-        if special is not None:
-            patches = torch.cat([special.unflatten(2, (self.views, -1)), patches], dim=3)
-        return patches.flatten(2, 3)
-
-    def pool(self, places: Tensor) -> Tensor:
-        """Mean of each window's patches [B, H, n * size, D] -> [B, H, n, D]; 0 for a window without any."""
-        if self.mask is None:
-            return places.unflatten(2, (-1, self.size)).mean(3)
-        holds = self.mask[:, None, :, None]
-        count = self.mask.unflatten(1, (-1, self.size)).sum(-1).clamp_min(1)[:, None, :, None]
-        return places.masked_fill(~holds, 0).unflatten(2, (-1, self.size)).sum(3) / count.to(places.dtype)
-
-    def pooled_positions(self, p: Projected) -> Tensor | None:
-        """Mean row and column of each window, truncated to integers; None without rotation."""
-        if p.positions is None:
-            return None
-        patches = p.positions.unflatten(0, (-1, self.layout.tokens))[:, self.layout.special :]
-        holds = (self.windows.members >= 0)[..., None]
-        total = (patches[:, self.windows.members.clamp_min(0)] * holds).sum(2)
-        return (total / holds.sum(1)).trunc().flatten(0, 1)
-
-    def density(self, blocks: Tensor, pooled: bool) -> Tensor:
-        """Share of keys that a patch attends to, [B, H], for lists of windows [B, H, n, K]; see `seen_by_all`."""
-        chosen = (blocks >= 0).sum(-1).float().mean(-1) / blocks.shape[2]
-        special = self.layout.special / self.layout.tokens
-        seen = min(self.layout.special, 1) / self.layout.tokens if pooled else special
-        return seen + (1 - special) * chosen
-
-    def _by_view(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.views, self.layout.tokens))

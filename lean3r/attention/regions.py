@@ -8,20 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lean3r.attention.base import Projected
+from lean3r.attention.cut import Cut
 from lean3r.attention.pieces import pieces
 from lean3r.ops.block_select import block_select
 from lean3r.ops.dispatch import Implementation
 from lean3r.ops.repeats import pieces_of
 from lean3r.types import TokenLayout
-
-if TYPE_CHECKING:
-    from lean3r.attention.coarse_fine import Cut
 
 SIDE = 2  # windows along the side of a region
 
@@ -52,7 +49,7 @@ def select_by_regions(
     """
     rows, cols = (-(-n // cut.windows.side) for n in (cut.layout.rows, cut.layout.cols))
     layout = TokenLayout(cut.views, 0, rows, cols)
-    regions = type(cut).of(layout, SIDE, windows)
+    regions = Cut.of(layout, SIDE, windows)
     mean_q, mean_k, mean_v = (regions.pool(regions.blocks(x)) for x in (windows.q, windows.k, windows.v))
     q, k = windows.finish(mean_q, mean_k, regions.pooled_positions(windows))
     best = block_select(
