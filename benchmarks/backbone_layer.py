@@ -4,7 +4,7 @@
 
 16 heads of 64 channels, 192 patches and 5 registers a view: Pi3 on pictures of 224 x 168 pixels, float32. First, in
 the same process, correctness, as in attention.py. Then dense attention (torch's scaled_dot_product_attention), `gsa`
-as Speed3R defines it, and `gsa` with special="pooled", by turns: seconds of wall time and of all cores, medians, and
+as Speed3R defines it, and `gsa` with special="pooled" and with regions=64, by turns: seconds of wall time and of all cores, medians, and
 the exponent by which they grow with the views. Writes backbone_layer_cpu.json.
 """
 
@@ -33,6 +33,7 @@ LAYERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("dense", {"implementation": "sdpa"}),
     "gsa": ("gsa", {}),
     "gsa, special pooled": ("gsa", {"special": "pooled"}),
+    "gsa, pooled, 64 regions": ("gsa", {"special": "pooled", "regions": 64}),
 }
 AIMS = {"layer": {64: 6.0, 128: 10.0, 256: 16.0}, "model": {32: 1.25, 64: 1.5, 128: 2.1}}
 """Speed-ups over dense attention by views that lean3r aims at."""
@@ -69,7 +70,7 @@ def rows_of(views: int, times: dict[str, dict[str, float]]) -> list[dict[str, An
         speed_up = {f"{kind}_speed_up": times["dense"][f"{kind}_s"] / t[f"{kind}_s"] for kind in ("wall", "cpu")}
         rows.append({"network": name, "views": views, **t, **speed_up})
         print(
-            f"{views:4} views {name:20} {t['wall_s']:8.3f} s, {t['cpu_s']:8.3f} s of all cores: "
+            f"{views:4} views {name:24} {t['wall_s']:8.3f} s, {t['cpu_s']:8.3f} s of all cores: "
             f"{speed_up['wall_speed_up']:5.2f} x, {speed_up['cpu_speed_up']:5.2f} x",
             flush=True,
         )
