@@ -4,8 +4,8 @@
 
 16 heads of 64 channels, 192 patches and 5 registers a view: Pi3 on pictures of 224 x 168 pixels, float32. First, in
 the same process, correctness, as in attention.py. Then dense attention (torch's scaled_dot_product_attention), `gsa`
-as Speed3R defines it, and `gsa` with special="pooled" and with regions=64, by turns: seconds of wall time and of all cores, medians, and
-the exponent by which they grow with the views. Writes backbone_layer_cpu.json.
+as Speed3R defines it, with special="pooled", and with regions=64 besides, by turns: seconds of wall time and of all
+cores, medians, and the exponent by which they grow with the views. Writes backbone_layer_cpu.json.
 """
 
 from __future__ import annotations
