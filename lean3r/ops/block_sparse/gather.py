@@ -202,18 +202,20 @@ class _Head:
             return lse
         size = max(1, min(count, _CPU_BYTES * torch.get_num_threads() // (2 * listed * self.k[0].nbytes)))
         buffers = [self.k.new_empty(size * listed, self.k.shape[1]) for _ in range(2)]
-        for start in pieces_of(range(0, count, size)):
-            piece = slice(start, min(start + size, count))
-            c = piece.stop - start
-            index = self.listed[piece].reshape(-1)
+        # Cut once: a slice costs as much as a small product.
+        lists, queries = self.listed.reshape(-1).split(size * listed), self.q[:, None].split(size)
+        outs, heights = out[:, None].split(size), lse[:, None].split(size)
+        for i in pieces_of(range(len(queries))):
+            index, c = lists[i], len(queries[i])
             rows = index if self.bias is None else index.clamp(max=len(self.k) - 1)
             keys, values = (
                 torch.index_select(table, 0, rows, out=buffer[: c * listed]).view(c, 1, -1, dim)
                 for table, buffer in zip((self.k, self.v), buffers, strict=True)
             )
             bias = None if self.bias is None else self.bias[index].view(c, 1, 1, -1)
-            mixed, heights = _flash(self.q[piece, None], keys, values, attn_mask=bias, scale=self.scale)
-            out[piece], lse[piece] = mixed[:, 0], heights[:, 0]
+            mixed, height = _flash(queries[i], keys, values, attn_mask=bias, scale=self.scale)
+            outs[i].copy_(mixed)
+            heights[i].copy_(height)
         if self.empty is not None:
             out[self.empty] = 0
             lse[self.empty] = -torch.inf
