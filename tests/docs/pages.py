@@ -82,7 +82,10 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "pip install torch --index-url https://download.pytorch.org/whl/cpu": DOWNLOADS,
         "pip install .": DOWNLOADS,
     },
-    "docs/attention.md": {"python benchmarks/attention.py --limit 66": FIGURES},
+    "docs/attention.md": {
+        "python benchmarks/attention.py --limit 66": FIGURES,
+        "python benchmarks/backbone_layer.py --views 8 32 64 128 256 --model-views": FIGURES,
+    },
     "docs/how-to/adapters.md": {
         "pip install 'lean3r[train]'": DOWNLOADS,
         "python benchmarks/adapters.py": FIGURES,
