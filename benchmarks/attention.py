@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, hardware, write_result
+from common import RESULTS, capture, hardware, write_result
 from measure import clock, inside, observed, once, peaks
 from torch import Tensor, nn
 
@@ -110,22 +110,12 @@ def build(name: str, settings: dict[str, Any], bench: Bench) -> Mechanism:
 
 def projections(bench: Bench, layout: TokenLayout, dtype: torch.dtype | None = None) -> Projected:
     """One call's projections as a global block makes them, from random input."""
-    seen: list[Projected] = []
-
-    class Spy(Mechanism):
-        def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
-            seen.append(p)
-            return p.v
-
     torch.manual_seed(1)
     layer = SelfAttention(bench.dim, bench.heads).to(bench.device, dtype or bench.dtype)
-    layer.mechanism = Spy()
     # Neighbouring patches resemble one another, as in pictures: lists of random ones would all be different.
     base = torch.randn(1, layout.views, 1, bench.dim) + torch.randn(1, 1, layout.tokens, bench.dim)
     x = (base + torch.randn(1, layout.views, layout.tokens, bench.dim)).flatten(1, 2)
-    with torch.no_grad():
-        layer(x.to(bench.device, dtype or bench.dtype), layout)
-    return seen[0]
+    return capture(layer, x.to(bench.device, dtype or bench.dtype), layout)
 
 
 def leaves(p: Projected) -> tuple[Projected, list[Tensor]]:
@@ -188,11 +178,7 @@ def layer_row(name: str, views: int, backward: bool, bench: Bench, peak: dict[st
     if bench.cuda:
         run()  # kernels are compiled and tuned
     seconds, flops, memory = observed(run)
-    repeats = 1
-    if seconds < bench.limit_s / 10:
-        seconds, repeats = clock(run, 1.0)
-    else:
-        seconds = once(run)
+    seconds, repeats = clock(run, 1.0) if seconds < bench.limit_s / 10 else (once(run), 1)
     parts: dict[str, float] = {}
     if name == "gsa":
         selection, block_sparse = inside(coarse_fine, ("block_select", "block_sparse_attention"), run, min(repeats, 5))

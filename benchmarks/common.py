@@ -8,6 +8,11 @@ import platform
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
+from lean3r.attention.base import Mechanism, Projected
+from lean3r.layers.attention import SelfAttention
+from lean3r.types import TokenLayout
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -35,6 +40,21 @@ def write_result(name: str, result: dict, folder: Path = RESULTS) -> Path:
     path = folder / f"{name}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     return path
+
+
+def capture(layer: SelfAttention, x: Tensor, layout: TokenLayout) -> Projected:
+    """The projections that a layer passes to its mechanism for tokens x [B, N, C]."""
+    seen: list[Projected] = []
+
+    class Spy(Mechanism):
+        def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
+            seen.append(p)
+            return p.v
+
+    layer.mechanism = Spy()
+    with torch.no_grad():
+        layer(x, layout)
+    return seen[0]
 
 
 def _cpuinfo() -> list[str]:

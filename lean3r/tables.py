@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 
 @lru_cache(maxsize=512)
-def _made(
+def _make_once(
     make: Callable[..., Tensor], arguments: tuple[Hashable, ...], device: torch.device, dtype: torch.dtype | None
 ) -> Tensor:
     # A table made in inference mode could not be used by a later training step.
@@ -30,12 +30,12 @@ def table(
     """
     if torch.compiler.is_dynamo_compiling():
         return _node(make.__module__, make.__name__, repr(arguments), device, dtype)
-    return _made(make, arguments, device, dtype)
+    return _make_once(make, arguments, device, dtype)
 
 
 def forget_tables() -> None:
     """Empty the cache, for code that ran on tensors without values."""
-    _made.cache_clear()
+    _make_once.cache_clear()
 
 
 @torch.library.custom_op(
@@ -45,11 +45,11 @@ def forget_tables() -> None:
 )
 def _node(module: str, name: str, arguments: str, device: torch.device, dtype: torch.dtype | None) -> Tensor:
     make = getattr(importlib.import_module(module), name)
-    return _made(make, ast.literal_eval(arguments), device, dtype).clone()
+    return _make_once(make, ast.literal_eval(arguments), device, dtype).clone()
 
 
 @_node.register_fake
 def _(*call) -> Tensor:
     with unset_fake_temporarily():
-        found = _node._init_fn(*call)
-    return torch.empty(found.shape, dtype=found.dtype, device=found.device)
+        real = _node._init_fn(*call)
+    return torch.empty(real.shape, dtype=real.dtype, device=real.device)

@@ -172,21 +172,21 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of compiled.json")
     args = parser.parse_args()
     triton.knobs.nvidia.dump_ptxas_log = True
-    found: list[Variant] = []
+    compiled: list[Variant] = []
     with tempfile.TemporaryDirectory() as cache:  # what is cached elsewhere has no log
         triton.knobs.cache.dir = cache
         for operator in args.operators:
             for kind in args.types:
                 for card in args.cards:
                     for variant in variants(operator, card, kind, args.shapes):
-                        found.append(variant)
+                        compiled.append(variant)
                         print(*asdict(variant).values(), "" if variant.fits else "DOES NOT FIT", flush=True)
-    rows = [json.dumps(asdict(variant)) for variant in found]
+    rows = [json.dumps(asdict(variant)) for variant in compiled]
     head = json.dumps({"command": " ".join(sys.argv), "triton": triton.__version__, "shared_limits": CARDS})
     args.out.mkdir(parents=True, exist_ok=True)
     text = f'{head[:-1]}, "variants": [\n' + ",\n".join(rows) + "\n]}\n"
     (args.out / "compiled.json").write_text(text)
-    return int(not all(variant.fits for variant in found))
+    return int(not all(variant.fits for variant in compiled))
 
 
 if __name__ == "__main__":

@@ -26,13 +26,14 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from common import capture
 from roofline import H200, Layer
 from rows import Rows, measure
 from torch import Tensor
 from tuning import longest_list, number, pinned
 
 from lean3r.attention import coarse_fine
-from lean3r.attention.base import Mechanism, Projected
+from lean3r.attention.base import Projected
 from lean3r.attention.coarse_fine import Gsa
 from lean3r.attention.cut import Cut
 from lean3r.layers.attention import SelfAttention
@@ -79,23 +80,13 @@ class Bench:
 
     def projected(self, layout: TokenLayout) -> Projected:
         """What a global block hands to its mechanism; drawn on the device."""
-        seen: list[Projected] = []
-
-        class Spy(Mechanism):
-            def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
-                seen.append(p)
-                return p.v
-
         torch.manual_seed(1)
         with torch.device(self.device):
             layer = SelfAttention(self.dim, self.heads).to(self.dtype)
             x = torch.randn(1, layout.views, layout.tokens, self.dim, dtype=self.dtype)
             for shape in ((layout.views, 1), (1, layout.tokens)):
                 x += torch.randn(1, *shape, self.dim, dtype=self.dtype)
-        layer.mechanism = Spy()
-        with torch.no_grad():
-            layer(x.flatten(1, 2), layout)
-        return seen[0]
+        return capture(layer, x.flatten(1, 2), layout)
 
     def roofline(self, layout: TokenLayout) -> Layer:
         return Layer(layout.views, layout.patches, layout.special, self.dim)

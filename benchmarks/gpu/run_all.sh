@@ -24,7 +24,7 @@ mkdir -p "$out"
 out=$(realpath "$out")
 cd "$(dirname "$0")/../.." || exit 2
 here=benchmarks/gpu
-export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
 if [ $device = cpu ]; then
     export TRITON_INTERPRET=1 OMP_NUM_THREADS=1
     scale=20 # a slow or busy processor is no failure

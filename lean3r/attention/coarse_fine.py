@@ -18,7 +18,7 @@ from lean3r.attention.regions import Choice, describe_windows, select_by_regions
 from lean3r.attention.settings import check_count, check_flag, format_settings
 from lean3r.attention.tokens import without_padding
 from lean3r.errors import UsageError
-from lean3r.ops.block_select import Selection, block_select
+from lean3r.ops.block_select import Selection, block_select, list_first
 from lean3r.ops.block_sparse import KeyValues, block_sparse_attention, check_kv, unsupported
 from lean3r.ops.dispatch import Implementation, check_implementation
 from lean3r.types import TokenLayout
@@ -176,14 +176,7 @@ class Gsa(Mechanism):
             chosen = select_by_regions(
                 *(windows, finished, cut, top_k, self.regions), skip=always, implementation=self.implementation
             )
-            first = torch.tensor(always, dtype=torch.int32, device=chosen.blocks.device)
-            if cut.window_mask is None:
-                first = first.expand(*chosen.blocks.shape[:-1], -1)
-            else:
-                first = first.where(cut.window_mask[:, first.long()], -1)[:, None, None].expand(
-                    *chosen.blocks.shape[:-1], -1
-                )
-            return replace(chosen, blocks=torch.cat([first, chosen.blocks], -1))
+            return replace(chosen, blocks=list_first(chosen.blocks, always, cut.window_mask))
         top_k = self.top_k + len(always)
         return block_select(
             *finished,

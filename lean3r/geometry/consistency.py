@@ -79,9 +79,9 @@ def sample_depth(depth: np.ndarray, xy: np.ndarray) -> np.ndarray:
     fx, fy = x - left, y - top
     weights = np.stack([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy])
     inverse = (weights / np.where(known, corners, 1)).sum(axis=0)
-    found = np.full(inside.shape, np.nan)
-    found[at] = np.where(known, 1 / inverse, np.nan)
-    return found
+    depths = np.full(inside.shape, np.nan)
+    depths[at] = np.where(known, 1 / inverse, np.nan)
+    return depths
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Operators as single nodes of torch's graphs: what torch.compile does not look into.
+"""Operators as single nodes of torch's graphs, which torch.compile does not trace into.
 
-Lists, chunks and choices that depend on values break a graph into many. Where nothing compiles, an operator is called
-directly, at no cost, and whoever counts operations sees its parts.
+Lists, chunks and choices that depend on values break a graph into many. Outside of torch.compile an operator
+is called directly: at no cost, and counters of operations see its parts.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ def operator(name: str, schema: str, run: Callable[..., Results], shapes: Callab
     arguments, results = schema.strip("(").split(") -> ")
 
     def forward(*args) -> Results:
-        found = run(*args)
-        return found.contiguous() if isinstance(found, Tensor) else tuple(x.contiguous() for x in found)
+        results = run(*args)
+        return results.contiguous() if isinstance(results, Tensor) else tuple(x.contiguous() for x in results)
 
     def gradients(grads: list[Tensor], wanted: list[int], *args) -> list[Tensor]:
         args = [x.detach().requires_grad_(i in wanted) if isinstance(x, Tensor) else x for i, x in enumerate(args)]
         leaves = [args[i] for i in wanted]
         with _autograd():
-            found = run(*args)
-            pairs = zip((x for x in _listed(found) if x.is_floating_point()), grads, strict=True)
+            pairs = zip((x for x in _as_tuple(run(*args)) if x.is_floating_point()), grads, strict=True)
             outputs, slopes = zip(*((x, grad) for x, grad in pairs if x.requires_grad), strict=True)
             slopes = torch.autograd.grad(outputs, leaves, slopes, allow_unused=True, materialize_grads=True)
         return [x.contiguous() for x in slopes]
@@ -50,15 +49,15 @@ def operator(name: str, schema: str, run: Callable[..., Results], shapes: Callab
 
     def keep(ctx, inputs: tuple, output: Results) -> None:
         ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
-        ctx.mark_non_differentiable(*(x for x in _listed(output) if not x.is_floating_point()))
+        ctx.mark_non_differentiable(*(x for x in _as_tuple(output) if not x.is_floating_point()))
         ctx.inputs = [None if isinstance(x, Tensor) else (x,) for x in inputs]
 
     def differentiate(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         tensors = iter(ctx.saved_tensors)
         args = [next(tensors) if x is None else x[0] for x in ctx.inputs]
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
-        found = backward([x for x in grads if x is not None and x.is_floating_point()], wanted, *args)
-        return tuple(found[wanted.index(i)] if i in wanted else None for i in range(len(args)))
+        slopes = backward([x for x in grads if x is not None and x.is_floating_point()], wanted, *args)
+        return tuple(slopes[wanted.index(i)] if i in wanted else None for i in range(len(args)))
 
     node.register_autograd(differentiate, setup_context=keep)
 
@@ -68,8 +67,8 @@ def operator(name: str, schema: str, run: Callable[..., Results], shapes: Callab
     return call
 
 
-def _listed(found: Results) -> tuple[Tensor, ...]:
-    return (found,) if isinstance(found, Tensor) else tuple(found)
+def _as_tuple(results: Results) -> tuple[Tensor, ...]:
+    return (results,) if isinstance(results, Tensor) else tuple(results)
 
 
 @contextmanager

@@ -189,9 +189,9 @@ def fitting(rows: str, lanes: str, dim: str) -> dict[str, Callable[..., list[tri
     two [lanes, dim] pass in every stage, one [rows, lanes] lies between two products.
     """
 
-    def kept(found: list[triton.Config], args: dict, **constants: int | str) -> list[triton.Config]:
+    def those_that_fit(configs: list[triton.Config], args: dict, **constants: int | str) -> list[triton.Config]:
         if triton.knobs.runtime.interpret:
-            return found
+            return configs
         card = triton.runtime.driver.active
         limit = card.utils.get_device_properties(card.get_current_device())["max_shared_mem"]
         size = next(iter(args.values())).element_size()
@@ -208,14 +208,14 @@ def fitting(rows: str, lanes: str, dim: str) -> dict[str, Callable[..., list[tri
             r, n, d = tile(config)
             return r * (n + d) // (32 * config.num_warps)
 
-        smallest = min(found, key=shared)
+        smallest = min(configs, key=shared)
         if (
             constants["PRECISION"] == "ieee"
         ):  # keeps its operands in registers: larger tiles spill, and compile for minutes
             return [smallest]
-        return [c for c in found if shared(c) <= limit and sums(c) <= _SUMS] or [smallest]
+        return [c for c in configs if shared(c) <= limit and sums(c) <= _SUMS] or [smallest]
 
-    return {"early_config_prune": kept}
+    return {"early_config_prune": those_that_fit}
 
 
 _SUMS = 128  # float32 numbers of scores and results that a thread can hold without spilling

@@ -48,8 +48,9 @@ def dry(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def book(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """benchmarks/gpu/rows.py, whose folder is on the path."""
+    """benchmarks/gpu/rows.py; the path is that of run_all.sh."""
     pytest.importorskip("triton", reason="triton is not installed")
+    monkeypatch.syspath_prepend(str(FOLDER.parent))
     monkeypatch.syspath_prepend(str(FOLDER))
     import rows
 

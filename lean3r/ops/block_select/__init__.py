@@ -92,7 +92,8 @@ def _run(
     wanted = top_k - len(first) if key_mask is None else top_k
     with torch.autocast(q.device.type, enabled=False):  # it would lower the products that rank
         chosen, out, lse = run(q, k, v, wanted, scale, key_mask, first)
-    return out, lse, _complete(chosen, first, key_mask, k.shape[2], fill)[..., :top_k]
+    chosen = list_first(chosen, first, key_mask)
+    return out, lse, _fill(chosen, key_mask, k.shape[2], fill)[..., :top_k]
 
 
 def _shapes(q: Tensor, k: Tensor, v: Tensor, top_k: int, *_) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,7 +113,7 @@ _operator = operator(
 def _check(
     q: Tensor, k: Tensor, v: Tensor, top_k: int, scale: float, key_mask: Tensor | None, first: list[int], fill: str
 ) -> None:
-    """Raise UsageError where the arguments do not fit; return `always` as a list without repetitions."""
+    """Raise UsageError where the arguments do not fit."""
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
         shapes = ", ".join(str(tuple(t.shape)) for t in (q, k, v))
         raise UsageError(f"block_select expects q [B, H, nq, D], k and v [B, H, nk, D]; got {shapes}")
@@ -138,17 +139,20 @@ def _unsupported(q: Tensor) -> str | None:
     return f"head_dim {q.shape[-1]} is above {_MAX_HEAD_DIM}" if q.shape[-1] > _MAX_HEAD_DIM else too_large(q)
 
 
-def _complete(chosen: Tensor, first: list[int], key_mask: Tensor | None, blocks: int, fill: str) -> Tensor:
-    """Put the `always` blocks in front, and end short lists as `fill` says."""
-    if first:
-        kept = torch.tensor(first, dtype=torch.int32, device=chosen.device)
-        if key_mask is None:
-            chosen = torch.cat((kept.expand(*chosen.shape[:-1], -1), chosen), -1)
-        else:
-            kept = kept.where(key_mask[:, kept.long()], -1)[:, None, None].expand(*chosen.shape[:-1], -1)
-            chosen = torch.cat((kept, chosen), -1)
-            order = (chosen < 0).to(torch.int8).sort(dim=-1, stable=True).indices
-            chosen = chosen.gather(-1, order)
+def list_first(chosen: Tensor, first: Sequence[int], key_mask: Tensor | None) -> Tensor:
+    """Put the blocks `first` in front of lists [B, H, nq, K]; those that key_mask [B, nk] hides, and -1, go last."""
+    if not first:
+        return chosen
+    always = torch.tensor(first, dtype=torch.int32, device=chosen.device)
+    if key_mask is None:
+        return torch.cat((always.expand(*chosen.shape[:-1], -1), chosen), -1)
+    always = always.where(key_mask[:, always.long()], -1)[:, None, None].expand(*chosen.shape[:-1], -1)
+    chosen = torch.cat((always, chosen), -1)
+    return chosen.gather(-1, (chosen < 0).to(torch.int8).sort(dim=-1, stable=True).indices)
+
+
+def _fill(chosen: Tensor, key_mask: Tensor | None, blocks: int, fill: str) -> Tensor:
+    """End short lists as `fill` says."""
     if fill == "unique":
         return chosen
     if key_mask is None:

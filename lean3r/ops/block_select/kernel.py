@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lean3r.ops.block_select.kernel_ranking import empty_list, indices_of, merge
 from lean3r.ops.block_select.long_lists import best_keys
 from lean3r.ops.tiles import LOG2_E, launch, place
 
@@ -29,13 +30,12 @@ LONGEST = 512  # list that a program sorts; longer ones are in long_lists.py
 _ROWS = 128  # a multiple of every tile height
 _SPAN = 16  # groups in a span
 _LOWEST = tl.constexpr(-3.4028234663852886e38)
-_NOTHING = tl.constexpr(-2139095041)  # the bits of -inf, made to sort as an integer
 
 
 def _configs(*shapes: tuple[int, int, int, int]) -> list[triton.Config]:
     """Tiles of (queries, keys) with warps and stages to try; the interpreter times nothing and takes the last."""
-    found = [triton.Config({"BM": bm, "BN": bn}, num_warps=w, num_stages=s) for bm, bn, w, s in shapes]
-    return found[-1:] if triton.knobs.runtime.interpret else found
+    configs = [triton.Config({"BM": bm, "BN": bn}, num_warps=w, num_stages=s) for bm, bn, w, s in shapes]
+    return configs[-1:] if triton.knobs.runtime.interpret else configs
 
 
 def select(
@@ -247,25 +247,25 @@ def _search(
     # A step whose candidates all fit into the list takes them as they come.
     span = tl.broadcast_to(slot[None, :], [R, K])
     if stored > K * SPAN:
-        best = _none(R, K)
+        best = empty_list(R, K)
         member = tl.arange(0, SPAN)
         for start in range(0, tl.cdiv(stored, SPAN), K):
             group = (start + slot)[:, None] * SPAN + member[None, :]
             at = maxima_ptr[:, :, None] + group[None, :, :]
             peaks = tl.load(at, mask=inside[:, None, None] & (group < stored)[None, :, :], other=-float("inf"))
-            best = _merge(best, tl.max(peaks, 2), tl.broadcast_to((start + slot)[None, :], [R, K]), R, LOG_K)
-        span = _indices(best)
+            best = merge(best, tl.max(peaks, 2), tl.broadcast_to((start + slot)[None, :], [R, K]), R, LOG_K)
+        span = indices_of(best)
 
     chosen = tl.broadcast_to(slot[None, :], [R, K])
     if stored > K:
-        best = _none(R, K)
+        best = empty_list(R, K)
         for i in range(SPAN):
             group = span * SPAN + i
             listed = inside[:, None] & (span >= 0) & (group < stored)
-            best = _merge(best, tl.load(maxima_ptr + group, mask=listed, other=-float("inf")), group, R, LOG_K)
-        chosen = _indices(best)
+            best = merge(best, tl.load(maxima_ptr + group, mask=listed, other=-float("inf")), group, R, LOG_K)
+        chosen = indices_of(best)
 
-    best = _none(R, K)
+    best = empty_list(R, K)
     for i in range(GROUP):
         key = chosen * GROUP + i
         listed = inside[:, None] & (chosen >= 0) & (key < nk)
@@ -279,63 +279,9 @@ def _search(
             k = tl.load(at, mask=listed[:, :, None] & (d < D)[None, None, :], other=0.0).to(tl.float32)
             score += tl.sum(q[:, None, :] * k, 2)
         score = tl.where(score > _LOWEST, score, _LOWEST)
-        best = _merge(best, tl.where(listed, score, -float("inf")), key, R, LOG_K)
+        best = merge(best, tl.where(listed, score, -float("inf")), key, R, LOG_K)
     at = blocks_ptr + (bh * nq + first + local)[:, None] * top_k + slot[None, :]
-    tl.store(at, _indices(best), mask=inside[:, None] & (slot < top_k)[None, :])
-
-
-@triton.jit
-def _none(R: tl.constexpr, K: tl.constexpr):
-    """An empty list [R, K]."""
-    return tl.full([R, K], _NOTHING, tl.int64) << 32
-
-
-@triton.jit
-def _merge(best, score, index, R: tl.constexpr, LOG_K: tl.constexpr):
-    """The K largest of a descending list [R, K] and of K new scores, as 64-bit integers of score and index.
-
-    A bitonic network on [R, K / 32, 32], so that partners in either direction come by a shuffle or two. (tl.sort
-    exchanges by reductions, which take the interpreter minutes; unrolled, the 54 rounds of K = 512 take the compiler
-    minutes.)
-    """
-    bits = score.to(tl.int32, bitcast=True)
-    rank = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
-    new = tl.reshape((rank << 32) | (0x7FFFFFFF - index).to(tl.int64), [R, 1 << (LOG_K - 5), 32])
-    for i in range(1, LOG_K + 1):
-        new = _rounds(new, i, 1 << i, R, LOG_K)
-    # One falls, the other rises: their larger halves are the K largest of both, as a bitonic sequence.
-    best = tl.maximum(tl.reshape(best, [R, 1 << (LOG_K - 5), 32]), new)
-    return tl.reshape(_rounds(best, LOG_K, 0, R, LOG_K), [R, 1 << LOG_K])
-
-
-@triton.jit
-def _rounds(x, count, rising, R: tl.constexpr, LOG_K: tl.constexpr):
-    """`count` rounds of exchanges over halving distances; entries fall where their place has the bit `rising` set.
-
-    With rising = 0 all fall.
-    """
-    C: tl.constexpr = 1 << (LOG_K - 5)
-    line = tl.arange(0, C)
-    lane = tl.arange(0, 32)
-    falls = ((line[:, None] * 32 + lane[None, :]) & rising) == rising  # [C, 32]
-    if C > 1:
-        for j in range(count - 5):
-            step = 1 << (count - 6 - j)  # in lines
-            other = tl.gather(x, tl.broadcast_to((line ^ step)[None, :, None], [R, C, 32]), 1)
-            larger = falls == ((line & step) == 0)[:, None]
-            x = tl.where(larger[None, :, :] == (x < other), other, x)
-    for j in range(tl.minimum(count, 5)):
-        step = 1 << (tl.minimum(count, 5) - 1 - j)
-        other = tl.gather(x, tl.broadcast_to((lane ^ step)[None, None, :], [R, C, 32]), 2)
-        larger = falls == ((lane & step) == 0)[None, :]
-        x = tl.where(larger[None, :, :] == (x < other), other, x)
-    return x
-
-
-@triton.jit
-def _indices(best):
-    """Indices of a list, -1 where it is empty."""
-    return tl.where((best >> 32) > _NOTHING, (0x7FFFFFFF - (best & 0x7FFFFFFF)).to(tl.int32), -1)
+    tl.store(at, indices_of(best), mask=inside[:, None] & (slot < top_k)[None, :])
 
 
 _BACKWARD = ((64, 128, 8, 2), (128, 64, 8, 2), (64, 64, 4, 2), (32, 64, 4, 1))

@@ -117,14 +117,14 @@ def _grad_keys(
 ) -> None:
     """Write the gradients of k and v: partial sums of the key blocks that are listed most often, then everything."""
     (batch, heads, queries, dim), keys = q.shape, k.shape[2]
-    found = listed_by(blocks, keys // key_block, max(1, _PIECE // query_block))
-    rest = [grad.new_empty(batch * heads, found.room, key_block, dim, dtype=torch.float32) for _ in range(2)]
-    for tiles, partial in ((found.room, True), (keys // key_block, False)):
+    listing = listed_by(blocks, keys // key_block, max(1, _PIECE // query_block))
+    rest = [grad.new_empty(batch * heads, listing.room, key_block, dim, dtype=torch.float32) for _ in range(2)]
+    for tiles, partial in ((listing.room, True), (keys // key_block, False)):
         launch(
             *(_grad_kv, tiles * batch * heads, q, k, v, grad, lse, delta, grad_k, grad_v, *rest),
-            *(found.starts, found.query_blocks, found.slots, found.owners, q if key_mask is None else key_mask),
+            *(listing.starts, listing.query_blocks, listing.slots, listing.owners, q if key_mask is None else key_mask),
             *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]),
-            *(heads, queries, keys, found.query_blocks.shape[1], found.room, found.most, scale),
+            *(heads, queries, keys, listing.query_blocks.shape[1], listing.room, listing.most, scale),
             **constants(dim, q.dtype, query_block, key_block),
             HAS_MASK=key_mask is not None,
             PARTIAL=partial,
@@ -264,7 +264,7 @@ def _grad_q(
     query = load(q + batch * q_batch + head * q_head, row, q_row, counting, D, DIM)
     g = load(grad + both * queries * D, row, D, counting, D, DIM)
     mean = tl.load(delta + both * queries + row, mask=counting, other=0.0)
-    found = tl.zeros((ROWS, DIM), tl.float32)
+    change_q = tl.zeros((ROWS, DIM), tl.float32)
     if HAS_EXTRA:
         for start in range(0, extras, LANES):
             at = start + tl.arange(0, LANES)
@@ -272,7 +272,7 @@ def _grad_q(
             value = load(extra_v + both * extras * D, at, D, at < extras, D, DIM)
             weight = (at < extras).to(tl.int32)[None, :] + tl.zeros((ROWS, LANES), tl.int32)
             change = _change(query, key, value, weight, g, norm, mean, scale_log2, PRECISION)
-            found += tl.dot(change.to(key.dtype), key, input_precision=PRECISION)
+            change_q += tl.dot(change.to(key.dtype), key, input_precision=PRECISION)
     for start in range(0, length * KEY_BLOCK, LANES):
         at, valid, weight = keys_of_union(
             union, counts, length, start, key_mask + batch * keys, shift, FIELD, KEY_BLOCK, LANES, HAS_MASK
@@ -280,11 +280,11 @@ def _grad_q(
         key = load(k, at, k_row, valid, D, DIM)
         value = load(v, at, v_row, valid, D, DIM)
         change = _change(query, key, value, weight, g, norm, mean, scale_log2, PRECISION)
-        found += tl.dot(change.to(key.dtype), key, input_precision=PRECISION)
+        change_q += tl.dot(change.to(key.dtype), key, input_precision=PRECISION)
 
     dim = tl.arange(0, DIM)
     target = grad_q + (both * queries + row)[:, None] * D + dim[None, :]
-    tl.store(target, (found * scale).to(grad_q.dtype.element_ty), mask=present[:, None] & (dim < D)[None, :])
+    tl.store(target, (change_q * scale).to(grad_q.dtype.element_ty), mask=present[:, None] & (dim < D)[None, :])
 
 
 @triton.autotune(configs(), key=[*_BLOCK_KEYS, "PARTIAL"], prune_configs_by=PRUNE)
@@ -316,8 +316,8 @@ def _grad_kv(
         usable = present & (tl.load(key_mask + batch * keys + row, mask=present, other=0) != 0)
     key = load(k + batch * k_batch + head * k_head, row, k_row, usable, D, DIM)
     value = load(v + batch * v_batch + head * v_head, row, v_row, usable, D, DIM)
-    found_k = tl.zeros((ROWS, DIM), tl.float32)
-    found_v = tl.zeros((ROWS, DIM), tl.float32)
+    sum_k = tl.zeros((ROWS, DIM), tl.float32)
+    sum_v = tl.zeros((ROWS, DIM), tl.float32)
     starts += both * (blocks + 1) + block
     first = tl.load(starts) + piece * most
     length = tl.minimum(tl.load(starts + 1, mask=block < blocks, other=0) - first, most)
@@ -334,21 +334,21 @@ def _grad_kv(
         mean = tl.load(delta + both * queries + source, mask=counting, other=0.0)
         score = tl.dot(key, tl.trans(query), input_precision=PRECISION) * scale_log2
         share = tl.exp2(tl.where(usable[:, None], score, float("-inf")) - norm[None, :])
-        found_v += tl.dot(share.to(g.dtype), g, input_precision=PRECISION)
+        sum_v += tl.dot(share.to(g.dtype), g, input_precision=PRECISION)
         change = share * (tl.dot(value, tl.trans(g), input_precision=PRECISION) - mean[None, :])
-        found_k += tl.dot(change.to(query.dtype), query, input_precision=PRECISION)
+        sum_k += tl.dot(change.to(query.dtype), query, input_precision=PRECISION)
 
     dim = tl.arange(0, DIM)
     inside = present[:, None] & (dim < D)[None, :]
     if PARTIAL:
         target = ((both * room + tile) * KEY_BLOCK + m)[:, None] * D + dim[None, :]
-        tl.store(rest_k + target, found_k, mask=inside)
-        tl.store(rest_v + target, found_v, mask=inside)
+        tl.store(rest_k + target, sum_k, mask=inside)
+        tl.store(rest_v + target, sum_v, mask=inside)
         return
     for slot in range(tl.load(slots + block), tl.load(slots + block + 1)):
         source = ((both * room + slot) * KEY_BLOCK + m)[:, None] * D + dim[None, :]
-        found_k += tl.load(rest_k + source, mask=inside, other=0.0)
-        found_v += tl.load(rest_v + source, mask=inside, other=0.0)
+        sum_k += tl.load(rest_k + source, mask=inside, other=0.0)
+        sum_v += tl.load(rest_v + source, mask=inside, other=0.0)
     target = (both * keys + row)[:, None] * D + dim[None, :]
-    tl.store(grad_k + target, (found_k * scale).to(grad_k.dtype.element_ty), mask=inside)
-    tl.store(grad_v + target, found_v.to(grad_v.dtype.element_ty), mask=inside)
+    tl.store(grad_k + target, (sum_k * scale).to(grad_k.dtype.element_ty), mask=inside)
+    tl.store(grad_v + target, sum_v.to(grad_v.dtype.element_ty), mask=inside)

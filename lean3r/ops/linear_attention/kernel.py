@@ -59,15 +59,15 @@ def _times_transposed(
     """
     CHANNELS: tl.constexpr = BLOCK_D if BLOCK_D < 32 else 32
     channel = tl.arange(0, BLOCK_D)
-    found = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    product = tl.zeros((ROWS, BLOCK_D), tl.float32)
     for start in range(0, D, CHANNELS):
         c = start + tl.arange(0, CHANNELS)
         inside = valid[:, None] & (c < D)[None, :]
         rows = tl.load(_rows(base, b, h, n, stride_b, stride_h, stride_n, c), mask=inside, other=0.0).to(tl.float32)
         both = (c < D)[:, None] & (channel < D)[None, :]
         matrix = tl.load(matrix_ptr + channel[None, :] * D + c[:, None], mask=both, other=0.0)
-        found = tl.dot(rows, matrix, found, input_precision=PRECISION)
-    return found
+        product = tl.dot(rows, matrix, product, input_precision=PRECISION)
+    return product
 
 
 @triton.jit
