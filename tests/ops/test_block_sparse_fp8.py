@@ -105,9 +105,25 @@ def test_noise_of_8_bit_keys_and_values() -> None:
         assert snr_db(near, exact) > 20
 
 
-def test_an_infinite_key_affects_the_queries_that_read_its_block(kernel_device: torch.device) -> None:
+@pytest.mark.parametrize("size", [2e-3, 1.0, 6e4])
+def test_values_of_any_size_in_float16(size: float, kernel_device: torch.device) -> None:
+    """Shares times scales stay in the range of float16, also for a block that is listed 600 times."""
     q, k, v, lists = inputs()
-    k[0, 0, 2 * BLOCK, 3] = torch.inf
+    q, k, v = 0.1 * q.half(), k.half(), (size * v / v.abs().amax((2, 3), keepdim=True)).half()
+    lists = lists.repeat(1, 1, 1, 150)
+    lists[0, 0, 0] = 3
+    exact = (q.float(), rounded_blocks(k.float(), BLOCK), rounded_blocks(v.float(), BLOCK), lists)
+    expected = attend(*exact, implementation="reference")
+    given = (x.to(kernel_device) for x in (q, k, v, lists))
+    found = attend(*given, kv="fp8", implementation="triton").cpu().float()
+    for head in range(HEADS):
+        assert_rms(found[0, head], expected[0, head], 3e-3)
+
+
+@pytest.mark.parametrize("broken", ["key", "value"])
+def test_an_infinite_number_affects_the_queries_that_read_its_block(broken: str, kernel_device: torch.device) -> None:
+    q, k, v, lists = inputs()
+    (k if broken == "key" else v)[0, 0, 2 * BLOCK, 3] = torch.inf
     reads = (lists[0, 0] == 2).any(-1).repeat_interleave(BLOCK)
     for implementation in ("torch", "triton"):
         device = kernel_device if implementation == "triton" else torch.device("cpu")
