@@ -31,18 +31,33 @@ def matrix_from_quaternion(q_wxyz: Tensor) -> Tensor:
 
 def quaternion_from_matrix(rotation: Tensor) -> Tensor:
     """Unit quaternion [..., 4] (w, x, y, z) with w >= 0 of rotations [..., 3, 3]."""
-    m = rotation
+    row, _ = _largest_row(rotation)
+    q = torch.nn.functional.normalize(row, dim=-1)
+    return torch.where(q[..., :1] < 0, -q, q)
+
+
+def quaternion_from_entries(rotation: Tensor) -> Tensor:
+    """As `quaternion_from_matrix`, but not normalised: a matrix that is no rotation has another length.
+
+    This is the function of VGGT and Depth Anything 3, whose gradient differs.
+    """
+    row, largest = _largest_row(rotation)
+    q = row / (2 * largest.sqrt())
+    return torch.where(q[..., :1] < 0, -q, q)
+
+
+def _largest_row(m: Tensor) -> tuple[Tensor, Tensor]:
+    """The row [..., 4] of 4 q q^T with the largest diagonal entry, and this entry [..., 1]."""
     m00, m01, m02 = m[..., 0, 0], m[..., 0, 1], m[..., 0, 2]
     m10, m11, m12 = m[..., 1, 0], m[..., 1, 1], m[..., 1, 2]
     m20, m21, m22 = m[..., 2, 0], m[..., 2, 1], m[..., 2, 2]
-    # These are the ten entries of 4 q q^T. The row with the largest diagonal entry is q times at least 2.
     ww, xx, yy, zz = 1 + m00 + m11 + m22, 1 + m00 - m11 - m22, 1 - m00 + m11 - m22, 1 - m00 - m11 + m22
     wx, wy, wz = m21 - m12, m02 - m20, m10 - m01
     xy, xz, yz = m10 + m01, m02 + m20, m21 + m12
     outer = torch.stack([ww, wx, wy, wz, wx, xx, xy, xz, wy, xy, yy, yz, wz, xz, yz, zz], -1).unflatten(-1, (4, 4))
-    best = torch.stack([ww, xx, yy, zz], -1).argmax(-1)[..., None, None].expand(*m.shape[:-2], 1, 4)
-    q = torch.nn.functional.normalize(outer.gather(-2, best).squeeze(-2), dim=-1)
-    return torch.where(q[..., :1] < 0, -q, q)
+    best = torch.stack([ww, xx, yy, zz], -1).argmax(-1)[..., None]
+    row = outer.gather(-2, best[..., None].expand(*m.shape[:-2], 1, 4)).squeeze(-2)
+    return row, row.gather(-1, best)
 
 
 def rotation_angle(rotation: Tensor) -> Tensor:

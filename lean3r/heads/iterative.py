@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lean3r.heads.pose_encoding import SIZE
+from lean3r.geometry.pose_encoding import SIZE
 from lean3r.layers.block import Block
 from lean3r.layers.mlp import Mlp
 from lean3r.types import TokenLayout
@@ -16,7 +16,7 @@ KEYS = (("", ""), ("poseLN_modulation.1.", "modulation."))
 
 
 class IterativeCamera(nn.Module):
-    """Camera tokens -> pose encodings (heads/pose_encoding.py), refined `iterations` times.
+    """Camera tokens -> pose encodings (geometry/pose_encoding.py), refined `iterations` times.
 
     Each iteration starts from the same tokens, modulated by the encoding so far, and adds a correction to it.
     """

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lean3r.geometry.pose import camera_centers, invert_pose, make_pose
-from lean3r.heads.pose_encoding import SIZE, encode_camera
+from lean3r.geometry.pose_encoding import SIZE, encode_camera
 from lean3r.layers.block import Block
 from lean3r.layers.mlp import Mlp
 from lean3r.types import TokenLayout
@@ -16,7 +16,7 @@ MIN_BASELINE = 0.1
 
 
 class CameraDecoder(nn.Module):
-    """Camera token -> world-from-camera encoding (heads/pose_encoding.py)."""
+    """Camera token -> world-from-camera encoding (geometry/pose_encoding.py)."""
 
     def __init__(self, dim: int):
         super().__init__()

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from lean3r.errors import UsageError
 from lean3r.geometry.pose import invert_pose, make_pose
+from lean3r.geometry.pose_encoding import decode_intrinsics, decode_pose
 from lean3r.heads import dense, view_camera
 from lean3r.heads.dense import DptHead, DualDptHead, frame_bytes
-from lean3r.heads.pose_encoding import decode_intrinsics, decode_pose
 from lean3r.heads.view_camera import CameraDecoder, CameraEncoder, normalise_cameras
 from lean3r.layers.embed import imagenet
 from lean3r.layers.reference import choose_reference
@@ -181,7 +181,7 @@ class Da3(Backbone):
         }
 
     def pose_encoding(self, tokens: Tokens) -> Tensor:
-        """World-from-camera encodings [B, S, 9] (heads/pose_encoding.py)."""
+        """World-from-camera encodings [B, S, 9] (geometry/pose_encoding.py)."""
         token = torch.cat([tokens.layers[f"block{block}"][:, :, 0] for block in self.pairs[-1]], dim=-1)
         with full_precision(token):
             return self.camera_decoder(token.float())

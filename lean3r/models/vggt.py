@@ -12,10 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from lean3r.geometry.pose_encoding import decode_intrinsics, decode_pose
 from lean3r.heads import dense, iterative
 from lean3r.heads.dense import DptFeatures, DptHead, frame_bytes
 from lean3r.heads.iterative import IterativeCamera
-from lean3r.heads.pose_encoding import decode_intrinsics, decode_pose
 from lean3r.heads.track import Tracker, Tracks
 from lean3r.layers.embed import imagenet
 from lean3r.layers.trunk import Trunk
@@ -137,7 +137,7 @@ class Vggt(Backbone):
         return outputs
 
     def pose_encodings(self, tokens: Tokens) -> list[Tensor]:
-        """Camera-from-world encodings [B, S, 9] (heads/pose_encoding.py) after each iteration of the head."""
+        """Camera-from-world encodings [B, S, 9] (geometry/pose_encoding.py) after each iteration of the head."""
         last = self.config.keep[-1]
         camera = [tokens.layers[f"{role}{last}"][:, :, 0] for role in ("frame", "global")]
         with full_precision(camera[0]):

@@ -106,8 +106,10 @@ class Stage:
 class OptimConfig:
     """Muon for the matrices in blocks (`muon_lr`; 0: AdamW instead), AdamW for all other parameters (`lr`).
 
-    Both follow one schedule: linear warm-up, then a cosine down to `final_lr_ratio` at the end of the run.
-    Gradients are clipped to a global norm of `clip_norm`; `ema_decay` is the decay of the averaged weights.
+    Both follow one schedule: linear warm-up, then a cosine or a straight line down to `final_lr_ratio` at the end of
+    the run. With "linear", Lite3R's, the first step of the warm-up has rate 0, and a run may end within its warm-up.
+    Gradients are clipped to a global norm of `clip_norm`; `ema_decay` is the decay of the averaged weights. Parameters
+    of less than two dimensions, and those whose name contains an entry of `undecayed`, have no weight decay.
     """
 
     lr: float = 1e-3
@@ -118,6 +120,8 @@ class OptimConfig:
     clip_norm: float = 1.0
     ema_decay: float = 0.999
     final_lr_ratio: float = 0.0
+    schedule: Literal["cosine", "linear"] = "cosine"
+    undecayed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require(self.lr > 0 and math.isfinite(self.lr), "optim.lr", self.lr, "a positive number")
@@ -133,6 +137,9 @@ class OptimConfig:
         _require(self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "a positive number")
         _require(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "a number in [0, 1)")
         _require(0 <= self.final_lr_ratio <= 1, "optim.final_lr_ratio", self.final_lr_ratio, "a number in [0, 1]")
+        _require(self.schedule in ("cosine", "linear"), "optim.schedule", self.schedule, "'cosine' or 'linear'")
+        names = self.undecayed
+        _require(isinstance(names, tuple) and all(names), "optim.undecayed", names, "a tuple of parts of names")
 
 
 @dataclass(frozen=True)
@@ -189,7 +196,7 @@ class TrainConfig:
             self.best_mode == "max" or bool(self.best_key), "best_mode", self.best_mode, "'max' if best_key is empty"
         )
         _require(
-            self.optim.warmup_steps < self.total_steps or self.total_steps == 1,
+            self.optim.schedule == "linear" or self.optim.warmup_steps < self.total_steps or self.total_steps == 1,
             "optim.warmup_steps",
             self.optim.warmup_steps,
             f"fewer than the {self.total_steps} steps of the run",
@@ -231,8 +238,7 @@ class TrainConfig:
                 for s in raw.get("stages", ())
             )
             optim = raw.get("optim", {})
-            if "betas" in optim:
-                optim = optim | {"betas": tuple(optim["betas"])}
+            optim = optim | {name: tuple(optim[name]) for name in ("betas", "undecayed") if name in optim}
             return _build(cls, raw | {"stages": stages, "optim": _build(OptimConfig, optim)})
         except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise UsageError(f"training config: an entry has a value of the wrong type: {error}") from error

@@ -29,12 +29,19 @@ _NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _NS_STEPS = 5
 
 
-def lr_factor(step: int, total_steps: int, warmup_steps: int, final_ratio: float) -> float:
-    """Multiplier of the learning rate at step 0 ... total_steps - 1: linear warm-up, then a cosine."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return final_ratio + (1 - final_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+def lr_factor(step: int, total_steps: int, config: OptimConfig) -> float:
+    """Multiplier of the learning rate at step 0 ... total_steps - 1: linear warm-up, then the schedule of `config`."""
+    warmup, linear = config.warmup_steps, config.schedule == "linear"
+    if step < warmup:
+        return (step if linear else step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    left = 1 - progress if linear else 0.5 * (1 + math.cos(math.pi * progress))
+    return config.final_lr_ratio + (1 - config.final_lr_ratio) * left
+
+
+def clip_factor(norm: float, limit: float) -> float:
+    """The factor, if below 1, that clips gradients of this norm: that of torch.nn.utils.clip_grad_norm_."""
+    return limit / (norm + 1e-6)
 
 
 def goes_to_muon(name: str, parameter: Tensor) -> bool:
@@ -141,7 +148,8 @@ class Optimizer:
             if config.muon_lr > 0 and goes_to_muon(name, parameter):
                 matrices.append(parameter)
             else:
-                (decayed if parameter.ndim >= 2 else plain if parameter.ndim else scalars).append(parameter)
+                decays = parameter.ndim >= 2 and not any(part in name for part in config.undecayed)
+                (decayed if decays else plain if parameter.ndim else scalars).append(parameter)
         groups = [
             {"params": decayed, "weight_decay": config.weight_decay},
             {"params": plain, "weight_decay": 0.0},
@@ -166,7 +174,7 @@ class Optimizer:
 
     def factor(self, step: int) -> float:
         """Multiplier of both learning rates at this step."""
-        return lr_factor(step, self.total_steps, self.config.warmup_steps, self.config.final_lr_ratio)
+        return lr_factor(step, self.total_steps, self.config)
 
     def state_dict(self) -> dict[str, PartState]:
         """State of both optimisers."""
@@ -222,9 +230,9 @@ class GradientBuffer:
         return self.grads.norm()
 
     def clip(self, norm: float, limit: float) -> None:
-        """Scale the gradients, whose norm is `norm`, down to `limit` if they exceed it."""
-        if norm > limit:
-            self.grads.mul_(limit / norm)
+        """Scale the gradients, whose norm is `norm`, down to `limit` if they exceed it (torch's rule)."""
+        if (factor := clip_factor(norm, limit)) < 1:
+            self.grads.mul_(factor)
 
 
 class Ema:

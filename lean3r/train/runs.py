@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 
 from lean3r.errors import UsageError
 from lean3r.train.checkpoints.state import lock_folder, write_atomically
-from lean3r.train.config import FREE_ON_RESUME, config_diff
+from lean3r.train.config import FREE_ON_RESUME, OptimConfig, config_diff
 from lean3r.train.distributed import is_main_process, launch
 
 RECIPE_FILE = "recipe.json"
@@ -75,10 +76,12 @@ def keep_recipe(out: Path, recipe: Mapping[str, Any], resume: bool) -> None:
 
 
 def _on_one_process(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe as JSON, with all batches of a step on one process."""
-    processes = recipe["processes"]
+    """The recipe as JSON, with all batches of a step on one process; an older one gets defaults for newer entries."""
+    processes, optim = recipe["processes"], dataclasses.asdict(OptimConfig())
     phases = [
-        phase | {"stages": [s | {"accumulate": s["accumulate"] * processes} for s in phase["stages"]]}
+        phase
+        | {"stages": [s | {"accumulate": s["accumulate"] * processes} for s in phase["stages"]]}
+        | {"optim": optim | phase.get("optim", {})}
         for phase in recipe["phases"]
     ]
     return {**recipe, "processes": 1, "phases": phases}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lean3r.train import foreach
 from lean3r.train.distributed import World
-from lean3r.train.optim import is_spread, local_part, spread_as
+from lean3r.train.optim import clip_factor, is_spread, local_part, spread_as
 
 # Bytes per parameter without sharding: weight, gradient, average and two AdamW moments, in float32.
 BYTES_PER_PARAMETER = 20
@@ -123,9 +123,9 @@ class ShardedGradients:
 
     def clip(self, norm: float, limit: float) -> None:
         """Scale the gradients, whose norm is `norm`, down to `limit` if they exceed it."""
-        if norm > limit:
+        if (factor := clip_factor(norm, limit)) < 1:
             grads: list[Tensor] = [local_part(p.grad) for p in self.parameters if p.grad is not None]
-            foreach.mul_(grads, limit / norm)
+            foreach.mul_(grads, factor)
 
 
 class ShardedEma:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from lean3r.geometry.pose import make_pose
+from lean3r.geometry.pose_encoding import decode_intrinsics, decode_pose, encode_camera
 from lean3r.geometry.rotation import so3_exp
 from lean3r.heads.camera import CameraState, CameraUpdate
 from lean3r.heads.iterative import IterativeCamera
 from lean3r.heads.pooled import PooledPose
-from lean3r.heads.pose_encoding import decode_intrinsics, decode_pose, encode_camera
 from lean3r.heads.view_camera import CameraDecoder, CameraEncoder, normalise_cameras
 from lean3r.testing import assert_rms
 

@@ -63,14 +63,34 @@ def test_config_diff_names_leaves() -> None:
 
 
 def test_schedule_values() -> None:
-    factors = [lr_factor(step, 110, 10, 0.1) for step in range(110)]
+    config = OptimConfig(warmup_steps=10, final_lr_ratio=0.1)
+    factors = [lr_factor(step, 110, config) for step in range(110)]
     assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert factors[10] == pytest.approx(1.0)
     assert factors[60] == pytest.approx(0.55)
     assert factors[35] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4)))
     assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
-    assert lr_factor(110, 110, 10, 0.1) == pytest.approx(0.1)
-    assert lr_factor(0, 1, 0, 0.0) == 1.0
+    assert lr_factor(110, 110, config) == pytest.approx(0.1)
+    assert lr_factor(0, 1, OptimConfig(warmup_steps=0)) == 1.0
+
+
+def test_linear_schedule_starts_at_0_and_may_end_in_its_warm_up() -> None:
+    config = OptimConfig(warmup_steps=10, final_lr_ratio=0.5, schedule="linear")
+    factors = [lr_factor(step, 110, config) for step in (0, 5, 10, 60, 110)]
+    assert factors == pytest.approx([0, 0.5, 1, 0.75, 0.5])
+    short = TrainConfig("short", 0, (Stage(4, 64, 64, (2,), 2),), config)
+    assert [lr_factor(step, short.total_steps, config) for step in range(4)] == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert TrainConfig.from_json(short.to_json()) == short
+
+
+def test_named_parameters_do_not_decay() -> None:
+    model = toy_model()
+    config = OptimConfig(muon_lr=0.0, weight_decay=0.05, undecayed=("unused", "stem"))
+    (part,) = Optimizer(model, config, 10).parts.values()
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed = {names[id(p)] for g in part.param_groups if g["weight_decay"] for p in g["params"]}
+    assert decayed == {n for n, p in model.named_parameters() if p.ndim > 1 and "unused" not in n and "stem" not in n}
+    assert decayed
 
 
 def test_muon_takes_matrices_of_blocks_only() -> None:

@@ -154,9 +154,10 @@ def seen_by_step(phase: Phase, processes: int) -> int:
 
 
 def with_steps(config: TrainConfig, steps: int) -> TrainConfig:
-    """A config of one stage with another number of steps; the warm-up is limited to a fifth of them."""
+    """A config of one stage with another number of steps; the warm-up before a cosine is limited to a fifth of them."""
     if len(config.stages) != 1:
         raise UsageError(f"{config.name} has {len(config.stages)} stages; its steps can only be set in Python.")
     stages = (replace(config.stages[0], steps=steps),)
-    warmup = min(config.optim.warmup_steps, steps // 5)
-    return replace(config, stages=stages, optim=replace(config.optim, warmup_steps=warmup))
+    optim = config.optim
+    warmup = optim.warmup_steps if optim.schedule == "linear" else min(optim.warmup_steps, steps // 5)
+    return replace(config, stages=stages, optim=replace(optim, warmup_steps=warmup))

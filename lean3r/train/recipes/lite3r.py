@@ -33,6 +33,22 @@ def lite3r_da3(textures: str | None = None) -> Distillation:
     return _recipe("lite3r-da3", "da3-large", steps, textures)
 
 
+def optim(warmup_steps: int = 30) -> OptimConfig:
+    """The release's optimiser: AdamW, no weight decay of what trains; the rate falls in a straight line to its half."""
+    return OptimConfig(
+        lr=1e-3,
+        muon_lr=0.0,
+        weight_decay=0.05,
+        betas=(0.9, 0.999),
+        warmup_steps=warmup_steps,
+        clip_norm=1.0,
+        ema_decay=0.0,
+        final_lr_ratio=0.5,
+        schedule="linear",
+        undecayed=("lam", "smooth", "proj_lin", "proj_topk"),
+    )
+
+
 def _recipe(name: str, teacher: str, first: tuple[QuantizeStep, ...], textures: str | None) -> Distillation:
     stage = Stage(
         steps=STEPS_WITHOUT_DATA,
@@ -43,12 +59,11 @@ def _recipe(name: str, teacher: str, first: tuple[QuantizeStep, ...], textures: 
         train=("mechanisms",),
         checkpointing=True,
     )
-    optim = OptimConfig(lr=1e-3, muon_lr=0.0, weight_decay=0.05, warmup_steps=30, clip_norm=1.0, ema_decay=0.0)
     config = TrainConfig(
         name=f"{name}-{first[0].quantize}",
         seed=1,
         stages=(stage,),
-        optim=optim,
+        optim=optim(),
         validate_every=500,
         checkpoint_every=250,
         workers=4,

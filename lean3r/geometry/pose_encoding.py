@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lean3r.geometry.camera import intrinsics_from_focal
 from lean3r.geometry.pose import make_pose
-from lean3r.geometry.rotation import matrix_from_quaternion, quaternion_from_matrix
+from lean3r.geometry.rotation import matrix_from_quaternion, quaternion_from_entries
 
 SIZE = 9
 
@@ -30,5 +30,5 @@ def encode_camera(pose: Tensor, intrinsics: Tensor, height: int, width: int) -> 
     """Encoding [..., 9] of poses [..., 4, 4] and intrinsics [..., 3, 3]; w >= 0; the principal point is not encoded."""
     half_size = torch.tensor([height / 2, width / 2], dtype=pose.dtype, device=pose.device)
     angles = 2 * torch.atan(half_size / intrinsics[..., [1, 0], [1, 0]])
-    quaternion = quaternion_from_matrix(pose[..., :3, :3])[..., [1, 2, 3, 0]]
+    quaternion = quaternion_from_entries(pose[..., :3, :3])[..., [1, 2, 3, 0]]
     return torch.cat([pose[..., :3, 3], quaternion, angles], dim=-1)
