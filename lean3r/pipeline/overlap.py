@@ -5,7 +5,6 @@ This checks results whose cameras are not confirmed by refinement, for any model
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import combinations
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ LEAST = (
 )
 PARTNERS = 2  # a view needs no further matching once it overlaps with so many others
 STILL_PX = 2.0  # a pair whose matches moved less gives no evidence of motion
+DOUBLED_BELOW = 400 * 400  # pixels: in larger pictures there are features enough
 MAX_PAIRS = 1000  # pairs to try for views without a partner
 WIDE = 60  # further pairs to match before deciding that the camera only rotates
 FOCALS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0)  # factors of the predicted focal length, which may be wrong
@@ -44,11 +44,16 @@ class Overlap(NamedTuple):
 
 
 def find_overlap(scene: Reconstruction, usable: np.ndarray, views: np.ndarray) -> Overlap:
-    """Match the chosen views [S] bool of a scene with each other, in the usable pixels [S, H, W] bool."""
+    """Match the chosen views [S] bool of a scene with each other, in the usable pixels [S, H, W] bool.
+
+    What the features of the pictures leave in doubt is decided by those of pictures of twice the size, which take
+    four times as long: views without a partner, and rotation in place.
+    """
     matcher = _Matcher(scene.images, usable)
     partners = np.zeros(len(views), int)
     pairs, skipped = [], []
-    for i, j in _nearest_first(scene, views):
+    likely = _nearest_first(scene, views)
+    for i, j in likely:
         if min(partners[i], partners[j]) >= PARTNERS:
             skipped.append((i, j))
             continue
@@ -56,36 +61,42 @@ def find_overlap(scene: Reconstruction, usable: np.ndarray, views: np.ndarray) -
         if pair is not None:
             pairs.append(pair)
             partners[[i, j]] += 1
-    # With many views, the predicted cameras chose the pairs; they may be wrong.
-    isolated, chosen = np.flatnonzero(views & (partners == 0)).tolist(), np.flatnonzero(views).tolist()
-    for i, j in [(i, j) for i in isolated for j in chosen if i != j][:MAX_PAIRS]:
-        if partners[i] == 0 and (pair := matcher.match(i, j)) is not None:
+    isolated = set(np.flatnonzero(views & (partners == 0)).tolist())
+    if not isolated and not _rotates_only(pairs, scene.intrinsics):
+        return Overlap(partners > 0, rotates_only=False)
+    if usable[0].size < DOUBLED_BELOW:
+        matcher = _Matcher(scene.images, usable, doubled=True)
+    # With many views, the predicted cameras chose the likely pairs; they may be wrong.
+    every = sorted(combinations(np.flatnonzero(views).tolist(), 2), key=lambda pair: pair[1] - pair[0])
+    unlikely = [pair for pair in every if not isolated.isdisjoint(pair)][:MAX_PAIRS]
+    for i, j in dict.fromkeys([pair for pair in likely if not isolated.isdisjoint(pair)] + unlikely):
+        if min(partners[i], partners[j]) == 0 and (pair := matcher.match(i, j)) is not None:
             pairs.append(pair)
             partners[[i, j]] += 1
     if _rotates_only(pairs, scene.intrinsics):
         # Neighbouring views may be close together; views further apart would show a translation.
-        pairs += filter(None, (matcher.match(i, j) for i, j in skipped[:: -max(1, len(skipped) // WIDE)]))
+        again = [pair.views for pair in pairs] + skipped[:: -max(1, len(skipped) // WIDE)]
+        pairs = [pair for pair in (matcher.match(i, j) for i, j in again) if pair is not None]
     return Overlap(partners > 0, _rotates_only(pairs, scene.intrinsics))
 
 
-def _nearest_first(scene: Reconstruction, views: np.ndarray) -> Iterator[tuple[int, int]]:
+def _nearest_first(scene: Reconstruction, views: np.ndarray) -> list[tuple[int, int]]:
     """Pairs of the chosen views, by their distance in the order of the input."""
     likely = likely_pairs(scene)
     pairs = combinations(range(len(views)), 2) if likely is None else map(tuple, likely.tolist())
-    yield from sorted(((i, j) for i, j in pairs if views[i] and views[j]), key=lambda pair: pair[1] - pair[0])
+    return sorted(((i, j) for i, j in pairs if views[i] and views[j]), key=lambda pair: pair[1] - pair[0])
 
 
 class _Matcher:
-    """Features of pictures, extracted on first use, and matches between two pictures."""
+    """Features of pictures, extracted on first use and perhaps in twice the size, and matches between two pictures."""
 
-    def __init__(self, images: np.ndarray, usable: np.ndarray):
+    def __init__(self, images: np.ndarray, usable: np.ndarray, doubled: bool = False):
         from lean3r.colmap_library import pycolmap
 
         options = pycolmap.FeatureExtractionOptions()
         options.num_threads, options.use_gpu = 1, False
         options.sift.max_num_features = FEATURES
-        # Small pictures are doubled in size before features are extracted.
-        options.sift.first_octave = -1 if usable[0].size < 400 * 400 else 0
+        options.sift.first_octave = -1 if doubled else 0
         level = pycolmap.logging.minloglevel
         pycolmap.logging.minloglevel = 2  # the constructor logs a line
         self._extractor = pycolmap.FeatureExtractor.create(options, pycolmap.Device.cpu)
