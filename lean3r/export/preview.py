@@ -150,11 +150,11 @@ def _between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
 
 def _shade(colour: np.ndarray, depth: np.ndarray) -> np.ndarray:
     """Shade the colours, draw them in front of the background, and average SAMPLES^2 pixels into one."""
-    drawn = np.isfinite(depth)
-    ramp = np.linspace(0, 1, len(depth), dtype=np.float32)[:, None, None]
-    picture = np.broadcast_to(
-        (1 - ramp) * TOP.astype(np.float32) + ramp * BOTTOM.astype(np.float32), colour.shape
-    ).copy()
-    picture[drawn] = colour[drawn] * edge_shading(depth)[drawn, None]
-    blocks = [picture[i::SAMPLES, j::SAMPLES] for i in range(SAMPLES) for j in range(SAMPLES)]
-    return (np.add.reduce(blocks) / len(blocks) + 0.5).astype(np.uint8)
+    shading = edge_shading(depth)
+    shading[~np.isfinite(depth)] = 0
+    parts = [np.s_[i::SAMPLES, j::SAMPLES] for i in range(SAMPLES) for j in range(SAMPLES)]
+    picture = sum(colour[part] * shading[part][..., None] for part in parts)
+    empty = sum(np.isinf(depth[part]) for part in parts)
+    ramp = np.linspace(0, 1, len(picture), dtype=np.float32)[:, None, None]
+    picture += empty[..., None] * ((1 - ramp) * TOP.astype(np.float32) + ramp * BOTTOM.astype(np.float32))
+    return (picture / len(parts) + 0.5).astype(np.uint8)

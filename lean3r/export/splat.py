@@ -38,12 +38,13 @@ def splat(
         for dy, dx in _disc(int(radius)):
             np.minimum.at(buffer, at + (dy * stride + dx), keys)
     buffer = buffer.reshape(height + 2 * LARGEST, stride)[LARGEST:-LARGEST, LARGEST:-LARGEST]
-    drawn = buffer != nothing
-    colour = np.zeros((height, width, 3), np.uint8)
-    colour[drawn] = rgb[(buffer[drawn] & np.uint64(0xFFFFFFFF)).astype(np.int64)]
-    depth = np.full((height, width), np.inf, np.float32)
-    depth[drawn] = (buffer[drawn] >> np.uint64(32)).astype(np.uint32).view(np.float32)
-    return colour, depth
+    drawn = np.flatnonzero(buffer != nothing)
+    nearest = buffer.ravel()[drawn]
+    colour = np.zeros((height * width, 3), np.uint8)
+    colour[drawn] = rgb[(nearest & np.uint64(0xFFFFFFFF)).astype(np.int64)]
+    depth = np.full(height * width, np.inf, np.float32)
+    depth[drawn] = (nearest >> np.uint64(32)).astype(np.uint32).view(np.float32)
+    return colour.reshape(height, width, 3), depth.reshape(height, width)
 
 
 def edge_shading(depth: np.ndarray, reach: int = 2, strength: float = 6.0) -> np.ndarray:
@@ -52,12 +53,15 @@ def edge_shading(depth: np.ndarray, reach: int = 2, strength: float = 6.0) -> np
     Eye-dome lighting: Boucheny, "Visualisation scientifique de grands volumes de données", 2009.
     """
     log_depth = np.log2(depth)
-    behind = np.zeros_like(depth)
-    for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
-        neighbour = np.roll(log_depth, (dy * reach, dx * reach), axis=(0, 1))
+    around = np.pad(log_depth, reach, constant_values=np.inf)
+    height, width = depth.shape
+    behind = np.zeros_like(log_depth)
+    for row, col in ((reach, 0), (reach, 2 * reach), (0, reach), (2 * reach, reach)):
         with np.errstate(invalid="ignore"):  # inf - inf where both pixels are empty
-            behind += np.fmax(np.minimum(log_depth - neighbour, 0.25), 0)
-    return np.exp(-strength * behind / 4)
+            step = log_depth - around[row : row + height, col : col + width]
+        behind += np.clip(np.fmax(step, 0, out=step), None, 0.25, out=step)
+    behind *= -strength / 4
+    return np.exp(behind, out=behind)
 
 
 def _disc(radius: int) -> list[tuple[int, int]]:
