@@ -153,8 +153,8 @@ def _shade(colour: np.ndarray, depth: np.ndarray) -> np.ndarray:
     shading = edge_shading(depth)
     shading[~np.isfinite(depth)] = 0
     parts = [np.s_[i::SAMPLES, j::SAMPLES] for i in range(SAMPLES) for j in range(SAMPLES)]
-    picture = sum(colour[part] * shading[part][..., None] for part in parts)
-    empty = sum(np.isinf(depth[part]) for part in parts)
+    picture = np.add.reduce([colour[part] * shading[part][..., None] for part in parts])
+    empty = np.add.reduce([np.isinf(depth[part]) for part in parts], dtype=np.float32)
     ramp = np.linspace(0, 1, len(picture), dtype=np.float32)[:, None, None]
     picture += empty[..., None] * ((1 - ramp) * TOP.astype(np.float32) + ramp * BOTTOM.astype(np.float32))
     return (picture / len(parts) + 0.5).astype(np.uint8)
