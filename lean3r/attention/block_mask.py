@@ -120,6 +120,8 @@ class BlockSparse(Mechanism):
         """Block-sparse attention for patches, dense attention for special tokens, [B, H, N, D]."""
         p = without_padding(p)
         q, k = p.finish(p.q, p.k)
+        if not layout.patches:
+            return softmax_attention(q, k, p.v, p.key_mask)
         views = view_count(p, layout)
         order = table(patches_first, layout, views, q.device)
         patches = views * layout.patches

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lean3r.attention.base import Mechanism, Projected, record
 from lean3r.attention.cut import Cut
+from lean3r.attention.dense import softmax_attention
 from lean3r.attention.regions import Choice, describe_windows, select_by_regions
 from lean3r.attention.settings import check_count, check_flag, format_settings
 from lean3r.attention.tokens import without_padding
@@ -124,6 +125,8 @@ class Gsa(Mechanism):
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """Projections of [B, N, C] tokens -> [B, H, N, D]."""
         p = without_padding(p)
+        if not layout.patches:
+            return softmax_attention(*p.finish(p.q, p.k), p.v, p.key_mask)
         cut = Cut.of(layout, self.window, p)
         value = cut.blocks(p.v)
         windows = describe_windows(p, (cut.pool(cut.blocks(p.q)), cut.pool(cut.blocks(p.k)), cut.pool(value)), cut)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lean3r.layers.attention import SelfAttention
+from lean3r.layers.vit import VisionTransformer
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,23 @@ def attention_outputs(
 ) -> Iterator[list[Tensor]]:
     """Collect the outputs [..., N, C] of all attention layers, after projection, in order of execution.
 
-    Clear the list between steps. `is_attention` selects the layers of third-party networks.
+    An encoder that gets its views in chunks counts once; a head that iterates counts each time. Clear the list between
+    steps. `is_attention` selects the layers of third-party networks.
     """
     outputs: list[Tensor] = []
+    places: dict[nn.Module, int] = {}
+    encoders = {m for part in model.modules() if isinstance(part, VisionTransformer) for m in part.modules()}
 
     def note(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        outputs.append(output[0] if isinstance(output, tuple) else output)
+        if not outputs:
+            places.clear()
+        mixed = output[0] if isinstance(output, tuple) else output
+        if module in places:
+            outputs[places[module]] = torch.cat([outputs[places[module]], mixed])
+            return
+        if module in encoders:
+            places[module] = len(outputs)
+        outputs.append(mixed)
 
     hooks = [module.register_forward_hook(note) for module in model.modules() if is_attention(module)]
     try:

@@ -1,4 +1,4 @@
-"""The linear layers and convolutions of a network, and which part each belongs to."""
+"""The linear layers, convolutions and attention layers of a network, and which part each belongs to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from dataclasses import replace
 from torch import nn
 
 from lean3r.attention.base import Mechanism
-from lean3r.compress.targets import TRUNK, Part, Place
+from lean3r.compress.targets import TRUNK, Part, Place, Site
+from lean3r.layers.attention import SelfAttention
 from lean3r.layers.block import Block
 from lean3r.layers.embed import ConvStem
 from lean3r.layers.linear import Linear
@@ -36,6 +37,15 @@ def linears_of(
             place = _innermost(path, labels)
             places.append(replace(place, name=path, convolution=type(module) in convolutions, narrow=narrow))
     return places
+
+
+def sites_of(model: nn.Module) -> list[Site]:
+    """The attention layers in the transformer blocks of one of our networks, in the order of the modules."""
+    labels, sites = _labels(model), []
+    for path, module in model.named_modules():
+        if isinstance(module, SelfAttention) and (place := _innermost(path, labels)).number is not None:
+            sites.append(Site(path, place.part, module.proj.in_features, module.heads))
+    return sites
 
 
 def _labels(model: nn.Module) -> dict[str, Place]:

@@ -13,7 +13,7 @@ from lean3r.attention.base import Mechanism, recording
 from lean3r.attention.dense import Dense
 from lean3r.attention.probe import capturing
 from lean3r.attention.shares import Shares, Window, query_window, shares
-from lean3r.compress.targets import sites_of
+from lean3r.compress.linears import sites_of
 from lean3r.errors import UsageError
 from lean3r.layers.attention import SelfAttention
 from lean3r.types import Views

@@ -18,8 +18,9 @@ from lean3r.attention import ATTENTION
 from lean3r.attention.base import Mechanism
 from lean3r.compress.foreign import Adopted, ForeignAttention, adopt
 from lean3r.compress.fp8_linear import Quantized, deploy, insert
+from lean3r.compress.linears import sites_of
 from lean3r.compress.plan import FROM_MODEL, CompressionPlan, Step, resolve_plan
-from lean3r.compress.targets import Site, Target, places_of, sites_of
+from lean3r.compress.targets import Site, Target, places_of
 from lean3r.errors import KernelError, UsageError
 from lean3r.layers.attention import SelfAttention
 from lean3r.types import Plan

@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from torch import nn
-
 from lean3r.errors import UsageError
-from lean3r.layers.attention import SelfAttention
-from lean3r.layers.trunk import Role, Trunk
 
 Part = Literal["embedding", "encoder", "frame", "global", "camera", "head", "mechanism"]
 
+EVERY_ATTENTION = "every attention layer"
 TRUNK: tuple[Part, ...] = ("frame", "global")
 LAYERS: tuple[Part, ...] = ("encoder", "frame", "global", "camera", "head")
-TRUNK_FORM = "'[all|frame|global] blocks [NUMBERS]' with numbers such as 8-23 or 0,4,8-, or 'named PATTERN'"
+ATTENTION_FORM = (
+    "'every attention layer', '[encoder|frame|global|all] blocks [NUMBERS]' with numbers such as 8-23 or 0,4,8-, "
+    "'camera head', 'heads' or 'named PATTERN'"
+)
 FORM = (
     "'every layer', 'every linear', 'every block', '[encoder|frame|global|all] blocks [NUMBERS]', 'camera head', "
     "'heads', 'narrow layers' or 'named PATTERN'"
@@ -46,10 +46,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Site:
-    """One attention layer: the path of its module, the role of its block, its width and heads."""
+    """One attention layer: the path of its module, the part of the network of its block, its width and heads."""
 
     name: str
-    role: Role
+    role: Part
     dim: int
     heads: int
 
@@ -60,13 +60,13 @@ class Target:
 
     "global blocks" are all blocks of that role, "global blocks 8-23" those with these numbers, counted from 0 in the
     order of the network, "frame blocks 0,4,8-" two of them, and all from 8 on. "all blocks 3" counts frame and global
-    blocks; "encoder blocks" are those of the encoder. "named encoder.*" matches the path of the layer, with * and ? as
-    in file names. These targets are for attention and for linear layers.
+    blocks; "encoder blocks" are those of the encoder. "every block" are the transformer blocks anywhere, "camera head"
+    is what belongs to the camera, "heads" is everything outside of encoder and trunk. "named encoder.*" matches the
+    path of the layer, with * and ? as in file names. These targets are for attention and for linear layers.
 
-    For linear layers there are more: "every linear" selects all except those of mechanisms and embeddings, "every
-    layer" convolutions too, "every block" those in transformer blocks anywhere; "camera head" the camera's, "heads"
-    everything outside of encoder and trunk; "narrow layers" those with fewer than 16 inputs or outputs. Only "every
-    layer", "narrow layers" and names select convolutions.
+    For attention, "every attention layer" says the same as "every block". For linear layers, "every linear" selects all
+    except those of mechanisms and embeddings, "every layer" convolutions too, "narrow layers" those with fewer than 16
+    inputs or outputs. Only "every layer", "narrow layers" and names select convolutions.
     """
 
     text: str
@@ -80,6 +80,8 @@ class Target:
     @classmethod
     def parse(cls, text: str) -> Target:
         """Read a target; UsageError if it has another form."""
+        if text == EVERY_ATTENTION:
+            raise UsageError(f"target '{text}' is for attention mechanisms; expected, for linear layers, {FORM}.")
         if named := re.fullmatch(r"named (\S+)", text):
             return cls(text, pattern=named[1])
         if text in _WHOLE:
@@ -91,13 +93,10 @@ class Target:
 
     @classmethod
     def of_attention(cls, text: str) -> Target:
-        """Read a target for mechanisms, which are in the blocks of a trunk; UsageError if it has another form."""
-        target = cls.parse(text)
-        if target.pattern is None and not set(target.parts) <= set(TRUNK):
-            raise UsageError(
-                f"target '{text}' cannot be read for mechanisms, which are in the trunk: expected {TRUNK_FORM}."
-            )
-        return target
+        """Read a target for mechanisms, which are in transformer blocks; UsageError if it has another form."""
+        if text in _OF_LINEARS:
+            raise UsageError(f"target '{text}' is for linear layers; expected, for mechanisms, {ATTENTION_FORM}.")
+        return replace(_WHOLE["every block"], text=text) if text == EVERY_ATTENTION else cls.parse(text)
 
     def select(self, places: Sequence[Place], *, may_lack: bool = False) -> list[Place]:
         """The selected places, in order; UsageError if there are none (unless `may_lack`, for targets by role), and if
@@ -143,25 +142,14 @@ _WHOLE = {
     "heads": Target("", ("camera", "head")),
     "narrow layers": Target("", LAYERS, convolutions=True, narrow_only=True),
 }
-
-
-def sites_of(model: nn.Module) -> list[Site]:
-    """The attention layers in the trunks of one of our networks, in order."""
-    sites = []
-    for path, module in model.named_modules():
-        if isinstance(module, Trunk):
-            for index, role in enumerate(module.schedule):
-                name = ".".join(filter(None, (path, f"blocks.{index}.attn")))
-                attention = model.get_submodule(name)
-                assert isinstance(attention, SelfAttention)
-                sites.append(Site(name, role, attention.proj.in_features, attention.heads))
-    return sites
+_OF_LINEARS = ("every layer", "every linear", "narrow layers")
 
 
 def places_of(sites: Sequence[Site]) -> list[Place]:
     """The places of attention layers, numbered in their order."""
-    places, counts = [], Counter[Role]()
-    for overall, site in enumerate(sites):
+    places, counts = [], Counter[Part]()
+    for site in sites:
+        overall = sum(counts[role] for role in TRUNK) if site.role in TRUNK else None
         places.append(Place(site.name, site.role, counts[site.role], overall))
         counts[site.role] += 1
     return places

@@ -28,8 +28,9 @@ class SelfAttention(TakesRows, nn.Module):
 
     def __init__(self, dim: int, heads: int, *, qk_norm: bool = True, rope: Rotation = True):
         super().__init__()
-        if dim % heads or (dim // heads) % 4:
-            raise ValueError(f"got width {dim} and {heads} heads; each head must have a multiple of 4 channels")
+        if dim % heads or (rope and (dim // heads) % 4):
+            each = "a multiple of 4 channels" if rope else "the same number of channels"
+            raise ValueError(f"got width {dim} and {heads} heads; each head must have {each}")
         self.heads = heads
         self.rope = rope
         head_dim = dim // heads

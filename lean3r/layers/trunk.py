@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal, Unpack
 
@@ -58,7 +58,8 @@ class Trunk(nn.Module):
         batch, views, tokens, dim = x.shape
         last = len(self.blocks) if stop is None else stop
         inner, back = layout, None
-        window = self._window(start, last, layout)
+        lengths = [layout.tokens * (layout.views if role == "global" else 1) for role in self.schedule[start:last]]
+        window = window_of(self.blocks[start:last], lengths)
         if window is not None and layout.window is None:
             x, inner, back = order_by_window(x, layout, window)
         mask = key_mask(inner, batch)
@@ -75,18 +76,20 @@ class Trunk(nn.Module):
             x = outputs[last - 1] if last - 1 in outputs else x.index_select(2, back)
         return x, outputs
 
-    def _window(self, start: int, stop: int, layout: TokenLayout) -> int | None:
-        """The window that most mechanisms of blocks [start, stop) require; the others reorder tokens themselves."""
-        windows: Counter[int | None] = Counter()
-        for role, block in zip(self.schedule[start:stop], self.blocks[start:stop], strict=True):
-            assert isinstance(block, Block)
-            windows[block.attn.mechanism_for(layout.tokens * (layout.views if role == "global" else 1)).window] += 1
-        del windows[None]
-        return windows.most_common(1)[0][0] if windows else None
+
+def window_of(blocks: Iterable[nn.Module], tokens: Sequence[int]) -> int | None:
+    """The window that most mechanisms of blocks, each on sequences of `tokens`, require; the others reorder tokens
+    themselves."""
+    windows: Counter[int | None] = Counter()
+    for block, count in zip(blocks, tokens, strict=True):
+        assert isinstance(block, Block)
+        windows[block.attn.mechanism_for(count).window] += 1
+    del windows[None]
+    return windows.most_common(1)[0][0] if windows else None
 
 
 def order_by_window(x: Tensor, layout: TokenLayout, window: int) -> tuple[Tensor, TokenLayout, Tensor]:
-    """Reorder row-major x [B, S, T, C] window by window; returns it, its layout and the index [T] of the way back."""
+    """Reorder row-major x [..., T, C] window by window; returns it, its layout and the index [T] of the way back."""
     inner = replace(layout, window=window)
     order = inner.order(x.device)
     assert order is not None
@@ -94,7 +97,7 @@ def order_by_window(x: Tensor, layout: TokenLayout, window: int) -> tuple[Tensor
         inner = replace(inner, valid=layout.valid[..., order])
     first = torch.arange(layout.special, device=x.device)
     order = torch.cat([first, order + layout.special])
-    return x.index_select(2, order), inner, order.argsort()
+    return x.index_select(-2, order), inner, order.argsort()
 
 
 def key_mask(layout: TokenLayout, batch: int) -> Tensor | None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lean3r.layers.block import Block
+from lean3r.layers.trunk import order_by_window, window_of
 from lean3r.types import TokenLayout
 
 OFFSET = 0.1  # patches added to the size when the embedding is resized by scale factors, as in Depth Anything 3
@@ -78,12 +79,16 @@ class VisionTransformer(nn.Module):
         """[N, channels, H, W] -> {index: output of that block [N, special + rows * cols, C]}, no norm applied."""
         rows, cols = images.shape[-2] // self.patch, images.shape[-1] // self.patch
         layout = TokenLayout(1, self.special, rows, cols)
-        x = self.embed(images)
+        blocks = self.blocks[: max(keep) + 1]
+        x, back = self.embed(images), None
+        window = window_of(blocks, [layout.tokens] * len(blocks))
+        if window is not None:
+            x, layout, back = order_by_window(x, layout, window)
         outputs: dict[int, Tensor] = {}
-        for index, block in enumerate(self.blocks[: max(keep) + 1]):
+        for index, block in enumerate(blocks):
             x = block(x, layout)
             if index in keep:
-                outputs[index] = x
+                outputs[index] = x if back is None else x.index_select(1, back)
         return outputs
 
     def embed(self, images: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from torch import nn
 
 from lean3r.attention.base import Mechanism
 from lean3r.compress.fp8_linear import FakeQuantConv2d, FakeQuantConvTranspose2d, FakeQuantLinear
-from lean3r.compress.linears import CONVOLUTIONS, PLAIN, linears_of
-from lean3r.compress.targets import Target, sites_of
+from lean3r.compress.linears import CONVOLUTIONS, PLAIN, linears_of, sites_of
+from lean3r.compress.targets import Target
 from lean3r.errors import UsageError
 from lean3r.layers.embed import ConvStem
 from lean3r.layers.trunk import Trunk

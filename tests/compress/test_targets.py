@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from lean3r.compress.linears import linears_of
-from lean3r.compress.targets import Target, places_of, sites_of
+from lean3r.compress.linears import linears_of, sites_of
+from lean3r.compress.targets import Target, places_of
 from lean3r.errors import UsageError
+from lean3r.models import MODELS
 from lean3r.models.base import Backbone
+from lean3r.models.checkpoint import without_memory
 from lean3r.models.nano import Nano
 from lean3r.models.pi3 import Pi3
 
@@ -53,11 +55,36 @@ def test_parts_are_disjoint_and_make_up_every_linear(pi3: Pi3, model: Nano) -> N
     assert named(pi3, "all blocks") == parts[1] | parts[2] < named(pi3, "every block")
 
 
-@pytest.mark.parametrize("text", ["every linear", "heads", "encoder blocks", "every block", "narrow layers"])
-def test_mechanisms_are_in_trunks_only(text: str) -> None:
+@pytest.mark.parametrize("text", ["every linear", "every layer", "narrow layers"])
+def test_targets_of_linears_are_refused_for_mechanisms_and_the_other_way_round(text: str) -> None:
     Target.parse(text)
-    with pytest.raises(UsageError, match="mechanisms, which are in the trunk"):
+    with pytest.raises(UsageError, match="is for linear layers; expected, for mechanisms, 'every attention layer'"):
         Target.of_attention(text)
+    with pytest.raises(UsageError, match="is for attention mechanisms; expected, for linear layers, 'every layer'"):
+        Target.parse("every attention layer")
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("vggt", {"encoder": 24, "frame": 24, "global": 24, "camera": 4}),
+        ("da3-large", {"encoder": 8, "frame": 8, "global": 8, "camera": 4}),
+    ],
+)
+def test_mechanisms_go_wherever_lite3r_puts_them(name: str, counts: dict[str, int]) -> None:
+    places = places_of(sites_of(without_memory(MODELS.get(name))))
+
+    def selected(target: str) -> list[str]:
+        return [place.name for place in Target.of_attention(target).select(places)]
+
+    for part, count in counts.items():
+        chosen = selected("camera head" if part == "camera" else f"{part} blocks")
+        assert len(chosen) == count and chosen == [p.name for p in places if p.part == part]
+        if part != "camera":
+            assert selected(f"{part} blocks 1-2") == chosen[1:3]
+    assert selected("every attention layer") == selected("every block") == [place.name for place in places]
+    assert len(places) == sum(counts.values())
+    assert selected("named *camera*") == selected("camera head") == selected("heads")
 
 
 @pytest.mark.parametrize(

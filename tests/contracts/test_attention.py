@@ -107,6 +107,15 @@ def test_equals_softmax_attention(name: str, arguments: dict, layout: str, maske
     assert_rms(real(found, mask), real(reference(q, k, v, mask), mask), 1e-5)
 
 
+@pytest.mark.parametrize(("name", "arguments"), named(COMPLETE))
+def test_camera_tokens_alone_suffice(name: str, arguments: dict) -> None:
+    shape = TokenLayout(views=3, special=1, rows=0, cols=0)
+    q, k, v, x = projections(shape)
+    with torch.inference_mode():
+        found = attend(build(name, arguments), shape, q, k, v, x, None)
+    assert_rms(found, reference(q, k, v, None), 1e-5)
+
+
 @complete
 def test_gradients_equal_those_of_softmax_attention(name: str, arguments: dict, layout: str) -> None:
     mechanism, shape = build(name, arguments), LAYOUTS[layout]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lean3r.compress import compress
-from lean3r.compress.targets import sites_of
+from lean3r.compress.linears import sites_of
 from lean3r.errors import UsageError, WeightsError
 from lean3r.layers.looped import LoopedTrunk, positions
 from lean3r.models.checkpoint import save_model
