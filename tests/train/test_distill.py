@@ -15,8 +15,9 @@ from torch import nn
 
 from lean3r.compress import convert, resolve_plan
 from lean3r.compress.distill import gamma
+from lean3r.data.base import SceneBatch
 from lean3r.data.world.synthetic import SyntheticWorld
-from lean3r.errors import UsageError
+from lean3r.errors import InputError, UsageError
 from lean3r.models.base import Backbone
 from lean3r.models.da3 import Da3, Da3Config
 from lean3r.models.nano import Nano, NanoConfig
@@ -27,11 +28,19 @@ from lean3r.train.config import on_processes
 from lean3r.train.freeze import trainable_names
 from lean3r.train.logs.log import read_events
 from lean3r.train.loop import fit
-from lean3r.train.losses.distillation import Lite3rDistillation, NanoDistillation, Objective, Speed3rDistillation
+from lean3r.train.losses.distillation import (
+    Lite3rDistillation,
+    NanoDistillation,
+    Objective,
+    Speed3rDistillation,
+    local_geometry,
+)
+from lean3r.train.losses.truth import make_target
 from lean3r.train.recipes.distilled import OBJECTIVES, Distillation, Phase
 from lean3r.train.recipes.overrides import with_gamma, with_plan
 from lean3r.train.recipes.sources import Data, Source, shape_of
 from lean3r.train.students import only_trains, student_of
+from lean3r.types import Views
 
 DPT = {"features": 16, "channels": (8, 8, 8, 8), "grid": 4}
 TINY = {
@@ -166,13 +175,69 @@ def test_a_student_that_is_its_teacher_costs_nothing() -> None:
     assert terms["points"] < 1e-6 and terms["translation"] < 1e-8
 
 
+def test_scenes_without_depth_have_the_labels_that_the_teacher_is_sure_of() -> None:
+    """As if the set had depth on these pixels; scenes with depth keep their own, and padding stays out."""
+    batch = SyntheticWorld(seed=5).batch(0, 3, views=2, height=56, width=56)
+    mask = torch.ones_like(batch.depth, dtype=torch.bool)
+    mask[..., 50:] = False
+    depth = batch.depth.clone()
+    depth[1:] = 0
+    teacher, student = tiny("pi3"), tiny("pi3")
+    torch.nn.init.normal_(student.point_head.proj.weight)  # type: ignore[union-attr]
+    with torch.no_grad():
+        conf = local_geometry(teacher, Views(batch.images, mask), "own").conf
+    assert conf is not None
+    probability = float((1 - 1 / conf[1]).median())
+    objective = Speed3rDistillation(teacher, points="own", confidence=probability)
+    sure = (conf >= 1 / (1 - probability)) & mask
+    equal = torch.where(torch.tensor([True, False, False])[:, None, None, None], batch.depth, sure.float())
+    ids = ("hypersim/a", "dl3dv/b", "dl3dv/c")
+    loss, terms = objective(student, replace(batch, depth=depth, mask=mask, ids=ids))
+    same, _ = objective(student, replace(batch, depth=equal, mask=mask, ids=ids))
+    assert terms["points"] > 0.01 and torch.equal(loss, same)
+    assert 0.2 < float(terms["labelled"]) < 0.9
+
+
+def test_scenes_without_labels_are_left_out_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    """A scene that teaches nothing does not change the loss of another; a set of such scenes is an error."""
+    batch = SyntheticWorld(seed=5).batch(0, 2, views=2, height=56, width=56)
+    depth = batch.depth.clone()
+    depth[1] = 0
+    objective = Speed3rDistillation(tiny("pi3"), points="own", confidence=0.999)
+    student = tiny("pi3")
+    torch.nn.init.normal_(student.point_head.proj.weight)  # type: ignore[union-attr]
+    first = SceneBatch(*(t[:1] for t in (batch.images, batch.depth, batch.intrinsics, batch.cam_from_world)))
+    alone, _ = objective(student, replace(first, ids=("dtu/a",)))
+    both, _ = objective(student, replace(batch, depth=depth, normals=None, ids=("dtu/a", "dl3dv/b")))
+    assert both.item() == pytest.approx(alone.item(), rel=1e-4)
+    assert "dl3dv/b has no depth" in caplog.text
+    nothing = replace(batch, depth=torch.zeros_like(depth), ids=("dl3dv/c", "dl3dv/d"))
+    loss, terms = objective(student, nothing)
+    loss.backward()
+    assert loss == 0 and terms == {"labelled": 0}
+    with pytest.raises(InputError, match="first 4 scenes of dl3dv"):
+        objective(student, nothing)
+
+
+def test_a_loss_against_ground_truth_needs_some() -> None:
+    batch = SyntheticWorld(seed=5).batch(0, 1, views=2, height=56, width=56)
+    nothing = replace(batch, depth=torch.zeros_like(batch.depth), ids=("dl3dv/a",))
+    for call in (
+        lambda: make_target(nothing, 8),
+        lambda: Lite3rDistillation(tiny("da3-large"))(tiny("da3-large"), nothing),
+    ):
+        with pytest.raises(InputError, match=r"no pixel.*dl3dv/a.*nothing to learn from"):
+            call()
+
+
 def test_recipes_have_the_numbers_of_the_papers() -> None:
     speed3r, lite3r = (DISTILLATIONS.get(name)(None) for name in ("speed3r-pi3", "lite3r-vggt"))
     config = speed3r.config(0)
     (stage,) = config.stages
     assert config.total_steps == 80 * 800 and sorted(stage.views) == list(range(2, 25))
     assert on_processes(config, speed3r.processes, 8).stages[0].accumulate == 4
-    assert config.settings["objective_settings"] == {"points": "own", "gamma_from": 0.0, "gamma_to": 0.0}
+    settings = {"points": "own", "confidence": 0.1, "gamma_from": 0.0, "gamma_to": 0.0}
+    assert config.settings["objective_settings"] == settings
     assert (stage.pixels, stage.aspect, stage.multiple) == ((100_000, 255_000), (0.5, 2.0), 56)
     optim = config.optim
     assert (optim.lr, optim.betas, optim.weight_decay, optim.clip_norm) == (1e-5, (0.9, 0.95), 0.05, 1.0)
@@ -222,6 +287,7 @@ def test_the_finished_student_gives_the_outputs_of_the_prepared_one() -> None:
     [
         (lambda: NanoDistillation(nn.Identity(), gamma_from=0.01, gamma_to=0.1), "falls or stays"),
         (lambda: NanoDistillation(nn.Identity(), labels=float("nan")), "labels is nan"),
+        (lambda: Speed3rDistillation(nn.Identity(), confidence=1.0), "confidence is 1.0"),
         (lambda: Speed3rDistillation(nn.Identity(), points="none"), "'own' or 'depth'"),  # type: ignore[arg-type]
         (lambda: Source.parse("dtu"), "{folder} expected"),
         (lambda: Source.parse("synthetic=here"), "synthetic has no folder"),

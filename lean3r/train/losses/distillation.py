@@ -5,16 +5,18 @@ An objective is called like every loss (train/loop.py) and holds its teacher, fr
 
 from __future__ import annotations
 
+import logging
 import math
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lean3r.compress.distill import attention_loss, attention_outputs, gamma
 from lean3r.data.base import SceneBatch
-from lean3r.errors import UsageError
+from lean3r.errors import InputError, UsageError
 from lean3r.geometry.camera import unproject
 from lean3r.geometry.pose import invert_pose
 from lean3r.train.losses.geometry import camera_depth_loss, geometry_loss
@@ -22,7 +24,11 @@ from lean3r.train.losses.nano import Estimate, half_pictures, truth_loss, weigh
 from lean3r.train.losses.truth import DECAY, depth_loss, pose_losses
 from lean3r.types import Views
 
+logger = logging.getLogger("lean3r")
+
 Terms = dict[str, Tensor]
+
+EMPTY_SCENES = 4  # a data set whose first scenes are all without labels is an error
 
 GOOD_SURFACES = ("synthetic", "blendedmvs", "dtu", "hypersim", "scannet", "scannetpp", "vkitti2")
 """Data sets whose depth is good enough for the normal loss: Speed3R's list as far as we read it, and our own world."""
@@ -32,8 +38,11 @@ class Objective:
     """A loss with a teacher. The constructor freezes the teacher and sets evaluation mode; its device does not change.
 
     `gamma_from` and `gamma_to` are the weights of the attention-output distillation at the start and at the end of the
-    run, with half a cosine in between (compress/distill.py). If both are 0, it is not computed.
+    run, with half a cosine in between (compress/distill.py). If both are 0, it is not computed. `needs_depth`: whether
+    every data set must have depth.
     """
+
+    needs_depth: ClassVar[bool] = True
 
     def __init__(self, teacher: nn.Module, *, gamma_from: float = 0.1, gamma_to: float = 0.01):
         self.teacher: Any = teacher.eval().requires_grad_(False)
@@ -120,40 +129,85 @@ def teacher_loss(estimates: Sequence[Estimate], labels: Sequence[Estimate]) -> T
 
 
 class Speed3rDistillation(Objective):
-    """Speed3R's objective: the teacher's points and cameras are the labels, on pixels with known depth in the data set.
+    """Speed3R's objective: the teacher's points and cameras are the labels, on the pixels of `label_pixels`.
 
     `points` selects the points: "own" for the local points that a model predicts (Pi3's `outputs`), "depth" for its
-    depth along the rays of its intrinsics.
+    depth along the rays of its intrinsics. `confidence` is that of the teacher from which on a pixel of a scene without
+    depth is a label, as a probability, 1 - 1 / conf; Pi3's own threshold is 0.1.
     """
+
+    needs_depth = False
 
     def __init__(
         self,
         teacher: nn.Module,
         *,
         points: Literal["own", "depth"] = "depth",
+        confidence: float = 0.1,
         gamma_from: float = 0.0,
         gamma_to: float = 0.0,
     ):
         super().__init__(teacher, gamma_from=gamma_from, gamma_to=gamma_to)
         if points not in ("own", "depth"):
             raise UsageError(f"objective: points is {points!r}, expected 'own' or 'depth'.")
+        if not (isinstance(confidence, int | float) and 0 <= confidence < 1):
+            raise UsageError(f"objective: confidence is {confidence!r}, expected a probability of at least 0, below 1.")
         self.points: Literal["own", "depth"] = points
+        self.confidence = confidence
+        self.empty = EmptyScenes()
 
     def __call__(self, model: nn.Module, batch: SceneBatch, progress: float = 0.0) -> tuple[Tensor, Terms]:
-        """Total loss and its parts."""
+        """Total loss and its parts; InputError if a data set has no labels, scene after scene."""
         views = Views(batch.images, batch.mask)
         with torch.no_grad(), attention_outputs(self.teacher) as theirs:
             labels = local_geometry(self.teacher, views, self.points)
         with attention_outputs(model) as ours:
             prediction = local_geometry(model, views, self.points)
-        with torch.autocast(batch.images.device.type, enabled=False):
-            loss = geometry_loss(*prediction, *labels, known_pixels(batch), good_surfaces(batch))
-        terms = {name: getattr(loss, name).detach() for name in ("points", "normals", "translation", "rotation")}
-        total = loss.total
+        known = label_pixels(batch, labels.conf, self.confidence)
+        has_labels = known.flatten(1).any(1)
+        self.empty.note(batch.ids, has_labels.tolist())
+        sides = [*prediction[:2], *labels[:2], known, good_surfaces(batch)]
+        if not has_labels.all():  # the scale of a scene without labels is unknown: its cameras say nothing either
+            sides = [side[has_labels] for side in sides]
+        terms: Terms = {"labelled": known.float().mean()}
+        if has_labels.any():
+            with torch.autocast(batch.images.device.type, enabled=False):
+                loss = geometry_loss(*sides)
+            terms |= {name: getattr(loss, name).detach() for name in ("points", "normals", "translation", "rotation")}
+            total = loss.total
+        else:
+            total = 0 * (prediction.points.sum() + prediction.world_from_cam.sum())
         if self.gamma_from:
             kd, more = self.attention(ours, theirs, progress)
             total, terms = total + kd, terms | more
         return total, terms
+
+
+class EmptyScenes:
+    """Counts scenes without labels: a warning at the first of each data set, InputError if it has only such scenes."""
+
+    def __init__(self) -> None:
+        self.seen: Counter[str] = Counter()
+        self.labelled: set[str] = set()
+        self.warned: set[str] = set()
+
+    def note(self, ids: Sequence[str], has_labels: Sequence[bool]) -> None:
+        """Count the scenes of a batch; `ids` as in SceneBatch, perhaps empty."""
+        for name, has in zip(ids or ["the data"] * len(has_labels), has_labels, strict=True):
+            source = name.split("/")[0]
+            self.seen[source] += 1
+            if has:
+                self.labelled.add(source)
+                continue
+            why = "no depth, and the teacher is not confident of any pixel there"
+            if source not in self.labelled and self.seen[source] >= EMPTY_SCENES:
+                raise InputError(
+                    f"all of the first {EMPTY_SCENES} scenes of {source} are without labels: {why}. Leave the set out, "
+                    "use another teacher, or lower the objective's `confidence`."
+                )
+            if source not in self.warned:
+                self.warned.add(source)
+                logger.warning("a scene without labels, which is left out of the loss: %s has %s.", name, why)
 
 
 class Lite3rDistillation(Objective):
@@ -179,6 +233,19 @@ def known_pixels(batch: SceneBatch) -> Tensor:
     return batch.depth > 0 if batch.mask is None else (batch.depth > 0) & batch.mask
 
 
+def label_pixels(batch: SceneBatch, conf: Tensor | None, confidence: float) -> Tensor:
+    """Mask [B, S, H, W] bool of pixels whose labels count: those with known depth; in scenes without any, such as those
+    of data sets without depth, those where the teacher's conf is at least 1 / (1 - confidence)."""
+    known = known_pixels(batch)
+    without = ~(batch.depth > 0).flatten(1).any(1)
+    if not bool(without.any()):
+        return known
+    if conf is None:
+        raise UsageError("the teacher predicts no confidence, which data sets without depth need. Use another teacher.")
+    sure = conf >= 1 / (1 - confidence)
+    return known | (without[:, None, None, None] & (sure if batch.mask is None else sure & batch.mask))
+
+
 def good_surfaces(batch: SceneBatch) -> Tensor:
     """Mask [B] bool of scenes whose depth is good enough for normals.
 
@@ -190,13 +257,24 @@ def good_surfaces(batch: SceneBatch) -> Tensor:
     return torch.tensor([name in GOOD_SURFACES for name in sets], device=batch.depth.device)
 
 
-def local_geometry(model: Any, views: Views, points: Literal["own", "depth"]) -> tuple[Tensor, Tensor]:
-    """Points [B, S, H, W, 3] in the axes of their own camera, and world_from_cam [B, S, 4, 4], float32."""
+class LocalGeometry(NamedTuple):
+    """points [B, S, H, W, 3] in the axes of their own camera, world_from_cam [B, S, 4, 4], both float32, and conf
+    [B, S, H, W], at least 1; None if the model predicts none."""
+
+    points: Tensor
+    world_from_cam: Tensor
+    conf: Tensor | None
+
+
+def local_geometry(model: Any, views: Views, points: Literal["own", "depth"]) -> LocalGeometry:
+    """A model's points, cameras and confidence; UsageError if it has no points of that kind."""
     if points == "own":
         outputs = model.outputs(model.encode(views))
         if not {"local_points", "camera_poses"} <= outputs.keys():
             raise UsageError("the model predicts no points in camera axes, which this recipe needs. Use a Pi3 model.")
-        return outputs["local_points"].float(), outputs["camera_poses"].float()
+        conf = 1 + outputs["conf"][..., 0].float().exp()
+        return LocalGeometry(outputs["local_points"].float(), outputs["camera_poses"].float(), conf)
     scene = model(views)
     with torch.autocast(views.images.device.type, enabled=False):
-        return unproject(scene.depth.float(), scene.intrinsics.float()), invert_pose(scene.cam_from_world.float())
+        local = unproject(scene.depth.float(), scene.intrinsics.float())
+        return LocalGeometry(local, invert_pose(scene.cam_from_world.float()), scene.conf)

@@ -19,6 +19,7 @@ from lean3r.errors import UsageError
 from lean3r.geometry.camera import fov_from_intrinsics
 from lean3r.geometry.pose import invert_pose
 from lean3r.geometry.rotation import quaternion_from_matrix
+from lean3r.train.losses.truth import require_known
 from lean3r.types import Prediction
 
 SCALE_POINTS = 4096  # points of each scene that determine the scale
@@ -188,8 +189,9 @@ def camera_depth_loss(prediction: Prediction, truth: SceneBatch, known: Tensor) 
 
     Cameras are relative to the first view. Lengths of both sides are in units of their own mean depth on known pixels
     (no gradient through the student's unit), because no model knows the scale of the data set. Returns the total and
-    its parts.
+    its parts. InputError if no pixel is known.
     """
+    require_known(truth, known)
     if prediction.depth is None:
         raise UsageError("the model predicts no depth, which this recipe needs. Use another model.")
     height, width = truth.images.shape[-2:]

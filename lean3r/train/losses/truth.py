@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lean3r.data.base import SceneBatch
+from lean3r.errors import InputError
 from lean3r.geometry.pose import invert_pose
 
 DECAY = 0.8  # factor of an estimate's weight for each pair of blocks between it and the last estimate
@@ -44,15 +45,27 @@ class Target:
     scale: Tensor
 
 
+def require_known(batch: SceneBatch, known: Tensor) -> None:
+    """Raise InputError, with the names of the samples, if no pixel of a batch is `known`: a loss would be 0."""
+    if not known.any():
+        names = f" ({', '.join(batch.ids[:3])})" if batch.ids else ""
+        raise InputError(
+            f"no pixel of a batch has known depth{names}, so a loss against ground truth has nothing to learn from. "
+            "Use data sets with depth."
+        )
+
+
 @torch.no_grad()
 def make_target(batch: SceneBatch, cell: int, tolerance: float = 0.06) -> Target:
     """Ground truth for patches of `cell` pixels.
 
-    A point is visible in a view if the view's depth agrees with it within the relative `tolerance`.
+    A point is visible in a view if the view's depth agrees with it within the relative `tolerance`. InputError if
+    no pixel has known depth.
     """
     views, height, width = batch.depth.shape[1:]
     cols = width // cell
     depth, known_full = batch.depth, batch.depth > 0
+    require_known(batch, known_full)
     log_sum = (depth.clamp_min(1e-6).log() * known_full).flatten(1).sum(-1)
     scale = (log_sum / known_full.flatten(1).sum(-1).clamp_min(1)).exp()
     depth = (depth / scale[:, None, None, None]).clamp_max(FAR_RATIO)

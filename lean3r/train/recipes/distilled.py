@@ -127,8 +127,11 @@ class Distillation:
     def with_data(self, data: Data, processes: int, epochs: bool = True) -> Distillation:
         """The recipe with other scenes.
 
-        If `epochs` is true, the number of steps of phases with `epochs` follows from the number of scenes.
+        If `epochs` is true, the number of steps of phases with `epochs` follows from the number of scenes. UsageError
+        if sets have no depth and the loss of a phase needs it.
         """
+        if any(OBJECTIVES.get(phase.objective).needs_depth for phase in self.phases):
+            data.require_depth(f"the recipe {self.name}")
         count = data.scenes()  # opens the folders, which raises errors early
         phases = self.phases
         if count and epochs:

@@ -69,6 +69,17 @@ class Data:
         sets = [_open(source) for source in self.sources if source.name != SYNTHETIC]
         return sum(len(scenes) for scenes in sets)
 
+    def require_depth(self, what: str) -> None:
+        """UsageError that names the sets without depth, if there are any, which `what` needs."""
+        sets = [source for source in self.sources if source.name != SYNTHETIC]
+        without = dict.fromkeys(source.name for source in sets if not _open(source).has_depth)
+        if without:
+            raise UsageError(
+                f"{' and '.join(without)} {'have' if len(without) > 1 else 'has'} no depth, which {what} needs: its "
+                "loss compares predictions with the set's depth. Use other sets, or a speed3r- recipe, whose labels "
+                "come from the teacher."
+            )
+
     def as_dict(self) -> dict[str, object]:
         """All settings that determine the scenes, JSON-ready; not the device that computes them."""
         world = {k: v for k, v in dataclasses.asdict(self.world).items() if k not in ("device", "compile")}
