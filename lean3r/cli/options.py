@@ -58,8 +58,9 @@ Offline = Annotated[bool, option(help="Do not use the network; load weights from
 Plan = Annotated[
     str | None,
     option(
-        "NAME|FILE",
-        help=f"Compress the model: {', '.join(PLANS)} (docs/how-to/compress.md), or a plan as a .json file.",
+        "NAME[:SETTING=VALUE,...]|FILE",
+        help=f"Compress the model: {', '.join(PLANS)} (docs/how-to/compress.md), perhaps with settings, as in "
+        "lite3r:keep=0.2; or a plan as a .json file.",
     ),
 ]
 Device = Annotated[

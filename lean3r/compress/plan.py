@@ -153,13 +153,14 @@ class CompressionPlan:
 
 
 def resolve_plan(plan: str | Path | Mapping[str, object] | CompressionPlan) -> CompressionPlan:
-    """A plan from its name in PLANS, a JSON file, a dict or a CompressionPlan; UsageError for anything else."""
+    """A plan from its name in PLANS, "NAME:SETTING=VALUE,...", a JSON file, a dict or a CompressionPlan; UsageError for
+    anything else."""
     if isinstance(plan, CompressionPlan):
         return plan
     if isinstance(plan, Mapping):
         return CompressionPlan.from_dict(plan)
-    if isinstance(plan, str) and plan in PLANS:
-        return PLANS.get(plan)()
+    if isinstance(plan, str) and plan.partition(":")[0] in PLANS:
+        return _with_settings(plan)
     if not isinstance(plan, str | Path):
         raise UsageError(f"got a plan of type {type(plan).__name__}; expected a name, a JSON file, a dict or a plan.")
     path = Path(plan)
@@ -173,6 +174,24 @@ def resolve_plan(plan: str | Path | Mapping[str, object] | CompressionPlan) -> C
         return CompressionPlan.from_json(text, name=path.stem)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
+
+
+def _with_settings(text: str) -> CompressionPlan:
+    """The plan of "NAME" or "NAME:SETTING=VALUE,..."; a value is JSON, or else the text itself."""
+    name, _, rest = text.partition(":")
+    settings: dict[str, object] = {}
+    for pair in filter(None, rest.split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"'{text}' has '{pair}'; expected settings such as {name}:keep=0.2,mode=token.")
+        try:
+            settings[key] = parse_json(value)
+        except ValueError:
+            settings[key] = value
+    try:
+        return PLANS.get(name)(**settings)
+    except TypeError as error:
+        raise UsageError(f"plan {name} does not accept these settings: {error}.") from error
 
 
 def settings_of(mechanism: str) -> tuple[str, ...]:

@@ -8,8 +8,14 @@ attention, rounded up. benchmarks/attention.py measures them on other hardware.
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
+from lean3r.attention.sla import Mode
 from lean3r.compress.plan import CompressionPlan, QuantizeStep, Step
 from lean3r.compress.tables import PLANS, SCHEMES
+from lean3r.errors import UsageError
+
+Rounding = Literal["fp8", "w4a16", "w4a8", "none"]
 
 
 def dense(target: str = "global blocks", **settings: object) -> CompressionPlan:
@@ -85,6 +91,40 @@ def gsa_fp8() -> CompressionPlan:
 def sla_fp8() -> CompressionPlan:
     """`sla`, and `fp8` for linear layers: what Lite3R describes. Needs training."""
     return sla() + fp8()
+
+
+def lite3r(
+    rounding: Literal["fp8", "w4a16", "w4a8", "none"] = "fp8",
+    *,
+    keep: float = 0.3,
+    mode: Mode = "token",
+    **settings: object,
+) -> CompressionPlan:
+    """Lite3R's released models: SLA with the strongest 30 % of keys in every attention layer, every linear in FP8.
+
+    The release trains and evaluates with `keep` 0.3 by tokens; its paper and its inference script for Depth Anything 3
+    say 0.2. `rounding` is "w4a16" (VGGT) or "w4a8" (Depth Anything 3) for its first stages, "none" for none.
+    """
+    if rounding not in get_args(Rounding):
+        raise UsageError(f"rounding is {rounding!r}; expected one of {', '.join(get_args(Rounding))}.")
+    smooth = {"smooth": True} if rounding.startswith("w4") else {}
+    steps = [*_one("sla", "every attention layer", 0, {"mode": mode, "keep": keep, **settings}).steps]
+    if rounding != "none":
+        left_out = ("named *.attn.*",) if rounding == "w4a16" else ()
+        steps.append(QuantizeStep(rounding, "every linear", left_out, smooth))
+    if rounding in ("fp8", "w4a8"):
+        steps.append(QuantizeStep(rounding, "named *.mechanism.proj_lin", (), smooth))
+    return CompressionPlan(tuple(steps), "lite3r" if rounding == "fp8" else f"lite3r-{rounding}")
+
+
+def lite3r_w4a16(**settings: object) -> CompressionPlan:
+    """`lite3r` as VGGT's first stage has it: weights of 4 bits outside of attention. To train, not to deploy."""
+    return lite3r("w4a16", **settings)  # type: ignore[arg-type]
+
+
+def lite3r_w4a8(**settings: object) -> CompressionPlan:
+    """`lite3r` as Depth Anything 3's first stage has it: weights of 4 bits, activations of 8. To train."""
+    return lite3r("w4a8", **settings)  # type: ignore[arg-type]
 
 
 def of_scheme(scheme: str) -> CompressionPlan:

@@ -21,6 +21,9 @@ PLANS = Registry(
         "int8-dynamic": "lean3r.compress.presets:int8_dynamic",
         "gsa-fp8": "lean3r.compress.presets:gsa_fp8",
         "sla-fp8": "lean3r.compress.presets:sla_fp8",
+        "lite3r": "lean3r.compress.presets:lite3r",
+        "lite3r-w4a16": "lean3r.compress.presets:lite3r_w4a16",
+        "lite3r-w4a8": "lean3r.compress.presets:lite3r_w4a8",
     },
 )
 SCHEMES = Registry(

@@ -112,6 +112,12 @@ def test_presets_survive_json_and_fit(name: str, model: Nano, tmp_path: Path) ->
     assert torch.isfinite(depth(compress(model, found))).all()
 
 
+def test_settings_follow_the_name_of_a_plan() -> None:
+    (step,) = resolve_plan("lite3r:rounding=none,keep=0.2,mode=block,window=4").exchanges
+    assert (step.target, step.mechanism) == ("every attention layer", "sla")
+    assert step.settings == {"mode": "block", "keep": 0.2, "window": 4}
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
@@ -135,6 +141,10 @@ def test_presets_survive_json_and_fit(name: str, model: Nano, tmp_path: Path) ->
         ),
         ({"steps": [{"target": "named head.*", "mechanism": "dense"}]}, "There are 3 of role frame"),
         (3, "type int"),
+        ("lite3r:keep", "has 'keep'; expected settings such as lite3r:keep=0.2"),
+        ("lite3r:keap=0.2", "unknown setting 'keap' of sla. Perhaps you meant keep"),
+        ("lite3r:rounding=fp4", "rounding is 'fp4'; expected one of fp8, w4a16, w4a8, none"),
+        ("fp8-weight:keep=0.2", "plan fp8-weight does not accept these settings"),
     ],
 )
 def test_wrong_plans_are_refused(model: Nano, wrong: object, says: str) -> None:
