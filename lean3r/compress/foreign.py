@@ -6,9 +6,10 @@ subclass (as in torch.nn.utils.parametrize) whose forward gets q, k, v from the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 
 from lean3r.attention.base import Mechanism, Projected
 from lean3r.attention.dense import Dense
-from lean3r.compress.targets import Site
+from lean3r.compress.targets import Mapped, Part, Site
 from lean3r.errors import UsageError
-from lean3r.layers.trunk import Role
 from lean3r.types import TokenLayout
+
+SHOWN = 5  # classes of modules in a message
+M = TypeVar("M", bound=nn.Module)
 
 
 class ForeignAttention(Protocol):
@@ -42,9 +45,21 @@ class ForeignAttention(Protocol):
         ...
 
 
-def one_role(index: int) -> Role:
+def one_role(index: int) -> Part:
     """Every block attends to all tokens that it gets."""
     return "global"
+
+
+def called(model: nn.Module, suffix: str) -> list[tuple[str, nn.Module]]:
+    """The modules whose path ends in `suffix`, with their paths, in order."""
+    return [(name, module) for name, module in model.named_modules() if name.split(".")[-1] == suffix]
+
+
+def with_roles(layers: Sequence[tuple[str, M]], role: Callable[[int], Part | None]) -> Iterator[tuple[str, M, Part]]:
+    """The layers that have a role, with it."""
+    for index, (name, module) in enumerate(layers):
+        if (chosen := role(index)) is not None:
+            yield name, module, chosen
 
 
 @runtime_checkable
@@ -64,25 +79,23 @@ class FusedQkv:
     """Attention layers as in DINOv2, timm and similar: qkv, q_norm, k_norm, proj, optionally rope(x, pos).
 
     `read_layout` returns the layout of one view from the inputs of the network, `role` the role of the n-th layer whose
-    path ends in `suffix`. Masks, gates and norms after attention raise UsageError.
+    path ends in `suffix`; None leaves the layer as it is. Masks, gates and norms after attention raise UsageError.
     """
 
     read_layout: Callable[..., TokenLayout]
-    role: Callable[[int], Role] = one_role
+    role: Callable[[int], Part | None] = one_role
     suffix: str = "attn"
 
     def sites(self, model: nn.Module) -> list[Site]:
         """See ForeignAttention."""
         sites: list[Site] = []
-        for name, module in model.named_modules():
-            if name.split(".")[-1] != self.suffix:
-                continue
+        for name, module, role in with_roles(called(model, self.suffix), self.role):
             extra = [p for p in ("gate", "norm") if not isinstance(getattr(module, p, None), nn.Identity | None)]
             if extra or not isinstance(module, FusedLayer):
                 missing = [part for part in FusedLayer.__annotations__ if not hasattr(module, part)]
                 difference = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(extra)}"
                 raise UsageError(f"{name} ({type(module).__name__}) {difference}: write your own adapter for it.")
-            sites.append(Site(name, self.role(len(sites)), module.proj.in_features, module.num_heads))
+            sites.append(Site(name, role, module.proj.in_features, module.num_heads))
         return sites
 
     def layout(self, *inputs: object, **named: object) -> TokenLayout:
@@ -93,7 +106,7 @@ class FusedQkv:
         self, attention: FusedLayer, x: Tensor, *unknown: object, pos: Tensor | None = None, **named: object
     ) -> Projected:
         """See ForeignAttention."""
-        _refuse(unknown, named)
+        refuse(unknown, named)
         q, k, v = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
 
         rope = getattr(attention, "rope", None)
@@ -127,7 +140,7 @@ class MultiHead:
     """
 
     read_layout: Callable[..., TokenLayout]
-    role: Callable[[int], Role] = one_role
+    role: Callable[[int], Part | None] = one_role
 
     def sites(self, model: nn.Module) -> list[Site]:
         """See ForeignAttention."""
@@ -135,7 +148,7 @@ class MultiHead:
         for name, module in layers:
             if not module._qkv_same_embed_dim or module.bias_k is not None or module.add_zero_attn:
                 raise UsageError(f"{name} has keys of another width or extra keys: write your own adapter for it.")
-        return [Site(n, self.role(i), m.embed_dim, m.num_heads) for i, (n, m) in enumerate(layers)]
+        return [Site(name, role, m.embed_dim, m.num_heads) for name, m, role in with_roles(layers, self.role)]
 
     def layout(self, *inputs: object, **named: object) -> TokenLayout:
         """See ForeignAttention."""
@@ -154,7 +167,7 @@ class MultiHead:
         is_causal: bool = False,
     ) -> Projected:
         """See ForeignAttention."""
-        _refuse((), {"attn_mask": attn_mask, "is_causal": is_causal})
+        refuse((), {"attn_mask": attn_mask, "is_causal": is_causal})
         if query is not key or key is not value:
             raise UsageError(
                 "query, key and value differ; a converted MultiheadAttention expects the same tensor for all three."
@@ -177,6 +190,40 @@ class MultiHead:
         """See ForeignAttention."""
         out = attention.out_proj(mixed.transpose(1, 2).flatten(2))
         return (out if attention.batch_first else out.transpose(0, 1)), None
+
+
+def map_sites(model: nn.Module, adapter: ForeignAttention) -> None:
+    """Record on a network, in place, where the adapter finds its attention layers.
+
+    Targets such as "global blocks 8-" then select in it, for plans, adapters (LoRA), and parameters to train.
+    UsageError if the adapter finds no layer, or names one that does not exist; it lists the nearest modules.
+    """
+    sites, modules = tuple(adapter.sites(model)), dict(model.named_modules())
+    what = f"{type(adapter).__name__} finds no attention layer in {type(model).__name__}"
+    absent = next((site.name for site in sites if site.name not in modules), None)
+    if absent is not None:
+        near = difflib.get_close_matches(absent, modules, n=3, cutoff=0.0)
+        raise UsageError(f"{type(adapter).__name__} names {absent}, which is no module. Nearest: {', '.join(near)}.")
+    if not sites:
+        raise UsageError(f"{what}. {_nearest(modules)} Name them with its arguments, or write an adapter for them.")
+    cast(Mapped, model).attention_sites = sites
+
+
+def _nearest(modules: Mapping[str, nn.Module]) -> str:
+    """The modules that look like attention, one of each class, with their parts."""
+    kinds: dict[type, list[str]] = {}
+    for path, module in modules.items():
+        called = any("att" in word.lower() for word in (path.split(".")[-1], type(module).__name__))
+        if path and called and next(module.parameters(), None) is not None:
+            kinds.setdefault(type(module), []).append(path)
+    if not kinds:
+        return "None of its modules is called attention."
+    shown = []
+    for kind, paths in list(kinds.items())[:SHOWN]:
+        parts = ", ".join(name for name, _ in modules[paths[0]].named_children()) or "no parts"
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        shown.append(f"{paths[0]}{more} ({kind.__name__}: {parts})")
+    return f"Nearest: {'; '.join(shown)}."
 
 
 class Watch:
@@ -239,7 +286,8 @@ def adopt(model: nn.Module, names: Sequence[str], adapter: ForeignAttention) -> 
         attention.mechanism = Dense()
 
 
-def _refuse(unknown: Sequence[object], named: dict[str, object]) -> None:
+def refuse(unknown: Sequence[object], named: Mapping[str, object]) -> None:
+    """Raise UsageError if a layer got arguments other than None and False that its adapter does not read."""
     given = [name for name, value in named.items() if value is not None and value is not False]
     if given or any(value is not None and value is not False for value in unknown):
         raise UsageError(f"a converted attention layer does not support {', '.join(given) or 'further arguments'}.")

@@ -16,7 +16,7 @@ from torch import nn
 
 from lean3r.attention import ATTENTION
 from lean3r.attention.base import Mechanism
-from lean3r.compress.foreign import Adopted, ForeignAttention, adopt
+from lean3r.compress.foreign import Adopted, ForeignAttention, adopt, map_sites
 from lean3r.compress.fp8_linear import Quantized, deploy, insert
 from lean3r.compress.linears import sites_of
 from lean3r.compress.plan import FROM_MODEL, CompressionPlan, Step, resolve_plan
@@ -104,8 +104,16 @@ def apply(
         whole = plan
     model = copy_sharing_parameters(model)
     changes: list[Change | Quantized] = []
+    if adapter is not None:
+        map_sites(model, adapter)
     if plan.exchanges:
-        sites = sites_of(model) if adapter is None else list(adapter.sites(model))
+        sites = sites_of(model)
+        if adapter is None and not any(isinstance(module, SelfAttention) for module in model.modules()):
+            raise UsageError(
+                f"the network has nothing for '{plan.exchanges[0].target}': {type(model).__name__} has no attention "
+                "layer of lean3r. For a third-party network, pass adapter=..., which says where its attention is "
+                "(docs/how-to/compress.md)."
+            )
         places = places_of(sites)
         step_of: dict[str, Step] = {}
         for step in plan.exchanges:

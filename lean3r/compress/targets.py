@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from lean3r.errors import UsageError
 
@@ -31,9 +31,9 @@ class Place:
     """The place of a layer: its path and the part of the network; the number of its block within that part (`number`)
     and in the trunk (`overall`), None outside of blocks. `narrow` layers have fewer than 16 inputs or outputs.
 
-    "camera" are modules called camera..., "head" is outside of encoder and trunk, "mechanism" belongs to an attention
-    mechanism (gates, branches), "embedding" reads pixels: it is small, and its errors cannot be undone later. Only
-    targets by name select the last two.
+    "camera" are modules called camera... or cam_..., "head" is outside of encoder and trunk, "mechanism" belongs to an
+    attention mechanism (gates, branches), "embedding" reads pixels: it is small, and its errors cannot be undone later.
+    Only targets by name select the last two.
     """
 
     name: str
@@ -143,6 +143,13 @@ _WHOLE = {
     "narrow layers": Target("", LAYERS, convolutions=True, narrow_only=True),
 }
 _OF_LINEARS = ("every layer", "every linear", "narrow layers")
+
+
+@runtime_checkable
+class Mapped(Protocol):
+    """A third-party network whose attention layers are known (foreign.map_sites)."""
+
+    attention_sites: tuple[Site, ...]
 
 
 def places_of(sites: Sequence[Site]) -> list[Place]:

@@ -10,8 +10,8 @@ from torch import nn
 
 from lean3r.attention.base import Mechanism
 from lean3r.compress.fp8_linear import FakeQuantConv2d, FakeQuantConvTranspose2d, FakeQuantLinear
-from lean3r.compress.linears import CONVOLUTIONS, PLAIN, linears_of, sites_of
-from lean3r.compress.targets import Target
+from lean3r.compress.linears import CONVOLUTIONS, PLAIN, blocks_of, linears_of, sites_of
+from lean3r.compress.targets import TRUNK, Mapped, Part, Target
 from lean3r.errors import UsageError
 from lean3r.layers.embed import ConvStem
 from lean3r.layers.trunk import Trunk
@@ -21,7 +21,7 @@ from lean3r.layers.vit import PatchEmbed, VisionTransformer
 LINEARS = (*PLAIN, FakeQuantLinear)
 WINDOWED = (*CONVOLUTIONS, FakeQuantConv2d, FakeQuantConvTranspose2d)
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
-_CAMERA = re.compile(r"(^|\.)camera[^.]*(\.|$)")
+_CAMERA = re.compile(r"(^|\.)cam(era|_)[^.]*(\.|$)")
 _ADAPTER = re.compile(r"(^|\.)lora_[^.]+\.")
 
 
@@ -65,13 +65,21 @@ def _mechanisms(model: nn.Module) -> set[str]:
 
 def _encoder(model: nn.Module) -> set[str]:
     kinds = (VisionTransformer, PatchEmbed, ConvStem)
-    return _inside(model, (m for m in model.modules() if isinstance(m, kinds))) - _trunk(model)
+    ours = (m for m in model.modules() if isinstance(m, kinds))
+    return _inside(model, (*ours, *_mapped_blocks(model, ("encoder",)))) - _trunk(model)
 
 
 def _trunk(model: nn.Module) -> set[str]:
     """A trunk inside a camera head belongs to that head."""
     trunks = (m for path, m in model.named_modules() if isinstance(m, Trunk) and not _CAMERA.search(path))
-    return _inside(model, trunks)
+    return _inside(model, (*trunks, *_mapped_blocks(model, TRUNK)))
+
+
+def _mapped_blocks(model: nn.Module, parts: Collection[Part]) -> list[nn.Module]:
+    """The blocks of a third-party network that belong to these parts."""
+    sites = sites_of(model) if isinstance(model, Mapped) else []
+    blocks = blocks_of(model, [site.name for site in sites])
+    return [model.get_submodule(blocks[site.name]) for site in sites if site.role in parts]
 
 
 def _heads(model: nn.Module) -> set[str]:

@@ -14,7 +14,8 @@ from typing import TypedDict, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lean3r.compress.linears import linears_of
+from lean3r.compress.linears import blocks_of, linears_of, sites_of
+from lean3r.compress.targets import Mapped
 from lean3r.data.base import SceneBatch
 from lean3r.errors import LeanError, UsageError
 from lean3r.layers.block import Block
@@ -80,12 +81,16 @@ def units_of(model: nn.Module) -> list[Unit]:
         if isinstance(trunk, LoopedTrunk)
         for index in range(trunk.looped_from, len(trunk.blocks))
     ]
+    blocks = blocks_of(model, [site.name for site in sites_of(model)]).values() if isinstance(model, Mapped) else ()
     units: dict[str, Unit] = {}
     for site in linears_of(model):
         if site.number is None or site.part not in ("encoder", "frame", "global"):
             continue
         if any(site.name.startswith(path) for path in looped):
             path, target = site.name, f"named {site.name}"
+        elif isinstance(model, Mapped):
+            path = next(block for block in blocks if f"{site.name}.".startswith(f"{block}."))
+            target = f"named {path}.*"
         else:
             path, target = _block(model, site.name), f"{site.part} blocks {site.number}"
         units.setdefault(path, Unit(len(units), site.part, target, path))
