@@ -33,6 +33,20 @@ def lite3r_da3(textures: str | None = None) -> Distillation:
     return _recipe("lite3r-da3", "da3-large", steps, textures)
 
 
+def sparse(**settings: object) -> CompressionPlan:
+    """Attention as the release trains it: each query keeps 30 % of its keys, chosen one by one."""
+    return sla("all blocks", dense_below=0, **{"mode": "token", "keep": 0.3, **settings})
+
+
+def rounding(scheme: str, attention: bool, **settings: object) -> CompressionPlan:
+    """Weights and inputs of all linear layers rounded by `scheme`; with `attention`, those of attention layers and
+    `proj_lin` too."""
+    if not attention:
+        return CompressionPlan((QuantizeStep(scheme, "every linear", ("named *.attn.*",), settings),), scheme)
+    targets = ("every linear", "named *.mechanism.proj_lin")
+    return CompressionPlan(tuple(QuantizeStep(scheme, target, (), settings) for target in targets), scheme)
+
+
 def optim(warmup_steps: int = 30) -> OptimConfig:
     """The release's optimiser: AdamW, no weight decay of what trains; the rate falls in a straight line to its half."""
     return OptimConfig(
