@@ -10,6 +10,7 @@ DATASETS = Registry(
         "realestate10k": "lean3r.data.sets.realestate10k:RealEstate10K",
         "scannet": "lean3r.data.sets.scannet:ScanNet",
         "dtu": "lean3r.data.sets.dtu:DTU",
+        "dtu64": "lean3r.data.sets.dtu64:Dtu64",
         "blendedmvs": "lean3r.data.sets.blendedmvs:BlendedMVS",
         "vkitti2": "lean3r.data.sets.vkitti2:VirtualKitti2",
         "wildrgbd": "lean3r.data.sets.wildrgbd:WildRgbd",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
@@ -191,18 +191,24 @@ def _read(
         unknown += count
     if scenes.has_depth and not any(view.depth.any() for view in views):
         raise InputError("none of the views has known depth")
+    label = f"{part.label}/{info.id}:{','.join(map(str, chosen))}"
+    return replace(scene_batch(views, scenes, label, unknown), skipped=skipped)
+
+
+def scene_batch(views: Sequence[RawView], scenes: SceneSet, label: str, unknown: int) -> SceneBatch:
+    """Views of one size, of one scene of a set, as a batch of one; `unknown` as in SceneBatch."""
+    height, width = views[0].image.shape[:2]
     normals = [view.normals for view in views if view.normals is not None]
     return SceneBatch(
         images=_pictures([view.image for view in views])[None],
         depth=_tensor([view.depth for view in views])[None].float()
         if scenes.has_depth
-        else torch.zeros(1, len(views), shape.height, shape.width),
+        else torch.zeros(1, len(views), height, width),
         intrinsics=_tensor([view.intrinsics for view in views])[None].float(),
         cam_from_world=_tensor([view.cam_from_world for view in views])[None].float(),
         normals=_tensor(normals).permute(0, 3, 1, 2)[None].float() if len(normals) == len(views) else None,
         is_metric=scenes.is_metric,
-        ids=(f"{part.label}/{info.id}:{','.join(map(str, chosen))}",),
-        skipped=skipped,
+        ids=(label,),
         unknown=unknown,
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lean3r.data.sets.formats.files import image_size, read_pfm
-from lean3r.data.sets.formats.mvsnet import MvsnetSet, NumberedFrame, read_camera
+from lean3r.data.sets.formats.mvsnet import MvsnetSet, NumberedFrame, read_camera, read_range
 from lean3r.data.sets.scenes import Camera, folders
 from lean3r.errors import InputError
 
@@ -65,6 +65,11 @@ class BlendedMVS(MvsnetSet):
         """Rendered depth, 0 at holes of the mesh."""
         assert frame.depth is not None
         return read_pfm(frame.depth)
+
+    def depth_range(self, scene: int, view: int, as_released: bool) -> tuple[float, float] | None:
+        """The range in the camera file."""
+        stem = self._frames_of(scene)[view].image.stem
+        return read_range(self.root / self.ids[scene] / "cams" / f"{stem}_cam.txt", as_released)
 
     def pairs(self, scene: str) -> Path:
         """The pair.txt next to the scene's cameras."""

@@ -14,7 +14,7 @@ from lean3r.errors import InputError
 
 FULL, SMALL = (1600, 1200), (640, 512)
 _CROP = (80, 44)  # MVSNet crops pictures of half size, 800 x 600, to SMALL
-_METRES = 1e-3
+METRES = 1e-3
 
 
 class DTU(MvsnetSet):
@@ -102,13 +102,13 @@ class DTU(MvsnetSet):
                 k[:2, 2] -= _CROP
                 k = from_integer_centres(k)
         pose = pose.copy()
-        pose[:3, 3] *= _METRES
+        pose[:3, 3] *= METRES
         return Camera(k, pose, *size)
 
     def read_depth(self, frame: NumberedFrame) -> np.ndarray:
         """Depth in metres at the size of the picture, 0 where the scan has none."""
         assert frame.depth is not None
-        depth, size = read_pfm(frame.depth) * np.float32(_METRES), (frame.camera.width, frame.camera.height)
+        depth, size = read_pfm(frame.depth) * np.float32(METRES), (frame.camera.width, frame.camera.height)
         if depth.shape[::-1] == size:
             return depth
         if size == SMALL and depth.shape[::-1] == FULL:

@@ -97,6 +97,11 @@ class SceneSet(ABC):
         """Scores [V, V] of the overlap of two views, larger is more; None if the set's files have no such scores."""
         return None
 
+    def depth_range(self, scene: int, view: int, as_released: bool) -> tuple[float, float] | None:
+        """(nearest, farthest) depth of a view as its camera file states it, or as Lite3R's release reads that file;
+        None if the set's files have no such range."""
+        return None
+
     def candidates(self, views: int, height: int, width: int) -> np.ndarray | None:
         """Indices of the scenes that suit a batch of this shape; None if the set has no such list."""
         return None

@@ -196,7 +196,7 @@ def scene_unit(depth: Tensor, cam_from_world: Tensor) -> Tensor:
     longest translation, for depth [B, S, H, W], 0 where unknown, and cameras [B, S, 4, 4]."""
     longest = cam_from_world[..., :3, 3].norm(dim=-1).amax(1)
     known = [d[d > 0] for d in depth]
-    middle = torch.stack([d.median() if len(d) > FEWEST else d.new_zeros(()) for d in known])
+    middle = torch.stack([(d.median() - (-d).median()) / 2 if len(d) > FEWEST else d.new_zeros(()) for d in known])
     return torch.maximum(middle.to(longest.dtype), longest).clamp_min(SMALLEST_UNIT)
 
 

@@ -6,6 +6,7 @@ corner, 0.5 more.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 from lean3r.data.sets.formats.files import read_text
 from lean3r.data.sets.scenes import FolderSet, Frame, from_integer_centres
 from lean3r.errors import InputError
+
+PLANES = 192  # of a range that does not say how many it has
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -52,6 +55,23 @@ def read_camera(path: Path) -> tuple[np.ndarray, np.ndarray]:
             f"{path} is not a camera file of MVSNet ({error}); expected extrinsic and intrinsic"
         ) from error
     return from_integer_centres(k), pose
+
+
+def read_range(path: Path, as_released: bool = False) -> tuple[float, float] | None:
+    """(nearest, farthest) depth at the end of a *_cam.txt: nearest and interval, perhaps the number of planes, perhaps
+    the farthest; None if it has no range. `as_released`: of four numbers the third, which is the number of planes, as
+    in Lite3R's release."""
+    words = read_text(path).split()
+    try:
+        numbers = [float(word) for word in words[words.index("intrinsic") + 10 :]]
+    except ValueError as error:
+        raise InputError(f"{path} is not a camera file of MVSNet ({error}); expected intrinsic and a range") from error
+    if len(numbers) < 2:
+        return None
+    near, far = numbers[0], numbers[0] + PLANES * numbers[1]
+    if len(numbers) >= 4:
+        far = numbers[2 if as_released else 3]
+    return (near, far) if 0 < far < math.inf else None
 
 
 def read_pairs(path: Path, views: int) -> np.ndarray:
