@@ -5,7 +5,9 @@ Source: Ren et al. 2026, "Speed3R" (Global Sparse Attention), the paper and the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -15,11 +17,12 @@ from torch import Tensor, nn
 from lean3r.attention.base import Mechanism, Projected, record
 from lean3r.attention.cut import Cut
 from lean3r.attention.dense import softmax_attention
+from lean3r.attention.pieces import in_pieces, pieces
 from lean3r.attention.regions import Choice, describe_windows, select_by_regions
 from lean3r.attention.settings import check_count, check_flag, format_settings
 from lean3r.attention.tokens import without_padding
 from lean3r.errors import UsageError
-from lean3r.ops.block_select import Selection, block_select, list_first
+from lean3r.ops.block_select import Selection, block_select
 from lean3r.ops.block_sparse import KeyValues, block_sparse_attention, check_kv, unsupported
 from lean3r.ops.dispatch import Implementation, check_implementation
 from lean3r.types import TokenLayout
@@ -134,30 +137,36 @@ class Gsa(Mechanism):
         views = self._always(cut.views)
         always = [v * cut.windows.count + w for v in views for w in range(cut.windows.count)]
         chosen = self._select(windows, (pooled_q, pooled_k), cut, always)
-        blocks = chosen.blocks
-        if p.key_mask is not None:
-            views = []
-        elif views:
-            # Without padding, views that all windows attend to are dense keys and need no lists.
-            blocks = blocks[..., len(always) :]
+        # Without padding, views that all windows attend to are dense keys and need no lists.
+        listed, seen = ([], views) if p.key_mask is None else (always, [])
         q, k = p.finish(p.q, p.k)
         pooled, dense = self.special == "pooled", None
-        if cut.special or views:
-            dense = cut.seen_by_all(k, views, pooled), cut.seen_by_all(p.v, views, pooled)
-        selected = block_sparse_attention(
-            cut.blocks(q),
-            cut.blocks(k),
-            value,
-            blocks,
-            query_block=cut.size,
-            key_block=cut.size,
-            key_mask=cut.mask,
-            dense_keys=dense,
-            kv=self.kv,
-            implementation=self.implementation,
-        )
+        if cut.special or seen:
+            dense = cut.seen_by_all(k, seen, pooled), cut.seen_by_all(p.v, seen, pooled)
+
+        def attend(rows: slice, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            blocks = chosen.blocks[:, :, rows.start // cut.size : rows.stop // cut.size]
+            return block_sparse_attention(
+                q[:, :, rows],
+                k,
+                v,
+                _list_first(blocks, listed, cut.window_mask),
+                query_block=cut.size,
+                key_block=cut.size,
+                key_mask=cut.mask,
+                dense_keys=dense,
+                kv=self.kv,
+                implementation=self.implementation,
+            )
+
+        count = pooled_q.shape[2]
+        each = p.q.shape[0] * p.q.shape[1] * (self.top_k + len(listed))
+        some = pieces(count, each, q.device) if listed else (slice(0, count),)
+        rows = (slice(part.start * cut.size, part.stop * cut.size) for part in some)
+        selected = in_pieces(attend, rows, cut.blocks(q), cut.blocks(k), value)
         gates = self.gates(p.x)
-        record(self, layout, blocks=chosen.blocks, gate=gates, density=lambda: cut.density(chosen.blocks, pooled))
+        lists = partial(_list_first, chosen.blocks, always, cut.window_mask)
+        record(self, layout, blocks=lists, gate=gates, density=lambda: cut.density(lists(), pooled))
         out = selected if gates is None else _mix(chosen.out, selected, cut.blocks(gates))
         if not cut.special:
             return cut.join(out, None)
@@ -172,24 +181,23 @@ class Gsa(Mechanism):
     def _select(
         self, windows: Projected, finished: tuple[Tensor, Tensor], cut: Cut, always: list[int]
     ) -> Selection | Choice:
-        """Lists of windows, those of `always` first, and the compressed branch."""
+        """Lists of windows, without those of `always`, and the compressed branch."""
         count = finished[1].shape[2]
+        top_k = min(self.top_k, count - len(always)) if self.fill == "unique" else self.top_k
         if self.regions is not None:
-            top_k = min(self.top_k, count)
-            chosen = select_by_regions(
+            return select_by_regions(
                 *(windows, finished, cut, top_k, self.regions), skip=always, implementation=self.implementation
             )
-            return replace(chosen, blocks=list_first(chosen.blocks, always, cut.window_mask))
-        top_k = self.top_k + len(always)
-        return block_select(
+        chosen = block_select(
             *finished,
             windows.v,
-            min(top_k, count) if self.fill == "unique" else top_k,
+            max(1, top_k),
             key_mask=cut.window_mask,
-            always=always,
+            skip=always,
             fill=self.fill,
             implementation=self.implementation,
         )
+        return replace(chosen, blocks=chosen.blocks[..., :top_k])
 
     def gates(self, x: Tensor) -> Tensor | None:
         """Weights of the compressed and the selected branch [B, H, N, 2] for input x [B, N, C]; None without gates."""
@@ -202,6 +210,16 @@ class Gsa(Mechanism):
         """The views, out of this many, whose windows every window attends to."""
         always = set(range(0, views, self.every)) if self.every else set()
         return sorted(always | {0} if self.reference else always)
+
+
+def _list_first(lists: Tensor, always: Sequence[int], window_mask: Tensor | None) -> Tensor:
+    """Lists [B, H, n, K] behind the windows of `always`, -1 for those that window_mask [B, n] hides."""
+    if not always:
+        return lists
+    first = torch.tensor(always, dtype=torch.int32, device=lists.device).expand(len(lists), -1)
+    if window_mask is not None:
+        first = first.where(window_mask[:, always], -1)
+    return torch.cat([first[:, None, None].expand(*lists.shape[:3], -1), lists], -1)
 
 
 def _mix(compressed: Tensor, selected: Tensor, gates: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ def pieces(total: int, each: int, device: torch.device) -> Iterator[slice]:
         yield slice(start, min(start + step, total))
 
 
-def in_pieces(function: Callable[..., Tensor], slices: Iterator[slice], *tensors: Tensor) -> Tensor:
+def in_pieces(function: Callable[..., Tensor], slices: Iterable[slice], *tensors: Tensor) -> Tensor:
     """Concatenate function(slice, *tensors) along dimension 2; if there are several pieces, gradients recompute them.
 
     Only the intermediate results of one piece exist at a time, in the backward pass too.

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lean3r.attention.base import Projected, recording
 from lean3r.attention.coarse_fine import Gsa
@@ -234,6 +235,29 @@ def test_views_that_are_always_kept(reference: bool, every: int | None, views: l
         assert kept <= set(chosen) and len(set(chosen)) == min(20, len(kept) + 2)
     no_padding = torch.ones(1, p.q.shape[2], dtype=torch.bool)
     assert_rms(found, gsa(replace(p, key_mask=no_padding), layout), 1e-6)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_many_views_that_are_always_kept_are_not_listed_for_every_window(padded: bool) -> None:
+    """4,096 views of 2 x 2 patches: the windows of 1,024 views, listed for each of 4,096, would take 17 MB a head."""
+
+    class Largest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, Tensor):
+                self.size = max(self.size, result.untyped_storage().nbytes())
+            return result
+
+    layout = TokenLayout(4096, 0, 2, 2, window=2)
+    gsa = Gsa(4, 1, window=2, top_k=2, every=4)
+    x, q, k, v = torch.randn(4, 1, 4 * 4096, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
+    mask = (torch.arange(4 * 4096) != 5)[None] if padded else None
+    p = Projected(x, q[:, None], k[:, None], v[:, None], lambda q, k, positions=None: (q, k), mask)
+    with torch.inference_mode(), Largest() as seen:
+        gsa(p, layout)
+    assert seen.size <= 9e6
 
 
 def test_top_k_above_the_number_of_windows() -> None:

@@ -38,7 +38,7 @@ def sparse(how: str) -> tuple[tuple, Callable[[], object]]:
 def select(how: str) -> tuple[tuple, Callable[[], object]]:
     q, k, v = leaves(1, 2, 12, 32)
     args = (q, k, v, 3, 32**-0.5, WINDOWS, [4], "unique", how)
-    options = {"key_mask": WINDOWS, "always": [4], "implementation": how}
+    options = {"key_mask": WINDOWS, "skip": [4], "implementation": how}
     return args, lambda: block_select(q, k, v, 3, **options)  # type: ignore[arg-type]
 
 

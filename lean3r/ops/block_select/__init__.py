@@ -43,7 +43,7 @@ def block_select(
     *,
     scale: float | None = None,
     key_mask: Tensor | None = None,
-    always: Sequence[int] | Tensor | None = None,
+    skip: Sequence[int] = (),
     fill: Literal["unique", "repeat_last"] = "unique",
     implementation: Implementation = "auto",
 ) -> Selection:
@@ -53,21 +53,18 @@ def block_select(
     score q.k in float32, descending; ties go to the lower index, and -0.0 ranks below +0.0. A NaN or -inf score
     ranks as the lowest finite number: NaN in q makes out and lse of its rows NaN (and, as in dense attention, the
     gradients of k and v), while the chosen indices stay valid and distinct. `key_mask` [B, nk] is False on key blocks
-    that are neither attended nor chosen; a query with no key left gets zeros, lse -inf and -1 everywhere. `always`
-    names key blocks that stand first in every list, in the order given, and count in top_k (a CUDA tensor costs a
-    synchronisation: pass integers).
+    that are neither attended nor chosen; a query with no key left gets zeros, lse -inf and -1 everywhere. `skip`
+    names key blocks that are attended to, but never chosen.
 
     fill "unique" lists each block once and ends shorter lists with -1; "repeat_last" repeats the last block that the
     mask admits instead, as Speed3R's release does (duplicates then count with multiplicity in block-sparse attention).
     Tensors of several types are brought to v's. No implementation holds an nq x nk array of a large size.
 
-    Raises UsageError on shapes that do not fit or more `always` blocks than top_k, KernelError when
-    implementation="triton" cannot run (head_dim above 128, CPU tensors).
+    Raises UsageError on shapes that do not fit, KernelError when implementation="triton" cannot run (head_dim above
+    128, CPU tensors).
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    listed = always.tolist() if isinstance(always, Tensor) else always
-    first = list(dict.fromkeys(int(i) for i in listed or ()))
-    out, lse, blocks = _operator(q, k, v, top_k, scale, key_mask, first, fill, implementation)
+    out, lse, blocks = _operator(q, k, v, top_k, scale, key_mask, list(skip), fill, implementation)
     return Selection(blocks, out, lse)
 
 
@@ -78,22 +75,19 @@ def _run(
     top_k: int,
     scale: float,
     key_mask: Tensor | None,
-    first: list[int],
+    skip: list[int],
     fill: str,
     implementation: Implementation,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check(q, k, v, top_k, scale, key_mask, first, fill)
+    _check(q, k, v, top_k, scale, key_mask, skip, fill)
     q, k = q.to(v.dtype), k.to(v.dtype)
     if key_mask is not None:  # whatever the padding holds, NaN included, stays out of sums and gradients
         k, v = (t.masked_fill(~key_mask[:, None, :, None], 0) for t in (k, v))
     how = choose("block_select", implementation, (q, k, v), torch_path=True, unsupported=_unsupported(q))
     run = importlib.import_module(f"{__name__}.{_MODULES[how]}").select
-    # A hidden `always` block leaves its place to the next best, so that a mask calls for the full number.
-    wanted = top_k - len(first) if key_mask is None else top_k
     with torch.autocast(q.device.type, enabled=False):  # it would lower the products that rank
-        chosen, out, lse = run(q, k, v, wanted, scale, key_mask, first)
-    chosen = list_first(chosen, first, key_mask)
-    return out, lse, _fill(chosen, key_mask, k.shape[2], fill)[..., :top_k]
+        chosen, out, lse = run(q, k, v, top_k, scale, key_mask, skip)
+    return out, lse, _fill(chosen, key_mask, k.shape[2], fill)
 
 
 def _shapes(q: Tensor, k: Tensor, v: Tensor, top_k: int, *_) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,7 +97,7 @@ def _shapes(q: Tensor, k: Tensor, v: Tensor, top_k: int, *_) -> tuple[Tensor, Te
 
 _operator = operator(
     "block_select",
-    "(Tensor q, Tensor k, Tensor v, int top_k, float scale, Tensor? key_mask, int[] first, str fill, "
+    "(Tensor q, Tensor k, Tensor v, int top_k, float scale, Tensor? key_mask, int[] skip, str fill, "
     "str implementation) -> (Tensor, Tensor, Tensor)",
     _run,
     _shapes,
@@ -111,7 +105,14 @@ _operator = operator(
 
 
 def _check(
-    q: Tensor, k: Tensor, v: Tensor, top_k: int, scale: float, key_mask: Tensor | None, first: list[int], fill: str
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    top_k: int,
+    scale: float,
+    key_mask: Tensor | None,
+    skip: list[int],
+    fill: str,
 ) -> None:
     """Raise UsageError where the arguments do not fit."""
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
@@ -129,26 +130,12 @@ def _check(
         raise UsageError(f"key_mask is torch.bool [B, nk] = {(batch, blocks)}, got {got}")
     if fill not in ("unique", "repeat_last"):
         raise UsageError(f'fill is "unique" or "repeat_last", got {fill!r}')
-    if first and not 0 <= min(first) <= max(first) < blocks:
-        raise UsageError(f"always names blocks 0..{blocks - 1}, got {min(first)}..{max(first)}")
-    if len(first) > top_k:
-        raise UsageError(f"always names {len(first)} blocks, which do not fit into top_k {top_k}; raise top_k")
+    if skip and not 0 <= min(skip) <= max(skip) < blocks:
+        raise UsageError(f"skip names blocks 0..{blocks - 1}, got {min(skip)}..{max(skip)}")
 
 
 def _unsupported(q: Tensor) -> str | None:
     return f"head_dim {q.shape[-1]} is above {_MAX_HEAD_DIM}" if q.shape[-1] > _MAX_HEAD_DIM else too_large(q)
-
-
-def list_first(chosen: Tensor, first: Sequence[int], key_mask: Tensor | None) -> Tensor:
-    """Put the blocks `first` in front of lists [B, H, nq, K]; those that key_mask [B, nk] hides, and -1, go last."""
-    if not first:
-        return chosen
-    always = torch.tensor(first, dtype=torch.int32, device=chosen.device)
-    if key_mask is None:
-        return torch.cat((always.expand(*chosen.shape[:-1], -1), chosen), -1)
-    always = always.where(key_mask[:, always.long()], -1)[:, None, None].expand(*chosen.shape[:-1], -1)
-    chosen = torch.cat((always, chosen), -1)
-    return chosen.gather(-1, (chosen < 0).to(torch.int8).sort(dim=-1, stable=True).indices)
 
 
 def _fill(chosen: Tensor, key_mask: Tensor | None, blocks: int, fill: str) -> Tensor:

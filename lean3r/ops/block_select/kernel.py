@@ -39,20 +39,20 @@ def _configs(*shapes: tuple[int, int, int, int]) -> list[triton.Config]:
 
 
 def select(
-    q: Tensor, k: Tensor, v: Tensor, top_k: int, scale: float, key_mask: Tensor | None, always: Sequence[int]
+    q: Tensor, k: Tensor, v: Tensor, top_k: int, scale: float, key_mask: Tensor | None, skip: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Blocks [B, H, nq, top_k] that are not in `always`, out [B, H, nq, D], lse [B, H, nq]; see `block_select`."""
+    """Blocks [B, H, nq, top_k] that are not in `skip`, out [B, H, nq, D], lse [B, H, nq]; see `block_select`."""
     q, k, v = (t.contiguous() for t in (q, k, v))
-    return _Select.apply(q, k, v, _state(k, key_mask, always), top_k, scale)
+    return _Select.apply(q, k, v, _state(k, key_mask, skip), top_k, scale)
 
 
-def _state(k: Tensor, key_mask: Tensor | None, always: Sequence[int]) -> Tensor | None:
+def _state(k: Tensor, key_mask: Tensor | None, skip: Sequence[int]) -> Tensor | None:
     """int8 [B, nk]: 0 on hidden keys, 1 on those that are attended but not ranked, 2 on all others; None if all 2."""
-    if key_mask is None and not always:
+    if key_mask is None and not skip:
         return None
     state = torch.full((k.shape[0], k.shape[2]), 2, dtype=torch.int8, device=k.device)
-    if always:
-        state[:, list(always)] = 1
+    if skip:
+        state[:, list(skip)] = 1
     return state if key_mask is None else state.masked_fill_(~key_mask, 0)
 
 

@@ -14,13 +14,13 @@ LOWEST = torch.finfo(torch.float32).min
 
 
 def select(
-    q: Tensor, k: Tensor, v: Tensor, top_k: int, scale: float, key_mask: Tensor | None, always: Sequence[int]
+    q: Tensor, k: Tensor, v: Tensor, top_k: int, scale: float, key_mask: Tensor | None, skip: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Blocks [B, H, nq, top_k] that are not in `always`, out [B, H, nq, D], lse [B, H, nq]; see `block_select`."""
+    """Blocks [B, H, nq, top_k] that are not in `skip`, out [B, H, nq, D], lse [B, H, nq]; see `block_select`."""
     b, h, nk, _ = k.shape
     attended = torch.ones(b, nk, dtype=torch.bool, device=q.device) if key_mask is None else key_mask
     eligible = attended.clone()
-    eligible[:, list(always)] = False
+    eligible[:, list(skip)] = False
     rows = max(1, CHUNK_ELEMENTS // (b * h * nk))
     chunks = [
         # Recomputed in the backward pass, where the scores of all chunks would otherwise be alive at once.

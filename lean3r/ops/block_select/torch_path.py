@@ -27,16 +27,16 @@ _NOTHING = -(0x7F800000) - 1  # ordered_bits of -inf
 
 
 def select(
-    q: Tensor, k: Tensor, v: Tensor, top_k: int, scale: float, key_mask: Tensor | None, always: Sequence[int]
+    q: Tensor, k: Tensor, v: Tensor, top_k: int, scale: float, key_mask: Tensor | None, skip: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Blocks [B, H, nq, top_k] that are not in `always`, out [B, H, nq, D], lse [B, H, nq]; see `block_select`."""
-    return _Select.apply(q, k, v, top_k, scale, key_mask, list(always))
+    """Blocks [B, H, nq, top_k] that are not in `skip`, out [B, H, nq, D], lse [B, H, nq]; see `block_select`."""
+    return _Select.apply(q, k, v, top_k, scale, key_mask, list(skip))
 
 
 class _Select(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, q: Tensor, k: Tensor, v: Tensor, top_k: int, scale: float, key_mask: Tensor | None, always: list[int]
+        ctx, q: Tensor, k: Tensor, v: Tensor, top_k: int, scale: float, key_mask: Tensor | None, skip: list[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         spread = k.shape[2] / max(top_k, 1)
         group = math.ceil(math.sqrt(spread)) if spread > _DIRECT else 1
@@ -56,7 +56,7 @@ class _Select(torch.autograd.Function):
             lse[heads, rows] = total.log() + highest[:, 0] * scale
             out[heads, rows] = (weights.mT @ vs[heads]).div_(total.masked_fill(total == 0, 1)[..., None])
             if top_k:
-                blocks[heads, rows] = _best(scores, maxima, group, top_k, always)
+                blocks[heads, rows] = _best(scores, maxima, group, top_k, skip)
         blocks, out, lse = (t.unflatten(0, q.shape[:2]) for t in (blocks, out, lse))
         out = out.to(v.dtype)
         ctx.save_for_backward(q, k, v, out, lse, key_mask)
@@ -117,10 +117,10 @@ def _maxima(scores: Tensor, group: int) -> Tensor:
     return scores.unflatten(1, (-1, group)).amax(2)
 
 
-def _best(scores: Tensor, maxima: Tensor, group: int, top_k: int, always: list[int]) -> Tensor:
+def _best(scores: Tensor, maxima: Tensor, group: int, top_k: int, skip: list[int]) -> Tensor:
     """Indices [heads, rows, top_k] int32 of the best keys, -1 past the last that counts. Changes `scores`."""
-    if always:
-        scores[:, always] = -torch.inf
+    if skip:
+        scores[:, skip] = -torch.inf
         maxima = _maxima(scores, group)
     if maxima.isnan().any():
         scores.nan_to_num_(LOWEST, torch.inf, -torch.inf)
