@@ -32,7 +32,7 @@ from rows import Rows, measure
 from torch import Tensor
 from tuning import longest_list, number, pinned
 
-from lean3r.attention import coarse_fine
+from lean3r.attention import coarse_fine, regions
 from lean3r.attention.base import Projected
 from lean3r.attention.coarse_fine import Gsa
 from lean3r.attention.cut import Cut
@@ -43,13 +43,14 @@ from lean3r.types import TokenLayout
 
 PARTS: dict[str, list[tuple[Any, str]]] = {
     "windows and pooling": [(Cut, "blocks"), (Cut, "pool"), (Cut, "pooled_positions")],
-    "selection": [(coarse_fine, "block_select")],
+    "selection": [(coarse_fine, "block_select"), (regions, "block_select"), (regions, "_rank")],
     "sparse pass": [(coarse_fine, "block_sparse_attention")],
     "special queries": [(F, "scaled_dot_product_attention")],
     "gates and merging": [(Gsa, "gates"), (coarse_fine, "_mix"), (Cut, "join")],
 }
 """What a layer calls, by the name that its time goes under; "norm and rotation" comes from the projections."""
 SELECTED = (32, 128)
+REGIONS = 64  # candidates of two levels of selection
 COMPILE_S = 150  # more than that, and the rest is compiled when it counts
 
 
@@ -243,6 +244,8 @@ def run_once(bench: Bench, sizes: set[int], index: int) -> None:
             try:
                 for run, _ in operators(p, layout, bench).values():
                     run()
+                with torch.no_grad():
+                    bench.gsa(regions=REGIONS)(p, layout)
                 if special:
                     both_ways(lambda p, layout=layout: bench.gsa()(p, layout), p)()
             except Exception as error:
@@ -297,7 +300,7 @@ def measure_size(rows: Rows, bench: Bench, layout: TokenLayout) -> None:
             found = measure(lambda: mechanism(p(), layout), bench.device)
             parts = parts_of(lambda p: mechanism(p, layout), p(), bench.device)
         shares = {"selection_share": round(parts["selection"] / found["ms"], 3)}
-        work = bench.roofline(layout).gsa(pooled=mechanism.special == "pooled")
+        work = bench.roofline(layout).gsa(pooled=mechanism.special == "pooled", regions=mechanism.regions)
         return against(found, work) | {"parts_ms": parts} | shares
 
     def variant(name: str) -> dict:
@@ -306,9 +309,12 @@ def measure_size(rows: Rows, bench: Bench, layout: TokenLayout) -> None:
             return against(measure(run, bench.device), work)
 
     rows.take(f"{title}, gsa", whole)
+    rows.take(f"{title}, gsa, two levels of {REGIONS}", lambda: whole(regions=REGIONS))
     rows.take(f"{title}, dense", lambda: dense(p(), layout, bench))
     if layout.special:
         rows.take(f"{title}, gsa, special tokens pooled", lambda: whole(special="pooled"))
+        both = {"special": "pooled", "regions": REGIONS}
+        rows.take(f"{title}, gsa, special tokens pooled, two levels of {REGIONS}", lambda: whole(**both))
     rows.take(f"{title}, gsa, fp8 keys and values", lambda: whole(kv="fp8"))
     names = [f"selection of {count}" for count in SELECTED]
     names += ["dense between windows", "sparse pass", "sparse pass, scattered lists"]

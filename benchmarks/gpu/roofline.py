@@ -63,9 +63,15 @@ class Layer:
         """Operations and bytes of softmax attention over everything."""
         return attention_flops(self.tokens, self.tokens, self.width), 8.0 * self.tokens * self.width
 
-    def selection(self) -> tuple[float, float]:
-        """Of attention between windows; lists are written."""
-        return attention_flops(self.windows, self.windows, self.width), 8.0 * self.windows * (self.width + TOP_K)
+    def selection(self, regions: int | None = None) -> tuple[float, float]:
+        """Of attention between windows; lists are written. In two levels: between regions of 4 windows, then scores of
+        the windows in the best `regions`, each read once by the 4 windows of a region."""
+        if regions is None:
+            return attention_flops(self.windows, self.windows, self.width), 8.0 * self.windows * (self.width + TOP_K)
+        count = self.windows // 4
+        candidates = 4 * min(regions, count)
+        flops = attention_flops(count, count, self.width) + linear_flops(self.windows, self.width, candidates)
+        return flops, 8.0 * self.windows * (self.width + TOP_K) + 2.0 * count * candidates * self.width
 
     def sparse(self, dense_keys: int = 0) -> tuple[float, float]:
         """Of the pass over chosen windows, with further keys that all patches see."""
@@ -79,12 +85,13 @@ class Layer:
         few = self.views * self.special
         return attention_flops(few, keys, self.width), 4.0 * (keys + few) * self.width
 
-    def gsa(self, *, pooled: bool = False) -> tuple[float, float]:
-        """Of all of it; pooling reads q, k and v, merging reads and writes the output. `pooled`: special tokens are."""
+    def gsa(self, *, pooled: bool = False, regions: int | None = None) -> tuple[float, float]:
+        """Of all of it; pooling reads q, k and v, merging reads and writes the output. `pooled`: special tokens are.
+        `regions`: candidates of two levels of selection."""
         seen, sees = self.views * self.special, self.tokens
         if pooled and self.special:
             seen, sees = self.views, self.views * self.special + self.windows
-        parts = [self.selection(), self.sparse(seen), self.special_queries(sees)]
+        parts = [self.selection(regions), self.sparse(seen), self.special_queries(sees)]
         flops, moved = (sum(column) for column in zip(*parts, strict=True))
         return flops, moved + 10.0 * self.tokens * self.width
 
@@ -136,6 +143,11 @@ def table(machine: Machine = H200) -> str:
         f"| selection at most a third of it | {chosen:.1f} ms: {chosen / whole:.0%}, {chosen / pooled:.0%} pooled | "
         f"possible with registers in full; pooled, it has 33 of 100 ms at {chosen / 33:.0%} of the peak |",
     ]
+    two, two_pooled = (time(*layer.gsa(pooled=pooled, regions=64)) for pooled in (False, True))
+    lines.append(
+        f"| the same, windows chosen in two levels | {two:.0f} ms, {two_pooled:.0f} ms pooled | "
+        f"selection {time(*layer.selection(64)):.1f} ms, bound by the bytes of candidates; from some 130 views on less |"
+    )
     for views, wanted in ((1024, 25.0), (32, 2.2)):
         found = ratios(views, machine)
         shown = ", ".join(f"{value:.1f}x {name}" for name, value in found.items())

@@ -91,6 +91,7 @@ def test_a_layer_is_taken_apart(dry: Path) -> None:
     assert len(parts) == 6 and all(value > 0 for value in parts.values())
     assert sum(parts.values()) < 1.5 * rows["2 views, 5 special, gsa"]["ms"] + 1000
     assert rows["2 views, 0 special, gsa"]["parts_ms"]["special queries"] == 0
+    assert rows["2 views, 0 special, gsa, two levels of 64"]["parts_ms"]["selection"] > 0
 
 
 def test_dense_beyond_the_time_is_extrapolated_and_says_so(dry: Path) -> None:
