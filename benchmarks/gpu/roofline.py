@@ -146,7 +146,7 @@ def table(machine: Machine = H200) -> str:
     two, two_pooled = (time(*layer.gsa(pooled=pooled, regions=64)) for pooled in (False, True))
     lines.append(
         f"| the same, windows chosen in two levels | {two:.0f} ms, {two_pooled:.0f} ms pooled | "
-        f"selection {time(*layer.selection(64)):.1f} ms, bound by the bytes of candidates; from some 130 views on less |"
+        f"selection {time(*layer.selection(64)):.1f} ms, bound by the candidates' bytes; less from some 130 views on |"
     )
     for views, wanted in ((1024, 25.0), (32, 2.2)):
         found = ratios(views, machine)
