@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+import torch
 from PIL import Image
 
 from lean3r.data.base import SceneBatch
 from lean3r.data.sampling.mixture import MAX_TRIES, BatchShape, join_samples, scene_batch, seed_of
 from lean3r.data.sets.scenes import RawView, SceneSet, first_few, zero_unknown
 from lean3r.errors import InputError
+from lean3r.geometry.pose import invert_pose, make_pose
 
 NEAR, FAR = 0.5, 1.5  # known depth lies between these multiples of the range in the camera file
 MEDIANS = 5.0  # and is at most so many medians of it
+FEWEST, SMALLEST = 100, 1e-3  # known pixels that count for the unit of length, and its lower bound
 SetPart = Literal["train", "test", "all"]
 HELD_OUT, SHARE = 32, 0.25  # scenes of a set for evaluation, and their largest share of it
 
@@ -109,7 +113,7 @@ class Pairs:
                 batch = self.sample(place, views, shape.height, shape.width)
                 if not batch.depth.any():
                     raise InputError("none of the views has known depth")
-                return SceneBatch(**{**vars(batch), "skipped": tuple(skipped)})
+                return replace(batch, skipped=tuple(skipped))
             except (InputError, OSError) as error:
                 skipped.append(str(error))
         raise InputError(
@@ -165,3 +169,16 @@ def prepare(view: RawView, limits: tuple[float, float] | None, height: int, widt
     k[:2] *= scale
     k[:2, 2] += 0.5 - np.array([left, top])
     return RawView(image, np.where(known, depth, 0).astype(np.float32), k, view.cam_from_world), unknown
+
+
+def in_unit(batch: SceneBatch, *, relative: bool = True) -> SceneBatch:
+    """The scenes with their own unit of length: the larger one of the median known depth (0 for at most FEWEST pixels)
+    and the longest translation of a camera. With `relative`, the first view's frame is the world before that."""
+    pose = batch.cam_from_world
+    pose = pose @ invert_pose(pose[:, :1]) if relative else pose
+    longest = pose[..., :3, 3].norm(dim=-1).amax(1)
+    known = [depth[depth > 0] for depth in batch.depth]
+    middle = torch.stack([(d.median() - (-d).median()) / 2 if len(d) > FEWEST else d.new_zeros(()) for d in known])
+    unit = torch.maximum(middle.to(longest.dtype), longest).clamp_min(SMALLEST)
+    cameras = make_pose(pose[..., :3, :3], pose[..., :3, 3] / unit[:, None, None])
+    return replace(batch, depth=batch.depth / unit[:, None, None, None], cam_from_world=cameras)

@@ -37,8 +37,9 @@ class DTU(MvsnetSet):
 
     @classmethod
     def looks_like(cls, root: Path) -> bool:
-        """Whether there is a Rectified/, or a Cameras/ with files of MVSNet."""
-        return (root / "Rectified").is_dir() or any((root / "Cameras").glob("*_cam.txt"))
+        """Whether there is a Rectified/, or a Cameras/ with files of MVSNet but no pictures of DTU64."""
+        cameras = any((root / "Cameras").glob("*_cam.txt")) and not any(root.glob("scan*/image"))
+        return cameras or (root / "Rectified").is_dir()
 
     @classmethod
     def find_scenes(cls, root: Path) -> list[str]:

@@ -12,15 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lean3r.geometry.pose import invert_pose, make_pose
-
 FEWEST = 100  # valid pixels: a first view needs more for its scene's cameras, a batch as many for its depth
 FILTERED = 1000  # entries: shorter lists are not filtered, and at least as many remain
 LARGEST = 100.0  # bound of every entry of the loss, and of true depth
 SCALES = (0.1, 10.0)  # bounds of the fitted scales
 LEAST_CONFIDENCE = 1e-3
 STRIDES = (1, 2, 4, 8)  # of the gradient term
-SMALLEST_UNIT = 1e-3
 
 
 @dataclass(frozen=True)
@@ -189,22 +186,3 @@ def gradient_term(depth: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
 def finite_or_zero(values: Tensor) -> Tensor:
     """The values, 0 where they are not finite; no gradient flows there."""
     return values.where(values.isfinite(), 0.0)
-
-
-def scene_unit(depth: Tensor, cam_from_world: Tensor) -> Tensor:
-    """The unit of length [B] of scenes: the larger one of the median known depth (0 for at most FEWEST pixels) and the
-    longest translation, for depth [B, S, H, W], 0 where unknown, and cameras [B, S, 4, 4]."""
-    longest = cam_from_world[..., :3, 3].norm(dim=-1).amax(1)
-    known = [d[d > 0] for d in depth]
-    middle = torch.stack([(d.median() - (-d).median()) / 2 if len(d) > FEWEST else d.new_zeros(()) for d in known])
-    return torch.maximum(middle.to(longest.dtype), longest).clamp_min(SMALLEST_UNIT)
-
-
-def in_first_view(cam_from_world: Tensor) -> Tensor:
-    """Cameras [B, S, 4, 4] whose world is the first view's frame."""
-    return cam_from_world @ invert_pose(cam_from_world[:, :1])
-
-
-def scaled_cameras(cam_from_world: Tensor, unit: Tensor) -> Tensor:
-    """Cameras [B, S, 4, 4] with translations in this unit [B]."""
-    return make_pose(cam_from_world[..., :3, :3], cam_from_world[..., :3, 3] / unit[:, None, None])

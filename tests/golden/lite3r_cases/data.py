@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lean3r.data.sampling.lite3r import Pairs, draw_views
+from lean3r.data.sampling.lite3r import Pairs, draw_views, in_unit
 from lean3r.data.sets.blendedmvs import BlendedMVS
 from lean3r.data.sets.dtu64 import Dtu64
 from lean3r.data.sets.formats.files import write_pfm
 from lean3r.geometry.camera import world_points
-from lean3r.train.losses.lite3r import scaled_cameras, scene_unit
 from lite3r_cases import Golden, compare
 
 LIMIT = 1e-6
@@ -64,8 +63,8 @@ def check_blendedmvs(path: Path) -> None:
 def check_item(case: Golden, prefix: str, pairs: Pairs, place: int, views: list[int], size: int) -> None:
     """One item, in its unit of length."""
     batch = pairs.sample(place, views, size, size)
-    unit = scene_unit(batch.depth, batch.cam_from_world)
-    cameras, depth = scaled_cameras(batch.cam_from_world, unit), batch.depth / unit[:, None, None, None]
+    scaled = in_unit(batch, relative=False)
+    cameras, depth = scaled.cam_from_world, scaled.depth
     assert np.array_equal((batch.images[0] * 255).round().byte(), case[f"{prefix}images_u8"])
     k = batch.intrinsics.clone()
     k[..., :2, 2] -= 0.5  # the files count from the centre of the first pixel
