@@ -27,6 +27,8 @@ from torch import nn
 from tuning import found_before, pinned
 
 from lean3r.models import MODELS
+from lean3r.models.pi3 import Pi3
+from lean3r.models.speed3r import from_pi3
 from lean3r.train import DISTILLATIONS
 from lean3r.train.config import Stage
 from lean3r.train.loop import seed_everything
@@ -91,7 +93,8 @@ def measure(
     chosen = recipe.phases[phase]
     config = replace(chosen.config, stages=(stage,))
     # An objective freezes its teacher: the next student must not be born frozen.
-    student = only_trains(student_of(teacher.requires_grad_(True), chosen.plan), config).to(device).train()
+    start = from_pi3(teacher) if recipe.student and isinstance(teacher, Pi3) else teacher
+    student = only_trains(student_of(start.requires_grad_(True), chosen.plan), config).to(device).train()
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and not name.startswith(stage.frozen))
     trained = [p for p in student.parameters() if p.requires_grad]

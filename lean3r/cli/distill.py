@@ -34,6 +34,8 @@ class Distill(Changes):
 
     weights: Annotated[Weights, option(help="Weights of the teacher; by default its own.")] = None
 
+    student: Annotated[Weights, option(help="Weights that the student starts from; by default the teacher's.")] = None
+
     student_plan: Annotated[Plan, option(help="The student's plan: its name or file; by default the recipe's.")] = None
     data: DataSets = field(default_factory=list)
 
@@ -60,6 +62,7 @@ class Distill(Changes):
             recipe,
             out=self.out,
             weights=self.weights,
+            student_weights=self.student,
             held_out=held_out,
             resume=self.resume,
             device=self.device,
@@ -69,7 +72,7 @@ class Distill(Changes):
             if code := train_phases(phase, names, self.out, self.resume, recipe.processes):
                 sys.exit(code)
             if is_main_process():
-                print(publish(recipe, self.out, self.weights))
+                print(publish(recipe, self.out, self.weights, self.student))
 
     def resolve(self) -> Distillation:
         """The recipe with the changes of the options; UsageError if they contradict each other."""
@@ -117,17 +120,34 @@ def check_fit(recipe: Distillation) -> None:
     from lean3r.models.checkpoint import without_memory
     from lean3r.train.students import only_trains, student_of
 
-    teacher = without_memory(MODELS.get(recipe.teacher))
+    start = without_memory(MODELS.get(recipe.student or recipe.teacher))
     for index, phase in enumerate(recipe.phases):
-        only_trains(student_of(teacher, phase.plan), recipe.config(index))
+        only_trains(student_of(start, phase.plan), recipe.config(index))
 
 
-def student_at(recipe: Distillation, phase: int, teacher: Backbone, out: Path) -> Backbone:
-    """The student at the start of a phase: with the teacher's weights, or the averages of the previous phase."""
+def first_student(recipe: Distillation, teacher: Backbone, weights: str | None) -> Backbone:
+    """What the student starts from, before its plan: the teacher, or a model with `weights`; in the student's own form,
+    if it has one. WeightsError if the weights are of another model."""
+    from lean3r.models.sources import find_weights
+    from lean3r.models.speed3r import Speed3rPi3, from_pi3, is_speed3r
+    from lean3r.models.weight_files import open_weights
+    from lean3r.pipeline.load import load
+
+    start = teacher
+    if weights is not None:
+        is_own = recipe.student and is_speed3r(open_weights(find_weights(weights)).shapes)
+        start = load(
+            recipe.student if is_own else recipe.teacher, weights, next(teacher.parameters()).device.type, "float32"
+        )
+    return from_pi3(start) if recipe.student and not isinstance(start, Speed3rPi3) else start
+
+
+def student_at(recipe: Distillation, phase: int, teacher: Backbone, weights: str | None, out: Path) -> Backbone:
+    """The student at the start of a phase: as `first_student`, or with the averages of the previous phase."""
     from lean3r.models.checkpoint import read_tensors
     from lean3r.train.students import student_of
 
-    student = student_of(teacher, recipe.phases[phase].plan)
+    student = student_of(first_student(recipe, teacher, weights), recipe.phases[phase].plan)
     if phase:
         previous = out / recipe.phases[phase - 1].config.name / "weights.safetensors"
         student.load_state_dict(read_tensors(previous)[0])
@@ -135,7 +155,14 @@ def student_at(recipe: Distillation, phase: int, teacher: Backbone, out: Path) -
 
 
 def run_phase(
-    recipe: Distillation, phase: int, out: Path, weights: str | None, held_out: HeldOut, resume: bool, device: str
+    recipe: Distillation,
+    phase: int,
+    out: Path,
+    weights: str | None,
+    student_weights: str | None,
+    held_out: HeldOut,
+    resume: bool,
+    device: str,
 ) -> int:
     """Train one phase in this process, one of several with the same task, and return its exit code."""
     from lean3r.eval.synthetic import validate
@@ -149,7 +176,10 @@ def run_phase(
     seed_everything(config.seed)
     teacher = load(recipe.teacher, weights, device, "float32")
     config = replace(config, settings=config.settings | {"teacher_weights": teacher.origin.hash})
-    student = only_trains(student_at(recipe, phase, teacher, out), config)
+    student = student_at(recipe, phase, teacher, student_weights, out)
+    if student_weights is not None:
+        config = replace(config, settings=config.settings | {"student_weights": student.origin.hash})
+    student = only_trains(student, config)
     scale = 2 if recipe.teacher == "nano" and not config.stages[-1].loss.get("full") else 1
     world = replace(recipe.data.world, device=device)
     done = fit(
@@ -166,16 +196,17 @@ def run_phase(
     return done.exit_code
 
 
-def publish(recipe: Distillation, out: Path, weights: str | None) -> Path:
+def publish(recipe: Distillation, out: Path, weights: str | None, student_weights: str | None) -> Path:
     """Write the student and its plan to OUT/NAME.safetensors, with quantised layers as codes; return the path."""
     from lean3r.compress import convert
     from lean3r.models.checkpoint import read_tensors, save_model
     from lean3r.pipeline.load import load
     from lean3r.train.students import student_of
 
-    student = student_of(load(recipe.teacher, weights, "cpu", "float32"), recipe.plan)
+    start = first_student(recipe, load(recipe.teacher, weights, "cpu", "float32"), student_weights)
+    student = student_of(start, recipe.plan)
     student.load_state_dict(read_tensors(out / recipe.phases[-1].config.name / "weights.safetensors")[0])
-    if recipe.plan.quantizes:
+    if recipe.plan is not None and recipe.plan.quantizes:
         student = convert(student)
     path = out / f"{recipe.name}.safetensors"
     save_model(student, path, {"recipe": " > ".join(phase.config.name for phase in recipe.phases)})

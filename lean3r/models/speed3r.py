@@ -7,12 +7,14 @@ odd b. Source: Ren et al. 2026, "Speed3R", and its released checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from lean3r.attention.coarse_fine import Gsa
 from lean3r.errors import UsageError
 from lean3r.layers.block import Block
+from lean3r.models.base import Backbone
 from lean3r.models.keymap import KeyMap, number_blocks
 from lean3r.models.pi3 import Pi3, Pi3Config
 
@@ -80,14 +82,20 @@ class Speed3rPi3(Pi3):
                 )
 
 
-def from_pi3(dense: Pi3) -> Speed3rPi3:
+def is_speed3r(names: Container[str]) -> bool:
+    """Whether official names in a checkpoint are those of Speed3R-Pi3, not of Pi3."""
+    return "global_decoder.0.attn.gate.0.weight" in names
+
+
+def from_pi3(dense: Backbone) -> Speed3rPi3:
     """A Speed3R-Pi3 with the weights of a dense Pi3, register tokens dropped: the start of training.
 
     UsageError on a model with parts that Pi3 lacks (Pi3X).
     """
-    if type(dense.config) is not Pi3Config:
-        raise UsageError(f"got {dense.name}, which has parts that Speed3R-Pi3 lacks; expected a Pi3.")
-    model = Speed3rPi3(Speed3rConfig(**{**vars(dense.config), "registers": 0}, fill="unique"))
+    if not isinstance(dense, Pi3) or type(dense.config) is not Pi3Config:
+        raise UsageError(f"got {dense.name}, which Speed3R-Pi3 cannot start from; expected a Pi3.")
+    model = Speed3rPi3(Speed3rConfig(**{**vars(dense.config), "registers": 0}))
     own = {name: value for name, value in dense.state_dict().items() if name != "register_token"}
     model.load_state_dict(model.state_dict() | own)
+    model.origin = dense.origin
     return model.to(next(dense.parameters()).device)

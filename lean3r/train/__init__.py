@@ -26,6 +26,7 @@ DISTILLATIONS = Registry(
         "nano-gsa-fp8": "lean3r.train.recipes.nano_students:nano_gsa_fp8",
         "nano-sla-fp8": "lean3r.train.recipes.nano_students:nano_sla_fp8",
         "speed3r-pi3": "lean3r.train.recipes.speed3r:speed3r_pi3",
+        "speed3r-pi3x": "lean3r.train.recipes.speed3r:speed3r_pi3x",
         "speed3r-vggt": "lean3r.train.recipes.speed3r:speed3r_vggt",
         "lite3r-vggt": "lean3r.train.recipes.lite3r:lite3r_vggt",
         "lite3r-da3": "lean3r.train.recipes.lite3r:lite3r_da3",

@@ -9,18 +9,25 @@ from torch import nn
 
 from lean3r.compress import compress, prepare
 from lean3r.compress.plan import CompressionPlan
+from lean3r.compress.sparsify import plan_of
 from lean3r.train.config import TrainConfig
 from lean3r.train.freeze import trainable_names
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def student_of(teacher: M, plan: CompressionPlan) -> M:
-    """A trainable copy of the teacher with the plan applied; it shares no memory with the teacher.
+def student_of(start: M, plan: CompressionPlan | None) -> M:
+    """A trainable copy of a model with the plan applied, if any; it shares no memory with the model.
 
-    UsageError if the plan names blocks that the teacher lacks, or if the teacher is compressed itself.
+    A model that has the mechanisms of the plan already keeps them. UsageError if the plan names blocks that the model
+    lacks, or if the model is compressed in another way.
     """
-    return (prepare if plan.quantizes else compress)(copy.deepcopy(teacher), plan)
+    student, before = copy.deepcopy(start), plan_of(start)
+    if plan is not None and before is not None and before.steps == plan.exchanges:
+        plan = CompressionPlan(plan.quantizes, plan.name) if plan.quantizes else None
+    if plan is None:
+        return student
+    return (prepare if plan.quantizes else compress)(student, plan)
 
 
 def only_trains(student: M, config: TrainConfig) -> M:

@@ -8,12 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 from data import tiny as tiny_copies
+from safetensors.torch import load_file
 
+import lean3r
 from lean3r.cli.main import main
+from lean3r.compress.sparsify import stored_plan
 from lean3r.models.checkpoint import save_model
 from lean3r.models.pi3 import Pi3
+from lean3r.models.speed3r import Speed3rConfig, Speed3rPi3
+from lean3r.models.vggt import Vggt
+from lean3r.models.weight_files import open_weights
 from lean3r.train.logs.log import read_csv
 from lean3r.train.recipes import speed3r
+from lean3r.types import Views
 
 SETS = ("dl3dv", "realestate10k", "hypersim")
 
@@ -31,7 +38,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def pi3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The weights of a small Pi3, which stands for the large one."""
-    monkeypatch.setitem(Pi3.SIZES, "pi3", replace(Pi3.SMALLEST, grid=37))
+    small = replace(Pi3.SMALLEST, grid=37)
+    monkeypatch.setitem(Pi3.SIZES, "pi3", small)
+    monkeypatch.setitem(Speed3rPi3.SIZES, "speed3r-pi3", Speed3rConfig(**{**vars(small), "registers": 0}))
     torch.manual_seed(0)
     save_model(Pi3(), path := tmp_path / "pi3.safetensors")
     return path
@@ -46,7 +55,16 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in SETS}
 
 
-def distil(out: Path, weights: Path, data: dict[str, Path], *more: str) -> int:
+@pytest.fixture
+def vggt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The weights of a small VGGT, which stands for the large one."""
+    monkeypatch.setitem(Vggt.SIZES, "vggt", Vggt.SMALLEST)
+    torch.manual_seed(0)
+    save_model(Vggt(), path := tmp_path / "vggt.safetensors")
+    return path
+
+
+def distil(out: Path, weights: Path, data: dict[str, Path], *more: str, recipe: str = "speed3r-pi3") -> int:
     """Three steps of two scenes of two views."""
     fast = (
         "--steps",
@@ -63,17 +81,19 @@ def distil(out: Path, weights: Path, data: dict[str, Path], *more: str) -> int:
         "0",
     )
     chosen = [word for name, root in data.items() for word in ("--data", f"{name}={root}")]
-    return main(
-        ["distill", "--recipe", "speed3r-pi3", "--weights", str(weights), *fast, *chosen, "-o", str(out), *more]
-    )
+    return main(["distill", "--recipe", recipe, "--weights", str(weights), *fast, *chosen, "-o", str(out), *more])
 
 
-@pytest.mark.parametrize("chosen", [("dl3dv",), ("realestate10k",), SETS])
+@pytest.mark.parametrize(
+    ("teacher", "chosen"),
+    [("pi3", ("dl3dv",)), ("pi3", ("realestate10k",)), ("pi3", SETS), ("vggt", ("dl3dv", "hypersim"))],
+)
 def test_sets_without_depth_train_on_the_labels_of_the_teacher(
-    chosen: tuple[str, ...], sets: dict[str, Path], pi3: Path, tmp_path: Path
+    teacher: str, chosen: tuple[str, ...], sets: dict[str, Path], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    assert distil(tmp_path / "run", pi3, {name: sets[name] for name in chosen}) == 0
-    rows = read_csv(tmp_path / "run" / "speed3r-pi3" / "log.csv")
+    weights, recipe = request.getfixturevalue(teacher), f"speed3r-{teacher}"
+    assert distil(tmp_path / "run", weights, {name: sets[name] for name in chosen}, recipe=recipe) == 0
+    rows = read_csv(tmp_path / "run" / recipe / "log.csv")
     assert float(rows[-1]["points"]) > 1e-3 and float(rows[-1]["labelled"]) > 0.3
 
 
@@ -98,3 +118,51 @@ def test_a_loss_that_needs_depth_refuses_sets_without_it(
     said = capsys.readouterr().err
     assert "dl3dv and realestate10k have no depth" in said and recipe in said and "hypersim" not in said
     assert not (tmp_path / "run").exists()
+
+
+def test_the_student_has_the_form_of_the_release(pi3: Path, sets: dict[str, Path], tmp_path: Path) -> None:
+    """No registers, official names; it continues from its own file, and becomes the teacher of an FP8 student."""
+    data = {"dl3dv": sets["dl3dv"]}
+    assert distil(tmp_path / "first", pi3, data) == 0
+    path = tmp_path / "first" / "speed3r-pi3.safetensors"
+    student = load_file(path)
+    dense = load_file(pi3)
+    assert "register_token" in dense and "register_token" not in student
+    assert all(name.startswith(("local_decoder", "global_decoder")) for name in student.keys() - dense.keys())
+    model = lean3r.load("speed3r-pi3", path, device="cpu")
+    assert model.origin.weights == path.name and stored_plan(open_weights(path).metadata) is None
+
+    assert distil(tmp_path / "second", pi3, data, "--student", str(path), "--lr", "1e-12") == 0
+    again = load_file(tmp_path / "second" / "speed3r-pi3.safetensors")
+    assert max(float((again[name] - student[name]).abs().max()) for name in student) < 1e-6
+
+    frozen = ("--teacher", "speed3r-pi3", "--student-plan", "fp8", "--lr", "1e-12")
+    assert distil(tmp_path / "third", path, data, *frozen) == 0
+    coded = tmp_path / "third" / "speed3r-pi3-fp8.safetensors"
+    views = Views(torch.rand(1, 2, 3, 56, 56))
+    with torch.no_grad():
+        depths = [lean3r.load("speed3r-pi3", file, device="cpu")(views).depth for file in (path, coded)]
+    assert torch.allclose(*depths, rtol=0.2) and not torch.equal(*depths)  # type: ignore[arg-type]
+
+
+def test_a_sparse_vggt_continues_from_its_own_file(vggt: Path, sets: dict[str, Path], tmp_path: Path) -> None:
+    """The plan is in the file already; the first view stays the reference."""
+    data = {"dl3dv": sets["dl3dv"]}
+    assert distil(tmp_path / "first", vggt, data, recipe="speed3r-vggt") == 0
+    path = tmp_path / "first" / "speed3r-vggt.safetensors"
+    plan = stored_plan(open_weights(path).metadata)
+    assert plan is not None and plan.exchanges[0].settings.items() >= {"reference": True, "every": 100}.items()
+    more = ("--student", str(path), "--lr", "1e-12")
+    assert distil(tmp_path / "second", vggt, data, *more, recipe="speed3r-vggt") == 0
+    student, again = load_file(path), load_file(tmp_path / "second" / "speed3r-vggt.safetensors")
+    assert max(float((again[name] - student[name]).abs().max()) for name in student) < 1e-6
+
+
+def test_weights_of_another_model_are_no_student(
+    vggt: Path, pi3: Path, sets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert distil(tmp_path / "run", pi3, {"dl3dv": sets["dl3dv"]}, "--student", str(vggt)) == 6
+    said = capsys.readouterr().err
+    assert "weights of 'vggt', expected pi3" in said
+    assert main(["distill", "--recipe", "speed3r-pi3", "--teacher", "pi3x", "--dry-run"]) == 2
+    assert "Use the recipe speed3r-pi3x" in capsys.readouterr().err

@@ -149,7 +149,8 @@ def distillations() -> str:
         recipe = DISTILLATIONS.get(name)(None)
         phases = ", ".join(f"{phase.config.name} ({phase.config.total_steps:,})" for phase in recipe.phases)
         about = f"{says(inspect.getmodule(DISTILLATIONS.get(name)))} {says(DISTILLATIONS.get(name))}"
-        return [f"`{name}`", f"`{recipe.teacher}`", f"`{recipe.plan.name}`", phases, about]
+        student = f"`{recipe.plan.name}`" if recipe.plan else f"none: a `{recipe.student}`"
+        return [f"`{name}`", f"`{recipe.teacher}`", student, phases, about]
 
     return table(["recipe", "teacher", "plan of the student", "phases (steps)", "what it is"], map(row, DISTILLATIONS))
 

@@ -22,6 +22,8 @@ from lean3r.models.base import Backbone
 from lean3r.models.da3 import Da3, Da3Config
 from lean3r.models.nano import Nano, NanoConfig
 from lean3r.models.pi3 import Pi3, Pi3Config
+from lean3r.models.pi3x import Pi3X
+from lean3r.models.speed3r import from_pi3
 from lean3r.models.vggt import Vggt, VggtConfig
 from lean3r.train import DISTILLATIONS
 from lean3r.train.config import on_processes
@@ -51,6 +53,7 @@ TINY = {
             track_radius=1, track_hidden=48, **DPT,
         )
     ),
+    "pi3x": lambda: Pi3X(Pi3X.SMALLEST),
     "pi3": lambda: Pi3(Pi3Config(width=32, heads=2, encoder_depth=1, grid=4, camera_width=16, depth=4)),
     "da3-large": lambda: Da3(Da3Config(width=64, depth=6, heads=4, alternate=2, keep=(2, 3, 4, 5), **DPT)),
 }  # fmt: skip
@@ -84,7 +87,8 @@ def small(recipe: Distillation) -> Distillation:
 def parts(recipe: Distillation, index: int) -> tuple[Backbone, Any, Backbone]:
     """(teacher, objective, student) of a phase."""
     teacher, phase = tiny(recipe.teacher), recipe.phases[index]
-    student = only_trains(student_of(teacher, phase.plan), recipe.config(index))
+    start = from_pi3(teacher) if recipe.student and isinstance(teacher, Pi3) else teacher
+    student = only_trains(student_of(start, phase.plan), recipe.config(index))
     return teacher, OBJECTIVES.get(phase.objective)(teacher, **phase.settings), student.train()
 
 

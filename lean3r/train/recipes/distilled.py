@@ -26,7 +26,7 @@ OBJECTIVES = Registry(
 
 @dataclass(frozen=True)
 class Phase:
-    """One run of a student with the compression plan `plan`, which minimises `objective` with these `settings`.
+    """One run of a student with the compression plan `plan` (None: none), which minimises `objective` with `settings`.
 
     It starts from the averaged weights of the previous phase, the first phase from the teacher's weights. `objective`
     is a row of OBJECTIVES. Linear layers that the plan quantises are rounded but trainable (compress.quantize.prepare).
@@ -34,7 +34,7 @@ class Phase:
     """
 
     config: TrainConfig
-    plan: CompressionPlan
+    plan: CompressionPlan | None
     objective: str
     settings: Mapping[str, float | str] = field(default_factory=dict)
     epochs: float = 0.0
@@ -48,7 +48,7 @@ class Phase:
                     f"Known: {', '.join(known)}."
                 )
         for stage in self.config.stages:
-            if stage.train == ("mechanisms",) and not self.plan.exchanges:
+            if stage.train == ("mechanisms",) and self.plan is not None and not self.plan.exchanges:
                 raise UsageError(
                     f"phase {self.config.name} trains the parameters of sparse attention, but its plan "
                     f"'{self.plan.name}' has none. Use a plan such as gsa or sla, or train other roles."
@@ -59,7 +59,8 @@ class Phase:
 class Distillation:
     """The teacher (a row of MODELS), the phases of its student, the scenes, and the number of processes in a step.
 
-    The student is named `name`; it has the teacher's architecture with the plan of the last phase.
+    The student is named `name`; it has the teacher's architecture, or that of `student`, another row of MODELS, with
+    the plan of the last phase.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Distillation:
     phases: tuple[Phase, ...]
     data: Data
     processes: int = 1
+    student: str = ""
 
     def __post_init__(self) -> None:
         if not self.phases:
@@ -86,14 +88,20 @@ class Distillation:
             )
 
         own = any(phase.settings.get("points") == "own" for phase in self.phases)
-        if own and not self.teacher.startswith("pi3"):
+        if own and self.teacher not in ("pi3", "pi3x", "speed3r-pi3"):
             raise UsageError(
                 f"the teacher {self.teacher} does not fit the recipe, which needs the points in camera axes of a Pi3 "
                 "model. Use the recipe speed3r-vggt, which computes them from depth."
             )
 
+        if self.student and self.teacher not in ("pi3", self.student):
+            raise UsageError(
+                f"the teacher {self.teacher} does not fit the recipe, whose student is {self.student}. Use the recipe "
+                f"speed3r-{self.teacher}."
+            )
+
     @property
-    def plan(self) -> CompressionPlan:
+    def plan(self) -> CompressionPlan | None:
         """The compression plan of the finished student."""
         return self.phases[-1].plan
 
@@ -103,12 +111,14 @@ class Distillation:
         settings = {
             "recipe": self.name,
             "teacher": self.teacher,
-            "plan": chosen.plan.as_dict(),
+            "plan": chosen.plan and chosen.plan.as_dict(),
             "objective": chosen.objective,
             "objective_settings": defaults_of(chosen.objective) | dict(chosen.settings),
             "data": self.data.as_dict(),
             "after": [earlier.config.name for earlier in self.phases[:phase]],
         }
+        if self.student:
+            settings["student"] = self.student
         return replace(chosen.config, settings=chosen.config.settings | settings)
 
     def batch(self, phase: int, step: int, stage: Stage, rank: int, processes: int) -> SceneBatch:

@@ -125,21 +125,24 @@ def with_plan(recipe: Distillation, plan: CompressionPlan) -> Distillation:
 
     The last phase has the whole plan. Earlier phases have its mechanisms and, if the plan quantises, their own
     quantisation. Earlier phases are left out if the plan has no mechanisms, or if they quantise and the plan does not.
+    With mechanisms the student has the teacher's form, not one of its own.
     """
+    if plan.exchanges:
+        recipe = replace(recipe, student="")
     plan = always_sparse(plan)
     mechanisms = CompressionPlan(plan.exchanges, plan.name) if plan.exchanges else None
     phases: list[Phase] = []
     for phase in recipe.phases[:-1]:
-        own = phase.plan.quantizes
+        own = phase.plan.quantizes if phase.plan else ()
         if mechanisms is None or (own and not plan.quantizes):
             continue
         phase_plan = mechanisms + CompressionPlan(own, own[0].quantize) if own else mechanisms
         phases.append(replace(phase, plan=phase_plan))
     last = recipe.phases[-1]
-    sparse_alone = bool(phases) and not plan.quantizes and last.plan.quantizes
+    sparse_alone = bool(phases) and not plan.quantizes and last.plan is not None and last.plan.quantizes
     if not sparse_alone:  # otherwise the previous phase has this plan, and the last would only add quantisation
         phases.append(replace(last, plan=plan))
-    name = f"{recipe.teacher}-{plan.name}"
+    name = f"{recipe.student or recipe.teacher}-{plan.name}"
     phases = [
         replace(phase, config=replace(phase.config, name=f"{name}-{number}" if number < len(phases) else name))
         for number, phase in enumerate(phases, start=1)
@@ -160,7 +163,8 @@ def recipe_name_for(teacher: str, plan: CompressionPlan | None) -> str:
     known = {
         "nano": ("nano-gsa-fp8", "nano-sla-fp8"),
         "pi3": ("speed3r-pi3", "speed3r-pi3"),
-        "pi3x": ("speed3r-pi3", "speed3r-pi3"),
+        "speed3r-pi3": ("speed3r-pi3", "speed3r-pi3"),
+        "pi3x": ("speed3r-pi3x", "speed3r-pi3x"),
         "vggt": ("speed3r-vggt", "lite3r-vggt"),
         **dict.fromkeys(("da3-small", "da3-base", "da3-large", "da3-giant"), ("lite3r-da3", "lite3r-da3")),
     }

@@ -9,6 +9,8 @@ CO3Dv2, Hypersim, WildRGB-D, Virtual KITTI 2.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lean3r.compress.plan import CompressionPlan
 from lean3r.compress.presets import gsa
 from lean3r.data.world.synthetic import SyntheticWorld
@@ -19,12 +21,18 @@ from lean3r.train.recipes.sources import Data
 EPOCHS, EPOCH_STEPS = 80, 800
 MOST_VIEWS = 24
 BATCHES = 8 * 4  # in a step, over all processes
+PI3_UNUSED = ("conf_decoder", "conf_head")
 VIEWS = tuple(2 + 7 * i % 23 for i in range(23))  # 2 to 24, in a mixed order
 
 
 def speed3r_pi3(textures: str | None = None) -> Distillation:
-    """Pi3 to Pi3 with sparse global blocks. Register tokens stay (the release drops them; models/speed3r.from_pi3)."""
-    return _recipe("speed3r-pi3", "pi3", gsa(dense_below=0), ("conf_decoder", "conf_head"), "own", textures)
+    """Pi3 to Speed3R-Pi3, the release's own form: Pi3 without registers, with sparse global blocks."""
+    return replace(_recipe("speed3r-pi3", "pi3", None, PI3_UNUSED, "own", textures), student="speed3r-pi3")
+
+
+def speed3r_pi3x(textures: str | None = None) -> Distillation:
+    """Pi3X to Pi3X with sparse global blocks; registers stay."""
+    return _recipe("speed3r-pi3x", "pi3x", gsa(dense_below=0), PI3_UNUSED, "own", textures)
 
 
 def speed3r_vggt(textures: str | None = None) -> Distillation:
@@ -34,7 +42,7 @@ def speed3r_vggt(textures: str | None = None) -> Distillation:
 
 
 def _recipe(
-    name: str, teacher: str, plan: CompressionPlan, unused: tuple[str, ...], points: str, textures: str | None
+    name: str, teacher: str, plan: CompressionPlan | None, unused: tuple[str, ...], points: str, textures: str | None
 ) -> Distillation:
     stage = Stage(
         steps=EPOCHS * EPOCH_STEPS,
