@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from lean3r.models.base import Backbone
     from lean3r.train.held_out import HeldOut, Sets
     from lean3r.train.recipes.distilled import Distillation
+
+logger = logging.getLogger("lean3r")
 
 
 @dataclass
@@ -50,6 +53,10 @@ class Distill(Changes):
         from lean3r.train.runs import run_folder, train_phases
 
         recipe = self.resolve()
+        if recipe.student == recipe.teacher and recipe.plan is None and self.student is None:
+            logger.warning(
+                "The student starts as a copy of its teacher, with nothing to learn. Give --student or --student-plan."
+            )
         if self.dry_run:
             check_fit(recipe)
             show(recipe)

@@ -166,3 +166,5 @@ def test_weights_of_another_model_are_no_student(
     assert "weights of 'vggt', expected pi3" in said
     assert main(["distill", "--recipe", "speed3r-pi3", "--teacher", "pi3x", "--dry-run"]) == 2
     assert "Use the recipe speed3r-pi3x" in capsys.readouterr().err
+    assert main(["distill", "--teacher", "speed3r-pi3", "--dry-run"]) == 0
+    assert "copy of its teacher" in capsys.readouterr().err

@@ -97,6 +97,9 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "--data vkitti2=/data/vkitti2": GPUS,
         "torchrun --nproc-per-node 8 -m lean3r distill --recipe lite3r-vggt --device cuda -o runs/lite3r-vggt "
         "--accumulate 1 --data blendedmvs=/data/BlendedMVS --data dtu=/data/dtu": GPUS,
+        "lean3r distill --recipe speed3r-pi3 --student hf:weining17/Speed3R_Pi3 -o runs/continued "
+        "--data dl3dv=/data/dl3dv": GPUS,
+        "lean3r distill --teacher speed3r-pi3 --student-plan fp8 -o runs/rounded --data dl3dv=/data/dl3dv": GPUS,
     },
     "docs/how-to/into-colmap-and-splatting.md": {
         "colmap gui --import_path out/sparse/0 --image_path photos": PROGRAM,
