@@ -1,10 +1,12 @@
 """The papers' ablations on nano: short trainings that differ in one setting, scored on the same held-out scenes.
 
-    python benchmarks/ablations.py [--steps 150] [--scenes 40] [--only base no-selection ...] [--work DIR] [--resume]
+    python benchmarks/ablations.py [--steps 100] [--seeds 3] [--scenes 40] [--only base no-selection ...]
+        [--work DIR] [--resume]
 
 Speed3R: no compressed value, no selection, top-k 8, 16, 32, 64, no distillation. Lite3R: gamma 0, 0.1, 0.2, 0.5. Every
-variant starts from nano and trains the sparse phase of its recipe, with the same scenes and a shorter schedule; the
-untrained and the dense model are scored, too. Writes benchmarks/results/nano_ablations.json after every variant.
+variant starts from nano and trains the sparse phase of its recipe with a shorter schedule, once for each seed (of the
+training scenes and of the gates). Differences from dense nano and from "base" are means over seeds and scenes, with
+95 per cent intervals. Writes benchmarks/results/nano_ablations.json after every run, all variants of a seed in turn.
 """
 
 from __future__ import annotations
@@ -17,13 +19,15 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from accuracy import check_scoring, held_out
 from common import RESULTS, hardware, write_result
-from students import SHOWN, density_of
+from paired import KEYS, difference, per_scene
+from students import density_of
 from torch import Tensor, nn
 
 import lean3r
@@ -31,9 +35,7 @@ from lean3r.attention.coarse_fine import Gsa
 from lean3r.compress.plan import CompressionPlan
 from lean3r.compress.presets import gsa
 from lean3r.data.base import SceneBatch
-from lean3r.eval.synthetic import score_scenes
 from lean3r.models.base import Backbone
-from lean3r.pipeline.reconstruct import predict
 from lean3r.train.loop import fit, seed_everything
 from lean3r.train.recipes.distilled import OBJECTIVES, Phase, with_steps
 from lean3r.train.recipes.nano_students import nano_gsa_fp8, nano_sla_fp8
@@ -87,34 +89,30 @@ def phase_of(name: str, plan: CompressionPlan, settings: dict[str, Any], steps: 
     return Phase(replace(config, best_key=""), plan, phase.objective, settings)
 
 
-def measured(model: Backbone, batches: list[SceneBatch]) -> dict[str, float]:
-    """Figures on the held-out scenes, and the density of global attention."""
-    model.eval()
-    figures = score_scenes(lambda v: predict(model, v), batches)
-    density = density_of(model, Views(batches[0].images))
-    return {"density": density, **{key: figures[key] for key in SHOWN}}
-
-
 def trained(
-    dense: Backbone, name: str, variant: Variant, steps: int, work: Path, batches: list[SceneBatch], resume: bool
+    dense: Backbone, name: str, seed: int, steps: int, work: Path, batches: list[SceneBatch], resume: bool
 ) -> dict[str, Any]:
-    """Figures of one variant before and after its training, and its seconds."""
-    plan, settings, edit = variant
+    """Density, seconds and figures by scene of one variant, trained with one seed: of its scenes and its gates."""
+    plan, settings, edit = variants()[name]
     phase, data = phase_of(name, plan, settings, steps), nano_gsa_fp8().data
-    seed_everything(phase.config.seed)
+    config = replace(phase.config, seed=phase.config.seed + 1_000 * seed)
+    seed_everything(config.seed)
     student = student_of(dense, plan)
     if edit is not None:
         edit(student)
-    before = measured(student, batches)
-    only_trains(student, phase.config)
+    only_trains(student, config)
     objective = OBJECTIVES.get(phase.objective)(copy.deepcopy(dense), **phase.settings)
-    start = time.perf_counter()
-    fit(student.train(), objective, partial(data.batch, phase.config.seed), phase.config, work / name, resume=resume)
-    return {
-        "untrained": before,
-        "seconds": time.perf_counter() - start,
-        **measured(averaged(student, work / name), batches),
-    }
+    start, folder = time.perf_counter(), work / f"{name}-{seed}"
+    fit(student.train(), objective, partial(data.batch, config.seed), config, folder, resume=resume)
+    seconds = time.perf_counter() - start
+    student = averaged(student, folder).eval()
+    density = density_of(student, Views(batches[0].images))
+    return {"density": density, "seconds": seconds, "scenes": per_scene(student, batches)}
+
+
+def compared(runs: list[dict[str, Any]], others: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean differences of `runs` from `others` with their intervals."""
+    return {key: difference([r["scenes"][key] for r in runs], [o["scenes"][key] for o in others]) for key in KEYS}
 
 
 def averaged(student: Backbone, folder: Path) -> Backbone:
@@ -128,7 +126,8 @@ def averaged(student: Backbone, folder: Path) -> Backbone:
 def main() -> None:
     """Train, measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--scenes", type=int, default=40)
     parser.add_argument("--only", nargs="+", choices=list(variants()), default=list(variants()))
     parser.add_argument("--work", type=Path, help="folder for the runs; by default a temporary one")
@@ -140,28 +139,23 @@ def main() -> None:
     dense = lean3r.load("nano").eval()
     batches = held_out(VIEWS, options.scenes)
     path = RESULTS / f"{options.out}.json"
-    old = json.loads(path.read_text()) if options.resume and path.exists() else {"variants": {}}
-    result: dict[str, Any] = {
-        "hardware": hardware(),
-        "steps": options.steps,
-        "scenes": options.scenes,
-        "views": VIEWS,
-        "dense": measured(dense, batches),
-        "variants": old["variants"],
-    }
+    old = json.loads(path.read_text()) if options.resume and path.exists() else {"runs": {}}
+    result: dict[str, Any] = {"hardware": hardware(), "steps": options.steps, "scenes": options.scenes, "views": VIEWS}
+    result |= {"dense": {"scenes": per_scene(dense, batches)}, "runs": old["runs"], "against_dense": {}}
+    result |= {"against_base": {}}
+    runs = result["runs"]
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
-        for name in options.only:
-            if name in result["variants"]:
-                continue
-            row = trained(dense, name, variants()[name], options.steps, work, batches, options.resume)
-            result["variants"][name] = row
-            print(
-                f"{name:20s} " + "  ".join(f"{k} {row[k]:.2f}" for k in ("density", "auc5", "auc30", "abs_rel")),
-                flush=True,
-            )
+        for seed, name in product(range(options.seeds), options.only):
+            done = runs.setdefault(name, [])
+            if len(done) <= seed:
+                done.append(trained(dense, name, seed, options.steps, work, batches, options.resume))
+            result["against_dense"][name] = compared(done, [result["dense"]])
+            result["against_base"][name] = compared(done, runs["base"]) if "base" in runs else {}
+            shown = ("dense", result["against_dense"][name]), ("base", result["against_base"][name])
+            print(seed, f"{name:20s}", *(f"{n}: {row['auc30']}" for n, row in shown if row), flush=True)
             write_result(options.out, result)
-    print(write_result(options.out, result))
+    print(path)
 
 
 if __name__ == "__main__":

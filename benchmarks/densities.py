@@ -1,0 +1,87 @@
+"""Sparse against dense nano over the number of views and the density, on the same held-out scenes.
+
+    python benchmarks/densities.py [--sla FILE] [--views 2 4 8 16 32] [--out nano_densities] [--keep]
+
+The trained students: nano-gsa-fp8 of the package, its windows a query (top-k) changed after training, and, with --sla,
+the file that `lean3r distill --recipe nano-sla-fp8` wrote, its share of keys changed. Differences from dense nano are
+means over scenes with 95 per cent intervals (each scene is compared with itself). Writes
+benchmarks/results/NAME.json after every row; --keep measures only rows that are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from typing import Any
+
+from accuracy import check_scoring, held_out
+from common import RESULTS, hardware, write_result
+from paired import KEYS, difference, per_scene
+from students import density_of
+
+import lean3r
+from lean3r.attention.coarse_fine import Gsa
+from lean3r.attention.sla import SLA
+from lean3r.models.base import Backbone
+from lean3r.types import Views
+
+SCENES = {2: 160, 4: 100, 8: 60, 16: 24, 32: 10}
+TOP_K = (4, 8, 12, 32, 64)
+KEEP = (0.05, 0.1, 0.2, 0.4)
+
+
+def models(sla: str | None) -> dict[str, Backbone]:
+    """The dense model and the students, by name."""
+    rows = {"dense": lean3r.load("nano").eval()}
+    for count in TOP_K:
+        student = lean3r.load("nano-gsa-fp8").eval()
+        for module in student.modules():
+            if isinstance(module, Gsa):
+                module.top_k = count
+        rows[f"gsa-fp8, {count} windows"] = student
+    for keep in KEEP if sla else ():
+        student = copy.deepcopy(lean3r.load("nano", weights=sla)).eval()
+        for module in student.modules():
+            if isinstance(module, SLA):
+                module.keep = keep
+        rows[f"sla-fp8, {keep:.0%} of the keys"] = student
+    return rows
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sla", metavar="FILE")
+    parser.add_argument("--views", type=int, nargs="+", choices=SCENES, default=list(SCENES))
+    parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--out", default="nano_densities")
+    options = parser.parse_args()
+    check_scoring()
+    path = RESULTS / f"{options.out}.json"
+    old = json.loads(path.read_text())["views"] if options.keep and path.exists() else {}
+    result: dict[str, Any] = {"hardware": hardware(), "scenes": SCENES, "views": old}
+    compared = models(options.sla)
+    for views in options.views:
+        batches = held_out(views, SCENES[views])
+        rows = old.setdefault(str(views), {})
+        for name, model in compared.items():
+            if name in rows:
+                continue
+            rows[name] = {"density": density_of(model, Views(batches[0].images)), "scenes": per_scene(model, batches)}
+            rows[name]["mean"] = {key: sum(v) / len(v) for key, v in rows[name]["scenes"].items()}
+            rows[name]["against_dense"] = {
+                key: difference([rows[name]["scenes"][key]], [rows["dense"]["scenes"][key]]) for key in KEYS
+            }
+            margin = rows[name]["against_dense"]["auc30"]
+            auc, margin = rows[name]["mean"]["auc30"], rows[name]["against_dense"]["auc30"]
+            interval = f"{margin['mean']:+.2f}, {margin['low']:+.2f} to {margin['high']:+.2f}"
+            print(
+                f"{views:3d} views  {name:28s} {rows[name]['density']:.3f}  AUC@30 {auc:.1f} ({interval})", flush=True
+            )
+            write_result(options.out, result)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
