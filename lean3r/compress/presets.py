@@ -29,8 +29,12 @@ def gsa(target: str = "global blocks", *, dense_below: int = 3072, **settings: o
 
 
 def sla(target: str = "all blocks", *, dense_below: int = 1536, **settings: object) -> CompressionPlan:
-    """Lite3R: the strongest keys exactly, the rest through a linear branch that starts near 0. Needs training."""
-    return _one("sla", target, dense_below, settings)
+    """Lite3R: the strongest keys exactly, the rest through a linear branch that starts near 0. Needs training.
+
+    In blocks, unless `mode` says otherwise, and then special tokens attend to everything (see SLA).
+    """
+    blocks = {"special": "dense"} if settings.keys().isdisjoint(("mode", "filling")) else {}
+    return _one("sla", target, dense_below, blocks | settings)
 
 
 def thu_sla(target: str = "all blocks", *, dense_below: int = 1536, **settings: object) -> CompressionPlan:

@@ -15,7 +15,7 @@ from lean3r.attention.base import Projected, recording
 from lean3r.attention.coarse_fine import Gsa
 from lean3r.attention.dense import Dense
 from lean3r.errors import KernelError, UsageError
-from lean3r.layers.trunk import Trunk
+from lean3r.layers.trunk import Trunk, window_of
 from lean3r.models.pi3 import Pi3, Pi3Config
 from lean3r.models.pi3x import Pi3X, Pi3XConfig
 from lean3r.models.speed3r import from_pi3
@@ -176,7 +176,9 @@ def test_all_windows_and_no_gates_are_dense_attention(special: int, rows: int, c
 
 
 @each_grid
-def test_the_trunk_gives_the_same_in_either_order(special: int, rows: int, cols: int) -> None:
+def test_the_trunk_gives_the_same_in_either_order(
+    special: int, rows: int, cols: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     trunk = Trunk(("frame", "global", "frame", "global"), HEADS * DIM, HEADS)
     for block in list(trunk.blocks)[1::2]:
@@ -190,7 +192,7 @@ def test_the_trunk_gives_the_same_in_either_order(special: int, rows: int, cols:
         block.register_forward_hook(lambda _m, inputs, _o: orders.append(inputs[1].window))
     with torch.no_grad():
         sparse, kept = trunk(x, layout, keep=(0, 3))
-        trunk._window = lambda *_: None
+        monkeypatch.setattr("lean3r.layers.trunk.window_of", lambda *_: None)
         plain, plainly_kept = trunk(x, layout, keep=(0, 3))
     assert orders == [4] * 4 + [None] * 4
     assert torch.equal(sparse, kept[3])
@@ -202,10 +204,9 @@ def test_only_blocks_that_ask_for_windows_are_reordered() -> None:
     trunk = Trunk(("frame", "global"), HEADS * DIM, HEADS)
     attention = trunk.blocks[1].attn
     attention.mechanism = Gsa(HEADS * DIM, HEADS)  # type: ignore[union-attr]
-    layout = TokenLayout(2, 1, 4, 4)
-    assert trunk._window(0, 1, layout) is None and trunk._window(0, 2, layout) == 4
+    assert window_of(trunk.blocks[:1], [17]) is None and window_of(trunk.blocks, [17, 34]) == 4
     attention.short, attention.dense_below = Dense(), 35  # type: ignore[union-attr]
-    assert trunk._window(0, 2, layout) is None and trunk._window(0, 2, TokenLayout(3, 1, 4, 4)) == 4
+    assert window_of(trunk.blocks, [17, 34]) is None and window_of(trunk.blocks, [17, 51]) == 4
 
 
 def test_special_tokens_see_all_and_are_seen_by_all() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lean3r.attention import pieces
@@ -52,6 +55,22 @@ def test_pieces_change_neither_result_nor_gradient(monkeypatch: pytest.MonkeyPat
     for whole, cut in zip(results[:2], results[2:], strict=True):
         for expected, found in zip(whole, cut, strict=True):
             assert_rms(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_special_tokens_apart_attend_to_everything_and_everything_to_them(masked: bool) -> None:
+    layout = TokenLayout(views=3, special=2, rows=3, cols=5)
+    q, k, v = draw(3, 1, 2, 51, 8)
+    mask = torch.ones(1, 51, dtype=torch.bool)
+    mask[0, 20:23] = not masked
+    special = torch.tensor([0, 1, 17, 18, 34, 35])
+    mechanism = SLA(16, 2, keep=0.1, block=4, init_std=0.0, special="dense")
+    p = Projected(torch.zeros(1, 51, 16), q, k, v, lambda q, k: (q, k), mask if masked else None)
+    found = mechanism(p, layout)
+    expected = F.scaled_dot_product_attention(q[:, :, special], k, v, attn_mask=mask[:, None, None])
+    assert_rms(found[:, :, special], expected, 1e-5)
+    moved = mechanism(replace(p, v=v + 100 * torch.zeros(51).index_fill(0, special, 1.0)[:, None]), layout)
+    assert ((moved - found).abs().amin((0, 1, 3))[mask[0]] > 1e-3).all()
 
 
 def test_every_key_block_is_critical_marginal_or_negligible() -> None:
@@ -106,6 +125,8 @@ def test_unsupported_input_is_refused() -> None:
         SLA(8, 1, mode="tokens")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"keep is 2; expected a share from 0 to 1"):
         SLA(8, 1, keep=2)
+    with pytest.raises(UsageError, match="special='dense' with mode='token'"):
+        SLA(8, 1, mode="token", special="dense")
     with pytest.raises(UsageError, match="'gelu'"):
         ThuSLA(8, 1, feature="gelu")  # type: ignore[arg-type]
     with pytest.raises(KernelError, match="linear_attention"):
