@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lean3r.pipeline.load import load as load
     from lean3r.pipeline.options import CameraOptions as CameraOptions
     from lean3r.pipeline.reconstruct import reconstruct as reconstruct
+    from lean3r.pipeline.save import load_into as load_into
     from lean3r.pipeline.save import save as save
     from lean3r.refine.options import RefineOptions as RefineOptions
     from lean3r.types import PointCloud as PointCloud
@@ -45,6 +46,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "load": "lean3r.pipeline.load",
+    "load_into": "lean3r.pipeline.save",
     "reconstruct": "lean3r.pipeline.reconstruct",
     "compress": "lean3r.compress",
     "save": "lean3r.pipeline.save",
@@ -83,6 +85,7 @@ __all__ = [
     "export",
     "list_models",
     "load",
+    "load_into",
     "reconstruct",
     "save",
 ]

@@ -99,6 +99,13 @@ def distilled(out: Path, said: str) -> None:
     assert int(said.split("looks at ")[1].split("%")[0]) < 12 and (out / "student.safetensors").stat().st_size < 3e6
 
 
+def third_party(out: Path, said: str) -> None:
+    off = {words[0]: float(words[1]) for words in (line.split() for line in said.splitlines()) if words[-1] == "off"}
+    assert off["trained"] < off["before"] and off["loaded"] == off["trained"]
+    _, metadata = read_tensors(out / "student.safetensors")
+    assert json.loads(metadata["plan"])["name"] == "few windows, fp8" and (out / "run" / "log.csv").is_file()
+
+
 CHECKS: dict[str, Callable[[Path, str], None]] = {
     "01": folder,
     "02": inside,
@@ -109,6 +116,7 @@ CHECKS: dict[str, Callable[[Path, str], None]] = {
     "07": foreign,
     "08": compressed,
     "09": distilled,
+    "10": third_party,
 }
 
 

@@ -112,7 +112,7 @@ def apply(
             raise UsageError(
                 f"the network has nothing for '{plan.exchanges[0].target}': {type(model).__name__} has no attention "
                 "layer of lean3r. For a third-party network, pass adapter=..., which says where its attention is "
-                "(docs/how-to/compress.md)."
+                "(docs/how-to/third-party.md)."
             )
         places = places_of(sites)
         step_of: dict[str, Step] = {}

@@ -31,6 +31,11 @@ class SceneBatch:
     skipped: tuple[str, ...] = ()
     unknown: int = 0
 
+    @property
+    def views(self) -> int:
+        """Pictures of all scenes, B x S."""
+        return self.images.shape[0] * self.images.shape[1]
+
     def to(self, device: torch.device | str) -> SceneBatch:
         """The same batch with every tensor on `device`."""
         tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}

@@ -4,7 +4,14 @@ The loop is independent of the model: it receives the model, the loss, the batch
 list the recipes: functions that return everything a run needs. The recipes in DISTILLATIONS have a teacher.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from lean3r.registry import Registry
+
+if TYPE_CHECKING:
+    from lean3r.train.networks import NetworkRecipe as NetworkRecipe
+    from lean3r.train.networks import distill as distill
 
 RECIPES = Registry(
     "recipe",
@@ -32,3 +39,10 @@ DISTILLATIONS = Registry(
         "lite3r-da3": "lean3r.train.recipes.lite3r:lite3r_da3",
     },
 )
+
+
+def __getattr__(name: str) -> object:
+    """Import the functions of the room on first use: its tables need no torch."""
+    if name not in ("distill", "NetworkRecipe"):
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(import_module("lean3r.train.networks"), name)

@@ -250,7 +250,7 @@ class _Run:
             total += loss.detach() / count
             terms.append({"loss": loss.detach(), **parts})
             names += batch.ids
-            views += world.size * batch.images.shape[0] * batch.images.shape[1]
+            views += world.size * batch.views
             self.watch.note_damaged(self.step, batch.skipped, batch.unknown)
         norm, mean_loss, self.stopping = self.gradients.reduce(total, stop, world)
         why = self.guard.problem(mean_loss, norm)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +125,11 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "--peer vggt=./vggt --peer pi3=./Pi3": PEERS,
         "peers/bin/python benchmarks/peers.py --peer vggt=./vggt --peer pi3=./Pi3": PEERS,
     },
+    "docs/how-to/third-party.md": {
+        "pip install --no-deps depth-anything-3": DOWNLOADS,
+        "pip install addict einops omegaconf": DOWNLOADS,
+    }
+    | ({} if find_spec("depth_anything_3") else {"from depth_anything_3.cfg import create_object, load_config": PEERS}),
     "docs/models.md": {"python benchmarks/peers.py": FIGURES},
     "docs/nano.md": {
         "python benchmarks/looped.py": FIGURES,

@@ -36,6 +36,7 @@ PUBLIC = {
     "export",
     "list_models",
     "load",
+    "load_into",
     "reconstruct",
     "save",
 }
