@@ -7,19 +7,21 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from lean3r.cli.console import Console
 from lean3r.cli.options import Json, Offline, Overwrite, Plan, Quiet, Verbose, option
 from lean3r.compress import SCHEMES
+from lean3r.errors import UsageError
 
 if TYPE_CHECKING:
     from lean3r.compress.fp8_linear import Quantized
     from lean3r.compress.plan import CompressionPlan
     from lean3r.compress.sparsify import Change
     from lean3r.models.base import Backbone
+    from lean3r.pipeline.releases import Form
     from lean3r.types import Views
 
 SCAN_VIEWS, SCAN_SIDE, SCAN_SEED = 4, 240, 20  # pictures, pixels, and seed of the synthetic world for a scan
@@ -36,7 +38,7 @@ class Compress:
     """Weights of a model (a file, or hf:OWNER/NAME), or the name of a model for its own weights."""
 
     out: Annotated[tyro.conf.Positional[Path], option("OUT")]
-    """File to write (.safetensors); with --scan a folder."""
+    """File to write (.safetensors; .pt with --export lite3r); with --scan a folder."""
 
     plan: Plan = None
 
@@ -47,6 +49,9 @@ class Compress:
             help=f"Number format of linear layers: {', '.join(SCHEMES)}; applied after --plan, if both are given.",
         ),
     ] = None
+
+    export: Annotated[Literal["lite3r", "speed3r", "lean3r"] | None, option("FORM")] = None
+    """Write full weights for the official code of Lite3R (.pt) or Speed3R, or for lean3r's own training."""
 
     scan: Annotated[bool, option()] = False
     """Write the error of each layer instead of weights: scan.json, scan.png, and plan.json without the worst layers."""
@@ -74,13 +79,17 @@ class Compress:
         if self.scan:
             self._scan(console)
             return
+        if self.export in ("lite3r", "speed3r"):
+            self._export(console, self.export)
+            return
         check_file(self.out, overwrite=self.overwrite)
         plan = self._plan()
         with console.stage("compressing"):
             from lean3r.pipeline.transcode import compress_file, resolve_weights
 
             name, path = resolve_weights(self.source, self.model, offline=self.offline)
-            written = compress_file(name, path, self.out, plan, overwrite=self.overwrite)
+            trainable = self.export == "lean3r"
+            written = compress_file(name, path, self.out, plan, overwrite=self.overwrite, trainable=trainable)
         before, after = _size(path), _size(self.out)
         report = {
             "out": str(self.out),
@@ -97,6 +106,22 @@ class Compress:
         console.line("weights", f"{written.parameters:,} parameters unchanged, {written.new_parameters:,} new")
         console.line("file", f"{before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB now")
         console.line("next", f"lean3r reconstruct PHOTOS -o DIR --model {name} --weights {self.out}")
+        print(json.dumps(report) if self.json else self.out)
+
+    def _export(self, console: Console, form: Form) -> None:
+        """Write what the code of a release reads."""
+        from lean3r.pipeline.releases import export_file
+        from lean3r.pipeline.transcode import resolve_weights
+
+        if self.plan is not None or self.scheme is not None:
+            raise UsageError(f"--export {form} writes the weights as they were trained; leave --plan and --scheme out.")
+        with console.stage("exporting"):
+            name, path = resolve_weights(self.source, self.model, offline=self.offline)
+            exported = export_file(name, path, self.out, form, overwrite=self.overwrite)
+        report = {"out": str(self.out), "source": str(path), "model": name, "export": form, **exported.as_dict()}
+        console.line("weights", f"{exported.tensors:,} tensors, {exported.parameters:,} numbers")
+        for note in exported.notes:
+            console.line("note", note)
         print(json.dumps(report) if self.json else self.out)
 
     def _scan(self, console: Console) -> None:

@@ -113,14 +113,14 @@ class Coded(nn.Module):
         """[N, K] of the matrix that the codes stand for; `shape` is the weight's."""
         return torch.Size((self.shape[0], self.shape[1:].numel()))
 
-    def encode_weight(self, weight: Tensor) -> Packed:
+    def encode_weight(self, weight: Tensor, smooth: Tensor | None = None) -> Packed:
         """A weight in full precision -> the buffers that represent it, by name, as a checkpoint stores them."""
-        if self.smooth is not None:
+        if self.smooth is not None and smooth is None:
             raise UsageError(
                 f"{self.scheme_name} with smoothing needs calibrated factors, which weights alone do not determine: "
                 "call prepare, calibrate and convert."
             )
-        return self.scheme.pack(weight.flatten(1))
+        return self.scheme.pack((weight if smooth is None else weight * smooth).flatten(1))
 
     def dequantize(self) -> Tensor:
         """The weight that enters the product, in the type of its scales."""

@@ -76,15 +76,16 @@ class VisionTransformer(nn.Module):
         return self.norm(self.layers(images, (last,))[last][:, self.special :])
 
     def layers(self, images: Tensor, keep: Sequence[int]) -> dict[int, Tensor]:
-        """[N, channels, H, W] -> {index: output of that block [N, special + rows * cols, C]}, no norm applied."""
+        """[N, channels, H, W] -> {index: output of that block [N, special + rows * cols, C]}, no norm applied;
+        index -1 stands for the tokens before the first block."""
         rows, cols = images.shape[-2] // self.patch, images.shape[-1] // self.patch
         layout = TokenLayout(1, self.special, rows, cols)
         blocks = self.blocks[: max(keep) + 1]
         x, back = self.embed(images), None
+        outputs = {-1: x} if -1 in keep else {}
         window = window_of(blocks, [layout.tokens] * len(blocks))
         if window is not None:
             x, layout, back = order_by_window(x, layout, window)
-        outputs: dict[int, Tensor] = {}
         for index, block in enumerate(blocks):
             x = block(x, layout)
             if index in keep:

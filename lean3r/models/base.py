@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +69,11 @@ class Backbone(nn.Module):
     origin: Origin = Origin()
     plan: Plan | None = None
     metadata: Mapping[str, str] = MappingProxyType({})
+
+    @classmethod
+    def for_names(cls, names: Collection[str]) -> Self:
+        """The model of a file with these official names: some models have heads that a file may lack as a whole."""
+        return cls()
 
     def encode(self, views: Views) -> Tokens:
         """Views [B, S, 3, H, W] -> the tokens that the heads read."""

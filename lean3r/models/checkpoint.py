@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lean3r.errors import WeightsError
+from lean3r.models import lite3r
 from lean3r.models.base import Backbone
 from lean3r.models.encoded import Encoded
 from lean3r.models.keymap import KeyMap
@@ -92,6 +93,8 @@ def values_for(
     new = [name for name in own if keys.official(name) is None]
     if new:
         logger.info("initialised, not in the checkpoint: %s", ", ".join(new))
+    beside_weights = [source[s] for w in encoders if (s := f"{w.removesuffix('weight')}smooth") in source]
+    factors = {name: value.clone() for name, value in stored.read(beside_weights)}
     targets: dict[str, list[str]] = {}
     for ours, name in source.items():
         targets.setdefault(name, []).append(ours)
@@ -102,9 +105,8 @@ def values_for(
                 continue
             check_finite(stored, name, value)
             owner = ours.removesuffix("weight")
-            yield from (
-                (name, owner + leaf, part) for leaf, part in encoders[ours].encode_weight(value.float()).items()
-            )
+            parts = encoders[ours].encode_weight(value.float(), factors.get(source.get(f"{owner}smooth", "")))
+            yield from ((name, owner + leaf, part) for leaf, part in parts.items())
         del value
 
 
@@ -242,6 +244,8 @@ def _compare(
     if not (missing or unexpected or shapes or types):
         return
     present = len(expected) - len(missing)
+    if lite3r.RELEASE in stored.metadata:
+        missing, unexpected = (list(map(lite3r.released_name, names)) for names in (missing, unexpected))
     report = [f"{path} does not fit {model} ({present} of {len(expected)} names found)"]
     for title, rows in (("missing", missing), ("unexpected", unexpected), ("shapes", shapes), ("types", types)):
         if rows:
@@ -262,9 +266,15 @@ def models_that_fit(stored: WeightFiles, besides: str = "") -> list[str]:
         kind = MODELS.get(name)
         if name == besides or (kind.TELLTALE and stored.shapes.get(kind.TELLTALE[0]) != kind.TELLTALE[1]):
             continue
-        model = without_memory(kind)
+        model = without_memory(lambda kind=kind: kind.for_names(stored.shapes))
         keys = model.KEY_MAP
         own = {ours: value.shape for ours, value in model.state_dict().items() if keys.official(ours) is not None}
-        if {ours: stored.shapes[key] for ours, key in place(stored, keys).items()} == own:
+        dense = {ours: key for ours, key in place(stored, keys).items() if not _is_added(stored, key)}
+        if {ours: stored.shapes[key] for ours, key in dense.items()} == own:
             fitting.append(name)
     return fitting
+
+
+def _is_added(stored: WeightFiles, name: str) -> bool:
+    """Whether a tensor belongs to compression in a file of a release, not to the dense model."""
+    return lite3r.RELEASE in stored.metadata and (".mechanism." in name or name.endswith(".smooth"))

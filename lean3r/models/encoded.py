@@ -18,6 +18,9 @@ class Encoded(Protocol):
         """Shape of the decoded weight."""
         ...
 
-    def encode_weight(self, weight: Tensor) -> Mapping[str, Tensor]:
-        """A weight in full precision -> the buffers that the layer stores instead, by name."""
+    def encode_weight(self, weight: Tensor, smooth: Tensor | None = None) -> Mapping[str, Tensor]:
+        """A weight in full precision -> the buffers that the layer stores instead, by name.
+
+        `smooth` [inputs] are the smoothing factors beside the weight; None if the file has none.
+        """
         ...

@@ -5,7 +5,8 @@ Source: Wang et al. 2025, "VGGT: Visual Geometry Grounded Transformer". Accepts 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lean3r.geometry.pose_encoding import decode_intrinsics, decode_pose
+from lean3r.errors import UsageError
 from lean3r.heads import dense, iterative
 from lean3r.heads.dense import DptFeatures, DptHead, frame_bytes
 from lean3r.heads.iterative import IterativeCamera
@@ -29,7 +31,10 @@ REGISTERS = 4
 
 @dataclass(frozen=True)
 class VggtConfig:
-    """Sizes of VGGT. `keep` are the (frame, global) pairs that the dense heads read, the last pair included."""
+    """Sizes of VGGT. `keep` are the (frame, global) pairs that the dense heads read, the last pair included.
+
+    Without `point_head` and `track_head`, as in Lite3R's files, there are cameras and depth only.
+    """
 
     width: int = 1024
     heads: int = 16
@@ -43,6 +48,8 @@ class VggtConfig:
     track_levels: int = 7
     track_radius: int = 4
     track_hidden: int = 384
+    point_head: bool = True
+    track_head: bool = True
 
 
 class Vggt(Backbone):
@@ -89,12 +96,25 @@ class Vggt(Backbone):
         self.camera = IterativeCamera(2 * dim, config.heads)
         head = partial(DptHead, 2 * dim, features=config.features, channels=config.channels, rectify=True)
         self.depth = head((2,))
-        self.points = head((4,))
-        self.track_maps = DptFeatures(2 * dim, features=config.track_features, channels=config.channels, rectify=True)
-        self.tracker = Tracker(
-            config.track_features, levels=config.track_levels, radius=config.track_radius, hidden=config.track_hidden
-        )
+        self.points = head((4,)) if config.point_head else None
+        self.track_maps = self.tracker = None
+        if config.track_head:
+            self.track_maps = DptFeatures(
+                2 * dim, features=config.track_features, channels=config.channels, rectify=True
+            )
+            self.tracker = Tracker(
+                config.track_features,
+                levels=config.track_levels,
+                radius=config.track_radius,
+                hidden=config.track_hidden,
+            )
         self.KEY_MAP = key_map(config)
+
+    @classmethod
+    def for_names(cls, names: Collection[str]) -> Vggt:
+        """See Backbone.for_names: without the point head or the track head if the file has nothing of it."""
+        heads = {head: any(name.startswith(f"{head}.") for name in names) for head in ("point_head", "track_head")}
+        return cls(replace(cls.SIZES["vggt"], **heads))
 
     def encode(self, views: Views) -> Tokens:
         """See Backbone.encode. Layers "frame{i}" and "global{i}" of the pairs that the heads read, [B, S, T, C]."""
@@ -129,7 +149,8 @@ class Vggt(Backbone):
         outputs = {f"pose_enc_iter{i}": value for i, value in enumerate(self.pose_encodings(tokens))}
         depth, outputs["depth_conf"] = self.depth_maps(tokens)
         outputs["depth"] = depth[..., None]
-        outputs["world_points"], outputs["world_points_conf"] = self.point_maps(tokens)
+        if self.points is not None:
+            outputs["world_points"], outputs["world_points_conf"] = self.point_maps(tokens)
         if queries is not None:
             tracks = self.track(tokens, queries)
             outputs |= {f"track_iter{i}": value for i, value in enumerate(tracks.positions)}
@@ -155,18 +176,24 @@ class Vggt(Backbone):
 
     def point_maps(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """World points [B, S, H, W, 3] in the frame of the first camera, and confidence [B, S, H, W]."""
+        head = self.points
+        if head is None:
+            raise UsageError(f"these weights of {self.name} have no point head; use depth, or the authors' weights.")
 
         def read(*inputs) -> tuple[Tensor, Tensor]:
-            (raw,) = self.points(*inputs)
+            (raw,) = head(*inputs)
             xyz = raw[:, :3].movedim(1, -1)
             return xyz.sign() * torch.expm1(xyz.abs()), 1 + raw[:, 3].exp()
 
-        points, conf = self._dense(self.points, tokens, read)
+        points, conf = self._dense(head, tokens, read)
         return points, conf
 
     def track(self, tokens: Tokens, queries: Tensor) -> Tracks:
         """Follow points of the first view, queries [B, N, 2] in pixels (x, y), into every view."""
-        (maps,) = self._dense(self.track_maps, tokens, lambda *inputs: (self.track_maps(*inputs),))
+        head = self.track_maps
+        if head is None or self.tracker is None:
+            raise UsageError(f"these weights of {self.name} have no track head; use the authors' weights.")
+        (maps,) = self._dense(head, tokens, lambda *inputs: (head(*inputs),))
         return self.tracker(maps, queries)
 
     def _dense(self, head: DptHead | DptFeatures, tokens: Tokens, call) -> tuple[Tensor, ...]:

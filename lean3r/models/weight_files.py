@@ -19,18 +19,23 @@ from torch import Tensor
 
 from lean3r.errors import WeightsError
 from lean3r.json_text import parse_json
+from lean3r.models import lite3r
 from lean3r.models.writing import CODES
 
 TYPES = {code: dtype for dtype, code in CODES.items()}
 MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
 PIECE_BYTES = 1 << 22  # mapped pages of a file count as memory of the process
 PIECES = 32  # each reads the file's table again: a tenth of a second for the largest torch files
+MAX_STEP = 10**12
 INDEX_SUFFIX = ".index.json"
 
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """Contents of a checkpoint without the values: file, shape and number type of each name, and the total bytes."""
+    """Contents of a checkpoint without the values: file, shape and number type of each name, and the total bytes.
+
+    `inside` has the names that differ inside the file: files of releases get the names of our own files.
+    """
 
     path: Path
     files: Mapping[str, Path]
@@ -38,6 +43,7 @@ class WeightFiles:
     dtypes: Mapping[str, torch.dtype]
     total_bytes: int
     metadata: Mapping[str, str] = field(default_factory=dict)
+    inside: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) file by file. A tensor is a view of the mapped file: copy it before the next one. Little
@@ -52,7 +58,7 @@ class WeightFiles:
                 with _Mapped(file) as mapped:
                     size = 0
                     while rest and size < limit:
-                        tensor = mapped.tensor(rest[0])
+                        tensor = mapped.tensor(self.inside.get(rest[0], rest[0]))
                         size += tensor.nbytes
                         yield rest.pop(0), tensor
                         del tensor
@@ -61,6 +67,7 @@ class WeightFiles:
 def open_weights(path: Path) -> WeightFiles:
     """Read the table of a `.safetensors`, `.pt` or `.pth` file, a `.index.json`, or a folder with one of these.
 
+    Names in files of the Lite3R release are translated (models/lite3r.py); the metadata then have its stage.
     WeightsError names the file and the fault: absent, empty, a Git LFS pointer, truncated, not weights, a missing
     shard.
     """
@@ -69,8 +76,12 @@ def open_weights(path: Path) -> WeightFiles:
     if path.name.endswith(INDEX_SUFFIX):
         return _open_shards(path)
     with _Mapped(path) as mapped:
-        shapes, dtypes = mapped.shapes, mapped.dtypes
-        return WeightFiles(path, dict.fromkeys(shapes, path), shapes, dtypes, path.stat().st_size, mapped.metadata)
+        shapes, dtypes, metadata, inside = mapped.shapes, mapped.dtypes, mapped.metadata, {}
+        if stage := lite3r.stage_of(shapes):
+            inside = lite3r.our_names(shapes)
+            shapes, dtypes = ({ours: row[name] for ours, name in inside.items()} for row in (shapes, dtypes))
+            metadata = {**metadata, lite3r.RELEASE: stage}
+        return WeightFiles(path, dict.fromkeys(shapes, path), shapes, dtypes, path.stat().st_size, metadata, inside)
 
 
 class _Mapped:
@@ -97,7 +108,7 @@ class _Mapped:
             self._safe = _open_safetensors(self.path, head)
             self.metadata = dict(self._safe.metadata() or {})
         else:
-            self._found = _load_torch(self.path)
+            self._found, self.metadata = _load_torch(self.path)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -204,7 +215,8 @@ def _check_uncompressed(path: Path) -> None:
             raise ValueError("it has compressed members")
 
 
-def _load_torch(path: Path) -> dict[str, Tensor]:
+def _load_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name, and the number of the training step as metadata if the file has one."""
     try:
         if _can_be_mapped(path):
             _check_uncompressed(path)
@@ -216,6 +228,8 @@ def _load_torch(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # a damaged pickle can raise anything
         raise WeightsError(f"{path} is damaged, truncated or not a torch checkpoint; download it again.") from error
+    step = table.get("step") if isinstance(table, Mapping) else None
+    metadata = {lite3r.STEP: str(step)} if type(step) is int and 0 <= step <= MAX_STEP else {}
     for key in ("state_dict", "model"):
         if isinstance(table, Mapping) and isinstance(table.get(key), Mapping):
             table = table[key]
@@ -226,4 +240,4 @@ def _load_torch(path: Path) -> dict[str, Tensor]:
             raise WeightsError(f"{path} names a tensor {name!r}; expected a string.")
         if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
             raise WeightsError(f"{path} has {name} in a form that lean3r cannot read; expected dense tensors.")
-    return dict(table)
+    return dict(table), metadata

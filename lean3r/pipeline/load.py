@@ -18,6 +18,7 @@ from lean3r.models.base import Backbone
 from lean3r.models.checkpoint import check_model, load_weights, without_memory
 from lean3r.models.execution import accelerate, choose_dtype, hold
 from lean3r.models.fingerprint import fingerprint
+from lean3r.models.lite3r import RELEASE
 from lean3r.models.origin import Origin
 from lean3r.models.sources import SCHEME, find_weights, licence_of, official_source
 from lean3r.models.weight_files import open_weights
@@ -25,6 +26,7 @@ from lean3r.pipeline.budget import Budget, Measure
 from lean3r.pipeline.devices import place_model, resolve_device, resolve_dtype
 from lean3r.pipeline.lighten import lighten
 from lean3r.pipeline.memory import chunk_bytes
+from lean3r.pipeline.releases import check_plan
 
 logger = logging.getLogger("lean3r")
 
@@ -47,7 +49,8 @@ def load(
     the cache). `device` is auto, cpu, cuda or mps; `dtype` is auto, float32, bfloat16 or float16 (None or auto: see
     models/execution.choose_dtype): matrix products run in it, and the matrices of encoder and trunk are held in it;
     give float32 to train the model or to save it. `plan`
-    compresses the model (see compress); weights of a compressed model contain their plan. `memory` ("8GB", bytes, or a
+    compresses the model (see compress); weights of a compressed model contain their plan, those of the Lite3R release
+    need one, such as "lite3r". `memory` ("8GB", bytes, or a
     Budget for a number of views) chooses the number type of the weights, unless dtype and plan are given:
     pipeline/lighten.py. `compile` compiles the blocks with torch.compile, and `cuda_graphs` records them as CUDA
     graphs: models/execution.py. UsageError for an unknown name, device or dtype, for a plan other than that of the
@@ -61,7 +64,8 @@ def load(
     asked = resolve_dtype(dtype)
     source = weights or official_source(name) or embedded_weights(name)
     path = find_weights(source, offline=offline)
-    check_model(open_weights(path), kind)
+    files = open_weights(path)
+    check_model(files, kind)
     stored = read_plan(path)
     if stored is None and name in STUDENTS:
         raise WeightsError(
@@ -72,7 +76,8 @@ def load(
             f"{path} holds a model that was compressed as {stored}; it cannot become {requested}. "
             "Leave the plan out, or give weights of the dense model."
         )
-    model: Backbone = without_memory(backbone)
+    check_plan(files, requested)
+    model: Backbone = without_memory(lambda: backbone.for_names(files.shapes))
     plan = stored or requested
     if plan is not None:  # before the weights are read: quantised layers never exist in full precision
         model = compress(model, plan)
@@ -85,7 +90,11 @@ def load(
         lighter = lighten(model, Budget.of(memory), target, number_type, [key for key in fixed if fixed[key]])
         why = why if lighter.dtype == number_type else "to stay within the memory"
         model, number_type = lighter.model, lighter.dtype
-    new = () if stored else [key for key, value in model.state_dict().items() if not value.is_meta]
+    new = (
+        ()
+        if stored or RELEASE in files.metadata
+        else [key for key, value in model.state_dict().items() if not value.is_meta]
+    )
     load_weights(model, path, torch.float32, new)
     model.licence = licence_of(source) or model.licence
     if is_non_commercial(model.licence):

@@ -69,10 +69,10 @@ def load_into(network: M, path: str | Path, *, adapter: ForeignAttention | None 
     return network.eval()
 
 
-def check_file(path: Path, *, overwrite: bool) -> None:
+def check_file(path: Path, *, overwrite: bool, suffix: str = ".safetensors") -> None:
     """Raise UsageError unless a file of weights may be written to `path`."""
-    if path.suffix != ".safetensors":
-        raise UsageError(f"cannot write weights to {path}; expected a name that ends in .safetensors.")
+    if path.suffix != suffix:
+        raise UsageError(f"cannot write weights to {path}; expected a name that ends in {suffix}.")
     if path.is_dir() or (path.exists() and not overwrite):
         what = "is a folder" if path.is_dir() else "exists; use --overwrite (overwrite=True)"
         raise UsageError(f"{path} {what}, or name another file.")

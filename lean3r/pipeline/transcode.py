@@ -17,10 +17,12 @@ from lean3r.models import MODELS
 from lean3r.models.base import Backbone
 from lean3r.models.checkpoint import check_finite, check_model, models_that_fit, place, values_for, without_memory
 from lean3r.models.keymap import KeyMap
+from lean3r.models.lite3r import RELEASE, STEP
 from lean3r.models.sources import find_weights, official_source
 from lean3r.models.weight_files import WeightFiles, open_weights
 from lean3r.models.writing import write_stream
 from lean3r.pipeline.load import embedded_weights, read_plan
+from lean3r.pipeline.releases import check_plan
 from lean3r.pipeline.save import check_file
 
 
@@ -62,11 +64,18 @@ def resolve_weights(source: str, model: str | None = None, *, offline: bool = Fa
 
 
 def compress_file(
-    name: str, source: Path, out: Path, plan: CompressionPlan | None, *, overwrite: bool = False
+    name: str,
+    source: Path,
+    out: Path,
+    plan: CompressionPlan | None,
+    *,
+    overwrite: bool = False,
+    trainable: bool = False,
 ) -> Written:
     """Compress the weights of `source` by `plan` and write them to `out`.
 
-    Tensors that are not quantised keep their number type. `plan` may be None if the file was trained for one.
+    Tensors that are not quantised keep their number type; with `trainable` none is, as in the files that training
+    writes. `plan` may be None if the file was trained for one.
     UsageError if the plan does not fit the model or the file; WeightsError as in load_weights.
     """
     check_file(out, overwrite=overwrite)
@@ -74,9 +83,11 @@ def compress_file(
     if any(out.exists() and out.samefile(file) for file in {source, *stored.files.values()}):
         raise UsageError(f"{out} is one of the input files; name another file.")
     check_model(stored, name)
-    dense = without_memory(MODELS.get(name))
-    model, changes = _apply_plan(dense, stored, plan)
-    new = {key: value for key, value in model.state_dict().items() if not value.is_meta}
+    check_plan(stored, plan)
+    dense = without_memory(lambda: MODELS.get(name).for_names(stored.shapes))
+    model, changes = _apply_plan(dense, stored, plan, prepared=trainable)
+    released = RELEASE in stored.metadata
+    new = {} if released else {key: value for key, value in model.state_dict().items() if not value.is_meta}
     keys = model.KEY_MAP
     like, sources = {}, place(stored, keys)
     for ours, value in model.state_dict().items():
@@ -85,7 +96,8 @@ def compress_file(
             keeps_dtype = ours in sources and value.dtype.is_floating_point and value.dtype.itemsize > 1
             dtype = stored.dtypes[sources[ours]] if keeps_dtype else value.dtype
             like[official] = torch.empty(value.shape, dtype=dtype, device="meta")
-    metadata = {"model": name, **model.metadata}
+    steps = {STEP: stored.metadata[STEP]} if STEP in stored.metadata else {}
+    metadata = {"model": name, **model.metadata, **steps}
     try:
         write_stream(out, like, _values(model, stored, keys, new), metadata, overwrite=overwrite)
     except OSError as error:
@@ -96,17 +108,17 @@ def compress_file(
 
 
 def _apply_plan(
-    model: Backbone, stored: WeightFiles, plan: CompressionPlan | None
+    model: Backbone, stored: WeightFiles, plan: CompressionPlan | None, *, prepared: bool
 ) -> tuple[Backbone, Sequence[Change | Quantized]]:
-    before, prepared = read_plan(stored.path), stored.metadata.get(STAGE_KEY) == PREPARED
-    if before is not None and prepared and (plan is None or plan.steps == before.steps):
-        return apply(model, before)
+    before, trained = read_plan(stored.path), stored.metadata.get(STAGE_KEY) == PREPARED
+    if before is not None and trained and (plan is None or plan.steps == before.steps):
+        return apply(model, before, prepared=prepared)
     if plan is None:
         raise UsageError(f"{stored.path} was not trained for a plan. Name one with --plan or --scheme.")
     if before is None:
-        return apply(model, plan)
+        return apply(model, plan, prepared=prepared)
     sparse, _ = apply(model, before)
-    return apply(sparse, plan)
+    return apply(sparse, plan, prepared=prepared)
 
 
 def _values(
