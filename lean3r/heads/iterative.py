@@ -18,7 +18,8 @@ KEYS = (("", ""), ("poseLN_modulation.1.", "modulation."))
 class IterativeCamera(nn.Module):
     """Camera tokens -> pose encodings (geometry/pose_encoding.py), refined `iterations` times.
 
-    Each iteration starts from the same tokens, modulated by the encoding so far, and adds a correction to it.
+    Each iteration starts from the same tokens, modulated by the encoding so far, and adds a correction to it. As in the
+    official code, gradients do not pass from one iteration to the one before.
     """
 
     def __init__(self, dim: int, heads: int, *, depth: int = 4, iterations: int = 4, eps: float = 1e-5):
@@ -48,6 +49,7 @@ class IterativeCamera(nn.Module):
             x = gate * (plain * (1 + scale) + shift) + tokens
             for block in self.trunk:
                 x = block(x, layout)
-            seen = encoding = encoding + self.pose_branch(self.trunk_norm(x))
+            encoding = encoding.detach() + self.pose_branch(self.trunk_norm(x))
+            seen = encoding.detach()
             encodings.append(torch.cat([encoding[..., :7], F.relu(encoding[..., 7:])], dim=-1))
         return encodings

@@ -13,8 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lean3r.geometry.pose_encoding import decode_intrinsics, decode_pose
 from lean3r.errors import UsageError
+from lean3r.geometry.pose_encoding import decode_intrinsics, decode_pose
 from lean3r.heads import dense, iterative
 from lean3r.heads.dense import DptFeatures, DptHead, frame_bytes
 from lean3r.heads.iterative import IterativeCamera

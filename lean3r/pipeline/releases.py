@@ -47,8 +47,8 @@ def check_plan(stored: WeightFiles, plan: CompressionPlan | None) -> None:
     if any(step.settings.get("smooth") for step in plan.quantizes) != (stage == lite3r.STAGE_1):
         has = "has" if stage == lite3r.STAGE_1 else "lacks"
         raise UsageError(
-            f"{stored.path} is of another stage than plan {plan.name}: it {has} the smoothing factors of stage 1, whose "
-            f"weights have 4 bits. Use --plan {trained}, with the settings that you need."
+            f"{stored.path} is of another stage than plan {plan.name}: it {has} the smoothing factors of stage 1, "
+            f"whose weights have 4 bits. Use --plan {trained}, with the settings that you need."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,22 +39,31 @@ def family(name: str) -> Family:
 def build(arguments: Mapping[str, Any]) -> Vggt:
     if "VGGT" in arguments:
         return Vggt()
-    vit, head, track = arguments["vit"], arguments["depth_head"], arguments["track_head"]
-    return Vggt(
-        VggtConfig(
-            width=vit["embed_dim"],
-            heads=vit["num_heads"],
-            encoder_depth=vit["depth"],
-            grid=vit["img_size"] // vit["patch_size"],
-            pairs=arguments["aggregator"]["depth"],
-            keep=tuple(head["intermediate_layer_idx"]),
-            features=head["features"],
-            channels=tuple(head["out_channels"]),
-            track_features=track["features"],
-            track_levels=track["corr_levels"],
-            track_radius=track["corr_radius"],
-            track_hidden=track["hidden_size"],
-        )
+    return Vggt(config(arguments))
+
+
+def config(arguments: Mapping[str, Any]) -> VggtConfig:
+    vit, head, track = arguments["vit"], arguments["depth_head"], arguments.get("track_head")
+    sizes = VggtConfig(
+        width=vit["embed_dim"],
+        heads=vit["num_heads"],
+        encoder_depth=vit["depth"],
+        grid=vit["img_size"] // vit["patch_size"],
+        pairs=arguments["aggregator"]["depth"],
+        keep=tuple(head["intermediate_layer_idx"]),
+        features=head["features"],
+        channels=tuple(head["out_channels"]),
+        point_head="point_head" in arguments,
+        track_head=track is not None,
+    )
+    if track is None:
+        return sizes
+    return replace(
+        sizes,
+        track_features=track["features"],
+        track_levels=track["corr_levels"],
+        track_radius=track["corr_radius"],
+        track_hidden=track["hidden_size"],
     )
 
 
