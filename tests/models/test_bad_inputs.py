@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -186,7 +187,13 @@ def test_a_model_is_recognised_by_its_keys(name: str, tmp_path: Path, monkeypatc
     # Views of one number: the file has every key and shape of the official checkpoint, and no size.
     torch.save({key: torch.zeros(1).expand(value.shape) for key, value in state.items()}, path)
     built = []
-    monkeypatch.setattr(checkpoint, "without_memory", lambda kind: built.append(kind.name) or without_memory(kind))
+
+    def note(build: Callable[[], Backbone]) -> Backbone:
+        model = without_memory(build)
+        built.append(model.name)
+        return model
+
+    monkeypatch.setattr(checkpoint, "without_memory", note)
     with pytest.raises(WeightsError, match=rf"names found\); it fits .*{name}: use --model {name}"):
         load_weights(asked, path)
     telltale = {n for n in MODELS if MODELS.get(n).TELLTALE is not None}
