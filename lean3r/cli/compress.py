@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lean3r.compress.plan import CompressionPlan
     from lean3r.compress.sparsify import Change
     from lean3r.models.base import Backbone
-    from lean3r.pipeline.releases import Form
+    from lean3r.pipeline.exchange import Form
     from lean3r.types import Views
 
 SCAN_VIEWS, SCAN_SIDE, SCAN_SEED = 4, 240, 20  # pictures, pixels, and seed of the synthetic world for a scan
@@ -110,7 +110,7 @@ class Compress:
 
     def _export(self, console: Console, form: Form) -> None:
         """Write what the code of a release reads."""
-        from lean3r.pipeline.releases import export_file
+        from lean3r.pipeline.exchange import export_file
         from lean3r.pipeline.transcode import resolve_weights
 
         if self.plan is not None or self.scheme is not None:

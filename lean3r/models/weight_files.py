@@ -76,12 +76,15 @@ def open_weights(path: Path) -> WeightFiles:
     if path.name.endswith(INDEX_SUFFIX):
         return _open_shards(path)
     with _Mapped(path) as mapped:
-        shapes, dtypes, metadata, inside = mapped.shapes, mapped.dtypes, mapped.metadata, {}
+        shapes, dtypes, metadata = mapped.shapes, mapped.dtypes, mapped.metadata
+        inside = {}
         if stage := lite3r.stage_of(shapes):
             inside = lite3r.our_names(shapes)
-            shapes, dtypes = ({ours: row[name] for ours, name in inside.items()} for row in (shapes, dtypes))
+            shapes = {ours: shapes[name] for ours, name in inside.items()}
+            dtypes = {ours: dtypes[name] for ours, name in inside.items()}
             metadata = {**metadata, lite3r.RELEASE: stage}
-        return WeightFiles(path, dict.fromkeys(shapes, path), shapes, dtypes, path.stat().st_size, metadata, inside)
+        files, size = dict.fromkeys(shapes, path), path.stat().st_size
+        return WeightFiles(path, files, shapes, dtypes, size, metadata, inside)
 
 
 class _Mapped:

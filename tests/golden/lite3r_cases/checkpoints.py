@@ -26,7 +26,7 @@ from lean3r.models.base import Backbone
 from lean3r.models.checkpoint import load_weights, place, without_memory
 from lean3r.models.lite3r import released_name
 from lean3r.models.weight_files import open_weights
-from lean3r.pipeline.releases import export_file
+from lean3r.pipeline.exchange import export_file
 from lean3r.pipeline.transcode import compress_file
 from lean3r.train.config import OptimConfig, Stage, TrainConfig
 from lean3r.train.students import only_trains
