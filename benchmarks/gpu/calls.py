@@ -23,6 +23,7 @@ from lean3r.ops.dispatch import why_too_large
 from lean3r.ops.fp8.kernel import quantize_fused
 from lean3r.ops.fp8.reference import Before
 from lean3r.ops.linear_attention.kernel import LinearAttention
+from lean3r.ops.norm_rotate.kernel import norm_rotate
 from lean3r.ops.rope2d.kernel import Rope2d
 
 HEADS = 2
@@ -156,11 +157,29 @@ def _rope2d(kind: torch.dtype) -> Iterator[Call]:
             yield Call(called, shapes, lambda dim=dim, at=at: Rope2d.apply(_qkv(1024, dim, kind)[0], at, 100.0))
 
 
+def _norm_rotate(kind: torch.dtype) -> Iterator[Call]:
+    rows = product((64, 16, 40, 128), (True, False), (True, False), (0, 16))
+    for dim, norm, turned, window in rows:
+        shapes = "backbones" if dim == 64 and norm else "edges"
+        tokens = 5 + 864
+
+        def run(dim=dim, norm=norm, turned=turned, window=window, tokens=tokens) -> object:
+            x, affine = _qkv(4 * tokens, dim, kind)[0].detach(), torch.zeros(dim, device="meta")
+            table = torch.zeros(tokens, dim, dtype=kind, device="meta")
+            given = (*((affine, affine) if norm else (None, None)), *((table, table) if turned else (None, None)))
+            return norm_rotate(x, *given, tokens, 5, window, 1e-5, kind)
+
+        parts = [*(["norm"] * norm), *(["rotation"] * turned), *([f"windows of {window}"] * bool(window))]
+        if parts:
+            yield Call(f"{dim} {', '.join(parts)}", shapes, run)
+
+
 OPERATORS: dict[str, Callable[[torch.dtype], Iterator[Call]]] = {
     "block_select": _block_select,
     "block_sparse": _sparse(sparse_kernel.attend, gradients=True),
     "block_sparse_fp8": _sparse(kernel_fp8.attend, gradients=False),
     "linear_attention": _linear_attention,
+    "norm_rotate": _norm_rotate,
     "quantize_rows": _quantize_rows,
     "rope2d": _rope2d,
 }

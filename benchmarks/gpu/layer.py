@@ -48,7 +48,8 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "special queries": [(F, "scaled_dot_product_attention")],
     "gates and merging": [(Gsa, "gates"), (coarse_fine, "_mix"), (Cut, "join")],
 }
-"""What a layer calls, by the name that its time goes under; "norm and rotation" comes from the projections."""
+"""What a layer calls, by the name that its time goes under; "norm and rotation" comes from the projections, with
+the averages of q and k where one kernel does all."""
 SELECTED = (32, 128)
 REGIONS = 64  # candidates of two levels of selection
 COMPILE_S = 150  # more than that, and the rest is compiled when it counts
@@ -82,7 +83,7 @@ class Bench:
     def projected(self, layout: TokenLayout) -> Projected:
         """What a global block hands to its mechanism; drawn on the device."""
         torch.manual_seed(1)
-        with torch.device(self.device):
+        with torch.device(self.device), torch.no_grad():
             layer = SelfAttention(self.dim, self.heads).to(self.dtype)
             x = torch.randn(1, layout.views, layout.tokens, self.dim, dtype=self.dtype)
             for shape in ((layout.views, 1), (1, layout.tokens)):
@@ -119,7 +120,9 @@ def parts_of(run: Callable[[Projected], object], p: Projected, device: str) -> d
             for label, places in PARTS.items():
                 for owner, name in places:
                     stack.enter_context(mock.patch.object(owner, name, timed(label, getattr(owner, name))))
-            run(replace(p, finish=timed("norm and rotation", p.finish)))
+            finish = timed("norm and rotation", p.finish)
+            pools = p.finish_and_pool and timed("norm and rotation", p.finish_and_pool)
+            run(replace(p, finish=finish, finish_and_pool=pools))
         if device == "cuda":
             torch.cuda.synchronize()
         sums = dict.fromkeys((*PARTS, "norm and rotation"), 0.0)
@@ -180,6 +183,15 @@ def operators(p: Projected, layout: TokenLayout, bench: Bench) -> dict[str, tupl
         f"selection of {count}": (lambda c=count: block_select(q, k, v, min(c, k.shape[2]), **select), work.selection())
         for count in SELECTED
     }
+    found["norm and rotation of q and k"] = (lambda: p.finish(p.q, p.k), work.norm_and_rotation())
+    if p.finish_and_pool is not None:
+        pools, size = p.finish_and_pool, sparse["query_block"]
+        found["norm, rotation and averages of q and k"] = (
+            lambda: pools(p.q, p.k, size),
+            work.norm_and_rotation(pooled=True),
+        )
+        written_out = replace(p, finish_and_pool=None)
+        found["gsa, q and k averaged apart"] = (lambda: bench.gsa()(written_out, layout), work.gsa())
     scattered = torch.randint_like(tensors[3], k.shape[2])
     found |= {
         "dense between windows": (lambda: F.scaled_dot_product_attention(q, k, v), work.selection()),
@@ -213,7 +225,7 @@ def dense(p: Projected, layout: TokenLayout, bench: Bench) -> dict:
 def both_ways(attend: Callable[[Projected], Tensor], p: Projected) -> Callable[[], object]:
     """Forward and backward by q, k and v."""
     inputs = [x.detach().requires_grad_() for x in (p.q, p.k, p.v)]
-    given = replace(p, q=inputs[0], k=inputs[1], v=inputs[2])
+    given = replace(p, q=inputs[0], k=inputs[1], v=inputs[2], finish_and_pool=None)
 
     def run() -> object:
         out = attend(given)
@@ -242,9 +254,9 @@ def run_once(bench: Bench, sizes: set[int], index: int) -> None:
             layout = bench.layout(views, special)
             p = bench.projected(layout)
             try:
-                for run, _ in operators(p, layout, bench).values():
-                    run()
                 with torch.no_grad():
+                    for run, _ in operators(p, layout, bench).values():
+                        run()
                     bench.gsa(regions=REGIONS)(p, layout)
                 if special:
                     both_ways(lambda p, layout=layout: bench.gsa()(p, layout), p)()
@@ -317,8 +329,9 @@ def measure_size(rows: Rows, bench: Bench, layout: TokenLayout) -> None:
         rows.take(f"{title}, gsa, special tokens pooled, two levels of {REGIONS}", lambda: whole(**both))
     rows.take(f"{title}, gsa, fp8 keys and values", lambda: whole(kv="fp8"))
     names = [f"selection of {count}" for count in SELECTED]
-    names += ["dense between windows", "sparse pass", "sparse pass, scattered lists"]
+    names += ["norm and rotation of q and k", "dense between windows", "sparse pass", "sparse pass, scattered lists"]
     names += ["sparse pass, fp8 keys and values", *(["sparse pass with special keys"] if layout.special else [])]
+    names += ["norm, rotation and averages of q and k", "gsa, q and k averaged apart"] if bench.device == "cuda" else []
     for name in names:
         rows.take(f"{title}, {name}", lambda name=name: variant(name))
 

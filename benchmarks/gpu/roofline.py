@@ -80,6 +80,10 @@ class Layer:
         moved = 4.0 * queries * self.width + 4.0 * (self.windows / 4) * min(TOP_K * WINDOW, queries) * self.width
         return attention_flops(queries, keys, self.width), moved
 
+    def norm_and_rotation(self, *, pooled: bool = False) -> tuple[float, float]:
+        """Bytes of q and k, read and written once, and of the means of their windows; operations do not count."""
+        return 0.0, 8.0 * self.tokens * self.width + (4.0 * self.windows * self.width if pooled else 0.0)
+
     def special_queries(self, keys: int) -> tuple[float, float]:
         """Of special tokens that see so many keys."""
         few = self.views * self.special

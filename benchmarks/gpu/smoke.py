@@ -35,6 +35,7 @@ from lean3r.ops.fp8 import (
     scaled_product,
 )
 from lean3r.ops.linear_attention import linear_attention
+from lean3r.ops.norm_rotate import norm_rotate
 from lean3r.ops.rope2d import rope2d
 from lean3r.testing import rms_ratio
 
@@ -60,6 +61,16 @@ def check_rope2d(draw: Callable[..., Tensor]) -> dict[str, float]:
         return lambda x: rope2d(x, positions, implementation=how)  # type: ignore[arg-type]
 
     return errors(turned("triton"), turned("reference"), [x])
+
+
+def check_norm_rotate(draw: Callable[..., Tensor]) -> dict[str, float]:
+    """Norm, rotation and means of windows; views with special tokens, windows that fill no tile."""
+    qkv, weight, bias, angle = draw(2, 3 * 53, 3, 4, 64), draw(64), draw(64), draw(53, 64)
+    given = (qkv.permute(2, 0, 3, 1, 4)[1], weight, bias, (angle.cos(), angle.sin()))
+    sizes = {"tokens": 53, "special": 5, "window": 16}
+    ours, theirs = (norm_rotate(*given, **sizes, implementation=how) for how in ("triton", "reference"))  # type: ignore[arg-type]
+    named = zip(("output", "means"), ours, theirs, strict=True)
+    return {name: rms_ratio(a.float(), b.float()) for name, a, b in named}
 
 
 def check_quantize_rows(draw: Callable[..., Tensor]) -> dict[str, float]:
@@ -162,6 +173,7 @@ CHECKS = {
     "fp8_product": check_fp8_product,
     "block_sparse_fp8": check_block_sparse_fp8,
     "linear_attention": check_linear_attention,
+    "norm_rotate": check_norm_rotate,
     "rope2d": check_rope2d,
 }
 

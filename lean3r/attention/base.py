@@ -21,7 +21,8 @@ class Projected:
     applies both; finish(q, k, positions) does so for pooled tokens at the rows and columns positions [n, 2], or
     [n / m, 2] if m views repeat them. key_mask [B, N] is False on padding, None if there is none. positions [T, 2]
     float, or [N, 2], are the rows and columns that finish(q, k) rotates by, in the order of the tokens; None without
-    rotation.
+    rotation. finish_and_pool(q, k, window) -> (finished q, means of q), (finished k, means of k) also averages each
+    `window` neighbouring patches of q and k as they were, in one pass over them; None where no kernel does that.
     """
 
     x: Tensor
@@ -31,6 +32,7 @@ class Projected:
     finish: Callable[..., tuple[Tensor, Tensor]]
     key_mask: Tensor | None = None
     positions: Tensor | None = None
+    finish_and_pool: Callable[..., tuple[tuple[Tensor, Tensor], ...]] | None = None
 
 
 class Mechanism(nn.Module):

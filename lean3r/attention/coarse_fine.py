@@ -132,14 +132,14 @@ class Gsa(Mechanism):
             return softmax_attention(*p.finish(p.q, p.k), p.v, p.key_mask)
         cut = Cut.of(layout, self.window, p)
         value = cut.blocks(p.v)
-        windows = describe_windows(p, (cut.pool(cut.blocks(p.q)), cut.pool(cut.blocks(p.k)), cut.pool(value)), cut)
+        (q, mean_q), (k, mean_k) = _finish_and_pool(p, cut)
+        windows = describe_windows(p, (mean_q, mean_k, cut.pool(value)), cut)
         pooled_q, pooled_k = p.finish(windows.q, windows.k, windows.positions)
         views = self._always(cut.views)
         always = [v * cut.windows.count + w for v in views for w in range(cut.windows.count)]
         chosen = self._select(windows, (pooled_q, pooled_k), cut, always)
         # Without padding, views that all windows attend to are dense keys and need no lists.
         listed, seen = ([], views) if p.key_mask is None else (always, [])
-        q, k = p.finish(p.q, p.k)
         pooled, dense = self.special == "pooled", None
         if cut.special or seen:
             dense = cut.seen_by_all(k, seen, pooled), cut.seen_by_all(p.v, seen, pooled)
@@ -210,6 +210,14 @@ class Gsa(Mechanism):
         """The views, out of this many, whose windows every window attends to."""
         always = set(range(0, views, self.every)) if self.every else set()
         return sorted(always | {0} if self.reference else always)
+
+
+def _finish_and_pool(p: Projected, cut: Cut) -> tuple[tuple[Tensor, Tensor], ...]:
+    """q and k after norm and rotation, each with the means of its windows before both."""
+    if p.finish_and_pool is not None and cut.mask is None and cut.windows.adjacent:
+        return p.finish_and_pool(p.q, p.k, cut.size)
+    q, k = p.finish(p.q, p.k)
+    return (q, cut.pool(cut.blocks(p.q))), (k, cut.pool(cut.blocks(p.k)))
 
 
 def _list_first(lists: Tensor, always: Sequence[int], window_mask: Tensor | None) -> Tensor:

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from lean3r.attention.base import Mechanism, Projected
 from lean3r.attention.dense import Dense
 from lean3r.layers.linear import Linear, TakesRows, takes_rows
-from lean3r.layers.rope import norm_and_rotate, position_table, rope_positions, rope_table
+from lean3r.layers.rope import (
+    in_one_pass,
+    norm_and_rotate,
+    norm_rotate_pool,
+    position_table,
+    rope_positions,
+    rope_table,
+)
 from lean3r.ops.fp8 import Rows
 from lean3r.types import TokenLayout
 
@@ -63,14 +70,22 @@ class SelfAttention(TakesRows, nn.Module):
         q, k, v = qkv.reshape(batch, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         flat = self.rope == "flat"
 
+        def table_of(positions: Tensor | None) -> tuple[Tensor, Tensor] | None:
+            if not self.rope:
+                return None
+            if positions is not None:
+                return position_table(positions, q.shape[-1], v.dtype)
+            return rope_table(layout, q.shape[-1], q.device, v.dtype, flat=flat)
+
         def finish(q: Tensor, k: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
-            table = None
-            if self.rope and positions is not None:
-                table = position_table(positions, q.shape[-1], v.dtype)
-            elif self.rope:
-                table = rope_table(layout, q.shape[-1], q.device, v.dtype, flat=flat)
+            table = table_of(positions)
             return norm_and_rotate(q, self.q_norm, table, v.dtype), norm_and_rotate(k, self.k_norm, table, v.dtype)
 
+        def finish_and_pool(q: Tensor, k: Tensor, window: int) -> tuple[tuple[Tensor, Tensor], ...]:
+            sizes = (table_of(None), v.dtype, layout.tokens, layout.special, window)
+            return norm_rotate_pool(q, self.q_norm, *sizes), norm_rotate_pool(k, self.k_norm, *sizes)
+
         positions = rope_positions(layout, x.device, flat=flat) if self.rope else None
-        out = self.mechanism_for(tokens)(Projected(x, q, k, v, finish, key_mask, positions), layout)
+        pools = finish_and_pool if in_one_pass(q, self.q_norm) and in_one_pass(k, self.k_norm) else None
+        out = self.mechanism_for(tokens)(Projected(x, q, k, v, finish, key_mask, positions, pools), layout)
         return self.proj(out.transpose(1, 2).reshape(batch, tokens, dim))

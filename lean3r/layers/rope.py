@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lean3r.ops.norm_rotate import norm_rotate
 from lean3r.ops.repeats import pieces_of
 from lean3r.tables import table
 from lean3r.types import TokenLayout
@@ -67,12 +68,39 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     return (x * cos + turned * sin).reshape(*lead, tokens, dim)
 
 
+def in_one_pass(x: Tensor, norm: nn.Module) -> bool:
+    """Whether `norm_rotate_pool` does what `norm_and_rotate` does to x: on a GPU, without gradients."""
+    plain = isinstance(norm, nn.Identity) or (type(norm) is nn.LayerNorm and norm.weight is not None)
+    hooked = bool(norm._forward_hooks or norm._forward_pre_hooks)
+    return x.is_cuda and x.shape[-1] % 4 == 0 and plain and not hooked and not torch.is_grad_enabled()
+
+
+def norm_rotate_pool(
+    x: Tensor,
+    norm: nn.Module,
+    table: tuple[Tensor, Tensor] | None,
+    dtype: torch.dtype,
+    tokens: int,
+    special: int = 0,
+    window: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """As `norm_and_rotate`, and the mean of each `window` neighbouring tokens of x [B, H, N, D], before both, behind
+    the first `special` ones of the `tokens` of a view: one kernel (ops/norm_rotate). For what `in_one_pass` accepts."""
+    weight, bias = (norm.weight, norm.bias) if isinstance(norm, nn.LayerNorm) else (None, None)
+    eps = norm.eps if isinstance(norm, nn.LayerNorm) else 0.0
+    sizes = {"tokens": tokens, "special": special, "window": window}
+    return norm_rotate(x, weight, bias, table, eps=eps, dtype=dtype, **sizes)
+
+
 def norm_and_rotate(x: Tensor, norm: nn.Module, table: tuple[Tensor, Tensor] | None, dtype: torch.dtype) -> Tensor:
     """norm(x) in `dtype`, turned by a table [T, D] if there is one; x [B, H, N, D], N a multiple of T.
 
     On a CPU without gradients a few views are worked off at a time: whole, the passes over x would go through main
-    memory.
+    memory. On a GPU without gradients both are one kernel.
     """
+    if in_one_pass(x, norm) and (table is not None or isinstance(norm, nn.LayerNorm)):
+        tokens = x.shape[2] if table is None else len(table[0])
+        return norm_rotate_pool(x, norm, table, dtype, tokens)[0]
     if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
         x = norm(x).to(dtype)
         return x if table is None else rotate(x, table)

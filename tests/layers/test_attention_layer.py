@@ -6,14 +6,20 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
+from lean3r.attention.coarse_fine import Gsa
 from lean3r.attention.dense import Dense
+from lean3r.layers import attention as attention_module
 from lean3r.layers import block as blocks
+from lean3r.layers import rope as rope_module
 from lean3r.layers.attention import Rotation, SelfAttention
 from lean3r.layers.block import Block
 from lean3r.layers.mlp import feed_forward
 from lean3r.layers.rope import position_table, rope_positions, rope_table, rotate
+from lean3r.layers.trunk import key_mask
+from lean3r.ops.norm_rotate import norm_rotate
 from lean3r.testing import assert_rms
 from lean3r.types import TokenLayout
 
@@ -130,3 +136,48 @@ def test_a_block_adds_two_branches(mlp, layer_scale: float | None, monkeypatch: 
 def test_hidden_widths_of_the_feed_forward() -> None:
     assert feed_forward("swiglu", 32, 128).w3.in_features == 88  # type: ignore[union-attr]
     assert feed_forward("gelu", 32, 128).fc1.out_features == 128  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("qk_norm", "rope"), [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("grid", [(5, 8, 12, 4), (0, 4, 4, 4), (2, 7, 9, 4), (5, 8, 8, None)])
+@pytest.mark.parametrize(("views", "padded"), [(1, False), (3, False), (3, True)])
+def test_norm_rotation_and_pooling_in_one_pass(
+    grid: tuple, qk_norm: bool, rope: bool, views: int, padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a GPU takes it; means of windows only where these lie in a row, without padding."""
+    torch.manual_seed(0)
+    special, rows, cols, window = grid
+    valid = torch.rand(1, views, rows * cols) > 0.2 if padded else None
+    layout = TokenLayout(views, special, rows, cols, valid, window)
+    attention = SelfAttention(64, 2, qk_norm=qk_norm, rope=rope).requires_grad_(False)
+    attention.mechanism = Gsa(64, 2, top_k=2)
+    x, mask = torch.randn(1, views * layout.tokens, 64), key_mask(layout, 1)
+    mask = None if mask is None else mask.flatten(1)
+    expected = attention(x, layout, mask)
+    calls: list[int] = []
+
+    def spied(*args, window: int = 0, **named):
+        calls.append(window)
+        return norm_rotate(*args, window=window, **named)
+
+    for module in (rope_module, attention_module):
+        monkeypatch.setattr(module, "in_one_pass", lambda *_: True)
+    monkeypatch.setattr(rope_module, "norm_rotate", spied)
+    assert_rms(attention(x, layout, mask), expected, 1e-5)
+    pooled = window == 4 and rows % 4 == cols % 4 == 0 and not padded
+    assert (16 in calls) == pooled
+    assert bool(calls) == (qk_norm or rope or pooled)
+
+
+def test_what_is_done_in_one_pass() -> None:
+    with FakeTensorMode(), torch.no_grad():
+        x, odd = (torch.empty(1, 2, 3, dim, device="cuda") for dim in (8, 6))
+        assert rope_module.in_one_pass(x, nn.LayerNorm(8)) and rope_module.in_one_pass(x, nn.Identity())
+        assert not rope_module.in_one_pass(x.cpu(), nn.LayerNorm(8))
+        assert not rope_module.in_one_pass(odd, nn.LayerNorm(6))
+        assert not rope_module.in_one_pass(x, nn.RMSNorm(8))
+        watched = nn.LayerNorm(8)
+        watched.register_forward_hook(lambda *_: None)
+        assert not rope_module.in_one_pass(x, watched)
+        with torch.enable_grad():
+            assert not rope_module.in_one_pass(x, nn.LayerNorm(8))

@@ -11,6 +11,7 @@ from torch import Tensor
 from lean3r.ops.block_select import block_select
 from lean3r.ops.block_sparse import block_sparse_attention
 from lean3r.ops.linear_attention import linear_attention
+from lean3r.ops.norm_rotate import norm_rotate
 from lean3r.ops.rope2d import rope2d
 
 ops = torch.ops.lean3r
@@ -53,8 +54,18 @@ def rope(how: str) -> tuple[tuple, Callable[[], object]]:
     return (x, POSITIONS, 100.0, how), lambda: rope2d(x, POSITIONS, implementation=how)  # type: ignore[arg-type]
 
 
-CALLS = {"block_sparse_attention": sparse, "block_select": select, "linear_attention": linear, "rope2d": rope}
-HOW = [(name, how) for name in CALLS for how in ("reference", "torch", "triton") if (name, how) != ("rope2d", "torch")]
+def norm(how: str) -> tuple[tuple, Callable[[], object]]:
+    (x, table), (weight, bias) = leaves(1, 2, 24, 16, count=2), leaves(16, count=2)
+    cos, sin = table.detach()[0, 0, :12], table.detach()[0, 1, :12]
+    args = (x, weight, bias, cos, sin, 12, 4, 4, 1e-5, torch.float32, how)
+    options = {"tokens": 12, "special": 4, "window": 4, "implementation": how}
+    return args, lambda: norm_rotate(x, weight, bias, (cos, sin), **options)  # type: ignore[arg-type]
+
+
+CALLS = {"block_sparse_attention": sparse, "block_select": select, "linear_attention": linear}
+CALLS |= {"rope2d": rope, "norm_rotate": norm}
+NO_TORCH = ("rope2d", "norm_rotate")
+HOW = [(x, how) for x in CALLS for how in ("reference", "torch", "triton") if how != "torch" or x not in NO_TORCH]
 
 
 @pytest.mark.parametrize(("name", "how"), HOW)
@@ -73,13 +84,13 @@ def test_the_node_gives_what_a_direct_call_gives(name: str, how: str, kernel_dev
     found, expected = getattr(ops, name)(*args), direct()
     if name == "block_select":
         expected = (expected.out, expected.lse, expected.blocks)  # type: ignore[attr-defined]
-    else:
+    elif name != "norm_rotate":
         found, expected = (found,), (expected,)
     inputs = [x for x in args if isinstance(x, Tensor) and x.requires_grad]
     sums = []
     for results in (found, expected):
         for a, b in zip(results, expected, strict=True):
-            assert torch.equal(a, b)
+            torch.testing.assert_close(a, b)  # the direct call may record gradients
         sums.append(sum(x.square().sum() for x in results if x.is_floating_point()))
     for a, b in zip(*(torch.autograd.grad(s, inputs) for s in sums), strict=True):  # type: ignore[arg-type]
         torch.testing.assert_close(a, b)

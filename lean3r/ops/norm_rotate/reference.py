@@ -1,0 +1,36 @@
+"""Norm, rotation and means of windows in plain torch, in float32 at least."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def reference(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    tokens: int,
+    special: int,
+    window: int,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """See `norm_rotate`."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    out = x.to(wide)
+    means = x.new_zeros(*x.shape[:2], 0, x.shape[3])
+    if window:
+        patches = out.unflatten(2, (-1, tokens))[:, :, :, special:]
+        means = patches.unflatten(3, (-1, window)).mean(4).flatten(2, 3).to(x.dtype)
+    if weight is not None:
+        out = F.layer_norm(out, weight.shape, weight.to(wide), None if bias is None else bias.to(wide), eps)
+    if cos is not None and sin is not None:
+        turn_cos, turn_sin = (t.to(wide).unflatten(-1, (2, 2, -1))[:, :, 0] for t in (cos, sin))  # [tokens, 2, D / 4]
+        a, b = out.unflatten(2, (-1, tokens)).unflatten(-1, (2, 2, -1)).unbind(-2)
+        turned = torch.stack([a * turn_cos - b * turn_sin, b * turn_cos + a * turn_sin], -2)
+        out = turned.flatten(-3).flatten(2, 3)
+    return (out.clone() if out is x else out.to(dtype)), means
