@@ -88,8 +88,7 @@ def norm_rotate_pool(
     the first `special` ones of the `tokens` of a view: one kernel (ops/norm_rotate). For what `in_one_pass` accepts."""
     weight, bias = (norm.weight, norm.bias) if isinstance(norm, nn.LayerNorm) else (None, None)
     eps = norm.eps if isinstance(norm, nn.LayerNorm) else 0.0
-    sizes = {"tokens": tokens, "special": special, "window": window}
-    return norm_rotate(x, weight, bias, table, eps=eps, dtype=dtype, **sizes)
+    return norm_rotate(x, weight, bias, table, tokens=tokens, special=special, window=window, eps=eps, dtype=dtype)
 
 
 def norm_and_rotate(x: Tensor, norm: nn.Module, table: tuple[Tensor, Tensor] | None, dtype: torch.dtype) -> Tensor:
