@@ -45,6 +45,15 @@ class Distill(Changes):
     gamma: Annotated[list[float], option("FROM [TO]")] = field(default_factory=list)
     """Weight of attention-output distillation at the start and at the end (by default a tenth of FROM)."""
 
+    repeat: Annotated[int, option("STEPS")] = 0
+    """Steps after which the same pictures come again, crops and colours included; 0: never."""
+
+    teacher_cache: Annotated[Path | None, option("DIR")] = None
+    """Keep the teacher's outputs in this folder; it does not run again for the same pictures (--repeat)."""
+
+    teacher_cache_gb: Annotated[float, option("GB")] = 100.0
+    """Most gigabytes in the folder of --teacher-cache."""
+
     out: Annotated[Out, option(help="Folder of the run: configs, logs, checkpoints, weights.")] = Path("runs/distill")
 
     def run(self) -> None:
@@ -57,6 +66,7 @@ class Distill(Changes):
             logger.warning(
                 "The student starts as a copy of its teacher, with nothing to learn. Give --student or --student-plan."
             )
+        cache = self.cache(recipe)
         if self.dry_run:
             check_fit(recipe)
             show(recipe)
@@ -70,6 +80,7 @@ class Distill(Changes):
             out=self.out,
             weights=self.weights,
             student_weights=self.student,
+            cache=cache,
             held_out=held_out,
             resume=self.resume,
             device=self.device,
@@ -103,7 +114,7 @@ class Distill(Changes):
         world = replace(recipe.data.world, device="cpu" if sources else self.device)
         configs = self.overrides().configs([phase.config for phase in recipe.phases], recipe.processes, processes)
         recipe = replace(with_configs(recipe, configs), processes=processes)
-        recipe = recipe.with_data(Data(sources, world), processes, epochs=not self.steps)
+        recipe = recipe.with_data(Data(sources, world, self.repeat), processes, epochs=not self.steps)
         # If the device renders, batches from other processes would have to pass through main memory.
         if self.device != "cpu" and not sources:
             recipe = with_configs(recipe, [replace(phase.config, workers=0) for phase in recipe.phases])
@@ -112,6 +123,28 @@ class Distill(Changes):
                 f"--gamma has {len(self.gamma)} numbers; expected one, or one for the start and one for the end."
             )
         return with_gamma(recipe, *self.gamma) if self.gamma else recipe
+
+    def cache(self, recipe: Distillation) -> tuple[Path, float] | None:
+        """The folder of the teacher's outputs and its limit in bytes; UsageError if the recipe's objective needs more
+        of its teacher than a cache holds."""
+        from lean3r.errors import UsageError
+        from lean3r.train.recipes.distilled import OBJECTIVES
+
+        if self.teacher_cache is None:
+            return None
+        if not all(OBJECTIVES.get(phase.objective).is_cacheable for phase in recipe.phases):
+            raise UsageError(
+                f"--teacher-cache: the recipe {recipe.name} needs the teacher's attention outputs or tokens, which are "
+                "too large for a cache. It is for speed3r- recipes."
+            )
+        if not self.teacher_cache_gb > 0:
+            raise UsageError(f"--teacher-cache-gb is {self.teacher_cache_gb:g}; expected a number above 0.")
+        if not self.repeat:
+            logger.warning(
+                "--teacher-cache without --repeat: every step draws new pictures, so only another run with the same "
+                "seed and data finds them in the cache."
+            )
+        return self.teacher_cache, self.teacher_cache_gb * 1e9
 
 
 def sets_of(recipe: Distillation) -> Sets:
@@ -167,6 +200,7 @@ def run_phase(
     out: Path,
     weights: str | None,
     student_weights: str | None,
+    cache: tuple[Path, float] | None,
     held_out: HeldOut,
     resume: bool,
     device: str,
@@ -187,11 +221,14 @@ def run_phase(
     if student_weights is not None:
         config = replace(config, settings=config.settings | {"student_weights": student.origin.hash})
     student = only_trains(student, config)
+    objective = OBJECTIVES.get(chosen.objective)(teacher, **chosen.settings)
+    if cache is not None:
+        objective.remember(*cache)
     scale = 2 if recipe.teacher == "nano" and not config.stages[-1].loss.get("full") else 1
     world = replace(recipe.data.world, device=device)
     done = fit(
         student.train(),
-        OBJECTIVES.get(chosen.objective)(teacher, **chosen.settings),
+        objective,
         partial(recipe.batch, phase),
         config,
         out / config.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 import lean3r
 from lean3r.cli.main import main
 from lean3r.compress.sparsify import stored_plan
+from lean3r.data.base import SceneBatch
 from lean3r.models.checkpoint import save_model
 from lean3r.models.pi3 import Pi3
 from lean3r.models.speed3r import Speed3rConfig, Speed3rPi3
@@ -20,6 +22,7 @@ from lean3r.models.vggt import Vggt
 from lean3r.models.weight_files import open_weights
 from lean3r.train.logs.log import read_csv
 from lean3r.train.recipes import speed3r
+from lean3r.train.recipes.sources import Data
 from lean3r.types import Views
 
 SETS = ("dl3dv", "realestate10k", "hypersim")
@@ -168,3 +171,51 @@ def test_weights_of_another_model_are_no_student(
     assert "Use the recipe speed3r-pi3x" in capsys.readouterr().err
     assert main(["distill", "--teacher", "speed3r-pi3", "--dry-run"]) == 0
     assert "copy of its teacher" in capsys.readouterr().err
+
+
+def test_a_cached_teacher_gives_the_same_bits(
+    pi3: Path, sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three epochs of two steps: only the first asks the teacher; killed and resumed, with and without the cache."""
+    cache = ("--teacher-cache", str(tmp_path / "cache"))
+    more = ("--steps", "6", "--repeat", "2", "--checkpoint-every", "1")
+
+    def share(name: str) -> float:
+        return float(read_csv(tmp_path / name / "speed3r-pi3" / "log.csv")[-1]["cached"])
+
+    assert distil(tmp_path / "without", pi3, sets, *more) == 0
+    assert distil(tmp_path / "with", pi3, sets, *more, *cache) == 0
+    assert distil(tmp_path / "again", pi3, sets, *more, *cache) == 0
+    assert share("with") == pytest.approx(4 / 6, abs=1e-3) and share("again") == 1
+    batch = Data.batch
+
+    def killed(self: Data, seed: int, step: int, *rest: Any) -> SceneBatch:
+        if step == 3:
+            raise InterruptedError
+        return batch(self, seed, step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Data, "batch", killed)
+        assert distil(tmp_path / "killed", pi3, sets, *more, *cache) == 1
+    assert distil(tmp_path / "killed", pi3, sets, *more, "--resume") == 0
+    whole, *others = (
+        load_file(tmp_path / n / "speed3r-pi3.safetensors") for n in ("without", "with", "again", "killed")
+    )
+    for other in others:
+        assert all(torch.equal(other[name], value) for name, value in whole.items())
+    assert distil(tmp_path / "killed", pi3, sets, *more[:2], "--resume") == 2, "without --repeat it is another run"
+
+
+def test_a_cache_that_cannot_serve_is_refused_or_says_so(
+    pi3: Path, sets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = ("--teacher-cache", str(tmp_path / "cache"))
+    assert main(["distill", "--recipe", "nano-gsa-fp8", *cache, "--dry-run"]) == 2
+    assert "It is for speed3r- recipes" in capsys.readouterr().err
+    assert distil(tmp_path / "run", pi3, sets, *cache, "--teacher-cache-gb", "0") == 2
+    assert "--teacher-cache-gb is 0" in capsys.readouterr().err
+    assert distil(tmp_path / "run", pi3, sets, "--repeat", "-1") == 2
+    assert "repeat after -1 steps" in capsys.readouterr().err
+    assert distil(tmp_path / "run", pi3, sets, *cache, "--teacher-cache-gb", "1e-9") == 0
+    said = capsys.readouterr().err
+    assert "without --repeat" in said and "it has its 1e-09 GB" in said

@@ -100,6 +100,8 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "--accumulate 1 --data blendedmvs=/data/BlendedMVS --data dtu=/data/dtu": GPUS,
         "lean3r distill --recipe speed3r-pi3 --student hf:weining17/Speed3R_Pi3 -o runs/continued "
         "--data dl3dv=/data/dl3dv": GPUS,
+        "lean3r distill --recipe speed3r-pi3 --device cuda -o runs/cached --data dl3dv=/data/dl3dv "
+        "--repeat 800 --teacher-cache /fast/teacher --teacher-cache-gb 2000": GPUS,
         "lean3r distill --teacher speed3r-pi3 --student-plan fp8 -o runs/rounded --data dl3dv=/data/dl3dv": GPUS,
     },
     "docs/how-to/into-colmap-and-splatting.md": {

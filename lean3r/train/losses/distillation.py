@@ -9,6 +9,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from lean3r.geometry.pose import invert_pose
 from lean3r.train.losses.geometry import camera_depth_loss, geometry_loss
 from lean3r.train.losses.nano import Estimate, half_pictures, truth_loss, weigh
 from lean3r.train.losses.truth import DECAY, depth_loss, pose_losses
+from lean3r.train.teacher_cache import TeacherCache
 from lean3r.types import Views
 
 logger = logging.getLogger("lean3r")
@@ -39,10 +41,11 @@ class Objective:
 
     `gamma_from` and `gamma_to` are the weights of the attention-output distillation at the start and at the end of the
     run, with half a cosine in between (compress/distill.py). If both are 0, it is not computed. `needs_depth`: whether
-    every data set must have depth.
+    every data set must have depth. `is_cacheable`: whether the teacher's outputs may come from a cache (`remember`).
     """
 
     needs_depth: ClassVar[bool] = True
+    is_cacheable: ClassVar[bool] = False
 
     def __init__(self, teacher: nn.Module, *, gamma_from: float = 0.1, gamma_to: float = 0.01):
         self.teacher: Any = teacher.eval().requires_grad_(False)
@@ -136,7 +139,7 @@ class Speed3rDistillation(Objective):
     depth is a label, as a probability, 1 - 1 / conf; Pi3's own threshold is 0.1.
     """
 
-    needs_depth = False
+    needs_depth, is_cacheable = False, True
 
     def __init__(
         self,
@@ -155,12 +158,13 @@ class Speed3rDistillation(Objective):
         self.points: Literal["own", "depth"] = points
         self.confidence = confidence
         self.empty = EmptyScenes()
+        self.cache: TeacherCache | None = None
 
     def __call__(self, model: nn.Module, batch: SceneBatch, progress: float = 0.0) -> tuple[Tensor, Terms]:
         """Total loss and its parts; InputError if a data set has no labels, scene after scene."""
         views = Views(batch.images, batch.mask)
         with torch.no_grad(), attention_outputs(self.teacher) as theirs:
-            labels = local_geometry(self.teacher, views, self.points)
+            labels, terms = self.labels(views)
         with attention_outputs(model) as ours:
             prediction = local_geometry(model, views, self.points)
         known = label_pixels(batch, labels.conf, self.confidence)
@@ -169,7 +173,7 @@ class Speed3rDistillation(Objective):
         sides = [*prediction[:2], *labels[:2], known, good_surfaces(batch)]
         if not has_labels.all():  # the scale of a scene without labels is unknown: its cameras say nothing either
             sides = [side[has_labels] for side in sides]
-        terms: Terms = {"labelled": known.float().mean()}
+        terms["labelled"] = known.float().mean()
         if has_labels.any():
             with torch.autocast(batch.images.device.type, enabled=False):
                 loss = geometry_loss(*sides)
@@ -181,6 +185,24 @@ class Speed3rDistillation(Objective):
             kd, more = self.attention(ours, theirs, progress)
             total, terms = total + kd, terms | more
         return total, terms
+
+    def labels(self, views: Views) -> tuple[LocalGeometry, Terms]:
+        """The teacher's output; with a cache, also a term "cached": 1 if the teacher did not have to run."""
+        if self.cache is None:
+            return local_geometry(self.teacher, views, self.points), {}
+
+        def ask() -> Terms:
+            found = local_geometry(self.teacher, views, self.points)._asdict()
+            return {name: value for name, value in found.items() if value is not None}
+
+        found, was_cached = self.cache.recall((views.images, views.mask), ask)
+        return LocalGeometry(**{"conf": None, **found}), {"cached": torch.tensor(float(was_cached))}
+
+    def remember(self, folder: Path, limit_bytes: float) -> None:
+        """Keep the teacher's outputs in a folder (train/teacher_cache.py). UsageError if the objective needs others."""
+        if self.gamma_from:
+            raise UsageError("a teacher cache holds points and cameras, no attention outputs; set gamma_from to 0.")
+        self.cache = TeacherCache(folder, limit_bytes, self.teacher, self.points)
 
 
 class EmptyScenes:

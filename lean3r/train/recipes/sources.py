@@ -49,13 +49,19 @@ class Source:
 @dataclass(frozen=True)
 class Data:
     """The scenes of every step, from `sources`, or all from `world` if there are none. The source "synthetic" is
-    `world` too."""
+    `world` too. After `repeat` steps, if not 0, the same pictures come again, in the same order."""
 
     sources: tuple[Source, ...] = ()
     world: SyntheticWorld = field(default_factory=lambda: SyntheticWorld(seed=101))
+    repeat: int = 0
+
+    def __post_init__(self) -> None:
+        if self.repeat < 0:
+            raise UsageError(f"pictures repeat after {self.repeat} steps; expected a number above 0, or 0: never.")
 
     def batch(self, seed: int, step: int, stage: Stage, rank: int, processes: int) -> SceneBatch:
         """The scenes of process `rank` out of `processes` at one step; a pure function of its arguments."""
+        step = step % self.repeat if self.repeat else step
         shape = shape_of(stage, seed, step)
         if not self.sources:
             world = replace(self.world, seed=self.world.seed + seed)
@@ -83,7 +89,8 @@ class Data:
     def as_dict(self) -> dict[str, object]:
         """All settings that determine the scenes, JSON-ready; not the device that computes them."""
         world = {k: v for k, v in dataclasses.asdict(self.world).items() if k not in ("device", "compile")}
-        return {"sources": [dataclasses.asdict(source) for source in self.sources], "world": world}
+        repeat = {"repeat": self.repeat} if self.repeat else {}
+        return {"sources": [dataclasses.asdict(source) for source in self.sources], "world": world, **repeat}
 
 
 def shape_of(stage: Stage, seed: int, step: int) -> BatchShape:
