@@ -245,7 +245,10 @@ def _compare(
         return
     present = len(expected) - len(missing)
     if lite3r.RELEASE in stored.metadata:
-        missing, unexpected = (list(map(lite3r.released_name, names)) for names in (missing, unexpected))
+        missing, unexpected = (
+            [lite3r.released_name(key) for key in names if not key.endswith("_scale")]
+            for names in (missing, unexpected)
+        )
     report = [f"{path} does not fit {model} ({present} of {len(expected)} names found)"]
     for title, rows in (("missing", missing), ("unexpected", unexpected), ("shapes", shapes), ("types", types)):
         if rows:

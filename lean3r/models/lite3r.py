@@ -7,18 +7,19 @@ of Depth Anything 3 lack the "model." of the published weights. Keep ratio, mode
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 
 RELEASE, STEP = "release", "step"  # in the metadata of files
 STAGE_1, FINAL = "Lite3R, stage 1", "Lite3R, final stage"
 LEFT_OUT = ("point_head.", "track_head.")  # VGGT's heads that its files lack
 _PREFIX = "model."
-_BRANCH = {".attn.proj_lin.": ".attn.mechanism.proj_lin.", ".attn.lam": ".attn.mechanism.lam"}
+_OF_RELEASE = re.compile(r"(?:aggregator|camera_head|backbone|cam_enc)\.(?:.*\.)?attn\.(?:proj_lin\.weight|lam)")
 
 
 def stage_of(names: Collection[str]) -> str | None:
     """The stage of a file with these names, STAGE_1 or FINAL; None if it is not of the release."""
-    if not any(part in name for name in names for part in _BRANCH):
+    if not any(_OF_RELEASE.fullmatch(name) for name in names):
         return None
     return STAGE_1 if any(name.endswith(".smooth") for name in names) else FINAL
 
@@ -26,15 +27,9 @@ def stage_of(names: Collection[str]) -> str | None:
 def our_names(names: Collection[str]) -> dict[str, str]:
     """Name in our own files -> name in a file of the release."""
     prefix = _PREFIX if any(name.startswith("backbone.") for name in names) else ""
-    return {prefix + _swap(name, _BRANCH): name for name in names}
+    return {prefix + re.sub(r"\.attn\.(proj_lin|lam)\b", r".attn.mechanism.\1", name): name for name in names}
 
 
 def released_name(name: str) -> str:
     """Name in a file of the release, from the one in our own files."""
-    return _swap(name.removeprefix(_PREFIX), {ours: theirs for theirs, ours in _BRANCH.items()})
-
-
-def _swap(name: str, parts: dict[str, str]) -> str:
-    for old, new in parts.items():
-        name = name.replace(old, new)
-    return name
+    return name.removeprefix(_PREFIX).replace(".attn.mechanism.", ".attn.")

@@ -115,7 +115,8 @@ def _full_tensors(
     }
     for fault, names in faults.items():
         if names:
-            raise UsageError(f"{stored.path} {fault} {len(names)} tensors ({', '.join(names[:3])}, ...).")
+            shown = ", ".join(map(lite3r.released_name, names[:3]))
+            raise UsageError(f"{stored.path} {fault} {len(names)} tensors ({shown}, ...).")
     tensors = {key: torch.ones(shape) for ours, (key, shape) in own.items() if ours not in source}
     wanted: dict[str, list[str]] = {}
     for ours, (key, _) in own.items():

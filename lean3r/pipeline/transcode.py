@@ -104,7 +104,8 @@ def compress_file(
         raise UsageError(f"cannot write {out}: {error.strerror or error}.") from error
     plan = plan_of(model)
     assert plan is not None
-    return Written(plan, changes, dense.parameter_count, sum(value.numel() for value in new.values()))
+    parameters = (model if released else dense).parameter_count
+    return Written(plan, changes, parameters, sum(value.numel() for value in new.values()))
 
 
 def _apply_plan(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
@@ -18,11 +19,14 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from docs.pages import steps_of
+from lean3r.compress import prepare
 from lean3r.data.world.showroom import phone_photos
 from lean3r.models import CARDS, MODELS
 from lean3r.models.base import Backbone
 from lean3r.models.checkpoint import save_model, save_weights
 from lean3r.models.keymap import IDENTITY
+from lean3r.models.lite3r import released_name
+from lean3r.models.vggt import Vggt
 
 VIEWS, HEIGHT, WIDTH = 4, 144, 192
 FRAMES, RATE = 12, 4
@@ -131,6 +135,15 @@ def checkpoint(name: str) -> Callable[[Path], None]:
     return write
 
 
+def lite3r(path: Path) -> None:
+    """A final file of VGGT as the Lite3R release writes it."""
+    dense = Vggt(replace(Vggt.SMALLEST, point_head=False, track_head=False))
+    dense.load_state_dict({name: tiny("vggt").state_dict()[name] for name in dense.state_dict()})
+    model = prepare(dense, "lite3r")
+    tensors = {released_name(name): value for name, value in model.KEY_MAP.write(model.state_dict()).items()}
+    torch.save({"model": tensors, "optim": None, "step": 113, "extra": {}}, path)
+
+
 def data_set(name: str) -> Callable[[Path], None]:
     """The tiny copy of a data set."""
     return lambda root: tiny_sets.write(name, root) and None
@@ -174,6 +187,7 @@ INPUTS: dict[str, Callable[[Path], None]] = {
     "vggt.safetensors": checkpoint("vggt"),
     "my-vggt.safetensors": checkpoint("vggt"),
     "mine.safetensors": checkpoint("nano"),
+    "vggt_fp8_qat_1ep.pt": lite3r,
     "my-plan.json": plan,
     "ROOT": data_set("colmap"),
 }
