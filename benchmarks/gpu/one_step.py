@@ -34,7 +34,7 @@ from lean3r.train.config import Stage
 from lean3r.train.loop import seed_everything
 from lean3r.train.optim import Ema, GradientBuffer, Optimizer
 from lean3r.train.recipes.distilled import OBJECTIVES, Distillation
-from lean3r.train.recipes.sources import Data, Source
+from lean3r.train.recipes.sources import Source
 from lean3r.train.sharding import Call, checkpointed
 from lean3r.train.students import only_trains, student_of
 
@@ -57,7 +57,7 @@ def main() -> None:
             recipe: Distillation = DISTILLATIONS.get(name)(None)
             sources = tuple(Source.parse(text) for text in options.data)
             world = replace(recipe.data.world, device="cpu" if sources else options.device)
-            recipe = replace(recipe, data=Data(sources, world))
+            recipe = replace(recipe, data=replace(recipe.data, sources=sources, world=world))
             teacher = random_model(recipe.teacher, tiny, options.device)
             for phase, chosen in enumerate(recipe.phases):
                 stage = chosen.config.stages[0]

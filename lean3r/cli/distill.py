@@ -98,7 +98,7 @@ class Distill(Changes):
         from lean3r.errors import UsageError
         from lean3r.train import RECIPES
         from lean3r.train.recipes.overrides import recipe_name_for, with_configs, with_gamma, with_plan
-        from lean3r.train.recipes.sources import Data, Source
+        from lean3r.train.recipes.sources import Source
 
         plan = None if self.student_plan is None else resolve_plan(self.student_plan)
         name = self.recipe or recipe_name_for(self.teacher or "nano", plan)
@@ -114,7 +114,8 @@ class Distill(Changes):
         world = replace(recipe.data.world, device="cpu" if sources else self.device)
         configs = self.overrides().configs([phase.config for phase in recipe.phases], recipe.processes, processes)
         recipe = replace(with_configs(recipe, configs), processes=processes)
-        recipe = recipe.with_data(Data(sources, world, self.repeat), processes, epochs=not self.steps)
+        data = replace(recipe.data, sources=sources, world=world, repeat=self.repeat)
+        recipe = recipe.with_data(data, processes, epochs=not self.steps)
         # If the device renders, batches from other processes would have to pass through main memory.
         if self.device != "cpu" and not sources:
             recipe = with_configs(recipe, [replace(phase.config, workers=0) for phase in recipe.phases])

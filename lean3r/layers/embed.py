@@ -17,6 +17,13 @@ def imagenet(images: Tensor) -> Tensor:
     return (images - mean) / std
 
 
+def before_imagenet(values: Tensor) -> Tensor:
+    """The images [..., 3, H, W] of which `imagenet` makes these values, for networks that must get them unchanged."""
+    mean = torch.tensor(IMAGENET_MEAN, dtype=values.dtype, device=values.device)[:, None, None]
+    std = torch.tensor(IMAGENET_STD, dtype=values.dtype, device=values.device)[:, None, None]
+    return values * std + mean
+
+
 class ConvStem(nn.Module):
     """Patch tokens from 3x3 convolutions of stride 2; the patch size is 2 ** len(widths) pixels."""
 

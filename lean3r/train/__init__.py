@@ -37,6 +37,10 @@ DISTILLATIONS = Registry(
         "speed3r-vggt": "lean3r.train.recipes.speed3r:speed3r_vggt",
         "lite3r-vggt": "lean3r.train.recipes.lite3r:lite3r_vggt",
         "lite3r-da3": "lean3r.train.recipes.lite3r:lite3r_da3",
+        "lite3r-vggt-as-released": "lean3r.train.recipes.lite3r:lite3r_vggt_as_released",
+        "lite3r-da3-as-released": "lean3r.train.recipes.lite3r:lite3r_da3_as_released",
+        "lite3r-vggt-lean": "lean3r.train.recipes.lite3r:lite3r_vggt_lean",
+        "lite3r-da3-lean": "lean3r.train.recipes.lite3r:lite3r_da3_lean",
     },
 )
 

@@ -32,8 +32,8 @@ class Pairs:
 
     The views of a sample are any of its scene, from one stream of random numbers for all samples, seeded with `seed`.
     `part` selects the scenes of each set: "test" its first scenes, a quarter but at most HELD_OUT, "train" the others;
-    "all" is for both in the release. Scenes are `shuffled` anew in every epoch. With `as_released`, the number of
-    planes in a camera file is taken for the farthest depth.
+    "all" is for both in the release. Scenes are shuffled in every epoch, by the seed `order` (None: never). With
+    `as_released`, the number of planes in a camera file is taken for the farthest depth.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class Pairs:
         sets: Sequence[SceneSet],
         *,
         part: SetPart = "train",
-        shuffled: bool = True,
+        order: int | None = 0,
         seed: int = 0,
         as_released: bool = False,
     ) -> None:
-        self.sets, self.shuffled, self.seed, self.as_released = tuple(sets), shuffled, seed, as_released
+        self.sets, self.order, self.seed, self.as_released = tuple(sets), order, seed, as_released
         self.places = [(s, index) for s, scenes in enumerate(self.sets) for index in selected(len(scenes), part)]
         if not self.places:
             count = sum(len(scenes) for scenes in self.sets)
@@ -71,7 +71,7 @@ class Pairs:
         with self._lock:
             while len(self._drawn) <= number:
                 epoch, at = divmod(len(self._drawn), len(self.places))
-                place = int(self._order(epoch)[at]) if self.shuffled else at
+                place = at if self.order is None else int(self._shuffled(epoch)[at])
                 try:
                     chosen = draw_views(self._rng, self._views(place), views)
                 except InputError:
@@ -82,8 +82,8 @@ class Pairs:
     def batch(self, step: int, shape: BatchShape, rank: int = 0, world_size: int = 1) -> SceneBatch:
         """The samples of one process at one step.
 
-        A sample that cannot be read, or without known depth, is replaced by another draw and listed in `skipped` with
-        the reason; InputError after MAX_TRIES draws for one sample.
+        A sample that cannot be read, or with too little known depth, is replaced by another draw and listed in
+        `skipped` with the reason; InputError after MAX_TRIES draws for one sample.
         """
         first = (step * world_size + rank) * shape.scenes
         return join_samples([self._sample(first + n, shape) for n in range(shape.scenes)])
@@ -111,8 +111,9 @@ class Pairs:
                 else:
                     place, views = self.draw(number, shape.views)
                 batch = self.sample(place, views, shape.height, shape.width)
-                if not batch.depth.any():
-                    raise InputError("none of the views has known depth")
+                known = int((batch.depth > 0).sum())
+                if known < FEWEST:
+                    raise InputError(f"{batch.ids[0]} has {known} pixels with known depth, fewer than {FEWEST}")
                 return replace(batch, skipped=tuple(skipped))
             except (InputError, OSError) as error:
                 skipped.append(str(error))
@@ -125,8 +126,8 @@ class Pairs:
         number, index = self.places[place]
         return self.sets[number].scene(index).views
 
-    def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng(seed_of(self.seed, epoch, "order")).permutation(len(self.places))
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng(seed_of(self.order, epoch, "order")).permutation(len(self.places))
 
 
 def selected(scenes: int, part: SetPart) -> range:

@@ -17,12 +17,16 @@ from torch import Tensor, nn
 
 from lean3r.compress.distill import attention_loss, attention_outputs, gamma
 from lean3r.data.base import SceneBatch
+from lean3r.data.sampling.lite3r import in_unit
 from lean3r.errors import InputError, UsageError
 from lean3r.geometry.camera import unproject
 from lean3r.geometry.pose import invert_pose
+from lean3r.geometry.pose_encoding import encode_camera
+from lean3r.layers.embed import before_imagenet
 from lean3r.train.losses.geometry import camera_depth_loss, geometry_loss
+from lean3r.train.losses.lite3r import task_loss
 from lean3r.train.losses.nano import Estimate, half_pictures, truth_loss, weigh
-from lean3r.train.losses.truth import DECAY, depth_loss, pose_losses
+from lean3r.train.losses.truth import DECAY, depth_loss, pose_losses, require_known
 from lean3r.train.teacher_cache import TeacherCache
 from lean3r.types import Views
 
@@ -65,6 +69,12 @@ class Objective:
             )
         weight = gamma(round(progress * 1_000_000), 1_000_000, highest=self.gamma_from, lowest=self.gamma_to)
         return weight * distance.loss, {"attention": distance.loss.detach()}
+
+    def attention_of(self, ours: list[Tensor], views: Views, progress: float) -> tuple[Tensor, Terms]:
+        """`attention`, against the teacher's outputs for the same views."""
+        with torch.no_grad(), attention_outputs(self.teacher) as theirs:
+            self.teacher(views)
+        return self.attention(ours, theirs, progress)
 
 
 def check_weights(**weights: float) -> tuple[float, ...]:
@@ -233,7 +243,55 @@ class EmptyScenes:
 
 
 class Lite3rDistillation(Objective):
-    """Lite3R's objective: cameras and depth of the data set, and the teacher's attention outputs with weight gamma."""
+    """Lite3R's objective as released: cameras and depth of the data set (losses/lite3r.py), and the teacher's attention
+    outputs with weight gamma.
+
+    Lengths are in a unit of the scene (data/sampling/lite3r.in_unit). In the `form` "corrected" true cameras are
+    relative to the first view, as the networks predict them, and predictions that are not finite have no part in the
+    loss. In "as-released" cameras are those of the data set, one such depth gives gradients of NaN to all, and a batch
+    without known depth costs 0. `pictures` "raw" gives the network pictures that are not normalised by ImageNet's mean
+    and deviation, as the release does with Depth Anything 3.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        *,
+        form: Literal["corrected", "as-released"] = "corrected",
+        pictures: Literal["normalised", "raw"] = "normalised",
+        gamma_from: float = 0.1,
+        gamma_to: float = 0.01,
+    ):
+        super().__init__(teacher, gamma_from=gamma_from, gamma_to=gamma_to)
+        if form not in ("corrected", "as-released") or pictures not in ("normalised", "raw"):
+            raise UsageError(
+                f"objective: form is {form!r} and pictures is {pictures!r}; expected 'corrected' or 'as-released', and "
+                "'normalised' or 'raw'."
+            )
+        self.as_released, self.raw = form == "as-released", pictures == "raw"
+
+    def __call__(self, model: nn.Module, batch: SceneBatch, progress: float = 0.0) -> tuple[Tensor, Terms]:
+        """Total loss and its parts."""
+        known = known_pixels(batch)
+        if not self.as_released:
+            require_known(batch, known)
+        views = Views(before_imagenet(batch.images) if self.raw else batch.images, batch.mask)
+        with attention_outputs(model) as ours:
+            encodings, depth, conf = camera_steps(model, views)
+        with torch.autocast(batch.images.device.type, enabled=False):
+            truth = in_unit(batch, relative=not self.as_released)
+            true_encoding = encode_camera(truth.cam_from_world, truth.intrinsics, *truth.images.shape[-2:])
+            loss = task_loss(encodings, depth, conf, true_encoding, truth.depth, known, as_released=self.as_released)
+        total, terms = loss.total, loss.terms()
+        if self.gamma_from:
+            kd, more = self.attention_of(ours, views, progress)
+            total, terms = total + kd, terms | more
+        return total, terms
+
+
+class LeanDistillation(Objective):
+    """Our variant of Lite3R's objective: L1 of the final cameras and of depth, in units of the mean depth, and the
+    teacher's attention outputs with weight gamma."""
 
     def __call__(self, model: nn.Module, batch: SceneBatch, progress: float = 0.0) -> tuple[Tensor, Terms]:
         """Total loss and its parts."""
@@ -243,11 +301,27 @@ class Lite3rDistillation(Objective):
         with torch.autocast(batch.images.device.type, enabled=False):
             total, terms = camera_depth_loss(prediction, batch, known_pixels(batch))
         if self.gamma_from:
-            with torch.no_grad(), attention_outputs(self.teacher) as theirs:
-                self.teacher(views)
-            kd, more = self.attention(ours, theirs, progress)
+            kd, more = self.attention_of(ours, views, progress)
             total, terms = total + kd, terms | more
         return total, terms
+
+
+def camera_steps(model: Any, views: Views) -> tuple[list[Tensor], Tensor, Tensor]:
+    """(camera encodings [B, S, 9] after each iteration of the camera head, depth, confidence [B, S, H, W]), float32.
+
+    A model whose head does not iterate has one. UsageError if it predicts no depth with confidence.
+    """
+    tokens = model.encode(views)
+    if hasattr(model, "pose_encodings"):
+        encodings, (depth, conf) = model.pose_encodings(tokens), model.depth_maps(tokens)
+    else:
+        found = model.decode(tokens)
+        height, width = views.images.shape[-2:]
+        encodings = [encode_camera(found.cam_from_world.float(), found.intrinsics.float(), height, width)]
+        depth, conf = found.depth, found.conf
+    if depth is None or conf is None:
+        raise UsageError("the model predicts no depth with confidence, which this recipe needs. Use another model.")
+    return [encoding.float() for encoding in encodings], depth.float(), conf.float()
 
 
 def known_pixels(batch: SceneBatch) -> Tensor:

@@ -20,6 +20,7 @@ OBJECTIVES = Registry(
         "nano": "lean3r.train.losses.distillation:NanoDistillation",
         "speed3r": "lean3r.train.losses.distillation:Speed3rDistillation",
         "lite3r": "lean3r.train.losses.distillation:Lite3rDistillation",
+        "lite3r-lean": "lean3r.train.losses.distillation:LeanDistillation",
     },
 )
 

@@ -7,10 +7,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Literal, get_args
 
 from lean3r.data import DATASETS
 from lean3r.data.base import SceneBatch
 from lean3r.data.sampling.augment import USUAL
+from lean3r.data.sampling.lite3r import Pairs
 from lean3r.data.sampling.mixture import BatchShape, Mixture, Part, shape_at
 from lean3r.data.sets.scenes import SceneSet
 from lean3r.data.world.synthetic import SyntheticWorld
@@ -18,6 +20,7 @@ from lean3r.errors import UsageError
 from lean3r.train.config import Stage
 
 SYNTHETIC = "synthetic"
+Drawn = Literal["mixture", "pairs", "pairs-as-released"]
 _FORM = re.compile(r"(?P<name>[\w-]+)(?:=(?P<root>.+?))?(?::(?P<weight>\d*\.?\d+))?")
 
 
@@ -49,15 +52,29 @@ class Source:
 @dataclass(frozen=True)
 class Data:
     """The scenes of every step, from `sources`, or all from `world` if there are none. The source "synthetic" is
-    `world` too. After `repeat` steps, if not 0, the same pictures come again, in the same order."""
+    `world` too.
+
+    After `repeat` steps, if not 0, the same pictures come again, in the same order.
+    `drawn`: as a "mixture" with augmentation, or as "pairs" (data/sampling/lite3r.py), for which sources have no weight
+    and are on disk; "pairs-as-released" leaves out no scenes for evaluation.
+    """
 
     sources: tuple[Source, ...] = ()
     world: SyntheticWorld = field(default_factory=lambda: SyntheticWorld(seed=101))
     repeat: int = 0
+    drawn: Drawn = "mixture"
 
     def __post_init__(self) -> None:
         if self.repeat < 0:
             raise UsageError(f"pictures repeat after {self.repeat} steps; expected a number above 0, or 0: never.")
+        if self.drawn not in get_args(Drawn):
+            raise UsageError(f"data: drawn is {self.drawn!r}; expected one of {', '.join(get_args(Drawn))}.")
+        wrong = [s.name for s in self.sources if s.name == SYNTHETIC or s.weight != 1]
+        if wrong and self.drawn != "mixture":
+            raise UsageError(
+                f"this recipe takes one sample of every scene of every set; {wrong[0]} cannot be mixed in or weighted. "
+                "Name sets on disk without weights, or use its -lean variant."
+            )
 
     def batch(self, seed: int, step: int, stage: Stage, rank: int, processes: int) -> SceneBatch:
         """The scenes of process `rank` out of `processes` at one step; a pure function of its arguments."""
@@ -68,10 +85,13 @@ class Data:
             return world.batch(
                 step * processes + rank, shape.scenes, views=shape.views, height=shape.height, width=shape.width
             )
-        return mixture(self, seed).batch(step, shape, rank, processes)
+        scenes = mixture(self, seed) if self.drawn == "mixture" else pairs(self, seed)
+        return scenes.batch(step, shape, rank, processes)
 
     def scenes(self) -> int:
-        """Number of scenes in all data sets on disk; 0 without any."""
+        """Number of scenes in all data sets on disk that are trained on; 0 without any."""
+        if self.sources and self.drawn != "mixture":
+            return len(pairs(self, 0))
         sets = [_open(source) for source in self.sources if source.name != SYNTHETIC]
         return sum(len(scenes) for scenes in sets)
 
@@ -89,8 +109,9 @@ class Data:
     def as_dict(self) -> dict[str, object]:
         """All settings that determine the scenes, JSON-ready; not the device that computes them."""
         world = {k: v for k, v in dataclasses.asdict(self.world).items() if k not in ("device", "compile")}
-        repeat = {"repeat": self.repeat} if self.repeat else {}
-        return {"sources": [dataclasses.asdict(source) for source in self.sources], "world": world, **repeat}
+        more = {"repeat": self.repeat} if self.repeat else {}
+        more |= {} if self.drawn == "mixture" else {"drawn": self.drawn}
+        return {"sources": [dataclasses.asdict(source) for source in self.sources], "world": world, **more}
 
 
 def shape_of(stage: Stage, seed: int, step: int) -> BatchShape:
@@ -99,6 +120,14 @@ def shape_of(stage: Stage, seed: int, step: int) -> BatchShape:
         return BatchShape(stage.scenes_at(step), stage.views_at(step), stage.height, stage.width)
     aspect = stage.aspect or (stage.width / stage.height, stage.width / stage.height)
     return shape_at(seed, step, stage.views_at(step), stage.pixels, aspect, stage.multiple, stage.views_per_step)
+
+
+@lru_cache(maxsize=4)
+def pairs(data: Data, order: int) -> Pairs:
+    """The sources of `data` as pairs, shuffled by the seed `order`; opens their folders. InputError as in `mixture`."""
+    as_released = data.drawn == "pairs-as-released"
+    part = "all" if as_released else "train"
+    return Pairs([_open(source) for source in data.sources], part=part, order=order, as_released=as_released)
 
 
 @lru_cache(maxsize=4)

@@ -48,7 +48,7 @@ def check_blendedmvs(path: Path) -> None:
     numbers = sorted(case.settings["frame_ids"])
     with tempfile.TemporaryDirectory() as folder:
         write_blendedmvs(case, Path(folder))
-        pairs = Pairs([BlendedMVS(folder)], part="all", shuffled=False, seed=case.settings["seed"], as_released=True)
+        pairs = Pairs([BlendedMVS(folder)], part="all", order=None, seed=case.settings["seed"], as_released=True)
         draws = [pairs.draw(n, count) for n in range(len(case["out.frames_drawn"]))]
         assert [place for place, _ in draws] == case["out.order_of_scenes"].tolist()
         assert [[numbers[v] for v in views] for _, views in draws] == case["out.frames_drawn"].tolist()
@@ -92,7 +92,7 @@ def check_dtu64(path: Path) -> None:
             (Path(folder) / "Cameras").mkdir(exist_ok=True)
             text = str(case[f"in.frame{number}.camera_text"])
             (Path(folder) / "Cameras" / f"{number:08}_cam.txt").write_text(text)
-        pairs = Pairs([Dtu64(folder)], part="all", shuffled=False, seed=case.settings["seed"], as_released=True)
+        pairs = Pairs([Dtu64(folder)], part="all", order=None, seed=case.settings["seed"], as_released=True)
         place, views = pairs.draw(0, count)
         assert [numbers[v] for v in views] == case["out.frames_drawn"].tolist()
         check_item(case, "out.", pairs, place, views, size)

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from backbone_cases import load_synthetic
 from torch import Tensor, nn
 
+from lean3r.compress import presets
 from lean3r.compress.distill import attention_loss, attention_outputs, gamma
 from lean3r.compress.fp8_linear import FakeQuantLinear
+from lean3r.compress.plan import CompressionPlan, QuantizeStep
 from lean3r.layers.trunk import Trunk
 from lean3r.train.config import Stage, TrainConfig
 from lean3r.train.optim import GradientBuffer, Optimizer
@@ -24,8 +26,6 @@ from lite3r_cases import Golden, compare
 LIMIT, LIMIT_16_BITS = 2e-5, 1e-4
 EPS = {"vggt": 1e-5, "da3": 1e-6}
 NAMES = (("trunk.blocks.0.", "block."), (".mechanism.", "."))
-ATTENTION = {("vggt", "w4a16"): False, ("da3", "w4a8"): True, ("vggt", "fp8"): True, ("da3", "fp8"): True}
-"""(backbone, number format) -> whether the release rounds inside attention layers."""
 
 
 class Toy(nn.Module):
@@ -39,6 +39,13 @@ class Toy(nn.Module):
     def forward(self, x: Tensor, layout: TokenLayout) -> Tensor:
         """[1, N, C] -> [1, N, outputs]."""
         return self.head(self.trunk(x[None], layout)[0][0])
+
+
+def grouped(plan: CompressionPlan, group: int) -> CompressionPlan:
+    """The plan with other groups of inputs in its quantisation, if `group` is not 0."""
+    own = {"group_size": group} if group else {}
+    steps = [replace(s, settings={**s.settings, **own}) if isinstance(s, QuantizeStep) else s for s in plan.steps]
+    return CompressionPlan(tuple(steps), plan.name)
 
 
 def official(name: str) -> str:
@@ -57,9 +64,7 @@ def check_trace(path: Path) -> None:
     check_positions(case["pos"], rows, cols)
     teacher = Toy(s["kind"], s["dim"], s["heads"], case["out_step0"].shape[-1])
     fill(teacher, synthetic, seed)
-    grouped = {"group_size": s["group"]} if s["group"] else {}
-    plan = lite3r.sparse(keep=s["keep"]) + lite3r.rounding(s["stage"], ATTENTION[s["kind"], s["stage"]], **grouped)
-    student = student_of(teacher, plan)
+    student = student_of(teacher, grouped(presets.lite3r(s["stage"], keep=s["keep"]), s["group"]))
     fill(student, synthetic, seed)
     check_linears(student, case.settings["linears"])
     optim = replace(lite3r.optim(s["warm"]), lr=s["lr"], clip_norm=s["clip"])
