@@ -9,6 +9,7 @@ from lean3r.compress.tables import PLANS as PLANS
 from lean3r.compress.tables import SCHEMES as SCHEMES
 
 if TYPE_CHECKING:
+    from lean3r.compress.modes import with_sla as with_sla
     from lean3r.compress.plan import CompressionPlan as CompressionPlan
     from lean3r.compress.plan import resolve_plan as resolve_plan
     from lean3r.compress.quantize import convert as convert
@@ -21,6 +22,7 @@ _PUBLIC = {
     "convert": "quantize",
     "prepare": "quantize",
     "compress": "sparsify",
+    "with_sla": "modes",
 }
 
 
