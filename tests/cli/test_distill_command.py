@@ -88,7 +88,7 @@ def test_a_step_keeps_its_batches_on_any_number_of_processes(
         (["--recipe", "nano-gsa-fp9"], 2, "Perhaps you meant nano-gsa-fp8"),
         (["--recipe", "nano-gsa-fp8", "--teacher", "vggt"], 2, "the teacher vggt does not fit"),
         (["--teacher", "da3mono-large"], 2, "no recipe has the teacher da3mono-large"),
-        (["--recipe", "lite3r-da3", "--teacher", "da3mono-large"], 2, "has nothing for 'all blocks'"),
+        (["--recipe", "lite3r-da3-lean", "--teacher", "da3mono-large"], 2, "has nothing for 'all blocks'"),
         (["--student-plan", "gsb"], 2, "unknown plan 'gsb'"),
         (["--steps", "1", "2"], 2, "--steps has 2 numbers for 3 phases"),
         (["--views", "32"], 2, "at least the largest view count, 32"),
