@@ -168,7 +168,9 @@ def check_fit(recipe: Distillation) -> None:
 
 def first_student(recipe: Distillation, teacher: Backbone, weights: str | None) -> Backbone:
     """What the student starts from, before its plan: the teacher, or a model with `weights`; in the student's own form,
-    if it has one. WeightsError if the weights are of another model."""
+    if it has one. WeightsError if the weights are of another model, UsageError if they cannot be trained."""
+    from lean3r.compress.sparsify import plan_of
+    from lean3r.errors import UsageError
     from lean3r.models.sources import find_weights
     from lean3r.models.speed3r import Speed3rPi3, from_pi3, is_speed3r
     from lean3r.models.weight_files import open_weights
@@ -176,9 +178,14 @@ def first_student(recipe: Distillation, teacher: Backbone, weights: str | None) 
 
     start = teacher
     if weights is not None:
-        is_own = recipe.student and is_speed3r(open_weights(find_weights(weights)).shapes)
-        start = load(
-            recipe.student if is_own else recipe.teacher, weights, next(teacher.parameters()).device.type, "float32"
+        is_own = is_speed3r(open_weights(find_weights(weights)).shapes)
+        name = (recipe.student if is_own else "pi3") if recipe.student else recipe.teacher
+        start = load(name, weights, next(teacher.parameters()).device.type, "float32")
+    plan = plan_of(start)
+    if plan is not None and (recipe.student or plan.quantizes):
+        raise UsageError(
+            f"a student cannot start from {start.origin.weights}, which is compressed by the plan '{plan.name}'. "
+            "Give dense weights, or those of a sparse student before its quantisation."
         )
     return from_pi3(start) if recipe.student and not isinstance(start, Speed3rPi3) else start
 

@@ -123,7 +123,9 @@ def test_a_loss_that_needs_depth_refuses_sets_without_it(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_student_has_the_form_of_the_release(pi3: Path, sets: dict[str, Path], tmp_path: Path) -> None:
+def test_the_student_has_the_form_of_the_release(
+    pi3: Path, sets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """No registers, official names; it continues from its own file, and becomes the teacher of an FP8 student."""
     data = {"dl3dv": sets["dl3dv"]}
     assert distil(tmp_path / "first", pi3, data) == 0
@@ -145,6 +147,9 @@ def test_the_student_has_the_form_of_the_release(pi3: Path, sets: dict[str, Path
     views = Views(torch.rand(1, 2, 3, 56, 56))
     with torch.no_grad():
         depths = [lean3r.load("speed3r-pi3", file, device="cpu")(views).depth for file in (path, coded)]
+    assert distil(tmp_path / "fourth", path, data, "--teacher", "speed3r-pi3", "--student", str(pi3)) == 0
+    assert distil(tmp_path / "fifth", pi3, data, "--student", str(coded)) == 2
+    assert "speed3r-pi3-fp8.safetensors, which is compressed by the plan 'fp8'" in capsys.readouterr().err
     assert torch.allclose(*depths, rtol=0.2) and not torch.equal(*depths)  # type: ignore[arg-type]
 
 
