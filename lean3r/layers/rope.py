@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lean3r.ops.dispatch import why_not_triton
 from lean3r.ops.norm_rotate import norm_rotate
 from lean3r.ops.repeats import pieces_of
 from lean3r.tables import table
@@ -69,10 +70,11 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def in_one_pass(x: Tensor, norm: nn.Module) -> bool:
-    """Whether `norm_rotate_pool` does what `norm_and_rotate` does to x: on a GPU, without gradients."""
+    """Whether `norm_rotate_pool` does what `norm_and_rotate` does to x: on a GPU with Triton, without gradients."""
+    if not x.is_cuda or x.shape[-1] % 4 or torch.is_grad_enabled():
+        return False
     plain = isinstance(norm, nn.Identity) or (type(norm) is nn.LayerNorm and norm.weight is not None)
-    hooked = bool(norm._forward_hooks or norm._forward_pre_hooks)
-    return x.is_cuda and x.shape[-1] % 4 == 0 and plain and not hooked and not torch.is_grad_enabled()
+    return plain and not (norm._forward_hooks or norm._forward_pre_hooks) and why_not_triton([x]) is None
 
 
 def norm_rotate_pool(

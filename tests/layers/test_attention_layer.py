@@ -169,7 +169,8 @@ def test_norm_rotation_and_pooling_in_one_pass(
     assert bool(calls) == (qk_norm or rope or pooled)
 
 
-def test_what_is_done_in_one_pass() -> None:
+def test_what_is_done_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rope_module, "why_not_triton", lambda _: None)
     with FakeTensorMode(), torch.no_grad():
         x, odd = (torch.empty(1, 2, 3, dim, device="cuda") for dim in (8, 6))
         assert rope_module.in_one_pass(x, nn.LayerNorm(8)) and rope_module.in_one_pass(x, nn.Identity())
@@ -181,3 +182,5 @@ def test_what_is_done_in_one_pass() -> None:
         assert not rope_module.in_one_pass(x, watched)
         with torch.enable_grad():
             assert not rope_module.in_one_pass(x, nn.LayerNorm(8))
+        monkeypatch.setattr(rope_module, "why_not_triton", lambda _: "triton is not installed")
+        assert not rope_module.in_one_pass(x, nn.LayerNorm(8))
