@@ -27,10 +27,12 @@ from lean3r.compress import compress, presets
 from lean3r.compress.plan import CompressionPlan
 from lean3r.models.base import Backbone
 from lean3r.models.execution import hold, weight_bytes
+from lean3r.models.graphs import EncodeGraphs
 from lean3r.testing import snr_db
 from lean3r.types import Prediction, Views
 
 DENSE_S = 60.0
+GRAPH_VIEWS = (1, 2, 8)
 HALF_DB = 20.0  # least agreement of bfloat16 with float32
 CHUNK_BYTES = 4 << 30  # for encoder and heads: the default serves small cards
 ORDER = [
@@ -60,6 +62,8 @@ def main() -> None:
         return make(name, form, device)
 
     rows.take("bfloat16 against float32", lambda: agreement(name, device))
+    for views in GRAPH_VIEWS if device == "cuda" else ():
+        rows.take(f"CUDA graphs, {views} views", lambda v=views: graphs(make(name, "dense", device), v, size, device))
     with pinned(found_before([row for row in rows.all if row["part"] == "layer"])):
         for count, form in order:
             views = max(1, count // divisor)
@@ -114,6 +118,23 @@ def agreement(name: str, device: str) -> dict:
         "cameras_db": round(snr_db(half.cam_from_world.float(), exact.cam_from_world), 1),
     }
     return found if min(found.values()) >= HALF_DB else {"failed": f"{found}, at least {HALF_DB} dB expected"}
+
+
+def graphs(model: Backbone, views: int, size: tuple[int, int], device: str) -> dict:
+    """`encode` as launched and as a CUDA graph; first two different inputs, bit by bit, then the clock."""
+    recorded = EncodeGraphs()
+    inputs = [Views(torch.rand(1, views, 3, *size, device=device)) for _ in range(2)]
+    with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
+        for one in inputs:
+            expected, found = model.encode(one), recorded.encode(model, one)
+            differs = [name for name, value in expected.layers.items() if not torch.equal(value, found.layers[name])]
+            if differs:
+                return {"failed": f"layers {', '.join(differs)} differ from those of a run without a graph"}
+        if None in recorded.recordings.values():
+            return {"failed": "no graph could be recorded; see the log"}
+        plain = measure(lambda: model.encode(inputs[0]), device)
+        replayed = measure(lambda: recorded.encode(model, inputs[0]), device)
+    return {"plain_ms": plain["ms"], "ms": replayed["ms"], "times_faster": round(plain["ms"] / replayed["ms"], 3)}
 
 
 def measure_model(model: Backbone, name: str, form: str, views: int, size: tuple[int, int], device: str) -> dict:

@@ -70,7 +70,7 @@ class Reconstruct:
     """Compile the network's blocks on first use (torch.compile); worth it for long or repeated work."""
 
     cuda_graphs: Annotated[bool, option()] = False
-    """NVIDIA GPU: record the network's blocks as CUDA graphs, for inputs of the same number and size."""
+    """NVIDIA GPU: replay the network as a CUDA graph, for up to 8 pictures of the same number and size."""
 
     run_options: Annotated[Flags[RunOptions], of(RunOptions)] = field(default_factory=flags(RunOptions))
     memory_options: Annotated[Flags[MemoryOptions], of(MemoryOptions)] = field(default_factory=flags(MemoryOptions))

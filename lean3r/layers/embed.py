@@ -6,22 +6,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lean3r.tables import table
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def imagenet(images: Tensor) -> Tensor:
     """Normalise RGB in [0, 1], [..., 3, H, W], by ImageNet's mean and standard deviation."""
-    mean = torch.tensor(IMAGENET_MEAN, dtype=images.dtype, device=images.device)[:, None, None]
-    std = torch.tensor(IMAGENET_STD, dtype=images.dtype, device=images.device)[:, None, None]
+    mean, std = _mean_and_std(images)
     return (images - mean) / std
 
 
 def before_imagenet(values: Tensor) -> Tensor:
     """The images [..., 3, H, W] of which `imagenet` makes these values, for networks that must get them unchanged."""
-    mean = torch.tensor(IMAGENET_MEAN, dtype=values.dtype, device=values.device)[:, None, None]
-    std = torch.tensor(IMAGENET_STD, dtype=values.dtype, device=values.device)[:, None, None]
+    mean, std = _mean_and_std(values)
     return values * std + mean
+
+
+def _mean_and_std(like: Tensor) -> Tensor:
+    return table(_statistics, (like.dtype == torch.float64,), like.device, like.dtype)
+
+
+def _statistics(exact: bool) -> Tensor:
+    kind = torch.float64 if exact else torch.float32
+    return torch.tensor([IMAGENET_MEAN, IMAGENET_STD], dtype=kind)[:, :, None, None]
 
 
 class ConvStem(nn.Module):

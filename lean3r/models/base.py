@@ -19,6 +19,7 @@ from lean3r.models.origin import Origin
 from lean3r.types import Known, Plan, Prediction, Tokens, Views
 
 if TYPE_CHECKING:
+    from lean3r.models.graphs import EncodeGraphs
     from lean3r.models.summary import Summary
 
 logger = logging.getLogger("lean3r")
@@ -50,6 +51,7 @@ class Backbone(nn.Module):
     chooses it on CPUs too.
 
     `chunk_bytes` is the working memory in bytes that the encoder and the dense heads may take for a chunk of views.
+    `graphs` replays `encode` on a GPU (models/graphs.py); None: it is called.
 
     A model and its copies carry their history: `origin` says how it was loaded, `plan` how it was compressed
     (None: not at all), `metadata` what its checkpoints store besides its name.
@@ -66,6 +68,7 @@ class Backbone(nn.Module):
     REFERENCE: ClassVar[Mapping[str, str] | None] = None
     BFLOAT16: ClassVar[bool] = False
     chunk_bytes: int = 1 << 28
+    graphs: EncodeGraphs | None = None
     origin: Origin = Origin()
     plan: Plan | None = None
     metadata: Mapping[str, str] = MappingProxyType({})
@@ -94,17 +97,20 @@ class Backbone(nn.Module):
         self._say_unread(views.known)
         views = grey_padding(views)
         if reference is None:
-            return self.decode(self.encode(views))
+            return self.decode(self._encode(views))
         count = views.images.shape[1]
         if self.REFERENCE is None:
             raise UsageError(f"{self.name} has no reference view; it treats all views alike. Do not choose one.")
         if not 0 <= reference < count:
             raise UsageError(f"got reference view {reference} of {count} views; expected 0 to {count - 1}.")
         order = [reference, *(i for i in range(count) if i != reference)]
-        prediction = self.decode(self.encode(_reorder(views, order), **self.REFERENCE))
+        prediction = self.decode(self._encode(_reorder(views, order), **self.REFERENCE))
         back = torch.tensor(order).argsort().tolist()
         parts = {f.name: getattr(prediction, f.name) for f in fields(prediction)}
         return replace(prediction, **{name: v[:, back] for name, v in parts.items() if isinstance(v, Tensor)})
+
+    def _encode(self, views: Views, **options: str) -> Tokens:
+        return self.encode(views, **options) if self.graphs is None else self.graphs.encode(self, views, **options)
 
     def reads(self, known: Known | None) -> frozenset[str]:
         """Names of the parts of `known` that this model uses."""
@@ -214,6 +220,11 @@ def grey_padding(views: Views) -> Views:
     return replace(views, images=views.images.where(views.mask[:, :, None], 0.5))
 
 
+def is_recorded(images: Tensor) -> bool:
+    """Whether a CUDA graph is being recorded, in which no value can be looked at."""
+    return images.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def check_views(views: Views, patch: int) -> None:
     """Raise UsageError on shapes and types that no model of this patch size takes; InputError on NaN or infinite
     pixels, on views that are all padding, and on invalid known cameras."""
@@ -227,6 +238,8 @@ def check_views(views: Views, patch: int) -> None:
         raise UsageError(f"got pictures of {width}x{height} pixels, expected sides that are multiples of {patch}.")
     if not views.images.is_floating_point():
         raise UsageError(f"got pixels of type {views.images.dtype}, expected floating-point numbers from 0 to 1.")
+    if is_recorded(views.images):
+        return  # models/graphs.py has checked the values
     broken = (~torch.isfinite(views.images)).flatten(2).any(-1).nonzero()
     if len(broken):
         raise InputError(f"view {int(broken[0, 1])} has NaN or infinite pixels; leave it out or read it again.")

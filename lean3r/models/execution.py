@@ -1,4 +1,4 @@
-"""How a model is stored and run: its number type, weights in half precision, blocks compiled or as CUDA graphs."""
+"""How a model is stored and run: its number type, weights in half precision, blocks compiled, CUDA graphs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from lean3r.layers.linear import Linear
 from lean3r.layers.trunk import Trunk
 from lean3r.layers.vit import VisionTransformer
 from lean3r.models.base import HALF_DB, Backbone
+from lean3r.models.graphs import EncodeGraphs
 from lean3r.ops.dispatch import has_fast_bfloat16
 
 
@@ -48,33 +49,25 @@ def weight_bytes(model: Backbone) -> int:
 
 
 def accelerate(model: Backbone, *, compile: bool = False, cuda_graphs: bool = False) -> None:
-    """Compile the blocks of a model's encoder and trunk, record them as CUDA graphs, or both, at their first run.
+    """Compile the blocks of a model's encoder and trunk at their first run, replay `encode` as CUDA graphs, or both.
 
     Parameters keep their names and places; copies of the model are not accelerated. A graph is recorded for every new
-    number or size of pictures, so graphs pay off only if these stay the same. Results agree up to rounding. UsageError
-    for graphs on a CPU, and for compilation without a C++ compiler.
+    number or size of pictures up to 8 (models/graphs.py), so graphs pay off only if these stay the same. Compiled,
+    results agree up to rounding; graphs change no bit. UsageError for graphs on a CPU, and for compilation without a
+    C++ compiler.
     """
     device = next(model.parameters()).device
     if cuda_graphs and device.type != "cuda":
         raise UsageError("CUDA graphs need an NVIDIA GPU, but the model is on the CPU. Leave cuda_graphs out")
     if compile and device.type == "cpu":
         _check_compiler()
-    if not (compile or cuda_graphs):
+    model.graphs = EncodeGraphs() if cuda_graphs else None
+    if not compile:
         return
-    # None keeps torch's default.
-    backend = "inductor" if compile else "cudagraphs"
-    mode = "reduce-overhead" if compile and cuda_graphs else None
-    if cuda_graphs:
-        # Outputs of earlier blocks stay valid until the next run of the whole model.
-        model.register_forward_pre_hook(_next_run)
     for part in model.modules():
         if isinstance(part, Trunk | VisionTransformer):
             for block in part.blocks:
-                block.compile(backend=backend, mode=mode, dynamic=False if cuda_graphs else None)
-
-
-def _next_run(*_: object) -> None:
-    torch.compiler.cudagraph_mark_step_begin()
+                block.compile()
 
 
 def _check_compiler() -> None:

@@ -52,8 +52,8 @@ def load(
     compresses the model (see compress); weights of a compressed model contain their plan, those of the Lite3R release
     need one, such as "lite3r". `memory` ("8GB", bytes, or a
     Budget for a number of views) chooses the number type of the weights, unless dtype and plan are given:
-    pipeline/lighten.py. `compile` compiles the blocks with torch.compile, and `cuda_graphs` records them as CUDA
-    graphs: models/execution.py. UsageError for an unknown name, device or dtype, for a plan other than that of the
+    pipeline/lighten.py. `compile` compiles the blocks with torch.compile, and `cuda_graphs` replays `encode` as a CUDA
+    graph for few views: models/execution.py. UsageError for an unknown name, device or dtype, for a plan other than that of the
     weights, and for an option that the device does not support; WeightsError if the weights are missing, damaged, of
     another model or cannot be downloaded.
     """

@@ -201,6 +201,23 @@ def test_arithmetic_of_the_roofline(book: ModuleType) -> None:
     assert roofline.table() in page and roofline.linears_table() in page
 
 
+def test_graphs_are_compared_before_the_clock(book: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the stand-in for CUDA graphs of tests/models."""
+    import whole_models
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    from models.recorded_graphs import Graph, stand_in
+
+    stand_in(monkeypatch)
+    for module in ("rope", "attention"):
+        monkeypatch.setattr(f"lean3r.layers.{module}.in_one_pass", lambda *_: not torch.is_grad_enabled())
+    model = whole_models.make("vggt", "dense", "cpu")
+    row = whole_models.graphs(model, 2, (56, 84), "cpu")
+    assert row["ms"] > 0 and row["plain_ms"] > 0
+    monkeypatch.setattr(Graph, "replay", lambda self: None)
+    assert "differ from those of a run without a graph" in whole_models.graphs(model, 2, (56, 84), "cpu")["failed"]
+
+
 def test_what_only_a_gpu_runs(book: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA's clocks and meters replaced by others, tensors on the CPU: the code around them is the one that counts."""
     import layer

@@ -24,6 +24,7 @@ from torch import Tensor
 from lean3r.ops.block_select.kernel_ranking import empty_list, indices_of, merge
 from lean3r.ops.block_select.long_lists import best_keys
 from lean3r.ops.tiles import LOG2_E, launch, place
+from lean3r.tables import table
 
 WORKSPACE = 1 << 30  # bytes of group maxima that exist at a time
 LONGEST = 512  # list that a program sorts; longer ones are in long_lists.py
@@ -50,10 +51,14 @@ def _state(k: Tensor, key_mask: Tensor | None, skip: Sequence[int]) -> Tensor | 
     """int8 [B, nk]: 0 on hidden keys, 1 on those that are attended but not ranked, 2 on all others; None if all 2."""
     if key_mask is None and not skip:
         return None
-    state = torch.full((k.shape[0], k.shape[2]), 2, dtype=torch.int8, device=k.device)
-    if skip:
-        state[:, list(skip)] = 1
-    return state if key_mask is None else state.masked_fill_(~key_mask, 0)
+    state = table(_state_of_all, (k.shape[2], tuple(skip)), k.device).expand(len(k), -1)
+    return state.contiguous() if key_mask is None else state.masked_fill(~key_mask, 0)
+
+
+def _state_of_all(keys: int, skip: tuple[int, ...]) -> Tensor:
+    state = torch.full((keys,), 2, dtype=torch.int8)
+    state[list(skip)] = 1
+    return state
 
 
 class _Select(torch.autograd.Function):
