@@ -50,12 +50,11 @@ def load(
     models/execution.choose_dtype): matrix products run in it, and the matrices of encoder and trunk are held in it;
     give float32 to train the model or to save it. `plan`
     compresses the model (see compress); weights of a compressed model contain their plan, those of the Lite3R release
-    need one, such as "lite3r". `memory` ("8GB", bytes, or a
-    Budget for a number of views) chooses the number type of the weights, unless dtype and plan are given:
-    pipeline/lighten.py. `compile` compiles the blocks with torch.compile, and `cuda_graphs` replays `encode` as a CUDA
-    graph for few views: models/execution.py. UsageError for an unknown name, device or dtype, for a plan other than that of the
-    weights, and for an option that the device does not support; WeightsError if the weights are missing, damaged, of
-    another model or cannot be downloaded.
+    need one, such as "lite3r". `memory` ("8GB", bytes, or a Budget for a number of views) chooses the number type of
+    the weights, unless dtype and plan are given: pipeline/lighten.py. `compile` compiles the blocks with
+    torch.compile, and `cuda_graphs` replays `encode` as a CUDA graph for few views: models/execution.py. UsageError
+    for an unknown name, device or dtype, for a plan other than that of the weights, and for an option that the device
+    does not support; WeightsError if the weights are missing, damaged, of another model or cannot be downloaded.
     """
     requested = None if plan is None else resolve_plan(plan)
     kind = model_of(name)
