@@ -126,14 +126,14 @@ def graphs(model: Backbone, views: int, size: tuple[int, int], device: str) -> d
     inputs = [Views(torch.rand(1, views, 3, *size, device=device)) for _ in range(2)]
     with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
         for one in inputs:
-            expected, found = model.encode(one), recorded.encode(model, one)
+            expected, found = model.encode(one), recorded(model, one)
             differs = [name for name, value in expected.layers.items() if not torch.equal(value, found.layers[name])]
             if differs:
                 return {"failed": f"layers {', '.join(differs)} differ from those of a run without a graph"}
         if None in recorded.recordings.values():
             return {"failed": "no graph could be recorded; see the log"}
         plain = measure(lambda: model.encode(inputs[0]), device)
-        replayed = measure(lambda: recorded.encode(model, inputs[0]), device)
+        replayed = measure(lambda: recorded(model, inputs[0]), device)
     return {"plain_ms": plain["ms"], "ms": replayed["ms"], "times_faster": round(plain["ms"] / replayed["ms"], 3)}
 
 

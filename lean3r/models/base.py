@@ -19,7 +19,6 @@ from lean3r.models.origin import Origin
 from lean3r.types import Known, Plan, Prediction, Tokens, Views
 
 if TYPE_CHECKING:
-    from lean3r.models.graphs import EncodeGraphs
     from lean3r.models.summary import Summary
 
 logger = logging.getLogger("lean3r")
@@ -68,7 +67,7 @@ class Backbone(nn.Module):
     REFERENCE: ClassVar[Mapping[str, str] | None] = None
     BFLOAT16: ClassVar[bool] = False
     chunk_bytes: int = 1 << 28
-    graphs: EncodeGraphs | None = None
+    graphs: Callable[..., Tokens] | None = None
     origin: Origin = Origin()
     plan: Plan | None = None
     metadata: Mapping[str, str] = MappingProxyType({})
@@ -110,7 +109,7 @@ class Backbone(nn.Module):
         return replace(prediction, **{name: v[:, back] for name, v in parts.items() if isinstance(v, Tensor)})
 
     def _encode(self, views: Views, **options: str) -> Tokens:
-        return self.encode(views, **options) if self.graphs is None else self.graphs.encode(self, views, **options)
+        return self.encode(views, **options) if self.graphs is None else self.graphs(self, views, **options)
 
     def reads(self, known: Known | None) -> frozenset[str]:
         """Names of the parts of `known` that this model uses."""

@@ -39,7 +39,7 @@ class EncodeGraphs:
     def __deepcopy__(self, memo: dict) -> None:
         return None
 
-    def encode(self, model: Backbone, views: Views, **options: str) -> Tokens:
+    def __call__(self, model: Backbone, views: Views, **options: str) -> Tokens:
         """model.encode(views, **options), replayed. With gradients, known cameras or depth, no view or more than
         MOST_VIEWS, and where recording failed, which is logged once, it runs as without graphs."""
         batch, count = views.images.shape[:2] if views.images.ndim == 5 else (0, 0)

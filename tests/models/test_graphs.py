@@ -48,7 +48,7 @@ def same(found: Tokens, expected: Tokens) -> bool:
 
 
 def replays(model: Backbone) -> list[int]:
-    assert model.graphs is not None
+    assert isinstance(model.graphs, EncodeGraphs)
     graphs = [recording and recording.graph for recording in model.graphs.recordings.values()]
     return [graph.replays for graph in graphs if isinstance(graph, Graph)]
 
