@@ -6,24 +6,42 @@ Source: Zhang et al. 2026, "Lite3R", its released evaluation scripts. Prediction
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lean3r.data.base import SceneBatch
+from lean3r.data.sampling.lite3r import HELD_OUT, Pairs, in_unit
 from lean3r.errors import InputError, UsageError
 from lean3r.eval.depth_errors import lite3r_depth_score
 from lean3r.eval.point_errors import fscore, nearest
 from lean3r.eval.pose_errors import lite3r_pose_errors
 from lean3r.geometry.camera import unproject
 from lean3r.geometry.pose import invert_pose, transform_points
-from lean3r.types import Prediction
+from lean3r.types import Prediction, Views
 
 PROTOCOLS = ("vggt", "da3", "da3-as-released")
 MOST_POINTS = 50_000
 FSCORE_AT = 0.05
+
+
+def lite3r_evaluation(
+    predict: Callable[[Views], Prediction], pairs: Pairs, protocol: str, *, size: int = 518, most: int = HELD_OUT
+) -> list[dict[str, float]]:
+    """`lite3r_score` of a pair of pictures, size x size, from each of the first `most` scenes; see `mean_scores`.
+
+    The release's samples are those of `Pairs(sets, part="all", order=None, as_released=True)`, which it also trains on;
+    with part="test" they are of scenes that recipes leave out. InputError if a sample cannot be read.
+    """
+    scores = []
+    for number in range(min(most, len(pairs))):
+        batch = pairs.sample(*pairs.draw(number, 2), size, size)
+        with torch.no_grad():
+            prediction = predict(Views(batch.images))
+        scores.append(lite3r_score(prediction, in_unit(batch, relative=False), protocol))
+    return scores
 
 
 def lite3r_score(prediction: Prediction, truth: SceneBatch, protocol: str) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,10 @@ from lean3r.data.sets.blendedmvs import BlendedMVS
 from lean3r.data.sets.formats.mvsnet import read_range
 from lean3r.data.sets.scenes import RawView
 from lean3r.errors import InputError, UsageError
+from lean3r.eval.lite3r import lite3r_evaluation, mean_scores
 from lean3r.geometry.pose import invert_pose
 from lean3r.geometry.rotation import so3_exp
+from lean3r.models.vggt import Vggt
 from lean3r.train.recipes.sources import Data, Source
 
 SHAPE = BatchShape(1, 2, 56, 56)
@@ -106,6 +109,19 @@ def test_units_do_not_depend_on_the_world_unless_as_released() -> None:
     torch.testing.assert_close(ours.cam_from_world[:, 0], torch.eye(4)[None], atol=1e-6, rtol=0)
     released = in_unit(replace_cameras(batch, moved), relative=False)
     assert (released.cam_from_world[:, 0] - torch.eye(4)).abs().max() > 0.1
+
+
+def test_the_evaluation_scores_a_pair_of_every_scene(root: Path) -> None:
+    torch.manual_seed(0)
+    model = Vggt(Vggt.SMALLEST).eval()
+    pairs = Pairs([BlendedMVS(root)], part="all", order=None, as_released=True)
+    scores = lite3r_evaluation(model, pairs, "vggt", size=56)
+    assert len(scores) == len(pairs) and all(math.isfinite(value) for score in scores for value in score.values())
+    assert mean_scores(scores)["abs_rel"] == pytest.approx(np.mean([score["abs_rel"] for score in scores]))
+    (first,) = lite3r_evaluation(model, pairs, "vggt", size=56, most=1)
+    assert first == scores[0]
+    with pytest.raises(UsageError, match=r"'vgg'.*one of vggt, da3, da3-as-released"):
+        lite3r_evaluation(model, pairs, "vgg", size=56)
 
 
 def test_ranges_of_camera_files(tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "lean3r distill --recipe speed3r-pi3 --device cuda -o runs/cached --data dl3dv=/data/dl3dv "
         "--repeat 800 --teacher-cache /fast/teacher --teacher-cache-gb 2000": GPUS,
         "lean3r distill --teacher speed3r-pi3 --student-plan fp8 -o runs/rounded --data dl3dv=/data/dl3dv": GPUS,
+        "from lean3r.data.sampling.lite3r import Pairs": GPUS,
     },
     "docs/how-to/into-colmap-and-splatting.md": {
         "colmap gui --import_path out/sparse/0 --image_path photos": PROGRAM,
