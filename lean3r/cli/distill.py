@@ -90,7 +90,7 @@ class Distill(Changes):
             if code := train_phases(phase, names, self.out, self.resume, recipe.processes):
                 sys.exit(code)
             if is_main_process():
-                print(publish(recipe, self.out, self.weights, self.student))
+                print(publish(recipe, self.out, self.weights, self.student, self.separate_adapters))
 
     def resolve(self) -> Distillation:
         """The recipe with the changes of the options; UsageError if they contradict each other."""
@@ -113,6 +113,7 @@ class Distill(Changes):
         sources = tuple(Source.parse(text) for text in self.data)
         world = replace(recipe.data.world, device="cpu" if sources else self.device)
         configs = self.overrides().configs([phase.config for phase in recipe.phases], recipe.processes, processes)
+        configs = self.with_adapters(configs, [phase.plan for phase in recipe.phases])
         recipe = replace(with_configs(recipe, configs), processes=processes)
         data = replace(recipe.data, sources=sources, world=world, repeat=self.repeat)
         recipe = recipe.with_data(data, processes, epochs=not self.steps)
@@ -159,11 +160,15 @@ def check_fit(recipe: Distillation) -> None:
     """Raise UsageError if a plan of the recipe names blocks that the teacher lacks; loads no weights."""
     from lean3r.models import MODELS
     from lean3r.models.checkpoint import without_memory
+    from lean3r.train.adapting import add_to, choose_all
     from lean3r.train.students import only_trains, student_of
 
     start = without_memory(MODELS.get(recipe.student or recipe.teacher))
     for index, phase in enumerate(recipe.phases):
-        only_trains(student_of(start, phase.plan), recipe.config(index))
+        student, config = student_of(start, phase.plan), recipe.config(index)
+        if (chosen := choose_all(student, config)) is not None:
+            add_to(student, chosen)
+        only_trains(student, config)
 
 
 def first_student(recipe: Distillation, teacher: Backbone, weights: str | None) -> Backbone:
@@ -191,14 +196,15 @@ def first_student(recipe: Distillation, teacher: Backbone, weights: str | None) 
 
 
 def student_at(recipe: Distillation, phase: int, teacher: Backbone, weights: str | None, out: Path) -> Backbone:
-    """The student at the start of a phase: as `first_student`, or with the averages of the previous phase."""
-    from lean3r.models.checkpoint import read_tensors
+    """The student at the start of a phase: as `first_student`, or with the averages of the previous phase, and its
+    adapters if this phase has adapters too."""
+    from lean3r.train.adapting import KEY, load_phase
     from lean3r.train.students import student_of
 
     student = student_of(first_student(recipe, teacher, weights), recipe.phases[phase].plan)
     if phase:
-        previous = out / recipe.phases[phase - 1].config.name / "weights.safetensors"
-        student.load_state_dict(read_tensors(previous)[0])
+        previous = out / recipe.phases[phase - 1].config.name
+        load_phase(student, previous, keep=KEY in recipe.phases[phase].config.settings)
     return student
 
 
@@ -216,6 +222,7 @@ def run_phase(
     """Train one phase in this process, one of several with the same task, and return its exit code."""
     from lean3r.eval.synthetic import validate
     from lean3r.pipeline.load import load
+    from lean3r.train.adapting import adapt
     from lean3r.train.held_out import picture
     from lean3r.train.loop import fit, seed_everything
     from lean3r.train.recipes.distilled import OBJECTIVES
@@ -228,6 +235,8 @@ def run_phase(
     student = student_at(recipe, phase, teacher, student_weights, out)
     if student_weights is not None:
         config = replace(config, settings=config.settings | {"student_weights": student.origin.hash})
+    objective = OBJECTIVES.get(chosen.objective)(teacher, **chosen.settings)
+    adapt(student, config, out / config.name, partial(recipe.batch, phase), objective, device, resume=resume)
     student = only_trains(student, config)
     objective = OBJECTIVES.get(chosen.objective)(teacher, **chosen.settings)
     if cache is not None:
@@ -248,16 +257,23 @@ def run_phase(
     return done.exit_code
 
 
-def publish(recipe: Distillation, out: Path, weights: str | None, student_weights: str | None) -> Path:
-    """Write the student and its plan to OUT/NAME.safetensors, with quantised layers as codes; return the path."""
+def publish(
+    recipe: Distillation, out: Path, weights: str | None, student_weights: str | None, separate: bool = False
+) -> Path:
+    """Write the student and its plan to OUT/NAME.safetensors, with quantised layers as codes, or its adapters to
+    OUT/adapters; return the path."""
     from lean3r.compress import convert
-    from lean3r.models.checkpoint import read_tensors, save_model
+    from lean3r.models.checkpoint import save_model
     from lean3r.pipeline.load import load
+    from lean3r.train.adapting import load_phase, save_separately
     from lean3r.train.students import student_of
 
     start = first_student(recipe, load(recipe.teacher, weights, "cpu", "float32"), student_weights)
     student = student_of(start, recipe.plan)
-    student.load_state_dict(read_tensors(out / recipe.phases[-1].config.name / "weights.safetensors")[0])
+    last = out / recipe.phases[-1].config.name
+    if separate:
+        return save_separately(student, last, out)
+    load_phase(student, last)
     if recipe.plan is not None and recipe.plan.quantizes:
         student = convert(student)
     path = out / f"{recipe.name}.safetensors"

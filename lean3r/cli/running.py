@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 from lean3r.cli.options import DataSets, Quiet, Verbose, option
 from lean3r.options import check_seed
 
 if TYPE_CHECKING:
+    from lean3r.compress.plan import CompressionPlan
+    from lean3r.train.config import TrainConfig
     from lean3r.train.held_out import HeldOut
     from lean3r.train.recipes.overrides import Overrides
 
@@ -41,6 +43,19 @@ class Changes:
 
     train: Annotated[list[str], option("ROLE [ROLE ...]")] = field(default_factory=list)
     """What to train: all, mechanisms, encoder, trunk, heads, norms, or layers as a plan names them."""
+
+    adapters: Annotated[Literal["gradient", "all", "last", "random"] | None, option()] = None
+    """Train low-rank adapters (LoRA) instead of whole layers, with what --train names: in the blocks with the largest
+    gradients, in all, in the last, or in random ones."""
+
+    adapter_rank: Annotated[int | None, option("N")] = None
+    """Rank of the adapters; 16 by default."""
+
+    adapter_share: Annotated[float | None, option("SHARE")] = None
+    """Share of the blocks of each role that get adapters; 0.5 by default."""
+
+    separate_adapters: Annotated[bool, option()] = False
+    """Write the adapters to OUT/adapters, in the form of peft, instead of merging them into weights."""
 
     batch: Annotated[int | None, option("VIEWS")] = None
     """Pictures in a batch of each process."""
@@ -112,8 +127,30 @@ class Changes:
 
         check_seed(self.seed)
         lists = {name: tuple(getattr(self, name)) for name in ("steps", "lr", "views", "train")}
+        if self.adapters is not None:
+            lists["train"] = ()  # see with_adapters
         others = {f.name: getattr(self, f.name) for f in fields(Overrides) if f.name not in lists}
         return Overrides(**lists, **others)
+
+    def with_adapters(self, configs: list[TrainConfig], plans: Sequence[CompressionPlan | None]) -> list[TrainConfig]:
+        """The configs of the phases with these plans, with adapters if they are asked for; UsageError if the options
+        contradict each other or the phases."""
+        from lean3r.errors import UsageError
+        from lean3r.train.adapting import KEY, AdapterChoice, with_adapters
+
+        details = {"rank": self.adapter_rank, "share": self.adapter_share}
+        given = {name: value for name, value in details.items() if value is not None}
+        if self.adapters is None:
+            if given or self.separate_adapters:
+                raise UsageError("options of adapters need --adapters; expected --adapters gradient, for example.")
+            return configs
+        configs = with_adapters(configs, plans, AdapterChoice(self.adapters, **given), tuple(self.train))
+        if self.separate_adapters and KEY not in configs[-1].settings:
+            raise UsageError(
+                f"the last phase, {configs[-1].name}, quantises: its weights contain the adapters of earlier phases. "
+                "Leave --separate-adapters out, or choose a --student-plan that does not quantise."
+            )
+        return configs
 
     def held_out(self) -> HeldOut:
         """The scenes for validation; UsageError or InputError if they are not available."""

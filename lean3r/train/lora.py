@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
+from lean3r.attention.base import Mechanism
 from lean3r.compress.fp8_linear import Coded, Rounded
 from lean3r.compress.linears import linears_of
 from lean3r.compress.targets import Target
@@ -18,7 +20,12 @@ from lean3r.errors import MissingExtraError, UsageError, WeightsError
 from lean3r.json_text import parse_json
 from lean3r.train.checkpoints.state import save_weights
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
 KEY = "adapters"  # entry in the header of an adapter file
+PEFT = "base_model.model."  # before every name in peft's files
+_LORA = re.compile(r"\.lora_[AB]\.")
 _FEED_FORWARD = re.compile(r"\.mlp\.[^.]+$")
 
 
@@ -85,6 +92,23 @@ def merge_lora(model: nn.Module) -> None:
         parameter.requires_grad_(name in adapters.trained)
 
 
+def merge_tensors(tensors: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """The tensors of a network with adapters, as those of the plain network that `merge_lora` gives."""
+    plain = {key.replace(".base_layer.", "."): value for key, value in tensors.items() if not _LORA.search(key)}
+    for key, down in tensors.items():
+        if key.endswith(".lora_A.default.weight"):
+            name = key.removesuffix(".lora_A.default.weight")
+            up = tensors[f"{name}.lora_B.default.weight"]
+            plain[f"{name}.weight"] = plain[f"{name}.weight"] + alpha / len(down) * (up @ down)
+    return plain
+
+
+def require_peft() -> None:
+    """Raise MissingExtraError without the package peft."""
+    if find_spec("peft") is None:
+        raise MissingExtraError.of("training adapters (LoRA)", "train")
+
+
 def adapters_of(model: nn.Module) -> Adapters:
     """The adapters of a model; UsageError if it has none."""
     if not isinstance(model, Adapted):
@@ -93,28 +117,25 @@ def adapters_of(model: nn.Module) -> Adapters:
 
 
 def save_adapters(model: nn.Module, path: Path | str) -> None:
-    """Write only the adapters, as safetensors; `load_adapters` adds them to another copy of the network."""
+    """Write only the adapters; `load_adapters` adds them to another copy of the network.
+
+    To NAME.safetensors, or, for a path without this ending, to a folder in the form of peft, for
+    `PeftModel.from_pretrained`; it also has the parameters of attention mechanisms.
+    """
     adapters = adapters_of(model)
+    if Path(path).suffix != ".safetensors":
+        _save_folder(model, adapters, Path(path))
+        return
     header = {"ranks": adapters.ranks, "alpha": adapters.alpha}
     save_weights(Path(path), _tensors(model, adapters.ranks), {"format": "pt", KEY: json.dumps(header)})
 
 
 def load_adapters(model: nn.Module, path: Path | str) -> list[str]:
-    """Load the adapters of a file into a network without adapters; return the layers' names.
+    """Load the adapters of a file or of a folder of peft into a network without adapters; return the layers' names.
 
-    WeightsError if the file holds no adapters, or adapters of another network.
+    WeightsError if it holds no adapters, adapters of a kind other than LoRA, or adapters of another network.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), "pt") as file:
-            header = parse_json((file.metadata() or {}).get(KEY, "null"))
-            values = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-    except (OSError, SafetensorError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read as adapters: {error}") from error
-    if header is None:
-        raise WeightsError(f"{path} holds no adapters; expected a file that save_adapters wrote.")
-    ranks: dict[str, int] = header["ranks"]
+    ranks, alpha, values = (_read_folder if Path(path).is_dir() else _read_file)(Path(path))
     known = {site.name for site in linears_of(model)}
     absent = [name for name in ranks if name not in known]
     if absent:
@@ -131,10 +152,68 @@ def load_adapters(model: nn.Module, path: Path | str) -> list[str]:
             raise WeightsError(
                 f"{path}: the adapter of {name} has shapes {stored}, expected {expected} for this network."
             )
-    _inject(model, ranks, header["alpha"])
+    others = {key: value for key, value in values.items() if not _LORA.search(key)}
+    own = model.state_dict()
+    if absent := [key for key, value in others.items() if key not in own or own[key].shape != value.shape]:
+        raise WeightsError(
+            f"{path} has {absent[0]}, which this network lacks in that shape; give it the plan that it had in training."
+        )
+    model.load_state_dict(others, strict=False)
+    _inject(model, ranks, alpha)
     for key, tensor in _tensors(model, ranks).items():
         tensor.data.copy_(values[key])
     return list(ranks)
+
+
+def _read_file(path: Path) -> tuple[dict[str, int], float, dict[str, Tensor]]:
+    """Rank by layer, alpha, and tensors by name, of a file."""
+    values, metadata = _read_tensors(path)
+    try:
+        header = parse_json(metadata.get(KEY, "null"))
+    except ValueError as error:
+        raise WeightsError(f"{path} cannot be read as adapters: {error}") from error
+    if header is None:
+        raise WeightsError(f"{path} holds no adapters; expected a file that save_adapters wrote.")
+    return header["ranks"], header["alpha"], values
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, int], float, dict[str, Tensor]]:
+    """The same of a folder of peft, with names as `named_parameters` has them."""
+    try:
+        config = parse_json((folder / "adapter_config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{folder} cannot be read as adapters of peft: {error}") from error
+    odd = [key for key in ("use_dora", "use_rslora", "alpha_pattern", "modules_to_save") if config.get(key)]
+    if config.get("peft_type") != "LORA" or odd or config.get("bias", "none") != "none":
+        raise WeightsError(
+            f"{folder} has adapters of another kind ({', '.join(odd) or config.get('peft_type')}); expected plain LoRA."
+        )
+    stored, _ = _read_tensors(folder / "adapter_model.safetensors")
+    values = {_LORA.sub(lambda m: f"{m[0]}default.", key.removeprefix(PEFT)): value for key, value in stored.items()}
+    down = ".lora_A.default.weight"
+    ranks = {key.removesuffix(down): len(value) for key, value in values.items() if key.endswith(down)}
+    return ranks, float(config["lora_alpha"]), values
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} cannot be read as adapters: {error}") from error
+
+
+def _save_folder(model: nn.Module, adapters: Adapters, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    own = [m for m in model.modules() if isinstance(m, Mechanism)]
+    ids = {id(parameter) for mechanism in own for parameter in mechanism.parameters()}
+    more = {name: p for name, p in model.named_parameters() if id(p) in ids}
+    lora = {key.replace(".default.", "."): value for key, value in _tensors(model, adapters.ranks).items()}
+    tensors = {f"{PEFT}{key}": value for key, value in (lora | more).items()}
+    save_weights(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
+    _config(adapters.ranks, adapters.alpha).save_pretrained(str(folder))
 
 
 def _layers(model: nn.Module, targets: Sequence[str]) -> list[str]:
@@ -156,19 +235,25 @@ def _check_plain(model: nn.Module) -> None:
 
 
 def _inject(model: nn.Module, ranks: dict[str, int], alpha: float) -> None:
+    config = _config(ranks, alpha)
+    from peft import inject_adapter_in_model
+
+    trained = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
+    inject_adapter_in_model(config, model)
+    cast(Adapted, model).adapters = Adapters(ranks, alpha, trained)
+
+
+def _config(ranks: dict[str, int], alpha: float) -> LoraConfig:
     try:
-        from peft import LoraConfig, inject_adapter_in_model
+        from peft import LoraConfig
     except ImportError as error:
         raise MissingExtraError.of("training adapters (LoRA)", "train") from error
-    trained = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
-    config = LoraConfig(
+    return LoraConfig(
         r=min(ranks.values()),
         lora_alpha=alpha,  # type: ignore[arg-type]  # peft accepts any number
         target_modules="|".join(re.escape(name) for name in ranks),
         rank_pattern={f"^{re.escape(name)}": rank for name, rank in ranks.items()},
     )
-    inject_adapter_in_model(config, model)
-    cast(Adapted, model).adapters = Adapters(ranks, alpha, trained)
 
 
 def _keys(name: str) -> tuple[str, str]:
