@@ -63,9 +63,16 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layout: TokenLayout, key_mask: Tensor | None = None) -> Tensor:
         """[B, N, C] -> [B, N, C]."""
-        x = x + self.ls1(self.attn(norm_for(self.attn, self.norm1, x), layout, key_mask))
+        x = add_scaled(x, self.ls1, self.attn(norm_for(self.attn, self.norm1, x), layout, key_mask))
         if torch.is_grad_enabled() or x.numel() <= MLP_ELEMENTS:
-            return x + self.ls2(self.mlp(norm_for(self.mlp, self.norm2, x)))
+            return add_scaled(x, self.ls2, self.mlp(norm_for(self.mlp, self.norm2, x)))
         for part in x.flatten(0, 1).split(max(1, MLP_ELEMENTS // x.shape[-1])):
-            part += self.ls2(self.mlp(norm_for(self.mlp, self.norm2, part)))
+            add_scaled(part, self.ls2, self.mlp(norm_for(self.mlp, self.norm2, part)), out=part)
         return x
+
+
+def add_scaled(x: Tensor, scale: nn.Module, branch: Tensor, out: Tensor | None = None) -> Tensor:
+    """x + scale(branch); with a LayerScale in one pass over memory, unless hooks want to see its result."""
+    if type(scale) is LayerScale and not (scale._forward_hooks or scale._forward_pre_hooks):
+        return torch.addcmul(x, branch, scale.gamma, out=out)
+    return torch.add(x, scale(branch), out=out)

@@ -184,3 +184,30 @@ def test_what_is_done_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
             assert not rope_module.in_one_pass(x, nn.LayerNorm(8))
         monkeypatch.setattr(rope_module, "why_not_triton", lambda _: "triton is not installed")
         assert not rope_module.in_one_pass(x, nn.LayerNorm(8))
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_branches_are_added_in_one_pass(scale: float | None, kind: torch.dtype) -> None:
+    """Types and gradients as written out; a hook on the scale sees its result."""
+    layer = blocks.Block(32, 2, layer_scale=scale)
+    x, branch = draw(2, 5, 32), draw(5, 32).to(kind).expand(2, 5, 32)
+    ours, theirs = (t.clone().requires_grad_() for t in (x, x))
+    found, expected = blocks.add_scaled(ours, layer.ls1, branch), theirs + layer.ls1(branch)
+    assert found.dtype == expected.dtype
+    assert_rms(found, expected, 1e-6)
+    inputs = [*layer.ls1.parameters()]
+    for a, b in zip(
+        torch.autograd.grad(found.square().sum(), [ours, *inputs]),
+        torch.autograd.grad(expected.square().sum(), [theirs, *inputs]),
+        strict=True,
+    ):
+        assert_rms(a, b, 1e-5)
+    with torch.no_grad():
+        part = x.clone()
+        blocks.add_scaled(part, layer.ls1, branch, out=part)
+        assert torch.equal(part, found)
+        seen: list[Tensor] = []
+        layer.ls1.register_forward_hook(lambda _m, _i, result: seen.append(result))
+        assert_rms(blocks.add_scaled(x, layer.ls1, branch), expected, 1e-6)
+    assert len(seen) == 1
