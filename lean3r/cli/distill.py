@@ -14,6 +14,7 @@ from lean3r.cli.running import Changes, run_quietly, show
 from lean3r.train import DISTILLATIONS
 
 if TYPE_CHECKING:
+    from lean3r.compress.plan import CompressionPlan
     from lean3r.models.base import Backbone
     from lean3r.train.held_out import HeldOut, Sets
     from lean3r.train.recipes.distilled import Distillation
@@ -85,7 +86,8 @@ class Distill(Changes):
             resume=self.resume,
             device=self.device,
         )
-        with run_folder(self.out, recipe.as_dict(), self.resume, [*names, f"{recipe.name}.safetensors"]):
+        results = [f"{recipe.name}.safetensors", f"{recipe.name}-full.safetensors"]
+        with run_folder(self.out, recipe.as_dict(), self.resume, [*names, *results]):
             phase = partial(run_quietly, phase) if self.quiet else phase
             if code := train_phases(phase, names, self.out, self.resume, recipe.processes):
                 sys.exit(code)
@@ -195,13 +197,34 @@ def first_student(recipe: Distillation, teacher: Backbone, weights: str | None) 
     return from_pi3(start) if recipe.student and not isinstance(start, Speed3rPi3) else start
 
 
+def planned_student(
+    recipe: Distillation, plan: CompressionPlan | None, teacher: Backbone, weights: str | None
+) -> Backbone:
+    """`first_student` with a plan; of a file of Lite3R's release, the teacher with all that the file has."""
+    from lean3r.models import lite3r
+    from lean3r.models.checkpoint import read_tensors
+    from lean3r.models.fingerprint import fingerprint
+    from lean3r.models.sources import find_weights
+    from lean3r.models.weight_files import open_weights
+    from lean3r.train.students import student_of, take_over
+
+    path = None if weights is None else find_weights(weights)
+    if path is None or lite3r.RELEASE not in open_weights(path).metadata:
+        return student_of(first_student(recipe, teacher, weights), plan)
+    student = student_of(teacher, plan)
+    keys = student.KEY_MAP
+    tensors = {name: v for name, v in student.state_dict().items() if lite3r.is_left_out(keys.official(name))}
+    take_over(student, tensors | keys.read(read_tensors(path)[0])[0])
+    student.origin = replace(student.origin, hash=fingerprint(path))
+    return student
+
+
 def student_at(recipe: Distillation, phase: int, teacher: Backbone, weights: str | None, out: Path) -> Backbone:
-    """The student at the start of a phase: as `first_student`, or with the averages of the previous phase, and its
+    """The student at the start of a phase: as `planned_student`, or with the averages of the previous phase, and its
     adapters if this phase has adapters too."""
     from lean3r.train.adapting import KEY, load_phase
-    from lean3r.train.students import student_of
 
-    student = student_of(first_student(recipe, teacher, weights), recipe.phases[phase].plan)
+    student = planned_student(recipe, recipe.phases[phase].plan, teacher, weights)
     if phase:
         previous = out / recipe.phases[phase - 1].config.name
         load_phase(student, previous, keep=KEY in recipe.phases[phase].config.settings)
@@ -260,22 +283,23 @@ def run_phase(
 def publish(
     recipe: Distillation, out: Path, weights: str | None, student_weights: str | None, separate: bool = False
 ) -> Path:
-    """Write the student and its plan to OUT/NAME.safetensors, with quantised layers as codes, or its adapters to
-    OUT/adapters; return the path."""
+    """Write the student and its plan to OUT/NAME.safetensors, or its adapters to OUT/adapters; return the path. A
+    quantised student is there as codes, and with its full weights, for more training or an export, in
+    OUT/NAME-full.safetensors."""
     from lean3r.compress import convert
     from lean3r.models.checkpoint import save_model
     from lean3r.pipeline.load import load
     from lean3r.train.adapting import load_phase, save_separately
-    from lean3r.train.students import student_of
 
-    start = first_student(recipe, load(recipe.teacher, weights, "cpu", "float32"), student_weights)
-    student = student_of(start, recipe.plan)
+    teacher = load(recipe.teacher, weights, "cpu", "float32")
+    student = planned_student(recipe, recipe.plan, teacher, student_weights)
     last = out / recipe.phases[-1].config.name
     if separate:
         return save_separately(student, last, out)
     load_phase(student, last)
+    path, about = out / f"{recipe.name}.safetensors", {"recipe": " > ".join(p.config.name for p in recipe.phases)}
     if recipe.plan is not None and recipe.plan.quantizes:
+        save_model(student, out / f"{recipe.name}-full.safetensors", about)
         student = convert(student)
-    path = out / f"{recipe.name}.safetensors"
-    save_model(student, path, {"recipe": " > ".join(phase.config.name for phase in recipe.phases)})
+    save_model(student, path, about)
     return path

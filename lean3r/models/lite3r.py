@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 RELEASE, STEP = "release", "step"  # in the metadata of files
 STAGE_1, FINAL = "Lite3R, stage 1", "Lite3R, final stage"
-LEFT_OUT = ("point_head.", "track_head.")  # VGGT's heads that its files lack
+LEFT_OUT = ("point_head", "track_head")  # VGGT's heads that its files lack
 _PREFIX = "model."
 _OF_RELEASE = re.compile(r"(?:aggregator|camera_head|backbone|cam_enc)\.(?:.*\.)?attn\.(?:proj_lin\.weight|lam)")
 
@@ -22,6 +22,11 @@ def stage_of(names: Collection[str]) -> str | None:
     if not any(_OF_RELEASE.fullmatch(name) for name in names):
         return None
     return STAGE_1 if any(name.endswith(".smooth") for name in names) else FINAL
+
+
+def is_left_out(official: str | None) -> bool:
+    """Whether an official name of VGGT belongs to a head that files of the release lack."""
+    return official is not None and official.partition(".")[0] in LEFT_OUT
 
 
 def our_names(names: Collection[str]) -> dict[str, str]:

@@ -61,7 +61,7 @@ def _export_lite3r(name: str, stored: WeightFiles, out: Path, overwrite: bool) -
     if plan is None or not any(step.mechanism == "sla" for step in plan.exchanges):
         raise UsageError(f"{stored.path} has no linear branches ({plan or 'it is dense'}); train it by a lite3r plan.")
     rounding = {step.quantize for step in plan.quantizes}
-    kept = [key for key in stored.shapes if not key.startswith(lite3r.LEFT_OUT)]
+    kept = [key for key in stored.shapes if not lite3r.is_left_out(key)]
     dense = without_memory(lambda: MODELS.get(name).for_names(kept))
     form = next((f"lite3r-{each}" for each in ("w4a16", "w4a8") if each in rounding), "lite3r")
     model = prepare(dense, form)
@@ -78,7 +78,7 @@ def _export_lite3r(name: str, stored: WeightFiles, out: Path, overwrite: bool) -
     if lite3r.RELEASE not in stored.metadata:
         notes.append(f"the file does not record the plan, {plan}: give keep ratio and mode to the official code")
     if len(kept) < len(stored.shapes):
-        notes.append(f"left out: {' and '.join(head.rstrip('.') for head in lite3r.LEFT_OUT)}")
+        notes.append(f"left out: {' and '.join(lite3r.LEFT_OUT)}")
     return Exported(len(tensors), model.parameter_count, tuple(notes))
 
 

@@ -22,6 +22,7 @@ from lean3r.train.distributed import is_main_process
 from lean3r.train.loop import BatchFn, LossFn
 from lean3r.train.lora import Adapted, add_lora, merge_tensors, require_peft, save_adapters
 from lean3r.train.probe import BATCHES, Unit, gradient_scores, strongest, units_of
+from lean3r.train.students import take_over
 
 FILE = "adapters.json"  # in the folder of a phase: the layers that were chosen
 KEY = "adapters"  # in the settings of a config
@@ -164,7 +165,7 @@ def load_phase(model: nn.Module, folder: Path, *, keep: bool = False) -> None:
         add_to(model, chosen)
     elif chosen is not None:
         tensors = merge_tensors(tensors, chosen["alpha"])
-    model.load_state_dict(tensors)
+    take_over(model, tensors)
 
 
 def save_separately(model: nn.Module, phase: Path, out: Path) -> Path:

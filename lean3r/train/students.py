@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from lean3r.compress import compress, prepare
 from lean3r.compress.plan import CompressionPlan
 from lean3r.compress.sparsify import plan_of
+from lean3r.errors import WeightsError
 from lean3r.train.config import TrainConfig
 from lean3r.train.freeze import trainable_names
+
+SMOOTH = ".smooth"
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -28,6 +32,18 @@ def student_of(start: M, plan: CompressionPlan | None) -> M:
     if plan is None:
         return student
     return (prepare if plan.quantizes else compress)(student, plan)
+
+
+def take_over(student: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load the weights of an earlier phase, in place. Smoothing factors, which belong to its rounding, are left out or
+    stay as they are if only one of both has them. WeightsError if other names or shapes differ."""
+    own = student.state_dict()
+    smooth = {name: value for name, value in own.items() if name.endswith(SMOOTH)}
+    taken = {name: value for name, value in tensors.items() if name in own or not name.endswith(SMOOTH)}
+    try:
+        student.load_state_dict(smooth | taken)
+    except RuntimeError as error:
+        raise WeightsError(f"the weights do not fit the student: {' '.join(str(error).split())}") from error
 
 
 def only_trains(student: M, config: TrainConfig) -> M:
