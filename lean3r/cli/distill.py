@@ -200,17 +200,22 @@ def first_student(recipe: Distillation, teacher: Backbone, weights: str | None) 
 def planned_student(
     recipe: Distillation, plan: CompressionPlan | None, teacher: Backbone, weights: str | None
 ) -> Backbone:
-    """`first_student` with a plan; of a file of Lite3R's release, the teacher with all that the file has."""
+    """`first_student` with a plan. Of full weights of a trained student, ours or of Lite3R's release: the teacher, with
+    all that the file has."""
+    from lean3r.compress.sparsify import PREPARED, STAGE_KEY
     from lean3r.models import lite3r
-    from lean3r.models.checkpoint import read_tensors
+    from lean3r.models.checkpoint import check_model, read_tensors
     from lean3r.models.fingerprint import fingerprint
     from lean3r.models.sources import find_weights
     from lean3r.models.weight_files import open_weights
     from lean3r.train.students import student_of, take_over
 
     path = None if weights is None else find_weights(weights)
-    if path is None or lite3r.RELEASE not in open_weights(path).metadata:
+    files = None if path is None else open_weights(path)
+    full = files is not None and (lite3r.RELEASE in files.metadata or files.metadata.get(STAGE_KEY) == PREPARED)
+    if path is None or files is None or not full:
         return student_of(first_student(recipe, teacher, weights), plan)
+    check_model(files, recipe.teacher)
     student = student_of(teacher, plan)
     keys = student.KEY_MAP
     tensors = {name: v for name, v in student.state_dict().items() if lite3r.is_left_out(keys.official(name))}

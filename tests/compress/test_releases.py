@@ -237,6 +237,8 @@ def test_training_starts_from_a_file_of_the_release_and_ends_in_one(trained: Bac
         path = publish(recipe, tmp_path, str(dense), str(first))
         assert lean3r.load("vggt", weights=path).plan == recipe.plan
     full = path.with_name("lite3r-vggt-full.safetensors")
+    again = student_at(recipe, 0, teacher, str(full), tmp_path)
+    assert_equal_tensors(again.KEY_MAP.write(again.state_dict()), own)
     export_file("vggt", full, tmp_path / "last.pt", "lite3r")
     expected = {released_name(name): v for name, v in expected.items() if not is_left_out(name)}
     assert_equal_tensors(torch.load(tmp_path / "last.pt", weights_only=True)["model"], expected)
