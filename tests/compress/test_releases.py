@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -13,24 +13,21 @@ import torch
 from torch import Tensor
 
 import lean3r
-from lean3r.cli.distill import publish, student_at
 from lean3r.cli.main import main
 from lean3r.compress import compress, prepare, resolve_plan
 from lean3r.errors import UsageError, WeightsError
 from lean3r.models import MODELS
 from lean3r.models.base import Backbone
-from lean3r.models.checkpoint import load_weights, models_that_fit, save_model, save_weights, without_memory
-from lean3r.models.lite3r import is_left_out, released_name
+from lean3r.models.checkpoint import load_weights, models_that_fit, save_model, without_memory
+from lean3r.models.lite3r import released_name
 from lean3r.models.pi3 import Pi3, Pi3Config
 from lean3r.models.speed3r import Speed3rPi3, from_pi3
 from lean3r.models.vggt import Vggt
 from lean3r.models.weight_files import open_weights
 from lean3r.pipeline.exchange import export_file
 from lean3r.pipeline.transcode import compress_file, resolve_weights
-from lean3r.train import DISTILLATIONS
 from lean3r.types import Views
 
-HEAD = "point_head.norm.weight"
 TINY = replace(Vggt.SMALLEST, point_head=False, track_head=False)
 
 
@@ -214,41 +211,6 @@ def test_speed3r_files_have_official_names_only(tmp_path: Path) -> None:
     save_model(compress(pi3, "gsa"), ours)
     with pytest.raises(UsageError, match=r"holds pi3, compressed as gsa .* has no register tokens"):
         export_file("pi3", ours, tmp_path / "other.safetensors", "speed3r")
-
-
-def test_training_starts_from_a_file_of_the_release_and_ends_in_one(trained: Backbone, tmp_path: Path) -> None:
-    recipe = DISTILLATIONS.get("lite3r-vggt")(None)
-    first = release(stage_1(trained), tmp_path / "stage1.pt")
-    from_file = open_weights(first)
-    with patch.dict(Vggt.SIZES, {"vggt": Vggt.SMALLEST}):  # the teacher has all heads
-        teacher, dense = Vggt(Vggt.SMALLEST), tmp_path / "dense.safetensors"
-        save_model(teacher, dense)
-        student = student_at(recipe, 0, teacher, str(first), tmp_path)
-        own = student.KEY_MAP.write(student.state_dict())
-        assert all(torch.equal(own[name], value) for name, value in from_file.read(from_file.files))
-        assert torch.equal(own[HEAD], teacher.KEY_MAP.write(teacher.state_dict())[HEAD])
-        for phase in range(2):
-            student = student_at(recipe, phase, teacher, str(first), tmp_path)
-            expected = {name: value for name, value in own.items() if phase == 0 or not name.endswith(".smooth")}
-            assert_equal_tensors(student.KEY_MAP.write(student.state_dict()), expected)
-            folder = tmp_path / recipe.phases[phase].config.name
-            folder.mkdir()
-            save_weights(student.state_dict(), folder / "weights.safetensors", {})
-        path = publish(recipe, tmp_path, str(dense), str(first))
-        assert lean3r.load("vggt", weights=path).plan == recipe.plan
-    full = path.with_name("lite3r-vggt-full.safetensors")
-    again = student_at(recipe, 0, teacher, str(full), tmp_path)
-    assert_equal_tensors(again.KEY_MAP.write(again.state_dict()), own)
-    export_file("vggt", full, tmp_path / "last.pt", "lite3r")
-    expected = {released_name(name): v for name, v in expected.items() if not is_left_out(name)}
-    assert_equal_tensors(torch.load(tmp_path / "last.pt", weights_only=True)["model"], expected)
-    with pytest.raises(WeightsError, match=r"the weights do not fit the student: .*Missing key"):
-        student_at(recipe, 0, teacher, str(release(trained, tmp_path / "half.pt", drop="frame_blocks.1.")), tmp_path)
-
-
-def assert_equal_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_a_converted_file_keeps_its_training_step(trained: Backbone, tmp_path: Path) -> None:
