@@ -154,7 +154,6 @@ def main() -> None:
     dense = InFirstView(lean3r.load("nano"))
     result: dict[str, object] = {
         "steps": options.steps,
-        "seeds": options.seeds,
         "pairs": options.pairs,
         "side": SIDE,
         "scenes": SCENES,
@@ -181,7 +180,7 @@ def main() -> None:
             {"dense, its scenes": score(dense, few), "its scenes": score(model, few), "others": score(model, held_out)}
         )
         print(seed, {name: rows[-1] for name, rows in runs.items()}, flush=True)
-    write_result("lite3r_errors", result | {"trained": runs} | {"hardware": hardware()})
+        write_result("lite3r_errors", result | {"trained, by seed": runs} | {"hardware": hardware()})
 
 
 if __name__ == "__main__":

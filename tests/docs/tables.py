@@ -6,6 +6,7 @@ A page has them between `<!-- table NAME -->` and `<!-- end -->`.
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -290,6 +291,49 @@ def leaves(value: Any, path: str = "") -> dict[str, object]:
     return {path: value}
 
 
+def lite3r_errors() -> str:
+    """What the errors of Lite3R's release cost, from the file of the benchmark; trained figures as a range of seeds."""
+    found = json.loads((ROOT / "benchmarks/results/lite3r_errors.json").read_text(encoding="utf-8"))
+    runs = found["trained, by seed"]
+
+    def span(values: Sequence[float], form: str) -> str:
+        return " to ".join(dict.fromkeys(format(pick(values), form) for pick in (min, max)))
+
+    def seeds(rows: Sequence[dict[str, float]]) -> str:
+        degrees, depth = ([row[name] for row in rows] for name in ("rot_err_deg", "abs_rel"))
+        return f"{span(degrees, '.1f')} deg, AbsRel {span([100 * value for value in depth], '.1f')} %"
+
+    def change(after: Sequence[dict[str, float]], before: Sequence[dict[str, float]]) -> str:
+        degrees, depth = (
+            [now[name] - then[name] for now, then in zip(after, before, strict=True)]
+            for name in ("rot_err_deg", "abs_rel")
+        )
+        return f"{span(degrees, '+.1f')} deg, AbsRel {span([100 * value for value in depth], '+.1f')} points"
+
+    evaluation, pictures = found["evaluation of the dense nano"], found["pictures of the dense nano"]
+    cameras, nan = found["camera loss of the true cameras"], found["one depth of NaN: share of gradients that are NaN"]
+    own = runs["test scenes are training scenes"]
+    rows = [
+        ["true cameras in the data set's world", "camera loss of a network that predicts the truth"]
+        + [f"{cameras[form]:g}" for form in ("corrected", "as-released")],
+        ["", f"student after {found['steps']} steps, {len(own)} seeds"]
+        + [seeds(runs[form]) for form in ("corrected", "as-released")],
+        ["pictures without normalisation", "dense nano"]
+        + [seeds([pictures[name]]) for name in ("normalised", "raw")],
+        ["poses inverted in the evaluation", "dense nano, Chamfer distance; F-score"]
+        + [f"{evaluation[n]['chamfer']}; {evaluation[n]['fscore_5cm']:.2f}" for n in ("da3", "da3-as-released")],
+        [
+            "test scenes are training scenes",
+            f"change from the dense nano by {found['steps']} steps on {found['few']} pairs",
+            change([row["others"] for row in own], [evaluation["da3"]] * len(own)) + " on other scenes",
+            change([row["its scenes"] for row in own], [row["dense, its scenes"] for row in own]) + " on its own",
+        ],
+        ["one depth of NaN", "share of depths with a gradient of NaN; loss"]
+        + [f"{100 * nan[f]:g} %; {nan[f'loss, {f}']:g}" for f in ("corrected", "as-released")],
+    ]  # fmt: skip
+    return table(["error", "measured", "corrected", "as released"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "commands": commands,
     "formats": formats,
@@ -303,6 +347,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "recipes": lambda: described("recipe", RECIPES),
     "distillations": distillations,
     "lite3r-forms": lambda: table(["", "`lite3r-*`", "`lite3r-*-as-released`", "`lite3r-*-lean`"], lite3r_forms()),
+    "lite3r-errors": lite3r_errors,
     "data-sets": data_sets,
 }
 
