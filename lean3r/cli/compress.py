@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lean3r.pipeline.exchange import Form
     from lean3r.types import Views
 
+CALIBRATION_VIEWS = 16  # pictures
 SCAN_VIEWS, SCAN_SIDE, SCAN_SEED = 4, 240, 20  # pictures, pixels, and seed of the synthetic world for a scan
 
 
@@ -38,7 +39,7 @@ class Compress:
     """Weights of a model (a file, or hf:OWNER/NAME), or the name of a model for its own weights."""
 
     out: Annotated[tyro.conf.Positional[Path], option("OUT")]
-    """File to write (.safetensors; .pt with --export lite3r); with --scan a folder."""
+    """File to write (.safetensors; .pt with --export lite3r; .json with --calibrate); with --scan a folder."""
 
     plan: Plan = None
 
@@ -55,6 +56,13 @@ class Compress:
 
     scan: Annotated[bool, option()] = False
     """Write the error of each layer instead of weights: scan.json, scan.png, and plan.json without the worst layers."""
+
+    calibrate: Annotated[list[str], option("INPUT [INPUT ...]")] = field(default_factory=list)
+    """Write a plan (.json) instead of weights: for each global layer the mechanism and density that change the model's
+    results on these pictures least."""
+
+    budget: Annotated[float, option("SHARE")] = 0.1
+    """--calibrate: mean density of global attention, the share of pairs of tokens that attend to each other."""
 
     photos: Annotated[list[str], option("INPUT [INPUT ...]")] = field(default_factory=list)
     """Pictures for --scan; by default the synthetic world."""
@@ -78,6 +86,9 @@ class Compress:
         console = Console(self.quiet)
         if self.scan:
             self._scan(console)
+            return
+        if self.calibrate:
+            self._calibrate(console)
             return
         if self.export in ("lite3r", "speed3r"):
             self._export(console, self.export)
@@ -166,20 +177,57 @@ class Compress:
         console.line("next", f"lean3r compress {self.source} FILE --plan {self.out / 'plan.json'}")
         print(json.dumps(about) if self.json else self.out)
 
+    def _calibrate(self, console: Console) -> None:
+        """Measure every candidate in every global layer; write the best plan within the budget."""
+        from lean3r.compress.calibrate import calibrate
+        from lean3r.pipeline.calibration import outputs_of
+        from lean3r.pipeline.load import load
+        from lean3r.pipeline.transcode import resolve_weights
+        from lean3r.scratch import atomic_file
+
+        if self.plan is not None or self.scheme is not None or self.export is not None:
+            raise UsageError("--calibrate chooses the plan itself; leave --plan, --scheme and --export out.")
+        if self.out.suffix != ".json":
+            raise UsageError(f"--calibrate writes a plan, got {self.out}; expected a name that ends in .json.")
+        if self.out.exists() and not self.overwrite:
+            raise UsageError(f"{self.out} already exists. Use --overwrite to replace it, or name another file.")
+        name, path = resolve_weights(self.source, self.model, offline=self.offline)
+        with console.stage("loading"):
+            model = load(name, path, dtype="float32")
+            views = self._pictures(self.calibrate, CALIBRATION_VIEWS, model, console)
+        if views.images.shape[1] < 2:
+            raise UsageError("--calibrate needs two pictures or more: global attention is between views.")
+        with console.stage("calibrating"):
+            plan, chosen, _ = calibrate(model, lambda candidate: outputs_of(candidate, views), self.budget)
+        with atomic_file(self.out, overwrite=self.overwrite) as partial:
+            partial.write_text(json.dumps(plan.as_dict(), indent=1), encoding="utf-8")
+        rows = [(str(c.layer), str(c.step or "dense"), f"{c.density:.3f}", f"{c.error:.2g}") for c in chosen]
+        console.table("global layer, what it gets, its density, the error of the results", rows)
+        density = sum(choice.density for choice in chosen) / len(chosen)
+        console.line("density", f"{density:.3f} at {views.images.shape[1]} views")
+        console.line("next", f"lean3r compress {self.source} FILE --plan {self.out}")
+        report = {"out": str(self.out), "model": name, "density": density, "plan": plan.as_dict()}
+        print(json.dumps(report) if self.json else self.out)
+
     def _views(self, model: Backbone, console: Console) -> Views:
         """The pictures of --photos, or one scene of the synthetic world."""
         from lean3r.data.world.synthetic import SyntheticWorld
-        from lean3r.inputs.frames import FrameChoice
-        from lean3r.inputs.pictures import Pictures
         from lean3r.types import Views
 
         if self.photos:
-            pictures = Pictures(self.photos, FrameChoice(max_views=SCAN_VIEWS), keep_frames=False)
-            views = pictures.views(resolution=model.resolution, patch=model.patch)
-            console.read([source.name for source in views.sources], pictures.skipped)
-            return views
+            return self._pictures(self.photos, SCAN_VIEWS, model, console)
         side = min(model.resolution, SCAN_SIDE) // model.patch * model.patch
         return Views(SyntheticWorld(seed=SCAN_SEED, views=SCAN_VIEWS, height=side, width=side).batch(0, 1).images)
+
+    def _pictures(self, inputs: Sequence[str], most: int, model: Backbone, console: Console) -> Views:
+        """At most so many pictures, evenly spaced, at the model's own size."""
+        from lean3r.inputs.frames import FrameChoice
+        from lean3r.inputs.pictures import Pictures
+
+        pictures = Pictures(inputs, FrameChoice(max_views=most), keep_frames=False)
+        views = pictures.views(resolution=model.resolution, patch=model.patch)
+        console.read([source.name for source in views.sources], pictures.skipped)
+        return views
 
     def _plan(self) -> CompressionPlan | None:
         """The plan of --plan and --scheme; None for the plan that the file was trained for."""
