@@ -44,11 +44,11 @@ def test_a_student_from_first_step_to_file(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_dry_run_prints_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--lr", "0.1", "0.2", "0.3", "0.4", "--gamma", "0.5", "0.2", "--seed", "3", "--data", "synthetic:2"]
+    arguments = ["--lr", "0.1", "0.2", "0.3", "--gamma", "0.5", "0.2", "--seed", "3", "--data", "synthetic:2"]
     assert main(["distill", "--student-plan", "sla-fp8", *arguments, *FAST, "-o", str(tmp_path), "--dry-run"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["name"] == "nano-sla-fp8" and not list(tmp_path.iterdir())
-    assert [phase["optim"]["lr"] for phase in found["phases"]] == [0.1, 0.2, 0.3, 0.4]
+    assert [phase["optim"]["lr"] for phase in found["phases"]] == [0.1, 0.2, 0.3]
     for phase in found["phases"]:
         assert phase["seed"] == 3 and phase["stages"][0]["views"] == [2] and phase["stages"][0]["steps"] == 1
         assert phase["settings"]["objective_settings"].items() >= {"gamma_from": 0.5, "gamma_to": 0.2}.items()
