@@ -12,7 +12,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 
 from lean3r.data.base import SceneBatch
 from lean3r.data.sampling.mixture import MAX_TRIES, BatchShape, join_samples, scene_batch, seed_of
@@ -157,6 +156,8 @@ def prepare(view: RawView, limits: tuple[float, float] | None, height: int, widt
     high, wide = round(scale * rows), round(scale * columns)
     top, left = (high - height) // 2, (wide - width) // 2
     box = slice(top, top + height), slice(left, left + width)
+    from PIL import Image  # GPU images without it train on the synthetic world
+
     image = np.asarray(Image.fromarray(view.image).resize((wide, high), Image.Resampling.BICUBIC))[box]
     raw = Image.fromarray(np.ascontiguousarray(view.depth, np.float32))
     depth, unknown = zero_unknown(np.asarray(raw.resize((wide, high), Image.Resampling.NEAREST))[box])
