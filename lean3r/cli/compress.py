@@ -64,6 +64,9 @@ class Compress:
     budget: Annotated[float, option("SHARE")] = 0.1
     """--calibrate: mean density of global attention, the share of pairs of tokens that attend to each other."""
 
+    fit: Annotated[list[str], option("INPUT [INPUT ...]")] = field(default_factory=list)
+    """Pictures by which the matrices are fitted that replace the blocks that --plan removes."""
+
     photos: Annotated[list[str], option("INPUT [INPUT ...]")] = field(default_factory=list)
     """Pictures for --scan; by default the synthetic world."""
 
@@ -89,6 +92,9 @@ class Compress:
             return
         if self.calibrate:
             self._calibrate(console)
+            return
+        if self.fit:
+            self._fit(console)
             return
         if self.export in ("lite3r", "speed3r"):
             self._export(console, self.export)
@@ -207,6 +213,33 @@ class Compress:
         console.line("density", f"{density:.3f} at {views.images.shape[1]} views")
         console.line("next", f"lean3r compress {self.source} FILE --plan {self.out}")
         report = {"out": str(self.out), "model": name, "density": density, "plan": plan.as_dict()}
+        print(json.dumps(report) if self.json else self.out)
+
+    def _fit(self, console: Console) -> None:
+        """Remove blocks, fit what replaces them, and write the weights."""
+        from lean3r.compress.removal import remove
+        from lean3r.pipeline.load import load
+        from lean3r.pipeline.reconstruct import predict
+        from lean3r.pipeline.save import check_file, save
+        from lean3r.pipeline.transcode import resolve_weights
+
+        plan = self._plan()
+        if plan is None or self.export is not None:
+            raise UsageError("--fit needs a plan that removes blocks: --plan PLAN.json; leave --export out.")
+        check_file(self.out, overwrite=self.overwrite)
+        name, path = resolve_weights(self.source, self.model, offline=self.offline)
+        with console.stage("loading"):
+            model = load(name, path, dtype="float32")
+            views = self._pictures(self.fit, CALIBRATION_VIEWS, model, console)
+        with console.stage("fitting"):
+            removed = remove(model, plan, lambda network: predict(network, views))
+        save(removed, self.out, overwrite=self.overwrite)
+        before, after = model.parameter_count, removed.parameter_count
+        console.line("plan", str(plan))
+        console.line("weights", f"{before:,} parameters before, {after:,} now")
+        console.line("next", f"lean3r reconstruct PHOTOS -o DIR --model {name} --weights {self.out}")
+        parameters = {"before": before, "after": after}
+        report = {"out": str(self.out), "model": name, "plan": plan.as_dict(), "parameters": parameters}
         print(json.dumps(report) if self.json else self.out)
 
     def _views(self, model: Backbone, console: Console) -> Views:

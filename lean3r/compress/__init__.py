@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lean3r.compress.plan import resolve_plan as resolve_plan
     from lean3r.compress.quantize import convert as convert
     from lean3r.compress.quantize import prepare as prepare
+    from lean3r.compress.removal import remove as remove
     from lean3r.compress.sparsify import compress as compress
 
 _PUBLIC = {
@@ -21,6 +22,7 @@ _PUBLIC = {
     "resolve_plan": "plan",
     "convert": "quantize",
     "prepare": "quantize",
+    "remove": "removal",
     "compress": "sparsify",
     "with_sla": "modes",
 }

@@ -8,7 +8,7 @@ from typing import TypeVar
 from torch import nn
 
 from lean3r.attention.sla import SLA
-from lean3r.compress.plan import CompressionPlan, QuantizeStep, Step, settings_of
+from lean3r.compress.plan import AnyStep, CompressionPlan, Step, settings_of
 from lean3r.compress.sparsify import PREPARED, STAGE_KEY, copy_sharing_parameters, mark, plan_of
 from lean3r.errors import UsageError
 
@@ -25,9 +25,10 @@ def with_sla(model: M, **settings: object) -> M:
     if plan is None or not any(step.mechanism == "sla" for step in plan.exchanges):
         raise UsageError("the network has no sparse-linear attention; compress it by a plan with sla, such as lite3r.")
 
-    def changed(step: Step | QuantizeStep) -> Step | QuantizeStep:
-        is_sla = isinstance(step, Step) and step.mechanism == "sla"
-        return replace(step, settings={**step.settings, **settings}) if is_sla else step
+    def changed(step: AnyStep) -> AnyStep:
+        if isinstance(step, Step) and step.mechanism == "sla":
+            return replace(step, settings={**step.settings, **settings})
+        return step
 
     prepared = dict(getattr(model, "metadata", {})).get(STAGE_KEY) == PREPARED
     model = copy_sharing_parameters(model)

@@ -92,13 +92,36 @@ class QuantizeStep:
 
 
 @dataclass(frozen=True)
+class RemoveStep:
+    """The frame and global blocks of the target `remove` go; each leaves a matrix (compress/removal.py fits it).
+
+    UsageError for an invalid target.
+    """
+
+    remove: str
+
+    def __post_init__(self) -> None:
+        Target.of_attention(self.remove)
+
+    def __str__(self) -> str:
+        return f"{self.remove}: removed"
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON-ready."""
+        return {"remove": self.remove}
+
+
+AnyStep = Step | QuantizeStep | RemoveStep
+
+
+@dataclass(frozen=True)
 class CompressionPlan:
     """Steps in order; if two steps of a kind select the same block, the later one counts. `a + b` puts b after a.
 
-    Mechanisms are exchanged first, whatever the order, then linear layers are quantised.
+    Whatever the order, mechanisms are exchanged first, then blocks removed, then linear layers quantised.
     """
 
-    steps: tuple[Step | QuantizeStep, ...]
+    steps: tuple[AnyStep, ...]
     name: str = "custom"
 
     def __post_init__(self) -> None:
@@ -114,6 +137,11 @@ class CompressionPlan:
     def exchanges(self) -> tuple[Step, ...]:
         """The steps for attention mechanisms."""
         return tuple(step for step in self.steps if isinstance(step, Step))
+
+    @property
+    def removals(self) -> tuple[RemoveStep, ...]:
+        """The steps that remove blocks."""
+        return tuple(step for step in self.steps if isinstance(step, RemoveStep))
 
     def __str__(self) -> str:
         return f"{self.name} ({'; '.join(map(str, self.steps))})"
@@ -211,8 +239,11 @@ def _freeze(step: Step | QuantizeStep, kind: str) -> None:
         raise UsageError(f"the settings of {kind} cannot be written as JSON: {error}.") from error
 
 
-def _step(row: object, number: int) -> Step | QuantizeStep:
+def _step(row: object, number: int) -> AnyStep:
     row = _table(row, f"step {number}")
+    if "remove" in row:
+        _check_known("key", row, ("remove",), f"of step {number}, which removes blocks")
+        return RemoveStep(_text(row["remove"], f"remove of step {number}"))
     if "quantize" in row:
         return _quantize_step(row, number)
     _check_known("key", row, ("target", "mechanism", "settings", "dense_below"), f"of step {number}")

@@ -20,9 +20,11 @@ from lean3r.compress.foreign import Adopted, ForeignAttention, adopt, map_sites
 from lean3r.compress.fp8_linear import Quantized, deploy, insert
 from lean3r.compress.linears import sites_of
 from lean3r.compress.plan import FROM_MODEL, CompressionPlan, Step, resolve_plan
-from lean3r.compress.targets import Site, Target, places_of
+from lean3r.compress.targets import TRUNK, Site, Target, places_of
 from lean3r.errors import KernelError, UsageError
 from lean3r.layers.attention import SelfAttention
+from lean3r.layers.block import Block
+from lean3r.layers.removed import Removed
 from lean3r.types import Plan
 
 PLAN_KEY, STAGE_KEY = "plan", "stage"  # in the metadata of a checkpoint
@@ -94,7 +96,7 @@ def apply(
     """`compress`, with a list of the changes, layer by layer; `prepared` keeps linear layers trainable."""
     before = plan_of(model)
     if before is not None:
-        if before.quantizes or plan.exchanges:
+        if before.quantizes or plan.exchanges or plan.removals:
             raise UsageError(
                 f"the network is compressed already, by plan '{before.name}'. Start from the network without it, "
                 "or put all steps into one plan."
@@ -121,6 +123,12 @@ def apply(
         if adapter is not None:
             adopt(model, list(step_of), adapter)
         changes += [_exchange(model, site, step_of[site.name]) for site in sites if site.name in step_of]
+    if plan.removals:
+        sites = sites_of(model)
+        places = places_of(sites)
+        gone = {place.name for step in plan.removals for place in Target.of_attention(step.remove).select(places)}
+        changes = [change for change in changes if not (isinstance(change, Change) and change.site.name in gone)]
+        changes += [_remove(model, site) for site in sites if site.name in gone]
     if plan.quantizes:
         changes += insert(model, plan.quantizes)
         if not prepared:
@@ -167,6 +175,19 @@ def _exchange(model: nn.Module, site: Site, step: Step) -> Change:
     attention.mechanism = mechanism
     new = {f"{site.name}.mechanism.{name}": tuple(p.shape) for name, p in mechanism.named_parameters()}
     return Change(site, repr(mechanism), step.dense_below, new)
+
+
+def _remove(model: nn.Module, site: Site) -> Change:
+    path = site.name.rpartition(".")[0]
+    block = model.get_submodule(path)
+    if site.role not in TRUNK or type(block) is not Block:
+        raise UsageError(f"{path} cannot be removed; expected frame or global blocks of a trunk that runs each once.")
+    weight = next(block.parameters())
+    with weight.device:
+        gap = Removed(site.dim).to(weight.dtype).train(block.training)
+    model.set_submodule(path, gap)
+    new = {f"{path}.{name}": tuple(p.shape) for name, p in gap.named_parameters()}
+    return Change(site, "removed", 0, new)
 
 
 def _build(step: Step, site: Site) -> Mechanism:

@@ -1,16 +1,22 @@
-"""Files of the Lite3R release: what they do not record is asked for."""
+"""Plans that a file of weights cannot have; files of the Lite3R release: what they do not record is asked for."""
 
 from __future__ import annotations
 
 from lean3r.compress.plan import CompressionPlan
+from lean3r.compress.sparsify import stored_plan
 from lean3r.errors import UsageError
 from lean3r.models import lite3r
 from lean3r.models.weight_files import WeightFiles
 
 
 def check_plan(stored: WeightFiles, plan: CompressionPlan | None) -> None:
-    """UsageError if a file is of the Lite3R release and no plan says what it does not record, or a plan of another
-    stage."""
+    """UsageError if a plan removes blocks of a file that has them, without pictures; if a file is of the Lite3R release
+    and no plan says what it does not record, or a plan of another stage."""
+    if plan is not None and plan.removals and stored_plan(stored.metadata) is None:
+        raise UsageError(
+            f"plan {plan.name} removes blocks, and {stored.path} has them all. Write a file with the matrices that "
+            "replace them, fitted on pictures: lean3r compress IN OUT --plan PLAN --fit PHOTOS; then use OUT."
+        )
     stage = stored.metadata.get(lite3r.RELEASE)
     if stage is None:
         return
