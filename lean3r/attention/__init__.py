@@ -14,6 +14,7 @@ ATTENTION = Registry(
         "kv_prune": "lean3r.attention.kv_prune:KeyValuePrune",
         "by_views": "lean3r.attention.by_views:ByViews",
         "frame_subset": "lean3r.attention.frame_subset:FrameSubset",
+        "per_head": "lean3r.attention.per_head:PerHead",
         "frame_local": "lean3r.attention.frame_local:FrameLocal",
     },
 )

@@ -64,6 +64,9 @@ class Compress:
     budget: Annotated[float, option("SHARE")] = 0.1
     """--calibrate: mean density of global attention, the share of pairs of tokens that attend to each other."""
 
+    by_head: Annotated[bool, option()] = False
+    """--calibrate: choose for each head of a layer by itself."""
+
     fit: Annotated[list[str], option("INPUT [INPUT ...]")] = field(default_factory=list)
     """Pictures by which the matrices are fitted that replace the blocks that --plan removes."""
 
@@ -204,10 +207,16 @@ class Compress:
         if views.images.shape[1] < 2:
             raise UsageError("--calibrate needs two pictures or more: global attention is between views.")
         with console.stage("calibrating"):
-            plan, chosen, _ = calibrate(model, lambda candidate: outputs_of(candidate, views), self.budget)
+            plan, chosen, _ = calibrate(
+                model, lambda candidate: outputs_of(candidate, views), self.budget, by_head=self.by_head
+            )
         with atomic_file(self.out, overwrite=self.overwrite) as partial:
             partial.write_text(json.dumps(plan.as_dict(), indent=1), encoding="utf-8")
-        rows = [(str(c.layer), str(c.step or "dense"), f"{c.density:.3f}", f"{c.error:.2g}") for c in chosen]
+        heads = ["" if c.head is None else f" head {c.head}" for c in chosen]
+        rows = [
+            (f"{c.layer}{head}", str(c.step or "dense"), f"{c.density:.3f}", f"{c.error:.2g}")
+            for c, head in zip(chosen, heads, strict=True)
+        ]
         console.table("global layer, what it gets, its density, the error of the results", rows)
         density = sum(choice.density for choice in chosen) / len(chosen)
         console.line("density", f"{density:.3f} at {views.images.shape[1]} views")

@@ -18,6 +18,7 @@ from lean3r.compress import compress
 from lean3r.compress.calibrate import Candidate, calibrate, choose
 from lean3r.compress.plan import CompressionPlan
 from lean3r.errors import UsageError
+from lean3r.layers.attention import SelfAttention
 from lean3r.models.nano import Nano, NanoConfig
 from lean3r.pipeline.calibration import outputs_of
 from lean3r.types import Views
@@ -60,6 +61,28 @@ def test_a_layer_that_matters_keeps_more_pairs() -> None:
     assert all(t.isfinite().all() for t in found)
 
 
+def test_a_head_that_matters_keeps_more_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One head of a layer does nothing, the other much; the plan says so by heads, and does what was measured."""
+    few = [("frame_local", {}), ("merge", {"ratio": 0.5, "protect": 0.0})]
+    monkeypatch.setattr(sys.modules["lean3r.compress.calibrate"], "candidates", lambda: few)
+    torch.manual_seed(0)
+    model = Nano(NanoConfig(width=32, heads=2, pairs=1)).eval()
+    attention = model.trunk.blocks[2].attn
+    assert isinstance(attention, SelfAttention)
+    with torch.no_grad():
+        attention.qkv.weight.mul_(8)
+        attention.proj.weight.mul_(8)
+        attention.proj.weight[:, :16] = 0  # reads nothing of head 0
+    views = Views(torch.rand(1, 4, 3, 128, 128))
+    plan, chosen, measured = calibrate(model, lambda candidate: outputs_of(candidate, views), 0.7, by_head=True)
+    assert [(c.layer, c.head) for c in chosen] == [(0, 0), (0, 1)] and len(measured) == 2 * 4
+    assert chosen[0].mechanism is not None and chosen[1].mechanism is None
+    assert max(c.error for c in measured if c.head == 0) < 1e-9 < 1e-6 < max(c.error for c in measured if c.head == 1)
+    found = outputs_of(compress(model, CompressionPlan.from_json(plan.to_json())), views)
+    pairs = zip(found, outputs_of(model, views), strict=True)
+    assert all(torch.allclose(ours, theirs, atol=1e-4) for ours, theirs in pairs)
+
+
 def test_a_plan_from_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,6 +97,10 @@ def test_a_plan_from_pictures(
     found = json.loads(capsys.readouterr().out)
     assert found["density"] <= 0.4 and CompressionPlan.from_json(out.read_text()).as_dict() == found["plan"]
     assert main(["compress", "nano", str(tmp_path / "nano.safetensors"), "--plan", str(out)]) == 0
+    capsys.readouterr()
+    assert main([*call, "--budget", "0.4", "--json", "--by-head", "--overwrite"]) == 0
+    by_head = json.loads(capsys.readouterr().out)
+    assert by_head["density"] <= 0.4 and {step["mechanism"] for step in by_head["plan"]["steps"]} == {"per_head"}
     for more, said in (
         (["--budget", "0.1", "--overwrite"], "no plan has a mean density of at most 0.1"),
         (["--plan", "gsa"], "leave --plan"),
