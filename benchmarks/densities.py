@@ -3,22 +3,21 @@
     python benchmarks/densities.py [--sla FILE] [--views 2 4 8 16 32] [--out nano_densities] [--keep]
 
 The trained students: nano-gsa-fp8 of the package, its windows a query (top-k) changed after training, and, with --sla,
-the file that `lean3r distill --recipe nano-sla-fp8` wrote, its share of keys changed. Differences from dense nano are
-means over scenes with 95 per cent intervals (each scene is compared with itself). Writes
+a file of `lean3r distill --recipe nano-sla-fp8` or of one of its phases, its share of keys changed. Differences from
+dense nano are means over scenes with 95 per cent intervals (each scene is compared with itself). Writes
 benchmarks/results/NAME.json after every row; --keep measures only rows that are missing.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 from typing import Any
 
 from accuracy import check_scoring, held_out
 from common import RESULTS, hardware, write_result
 from paired import KEYS, difference, per_scene
-from students import density_of
+from students import density_of, student
 
 import lean3r
 from lean3r.attention.coarse_fine import Gsa
@@ -28,24 +27,24 @@ from lean3r.types import Views
 
 SCENES = {2: 160, 4: 100, 8: 60, 16: 24, 32: 10}
 TOP_K = (4, 8, 12, 32, 64)
-KEEP = (0.05, 0.1, 0.2, 0.4)
+KEEP = (0.05, 0.1, 0.3)
 
 
 def models(sla: str | None) -> dict[str, Backbone]:
     """The dense model and the students, by name."""
     rows = {"dense": lean3r.load("nano").eval()}
     for count in TOP_K:
-        student = lean3r.load("nano-gsa-fp8").eval()
-        for module in student.modules():
+        fewer = lean3r.load("nano-gsa-fp8").eval()
+        for module in fewer.modules():
             if isinstance(module, Gsa):
                 module.top_k = count
-        rows[f"gsa-fp8, {count} windows"] = student
+        rows[f"gsa-fp8, {count} windows"] = fewer
     for keep in KEEP if sla else ():
-        student = copy.deepcopy(lean3r.load("nano", weights=sla)).eval()
-        for module in student.modules():
+        changed = student(rows["dense"], str(sla))
+        for module in changed.modules():
             if isinstance(module, SLA):
                 module.keep = keep
-        rows[f"sla-fp8, {keep:.0%} of the keys"] = student
+        rows[f"sla, {keep:.0%} of the keys"] = changed
     return rows
 
 
