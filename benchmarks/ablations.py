@@ -139,9 +139,9 @@ def main() -> None:
     dense = lean3r.load("nano").eval()
     batches = held_out(VIEWS, options.scenes)
     path = RESULTS / f"{options.out}.json"
-    old = json.loads(path.read_text()) if options.resume and path.exists() else {"runs": {}}
+    old = json.loads(path.read_text()) if options.resume and path.exists() else {}
     result: dict[str, Any] = {"hardware": hardware(), "steps": options.steps, "scenes": options.scenes, "views": VIEWS}
-    result |= {"dense": {"scenes": per_scene(dense, batches)}, "runs": old["runs"], "against_dense": {}}
+    result |= {"dense": {"scenes": per_scene(dense, batches)}, "runs": old.get("runs", {}), "against_dense": {}}
     result |= {"against_base": {}}
     runs = result["runs"]
     with tempfile.TemporaryDirectory() as temporary:
