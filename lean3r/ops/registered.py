@@ -1,7 +1,8 @@
 """Operators as single nodes of torch's graphs, which torch.compile does not trace into.
 
 Lists, chunks and choices that depend on values break a graph into many. Outside of torch.compile an operator
-is called directly: at no cost, and counters of operations see its parts.
+is called directly: at no cost, and counters of operations see its parts. Not so for GPU tensors that have shapes only:
+a kernel cannot be launched on them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 Results = Tensor | tuple[Tensor, ...]
 
@@ -62,7 +64,9 @@ def operator(name: str, schema: str, run: Callable[..., Results], shapes: Callab
     node.register_autograd(differentiate, setup_context=keep)
 
     def call(*args) -> Results:
-        return node(*args) if torch.compiler.is_dynamo_compiling() else run(*args)
+        if torch.compiler.is_dynamo_compiling() or any(isinstance(x, FakeTensor) and x.is_cuda for x in args):
+            return node(*args)
+        return run(*args)
 
     return call
 
