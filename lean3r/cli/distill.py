@@ -266,7 +266,6 @@ def run_phase(
     objective = OBJECTIVES.get(chosen.objective)(teacher, **chosen.settings)
     adapt(student, config, out / config.name, partial(recipe.batch, phase), objective, device, resume=resume)
     student = only_trains(student, config)
-    objective = OBJECTIVES.get(chosen.objective)(teacher, **chosen.settings)
     if cache is not None:
         objective.remember(*cache)
     scale = 2 if recipe.teacher == "nano" and not config.stages[-1].loss.get("full") else 1

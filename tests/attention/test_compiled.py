@@ -27,6 +27,7 @@ def sparse_block(name: str, **settings: object) -> Block:
         ("gsa", {"top_k": 3, "reference": True}, 4),
         ("gsa", {"top_k": 3, "window": 3}, None),  # windows cut off by the edge
         ("sla", {"mode": "block", "keep": 0.4, "block": 16}, None),
+        ("sla", {"mode": "block", "keep": 0.4, "block": 16, "special": "dense"}, None),
         ("sla", {"mode": "three-way", "critical": 0.3, "block": 16}, 4),
         ("block_sparse", {"sparsity": 0.5, "query_block": 16, "key_block": 16}, None),
     ],
