@@ -94,14 +94,8 @@ class Coded(nn.Module):
         _take_over(self, source)
         self.scheme, self.scheme_name, self.shape = source.scheme, source.scheme_name, source.weight.shape
         del self.weight
-        with torch.no_grad():
-            weight = source.weight if source.smooth is None else source.weight * source.smooth
-            if not weight.is_meta and not bool(weight.isfinite().all()):
-                raise UsageError(
-                    f"the weight of {name or 'a layer'} contains NaN or infinities and cannot be quantised."
-                )
-            for key, value in self.scheme.pack(weight.detach().flatten(1)).items():
-                self.register_buffer(key, value)
+        for key, value in _pack(source, name).items():
+            self.register_buffer(key, value)
 
     @property
     def packed(self) -> Packed:
@@ -137,6 +131,19 @@ class Coded(nn.Module):
         super()._apply(fn, recurse)
         self.weight = self.weight.to(kind)
         return self
+
+
+@torch.no_grad()
+def _pack(source: Rounded, name: str) -> Packed:
+    """The stored form of a layer's weight; on the meta device its sizes only."""
+    weight = source.weight.detach()
+    if weight.is_meta:  # arithmetic there makes torch import its compiler, more than a second
+        row = source.scheme.pack(torch.zeros(1, weight[0].numel(), dtype=weight.dtype))
+        return {key: value.to("meta").new_empty(len(weight), *value.shape[1:]) for key, value in row.items()}
+    weight = weight if source.smooth is None else weight * source.smooth
+    if not bool(weight.isfinite().all()):
+        raise UsageError(f"the weight of {name or 'a layer'} contains NaN or infinities and cannot be quantised.")
+    return source.scheme.pack(weight.flatten(1))
 
 
 class QuantLinear(Coded, TakesRows, nn.Linear):

@@ -33,7 +33,7 @@ class Scheme:
     convolutions = False  # whether convolutions are supported
 
     def pack(self, weight: Tensor) -> Packed:
-        """The stored form of a weight [N, K]: "weight" and its scales, by name."""
+        """The stored form of a weight [N, K]: "weight" and its scales by name, each [N, ...], row n for row n."""
         raise TypeError(f"{type(self).__name__} defines no pack")
 
     def unpack(self, packed: Packed, shape: torch.Size) -> Tensor:

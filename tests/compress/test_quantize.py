@@ -68,6 +68,10 @@ def test_prepared_and_converted_are_the_same_numbers(scheme: str, dtype: torch.d
         assert torch.equal(compress(net, plan(scheme))(x), converted(x))
         assert converted(x[:, :0]).shape == (2, 0, 19)
     assert converted[0].weight.element_size() == 1 and not any(p.ndim > 1 for p in converted.parameters())
+    sizes_only = compress(net.to("meta"), plan(scheme)).state_dict()
+    assert all(value.is_meta for value in sizes_only.values())
+    kinds = {key: (value.shape, value.dtype) for key, value in converted.state_dict().items()}
+    assert {key: (value.shape, value.dtype) for key, value in sizes_only.items()} == kinds
 
 
 @pytest.mark.parametrize(

@@ -263,10 +263,11 @@ def test_shapes_are_the_same_without_memory(name: str) -> None:
     assert {key: (v.shape, v.dtype) for key, v in ours.items()} == {key: (v.shape, v.dtype) for key, v in usual.items()}
 
 
-def test_no_run_imports_a_compiler_or_its_algebra() -> None:
+@pytest.mark.parametrize("name", ["nano", "nano-gsa-fp8"])
+def test_no_run_imports_a_compiler_or_its_algebra(name: str) -> None:
     code = (
         "import lean3r, sys, torch; from lean3r.pipeline.reconstruct import predict\n"
-        "predict(lean3r.load('nano', device='cpu'), lean3r.Views(torch.rand(1, 2, 3, 48, 48)))\n"
+        f"predict(lean3r.load('{name}', device='cpu'), lean3r.Views(torch.rand(1, 2, 3, 48, 48)))\n"
         "assert not {'torch._dynamo', 'sympy', 'triton'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
