@@ -1,11 +1,11 @@
 """Sparse against dense nano over the number of views and the density, on the same held-out scenes.
 
-    python benchmarks/densities.py [--sla FILE] [--views 2 4 8 16 32] [--out nano_densities] [--keep]
+    python benchmarks/densities.py [--sla FILE] [--sla-fp8 FILE] [--views 2 4 8 16 32] [--out nano_densities] [--keep]
 
-The trained students: nano-gsa-fp8 of the package, its windows a query (top-k) changed after training, and, with --sla,
-a file of `lean3r distill --recipe nano-sla-fp8` or of one of its phases, its share of keys changed. Differences from
-dense nano are means over scenes with 95 per cent intervals (each scene is compared with itself). Writes
-benchmarks/results/NAME.json after every row; --keep measures only rows that are missing.
+The trained students: nano-gsa-fp8 of the package, its windows a query (top-k) changed after training, and those of
+`lean3r distill --recipe nano-sla-fp8`: with --sla the weights of its second phase, the share of keys changed, and with
+--sla-fp8 its result. Differences from dense nano are means over scenes with 95 per cent intervals (each scene is
+compared with itself). Writes benchmarks/results/NAME.json after every row; --keep measures only rows that are missing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TOP_K = (4, 8, 12, 32, 64)
 KEEP = (0.05, 0.1, 0.3)
 
 
-def models(sla: str | None) -> dict[str, Backbone]:
+def models(sla: str | None, sla_fp8: str | None) -> dict[str, Backbone]:
     """The dense model and the students, by name."""
     rows = {"dense": lean3r.load("nano").eval()}
     for count in TOP_K:
@@ -45,6 +45,8 @@ def models(sla: str | None) -> dict[str, Backbone]:
             if isinstance(module, SLA):
                 module.keep = keep
         rows[f"sla, {keep:.0%} of the keys"] = changed
+    if sla_fp8:
+        rows["sla-fp8, 10% of the keys"] = student(rows["dense"], sla_fp8)
     return rows
 
 
@@ -52,6 +54,7 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sla", metavar="FILE")
+    parser.add_argument("--sla-fp8", metavar="FILE")
     parser.add_argument("--views", type=int, nargs="+", choices=SCENES, default=list(SCENES))
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--out", default="nano_densities")
@@ -60,7 +63,7 @@ def main() -> None:
     path = RESULTS / f"{options.out}.json"
     old = json.loads(path.read_text())["views"] if options.keep and path.exists() else {}
     result: dict[str, Any] = {"hardware": hardware(), "scenes": SCENES, "views": old}
-    compared = models(options.sla)
+    compared = models(options.sla, options.sla_fp8)
     for views in options.views:
         batches = held_out(views, SCENES[views])
         rows = old.setdefault(str(views), {})
