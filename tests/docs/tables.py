@@ -334,6 +334,42 @@ def lite3r_errors() -> str:
     return table(["error", "measured", "corrected", "as released"], rows)
 
 
+def interval(found: dict[str, float]) -> str:
+    """A difference with its interval."""
+    return f"{found['mean']:+.1f} ({found['low']:+.1f} to {found['high']:+.1f})"
+
+
+def densities(figure: str) -> str:
+    """Differences of sparse students from dense nano, by the number of views, with the share of pairs or without."""
+    found = json.loads((ROOT / "benchmarks/results/nano_densities.json").read_text(encoding="utf-8"))["views"]
+    views = sorted(found, key=int)
+    names = [name for name in found[views[0]] if name != "dense"]
+
+    def cell(row: dict[str, Any]) -> str:
+        share = f", {row['density']:.0%}" if figure == "auc30" else ""
+        return interval(row["against_dense"][figure]) + share
+
+    rows = [
+        [name.replace("gsa-fp8", "`nano-gsa-fp8`"), *(cell(found[count][name]) for count in views)] for name in names
+    ]
+    return table(["", *(f"{count} views" for count in views)], rows)
+
+
+def ablations() -> str:
+    """The papers' ablations on nano: differences from dense nano and from the base, over all seeds."""
+    found = json.loads((ROOT / "benchmarks/results/nano_ablations.json").read_text(encoding="utf-8"))
+    rows = [
+        [
+            name,
+            f"{found['runs'][name][0]['density']:.0%}",
+            *(interval(against[figure]) for figure in ("auc30", "abs_rel")),
+            interval(found["against_base"][name]["auc30"]),
+        ]
+        for name, against in found["against_dense"].items()
+    ]
+    return table(["", "density", "AUC@30 - dense", "AbsRel - dense", "AUC@30 - base"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "commands": commands,
     "formats": formats,
@@ -348,6 +384,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "distillations": distillations,
     "lite3r-forms": lambda: table(["", "`lite3r-*`", "`lite3r-*-as-released`", "`lite3r-*-lean`"], lite3r_forms()),
     "lite3r-errors": lite3r_errors,
+    "densities": lambda: densities("auc30"),
+    "densities-depth": lambda: densities("abs_rel"),
+    "ablations": ablations,
     "data-sets": data_sets,
 }
 
