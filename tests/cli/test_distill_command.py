@@ -94,6 +94,7 @@ def test_a_step_keeps_its_batches_on_any_number_of_processes(
         (["--views", "32"], 2, "at least the largest view count, 32"),
         (["--gamma", "0.2", "0.1"], 0, ""),
         (["--gamma", "0.1", "0.2"], 2, "falls or stays"),
+        (["--recipe", "speed3r-pi3", "--gamma", "0.1"], 2, "no attention-output distillation"),
         (["--recipe", "nano"], 2, "lean3r train nano"),
         (["--gamma", "1", "2", "3"], 2, "--gamma has 3 numbers"),
         (["--lr", "-1"], 2, "optim.lr is -1"),

@@ -106,18 +106,21 @@ def with_configs(recipe: Distillation, configs: Sequence[TrainConfig]) -> Distil
 def with_gamma(recipe: Distillation, highest: float, lowest: float | None = None) -> Distillation:
     """The recipe with another weight of attention-output distillation, which falls to `lowest` at the end.
 
-    `lowest` is a tenth of `highest` by default. Phases that the recipe runs without this distillation do not change.
+    `lowest` is a tenth of `highest` by default. Phases that the recipe runs without this distillation do not change;
+    UsageError if all are such phases.
     """
     lowest = highest / 10 if lowest is None else lowest
     if not 0 <= lowest <= highest:
         raise UsageError(f"gamma goes from {highest} to {lowest}; expected a weight of at least 0 that falls or stays.")
     weights = {"gamma_from": highest, "gamma_to": lowest}
 
-    def set_weights(phase: Phase) -> Phase:
-        without = phase.settings.get("gamma_from") == 0 or phase.objective == "speed3r"
-        return phase if without else replace(phase, settings={**phase.settings, **weights})
+    def without(phase: Phase) -> bool:
+        return phase.settings.get("gamma_from") == 0 or phase.objective == "speed3r"
 
-    return replace(recipe, phases=tuple(set_weights(phase) for phase in recipe.phases))
+    if all(map(without, recipe.phases)):
+        raise UsageError(f"--gamma: the recipe {recipe.name} has no attention-output distillation. Leave it out.")
+    phases = (p if without(p) else replace(p, settings={**p.settings, **weights}) for p in recipe.phases)
+    return replace(recipe, phases=tuple(phases))
 
 
 def with_plan(recipe: Distillation, plan: CompressionPlan) -> Distillation:
