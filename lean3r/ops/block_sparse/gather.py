@@ -19,6 +19,7 @@ from lean3r.ops.repeats import pieces_of
 
 _CPU_BYTES = 1 << 20  # gathered at once for each thread: half of a core's second-level cache
 _DEVICE_BYTES = 256 << 20
+_LANES = 16  # keys below which torch's fused kernel may give 0 for a query that holds NaN
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
@@ -216,6 +217,9 @@ class _Head:
             mixed, height = _flash(queries[i], keys, values, attn_mask=bias, scale=self.scale)
             outs[i].copy_(mixed)
             heights[i].copy_(height)
+        if listed * self.k.shape[1] // dim < _LANES:
+            broken = self.q.isnan().any(-1)
+            out[broken] = lse[broken] = torch.nan
         if self.empty is not None:
             out[self.empty] = 0
             lse[self.empty] = -torch.inf
