@@ -14,6 +14,8 @@ ATTENTION = Registry(
         "kv_prune": "lean3r.attention.kv_prune:KeyValuePrune",
         "by_views": "lean3r.attention.by_views:ByViews",
         "frame_subset": "lean3r.attention.frame_subset:FrameSubset",
+        "mean_query": "lean3r.attention.mean_query:MeanQuery",
+        "matches": "lean3r.attention.matches:Matches",
         "per_head": "lean3r.attention.per_head:PerHead",
         "frame_local": "lean3r.attention.frame_local:FrameLocal",
     },

@@ -18,7 +18,11 @@ from lean3r.errors import UsageError
 
 DENSITIES = (0.025, 0.05, 0.1, 0.2, 0.4)  # of the candidates; what they really are is measured
 GRIDS = ((6, 6), (4, 5), (3, 3), (2, 2), (1, 2))  # of kv_prune: one key in rows x columns stays
-TO_FIRST = ("frame_subset", {"keep": [0]})  # one more for single heads: all views look at the first, as in SAF3R
+FOR_HEADS: list[tuple[str, dict[str, object]]] = [  # more for single heads, as in SAF3R
+    ("frame_subset", {"keep": [0]}),  # all views look at the first
+    *(("mean_query", {"keep": density}) for density in DENSITIES),
+    *(("matches", {"per_view": count}) for count in (1, 4)),
+]
 UNITS = 1000  # into which a density of 1 is divided when layers are chosen
 
 M = TypeVar("M", bound=nn.Module)
@@ -74,7 +78,7 @@ def calibrate(
     """
     if not 0 < budget < 1:
         raise UsageError(f"budget is {budget}; expected a mean density of global attention above 0 and below 1.")
-    kinds = [*candidates(), TO_FIRST] if by_head else candidates()
+    kinds = candidates() + (FOR_HEADS if by_head else [])
     sites = [site for site in sites_of(model) if site.role == "global"]
     dense = _run(model, run)[0]
     measured: list[Candidate] = []

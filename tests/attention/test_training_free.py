@@ -15,6 +15,8 @@ from lean3r.attention.dense import softmax_attention
 from lean3r.attention.frame_local import FrameLocal
 from lean3r.attention.frame_subset import FrameSubset, choose_views
 from lean3r.attention.kv_prune import KeyValuePrune, auto_frames, auto_merge, kept_keys, query_groups
+from lean3r.attention.matches import Matches
+from lean3r.attention.mean_query import MeanQuery
 from lean3r.attention.merge import TokenMerge
 from lean3r.attention.merging import merge, places, unmerge
 from lean3r.errors import UsageError
@@ -291,3 +293,52 @@ def test_counts_of_kept_blocks() -> None:
 def test_invalid_settings_are_refused(build, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build()
+
+
+# Patterns for single heads
+
+
+def test_the_mean_query_chooses_the_keys_with_the_highest_mean_score() -> None:
+    layout = TokenLayout(views=3, special=1, rows=4, cols=5)
+    q, k, v = draw(3, 2, 2, 63, 8)
+    with recording() as log:
+        out = attend(MeanQuery(0.2), layout, q, k, v)
+    means = (q.double() @ k.double().transpose(2, 3)).mean(2)
+    expected = means.topk(13).indices.sort().values  # 0.2 of 63, rounded up
+    keys = log[0].values["keys"]
+    assert isinstance(keys, Tensor) and torch.equal(keys, expected) and log[0].density == pytest.approx(13 / 63)
+    kept = torch.zeros(2, 2, 1, 63, dtype=torch.bool).scatter(3, expected[:, :, None], True)
+    assert_rms(out, F.scaled_dot_product_attention(q, k, v, attn_mask=kept.expand(-1, -1, 63, -1)), 1e-5)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_matches_are_found_where_they_were_put(shared: bool) -> None:
+    """Every view shows the patches of view 0 in another order; a patch reads its own copies and the special tokens."""
+    layout, heads = TokenLayout(views=3, special=1, rows=4, cols=5), 2
+    orders = [torch.randperm(20, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    unit = F.normalize(draw(heads, 20, 32), dim=-1)
+    patches = torch.stack([unit[:, order] for order in orders], 1)  # [H, S, 20, D]
+    q = k = torch.cat([torch.zeros(heads, 3, 1, 32), patches], 2).flatten(1, 2)[None]
+    with recording() as log:
+        attend(Matches(1, shared=shared), layout, q, k, draw(1, heads, 63, 32))
+    keys = log[0].values["keys"]
+    assert isinstance(keys, Tensor) and keys.shape == (1, heads, 60, 6)
+    assert keys[..., :3].unique().tolist() == [0, 21, 42]  # special tokens
+    for head in range(heads):
+        found = keys[0, head, :, 3:].reshape(3, 20, 3) - torch.tensor([1, 22, 43])
+        for view, order in enumerate(orders):
+            for other, theirs in enumerate(orders):
+                assert torch.equal(theirs[found[view, :, other].long()], order)
+    assert log[0].density == pytest.approx((3 * 63 + 60 * 6) / 63**2)
+
+
+def test_a_shared_choice_is_that_of_the_first_head() -> None:
+    layout = TokenLayout(views=2, special=0, rows=4, cols=5)
+    q, k, v = draw(3, 1, 2, 40, 8)
+    with recording() as log:
+        attend(Matches(3, shared=True), layout, q, k, v)
+        attend(Matches(3), layout, q, k, v)
+    shared, own = (record.values["keys"] for record in log)
+    assert isinstance(shared, Tensor) and isinstance(own, Tensor)
+    assert torch.equal(shared[:, 0], own[:, 0]) and torch.equal(shared[:, 1], own[:, 0])
+    assert not torch.equal(own[:, 0], own[:, 1])

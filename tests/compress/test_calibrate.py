@@ -15,7 +15,7 @@ from PIL import Image
 
 from lean3r.cli.main import main
 from lean3r.compress import compress
-from lean3r.compress.calibrate import Candidate, calibrate, choose
+from lean3r.compress.calibrate import FOR_HEADS, Candidate, calibrate, choose
 from lean3r.compress.plan import CompressionPlan
 from lean3r.errors import UsageError
 from lean3r.layers.attention import SelfAttention
@@ -75,7 +75,7 @@ def test_a_head_that_matters_keeps_more_pairs(monkeypatch: pytest.MonkeyPatch) -
         attention.proj.weight[:, :16] = 0  # reads nothing of head 0
     views = Views(torch.rand(1, 4, 3, 128, 128))
     plan, chosen, measured = calibrate(model, lambda candidate: outputs_of(candidate, views), 0.7, by_head=True)
-    assert [(c.layer, c.head) for c in chosen] == [(0, 0), (0, 1)] and len(measured) == 2 * 4
+    assert [(c.layer, c.head) for c in chosen] == [(0, 0), (0, 1)] and len(measured) == 2 * (3 + len(FOR_HEADS))
     assert chosen[0].mechanism is not None and chosen[1].mechanism is None
     assert max(c.error for c in measured if c.head == 0) < 1e-9 < 1e-6 < max(c.error for c in measured if c.head == 1)
     found = outputs_of(compress(model, CompressionPlan.from_json(plan.to_json())), views)
