@@ -1,11 +1,12 @@
 """Calibrated plans (`lean3r compress --calibrate`) against uniform ones of equal density, on nano.
 
-    python benchmarks/calibrated.py [--budgets 0.06 0.115] [--scenes 24] [--calibrations 3]
+    python benchmarks/calibrated.py [--budgets 0.06 0.115] [--scenes 24] [--calibrations 3] [--by-head]
 
 A uniform plan gives every global layer the same candidate of the calibration (compress/calibrate.py). For each budget:
 plans calibrated on several scenes, and every uniform plan within the budget and above 3/4 of it. Scored are other
 scenes, of 8 views. Differences (calibrated minus uniform, and minus dense) are means with 95 per cent intervals; each
-scene is compared with itself. Writes benchmarks/results/calibrated.json after every budget.
+scene is compared with itself. With --by-head, plans for single heads too, and their differences from those for layers.
+Writes benchmarks/results/calibrated.json after every budget.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from paired import KEYS, difference, per_scene
 
 import lean3r
 from lean3r.compress import CompressionPlan, compress
-from lean3r.compress.calibrate import calibrate, candidates, choose
+from lean3r.compress.calibrate import Candidate, calibrate, candidates, choose, steps_of
 from lean3r.compress.plan import Step
 from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.pipeline.calibration import outputs_of
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.06, 0.115])
     parser.add_argument("--scenes", type=int, default=24)
     parser.add_argument("--calibrations", type=int, default=3)
+    parser.add_argument("--by-head", action="store_true")
     options = parser.parse_args()
     check_scoring()
     model = lean3r.load("nano").eval()
@@ -48,24 +50,35 @@ def main() -> None:
     budgets: dict[str, Any] = {}
     result = {"hardware": hardware(), "views": VIEWS, "scenes": options.scenes, "dense": means([dense])}
 
-    every = [calibrate(model, lambda m, v=views: outputs_of(m, v), max(options.budgets))[2] for views in pictures]
+    def measured(by_head: bool) -> list[list[Candidate]]:
+        largest = max(options.budgets)
+        runs = [functools.partial(outputs_of, views=views) for views in pictures]
+        return [calibrate(model, run, largest, by_head=by_head)[2] for run in runs]
+
+    every = measured(False)
+    by_head = measured(True) if options.by_head else []
 
     @functools.cache
     def scored(text: str) -> dict[str, list[float]]:
         return per_scene(compress(model, CompressionPlan.from_json(text)).eval(), batches)
 
-    for budget in options.budgets:
-        found = [choose(measured, budget) for measured in every]
-        plans = [CompressionPlan(tuple(c.step for c in chosen if c.step is not None)) for chosen in found]
+    def of_plans(found: list[list[Candidate]]) -> tuple[dict[str, Any], list[dict[str, list[float]]]]:
+        plans = [CompressionPlan(steps_of(chosen)) for chosen in found]
         density = float(np.mean([candidate.density for chosen in found for candidate in chosen]))
         ours = [scored(plan.to_json()) for plan in plans]
-        row = budgets[f"{budget:g}"] = {
-            "calibrated": {"density": density, "plans": [str(plan) for plan in plans], **means(ours)},
-            "minus_dense": minus(ours, dense),
-            "uniform": {},
-        }
-        against = shown(row["calibrated"], row["minus_dense"])
-        print(f"{budget:g}: calibrated {density:.3f}  {against} minus dense", flush=True)
+        return {"density": density, "plans": [str(plan) for plan in plans], **means(ours)}, ours
+
+    for budget in options.budgets:
+        figures, ours = of_plans([choose(each, budget) for each in every])
+        row = {"calibrated": figures, "minus_dense": minus(ours, dense), "uniform": {}}
+        budgets[f"{budget:g}"] = row
+        against = shown(figures, row["minus_dense"])
+        print(f"{budget:g}: calibrated {figures['density']:.3f}  {against} minus dense", flush=True)
+        if by_head:
+            figures, theirs = of_plans([choose(each, budget) for each in by_head])
+            row["by_head"] = figures | {"minus_dense": minus(theirs, dense), "minus_by_layer": paired(theirs, ours)}
+            against = shown(figures, row["by_head"]["minus_by_layer"])
+            print(f"  by head {figures['density']:.3f}  {against} minus by layer", flush=True)
         seen = set()
         for mechanism, settings in candidates():
             same = [c.density for c in chain(*every) if (c.mechanism, c.settings) == (mechanism, settings)]
@@ -89,7 +102,12 @@ def means(runs: list[dict[str, list[float]]]) -> dict[str, float]:
 
 def minus(ours: list[dict[str, list[float]]], theirs: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     """Mean differences with intervals, for each figure."""
-    return {key: difference([run[key] for run in ours], [theirs[key]]) for key in KEYS}
+    return paired(ours, [theirs])
+
+
+def paired(ours: list[dict[str, list[float]]], theirs: list[dict[str, list[float]]]) -> dict[str, dict[str, float]]:
+    """As `minus`, from several runs."""
+    return {key: difference([run[key] for run in ours], [run[key] for run in theirs]) for key in KEYS}
 
 
 def shown(figures: dict[str, Any], gaps: dict[str, dict[str, float]]) -> str:

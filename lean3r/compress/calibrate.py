@@ -92,10 +92,10 @@ def calibrate(
                 error = sum(_error(ours, theirs) for ours, theirs in zip(outputs, dense, strict=True))
                 measured.append(replace(candidate, density=density, error=error))
     chosen = choose(measured, budget)
-    return CompressionPlan(_steps(chosen), f"calibrated-{budget:g}"), chosen, measured
+    return CompressionPlan(steps_of(chosen), f"calibrated-{budget:g}"), chosen, measured
 
 
-def _steps(chosen: Sequence[Candidate]) -> tuple[Step, ...]:
+def steps_of(chosen: Sequence[Candidate]) -> tuple[Step, ...]:
     """The steps of what changes; heads of a layer with the same mechanism and settings are one group."""
     whole = [candidate.step for candidate in chosen if candidate.step is not None and candidate.head is None]
     groups: dict[int, dict[str, tuple[list[int], str, Mapping[str, object]]]] = {}
