@@ -5,7 +5,8 @@
 16 heads of 64 channels, 192 patches and 5 registers a view: Pi3 on pictures of 224 x 168 pixels, float32. First, in
 the same process, correctness, as in attention.py. Then dense attention (torch's scaled_dot_product_attention), `gsa`
 as Speed3R defines it, with special="pooled", and with regions=64 besides, by turns: seconds of wall time and of all
-cores, medians, and the exponent by which they grow with the views. Writes backbone_layer_cpu.json.
+cores, medians, and the exponent by which they grow with the views. Writes backbone_layer_cpu.json and, of the whole,
+backbone_model_cpu.json; no views, no file.
 """
 
 from __future__ import annotations
@@ -116,26 +117,25 @@ def exponents(rows: list[dict[str, Any]]) -> dict[str, float]:
 def main() -> None:
     """Check, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--views", type=int, nargs="+", default=[8, 16, 32, 64, 128, 256])
+    parser.add_argument("--views", type=int, nargs="*", default=[8, 16, 32, 64, 128, 256])
     parser.add_argument("--model-views", type=int, nargs="*", default=[32, 64, 128])
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the file that is written")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the files that are written")
     options = parser.parse_args()
     shape: dict[str, Any] = {"heads": 16, "head_dim": 64, "special": 5, "rows": 12, "cols": 16}
     bench = replace(bench_here(options.views, LONG_S), **shape, device=torch.device("cpu"), dtype=torch.float32)
-    errors = check(bench, ["gsa"])
-    print("one global layer")
-    rows = [row for views in options.views for row in layer(bench, views)]
-    slopes = exponents(rows)
-    print(*(f"{name}: exponent {slope:.2f}" for name, slope in slopes.items()), sep="\n")
-    whole: list[dict[str, Any]] = []
+    method = f"by turns, medians of five after one; above {LONG_S:.0f} s one run; speed-ups over dense attention"
+    about = {"hardware": hardware(), "shape": shape, "method": method, "relative_rms": check(bench, ["gsa"])}
+    if options.views:
+        print("one global layer")
+        rows = [row for views in options.views for row in layer(bench, views)]
+        slopes = exponents(rows)
+        print(*(f"{name}: exponent {slope:.2f}" for name, slope in slopes.items()), sep="\n")
+        aims = {"aims": AIMS["layer"], "aim_exponent": AIM_EXPONENT}
+        print(write_result("backbone_layer_cpu", about | {"layer": rows, "exponents": slopes} | aims, options.out))
     if options.model_views:
         print("Pi3")
-        whole = models(bench, options.model_views)
-    method = f"by turns, medians of five after one; above {LONG_S:.0f} s one run; speed-ups over dense attention"
-    result = {"hardware": hardware(), "shape": shape, "method": method, "relative_rms": errors}
-    result |= {"layer": rows, "exponents": slopes, "pi3": whole}
-    result |= {"aims": {**AIMS, "exponent": AIM_EXPONENT}}
-    print(write_result("backbone_layer_cpu", result, options.out))
+        rows = models(bench, options.model_views)
+        print(write_result("backbone_model_cpu", about | {"pi3": rows, "aims": AIMS["model"]}, options.out))
 
 
 if __name__ == "__main__":
