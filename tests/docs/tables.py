@@ -355,6 +355,21 @@ def densities(figure: str) -> str:
     return table(["", *(f"{count} views" for count in views)], rows)
 
 
+def ablations() -> str:
+    """The papers' ablations on nano: differences from dense nano and from the base, over all seeds."""
+    found = json.loads((ROOT / "benchmarks/results/nano_ablations.json").read_text(encoding="utf-8"))
+    rows = [
+        [
+            name,
+            f"{found['runs'][name][0]['density']:.0%}",
+            *(interval(against[figure]) for figure in ("auc30", "abs_rel")),
+            interval(found["against_base"][name]["auc30"]),
+        ]
+        for name, against in found["against_dense"].items()
+    ]
+    return table(["", "density", "AUC@30 - dense", "AbsRel - dense", "AUC@30 - base"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "commands": commands,
     "formats": formats,
@@ -371,6 +386,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "lite3r-errors": lite3r_errors,
     "densities": lambda: densities("auc30"),
     "densities-depth": lambda: densities("abs_rel"),
+    "ablations": ablations,
     "data-sets": data_sets,
 }
 
