@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Literal
 
 import numpy as np
+import torch
 
 from lean3r.data.sets.scenes import first_few
 from lean3r.errors import InputError
+
+Resampling = Literal["nearest", "bilinear", "bicubic"]
+REACH = {"bilinear": 1, "bicubic": 2}  # pixels around the nearest one that a method mixes
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -66,6 +71,48 @@ class Predicted:
             f"{self.path} has predictions for other frames: {len(absent) or 'some'} of {len(names)} are missing or "
             f"ambiguous ({first_few(absent or names)}); it has {first_few(self.names)}"
         )
+
+    def depth_at(
+        self,
+        view: int,
+        height: int,
+        width: int,
+        method: Resampling = "nearest",
+        original_size: tuple[int, int] | None = None,
+    ) -> np.ndarray:
+        """Depth [height, width] float32 of a view at the pixels of its whole picture scaled to that size.
+
+        `original_size` (height, width) is that of the original picture, by default the same; only maps with
+        `original_from_depth` need it. 0 outside the map and where its nearest pixel is unknown. Next to an unknown
+        pixel all methods give the nearest, so that every method knows the same pixels. InputError without depth.
+        """
+        if self.depth is None:
+            raise InputError(f"{self.path} has no depth; expected a map for each picture")
+        depth = np.asarray(self.depth[view], np.float32)
+        depth = np.where(np.isfinite(depth) & (depth > 0), depth, 0)
+        rows, columns = depth.shape
+        y, x = (np.arange(height) + 0.5) * rows / height, (np.arange(width) + 0.5) * columns / width
+        if self.original_from_depth is not None:
+            scale_x, scale_y, offset_x, offset_y = self.original_from_depth[view]
+            original_height, original_width = original_size or (height, width)
+            y = ((np.arange(height) + 0.5) * (original_height / height) - offset_y) / scale_y
+            x = ((np.arange(width) + 0.5) * (original_width / width) - offset_x) / scale_x
+        row, column = np.floor(y).astype(int), np.floor(x).astype(int)
+        inside = ((row >= 0) & (row < rows))[:, None] & ((column >= 0) & (column < columns))
+        at = np.ix_(row.clip(0, rows - 1), column.clip(0, columns - 1))
+        near = np.where(inside, depth[at], 0)
+        if method == "nearest":
+            return near
+        values, size = torch.from_numpy(depth)[None, None], 2 * REACH[method] + 1
+        if self.original_from_depth is None:
+            smooth = torch.nn.functional.interpolate(values, (height, width), mode=method, align_corners=False)
+        else:
+            grid = np.stack(np.meshgrid(2 * x / columns - 1, 2 * y / rows - 1), -1)[None]
+            smooth = torch.nn.functional.grid_sample(
+                values.double(), torch.from_numpy(grid), mode=method, padding_mode="border", align_corners=False
+            )
+        unknown = torch.nn.functional.max_pool2d((values == 0).float(), size, 1, REACH[method])[0, 0].numpy() > 0
+        return np.where(inside & ~unknown[at], smooth[0, 0].numpy(), near).astype(np.float32)
 
     def _select(self, order: list[int]) -> Predicted:
         assert self.names is not None

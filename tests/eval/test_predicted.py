@@ -1,0 +1,57 @@
+"""Predictions of any program: what `Predicted` says, and each form of files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lean3r.errors import InputError
+from lean3r.eval.depth_errors import resize_depth_bicubic
+from lean3r.eval.predicted.base import Predicted
+
+RNG = np.random.default_rng(0)
+
+
+def plane(height: int, width: int, scale_x: float = 1, scale_y: float = 1, x: float = 0, y: float = 0) -> np.ndarray:
+    """A depth that is linear in original pixels, at the pixels of a map with this original_from_depth."""
+    columns, rows = (np.arange(width) + 0.5) * scale_x + x, (np.arange(height) + 0.5) * scale_y + y
+    return (5 + 0.01 * columns + 0.02 * rows[:, None]).astype(np.float32)
+
+
+@pytest.mark.parametrize(("height", "width"), [(31, 47), (64, 21), (30, 30)])
+def test_a_map_of_the_whole_picture_is_resized_as_the_benchmarks_do(height, width):
+    depth = RNG.uniform(1, 9, (24, 35)).astype(np.float32)
+    predicted = Predicted(path=Path("x"), depth=(depth,))
+    bicubic = resize_depth_bicubic(torch.from_numpy(depth), height, width).numpy()
+    assert np.array_equal(predicted.depth_at(0, height, width, "bicubic"), bicubic)
+    assert np.array_equal(predicted.depth_at(0, 24, 35), depth)
+    near = predicted.depth_at(0, height, width)
+    assert near[-1, 0] == depth[-1, 0] and near[0, -1] == depth[0, -1] and set(near.flat) <= set(depth.flat)
+
+
+@pytest.mark.parametrize("method", ["nearest", "bilinear", "bicubic"])
+def test_a_map_of_a_crop_is_placed_by_its_original_pixels(method):
+    # 20 x 30 pixels of a map, twice as large and three times as high in the original picture of 90 x 70.
+    place = (2.0, 3.0, 7.0, 11.0)
+    predicted = Predicted(path=Path("x"), depth=(plane(20, 30, *place),), original_from_depth=np.array([place]))
+    whole = predicted.depth_at(0, 90, 70, method)
+    truth = plane(90, 70)
+    tolerance = {"nearest": 0.04, "bilinear": 1e-5, "bicubic": 0.01}[method]  # the cubic is not exact for a plane
+    assert (whole[:11] == 0).all() and (whole[71:] == 0).all() and (whole[:, :7] == 0).all() and whole[11, 7] > 0
+    assert (whole[:, 67:] == 0).all() and (whole[11:71, 7:67] > 0).all()
+    assert np.abs(whole - truth)[20:60, 15:60].max() <= tolerance
+    half = predicted.depth_at(0, 45, 35, method, original_size=(90, 70))
+    assert np.abs(half - plane(45, 35, 2, 2))[10:30, 8:30].max() <= tolerance
+
+
+@pytest.mark.parametrize("method", ["nearest", "bilinear", "bicubic"])
+def test_unknown_depth_spreads_into_no_neighbour(method):
+    depth = np.full((12, 16), 4.0, np.float32)
+    depth[5, 6], depth[2, 3], depth[9, 9] = 0, np.nan, -1
+    whole = Predicted(path=Path("x"), depth=(depth,)).depth_at(0, 36, 48, method)
+    assert (whole == 0).sum() == 27 and np.allclose(whole[whole > 0], 4)
+    with pytest.raises(InputError, match="has no depth"):
+        Predicted(path=Path("x")).depth_at(0, 3, 4)
