@@ -9,6 +9,7 @@ import numpy as np
 
 from lean3r.data.sets.formats.files import image_size, read_pfm
 from lean3r.data.sets.formats.mvsnet import MvsnetSet, NumberedFrame, read_camera
+from lean3r.data.sets.formats.ply import read_ply
 from lean3r.data.sets.scenes import Camera, folders, from_integer_centres, rescale
 from lean3r.errors import InputError
 
@@ -123,9 +124,20 @@ class DTU(MvsnetSet):
             f"{frame.depth} has {depth.shape[1]} x {depth.shape[0]} pixels, which do not match pictures of {size}"
         )
 
+    def cloud(self, scene: int) -> np.ndarray | None:
+        """The structured-light scan."""
+        return read_scan(self.root, self.ids[scene])
+
     def pairs(self, scene: str) -> Path:
         """The pair.txt of all scans."""
         return self.root / "Cameras" / "pair.txt"
+
+
+def read_scan(root: Path, scan: str) -> np.ndarray | None:
+    """Points [N, 3] in metres of Points/stl/stlXXX_total.ply, for a scan named scanX or scanX_train; None without."""
+    number = scan.removeprefix("scan").partition("_")[0]
+    path = root / "Points" / "stl" / f"stl{number:0>3}_total.ply"
+    return METRES * read_ply(path)[0] if path.is_file() else None
 
 
 def _to_integer_centres(intrinsics: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lean3r.data.sets.dtu import METRES
+from lean3r.data.sets.dtu import METRES, read_scan
 from lean3r.data.sets.formats.files import image_size
 from lean3r.data.sets.formats.mvsnet import NumberedFrame, read_camera
 from lean3r.data.sets.scenes import Camera, FolderSet, folders
@@ -52,6 +52,10 @@ class Dtu64(FolderSet[NumberedFrame]):
         if not frames:
             raise InputError(f"{folder} has no view with picture and camera; expected {self.layout}")
         return frames
+
+    def cloud(self, scene: int) -> np.ndarray | None:
+        """The structured-light scan."""
+        return read_scan(self.root, self.ids[scene])
 
 
 def _numbers(scan: Path) -> list[int]:

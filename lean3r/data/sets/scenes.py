@@ -6,6 +6,7 @@ with the centre of the top-left pixel at (0.5, 0.5).
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -100,6 +101,15 @@ class SceneSet(ABC):
     def depth_range(self, scene: int, view: int, as_released: bool) -> tuple[float, float] | None:
         """(nearest, farthest) depth of a view as its camera file states it, or as Lite3R's release reads that file;
         None if the set's files have no such range."""
+        return None
+
+    def view_name(self, scene: int, view: int) -> str:
+        """Name of a view, unique in its scene and the same in every run; without a suffix, perhaps with folders (/)."""
+        return f"{view:06d}"
+
+    def cloud(self, scene: int) -> np.ndarray | None:
+        """Ground-truth points [N, 3] float64 of the scene's surface in the world of its cameras; None if the set's
+        files have none. InputError if the file cannot be read, MissingExtraError without trimesh."""
         return None
 
     def candidates(self, views: int, height: int, width: int) -> np.ndarray | None:
@@ -214,6 +224,10 @@ class FolderSet(SceneSet, Generic[F]):
         frame = self._frames_of(scene)[view]
         return check_camera(frame.camera, f"{self.ids[scene]}, {frame.image.name}")
 
+    def view_name(self, scene: int, view: int) -> str:
+        """The picture's file name without its suffix, with the folders that distinguish it where names repeat."""
+        return picture_names(tuple(frame.image for frame in self._frames_of(scene)))[view]
+
     def view(self, scene: int, view: int) -> RawView:
         """Read one view. The camera is scaled to the size of the picture; InputError for another aspect ratio."""
         frame, camera = self._frames_of(scene)[view], self.camera(scene, view)
@@ -246,6 +260,18 @@ def first_few(items: Sequence[object]) -> str:
 def folders(root: Path) -> list[Path]:
     """Sorted folders directly below `root`, without hidden ones; empty if `root` does not exist."""
     return sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".") if root.is_dir() else []
+
+
+@lru_cache(maxsize=CACHED_SCENES)
+def picture_names(paths: tuple[Path, ...]) -> tuple[str, ...]:
+    """Names of pictures: stems if they differ, otherwise paths below the common folder, with suffixes if need be."""
+    stems = tuple(path.stem for path in paths)
+    if len(set(stems)) == len(paths):
+        return stems
+    common = Path(os.path.commonpath([path.parent for path in paths]))
+    below = [path.relative_to(common) for path in paths]
+    names = tuple(path.with_suffix("").as_posix() for path in below)
+    return names if len(set(names)) == len(paths) else tuple(path.as_posix() for path in below)
 
 
 def pinhole(fx: float, fy: float, cx: float, cy: float) -> np.ndarray:
