@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from lean3r.layers.attention import SelfAttention
 from lean3r.types import TokenLayout
 
 RESULTS = Path(__file__).parent / "results"
+INNERMOST = re.compile(r"[\[{][^\[\]{}]*[\]}]")  # lists and objects that hold no others: a line each
 
 
 def hardware() -> dict[str, object]:
@@ -38,7 +40,7 @@ def write_result(name: str, result: dict, folder: Path = RESULTS) -> Path:
     """Write NAME.json into benchmarks/results, or another folder, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    path.write_text(INNERMOST.sub(lambda row: re.sub(r"\s*\n\s*", " ", row[0]), json.dumps(result, indent=1)) + "\n")
     return path
 
 

@@ -6,7 +6,7 @@ Trains nano and nano-looped in turn with the same recipe (half-size pictures of 
 for so many minutes of one core, without the rendering of scenes. The learning rate is constant and falls in the last
 quarter, so a stopped run can continue from its last checkpoint with other --minutes. Then scores both on held-out
 scenes at 1 to 12 loops: cameras by AUC, depth by AbsRel at patch centres; parameters; time. Writes
-benchmarks/results/looped.json and looped.png.
+benchmarks/results/looped.json and docs/images/looped.png.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ def main() -> None:
         training[name] |= {"trunk_parameters": blocks, "log": run.log[:: max(1, len(run.log) // 40)]}
     result: dict[str, Any] = {"hardware": hardware(), "minutes": options.minutes, "trained_loops": TRAINED}
     result |= {"scenes": options.scenes, "side": SIDE, "training": training} | judge(models, options.scenes)
-    draw(result, RESULTS / "looped.png")
+    draw(result, RESULTS.parents[1] / "docs" / "images" / "looped.png")
     print(write_result("looped", result))
 
 

@@ -23,8 +23,7 @@ from common import hardware, write_result
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "golden"))
 from attention_cases.gsa import decoder_pairs, model_pairs
-from backbone_cases import find_cases, is_full_size, load_synthetic, measure
-from test_backbones import LIMIT
+from backbone_cases import LIMIT, find_cases, is_full_size, load_synthetic, measure
 
 from lean3r.testing import rms_ratio
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden_numbers import folder_option, golden_folder
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--data", default="../shared/data", help="folder of photographs, scenes and bad inputs")
-    parser.addoption("--golden", default="../shared/golden", help="folder of golden numbers")
+    parser.addoption("--golden", help="folder of golden numbers (../shared/golden, or those that are shipped)")
     parser.addoption("--node-modules", default="node_modules", help="folder of npm's three and gltf-validator")
     parser.addoption("--peer", action="append", default=[], help="NAME=PATH of a clone of official code (tests/parity)")
 
@@ -25,11 +26,6 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = True
 
 
-def folder_option(config: pytest.Config, option: str) -> Path:
-    """Folder named by a command line option, relative to the root of the repository."""
-    return (config.rootpath / config.getoption(option)).resolve()
-
-
 @pytest.fixture(scope="session")
 def data_dir(request: pytest.FixtureRequest) -> Path:
     """Folder of shared data; skips where it is absent."""
@@ -41,11 +37,8 @@ def data_dir(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def golden_dir(request: pytest.FixtureRequest) -> Path:
-    """Folder of golden numbers; skips where it is absent."""
-    folder = folder_option(request.config, "--golden")
-    if not folder.is_dir():
-        pytest.skip(f"no golden numbers at {folder}: name the folder with --golden DIR")
-    return folder
+    """Folder of golden numbers (`golden_folder`)."""
+    return golden_folder(request.config)
 
 
 @pytest.fixture(scope="session")

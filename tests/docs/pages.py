@@ -73,6 +73,7 @@ GPUS = "needs GPUs and data sets"
 FIGURES = "makes the figures of the page: minutes to hours"
 SUITE = "is the suite that this test belongs to"
 GIGABYTES = "needs gigabytes of memory"
+WHOLE = "needs the whole folder of golden numbers"
 PEERS = "needs the official programs, which the lines above download"
 
 ELSEWHERE: dict[str, dict[str, str]] = {
@@ -139,6 +140,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "python benchmarks/accuracy.py": FIGURES,
     },
     "docs/parity.md": {
+        "python tests/golden/pack.py --golden golden -o golden.tar.xz": WHOLE,
         "python benchmarks/parity_table.py --golden golden": GIGABYTES,
         "python -m pytest -m slow tests/golden --golden golden": GIGABYTES,
     },

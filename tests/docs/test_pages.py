@@ -61,8 +61,6 @@ def test_page(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None
         return
     text = "\n".join(step.text for step in steps)
     tree = workplace(tmp_path)
-    if "--golden golden" in text:
-        (tree / "golden").symlink_to(request.getfixturevalue("golden_dir"))
     for name, write in wanted(page, text).items():
         write(tree / name)
     (tmp_path / "steps.json").write_text(json.dumps([dataclasses.asdict(step) for step in steps]))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from lean3r.layers.embed import IMAGENET_MEAN, IMAGENET_STD
 from lean3r.models.base import Backbone
 
+LIMIT = 1e-5
 CONSTANTS = {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
 
 
@@ -68,6 +70,8 @@ def measure(case_file: Path, synthetic: ModuleType) -> Measured:
         if name in arrays
     ]
     inputs = {name[3:]: torch.from_numpy(value) for name, value in arrays.items() if name.startswith("in.")}
+    if "images" not in inputs:
+        inputs["images"] = pictures(case, synthetic)
     with torch.inference_mode():
         results = family.run(model.eval(), inputs, case)
         found = {name: family.arrange(name, value, case, model) for name, value in found.items()} | results
@@ -93,6 +97,13 @@ def fill(model: Backbone, synthetic: ModuleType, seed: int) -> None:
         else:
             values[name] = torch.from_numpy(synthetic.synthetic_tensor(key, tensor.shape, seed))
     model.load_state_dict(values, assign=True)
+
+
+def pictures(case: Mapping[str, Any], synthetic: ModuleType) -> Tensor:
+    """The pictures of a case by its seed, for files without them."""
+    how = case["images"]
+    images = synthetic.synthetic_images(how["seed"], how["views"], how["height"], how["width"])
+    return torch.from_numpy(images).reshape(case["arrays"]["in.images"]["shape"])
 
 
 def collect(found: dict[str, Tensor], name: str, out: Tensor) -> None:

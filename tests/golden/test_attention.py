@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from golden_numbers import golden_folder
 
 Check = Callable[[Path, str], None]
 
@@ -35,7 +36,7 @@ def longest(prefixes: dict[str, object], name: str) -> str | None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    folder: Path = (metafunc.config.rootpath / metafunc.config.getoption("--golden")).resolve() / "attention"
+    folder: Path = golden_folder(metafunc.config) / "attention"
     rows = []
     known = checks()
     for path in sorted(folder.glob("*.npz")):

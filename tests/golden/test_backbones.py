@@ -9,12 +9,12 @@ from types import ModuleType
 
 import pytest
 import torch
-from backbone_cases import find_cases, is_full_size, load_synthetic, measure
+from backbone_cases import LIMIT, find_cases, is_full_size, load_synthetic, measure
+from golden_numbers import golden_folder
 
 from lean3r.models import MODELS
 from lean3r.models.base import Backbone
 
-LIMIT = 1e-5
 MANIFESTS = {
     "vggt": "vggt-1b",
     "pi3": "pi3",
@@ -28,7 +28,7 @@ MANIFESTS = {
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case_file" not in metafunc.fixturenames:
         return
-    cases = find_cases((metafunc.config.rootpath / metafunc.config.getoption("--golden")).resolve())
+    cases = find_cases(golden_folder(metafunc.config))
     params = [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if is_full_size(p) else []) for p in cases]
     metafunc.parametrize("case_file", params or [pytest.param(None, id="none")])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import lite3r_cases
 import pytest
+from golden_numbers import golden_folder
 from lite3r_cases import Check
 
 KINDS = ("*.npz", "*.pt.xz", "*.json.gz")
@@ -21,7 +22,7 @@ def checks() -> dict[str, Check]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    folder: Path = (metafunc.config.rootpath / metafunc.config.getoption("--golden")).resolve() / "lite3r"
+    folder: Path = golden_folder(metafunc.config) / "lite3r"
     known, rows = checks(), []
     for path in sorted(path for kind in KINDS for path in folder.glob(kind)):
         prefix = max((p for p in known if path.name.startswith(p)), key=len, default=None)

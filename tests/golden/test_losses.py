@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden_numbers import golden_folder
 
 from lean3r.compress.distill import attention_loss, gamma
 from lean3r.testing import assert_close
@@ -17,7 +18,7 @@ SIGN_LEAK = 2e-2  # of the largest gradient: what one coordinate of free sign ch
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    folder: Path = (metafunc.config.rootpath / metafunc.config.getoption("--golden")).resolve() / "attention"
+    folder: Path = golden_folder(metafunc.config) / "attention"
     absent = pytest.mark.skip(reason=f"no golden numbers at {folder}: name their folder with --golden DIR")
     kind = "kd_loss" if "attention" in metafunc.function.__name__ else "speed3r_loss"
     rows = [pytest.param(path, id=path.stem) for path in sorted(folder.glob(f"{kind}_*.npz"))]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden_numbers import golden_folder
 
 from lean3r.errors import InputError
 from lean3r.eval import depth_errors, point_errors, point_protocols, pose_errors, trajectory
@@ -49,7 +50,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" not in metafunc.fixturenames:
         return
     file, needs = metafunc.function.golden
-    folder: Path = (metafunc.config.rootpath / metafunc.config.getoption("--golden")).resolve()
+    folder: Path = golden_folder(metafunc.config)
     path = folder / "metrics" / f"{file}.npz"
     if not path.is_file():
         reason = f"no golden numbers at {path}: name their folder with --golden DIR"

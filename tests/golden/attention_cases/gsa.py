@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import torch
 import torch.nn.functional as F
+from thin import same_places
 from torch import Tensor, nn
 
 from lean3r.attention.base import Projected, Record, recording
@@ -101,9 +102,9 @@ def decoder_pairs(path: Path, implementation: str = "auto") -> Pairs:
         return torch.cat([kept[2 * index], kept[2 * index + 1]], dim=-1).flatten(0, 1)
 
     final = pair(pairs - 1)
-    pairs_found: Pairs = {"out.decoder": (final, arrays["final"])}
+    pairs_found: Pairs = {"out.decoder": same_places(final, arrays, "final")}
     if "mid" in arrays:
-        pairs_found["tok.middle"] = (pair(middle)[None], arrays["mid"])
+        pairs_found["tok.middle"] = same_places(pair(middle)[None], arrays, "mid")
     same_windows(torch.stack(reported(log, "blocks")), arrays["selected"])
     cotangent = torch.from_numpy(synthetic.noise("cotangent", final.numel(), seed)).view_as(final)
     sparse = [block.attn for block in list(trunk.blocks)[1::2]]
@@ -114,10 +115,10 @@ def decoder_pairs(path: Path, implementation: str = "auto") -> Pairs:
     }
     final.backward(cotangent)
     assert hidden.grad is not None
-    pairs_found["out.gradient of its input"] = (hidden.grad.flatten(0, 1), arrays["grad_hidden"])
+    pairs_found["out.gradient of its input"] = same_places(hidden.grad.flatten(0, 1), arrays, "grad_hidden")
     for name, parameters in wanted.items():
         gradients = torch.stack([p.grad for p in parameters if p.grad is not None])
-        pairs_found[f"out.gradient of {name}"] = (gradients, arrays[f"grad_{name}"])
+        pairs_found[f"out.gradient of {name}"] = same_places(gradients, arrays, f"grad_{name}")
     return pairs_found
 
 
