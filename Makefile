@@ -54,7 +54,7 @@ docs: $(VENV)/dev.stamp
 	$(BIN)/python -m zensical build --strict
 
 tables: $(VENV)/core.stamp
-	@$(BIN)/python tests/docs/tables.py
+	@PYTHONPATH=tests $(BIN)/python -m docs.tables
 
 clean:
 	rm -rf $(VENV) demo build .cache

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from docs.tables import PAGES, PLACE, ROOT, TABLES, with_tables
+from docs.markdown import PAGES, ROOT
+from docs.tables import PLACE, TABLES, with_tables
 from lean3r.cli import COMMANDS
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from docs.tables import covered, leaves
+from docs.lite3r_forms import covered, leaves
 
 from lean3r.attention.sla import SLA
 from lean3r.compress import compress, resolve_plan, with_sla

@@ -1,0 +1,96 @@
+"""The tables that are made from recorded results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from docs.markdown import result, table
+
+
+def lite3r_errors() -> str:
+    """What the errors of Lite3R's release cost, from the file of the benchmark; trained figures as a range of seeds."""
+    found = result("lite3r_errors")
+    runs = found["trained, by seed"]
+
+    def span(values: Sequence[float], form: str) -> str:
+        return " to ".join(dict.fromkeys(format(pick(values), form) for pick in (min, max)))
+
+    def seeds(rows: Sequence[dict[str, float]]) -> str:
+        degrees, depth = ([row[name] for row in rows] for name in ("rot_err_deg", "abs_rel"))
+        return f"{span(degrees, '.1f')} deg, AbsRel {span([100 * value for value in depth], '.1f')} %"
+
+    def change(after: Sequence[dict[str, float]], before: Sequence[dict[str, float]]) -> str:
+        degrees, depth = (
+            [now[name] - then[name] for now, then in zip(after, before, strict=True)]
+            for name in ("rot_err_deg", "abs_rel")
+        )
+        return f"{span(degrees, '+.1f')} deg, AbsRel {span([100 * value for value in depth], '+.1f')} points"
+
+    evaluation, pictures = found["evaluation of the dense nano"], found["pictures of the dense nano"]
+    cameras, nan = found["camera loss of the true cameras"], found["one depth of NaN: share of gradients that are NaN"]
+    own = runs["test scenes are training scenes"]
+    rows = [
+        ["true cameras in the data set's world", "camera loss of a network that predicts the truth"]
+        + [f"{cameras[form]:g}" for form in ("corrected", "as-released")],
+        ["", f"student after {found['steps']} steps, {len(own)} seeds"]
+        + [seeds(runs[form]) for form in ("corrected", "as-released")],
+        ["pictures without normalisation", "dense nano"]
+        + [seeds([pictures[name]]) for name in ("normalised", "raw")],
+        ["poses inverted in the evaluation", "dense nano, Chamfer distance; F-score"]
+        + [f"{evaluation[n]['chamfer']}; {evaluation[n]['fscore_5cm']:.2f}" for n in ("da3", "da3-as-released")],
+        [
+            "test scenes are training scenes",
+            f"change from the dense nano by {found['steps']} steps on {found['few']} pairs",
+            change([row["others"] for row in own], [evaluation["da3"]] * len(own)) + " on other scenes",
+            change([row["its scenes"] for row in own], [row["dense, its scenes"] for row in own]) + " on its own",
+        ],
+        ["one depth of NaN", "share of depths with a gradient of NaN; loss"]
+        + [f"{100 * nan[f]:g} %; {nan[f'loss, {f}']:g}" for f in ("corrected", "as-released")],
+    ]  # fmt: skip
+    return table(["error", "measured", "corrected", "as released"], rows)
+
+
+def interval(found: dict[str, float]) -> str:
+    """A difference with its interval."""
+    return f"{found['mean']:+.1f} ({found['low']:+.1f} to {found['high']:+.1f})"
+
+
+def densities(figure: str) -> str:
+    """Differences of sparse students from dense nano, by the number of views, with the share of pairs or without."""
+    found = result("nano_densities")["views"]
+    views = sorted(found, key=int)
+    names = [name for name in found[views[0]] if name != "dense"]
+
+    def cell(row: dict[str, Any]) -> str:
+        share = f", {row['density']:.0%}" if figure == "auc30" else ""
+        return interval(row["against_dense"][figure]) + share
+
+    rows = [
+        [name.replace("gsa-fp8", "`nano-gsa-fp8`"), *(cell(found[count][name]) for count in views)] for name in names
+    ]
+    return table(["", *(f"{count} views" for count in views)], rows)
+
+
+def ablations() -> str:
+    """The papers' ablations on nano: differences from dense nano and from the base, over all seeds."""
+    found = result("nano_ablations")
+    rows = [
+        [
+            name,
+            f"{found['runs'][name][0]['density']:.0%}",
+            *(interval(against[figure]) for figure in ("auc30", "abs_rel")),
+            interval(found["against_base"][name]["auc30"]),
+        ]
+        for name, against in found["against_dense"].items()
+    ]
+    return table(["", "density", "AUC@30 - dense", "AbsRel - dense", "AUC@30 - base"], rows)
+
+
+OF_RESULTS: dict[str, Callable[[], str]] = {
+    "lite3r-errors": lite3r_errors,
+    "densities": lambda: densities("auc30"),
+    "densities-depth": lambda: densities("abs_rel"),
+    "ablations": ablations,
+}
+"""Name of a table on a page -> what makes it."""
