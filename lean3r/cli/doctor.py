@@ -97,6 +97,7 @@ _FP8_TEXT = f"{_FP8[0]}.{_FP8[1]} or newer"
 _OPTIONAL = {
     "matplotlib": ("curves and plots of training and evaluation", "pip install 'lean3r[eval]'"),
     "scipy": ("distances between point clouds in evaluation", "pip install 'lean3r[eval]'"),
+    "OpenEXR": ("depth in EXR files", "pip install 'lean3r[eval]'"),
     "trimesh": ("ground-truth clouds and meshes of data sets", "pip install 'lean3r[eval]'"),
     "triton": ("GPU kernels; not used by nano", "comes with the CUDA build of torch on Linux"),
 }

@@ -182,9 +182,8 @@ def read_given(path: str | Path) -> GivenCameras:
         for name in ("cameras.json", "transforms.json"):
             if (path / name).is_file():
                 return _from_json(path / name)
-        for folder in (path / sub for sub in COLMAP_FOLDERS):
-            if _is_colmap(folder):
-                return _from_colmap(folder)
+        if (model := find_colmap(path)) is not None:
+            return _from_colmap(model)
         raise InputError(f"{path} holds no cameras; expected {FORMATS}")
     if path.suffix.lower() == ".json":
         return _from_json(path)
@@ -227,6 +226,11 @@ def open_colmap(folder: str | Path) -> pycolmap.Reconstruction:
         raise InputError(
             f"{folder} holds no readable COLMAP model ({reason}); expected cameras, images, points3D."
         ) from error
+
+
+def find_colmap(folder: Path) -> Path | None:
+    """The folder of a COLMAP model: this one, or the first usual place in it; None if there is no model."""
+    return next((folder / sub for sub in COLMAP_FOLDERS if _is_colmap(folder / sub)), None)
 
 
 def _is_colmap(folder: Path) -> bool:

@@ -16,7 +16,20 @@ from lean3r.cli import COMMANDS
 from lean3r.options import options_of
 from lean3r.registry import Registry
 
-HEAVY = {"torch", "numpy", "triton", "PIL", "av", "pycolmap", "trimesh", "matplotlib", "scipy", "safetensors", "rich"}
+HEAVY = {
+    "torch",
+    "numpy",
+    "triton",
+    "PIL",
+    "av",
+    "pycolmap",
+    "trimesh",
+    "OpenEXR",
+    "matplotlib",
+    "scipy",
+    "safetensors",
+    "rich",
+}
 PUBLIC = {
     "CameraOptions",
     "ExportOptions",

@@ -1,19 +1,132 @@
-"""Find and read the predictions for one item of a benchmark."""
+"""Find and read the predictions for one item of a benchmark, in whatever forms they are there."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from lean3r.data.sets.scenes import first_few
 from lean3r.errors import InputError
 from lean3r.eval.predicted import READERS
-from lean3r.eval.predicted.base import Predicted
+from lean3r.eval.predicted.base import MAX_GAP_S, Predicted
+from lean3r.eval.predicted.text import ROWS, form_of
+from lean3r.inputs.cameras import COLMAP_FILES, find_colmap
 
 NPZ = "predictions.npz"
+TEXTS = (".txt", ".csv", ".tum", ".kitti")
+NAMED = {
+    NPZ: "npz",
+    "depth.npy": "depth",
+    **{f"{stem}.json": "json" for stem in ("cameras", "transforms", "intrinsics")},
+    **{f"{stem}{suffix}": "intrinsics" for stem in ("K", "intrinsics") for suffix in (".npy", ".txt")},
+}
+PARTS = ("times_s", "cam_from_world", "intrinsics", "depth", "original_from_depth", "cloud")
+OF_A_MODEL = {*COLMAP_FILES, "rigs.txt", "frames.txt"}
+MEANT = re.compile("pose|traj|times", re.IGNORECASE)  # a text file with such a name must hold predictions
 
 
-def read(place: Path) -> Predicted:
-    """The predictions in a folder, or in a file whose name is `place` with a suffix; InputError if there are none."""
-    for path in (place / NPZ, place.with_name(f"{place.name}.npz"), place):
-        if path.is_file():
-            return READERS.get("npz")(path)
-    raise InputError(f"{place} has no predictions; expected {NPZ} in it")
+def read(
+    place: Path,
+    names: Sequence[str] | None = None,
+    times_s: Sequence[float] | np.ndarray | None = None,
+    max_gap_s: float = MAX_GAP_S,
+) -> Predicted:
+    """The predictions in a folder, in files whose names are `place` with a suffix, or in the file `place`, as one.
+
+    With `names` or `times_s` of a benchmark's pictures, each file is first brought to these: by names if it has them,
+    else by times within `max_gap_s`, else by its order. InputError if there are none, if two files hold the same part,
+    or if they are for different pictures.
+    """
+    parts = [_for(READERS.get(form)(path), names, times_s, max_gap_s) for path, form in _sources(place).items()]
+    if not parts:
+        there = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
+        raise InputError(
+            f"{place} has no predictions{' among ' + first_few(there) if there else ''}. Expected any of: "
+            f"{', '.join(READERS[form].files for form in READERS)}"
+        )
+    return _merged(place, parts, next((len(given) for given in (names, times_s) if given is not None), None))
+
+
+def _sources(place: Path) -> dict[Path, str]:
+    """{file or folder: its form} of an item."""
+    beside = (place.with_name(place.name + suffix) for suffix in ("", ".npz", ".ply", *TEXTS))
+    found = {path: _form(path, must=True) for path in beside if path.is_file()}
+    inside = sorted(place.iterdir()) if place.is_dir() else []
+    if {NPZ, "manifest.json"} <= {path.name for path in inside}:  # lean3r's own: all else is made of these two
+        inside = [path for path in inside if path.name in (NPZ, "points.ply")]
+    model = find_colmap(place)
+    if model is not None:
+        found[model] = "colmap"
+        inside = [path for path in inside if path != model and path.name not in OF_A_MODEL]
+    found.update((path, _form(path, must=bool(MEANT.search(path.stem)))) for path in inside if path.name[0] != ".")
+    return {path: form for path, form in found.items() if form is not None}
+
+
+def _form(path: Path, must: bool) -> str | None:
+    """The row of READERS for a file or folder; None for others, InputError if it `must` hold predictions."""
+    if path.is_dir():
+        return "depth" if path.name == "depth" else None
+    form = NAMED.get(path.name)
+    if form is None and path.suffix in TEXTS:
+        form = form_of(path)
+    elif form is None and (path.suffix == ".ply" or must):
+        form = {".ply": "ply", ".npz": "npz"}.get(path.suffix)
+    if form is None and must and path.suffix in TEXTS:
+        raise InputError(f"{path} holds no predictions that lean3r reads; expected {ROWS}")
+    return form
+
+
+def _for(
+    part: Predicted, names: Sequence[str] | None, times_s: Sequence[float] | np.ndarray | None, max_gap_s: float
+) -> Predicted:
+    """One file's predictions for the pictures of a benchmark."""
+    if _is_shared(part):
+        return part
+    if part.names is None and part.times_s is not None and part.cam_from_world is not None and times_s is not None:
+        return part.at_times(times_s, max_gap_s)
+    return part if names is None else part.of(names)
+
+
+def _is_shared(part: Predicted) -> bool:
+    """Whether it has one camera for all pictures."""
+    held = [name for name in ("names", *PARTS) if getattr(part, name) is not None]
+    return held == ["intrinsics"] and part.views == 1
+
+
+def _merged(place: Path, parts: list[Predicted], count: int | None) -> Predicted:
+    """All parts as one; `count` is the number of pictures if it is known."""
+    pictures = sorted((part for part in parts if part.views and not _is_shared(part)), key=lambda part: -part.views)
+    named = next((part for part in pictures if part.names is not None), None)
+    if named is not None and named.names is not None:
+        parts = [part if part.names is None else part.of(named.names) for part in parts]
+    counts = {str(part.path): part.views for part in parts if part.views and not _is_shared(part)}
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{path}: {number}" for path, number in counts.items())
+        raise InputError(
+            f"the predictions in {place} are for different numbers of pictures ({said}); expected the same"
+        )
+    count = next(iter(counts.values()), count)
+    found: dict[str, tuple[Predicted, Any]] = {}
+    for part in parts:
+        for name in PARTS:
+            value = getattr(part, name)
+            is_second = (
+                name == "cloud" and part.lacks_failures and any(p.cloud is not None for p in parts if p is not part)
+            )
+            if value is None or is_second:
+                continue
+            if name in found:
+                raise InputError(
+                    f"{found[name][0].path} and {part.path} both have {name}; expected one of them: remove the other"
+                )
+            found[name] = part, np.repeat(value, count, 0) if _is_shared(part) and count else value
+    return Predicted(
+        path=place,
+        names=None if named is None else named.names,
+        lacks_failures=bool(pictures) and all(part.lacks_failures for part in pictures),
+        **{name: value for name, (_, value) in found.items()},
+    )
