@@ -43,7 +43,7 @@ ROOMS = {
     "compress": {"layers", "attention", "ops"},
     "data": {"geometry", "inputs"},
     "export": {"geometry", "inputs", "showing"},
-    "eval": {"data", "geometry"},
+    "eval": {"data", "geometry", "inputs"},
     "train": {"compress", "data", "geometry", "layers", "attention"},
     "refine": {"geometry", "inputs"},
     "pipeline": {"models", "compress", "inputs", "geometry", "refine"},
