@@ -21,7 +21,6 @@ import ctypes
 import json
 import multiprocessing
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -30,10 +29,9 @@ from pathlib import Path
 import torch
 from common import RESULTS, hardware, write_result
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "parity"))
-from official import PEERS, PeerAbsent, build_ours, build_peer, differences, parse_clones, run_ours
 from torch import Tensor, nn
 
+from lean3r.bench.official import PEERS, PeerAbsent, build_ours, build_peer, differences, parse_clones, run_ours
 from lean3r.compress import compress
 from lean3r.models.base import Backbone
 from lean3r.models.execution import hold, weight_bytes

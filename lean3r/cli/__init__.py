@@ -31,5 +31,6 @@ COMMANDS = Registry(
         "distill": "lean3r.cli.distill:Distill",
         "data": "lean3r.cli.data:Data",
         "probe": "lean3r.cli.probe:Probe",
+        "bench": "lean3r.cli.bench:Bench",
     },
 )

@@ -32,7 +32,7 @@ def linears_of(
 ) -> list[Place]:
     """Every linear layer and convolution of these classes, in the order of the modules; by default those that can be
     quantised."""
-    labels = _labels(model)
+    labels = labels_of(model)
     places = []
     for path, module in model.named_modules():
         if type(module) in linears or type(module) in convolutions:
@@ -47,14 +47,14 @@ def sites_of(model: nn.Module) -> list[Site]:
     adapter found in another network."""
     if isinstance(model, Mapped):
         return list(model.attention_sites)
-    labels, sites = _labels(model), []
+    labels, sites = labels_of(model), []
     for path, module in model.named_modules():
         if isinstance(module, SelfAttention) and (place := _innermost(path, labels)).number is not None:
             sites.append(Site(path, place.part, module.proj.in_features, module.heads))
     return sites
 
 
-def _labels(model: nn.Module) -> dict[str, Place]:
+def labels_of(model: nn.Module) -> dict[str, Place]:
     """The part of the network that a module stands for, by path; for a layer the innermost enclosing module counts."""
     if isinstance(model, Mapped) or not any(isinstance(module, Block) for module in model.modules()):
         return _third_party_labels(model)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from itertools import chain
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from lean3r.errors import UsageError
 from lean3r.heads.refine import ViewRefiner
@@ -14,6 +16,8 @@ from lean3r.layers.vit import VisionTransformer
 from lean3r.models.base import HALF_DB, Backbone
 from lean3r.models.graphs import EncodeGraphs
 from lean3r.ops.dispatch import has_fast_bfloat16
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def choose_dtype(model: Backbone, device: torch.device) -> tuple[torch.dtype, str]:
@@ -29,7 +33,7 @@ def choose_dtype(model: Backbone, device: torch.device) -> tuple[torch.dtype, st
     return torch.bfloat16, f"the processor multiplies bfloat16, and every output keeps {HALF_DB:.0f} dB"
 
 
-def hold(model: Backbone, dtype: torch.dtype) -> Backbone:
+def hold(model: M, dtype: torch.dtype) -> M:
     """Store the weight matrices of the blocks in encoder, trunk and decoders in `dtype`, that of their products.
 
     `predict` runs half precision under autocast, which would cast float32 weights at every product; the results are

@@ -18,6 +18,7 @@ from lean3r.cli import COMMANDS
 from lean3r.cli.main import main
 
 EXAMPLES = {
+    "bench": ["--views", "2", "--resolution", "64", "--repeats", "1", "-o", "DIR/bench.json", "--overwrite"],
     "compress": ["nano", "OUT.safetensors", "--plan", "gsa"],
     "data": ["list"],
     "demo": ["--photos", "INPUT", "-o", "DIR"],

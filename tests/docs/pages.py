@@ -92,6 +92,12 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "pip install 'lean3r[train]'": DOWNLOADS,
         "python benchmarks/adapters.py": FIGURES,
     },
+    "docs/how-to/benchmark.md": {
+        "lean3r bench --models nano,vggt --plans dense,gsa,gsa-fp8 --views 2..64 --against official "
+        "--peer vggt=./vggt -o cost.json": GIGABYTES,
+        "lean3r bench --models nano --plans dense,gsa --views 8,32 --whole photos/ -o whole.json": FIGURES,
+        "lean3r bench --layer 16x64,4x32 --plans dense,gsa,gsa:special=pooled --views 2..256 -o layer.json": FIGURES,
+    },
     "docs/how-to/distil.md": {
         "torchrun --nproc-per-node 8 -m lean3r distill --recipe speed3r-pi3 --device cuda -o runs/speed3r-pi3 "
         "--data co3dv2=/data/co3dv2 --data scannetpp=/data/scannetpp --data arkitscenes=/data/arkitscenes "

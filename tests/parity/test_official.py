@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from official import PEERS, PeerAbsent, build_ours, build_peer, differences, parse_clones, run_ours
 from torch import Tensor, nn
 
+from lean3r.bench.official import PEERS, PeerAbsent, build_ours, build_peer, differences, parse_clones, run_ours
 from lean3r.layers.embed import imagenet
 from lean3r.models import MODELS
 from lean3r.models.base import Backbone

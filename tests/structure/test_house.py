@@ -47,6 +47,7 @@ ROOMS = {
     "train": {"compress", "data", "geometry", "layers", "attention"},
     "refine": {"geometry", "inputs"},
     "pipeline": {"models", "compress", "inputs", "geometry", "refine"},
+    "bench": {"models", "compress", "pipeline", "inputs", "export", "layers", "testing"},
     "cli": {"*"},
     "testing": set(),
     "types": set(),

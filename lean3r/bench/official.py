@@ -1,7 +1,7 @@
 """The official programs as peers: imported from a package or a clone, filled like ours, run and compared.
 
-Used by the test beside it and by benchmarks/peers.py. Nothing of theirs is copied; each peer says where its class is
-and how it is called.
+Used by `lean3r bench --against official` and by tests/parity. Nothing of theirs is copied; each peer says where its
+class is and how it is called.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "golden"))
-from adapters import log_less_one, signed_log
-from backbone_cases import CONSTANTS
-
-from lean3r.layers.embed import imagenet
+from lean3r.errors import UsageError
+from lean3r.layers.embed import IMAGENET_MEAN, IMAGENET_STD, imagenet
 from lean3r.models import MODELS
 from lean3r.models.base import Backbone
+from lean3r.models.checkpoint import without_memory
 from lean3r.testing import rms_ratio
 from lean3r.types import Views
 
 Outputs = dict[str, Tensor]
+CONSTANTS = {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
+AGREE = 2e-5
+"""Relative RMS by which the outputs of both sides may differ in float32."""
 
 
 class PeerAbsent(Exception):
@@ -78,6 +79,16 @@ def call_vggt(network: nn.Module, images: Tensor) -> Outputs:
     return last | {n: found[n] for n in ("depth", "depth_conf", "world_points", "world_points_conf")}
 
 
+def signed_log(x: Tensor) -> Tensor:
+    """sign(x) log(1 + |x|)."""
+    return x.sign() * x.abs().log1p()
+
+
+def log_less_one(x: Tensor) -> Tensor:
+    """log(x - 1), for confidences 1 + exp(...); exactly 1 is allowed."""
+    return (x.double() - 1).clamp_min(1e-9).log()
+
+
 LOGS = {"depth": torch.log, "depth_conf": log_less_one}
 _DA3 = {
     name: Peer(partial(build_da3, name), call_da3, prefix="model.", compare=LOGS)
@@ -94,15 +105,22 @@ PEERS: dict[str, Peer] = {
 
 
 def parse_clones(texts: Iterable[str]) -> dict[str, Path]:
-    """Values of --peer, "vggt=PATH" or "pi3=PATH", as clone name -> folder."""
+    """Values of --peer, "vggt=PATH" or "pi3=PATH", as clone name -> folder; UsageError as in `check_clone`."""
     clones = {}
     for text in texts:
         name, _, path = text.partition("=")
-        known = {peer.clone for peer in PEERS.values() if peer.clone}
-        if name not in known or not path:
-            raise ValueError(f"--peer got '{text}', expected NAME=PATH with NAME of {', '.join(sorted(known))}")
         clones[name] = Path(path).expanduser().resolve()
+        check_clone(name, clones[name], text)
     return clones
+
+
+def check_clone(name: str, folder: Path, given: str = "") -> None:
+    """UsageError unless `name` is the name of a clone and its folder holds the official repository."""
+    known = sorted({peer.clone for peer in PEERS.values() if peer.clone})
+    if name not in known or not (given.partition("=")[2] or not given):
+        raise UsageError(f"--peer got '{given or name}'; expected NAME=PATH with NAME of {', '.join(known)}.")
+    if not (folder / name).is_dir():
+        raise UsageError(f"--peer {name}: {folder} is no clone of the official repository (no folder '{name}' in it).")
 
 
 def build_peer(name: str, clones: Mapping[str, Path]) -> nn.Module:
@@ -112,8 +130,6 @@ def build_peer(name: str, clones: Mapping[str, Path]) -> nn.Module:
         folder = clones.get(peer.clone)
         if folder is None:
             raise PeerAbsent(f"no clone of {peer.clone} was named: give --peer {peer.clone}=PATH")
-        if not (folder / peer.clone).is_dir():
-            raise PeerAbsent(f"{folder} holds no folder '{peer.clone}' and is no clone of the official repository")
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
     try:
@@ -148,17 +164,24 @@ def seeded(key: str, shape: torch.Size, seed: int = 0) -> Tensor:
 
 
 def build_ours(name: str) -> Backbone:
-    """Our model by its name, filled with the same values by official key."""
-    with torch.device("meta"):
-        model: Backbone = MODELS.get(name)()
+    """Our model by its name, filled with the same values by official key (by our own where there is none)."""
+    model: Backbone = without_memory(MODELS.get(name))
     values = {}
     for own, tensor in model.state_dict().items():
-        key = model.KEY_MAP.official(own)
-        assert key is not None, f"{own} has no official key"
+        key = model.KEY_MAP.official(own) or own
         constant = CONSTANTS.get(key.rpartition(".")[2])
         values[own] = seeded(key, tensor.shape) if constant is None else torch.tensor(constant).reshape(tensor.shape)
     model.load_state_dict(values, assign=True)
     return model.eval()
+
+
+def give_weights(ours: Backbone, network: nn.Module, prefix: str) -> None:
+    """Let the official network have the very tensors of ours, wherever both have the same parameter."""
+    theirs = {prefix + key: value for key, value in network.named_parameters()}
+    for own, value in ours.state_dict(keep_vars=True).items():
+        same = theirs.get(ours.KEY_MAP.official(own) or own)
+        if same is not None and same.shape == value.shape:
+            same.data = value.data
 
 
 def run_ours(model: Backbone, images: Tensor) -> Outputs:

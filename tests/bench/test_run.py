@@ -1,0 +1,104 @@
+"""Whole benchmarks of nano at 64 pixels: rows, verification, resuming, and files that cannot be."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from lean3r.bench.run import bench
+from lean3r.bench.settings import Settings
+from lean3r.cli.main import main
+from lean3r.errors import UsageError
+
+SMALL = {"sizes": (64,), "views": (2, 4), "repeats": 2, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """A run of dense nano, two plans and torch's attention, as its file has it."""
+    out = tmp_path_factory.mktemp("bench") / "new" / "bench.json"
+    settings = Settings(plans=("dense", "gsa:dense_below=0", "fp8"), against=("sdpa", "official"), **SMALL)
+    bench(settings, out)
+    return json.loads(out.read_text())
+
+
+def test_rows_have_figures_that_fit_together(result: dict) -> None:
+    rows = [row for row in result["rows"] if row["program"] != "official"]
+    assert [row["error"] for row in rows] == [None] * 8
+    for row in rows:
+        seconds = row["seconds"]
+        assert len(seconds["runs"]) == 2 and seconds["min"] <= seconds["median"] <= seconds["max"]
+        assert row["views_per_s"] == pytest.approx(row["views"] / seconds["median"], rel=1e-3)
+        assert set(row["parts"]) == {"encoder", "frame", "global", "heads"}
+        assert 0.5 * seconds["min"] < sum(row["parts"].values()) <= 1.01 * seconds["max"]
+        assert row["peak_mb"] > 100 and row["flops"] > 1e7 and row["roofline_share"] > 0
+        assert (row["height"], row["width"], row["device"], row["dtype"]) == (64, 64, "cpu", "float32")
+        assert row["weights"] == "nano.safetensors"
+    assert result["format"] == 1 and result["hardware"]["cores"] >= 1 and result["load"]["average_after"]
+
+
+def test_outputs_are_compared_with_the_dense_model(result: dict) -> None:
+    found = {(row["plan"], row["program"], row["views"]): row["decibels"] for row in result["rows"]}
+    for views in (2, 4):
+        assert found["dense", "lean3r", views] is None
+        assert found["dense", "sdpa", views] > 94  # 2e-5
+        assert 0 < found["gsa:dense_below=0", "lean3r", views] < 90
+        assert 10 < found["fp8", "lean3r", views] < 60
+
+
+def test_a_peer_that_does_not_exist_is_a_row(result: dict) -> None:
+    rows = [row for row in result["rows"] if row["program"] == "official"]
+    assert len(rows) == 2 and all("no official program of nano" in row["error"] for row in rows)
+    assert all(row["seconds"] is None and row["parts"] == {} for row in rows)
+
+
+def test_growth_is_the_slope_of_the_logarithms(result: dict) -> None:
+    name = "nano dense, 64x64, cpu, float32"
+    at = {row["views"]: row for row in result["rows"] if row["plan"] == "dense" and row["program"] == "lean3r"}
+    found = result["exponents"][name]
+    assert found["views"] == [2, 4] and found["plan"] == "dense"
+    for key in ("seconds", "cpu_seconds"):
+        assert found[key] == pytest.approx(math.log2(at[4][key]["median"] / at[2][key]["median"]), abs=2e-3)
+
+
+def test_an_interrupted_run_goes_on(result: dict, tmp_path: Path) -> None:
+    """Rows of finished cells stay as they are; a cell that lacks a row is measured again, and nothing else."""
+    rows = [row for row in result["rows"] if row["program"] == "lean3r" and row["plan"] in ("dense", "fp8")]
+    out = tmp_path / "bench.json"
+    out.write_text(json.dumps(result | {"rows": rows[:-1]}))
+    said: list[dict] = []
+    after = bench(Settings(plans=("dense", "fp8"), **SMALL), out, resume=True, say=said.append)
+    assert after["rows"][:2] == rows[:2]
+    assert [(row["plan"], row["views"]) for row in said] == [("dense", 4), ("fp8", 4)]
+    assert [(row["plan"], row["views"]) for row in after["rows"]] == [(row["plan"], row["views"]) for row in rows]
+    with pytest.raises(UsageError, match="was made with repeats 2; this run has 3"):
+        bench(Settings(**SMALL | {"repeats": 3}), out, resume=True)
+    with pytest.raises(UsageError, match="--resume"):
+        bench(Settings(**SMALL), out)
+    for text, what in (("{", "cannot be read"), ('{"format": 7}', "format 7"), ('{"format": 1}', "lacks hardware")):
+        out.write_text(text)
+        with pytest.raises(UsageError, match=what):
+            bench(Settings(**SMALL), out, resume=True)
+
+
+def test_a_file_that_cannot_be_written_is_known_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path, tmp_path / "file" / "bench.json", "/proc/bench.json"):
+        assert main(["bench", "-q", "-o", str(out)]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1 and "bug" not in err
+
+
+def test_a_layer_alone(tmp_path: Path) -> None:
+    settings = Settings(
+        models=("layer-2x16",), plans=("dense", "gsa:dense_below=0"), sizes=(56,), views=(2,), repeats=1
+    )
+    dense, gsa = bench(settings, tmp_path / "layer.json")["rows"]
+    assert dense["error"] is None and gsa["error"] is None
+    assert set(dense["parts"]) == {"embedding", "attention", "linear"} == set(gsa["parts"])
+    assert dense["weights"] == "random" and 0 < gsa["decibels"] < 100
+    tokens, dim = 2 * (16 + 5), 32
+    assert dense["flops"] == 2 * tokens * 12 * dim**2 + 4 * tokens**2 * dim + 2 * 2 * 16 * 3 * 14**2 * dim

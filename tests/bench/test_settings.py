@@ -1,0 +1,83 @@
+"""What the text of a benchmark means, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lean3r.bench.official import parse_clones
+from lean3r.bench.settings import Cell, Settings, parse_layers, parse_sizes, parse_views, split_plans
+from lean3r.errors import UsageError
+
+
+def test_views_double_within_a_range() -> None:
+    assert parse_views("2..64") == (2, 4, 8, 16, 32, 64)
+    assert parse_views("32, 3..13,6") == (3, 6, 12, 32)
+
+
+@pytest.mark.parametrize("text", ["", "0", "8..2", "2...4", "two", "2,", "-1", "99999999"])
+def test_other_views_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--views"):
+        parse_views(text)
+
+
+def test_sizes_become_multiples_of_the_patch_of_each_model() -> None:
+    square, wide, own = (Cell(2, size) for size in (*parse_sizes("240,168x224"), None))
+    assert [cell.pixels("nano") for cell in (square, wide, own)] == [(240, 240), (160, 224), (240, 240)]
+    assert [cell.pixels("vggt") for cell in (square, wide, own)] == [(238, 238), (168, 224), (518, 518)]
+    for text in ("x", "16x", "16x16x16"):
+        with pytest.raises(UsageError, match="--resolution"):
+            parse_sizes(text)
+
+
+def test_settings_stay_with_their_plan() -> None:
+    assert split_plans("dense,gsa:special=pooled,regions=64,fp8") == ("dense", "gsa:special=pooled,regions=64", "fp8")
+    assert split_plans(["sdpa,merge", "sdpa"]) == ("sdpa", "merge")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"models": ("nona",)}, "Perhaps you meant nano"),
+        ({"plans": ("dens",)}, "Perhaps you meant dense"),
+        ({"against": ("offical",)}, "offical"),
+        ({"sizes": (3,)}, "at least 16 pixels"),
+        ({"devices": ("tpu",)}, "unknown device"),
+        ({"dtypes": ("int3",)}, "unknown dtype"),
+        ({"repeats": 0}, "--repeats is 0"),
+        ({"threads": 0}, "--threads is 0"),
+        ({"weights": (("vggt", "x.safetensors"),)}, "not among --models"),
+        ({"whole": "nowhere"}, "does not exist"),
+        ({"whole": "nowhere", "against": ("sdpa",)}, "leave out sdpa"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(change: dict, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        Settings(**change)
+
+
+def test_a_clone_must_be_one(tmp_path: Path) -> None:
+    for text in ("vggt", "vggt=", "nano=x", f"vggt={tmp_path}", f"vggt={tmp_path / 'nowhere'}"):
+        with pytest.raises(UsageError, match="--peer"):
+            parse_clones([text])
+    (tmp_path / "vggt").mkdir()
+    assert parse_clones([f"vggt={tmp_path}"]) == {"vggt": tmp_path.resolve()}
+
+
+def test_layers_are_models() -> None:
+    assert parse_layers("16x64,4x32") == ("layer-16x64", "layer-4x32")
+    for text in ("16", "0x64", "4x30"):
+        with pytest.raises(UsageError, match="--layer"):
+            parse_layers(text)
+
+
+def test_the_dense_program_is_first_and_a_student_is_alone() -> None:
+    programs = Settings(plans=("gsa", "dense"), against=("merge", "sdpa", "official")).programs("nano")
+    assert [(p.plan, p.kind) for p in programs] == [
+        *((plan, "lean3r") for plan in ("dense", "gsa", "merge")),
+        ("dense", "sdpa"),
+        ("dense", "official"),
+    ]
+    alone = Settings(models=("nano-gsa-fp8",), plans=("dense", "gsa")).programs("nano-gsa-fp8")
+    assert [p.plan for p in alone] == ["stored"]
