@@ -28,7 +28,6 @@ from pathlib import Path
 
 import torch
 from common import RESULTS, hardware, write_result
-
 from torch import Tensor, nn
 
 from lean3r.bench.official import PEERS, PeerAbsent, build_ours, build_peer, differences, parse_clones, run_ours

@@ -153,13 +153,13 @@ def _official(program: Program, device: torch.device) -> Ready:
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
     """Inside, a GPU multiplies float32 as such."""
-    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = products.allow_tf32, convolutions.allow_tf32
-    products.allow_tf32 = convolutions.allow_tf32 = False
+    products, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
     try:
-        yield
+        products.allow_tf32 = False
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            yield
     finally:
-        products.allow_tf32, convolutions.allow_tf32 = before
+        products.allow_tf32 = before
 
 
 class _Layer(nn.Module):

@@ -46,7 +46,7 @@ def bench(
             runner.run(model)
     if result["rows"] and all(row["error"] for row in result["rows"]):
         first = result["rows"][0]
-        raise InputError(f"nothing could be measured; the first reason, of {first['model']}: {first['error']}.")
+        raise InputError(f"nothing could be measured; the first reason, of {first['model']}: {first['error']}")
     return result
 
 

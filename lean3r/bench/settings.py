@@ -13,6 +13,7 @@ from lean3r.compress import resolve_plan
 from lean3r.errors import UsageError
 from lean3r.models import CARDS, MODELS, STUDENTS, model_of
 from lean3r.models.sources import find_weights
+from lean3r.models.weight_files import open_weights
 from lean3r.pipeline.devices import resolve_device, resolve_dtype
 
 Kind = Literal["lean3r", "sdpa", "official"]
@@ -99,7 +100,7 @@ class Settings:
         for model, file in self.weights:
             if model not in self.models:
                 raise UsageError(f"--weights names {model}, which is not among --models {','.join(self.models)}.")
-            find_weights(file)
+            open_weights(find_weights(file))
         for name, folder in self.clones:
             check_clone(name, Path(folder))
         for name, least in (("repeats", 1), ("threads", 1), ("limit_s", 0)):

@@ -102,8 +102,8 @@ class Bench:
         from lean3r.errors import UsageError
 
         layers = parse_layers(self.layer)
-        named = tuple(dict.fromkeys(filter(None, (name.strip() for name in self.models.split(",")))))
-        models: tuple[str, ...] = (*(named or (() if layers else ("nano",))), *layers)
+        named = [name.strip() for name in self.models.split(",") if name.strip()]
+        models = list(dict.fromkeys([*named, *layers])) or ["nano"]
         weights = []
         for text in self.weights:
             model, equals, file = text.partition("=")
@@ -114,7 +114,7 @@ class Bench:
         if not plans:
             raise UsageError("--plans is empty; expected names such as dense,gsa.")
         return Settings(
-            models,
+            tuple(models),
             plans,
             split_plans(self.against),
             parse_views(self.views),

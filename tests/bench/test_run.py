@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,14 @@ from lean3r.bench.settings import Settings
 from lean3r.cli.main import main
 from lean3r.errors import UsageError
 
-SMALL = {"sizes": (64,), "views": (2, 4), "repeats": 2, "threads": 1}
+SMALL = Settings(sizes=(64,), views=(2, 4), repeats=2, threads=1)
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """A run of dense nano, two plans and torch's attention, as its file has it."""
     out = tmp_path_factory.mktemp("bench") / "new" / "bench.json"
-    settings = Settings(plans=("dense", "gsa:dense_below=0", "fp8"), against=("sdpa", "official"), **SMALL)
+    settings = replace(SMALL, plans=("dense", "gsa:dense_below=0", "fp8"), against=("sdpa", "official"))
     bench(settings, out)
     return json.loads(out.read_text())
 
@@ -70,18 +71,18 @@ def test_an_interrupted_run_goes_on(result: dict, tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     out.write_text(json.dumps(result | {"rows": rows[:-1]}))
     said: list[dict] = []
-    after = bench(Settings(plans=("dense", "fp8"), **SMALL), out, resume=True, say=said.append)
+    after = bench(replace(SMALL, plans=("dense", "fp8")), out, resume=True, say=said.append)
     assert after["rows"][:2] == rows[:2]
     assert [(row["plan"], row["views"]) for row in said] == [("dense", 4), ("fp8", 4)]
     assert [(row["plan"], row["views"]) for row in after["rows"]] == [(row["plan"], row["views"]) for row in rows]
     with pytest.raises(UsageError, match="was made with repeats 2; this run has 3"):
-        bench(Settings(**SMALL | {"repeats": 3}), out, resume=True)
+        bench(replace(SMALL, repeats=3), out, resume=True)
     with pytest.raises(UsageError, match="--resume"):
-        bench(Settings(**SMALL), out)
+        bench(SMALL, out)
     for text, what in (("{", "cannot be read"), ('{"format": 7}', "format 7"), ('{"format": 1}', "lacks hardware")):
         out.write_text(text)
         with pytest.raises(UsageError, match=what):
-            bench(Settings(**SMALL), out, resume=True)
+            bench(SMALL, out, resume=True)
 
 
 def test_a_file_that_cannot_be_written_is_known_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
