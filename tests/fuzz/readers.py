@@ -96,6 +96,16 @@ def read_colmap(folder: Path, rng: random.Random) -> None:
     read_truth(folder)
 
 
+def read_predictions(folder: Path, _: random.Random) -> None:
+    """As the predictions for two pictures, and what is said about them."""
+    from lean3r.eval.predicted.reading import read
+
+    predicted = read(folder, ["a.png", "b.png"])
+    predicted.problems()
+    if predicted.depth is not None:
+        predicted.depth_at(0, 72, 96, "bilinear")
+
+
 def read_weights(folder: Path, _: random.Random) -> None:
     """All tensors."""
     from lean3r.models.weight_files import open_weights
@@ -226,6 +236,14 @@ READERS: dict[str, Reader] = {
     "cameras.json": Reader(450, lambda _: samples.cameras_json(), read_cameras),
     "transforms.json": Reader(450, lambda _: samples.transforms_json(), read_cameras),
     "tum": Reader(150, lambda _: samples.trajectory(), read_trajectory),
+    **{
+        f"predictions/{form}": Reader(60, lambda _, f=form: samples.predictions(f), read_predictions)
+        for form in ("npz", "tum", "kitti", "euroc", "ply", "ply/ascii")
+    },
+    **{
+        f"depth/{suffix}": Reader(60, lambda _, s=suffix: samples.maps(s), read_predictions)
+        for suffix in ("npy", "npz", "exr", "pfm", "tiff", "png")
+    },
     "safetensors": Reader(450, lambda _: samples.weights("safetensors"), read_weights),
     "index": Reader(350, lambda _: samples.weights("index"), read_weights),
     "pt": Reader(350, lambda _: samples.weights("pt"), read_weights),

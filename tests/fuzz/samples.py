@@ -203,3 +203,45 @@ def checkpoint() -> Files:
             state = {"step": step, "model": {"w": torch.ones(4)}, "optimizer": {}, "ema": {}, "config": "{}"}
             save_checkpoint(Path(folder), step, state, 2)
         return {path.name: path.read_bytes() for path in Path(folder).glob("step-*")}
+
+
+def maps(suffix: str) -> Files:
+    """Depth maps of two pictures."""
+    values, files = np.linspace(1, 9, 48 * 36, dtype=np.float32).reshape(36, 48), {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"x.{suffix}"
+        if suffix == "exr":
+            import OpenEXR
+
+            OpenEXR.File({"type": OpenEXR.scanlineimage}, {"Z": values}).write(str(path))
+        elif suffix == "npy":
+            np.save(path, values)
+        elif suffix == "npz":
+            np.savez_compressed(path, depth=values)
+        elif suffix == "pfm":
+            path.write_bytes(b"Pf\n48 36\n-1.0\n" + values.tobytes())
+        elif suffix == "png":
+            Image.fromarray((1000 * values).astype(np.uint16)).save(path)
+            files["depth.json"] = b'{"units_per_metre": 1000}'
+        else:
+            Image.fromarray(values).save(path)
+        return {**files, **{f"depth/{name}.{suffix}": path.read_bytes() for name in "ab"}}
+
+
+def predictions(form: str) -> Files:
+    """Predictions of two pictures, a.png and b.png, in a form that another program writes."""
+    points = np.arange(30, dtype=np.float64).reshape(10, 3)
+    head = (
+        "ply\nformat {} 1.0\nelement vertex 10\nproperty double x\nproperty double y\nproperty double z\nend_header\n"
+    )
+    if form == "npz":
+        file = io.BytesIO()
+        np.savez(file, names=["a", "b"], cam_from_world=np.tile(np.eye(4), (2, 1, 1)), depth=np.ones((2, 9, 8)))
+        return {"predictions.npz": file.getvalue()}
+    if form == "ply":
+        return {"cloud.ply": head.format("binary_little_endian").encode() + points.tobytes()}
+    if form == "ply/ascii":
+        return {"cloud.ply": head.format("ascii").encode() + "".join(f"{x} {y} {z}\n" for x, y, z in points).encode()}
+    row = {"tum": "0.5 1 2 3 0 0 0 1\n", "kitti": "1 0 0 4 0 1 0 5 0 0 1 6\n", "euroc": f"{10**18},1,2,3,1,0,0,0\n"}
+    text = {"poses.csv" if form == "euroc" else "poses.txt": 2 * row[form].encode()}
+    return {**text, "K.txt": b"80 0 48\n0 80 36\n0 0 1\n"}

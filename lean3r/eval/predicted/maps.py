@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,7 +116,7 @@ def _npy(path: Path) -> np.ndarray:
 
 
 def _npz(path: Path) -> np.ndarray:
-    with naming(path, zipfile.BadZipFile), np.load(path, allow_pickle=False) as file:
+    with naming(path), np.load(path, allow_pickle=False) as file:
         keys = [key for key in file if key == "depth"] or list(file)
         if len(keys) != 1:
             raise ValueError(f"it has the arrays {first_few(keys)}; expected one, or one called depth")

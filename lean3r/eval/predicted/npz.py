@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ _KEYS = {
 def read(path: Path) -> Predicted:
     """Read the keys that docs/outputs.md describes; only cam_from_world or depth must be there. InputError if it cannot
     be read. Depth is 0 where `mask` is False."""
-    with naming(path, zipfile.BadZipFile), np.load(path, allow_pickle=False) as file:
+    with naming(path), np.load(path, allow_pickle=False) as file:
         arrays = {key: np.asarray(file[key]) for key in _KEYS if key in file}
     if "cam_from_world" not in arrays and "depth" not in arrays:
         raise InputError(f"{path} has neither cam_from_world nor depth; expected keys as in docs/outputs.md")

@@ -6,6 +6,8 @@ import gzip
 import math
 import os
 import struct
+import tokenize
+import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +34,8 @@ _DAMAGED = (
     RuntimeError,
     MemoryError,
     struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
     zlib.error,
 )
 MAX_UNPACKED, MAX_RATIO = 2**30, 100  # limits for unpacked text: bytes, and ratio to the bytes of its file
