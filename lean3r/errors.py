@@ -12,6 +12,10 @@ class LeanError(Exception):
     exit_code = 1
 
 
+class RegressionError(LeanError):
+    """Figures of a run are worse than those of another beyond their tolerances (`lean3r report`)."""
+
+
 class UsageError(LeanError):
     """The call is invalid, for example an unknown option or an output folder that already exists."""
 

@@ -1,0 +1,371 @@
+"""Reports: every figure leads back to its JSON, what is worse is found, and what is no run is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from eval.made import DIRECTIONS, failed, make_bench, make_run, mean_pool, row
+
+from lean3r.errors import InputError, UsageError
+from lean3r.eval.report.bench import fit, read_benches
+from lean3r.eval.report.compare import Comparison, compare, intervals, parse_tolerances
+from lean3r.eval.report.content import Report, make_report
+from lean3r.eval.report.plots import pareto_front
+from lean3r.eval.report.runs import read_runs
+from lean3r.eval.report.writing import write_report
+
+NAMES = [f"room/{n:02d}" for n in range(12)]
+
+
+def rows(values: Any, **more: Any) -> list[dict[str, Any]]:
+    """Items with these AUC@30."""
+    return [row(name, float(value), **more) for name, value in zip(NAMES, values, strict=False)]
+
+
+def compared(tmp_path: Path, before: list[dict[str, Any]], after: list[dict[str, Any]], *tolerances: str) -> Comparison:
+    """The comparison of two runs with these rows."""
+    runs = read_runs([make_run(tmp_path / "before", before), make_run(tmp_path / "after", after)])
+    (found,) = compare(runs, runs[0], mean_pool, parse_tolerances(tolerances))
+    return found
+
+
+SPREAD = np.linspace(10, 70, 12)
+NOISE = 2 * np.array([1, -1, 2, -2, 0.5, -0.5, 1.5, -1.5, 3, -3, 0.2, -0.2])
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        (np.full(12, -0.6), "worse"),
+        (np.full(12, -0.4), "same"),
+        (np.full(12, 0.6), "better"),
+        (NOISE, "same"),
+        (NOISE - 0.6, "unclear"),
+        (NOISE - 3, "worse"),
+        (NOISE + 3, "better"),
+        (np.eye(12)[3] * -9, "worse"),  # one item broke, the others are the same
+        (np.eye(12)[3] * -9 + NOISE / 1000, "worse"),  # but for rounding
+        (np.eye(12)[3] * -9 + NOISE, "unclear"),
+    ],
+)
+def test_a_loss_is_worse_if_it_is_beyond_the_tolerance_and_no_noise(
+    tmp_path: Path, change: np.ndarray, verdict: str
+) -> None:
+    found = compared(tmp_path, rows(SPREAD), rows(SPREAD + change), "auc30=0.5").changes["auc30"]
+    assert found.verdict == verdict
+    assert found.difference == pytest.approx(change.mean())
+    lower = [row(n, 50, abs_rel=float(v)) for n, v in zip(NAMES, SPREAD, strict=True)]
+    higher = [row(n, 50, abs_rel=float(v)) for n, v in zip(NAMES, SPREAD - change, strict=True)]
+    assert compared(tmp_path / "lower", lower, higher, "abs_rel=0.5").changes["abs_rel"].verdict == verdict
+
+
+def auc30_alone(_: str, some: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """A quick pool."""
+    return {"auc30": sum(each["figures"]["auc30"] for each in some) / len(some)}
+
+
+def test_the_gate_does_not_cry_on_noise_and_finds_a_loss(tmp_path: Path) -> None:
+    """Two runs whose items differ by noise of 3 points: with 12 items the error of the mean is about 1."""
+    rng = np.random.default_rng(0)
+    verdicts = {0: list[str](), -5: list[str]()}
+    for loss, found in verdicts.items():
+        for trial in range(30):
+            place = tmp_path / f"{loss} {trial}"
+            folders = (
+                make_run(place / "a", rows(SPREAD)),
+                make_run(place / "b", rows(SPREAD + loss + rng.normal(0, 3, 12))),
+            )
+            runs = read_runs(folders)
+            (one,) = compare(runs, runs[0], auc30_alone, {})
+            found.append(one.changes["auc30"].verdict)
+    assert verdicts[0].count("worse") <= 3  # 2.5 % are expected
+    assert verdicts[-5].count("worse") >= 29
+
+
+def test_intervals_are_those_of_the_mean(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(50, 8, 12)
+    (run,) = read_runs([make_run(tmp_path / "run", rows(values))])
+    found = intervals(run.scores["made-4"], mean_pool)["auc30"]
+    assert found is not None
+    error = values.std() / math.sqrt(12)
+    assert (found.low + found.high) / 2 == pytest.approx(values.mean(), abs=0.3 * error)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_items_that_fail_or_lose_their_figure_are_worse(tmp_path: Path) -> None:
+    good = rows(SPREAD)
+    broken = compared(tmp_path / "failed", good, [failed(NAMES[0]), *good[1:]])
+    assert (broken.failed, broken.worse, broken.items) == ([NAMES[0]], [], 11)
+    lost = compared(tmp_path / "lost", good, [row(NAMES[0], 10.0, abs_rel=None), *good[1:]])
+    assert lost.worse == ["abs_rel"] and lost.changes["abs_rel"].difference == 0
+    nothing = compared(tmp_path / "all", good, [failed(name) for name in NAMES])
+    assert nothing.failed == NAMES and nothing.items == 0
+    repaired = compared(tmp_path / "repaired", [failed(NAMES[0]), *good[1:]], good)
+    assert not repaired.failed and not repaired.worse
+
+
+def test_what_only_one_run_has_is_said_and_not_compared(tmp_path: Path) -> None:
+    found = compared(tmp_path, rows(SPREAD)[:8], rows(SPREAD)[4:])
+    assert (found.items, found.only_before, found.only_after) == (4, NAMES[:4], NAMES[8:])
+    assert set(found.changes[figure].verdict for figure in DIRECTIONS) == {"same"}
+
+
+def test_costs_are_compared_where_a_tolerance_asks_for_it(tmp_path: Path) -> None:
+    slower = rows(SPREAD, seconds=2.0)
+    assert "seconds" not in compared(tmp_path / "no", rows(SPREAD), slower).changes
+    assert compared(tmp_path / "yes", rows(SPREAD), slower, "seconds=20%").worse == ["seconds"]
+
+
+class Page(HTMLParser):
+    """Figures (source, value, text) of a page, texts of cells without one, and everything it loads."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.figures: list[tuple[str, str, str]] = []
+        self.plain: list[str] = []
+        self.loads: list[str] = []
+        self.alts: list[str] = []
+        self.captions = self.tables = 0
+        self._inside: list[Any] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.loads += [str(value) for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        self.loads += [tag] if tag in ("script", "link", "iframe", "object") else []
+        self.alts += [given.get("alt") or ""] if tag == "img" else []
+        self.tables += tag == "table"
+        self.captions += tag == "caption"
+        if tag in ("td", "data"):
+            self._inside.append((tag, given))
+        if tag == "data":
+            self.figures.append((given["data-from"] or "", given["value"] or "", ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._inside and tag == self._inside[-1][0]:
+            self._inside.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self._inside and self._inside[-1][0] == "data":
+            source, value, text = self.figures.pop()
+            self.figures.append((source, value, text + data))
+        elif self._inside:
+            self.plain.append(data)
+
+
+def resolve(folder: Path, source: str) -> Any:
+    """The value that a source names."""
+    file, _, pointer = source.partition("#")
+    value = json.loads((folder / file).read_text())
+    for key in pointer.split("/")[1:]:
+        key = key.replace("~1", "/").replace("~0", "~")
+        value = value[int(key) if isinstance(value, list) else key]
+    return value
+
+
+def is_shown_as(value: Any, text: str) -> bool:
+    """Whether a text is a value, rounded to its last digit."""
+    if not isinstance(value, float):
+        return text == ("–" if value is None else str(value))
+    return text.removeprefix("+") in (f"{value:.1f}", f"{value:.3g}", f"{value:,.0f}")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    """A report of three runs with everything that can be in one, and hostile names."""
+    root = tmp_path_factory.mktemp("report")
+    rng = np.random.default_rng(1)
+    pictured = [each | {"picture": f"{each['id']}/pictures.jpg"} for each in rows(SPREAD)]
+    evil = row("a|b <script>alert(1)</script> *c* `d`", 5.0, picture="../../outside.jpg")
+    runs = [
+        make_run(root / "nano", [*pictured, evil]),
+        make_run(root / "au~c30", [*rows(SPREAD - 8), failed("late"), evil], plan="gsa", lean3r="<b>0.1"),
+        make_run(root / "refined", [*rows(SPREAD + rng.normal(9, 2, 12), network_seconds=1234.5), evil]),
+    ]
+    make_run(root / "nano", pictured[:2], "other/bench")
+    about = json.loads((root / "nano" / "run.json").read_text())
+    about["benchmarks"] |= {"made-4": {}, "absent": {}}
+    (root / "nano" / "run.json").write_text(json.dumps(about))
+    bench = make_bench(root / "bench.json", {"dense": 1.8, "gsa": 1.1})
+    folder = root / "reports" / "report"
+    report = make_report(read_runs(runs), mean_pool, {}, read_benches([bench]), folder)
+    folder.mkdir(parents=True)
+    write_report(report, folder, "0.1.0")
+    return folder, report
+
+
+def test_every_figure_of_the_page_leads_to_its_json(written: tuple[Path, Report]) -> None:
+    folder, _ = written
+    page = Page((folder / "report.html").read_text())
+    assert len(page.figures) > 300
+    for source, value, text in page.figures:
+        found = resolve(folder, source)
+        assert str(found) == value and is_shown_as(found, text), (source, found, value, text)
+    assert [text for text in page.plain if re.search(r"\d", text) and "item" not in text and "auc" not in text] == []
+    files = {source.partition("#")[0] for source, _, _ in page.figures}
+    assert {"report.json", "../../bench.json", "../../nano/made-4/scores.json", "../../nano/run.json"} <= files
+
+
+def test_every_figure_of_the_tables_in_markdown_leads_to_its_json(written: tuple[Path, Report]) -> None:
+    folder, _ = written
+    checked, keys = 0, list[str]()
+    for line in (folder / "report.md").read_text().splitlines():
+        cells = [part.strip() for part in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if not cells or set(cells) == {"---"}:
+            continue
+        if cells[-1] == "from":
+            keys = [re.findall(r"`([^`]+)`", each)[-1] if "`" in each else each.split(" ")[0] for each in cells[:-1]]
+            continue
+        sources = re.findall(r"`([^`]+)`", cells[-1])
+        for key, text in zip(keys[1:], cells[1:-1], strict=True):
+            values = []
+            for source in sources:
+                try:
+                    values.append(resolve(folder, source.replace("*", key)))
+                except (KeyError, TypeError, IndexError):
+                    continue
+            values += [inner for value in values if isinstance(value, dict) for inner in value.values()]
+            numbers = [value for value in values if isinstance(value, int | float)]
+            for shown in re.findall(r"(?<![\w.])[+-]?\d[\d,.e+]*\b", text.replace("*", "")):
+                if any(isinstance(value, str) and shown in value for value in values):
+                    continue
+                assert any(is_shown_as(value, shown) for value in numbers), (line, key, shown)
+                checked += 1
+    assert checked > 300
+
+
+def test_the_page_needs_no_network_and_says_everything_in_words(written: tuple[Path, Report]) -> None:
+    folder, _ = written
+    text = (folder / "report.html").read_text()
+    page = Page(text)
+    assert all(load.startswith(("data:image/svg+xml;base64,", "data:image/jpeg;base64,")) for load in page.loads)
+    assert len(page.loads) > 8 and all(page.alts) and page.captions == page.tables > 8
+    assert "<script" not in text and "<b>" not in text and "prefers-color-scheme: dark" in text
+    for plot in (folder / "plots").iterdir():
+        assert "<text" in plot.read_text() and "http" not in re.sub(
+            r'(xmlns(:\w+)?|rdf:\w+)="[^"]*"', "", plot.read_text()
+        )
+
+
+def test_the_page_says_who_lost_where(written: tuple[Path, Report]) -> None:
+    _, report = written
+    (text,) = report.worse
+    assert (
+        text.startswith("au~c30, made-4: auc5 ")
+        and "auc30 37.3 -> 29.9 (-7.4, 95 % -8.0 to -6.2, tolerance 0.5)" in text
+    )
+    assert any("absent has no scores yet (lean3r score " in each for each in report.warnings)
+    assert any("au~c30, made-4: 1 of 14 items failed (late)" in each for each in report.warnings)
+    assert any("other/bench is in nano only" in each for each in report.warnings)
+
+
+def test_pictures_come_from_inside_the_run(written: tuple[Path, Report]) -> None:
+    folder, _ = written
+    assert (folder.parents[1] / "outside.jpg").is_file()
+    names = [path.name for path in (folder / "pictures").iterdir()]
+    assert names and all(name.startswith("nano-") and not name.endswith("-12.jpg") for name in names)
+
+
+def test_a_report_is_the_same_every_time(written: tuple[Path, Report], tmp_path: Path) -> None:
+    folder, report = written
+    write_report(report, tmp_path, "0.1.0")
+    for name in ("report.html", "report.md", "report.json"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_growth_is_fitted(tmp_path: Path) -> None:
+    (bench,) = read_benches([make_bench(tmp_path / "bench.json", {"dense": 1.8, "gsa": 1.1})])
+    found = fit(bench, "nano dense", "seconds", "bench.json")
+    assert found is not None
+    assert (found.exponent, found.end_exponent, found.scale) == pytest.approx((1.8, 1.8, 0.01))
+    (one,) = read_benches([make_bench(tmp_path / "one.json", {"dense": 1.8}, views=[4])])
+    assert fit(one, "nano dense", "seconds", "one.json") is None
+
+
+def test_the_front_has_what_nothing_beats() -> None:
+    points = {"slow": (9.0, 50.0), "fast": (1.0, 30.0), "beaten": (2.0, 29.0), "tied": (9.0, 50.0), "mid": (3.0, 40.0)}
+    assert pareto_front(points, True) == ["fast", "mid", "slow"]
+    assert pareto_front(points, False) == ["fast", "beaten"]
+
+
+def damage(name: str, **changes: Any) -> Any:
+    """Change keys of one JSON file of a run."""
+
+    def change(run: Path) -> None:
+        content = json.loads((run / name).read_text())
+        (run / name).write_text(json.dumps(content | changes))
+
+    return change
+
+
+SCORES = "made-4/scores.json"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda run: (run / "run.json").unlink(), "no run.json.*lean3r evaluate"),
+        (lambda run: (run / SCORES).unlink(), "no scores yet.*lean3r score"),
+        (lambda run: (run / SCORES).write_text('{"format": 1, "rows"'), "cannot be read.*lean3r score"),
+        (damage("run.json", format=2), '"format" 2, this lean3r reads 1'),
+        (damage("run.json", benchmarks=["../../etc"]), "no names of benchmarks"),
+        (damage(SCORES, format=0), '"format" 0.*lean3r score'),
+        (damage(SCORES, rows=[]), "no rows"),
+        (damage(SCORES, rows=[{"id": "a"}]), "damaged"),
+        (damage(SCORES, rows=[row("a", 1.0), row("a", 1.0)]), "same id"),
+        (damage(SCORES, rows=[row("a", 1.0, abs_rel="ten")]), "damaged.*not a number"),  # type: ignore[arg-type]
+        (damage(SCORES, directions={"auc30": "up"}), "direction 'up'"),
+    ],
+)
+def test_what_is_no_scored_run_is_refused(tmp_path: Path, change: Any, message: str) -> None:
+    run = make_run(tmp_path / "run", rows(SPREAD))
+    change(run)
+    with pytest.raises(InputError, match=message):
+        read_runs([run])
+
+
+def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
+    one = make_run(tmp_path / "one", rows(SPREAD))
+    with pytest.raises(UsageError, match="given twice"):
+        read_runs([one, tmp_path / "." / "one"])
+    with pytest.raises(InputError, match="nothing to compare"):
+        runs = read_runs([one, make_run(tmp_path / "two", rows(SPREAD), "others-4")])
+        compare(runs, runs[0], mean_pool, {})
+    with pytest.raises(InputError, match="no item in common"):
+        compared(tmp_path, rows(SPREAD), [row("elsewhere", 1.0)])
+    with pytest.raises(InputError, match="no item has a score"):
+        compared(tmp_path, [failed("a")], [failed("a")])
+    with pytest.raises(UsageError, match="names auc60; the figures are"):
+        compared(tmp_path, rows(SPREAD), rows(SPREAD), "auc60=1")
+    for text in ("auc30", "auc30=", "=1", "auc30=-1", "auc30=nan", "auc30=1%%"):
+        with pytest.raises(UsageError, match="expected FIGURE=NUMBER"):
+            parse_tolerances([text])
+
+
+@pytest.mark.parametrize("one", [failed("a"), row("a", None, abs_rel=None), row("a", math.nan, abs_rel=math.inf)])
+def test_a_run_without_any_figure_still_has_a_page(tmp_path: Path, one: dict[str, Any]) -> None:
+    runs = read_runs([make_run(tmp_path / "run", [one])])
+    (tmp_path / "report").mkdir()
+    write_report(make_report(runs, mean_pool, {}, [], tmp_path / "report"), tmp_path / "report", "0.1.0")
+    assert "–" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_files_that_are_not_of_bench_are_refused(tmp_path: Path) -> None:
+    path = make_bench(tmp_path / "bench.json", {"dense": 1.8})
+    content = json.loads(path.read_text())
+    for rows_, message in (
+        ([], "no row with figures"),
+        ([each | {"error": "out of memory", "seconds": None} for each in content["rows"]], "no row with figures"),
+        ([{"views": 2}], "not a file of lean3r bench"),
+    ):
+        path.write_text(json.dumps(content | {"rows": rows_}))
+        with pytest.raises(InputError, match=message):
+            read_benches([path])
