@@ -168,6 +168,7 @@ def test_exit_codes_are_frozen() -> None:
     codes = {name: kind.exit_code for name, kind in vars(errors).items() if isinstance(kind, type)}
     assert codes == {
         "LeanError": 1,
+        "RegressionError": 1,
         "UsageError": 2,
         "KernelError": 2,
         "InputError": 3,
