@@ -6,6 +6,9 @@ import json
 import os
 import platform
 import re
+import shlex
+import sys
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -15,7 +18,8 @@ from lean3r.attention.base import Mechanism, Projected
 from lean3r.layers.attention import SelfAttention
 from lean3r.types import TokenLayout
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 INNERMOST = re.compile(r"[\[{][^\[\]{}]*[\]}]")  # lists and objects that hold no others: a line each
 
 
@@ -37,11 +41,19 @@ def hardware() -> dict[str, object]:
 
 
 def write_result(name: str, result: dict, folder: Path = RESULTS) -> Path:
-    """Write NAME.json into benchmarks/results, or another folder, and return its path."""
+    """Write NAME.json into benchmarks/results, or another folder, with command and date, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
+    result = result | {"command": command(), "recorded": date.today().isoformat()}
     path = folder / f"{name}.json"
     path.write_text(INNERMOST.sub(lambda row: re.sub(r"\s*\n\s*", " ", row[0]), json.dumps(result, indent=1)) + "\n")
     return path
+
+
+def command() -> str:
+    """The command that runs now; folders outside the project by their last name."""
+    script = Path(sys.argv[0]).resolve()
+    script = script.relative_to(ROOT) if script.is_relative_to(ROOT) else Path(script.name)
+    return shlex.join(["python", str(script), *(Path(a).name if a.startswith("/") else a for a in sys.argv[1:])])
 
 
 def capture(layer: SelfAttention, x: Tensor, layout: TokenLayout) -> Projected:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from docs.markdown import result, table
+from docs.recorded import recorded
 
 
 def lite3r_errors() -> str:
@@ -87,7 +88,41 @@ def ablations() -> str:
     return table(["", "density", "AUC@30 - dense", "AbsRel - dense", "AUC@30 - base"], rows)
 
 
+def accuracy() -> str:
+    """nano and the constant on held-out synthetic scenes."""
+
+    def scores(row: dict[str, float]) -> str:
+        return " / ".join(f"{row[key]:.1f}" for key in ("auc5", "auc15", "auc30"))
+
+    rows = [
+        [views, scores(found["nano"]), scores(found["constant"])]
+        + [f"{found[kind]['abs_rel']:.1f} %" for kind in ("nano", "constant")]
+        for views, found in result("nano_accuracy")["synthetic"].items()
+    ]
+    return table(["views", "pose AUC@5 / 15 / 30", "constant", "depth AbsRel", "constant"], rows)
+
+
+HOW = {"fallback": "from matches alone", "refined": "refined", "predicted": "predicted"}
+
+
+def refined() -> str:
+    """The network, refined and pycolmap on the photo scenes."""
+    rows = [
+        [
+            f"{name} ({row['views']})",
+            " / ".join(f"{row[way]['auc5']:.1f}" for way in ("network", "refined", "pycolmap")),
+            HOW[row["refined"]["status"]],
+            " / ".join(f"{row[way]['seconds']:.1f}" for way in ("refined", "pycolmap")),
+        ]
+        for name, row in result("refine")["photos"].items()
+    ]
+    return table(["photos", "AUC@5: network / refined / pycolmap", "how", "seconds: refined / pycolmap"], rows)
+
+
 OF_RESULTS: dict[str, Callable[[], str]] = {
+    "accuracy": accuracy,
+    "refined": refined,
+    "results": recorded,
     "lite3r-errors": lite3r_errors,
     "densities": lambda: densities("auc30"),
     "densities-depth": lambda: densities("abs_rel"),
