@@ -19,6 +19,10 @@ DATASETS = Registry(
         "co3dv2": "lean3r.data.sets.co3dv2:Co3dv2",
         "hypersim": "lean3r.data.sets.hypersim:Hypersim",
         "scannetpp": "lean3r.data.sets.scannetpp:ScanNetpp",
+        "eth3d": "lean3r.data.sets.eth3d:Eth3d",
+        "tanks": "lean3r.data.sets.tanks:Tanks",
+        "sevenscenes": "lean3r.data.sets.sevenscenes:SevenScenes",
+        "nrgbd": "lean3r.data.sets.nrgbd:Nrgbd",
         "shards": "lean3r.data.sets.shards:Shards",
     },
 )

@@ -26,6 +26,7 @@ class LensFrame(Frame):
 
 
 L = TypeVar("L", bound=LensFrame)
+_Key = tuple[str, int, int, tuple[float, ...]]  # model, width, height and parameters of a camera
 
 
 class LensSet(FolderSet[L]):
@@ -81,14 +82,41 @@ def _grid(model: str, width: int, height: int, params: tuple[float, ...]) -> tup
     from lean3r.colmap_library import pycolmap
 
     lens = pycolmap.Camera(model=model, width=width, height=height, params=params)
-    plain = pinhole_of(lens)
+    seen = _positions(lens, pinhole_of(lens))
+    column = np.clip(np.floor(seen[..., 0]), 0, width - 1).astype(np.int32)
+    row = np.clip(np.floor(seen[..., 1]), 0, height - 1).astype(np.int32)
+    return seen.astype(np.float32), row * width + column
+
+
+def _positions(lens: pycolmap.Camera, plain: pycolmap.Camera) -> np.ndarray:
+    """[h, w, 2]: position (x, y) in the picture of `lens` of each pixel of `plain`, a pinhole with the same pose."""
     x, y = np.meshgrid(np.arange(plain.width) + 0.5, np.arange(plain.height) + 0.5)
     rays = np.asarray(plain.cam_from_img(np.stack([x.ravel(), y.ravel()], 1)))
     seen = np.asarray(lens.img_from_cam(np.concatenate([rays, np.ones((len(rays), 1))], 1)))
-    column = np.clip(np.floor(seen[:, 0]), 0, width - 1).astype(np.int32)
-    row = np.clip(np.floor(seen[:, 1]), 0, height - 1).astype(np.int32)
-    shape = (plain.height, plain.width)
-    return seen.reshape(*shape, 2).astype(np.float32), (row * width + column).reshape(shape)
+    return seen.reshape(plain.height, plain.width, 2)
+
+
+def depth_of_pinhole(depth: np.ndarray, lens: pycolmap.Camera, plain: pycolmap.Camera) -> np.ndarray:
+    """Depth [h, w] of a pinhole camera from the map [H, W] of `lens` with its pose: the nearest pixel, 0 outside."""
+    lens_key, plain_key = ((c.model.name, c.width, c.height, tuple(c.params)) for c in (lens, plain))
+    index = _pixels(lens_key, plain_key)
+    return np.where(index >= 0, depth.ravel()[index], np.float32(0))
+
+
+@lru_cache(maxsize=2)
+def _pixels(lens: _Key, plain: _Key) -> np.ndarray:
+    """[h, w] int32: the row-major index in the picture of `lens` of each pixel of `plain`; -1 outside."""
+    from lean3r.colmap_library import pycolmap
+
+    camera, other = (
+        pycolmap.Camera(model=model, width=width, height=height, params=params)
+        for model, width, height, params in (lens, plain)
+    )
+    seen = _positions(camera, other)
+    with np.errstate(invalid="ignore"):
+        inside = np.all((seen >= 0) & (seen < (camera.width, camera.height)), axis=-1)
+    column, row = np.where(inside[..., None], seen, 0).astype(np.int32).transpose(2, 0, 1)
+    return np.where(inside, row * camera.width + column, -1).astype(np.int32)
 
 
 def bilinear(image: np.ndarray, grid: np.ndarray) -> np.ndarray:

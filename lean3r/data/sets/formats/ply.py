@@ -28,3 +28,19 @@ def read_ply(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     if not np.isfinite(vertices).all():
         raise InputError(f"{path} has vertices that are not finite; expected a cloud or a mesh of finite points")
     return vertices, content.get("faces")
+
+
+def read_surface(path: Path, points: int = 1_000_000) -> np.ndarray:
+    """Points [N, 3] float64 of a PLY file: those of a cloud, or `points` spread evenly over a mesh, always the same.
+
+    Raises the errors of `read_ply`.
+    """
+    vertices, faces = read_ply(path)
+    if faces is None or not len(faces):
+        return vertices
+    from trimesh import Trimesh
+    from trimesh.sample import sample_surface
+
+    with naming(path):
+        mesh = Trimesh(vertices, faces, process=False)
+        return np.asarray(sample_surface(mesh, points, seed=0)[0], np.float64)
