@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Set
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -16,6 +16,7 @@ from lean3r.errors import UsageError
 from lean3r.layers.embed import ConvStem
 from lean3r.layers.trunk import Trunk
 from lean3r.layers.vit import PatchEmbed, VisionTransformer
+from lean3r.train.config import Stage
 
 # Fake-quantised layers have the roles of the layers that they replace.
 LINEARS = (*PLAIN, FakeQuantLinear)
@@ -47,6 +48,26 @@ def trainable_names(model: nn.Module, roles: Collection[str]) -> set[str]:
             raise UsageError(f"no parameter of the network has the role '{role}'.{hint}")
         selected |= chosen
     return selected
+
+
+def names_of_stage(model: nn.Module, stage: Stage, trainable: Set[str]) -> set[str]:
+    """Names of the `trainable` parameters that train in a stage: those of its roles, but none that it freezes.
+
+    UsageError if no parameter begins with an entry of `frozen`, or if no parameter is left.
+    """
+    names = {name for name, _ in model.named_parameters()}
+    for prefix in stage.frozen:
+        if not any(name.startswith(prefix) for name in names):
+            known = ", ".join(sorted({name.split(".")[0] for name in names}))
+            raise UsageError(f"stage.frozen: no parameter name starts with '{prefix}', expected one of {known}")
+    selected = trainable_names(model, stage.train) & trainable
+    names = {name for name in selected if not name.startswith(stage.frozen)}
+    if not names:
+        raise UsageError(
+            f"a stage with train={stage.train} and frozen={stage.frozen} trains no parameter; "
+            "name other roles, or freeze less"
+        )
+    return names
 
 
 def _all(model: nn.Module) -> set[str]:

@@ -36,7 +36,7 @@ from lean3r.train.checkpoints.state import (
 )
 from lean3r.train.config import Stage, TrainConfig
 from lean3r.train.distributed import StopSignals, World, catch_stop_signals, current_world
-from lean3r.train.freeze import trainable_names
+from lean3r.train.freeze import names_of_stage
 from lean3r.train.guard import StepGuard
 from lean3r.train.logs.watch import Watch
 from lean3r.train.optim import Ema, GradientBuffer, Optimizer
@@ -148,7 +148,7 @@ class _Run:
         world.broadcast_(self.model)
         self.trainable = {name for name, p in self.model.named_parameters() if p.requires_grad}
         for stage in config.stages:
-            self._names(stage)
+            names_of_stage(self.model, stage, self.trainable)
         if is_sharded(config.shard, self.model, world, device):
             ema = ShardedEma(self.model, config.optim.ema_decay, world, device)
             self.call = shard(self.model, device)
@@ -165,23 +165,6 @@ class _Run:
         self.stopping = False
         self.unvalidated = False  # whether the validation of this step is still to be done
         self._stage_index = -1
-
-    def _names(self, stage: Stage) -> set[str]:
-        """Names of the parameters that train in a stage."""
-        for prefix in stage.frozen:
-            if not any(name.startswith(prefix) for name in self.trainable):
-                known = sorted({name.split(".")[0] for name in self.trainable})
-                raise UsageError(
-                    f"stage.frozen: no parameter name starts with '{prefix}', expected one of {', '.join(known)}"
-                )
-        selected = trainable_names(self.model, stage.train) & self.trainable
-        names = {name for name in selected if not name.startswith(stage.frozen)}
-        if not names:
-            raise UsageError(
-                f"a stage with train={stage.train} and frozen={stage.frozen} trains no parameter; "
-                "name other roles, or freeze less"
-            )
-        return names
 
     def open(self, resume: bool) -> None:
         """Restore the newest checkpoint, or start a new run in an unused folder."""
@@ -211,7 +194,7 @@ class _Run:
         return (every > 0 and self.step % every == 0) or self.step == self.config.total_steps
 
     def _enter_stage(self, index: int) -> None:
-        names = self._names(self.config.stages[index])
+        names = names_of_stage(self.model, self.config.stages[index], self.trainable)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in names)
             parameter.grad = None

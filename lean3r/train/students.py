@@ -13,7 +13,7 @@ from lean3r.compress.plan import CompressionPlan
 from lean3r.compress.sparsify import plan_of
 from lean3r.errors import WeightsError
 from lean3r.train.config import TrainConfig
-from lean3r.train.freeze import trainable_names
+from lean3r.train.freeze import names_of_stage
 
 SMOOTH = ".smooth"
 
@@ -48,7 +48,8 @@ def take_over(student: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def only_trains(student: M, config: TrainConfig) -> M:
     """Turn off gradients of parameters that no stage trains; they are then neither computed nor stored."""
-    names = set().union(*(trainable_names(student, stage.train) for stage in config.stages))
+    trainable = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
+    names = set().union(*(names_of_stage(student, stage, trainable) for stage in config.stages))
     for name, parameter in student.named_parameters():
-        parameter.requires_grad_(parameter.requires_grad and name in names)
+        parameter.requires_grad_(name in names)
     return student

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from lean3r.compress import compress, prepare, resolve_plan
 from lean3r.errors import UsageError
 from lean3r.models.nano import Nano, NanoConfig
 from lean3r.models.vggt import Vggt, VggtConfig
+from lean3r.train.config import OptimConfig, Stage, TrainConfig
 from lean3r.train.freeze import trainable_names
+from lean3r.train.students import only_trains
 
 DPT: Any = {"features": 16, "channels": (8, 8, 8, 8), "grid": 4}
 TRACK: Any = {"track_features": 16, "track_levels": 2, "track_radius": 1, "track_hidden": 48}
@@ -108,3 +111,14 @@ def test_names_are_those_of_the_parameters() -> None:
         parameter.requires_grad_(name in chosen)
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert count == sum(p.numel() for p in model.trunk.parameters())
+
+
+def test_what_no_stage_trains_has_no_gradients() -> None:
+    """A part that one stage freezes, another trains; a prefix of nothing is refused."""
+    stage = Stage(1, 14, 14, (2,), 2, train=("trunk", "heads"), frozen=("points.", "tracker."))
+    stages = (stage, replace(stage, train=("heads",), frozen=("points.", "camera.")))
+    config = TrainConfig("x", 0, stages, OptimConfig(warmup_steps=0))
+    trains = {name.split(".")[0] for name, p in only_trains(vggt(), config).named_parameters() if p.requires_grad}
+    assert trains >= {"trunk", "camera", "tracker"} and not trains & {"points", "encoder"}
+    with pytest.raises(UsageError, match=r"starts with 'point_map', expected one of .*points"):
+        only_trains(vggt(), replace(config, stages=(replace(stage, frozen=("point_map",)),)))
