@@ -14,6 +14,8 @@ from lean3r.cli.running import Changes, run_quietly, show
 from lean3r.train import DISTILLATIONS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lean3r.compress.plan import CompressionPlan
     from lean3r.models.base import Backbone
     from lean3r.train.held_out import HeldOut, Sets
@@ -111,6 +113,10 @@ class Distill(Changes):
             recipe = replace(recipe, teacher=self.teacher, name=f"{recipe.name}-{self.teacher}")
         if plan is not None:
             recipe = with_plan(recipe, plan)
+        if self.student is not None and (done := finished_phases(recipe, self.student)):
+            names = [phase.config.name for phase in recipe.phases]
+            logger.warning("%s has finished %s; training starts with %s.", self.student, names[done - 1], names[done])
+            recipe = replace(recipe, phases=recipe.phases[done:])
         processes = self.processes_for(recipe.processes)
         sources = tuple(Source.parse(text) for text in self.data)
         world = replace(recipe.data.world, device="cpu" if sources else self.device)
@@ -197,24 +203,75 @@ def first_student(recipe: Distillation, teacher: Backbone, weights: str | None) 
     return from_pi3(start) if recipe.student and not isinstance(start, Speed3rPi3) else start
 
 
+def finished_phases(recipe: Distillation, weights: str) -> int:
+    """How many phases of a recipe a student has behind it; 0 if all, or if its file does not say.
+
+    The weights in the folder of a phase name it. Full weights of a rounded student, ours or of Lite3R's release, are
+    those of the last phase that rounds to the same number formats.
+    """
+    from lean3r.compress.plan import resolve_plan
+    from lean3r.compress.sparsify import PREPARED, STAGE_KEY, stored_plan
+    from lean3r.models import lite3r
+    from lean3r.models.sources import find_weights
+    from lean3r.models.weight_files import open_weights
+    from lean3r.pipeline.releases import trained_as
+
+    files = open_weights(find_weights(weights))
+    about, plan = files.metadata, None
+    if lite3r.RELEASE in about:
+        plan = resolve_plan(trained_as(files))
+    elif about.get(STAGE_KEY) == PREPARED:
+        plan = stored_plan(about)
+
+    def formats(plan: CompressionPlan | None) -> set[str]:
+        return set() if plan is None else {step.quantize for step in plan.quantizes}
+
+    name = phase_of(about)
+    done = [
+        number
+        for number, phase in enumerate(recipe.phases, start=1)
+        if name == phase.config.name or (formats(plan) and formats(plan) == formats(phase.plan))
+    ]
+    return done[-1] % len(recipe.phases) if done else 0
+
+
+def phase_of(metadata: Mapping[str, str]) -> str | None:
+    """The phase of a distillation in whose folder a file of weights lies; None for other files."""
+    from lean3r.json_text import parse_json
+
+    try:
+        config = parse_json(metadata.get("config", "null"))
+    except ValueError:
+        return None
+    settings = config.get("settings") if isinstance(config, dict) else None
+    return metadata.get("name") if isinstance(settings, dict) and "objective" in settings else None
+
+
 def planned_student(
     recipe: Distillation, plan: CompressionPlan | None, teacher: Backbone, weights: str | None
 ) -> Backbone:
-    """`first_student` with a plan. Of full weights of a trained student, ours or of Lite3R's release: the teacher, with
-    all that the file has."""
+    """`first_student` with a plan. Of a trained student (from the folder of a phase, or full weights, ours or of
+    Lite3R's release): the teacher, with all that the file has."""
     from lean3r.compress.sparsify import PREPARED, STAGE_KEY
     from lean3r.models import lite3r
     from lean3r.models.checkpoint import check_model, read_tensors
     from lean3r.models.fingerprint import fingerprint
     from lean3r.models.sources import find_weights
     from lean3r.models.weight_files import open_weights
+    from lean3r.train.adapting import load_phase
     from lean3r.train.students import student_of, take_over
 
     path = None if weights is None else find_weights(weights)
     files = None if path is None else open_weights(path)
     full = files is not None and (lite3r.RELEASE in files.metadata or files.metadata.get(STAGE_KEY) == PREPARED)
-    if path is None or files is None or not full:
+    of_phase = files is not None and phase_of(files.metadata) is not None
+    if path is None or files is None or not (full or of_phase):
         return student_of(first_student(recipe, teacher, weights), plan)
+    if of_phase:
+        student = student_of(first_student(recipe, teacher, None), plan)
+        load_phase(student, path.parent, file=path.name)
+        student.origin = replace(student.origin, hash=fingerprint(path))
+        return student
     check_model(files, recipe.teacher)
     student = student_of(teacher, plan)
     keys = student.KEY_MAP

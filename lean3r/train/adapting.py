@@ -156,11 +156,11 @@ def read_choice(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def load_phase(model: nn.Module, folder: Path, *, keep: bool = False) -> None:
+def load_phase(model: nn.Module, folder: Path, *, keep: bool = False, file: str = "weights.safetensors") -> None:
     """Fill a network with the averaged weights of a finished phase: adapters merged, or added to it (`keep`)."""
     from safetensors.torch import load_file
 
-    tensors, chosen = load_file(folder / "weights.safetensors"), read_choice(folder)
+    tensors, chosen = load_file(folder / file), read_choice(folder)
     if chosen is not None and keep:
         add_to(model, chosen)
     elif chosen is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import lean3r
 from lean3r.attention.base import recording
@@ -41,6 +42,12 @@ def test_a_student_from_first_step_to_file(tmp_path: Path, capsys: pytest.Captur
     assert main([*call, "--resume"]) == 0
     assert main([*call, "--resume", "--lr", "1e-5"]) == 2
     assert "another recipe" in capsys.readouterr().err
+    earlier = tmp_path / "run" / "nano-gsa" / "weights.safetensors"
+    assert main([*call[:-1], str(tmp_path / "later"), "--student", str(earlier)]) == 0
+    assert "has finished nano-gsa; training starts with nano-gsa-fp8." in capsys.readouterr().err
+    assert [file.name for file in (tmp_path / "later").glob("nano*") if file.is_dir()] == ["nano-gsa-fp8"]
+    ours, theirs = (load_file(folder / path.name) for folder in (tmp_path / "later", path.parent))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_dry_run_prints_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

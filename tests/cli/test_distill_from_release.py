@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import lean3r
-from lean3r.cli.distill import publish, student_at
+from lean3r.cli.distill import finished_phases, publish, student_at
 from lean3r.compress import prepare
 from lean3r.errors import WeightsError
 from lean3r.models.base import Backbone
@@ -56,6 +56,16 @@ def test_training_starts_from_a_file_of_the_release_and_ends_in_one(tmp_path: Pa
         path = publish(recipe, tmp_path, str(dense), str(first))
         assert lean3r.load("vggt", weights=path).plan == recipe.plan
     full = path.with_name("lite3r-vggt-full.safetensors")
+    last = release(prepare(Vggt(TINY), "lite3r"), tmp_path / "final.pt")
+    for name, student_file, done in (
+        ("lite3r-vggt", first, 1),
+        ("lite3r-vggt-lean", first, 1),
+        ("lite3r-da3", first, 0),  # its first stage has other activations
+        ("lite3r-vggt", last, 0),  # has all behind it
+        ("lite3r-vggt", full, 0),
+        ("lite3r-vggt", dense, 0),
+    ):
+        assert finished_phases(DISTILLATIONS.get(name)(None), str(student_file)) == done
     again = student_at(recipe, 0, teacher, str(full), tmp_path)
     assert_equal_tensors(again.KEY_MAP.write(again.state_dict()), own)
     with patch.dict(Vggt.SIZES, {"vggt": TINY}):
