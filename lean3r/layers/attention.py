@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -68,7 +69,7 @@ class SelfAttention(TakesRows, nn.Module):
             x = x.codes.view(torch.uint8)
         batch, tokens, dim = *qkv.shape[:2], qkv.shape[2] // 3
         q, k, v = qkv.reshape(batch, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-        flat = self.rope == "flat"
+        flat, one_pass = self.rope == "flat", in_one_pass(q, self.q_norm, self.k_norm)
 
         def table_of(positions: Tensor | None) -> tuple[Tensor, Tensor] | None:
             if not self.rope:
@@ -78,14 +79,14 @@ class SelfAttention(TakesRows, nn.Module):
             return rope_table(layout, q.shape[-1], q.device, v.dtype, flat=flat)
 
         def finish(q: Tensor, k: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
-            table = table_of(positions)
-            return norm_and_rotate(q, self.q_norm, table, v.dtype), norm_and_rotate(k, self.k_norm, table, v.dtype)
+            turn = partial(norm_and_rotate, table=table_of(positions), dtype=v.dtype, one_pass=one_pass)
+            return turn(q, self.q_norm), turn(k, self.k_norm)
 
         def finish_and_pool(q: Tensor, k: Tensor, window: int) -> tuple[tuple[Tensor, Tensor], ...]:
             sizes = (table_of(None), v.dtype, layout.tokens, layout.special, window)
             return norm_rotate_pool(q, self.q_norm, *sizes), norm_rotate_pool(k, self.k_norm, *sizes)
 
         positions = rope_positions(layout, x.device, flat=flat) if self.rope else None
-        pools = finish_and_pool if in_one_pass(q, self.q_norm) and in_one_pass(k, self.k_norm) else None
+        pools = finish_and_pool if one_pass else None
         out = self.mechanism_for(tokens)(Projected(x, q, k, v, finish, key_mask, positions, pools), layout)
         return self.proj(out.transpose(1, 2).reshape(batch, tokens, dim))

@@ -69,12 +69,14 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     return (x * cos + turned * sin).reshape(*lead, tokens, dim)
 
 
-def in_one_pass(x: Tensor, norm: nn.Module) -> bool:
-    """Whether `norm_rotate_pool` does what `norm_and_rotate` does to x: on a GPU with Triton, without gradients."""
+def in_one_pass(x: Tensor, *norms: nn.Module) -> bool:
+    """Whether `norm_rotate_pool` can norm and rotate x, with each of the norms: on a GPU with Triton, without
+    gradients."""
     if not x.is_cuda or x.shape[-1] % 4 or torch.is_grad_enabled():
         return False
-    plain = isinstance(norm, nn.Identity) or (type(norm) is nn.LayerNorm and norm.weight is not None)
-    return plain and not (norm._forward_hooks or norm._forward_pre_hooks) and why_not_triton([x]) is None
+    plain = (isinstance(n, nn.Identity) or (type(n) is nn.LayerNorm and n.weight is not None) for n in norms)
+    watched = any(norm._forward_hooks or norm._forward_pre_hooks for norm in norms)
+    return all(plain) and not watched and why_not_triton([x]) is None
 
 
 def norm_rotate_pool(
@@ -93,13 +95,15 @@ def norm_rotate_pool(
     return norm_rotate(x, weight, bias, table, tokens=tokens, special=special, window=window, eps=eps, dtype=dtype)
 
 
-def norm_and_rotate(x: Tensor, norm: nn.Module, table: tuple[Tensor, Tensor] | None, dtype: torch.dtype) -> Tensor:
+def norm_and_rotate(
+    x: Tensor, norm: nn.Module, table: tuple[Tensor, Tensor] | None, dtype: torch.dtype, *, one_pass: bool
+) -> Tensor:
     """norm(x) in `dtype`, turned by a table [T, D] if there is one; x [B, H, N, D], N a multiple of T.
 
     On a CPU without gradients a few views are worked off at a time: whole, the passes over x would go through main
-    memory. On a GPU without gradients both are one kernel.
+    memory. `one_pass`, where `in_one_pass` says so, is one kernel for both.
     """
-    if in_one_pass(x, norm) and (table is not None or isinstance(norm, nn.LayerNorm)):
+    if one_pass and (table is not None or isinstance(norm, nn.LayerNorm)):
         tokens = x.shape[2] if table is None else len(table[0])
         return norm_rotate_pool(x, norm, table, dtype, tokens)[0]
     if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():

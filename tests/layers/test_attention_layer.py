@@ -160,10 +160,11 @@ def test_norm_rotation_and_pooling_in_one_pass(
         calls.append(window)
         return norm_rotate(*args, window=window, **named)
 
-    for module in (rope_module, attention_module):
-        monkeypatch.setattr(module, "in_one_pass", lambda *_: True)
+    asked: list[object] = []
+    monkeypatch.setattr(attention_module, "in_one_pass", lambda *norms: not asked.append(norms))
     monkeypatch.setattr(rope_module, "norm_rotate", spied)
     assert_rms(attention(x, layout, mask), expected, 1e-5)
+    assert len(asked) == 1, "once a layer: it costs microseconds of the host"
     pooled = window == 4 and rows % 4 == cols % 4 == 0 and not padded
     assert (16 in calls) == pooled
     assert bool(calls) == (qk_norm or rope or pooled)
@@ -180,6 +181,8 @@ def test_what_is_done_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
         watched = nn.LayerNorm(8)
         watched.register_forward_hook(lambda *_: None)
         assert not rope_module.in_one_pass(x, watched)
+        assert rope_module.in_one_pass(x, nn.LayerNorm(8), nn.LayerNorm(8))
+        assert not rope_module.in_one_pass(x, nn.LayerNorm(8), watched)
         with torch.enable_grad():
             assert not rope_module.in_one_pass(x, nn.LayerNorm(8))
         monkeypatch.setattr(rope_module, "why_not_triton", lambda _: "triton is not installed")

@@ -11,7 +11,6 @@ import torch
 from lean3r.compress import compress
 from lean3r.errors import InputError
 from lean3r.layers import attention as attention_module
-from lean3r.layers import rope as rope_module
 from lean3r.models import MODELS
 from lean3r.models.base import Backbone
 from lean3r.models.graphs import MOST_GRAPHS, MOST_VIEWS, EncodeGraphs
@@ -22,8 +21,8 @@ from models.recorded_graphs import Graph, stand_in
 @pytest.fixture(autouse=True)
 def graphs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch)
-    for module in (rope_module, attention_module):  # the path of a GPU, which makes no tables on the way
-        monkeypatch.setattr(module, "in_one_pass", lambda *_: not torch.is_grad_enabled())
+    # The path of a GPU, which makes no tables on the way.
+    monkeypatch.setattr(attention_module, "in_one_pass", lambda *_: not torch.is_grad_enabled())
 
 
 def model_of(name: str) -> Backbone:

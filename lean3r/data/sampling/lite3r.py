@@ -151,13 +151,13 @@ def prepare(view: RawView, limits: tuple[float, float] | None, height: int, widt
     unknown, then depth of more than MEDIANS medians. As in the release, intrinsics scale about the centre of the first
     pixel, not its corner.
     """
+    from PIL import Image  # not at import: training on the synthetic world runs without it
+
     rows, columns = view.image.shape[:2]
     scale = max(height / rows, width / columns)
     high, wide = round(scale * rows), round(scale * columns)
     top, left = (high - height) // 2, (wide - width) // 2
     box = slice(top, top + height), slice(left, left + width)
-    from PIL import Image  # GPU images without it train on the synthetic world
-
     image = np.asarray(Image.fromarray(view.image).resize((wide, high), Image.Resampling.BICUBIC))[box]
     raw = Image.fromarray(np.ascontiguousarray(view.depth, np.float32))
     depth, unknown = zero_unknown(np.asarray(raw.resize((wide, high), Image.Resampling.NEAREST))[box])
