@@ -17,6 +17,8 @@ from lean3r.compress import SCHEMES
 from lean3r.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lean3r.compress.fp8_linear import Quantized
     from lean3r.compress.plan import CompressionPlan
     from lean3r.compress.sparsify import Change
@@ -66,6 +68,9 @@ class Compress:
 
     by_head: Annotated[bool, option()] = False
     """--calibrate: choose for each head of a layer by itself."""
+
+    remove: Annotated[int, option("N")] = 0
+    """--calibrate: write a plan that removes so many whole blocks instead, those that matter least; then use --fit."""
 
     fit: Annotated[list[str], option("INPUT [INPUT ...]")] = field(default_factory=list)
     """Pictures by which the matrices are fitted that replace the blocks that --plan removes."""
@@ -187,15 +192,19 @@ class Compress:
         print(json.dumps(about) if self.json else self.out)
 
     def _calibrate(self, console: Console) -> None:
-        """Measure every candidate in every global layer; write the best plan within the budget."""
+        """Measure every candidate in every global layer, or sets of blocks to remove; write the best plan."""
         from lean3r.compress.calibrate import calibrate
+        from lean3r.compress.removal import choose_blocks
         from lean3r.pipeline.calibration import outputs_of
         from lean3r.pipeline.load import load
         from lean3r.pipeline.transcode import resolve_weights
-        from lean3r.scratch import atomic_file
 
         if self.plan is not None or self.scheme is not None or self.export is not None:
             raise UsageError("--calibrate chooses the plan itself; leave --plan, --scheme and --export out.")
+        if self.remove < 0 or (self.remove and self.by_head):
+            raise UsageError(
+                f"--remove {self.remove}: expected a number of whole blocks, 1 or more, without --by-head."
+            )
         if self.out.suffix != ".json":
             raise UsageError(f"--calibrate writes a plan, got {self.out}; expected a name that ends in .json.")
         if self.out.exists() and not self.overwrite:
@@ -206,12 +215,24 @@ class Compress:
             views = self._pictures(self.calibrate, CALIBRATION_VIEWS, model, console)
         if views.images.shape[1] < 2:
             raise UsageError("--calibrate needs two pictures or more: global attention is between views.")
+
+        def outputs(candidate: Backbone) -> list[Tensor]:
+            return outputs_of(candidate, views)
+
+        if self.remove:
+            with console.stage("measuring"):
+                found = choose_blocks(model, outputs, self.remove)
+            plan = found[0].plan
+            self._write_plan(plan)
+            rows = [(str(removal.plan.steps[0]), f"{removal.error:.2g}") for removal in found]
+            console.table("blocks, the error of the results without them, before the fit", rows)
+            console.line("next", f"lean3r compress {self.source} FILE --plan {self.out} --fit PHOTOS")
+            report = {"out": str(self.out), "model": name, "error": found[0].error, "plan": plan.as_dict()}
+            print(json.dumps(report) if self.json else self.out)
+            return
         with console.stage("calibrating"):
-            plan, chosen, _ = calibrate(
-                model, lambda candidate: outputs_of(candidate, views), self.budget, by_head=self.by_head
-            )
-        with atomic_file(self.out, overwrite=self.overwrite) as partial:
-            partial.write_text(json.dumps(plan.as_dict(), indent=1), encoding="utf-8")
+            plan, chosen, _ = calibrate(model, outputs, self.budget, by_head=self.by_head)
+        self._write_plan(plan)
         heads = ["" if c.head is None else f" head {c.head}" for c in chosen]
         rows = [
             (f"{c.layer}{head}", str(c.step or "dense"), f"{c.density:.3f}", f"{c.error:.2g}")
@@ -223,6 +244,12 @@ class Compress:
         console.line("next", f"lean3r compress {self.source} FILE --plan {self.out}")
         report = {"out": str(self.out), "model": name, "density": density, "plan": plan.as_dict()}
         print(json.dumps(report) if self.json else self.out)
+
+    def _write_plan(self, plan: CompressionPlan) -> None:
+        from lean3r.scratch import atomic_file
+
+        with atomic_file(self.out, overwrite=self.overwrite) as partial:
+            partial.write_text(json.dumps(plan.as_dict(), indent=1), encoding="utf-8")
 
     def _fit(self, console: Console) -> None:
         """Remove blocks, fit what replaces them, and write the weights."""

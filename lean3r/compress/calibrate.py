@@ -89,7 +89,7 @@ def calibrate(
                 candidate = Candidate(layer, mechanism, settings, head=head)
                 assert candidate.step is not None
                 outputs, density = _run(compress(model, CompressionPlan((candidate.step,))), run)
-                error = sum(_error(ours, theirs) for ours, theirs in zip(outputs, dense, strict=True))
+                error = sum(error_of(ours, theirs) for ours, theirs in zip(outputs, dense, strict=True))
                 measured.append(replace(candidate, density=density, error=error))
     chosen = choose(measured, budget)
     return CompressionPlan(steps_of(chosen), f"calibrated-{budget:g}"), chosen, measured
@@ -139,6 +139,7 @@ def _run(model: M, run: Callable[[M], Outputs]) -> tuple[Outputs, float]:
     return outputs, sum(found) / len(found) if found else 1.0
 
 
-def _error(ours: Tensor, theirs: Tensor) -> float:
+def error_of(ours: Tensor, theirs: Tensor) -> float:
+    """Mean squared difference of an output, in units of its variance; infinite if it is not finite."""
     error = (ours - theirs).double().square().mean() / theirs.double().var().clamp_min(1e-12)
     return float(error) if error.isfinite() else math.inf

@@ -1,23 +1,126 @@
-"""Removal of whole blocks of the trunk: each leaves a matrix, fitted on pictures to what the block did."""
+"""Removal of whole blocks of the trunk: which ones, and the matrix that each leaves, fitted on pictures.
+
+Source: "Does the VGGT family need all its layers?" (arXiv 2609.36842).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from lean3r.compress.plan import CompressionPlan, resolve_plan
+from lean3r.compress.calibrate import Outputs, error_of
+from lean3r.compress.linears import sites_of
+from lean3r.compress.plan import CompressionPlan, RemoveStep, resolve_plan
 from lean3r.compress.sparsify import compress, copy_sharing_parameters
+from lean3r.compress.targets import TRUNK
 from lean3r.errors import UsageError
 from lean3r.layers.removed import Removed
 from lean3r.types import TokenLayout
 
 RIDGE = 1e-6  # of the mean square of a channel's inputs, over all tokens together
+TRIED = 16  # sets of blocks whose removal is measured
+TOKENS = 1024  # of each kind, by which the states between blocks are compared
 
 M = TypeVar("M", bound=nn.Module)
+Ranges = tuple[tuple[int, int], ...]  # (first, end) of blocks in a row
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A plan that removes blocks, and the `error` of the outputs without them, before any repair: squared, in units of
+    the outputs' variance."""
+
+    plan: CompressionPlan
+    error: float
+
+
+def choose_blocks(model: M, run: Callable[[M], Outputs], count: int) -> list[Removal]:
+    """Sets of `count` blocks of the trunk to remove, the best first: one range, or two with blocks between them.
+
+    The change of a range is 1 - CKA of what enters and what leaves it, that of two ranges the sum. It is compared on
+    all tokens, and on the mean of special tokens and patches. The TRIED sets with the least change are measured: `run`
+    gives the outputs of a network for the pictures, once for the whole network and once for each set. UsageError if the
+    trunk has no more than `count` blocks, or runs them several times.
+    """
+    names = [site.name.rpartition(".")[0] for site in sites_of(model) if site.role in TRUNK]
+    if not 0 < count < len(names):
+        raise UsageError(
+            f"cannot remove {count} of {len(names)} blocks of the trunk; expected a smaller number from 1."
+        )
+    plans = {ranges: _without(ranges) for ranges in _sets(len(names), count)}
+    compress(model, next(iter(plans.values())))
+    whole, likeness = _compare(model, names, run)
+    change: dict[Ranges, float] = {}
+    for table in (likeness[0], (likeness[1] + likeness[2]) / 2):
+        for ranges in plans:
+            lost = sum(1 - float(table[first, end - 1]) for first, end in ranges)
+            change[ranges] = min(lost, change.get(ranges, lost))
+    found = []
+    for ranges in sorted(change, key=change.__getitem__)[:TRIED]:
+        with torch.no_grad():
+            outputs = run(compress(model, plans[ranges]))
+        error = sum(error_of(ours, theirs) for ours, theirs in zip(outputs, whole, strict=True))
+        found.append(Removal(plans[ranges], error))
+    return sorted(found, key=lambda removal: removal.error)
+
+
+def _sets(length: int, count: int) -> Iterator[Ranges]:
+    """Every way to take `count` of `length` blocks as one range, or as two that do not touch."""
+    for first in range(length - count + 1):
+        yield ((first, first + count),)
+    for part in range(1, count):
+        for first in range(length):
+            for second in range(first + part + 1, length - (count - part) + 1):
+                yield (first, first + part), (second, second + count - part)
+
+
+def _without(ranges: Ranges) -> CompressionPlan:
+    """The plan that removes blocks of the trunk."""
+    texts = [f"{first}-{end - 1}" if end - first > 1 else f"{first}" for first, end in ranges]
+    count = sum(end - first for first, end in ranges)
+    return CompressionPlan((RemoveStep(f"all blocks {','.join(texts)}"),), f"without-{count}")
+
+
+def _compare(model: M, names: Sequence[str], run: Callable[[M], Outputs]) -> tuple[Outputs, Tensor]:
+    """The outputs, and the linear CKA [3, L, L] of what enters a block and what leaves a block: of all tokens, of
+    special ones and of patches."""
+    entering: list[list[Tensor]] = []
+    leaving: list[list[Tensor]] = []
+
+    def grams(x: Tensor, layout: TokenLayout) -> list[Tensor]:
+        special = torch.arange(x.shape[1], device=x.device) % layout.tokens < layout.special
+        kinds = (x, x[:, special] if layout.special else x, x[:, ~special])
+        return [_gram(kind.flatten(0, 1)) for kind in kinds]
+
+    hooks = []
+    for block in map(model.get_submodule, names):
+        hooks += [
+            block.register_forward_pre_hook(lambda _block, args: entering.append(grams(*args[:2]))),
+            block.register_forward_hook(lambda _block, args, output: leaving.append(grams(output, args[1]))),
+        ]
+    try:
+        with torch.no_grad():
+            outputs = run(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    before, after = (
+        [nn.functional.normalize(torch.stack(kind).flatten(1), dim=1) for kind in zip(*states, strict=True)]
+        for states in (entering, leaving)
+    )
+    return outputs, torch.stack([x @ y.T for x, y in zip(before, after, strict=True)])
+
+
+def _gram(x: Tensor) -> Tensor:
+    """Inner products [n, n] of centred rows; n at most TOKENS of them, evenly spaced."""
+    x = x[:: -(-len(x) // TOKENS)].double()
+    x = x - x.mean(0)
+    return x @ x.T
 
 
 def remove(model: M, plan: str | Path | Mapping[str, object] | CompressionPlan, run: Callable[[M], object]) -> M:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import lean3r
 from lean3r.cli.main import main
 from lean3r.compress import CompressionPlan, compress, remove
 from lean3r.compress.plan import QuantizeStep, RemoveStep, Step
+from lean3r.compress.removal import _sets, choose_blocks
 from lean3r.errors import UsageError
 from lean3r.layers.block import Block
 from lean3r.layers.removed import Removed
@@ -68,6 +71,33 @@ def test_linear_blocks_are_repaired_exactly_and_others_in_part() -> None:
     assert error(exact, model, others) < 1e-9
 
 
+def test_idle_blocks_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the likeness of the states, which proposes sets, and by what is measured: one range, or two."""
+    assert len(list(_sets(7, 3))) == len([c for c in combinations(range(7), 3) if _in_two(c)])
+    views = Views(torch.rand(1, 3, 3, 128, 128))
+    for planted, target in (((1, 2), "all blocks 1-2"), ((1, 4), "all blocks 1,4")):
+        model = tiny()
+        for index in planted:
+            block = model.trunk.blocks[index]
+            assert isinstance(block, Block)
+            for layer in (block.attn.proj, block.mlp.fc2):
+                layer.weight.data.mul_(1e-3)
+                layer.bias.data.zero_()
+        for tried in (1, 16):
+            monkeypatch.setattr(sys.modules["lean3r.compress.removal"], "TRIED", tried)
+            found = choose_blocks(model, lambda m: outputs_of(m, views), 2)
+            assert len(found) == tried and found[0].error == min(removal.error for removal in found) < 1e-3
+            assert found[0].plan.steps == (RemoveStep(target),)
+        assert found[1].error > 2 * found[0].error
+    with pytest.raises(UsageError, match="cannot remove 7 of 7 blocks"):
+        choose_blocks(model, lambda m: outputs_of(m, views), 7)
+
+
+def _in_two(blocks: tuple[int, ...]) -> bool:
+    """Whether they are at most two ranges."""
+    return sum(b - a > 1 for a, b in pairwise(blocks)) < 2
+
+
 def test_the_other_steps_of_the_plan_and_the_file(tmp_path: Path) -> None:
     """Mechanisms with windows reorder the tokens; blocks keep their numbers; the file needs no pictures."""
     model = lean3r.load("nano", device="cpu")
@@ -88,7 +118,9 @@ def test_the_other_steps_of_the_plan_and_the_file(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(outputs_of(again, views), outputs_of(removed, views), strict=True))
 
 
-def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for number in range(2):
         pixels = np.random.default_rng(number).integers(0, 255, (96, 96, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
@@ -108,6 +140,14 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     capsys.readouterr()
     assert main(["compress", str(out), str(tmp_path / "again.safetensors"), "--plan", str(plan)]) == 2
     assert "compressed already" in capsys.readouterr().err
+    monkeypatch.setattr(sys.modules["lean3r.compress.removal"], "TRIED", 2)
+    call = ["compress", "nano", str(tmp_path / "chosen.json"), "--calibrate", str(tmp_path), "--remove"]
+    assert main([*call, "2", "--json"]) == 0
+    chosen = CompressionPlan.from_dict(json.loads(capsys.readouterr().out)["plan"])
+    assert CompressionPlan.from_json((tmp_path / "chosen.json").read_text()) == chosen and len(chosen.removals) == 1
+    call.insert(3, "--overwrite")
+    assert main([*call, "7"]) == 2 and "cannot remove 7 of 7 blocks" in capsys.readouterr().err
+    assert main([*call, "-1"]) == 2 and "1 or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
