@@ -19,6 +19,7 @@ from lean3r.data.world.trajectories import CLEAR, overlaps, pinhole, propose, sc
 from lean3r.errors import UsageError
 
 COARSE = 8
+HELD_OUT_SEED = 1_000_003  # names the stream of scenes that no recipe trains on
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from lean3r.data.base import SceneBatch
 from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.train.config import OptimConfig, Stage, TrainConfig
 
-HELD_OUT_SEED = 1_000_003  # names the stream of scenes that no recipe trains on
 ASPECTS = (1.0, 4 / 3, 3 / 4, 3 / 2, 2 / 3)  # width / height of the pictures, cycled by step
 
 

@@ -1,0 +1,173 @@
+"""What a benchmark asks for: pictures of one scene, with the truth that scores their reconstruction."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from lean3r.data.base import SceneBatch
+from lean3r.data.sampling.lite3r import Pairs
+from lean3r.data.sampling.mixture import seed_of
+from lean3r.data.sets.scenes import RawView, SceneSet, first_few
+from lean3r.data.world.synthetic import HELD_OUT_SEED, SyntheticWorld
+from lean3r.errors import InputError
+
+Chosen = Mapping[str, Sequence[int]]  # scene -> numbers of its views, from a file of the user
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Item(ABC):
+    """One scene of a benchmark: `id` is unique and a relative path, `names` are those of its pictures, and `group` is
+    what the protocol averages over first, such as a category. It holds paths but no pictures, and can be pickled."""
+
+    id: str
+    names: tuple[str, ...]
+    group: str = ""
+
+    @abstractmethod
+    def read(self) -> tuple[RawView, ...]:
+        """Pictures, depth and cameras of all views; InputError if one cannot be read."""
+
+    @property
+    def times_s(self) -> np.ndarray | None:
+        """Timestamps [S] of the views in seconds; None if the set has none."""
+        return None
+
+    def cloud(self) -> np.ndarray | None:
+        """True points [N, 3] of the world, None if the set has none."""
+        return None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SceneItem(Item):
+    """Some views of a scene of a data set."""
+
+    scenes: SceneSet
+    scene: int
+    views: tuple[int, ...]
+
+    def read(self) -> tuple[RawView, ...]:
+        """See Item."""
+        return tuple(self.scenes.view(self.scene, view) for view in self.views)
+
+    @property
+    def times_s(self) -> np.ndarray | None:
+        """See Item."""
+        times = [self.scenes.time_s(self.scene, view) for view in self.views]
+        return None if any(time is None for time in times) else np.array(times, np.float64)
+
+    def cloud(self) -> np.ndarray | None:
+        """See Item."""
+        return self.scenes.cloud(self.scene)
+
+
+def scene_item(scenes: SceneSet, scene: int, views: Sequence[int], group: str = "") -> SceneItem:
+    """The item of these views of a scene."""
+    names = tuple(scenes.view_name(scene, view) for view in views)
+    place = path_of(scenes.scene(scene).id)
+    return SceneItem(id=place, names=names, group=group, scenes=scenes, scene=scene, views=tuple(views))
+
+
+def path_of(scene: str) -> str:
+    """The id of a scene as a relative path: characters that file systems refuse become "_"."""
+    parts = [re.sub(r"[^\w.+-]", "_", part) for part in re.split(r"[/\\]", scene)]
+    return "/".join(part for part in parts if part.strip(".")) or "scene"
+
+
+@lru_cache(maxsize=1)
+def _world() -> SyntheticWorld:
+    return SyntheticWorld(seed=HELD_OUT_SEED)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class WorldItem(Item):
+    """A scene of the synthetic world, of the stream that no recipe trains on."""
+
+    index: int
+    height: int
+    width: int
+
+    def read(self) -> tuple[RawView, ...]:
+        """See Item."""
+        return raw_views(_world().batch(self.index, 1, views=len(self.names), height=self.height, width=self.width))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PairItem(Item):
+    """Views of a scene, prepared as in Lite3R's release: squares of `side` pixels."""
+
+    pairs: Pairs
+    place: int
+    views: tuple[int, ...]
+    side: int
+
+    def read(self) -> tuple[RawView, ...]:
+        """See Item."""
+        return raw_views(self.pairs.sample(self.place, self.views, self.side, self.side))
+
+
+def raw_views(batch: SceneBatch) -> tuple[RawView, ...]:
+    """The views of a batch of one scene, with pictures of 8 bits."""
+    pictures = (batch.images[0].movedim(1, -1) * 255).round().to(torch.uint8).numpy()
+    parts = (batch.depth[0].numpy(), batch.intrinsics[0].double().numpy(), batch.cam_from_world[0].double().numpy())
+    return tuple(RawView(*view) for view in zip(pictures, *parts, strict=True))
+
+
+def random_views(scenes: SceneSet, count: int, seed: int = 42) -> list[tuple[int, list[int]]]:
+    """(scene, views): `count` random views of each scene that has as many, in their order.
+
+    The draw depends on the seed and the scene's name alone.
+    """
+    found = []
+    for scene in range(len(scenes)):
+        about = scenes.scene(scene)
+        if about.views >= count:
+            rng = np.random.default_rng(seed_of(seed, about.id, count))
+            found.append((scene, sorted(map(int, rng.choice(about.views, count, replace=False)))))
+    return check_any(found, scenes, count)
+
+
+def spread_views(scenes: SceneSet, most: int, least: int = 2) -> list[tuple[int, list[int]]]:
+    """(scene, views): all views, or `most` at equal steps, of each scene with at least `least`."""
+    found = []
+    for scene in range(len(scenes)):
+        total = scenes.scene(scene).views
+        if total >= least:
+            found.append((scene, np.linspace(0, total - 1, min(total, most)).round().astype(int).tolist()))
+    return check_any(found, scenes, least)
+
+
+def strided_views(scenes: SceneSet, stride: int, most: int | None = None) -> list[tuple[int, list[int]]]:
+    """(scene, views): every `stride`-th view from the first, at most `most`, of each scene with two of them."""
+    found = []
+    for scene in range(len(scenes)):
+        views = list(range(0, scenes.scene(scene).views, stride))[:most]
+        if len(views) >= 2:
+            found.append((scene, views))
+    return check_any(found, scenes, stride + 1)
+
+
+def stated_views(scenes: SceneSet, chosen: Chosen) -> list[tuple[int, list[int]]]:
+    """(scene, views) as a file of the user states them; InputError for scenes or views that the set does not have."""
+    numbers = {scenes.scene(scene).id: scene for scene in range(len(scenes))}
+    absent = [name for name in chosen if name not in numbers]
+    if absent:
+        raise InputError(f"{len(absent)} stated scenes are not in the data: {first_few(absent)}; it has {first_few(list(numbers))}")
+    for name, views in chosen.items():
+        total = scenes.scene(numbers[name]).views
+        if len(views) < 2 or not all(isinstance(v, int) and 0 <= v < total for v in views):
+            raise InputError(f"the stated views of {name} are {first_few(views)}; expected at least two numbers from 0 to {total - 1}")
+    return [(numbers[name], list(views)) for name, views in chosen.items()]
+
+
+def check_any(found: list[tuple[int, list[int]]], scenes: SceneSet, least: int) -> list[tuple[int, list[int]]]:
+    """The list itself; InputError if it is empty."""
+    if not found:
+        raise InputError(f"none of {len(scenes)} {scenes.title} scenes has {least} views, which this benchmark needs")
+    return found
