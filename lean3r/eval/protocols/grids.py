@@ -42,7 +42,9 @@ def depth_pairs(predicted: Predicted, views: tuple[RawView, ...]) -> list[DepthP
         true_k = grid_from_original @ view.intrinsics
         given = predicted.intrinsics
         known_k = true_k if given is None else grid_from_original @ given[number]
-        pairs.append(DepthPair(depth.astype(np.float64), np.where(inside, truth, 0).astype(np.float64), known_k, true_k))
+        pairs.append(
+            DepthPair(depth.astype(np.float64), np.where(inside, truth, 0).astype(np.float64), known_k, true_k)
+        )
     return pairs
 
 

@@ -120,7 +120,7 @@ def raw_views(batch: SceneBatch) -> tuple[RawView, ...]:
 
 
 def random_views(scenes: SceneSet, count: int, seed: int = 42) -> list[tuple[int, list[int]]]:
-    """(scene, views): `count` random views of each scene that has as many, in their order.
+    """(scene, views): `count` random views of each scene that has as many, in random order as in VGGT's evaluation.
 
     The draw depends on the seed and the scene's name alone.
     """
@@ -129,28 +129,28 @@ def random_views(scenes: SceneSet, count: int, seed: int = 42) -> list[tuple[int
         about = scenes.scene(scene)
         if about.views >= count:
             rng = np.random.default_rng(seed_of(seed, about.id, count))
-            found.append((scene, sorted(map(int, rng.choice(about.views, count, replace=False)))))
+            found.append((scene, rng.choice(about.views, count, replace=False).tolist()))
     return check_any(found, scenes, count)
 
 
-def spread_views(scenes: SceneSet, most: int, least: int = 2) -> list[tuple[int, list[int]]]:
-    """(scene, views): all views, or `most` at equal steps, of each scene with at least `least`."""
+def spread_views(scenes: SceneSet, most: int) -> list[tuple[int, list[int]]]:
+    """(scene, views): all views, or `most` at equal steps, of each scene with two."""
     found = []
     for scene in range(len(scenes)):
         total = scenes.scene(scene).views
-        if total >= least:
+        if total >= 2:
             found.append((scene, np.linspace(0, total - 1, min(total, most)).round().astype(int).tolist()))
-    return check_any(found, scenes, least)
+    return check_any(found, scenes, 2)
 
 
-def strided_views(scenes: SceneSet, stride: int, most: int | None = None) -> list[tuple[int, list[int]]]:
-    """(scene, views): every `stride`-th view from the first, at most `most`, of each scene with two of them."""
+def strided_views(scenes: SceneSet, most: int, *, stride: int = 1, first: int = 0) -> list[tuple[int, list[int]]]:
+    """(scene, views): every `stride`-th view from number `first` on, at most `most`, of each scene with two of them."""
     found = []
     for scene in range(len(scenes)):
-        views = list(range(0, scenes.scene(scene).views, stride))[:most]
+        views = list(range(first, scenes.scene(scene).views, stride))[:most]
         if len(views) >= 2:
             found.append((scene, views))
-    return check_any(found, scenes, stride + 1)
+    return check_any(found, scenes, first + stride + 1)
 
 
 def stated_views(scenes: SceneSet, chosen: Chosen) -> list[tuple[int, list[int]]]:
@@ -158,11 +158,15 @@ def stated_views(scenes: SceneSet, chosen: Chosen) -> list[tuple[int, list[int]]
     numbers = {scenes.scene(scene).id: scene for scene in range(len(scenes))}
     absent = [name for name in chosen if name not in numbers]
     if absent:
-        raise InputError(f"{len(absent)} stated scenes are not in the data: {first_few(absent)}; it has {first_few(list(numbers))}")
+        raise InputError(
+            f"{len(absent)} stated scenes are not in the data: {first_few(absent)}; it has {first_few(list(numbers))}"
+        )
     for name, views in chosen.items():
         total = scenes.scene(numbers[name]).views
         if len(views) < 2 or not all(isinstance(v, int) and 0 <= v < total for v in views):
-            raise InputError(f"the stated views of {name} are {first_few(views)}; expected at least two numbers from 0 to {total - 1}")
+            raise InputError(
+                f"the stated views of {name} are {first_few(views)}; expected two or more from 0 to {total - 1}"
+            )
     return [(numbers[name], list(views)) for name, views in chosen.items()]
 
 

@@ -1,0 +1,120 @@
+"""A benchmark: which views of which data are reconstructed, how they are scored, and how scores become a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypedDict
+
+import numpy as np
+
+from lean3r.data.sets.scenes import RawView, SceneSet
+from lean3r.eval.predicted.base import Predicted
+from lean3r.eval.protocols.items import Chosen, Item, scene_item, stated_views
+
+LONGEST_DEG = 30
+Over = Literal["pairs", "groups", "scenes"]
+
+
+class Curve(TypedDict):
+    """Numbers of pairs of views: in total, and with an error under, or of at most, 1, 2, ... LONGEST_DEG degrees."""
+
+    pairs: int
+    below: list[int]
+    at_most: list[int]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Figures of one item by name; `curves` and `errors` are what a protocol pools over items instead of averaging
+    figures, and `weight` is the item's share in weighted means."""
+
+    figures: Mapping[str, float]
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    errors: Mapping[str, list[float]] = field(default_factory=dict)
+    weight: float = 1.0
+
+
+class Row(TypedDict):
+    """A row of scores.json; see docs/how-to/evaluate.md."""
+
+    id: str
+    group: str
+    figures: dict[str, float | None]
+    curves: dict[str, Curve]
+    errors: dict[str, list[float]]
+    weight: float
+    seconds: float | None
+    network_seconds: float | None
+    cpu_seconds: float | None
+    peak_memory_mb: float | None
+    error: str | None
+    picture: str | None
+
+
+Measure = Callable[[Predicted, Item, tuple[RawView, ...]], Score]
+Views = Callable[[SceneSet, int], list[tuple[int, list[int]]]]
+Pool = Callable[[Sequence[Row]], dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """One protocol.
+
+    `data` is a row of DATASETS; `views` chooses scenes and at most `count` views of each; `scenes` names the scenes of
+    the protocol (None: all), `group_of` what is averaged over first. `measures` score an item; `pool` makes the figures
+    of the rows. `papers` says who uses it, `notes` where references disagree and what is taken; `resolution` is the
+    longest side of the pictures in the papers. `items` makes the items itself, for data that are no SceneSet.
+    """
+
+    title: str
+    data: str
+    papers: str
+    measures: tuple[Measure, ...]
+    pool: Pool
+    count: int
+    notes: str = ""
+    views: Views | None = None
+    items: Callable[[SceneSet | None, int], list[Item]] | None = None
+    scenes: tuple[str, ...] | None = None
+    group_of: Callable[[str], str] | None = None
+    resolution: int | None = None
+
+    def select(self, scenes: SceneSet | None, chosen: Chosen | None = None) -> list[Item]:
+        """The items of the benchmark, with the views of `chosen` if it is given."""
+        if self.items is not None:
+            return self.items(scenes, self.count)
+        assert scenes is not None and self.views is not None
+        places = self.views(scenes, self.count) if chosen is None else stated_views(scenes, chosen)
+        names = {scene: scenes.scene(scene).id for scene, _ in places}
+        if self.scenes is not None and chosen is None:
+            wanted = [place for place in places if names[place[0]].rsplit("/", 1)[-1] in self.scenes]
+            places = wanted or places
+        group_of = self.group_of or (lambda name: "")
+        return [scene_item(scenes, scene, views, group_of(names[scene])) for scene, views in places]
+
+
+def curve_of(errors_deg: np.ndarray) -> Curve:
+    """Count errors; NaN and infinity are in the total only."""
+    bounds = np.arange(1, LONGEST_DEG + 1)
+    known = np.sort(errors_deg[np.isfinite(errors_deg)])
+    below, at_most = (np.searchsorted(known, bounds, side=side).tolist() for side in ("left", "right"))
+    return {"pairs": len(errors_deg), "below": below, "at_most": at_most}
+
+
+def add_curves(curves: Iterable[Curve]) -> Curve:
+    """The curve of all their pairs together."""
+    each = list(curves)
+    below, at_most = (np.sum([c[name] for c in each], axis=0).tolist() for name in ("below", "at_most"))
+    return {"pairs": sum(c["pairs"] for c in each), "below": below, "at_most": at_most}
+
+
+def auc(curve: Curve, threshold_deg: int) -> float:
+    """Area under the recall curve in per cent, as `auc_histogram` gives it; NaN without pairs."""
+    counts = [*curve["below"][: threshold_deg - 1], curve["at_most"][threshold_deg - 1]]
+    return 100 * float(np.mean(counts)) / curve["pairs"] if curve["pairs"] else float("nan")
+
+
+def share_below(curve: Curve, threshold_deg: int) -> float:
+    """Share of errors under a threshold in per cent (RRA, RTA); NaN without pairs."""
+    return 100 * curve["below"][threshold_deg - 1] / curve["pairs"] if curve["pairs"] else float("nan")

@@ -1,0 +1,112 @@
+"""The folder of a run: its configuration, the predictions of each item, the scores of each benchmark.
+
+    RUN/run.json                            what was run, on what, and the list of the data
+    RUN/BENCHMARK/ITEM/predictions.npz      cameras and depth, or other files (docs/how-to/score.md)
+    RUN/BENCHMARK/ITEM/item.json            costs, a hash of the pictures, or why there is no prediction
+    RUN/BENCHMARK/scores.json               a row an item, and the figures
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lean3r.errors import InputError, UsageError
+from lean3r.json_text import parse_json
+from lean3r.scratch import LOCK, hold, release
+
+FORMAT = 1
+RUN, ITEM, SCORES, PREDICTIONS = "run.json", "item.json", "scores.json", "predictions.npz"
+SAME = ("model", "plan", "weights", "settings")  # what may not change when a run is resumed
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """The object in a JSON file of a run; InputError if there is none, or if it is of another format."""
+    try:
+        content = parse_json(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; expected {what}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}; expected {what}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise InputError(f"{path} has the format {found}; this version of lean3r reads format {FORMAT}")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file as a whole or not at all; NaN becomes null."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not abs(value) < float("inf") else value
+
+
+@contextlib.contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Inside, no other process writes to the run; UsageError if one does."""
+    run.mkdir(parents=True, exist_ok=True)
+    lock = hold(run / LOCK, must=False)
+    if lock is None:
+        raise UsageError(f"another process is writing to {run}; wait until it has ended, or use another -o.")
+    with lock:
+        try:
+            yield
+        finally:
+            release(lock)
+            (run / LOCK).unlink(missing_ok=True)
+
+
+def begin(run: Path, config: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Make `run` the folder of a run with this configuration, or continue it; benchmarks are added to those it has.
+
+    UsageError if it holds anything else, or a run of another configuration, which `overwrite` removes.
+    """
+    present = [name for name in os.listdir(run) if name != LOCK] if run.is_dir() else []
+    if not present:
+        write_json(run / RUN, config)
+        return
+    if not (run / RUN).is_file():
+        raise UsageError(f"{run} is not empty and has no {RUN}; use another -o.")
+    if overwrite:
+        for name in present:
+            path = run / name
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        write_json(run / RUN, config)
+        return
+    old = read_json(run / RUN, "the configuration of a run")
+    changed = [key for key in SAME if old.get(key) != config.get(key)]
+    if changed:
+        shown = "; ".join(f"{key}: {old.get(key)} -> {config.get(key)}" for key in changed)
+        raise UsageError(f"{run} holds a run of another configuration ({shown}). Use another -o, or --overwrite.")
+    for name, data in config["benchmarks"].items():
+        before = old["benchmarks"].get(name)
+        if before is not None and before["items"] != data["items"]:
+            raise UsageError(
+                f"{run} holds {name} with {len(before['items'])} other items than the {len(data['items'])} of now: the "
+                "data or the choice of views changed. Use another -o, or --overwrite."
+            )
+    write_json(run / RUN, {**old, **config, "benchmarks": {**old["benchmarks"], **config["benchmarks"]}})
+
+
+def is_done(place: Path) -> bool:
+    """Whether an item has predictions of a finished run."""
+    try:
+        return read_json(place / ITEM, "the record of an item")["error"] is None and (place / PREDICTIONS).is_file()
+    except (InputError, KeyError):
+        return False
