@@ -32,5 +32,7 @@ COMMANDS = Registry(
         "data": "lean3r.cli.data:Data",
         "probe": "lean3r.cli.probe:Probe",
         "bench": "lean3r.cli.bench:Bench",
+        "evaluate": "lean3r.cli.evaluate:Evaluate",
+        "score": "lean3r.cli.score:Score",
     },
 )

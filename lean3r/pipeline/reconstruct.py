@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from lean3r.errors import InputError, LeanError, UsageError
+from lean3r.errors import InputError, UsageError
 from lean3r.geometry.photo_scale import Shown
 from lean3r.inputs.cameras import GivenCameras
 from lean3r.inputs.frames import FrameChoice
@@ -31,6 +30,7 @@ from lean3r.pipeline.known import (
     place_in_world,
     with_cameras,
 )
+from lean3r.pipeline.network_scene import array_of, default_sources, pictures_of
 from lean3r.pipeline.observer import Observer
 from lean3r.pipeline.old_keywords import OldKeywords, translate
 from lean3r.pipeline.options import CameraOptions, RunOptions
@@ -104,7 +104,7 @@ def reconstruct(
             )
         views, pictures, run, fit = _read(model, pictures, run, budget, progress)
     files = pictures if isinstance(pictures, Pictures) else None
-    sources = views.sources or _default_sources(views)
+    sources = views.sources or default_sources(views)
     names = [source.name for source in sources]
     skipped = () if files is None else files.skipped
     observer.read(names, skipped)
@@ -157,10 +157,10 @@ def _predict_scene(
         read = model.reads(views.known)
         placed = place_in_world(prediction, given, read)
         prediction = placed.prediction
-        images, mask = _pictures(views)
+        images, mask = pictures_of(views)
         content = judge_content(images, mask if masking is None else masking.of_network(sources, mask), points.keep_sky)
-        depth = np.where(content.usable, _array(prediction.depth, np.float32), np.float32(0))
-        intrinsics = _array(prediction.intrinsics, np.float64)
+        depth = np.where(content.usable, array_of(prediction.depth, np.float32), np.float32(0))
+        intrinsics = array_of(prediction.intrinsics, np.float64)
         lenses = lenses_of(given, sources, intrinsics)
         if given is not None and placed.span:
             depth *= depth_factor(placed, given, Shown(images, mask, depth), sources, lenses)
@@ -169,8 +169,8 @@ def _predict_scene(
         images=images,
         mask=mask,
         depth=depth,
-        conf=np.where(content.usable, _array(prediction.conf, np.float32), np.float32(0)),
-        cam_from_world=_array(prediction.cam_from_world, np.float64),
+        conf=np.where(content.usable, array_of(prediction.conf, np.float32), np.float32(0)),
+        cam_from_world=array_of(prediction.cam_from_world, np.float64),
         intrinsics=intrinsics,
         points=no_points(),
         scale=placed.scale,
@@ -206,25 +206,6 @@ def _read(
         side, pictures = fit.resolution, pictures.at_most(fit.setting.views)
         views = pictures.views(resolution=side, patch=model.patch, progress=progress)
     return views, pictures, replace(run, resolution=side), fit
-
-
-def _default_sources(views: Views) -> tuple[Source, ...]:
-    count, (height, width) = views.images.shape[1], views.images.shape[-2:]
-    return tuple(Source(f"view_{i:04d}.png", width, height) for i in range(count))
-
-
-def _pictures(views: Views) -> tuple[np.ndarray, np.ndarray]:
-    """The network's pictures [S, H, W, 3] uint8, and their valid pixels [S, H, W] bool, which exclude padding."""
-    images = (views.images[0] * 255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-    shape = images.shape[:3]
-    mask = torch.ones(shape, dtype=torch.bool) if views.mask is None else views.mask[0]
-    return images.cpu().numpy(), mask.cpu().numpy()
-
-
-def _array(value: Tensor | None, dtype: Any) -> np.ndarray:
-    if value is None:
-        raise LeanError("the model returned no depth; a reconstruction needs decode(..., dense=True).")
-    return value[0].numpy().astype(dtype)
 
 
 @contextlib.contextmanager

@@ -112,6 +112,10 @@ class SceneSet(ABC):
         files have none. InputError if the file cannot be read, MissingExtraError without trimesh."""
         return None
 
+    def time_s(self, scene: int, view: int) -> float | None:
+        """Time of a view in seconds, by the clock of the set's files; None if they have no times."""
+        return None
+
     def candidates(self, views: int, height: int, width: int) -> np.ndarray | None:
         """Indices of the scenes that suit a batch of this shape; None if the set has no such list."""
         return None

@@ -32,6 +32,7 @@ BENCHMARKS = Registry(
         "lite3r-dtu64": "lean3r.eval.protocols.rows:LITE3R_DTU64",
         "lite3r-dtu64-released": "lean3r.eval.protocols.rows:LITE3R_DTU64_RELEASED",
         "synthetic": "lean3r.eval.protocols.rows:SYNTHETIC",
+        "latency": "lean3r.eval.protocols.rows:LATENCY",
         "colmap": "lean3r.eval.protocols.rows:COLMAP",
     },
 )

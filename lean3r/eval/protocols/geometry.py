@@ -43,7 +43,7 @@ def _video_depth(predicted: Predicted, item: Item, views: tuple[RawView, ...], s
     if predicted.depth is None:
         raise InputError(f"{predicted.path} has no depth, which this benchmark scores")
     shapes = [view.depth.shape for view in views]
-    ours = torch.stack([torch.from_numpy(predicted.depth_at(n, *shape, "bicubic")) for n, shape in enumerate(shapes)])
+    ours = torch.stack([torch.from_numpy(predicted.depth_at(n, h, w, "bicubic")) for n, (h, w) in enumerate(shapes)])
     truth = torch.from_numpy(np.stack([zero_unknown(view.depth)[0] for view in views]))
     figures, weight = {}, 0.0
     for suffix, alignment in ALIGNMENTS.items():

@@ -10,11 +10,12 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from PIL import Image
 
 from lean3r.data.base import SceneBatch
 from lean3r.data.sampling.lite3r import Pairs
 from lean3r.data.sampling.mixture import seed_of
-from lean3r.data.sets.scenes import RawView, SceneSet, first_few
+from lean3r.data.sets.scenes import RawView, SceneSet, first_few, no_depth
 from lean3r.data.world.synthetic import HELD_OUT_SEED, SyntheticWorld
 from lean3r.errors import InputError
 
@@ -96,6 +97,23 @@ class WorldItem(Item):
     def read(self) -> tuple[RawView, ...]:
         """See Item."""
         return raw_views(_world().batch(self.index, 1, views=len(self.names), height=self.height, width=self.width))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class NoiseItem(Item):
+    """Smooth random pictures without truth, to measure costs."""
+
+    seed: int
+    height: int
+    width: int
+
+    def read(self) -> tuple[RawView, ...]:
+        """See Item."""
+        noise = np.random.default_rng(self.seed).integers(0, 256, (len(self.names), 8, 8, 3), np.uint8)
+        k = np.array([[self.width, 0, self.width / 2], [0, self.width, self.height / 2], [0, 0, 1.0]])
+        size, depth = (self.width, self.height), no_depth(self.height, self.width)
+        pictures = (np.asarray(Image.fromarray(each).resize(size, Image.Resampling.BICUBIC)) for each in noise)
+        return tuple(RawView(picture, depth, k, np.eye(4)) for picture in pictures)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

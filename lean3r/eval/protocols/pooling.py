@@ -24,7 +24,8 @@ def curve_figures(curves: dict[str, Curve]) -> dict[str, float]:
             short = {"rotation": "rra", "translation": "rta"}[kind]
             figures |= {f"{short}{t}{form}": share_below(curve, t) for t in RECALL_AT}
         else:
-            figures |= {f"auc{t}{form}": auc(curve, t) for t in AUC_AT}
+            every = "allpairs_" if kind == "allpairs" else ""
+            figures |= {f"{every}auc{t}{form}": auc(curve, t) for t in AUC_AT}
     return figures
 
 

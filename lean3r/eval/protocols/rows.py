@@ -17,6 +17,7 @@ from lean3r.eval.protocols.cameras import focal_length, relative_poses, trajecto
 from lean3r.eval.protocols.geometry import clouds, lite3r, one_scale, surfaces, video_depth
 from lean3r.eval.protocols.items import (
     Item,
+    NoiseItem,
     PairItem,
     WorldItem,
     path_of,
@@ -30,6 +31,7 @@ SIDE = 518
 WORLD_SIZES = ((240, 240), (208, 272), (272, 208), (192, 288))  # height, width: in turn
 WORLD_SCENES = 40
 ALL = 100_000
+LATENCY_RUNS = 3
 LISTS = (
     "The papers' own lists of frames differ: these are drawn by seed 42 and the scene's name, in random order; "
     "--views-from takes a list. auc and rra, rta are VGGT's; _pi3 and _da3 are those of Pi3 and Depth Anything 3."
@@ -285,4 +287,22 @@ COLMAP = Benchmark(
     count=ALL,
     views=spread_views,
     notes="Depth is that of COLMAP's points. --views N takes N views at equal steps.",
+)
+
+
+def _noise(scenes: SceneSet | None, views: int) -> list[Item]:
+    names = tuple(f"view_{number:04d}" for number in range(views))
+    return [NoiseItem(id=f"run-{n}", names=names, seed=n, height=336, width=504) for n in range(LATENCY_RUNS)]
+
+
+LATENCY = Benchmark(
+    title="Seconds of the network, pictures of 336 x 504 px",
+    data="synthetic",
+    papers="Speed3R, Figure 4",
+    measures=(),
+    pool=pooling(),
+    count=32,
+    items=_noise,
+    notes="Smooth noise; the median of 3 runs counts. `lean3r bench` compares programs in one run.",
+    resolution=504,
 )

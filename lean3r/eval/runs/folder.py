@@ -1,9 +1,9 @@
 """The folder of a run: its configuration, the predictions of each item, the scores of each benchmark.
 
-    RUN/run.json                            what was run, on what, and the list of the data
-    RUN/BENCHMARK/ITEM/predictions.npz      cameras and depth, or other files (docs/how-to/score.md)
-    RUN/BENCHMARK/ITEM/item.json            costs, a hash of the pictures, or why there is no prediction
-    RUN/BENCHMARK/scores.json               a row an item, and the figures
+RUN/run.json                            what was run, on what, and the list of the data
+RUN/BENCHMARK/ITEM/predictions.npz      cameras and depth, or other files (docs/how-to/score.md)
+RUN/BENCHMARK/ITEM/item.json            costs, a hash of the pictures, or why there is no prediction
+RUN/BENCHMARK/scores.json               a row an item, and the figures
 """
 
 from __future__ import annotations

@@ -6,12 +6,14 @@ import errno
 import hashlib
 import multiprocessing
 import os
+import queue
 import shutil
 import tempfile
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,8 +25,8 @@ from lean3r.eval.runs.folder import FORMAT, ITEM, PREDICTIONS, is_done, write_js
 from lean3r.processes import safely_started
 
 _PART = ".part-"
-Pictures = Sequence[np.ndarray]
-Predict = Callable[[Pictures, tuple[str, ...], Path], Mapping[str, Any]]
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+Predict = Callable[[Sequence[np.ndarray], tuple[str, ...], Path], Mapping[str, Any]]
 """predict(pictures [H, W, 3] uint8, names, folder) writes predictions.npz into the folder and returns its costs."""
 
 
@@ -44,30 +46,6 @@ class Task:
     place: Path
 
 
-class _Worker:
-    def __init__(self, program: Program, number: int, workers: int):
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.number = number
-        self.task: Task | None = None
-        self.is_ready = False
-        self.process = context.Process(target=_serve, args=(theirs, program, number, workers), daemon=True)
-        with safely_started():
-            self.process.start()
-        theirs.close()
-
-    def give(self, task: Task) -> None:
-        """Let it work on a task."""
-        self.task = task
-        self.pipe.send(task)
-
-    def stop(self) -> None:
-        """End the process."""
-        self.process.terminate()
-        self.process.join()
-        self.pipe.close()
-
-
 def predict_all(
     program: Program,
     tasks: Sequence[Task],
@@ -82,45 +60,161 @@ def predict_all(
     finished tasks. A process that dies is replaced, and its item recorded as failed. Raises what loading the program
     raises, and UsageError if the disk is full.
     """
-    workers = [_Worker(program, number, processes) for number in range(processes)]
+    team = _Team(program, processes)
     try:
-        waiting: Iterator[Task] | None = None
-        finished = 0
-        while workers:
-            for pipe in wait([worker.pipe for worker in workers]):
-                worker = next(each for each in workers if each.pipe is pipe)
-                answer = _receive(worker)
-                if isinstance(answer, BaseException):
-                    raise answer
-                if not worker.is_ready and answer is None:
-                    raise LeanError(f"the program died while it was loaded ({_ending(worker.process.exitcode)})")
-                if not worker.is_ready:
-                    worker.is_ready = True
-                    if waiting is None:
-                        begin(answer)
-                        open_tasks = [task for task in tasks if not is_done(task.place)]
-                        finished = len(tasks) - len(open_tasks)
-                        waiting = iter(open_tasks)
-                        advanced(finished)
-                else:
-                    if answer is None:
-                        assert worker.task is not None
-                        record(worker.task, error=f"its process died ({_ending(worker.process.exitcode)})")
-                    finished += 1
-                    advanced(finished)
-                assert waiting is not None
-                task = next(waiting, None)
-                if worker.process.exitcode is not None or not worker.process.is_alive():
-                    workers.remove(worker)
-                    worker.stop()
-                    if task is not None:
-                        worker = _Replacement(program, worker.number, processes, task).worker
-                        workers.append(worker)
-                elif task is None:
-                    workers.remove(worker)
-                    worker.stop()
-                else:
-                    worker.give(task)
+        worker = team.start(0)
+        begin(worker.description)
+        todo: queue.SimpleQueue[Task] = queue.SimpleQueue()
+        left = [task for task in tasks if not is_done(task.place)]
+        for task in left:
+            todo.put(task)
+        count = min(processes, len(left))
+        advanced(len(tasks) - len(left))
+
+        def work(number: int) -> None:
+            own = worker if number == 0 else team.start(number)
+            while not team.is_stopping and not todo.empty():
+                try:
+                    task = todo.get_nowait()
+                except queue.Empty:
+                    return
+                if not own.run(task):
+                    own = team.start(number)
+                advanced(len(tasks) - todo.qsize() - team.busy())
+
+        with ThreadPoolExecutor(max(count, 1)) as pool:
+            try:
+                jobs = [pool.submit(work, number) for number in range(count)]
+                for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
+                    job.result()
+            finally:
+                team.stop()
     finally:
-        for worker in workers:
-            worker.stop()
+        team.stop()
+
+
+class _Team:
+    """The living processes of a run."""
+
+    def __init__(self, program: Program, processes: int):
+        self.program, self.processes = program, processes
+        self.is_stopping = False
+        self.workers: dict[int, _Worker] = {}
+
+    def start(self, number: int) -> _Worker:
+        """A process with the program loaded; raises what loading raises."""
+        worker = self.workers[number] = _Worker(self, number)
+        worker.load()
+        return worker
+
+    def busy(self) -> int:
+        """Number of processes at work."""
+        return sum(worker.is_busy for worker in self.workers.values())
+
+    def stop(self) -> None:
+        """End all processes."""
+        self.is_stopping = True
+        for worker in self.workers.values():
+            worker.process.terminate()
+        for worker in self.workers.values():
+            worker.process.join()
+
+
+class _Worker:
+    def __init__(self, team: _Team, number: int):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.team, self.is_busy = team, False
+        self.process = context.Process(target=_serve, args=(theirs, team.program, number, team.processes), daemon=True)
+        with safely_started():
+            self.process.start()
+        theirs.close()
+
+    def load(self) -> None:
+        """Wait until the program is loaded."""
+        try:
+            answer = self.pipe.recv()
+        except EOFError:
+            self.process.join()
+            raise LeanError(f"the program died while it was loaded ({_ending(self.process)})") from None
+        if isinstance(answer, Exception):
+            raise answer
+        self.description: dict[str, Any] = answer
+
+    def run(self, task: Task) -> bool:
+        """Work on a task, and whether the process still lives; UsageError if the disk is full."""
+        self.is_busy = True
+        try:
+            self.pipe.send(task)
+            answer = self.pipe.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            self.process.join()
+            if not self.team.is_stopping:
+                _record(task, error=f"its process died ({_ending(self.process)})")
+            return False
+        finally:
+            self.is_busy = False
+        if isinstance(answer, Exception):
+            raise answer
+        return True
+
+
+def _ending(process: Any) -> str:
+    code = process.exitcode
+    return f"signal {-code}, perhaps too little memory" if code is not None and code < 0 else f"exit code {code}"
+
+
+def _serve(pipe: Connection, program: Program, number: int, workers: int) -> None:
+    """What a process does: load the program, then tasks until it is stopped."""
+    try:
+        predict, description = program.start(number, workers)
+        pipe.send(description)
+    except Exception as error:
+        pipe.send(error if isinstance(error, LeanError) else LeanError(f"{type(error).__name__}: {error}"))
+        return
+    while True:
+        try:
+            task: Task = pipe.recv()
+        except EOFError:
+            return
+        try:
+            _predict_one(predict, task)
+            pipe.send(None)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            pipe.send(UsageError(f"the disk is full at {task.place}: free some space, then run the command again."))
+
+
+def _predict_one(predict: Predict, task: Task) -> None:
+    """Write the predictions of an item, or why there are none."""
+    task.place.mkdir(parents=True, exist_ok=True)
+    for left in task.place.glob(f"{_PART}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    digest = hashlib.sha256()
+    try:
+        start = time.perf_counter()
+        pictures = [view.image for view in task.item.read()]
+        for name, picture in zip(task.item.names, pictures, strict=True):
+            digest.update(f"{name} {picture.shape}\n".encode())
+            digest.update(np.ascontiguousarray(picture).tobytes())
+        reading = time.perf_counter() - start
+        with tempfile.TemporaryDirectory(prefix=_PART, dir=task.place) as folder:
+            costs = dict(predict(pictures, task.item.names, Path(folder)))
+            os.replace(Path(folder) / PREDICTIONS, task.place / PREDICTIONS)
+        costs["seconds"] = {"data": reading, **costs.get("seconds", {})}
+        _record(task, pictures_sha256=digest.hexdigest(), **costs)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise
+        kind = "" if isinstance(error, LeanError) else f"{type(error).__name__}: "
+        text = str(error).strip() or "no message"
+        _record(task, error=f"{kind}{text}")
+
+
+def _record(task: Task, *, error: str | None = None, **more: Any) -> None:
+    task.place.mkdir(parents=True, exist_ok=True)
+    if error is not None:
+        (task.place / PREDICTIONS).unlink(missing_ok=True)
+    record = {"format": FORMAT, "id": task.item.id, "views": list(task.item.names), "error": error}
+    write_json(task.place / ITEM, record | more)

@@ -1,0 +1,6 @@
+"""tmp"""
+
+
+def hardware() -> dict:
+    """tmp"""
+    return {}

@@ -1,0 +1,28 @@
+"""The scores of a benchmark: its figures, their units and directions, from rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lean3r.eval.protocols.base import Benchmark, Row
+from lean3r.eval.protocols.resolving import resolve
+
+_HIGHER = ("auc", "rra", "rta", "delta", "nc", "fscore", "precision", "recall", "allpairs")
+_SHARES = ("auc", "rra", "rta", "delta", "abs_rel", "fscore", "precision", "recall", "focal", "lost", "depth_missing")
+
+
+def pool(benchmark: str, rows: Sequence[Row]) -> dict[str, float]:
+    """The figures of a benchmark by name from some of its rows, in scores.json's form; {} if every row failed."""
+    good = [row for row in rows if row["error"] is None]
+    return resolve(benchmark).pool(good) if good else {}
+
+
+def directions(figures: Sequence[str]) -> dict[str, str]:
+    """Name of a figure -> "higher" or "lower", which is better."""
+    return {name: "higher" if name.startswith(_HIGHER) else "lower" for name in figures}
+
+
+def units(benchmark: Benchmark, figures: Sequence[str]) -> dict[str, str]:
+    """Name of a figure -> its unit; "" for a length in the unit of the truth, and for shares from 0 to 1."""
+    per_cent = "" if benchmark.papers.startswith("Lite3R") else "%"
+    return {name: "degrees" if "_deg" in name else per_cent if name.startswith(_SHARES) else "" for name in figures}

@@ -1,0 +1,113 @@
+"""Score the files of a run: predictions of any program against the truth of a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lean3r.data.sets.scenes import RawView
+from lean3r.errors import LeanError
+from lean3r.eval.predicted.base import Predicted
+from lean3r.eval.predicted.reading import read
+from lean3r.eval.protocols.base import Benchmark, Row
+from lean3r.eval.protocols.items import Item
+from lean3r.eval.protocols.resolving import resolve
+from lean3r.eval.runs.folder import FORMAT, ITEM, read_json
+from lean3r.eval.runs.scores import directions, pool, units
+
+PICTURE = "pictures.jpg"
+SHOWN, HEIGHT = 4, 120
+MOST_GAP_S = 0.02
+
+
+def score_benchmark(
+    name: str, items: Sequence[Item], run: Path, *, advanced: Callable[[int], None] = lambda done: None
+) -> dict[str, Any]:
+    """The content of scores.json for a benchmark of a run: every item is a row, failed ones with the reason."""
+    benchmark = resolve(name)
+    rows = []
+    for done, item in enumerate(items, 1):
+        rows.append(score_item(benchmark, item, run / name))
+        advanced(done)
+    figures = pool(name, rows)
+    named = list(dict.fromkeys([*figures, *(figure for row in rows for figure in row["figures"])]))
+    return {
+        "format": FORMAT,
+        "benchmark": name,
+        "title": benchmark.title,
+        "paper": benchmark.papers,
+        "notes": benchmark.notes,
+        "protocol": {"data": benchmark.data, "views": benchmark.count, "resolution": benchmark.resolution},
+        "directions": directions(named),
+        "units": units(benchmark, named),
+        "figures": figures,
+        "failed": sum(row["error"] is not None for row in rows),
+        "rows": rows,
+    }
+
+
+def score_item(benchmark: Benchmark, item: Item, folder: Path) -> Row:
+    """The row of one item; `error` says why it has no figures."""
+    place = folder / item.id
+    record = read_json(place / ITEM, "the record of an item") if (place / ITEM).is_file() else {}
+    seconds = record.get("seconds") or {}
+    row: Row = {
+        "id": item.id,
+        "group": item.group,
+        "figures": {},
+        "curves": {},
+        "errors": {},
+        "weight": 0.0,
+        "seconds": sum(seconds.values()) if seconds else None,
+        "network_seconds": seconds.get("network"),
+        "cpu_seconds": record.get("cpu_seconds"),
+        "peak_memory_mb": record.get("peak_memory_mb"),
+        "error": record.get("error"),
+        "picture": None,
+    }
+    if row["error"] is not None:
+        return row
+    try:
+        predicted = matched(read(place), item)
+        views = item.read()
+        if place.is_dir():
+            _show(views, place / PICTURE)
+            row["picture"] = f"{item.id}/{PICTURE}"
+        for measure in benchmark.measures:
+            score = measure(predicted, item, views)
+            row["figures"] |= dict(score.figures)
+            row["curves"] |= dict(score.curves)
+            row["errors"] |= dict(score.errors)
+            row["weight"] = score.weight
+    except (LeanError, OSError, ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
+        kind = "" if isinstance(error, LeanError) else f"{type(error).__name__}: "
+        row["error"] = f"{kind}{error}"
+        for part in ("figures", "curves", "errors"):
+            row[part].clear()
+    return row
+
+
+def matched(predicted: Predicted, item: Item) -> Predicted:
+    """The predictions in the order of the item's views: by name, by time, or by their order; InputError for others."""
+    return predicted.of(item.names)
+
+
+def _show(views: Sequence[RawView], path: Path) -> None:
+    """A strip of the first pictures."""
+    pictures = [Image.fromarray(view.image) for view in views[:SHOWN]]
+    small = [p.resize((max(1, round(p.width * HEIGHT / p.height)), HEIGHT)) for p in pictures]
+    strip = Image.new("RGB", (sum(p.width for p in small), HEIGHT))
+    left = 0
+    for picture in small:
+        strip.paste(picture, (left, 0))
+        left += picture.width
+    strip.save(path, quality=80)
+
+
+def listing(items: Sequence[Item]) -> list[dict[str, Any]]:
+    """The items as run.json lists them."""
+    return [{"id": item.id, "views": list(item.names)} for item in items]
