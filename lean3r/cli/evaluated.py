@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +38,6 @@ class LoadedModel:
         """See Program."""
         import torch
 
-        from lean3r.cli.evaluated_hw import hardware
         from lean3r.pipeline.devices import resolve_device
         from lean3r.pipeline.load import load
 
@@ -55,7 +55,13 @@ class LoadedModel:
             "parameters": sum(p.numel() for p in model.parameters()),
             "dtype": str(model.origin.dtype).removeprefix("torch."),
             "device": str(device),
-            "hardware": hardware(),
+            "hardware": {
+                "cores": len(os.sched_getaffinity(0)),
+                "threads": torch.get_num_threads(),
+                "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
         }
         return partial(self._predict, model), description
 

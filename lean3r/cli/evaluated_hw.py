@@ -1,6 +1,0 @@
-"""tmp"""
-
-
-def hardware() -> dict:
-    """tmp"""
-    return {}
