@@ -30,9 +30,7 @@ class Evaluate:
     A run that was stopped continues where it was. See docs/how-to/evaluate.md.
     """
 
-    benchmarks: Annotated[tyro.conf.Positional[list[str]], option("BENCHMARK [BENCHMARK ...]")] = field(
-        default_factory=list
-    )
+    benchmarks: Annotated[tyro.conf.Positional[list[str]], option("BENCHMARK [BENCHMARK ...]")]
     """Benchmarks, perhaps with a number of views as in synthetic@8, or tables of papers; list prints both."""
 
     root: _Roots = field(default_factory=list)
@@ -45,7 +43,9 @@ class Evaluate:
     plan: Plan = None
     offline: Offline = False
     device: Device = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], option()] = "auto"
+    """Number type of the network, as for `lean3r reconstruct`."""
 
     resolution: Annotated[str | None, option("PIXELS|paper")] = None
     """Longest side of the network's pictures; paper: that of the papers; by default the model's own."""
@@ -103,8 +103,6 @@ class Evaluate:
             print_table(name, scores, label)
 
     def _check(self) -> None:
-        if not self.benchmarks:
-            raise UsageError("no benchmark was named; `lean3r evaluate list` shows them.")
         if self.out is None:
             raise UsageError("a folder for the run is needed: -o DIR.")
         for name in ("limit", "processes"):

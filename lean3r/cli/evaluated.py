@@ -40,6 +40,7 @@ class LoadedModel:
 
         from lean3r.pipeline.devices import resolve_device
         from lean3r.pipeline.load import load
+        from lean3r.pipeline.options import RunOptions
 
         device = resolve_device(self.device)
         if device.type == "cuda" and device.index is None and torch.cuda.device_count() > 1:
@@ -47,6 +48,7 @@ class LoadedModel:
         if device.type == "cpu" and workers > 1:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
         model = load(self.model, self.weights, str(device), dtype=self.dtype, offline=self.offline, plan=self.plan)
+        RunOptions(resolution=self.resolution).check(model)
         description = {
             "model": model.name,
             "plan": None if model.plan is None else model.plan.name,

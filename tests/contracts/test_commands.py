@@ -23,7 +23,9 @@ EXAMPLES = {
     "data": ["list"],
     "demo": ["--photos", "INPUT", "-o", "DIR"],
     "distill": ["--dry-run"],
+    "evaluate": ["synthetic@2", "--limit", "1", "-o", "DIR"],
     "probe": ["--resolution", "64", "--views", "2", "--batches", "1"],
+    "score": ["INPUT", "--benchmark", "synthetic@2", "--limit", "1"],
     "train": ["--dry-run"],
 }
 """Row -> a short run, where the shortest that the help allows, on photos INPUT into a folder DIR, is none."""
@@ -96,10 +98,13 @@ def takes(name: str) -> set[str]:
 
 
 def call(name: str) -> list[str]:
-    """A short run in the current folder, where INPUT gets three photos."""
+    """A short run in the current folder, where INPUT gets three photos, and predictions of two poses."""
     Path("INPUT").mkdir()
     for number in range(3):
         Image.linear_gradient("L").rotate(90 * number).resize((96, 72)).convert("RGB").save(f"INPUT/{number}.jpg")
+    predicted = Path("INPUT/synthetic@2/0000/poses.txt")
+    predicted.parent.mkdir(parents=True)
+    predicted.write_text("1 0 0 0  0 1 0 0  0 0 1 0\n1 0 0 1  0 1 0 0  0 0 1 0\n")  # as KITTI has them
     needed = [
         part
         for option in options(name)

@@ -9,11 +9,16 @@ from typing import Literal, TypedDict
 import numpy as np
 
 from lean3r.data.sets.scenes import RawView, SceneSet
+from lean3r.errors import InputError
 from lean3r.eval.predicted.base import Predicted
 from lean3r.eval.protocols.items import Chosen, Item, scene_item, stated_views
 
 LONGEST_DEG = 30
 Over = Literal["pairs", "groups", "scenes"]
+
+
+class AbsentPart(InputError):
+    """The predictions lack a part that a measure needs."""
 
 
 class Curve(TypedDict):

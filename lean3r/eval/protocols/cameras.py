@@ -12,7 +12,7 @@ from lean3r.data.sets.scenes import RawView
 from lean3r.errors import InputError
 from lean3r.eval.pose_errors import pair_indices, relative_pose_errors
 from lean3r.eval.predicted.base import Predicted
-from lean3r.eval.protocols.base import Measure, Score, curve_of
+from lean3r.eval.protocols.base import AbsentPart, Measure, Score, curve_of
 from lean3r.eval.protocols.items import Item
 from lean3r.eval.protocols.pooling import curve_figures
 from lean3r.eval.trajectory import trajectory_errors
@@ -26,7 +26,7 @@ def poses_of(predicted: Predicted, views: tuple[RawView, ...]) -> tuple[Tensor, 
     """Predicted and true cam_from_world [S, 4, 4] float64; InputError with fewer than two finite predictions."""
     poses = predicted.cam_from_world
     if poses is None:
-        raise InputError(f"{predicted.path} has no cameras, which this benchmark scores")
+        raise AbsentPart(f"{predicted.path} has no cameras, which this benchmark scores")
     finite = int(np.isfinite(poses).all((1, 2)).sum())
     if finite < 2:
         raise InputError(f"{predicted.path} has {finite} finite poses of {len(poses)}; a score needs at least two")
@@ -98,8 +98,8 @@ def _rmse(errors: np.ndarray) -> float:
 
 
 def focal_length(predicted: Predicted, item: Item, views: tuple[RawView, ...]) -> Score:
-    """`focal`: median error of the horizontal focal length in per cent; no figure without intrinsics."""
+    """`focal`: median error of the horizontal focal length in per cent."""
     if predicted.intrinsics is None:
-        return Score({})
+        raise AbsentPart(f"{predicted.path} has no intrinsics")
     truth = np.array([view.intrinsics[0, 0] for view in views])
     return Score({"focal": 100 * float(np.median(np.abs(predicted.intrinsics[:, 0, 0] / truth - 1)))})

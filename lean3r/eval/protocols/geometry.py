@@ -15,7 +15,7 @@ from lean3r.eval.depth_errors import depth_score, video_depth_score
 from lean3r.eval.lite3r import lite3r_score
 from lean3r.eval.point_protocols import da3_cloud_score, mv_recon_score
 from lean3r.eval.predicted.base import Predicted
-from lean3r.eval.protocols.base import Measure, Score
+from lean3r.eval.protocols.base import AbsentPart, Measure, Score
 from lean3r.eval.protocols.cameras import poses_of
 from lean3r.eval.protocols.grids import depth_pairs, point_maps
 from lean3r.eval.protocols.items import Item
@@ -41,7 +41,7 @@ def one_scale(predicted: Predicted, item: Item, views: tuple[RawView, ...]) -> S
 
 def _video_depth(predicted: Predicted, item: Item, views: tuple[RawView, ...], setting: str) -> Score:
     if predicted.depth is None:
-        raise InputError(f"{predicted.path} has no depth, which this benchmark scores")
+        raise AbsentPart(f"{predicted.path} has no depth, which this benchmark scores")
     shapes = [view.depth.shape for view in views]
     ours = torch.stack([torch.from_numpy(predicted.depth_at(n, h, w, "bicubic")) for n, (h, w) in enumerate(shapes)])
     truth = torch.from_numpy(np.stack([zero_unknown(view.depth)[0] for view in views]))
@@ -103,7 +103,7 @@ def clouds(threshold: float, voxel: float) -> Measure:
 def _lite3r(predicted: Predicted, item: Item, views: tuple[RawView, ...], protocol: str) -> Score:
     ours, _ = poses_of(predicted, views)
     if predicted.depth is None:
-        raise InputError(f"{predicted.path} has no depth, which Lite3R's evaluation needs")
+        raise AbsentPart(f"{predicted.path} has no depth, which Lite3R's evaluation needs")
     height, width = views[0].depth.shape
     depth = torch.from_numpy(np.stack([predicted.depth_at(n, height, width, "bilinear") for n in range(len(views))]))
     true_k = torch.from_numpy(np.stack([view.intrinsics for view in views]))

@@ -10,6 +10,7 @@ import torch
 from lean3r.data.sets.scenes import RawView, zero_unknown
 from lean3r.errors import InputError
 from lean3r.eval.predicted.base import Predicted
+from lean3r.eval.protocols.base import AbsentPart
 from lean3r.geometry.camera import unproject
 from lean3r.geometry.pose import invert_pose, transform_points
 
@@ -27,7 +28,7 @@ class DepthPair(NamedTuple):
 def depth_pairs(predicted: Predicted, views: tuple[RawView, ...]) -> list[DepthPair]:
     """A pair for each view; InputError if nothing was predicted."""
     if predicted.depth is None:
-        raise InputError(f"{predicted.path} has no depth, which this benchmark scores")
+        raise AbsentPart(f"{predicted.path} has no depth, which this benchmark scores")
     pairs = []
     for number, (view, depth) in enumerate(zip(views, predicted.depth, strict=True)):
         height, width = view.depth.shape
@@ -53,7 +54,7 @@ def point_maps(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predicted and true points [N, 3] of the pixels where both depths are known, each in its own world."""
     if predicted.cam_from_world is None:
-        raise InputError(f"{predicted.path} has no cameras, which this benchmark needs to place points")
+        raise AbsentPart(f"{predicted.path} has no cameras, which this benchmark needs to place points")
     ours, truth = [], []
     for pair, pose, view in zip(pairs, predicted.cam_from_world, views, strict=True):
         known = (pair.gt > 0) & np.isfinite(pair.pred) & (pair.pred > 0) & np.isfinite(pose).all()

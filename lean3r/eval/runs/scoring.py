@@ -11,9 +11,8 @@ from PIL import Image
 
 from lean3r.data.sets.scenes import RawView
 from lean3r.errors import LeanError
-from lean3r.eval.predicted.base import Predicted
 from lean3r.eval.predicted.reading import read
-from lean3r.eval.protocols.base import Benchmark, Row
+from lean3r.eval.protocols.base import AbsentPart, Benchmark, Row
 from lean3r.eval.protocols.items import Item
 from lean3r.eval.protocols.resolving import resolve
 from lean3r.eval.runs.folder import FORMAT, ITEM, read_json
@@ -21,7 +20,6 @@ from lean3r.eval.runs.scores import directions, pool, units
 
 PICTURE = "pictures.jpg"
 SHOWN, HEIGHT = 4, 120
-MOST_GAP_S = 0.02
 
 
 def score_benchmark(
@@ -72,28 +70,30 @@ def score_item(benchmark: Benchmark, item: Item, folder: Path) -> Row:
     if row["error"] is not None:
         return row
     try:
-        predicted = matched(read(place), item)
+        predicted = read(place, item.names, item.times_s)
         views = item.read()
         if place.is_dir():
             _show(views, place / PICTURE)
             row["picture"] = f"{item.id}/{PICTURE}"
+        absent: list[AbsentPart] = []
         for measure in benchmark.measures:
-            score = measure(predicted, item, views)
+            try:
+                score = measure(predicted, item, views)
+            except AbsentPart as error:
+                absent.append(error)
+                continue
             row["figures"] |= dict(score.figures)
             row["curves"] |= dict(score.curves)
             row["errors"] |= dict(score.errors)
             row["weight"] = score.weight
+        if absent and len(absent) == len(benchmark.measures):
+            raise absent[0]
     except (LeanError, OSError, ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
         kind = "" if isinstance(error, LeanError) else f"{type(error).__name__}: "
         row["error"] = f"{kind}{error}"
         for part in ("figures", "curves", "errors"):
             row[part].clear()
     return row
-
-
-def matched(predicted: Predicted, item: Item) -> Predicted:
-    """The predictions in the order of the item's views: by name, by time, or by their order; InputError for others."""
-    return predicted.of(item.names)
 
 
 def _show(views: Sequence[RawView], path: Path) -> None:
