@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +37,7 @@ class LoadedModel:
         """See Program."""
         import torch
 
+        from lean3r.bench.machine import hardware
         from lean3r.pipeline.devices import resolve_device
         from lean3r.pipeline.load import load
         from lean3r.pipeline.options import RunOptions
@@ -57,13 +57,7 @@ class LoadedModel:
             "parameters": sum(p.numel() for p in model.parameters()),
             "dtype": str(model.origin.dtype).removeprefix("torch."),
             "device": str(device),
-            "hardware": {
-                "cores": len(os.sched_getaffinity(0)),
-                "threads": torch.get_num_threads(),
-                "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
+            "hardware": hardware(),
         }
         return partial(self._predict, model), description
 

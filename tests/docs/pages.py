@@ -70,6 +70,7 @@ def steps_of(page: str) -> list[Step]:
 DOWNLOADS = "downloads packages or programs"
 PROGRAM = "needs a program of others"
 GPUS = "needs GPUs and data sets"
+SETS = "needs a data set; tests/eval runs it on tiny copies"
 FIGURES = "makes the figures of the page: minutes to hours"
 SUITE = "is the suite that this test belongs to"
 GIGABYTES = "needs gigabytes of memory"
@@ -111,6 +112,15 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "--repeat 800 --teacher-cache /fast/teacher --teacher-cache-gb 2000": GPUS,
         "lean3r distill --teacher speed3r-pi3 --student-plan fp8 -o runs/rounded --data dl3dv=/data/dl3dv": GPUS,
         "from lean3r.data.sampling.lite3r import Pairs": GPUS,
+    },
+    "docs/how-to/evaluate.md": {
+        "lean3r evaluate eth3d --model vggt --root ETH3D/ -o vggt-eth3d/": SETS,
+        "lean3r evaluate re10k co3dv2 --model pi3 --plan gsa --root realestate10k=RE10K/ --root co3dv2=CO3D/ "
+        "-o pi3-gsa/": SETS,
+        "lean3r evaluate colmap@8 --root scenes/ -o nano-8/": SETS,
+        "lean3r evaluate lite3r-table1 --model vggt --plan sla-fp8 --root BlendedMVS/ -o run-t1/": SETS,
+        "lean3r evaluate speed3r-table2 --model pi3 --plan gsa --root realestate10k=RE10K/ --root co3dv2=CO3D/ "
+        "-o run-t2/": SETS,
     },
     "docs/how-to/into-colmap-and-splatting.md": {
         "colmap gui --import_path out/sparse/0 --image_path photos": PROGRAM,
