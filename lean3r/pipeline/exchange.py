@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -43,7 +43,8 @@ class Exported:
 def export_file(name: str, source: Path, out: Path, form: Form, *, overwrite: bool = False) -> Exported:
     """Write the weights of model `name` in `source` as the code of a release reads them, in float32.
 
-    "lite3r": a .pt file; of VGGT without point and track head. "speed3r": .safetensors. The whole model is in memory.
+    "lite3r": a .pt file, of VGGT without point and track head; the whole model is in memory. "speed3r": .safetensors,
+    tensor by tensor.
     UsageError if the file has codes, or lacks what the release has.
     """
     check_file(out, overwrite=overwrite, suffix=SUFFIXES[form])
@@ -65,7 +66,7 @@ def _export_lite3r(name: str, stored: WeightFiles, out: Path, overwrite: bool) -
     dense = without_memory(lambda: MODELS.get(name).for_names(kept))
     form = next((f"lite3r-{each}" for each in ("w4a16", "w4a8") if each in rounding), "lite3r")
     model = prepare(dense, form)
-    tensors = _full_tensors(model, stored, kept, neutral=".smooth")
+    tensors = dict(_full_tensors(model, stored, kept, neutral=".smooth"))
     payload = {
         "model": {lite3r.released_name(key): value for key, value in tensors.items()},
         "optim": None,
@@ -90,16 +91,16 @@ def _export_speed3r(name: str, stored: WeightFiles, out: Path, overwrite: bool) 
             "model speed3r-pi3, which has no register tokens, without a plan. Train the student in that form."
         )
     model = without_memory(MODELS.get(name))
-    tensors = _full_tensors(model, stored, list(stored.shapes))
-    write_stream(out, tensors, tensors.items(), {"format": "pt"}, overwrite=overwrite)
-    return Exported(len(tensors), model.parameter_count)
+    like = {key: value.float() for key, value in model.KEY_MAP.write(model.state_dict()).items()}
+    write_stream(out, like, _full_tensors(model, stored, list(stored.shapes)), {"format": "pt"}, overwrite=overwrite)
+    return Exported(len(like), model.parameter_count)
 
 
 def _full_tensors(
     model: Backbone, stored: WeightFiles, kept: Collection[str], *, neutral: str | None = None
-) -> dict[str, Tensor]:
-    """Every tensor of a model under official names in float32; tied names share one. Those that end in `neutral` are 1
-    if the file lacks them."""
+) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a model with its official name, in float32; tied names share one. Those that end in `neutral` are
+    1 if the file lacks them."""
     coded = [key for key in kept if not (stored.dtypes[key].is_floating_point and stored.dtypes[key].itemsize > 1)]
     if coded:
         raise UsageError(
@@ -117,12 +118,12 @@ def _full_tensors(
         if names:
             shown = ", ".join(map(lite3r.released_name, names[:3]))
             raise UsageError(f"{stored.path} {fault} {len(names)} tensors ({shown}, ...).")
-    tensors = {key: torch.ones(shape) for ours, (key, shape) in own.items() if ours not in source}
+    yield from ((key, torch.ones(shape)) for ours, (key, shape) in own.items() if ours not in source)
     wanted: dict[str, list[str]] = {}
     for ours, (key, _) in own.items():
         if ours in source:
             wanted.setdefault(source[ours], []).append(key)
     for key, value in stored.read(wanted):
         check_finite(stored, key, value)
-        tensors |= dict.fromkeys(wanted[key], value.to(torch.float32, copy=True))
-    return {key: tensors[key] for key, _ in own.values()}
+        full = value.to(torch.float32, copy=True)
+        yield from ((name, full) for name in wanted[key])

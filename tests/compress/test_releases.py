@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -211,6 +214,45 @@ def test_speed3r_files_have_official_names_only(tmp_path: Path) -> None:
     save_model(compress(pi3, "gsa"), ours)
     with pytest.raises(UsageError, match=r"holds pi3, compressed as gsa .* has no register tokens"):
         export_file("pi3", ours, tmp_path / "other.safetensors", "speed3r")
+
+
+EXPORT = r"""
+import re, sys, torch
+from pathlib import Path
+from lean3r.models import MODELS
+from lean3r.models.checkpoint import without_memory
+from lean3r.models.writing import write_stream
+from lean3r.pipeline.exchange import export_file
+folder = Path(sys.argv[1])
+model = without_memory(MODELS.get("speed3r-pi3"))
+like = model.KEY_MAP.write(model.state_dict())
+values = ((name, torch.randn(value.shape)) for name, value in like.items())
+write_stream(folder / "ours.safetensors", like, values, {"model": "speed3r-pi3"})
+export_file("speed3r-pi3", folder / "ours.safetensors", folder / "theirs.safetensors", "speed3r")
+print(1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_speed3r_at_full_size_is_what_its_code_reads(tmp_path: Path, golden_dir: Path) -> None:
+    """Every name, shape and number type of the released checkpoint, written in the memory of a few tensors."""
+    path = golden_dir / "manifests" / "speed3r-pi3.json.gz"
+    if not path.is_file():
+        pytest.skip(f"no manifest {path}")
+    found = subprocess.run([sys.executable, "-c", EXPORT, str(tmp_path)], check=True, capture_output=True, text=True)
+    ours, theirs = (open_weights(tmp_path / f"{name}.safetensors") for name in ("ours", "theirs"))
+    official = {
+        key: (tuple(shape), dtype) for key, shape, dtype in json.loads(gzip.decompress(path.read_bytes()))["keys"]
+    }
+    kinds = {
+        key: (tuple(shape), str(theirs.dtypes[key]).removeprefix("torch.")) for key, shape in theirs.shapes.items()
+    }
+    assert kinds == official and len(official) == 1245
+    names = ("global_decoder.0.attn.gate.0.weight", "point_head.proj.weight")
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(ours.read(names), theirs.read(names), strict=True))
+    print(f"peak {int(found.stdout) / 1e9:.2f} GB")
+    assert int(found.stdout) < 1.5e9
 
 
 def test_a_converted_file_keeps_its_training_step(trained: Backbone, tmp_path: Path) -> None:
