@@ -73,18 +73,19 @@ def merge_lora(model: nn.Module) -> None:
     """Merge the adapters into the weights and remove them, in place; the outputs stay the same.
 
     Networks that share weights with this one (see compress) do not change. Parameters that were trainable before
-    `add_lora` are trainable again. UsageError without adapters.
+    `add_lora` are trainable again. UsageError without adapters, and if one is not finite; nothing is merged then.
     """
     adapters = adapters_of(model)
-    for name in adapters.ranks:
-        layer: Any = model.get_submodule(name)
-        base = layer.get_base_layer()
-        weight = base.weight.detach() + layer.get_delta_weight("default").detach().to(base.weight.dtype)
-        if not bool(weight.isfinite().all()):
+    layers: dict[str, Any] = {name: model.get_submodule(name) for name in adapters.ranks}
+    for name, layer in layers.items():
+        if not bool(layer.get_delta_weight("default").isfinite().all()):
             raise UsageError(
                 f"the adapter of {name} holds NaN or infinities, which would damage the network. Train it again."
             )
-        base.weight = nn.Parameter(weight)
+    for name, layer in layers.items():
+        base = layer.get_base_layer()
+        delta = layer.get_delta_weight("default").detach().to(base.weight.dtype)
+        base.weight = nn.Parameter(base.weight.detach() + delta)
         _put(model, name, base)
     assert isinstance(model, Adapted)
     del model.adapters, model.peft_config
@@ -172,9 +173,13 @@ def _read_file(path: Path) -> tuple[dict[str, int], float, dict[str, Tensor]]:
         header = parse_json(metadata.get(KEY, "null"))
     except ValueError as error:
         raise WeightsError(f"{path} cannot be read as adapters: {error}") from error
-    if header is None:
-        raise WeightsError(f"{path} holds no adapters; expected a file that save_adapters wrote.")
-    return header["ranks"], header["alpha"], values
+    ranks, alpha = (header.get("ranks"), header.get("alpha")) if isinstance(header, dict) else (None, None)
+    known = isinstance(ranks, dict) and all(type(rank) is int for rank in ranks.values())
+    if not (known and ranks and isinstance(alpha, int | float)):
+        raise WeightsError(
+            f"{path} holds no adapters that save_adapters wrote; expected ranks and alpha in its header."
+        )
+    return ranks, alpha, values
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, int], float, dict[str, Tensor]]:
@@ -183,8 +188,10 @@ def _read_folder(folder: Path) -> tuple[dict[str, int], float, dict[str, Tensor]
         config = parse_json((folder / "adapter_config.json").read_bytes())
     except (OSError, ValueError) as error:
         raise WeightsError(f"{folder} cannot be read as adapters of peft: {error}") from error
+    config = config if isinstance(config, dict) else {}
     odd = [key for key in ("use_dora", "use_rslora", "alpha_pattern", "modules_to_save") if config.get(key)]
-    if config.get("peft_type") != "LORA" or odd or config.get("bias", "none") != "none":
+    plain = config.get("peft_type") == "LORA" and isinstance(config.get("lora_alpha"), int | float)
+    if not plain or odd or config.get("bias", "none") != "none":
         raise WeightsError(
             f"{folder} has adapters of another kind ({', '.join(odd) or config.get('peft_type')}); expected plain LoRA."
         )

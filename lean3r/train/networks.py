@@ -92,10 +92,17 @@ class Inputs:
         return first.shape[:-3].numel() if first.ndim > 3 else len(first)
 
     def to(self, device: torch.device | str) -> Inputs:
-        """The same arguments with everything that can move on `device`."""
+        """The same arguments with everything that can move on `device`, in lists, tuples and dicts too."""
 
         def move(value: Any) -> Any:
-            return value.to(device) if hasattr(value, "to") else value
+            if hasattr(value, "to"):
+                return value.to(device)
+            if isinstance(value, Mapping):
+                return {name: move(part) for name, part in value.items()}
+            if isinstance(value, list | tuple):
+                parts = map(move, value)
+                return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+            return value
 
         args, named = tuple(map(move, self.args)), {name: move(value) for name, value in self.named.items()}
         return dataclasses.replace(self, args=args, named=named)
@@ -144,7 +151,8 @@ def distill(
     """Train a copy of `student` to do what `teacher` does; return it, in evaluation mode.
 
     `student` is the teacher with a plan: compress.prepare(teacher, plan, adapter=adapter) trains with rounding, for
-    compress.convert; compress(...) trains sparse attention alone. Neither network changes, whatever they share.
+    compress.convert; compress(...) trains sparse attention alone. The weights of neither change, whatever they share;
+    the teacher moves to `device`.
     `adapter` finds the attention layers (compress/foreign.py; None for networks of lean3r). `data` is a list of inputs,
     used in turn, or a function of the number of the input: a tensor, a tuple of arguments, or a dict of keywords.
     `compare(student's result, teacher's result)` is a scalar; by default `difference`. `out` is the folder of the run

@@ -16,6 +16,7 @@ from lean3r.compress import compress, prepare
 from lean3r.errors import MissingExtraError, UsageError, WeightsError
 from lean3r.models.nano import Nano, NanoConfig
 from lean3r.models.nano_looped import LoopedConfig, NanoLooped
+from lean3r.train.checkpoints.state import save_weights
 from lean3r.train.freeze import trainable_names
 from lean3r.train.lora import add_lora, load_adapters, merge_lora, save_adapters
 from lean3r.types import Views
@@ -111,6 +112,35 @@ def test_adapters_are_saved_and_loaded_alone(tmp_path: Path) -> None:
     path.write_bytes(b"not a file of tensors")
     with pytest.raises(WeightsError, match="cannot be read as adapters"):
         load_adapters(nano(), path)
+
+
+@pytest.mark.parametrize(
+    "header", ["[1]", "{}", '{"ranks": {"a": "4"}, "alpha": 2}', '{"ranks": {"a": 4}, "alpha": null}']
+)
+def test_headers_of_other_programs_are_refused(header: str, tmp_path: Path) -> None:
+    save_weights(tmp_path / "a.safetensors", {"x": torch.ones(1)}, {"adapters": header})
+    with pytest.raises(WeightsError, match="holds no adapters that save_adapters wrote"):
+        load_adapters(nano(), tmp_path / "a.safetensors")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "adapter_config.json").write_text(header)
+    with pytest.raises(WeightsError, match="expected plain LoRA"):
+        load_adapters(nano(), tmp_path / "folder")
+
+
+def test_a_damaged_adapter_leaves_the_network_as_it_was() -> None:
+    model = nano()
+    names = add_lora(model, ["global blocks"], rank=2)
+    trained(model)
+    before, keys = outputs(model), model.state_dict().keys()
+    damaged = model.get_parameter(f"{names[-1]}.lora_A.default.weight")
+    kept = damaged.data.clone()
+    damaged.data.fill_(torch.nan)
+    with pytest.raises(UsageError, match=f"the adapter of {names[-1]} holds NaN"):
+        merge_lora(model)
+    damaged.data.copy_(kept)
+    assert model.state_dict().keys() == keys
+    assert all(torch.equal(value, before[key]) for key, value in outputs(model).items())
+    merge_lora(model)
 
 
 def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:

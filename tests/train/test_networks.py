@@ -18,7 +18,7 @@ from lean3r.compress import compress, convert, prepare
 from lean3r.errors import UsageError, WeightsError
 from lean3r.testing import assert_rms, rms_ratio
 from lean3r.train import NetworkRecipe, distill
-from lean3r.train.networks import difference
+from lean3r.train.networks import Inputs, difference
 
 
 @pytest.fixture(params=CASES)
@@ -99,6 +99,14 @@ def test_a_stopped_run_continues_to_the_same_student(tmp_path: Path) -> None:
     other = prepare(teacher, "gsa-fp8", adapter=Pairs())
     with pytest.raises(UsageError, match="another config"):
         distill(teacher, other, Pairs(), data, recipe, out=tmp_path, resume=True)
+
+
+def test_inputs_move_to_a_device_however_nested() -> None:
+    views = {"images": torch.rand(2, 3, 8, 8), "names": ["a", "b"]}
+    moved = Inputs.of((views, [torch.rand(2), None])).to("meta")
+    (first, (second, nothing)) = moved.args
+    assert first["images"].is_meta and second.is_meta and nothing is None and first["names"] == ["a", "b"]
+    assert Inputs.of(views).to("meta").named["images"].is_meta and moved.views == 2
 
 
 def test_what_cannot_train_is_refused(tmp_path: Path) -> None:
