@@ -1,0 +1,184 @@
+"""Every benchmark on a tiny copy of its data: perfect files score perfectly, wrong ones as computed by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+import torch
+import truth
+from data import tiny
+from scipy.spatial.transform import Rotation
+
+from lean3r.data.sets.roots import sets
+from lean3r.errors import InputError, UsageError
+from lean3r.eval.papers import PAPERS
+from lean3r.eval.pose_errors import pose_auc
+from lean3r.eval.protocols import BENCHMARKS
+from lean3r.eval.protocols.items import Item
+from lean3r.eval.protocols.resolving import resolve
+from lean3r.eval.runs.data import items_of
+from lean3r.eval.runs.scoring import score_benchmark, score_item
+
+SCORED = [name for name in BENCHMARKS if resolve(name).measures]
+METRIC = ("chamfer", "fscore_5cm")
+FOLDERS: list[TemporaryDirectory[str]] = []
+
+
+@cache
+def root_of(data: str) -> Path:
+    """A tiny copy of a data set; removed when the tests end."""
+    folder = TemporaryDirectory(prefix=data)
+    FOLDERS.append(folder)
+    tiny.write(data, Path(folder.name))
+    return Path(folder.name)
+
+
+@cache
+def items(name: str) -> tuple[Item, ...]:
+    """An item of a benchmark on tiny data: of the views that the protocol takes, or of three if it takes too few."""
+    data = resolve(name).data
+    roots = {data: root_of(data)} if data in sets() else {}
+    for few in (name, f"{name}@3"):
+        with contextlib.suppress(InputError):
+            found = items_of(few, roots, limit=1)
+            if len(found[0].names) >= min(3, resolve(name).count):
+                return tuple(found)
+    return tuple(items_of(name, roots, {sets()[data](roots[data]).scene(0).id: [0, 2, 4]}))
+
+
+def perfect(figure: str, value: float, direction: str) -> bool:
+    """Whether a figure is that of a perfect prediction: the best there is, up to rounding in the files."""
+    if direction == "higher":
+        return math.isclose(value, 1.0 if value <= 1.001 else 100.0, abs_tol=0.05 if value > 1.001 else 1e-3)
+    return abs(value) < 0.05
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("name", SCORED)
+def test_perfect_predictions_score_perfectly(name: str, scale: float, tmp_path: Path) -> None:
+    if resolve(name).data not in tiny.WRITERS | {"synthetic": None}:
+        pytest.skip(f"no tiny copy of {resolve(name).data}")
+    if scale != 1 and name.startswith("lite3r"):
+        scale = 1.0  # its points are not aligned
+    for item in items(name):
+        truth.write(item, tmp_path / name / item.id, scale, columns=None if "depth" in name or "lite3r" in name else 64)
+    scores = score_benchmark(name, items(name), tmp_path)
+    assert scores["failed"] == 0, [row["error"] for row in scores["rows"]]
+    assert scores["figures"]
+    for figure, value in scores["figures"].items():
+        if figure.endswith("_da3") or figure in ("depth_missing", "lost_frames", *(METRIC if scale != 1 else ())):
+            continue  # the second is no error, the first no relative pose
+        if ("_metric" in figure and scale != 1) or "_shift" in figure or math.isnan(value):
+            continue
+        assert perfect(figure, value, scores["directions"][figure]), (figure, value)
+
+
+def test_a_turned_camera_as_computed_by_hand(tmp_path: Path) -> None:
+    """Three views, the second turned by 10.5 degrees about its axis: two of three pairs have this error."""
+    [item] = items_of("synthetic@3", {}, limit=1)
+    views = item.read()
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.from_euler("z", 10.5, degrees=True).as_matrix()
+    poses = np.stack([view.cam_from_world for view in views])
+    poses[1] = turn @ poses[1]
+    place = tmp_path / item.id
+    place.mkdir()
+    np.savez(place / "predictions.npz", cam_from_world=poses)
+    row = score_item(resolve("synthetic@3"), item, tmp_path)
+    assert row["error"] is None
+    assert row["figures"]["rotation_deg"] == pytest.approx(10.5, abs=1e-4)
+    assert row["figures"]["rra15"] == 100 and row["figures"]["rra5"] == pytest.approx(100 / 3)
+    # Turned about the optical axis, directions are off by at most the angle: 20 of 30 bins have both.
+    assert row["figures"]["auc30"] == pytest.approx(100 * (1 / 3 + 2 / 3 * 20 / 30))
+    assert "abs_rel" not in row["figures"], "no depth was predicted, so none is scored"
+
+
+def test_swapped_cameras_are_those_of_the_metric(tmp_path: Path) -> None:
+    [item] = items_of("colmap@4", {"colmap": root_of("colmap")}, limit=1)
+    views = truth.write(item, tmp_path / item.id, 2.0, cameras=[1, 0, 2, 3])
+    row = score_item(resolve("colmap@4"), item, tmp_path)
+    poses = torch.from_numpy(np.stack([view.cam_from_world for view in views]))
+    expected = pose_auc(poses[[1, 0, 2, 3]], poses)
+    assert {t: row["figures"][f"auc{t}"] for t in expected} == pytest.approx({t: 100 * v for t, v in expected.items()})
+    assert row["figures"]["auc30"] < 90
+
+
+def test_pooled_figures_are_those_of_all_pairs_together(tmp_path: Path) -> None:
+    """Categories count alike in co3dv2, pairs in re10k, scenes in tanks; failed items are left out and counted."""
+    from lean3r.eval.pose_errors import auc_histogram
+    from lean3r.eval.protocols.base import curve_of
+    from lean3r.eval.protocols.pooling import pooling
+
+    rng = np.random.default_rng(0)
+    errors = [rng.gamma(2.0, 6.0, size) for size in (45, 6, 1)]
+    rows = [
+        {"error": None, "group": group, "weight": 1.0, "errors": {}, "curves": {"pose_deg": curve_of(e)},
+         "figures": {"auc30": 100 * auc_histogram(e, 30)}}
+        for e, group in zip(errors, "aab", strict=True)
+    ]  # fmt: skip
+    rows.append(rows[0] | {"error": "it died", "figures": {}, "curves": {}})
+    both = 100 * auc_histogram(np.concatenate(errors[:2]), 30)
+    last = 100 * auc_histogram(errors[2], 30)
+    assert pooling("pairs")(rows)["auc30"] == pytest.approx(100 * auc_histogram(np.concatenate(errors), 30))  # type: ignore[arg-type]
+    assert pooling("groups")(rows)["auc30"] == pytest.approx((both + last) / 2)  # type: ignore[arg-type]
+    mean = np.mean([100 * auc_histogram(e, 30) for e in errors])
+    assert pooling("scenes")(rows)["auc30"] == pytest.approx(mean)  # type: ignore[arg-type]
+
+
+WRONG = {
+    "other frames": ({"names": np.array(["a", "b", "c"])}, "other frames"),
+    "one pose": (
+        {"cam_from_world": np.stack([np.eye(4), np.full((4, 4), np.nan), np.full((4, 4), np.nan)])},
+        "1 finite",
+    ),
+    "NaN poses": ({"cam_from_world": np.full((3, 4, 4), np.nan)}, "0 finite"),
+    "an empty mask": ({"mask": np.zeros((3, 208, 272), bool)}, "both a predicted and a true depth"),
+    "too few": ({"cam_from_world": np.stack([np.eye(4)] * 2)}, "different numbers"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_predictions_are_a_row_with_the_reason(wrong: str, tmp_path: Path) -> None:
+    item = items_of("synthetic@3", {}, limit=2)[1]
+    truth.write(item, tmp_path / item.id)
+    path = tmp_path / item.id / "predictions.npz"
+    change, reason = WRONG[wrong]
+    np.savez(path, **{**np.load(path), **change})
+    row = score_item(resolve("synthetic@3"), item, tmp_path)
+    assert row["error"] is not None and reason in row["error"] and not row["figures"], row["error"]
+
+
+def test_cameras_at_one_point_have_no_scale(tmp_path: Path) -> None:
+    if "tum" not in tiny.WRITERS:
+        pytest.skip("no tiny copy of tum")
+    item = items("tum-trajectory")[0]
+    place = tmp_path / item.id
+    place.mkdir(parents=True)
+    np.savez(place / "predictions.npz", cam_from_world=np.stack([np.eye(4)] * len(item.names)))
+    row = score_item(resolve("tum-trajectory"), item, tmp_path)
+    assert row["error"] is not None and "at one point" in row["error"]
+
+
+def test_every_table_of_a_paper_names_benchmarks_and_figures_that_exist() -> None:
+    for name in PAPERS:
+        table = PAPERS.get(name)
+        assert table.benchmarks and all(len(row) == len(table.columns) for row in table.rows.values()), name
+        for benchmark in table.benchmarks:
+            resolve(benchmark)
+        head, lines = table.printed({}, "ours")
+        assert len(head) == len(lines[-1]) and lines[-1][0] == "ours (measured)"
+
+
+def test_names_of_benchmarks() -> None:
+    assert resolve("synthetic@5").count == 5
+    for wrong in ("synthetic@1", "synthetic@", "synthetic@two"):
+        with pytest.raises(UsageError, match="at least 2"):
+            resolve(wrong)
+    with pytest.raises(UsageError, match="Perhaps you meant"):
+        resolve("syntetic")
