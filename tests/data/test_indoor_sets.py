@@ -245,6 +245,16 @@ def test_archives_and_listed_sequences_of_7_scenes_are_reported(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_missing_data_says_where_to_get_it(name: str, tmp_path: Path) -> None:
+    kind = DATASETS.get(name)
+    for root in (tmp_path, tmp_path / "absent"):
+        for read in (kind, lambda root: report(root, name)):
+            with pytest.raises(InputError) as caught:
+                read(root)
+            assert kind.layout in str(caught.value) and kind.source in str(caught.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_damaged_poses_are_named(name: str, tmp_path: Path) -> None:
     tiny.write(name, tmp_path)
     path = next(iter(sorted(next(tmp_path.rglob(p)) for p in POSES[name])))

@@ -49,7 +49,7 @@ def kind_of(root: Path, name: str | None = None) -> str:
         DATASETS.check(name)
         raise UsageError(f"data set {name} is not read from a folder; expected one of {', '.join(known)}")
     if not root.is_dir():
-        raise InputError(f"no such folder: {root}")
+        raise InputError(f"no such folder: {root}" + (f"; expected {_describe_layout(name)}" if name else ""))
     if not any(root.iterdir()):
         raise InputError(f"{root} is empty; expected {_describe_layout(name)}")
     names = recognise(root)
@@ -67,7 +67,10 @@ def kind_of(root: Path, name: str | None = None) -> str:
 
 
 def _describe_layout(name: str | None) -> str:
-    return "a data set (`lean3r data list`)" if name is None else sets()[name].layout
+    if name is None:
+        return "a data set (`lean3r data list`)"
+    kind = sets()[name]
+    return f"{kind.layout}. Where to get it: {kind.source}"
 
 
 def _hint(root: Path, name: str | None) -> str:

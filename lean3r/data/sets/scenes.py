@@ -167,7 +167,10 @@ class FolderSet(SceneSet, Generic[F]):
         self.ids = list(self.find_scenes(self.root) if scenes is None else scenes)
         if not self.ids:
             problems = self.problems(self.root) if self.root.is_dir() else [f"{self.root} is not a folder"]
-            raise InputError(f"no {self.title} scene in {self.root}: {first_few(problems)}. Expected: {self.layout}")
+            raise InputError(
+                f"no {self.title} scene in {self.root}: {first_few(problems)}. Expected: {self.layout}. "
+                f"Where to get it: {self.source}"
+            )
         self._frames: OrderedDict[int, Sequence[F]] = OrderedDict()
 
     @classmethod
