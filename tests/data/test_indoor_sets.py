@@ -123,6 +123,8 @@ def test_tanks_files_as_published_are_read(data_dir: Path) -> None:
     folder = data_dir / "formats" / "tanks_and_temples"
     if not folder.is_dir():
         pytest.skip(f"no files of Tanks and Temples in {folder}")
+    sampled = int((folder / "mapping.txt").read_text().split()[0])
+    assert [pose.number for pose in read_log(folder / "test.log")] == list(range(sampled))
     poses, similarity = read_log(folder / "Barn_COLMAP_SfM.log"), np.loadtxt(folder / "Barn_trans.txt")
     assert [pose.number for pose in poses] == list(range(410))
     cameras = np.stack([moved(similarity, pose.world_from_cam) for pose in poses if pose.world_from_cam is not None])

@@ -28,7 +28,6 @@ SCENES = {
 FOCAL = 0.605  # in widths: Truck has 0.606 and Train 0.604 in the public calibrations of 3D Gaussian Splatting
 LOG, ALIGNMENT = "_COLMAP_SfM.log", "_trans.txt"
 _PICTURES = {".jpg", ".jpeg", ".png"}
-_MODELS = (*COLMAP_FOLDERS, "dense/sparse", "dense/0/sparse")
 _AXES = {"X": (1, 2, 0), "Y": (0, 2, 1), "Z": (0, 1, 2)}  # two of the polygon's plane, and the one across
 
 
@@ -226,5 +225,5 @@ def _pictures(place: Path) -> list[Path]:
 
 
 def _model_folder(place: Path) -> Path | None:
-    candidates = (place / name for name in _MODELS)
+    candidates = (place / name for name in COLMAP_FOLDERS)
     return next((f for f in candidates if any((f / f"cameras{end}").is_file() for end in (".bin", ".txt"))), None)

@@ -26,6 +26,7 @@ class LensFrame(Frame):
 
 
 L = TypeVar("L", bound=LensFrame)
+_BAND = 256  # rows
 _Key = tuple[str, int, int, tuple[float, ...]]  # model, width, height and parameters of a camera
 
 
@@ -90,10 +91,13 @@ def _grid(model: str, width: int, height: int, params: tuple[float, ...]) -> tup
 
 def _positions(lens: pycolmap.Camera, plain: pycolmap.Camera) -> np.ndarray:
     """[h, w, 2]: position (x, y) in the picture of `lens` of each pixel of `plain`, a pinhole with the same pose."""
-    x, y = np.meshgrid(np.arange(plain.width) + 0.5, np.arange(plain.height) + 0.5)
-    rays = np.asarray(plain.cam_from_img(np.stack([x.ravel(), y.ravel()], 1)))
-    seen = np.asarray(lens.img_from_cam(np.concatenate([rays, np.ones((len(rays), 1))], 1)))
-    return seen.reshape(plain.height, plain.width, 2)
+    seen = np.empty((plain.height, plain.width, 2))
+    for top in range(0, plain.height, _BAND):  # the rays of 24 megapixels take two gigabytes
+        band = seen[top : top + _BAND]
+        x, y = np.meshgrid(np.arange(plain.width) + 0.5, np.arange(top, top + len(band)) + 0.5)
+        rays = np.asarray(plain.cam_from_img(np.stack([x.ravel(), y.ravel()], 1)))
+        band[:] = np.asarray(lens.img_from_cam(np.concatenate([rays, np.ones((len(rays), 1))], 1))).reshape(band.shape)
+    return seen
 
 
 def depth_of_pinhole(depth: np.ndarray, lens: pycolmap.Camera, plain: pycolmap.Camera) -> np.ndarray:
