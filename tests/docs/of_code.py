@@ -14,6 +14,7 @@ from lean3r.cli import COMMANDS
 from lean3r.compress import PLANS, SCHEMES
 from lean3r.compress.plan import Step
 from lean3r.data import DATASETS
+from lean3r.eval.predicted import READERS
 from lean3r.export import EXPORTERS
 from lean3r.models import CARDS, EMBEDDED, MODELS, is_non_commercial
 from lean3r.models.base import KNOWN_PARTS
@@ -133,6 +134,12 @@ def data_sets() -> str:
     return table(header, [row(name) for name in DATASETS if hasattr(DATASETS.get(name), "title")])
 
 
+def predictions() -> str:
+    """The forms of predictions that are read."""
+    rows = ([f"`{name}`", code(READERS[name].files), READERS[name].holds] for name in READERS)
+    return table(["form", "in the folder of a scene", "what it holds"], rows)
+
+
 OF_CODE: dict[str, Callable[[], str]] = {
     "commands": commands,
     "formats": formats,
@@ -147,5 +154,6 @@ OF_CODE: dict[str, Callable[[], str]] = {
     "distillations": distillations,
     "lite3r-forms": lite3r_forms,
     "data-sets": data_sets,
+    "predictions": predictions,
 }
 """Name of a table on a page -> what makes it."""

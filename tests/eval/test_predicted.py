@@ -55,3 +55,30 @@ def test_unknown_depth_spreads_into_no_neighbour(method):
     assert (whole == 0).sum() == 27 and np.allclose(whole[whole > 0], 4)
     with pytest.raises(InputError, match="has no depth"):
         Predicted(path=Path("x")).depth_at(0, 3, 4)
+
+
+def test_pictures_are_found_by_whole_names_or_by_stems():
+    poses = np.stack([np.diag([1, 1, 1, i + 1.0]) for i in range(3)])
+    depth = tuple(np.full((i + 1, 2), i + 1, np.float32) for i in range(3))
+    predicted = Predicted(path=Path("x"), names=("a/1.png", "a/2.png", "b\\3.png"), cam_from_world=poses, depth=depth)
+    some = predicted.of(["c/3.jpg", "c/1.jpg"])
+    assert some.names == ("c/3.jpg", "c/1.jpg") and some.depth is not None and some.depth[0][0, 0] == 3
+    assert some.cam_from_world is not None and some.cam_from_world[:, 3, 3].tolist() == [3, 1]
+    twice = Predicted(path=Path("x"), names=("a/1.png", "b/1.png"), cam_from_world=poses[:2])
+    assert twice.of(["b/1.png"]).cam_from_world is not None
+    for names in (["c/1.png"], ["a/1.png", "a/4.png"]):
+        with pytest.raises(InputError, match="predictions for other frames"):
+            twice.of(names)
+
+
+def test_a_picture_that_was_lost_has_no_pose_and_no_depth():
+    times, places = np.array([0.1, 0.2, 0.35]), np.tile([2.0, 2.0, 1.0, 1.0], (3, 1))
+    parts = {"cam_from_world": np.tile(np.eye(4), (3, 1, 1)), "depth": (np.ones((2, 2), np.float32),) * 3}
+    lost = Predicted(path=Path("x"), times_s=times, original_from_depth=places, **parts).at_times([0.1, 0.2, 0.3, 0.36])
+    assert lost.cam_from_world is not None and np.isnan(lost.cam_from_world[2]).all() and lost.views == 4
+    assert [lost.depth_at(i, 6, 6, "bicubic").any() for i in range(4)] == [True, True, False, True]
+    assert lost.problems() == [
+        "1 of 4 pictures have no pose (NaN): frame 2",
+        "all cameras are at one place: the scale of the trajectory is zero",
+        "1 of 4 pictures have no positive depth at all: frame 2",
+    ]

@@ -99,6 +99,18 @@ def test_poses_by_time_and_by_count(tmp_path):
         read(write_colmap(tmp_path / "model")).at_times([0.0])
 
 
+def test_poses_of_kitti_with_times(tmp_path):
+    (tmp_path / "pred_poses.txt").write_text(KITTI)
+    (tmp_path / "times.txt").write_text("".join(f"{t:.6f}\n" for t in TIMES))
+    assert is_truth(read(tmp_path, NAMES).cam_from_world)
+    assert np.allclose(read(tmp_path).times_s, TIMES)
+    one = read(tmp_path, NAMES[1:2], TIMES[1:2] + 0.001)
+    assert one.cam_from_world is not None and np.allclose(one.cam_from_world @ WORLD_FROM_CAM[1], np.eye(4))
+    (tmp_path / "times.txt").write_text("1\n2\n")
+    with pytest.raises(InputError, match=r"times\.txt has 2 lines; expected 3, like pred_poses\.txt"):
+        read(tmp_path)
+
+
 def test_a_picture_without_a_pose_is_nan(tmp_path):
     rows = [line.split() for line in KITTI.splitlines()]
     rows[1] = ["nan"] * 12

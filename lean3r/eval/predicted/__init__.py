@@ -30,17 +30,13 @@ READERS = Registry(
         "kitti": Form(
             "lean3r.eval.predicted.text:read_kitti",
             "*.txt, *.kitti",
-            "12 numbers a line: the 3 x 4 part of `world_from_cam`, row by row; NaN without a pose",
+            "12 numbers a line: the 3 x 4 part of `world_from_cam`, row by row; NaN without a pose; times in "
+            "seconds in a `times.txt` beside it",
         ),
         "euroc": Form(
             "lean3r.eval.predicted.text:read_euroc",
             "*.csv",
             "at least 8 numbers a line: `time, x, y, z, qw, qx, qy, qz, ...`, nanoseconds, the camera in the world",
-        ),
-        "times": Form(
-            "lean3r.eval.predicted.text:read_times",
-            "times.txt",
-            "one time in seconds a line, for poses of KITTI's form",
         ),
         "colmap": Form(
             "lean3r.eval.predicted.models:read_colmap",

@@ -26,7 +26,7 @@ NAMED = {
 }
 PARTS = ("times_s", "cam_from_world", "intrinsics", "depth", "original_from_depth", "cloud")
 OF_A_MODEL = {*COLMAP_FILES, "rigs.txt", "frames.txt"}
-MEANT = re.compile("pose|traj|times", re.IGNORECASE)  # a text file with such a name must hold predictions
+MEANT = re.compile("pose|traj", re.IGNORECASE)  # a text file with such a name must hold predictions
 
 
 def read(

@@ -31,7 +31,7 @@ def form_of(path: Path) -> str | None:
         return None
     if "," in line and len(words) >= 8:
         return "euroc"
-    return {8: "tum", 12: "kitti", 1: "times" if path.stem == "times" else None}.get(len(words))
+    return {8: "tum", 12: "kitti"}.get(len(words))
 
 
 def read_tum(path: Path) -> Predicted:
@@ -51,11 +51,15 @@ def read_euroc(path: Path) -> Predicted:
 
 
 def read_kitti(path: Path) -> Predicted:
-    """Lines of 12 numbers, the upper three rows of world_from_cam; NaN for a picture without a pose."""
-    rows = _numbers(path, 12)
+    """Lines of 12 numbers, the upper three rows of world_from_cam; NaN for a picture without a pose. A times.txt beside
+    it has one time in seconds a line."""
+    rows, times = _numbers(path, 12), path.with_name("times.txt")
+    times_s = _numbers(times, 1)[:, 0] if times.is_file() else None
+    if times_s is not None and len(times_s) != len(rows):
+        raise InputError(f"{times} has {len(times_s)} lines; expected {len(rows)}, like {path.name}")
     poses = np.tile(np.eye(4), (len(rows), 1, 1))
     poses[:, :3] = rows.reshape(-1, 3, 4)
-    return Predicted(path=path, cam_from_world=_inverse(poses))
+    return Predicted(path=path, times_s=times_s, cam_from_world=_inverse(poses))
 
 
 def read_intrinsics(path: Path) -> Predicted:
@@ -70,11 +74,6 @@ def read_intrinsics(path: Path) -> Predicted:
     if values.ndim != 3 or values.shape[1:] not in ((3, 3), (4, 4)):
         raise InputError(f"{path} has the shape {values.shape}; expected one 3 x 3 matrix, or one for each picture")
     return Predicted(path=path, intrinsics=values[:, :3, :3])
-
-
-def read_times(path: Path) -> Predicted:
-    """One time in seconds a line, of poses in KITTI's form."""
-    return Predicted(path=path, times_s=_numbers(path, 1)[:, 0])
 
 
 def _numbers(path: Path, columns: int | None = None) -> np.ndarray:
