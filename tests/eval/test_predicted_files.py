@@ -363,7 +363,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a trajectory and a model": (
         lambda f: [write_colmap(f / "sparse/0", rigs=1), (f / "poses.txt").write_text(KITTI)],
-        "for different numbers of pictures",
+        r"sparse/0 and .*poses\.txt both have cam_from_world; expected one",
     ),
     "poses of two, depth of three": (
         lambda f: [write_depth(f), (f / "poses.txt").write_text(KITTI.split("\n", 1)[1])],
@@ -439,6 +439,7 @@ def test_previews_in_colour_beside_maps_and_the_output_of_lean3r(tmp_path):
     np.savez(tmp_path / "predictions.npz", cam_from_world=np.tile(np.eye(4), (2, 1, 1)))
     with pytest.raises(InputError, match="different numbers"):
         read(tmp_path)
+    write_colmap(tmp_path / "sparse/0")
     (tmp_path / "manifest.json").write_text("{}")  # a folder of lean3r: depth/ is made of predictions.npz
     assert read(tmp_path).views == 2
 

@@ -56,10 +56,9 @@ def _sources(place: Path) -> dict[Path, str]:
     beside = (place.with_name(place.name + suffix) for suffix in ("", ".npz", ".ply", *TEXTS))
     found = {path: _form(path, must=True) for path in beside if path.is_file()}
     inside = sorted(place.iterdir()) if place.is_dir() else []
-    if {NPZ, "manifest.json"} <= {path.name for path in inside}:  # lean3r's own: all else is made of these two
+    if {NPZ, "manifest.json"} <= {path.name for path in inside}:  # lean3r's own: the rest repeats these two
         inside = [path for path in inside if path.name in (NPZ, "points.ply")]
-    model = find_colmap(place)
-    if model is not None:
+    elif (model := find_colmap(place)) is not None:
         found[model] = "colmap"
         inside = [path for path in inside if path != model and path.name not in OF_A_MODEL]
     found.update((path, _form(path, must=bool(MEANT.search(path.stem)))) for path in inside if path.name[0] != ".")
@@ -99,34 +98,28 @@ def _is_shared(part: Predicted) -> bool:
 
 def _merged(place: Path, parts: list[Predicted], count: int | None) -> Predicted:
     """All parts as one; `count` is the number of pictures if it is known."""
+    found: dict[str, Any] = {}
+    for name in PARTS:
+        holders = [part for part in parts if getattr(part, name) is not None]
+        if name == "cloud" and len(holders) == 2:  # a cloud of its own, rather than the points of a COLMAP model
+            holders = [part for part in holders if not part.lacks_failures] or holders
+        if len(holders) > 1:
+            raise InputError(
+                f"{holders[0].path} and {holders[1].path} both have {name}; expected one of them: remove the other"
+            )
+        found.update((name, part) for part in holders)
     pictures = sorted((part for part in parts if part.views and not _is_shared(part)), key=lambda part: -part.views)
-    named = next((part for part in pictures if part.names is not None), None)
-    if named is not None and named.names is not None:
-        parts = [part if part.names is None else part.of(named.names) for part in parts]
-    counts = {str(part.path): part.views for part in parts if part.views and not _is_shared(part)}
+    named = next((part.names for part in pictures if part.names is not None), None)
+    matched = {id(part): part.of(named) if named and part.names is not None else part for part in parts}
+    counts = {str(part.path): matched[id(part)].views for part in pictures}
     if len(set(counts.values())) > 1:
         said = ", ".join(f"{path}: {number}" for path, number in counts.items())
         raise InputError(
             f"the predictions in {place} are for different numbers of pictures ({said}); expected the same"
         )
     count = next(iter(counts.values()), count)
-    found: dict[str, tuple[Predicted, Any]] = {}
-    for part in parts:
-        for name in PARTS:
-            value = getattr(part, name)
-            is_second = (
-                name == "cloud" and part.lacks_failures and any(p.cloud is not None for p in parts if p is not part)
-            )
-            if value is None or is_second:
-                continue
-            if name in found:
-                raise InputError(
-                    f"{found[name][0].path} and {part.path} both have {name}; expected one of them: remove the other"
-                )
-            found[name] = part, np.repeat(value, count, 0) if _is_shared(part) and count else value
-    return Predicted(
-        path=place,
-        names=None if named is None else named.names,
-        lacks_failures=bool(pictures) and all(part.lacks_failures for part in pictures),
-        **{name: value for name, (_, value) in found.items()},
-    )
+    for name, part in found.items():
+        value = getattr(matched[id(part)], name)
+        found[name] = np.repeat(value, count, 0) if count and _is_shared(part) else value
+    lacks_failures = bool(pictures) and all(part.lacks_failures for part in pictures)
+    return Predicted(path=place, names=named, lacks_failures=lacks_failures, **found)
