@@ -4,8 +4,8 @@
 
 Runs every backbone case of the golden folder as the tests do (tests/golden/backbone_cases.py; Speed3R-Pi3:
 attention_cases/gsa.py), one model in memory at a time, and fails if any figure is over the tests' limit. With all sizes
-it writes benchmarks/results/parity.json and the tables of docs/parity.md; of some sizes it prints the figures. The
-full-size cases take minutes and up to 8 GB.
+it writes benchmarks/results/parity.json, of which `make tables` makes the tables of docs/parity.md; of some sizes it
+prints the figures. The full-size cases take minutes and up to 8 GB.
 """
 
 from __future__ import annotations
@@ -28,9 +28,6 @@ from backbone_cases import LIMIT, find_cases, is_full_size, load_synthetic, meas
 from lean3r.testing import rms_ratio
 
 ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs" / "parity.md"
-BEGIN, END = "<!-- tables: made by benchmarks/parity_table.py -->", "<!-- end of tables -->"
-INSIDE = "worst array inside the network"
 
 
 def run_cases(golden: Path, sizes: str) -> list[dict]:
@@ -84,29 +81,6 @@ def row(
     }
 
 
-def tables(rows: list[dict]) -> str:
-    """Markdown: for each kind of model a table, outputs down, cases across."""
-    parts = []
-    for kind in sorted({row["case"].partition("_")[0] for row in rows}):
-        cases = [row for row in rows if row["case"].partition("_")[0] == kind]
-        loose = {name for row in cases for name in row["looser_limits"]}
-        names = [n for n in dict.fromkeys(n for row in cases for n in row["relative_rms"]) if n.startswith("out.")]
-        lines = [[kind, *(row["case"].partition("_")[2].replace("_", " ") for row in cases)]]
-        lines.append(["---"] + ["---:"] * len(cases))
-        for name in names:
-            mark = " *" if name in loose else ""
-            lines.append([name[4:] + mark, *(figure(row["relative_rms"].get(name)) for row in cases)])
-        inside = [[e for n, e in row["relative_rms"].items() if n.startswith("tok.")] for row in cases]
-        lines.append([INSIDE, *(figure(max(errors, default=None)) for errors in inside)])
-        parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
-    return "\n\n".join(parts)
-
-
-def figure(error: float | None) -> str:
-    """Two digits; 0 if the bits agree; empty if a case has no such output."""
-    return "" if error is None else "0" if error == 0 else f"{error:.1e}"
-
-
 def main() -> None:
     """Measure, check, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -118,10 +92,6 @@ def main() -> None:
     if options.sizes != "all":
         return
     print(write_result("parity", {"hardware": hardware(), "limit": LIMIT, "cases": rows}))
-    before, _, rest = DOCS.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    DOCS.write_text(f"{before}{BEGIN}\n\n{tables(rows)}\n\n{END}{after}")
-    print(DOCS)
 
 
 if __name__ == "__main__":

@@ -158,6 +158,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "docs/parity.md": {
         "python tests/golden/pack.py --golden golden -o golden.tar.xz": WHOLE,
         "python benchmarks/parity_table.py --golden golden": GIGABYTES,
+        "python benchmarks/parity_parts.py --golden golden": WHOLE,
         "python -m pytest -m slow tests/golden --golden golden": GIGABYTES,
     },
     "docs/quickstart.md": {

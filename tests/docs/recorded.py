@@ -177,6 +177,11 @@ def parity(r: Mapping[str, Any]) -> Iterable[str]:
         yield f"{case['case']}: worst relative RMS {max(usual):.1e}"
 
 
+def parity_parts(r: Mapping[str, Any]) -> Iterable[str]:
+    for name, worst in r["cases"].items():
+        yield f"{name}: {'within its limit' if worst is None else f'worst {worst:.1e}'}"
+
+
 def peers(r: Mapping[str, Any]) -> Iterable[str]:
     for name in ("vggt", "pi3", "da3-large"):
         for dtype in ("float32", "bfloat16"):
@@ -268,6 +273,7 @@ ROWS: dict[str, tuple[str | None, Figures]] = {
     "nano_many_views": ("accuracy.py", many_views),
     "nano_students": ("students.py", students),
     "parity": ("parity_table.py", parity),
+    "parity_parts": ("parity_parts.py", parity_parts),
     "peers": ("peers.py", peers),
     "peers_amx": ("peers.py", peers_amx),
     "refine": ("refine.py", refine),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from docs.markdown import PAGES, ROOT
 from docs.of_code import OF_CODE
+from docs.of_parity import OF_PARITY
 from docs.of_results import OF_RESULTS
 
 PLACE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -29,7 +30,7 @@ def with_tables(text: str) -> str:
     return PLACE.sub(lambda place: f"{place[1]}{TABLES[place[2]]()}{place[3]}", text)
 
 
-TABLES: dict[str, Callable[[], str]] = {**OF_CODE, **OF_RESULTS}
+TABLES: dict[str, Callable[[], str]] = {**OF_CODE, **OF_RESULTS, **OF_PARITY}
 
 if __name__ == "__main__":
     main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from docs.measured.parity import PARITY
 from docs.measured.readme import README
 
-MEASURED = {page.name: page for page in (README,)}
+MEASURED = {page.name: page for page in (README, PARITY)}
