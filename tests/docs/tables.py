@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from docs.markdown import PAGES, ROOT
 from docs.of_code import OF_CODE
+from docs.of_measured import OF_MEASURED
 from docs.of_parity import OF_PARITY
 from docs.of_results import OF_RESULTS
 
@@ -30,7 +31,7 @@ def with_tables(text: str) -> str:
     return PLACE.sub(lambda place: f"{place[1]}{TABLES[place[2]]()}{place[3]}", text)
 
 
-TABLES: dict[str, Callable[[], str]] = {**OF_CODE, **OF_RESULTS, **OF_PARITY}
+TABLES: dict[str, Callable[[], str]] = {**OF_CODE, **OF_RESULTS, **OF_MEASURED, **OF_PARITY}
 
 if __name__ == "__main__":
     main()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from docs.measured.guides import GUIDES
 from docs.measured.parity import PARITY
 from docs.measured.readme import README
 
-MEASURED = {page.name: page for page in (README, PARITY)}
+MEASURED = {page.name: page for page in (README, PARITY, *GUIDES)}

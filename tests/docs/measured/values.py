@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 from docs.markdown import result
 
 
@@ -37,4 +40,11 @@ def worst_parity() -> str:
         for name, error in case["relative_rms"].items()
         if name.startswith("out.") and name not in case["looser_limits"]
     )
-    return f"{max(errors):.0e}".replace("e-0", "e-")
+    return worst_of(errors)
+
+
+def worst_of(errors: Iterable[float]) -> str:
+    """The largest, rounded up to one digit: 4e-6."""
+    largest = max(errors)
+    exponent = math.floor(math.log10(largest))
+    return f"{math.ceil(largest / 10**exponent)}e{exponent}"
