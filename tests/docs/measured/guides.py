@@ -8,6 +8,8 @@ from docs.figures import Page
 from docs.markdown import result
 from docs.measured.values import worst_of
 
+DENSITIES = ("2", "4", "8", "16", "32")  # views
+
 
 def sixteen(name: str) -> list[float]:
     """AUC@5 and AUC@30 of a student at 16 views."""
@@ -59,9 +61,7 @@ NANO = Page(
         ),
         (
             "dense AUC@30 is {:.1f}, {:.1f}, {:.1f}, {:.1f}, {:.1f})",
-            lambda: [
-                result("nano_densities")["views"][n]["dense"]["mean"]["auc30"] for n in ("2", "4", "8", "16", "32")
-            ],
+            lambda: [result("nano_densities")["views"][n]["dense"]["mean"]["auc30"] for n in DENSITIES],
         ),
         ("is {:.1f} ± {:.1f} in AUC@30 of the scenes", lambda: bold_row("auc30")),
         ("and {:.1f} ± {:.1f} % in AbsRel", lambda: bold_row("abs_rel")),
