@@ -25,12 +25,13 @@ from typing import Any
 
 import torch
 from common import RESULTS, capture, hardware, write_result
-from measure import clock, inside, observed, once, peaks
+from measure import clock, inside, observed, once
 from torch import Tensor, nn
 
 from lean3r.attention import ATTENTION, coarse_fine
 from lean3r.attention.base import Mechanism, Projected
 from lean3r.attention.dense import Dense
+from lean3r.bench.machine import peaks
 from lean3r.compress import compress
 from lean3r.errors import KernelError
 from lean3r.layers.attention import SelfAttention

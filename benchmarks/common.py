@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import re
 import shlex
 import sys
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lean3r.attention.base import Mechanism, Projected
+from lean3r.bench import machine
 from lean3r.layers.attention import SelfAttention
 from lean3r.types import TokenLayout
 
@@ -24,20 +23,8 @@ INNERMOST = re.compile(r"[\[{][^\[\]{}]*[\]}]")  # lists and objects that hold n
 
 
 def hardware() -> dict[str, object]:
-    """Processor, cores, GPU and versions; no name of a machine."""
-    model = next(
-        (line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
-    )
-    found: dict[str, object] = {
-        "cpu": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
+    """Processor, cores, threads, GPU and versions; no name of a machine."""
+    return machine.hardware() | {"threads": torch.get_num_threads()}
 
 
 def write_result(name: str, result: dict, folder: Path = RESULTS) -> Path:
@@ -69,8 +56,3 @@ def capture(layer: SelfAttention, x: Tensor, layout: TokenLayout) -> Projected:
     with torch.no_grad():
         layer(x, layout)
     return seen[0]
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []

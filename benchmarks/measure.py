@@ -1,4 +1,4 @@
-"""Seconds, counted operations, peak memory, and the best that the machine can do."""
+"""Seconds, counted operations and peak memory of functions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from unittest import mock
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from lean3r.bench.meter import Operations
 
 Run = Callable[[], Any]
 
@@ -64,32 +64,6 @@ def clock(run: Run, budget_s: float, most: int = 9) -> tuple[float, int]:
     return statistics.median(times), len(times)
 
 
-class Operations(TorchDispatchMode):
-    """Counts floating point operations of products and of attention; those of our own kernels are not seen."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-        aten = torch.ops.aten
-        # torch's table lacks the two of the CPU. Their first arguments are q, k, v, or a gradient and then these.
-        self.more: dict[Any, tuple[int, Callable[..., int]]] = {
-            aten._scaled_dot_product_flash_attention_for_cpu: (3, sdpa_flop_count),
-            aten._scaled_dot_product_flash_attention_for_cpu_backward: (4, sdpa_backward_flop_count),
-        }
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        """Run and count."""
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        kind = func.overloadpacket
-        if kind in self.more:
-            tensors, count = self.more[kind]
-            self.total += count(*(a.shape for a in args[:tensors]))
-        elif kind in flop_registry:
-            self.total += flop_registry[kind](*args, **kwargs, out_val=out)
-        return out
-
-
 def observed(run: Run) -> tuple[float, int, int]:
     """Seconds, operations, and peak bytes on top of what was there before, of one profiled run."""
     counter = Operations()
@@ -102,17 +76,5 @@ def observed(run: Run) -> tuple[float, int, int]:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watch, counter:
         seconds = once(run)
     events = [e for e in watch.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
-    alive = accumulate((e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())), initial=0)
+    alive = accumulate((e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())), initial=0)  # type: ignore[attr-defined]
     return seconds, counter.total, max(alive)
-
-
-def peaks(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """What this machine reaches now: operations per second in a product, bytes per second in a copy."""
-    cuda = device.type == "cuda"
-    side = 8192 if cuda else 1536
-    a = torch.randn(side, side, device=device, dtype=dtype)
-    source = torch.ones((1 << 31) if cuda else (1 << 28), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    product = clock(lambda: a @ a, 1.0)[0]
-    copied = clock(lambda: target.copy_(source), 1.0)[0]
-    return {"flops_per_s": 2 * side**3 / product, "bytes_per_s": 2 * source.numel() / copied}

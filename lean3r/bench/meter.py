@@ -181,9 +181,13 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Run and count."""
-        kwargs = kwargs or {}
+        kwargs, kind = kwargs or {}, func.overloadpacket
+        if kind not in flop_registry and kind not in self.more:
+            with self:  # in inference mode a linear layer comes as one operator
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
         out = func(*args, **kwargs)
-        kind = func.overloadpacket
         if kind in self.more:
             tensors, count = self.more[kind]
             self.total += count(*(a.shape for a in args[:tensors]))

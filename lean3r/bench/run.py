@@ -6,6 +6,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def _begin(settings: Settings, out: Path, resume: bool, overwrite: bool) -> Row:
     result: Row = {
         "format": FORMAT,
         "lean3r": __version__,
+        "recorded": date.today().isoformat(),
         "hardware": machine,
         "load": {"average_before": load_average(), "average_after": None},
         "settings": settings.as_dict(),

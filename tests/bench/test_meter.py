@@ -100,8 +100,11 @@ def test_operations_of_attention_are_counted() -> None:
     q = torch.randn(1, 2, 5, 4)
     with Operations() as counter:
         torch.nn.functional.scaled_dot_product_attention(q, q, q)
-        torch.randn(3, 4) @ torch.randn(4, 5)
+        torch.matmul(torch.randn(3, 4), torch.randn(4, 5))
     assert counter.total == 2 * (2 * 2 * 5 * 5 * 4) + 2 * 3 * 4 * 5
+    with torch.inference_mode(), Operations() as counter:
+        nn.Linear(4, 5)(torch.randn(3, 4))
+    assert counter.total == 2 * 3 * 4 * 5
 
 
 def test_the_machine_has_peaks() -> None:

@@ -87,7 +87,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     },
     "docs/attention.md": {
         "python benchmarks/attention.py --limit 66": FIGURES,
-        "python benchmarks/backbone_layer.py --views 8 32 64 128 256 --model-views": FIGURES,
+        "python benchmarks/backbone_layer.py --views 8,32..256": FIGURES,
     },
     "docs/how-to/adapters.md": {
         "pip install 'lean3r[train]'": DOWNLOADS,
