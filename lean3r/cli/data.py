@@ -125,8 +125,10 @@ class Data:
                     f"--views is {one} {other}; expected numbers from 0 to {info.views - 1} for scene {info.id}."
                 )
             name = report.root.resolve().name if info.id == "." else info.id
-            title = f"{report.name}  {name}  views {one} and {other}; right: {one} as {other} sees it"
-            sheet = draw(scenes.view(self.scene, one), scenes.view(self.scene, other), title)
+            title = f"{report.name}  {name}  views {one} and {other}"
+            title += f"; right: {one} as {other} sees it" if scenes.has_poses else ""
+            views = scenes.view(self.scene, one), scenes.view(self.scene, other)
+            sheet = draw(*views, title, is_posed=scenes.has_poses)
         except InputError as error:
             report.problems.append(f"no picture of scene {self.scene}: {error}")
             return None

@@ -14,19 +14,21 @@ _SPARSE, _DOT = 0.05, 5
 _BACKGROUND = (24, 27, 34)
 
 
-def draw(one: RawView, other: RawView, title: str) -> Image.Image:
-    """Draw two rows: the views and a blended reprojection; depths and reprojection. Without depth, only the views."""
+def draw(one: RawView, other: RawView, title: str, is_posed: bool = True) -> Image.Image:
+    """Draw two rows: the views and a blended reprojection; depths and reprojection. Without depth, only the views;
+    without poses, no reprojection."""
     one, other = (_with_known_depth(view) for view in (one, other))
     panels = [[_scale(one.image), _scale(other.image)]]
     if one.depth.any():
-        moved = reproject(one, other)
-        depth = [colourise(view.depth) for view in (one, other)]
+        maps = [colourise(view.depth) for view in (one, other)]
+        maps += [reproject(one, other)] if is_posed else []
         if np.count_nonzero(one.depth) < _SPARSE * one.depth.size:
-            moved, *depth = (_enlarge(image) for image in (moved, *depth))
-        seen = moved.any(-1, keepdims=True)
-        blend = np.where(seen, moved // 2 + other.image // 2, other.image // 3)
-        panels[0].append(_scale(blend))
-        panels.append([_scale(image) for image in (*depth, moved)])
+            maps = [_enlarge(image) for image in maps]
+        if is_posed:
+            moved = maps[-1]
+            blend = np.where(moved.any(-1, keepdims=True), moved // 2 + other.image // 2, other.image // 3)
+            panels[0].append(_scale(blend))
+        panels.append([_scale(image) for image in maps])
     width = max(sum(p.width + _GAP for p in row) for row in panels) + _GAP
     height = _LINE + sum(max(p.height for p in row) + _GAP for row in panels)
     sheet = Image.new("RGB", (width, height), _BACKGROUND)

@@ -8,6 +8,7 @@ DATASETS = Registry(
         "synthetic": "lean3r.data.world.synthetic:SyntheticWorld",
         "colmap": "lean3r.data.sets.colmap:ColmapFolder",
         "realestate10k": "lean3r.data.sets.realestate10k:RealEstate10K",
+        "scannet1500": "lean3r.data.sets.scannet1500:ScanNet1500",  # first: ScanNet's folders are in it
         "scannet": "lean3r.data.sets.scannet:ScanNet",
         "dtu": "lean3r.data.sets.dtu:DTU",
         "dtu64": "lean3r.data.sets.dtu64:Dtu64",
@@ -23,6 +24,11 @@ DATASETS = Registry(
         "tanks": "lean3r.data.sets.tanks:Tanks",
         "sevenscenes": "lean3r.data.sets.sevenscenes:SevenScenes",
         "nrgbd": "lean3r.data.sets.nrgbd:Nrgbd",
+        "tum": "lean3r.data.sets.tum:Tum",
+        "bonn": "lean3r.data.sets.bonn:Bonn",
+        "sintel": "lean3r.data.sets.sintel:Sintel",
+        "kitti": "lean3r.data.sets.kitti:Kitti",
+        "kitti_depth": "lean3r.data.sets.kitti_depth:KittiDepth",
         "shards": "lean3r.data.sets.shards:Shards",
     },
 )

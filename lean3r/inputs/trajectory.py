@@ -100,10 +100,15 @@ def read_trajectory(path: Path) -> Trajectory:
         raise ValueError("a line has no quaternion of length 1 after its time and position")
     order = np.argsort(rows[:, 0], kind="stable")
     rows = rows[order]
+    return Trajectory(rows[:, 0], poses_of(rows[:, 1:]), order)
+
+
+def poses_of(rows: np.ndarray) -> np.ndarray:
+    """Matrices [N, 4, 4] of rows [N, 7]: a position and a quaternion, x y z and qx qy qz qw."""
     poses = np.tile(np.eye(4), (len(rows), 1, 1))
-    poses[:, :3, :3] = matrix_from_quaternion(torch.from_numpy(rows[:, [7, 4, 5, 6]])).numpy()
-    poses[:, :3, 3] = rows[:, 1:4]
-    return Trajectory(rows[:, 0], poses, order)
+    poses[:, :3, :3] = matrix_from_quaternion(torch.from_numpy(rows[:, [6, 3, 4, 5]])).numpy()
+    poses[:, :3, 3] = rows[:, :3]
+    return poses
 
 
 def _stamp(name: str) -> float | None:

@@ -95,7 +95,8 @@ class ArkitScenes(FolderSet[TabletFrame]):
             if abs(times[closest] - time) <= POSE_TOLERANCE_S and lens is not None and picture.name in depths:
                 # Each picture has its own file of intrinsics, which is read with the view.
                 posed = Camera(np.eye(3), poses[closest], 0, 0)
-                frames.append(TabletFrame(picture, posed, depths[picture.name], lens=lens, quarters=quarters))
+                files = picture, posed, depths[picture.name]
+                frames.append(TabletFrame(*files, time, lens=lens, quarters=quarters))
         if not frames:
             raise InputError(f"no picture in {folder} has depth, intrinsics and a pose; expected {self.layout}")
         return frames

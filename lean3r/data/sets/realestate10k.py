@@ -14,6 +14,7 @@ from lean3r.errors import InputError
 _TEXTS = ("", "cameras", "train", "test", "cameras/train", "cameras/test", "RealEstate10K/train", "RealEstate10K/test")
 _SUFFIXES = (".jpg", ".png", ".jpeg")
 _COLUMNS = 19
+MICROSECONDS = 1e6
 
 
 class RealEstate10K(FolderSet[Frame]):
@@ -73,7 +74,7 @@ class RealEstate10K(FolderSet[Frame]):
                 fx, fy, cx, cy = values[:4]
                 pose = np.vstack([values[6:].reshape(3, 4), [0.0, 0.0, 0.0, 1.0]])
                 k = pinhole(fx * width, fy * height, cx * width, cy * height)
-                frames.append(Frame(files[stamp], Camera(k, pose, width, height)))
+                frames.append(Frame(files[stamp], Camera(k, pose, width, height), time_s=int(stamp) / MICROSECONDS))
         if not frames:
             raise InputError(f"{folder} has none of the frames of {text}; expected files named by timestamp")
         return frames

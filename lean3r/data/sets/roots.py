@@ -115,6 +115,7 @@ class Report:
             "is_metric": (self.opened or kind).is_metric,
             "has_depth": (self.opened or kind).has_depth,
             "has_normals": (self.opened or kind).has_normals,
+            "has_poses": kind.has_poses,
             "scenes": self.scenes,
             "scenes_looked_at": self.looked,
             "views": self.views,

@@ -24,7 +24,7 @@ from lean3r.errors import InputError
 
 _SPLITS = ("", "scans", "scans_test", "scans_train")
 MILLIMETRES = 1000.0
-_SENSOR = (1296, 968)
+SENSOR = (1296, 968)  # pixels of the pictures in .sens files
 _WALK = re.compile(r"scene\d+_\d+")
 
 
@@ -127,7 +127,7 @@ def sample_depth(depth: np.ndarray, own: np.ndarray, other: np.ndarray, height: 
 
 def _intended_size(color: np.ndarray, size: tuple[int, int]) -> tuple[int, int]:
     """(width, height) that the intrinsics are for: the picture's, or the sensor's if the picture was scaled down."""
-    return _SENSOR if 2 * color[0, 2] / size[0] > 1.5 else size
+    return SENSOR if 2 * color[0, 2] / size[0] > 1.5 else size
 
 
 def _numbers(walk: Path) -> tuple[set[int], set[int], set[int]]:

@@ -63,8 +63,9 @@ class SceneSet(ABC):
 
     name: its name in DATASETS; title: its usual name; licence and source: its terms and where to get it, for
     `lean3r data list`; layout: the files in a root, in one line; is_metric: whether lengths are metres; has_depth,
-    has_normals: whether views have them; is_ordered: whether views are consecutive, as in a video. A set is made from
-    its root folder, `Kind(root, ...)`; it holds paths but no large data, and can be pickled. It has only complete
+    has_normals: whether views have them; has_poses: whether their poses are known (where not, they are the identity,
+    and the set is for scoring depth alone); is_ordered: whether views are consecutive, as in a video. A set is made
+    from its root folder, `Kind(root, ...)`; it holds paths but no large data, and can be pickled. It has only complete
     scenes; InputError if there is none.
     """
 
@@ -76,6 +77,7 @@ class SceneSet(ABC):
     is_metric: bool = False
     has_depth: bool = True
     has_normals: bool = False
+    has_poses: bool = True
     is_ordered: bool = False
 
     @abstractmethod
@@ -137,11 +139,12 @@ class SceneSet(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """The files of one view, and its camera. A set that needs more about a view adds fields in a subclass."""
+    """The files of one view, its camera, and its time. A set that needs more about a view adds fields in a subclass."""
 
     image: Path
     camera: Camera
     depth: Path | None = None
+    time_s: float | None = None
 
 
 F = TypeVar("F", bound=Frame)
@@ -234,6 +237,10 @@ class FolderSet(SceneSet, Generic[F]):
     def view_name(self, scene: int, view: int) -> str:
         """The picture's file name without its suffix, with the folders that distinguish it where names repeat."""
         return picture_names(tuple(frame.image for frame in self._frames_of(scene)))[view]
+
+    def time_s(self, scene: int, view: int) -> float | None:
+        """Time of a view in seconds, if its frame has one."""
+        return self._frames_of(scene)[view].time_s
 
     def view(self, scene: int, view: int) -> RawView:
         """Read one view. The camera is scaled to the size of the picture; InputError for another aspect ratio."""

@@ -220,6 +220,8 @@ def pack(
         raise UsageError(
             f"got max_side {max_side}, shard_mb {shard_mb}, scene_views {scene_views}; expected at least 1 for each"
         )
+    if not scenes.has_poses:
+        raise UsageError(f"{scenes.title} has no poses: it is for scoring depth, and cannot be packed for training")
     index = Index(
         format=FORMAT,
         set=scenes.name,

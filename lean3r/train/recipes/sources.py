@@ -151,4 +151,7 @@ def plain_mixture(sources: Sequence[Source], seed: int) -> Mixture:
 
 @lru_cache(maxsize=32)
 def _open(source: Source) -> SceneSet:
-    return DATASETS.get(source.name)(source.root)
+    scenes: SceneSet = DATASETS.get(source.name)(source.root)
+    if not scenes.has_poses:
+        raise UsageError(f"{scenes.title} has no poses: it is for scoring depth, not for training")
+    return scenes

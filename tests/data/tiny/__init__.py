@@ -45,21 +45,22 @@ class Tiny:
     """What survives of a set's copy, and how it is opened: depth "dense" (but for
     `depth_error`, relative, and what lies beyond the format's range), "spread" (every fourth pixel), "sparse" (some
     pixels), or "none"; pose_error and pixel_error bound what rounding in the format does to poses and intrinsics;
-    options are passed to the set's class."""
+    focal is the focal length of the scenes, in widths of their pictures; options are passed to the set's class."""
 
     depth: Literal["dense", "spread", "sparse", "none"] = "dense"
     depth_error: float = 1e-6
     pose_error: float = 1e-6
     pixel_error: float = 1e-4
+    focal: float = 0.9
     options: dict[str, Any] = field(default_factory=dict)
 
 
 @cache
-def scenes(seed: int = 3, count: int = 2) -> tuple[TinyScene, ...]:
+def scenes(seed: int = 3, count: int = 2, focal: float = 0.9) -> tuple[TinyScene, ...]:
     """Rooms of the synthetic world; metres, say: nothing is farther than a few tens of them. A patch has no depth."""
     world = SyntheticWorld(
-        HEIGHT + 4, WIDTH + 8, VIEWS, seed=seed, arena=0, facade=0, terrain=0, distortion=0, focal=(0.9, 0.9), tiles=32,
-        tile_size=32, scale=(1.0, 1.0),
+        HEIGHT + 4, WIDTH + 8, VIEWS, seed=seed, arena=0, facade=0, terrain=0, distortion=0, focal=(focal, focal),
+        tiles=32, tile_size=32, scale=(1.0, 1.0),
     )  # fmt: skip
     batch = world.batch(0, count)
     rows, columns = slice(_TOP, _TOP + HEIGHT), slice(_LEFT, _LEFT + WIDTH)
@@ -78,7 +79,7 @@ def scenes(seed: int = 3, count: int = 2) -> tuple[TinyScene, ...]:
 
 def write(name: str, root: Path, seed: int = 3) -> tuple[TinyScene, ...]:
     """Write the tiny copy of a set to `root`; what a reader must find there (a writer returns it where it differs)."""
-    made = scenes(seed)
+    made = scenes(seed, focal=WRITERS[name].focal)
     return tuple(importlib.import_module(f"data.tiny.{name}").write(root, made) or made)
 
 
@@ -102,6 +103,22 @@ def millimetres(depth: np.ndarray) -> np.ndarray:
 def numbers(values: np.ndarray) -> str:
     """Rows of a matrix as text, exactly."""
     return "\n".join(" ".join(repr(float(x)) for x in row) for row in np.atleast_2d(values))
+
+
+def as_seen_with(scene: TinyScene, intrinsics: np.ndarray, height: int = HEIGHT) -> TinyScene:
+    """The scene with other intrinsics [3, 3] and height: for sets that state their camera. Colours are those of the
+    nearest pixel, depth is on its plane; it is 0 where the pictures of the scene end."""
+    y, x = np.mgrid[:height, :WIDTH] + 0.5
+    rays = np.stack([x, y, np.ones_like(x)], -1) @ np.linalg.inv(intrinsics).T
+    spots = np.floor(rays @ scene.intrinsics[0].T)
+    inside = (spots[..., :2] >= 0).all(-1) & (spots[..., :2] < (WIDTH, HEIGHT)).all(-1)
+    column, row = spots[..., 0].astype(int).clip(0, WIDTH - 1), spots[..., 1].astype(int).clip(0, HEIGHT - 1)
+    images, depth, normals = (values[:, row, column] for values in (scene.images, scene.depth, scene.normals))
+    nearest = np.stack([column + 0.5, row + 0.5, np.ones_like(x)], -1) @ np.linalg.inv(scene.intrinsics[0]).T
+    facing, before = (normals * rays).sum(-1), (normals * nearest).sum(-1)
+    shift = np.divide(before, facing, out=np.ones_like(facing), where=facing < -0.05)
+    depth = np.where(inside, depth * shift.clip(0.9, 1.1), 0).astype(np.float32)
+    return TinyScene(images, depth, normals, np.tile(intrinsics, (len(images), 1, 1)), scene.cam_from_world)
 
 
 def _exact(pose: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import os
 import struct
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
@@ -91,6 +93,16 @@ def read_array(file: BinaryIO) -> np.ndarray:
         raise ValueError(f"its header states an array {shape} of {dtype}, but the file ends before that")
     file.seek(start)
     return np.load(file, allow_pickle=False)
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of a .npz file; InputError if they unpack to more than MAX_UNPACKED bytes."""
+    with naming(path, BadZipFile), ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+        if size > MAX_UNPACKED:
+            raise ValueError(f"it unpacks to {size:,} bytes")
+        members = archive.namelist()
+        return {name.removesuffix(".npy"): read_array(io.BytesIO(archive.read(name))) for name in members}
 
 
 def read_gzip(path: Path) -> bytes:
