@@ -7,16 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from data.tiny import numbers, save_jpeg, save_png
 
 from lean3r.data.sampling.choosing import estimate
 from lean3r.data.sets.colmap import ColmapFolder
 from lean3r.data.sets.dtu import DTU, FULL, SMALL
 from lean3r.data.sets.formats.files import write_pfm
+from lean3r.data.sets.formats.timed import associate, read_poses
+from lean3r.data.sets.kitti import Kitti
 from lean3r.data.sets.realestate10k import RealEstate10K
+from lean3r.data.sets.roots import kind_of
 from lean3r.data.sets.scannet import ScanNet
-from lean3r.data.sets.scenes import invert
+from lean3r.data.sets.scannet1500 import ScanNet1500
+from lean3r.data.sets.scenes import SceneSet, invert
+from lean3r.data.sets.tum import Tum
 from lean3r.errors import InputError
+from lean3r.eval.trajectory import trajectory_errors
 
 
 @pytest.fixture(scope="session")
@@ -130,6 +137,115 @@ def test_scannet_frames_move_as_the_published_pairs_do(formats: Path, tmp_path: 
         assert view.image.shape[:2] == (480, 640)
         assert view.intrinsics[0, 0] == pytest.approx(k[0, 0] * 640 / 1296)
         assert view.intrinsics[1, 2] == pytest.approx((k[1, 2] + 0.5) * 480 / 968)
+
+
+def link(target: Path, *paths: Path) -> None:
+    """The same file at several paths; folders are made."""
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.hardlink_to(target)
+
+
+def errors_of(found: SceneSet, times_s: np.ndarray, world_from_cam: np.ndarray, apart_s: float) -> np.ndarray:
+    """Distances in metres of another program's trajectory from the views of the first scene, after a rigid alignment;
+    matched by times."""
+    views = range(found.scene(0).views)
+    own_s = np.array([found.time_s(0, v) for v in views], float)
+    match = associate(own_s, times_s, apart_s)
+    pred = torch.from_numpy(np.linalg.inv(world_from_cam[match[match >= 0]]))
+    truth = torch.from_numpy(np.stack([found.camera(0, v).cam_from_world for v in views])[match >= 0])
+    assert len(truth) > 0.9 * len(views)
+    return trajectory_errors(pred, truth, "se3").ate
+
+
+def test_tum_is_associated_as_by_its_own_tools_and_scores_as_published(formats: Path, tmp_path: Path) -> None:
+    files = formats / "trajectories_tum"
+    for name in ("fr1_xyz", "fr3_office"):
+        rows = [line.split() for line in (files / f"{name}_associations.txt").read_text().splitlines()]
+        pictures, maps = (np.array([float(row[i]) for row in rows]) for i in (0, 2))
+        np.testing.assert_array_equal(associate(pictures, maps, 0.02), np.arange(len(rows)))
+        if name == "fr1_xyz":
+            xyz, walk = rows, tmp_path / "rgbd_dataset_freiburg1_xyz"
+    walk.mkdir()
+    shutil.copy(files / "freiburg1_xyz-groundtruth.txt", walk / "groundtruth.txt")
+    save_png(tmp_path / "black.png", np.zeros((480, 640, 3), np.uint8))
+    save_png(tmp_path / "map.png", np.full((480, 640), 5000, np.uint16))
+    for kind, column, target in (("rgb", 0, "black.png"), ("depth", 2, "map.png")):
+        (walk / f"{kind}.txt").write_text("# comment\n" + "\n".join(f"{r[column]} {r[column + 1]}" for r in xyz))
+        link(tmp_path / target, *(walk / row[column + 1] for row in xyz))
+    found = Tum(tmp_path)
+    assert found.problems(tmp_path) == [] and found.scene(0).views == 790  # the last two are later than the poses
+    assert found.view_name(0, 0) == "1305031102.175304" and found.time_s(0, 0) == 1305031102.175304
+    view = found.view(0, 5)
+    assert view.depth.max() == view.depth.min() == 1 and view.image.shape[:2] == view.depth.shape != (480, 640)
+    # RGB-D SLAM on this walk, 0.013473 m by the benchmark's evaluate_ate.py, which matches both trajectories directly;
+    # by the poses of our views, which are those of other times, a little more.
+    times, poses, lost = read_poses(walk / "groundtruth.txt")
+    theirs_s, theirs, _ = read_poses(files / "freiburg1_xyz-rgbdslam.txt")
+    match = associate(times, theirs_s, 0.02)
+    both = (torch.from_numpy(np.linalg.inv(p)) for p in (theirs[match[match >= 0]], poses[match >= 0]))
+    assert lost == 0 and np.sqrt((trajectory_errors(*both, "se3").ate ** 2).mean()) == pytest.approx(0.013473, abs=1e-6)
+    assert np.sqrt((errors_of(found, theirs_s, theirs, 0.02) ** 2).mean()) == pytest.approx(0.0141, abs=1e-4)
+
+
+def test_kitti_has_the_published_poses_and_times(formats: Path, tmp_path: Path) -> None:
+    files, drive = formats / "trajectories_kitti", tmp_path / "sequences" / "00"
+    (tmp_path / "poses").mkdir()
+    shutil.copy(files / "KITTI_00_gt.txt", tmp_path / "poses" / "00.txt")
+    drive.mkdir(parents=True)
+    shutil.copy(files / "KITTI_00_gt_times.txt", drive / "times.txt")
+    (drive / "calib.txt").write_text(
+        "P0: 718.856 0 607.1928 0 0 718.856 185.2157 0 0 0 1 0\n"
+        "P2: 7.188560000000e+02 0.000000000000e+00 6.071928000000e+02 4.538225000000e+01 0.000000000000e+00 "
+        "7.188560000000e+02 1.852157000000e+02 -1.130887000000e-01 0.000000000000e+00 0.000000000000e+00 "
+        "1.000000000000e+00 3.779761000000e-03\n"
+    )
+    save_png(tmp_path / "black.png", np.zeros((376, 1241, 3), np.uint8))
+    link(tmp_path / "black.png", *(drive / "image_2" / f"{number:06}.png" for number in range(1500)))
+    found = Kitti(tmp_path)
+    assert found.problems(tmp_path) == [] and found.scene(0).views == 1500
+    assert found.time_s(0, 1) == pytest.approx(0.1037359)
+    first = found.camera(0, 0)
+    assert first.intrinsics[0, 2] == pytest.approx(607.6928) and (first.width, first.height) == (1241, 376)
+    # Camera 2 is 6 cm to the left of camera 0.
+    np.testing.assert_allclose(first.cam_from_world[:3, 3], [0.05994, -0.00113, 0.00378], atol=1e-5)
+    rows = np.loadtxt(files / "KITTI_00_ORB.txt").reshape(-1, 3, 4)
+    theirs = np.tile(np.eye(4), (len(rows), 1, 1))
+    theirs[:, :3] = rows
+    times = np.loadtxt(files / "KITTI_00_gt_times.txt")
+    assert np.sqrt((errors_of(found, times, theirs, 0.01) ** 2).mean()) < 2  # of 1.2 km
+
+
+def test_scannet_1500_is_the_published_list(formats: Path, tmp_path: Path) -> None:
+    save_jpeg(tmp_path / "black.jpg", np.zeros((48, 64, 3), np.uint8))
+    arrays = np.load(formats / "scannet_1500" / "test.npz")
+    names = arrays["name"].astype(int)
+    kept = np.flatnonzero(names[:, 0] <= 711)
+    for root in (tmp_path / "loftr", tmp_path / "superglue"):
+        frames = {(scene, frame) for scene, _, *both in names[kept] for frame in both}
+        link(tmp_path / "black.jpg", *(root / f"scene{scene:04}_00" / "color" / f"{n}.jpg" for scene, n in frames))
+    for name in ("test.npz", "intrinsics.npz"):
+        shutil.copy(formats / "scannet_1500" / name, tmp_path / "loftr")
+    found = ScanNet1500(tmp_path / "loftr")
+    assert len(found) == len(kept) and found.scene(0).id == "scene0707_00/15-585" and found.scene(0).views == 2
+    (problem,) = found.problems(tmp_path / "loftr")
+    assert problem.startswith(f"{1500 - len(kept)} of 1500 pairs lack pictures")
+    for i, row in enumerate(kept):
+        np.testing.assert_array_equal(found.camera(i, 0).cam_from_world, np.eye(4))
+        change = found.camera(i, 1).cam_from_world[:3]
+        np.testing.assert_allclose(change, arrays["rel_pose"][row].reshape(3, 4), atol=2e-5)
+    assert kind_of(tmp_path / "loftr") == "scannet1500"
+    # The same pair in SuperGlue's list, with the intrinsics of the full pictures.
+    text = (formats / "scannet_pairs" / "pairs_with_gt.txt").read_text()
+    (tmp_path / "superglue" / "scannet_test_pairs_with_gt.txt").write_text(text)
+    other = ScanNet1500(tmp_path / "superglue")
+    assert other.ids == ["scene0711_00/1680-1995"]
+    same = found.ids.index(other.ids[0])
+    for view in range(2):
+        one, two = found.camera(same, view), other.camera(0, view)
+        np.testing.assert_allclose(one.cam_from_world, two.cam_from_world, atol=1e-5)
+        np.testing.assert_allclose(one.intrinsics, two.intrinsics, atol=2e-3)
+        assert two.intrinsics[0, 2] == pytest.approx((653.626 + 0.5) * 64 / 1296)
 
 
 def test_pictures_of_colmap_are_undistorted(data_dir: Path) -> None:

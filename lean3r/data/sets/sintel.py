@@ -34,12 +34,15 @@ class Sintel(FolderSet[Frame]):
 
     @classmethod
     def places(cls, root: Path) -> list[Path]:
-        """Shots of both renderings; those whose pictures are missing in `final`."""
+        """All shots of the renderings that are there; of `final` if there are only cameras or depth."""
         training = root / "training"
         known = {folder.name for kind in ("camdata_left", "depth") for folder in folders(training / kind)}
-        shots = {rendering: {folder.name for folder in folders(training / rendering)} for rendering in RENDERINGS}
-        shots["final"] |= known - shots["clean"]
-        return [training / rendering / shot for rendering in RENDERINGS for shot in sorted(shots[rendering])]
+        there = [training / rendering for rendering in RENDERINGS if (training / rendering).is_dir()]
+        return [
+            rendering / shot
+            for rendering in there or [training / "final"]
+            for shot in sorted(known | {folder.name for folder in folders(rendering)})
+        ]
 
     @classmethod
     def missing(cls, place: Path) -> list[str]:
@@ -48,13 +51,14 @@ class Sintel(FolderSet[Frame]):
 
     @classmethod
     def incomplete(cls, place: Path) -> list[str]:
-        """Sentences for pictures without camera or depth, and for fewer than two views."""
-        images = _stems(place)
-        problems = [] if len(images) > 1 else [f"{place} has {len(images)} pictures; a scene needs two"]
-        for folder in _folders(place)[1:]:
-            absent = sorted(images - _stems(folder))
+        """Sentences for pictures, cameras and depth that are missing, and for fewer than two views."""
+        stems = {folder: _stems(folder) for folder in _folders(place)}
+        wanted, both = set.union(*stems.values()), set.intersection(*stems.values())
+        problems = [] if len(both) > 1 else [f"{place} has {len(both)} views with camera and depth; a scene needs two"]
+        for folder, own in stems.items():
+            absent = sorted(wanted - own)
             if absent:
-                problems.append(f"{len(absent)} of {len(images)} files of {folder} are missing, e.g. {absent[0]}")
+                problems.append(f"{len(absent)} of {len(wanted)} files of {folder} are missing, e.g. {absent[0]}")
         return problems
 
     def frames(self, scene: str) -> Sequence[Frame]:

@@ -14,7 +14,7 @@ SHIFT = np.array([0.06, -0.0003, 0.0027])  # of points from camera 0 to camera 2
 
 def write(root: Path, scenes: Sequence[TinyScene]) -> None:
     """Rows of [3, 4]; times of a tenth of a second."""
-    (root / "poses").mkdir()
+    (root / "poses").mkdir(parents=True)
     cam_from_0 = np.eye(4)
     cam_from_0[:3, 3] = SHIFT
     for number, scene in enumerate(scenes):
