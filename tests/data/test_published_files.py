@@ -160,12 +160,12 @@ def errors_of(found: SceneSet, times_s: np.ndarray, world_from_cam: np.ndarray, 
 
 def test_tum_is_associated_as_by_its_own_tools_and_scores_as_published(formats: Path, tmp_path: Path) -> None:
     files = formats / "trajectories_tum"
-    for name in ("fr1_xyz", "fr3_office"):
-        rows = [line.split() for line in (files / f"{name}_associations.txt").read_text().splitlines()]
-        pictures, maps = (np.array([float(row[i]) for row in rows]) for i in (0, 2))
-        np.testing.assert_array_equal(associate(pictures, maps, 0.02), np.arange(len(rows)))
-        if name == "fr1_xyz":
-            xyz, walk = rows, tmp_path / "rgbd_dataset_freiburg1_xyz"
+    xyz: list[list[str]] = []
+    for name in ("fr3_office", "fr1_xyz"):
+        xyz = [line.split() for line in (files / f"{name}_associations.txt").read_text().splitlines()]
+        pictures, maps = (np.array([float(row[i]) for row in xyz]) for i in (0, 2))
+        np.testing.assert_array_equal(associate(pictures, maps, 0.02), np.arange(len(xyz)))
+    walk = tmp_path / "rgbd_dataset_freiburg1_xyz"
     walk.mkdir()
     shutil.copy(files / "freiburg1_xyz-groundtruth.txt", walk / "groundtruth.txt")
     save_png(tmp_path / "black.png", np.zeros((480, 640, 3), np.uint8))
@@ -183,8 +183,9 @@ def test_tum_is_associated_as_by_its_own_tools_and_scores_as_published(formats: 
     times, poses, lost = read_poses(walk / "groundtruth.txt")
     theirs_s, theirs, _ = read_poses(files / "freiburg1_xyz-rgbdslam.txt")
     match = associate(times, theirs_s, 0.02)
-    both = (torch.from_numpy(np.linalg.inv(p)) for p in (theirs[match[match >= 0]], poses[match >= 0]))
-    assert lost == 0 and np.sqrt((trajectory_errors(*both, "se3").ate ** 2).mean()) == pytest.approx(0.013473, abs=1e-6)
+    pred, truth = (torch.from_numpy(np.linalg.inv(p)) for p in (theirs[match[match >= 0]], poses[match >= 0]))
+    ate = trajectory_errors(pred, truth, "se3").ate
+    assert lost == 0 and np.sqrt((ate**2).mean()) == pytest.approx(0.013473, abs=1e-6)
     assert np.sqrt((errors_of(found, theirs_s, theirs, 0.02) ** 2).mean()) == pytest.approx(0.0141, abs=1e-4)
 
 

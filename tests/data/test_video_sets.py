@@ -79,7 +79,7 @@ def test_lenses_of_kinects_are_undistorted_or_left(tmp_path: Path) -> None:
     lens.params[2:4] += 0.5
     lens.rescale(tiny.WIDTH, tiny.HEIGHT)
     y, x = np.mgrid[: tiny.HEIGHT, : tiny.WIDTH] + 0.5
-    rays = np.column_stack([lens.cam_from_img(np.column_stack([x.ravel(), y.ravel()])), np.ones(x.size)])
+    rays = np.column_stack([np.asarray(lens.cam_from_img(np.column_stack([x.ravel(), y.ravel()]))), np.ones(x.size)])
     spots = np.floor(rays @ scene.intrinsics[0].T).astype(int)[:, :2]
     column, row = spots.clip(0, (tiny.WIDTH - 1, tiny.HEIGHT - 1)).T.reshape(2, *x.shape)
     images, depth, normals = (values[:, row, column] for values in (scene.images, scene.depth, scene.normals))
