@@ -30,6 +30,7 @@ COMMANDS = Registry(
         "train": "lean3r.cli.train:Train",
         "distill": "lean3r.cli.distill:Distill",
         "data": "lean3r.cli.data:Data",
+        "report": "lean3r.cli.report:Report",
         "probe": "lean3r.cli.probe:Probe",
         "bench": "lean3r.cli.bench:Bench",
         "evaluate": "lean3r.cli.evaluate:Evaluate",

@@ -1,7 +1,8 @@
 """The `lean3r` command: parse the command line, run one command, return an exit code.
 
-0 done, 1 a bug of lean3r, 2 usage (an existing output folder included), 3 unusable input, 4 a missing extra,
-5 out of memory, 6 network or weights, 130 interrupted (Ctrl-C), 143 ended by SIGTERM.
+0 done, 1 a bug of lean3r, or a regression that `lean3r report` found, 2 usage (an existing output folder included),
+3 unusable input, 4 a missing extra, 5 out of memory, 6 network or weights, 130 interrupted (Ctrl-C), 143 ended by
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def run(argv: Sequence[str]) -> int:
         return _INTERRUPTED
     except Exception as error:
         message, code = explain(error)
-        if command is not None and command.verbose and code == LeanError.exit_code:
+        if command is not None and command.verbose and code == LeanError.exit_code and not isinstance(error, LeanError):
             traceback.print_exc()
         print(f"error: {message}", file=sys.stderr)
         return code

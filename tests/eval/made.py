@@ -60,7 +60,8 @@ def make_run(folder: Path, rows: Sequence[dict[str, Any]], benchmark: str = "mad
         "settings": {"resolution": 240, "refine": "off"},
         "hardware": {"cpu": "a processor", "cores": 2},
         "benchmarks": {benchmark: {"items": [{"id": each["id"], "views": []} for each in rows]}},
-        "created": "2026-01-01",
+        "dtype": "float32",
+        "weights": "sha256:0",
         **about,
     }
     scores = {

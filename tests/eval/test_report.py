@@ -118,6 +118,13 @@ def test_what_only_one_run_has_is_said_and_not_compared(tmp_path: Path) -> None:
     assert set(found.changes[figure].verdict for figure in DIRECTIONS) == {"same"}
 
 
+def test_the_last_tolerance_whose_pattern_fits_counts(tmp_path: Path) -> None:
+    found = compared(tmp_path, rows(SPREAD), rows(SPREAD - 6), "auc*=1", "auc30*=8", "auc30=4").changes
+    tolerances = {figure: change.tolerance for figure, change in found.items()}
+    assert tolerances == {"auc5": 1.0, "auc30": 4.0, "auc30_pi3": 8.0, "abs_rel": 0.5}
+    assert [figure for figure, change in found.items() if change.verdict == "worse"] == ["auc5", "auc30"]
+
+
 def test_costs_are_compared_where_a_tolerance_asks_for_it(tmp_path: Path) -> None:
     slower = rows(SPREAD, seconds=2.0)
     assert "seconds" not in compared(tmp_path / "no", rows(SPREAD), slower).changes
@@ -175,7 +182,8 @@ def is_shown_as(value: Any, text: str) -> bool:
     """Whether a text is a value, rounded to its last digit."""
     if not isinstance(value, float):
         return text == ("–" if value is None else str(value))
-    return text.removeprefix("+") in (f"{value:.1f}", f"{value:.3g}", f"{value:,.0f}")
+    rounded = f"{value:.1f}".replace("-0.0", "0.0"), f"{value:.3g}", f"{value:,.0f}"
+    return text.removeprefix("+") in rounded
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from lean3r.errors import InputError
 from lean3r.eval.report.runs import number, read_json
 
 Point = tuple[int, int]  # number of views, row of the file
-QUANTITIES = {"seconds": "s", "activation_mb": "MB"}
-"""What is fitted, with units: median wall seconds of a run, and the memory that it takes beyond what was in use."""
+QUANTITIES = {"seconds": "s", "cpu_seconds": "s", "activation_mb": "MB"}
+"""What is fitted, with units: medians of wall seconds and of seconds of all cores, memory beyond what was in use."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ def _read_bench(path: Path) -> Bench:
             lines.setdefault(name, []).append((int(rows[n]["views"]), n))
         bench = Bench(path, rows, {name: sorted(points) for name, points in lines.items()})
         for n in good:
-            for quantity in (*QUANTITIES, "cpu_seconds", "peak_mb"):
+            for quantity in (*QUANTITIES, "peak_mb"):
                 bench.value(n, quantity)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a file of lean3r bench ({type(error).__name__}: {error}).") from error

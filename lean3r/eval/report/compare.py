@@ -12,6 +12,7 @@ same is found. Losses beyond the tolerance on which the items disagree are "uncl
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lean3r.errors import InputError, UsageError
-from lean3r.eval.report.runs import COSTS, Row, Run, Scores
+from lean3r.eval.report.runs import COSTS, Row, Run, Scores, sorted_figures
 
 RESAMPLES = 1000
 ROUNDING = 0.1
@@ -43,7 +44,7 @@ class Tolerance:
 
 
 def parse_tolerances(texts: Sequence[str]) -> dict[str, Tolerance]:
-    """Tolerances by figure, from "auc30=0.5" or "abs_rel=2%"; UsageError for anything else."""
+    """Tolerances by name or pattern of figures, from "auc30=0.5" or "*auc*=2%"; UsageError for anything else."""
     found = dict[str, Tolerance]()
     for text in texts:
         figure, _, value = text.partition("=")
@@ -144,7 +145,7 @@ def compare(runs: Sequence[Run], against: Run, pool: Pool, tolerances: Mapping[s
     if a tolerance names a figure that nobody has.
     """
     figures = {name for run in runs for scores in run.scores.values() for name in scores.directions} | set(COSTS)
-    if unknown := sorted(set(tolerances) - figures):
+    if unknown := [pattern for pattern in tolerances if not fnmatch.filter(figures, pattern)]:
         raise UsageError(f"--tolerance names {', '.join(unknown)}; the figures are {', '.join(sorted(figures))}.")
     found = list[Comparison]()
     for run in runs:
@@ -171,6 +172,7 @@ def _compare(name: str, run: Run, against: Run, pool: Pool, tolerances: Mapping[
     if not scored and not failed:
         raise InputError(f"{name}: no item has a score in {against.name}, so nothing can be compared with it.")
     asked = [cost for cost in COSTS if cost in tolerances]
+    plain, variants = sorted_figures(against.scores[name].directions)
     directions = against.scores[name].directions | dict.fromkeys(asked, "lower")
     before, after = _masked([old[k] for k in scored], [new[k] for k in scored])
     pairs = list(zip(before, after, strict=True))
@@ -184,11 +186,13 @@ def _compare(name: str, run: Run, against: Run, pool: Pool, tolerances: Mapping[
         (pooled([pairs[i][0] for i in draw]), pooled([pairs[i][1] for i in draw])) for draw in _draws(len(pairs))
     ]
     changes = dict[str, Change]()
-    for figure, direction in directions.items():
-        tolerance = tolerances.get(figure) or _usual_tolerance(against.scores[name].unit(figure))
+    for figure in (*plain, *asked, *variants):
+        tolerance = _tolerance(figure, against.scores[name].unit(figure), tolerances)
         values = [b.get(figure, math.nan) - a.get(figure, math.nan) for a, b in samples]
         span = _interval(values, len(pairs))
-        changes[figure] = _change(first.get(figure), second.get(figure), span, direction, tolerance, figure in lost)
+        changes[figure] = _change(
+            first.get(figure), second.get(figure), span, directions[figure], tolerance, figure in lost
+        )
     return Comparison(
         benchmark=name,
         run=run.name,
@@ -221,10 +225,11 @@ def _masked(before: list[Row], after: list[Row]) -> tuple[list[Row], list[Row]]:
     return kept
 
 
-def _usual_tolerance(unit: str) -> Tolerance:
-    """The tolerance of a figure that none was given for. Costs are not compared without one: they depend on the load of
-    the machine."""
-    return Tolerance(PERCENT_TOLERANCE) if unit == "%" else Tolerance(RELATIVE_TOLERANCE, True)
+def _tolerance(figure: str, unit: str, tolerances: Mapping[str, Tolerance]) -> Tolerance:
+    """That of the last pattern which the figure matches, else the usual one. Costs are compared only if they are named:
+    they depend on the load of the machine."""
+    usual = Tolerance(PERCENT_TOLERANCE) if unit == "%" else Tolerance(RELATIVE_TOLERANCE, True)
+    return next((t for pattern, t in reversed(list(tolerances.items())) if fnmatch.fnmatchcase(figure, pattern)), usual)
 
 
 def _change(

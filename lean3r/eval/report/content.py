@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lean3r.data.sets.scenes import first_few
 from lean3r.eval.report.bench import QUANTITIES, Bench, Fit, fit
 from lean3r.eval.report.compare import Change, Comparison, Interval, Pool, Tolerance, compare, costs, intervals
 from lean3r.eval.report.page import Figure, pointer, show
 from lean3r.eval.report.runs import FORMAT, Run
 
 REPORT = "report.json"
-_NAMED = 3  # items in a message
+_NAMED = 3  # figures in a message
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,13 @@ class Report:
             for name, scores in run.scores.items():
                 if failed := scores.failed:
                     found.append(
-                        f"{run.name}, {name}: {len(failed)} of {len(scores.rows)} items failed ({_first(failed)})"
+                        f"{run.name}, {name}: {len(failed)} of {len(scores.rows)} items failed ({first_few(failed)})"
                     )
         for each in self.comparisons:
             for who, ids in ((each.against, each.only_before), (each.run, each.only_after)):
                 if ids:
                     found.append(
-                        f"{each.benchmark}: {len(ids)} items are in {who} only and are not compared ({_first(ids)})"
+                        f"{each.benchmark}: {len(ids)} items are in {who} only and are not compared ({first_few(ids)})"
                     )
         for name, runs in self.benchmarks.items():
             if len(runs) < len(self.runs):
@@ -128,9 +129,12 @@ class Report:
     def _losses(self, comparison: Comparison) -> str:
         (run,) = (run for run in self.runs if run.name == comparison.run)
         units = run.scores[comparison.benchmark]
-        parts = [_loss(figure, comparison.changes[figure], units.unit(figure)) for figure in comparison.worse]
+        names = comparison.worse
+        parts = [_loss(figure, comparison.changes[figure], units.unit(figure)) for figure in names[:_NAMED]]
+        if len(names) > _NAMED:
+            parts.append(f"{len(names) - _NAMED} more figures")
         if comparison.failed:
-            parts.append(f"failed, but not before: {_first(comparison.failed)}")
+            parts.append(f"failed, but not before: {first_few(comparison.failed)}")
         return "; ".join(parts)
 
 
@@ -154,7 +158,3 @@ def _loss(figure: str, change: Change, unit: str) -> str:
     span = f", 95 % {show(change.low, unit, True)} to {show(change.high, unit, True)}" if change.low is not None else ""
     difference, tolerance = show(change.difference, unit, True), show(change.tolerance, unit)
     return f"{figure} {before} -> {after} ({difference}{span}, tolerance {tolerance})"
-
-
-def _first(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:_NAMED]) + (f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else "")

@@ -93,6 +93,7 @@ def cost_blocks(report: Report) -> Iterator[Block]:
 
 _CAPTIONS = {
     "seconds": "Median wall seconds of a run. Broken lines are the fitted power laws.",
+    "cpu_seconds": "Median seconds of all cores, which other work on the machine changes less.",
     "activation_mb": "Memory that a run takes beyond what was in use before. Broken lines are the fitted power laws.",
 }
 

@@ -14,12 +14,12 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #d7dce2; --soft: #9ea7b1; --page: #11151a; --line: #363d47;
   --band: #1a2027; --bad: #ff8a80; --bad-band: #3a1a1a; --good: #57c278; --doubt: #e0b050; --link: #6cb0ff; } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
-  max-width: 66rem; margin: 2rem auto 4rem; padding: 0 1.2rem; }
+  max-width: 72rem; margin: 2rem auto 4rem; padding: 0 1.2rem; }
 h1 { font-size: 1.8rem; margin-bottom: .2rem; } h2 { margin-top: 2.8rem; border-bottom: 1px solid var(--line); }
 h3 { margin-top: 1.8rem; } a { color: var(--link); } code { font-size: .9em; overflow-wrap: anywhere; }
 .table { overflow-x: auto; margin: 1.2rem 0; } table { border-collapse: collapse; font-size: .92rem; }
 caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
-th, td { padding: .3rem .75rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: baseline; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: baseline; }
 thead th { border-bottom: 2px solid var(--line); font-size: .85rem; } tbody th { font-weight: 500; }
 td.figures { font-variant-numeric: tabular-nums; white-space: nowrap; }
 tbody tr:hover { background: var(--band); } [data-from] { cursor: help; }

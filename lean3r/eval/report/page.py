@@ -33,6 +33,8 @@ def show(value: object, unit: str = "", signed: bool = False) -> str:
         return NOTHING
     if not isinstance(value, float):
         return str(value)
+    if unit == "%":
+        value = round(value, 1) or 0.0  # no minus zero
     sign = "+" if signed and value > 0 else ""
     if unit == "%":
         return f"{sign}{value:.1f}"

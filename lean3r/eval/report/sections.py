@@ -7,18 +7,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lean3r.data.sets.scenes import first_few
 from lean3r.eval.report.compare import Comparison
 from lean3r.eval.report.content import Report
 from lean3r.eval.report.costs import cost_blocks, pareto_blocks
 from lean3r.eval.report.page import NOTHING, Block, Cell, Figure, Gallery, Heading, Picture, Plot, Table, Text, cell
 from lean3r.eval.report.plots import bars
-from lean3r.eval.report.runs import COSTS, Row, Run, Scores, picture_of
+from lean3r.eval.report.runs import COSTS, Row, Run, Scores, picture_of, sorted_figures
 
 MOST_BARS = 40
 WORST = 4
 _COLUMNS = 6
 _ARROWS = {"higher": "↑", "lower": "↓"}
-_RECALLS = ("rra", "rta")
 
 
 def blocks(report: Report) -> Iterator[Block]:
@@ -35,15 +35,11 @@ def blocks(report: Report) -> Iterator[Block]:
 
 
 def main_figures(scores: Scores) -> list[str]:
-    """The figures that are drawn, at most two: the last of its family (auc3, auc5, ... auc30), areas under curves
-    first and recalls last; variants with a suffix, such as auc30_pi3, only if there is nothing else."""
-    families: dict[str, str] = {}
-    for figure in scores.directions:
-        at = re.fullmatch(r"([a-z]+)\d+(_.+)?", figure)
-        if not (at and at[2]):
-            families[at[1] if at else figure] = figure
-    chosen = sorted(families, key=lambda family: (family != "auc", family in _RECALLS))
-    return [families[family] for family in chosen[:2]] or list(scores.directions)[:1]
+    """The figures that are drawn, at most two: the one at the widest angle, and the first of another kind."""
+    plain, variants = sorted_figures(scores.directions)
+    angles = [figure for figure in plain if figure.startswith("auc")]
+    others = [figure for figure in plain if figure not in angles]
+    return [*angles[-1:], *others, *variants][:2]
 
 
 def _title(report: Report) -> str:
@@ -58,7 +54,7 @@ def _verdict(report: Report) -> Iterator[Block]:
         return
     reference = report.runs[0].name
     worse = [
-        f"{c.run} {c.benchmark} ({', '.join([*c.worse, *(['failed items'] if c.failed else [])])})"
+        f"{c.run} {c.benchmark} ({first_few([*(['failed items'] if c.failed else []), *c.worse])})"
         for c in report.comparisons
         if c.worse or c.failed
     ]
@@ -66,30 +62,27 @@ def _verdict(report: Report) -> Iterator[Block]:
         yield Text(cell(f"Worse than {reference} beyond the tolerance: {', '.join(worse)}.", mark="worse"))
     else:
         yield Text(cell(f"Nothing is worse than in {reference} beyond the tolerance.", mark="better"))
-    unclear = [f"{c.run} {c.benchmark} {figure}" for c in report.comparisons for figure in c.named("unclear")]
+    unclear = [f"{c.run} {c.benchmark} ({first_few(u)})" for c in report.comparisons if (u := c.named("unclear"))]
     if unclear:
         yield Text(cell(f"Beyond the tolerance, but the items disagree: {', '.join(unclear)}.", mark="unclear"))
 
 
 def _about(report: Report) -> Table:
     def row(run: Run) -> tuple[Cell, ...]:
-        path = run.folder / "run.json"
-        first, last = (
-            [cell(report.read(run.about.get(key), path, key)) for key in keys]
-            for keys in (("model", "plan"), ("lean3r", "created"))
-        )
-        lists = [cell(*_list(report, path, run.about, key)) for key in ("settings", "hardware")]
-        return (cell(run.name), *first, *lists, *last)
+        path, about = run.folder / "run.json", run.about
+        return (cell(run.name), *(cell(*_values(report, path, about, key)) for key in head[1:]))
 
-    head = ("run", "model", "plan", "settings", "hardware", "lean3r", "created")
+    head = ("run", "model", "plan", "dtype", "device", "settings", "hardware", "lean3r")
     return Table("The runs, as their run.json says", head, ("", *head[1:]), [row(run) for run in report.runs])
 
 
-def _list(report: Report, path: Path, content: Mapping[str, Any], key: str) -> list[str | Figure]:
-    """The values of an object of a JSON file, each with its name."""
+def _values(report: Report, path: Path, content: Mapping[str, Any], key: str) -> list[str | Figure]:
+    """A value of a JSON file, or those of an object, each with its name."""
     known = content.get(key)
+    if not isinstance(known, dict):
+        return [NOTHING] if known is None else [report.read(known, path, key)]
     parts = list[str | Figure]()
-    for name, value in known.items() if isinstance(known, dict) else ():
+    for name, value in known.items():
         if value not in (None, ""):
             parts += [f"{', ' if parts else ''}{name} ", report.read(value, path, key, name)]
     return parts
@@ -103,13 +96,18 @@ def _benchmark(report: Report, name: str, runs: list[Run]) -> Iterator[Block]:
     for key, before in (("paper", "Papers: "), ("notes", "")):
         if text := getattr(first, key):
             said += [before, report.read(text.rstrip("."), first.path, key), ". "]
-    yield Text(cell(*said, *_list(report, first.path, {"protocol": first.protocol}, "protocol")))
-    figures = list(dict.fromkeys(figure for each in scores for figure in each.directions))
+    yield Text(cell(*said, *_values(report, first.path, {"protocol": first.protocol}, "protocol")))
+    plain, variants = sorted_figures([figure for each in scores for figure in each.directions])
+    figures = [*plain, *variants]
     for start in range(0, len(figures), _COLUMNS):
         yield _figures(report, name, runs, figures[start : start + _COLUMNS], folded=start > 0)
     for place, comparison in enumerate(report.comparisons):
         if comparison.benchmark == name:
-            yield _changes(report, place, comparison, first)
+            shown = [figure for figure in comparison.changes if figure not in variants]
+            others = [figure for figure in comparison.changes if figure in variants]
+            yield _changes(report, place, comparison, first, shown, folded=False)
+            if others:
+                yield _changes(report, place, comparison, first, others, folded=True)
     yield from pareto_blocks(report, name, runs, main_figures(first)[:1])
     for figure in main_figures(first):
         yield _bars(name, scores, runs, figure)
@@ -150,7 +148,9 @@ def _figures(report: Report, name: str, runs: list[Run], figures: Sequence[str],
     return Table(caption, head, ("", "items", "failed", *figures), [row(run) for run in runs], folded)
 
 
-def _changes(report: Report, place: int, comparison: Comparison, scores: Scores) -> Table:
+def _changes(
+    report: Report, place: int, comparison: Comparison, scores: Scores, figures: Sequence[str], *, folded: bool
+) -> Table:
     def row(figure: str) -> tuple[Cell, ...]:
         change, unit = comparison.changes[figure], scores.unit(figure)
 
@@ -172,8 +172,9 @@ def _changes(report: Report, place: int, comparison: Comparison, scores: Scores)
 
     keys = ("before", "after", "difference", "low", "high", "tolerance")
     head = ("figure", comparison.against, comparison.run, "difference", "95 % from", "to", "tolerance", "verdict")
-    caption = f"{comparison.run} against {comparison.against}, on the {comparison.items} items that both have scores of"
-    return Table(caption, head, ("", *keys, ""), [row(figure) for figure in comparison.changes])
+    what = "variants of the figures" if folded else f"on the {comparison.items} items that both have scores of"
+    caption = f"{comparison.run} against {comparison.against}, {what}"
+    return Table(caption, head, ("", *keys, ""), [row(figure) for figure in figures], folded)
 
 
 def _bars(name: str, scores: list[Scores], runs: list[Run], figure: str) -> Plot:
