@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from eval.gate import BASELINE
 from PIL import Image
 
 from lean3r.cli import COMMANDS
@@ -25,6 +26,7 @@ EXAMPLES = {
     "distill": ["--dry-run"],
     "evaluate": ["synthetic@2", "--limit", "1", "-o", "DIR"],
     "probe": ["--resolution", "64", "--views", "2", "--batches", "1"],
+    "report": [str(BASELINE), "-o", "DIR"],
     "score": ["INPUT", "--benchmark", "synthetic@2", "--limit", "1"],
     "train": ["--dry-run"],
 }

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from lean3r.eval.protocols.base import Benchmark, Row
 from lean3r.eval.protocols.resolving import resolve
 
-_HIGHER = ("auc", "rra", "rta", "delta", "nc", "fscore", "precision", "recall", "allpairs")
-_SHARES = ("auc", "rra", "rta", "delta", "abs_rel", "fscore", "precision", "recall", "focal", "lost", "depth_missing")
+_ANGLES = ("auc", "allpairs", "rra", "rta")
+_HIGHER = (*_ANGLES, "delta", "nc", "fscore", "precision", "recall")
+_SHARES = (*_ANGLES, "delta", "abs_rel", "fscore", "precision", "recall", "focal", "lost", "depth_missing")
 
 
 def pool(benchmark: str, rows: Sequence[Row]) -> dict[str, float]:
