@@ -16,6 +16,7 @@ import fnmatch
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ ROUNDING = 0.1
 PERCENT_TOLERANCE = 0.5  # points, of figures in per cent
 RELATIVE_TOLERANCE = 0.02  # of the reference's value, of other figures
 
-Pool = Callable[[str, Sequence[Row]], Mapping[str, float]]
+Pool = Callable[[str, Sequence[Any]], Mapping[str, float]]
 """Figures of a benchmark, by its name and the rows of its items."""
 
 
