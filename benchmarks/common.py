@@ -8,6 +8,7 @@ import shlex
 import sys
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,10 +31,19 @@ def hardware() -> dict[str, object]:
 def write_result(name: str, result: dict, folder: Path = RESULTS) -> Path:
     """Write NAME.json into benchmarks/results, or another folder, with command and date, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    result = result | {"command": command(), "recorded": date.today().isoformat()}
+    result = rounded(result | {"command": command(), "recorded": date.today().isoformat()})
     path = folder / f"{name}.json"
     path.write_text(INNERMOST.sub(lambda row: re.sub(r"\s*\n\s*", " ", row[0]), json.dumps(result, indent=1)) + "\n")
     return path
+
+
+def rounded(value: Any) -> Any:
+    """A result with numbers of six digits, which is more than any of them means."""
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(each) for each in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def command() -> str:
