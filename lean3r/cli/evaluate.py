@@ -170,8 +170,8 @@ def score_run(console: Console, run: Path, items: dict[str, list[Item]]) -> dict
         (run / name).mkdir(parents=True, exist_ok=True)
         write_json(run / name / SCORES, scores[name])
         for row in scores[name]["rows"]:
-            if row["error"] is not None:
-                console.warn(f"{name}, {row['id']}: {row['error']}")
+            for what in [row["error"]] if row["error"] is not None else row["problems"]:
+                console.warn(f"{name}, {row['id']}: {what}")
     if all(s["failed"] == len(s["rows"]) for s in scores.values()):
         first = next(iter(scores.values()))["rows"][0]
         raise InputError(f"no item of {', '.join(scores)} could be scored; the first, {first['id']}: {first['error']}")

@@ -85,7 +85,7 @@ def test_poses_by_time_and_by_count(tmp_path):
     assert predicted.cam_from_world is not None and predicted.times_s is not None
     assert np.isnan(predicted.cam_from_world[1]).all() and np.array_equal(predicted.times_s, late)
     assert np.allclose(predicted.cam_from_world[[0, 2]] @ WORLD_FROM_CAM[[0, 2]], np.eye(4), atol=1e-6)
-    assert predicted.problems() == ["1 of 3 pictures have no pose (NaN): frame 1"]
+    assert predicted.problems() == ["1 of 3 pictures have no pose (NaN): rgb/a.jpg"]
     # Of two poses near one picture the nearer counts, whatever their order.
     for shift in (0.001, -0.001):
         one = read(tmp_path / "poses.txt").at_times([TIMES[:2].mean() + shift], 0.1).cam_from_world
@@ -119,7 +119,7 @@ def test_a_picture_without_a_pose_is_nan(tmp_path):
     assert predicted.cam_from_world is not None and np.isnan(predicted.cam_from_world[1]).all()
     rows[1] = ["0"] * 12
     (tmp_path / "poses.txt").write_text("\n".join(map(" ".join, rows)))
-    assert read(tmp_path, NAMES).problems() == ["1 of 3 pictures have no pose (NaN): frame 1"]
+    assert read(tmp_path, NAMES).problems() == ["1 of 3 pictures have no pose (NaN): rgb/a.jpg"]
     (tmp_path / "poses.txt").write_text(TUM.splitlines()[0])
     assert read(tmp_path, NAMES[:1]).problems() == ["poses need at least two pictures, 1 of 1 has one"]
 

@@ -113,6 +113,7 @@ def test_lost_pictures_count_as_misses(truth, tmp_path):
         np.savetxt(place / "poses.txt", lost)
 
     rows = score(root, tmp_path / "run", "colmap@5", items, write)
+    assert rows[items[0].id]["problems"] == [f"1 of 5 pictures have no pose (NaN): {items[0].names[2]}"]
     # 4 of 10 pairs have the lost picture.
     assert all(rows[item.id]["figures"]["auc3"] == pytest.approx(60) for item in items)
 

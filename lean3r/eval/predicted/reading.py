@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def read(
             f"{place} has no predictions{' among ' + first_few(there) if there else ''}. Expected any of: "
             f"{', '.join(READERS[form].files for form in READERS)}"
         )
-    return _merged(place, parts, next((len(given) for given in (names, times_s) if given is not None), None))
+    merged = _merged(place, parts, next((len(given) for given in (names, times_s) if given is not None), None))
+    return merged if names is None or not merged.views else replace(merged, names=tuple(names))
 
 
 def _sources(place: Path) -> dict[Path, str]:

@@ -54,6 +54,7 @@ class Row(TypedDict):
     cpu_seconds: float | None
     peak_memory_mb: float | None
     error: str | None
+    problems: list[str]
     picture: str | None
 
 

@@ -65,12 +65,14 @@ def score_item(benchmark: Benchmark, item: Item, folder: Path) -> Row:
         "cpu_seconds": record.get("cpu_seconds"),
         "peak_memory_mb": record.get("peak_memory_mb"),
         "error": record.get("error"),
+        "problems": [],
         "picture": None,
     }
     if row["error"] is not None:
         return row
     try:
         predicted = read(place, item.names, item.times_s)
+        row["problems"] = predicted.problems()
         views = item.read()
         if place.is_dir():
             _show(views, place / PICTURE)
