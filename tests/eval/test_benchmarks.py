@@ -64,10 +64,12 @@ def perfect(figure: str, value: float, direction: str) -> bool:
 def test_perfect_predictions_score_perfectly(name: str, scale: float, tmp_path: Path) -> None:
     if resolve(name).data not in tiny.WRITERS | {"synthetic": None}:
         pytest.skip(f"no tiny copy of {resolve(name).data}")
-    if scale != 1 and name.startswith("lite3r"):
-        scale = 1.0  # its points are not aligned
+    is_lite3r = name.startswith("lite3r")  # its points are not aligned, and its poses inverted where it says so
+    if is_lite3r and (scale != 1 or name.endswith("da3-released") or "released" not in name):
+        pytest.skip("no figure of it can be perfect here: it needs its own world, upright poses and four scenes")
     for item in items(name):
-        truth.write(item, tmp_path / name / item.id, scale, columns=None if "depth" in name or "lite3r" in name else 64)
+        columns = None if "depth" in name or name == "dtu-points" or is_lite3r else 64
+        truth.write(item, tmp_path / name / item.id, scale, columns=columns, in_unit=is_lite3r)
     scores = score_benchmark(name, items(name), tmp_path)
     assert scores["failed"] == 0, [row["error"] for row in scores["rows"]]
     assert scores["figures"]

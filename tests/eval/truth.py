@@ -29,12 +29,23 @@ def moved_pose(cam_from_world: np.ndarray, world: np.ndarray) -> np.ndarray:
 
 
 def write(
-    item: Item, place: Path, scale: float = 1.0, cameras: list[int] | None = None, columns: int | None = None
+    item: Item,
+    place: Path,
+    scale: float = 1.0,
+    cameras: list[int] | None = None,
+    columns: int | None = None,
+    in_unit: bool = False,
 ) -> tuple[RawView, ...]:
     """Write predictions.npz of an item from its truth, in a moved world of another scale; `cameras` permutes them,
-    and maps of depth are at most `columns` wide."""
+    and maps of depth are at most `columns` wide. With
+    `in_unit` the world is the first view's frame, in the unit of Lite3R's evaluation."""
     views = item.read()
     world = np.eye(4) if scale == 1.0 else similarity(scale)
+    if in_unit:
+        depths = np.concatenate([view.depth[view.depth > 0] for view in views] or [np.zeros(0)])
+        lengths = [float(np.linalg.norm(view.cam_from_world[:3, 3])) for view in views]
+        scale = 1 / max(float(np.median(depths)) if len(depths) else 0.0, *lengths)
+        world = np.diag([scale, scale, scale, 1.0]) @ views[0].cam_from_world
     poses = np.stack([moved_pose(view.cam_from_world, world) for view in views])
     place.mkdir(parents=True, exist_ok=True)
     np.savez(
