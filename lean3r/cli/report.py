@@ -30,7 +30,7 @@ class Report:
     """The run to compare with, instead of the first."""
 
     tolerance: Annotated[tyro.conf.UseAppendAction[list[str]], option("FIGURE=LOSS")] = field(default_factory=list)
-    """Loss that is no regression, such as auc30=0.5, seconds=20% or *auc*=1; may be repeated."""
+    """Loss that is no regression, such as auc30=0.5 or seconds=20%, perhaps with wildcards; may be repeated."""
 
     bench: Annotated[tyro.conf.UseAppendAction[list[Path]], option("FILE")] = field(default_factory=list)
     """File of `lean3r bench`, for plots of time and memory against views; may be repeated."""

@@ -36,7 +36,7 @@ figure { margin: 1.4rem 0; } figure > img { max-width: 100%; height: auto; } fig
 
 
 def html(title: str, blocks: Iterable[Block]) -> str:
-    """The page. Every figure is a <data> element whose attribute data-from is its source."""
+    """The page. Every figure is a `data` element whose attribute `data-from` is its source."""
     body = "\n".join(_write(block) for block in blocks)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
