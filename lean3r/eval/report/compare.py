@@ -45,7 +45,7 @@ class Tolerance:
 
 
 def parse_tolerances(texts: Sequence[str]) -> dict[str, Tolerance]:
-    """Tolerances by name or pattern of figures, from "auc30=0.5" or "*auc*=2%"; UsageError for anything else."""
+    """Tolerances by name or pattern of figures, from `auc30=0.5` or `*auc*=2%`; UsageError for anything else."""
     found = dict[str, Tolerance]()
     for text in texts:
         figure, _, value = text.partition("=")
