@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -74,33 +74,22 @@ class Evaluate:
         if self.benchmarks == ["list"]:
             print_list(self.json)
             return
-        from lean3r.eval.papers import PAPERS
+        from lean3r.eval.papers import benchmarks_of
         from lean3r.eval.protocols.resolving import resolve
         from lean3r.eval.runs.data import items_of, read_chosen, roots_of
 
         self._check()
         assert self.out is not None
-        tables = [name for name in self.benchmarks if name in PAPERS]
-        names = list(
-            dict.fromkeys(
-                b for name in self.benchmarks for b in (PAPERS.get(name).benchmarks if name in PAPERS else [name])
-            )
-        )
-        benchmarks = {name: resolve(name) for name in names}
+        benchmarks = {name: resolve(name) for name in benchmarks_of(self.benchmarks)}
         chosen = None if self.views_from is None else read_chosen(self.views_from)
         roots = roots_of(self.root, [benchmark.data for benchmark in benchmarks.values()])
         console = Console(self.quiet)
         with console.stage("listing"):
-            items = {name: items_of(name, roots, chosen, self.limit) for name in names}
+            items = {name: items_of(name, roots, chosen, self.limit) for name in benchmarks}
         self._predict(console, items, {name: str(root) for name, root in roots.items()})
         scores = score_run(console, self.out, items)
-        if self.json:
-            print(json.dumps({name: {k: v for k, v in s.items() if k != "rows"} for name, s in scores.items()}))
-            return
         label = self.model if self.plan is None else f"{self.model}, {self.plan}"
-        print_scores(scores)
-        for name in tables:
-            print_table(name, scores, label)
+        print_scores(scores, self.benchmarks, label, as_json=self.json)
 
     def _check(self) -> None:
         if self.out is None:
@@ -182,22 +171,22 @@ def _advance(progress: Callable[[int, int], None], total: int) -> Callable[[int]
     return lambda done: progress(done, total)
 
 
-def print_scores(scores: dict[str, dict[str, Any]]) -> None:
-    """The figures of each benchmark on standard output."""
+def print_scores(scores: Mapping[str, Mapping[str, Any]], asked: Sequence[str], label: str, *, as_json: bool) -> None:
+    """The figures of each benchmark on standard output, then the tables of papers among the names that were asked for,
+    with our row; or JSON without rows."""
+    from lean3r.eval.papers import PAPERS
+
+    if as_json:
+        print(json.dumps({name: {k: v for k, v in s.items() if k != "rows"} for name, s in scores.items()}))
+        return
     for name, each in scores.items():
         failed = f", {each['failed']} failed" if each["failed"] else ""
         print(f"{name}: {each['title']} ({len(each['rows'])} items{failed})")
         rows = [[figure, f"{value:.4g} {each['units'][figure]}".strip()] for figure, value in each["figures"].items()]
-        print(format_table(rows))
-
-
-def print_table(name: str, scores: dict[str, dict[str, Any]], label: str) -> None:
-    """A paper's table with our row on standard output."""
-    from lean3r.eval.papers import PAPERS
-
-    table = PAPERS.get(name)
-    head, lines = table.printed(scores, label)
-    print(f"\n{table.title} ({table.source})\n{format_table(lines, head)}\n{table.notes}".rstrip())
+        print(format_table(rows) if rows else "  no figures: it measures costs, which are in its rows")
+    for table in (PAPERS.get(name) for name in asked if name in PAPERS):
+        head, lines = table.printed(scores, label)
+        print(f"\n{table.title} ({table.source})\n{format_table(lines, head)}\n{table.notes}".rstrip())
 
 
 def print_list(as_json: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +36,7 @@ class LoadedModel:
         """See Program."""
         import torch
 
-        from lean3r.bench.machine import hardware
+        from lean3r.bench.machine import cores, hardware
         from lean3r.pipeline.devices import resolve_device
         from lean3r.pipeline.load import load
         from lean3r.pipeline.options import RunOptions
@@ -46,7 +45,7 @@ class LoadedModel:
         if device.type == "cuda" and device.index is None and torch.cuda.device_count() > 1:
             device = torch.device("cuda", worker % torch.cuda.device_count())
         if device.type == "cpu" and workers > 1:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
+            torch.set_num_threads(max(1, cores() // workers))
         model = load(self.model, self.weights, str(device), dtype=self.dtype, offline=self.offline, plan=self.plan)
         RunOptions(resolution=self.resolution).check(model)
         description = {

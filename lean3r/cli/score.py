@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from lean3r.cli.console import Console
-from lean3r.cli.evaluate import print_scores, print_table, score_run
+from lean3r.cli.evaluate import print_scores, score_run
 from lean3r.cli.options import Json, Quiet, Verbose, option
 from lean3r.errors import InputError, UsageError
 
@@ -45,7 +44,7 @@ class Score:
 
     def run(self) -> None:
         """Score, write scores.json, print the figures, or JSON."""
-        from lean3r.eval.papers import PAPERS
+        from lean3r.eval.papers import benchmarks_of
         from lean3r.eval.protocols.resolving import resolve
         from lean3r.eval.runs import folder
         from lean3r.eval.runs.data import items_of, read_chosen, roots_of
@@ -58,9 +57,7 @@ class Score:
             raise UsageError(f"--limit is {self.limit}; expected at least 1.")
         config = folder.read_json(run / folder.RUN, "a run") if (run / folder.RUN).exists() else {}
         recorded: dict[str, Any] = config.get("benchmarks", {})
-        tables = [name for name in self.benchmark if name in PAPERS]
-        asked = [b for name in self.benchmark for b in (PAPERS.get(name).benchmarks if name in PAPERS else [name])]
-        names = list(dict.fromkeys(asked or recorded))
+        names = benchmarks_of(self.benchmark) or list(recorded)
         if not names:
             raise UsageError(f"{run} has no {folder.RUN}, so the benchmark must be named: --benchmark NAME --root DIR.")
         benchmarks = {name: resolve(name) for name in names}
@@ -79,9 +76,4 @@ class Score:
         console = Console(self.quiet)
         with folder.locked(run):
             scores = score_run(console, run, items)
-        if self.json:
-            print(json.dumps({name: {k: v for k, v in s.items() if k != "rows"} for name, s in scores.items()}))
-            return
-        print_scores(scores)
-        for name in tables:
-            print_table(name, scores, config.get("model", run.name))
+        print_scores(scores, self.benchmark, config.get("model", run.name), as_json=self.json)

@@ -150,7 +150,11 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "pip install addict einops omegaconf": DOWNLOADS,
     }
     | ({} if find_spec("depth_anything_3") else {"from depth_anything_3.cfg import create_object, load_config": PEERS}),
-    "docs/models.md": {"python benchmarks/peers.py": FIGURES},
+    "docs/models.md": {
+        "python benchmarks/peers.py": FIGURES,
+        "python benchmarks/peers.py --models vggt,pi3 --views 8 --repeats 2 --threads 1 "
+        "--peer vggt=CLONE --peer pi3=CLONE": PEERS,
+    },
     "docs/nano.md": {
         "python benchmarks/looped.py": FIGURES,
         "python benchmarks/accuracy.py": FIGURES,

@@ -1,5 +1,7 @@
 """Tables of papers: the benchmarks that make them, and the printed figures to stand beside ours."""
 
+from collections.abc import Sequence
+
 from lean3r.registry import Registry
 
 PAPERS = Registry(
@@ -17,3 +19,8 @@ PAPERS = Registry(
         "speed3r-figure4": "lean3r.eval.papers.speed3r:FIGURE4",
     },
 )
+
+
+def benchmarks_of(names: Sequence[str]) -> list[str]:
+    """The benchmarks that these names ask for, once each: a table of a paper stands for those it needs."""
+    return list(dict.fromkeys(b for name in names for b in (PAPERS.get(name).benchmarks if name in PAPERS else [name])))

@@ -18,7 +18,7 @@ from typing import Any
 
 from lean3r.errors import InputError, UsageError
 from lean3r.json_text import parse_json
-from lean3r.scratch import LOCK, hold, release
+from lean3r.scratch import LOCK, atomic_file, hold, release
 
 FORMAT = 1
 RUN, ITEM, SCORES, PREDICTIONS = "run.json", "item.json", "scores.json", "predictions.npz"
@@ -41,12 +41,8 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file as a whole or not at all; NaN becomes null."""
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with atomic_file(path) as part:
         part.write_text(json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _without_nan(value: Any) -> Any:

@@ -72,14 +72,15 @@ def predict_all(
         advanced(len(tasks) - len(left))
 
         def work(number: int) -> None:
-            own = worker if number == 0 else team.start(number)
-            while not team.is_stopping and not todo.empty():
+            own = worker if number == 0 else None
+            while not team.is_stopping:
                 try:
                     task = todo.get_nowait()
                 except queue.Empty:
                     return
+                own = own or team.start(number)
                 if not own.run(task):
-                    own = team.start(number)
+                    own = None
                 advanced(len(tasks) - todo.qsize() - team.busy())
 
         with ThreadPoolExecutor(max(count, 1)) as pool:
