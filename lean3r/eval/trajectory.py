@@ -34,13 +34,17 @@ class TrajectoryErrors(NamedTuple):
 
 def associate(times_pred: np.ndarray, times_gt: np.ndarray, max_gap_s: float = 0.01) -> tuple[np.ndarray, np.ndarray]:
     """Indices (into pred, into gt) of frames that match within `max_gap_s`: each frame of the shorter list with
-    the nearest frame of the other list."""
+    the nearest frame of the other list, of equally near ones the first. Neither list need be sorted."""
     times_pred, times_gt = np.asarray(times_pred), np.asarray(times_gt)
     swap = len(times_pred) > len(times_gt)
     short, long = (times_gt, times_pred) if swap else (times_pred, times_gt)
-    gap = np.abs(long[None, :] - short[:, None])
-    nearest = gap.argmin(axis=1)
-    first = np.flatnonzero(gap[np.arange(len(short)), nearest] <= max_gap_s)
+    values, places = np.unique(long, return_index=True)
+    after = np.searchsorted(values, short).clip(max=len(values) - 1)
+    before = (after - 1).clip(min=0)
+    gap_before, gap_after = np.abs(values[before] - short), np.abs(values[after] - short)
+    is_before = (gap_before < gap_after) | ((gap_before == gap_after) & (places[before] < places[after]))
+    nearest = places[np.where(is_before, before, after)]
+    first = np.flatnonzero(np.minimum(gap_before, gap_after) <= max_gap_s)
     return (nearest[first], first) if swap else (first, nearest[first])
 
 

@@ -2,6 +2,7 @@
 
 import math
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -84,6 +85,40 @@ def test_association_by_time_picks_the_nearest_on_either_side():
     assert (i.tolist(), j.tolist()) == ([0, 1, 2], [0, 2, 4])
     j, i = trajectory.associate(fast, slow)
     assert (i.tolist(), j.tolist()) == ([0, 1, 2], [0, 2, 4])
+
+
+def by_all_gaps(ours: np.ndarray, theirs: np.ndarray, max_gap_s: float) -> list[tuple[int, int]]:
+    """Pairs (ours, theirs) by the table of all gaps; `ours` is the shorter list."""
+    gap = np.abs(theirs[None] - ours[:, None])
+    return [(i, int(row.argmin())) for i, row in enumerate(gap) if row.min() <= max_gap_s]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_association_is_that_of_all_gaps(seed):
+    """Lists on a grid that floats hold exactly, so with ties and repeated times, sorted or not, and with gaps."""
+    rng = np.random.default_rng(seed)
+    ours, theirs = rng.integers(0, 60, 25) / 64, rng.integers(0, 60, 40 if seed % 2 else 25) / 64
+    theirs = np.sort(theirs) if seed % 3 else theirs
+    i, j = trajectory.associate(ours, theirs, 2 / 64)
+    assert list(zip(i.tolist(), j.tolist(), strict=True)) == by_all_gaps(ours, theirs, 2 / 64)
+    j, i = trajectory.associate(np.append(theirs, [9.0, 8.0]), ours, 2 / 64)
+    assert list(zip(i.tolist(), j.tolist(), strict=True)) == by_all_gaps(ours, np.append(theirs, [9.0, 8.0]), 2 / 64)
+
+
+def test_association_of_long_lists_takes_no_table():
+    """A table of 20,000 x 25,000 gaps has 4 GB."""
+    slow, fast = np.arange(20_000) * 0.1, np.arange(25_000) * 0.08 + 0.03
+    tracemalloc.start()
+    i, j = trajectory.associate(slow, fast, 0.011)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    some = slice(1000, 1200)
+    assert peak < 20e6 and 0 < len(i) < len(slow)
+    assert [p for p in zip(i.tolist(), j.tolist(), strict=True) if 1000 <= p[0] < 1200] == [
+        (a + 1000, b) for a, b in by_all_gaps(slow[some], fast, 0.011)
+    ]
+    empty = trajectory.associate(np.zeros(0), fast)
+    assert [len(part) for part in (*empty, *trajectory.associate(np.zeros(0), np.zeros(0)))] == [0] * 4
 
 
 def test_points_without_scipy_name_the_extra(monkeypatch):
