@@ -67,7 +67,8 @@ class Score:
         for name in names:
             stated = recorded.get(name, {}).get("items")
             chosen = read_chosen(self.views_from) if self.views_from else None
-            items[name] = items_of(name, roots, chosen, self.limit or (len(stated) if stated else None))
+            most = min(filter(None, (self.limit, stated and len(stated))), default=None)
+            items[name] = items_of(name, roots, chosen, most)
             if stated is not None and listing(items[name]) != stated[: len(items[name])]:
                 raise InputError(
                     f"the data of {name} are not those of the run: it has {len(stated)} items, and "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from programs import Walk
 
 from lean3r.errors import InputError, LeanError, UsageError, WeightsError
-from lean3r.eval.protocols.items import NoiseItem
+from lean3r.eval.protocols.items import Item, NoiseItem
 from lean3r.eval.runs import folder
 from lean3r.eval.runs.predicting import Task, predict_all
 from lean3r.eval.runs.scoring import listing, score_benchmark
@@ -20,16 +22,16 @@ ITEMS = tuple(
 )
 
 
-def predict(run: Path, program: Walk, processes: int = 1, overwrite: bool = False) -> list[int]:
-    """Predict all of ITEMS as a run; return the numbers of finished items as they were reported."""
+def predict(run: Path, program: Walk, processes: int = 1, items: Sequence[Item] = ITEMS) -> list[int]:
+    """Predict items as a run; return the numbers of finished items as they were reported."""
     done: list[int] = []
 
     def begin(description: dict[str, Any]) -> None:
-        data = {"synthetic": {"data": "synthetic", "root": None, "items": listing(ITEMS)}}
+        data = {"synthetic": {"data": "synthetic", "root": None, "items": listing(items)}}
         config = {"format": folder.FORMAT, **description, "settings": {}, "benchmarks": data}
-        folder.begin(run, config, overwrite=overwrite)
+        folder.begin(run, config, overwrite=False)
 
-    tasks = [Task(item, run / "synthetic" / item.id) for item in ITEMS]
+    tasks = [Task(item, run / "synthetic" / item.id) for item in items]
     with folder.locked(run):
         predict_all(program, tasks, processes=processes, begin=begin, advanced=done.append)
     return done
@@ -65,6 +67,25 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     assert note.read_text().split() == ["s2v0"] and not (run / "synthetic" / "s2" / ".part-left").exists()
 
 
+def test_a_run_grows_and_loses_nothing(tmp_path: Path) -> None:
+    """A larger --limit adds items to what is done, a smaller one leaves them; other views of an item are refused."""
+    run, note = tmp_path / "run", tmp_path / "note"
+
+    def listed() -> list[dict[str, Any]]:
+        return json.loads((run / "run.json").read_text())["benchmarks"]["synthetic"]["items"]
+
+    predict(run, Walk(note=note), items=ITEMS[:2])
+    assert listed() == listing(ITEMS[:2])
+    assert predict(run, Walk(note=note))[0] == 2
+    assert listed() == listing(ITEMS)
+    assert predict(run, Walk(note=note), items=ITEMS[:1]) == [1]
+    assert listed() == listing(ITEMS) and set(errors(run).values()) == {None}
+    assert note.read_text().split() == ["s0v0", "s1v0", "s2v0", "s3v0"], "nothing is predicted twice"
+    turned = [replace(item, names=item.names[::-1]) for item in ITEMS[:2]]
+    with pytest.raises(UsageError, match=r"number 1 on \(s0\): .*choice of views"):
+        predict(run, Walk(note=note), items=turned)
+
+
 def test_a_full_disk_ends_the_run_and_says_so(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the disk is full"):
         predict(tmp_path / "run", Walk("disk", "s1v0"))
@@ -83,14 +104,16 @@ def test_a_program_that_does_not_start_writes_nothing(tmp_path: Path) -> None:
 def test_a_run_keeps_its_configuration(tmp_path: Path) -> None:
     run = tmp_path / "run"
     config: dict[str, Any] = {"format": 1, "model": "a", "plan": None, "weights": "x", "settings": {}}
-    config["benchmarks"] = {"synthetic": {"items": [1]}}
+    config["benchmarks"] = {"synthetic": {"items": [{"id": "a"}, {"id": "b"}]}}
     run.mkdir()
     folder.begin(run, config, overwrite=False)
     for change in ({"model": "b"}, {"weights": "y"}, {"settings": {"refine": "on"}}):
         with pytest.raises(UsageError, match="another configuration"):
             folder.begin(run, config | change, overwrite=False)
-    with pytest.raises(UsageError, match="other items"):
-        folder.begin(run, config | {"benchmarks": {"synthetic": {"items": [2]}}}, overwrite=False)
+    for others in ("b", "ac", "ba", "acb"):
+        items = [{"id": name} for name in others]
+        with pytest.raises(UsageError, match="other items"):
+            folder.begin(run, config | {"benchmarks": {"synthetic": {"items": items}}}, overwrite=False)
     folder.begin(run, config | {"benchmarks": {"colmap": {"items": []}}}, overwrite=False)
     assert set(folder.read_json(run / "run.json", "a run")["benchmarks"]) == {"synthetic", "colmap"}
     folder.begin(run, config | {"model": "b"}, overwrite=True)

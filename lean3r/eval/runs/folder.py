@@ -69,7 +69,8 @@ def locked(run: Path) -> Iterator[None]:
 
 
 def begin(run: Path, config: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Make `run` the folder of a run with this configuration, or continue it; benchmarks are added to those it has.
+    """Make `run` the folder of a run with this configuration, or continue it: benchmarks are added to those it has, and
+    items to those of a benchmark. Fewer items than it has are its first ones; it keeps the others.
 
     UsageError if it holds anything else, or a run of another configuration, which `overwrite` removes.
     """
@@ -90,14 +91,17 @@ def begin(run: Path, config: Mapping[str, Any], *, overwrite: bool) -> None:
     if changed:
         shown = "; ".join(f"{key}: {old.get(key)} -> {config.get(key)}" for key in changed)
         raise UsageError(f"{run} holds a run of another configuration ({shown}). Use another -o, or --overwrite.")
+    benchmarks = dict(old["benchmarks"])
     for name, data in config["benchmarks"].items():
-        before = old["benchmarks"].get(name)
-        if before is not None and before["items"] != data["items"]:
+        fewer, more = sorted((benchmarks.get(name, data)["items"], data["items"]), key=len)
+        if more[: len(fewer)] != fewer:
+            place = next(place for place, item in enumerate(fewer) if item != more[place])
             raise UsageError(
-                f"{run} holds {name} with {len(before['items'])} other items than the {len(data['items'])} of now: the "
-                "data or the choice of views changed. Use another -o, or --overwrite."
+                f"{run} holds other items of {name} than those of now, from number {place + 1} on "
+                f"({fewer[place]['id']}): the data or the choice of views changed. Use another -o, or --overwrite."
             )
-    write_json(run / RUN, {**old, **config, "benchmarks": {**old["benchmarks"], **config["benchmarks"]}})
+        benchmarks[name] = data | {"items": more}
+    write_json(run / RUN, {**old, **config, "benchmarks": benchmarks})
 
 
 def is_done(place: Path) -> bool:
