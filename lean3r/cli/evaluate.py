@@ -149,6 +149,7 @@ class Evaluate:
 def score_run(console: Console, run: Path, items: dict[str, list[Item]]) -> dict[str, dict[str, Any]]:
     """Score the benchmarks of a run and write their scores.json; return these by name. InputError if every item of all
     of them failed."""
+    from lean3r.data.sets.scenes import first_few
     from lean3r.eval.runs.folder import SCORES, write_json
     from lean3r.eval.runs.scoring import score_benchmark
 
@@ -158,9 +159,12 @@ def score_run(console: Console, run: Path, items: dict[str, list[Item]]) -> dict
             scores[name] = score_benchmark(name, each, run, advanced=_advance(progress, len(each)))
         (run / name).mkdir(parents=True, exist_ok=True)
         write_json(run / name / SCORES, scores[name])
+        said: dict[str, list[str]] = {}
         for row in scores[name]["rows"]:
             for what in [row["error"]] if row["error"] is not None else row["problems"]:
-                console.warn(f"{name}, {row['id']}: {what}")
+                said.setdefault(what, []).append(row["id"])
+        for what, ids in said.items():
+            console.warn(f"{name}, {first_few(ids)}: {what}")
     if all(s["failed"] == len(s["rows"]) for s in scores.values()):
         first = next(iter(scores.values()))["rows"][0]
         raise InputError(f"no item of {', '.join(scores)} could be scored; the first, {first['id']}: {first['error']}")

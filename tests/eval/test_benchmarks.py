@@ -140,7 +140,6 @@ WRONG = {
         "1 finite",
     ),
     "NaN poses": ({"cam_from_world": np.full((3, 4, 4), np.nan)}, "0 finite"),
-    "an empty mask": ({"mask": np.zeros((3, 208, 272), bool)}, "both a predicted and a true depth"),
     "too few": ({"cam_from_world": np.stack([np.eye(4)] * 2)}, "different numbers"),
 }
 
@@ -154,6 +153,70 @@ def test_wrong_predictions_are_a_row_with_the_reason(wrong: str, tmp_path: Path)
     np.savez(path, **{**np.load(path), **change})
     row = score_item(resolve("synthetic@3"), item, tmp_path)
     assert row["error"] is not None and reason in row["error"] and not row["figures"], row["error"]
+
+
+NO_DEPTH = {
+    "zeros": {"depth": np.zeros((3, 208, 272))},
+    "NaN": {"depth": np.full((3, 208, 272), np.nan)},
+    "no pixel": {"depth": np.zeros((3, 0, 0))},
+    "an empty mask": {"mask": np.zeros((3, 208, 272), bool)},
+    "absent": {"depth": None},
+}
+
+
+@pytest.mark.parametrize("what", NO_DEPTH)
+def test_poses_without_depth_keep_their_figures(what: str, tmp_path: Path) -> None:
+    """The depth figures are absent, and what is there but unknown is counted in depth_missing; the row says why."""
+    item = items_of("synthetic@3", {}, limit=2)[1]
+    truth.write(item, tmp_path / item.id)
+    path = tmp_path / item.id / "predictions.npz"
+    arrays = {**np.load(path), **NO_DEPTH[what]}
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+    row = score_item(resolve("synthetic@3"), item, tmp_path)
+    assert row["error"] is None and "abs_rel" not in row["figures"]
+    assert row["figures"]["auc3"] == 100 and row["figures"]["focal"] == 0
+    assert row["figures"].get("depth_missing") == (None if what in ("absent", "no pixel") else 100)
+    assert any("depth, which" in p or "no positive depth" in p for p in row["problems"]), row["problems"]
+    good = tmp_path / "good"
+    truth.write(item, good / item.id)
+    (good / item.id / "predictions.npz").rename(path)
+    found = resolve("synthetic@3").pool([row, score_item(resolve("synthetic@3"), item, tmp_path)])
+    assert found["auc3"] == 100 and found["abs_rel"] < 1e-3
+
+
+@pytest.mark.parametrize("benchmark", ["eth3d", "lite3r-blendedmvs-released", "lite3r-dtu64-released"])
+def test_pose_figures_of_every_benchmark_need_no_depth(benchmark: str, tmp_path: Path) -> None:
+    [item] = items(benchmark)
+    views = truth.write(item, tmp_path / item.id, in_unit=benchmark.startswith("lite3r"))
+    path = tmp_path / item.id / "predictions.npz"
+    perfect_row = score_item(resolve(benchmark), item, tmp_path)
+    arrays = dict(np.load(path))
+    del arrays["depth"]
+    np.savez(path, **arrays)
+    row = score_item(resolve(benchmark), item, tmp_path)
+    assert row["error"] is None
+    for figure in ("auc3", "rot_err_deg", "trans_err"):
+        assert row["figures"].get(figure) == perfect_row["figures"].get(figure)
+    has_truth = any((view.depth > 0).any() for view in views)
+    assert not has_truth or not {"abs_rel", "chamfer", "fscore"} & set(row["figures"])
+    assert (row["problems"] == ["no depth, which this benchmark scores"]) == has_truth
+
+
+def test_rows_of_depth_alone_are_pooled_with_rows_of_poses(tmp_path: Path) -> None:
+    both = items_of("synthetic@3", {}, limit=2)
+    for item, left_out in zip(both, ("cam_from_world", "depth"), strict=True):
+        truth.write(item, tmp_path / item.id)
+        path = tmp_path / item.id / "predictions.npz"
+        arrays = dict(np.load(path))
+        del arrays[left_out]
+        np.savez(path, **arrays)
+    rows = [score_item(resolve("synthetic@3"), item, tmp_path) for item in both]
+    assert [row["problems"] for row in rows] == [
+        [f"no {part}, which this benchmark scores"] for part in ("cameras", "depth")
+    ]
+    for some in (rows, rows[::-1]):
+        found = resolve("synthetic@3").pool(some)
+        assert found["auc3"] == 100 and found["abs_rel"] < 1e-3
 
 
 def test_cameras_at_one_point_have_no_scale(tmp_path: Path) -> None:

@@ -373,7 +373,6 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: [write_depth(f), png16(f / "depth" / "a.png", DEPTH[0], 1000)],
         r"has depth twice, as \.npy and \.png",
     ),
-    "no maps": (lambda f: (f / "depth").mkdir(), "has no depth maps"),
     "coloured maps": (
         lambda f: [(f / "depth").mkdir(), Image.new("RGB", (8, 6)).save(f / "depth" / "a.png")],
         "uint8 of the shape .*not a coloured picture",

@@ -103,6 +103,24 @@ def test_a_scene_that_is_wrong_is_a_row(truth, tmp_path):
     assert rows[items[1].id]["figures"]["auc3"] == 100
 
 
+@pytest.mark.parametrize("empty", ["folder", "array", "pictures"])
+def test_poses_beside_empty_depth_are_scored(truth, tmp_path, empty):
+    root, items = truth
+
+    def write(place: Path, item: Item, views: Sequence[RawView]) -> None:
+        kitti(place, item, views)
+        if empty == "array":
+            np.save(place / "depth.npy", np.zeros((0, 4, 6)))
+            return
+        (place / "depth").mkdir()
+        if empty == "pictures":
+            (place / "depth" / "preview.jpg").write_bytes(b"")
+
+    rows = score(root, tmp_path / "run", "colmap@5", items, write)
+    assert all(rows[item.id]["error"] is None and rows[item.id]["figures"]["auc3"] == 100 for item in items)
+    assert "no depth, which this benchmark scores" in rows[items[0].id]["problems"]
+
+
 def test_lost_pictures_count_as_misses(truth, tmp_path):
     root, items = truth
 
@@ -113,7 +131,9 @@ def test_lost_pictures_count_as_misses(truth, tmp_path):
         np.savetxt(place / "poses.txt", lost)
 
     rows = score(root, tmp_path / "run", "colmap@5", items, write)
-    assert rows[items[0].id]["problems"] == [f"1 of 5 pictures have no pose (NaN): {items[0].names[2]}"]
+    lost, *lacking = rows[items[0].id]["problems"]
+    assert lost == f"1 of 5 pictures have no pose (NaN): {items[0].names[2]}"
+    assert [text.partition(",")[0] for text in lacking] == ["no depth", "no intrinsics"]
     # 4 of 10 pairs have the lost picture.
     assert all(rows[item.id]["figures"]["auc3"] == pytest.approx(60) for item in items)
 

@@ -21,15 +21,19 @@ AFFIX = re.compile(r"^(depth|pred)_(?=.)|(?<=.)_(depth|pred)$", re.IGNORECASE)
 
 
 def read(place: Path) -> Predicted:
-    """Depth maps from a folder of .npy, .npz, .exr, .pfm, .tiff or .png, or from one depth.npy [S, h, w].
+    """Depth maps from a folder of .npy, .npz, .exr, .pfm, .tiff or .png, or from one depth.npy [S, h, w]; None if there
+    are none.
 
     Integers are divided by `units_per_metre` of a depth.json in the folder or beside it, else by 1000; floats are
     divided only if it is stated. The PNGs of `lean3r reconstruct` bring their own scale.json. InputError if there are
     two kinds of maps, or one is no map of depths.
     """
     if place.is_file():
-        return Predicted(path=place, depth=tuple(_in_metres(m, _units(place.parent)) for m in _stack(place)))
+        maps = _stack(place)
+        return Predicted(path=place, depth=tuple(_in_metres(m, _units(place.parent)) for m in maps) or None)
     files = _files(place)
+    if not files:
+        return Predicted(path=place)
     units = _units(place)
     sidecar = place / "scale.json"
     if sidecar.is_file():
@@ -52,9 +56,7 @@ def _files(folder: Path) -> list[Path]:
         del kinds[".png"]
     if len(kinds) > 1:
         raise InputError(f"{folder} has depth twice, as {' and '.join(kinds)}; expected files of one kind")
-    if not kinds:
-        raise InputError(f"{folder} has no depth maps; expected one of {', '.join(MAPS)} for each picture")
-    return next(iter(kinds.values()))
+    return next(iter(kinds.values()), [])
 
 
 def _units(folder: Path) -> float | None:
@@ -105,7 +107,9 @@ def _stack(path: Path) -> np.ndarray:
     values = _npy(path)
     if values.ndim == 4 and 1 in (values.shape[1], values.shape[-1]):
         values = values[:, 0] if values.shape[1] == 1 else values[..., 0]
-    if values.ndim != 3 or not values.size or values.dtype.kind not in "iuf" or values.dtype == np.uint8:
+    if not values.size:
+        return values[:0]
+    if values.ndim != 3 or values.dtype.kind not in "iuf" or values.dtype == np.uint8:
         raise InputError(f"{path} has values {values.dtype} of the shape {values.shape}; expected [S, height, width]")
     return values
 

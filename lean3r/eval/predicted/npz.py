@@ -22,9 +22,12 @@ _KEYS = {
 
 def read(path: Path) -> Predicted:
     """Read the keys that docs/outputs.md describes; only cam_from_world or depth must be there. InputError if it cannot
-    be read. Depth is 0 where `mask` is False."""
+    be read. Depth is 0 where `mask` is False; arrays
+    without a pixel are no depth."""
     with naming(path), np.load(path, allow_pickle=False) as file:
         arrays = {key: np.asarray(file[key]) for key in _KEYS if key in file}
+    if "depth" in arrays and not arrays["depth"].size:
+        arrays = {key: value for key, value in arrays.items() if key not in ("depth", "mask")}
     if "cam_from_world" not in arrays and "depth" not in arrays:
         raise InputError(f"{path} has neither cam_from_world nor depth; expected keys as in docs/outputs.md")
     lengths = {key: len(value) if value.ndim else 0 for key, value in arrays.items()}

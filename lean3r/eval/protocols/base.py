@@ -18,7 +18,12 @@ Over = Literal["pairs", "groups", "scenes"]
 
 
 class AbsentPart(InputError):
-    """The predictions lack a part that a measure needs."""
+    """The predictions lack a part that a measure needs; `figures` are those that it has without, or that count what
+    lacks."""
+
+    def __init__(self, reason: str, **figures: float) -> None:
+        super().__init__(reason)
+        self.figures = figures
 
 
 class Curve(TypedDict):

@@ -26,7 +26,7 @@ def poses_of(predicted: Predicted, views: tuple[RawView, ...]) -> tuple[Tensor, 
     """Predicted and true cam_from_world [S, 4, 4] float64; InputError with fewer than two finite predictions."""
     poses = predicted.cam_from_world
     if poses is None:
-        raise AbsentPart(f"{predicted.path} has no cameras, which this benchmark scores")
+        raise AbsentPart("no cameras, which this benchmark scores")
     finite = int(np.isfinite(poses).all((1, 2)).sum())
     if finite < 2:
         raise InputError(f"{predicted.path} has {finite} finite poses of {len(poses)}; a score needs at least two")
@@ -100,6 +100,6 @@ def _rmse(errors: np.ndarray) -> float:
 def focal_length(predicted: Predicted, item: Item, views: tuple[RawView, ...]) -> Score:
     """`focal`: median error of the horizontal focal length in per cent."""
     if predicted.intrinsics is None:
-        raise AbsentPart(f"{predicted.path} has no intrinsics")
+        raise AbsentPart("no intrinsics, whose focal length this benchmark scores")
     truth = np.array([view.intrinsics[0, 0] for view in views])
     return Score({"focal": 100 * float(np.median(np.abs(predicted.intrinsics[:, 0, 0] / truth - 1)))})

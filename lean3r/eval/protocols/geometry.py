@@ -31,17 +31,17 @@ def one_scale(predicted: Predicted, item: Item, views: tuple[RawView, ...]) -> S
     pairs = depth_pairs(predicted, views)
     pred, gt = (np.concatenate([getattr(pair, part).ravel() for pair in pairs]) for part in ("pred", "gt"))
     known, given = gt > 0, np.isfinite(pred) & (pred > 0)
+    missing = {"depth_missing": 100 * float((known & ~given).sum() / known.sum())} if known.any() else {}
     if not (known & given).any():
-        raise InputError(f"no pixel of {predicted.path} has both a predicted and a true depth")
+        raise AbsentPart("no pixel has both a predicted and a true depth", **missing)
     p, g = (torch.from_numpy(values[known & given]) for values in (pred, gt))
     score = depth_score(p * torch.median(g / p), g)
-    missing = 100 * float((known & ~given).sum() / known.sum())
-    return Score({"abs_rel": 100 * score.abs_rel, "delta1": 100 * score.delta1, "depth_missing": missing})
+    return Score({"abs_rel": 100 * score.abs_rel, "delta1": 100 * score.delta1} | missing)
 
 
 def _video_depth(predicted: Predicted, item: Item, views: tuple[RawView, ...], setting: str) -> Score:
     if predicted.depth is None:
-        raise AbsentPart(f"{predicted.path} has no depth, which this benchmark scores")
+        raise AbsentPart("no depth, which this benchmark scores")
     shapes = [view.depth.shape for view in views]
     ours = torch.stack([torch.from_numpy(predicted.depth_at(n, h, w, "bicubic")) for n, (h, w) in enumerate(shapes)])
     truth = torch.from_numpy(np.stack([zero_unknown(view.depth)[0] for view in views]))
@@ -83,6 +83,8 @@ def _clouds(predicted: Predicted, item: Item, views: tuple[RawView, ...], thresh
     cloud = predicted.cloud
     if cloud is None:
         cloud = point_maps(depth_pairs(predicted, views), predicted, views)[0]
+    if not len(cloud):
+        raise AbsentPart("no points in the cloud, which this benchmark scores")
     placed = fit_trajectory(ours[finite], gt[finite]).apply(torch.from_numpy(cloud)).numpy()
     score = da3_cloud_score(placed, truth, threshold, voxel)
     return Score(
@@ -102,10 +104,11 @@ def clouds(threshold: float, voxel: float) -> Measure:
 
 def _lite3r(predicted: Predicted, item: Item, views: tuple[RawView, ...], protocol: str) -> Score:
     ours, _ = poses_of(predicted, views)
-    if predicted.depth is None:
-        raise AbsentPart(f"{predicted.path} has no depth, which Lite3R's evaluation needs")
-    height, width = views[0].depth.shape
-    depth = torch.from_numpy(np.stack([predicted.depth_at(n, height, width, "bilinear") for n in range(len(views))]))
+    depth = torch.zeros(len(views), *views[0].depth.shape)
+    if predicted.depth is not None:
+        height, width = views[0].depth.shape
+        maps = [predicted.depth_at(n, height, width, "bilinear") for n in range(len(views))]
+        depth = torch.from_numpy(np.stack(maps))
     true_k = torch.from_numpy(np.stack([view.intrinsics for view in views]))
     k = true_k if predicted.intrinsics is None else torch.from_numpy(predicted.intrinsics)
     truth = SceneBatch(
@@ -115,7 +118,11 @@ def _lite3r(predicted: Predicted, item: Item, views: tuple[RawView, ...], protoc
         cam_from_world=torch.from_numpy(np.stack([view.cam_from_world for view in views]))[None],
     )
     prediction = Prediction(ours[None], k[None], depth[None], None)
-    return Score(lite3r_score(prediction, in_unit(truth, relative=False), protocol))
+    figures = lite3r_score(prediction, in_unit(truth, relative=False), protocol)
+    if predicted.depth is None and truth.depth.any():
+        poses = {name: figures[name] for name in ("rot_err_deg", "trans_err")}
+        raise AbsentPart("no depth, which this benchmark scores", **poses)
+    return Score(figures)
 
 
 def lite3r(protocol: str) -> Measure:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from lean3r.data.sets.scenes import RawView, zero_unknown
-from lean3r.errors import InputError
 from lean3r.eval.predicted.base import Predicted
 from lean3r.eval.protocols.base import AbsentPart
 from lean3r.geometry.camera import unproject
@@ -26,9 +25,9 @@ class DepthPair(NamedTuple):
 
 
 def depth_pairs(predicted: Predicted, views: tuple[RawView, ...]) -> list[DepthPair]:
-    """A pair for each view; InputError if nothing was predicted."""
+    """A pair for each view; AbsentPart if nothing was predicted."""
     if predicted.depth is None:
-        raise AbsentPart(f"{predicted.path} has no depth, which this benchmark scores")
+        raise AbsentPart("no depth, which this benchmark scores")
     pairs = []
     for number, (view, depth) in enumerate(zip(views, predicted.depth, strict=True)):
         height, width = view.depth.shape
@@ -52,16 +51,17 @@ def depth_pairs(predicted: Predicted, views: tuple[RawView, ...]) -> list[DepthP
 def point_maps(
     pairs: list[DepthPair], predicted: Predicted, views: tuple[RawView, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and true points [N, 3] of the pixels where both depths are known, each in its own world."""
+    """Predicted and true points [N, 3] of the pixels where both depths are known, each in its own world;
+    AbsentPart if there is none."""
     if predicted.cam_from_world is None:
-        raise AbsentPart(f"{predicted.path} has no cameras, which this benchmark needs to place points")
+        raise AbsentPart("no cameras, which this benchmark needs to place points")
     ours, truth = [], []
     for pair, pose, view in zip(pairs, predicted.cam_from_world, views, strict=True):
         known = (pair.gt > 0) & np.isfinite(pair.pred) & (pair.pred > 0) & np.isfinite(pose).all()
         ours.append(_points(pair.pred, pair.pred_intrinsics, pose)[known])
         truth.append(_points(pair.gt, pair.gt_intrinsics, view.cam_from_world)[known])
     if not sum(map(len, ours)):
-        raise InputError(f"no pixel of {predicted.path} has both a predicted and a true depth")
+        raise AbsentPart("no pixel has both a predicted and a true depth")
     return np.concatenate(ours), np.concatenate(truth)
 
 

@@ -54,12 +54,16 @@ def _pool(rows: Sequence[Row], over: Over, weighted: bool) -> dict[str, float]:
     for row in rows:
         groups.setdefault(row["group"] if over == "groups" else "", []).append(row)
     pooled = [
-        curve_figures({name: add_curves(row["curves"][name] for row in group) for name in group[0]["curves"]})
+        curve_figures(
+            {name: add_curves(row["curves"][name] for row in group if name in row["curves"]) for name in names}
+        )
         for group in groups.values()
+        for names in [dict.fromkeys(name for row in group for name in row["curves"])]
     ]
-    figures |= {name: float(np.mean([each[name] for each in pooled])) for name in pooled[0]}
-    for name in rows[0].get("errors", {}):
-        errors = np.array([value for row in rows for value in row["errors"][name]])
+    names = dict.fromkeys(name for each in pooled for name in each)
+    figures |= {name: float(np.mean([each[name] for each in pooled if name in each])) for name in names}
+    for name in dict.fromkeys(name for row in rows for name in row.get("errors", {})):
+        errors = np.array([value for row in rows for value in row["errors"].get(name, [])])
         figures |= {f"auc{t}_exact": 100 * auc_trapezoid(errors, t) for t in EXACT_AT}
     return figures
 

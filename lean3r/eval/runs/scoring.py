@@ -12,7 +12,7 @@ from PIL import Image
 from lean3r.data.sets.scenes import RawView
 from lean3r.errors import LeanError
 from lean3r.eval.predicted.reading import read
-from lean3r.eval.protocols.base import AbsentPart, Benchmark, Row
+from lean3r.eval.protocols.base import AbsentPart, Benchmark, Row, Score
 from lean3r.eval.protocols.items import Item
 from lean3r.eval.protocols.resolving import resolve
 from lean3r.eval.runs.folder import FORMAT, ITEM, read_json
@@ -83,13 +83,14 @@ def score_item(benchmark: Benchmark, item: Item, folder: Path) -> Row:
                 score = measure(predicted, item, views)
             except AbsentPart as error:
                 absent.append(error)
-                continue
+                score = Score(error.figures, weight=row["weight"])
             row["figures"] |= dict(score.figures)
             row["curves"] |= dict(score.curves)
             row["errors"] |= dict(score.errors)
             row["weight"] = score.weight
-        if absent and len(absent) == len(benchmark.measures):
+        if absent and not row["figures"]:
             raise absent[0]
+        row["problems"] += [f"{error}" for error in absent]
     except (LeanError, OSError, ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
         kind = "" if isinstance(error, LeanError) else f"{type(error).__name__}: "
         row["error"] = f"{kind}{error}"
