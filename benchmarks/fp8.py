@@ -1,6 +1,6 @@
 """FP8 and INT8: cost in accuracy, savings in bytes, memory and time. Correctness comes first.
 
-    python benchmarks/fp8.py [--parts noise kv outputs accuracy bytes files memory speed] [--golden DIR] [--scenes 60]
+    python benchmarks/fp8.py [--parts noise kv outputs accuracy bytes files speed] [--golden DIR] [--scenes 60]
 
 - check: a stored file, weights quantised while they are read, and a network converted in memory hold the same numbers,
   and a prepared network multiplies the same operands as the converted one. Always runs; everything else needs it.
@@ -12,7 +12,6 @@
 - accuracy: nano on held-out synthetic scenes, float32 against fp8, fp8-weight and int8-dynamic, without training.
 - bytes: of the weights of whole models, from their shapes.
 - files: a synthetic checkpoint of --file-model in float32, compressed to fp8: sizes, seconds, peak memory.
-- memory: peak of loading and running --memory-model at 2 and 16 views, in a process each.
 - speed: int8-dynamic and fp8 against float32, nano and a stack of linear layers as large as VGGT's, by turns; and the
   share of nano's time that the layers take which int8-dynamic changes: it can save no more than that.
 
@@ -27,7 +26,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import importlib
 import json
 import os
 import re
@@ -36,15 +34,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
-from common import RESULTS, hardware, write_result
-from measure import once
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "golden"))
+from common import RESULTS, ROOT, hardware, write_result
 from torch import Tensor, nn
 
 import lean3r
@@ -56,9 +51,7 @@ from lean3r.compress.plan import resolve_plan
 from lean3r.layers.mlp import Mlp
 from lean3r.models import MODELS
 from lean3r.models.base import Backbone
-from lean3r.models.checkpoint import load_weights, save_model, without_memory
-from lean3r.models.execution import hold
-from lean3r.models.origin import Origin
+from lean3r.models.checkpoint import save_model, without_memory
 from lean3r.models.writing import write_stream
 from lean3r.ops.block_sparse import block_sparse_attention
 from lean3r.ops.fp8 import dequantize, quantize_rows
@@ -67,13 +60,10 @@ from lean3r.pipeline.transcode import compress_file
 from lean3r.testing import snr_db
 from lean3r.types import Views
 
-ROOT = Path(__file__).parents[1]
-PARTS = ("noise", "kv", "outputs", "accuracy", "bytes", "files", "memory", "speed")
+PARTS = ("noise", "kv", "outputs", "accuracy", "bytes", "files", "speed")
 FLOORS = {"cast": 25.0, "linear": 18.0, "linear gradient": 17.0, "feed-forward": 20.0}
 KV_FLOOR = 20.0  # decibels
 LIMITS = {"auc30": 0.5, "abs_rel_percent": 3.0, "vggt_gb": 1.35, "compress_peak": 1.3}
-FORMS = ("float32", "bfloat16", "fp8", "fp8 bfloat16")
-SIDE = 224  # pixels of the pictures of `memory`
 LEAST = 1 << 20  # bytes of a peak that is not noise
 
 
@@ -89,14 +79,13 @@ def main() -> None:
         "--trained", type=Path, help="nano's FP8 student, for accuracy (lean3r distill --student-plan fp8)"
     )
     parser.add_argument("--file-model", default="vggt")
-    parser.add_argument("--memory-model", default="da3-large")
     parser.add_argument("--folder", type=Path, help="where checkpoints are written; a temporary folder otherwise")
     parser.add_argument("--out", default="fp8")
-    parser.add_argument("--child", nargs=4, metavar=("WHAT", "MODEL", "FOLDER", "VIEWS"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, metavar=("WHAT", "MODEL", "FOLDER"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        what, model, folder, views = given.child
-        print(json.dumps(child(what, model, Path(folder), int(views))))
+        what, model, folder = given.child
+        print(json.dumps(child(what, model, Path(folder))))
         return
     earlier = RESULTS / f"{given.out}.json"
     result: dict = json.loads(earlier.read_text()) if earlier.exists() and set(given.parts) != set(PARTS) else {}
@@ -113,7 +102,6 @@ def main() -> None:
                 "accuracy": lambda: accuracy(given.scenes, given.views, given.trained),
                 "bytes": weight_bytes,
                 "files": lambda: files(given.file_model, Path(folder)),
-                "memory": lambda: memory(given.memory_model, Path(folder)),
                 "speed": speed,
             }[part]()
             print(f"  {part} took {time.perf_counter() - started:.0f} s", flush=True)
@@ -203,42 +191,13 @@ def key_values() -> tuple[dict[str, dict[str, float]], list[str]]:
 
 def outputs(golden: Path, full: list[str]) -> tuple[dict, list[str]]:
     """Decibels of every output of the golden cases, fp8 and fp8-weight against float32."""
-    from adapters import MODULES
-    from backbone_cases import fill, find_cases, is_full_size, load_synthetic, relative_rms
+    from half_precision import decibels_by_case
 
     if not golden.is_dir():
         return {"skipped": f"no {golden.name}"}, []
-    synthetic, table = load_synthetic(golden), {}
-    for path in find_cases(golden):
-        if is_full_size(path) and not path.stem.startswith(tuple(full) or ("\0",)):
-            continue
-        case, arrays = json.loads(path.read_text()), dict(np.load(path.with_suffix(".npz")))
-        family = importlib.import_module(f"adapters.{MODULES[case['model']]}").family(case["model"])
-        with torch.device("meta"):
-            model = family.build(case["constructor"])
-        fill(model, synthetic, case["weights"]["seed"])
-        model.eval()
-        inputs = {name[3:]: torch.from_numpy(v) for name, v in arrays.items() if name.startswith("in.")}
-
-        def run(network: nn.Module, family=family, inputs=inputs, case=case, arrays=arrays) -> dict[str, Tensor]:
-            with torch.inference_mode():
-                found = family.run(network, inputs, case)
-            return {name: value.float() for name, value in found.items() if name in arrays and name.startswith("out.")}
-
-        exact = run(model)
-        judged = [name for name in exact if name not in family.limits and name != "out.reference_view"]
-        for name in judged:
-            error = relative_rms(exact[name], arrays[name], case["arrays"][name], family.compare.get(name))
-            assert error <= 1e-4, f"{path.stem}: {name} is {error:.1e} from the golden numbers in float32"
-        row = table[path.stem] = {}
-        for plan in ("fp8", "fp8-weight"):
-            near = run(lean3r.compress(model, plan))
-            compare = {name: family.compare.get(name, lambda x: x) for name in judged}
-            row[plan] = {n[4:]: round(snr_db(compare[n](near[n]), compare[n](exact[n])), 1) for n in judged}
-            print(f"{path.stem} {plan}:", *(f"{name}={value}" for name, value in row[plan].items()), flush=True)
-        del model
-        gc.collect()
-    return table, []
+    plans = ("fp8", "fp8-weight")
+    forms = {plan: (lambda model, plan=plan: lean3r.compress(model, plan), torch.float32) for plan in plans}
+    return dict(decibels_by_case(golden, full, forms)), []
 
 
 def accuracy(scenes: int, view_counts: list[int], trained: Path | None) -> tuple[dict, list[str]]:
@@ -282,35 +241,17 @@ def weight_bytes() -> tuple[dict, list[str]]:
 
 def files(name: str, folder: Path) -> tuple[dict, list[str]]:
     """A synthetic checkpoint compressed by the command's own function, in a process of its own."""
-    source = synthetic_file(name, folder, torch.float32)
-    row = run_child("compress", name, folder, 0)
+    source = synthetic_file(name, folder)
+    row = run_child("compress", name, folder)
     row["float32_gb"] = round(source.stat().st_size / 1e9, 4)
     row["fp8_gb"] = round((folder / f"{name}-fp8.safetensors").stat().st_size / 1e9, 4)
     row["peak_over_larger_file"] = round(row["peak_bytes"] / source.stat().st_size, 4)
-    row |= {"load": run_child("load fp8", name, folder, 0)}
+    row |= {"load": run_child("load", name, folder)}
     row["load"]["peak_over_kept"] = round(row["load"]["peak_bytes"] / row["load"]["kept_bytes"], 3)
     source.unlink()
     print(f"files {name}:", row, flush=True)
     over = row["peak_over_larger_file"] > LIMITS["compress_peak"]
     return {name: row}, [f"compressing {name} took {row['peak_over_larger_file']} of the larger file"] if over else []
-
-
-def memory(name: str, folder: Path) -> tuple[dict, list[str]]:
-    """Peaks of loading and running, by form and number of views."""
-    source = synthetic_file(name, folder, torch.bfloat16)
-    full = synthetic_file(name, folder, torch.float32)
-    compress_file(name, full, folder / f"{name}-fp8.safetensors", resolve_plan("fp8"), overwrite=True)
-    rows = []
-    for views in (2, 16):
-        for form in FORMS:
-            row = {"form": form, "views": views, **run_child(form, name, folder, views)}
-            row["peak_gb"] = round(row.pop("peak_bytes") / 1e9, 3)
-            row["weights_gb"] = round(row.pop("kept_bytes") / 1e9, 3)
-            rows.append(row)
-            print(f"memory {name}:", row, flush=True)
-    for path in (source, full):
-        path.unlink()
-    return {"model": name, "side": SIDE, "rows": rows}, []
 
 
 def speed() -> tuple[dict, list[str]]:
@@ -403,18 +344,18 @@ def by_turns(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, di
         run()
         return time.process_time() - started
 
-    measure("", once)
+    measure("", lambda run: timeit.timeit(run, number=1))
     with one_thread():
         measure("cpu_", on_processor)
     return table
 
 
-def synthetic_file(name: str, folder: Path, dtype: torch.dtype) -> Path:
-    """A checkpoint of random weights under official names, never whole in memory: matrices keep a signal's size."""
+def synthetic_file(name: str, folder: Path) -> Path:
+    """A float32 checkpoint under official names, never whole in memory: random matrices that keep a signal's size."""
     model = without_memory(MODELS.get(name))
     named = model.KEY_MAP.write(model.state_dict())
-    like = {key: value.to(dtype) if value.is_floating_point() else value for key, value in named.items()}
-    path = folder / f"{name}-{str(dtype).removeprefix('torch.')}.safetensors"
+    like = {key: value.float() if value.is_floating_point() else value for key, value in named.items()}
+    path = folder / f"{name}-float32.safetensors"
     generator = torch.Generator().manual_seed(0)
 
     def values() -> Iterator[tuple[str, Tensor]]:
@@ -429,15 +370,15 @@ def synthetic_file(name: str, folder: Path, dtype: torch.dtype) -> Path:
     return path
 
 
-def run_child(what: str, name: str, folder: Path, views: int) -> dict:
+def run_child(what: str, name: str, folder: Path) -> dict:
     """One measurement in a fresh process."""
-    command = [sys.executable, __file__, "--child", what, name, str(folder), str(views)]
+    command = [sys.executable, __file__, "--child", what, name, str(folder)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def child(what: str, name: str, folder: Path, views: int) -> dict:
-    """Peak and seconds of compressing, loading, or loading and running; nano's own run comes before, uncounted."""
+def child(what: str, name: str, folder: Path) -> dict:
+    """Peak and seconds of compressing a file or of loading the outcome; nano's own run comes before, uncounted."""
     small = lean3r.load("nano", plan="fp8")
     predict(small, Views(torch.rand(1, 2, 3, 96, 96)))
     del small
@@ -446,29 +387,10 @@ def child(what: str, name: str, folder: Path, views: int) -> dict:
     fp8 = folder / f"{name}-fp8.safetensors"
     if what == "compress":
         compress_file(name, folder / f"{name}-float32.safetensors", fp8, resolve_plan("fp8"), overwrite=True)
-    elif what == "load fp8":
-        row["kept_bytes"] = _kept(lean3r.load(name, weights=fp8))
     else:
-        model = in_form(what, name, folder)
-        row["kept_bytes"] = _kept(model)
-        row["load_seconds"] = round(time.perf_counter() - started, 2)
-        side = SIDE // model.patch * model.patch
-        predict(model, Views(torch.rand(1, views, 3, side, side)))
+        row["kept_bytes"] = _kept(lean3r.load(name, weights=fp8))
     peak = max(LEAST, resident("VmHWM") - before)
     return {**row, "peak_bytes": peak, "seconds": round(time.perf_counter() - started, 2)}
-
-
-def in_form(form: str, name: str, folder: Path) -> Backbone:
-    """A model with its weights as `form` keeps them, products in bfloat16 where it says so."""
-    half = form.endswith("bfloat16")
-    if form.startswith("fp8"):
-        return lean3r.load(name, weights=folder / f"{name}-fp8.safetensors", dtype="bfloat16" if half else "float32")
-    if not half:
-        return lean3r.load(name, weights=folder / f"{name}-float32.safetensors", dtype="float32")
-    model = hold(without_memory(MODELS.get(name)), torch.bfloat16)
-    load_weights(model, folder / f"{name}-bfloat16.safetensors", torch.float32)
-    model.origin = Origin("synthetic", "", torch.bfloat16)
-    return model.eval()
 
 
 def resident(key: str) -> int:

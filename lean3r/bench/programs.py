@@ -28,6 +28,7 @@ from lean3r.pipeline.devices import place_model, resolve_dtype
 from lean3r.pipeline.load import load
 from lean3r.pipeline.memory import chunk_bytes
 from lean3r.pipeline.observer import Observer
+from lean3r.refine import Refine
 from lean3r.types import Prediction, TokenLayout, Views
 
 SDPA = CompressionPlan((Step("every attention layer", "dense", {"implementation": "sdpa"}),), "sdpa")
@@ -75,7 +76,7 @@ def prepare(program: Program) -> Ready:
                 return run_ours(model, images)
             return outputs_of(model(Views(images)))
 
-    call = predict if program.whole is None else _Whole(program.whole, model, parts)
+    call = predict if program.whole is None else _Whole(program.whole, program.refine, model, parts)
     counted = None if program.whole is not None else lambda images: _count(model, images, dtype)
     return Ready(model, device, dtype, model.origin.weights, parts, call, counted)
 
@@ -205,8 +206,9 @@ def _layer(program: Program, device: torch.device) -> Ready:
 class _Whole:
     """A reconstruction of photos, from decoding to files, which are thrown away."""
 
-    def __init__(self, photos: str, model: Backbone, parts: Parts) -> None:
+    def __init__(self, photos: str, refine: Refine, model: Backbone, parts: Parts) -> None:
         self.photos, self.model, self.parts = photos, model, parts
+        self.refine: Refine = refine
 
     def __call__(self, images: Tensor, cell: Cell) -> Outputs:
         from lean3r.export import write_all
@@ -216,7 +218,9 @@ class _Whole:
 
         assert not isinstance(cell.size, tuple)
         choice, watcher = FrameChoice(max_views=cell.views), _Stages(self.parts)
-        scene = reconstruct(self.model, self.photos, frames=choice, resolution=cell.size, observer=watcher)
+        scene = reconstruct(
+            self.model, self.photos, frames=choice, resolution=cell.size, refine=self.refine, observer=watcher
+        )
         if len(scene.names) != cell.views:
             raise InputError(f"{self.photos} has {len(scene.names)} usable pictures; {cell.views} were asked for")
         with temporary_folder("bench") as folder, self.parts.running("export"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
@@ -20,8 +21,10 @@ from lean3r.json_text import parse_json
 from lean3r.scratch import atomic_file, temporary_folder
 
 FORMAT = 1
-SAME = ("repeats", "threads", "whole")
+SAME = ("repeats", "threads", "whole", "refine")
 """Settings that rows of one file share."""
+KNOWN = ("device", "dtype", "weights", "weight_bytes", "start_seconds")
+"""What a row has from the start of its program."""
 KEY = ("model", "plan", "program", "views", "asked")
 Row = dict[str, Any]
 
@@ -71,7 +74,10 @@ def _begin(settings: Settings, out: Path, resume: bool, overwrite: bool) -> Row:
         earlier = _read(out)
         for name, now, then in (
             ("hardware", machine, earlier["hardware"]),
-            *((name, result["settings"][name], earlier["settings"].get(name)) for name in SAME),
+            *(
+                (name, result["settings"][name], earlier["settings"].get(name, getattr(Settings, name)))
+                for name in SAME
+            ),
         ):
             if now != then:
                 raise UsageError(f"{out} was made with {name} {then}; this run has {now}. Name another file.")
@@ -100,9 +106,16 @@ def _write(result: Row, out: Path) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(out) as part:
-            part.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            part.write_text(_text(result), encoding="utf-8")
     except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"{out} cannot be written: {error.strerror} ({error.filename}). Use another -o.") from error
+
+
+def _text(result: Row) -> str:
+    """JSON with a line for each row."""
+    lines = {name: json.dumps(value, allow_nan=False) for name, value in result.items()}
+    lines["rows"] = "[\n" + ",\n".join(json.dumps(row, allow_nan=False) for row in result["rows"]) + "\n]"
+    return "{\n" + ",\n".join(f'"{name}": {line}' for name, line in lines.items()) + "\n}\n"
 
 
 class _Runner:
@@ -182,9 +195,11 @@ class _Runner:
             raise Failed(why if past is None else f"not run, because at {past.views} views: {why}")
         if program not in self.workers:
             log = self.folder / f"{len(self.about)}-{len(self.failed)}.log"
+            start = time.perf_counter()
             worker = Worker(program, self.settings.threads, log, self.settings.limit_s)
             try:
                 self.about[program] = worker.ask("build")
+                self.about[program]["start_seconds"] = round(time.perf_counter() - start, 3)
             except Failed as error:
                 self.failed[program] = None, str(error)
                 raise
@@ -196,7 +211,7 @@ class _Runner:
         if program.kind == "sdpa" and given is None:
             raise Failed("the dense model, which it must equal, failed")
         found = self.workers[program].ask("verify", cell, given, own if is_dense else None)
-        about = {key: self.about[program][key] for key in ("device", "dtype", "weights", "weight_bytes")}
+        about = {key: self.about[program][key] for key in KNOWN}
         worst = min(found["decibels_by_output"].values(), default=None)
         return about | found | {"decibels": worst}
 
@@ -237,7 +252,7 @@ def _work(program: Program, cell: Cell) -> int:
 def _head(program: Program, cell: Cell) -> Row:
     """A row without figures."""
     height, width = cell.pixels(program.model)
-    empty = ("weights", "seconds", "cpu_seconds", "views_per_s", "peak_mb", "activation_mb")
+    empty = ("weights", "start_seconds", "seconds", "cpu_seconds", "views_per_s", "peak_mb", "activation_mb")
     return {
         "model": program.model,
         "plan": program.plan,

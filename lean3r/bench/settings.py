@@ -15,6 +15,7 @@ from lean3r.models import CARDS, MODELS, STUDENTS, model_of
 from lean3r.models.sources import find_weights
 from lean3r.models.weight_files import open_weights
 from lean3r.pipeline.devices import resolve_device, resolve_dtype
+from lean3r.refine import Refine
 
 Kind = Literal["lean3r", "sdpa", "official"]
 Size = int | tuple[int, int] | None
@@ -32,7 +33,7 @@ class Program:
     `kind`: "lean3r"; "sdpa", ours with torch's fused attention in every layer; or "official", the authors' own code,
     from the package or the folder `clone`. `weights`: a file (None: the usual ones if they are on this machine, else
     random ones). `like_official`: everything is computed that the official program returns. `whole`: reconstruct these
-    photos, instead of running the network alone.
+    photos, refined as `refine` says, instead of running the network alone.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Program:
     clone: str | None = None
     like_official: bool = False
     whole: str | None = None
+    refine: Refine = "auto"
 
     def __str__(self) -> str:
         what = self.plan if self.kind == "lean3r" else self.kind
@@ -82,6 +84,7 @@ class Settings:
     weights: tuple[tuple[str, str], ...] = ()
     clones: tuple[tuple[str, str], ...] = ()
     whole: str | None = None
+    refine: Refine = "auto"
     repeats: int = 5
     threads: int | None = None
     limit_s: float = 600.0
@@ -112,6 +115,8 @@ class Settings:
                 cell.pixels(model)
         if self.whole is not None:
             self._check_whole(self.whole)
+        elif self.refine != "auto":
+            raise UsageError(f"--refine {self.refine} is for --whole; the network alone is never refined.")
 
     def _check_whole(self, photos: str) -> None:
         if {"sdpa", "official"} & set(self.against) or any(LAYER.fullmatch(model) for model in self.models):
@@ -131,7 +136,7 @@ class Settings:
         """The programs of one model; the dense one of the first number type, if there is one, comes first."""
         files, clones = dict(self.weights), dict(self.clones)
         peer = PEERS.get(model)
-        base = Program(model, DENSE, "lean3r", "", "", files.get(model), whole=self.whole)
+        base = Program(model, DENSE, "lean3r", "", "", files.get(model), whole=self.whole, refine=self.refine)
         base = replace(base, like_official="official" in self.against and peer is not None)
         kinds: list[Program] = []
         plans = [*self.plans, *(name for name in self.against if name not in ("sdpa", "official"))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -42,6 +42,9 @@ class Bench:
 
     whole: Annotated[str | None, option("PHOTOS")] = None
     """Time whole reconstructions of these photos (a folder, a video), from decoding to files, not only the network."""
+
+    refine: Annotated[Literal["auto", "on", "off"], option()] = "auto"
+    """Refinement of --whole: as `lean3r reconstruct` does it, always, or not at all."""
 
     against: Annotated[tyro.conf.UseAppendAction[list[str]], option("PEER[,PEER ...]")] = field(default_factory=list)
     """Peers: sdpa (torch's fused attention), official (the authors' code), or more plans; may be repeated."""
@@ -124,6 +127,7 @@ class Bench:
             tuple(weights),
             tuple((name, str(folder)) for name, folder in parse_clones(self.peer).items()),
             self.whole,
+            self.refine,
             self.repeats,
             self.threads,
             self.limit,

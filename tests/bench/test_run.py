@@ -6,8 +6,11 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from lean3r.bench.run import bench
 from lean3r.bench.settings import Settings
@@ -37,7 +40,7 @@ def test_rows_have_figures_that_fit_together(result: dict) -> None:
         assert 0.5 * seconds["min"] < sum(row["parts"].values()) <= 1.01 * seconds["max"]
         assert row["peak_mb"] > 100 and row["flops"] > 1e7 and row["roofline_share"] > 0
         assert (row["height"], row["width"], row["device"], row["dtype"]) == (64, 64, "cpu", "float32")
-        assert row["weights"] == "nano.safetensors"
+        assert row["weights"] == "nano.safetensors" and row["start_seconds"] > 0
     assert result["format"] == 1 and result["hardware"]["cores"] >= 1 and result["load"]["average_after"]
 
 
@@ -83,6 +86,17 @@ def test_an_interrupted_run_goes_on(result: dict, tmp_path: Path) -> None:
         out.write_text(text)
         with pytest.raises(UsageError, match=what):
             bench(SMALL, out, resume=True)
+
+
+@pytest.mark.parametrize("refine", ["on", "off"])
+def test_whole_reconstructions_are_refined_or_not(tmp_path: Path, refine: Literal["on", "off"]) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (2, 48, 64, 3), np.uint8)
+    for name, pixels in zip("ab", noise, strict=True):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    settings = replace(SMALL, views=(2,), repeats=1, whole=str(tmp_path), refine=refine)
+    (row,) = bench(settings, tmp_path / "out" / "bench.json")["rows"]
+    assert row["error"] is None and {"decode", "encoder", "export"} <= set(row["parts"])
+    assert ("refinement" in row["parts"]) == (refine == "on")
 
 
 def test_a_file_that_cannot_be_written_is_known_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,6 +50,7 @@ def test_settings_stay_with_their_plan() -> None:
         ({"weights": (("vggt", "x.safetensors"),)}, "not among --models"),
         ({"whole": "nowhere"}, "does not exist"),
         ({"whole": "nowhere", "against": ("sdpa",)}, "leave out sdpa"),
+        ({"refine": "off"}, "--refine off is for --whole"),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(change: dict, said: str) -> None:

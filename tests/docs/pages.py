@@ -96,7 +96,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "docs/how-to/benchmark.md": {
         "lean3r bench --models nano,vggt --plans dense,gsa,gsa-fp8 --views 2..64 --against official "
         "--peer vggt=./vggt -o cost.json": GIGABYTES,
-        "lean3r bench --models nano --plans dense,gsa --views 8,32 --whole photos/ -o whole.json": FIGURES,
+        "lean3r bench --models nano --plans dense,gsa --views 8,32 --whole photos/ --refine off -o whole.json": FIGURES,
         "lean3r bench --layer 16x64,4x32 --plans dense,gsa,gsa:special=pooled --views 2..256 -o layer.json": FIGURES,
     },
     "docs/how-to/distil.md": {
