@@ -34,7 +34,7 @@ RUNS: dict[str, dict[str, str]] = {
     },
     # Whole networks, with the lengths below which a plan stays dense.
     "network": CPU
-    | {"--models": "nano", "--plans": f"dense,gsa,{POOLED}", "--views": "4..128", "--repeats": "3"}
+    | {"--models": "nano", "--plans": "dense,gsa,gsa:special=pooled,regions=64", "--views": "4..128", "--repeats": "3"}
     | {"--resolution": "168x224"},
     # From decoding to files; PHOTOS are made if they are not there.
     "whole": CPU

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lean3r.bench.meter import Clock, Operations, Parts, parts_of
 from lean3r.bench.official import AGREE, PEERS, Outputs, build_ours, build_peer, differences, give_weights, run_ours
-from lean3r.bench.settings import DENSE, LAYER, LAYER_PATCH, STORED, Cell, Program
+from lean3r.bench.settings import DENSE, LAYER, LAYER_PATCH, STORED, Cell, Program, Refine
 from lean3r.compress import CompressionPlan, compress, resolve_plan
 from lean3r.compress.plan import Step
 from lean3r.errors import InputError, LeanError, UsageError, WeightsError
@@ -28,7 +28,6 @@ from lean3r.pipeline.devices import place_model, resolve_dtype
 from lean3r.pipeline.load import load
 from lean3r.pipeline.memory import chunk_bytes
 from lean3r.pipeline.observer import Observer
-from lean3r.refine import Refine
 from lean3r.types import Prediction, TokenLayout, Views
 
 SDPA = CompressionPlan((Step("every attention layer", "dense", {"implementation": "sdpa"}),), "sdpa")

@@ -15,10 +15,10 @@ from lean3r.models import CARDS, MODELS, STUDENTS, model_of
 from lean3r.models.sources import find_weights
 from lean3r.models.weight_files import open_weights
 from lean3r.pipeline.devices import resolve_device, resolve_dtype
-from lean3r.refine import Refine
 
 Kind = Literal["lean3r", "sdpa", "official"]
 Size = int | tuple[int, int] | None
+Refine = Literal["auto", "on", "off"]
 
 DENSE, STORED = "dense", "stored"
 LAYER = re.compile(r"layer-([1-9]\d*)x([1-9]\d*)")

@@ -1,9 +1,9 @@
 """Plans by name: functions that return them. Defaults are those of the mechanisms, which follow their sources.
 
 Every function takes the target, the number of tokens below which blocks stay dense, and settings of the mechanism
-(attention/). The default lengths come from benchmarks/results/attention_cpu.json (2 CPU cores, 4 heads of 32 channels,
-401 tokens a view, 8 to 256 views): the shortest measured length at which the mechanism was faster than dense
-attention, rounded up. benchmarks/attention.py measures them on other hardware.
+(attention/). The default lengths were measured on 2 CPU cores (4 heads of 32 channels, 401 tokens a view, 8 to 256
+views): the shortest length at which the mechanism was faster than dense attention, rounded up. `lean3r bench --layer`
+measures them on other hardware.
 """
 
 from __future__ import annotations

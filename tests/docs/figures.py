@@ -3,7 +3,7 @@
 A page's file in tests/docs/measured/ lists its sentences (or parts of them) with a {} for every figure, and the values
 from the JSON that stand there, rounded as printed:
 
-    ("8 photos take {:.1f} s", lambda: [result("nano_cost")["views_8"]["wall_s"]])
+    ("{} frames chosen by motion", lambda: [result("video")["runs"]["default"]["views"]])
 
 and numbers with a unit that were not measured here, with what they are. Tables between `<!-- table` and `<!-- end -->`
 are made from the JSON. `PYTHONPATH=tests python -m docs.figures` counts, by page, the figures that are bound, those of

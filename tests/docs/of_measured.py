@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from docs.costs import cost_tables, layers, networks, photos, speed
 from docs.markdown import result, table
 
 STUDENTS = {
@@ -138,43 +139,6 @@ def photographs() -> str:
     return table(header, rows)
 
 
-def layers() -> str:
-    """One attention layer: seconds of dense attention, how many times faster the others are."""
-    found = [row for row in result("attention_cpu")["layers"] if row["pass"] == "forward"]
-    views = sorted({row["views"] for row in found})
-    rows = []
-    for name in dict.fromkeys(row["mechanism"] for row in found):
-        by_views = {row["views"]: row for row in found if row["mechanism"] == name}
-        form = "{seconds:.2f} s" if name == "dense" else "{speed_up:.1f}"
-        rows.append([f"`{name}`", *(form.format(**by_views[n]) if n in by_views else "" for n in views)])
-    return table(["views", *map(str, views)], rows)
-
-
-NETWORKS = {
-    "dense": "dense",
-    "gsa": "`gsa`",
-    "gsa, special pooled": '`gsa`, `special="pooled"`',
-    "gsa, pooled, 64 regions": "and `regions=64`",
-}
-"""Row of backbone_layer_cpu.json -> what the page calls it."""
-
-
-def backbone_layer() -> str:
-    """One layer of Pi3's shape: seconds of dense attention, how many times faster the others are, exponents."""
-    found = result("backbone_layer_cpu")
-    views = sorted({row["views"] for row in found["layer"]})
-
-    def cell(row: Mapping[str, Any]) -> str:
-        digits = 3 if row["wall_s"] < 0.1 else 2 if row["wall_s"] < 1 else 1
-        return f"{row['wall_s']:.{digits}f} s" if row["network"] == "dense" else f"{row['wall_speed_up']:.1f}"
-
-    rows = [
-        [title, *(cell(row) for row in found["layer"] if row["network"] == name), f"{found['exponents'][name]:.2f}"]
-        for name, title in NETWORKS.items()
-    ]
-    return table(["views", *map(str, views), "exponent from 32 on"], rows)
-
-
 def loading() -> str:
     """Peak memory of loading over the bytes of the parameters."""
     found = {(row["form"], row["dtype"], row["way"]): row["peak_over_target"] for row in result("loading")["rows"]}
@@ -284,8 +248,10 @@ OF_MEASURED: dict[str, Callable[[], str]] = {
     "nano-accuracy": all_of_nano,
     "nano-edges": edges,
     "nano-photographs": photographs,
-    "attention-layers": layers,
-    "backbone-layer": backbone_layer,
+    "layers": lambda: cost_tables(layers()),
+    "networks": lambda: cost_tables(networks()),
+    "speed": speed,
+    "photos": photos,
     "loading": loading,
     "peers": peers,
     "peers-amx": peers_amx,

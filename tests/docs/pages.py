@@ -86,8 +86,9 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "pip install .": DOWNLOADS,
     },
     "docs/attention.md": {
-        "python benchmarks/attention.py --limit 66": FIGURES,
-        "python benchmarks/backbone_layer.py --views 8,32..256": FIGURES,
+        "python benchmarks/costs.py layer": FIGURES,
+        "python benchmarks/costs.py network": FIGURES,
+        "python benchmarks/costs.py network --models pi3 --views 16..64 --resume": FIGURES,
     },
     "docs/how-to/adapters.md": {
         "pip install 'lean3r[train]'": DOWNLOADS,
@@ -143,7 +144,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "git clone https://github.com/yyfz/Pi3": DOWNLOADS,
         'peers/bin/python -m pytest -m parity tests/parity -k "vggt or pi3" -rs '
         "--peer vggt=./vggt --peer pi3=./Pi3": PEERS,
-        "peers/bin/python benchmarks/peers.py --peer vggt=./vggt --peer pi3=./Pi3": PEERS,
+        "peers/bin/python benchmarks/costs.py peers --peer vggt=./vggt --peer pi3=./Pi3 -o peers.json": PEERS,
     },
     "docs/how-to/third-party.md": {
         "pip install --no-deps depth-anything-3": DOWNLOADS,
@@ -151,8 +152,8 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     }
     | ({} if find_spec("depth_anything_3") else {"from depth_anything_3.cfg import create_object, load_config": PEERS}),
     "docs/models.md": {
-        "python benchmarks/peers.py": FIGURES,
-        "python benchmarks/peers.py --models vggt,pi3 --views 8 --repeats 2 --threads 1 "
+        "python benchmarks/costs.py peers -o peers.json": FIGURES,
+        "python benchmarks/costs.py peers -o amx.json --models vggt,pi3 --views 8 --repeats 2 --threads 1 "
         "--peer vggt=CLONE --peer pi3=CLONE": PEERS,
     },
     "docs/nano.md": {

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from docs.earlier import EARLIER
 from docs.markdown import RESULTS, ROOT, result
+from lean3r.bench.exponents import label
 
 Figures = Callable[[Mapping[str, Any]], Iterable[str]]
 
@@ -21,9 +23,10 @@ def recorded() -> str:
 def section(name: str) -> str:
     """Question, command, hardware, date and main figures of one result."""
     found = result(name)
-    script, figures = ROWS.get(name, (None, plain))
+    script, figures = ("costs.py", bench) if "roofline" in found else ROWS.get(name, (None, plain))
     question = "" if script is None else f"{first_line(ROOT / 'benchmarks' / script)}\n\n"
-    command = found.get("command") or (f"python benchmarks/{script} (its options are not recorded)" if script else "")
+    unknown = f"python benchmarks/{script} (its options are not recorded)" if script else ""
+    command = f"python benchmarks/{script} {name}" if figures is bench else found.get("command") or unknown
     facts = [f"`{command.partition(' (its')[0]}`" + (" (its options are not recorded)" if "(its" in command else "")]
     facts += [machine(found), found.get("recorded", "")]
     lines = "".join(f"- {line}\n" for line in figures(found))
@@ -41,7 +44,8 @@ def machine(found: Mapping[str, Any]) -> str:
     if known is None:
         return ""
     threads = known.get("threads")
-    return f"{known.get('gpu', known['cpu'])}, {known['cores']} cores, {threads} thread{'s' * (threads != 1)}"
+    said = f", {threads} thread{'s' * (threads != 1)}" if threads else ""
+    return f"{known.get('gpu', known['cpu'])}, {known['cores']} cores{said}"
 
 
 def has_hardware(value: object) -> bool:
@@ -53,6 +57,17 @@ def plain(found: Mapping[str, Any]) -> Iterable[str]:
     """The numbers at the top, for results that have no row here."""
     numbers = [f"{key} {value:g}" for key, value in found.items() if isinstance(value, int | float)]
     return numbers or [f"entries: {', '.join(found)}"]
+
+
+def bench(found: Mapping[str, Any]) -> Iterable[str]:
+    """Of a file of `lean3r bench`: seconds by the number of views, and their exponent."""
+    lines: dict[str, list[str]] = {}
+    for row in found["rows"]:
+        shown = row["error"] or f"{row['seconds']['median']:.3g}"
+        lines.setdefault(label(row), []).append(f"{shown} ({row['views']})")
+    for name, line in lines.items():
+        slope = f"; exponent {found['exponents'][name]['seconds']:.2f}" if name in found["exponents"] else ""
+        yield f"{name}: seconds (views): {', '.join(line)}{slope}"
 
 
 def auc(row: Mapping[str, float]) -> str:
@@ -74,27 +89,6 @@ def adapters(r: Mapping[str, Any]) -> Iterable[str]:
     yield f"no adapters: AUC@30 {r['none']['auc30']:.1f}, AbsRel {r['none']['abs_rel']:.1f} %"
     for name, row in r["choices"].items():
         yield f"{name}: AUC@30 {row['auc30']:.1f}, AbsRel {row['abs_rel']:.1f} %, loss {row['loss']:.2f}"
-
-
-def attention(r: Mapping[str, Any]) -> Iterable[str]:
-    for name in dict.fromkeys(row["mechanism"] for row in r["layers"]):
-        rows = [row for row in r["layers"] if row["mechanism"] == name and row["pass"] == "forward"]
-        gains = ", ".join(f"{row['speed_up']:.1f} ({row['views']})" for row in rows)
-        yield f"{name}: times faster than dense (views): {gains}"
-    for name in dict.fromkeys(row["model"] for row in r["models"]):
-        gains = ", ".join(f"{row['speed_up']:.1f} ({row['views']})" for row in r["models"] if row["model"] == name)
-        yield f"{name} with gsa: times faster than dense (views): {gains}"
-
-
-def backbone(part: str) -> Figures:
-    def figures(r: Mapping[str, Any]) -> Iterable[str]:
-        for name in dict.fromkeys(row["network"] for row in r[part]):
-            rows = [row for row in r[part] if row["network"] == name]
-            gains = ", ".join(f"{row['wall_speed_up']:.2f} ({row['views']})" for row in rows)
-            slope = f"; exponent {r['exponents'][name]:.2f}" if name in r.get("exponents", {}) else ""
-            yield f"{name}: times faster than dense (views): {gains}{slope}"
-
-    return figures
 
 
 def calibrated(r: Mapping[str, Any]) -> Iterable[str]:
@@ -140,12 +134,6 @@ def accuracy(r: Mapping[str, Any]) -> Iterable[str]:
         yield f"{views} views: {scores(row['nano'])}; constant {scores(row['constant'])}"
     for name, row in r["photos"].items():
         yield f"{name}: AUC@5 / 15 / 30 {auc(row['nano'])}; constant {auc(row['constant'])}"
-
-
-def cost(r: Mapping[str, Any]) -> Iterable[str]:
-    for name, row in r.items():
-        if name.startswith("views_"):
-            yield f"{name[6:]} photos: {row['wall_s']:.1f} s, {row['peak_mb']:.0f} MB"
 
 
 def densities(r: Mapping[str, Any]) -> Iterable[str]:
@@ -236,10 +224,6 @@ def dense(r: Mapping[str, Any]) -> Iterable[str]:
 
 ROWS: dict[str, tuple[str | None, Figures]] = {
     "adapters": ("adapters.py", adapters),
-    "attention_cpu": ("attention.py", attention),
-    "attention_cpu_short": ("attention.py", attention),
-    "backbone_layer_cpu": ("backbone_layer.py", backbone("layer")),
-    "backbone_model_cpu": ("backbone_layer.py", backbone("pi3")),
     "calibrated": ("calibrated.py", calibrated),
     "compiled": ("gpu/compile.py", lambda r: [f"{len(r['variants'])} variants compiled by Triton {r['triton']}"]),
     "dense": ("dense.py", dense),
@@ -268,14 +252,13 @@ ROWS: dict[str, tuple[str | None, Figures]] = {
     ),
     "nano_ablations": ("ablations.py", ablations),
     "nano_accuracy": ("accuracy.py", accuracy),
-    "nano_cost": ("cost.py", cost),
     "nano_densities": ("densities.py", densities),
     "nano_many_views": ("accuracy.py", many_views),
     "nano_students": ("students.py", students),
     "parity": ("parity_table.py", parity),
     "parity_parts": ("parity_parts.py", parity_parts),
-    "peers": ("peers.py", peers),
-    "peers_amx": ("peers.py", peers_amx),
+    "peers": ("costs.py", peers),
+    "peers_amx": ("costs.py", peers_amx),
     "refine": ("refine.py", refine),
     "regions": (
         "regions.py",
@@ -284,5 +267,6 @@ ROWS: dict[str, tuple[str | None, Figures]] = {
     "renderer_cpu": ("renderer.py", renderer),
     "trust": ("trust.py", trust),
     "video": ("video.py", video),
+    **dict.fromkeys(EARLIER, (None, lambda r: ["figures of README and of [attention](attention.md)"])),
 }
 """Result -> its script in benchmarks/, and what it yields as main figures; others show the numbers at their top."""

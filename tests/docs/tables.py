@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from docs.costs import draw
 from docs.markdown import PAGES, ROOT
 from docs.of_code import OF_CODE
 from docs.of_measured import OF_MEASURED
@@ -18,12 +19,14 @@ PLACE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> None:
-    """Write every table of every page, and say which pages changed."""
+    """Write every table of every page and the pictures, and say which pages changed."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         if (now := with_tables(text)) != text:
             page.write_text(now, encoding="utf-8")
             print(page.relative_to(ROOT))
+    for picture in draw():
+        print(picture.relative_to(ROOT))
 
 
 def with_tables(text: str) -> str:

@@ -63,10 +63,10 @@ def log_log(
     plot = _Drawing(7.2, 4.2 + 0.11 * len(series))
     axes = plot.axes
     for place, (name, points) in enumerate(series.items()):
-        colour, line = COLOURS[place % len(COLOURS)], lines.get(name)
+        (colour, marker), line = _look(place), lines.get(name)
         x, y = np.array(points, np.float64).reshape(-1, 2).T
         label = f"{name}: views^{line[1]:.2f}" if line else name
-        axes.plot(x, y, MARKERS[place % len(MARKERS)], color=colour, label=label, markersize=6)
+        axes.plot(x, y, marker, color=colour, label=label, markersize=6)
         if line:
             axes.plot(x, line[0] * x ** line[1], "--", color=colour, linewidth=1.1)
     axes.set_xscale("log", base=2)
@@ -88,15 +88,8 @@ def pareto(points: Mapping[str, tuple[float, float]], time_axis: str, axis: str,
     plot = _Drawing(7.2, 4.4)
     axes = plot.axes
     for place, (name, (seconds, value)) in enumerate(points.items()):
-        axes.plot(
-            [seconds],
-            [value],
-            MARKERS[place % len(MARKERS)],
-            color=COLOURS[place % len(COLOURS)],
-            markersize=8,
-            label=name,
-            zorder=3,
-        )
+        colour, marker = _look(place)
+        axes.plot([seconds], [value], marker, color=colour, markersize=8, label=name, zorder=3)
     front = [points[name] for name in pareto_front(points, is_higher_better)]
     axes.step(*zip(*front, strict=True), where="post", color=_INK, linewidth=0.9, linestyle="--", label="front")
     axes.set_xscale("log")
@@ -111,6 +104,12 @@ def pareto(points: Mapping[str, tuple[float, float]], time_axis: str, axis: str,
     axes.set_ylabel(axis)
     axes.grid()
     return plot.svg(legend=True)
+
+
+def _look(place: int) -> tuple[str, str]:
+    """Colour and marker of a series: each pair once in 64."""
+    turn = place // len(COLOURS)
+    return COLOURS[place % len(COLOURS)], MARKERS[(place + turn) % len(MARKERS)]
 
 
 def _log_ticks(start: float, end: float) -> list[float]:

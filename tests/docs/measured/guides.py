@@ -36,13 +36,6 @@ def regions(count: int) -> dict:
     return row
 
 
-def of_pi3(network: str, views: int) -> float:
-    """How many times faster the whole of Pi3 is."""
-    rows = result("backbone_model_cpu")["pi3"]
-    (row,) = (row for row in rows if (row["network"], row["views"]) == (network, views))
-    return row["wall_speed_up"]
-
-
 def feed_forward(tokens: str) -> list[float]:
     """Time and CPU time of feed-forward parts of VGGT in int8-dynamic, relative to float32."""
     row = result("fp8")["speed"][f"6 feed-forward parts of VGGT, {tokens} tokens"]["int8-dynamic"]
@@ -102,14 +95,6 @@ ATTENTION = Page(
         (
             "(AbsRel {:.1f} %, {:.1f} and {:.1f} %)",
             lambda: [regions(64)["one_level"]["abs_rel"], *(regions(n)["two_levels"]["abs_rel"] for n in (64, 16))],
-        ),
-        (
-            '{:.2f} times faster with `gsa` at 32 views and {:.2f} with `special="pooled"`',
-            lambda: [of_pi3(name, 32) for name in ("gsa", "gsa, special pooled")],
-        ),
-        (
-            "{:.2f}, {:.2f} and, with `regions=64`, {:.2f} at 64",
-            lambda: [of_pi3(name, 64) for name in ("gsa", "gsa, special pooled", "gsa, pooled, 64 regions")],
         ),
     ],
     whole=False,

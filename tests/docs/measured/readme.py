@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from docs.figures import Page
 from docs.markdown import result
-from docs.measured.values import model_gain, of_layer, of_pi3_layer, worst_parity
-
-
-def photos(count: int) -> tuple[float, float]:
-    """Seconds and megabytes of so many photos."""
-    row = result("nano_cost")[f"views_{count}"]
-    return row["wall_s"], row["peak_mb"]
+from docs.measured.values import worst_parity
 
 
 def synthetic(figure: str) -> list[float]:
@@ -28,9 +22,6 @@ README = Page(
     "README.md",
     [
         ("on {} held-out synthetic scenes per row", lambda: [result("nano_accuracy")["scenes"]]),
-        ("8 photos take {:.1f} s and {:.0f} MB at the peak", lambda: photos(8)),
-        ("64 photos {:.0f} s and {:.0f} MB", lambda: photos(64)),
-        ("128 photos {:.0f} s and {:.1f} GB", lambda: (photos(128)[0], photos(128)[1] / 1000)),
         (
             "On {} held-out synthetic scenes of {} views",
             lambda: [result("refine")["synthetic"][name] for name in ("scenes", "views")],
@@ -43,29 +34,10 @@ README = Page(
             walk,
         ),
         ("(float32: to within {}, ", lambda: [worst_parity()]),
-        (
-            "`gsa` is {:.1f} times faster than torch's dense attention at 32 views, {:.0f} times at 128 and "
-            "{:.0f} times at 256",
-            lambda: [of_layer("gsa", views) for views in (32, 128, 256)],
-        ),
-        (
-            "a whole small VGGT is {:.1f} times faster at 64 views and {:.1f} times at 128",
-            lambda: [model_gain("tiny vggt", views) for views in (64, 128)],
-        ),
-        (
-            "it is {:.1f} times faster at 32 views, {:.1f} times at 128 and {:.1f} times at 256",
-            lambda: [of_pi3_layer("gsa", views) for views in (32, 128, 256)],
-        ),
-        (
-            "and {:.0f} times at 256 with pooled special tokens and two levels",
-            lambda: [of_pi3_layer("gsa, pooled, 64 regions", 256)],
-        ),
     ],
     {
         "Python 3.11+": "a version",
         "2.2 M parameters": "a count, which `lean3r models` prints",
-        "1024 x 768": "a size of pictures",
-        "On 2 CPU cores": "hardware",
         "One run on 2 CPU cores": "hardware",
         "60 CPU seconds plus 6 per photo": "a default of --refine-seconds",
         "20-second video": "a length",
