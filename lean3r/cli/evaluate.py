@@ -89,7 +89,7 @@ class Evaluate:
         self._predict(console, items, {name: str(root) for name, root in roots.items()})
         scores = score_run(console, self.out, items)
         label = self.model if self.plan is None else f"{self.model}, {self.plan}"
-        print_scores(scores, self.benchmarks, label, as_json=self.json)
+        print_scores(scores, self.out, self.benchmarks, label, as_json=self.json, all_figures=self.verbose)
 
     def _check(self) -> None:
         if self.out is None:
@@ -175,10 +175,20 @@ def _advance(progress: Callable[[int, int], None], total: int) -> Callable[[int]
     return lambda done: progress(done, total)
 
 
-def print_scores(scores: Mapping[str, Mapping[str, Any]], asked: Sequence[str], label: str, *, as_json: bool) -> None:
-    """The figures of each benchmark on standard output, then the tables of papers among the names that were asked for,
-    with our row; or JSON without rows."""
+def print_scores(
+    scores: Mapping[str, Mapping[str, Any]],
+    run: Path,
+    asked: Sequence[str],
+    label: str,
+    *,
+    as_json: bool,
+    all_figures: bool,
+) -> None:
+    """The main figures of each benchmark, or `all_figures`, on standard output, then the tables of papers among the
+    names that were asked for, with our row; or JSON without rows."""
+    from lean3r.eval.figures import sorted_figures
     from lean3r.eval.papers import PAPERS
+    from lean3r.eval.runs.folder import SCORES
 
     if as_json:
         print(json.dumps({name: {k: v for k, v in s.items() if k != "rows"} for name, s in scores.items()}))
@@ -186,8 +196,13 @@ def print_scores(scores: Mapping[str, Mapping[str, Any]], asked: Sequence[str], 
     for name, each in scores.items():
         failed = f", {each['failed']} failed" if each["failed"] else ""
         print(f"{name}: {each['title']} ({len(each['rows'])} items{failed})")
-        rows = [[figure, f"{value:.4g} {each['units'][figure]}".strip()] for figure, value in each["figures"].items()]
+        main, variants = sorted_figures(each["figures"])
+        shown = [*main, *variants] if all_figures else main
+        rows = [[figure, f"{each['figures'][figure]:.4g} {each['units'][figure]}".strip()] for figure in shown]
         print(format_table(rows) if rows else "  no figures: it measures costs, which are in its rows")
+        if len(shown) < len(each["figures"]):
+            more = len(each["figures"]) - len(shown)
+            print(f"  and {more} more, in other conventions: --verbose prints them, {run / name / SCORES} has all")
     for table in (PAPERS.get(name) for name in asked if name in PAPERS):
         head, lines = table.printed(scores, label)
         print(f"\n{table.title} ({table.source})\n{format_table(lines, head)}\n{table.notes}".rstrip())

@@ -77,4 +77,5 @@ class Score:
         console = Console(self.quiet)
         with folder.locked(run):
             scores = score_run(console, run, items)
-        print_scores(scores, self.benchmark, config.get("model", run.name), as_json=self.json)
+        label = config.get("model", run.name)
+        print_scores(scores, run, self.benchmark, label, as_json=self.json, all_figures=self.verbose)

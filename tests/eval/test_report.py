@@ -15,6 +15,7 @@ import pytest
 from eval.made import DIRECTIONS, failed, make_bench, make_run, mean_pool, row
 
 from lean3r.errors import InputError, UsageError
+from lean3r.eval.figures import sorted_figures
 from lean3r.eval.report.bench import fit, read_benches
 from lean3r.eval.report.compare import Comparison, compare, intervals, parse_tolerances
 from lean3r.eval.report.content import Report, make_report
@@ -287,6 +288,14 @@ def test_a_report_is_the_same_every_time(written: tuple[Path, Report], tmp_path:
     write_report(report, tmp_path, "0.1.0")
     for name in ("report.html", "report.md", "report.json"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_main_figures_come_first_and_variants_are_those_beside_them() -> None:
+    names = ["allpairs_auc5", "rra5", "auc5_pi3", "rra5_da3", "delta1", "auc5", "abs_rel", "abs_rel_shift"]
+    main, variants = sorted_figures(names)
+    assert main == ["auc5", "abs_rel", "delta1", "abs_rel_shift", "rra5"]
+    assert variants == ["allpairs_auc5", "auc5_pi3", "rra5_da3"]
+    assert sorted_figures(["rotation_deg", "auc5_exact"]) == (["auc5_exact", "rotation_deg"], [])
 
 
 def test_growth_is_fitted(tmp_path: Path) -> None:

@@ -85,6 +85,24 @@ def test_true_cameras_in_any_form_are_perfect(truth, tmp_path, write):
     assert rows["code"] == 0
 
 
+def test_main_figures_are_printed_and_all_of_them_if_asked(truth, tmp_path, capsys):
+    root, items = truth
+    run_folder = tmp_path / "run"
+    score(root, run_folder, "colmap@5", items[:1], kitti)
+    capsys.readouterr()
+    call = ["score", str(run_folder), "--benchmark", "colmap@5", "--root", str(root), "--limit", "1"]
+    figures = json.loads((run_folder / "colmap@5/scores.json").read_text())["figures"]
+    printed = {}
+    for flag in ("-q", "-v"):
+        assert run([*call, flag]) == 0
+        printed[flag] = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[0] for line in printed["-v"]] == [line.split()[0] for line in printed["-q"][:-1]] + [
+        name for name in figures if name.endswith(("_pi3", "_da3"))
+    ]
+    assert printed["-q"][0].split() == ["auc3", "100", "%"]
+    assert f"and 8 more, in other conventions: --verbose prints them, {run_folder}" in printed["-q"][-1]
+
+
 def test_shuffled_cameras_are_not(truth, tmp_path):
     root, items = truth
     rows = score(root, tmp_path / "run", "colmap@5", items, lambda place, item, views: kitti(place, item, views[::-1]))

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from lean3r.errors import InputError, UsageError
-from lean3r.eval.report.runs import COSTS, Row, Run, Scores, sorted_figures
+from lean3r.eval.figures import sorted_figures
+from lean3r.eval.report.runs import COSTS, Row, Run, Scores
 
 RESAMPLES = 1000
 ROUNDING = 0.1

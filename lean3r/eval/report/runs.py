@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ from lean3r.json_text import parse_json
 
 FORMAT = 1
 LARGEST = 1 << 28  # bytes of a JSON file
-_ORDER = {"auc": 0, "abs_rel": 1, "rra": 3, "rta": 3}
-_AT_ANGLE = re.compile(r"(?P<before>.*?)(?P<family>auc|rra|rta)\d+(?P<after>.*)")
 LARGEST_PICTURE = 1 << 20
 COSTS = {"seconds": "s", "network_seconds": "s", "cpu_seconds": "s", "peak_memory_mb": "MB"}
 """What an item costs, by its name in a row, with units."""
@@ -156,20 +153,6 @@ def _row(row: Row) -> Row:
             "error": error,
         }
     )
-
-
-def sorted_figures(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Names of figures in the order of a report, and of their variants such as auc30_pi3: areas under curves first,
-    recalls last."""
-    plain: list[tuple[int, str]] = []
-    variants = list[str]()
-    for figure in dict.fromkeys(names):
-        found = _AT_ANGLE.fullmatch(figure)
-        if found and (found["before"] or found["after"]):
-            variants.append(figure)
-        else:
-            plain.append((_ORDER.get(found["family"] if found else figure, 2), figure))
-    return [figure for _, figure in sorted(plain, key=lambda pair: pair[0])], variants
 
 
 def picture_of(scores: Scores, row: Row) -> bytes | None:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from lean3r.data.sets.scenes import first_few
+from lean3r.eval.figures import sorted_figures
 from lean3r.eval.report.compare import Comparison
 from lean3r.eval.report.content import Report
 from lean3r.eval.report.costs import cost_blocks, pareto_blocks
 from lean3r.eval.report.page import NOTHING, Block, Cell, Figure, Gallery, Heading, Picture, Plot, Table, Text, cell
 from lean3r.eval.report.plots import bars
-from lean3r.eval.report.runs import COSTS, Row, Run, Scores, picture_of, sorted_figures
+from lean3r.eval.report.runs import COSTS, Row, Run, Scores, picture_of
 
 MOST_BARS = 40
 WORST = 4
