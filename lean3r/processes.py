@@ -3,6 +3,7 @@ current folder."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import threading
@@ -48,6 +49,17 @@ def safely_started() -> Iterator[None]:
                 del os.environ[_SAFE_PATH]
             else:
                 os.environ[_SAFE_PATH] = before
+
+
+def end_with_parent() -> None:
+    """In a process that multiprocessing started: end it, whatever it does, as soon as its parent is gone."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def let_cpu_help_mps() -> None:

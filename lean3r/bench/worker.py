@@ -14,7 +14,7 @@ from typing import Any
 
 from lean3r.bench.settings import Cell, Program
 from lean3r.errors import OutOfMemoryError
-from lean3r.processes import safely_started
+from lean3r.processes import end_with_parent, safely_started
 
 SPAWN = multiprocessing.get_context("spawn")
 END_S = 5.0
@@ -92,6 +92,7 @@ def serve(pipe: Connection, program: Program, threads: int | None, log: Path) ->
     os.dup2(file, 1)
     os.dup2(file, 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends this
+    end_with_parent()
     served: Served | None = None
     while True:
         try:

@@ -76,7 +76,7 @@ class Evaluate:
             return
         from lean3r.eval.papers import benchmarks_of
         from lean3r.eval.protocols.resolving import resolve
-        from lean3r.eval.runs.data import items_of, read_chosen, roots_of
+        from lean3r.eval.runs.data import items_of, left_out, read_chosen, roots_of
 
         self._check()
         assert self.out is not None
@@ -86,6 +86,8 @@ class Evaluate:
         console = Console(self.quiet)
         with console.stage("listing"):
             items = {name: items_of(name, roots, chosen, self.limit) for name in benchmarks}
+        for what in dict.fromkeys(what for name in benchmarks for what in left_out(name, roots)):
+            console.warn(what)
         self._predict(console, items, {name: str(root) for name, root in roots.items()})
         scores = score_run(console, self.out, items)
         label = self.model if self.plan is None else f"{self.model}, {self.plan}"

@@ -18,7 +18,7 @@ from lean3r.errors import InputError, UsageError
 class Score:
     """Score the predictions in a folder: those of `lean3r evaluate`, or files of any other program.
 
-    See docs/how-to/evaluate.md.
+    See docs/how-to/score.md.
     """
 
     run_folder: Annotated[tyro.conf.Positional[Path], option("RUN")]

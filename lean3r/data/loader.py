@@ -8,7 +8,6 @@ import os
 import pickle
 import secrets
 import signal
-import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +21,7 @@ import torch
 
 from lean3r.data.base import SceneBatch
 from lean3r.errors import LeanError, UsageError
-from lean3r.processes import safely_started
+from lean3r.processes import end_with_parent, safely_started
 
 logger = logging.getLogger("lean3r")
 
@@ -163,16 +162,9 @@ def _start(packed: bytes) -> None:
     global _compute
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(1)
     _compute = pickle.loads(packed)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _work(step: int, stage: object, rank: int, world_size: int) -> tuple[str | None, Values]:

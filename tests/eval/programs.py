@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,9 @@ class Walk:
         if names[0] == self.bad:
             if self.what == "dies":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.what == "sleeps":
+                print(f"{self.bad} begins", flush=True)
+                time.sleep(300)
             if self.what == "disk":
                 raise OSError(errno.ENOSPC, "No space left on device")
             raise ValueError("this scene is too much")

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from data import tiny
 from programs import Walk
 
 from lean3r.errors import InputError, LeanError, UsageError, WeightsError
 from lean3r.eval.protocols.items import Item, NoiseItem
 from lean3r.eval.runs import folder
+from lean3r.eval.runs.data import items_of, left_out
 from lean3r.eval.runs.predicting import Task, predict_all
 from lean3r.eval.runs.scoring import listing, score_benchmark
 
@@ -86,6 +92,31 @@ def test_a_run_grows_and_loses_nothing(tmp_path: Path) -> None:
         predict(run, Walk(note=note), items=turned)
 
 
+COMMAND = """
+import sys
+from pathlib import Path
+from programs import Walk
+from test_run_folders import predict
+
+if __name__ == "__main__":
+    predict(Path(sys.argv[1]), Walk("sleeps", "s1v0"))
+"""
+
+
+def test_no_process_outlives_a_command_that_was_killed(tmp_path: Path) -> None:
+    """A scene may take an hour: its process would write into the run that goes on."""
+    script = tmp_path / "command.py"
+    script.write_text(COMMAND)
+    run, paths = tmp_path / "run", os.pathsep.join([*filter(None, sys.path), str(Path(__file__).parent)])
+    command = subprocess.Popen(
+        [sys.executable, script, run], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": paths}, text=True
+    )
+    assert command.stdout is not None and command.stdout.readline() == "s1v0 begins\n"
+    command.kill()
+    command.communicate(timeout=60)  # its output ends when no process has it open
+    assert predict(run, Walk())[-1] == 4
+
+
 def test_a_full_disk_ends_the_run_and_says_so(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the disk is full"):
         predict(tmp_path / "run", Walk("disk", "s1v0"))
@@ -104,16 +135,22 @@ def test_a_program_that_does_not_start_writes_nothing(tmp_path: Path) -> None:
 def test_a_run_keeps_its_configuration(tmp_path: Path) -> None:
     run = tmp_path / "run"
     config: dict[str, Any] = {"format": 1, "model": "a", "plan": None, "weights": "x", "settings": {}}
-    config["benchmarks"] = {"synthetic": {"items": [{"id": "a"}, {"id": "b"}]}}
+
+    def items(**views: list[str]) -> dict[str, Any]:
+        return {"benchmarks": {"synthetic": {"items": [{"id": name, "views": each} for name, each in views.items()]}}}
+
+    config |= items(a=["1", "2"], b=[])
     run.mkdir()
     folder.begin(run, config, overwrite=False)
     for change in ({"model": "b"}, {"weights": "y"}, {"settings": {"refine": "on"}}):
         with pytest.raises(UsageError, match="another configuration"):
             folder.begin(run, config | change, overwrite=False)
-    for others in ("b", "ac", "ba", "acb"):
-        items = [{"id": name} for name in others]
+    for change in (items(b=[]), items(a=["1", "3"]), items(a=["1", "2"], c=[]), items(a=["1", "2"], c=[], b=[])):
         with pytest.raises(UsageError, match="other items"):
-            folder.begin(run, config | {"benchmarks": {"synthetic": {"items": items}}}, overwrite=False)
+            folder.begin(run, config | change, overwrite=False)
+    folder.begin(run, config | items(a=["1", "2"], b=["now", "there"]), overwrite=False)
+    with pytest.raises(UsageError, match="other items"):
+        folder.begin(run, config | items(a=["1", "2"], b=["1", "2"]), overwrite=False)
     folder.begin(run, config | {"benchmarks": {"colmap": {"items": []}}}, overwrite=False)
     assert set(folder.read_json(run / "run.json", "a run")["benchmarks"]) == {"synthetic", "colmap"}
     folder.begin(run, config | {"model": "b"}, overwrite=True)
@@ -142,3 +179,31 @@ def test_two_processes_do_not_write_one_run(tmp_path: Path) -> None:
 def test_nan_is_null_in_json(tmp_path: Path) -> None:
     folder.write_json(tmp_path / "a.json", {"format": 1, "x": [float("nan"), float("inf"), 1.5]})
     assert json.loads((tmp_path / "a.json").read_text())["x"] == [None, None, 1.5]
+
+
+def test_scenes_that_cannot_be_used_are_rows(tmp_path: Path) -> None:
+    """No pictures, one picture, a damaged model, a record of another version: the other scenes are scored."""
+    root, run = tmp_path / "data", tmp_path / "run"
+    tiny.write("colmap", root)
+    (root / "scene_0").rename(root / "good")
+    for other in root.glob("scene_*"):
+        shutil.rmtree(other)
+    for name in ("bare", "damaged", "single", "partial"):
+        shutil.copytree(root / "good", root / name)
+    shutil.rmtree(root / "bare" / "images")
+    (root / "damaged" / "sparse" / "0" / "images.txt").write_text("1 0.5\n")
+    for picture in sorted((root / "single" / "images").iterdir())[1:]:
+        picture.unlink()
+    (root / "partial" / "sparse" / "0" / "points3D.txt").unlink()
+    assert [what for what in left_out("colmap", {"colmap": root}) if "partial" in what and "points3D.txt" in what]
+    items = items_of("colmap", {"colmap": root})
+    predict_all(Walk(), [Task(i, run / "colmap" / i.id) for i in items], processes=1, begin=print, advanced=print)
+    for scored in (run, tmp_path / "of another program"):
+        rows = {row["id"]: row for row in score_benchmark("colmap", items, scored)["rows"]}
+        assert "no posed picture" in rows["bare"]["error"] and "no readable COLMAP" in rows["damaged"]["error"]
+        assert "views is 1" in rows["single"]["error"] and (rows["good"]["error"] is None) == (scored == run)
+    (run / "colmap" / "good" / "item.json").write_text('{"format": 2}')
+    assert "format 2" in {row["id"]: row["error"] for row in score_benchmark("colmap", items, run)["rows"]}["good"]
+    shutil.rmtree(root / "good")
+    with pytest.raises(InputError, match=r"has 2 views.*bare.*no posed picture"):
+        items_of("colmap", {"colmap": root})

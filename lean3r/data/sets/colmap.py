@@ -64,19 +64,24 @@ class ColmapFolder(LensSet[TrackedFrame]):
         return any(_model_folder(folder) is not None for folder in (root, *folders(root)[:20]))
 
     @classmethod
-    def find_scenes(cls, root: Path) -> list[str]:
-        """Folders with a complete model; "." is the root itself."""
-        return [s for s in _scenes(root) if not _missing(root / s)]
+    def places(cls, root: Path) -> list[Path]:
+        """Folders with a model, complete or not: the root itself, or those in it."""
+        candidates = [root] if _model_folder(root) is not None else folders(root)
+        return [folder for folder in candidates if _model_folder(folder) is not None]
 
     @classmethod
-    def problems(cls, root: Path) -> list[str]:
-        """Sentences for missing files of models and for missing pictures."""
-        scenes = _scenes(root)
-        problems = [f"{root / s}: {what}" for s in scenes for what in _missing(root / s)]
-        for scene in scenes:
-            if not _missing(root / scene):
-                problems += _absent_pictures(root / scene)
-        return problems or ([] if scenes else [f"{root} has no COLMAP model"])
+    def missing(cls, place: Path) -> list[str]:
+        """Sentences for missing files of the model."""
+        model = _model_folder(place)
+        if model is None:
+            return [f"{place} has no COLMAP model"]
+        suffix = ".bin" if (model / "cameras.bin").is_file() else ".txt"
+        return [f"{path} is missing" for name in _MODEL_FILES if not (path := model / f"{name}{suffix}").is_file()]
+
+    @classmethod
+    def incomplete(cls, place: Path) -> list[str]:
+        """Sentences for missing pictures, or a model that cannot be read."""
+        return _absent_pictures(place)
 
     def frames(self, scene: str) -> Sequence[TrackedFrame]:
         """Posed pictures whose files exist, by name."""
@@ -146,26 +151,12 @@ def sparse_depth(xyz: np.ndarray, intrinsics: np.ndarray, pose: np.ndarray, heig
     return np.where(np.isfinite(depth), depth, 0).astype(np.float32)
 
 
-def _scenes(root: Path) -> list[str]:
-    if _model_folder(root) is not None:
-        return ["."]
-    return [folder.name for folder in folders(root) if _model_folder(folder) is not None]
-
-
 def _model_folder(folder: Path) -> Path | None:
     """The folder of a scene's model: one of COLMAP's usual places, or a folder directly below the scene."""
     for candidate in (*(folder / name for name in COLMAP_FOLDERS), *folders(folder)):
         if any((candidate / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt")):
             return candidate
     return None
-
-
-def _missing(folder: Path) -> list[str]:
-    model = _model_folder(folder)
-    if model is None:
-        return ["no COLMAP model"]
-    suffix = ".bin" if (model / "cameras.bin").is_file() else ".txt"
-    return [f"{model / name}{suffix} is missing" for name in _MODEL_FILES if not (model / f"{name}{suffix}").is_file()]
 
 
 def _absent_pictures(folder: Path) -> list[str]:

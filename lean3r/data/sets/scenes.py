@@ -96,6 +96,10 @@ class SceneSet(ABC):
     def view(self, scene: int, view: int) -> RawView:
         """Read one view; InputError if a file is missing or damaged."""
 
+    def scene_id(self, index: int) -> str:
+        """Name of a scene, also of one whose files cannot be read."""
+        return self.scene(index).id
+
     def covisibility(self, scene: int) -> np.ndarray | None:
         """Scores [V, V] of the overlap of two views, larger is more; None if the set's files have no such scores."""
         return None
@@ -163,7 +167,7 @@ class FolderSet(SceneSet, Generic[F]):
     size than the picture is resized to it, by the nearest pixel.
     """
 
-    parts: ClassVar[tuple[str, ...]]
+    parts: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, root: str | Path, scenes: Sequence[str] | None = None) -> None:
         self.root = Path(root)
@@ -179,7 +183,7 @@ class FolderSet(SceneSet, Generic[F]):
     @classmethod
     def places(cls, root: Path) -> Iterable[Path]:
         """Folders below a root that may be scenes, complete or not, in a fixed order; cheap."""
-        return (folder for folder in folders(root) if (folder / cls.parts[0]).exists())
+        return (folder for folder in folders(root) if cls.parts and (folder / cls.parts[0]).exists())
 
     @classmethod
     def with_any_part(cls, places: Iterable[Path]) -> list[Path]:
@@ -224,6 +228,10 @@ class FolderSet(SceneSet, Generic[F]):
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def scene_id(self, index: int) -> str:
+        """The scene's folder, relative to the root."""
+        return self.ids[index]
 
     def scene(self, index: int) -> SceneInfo:
         """Name and number of views of a scene."""

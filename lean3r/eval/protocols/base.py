@@ -97,7 +97,7 @@ class Benchmark:
             return self.items(scenes, self.count)
         assert scenes is not None and self.views is not None
         places = self.views(scenes, self.count) if chosen is None else stated_views(scenes, chosen)
-        names = {scene: scenes.scene(scene).id for scene, _ in places}
+        names = {scene: scenes.scene_id(scene) for scene, _ in places}
         if self.scenes is not None and chosen is None:
             wanted = [place for place in places if names[place[0]].rsplit("/", 1)[-1] in self.scenes]
             places = wanted or places

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -68,10 +68,23 @@ class SceneItem(Item):
         return self.scenes.cloud(self.scene)
 
 
-def scene_item(scenes: SceneSet, scene: int, views: Sequence[int], group: str = "") -> SceneItem:
-    """The item of these views of a scene."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class UnusableItem(Item):
+    """A scene without pictures to reconstruct, and the reason."""
+
+    reason: str
+
+    def read(self) -> tuple[RawView, ...]:
+        """Raises InputError."""
+        raise InputError(self.reason)
+
+
+def scene_item(scenes: SceneSet, scene: int, views: Sequence[int], group: str = "") -> Item:
+    """The item of these views of a scene; without views, that which says what is wrong with the scene."""
+    place = path_of(scenes.scene_id(scene))
+    if not views:
+        return UnusableItem(id=place, names=(), group=group, reason=_unusable(scenes, scene))
     names = tuple(scenes.view_name(scene, view) for view in views)
-    place = path_of(scenes.scene(scene).id)
     return SceneItem(id=place, names=names, group=group, scenes=scenes, scene=scene, views=tuple(views))
 
 
@@ -138,42 +151,44 @@ def raw_views(batch: SceneBatch) -> tuple[RawView, ...]:
 
 
 def random_views(scenes: SceneSet, count: int, seed: int = 42) -> list[tuple[int, list[int]]]:
-    """(scene, views): `count` random views of each scene that has as many, in random order as in VGGT's evaluation.
+    """(scene, views): `count` random views of each scene that has as many, in random order as in VGGT's evaluation; no
+    views of a scene that cannot be read.
 
     The draw depends on the seed and the scene's name alone.
     """
     found = []
-    for scene in range(len(scenes)):
-        about = scenes.scene(scene)
-        if about.views >= count:
-            rng = np.random.default_rng(seed_of(seed, about.id, count))
-            found.append((scene, rng.choice(about.views, count, replace=False).tolist()))
+    for scene, total in _view_counts(scenes):
+        if total >= count:
+            rng = np.random.default_rng(seed_of(seed, scenes.scene_id(scene), count))
+            found.append((scene, rng.choice(total, count, replace=False).tolist()))
+        elif not total:
+            found.append((scene, []))
     return check_any(found, scenes, count)
 
 
 def spread_views(scenes: SceneSet, most: int) -> list[tuple[int, list[int]]]:
-    """(scene, views): all views, or `most` at equal steps, of each scene with two."""
+    """(scene, views): all views, or `most` at equal steps, of each scene; none if it has not two."""
     found = []
-    for scene in range(len(scenes)):
-        total = scenes.scene(scene).views
-        if total >= 2:
-            found.append((scene, np.linspace(0, total - 1, min(total, most)).round().astype(int).tolist()))
+    for scene, total in _view_counts(scenes):
+        views = np.linspace(0, total - 1, min(total, most)).round().astype(int).tolist()
+        found.append((scene, views if total >= 2 else []))
     return check_any(found, scenes, 2)
 
 
 def strided_views(scenes: SceneSet, most: int, *, stride: int = 1, first: int = 0) -> list[tuple[int, list[int]]]:
-    """(scene, views): every `stride`-th view from number `first` on, at most `most`, of each scene with two of them."""
+    """(scene, views): every `stride`-th view from number `first` on, at most `most`, of each scene with two of them; no
+    views of a scene that cannot be read, or has only one."""
     found = []
-    for scene in range(len(scenes)):
-        views = list(range(first, scenes.scene(scene).views, stride))[:most]
-        if len(views) >= 2:
-            found.append((scene, views))
+    for scene, total in _view_counts(scenes):
+        views = list(range(first, total, stride))[:most]
+        if total < 2 or len(views) >= 2:
+            found.append((scene, views if total >= 2 else []))
     return check_any(found, scenes, first + stride + 1)
 
 
 def stated_views(scenes: SceneSet, chosen: Chosen) -> list[tuple[int, list[int]]]:
     """(scene, views) as a file of the user states them; InputError for scenes or views that the set does not have."""
-    numbers = {scenes.scene(scene).id: scene for scene in range(len(scenes))}
+    numbers = {scenes.scene_id(scene): scene for scene in range(len(scenes))}
     absent = [name for name in chosen if name not in numbers]
     if absent:
         raise InputError(
@@ -189,7 +204,24 @@ def stated_views(scenes: SceneSet, chosen: Chosen) -> list[tuple[int, list[int]]
 
 
 def check_any(found: list[tuple[int, list[int]]], scenes: SceneSet, least: int) -> list[tuple[int, list[int]]]:
-    """The list itself; InputError if it is empty."""
-    if not found:
-        raise InputError(f"none of {len(scenes)} {scenes.title} scenes has {least} views, which this benchmark needs")
-    return found
+    """The list itself; InputError if no scene of it has views."""
+    if any(views for _, views in found):
+        return found
+    why = f". {scenes.scene_id(found[0][0])}: {_unusable(scenes, found[0][0])}" if found else ""
+    raise InputError(f"none of {len(scenes)} {scenes.title} scenes has {least} views, which this benchmark needs{why}")
+
+
+def _view_counts(scenes: SceneSet) -> Iterator[tuple[int, int]]:
+    """(scene, number of its views), 0 if its files cannot be read."""
+    for scene in range(len(scenes)):
+        try:
+            yield scene, scenes.scene(scene).views
+        except InputError:
+            yield scene, 0
+
+
+def _unusable(scenes: SceneSet, scene: int) -> str:
+    try:
+        return f"the number of its views is {scenes.scene(scene).views}; expected two or more"
+    except InputError as error:
+        return str(error)

@@ -286,7 +286,7 @@ COLMAP = Benchmark(
     pool=pooling("scenes"),
     count=ALL,
     views=spread_views,
-    notes="Depth is that of COLMAP's points. --views N takes N views at equal steps.",
+    notes="Depth is that of COLMAP's points. colmap@8 takes 8 views at equal steps.",
 )
 
 

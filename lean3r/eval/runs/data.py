@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lean3r.data.sets.roots import kind_of, open_set, sets
-from lean3r.data.sets.scenes import SceneSet
+from lean3r.data.sets.scenes import FolderSet, SceneSet
 from lean3r.errors import InputError, UsageError
 from lean3r.eval.protocols.items import Chosen, Item
 from lean3r.eval.protocols.resolving import resolve
@@ -43,6 +43,16 @@ def items_of(
     if len(set(ids)) < len(ids):
         raise InputError(f"two scenes of {name} have the same name: {next(i for i in ids if ids.count(i) > 1)}")
     return items
+
+
+def left_out(name: str, roots: Mapping[str, Path]) -> list[str]:
+    """What folders of a benchmark's data lack to be scenes, a sentence each; they are no items."""
+    kind = sets().get(resolve(name).data)
+    if kind is None or not issubclass(kind, FolderSet):
+        return []
+    return [
+        f"{what[0]}; this scene is left out" for place in kind.places(roots[kind.name]) if (what := kind.missing(place))
+    ]
 
 
 def open_root(data: str, roots: Mapping[str, Path]) -> SceneSet | None:

@@ -93,15 +93,21 @@ def begin(run: Path, config: Mapping[str, Any], *, overwrite: bool) -> None:
         raise UsageError(f"{run} holds a run of another configuration ({shown}). Use another -o, or --overwrite.")
     benchmarks = dict(old["benchmarks"])
     for name, data in config["benchmarks"].items():
-        fewer, more = sorted((benchmarks.get(name, data)["items"], data["items"]), key=len)
-        if more[: len(fewer)] != fewer:
-            place = next(place for place, item in enumerate(fewer) if item != more[place])
+        items, before = data["items"], benchmarks.get(name, data)["items"]
+        pairs = enumerate(zip(before, items, strict=False), start=1)
+        number = next((number for number, pair in pairs if not _agree(*pair)), None)
+        if number is not None:
             raise UsageError(
-                f"{run} holds other items of {name} than those of now, from number {place + 1} on "
-                f"({fewer[place]['id']}): the data or the choice of views changed. Use another -o, or --overwrite."
+                f"{run} holds other items of {name} than those of now, from number {number} on "
+                f"({before[number - 1]['id']}): the data or the choice of views changed. Use another -o, or --overwrite."
             )
-        benchmarks[name] = data | {"items": more}
+        benchmarks[name] = data | {"items": [*items, *before[len(items) :]]}
     write_json(run / RUN, {**old, **config, "benchmarks": benchmarks})
+
+
+def _agree(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether two items are of the same views; a scene without views could not be used then."""
+    return before["id"] == now["id"] and (before["views"] == now["views"] or [] in (before["views"], now["views"]))
 
 
 def is_done(place: Path) -> bool:

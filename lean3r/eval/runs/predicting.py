@@ -22,7 +22,7 @@ import numpy as np
 from lean3r.errors import LeanError, UsageError
 from lean3r.eval.protocols.items import Item
 from lean3r.eval.runs.folder import FORMAT, ITEM, PREDICTIONS, is_done, write_json
-from lean3r.processes import safely_started
+from lean3r.processes import end_with_parent, safely_started
 
 _PART = ".part-"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -166,7 +166,8 @@ def _ending(process: Any) -> str:
 
 
 def _serve(pipe: Connection, program: Program, number: int, workers: int) -> None:
-    """What a process does: load the program, then tasks until it is stopped."""
+    """What a process does: load the program, then tasks until it is stopped, or its parent is gone."""
+    end_with_parent()
     try:
         predict, description = program.start(number, workers)
         pipe.send(description)

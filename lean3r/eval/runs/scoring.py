@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from lean3r.data.sets.scenes import RawView
-from lean3r.errors import LeanError
+from lean3r.errors import InputError, LeanError
 from lean3r.eval.predicted.reading import read
 from lean3r.eval.protocols.base import AbsentPart, Benchmark, Row, Score
-from lean3r.eval.protocols.items import Item
+from lean3r.eval.protocols.items import Item, UnusableItem
 from lean3r.eval.protocols.resolving import resolve
 from lean3r.eval.runs.folder import FORMAT, ITEM, read_json
 from lean3r.eval.runs.scores import directions, pool, units
@@ -51,7 +51,9 @@ def score_benchmark(
 def score_item(benchmark: Benchmark, item: Item, folder: Path) -> Row:
     """The row of one item; `error` says why it has no figures."""
     place = folder / item.id
-    record = read_json(place / ITEM, "the record of an item") if (place / ITEM).is_file() else {}
+    record = _record(place / ITEM)
+    if isinstance(item, UnusableItem):
+        record["error"] = item.reason
     seconds = record.get("seconds") or {}
     row: Row = {
         "id": item.id,
@@ -97,6 +99,14 @@ def score_item(benchmark: Benchmark, item: Item, folder: Path) -> Row:
         for part in ("figures", "curves", "errors"):
             row[part].clear()
     return row
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """What `lean3r evaluate` noted of an item: {} of another program's, an error if it cannot be read."""
+    try:
+        return read_json(path, "the record of an item") if path.is_file() else {}
+    except InputError as error:
+        return {"error": str(error)}
 
 
 def _show(views: Sequence[RawView], path: Path) -> None:
