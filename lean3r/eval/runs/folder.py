@@ -99,7 +99,8 @@ def begin(run: Path, config: Mapping[str, Any], *, overwrite: bool) -> None:
         if number is not None:
             raise UsageError(
                 f"{run} holds other items of {name} than those of now, from number {number} on "
-                f"({before[number - 1]['id']}): the data or the choice of views changed. Use another -o, or --overwrite."
+                f"({before[number - 1]['id']}): the data or the choice of views changed. Use another -o, or "
+                "--overwrite."
             )
         benchmarks[name] = data | {"items": [*items, *before[len(items) :]]}
     write_json(run / RUN, {**old, **config, "benchmarks": benchmarks})
