@@ -28,7 +28,7 @@ RUNS: dict[str, dict[str, str]] = {
     | {
         "--layer": "16x64,4x32",
         "--plans": ",".join(["dense", *(f"{name}:dense_below=0" for name in SPARSE), POOLED, f"{POOLED},regions=64"]),
-        "--views": "2,8,32..256",
+        "--views": "2,8,32,128,256",
         "--resolution": "168x224",
         "--repeats": "3",
     },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "lean3r",
     "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # matplotlib's own; every text names the whole list
     "font.size": 9.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -154,4 +156,6 @@ class _Drawing:
             self.figure.savefig(file, format="svg", **options)
             text = file.getvalue()
         text = text[text.index("<svg") :].replace(_INK, "currentColor")
+        text = re.sub(r"\n\s+", "\n", text)
+        text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text)
         return text.replace(">", f">{_STYLE}", 1)
