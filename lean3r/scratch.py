@@ -6,6 +6,7 @@ The system releases a lock when its process ends for any reason. An unlocked fil
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib
 import os
@@ -25,6 +26,7 @@ except ImportError:  # Windows has other locks, and open files there cannot be m
     fcntl = None
 
 LOCK = ".lean3r-lock"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError
 _FAR = 1 << 30
 _PART = re.compile(r"\.lean3r-[0-9a-f]{12}\.part")
 _TEMPORARY = re.compile(r"lean3r-[a-z]+-[a-z0-9_]{8}")

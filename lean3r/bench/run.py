@@ -18,7 +18,7 @@ from lean3r.bench.settings import DENSE, Cell, Program, Settings, size_text
 from lean3r.bench.worker import Failed, Worker
 from lean3r.errors import InputError, UsageError
 from lean3r.json_text import parse_json
-from lean3r.scratch import atomic_file, temporary_folder
+from lean3r.scratch import DISK_FULL, atomic_file, temporary_folder
 
 FORMAT = 1
 SAME = ("repeats", "threads", "whole", "refine")
@@ -41,13 +41,21 @@ def bench(
 
     `resume` goes on with the file of an earlier run: what has rows there, failures included, is not measured again.
     `say` is called with each new row. UsageError for a file that exists without `resume` or `overwrite`, or cannot be
-    continued; InputError if every row is a failure.
+    continued, and if the disk is full; InputError if every row is a failure.
     """
-    result = _begin(settings, out, resume, overwrite)
-    with temporary_folder("bench") as folder:
-        runner = _Runner(settings, result, out, folder, say)
-        for model in settings.models:
-            runner.run(model)
+    try:
+        result = _begin(settings, out, resume, overwrite)
+        with temporary_folder("bench") as folder:
+            runner = _Runner(settings, result, out, folder, say)
+            for model in settings.models:
+                runner.run(model)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise UsageError(
+            f"the disk is full at {error.filename or out}: rows that were finished are kept. Free some space, then run "
+            "the command again with --resume."
+        ) from error
     if result["rows"] and all(row["error"] for row in result["rows"]):
         first = result["rows"][0]
         raise InputError(f"nothing could be measured; the first reason, of {first['model']}: {first['error']}")
@@ -226,7 +234,9 @@ class _Runner:
         folder.mkdir(exist_ok=True)
         words = f"{program}-{cell.views}-{size_text(cell.size)}"
         name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in words) + ".json.gz"
-        self.workers[program].ask("trace", folder / name)
+        self.workers[program].ask("trace", self.folder / name)
+        with atomic_file(folder / name) as part:
+            part.write_bytes((self.folder / name).read_bytes())
         return f"{folder.name}/{name}"
 
     def _peaks(self, program: Program) -> Mapping[str, float]:

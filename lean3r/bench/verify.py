@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import torch
@@ -39,8 +40,10 @@ def sample(outputs: Outputs) -> Outputs:
 
 
 def save(outputs: Outputs, path: Path) -> None:
-    """Keep outputs for `read`."""
-    torch.save(outputs, path)
+    """Keep outputs for `read`; OSError if the disk is full, of which torch's own writer does not speak."""
+    content = io.BytesIO()
+    torch.save(outputs, content)
+    path.write_bytes(content.getbuffer())
 
 
 def read(path: Path) -> Outputs:

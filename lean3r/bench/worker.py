@@ -15,6 +15,7 @@ from typing import Any
 from lean3r.bench.settings import Cell, Program
 from lean3r.errors import OutOfMemoryError
 from lean3r.processes import end_with_parent, safely_started
+from lean3r.scratch import DISK_FULL
 
 SPAWN = multiprocessing.get_context("spawn")
 END_S = 5.0
@@ -31,15 +32,16 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a process says: a value, or why there is none."""
+    """What a process says: a value, or why there is none; `full`: because the disk is."""
 
     value: Any = None
     failure: str | None = None
     costly: bool = False
+    full: OSError | None = None
 
 
 class Worker:
-    """The process of one program. `ask` raises Failed, and the process is gone then."""
+    """The process of one program. `ask` raises Failed, and the process is gone then; OSError if the disk is full."""
 
     def __init__(self, program: Program, threads: int | None, log: Path, limit_s: float) -> None:
         self.log, self.limit_s = log, limit_s
@@ -64,6 +66,9 @@ class Worker:
         except Failed:
             self.close()
             raise
+        if answer.full is not None:
+            answer.full.filename = answer.full.filename or str(self.log.parent)
+            raise answer.full
         if answer.failure is not None:
             self.close()
             raise Failed(answer.failure, costly=answer.costly)
@@ -111,6 +116,8 @@ def failure_of(error: Exception) -> Answer:
     """The reason in one line, and whether it is memory."""
     from lean3r.pipeline.memory import is_out_of_memory
 
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return Answer(full=OSError(error.errno, error.strerror, error.filename))
     if isinstance(error, OutOfMemoryError) or is_out_of_memory(error):
         return Answer(failure="out of memory", costly=True)
     first = (str(error).strip().splitlines() or [""])[0]

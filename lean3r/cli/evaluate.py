@@ -77,6 +77,7 @@ class Evaluate:
         from lean3r.eval.papers import benchmarks_of
         from lean3r.eval.protocols.resolving import resolve
         from lean3r.eval.runs.data import items_of, left_out, read_chosen, roots_of
+        from lean3r.eval.runs.folder import locked
 
         self._check()
         assert self.out is not None
@@ -89,7 +90,8 @@ class Evaluate:
         for what in dict.fromkeys(what for name in benchmarks for what in left_out(name, roots)):
             console.warn(what)
         self._predict(console, items, {name: str(root) for name, root in roots.items()})
-        scores = score_run(console, self.out, items)
+        with locked(self.out):
+            scores = score_run(console, self.out, items)
         label = self.model if self.plan is None else f"{self.model}, {self.plan}"
         print_scores(scores, self.out, self.benchmarks, label, as_json=self.json, all_figures=self.verbose)
 

@@ -15,11 +15,10 @@ from typing import BinaryIO
 
 from lean3r.errors import UsageError
 from lean3r.export import placing
-from lean3r.scratch import LOCK, find_parts, held, hold, is_part, part_name, release, remove_leftover
+from lean3r.scratch import DISK_FULL, LOCK, find_parts, held, hold, is_part, part_name, release, remove_leftover
 
 MANIFEST = "manifest.json"
 _LARGEST = 1 << 28  # bytes of a manifest
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _SYSTEM = "lost+found"  # a folder in every new ext4 file system
 
@@ -53,7 +52,7 @@ def atomic_folder(out: str | Path, *, overwrite: bool = False, inputs: Iterable[
             yield work / placing.NEW
             _place(work, target, shown, overwrite)
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in DISK_FULL:
             raise
         raise UsageError(
             f"the disk is full: {shown} was not written, and an older result is unchanged. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from dataclasses import replace
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lean3r.bench import run
 from lean3r.bench.run import bench
-from lean3r.bench.settings import Settings
+from lean3r.bench.settings import Cell, Program, Settings
 from lean3r.cli.main import main
 from lean3r.errors import UsageError
 
@@ -97,6 +99,43 @@ def test_whole_reconstructions_are_refined_or_not(tmp_path: Path, refine: Litera
     (row,) = bench(settings, tmp_path / "out" / "bench.json")["rows"]
     assert row["error"] is None and {"decode", "encoder", "export"} <= set(row["parts"])
     assert ("refinement" in row["parts"]) == (refine == "on")
+
+
+@pytest.mark.parametrize("where", ["the file", "a worker"])
+def test_a_full_disk_ends_the_run_which_then_goes_on(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Full when the second row is written to the file, or when a program keeps its outputs at the second size."""
+    out, fine = tmp_path / "bench.json", (Path.write_text, run._Runner._kept)
+    written = 0
+
+    def write_text(self: Path, text: str, **options: str) -> int:
+        nonlocal written
+        written += self.parent == tmp_path
+        if self.parent == tmp_path and written == 3:
+            fine[0](self, text[: len(text) // 2], **options)
+            raise OSError(errno.ENOSPC, "No space left on device", str(self))
+        return fine[0](self, text, **options)
+
+    def kept(self: run._Runner, program: Program, cell: Cell, dtype: str) -> Path:
+        return Path("/dev/full") if cell.views == 4 else fine[1](self, program, cell, dtype)
+
+    call = ["bench", "--layer", "2x16", "--views", "2,4", "--resolution", "56", "--repeats", "1", "-q", "-o", str(out)]
+    if where == "the file":
+        monkeypatch.setattr(Path, "write_text", write_text)
+    elif Path("/dev/full").exists():
+        monkeypatch.setattr(run._Runner, "_kept", kept)
+    else:
+        pytest.skip("no /dev/full here")
+    assert main(call) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: the disk is full at ") and "--resume" in err and err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
+    (first,) = json.loads(out.read_text())["rows"]
+    monkeypatch.undo()
+    assert main([*call, "--resume"]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert rows[0] == first and [(row["views"], row["error"]) for row in rows] == [(2, None), (4, None)]
 
 
 def test_a_file_that_cannot_be_written_is_known_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,15 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import truth
 from data import tiny
+from PIL import Image
 from programs import Walk
 
+from lean3r.cli.main import main
 from lean3r.errors import InputError, LeanError, UsageError, WeightsError
 from lean3r.eval.protocols.items import Item, NoiseItem
 from lean3r.eval.runs import folder
 from lean3r.eval.runs.data import items_of, left_out
 from lean3r.eval.runs.predicting import Task, predict_all
 from lean3r.eval.runs.scoring import listing, score_benchmark
+from lean3r.scratch import part_name
 
 ITEMS = tuple(
     NoiseItem(id=f"s{n}", names=tuple(f"s{n}v{v}" for v in range(3)), seed=n, height=16, width=24) for n in range(4)
@@ -122,6 +127,40 @@ def test_a_full_disk_ends_the_run_and_says_so(tmp_path: Path) -> None:
         predict(tmp_path / "run", Walk("disk", "s1v0"))
     assert (tmp_path / "run/synthetic/s0/predictions.npz").is_file()
     assert not (tmp_path / "run/synthetic/s1/item.json").exists(), "it is no failure of the scene"
+    assert not [path.name for path in (tmp_path / "run").rglob(".*")], "nothing is half written"
+    note = tmp_path / "note"
+    predict(tmp_path / "run", Walk(note=note))
+    assert note.read_text().split() == ["s1v0", "s2v0", "s3v0"]
+
+
+@pytest.mark.parametrize("where", ["pictures.jpg", "scores.json"])
+def test_a_disk_that_is_full_while_scores_are_written(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is no failure of a scene: nothing is half written, old scores stay, and the same command goes on."""
+    [item] = items_of("synthetic@2", {}, limit=1)
+    run = tmp_path / "run"
+    truth.write(item, run / "synthetic@2" / item.id)
+    call = ["score", str(run), "--benchmark", "synthetic@2", "--limit", "1", "-q"]
+    assert main(call) == 0
+    before = {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+    fine = {"write_text": Path.write_text, "save": Image.Image.save}
+
+    def full(self: Any, first: Any, *more: Any, **options: Any) -> Any:
+        path = first if isinstance(self, Image.Image) else self
+        if path.name == part_name(Path(where)):
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return fine["save" if isinstance(self, Image.Image) else "write_text"](self, first, *more, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Image.Image, "save", full)
+    capsys.readouterr()
+    assert main(call) == 2
+    assert capsys.readouterr().err.startswith("error: the disk is full at ")
+    assert {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()} == before
+    monkeypatch.undo()
+    assert main(call) == 0
 
 
 def test_a_program_that_does_not_start_writes_nothing(tmp_path: Path) -> None:

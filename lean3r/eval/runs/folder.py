@@ -18,7 +18,7 @@ from typing import Any
 
 from lean3r.errors import InputError, UsageError
 from lean3r.json_text import parse_json
-from lean3r.scratch import LOCK, atomic_file, hold, release
+from lean3r.scratch import DISK_FULL, LOCK, atomic_file, hold, release
 
 FORMAT = 1
 RUN, ITEM, SCORES, PREDICTIONS = "run.json", "item.json", "scores.json", "predictions.npz"
@@ -55,17 +55,25 @@ def _without_nan(value: Any) -> Any:
 
 @contextlib.contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Inside, no other process writes to the run; UsageError if one does."""
-    run.mkdir(parents=True, exist_ok=True)
-    lock = hold(run / LOCK, must=False)
-    if lock is None:
-        raise UsageError(f"another process is writing to {run}; wait until it has ended, or use another -o.")
-    with lock:
-        try:
-            yield
-        finally:
-            release(lock)
-            (run / LOCK).unlink(missing_ok=True)
+    """Inside, no other process writes to the run; UsageError if one does, or if the disk is full."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = hold(run / LOCK, must=False)
+        if lock is None:
+            raise UsageError(f"another process is writing to {run}; wait until it has ended, or use another -o.")
+        with lock:
+            try:
+                yield
+            finally:
+                release(lock)
+                (run / LOCK).unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise UsageError(
+            f"the disk is full at {error.filename or run}: what was finished is kept. Free some space, then run the "
+            "command again."
+        ) from error
 
 
 def begin(run: Path, config: Mapping[str, Any], *, overwrite: bool) -> None:

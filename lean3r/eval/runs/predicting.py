@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import multiprocessing
 import os
@@ -19,13 +18,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lean3r.errors import LeanError, UsageError
+from lean3r.errors import LeanError
 from lean3r.eval.protocols.items import Item
 from lean3r.eval.runs.folder import FORMAT, ITEM, PREDICTIONS, is_done, write_json
 from lean3r.processes import end_with_parent, safely_started
+from lean3r.scratch import DISK_FULL
 
 _PART = ".part-"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 Predict = Callable[[Sequence[np.ndarray], tuple[str, ...], Path], Mapping[str, Any]]
 """predict(pictures [H, W, 3] uint8, names, folder) writes predictions.npz into the folder and returns its costs."""
 
@@ -58,7 +57,7 @@ def predict_all(
 
     `begin` gets the description of the program once it is loaded, before anything is written; `advanced` the number of
     finished tasks. A process that dies is replaced, and its item recorded as failed. Raises what loading the program
-    raises, and UsageError if the disk is full.
+    raises, and OSError if the disk is full.
     """
     team = _Team(program, processes)
     try:
@@ -143,7 +142,7 @@ class _Worker:
         self.description: dict[str, Any] = answer
 
     def run(self, task: Task) -> bool:
-        """Work on a task, and whether the process still lives; UsageError if the disk is full."""
+        """Work on a task, and whether the process still lives; OSError if the disk is full."""
         self.is_busy = True
         try:
             self.pipe.send(task)
@@ -183,9 +182,9 @@ def _serve(pipe: Connection, program: Program, number: int, workers: int) -> Non
             _predict_one(predict, task)
             pipe.send(None)
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in DISK_FULL:
                 raise
-            pipe.send(UsageError(f"the disk is full at {task.place}: free some space, then run the command again."))
+            pipe.send(OSError(error.errno, error.strerror, error.filename or str(task.place)))
 
 
 def _predict_one(predict: Predict, task: Task) -> None:
@@ -207,7 +206,7 @@ def _predict_one(predict: Predict, task: Task) -> None:
         costs["seconds"] = {"data": reading, **costs.get("seconds", {})}
         _record(task, pictures_sha256=digest.hexdigest(), **costs)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
         kind = "" if isinstance(error, LeanError) else f"{type(error).__name__}: "
         text = str(error).strip() or "no message"

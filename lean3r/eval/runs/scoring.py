@@ -17,6 +17,7 @@ from lean3r.eval.protocols.items import Item, UnusableItem
 from lean3r.eval.protocols.resolving import resolve
 from lean3r.eval.runs.folder import FORMAT, ITEM, read_json
 from lean3r.eval.runs.scores import directions, pool, units
+from lean3r.scratch import DISK_FULL, atomic_file
 
 PICTURE = "pictures.jpg"
 SHOWN, HEIGHT = 4, 120
@@ -49,7 +50,7 @@ def score_benchmark(
 
 
 def score_item(benchmark: Benchmark, item: Item, folder: Path) -> Row:
-    """The row of one item; `error` says why it has no figures."""
+    """The row of one item; `error` says why it has no figures. OSError if the disk is full."""
     place = folder / item.id
     record = _record(place / ITEM)
     if isinstance(item, UnusableItem):
@@ -94,6 +95,8 @@ def score_item(benchmark: Benchmark, item: Item, folder: Path) -> Row:
             raise absent[0]
         row["problems"] += [f"{error}" for error in absent]
     except (LeanError, OSError, ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise
         kind = "" if isinstance(error, LeanError) else f"{type(error).__name__}: "
         row["error"] = f"{kind}{error}"
         for part in ("figures", "curves", "errors"):
@@ -118,7 +121,8 @@ def _show(views: Sequence[RawView], path: Path) -> None:
     for picture in small:
         strip.paste(picture, (left, 0))
         left += picture.width
-    strip.save(path, quality=80)
+    with atomic_file(path) as part:
+        strip.save(part, "JPEG", quality=80)
 
 
 def listing(items: Sequence[Item]) -> list[dict[str, Any]]:
