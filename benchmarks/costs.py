@@ -18,7 +18,7 @@ from PIL import Image
 
 from lean3r.cli.main import main
 
-PHOTOS = Path("build/photos")
+PHOTOS, MOST = Path("build/photos"), 128
 POOLED = "gsa:dense_below=0,special=pooled"
 SPARSE = ("gsa", "sla", "thu-sla", "block_sparse", "merge", "kv_prune", "frame_subset")
 CPU = {"--device": "cpu", "--dtype": "float32"}
@@ -34,8 +34,7 @@ RUNS: dict[str, dict[str, str]] = {
     },
     # Whole networks, with the lengths below which a plan stays dense.
     "network": CPU
-    | {"--models": "nano", "--plans": "dense,gsa,gsa:special=pooled,regions=64", "--views": "4..128", "--repeats": "3"}
-    | {"--resolution": "168x224"},
+    | {"--models": "nano", "--plans": "dense,gsa,gsa:special=pooled,regions=64", "--views": "4..128", "--repeats": "3"},
     # From decoding to files; PHOTOS are made if they are not there.
     "whole": CPU
     | {"--models": "nano", "--plans": "dense", "--views": "8..128", "--repeats": "3"}
@@ -49,20 +48,21 @@ RUNS: dict[str, dict[str, str]] = {
 def bench(settings: Mapping[str, str], given: Sequence[str]) -> int:
     """Run `lean3r bench` with what is given, and with the settings that are not; its exit code."""
     long = {"-o": "--out", "-m": "--models"}
-    named = {long.get(word, word) for word in given}
+    names = (word.partition("=")[0] for word in given)
+    named = {long.get(name, name) for name in names}
     if "--models" in named:
         named.add("--layer")
     usual = [word for name, value in settings.items() if name not in named for word in (name, value)]
     return main(["bench", *usual, *given])
 
 
-def take_photos(folder: Path, count: int = 128) -> None:
+def take_photos(folder: Path) -> None:
     """Photographs of synthetic rooms, eight of each, 1024 x 768 pixels, enlarged from half of that to save time."""
     from lean3r.data.world.synthetic import SyntheticWorld
 
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     world = SyntheticWorld(384, 512, 8, seed=3_000_003)
-    for start in range(0, count, 8):
+    for start in range(0, MOST, 8):
         for place, image in enumerate(world.batch(start // 8, 1).images[0], start):
             picture = Image.fromarray((image * 255).byte().permute(1, 2, 0).numpy())
             picture.resize((1024, 768), Image.Resampling.BICUBIC).save(folder / f"IMG_{place:04d}.jpg", quality=90)
@@ -72,6 +72,6 @@ if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in RUNS:
         sys.exit(f"{__doc__}\nNAME is one of {', '.join(RUNS)}.")
     name, *given = sys.argv[1:]
-    if name == "whole" and not PHOTOS.exists():
+    if name == "whole" and len(list(PHOTOS.glob("*.jpg"))) < MOST:
         take_photos(PHOTOS)
     sys.exit(bench({"--out": str(RESULTS / f"{name}.json")} | RUNS[name], given))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
 
 from lean3r.bench.official import parse_clones
 from lean3r.bench.settings import Cell, Settings, parse_layers, parse_sizes, parse_views, split_plans
+from lean3r.cli.bench import Bench
 from lean3r.errors import UsageError
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_views_double_within_a_range() -> None:
@@ -64,6 +68,21 @@ def test_a_clone_must_be_one(tmp_path: Path) -> None:
             parse_clones([text])
     (tmp_path / "vggt").mkdir()
     assert parse_clones([f"vggt={tmp_path}"]) == {"vggt": tmp_path.resolve()}
+
+
+def test_recorded_runs_are_settings_which_options_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """benchmarks/costs.py gives `lean3r bench` options that it understands."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    costs, asked = importlib.import_module("costs"), list[Settings]()
+    monkeypatch.setattr(Bench, "run", lambda self: asked.append(self._settings()))
+    monkeypatch.chdir(tmp_path)
+    costs.PHOTOS.mkdir(parents=True)
+    for settings in costs.RUNS.values():
+        assert costs.bench(settings, ["-o", "x.json", "--views=3"]) == 0
+    assert {settings.views for settings in asked} == {(3,)}
+    assert costs.bench(costs.RUNS["layer"], ["-o", "x.json", "-m", "pi3"]) == 0
+    assert asked[0].models == ("layer-16x64", "layer-4x32") and asked[-1].models == ("pi3",)
+    assert len(asked[0].plans) == len(costs.SPARSE) + 3
 
 
 def test_layers_are_models() -> None:
