@@ -122,7 +122,8 @@ def speed() -> str:
         shown = [plan for plan in each.seconds if plan == "gsa" or plan.endswith("regions=64")]
         for plan in shown:
             gains = [each.gain(plan, count) for count in counts]
-            rows.append([f"{what}, `{plan}`", *("" if gain is None else f"{gain:.1f}" for gain in gains)])
+            if gains.count(None) < len(counts):
+                rows.append([f"{what}, `{plan}`", *("" if gain is None else f"{gain:.1f}" for gain in gains)])
     text = table(["times faster than dense attention, by views", *map(str, counts)], rows)
     if not (RESULTS / "layer.json").exists():
         return f"{text}\n{earlier.PICTURE}"
