@@ -9,7 +9,6 @@ import pytest
 
 from lean3r.bench.official import parse_clones
 from lean3r.bench.settings import Cell, Settings, parse_layers, parse_sizes, parse_views, split_plans
-from lean3r.cli.bench import Bench
 from lean3r.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -74,13 +73,13 @@ def test_recorded_runs_are_settings_which_options_replace(tmp_path: Path, monkey
     """benchmarks/costs.py gives `lean3r bench` options that it understands."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     costs, asked = importlib.import_module("costs"), list[Settings]()
-    monkeypatch.setattr(Bench, "run", lambda self: asked.append(self._settings()))
+    monkeypatch.setattr("lean3r.bench.run.bench", lambda settings, *_, **__: asked.append(settings))
     monkeypatch.chdir(tmp_path)
     costs.PHOTOS.mkdir(parents=True)
     for settings in costs.RUNS.values():
-        assert costs.bench(settings, ["-o", "x.json", "--views=3"]) == 0
+        assert costs.bench(settings, ["--json", "-o", "x.json", "--views=3"]) == 0
     assert {settings.views for settings in asked} == {(3,)}
-    assert costs.bench(costs.RUNS["layer"], ["-o", "x.json", "-m", "pi3"]) == 0
+    assert costs.bench(costs.RUNS["layer"], ["--json", "-o", "x.json", "-m", "pi3"]) == 0
     assert asked[0].models == ("layer-16x64", "layer-4x32") and asked[-1].models == ("pi3",)
     assert len(asked[0].plans) == len(costs.SPARSE) + 3
 
