@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +38,12 @@ def write(
     in_unit: bool = False,
 ) -> tuple[RawView, ...]:
     """Write predictions.npz of an item from its truth, in a moved world of another scale; `cameras` permutes them,
-    and maps of depth are at most `columns` wide. With
-    `in_unit` the world is the first view's frame, in the unit of Lite3R's evaluation."""
+    and maps of depth are at most `columns` wide. With `in_unit` the world is the first view's frame, and the scale is
+    that of Lite3R's evaluation."""
     views = item.read()
     world = np.eye(4) if scale == 1.0 else similarity(scale)
     if in_unit:
-        depths = np.concatenate([view.depth[view.depth > 0] for view in views] or [np.zeros(0)])
-        lengths = [float(np.linalg.norm(view.cam_from_world[:3, 3])) for view in views]
-        scale = 1 / max(float(np.median(depths)) if len(depths) else 0.0, *lengths)
+        scale /= unit_of(views)
         world = np.diag([scale, scale, scale, 1.0]) @ views[0].cam_from_world
     poses = np.stack([moved_pose(view.cam_from_world, world) for view in views])
     place.mkdir(parents=True, exist_ok=True)
@@ -56,6 +55,13 @@ def write(
         depth=np.stack([scale * fewer(zero_unknown(view.depth)[0], columns) for view in views]),
     )
     return views
+
+
+def unit_of(views: Sequence[RawView]) -> float:
+    """The unit of length of a sample in Lite3R's evaluation."""
+    depths = np.concatenate([view.depth[view.depth > 0] for view in views] or [np.zeros(0)])
+    lengths = [float(np.linalg.norm(view.cam_from_world[:3, 3])) for view in views]
+    return max(float(np.median(depths)) if len(depths) else 0.0, *lengths)
 
 
 def fewer(depth: np.ndarray, columns: int | None) -> np.ndarray:

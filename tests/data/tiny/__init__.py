@@ -77,9 +77,9 @@ def scenes(seed: int = 3, count: int = 2, focal: float = 0.9) -> tuple[TinyScene
     return tuple(TinyScene(*parts) for parts in zip(images, depth, normals, k, pose, strict=True))
 
 
-def write(name: str, root: Path, seed: int = 3) -> tuple[TinyScene, ...]:
+def write(name: str, root: Path, seed: int = 3, count: int = 2) -> tuple[TinyScene, ...]:
     """Write the tiny copy of a set to `root`; what a reader must find there (a writer returns it where it differs)."""
-    made = scenes(seed, focal=WRITERS[name].focal)
+    made = scenes(seed, count, focal=WRITERS[name].focal)
     return tuple(importlib.import_module(f"data.tiny.{name}").write(root, made) or made)
 
 
