@@ -17,7 +17,7 @@ from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
 from lean3r.data.sets.roots import sets
-from lean3r.data.sets.scenes import RawView
+from lean3r.data.sets.scenes import Camera, FolderSet, Frame, RawView
 from lean3r.errors import InputError, UsageError
 from lean3r.eval.papers import PAPERS
 from lean3r.eval.pose_errors import pose_auc
@@ -291,6 +291,39 @@ def test_every_table_of_a_paper_names_benchmarks_and_figures_that_exist() -> Non
             resolve(benchmark)
         head, lines = table.printed({}, "ours")
         assert len(head) == len(lines[-1]) and lines[-1][0] == "ours (measured)"
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "there", "scored"),
+    [
+        ("sintel-trajectory", "training/clean/alley_2 training/final/alley_1 training/final/alley_2", [2]),
+        ("sintel-depth", "training/clean/alley_2 training/final/alley_1 training/final/alley_2", [1, 2]),
+        ("tum-trajectory", "rgbd_dataset_freiburg1_xyz rgbd_dataset_freiburg3_walking_xyz", [1]),
+        ("bonn-depth", "rgbd_bonn_balloon rgbd_bonn_balloon2 rgbd_bonn_crowd2", [1, 2]),
+        ("7scenes-points", "chess/seq-01 chess/seq-03 heads/seq-01 redkitchen/seq-14 stairs/seq-02", [1, 2, 3]),
+        ("7scenes-points-dense", "chess/seq-01 chess/seq-02", [0, 1]),
+        ("nrgbd-points", "morning_apartment kitchen", [0, 1]),
+        ("scannet-trajectory", "scene0707_00", [0]),
+        ("kitti-depth", "2011_09_26_drive_0002_sync_02", [0]),
+    ],
+)
+def test_a_whole_download_is_scored_on_the_scenes_of_the_papers(benchmark: str, there: str, scored: list[int]) -> None:
+    """The other renderings of Sintel, the static sequences of TUM, the training sequences of 7-Scenes are not; all are
+    where none is of the papers."""
+    names = there.split()
+    found = resolve(benchmark).select(Listed("root", names))
+    assert [item.id for item in found] == [names[place] for place in scored]
+
+
+class Listed(FolderSet[Frame]):
+    """Scenes of 600 views by their names alone."""
+
+    title = "listed"
+
+    def frames(self, scene: str) -> list[Frame]:
+        """Views without files."""
+        camera = Camera(np.eye(3), np.eye(4), 1, 1)
+        return [Frame(Path(f"{number:03}.png"), camera) for number in range(600)]
 
 
 def test_names_of_benchmarks() -> None:

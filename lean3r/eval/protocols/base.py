@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Literal, TypedDict
 
 import numpy as np
@@ -72,10 +73,11 @@ Pool = Callable[[Sequence[Row]], dict[str, float]]
 class Benchmark:
     """One protocol.
 
-    `data` is a row of DATASETS; `views` chooses scenes and at most `count` views of each; `scenes` names the scenes of
-    the protocol (None: all), `group_of` what is averaged over first. `measures` score an item; `pool` makes the figures
-    of the rows. `papers` says who uses it, `notes` where references disagree and what is taken; `resolution` is the
-    longest side of the pictures in the papers. `items` makes the items itself, for data that are no SceneSet.
+    `data` is a row of DATASETS; `views` chooses scenes and at most `count` views of each; `scenes` are the ends of the
+    names of the protocol's scenes, with wildcards (None: all; all as well if the data have none of them), `group_of`
+    what is averaged over first. `measures` score an item; `pool` makes the figures of the rows. `papers` says who uses
+    it, `notes` where references disagree and what is taken; `resolution` is the longest side of the pictures in the
+    papers. `items` makes the items itself, for data that are no SceneSet.
     """
 
     title: str
@@ -99,7 +101,7 @@ class Benchmark:
         places = self.views(scenes, self.count) if chosen is None else stated_views(scenes, chosen)
         names = {scene: scenes.scene_id(scene) for scene, _ in places}
         if self.scenes is not None and chosen is None:
-            wanted = [place for place in places if names[place[0]].rsplit("/", 1)[-1] in self.scenes]
+            wanted = [p for p in places if any(fnmatchcase(names[p[0]], f"*{scene}") for scene in self.scenes)]
             places = wanted or places
         group_of = self.group_of or (lambda name: "")
         return [scene_item(scenes, scene, views, group_of(names[scene])) for scene, views in places]

@@ -97,7 +97,7 @@ ETH3D_POSE = replace(
     notes="The cloud is placed by the cameras (Umeyama); the papers fuse it by TSDF after RANSAC.",
 )
 
-SINTEL_SCENES = (
+SINTEL_SHOTS = (
     *("alley_2", "ambush_4", "ambush_5", "ambush_6", "cave_2", "cave_4", "market_2", "market_5", "market_6"),
     *("shaman_3", "sleeping_1", "sleeping_2", "temple_2", "temple_3"),
 )
@@ -109,7 +109,7 @@ SINTEL_TRAJECTORY = Benchmark(
     pool=pooling(),
     count=ALL,
     views=strided_views,
-    scenes=SINTEL_SCENES,
+    scenes=tuple(f"final/{shot}" for shot in SINTEL_SHOTS),
     notes="The 14 sequences of MonST3R. ate_origin is FastVGGT's alignment, which also fixes the first pose.",
     resolution=SIDE,
 )
@@ -119,10 +119,10 @@ TUM_TRAJECTORY = replace(
     data="tum",
     count=90,
     views=partial(strided_views, stride=3),
-    scenes=None,
+    scenes=("freiburg3_sitting_*", "freiburg3_walking_*"),
     notes="Every third frame, at most 90, as in MonST3R.",
 )
-SCANNET_TRAJECTORY = replace(TUM_TRAJECTORY, title="ScanNet, trajectory of 90 frames", data="scannet")
+SCANNET_TRAJECTORY = replace(TUM_TRAJECTORY, title="ScanNet, trajectory of 90 frames", data="scannet", scenes=None)
 BONN_TRAJECTORY = replace(
     SINTEL_TRAJECTORY,
     title="Bonn, trajectory of 110 frames",
@@ -138,7 +138,7 @@ KITTI_TRAJECTORY = replace(
     data="kitti",
     papers="VGGT-Long; Depth Anything 3 streaming",
     scenes=None,
-    notes="All frames; --views N takes the first N.",
+    notes="All frames; kitti-trajectory@100 takes the first 100.",
 )
 
 SINTEL_DEPTH = Benchmark(
@@ -149,6 +149,7 @@ SINTEL_DEPTH = Benchmark(
     pool=pooling(weighted=True),
     count=ALL,
     views=strided_views,
+    scenes=("final/*",),
     notes="No suffix: one scale; _shift: scale and shift by Adam as published; _metric: as predicted.",
     resolution=SIDE,
 )
@@ -167,6 +168,7 @@ KITTI_DEPTH = replace(
     data="kitti_depth",
     measures=(video_depth("kitti"),),
     count=110,
+    scenes=None,
 )
 
 DTU_POINTS = Benchmark(
@@ -181,15 +183,33 @@ DTU_POINTS = Benchmark(
     resolution=SIDE,
 )
 ETH3D_POINTS = replace(DTU_POINTS, title="ETH3D, point maps of every fifth view", data="eth3d", notes="In metres.")
+SEVENSCENES_TESTS = {
+    "chess": (3, 5),
+    "fire": (3, 4),
+    "heads": (1,),
+    "office": (2, 6, 7, 9),
+    "pumpkin": (1, 7),
+    "redkitchen": (3, 4, 6, 12, 14),
+    "stairs": (1, 4),
+}
 SEVENSCENES = replace(
     ETH3D_POINTS,
     title="7-Scenes, point maps, sparse",
     data="sevenscenes",
     papers="Pi3; CUT3R; Spann3R; GoToHunt",
     views=partial(strided_views, stride=200),
+    scenes=tuple(f"{room}/seq-{number:02}" for room, numbers in SEVENSCENES_TESTS.items() for number in numbers),
+    notes="In metres. The sequences of the set's TestSplit.txt.",
 )
 SEVENSCENES_DENSE = replace(SEVENSCENES, title="7-Scenes, point maps, dense", views=partial(strided_views, stride=40))
-NRGBD = replace(SEVENSCENES, title="NRGBD, point maps, sparse", data="nrgbd", views=partial(strided_views, stride=500))
+NRGBD = replace(
+    SEVENSCENES,
+    title="NRGBD, point maps, sparse",
+    data="nrgbd",
+    views=partial(strided_views, stride=500),
+    scenes=None,
+    notes="In metres.",
+)
 NRGBD_DENSE = replace(NRGBD, title="NRGBD, point maps, dense", views=partial(strided_views, stride=100))
 
 
