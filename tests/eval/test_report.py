@@ -17,11 +17,12 @@ from eval.made import DIRECTIONS, failed, make_bench, make_run, mean_pool, row
 from lean3r.errors import InputError, UsageError
 from lean3r.eval.figures import sorted_figures
 from lean3r.eval.report.bench import fit, read_benches
-from lean3r.eval.report.compare import Comparison, compare, intervals, parse_tolerances
+from lean3r.eval.report.compare import Comparison, compare, intervals, of_its_own, parse_tolerances
 from lean3r.eval.report.content import Report, make_report
 from lean3r.eval.report.plots import pareto_front
 from lean3r.eval.report.runs import read_runs
 from lean3r.eval.report.writing import write_report
+from lean3r.eval.runs.scores import scene_of
 
 NAMES = [f"room/{n:02d}" for n in range(12)]
 
@@ -99,6 +100,70 @@ def test_intervals_are_those_of_the_mean(tmp_path: Path) -> None:
     error = values.std() / math.sqrt(12)
     assert (found.low + found.high) / 2 == pytest.approx(values.mean(), abs=0.3 * error)
     assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_items_of_one_scene_are_drawn_together(tmp_path: Path) -> None:
+    """Four scenes whose 25 items each are equal: 100 items tell no more than 4, and the interval is that of 4."""
+    levels = np.array([20.0, 40.0, 50.0, 70.0])
+    few = [row(f"scene{n:04}_00/0-1", float(level)) for n, level in enumerate(levels)]
+    many = [row(f"scene{n:04}_00/0-{i}", float(level)) for n, level in enumerate(levels) for i in range(25)]
+    runs = read_runs([make_run(tmp_path / name, each, "scannet1500") for name, each in (("few", few), ("many", many))])
+    spans = [intervals(run.scores["scannet1500"], mean_pool, scene_of)["auc30"] for run in runs]
+    alone = intervals(runs[1].scores["scannet1500"], mean_pool)["auc30"]
+    assert spans[0] is not None and spans[1] is not None and alone is not None
+    assert (spans[1].low, spans[1].high) == pytest.approx((spans[0].low, spans[0].high))
+    assert alone.high - alone.low < 0.3 * (spans[1].high - spans[1].low)
+    (one,) = read_runs([make_run(tmp_path / "one", many[:25], "scannet1500")])
+    assert intervals(one.scores["scannet1500"], mean_pool, scene_of)["auc30"] is None
+
+
+def test_the_gate_does_not_take_pairs_of_a_scene_for_evidence(tmp_path: Path) -> None:
+    """Three scenes lose 9 points, three win 6: unclear, however many pairs each has."""
+    change = np.repeat([-9.0, 6.0, -9.0, 6.0, -9.0, 6.0], 30)
+    names = [f"scene{n // 30:04}_00/0-{n}" for n in range(180)]
+    folders = [
+        make_run(tmp_path / name, [row(i, 50 + float(c)) for i, c in zip(names, values, strict=True)], "scannet1500")
+        for name, values in (("a", 0 * change), ("b", change))
+    ]
+    runs = read_runs(folders)
+    for own_scene, verdict in ((scene_of, "unclear"), (of_its_own, "worse")):
+        (found,) = compare(runs, runs[0], auc30_alone, {}, own_scene)
+        assert found.changes["auc30"].verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "item", "scene"),
+    [
+        ("scannet1500", "scene0707_00/15-585", "scene0707"),
+        ("scannet-trajectory", "scene0707_02", "scene0707"),
+        ("7scenes-points-dense", "chess/seq-03", "chess"),
+        ("nrgbd-points", "kitchen", "kitchen"),
+        ("co3dv2", "apple/110_13051_23361", "apple/110_13051_23361"),  # a category is no scene
+        ("synthetic@4", "0003", "0003"),
+    ],
+)
+def test_scenes_of_items(benchmark: str, item: str, scene: str) -> None:
+    assert scene_of(benchmark, item) == scene
+
+
+def test_tables_of_papers_stand_beside_ours(tmp_path: Path) -> None:
+    """Only tables with a benchmark of a run; every figure leads to report.json, as printed."""
+    made = make_run(tmp_path / "run", [row("a", 70.123, network_seconds=2.0), row("b", 72.0)], "tanks")
+    report = make_report(read_runs([made]), mean_pool, {}, [], tmp_path / "report")
+    (tmp_path / "report").mkdir()
+    write_report(report, tmp_path / "report", "0.1.0")
+    page = Page((tmp_path / "report" / "report.html").read_text())
+    told = [(source, text) for source, _, text in page.figures if "#/papers/" in source]
+    assert all(resolve(tmp_path / "report", source) == text for source, text in told)
+    found = dict(told)
+    at = "report.json#/papers/speed3r-table3"
+    assert found[f"{at}/printed/Speed3R-Pi3/tanks auc30"] == "79.77"
+    assert found[f"{at}/ours/run/tanks auc30"] == "71.06" and f"{at}/ours/run/tanks rra5" not in found
+    record = json.loads((tmp_path / "report" / "report.json").read_text())["papers"]
+    assert list(record) == ["speed3r-table3", "speed3r-table5"]
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "Speed3R, Table 3: Tanks and Temples, about 300 views (Ren et al. 2026" in text
+    assert "run (measured)" in text and "Printed seconds are of one H100" in text
 
 
 def test_items_that_fail_or_lose_their_figure_are_worse(tmp_path: Path) -> None:

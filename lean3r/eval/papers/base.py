@@ -38,13 +38,14 @@ class PaperTable:
         """Our figure of each column, from the contents of scores.json by benchmark."""
         return [_figure(column, scores.get(column.benchmark)) for column in self.columns]
 
+    def texts(self, values: Sequence[float | None]) -> list[str]:
+        """Figures of the columns with the digits of the paper; "-" where there is none."""
+        return [_text(value, column) for value, column in zip(values, self.columns, strict=True)]
+
     def printed(self, scores: Mapping[str, Mapping[str, Any]], label: str) -> tuple[list[str], list[list[str]]]:
         """Head and lines of the table as text, the paper's rows first, ours last."""
-        lines = [
-            [method, *(_text(v, c) for v, c in zip(values, self.columns, strict=True))]
-            for method, values in self.rows.items()
-        ]
-        ours = [_text(v, c) for v, c in zip(self.ours(scores), self.columns, strict=True)]
+        lines = [[method, *self.texts(values)] for method, values in self.rows.items()]
+        ours = self.texts(self.ours(scores))
         return ["", *(column.head for column in self.columns)], [*lines, [f"{label} (measured)", *ours]]
 
 

@@ -75,9 +75,10 @@ class Benchmark:
 
     `data` is a row of DATASETS; `views` chooses scenes and at most `count` views of each; `scenes` are the ends of the
     names of the protocol's scenes, with wildcards (None: all; all as well if the data have none of them), `group_of`
-    what is averaged over first. `measures` score an item; `pool` makes the figures of the rows. `papers` says who uses
-    it, `notes` where references disagree and what is taken; `resolution` is the longest side of the pictures in the
-    papers. `items` makes the items itself, for data that are no SceneSet.
+    what is averaged over first, `scene_of` the scene of an item by its id, where several items are of one (None: each
+    is a scene). `measures` score an item; `pool` makes the figures of the rows. `papers` says who uses it, `notes`
+    where references disagree and what is taken; `resolution` is the longest side of the pictures in the papers. `items`
+    makes the items itself, for data that are no SceneSet.
     """
 
     title: str
@@ -91,6 +92,7 @@ class Benchmark:
     items: Callable[[SceneSet | None, int], list[Item]] | None = None
     scenes: tuple[str, ...] | None = None
     group_of: Callable[[str], str] | None = None
+    scene_of: Callable[[str], str] | None = None
     resolution: int | None = None
 
     def select(self, scenes: SceneSet | None, chosen: Chosen | None = None) -> list[Item]:

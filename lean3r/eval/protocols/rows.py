@@ -39,8 +39,13 @@ LISTS = (
 
 
 def category(scene: str) -> str:
-    """The part of a scene's name before the first slash: CO3D's category."""
+    """The part of a scene's name before the first slash: CO3D's category, or a place of 7-Scenes."""
     return scene.partition("/")[0]
+
+
+def room(item: str) -> str:
+    """The room of ScanNet's scene0707_00/15-585, scene0707: it may have several scans, and each several pairs."""
+    return item.partition("/")[0].partition("_")[0]
 
 
 RE10K = Benchmark(
@@ -70,6 +75,7 @@ SCANNET1500 = Benchmark(
     pool=pooling("pairs"),
     count=2,
     views=spread_views,
+    scene_of=room,
     notes="auc_exact are areas by trapezoids, as in SuperGlue; a failed pose counts 180 degrees.",
     resolution=SIDE,
 )
@@ -122,7 +128,9 @@ TUM_TRAJECTORY = replace(
     scenes=("freiburg3_sitting_*", "freiburg3_walking_*"),
     notes="Every third frame, at most 90, as in MonST3R.",
 )
-SCANNET_TRAJECTORY = replace(TUM_TRAJECTORY, title="ScanNet, trajectory of 90 frames", data="scannet", scenes=None)
+SCANNET_TRAJECTORY = replace(
+    TUM_TRAJECTORY, title="ScanNet, trajectory of 90 frames", data="scannet", scenes=None, scene_of=room
+)
 BONN_TRAJECTORY = replace(
     SINTEL_TRAJECTORY,
     title="Bonn, trajectory of 110 frames",
@@ -199,6 +207,7 @@ SEVENSCENES = replace(
     papers="Pi3; CUT3R; Spann3R; GoToHunt",
     views=partial(strided_views, stride=200),
     scenes=tuple(f"{room}/seq-{number:02}" for room, numbers in SEVENSCENES_TESTS.items() for number in numbers),
+    scene_of=category,  # chess of chess/seq-03
     notes="In metres. The sequences of the set's TestSplit.txt.",
 )
 SEVENSCENES_DENSE = replace(SEVENSCENES, title="7-Scenes, point maps, dense", views=partial(strided_views, stride=40))
@@ -208,6 +217,7 @@ NRGBD = replace(
     data="nrgbd",
     views=partial(strided_views, stride=500),
     scenes=None,
+    scene_of=None,
     notes="In metres.",
 )
 NRGBD_DENSE = replace(NRGBD, title="NRGBD, point maps, dense", views=partial(strided_views, stride=100))

@@ -1,8 +1,9 @@
 """Intervals of figures, and what got better or worse from one run to another.
 
-Intervals are the middle 95 % of a bootstrap over items: RESAMPLES times as many items are drawn with replacement, and
-the figure is pooled from them as the benchmark pools it. Two runs are compared on the items that both have, with the
-same draws, so what is common to a scene cancels.
+Intervals are the middle 95 % of a bootstrap over scenes: RESAMPLES times as many scenes are drawn with replacement,
+each with all of its items, and the figure is pooled from these as the benchmark pools it. Mostly an item is a scene;
+several pairs or sequences of one scene are not independent, so they are drawn together. Two runs are compared on the
+items that both have, with the same draws, so what is common to a scene cancels.
 
 A figure is "worse" if the loss is beyond the tolerance and the items agree that it is one: the interval's better end
 is no gain, or one of less than ROUNDING of the tolerance. The first half lets differences of no importance pass, the
@@ -31,6 +32,13 @@ RELATIVE_TOLERANCE = 0.02  # of the reference's value, of other figures
 
 Pool = Callable[[str, Sequence[Any]], Mapping[str, float]]
 """Figures of a benchmark, by its name and the rows of its items."""
+SceneOf = Callable[[str, str], str]
+"""The scene of an item of a benchmark, by the names of both."""
+
+
+def of_its_own(_: str, item: str) -> str:
+    """Every item is a scene."""
+    return item
 
 
 @dataclass(frozen=True)
@@ -118,29 +126,42 @@ def costs(rows: Sequence[Row], names: Iterable[str] = COSTS) -> dict[str, float]
     return found
 
 
-def intervals(scores: Scores, pool: Pool) -> dict[str, Interval | None]:
-    """The interval of every figure of a run, over its items; None if it has fewer than two, or too few numbers."""
+def intervals(scores: Scores, pool: Pool, scene_of: SceneOf = of_its_own) -> dict[str, Interval | None]:
+    """The interval of every figure of a run, over its scenes; None if it has fewer than two, or too few numbers."""
     rows = [row for row in scores.rows if row["error"] is None]
-    draws = _draws(len(rows))
+    draws = _draws([scene_of(scores.name, row["id"]) for row in rows])
     values = [pool(scores.name, [rows[i] for i in draw]) for draw in draws]
-    return {figure: _interval([v.get(figure, math.nan) for v in values], len(rows)) for figure in scores.directions}
+    return {figure: _interval([v.get(figure, math.nan) for v in values]) for figure in scores.directions}
 
 
-def _draws(items: int) -> np.ndarray:
-    """Places [RESAMPLES, items] of drawn items; without a choice, none."""
-    return np.random.default_rng(0).integers(0, max(items, 1), (RESAMPLES if items > 1 else 0, items))
+def _draws(scenes: Sequence[str]) -> list[list[int]]:
+    """Places of the items of drawn scenes, RESAMPLES times, from the scene of each item; none of fewer than two."""
+    items: dict[str, list[int]] = {}
+    for place, scene in enumerate(scenes):
+        items.setdefault(scene, []).append(place)
+    groups = list(items.values())
+    if len(groups) < 2:
+        return []
+    draws = np.random.default_rng(0).integers(0, len(groups), (RESAMPLES, len(groups)))
+    return [[place for group in draw for place in groups[group]] for draw in draws]
 
 
-def _interval(values: Sequence[float], items: int) -> Interval | None:
+def _interval(values: Sequence[float]) -> Interval | None:
     known = np.asarray(values, np.float64)
     known = known[np.isfinite(known)]
-    if items < 2 or len(known) < RESAMPLES / 2:
+    if len(known) < RESAMPLES / 2:
         return None
     low, high = np.percentile(known, (2.5, 97.5))
     return Interval(float(low), float(high))
 
 
-def compare(runs: Sequence[Run], against: Run, pool: Pool, tolerances: Mapping[str, Tolerance]) -> list[Comparison]:
+def compare(
+    runs: Sequence[Run],
+    against: Run,
+    pool: Pool,
+    tolerances: Mapping[str, Tolerance],
+    scene_of: SceneOf = of_its_own,
+) -> list[Comparison]:
     """Compare runs with one of them, benchmark by benchmark.
 
     Raises InputError if a run has no benchmark, or a benchmark no scored item, in common with the reference, UsageError
@@ -157,11 +178,13 @@ def compare(runs: Sequence[Run], against: Run, pool: Pool, tolerances: Mapping[s
         if not common:
             theirs, ours = ", ".join(run.scores), ", ".join(against.scores)
             raise InputError(f"{run.name} has scores of {theirs}, {against.name} of {ours}: nothing to compare.")
-        found += [_compare(name, run, against, pool, tolerances) for name in common]
+        found += [_compare(name, run, against, pool, tolerances, scene_of) for name in common]
     return found
 
 
-def _compare(name: str, run: Run, against: Run, pool: Pool, tolerances: Mapping[str, Tolerance]) -> Comparison:
+def _compare(
+    name: str, run: Run, against: Run, pool: Pool, tolerances: Mapping[str, Tolerance], scene_of: SceneOf
+) -> Comparison:
     old = {row["id"]: row for row in against.scores[name].rows}
     new = {row["id"]: row for row in run.scores[name].rows}
     common = [key for key in old if key in new]
@@ -184,14 +207,13 @@ def _compare(name: str, run: Run, against: Run, pool: Pool, tolerances: Mapping[
         return {**pool(name, rows), **costs(rows, asked)} if rows else {}
 
     first, second = pooled(before), pooled(after)
-    samples = [
-        (pooled([pairs[i][0] for i in draw]), pooled([pairs[i][1] for i in draw])) for draw in _draws(len(pairs))
-    ]
+    draws = _draws([scene_of(name, key) for key in scored])
+    samples = [(pooled([pairs[i][0] for i in draw]), pooled([pairs[i][1] for i in draw])) for draw in draws]
     changes = dict[str, Change]()
     for figure in (*plain, *asked, *variants):
         tolerance = _tolerance(figure, against.scores[name].unit(figure), tolerances)
         values = [b.get(figure, math.nan) - a.get(figure, math.nan) for a, b in samples]
-        span = _interval(values, len(pairs))
+        span = _interval(values)
         changes[figure] = _change(
             first.get(figure), second.get(figure), span, directions[figure], tolerance, figure in lost
         )

@@ -13,8 +13,20 @@ from typing import Any
 
 from lean3r.data.sets.scenes import first_few
 from lean3r.eval.report.bench import QUANTITIES, Bench, Fit, fit
-from lean3r.eval.report.compare import Change, Comparison, Interval, Pool, Tolerance, compare, costs, intervals
+from lean3r.eval.report.compare import (
+    Change,
+    Comparison,
+    Interval,
+    Pool,
+    SceneOf,
+    Tolerance,
+    compare,
+    costs,
+    intervals,
+    of_its_own,
+)
 from lean3r.eval.report.page import Figure, pointer, show
+from lean3r.eval.report.papers import paper_tables
 from lean3r.eval.report.runs import FORMAT, Run
 
 REPORT = "report.json"
@@ -68,6 +80,11 @@ class Report:
         return found
 
     @property
+    def papers(self) -> dict[str, dict[str, Any]]:
+        """The tables of papers to which a benchmark of the runs belongs; see `paper_tables`."""
+        return paper_tables(self.runs)
+
+    @property
     def fits(self) -> list[Fit]:
         """How the costs of each program grow with the number of views, where several were measured."""
         return [
@@ -106,6 +123,7 @@ class Report:
             },
             "runs": {run.name: {name: self._summary(run, name) for name in run.scores} for run in self.runs},
             "comparisons": [dataclasses.asdict(each) for each in self.comparisons],
+            "papers": self.papers,
             "costs": [dataclasses.asdict(each) for each in self.fits],
             "warnings": self.warnings,
             "worse": self.worse,
@@ -144,10 +162,11 @@ def make_report(
     tolerances: Mapping[str, Tolerance],
     benches: Sequence[Bench],
     folder: Path,
+    scene_of: SceneOf = of_its_own,
 ) -> Report:
     """Compute intervals, and compare all runs with the first. Raises what `compare` raises."""
-    spans = {run.name: {name: intervals(scores, pool) for name, scores in run.scores.items()} for run in runs}
-    comparisons = compare(runs, runs[0], pool, tolerances) if runs else []
+    spans = {run.name: {name: intervals(scores, pool, scene_of) for name, scores in run.scores.items()} for run in runs}
+    comparisons = compare(runs, runs[0], pool, tolerances, scene_of) if runs else []
     return Report(list(runs), spans, comparisons, list(benches), folder)
 
 

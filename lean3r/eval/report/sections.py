@@ -13,6 +13,7 @@ from lean3r.eval.report.compare import Comparison
 from lean3r.eval.report.content import Report
 from lean3r.eval.report.costs import cost_blocks, pareto_blocks
 from lean3r.eval.report.page import NOTHING, Block, Cell, Figure, Gallery, Heading, Picture, Plot, Table, Text, cell
+from lean3r.eval.report.papers import paper_blocks
 from lean3r.eval.report.plots import bars
 from lean3r.eval.report.runs import COSTS, Row, Run, Scores, picture_of
 
@@ -23,7 +24,7 @@ _ARROWS = {"higher": "↑", "lower": "↓"}
 
 
 def blocks(report: Report) -> Iterator[Block]:
-    """Verdict, runs, a section for each benchmark, costs."""
+    """Verdict, runs, a section for each benchmark, the tables of papers, costs."""
     yield Heading(1, _title(report))
     yield from _verdict(report)
     for place, text in enumerate(report.warnings):
@@ -32,6 +33,7 @@ def blocks(report: Report) -> Iterator[Block]:
         yield _about(report)
     for name, runs in report.benchmarks.items():
         yield from _benchmark(report, name, runs)
+    yield from paper_blocks(report.papers, report.own)
     yield from cost_blocks(report)
 
 
@@ -144,7 +146,7 @@ def _figures(report: Report, name: str, runs: list[Run], figures: Sequence[str],
         counts = (cell(items), cell(failed, mark="failed" if scores.failed else ""))
         return (cell(run.name), *counts, *(value(run, figure) for figure in figures))
 
-    caption = f"{figures[0]} to {figures[-1]}" if folded else "Figures, with 95 % intervals by bootstrap over items"
+    caption = f"{figures[0]} to {figures[-1]}" if folded else "Figures, with 95 % intervals by bootstrap over scenes"
     head = ("run", "items", "failed", *(_label(runs[0].scores[name], figure) for figure in figures))
     return Table(caption, head, ("", "items", "failed", *figures), [row(run) for run in runs], folded)
 

@@ -18,6 +18,12 @@ def pool(benchmark: str, rows: Sequence[Row]) -> dict[str, float]:
     return resolve(benchmark).pool(good) if good else {}
 
 
+def scene_of(benchmark: str, item: str) -> str:
+    """The scene of an item of a benchmark, by its id."""
+    found = resolve(benchmark).scene_of
+    return item if found is None else found(item)
+
+
 def directions(figures: Sequence[str]) -> dict[str, str]:
     """Name of a figure -> "higher" or "lower", which is better."""
     return {name: "higher" if name.startswith(_HIGHER) else "lower" for name in figures}
