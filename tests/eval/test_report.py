@@ -16,6 +16,7 @@ from eval.made import DIRECTIONS, failed, make_bench, make_run, mean_pool, row
 
 from lean3r.errors import InputError, UsageError
 from lean3r.eval.figures import sorted_figures
+from lean3r.eval.report import plots
 from lean3r.eval.report.bench import fit, read_benches
 from lean3r.eval.report.compare import Comparison, compare, intervals, of_its_own, parse_tolerances
 from lean3r.eval.report.content import Report, make_report
@@ -361,6 +362,13 @@ def test_main_figures_come_first_and_variants_are_those_beside_them() -> None:
     assert main == ["auc5", "abs_rel", "delta1", "abs_rel_shift", "rra5"]
     assert variants == ["allpairs_auc5", "auc5_pi3", "rra5_da3"]
     assert sorted_figures(["rotation_deg", "auc5_exact"]) == (["auc5_exact", "rotation_deg"], [])
+
+
+def test_many_runs_can_be_told_apart() -> None:
+    """There are fewer colours than runs: the bars of later ones are hatched, each in its own way."""
+    drawing = plots.bars(["a scene"], {f"run {number}": [1.0] for number in range(2 * len(plots.COLOURS) + 1)}, "auc30")
+    hatches = set(re.findall(r"url\(#(\w+)\)", drawing))
+    assert len([name for name in hatches if f'<pattern id="{name}"' in drawing]) == len(plots.COLOURS) + 1
 
 
 def test_growth_is_fitted(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #d7dce2; --soft: #9ea7b1; --page: #11151a; --line: #363d47;
   --band: #1a2027; --bad: #ff8a80; --bad-band: #3a1a1a; --good: #57c278; --doubt: #e0b050; --link: #6cb0ff; } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
-  max-width: 72rem; margin: 2rem auto 4rem; padding: 0 1.2rem; }
+  max-width: 72rem; margin: 2rem auto 4rem; padding: 0 1.2rem; overflow-wrap: break-word; }
 h1 { font-size: 1.8rem; margin-bottom: .2rem; } h2 { margin-top: 2.8rem; border-bottom: 1px solid var(--line); }
 h3 { margin-top: 1.8rem; } a { color: var(--link); } code { font-size: .9em; overflow-wrap: anywhere; }
 .table { overflow-x: auto; margin: 1.2rem 0; } table { border-collapse: collapse; font-size: .92rem; }

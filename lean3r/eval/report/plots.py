@@ -48,7 +48,8 @@ def bars(labels: Sequence[str], series: Mapping[str, Sequence[float | None]], ax
         at = np.arange(len(labels)) + (place - (len(series) - 1) / 2) * high
         widths = [0.0 if value is None else value for value in values]
         colour = COLOURS[place % len(COLOURS)]
-        axes.barh(at, widths, high * 0.88, label=name, color=colour)
+        hatch = "//" * (place // len(COLOURS)) or None  # colours return from the ninth on
+        axes.barh(at, widths, high * 0.88, label=name, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
         missing = [y for y, value in zip(at, values, strict=True) if value is None]
         axes.plot([0.01 * max(known, default=1)] * len(missing), missing, "x", color=colour, markersize=5)
     axes.set_yticks(range(len(labels)), labels)

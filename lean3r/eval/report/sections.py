@@ -49,7 +49,8 @@ def _title(report: Report) -> str:
     if not report.runs:
         return "Time and memory"
     first, *others = (run.name for run in report.runs)
-    return f"{', '.join(others)} against {first}" if others else f"{first}: {', '.join(report.benchmarks)}"
+    compared = ", ".join(others) if len(others) <= 3 else f"{len(others)} runs"
+    return f"{compared} against {first}" if others else f"{first}: {', '.join(report.benchmarks)}"
 
 
 def _verdict(report: Report) -> Iterator[Block]:
