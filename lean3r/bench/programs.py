@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,15 +13,16 @@ from torch import Tensor, nn
 
 from lean3r.bench.meter import Clock, Operations, Parts, parts_of
 from lean3r.bench.official import AGREE, PEERS, Outputs, build_ours, build_peer, differences, give_weights, run_ours
-from lean3r.bench.settings import DENSE, LAYER, LAYER_PATCH, STORED, Cell, Program, Refine
+from lean3r.bench.settings import DENSE, LAYER, LAYER_PATCH, STORED, Cell, Program, Refine, Settings
 from lean3r.compress import CompressionPlan, compress, resolve_plan
 from lean3r.compress.plan import Step
 from lean3r.errors import InputError, LeanError, UsageError, WeightsError
 from lean3r.layers.embed import SpecialTokens
 from lean3r.layers.trunk import Trunk
 from lean3r.layers.vit import PatchEmbed
-from lean3r.models import STUDENTS
+from lean3r.models import MODELS, STUDENTS
 from lean3r.models.base import Backbone
+from lean3r.models.checkpoint import without_memory
 from lean3r.models.execution import choose_dtype, hold
 from lean3r.models.origin import Origin
 from lean3r.models.summary import summarise
@@ -103,6 +105,27 @@ def plan_of(program: Program) -> CompressionPlan | None:
     return None if program.plan in (DENSE, STORED) else resolve_plan(program.plan)
 
 
+def check_plans(settings: Settings) -> None:
+    """UsageError, before anything starts, for a plan whose settings none of the models accepts."""
+    models = [model for model in settings.models if model not in STUDENTS]
+    empty = {model: without_memory(partial(_empty, model)) for model in models}
+    for option, plans in (("--plans", settings.plans), ("--against", settings.against)):
+        for plan in (plan for plan in plans if plan not in (DENSE, "sdpa", "official")):
+            refused = []
+            for model in models:
+                try:
+                    compress(empty[model], resolve_plan(plan))
+                except UsageError as error:
+                    refused.append(error)
+            if refused and len(refused) == len(models):
+                raise UsageError(f"{option} {plan}: {refused[0]}") from refused[0]
+
+
+def _empty(model: str) -> nn.Module:
+    match = LAYER.fullmatch(model)
+    return MODELS.get(model)() if match is None else _Layer(int(match[1]), int(match[2]))
+
+
 def _load(program: Program, device: torch.device) -> Backbone:
     """The model with its usual weights if they are on this machine, else with random ones."""
     plan = plan_of(program)
@@ -180,17 +203,15 @@ class _Layer(nn.Module):
 
 
 def _layer(program: Program, device: torch.device) -> Ready:
-    match = LAYER.fullmatch(program.model)
-    assert match is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = _Layer(int(match[1]), int(match[2])).eval()
+        model = _empty(program.model).eval()
         plan = SDPA if program.kind == "sdpa" else plan_of(program)
         model = model if plan is None else compress(model, plan)
     dtype = resolve_dtype(program.dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     model = hold(model, dtype).to(device)
     parts = Parts(Clock(device), "linear")
-    attention = model.trunk.get_submodule("blocks.0.attn")
+    attention = model.get_submodule("trunk.blocks.0.attn")
     kinds = {"embed": "embedding", "trunk.blocks.0.attn.mechanism": "attention"}
     short = {"trunk.blocks.0.attn.short": "attention"} if getattr(attention, "short", None) is not None else {}
     parts.watch(model, kinds | short)

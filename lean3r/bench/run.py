@@ -14,6 +14,7 @@ from typing import Any
 from lean3r import __version__
 from lean3r.bench.exponents import exponents
 from lean3r.bench.machine import Others, hardware, load_average
+from lean3r.bench.programs import check_plans
 from lean3r.bench.settings import DENSE, Cell, Program, Settings, size_text
 from lean3r.bench.worker import Failed, Worker
 from lean3r.errors import InputError, UsageError
@@ -40,9 +41,11 @@ def bench(
     """Measure everything that `settings` name; `out` is a JSON file (docs/how-to/benchmark.md), written after each row.
 
     `resume` goes on with the file of an earlier run: what has rows there, failures included, is not measured again.
-    `say` is called with each new row. UsageError for a file that exists without `resume` or `overwrite`, or cannot be
-    continued, and if the disk is full; InputError if every row is a failure.
+    `say` is called with each new row. UsageError for a plan that no model accepts, for a file that
+    exists without `resume` or `overwrite`, or cannot be continued, and if the disk is full; InputError if every row is
+    a failure.
     """
+    check_plans(settings)
     try:
         result = _begin(settings, out, resume, overwrite)
         with temporary_folder("bench") as folder:

@@ -62,7 +62,7 @@ class Cell:
     def pixels(self, model: str) -> tuple[int, int]:
         """Height and width for a model, the nearest multiples of its patch; UsageError if they are below a patch."""
         patch, own = shape_of(model)
-        sides = self.size if isinstance(self.size, tuple) else (self.size or own,) * 2
+        sides = self.size if isinstance(self.size, tuple) else (own if self.size is None else self.size,) * 2
         if min(sides) < patch:
             raise UsageError(f"--resolution is {size_text(self.size)}; {model} needs at least {patch} pixels.")
         height, width = (patch * max(1, round(side / patch)) for side in sides)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 
 import pytest
 
 from lean3r.bench.official import parse_clones
+from lean3r.bench.programs import check_plans
 from lean3r.bench.settings import Cell, Settings, parse_layers, parse_sizes, parse_views, split_plans
+from lean3r.cli.main import run
 from lean3r.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +49,7 @@ def test_settings_stay_with_their_plan() -> None:
         ({"plans": ("dens",)}, "Perhaps you meant dense"),
         ({"against": ("offical",)}, "offical"),
         ({"sizes": (3,)}, "at least 16 pixels"),
+        ({"sizes": (0,)}, "--resolution is 0; nano needs at least 16 pixels"),
         ({"devices": ("tpu",)}, "unknown device"),
         ({"dtypes": ("int3",)}, "unknown dtype"),
         ({"repeats": 0}, "--repeats is 0"),
@@ -59,6 +63,27 @@ def test_settings_stay_with_their_plan() -> None:
 def test_mistakes_are_found_before_anything_runs(change: dict, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         Settings(**change)
+
+
+@pytest.mark.parametrize("option", ["--plans", "--against"])
+@pytest.mark.parametrize("models", [["--models=nano"], ["--layer=4x32"]])
+def test_values_of_plans_are_checked_before_anything_runs(
+    option: str, models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "x.json"
+    assert run(["bench", f"{option}=gsa:regions=abc", *models, "--views=2", "-o", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert f"{option} gsa:regions=abc: regions is 'abc'; expected a whole number" in said and not out.exists()
+
+
+def test_a_plan_that_suits_one_model_of_several_is_kept(tmp_path: Path) -> None:
+    fourth = {"groups": [[[3], "merge", {}]]}
+    step = {"target": "every attention layer", "mechanism": "per_head", "settings": fourth}
+    (tmp_path / "fourth.json").write_text(json.dumps({"steps": [step]}))
+    plans = (str(tmp_path / "fourth.json"),)
+    check_plans(Settings(models=("layer-2x32", "layer-4x32"), plans=plans))
+    with pytest.raises(UsageError, match="groups name the heads"):
+        check_plans(Settings(models=("layer-2x32",), plans=plans))
 
 
 def test_a_clone_must_be_one(tmp_path: Path) -> None:
