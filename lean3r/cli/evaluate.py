@@ -154,11 +154,14 @@ def score_run(console: Console, run: Path, items: dict[str, list[Item]]) -> dict
     """Score the benchmarks of a run and write their scores.json; return these by name. InputError if every item of all
     of them failed."""
     from lean3r.data.sets.scenes import first_few
+    from lean3r.eval.protocols.resolving import resolve
     from lean3r.eval.runs.folder import SCORES, write_json
     from lean3r.eval.runs.scoring import score_benchmark
 
     scores = dict[str, dict[str, Any]]()
     for name, each in items.items():
+        if departure := resolve(name).departure(each):
+            console.warn(f"{name}: {departure}")
         with console.stage(f"scoring {name}") as progress:
             scores[name] = score_benchmark(name, each, run, advanced=_advance(progress, len(each)))
         (run / name).mkdir(parents=True, exist_ok=True)

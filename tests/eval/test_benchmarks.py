@@ -313,6 +313,11 @@ def test_a_whole_download_is_scored_on_the_scenes_of_the_papers(benchmark: str, 
     names = there.split()
     found = resolve(benchmark).select(Listed("root", names))
     assert [item.id for item in found] == [names[place] for place in scored]
+    other = [name for name in names if name not in {item.id for item in found}]
+    assert not resolve(benchmark).departure(found) or len(found) == len(names)
+    if other:
+        said = resolve(benchmark).departure(resolve(benchmark).select(Listed("root", other)))
+        assert "None of the scenes that the papers score" in said and f"scored instead: {other[0]}" in said
 
 
 class Listed(FolderSet[Frame]):

@@ -240,9 +240,25 @@ def test_scenes_that_cannot_be_used_are_rows(tmp_path: Path) -> None:
     for scored in (run, tmp_path / "of another program"):
         rows = {row["id"]: row for row in score_benchmark("colmap", items, scored)["rows"]}
         assert "no posed picture" in rows["bare"]["error"] and "no readable COLMAP" in rows["damaged"]["error"]
-        assert "views is 1" in rows["single"]["error"] and (rows["good"]["error"] is None) == (scored == run)
+        assert "views is 1, too few" in rows["single"]["error"] and (rows["good"]["error"] is None) == (scored == run)
     (run / "colmap" / "good" / "item.json").write_text('{"format": 2}')
     assert "format 2" in {row["id"]: row["error"] for row in score_benchmark("colmap", items, run)["rows"]}["good"]
     shutil.rmtree(root / "good")
     with pytest.raises(InputError, match=r"has 2 views.*bare.*no posed picture"):
         items_of("colmap", {"colmap": root})
+
+
+@pytest.mark.parametrize("name", ["lite3r-blendedmvs", "lite3r-blendedmvs-released"])
+def test_pairs_of_a_scene_that_cannot_be_read_are_a_row(name: str, tmp_path: Path) -> None:
+    tiny.write("blendedmvs", tmp_path, count=8)
+    scenes = sorted(path for path in tmp_path.iterdir() if path.is_dir())
+    for path in (scenes[0] / "cams").glob("*_cam.txt"):
+        path.write_text("extrinsic\n1 2\n")
+    first, *others = score_benchmark(name, items_of(name, {"blendedmvs": tmp_path}), tmp_path / "run")["rows"]
+    assert first["id"] == scenes[0].name and "cam.txt" in first["error"]
+    assert others and all("nothing" in row["error"] or "no predictions" in row["error"] for row in others)
+    for scene in scenes:
+        for path in (scene / "cams").glob("*_cam.txt"):
+            path.write_text("extrinsic\n1 2\n")
+    with pytest.raises(InputError, match=r"none of 8 .*cam\.txt"):
+        items_of(name, {"blendedmvs": tmp_path})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -101,6 +102,32 @@ def test_main_figures_are_printed_and_all_of_them_if_asked(truth, tmp_path, caps
     ]
     assert printed["-q"][0].split() == ["auc3", "100", "%"]
     assert f"and 8 more, in other conventions: --verbose prints them, {run_folder}" in printed["-q"][-1]
+
+
+def test_scenes_of_no_paper_are_scored_with_a_warning(tmp_path, capsys):
+    tiny.write("tum", tmp_path / "tum")
+    for place in sorted((tmp_path / "tum").iterdir()):
+        place.rename(place.with_name(place.name.replace("freiburg3", "freiburg2")))
+    items = items_of("tum-trajectory", {"tum": tmp_path / "tum"})
+    for item in items:
+        (tmp_path / "run/tum-trajectory").mkdir(parents=True, exist_ok=True)
+        kitti(tmp_path / "run/tum-trajectory" / item.id, item, item.read())
+    run(["score", str(tmp_path / "run"), "--benchmark=tum-trajectory", f"--root={tmp_path / 'tum'}"])
+    said = capsys.readouterr().err
+    notes = json.loads((tmp_path / "run/tum-trajectory/scores.json").read_text())["notes"]
+    for text in (said, notes):
+        assert "freiburg3_walking_*" in text and f"scored instead: {items[0].id}" in text
+
+
+@pytest.mark.parametrize("lost", [1, 3])
+def test_pictures_that_the_model_names_but_that_are_absent_are_a_problem_of_the_row(truth, tmp_path, lost):
+    shutil.copytree(truth[0], tmp_path / "ROOT")
+    for path in sorted((tmp_path / "ROOT/scene_0/images").iterdir())[:lost]:
+        path.unlink()
+    items = items_of("colmap", {"colmap": tmp_path / "ROOT"})
+    rows = score(tmp_path / "ROOT", tmp_path / "run", "colmap", items, kitti)
+    assert f"{lost} of {len(items[1].names)} pictures of" in rows[items[0].id]["problems"][0]
+    assert not any("are missing" in problem for problem in rows[items[1].id]["problems"])
 
 
 def test_shuffled_cameras_are_not(truth, tmp_path):

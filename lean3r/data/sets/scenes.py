@@ -122,6 +122,10 @@ class SceneSet(ABC):
         """Time of a view in seconds, by the clock of the set's files; None if they have no times."""
         return None
 
+    def gaps(self, scene: int) -> list[str]:
+        """Sentences for what the files of a scene lack, such as pictures that its cameras name; by default none."""
+        return []
+
     def candidates(self, views: int, height: int, width: int) -> np.ndarray | None:
         """Indices of the scenes that suit a batch of this shape; None if the set has no such list."""
         return None
@@ -241,6 +245,10 @@ class FolderSet(SceneSet, Generic[F]):
         """The camera of a view; InputError if its pose or intrinsics are invalid."""
         frame = self._frames_of(scene)[view]
         return check_camera(frame.camera, f"{self.ids[scene]}, {frame.image.name}")
+
+    def gaps(self, scene: int) -> list[str]:
+        """See SceneSet and `incomplete`."""
+        return self.incomplete(self.root / self.ids[scene])
 
     def view_name(self, scene: int, view: int) -> str:
         """The picture's file name without its suffix, with the folders that distinguish it where names repeat."""

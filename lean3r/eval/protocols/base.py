@@ -9,7 +9,7 @@ from typing import Literal, TypedDict
 
 import numpy as np
 
-from lean3r.data.sets.scenes import RawView, SceneSet
+from lean3r.data.sets.scenes import RawView, SceneSet, first_few
 from lean3r.errors import InputError
 from lean3r.eval.predicted.base import Predicted
 from lean3r.eval.protocols.items import Chosen, Item, scene_item, stated_views
@@ -102,11 +102,23 @@ class Benchmark:
         assert scenes is not None and self.views is not None
         places = self.views(scenes, self.count) if chosen is None else stated_views(scenes, chosen)
         names = {scene: scenes.scene_id(scene) for scene, _ in places}
-        if self.scenes is not None and chosen is None:
-            wanted = [p for p in places if any(fnmatchcase(names[p[0]], f"*{scene}") for scene in self.scenes)]
-            places = wanted or places
+        if chosen is None:
+            places = [place for place in places if self._has(names[place[0]])] or places
         group_of = self.group_of or (lambda name: "")
         return [scene_item(scenes, scene, views, group_of(names[scene])) for scene, views in places]
+
+    def departure(self, items: Sequence[Item]) -> str:
+        """A sentence if none of the items is of a scene that the papers score; "" otherwise."""
+        if self.scenes is None or any(self._has(item.id) for item in items):
+            return ""
+        return (
+            f"None of the scenes that the papers score is in these data ({first_few(self.scenes)}); scored instead: "
+            f"{first_few([item.id for item in items])}. The figures cannot be compared with those of the papers."
+        )
+
+    def _has(self, scene: str) -> bool:
+        """Whether a scene is one of the protocol's."""
+        return self.scenes is None or any(fnmatchcase(scene, f"*{end}") for end in self.scenes)
 
 
 def curve_of(errors_deg: np.ndarray) -> Curve:

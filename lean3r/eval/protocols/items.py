@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
@@ -40,6 +40,10 @@ class Item(ABC):
         """Timestamps [S] of the views in seconds; None if the set has none."""
         return None
 
+    def gaps(self) -> list[str]:
+        """Sentences for what the scene's files lack; the views are those that are there."""
+        return []
+
     def cloud(self) -> np.ndarray | None:
         """True points [N, 3] of the world, None if the set has none."""
         return None
@@ -62,6 +66,10 @@ class SceneItem(Item):
         """See Item."""
         times = [self.scenes.time_s(self.scene, view) for view in self.views]
         return None if any(time is None for time in times) else np.array(times, np.float64)
+
+    def gaps(self) -> list[str]:
+        """See Item."""
+        return self.scenes.gaps(self.scene)
 
     def cloud(self) -> np.ndarray | None:
         """See Item."""
@@ -86,6 +94,15 @@ def scene_item(scenes: SceneSet, scene: int, views: Sequence[int], group: str = 
         return UnusableItem(id=place, names=(), group=group, reason=_unusable(scenes, scene))
     names = tuple(scenes.view_name(scene, view) for view in views)
     return SceneItem(id=place, names=names, group=group, scenes=scenes, scene=scene, views=tuple(views))
+
+
+def pair_item(pairs: Pairs, place: int, views: Sequence[int], side: int) -> Item:
+    """The same for `Pairs`, whose place is that of the scene there."""
+    which, scene = pairs.places[place]
+    item = scene_item(pairs.sets[which], scene, views)
+    if not isinstance(item, SceneItem):
+        return item
+    return PairItem(**{f.name: getattr(item, f.name) for f in fields(item)}, pairs=pairs, place=place, side=side)
 
 
 def path_of(scene: str) -> str:
@@ -130,12 +147,11 @@ class NoiseItem(Item):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class PairItem(Item):
+class PairItem(SceneItem):
     """Views of a scene, prepared as in Lite3R's release: squares of `side` pixels."""
 
     pairs: Pairs
     place: int
-    views: tuple[int, ...]
     side: int
 
     def read(self) -> tuple[RawView, ...]:
@@ -222,6 +238,6 @@ def _view_counts(scenes: SceneSet) -> Iterator[tuple[int, int]]:
 
 def _unusable(scenes: SceneSet, scene: int) -> str:
     try:
-        return f"the number of its views is {scenes.scene(scene).views}; expected two or more"
+        return f"the number of its views is {scenes.scene(scene).views}, too few for this benchmark"
     except InputError as error:
         return str(error)

@@ -11,16 +11,15 @@ from functools import partial
 
 from lean3r.data.sampling.lite3r import HELD_OUT, Pairs
 from lean3r.data.sets.scenes import SceneSet
-from lean3r.errors import InputError
 from lean3r.eval.protocols.base import Benchmark
 from lean3r.eval.protocols.cameras import focal_length, relative_poses, trajectory, two_views
 from lean3r.eval.protocols.geometry import clouds, lite3r, one_scale, surfaces, video_depth
 from lean3r.eval.protocols.items import (
     Item,
     NoiseItem,
-    PairItem,
     WorldItem,
-    path_of,
+    check_any,
+    pair_item,
     random_views,
     spread_views,
     strided_views,
@@ -226,24 +225,9 @@ NRGBD_DENSE = replace(NRGBD, title="NRGBD, point maps, dense", views=partial(str
 def _pairs(scenes: SceneSet | None, views: int, released: bool) -> list[Item]:
     assert scenes is not None
     pairs = Pairs([scenes], part="all" if released else "test", order=None, as_released=released)
-    found: list[Item] = []
-    for number in range(min(HELD_OUT, len(pairs))):
-        place, chosen = pairs.draw(number, views)
-        index = pairs.places[place][1]
-        if not chosen:
-            raise InputError(f"{scenes.scene(index).id} has too few views; this benchmark needs {views}")
-        names = tuple(scenes.view_name(index, view) for view in chosen)
-        found.append(
-            PairItem(
-                id=path_of(scenes.scene(index).id),
-                names=names,
-                pairs=pairs,
-                place=place,
-                views=tuple(chosen),
-                side=SIDE,
-            )
-        )
-    return found
+    drawn = [pairs.draw(number, views) for number in range(min(HELD_OUT, len(pairs)))]
+    check_any([(pairs.places[place][1], chosen) for place, chosen in drawn], scenes, views)
+    return [pair_item(pairs, place, chosen, SIDE) for place, chosen in drawn]
 
 
 LITE3R_BLENDEDMVS = Benchmark(

@@ -39,7 +39,7 @@ def score_benchmark(
         "benchmark": name,
         "title": benchmark.title,
         "paper": benchmark.papers,
-        "notes": benchmark.notes,
+        "notes": f"{benchmark.notes} {benchmark.departure(items)}".strip(),
         "protocol": {"data": benchmark.data, "views": benchmark.count, "resolution": benchmark.resolution},
         "directions": directions(named),
         "units": units(benchmark, named),
@@ -75,7 +75,7 @@ def score_item(benchmark: Benchmark, item: Item, folder: Path) -> Row:
         return row
     try:
         predicted = read(place, item.names, item.times_s)
-        row["problems"] = predicted.problems()
+        row["problems"] = item.gaps() + predicted.problems()
         views = item.read()
         if place.is_dir():
             _show(views, place / PICTURE)
