@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from lean3r.data.sets.scenes import SceneSet, is_rotation
 from lean3r.data.sets.sevenscenes import COLOUR_CAMERA, COLOUR_FROM_DEPTH, DEPTH_CAMERA, SevenScenes, seen_from_colour
 from lean3r.data.sets.tanks import FOCAL, Tanks, inside_volume, moved, read_log
 from lean3r.errors import InputError, UsageError
+from lean3r.eval.runs.data import items_of
 from lean3r.export.ply import ply_bytes
 
 NAMES = ("eth3d", "tanks", "sevenscenes", "nrgbd")
@@ -90,6 +92,24 @@ def test_tanks_clouds_are_cropped_to_the_scored_volume(tmp_path: Path) -> None:
     (tmp_path / "Barn" / "Barn_trans.txt").unlink()
     assert Tanks(tmp_path).cloud(0) is None and not Tanks(tmp_path).is_metric
     assert any("cannot be aligned" in what for what in Tanks.problems(tmp_path))
+
+
+@pytest.mark.parametrize("pictures", [".", "image_sets"])
+def test_tanks_with_pictures_and_poses_apart_say_what_to_copy_where(pictures: str, tmp_path: Path) -> None:
+    """As the two downloads unpack: Barn/ with pictures, trainingdata/Barn/ with the rest."""
+    tiny.write("tanks", tmp_path / "trainingdata", count=1)
+    poses, own = tmp_path / "trainingdata" / "Barn", (tmp_path / pictures / "Barn").resolve()
+    own.mkdir(parents=True)
+    shutil.rmtree(poses / "sparse")
+    for picture in poses.glob("*.jpg"):
+        picture.rename(own / picture.name)
+    with pytest.raises(InputError, match=re.escape(f"copy those of {own} to {poses / 'images'}")):
+        items_of("tanks", {"tanks": poses.parent})
+    with pytest.raises(InputError, match=re.escape(f"copy the files of {poses} to {own}")):
+        items_of("tanks", {"tanks": own.parent})
+    for path in poses.iterdir():
+        shutil.copy(path, own)
+    assert len(items_of("tanks", {"tanks": own.parent})) == 1
 
 
 def test_tanks_without_a_model_take_the_usual_focal_length(tmp_path: Path) -> None:

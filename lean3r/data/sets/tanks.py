@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -67,19 +67,28 @@ class Tanks(LensSet[LensFrame]):
 
     @classmethod
     def places(cls, root: Path) -> Iterable[Path]:
-        """Folders with a log or an alignment, and those with a scene's name and a COLMAP model."""
+        """Folders with a log or an alignment; and those with a scene's name and a COLMAP model, or with pictures whose
+        log is in another folder of this name."""
         names = {name.lower() for name in SCENES}
         for folder in folders(root):
             has_files = any(any(folder.glob(f"*{end}")) for end in (LOG, ALIGNMENT))
-            if has_files or (folder.name.lower() in names and _model_folder(folder) is not None):
+            is_named = folder.name.lower() in names
+            if has_files or (is_named and (_model_folder(folder) or (_pictures(folder) and _twin(folder, _has_log)))):
                 yield folder
 
     @classmethod
     def missing(cls, place: Path) -> list[str]:
         """Sentences for missing poses or pictures."""
-        has_poses = _file(place, LOG).is_file() or _model_folder(place) is not None
-        problems = [] if has_poses else [f"{_file(place, LOG)} is missing"]
-        return problems + ([] if _pictures(place) else [f"{place} has no pictures, nor has its images/"])
+        problems = []
+        if not _has_log(place) and _model_folder(place) is None:
+            twin = _twin(place, _has_log)
+            hint = f": copy the files of {twin} to {place}" if twin else ""
+            problems.append(f"{_file(place, LOG)} is missing{hint}")
+        if not _pictures(place):
+            twin = _twin(place, _pictures)
+            hint = f": copy those of {_pictures(twin)[0].parent} to {place / 'images'}" if twin else ""
+            problems.append(f"{place} has no pictures, nor has its images/{hint}")
+        return problems
 
     @classmethod
     def incomplete(cls, place: Path) -> list[str]:
@@ -222,6 +231,17 @@ def _pictures(place: Path) -> list[Path]:
         if files:
             return files
     return []
+
+
+def _has_log(place: Path) -> bool:
+    return _file(place, LOG).is_file()
+
+
+def _twin(place: Path, has: Callable[[Path], object]) -> Path | None:
+    """The folder of the same scene beside or above, such as in trainingdata/, that has what this one lacks."""
+    root = place.resolve().parent
+    twins = (folder / place.name for folder in (root.parent, *folders(root), *folders(root.parent)))
+    return next((twin for twin in twins if twin != place.resolve() and has(twin)), None)
 
 
 def _model_folder(place: Path) -> Path | None:
