@@ -71,6 +71,19 @@ def test_pictures_are_found_by_whole_names_or_by_stems():
             twice.of(names)
 
 
+@pytest.mark.parametrize("form", ["{}", "{}.png", "images/{}.JPG", "up\\{}.png"])
+@pytest.mark.parametrize("lost", [0, 1])
+def test_pictures_whose_last_parts_repeat_are_found_by_their_folders(form: str, lost: int):
+    """As of rigs, and with the times of TUM, which have a dot; with a picture that was not registered, too."""
+    names = ["cam0/17.1250", "cam0/17.2500", "cam1/17.1250", "cam1/17.2500", "cam1/18"]
+    poses = np.stack([np.diag([1, 1, 1, i + 1.0]) for i in range(5)])[lost:][::-1]
+    given = tuple(form.format(name) for name in names[lost:][::-1])
+    found = Predicted(path=Path("x"), names=given, cam_from_world=poses, lacks_failures=True).of(names).cam_from_world
+    assert found is not None and found[lost:, 3, 3].tolist() == [1, 2, 3, 4, 5][lost:] and np.isnan(found[:lost]).all()
+    short = Predicted(path=Path("x"), names=("17.1250.png", "17.2500.png"), cam_from_world=poses[:2])
+    assert short.of(["17.1250", "17.2500"]).cam_from_world is not None
+
+
 def test_a_picture_that_was_lost_has_no_pose_and_no_depth():
     times, places = np.array([0.1, 0.2, 0.35]), np.tile([2.0, 2.0, 1.0, 1.0], (3, 1))
     parts = {"cam_from_world": np.tile(np.eye(4), (3, 1, 1)), "depth": (np.ones((2, 2), np.float32),) * 3}

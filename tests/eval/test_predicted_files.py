@@ -205,6 +205,16 @@ def test_depth_maps_of_any_size(tmp_path, kind):
         assert have.dtype == np.float32 and have.shape == depth.shape and np.abs(have - depth).max() <= tolerance
 
 
+def test_depth_maps_in_folders_like_their_pictures(tmp_path):
+    names = ["cam0/001", "cam0/002", "cam1/001", "cam1/002"]
+    for number, name in enumerate(names):
+        path = tmp_path / "depth" / f"{name}_depth.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.full((4, 6), number + 1.0, np.float32))
+    found = read(tmp_path, names[::-1]).depth
+    assert found is not None and [depth[0, 0] for depth in found] == [4, 3, 2, 1]
+
+
 @pytest.mark.parametrize("where", ["depth.json", "depth/depth.json"])
 def test_the_unit_of_depth_can_be_stated(tmp_path, where):
     (tmp_path / "depth").mkdir()

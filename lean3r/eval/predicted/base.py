@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from lean3r.errors import InputError
 from lean3r.eval.trajectory import associate
 
 MAX_GAP_S = 0.02  # as far as TUM's own tool for associating pictures looks
+SUFFIX = re.compile(r"(?<=[^/])\.[a-z]\w*$", re.IGNORECASE)
 COUNTED = re.compile(r"(?:frame|depth|pred)?[-_]?(\d+)", re.IGNORECASE)
 
 Resampling = Literal["nearest", "bilinear", "bicubic"]
@@ -59,7 +61,8 @@ class Predicted:
     def of(self, names: Sequence[str]) -> Predicted:
         """The predictions for the pictures with these names, in this order; InputError for other pictures.
 
-        Names agree if they are equal, or else if their last parts without suffix are. If the files have no names, or
+        Names agree if they are equal, or else if their paths without suffix are, from as few folders on as give all
+        pictures different names; at least their last parts must be. If the files have no names, or
         only numbers from 0 or 1 of which none is the name of a picture, their order counts, and there must be as many.
         """
         if self.views == 0 or (self.names is None and self.views == len(names)):
@@ -69,15 +72,16 @@ class Predicted:
                 f"{self.path} has {self.views} frames without names; expected {len(names)}, in the order of the "
                 f"benchmark ({first_few(names)})"
             )
-        for key in (str, _stem):
+        depth = max(len(_parts(name)) for name in (*self.names, *names))
+        for key in (str, *(partial(_tail, parts=parts) for parts in range(depth, 0, -1))):
             places = {key(name): place for place, name in enumerate(self.names)}
             wanted = [key(name) for name in names]
             is_unique = len(places) == len(self.names) and len(set(wanted)) == len(wanted)
             found = [name for name in wanted if name in places]
             if is_unique and (len(found) == len(wanted) or (found and self.lacks_failures)):
                 return replace(self._select([places.get(name, -1) for name in wanted]), names=tuple(names))
-        have = set(map(_stem, self.names))
-        absent = [name for name in names if _stem(name) not in have]
+        have = {_tail(name) for name in self.names}
+        absent = [name for name in names if _tail(name) not in have]
         if len(absent) == self.views == len(names) and (order := _counted(self.names)) is not None:
             return replace(self._select(order), names=tuple(names))
         raise InputError(
@@ -203,13 +207,19 @@ class Predicted:
         )
 
 
-def _stem(name: str) -> str:
-    return PurePath(name.replace("\\", "/")).stem
+def _parts(name: str) -> list[str]:
+    """The parts of a path; the last one without its suffix, which starts with a letter, unlike that of a time."""
+    return SUFFIX.sub("", name.replace("\\", "/")).split("/")
+
+
+def _tail(name: str, parts: int = 1) -> str:
+    """The last parts of a path without its suffix."""
+    return "/".join(_parts(name)[-parts:])
 
 
 def _counted(names: Sequence[str]) -> list[int] | None:
     """The places of names that count from 0 or 1 (frame_0000.npy), in their order; None for other names."""
-    matches = [COUNTED.fullmatch(_stem(name)) for name in names]
+    matches = [COUNTED.fullmatch(_tail(name)) for name in names]
     numbers = [int(match[1]) for match in matches if match is not None]
     order = sorted(range(len(numbers)), key=numbers.__getitem__)
     counts = [numbers[i] for i in order]

@@ -40,16 +40,16 @@ def read(place: Path) -> Predicted:
         return _exported(place, sidecar)
     return Predicted(
         path=place,
-        names=tuple(AFFIX.sub("", file.stem) for file in files),
+        names=tuple(file.relative_to(place).with_name(AFFIX.sub("", file.stem)).as_posix() for file in files),
         depth=tuple(_in_metres(_map(file), units) for file in files),
     )
 
 
 def _files(folder: Path) -> list[Path]:
-    """The maps in natural order. Pictures in colours beside maps are previews."""
+    """The maps in natural order, in folders too. Pictures in colours beside maps are previews."""
     kinds: dict[str, list[Path]] = {}
     with naming(folder):
-        for file in sorted(folder.iterdir(), key=lambda file: natural_key(file.name)):
+        for file in sorted(folder.rglob("*"), key=lambda file: natural_key(file.relative_to(folder).as_posix())):
             if file.suffix.lower() in MAPS and file.is_file() and file.name[0] != ".":
                 kinds.setdefault(file.suffix.lower(), []).append(file)
     if len(kinds) > 1 and ".png" in kinds and _is_coloured(kinds[".png"][0]):
