@@ -16,7 +16,7 @@ from lean3r.bench.official import AGREE, PEERS, Outputs, build_ours, build_peer,
 from lean3r.bench.settings import DENSE, LAYER, LAYER_PATCH, STORED, Cell, Program, Refine, Settings
 from lean3r.compress import CompressionPlan, compress, resolve_plan
 from lean3r.compress.plan import Step
-from lean3r.errors import InputError, LeanError, UsageError, WeightsError
+from lean3r.errors import InputError, KernelError, LeanError, UsageError, WeightsError
 from lean3r.layers.embed import SpecialTokens
 from lean3r.layers.trunk import Trunk
 from lean3r.layers.vit import PatchEmbed
@@ -115,8 +115,9 @@ def check_plans(settings: Settings) -> None:
             for model in models:
                 try:
                     compress(empty[model], resolve_plan(plan))
-                except UsageError as error:
-                    refused.append(error)
+                except Exception as error:  # of other kinds, the plan's own process says more, in its row
+                    if isinstance(error, UsageError) and not isinstance(error, KernelError):
+                        refused.append(error)
             if refused and len(refused) == len(models):
                 raise UsageError(f"{option} {plan}: {refused[0]}") from refused[0]
 

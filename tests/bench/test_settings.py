@@ -12,7 +12,7 @@ from lean3r.bench.official import parse_clones
 from lean3r.bench.programs import check_plans
 from lean3r.bench.settings import Cell, Settings, parse_layers, parse_sizes, parse_views, split_plans
 from lean3r.cli.main import run
-from lean3r.errors import UsageError
+from lean3r.errors import KernelError, UsageError
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,6 +84,15 @@ def test_a_plan_that_suits_one_model_of_several_is_kept(tmp_path: Path) -> None:
     check_plans(Settings(models=("layer-2x32", "layer-4x32"), plans=plans))
     with pytest.raises(UsageError, match="groups name the heads"):
         check_plans(Settings(models=("layer-2x32",), plans=plans))
+
+
+@pytest.mark.parametrize("error", [KernelError("no kernel"), RuntimeError("a bug"), MemoryError()])
+def test_a_plan_that_crashes_is_left_to_its_row(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("lean3r.bench.programs.compress", crash)
+    check_plans(Settings(models=("layer-2x32",), plans=("gsa",)))
 
 
 def test_a_clone_must_be_one(tmp_path: Path) -> None:
