@@ -10,6 +10,7 @@ from typing import Literal
 
 from lean3r.bench.official import PEERS, check_clone
 from lean3r.compress import resolve_plan
+from lean3r.compress.plan import COMMA
 from lean3r.errors import UsageError
 from lean3r.models import CARDS, MODELS, STUDENTS, model_of
 from lean3r.models.sources import find_weights
@@ -203,7 +204,7 @@ def split_plans(texts: str | Sequence[str]) -> tuple[str, ...]:
     """Plans of "dense,gsa:special=pooled,regions=64,fp8": a piece that is only a setting belongs to the plan before."""
     found: list[str] = []
     for text in [texts] if isinstance(texts, str) else texts:
-        for piece in filter(None, (part.strip() for part in text.split(","))):
+        for piece in filter(None, (part.strip() for part in COMMA.split(text))):
             if "=" in piece and ":" not in piece and found:
                 found[-1] += f",{piece}"
             else:

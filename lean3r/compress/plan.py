@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from lean3r.errors import UsageError
 from lean3r.json_text import parse_json
 
 FORMAT = 1
+COMMA = re.compile(r",(?![^\[]*\])")  # between settings, not inside a list
 FROM_MODEL = ("dim", "heads")  # a mechanism with parameters gets these from its block
 
 
@@ -205,10 +207,10 @@ def resolve_plan(plan: str | Path | Mapping[str, object] | CompressionPlan) -> C
 
 
 def _with_settings(text: str) -> CompressionPlan:
-    """The plan of "NAME" or "NAME:SETTING=VALUE,..."; a value is JSON, or else the text itself."""
+    """The plan of "NAME" or "NAME:SETTING=VALUE,..."; a value is JSON, perhaps a list, or else the text itself."""
     name, _, rest = text.partition(":")
     settings: dict[str, object] = {}
-    for pair in filter(None, rest.split(",")):
+    for pair in filter(None, COMMA.split(rest)):
         key, equals, value = pair.partition("=")
         if not equals:
             raise UsageError(f"'{text}' has '{pair}'; expected settings such as {name}:keep=0.2,mode=token.")

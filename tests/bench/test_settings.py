@@ -40,6 +40,7 @@ def test_sizes_become_multiples_of_the_patch_of_each_model() -> None:
 def test_settings_stay_with_their_plan() -> None:
     assert split_plans("dense,gsa:special=pooled,regions=64,fp8") == ("dense", "gsa:special=pooled,regions=64", "fp8")
     assert split_plans(["sdpa,merge", "sdpa"]) == ("sdpa", "merge")
+    assert split_plans("kv_prune:frames=1,grid=[3,2],own=true,fp8") == ("kv_prune:frames=1,grid=[3,2],own=true", "fp8")
 
 
 @pytest.mark.parametrize(

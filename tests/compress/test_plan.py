@@ -116,6 +116,8 @@ def test_settings_follow_the_name_of_a_plan() -> None:
     (step,) = resolve_plan("lite3r:rounding=none,keep=0.2,mode=block,window=4").exchanges
     assert (step.target, step.mechanism) == ("every attention layer", "sla")
     assert step.settings == {"mode": "block", "keep": 0.2, "window": 4}
+    (step,) = resolve_plan("kv_prune:frames=1,grid=[3,2],dense_below=0").exchanges
+    assert (step.settings, step.dense_below) == ({"frames": 1, "grid": [3, 2]}, 0)
 
 
 @pytest.mark.parametrize(

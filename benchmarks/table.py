@@ -1,0 +1,161 @@
+"""nano in one table: every mechanism at three densities, number formats, trained students, refined or not.
+
+    python benchmarks/table.py [--sla FILE] [--runs build/table] [--photos ../shared/data/scenes] [--processes 2]
+
+Each row is a run of `lean3r evaluate` on the synthetic world (2 to 32 views) and on the photo scenes (2, 8 and all
+views), in a folder of its own; what is done is not run again. FILE is the student of `lean3r distill --recipe
+nano-sla-fp8`. Differences from dense nano, with their intervals, are those of `lean3r report`. Writes
+benchmarks/results/nano_table.json after every row, and draws docs/images/pareto.svg from it and, if it is there, from
+nano_table_cost.json, which `python benchmarks/table.py --cost` makes: seconds of the same rows by `lean3r bench`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import RESULTS, ROOT, hardware, write_result
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import lean3r
+from lean3r.attention.base import recording
+from lean3r.cli.main import main as lean3r_main
+from lean3r.compress.plan import COMMA
+from lean3r.data.world.synthetic import HELD_OUT_SEED, SyntheticWorld
+from lean3r.eval.report.compare import compare, costs
+from lean3r.eval.report.plots import pareto
+from lean3r.eval.report.runs import Run, Scores, read_runs
+from lean3r.eval.runs.scores import pool
+from lean3r.models.base import Backbone
+from lean3r.types import Views
+
+SCENES = {2: 48, 4: 24, 8: 16, 16: 8, 32: 6}  # views -> scenes of the synthetic world
+PHOTOS = ("colmap@2", "colmap@8", "colmap")
+FIGURES = ("auc3", "auc5", "auc15", "auc30", "abs_rel")
+BLOCKS = "query_block=16,key_block=16,window=4"
+SETTINGS = {  # mechanism -> its settings, and what gives some 5, 10 and 30 % of the pairs of tokens at 8 views
+    "gsa": ("", "top_k", (6, 12, 38)),
+    "sla": ("target=global blocks,block=16,window=4", "keep", (0.05, 0.1, 0.3)),
+    "thu-sla": (f"target=global blocks,{BLOCKS}", "keep", (0.05, 0.1, 0.3)),
+    "block_sparse": (BLOCKS, "sparsity", (0.95, 0.9, 0.7)),
+    "merge": ("protect=0.0", "ratio", (0.78, 0.68, 0.45)),
+    "kv_prune": ("frames=1,moving=true,first_frame=false,query_merge=1", "grid", ("[4,5]", "[3,3]", "[2,2]")),
+    "frame_subset": ("", "stride", (4, 3, 2)),
+}
+STUDENTS = {"gsa-fp8": ("top_k", (6, 12, 38)), "sla-fp8": ("keep", (0.05, 0.1, 0.3))}
+FORMATS = ("fp8", "fp8-weight", "int8-dynamic")
+
+
+def plans() -> dict[str, str]:
+    """Row -> the plan of an untrained mechanism, or of a number format."""
+    rows = {}
+    for name, (fixed, varied, values) in SETTINGS.items():
+        for value in values:
+            settings = ",".join(filter(None, (fixed, f"{varied}={value}", "dense_below=0")))
+            rows[f"{name} {varied}={value}"] = f"{name}:{settings}"
+    return rows | {name: name for name in FORMATS}
+
+
+def students(sla: Path | None, folder: Path) -> dict[str, Path]:
+    """Row -> weights of a trained student, with another density than it was trained with; written into `folder`."""
+    files = {"gsa-fp8": ROOT / "lean3r" / "weights" / "nano-gsa-fp8.safetensors", "sla-fp8": sla}
+    rows = {}
+    for name, (setting, values) in STUDENTS.items():
+        if (file := files[name]) is None:
+            continue
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata()
+        for value in values:
+            plan = json.loads(metadata["plan"])
+            plan["steps"][0] |= {"settings": plan["steps"][0]["settings"] | {setting: value}, "dense_below": 0}
+            rows[f"student {name} {setting}={value}"] = path = folder / f"{name}-{value}.safetensors"
+            save_file(load_file(file), path, metadata | {"plan": json.dumps(plan)})
+    return rows
+
+
+def rows_of(sla: Path | None, folder: Path) -> dict[str, list[str]]:
+    """Row -> what tells `lean3r evaluate` its model."""
+    found: dict[str, list[str]] = {"dense": [], "bfloat16": ["--dtype", "bfloat16"]}
+    found |= {name: ["--plan", plan] for name, plan in plans().items()}
+    trained = {name: ["--weights", str(path)] for name, path in students(sla, folder).items()}
+    refined = {f"{name}, refined": [*found[name], "--refine", "auto"] for name in ("dense", "gsa top_k=12")}
+    return found | trained | refined
+
+
+def evaluate(folder: Path, words: list[str], photos: Path, processes: int) -> Run:
+    """The run of one row: what is not there yet is evaluated."""
+    jobs = [([f"synthetic@{views}"], ["--limit", str(count)]) for views, count in SCENES.items()]
+    jobs += [(list(PHOTOS), ["--root", str(photos)])]
+    for benchmarks, data in jobs:
+        run = folder / benchmarks[0].partition("@")[0] / benchmarks[0]
+        if not all((run / name / "scores.json").is_file() for name in benchmarks):
+            usual = ["--dtype", "float32"] if "--dtype" not in words else []
+            command = ["evaluate", *benchmarks, *data, *words, *usual, "--device", "cpu", "-o", str(run)]
+            if lean3r_main([*command, "--processes", str(processes), "--quiet", "--json"]):
+                sys.exit(f"lean3r {' '.join(command)} failed")
+    runs = read_runs([folder / names[0].partition("@")[0] / names[0] for names, _ in jobs])
+    return dataclasses.replace(runs[0], name=folder.name, scores={n: s for run in runs for n, s in run.scores.items()})
+
+
+def densities(words: list[str]) -> dict[str, float]:
+    """Views -> the share of pairs of tokens that global attention attends to."""
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    model = lean3r.load("nano", weights=given.get("--weights"), plan=given.get("--plan"), device="cpu").eval()
+    world = SyntheticWorld(seed=HELD_OUT_SEED)
+    pictures = {n: world.batch(0, 1, views=n, height=240, width=240).images for n in SCENES}
+    return {str(count): density_of(model, Views(images)) for count, images in pictures.items()}
+
+
+def density_of(model: Backbone, views: Views) -> float:
+    """Mean share of the pairs of tokens that global attention attends to; 1 if nothing is reported."""
+    with recording() as log, torch.no_grad():
+        model(views)
+    found = [r.density for r in log if r.density is not None and r.layout.views == views.images.shape[1]]
+    return sum(found) / len(found) if found else 1.0
+
+
+def figures_of(scores: Scores) -> dict[str, Any]:
+    """Pooled figures of a benchmark, and what an item costs."""
+    return {name: scores.figures.get(name) for name in FIGURES} | costs(scores.rows) | {"items": len(scores.rows)}
+
+
+def differences(run: Run, dense: Run) -> dict[str, Any]:
+    """Benchmark -> figure -> the difference from dense nano and its interval."""
+    return {
+        each.benchmark: {
+            name: {key: getattr(each.changes[name], key) for key in ("difference", "low", "high")} for name in FIGURES
+        }
+        for each in compare([run], dense, pool, {})
+    }
+
+
+def measure(options: argparse.Namespace) -> None:
+    """All rows, one after another."""
+    options.runs.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {"hardware": hardware(), "scenes": SCENES, "rows": {}}
+    rows = rows_of(options.sla, options.runs)
+    dense = None
+    for name, words in rows.items():
+        run = evaluate(options.runs / name.replace(" ", "_"), words, options.photos, options.processes)
+        dense = dense or run
+        told = [word for word in words if not word.startswith("/")]
+        found = {n: figures_of(scores) for n, scores in run.scores.items()}
+        result["rows"][name] = {"words": told, "benchmarks": found, "density": densities(words)}
+        if run is not dense:
+            result["rows"][name]["against_dense"] = differences(run, dense)
+        print(write_result("nano_table", result), name, found["synthetic@8"]["auc30"], flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sla", type=Path)
+    parser.add_argument("--runs", type=Path, default=ROOT / "build" / "table")
+    parser.add_argument("--photos", type=Path, default=ROOT.parent / "shared" / "data" / "scenes")
+    parser.add_argument("--processes", type=int, default=2)
+    measure(parser.parse_args())
