@@ -19,17 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, ROOT, hardware, write_result
+from common import ROOT, hardware, write_result
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import lean3r
 from lean3r.attention.base import recording
 from lean3r.cli.main import main as lean3r_main
-from lean3r.compress.plan import COMMA
 from lean3r.data.world.synthetic import HELD_OUT_SEED, SyntheticWorld
 from lean3r.eval.report.compare import compare, costs
-from lean3r.eval.report.plots import pareto
 from lean3r.eval.report.runs import Run, Scores, read_runs
 from lean3r.eval.runs.scores import pool
 from lean3r.models.base import Backbone
