@@ -3,10 +3,10 @@
     python benchmarks/table.py [--sla FILE] [--runs build/table] [--photos ../shared/data/scenes] [--processes 2]
 
 Each row is a run of `lean3r evaluate` on the synthetic world (2 to 32 views) and on the photo scenes (2, 8 and all
-views), in a folder of its own; what is done is not run again. FILE is the student of `lean3r distill --recipe
-nano-sla-fp8`. Differences from dense nano, with their intervals, are those of `lean3r report`. Writes
-benchmarks/results/nano_table.json after every row, and draws docs/images/pareto.svg from it and, if it is there, from
-nano_table_cost.json, which `python benchmarks/table.py --cost` makes: seconds of the same rows by `lean3r bench`.
+views), in a folder of its own. FILE is the student of `lean3r distill --recipe nano-sla-fp8`. Differences from dense
+nano, with their intervals, are those of `lean3r report`; seconds and memory of the network, on a machine that should
+do nothing else, those of `lean3r bench`. What is done is not done again. Writes benchmarks/results/nano_table.json
+after every row, and docs/images/pareto.svg.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from lean3r.attention.base import recording
 from lean3r.cli.main import main as lean3r_main
 from lean3r.data.world.synthetic import HELD_OUT_SEED, SyntheticWorld
 from lean3r.eval.report.compare import compare, costs
+from lean3r.eval.report.plots import pareto
 from lean3r.eval.report.runs import Run, Scores, read_runs
 from lean3r.eval.runs.scores import pool
 from lean3r.models.base import Backbone
@@ -47,6 +48,7 @@ SETTINGS = {  # mechanism -> its settings, and what gives some 5, 10 and 30 % of
     "frame_subset": ("", "stride", (4, 3, 2)),
 }
 STUDENTS = {"gsa-fp8": ("top_k", (6, 12, 38)), "sla-fp8": ("keep", (0.05, 0.1, 0.3))}
+OTHERS = tuple(f"={each[-1][place]}" for each in (*SETTINGS.values(), *STUDENTS.values()) for place in (0, 2))
 FORMATS = ("fp8", "fp8-weight", "int8-dynamic")
 
 
@@ -110,6 +112,33 @@ def densities(words: list[str]) -> dict[str, float]:
     return {str(count): density_of(model, Views(images)) for count, images in pictures.items()}
 
 
+def bench(rows: dict[str, list[str]], folder: Path) -> dict[str, dict[str, Any]]:
+    """Row -> views -> what the network costs, by `lean3r bench`; a student costs what its plan costs."""
+    texts = {}
+    for name, words in rows.items():
+        given = dict(zip(words[::2], words[1::2], strict=True))
+        if "--weights" in given:
+            with safe_open(given["--weights"], "pt") as opened:
+                (folder / "plans").mkdir(exist_ok=True)
+                texts[name] = str(folder / "plans" / f"{name.replace(' ', '_')}.json")
+                Path(texts[name]).write_text(opened.metadata()["plan"])
+        elif given.keys() <= {"--plan"}:
+            texts[name] = given.get("--plan", "dense")
+    file = folder / "bench.json"
+    usual = ["--views", f"{min(SCENES)}..{max(SCENES)}", "--resolution", "240", "--dtype", "float32", "--device", "cpu"]
+    command = ["bench", "--plans", ",".join(texts.values()), *usual, "--repeats", "3", "-o", str(file), "--resume"]
+    if lean3r_main([*command, "--quiet"]):
+        sys.exit(f"lean3r {' '.join(command)} failed")
+    measured = {(row["asked"]["plan"], str(row["views"])): row for row in json.loads(file.read_text())["rows"]}
+    return {name: {views: cost_of(measured[text, views]) for views in map(str, SCENES)} for name, text in texts.items()}
+
+
+def cost_of(row: dict[str, Any]) -> dict[str, float]:
+    """Medians of a row of `lean3r bench`."""
+    times = {name: row[name]["median"] for name in ("seconds", "cpu_seconds")}
+    return times | {name: row[name] for name in ("peak_mb", "activation_mb")}
+
+
 def density_of(model: Backbone, views: Views) -> float:
     """Mean share of the pairs of tokens that global attention attends to; 1 if nothing is reported."""
     with recording() as log, torch.no_grad():
@@ -138,16 +167,31 @@ def measure(options: argparse.Namespace) -> None:
     options.runs.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"hardware": hardware(), "scenes": SCENES, "rows": {}}
     rows = rows_of(options.sla, options.runs)
+    measured = bench(rows, options.runs)
     dense = None
     for name, words in rows.items():
         run = evaluate(options.runs / name.replace(" ", "_"), words, options.photos, options.processes)
         dense = dense or run
         told = [word for word in words if not word.startswith("/")]
         found = {n: figures_of(scores) for n, scores in run.scores.items()}
-        result["rows"][name] = {"words": told, "benchmarks": found, "density": densities(words)}
+        costs = {"cost": measured[name]} if name in measured else {}
+        result["rows"][name] = {"words": told, "density": densities(words), "benchmarks": found, **costs}
         if run is not dense:
             result["rows"][name]["against_dense"] = differences(run, dense)
         print(write_result("nano_table", result), name, found["synthetic@8"]["auc30"], flush=True)
+    draw(result["rows"])
+
+
+def draw(rows: dict[str, Any]) -> None:
+    """AUC@30 against CPU seconds at the most views, of dense nano, the students, and each mechanism at a tenth."""
+    shown = [name for name in rows if "cost" in rows[name] and not name.endswith(OTHERS)]
+    views = str(max(SCENES))
+    points = {
+        name: (rows[name]["cost"][views]["cpu_seconds"], rows[name]["benchmarks"][f"synthetic@{views}"]["auc30"])
+        for name in shown
+    }
+    svg = pareto(points, f"CPU seconds of the network, {views} views", "AUC@30 (%)", is_higher_better=True)
+    (ROOT / "docs" / "images" / "pareto.svg").write_text(svg)
 
 
 if __name__ == "__main__":
