@@ -26,8 +26,7 @@ from typing import Any
 import torch
 from accuracy import check_scoring, held_out
 from common import RESULTS, hardware, write_result
-from paired import KEYS, difference, per_scene
-from students import density_of
+from paired import KEYS, density_of, difference, per_scene
 from torch import Tensor, nn
 
 import lean3r

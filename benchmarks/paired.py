@@ -1,15 +1,26 @@
-"""Two models on the same scenes: figures of every scene, and the interval of the mean difference."""
+"""Two models on the same scenes: students from their files, figures of every scene, the interval of the mean
+difference, and the density of attention."""
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import torch
 
+import lean3r
+from lean3r.attention.base import recording
+from lean3r.compress import CompressionPlan, compress, prepare
+from lean3r.compress.sparsify import stored_plan
 from lean3r.data.base import SceneBatch
 from lean3r.eval.synthetic import score_scenes
 from lean3r.models.base import Backbone
+from lean3r.models.checkpoint import read_tensors
 from lean3r.pipeline.reconstruct import predict
+from lean3r.types import Views
 
 KEYS = ("auc5", "auc15", "auc30", "abs_rel")
 DRAWS = 4_000
@@ -35,3 +46,22 @@ def difference(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]
     scenes = rng.integers(0, a.shape[1], (DRAWS, a.shape[1]))
     low, high = np.percentile(drawn(a, scenes) - drawn(b, scenes), [2.5, 97.5])
     return {"mean": round(float(a.mean() - b.mean()), 3), "low": round(float(low), 3), "high": round(float(high), 3)}
+
+
+def student(dense: Backbone, path: str | Path) -> Backbone:
+    """A trained student from a published file, or from the weights of one phase of its run."""
+    tensors, metadata = read_tensors(Path(path))
+    if stored_plan(metadata) is not None:
+        return lean3r.load("nano", weights=str(path))
+    plan = CompressionPlan.from_dict(json.loads(metadata["config"])["settings"]["plan"])
+    model = (prepare if plan.quantizes else compress)(copy.deepcopy(dense), plan)
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def density_of(model: Backbone, views: Views) -> float:
+    """Mean share of the pairs of tokens that global attention attends to; 1 if nothing is reported."""
+    with recording() as log, torch.no_grad():
+        model(views)
+    found = [r.density for r in log if r.density is not None and r.layout.views == views.images.shape[1]]
+    return sum(found) / len(found) if found else 1.0

@@ -18,23 +18,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from common import ROOT, hardware, write_result
+from paired import density_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import lean3r
-from lean3r.attention.base import recording
 from lean3r.cli.main import main as lean3r_main
 from lean3r.data.world.synthetic import HELD_OUT_SEED, SyntheticWorld
 from lean3r.eval.report.compare import compare, costs
 from lean3r.eval.report.plots import pareto
 from lean3r.eval.report.runs import Run, Scores, read_runs
 from lean3r.eval.runs.scores import pool
-from lean3r.models.base import Backbone
 from lean3r.types import Views
 
-SCENES = {2: 48, 4: 24, 8: 16, 16: 8, 32: 6}  # views -> scenes of the synthetic world
+SCENES = {2: 40, 4: 32, 8: 24, 16: 12, 32: 8}  # views -> scenes of the synthetic world
 PHOTOS = ("colmap@2", "colmap@8", "colmap")
 FIGURES = ("auc3", "auc5", "auc15", "auc30", "abs_rel")
 BLOCKS = "query_block=16,key_block=16,window=4"
@@ -90,7 +88,8 @@ def rows_of(sla: Path | None, folder: Path) -> dict[str, list[str]]:
 
 def evaluate(folder: Path, words: list[str], photos: Path, processes: int) -> Run:
     """The run of one row: what is not there yet is evaluated."""
-    jobs = [([f"synthetic@{views}"], ["--limit", str(count)]) for views, count in SCENES.items()]
+    world = ["--root", f"synthetic={folder.parent / 'world'}"]
+    jobs = [([f"synthetic@{views}"], ["--limit", str(count), *world]) for views, count in SCENES.items()]
     jobs += [(list(PHOTOS), ["--root", str(photos)])]
     for benchmarks, data in jobs:
         run = folder / benchmarks[0].partition("@")[0] / benchmarks[0]
@@ -139,24 +138,18 @@ def cost_of(row: dict[str, Any]) -> dict[str, float]:
     return times | {name: row[name] for name in ("peak_mb", "activation_mb")}
 
 
-def density_of(model: Backbone, views: Views) -> float:
-    """Mean share of the pairs of tokens that global attention attends to; 1 if nothing is reported."""
-    with recording() as log, torch.no_grad():
-        model(views)
-    found = [r.density for r in log if r.density is not None and r.layout.views == views.images.shape[1]]
-    return sum(found) / len(found) if found else 1.0
-
-
 def figures_of(scores: Scores) -> dict[str, Any]:
     """Pooled figures of a benchmark, and what an item costs."""
-    return {name: scores.figures.get(name) for name in FIGURES} | costs(scores.rows) | {"items": len(scores.rows)}
+    spent = costs(scores.rows, ("cpu_seconds", "peak_memory_mb"))
+    return {name: scores.figures.get(name) for name in FIGURES} | spent | {"items": len(scores.rows)}
 
 
 def differences(run: Run, dense: Run) -> dict[str, Any]:
     """Benchmark -> figure -> the difference from dense nano and its interval."""
     return {
         each.benchmark: {
-            name: {key: getattr(each.changes[name], key) for key in ("difference", "low", "high")} for name in FIGURES
+            name: {key: getattr(each.changes[name], key) for key in ("difference", "low", "high")}
+            for name in ("auc30", "abs_rel")
         }
         for each in compare([run], dense, pool, {})
     }
@@ -172,10 +165,11 @@ def measure(options: argparse.Namespace) -> None:
     for name, words in rows.items():
         run = evaluate(options.runs / name.replace(" ", "_"), words, options.photos, options.processes)
         dense = dense or run
-        told = [word for word in words if not word.startswith("/")]
+        told = [Path(word).name if word.startswith("/") else word for word in words]
         found = {n: figures_of(scores) for n, scores in run.scores.items()}
-        costs = {"cost": measured[name]} if name in measured else {}
-        result["rows"][name] = {"words": told, "density": densities(words), "benchmarks": found, **costs}
+        result["rows"][name] = {"words": told, "density": densities(words), "benchmarks": found}
+        if name in measured:
+            result["rows"][name]["cost"] = measured[name]
         if run is not dense:
             result["rows"][name]["against_dense"] = differences(run, dense)
         print(write_result("nano_table", result), name, found["synthetic@8"]["auc30"], flush=True)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import truth
 from data import tiny
@@ -262,3 +263,16 @@ def test_pairs_of_a_scene_that_cannot_be_read_are_a_row(name: str, tmp_path: Pat
             path.write_text("extrinsic\n1 2\n")
     with pytest.raises(InputError, match=r"none of 8 .*cam\.txt"):
         items_of(name, {"blendedmvs": tmp_path})
+
+
+def test_drawn_scenes_are_kept_in_a_folder_of_the_synthetic_world(tmp_path: Path) -> None:
+    (drawn,), (kept,) = (items_of("synthetic@3", roots, limit=1) for roots in ({}, {"synthetic": tmp_path}))
+    expected = drawn.read()
+    for _ in range(2):
+        for ours, theirs in zip(kept.read(), expected, strict=True):
+            for part in ("image", "depth", "intrinsics", "cam_from_world"):
+                np.testing.assert_array_equal(getattr(ours, part), getattr(theirs, part), strict=True)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(InputError, match="Delete it"):
+        kept.read()

@@ -5,20 +5,26 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from PIL import Image
 
+from lean3r import __version__
 from lean3r.data.base import SceneBatch
 from lean3r.data.sampling.lite3r import Pairs
 from lean3r.data.sampling.mixture import seed_of
 from lean3r.data.sets.scenes import RawView, SceneSet, first_few, no_depth
 from lean3r.data.world.synthetic import HELD_OUT_SEED, SyntheticWorld
-from lean3r.errors import InputError
+from lean3r.errors import InputError, UsageError
+from lean3r.scratch import atomic_file
 
+KEPT = ("image", "depth", "intrinsics", "cam_from_world")
 Chosen = Mapping[str, Sequence[int]]  # scene -> numbers of its views, from a file of the user
 
 
@@ -118,15 +124,35 @@ def _world() -> SyntheticWorld:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class WorldItem(Item):
-    """A scene of the synthetic world, of the stream that no recipe trains on."""
+    """A scene of the synthetic world, of the stream that no recipe trains on; kept in a folder, if there is one, after
+    it was drawn."""
 
     index: int
     height: int
     width: int
+    folder: Path | None = None
 
     def read(self) -> tuple[RawView, ...]:
         """See Item."""
-        return raw_views(_world().batch(self.index, 1, views=len(self.names), height=self.height, width=self.width))
+        size = {"views": len(self.names), "height": self.height, "width": self.width}
+        if self.folder is None:
+            return raw_views(_world().batch(self.index, 1, **size))
+        file = self.folder / f"{__version__}-{HELD_OUT_SEED}-{self.index}-{'x'.join(map(str, size.values()))}.npz"
+        if not file.exists():
+            drawn = raw_views(_world().batch(self.index, 1, **size))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with suppress(UsageError), atomic_file(file) as part, part.open("wb") as opened:  # unless another writes it
+                np.savez(
+                    opened,
+                    allow_pickle=False,
+                    **{name: np.stack([getattr(view, name) for view in drawn]) for name in KEPT},
+                )
+            return drawn
+        try:
+            with np.load(file) as kept:
+                return tuple(RawView(*view) for view in zip(*(kept[name] for name in KEPT), strict=True))
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            raise InputError(f"{file} cannot be read: {error}. Delete it: the scene is then drawn again.") from error
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

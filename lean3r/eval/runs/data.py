@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lean3r.data.sets.roots import kind_of, open_set, sets
 from lean3r.data.sets.scenes import FolderSet, SceneSet
 from lean3r.errors import InputError, UsageError
-from lean3r.eval.protocols.items import Chosen, Item
+from lean3r.eval.protocols.items import Chosen, Item, WorldItem
 from lean3r.eval.protocols.resolving import resolve
 from lean3r.json_text import parse_json
 
+WORLD = "synthetic"
+
 
 def roots_of(texts: Sequence[str], needed: Sequence[str]) -> dict[str, Path]:
-    """Data set -> folder, from DIR (for the only set that is needed) and SET=DIR; UsageError if one is missing."""
+    """Data set -> folder, from DIR (for the only set that is needed) and SET=DIR; UsageError if one is missing. The
+    synthetic world needs none; in one that it has, drawn scenes are kept."""
     wanted = [name for name in dict.fromkeys(needed) if name in sets()]
     roots = dict[str, Path]()
     for text in texts:
         name, equals, folder = text.partition("=")
-        if equals and name in sets():
+        if equals and (name in sets() or name == WORLD):
             roots[name] = Path(folder)
         elif len(wanted) == 1:
             roots[wanted[0]] = Path(text)
@@ -39,6 +43,7 @@ def items_of(
     """The items of a benchmark, at most `limit`; InputError if its data are missing or hold no scene."""
     benchmark = resolve(name)
     items = benchmark.select(open_root(benchmark.data, roots), chosen)[:limit]
+    items = [replace(item, folder=roots.get(WORLD)) if isinstance(item, WorldItem) else item for item in items]
     ids = [item.id for item in items]
     if len(set(ids)) < len(ids):
         raise InputError(f"two scenes of {name} have the same name: {next(i for i in ids if ids.count(i) > 1)}")
