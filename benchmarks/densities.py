@@ -5,7 +5,8 @@
 The trained students: nano-gsa-fp8 of the package, its windows a query (top-k) changed after training, and those of
 `lean3r distill --recipe nano-sla-fp8`: with --sla the weights of its second phase, the share of keys changed, and with
 --sla-fp8 its result. Differences from dense nano are means over scenes with 95 per cent intervals (each scene is
-compared with itself; the file has single scenes of dense nano only). Writes benchmarks/results/NAME.json after every row; --keep measures only rows that are missing.
+compared with itself; the file has single scenes of dense nano only). Writes benchmarks/results/NAME.json after every
+row; --keep measures only rows that are missing.
 """
 
 from __future__ import annotations

@@ -9,18 +9,6 @@ from typing import Any
 from docs.costs import cost_tables, layers, networks, photos, speed
 from docs.markdown import result, table
 
-STUDENTS = {
-    "dense": "nano, dense",
-    "gsa untrained": "gsa, untrained",
-    "gsa trained": "gsa, trained",
-    "gsa-fp8 trained": "gsa with FP8, trained (`nano-gsa-fp8`)",
-    "block_sparse": "block_sparse, no training",
-    "frame_subset": "frame_subset, no training",
-    "merge": "merge, no training",
-    "kv_prune": "kv_prune, no training",
-}
-"""Row of nano_students.json -> what the page calls it."""
-
 WAYS = {
     "nano, all pairs": "nano, all pairs matched",
     "nano-gsa-fp8, all pairs": "nano-gsa-fp8, all pairs",
@@ -36,16 +24,6 @@ WAYS = {
 def auc(row: Mapping[str, float], *degrees: int) -> str:
     """AUC at some thresholds."""
     return " / ".join(f"{row[f'auc{n}']:.1f}" for n in degrees)
-
-
-def students(views: str, names: tuple[str, ...]) -> str:
-    """Sparse students of nano beside it."""
-    found = result("nano_students")["synthetic"][views]
-    rows = [
-        [STUDENTS[name], density(row["density"]), auc(row, 5, 15, 30), f"{row['abs_rel']:.1f} %"]
-        for name, row in ((name, found[name]) for name in names)
-    ]
-    return table([f"{views} views", "density", "AUC@5 / 15 / 30", "AbsRel"], rows)
 
 
 def density(share: float) -> str:
@@ -241,8 +219,6 @@ def video() -> str:
 
 
 OF_MEASURED: dict[str, Callable[[], str]] = {
-    "students-8": lambda: students("8", tuple(STUDENTS)),
-    "students-2": lambda: students("2", ("dense", "gsa trained", "gsa-fp8 trained")),
     "many-views": many_views,
     "looped": looped,
     "nano-accuracy": all_of_nano,

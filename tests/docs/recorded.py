@@ -154,9 +154,10 @@ def many_views(r: Mapping[str, Any]) -> Iterable[str]:
         yield f"{name}: AUC@30 {mean:.1f} at {r['views']} views of {len(row['synthetic'])} synthetic scenes"
 
 
-def students(r: Mapping[str, Any]) -> Iterable[str]:
-    for name, row in r["synthetic"]["8"].items():
-        yield f"8 views, {name}: density {row['density']:.1%}, {scores(row)}"
+def nano_table(r: Mapping[str, Any]) -> Iterable[str]:
+    for name, row in r["rows"].items():
+        found = row["benchmarks"]["synthetic@8"]
+        yield f"8 views, {name}: density {row['density']['8']:.1%}, {scores(found)}"
 
 
 def parity(r: Mapping[str, Any]) -> Iterable[str]:
@@ -254,7 +255,7 @@ ROWS: dict[str, tuple[str | None, Figures]] = {
     "nano_accuracy": ("accuracy.py", accuracy),
     "nano_densities": ("densities.py", densities),
     "nano_many_views": ("accuracy.py", many_views),
-    "nano_students": ("students.py", students),
+    "nano_table": ("table.py", nano_table),
     "parity": ("parity_table.py", parity),
     "parity_parts": ("parity_parts.py", parity_parts),
     "peers": ("costs.py", peers),

@@ -14,6 +14,7 @@ from docs.of_code import OF_CODE
 from docs.of_measured import OF_MEASURED
 from docs.of_parity import OF_PARITY
 from docs.of_results import OF_RESULTS
+from docs.of_table import OF_TABLE
 
 PLACE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -34,7 +35,7 @@ def with_tables(text: str) -> str:
     return PLACE.sub(lambda place: f"{place[1]}{TABLES[place[2]]()}{place[3]}", text)
 
 
-TABLES: dict[str, Callable[[], str]] = {**OF_CODE, **OF_RESULTS, **OF_MEASURED, **OF_PARITY}
+TABLES: dict[str, Callable[[], str]] = {**OF_CODE, **OF_RESULTS, **OF_MEASURED, **OF_PARITY, **OF_TABLE}
 
 if __name__ == "__main__":
     main()

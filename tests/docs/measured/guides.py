@@ -11,12 +11,6 @@ from docs.measured.values import worst_of
 DENSITIES = ("2", "4", "8", "16", "32")  # views
 
 
-def sixteen(name: str) -> list[float]:
-    """AUC@5 and AUC@30 of a student at 16 views."""
-    row = result("nano_students")["synthetic"]["16"][name]
-    return [row["auc5"], row["auc30"]]
-
-
 def bold_row(figure: str) -> tuple[float, float]:
     """Of nano-gsa-fp8 with 32 others less nano with all: mean and standard error over scenes."""
     ways = result("nano_many_views")["ways"]
@@ -45,13 +39,6 @@ def feed_forward(tokens: str) -> list[float]:
 NANO = Page(
     "docs/nano.md",
     [
-        ("AUC@5 / 30 are {:.1f} / {:.1f} dense", lambda: sixteen("dense")),
-        ("{:.1f} / {:.1f} gsa, ", lambda: sixteen("gsa trained")),
-        ("{:.1f} / {:.1f} `nano-gsa-fp8`", lambda: sixteen("gsa-fp8 trained")),
-        (
-            "({:.0f} % density)",
-            lambda: [100 * result("nano_students")["synthetic"]["16"]["gsa trained"]["density"]],
-        ),
         (
             "dense AUC@30 is {:.1f}, {:.1f}, {:.1f}, {:.1f}, {:.1f})",
             lambda: [result("nano_densities")["views"][n]["dense"]["mean"]["auc30"] for n in DENSITIES],
