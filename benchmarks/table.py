@@ -15,13 +15,14 @@ import argparse
 import dataclasses
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from common import ROOT, hardware, write_result
 from paired import density_of
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 import lean3r
 from lean3r.cli.main import main as lean3r_main
@@ -45,8 +46,8 @@ SETTINGS = {  # mechanism -> its settings, and what gives some 5, 10 and 30 % of
     "kv_prune": ("frames=1,moving=true,first_frame=false,query_merge=1", "grid", ("[4,5]", "[3,3]", "[2,2]")),
     "frame_subset": ("", "stride", (4, 3, 2)),
 }
-STUDENTS = {"gsa-fp8": ("top_k", (6, 12, 38)), "sla-fp8": ("keep", (0.05, 0.1, 0.3))}
-OTHERS = tuple(f"={each[-1][place]}" for each in (*SETTINGS.values(), *STUDENTS.values()) for place in (0, 2))
+GSA_STUDENT = ROOT / "lean3r" / "weights" / "nano-gsa-fp8.safetensors"
+OTHERS = tuple(f"={each[-1][place]}" for each in SETTINGS.values() for place in (0, 2))
 FORMATS = ("fp8", "fp8-weight", "int8-dynamic")
 
 
@@ -60,30 +61,14 @@ def plans() -> dict[str, str]:
     return rows | {name: name for name in FORMATS}
 
 
-def students(sla: Path | None, folder: Path) -> dict[str, Path]:
-    """Row -> weights of a trained student, with another density than it was trained with; written into `folder`."""
-    files = {"gsa-fp8": ROOT / "lean3r" / "weights" / "nano-gsa-fp8.safetensors", "sla-fp8": sla}
-    rows = {}
-    for name, (setting, values) in STUDENTS.items():
-        if (file := files[name]) is None:
-            continue
-        with safe_open(file, "pt") as opened:
-            metadata = opened.metadata()
-        for value in values:
-            plan = json.loads(metadata["plan"])
-            plan["steps"][0] |= {"settings": plan["steps"][0]["settings"] | {setting: value}, "dense_below": 0}
-            rows[f"student {name} {setting}={value}"] = path = folder / f"{name}-{value}.safetensors"
-            save_file(load_file(file), path, metadata | {"plan": json.dumps(plan)})
-    return rows
-
-
-def rows_of(sla: Path | None, folder: Path) -> dict[str, list[str]]:
+def rows_of(sla: Path | None) -> dict[str, list[str]]:
     """Row -> what tells `lean3r evaluate` its model."""
     found: dict[str, list[str]] = {"dense": [], "bfloat16": ["--dtype", "bfloat16"]}
     found |= {name: ["--plan", plan] for name, plan in plans().items()}
-    trained = {name: ["--weights", str(path)] for name, path in students(sla, folder).items()}
-    refined = {f"{name}, refined": [*found[name], "--refine", "auto"] for name in ("dense", "gsa top_k=12")}
-    return found | trained | refined
+    files = {"student gsa-fp8": GSA_STUDENT} | ({"student sla-fp8": sla} if sla else {})
+    found |= {name: ["--weights", str(path)] for name, path in files.items()}
+    refined = {f"{name}, refined": [*found[name], "--refine", "auto"] for name in ("dense", "student gsa-fp8")}
+    return found | refined
 
 
 def evaluate(folder: Path, words: list[str], photos: Path, processes: int) -> Run:
@@ -106,9 +91,13 @@ def densities(words: list[str]) -> dict[str, float]:
     """Views -> the share of pairs of tokens that global attention attends to."""
     given = dict(zip(words[::2], words[1::2], strict=True))
     model = lean3r.load("nano", weights=given.get("--weights"), plan=given.get("--plan"), device="cpu").eval()
-    world = SyntheticWorld(seed=HELD_OUT_SEED)
-    pictures = {n: world.batch(0, 1, views=n, height=240, width=240).images for n in SCENES}
-    return {str(count): density_of(model, Views(images)) for count, images in pictures.items()}
+    return {str(count): density_of(model, Views(first_scene(count))) for count in SCENES}
+
+
+@cache
+def first_scene(views: int) -> Tensor:
+    """Pictures [1, views, 3, 240, 240] of the first scene."""
+    return SyntheticWorld(seed=HELD_OUT_SEED).batch(0, 1, views=views, height=240, width=240).images
 
 
 def bench(rows: dict[str, list[str]], folder: Path) -> dict[str, dict[str, Any]]:
@@ -159,7 +148,7 @@ def measure(options: argparse.Namespace) -> None:
     """All rows, one after another."""
     options.runs.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"hardware": hardware(), "scenes": SCENES, "rows": {}}
-    rows = rows_of(options.sla, options.runs)
+    rows = rows_of(options.sla)
     measured = bench(rows, options.runs)
     dense = None
     for name, words in rows.items():
