@@ -58,7 +58,7 @@ def photos(benchmark: str, views: str | None) -> str:
 def is_main(name: str) -> bool:
     """Dense nano, students and mechanisms at a tenth, not refined."""
     at_a_tenth = ("=12", "=0.1", "sparsity=0.9", "ratio=0.68", "grid=[3,3]", "stride=3")
-    return name == "dense" or name.endswith(at_a_tenth) or name.startswith("student") and "refined" not in name
+    return name == "dense" or name.endswith(at_a_tenth) or (name.startswith("student") and "refined" not in name)
 
 
 OF_TABLE: dict[str, Callable[[], str]] = {
