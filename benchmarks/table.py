@@ -84,7 +84,20 @@ def evaluate(folder: Path, words: list[str], photos: Path, processes: int) -> Ru
             if lean3r_main([*command, "--processes", str(processes), "--quiet", "--json"]):
                 sys.exit(f"lean3r {' '.join(command)} failed")
     runs = read_runs([folder / names[0].partition("@")[0] / names[0] for names, _ in jobs])
-    return dataclasses.replace(runs[0], name=folder.name, scores={n: s for run in runs for n, s in run.scores.items()})
+    scores = {name: only_shown(each) for run in runs for name, each in run.scores.items()}
+    return dataclasses.replace(runs[0], name=folder.name, scores=scores)
+
+
+def only_shown(scores: Scores) -> Scores:
+    """Without figures that the table does not have, which make the bootstrap slow."""
+    rows = tuple(
+        row
+        | {"figures": {k: v for k, v in row["figures"].items() if k in FIGURES}}
+        | {"curves": {k: v for k, v in row["curves"].items() if k == "pose_deg"}}
+        for row in scores.rows
+    )
+    kept = {name: way for name, way in scores.directions.items() if name in FIGURES}
+    return dataclasses.replace(scores, directions=kept, rows=rows)
 
 
 def densities(words: list[str]) -> dict[str, float]:
