@@ -338,3 +338,9 @@ def test_names_of_benchmarks() -> None:
             resolve(wrong)
     with pytest.raises(UsageError, match="Perhaps you meant"):
         resolve("syntetic")
+
+
+@pytest.mark.parametrize("name", ["synthetic@2", "lite3r-blendedmvs"])
+def test_own_lists_are_refused_where_a_protocol_draws_its_views(name: str) -> None:
+    with pytest.raises(UsageError, match="--views-from does not go with"):
+        resolve(name).select(None, {"scene": [0, 1]})

@@ -10,7 +10,7 @@ from typing import Literal, TypedDict
 import numpy as np
 
 from lean3r.data.sets.scenes import RawView, SceneSet, first_few
-from lean3r.errors import InputError
+from lean3r.errors import InputError, UsageError
 from lean3r.eval.predicted.base import Predicted
 from lean3r.eval.protocols.items import Chosen, Item, scene_item, stated_views
 
@@ -96,8 +96,10 @@ class Benchmark:
     resolution: int | None = None
 
     def select(self, scenes: SceneSet | None, chosen: Chosen | None = None) -> list[Item]:
-        """The items of the benchmark, with the views of `chosen` if it is given."""
+        """The items of the benchmark, with the views of `chosen` if it is given; UsageError if it draws its own."""
         if self.items is not None:
+            if chosen is not None:
+                raise UsageError(f"--views-from does not go with '{self.title}', whose protocol draws its own views.")
             return self.items(scenes, self.count)
         assert scenes is not None and self.views is not None
         places = self.views(scenes, self.count) if chosen is None else stated_views(scenes, chosen)
