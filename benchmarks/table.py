@@ -67,8 +67,7 @@ def rows_of(sla: Path | None) -> dict[str, list[str]]:
     found |= {name: ["--plan", plan] for name, plan in plans().items()}
     files = {"student gsa-fp8": GSA_STUDENT} | ({"student sla-fp8": sla} if sla else {})
     found |= {name: ["--weights", str(path)] for name, path in files.items()}
-    refined = {f"{name}, refined": [*found[name], "--refine", "auto"] for name in ("dense", "student gsa-fp8")}
-    return found | refined
+    return found | {"dense, refined": ["--refine", "auto"]}
 
 
 def evaluate(folder: Path, words: list[str], photos: Path, processes: int) -> Run:
