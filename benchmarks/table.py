@@ -129,7 +129,7 @@ def bench(rows: dict[str, list[str]], folder: Path) -> dict[str, dict[str, Any]]
     command = ["bench", "--plans", ",".join(texts.values()), *usual, "--repeats", "3", "-o", str(file), "--resume"]
     if lean3r_main([*command, "--quiet"]):
         sys.exit(f"lean3r {' '.join(command)} failed")
-    measured = {(row["asked"]["plan"], str(row["views"])): row for row in json.loads(file.read_text())["rows"]}
+    measured = {(row["plan"], str(row["views"])): row for row in json.loads(file.read_text())["rows"]}
     return {name: {views: cost_of(measured[text, views]) for views in map(str, SCENES)} for name, text in texts.items()}
 
 
