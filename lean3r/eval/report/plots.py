@@ -116,9 +116,10 @@ def _look(place: int) -> tuple[str, str]:
 
 
 def _log_ticks(start: float, end: float) -> list[float]:
-    """1, 2, 5 of each decade in a range; of a long one, 1 of each decade."""
+    """1, 2, 5 of each decade in a range; of a long one, 1 of each decade, and of a short one more."""
     decades = range(math.floor(math.log10(start)), math.ceil(math.log10(end)))
-    steps = (1, 2, 5) if len(decades) < 5 else (1,)
+    many = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9) if end < 5 * start else (1, 2, 5)
+    steps = many if len(decades) < 5 else (1,)
     return [tick for decade in decades for step in steps if start <= (tick := step * 10.0**decade) <= end]
 
 
