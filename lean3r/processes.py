@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -70,12 +71,24 @@ def let_cpu_help_mps() -> None:
 
 def peak_memory_mb() -> float:
     """Peak memory of this process so far, in MB (10^6 bytes)."""
+    if (peak := memory_status_mb("VmHWM")) is not None:
+        return peak
     try:
         import resource
     except ImportError:
         return round(_peak_on_windows() / 1e6, 1)
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+
+
+def memory_status_mb(field: str) -> float | None:
+    """VmRSS or VmHWM of this process on Linux, in MB; None elsewhere. Unlike `ru_maxrss` it leaves out the peak of the
+    process that started this one."""
+    try:
+        match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        return None
+    return None if match is None else round(1024 * int(match[1]) / 1e6, 1)
 
 
 def _peak_on_windows() -> int:

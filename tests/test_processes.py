@@ -102,3 +102,10 @@ def test_the_environment_set_for_children_is_restored(monkeypatch: pytest.Monkey
         with processes.safely_started():
             assert subprocess.run(code).returncode == 1
         assert subprocess.run(code).returncode == after
+
+
+def test_the_peak_of_memory_is_that_of_the_process_alone(tmp_path: Path) -> None:
+    own = "from lean3r.processes import peak_memory_mb; print(peak_memory_mb())"
+    starter = f"import subprocess, sys; big = b'x' * (400 << 20); subprocess.run([sys.executable, '-c', {own!r}])"
+    printed = subprocess.run([sys.executable, "-c", starter], capture_output=True, text=True, check=True).stdout
+    assert 5 < float(printed) < 300

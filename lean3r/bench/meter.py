@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from lean3r.compress.linears import labels_of
-from lean3r.processes import peak_memory_mb
+from lean3r.processes import memory_status_mb, peak_memory_mb
 
 MB = 1e6
 PARTS = {"embedding": "encoder", "encoder": "encoder", "frame": "frame", "global": "global"}
@@ -145,25 +144,18 @@ class Meter:
                 ctypes.CDLL(None).malloc_trim(0)
             with suppress(OSError):  # some containers forbid it: then the peak is that of the process so far
                 Path("/proc/self/clear_refs").write_text("5")
-        return _status_mb("VmRSS")
+        return memory_status_mb("VmRSS") or peak_memory_mb()
 
     def _peak_mb(self) -> float:
         if self.clock.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.clock.device) / MB
-        return _status_mb("VmHWM")
+        return peak_memory_mb()
 
 
 def cpu_s() -> float:
     """Seconds of all cores that this process and its ended children have taken."""
     children = os.times()
     return time.process_time() + children.children_user + children.children_system
-
-
-def _status_mb(field: str) -> float:
-    """A field of this process's memory status in MB; the peak so far where there is no /proc."""
-    path = Path("/proc/self/status")
-    match = re.search(rf"{field}:\s+(\d+) kB", path.read_text()) if path.exists() else None
-    return peak_memory_mb() if match is None else 1024 * int(match[1]) / MB
 
 
 class Operations(TorchDispatchMode):
