@@ -141,7 +141,7 @@ def cost_of(row: dict[str, Any]) -> dict[str, float]:
 
 def figures_of(scores: Scores) -> dict[str, Any]:
     """Pooled figures of a benchmark, and what an item costs."""
-    spent = costs(scores.rows, ("cpu_seconds", "peak_memory_mb"))
+    spent = costs(scores.rows, ("cpu_seconds",))
     return {name: scores.figures.get(name) for name in FIGURES} | spent | {"items": len(scores.rows)}
 
 
