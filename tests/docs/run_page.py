@@ -1,30 +1,40 @@
 """Run a page's steps in the current folder, as its reader would: python run_page.py STEPS.json
 
 Shell commands run in bash, Python blocks in this process, in one namespace. Commands that name the same -o are
-alternatives, so an earlier result is removed first.
+alternatives, so an earlier result is removed first. A plain `lean3r ...` is a copy of a process that has imported
+torch, which takes longer than most commands, unless the page changes the code.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+PLAIN = re.compile(r"lean3r [^|&;<>$*?~\\\n`(){}]*")  # nothing that bash would read in another way than shlex
+
 
 def main() -> None:
     """Run all steps; the first that fails ends the program, and its place is the last line that was printed."""
     namespace: dict = {"__name__": "__main__"}
-    for step in json.loads(Path(sys.argv[1]).read_text()):
+    steps = json.loads(Path(sys.argv[1]).read_text())
+    changes_code = any(step["kind"] in ("file", "row") for step in steps)
+    for step in steps:
         text, start = step["text"], sum(os.times()[:4])
         print(f"=== {step['page']}:{step['line']}: {text if step['kind'] == 'shell' else step['kind']}", flush=True)
         if step["kind"] == "shell":
             for out in re.findall(r"reconstruct .*-o (\S+)", text):
                 shutil.rmtree(out, ignore_errors=True)
-            subprocess.run(["bash", "-c", text], check=True, stdin=subprocess.DEVNULL)
+            if PLAIN.fullmatch(text.strip()) and not changes_code:
+                run_lean3r(shlex.split(text, comments=True))
+            else:
+                subprocess.run(["bash", "-c", text], check=True, stdin=subprocess.DEVNULL)
         elif step["kind"] == "python":
             exec(compile(text, f"{step['page']}:{step['line']}", "exec", dont_inherit=True), namespace)
         elif step["kind"] == "file":
@@ -32,6 +42,25 @@ def main() -> None:
         elif step["kind"] == "row":
             add_row(Path(step["path"]), step["table"], text)
         print(f"=== {sum(os.times()[:4]) - start:.1f} s of the processor", flush=True)
+
+
+def run_lean3r(words: list[str]) -> None:
+    """Run the command in a copy of a process that has imported torch; SystemExit unless it ends with 0."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch"])
+    process = context.Process(target=lean3r, args=(words,))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{shlex.join(words)} ended with {process.exitcode}")
+
+
+def lean3r(words: list[str]) -> None:
+    """What the command `lean3r` does."""
+    sys.argv[:] = words
+    from lean3r.cli.main import main as command
+
+    sys.exit(command())
 
 
 def add_row(path: Path, table: str, row: str) -> None:
