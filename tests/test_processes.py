@@ -11,7 +11,18 @@ from refine import scenes
 
 from lean3r import processes
 
-NAMES = ("numpy", "torch", "pycolmap", "json", "pickle", "socket", "random", "multiprocessing", "threading", "sitecustomize")
+NAMES = (
+    "numpy",
+    "torch",
+    "pycolmap",
+    "json",
+    "pickle",
+    "socket",
+    "random",
+    "multiprocessing",
+    "threading",
+    "sitecustomize",
+)
 PACKAGES = ("PIL", "lean3r", "av", "safetensors")
 TRAP = "import pathlib\npathlib.Path(__file__).with_suffix('.RAN').touch()\nraise SystemExit('trapped ' + __file__)\n"
 COMMAND = "import sys\nfrom lean3r.cli.main import main\nif __name__ == '__main__':\n    sys.exit(main())\n"

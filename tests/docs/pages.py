@@ -73,6 +73,7 @@ GPUS = "needs GPUs and data sets"
 SETS = "needs a data set; tests/eval runs it on tiny copies"
 FIGURES = "makes the figures of the page: minutes to hours"
 SUITE = "is the suite that this test belongs to"
+REPEATED = "runs in another page"
 GIGABYTES = "needs gigabytes of memory"
 WHOLE = "needs the whole folder of golden numbers"
 PEERS = "needs the official programs, which the lines above download"
@@ -146,6 +147,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "--peer vggt=./vggt --peer pi3=./Pi3": PEERS,
         "peers/bin/python benchmarks/costs.py peers --peer vggt=./vggt --peer pi3=./Pi3 -o peers.json": PEERS,
     },
+    "docs/quickstart.md": {"make demo": REPEATED},
     "docs/how-to/third-party.md": {
         "pip install --no-deps depth-anything-3": DOWNLOADS,
         "pip install addict einops omegaconf": DOWNLOADS,
@@ -161,6 +163,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "python benchmarks/accuracy.py": FIGURES,
     },
     "docs/parity.md": {
+        "python -m pytest tests/golden": SUITE,
         "python tests/golden/pack.py --golden golden -o golden.tar.xz": WHOLE,
         "python benchmarks/parity_table.py --golden golden": GIGABYTES,
         "python benchmarks/parity_parts.py --golden golden": WHOLE,
