@@ -147,7 +147,6 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "--peer vggt=./vggt --peer pi3=./Pi3": PEERS,
         "peers/bin/python benchmarks/costs.py peers --peer vggt=./vggt --peer pi3=./Pi3 -o peers.json": PEERS,
     },
-    "docs/quickstart.md": {"make demo": REPEATED},
     "docs/how-to/third-party.md": {
         "pip install --no-deps depth-anything-3": DOWNLOADS,
         "pip install addict einops omegaconf": DOWNLOADS,
@@ -170,6 +169,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "python -m pytest -m slow tests/golden --golden golden": GIGABYTES,
     },
     "docs/quickstart.md": {
+        "make demo": REPEATED,
         "python3 -m venv .venv && . .venv/bin/activate": DOWNLOADS,
         "pip install torch --index-url https://download.pytorch.org/whl/cpu": DOWNLOADS,
         "pip install .": DOWNLOADS,
