@@ -71,12 +71,12 @@ def let_cpu_help_mps() -> None:
 
 def peak_memory_mb() -> float:
     """Peak memory of this process so far, in MB (10^6 bytes)."""
-    if (peak := memory_status_mb("VmHWM")) is not None:
-        return peak
     try:
         import resource
     except ImportError:
         return round(_peak_on_windows() / 1e6, 1)
+    if (peak := memory_status_mb("VmHWM")) is not None:
+        return peak
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
