@@ -108,18 +108,26 @@ def plan_of(program: Program) -> CompressionPlan | None:
 def check_plans(settings: Settings) -> None:
     """UsageError, before anything starts, for a plan whose settings none of the models accepts."""
     models = [model for model in settings.models if model not in STUDENTS]
-    empty = {model: without_memory(partial(_empty, model)) for model in models}
-    for option, plans in (("--plans", settings.plans), ("--against", settings.against)):
-        for plan in (plan for plan in plans if plan not in (DENSE, "sdpa", "official")):
-            refused = []
-            for model in models:
-                try:
-                    compress(empty[model], resolve_plan(plan))
-                except Exception as error:  # of other kinds, the plan's own process says more, in its row
-                    if isinstance(error, UsageError) and not isinstance(error, KernelError):
-                        refused.append(error)
-            if refused and len(refused) == len(models):
-                raise UsageError(f"{option} {plan}: {refused[0]}") from refused[0]
+    plans = {plan: "--against" for plan in settings.against} | {plan: "--plans" for plan in settings.plans}
+    named = {plan: option for plan, option in plans.items() if plan not in (DENSE, "sdpa", "official")}
+    empty = {model: without_memory(partial(_empty, model)) for model in models if named}
+    for plan, option in named.items():
+        refused = [error for model in empty.values() if (error := _refusal(model, plan))]
+        if refused and len(refused) == len(models):
+            raise UsageError(f"{option} {plan}: {refused[0]}") from refused[0]
+
+
+def _refusal(model: nn.Module, plan: str) -> UsageError | None:
+    """Why a model does not accept a plan; of other failures the plan's own process says more, in its row."""
+    try:
+        compress(model, resolve_plan(plan))
+    except KernelError:
+        return None
+    except UsageError as error:
+        return error
+    except Exception:
+        return None
+    return None
 
 
 def _empty(model: str) -> nn.Module:
