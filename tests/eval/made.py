@@ -11,6 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lean3r.eval.report.compare import Comparison, compare, parse_tolerances
+from lean3r.eval.report.runs import read_runs
+
+NAMES = [f"room/{n:02d}" for n in range(12)]
 DIRECTIONS = {"auc5": "higher", "auc30": "higher", "auc30_pi3": "higher", "abs_rel": "lower"}
 UNITS = {"auc5": "%", "auc30": "%", "auc30_pi3": "%", "abs_rel": "%"}
 
@@ -96,3 +100,18 @@ def make_bench(path: Path, exponents: Mapping[str, float], views: Sequence[int] 
             )
     path.write_text(json.dumps({"format": 1, "rows": rows, "exponents": {}}))
     return path
+
+
+SPREAD = np.linspace(10, 70, 12)
+
+
+def rows(values: Any, **more: Any) -> list[dict[str, Any]]:
+    """Items with these AUC@30."""
+    return [row(name, float(value), **more) for name, value in zip(NAMES, values, strict=False)]
+
+
+def compared(tmp_path: Path, before: list[dict[str, Any]], after: list[dict[str, Any]], *tolerances: str) -> Comparison:
+    """The comparison of two runs with these rows."""
+    runs = read_runs([make_run(tmp_path / "before", before), make_run(tmp_path / "after", after)])
+    (found,) = compare(runs, runs[0], mean_pool, parse_tolerances(tolerances))
+    return found
