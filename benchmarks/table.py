@@ -30,7 +30,7 @@ from lean3r.data.world.synthetic import HELD_OUT_SEED, SyntheticWorld
 from lean3r.eval.report.compare import compare, costs
 from lean3r.eval.report.plots import pareto
 from lean3r.eval.report.runs import Run, Scores, read_runs
-from lean3r.eval.runs.scores import pool
+from lean3r.eval.runs.scores import pool_resamples
 from lean3r.types import Views
 
 SCENES = {2: 40, 4: 32, 8: 24, 16: 12, 32: 8}  # views -> scenes of the synthetic world
@@ -83,20 +83,8 @@ def evaluate(folder: Path, words: list[str], photos: Path, processes: int) -> Ru
             if lean3r_main([*command, "--processes", str(processes), "--quiet", "--json"]):
                 sys.exit(f"lean3r {' '.join(command)} failed")
     runs = read_runs([folder / names[0].partition("@")[0] / names[0] for names, _ in jobs])
-    scores = {name: only_shown(each) for run in runs for name, each in run.scores.items()}
+    scores = {name: each for run in runs for name, each in run.scores.items()}
     return dataclasses.replace(runs[0], name=folder.name, scores=scores)
-
-
-def only_shown(scores: Scores) -> Scores:
-    """Without figures that the table does not have, which make the bootstrap slow."""
-    rows = tuple(
-        row
-        | {"figures": {k: v for k, v in row["figures"].items() if k in FIGURES}}
-        | {"curves": {k: v for k, v in row["curves"].items() if k == "pose_deg"}}
-        for row in scores.rows
-    )
-    kept = {name: way for name, way in scores.directions.items() if name in FIGURES}
-    return dataclasses.replace(scores, directions=kept, rows=rows)
 
 
 def densities(words: list[str]) -> dict[str, float]:
@@ -152,7 +140,7 @@ def differences(run: Run, dense: Run) -> dict[str, Any]:
             name: {key: getattr(each.changes[name], key) for key in ("difference", "low", "high")}
             for name in ("auc30", "abs_rel")
         }
-        for each in compare([run], dense, pool, {})
+        for each in compare([run], dense, pool_resamples, {})
     }
 
 

@@ -48,7 +48,7 @@ class Report:
         from lean3r.eval.report.content import make_report
         from lean3r.eval.report.runs import read_runs
         from lean3r.eval.report.writing import write_report
-        from lean3r.eval.runs.scores import pool, scene_of
+        from lean3r.eval.runs.scores import pool_resamples, scene_of
         from lean3r.export.atomic import atomic_folder
         from lean3r.export.manifest import write_short
 
@@ -60,7 +60,7 @@ class Report:
         inputs = [*first, *others, *self.bench]
         with atomic_folder(self.out, overwrite=self.overwrite, inputs=map(str, inputs)) as folder:
             runs = read_runs([*first, *others])
-            report = make_report(runs, pool, tolerances, read_benches(self.bench), self.out, scene_of)
+            report = make_report(runs, pool_resamples, tolerances, read_benches(self.bench), self.out, scene_of)
             write_report(report, folder, __version__)
             write_short(folder)
         console = Console(self.quiet)

@@ -19,12 +19,14 @@ DIRECTIONS = {"auc5": "higher", "auc30": "higher", "auc30_pi3": "higher", "abs_r
 UNITS = {"auc5": "%", "auc30": "%", "auc30_pi3": "%", "abs_rel": "%"}
 
 
-def mean_pool(_: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The mean of each figure over the items where it is a number."""
+def mean_pool(_: str, rows: Sequence[Mapping[str, Any]], counts: np.ndarray) -> dict[str, np.ndarray]:
+    """The mean of each figure over the items where it is a number, in each resample."""
     found = {}
     for figure in DIRECTIONS:
-        values = [v for row in rows if row["error"] is None and (v := row["figures"].get(figure)) is not None]
-        found[figure] = float(np.mean(values)) if values else float("nan")
+        has = np.array([row["error"] is None and row["figures"].get(figure) is not None for row in rows])
+        values = np.array([row["figures"][figure] if known else 0.0 for row, known in zip(rows, has, strict=True)])
+        number = counts @ has
+        found[figure] = np.divide(counts @ values, number, out=np.full(len(counts), np.nan), where=number > 0)
     return found
 
 
@@ -77,7 +79,7 @@ def make_run(folder: Path, rows: Sequence[dict[str, Any]], benchmark: str = "mad
         "protocol": {"views": 4},
         "directions": DIRECTIONS,
         "units": UNITS,
-        "figures": mean_pool("", rows),
+        "figures": {name: float(v[0]) for name, v in mean_pool("", rows, np.ones((1, len(rows)))).items()},
         "failed": sum(each["error"] is not None for each in rows),
         "rows": rows,
     }

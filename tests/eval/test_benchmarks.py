@@ -25,6 +25,7 @@ from lean3r.eval.protocols import BENCHMARKS
 from lean3r.eval.protocols.items import Item
 from lean3r.eval.protocols.resolving import resolve
 from lean3r.eval.runs.data import items_of
+from lean3r.eval.runs.scores import pool
 from lean3r.eval.runs.scoring import score_benchmark, score_item
 
 SCORED = [name for name in BENCHMARKS if resolve(name).measures]
@@ -166,28 +167,6 @@ def test_swapped_cameras_are_those_of_the_metric(tmp_path: Path) -> None:
     assert row["figures"]["auc30"] < 90
 
 
-def test_pooled_figures_are_those_of_all_pairs_together(tmp_path: Path) -> None:
-    """Categories count alike in co3dv2, pairs in re10k, scenes in tanks; failed items are left out and counted."""
-    from lean3r.eval.pose_errors import auc_histogram
-    from lean3r.eval.protocols.base import curve_of
-    from lean3r.eval.protocols.pooling import pooling
-
-    rng = np.random.default_rng(0)
-    errors = [rng.gamma(2.0, 6.0, size) for size in (45, 6, 1)]
-    rows = [
-        {"error": None, "group": group, "weight": 1.0, "errors": {}, "curves": {"pose_deg": curve_of(e)},
-         "figures": {"auc30": 100 * auc_histogram(e, 30)}}
-        for e, group in zip(errors, "aab", strict=True)
-    ]  # fmt: skip
-    rows.append(rows[0] | {"error": "it died", "figures": {}, "curves": {}})
-    both = 100 * auc_histogram(np.concatenate(errors[:2]), 30)
-    last = 100 * auc_histogram(errors[2], 30)
-    assert pooling("pairs")(rows)["auc30"] == pytest.approx(100 * auc_histogram(np.concatenate(errors), 30))  # type: ignore[arg-type]
-    assert pooling("groups")(rows)["auc30"] == pytest.approx((both + last) / 2)  # type: ignore[arg-type]
-    mean = np.mean([100 * auc_histogram(e, 30) for e in errors])
-    assert pooling("scenes")(rows)["auc30"] == pytest.approx(mean)  # type: ignore[arg-type]
-
-
 WRONG = {
     "other frames": ({"names": np.array(["a", "b", "c"])}, "other frames"),
     "one pose": (
@@ -235,7 +214,7 @@ def test_poses_without_depth_keep_their_figures(what: str, tmp_path: Path) -> No
     good = tmp_path / "good"
     truth.write(item, good / item.id)
     (good / item.id / "predictions.npz").rename(path)
-    found = resolve("synthetic@3").pool([row, score_item(resolve("synthetic@3"), item, tmp_path)])
+    found = pool("synthetic@3", [row, score_item(resolve("synthetic@3"), item, tmp_path)])
     assert found["auc3"] == 100 and found["abs_rel"] < 1e-3
 
 
@@ -270,7 +249,7 @@ def test_rows_of_depth_alone_are_pooled_with_rows_of_poses(tmp_path: Path) -> No
         [f"no {part}, which this benchmark scores"] for part in ("cameras", "depth")
     ]
     for some in (rows, rows[::-1]):
-        found = resolve("synthetic@3").pool(some)
+        found = pool("synthetic@3", some)
         assert found["auc3"] == 100 and found["abs_rel"] < 1e-3
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal, TypedDict
@@ -66,7 +66,8 @@ class Row(TypedDict):
 
 Measure = Callable[[Predicted, Item, tuple[RawView, ...]], Score]
 Views = Callable[[SceneSet, int], list[tuple[int, list[int]]]]
-Pool = Callable[[Sequence[Row]], dict[str, float]]
+Pool = Callable[[Sequence[Row], np.ndarray], dict[str, np.ndarray]]
+"""From N rows, and how often each of R resamples has them ([R, N], integers), the figures [R] by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,13 +130,6 @@ def curve_of(errors_deg: np.ndarray) -> Curve:
     known = np.sort(errors_deg[np.isfinite(errors_deg)])
     below, at_most = (np.searchsorted(known, bounds, side=side).tolist() for side in ("left", "right"))
     return {"pairs": len(errors_deg), "below": below, "at_most": at_most}
-
-
-def add_curves(curves: Iterable[Curve]) -> Curve:
-    """The curve of all their pairs together."""
-    each = list(curves)
-    below, at_most = (np.sum([c[name] for c in each], axis=0).tolist() for name in ("below", "at_most"))
-    return {"pairs": sum(c["pairs"] for c in each), "below": below, "at_most": at_most}
 
 
 def auc(curve: Curve, threshold_deg: int) -> float:

@@ -1,4 +1,8 @@
-"""From the rows of a benchmark to its figures, as the papers average."""
+"""From the rows of a benchmark to its figures, as the papers average.
+
+Figures are made for many resamples at once, from how often each of them has each row: all but exact areas under curves
+are means of what the rows have, weighted by pixels or pairs of views, since the curve of several rows is their sum.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from lean3r.eval.pose_errors import auc_trapezoid
-from lean3r.eval.protocols.base import Curve, Over, Pool, Row, add_curves, auc, share_below
+from lean3r.eval.protocols.base import Curve, Over, Pool, Row, auc, share_below
 
 AUC_AT = (3, 5, 15, 30)
 RECALL_AT = (5, 15, 30)
@@ -29,47 +33,65 @@ def curve_figures(curves: dict[str, Curve]) -> dict[str, float]:
     return figures
 
 
-def mean_figures(rows: Sequence[Row], weights: Sequence[float] | None = None) -> dict[str, float]:
-    """Mean of each figure over the rows where it is a number; NaN if there is none."""
-    names = dict.fromkeys(name for row in rows for name in row["figures"])
-    share = np.ones(len(rows)) if weights is None else np.array(weights, np.float64)
-    means = dict[str, float]()
-    for name in names:
-        values = np.array([_number(row["figures"].get(name)) for row in rows])
-        known = np.isfinite(values) & (share > 0)
-        means[name] = float((values * share)[known].sum() / share[known].sum()) if known.any() else float("nan")
-    return means
+def _pool(rows: Sequence[Row], counts: np.ndarray, over: Over, weighted: bool) -> dict[str, np.ndarray]:
+    good = [place for place, row in enumerate(rows) if row.get("error") is None]
+    rows, counts = [rows[place] for place in good], counts[:, good]
+    shares = np.array([row["weight"] if weighted else 1.0 for row in rows])
+    figures = {
+        name: _mean(np.array([_number(row["figures"].get(name)) for row in rows]), shares, counts)
+        for name in dict.fromkeys(name for row in rows for name in row["figures"])
+    }
+    if over == "scenes":
+        return figures
+    groups: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        groups.setdefault(row["group"] if over == "groups" else "", []).append(place)
+    for name in dict.fromkeys(name for row in rows for name in row["curves"]):
+        figures |= _curve_means([row["curves"].get(name) for row in rows], name, counts, list(groups.values()))
+    for name in dict.fromkeys(name for row in rows for name in row.get("errors", {})):
+        figures |= _exact_areas([row["errors"].get(name, []) for row in rows], counts)
+    return figures
 
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _pool(rows: Sequence[Row], over: Over, weighted: bool) -> dict[str, float]:
-    rows = [row for row in rows if row.get("error") is None]
-    figures = mean_figures(rows, [row["weight"] for row in rows] if weighted else None)
-    if over == "scenes" or not rows:
-        return figures
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row["group"] if over == "groups" else "", []).append(row)
-    pooled = [
-        curve_figures(
-            {name: add_curves(row["curves"][name] for row in group if name in row["curves"]) for name in names}
-        )
-        for group in groups.values()
-        for names in [dict.fromkeys(name for row in group for name in row["curves"])]
-    ]
-    names = dict.fromkeys(name for each in pooled for name in each)
-    figures |= {name: float(np.mean([each[name] for each in pooled if name in each])) for name in names}
-    for name in dict.fromkeys(name for row in rows for name in row.get("errors", {})):
-        errors = np.array([value for row in rows for value in row["errors"].get(name, [])])
-        figures |= {f"auc{t}_exact": 100 * auc_trapezoid(errors, t) for t in EXACT_AT}
-    return figures
+def _mean(values: np.ndarray, shares: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Weighted means [R] of values [N] that are numbers, by how often each resample has them, [R, N]; NaN of none."""
+    known = np.isfinite(values) & (shares > 0)
+    total = counts[:, known] @ shares[known]
+    sums = counts[:, known] @ (values * shares)[known]
+    return np.divide(sums, total, out=np.full(len(counts), np.nan), where=total > 0)
+
+
+def _curve_means(
+    curves: Sequence[Curve | None], name: str, counts: np.ndarray, groups: Sequence[list[int]]
+) -> dict[str, np.ndarray]:
+    """Figures of a curve's sum over each group of rows, and then their mean over the groups that have it."""
+    each = [{} if curve is None else curve_figures({name: curve}) for curve in curves]
+    pairs = np.array([0.0 if curve is None else curve["pairs"] for curve in curves])
+    has = np.array([curve is not None for curve in curves])
+    there = np.stack([counts[:, group] @ has[group] > 0 for group in groups])
+    means = dict[str, np.ndarray]()
+    for figure in dict.fromkeys(figure for figures in each for figure in figures):
+        values = np.array([figures.get(figure, np.nan) for figures in each])
+        parts = np.stack([_mean(values[group], pairs[group], counts[:, group]) for group in groups])
+        sums, total = np.where(there, parts, 0).sum(0), there.sum(0)
+        means[figure] = np.divide(sums, total, out=np.full(len(counts), np.nan), where=total > 0)
+    return means
+
+
+def _exact_areas(errors: Sequence[list[float]], counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Areas under the recall curve of all errors of the rows together, which no mean of rows gives."""
+    row_of = np.repeat(np.arange(len(errors)), [len(each) for each in errors])
+    values = np.array([value for each in errors for value in each], np.float64)
+    drawn = [np.repeat(values, count[row_of]) for count in counts]
+    return {f"auc{t}_exact": np.array([100 * auc_trapezoid(each, t) for each in drawn]) for t in EXACT_AT}
 
 
 def pooling(over: Over = "scenes", *, weighted: bool = False) -> Pool:
     """How a protocol averages. Figures of items: plainly, or `weighted` by their valid pixels. AUC and recall: over all
     "pairs" of views (Pi3), over the pairs of each group and then over groups (VGGT's categories), or over "scenes"
-    (Depth Anything 3). Failed items are left out; scores.json counts them."""
+    (Depth Anything 3). Failed items are left out; scores.json counts them. Without any other, there are no figures."""
     return partial(_pool, over=over, weighted=weighted)

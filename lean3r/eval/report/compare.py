@@ -30,8 +30,8 @@ ROUNDING = 0.1
 PERCENT_TOLERANCE = 0.5  # points, of figures in per cent
 RELATIVE_TOLERANCE = 0.02  # of the reference's value, of other figures
 
-Pool = Callable[[str, Sequence[Any]], Mapping[str, float]]
-"""Figures of a benchmark, by its name and the rows of its items."""
+Pool = Callable[[str, Sequence[Any], np.ndarray], Mapping[str, np.ndarray]]
+"""Figures [R] by name of a benchmark: its name, N rows, and how often each of R resamples has them, [R, N]."""
 SceneOf = Callable[[str, str], str]
 """The scene of an item of a benchmark, by the names of both."""
 
@@ -130,25 +130,25 @@ def intervals(scores: Scores, pool: Pool, scene_of: SceneOf = of_its_own) -> dic
     """The interval of every figure of a run, over its scenes; None if it has fewer than two, or too few numbers."""
     rows = [row for row in scores.rows if row["error"] is None]
     draws = _draws([scene_of(scores.name, row["id"]) for row in rows])
-    values = [pool(scores.name, [rows[i] for i in draw]) for draw in draws]
-    return {figure: _interval([v.get(figure, math.nan) for v in values]) for figure in scores.directions}
+    values = pool(scores.name, rows, draws) if rows else {}
+    absent = np.full(len(draws), np.nan)
+    return {figure: _interval(values.get(figure, absent)) for figure in scores.directions}
 
 
-def _draws(scenes: Sequence[str]) -> list[list[int]]:
-    """Places of the items of drawn scenes, RESAMPLES times, from the scene of each item; none of fewer than two."""
-    items: dict[str, list[int]] = {}
-    for place, scene in enumerate(scenes):
-        items.setdefault(scene, []).append(place)
-    groups = list(items.values())
-    if len(groups) < 2:
-        return []
-    draws = np.random.default_rng(0).integers(0, len(groups), (RESAMPLES, len(groups)))
-    return [[place for group in draw for place in groups[group]] for draw in draws]
+def _draws(scenes: Sequence[str]) -> np.ndarray:
+    """How often each item is in each of RESAMPLES resamples of whole scenes, [R, items], from the scene of each item;
+    R is 0 if there are fewer than two scenes."""
+    number = {scene: place for place, scene in enumerate(dict.fromkeys(scenes))}
+    count = len(number)
+    if count < 2:
+        return np.zeros((0, len(scenes)), np.int64)
+    draws = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
+    times = np.stack([np.bincount(draw, minlength=count) for draw in draws])
+    return times[:, [number[scene] for scene in scenes]]
 
 
-def _interval(values: Sequence[float]) -> Interval | None:
-    known = np.asarray(values, np.float64)
-    known = known[np.isfinite(known)]
+def _interval(values: np.ndarray) -> Interval | None:
+    known = values[np.isfinite(values)]
     if len(known) < RESAMPLES / 2:
         return None
     low, high = np.percentile(known, (2.5, 97.5))
@@ -203,20 +203,20 @@ def _compare(
     pairs = list(zip(before, after, strict=True))
     lost = {f for f in directions for k in scored if _has(old[k], f) and not _has(new[k], f)}
 
-    def pooled(rows: Sequence[Row]) -> dict[str, float]:
-        return {**pool(name, rows), **costs(rows, asked)} if rows else {}
+    def pooled(rows: Sequence[Row], counts: np.ndarray) -> dict[str, np.ndarray]:
+        drawn = [costs([row for row, n in zip(rows, count, strict=True) for _ in range(n)], asked) for count in counts]
+        return {**pool(name, rows, counts), **{cost: np.array([each[cost] for each in drawn]) for cost in asked}}
 
-    first, second = pooled(before), pooled(after)
-    draws = _draws([scene_of(name, key) for key in scored])
-    samples = [(pooled([pairs[i][0] for i in draw]), pooled([pairs[i][1] for i in draw])) for draw in draws]
+    every = np.concatenate([np.ones((1, len(scored)), np.int64), _draws([scene_of(name, key) for key in scored])])
+    first, second = (pooled(rows, every) if rows else {} for rows in (before, after))
+    absent = np.full(len(every), np.nan)
     changes = dict[str, Change]()
     for figure in (*plain, *asked, *variants):
         tolerance = _tolerance(figure, against.scores[name].unit(figure), tolerances)
-        values = [b.get(figure, math.nan) - a.get(figure, math.nan) for a, b in samples]
-        span = _interval(values)
-        changes[figure] = _change(
-            first.get(figure), second.get(figure), span, directions[figure], tolerance, figure in lost
-        )
+        old_values, new_values = (found.get(figure, absent) for found in (first, second))
+        span = _interval(new_values[1:] - old_values[1:])
+        ends = float(old_values[0]), float(new_values[0])
+        changes[figure] = _change(*ends, span, directions[figure], tolerance, figure in lost)
     return Comparison(
         benchmark=name,
         run=run.name,
@@ -257,14 +257,9 @@ def _tolerance(figure: str, unit: str, tolerances: Mapping[str, Tolerance]) -> T
 
 
 def _change(
-    before: float | None,
-    after: float | None,
-    span: Interval | None,
-    direction: str,
-    tolerance: Tolerance,
-    is_lost: bool,
+    old: float, new: float, span: Interval | None, direction: str, tolerance: Tolerance, is_lost: bool
 ) -> Change:
-    before, after = (None if v is None or not math.isfinite(v) else v for v in (before, after))
+    before, after = (v if math.isfinite(v) else None for v in (old, new))
     limit = None if before is None else tolerance.of(before)
     low, high = (span.low, span.high) if span else (None, None)
     if before is None or after is None or limit is None:

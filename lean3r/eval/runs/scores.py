@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from lean3r.eval.protocols.base import Benchmark, Row
 from lean3r.eval.protocols.resolving import resolve
 
@@ -14,8 +16,13 @@ _SHARES = (*_ANGLES, "delta", "abs_rel", "fscore", "precision", "recall", "focal
 
 def pool(benchmark: str, rows: Sequence[Row]) -> dict[str, float]:
     """The figures of a benchmark by name from some of its rows, in scores.json's form; {} if every row failed."""
-    good = [row for row in rows if row["error"] is None]
-    return resolve(benchmark).pool(good) if good else {}
+    found = pool_resamples(benchmark, rows, np.ones((1, len(rows)), np.int64))
+    return {name: float(values[0]) for name, values in found.items()}
+
+
+def pool_resamples(benchmark: str, rows: Sequence[Row], counts: np.ndarray) -> dict[str, np.ndarray]:
+    """The same for R resamples of N rows, [R] by name, from how often each has each row: `counts` [R, N], integers."""
+    return resolve(benchmark).pool(rows, counts)
 
 
 def scene_of(benchmark: str, item: str) -> str:
