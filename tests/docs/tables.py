@@ -12,6 +12,7 @@ from docs.costs import draw
 from docs.markdown import PAGES, ROOT
 from docs.of_code import OF_CODE
 from docs.of_measured import OF_MEASURED
+from docs.of_models import OF_MODELS
 from docs.of_parity import OF_PARITY
 from docs.of_results import OF_RESULTS
 from docs.of_table import OF_TABLE
@@ -35,7 +36,7 @@ def with_tables(text: str) -> str:
     return PLACE.sub(lambda place: f"{place[1]}{TABLES[place[2]]()}{place[3]}", text)
 
 
-TABLES: dict[str, Callable[[], str]] = {**OF_CODE, **OF_RESULTS, **OF_MEASURED, **OF_PARITY, **OF_TABLE}
+TABLES: dict[str, Callable[[], str]] = {**OF_CODE, **OF_RESULTS, **OF_MEASURED, **OF_MODELS, **OF_PARITY, **OF_TABLE}
 
 if __name__ == "__main__":
     main()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from docs.figures import Page
 from docs.markdown import result
+from docs.measured.values import as_power
 
 PARITY = Page(
     "docs/parity.md",
-    [("The limit of the test is {}.", lambda: [f"{result('parity')['limit']:.0e}".replace("e-0", "e-")])],
+    [("The limit of the test is {}.", lambda: [as_power(result("parity")["limit"])])],
     {
         "(255 kB)": "the size of the archive",
         "0.1 % too large": "a setting of the test",

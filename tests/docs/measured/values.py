@@ -24,3 +24,8 @@ def worst_of(errors: Iterable[float]) -> str:
     largest = max(errors)
     exponent = math.floor(math.log10(largest))
     return f"{math.ceil(largest / 10**exponent)}e{exponent}"
+
+
+def as_power(limit: float) -> str:
+    """A limit of one digit: 2e-5."""
+    return f"{limit:.0e}".replace("e-0", "e-")

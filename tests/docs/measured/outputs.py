@@ -1,0 +1,142 @@
+"""The pages on inputs and on what a run writes."""
+
+from __future__ import annotations
+
+import math
+
+from docs.figures import Page
+from docs.markdown import result
+from lean3r.export.depth import LEVELS, MILLIMETRE
+from lean3r.export.options import ExportOptions
+from lean3r.export.tracks import LONGEST, PREDICTED, REFINED
+from lean3r.geometry.content import LEAST_STRUCTURE, STEP
+from lean3r.geometry.evidence import ALONE, BADLY, BORDER, WELL
+from lean3r.inputs.frames import DEFAULT_FRAMES
+from lean3r.inputs.video import MOTION_STEP
+from lean3r.models.fingerprint import PIECE_BYTES, PIECES, WHOLE_BYTES
+from lean3r.pipeline.devices import AGREEMENT
+from lean3r.pipeline.overlap import LEAST
+from lean3r.pipeline.trust import MAX_DISAGREEMENT, SKY_ONLY
+from lean3r.refine.accept import TURNED_PX
+
+
+def with_blank(number: int) -> str:
+    """50 000."""
+    return f"{number:,}".replace(",", " ")
+
+
+def bad_inputs() -> list[int]:
+    """Those that are reported, and all; the photo scenes with a warning, and all."""
+    bad, photos = (result("trust")[name].values() for name in ("bad_inputs", "photos"))
+    warned = sum(any(row["warnings"] for row in scene.values()) for scene in photos)
+    return [sum(row["hit"] for row in bad), len(bad), warned, len(photos)]
+
+
+def in_sky() -> list[int]:
+    """Measured points that the rule takes for sky, and all, of the two scenes with much sky; the other scenes."""
+    photos = result("trust")["photos"]
+    much = [row["on"] for row in photos.values() if row["on"]["sky"] > 10]
+    others = [row["on"] for row in photos.values() if row["on"]["sky"] <= 10]
+    assert len(much) == 2 and not any(row["measured_in_sky"] for row in others)
+    return [row[name] for row in much for name in ("measured_in_sky", "measured")] + [len(others)]
+
+
+def in_the_office() -> list[float]:
+    """Errors of refined depth: of the most confident half, and of all."""
+    row = result("trust")["confidence"]["sensor"]["on"]
+    return [row["best_half"], row["all"]]
+
+
+CONVENTIONS = Page(
+    "docs/conventions.md",
+    [],
+    {
+        "the other way; 4 x 4, last row": "the shape of a pose",
+        "is at (0.5, 0.5), as in COLMAP": "a convention",
+        "3 x 3, in pixels of": "the shape of a matrix",
+        "3 x 3 inside; quaternions": "the shape of a matrix",
+    },
+)
+
+OUTPUTS = Page(
+    "docs/outputs.md",
+    [
+        (
+            "{} for metric scenes up to {:.1f} m, else the deepest value / {}",
+            lambda: [MILLIMETRE, LEVELS * MILLIMETRE, LEVELS],
+        ),
+        ("`--colmap-points` ({}; 0: none)", lambda: [with_blank(ExportOptions().colmap_points)]),
+        ("agree to within {:.0f} %, starting with those on which three agree", lambda: [100 * REFINED]),
+        ("1 to {} observations, from views whose depth agrees to within {:.0f} %", lambda: [LONGEST, 100 * PREDICTED]),
+        ("files up to {} MiB", lambda: [WHOLE_BYTES >> 20]),
+        ("of {} evenly spaced pieces of {} KiB", lambda: [PIECES, PIECE_BYTES >> 10]),
+    ],
+    {
+        "`cam_from_world` (4 x 4) maps world points": "the shape of a pose",
+        "is at (0.5, 0.5).": "a convention",
+        "`K` (3 x 3, pixels of the original picture)": "the shape of a matrix",
+        "`world_from_cam` (4 x 4), `registration`": "the shape of a pose",
+        "a block of 2 x 2, 4 x 4 or 8 x 8 pixels": "the factors of the sizes",
+        "trimesh 5.2 truncates": "a version",
+    },
+)
+
+OTHER_SYSTEMS = Page(
+    "docs/other-systems.md",
+    [("fails or differs by more than {:.0f} %", lambda: [100 * AGREEMENT])],
+    {"with Python 3.11": "a version"},
+)
+
+SPLATTING = Page(
+    "docs/how-to/into-colmap-and-splatting.md",
+    [("At most {} points from the depth maps go to COLMAP", lambda: [with_blank(ExportOptions().colmap_points)])],
+)
+
+TRUST = Page(
+    "docs/how-to/trust.md",
+    [
+        (
+            "(less than {:.0f} % of its pixels differ from a neighbour by {:.0f} grey levels)",
+            lambda: [100 * LEAST_STRUCTURE, STEP],
+        ),
+        ("all but {:.0f} % of a picture is sky", lambda: [100 * (1 - SKY_ONLY)]),
+        ("a view has fewer than {} verified matches with every other view", lambda: [LEAST]),
+        ("(median error below {:.0f} pixel)", lambda: [TURNED_PX]),
+        ("differ by more than {:.0f} % (median)", lambda: [100 * math.expm1(MAX_DISAGREEMENT)]),
+        ("{} verified matches with one other view are enough", lambda: [LEAST]),
+        (
+            "{} of {} bad inputs made by `benchmarks/trust.py` are reported; {} of its {} photo scenes give a warning",
+            bad_inputs,
+        ),
+        (
+            "{:,} of {:,} and {:,} of {:,} measured points (on thin spires) lie in the removed regions; "
+            "on {} other scenes none do",
+            in_sky,
+        ),
+        ("Without any vote the factor is {}.", lambda: [ALONE]),
+        ("at the border of a picture ({:.0f} % of its shorter side)", lambda: [100 * BORDER]),
+        (
+            "disagree by less than {:.0f} % of depth (median; `depth_disagreement` in the manifest), "
+            "and not at all above {:.0f} %",
+            lambda: [100 * WELL, 100 * BADLY],
+        ),
+        ("the error of the whole ({:.1f} and {:.1f} %)", in_the_office),
+    ],
+    {"the factor is between 0.5 (none at the same depth) and 1.5": "a formula"},
+)
+
+VIDEO = Page(
+    "docs/how-to/from-a-video.md",
+    [
+        ("moved by {:.0f} % of the picture's longer side", lambda: [100 * MOTION_STEP]),
+        ("at least {} and at most {} (`--max-views`)", lambda: DEFAULT_FRAMES),
+        ("compared with tracked poses, {} CPU cores", lambda: [result("video")["hardware"]["cores"]]),
+    ],
+    {"a 20-second walk": "a length"},
+)
+
+MASKS = Page("docs/how-to/masks.md", [], {"a picture rotated by 180 degrees": "a half turn"})
+MESH = Page("docs/how-to/mesh.md", [])
+SCALE = Page("docs/how-to/scale-and-gps.md", [], {"these two pictures were 1.25 m apart": "the example above it"})
+
+OF_OUTPUTS = (CONVENTIONS, OUTPUTS, OTHER_SYSTEMS, SPLATTING, TRUST, VIDEO, MASKS, MESH, SCALE)
