@@ -11,6 +11,7 @@ from collections.abc import Callable
 from docs.costs import draw
 from docs.markdown import PAGES, ROOT
 from docs.of_code import OF_CODE
+from docs.of_experiments import OF_EXPERIMENTS
 from docs.of_measured import OF_MEASURED
 from docs.of_models import OF_MODELS
 from docs.of_parity import OF_PARITY
@@ -36,7 +37,15 @@ def with_tables(text: str) -> str:
     return PLACE.sub(lambda place: f"{place[1]}{TABLES[place[2]]()}{place[3]}", text)
 
 
-TABLES: dict[str, Callable[[], str]] = {**OF_CODE, **OF_RESULTS, **OF_MEASURED, **OF_MODELS, **OF_PARITY, **OF_TABLE}
+TABLES: dict[str, Callable[[], str]] = {
+    **OF_CODE,
+    **OF_RESULTS,
+    **OF_MEASURED,
+    **OF_EXPERIMENTS,
+    **OF_MODELS,
+    **OF_PARITY,
+    **OF_TABLE,
+}
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,106 @@
+"""The pages about running networks: cameras that are known, refinement, memory, other networks, the command line."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from docs.figures import Page
+from docs.markdown import result
+from lean3r import PointOptions, RefineOptions
+from lean3r.inputs.trajectory import GAP_S, SAME_S
+from lean3r.inputs.views import MIN_SIDE
+from lean3r.models.base import Backbone
+from lean3r.pipeline.known import FIT
+from lean3r.pipeline.memory import USUAL_THRESHOLD
+from lean3r.refine.accept import INLIER_PX
+from lean3r.refine.options import SECONDS, SECONDS_A_VIEW
+from lean3r.train import NetworkRecipe
+
+SIZE = "an example of a size"
+
+
+def unrefined() -> list[float]:
+    """The least and the largest depth error with known cameras and without refinement, in per cent."""
+    errors = [100 * abs(row["off_both"]["depth_ratio"] - 1) for row in result("known")["scenes"].values()]
+    return [min(errors), max(errors)]
+
+
+KNOWN = Page(
+    "docs/how-to/known-cameras.md",
+    [
+        ("A pose within {:.0f} ms is used", lambda: [1000 * SAME_S]),
+        ("at most {} s apart", lambda: [GAP_S]),
+        ("within {:.0f} % of the cameras' spread", lambda: [100 * FIT]),
+        ("at 4 000 km their resolution is {:.0f} cm", lambda: [100 * np.spacing(np.float32(4e6))]),
+        ("without refinement the depth error is {:.0f} to {:.0f} %", unrefined),
+    ],
+    {"`1305031102.175304.png`": "an example of a name"},
+)
+
+
+def memory() -> list[float]:
+    """How far predictions are below and above the measurement, at most; in per cent."""
+    errors = [100 * row["error"] for row in result("memory_budget")["rows"]]
+    return [-min(errors), max(errors)]
+
+
+MEMORY = Page(
+    "docs/how-to/fit-into-memory.md",
+    [
+        ("keep up to {:.0f} MB of each", lambda: [USUAL_THRESHOLD / 2**20]),
+        ("(limit {:.0f} %)", lambda: [100 * result("memory_budget")["limit"]]),
+        ("the prediction is between {:.1f} % below and {:.1f} % above the measurement", memory),
+    ],
+    {
+        "if it is above 8 GB": SIZE,
+        "`8GB` (10^9 bytes), `8GiB` (2^30), `500MB`": SIZE,
+        '`memory="8GB"`': SIZE,
+    },
+)
+
+LARGE = Page(
+    "docs/how-to/large-backbones.md",
+    [],
+    {
+        "`--memory 8GB`": SIZE,
+        "at most 255 000 pixels": "a constant of Pi3's loader",
+        "squared within 8 %": "the bound of lean3r.inputs.views.network_size",
+    },
+)
+
+REFINE = Page(
+    "docs/how-to/refine.md",
+    [
+        ("at most {:,} pixels on the longer side", lambda: [RefineOptions().side]),
+        ("(within {:.0f} pixels)", lambda: [INLIER_PX]),
+        ("the default is {:.0f} CPU seconds plus {:.0f} per picture", lambda: [SECONDS, SECONDS_A_VIEW]),
+    ],
+)
+
+THIRD_PARTY = Page(
+    "docs/how-to/third-party.md",
+    [("with its weights {} to {})", lambda: [NetworkRecipe().gamma_from, NetworkRecipe().gamma_to])],
+)
+
+CLI = Page(
+    "docs/cli.md",
+    [
+        ("{:.0f} CPU seconds, plus {:.0f} per picture", lambda: [SECONDS, SECONDS_A_VIEW]),
+        ("smaller than {} pixels on a side", lambda: [MIN_SIDE]),
+    ],
+    {"stay within `8GB`, `6GiB`": SIZE},
+)
+
+PYTHON = Page(
+    "docs/python.md",
+    [("as fit into {} MiB of working memory", lambda: [Backbone.chunk_bytes >> 20])],
+    {"that `reconstruct` had in 0.1": "a version"},
+)
+
+QUICKSTART = Page(
+    "docs/quickstart.md",
+    [("the default drops the worst {:.0f} %", lambda: [PointOptions().conf_percentile])],
+    {"Python 3.11 or newer": "a version", "`--memory 8GB`": SIZE},
+)
+
+USAGE = (KNOWN, MEMORY, LARGE, REFINE, THIRD_PARTY, CLI, PYTHON, QUICKSTART)
