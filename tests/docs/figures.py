@@ -6,8 +6,8 @@ from the JSON that stand there, rounded as printed:
     ("{} frames chosen by motion", lambda: [result("video")["runs"]["default"]["views"]])
 
 and numbers with a unit that were not measured here, with what they are. Tables between `<!-- table` and `<!-- end -->`
-are made from the JSON. `PYTHONPATH=tests python -m docs.figures` counts, by page, the figures that are bound, those of
-such tables, and those that are neither.
+are made from the JSON. No page has others. `PYTHONPATH=tests python -m docs.figures` counts, by page, the
+figures that are bound, those of such tables, and those that are neither.
 """
 
 from __future__ import annotations
@@ -32,12 +32,11 @@ Sentence = tuple[str, Callable[[], Iterable[float]]]
 
 @dataclass(frozen=True)
 class Page:
-    """What is known of the figures of one page; `whole` demands that nothing else on it has a unit."""
+    """What is known of the figures of one page."""
 
     name: str
     sentences: list[Sentence]
     not_measured: Mapping[str, str] = field(default_factory=dict)
-    whole: bool = True
 
 
 def squeezed(text: str) -> str:
@@ -84,7 +83,7 @@ def main() -> None:
     totals = [0, 0, 0]
     for path in PAGES:
         name = path.relative_to(ROOT).as_posix()
-        page, text = MEASURED.get(name, Page(name, [], whole=False)), path.read_text(encoding="utf-8")
+        page, text = MEASURED.get(name, Page(name, [])), path.read_text(encoding="utf-8")
         counts = [sum(map(places, page.sentences)), in_tables(text), len(loose(page, text))]
         totals = [total + count for total, count in zip(totals, counts, strict=True)]
         print(f"{name:44} {counts[0]:5} {counts[1]:10} {counts[2]:8}")

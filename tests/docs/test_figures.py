@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 
 from docs.figures import Page, loose, unbound
+from docs import markdown
 from docs.markdown import ROOT
 from docs.measured import MEASURED
 from docs.recorded import RESULTS
 
-PAGES = pytest.mark.parametrize("page", MEASURED.values(), ids=MEASURED)
+NAMES = [path.relative_to(ROOT).as_posix() for path in markdown.PAGES]
+PAGES = pytest.mark.parametrize("page", [MEASURED.get(name, Page(name, [])) for name in NAMES], ids=NAMES)
 
 
 def text_of(page: Page) -> str:
@@ -23,8 +25,7 @@ def test_figures_are_those_of_the_json(page: Page) -> None:
 
 @PAGES
 def test_no_number_with_a_unit_is_from_nowhere(page: Page) -> None:
-    if page.whole:
-        assert loose(page, text_of(page)) == [], "bind it to its JSON, or say what it is, in tests/docs/measured"
+    assert loose(page, text_of(page)) == [], "bind it to its JSON, or say what it is, in tests/docs/measured"
 
 
 @PAGES
@@ -44,6 +45,10 @@ def test_a_figure_that_nobody_bound_is_noticed(number: str) -> None:
     page = Page("README.md", [("8 photos take {:.1f} s", lambda: [5.525])], {"Python 3.11": "a version"})
     assert loose(page, "8 photos take 5.5 s with Python 3.11 and 8 views.") == []
     assert len(loose(page, f"8 photos take 5.5 s and {number} more.")) == 1
+
+
+def test_every_page_that_is_described_is_there() -> None:
+    assert set(MEASURED) <= set(NAMES)
 
 
 def test_every_result_is_on_the_page_of_results() -> None:
