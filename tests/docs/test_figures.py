@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from docs.figures import Page, loose, unbound
 from docs import markdown
+from docs.figures import Page, loose, unbound
 from docs.markdown import ROOT
 from docs.measured import MEASURED
 from docs.recorded import RESULTS
