@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from docs import earlier
-from docs.markdown import RESULTS, ROOT, result, table
+from docs.markdown import ROOT, result, table
 
 LONG = 32  # views from which on growth is fitted
 TITLES = {"nano": "nano", "pi3": "Pi3", "vggt": "VGGT", "da3-large": "DA3-Large"}
@@ -38,8 +37,6 @@ class Costs:
 
 def layers() -> list[Costs]:
     """One global layer of nano's and of Pi3's shape; seconds of attention alone, without linear layers."""
-    if not (RESULTS / "layer.json").exists():
-        return [Costs(*each, {}) for each in earlier.layers()]
     found = result("layer")
     shapes = sorted({row["model"] for row in found["rows"]}, key=lambda name: int(name[6:].partition("x")[0]))
     return [costs(found, name, "{} heads of {}".format(*name[6:].split("x")), "attention") for name in shapes]
@@ -47,8 +44,6 @@ def layers() -> list[Costs]:
 
 def networks() -> list[Costs]:
     """Whole networks."""
-    if not (RESULTS / "network.json").exists():
-        return [Costs(*each, {}) for each in earlier.networks()]
     found = result("network")
     return [costs(found, name, TITLES.get(name, name)) for name in dict.fromkeys(r["model"] for r in found["rows"])]
 
@@ -115,7 +110,7 @@ def seconds(value: float) -> str:
 
 def speed() -> str:
     """For README: how many times faster sparse attention is, and the pictures."""
-    counts = (32, 64, 128, 256)
+    counts = (32, 128, 256)
     rows = []
     for each in [*layers(), *networks()]:
         what = f"one layer of {each.title}" if "heads" in each.title else f"the whole of {each.title}"
@@ -125,8 +120,6 @@ def speed() -> str:
             if gains.count(None) < len(counts):
                 rows.append([f"{what}, `{plan}`", *("" if gain is None else f"{gain:.1f}" for gain in gains)])
     text = table(["times faster than dense attention, by views", *map(str, counts)], rows)
-    if not (RESULTS / "layer.json").exists():
-        return f"{text}\n{earlier.PICTURE}"
     shape = layers()[-1].title
     return text + "".join(
         f"\n![One global layer of {shape}: {what}, by number of views](docs/images/layer-{name}.svg)\n"
@@ -136,8 +129,6 @@ def speed() -> str:
 
 def photos() -> str:
     """For README: what so many photos take."""
-    if not (RESULTS / "whole.json").exists():
-        return earlier.photos()
     found = result("whole")
     rows = {row["views"]: row for row in found["rows"] if row["error"] is None}
     first, *more = (
@@ -153,16 +144,16 @@ def photos() -> str:
 
 
 def draw() -> list[Path]:
-    """Write the pictures of the layer of a backbone's shape, if it was measured and matplotlib is there."""
+    """Write the pictures of the layer of a backbone's shape, if matplotlib is there."""
     from lean3r.eval.report.plots import log_log
 
-    if not (RESULTS / "layer.json").exists() or importlib.util.find_spec("matplotlib") is None:
+    if importlib.util.find_spec("matplotlib") is None:
         return []
     each, written = layers()[-1], []
     for name, axis in PICTURES.items():
         series: dict[str, Curve] = getattr(each, name)
         fits = {plan: fit for plan, curve in series.items() if (fit := power(curve))}
         written.append(ROOT / "docs" / "images" / f"layer-{name}.svg")
-        text = log_log({plan: sorted(curve.items()) for plan, curve in series.items()}, fits, axis)
+        text = log_log({plan: sorted(curve.items()) for plan, curve in series.items()}, fits, axis, LONG)
         written[-1].write_text(text, encoding="utf-8")
     return written

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from docs.earlier import EARLIER
 from docs.markdown import RESULTS, ROOT, result
 from lean3r.bench.exponents import label
 
@@ -268,6 +267,5 @@ ROWS: dict[str, tuple[str | None, Figures]] = {
     "renderer_cpu": ("renderer.py", renderer),
     "trust": ("trust.py", trust),
     "video": ("video.py", video),
-    **dict.fromkeys(EARLIER, (None, lambda r: ["figures of README and of [attention](attention.md)"])),
 }
 """Result -> its script in benchmarks/, and what it yields as main figures; others show the numbers at their top."""

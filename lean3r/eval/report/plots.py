@@ -60,9 +60,13 @@ def bars(labels: Sequence[str], series: Mapping[str, Sequence[float | None]], ax
 
 
 def log_log(
-    series: Mapping[str, Sequence[tuple[float, float]]], lines: Mapping[str, tuple[float, float]], axis: str
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    lines: Mapping[str, tuple[float, float]],
+    axis: str,
+    lines_from: float = 0,
 ) -> str:
-    """Points (views, cost) on logarithmic axes, with power laws (scale, exponent) as broken lines."""
+    """Points (views, cost) on logarithmic axes, with power laws (scale, exponent) as broken lines that begin at
+    `lines_from` views."""
     plot = _Drawing(7.2, 4.2 + 0.11 * len(series))
     axes = plot.axes
     for place, (name, points) in enumerate(series.items()):
@@ -71,7 +75,8 @@ def log_log(
         label = f"{name}: views^{line[1]:.2f}" if line else name
         axes.plot(x, y, marker, color=colour, label=label, markersize=6)
         if line:
-            axes.plot(x, line[0] * x ** line[1], "--", color=colour, linewidth=1.1)
+            along = x[x >= lines_from]
+            axes.plot(along, line[0] * along ** line[1], "--", color=colour, linewidth=1.1)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     views = sorted({x for points in series.values() for x, _ in points})
