@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lean3r.bench.meter import Clock, Operations, Parts, parts_of
-from lean3r.bench.official import AGREE, PEERS, Outputs, build_ours, build_peer, differences, give_weights, run_ours
+from lean3r.bench.official import PEERS, PEERS_AGREE, Outputs, build_ours, build_peer, differences, give_weights, run_ours
 from lean3r.bench.settings import DENSE, LAYER, LAYER_PATCH, STORED, Cell, Program, Refine, Settings
 from lean3r.compress import CompressionPlan, compress, resolve_plan
 from lean3r.compress.plan import Step
@@ -169,10 +169,10 @@ def _official(program: Program, device: torch.device) -> Ready:
     images = pictures(*SMALL).to(device)
     with running(device, torch.float32), exact_products():
         errors = differences(program.model, run_ours(ours, images), peer.call(network, images))
-    wrong = {name: error for name, error in errors.items() if not error <= AGREE}
+    wrong = {name: error for name, error in errors.items() if not error <= PEERS_AGREE}
     if wrong:
         said = ", ".join(f"{name} by {error:.1e}" for name, error in wrong.items())
-        raise LeanError(f"the official outputs differ from ours ({said}, relative RMS; {AGREE:.0e} allowed)")
+        raise LeanError(f"the official outputs differ from ours ({said}, relative RMS; {PEERS_AGREE:.0e} allowed)")
     dtype = resolve_dtype(program.dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
 
     def call(images: Tensor, cell: Cell) -> Outputs:
