@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from lean3r.bench.meter import Clock, Operations, Parts, parts_of
-from lean3r.bench.official import PEERS, PEERS_AGREE, Outputs, build_ours, build_peer, differences, give_weights, run_ours
+from lean3r.bench.official import (
+    PEERS,
+    PEERS_AGREE,
+    Outputs,
+    build_ours,
+    build_peer,
+    differences,
+    give_weights,
+    run_ours,
+)
 from lean3r.bench.settings import DENSE, LAYER, LAYER_PATCH, STORED, Cell, Program, Refine, Settings
 from lean3r.compress import CompressionPlan, compress, resolve_plan
 from lean3r.compress.plan import Step
