@@ -8,8 +8,8 @@ import statistics
 from docs.figures import Page
 from docs.markdown import result
 from docs.of_experiments import margin
-from lean3r.cli.compress import Compress
 from lean3r.compress import PLANS
+from lean3r.compress.sensitivity import FLOOR_DB
 from lean3r.data.sampling.lite3r import FEWEST
 from lean3r.train import DISTILLATIONS
 from lean3r.train.adapting import AdapterChoice
@@ -103,7 +103,7 @@ QUANTISE = Page(
         ),
         ("within noise ({:.2f} and {:.2f})", lambda: [of_nano("of_float32"), of_nano("cpu_of_float32")]),
         ("take {:.0f} % less CPU time, and are only {:.1f} % of the whole", quantised_layers),
-        ("below {:.0f} dB (`--floor-db`)", lambda: [Compress.floor_db]),
+        ("below {:.0f} dB (`--floor-db`)", lambda: [FLOOR_DB]),
     ],
     {"largest number over 127.5": "a constant of torchao"},
 )
