@@ -1,0 +1,1 @@
+"""Stereo: depth measured between pictures with good cameras, around the depth of a network."""

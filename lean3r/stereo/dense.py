@@ -1,0 +1,117 @@
+"""A scene whose depth is measured between its pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lean3r.geometry.consistency import Scene, neighbours
+from lean3r.geometry.evidence import Sightings, weigh
+from lean3r.geometry.fusion import fuse
+from lean3r.geometry.lens import Optics
+from lean3r.refine.depth import sightings
+from lean3r.stereo.measure import MORE_SOURCES, Posed, measure
+from lean3r.stereo.network import StereoNet
+from lean3r.stereo.weights import load_net
+from lean3r.types import Reconstruction, with_warning
+
+BEYOND = 0.3  # log depth of what has none, behind the farthest of the view
+NOT_BETTER = (
+    "depth from stereo does not agree better between the views than the network's ({:.1%} against {:.1%}): the cameras "
+    "or the scene do not allow it; the network's depth is kept"
+)
+
+
+def densify(
+    reconstruction: Reconstruction,
+    net: StereoNet | None = None,
+    advanced: Callable[[], None] = lambda: None,
+) -> Reconstruction:
+    """The scene with depth from stereo between its pictures, around the depth that it has.
+
+    Views that overlap with no other keep their depth, and so does the whole scene where stereo does not agree better
+    between the views. Confidence becomes the inverse of the expected relative error, weighted by the other views and by
+    sparse points. `net` is the network (None: the shipped one). `info["stereo"]` says what was done: "status" (measured
+    or kept), "views" measured, the median disagreement of views before and after in log depth, and "seconds".
+    """
+    started = time.perf_counter()
+    optics = Optics.of(reconstruction)
+    certain = reconstruction.is_certain[:, None, None]
+    depth = np.where(reconstruction.mask & (reconstruction.depth > 0), reconstruction.depth, 0).astype(np.float32)
+    before = Scene(np.where(certain, depth, 0), reconstruction.cam_from_world, optics)
+    sources = neighbours(before, MORE_SOURCES)
+    sources = [others[reconstruction.is_certain[others]] for others in sources]
+    if not any(len(others) for others in sources):
+        return _with_report(reconstruction, {"status": "kept", "reason": "no views overlap"}, started)
+    seen = [] if reconstruction.sparse is None else sightings(reconstruction, reconstruction.sparse)
+    posed = Posed(
+        reconstruction.images,
+        reconstruction.mask,
+        reconstruction.cam_from_world,
+        reconstruction.intrinsics,
+        optics,
+        sources,
+        bool(reconstruction.lenses),
+    )
+    found = measure(net or load_net(), posed, filled(depth), rasters(seen, depth.shape), advanced)
+    measured = np.where(found.measured[:, None, None] & (depth > 0), found.log_depth.exp().numpy(), depth)
+    precision = np.where(found.measured[:, None, None] & (depth > 0), (-found.log_b).exp().numpy(), 1.0)
+    after = Scene(np.where(certain, measured, 0), reconstruction.cam_from_world, optics)
+    conf, disagreement = weigh(precision.astype(np.float32), reconstruction.mask, after, seen)
+    _, old = weigh(reconstruction.conf, reconstruction.mask, before, seen)
+    report = {
+        "views": int(found.measured.sum()),
+        "disagreement": {"before": _rounded(old), "after": _rounded(disagreement)},
+    }
+    if not disagreement < old:
+        kept = with_warning(reconstruction, "stereo-kept", NOT_BETTER.format(disagreement, old))
+        return _with_report(kept, {"status": "kept", "reason": "no better agreement", **report}, started)
+    points = fuse(
+        reconstruction.images,
+        after.depth,
+        conf,
+        reconstruction.mask,
+        reconstruction.cam_from_world,
+        reconstruction.intrinsics,
+        conf_percentile=reconstruction.point_options.conf_percentile,
+        max_points=reconstruction.point_options.max_points,
+        optics=optics,
+    )
+    dense = replace(reconstruction, depth=measured.astype(np.float32), conf=conf, points=points)
+    return _with_report(dense, {"status": "measured", **report}, started)
+
+
+def filled(depth: np.ndarray) -> Tensor:
+    """Log depth [S, H, W] everywhere, from depth that is 0 where unknown: what has none lies behind the rest."""
+    known = torch.from_numpy(depth > 0)
+    log_depth = torch.from_numpy(depth).clamp(min=1e-30).log()
+    farthest = torch.where(known, log_depth, -torch.inf).flatten(1).amax(1)
+    farthest = torch.where(farthest.isfinite(), farthest, 0.0)
+    return torch.where(known, log_depth, farthest[:, None, None] + BEYOND)
+
+
+def rasters(seen: list[Sightings], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Log depth [S, H, W] of the points that the views saw, and where they are [S, H, W] bool; the nearest counts."""
+    log_depth, has = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
+    for view, points in enumerate(seen):
+        cols, rows = np.floor(points.xy).astype(np.int64).T
+        inside = (cols >= 0) & (rows >= 0) & (cols < shape[2]) & (rows < shape[1]) & (points.weight > 0.1)
+        order = np.argsort(-points.log_depth[inside], kind="stable")
+        rows, cols, values = rows[inside][order], cols[inside][order], points.log_depth[inside][order]
+        log_depth[view, rows, cols] = torch.from_numpy(values).float()
+        has[view, rows, cols] = True
+    return log_depth, has
+
+
+def _rounded(value: float) -> float | None:
+    return None if np.isnan(value) else round(value, 5)
+
+
+def _with_report(reconstruction: Reconstruction, report: dict, started: float) -> Reconstruction:
+    report = {**report, "seconds": round(time.perf_counter() - started, 3)}
+    return replace(reconstruction, info={**reconstruction.info, "stereo": report})

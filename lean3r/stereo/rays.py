@@ -1,0 +1,30 @@
+"""How the pixels of a view project into other views, as tensors for the network."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lean3r.stereo.network import Rays
+
+
+def rays_into(slopes: Tensor, cam_from_world: Tensor, others: Tensor, intrinsics: Tensor, step: int) -> Rays:
+    """Rays of B views for a grid of cells of `step` pixels.
+
+    slopes [B, H, W, 2]: (x / z, y / z) at pixel centres; cam_from_world [B, 4, 4]; others [B, N, 4, 4]: poses of the
+    sources; intrinsics [B, N, 3, 3]: pinholes of the sources, in pixels.
+    """
+    moved = others.double() @ torch.linalg.inv(cam_from_world.double())[:, None]
+    projection = (intrinsics.double() @ moved[..., :3, :]).to(slopes.dtype)
+    grid = F.avg_pool2d(slopes.permute(0, 3, 1, 2), step)
+    ray = torch.cat([grid, torch.ones_like(grid[:, :1])], 1)
+    return Rays(torch.einsum("bnij,bjhw->bnihw", projection[..., :3], ray), projection[..., 3])
+
+
+def pinhole_slopes(intrinsics: Tensor, height: int, width: int) -> Tensor:
+    """(x / z, y / z) [B, H, W, 2] at the pixel centres of pinholes [B, 3, 3]."""
+    fx, fy, cx, cy = intrinsics[:, [0, 1, 0, 1], [0, 1, 2, 2]].T[..., None, None]
+    x = (torch.arange(width, device=intrinsics.device) + 0.5 - cx) / fx
+    y = (torch.arange(height, device=intrinsics.device)[:, None] + 0.5 - cy) / fy
+    return torch.stack([x.expand(-1, height, -1), y.expand(-1, -1, width)], -1)
