@@ -1,0 +1,215 @@
+"""How good is depth: the network's, after it followed refined cameras, and from stereo, classical and learned?
+
+    python benchmarks/depth.py synthetic [--scenes 16] [--views 4,8,16]
+    python benchmarks/depth.py photos [--photos FOLDER] [--save FOLDER]
+
+synthetic: held-out scenes with true cameras, and with those of refinement; AbsRel, share within 5 %, the surest 80 %,
+angle of normals, and the distance of clouds. photos: the photo scenes with nano and refinement; the error at points of
+the ground-truth models that the run did not use: half of the tracks are set aside, and the run's own points at their
+pixels are taken from it; the share of pixels that two other views confirm within 1 %; where a depth sensor was there,
+the error against it. One scale for each scene. Correctness comes first: exact depth must stay exact. Writes
+benchmarks/results/depth_NAME.json; figures are medians over scenes, in per cent and degrees.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import ROOT, hardware, write_result
+from dense import held_out, in_true_cameras, sparse_points
+from PIL import Image
+
+import lean3r
+from lean3r.colmap_library import pycolmap
+from lean3r.data.base import SceneBatch
+from lean3r.geometry.consistency import Scene, neighbours
+from lean3r.geometry.lens import Optics
+from lean3r.geometry.points import normals_from_depth
+from lean3r.models.base import Backbone
+from lean3r.pipeline.reconstruct import reconstruct
+from lean3r.refine.depth import follow
+from lean3r.stereo.dense import densify
+from lean3r.types import Reconstruction, Views
+
+NEAR_PX = 4.0  # a point of the run this near to one that is set aside is taken from it
+SUREST = 0.8
+CONFIRMED = 0.01
+WAYS: dict[str, Callable[[Reconstruction], Reconstruction]] = {
+    "network": lambda scene: scene,
+    "follow": follow,
+    "stereo": lambda scene: densify(follow(scene)),
+}
+
+
+def against(depth: np.ndarray, conf: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Errors after one scale for the scene, of all pixels and of the SUREST part, in per cent."""
+    known = (truth > 0) & (depth > 0)
+    ratio = depth[known] / truth[known]
+    error = np.abs(ratio / np.median(ratio) - 1)
+    sure = conf[known] >= np.quantile(conf[known], 1 - SUREST, method="higher")
+    found = {"abs_rel": error.mean(), "surest": error[sure].mean(), "median": np.median(error)}
+    found |= {"within_5": (error < 0.05).mean(), "missing": 1 - known.sum() / max((truth > 0).sum(), 1)}
+    return {name: 100 * float(value) for name, value in found.items()}
+
+
+def normals_deg(depth: np.ndarray, truth: SceneBatch) -> float:
+    """The median angle to the true normals."""
+    known = (truth.depth[0] > 0) & torch.from_numpy(depth > 0)
+    ours, exact = (normals_from_depth(x, truth.intrinsics[0]) for x in (torch.from_numpy(depth), truth.depth[0]))
+    return float(torch.rad2deg((ours * exact).sum(-1)[known].clamp(-1, 1).acos()).median())
+
+
+def confirmed(scene: Reconstruction) -> float:
+    """The share of pixels with depth, in per cent, that at least two other views confirm within CONFIRMED."""
+    maps = Scene(scene.depth, scene.cam_from_world, Optics.of(scene))
+    agreed, total = 0, 0
+    for view, others in enumerate(neighbours(maps, 8)):
+        rows, cols = np.nonzero(scene.depth[view] > 0)
+        votes = np.zeros(len(rows), int)
+        for other in others:
+            z, own = maps.seen(other, maps.world_points(view, rows, cols))
+            votes += np.abs(np.where(np.isfinite(own), z / own, np.inf) - 1) < CONFIRMED
+        agreed, total = agreed + int((votes >= 2).sum()), total + len(rows)
+    return 100 * agreed / max(total, 1)
+
+
+def synthetic(model: Backbone, scenes: int, counts: list[int]) -> dict[str, Any]:
+    """By cameras, views and way: medians over scenes."""
+    result: dict[str, Any] = {"true": {}, "refined": {}}
+    for views in counts:
+        rows: dict[str, dict[str, list[dict[str, float]]]] = {c: {w: [] for w in WAYS} for c in result}
+        for index in range(scenes):
+            truth = held_out(index, views)
+            found = reconstruct(model, Views(truth.images))
+            starts = {"true": replace(in_true_cameras(found, truth), sparse=sparse_points(truth, index))}
+            refined = reconstruct(model, Views(truth.images), refine="on")
+            if refined.info["refinement"]["status"] != "kept":
+                starts["refined"] = replace(refined, depth=found.depth, conf=found.conf)
+            for cameras, start in starts.items():
+                for way, apply in WAYS.items():
+                    begun = time.process_time()
+                    scene = apply(start)
+                    spent = (time.process_time() - begun) / views
+                    figures = against(scene.depth, scene.conf, truth.depth[0].numpy())
+                    figures |= {"normals_deg": normals_deg(scene.depth, truth), "cpu_seconds_a_view": spent}
+                    rows[cameras][way].append(figures)
+        for cameras, ways in rows.items():
+            result[cameras][views] = {way: medians(each) for way, each in ways.items()} | {
+                "scenes": len(ways["network"])
+            }
+            print(cameras, views, result[cameras][views], flush=True)
+    return result
+
+
+def medians(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Of every figure over the scenes."""
+    return {name: round(float(np.median([row[name] for row in rows])), 3) for name in (rows[0] if rows else {})}
+
+
+def set_aside(scene: Reconstruction, folder: Path) -> tuple[Reconstruction, list[tuple[int, np.ndarray, np.ndarray]]]:
+    """The scene without its points at pixels of every second track of the ground truth, and these tracks: view, xy in
+    original pixels [N, 2] and true depth [N]."""
+    model = pycolmap.Reconstruction(folder)
+    places, used = [], set()
+    numbers = {Path(name).stem: view for view, name in enumerate(scene.names)}
+    for image in model.images.values():
+        view = numbers.get(Path(image.name).stem)
+        if view is None:
+            continue
+        observed = [(p.xy, p.point3D_id) for p in image.points2D if p.has_point3D() and p.point3D_id % 2]
+        xy = np.array([xy for xy, _ in observed]).reshape(-1, 2)
+        xyz = np.array([model.points3D[number].xyz for _, number in observed]).reshape(-1, 3)
+        z = (image.cam_from_world() * xyz)[:, 2] if len(xyz) else np.zeros(0)
+        places.append((view, xy, z))
+    sparse = scene.sparse
+    if sparse is not None:
+        for view, xy, _ in places:
+            mine = np.flatnonzero(sparse.view == view)
+            if len(mine) and len(xy):
+                apart = np.linalg.norm(sparse.xy[mine, None] - xy[None], axis=-1).min(1)
+                used |= set(sparse.point[mine[apart < NEAR_PX]].tolist())
+        kept = ~np.isin(sparse.point, list(used))
+        sparse = replace(sparse, point=sparse.point[kept], view=sparse.view[kept], xy=sparse.xy[kept])
+    return replace(scene, sparse=sparse), places
+
+
+def at_tracks(scene: Reconstruction, places: list[tuple[int, np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """Errors at tracks after one scale for the scene."""
+    ratios = []
+    for view, xy, z in places:
+        scale, offset = np.reshape(scene.sources[view].original_from_network, (2, 2))
+        cols, rows = np.floor((xy - offset) / scale).astype(int).T
+        inside = (cols >= 0) & (rows >= 0) & (cols < scene.depth.shape[2]) & (rows < scene.depth.shape[1]) & (z > 0)
+        depth = scene.depth[view, rows[inside], cols[inside]]
+        ratios.append((depth / z[inside])[depth > 0])
+    ratio = np.concatenate(ratios)
+    error = 100 * np.abs(ratio / np.median(ratio) - 1)
+    return {"at_tracks_median": float(np.median(error)), "at_tracks_mean": float(error.mean()), "tracks": len(ratio)}
+
+
+def sensor(scene: Reconstruction, folder: Path) -> dict[str, float]:
+    """Errors against the maps of a depth sensor, where there are any."""
+    if not folder.is_dir():
+        return {}
+    truth = np.zeros_like(scene.depth)
+    for view, source in enumerate(scene.sources):
+        path = folder / f"{Path(source.name).stem}.png"
+        if path.is_file():
+            depth = np.asarray(Image.open(path), np.float32)
+            sx, sy, ox, oy = source.original_from_network
+            height, width = scene.depth.shape[1:]
+            cols = ((np.arange(width) + 0.5) * sx + ox) * depth.shape[1] / source.width
+            rows = ((np.arange(height) + 0.5) * sy + oy) * depth.shape[0] / source.height
+            inside = ((rows >= 0) & (rows < depth.shape[0]))[:, None] & ((cols >= 0) & (cols < depth.shape[1]))
+            at = np.ix_(rows.astype(int).clip(0, depth.shape[0] - 1), cols.astype(int).clip(0, depth.shape[1] - 1))
+            truth[view] = np.where(inside, depth[at], 0)
+    return {f"sensor_{name}": value for name, value in against(scene.depth, scene.conf, truth).items()}
+
+
+def photos(model: Backbone, root: Path, save: Path | None) -> dict[str, Any]:
+    """By scene and way."""
+    result: dict[str, Any] = {}
+    for folder in sorted(path for path in root.iterdir() if (path / "gt").is_dir()):
+        predicted = reconstruct(model, folder / "images", refine="off")
+        refined = reconstruct(model, folder / "images", refine="on")
+        start, places = set_aside(replace(refined, depth=predicted.depth, conf=predicted.conf), folder / "gt")
+        result[folder.name] = {"status": refined.info["refinement"]["status"], "views": len(refined.sources)}
+        for way, apply in WAYS.items():
+            begun = time.process_time()
+            scene = apply(start)
+            figures = at_tracks(scene, places) | sensor(scene, folder / "depth") | {"confirmed": confirmed(scene)}
+            figures["cpu_seconds_a_view"] = (time.process_time() - begun) / len(scene.sources)
+            result[folder.name][way] = {name: round(value, 3) for name, value in figures.items()}
+            if save is not None:
+                lean3r.save(scene, save / folder.name / way, ["ply", "preview"], overwrite=True)
+        print(folder.name, result[folder.name], flush=True)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("synthetic", "photos"))
+    parser.add_argument("--scenes", type=int, default=16)
+    parser.add_argument("--views", default="4,8,16")
+    parser.add_argument("--photos", type=Path, default=ROOT.parent / "shared" / "data" / "scenes")
+    parser.add_argument("--save", type=Path)
+    options = parser.parse_args()
+    model = lean3r.load("nano", device="cpu")
+    result: dict[str, Any] = {"hardware": hardware()}
+    if options.what == "synthetic":
+        counts = [int(count) for count in options.views.split(",")]
+        result |= {"scenes": options.scenes, "by_cameras": synthetic(model, options.scenes, counts)}
+    else:
+        result |= {"scenes": photos(model, options.photos, options.save)}
+    print(write_result(f"depth_{options.what}", result))
+
+
+if __name__ == "__main__":
+    main()
