@@ -32,6 +32,7 @@ from lean3r.options import PointOptions, as_record
 from lean3r.pipeline.options import CameraOptions, MemoryOptions, RunOptions
 from lean3r.processes import peak_memory_mb
 from lean3r.refine.options import RefineOptions, ScaleOptions
+from lean3r.stereo.options import StereoOptions
 
 if TYPE_CHECKING:
     from lean3r.inputs.pictures import Pictures
@@ -81,6 +82,7 @@ class Reconstruct:
     """Folder of masks, DIR/IMG.jpg.png for IMG.jpg (as in COLMAP): black gives no features, depth or points."""
 
     refine_options: Annotated[Flags[RefineOptions], of(RefineOptions)] = field(default_factory=flags(RefineOptions))
+    stereo_options: Annotated[Flags[StereoOptions], of(StereoOptions)] = field(default_factory=flags(StereoOptions))
     scale_options: Annotated[Flags[ScaleOptions], of(ScaleOptions)] = field(default_factory=flags(ScaleOptions))
     point_options: Annotated[Flags[PointOptions], of(PointOptions)] = field(default_factory=flags(PointOptions))
 
@@ -142,6 +144,7 @@ class Reconstruct:
                 seed=run.seed,
                 memory=budget,
                 refine=refine,
+                dense=self.stereo_options.options,
                 points=points,
                 observer=console,
             )
@@ -224,6 +227,7 @@ def summary(scene: Reconstruction, out: Path, files: Sequence[str], seconds: Map
         "points": len(scene.points.xyz),
         "scale": scene.scale,
         "refinement": scene.info.get("refinement"),
+        "stereo": scene.info.get("stereo"),
         "files": sorted(files),
     }
 
@@ -262,6 +266,14 @@ def describe_refinement(report: Mapping) -> str:
     return f"{views} {how}; reprojection error {error['before']:.2f} -> {error['after']:.2f} px"
 
 
+def describe_stereo(report: Mapping) -> str:
+    """Where depth comes from, and how well the views agree on it."""
+    if report["status"] == "kept":
+        return f"the network's; stereo was tried: {report['reason']}"
+    before, after = (report["disagreement"][key] for key in ("before", "after"))
+    return f"stereo in {report['views']:,} views; they disagree by {after:.1%} (median), {before:.1%} before"
+
+
 def summary_rows(scene: Reconstruction, done: Mapping) -> list[tuple[str, str]]:
     """The table at the end of a run."""
     seconds = done["seconds"]
@@ -273,6 +285,7 @@ def summary_rows(scene: Reconstruction, done: Mapping) -> list[tuple[str, str]]:
         ("views", f"{len(scene.names):,} used"),
         *([("cameras", describe_known(known))] if known else []),
         *([("refinement", describe_refinement(report))] if (report := scene.info.get("refinement")) else []),
+        *([("depth", describe_stereo(report))] if (report := scene.info.get("stereo")) else []),
         *([("masks", f"{masks['views']:,} of {len(scene.names):,} views have one")] if masks else []),
         *(("skipped", text) for text in group_skips(scene.skipped)),
         ("seconds", f"{sum(seconds.values()):.1f} ({stages})"),

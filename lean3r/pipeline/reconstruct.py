@@ -20,6 +20,7 @@ from lean3r.inputs.pictures import Pictures
 from lean3r.models.base import Backbone
 from lean3r.options import PointOptions
 from lean3r.pipeline.budget import Budget, Fit, Measure, fit_run, within
+from lean3r.pipeline.densifying import densify_scene, measures
 from lean3r.pipeline.known import (
     Given,
     depth_factor,
@@ -39,6 +40,7 @@ from lean3r.pipeline.record import record_of, with_costs
 from lean3r.pipeline.refining import applies, refine_scene
 from lean3r.pipeline.trust import Content, judge_content, judge_scene, no_points
 from lean3r.refine import Refine, RefineOptions
+from lean3r.stereo.options import Dense, StereoOptions
 from lean3r.types import Reconstruction, Source, Views
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ def reconstruct(
     seed: int = RunOptions.seed,
     memory: str | int | Budget | None = None,
     refine: Refine | RefineOptions = "auto",
+    dense: Dense | StereoOptions = "auto",
     points: PointOptions | None = None,
     observer: Observer | None = None,
     **old: Unpack[OldKeywords],
@@ -70,8 +73,8 @@ def reconstruct(
     `memory` ("8GB", bytes or a Budget) limits the peak memory of the process on a CPU, of torch on a GPU, by the
     mildest change that suffices, which is reported (pipeline/budget.py); options given by name and ready Views do not
     change. `refine` ("auto", "on", "off", or RefineOptions) adjusts the cameras by matches and bundle adjustment and
-    keeps the better ones; Ctrl-C during refinement keeps the network's. `points` selects the points of the cloud
-    (PointOptions).
+    keeps the better ones; Ctrl-C during refinement keeps the network's. `dense` ("auto", "stereo", "network", or
+    StereoOptions) says where depth comes from. `points` selects the points of the cloud (PointOptions).
 
     `info["warnings"]` lists the parts of the result that lack evidence (pipeline/trust.py). Without known poses the
     network chooses the world's origin and unit (see `scale`). UsageError for invalid options, InputError if no picture
@@ -89,7 +92,7 @@ def reconstruct(
     run = RunOptions(resolution=resolution, reference_view=reference_view, seed=seed)
     run.check(model)
     budget = None if memory is None else Budget.of(memory)
-    refining, points = RefineOptions.of(refine), points or PointOptions()
+    refining, stereo, points = RefineOptions.of(refine), StereoOptions.of(dense), points or PointOptions()
     known = cameras if isinstance(cameras, CameraOptions) else CameraOptions(cameras=cameras)
     if masks is not None:
         check_folder(Path(masks))
@@ -117,7 +120,7 @@ def reconstruct(
     if masks is not None:
         masking = Masks.find(Path(masks), names)
     scene, content = _predict_scene(model, views, sources, run, points, given, masking, fit, observer)
-    options = (FrameChoice() if files is None else files.frames, known, run, points)
+    options = (FrameChoice() if files is None else files.frames, known, run, stereo, points)
     folder = None if masking is None else str(masking.folder)
     info = scene.info | record_of(model, options, refining, fit, {"masks": folder})
     if masking is not None:
@@ -130,6 +133,8 @@ def reconstruct(
         record = scene.info["known"]
         used = describe_uses(record, scene.info.get("refinement"), known.known_poses)
         scene = replace(scene, info={**scene.info, "known": {**record, "used": used}})
+    if measures(stereo, scene):
+        scene = densify_scene(scene, observer)
     with observer.stage("points"):
         scene = judge_scene(scene, content)
     return with_costs(scene, observer.seconds, next(model.parameters()).device)

@@ -65,10 +65,12 @@ def no_points() -> PointCloud:
 def judge_scene(scene: Reconstruction, content: Content) -> Reconstruction:
     """The scene with its point cloud, and with a warning for each part of the result that lacks evidence.
 
-    Without a successful refinement, confidence is weighted by the evidence of other views, and the cloud is fused here.
+    Without a successful refinement or stereo, confidence is weighted by the evidence of other views, and the cloud is
+    fused here.
     If some views overlap, the views that overlap with no other give no points.
     """
-    if scene.info.get("refinement", {"status": "kept"})["status"] == "kept":
+    steps = [scene.info.get(step, {"status": "kept"}) for step in ("refinement", "stereo")]
+    if all(step["status"] == "kept" for step in steps):
         maps = Scene(scene.depth, scene.cam_from_world, Optics.of(scene))
         conf, disagreement = weigh(scene.conf, scene.mask, maps)
         rounded = None if np.isnan(disagreement) else round(disagreement, 4)

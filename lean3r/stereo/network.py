@@ -202,8 +202,8 @@ class StereoNet(nn.Module):
         return full[:, 0], full[:, 1]
 
     def _match(self, own: Tensor, sources: Tensor, rays: Rays, tried: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Two numbers [B, 2, D, h, w] for each of D tried log depths [B, D, h, w], and the share of sources [B, 1, h, w]
-        that see the pixel."""
+        """Two numbers [B, 2, D, h, w] for each of D tried log depths [B, D, h, w], and the share of sources that see
+        the pixel [B, 1, h, w]."""
         b, n, c = sources.shape[:3]
         d, (h, w) = tried.shape[1], tried.shape[-2:]
         with torch.autocast(tried.device.type, enabled=False):

@@ -5,17 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lean3r.options import option
+from lean3r.options import check_types, option
 
 Dense = Literal["auto", "stereo", "network"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StereoOptions:
-    """Where depth comes from."""
+    """Where depth comes from: the network alone, or stereo between the pictures, around the network's depth; auto:
+    stereo where refinement confirmed the cameras or the poses are known."""
 
     dense: Dense = option(
         "auto",
-        "Depth from stereo between the pictures, or from the network alone; auto: stereo where cameras were refined or "
-        "given.",
+        "Where depth comes from: stereo between the pictures, or the network alone; auto: stereo if the cameras were "
+        "refined or their poses are known.",
     )
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+    @classmethod
+    def of(cls, choice: Dense | StereoOptions) -> StereoOptions:
+        """The options for "auto", "stereo" or "network"; options are returned as they are."""
+        return choice if isinstance(choice, StereoOptions) else cls(dense=choice)
