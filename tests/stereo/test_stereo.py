@@ -1,0 +1,155 @@
+"""Stereo: depth comes nearer to the truth where the cameras are good, and stays where nothing can be measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from stereo.scenes import bent, error, of_views, scene, truth
+
+from lean3r.data.base import SceneBatch
+from lean3r.geometry.lens import Optics
+from lean3r.stereo.dense import densify, filled, rasters
+from lean3r.stereo.network import StereoNet
+from lean3r.stereo.rays import pinhole_slopes, rays_into
+from lean3r.stereo.spread import interpolate_points, spread
+from lean3r.types import Lens
+
+
+@pytest.mark.parametrize("index", [0, 2, 5])
+def test_depth_comes_nearer_to_the_truth(index: int) -> None:
+    batch = truth(index)
+    before = scene(batch)
+    after = densify(before)
+    assert after.info["stereo"]["status"] == "measured"
+    assert error(after.depth, batch) < 0.5 * error(before.depth, batch)
+    true, known = batch.depth[0].numpy(), batch.depth[0].numpy() > 0
+    wrong = np.abs(after.depth / np.where(known, true, 1) - 1)[known]
+    order = np.argsort(-after.conf[known], kind="stable")
+    assert wrong[order[: len(order) // 2]].mean() < 0.6 * wrong[order[len(order) // 2 :]].mean()
+    assert len(after.points.xyz) > 1000
+
+
+def test_the_unit_of_the_world_does_not_matter() -> None:
+    small, large = (densify(scene(truth(0), scale=unit)) for unit in (1.0, 64.0))
+    np.testing.assert_allclose(large.depth, 64 * small.depth, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(152, 104), (97, 131)])
+def test_portraits_and_odd_sizes(height: int, width: int) -> None:
+    batch = truth(0, 3, height, width)
+    before = scene(batch)
+    assert error(densify(before).depth, batch) < 0.7 * error(before.depth, batch)
+
+
+def test_one_view_and_views_that_look_elsewhere_keep_their_depth() -> None:
+    before = scene(truth(0))
+    alone = densify(of_views(before, [0]))
+    assert alone.info["stereo"]["status"] == "kept"
+    np.testing.assert_array_equal(alone.depth, before.depth[:1])
+    turned = before.cam_from_world.copy()
+    turned[0] = np.diag([-1.0, 1.0, -1.0, 1.0]) @ turned[0]
+    apart = densify(replace(before, cam_from_world=turned))
+    np.testing.assert_array_equal(apart.depth[0], before.depth[0])
+    assert error(apart.depth[1:], part_of(truth(0), slice(1, None))) < error(
+        before.depth[1:], part_of(truth(0), slice(1, None))
+    )
+
+
+def part_of(batch: SceneBatch, views: slice) -> SceneBatch:
+    return replace(batch, depth=batch.depth[:, views])
+
+
+def test_wrong_cameras_are_noticed() -> None:
+    batch = truth(0)
+    exact = scene(batch, batch.depth[0])
+    shuffled = replace(exact, images=exact.images[[1, 2, 3, 4, 0]])
+    after = densify(shuffled)
+    assert after.info["stereo"]["status"] == "kept"
+    np.testing.assert_array_equal(after.depth, exact.depth)
+    assert [w["code"] for w in after.info["warnings"]] == ["stereo-kept"]
+
+
+def test_views_in_doubt_are_no_sources() -> None:
+    batch = truth(0)
+    before = scene(batch)
+    doubted = replace(
+        before,
+        registration=("uncertain", *before.registration[1:]),
+        images=np.concatenate([255 - before.images[:1, ::-1], before.images[1:]]),
+    )
+    after, without = densify(doubted), densify(of_views(before, [1, 2, 3, 4]))
+    np.testing.assert_allclose(after.depth[1:], without.depth, rtol=0.02)
+
+
+def test_distorted_pictures_give_the_same_depth() -> None:
+    """A picture with a lens is measured along its own rays."""
+    batch = truth(0)
+    before = scene(batch)
+    pinhole = densify(before)
+    lenses = tuple(Lens("OPENCV", (k[0, 0], k[1, 1], k[0, 2], k[1, 2], 0.0, 0.0, 0.0, 0.0)) for k in before.intrinsics)
+    lensed = densify(replace(before, lenses=lenses))
+    np.testing.assert_allclose(lensed.depth, pinhole.depth, rtol=0.02)
+
+
+def test_padding_and_sky_stay_without_depth() -> None:
+    batch = truth(0)
+    before = scene(batch)
+    mask, depth = before.mask.copy(), before.depth.copy()
+    mask[:, :, :20], depth[:, :, :20], depth[:, :10] = False, 0, 0
+    after = densify(replace(before, mask=mask, depth=depth))
+    assert not after.depth[:, :10].any() and not after.depth[:, :, :20].any()
+    assert after.depth[:, 10:, 20:].any()
+
+
+def test_rays_project_as_cameras_do() -> None:
+    batch = truth(3)
+    poses, intrinsics = batch.cam_from_world[0].double(), batch.intrinsics[0].double()
+    slopes = pinhole_slopes(intrinsics[:1], 120, 152)
+    rays = rays_into(slopes, poses[:1], poses[None, 1:3], intrinsics[None, 1:3], 1)
+    found = rays.direction + rays.offset[..., None, None] / 2.5
+    row, col = 30, 41
+    cam = np.array([[*slopes[0, row, col].tolist(), 1.0]]) * 2.5
+    world = (cam - poses[0, :3, 3].numpy()) @ poses[0, :3, :3].numpy()
+    for place, other in enumerate((1, 2)):
+        local = world @ poses[other, :3, :3].numpy().T + poses[other, :3, 3].numpy()
+        expected = Optics((), intrinsics.numpy()).project(other, local)[0]
+        at = found[0, place, :, row, col]
+        assert (at[:2] / at[2]).tolist() == pytest.approx(expected.tolist())
+
+
+def test_spreading_keeps_planes_and_copes_with_no_points() -> None:
+    has = torch.zeros(1, 40, 60, dtype=torch.bool)
+    has[0, torch.randint(40, (300,)), torch.randint(60, (300,))] = True
+    flat = interpolate_points(torch.full((1, 40, 60), 1.7), has)
+    torch.testing.assert_close(flat, torch.full((1, 40, 60), 1.7))
+    ramp = torch.linspace(1, 2, 60).expand(1, 40, 60)
+    assert (spread(torch.where(has, ramp, 0.0), has.float()) - ramp).abs().mean() < 0.02
+    assert not spread(torch.zeros(1, 5, 7), torch.zeros(1, 5, 7)).any()
+
+
+def test_unknown_depth_lies_behind_the_rest_and_the_nearest_point_counts() -> None:
+    depth = np.array([[[1.0, 0.0], [2.0, 1.5]]], np.float32)
+    assert filled(depth)[0, 0, 1] > np.log(2)
+    assert filled(np.zeros((1, 2, 2), np.float32)).isfinite().all()
+    from lean3r.geometry.evidence import Sightings
+
+    seen = Sightings(np.array([[0.2, 0.4], [0.7, 0.6], [9.0, 9.0]]), np.log([3.0, 2.0, 1.0]), np.ones(3))
+    log_depth, has = rasters([seen], (1, 2, 2))
+    assert has.sum() == 1 and log_depth[0, 0, 0] == pytest.approx(np.log(2))
+
+
+def test_training_learns_and_random_networks_do_no_harm() -> None:
+    from lean3r.train.losses.stereo import stereo_loss
+
+    torch.manual_seed(0)
+    net, batch = StereoNet(), truth(1, 4, 96, 128)
+    loss, terms = stereo_loss(net, batch, 0.0, references=2, rows=64, cols=80)
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
+    assert sum(p.grad is None for p in net.parameters()) == 0
+    assert all(np.isfinite(float(value)) for value in terms.values())
+    before = scene(truth(0, 3), bent(truth(0, 3).depth[0], 0.002))
+    assert error(densify(before, net.eval()).depth, truth(0, 3)) < 0.01
