@@ -19,7 +19,7 @@ GROUPS = 4
 COARSE, FINE = 24, 12  # channels of features at a quarter and at half of the picture's size
 FINE_STEP = 0.3  # distance of fine planes, in distances of coarse ones
 CELL = 16  # sides of pictures are multiples of it inside the network
-LIMIT_B = (-8.0, 0.5)  # of log b, the logarithm of the error's scale
+LIMIT_B = (-7.0, 0.5)  # of log b, the logarithm of the error's scale
 
 
 class Features(NamedTuple):

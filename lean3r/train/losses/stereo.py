@@ -69,7 +69,8 @@ def _terms(found: Measured, truth: Tensor, known: Tensor, prior: Tensor, reach: 
     share = known.float()
     error = (found.log_depth - truth).abs()
     full = (error.clamp(max=CLAMP) * share).sum() / share.sum().clamp(min=1)
-    likelihood = (((error.clamp(max=CLAMP) / found.log_b.exp()) + found.log_b) * share).sum() / share.sum().clamp(min=1)
+    spread = error.detach().clamp(max=CLAMP) / found.log_b.exp()
+    likelihood = ((spread + found.log_b) * share).sum() / share.sum().clamp(min=1)
     whole = F.avg_pool2d(share[:, None], 4)[:, 0]
     there = whole > 0.9
     small = F.avg_pool2d((truth * share)[:, None], 4)[:, 0] / whole.clamp(min=1e-6)
