@@ -87,6 +87,7 @@ class Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first, self.second = nn.Conv2d(width, width, 3, 1, 1), nn.Conv2d(width, width, 3, 1, 1)
+        nn.init.zeros_(self.second.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(F.gelu(self.first(F.gelu(x))))
@@ -149,6 +150,7 @@ class StereoNet(nn.Module):
         matched, seen = self._match(own.coarse, sources.coarse, rays[0], tried, 4)
         scores = matched[:, 0]
         shape = torch.cat([start[:, None] - _blur(start[:, None]), *_slopes(start)], 1) / reach[:, None, None, None]
+        shape = shape.clamp(-2, 2)
         points = F.avg_pool2d(sparse, 4) * 16  # sums
         points = points / points[:, 1:].clamp(min=1)
         points = torch.cat(
@@ -183,9 +185,8 @@ class StereoNet(nn.Module):
         above = F.interpolate(context, size, mode="bilinear", align_corners=False)
         unit = step[:, None, None, None]
         start = F.avg_pool2d(prior[:, None], 2)
-        more = torch.cat(
-            [((start - half[:, None]) / unit).clamp(-8, 8) / 4, (half[:, None] - _blur(half[:, None])) / unit], 1
-        )
+        bend = (half[:, None] - _blur(half[:, None])) / reach[:, None, None, None]
+        more = torch.cat([((start - half[:, None]) / unit).clamp(-8, 8) / 4, bend.clamp(-2, 2)], 1)
         hidden = self.refine(torch.cat([matched.flatten(1, 2), own.fine, above, more], 1))
         offset, log_b = self.offset(hidden).float().unbind(1)
         refined = half + offset * step[:, None, None]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from stereo.scenes import bent, error, of_views, scene, truth
+from stereo.rendered import bent, error, of_views, scene, truth
 
 from lean3r.data.base import SceneBatch
 from lean3r.geometry.lens import Optics
