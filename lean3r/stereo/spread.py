@@ -16,10 +16,10 @@ def _spread(sums: Tensor, weight: Tensor) -> Tensor:
     size = sums.shape[-2:]
     if max(size) == 1:
         return sums / weight.clamp(min=1e-12)
-    halves = [F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False) for x in (sums, weight)]
-    # Dense places must not count more than one sample a cell on the levels above.
-    total = halves[1].clamp(min=1e-12)
-    above = _spread(halves[0] / total * total.clamp(max=0.25), halves[1].clamp(max=0.25))
+    sums_above, weight_above = (4 * F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False) for x in (sums, weight))
+    # A cell counts as one sample on the levels above, however many it has.
+    once = weight_above.clamp(max=1.0)
+    above = _spread(sums_above / weight_above.clamp(min=1e-12) * once, once)
     above = F.interpolate(above, size, mode="bilinear", align_corners=False)
     share = weight.clamp(max=1.0)
     return above + share * (sums / weight.clamp(min=1e-12) - above)

@@ -54,6 +54,7 @@ PUBLIC = {
     "save",
 }
 RECONSTRUCT = {
+    "dense",
     "inputs",
     "out",
     "model",
