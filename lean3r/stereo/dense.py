@@ -15,8 +15,9 @@ from lean3r.geometry.evidence import Sightings, weigh
 from lean3r.geometry.fusion import fuse
 from lean3r.geometry.lens import Optics
 from lean3r.refine.depth import sightings
-from lean3r.stereo.measure import MORE_SOURCES, Posed, measure
+from lean3r.stereo.measure import MORE_SOURCES, measure
 from lean3r.stereo.network import StereoNet
+from lean3r.stereo.posed import Posed
 from lean3r.stereo.weights import load_net
 from lean3r.types import Reconstruction, with_warning
 

@@ -3,44 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lean3r.geometry.lens import Optics
 from lean3r.stereo.network import CELL, Features, StereoNet
+from lean3r.stereo.posed import Depths, Posed, slopes_of, undistorted
 from lean3r.stereo.rays import rays_into
 from lean3r.stereo.spread import interpolate_points
 
 FIRST, SECOND, LAST = 0.55, 0.2, 0.12  # reach of the passes, in log depth
 SOURCES, MORE_SOURCES = 4, 6
 AT_ONCE = 4  # views
-
-
-@dataclass(frozen=True)
-class Posed:
-    """Pictures with cameras: images [S, H, W, 3] uint8, mask [S, H, W] bool, cam_from_world [S, 4, 4], intrinsics
-    [S, 3, 3] and optics; `sources`: for each view the others that it is compared with, the best first."""
-
-    images: np.ndarray
-    mask: np.ndarray
-    cam_from_world: np.ndarray
-    intrinsics: np.ndarray
-    optics: Optics
-    sources: Sequence[np.ndarray]
-    has_lenses: bool = False
-
-
-@dataclass(frozen=True)
-class Depths:
-    """Log depth [S, H, W] and the log of its expected error [S, H, W]; `measured` [S]: the views with sources."""
-
-    log_depth: Tensor
-    log_b: Tensor
-    measured: np.ndarray
 
 
 @torch.inference_mode()
@@ -62,7 +38,7 @@ def measure(
     size = prior.shape[-2:]
     pad = (0, -size[1] % CELL, 0, -size[0] % CELL)
     own, seen = _features(net, scene, pad, device)
-    slopes = [_slopes(scene.optics, view, size, pad) for view in range(len(prior))]
+    slopes = [slopes_of(scene.optics, view, size, pad) for view in range(len(prior))]
     measured = np.array([len(others) > 0 for others in scene.sources])
     log_depth, log_b = prior.clone(), torch.zeros_like(prior)
     for start in range(0, len(prior), AT_ONCE):
@@ -139,34 +115,11 @@ def _features(
     for view, image in enumerate(scene.images):
         picture = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
         mask = torch.from_numpy(scene.mask[view])[None, None].float()
-        padded = F.pad(picture, pad, mode="replicate").to(device)
-        own.append(net.encoder(padded))
+        own.append(net.encoder(F.pad(picture, pad, mode="replicate").to(device)))
+        source = own[-1]
         if scene.has_lenses:
-            places = _undistorting(scene.optics, view, scene.intrinsics[view], image.shape[:2])
-            picture, mask = (
-                F.grid_sample(x, places, "bilinear", p, False) for x, p in ((picture, "border"), (mask, "zeros"))
-            )
-            padded = F.pad(picture, pad, mode="replicate").to(device)
-            source = net.encoder(padded)
-        else:
-            source = own[-1]
+            picture, mask = undistorted(scene, view, picture, mask)
+            source = net.encoder(F.pad(picture, pad, mode="replicate").to(device))
         mask = F.pad(mask, pad).to(device)
         seen.append(Features(*(x * (F.avg_pool2d(mask, s) > 0.99) for x, s in zip(source, (4, 2), strict=True))))
     return tuple(Features(*(torch.cat(parts) for parts in zip(*each, strict=True))) for each in (own, seen))  # type: ignore[return-value]
-
-
-def _undistorting(optics: Optics, view: int, intrinsics: np.ndarray, size: tuple[int, int]) -> Tensor:
-    """Where the pixels of a pinhole [3, 3] lie in a view's distorted picture: places for grid_sample [1, H, W, 2]."""
-    height, width = size
-    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    fx, fy, cx, cy = intrinsics[[0, 1, 0, 1], [0, 1, 2, 2]]
-    cam = np.stack([(x - cx) / fx, (y - cy) / fy, np.ones_like(x)], -1).reshape(-1, 3)
-    xy = optics.project(view, cam).reshape(height, width, 2)
-    places = 2 * xy / [width, height] - 1
-    return torch.from_numpy(np.nan_to_num(places, nan=9.0)).float()[None]
-
-
-def _slopes(optics: Optics, view: int, size: tuple[int, int], pad: tuple[int, int, int, int]) -> Tensor:
-    """[H, W, 2] padded like the pictures; along the axis where the lens sees nothing."""
-    slopes = np.nan_to_num(optics.slopes(view, *size))
-    return F.pad(torch.from_numpy(slopes).float().permute(2, 0, 1)[None], pad, mode="replicate")[0].permute(1, 2, 0)

@@ -1,0 +1,165 @@
+"""Depth of every view by classical stereo: the fallback and the yardstick of the network.
+
+Views are matched without the prior; where other views then agree, the depth is trusted. Only what remains is filled
+with the shape of the prior. A prior in the cost of matching would make views agree with it instead of each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lean3r.geometry.consistency import Scene
+from lean3r.stereo.network import Rays
+from lean3r.stereo.posed import Depths, Posed, slopes_of, undistorted
+from lean3r.stereo.rays import rays_into
+from lean3r.stereo.semi_global import EDGE, PLANES, Match, match
+from lean3r.stereo.spread import spread
+
+SOURCES = 4
+NEARER, FARTHER = 1.2, 1.5  # margins of the planes around what prior and points span
+AGREE, AGREEING = 0.02, 2  # relative difference of depth, and how many views must agree
+LEAST_SCORE = 0.4  # of a plane that is trusted; flat pictures agree by chance
+STEPS = 60  # of conjugate gradients
+LEAST_LINK = 0.01  # weight of the prior's shape across the strongest edge
+DARK = 0.05  # added to the spread of grey, so that flat pictures stay flat
+
+
+@torch.inference_mode()
+def measure_classically(
+    scene: Posed,
+    prior: Tensor,
+    points: tuple[Tensor, Tensor],
+    advanced: Callable[[], None] = lambda: None,
+) -> Depths:
+    """Measure the depth of all views that have sources.
+
+    prior [S, H, W]: log depth everywhere; points: log depth [S, H, W] of sparse points, and where they are [S, H, W];
+    they only say how far to look. `advanced` is called after every view.
+    """
+    measured = np.array([len(others) > 0 for others in scene.sources])
+    greys = [_grey(scene, view) for view in range(len(prior))]
+    plain = [_as_source(scene, view, grey) for view, grey in enumerate(greys)]
+    found: dict[int, Match] = {}
+    stereo = torch.zeros_like(prior)  # depth
+    for view in range(len(prior)):
+        if measured[view]:
+            mask = torch.from_numpy(scene.mask[view])
+            near = planes(prior[view], points[0][view][points[1][view]])
+            own = torch.where(mask, _standard(greys[view], mask), torch.nan)
+            found[view] = match(own, greys[view], *_sources(scene, view, plain), near)
+            stereo[view] = torch.where(mask, 1 / found[view].near, 0.0)
+        advanced()
+    log_depth, log_b = prior.clone(), torch.zeros_like(prior)
+    agreement = Scene(stereo.numpy(), scene.cam_from_world, scene.optics)
+    for view, result in found.items():
+        others = [int(other) for other in scene.sources[view][:SOURCES] if measured[other]]
+        sure = agrees(agreement, view, others) & (result.score > LEAST_SCORE) & (result.curvature > 0)
+        log_depth[view] = fill(prior[view], -result.near.log(), sure, greys[view])
+        log_b[view] = expected_error(result, sure)
+    return Depths(log_depth, log_b, measured)
+
+
+def planes(prior: Tensor, points: Tensor) -> Tensor:
+    """Inverse depths [PLANES] in equal steps over what the prior [H, W] and the points [P] of a view span, both in log
+    depth and without the outermost 1 %."""
+    share = torch.tensor([0.01, 0.99])
+    spans = [torch.quantile(x.flatten(), share) for x in (prior, points) if x.numel()]
+    nearest, farthest = torch.stack(spans).amin(0)[0], torch.stack(spans).amax(0)[1]
+    return torch.linspace(float((-farthest).exp()) / FARTHER, float((-nearest).exp()) * NEARER, PLANES)
+
+
+def agrees(scene: Scene, view: int, others: list[int]) -> Tensor:
+    """Where enough other views [H, W] have the same depth, to `AGREE`; of one other view, one is enough."""
+    height, width = scene.depth.shape[1:]
+    rows, cols = (a.ravel() for a in np.mgrid[:height, :width])
+    world = scene.world_points(view, rows, cols)
+    count = np.zeros(height * width, np.int64)
+    for other in others:
+        z, depth = scene.seen(other, world)
+        count += np.abs(np.where(z > 0, z, np.nan) / depth - 1) < AGREE
+    return torch.from_numpy((count >= max(1, min(AGREEING, len(others)))).reshape(height, width))
+
+
+def fill(prior: Tensor, stereo: Tensor, sure: Tensor, grey: Tensor) -> Tensor:
+    """Log depth [H, W]: stereo where it is sure, else the shape of the prior, joined to it.
+
+    The minimum of sure (x - stereo)^2 + link |grad(x - prior)|^2, where links are weak across edges of the picture.
+    """
+    right, down = ((-grey.diff(dim=dim).abs() / EDGE).exp().clamp(min=LEAST_LINK) for dim in (1, 0))
+    weight = sure.to(prior.dtype)
+    target = torch.where(sure, stereo - prior, 0.0)
+
+    def system(u: Tensor) -> Tensor:
+        result = weight * u
+        for dim, link in ((1, right), (0, down)):
+            flow = link * u.diff(dim=dim)
+            result.narrow(dim, 1, flow.shape[dim]).add_(flow)
+            result.narrow(dim, 0, flow.shape[dim]).sub_(flow)
+        return result
+
+    diagonal = weight + 1e-6
+    for dim, link in ((1, right), (0, down)):
+        for start in (0, 1):
+            diagonal.narrow(dim, start, link.shape[dim]).add_(link)
+    u = spread(target[None], weight[None])[0]
+    rest = target - system(u)
+    along = z = rest / diagonal
+    power = (rest * z).sum()
+    for _ in range(STEPS):
+        pushed = system(along)
+        step = power / (along * pushed).sum().clamp(min=1e-30)
+        u = u + step * along
+        rest = rest - step * pushed
+        z = rest / diagonal
+        before, power = power, (rest * z).sum()
+        along = z + power / before.clamp(min=1e-30) * along
+    return prior + u
+
+
+def expected_error(found: Match, sure: Tensor) -> Tensor:
+    """Log of the expected error of log depth [H, W]."""
+    return torch.where(sure, -5.0, -2.0) + 0 * distance(sure)
+
+
+def distance(there: Tensor) -> Tensor:
+    """Distance [H, W] of each pixel to the nearest that is `there` [H, W], in pixels; more than the picture if none."""
+    height, width = there.shape
+    row = torch.arange(height)[:, None]
+    none = 2 * (height + width)
+    above = torch.where(there, row, -none).cummax(0).values
+    below = torch.where(there, row, height + none).flip(0).cummin(0).values.flip(0)
+    upright = torch.minimum(row - above, below - row).float().square()
+    col = torch.arange(width)
+    apart = (col[:, None] - col).float().square()
+    return torch.stack([(line + apart).amin(1) for line in upright]).sqrt()
+
+
+def _grey(scene: Posed, view: int) -> Tensor:
+    """A picture [H, W] in 0..1."""
+    return torch.from_numpy(np.ascontiguousarray(scene.images[view])).float().mean(-1) / 255
+
+
+def _standard(grey: Tensor, mask: Tensor) -> Tensor:
+    """Without brightness and contrast of the whole picture, which differ between cameras and exposures."""
+    inside = grey[mask]
+    return (grey - inside.mean()) / (inside.std(correction=0) + DARK)
+
+
+def _as_source(scene: Posed, view: int, grey: Tensor) -> Tensor:
+    """A picture [H, W] without distortion, standardised, NaN where there is none."""
+    mask = torch.from_numpy(scene.mask[view])
+    picture, there = undistorted(scene, view, _standard(grey, mask)[None, None], mask[None, None].float())
+    return torch.where(there[0, 0] > 0.99, picture[0, 0], torch.nan)
+
+
+def _sources(scene: Posed, view: int, plain: list[Tensor]) -> tuple[Tensor, Rays]:
+    """Pictures [N, H, W] of a view's sources, and the rays into them."""
+    others = scene.sources[view][:SOURCES]
+    poses, intrinsics = (torch.from_numpy(np.asarray(x)).double() for x in (scene.cam_from_world, scene.intrinsics))
+    slopes = slopes_of(scene.optics, view, plain[view].shape)[None]
+    rays = rays_into(slopes, poses[[view]], poses[others][None], intrinsics[others][None], 1)
+    return torch.stack([plain[other] for other in others]), rays

@@ -1,0 +1,66 @@
+"""What stereo measures and what it returns: pictures with cameras, and depth with its expected error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lean3r.geometry.lens import Optics
+
+
+@dataclass(frozen=True)
+class Posed:
+    """Pictures with cameras: images [S, H, W, 3] uint8, mask [S, H, W] bool, cam_from_world [S, 4, 4], intrinsics
+    [S, 3, 3] and optics; `sources`: for each view the others that it is compared with, the best first."""
+
+    images: np.ndarray
+    mask: np.ndarray
+    cam_from_world: np.ndarray
+    intrinsics: np.ndarray
+    optics: Optics
+    sources: Sequence[np.ndarray]
+    has_lenses: bool = False
+
+
+@dataclass(frozen=True)
+class Depths:
+    """Log depth [S, H, W] and the log of its expected error [S, H, W]; `measured` [S]: the views with sources."""
+
+    log_depth: Tensor
+    log_b: Tensor
+    measured: np.ndarray
+
+
+def undistorted(scene: Posed, view: int, picture: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """A view's picture and mask [1, C, H, W] as the pinhole of its intrinsics sees them; mask is 0 outside the view."""
+    if not scene.has_lenses:
+        return picture, mask
+    places = _undistorting(scene.optics, view, scene.intrinsics[view], scene.images.shape[1:3])
+    return F.grid_sample(picture, places, "bilinear", "border", False), F.grid_sample(
+        mask, places, "bilinear", "zeros", False
+    )
+
+
+def _undistorting(optics: Optics, view: int, intrinsics: np.ndarray, size: tuple[int, ...]) -> Tensor:
+    """Where the pixels of a pinhole [3, 3] lie in a view's distorted picture: places for grid_sample [1, H, W, 2]."""
+    height, width = size
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    fx, fy, cx, cy = intrinsics[[0, 1, 0, 1], [0, 1, 2, 2]]
+    cam = np.stack([(x - cx) / fx, (y - cy) / fy, np.ones_like(x)], -1).reshape(-1, 3)
+    xy = optics.project(view, cam).reshape(height, width, 2)
+    places = 2 * xy / [width, height] - 1
+    return torch.from_numpy(np.nan_to_num(places, nan=9.0)).float()[None]
+
+
+def slopes_of(
+    optics: Optics, view: int, size: tuple[int, int], pad: tuple[int, int, int, int] = (0, 0, 0, 0)
+) -> Tensor:
+    """(x / z, y / z) [H, W, 2] at the pixel centres of a view, padded like its picture; along the axis where the lens
+    sees nothing."""
+    slopes = np.nan_to_num(optics.slopes(view, *size))
+    return F.pad(torch.from_numpy(slopes).float().permute(2, 0, 1)[None], pad, mode="replicate")[0].permute(1, 2, 0)
