@@ -10,19 +10,20 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lean3r.geometry.consistency import Scene
-from lean3r.stereo.network import Rays
 from lean3r.stereo.posed import Depths, Posed, slopes_of, undistorted
-from lean3r.stereo.rays import rays_into
+from lean3r.stereo.rays import Rays, rays_into
 from lean3r.stereo.semi_global import EDGE, PLANES, Match, match
 from lean3r.stereo.spread import spread
 
 SOURCES = 4
 NEARER, FARTHER = 1.2, 1.5  # margins of the planes around what prior and points span
 AGREE, AGREEING = 0.02, 2  # relative difference of depth, and how many views must agree
-LEAST_SCORE = 0.4  # of a plane that is trusted; flat pictures agree by chance
+LEAST_SCORE = 0.4  # of a plane that is trusted
+SPECK, LEAST_SHARE = 9, 0.25  # side of a window, and how much of it must be trusted with its middle
 STEPS = 60  # of conjugate gradients
 LEAST_LINK = 0.01  # weight of the prior's shape across the strongest edge
 DARK = 0.05  # added to the spread of grey, so that flat pictures stay flat
@@ -58,6 +59,7 @@ def measure_classically(
     for view, result in found.items():
         others = [int(other) for other in scene.sources[view][:SOURCES] if measured[other]]
         sure = agrees(agreement, view, others) & (result.score > LEAST_SCORE) & (result.curvature > 0)
+        sure = without_specks(sure)
         log_depth[view] = fill(prior[view], -result.near.log(), sure, greys[view])
         log_b[view] = expected_error(result, sure)
     return Depths(log_depth, log_b, measured)
@@ -82,6 +84,12 @@ def agrees(scene: Scene, view: int, others: list[int]) -> Tensor:
         z, depth = scene.seen(other, world)
         count += np.abs(np.where(z > 0, z, np.nan) / depth - 1) < AGREE
     return torch.from_numpy((count >= max(1, min(AGREEING, len(others)))).reshape(height, width))
+
+
+def without_specks(sure: Tensor) -> Tensor:
+    """Only pixels [H, W] with others around them: noise agrees by chance, but not over areas."""
+    share = F.avg_pool2d(sure[None].float(), SPECK, 1, SPECK // 2, count_include_pad=False)[0]
+    return sure & (share > LEAST_SHARE)
 
 
 def fill(prior: Tensor, stereo: Tensor, sure: Tensor, grey: Tensor) -> Tensor:
@@ -139,8 +147,9 @@ def distance(there: Tensor) -> Tensor:
 
 
 def _grey(scene: Posed, view: int) -> Tensor:
-    """A picture [H, W] in 0..1."""
-    return torch.from_numpy(np.ascontiguousarray(scene.images[view])).float().mean(-1) / 255
+    """A picture [H, W] in 0..1; padding is black, whatever it holds."""
+    grey = torch.from_numpy(np.ascontiguousarray(scene.images[view])).float().mean(-1) / 255
+    return torch.where(torch.from_numpy(scene.mask[view]), grey, 0.0)
 
 
 def _standard(grey: Tensor, mask: Tensor) -> Tensor:

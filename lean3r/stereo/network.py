@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lean3r.stereo.rays import Rays, project
+
 PLANES, FINE_PLANES = 24, 7
 GROUPS = 4
 COARSE, FINE = 24, 12  # channels of features at a quarter and at half of the picture's size
@@ -31,17 +33,6 @@ class Features(NamedTuple):
     def of(self, views: Tensor) -> Features:
         """Those of some views, in any shape of indices."""
         return Features(self.coarse[views], self.fine[views])
-
-
-class Rays(NamedTuple):
-    """How pixels of B views at some distance project into N sources each: a pixel at inverse depth w lies at
-    direction + w * offset in a source, in homogeneous pixels of the full picture.
-
-    direction [B, N, 3, h, w], for pixel centres of a grid at `step` pixels a cell; offset [B, N, 3].
-    """
-
-    direction: Tensor
-    offset: Tensor
 
 
 class Measured(NamedTuple):
@@ -223,18 +214,6 @@ class StereoNet(nn.Module):
         place = torch.linspace(-1, 1, d, device=tried.device).view(1, 1, d, 1, 1).expand(b, 1, d, h, w)
         judged = self.judge(torch.cat([mean, seen[:, None], place], 1).flatten(3)).view(b, 2, d, h, w)
         return judged.float(), seen.mean(1, keepdim=True)
-
-
-def project(rays: Rays, tried: Tensor, step: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Where tried log depths [B, D, h, w] lie in the sources: places for grid_sample [B, N, D, h, w, 2], and whether
-    they are in the picture [B, N, D, h, w]. `size` is that of the sources' features, at `step` pixels a cell."""
-    near = (-tried).exp()[:, None, None]  # inverse depth
-    place = rays.direction[:, :, :, None] + rays.offset[:, :, :, None, None, None] * near
-    z = place[:, :, 2].clamp(min=1e-6)
-    height, width = size
-    x, y = (2 * place[:, :, i] / z / (side * step) - 1 for i, side in ((0, width), (1, height)))
-    inside = (place[:, :, 2] > 1e-6) & (x.abs() < 1) & (y.abs() < 1)
-    return torch.stack([x, y], -1).clamp(-3, 3), inside
 
 
 def unit(values: Tensor) -> Tensor:

@@ -1,12 +1,23 @@
-"""How the pixels of a view project into other views, as tensors for the network."""
+"""How the pixels of a view project into other views, as tensors."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lean3r.stereo.network import Rays
+
+class Rays(NamedTuple):
+    """How pixels of B views at some distance project into N sources each: a pixel at inverse depth w lies at
+    direction + w * offset in a source, in homogeneous pixels of the full picture.
+
+    direction [B, N, 3, h, w], for pixel centres of a grid at `step` pixels a cell; offset [B, N, 3].
+    """
+
+    direction: Tensor
+    offset: Tensor
 
 
 def rays_into(slopes: Tensor, cam_from_world: Tensor, others: Tensor, intrinsics: Tensor, step: int) -> Rays:
@@ -28,3 +39,15 @@ def pinhole_slopes(intrinsics: Tensor, height: int, width: int) -> Tensor:
     x = (torch.arange(width, device=intrinsics.device) + 0.5 - cx) / fx
     y = (torch.arange(height, device=intrinsics.device)[:, None] + 0.5 - cy) / fy
     return torch.stack([x.expand(-1, height, -1), y.expand(-1, -1, width)], -1)
+
+
+def project(rays: Rays, tried: Tensor, step: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Where tried log depths [B, D, h, w] lie in the sources: places for grid_sample [B, N, D, h, w, 2], and whether
+    they are in the picture [B, N, D, h, w]. `size` is that of the sources' features, at `step` pixels a cell."""
+    near = (-tried).exp()[:, None, None]  # inverse depth
+    place = rays.direction[:, :, :, None] + rays.offset[:, :, :, None, None, None] * near
+    z = place[:, :, 2].clamp(min=1e-6)
+    height, width = size
+    x, y = (2 * place[:, :, i] / z / (side * step) - 1 for i, side in ((0, width), (1, height)))
+    inside = (place[:, :, 2] > 1e-6) & (x.abs() < 1) & (y.abs() < 1)
+    return torch.stack([x, y], -1).clamp(-3, 3), inside

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lean3r.stereo.network import Rays, project
+from lean3r.stereo.rays import Rays, project
 
 PLANES = 64
 WINDOW = 5  # pixels, of the sums in `_window`
