@@ -15,10 +15,8 @@ from lean3r.geometry.evidence import Sightings, weigh
 from lean3r.geometry.fusion import fuse
 from lean3r.geometry.lens import Optics
 from lean3r.refine.depth import sightings
-from lean3r.stereo.measure import MORE_SOURCES, measure
-from lean3r.stereo.network import StereoNet
-from lean3r.stereo.posed import Posed
-from lean3r.stereo.weights import load_net
+from lean3r.stereo.classical import SOURCES, measure_classically
+from lean3r.stereo.posed import Depths, Posed
 from lean3r.types import Reconstruction, with_warning
 
 BEYOND = 0.3  # log depth of what has none, behind the farthest of the view
@@ -28,16 +26,21 @@ NOT_BETTER = (
 )
 
 
+Measure = Callable[[Posed, Tensor, tuple[Tensor, Tensor], Callable[[], None]], Depths]
+"""Measures depth: the posed pictures, log depth of the prior [S, H, W], log depth of points and where they are (both
+[S, H, W]), and what to call after every view."""
+
+
 def densify(
     reconstruction: Reconstruction,
-    net: StereoNet | None = None,
     advanced: Callable[[], None] = lambda: None,
+    measure: Measure = measure_classically,
 ) -> Reconstruction:
     """The scene with depth from stereo between its pictures, around the depth that it has.
 
     Views that overlap with no other keep their depth, and so does the whole scene where stereo does not agree better
     between the views. Confidence becomes the inverse of the expected relative error, weighted by the other views and by
-    sparse points. `net` is the network (None: the shipped one). `info["stereo"]` says what was done: "status" (measured
+    sparse points. `advanced` is called after every view. `info["stereo"]` says what was done: "status" (measured
     or kept), "views" measured, the median disagreement of views before and after in log depth, and "seconds".
     """
     started = time.perf_counter()
@@ -45,7 +48,7 @@ def densify(
     certain = reconstruction.is_certain[:, None, None]
     depth = np.where(reconstruction.mask & (reconstruction.depth > 0), reconstruction.depth, 0).astype(np.float32)
     before = Scene(np.where(certain, depth, 0), reconstruction.cam_from_world, optics)
-    sources = neighbours(before, MORE_SOURCES)
+    sources = neighbours(before, SOURCES)
     sources = [others[reconstruction.is_certain[others]] for others in sources]
     if not any(len(others) for others in sources):
         return _with_report(reconstruction, {"status": "kept", "reason": "no views overlap"}, started)
@@ -59,7 +62,7 @@ def densify(
         sources,
         bool(reconstruction.lenses),
     )
-    found = measure(net or load_net(), posed, filled(depth), rasters(seen, depth.shape), advanced)
+    found = measure(posed, filled(depth), rasters(seen, depth.shape), advanced)
     measured = np.where(found.measured[:, None, None] & (depth > 0), found.log_depth.exp().numpy(), depth)
     precision = np.where(found.measured[:, None, None] & (depth > 0), (-found.log_b).exp().numpy(), 1.0)
     after = Scene(np.where(certain, measured, 0), reconstruction.cam_from_world, optics)

@@ -16,7 +16,7 @@ class StereoOptions:
     stereo where refinement confirmed the cameras or the poses are known."""
 
     dense: Dense = option(
-        "auto",
+        "network",
         "Where depth comes from: stereo between the pictures, or the network alone; auto: stereo if the cameras were "
         "refined or their poses are known.",
     )

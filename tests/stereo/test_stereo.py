@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from stereo.rendered import bent, error, of_views, scene, truth
+from stereo.rendered import error, of_views, scene, truth
 
 from lean3r.data.base import SceneBatch
 from lean3r.geometry.lens import Optics
@@ -141,7 +141,7 @@ def test_unknown_depth_lies_behind_the_rest_and_the_nearest_point_counts() -> No
     assert has.sum() == 1 and log_depth[0, 0, 0] == pytest.approx(np.log(2))
 
 
-def test_training_learns_and_random_networks_do_no_harm() -> None:
+def test_all_of_the_network_learns() -> None:
     from lean3r.train.losses.stereo import stereo_loss
 
     torch.manual_seed(0)
@@ -151,5 +151,3 @@ def test_training_learns_and_random_networks_do_no_harm() -> None:
     assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
     assert sum(p.grad is None for p in net.parameters()) == 0
     assert all(np.isfinite(float(value)) for value in terms.values())
-    before = scene(truth(0, 3), bent(truth(0, 3).depth[0], 0.002))
-    assert error(densify(before, net.eval()).depth, truth(0, 3)) < 0.01
