@@ -134,7 +134,23 @@ def known() -> str:
     return table(["scene", *GIVEN.values()], rows)
 
 
+def depth() -> str:
+    """Depth of the photo scenes before and after stereo."""
+    rows = [
+        [
+            name,
+            *(f"{row[way]['at_tracks_median']:.2f} %" for way in ("follow", "stereo")),
+            *(f"{row[way]['confirmed']:.0f} %" for way in ("follow", "stereo")),
+            f"{row['stereo']['cpu_seconds_a_view']:.1f} s",
+        ]
+        for name, row in result("depth_photos")["scenes"].items()
+    ]
+    parts = ["error: network", "stereo", "confirmed: network", "stereo", "CPU time a view"]
+    return table(["photos", *parts], rows)
+
+
 OF_EXPERIMENTS: dict[str, Callable[[], str]] = {
+    "depth": depth,
     "removed": removed,
     "calibrated": calibrated,
     "adapters": adapters,
