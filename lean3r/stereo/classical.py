@@ -6,6 +6,7 @@ with the shape of the prior. A prior in the cost of matching would make views ag
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -19,13 +20,15 @@ from lean3r.stereo.rays import Rays, rays_into
 from lean3r.stereo.semi_global import EDGE, PLANES, Match, match
 from lean3r.stereo.spread import spread
 
-SOURCES = 4
+SOURCES, CHECKED = 4, 6  # others that a view is matched with, and whose depth is compared
 NEARER, FARTHER = 1.2, 1.5  # margins of the planes around what prior and points span
 AGREE, AGREEING = 0.02, 2  # relative difference of depth, and how many views must agree
 LEAST_SCORE = 0.4  # of a plane that is trusted
 SPECK, LEAST_SHARE = 9, 0.25  # side of a window, and how much of it must be trusted with its middle
+LEAST_TRUST = 0.03  # of a view: less may be chance, and would pull everything
 STEPS = 60  # of conjugate gradients
 LEAST_LINK = 0.01  # weight of the prior's shape across the strongest edge
+UNKNOWN = 0.2  # expected error of a prior that stereo does not meet, in log depth
 DARK = 0.05  # added to the spread of grey, so that flat pictures stay flat
 
 
@@ -57,11 +60,12 @@ def measure_classically(
     log_depth, log_b = prior.clone(), torch.zeros_like(prior)
     agreement = Scene(stereo.numpy(), scene.cam_from_world, scene.optics)
     for view, result in found.items():
-        others = [int(other) for other in scene.sources[view][:SOURCES] if measured[other]]
-        sure = agrees(agreement, view, others) & (result.score > LEAST_SCORE) & (result.curvature > 0)
+        others = [int(other) for other in scene.sources[view][:CHECKED] if measured[other]]
+        sure = agrees(agreement, view, others) & (result.score > LEAST_SCORE) & result.vague.isfinite()
         sure = without_specks(sure)
-        log_depth[view] = fill(prior[view], -result.near.log(), sure, greys[view])
-        log_b[view] = expected_error(result, sure)
+        measure = -result.near.log()
+        log_depth[view] = fill(prior[view], measure, sure, greys[view])
+        log_b[view] = expected_error(result.vague, sure, measure - prior[view]).log()
     return Depths(log_depth, log_b, measured)
 
 
@@ -87,9 +91,10 @@ def agrees(scene: Scene, view: int, others: list[int]) -> Tensor:
 
 
 def without_specks(sure: Tensor) -> Tensor:
-    """Only pixels [H, W] with others around them: noise agrees by chance, but not over areas."""
+    """Only pixels [H, W] with others around them, and only where they are many: the rest may agree by chance."""
     share = F.avg_pool2d(sure[None].float(), SPECK, 1, SPECK // 2, count_include_pad=False)[0]
-    return sure & (share > LEAST_SHARE)
+    sure = sure & (share > LEAST_SHARE)
+    return sure & (sure.float().mean() > LEAST_TRUST)
 
 
 def fill(prior: Tensor, stereo: Tensor, sure: Tensor, grey: Tensor) -> Tensor:
@@ -128,9 +133,20 @@ def fill(prior: Tensor, stereo: Tensor, sure: Tensor, grey: Tensor) -> Tensor:
     return prior + u
 
 
-def expected_error(found: Match, sure: Tensor) -> Tensor:
-    """Log of the expected error of log depth [H, W]."""
-    return torch.where(sure, -5.0, -2.0) + 0 * distance(sure)
+def expected_error(vague: Tensor, sure: Tensor, change: Tensor) -> Tensor:
+    """Expected error of log depth [H, W]; vague [H, W]: see `Match`, change [H, W]: stereo less prior, in log depth.
+
+    Where stereo is sure, errors are those of the planes and, near the border of the sure area, of windows across an
+    edge. Elsewhere they begin as such, and far away they are those of the prior, which the sure area shows. The rule
+    and its numbers are those that explain 60 views of 10 synthetic scenes best (208x272 pixels, priors off by 3, 8 and
+    18 %; Laplace likelihood; errors cut at 0.5). Real pictures have worse: cameras, gloss, what moves.
+    """
+    inside = 0.1 * vague + 0.016 / distance(~sure)
+    away = distance(sure)
+    prior = change[sure].abs().clamp(max=0.5).mean() if sure.any() else UNKNOWN
+    share = 1 - torch.exp(-away / (0.1 * math.hypot(*sure.shape)))
+    outside = (1 - share) * 0.055 * (1 - torch.exp(-away / 1.7)) + share * 1.2 * prior
+    return torch.where(sure, inside, outside).clamp(max=0.5)
 
 
 def distance(there: Tensor) -> Tensor:

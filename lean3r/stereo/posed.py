@@ -58,7 +58,7 @@ def _undistorting(optics: Optics, view: int, intrinsics: np.ndarray, size: tuple
 
 
 def slopes_of(
-    optics: Optics, view: int, size: tuple[int, int], pad: tuple[int, int, int, int] = (0, 0, 0, 0)
+    optics: Optics, view: int, size: tuple[int, ...], pad: tuple[int, int, int, int] = (0, 0, 0, 0)
 ) -> Tensor:
     """(x / z, y / z) [H, W, 2] at the pixel centres of a view, padded like its picture; along the axis where the lens
     sees nothing."""

@@ -41,7 +41,7 @@ def pinhole_slopes(intrinsics: Tensor, height: int, width: int) -> Tensor:
     return torch.stack([x.expand(-1, height, -1), y.expand(-1, -1, width)], -1)
 
 
-def project(rays: Rays, tried: Tensor, step: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def project(rays: Rays, tried: Tensor, step: int, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Where tried log depths [B, D, h, w] lie in the sources: places for grid_sample [B, N, D, h, w, 2], and whether
     they are in the picture [B, N, D, h, w]. `size` is that of the sources' features, at `step` pixels a cell."""
     near = (-tried).exp()[:, None, None]  # inverse depth

@@ -18,16 +18,17 @@ from lean3r.stereo.rays import Rays, project
 PLANES = 64
 WINDOW = 5  # pixels, of the sums in `_window`
 FLOOR = 4e-4  # variance that counts as no texture, of pictures with variance 1
-SMALL, LARGE = 0.1, 0.6  # penalties for one plane and for more between neighbours
+SMALL, LARGE = 0.3, 2.4  # penalties for one plane and for more between neighbours
 EDGE = 0.05  # difference of grey (0..1) at which a penalty has fallen to 1 / e
 
 
 class Match(NamedTuple):
-    """Of each pixel [H, W]: inverse depth, the score of its plane (-1..1), and the curvature of the cost there."""
+    """Of each pixel [H, W]: inverse depth, the score of its plane (0..1), and how vague it is: the relative distance of
+    planes there over the root of the cost's curvature, infinite where no plane is better than both its neighbours."""
 
     near: Tensor
     score: Tensor
-    curvature: Tensor
+    vague: Tensor
 
 
 def match(own: Tensor, grey: Tensor, sources: Tensor, rays: Rays, near: Tensor) -> Match:
@@ -45,9 +46,10 @@ def match(own: Tensor, grey: Tensor, sources: Tensor, rays: Rays, near: Tensor) 
     curvature = before - 2 * at + after
     offset = (0.5 * (before - after) / curvature.clamp(min=1e-6)).clamp(-0.5, 0.5)
     at_end = (top != inner)[:, 0]
-    place = top[:, 0] + torch.where(at_end, 0.0, offset)
+    step = near[1] - near[0]
+    found = near[0] + step * (top[:, 0] + torch.where(at_end, 0.0, offset))
     score = 1 - costs.gather(1, top)[:, 0]
-    return Match(near[0] + place * (near[1] - near[0]), score, torch.where(at_end, 0.0, curvature))
+    return Match(found, score, step / found / torch.where(at_end, 0.0, curvature.clamp(min=0)).sqrt())
 
 
 def sweep(own: Tensor, sources: Tensor, rays: Rays, near: Tensor) -> Tensor:

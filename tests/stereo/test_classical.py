@@ -78,7 +78,7 @@ def room(height: int = 96, width: int = 128, views: int = 4) -> Known:
 @lru_cache
 def box(lens: Lens | None = None, height: int = 90, width: int = 120, views: int = 5) -> Known:
     """A room of planes with a box in it, all of rich texture, seen exactly."""
-    pinhole = pinhole_part(lens) if lens else np.array([[100, 0, 59], [0, 100, 47], [0, 0, 1.0]])
+    pinhole = pinhole_part(lens) if lens else np.array([[100, 0, width / 2 - 1], [0, 100, height / 2 + 2], [0, 0, 1.0]])
     intrinsics = np.stack([pinhole] * views)
     optics = Optics([Source("", width, height)] * views, intrinsics, [lens] * views if lens else [])
     waves = np.random.default_rng(0).normal(0, 9, (3, 40))
@@ -98,7 +98,7 @@ def test_planes_and_a_box_are_exact_where_views_agree(lens: Lens | None) -> None
     scene = box(lens)
     error, before = scene.error(scene.found.log_depth), scene.error(scene.prior)
     assert scene.sure.float().mean() > 0.5
-    assert error[scene.sure].median() < 0.005
+    assert error[scene.sure].median() < 0.01
     assert error.mean() < 0.4 * before.mean()
 
 
@@ -153,9 +153,9 @@ def test_views_without_sources_keep_the_prior() -> None:
 
 
 def test_portraits_and_odd_sizes() -> None:
-    scene = room(83, 61, 3)
-    assert scene.found.log_depth.shape == scene.found.log_b.shape == (3, 83, 61)
-    assert scene.error(scene.found.log_depth).mean() < scene.error(scene.prior).mean()
+    scene = box(None, 83, 61, 4)
+    assert scene.found.log_depth.shape == scene.found.log_b.shape == (4, 83, 61)
+    assert scene.error(scene.found.log_depth).mean() < 0.6 * scene.error(scene.prior).mean()
 
 
 def test_flat_pictures_keep_the_shape_of_the_prior_and_are_not_sure() -> None:
