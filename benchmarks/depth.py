@@ -188,7 +188,7 @@ def photos(model: Backbone, root: Path, save: Path | None) -> dict[str, Any]:
             figures["cpu_seconds_a_view"] = (time.process_time() - begun) / len(scene.sources)
             result[folder.name][way] = {name: round(value, 3) for name, value in figures.items()}
             if save is not None:
-                lean3r.save(scene, save / folder.name / way, ["ply", "preview"], overwrite=True)
+                lean3r.export(scene, save / folder.name / way, ["ply", "preview"], overwrite=True)
         print(folder.name, result[folder.name], flush=True)
     return result
 

@@ -33,9 +33,9 @@ def test_depth_comes_nearer_to_the_truth(index: int) -> None:
 
 
 def test_the_unit_of_the_world_does_not_matter() -> None:
-    small, large = (densify(scene(truth(0), scale=unit)) for unit in (1.0, 64.0))
+    small, large = (densify(scene(truth(3), scale=unit)) for unit in (1.0, 64.0))
     ratio = large.depth[small.depth > 0] / small.depth[small.depth > 0]
-    assert np.quantile(np.abs(ratio / 64 - 1), 0.95) < 1e-3  # ties of costs fall either way
+    assert np.quantile(np.abs(ratio / 64 - 1), 0.99) < 1e-3  # ties of costs fall either way
 
 
 @pytest.mark.parametrize(("height", "width"), [(152, 104), (97, 131)])
