@@ -184,8 +184,8 @@ def photos(model: Backbone, root: Path, save: Path | None) -> dict[str, Any]:
         for way, apply in WAYS.items():
             begun = time.process_time()
             scene = apply(start)
-            figures = at_tracks(scene, places) | sensor(scene, folder / "depth") | {"confirmed": confirmed(scene)}
-            figures["cpu_seconds_a_view"] = (time.process_time() - begun) / len(scene.sources)
+            figures = {"cpu_seconds_a_view": (time.process_time() - begun) / len(scene.sources)}
+            figures |= at_tracks(scene, places) | sensor(scene, folder / "depth") | {"confirmed": confirmed(scene)}
             result[folder.name][way] = {name: round(value, 3) for name, value in figures.items()}
             if save is not None:
                 lean3r.export(scene, save / folder.name / way, ["ply", "preview"], overwrite=True)
