@@ -8,17 +8,18 @@ from typing import Literal
 from lean3r.options import check_types, option
 
 Dense = Literal["auto", "stereo", "network"]
+AUTO_VIEWS = 60  # stereo takes about as long for each view, so that long videos would take minutes more
 
 
 @dataclass(frozen=True, kw_only=True)
 class StereoOptions:
     """Where depth comes from: the network alone, or stereo between the pictures, around the network's depth; auto:
-    stereo where refinement confirmed the cameras or the poses are known."""
+    stereo for up to AUTO_VIEWS views, where refinement confirmed the cameras or the poses are known."""
 
     dense: Dense = option(
-        "network",
-        "Where depth comes from: stereo between the pictures, or the network alone; auto: stereo if the cameras were "
-        "refined or their poses are known.",
+        "auto",
+        "Where depth comes from: stereo between the pictures, or the network alone; auto: stereo for up to "
+        f"{AUTO_VIEWS} pictures if their cameras were refined or their poses are known.",
     )
 
     def __post_init__(self) -> None:
