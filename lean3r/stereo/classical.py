@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,10 +23,12 @@ from lean3r.stereo.spread import spread
 
 SOURCES, CHECKED = 4, 6  # others that a view is matched with, and whose depth is compared
 NEARER, FARTHER = 1.2, 1.5  # margins of the planes around what prior and points span
-AGREE, AGREEING = 0.02, 2  # relative difference of depth, and how many views must agree
+AGREE = 0.02  # relative difference of depth up to which views agree
+AGREEING, WEAK = 2, 0.1  # views that agree for full weight, and the weight where fewer do
 LEAST_SCORE = 0.4  # of a plane that is trusted
-SPECK, LEAST_SHARE = 9, 0.25  # side of a window, and how much of it must be trusted with its middle
+SPECK, LEAST_SHARE = 15, 0.5  # side of a window, and how much of it must be trusted with its middle
 LEAST_TRUST = 0.03  # of a view: less may be chance, and would pull everything
+ROUND = 64  # steps in which the span of planes moves, in log depth: what differs by rounding has the same planes
 STEPS = 60  # of conjugate gradients
 LEAST_LINK = 0.01  # weight of the prior's shape across the strongest edge
 UNKNOWN = 0.2  # expected error of a prior that stereo does not meet, in log depth
@@ -44,6 +47,9 @@ def measure_classically(
     prior [S, H, W]: log depth everywhere; points: log depth [S, H, W] of sparse points, and where they are [S, H, W];
     they only say how far to look. `advanced` is called after every view.
     """
+    scene, unit = _in_own_unit(scene)
+    log_depth, log_b = prior.clone(), torch.zeros_like(prior)
+    prior, points = prior - unit, (points[0] - unit, points[1])
     measured = np.array([len(others) > 0 for others in scene.sources])
     greys = [_grey(scene, view) for view in range(len(prior))]
     plain = [_as_source(scene, view, grey) for view, grey in enumerate(greys)]
@@ -57,15 +63,15 @@ def measure_classically(
             found[view] = match(own, greys[view], *_sources(scene, view, plain), near)
             stereo[view] = torch.where(mask, 1 / found[view].near, 0.0)
         advanced()
-    log_depth, log_b = prior.clone(), torch.zeros_like(prior)
-    agreement = Scene(stereo.numpy(), scene.cam_from_world, scene.optics)
+    matched = Scene(stereo.numpy(), scene.cam_from_world, scene.optics)
     for view, result in found.items():
         others = [int(other) for other in scene.sources[view][:CHECKED] if measured[other]]
-        sure = agrees(agreement, view, others) & (result.score > LEAST_SCORE) & result.vague.isfinite()
-        sure = without_specks(sure)
-        measure = -result.near.log()
-        log_depth[view] = fill(prior[view], measure, sure, greys[view])
-        log_b[view] = expected_error(result.vague, sure, measure - prior[view]).log()
+        agree = agreeing(matched, view, others)
+        sure = without_specks((agree > 0) & (result.score > LEAST_SCORE) & result.vague.isfinite())
+        weight = sure * torch.where(agree >= min(AGREEING, len(others)), 1.0, WEAK)
+        change = -result.near.log() - prior[view]
+        log_depth[view] += join(change, weight, greys[view])
+        log_b[view] = expected_error(result.vague, weight, change).log()
     return Depths(log_depth, log_b, measured)
 
 
@@ -73,13 +79,14 @@ def planes(prior: Tensor, points: Tensor) -> Tensor:
     """Inverse depths [PLANES] in equal steps over what the prior [H, W] and the points [P] of a view span, both in log
     depth and without the outermost 1 %."""
     share = torch.tensor([0.01, 0.99])
-    spans = [torch.quantile(x.flatten(), share) for x in (prior, points) if x.numel()]
-    nearest, farthest = torch.stack(spans).amin(0)[0], torch.stack(spans).amax(0)[1]
-    return torch.linspace(float((-farthest).exp()) / FARTHER, float((-nearest).exp()) * NEARER, PLANES)
+    spans = torch.stack([torch.quantile(x.flatten(), share) for x in (prior, points) if x.numel()])
+    nearest, farthest = float(spans.amin(0)[0]), float(spans.amax(0)[1])
+    nearest, farthest = math.floor(nearest * ROUND) / ROUND, math.ceil(farthest * ROUND) / ROUND
+    return torch.linspace(math.exp(-farthest) / FARTHER, math.exp(-nearest) * NEARER, PLANES)
 
 
-def agrees(scene: Scene, view: int, others: list[int]) -> Tensor:
-    """Where enough other views [H, W] have the same depth, to `AGREE`; of one other view, one is enough."""
+def agreeing(scene: Scene, view: int, others: list[int]) -> Tensor:
+    """How many other views [H, W] have the same depth, to `AGREE`, where the points of this view are."""
     height, width = scene.depth.shape[1:]
     rows, cols = (a.ravel() for a in np.mgrid[:height, :width])
     world = scene.world_points(view, rows, cols)
@@ -87,7 +94,7 @@ def agrees(scene: Scene, view: int, others: list[int]) -> Tensor:
     for other in others:
         z, depth = scene.seen(other, world)
         count += np.abs(np.where(z > 0, z, np.nan) / depth - 1) < AGREE
-    return torch.from_numpy((count >= max(1, min(AGREEING, len(others)))).reshape(height, width))
+    return torch.from_numpy(count.reshape(height, width))
 
 
 def without_specks(sure: Tensor) -> Tensor:
@@ -97,14 +104,13 @@ def without_specks(sure: Tensor) -> Tensor:
     return sure & (sure.float().mean() > LEAST_TRUST)
 
 
-def fill(prior: Tensor, stereo: Tensor, sure: Tensor, grey: Tensor) -> Tensor:
-    """Log depth [H, W]: stereo where it is sure, else the shape of the prior, joined to it.
+def join(change: Tensor, weight: Tensor, grey: Tensor) -> Tensor:
+    """What to add to the prior [H, W] where stereo differs from it by `change` with some weight, in log depth.
 
-    The minimum of sure (x - stereo)^2 + link |grad(x - prior)|^2, where links are weak across edges of the picture.
+    The minimum u of weight (u - change)^2 + link |grad u|^2, where links are weak across edges of the picture: what has
+    no weight keeps the prior's shape, joined to the rest.
     """
     right, down = ((-grey.diff(dim=dim).abs() / EDGE).exp().clamp(min=LEAST_LINK) for dim in (1, 0))
-    weight = sure.to(prior.dtype)
-    target = torch.where(sure, stereo - prior, 0.0)
 
     def system(u: Tensor) -> Tensor:
         result = weight * u
@@ -118,8 +124,8 @@ def fill(prior: Tensor, stereo: Tensor, sure: Tensor, grey: Tensor) -> Tensor:
     for dim, link in ((1, right), (0, down)):
         for start in (0, 1):
             diagonal.narrow(dim, start, link.shape[dim]).add_(link)
-    u = spread(target[None], weight[None])[0]
-    rest = target - system(u)
+    u = spread(change[None], weight[None])[0]
+    rest = weight * change - system(u)
     along = z = rest / diagonal
     power = (rest * z).sum()
     for _ in range(STEPS):
@@ -130,10 +136,10 @@ def fill(prior: Tensor, stereo: Tensor, sure: Tensor, grey: Tensor) -> Tensor:
         z = rest / diagonal
         before, power = power, (rest * z).sum()
         along = z + power / before.clamp(min=1e-30) * along
-    return prior + u
+    return u
 
 
-def expected_error(vague: Tensor, sure: Tensor, change: Tensor) -> Tensor:
+def expected_error(vague: Tensor, weight: Tensor, change: Tensor) -> Tensor:
     """Expected error of log depth [H, W]; vague [H, W]: see `Match`, change [H, W]: stereo less prior, in log depth.
 
     Where stereo is sure, errors are those of the planes and, near the border of the sure area, of windows across an
@@ -141,6 +147,7 @@ def expected_error(vague: Tensor, sure: Tensor, change: Tensor) -> Tensor:
     and its numbers are those that explain 60 views of 10 synthetic scenes best (208x272 pixels, priors off by 3, 8 and
     18 %; Laplace likelihood; errors cut at 0.5). Real pictures have worse: cameras, gloss, what moves.
     """
+    sure = weight > 0
     inside = 0.1 * vague + 0.016 / distance(~sure)
     away = distance(sure)
     prior = change[sure].abs().clamp(max=0.5).mean() if sure.any() else UNKNOWN
@@ -160,6 +167,16 @@ def distance(there: Tensor) -> Tensor:
     col = torch.arange(width)
     apart = (col[:, None] - col).float().square()
     return torch.stack([(line + apart).amin(1) for line in upright]).sqrt()
+
+
+def _in_own_unit(scene: Posed) -> tuple[Posed, float]:
+    """The scene with the spread of its cameras as unit of length, so that no unit rounds otherwise, and the logarithm
+    of that unit."""
+    poses = np.array(scene.cam_from_world, dtype=np.float64)
+    centres = -np.einsum("sji,sj->si", poses[:, :3, :3], poses[:, :3, 3])
+    unit = float(np.linalg.norm(centres - centres.mean(0))) or 1.0
+    poses[:, :3, 3] /= unit
+    return replace(scene, cam_from_world=poses), math.log(unit)
 
 
 def _grey(scene: Posed, view: int) -> Tensor:
