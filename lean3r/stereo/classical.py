@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -47,32 +46,41 @@ def measure_classically(
     prior [S, H, W]: log depth everywhere; points: log depth [S, H, W] of sparse points, and where they are [S, H, W];
     they only say how far to look. `advanced` is called after every view.
     """
-    scene, unit = _in_own_unit(scene)
-    log_depth, log_b = prior.clone(), torch.zeros_like(prior)
-    prior, points = prior - unit, (points[0] - unit, points[1])
     measured = np.array([len(others) > 0 for others in scene.sources])
     greys = [_grey(scene, view) for view in range(len(prior))]
     plain = [_as_source(scene, view, grey) for view, grey in enumerate(greys)]
     found: dict[int, Match] = {}
-    stereo = torch.zeros_like(prior)  # depth
+    units = np.ones(len(prior))
+    depth = np.zeros(prior.shape)
     for view in range(len(prior)):
         if measured[view]:
+            others = scene.sources[view][:SOURCES]
+            units[view] = unit_of(scene.cam_from_world, view, others)
             mask = torch.from_numpy(scene.mask[view])
-            near = planes(prior[view], points[0][view][points[1][view]])
+            spans = (x - math.log(units[view]) for x in (prior[view], points[0][view][points[1][view]]))
+            rays = _rays(scene, view, others, units[view])
             own = torch.where(mask, _standard(greys[view], mask), torch.nan)
-            found[view] = match(own, greys[view], *_sources(scene, view, plain), near)
-            stereo[view] = torch.where(mask, 1 / found[view].near, 0.0)
+            found[view] = match(own, greys[view], torch.stack([plain[n] for n in others]), rays, planes(*spans))
+            depth[view] = np.where(scene.mask[view], units[view] / found[view].near.double().numpy(), 0)
         advanced()
-    matched = Scene(stereo.numpy(), scene.cam_from_world, scene.optics)
+    log_depth, log_b = prior.clone(), torch.zeros_like(prior)
+    matched = Scene(depth, scene.cam_from_world, scene.optics)
     for view, result in found.items():
         others = [int(other) for other in scene.sources[view][:CHECKED] if measured[other]]
         agree = agreeing(matched, view, others)
         sure = without_specks((agree > 0) & (result.score > LEAST_SCORE) & result.vague.isfinite())
         weight = sure * torch.where(agree >= min(AGREEING, len(others)), 1.0, WEAK)
-        change = -result.near.log() - prior[view]
+        change = math.log(units[view]) - result.near.log() - prior[view]
         log_depth[view] += join(change, weight, greys[view])
         log_b[view] = expected_error(result.vague, weight, change).log()
     return Depths(log_depth, log_b, measured)
+
+
+def unit_of(cam_from_world: np.ndarray, view: int, others: np.ndarray) -> float:
+    """Mean distance of other cameras: with it as unit of length, no unit of the world rounds otherwise."""
+    rotation, moved = cam_from_world[:, :3, :3], cam_from_world[:, :3, 3]
+    centres = -np.einsum("sji,sj->si", rotation, moved)
+    return float(np.linalg.norm(centres[others] - centres[view], axis=1).mean()) or 1.0
 
 
 def planes(prior: Tensor, points: Tensor) -> Tensor:
@@ -169,16 +177,6 @@ def distance(there: Tensor) -> Tensor:
     return torch.stack([(line + apart).amin(1) for line in upright]).sqrt()
 
 
-def _in_own_unit(scene: Posed) -> tuple[Posed, float]:
-    """The scene with the spread of its cameras as unit of length, so that no unit rounds otherwise, and the logarithm
-    of that unit."""
-    poses = np.array(scene.cam_from_world, dtype=np.float64)
-    centres = -np.einsum("sji,sj->si", poses[:, :3, :3], poses[:, :3, 3])
-    unit = float(np.linalg.norm(centres - centres.mean(0))) or 1.0
-    poses[:, :3, 3] /= unit
-    return replace(scene, cam_from_world=poses), math.log(unit)
-
-
 def _grey(scene: Posed, view: int) -> Tensor:
     """A picture [H, W] in 0..1; padding is black, whatever it holds."""
     grey = torch.from_numpy(np.ascontiguousarray(scene.images[view])).float().mean(-1) / 255
@@ -198,10 +196,12 @@ def _as_source(scene: Posed, view: int, grey: Tensor) -> Tensor:
     return torch.where(there[0, 0] > 0.99, picture[0, 0], torch.nan)
 
 
-def _sources(scene: Posed, view: int, plain: list[Tensor]) -> tuple[Tensor, Rays]:
-    """Pictures [N, H, W] of a view's sources, and the rays into them."""
-    others = scene.sources[view][:SOURCES]
-    poses, intrinsics = (torch.from_numpy(np.asarray(x)).double() for x in (scene.cam_from_world, scene.intrinsics))
-    slopes = slopes_of(scene.optics, view, plain[view].shape)[None]
-    rays = rays_into(slopes, poses[[view]], poses[others][None], intrinsics[others][None], 1)
-    return torch.stack([plain[other] for other in others]), rays
+def _rays(scene: Posed, view: int, others: np.ndarray, unit: float) -> Rays:
+    """Rays of a view into others, in a unit of length."""
+    poses = np.array(scene.cam_from_world, dtype=np.float64)
+    poses[:, :3, 3] /= unit
+    slopes = slopes_of(scene.optics, view, scene.images.shape[1:3])[None]
+    own, theirs, intrinsics = (
+        torch.from_numpy(x)[None] for x in (poses[view], poses[others], scene.intrinsics[others].astype(np.float64))
+    )
+    return rays_into(slopes, own, theirs, intrinsics, 1)
