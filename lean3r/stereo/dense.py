@@ -15,7 +15,7 @@ from lean3r.geometry.evidence import Sightings, weigh
 from lean3r.geometry.fusion import fuse
 from lean3r.geometry.lens import Optics
 from lean3r.refine.depth import sightings
-from lean3r.stereo.classical import SOURCES, measure_classically
+from lean3r.stereo.classical import CHECKED, measure_classically
 from lean3r.stereo.posed import Depths, Posed
 from lean3r.types import Reconstruction, with_warning
 
@@ -48,7 +48,7 @@ def densify(
     certain = reconstruction.is_certain[:, None, None]
     depth = np.where(reconstruction.mask & (reconstruction.depth > 0), reconstruction.depth, 0).astype(np.float32)
     before = Scene(np.where(certain, depth, 0), reconstruction.cam_from_world, optics)
-    sources = neighbours(before, SOURCES)
+    sources = neighbours(before, CHECKED)
     sources = [others[reconstruction.is_certain[others]] for others in sources]
     if not any(len(others) for others in sources):
         return _with_report(reconstruction, {"status": "kept", "reason": "no views overlap"}, started)
