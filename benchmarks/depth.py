@@ -3,6 +3,8 @@
     python benchmarks/depth.py synthetic [--scenes 16] [--views 4,8,16]
     python benchmarks/depth.py photos [--photos FOLDER] [--save FOLDER]
 
+--net FILE adds the learned network around the depth of classical stereo (benchmarks/train_stereo.py makes the file).
+
 synthetic: held-out scenes with true cameras, and with those of refinement; AbsRel, share within 5 %, the surest 80 %,
 angle of normals, and the distance of clouds. photos: the photo scenes with nano and refinement; the error at points of
 the ground-truth models that the run did not use: half of the tracks are set aside, and the run's own points at their
@@ -17,6 +19,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,8 @@ from lean3r.models.base import Backbone
 from lean3r.pipeline.reconstruct import reconstruct
 from lean3r.refine.depth import follow
 from lean3r.stereo.dense import densify
+from lean3r.stereo.measure import measure
+from lean3r.stereo.weights import load_net
 from lean3r.types import Reconstruction, Views
 
 NEAR_PX = 4.0  # a point of the run this near to one that is set aside is taken from it
@@ -200,7 +205,11 @@ def main() -> None:
     parser.add_argument("--views", default="4,8,16")
     parser.add_argument("--photos", type=Path, default=ROOT.parent / "shared" / "data" / "scenes")
     parser.add_argument("--save", type=Path)
+    parser.add_argument("--net", type=Path)
     options = parser.parse_args()
+    if options.net:
+        learned = partial(measure, load_net(options.net))
+        WAYS["learned"] = lambda scene: densify(densify(follow(scene)), measure=learned)
     model = lean3r.load("nano", device="cpu")
     result: dict[str, Any] = {"hardware": hardware()}
     if options.what == "synthetic":

@@ -73,6 +73,7 @@ def test_json_has_its_schema_and_quiet_says_nothing(run, tmp_path: Path, capsys)
         "points",
         "scale",
         "refinement",
+        "stereo",
         "files",
     }
     assert set(done) == keys

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from stereo.rendered import error, of_views, scene, truth
 
 from lean3r.data.base import SceneBatch
 from lean3r.geometry.lens import Optics
 from lean3r.stereo.dense import densify, filled, rasters
+from lean3r.stereo.measure import FIRST, LAST, SECOND, measure
 from lean3r.stereo.network import StereoNet
+from lean3r.stereo.posed import Depths
 from lean3r.stereo.rays import pinhole_slopes, rays_into
 from lean3r.stereo.spread import interpolate_points, spread
+from lean3r.stereo.weights import load_net
 from lean3r.types import Lens
 
 
@@ -152,3 +158,20 @@ def test_all_of_the_network_learns() -> None:
     assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
     assert sum(p.grad is None for p in net.parameters()) == 0
     assert all(np.isfinite(float(value)) for value in terms.values())
+
+
+def test_the_network_measures_around_a_prior(tmp_path: Path) -> None:
+    """Untrained it knows nothing, but stays within its reach, gives finite depth of any size, and travels by file."""
+    torch.manual_seed(0)
+    save_file({name: value.half() for name, value in StereoNet().state_dict().items()}, tmp_path / "net.safetensors")
+    before = scene(truth(3, 3, 97, 131), truth(3, 3, 97, 131).depth[0])
+    found: list[Depths] = []
+
+    def remember(*given: Any) -> Depths:
+        found.append(measure(load_net(tmp_path / "net.safetensors"), *given))
+        return found[-1]
+
+    densify(before, measure=remember)
+    prior = filled(before.depth)
+    assert found[0].log_depth.shape == prior.shape and found[0].log_b.isfinite().all()
+    assert (found[0].log_depth - prior).abs().max() < 2 * (FIRST + SECOND + LAST)

@@ -14,6 +14,9 @@ from lean3r.pipeline.known import FIT
 from lean3r.pipeline.memory import USUAL_THRESHOLD
 from lean3r.refine.accept import INLIER_PX
 from lean3r.refine.options import SECONDS, SECONDS_A_VIEW
+from lean3r.stereo.classical import AGREE
+from lean3r.stereo.options import AUTO_VIEWS
+from lean3r.stereo.semi_global import PLANES, WINDOW
 from lean3r.train import NetworkRecipe
 
 SIZE = "an example of a size"
@@ -103,4 +106,15 @@ QUICKSTART = Page(
     {"Python 3.11 or newer": "a version", "`--memory 8GB`": SIZE},
 )
 
-USAGE = (KNOWN, MEMORY, LARGE, REFINE, THIRD_PARTY, CLI, PYTHON, QUICKSTART)
+DEPTH = Page(
+    "docs/how-to/depth.md",
+    [
+        ("for up to {} pictures, if at least two", lambda: [AUTO_VIEWS]),
+        ("At {} distances between", lambda: [PLANES]),
+        ("of windows of {} x {} pixels", lambda: [WINDOW, WINDOW]),
+        ("measured the same, to {:.0f} %", lambda: [100 * AGREE]),
+    ],
+    {"other views confirm within 1 %": "what the table counts"},
+)
+
+USAGE = (KNOWN, MEMORY, LARGE, REFINE, THIRD_PARTY, CLI, PYTHON, QUICKSTART, DEPTH)
