@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lean3r.pipeline.observer import Observer
-from lean3r.stereo.options import AUTO_VIEWS, StereoOptions
+from lean3r.stereo.options import AUTO_MEGAPIXELS, StereoOptions
 from lean3r.types import Reconstruction
 
 CONFIRMED = ("refined", "fallback", "given")
 
 
 def measures(options: StereoOptions, scene: Reconstruction) -> bool:
-    """Whether a scene's depth is measured: if asked for, or if at least two cameras are better than predicted and there
-    are not too many."""
-    views, good = len(scene.sources), sum(label in CONFIRMED for label in scene.registration)
-    return views > 1 and (options.dense == "stereo" or (options.dense == "auto" and good > 1 and views <= AUTO_VIEWS))
+    """Whether a scene's depth is measured: if asked for, or if at least two cameras are better than predicted and it
+    does not take long."""
+    good = sum(label in CONFIRMED for label in scene.registration) > 1 and scene.depth.size <= 1e6 * AUTO_MEGAPIXELS
+    return len(scene.sources) > 1 and (options.dense == "stereo" or (options.dense == "auto" and good))
 
 
 def densify_scene(scene: Reconstruction, observer: Observer) -> Reconstruction:

@@ -8,18 +8,21 @@ from typing import Literal
 from lean3r.options import check_types, option
 
 Dense = Literal["auto", "stereo", "network"]
-AUTO_VIEWS = 60  # stereo takes about as long for each view, so that long videos would take minutes more
+AUTO_MEGAPIXELS = (
+    5  # of all views together: stereo takes as long for every pixel, so that videos would take minutes more
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StereoOptions:
     """Where depth comes from: the network alone, or stereo between the pictures, around the network's depth; auto:
-    stereo for up to AUTO_VIEWS views, where refinement confirmed the cameras or the poses are known."""
+    stereo for up to AUTO_MEGAPIXELS, where refinement confirmed the cameras or the poses are known."""
 
     dense: Dense = option(
         "auto",
-        "Where depth comes from: stereo between the pictures, or the network alone; auto: stereo for up to "
-        f"{AUTO_VIEWS} pictures if their cameras were refined or their poses are known.",
+        "Where depth comes from: stereo between the pictures, or the network alone; auto: stereo if the "
+        "cameras were refined or their poses are known, for up to "
+        f"{AUTO_MEGAPIXELS} million pixels (some 85 pictures of nano's size).",
     )
 
     def __post_init__(self) -> None:

@@ -14,9 +14,11 @@ from stereo.rendered import error, of_views, scene, truth
 
 from lean3r.data.base import SceneBatch
 from lean3r.geometry.lens import Optics
+from lean3r.pipeline.densifying import measures
 from lean3r.stereo.dense import densify, filled, rasters
 from lean3r.stereo.measure import FIRST, LAST, SECOND, measure
 from lean3r.stereo.network import StereoNet
+from lean3r.stereo.options import StereoOptions
 from lean3r.stereo.posed import Depths
 from lean3r.stereo.rays import pinhole_slopes, rays_into
 from lean3r.stereo.spread import interpolate_points, spread
@@ -175,3 +177,12 @@ def test_the_network_measures_around_a_prior(tmp_path: Path) -> None:
     prior = filled(before.depth)
     assert found[0].log_depth.shape == prior.shape and found[0].log_b.isfinite().all()
     assert (found[0].log_depth - prior).abs().max() < 2 * (FIRST + SECOND + LAST)
+
+
+def test_auto_measures_confirmed_cameras_and_takes_no_minutes() -> None:
+    few = scene(truth(3))
+    many = replace(few, depth=np.broadcast_to(few.depth[:1], (400, *few.depth.shape[1:])))
+    guessed = replace(few, registration=("predicted",) * 4 + ("refined",))
+    for dense, expected in (("auto", (True, False, False)), ("stereo", (True,) * 3), ("network", (False,) * 3)):
+        assert tuple(measures(StereoOptions.of(dense), each) for each in (few, many, guessed)) == expected
+    assert not measures(StereoOptions(dense="stereo"), of_views(few, [0]))

@@ -15,7 +15,7 @@ from lean3r.pipeline.memory import USUAL_THRESHOLD
 from lean3r.refine.accept import INLIER_PX
 from lean3r.refine.options import SECONDS, SECONDS_A_VIEW
 from lean3r.stereo.classical import AGREE
-from lean3r.stereo.options import AUTO_VIEWS
+from lean3r.stereo.options import AUTO_MEGAPIXELS
 from lean3r.stereo.semi_global import PLANES, WINDOW
 from lean3r.train import NetworkRecipe
 
@@ -109,7 +109,7 @@ QUICKSTART = Page(
 DEPTH = Page(
     "docs/how-to/depth.md",
     [
-        ("for up to {} pictures, if at least two", lambda: [AUTO_VIEWS]),
+        ("have up to {} million pixels", lambda: [AUTO_MEGAPIXELS]),
         ("At {} distances between", lambda: [PLANES]),
         ("of windows of {} x {} pixels", lambda: [WINDOW, WINDOW]),
         ("measured the same, to {:.0f} %", lambda: [100 * AGREE]),
