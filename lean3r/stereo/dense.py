@@ -63,8 +63,9 @@ def densify(
         bool(reconstruction.lenses),
     )
     found = measure(posed, filled(depth), rasters(seen, depth.shape), advanced)
-    measured = np.where(found.measured[:, None, None] & (depth > 0), found.log_depth.exp().numpy(), depth)
-    precision = np.where(found.measured[:, None, None] & (depth > 0), (-found.log_b).exp().numpy(), 1.0)
+    is_measured = found.measured[:, None, None] & (depth > 0)
+    measured = np.where(is_measured, found.log_depth.exp().numpy(), depth)
+    precision = np.where(is_measured, (-found.log_b).exp().numpy(), depth > 0)
     after = Scene(np.where(certain, measured, 0), reconstruction.cam_from_world, optics)
     conf, disagreement = weigh(precision.astype(np.float32), reconstruction.mask, after, seen)
     _, old = weigh(reconstruction.conf, reconstruction.mask, before, seen)

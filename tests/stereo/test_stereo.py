@@ -110,6 +110,7 @@ def test_padding_and_sky_stay_without_depth() -> None:
     mask[:, :, :20], depth[:, :, :20], depth[:, :10] = False, 0, 0
     after = densify(replace(before, mask=mask, depth=depth))
     assert not after.depth[:, :10].any() and not after.depth[:, :, :20].any()
+    assert not after.conf[after.depth == 0].any()
     assert after.depth[:, 10:, 20:].any()
 
 
