@@ -59,7 +59,7 @@ def reconstruct(
     seed: int = RunOptions.seed,
     memory: str | int | Budget | None = None,
     refine: Refine | RefineOptions = "auto",
-    dense: Dense | StereoOptions = "auto",
+    dense: Dense | StereoOptions = "network",
     points: PointOptions | None = None,
     observer: Observer | None = None,
     **old: Unpack[OldKeywords],
@@ -73,7 +73,7 @@ def reconstruct(
     `memory` ("8GB", bytes or a Budget) limits the peak memory of the process on a CPU, of torch on a GPU, by the
     mildest change that suffices, which is reported (pipeline/budget.py); options given by name and ready Views do not
     change. `refine` ("auto", "on", "off", or RefineOptions) adjusts the cameras by matches and bundle adjustment and
-    keeps the better ones; Ctrl-C during refinement keeps the network's. `dense` ("auto", "stereo", "network", or
+    keeps the better ones; Ctrl-C during refinement keeps the network's. `dense` ("network", "stereo", "auto", or
     StereoOptions) says where depth comes from. `points` selects the points of the cloud (PointOptions).
 
     `info["warnings"]` lists the parts of the result that lack evidence (pipeline/trust.py). Without known poses the

@@ -19,7 +19,7 @@ class StereoOptions:
     stereo for up to AUTO_MEGAPIXELS, where refinement confirmed the cameras or the poses are known."""
 
     dense: Dense = option(
-        "auto",
+        "network",
         "Where depth comes from: stereo between the pictures, or the network alone; auto: stereo if the "
         "cameras were refined or their poses are known, for up to "
         f"{AUTO_MEGAPIXELS} million pixels (some 85 pictures of nano's size).",
