@@ -6,18 +6,39 @@ only, so that memory stays small for hundreds of views. The result is the same o
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from lean3r.geometry.lens import Optics
 from lean3r.geometry.points import edge_mask, voxel_thin
 from lean3r.parallel import by_threads
-from lean3r.types import PointCloud
+from lean3r.types import PointCloud, Reconstruction
 
 STEP = 1.25  # least growth of the voxels per step: smaller steps take long and keep few more points
 COARSEST = 1e4  # pixels per voxel: no cloud is larger, so voxels of one octave cannot merge further
 CHUNK = 500_000  # candidates gathered before a thinning: bounds the memory
 SAMPLE = 2_000_000  # confidences that the percentile is taken from: exact below, a regular sample above
+
+
+def with_cloud(scene: Reconstruction, depth: np.ndarray | None = None) -> Reconstruction:
+    """The scene with the cloud of its depth and confidence, by its point options, along the rays of its lenses.
+
+    `depth` [S, H, W], if given, takes the place of the scene's, for example without views that shall give no points.
+    """
+    points = fuse(
+        scene.images,
+        scene.depth if depth is None else depth,
+        scene.conf,
+        scene.mask,
+        scene.cam_from_world,
+        scene.intrinsics,
+        conf_percentile=scene.point_options.conf_percentile,
+        max_points=scene.point_options.max_points,
+        optics=Optics.of(scene),
+    )
+    return replace(scene, points=points)
 
 
 def fuse(

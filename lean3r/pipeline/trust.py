@@ -10,7 +10,7 @@ import numpy as np
 from lean3r.geometry.consistency import Scene
 from lean3r.geometry.content import emptiness, repeats, sky
 from lean3r.geometry.evidence import weigh
-from lean3r.geometry.fusion import fuse
+from lean3r.geometry.fusion import with_cloud
 from lean3r.geometry.lens import Optics
 from lean3r.parallel import by_threads
 from lean3r.pipeline.overlap import find_overlap
@@ -74,20 +74,11 @@ def judge_scene(scene: Reconstruction, content: Content) -> Reconstruction:
         maps = Scene(scene.depth, scene.cam_from_world, Optics.of(scene))
         conf, disagreement = weigh(scene.conf, scene.mask, maps)
         rounded = None if np.isnan(disagreement) else round(disagreement, 4)
-        scene = _fuse(replace(scene, conf=conf, info={**scene.info, "depth_disagreement": rounded}))
+        scene = with_cloud(replace(scene, conf=conf, info={**scene.info, "depth_disagreement": rounded}))
         if disagreement > MAX_DISAGREEMENT:
             scene = with_warning(scene, "views-disagree", DISAGREE.format(np.expm1(disagreement)))
     info = {**scene.info, "sky": [round(float(share), 4) for share in content.sky]}
     return _judge_overlap(_warn_about_content(replace(scene, info=info), content), content)
-
-
-def _fuse(scene: Reconstruction) -> Reconstruction:
-    points = fuse(
-        scene.images, scene.depth, scene.conf, scene.mask, scene.cam_from_world, scene.intrinsics,
-        conf_percentile=scene.point_options.conf_percentile, max_points=scene.point_options.max_points,
-        optics=Optics.of(scene),
-    )  # fmt: skip
-    return replace(scene, points=points)
 
 
 CONTENT = {
@@ -132,7 +123,7 @@ def _judge_overlap(scene: Reconstruction, content: Content) -> Reconstruction:
         text = f"no overlap with any other picture detected in {_views(isolated, scene)}; they give no points"
         conf = scene.conf.copy()
         conf[isolated] = 0
-        scene = with_warning(_fuse(replace(scene, conf=conf)), "no-overlap", text, isolated)
+        scene = with_warning(with_cloud(replace(scene, conf=conf)), "no-overlap", text, isolated)
     if overlap.rotates_only and not registered.any():
         text = (
             "the camera seems to rotate in place, which gives no parallax: positions and depth are unsupported guesses"

@@ -9,7 +9,7 @@ import torch
 
 from lean3r.geometry.consistency import Scene, sample_depth
 from lean3r.geometry.evidence import Sightings, weigh
-from lean3r.geometry.fusion import fuse
+from lean3r.geometry.fusion import with_cloud
 from lean3r.geometry.lens import Optics
 from lean3r.geometry.points import edge_mask
 from lean3r.parallel import by_threads
@@ -42,19 +42,8 @@ def follow(reconstruction: Reconstruction) -> Reconstruction:
     sparse = reconstruction.sparse
     seen = [] if sparse is None else sightings(reconstruction, sparse)
     conf, _ = weigh(reconstruction.conf, reconstruction.mask, scene, seen)
-    points = fuse(
-        reconstruction.images,
-        certain,
-        conf,
-        reconstruction.mask,
-        reconstruction.cam_from_world,
-        reconstruction.intrinsics,
-        conf_percentile=reconstruction.point_options.conf_percentile,
-        max_points=reconstruction.point_options.max_points,
-        optics=optics,
-    )
     info = {**reconstruction.info, "depth": report}
-    return replace(reconstruction, depth=depth, conf=conf, points=points, info=info)
+    return with_cloud(replace(reconstruction, depth=depth, conf=conf, info=info), certain)
 
 
 def sightings(reconstruction: Reconstruction, sparse: SparsePoints) -> list[Sightings]:

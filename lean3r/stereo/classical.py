@@ -7,7 +7,8 @@ with the shape of the prior. A prior in the cost of matching would make views ag
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from threading import Lock
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lean3r.geometry.consistency import Scene
+from lean3r.parallel import by_threads
 from lean3r.stereo.posed import Depths, Posed, slopes_of, undistorted
 from lean3r.stereo.rays import Rays, rays_into
 from lean3r.stereo.semi_global import EDGE, PLANES, Match, match
@@ -35,7 +37,6 @@ UNKNOWN = 0.2  # expected error of a prior that stereo does not meet, in log dep
 DARK = 0.05  # added to the spread of grey, so that flat pictures stay flat
 
 
-@torch.inference_mode()
 def measure_classically(
     scene: Posed,
     prior: Tensor,
@@ -45,36 +46,63 @@ def measure_classically(
     """Measure the depth of all views that have sources.
 
     prior [S, H, W]: log depth everywhere; points: log depth [S, H, W] of sparse points, and where they are [S, H, W];
-    they only say how far to look. `advanced` is called after every view.
+    they only say how far to look. `advanced` is called after every view. After Ctrl-C the views that are matched by
+    then are measured.
     """
-    measured = np.array([len(others) > 0 for others in scene.sources])
-    greys = [_grey(scene, view) for view in range(len(prior))]
-    plain = [_as_source(scene, view, grey) for view, grey in enumerate(greys)]
+    greys = by_threads(lambda view: _grey(scene, view), range(len(prior)))
+    plain = by_threads(lambda view: _as_source(scene, view, greys[view]), range(len(prior)))
     found: dict[int, Match] = {}
-    units = np.ones(len(prior))
-    depth = np.zeros(prior.shape)
-    for view in range(len(prior)):
-        if measured[view]:
-            others = scene.sources[view][:SOURCES]
-            units[view] = unit_of(scene.cam_from_world, view, others)
-            mask = torch.from_numpy(scene.mask[view])
-            spans = (x - math.log(units[view]) for x in (prior[view], points[0][view][points[1][view]]))
-            rays = _rays(scene, view, others, units[view])
-            own = torch.where(mask, _standard(greys[view], mask), torch.nan)
-            found[view] = match(own, greys[view], torch.stack([plain[n] for n in others]), rays, planes(*spans))
-            depth[view] = np.where(scene.mask[view], units[view] / found[view].near.double().numpy(), 0)
-        advanced()
+    one_at_a_time = Lock()
+
+    def work(view: int) -> None:
+        if len(scene.sources[view]):
+            sparse = points[0][view][points[1][view]]
+            found[view] = _matched(scene, view, greys[view], plain, prior[view], sparse)
+        with one_at_a_time:
+            advanced()
+
+    interrupted = False
+    try:
+        by_threads(work, range(len(prior)))
+    except KeyboardInterrupt:
+        interrupted = True
+    views = sorted(found)
+    maps = np.zeros(prior.shape)
+    for view in views:
+        maps[view] = np.where(scene.mask[view], 1 / found[view].near.double().numpy(), 0)
+    matched = Scene(maps, scene.cam_from_world, scene.optics)
     log_depth, log_b = prior.clone(), torch.zeros_like(prior)
-    matched = Scene(depth, scene.cam_from_world, scene.optics)
-    for view, result in found.items():
-        others = [int(other) for other in scene.sources[view][:CHECKED] if measured[other]]
-        agree = agreeing(matched, view, others)
-        sure = without_specks((agree > 0) & (result.score > LEAST_SCORE) & result.vague.isfinite())
-        weight = sure * torch.where(agree >= min(AGREEING, len(others)), 1.0, WEAK)
-        change = math.log(units[view]) - result.near.log() - prior[view]
-        log_depth[view] += join(change, weight, greys[view])
-        log_b[view] = expected_error(result.vague, weight, change).log()
-    return Depths(log_depth, log_b, measured)
+
+    def finish(view: int) -> None:
+        others = [int(other) for other in scene.sources[view][:CHECKED] if int(other) in found]
+        log_depth[view], log_b[view] = _joined(matched, view, others, found[view], prior[view], greys[view])
+
+    by_threads(finish, views)
+    return Depths(log_depth, log_b, np.isin(np.arange(len(prior)), views), interrupted)
+
+
+@torch.inference_mode()
+def _matched(scene: Posed, view: int, grey: Tensor, pictures: Sequence[Tensor], prior: Tensor, sparse: Tensor) -> Match:
+    """A view, with its grey [H, W], matched with its sources among the pictures S x [H, W]."""
+    others = scene.sources[view][:SOURCES]
+    unit = unit_of(scene.cam_from_world, view, others)
+    mask = torch.from_numpy(scene.mask[view])
+    own = torch.where(mask, _standard(grey, mask), torch.nan)
+    near = planes(prior - math.log(unit), sparse - math.log(unit))
+    found = match(own, grey, torch.stack([pictures[n] for n in others]), _rays(scene, view, others, unit), near)
+    return found._replace(near=found.near / unit)
+
+
+@torch.inference_mode()
+def _joined(
+    scene: Scene, view: int, others: list[int], found: Match, prior: Tensor, grey: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log depth [H, W] of prior and stereo together, and the log of its expected error; `scene`: what was matched."""
+    agree = agreeing(scene, view, others)
+    sure = without_specks((agree > 0) & (found.score > LEAST_SCORE) & found.vague.isfinite())
+    weight = sure * torch.where(agree >= min(AGREEING, len(others)), 1.0, WEAK)
+    change = -found.near.log() - prior
+    return prior + join(change, weight, grey), expected_error(found.vague, weight, change).log()
 
 
 def unit_of(cam_from_world: np.ndarray, view: int, others: np.ndarray) -> float:

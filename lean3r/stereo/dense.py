@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lean3r.geometry.consistency import Scene, neighbours
-from lean3r.geometry.evidence import Sightings, weigh
-from lean3r.geometry.fusion import fuse
+from lean3r.geometry.evidence import Sightings, cast, weigh
+from lean3r.geometry.fusion import with_cloud
 from lean3r.geometry.lens import Optics
 from lean3r.refine.depth import sightings
 from lean3r.stereo.classical import CHECKED, measure_classically
@@ -21,7 +21,7 @@ from lean3r.types import Reconstruction, with_warning
 
 BEYOND = 0.3  # log depth of what has none, behind the farthest of the view
 NOT_BETTER = (
-    "depth from stereo does not agree better between the views than the network's ({:.1%} against {:.1%}): the cameras "
+    "depth from stereo does not agree better between the views than the network's ({} against {}): the cameras "
     "or the scene do not allow it; the network's depth is kept"
 )
 
@@ -68,26 +68,17 @@ def densify(
     precision = np.where(is_measured, (-found.log_b).exp().numpy(), depth > 0)
     after = Scene(np.where(certain, measured, 0), reconstruction.cam_from_world, optics)
     conf, disagreement = weigh(precision.astype(np.float32), reconstruction.mask, after, seen)
-    _, old = weigh(reconstruction.conf, reconstruction.mask, before, seen)
-    report = {
+    old = cast(before).disagreement
+    report: dict = {"interrupted": True} if found.interrupted else {}
+    report |= {
         "views": int(found.measured.sum()),
         "disagreement": {"before": _rounded(old), "after": _rounded(disagreement)},
     }
     if not disagreement < old:
-        kept = with_warning(reconstruction, "stereo-kept", NOT_BETTER.format(disagreement, old))
+        text = NOT_BETTER.format(*(f"{x:.1%}" if np.isfinite(x) else "unknown" for x in (disagreement, old)))
+        kept = with_warning(reconstruction, "stereo-kept", text)
         return _with_report(kept, {"status": "kept", "reason": "no better agreement", **report}, started)
-    points = fuse(
-        reconstruction.images,
-        after.depth,
-        conf,
-        reconstruction.mask,
-        reconstruction.cam_from_world,
-        reconstruction.intrinsics,
-        conf_percentile=reconstruction.point_options.conf_percentile,
-        max_points=reconstruction.point_options.max_points,
-        optics=optics,
-    )
-    dense = replace(reconstruction, depth=measured.astype(np.float32), conf=conf, points=points)
+    dense = with_cloud(replace(reconstruction, depth=measured.astype(np.float32), conf=conf), after.depth)
     return _with_report(dense, {"status": "measured", **report}, started)
 
 

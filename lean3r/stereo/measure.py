@@ -17,6 +17,7 @@ from lean3r.stereo.spread import interpolate_points
 FIRST, SECOND, LAST = 0.55, 0.2, 0.12  # reach of the passes, in log depth
 SOURCES, MORE_SOURCES = 4, 6
 AT_ONCE = 4  # views
+LEAST_POINTS = 30  # for a start between the points
 
 
 @torch.inference_mode()
@@ -101,9 +102,6 @@ class _Job:
             self.own, self.seen.of(sources.to(self.device)), rays, prior, sparse, torch.full((len(prior),), reach)
         )
         return found.log_depth, found.log_b
-
-
-LEAST_POINTS = 30  # for a start between the points
 
 
 def _features(

@@ -29,11 +29,12 @@ class Posed:
 
 @dataclass(frozen=True)
 class Depths:
-    """Log depth [S, H, W] and the log of its expected error [S, H, W]; `measured` [S]: the views with sources."""
+    """Log depth [S, H, W] and the log of its expected error [S, H, W]; `measured` [S]: the views that were measured."""
 
     log_depth: Tensor
     log_b: Tensor
     measured: np.ndarray
+    interrupted: bool = False
 
 
 def undistorted(scene: Posed, view: int, picture: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

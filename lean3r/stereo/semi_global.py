@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lean3r.stereo.rays import Rays, project
+from lean3r.stereo.rays import Rays
 
 PLANES = 64
 WINDOW = 5  # pixels, of the sums in `_window`
@@ -57,17 +57,36 @@ def sweep(own: Tensor, sources: Tensor, rays: Rays, near: Tensor) -> Tensor:
     height, width = own.shape
     mean = _window(own)
     norm = (_window(own.square()) - mean.square()).clamp(min=0).add_(FLOOR).rsqrt_()
+    framed = F.pad(sources, (1, 1, 1, 1), value=torch.nan)[:, None]  # what is seen outside is NaN
+    direction, offset = _in_frame(rays, framed.shape[-2:])
     costs = own.new_empty(len(near), height, width)
-    for plane, log_depth in enumerate(-near.log()):
-        at, inside = project(rays, log_depth.view(1, 1, 1, 1), 1, (height, width))
-        seen = F.grid_sample(sources[:, None], at[0, :, 0], "bilinear", "border", False)[:, 0]
-        seen = torch.where(inside[0, :, 0], seen, torch.nan)
-        theirs, squares, products = _window(torch.stack([seen, seen.square(), seen * own]))
-        variance = (squares - theirs.square()).clamp_(min=0).add_(FLOOR)
-        scores = (products - theirs * mean).mul_(variance.rsqrt_()).mul_(norm)
+    place = torch.empty_like(direction)
+    at = own.new_empty(*direction.shape[1:], 2)
+    seen = own.new_empty(3, *direction.shape[1:])  # grey, its square, its product with the view's
+    for plane, inverse_depth in enumerate(near):
+        x, y, z = torch.add(direction, (offset * inverse_depth)[..., None, None], out=place)
+        z.clamp_(min=1e-6)
+        torch.div(x, z, out=at[..., 0])
+        torch.div(y, z, out=at[..., 1])
+        seen[0] = F.grid_sample(framed, at, "bilinear", "border", False)[:, 0]
+        torch.square(seen[0], out=seen[1])
+        torch.mul(seen[0], own, out=seen[2])
+        theirs, squares, products = _window(seen)
+        variance = squares.addcmul_(theirs, theirs, value=-1).clamp_(min=0).add_(FLOOR)
+        scores = products.addcmul_(theirs, mean, value=-1).mul_(variance.rsqrt_()).mul_(norm)
         best = F.pad(_better_half(scores)[None], (WINDOW // 2,) * 4, mode="replicate")[0]
         torch.sub(1, best.clamp_(0, 1), out=costs[plane])
     return costs.transpose(0, 1).contiguous()
+
+
+def _in_frame(rays: Rays, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Direction [3, N, H, W] and offset [3, N] of the rays of one view, in places for grid_sample of pictures with a
+    frame of one pixel, whose size is given."""
+    framed = []
+    for part in (rays.direction[0], rays.offset[0]):
+        x, y, z = part.unbind(1)
+        framed.append(torch.stack([2 * (side + z) / pixels - z for side, pixels in ((x, size[1]), (y, size[0]))] + [z]))
+    return framed[0], framed[1]
 
 
 def _window(x: Tensor) -> Tensor:
@@ -81,14 +100,15 @@ def _window(x: Tensor) -> Tensor:
 
 
 def _better_half(scores: Tensor) -> Tensor:
-    """Mean over the better half of up to four scores [N, ...] that are not NaN, rounded up; 0 where there are none."""
-    seen = (~scores.isnan()).sum(0)
+    """Mean over the better half of up to four scores [N, ...] that are not NaN, rounded up; -2 where there are none.
+    The scores change."""
+    scores.nan_to_num_(-2.0)
+    several = (scores > -1.5).sum(0) > 2
     first = second = torch.full_like(scores[0], -2.0)
-    for score in scores.nan_to_num(-2.0):
+    for score in scores:
         second = torch.maximum(second, torch.minimum(first, score))
         first = torch.maximum(first, score)
-    mean = torch.where(seen > 2, 0.5 * (first + second), first)
-    return torch.where(seen > 0, mean, 0.0)
+    return torch.where(several, 0.5 * (first + second), first)
 
 
 def smooth(costs: Tensor, grey: Tensor) -> Tensor:
