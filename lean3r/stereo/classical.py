@@ -69,7 +69,7 @@ def measure_classically(
     views = sorted(found)
     maps = np.zeros(prior.shape)
     for view in views:
-        maps[view] = np.where(scene.mask[view], 1 / found[view].near.double().numpy(), 0)
+        maps[view] = np.where(scene.mask[view], 1 / found[view].near.numpy(), 0)
     matched = Scene(maps, scene.cam_from_world, scene.optics)
     log_depth, log_b = prior.clone(), torch.zeros_like(prior)
 
@@ -90,7 +90,7 @@ def _matched(scene: Posed, view: int, grey: Tensor, pictures: Sequence[Tensor], 
     own = torch.where(mask, _standard(grey, mask), torch.nan)
     near = planes(prior - math.log(unit), sparse - math.log(unit))
     found = match(own, grey, torch.stack([pictures[n] for n in others]), _rays(scene, view, others, unit), near)
-    return found._replace(near=found.near / unit)
+    return found._replace(near=found.near.double() / unit)  # in float64 no unit of the world rounds otherwise
 
 
 @torch.inference_mode()
@@ -101,7 +101,7 @@ def _joined(
     agree = agreeing(scene, view, others)
     sure = without_specks((agree > 0) & (found.score > LEAST_SCORE) & found.vague.isfinite())
     weight = sure * torch.where(agree >= min(AGREEING, len(others)), 1.0, WEAK)
-    change = -found.near.log() - prior
+    change = (-found.near.log() - prior).float()
     return prior + join(change, weight, grey), expected_error(found.vague, weight, change).log()
 
 
