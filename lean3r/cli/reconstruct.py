@@ -198,6 +198,9 @@ class Reconstruct:
         """Print the model, its plan and its device."""
         from lean3r.pipeline.predict import where
 
+        if not model.SEES:
+            console.line("model", f"{name}: no network; known cameras, and depth from stereo alone")
+            return
         million = f"{model.parameter_count / 1e6:.1f} M parameters"
         console.line("model", f"{name} ({reason}), {million}; licence of the weights: {model.licence}")
         if model.plan is not None:
@@ -255,7 +258,7 @@ def describe_known(known: Mapping) -> str:
 def describe_refinement(report: Mapping) -> str:
     """The outcome of a refinement, and the reprojection error before and after."""
     if report["status"] == "kept":
-        return f"none, the network's cameras are kept: {report['reason']}"
+        return f"none, the cameras are kept as they were: {report['reason']}"
     how = "from the predicted cameras" if report["status"] == "refined" else "from matches alone (fallback)"
     error = report["error_px"]
     views = (

@@ -181,6 +181,8 @@ STUDENTS = {
 """Names that `load` takes if lean3r/weights has NAME.safetensors, or if weights are given."""
 
 
+NO_NETWORK = "none"  # the name that `load` takes for known cameras without a network
+
 MANY = 50  # views
 
 

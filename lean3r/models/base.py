@@ -44,6 +44,8 @@ class Backbone(nn.Module):
     together and for all views. `REFERENCE` holds the arguments of `encode` that make the first view the reference,
     None if the model has no reference view.
 
+    `SEES` is False if cameras are only those of Views.known, and depth only says where stereo may look for it.
+
     `SIZES` are the model's configurations by name. `SMALLEST` is a tiny configuration with every part, for tests.
 
     `BFLOAT16`: products in bfloat16 keep HALF_DB decibels in every output (docs/models.md), so that `--dtype auto`
@@ -65,6 +67,7 @@ class Backbone(nn.Module):
     ACCEPTS: ClassVar[frozenset[str]] = frozenset()
     ACCEPTS_WHOLE: ClassVar[bool] = False
     REFERENCE: ClassVar[Mapping[str, str] | None] = None
+    SEES: ClassVar[bool] = True
     BFLOAT16: ClassVar[bool] = False
     chunk_bytes: int = 1 << 28
     graphs: Callable[..., Tokens] | None = None

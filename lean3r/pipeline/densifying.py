@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from lean3r.errors import UsageError
+from lean3r.models.base import Backbone
 from lean3r.pipeline.observer import Observer
 from lean3r.stereo.options import AUTO_MEGAPIXELS, StereoOptions
 from lean3r.types import Reconstruction
@@ -18,8 +20,18 @@ def measures(options: StereoOptions, scene: Reconstruction) -> bool:
     return len(scene.sources) > 1 and (options.dense == "stereo" or (options.dense == "auto" and good))
 
 
-def densify_scene(scene: Reconstruction, observer: Observer) -> Reconstruction:
-    """Measure the depth of a scene; Ctrl-C keeps the depth as it was."""
+def for_model(options: StereoOptions, model: Backbone) -> StereoOptions:
+    """The options of a run with a model; UsageError if depth of a network is asked for, and there is none."""
+    if model.SEES or options.dense == "stereo":
+        return options
+    if options.dense == "network":
+        raise UsageError(f"--model {model.name} has no network to predict depth; measure it with --dense stereo.")
+    return StereoOptions(dense="stereo")
+
+
+def densify_scene(scene: Reconstruction, observer: Observer, has_prior: bool = True) -> Reconstruction:
+    """Measure the depth of a scene; Ctrl-C keeps the depth as it was. Without a prior no other depth is left."""
+    from lean3r.stereo.alone import densify_alone, without_depth
     from lean3r.stereo.dense import densify
 
     done = 0
@@ -31,7 +43,8 @@ def densify_scene(scene: Reconstruction, observer: Observer) -> Reconstruction:
 
     with observer.stage("stereo") as progress:
         try:
-            return densify(scene, advanced=advanced)
+            return (densify if has_prior else densify_alone)(scene, advanced=advanced)
         except KeyboardInterrupt:
             report = {"status": "kept", "reason": "interrupted"}
+            scene = scene if has_prior else without_depth(scene)
             return replace(scene, info={**scene.info, "stereo": report})

@@ -13,12 +13,13 @@ import torch
 from lean3r.compress import CompressionPlan, compress, resolve_plan
 from lean3r.compress.sparsify import stored_plan
 from lean3r.errors import UsageError, WeightsError
-from lean3r.models import EMBEDDED, MODELS, STUDENTS, is_non_commercial, model_of
+from lean3r.models import EMBEDDED, MODELS, NO_NETWORK, STUDENTS, is_non_commercial, model_of
 from lean3r.models.base import Backbone
 from lean3r.models.checkpoint import check_model, load_weights, without_memory
 from lean3r.models.execution import accelerate, choose_dtype, hold
 from lean3r.models.fingerprint import fingerprint
 from lean3r.models.lite3r import RELEASE
+from lean3r.models.no_network import NoNetwork
 from lean3r.models.origin import Origin
 from lean3r.models.sources import SCHEME, find_weights, licence_of, official_source
 from lean3r.models.weight_files import open_weights
@@ -42,7 +43,8 @@ def load(
     compile: bool = False,
     cuda_graphs: bool = False,
 ) -> Backbone:
-    """Load a backbone by its name (see lean3r.list_models), ready to run.
+    """Load a backbone by its name (see lean3r.list_models), ready to run; "none" is no network: it takes known cameras,
+    and depth comes from stereo alone.
 
     `weights` is a .safetensors or .pt file, an index of shards, a folder with one of these, or
     hf:OWNER/NAME[@REVISION] (None: those in the package, else the authors' own, downloaded once; `offline` uses only
@@ -56,6 +58,10 @@ def load(
     for an unknown name, device or dtype, for a plan other than that of the weights, and for an option that the device
     does not support; WeightsError if the weights are missing, damaged, of another model or cannot be downloaded.
     """
+    if name == NO_NETWORK:
+        if weights is not None or plan is not None:
+            raise UsageError(f"the model {name} has no weights; leave weights and plan out.")
+        return NoNetwork().eval()
     requested = None if plan is None else resolve_plan(plan)
     kind = model_of(name)
     backbone = MODELS.get(kind)

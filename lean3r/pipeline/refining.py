@@ -16,12 +16,13 @@ from lean3r.types import Reconstruction, with_warning
 logger = logging.getLogger("lean3r")
 EMBEDDED = "nano"  # prefix of the models that are refined by default
 INTERRUPTED = "interrupted"
-NOT_REFINED = "not refined: {}; the cameras are the network's, and nothing confirms them"
+NOT_REFINED = "not refined: {}; the cameras are {}, and nothing confirms them"
 
 
 def applies(options: RefineOptions, model: Backbone, has_files: bool) -> bool:
     """Whether a model's result is refined; `has_files`: it comes from pictures, not from ready views."""
-    return options.when == "on" or (options.when == "auto" and has_files and model.name.startswith(EMBEDDED))
+    by_default = model.name.startswith(EMBEDDED) or not model.SEES
+    return options.when == "on" or (options.when == "auto" and has_files and by_default)
 
 
 def refine_scene(
@@ -45,7 +46,9 @@ def refine_scene(
         result = _keep(scene, str(error))
     report = result.info["refinement"]
     if report["status"] == "kept" and len(scene.sources) > 1:
-        result = with_warning(result, "not-refined", NOT_REFINED.format(report["reason"]))
+        are_given = bool(scene.registration) and set(scene.registration) == {"given"}
+        whose = "the given ones" if are_given else "the network's"
+        result = with_warning(result, "not-refined", NOT_REFINED.format(report["reason"], whose))
     for note in report.get("notes", ()):
         logger.warning("%s", note)
     return result

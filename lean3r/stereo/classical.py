@@ -42,11 +42,12 @@ def measure_classically(
     prior: Tensor,
     points: tuple[Tensor, Tensor],
     advanced: Callable[[], None] = lambda: None,
+    planes_tried: int = PLANES,
 ) -> Depths:
     """Measure the depth of all views that have sources.
 
     prior [S, H, W]: log depth everywhere; points: log depth [S, H, W] of sparse points, and where they are [S, H, W];
-    they only say how far to look. `advanced` is called after every view. After Ctrl-C the views that are matched by
+    they only say how far to look, at how many planes. `advanced` is called after every view. After Ctrl-C the views that are matched by
     then are measured.
     """
     greys = by_threads(lambda view: _grey(scene, view), range(len(prior)))
@@ -57,7 +58,7 @@ def measure_classically(
     def work(view: int) -> None:
         if len(scene.sources[view]):
             sparse = points[0][view][points[1][view]]
-            found[view] = _matched(scene, view, greys[view], plain, prior[view], sparse)
+            found[view] = _matched(scene, view, greys[view], plain, prior[view], sparse, planes_tried)
         with one_at_a_time:
             advanced()
 
@@ -72,23 +73,28 @@ def measure_classically(
         maps[view] = np.where(scene.mask[view], 1 / found[view].near.numpy(), 0)
     matched = Scene(maps, scene.cam_from_world, scene.optics)
     log_depth, log_b = prior.clone(), torch.zeros_like(prior)
+    sure = torch.zeros(prior.shape, dtype=torch.bool)
 
     def finish(view: int) -> None:
         others = [int(other) for other in scene.sources[view][:CHECKED] if int(other) in found]
-        log_depth[view], log_b[view] = _joined(matched, view, others, found[view], prior[view], greys[view])
+        log_depth[view], log_b[view], sure[view] = _joined(
+            matched, view, others, found[view], prior[view], greys[view]
+        )
 
     by_threads(finish, views)
-    return Depths(log_depth, log_b, np.isin(np.arange(len(prior)), views), interrupted)
+    return Depths(log_depth, log_b, np.isin(np.arange(len(prior)), views), interrupted, sure)
 
 
 @torch.inference_mode()
-def _matched(scene: Posed, view: int, grey: Tensor, pictures: Sequence[Tensor], prior: Tensor, sparse: Tensor) -> Match:
+def _matched(
+    scene: Posed, view: int, grey: Tensor, pictures: Sequence[Tensor], prior: Tensor, sparse: Tensor, count: int
+) -> Match:
     """A view, with its grey [H, W], matched with its sources among the pictures S x [H, W]."""
     others = scene.sources[view][:SOURCES]
     unit = unit_of(scene.cam_from_world, view, others)
     mask = torch.from_numpy(scene.mask[view])
     own = torch.where(mask, _standard(grey, mask), torch.nan)
-    near = planes(prior - math.log(unit), sparse - math.log(unit))
+    near = planes(prior - math.log(unit), sparse - math.log(unit), count)
     found = match(own, grey, torch.stack([pictures[n] for n in others]), _rays(scene, view, others, unit), near)
     return found._replace(near=found.near.double() / unit)  # in float64 no unit of the world rounds otherwise
 
@@ -96,13 +102,14 @@ def _matched(scene: Posed, view: int, grey: Tensor, pictures: Sequence[Tensor], 
 @torch.inference_mode()
 def _joined(
     scene: Scene, view: int, others: list[int], found: Match, prior: Tensor, grey: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Log depth [H, W] of prior and stereo together, and the log of its expected error; `scene`: what was matched."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log depth [H, W] of prior and stereo together, the log of its expected error, and where other views confirm it;
+    `scene`: what was matched."""
     agree = agreeing(scene, view, others)
     sure = without_specks((agree > 0) & (found.score > LEAST_SCORE) & found.vague.isfinite())
     weight = sure * torch.where(agree >= min(AGREEING, len(others)), 1.0, WEAK)
     change = (-found.near.log() - prior).float()
-    return prior + join(change, weight, grey), expected_error(found.vague, weight, change).log()
+    return prior + join(change, weight, grey), expected_error(found.vague, weight, change).log(), sure
 
 
 def unit_of(cam_from_world: np.ndarray, view: int, others: np.ndarray) -> float:
@@ -112,8 +119,8 @@ def unit_of(cam_from_world: np.ndarray, view: int, others: np.ndarray) -> float:
     return float(np.linalg.norm(centres[others] - centres[view], axis=1).mean()) or 1.0
 
 
-def planes(prior: Tensor, points: Tensor) -> Tensor:
-    """Inverse depths [PLANES] in equal steps over what the prior [H, W] and the points [P] of a view span, both in log
+def planes(prior: Tensor, points: Tensor, count: int = PLANES) -> Tensor:
+    """Inverse depths [count] in equal steps over what the prior [H, W] and the points [P] of a view span, both in log
     depth and without the outermost 1 %."""
     share = torch.tensor([0.01, 0.99])
     # quantile takes at most 16 million numbers
@@ -121,7 +128,7 @@ def planes(prior: Tensor, points: Tensor) -> Tensor:
     spans = torch.stack([torch.quantile(x, share) for x in some])
     nearest, farthest = float(spans.amin(0)[0]), float(spans.amax(0)[1])
     nearest, farthest = math.floor(nearest * ROUND) / ROUND, math.ceil(farthest * ROUND) / ROUND
-    return torch.linspace(math.exp(-farthest) / FARTHER, math.exp(-nearest) * NEARER, PLANES)
+    return torch.linspace(math.exp(-farthest) / FARTHER, math.exp(-nearest) * NEARER, count)
 
 
 def agreeing(scene: Scene, view: int, others: list[int]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -51,18 +51,9 @@ def densify(
     sources = neighbours(before, CHECKED)
     sources = [others[reconstruction.is_certain[others]] for others in sources]
     if not any(len(others) for others in sources):
-        return _with_report(reconstruction, {"status": "kept", "reason": "no views overlap"}, started)
+        return with_report(reconstruction, {"status": "kept", "reason": "no views overlap"}, started)
     seen = [] if reconstruction.sparse is None else sightings(reconstruction, reconstruction.sparse)
-    posed = Posed(
-        reconstruction.images,
-        reconstruction.mask,
-        reconstruction.cam_from_world,
-        reconstruction.intrinsics,
-        optics,
-        sources,
-        bool(reconstruction.lenses),
-    )
-    found = measure(posed, filled(depth), rasters(seen, depth.shape), advanced)
+    found = measure(posed(reconstruction, sources), filled(depth), rasters(seen, depth.shape), advanced)
     is_measured = found.measured[:, None, None] & (depth > 0)
     measured = np.where(is_measured, found.log_depth.exp().numpy(), depth)
     precision = np.where(is_measured, (-found.log_b).exp().numpy(), depth > 0)
@@ -77,9 +68,22 @@ def densify(
     if not disagreement < old:
         text = NOT_BETTER.format(*(f"{x:.1%}" if np.isfinite(x) else "unknown" for x in (disagreement, old)))
         kept = with_warning(reconstruction, "stereo-kept", text)
-        return _with_report(kept, {"status": "kept", "reason": "no better agreement", **report}, started)
+        return with_report(kept, {"status": "kept", "reason": "no better agreement", **report}, started)
     dense = with_cloud(replace(reconstruction, depth=measured.astype(np.float32), conf=conf), after.depth)
-    return _with_report(dense, {"status": "measured", **report}, started)
+    return with_report(dense, {"status": "measured", **report}, started)
+
+
+def posed(reconstruction: Reconstruction, sources: Sequence[np.ndarray]) -> Posed:
+    """The pictures of a scene with their cameras; `sources`: for each view the others that it is compared with."""
+    return Posed(
+        reconstruction.images,
+        reconstruction.mask,
+        reconstruction.cam_from_world,
+        reconstruction.intrinsics,
+        Optics.of(reconstruction),
+        sources,
+        bool(reconstruction.lenses),
+    )
 
 
 def filled(depth: np.ndarray) -> Tensor:
@@ -108,6 +112,7 @@ def _rounded(value: float) -> float | None:
     return None if np.isnan(value) else round(value, 5)
 
 
-def _with_report(reconstruction: Reconstruction, report: dict, started: float) -> Reconstruction:
+def with_report(reconstruction: Reconstruction, report: dict, started: float) -> Reconstruction:
+    """The scene with the report of stereo in `info`."""
     report = {**report, "seconds": round(time.perf_counter() - started, 3)}
     return replace(reconstruction, info={**reconstruction.info, "stereo": report})

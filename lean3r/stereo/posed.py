@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -29,12 +29,14 @@ class Posed:
 
 @dataclass(frozen=True)
 class Depths:
-    """Log depth [S, H, W] and the log of its expected error [S, H, W]; `measured` [S]: the views that were measured."""
+    """Log depth [S, H, W] and the log of its expected error [S, H, W]; `measured` [S]: the views that were measured;
+    `sure` [S, H, W] bool: pixels that other views confirm (empty if the measure does not say)."""
 
     log_depth: Tensor
     log_b: Tensor
     measured: np.ndarray
     interrupted: bool = False
+    sure: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
 
 
 def undistorted(scene: Posed, view: int, picture: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
