@@ -53,7 +53,11 @@ class Reconstruct:
         option("DIR", "-o", "--export-dir", help="Folder to write; must be new or empty, unless --overwrite is given."),
     ]
     model: Annotated[
-        Model, option(help="Which model (`lean3r models`); auto is nano, on a CPU nano-gsa-fp8 from 50 views on.")
+        Model,
+        option(
+            help="Which model (`lean3r models`); auto is nano, on a CPU nano-gsa-fp8 from 50 views on; none: depth from "
+            "--cameras by stereo alone."
+        ),
     ] = "auto"
     weights: Weights = None
     offline: Offline = False
@@ -272,8 +276,12 @@ def describe_refinement(report: Mapping) -> str:
 def describe_stereo(report: Mapping) -> str:
     """Where depth comes from, and how well the views agree on it."""
     if report["status"] == "kept":
-        return f"the network's; stereo was tried: {report['reason']}"
+        return f"not measured by stereo: {report['reason']}"
     before, after = (report["disagreement"][key] for key in ("before", "after"))
+    if "share" in report:
+        return (
+            f"stereo in {report['views']:,} views, {report['share']:.0%} of their pixels; they disagree by {after:.1%}"
+        )
     return f"stereo in {report['views']:,} views; they disagree by {after:.1%} (median), {before:.1%} before"
 
 

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lean3r.errors import InputError, UsageError
-from lean3r.geometry.pose import camera_centers
+from lean3r.errors import UsageError
+from lean3r.geometry.gaze import distances
 from lean3r.models.base import Backbone, check_views
 from lean3r.models.origin import Origin
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
 
-PARALLEL_RAD = math.radians(3.0)  # axes closer than this to each other meet anywhere
-PARALLAX = 0.15  # assumed distance of neighbouring cameras over depth if their axes do not meet
-IN_FRONT = 0.8  # share of the views that must have the point where their axes meet in front of them
-NEAREST = 0.2  # of the median depth: nearer is no depth of a view
 NEEDS = (
     "without a network (--model none) the intrinsics and the pose of every view must be known{}. "
     "Give them with --cameras, or use a network"
 )
 FEW_SHOWN = 3
-
-
-class NoConfig(NamedTuple):
-    """There is nothing to configure."""
 
 
 class NoNetwork(Backbone):
@@ -43,10 +32,8 @@ class NoNetwork(Backbone):
     ACCEPTS = frozenset({"intrinsics", "cam_from_world"})
     ACCEPTS_WHOLE = True
     SEES = False
-    SIZES = {"none": NoConfig()}
-    SMALLEST = NoConfig()
 
-    def __init__(self, config: NoConfig = SMALLEST) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.nothing = nn.Parameter(torch.zeros(0), requires_grad=False)  # says on which device the model is
         self.origin = Origin("none", why_dtype="no network")
@@ -68,24 +55,6 @@ class NoNetwork(Backbone):
         maps = torch.ones_like(tokens.views.images[:, :, 0])
         distance = torch.stack([distances(scene) for scene in poses]).to(maps)
         return Prediction(poses, intrinsics, distance[..., None, None] * maps, maps)
-
-
-def distances(cam_from_world: Tensor) -> Tensor:
-    """How far away S cameras [S, 4, 4] look: [S] z-depths; InputError if all cameras are in one place."""
-    poses = cam_from_world.double()
-    centres, axes = camera_centers(poses), poses[:, 2, :3]
-    steps = torch.cdist(centres, centres).fill_diagonal_(math.inf).amin(1)
-    steps = steps[steps > 0]
-    if not len(steps):
-        raise InputError("all known cameras are in one place: without parallax, stereo measures nothing.")
-    across = torch.eye(3, dtype=poses.dtype, device=poses.device) - axes[:, :, None] * axes[:, None]
-    if torch.linalg.eigvalsh(across.mean(0))[0] > math.sin(PARALLEL_RAD) ** 2:
-        meeting = torch.linalg.solve(across.sum(0), (across @ centres[..., None]).sum(0))
-        depth = (poses[:, 2, :3] @ meeting)[:, 0] + poses[:, 2, 3]
-        if (depth > 0).double().mean() >= IN_FRONT:
-            usual = depth[depth > 0].median()
-            return torch.where(depth > NEAREST * usual, depth, usual)
-    return (steps.median() / PARALLAX).expand(len(poses))
 
 
 def _check_all_known(views: Views) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lean3r.errors import UsageError
-from lean3r.models.base import Backbone
+from lean3r.models.no_network import NEEDS
 from lean3r.pipeline.observer import Observer
 from lean3r.stereo.options import AUTO_MEGAPIXELS, StereoOptions
 from lean3r.types import Reconstruction
@@ -20,13 +20,15 @@ def measures(options: StereoOptions, scene: Reconstruction) -> bool:
     return len(scene.sources) > 1 and (options.dense == "stereo" or (options.dense == "auto" and good))
 
 
-def for_model(options: StereoOptions, model: Backbone) -> StereoOptions:
-    """The options of a run with a model; UsageError if depth of a network is asked for, and there is none."""
-    if model.SEES or options.dense == "stereo":
-        return options
+def without_network(options: StereoOptions, are_cameras_given: bool, has_limit: bool) -> StereoOptions:
+    """The options of a run without a network; UsageError if that cannot give depth, or takes no limit on memory."""
+    if not are_cameras_given:
+        raise UsageError(NEEDS.format(""))
+    if has_limit:
+        raise UsageError("a limit on memory is one on the network, and --model none has none; leave --memory out.")
     if options.dense == "network":
-        raise UsageError(f"--model {model.name} has no network to predict depth; measure it with --dense stereo.")
-    return StereoOptions(dense="stereo")
+        raise UsageError("--model none has no network to predict depth; measure it with --dense stereo.")
+    return replace(options, dense="stereo")
 
 
 def densify_scene(scene: Reconstruction, observer: Observer, has_prior: bool = True) -> Reconstruction:

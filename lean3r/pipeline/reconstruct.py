@@ -18,10 +18,9 @@ from lean3r.inputs.frames import FrameChoice
 from lean3r.inputs.masks import Masks, check_folder
 from lean3r.inputs.pictures import Pictures
 from lean3r.models.base import Backbone
-from lean3r.models.no_network import NEEDS
 from lean3r.options import PointOptions
 from lean3r.pipeline.budget import Budget, Fit, Measure, fit_run, within
-from lean3r.pipeline.densifying import densify_scene, for_model, measures
+from lean3r.pipeline.densifying import densify_scene, measures, without_network
 from lean3r.pipeline.known import (
     Given,
     depth_factor,
@@ -95,9 +94,8 @@ def reconstruct(
     budget = None if memory is None else Budget.of(memory)
     refining, stereo, points = RefineOptions.of(refine), StereoOptions.of(dense), points or PointOptions()
     known = cameras if isinstance(cameras, CameraOptions) else CameraOptions(cameras=cameras)
-    stereo = for_model(stereo, model)
-    if not (model.SEES or known.are_given or isinstance(pictures, Views)):
-        raise UsageError(NEEDS.format(""))
+    if not model.SEES:
+        stereo = without_network(stereo, known.are_given or isinstance(pictures, Views), budget is not None)
     if masks is not None:
         check_folder(Path(masks))
     is_refined = applies(refining, model, not isinstance(pictures, Views))
@@ -183,7 +181,9 @@ def _predict_scene(
         intrinsics=intrinsics,
         points=no_points(),
         scale=placed.scale,
-        info={} if views.known is None else {"known": known_record(views.known, given, read if model.SEES else frozenset())},
+        info={}
+        if views.known is None
+        else {"known": known_record(views.known, given, read if model.SEES else frozenset())},
         lenses=lenses,
         registration=() if given is None else tuple("given" if has else "predicted" for has in given.has_pose.tolist()),
         point_options=points,

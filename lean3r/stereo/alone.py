@@ -1,7 +1,7 @@
 """Depth of a scene from stereo alone: no network has seen the pictures, and the depth so far only says where to look.
 
-Small copies of the pictures are matched over a wide range of depths; what is found there is the prior of the measurement.
-What no other view confirms, and what lies not between such places, stays unknown.
+Small copies of the pictures are matched over a wide range of depths; what is found there is the prior of the
+measurement. What no other view confirms, and what does not lie between such places, stays unknown.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lean3r.geometry.consistency import Scene, neighbours
-from lean3r.geometry.evidence import weigh
+from lean3r.geometry.evidence import Sightings, weigh
 from lean3r.geometry.fusion import with_cloud
+from lean3r.geometry.gaze import distances
 from lean3r.geometry.lens import Optics
 from lean3r.refine.depth import sightings
 from lean3r.stereo.classical import CHECKED, distance, measure_classically
@@ -37,13 +38,13 @@ NOTHING = "no views agree on any depth: the cameras are wrong, or the pictures s
 def densify_alone(reconstruction: Reconstruction, advanced: Callable[[], None] = lambda: None) -> Reconstruction:
     """The scene with depth that stereo measures between its pictures, and no other.
 
-    Its own depth > 0 says which pixels may have depth, and about how far to look, as do its sparse points. Confidence
+    Its own depth only says which pixels may have any (> 0); how far to look, cameras and sparse points say. Confidence
     is that of `densify`. `advanced` is called after every view. `info["stereo"]` is as there; "share" of the pixels has
     depth. If nothing can be measured, there is no depth, with a warning.
     """
     started = time.perf_counter()
     may = reconstruction.mask & (reconstruction.depth > 0)
-    seen = [] if reconstruction.sparse is None else sightings(reconstruction, reconstruction.sparse)
+    seen = _sightings(reconstruction)
     prior, is_found = _first_look(reconstruction)
     depth = np.where(may, prior, 0).astype(np.float32)
     points = _widened(rasters(seen, depth.shape), filled(depth), ~is_found)
@@ -78,28 +79,35 @@ def between(sure: Tensor) -> np.ndarray:
     return (distance(distance(sure) > reach) > reach).numpy()
 
 
+def _sightings(reconstruction: Reconstruction) -> list[Sightings]:
+    return [] if reconstruction.sparse is None else sightings(reconstruction, reconstruction.sparse)
+
+
 def _first_look(reconstruction: Reconstruction) -> tuple[np.ndarray, np.ndarray]:
     """Depth [S, H, W] everywhere, measured in small copies of the pictures, and the views [S] where any was found."""
     small = smaller(reconstruction, SMALLER)
-    seen = [] if small.sparse is None else sightings(small, small.sparse)
-    points = rasters(seen, small.depth.shape)
-    points = _widened(points, filled(small.depth), np.ones(len(small.depth), bool))
-    found = _measured(small, small.depth, points, partial(measure_classically, planes_tried=WIDE))
-    if found is None:
-        return reconstruction.depth, np.zeros(len(reconstruction.depth), bool)
+    log_depth, has = rasters(_sightings(small), small.depth.shape)
+    start = distances(torch.from_numpy(reconstruction.cam_from_world)).float().clone()
+    enough = has.flatten(1).sum(1) >= LEAST_POINTS
+    for view in np.flatnonzero(enough):
+        start[view] = log_depth[view][has[view]].median().exp()
+    depth = np.where(small.depth > 0, start[:, None, None].numpy(), 0).astype(np.float32)
+    points = _widened((log_depth, has), filled(depth), ~enough.numpy())
+    found = _measured(small, depth, points, partial(measure_classically, planes_tried=WIDE))
     size = reconstruction.depth.shape[1:]
-    depth = F.interpolate(found.log_depth[None], size, mode="bilinear", align_corners=False)[0].exp()
-    return depth.numpy(), found.sure.flatten(1).any(1).numpy()
+    if found is None:
+        return np.broadcast_to(start[:, None, None], (len(start), *size)), np.zeros(len(start), bool)
+    log_depth = F.interpolate(found.log_depth[None], size, mode="bilinear", align_corners=False)[0]
+    return log_depth.exp().numpy(), found.sure.flatten(1).any(1).numpy()
 
 
 def _widened(points: tuple[Tensor, Tensor], prior: Tensor, views: np.ndarray) -> tuple[Tensor, Tensor]:
     """Log depth of points and where they are (both [S, H, W]), with two more that reach far around the prior [S, H, W]
-    in those of the `views` [S] bool that have few."""
+    in some of the `views` [S] bool."""
     log_depth, has = (part.clone() for part in points)
     for view in np.flatnonzero(views):
-        if has[view].sum() < LEAST_POINTS:
-            log_depth[view, 0, :2] = prior[view].median() + torch.tensor([1 / NEARER, FARTHER]).log()
-            has[view, 0, :2] = True
+        log_depth[view, 0, :2] = prior[view].median() + torch.tensor([1 / NEARER, FARTHER]).log()
+        has[view, 0, :2] = True
     return log_depth, has
 
 
@@ -126,7 +134,10 @@ def smaller(reconstruction: Reconstruction, times: int) -> Reconstruction:
     cells = (len(reconstruction.images), height // times, times, width // times, times)
     images = reconstruction.images[:, :height, :width].reshape(*cells, 3).mean((2, 4))
     mask = reconstruction.mask[:, :height, :width].reshape(cells).all((2, 4))
-    depth, conf = (x[:, times // 2 : height : times, times // 2 : width : times] for x in (reconstruction.depth, reconstruction.conf))
+    depth, conf = (
+        x[:, times // 2 : height : times, times // 2 : width : times]
+        for x in (reconstruction.depth, reconstruction.conf)
+    )
     scaled = np.diag([1 / times, 1 / times, 1.0])
     sources = tuple(
         replace(source, original_from_network=(times * sx, times * sy, ox, oy))

@@ -47,8 +47,8 @@ def measure_classically(
     """Measure the depth of all views that have sources.
 
     prior [S, H, W]: log depth everywhere; points: log depth [S, H, W] of sparse points, and where they are [S, H, W];
-    they only say how far to look, at how many planes. `advanced` is called after every view. After Ctrl-C the views that are matched by
-    then are measured.
+    they only say how far to look, at so many planes. `advanced` is called after every view. After Ctrl-C the views
+    that are matched by then are measured.
     """
     greys = by_threads(lambda view: _grey(scene, view), range(len(prior)))
     plain = by_threads(lambda view: _as_source(scene, view, greys[view]), range(len(prior)))
@@ -77,9 +77,7 @@ def measure_classically(
 
     def finish(view: int) -> None:
         others = [int(other) for other in scene.sources[view][:CHECKED] if int(other) in found]
-        log_depth[view], log_b[view], sure[view] = _joined(
-            matched, view, others, found[view], prior[view], greys[view]
-        )
+        log_depth[view], log_b[view], sure[view] = _joined(matched, view, others, found[view], prior[view], greys[view])
 
     by_threads(finish, views)
     return Depths(log_depth, log_b, np.isin(np.arange(len(prior)), views), interrupted, sure)
