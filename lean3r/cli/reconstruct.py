@@ -55,8 +55,8 @@ class Reconstruct:
     model: Annotated[
         Model,
         option(
-            help="Which model (`lean3r models`); auto is nano, on a CPU nano-gsa-fp8 from 50 views on; none: depth from "
-            "--cameras by stereo alone."
+            help="Which model (`lean3r models`); auto is nano, on a CPU nano-gsa-fp8 from 50 views on; none: depth "
+            "from --cameras by stereo alone."
         ),
     ] = "auto"
     weights: Weights = None
@@ -112,9 +112,9 @@ class Reconstruct:
 
     def work(self, console: Console) -> tuple[Reconstruction, dict]:
         """Run without printing to standard output; return the scene, and its summary as JSON-ready values."""
-        from lean3r.export import DEFAULT_FORMATS, atomic_folder, check_extras, parse_formats, picture_uses, write_all
+        from lean3r.export import atomic_folder, check_extras, picture_uses, write_all
 
-        formats = parse_formats([*(self.format or DEFAULT_FORMATS), *(["mesh"] if self.mesh else [])])
+        formats = self.formats()
         run, known = self.run_options.options, self.camera_options.options
         scale, export = self.scale_options.options, self.export_options.options
         refine, points = self.refine_options.options, self.point_options.options
@@ -166,6 +166,15 @@ class Reconstruct:
             model_folder = shlex.quote(str(self.out / "sparse" / "0"))
             console.line("next", f"colmap gui --import_path {model_folder} --image_path {shlex.quote(str(folder))}")
         return scene, done
+
+    def formats(self) -> Sequence[str]:
+        """The formats to write; UsageError if one is unknown, or shows depth that there will not be."""
+        from lean3r.export import DEFAULT_FORMATS, parse_formats, without_depth_formats
+
+        more = ["mesh"] if self.mesh else []
+        if self.stereo_options.options.dense == "off":
+            return without_depth_formats([*self.format, *more])
+        return parse_formats([*(self.format or DEFAULT_FORMATS), *more])
 
     def choose(self, views: int) -> tuple[str, str]:
         """The name of the model to load, and why this one."""

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from lean3r.errors import UsageError
 from lean3r.export.atomic import atomic_folder
 from lean3r.export.options import ExportOptions, PictureUse
 from lean3r.registry import Registry
@@ -28,6 +29,7 @@ class Format(NamedTuple):
     - `needs`: if it needs an extra package, the place of a function that raises MissingExtraError without it.
     - `pictures`: whether pictures are written beside the files: only those that are not files yet ("beside"), or copies
       of all ("needed").
+    - `shows_depth`: it is nothing but depth, so that a scene without any has none of its files.
     """
 
     at: str
@@ -36,6 +38,7 @@ class Format(NamedTuple):
     default: bool = False
     needs: str = ""
     pictures: PictureUse = "no"
+    shows_depth: bool = False
 
 
 EXPORTERS = Registry(
@@ -50,6 +53,7 @@ EXPORTERS = Registry(
             "depth/",
             "one 16-bit PNG per view, scale.json, preview/ in colour",
             default=True,
+            shows_depth=True,
         ),
         "ply": Format("lean3r.export.ply:write", "points.ply", "coloured points", default=True),
         "glb": Format("lean3r.export.glb:write", "scene.glb", "coloured points and camera frusta, y up", default=True),
@@ -70,6 +74,7 @@ EXPORTERS = Registry(
             "mesh.glb, mesh.ply",
             "a coloured surface",
             needs="lean3r.export.mesh:marching_cubes",
+            shows_depth=True,
         ),
     },
 )
@@ -128,6 +133,15 @@ def check_extras(formats: Iterable[str]) -> None:
         if needs:
             module, _, check = needs.partition(":")
             getattr(import_module(module), check)()
+
+
+def without_depth_formats(asked: Iterable[str]) -> tuple[str, ...]:
+    """The default formats for a scene without depth, or those that are asked for; UsageError if these show depth."""
+    chosen = parse_formats(asked)
+    for name in chosen:
+        if EXPORTERS[name].shows_depth:
+            raise UsageError(f"the format {name} shows depth, which --dense off leaves out; choose one of the two.")
+    return tuple(chosen) or tuple(name for name in DEFAULT_FORMATS if not EXPORTERS[name].shows_depth)
 
 
 def parse_formats(formats: str | Iterable[str]) -> Sequence[str]:

@@ -41,6 +41,23 @@ def with_cloud(scene: Reconstruction, depth: np.ndarray | None = None) -> Recons
     return replace(scene, points=points)
 
 
+def without_depth(scene: Reconstruction) -> Reconstruction:
+    """The scene with its cameras only: no depth and no confidence; its cloud are the triangulated points, if there are
+    any, with the number of their views as confidence, at the pixel of one of these."""
+    nothing = np.zeros_like(scene.depth)
+    scene, sparse = replace(scene, depth=nothing, conf=nothing.copy()), scene.sparse
+    if sparse is None or not len(sparse.point):
+        return with_cloud(scene)
+    seen, first, views = np.unique(sparse.point, return_index=True, return_counts=True)
+    best = np.sort(np.argsort(-views, kind="stable")[: max(1, scene.point_options.max_points)])
+    seen, first, views = seen[best], first[best], views[best]
+    view = sparse.view[first].astype(np.int32)
+    scales = np.array([source.original_from_network for source in scene.sources]).reshape(-1, 2, 2)[view]
+    xy = np.floor((sparse.xy[first] - scales[:, 1]) / scales[:, 0]).clip(0, np.array(nothing.shape[2:0:-1]) - 1) + 0.5
+    xyz, rgb = sparse.xyz[seen].astype(np.float32), sparse.rgb[seen]
+    return replace(scene, points=PointCloud(xyz, rgb, views.astype(np.float32), view, xy.astype(np.float32)))
+
+
 def fuse(
     images: np.ndarray,
     depth: np.ndarray,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lean3r.errors import UsageError
+from lean3r.geometry.fusion import without_depth
 from lean3r.models.no_network import NEEDS
 from lean3r.pipeline.observer import Observer
 from lean3r.stereo.options import AUTO_MEGAPIXELS, StereoOptions
@@ -28,12 +29,12 @@ def without_network(options: StereoOptions, are_cameras_given: bool, has_limit: 
         raise UsageError("a limit on memory is one on the network, and --model none has none; leave --memory out.")
     if options.dense == "network":
         raise UsageError("--model none has no network to predict depth; measure it with --dense stereo.")
-    return replace(options, dense="stereo")
+    return options if options.dense == "off" else replace(options, dense="stereo")
 
 
 def densify_scene(scene: Reconstruction, observer: Observer, has_prior: bool = True) -> Reconstruction:
     """Measure the depth of a scene; Ctrl-C keeps the depth as it was. Without a prior no other depth is left."""
-    from lean3r.stereo.alone import densify_alone, without_depth
+    from lean3r.stereo.alone import densify_alone
     from lean3r.stereo.dense import densify
 
     done = 0

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from lean3r.errors import InputError, UsageError
+from lean3r.geometry.fusion import without_depth
 from lean3r.geometry.photo_scale import Shown
 from lean3r.inputs.cameras import GivenCameras
 from lean3r.inputs.frames import FrameChoice
@@ -73,8 +74,8 @@ def reconstruct(
     `memory` ("8GB", bytes or a Budget) limits the peak memory of the process on a CPU, of torch on a GPU, by the
     mildest change that suffices, which is reported (pipeline/budget.py); options given by name and ready Views do not
     change. `refine` ("auto", "on", "off", or RefineOptions) adjusts the cameras by matches and bundle adjustment and
-    keeps the better ones; Ctrl-C during refinement keeps the network's. `dense` ("network", "stereo", "auto", or
-    StereoOptions) says where depth comes from. `points` selects the points of the cloud (PointOptions).
+    keeps the better ones; Ctrl-C during refinement keeps the network's. `dense` ("network", "stereo", "auto",
+    "off", or StereoOptions) says where depth comes from. `points` selects the points of the cloud (PointOptions).
 
     `info["warnings"]` lists the parts of the result that lack evidence (pipeline/trust.py). Without known poses the
     network chooses the world's origin and unit (see `scale`). UsageError for invalid options, InputError if no picture
@@ -130,7 +131,7 @@ def reconstruct(
     scene = replace(scene, skipped=skipped, info=info)
     if is_refined:
         held = None if given is None else given.for_refinement(sources, known.known_poses)
-        scene = refine_scene(scene, files, refining, held, masking, observer)
+        scene = refine_scene(scene, files, refining, held, masking, observer, stereo.dense != "off")
     if "known" in scene.info:
         record = scene.info["known"]
         used = describe_uses(record, scene.info.get("refinement"), known.known_poses)
@@ -139,6 +140,8 @@ def reconstruct(
         scene = densify_scene(scene, observer, has_prior=model.SEES)
     with observer.stage("points"):
         scene = judge_scene(scene, content)
+        if stereo.dense == "off":
+            scene = without_depth(scene)
     return with_costs(scene, observer.seconds, next(model.parameters()).device)
 
 

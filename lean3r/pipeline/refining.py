@@ -32,6 +32,7 @@ def refine_scene(
     known: KnownCameras | None,
     masks: Masks | None,
     observer: Observer,
+    follow_depth: bool = True,
 ) -> Reconstruction:
     """Refine a scene; if that fails, return it unchanged, with a warning that states the reason.
 
@@ -39,7 +40,7 @@ def refine_scene(
     """
     try:
         with observer.stage("refinement"):
-            result = refine(scene, pictures, options, known=known, masks=masks)
+            result = refine(scene, pictures, options, known=known, masks=masks, follow_depth=follow_depth)
     except KeyboardInterrupt:
         result = _keep(scene, INTERRUPTED)
     except (LeanError, OSError) as error:

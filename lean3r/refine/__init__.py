@@ -21,15 +21,16 @@ def refine(
     *,
     known: KnownCameras | None = None,
     masks: Masks | None = None,
+    follow_depth: bool = True,
 ) -> Reconstruction:
     """A reconstruction with bundle-adjusted cameras, triangulated points and depth that fits them, if these are better.
 
     `pictures` are the originals (None: what the network saw); what their `masks` leave out (None: their own) gives no
-    features. The frame and the scale stay. The result is the reconstruction as it was where nothing better was found
-    within the time. `info["refinement"]` says which ("status": refined, fallback, kept; "reason"), and the reprojection
-    error of verified matches before and after.
+    features. The frame and the scale stay. Depth follows the cameras, and is fused, only if `follow_depth`. The result
+    is the reconstruction as it was where nothing better was found within the time. `info["refinement"]` says which
+    ("status": refined, fallback, kept; "reason"), and the reprojection error of verified matches before and after.
     """
     from lean3r.refine.run import run
 
     masks = pictures.masks if masks is None and pictures is not None else masks
-    return run(reconstruction, pictures, options or RefineOptions(), known or KnownCameras(), masks)
+    return run(reconstruction, pictures, options or RefineOptions(), known or KnownCameras(), masks, follow_depth)

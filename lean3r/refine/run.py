@@ -47,6 +47,7 @@ def run(
     options: RefineOptions,
     known: KnownCameras,
     masks: Masks | None,
+    follow_depth: bool = True,
 ) -> Reconstruction:
     """See lean3r.refine.refine."""
     start = time.perf_counter()
@@ -99,7 +100,8 @@ def run(
     answer = answer.with_doubts(
         moved, "too few shared points constrain its scale; it was taken from the network's depth"
     )
-    refined = follow(place(reconstruction, job, answer.of_trusted(), known))
+    refined = place(reconstruction, job, answer.of_trusted(), known)
+    refined = follow(refined) if follow_depth else refined
     label = "refined" if answer.report["start"] else "fallback"
     for said, part, doubt in zip(report["views"], answer.report["parts"], answer.report["doubts"], strict=True):
         said |= {"part": part, "uncertain": doubt}

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lean3r.geometry.consistency import Scene, neighbours
 from lean3r.geometry.evidence import Sightings, weigh
-from lean3r.geometry.fusion import with_cloud
+from lean3r.geometry.fusion import with_cloud, without_depth
 from lean3r.geometry.gaze import distances
 from lean3r.geometry.lens import Optics
 from lean3r.refine.depth import sightings
@@ -65,12 +65,6 @@ def densify_alone(reconstruction: Reconstruction, advanced: Callable[[], None] =
         "disagreement": {"before": None, "after": None if np.isnan(disagreement) else round(disagreement, 5)},
     }
     return with_report(with_cloud(replace(reconstruction, depth=measured, conf=conf), certain), report, started)
-
-
-def without_depth(reconstruction: Reconstruction) -> Reconstruction:
-    """The scene with its cameras only: all depth is unknown."""
-    nothing = np.zeros_like(reconstruction.depth)
-    return with_cloud(replace(reconstruction, depth=nothing, conf=nothing.copy()))
 
 
 def between(sure: Tensor) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from lean3r.options import check_types, option
 
-Dense = Literal["auto", "stereo", "network"]
+Dense = Literal["auto", "stereo", "network", "off"]
 AUTO_MEGAPIXELS = (
     5  # of all views together: stereo takes as long for every pixel, so that videos would take minutes more
 )
@@ -16,13 +16,15 @@ AUTO_MEGAPIXELS = (
 @dataclass(frozen=True, kw_only=True)
 class StereoOptions:
     """Where depth comes from: the network alone, or stereo between the pictures, around the network's depth; auto:
-    stereo for up to AUTO_MEGAPIXELS, where refinement confirmed the cameras or the poses are known."""
+    stereo for up to AUTO_MEGAPIXELS, where refinement confirmed the cameras or the poses are known; off: no depth, only
+    cameras and triangulated points."""
 
     dense: Dense = option(
         "network",
         "Where depth comes from: stereo between the pictures, or the network alone; auto: stereo if the "
         "cameras were refined or their poses are known, for up to "
-        f"{AUTO_MEGAPIXELS} million pixels (some 85 pictures of nano's size).",
+        f"{AUTO_MEGAPIXELS} million pixels (some 85 pictures of nano's size); off: no depth, only "
+        "cameras and triangulated points.",
     )
 
     def __post_init__(self) -> None:
@@ -30,5 +32,5 @@ class StereoOptions:
 
     @classmethod
     def of(cls, choice: Dense | StereoOptions) -> StereoOptions:
-        """The options for "auto", "stereo" or "network"; options are returned as they are."""
+        """The options for "auto", "stereo", "network" or "off"; options are returned as they are."""
         return choice if isinstance(choice, StereoOptions) else cls(dense=choice)

@@ -14,7 +14,7 @@ from lean3r.cli.main import main
 from lean3r.data.base import SceneBatch
 from lean3r.data.world.showroom import phone_photos
 from lean3r.errors import UsageError
-from lean3r.inputs.cameras import GivenCamera, GivenCameras
+from lean3r.inputs.cameras import GivenCamera, GivenCameras, open_colmap
 
 HEIGHT, WIDTH = 144, 192
 
@@ -66,17 +66,37 @@ def test_what_is_missing_is_said_by_name(taken: tuple[Path, SceneBatch]) -> None
         lean3r.load("none", "some.safetensors")
 
 
-def test_on_the_command_line(taken: tuple[Path, SceneBatch], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """With points from matches."""
+@pytest.fixture
+def command(taken: tuple[Path, SceneBatch], tmp_path: Path) -> list[str]:
+    """A run without a network on the command line."""
     rows = [
         {"name": c.name, "width": WIDTH, "height": HEIGHT, "K": k.tolist(), "cam_from_world": pose.tolist()}
         for c in cameras(taken).cameras
         if (k := c.intrinsics) is not None and (pose := c.cam_from_world) is not None
     ]
     (tmp_path / "cameras.json").write_text(json.dumps({"views": rows}))
-    command = ["reconstruct", str(taken[0]), "--cameras", str(tmp_path / "cameras.json"), "-o", str(tmp_path / "out")]
-    assert main([*command, "--model", "none", "--dense", "stereo", "-f", "ply,depth"]) == 0
+    given = ["--cameras", str(tmp_path / "cameras.json"), "--model", "none", "-o", str(tmp_path / "out")]
+    return ["reconstruct", str(taken[0]), *given]
+
+
+def test_on_the_command_line(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """With points from matches."""
+    assert main([*command, "--dense", "stereo", "-f", "ply,depth"]) == 0
     said = capsys.readouterr().err
     assert "no network" in said and "stereo in " in said and "read by the network" not in said
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["model"] == "none" and manifest["stereo"]["share"] > 0.2
+
+
+def test_cameras_and_points_without_depth(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main([*command, "--dense", "off", "-f", "ply,depth"]) == 2
+    assert "the format depth shows depth, which --dense off leaves out" in capsys.readouterr().err
+    assert main([*command, "--dense", "off"]) == 0
+    out = tmp_path / "out"
+    assert not (out / "depth").exists() and (out / "scene.glb").is_file() and (out / "preview.jpg").is_file()
+    with np.load(out / "predictions.npz") as arrays:
+        assert not arrays["depth"].any() and not arrays["conf"].any()
+    model = open_colmap(out / "sparse" / "0")
+    points = [point.track.length() for point in model.points3D.values()]
+    assert model.num_images() == 4 and len(points) > 20 and min(points) >= 2
+    assert f"element vertex {len(points)}\n".encode() in (out / "points.ply").read_bytes()
