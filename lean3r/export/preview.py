@@ -20,6 +20,7 @@ FIELD_OF_VIEW_RAD = 0.66
 VIEWPOINTS_DEG = ((-18.0, 24.0), (52.0, 34.0))  # azimuth from straight behind the cameras, elevation
 MOST_POINTS = 600_000
 FEW = 32  # views
+DOT = 3.0  # radius of a point of no surface
 TOP, BOTTOM = np.array([24.0, 27.0, 34.0]), np.array([44.0, 49.0, 60.0])  # background
 
 
@@ -52,7 +53,7 @@ def draw(reconstruction: Reconstruction) -> np.ndarray:
         radius = np.full(len(cam), 1.6)
         splats = slice(0, int(facing.sum()) + len(pictures))
         sizes = np.concatenate([spacing[facing], _picture_spacing(pictures, len(corners))])
-        radius[splats] = 0.8 * sizes * focal / np.maximum(cam[splats, 2], 1e-6)
+        radius[splats] = np.where(sizes > 0, 0.8 * sizes * focal / np.maximum(cam[splats, 2], 1e-6), DOT)
         colours = np.concatenate([rgb[facing], picture_rgb, line_rgb])
         panels.append(_shade(*splat(cam, colours, radius, focal, SAMPLES * HEIGHT, SAMPLES * WIDTH)))
     return np.concatenate(panels, axis=1)

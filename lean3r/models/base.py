@@ -44,7 +44,7 @@ class Backbone(nn.Module):
     together and for all views. `REFERENCE` holds the arguments of `encode` that make the first view the reference,
     None if the model has no reference view.
 
-    `SEES` is False if cameras are only those of Views.known, and depth only says where stereo may look for it.
+    `SEES` is False if cameras are those of Views.known, and depth only says where stereo may look for it.
 
     `SIZES` are the model's configurations by name. `SMALLEST` is a tiny configuration with every part, for tests.
 
