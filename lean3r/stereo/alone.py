@@ -6,6 +6,7 @@ measurement. What no other view confirms, and what does not lie between such pla
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -69,7 +70,7 @@ def densify_alone(reconstruction: Reconstruction, advanced: Callable[[], None] =
 
 def between(sure: Tensor) -> np.ndarray:
     """Pixels [H, W] bool that are `sure` [H, W] or in gaps between such pixels (a morphological closing)."""
-    reach = GAP * float(np.hypot(*sure.shape))
+    reach = GAP * math.hypot(*sure.shape)
     return (distance(distance(sure) > reach) > reach).numpy()
 
 
