@@ -10,9 +10,11 @@ from dataclasses import Field, dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin
+from typing import Any, ClassVar, Literal, Protocol, Union, get_args, get_origin
 
 from lean3r.errors import UsageError
+
+UNIONS = (UnionType, Union)  # of types, and of types and choices
 
 
 class Options(Protocol):
@@ -66,7 +68,7 @@ def check_types(options: Options) -> None:
 def _fits(value: object, kind: Any) -> bool:
     """Whether a value is of a type; numbers may be NumPy's, and any sequence serves as a tuple."""
     origin, args = get_origin(kind), get_args(kind)
-    if origin is UnionType:
+    if origin in UNIONS:
         return any(_fits(value, part) for part in args)
     if origin is Literal or kind is bool:
         return isinstance(value, Hashable) and value in (args or (True, False))
@@ -80,7 +82,7 @@ def _fits(value: object, kind: Any) -> bool:
 def _describe(kind: Any) -> str:
     """A type in words."""
     origin, args = get_origin(kind), get_args(kind)
-    if origin is UnionType:
+    if origin in UNIONS:
         *first, last = map(_describe, args)
         return f"{', '.join(first)} or {last}"
     if origin is Literal:

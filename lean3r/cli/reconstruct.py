@@ -118,6 +118,7 @@ class Reconstruct:
         run, known = self.run_options.options, self.camera_options.options
         scale, export = self.scale_options.options, self.export_options.options
         refine, points = self.refine_options.options, self.point_options.options
+        stereo = self.stereo_options.options
         if export.shared_camera:
             refine = replace(refine, share_lens="always")
         uses = picture_uses(formats)
@@ -132,7 +133,7 @@ class Reconstruct:
                 from lean3r.pipeline.budget import Budget
                 from lean3r.pipeline.reconstruct import reconstruct
 
-                keep = refine.when != "off" or export.copies_frames(uses)
+                keep = refine.when != "off" or stereo.depth_size is not None or export.copies_frames(uses)
                 pictures = Pictures(self.inputs, self.frame_choice.options, masks=self.masks, keep_frames=keep)
                 scale.check(pictures)
                 budget = Budget.from_options(self.memory_options.options, len(pictures), run.resolution)
@@ -148,7 +149,7 @@ class Reconstruct:
                 seed=run.seed,
                 memory=budget,
                 refine=refine,
-                dense=self.stereo_options.options,
+                dense=stereo,
                 points=points,
                 observer=console,
             )

@@ -11,6 +11,7 @@ from lean3r.parallel import by_threads
 
 PROBES = 16  # along each side of a picture, to find out which views overlap
 PARALLAX_RAD = np.deg2rad(3.0)  # parallax angle that reveals wrong depth well
+EDGE = 1.2  # ratio of depths from which neighbouring pixels are not of one surface
 
 
 class Scene(NamedTuple):
@@ -75,7 +76,7 @@ def sample_depth(depth: np.ndarray, xy: np.ndarray) -> np.ndarray:
     left, top = np.minimum(x.astype(np.int64), max(width - 2, 0)), np.minimum(y.astype(np.int64), max(height - 2, 0))
     right, low = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
     corners = np.stack([depth[(*at[:-1], r, c)] for r in (top, low) for c in (left, right)]).astype(np.float64)
-    known = (corners > 0).all(axis=0) & (corners.max(axis=0) < 1.2 * corners.min(axis=0))
+    known = (corners > 0).all(axis=0) & (corners.max(axis=0) < EDGE * corners.min(axis=0))
     fx, fy = x - left, y - top
     weights = np.stack([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy])
     inverse = (weights / np.where(known, corners, 1)).sum(axis=0)

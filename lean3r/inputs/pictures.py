@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,7 +26,16 @@ from lean3r.inputs.frames import FrameChoice
 from lean3r.inputs.listing import Still, find_pictures, nothing_usable
 from lean3r.inputs.masks import Masks, check_folder
 from lean3r.inputs.video import Clip, Frame, read_frames
-from lean3r.inputs.views import Picture, assemble, decode_frame, decode_picture, decode_whole, network_size
+from lean3r.inputs.views import (
+    Picture,
+    SizeOf,
+    assemble,
+    decode_frame,
+    decode_picture,
+    decode_whole,
+    network_size,
+    whole_size,
+)
 from lean3r.scratch import temporary_folder
 from lean3r.types import Views
 
@@ -146,9 +156,10 @@ class Pictures:
         each view. InputError if nothing usable remains.
         """
         network_size(1, 1, resolution, patch)
+        size_of = partial(network_size, resolution=resolution, patch=patch)
         pictures, self._unusable = [], {}
         with own_pixel_limit():
-            for done, (name, result) in enumerate(self._decode(resolution, patch), start=1):
+            for done, (name, result) in enumerate(self._decode(size_of), start=1):
                 if isinstance(result, Picture):
                     pictures.append(result)
                 else:
@@ -159,6 +170,15 @@ class Pictures:
         if not pictures:
             raise nothing_usable(self.inputs, self.skipped)
         return assemble(pictures, patch)
+
+    def whole(self, names: Collection[str], side: int | None) -> Iterator[Picture]:
+        """The pictures called `names`, one at a time, uncropped, at their `whole_size`, in the order of the input.
+        Pictures that can no longer be read are left out."""
+        wanted = set(names)
+        with own_pixel_limit():
+            for name, result in self._decode(partial(whole_size, side=side)):
+                if name in wanted and isinstance(result, Picture):
+                    yield result
 
     def read(self, names: Collection[str], side: int) -> Iterator[tuple[str, Image.Image]]:
         """The pictures called `names`, one at a time, upright RGB, in the order of the input.
@@ -223,13 +243,13 @@ class Pictures:
             raise InputError(f"{count} cannot be read again ({min(missing)}); did the input change during the run?")
         return written
 
-    def _decode(self, resolution: int, patch: int) -> Iterator[tuple[str, Picture | InputError]]:
+    def _decode(self, size_of: SizeOf) -> Iterator[tuple[str, Picture | InputError]]:
         """Each view in order, or the reason why there is none. Only a few originals are held at a time."""
 
         def attempt(still: Still) -> Picture | InputError:
             try:
                 with still.open() as file:
-                    return decode_picture(file, still.name, resolution=resolution, patch=patch)
+                    return decode_picture(file, still.name, size_of)
             except InputError as error:
                 return error
             except OSError as error:
@@ -240,16 +260,16 @@ class Pictures:
             yield from _in_threads(attempt, [i for i in run if isinstance(i, Still)])
             for clip in run:
                 if isinstance(clip, Clip):
-                    yield from self._decode_clip(clip, resolution, patch)
+                    yield from self._decode_clip(clip, size_of)
 
-    def _decode_clip(self, clip: Clip, resolution: int, patch: int) -> Iterator[tuple[str, Picture | InputError]]:
+    def _decode_clip(self, clip: Clip, size_of: SizeOf) -> Iterator[tuple[str, Picture | InputError]]:
         missing = dict.fromkeys(clip.frames.values())
         kept = self._kept_of(clip)
         keeper = self._keeper() if self.keep_frames and not kept else None
         frames = (frame.read(name) for name, frame in kept.items()) if kept else read_frames(clip)
         try:
             for frame in frames:
-                picture = decode_frame(frame, clip, resolution, patch)
+                picture = decode_frame(frame, clip, size_of)
                 if keeper is not None:
                     keeper.keep(frame)
                 del missing[frame.name]

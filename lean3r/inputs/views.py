@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import BinaryIO
@@ -29,6 +29,9 @@ MAX_RESOLUTION = 4096
 MAX_ASPECT = 4.0
 PAD_VALUE = 0.5
 DIAGONAL_35MM = math.hypot(36.0, 24.0)  # EXIF states focal lengths as if for this frame, by its diagonal
+
+SizeOf = Callable[[int, int], tuple[int, int]]
+"""From the (width, height) of an original, upright, to the (W, H) of its smaller picture."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,14 @@ def network_size(width: int, height: int, resolution: int, patch: int) -> tuple[
     return cols * patch, rows * patch
 
 
+def whole_size(width: int, height: int, side: int | None) -> tuple[int, int]:
+    """(W, H) in pixels of an uncropped picture with the area of a square of `side` pixels; None: its own size, which is
+    also the largest."""
+    own = math.sqrt(width * height)
+    shrink = 1.0 if side is None or side >= own else side / own
+    return max(1, round(width * shrink)), max(1, round(height * shrink))
+
+
 def assemble(pictures: Sequence[Picture], patch: int) -> Views:
     """Stack pictures of S sizes into images [1, S, 3, H, W], padded by whole patches as evenly as possible.
 
@@ -88,13 +99,13 @@ def assemble(pictures: Sequence[Picture], patch: int) -> Views:
     return Views(images, None if bool(mask.all()) else mask, tuple(sources))
 
 
-def decode_picture(file: BinaryIO, name: str, *, resolution: int, patch: int) -> Picture:
-    """Decode one picture file, whatever its suffix, at the network's size.
+def decode_picture(file: BinaryIO, name: str, size_of: SizeOf) -> Picture:
+    """Decode one picture file, whatever its suffix, at some size.
 
     Raises InputError whose message is the reason, without the name.
     """
     with open_image(file) as image:
-        return _read(image, name, resolution, patch)
+        return _read(image, name, size_of)
 
 
 def decode_whole(file: BinaryIO, name: str, side: int) -> Image.Image:
@@ -113,7 +124,7 @@ def decode_whole(file: BinaryIO, name: str, side: int) -> Image.Image:
         return whole.transpose(TURNS[orientation]) if orientation in TURNS else whole
 
 
-def _read(image: Image.Image, name: str, resolution: int, patch: int) -> Picture:
+def _read(image: Image.Image, name: str, size_of: SizeOf) -> Picture:
     """From an open, still undecoded image to a Picture."""
     orientation, focal_35mm = exif(image, name)
     stored_width, stored_height = image.size
@@ -125,7 +136,7 @@ def _read(image: Image.Image, name: str, resolution: int, patch: int) -> Picture
         image.seek(0)
 
     # JPEG decodes at 1/2, 1/4 or 1/8 almost for free; at twice the target size, resizing decides the quality.
-    target = network_size(width, height, resolution, patch)
+    target = size_of(width, height)
     cover = max(target[0] / width, target[1] / height)
     drafted = image.draft(None, (math.ceil(2 * cover * stored_width), math.ceil(2 * cover * stored_height)))
     # A side that the fraction does not divide ends in a part of a pixel: image.size would be a little too large.
@@ -134,7 +145,7 @@ def _read(image: Image.Image, name: str, resolution: int, patch: int) -> Picture
     if is_large(image):
         factor = _shrunk_by(2 * cover / shrink)
         image, shrink = plain(image, factor), shrink / factor
-    pixels, transform = fit(eight_bit(image), (width, height), orientation, resolution, patch, shrink)
+    pixels, transform = fit(eight_bit(image), (width, height), orientation, target, shrink)
     focal_px = None if focal_35mm is None else focal_35mm / DIAGONAL_35MM * math.hypot(width, height)
     return Picture(Source(name, width, height, transform, focal_px, orientation=orientation), pixels)
 
@@ -145,15 +156,16 @@ def _shrunk_by(share: float) -> int:
 
 
 def fit(
-    image: Image.Image, size: tuple[int, int], orientation: int, resolution: int, patch: int, shrink: float = 1.0
+    image: Image.Image, size: tuple[int, int], orientation: int, target: tuple[int, int], shrink: float = 1.0
 ) -> tuple[np.ndarray, tuple[float, float, float, float]]:
-    """Scale by one factor, crop the centre and turn upright: (pixels [H, W, 3] uint8, original_from_network).
+    """Scale by one factor to `target` (W, H), crop the centre, turn upright: pixels [H, W, 3] uint8, and
+    original_from_network.
 
     `size` is the (width, height) of the upright original; `image` is stored as `orientation` (EXIF, 1 to 8) says,
     at `shrink` times that size. The crop box is not rounded to pixels, so the transform is exact.
     """
     width, height = size
-    columns, rows = network_size(width, height, resolution, patch)
+    columns, rows = target
     scale = min(width / columns, height / rows)
     transform = (scale, scale, (width - columns * scale) / 2, (height - rows * scale) / 2)
 
@@ -182,11 +194,11 @@ def check_shape(width: int, height: int) -> None:
         raise InputError(f"too elongated: {width}x{height} is {ratio:.1f}:1, at most {MAX_ASPECT:g}:1; crop it")
 
 
-def decode_frame(frame: Frame, clip: Clip, resolution: int, patch: int) -> Picture:
-    """The network's picture of a video frame; InputError whose message is the reason if it is unusable."""
+def decode_frame(frame: Frame, clip: Clip, size_of: SizeOf) -> Picture:
+    """The picture of a video frame at some size; InputError whose message is the reason if it is unusable."""
     name, image, orientation = frame
     check_pixels(image.size)
     size = (image.height, image.width) if orientation >= 5 else image.size
     check_shape(*size)
-    pixels, transform = fit(image, size, orientation, resolution, patch)
+    pixels, transform = fit(image, size, orientation, size_of(*size))
     return Picture(Source(name, size[0], size[1], transform, timestamp_s=clip.times_s.get(name)), pixels)

@@ -22,6 +22,7 @@ from lean3r.models.base import Backbone
 from lean3r.options import PointOptions
 from lean3r.pipeline.budget import Budget, Fit, Measure, fit_run, within
 from lean3r.pipeline.densifying import densify_scene, measures, without_network
+from lean3r.pipeline.enlarging import check_depth_size, check_room, enlarge_scene
 from lean3r.pipeline.known import (
     Given,
     depth_factor,
@@ -100,10 +101,12 @@ def reconstruct(
     if masks is not None:
         check_folder(Path(masks))
     is_refined = applies(refining, model, not isinstance(pictures, Views))
+    check_depth_size(stereo, run.resolution or model.resolution, not isinstance(pictures, Views))
     observer = observer or Observer()
     with observer.stage("reading") as progress:
         if not isinstance(pictures, Views | Pictures):
-            pictures = Pictures(pictures, frames, keep_frames=is_refined)
+            keep = is_refined or stereo.depth_size is not None
+            pictures = Pictures(pictures, frames, keep_frames=keep)
         elif frames is not None:
             raise UsageError(
                 f"frames cannot be chosen for {type(pictures).__name__}, which are final; leave out frames."
@@ -114,6 +117,7 @@ def reconstruct(
     names = [source.name for source in sources]
     skipped = () if files is None else files.skipped
     observer.read(names, skipped)
+    check_room(stereo, sources, run.resolution or model.resolution, model, budget)
     if fit is not None:
         observer.fitted(str(fit))
     given = given_cameras(views.known)
@@ -136,10 +140,13 @@ def reconstruct(
         record = scene.info["known"]
         used = describe_uses(record, scene.info.get("refinement"), known.known_poses)
         scene = replace(scene, info={**scene.info, "known": {**record, "used": used}})
+    shown = None
+    if files is not None and stereo.depth_size is not None:
+        shown, scene = scene, enlarge_scene(scene, files, stereo, masking, observer)
     if measures(stereo, scene):
         scene = densify_scene(scene, observer, has_prior=model.SEES)
     with observer.stage("points"):
-        scene = judge_scene(scene, content)
+        scene = judge_scene(scene, content, shown)
         if stereo.dense == "off":
             scene = without_depth(scene)
     return with_costs(scene, observer.seconds, next(model.parameters()).device)

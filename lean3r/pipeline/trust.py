@@ -62,8 +62,11 @@ def no_points() -> PointCloud:
     return PointCloud(none, none.astype(np.uint8), none[:, 0], none[:, 0].astype(np.int32), none[:, :2])
 
 
-def judge_scene(scene: Reconstruction, content: Content) -> Reconstruction:
+def judge_scene(scene: Reconstruction, content: Content, shown: Reconstruction | None = None) -> Reconstruction:
     """The scene with its point cloud, and with a warning for each part of the result that lacks evidence.
+
+    `shown` is the same scene with the pictures that the network saw, if it was enlarged since: views are matched in
+    them, so that its size changes no warning.
 
     Without a successful refinement or stereo, confidence is weighted by the evidence of other views, and the cloud is
     fused here.
@@ -77,8 +80,10 @@ def judge_scene(scene: Reconstruction, content: Content) -> Reconstruction:
         scene = with_cloud(replace(scene, conf=conf, info={**scene.info, "depth_disagreement": rounded}))
         if disagreement > MAX_DISAGREEMENT:
             scene = with_warning(scene, "views-disagree", DISAGREE.format(np.expm1(disagreement)))
+    elif not len(scene.points.xyz):  # enlarged since its depth was refined
+        scene = with_cloud(scene, np.where(scene.is_certain[:, None, None], scene.depth, 0))
     info = {**scene.info, "sky": [round(float(share), 4) for share in content.sky]}
-    return _judge_overlap(_warn_about_content(replace(scene, info=info), content), content)
+    return _judge_overlap(_warn_about_content(replace(scene, info=info), content), content, shown or scene)
 
 
 CONTENT = {
@@ -104,7 +109,7 @@ def _warn_about_content(scene: Reconstruction, content: Content) -> Reconstructi
     return scene
 
 
-def _judge_overlap(scene: Reconstruction, content: Content) -> Reconstruction:
+def _judge_overlap(scene: Reconstruction, content: Content, shown: Reconstruction) -> Reconstruction:
     """Add warnings about views without overlap and about scenes without parallax.
 
     If some views overlap, those that do not lose their points. Views that refinement registered need no check.
@@ -113,7 +118,7 @@ def _judge_overlap(scene: Reconstruction, content: Content) -> Reconstruction:
     registered = np.array([r != "predicted" for r in scene.registration] or [False] * len(unique))
     if unique.sum() < 2 or registered[unique].all():
         return scene
-    overlap = find_overlap(scene, content.usable, unique)
+    overlap = find_overlap(shown, content.usable, unique)
     connected = overlap.has_partner | registered
     isolated = np.flatnonzero(unique & ~connected).tolist()
     if isolated and not connected.any():

@@ -17,7 +17,11 @@ AUTO_MEGAPIXELS = (
 class StereoOptions:
     """Where depth comes from: the network alone, or stereo between the pictures, around the network's depth; auto:
     stereo for up to AUTO_MEGAPIXELS, where refinement confirmed the cameras or the poses are known; off: no depth, only
-    cameras and triangulated points."""
+    cameras and triangulated points.
+
+    `depth_size` is the size of depth: the side in pixels of a square with the area of a picture, or "original" for the
+    pictures' own size, which is also the largest; None for that of the network's pictures, which is the smallest.
+    """
 
     dense: Dense = option(
         "network",
@@ -25,6 +29,13 @@ class StereoOptions:
         "cameras were refined or their poses are known, for up to "
         f"{AUTO_MEGAPIXELS} million pixels (some 85 pictures of nano's size); off: no depth, only "
         "cameras and triangulated points.",
+    )
+    depth_size: int | Literal["original"] | None = option(
+        None,
+        "Size of depth, confidence and their pictures: the side of a square of equal area, or that of the originals "
+        "(default: the network's size).",
+        "PIXELS|original",
+        parse=lambda text: int(text) if text.isdecimal() else text,
     )
 
     def __post_init__(self) -> None:

@@ -1,0 +1,217 @@
+"""Larger maps as a step of a reconstruction: pictures read again, depth and confidence carried over to their size."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from lean3r.errors import InputError, OutOfMemoryError, UsageError
+from lean3r.geometry.consistency import EDGE
+from lean3r.inputs.masks import Masks
+from lean3r.inputs.pictures import Pictures
+from lean3r.inputs.views import PAD_VALUE, whole_size
+from lean3r.models.base import Backbone
+from lean3r.parallel import MAX_THREADS, by_threads
+from lean3r.pipeline.budget import Budget
+from lean3r.pipeline.memory import available_bytes, in_units, used_bytes
+from lean3r.pipeline.observer import Observer
+from lean3r.pipeline.trust import no_points
+from lean3r.stereo.options import AUTO_MEGAPIXELS, StereoOptions
+from lean3r.types import Reconstruction, Source
+
+# Resident memory in bytes per pixel, measured: of all views for their maps and clouds, with stereo for its results; and
+# of one view in every thread while it is matched.
+MAPS, MEASURED, MATCHING = 60, 130, 1300
+ROWS = 256  # carried at a time: bounds the memory
+
+
+def check_depth_size(options: StereoOptions, least: int, has_files: bool) -> None:
+    """Raise UsageError if depth cannot have the chosen size; `least` is the side of the network's pictures,
+    `has_files`: the pictures can be read again."""
+    size = options.depth_size
+    if size is None:
+        return
+    if not has_files:
+        raise UsageError(
+            f"depth_size is {size!r}, but ready Views cannot be read again at another size; give files, arrays or "
+            "Pictures instead of Views, or leave depth_size out."
+        )
+    if size != "original" and size < least:
+        raise UsageError(
+            f"depth_size is {size}; expected at least {least}, the size of the network's pictures, or 'original'."
+        )
+
+
+def check_room(
+    options: StereoOptions, sources: Sequence[Source], least: int, model: Backbone, budget: Budget | None
+) -> None:
+    """Raise OutOfMemoryError if maps of the chosen size do not fit into a budget, or into what is available.
+
+    `least` is the side of the network's pictures. A budget on a GPU does not count: maps are in the main memory.
+    """
+    if options.depth_size is None:
+        return
+    cpu = torch.device("cpu")
+    limits = [(available_bytes(cpu), "available")]
+    if budget is not None and next(model.parameters()).device == cpu:
+        limits.append((budget.size, "allowed"))
+    known = [(limit, word) for limit, word in limits if limit is not None]
+    used = used_bytes(cpu)
+
+    def needed(side: int | None) -> int:
+        return used + bytes_of_maps(options, sources, side)
+
+    wanted = needed(side_of(options))
+    if not known or wanted <= min(known)[0]:
+        return
+    limit, word = min(known)
+    largest = round(max(source.width * source.height for source in sources) ** 0.5)
+    sides = range(least, largest + 1)
+    at = bisect_right(sides, limit, key=needed)
+    advice = f"--depth-size {sides[at - 1]} would fit" if at else "leave --depth-size out"
+    raise OutOfMemoryError(
+        f"depth of {len(sources):,} views at --depth-size {options.depth_size} needs some {in_units(wanted)} of "
+        f"memory, and {in_units(limit)} are {word}: {advice}, or give fewer views (--max-views)."
+    )
+
+
+def side_of(options: StereoOptions) -> int | None:
+    """The chosen side in pixels; None for the originals' own size."""
+    return None if options.depth_size == "original" else options.depth_size
+
+
+def bytes_of_maps(options: StereoOptions, sources: Sequence[Source], side: int | None) -> int:
+    """Bytes that a run needs for maps of pictures with a side, with stereo if it may run."""
+    height, width = _canvas([whole_size(source.width, source.height, side) for source in sources])
+    view = height * width
+    pixels = view * len(sources)
+    may_measure = options.dense == "stereo" or (options.dense == "auto" and pixels <= 1e6 * AUTO_MEGAPIXELS)
+    if not may_measure or len(sources) < 2:
+        return MAPS * pixels
+    threads = min(torch.get_num_threads(), MAX_THREADS, len(sources))
+    return (MAPS + MEASURED) * pixels + MATCHING * view * threads
+
+
+def enlarge_scene(
+    scene: Reconstruction, pictures: Pictures, options: StereoOptions, masks: Masks | None, observer: Observer
+) -> Reconstruction:
+    """The scene with pictures and maps of the chosen size, and without points."""
+    with observer.stage("enlarging") as progress:
+        return enlarge(scene, pictures, side_of(options), masks, progress)
+
+
+def enlarge(
+    scene: Reconstruction,
+    pictures: Pictures,
+    side: int | None,
+    masks: Masks | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Reconstruction:
+    """The scene with whole pictures, at most with the area of a square of `side` pixels, and maps of their size.
+
+    Depth and confidence are interpolated inside surfaces and taken from the nearest pixel elsewhere; what is unknown
+    or not used by `masks` stays 0. Cameras are those of before. InputError if the pictures changed.
+    """
+    views = len(scene.sources)
+    sizes = [whole_size(source.width, source.height, side) for source in scene.sources]
+    height, width = _canvas(sizes)
+    images = np.full((views, height, width, 3), round(255 * PAD_VALUE), np.uint8)
+    mask = np.zeros((views, height, width), bool)
+    sources = list(scene.sources)
+    corners = [((height - h) // 2, (width - w) // 2) for w, h in sizes]
+    number = {name: view for view, name in enumerate(scene.names)}
+    for picture in pictures.whole(scene.names, side):
+        view = number.pop(picture.source.name)
+        (top, left), (w, h) = corners[view], sizes[view]
+        if picture.pixels.shape[:2] != (h, w):
+            raise _changed(picture.source.name)
+        images[view, top : top + h, left : left + w] = picture.pixels
+        mask[view, top : top + h, left : left + w] = True
+        sx, sy, ox, oy = picture.source.original_from_network
+        sources[view] = replace(sources[view], original_from_network=(sx, sy, ox - sx * left, oy - sy * top))
+        progress(views - len(number), views)
+    if number:
+        raise _changed(min(number))
+    used = mask if masks is None else masks.of_network(sources, mask)
+    maps = np.zeros((2, views, height, width), np.float32)
+
+    def carry_view(view: int) -> None:
+        depth = np.where(scene.mask[view] & np.isfinite(scene.depth[view]), scene.depth[view], 0)
+        x, y = (_places(sources[view], scene.sources[view], axis, n) for axis, n in ((0, width), (1, height)))
+        carry(depth, scene.conf[view], x, y, maps[:, view])
+        maps[:, view] *= used[view]
+
+    by_threads(carry_view, range(views))
+    return replace(
+        scene,
+        sources=tuple(sources),
+        images=images,
+        mask=mask,
+        depth=maps[0],
+        conf=maps[1],
+        intrinsics=_intrinsics(scene.original_intrinsics, sources),
+        points=no_points(),
+    )
+
+
+def carry(depth: np.ndarray, conf: np.ndarray, x: np.ndarray, y: np.ndarray, maps: np.ndarray) -> None:
+    """Write depth and confidence [h, w] at columns x [W] and rows y [H], in their pixels, to maps [2, H, W].
+
+    Depth is linear in inverse depth, and confidence linear, between four pixels of one surface
+    (`consistency.sample_depth`), and else those of the nearest pixel, so that none lies between two surfaces. Outside,
+    both are 0, as they are where they are unknown.
+    """
+    height, width = depth.shape
+    left, across = _between(x, width)
+    right = np.minimum(left + 1, width - 1)
+    for start in range(0, len(y), ROWS):
+        rows = slice(start, start + ROWS)
+        top, down = _between(y[rows], height)
+        at = [np.ix_(r, c) for r in (top, np.minimum(top + 1, height - 1)) for c in (left, right)]
+        down = down[:, None]
+        shares = [(1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across]
+        corners = [depth[index] for index in at]
+        nearest = np.ix_(top + (down[:, 0] >= 0.5), left + (across >= 0.5))
+        least, most = np.minimum.reduce(corners), np.maximum.reduce(corners)
+        surface = (least > 0) & (most < EDGE * least)
+        inverse = sum(share / np.where(surface, z, 1) for share, z in zip(shares, corners, strict=True))
+        inside = ((y[rows] >= 0) & (y[rows] <= height))[:, None] & (x >= 0) & (x <= width) & (depth[nearest] > 0)
+        mixed = sum(share * conf[index] for share, index in zip(shares, at, strict=True))
+        sure = inside & (conf[nearest] > 0)
+        maps[0, rows] = np.where(inside, np.where(surface, 1 / inverse, depth[nearest]), 0)
+        maps[1, rows] = np.where(sure, np.where(surface, mixed, conf[nearest]), 0)
+
+
+def _between(at: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pixel [N] before each place, and the share [N] of the one behind it; only the first of a single pixel."""
+    low = np.clip(np.floor(at - 0.5).astype(np.int64), 0, max(size - 2, 0))
+    return low, np.clip(at - 0.5 - low, 0, min(size - 1, 1))
+
+
+def _places(large: Source, small: Source, axis: int, count: int) -> np.ndarray:
+    """Where the first `count` pixel centres of a large picture lie along an axis (0: x, 1: y) of the small one."""
+    original = (np.arange(count) + 0.5) * large.original_from_network[axis] + large.original_from_network[2 + axis]
+    return (original - small.original_from_network[2 + axis]) / small.original_from_network[axis]
+
+
+def _intrinsics(original: np.ndarray, sources: Sequence[Source]) -> np.ndarray:
+    """Intrinsics [S, 3, 3] of the originals in the pixels of pictures made from them."""
+    intrinsics = original.copy()
+    for k, source in zip(intrinsics, sources, strict=True):
+        sx, sy, ox, oy = source.original_from_network
+        k[:2, 2] -= ox, oy
+        k[:2] /= [[sx], [sy]]
+    return intrinsics
+
+
+def _canvas(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """(H, W) that holds pictures of (w, h)."""
+    return max(h for _, h in sizes), max(w for w, _ in sizes)
+
+
+def _changed(name: str) -> InputError:
+    return InputError(f"{name} cannot be read again as it was; did the input change during the run?")
