@@ -16,6 +16,7 @@ from lean3r.models.nano import Nano, NanoConfig
 from lean3r.options import PointOptions
 from lean3r.pipeline.options import CameraOptions, MemoryOptions, RunOptions
 from lean3r.refine.options import RefineOptions, ScaleOptions
+from lean3r.stereo.options import StereoOptions
 
 
 @pytest.mark.parametrize(("group", "options", "message"), [
@@ -34,6 +35,8 @@ from lean3r.refine.options import RefineOptions, ScaleOptions
     (RefineOptions, {"seconds": "60"}, "refine_seconds is '60'; expected a number or None."),
     (RefineOptions, {"side": None}, "side is None; expected a whole number."),
     (RefineOptions, {"when": "maybe"}, "refine is 'maybe'; expected one of auto, on, off."),
+    (StereoOptions, {"depth_size": "full"}, "depth_size is 'full'; expected a whole number, one of original or None."),
+    (StereoOptions, {"depth_size": 480.0}, "depth_size is 480.0; expected a whole number, one of original or None."),
     (ScaleOptions, {"scale": 1.5}, "scale is 1.5; expected a text or None."),
     (ExportOptions, {"image_factors": 2}, "image_factors is 2; expected a sequence of whole numbers."),
     (ExportOptions, {"image_factors": (2, "4")}, "image_factors is (2, '4'); expected a sequence of whole numbers."),

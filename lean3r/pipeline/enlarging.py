@@ -17,15 +17,24 @@ from lean3r.inputs.views import PAD_VALUE, whole_size
 from lean3r.models.base import Backbone
 from lean3r.parallel import MAX_THREADS, by_threads
 from lean3r.pipeline.budget import Budget
-from lean3r.pipeline.memory import available_bytes, in_units, used_bytes
+from lean3r.pipeline.memory import (
+    BYTES_PER_CANDIDATE,
+    EXPORT_LIBRARIES,
+    MOST_CANDIDATES,
+    available_bytes,
+    in_units,
+    used_bytes,
+)
 from lean3r.pipeline.observer import Observer
 from lean3r.pipeline.trust import no_points
+from lean3r.stereo.classical import plane_count
 from lean3r.stereo.options import AUTO_MEGAPIXELS, StereoOptions
 from lean3r.types import Reconstruction, Source
 
-# Resident memory in bytes per pixel, measured: of all views for their maps and clouds, with stereo for its results; and
-# of one view in every thread while it is matched.
-MAPS, MEASURED, MATCHING = 60, 130, 1300
+# Resident memory in bytes per pixel, measured: of all views for their maps, with stereo also for its results; and of
+# one view in every thread while it is matched, for each plane and besides.
+MAPS, MEASURED = 60, 130
+PER_PLANE, BESIDE = 16, 300
 ROWS = 256  # carried at a time: bounds the memory
 
 
@@ -85,15 +94,16 @@ def side_of(options: StereoOptions) -> int | None:
 
 
 def bytes_of_maps(options: StereoOptions, sources: Sequence[Source], side: int | None) -> int:
-    """Bytes that a run needs for maps of pictures with a side, with stereo if it may run."""
+    """Bytes that a run needs for maps of pictures with a side and what is made of them, with stereo if it may run."""
     height, width = _canvas([whole_size(source.width, source.height, side) for source in sources])
     view = height * width
     pixels = view * len(sources)
+    maps = MAPS * pixels + BYTES_PER_CANDIDATE * min(pixels, MOST_CANDIDATES) + EXPORT_LIBRARIES
     may_measure = options.dense == "stereo" or (options.dense == "auto" and pixels <= 1e6 * AUTO_MEGAPIXELS)
     if not may_measure or len(sources) < 2:
-        return MAPS * pixels
+        return maps
     threads = min(torch.get_num_threads(), MAX_THREADS, len(sources))
-    return (MAPS + MEASURED) * pixels + MATCHING * view * threads
+    return maps + MEASURED * pixels + (PER_PLANE * plane_count(view) + BESIDE) * view * threads
 
 
 def enlarge_scene(

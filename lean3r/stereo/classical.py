@@ -23,6 +23,7 @@ from lean3r.stereo.semi_global import EDGE, PLANES, Match, match
 from lean3r.stereo.spread import spread
 
 SOURCES, CHECKED = 4, 6  # others that a view is matched with, and whose depth is compared
+USUAL, MOST_PLANES = 62_500, 256  # pixels up to which PLANES are fine enough; bound of memory and time
 NEARER, FARTHER = 1.2, 1.5  # margins of the planes around what prior and points span
 AGREE = 0.02  # relative difference of depth up to which views agree
 AGREEING, WEAK = 2, 0.1  # views that agree for full weight, and the weight where fewer do
@@ -42,12 +43,12 @@ def measure_classically(
     prior: Tensor,
     points: tuple[Tensor, Tensor],
     advanced: Callable[[], None] = lambda: None,
-    planes_tried: int = PLANES,
+    planes_tried: int | None = None,
 ) -> Depths:
     """Measure the depth of all views that have sources.
 
     prior [S, H, W]: log depth everywhere; points: log depth [S, H, W] of sparse points, and where they are [S, H, W];
-    they only say how far to look, at so many planes. `advanced` is called after every view. After Ctrl-C the views
+    they only say how far to look, at so many planes (None: by the size of the pictures). `advanced` is called after every view. After Ctrl-C the views
     that are matched by then are measured.
     """
     greys = by_threads(lambda view: _grey(scene, view), range(len(prior)))
@@ -85,7 +86,7 @@ def measure_classically(
 
 @torch.inference_mode()
 def _matched(
-    scene: Posed, view: int, grey: Tensor, pictures: Sequence[Tensor], prior: Tensor, sparse: Tensor, count: int
+    scene: Posed, view: int, grey: Tensor, pictures: Sequence[Tensor], prior: Tensor, sparse: Tensor, count: int | None
 ) -> Match:
     """A view, with its grey [H, W], matched with its sources among the pictures S x [H, W]."""
     others = scene.sources[view][:SOURCES]
@@ -117,15 +118,21 @@ def unit_of(cam_from_world: np.ndarray, view: int, others: np.ndarray) -> float:
     return float(np.linalg.norm(centres[others] - centres[view], axis=1).mean()) or 1.0
 
 
-def planes(prior: Tensor, points: Tensor, count: int = PLANES) -> Tensor:
+def plane_count(pixels: int) -> int:
+    """How many planes a picture is matched at: in larger ones, steps of the same pixels are smaller steps of depth."""
+    return min(max(PLANES, round(PLANES * (pixels / USUAL) ** 0.5)), MOST_PLANES)
+
+
+def planes(prior: Tensor, points: Tensor, count: int | None = None) -> Tensor:
     """Inverse depths [count] in equal steps over what the prior [H, W] and the points [P] of a view span, both in log
-    depth and without the outermost 1 %."""
+    depth and without the outermost 1 %; as many as `plane_count` says, if not told."""
     share = torch.tensor([0.01, 0.99])
     # quantile takes at most 16 million numbers
     some = (x.flatten()[:: 1 + x.numel() // SAMPLE] for x in (prior, points) if x.numel())
     spans = torch.stack([torch.quantile(x, share) for x in some])
     nearest, farthest = float(spans.amin(0)[0]), float(spans.amax(0)[1])
     nearest, farthest = math.floor(nearest * ROUND) / ROUND, math.ceil(farthest * ROUND) / ROUND
+    count = count or plane_count(prior.numel())
     return torch.linspace(math.exp(-farthest) / FARTHER, math.exp(-nearest) * NEARER, count)
 
 

@@ -137,6 +137,13 @@ def test_a_video_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         with Image.open(tmp_path / "out" / name) as written:
             assert np.array_equal(image, written)
     assert calls["decoded"] == 3
+    for kept in (pictures, plain):
+        whole = {picture.source.name: picture for picture in kept.whole(kept.names, None)}
+        assert whole.keys() == again.keys(), "frames can be read at any size, kept or not"
+        for name, picture in whole.items():
+            assert np.array_equal(picture.pixels, again[name])
+            assert picture.source.original_from_network == (1.0, 1.0, 0.0, 0.0)
+            assert picture.source.timestamp_s is not None
 
 
 def test_frames_that_are_chosen_by_motion_are_kept_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
