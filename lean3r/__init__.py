@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from lean3r.pipeline.save import load_into as load_into
     from lean3r.pipeline.save import save as save
     from lean3r.refine.options import RefineOptions as RefineOptions
+    from lean3r.stereo.options import StereoOptions as StereoOptions
     from lean3r.types import PointCloud as PointCloud
     from lean3r.types import Prediction as Prediction
     from lean3r.types import Reconstruction as Reconstruction
@@ -64,6 +65,7 @@ _PUBLIC = {
     "Reconstruction": "lean3r.types",
     "RefineOptions": "lean3r.refine.options",
     "Source": "lean3r.types",
+    "StereoOptions": "lean3r.stereo.options",
     "Views": "lean3r.types",
 }
 __all__ = [
@@ -79,6 +81,7 @@ __all__ = [
     "Reconstruction",
     "RefineOptions",
     "Source",
+    "StereoOptions",
     "Views",
     "__version__",
     "compress",

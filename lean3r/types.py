@@ -291,8 +291,9 @@ class SparsePoints(_Shown):
 class Reconstruction(_Shown):
     """A finished scene, on the CPU, in plain arrays.
 
-    images [S, H, W, 3] uint8, the network's pictures; mask [S, H, W] bool, False on padding; depth [S, H, W]
-    float32 z-depth in world units, 0 where unknown; conf [S, H, W] float32; cam_from_world [S, 4, 4]
+    images [S, H, W, 3] uint8, the network's pictures, or larger ones (StereoOptions.depth_size), whose pixels then are
+    the network pixels of all other parts; mask [S, H, W] bool, False on padding; depth [S, H, W] float32 z-depth in
+    world units, 0 where unknown; conf [S, H, W] float32; cam_from_world [S, 4, 4]
     float64; intrinsics [S, 3, 3] float64 in pixels of `images`. `scale` describes the world unit.
     `skipped` lists (name, reason). `info` carries model, settings, seconds by stage and peak memory for
     the manifest, as JSON-ready values. After refinement, or if lenses are known, `lenses` holds a camera for each view

@@ -48,8 +48,8 @@ def measure_classically(
     """Measure the depth of all views that have sources.
 
     prior [S, H, W]: log depth everywhere; points: log depth [S, H, W] of sparse points, and where they are [S, H, W];
-    they only say how far to look, at so many planes (None: by the size of the pictures). `advanced` is called after every view. After Ctrl-C the views
-    that are matched by then are measured.
+    they only say how far to look, at so many planes (None: by the size of the pictures). `advanced` is called after
+    every view. After Ctrl-C the views that are matched by then are measured.
     """
     greys = by_threads(lambda view: _grey(scene, view), range(len(prior)))
     plain = by_threads(lambda view: _as_source(scene, view, greys[view]), range(len(prior)))

@@ -43,6 +43,7 @@ PUBLIC = {
     "Reconstruction",
     "RefineOptions",
     "Source",
+    "StereoOptions",
     "Views",
     "__version__",
     "compress",
@@ -55,6 +56,7 @@ PUBLIC = {
 }
 RECONSTRUCT = {
     "dense",
+    "depth_size",
     "inputs",
     "out",
     "model",
