@@ -25,7 +25,7 @@ from lean3r.pipeline.memory import used_bytes
 from lean3r.pipeline.network_scene import pictures_of
 from lean3r.pipeline.trust import no_points
 from lean3r.stereo.dense import densify
-from lean3r.stereo.options import StereoOptions
+from lean3r.stereo.options import Dense, StereoOptions
 from lean3r.types import Lens, Reconstruction, Source
 
 SIZES = {"wide.png": (240, 180), "tall.png": (140, 210), "small.png": (120, 90)}
@@ -150,7 +150,7 @@ def test_pictures_that_changed_are_refused(photos: Path, scene: Reconstruction, 
 
 
 @pytest.mark.parametrize("dense", ["network", "stereo"])
-def test_what_masks_exclude_stays_without_depth(model: Backbone, photos: Path, tmp_path: Path, dense: str) -> None:
+def test_what_masks_exclude_stays_without_depth(model: Backbone, photos: Path, tmp_path: Path, dense: Dense) -> None:
     """At the size of the originals masks are exact, and nothing that the network's size excludes comes back."""
     used = {}
     for name, (width, height) in SIZES.items():
