@@ -6,6 +6,7 @@ import io
 import random
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from reading import load_views
 from lean3r.errors import InputError
 from lean3r.inputs import decoding
 from lean3r.inputs.pictures import Pictures, upright
-from lean3r.inputs.views import decode_picture, decode_whole
+from lean3r.inputs.views import decode_picture, decode_whole, network_size
 
 FORMATS: dict[str, dict[str, Any]] = {
     "PNG": {},
@@ -33,6 +34,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     "HEIF": {},
 }
 ORIENTATION = 0x0112
+SIZE_OF = partial(network_size, resolution=240, patch=16)
 
 
 def picture(width: int = 320, height: int = 240) -> Image.Image:
@@ -55,7 +57,7 @@ def encode(kind: str, image: Image.Image | None = None, **options: Any) -> bytes
 def is_refused(content: bytes) -> bool:
     """Whether both ways of reading refuse it."""
     ways = (
-        lambda file: decode_picture(file, "x", resolution=240, patch=16),
+        lambda file: decode_picture(file, "x", SIZE_OF),
         lambda file: decode_whole(file, "x", 10**9),
     )
     count = 0
@@ -171,7 +173,7 @@ def test_large_pictures_take_bounded_memory(tmp_path: Path) -> None:
         "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
         "before = used()\n"
         "with own_pixel_limit(), open(sys.argv[1], 'rb') as f:\n"
-        "    p = i.decode_picture(f, 'x', resolution=240, patch=16)\n"
+        "    p = i.decode_picture(f, 'x', lambda width, height: (240, 240))\n"
         "    f.seek(0)\n"
         "    w = i.decode_whole(f, 'x', 1600)\n"
         "assert p.pixels.min() == 255 and w.size == (1725, 1725), (p.pixels.min(), w.size)\n"
@@ -193,10 +195,10 @@ def test_a_large_picture_looks_as_a_small_one(monkeypatch: pytest.MonkeyPatch) -
         else:
             image = coarse.convert("RGB").convert(mode) if mode in ("P", "1") else coarse.convert(mode)
         content = encode("PNG", image)
-        usual = decode_picture(io.BytesIO(content), "x", resolution=240, patch=16).pixels.astype(int)
+        usual = decode_picture(io.BytesIO(content), "x", SIZE_OF).pixels.astype(int)
         whole = np.asarray(decode_whole(io.BytesIO(content), "x", 10**9), int)
         monkeypatch.setattr(decoding, "LARGE_PIXELS", 1000)
-        banded = decode_picture(io.BytesIO(content), "x", resolution=240, patch=16).pixels.astype(int)
+        banded = decode_picture(io.BytesIO(content), "x", SIZE_OF).pixels.astype(int)
         assert np.abs(banded - usual).mean() < (6 if mode == "1" else 3), mode  # dots of a bilevel picture are finer
         assert np.array_equal(np.asarray(decode_whole(io.BytesIO(content), "x", 10**9), int), whole), mode
         monkeypatch.undo()
@@ -206,4 +208,4 @@ def test_a_large_picture_looks_as_a_small_one(monkeypatch: pytest.MonkeyPatch) -
 def test_formats_whose_decoders_hold_many_copies_are_bounded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(decoding.MAX_PIXELS_OF, kind, 50_000)
     with pytest.raises(InputError, match=f"megapixels, over the limit of 0 of {kind}"):
-        decode_picture(io.BytesIO(encode(kind)), "x", resolution=240, patch=16)
+        decode_picture(io.BytesIO(encode(kind)), "x", SIZE_OF)

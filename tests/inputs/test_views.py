@@ -7,6 +7,7 @@ import logging
 import math
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from lean3r.inputs.views import Picture, assemble, decode_picture, network_size
 from lean3r.types import Source
 
 SIZE: dict[str, Any] = {"resolution": 240, "patch": 16}
+SIZE_OF = partial(network_size, **SIZE)
 ORIENTATION, EXIF_IFD, FOCAL_35MM = 0x0112, 0x8769, 0xA405
 
 
@@ -35,7 +37,7 @@ def encode(image: Image.Image, kind: str = "PNG", **options) -> io.BytesIO:
 
 
 def decode(file: io.BytesIO) -> np.ndarray:
-    return decode_picture(file, "x", **SIZE).pixels
+    return decode_picture(file, "x", SIZE_OF).pixels
 
 
 def dot(width: int, height: int, x: float, y: float, sigma: float) -> Image.Image:
@@ -85,7 +87,7 @@ def test_pixel_transform_maps_a_dot_back(size: tuple[int, int], orientation: int
     exif[ORIENTATION] = orientation
     undo = {6: 8, 8: 6}.get(orientation, orientation)
     stored = upright.transpose(TURNS[undo]) if orientation > 1 else upright
-    picture = decode_picture(encode(stored, kind, exif=exif), "dot", **SIZE)
+    picture = decode_picture(encode(stored, kind, exif=exif), "dot", SIZE_OF)
 
     assert (picture.source.width, picture.source.height) == size
     assert picture.pixels.shape[1::-1] == network_size(width, height, **SIZE)
@@ -101,7 +103,7 @@ def test_orientation_is_applied_once_in_every_format(kind: str) -> None:
     upright = dot(400, 300, 90, 210, sigma=12)
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    picture = decode_picture(encode(upright.transpose(TURNS[8]), kind, exif=exif), "x", **SIZE)
+    picture = decode_picture(encode(upright.transpose(TURNS[8]), kind, exif=exif), "x", SIZE_OF)
     assert (picture.source.width, picture.source.height) == (400, 300)
     sx, _, ox, oy = picture.source.original_from_network
     x, y = centre_of_light(np.where(picture.pixels > 40, picture.pixels, 0))
@@ -112,16 +114,16 @@ def test_heif_turns_by_its_own_boxes_and_not_by_exif() -> None:
     pytest.importorskip("pillow_heif").register_heif_opener()
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    picture = decode_picture(encode(dot(400, 300, 90, 210, sigma=12), "HEIF", exif=exif), "x", **SIZE)
+    picture = decode_picture(encode(dot(400, 300, 90, 210, sigma=12), "HEIF", exif=exif), "x", SIZE_OF)
     assert (picture.source.width, picture.source.height) == (400, 300)
 
 
 def test_focal_length_from_exif() -> None:
     exif = Image.Exif()
     exif.get_ifd(EXIF_IFD)[FOCAL_35MM] = 26
-    picture = decode_picture(encode(Image.new("RGB", (400, 300)), "JPEG", exif=exif), "x", **SIZE)
+    picture = decode_picture(encode(Image.new("RGB", (400, 300)), "JPEG", exif=exif), "x", SIZE_OF)
     assert picture.source.focal_px == pytest.approx(26 / math.hypot(36, 24) * 500)
-    assert decode_picture(encode(Image.new("RGB", (400, 300)), "JPEG"), "x", **SIZE).source.focal_px is None
+    assert decode_picture(encode(Image.new("RGB", (400, 300)), "JPEG"), "x", SIZE_OF).source.focal_px is None
 
 
 def test_transparency_is_white_and_hides_its_colour() -> None:
