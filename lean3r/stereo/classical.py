@@ -17,10 +17,10 @@ from torch import Tensor
 
 from lean3r.geometry.consistency import Scene
 from lean3r.parallel import by_threads
-from lean3r.stereo.posed import Depths, Posed, slopes_of, undistorted
+from lean3r.stereo.joining import join
+from lean3r.stereo.posed import Depths, Posed, grey_of, slopes_of, undistorted
 from lean3r.stereo.rays import Rays, rays_into
-from lean3r.stereo.semi_global import EDGE, PLANES, Match, match
-from lean3r.stereo.spread import spread
+from lean3r.stereo.semi_global import PLANES, Match, match
 
 SOURCES, CHECKED = 4, 6  # others that a view is matched with, and whose depth is compared
 USUAL, MOST_PLANES = 62_500, 256  # pixels up to which PLANES are fine enough; bound of memory and time
@@ -31,10 +31,9 @@ LEAST_SCORE = 0.4  # of a plane that is trusted
 SPECK, LEAST_SHARE = 15, 0.5  # side of a window, and how much of it must be trusted with its middle
 LEAST_TRUST = 0.03  # of a view: less may be chance, and would pull everything
 ROUND = 64  # steps in which the span of planes moves, in log depth: what differs by rounding has the same planes
-STEPS = 60  # of conjugate gradients
 SAMPLE = 1_000_000  # numbers that a quantile is taken from: exact below, a regular sample above
-LEAST_LINK = 0.01  # weight of the prior's shape across the strongest edge
 UNKNOWN = 0.2  # expected error of a prior that stereo does not meet, in log depth
+ANCHOR, ANCHORED = 0.02, math.log(0.02)  # pull of a prior with an error of 2 %, relative to what is trusted
 DARK = 0.05  # added to the spread of grey, so that flat pictures stay flat
 
 
@@ -44,14 +43,16 @@ def measure_classically(
     points: tuple[Tensor, Tensor],
     advanced: Callable[[], None] = lambda: None,
     planes_tried: int | None = None,
+    prior_log_b: Tensor | None = None,
 ) -> Depths:
     """Measure the depth of all views that have sources.
 
     prior [S, H, W]: log depth everywhere; points: log depth [S, H, W] of sparse points, and where they are [S, H, W];
-    they only say how far to look, at so many planes (None: by the size of the pictures). `advanced` is called after
-    every view. After Ctrl-C the views that are matched by then are measured.
+    they only say how far to look, at so many planes (None: by the size of the pictures). `prior_log_b` [S, H, W]: log of
+    the prior's expected error, if it is known: what is not trusted then stays near the prior, the nearer the surer that
+    is. `advanced` is called after every view. After Ctrl-C the views that are matched by then are measured.
     """
-    greys = by_threads(lambda view: _grey(scene, view), range(len(prior)))
+    greys = by_threads(lambda view: grey_of(scene, view), range(len(prior)))
     plain = by_threads(lambda view: _as_source(scene, view, greys[view]), range(len(prior)))
     found: dict[int, Match] = {}
     one_at_a_time = Lock()
@@ -78,7 +79,8 @@ def measure_classically(
 
     def finish(view: int) -> None:
         others = [int(other) for other in scene.sources[view][:CHECKED] if int(other) in found]
-        log_depth[view], log_b[view], sure[view] = _joined(matched, view, others, found[view], prior[view], greys[view])
+        own = prior[view], None if prior_log_b is None else prior_log_b[view]
+        log_depth[view], log_b[view], sure[view] = _joined(matched, view, others, found[view], own, greys[view])
 
     by_threads(finish, views)
     return Depths(log_depth, log_b, np.isin(np.arange(len(prior)), views), interrupted, sure)
@@ -100,15 +102,21 @@ def _matched(
 
 @torch.inference_mode()
 def _joined(
-    scene: Scene, view: int, others: list[int], found: Match, prior: Tensor, grey: Tensor
+    scene: Scene, view: int, others: list[int], found: Match, own: tuple[Tensor, Tensor | None], grey: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log depth [H, W] of prior and stereo together, the log of its expected error, and where other views confirm it;
-    `scene`: what was matched."""
+    `scene`: what was matched; `own`: log depth of the prior, and the log of its expected error if that is known."""
+    prior, log_b = own
     agree = agreeing(scene, view, others)
     sure = without_specks((agree > 0) & (found.score > LEAST_SCORE) & found.vague.isfinite())
     weight = sure * torch.where(agree >= min(AGREEING, len(others)), 1.0, WEAK)
     change = (-found.near.log() - prior).float()
-    return prior + join(change, weight, grey), expected_error(found.vague, weight, change).log(), sure
+    expected = expected_error(found.vague, weight, change).log()
+    if log_b is None:
+        return prior + join(change, weight, grey), expected, sure
+    anchor = ANCHOR * (ANCHORED - log_b).exp().clamp(0.1, 4)
+    expected = torch.where(sure, torch.minimum(expected, log_b), log_b)
+    return prior + join(change, weight, grey, anchor), expected, sure
 
 
 def unit_of(cam_from_world: np.ndarray, view: int, others: np.ndarray) -> float:
@@ -155,41 +163,6 @@ def without_specks(sure: Tensor) -> Tensor:
     return sure & (sure.float().mean() > LEAST_TRUST)
 
 
-def join(change: Tensor, weight: Tensor, grey: Tensor) -> Tensor:
-    """What to add to the prior [H, W] where stereo differs from it by `change` with some weight, in log depth.
-
-    The minimum u of weight (u - change)^2 + link |grad u|^2, where links are weak across edges of the picture: what has
-    no weight keeps the prior's shape, joined to the rest.
-    """
-    right, down = ((-grey.diff(dim=dim).abs() / EDGE).exp().clamp(min=LEAST_LINK) for dim in (1, 0))
-
-    def system(u: Tensor) -> Tensor:
-        result = weight * u
-        for dim, link in ((1, right), (0, down)):
-            flow = link * u.diff(dim=dim)
-            result.narrow(dim, 1, flow.shape[dim]).add_(flow)
-            result.narrow(dim, 0, flow.shape[dim]).sub_(flow)
-        return result
-
-    diagonal = weight + 1e-6
-    for dim, link in ((1, right), (0, down)):
-        for start in (0, 1):
-            diagonal.narrow(dim, start, link.shape[dim]).add_(link)
-    u = spread(change[None], weight[None])[0]
-    rest = weight * change - system(u)
-    along = z = rest / diagonal
-    power = (rest * z).sum()
-    for _ in range(STEPS):
-        pushed = system(along)
-        step = power / (along * pushed).sum().clamp(min=1e-30)
-        u = u + step * along
-        rest = rest - step * pushed
-        z = rest / diagonal
-        before, power = power, (rest * z).sum()
-        along = z + power / before.clamp(min=1e-30) * along
-    return u
-
-
 def expected_error(vague: Tensor, weight: Tensor, change: Tensor) -> Tensor:
     """Expected error of log depth [H, W]; vague [H, W]: see `Match`; weight and change [H, W]: see `join`.
 
@@ -218,12 +191,6 @@ def distance(there: Tensor) -> Tensor:
     col = torch.arange(width)
     apart = (col[:, None] - col).float().square()
     return torch.stack([(line + apart).amin(1) for line in upright]).sqrt()
-
-
-def _grey(scene: Posed, view: int) -> Tensor:
-    """A picture [H, W] in 0..1; padding is black, whatever it holds."""
-    grey = torch.from_numpy(np.ascontiguousarray(scene.images[view])).float().mean(-1) / 255
-    return torch.where(torch.from_numpy(scene.mask[view]), grey, 0.0)
 
 
 def _standard(grey: Tensor, mask: Tensor) -> Tensor:

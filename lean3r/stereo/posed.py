@@ -39,6 +39,12 @@ class Depths:
     sure: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
 
 
+def grey_of(scene: Posed, view: int) -> Tensor:
+    """A picture [H, W] in 0..1; padding is black, whatever it holds."""
+    grey = torch.from_numpy(np.ascontiguousarray(scene.images[view])).float().mean(-1) / 255
+    return torch.where(torch.from_numpy(scene.mask[view]), grey, 0.0)
+
+
 def undistorted(scene: Posed, view: int, picture: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """A view's picture and mask [1, C, H, W] as the pinhole of its intrinsics sees them; mask is 0 outside the view."""
     if not scene.has_lenses:
