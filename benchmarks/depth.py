@@ -1,9 +1,9 @@
-"""How good is depth: the network's, after it followed refined cameras, and from stereo, classical and learned?
+"""How good is depth: the network's, after it followed refined cameras, by classical stereo, and by both kinds of stereo?
 
     python benchmarks/depth.py synthetic [--scenes 16] [--views 4,8,16]
     python benchmarks/depth.py photos [--photos FOLDER] [--save FOLDER]
 
---net FILE adds the learned network around the depth of classical stereo (benchmarks/train_stereo.py makes the file).
+--net FILE takes other weights of the stereo network than the embedded ones (benchmarks/train_stereo.py makes them).
 
 synthetic: held-out scenes with true cameras, and with those of refinement; AbsRel, share within 5 %, the surest 80 %,
 angle of normals, and the distance of clouds. photos: the photo scenes with nano and refinement; the error at points of
@@ -38,8 +38,9 @@ from lean3r.geometry.points import normals_from_depth
 from lean3r.models.base import Backbone
 from lean3r.pipeline.reconstruct import reconstruct
 from lean3r.refine.depth import follow
+from lean3r.stereo.classical import measure_classically
 from lean3r.stereo.dense import densify
-from lean3r.stereo.measure import measure
+from lean3r.stereo.joint import measure_jointly
 from lean3r.stereo.weights import load_net
 from lean3r.types import Reconstruction, Views
 
@@ -49,6 +50,7 @@ CONFIRMED = 0.01
 WAYS: dict[str, Callable[[Reconstruction], Reconstruction]] = {
     "network": lambda scene: scene,
     "follow": follow,
+    "classical": lambda scene: densify(follow(scene), measure=measure_classically),
     "stereo": lambda scene: densify(follow(scene)),
 }
 
@@ -208,8 +210,8 @@ def main() -> None:
     parser.add_argument("--net", type=Path)
     options = parser.parse_args()
     if options.net:
-        learned = partial(measure, load_net(options.net))
-        WAYS["learned"] = lambda scene: densify(densify(follow(scene)), measure=learned)
+        jointly = partial(measure_jointly, net=load_net(options.net))
+        WAYS["stereo"] = lambda scene: densify(follow(scene), measure=jointly)
     model = lean3r.load("nano", device="cpu")
     result: dict[str, Any] = {"hardware": hardware()}
     if options.what == "synthetic":

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from functools import partial
+
+import torch
 
 from lean3r.errors import UsageError
 from lean3r.geometry.fusion import without_depth
@@ -32,21 +36,28 @@ def without_network(options: StereoOptions, are_cameras_given: bool, has_limit: 
     return options if options.dense == "off" else replace(options, dense="stereo")
 
 
-def densify_scene(scene: Reconstruction, observer: Observer, has_prior: bool = True) -> Reconstruction:
-    """Measure the depth of a scene; Ctrl-C keeps the depth as it was. Without a prior no other depth is left."""
+def densify_scene(
+    scene: Reconstruction, observer: Observer, device: torch.device, has_prior: bool = True
+) -> Reconstruction:
+    """Measure the depth of a scene, its network on a device; Ctrl-C keeps what is measured by then, or the depth as it
+    was. Without a prior no other depth is left."""
     from lean3r.stereo.alone import densify_alone
     from lean3r.stereo.dense import densify
+    from lean3r.stereo.joint import measure_jointly
+    from lean3r.stereo.weights import load_net
 
-    done = 0
+    done, calls = 0, 2 if has_prior else 1  # for every view
 
     def advanced() -> None:
         nonlocal done
         done += 1
-        progress(done, len(scene.sources))
+        progress(math.ceil(done / calls), len(scene.sources))
 
     with observer.stage("stereo") as progress:
         try:
-            return (densify if has_prior else densify_alone)(scene, advanced=advanced)
+            if not has_prior:
+                return densify_alone(scene, advanced)
+            return densify(scene, advanced, partial(measure_jointly, net=load_net(device=device)))
         except KeyboardInterrupt:
             report = {"status": "kept", "reason": "interrupted"}
             scene = scene if has_prior else without_depth(scene)

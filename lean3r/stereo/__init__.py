@@ -16,7 +16,7 @@ __all__ = ["Dense", "StereoOptions", "densify"]
 def densify(reconstruction: Reconstruction, advanced: Callable[[], None] = lambda: None) -> Reconstruction:
     """The scene with depth from stereo between its pictures, around the depth that it has; see lean3r.stereo.dense.
 
-    `advanced` is called after every view. `info["stereo"]` says what was done; where views do not agree better than
+    `advanced` is called twice for every view. `info["stereo"]` says what was done; where views do not agree better than
     before, the scene keeps its depth, with a warning.
     """
     from lean3r.stereo.dense import densify

@@ -74,7 +74,7 @@ def measure_classically(
     for view in views:
         maps[view] = np.where(scene.mask[view], 1 / found[view].near.numpy(), 0)
     matched = Scene(maps, scene.cam_from_world, scene.optics)
-    log_depth, log_b = prior.clone(), torch.zeros_like(prior)
+    log_depth, log_b = prior.clone(), torch.zeros_like(prior) if prior_log_b is None else prior_log_b.clone()
     sure = torch.zeros(prior.shape, dtype=torch.bool)
 
     def finish(view: int) -> None:

@@ -15,7 +15,8 @@ from lean3r.geometry.evidence import Sightings, cast, weigh
 from lean3r.geometry.fusion import with_cloud
 from lean3r.geometry.lens import Optics
 from lean3r.refine.depth import sightings
-from lean3r.stereo.classical import CHECKED, measure_classically
+from lean3r.stereo.classical import CHECKED
+from lean3r.stereo.joint import measure_jointly
 from lean3r.stereo.posed import Depths, Posed
 from lean3r.types import Reconstruction, with_warning
 
@@ -34,13 +35,13 @@ Measure = Callable[[Posed, Tensor, tuple[Tensor, Tensor], Callable[[], None]], D
 def densify(
     reconstruction: Reconstruction,
     advanced: Callable[[], None] = lambda: None,
-    measure: Measure = measure_classically,
+    measure: Measure = measure_jointly,
 ) -> Reconstruction:
     """The scene with depth from stereo between its pictures, around the depth that it has.
 
     Views that overlap with no other keep their depth, and so does the whole scene where stereo does not agree better
     between the views. Confidence becomes the inverse of the expected relative error, weighted by the other views and by
-    sparse points. `advanced` is called after every view. `info["stereo"]` says what was done: "status" (measured
+    sparse points. `advanced` is called twice for every view. `info["stereo"]` says what was done: "status" (measured
     or kept), "views" measured, the median disagreement of views before and after in log depth, and "seconds".
     """
     started = time.perf_counter()

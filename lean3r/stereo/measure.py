@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lean3r.parallel import by_threads
 from lean3r.stereo.network import CELL, Features, StereoNet
-from lean3r.stereo.posed import Depths, Posed, slopes_of, undistorted
+from lean3r.stereo.posed import Depths, Posed, grey_of, slopes_of, undistorted
 from lean3r.stereo.rays import rays_into
-from lean3r.stereo.spread import interpolate_points
+from lean3r.stereo.starts import starts
 
-FIRST, SECOND, LAST = 0.55, 0.2, 0.12  # reach of the passes, in log depth
-SOURCES, MORE_SOURCES = 4, 6
+FIRST, SECOND = 0.55, 0.2  # reach of the passes, in log depth
+SOURCES = 4
 AT_ONCE = 4  # views
-LEAST_POINTS = 30  # for a start between the points
 
 
 @torch.inference_mode()
@@ -31,9 +31,8 @@ def measure(
     """Measure the depth of all views that have sources.
 
     prior [S, H, W]: log depth everywhere; points: log depth [S, H, W] of sparse points, and where they are [S, H, W].
-    Two starts, the prior and what lies between the points, are measured twice each, the second time with a smaller
-    reach; their means, weighted by the expected precision, are measured once more with more sources. `advanced` is
-    called after every view.
+    Two starts (see starts.py) are measured with a wide reach; their mean, weighted by the expected precision, is
+    measured once more with a smaller one. `advanced` is called after every view.
     """
     device = next(net.parameters()).device
     size = prior.shape[-2:]
@@ -42,12 +41,14 @@ def measure(
     slopes = [slopes_of(scene.optics, view, size, pad) for view in range(len(prior))]
     measured = np.array([len(others) > 0 for others in scene.sources])
     log_depth, log_b = prior.clone(), torch.zeros_like(prior)
+    begun = by_threads(lambda v: starts(prior[v], points[0][v], points[1][v], grey_of(scene, v)), range(len(prior)))
     for start in range(0, len(prior), AT_ONCE):
         views = [view for view in range(start, min(start + AT_ONCE, len(prior))) if measured[view]]
-        for count in sorted({min(len(scene.sources[view]), MORE_SOURCES) for view in views}):
-            alike = [view for view in views if min(len(scene.sources[view]), MORE_SOURCES) == count]
+        for count in sorted({min(len(scene.sources[view]), SOURCES) for view in views}):
+            alike = [view for view in views if min(len(scene.sources[view]), SOURCES) == count]
             job = _Job(net, scene, own, seen, alike, torch.stack([slopes[view] for view in alike]).to(device), pad)
-            log_depth[alike], log_b[alike] = job.run(prior[alike], *(part[alike] for part in points))
+            guesses = [torch.stack([begun[view][number] for view in alike]) for number in range(2)]
+            log_depth[alike], log_b[alike] = job.run(guesses, *(part[alike] for part in points))
         for _ in range(start, min(start + AT_ONCE, len(prior))):
             advanced()
     return Depths(log_depth, log_b, measured)
@@ -69,38 +70,32 @@ class _Job:
         self.net, self.pad, self.device, self.seen = net, pad, slopes.device, seen
         self.own = own.of(torch.as_tensor(views, device=slopes.device))
         poses, intrinsics = (torch.from_numpy(np.asarray(x)).double() for x in (scene.cam_from_world, scene.intrinsics))
-        self.sources = torch.from_numpy(np.stack([scene.sources[view][:MORE_SOURCES] for view in views]))
+        self.sources = torch.from_numpy(np.stack([scene.sources[view][:SOURCES] for view in views]))
         self.rays = tuple(
             rays_into(slopes, poses[list(views)], poses[self.sources], intrinsics[self.sources], step)
             for step in (4, 2)
         )
 
-    def run(self, prior: Tensor, points: Tensor, has: Tensor) -> tuple[Tensor, Tensor]:
-        """See `measure`."""
-        size = prior.shape[-2:]
-        prior, points = (F.pad(x[:, None], self.pad, mode="replicate")[:, 0].to(self.device) for x in (prior, points))
+    def run(self, guesses: Sequence[Tensor], points: Tensor, has: Tensor) -> tuple[Tensor, Tensor]:
+        """See `measure`; guesses: log depth [B, H, W] each."""
+        height, width = points.shape[-2:]
+        points, *guesses = (self._padded(x) for x in (points, *guesses))
         has = F.pad(has, self.pad).to(self.device)
-        starts = [prior]
-        between = interpolate_points(points, has)
-        enough = has.flatten(1).sum(1) >= LEAST_POINTS
-        starts.append(torch.where(enough[:, None, None], between, prior))
-        found = []
-        for start in starts:
-            for reach in (FIRST, SECOND):
-                start, log_b = self._pass(start, points, has, reach, SOURCES)
-            found.append((start, log_b))
-        precision = torch.stack([(-2 * log_b).exp() for _, log_b in found])
-        mean = (precision * torch.stack([log_depth for log_depth, _ in found])).sum(0) / precision.sum(0)
-        log_depth, log_b = self._pass(mean, points, has, LAST, MORE_SOURCES)
-        return log_depth[:, : size[0], : size[1]].cpu(), log_b[:, : size[0], : size[1]].cpu()
-
-    def _pass(self, prior: Tensor, points: Tensor, has: Tensor, reach: float, count: int) -> tuple[Tensor, Tensor]:
-        sparse = torch.stack([torch.where(has, points - prior, 0.0), has.to(prior.dtype)], 1)
-        sources = self.sources[:, :count]
-        rays = tuple(type(r)(r.direction[:, :count], r.offset[:, :count]) for r in self.rays)
-        found = self.net(
-            self.own, self.seen.of(sources.to(self.device)), rays, prior, sparse, torch.full((len(prior),), reach)
+        log_depth, log_b = (
+            torch.stack(x) for x in zip(*(self._pass(g, points, has, FIRST) for g in guesses), strict=True)
         )
+        share = (-2 * log_b).softmax(0)
+        log_depth, log_b = self._pass((share * log_depth).sum(0), points, has, SECOND)
+        return log_depth[:, :height, :width].cpu(), log_b[:, :height, :width].cpu()
+
+    def _padded(self, values: Tensor) -> Tensor:
+        return F.pad(values[:, None], self.pad, mode="replicate")[:, 0].to(self.device)
+
+    def _pass(self, prior: Tensor, points: Tensor, has: Tensor, reach: float) -> tuple[Tensor, Tensor]:
+        sparse = torch.stack([torch.where(has, points - prior, 0.0), has.to(prior.dtype)], 1)
+        seen = self.seen.of(self.sources.to(self.device))
+        reaches = torch.full((len(prior),), reach, device=self.device)
+        found = self.net(self.own, seen, self.rays, prior, sparse, reaches)
         return found.log_depth, found.log_b
 
 

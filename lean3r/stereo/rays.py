@@ -27,7 +27,7 @@ def rays_into(slopes: Tensor, cam_from_world: Tensor, others: Tensor, intrinsics
     sources; intrinsics [B, N, 3, 3]: pinholes of the sources, in pixels.
     """
     moved = others.double() @ torch.linalg.inv(cam_from_world.double())[:, None]
-    projection = (intrinsics.double() @ moved[..., :3, :]).to(slopes.dtype)
+    projection = (intrinsics.double() @ moved[..., :3, :]).to(slopes)
     grid = F.avg_pool2d(slopes.permute(0, 3, 1, 2), step)
     ray = torch.cat([grid, torch.ones_like(grid[:, :1])], 1)
     return Rays(torch.einsum("bnij,bjhw->bnihw", projection[..., :3], ray), projection[..., 3])
