@@ -1,4 +1,4 @@
-"""How good is depth: the network's, after it followed refined cameras, by classical stereo, and by both kinds of stereo?
+"""How good is depth: the network's, after it followed refined cameras, by classical stereo, and by all of stereo?
 
     python benchmarks/depth.py synthetic [--scenes 16] [--views 4,8,16]
     python benchmarks/depth.py photos [--photos FOLDER] [--save FOLDER]

@@ -16,6 +16,7 @@ CHECKED, CHECKED_OF_MANY, MANY = 6, 4, 60  # other views that each is compared w
 CHECKED_PIXELS = 15_000  # of a view, on a regular grid; pixels in between take their neighbours' votes
 TOLERANCE = 0.05  # relative depth error at which a vote counts six tenths
 PARALLAX_RAD = np.deg2rad(2.0)  # parallax for a full vote; smaller angles count less
+CLOSE = 0.01  # log depth: views that measure the same place
 HIDDEN = 0.25  # weight of a vote against a point behind another view's surface, relative to one in front of it
 ALONE = 0.3  # share of the network's confidence that is left where no other view votes
 WELL, BADLY = 0.02, 0.05  # disagreement of views (log depth) at which votes count fully, and at which not at all
@@ -26,12 +27,14 @@ REACH_PX, NEAR = 6.0, 0.05  # how far a sparse point supports pixels, and up to 
 
 class Votes(NamedTuple):
     """Votes of other views for and against each pixel [S, H, W] float32; whether a view [S] bool overlaps with others;
-    and the median disagreement of the views (log depth, NaN without overlap)."""
+    the median disagreement of the views (log depth), and the share of comparisons that differ by less than CLOSE (both
+    NaN without overlap)."""
 
     agree: np.ndarray
     against: np.ndarray
     has_others: np.ndarray
     disagreement: float
+    close: float
 
 
 class Sightings(NamedTuple):
@@ -44,8 +47,8 @@ class Sightings(NamedTuple):
 
 def weigh(
     conf: np.ndarray, mask: np.ndarray, scene: Scene, sparse: Sequence[Sightings] | None = None
-) -> tuple[np.ndarray, float]:
-    """Confidence [S, H, W] weighted by evidence, and the median disagreement of the views (log depth, NaN if unknown).
+) -> tuple[np.ndarray, Votes]:
+    """Confidence [S, H, W] weighted by evidence, and the votes of the views.
 
     conf [S, H, W] is the network's; mask [S, H, W] bool is False on padding; `sparse` are the triangulated points that
     each view observed, for cameras adjusted to them: empty where there are none, None for unverified cameras. Votes of
@@ -61,7 +64,7 @@ def weigh(
     elif sparse:
         share *= 0.5 + np.stack(by_threads(lambda of_view: support(*of_view), zip(scene.depth, sparse, strict=True)))
     unconfirmed = border(mask) & (votes.agree < CONFIRMED) & votes.has_others[:, None, None]
-    return np.where(unconfirmed, 0, conf * share).astype(np.float32), votes.disagreement
+    return np.where(unconfirmed, 0, conf * share).astype(np.float32), votes
 
 
 def cast(scene: Scene) -> Votes:
@@ -96,7 +99,9 @@ def cast(scene: Scene) -> Votes:
     nearest = np.ix_(*(np.minimum(np.arange(n) // step, len(of) - 1) for n, of in ((height, rows), (width, cols))))
     agree, against = (np.stack([of_view[nearest] for of_view in votes]) for votes in (agree, against))
     has_others = np.array([len(others) > 0 for others in others_of])
-    return Votes(agree, against, has_others, float(np.median(differences)) if len(differences) else float("nan"))
+    if not len(differences):
+        return Votes(agree, against, has_others, float("nan"), float("nan"))
+    return Votes(agree, against, has_others, float(np.median(differences)), float((differences < CLOSE).mean()))
 
 
 def support(depth: np.ndarray, seen: Sightings) -> np.ndarray:

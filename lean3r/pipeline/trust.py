@@ -75,7 +75,8 @@ def judge_scene(scene: Reconstruction, content: Content, shown: Reconstruction |
     steps = [scene.info.get(step, {"status": "kept"}) for step in ("refinement", "stereo")]
     if all(step["status"] == "kept" for step in steps):
         maps = Scene(scene.depth, scene.cam_from_world, Optics.of(scene))
-        conf, disagreement = weigh(scene.conf, scene.mask, maps)
+        conf, votes = weigh(scene.conf, scene.mask, maps)
+        disagreement = votes.disagreement
         rounded = None if np.isnan(disagreement) else round(disagreement, 4)
         scene = with_cloud(replace(scene, conf=conf, info={**scene.info, "depth_disagreement": rounded}))
         if disagreement > MAX_DISAGREEMENT:

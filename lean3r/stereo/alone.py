@@ -58,12 +58,16 @@ def densify_alone(reconstruction: Reconstruction, advanced: Callable[[], None] =
     precision = np.where(known, (-found.log_b).exp().numpy(), 0).astype(np.float32)
     certain = np.where(reconstruction.is_certain[:, None, None], measured, 0)
     after = Scene(certain, reconstruction.cam_from_world, Optics.of(reconstruction))
-    conf, disagreement = weigh(precision, reconstruction.mask, after, seen)
+    conf, votes = weigh(precision, reconstruction.mask, after, seen)
+    apart = votes.disagreement
     report: dict = {"status": "measured", **({"interrupted": True} if found.interrupted else {})}
     report |= {
         "views": int(known.any((1, 2)).sum()),
         "share": round(float(known.sum() / max(1, may.sum())), 4),
-        "disagreement": {"before": None, "after": None if np.isnan(disagreement) else round(disagreement, 5)},
+        "disagreement": {
+            "before": None,
+            "after": None if np.isnan(apart) else round(apart, 5),
+        },
     }
     return with_report(with_cloud(replace(reconstruction, depth=measured, conf=conf), certain), report, started)
 

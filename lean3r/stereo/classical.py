@@ -33,6 +33,7 @@ LEAST_TRUST = 0.03  # of a view: less may be chance, and would pull everything
 ROUND = 64  # steps in which the span of planes moves, in log depth: what differs by rounding has the same planes
 SAMPLE = 1_000_000  # numbers that a quantile is taken from: exact below, a regular sample above
 UNKNOWN = 0.2  # expected error of a prior that stereo does not meet, in log depth
+UNCONFIRMED = math.log(2.0)  # networks err more than they expect where no view confirms it (8 synthetic scenes)
 ANCHOR, ANCHORED = 0.02, math.log(0.02)  # pull of a prior with an error of 2 %, relative to what is trusted
 DARK = 0.05  # added to the spread of grey, so that flat pictures stay flat
 
@@ -48,9 +49,9 @@ def measure_classically(
     """Measure the depth of all views that have sources.
 
     prior [S, H, W]: log depth everywhere; points: log depth [S, H, W] of sparse points, and where they are [S, H, W];
-    they only say how far to look, at so many planes (None: by the size of the pictures). `prior_log_b` [S, H, W]: log of
-    the prior's expected error, if it is known: what is not trusted then stays near the prior, the nearer the surer that
-    is. `advanced` is called after every view. After Ctrl-C the views that are matched by then are measured.
+    they only say how far to look, at so many planes (None: by the size of the pictures). `prior_log_b` [S, H, W]: log
+    of the prior's expected error, if it is known: what is not trusted then stays near the prior, the nearer the surer
+    that is. `advanced` is called after every view. After Ctrl-C the views that are matched by then are measured.
     """
     greys = by_threads(lambda view: grey_of(scene, view), range(len(prior)))
     plain = by_threads(lambda view: _as_source(scene, view, greys[view]), range(len(prior)))
@@ -115,7 +116,7 @@ def _joined(
     if log_b is None:
         return prior + join(change, weight, grey), expected, sure
     anchor = ANCHOR * (ANCHORED - log_b).exp().clamp(0.1, 4)
-    expected = torch.where(sure, torch.minimum(expected, log_b), log_b)
+    expected = torch.where(sure, torch.minimum(expected, log_b), (log_b + UNCONFIRMED).clamp(max=math.log(0.5)))
     return prior + join(change, weight, grey, anchor), expected, sure
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lean3r.geometry.consistency import Scene, neighbours
-from lean3r.geometry.evidence import Sightings, cast, weigh
+from lean3r.geometry.evidence import CLOSE, Sightings, cast, weigh
 from lean3r.geometry.fusion import with_cloud
 from lean3r.geometry.lens import Optics
 from lean3r.refine.depth import sightings
@@ -22,8 +22,8 @@ from lean3r.types import Reconstruction, with_warning
 
 BEYOND = 0.3  # log depth of what has none, behind the farthest of the view
 NOT_BETTER = (
-    "depth from stereo does not agree better between the views than the network's ({} against {}): the cameras "
-    "or the scene do not allow it; the network's depth is kept"
+    "depth from stereo does not agree better between the views than the network's ({} against {} of the pixels within "
+    "{:.0%}): the cameras or the scene do not allow it; the network's depth is kept"
 )
 
 
@@ -42,7 +42,8 @@ def densify(
     Views that overlap with no other keep their depth, and so does the whole scene where stereo does not agree better
     between the views. Confidence becomes the inverse of the expected relative error, weighted by the other views and by
     sparse points. `advanced` is called twice for every view. `info["stereo"]` says what was done: "status" (measured
-    or kept), "views" measured, the median disagreement of views before and after in log depth, and "seconds".
+    or kept), "views" measured, the median "disagreement" of views before and after in log depth, the share of pixels
+    that another view has within 1 % ("close"), and "seconds".
     """
     started = time.perf_counter()
     optics = Optics.of(reconstruction)
@@ -59,15 +60,16 @@ def densify(
     measured = np.where(is_measured, found.log_depth.exp().numpy(), depth)
     precision = np.where(is_measured, (-found.log_b).exp().numpy(), depth > 0)
     after = Scene(np.where(certain, measured, 0), reconstruction.cam_from_world, optics)
-    conf, disagreement = weigh(precision.astype(np.float32), reconstruction.mask, after, seen)
-    old = cast(before).disagreement
+    conf, now = weigh(precision.astype(np.float32), reconstruction.mask, after, seen)
+    old = cast(before)
     report: dict = {"interrupted": True} if found.interrupted else {}
     report |= {
         "views": int(found.measured.sum()),
-        "disagreement": {"before": _rounded(old), "after": _rounded(disagreement)},
+        "disagreement": {"before": _rounded(old.disagreement), "after": _rounded(now.disagreement)},
+        "close": {"before": _rounded(old.close), "after": _rounded(now.close)},
     }
-    if not disagreement < old:
-        text = NOT_BETTER.format(*(f"{x:.1%}" if np.isfinite(x) else "unknown" for x in (disagreement, old)))
+    if not now.close > old.close:
+        text = NOT_BETTER.format(*(f"{x.close:.0%}" if np.isfinite(x.close) else "none" for x in (now, old)), CLOSE)
         kept = with_warning(reconstruction, "stereo-kept", text)
         return with_report(kept, {"status": "kept", "reason": "no better agreement", **report}, started)
     dense = with_cloud(replace(reconstruction, depth=measured.astype(np.float32), conf=conf), after.depth)

@@ -25,9 +25,9 @@ def test_wrong_depth_loses_confidence_where_cameras_are_right() -> None:
     wrong = np.zeros_like(scene.mask)
     wrong[1, 22:48, 32:58] = True
     ones = np.ones_like(depth)
-    conf, disagreement = weigh(ones, scene.mask, of(replace(scene, depth=depth)))
+    conf, votes = weigh(ones, scene.mask, of(replace(scene, depth=depth)))
     right = scene.mask & ~border(scene.mask) & ~wrong
-    assert disagreement < 0.01
+    assert votes.disagreement < 0.01
     assert np.median(conf[wrong]) < 0.4 < 0.7 < np.median(conf[right])
 
 
@@ -35,8 +35,8 @@ def test_cameras_that_disagree_with_depth_change_nothing_but_the_border() -> Non
     scene = make_scene(4)
     rng = np.random.default_rng(0)
     depth = scene.depth * np.exp(rng.normal(0, 0.2, (4, 1, 1))).astype(np.float32)
-    conf, disagreement = weigh(scene.conf, scene.mask, of(replace(scene, depth=depth)))
-    assert disagreement > 0.05
+    conf, votes = weigh(scene.conf, scene.mask, of(replace(scene, depth=depth)))
+    assert votes.disagreement > 0.05
     inner = ~border(scene.mask)
     np.testing.assert_allclose(conf[inner], scene.conf[inner], rtol=1e-6)
 
@@ -55,8 +55,8 @@ def test_a_border_that_no_view_confirms_gives_no_points() -> None:
 
 def test_a_view_alone_keeps_its_border_and_less_confidence() -> None:
     scene = make_scene(1)
-    conf, disagreement = weigh(scene.conf, scene.mask, of(scene))
-    assert np.isnan(disagreement)
+    conf, votes = weigh(scene.conf, scene.mask, of(scene))
+    assert np.isnan(votes.disagreement)
     np.testing.assert_allclose(conf, ALONE * scene.conf, rtol=1e-5)
 
 
