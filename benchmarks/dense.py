@@ -124,7 +124,7 @@ def check(views: int) -> None:
     """Exact depth stays exact, whatever the noise of the points."""
     truth = held_out(0, views)
     shape = (views, HEIGHT, WIDTH)
-    nothing = PointCloud(*(np.zeros(s, np.float32) for s in ((0, 3), (0, 3), 0, 0, (0, 2))))
+    nothing = PointCloud(*(np.zeros(s, np.float32) for s in ((0, 3), (0, 3), 0, 0, (0, 2), (0, 3))))
     exact = Reconstruction(
         tuple(lean3r.Source(f"{i}.png", WIDTH, HEIGHT) for i in range(views)),
         np.zeros((*shape, 3), np.uint8),

@@ -34,6 +34,7 @@ from lean3r.colmap_library import pycolmap
 from lean3r.data.base import SceneBatch
 from lean3r.geometry.consistency import Scene, neighbours
 from lean3r.geometry.lens import Optics
+from lean3r.geometry.normals import smooth_normals
 from lean3r.geometry.points import normals_from_depth
 from lean3r.models.base import Backbone
 from lean3r.pipeline.reconstruct import reconstruct
@@ -41,6 +42,7 @@ from lean3r.refine.depth import follow
 from lean3r.stereo.classical import measure_classically
 from lean3r.stereo.dense import densify
 from lean3r.stereo.joint import measure_jointly
+from lean3r.stereo.rays import pinhole_slopes
 from lean3r.stereo.weights import load_net
 from lean3r.types import Reconstruction, Views
 
@@ -67,9 +69,11 @@ def against(depth: np.ndarray, conf: np.ndarray, truth: np.ndarray) -> dict[str,
 
 
 def normals_deg(depth: np.ndarray, truth: SceneBatch) -> float:
-    """The median angle to the true normals."""
+    """The median angle of smooth normals, as in the cloud, to the true ones."""
     known = (truth.depth[0] > 0) & torch.from_numpy(depth > 0)
-    ours, exact = (normals_from_depth(x, truth.intrinsics[0]) for x in (torch.from_numpy(depth), truth.depth[0]))
+    slopes = pinhole_slopes(truth.intrinsics[0].double(), *depth.shape[1:]).numpy()
+    ours = torch.from_numpy(np.stack([smooth_normals(*view) for view in zip(depth, slopes, strict=True)]))
+    exact = normals_from_depth(truth.depth[0], truth.intrinsics[0])
     return float(torch.rad2deg((ours * exact).sum(-1)[known].clamp(-1, 1).acos()).median())
 
 

@@ -252,7 +252,8 @@ class Plan(Protocol):
 class PointCloud(_Shown):
     """Fused points. xyz [P, 3] float32 in world units; rgb [P, 3] uint8; conf [P] float32.
 
-    Each point comes from the pixel centre `xy` [P, 2] (network pixels) of view `view` [P] int32.
+    Each point comes from the pixel centre `xy` [P, 2] (network pixels) of view `view` [P] int32. normals [P, 3] float32
+    are unit vectors in the world frame, towards the camera of that view; zero where unknown.
     """
 
     xyz: np.ndarray
@@ -260,6 +261,7 @@ class PointCloud(_Shown):
     conf: np.ndarray
     view: np.ndarray
     xy: np.ndarray
+    normals: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -340,7 +342,7 @@ class Reconstruction(_Shown):
             return self
         number = np.cumsum(certain) - 1
         seen = certain[self.points.view]
-        points = PointCloud(**{name: getattr(self.points, name)[seen] for name in ("xyz", "rgb", "conf", "view", "xy")})
+        points = PointCloud(**{f.name: getattr(self.points, f.name)[seen] for f in fields(self.points)})
         sparse = self.sparse
         if sparse is not None:
             kept = certain[sparse.view]

@@ -35,7 +35,7 @@ def results() -> list[object]:
         Prediction(eye, intrinsics, torch.full((2, 2, 32, 48), torch.nan), None, is_metric=True),
         Prediction(eye, intrinsics, None, None),
         Prediction(eye.to("meta"), intrinsics.to("meta"), torch.rand(2, 2, 3, 4, device="meta"), None),
-        PointCloud(*(np.empty(shape) for shape in ((0, 3), (0, 3), 0, 0, (0, 2)))),
+        PointCloud(*(np.empty(shape) for shape in ((0, 3), (0, 3), 0, 0, (0, 2), (0, 3)))),
     ]
 
 

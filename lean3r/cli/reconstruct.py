@@ -162,6 +162,7 @@ class Reconstruct:
                 scene = with_settings(scene, shlex.join(sys.argv), settings)
                 files = write_all(scene, directory, formats, export.with_pictures(pictures, uses))
         done = summary(scene, self.out, [file.relative_to(directory).as_posix() for file in files], console.seconds)
+        done |= files.figures
         console.table("summary", summary_rows(scene, done))
         if folder := self.picture_folder(formats, pictures):
             model_folder = shlex.quote(str(self.out / "sparse" / "0"))
@@ -295,6 +296,12 @@ def describe_stereo(report: Mapping) -> str:
     return f"stereo in {report['views']:,} views; they disagree by {after:.1%} (median), {before:.1%} before"
 
 
+def describe_mesh(figures: Mapping) -> str:
+    """The size of the mesh, and in how many pieces and with how many holes it came out."""
+    numbers = (f"{figures[name]:,} {name.replace('_', ' ')}" for name in ("triangles", "components", "boundary_loops"))
+    return ", ".join(numbers)
+
+
 def summary_rows(scene: Reconstruction, done: Mapping) -> list[tuple[str, str]]:
     """The table at the end of a run."""
     seconds = done["seconds"]
@@ -312,5 +319,6 @@ def summary_rows(scene: Reconstruction, done: Mapping) -> list[tuple[str, str]]:
         ("seconds", f"{sum(seconds.values()):.1f} ({stages})"),
         ("memory", f"{done['peak_memory_mb']:,.0f} MB peak" + (f", {gpu:,.0f} MB on the GPU" if gpu else "")),
         ("points", f"{done['points']:,}, scale: {done['scale']}"),
+        *([("mesh", describe_mesh(figures))] if (figures := done.get("mesh")) else []),
         ("files", f"{len(done['files'])} in {done['out']}"),
     ]

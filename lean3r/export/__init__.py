@@ -14,6 +14,7 @@ from lean3r.export.options import ExportOptions, PictureUse
 from lean3r.registry import Registry
 
 if TYPE_CHECKING:
+    from lean3r.export.manifest import Written
     from lean3r.types import Reconstruction
 
 __all__ = ["DEFAULT_FORMATS", "EXPORTERS", "ExportOptions", "atomic_folder", "export", "parse_formats", "write_all"]
@@ -105,8 +106,9 @@ def write_all(
     directory: Path,
     formats: str | Iterable[str] = DEFAULT_FORMATS,
     options: ExportOptions | None = None,
-) -> list[Path]:
-    """Write the chosen formats, then config.toml and manifest.json, into an existing folder; return the files."""
+) -> Written:
+    """Write the chosen formats, then config.toml and manifest.json, into an existing folder; return the files, and the
+    figures of formats that have any, by format."""
     from lean3r.export import manifest
     from lean3r.parallel import by_threads
 
@@ -119,7 +121,12 @@ def write_all(
     written = by_threads(write, names)
     files = [file for format_files, _ in written for file in format_files]
     seconds = {name: duration for name, (_, duration) in zip(names, written, strict=True)}
-    return files + manifest.write(reconstruction, directory, files, seconds)
+    figures = {
+        name: format_files.figures
+        for name, (format_files, _) in zip(names, written, strict=True)
+        if isinstance(format_files, manifest.Written)
+    }
+    return manifest.Written(files + manifest.write(reconstruction, directory, files, seconds, figures), figures)
 
 
 def picture_uses(formats: Iterable[str]) -> set[PictureUse]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -21,12 +21,25 @@ CONVENTIONS = {
 }
 
 
-def write(
-    reconstruction: Reconstruction, directory: Path, files: Sequence[Path], seconds: Mapping[str, float]
-) -> list[Path]:
-    """Write config.toml (from `info["config"]`, if present) and manifest.json; `seconds` is the time of each exporter.
+class Written(list[Path]):
+    """The files of an exporter, and figures about them for the manifest, JSON-ready."""
 
-    `info` of the reconstruction is merged into the top level, except "config", which goes to config.toml.
+    def __init__(self, files: Iterable[Path], figures: Mapping[str, object]) -> None:
+        super().__init__(files)
+        self.figures = dict(figures)
+
+
+def write(
+    reconstruction: Reconstruction,
+    directory: Path,
+    files: Sequence[Path],
+    seconds: Mapping[str, float],
+    figures: Mapping[str, Mapping[str, object]] | None = None,
+) -> list[Path]:
+    """Write config.toml (from `info["config"]`, if present) and manifest.json.
+
+    `seconds` is the time of each exporter; `figures` are those of the exporters that have any, by format. `info` of
+    the reconstruction is merged into the top level, except "config", which goes to config.toml.
     """
     written = []
     info = dict(reconstruction.info)
@@ -46,6 +59,7 @@ def write(
                 "lean3r": metadata.version("lean3r"),
                 "warnings": [],
                 **info,
+                **(figures or {}),
                 "seconds": {**stages, "export": round(sum(seconds.values()), 4)},
                 "seconds_by_format": dict(seconds),
                 "scale": reconstruction.scale,

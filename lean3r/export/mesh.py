@@ -11,11 +11,13 @@ import numpy as np
 
 from lean3r.errors import MissingExtraError
 from lean3r.export.gltf import GLTF_FROM_WORLD, Geometry, glb_bytes
+from lean3r.export.manifest import Written
 from lean3r.export.options import ExportOptions
 from lean3r.export.ply import ply_bytes
 from lean3r.geometry.consistency import Scene, neighbours
 from lean3r.geometry.fusion import trusted_pixels
 from lean3r.geometry.lens import Optics
+from lean3r.geometry.surface import boundary_loops, pieces
 from lean3r.geometry.tsdf import Block, integrate, plan_grid
 from lean3r.types import Reconstruction
 
@@ -36,7 +38,10 @@ class Mesh(NamedTuple):
 
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
-    """Write mesh.ply in the world's axes and mesh.glb with y up; without any surface, only an empty mesh.ply."""
+    """Write mesh.ply in the world's axes and mesh.glb with y up; without any surface, only an empty mesh.ply.
+
+    The manifest tells the sizes and the topology of the mesh.
+    """
     mesh = surface(reconstruction.of_certain(), options.mesh_voxel)
     paths = [directory / "mesh.ply"]
     paths[0].write_bytes(ply_bytes(mesh.vertices, mesh.rgb, mesh.faces))
@@ -45,7 +50,17 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
         paths.append(directory / "mesh.glb")
         geometry = Geometry(upright, mesh.rgb, mesh.faces, vertex_normals(upright, mesh.faces))
         paths[1].write_bytes(glb_bytes({"mesh": geometry}))
-    return paths
+    return Written(paths, report(mesh))
+
+
+def report(mesh: Mesh) -> dict[str, int]:
+    """Numbers of vertices, of triangles, of components that share no vertex, and of boundary loops: holes and rims."""
+    return {
+        "vertices": len(mesh.vertices),
+        "triangles": len(mesh.faces),
+        "components": pieces(mesh.faces, len(mesh.vertices))[0] if len(mesh.faces) else 0,
+        "boundary_loops": boundary_loops(mesh.faces),
+    }
 
 
 def surface(reconstruction: Reconstruction, voxel: float | None = None) -> Mesh:
@@ -94,7 +109,7 @@ def triangles(block: Block, march: Callable) -> tuple[np.ndarray, np.ndarray, np
     """Vertices [V, 3] in grid cells, triangles [F, 3] and colours [V, 3] of one block; None if it has no surface."""
     known = np.isfinite(block.distance)
     values = np.where(known, block.distance, 1.0)
-    if not known.any() or values[known].min() >= 0 or values[known].max() <= 0:
+    if not known.any() or values[known].min() > 0 or values[known].max() <= 0:
         return None
     cells = known  # after the loop: cells with eight known corners
     for axis in range(3):
@@ -150,14 +165,9 @@ def _merge_pieces(vertices: list, faces: list, colours: list) -> Mesh:
 
 def _remove_crumbs(mesh: Mesh) -> Mesh:
     """Remove pieces of few triangles, and unused vertices."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     if not len(mesh.faces):
         return mesh
-    ends = mesh.faces[:, :2].ravel(), mesh.faces[:, 1:].ravel()
-    edges = coo_array((np.ones(len(ends[0]), bool), ends), (len(mesh.vertices),) * 2)
-    label = connected_components(edges, directed=False)[1][mesh.faces[:, 0]]
+    label = pieces(mesh.faces, len(mesh.vertices))[1]
     size = np.bincount(label)
     faces = mesh.faces[size[label] >= min(max(CRUMB * len(mesh.faces), 12), size.max())]
     used, index = np.unique(faces, return_inverse=True)

@@ -11,19 +11,33 @@ from lean3r.types import Reconstruction
 
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
-    """Write points.ply in the world frame of the cameras (OpenCV axes), colours as red, green, blue, alpha."""
+    """Write points.ply in the world frame of the cameras (OpenCV axes): places, normals, colours, confidence."""
+    points = reconstruction.points
     path = directory / "points.ply"
-    path.write_bytes(ply_bytes(reconstruction.points.xyz, reconstruction.points.rgb))
+    path.write_bytes(ply_bytes(points.xyz, points.rgb, normals=points.normals, confidence=points.conf))
     return [path]
 
 
-def ply_bytes(xyz: np.ndarray, rgb: np.ndarray, faces: np.ndarray | None = None) -> bytes:
-    """A PLY file of points [V, 3] with opaque colours [V, 3] uint8; a mesh if there are faces [F, 3]."""
-    vertices = np.empty(len(xyz), [("xyz", "<f4", 3), ("rgb", "u1", 3), ("alpha", "u1")])
-    vertices["xyz"], vertices["rgb"], vertices["alpha"] = xyz, rgb, 255
+def ply_bytes(
+    xyz: np.ndarray,
+    rgb: np.ndarray,
+    faces: np.ndarray | None = None,
+    *,
+    normals: np.ndarray | None = None,
+    confidence: np.ndarray | None = None,
+) -> bytes:
+    """A PLY file of points [V, 3] with opaque colours [V, 3] uint8, and normals [V, 3] and confidence [V] if there are
+    any; a mesh if there are faces [F, 3]."""
+    columns = [(axis, "float", xyz[:, number]) for number, axis in enumerate("xyz")]
+    columns += [(f"n{axis}", "float", normals[:, n]) for n, axis in enumerate("xyz") if normals is not None]
+    columns += [(name, "uchar", rgb[:, number]) for number, name in enumerate(("red", "green", "blue"))]
+    columns += [("alpha", "uchar", np.full(len(xyz), 255))]
+    columns += [("confidence", "float", confidence)] if confidence is not None else []
+    vertices = np.empty(len(xyz), [(name, "<f4" if kind == "float" else "u1") for name, kind, _ in columns])
+    for name, _, values in columns:
+        vertices[name] = values
     header = ["ply", "format binary_little_endian 1.0", "comment lean3r", f"element vertex {len(xyz)}"]
-    header += [f"property float {axis}" for axis in "xyz"]
-    header += [f"property uchar {channel}" for channel in ("red", "green", "blue", "alpha")]
+    header += [f"property {kind} {name}" for name, kind, _ in columns]
     parts = [vertices.tobytes()]
     if faces is not None:
         triangles = np.empty(len(faces), [("count", "u1"), ("corners", "<i4", 3)])

@@ -5,21 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from lean3r.export.depth import picture_region
 from lean3r.export.frusta import EDGES, frustum_corners, order_colours
 from lean3r.export.options import ExportOptions
 from lean3r.export.splat import edge_shading, splat
-from lean3r.geometry.points import normals_from_depth
 from lean3r.types import Reconstruction
 
 HEIGHT, WIDTH, SAMPLES = 700, 800, 2  # one panel; SAMPLES^2 pixels are averaged into one
 FIELD_OF_VIEW_RAD = 0.66
 VIEWPOINTS_DEG = ((-18.0, 24.0), (52.0, 34.0))  # azimuth from straight behind the cameras, elevation
 MOST_POINTS = 600_000
-FEW = 32  # views
+FEW = 32  # views: of more, fewer points of each picture and frustum are drawn
 DOT = 3.0  # radius of a point of no surface
 TOP, BOTTOM = np.array([24.0, 27.0, 34.0]), np.array([44.0, 49.0, 60.0])  # background
 
@@ -36,7 +34,7 @@ def draw(reconstruction: Reconstruction) -> np.ndarray:
     points = reconstruction.points
     chosen = np.arange(0, len(points.xyz), 1 + len(points.xyz) // MOST_POINTS)
     xyz, rgb = points.xyz[chosen].astype(np.float64), points.rgb[chosen]
-    normals, spacing = _surface(reconstruction, chosen)
+    normals, spacing = points.normals[chosen], _spacing(reconstruction, chosen)
     corners = frustum_corners(reconstruction)
     pictures, picture_rgb = _pictures(reconstruction, corners)
     lines = np.concatenate([_between(corners[:, a], corners[:, b]) for a, b in EDGES], axis=1)
@@ -101,24 +99,16 @@ def frame(xyz: np.ndarray, cameras: np.ndarray, rotation: np.ndarray) -> np.ndar
     return centre + np.array([shift[0], shift[1], -max(distance, 1e-6)]) @ rotation
 
 
-def _surface(reconstruction: Reconstruction, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each point: the world normal [P, 3], towards the camera that saw it, and the distance to neighbours [P]."""
+def _spacing(reconstruction: Reconstruction, chosen: np.ndarray) -> np.ndarray:
+    """The distance of each point [P] to its neighbours."""
     points = reconstruction.points
-    normals, spacing = np.zeros((len(chosen), 3)), np.zeros(len(chosen))
     view, (cols, rows) = points.view[chosen], points.xy[chosen].astype(np.int64).T
-    step = 1 if len(reconstruction.depth) <= FEW else 2  # with many views, every other row and column is enough
-    cols, rows = cols // step, rows // step
-    for index in np.unique(view):
-        mine = view == index
-        depth = np.ascontiguousarray(reconstruction.depth[index, ::step, ::step])
-        intrinsics = np.diag([1 / step, 1 / step, 1]) @ reconstruction.intrinsics[index]
-        maps = normals_from_depth(torch.from_numpy(depth), torch.from_numpy(intrinsics).to(torch.float32)).numpy()
-        at = rows[mine], cols[mine]
-        normals[mine] = maps[at] @ reconstruction.cam_from_world[index, :3, :3]
-        # Pixels are farther apart on a surface seen at a grazing angle.
-        slant = np.clip(np.abs(maps[at][:, 2]), 0.15, 1.0)
-        spacing[mine] = depth[at] / step / np.sqrt(abs(intrinsics[0, 0] * intrinsics[1, 1]) * slant)
-    return normals, spacing * np.sqrt(max(len(points.xyz), 1) / max(len(chosen), 1))
+    footprint = 1 / np.sqrt(abs(reconstruction.intrinsics[:, 0, 0] * reconstruction.intrinsics[:, 1, 1]))
+    # Pixels are farther apart on a surface seen at a grazing angle; one of unknown normal is taken to face the camera.
+    slant = np.abs(np.einsum("pc,pc->p", points.normals[chosen], reconstruction.cam_from_world[view, 2, :3]))
+    slant[~points.normals[chosen].any(axis=1)] = 1
+    spacing = reconstruction.depth[view, rows, cols] * footprint[view] / np.sqrt(slant.clip(0.15, 1))
+    return spacing * np.sqrt(max(len(points.xyz), 1) / max(len(chosen), 1))
 
 
 def _pictures(reconstruction: Reconstruction, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

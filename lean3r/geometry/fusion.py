@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from lean3r.geometry.lens import Optics
+from lean3r.geometry.normals import smooth_normals
 from lean3r.geometry.points import edge_mask, voxel_thin
 from lean3r.parallel import by_threads
 from lean3r.types import PointCloud, Reconstruction
@@ -77,7 +78,8 @@ def fuse(
     positive depth and confidence, padding, the `conf_percentile` per cent of lowest confidence in the scene, and flying
     pixels at depth edges. Thinning keeps the most confident point of each voxel, whose side is half to one
     pixel at the point's distance, so that overlapping views do not pile up and near detail stays; all voxels
-    grow until at most `max_points` are left. `optics` are the cameras if they are not pinholes.
+    grow until at most `max_points` are left. Normals are those of `smooth_normals`. `optics` are the cameras if they
+    are not pinholes.
     """
     optics = optics or Optics((), intrinsics)
     keep = trusted_pixels(depth, conf, mask, conf_percentile)
@@ -97,12 +99,24 @@ def fuse(
     flat = points.flat[order]
     height, width = depth.shape[1:]
     rows, cols = np.divmod(flat % (height * width), width)
+    ends = np.searchsorted(flat, np.arange(len(depth) + 1) * height * width)
+
+    def normals(view: int) -> np.ndarray:
+        # Also of pixels too uncertain or too near to edges for points: more neighbours make normals better.
+        usable = _usable(depth[view], conf[view], None if mask is None else mask[view])
+        mine = slice(ends[view], ends[view + 1])
+        slopes = optics.slopes(view, height, width)
+        found = smooth_normals(np.where(usable, depth[view], 0), slopes)[rows[mine], cols[mine]]
+        return (found @ cam_from_world[view, :3, :3]).astype(np.float32)
+
+    seen = [view for view in range(len(depth)) if ends[view] < ends[view + 1]]
     return PointCloud(
         xyz=points.xyz[order],
         rgb=images.reshape(-1, 3)[flat],
         conf=points.conf[order],
         view=(flat // (height * width)).astype(np.int32),
         xy=np.stack([cols, rows], axis=1).astype(np.float32) + np.float32(0.5),
+        normals=np.concatenate([np.zeros((0, 3), np.float32), *by_threads(normals, seen)]),
     )
 
 

@@ -59,7 +59,7 @@ def judge_content(images: np.ndarray, usable: np.ndarray, keep_sky: bool) -> Con
 def no_points() -> PointCloud:
     """An empty point cloud."""
     none = np.zeros((0, 3), np.float32)
-    return PointCloud(none, none.astype(np.uint8), none[:, 0], none[:, 0].astype(np.int32), none[:, :2])
+    return PointCloud(none, none.astype(np.uint8), none[:, 0], none[:, 0].astype(np.int32), none[:, :2], none)
 
 
 def judge_scene(scene: Reconstruction, content: Content, shown: Reconstruction | None = None) -> Reconstruction:

@@ -188,12 +188,13 @@ def move_scene(reconstruction: Reconstruction, metres_from_world: Similarity) ->
     def apply(xyz: np.ndarray) -> np.ndarray:
         return metres_from_world.apply(torch.from_numpy(xyz.astype(np.float64))).numpy().astype(xyz.dtype)
 
-    sparse = reconstruction.sparse
+    sparse, points = reconstruction.sparse, reconstruction.points
+    turned = points.normals @ metres_from_world.rotation.numpy().T
     return replace(
         reconstruction,
         depth=reconstruction.depth * np.float32(scale),
         cam_from_world=metres_from_world.apply_to_poses(torch.from_numpy(reconstruction.cam_from_world)).numpy(),
-        points=replace(reconstruction.points, xyz=apply(reconstruction.points.xyz)),
+        points=replace(points, xyz=apply(points.xyz), normals=turned.astype(points.normals.dtype)),
         sparse=None if sparse is None else replace(sparse, xyz=apply(sparse.xyz)),
         scale="metric",
     )

@@ -39,7 +39,9 @@ def test_photos_carry_the_focal_length_and_the_truth_scores_perfectly(tmp_path: 
         conf=empty,
         cam_from_world=truth.cam_from_world[0].double().numpy(),
         intrinsics=np.stack(to_network),
-        points=PointCloud(nothing, nothing.astype(np.uint8), nothing[:, 0], nothing[:, 0].astype(int), nothing[:, :2]),
+        points=PointCloud(
+            nothing, nothing.astype(np.uint8), nothing[:, 0], nothing[:, 0].astype(int), nothing[:, :2], nothing
+        ),
     )
     depth = network_depth(scene, 3.0 * truth.depth[0].numpy())
     assert depth.shape == empty.shape and torch.from_numpy(depth).isfinite().all()

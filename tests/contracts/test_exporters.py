@@ -28,7 +28,7 @@ from lean3r.types import PointCloud
 
 NO_POINTS = PointCloud(
     np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), np.zeros(0, np.float32), np.zeros(0, np.int32),
-    np.zeros((0, 2), np.float32),
+    np.zeros((0, 2), np.float32), np.zeros((0, 3), np.float32),
 )  # fmt: skip
 ODD_NAMES = ["ä ö.jpg", "", "two\nlines.png", "same.jpg", "sub/same.jpg", "..", "x" * 255, "\udcff.jpg", "日本.heic"]
 

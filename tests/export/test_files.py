@@ -228,7 +228,11 @@ def test_preview_shows_the_cloud_and_does_not_depend_on_the_world_frame(tmp_path
     turned = replace(
         scene,
         cam_from_world=scene.cam_from_world @ turn.T,
-        points=replace(scene.points, xyz=(scene.points.xyz @ turn[:3, :3].T).astype(np.float32)),
+        points=replace(
+            scene.points,
+            xyz=(scene.points.xyz @ turn[:3, :3].T).astype(np.float32),
+            normals=scene.points.normals @ turn[:3, :3].T,
+        ),
     )
     assert np.abs(draw(turned).astype(int) - picture).mean() < 3
 

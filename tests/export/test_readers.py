@@ -34,12 +34,26 @@ def test_open3d_reads_points_and_surfaces(folder):
     cloud = open3d.io.read_point_cloud(str(folder / "points.ply"))
     np.testing.assert_array_equal(np.asarray(cloud.points, np.float32), VIEWS.points.xyz)
     np.testing.assert_array_equal((255 * np.asarray(cloud.colors)).round(), VIEWS.points.rgb)
+    np.testing.assert_array_equal(np.asarray(cloud.normals, np.float32), VIEWS.points.normals)
     found = surface(VIEWS)
     for name, axes in (("mesh.ply", np.eye(3)), ("mesh.glb", GLTF_FROM_WORLD)):
         mesh = open3d.io.read_triangle_mesh(str(folder / name))
         corners = np.asarray(mesh.vertices)[np.asarray(mesh.triangles)]
         np.testing.assert_allclose(corners, (found.vertices @ axes)[found.faces], atol=1e-6)
     assert open3d.io.read_triangle_model(str(folder / "scene.glb")).meshes
+
+
+def test_trimesh_and_plyfile_read_normals_and_confidences(folder):
+    with open(folder / "points.ply", "rb") as file:
+        vertex = trimesh.exchange.ply.load_ply(file)["metadata"]["_ply_raw"]["vertex"]
+    names = ["x", "y", "z", "nx", "ny", "nz", "red", "green", "blue", "alpha", "confidence"]
+    assert list(vertex["properties"]) == names
+    columns = [*VIEWS.points.xyz.T, *VIEWS.points.normals.T, *VIEWS.points.rgb.T, np.full(len(VIEWS.points.xyz), 255)]
+    for name, values in zip(names, [*columns, VIEWS.points.conf], strict=True):
+        np.testing.assert_array_equal(vertex["data"][name].ravel(), values)
+    plyfile = pytest.importorskip("plyfile", reason="pip install plyfile")
+    read = plyfile.PlyData.read(str(folder / "points.ply"))["vertex"]
+    np.testing.assert_array_equal(np.stack([read[name] for name in names[3:6]], axis=1), VIEWS.points.normals)
 
 
 def test_pygltflib_reads_what_the_tree_says(folder):

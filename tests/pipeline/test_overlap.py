@@ -48,7 +48,7 @@ def scene(images: list[np.ndarray]) -> Reconstruction:
         conf=np.ones(shape, np.float32),
         cam_from_world=np.stack([np.eye(4)] * count),
         intrinsics=np.stack([k] * count),
-        points=PointCloud(none, none.astype(np.uint8), none[:, 0], none[:, 0].astype(np.int32), none[:, :2]),
+        points=PointCloud(none, none.astype(np.uint8), none[:, 0], none[:, 0].astype(np.int32), none[:, :2], none),
     )
 
 

@@ -92,7 +92,7 @@ def scene(
         conf=np.full(depth.shape, 2, np.float32),
         cam_from_world=np.stack(moved),
         intrinsics=np.stack([intrinsics] * len(poses)),
-        points=PointCloud(none, none.astype(np.uint8), none[:, 0], none[:, 0].astype(np.int32), none[:, :2]),
+        points=PointCloud(none, none.astype(np.uint8), none[:, 0], none[:, 0].astype(np.int32), none[:, :2], none),
     )
 
 

@@ -108,6 +108,10 @@ def test_gps_gives_metres_axes_and_its_accuracy(caplog):
     cols, rows = found.points.xy[found.points.view == 2].astype(int).T
     again = Scene(found.depth, found.cam_from_world, Optics.of(found)).world_points(2, rows, cols)
     np.testing.assert_allclose(again, found.points.xyz[found.points.view == 2], atol=1e-3)
+    in_camera = [
+        np.einsum("pij,pj->pi", s.cam_from_world[s.points.view, :3, :3], s.points.normals) for s in (scene, found)
+    ]
+    np.testing.assert_allclose(*in_camera, atol=1e-5)
     assert found.scale == "metric" and found.sparse.xyz.shape == (1, 3)
     json.dumps(found.info)
     caplog.clear()
