@@ -37,11 +37,11 @@ def boundary_loops(faces: np.ndarray) -> int:
         (first, np.where(alike, second, following[second])),
         (following[first], np.where(alike, following[second], second)),
     ]
-    _, fan = _components(*(np.concatenate(ends) for ends in zip(*joined, strict=True)), faces.size)
+    starts, ends = (np.concatenate(side) for side in zip(*joined, strict=True))
+    _, fan = _components(starts, ends, faces.size)
     rim = order[alone]
-    ends = fan[rim], fan[following[rim]]
-    _, loop = _components(*ends, int(fan.max()) + 1)
-    return len(np.unique(loop[ends[0]]))
+    _, loop = _components(fan[rim], fan[following[rim]], int(fan.max()) + 1)
+    return len(np.unique(loop[fan[rim]]))
 
 
 def _components(start: np.ndarray, end: np.ndarray, count: int) -> tuple[int, np.ndarray]:
