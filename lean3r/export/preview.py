@@ -17,7 +17,7 @@ HEIGHT, WIDTH, SAMPLES = 700, 800, 2  # one panel; SAMPLES^2 pixels are averaged
 FIELD_OF_VIEW_RAD = 0.66
 VIEWPOINTS_DEG = ((-18.0, 24.0), (52.0, 34.0))  # azimuth from straight behind the cameras, elevation
 MOST_POINTS = 600_000
-FEW = 32  # views: of more, fewer points of each picture and frustum are drawn
+FEW = 32  # views
 DOT = 3.0  # radius of a point of no surface
 TOP, BOTTOM = np.array([24.0, 27.0, 34.0]), np.array([44.0, 49.0, 60.0])  # background
 

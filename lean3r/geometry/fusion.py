@@ -56,7 +56,8 @@ def without_depth(scene: Reconstruction) -> Reconstruction:
     scales = np.array([source.original_from_network for source in scene.sources]).reshape(-1, 2, 2)[view]
     xy = np.floor((sparse.xy[first] - scales[:, 1]) / scales[:, 0]).clip(0, np.array(nothing.shape[2:0:-1]) - 1) + 0.5
     xyz, rgb = sparse.xyz[seen].astype(np.float32), sparse.rgb[seen]
-    return replace(scene, points=PointCloud(xyz, rgb, views.astype(np.float32), view, xy.astype(np.float32)))
+    points = PointCloud(xyz, rgb, views.astype(np.float32), view, xy.astype(np.float32), np.zeros_like(xyz))
+    return replace(scene, points=points)
 
 
 def fuse(
