@@ -49,4 +49,5 @@ def _components(start: np.ndarray, end: np.ndarray, count: int) -> tuple[int, np
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    return connected_components(coo_array((np.ones(len(start), bool), (start, end)), (count, count)), directed=False)
+    edges = coo_array((np.ones(len(start), bool), (start, end)), (count,) * 2)
+    return connected_components(edges, directed=False)
