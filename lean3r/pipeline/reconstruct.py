@@ -61,7 +61,7 @@ def reconstruct(
     seed: int = RunOptions.seed,
     memory: str | int | Budget | None = None,
     refine: Refine | RefineOptions = "auto",
-    dense: Dense | StereoOptions = "network",
+    dense: Dense | StereoOptions = "auto",
     points: PointOptions | None = None,
     observer: Observer | None = None,
     **old: Unpack[OldKeywords],

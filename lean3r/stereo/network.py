@@ -218,8 +218,9 @@ class StereoNet(nn.Module):
 
 def unit(values: Tensor) -> Tensor:
     """Vectors of each group of channels [..., C, h, w] at length 1."""
-    shape = values.shape
-    return F.normalize(values.unflatten(-3, (GROUPS, shape[-3] // GROUPS)), dim=-3, eps=1e-3).reshape(shape)
+    groups = values.unflatten(-3, (GROUPS, values.shape[-3] // GROUPS))
+    length = groups.square().sum(-3, keepdim=True).clamp(min=1e-6).sqrt()  # F.normalize takes five times as long
+    return (groups / length).reshape(values.shape)
 
 
 def _around_top(logits: Tensor, places: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class StereoOptions:
     """
 
     dense: Dense = option(
-        "network",
+        "auto",
         "Where depth comes from: stereo between the pictures, or the network alone; auto: stereo if the "
         "cameras were refined or their poses are known, for up to "
         f"{AUTO_MEGAPIXELS} million pixels (some 85 pictures of nano's size); off: no depth, only "
