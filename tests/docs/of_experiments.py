@@ -139,18 +139,50 @@ def depth() -> str:
     rows = [
         [
             name,
-            *(f"{row[way]['at_tracks_median']:.2f} %" for way in ("follow", "stereo")),
+            *(f"{row[way]['at_tracks_median']:.2f} %" for way in ("follow", "classical", "stereo")),
             *(f"{row[way]['confirmed']:.0f} %" for way in ("follow", "stereo")),
             f"{row['stereo']['cpu_seconds_a_view']:.1f} s",
         ]
         for name, row in result("depth_photos")["scenes"].items()
     ]
-    parts = ["error: network", "stereo", "confirmed: network", "stereo", "CPU time a view"]
+    parts = ["error: network", "matching alone", "stereo", "confirmed: network", "stereo", "CPU time a view"]
     return table(["photos", *parts], rows)
+
+
+WAYS = {"follow": "network, fitted to points", "classical": "matching alone", "stereo": "stereo"}
+
+
+def depth_rendered() -> str:
+    """Depth of rendered scenes with true and with refined cameras."""
+    rows = [
+        [
+            f"{cameras}, {views} views",
+            name,
+            *(f"{row[way][key]:.1f} %" for key in ("abs_rel", "surest", "within_5")),
+            f"{row[way]['normals_deg']:.0f}°",
+        ]
+        for cameras, counts in result("depth_synthetic")["by_cameras"].items()
+        for views, row in counts.items()
+        for way, name in WAYS.items()
+    ]
+    return table(["cameras", "depth", "AbsRel", "surest 80 %", "within 5 %", "normals"], rows)
+
+
+def depth_sensor() -> str:
+    """Depth of the photo scenes that a depth sensor saw."""
+    rows = [
+        [name, way_name, *(f"{row[way][f'sensor_{key}']:.1f} %" for key in ("abs_rel", "surest", "median", "within_5"))]
+        for name, row in result("depth_photos")["scenes"].items()
+        if "sensor_abs_rel" in row["stereo"]
+        for way, way_name in WAYS.items()
+    ]
+    return table(["photos", "depth", "AbsRel", "surest 80 %", "median", "within 5 %"], rows)
 
 
 OF_EXPERIMENTS: dict[str, Callable[[], str]] = {
     "depth": depth,
+    "depth_rendered": depth_rendered,
+    "depth_sensor": depth_sensor,
     "removed": removed,
     "calibrated": calibrated,
     "adapters": adapters,

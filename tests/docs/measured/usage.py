@@ -7,6 +7,7 @@ import numpy as np
 from docs.figures import Page
 from docs.markdown import result
 from lean3r import PointOptions, RefineOptions
+from lean3r.geometry.evidence import CLOSE
 from lean3r.inputs.trajectory import GAP_S, SAME_S
 from lean3r.inputs.views import MIN_SIDE
 from lean3r.models.base import Backbone
@@ -112,9 +113,14 @@ DEPTH = Page(
         ("have up to {} million pixels", lambda: [AUTO_MEGAPIXELS]),
         ("At {} distances between", lambda: [PLANES]),
         ("of windows of {} x {} pixels", lambda: [WINDOW, WINDOW]),
-        ("measured the same, to {:.0f} %", lambda: [100 * AGREE]),
+        ("matched the same, to {:.0f} %", lambda: [100 * AGREE]),
+        ("in another view, to {:.0f} %", lambda: [100 * CLOSE]),
     ],
-    {"other views confirm within 1 %": "what the table counts"},
+    {
+        "other views confirm within 1 %": "what the table counts",
+        "the most confident 80 %": "what the table counts",
+        "`--depth-size 480`": "an example",
+    },
 )
 
 USAGE = (KNOWN, MEMORY, LARGE, REFINE, THIRD_PARTY, CLI, PYTHON, QUICKSTART, DEPTH)
