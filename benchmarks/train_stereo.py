@@ -1,10 +1,10 @@
 """Trains the stereo network that lean3r ships, on the synthetic world.
 
-    python benchmarks/train_stereo.py -o runs/stereo [--textures FOLDER] [--steps 1500]
+    python benchmarks/train_stereo.py -o runs/stereo [--textures FOLDER] [--steps 3200]
 
 Goes on where an interrupted run stopped. FOLDER has photographs that are mixed with the procedural textures. Writes
-stereo.safetensors into the run's folder, matrices in float16. On 2 cores of a processor that multiplies bfloat16 a step
-takes about a second.
+stereo.safetensors into the run's folder, matrices in float16. On one core of a processor that multiplies bfloat16 a
+step takes about a second and a half. Judge the weights by benchmarks/depth.py --net FILE.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
+from safetensors.torch import load_file
 
 from lean3r.data.base import SceneBatch
 from lean3r.data.world.synthetic import SyntheticWorld
-from lean3r.models.checkpoint import save_weights
+from lean3r.models.checkpoint import halved, save_weights
 from lean3r.stereo.network import StereoNet
 from lean3r.train.checkpoints.state import checkpoints
 from lean3r.train.config import OptimConfig, Stage, TrainConfig
@@ -55,26 +55,14 @@ def train(out: Path, textures: str | None, steps: int) -> Path:
 
     fit(net, stereo_loss, batch, config_of(steps), out, resume=bool(checkpoints(out / "checkpoints")))
     path = out / "stereo.safetensors"
-    save_weights({name: half(value) for name, value in averaged(out).items()}, path, {"model": "stereo"})
+    save_weights(halved(load_file(out / "weights.safetensors")), path, {"model": "stereo"})  # the averaged ones
     return path
-
-
-def averaged(out: Path) -> dict[str, torch.Tensor]:
-    """The averaged weights of the finished run."""
-    from safetensors.torch import load_file
-
-    return load_file(out / "weights.safetensors")
-
-
-def half(value: torch.Tensor) -> torch.Tensor:
-    """Matrices in float16."""
-    return value.to(torch.float16 if value.ndim > 1 else value.dtype)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--out", type=Path, default=Path("runs/stereo"))
     parser.add_argument("--textures")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=3200)
     given = parser.parse_args()
     print(train(given.out, given.textures, given.steps))

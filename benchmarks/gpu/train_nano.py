@@ -20,10 +20,9 @@ from pathlib import Path
 
 import torch
 from rows import Rows
-from torch import Tensor
 
 from lean3r.eval.synthetic import validate
-from lean3r.models.checkpoint import load_weights, save_weights
+from lean3r.models.checkpoint import halved, load_weights, save_weights
 from lean3r.models.nano import Nano, NanoConfig
 from lean3r.train.config import Stage, TrainConfig
 from lean3r.train.held_out import FEW, SETS, HeldOut
@@ -119,7 +118,7 @@ def train_phase(recipe: Recipe, index: int, model: Nano, seconds: float, options
         fit(model, nano_loss, batch, phase, work, validate=judge, device=device)
         load_weights(model, Path(work) / "weights.safetensors")
         validation = (Path(work) / "validation.csv").read_text().splitlines()
-    kept = {key: half(value) for key, value in model.state_dict().items()}
+    kept = halved(model.state_dict())
     save_weights(kept, options.out / "nano.safetensors", {"model": "nano"})
     figures = dict(zip(validation[0].split(","), validation[-1].split(","), strict=True))
     return {
@@ -153,11 +152,6 @@ def seconds_a_step(recipe: Recipe, model: Nano, phase: int, device: str, steps: 
         model.zero_grad()
     torch.cuda.synchronize()
     return (time.perf_counter() - start) / steps
-
-
-def half(value: Tensor) -> Tensor:
-    """Matrices in float16, the rest as it is: small enough to travel."""
-    return value.detach().to("cpu", torch.float16 if value.ndim > 1 and value.is_floating_point() else value.dtype)
 
 
 if __name__ == "__main__":

@@ -135,6 +135,14 @@ def save_weights(
     write_stream(path, tensors, tensors.items(), metadata, overwrite=overwrite)
 
 
+def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors on the CPU, matrices and kernels in float16: as shipped, and small enough to travel."""
+    return {
+        name: value.detach().to("cpu", torch.float16 if value.ndim > 1 and value.is_floating_point() else value.dtype)
+        for name, value in tensors.items()
+    }
+
+
 def place(stored: WeightFiles, keys: KeyMap) -> dict[str, str]:
     """Our name -> name in the file, for every name that the model has; of tied names the last one counts."""
     source = {ours: name for name in stored.shapes if (ours := keys.ours(name)) is not None}

@@ -16,6 +16,7 @@ from lean3r.pipeline.memory import USUAL_THRESHOLD
 from lean3r.refine.accept import INLIER_PX
 from lean3r.refine.options import SECONDS, SECONDS_A_VIEW
 from lean3r.stereo.classical import AGREE
+from lean3r.stereo.network import StereoNet
 from lean3r.stereo.options import AUTO_MEGAPIXELS
 from lean3r.stereo.semi_global import PLANES, WINDOW
 from lean3r.train import NetworkRecipe
@@ -111,6 +112,10 @@ DEPTH = Page(
     "docs/how-to/depth.md",
     [
         ("have up to {} million pixels", lambda: [AUTO_MEGAPIXELS]),
+        (
+            "The network for stereo has {:.2f} M parameters",
+            lambda: [sum(p.numel() for p in StereoNet().parameters()) / 1e6],
+        ),
         ("At {} distances between", lambda: [PLANES]),
         ("of windows of {} x {} pixels", lambda: [WINDOW, WINDOW]),
         ("matched the same, to {:.0f} %", lambda: [100 * AGREE]),
