@@ -11,11 +11,18 @@ import torch
 from lean3r.errors import UsageError
 from lean3r.geometry.fusion import without_depth
 from lean3r.models.no_network import NEEDS
+from lean3r.parallel import MAX_THREADS
+from lean3r.pipeline.budget import Budget
+from lean3r.pipeline.memory import in_units, used_bytes
 from lean3r.pipeline.observer import Observer
 from lean3r.stereo.options import AUTO_MEGAPIXELS, StereoOptions
-from lean3r.types import Reconstruction
+from lean3r.types import Reconstruction, with_warning
 
 CONFIRMED = ("refined", "fallback", "given")
+# Resident memory in bytes per pixel, measured: of all views for their results; of one view in every thread, for each
+# plane that it is matched at and besides, or in the network.
+RESULTS = 130
+PER_PLANE, BESIDE, IN_NETWORK = 16, 300, 2000
 
 
 def measures(options: StereoOptions, scene: Reconstruction) -> bool:
@@ -23,6 +30,14 @@ def measures(options: StereoOptions, scene: Reconstruction) -> bool:
     does not take long."""
     good = sum(label in CONFIRMED for label in scene.registration) > 1 and scene.depth.size <= 1e6 * AUTO_MEGAPIXELS
     return len(scene.sources) > 1 and (options.dense == "stereo" or (options.dense == "auto" and good))
+
+
+def bytes_of_stereo(pixels: int, views: int) -> int:
+    """Bytes that stereo needs for views of so many pixels, above what is in use."""
+    from lean3r.stereo.classical import plane_count
+
+    threads = min(torch.get_num_threads(), MAX_THREADS, views)
+    return RESULTS * pixels * views + max(PER_PLANE * plane_count(pixels) + BESIDE, IN_NETWORK) * pixels * threads
 
 
 def without_network(options: StereoOptions, are_cameras_given: bool, has_limit: bool) -> StereoOptions:
@@ -37,15 +52,25 @@ def without_network(options: StereoOptions, are_cameras_given: bool, has_limit: 
 
 
 def densify_scene(
-    scene: Reconstruction, observer: Observer, device: torch.device, has_prior: bool = True
+    scene: Reconstruction,
+    observer: Observer,
+    device: torch.device,
+    has_prior: bool = True,
+    budget: Budget | None = None,
 ) -> Reconstruction:
     """Measure the depth of a scene, its network on a device; Ctrl-C keeps what is measured by then, or the depth as it
-    was. Without a prior no other depth is left."""
+    was. Without a prior no other depth is left. Nothing is measured if a budget on the CPU does not suffice for it."""
     from lean3r.stereo.alone import densify_alone
     from lean3r.stereo.dense import densify
     from lean3r.stereo.joint import measure_jointly
     from lean3r.stereo.weights import load_net
 
+    if budget is not None and device.type == "cpu":
+        needed = used_bytes(device) + bytes_of_stereo(scene.depth[0].size, len(scene.depth))
+        if needed > budget.size:
+            reason = f"it needs some {in_units(needed)} of memory, and {in_units(budget.size)} are allowed"
+            scene = with_warning(scene, "stereo-kept", f"depth is not measured by stereo: {reason}")
+            return replace(scene, info={**scene.info, "stereo": {"status": "kept", "reason": reason}})
     done, calls = 0, 2 if has_prior else 1  # for every view
 
     def advanced() -> None:

@@ -15,8 +15,9 @@ from lean3r.inputs.masks import Masks
 from lean3r.inputs.pictures import Pictures
 from lean3r.inputs.views import PAD_VALUE, whole_size
 from lean3r.models.base import Backbone
-from lean3r.parallel import MAX_THREADS, by_threads
+from lean3r.parallel import by_threads
 from lean3r.pipeline.budget import Budget
+from lean3r.pipeline.densifying import bytes_of_stereo
 from lean3r.pipeline.memory import (
     BYTES_PER_CANDIDATE,
     EXPORT_LIBRARIES,
@@ -27,14 +28,10 @@ from lean3r.pipeline.memory import (
 )
 from lean3r.pipeline.observer import Observer
 from lean3r.pipeline.trust import no_points
-from lean3r.stereo.classical import plane_count
 from lean3r.stereo.options import AUTO_MEGAPIXELS, StereoOptions
 from lean3r.types import Reconstruction, Source
 
-# Resident memory in bytes per pixel, measured: of all views for their maps, with stereo also for its results; and of
-# one view in every thread while it is matched, for each plane and besides.
-MAPS, MEASURED = 60, 130
-PER_PLANE, BESIDE = 16, 300
+MAPS = 60  # resident memory in bytes per pixel of all views, measured
 ROWS = 256  # carried at a time: bounds the memory
 
 
@@ -102,8 +99,7 @@ def bytes_of_maps(options: StereoOptions, sources: Sequence[Source], side: int |
     may_measure = options.dense == "stereo" or (options.dense == "auto" and pixels <= 1e6 * AUTO_MEGAPIXELS)
     if not may_measure or len(sources) < 2:
         return maps
-    threads = min(torch.get_num_threads(), MAX_THREADS, len(sources))
-    return maps + MEASURED * pixels + (PER_PLANE * plane_count(view) + BESIDE) * view * threads
+    return maps + bytes_of_stereo(view, len(sources))
 
 
 def enlarge_scene(

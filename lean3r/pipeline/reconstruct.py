@@ -144,7 +144,7 @@ def reconstruct(
     if files is not None and stereo.depth_size is not None:
         shown, scene = scene, enlarge_scene(scene, files, stereo, masking, observer)
     if measures(stereo, scene):
-        scene = densify_scene(scene, observer, next(model.parameters()).device, has_prior=model.SEES)
+        scene = densify_scene(scene, observer, next(model.parameters()).device, model.SEES, budget)
     with observer.stage("points"):
         scene = judge_scene(scene, content, shown)
         if stereo.dense == "off":
