@@ -10,7 +10,8 @@ from lean3r.export.depth import LEVELS, MILLIMETRE
 from lean3r.export.options import ExportOptions
 from lean3r.export.tracks import LONGEST, PREDICTED, REFINED
 from lean3r.geometry.content import LEAST_STRUCTURE, STEP
-from lean3r.geometry.evidence import ALONE, BADLY, BORDER, WELL
+from lean3r.geometry.evidence import ALONE, BADLY, BORDER, CLOSE, WELL
+from lean3r.geometry.normals import WINDOW
 from lean3r.inputs.frames import DEFAULT_FRAMES
 from lean3r.inputs.video import MOTION_STEP
 from lean3r.models.fingerprint import PIECE_BYTES, PIECES, WHOLE_BYTES
@@ -69,6 +70,8 @@ OUTPUTS = Page(
         ("agree to within {:.0f} %, starting with those on which three agree", lambda: [100 * REFINED]),
         ("1 to {} observations, from views whose depth agrees to within {:.0f} %", lambda: [LONGEST, 100 * PREDICTED]),
         ("files up to {} MiB", lambda: [WHOLE_BYTES >> 20]),
+        ("the depth of the pixels around ({} x {} squares)", lambda: [WINDOW, WINDOW]),
+        ("places where they are `close` ({:.0f} %)", lambda: [100 * CLOSE]),
         ("of {} evenly spaced pieces of {} KiB", lambda: [PIECES, PIECE_BYTES >> 10]),
     ],
     {

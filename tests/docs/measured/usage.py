@@ -124,7 +124,6 @@ DEPTH = Page(
     {
         "other views confirm within 1 %": "what the table counts",
         "the most confident 80 %": "what the table counts",
-        "`--depth-size 480`": "an example",
     },
 )
 
