@@ -59,7 +59,7 @@ def test_what_is_missing_is_said_by_name(taken: tuple[Path, SceneBatch]) -> None
     with pytest.raises(UsageError, match="intrinsics and the pose of every view must be known"):
         lean3r.reconstruct(model, taken[0], dense="stereo")
     with pytest.raises(UsageError, match="has no network to predict depth"):
-        lean3r.reconstruct(model, taken[0], cameras=given)
+        lean3r.reconstruct(model, taken[0], cameras=given, dense="network")
     with pytest.raises(UsageError, match="leave --memory out"):
         lean3r.reconstruct(model, taken[0], cameras=given, dense="stereo", memory="4GB")
     with pytest.raises(UsageError, match="has no weights"):
