@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
 import logging
 import shutil
 import weakref
@@ -15,16 +14,18 @@ from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from lean3r.errors import InputError, UsageError
 from lean3r.inputs import arrays
-from lean3r.inputs.decoding import ORIENTATION, TURNS, exif, open_image, own_pixel_limit
+from lean3r.inputs.decoding import open_image, own_pixel_limit
 from lean3r.inputs.frames import FrameChoice
+from lean3r.inputs.kept_frames import DECODERS, LOOKAHEAD, NOT_KEPT, PNG_LEVEL, FrameKeeper, KeptFrame
 from lean3r.inputs.listing import Still, find_pictures, nothing_usable
 from lean3r.inputs.masks import Masks, check_folder
+from lean3r.inputs.upright import turned, upright
 from lean3r.inputs.video import Clip, Frame, read_frames
 from lean3r.inputs.views import (
     Picture,
@@ -47,12 +48,6 @@ if TYPE_CHECKING:
     PictureInput = One | Sequence[One]
 
 logger = logging.getLogger("lean3r")
-
-PNG_LEVEL = 1  # frames are many: a tenth larger, five times as fast
-JPEG_QUALITY = 95
-LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
-DECODERS, LOOKAHEAD = 2, 4
-NOT_KEPT = "frames are not kept, and will be decoded again: %s"
 
 
 class Pictures:
@@ -90,7 +85,7 @@ class Pictures:
         self._unusable: dict[str, str] = {}
         self._scratch = contextlib.ExitStack()
         weakref.finalize(self, self._scratch.close)
-        keepers: dict[str, _Keeper] = {}
+        keepers: dict[str, FrameKeeper] = {}
 
         def keeping(video: str) -> Callable[[Frame], None] | None:
             if self.keep_frames and not self.frames.is_stated and (keeper := self._keeper()) is not None:
@@ -100,7 +95,7 @@ class Pictures:
 
         selection = self._listing.choose(self.frames, keeping)
         # Of each video that was decoded, its frames.
-        self._kept: dict[str, dict[str, _Kept]] = {video: keeper.done() for video, keeper in keepers.items()}
+        self._kept: dict[str, dict[str, KeptFrame]] = {video: keeper.done() for video, keeper in keepers.items()}
         self._items, self._left_out = selection.items, selection.skipped
         self.names = selection.names
 
@@ -222,7 +217,7 @@ class Pictures:
                     if frame.orientation == 1:
                         shutil.copyfile(frame.path, written[-1])
                     else:
-                        image = _turn_upright(frame.read(name).image, frame.orientation)
+                        image = turned(frame.read(name).image, frame.orientation)
                         image.save(written[-1], "PNG", compress_level=PNG_LEVEL)
             elif isinstance(item, Clip):
                 for name, image in self._frames(item):
@@ -288,76 +283,26 @@ class Pictures:
         """The frames of a clip, upright, as far as they can be read: kept ones, or decoded again."""
         if kept := self._kept_of(clip):
             for name, frame in kept.items():
-                yield name, _turn_upright(frame.read(name).image, frame.orientation)
+                yield name, turned(frame.read(name).image, frame.orientation)
             return
         try:
             for name, image, orientation in read_frames(clip):
-                yield name, _turn_upright(image, orientation)
+                yield name, turned(image, orientation)
         except (InputError, OSError) as error:
             logger.warning("%s cannot be read to its end again: %s", clip.name, error)
 
-    def _kept_of(self, clip: Clip) -> dict[str, _Kept]:
+    def _kept_of(self, clip: Clip) -> dict[str, KeptFrame]:
         """The files of a clip's frames, if all were kept and nobody has removed them since."""
         kept = self._kept.get(clip.name, {})
         files = {name: kept[name] for name in clip.frames.values() if name in kept and kept[name].path.exists()}
         return files if len(files) == len(clip.frames) else {}
 
-    def _keeper(self) -> _Keeper | None:
+    def _keeper(self) -> FrameKeeper | None:
         try:
-            return _Keeper(self._scratch.enter_context(temporary_folder("frames")))
+            return FrameKeeper(self._scratch.enter_context(temporary_folder("frames")))
         except OSError as error:
             logger.debug(NOT_KEPT, error)
             return None
-
-
-class _Kept(NamedTuple):
-    """A frame as it is stored in its video, as a PNG file, and the EXIF orientation that turns it."""
-
-    path: Path
-    orientation: int
-
-    def read(self, name: str) -> Frame:
-        """The frame again."""
-        with Image.open(self.path) as image:
-            return Frame(name, image.copy(), self.orientation)
-
-
-class _Keeper:
-    """Frames as PNG files in a folder, written while others are decoded; none at all if the disk is full."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._pool = folder, ThreadPoolExecutor(DECODERS)
-        self._kept: dict[str, _Kept] = {}
-        self._waiting: deque[Future] = deque()
-        self._failed = False
-
-    def keep(self, frame: Frame) -> None:
-        """Begin to write one frame; a few are held at a time."""
-        if not self._failed:
-            path = self._folder / f"{len(self._kept):06d}.png"
-            self._kept[frame.name] = _Kept(path, frame.orientation)
-            self._waiting.append(self._pool.submit(frame.image.save, path, "PNG", compress_level=PNG_LEVEL))
-            while len(self._waiting) > LOOKAHEAD:
-                self._wait()
-
-    def done(self) -> dict[str, _Kept]:
-        """The files by the names of the frames, when all are written."""
-        while self._waiting:
-            self._wait()
-        self._pool.shutdown()
-        return {} if self._failed else self._kept
-
-    def _wait(self) -> None:
-        try:
-            self._waiting.popleft().result()
-        except OSError as error:
-            logger.debug(NOT_KEPT, error)
-            self._failed = True
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _turn_upright(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
 def _in_threads(
@@ -373,34 +318,6 @@ def _in_threads(
                 yield name, future.result()
         for name, future in waiting:
             yield name, future.result()
-
-
-def upright(content: bytes) -> bytes:
-    """A picture file unchanged, or re-encoded in its own format if EXIF states a rotation."""
-    file = io.BytesIO()
-    try:
-        with own_pixel_limit(), open_image(io.BytesIO(content)) as image:
-            # HEIC stays: lean3r reads it, and few other programs turn or open it.
-            if image.format == "HEIF" or _stated_orientation(image) == 1:
-                return content
-            orientation, _ = exif(image, "a picture")
-            image.load()  # turns some formats
-            turned = image.transpose(TURNS[orientation]) if orientation in TURNS else image.copy()
-            quality = {"quality": JPEG_QUALITY} if image.format in LOSSY else {}
-            turned.save(file, image.format, exif=b"", **quality)
-    except InputError as error:
-        logger.warning("a picture could not be rotated and keeps its EXIF orientation: %s", error)
-        return content
-    return file.getvalue()
-
-
-def _stated_orientation(image: Image.Image) -> Any:
-    if image.format == "PNG":
-        image.load()  # EXIF may follow the pixels
-    try:
-        return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # a damaged EXIF block raises anything
-        return 1
 
 
 def _new_path(directory: Path, name: str) -> Path:

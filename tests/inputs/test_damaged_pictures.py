@@ -17,7 +17,8 @@ from reading import load_views
 
 from lean3r.errors import InputError
 from lean3r.inputs import decoding
-from lean3r.inputs.pictures import Pictures, upright
+from lean3r.inputs.pictures import Pictures
+from lean3r.inputs.upright import upright
 from lean3r.inputs.views import decode_picture, decode_whole, network_size
 
 FORMATS: dict[str, dict[str, Any]] = {

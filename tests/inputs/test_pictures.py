@@ -285,7 +285,7 @@ def test_masks_are_those_of_pictures_that_can_be_used(tmp_path: Path) -> None:
 def test_frames_are_kept_only_if_they_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_video(tmp_path / "clip.mp4", 6)
     kept: list[str] = []
-    monkeypatch.setattr(module._Keeper, "keep", lambda self, frame: kept.append(frame.name))
+    monkeypatch.setattr(module.FrameKeeper, "keep", lambda self, frame: kept.append(frame.name))
     command = ["reconstruct", str(tmp_path / "clip.mp4"), "--frames", "3", "--resolution", "112", "--refine", "off"]
     for number, (options, count) in enumerate(((["--images", "never"], 0), (["-f", "glb"], 0), (["-f", "colmap"], 3))):
         kept.clear()
