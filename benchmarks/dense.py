@@ -22,7 +22,7 @@ import lean3r
 from lean3r.data.base import SceneBatch
 from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.eval.point_errors import nearest
-from lean3r.geometry.fusion import fuse
+from lean3r.geometry.fusion import fuse, with_cloud
 from lean3r.geometry.points import normals_from_depth
 from lean3r.models.base import Backbone
 from lean3r.pipeline.reconstruct import reconstruct
@@ -42,14 +42,13 @@ def held_out(index: int, views: int) -> SceneBatch:
 
 
 def in_true_cameras(found: Reconstruction, truth: SceneBatch) -> Reconstruction:
-    """A prediction with the true cameras, its depth and points brought to their scale; depth as it was."""
+    """A prediction with the true cameras, its depth brought to their scale."""
     intrinsics, poses = truth.intrinsics[0].double().numpy(), truth.cam_from_world[0].double().numpy()
     depth = truth.depth[0].numpy()
     known = depth > 0
     scale = float(np.median(depth[known]) / np.median(found.depth[known]))
     arrays = {"depth": found.depth * np.float32(scale), "cam_from_world": poses, "intrinsics": intrinsics}
-    points = fuse(found.images, conf=found.conf, mask=found.mask, **arrays)
-    return replace(found, points=points, **arrays)
+    return replace(found, **arrays)
 
 
 def sparse_points(truth: SceneBatch, seed: int) -> SparsePoints:
@@ -109,7 +108,7 @@ def score(found: Reconstruction, truth: SceneBatch) -> dict[str, float]:
     surface = fuse(
         found.images, true.numpy(), np.ones(true.shape, np.float32), None, poses, intrinsics.numpy(), conf_percentile=0
     ).xyz
-    thin = [c[:: 1 + len(c) // CLOUD] for c in (found.points.xyz, surface)]
+    thin = [c[:: 1 + len(c) // CLOUD] for c in (with_cloud(found).points.xyz, surface)]
     unit = float(true[true > 0].mean()) / 100
     return {
         "abs_rel": 100 * float((ratio - 1).abs().mean()),

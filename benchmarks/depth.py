@@ -33,6 +33,7 @@ import lean3r
 from lean3r.colmap_library import pycolmap
 from lean3r.data.base import SceneBatch
 from lean3r.geometry.consistency import Scene, neighbours
+from lean3r.geometry.fusion import with_cloud
 from lean3r.geometry.lens import Optics
 from lean3r.geometry.normals import smooth_normals
 from lean3r.geometry.points import normals_from_depth
@@ -199,7 +200,7 @@ def photos(model: Backbone, root: Path, save: Path | None) -> dict[str, Any]:
             figures |= at_tracks(scene, places) | sensor(scene, folder / "depth") | {"confirmed": confirmed(scene)}
             result[folder.name][way] = {name: round(value, 3) for name, value in figures.items()}
             if save is not None:
-                lean3r.export(scene, save / folder.name / way, ["ply", "preview"], overwrite=True)
+                lean3r.export(with_cloud(scene), save / folder.name / way, ["ply", "preview"], overwrite=True)
         print(folder.name, result[folder.name], flush=True)
     return result
 

@@ -335,6 +335,11 @@ class Reconstruction(_Shown):
         certain = np.array([r != "uncertain" for r in self.registration or ("predicted",) * len(self.sources)], bool)
         return certain | (not certain.any())
 
+    @property
+    def certain_depth(self) -> np.ndarray:
+        """Depth [S, H, W] as the other views may rely on it: 0 in views that are marked as uncertain."""
+        return np.where(self.is_certain[:, None, None], self.depth, 0)
+
     def of_certain(self) -> Reconstruction:
         """The scene without the views that are marked as uncertain, and without their points."""
         certain = self.is_certain

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from lean3r.geometry.lens import Optics
 from lean3r.parallel import by_threads
+
+if TYPE_CHECKING:
+    from lean3r.types import Reconstruction
 
 PROBES = 16  # along each side of a picture, to find out which views overlap
 PARALLAX_RAD = np.deg2rad(3.0)  # parallax angle that reveals wrong depth well
@@ -20,6 +23,11 @@ class Scene(NamedTuple):
     depth: np.ndarray
     cam_from_world: np.ndarray
     optics: Optics
+
+    @classmethod
+    def of(cls, reconstruction: Reconstruction) -> Scene:
+        """The depth and cameras of a reconstruction; uncertain views have no depth."""
+        return cls(reconstruction.certain_depth, reconstruction.cam_from_world, Optics.of(reconstruction))
 
     def world_points(self, view: int, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
         """World points [P, 3] of pixels of a view, NaN where there is no depth."""

@@ -15,7 +15,7 @@ from lean3r.geometry.lens import Optics
 from lean3r.geometry.normals import smooth_normals
 from lean3r.geometry.points import edge_mask, voxel_thin
 from lean3r.parallel import by_threads
-from lean3r.types import PointCloud, Reconstruction
+from lean3r.types import PointCloud, Reconstruction, SparsePoints
 
 STEP = 1.25  # least growth of the voxels per step: smaller steps take long and keep few more points
 COARSEST = 1e4  # pixels per voxel: no cloud is larger, so voxels of one octave cannot merge further
@@ -23,14 +23,17 @@ CHUNK = 500_000  # candidates gathered before a thinning: bounds the memory
 SAMPLE = 2_000_000  # confidences that the percentile is taken from: exact below, a regular sample above
 
 
-def with_cloud(scene: Reconstruction, depth: np.ndarray | None = None) -> Reconstruction:
+def with_cloud(scene: Reconstruction) -> Reconstruction:
     """The scene with the cloud of its depth and confidence, by its point options, along the rays of its lenses.
 
-    `depth` [S, H, W], if given, takes the place of the scene's, for example without views that shall give no points.
+    Uncertain views give no points. If no view has depth, the cloud are the triangulated points, if there are any, with
+    the number of their views as confidence, at the pixel of one of these.
     """
+    if scene.sparse is not None and not scene.depth.any():
+        return replace(scene, points=_triangulated(scene, scene.sparse))
     points = fuse(
         scene.images,
-        scene.depth if depth is None else depth,
+        scene.certain_depth,
         scene.conf,
         scene.mask,
         scene.cam_from_world,
@@ -43,21 +46,21 @@ def with_cloud(scene: Reconstruction, depth: np.ndarray | None = None) -> Recons
 
 
 def without_depth(scene: Reconstruction) -> Reconstruction:
-    """The scene with its cameras only: no depth and no confidence; its cloud are the triangulated points, if there are
-    any, with the number of their views as confidence, at the pixel of one of these."""
+    """The scene with its cameras only: no depth and no confidence; the cloud stays as it was."""
     nothing = np.zeros_like(scene.depth)
-    scene, sparse = replace(scene, depth=nothing, conf=nothing.copy()), scene.sparse
-    if sparse is None or not len(sparse.point):
-        return with_cloud(scene)
+    return replace(scene, depth=nothing, conf=nothing.copy())
+
+
+def _triangulated(scene: Reconstruction, sparse: SparsePoints) -> PointCloud:
     seen, first, views = np.unique(sparse.point, return_index=True, return_counts=True)
     best = np.sort(np.argsort(-views, kind="stable")[: max(1, scene.point_options.max_points)])
     seen, first, views = seen[best], first[best], views[best]
     view = sparse.view[first].astype(np.int32)
     scales = np.array([source.original_from_network for source in scene.sources]).reshape(-1, 2, 2)[view]
-    xy = np.floor((sparse.xy[first] - scales[:, 1]) / scales[:, 0]).clip(0, np.array(nothing.shape[2:0:-1]) - 1) + 0.5
+    last = np.array(scene.depth.shape[2:0:-1]) - 1
+    xy = np.floor((sparse.xy[first] - scales[:, 1]) / scales[:, 0]).clip(0, last) + 0.5
     xyz, rgb = sparse.xyz[seen].astype(np.float32), sparse.rgb[seen]
-    points = PointCloud(xyz, rgb, views.astype(np.float32), view, xy.astype(np.float32), np.zeros_like(xyz))
-    return replace(scene, points=points)
+    return PointCloud(xyz, rgb, views.astype(np.float32), view, xy.astype(np.float32), np.zeros_like(xyz))
 
 
 def fuse(

@@ -15,7 +15,7 @@ from lean3r.parallel import MAX_THREADS
 from lean3r.pipeline.budget import Budget
 from lean3r.pipeline.memory import in_units, used_bytes
 from lean3r.pipeline.observer import Observer
-from lean3r.stereo.options import AUTO_MEGAPIXELS, StereoOptions
+from lean3r.stereo.options import StereoOptions
 from lean3r.types import Reconstruction, with_warning
 
 CONFIRMED = ("refined", "fallback", "given")
@@ -28,8 +28,8 @@ PER_PLANE, BESIDE, IN_NETWORK = 16, 300, 2000
 def measures(options: StereoOptions, scene: Reconstruction) -> bool:
     """Whether a scene's depth is measured: if asked for, or if at least two cameras are better than predicted and it
     does not take long."""
-    good = sum(label in CONFIRMED for label in scene.registration) > 1 and scene.depth.size <= 1e6 * AUTO_MEGAPIXELS
-    return len(scene.sources) > 1 and (options.dense == "stereo" or (options.dense == "auto" and good))
+    are_good = sum(label in CONFIRMED for label in scene.registration) > 1
+    return options.may_measure(scene.depth.size, len(scene.sources)) and (options.dense == "stereo" or are_good)
 
 
 def bytes_of_stereo(pixels: int, views: int) -> int:

@@ -28,7 +28,7 @@ from lean3r.pipeline.memory import (
 )
 from lean3r.pipeline.observer import Observer
 from lean3r.pipeline.trust import no_points
-from lean3r.stereo.options import AUTO_MEGAPIXELS, StereoOptions
+from lean3r.stereo.options import StereoOptions
 from lean3r.types import Reconstruction, Source
 
 MAPS = 60  # resident memory in bytes per pixel of all views, measured
@@ -93,13 +93,10 @@ def side_of(options: StereoOptions) -> int | None:
 def bytes_of_maps(options: StereoOptions, sources: Sequence[Source], side: int | None) -> int:
     """Bytes that a run needs for maps of pictures with a side and what is made of them, with stereo if it may run."""
     height, width = _canvas([whole_size(source.width, source.height, side) for source in sources])
-    view = height * width
-    pixels = view * len(sources)
+    view, views = height * width, len(sources)
+    pixels = view * views
     maps = MAPS * pixels + BYTES_PER_CANDIDATE * min(pixels, MOST_CANDIDATES) + EXPORT_LIBRARIES
-    may_measure = options.dense == "stereo" or (options.dense == "auto" and pixels <= 1e6 * AUTO_MEGAPIXELS)
-    if not may_measure or len(sources) < 2:
-        return maps
-    return maps + bytes_of_stereo(view, len(sources))
+    return maps + bytes_of_stereo(view, views) if options.may_measure(pixels, views) else maps
 
 
 def enlarge_scene(

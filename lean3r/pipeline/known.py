@@ -19,7 +19,7 @@ from lean3r.geometry.pose import camera_centers, make_pose
 from lean3r.inputs.cameras import GivenCamera, GivenCameras, read_given, read_intrinsics
 from lean3r.pipeline.options import CameraOptions, KnownPoses
 from lean3r.refine import KnownCameras
-from lean3r.types import Known, Lens, Prediction, Scale, Source, Views
+from lean3r.types import Known, Lens, Prediction, Reconstruction, Scale, Source, Views
 
 FIT = 0.05  # of the spread of the cameras: predicted positions with a smaller error determine the scale
 SPAN, SPAN_OF_NOTHING = 1.2, 2.5  # largest error of log scale from inaccurate positions, or without any
@@ -196,10 +196,18 @@ def known_record(known: Known, given: Given | None, read: frozenset[str]) -> dic
     return {"views": {part: count for part, count in counts.items() if count}, "read": sorted(read)}
 
 
-def describe_uses(
+def with_uses(scene: Reconstruction, known_poses: KnownPoses) -> Reconstruction:
+    """The scene with a record of how each known part was used, in words, if any is known (`known_record`)."""
+    if "known" not in scene.info:
+        return scene
+    record = scene.info["known"]
+    used = _uses(record, scene.info.get("refinement"), known_poses)
+    return replace(scene, info={**scene.info, "known": {**record, "used": used}})
+
+
+def _uses(
     record: Mapping[str, Any], refinement: Mapping[str, Any] | None, known_poses: KnownPoses
 ) -> dict[str, list[str]]:
-    """How each known part was used, in words: from `known_record` and the refinement's report (None: not tried)."""
     used: dict[str, list[str]] = {
         part: ["read by the network"] if part in record["read"] else []
         for part in record["views"]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from lean3r.errors import InputError, UsageError
-from lean3r.geometry.fusion import without_depth
+from lean3r.geometry.fusion import with_cloud, without_depth
 from lean3r.geometry.photo_scale import Shown
 from lean3r.inputs.cameras import GivenCameras
 from lean3r.inputs.frames import FrameChoice
@@ -26,12 +26,12 @@ from lean3r.pipeline.enlarging import check_depth_size, check_room, enlarge_scen
 from lean3r.pipeline.known import (
     Given,
     depth_factor,
-    describe_uses,
     given_cameras,
     known_record,
     lenses_of,
     place_in_world,
     with_cameras,
+    with_uses,
 )
 from lean3r.pipeline.network_scene import array_of, default_sources, pictures_of
 from lean3r.pipeline.observer import Observer
@@ -136,20 +136,16 @@ def reconstruct(
     if is_refined:
         held = None if given is None else given.for_refinement(sources, known.known_poses)
         scene = refine_scene(scene, files, refining, held, masking, observer, stereo.dense != "off")
-    if "known" in scene.info:
-        record = scene.info["known"]
-        used = describe_uses(record, scene.info.get("refinement"), known.known_poses)
-        scene = replace(scene, info={**scene.info, "known": {**record, "used": used}})
-    shown = None
+    scene, shown = with_uses(scene, known.known_poses), None
     if files is not None and stereo.depth_size is not None:
         shown, scene = scene, enlarge_scene(scene, files, stereo, masking, observer)
+    device = next(model.parameters()).device
     if measures(stereo, scene):
-        scene = densify_scene(scene, observer, next(model.parameters()).device, model.SEES, budget)
+        scene = densify_scene(scene, observer, device, model.SEES, budget)
     with observer.stage("points"):
         scene = judge_scene(scene, content, shown)
-        if stereo.dense == "off":
-            scene = without_depth(scene)
-    return with_costs(scene, observer.seconds, next(model.parameters()).device)
+        scene = with_cloud(without_depth(scene) if stereo.dense == "off" else scene)
+    return with_costs(scene, observer.seconds, device)
 
 
 def _predict_scene(
@@ -181,6 +177,7 @@ def _predict_scene(
         lenses = lenses_of(given, sources, intrinsics)
         if given is not None and placed.span:
             depth *= depth_factor(placed, given, Shown(images, mask, depth), sources, lenses)
+    seen = read if model.SEES else frozenset()
     scene = Reconstruction(
         sources=sources,
         images=images,
@@ -191,9 +188,7 @@ def _predict_scene(
         intrinsics=intrinsics,
         points=no_points(),
         scale=placed.scale,
-        info={}
-        if views.known is None
-        else {"known": known_record(views.known, given, read if model.SEES else frozenset())},
+        info={} if views.known is None else {"known": known_record(views.known, given, seen)},
         lenses=lenses,
         registration=() if given is None else tuple("given" if has else "predicted" for has in given.has_pose.tolist()),
         point_options=points,

@@ -10,8 +10,6 @@ import numpy as np
 from lean3r.geometry.consistency import Scene
 from lean3r.geometry.content import emptiness, repeats, sky
 from lean3r.geometry.evidence import weigh
-from lean3r.geometry.fusion import with_cloud
-from lean3r.geometry.lens import Optics
 from lean3r.parallel import by_threads
 from lean3r.pipeline.overlap import find_overlap
 from lean3r.types import PointCloud, Reconstruction, with_warning
@@ -63,26 +61,22 @@ def no_points() -> PointCloud:
 
 
 def judge_scene(scene: Reconstruction, content: Content, shown: Reconstruction | None = None) -> Reconstruction:
-    """The scene with its point cloud, and with a warning for each part of the result that lacks evidence.
+    """The scene with a warning for each part of the result that lacks evidence.
 
     `shown` is the same scene with the pictures that the network saw, if it was enlarged since: views are matched in
     them, so that its size changes no warning.
 
-    Without a successful refinement or stereo, confidence is weighted by the evidence of other views, and the cloud is
-    fused here.
-    If some views overlap, the views that overlap with no other give no points.
+    Without a successful refinement or stereo, confidence is weighted by the evidence of other views. If some views
+    overlap, the confidence of those that overlap with no other is 0.
     """
     steps = [scene.info.get(step, {"status": "kept"}) for step in ("refinement", "stereo")]
     if all(step["status"] == "kept" for step in steps):
-        maps = Scene(scene.depth, scene.cam_from_world, Optics.of(scene))
-        conf, votes = weigh(scene.conf, scene.mask, maps)
+        conf, votes = weigh(scene.conf, scene.mask, Scene.of(scene))
         disagreement = votes.disagreement
         rounded = None if np.isnan(disagreement) else round(disagreement, 4)
-        scene = with_cloud(replace(scene, conf=conf, info={**scene.info, "depth_disagreement": rounded}))
+        scene = replace(scene, conf=conf, info={**scene.info, "depth_disagreement": rounded})
         if disagreement > MAX_DISAGREEMENT:
             scene = with_warning(scene, "views-disagree", DISAGREE.format(np.expm1(disagreement)))
-    elif not len(scene.points.xyz):  # enlarged since its depth was refined
-        scene = with_cloud(scene, np.where(scene.is_certain[:, None, None], scene.depth, 0))
     info = {**scene.info, "sky": [round(float(share), 4) for share in content.sky]}
     return _judge_overlap(_warn_about_content(replace(scene, info=info), content), content, shown or scene)
 
@@ -113,7 +107,7 @@ def _warn_about_content(scene: Reconstruction, content: Content) -> Reconstructi
 def _judge_overlap(scene: Reconstruction, content: Content, shown: Reconstruction) -> Reconstruction:
     """Add warnings about views without overlap and about scenes without parallax.
 
-    If some views overlap, those that do not lose their points. Views that refinement registered need no check.
+    If some views overlap, those that do not lose their confidence. Views that refinement registered need no check.
     """
     unique = np.array([c is None and f == v for v, (c, f) in enumerate(zip(content.codes, content.first, strict=True))])
     registered = np.array([r != "predicted" for r in scene.registration] or [False] * len(unique))
@@ -129,7 +123,7 @@ def _judge_overlap(scene: Reconstruction, content: Content, shown: Reconstructio
         text = f"no overlap with any other picture detected in {_views(isolated, scene)}; they give no points"
         conf = scene.conf.copy()
         conf[isolated] = 0
-        scene = with_warning(with_cloud(replace(scene, conf=conf)), "no-overlap", text, isolated)
+        scene = with_warning(replace(scene, conf=conf), "no-overlap", text, isolated)
     if overlap.rotates_only and not registered.any():
         text = (
             "the camera seems to rotate in place, which gives no parallax: positions and depth are unsupported guesses"

@@ -26,8 +26,8 @@ def refine(
     """A reconstruction with bundle-adjusted cameras, triangulated points and depth that fits them, if these are better.
 
     `pictures` are the originals (None: what the network saw); what their `masks` leave out (None: their own) gives no
-    features. The frame and the scale stay. Depth follows the cameras, and is fused, only if `follow_depth`. The result
-    is the reconstruction as it was where nothing better was found within the time. `info["refinement"]` says which
+    features. The frame, the scale and the cloud stay. Depth follows the cameras only if `follow_depth`. The result is
+    the reconstruction as it was where nothing better was found within the time. `info["refinement"]` says which
     ("status": refined, fallback, kept; "reason"), and the reprojection error of verified matches before and after.
     """
     from lean3r.refine.run import run

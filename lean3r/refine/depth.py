@@ -1,4 +1,4 @@
-"""Depth follows refined cameras: scaled to the triangulated points, checked across views, fused again."""
+"""Depth follows refined cameras: scaled to the triangulated points, and checked across views."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import torch
 
 from lean3r.geometry.consistency import Scene, sample_depth
 from lean3r.geometry.evidence import Sightings, weigh
-from lean3r.geometry.fusion import with_cloud
-from lean3r.geometry.lens import Optics
 from lean3r.geometry.points import edge_mask
 from lean3r.parallel import by_threads
 from lean3r.refine.field import Field, fit_field, fit_scale
@@ -28,26 +26,25 @@ def follow(reconstruction: Reconstruction) -> Reconstruction:
 
     Each view's depth is scaled to the points that it sees, and bent by a smooth field where these support one
     (field.py); views without points take the scene's scale. Confidence is weighted by other views and sparse points
-    (lean3r.geometry.evidence); the cloud is fused again, along the rays of the lenses. `info["depth"]` reports for
-    each view: "points" used, "scale", "field" (True or False), and the median relative deviation from the points
+    (lean3r.geometry.evidence). The cloud stays as it was (geometry.fusion.with_cloud fuses it). `info["depth"]` reports
+    for each view: "points" used, "scale", "field" (True or False), and the median relative deviation from the points
     "before" (after the scene's one scale) and "after".
     """
-    optics = Optics.of(reconstruction)
     depth = np.where(reconstruction.mask & np.isfinite(reconstruction.depth), reconstruction.depth, 0)
     depth = np.maximum(depth, 0).astype(np.float32)
     fields, report = _fields(reconstruction, depth)
     depth = np.stack(by_threads(lambda of_view: of_view[0].apply(of_view[1]), zip(fields, depth, strict=True)))
-    certain = np.where(reconstruction.is_certain[:, None, None], depth, 0)
-    scene = Scene(certain, reconstruction.cam_from_world, optics)
+    found = replace(reconstruction, depth=depth, info={**reconstruction.info, "depth": report})
+    conf, _ = weigh(found.conf, found.mask, Scene.of(found), sightings(found))
+    return replace(found, conf=conf)
+
+
+def sightings(reconstruction: Reconstruction) -> list[Sightings]:
+    """The sparse points that each view observed; empty if there are none. Uncertain points (far away, small parallax)
+    get less weight."""
     sparse = reconstruction.sparse
-    seen = [] if sparse is None else sightings(reconstruction, sparse)
-    conf, _ = weigh(reconstruction.conf, reconstruction.mask, scene, seen)
-    info = {**reconstruction.info, "depth": report}
-    return with_cloud(replace(reconstruction, depth=depth, conf=conf, info=info), certain)
-
-
-def sightings(reconstruction: Reconstruction, sparse: SparsePoints) -> list[Sightings]:
-    """The sparse points that each view observed. Uncertain points (far away, small parallax) get less weight."""
+    if sparse is None:
+        return []
     trust = _trust(reconstruction, sparse)
     sightings = []
     for view, source in enumerate(reconstruction.sources):
@@ -82,7 +79,7 @@ def _fields(reconstruction: Reconstruction, depth: np.ndarray) -> tuple[list[Fie
     if reconstruction.sparse is None or not len(reconstruction.sparse.point):
         return [Field(0.0, TOLERANCE)] * views, [{"points": 0, "scale": 1.0, "field": False}] * views
     parts = []
-    for view, seen in enumerate(sightings(reconstruction, reconstruction.sparse)):
+    for view, seen in enumerate(sightings(reconstruction)):
         sharp = np.where(edge_mask(torch.from_numpy(depth[view])).numpy(), 0, depth[view])
         predicted = np.log(sample_depth(sharp, seen.xy))  # NaN beside an edge, on padding and outside
         used = np.isfinite(predicted)

@@ -17,15 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lean3r.geometry.consistency import Scene, neighbours
-from lean3r.geometry.evidence import Sightings, weigh
-from lean3r.geometry.fusion import with_cloud, without_depth
+from lean3r.geometry.consistency import Scene
+from lean3r.geometry.evidence import weigh
+from lean3r.geometry.fusion import without_depth
 from lean3r.geometry.gaze import distances
-from lean3r.geometry.lens import Optics
 from lean3r.refine.depth import sightings
-from lean3r.stereo.classical import CHECKED, distance, measure_classically
-from lean3r.stereo.dense import filled, posed, rasters, with_report
-from lean3r.stereo.posed import Depths
+from lean3r.stereo.classical import distance, measure_classically
+from lean3r.stereo.dense import filled, measured_around, rasters, report_of, with_report
 from lean3r.types import Reconstruction, with_warning
 
 SMALLER = 4  # how much smaller pictures are in the first look
@@ -45,31 +43,22 @@ def densify_alone(reconstruction: Reconstruction, advanced: Callable[[], None] =
     """
     started = time.perf_counter()
     may = reconstruction.mask & (reconstruction.depth > 0)
-    seen = _sightings(reconstruction)
+    seen = sightings(reconstruction)
     prior, is_found = _first_look(reconstruction)
     depth = np.where(may, prior, 0).astype(np.float32)
     points = _widened(rasters(seen, depth.shape), filled(depth), ~is_found)
-    found = _measured(reconstruction, depth, points, measure_classically, advanced)
+    found = measured_around(replace(reconstruction, depth=depth), points, measure_classically, advanced)
     known = np.stack([between(sure) for sure in found.sure]) & may if found is not None else np.zeros_like(may)
     if found is None or not known.any():
         nothing = with_warning(without_depth(reconstruction), "nothing-measured", NOTHING)
         return with_report(nothing, {"status": "kept", "reason": "no views agree on any depth"}, started)
     measured = np.where(known, found.log_depth.exp().numpy(), 0).astype(np.float32)
     precision = np.where(known, (-found.log_b).exp().numpy(), 0).astype(np.float32)
-    certain = np.where(reconstruction.is_certain[:, None, None], measured, 0)
-    after = Scene(certain, reconstruction.cam_from_world, Optics.of(reconstruction))
-    conf, votes = weigh(precision, reconstruction.mask, after, seen)
-    apart = votes.disagreement
-    report: dict = {"status": "measured", **({"interrupted": True} if found.interrupted else {})}
-    report |= {
-        "views": int(known.any((1, 2)).sum()),
-        "share": round(float(known.sum() / max(1, may.sum())), 4),
-        "disagreement": {
-            "before": None,
-            "after": None if np.isnan(apart) else round(apart, 5),
-        },
-    }
-    return with_report(with_cloud(replace(reconstruction, depth=measured, conf=conf), certain), report, started)
+    after = replace(reconstruction, depth=measured)
+    conf, votes = weigh(precision, reconstruction.mask, Scene.of(after), seen)
+    report = report_of(found, int(known.any((1, 2)).sum()), math.nan, votes.disagreement)
+    report["share"] = round(float(known.sum() / max(1, may.sum())), 4)
+    return with_report(replace(after, conf=conf), report, started)
 
 
 def between(sure: Tensor) -> np.ndarray:
@@ -78,21 +67,18 @@ def between(sure: Tensor) -> np.ndarray:
     return (distance(distance(sure) > reach) > reach).numpy()
 
 
-def _sightings(reconstruction: Reconstruction) -> list[Sightings]:
-    return [] if reconstruction.sparse is None else sightings(reconstruction, reconstruction.sparse)
-
-
 def _first_look(reconstruction: Reconstruction) -> tuple[np.ndarray, np.ndarray]:
     """Depth [S, H, W] everywhere, measured in small copies of the pictures, and the views [S] where any was found."""
     small = smaller(reconstruction, SMALLER)
-    log_depth, has = rasters(_sightings(small), small.depth.shape)
+    log_depth, has = rasters(sightings(small), small.depth.shape)
     start = distances(torch.from_numpy(reconstruction.cam_from_world)).float().clone()
     enough = has.flatten(1).sum(1) >= LEAST_POINTS
     for view in np.flatnonzero(enough):
         start[view] = log_depth[view][has[view]].median().exp()
     depth = np.where(small.depth > 0, start[:, None, None].numpy(), 0).astype(np.float32)
     points = _widened((log_depth, has), filled(depth), ~enough.numpy())
-    found = _measured(small, depth, points, partial(measure_classically, planes_tried=WIDE))
+    wide = partial(measure_classically, planes_tried=WIDE)
+    found = measured_around(replace(small, depth=depth), points, wide, lambda: None)
     size = reconstruction.depth.shape[1:]
     if found is None:
         return np.broadcast_to(start[:, None, None], (len(start), *size)), np.zeros(len(start), bool)
@@ -108,23 +94,6 @@ def _widened(points: tuple[Tensor, Tensor], prior: Tensor, views: np.ndarray) ->
         log_depth[view, 0, :2] = prior[view].median() + torch.tensor([1 / NEARER, FARTHER]).log()
         has[view, 0, :2] = True
     return log_depth, has
-
-
-def _measured(
-    reconstruction: Reconstruction,
-    depth: np.ndarray,
-    points: tuple[Tensor, Tensor],
-    measure: Callable[..., Depths],
-    advanced: Callable[[], None] = lambda: None,
-) -> Depths | None:
-    """Measured around a depth [S, H, W]; None if no views overlap."""
-    certain = reconstruction.is_certain
-    optics = Optics.of(reconstruction)
-    shown = Scene(np.where(certain[:, None, None], depth, 0), reconstruction.cam_from_world, optics)
-    sources = [others[certain[others]] for others in neighbours(shown, CHECKED)]
-    if not any(len(others) for others in sources):
-        return None
-    return measure(posed(reconstruction, sources), filled(depth), points, advanced)
 
 
 def smaller(reconstruction: Reconstruction, times: int) -> Reconstruction:

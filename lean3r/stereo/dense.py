@@ -12,7 +12,6 @@ from torch import Tensor
 
 from lean3r.geometry.consistency import Scene, neighbours
 from lean3r.geometry.evidence import CLOSE, Sightings, cast, weigh
-from lean3r.geometry.fusion import with_cloud
 from lean3r.geometry.lens import Optics
 from lean3r.refine.depth import sightings
 from lean3r.stereo.classical import CHECKED
@@ -41,39 +40,43 @@ def densify(
 
     Views that overlap with no other keep their depth, and so does the whole scene where stereo does not agree better
     between the views. Confidence becomes the inverse of the expected relative error, weighted by the other views and by
-    sparse points. `advanced` is called twice for every view. `info["stereo"]` says what was done: "status" (measured
-    or kept), "views" measured, the median "disagreement" of views before and after in log depth, the share of pixels
-    that another view has within 1 % ("close"), and "seconds".
+    sparse points. The cloud stays as it was. `advanced` is called twice for every view. `info["stereo"]` says what was
+    done: "status" (measured or kept), "views" measured, the median "disagreement" of views before and after in log
+    depth, the share of pixels that another view has within 1 % ("close"), and "seconds".
     """
     started = time.perf_counter()
-    optics = Optics.of(reconstruction)
-    certain = reconstruction.is_certain[:, None, None]
     depth = np.where(reconstruction.mask & (reconstruction.depth > 0), reconstruction.depth, 0).astype(np.float32)
-    before = Scene(np.where(certain, depth, 0), reconstruction.cam_from_world, optics)
-    sources = neighbours(before, CHECKED)
-    sources = [others[reconstruction.is_certain[others]] for others in sources]
-    if not any(len(others) for others in sources):
+    before = replace(reconstruction, depth=depth)
+    seen = sightings(before)
+    found = measured_around(before, rasters(seen, depth.shape), measure, advanced)
+    if found is None:
         return with_report(reconstruction, {"status": "kept", "reason": "no views overlap"}, started)
-    seen = [] if reconstruction.sparse is None else sightings(reconstruction, reconstruction.sparse)
-    found = measure(posed(reconstruction, sources), filled(depth), rasters(seen, depth.shape), advanced)
     is_measured = found.measured[:, None, None] & (depth > 0)
-    measured = np.where(is_measured, found.log_depth.exp().numpy(), depth)
-    precision = np.where(is_measured, (-found.log_b).exp().numpy(), depth > 0)
-    after = Scene(np.where(certain, measured, 0), reconstruction.cam_from_world, optics)
-    conf, now = weigh(precision.astype(np.float32), reconstruction.mask, after, seen)
-    old = cast(before)
-    report: dict = {"interrupted": True} if found.interrupted else {}
-    report |= {
-        "views": int(found.measured.sum()),
-        "disagreement": {"before": _rounded(old.disagreement), "after": _rounded(now.disagreement)},
-        "close": {"before": _rounded(old.close), "after": _rounded(now.close)},
-    }
+    after = replace(reconstruction, depth=np.where(is_measured, found.log_depth.exp().numpy(), depth))
+    precision = np.where(is_measured, (-found.log_b).exp().numpy(), depth > 0).astype(np.float32)
+    conf, now = weigh(precision, reconstruction.mask, Scene.of(after), seen)
+    old = cast(Scene.of(before))
+    report = report_of(found, int(found.measured.sum()), old.disagreement, now.disagreement)
+    report["close"] = {"before": rounded(old.close), "after": rounded(now.close)}
     if not now.close > old.close:
         text = NOT_BETTER.format(*(f"{x.close:.0%}" if np.isfinite(x.close) else "none" for x in (now, old)), CLOSE)
         kept = with_warning(reconstruction, "stereo-kept", text)
-        return with_report(kept, {"status": "kept", "reason": "no better agreement", **report}, started)
-    dense = with_cloud(replace(reconstruction, depth=measured.astype(np.float32), conf=conf), after.depth)
-    return with_report(dense, {"status": "measured", **report}, started)
+        return with_report(kept, {**report, "status": "kept", "reason": "no better agreement"}, started)
+    return with_report(replace(after, conf=conf), report, started)
+
+
+def measured_around(
+    reconstruction: Reconstruction, points: tuple[Tensor, Tensor], measure: Measure, advanced: Callable[[], None]
+) -> Depths | None:
+    """What is measured around the depth of a scene; None if no certain views overlap.
+
+    `points` are the log depth of points and where they are, both [S, H, W].
+    """
+    certain = reconstruction.is_certain
+    sources = [others[certain[others]] for others in neighbours(Scene.of(reconstruction), CHECKED)]
+    if not any(len(others) for others in sources):
+        return None
+    return measure(posed(reconstruction, sources), filled(reconstruction.depth), points, advanced)
 
 
 def posed(reconstruction: Reconstruction, sources: Sequence[np.ndarray]) -> Posed:
@@ -111,7 +114,15 @@ def rasters(seen: list[Sightings], shape: tuple[int, ...]) -> tuple[Tensor, Tens
     return log_depth, has
 
 
-def _rounded(value: float) -> float | None:
+def report_of(found: Depths, views: int, before: float, after: float) -> dict:
+    """The report of what was measured in so many views, with the disagreement of views before and after."""
+    interrupted = {"interrupted": True} if found.interrupted else {}
+    disagreement = {"before": rounded(before), "after": rounded(after)}
+    return {"status": "measured", **interrupted, "views": views, "disagreement": disagreement}
+
+
+def rounded(value: float) -> float | None:
+    """A share or a median for a report; None if there is none."""
     return None if np.isnan(value) else round(value, 5)
 
 

@@ -41,6 +41,10 @@ class StereoOptions:
     def __post_init__(self) -> None:
         check_types(self)
 
+    def may_measure(self, pixels: int, views: int) -> bool:
+        """Whether stereo runs for so many views with so many pixels in all, at least if the cameras are good."""
+        return views > 1 and (self.dense == "stereo" or (self.dense == "auto" and pixels <= 1e6 * AUTO_MEGAPIXELS))
+
     @classmethod
     def of(cls, choice: Dense | StereoOptions) -> StereoOptions:
         """The options for "auto", "stereo", "network" or "off"; options are returned as they are."""

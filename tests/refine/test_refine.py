@@ -71,7 +71,7 @@ def test_rough_cameras_become_exact_and_the_frame_and_scale_stay(tmp_path: Path)
     assert abs(float(fit.scale) * 3 - 1) < 0.15, "the unit is the network's"
     assert after.lenses[0].model == "SIMPLE_RADIAL" and abs(after.lenses[0].params[0] / scenes.FOCAL - 1) < 0.03
     assert np.allclose(after.original_intrinsics[0, :2, :2], np.eye(2) * after.lenses[0].params[0])
-    assert after.sparse is not None and len(after.sparse.xyz) > 100 and len(after.points.xyz) > 1000
+    assert after.sparse is not None and len(after.sparse.xyz) > 100
 
 
 def test_points_project_to_where_they_were_measured(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from stereo.rendered import error, of_views, scene, truth
 
 from lean3r.errors import InputError
+from lean3r.geometry.fusion import with_cloud
 from lean3r.geometry.gaze import PARALLAX, distances
 from lean3r.geometry.pose import make_pose
 from lean3r.geometry.rotation import so3_exp
@@ -29,7 +30,7 @@ def test_cameras_alone_are_enough() -> None:
     report, known = found.info["stereo"], found.depth > 0
     assert report["status"] == "measured" and report["share"] > 0.3
     assert error(found.depth, truth(2)) < 0.03
-    assert not found.conf[~known].any() and len(found.points.xyz) > 1000
+    assert not found.conf[~known].any() and len(with_cloud(found).points.xyz) > 1000
 
 
 def test_what_no_other_view_sees_has_no_depth() -> None:
@@ -39,7 +40,11 @@ def test_what_no_other_view_sees_has_no_depth() -> None:
     found = densify_alone(replace(before, cam_from_world=turned))
     assert not found.depth[0].any() and found.depth[1:].any()
     nothing = densify_alone(of_views(replace(before, cam_from_world=turned), [0, 1]))
-    assert nothing.info["stereo"]["status"] == "kept" and not nothing.depth.any() and not len(nothing.points.xyz)
+    assert (
+        nothing.info["stereo"]["status"] == "kept"
+        and not nothing.depth.any()
+        and not len(with_cloud(nothing).points.xyz)
+    )
     assert [w["code"] for w in nothing.info["warnings"]] == ["nothing-measured"]
 
 
