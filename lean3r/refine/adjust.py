@@ -20,6 +20,7 @@ MANY = 30  # from so many views on, a new one is adjusted with its neighbours on
 TRACKS = 100  # of a view, that place the cameras all at once; adjusting them takes all
 LEAST_SEEN = 12  # points that a registered view must see
 DOUBT_ERROR, DOUBT_FOCAL = 0.8, 0.04  # known focal lengths are doubted if others fit so much better and differ so much
+MOST_PINCUSHION = 0.15  # share by which a real lens may move a corner outwards; inwards, fisheyes do much more
 LEAST_ANGLE_DEG = 1.0  # median parallax of the points below which cameras and points are not determined
 
 
@@ -223,6 +224,15 @@ def restore_known(job: Job, model: pycolmap.Reconstruction) -> None:
         elif group.focal_fixed:
             stays = LENSES[group.model][0] + 2
             camera.params = [*group.params[:stays], *camera.params[stays:]]
+
+
+def pincushion(camera: pycolmap.Camera) -> float:
+    """How far the distortion of a camera moves the corner of a picture outwards, as a share of its distance from the
+    centre."""
+    focal, centre = camera.mean_focal_length(), np.array([camera.principal_point_x, camera.principal_point_y])
+    corner = np.array([camera.width, camera.height]) / 2 / focal
+    moved = np.linalg.norm(camera.img_from_cam(np.append(corner, 1.0)) - centre) / focal
+    return float(moved / np.linalg.norm(corner) - 1)
 
 
 def doubt(job: Job, model: pycolmap.Reconstruction) -> str | None:

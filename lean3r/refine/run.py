@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -94,7 +95,8 @@ def run(
     if reason := accept.why_not_better(before, after, known.cam_from_world is not None):
         return keep_predicted(reconstruction, report, reason, start)
     if answer.trusted.sum() < 2:
-        return keep_predicted(reconstruction, report, "too few points connect its views", start)
+        doubts = Counter(doubt for doubt in answer.report["doubts"] if doubt is not None)
+        return keep_predicted(reconstruction, report, f"its views are doubted: {doubts.most_common(1)[0][0]}", start)
     report["notes"] = answer.report["notes"] + ([f"{ended}; what was done by then is used"] if ended else [])
     answer, moved = rescale_hanging(answer, reconstruction, scales, job.held)
     answer = answer.with_doubts(

@@ -23,8 +23,11 @@ from lean3r.refine.job import OUT_OF_TIME, Answer, Job
 ENOUGH = 0.8  # if a model fits this share of the verified matches, no other method is tried
 CALIBRATING = 4  # registered views that determine a camera reliably
 WELL, GAIN = 0.9, 0.05  # share of matches that truly shared cameras fit; gain that separate cameras must bring
+MORE = 1.1  # as many matches must fit cameras alone where shared ones are odd: verification has thrown out others
+ODD_FOCAL, ODD_PINCUSHION = 1.3, 0.03  # ratio to the network's focal length; share by which a corner lies too far out
 MANY = 6  # views that determine a camera each
 FEW = 6  # with so few views, a wrong model may fit nearly as well: a second method is tried
+NO_LENS = "no lens distorts like the camera found for it"
 SMALL = 1000  # longer side in pixels up to which a frame is small
 TRUSTED = 5  # trusted views needed to locate doubted ones
 STRONG = 150  # measurements of the weaker views of a model above which finer features are not needed
@@ -43,12 +46,31 @@ def solve(job: Job, folder: Path) -> None:
         if best is not None and is_strong(best):
             break
     alone = None if job.sequences else job.each_alone()
-    if best is None or alone is None or best.has.sum() < MANY or share(best) >= WELL:
+    if best is None or alone is None or best.has.sum() < MANY or (share(best) >= WELL and not is_odd(job, best)):
         return
     for answer in attempts(alone, folder, octave, "alone"):
-        if value(answer)[:2] >= value(best)[:2] and share(answer) > max(WELL, share(best) + GAIN):
+        if value(answer)[:2] >= value(best)[:2] and is_better_alone(answer, best, is_odd(job, best)):
             best = answer
             answer.write(folder)
+
+
+def is_odd(job: Job, answer: Answer) -> bool:
+    """Whether a shared camera is far from the network's, or has a distortion that few lenses have: pictures that were
+    zoomed or cropped differently, forced into one camera, look like that."""
+    for number, (group, params) in enumerate(zip(job.groups, answer.params, strict=True)):
+        camera = features.camera_of(replace(group, params=params))
+        network = np.median([job.pinholes[v][:2].mean() for v, view in enumerate(job.views) if view.group == number])
+        apart = max(camera.mean_focal_length() / network, network / camera.mean_focal_length())
+        if apart > ODD_FOCAL or adjust.pincushion(camera) > ODD_PINCUSHION:
+            return True
+    return False
+
+
+def is_better_alone(alone: Answer, shared: Answer, odd: bool) -> bool:
+    """Whether a camera for every view fits so much better than shared ones that these cannot be true."""
+    if not shared.trusted.any() or (odd and fitting(alone) > MORE * fitting(shared)):
+        return True
+    return share(alone) > max(WELL, share(shared) + GAIN)
 
 
 def octaves(job: Job) -> tuple[int, ...]:
@@ -198,6 +220,14 @@ def answer_of(job: Job, matches: matching.Matches, model: pycolmap.Reconstructio
     times_s = np.array([np.nan if v.timestamp_s is None else v.timestamp_s for v in job.views])
     runs = [(run, times_s[list(run)]) for run in job.sequences]
     verdict = judge.judge(poses, has, seen, shares, runs, job.held)
+    made_up = [
+        not group.fixed and adjust.pincushion(camera) > adjust.MOST_PINCUSHION
+        for group, camera in zip(job.groups, cameras, strict=True)
+    ]
+    doubts = [
+        NO_LENS if made_up[view.group] and not held and doubt is None else doubt
+        for view, held, doubt in zip(job.views, job.held, verdict.doubt, strict=True)
+    ]
     return Answer(
         poses,
         has,
@@ -216,7 +246,7 @@ def answer_of(job: Job, matches: matching.Matches, model: pycolmap.Reconstructio
             "before": asdict(before),
             "after": asdict(after),
             "parts": verdict.part,
-            "doubts": verdict.doubt,
+            "doubts": doubts,
             "notes": [note] if (note := adjust.doubt(job, model)) else [],
         },
     )

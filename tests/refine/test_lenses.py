@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
+from lean3r.refine.adjust import pincushion
+from lean3r.refine.features import camera_of
 from lean3r.refine.job import Group, Job, View
 
 
@@ -40,3 +43,15 @@ def test_cameras_that_the_user_stated_are_not_separated() -> None:
     assert job((stated,), (0, 0)).each_alone() is None
     assert job((shared, stated), (0, 0, 1, 1)).each_alone() is None
     assert job((shared,), (0,)).each_alone() is None
+
+
+@pytest.mark.parametrize(
+    ("model", "params", "expected"),
+    [
+        ("SIMPLE_PINHOLE", (100.0, 32.0, 24.0), 0.0),
+        ("SIMPLE_RADIAL", (100.0, 32.0, 24.0, 0.5), 0.5 * 0.16),
+        ("OPENCV", (100.0, 100.0, 32.0, 24.0, -0.5, 0.0, 0.0, 0.0), -0.5 * 0.16),
+    ],
+)
+def test_how_far_a_lens_moves_the_corners_outwards(model: str, params: tuple[float, ...], expected: float) -> None:
+    assert pincushion(camera_of(Group(64, 48, model, params))) == pytest.approx(expected, abs=1e-9)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,23 @@ def test_points_project_to_where_they_were_measured(tmp_path: Path) -> None:
     mean = np.bincount(sparse.point, error) / np.bincount(sparse.point)
     assert np.allclose(mean, sparse.error_px, atol=0.05)
     assert worst_deg(found, poses) < 0.6
+
+
+def test_pictures_that_were_zoomed_or_cropped_get_a_camera_each(tmp_path: Path) -> None:
+    """One camera for all of them explains most matches too, with a made-up focal length and wrong poses."""
+    zooms = (1.0, 1.25, 1.6, 1.1, 1.5, 1.0, 1.3)
+    poses = scenes.arc(len(zooms), step=0.35)
+
+    def zoomed(image: Image.Image, zoom: float) -> Image.Image:
+        left, top = (side / 2 * (1 - 1 / zoom) for side in image.size)
+        box = (left, top, image.width - left, image.height - top)
+        return image.resize(image.size, Image.Resampling.BICUBIC, box)
+
+    edits = {view: partial(zoomed, zoom=zoom) for view, zoom in enumerate(zooms)}
+    after = refine_files(scenes.scene(poses, focal=1.2), poses, tmp_path, edits)
+    assert after.info["refinement"]["registered"] == len(zooms) and worst_deg(after, poses) < 5
+    focals = np.array([lens.params[0] for lens in after.lenses])
+    np.testing.assert_allclose(focals, scenes.FOCAL * np.array(zooms), rtol=0.05)
 
 
 def test_a_useless_start_falls_back_to_the_matches_alone(tmp_path: Path) -> None:
