@@ -23,7 +23,6 @@ from lean3r.refine.job import OUT_OF_TIME, Answer, Job
 ENOUGH = 0.8  # if a model fits this share of the verified matches, no other method is tried
 CALIBRATING = 4  # registered views that determine a camera reliably
 WELL, GAIN = 0.9, 0.05  # share of matches that truly shared cameras fit; gain that separate cameras must bring
-ALL = 0.99  # share of matches with which shared cameras are not in question
 MORE = 1.1  # as many matches must fit cameras alone where shared ones are odd: verification has thrown out others
 ODD_FOCAL, ODD_PINCUSHION = 1.3, 0.03  # ratio to the network's focal length; share by which a corner lies too far out
 MANY = 6  # views that determine a camera each
@@ -57,9 +56,7 @@ def solve(job: Job, folder: Path) -> None:
 
 def is_odd(job: Job, answer: Answer) -> bool:
     """Whether a shared camera is far from the network's, or has a distortion that few lenses have: pictures that were
-    zoomed or cropped differently, forced into one camera, look like that, and do not fit all matches."""
-    if share(answer) > ALL:
-        return False
+    zoomed or cropped differently, forced into one camera, look like that."""
     for number, (group, params) in enumerate(zip(job.groups, answer.params, strict=True)):
         camera = features.camera_of(replace(group, params=params))
         network = np.median([job.pinholes[v][:2].mean() for v, view in enumerate(job.views) if view.group == number])
