@@ -152,6 +152,10 @@ class Answer:
         doubts = [reason if view in views else doubt for view, doubt in enumerate(self.report["doubts"])]
         return replace(self, report={**self.report, "doubts": doubts})
 
+    def with_note(self, note: str) -> Answer:
+        """The same with one more note for the user."""
+        return replace(self, report={**self.report, "notes": [*self.report["notes"], note]})
+
     def of_trusted(self) -> Answer:
         """The answer without measurements of untrusted views, and without points seen by fewer than two other views."""
         kept = self.trusted[self.view]

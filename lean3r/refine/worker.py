@@ -19,14 +19,18 @@ import numpy as np
 from lean3r.colmap_library import pycolmap
 from lean3r.refine import accept, adjust, features, focal, judge, matching
 from lean3r.refine.job import OUT_OF_TIME, Answer, Job
+from lean3r.refine.separate import are_apart
 
 ENOUGH = 0.8  # if a model fits this share of the verified matches, no other method is tried
 CALIBRATING = 4  # registered views that determine a camera reliably
 WELL, GAIN = 0.9, 0.05  # share of matches that truly shared cameras fit; gain that separate cameras must bring
-MORE = 1.1  # as many matches must fit cameras alone where shared ones are odd: verification has thrown out others
-ODD_FOCAL, ODD_PINCUSHION = 1.3, 0.03  # ratio to the network's focal length; share by which a corner lies too far out
+MORE = 1.08  # ratio of fitting matches: wrong shared cameras verify a tenth fewer, true ones as many
 MANY = 6  # views that determine a camera each
 FEW = 6  # with so few views, a wrong model may fit nearly as well: a second method is tried
+DIFFERENT = (
+    "the pictures fit clearly better with a focal length each, as if zoomed or cropped differently, but no such model "
+    "was found: the cameras may be far off"
+)
 NO_LENS = "no lens distorts like the camera found for it"
 SMALL = 1000  # longer side in pixels up to which a frame is small
 TRUSTED = 5  # trusted views needed to locate doubted ones
@@ -34,8 +38,8 @@ STRONG = 150  # measurements of the weaker views of a model above which finer fe
 
 
 def solve(job: Job, folder: Path) -> None:
-    """Keep the best answer so far in the folder. Coarse features come first, fine ones if these are not enough, and if
-    many matches do not fit, a camera for every view, except for video."""
+    """Keep the best answer so far in the folder. Coarse features come first, fine ones if these are not enough, and a
+    camera for every view, except for video, if shared ones leave many matches or hide different focal lengths."""
     best: Answer | None = None
     octave = features.COARSE
     for octave in octaves(job):
@@ -46,31 +50,26 @@ def solve(job: Job, folder: Path) -> None:
         if best is not None and is_strong(best):
             break
     alone = None if job.sequences else job.each_alone()
-    if best is None or alone is None or best.has.sum() < MANY or (share(best) >= WELL and not is_odd(job, best)):
+    if best is None or alone is None or best.has.sum() < CALIBRATING:
         return
+    apart = are_apart(job, best)
+    if not apart and (best.has.sum() < MANY or share(best) >= WELL):
+        return
+    shared = best
     for answer in attempts(alone, folder, octave, "alone"):
-        if value(answer)[:2] >= value(best)[:2] and is_better_alone(answer, best, is_odd(job, best)):
+        if is_better_alone(answer, best, apart and best is shared):
             best = answer
             answer.write(folder)
+    if apart and best is shared:
+        best.with_note(DIFFERENT).write(folder)
 
 
-def is_odd(job: Job, answer: Answer) -> bool:
-    """Whether a shared camera is far from the network's, or has a distortion that few lenses have: pictures that were
-    zoomed or cropped differently, forced into one camera, look like that."""
-    for number, (group, params) in enumerate(zip(job.groups, answer.params, strict=True)):
-        camera = features.camera_of(replace(group, params=params))
-        network = np.median([job.pinholes[v][:2].mean() for v, view in enumerate(job.views) if view.group == number])
-        apart = max(camera.mean_focal_length() / network, network / camera.mean_focal_length())
-        if apart > ODD_FOCAL or adjust.pincushion(camera) > ODD_PINCUSHION:
-            return True
-    return False
-
-
-def is_better_alone(alone: Answer, shared: Answer, odd: bool) -> bool:
+def is_better_alone(alone: Answer, shared: Answer, are_apart: bool) -> bool:
     """Whether a camera for every view fits so much better than shared ones that these cannot be true."""
-    if not shared.trusted.any() or (odd and fitting(alone) > MORE * fitting(shared)):
-        return True
-    return share(alone) > max(WELL, share(shared) + GAIN)
+    if are_apart:
+        fits_more = fitting(alone) > MORE * fitting(shared) or not shared.trusted.any()
+        return fits_more and alone.trusted.sum() >= shared.trusted.sum()
+    return value(alone)[:2] >= value(shared)[:2] and share(alone) > max(WELL, share(shared) + GAIN)
 
 
 def octaves(job: Job) -> tuple[int, ...]:
