@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from lean3r.layers.rope import (
 from lean3r.ops.fp8 import Rows
 from lean3r.types import TokenLayout
 
-Rotation = bool | Literal["flat"]
+Rotation = bool | Literal["flat", "time"]
 
 
 class SelfAttention(TakesRows, nn.Module):
@@ -32,7 +32,11 @@ class SelfAttention(TakesRows, nn.Module):
     (affine, shared by all heads). With `rope` they are then rotated by row and column; "flat" places all patches of
     all views at row 1, column 1, so that positions distinguish patches only from special tokens. If `short` is set,
     this mechanism processes sequences of fewer than `dense_below` tokens.
+
+    `fixed` says why the mechanism cannot be exchanged, if so; only layers/causal.py knows the rotation "time".
     """
+
+    fixed: ClassVar[str | None] = None
 
     def __init__(self, dim: int, heads: int, *, qk_norm: bool = True, rope: Rotation = True):
         super().__init__()
@@ -64,11 +68,10 @@ class SelfAttention(TakesRows, nn.Module):
 
     def forward(self, x: Tensor | Rows, layout: TokenLayout, key_mask: Tensor | None = None) -> Tensor:
         """[B, N, C] -> [B, N, C]; key_mask [B, N] is False on padding."""
-        qkv = self.qkv(x)
+        q, k, v = self.project(x)
         if isinstance(x, Rows):
             x = x.codes.view(torch.uint8)
-        batch, tokens, dim = *qkv.shape[:2], qkv.shape[2] // 3
-        q, k, v = qkv.reshape(batch, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        tokens = q.shape[2]
         flat, one_pass = self.rope == "flat", in_one_pass(q, self.q_norm, self.k_norm)
 
         def table_of(positions: Tensor | None) -> tuple[Tensor, Tensor] | None:
@@ -89,4 +92,11 @@ class SelfAttention(TakesRows, nn.Module):
         positions = rope_positions(layout, x.device, flat=flat) if self.rope else None
         pools = finish_and_pool if one_pass else None
         out = self.mechanism_for(tokens)(Projected(x, q, k, v, finish, key_mask, positions, pools), layout)
-        return self.proj(out.transpose(1, 2).reshape(batch, tokens, dim))
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    def project(self, x: Tensor | Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, N, C] -> q, k and v [B, H, N, D], before norm and rotation."""
+        qkv = self.qkv(x)
+        batch, tokens, dim = *qkv.shape[:2], qkv.shape[2] // 3
+        q, k, v = qkv.reshape(batch, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        return q, k, v

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ class BlockOptions(TypedDict, total=False):
 class Block(nn.Module):
     """x += ls1(attn(norm1(x))); x += ls2(mlp(norm2(x))). layer_scale None omits ls1 and ls2."""
 
+    ATTENTION: ClassVar[type[SelfAttention]] = SelfAttention
+
     def __init__(
         self,
         dim: int,
@@ -55,7 +57,7 @@ class Block(nn.Module):
     ):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.attn = SelfAttention(dim, heads, qk_norm=qk_norm, rope=rope)
+        self.attn = self.ATTENTION(dim, heads, qk_norm=qk_norm, rope=rope)
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = feed_forward(mlp, dim, int(dim * mlp_ratio))
@@ -63,7 +65,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layout: TokenLayout, key_mask: Tensor | None = None) -> Tensor:
         """[B, N, C] -> [B, N, C]."""
-        x = add_scaled(x, self.ls1, self.attn(norm_for(self.attn, self.norm1, x), layout, key_mask))
+        return self.feed(add_scaled(x, self.ls1, self.attn(norm_for(self.attn, self.norm1, x), layout, key_mask)))
+
+    def feed(self, x: Tensor) -> Tensor:
+        """The second half, x + ls2(mlp(norm2(x))): [B, N, C] -> [B, N, C]; without gradients x may be overwritten."""
         if torch.is_grad_enabled() or x.numel() <= MLP_ELEMENTS:
             return add_scaled(x, self.ls2, self.mlp(norm_for(self.mlp, self.norm2, x)))
         for part in x.flatten(0, 1).split(max(1, MLP_ELEMENTS // x.shape[-1])):

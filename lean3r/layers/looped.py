@@ -94,4 +94,4 @@ class LoopedTrunk(Trunk):
     def one_pass(self, x: Tensor, layout: TokenLayout, step: tuple[float, float]) -> Tensor:
         """Run the looped blocks once, [B, S, T, C] -> [B, S, T, C]; `step` is the (current, next) position."""
         scales = {self.looped_from + index: scale(step) for index, scale in enumerate(self.scales)}
-        return self(x, layout, start=self.looped_from, scales=scales)[0]
+        return self(x, layout, start=self.looped_from, extra=scales)[0]

@@ -23,6 +23,8 @@ class Trunk(nn.Module):
     """
 
     BLOCK: ClassVar[type[Block]] = Block
+    GLOBAL: ClassVar[type[Block] | None] = None
+    """The class of global blocks; None: BLOCK."""
 
     def __init__(
         self,
@@ -38,7 +40,10 @@ class Trunk(nn.Module):
         self.schedule = tuple(schedule)
         own = roles or {}
         options: dict[Role, BlockOptions] = {role: {**block, **own.get(role, {})} for role in self.schedule}
-        self.blocks = nn.ModuleList(self.BLOCK(dim, heads, **options[role]) for role in self.schedule)
+        self.blocks = nn.ModuleList(self._class(role)(dim, heads, **options[role]) for role in self.schedule)
+
+    def _class(self, role: Role) -> type[Block]:
+        return self.GLOBAL or self.BLOCK if role == "global" else self.BLOCK
 
     def forward(
         self,
@@ -48,12 +53,12 @@ class Trunk(nn.Module):
         start: int = 0,
         stop: int | None = None,
         keep: Sequence[int] = (),
-        scales: Mapping[int, Tensor] | None = None,
+        extra: Mapping[int, object] | None = None,
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Return ([B, S, T, C], {index: output of that block}), both in the order of `layout`.
 
-        `scales` are factors by block index, for blocks that take them (layers/looped.py). The blocks see patches window
-        by window if their mechanisms require it.
+        `extra` has one more argument by block index, for blocks that take it (layers/looped.py, layers/causal.py). The
+        blocks see patches window by window if their mechanisms require it.
         """
         batch, views, tokens, dim = x.shape
         last = len(self.blocks) if stop is None else stop
@@ -67,7 +72,7 @@ class Trunk(nn.Module):
         for index in range(start, last):
             lead = batch * views if self.schedule[index] == "frame" else batch
             role_mask = None if mask is None else mask.reshape(lead, -1)
-            more = (scales[index],) if scales and index in scales else ()
+            more = (extra[index],) if extra and index in extra else ()
             x = self.blocks[index](x.reshape(lead, -1, dim), inner, role_mask, *more)
             x = x.reshape(batch, views, tokens, dim)
             if index in keep:

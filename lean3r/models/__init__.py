@@ -17,6 +17,7 @@ APACHE = "Apache-2.0"
 NON_COMMERCIAL = "CC-BY-NC-4.0"
 
 _VGGT = "https://github.com/facebookresearch/vggt#updates"
+_LINGBOT = "https://github.com/Robbyant/lingbot-map#license"
 _PI3 = "https://github.com/yyfz/Pi3#license"
 _SPEED3R = "https://github.com/Visual-AI/speed3r#license"
 _DA3 = "https://github.com/ByteDance-Seed/Depth-Anything-3#model-cards"
@@ -65,6 +66,15 @@ CARDS = {
         licence=NON_COMMERCIAL,
         repository="facebook/VGGT-1B",
         stated=_VGGT,
+    ),
+    "lingbot-map": Card(
+        "lean3r.models.lingbot:LingbotMap",
+        "Cameras and depth of frames in order, the first one near the origin: the network for streams.",
+        parameters=1_157_943_540,
+        resolution=518,
+        patch=14,
+        repository="robbyant/lingbot-map",
+        stated=_LINGBOT,
     ),
     "da3-small": Card(
         "lean3r.models.da3:Da3Small",

@@ -44,6 +44,8 @@ class Backbone(nn.Module):
     together and for all views. `REFERENCE` holds the arguments of `encode` that make the first view the reference,
     None if the model has no reference view.
 
+    With `ORDERED` the order of the views counts: later views see earlier ones, not the other way round.
+
     `SEES` is False if cameras are those of Views.known, and depth only says where stereo may look for it.
 
     `SIZES` are the model's configurations by name. `SMALLEST` is a tiny configuration with every part, for tests.
@@ -67,6 +69,7 @@ class Backbone(nn.Module):
     ACCEPTS: ClassVar[frozenset[str]] = frozenset()
     ACCEPTS_WHOLE: ClassVar[bool] = False
     REFERENCE: ClassVar[Mapping[str, str] | None] = None
+    ORDERED: ClassVar[bool] = False
     SEES: ClassVar[bool] = True
     BFLOAT16: ClassVar[bool] = False
     chunk_bytes: int = 1 << 28

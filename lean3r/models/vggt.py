@@ -5,7 +5,7 @@ Source: Wang et al. 2025, "VGGT: Visual Geometry Grounded Transformer". Accepts 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
@@ -20,7 +20,8 @@ from lean3r.heads.dense import DptFeatures, DptHead, frame_bytes
 from lean3r.heads.iterative import IterativeCamera
 from lean3r.heads.track import Tracker, Tracks
 from lean3r.layers.embed import imagenet
-from lean3r.layers.trunk import Trunk
+from lean3r.layers.block import BlockOptions
+from lean3r.layers.trunk import Role, Trunk
 from lean3r.layers.vit import VisionTransformer
 from lean3r.models.base import Backbone, block_bytes, check_views, full_precision, in_chunks, patch_mask
 from lean3r.models.keymap import KeyMap, number_blocks
@@ -33,7 +34,7 @@ REGISTERS = 4
 class VggtConfig:
     """Sizes of VGGT. `keep` are the (frame, global) pairs that the dense heads read, the last pair included.
 
-    Without `point_head` and `track_head`, as in Lite3R's files, there are cameras and depth only.
+    Without `point_head` and `track_head`, as in Lite3R's files, there are cameras and depth only. `encoder_heads` None: as many as `heads`.
     """
 
     width: int = 1024
@@ -50,6 +51,8 @@ class VggtConfig:
     track_hidden: int = 384
     point_head: bool = True
     track_head: bool = True
+    encoder_heads: int | None = None
+    camera_depth: int = 4
 
 
 class Vggt(Backbone):
@@ -81,6 +84,9 @@ class Vggt(Backbone):
     )
     REFERENCE: ClassVar = {}
     TELLTALE: ClassVar = ("aggregator.camera_token", (1, 2, 1, 1024))
+    TRUNK: ClassVar[type[Trunk]] = Trunk
+    ROLES: ClassVar[Mapping[Role, BlockOptions] | None] = None
+    CAMERA: ClassVar[type[IterativeCamera]] = IterativeCamera
 
     def __init__(self, config: VggtConfig | None = None):
         super().__init__()
@@ -88,12 +94,18 @@ class Vggt(Backbone):
         self.config = config
         dim = config.width
         self.encoder = VisionTransformer(
-            dim, config.encoder_depth, config.heads, grid=config.grid, registers=REGISTERS, mask_token=True
+            dim,
+            config.encoder_depth,
+            config.encoder_heads or config.heads,
+            grid=config.grid,
+            registers=REGISTERS,
+            mask_token=True,
         )
-        self.trunk = Trunk(("frame", "global") * config.pairs, dim, config.heads, layer_scale=0.01, eps=1e-5)
+        schedule: tuple[Role, ...] = ("frame", "global") * config.pairs
+        self.trunk = self.TRUNK(schedule, dim, config.heads, roles=self.ROLES, layer_scale=0.01, eps=1e-5)
         self.camera_token = nn.Parameter(torch.zeros(1, 2, 1, dim))
         self.register_token = nn.Parameter(torch.zeros(1, 2, REGISTERS, dim))
-        self.camera = IterativeCamera(2 * dim, config.heads)
+        self.camera = self.CAMERA(2 * dim, config.heads, depth=config.camera_depth)
         head = partial(DptHead, 2 * dim, features=config.features, channels=config.channels, rectify=True)
         self.depth = head((2,))
         self.points = head((4,)) if config.point_head else None

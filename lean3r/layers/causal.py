@@ -1,0 +1,114 @@
+"""Attention between frames in order: a frame sees what a `Sight` shows it, of this call or of a cache."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lean3r.attention.dense import softmax_attention
+from lean3r.layers.attention import SelfAttention
+from lean3r.layers.block import Block, add_scaled
+from lean3r.layers.frames import FrameTable
+from lean3r.layers.linear import norm_for
+from lean3r.layers.rope import rope_table, rotate
+from lean3r.layers.time_rope import TimeRope, rotate_pairs
+from lean3r.layers.trunk import Trunk
+from lean3r.ops.fp8 import Rows
+from lean3r.types import TokenLayout
+
+
+class Sight(Protocol):
+    """What the frames of one call see in one attention layer; `rope` has their places in time."""
+
+    rope: TimeRope
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, key_mask: Tensor | None) -> Tensor:
+        """q, k, v [B, H, S * T, D] of the call's frames, normed and rotated -> [B, H, S * T, D]."""
+        ...
+
+
+class FrameSight:
+    """All frames of a sequence in one call: each sees what its row of a table says; `memory` counts memory tokens."""
+
+    def __init__(self, table: FrameTable, memory: int):
+        self.table = table
+        self.memory = memory
+        self.rope = TimeRope(table.times)
+        self._rows = [
+            (full.nonzero().flatten().tolist(), some.nonzero().flatten().tolist())
+            for full, some in zip(table.full, table.memory, strict=True)
+        ]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, key_mask: Tensor | None) -> Tensor:
+        """See Sight. Rows that see the same frames, the anchors', are one product."""
+        frames, tokens = len(self._rows), layout.tokens
+        if tokens == 1:
+            seen = (self.table.full | self.table.memory).to(q.device)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        mask = None if key_mask is None else key_mask[:, None, :, None]
+        parts, start = [], 0
+        while start < frames:
+            stop = start + 1
+            while stop < frames and self._rows[stop] == self._rows[start]:
+                stop += 1
+            keys, values = (self._seen(x, start, tokens) for x in (k, v))
+            shown = None if mask is None else self._seen(mask, start, tokens)[:, 0, :, 0]
+            parts.append(softmax_attention(q[:, :, start * tokens : stop * tokens], keys, values, shown))
+            start = stop
+        return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
+
+    def _seen(self, x: Tensor, row: int, tokens: int) -> Tensor:
+        """The tokens of x [B, H, S * T, D] that a row of the table sees."""
+        full, memory = self._rows[row]
+        if not memory and full == list(range(len(full))):
+            return x[:, :, : len(full) * tokens]
+        by_frame = x.unflatten(2, (-1, tokens))
+        return torch.cat([*(by_frame[:, :, f] for f in full), *(by_frame[:, :, f, : self.memory] for f in memory)], 2)
+
+
+class CausalAttention(SelfAttention):
+    """Self-attention that sees what a sight shows; `rope` "time" rotates by time, row and column.
+
+    Without a sight it is plain attention between the tokens of the call.
+    """
+
+    fixed: ClassVar = "it sees frames in order, from a cache"
+
+    def forward(
+        self, x: Tensor | Rows, layout: TokenLayout, key_mask: Tensor | None = None, sight: Sight | None = None
+    ) -> Tensor:
+        """[B, N, C] -> [B, N, C]; key_mask [B, N] is False on padding."""
+        if sight is None:
+            return super().forward(x, layout, key_mask)
+        q, k, v = self.project(x)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.rope == "time":
+            turns = sight.rope.table(layout, q.shape[-1], q.device)
+            q, k = rotate_pairs(q, *turns), rotate_pairs(k, *turns)
+        elif self.rope:
+            turns = rope_table(layout, q.shape[-1], q.device, q.dtype)
+            q, k = rotate(q, turns), rotate(k, turns)
+        out = sight.attend(q.to(v.dtype), k.to(v.dtype), v, layout, key_mask)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class CausalBlock(Block):
+    """A Block with causal attention."""
+
+    ATTENTION = CausalAttention
+
+    def forward(
+        self, x: Tensor, layout: TokenLayout, key_mask: Tensor | None = None, sight: Sight | None = None
+    ) -> Tensor:
+        """[B, N, C] -> [B, N, C]."""
+        attended = self.attn(norm_for(self.attn, self.norm1, x), layout, key_mask, sight)
+        return self.feed(add_scaled(x, self.ls1, attended))
+
+
+class CausalTrunk(Trunk):
+    """A trunk whose global blocks take a sight."""
+
+    GLOBAL = CausalBlock

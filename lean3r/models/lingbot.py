@@ -1,0 +1,174 @@
+"""LingBot-Map: VGGT made causal, for streams: a frame sees the first frames, the last ones, and a trace of the others.
+
+Source: "Geometric Context Transformer for Streaming 3D Reconstruction" (arXiv 2604.14141). Accepts the official
+checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lean3r.geometry.pose import invert_pose
+from lean3r.geometry.pose_encoding import decode_intrinsics, decode_pose
+from lean3r.heads.iterative import CausalCamera
+from lean3r.layers.causal import CausalTrunk, FrameSight, Sight
+from lean3r.layers.embed import imagenet
+from lean3r.layers.frames import CachePolicy, FrameTable
+from lean3r.layers.kv_cache import CacheSizes, StreamCache
+from lean3r.layers.time_rope import TimeRope
+from lean3r.models.base import block_bytes, check_views, full_precision, in_chunks, patch_mask
+from lean3r.models.keymap import KeyMap
+from lean3r.models.vggt import REGISTERS, Vggt, VggtConfig
+from lean3r.types import Prediction, TokenLayout, Tokens, Views
+
+SPECIAL = 2 + REGISTERS
+"""Camera, registers, scale."""
+
+
+@dataclass(frozen=True)
+class LingbotConfig(VggtConfig):
+    """Sizes of LingBot-Map; `policy` is what a frame sees when all views are given at once."""
+
+    point_head: bool = False
+    track_head: bool = False
+    policy: CachePolicy = field(default_factory=CachePolicy)
+
+
+class LingbotMap(Vggt):
+    """Cameras and depth of frames in order, the first one near the origin. Sides are multiples of 14 pixels.
+
+    `encode` and `decode` take a whole sequence in one pass; `step` takes it frame by frame with a cache, with the same
+    results up to rounding. Earlier frames do not see later ones, except the first, the anchors, which see one another.
+    """
+
+    name = "lingbot-map"
+    BFLOAT16 = False
+    licence = "Apache-2.0"
+
+    SIZES: ClassVar = {"lingbot-map": LingbotConfig()}
+    SMALLEST: ClassVar = LingbotConfig(
+        width=32,
+        heads=2,
+        encoder_depth=1,
+        pairs=4,
+        keep=(0, 1, 2, 3),
+        features=16,
+        channels=(8, 8, 8, 8),
+        grid=4,
+        camera_depth=1,
+    )
+    REFERENCE: ClassVar = None
+    ORDERED: ClassVar = True
+    TELLTALE: ClassVar = ("aggregator.scale_token", (1, 2, 1, 1024))
+    TRUNK: ClassVar = CausalTrunk
+    ROLES: ClassVar = {"global": {"rope": "time"}}
+    CAMERA: ClassVar = CausalCamera
+
+    def __init__(self, config: LingbotConfig | None = None):
+        config = config or self.SIZES["lingbot-map"]
+        super().__init__(config)
+        self.policy = config.policy
+        self.scale_token = nn.Parameter(torch.zeros(1, 2, 1, config.width))
+        self.KEY_MAP += KeyMap((("aggregator.scale_token", "scale_token"),))
+
+    @classmethod
+    def for_names(cls, names: Collection[str]) -> LingbotMap:
+        """See Backbone.for_names: there is one model only."""
+        return cls()
+
+    def encode(self, views: Views) -> Tokens:
+        """See Backbone.encode: all frames in one pass. Layers as those of VGGT."""
+        count = views.images.shape[1]
+        table = self._table(count)
+        sight = FrameSight(table, self.policy.memory)
+        return self._encode_frames(views, min(self.policy.anchors, count), True, [sight] * self.config.pairs)
+
+    def decode(self, tokens: Tokens, *, dense: bool = True) -> Prediction:
+        """See Backbone.decode. The first camera is near the origin of the world; the scale is that of the anchors."""
+        return self._predict(self.pose_encodings(tokens)[-1], tokens, dense)
+
+    def pose_encodings(self, tokens: Tokens) -> list[Tensor]:
+        """World-from-camera encodings [B, S, 9] (geometry/pose_encoding.py) after each iteration of the head."""
+        sight = FrameSight(self._table(tokens.layout.views), 1)
+        return self._cameras(tokens, [[sight] * len(self.camera.trunk)] * self._passes(self.policy))
+
+    def new_cache(self, policy: CachePolicy, height: int, width: int) -> StreamCache:
+        """An empty cache for a stream of pictures of this size; it takes no memory yet."""
+        tokens = SPECIAL + (height // self.patch) * (width // self.patch)
+        camera, heads = self.camera.trunk, self.config.heads
+        kept = {"anchors": policy.anchors, "window": policy.window, "reserve": policy.reserve}
+        memory = min(policy.memory, SPECIAL)
+        head_dim = self.config.width // heads
+        return StreamCache(
+            policy,
+            CacheSizes(self.config.pairs, heads, head_dim, memory=memory, page=tokens - memory, **kept),
+            CacheSizes(self._passes(policy) * len(camera), heads, 2 * head_dim, memory=1, page=0, **kept),
+        )
+
+    def step(self, views: Views, cache: StreamCache, *, keep: bool = True, dense: bool = True) -> Prediction:
+        """Predict the next frames of a stream [1, S, 3, H, W]: all anchors in the first call, later one frame a call.
+
+        Frames are stored in the cache if `keep`; otherwise `cache.accept()` may store the one frame afterwards.
+        """
+        count, before = views.images.shape[1], cache.blocks.stored
+        rope = TimeRope(range(before, before + count))
+        cache.begin(count, keep=keep)
+        sights = [cache.blocks.sight(layer, rope) for layer in range(self.config.pairs)]
+        tokens = self._encode_frames(views, 0 if before else count, not before, sights)
+        depth = len(self.camera.trunk)
+        passes = [
+            [cache.camera.sight(number * depth + layer, rope) for layer in range(depth)]
+            for number in range(self._passes(cache.policy))
+        ]
+        encoding = self._cameras(tokens, passes)[-1]
+        cache.end()
+        return self._predict(encoding, tokens, dense)
+
+    def _table(self, count: int) -> FrameTable:
+        return FrameTable.of(self.policy.for_frames(count), count)
+
+    def _passes(self, policy: CachePolicy) -> int:
+        return min(policy.camera_passes or self.camera.iterations, self.camera.iterations)
+
+    def _encode_frames(self, views: Views, anchors: int, opening: bool, sights: Sequence[Sight]) -> Tokens:
+        """Frames of which the first `anchors` are anchors; `opening`: the stream starts with the first of them."""
+        check_views(views, self.patch)
+        images = imagenet(views.images)
+        batch, count, _, height, width = images.shape
+        layout = TokenLayout(count, SPECIAL, height // self.patch, width // self.patch, patch_mask(views, self.patch))
+        at_once = self.frames_at_once(block_bytes(layout.tokens, self.config.width))
+        (patches,) = in_chunks(lambda x: (self.encoder(x),), at_once, images.flatten(0, 1))
+        special = torch.cat(
+            [
+                _by_frame(torch.cat([self.camera_token, self.register_token], 2), int(opening), count),
+                _by_frame(self.scale_token, anchors, count),
+            ],
+            dim=2,
+        )
+        x = torch.cat([special.expand(batch, -1, -1, -1), patches.unflatten(0, (batch, count))], dim=2)
+        del patches
+        blocks = {2 * i + half: f"{role}{i}" for i in self.config.keep for half, role in enumerate(("frame", "global"))}
+        extra = {2 * i + 1: sight for i, sight in enumerate(sights)}
+        _, kept = self.trunk(x, layout, keep=tuple(blocks), extra=extra)
+        return Tokens({name: kept[index] for index, name in blocks.items()}, layout, views)
+
+    def _cameras(self, tokens: Tokens, sights: Sequence[Sequence[Sight]]) -> list[Tensor]:
+        last = self.config.keep[-1]
+        camera = [tokens.layers[f"{role}{last}"][:, :, 0] for role in ("frame", "global")]
+        with full_precision(camera[0]):
+            return self.camera(torch.cat(camera, dim=-1).float(), sights)
+
+    def _predict(self, encoding: Tensor, tokens: Tokens, dense: bool) -> Prediction:
+        intrinsics = decode_intrinsics(encoding, *tokens.views.images.shape[-2:])
+        cameras = invert_pose(decode_pose(encoding)), intrinsics
+        return Prediction(*cameras, *(self.depth_maps(tokens) if dense else (None, None)))
+
+
+def _by_frame(token: Tensor, first: int, count: int) -> Tensor:
+    """Learned tokens [1, 2, n, C] of `count` frames [1, count, n, C]: entry 0 for the `first` ones, then entry 1."""
+    return torch.cat([token[:, :1].expand(-1, first, -1, -1), token[:, 1:].expand(-1, count - first, -1, -1)], 1)
