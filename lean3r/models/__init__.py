@@ -29,7 +29,8 @@ class Card:
 
     `where` is the class as "module:name", `about` says what it predicts. `parameters` counts the parameters of the
     dense model; `resolution` and `patch` are in pixels. `licence` is the licence of the weights (not of the code),
-    `repository` the authors' repository on the Hugging Face Hub, `stated` the page that states the licence.
+    `repository` the authors' repository on the Hugging Face Hub, `file` the weights in it
+    if they have an unusual name, `stated` the page that states the licence.
     """
 
     where: str
@@ -39,6 +40,7 @@ class Card:
     patch: int
     licence: str = APACHE
     repository: str | None = None
+    file: str | None = None
     stated: str | None = None
 
 
@@ -74,6 +76,7 @@ CARDS = {
         resolution=518,
         patch=14,
         repository="robbyant/lingbot-map",
+        file="lingbot-map.pt",
         stated=_LINGBOT,
     ),
     "da3-small": Card(

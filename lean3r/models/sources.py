@@ -80,8 +80,10 @@ def find_weights(
 
 def official_source(model: str) -> str | None:
     """`hf:...` of a model's official weights, None if it has none."""
-    repository = CARDS[model].repository if model in CARDS else None
-    return repository and f"{SCHEME}{repository}"
+    card = CARDS.get(model)
+    if card is None or card.repository is None:
+        return None
+    return f"{SCHEME}{card.repository}" + (f"/{card.file}" if card.file else "")
 
 
 def licence_of(source: str | Path) -> str | None:

@@ -1,0 +1,1 @@
+"""Reconstruction of streams, frame by frame."""
