@@ -93,6 +93,8 @@ def look(
 def _attention(model: nn.Module, name: str) -> SelfAttention:
     layer = model.get_submodule(name)
     assert isinstance(layer, SelfAttention)
+    if layer.fixed:
+        raise UsageError(f"{name} cannot be looked at: {layer.fixed}. Choose another model.")
     return layer
 
 

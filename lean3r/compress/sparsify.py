@@ -163,6 +163,8 @@ def copy_sharing_parameters(model: M) -> M:
 def _exchange(model: nn.Module, site: Site, step: Step) -> Change:
     attention = model.get_submodule(site.name)
     assert isinstance(attention, SelfAttention | Adopted)
+    if isinstance(attention, SelfAttention) and attention.fixed:
+        raise UsageError(f"the mechanism of {site.name} cannot be exchanged: {attention.fixed}. Choose another target.")
     if next(attention.mechanism.parameters(), None) is not None:
         raise UsageError(
             f"{site.name} has a mechanism with its own parameters, which would be lost: choose a target without it."

@@ -251,8 +251,7 @@ class FrameCache:
             slot = self._slot(number) if self._keep else min(self.stored, self.sizes.full)
             buffer.write(keys[:, i], values[:, i], number, slot)
         seen = self._read(buffer, q)
-        out = softmax_attention(q.to(seen.dtype), *seen[:, None])
-        return out.to(q.dtype)
+        return softmax_attention(q.to(seen.dtype), seen[:1], seen[1:]).to(q.dtype)
 
     def _read(self, buffer: Buffer, q: Tensor) -> Tensor:
         """Keys and values [2, H, M, D] that q [1, H, N, D] attends to."""
@@ -331,7 +330,7 @@ class CacheSight:
 
 
 class StreamCache:
-    """All that a stream keeps: of the global blocks (`blocks`) and of the camera head, which drops nothing (`camera`)."""
+    """All that a stream keeps: of the global blocks (`blocks`) and of the camera head (`camera`), which drops none."""
 
     def __init__(self, policy: CachePolicy, blocks: CacheSizes, camera: CacheSizes):
         self.policy = policy

@@ -105,7 +105,7 @@ class Backbone(nn.Module):
             return self.decode(self._encode(views))
         count = views.images.shape[1]
         if self.REFERENCE is None:
-            raise UsageError(f"{self.name} has no reference view; it treats all views alike. Do not choose one.")
+            raise UsageError(self.no_reference)
         if not 0 <= reference < count:
             raise UsageError(f"got reference view {reference} of {count} views; expected 0 to {count - 1}.")
         order = [reference, *(i for i in range(count) if i != reference)]
@@ -116,6 +116,12 @@ class Backbone(nn.Module):
 
     def _encode(self, views: Views, **options: str) -> Tokens:
         return self.encode(views, **options) if self.graphs is None else self.graphs(self, views, **options)
+
+    @property
+    def no_reference(self) -> str:
+        """The message for a reference view where the model has none to choose."""
+        how = "its first views always serve as such" if self.ORDERED else "it treats all views alike"
+        return f"{self.name} has no reference view; {how}. Do not choose one."
 
     def reads(self, known: Known | None) -> frozenset[str]:
         """Names of the parts of `known` that this model uses."""

@@ -19,8 +19,8 @@ from lean3r.heads import dense, iterative
 from lean3r.heads.dense import DptFeatures, DptHead, frame_bytes
 from lean3r.heads.iterative import IterativeCamera
 from lean3r.heads.track import Tracker, Tracks
-from lean3r.layers.embed import imagenet
 from lean3r.layers.block import BlockOptions
+from lean3r.layers.embed import imagenet
 from lean3r.layers.trunk import Role, Trunk
 from lean3r.layers.vit import VisionTransformer
 from lean3r.models.base import Backbone, block_bytes, check_views, full_precision, in_chunks, patch_mask
@@ -34,7 +34,8 @@ REGISTERS = 4
 class VggtConfig:
     """Sizes of VGGT. `keep` are the (frame, global) pairs that the dense heads read, the last pair included.
 
-    Without `point_head` and `track_head`, as in Lite3R's files, there are cameras and depth only. `encoder_heads` None: as many as `heads`.
+    Without `point_head` and `track_head`, as in Lite3R's files, there are cameras and depth only.
+    `encoder_heads` None: as many as `heads`.
     """
 
     width: int = 1024

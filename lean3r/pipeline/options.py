@@ -97,7 +97,7 @@ class RunOptions:
             least = f"at least {model.patch}, one patch of {model.name}"
             raise UsageError(f"resolution is {self.resolution}; expected {least}.")
         if self.reference_view != "auto" and model.REFERENCE is None:
-            raise UsageError(f"{model.name} has no reference view; it treats all views alike. Do not choose one.")
+            raise UsageError(model.no_reference)
 
     def reference(self, views: int) -> int | None:
         """The index of the reference view among `views` views; None for the model's own choice."""

@@ -93,8 +93,8 @@ def join_all(windows: Sequence[Window], overlap: int) -> tuple[Window, Tensor, T
         joins.append(join(warped[-1], window, overlap))
         warped.append(warp(window, joins[-1]))
     kept = [len(w.kinds) - overlap for w in warped[:-1]] + [len(warped[-1].kinds)]
-    parts = (torch.cat([getattr(w, n)[:c] for w, c in zip(warped, kept, strict=True)]) for n in ("encoding", "depth"))
-    conf = torch.cat([w.conf[:c] for w, c in zip(warped, kept, strict=True)])
-    kinds = tuple(kind for w, c in zip(warped, kept, strict=True) for kind in w.kinds[:c])
+    cut = list(zip(warped, kept, strict=True))
+    encoding, depth, conf = (torch.cat([getattr(w, n)[:c] for w, c in cut]) for n in ("encoding", "depth", "conf"))
+    kinds = tuple(kind for w, c in cut for kind in w.kinds[:c])
     transforms = torch.stack([make_pose(j.rotation, j.translation) for j in joins])
-    return Window(*parts, conf, kinds), torch.stack([j.scale for j in joins]), transforms
+    return Window(encoding, depth, conf, kinds), torch.stack([j.scale for j in joins]), transforms

@@ -16,6 +16,7 @@ from lean3r.models import MODELS
 from lean3r.models.base import Backbone
 
 MANIFESTS = {
+    "lingbot-map": "lingbot-map",
     "vggt": "vggt-1b",
     "pi3": "pi3",
     "pi3x": "pi3x",
