@@ -3,9 +3,9 @@
     python benchmarks/parity_table.py --golden DIR [--sizes all|tiny|full]
 
 Runs every backbone case of the golden folder as the tests do (tests/golden/backbone_cases.py; Speed3R-Pi3:
-attention_cases/gsa.py), one model in memory at a time, and fails if any figure is over the tests' limit. With all sizes
-it writes benchmarks/results/parity.json, of which `make tables` makes the tables of docs/parity.md; of some sizes it
-prints the figures. The full-size cases take minutes and up to 8 GB.
+attention_cases/gsa.py; LingBot-Map: lingbot_cases.py), one model in memory at a time, and fails if any figure is over
+the tests' limit. With all sizes it writes benchmarks/results/parity.json, of which `make tables` makes the tables of
+docs/parity.md; of some sizes it prints the figures. The full-size cases take minutes and up to 8 GB.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 from common import hardware, write_result
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "golden"))
+import lingbot_cases
 from attention_cases.gsa import decoder_pairs, model_pairs
 from backbone_cases import LIMIT, find_cases, is_full_size, load_synthetic, measure
 
@@ -32,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 
 def run_cases(golden: Path, sizes: str) -> list[dict]:
     """One row per case: model, size, seconds, relative RMS by array, arrays that are allowed more than LIMIT."""
-    rows = [*backbones(golden, sizes), *speed3r(golden, sizes)]
+    rows = [*backbones(golden, sizes), *speed3r(golden, sizes), *lingbot(golden, sizes)]
     if not rows:
         sys.exit(f"no golden numbers under {golden}: name their folder with --golden DIR (docs/parity.md)")
     return rows
@@ -60,6 +61,20 @@ def speed3r(golden: Path, sizes: str) -> Iterator[dict]:
             pairs = model_pairs(path) if size == "full" else decoder_pairs(path)
             errors = {key: rms_ratio(*pair) for key, pair in pairs.items()}
             yield row("speed3r-pi3_" + name.replace(" ", "_"), "Speed3rPi3", size, start, errors, {})
+
+
+def lingbot(golden: Path, sizes: str) -> Iterator[dict]:
+    """The rows of LingBot-Map, whose streams are in GOLDEN/lingbot."""
+    for path in lingbot_cases.find_cases(golden):
+        if "constructor" not in json.loads(path.read_text()):
+            continue  # functions by themselves
+        full = lingbot_cases.is_full_size(path)
+        size, name = ("full", "full") if full else ("tiny", f"tiny {path.stem.removeprefix('lb_')}")
+        if sizes in ("all", size):
+            start = time.perf_counter()
+            found = lingbot_cases.measure(path, load_synthetic(golden))
+            assert not found.missing, f"{path.stem}: missing {found.missing}"
+            yield row("lingbot-map_" + name.replace(" ", "_"), "LingbotMap", size, start, found.errors, {})
 
 
 def row(

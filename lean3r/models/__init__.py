@@ -17,7 +17,7 @@ APACHE = "Apache-2.0"
 NON_COMMERCIAL = "CC-BY-NC-4.0"
 
 _VGGT = "https://github.com/facebookresearch/vggt#updates"
-_LINGBOT = "https://github.com/Robbyant/lingbot-map#license"
+_LINGBOT = "https://github.com/Robbyant/lingbot-map#-license"
 _PI3 = "https://github.com/yyfz/Pi3#license"
 _SPEED3R = "https://github.com/Visual-AI/speed3r#license"
 _DA3 = "https://github.com/ByteDance-Seed/Depth-Anything-3#model-cards"

@@ -13,6 +13,7 @@ from lean3r.train import DISTILLATIONS, RECIPES
 
 OFFICIAL = {
     "vggt": ("VGGT", "vggt"),
+    "lingbot-map": ("LingBot-Map", "lingbot-map"),
     "pi3": ("Pi3", "pi3"),
     "pi3x": ("Pi3", "pi3x"),
     "speed3r-pi3": ("Speed3R", "speed3r-pi3"),

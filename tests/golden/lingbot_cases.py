@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +26,7 @@ from lean3r.models.lingbot import LingbotConfig, LingbotMap
 from lean3r.stream.cache import CacheResult, CacheStream
 from lean3r.types import TokenLayout, Views
 
+ONCE = " in one pass"
 LEAST = 1e-5
 NOISE = 10.0  # times the largest change when the official program sums in another order
 
@@ -38,24 +41,40 @@ def is_full_size(case_file: Path) -> bool:
     return "GCTStream" in json.loads(case_file.read_text()).get("constructor", {})
 
 
-def measure(case_file: Path, synthetic: ModuleType) -> tuple[dict[str, float], list[str]]:
-    """(distance of each array in units of its tolerance, arrays that were not produced); other facts are asserted."""
+@dataclass(frozen=True)
+class Found:
+    """By array name: `shares`, the largest difference in units of its tolerance, and `errors`, the relative RMS; arrays
+    that were not produced. Names that end with ONCE are those of the single pass."""
+
+    shares: dict[str, float]
+    errors: dict[str, float]
+    missing: list[str]
+
+
+def measure(case_file: Path, synthetic: ModuleType) -> Found:
+    """Run a case; counts of the cache and decisions about keyframes are asserted."""
     case = json.loads(case_file.read_text())
-    arrays = dict(np.load(case_file.with_suffix(".npz")))
+    arrays = {name: torch.from_numpy(value) for name, value in np.load(case_file.with_suffix(".npz")).items()}
     if "constructor" in case:
-        found = run(case, torch.from_numpy(arrays["in.images_u8"]), synthetic)
+        images = arrays.get("in.images_u8")
+        found = run(case, pictures(case, synthetic) if images is None else images, synthetic)
     else:
-        found = units({name: torch.from_numpy(value) for name, value in arrays.items()}, case)
-    wanted = [n for n in arrays if not n.startswith(("in.", "sdpa_backend.")) and n not in ("rope.in", *_flags(arrays))]
-    shares = {n: share_of_tolerance(found[n], arrays[n], case["arrays"][n], n) for n in wanted if n in found}
-    for name in found.keys() & {f"{n} in one pass" for n in wanted}:
-        plain = name.removesuffix(" in one pass")
-        shares[name] = share_of_tolerance(found[name], arrays[plain], case["arrays"][plain], plain)
-    return shares, [name for name in wanted if name not in found]
+        found = units(arrays, case)
+    inputs = ("in.", "sdpa_backend.", "rope.in")
+    wanted = [n for n in arrays if not n.startswith(inputs) and not n.endswith(".is_keyframe")]
+    names = {name: name for name in wanted} | {name + ONCE: name for name in wanted if name + ONCE in found}
+    made = {
+        name: compare(found[name], arrays[of], case["arrays"][of], of) for name, of in names.items() if name in found
+    }
+    shares, errors = ({name: pair[k] for name, pair in made.items()} for k in (0, 1))
+    return Found(shares, errors, [name for name in wanted if name not in found])
 
 
-def _flags(arrays: Mapping[str, object]) -> list[str]:
-    return [name for name in arrays if name.endswith(".is_keyframe")]
+def pictures(case: Mapping[str, Any], synthetic: ModuleType) -> Tensor:
+    """The pictures of a case [S, 3, H, W] uint8 by its seed, for files without them."""
+    how = case["images"]
+    images = synthetic.synthetic_images(how["seed"], how["views"], how["height"], how["width"])
+    return torch.from_numpy(np.rint(255 * images).astype(np.uint8))
 
 
 def run(case: Mapping[str, Any], images: Tensor, synthetic: ModuleType) -> dict[str, Tensor]:
@@ -85,7 +104,7 @@ def run(case: Mapping[str, Any], images: Tensor, synthetic: ModuleType) -> dict[
             tokens = model.encode(Views(images[None].float() / 255))
             depth, conf = model.depth_maps(tokens)
             once = {"pose_enc": model.pose_encodings(tokens)[-1], "depth": depth[..., None], "depth_conf": conf}
-        found |= {f"out.{name} in one pass": value for name, value in once.items()}
+        found |= {f"out.{name}{ONCE}": value for name, value in once.items()}
         found |= {
             "mask.full": table.full,
             "mask.special_only": table.memory,
@@ -278,29 +297,30 @@ def units(arrays: Mapping[str, Tensor], case: Mapping[str, Any]) -> dict[str, Te
     return found
 
 
-def share_of_tolerance(ours: Tensor, golden: np.ndarray, entry: Mapping[str, Any], name: str) -> float:
-    """Largest difference over its tolerance: ten times the noise, at least LEAST of the largest value.
+def compare(ours: Tensor, golden: Tensor, entry: Mapping[str, Any], name: str) -> tuple[float, float]:
+    """(largest difference over its tolerance, relative RMS). The tolerance is ten times the noise, at least LEAST of
+    the largest value.
 
     Depth and confidence are compared by their logarithms, focal lengths by their inverse, integers exactly.
     """
     assert list(ours.shape) == entry["shape"], f"{name}: {list(ours.shape)}, expected {entry['shape']}"
-    reference = torch.from_numpy(golden)
     if entry["stored"] == "flat":
         ours = ours.flatten()[:: entry["stride"]]
-    if not reference.is_floating_point():
-        return 0.0 if torch.equal(ours.to(reference.dtype), reference) else float("inf")
-    ours, reference = ours.double(), reference.double()
-    assert torch.equal(ours.isnan(), reference.isnan()), name
-    ours, reference = ours.nan_to_num(), reference.nan_to_num()
-    rounding = torch.zeros(())
-    noise = NOISE * (entry.get("reorder_noise_max") or 0.0)
+    if not golden.is_floating_point():
+        error = 0.0 if torch.equal(ours.to(golden.dtype), golden) else math.inf
+        return error, error
+    ours, golden = ours.double(), golden.double()
+    assert torch.equal(ours.isnan(), golden.isnan()), name
+    ours, golden = ours.nan_to_num(), golden.nan_to_num()
+    noise, rounding = NOISE * (entry.get("reorder_noise_max") or 0.0), torch.zeros(())
     if name.endswith(("depth", "depth_conf")) and name.startswith(("out.", "win.")):
         # The noise is that of the value itself, of which the logarithm has a share.
-        noise /= float(reference.abs().max())
+        noise /= float(golden.abs().max())
         less = 1.0 if name.endswith("conf") else 0.0
-        rounding = 2 * torch.finfo(torch.float32).eps * reference / (reference - less).clamp_min(1e-9)
-        ours, reference = ((x - less).clamp_min(1e-9).log() for x in (ours, reference))
+        rounding = 2 * torch.finfo(torch.float32).eps * golden / (golden - less).clamp_min(1e-9)
+        ours, golden = ((x - less).clamp_min(1e-9).log() for x in (ours, golden))
     elif name.endswith("intrinsics"):
-        ours, reference = (1 / x[..., [0, 1], [0, 1]] for x in (ours, reference))
-    tolerance = rounding + max(noise, LEAST * float(reference.abs().max()))
-    return float(((ours - reference).abs() / tolerance).max())
+        ours, golden = (1 / x[..., [0, 1], [0, 1]] for x in (ours, golden))
+    difference = (ours - golden).abs()
+    share = difference / (rounding + max(noise, LEAST * float(golden.abs().max())))
+    return float(share.max()), float((difference.square().mean() / golden.square().mean()).sqrt())

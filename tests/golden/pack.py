@@ -30,6 +30,7 @@ WHOLE = ("manifests/*[!y].json.gz", "lite3r/schedules.*", "lite3r/trace_fp8.*", 
 BACKBONES = ("vggt_tiny_v1_square", "vggt_tiny_v2_wide", "pi3_tiny_v2_wide", "pi3x_tiny_v2_wide",
              "pi3x_tiny_v3_pose_ray", "da3_tiny_v2_wide", "da3_tiny_v3_cam", "da3_tiny_v4_tall", "da3giantlike_tiny_v3",
              "da3mono_tiny_v1", "da3nested_tiny_v3")  # fmt: skip
+LINGBOT = ("lb_stream_evict", "lb_stream_keyframe", "lb_flow", "lb_window")
 THINNED = {
     "speed3r_pi3_block_batch": "final grad_hidden grad_gate_weight",
     "speed3r_pi3_block_small": "final mid grad_hidden grad_gate_weight",
@@ -61,6 +62,8 @@ def members(golden: Path) -> Iterator[tuple[str, bytes]]:
             yield path.relative_to(golden).as_posix(), stored(np.load(path)) if path.suffix == ".npz" else plain(path)
     for name in BACKBONES:
         yield from backbone(golden / "backbones" / f"{name}.json")
+    for name in LINGBOT:
+        yield from lingbot(golden / "lingbot" / f"{name}.json")
     for name, outputs in THINNED.items():
         yield f"attention/{name}.npz", attention(golden / "attention" / f"{name}.npz", outputs.split())
     for name, cases in CASES.items():
@@ -79,6 +82,20 @@ def backbone(path: Path) -> Iterator[tuple[str, bytes]]:
         case["arrays"][name] = {"shape": entry["shape"], "stored": "flat", "stride": stride * entry["stride"]}
     yield f"backbones/{path.name}", json.dumps(case, indent=1).encode()
     yield f"backbones/{path.stem}.npz", stored(arrays)
+
+
+def lingbot(path: Path) -> Iterator[tuple[str, bytes]]:
+    """The JSON and the arrays of a case of LingBot-Map, without its pictures."""
+    case, arrays = json.loads(path.read_text()), dict(np.load(path.with_suffix(".npz")))
+    for name in [name for name in arrays if name.startswith(("in.", "sdpa_backend."))]:
+        del arrays[name], case["arrays"][name]
+    for name in [name for name in arrays if not name.endswith("intrinsics")]:
+        entry = case["arrays"][name]
+        arrays[name], stride = thinned(arrays[name], MOST)
+        entry |= {"stored": "flat", "stride": stride * entry.get("stride", 1)}
+    case = {name: value for name, value in case.items() if not name.startswith(("sdpa_backend", "one_masked_pass"))}
+    yield f"lingbot/{path.name}", json.dumps(case, indent=1).encode()
+    yield f"lingbot/{path.stem}.npz", stored(arrays)
 
 
 def attention(path: Path, outputs: list[str]) -> bytes:

@@ -26,8 +26,8 @@ def synthetic(golden_dir: Path) -> ModuleType:
 def test_case(case_file: Path | None, golden_dir: Path, synthetic: ModuleType) -> None:
     if case_file is None:
         pytest.skip(f"no cases of LingBot-Map under {golden_dir}")
-    shares, missing = measure(case_file, synthetic)
-    print(case_file.stem, *(f"{name}={share:.2f}" for name, share in shares.items()))
-    assert not missing, "arrays never compared"
-    over = {name: share for name, share in shares.items() if not share <= 1}
+    found = measure(case_file, synthetic)
+    print(case_file.stem, *(f"{name}={share:.2f}" for name, share in found.shares.items()))
+    assert not found.missing, "arrays never compared"
+    over = {name: share for name, share in found.shares.items() if not share <= 1}
     assert not over, f"times the tolerance: {over}"

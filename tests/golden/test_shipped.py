@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import lingbot_cases
+import lingbot_windows
 import pytest
 import torch.nn.functional as F
 from attention_cases import free, gsa, select
@@ -20,6 +22,7 @@ from pack import members
 
 from lean3r.attention import coarse_fine
 from lean3r.attention.sla import SLA
+from lean3r.stream import cache as stream_cache
 
 GROWN = 1.001  # what a broken part returns, over what it should
 
@@ -67,6 +70,17 @@ def backbone(case: str) -> Callable[[Path], None]:
     return check
 
 
+def lingbot(case: str) -> Callable[[Path], None]:
+    """The check of a stream of LingBot-Map."""
+
+    def check(folder: Path) -> None:
+        found = lingbot_cases.measure(folder / "lingbot" / f"{case}.json", load_synthetic(folder))
+        assert not found.missing
+        assert {name: share for name, share in found.shares.items() if not share <= 1} == {}
+
+    return check
+
+
 def grown(function: Callable) -> Callable:
     """The function, with every floating-point tensor that it returns too large."""
 
@@ -85,6 +99,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {
         for name in ("vggt_tiny_v1_square", "pi3_tiny_v2_wide", "pi3x_tiny_v3_pose_ray", "da3_tiny_v3_cam",
                      "da3giantlike_tiny_v3", "da3mono_tiny_v1", "da3nested_tiny_v3")
     },
+    **{name: lingbot(f"lb_{name}") for name in ("stream_evict", "stream_keyframe", "flow", "window")},
     "speed3r": lambda folder: gsa.decoder(folder / "attention/speed3r_pi3_block_topk.npz", "reference"),
     "select": lambda folder: select.topk(folder / "attention/k_topk_10.npz", "reference"),
     "merge": lambda folder: free.fastvggt(folder / "attention/fastvggt_merge_norand.npz", "reference"),
@@ -94,6 +109,10 @@ CHECKS: dict[str, Callable[[Path], None]] = {
 DENSE = (F, "scaled_dot_product_attention", grown)
 BROKEN = {
     **{name: DENSE for name in CHECKS if "tiny" in name},
+    "stream_evict": DENSE,
+    "stream_keyframe": (lingbot_cases, "CachePolicy", lambda kind: lambda **how: kind(**how | {"window": 3})),
+    "flow": (stream_cache, "mean_motion_px", lambda f: lambda *how: f(*how, stride=7)),
+    "window": (lingbot_windows, "quaternion_from_matrix", grown),
     "speed3r": (gsa, "Gsa", lambda kind: partial(kind, top_k=31)),
     "select": (select, "block_select", lambda f: lambda *qkv, **how: f(*(GROWN * t for t in qkv[:3]), *qkv[3:], **how)),
     "merge": (free, "unmerge", grown),
