@@ -131,14 +131,22 @@ class Buffer:
         if self.digest is not None:
             self.digest[:, target] = self.digest[:, source]
 
-    def read(self, frames: int, pages: int, dtype: torch.dtype) -> Tensor:
-        """The memory of `frames` frames and the first `pages` pages [2, H, rows, D]; a view, or FP8 as `dtype`."""
-        found = self.data[:, :, self.memory_rows(0, frames).start : self.page_rows(0, pages).stop]
+    def read(self, frames: int, pages: int, dtype: torch.dtype, chosen: Tensor | None = None) -> Tensor:
+        """The memory of `frames` frames and the first `pages` pages, of these only the `chosen` [n]: [2, H, rows, D].
+
+        A view of the buffer if nothing is chosen; FP8 becomes `dtype`.
+        """
+        memory, page = self.memory_rows(0, frames), self.page_rows(0, pages)
+        if chosen is None:
+            found = self.data[:, :, memory.start : page.stop]
+        else:
+            paged = _codes(self.data)[:, :, page].unflatten(2, (pages, self.sizes.page)).index_select(2, chosen)
+            found = torch.cat([_codes(self.data)[:, :, memory], paged.flatten(2, 3)], 2).view(self.data.dtype)
         if self.scale is None:
             return found
-        scale = self.scale[:, :, self.room - frames : self.room + pages].to(dtype)
-        memory, page = scale[:, :, :frames], scale[:, :, frames:]
-        by_row = [memory.repeat_interleave(self.sizes.memory, 2), page.repeat_interleave(self.sizes.page, 2)]
+        scales = self.scale[:, :, self.room - frames : self.room + pages].to(dtype).split([frames, pages], 2)
+        of_pages = scales[1] if chosen is None else scales[1].index_select(2, chosen)
+        by_row = [scales[0].repeat_interleave(self.sizes.memory, 2), of_pages.repeat_interleave(self.sizes.page, 2)]
         return found.to(dtype) * torch.cat(by_row, 2)[..., None]
 
     def grown(self, room: int, frames: int) -> Buffer:
@@ -250,19 +258,9 @@ class FrameCache:
             number = self.stored + i
             slot = self._slot(number) if self._keep else min(self.stored, self.sizes.full)
             buffer.write(keys[:, i], values[:, i], number, slot)
-        seen = self._read(buffer, q)
+        pages = self._page_count() if self.sizes.page else 0
+        seen = buffer.read(self.stored + self._incoming, pages, q.dtype, self._choose(buffer, q, pages))
         return softmax_attention(q.to(seen.dtype), seen[:1], seen[1:]).to(q.dtype)
-
-    def _read(self, buffer: Buffer, q: Tensor) -> Tensor:
-        """Keys and values [2, H, M, D] that q [1, H, N, D] attends to."""
-        frames, pages = self.stored + self._incoming, self._page_count() if self.sizes.page else 0
-        whole = buffer.read(frames, pages, q.dtype)
-        chosen = self._choose(buffer, q, pages)
-        if chosen is None:
-            return whole
-        memory = frames * self.sizes.memory
-        paged = whole[:, :, memory:].unflatten(2, (pages, self.sizes.page)).index_select(2, chosen)
-        return torch.cat([whole[:, :, :memory], paged.flatten(2, 3)], 2)
 
     def _choose(self, buffer: Buffer, q: Tensor, pages: int) -> Tensor | None:
         """The pages to attend to, in order; None for all. Anchors, the last frames and new ones are always in."""

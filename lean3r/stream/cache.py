@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lean3r.errors import UsageError
+from lean3r.errors import InputError, UsageError
 from lean3r.geometry.flow import mean_motion_px
 from lean3r.layers.frames import CachePolicy
 from lean3r.layers.kv_cache import StreamCache
@@ -71,6 +71,7 @@ class CacheStream:
         self._cache: StreamCache | None = None
         self._last: _Keyframe | None = None
         self._finished = False
+        self._broken = False  # a step failed while it wrote over what the cache held
 
     @property
     def bytes(self) -> int:
@@ -86,16 +87,25 @@ class CacheStream:
     def push(self, image: np.ndarray | Tensor) -> list[CacheResult]:
         """Take the next picture, [H, W, 3] uint8 or [3, H, W] from 0 to 1; its result, or those of all anchors.
 
-        While anchors are missing there is no result yet. UsageError for another size, and after `finish`.
+        While anchors are missing there is no result yet. UsageError for another size, after `finish`, and after a step
+        that failed (for lack of memory, say) while it wrote over the cache. InputError for NaN pixels.
         """
         if self._finished:
             raise UsageError("the stream is finished; start a new one.")
+        if self._broken:
+            raise UsageError(f"the stream broke off in picture {self._index}; restore an earlier state.")
         picture = self._read(image)
         if self.stored:
             return [self._advance(picture)]
         self._waiting.append(picture)
         self._size = (picture.shape[1], picture.shape[2])
-        return self._open() if len(self._waiting) == self.policy.anchors else []
+        if len(self._waiting) < self.policy.anchors:
+            return []
+        try:
+            return self._open()
+        except BaseException:
+            self._waiting.pop()  # so that the picture can be pushed again
+            raise
 
     def finish(self) -> list[CacheResult]:
         """End the stream: results of anchors that still wait, if it was shorter than the policy's number of them."""
@@ -149,6 +159,7 @@ class CacheStream:
             camera = [torch.as_tensor(state[f"last.{name}"]).to(device) for name in ("cam_from_world", "intrinsics")]
             last = _Keyframe(int(state["last.index"]), *camera)
         waiting = [torch.as_tensor(state[n]) for n in sorted(state, key=_number) if n.startswith("waiting.")]
+        self._broken = False
         self._index, self._finished, self._size = int(state["index"]), bool(state["finished"]), size
         self._cache, self._last, self._waiting = cache, last, [image.clone().to(device) for image in waiting]
 
@@ -159,6 +170,8 @@ class CacheStream:
     def _read(self, image: np.ndarray | Tensor) -> Tensor:
         """A picture as [3, H, W] from 0 to 1 on the network's device; UsageError if it does not fit."""
         picture = torch.as_tensor(image)
+        if picture.is_floating_point() and not bool(picture.isfinite().all()):
+            raise InputError(f"picture {self._index} has NaN or infinite pixels; leave it out or read it again.")
         if picture.dtype == torch.uint8 and picture.dim() == 3 and picture.shape[-1] == 3:
             picture = picture.permute(2, 0, 1).to(self._device).float() / 255
         elif not (picture.is_floating_point() and picture.dim() == 3 and picture.shape[0] == 3):
@@ -182,7 +195,11 @@ class CacheStream:
         """The first call: all anchors together."""
         images = torch.stack(self._waiting)
         self._cache = self.model.new_cache(self.policy, images.shape[-2], images.shape[-1])
-        prediction = self._step(images, keep=True)
+        try:
+            prediction = self._step(images, keep=True)
+        except BaseException:
+            self._cache = None
+            raise
         count, self._waiting = len(images), []
         results = [self._result(prediction, i, i, True, True, None) for i in range(count)]
         self._index = count
@@ -193,7 +210,9 @@ class CacheStream:
         """A later call: one frame."""
         index, by_motion = self._index, self.policy.motion_px is not None
         keyframe = not by_motion and self.policy.is_keyframe(index)
+        self._broken = keyframe
         prediction = self._step(picture[None], keep=keyframe)
+        self._broken = False
         motion = self._motion(prediction)
         if motion is not None and self._last is not None:
             first, gap = index == self.policy.anchors, index - self._last.index

@@ -10,7 +10,7 @@ import torch
 from contracts.tiny import tiny
 from torch import Tensor
 
-from lean3r.errors import UsageError
+from lean3r.errors import InputError, UsageError
 from lean3r.layers.frames import CachePolicy
 from lean3r.models.lingbot import LingbotMap
 from lean3r.stream.cache import CacheResult, CacheStream, cache_bytes
@@ -265,6 +265,59 @@ def test_bytes_and_numbers_are_the_same_picture(model: LingbotMap) -> None:
     assert stream.push(codes[0].permute(1, 2, 0).numpy()) == []
 
 
+def test_half_precision(model: LingbotMap, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products in bfloat16: so are the pages, but not what the camera head keeps."""
+    images, exact = pictures(8), run(CacheStream(model, POLICY), pictures(8))
+    monkeypatch.setattr(model, "origin", replace(model.origin, dtype=torch.bfloat16))
+    stream = CacheStream(model, POLICY)
+    results = run(stream, images)
+    held = stream._cache
+    assert held is not None
+    assert {t.dtype for t in held.blocks.tensors} == {torch.bfloat16}
+    assert {t.dtype for t in held.camera.tensors} == {torch.float32}
+    assert stream.bytes == cache_bytes(model, POLICY, 8, 42, 56, torch.bfloat16)
+    for one, other in zip(results, exact, strict=True):
+        assert all(getattr(one, part).dtype == torch.float32 for part in PARTS)
+        torch.testing.assert_close(one.depth, other.depth, rtol=0.1, atol=0.05)
+
+
+def test_a_step_that_fails(model: LingbotMap, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame that is not kept breaks nothing, the first call may be repeated, any other has to be restored."""
+    images = pictures(8)
+    expected = run(CacheStream(model, POLICY), images)
+    fail = {"now": True}
+    depth_maps = model.depth_maps
+
+    def sometimes(tokens):
+        if fail["now"]:
+            raise MemoryError
+        return depth_maps(tokens)
+
+    monkeypatch.setattr(model, "depth_maps", sometimes)
+    stream = CacheStream(model, POLICY)
+    stream.push(images[0])
+    with pytest.raises(MemoryError):
+        stream.push(images[1])
+    fail["now"] = False
+    found = stream.finish() if stream.stored else stream.push(images[1])
+    found += run(stream, images[2:5], end=False)
+    state = stream.state()
+    fail["now"] = True
+    with pytest.raises(MemoryError):
+        stream.query(images[5])
+    fail["now"] = False
+    found += stream.push(images[5])
+    fail["now"] = True
+    with pytest.raises(MemoryError):
+        stream.push(images[6])
+    fail["now"] = False
+    with pytest.raises(UsageError, match="restore"):
+        stream.push(images[6])
+    stream.restore(state)
+    found = found[:5] + run(stream, images[5:])
+    assert_identical(found, expected)
+
+
 def test_refusals(model: LingbotMap) -> None:
     stream = CacheStream(model, POLICY)
     with pytest.raises(UsageError, match="waits for 2 anchors"):
@@ -275,6 +328,8 @@ def test_refusals(model: LingbotMap) -> None:
             stream.push(pictures(1, *size)[0])
     with pytest.raises(UsageError, match="multiples of 14"):
         CacheStream(model, POLICY).push(torch.zeros(3, 15, 14))
+    with pytest.raises(InputError, match="picture 0 has NaN"):
+        stream.push(torch.full((3, 42, 56), torch.nan))
     with pytest.raises(UsageError, match="uint8"):
         stream.push(torch.zeros(42, 56, 3))
     stream.push(pictures(1)[0])
