@@ -6,7 +6,7 @@ checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from lean3r.geometry.pose import invert_pose
 from lean3r.geometry.pose_encoding import decode_intrinsics, decode_pose
 from lean3r.heads.iterative import CausalCamera
+from lean3r.layers.block import BlockOptions
 from lean3r.layers.causal import CausalTrunk, FrameSight, Sight
 from lean3r.layers.embed import imagenet
 from lean3r.layers.frames import CachePolicy, FrameTable
 from lean3r.layers.kv_cache import CacheSizes, StreamCache
 from lean3r.layers.time_rope import TimeRope
+from lean3r.layers.trunk import Role
 from lean3r.models.base import block_bytes, check_views, full_precision, in_chunks, patch_mask
 from lean3r.models.keymap import KeyMap
 from lean3r.models.vggt import REGISTERS, Vggt, VggtConfig
@@ -32,10 +34,12 @@ SPECIAL = 2 + REGISTERS
 
 @dataclass(frozen=True)
 class LingbotConfig(VggtConfig):
-    """Sizes of LingBot-Map; `policy` is what a frame sees when all views are given at once."""
+    """Sizes of LingBot-Map; `policy` is what a frame sees when all views are given at once. Without `time_rope` global
+    blocks rotate by row and column only, as VGGT's."""
 
     point_head: bool = False
     track_head: bool = False
+    time_rope: bool = True
     policy: CachePolicy = field(default_factory=CachePolicy)
 
 
@@ -66,7 +70,6 @@ class LingbotMap(Vggt):
     ORDERED: ClassVar = True
     TELLTALE: ClassVar = ("aggregator.scale_token", (1, 2, 1, 1024))
     TRUNK: ClassVar = CausalTrunk
-    ROLES: ClassVar = {"global": {"rope": "time"}}
     CAMERA: ClassVar = CausalCamera
 
     def __init__(self, config: LingbotConfig | None = None):
@@ -75,6 +78,10 @@ class LingbotMap(Vggt):
         self.policy = config.policy
         self.scale_token = nn.Parameter(torch.zeros(1, 2, 1, config.width))
         self.KEY_MAP += KeyMap((("aggregator.scale_token", "scale_token"),))
+
+    def _roles(self, config: VggtConfig) -> Mapping[Role, BlockOptions]:
+        assert isinstance(config, LingbotConfig)
+        return {"global": {"rope": "time" if config.time_rope else True}}
 
     @classmethod
     def for_names(cls, names: Collection[str]) -> LingbotMap:

@@ -86,7 +86,6 @@ class Vggt(Backbone):
     REFERENCE: ClassVar = {}
     TELLTALE: ClassVar = ("aggregator.camera_token", (1, 2, 1, 1024))
     TRUNK: ClassVar[type[Trunk]] = Trunk
-    ROLES: ClassVar[Mapping[Role, BlockOptions] | None] = None
     CAMERA: ClassVar[type[IterativeCamera]] = IterativeCamera
 
     def __init__(self, config: VggtConfig | None = None):
@@ -103,7 +102,7 @@ class Vggt(Backbone):
             mask_token=True,
         )
         schedule: tuple[Role, ...] = ("frame", "global") * config.pairs
-        self.trunk = self.TRUNK(schedule, dim, config.heads, roles=self.ROLES, layer_scale=0.01, eps=1e-5)
+        self.trunk = self.TRUNK(schedule, dim, config.heads, roles=self._roles(config), layer_scale=0.01, eps=1e-5)
         self.camera_token = nn.Parameter(torch.zeros(1, 2, 1, dim))
         self.register_token = nn.Parameter(torch.zeros(1, 2, REGISTERS, dim))
         self.camera = self.CAMERA(2 * dim, config.heads, depth=config.camera_depth)
@@ -122,6 +121,10 @@ class Vggt(Backbone):
                 hidden=config.track_hidden,
             )
         self.KEY_MAP = key_map(config)
+
+    def _roles(self, config: VggtConfig) -> Mapping[Role, BlockOptions]:
+        """Options of blocks of one role."""
+        return {}
 
     @classmethod
     def for_names(cls, names: Collection[str]) -> Vggt:

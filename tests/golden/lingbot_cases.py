@@ -130,6 +130,7 @@ def config_of(arguments: Mapping[str, Any]) -> LingbotConfig:
         features=head["features"],
         channels=tuple(head["out_channels"]),
         camera_depth=arguments["camera_head"]["trunk_depth"],
+        time_rope=trunk["enable_3d_rope"],
     )
 
 
@@ -177,7 +178,9 @@ class Recorder:
             results += (found := self.engine.push(image.permute(1, 2, 0)))
             if found:
                 self._note(before, len(found), found[-1].is_keyframe)
-        results += self.engine.finish()
+        results += (found := self.engine.finish())
+        if found:
+            self._note(0, len(found), True)
         for hook in hooks:
             hook.remove()
         self.results = results
@@ -230,7 +233,8 @@ class Recorder:
             special = keys[:, :, : 6 * cache.stored].unflatten(2, (-1, 6)).flip(2).flatten(2, 3)
             pages = keys[:, :, 6 * cache.stored :].unflatten(2, (-1, cache.sizes.page))
             order = [cache._slot(f) for f in range(cache.stored)][cache.sizes.anchors :][-cache.sizes.window :]
-            pages = pages[:, :, [*range(cache.sizes.anchors), *order]].flatten(2, 3)
+            anchors = range(min(cache.sizes.anchors, cache.stored))
+            pages = pages[:, :, [*anchors, *order]].flatten(2, 3)
             k, v = torch.cat([pages, special], 2).transpose(1, 2)
             found |= {f"cache.k_block_{index:02d}": k, f"cache.v_block_{index:02d}": v}
         return found
@@ -268,8 +272,9 @@ def _of(window: Window) -> dict[str, Tensor]:
 
 def units(arrays: Mapping[str, Tensor], case: Mapping[str, Any]) -> dict[str, Tensor]:
     """Rotation, motion, decoding and joining by themselves."""
-    layout = TokenLayout(2, 6, 2, 3)
-    angles = time_angles(layout, (6, 7), 64).flatten(0, 1)
+    note = case["arrays"]["rope.angles_cos"]["note"]
+    rows, cols, *times = map(int, re.findall(r"(\d+)x(\d+) patches, .*time index (\d+) and (\d+)", note)[0])
+    angles = time_angles(TokenLayout(2, 6, rows, cols), times, arrays["rope.in"].shape[-1]).flatten(0, 1)
     cos, sin = angles.cos(), angles.sin()
     found = {"rope.angles_cos": cos, "rope.angles_sin": sin}
     found["rope.out"] = rotate_pairs(arrays["rope.in"], cos.float(), sin.float())
@@ -278,12 +283,13 @@ def units(arrays: Mapping[str, Tensor], case: Mapping[str, Any]) -> dict[str, Te
     size = (depth_a.shape[1], depth_a.shape[2])
     found |= {"out.decoded_matrix": decode_pose(a)[..., :3, :], "out.decoded_intrinsics": decode_intrinsics(a, *size)}
     cameras = [(decode_intrinsics(x, *size)[0], invert_pose(decode_pose(x))[0]) for x in (a, b)]
-    for stride in (4, 8):
+    prefix = "out.flow_magnitude_stride"
+    for stride in (int(name.removeprefix(prefix)) for name in arrays if name.startswith(prefix)):
         moved = [
             mean_motion_px(depth_b[i], *(part[i] for camera in cameras for part in camera), stride=stride)
             for i in range(len(depth_b))
         ]
-        found[f"out.flow_magnitude_stride{stride}"] = torch.tensor(moved)
+        found[f"{prefix}{stride}"] = torch.tensor(moved)
     for name, overlap in case["align_overlap"].items():
         flags = arrays[f"align.{name}.is_keyframe"]
         kinds = [tuple(1 if flag else 2 for flag in row.tolist()) for row in flags]
