@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -92,8 +92,7 @@ class CacheStream:
         """
         if self._finished:
             raise UsageError("the stream is finished; start a new one.")
-        if self._broken:
-            raise UsageError(f"the stream broke off in picture {self._index}; restore an earlier state.")
+        self._check_whole()
         picture = self._read(image)
         if self.stored:
             return [self._advance(picture)]
@@ -115,8 +114,11 @@ class CacheStream:
     def query(self, image: np.ndarray | Tensor) -> CacheResult:
         """The result that a picture would have as the next frame, without a trace in the stream.
 
-        UsageError before the anchors are there.
+        UsageError before the anchors are there, and with the policy `camera_keeps_all`, under which there is a trace.
         """
+        self._check_whole()
+        if self.policy.camera_keeps_all:
+            raise UsageError("a query would leave a trace: the policy has camera_keeps_all. Leave it out.")
         if not self.stored:
             raise UsageError(f"the stream has no result yet: it waits for {self.policy.anchors} anchors.")
         prediction = self._step(self._read(image)[None], keep=False)
@@ -130,14 +132,17 @@ class CacheStream:
 
     def state(self) -> dict[str, Tensor | int | float]:
         """All that the stream keeps, as copies: restored into a stream with the same policy, it goes on as if it had
-        never stopped."""
+        never stopped. UsageError after a step that failed while it wrote over the cache."""
+        self._check_whole()
         found: dict[str, Tensor | int | float] = {"index": self._index, "finished": int(self._finished)}
         found |= {f"policy.{name}": getattr(self.policy, name) for name in SHAPES}
         found |= {f"waiting.{number}": image.clone() for number, image in enumerate(self._waiting)}
         if self._size is not None:
             found |= {"height": self._size[0], "width": self._size[1]}
         if self._last is not None:
-            found |= {f"last.{f.name}": getattr(self._last, f.name) for f in fields(_Keyframe)}
+            found["last.index"] = self._last.index
+            found |= {"last.cam_from_world": self._last.cam_from_world.clone()}
+            found |= {"last.intrinsics": self._last.intrinsics.clone()}
         if self._cache is not None:
             found |= {f"cache.{name}": value for name, value in self._cache.state().items()}
         return found
@@ -167,11 +172,15 @@ class CacheStream:
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    def _check_whole(self) -> None:
+        if self._broken:
+            raise UsageError(f"the stream broke off in picture {self._index}; restore an earlier state.")
+
     def _read(self, image: np.ndarray | Tensor) -> Tensor:
         """A picture as [3, H, W] from 0 to 1 on the network's device; UsageError if it does not fit."""
-        picture = torch.as_tensor(image)
+        picture, number = torch.as_tensor(image), self._index + len(self._waiting)
         if picture.is_floating_point() and not bool(picture.isfinite().all()):
-            raise InputError(f"picture {self._index} has NaN or infinite pixels; leave it out or read it again.")
+            raise InputError(f"picture {number} has NaN or infinite pixels; leave it out or read it again.")
         if picture.dtype == torch.uint8 and picture.dim() == 3 and picture.shape[-1] == 3:
             picture = picture.permute(2, 0, 1).to(self._device).float() / 255
         elif not (picture.is_floating_point() and picture.dim() == 3 and picture.shape[0] == 3):
@@ -183,7 +192,7 @@ class CacheStream:
         if self._size is not None and self._size != (height, width):
             old_height, old_width = self._size
             raise UsageError(
-                f"picture {self._index} has {width}x{height} pixels, the stream {old_width}x{old_height}. "
+                f"picture {number} has {width}x{height} pixels, the stream {old_width}x{old_height}. "
                 "Resize it, or start a new stream."
             )
         patch = self.model.patch
@@ -218,7 +227,9 @@ class CacheStream:
             first, gap = index == self.policy.anchors, index - self._last.index
             keyframe = first or motion > (self.policy.motion_px or 0.0) or gap >= self.policy.max_gap
             if keyframe and self._cache is not None:
+                self._broken = True
                 self._cache.accept()
+                self._broken = False
         result = self._result(prediction, 0, index, False, keyframe, motion)
         self._index += 1
         if keyframe:

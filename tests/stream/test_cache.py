@@ -311,8 +311,9 @@ def test_a_step_that_fails(model: LingbotMap, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(MemoryError):
         stream.push(images[6])
     fail["now"] = False
-    with pytest.raises(UsageError, match="restore"):
-        stream.push(images[6])
+    for call in (stream.state, lambda: stream.push(images[6]), lambda: stream.query(images[6])):
+        with pytest.raises(UsageError, match="restore"):
+            call()
     stream.restore(state)
     found = found[:5] + run(stream, images[5:])
     assert_identical(found, expected)
@@ -324,11 +325,11 @@ def test_refusals(model: LingbotMap) -> None:
         stream.query(pictures(1)[0])
     stream.push(pictures(1)[0])
     for size in ((42, 42), (56, 42)):
-        with pytest.raises(UsageError, match="56x42"):
+        with pytest.raises(UsageError, match=r"picture 1 has .* the stream 56x42"):
             stream.push(pictures(1, *size)[0])
     with pytest.raises(UsageError, match="multiples of 14"):
         CacheStream(model, POLICY).push(torch.zeros(3, 15, 14))
-    with pytest.raises(InputError, match="picture 0 has NaN"):
+    with pytest.raises(InputError, match="picture 1 has NaN"):
         stream.push(torch.full((3, 42, 56), torch.nan))
     with pytest.raises(UsageError, match="uint8"):
         stream.push(torch.zeros(42, 56, 3))
@@ -341,5 +342,9 @@ def test_refusals(model: LingbotMap) -> None:
         CacheStream(model, replace(POLICY, pages="float8")).restore(plain | {"cache.blocks.0.scale": torch.zeros(1)})
     with pytest.raises(UsageError, match="no cache"):
         CacheStream(tiny("nano"))  # type: ignore[arg-type]
+    official = CacheStream(model, replace(POLICY, camera_keeps_all=True))
+    run(official, pictures(2), end=False)
+    with pytest.raises(UsageError, match="leave a trace"):
+        official.query(pictures(1)[0])
     with pytest.raises(UsageError, match="window is 0"):
         CachePolicy(window=0)
