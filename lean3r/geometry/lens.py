@@ -6,15 +6,15 @@ pycolmap implements the models and is imported when a lens is used; pinholes nee
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lean3r.types import Lens, Reconstruction, Source
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the refining process needs no torch
     from lean3r.colmap_library import pycolmap
+    from lean3r.types import Lens, Reconstruction, Source
 
 # Number of focal lengths at the start of a COLMAP model's parameters, and of unitless coefficients after the principal
 # point. No fisheyes: a pinhole does not approximate them.
@@ -46,7 +46,7 @@ def scale_lens(lens: Lens, across: float, down: float) -> Lens:
     focals, _ = LENSES[lens.model]
     factors = [(across + down) / 2] if focals == 1 else [across, down]
     start = [value * factor for value, factor in zip(lens.params, [*factors, across, down], strict=False)]
-    return Lens(lens.model, (*start, *lens.params[focals + 2 :]))
+    return replace(lens, params=(*start, *lens.params[focals + 2 :]))
 
 
 def pinhole_part(lens: Lens) -> np.ndarray:

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from lean3r.colmap_library import pycolmap
-from lean3r.parallel import by_threads
 from lean3r.refine.job import Group, Job
 from lean3r.refine.matching import image_ids
 
@@ -39,6 +38,8 @@ def consensus(pairs: list[tuple[np.ndarray, np.ndarray]], group: Group) -> float
     """The focal length in pixels with the most inliers (pixels [M, 2] in both views of each pair); None if too few."""
     if len(pairs) < LEAST_PAIRS:
         return None
+    from lean3r.parallel import by_threads  # torch: not for pictures that are no video
+
     options = pycolmap.RANSACOptions()
     options.max_error, options.random_seed, options.min_num_trials, options.max_num_trials = ERROR_PX, 0, 100, 400
     side = max(group.width, group.height)

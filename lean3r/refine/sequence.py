@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lean3r.types import Source
+if TYPE_CHECKING:
+    from lean3r.types import Source
 
 AHEAD = (1, 2, 3, 4, 6)  # neighbouring frames that each is matched with; loops are found by appearance
 

@@ -147,6 +147,11 @@ def test_models_answers_from_a_table() -> None:
     assert not modules_after("import lean3r\nlean3r.list_models()") & HEAVY
 
 
+def test_the_refining_process_imports_no_torch() -> None:
+    """It is started for every reconstruction, and torch would double its time on a few pictures."""
+    assert not modules_after("import lean3r.refine.worker") & {"torch", "scipy", "triton"}
+
+
 def test_options_of_reconstruct_are_frozen() -> None:
     found: set[str] = set()
     for field in dataclasses.fields(COMMANDS.get("reconstruct")):
