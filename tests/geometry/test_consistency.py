@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lean3r.geometry.consistency import Scene, sample_depth
-from lean3r.geometry.lens import Lens, Optics
-from lean3r.types import Source
+from lean3r.geometry.lens import Optics
+from lean3r.types import Lens, Source
 
 BENT = Lens("SIMPLE_RADIAL", (80.0, 40.0, 30.0, -0.1))
 OTHER = Lens("PINHOLE", (70.0, 75.0, 41.0, 29.0))
