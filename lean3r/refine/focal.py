@@ -6,6 +6,7 @@ and cameras that mostly rotate. A wrong focal length still loses inliers.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def with_focals(job: Job, database: Path) -> Job:
     groups = list(job.groups)
     for number, group in enumerate(groups):
         if not (group.fixed or group.trusted):
-            focal = consensus(_pairs(job, database, number), group)
+            focal = consensus(_pairs(job, database, number), group, job.threads)
             if focal is not None:
                 count = group.params.index(group.width / 2) if group.width / 2 in group.params else 1
                 params = (*[focal] * count, *group.params[count:])
@@ -34,12 +35,10 @@ def with_focals(job: Job, database: Path) -> Job:
     return replace(job, groups=tuple(groups))
 
 
-def consensus(pairs: list[tuple[np.ndarray, np.ndarray]], group: Group) -> float | None:
+def consensus(pairs: list[tuple[np.ndarray, np.ndarray]], group: Group, threads: int) -> float | None:
     """The focal length in pixels with the most inliers (pixels [M, 2] in both views of each pair); None if too few."""
     if len(pairs) < LEAST_PAIRS:
         return None
-    from lean3r.parallel import by_threads  # torch: not for pictures that are no video
-
     options = pycolmap.RANSACOptions()
     options.max_error, options.random_seed, options.min_num_trials, options.max_num_trials = ERROR_PX, 0, 100, 400
     side = max(group.width, group.height)
@@ -53,7 +52,8 @@ def consensus(pairs: list[tuple[np.ndarray, np.ndarray]], group: Group) -> float
             inliers[index] = 0 if estimate is None else estimate["num_inliers"]
         return inliers / max(inliers.max(), 1.0)
 
-    fitting = np.sum(by_threads(fitting_of, pairs), axis=0)
+    with ThreadPoolExecutor(threads) as pool:  # lean3r.parallel would import torch
+        fitting = np.sum(list(pool.map(fitting_of, pairs)), axis=0)
     best = int(fitting.argmax())
     if best in (0, len(FOCALS) - 1):
         return None
