@@ -89,9 +89,19 @@ def test_photos_to_files_in_three_lines(nano: Backbone, tmp_path: Path) -> None:
 
 
 def test_a_plan_by_its_name(tmp_path: Path) -> None:
-    """Enough views that attention is sparse indeed; cameras stay those of a model that has seen the room."""
+    """Enough views that attention is sparse indeed; cameras stay those of a model that has seen the room. The depth is
+    the network's, so that it, too, comes from the sparse model."""
     truth = phone_photos(tmp_path / "photos", 8, height=240, width=320)
-    arguments = ["reconstruct", str(tmp_path / "photos"), "-o", str(tmp_path / "out"), "--plan", "gsa"]
+    arguments = [
+        "reconstruct",
+        str(tmp_path / "photos"),
+        "-o",
+        str(tmp_path / "out"),
+        "--plan",
+        "gsa",
+        "--dense",
+        "network",
+    ]
     with recording() as log:
         assert main([*arguments, "-f", "npz,colmap", "--resolution", "320", "--device", "cpu", "-q"]) == 0
     assert {record.layout.views for record in log} == {8} and all((record.density or 1) < 0.8 for record in log)

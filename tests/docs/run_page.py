@@ -2,8 +2,8 @@
 
 Shell commands run in bash, Python blocks in this process, in one namespace. Commands that name the same -o are
 alternatives, so an earlier result is removed first. A plain `lean3r ...` is a copy of a process that has imported
-torch, which takes longer than most commands, unless the page changes the code. With --halved these and the Python blocks
-give nano pictures of half the side, whose depth takes a quarter of the time.
+torch and most of lean3r, which takes longer than most commands, unless the page changes the code. With --halved these
+and the Python blocks give nano pictures of half the side, whose depth takes a quarter of the time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+IMPORTED = ["torch", "lean3r.cli.reconstruct", "lean3r.pipeline.reconstruct", "lean3r.stereo.dense"]
 HALF = 120  # of nano's resolution
 PLAIN = re.compile(r"lean3r [^|&;<>$*?~\\\n`(){}]*")  # nothing that bash would read in another way than shlex
 
@@ -50,9 +51,9 @@ def main() -> None:
 
 
 def run_lean3r(words: list[str], is_halved: bool) -> None:
-    """Run the command in a copy of a process that has imported torch; SystemExit unless it ends with 0."""
+    """Run the command in a copy of a process that has imported IMPORTED; SystemExit unless it ends with 0."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch"])
+    context.set_forkserver_preload(IMPORTED)
     process = context.Process(target=lean3r, args=(words, is_halved))
     process.start()
     process.join()
