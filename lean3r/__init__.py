@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from lean3r.pipeline.save import save as save
     from lean3r.refine.options import RefineOptions as RefineOptions
     from lean3r.stereo.options import StereoOptions as StereoOptions
+    from lean3r.stream.options import StreamOptions as StreamOptions
+    from lean3r.stream.run import stream as stream
     from lean3r.types import PointCloud as PointCloud
     from lean3r.types import Prediction as Prediction
     from lean3r.types import Reconstruction as Reconstruction
@@ -66,6 +68,8 @@ _PUBLIC = {
     "RefineOptions": "lean3r.refine.options",
     "Source": "lean3r.types",
     "StereoOptions": "lean3r.stereo.options",
+    "StreamOptions": "lean3r.stream.options",
+    "stream": "lean3r.stream.run",
     "Views": "lean3r.types",
 }
 __all__ = [
@@ -82,6 +86,7 @@ __all__ = [
     "RefineOptions",
     "Source",
     "StereoOptions",
+    "StreamOptions",
     "Views",
     "__version__",
     "compress",
@@ -91,6 +96,7 @@ __all__ = [
     "load_into",
     "reconstruct",
     "save",
+    "stream",
 ]
 
 
@@ -106,7 +112,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `lean3r.export` a function: importing the room of that name would replace it by the module."""
+    """Keeps `lean3r.export` and `lean3r.stream` functions: importing the rooms of these names would replace them."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (name in _PUBLIC and isinstance(value, ModuleType)):

@@ -13,7 +13,15 @@ import numpy as np
 from PIL import Image
 
 from lean3r.errors import InputError
-from lean3r.inputs.decoding import BY_8_BIT, ORIENTATION, SELF_TURNING_FORMATS, check_pixels, eight_bit, on_white
+from lean3r.inputs.decoding import (
+    BY_8_BIT,
+    ORIENTATION,
+    SELF_TURNING_FORMATS,
+    TURNS,
+    check_pixels,
+    eight_bit,
+    on_white,
+)
 from lean3r.inputs.listing import Still
 
 logger = logging.getLogger("lean3r")
@@ -97,6 +105,22 @@ def _eight_bit(picture: np.ndarray, what: str) -> np.ndarray:
             f"the values of {what} run from {low:g} to {high:g}; expected 0 to 1 (divide by 255, or use uint8)."
         )
     return np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+
+
+def pixels_of(value: object, what: str) -> np.ndarray:
+    """The pixels [H, W, 3] uint8, upright, of one picture in memory; InputError if it is none."""
+    if isinstance(value, Image.Image):
+        check_pixels(value.size)
+        turn = TURNS.get(value.getexif().get(ORIENTATION, 1)) if value.format not in SELF_TURNING_FORMATS else None
+        plain = on_white(eight_bit(value))
+        return np.asarray(plain if turn is None else plain.transpose(turn))
+    if not is_picture(value):
+        raise InputError(f"{what} is a {type(value).__name__}; {EXPECTED}.")
+    array = _channels_last(value) if _is_tensor(value) else np.asarray(value)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3, 4)) or not array.size:
+        raise InputError(f"{what}, {describe(value)}, is not one picture; {EXPECTED}.")
+    array = _eight_bit(array, what)
+    return array if array.ndim == 3 and array.shape[-1] == 3 else np.asarray(on_white(Image.fromarray(array)))
 
 
 def _name(image: Image.Image, number: int) -> str:

@@ -54,10 +54,10 @@ class Meter:
         """The shift [B, 2] of a small grey frame [H, W] uint8 since the one before, and its sharpness; ValueError for
         one of another size."""
         grey = frame.astype(np.float32)
-        shift = np.zeros((len(_corners(*grey.shape)), 2)) if self._last is None else _shift(self._last, grey)
+        shift = np.zeros((len(_corners(*grey.shape)), 2)) if self._last is None else shift_between(self._last, grey)
         self._lost.append(shift is None)
         self._shifts.append(np.full_like(self._shifts[-1], LOST / np.sqrt(2)) if shift is None else shift)
-        self._sharpness.append(_sharpness(grey))
+        self._sharpness.append(sharpness_of(grey))
         self._last = grey
         return self._shifts[-1], self._sharpness[-1]
 
@@ -136,8 +136,9 @@ def _steps(motion: Motion, step: float) -> list[int]:
     return chosen + stepper.end()
 
 
-def _shift(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
-    """The motion of each block of a frame [B, 2], in shares of the longer side; None if it cannot be measured."""
+def shift_between(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
+    """The motion from frame a to b [H, W] float32 of each block [B, 2], in shares of the longer side; None if it cannot
+    be measured."""
     (whole,), (peak,) = _correlate(a[None], b[None])
     corners = _corners(*a.shape)
     if peak < LEAST_PEAK:
@@ -178,7 +179,8 @@ def _corners(height: int, width: int) -> list[tuple[int, int]]:
     return [(int(y), int(x)) for y in rows for x in cols]
 
 
-def _sharpness(grey: np.ndarray) -> float:
+def sharpness_of(grey: np.ndarray) -> float:
+    """Mean squared Laplacian of a frame [H, W] float32 over its variance."""
     inner = grey[1:-1, 1:-1]
     laplacian = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * inner
     return float((laplacian**2).mean() / max(float(inner.var()), 1.0))

@@ -84,14 +84,15 @@ class Film:
 
     def called(self, names: Collection[str]) -> Clip:
         """Those of its frames that have these names."""
-        return self._clip([index for index in range(len(self.keys)) if self._name(index) in names])
+        return self._clip([index for index in range(len(self.keys)) if self.frame_name(index) in names])
 
-    def _name(self, index: int) -> str:
+    def frame_name(self, index: int) -> str:
+        """The view name of a frame by its number."""
         return f"{self.stem}_{index:06d}.png"
 
     def _clip(self, indices: Sequence[int]) -> Clip:
-        frames = {self.keys[i]: self._name(i) for i in indices}
-        times_s = {self._name(i): self.times_s[i] for i in indices}
+        frames = {self.keys[i]: self.frame_name(i) for i in indices}
+        times_s = {self.frame_name(i): self.times_s[i] for i in indices}
         return Clip(self.name, self.open, frames, self.timed, times_s)
 
     def _by_motion(self, most: int, keep: Callable[[Frame], None] | None) -> list[int] | None:
@@ -128,7 +129,7 @@ class Film:
             nonlocal kept
             for key, frame, aspect in (last[index - len(keys)] for index in indices):
                 if keep is not None and key in at and kept <= most:
-                    keep(_picture(self._name(at[key]), frame, aspect, self.name))
+                    keep(_picture(self.frame_name(at[key]), frame, aspect, self.name))
                     kept += 1
 
         try:
@@ -185,6 +186,21 @@ def read_frames(clip: Clip) -> Iterator[Frame]:
             yield _picture(name, frame, aspect, clip.name)
         if not pending:
             return
+
+
+def read_all(film: Film, skip: int = 0) -> Iterator[tuple[float, Frame]]:
+    """Decode the frames of a film one after the other, with their times in seconds, without the first `skip` of them.
+
+    As with `read_frames`, decoding resumes after damage at the next key frame, and ends where nothing follows.
+    """
+    times_s = dict(zip(film.keys, film.times_s, strict=True))
+    number = 0
+    for key, frame, aspect in _decode(film.open, film.name, film.timed):
+        if key is None or key not in times_s or frame.is_corrupt:
+            continue
+        if number >= skip:
+            yield times_s[key], _picture(film.frame_name(number), frame, aspect, film.name)
+        number += 1
 
 
 def _picture(name: str, frame: VideoFrame, aspect: float, video: str) -> Frame:

@@ -48,6 +48,8 @@ class Backbone(nn.Module):
 
     `SEES` is False if cameras are those of Views.known, and depth only says where stereo may look for it.
 
+    `STREAMS` names the engine that reconstructs its streams (lean3r/stream).
+
     `SIZES` are the model's configurations by name. `SMALLEST` is a tiny configuration with every part, for tests.
 
     `BFLOAT16`: products in bfloat16 keep HALF_DB decibels in every output (docs/models.md), so that `--dtype auto`
@@ -71,6 +73,7 @@ class Backbone(nn.Module):
     REFERENCE: ClassVar[Mapping[str, str] | None] = None
     ORDERED: ClassVar[bool] = False
     SEES: ClassVar[bool] = True
+    STREAMS: ClassVar[str] = "windows"
     BFLOAT16: ClassVar[bool] = False
     chunk_bytes: int = 1 << 28
     graphs: Callable[..., Tokens] | None = None

@@ -48,7 +48,7 @@ ROOMS = {
     "refine": {"geometry", "inputs"},
     "stereo": {"geometry", "refine"},
     "pipeline": {"models", "compress", "inputs", "geometry", "refine", "stereo"},
-    "stream": {"models", "layers", "geometry", "inputs", "pipeline", "refine"},
+    "stream": {"models", "layers", "pipeline", "inputs", "geometry", "refine", "stereo", "export"},
     "bench": {"models", "compress", "pipeline", "inputs", "export", "layers", "testing"},
     "cli": {"*"},
     "testing": set(),

@@ -1,0 +1,105 @@
+"""A cloud of bounded size that grows with a stream: one point a voxel, voxels that grow when there are too many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from lean3r.geometry.points import edge_mask
+from lean3r.stream import sim3
+from lean3r.stream.engine import Estimate
+
+GROWTH = 1.25
+PER_PIXEL = 1.0  # side of the first voxels, in pixels at the median depth of the first keyframe
+_SPAN = 1 << 20  # voxels along each axis that have numbers of their own, on both sides of the origin
+_ARRAYS = ("key", "xyz", "rgb", "conf", "window")
+
+
+class Cloud:
+    """The most confident point of each voxel, at most `most` of them; `side` is the voxels' side in world units.
+
+    key [P] int64 is a voxel's number, ascending; xyz [P, 3] float32; rgb [P, 3] uint8; conf [P] float32; window [P]
+    int32 is the number of the window that placed the point.
+    """
+
+    def __init__(self, most: int, percentile: float) -> None:
+        self.most, self.percentile, self.side = most, percentile, 0.0
+        self.key, self.conf, self.window = np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.int32)
+        self.xyz, self.rgb = np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def add(self, estimate: Estimate) -> None:
+        """The points of a keyframe whose camera is trusted; other frames add nothing."""
+        if estimate.depth is None or not self.most or estimate.flags & {"uncertain", "lost"}:
+            return
+        assert estimate.conf is not None and estimate.image is not None and estimate.source is not None
+        depth, conf = estimate.depth, estimate.conf
+        keep = (depth > 0) & np.isfinite(depth) & (conf > 0)
+        if not keep.any():
+            return
+        keep &= conf >= np.percentile(conf[keep], self.percentile, method="lower")
+        keep &= ~edge_mask(torch.from_numpy(np.where(keep, depth, 0))).numpy()
+        rows, cols = np.nonzero(keep)
+        z = depth[rows, cols].astype(np.float64)
+        sx, sy, ox, oy = estimate.source.original_from_network
+        pixels = np.stack([sx * (cols + 0.5) + ox, sy * (rows + 0.5) + oy, np.ones(len(rows))], axis=1)
+        cam = pixels @ np.linalg.inv(estimate.intrinsics).T * z[:, None]
+        pose = estimate.cam_from_world
+        xyz = ((cam - pose[:3, 3]) @ pose[:3, :3]).astype(np.float32)
+        if not self.side and len(z):
+            self.side = float(PER_PIXEL * np.median(z) * sx / estimate.intrinsics[0, 0])
+        window = np.full(len(xyz), estimate.window, np.int32)
+        self._merge(xyz, estimate.image[rows, cols], conf[rows, cols].astype(np.float32), window)
+
+    def _merge(self, xyz: np.ndarray, rgb: np.ndarray, conf: np.ndarray, window: np.ndarray) -> None:
+        near = (np.abs(xyz) < self.side * _SPAN).all(axis=1)  # also drops what is not finite
+        new = (self._keys(xyz[near]), xyz[near], rgb[near], conf[near], window[near])
+        self._thin(*(np.concatenate(pair) for pair in zip((getattr(self, n) for n in _ARRAYS), new, strict=True)))
+        while len(self) > self.most:
+            self.side *= GROWTH
+            self._thin(self._keys(self.xyz), self.xyz, self.rgb, self.conf, self.window)
+
+    def _thin(self, *arrays: np.ndarray) -> None:
+        key, conf = arrays[0], arrays[3]
+        order = np.lexsort((-conf, key))
+        first = np.ones(len(order), bool)
+        first[1:] = key[order][1:] != key[order][:-1]
+        for name, array in zip(_ARRAYS, arrays, strict=True):
+            setattr(self, name, array[order[first]])
+
+    def _keys(self, xyz: np.ndarray) -> np.ndarray:
+        cell = np.floor(xyz.astype(np.float64) / self.side).astype(np.int64) + _SPAN
+        return (cell[:, 0] * 2 * _SPAN + cell[:, 1]) * 2 * _SPAN + cell[:, 2]
+
+    def move(self, before: np.ndarray, after: np.ndarray) -> None:
+        """Follow windows [W, 4, 4] that have moved from one placement to another."""
+        xyz = self.xyz.astype(np.float64)
+        for window in np.unique(self.window):
+            change = after[window] @ np.linalg.inv(before[window])
+            if not np.allclose(change, np.eye(4), atol=1e-12):
+                mine = self.window == window
+                xyz[mine] = sim3.move_points(change, xyz[mine])
+        moved, rgb, conf, window = xyz.astype(np.float32), self.rgb, self.conf, self.window
+        for name in _ARRAYS:
+            setattr(self, name, getattr(self, name)[:0])
+        self._merge(moved, rgb, conf, window)
+
+    @property
+    def bytes(self) -> int:
+        """Of its arrays."""
+        return sum(getattr(self, name).nbytes for name in _ARRAYS)
+
+    def state(self) -> dict[str, Any]:
+        """See Engine.state."""
+        return {"side": self.side, **{name: getattr(self, name) for name in _ARRAYS}}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See Engine.restore."""
+        self.side = state["side"]
+        for name in _ARRAYS:
+            setattr(self, name, state[name])

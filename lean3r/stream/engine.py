@@ -1,0 +1,126 @@
+"""What an engine of a stream is: frames in, estimates out, a state that can be saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from lean3r.options import PointOptions
+from lean3r.refine.options import RefineOptions
+from lean3r.stereo.options import StereoOptions
+
+if TYPE_CHECKING:
+    from lean3r.models.base import Backbone
+    from lean3r.types import Source
+
+FLAGS = ("anchor", "keyframe", "joined", "uncertain", "lost", "between", "still", "no-content", "refined")
+"""What may be said of a frame, in the order of the bits in the store.
+
+- `anchor`: its camera is the origin of the world;
+- `keyframe`: the network saw it, and it has depth;
+- `joined`: its window is joined to those before it by frames that agree;
+- `uncertain`: its camera may be far off;
+- `lost`: nothing connects it with the frames before; its camera is a guess;
+- `between`: its camera is interpolated between those of keyframes, by the motion of the picture;
+- `still`: the camera rests, and has that of the last keyframe;
+- `no-content`: black, or without any structure;
+- `refined`: the cameras of its window were adjusted to matches.
+"""
+
+
+class Frame(NamedTuple):
+    """A frame of a stream: its number from 0, its time in seconds, and its picture [H, W, 3] uint8, upright."""
+
+    index: int
+    timestamp_s: float
+    image: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """What is known of one frame.
+
+    cam_from_world [4, 4] float64 and intrinsics [3, 3] float64 in pixels of the frame, whose size is `width` x
+    `height`. Keyframes have a network picture: `image` [H, W, 3] uint8, `depth` and `conf` [H, W] float32 (z-depth in
+    world units, 0 where unknown) and `source`, which maps its pixels to those of the frame; other frames have None.
+    `flags` are some of FLAGS. cam_from_world is the pose `in_window` [4, 4] moved by the similarity `placement` [4, 4]
+    of window number `window` as of `version`; a later version may move the window.
+    """
+
+    index: int
+    timestamp_s: float
+    cam_from_world: np.ndarray
+    intrinsics: np.ndarray
+    width: int
+    height: int
+    flags: frozenset[str]
+    window: int = 0
+    version: int = 0
+    in_window: np.ndarray = field(default_factory=lambda: np.eye(4))
+    placement: np.ndarray = field(default_factory=lambda: np.eye(4))
+    image: np.ndarray | None = None
+    depth: np.ndarray | None = None
+    conf: np.ndarray | None = None
+    source: Source | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a stream is reconstructed: `window` keyframes at once, of which `overlap` are shared with the window before;
+    a keyframe whenever the picture has moved by `step` of its longer side; network pictures with the area of a square
+    of `resolution` pixels; known `intrinsics` (fx, fy, cx, cy) in pixels of the frames; whether loops are closed."""
+
+    window: int = 32
+    overlap: int = 10
+    step: float = 0.12
+    loops: bool = True
+    resolution: int | None = None
+    seed: int = 0
+    intrinsics: tuple[float, ...] | None = None
+    refine: RefineOptions = field(default_factory=RefineOptions)
+    dense: StereoOptions = field(default_factory=lambda: StereoOptions(dense="network"))
+    points: PointOptions = field(default_factory=PointOptions)
+
+
+class Engine(Protocol):
+    """Reconstructs a stream with bounded memory. Made of a model and Settings."""
+
+    def __init__(self, model: Backbone, settings: Settings) -> None: ...
+
+    def push(self, frame: Frame) -> list[Estimate]:
+        """Take the next frame; the frames whose estimate is known now, in order, each exactly once."""
+        ...
+
+    def finish(self) -> list[Estimate]:
+        """No frame follows: the estimates of all frames that are still missing."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next estimates depend on: nested dictionaries and lists of arrays and plain values."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`, as if nothing had been in between."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """How often earlier windows have been moved."""
+        ...
+
+    @property
+    def placements(self) -> np.ndarray:
+        """The similarities [W, 4, 4] that move the windows into the world, as of this version."""
+        ...
+
+    def take_reports(self) -> list[dict[str, Any]]:
+        """What happened since the last call, for people and the store: a dictionary for each window and each loop."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the frames, depth maps and other arrays that are held between two frames."""
+        ...

@@ -1,0 +1,139 @@
+"""Which frames of a stream become keyframes: by the motion of the picture, never by their number.
+
+The motion of the picture's blocks since the last keyframe is measured against a reference frame, which follows only
+where the picture has moved clearly: the slowest motion adds up, and that of a resting camera stays zero for hours.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from lean3r.inputs.motion import LOST, REACH, SHARP_REACH, sharpness_of, shift_between, small_size
+from lean3r.stream.pictures import Keyframe
+
+FOLLOW = 0.03  # of the longer side: motion since the reference frame at which the next frame takes its place
+
+
+class _Candidate(NamedTuple):
+    """A frame that may still become a keyframe: where its blocks are, and how sharp it is."""
+
+    keyframe: Keyframe
+    at: np.ndarray
+    sharpness: float
+
+
+class Selector:
+    """Chooses keyframes as frames come: the first, then, of those whose picture is nearly `step` away from the last
+    chosen one, the sharpest. Which one that is, is known at most REACH frames later."""
+
+    def __init__(self, step: float) -> None:
+        self.step = step
+        self.travelled = 0.0  # by the picture since the start, in longer sides
+        self._reference: np.ndarray | None = None
+        self._last: np.ndarray | None = None
+        self._reference_at = np.zeros(2)  # mean over the blocks follows in `_at`
+        self._at: np.ndarray | None = None
+        self._key_at: np.ndarray | None = None
+        self._waiting: deque[_Candidate] = deque(maxlen=REACH + 1)
+
+    def add(self, keyframe: Keyframe) -> list[Keyframe]:
+        """One frame more; the frames that are now known to be keyframes. `travelled` says how far the picture is."""
+        grey = _grey(keyframe)
+        at, moved = self._move(grey)
+        self.travelled += moved
+        if self._key_at is None or self._key_at.shape != at.shape:  # the first, or one of another shape
+            self._key_at = at
+            self._waiting.clear()
+            return [keyframe]
+        self._waiting.append(_Candidate(keyframe, at, sharpness_of(grey)))
+        chosen = []
+        while (best := self._best()) is not None:
+            while (first := self._waiting.popleft()) is not best:
+                del first
+            self._key_at = best.at
+            chosen.append(best.keyframe)
+        return chosen
+
+    def end(self) -> list[Keyframe]:
+        """The last frame, where it is far enough from the last keyframe."""
+        if not self._waiting or self._away(self._waiting[-1]) <= self.step / 2:
+            return []
+        last = self._waiting[-1]
+        self._waiting.clear()
+        self._key_at = last.at
+        return [last.keyframe]
+
+    def _away(self, candidate: _Candidate) -> float:
+        assert self._key_at is not None
+        return float(np.linalg.norm(candidate.at - self._key_at, axis=1).mean())
+
+    def _best(self) -> _Candidate | None:
+        """The next keyframe among those that wait; None as long as none is far enough."""
+        away = [self._away(candidate) for candidate in self._waiting]
+        late = next((i for i, far in enumerate(away) if far >= self.step), None)
+        if late is None:
+            return None
+        early = next(i for i, far in enumerate(away) if far >= (1 - SHARP_REACH) * self.step)
+        return max(list(self._waiting)[early : late + 1], key=lambda candidate: candidate.sharpness)
+
+    def _move(self, grey: np.ndarray) -> tuple[np.ndarray, float]:
+        """Where the blocks [B, 2] of a frame are, and how far they have moved since the frame before."""
+        before, last = self._at, self._last
+        self._last = grey
+        if self._reference is None or before is None or self._reference.shape != grey.shape:
+            blocks = 1 if before is None else len(before)
+            shift = shift_between(grey, grey)
+            blocks = blocks if shift is None else len(shift)
+            is_first = before is None
+            far = 0.0 if is_first else LOST
+            centre = np.zeros(2) if before is None else before.mean(0)
+            self._at = self._reference_at = np.tile(centre + far / np.sqrt(2), (blocks, 1))
+            self._reference = grey
+            return self._at, far
+        shift = shift_between(self._reference, grey)
+        if shift is None:
+            step = None if last is None or last.shape != grey.shape else shift_between(last, grey)
+            at = before + (np.full_like(before, LOST / np.sqrt(2)) if step is None else step)
+        else:
+            at = self._reference_at + shift
+        if shift is None or float(np.linalg.norm(shift, axis=1).mean()) > FOLLOW:
+            self._reference, self._reference_at = grey, at
+        self._at = at
+        return at, float(np.linalg.norm(at - before, axis=1).mean())
+
+    def state(self) -> dict[str, Any]:
+        """See Engine.state."""
+        return {
+            "travelled": self.travelled,
+            "reference": self._reference,
+            "last": self._last,
+            "reference_at": self._reference_at,
+            "at": self._at,
+            "key_at": self._key_at,
+            "waiting": [{**c.keyframe.state(), "at": c.at, "sharpness": c.sharpness} for c in self._waiting],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See Engine.restore."""
+        self.travelled, self._reference, self._last = state["travelled"], state["reference"], state["last"]
+        self._reference_at, self._at, self._key_at = state["reference_at"], state["at"], state["key_at"]
+        waiting = [_Candidate(Keyframe.restored(c), c["at"], c["sharpness"]) for c in state["waiting"]]
+        self._waiting = deque(waiting, maxlen=REACH + 1)
+
+    @property
+    def bytes(self) -> int:
+        """Of the pictures that wait."""
+        greys = [grey.nbytes for grey in (self._reference, self._last) if grey is not None]
+        return sum(greys) + sum(candidate.keyframe.pixels.nbytes for candidate in self._waiting)
+
+
+def _grey(keyframe: Keyframe) -> np.ndarray:
+    """The small grey frame [H, W] float32 in which motion is measured."""
+    size = small_size(*keyframe.size)
+    small = Image.fromarray(keyframe.pixels).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    return np.asarray(small.convert("L"), np.float32)

@@ -1,0 +1,101 @@
+"""Keyframes of a stream as the pictures of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lean3r.inputs.frames import FrameChoice
+from lean3r.inputs.pictures import Pictures
+from lean3r.inputs.views import Picture, assemble, fit, network_size
+from lean3r.types import Source, Views
+
+LONGEST = 1600  # pixels; pictures with twice that are kept at half their size, those with three times at a third, ...
+
+
+@dataclass(frozen=True, eq=False)
+class Keyframe:
+    """A frame that is kept for a while: its number in the stream, its time, the (width, height) of the original, and
+    its pixels [H, W, 3] uint8, shrunk by a whole `factor` (sides rounded up)."""
+
+    index: int
+    timestamp_s: float
+    size: tuple[int, int]
+    pixels: np.ndarray
+    factor: int
+
+    @classmethod
+    def of(cls, index: int, timestamp_s: float, image: np.ndarray) -> Keyframe:
+        """The keyframe of a picture [H, W, 3] uint8."""
+        height, width = image.shape[:2]
+        factor = max(1, max(height, width) // LONGEST)
+        pixels = image if factor == 1 else np.asarray(Image.fromarray(image).reduce(factor))
+        return cls(index, timestamp_s, (width, height), np.ascontiguousarray(pixels), factor)
+
+    @property
+    def name(self) -> str:
+        """The name of the frame in every output."""
+        return frame_name(self.index)
+
+    def state(self) -> dict[str, Any]:
+        """As arrays and plain values."""
+        return {
+            "index": self.index,
+            "timestamp_s": self.timestamp_s,
+            "size": list(self.size),
+            "pixels": self.pixels,
+            "factor": self.factor,
+        }
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> Keyframe:
+        """From `state`."""
+        width, height = state["size"]
+        return cls(state["index"], state["timestamp_s"], (width, height), state["pixels"], state["factor"])
+
+
+def frame_name(index: int) -> str:
+    """`frame_000123.png`."""
+    return f"frame_{index:06d}.png"
+
+
+class Recent(Pictures):
+    """Keyframes as `Pictures`: read again and again from memory, with their times, as frames of one video."""
+
+    def __init__(self, keyframes: Sequence[Keyframe]) -> None:
+        self.inputs, self.frames, self.keep_frames = ("a stream",), FrameChoice(), False
+        self._keyframes = {keyframe.name: keyframe for keyframe in keyframes}
+        self.names = tuple(self._keyframes)
+
+    @property
+    def skipped(self) -> tuple[tuple[str, str], ...]:
+        """Nothing: only usable frames become keyframes."""
+        return ()
+
+    @property
+    def masks(self) -> None:
+        """None: a stream has no masks."""
+        return None
+
+    def views(self, *, resolution: int, patch: int, progress: Callable[[int, int], None] | None = None) -> Views:
+        """Network input, as of `Pictures`."""
+        return assemble([picture_of(keyframe, resolution, patch) for keyframe in self._keyframes.values()], patch)
+
+    def read(self, names: Collection[str], side: int) -> Iterator[tuple[str, Image.Image]]:
+        """The pictures called `names`, as of `Pictures`."""
+        for name, keyframe in self._keyframes.items():
+            if name in names:
+                yield name, Image.fromarray(keyframe.pixels)
+
+
+def picture_of(keyframe: Keyframe, resolution: int, patch: int) -> Picture:
+    """The network's picture of a keyframe."""
+    target = network_size(*keyframe.size, resolution, patch)
+    image = Image.fromarray(keyframe.pixels)
+    pixels, transform = fit(image, keyframe.size, 1, target, 1 / keyframe.factor)
+    source = Source(keyframe.name, *keyframe.size, transform, timestamp_s=keyframe.timestamp_s)
+    return Picture(source, pixels)

@@ -1,0 +1,236 @@
+"""A store as a result folder: trajectories, cameras, COLMAP model, cloud and manifest, written anew from time to time.
+
+Nothing here holds more than a few frames at once, besides the cloud.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from lean3r.colmap_library import pycolmap
+from lean3r.export.atomic import MANIFEST
+from lean3r.export.cameras import json_bytes
+from lean3r.export.manifest import CONVENTIONS, LAYOUT_VERSION, toml
+from lean3r.export.ply import ply_bytes
+from lean3r.scratch import atomic_file
+from lean3r.stream import sim3
+from lean3r.stream.cloud import Cloud
+from lean3r.stream.store import (
+    CHECKPOINT,
+    FRAMES,
+    KEYFRAMES,
+    STREAM,
+    WINDOWS,
+    Store,
+    flags_of,
+    matrix_of,
+    pose_of,
+)
+
+TUM, KITTI, TIMES, CAMERAS, POINTS, PREDICTIONS, CONFIG = (
+    "trajectory_tum.txt",
+    "trajectory_kitti.txt",
+    "times.txt",
+    "cameras.json",
+    "points.ply",
+    "predictions.npz",
+    "config.toml",
+)
+MODEL_POINTS = 50_000  # of the COLMAP model
+
+
+class Publisher:
+    """Writes the result of a store. `info` is what the manifest says of the run."""
+
+    def __init__(self, store: Store, info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        self.store, self.info, self.config = store, info, config
+
+    def publish(self, placements: np.ndarray, cloud: Cloud, more: Mapping[str, Any], *, is_final: bool) -> None:
+        """Write all files, each at once; predictions.npz, which copies all depth maps, only at the end."""
+        self._placements = placements
+        self._trajectories()
+        views = self._cameras()
+        self._colmap(cloud)
+        with atomic_file(self.store.folder / POINTS) as part:
+            part.write_bytes(ply_bytes(cloud.xyz, cloud.rgb, normals=np.zeros_like(cloud.xyz), confidence=cloud.conf))
+        if is_final and views:
+            with atomic_file(self.store.folder / PREDICTIONS) as part:
+                self._predictions(part)
+        with atomic_file(self.store.folder / CONFIG) as part:
+            part.write_text(toml(self.config))
+        self._manifest(cloud, views, more)
+
+    def _frames(self) -> Iterator[tuple[np.void, np.ndarray]]:
+        """Records, with the poses cam_from_world [4, 4] as of now."""
+        for chunk in self.store.records():
+            for record in chunk:
+                yield record, sim3.move_poses(self._placements[record["window"]], pose_of(record))
+
+    def _keyframes(self) -> Iterator[tuple[np.void, np.ndarray]]:
+        for record, pose in self._frames():
+            if "keyframe" in flags_of(int(record["flags"])):
+                yield record, pose
+
+    def _trajectories(self) -> None:
+        folder = self.store.folder
+        with (
+            atomic_file(folder / TUM) as tum_part,
+            atomic_file(folder / KITTI) as kitti_part,
+            atomic_file(folder / TIMES) as times_part,
+            tum_part.open("w") as tum,
+            kitti_part.open("w") as kitti,
+            times_part.open("w") as times,
+        ):
+            tum.write("# time_s tx ty tz qx qy qz qw: camera to world\n")
+            for record, pose in self._frames():
+                world = np.linalg.inv(pose)
+                quaternion = pycolmap.Rotation3d(np.ascontiguousarray(world[:3, :3])).quat  # x y z w
+                row = [record["timestamp_s"], *world[:3, 3], *quaternion]
+                tum.write(" ".join(f"{value:.9g}" for value in row) + "\n")
+                kitti.write(" ".join(f"{value:.9g}" for value in world[:3].ravel()) + "\n")
+                times.write(f"{record['timestamp_s']:.9g}\n")
+
+    def _cameras(self) -> list[dict[str, Any]]:
+        """cameras.json of the keyframes; what the manifest says of them."""
+        views = []
+        with atomic_file(self.store.folder / CAMERAS) as part, part.open("w") as file:
+            file.write('{\n "axes": "opencv",\n "scale": "relative",\n "views": [')
+            for number, (record, pose) in enumerate(self._keyframes()):
+                name, state = _name(record), _registration(record)
+                view = {"name": name, "width": int(record["size"][0]), "height": int(record["size"][1])}
+                views.append({**view, "registration": state})
+                view |= {
+                    "K": matrix_of(record["intrinsics"]).tolist(),
+                    "cam_from_world": pose.tolist(),
+                    "world_from_cam": np.linalg.inv(pose).tolist(),
+                    "registration": state,
+                    "uncertain": state == "uncertain",
+                    "timestamp_s": float(record["timestamp_s"]),
+                }
+                file.write(("," if number else "") + "\n  " + json.dumps(view))
+            file.write("\n ]\n}\n")
+        return views
+
+    def _colmap(self, cloud: Cloud) -> None:
+        """sparse/0 with the keyframes whose cameras are trusted and a sample of the cloud, without tracks."""
+        model, cameras = pycolmap.Reconstruction(), {}
+        for record, pose in self._keyframes():
+            if _registration(record) == "uncertain":
+                continue
+            key = (*map(int, record["size"]), *(round(float(value), 3) for value in record["intrinsics"]))
+            if key not in cameras:
+                cameras[key] = len(cameras) + 1
+                camera = pycolmap.Camera(
+                    camera_id=cameras[key], model="PINHOLE", width=key[0], height=key[1], params=np.array(key[2:])
+                )
+                model.add_camera_with_trivial_rig(camera)
+            image = pycolmap.Image(name=_name(record), camera_id=cameras[key], image_id=int(record["index"]) + 1)
+            model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(pose[:3]))
+        for at in range(0, len(cloud), max(1, -(-len(cloud) // MODEL_POINTS))):
+            model.add_point3D(cloud.xyz[at].astype(np.float64), pycolmap.Track(), cloud.rgb[at])
+        folder = self.store.folder / "sparse" / "0"
+        folder.mkdir(parents=True, exist_ok=True)
+        model.write(folder)
+
+    def _predictions(self, path: Path) -> None:
+        """predictions.npz (docs/outputs.md), an array after the other, a keyframe at a time."""
+        count, height, width = 0, 0, 0
+        for record, _ in self._keyframes():
+            shape = self.store.keyframe(int(record["index"]))["depth"].shape
+            count, height, width = count + 1, max(height, shape[0]), max(width, shape[1])
+
+        def padded(key: str, dtype: type, *, fill: Callable[[np.void, np.ndarray], Any]) -> Iterator[np.ndarray]:
+            for record, _ in self._keyframes():
+                stored = self.store.keyframe(int(record["index"]))
+                whole = np.zeros((height, width), dtype)
+                rows, cols = stored["depth"].shape
+                whole[:rows, :cols] = fill(record, stored[key])
+                yield whole
+
+        scales = [sim3.parts(placement)[0] for placement in self._placements]
+
+        def each(of: Callable[[np.void, np.ndarray], Any]) -> Iterator[np.ndarray]:
+            for record, pose in self._keyframes():
+                yield np.asarray(of(record, pose))
+
+        def mapped(record: np.void) -> np.ndarray:
+            return self.store.keyframe(int(record["index"]))["original_from_network"]
+
+        def network(record: np.void) -> np.ndarray:
+            sx, sy, ox, oy = mapped(record)
+            return np.linalg.inv([[sx, 0, ox], [0, sy, oy], [0, 0, 1]]) @ matrix_of(record["intrinsics"])
+
+        size = (count, height, width)
+        with zipfile.ZipFile(path, "w") as archive:
+            _array(archive, "names", (count,), np.dtype("<U24"), each(lambda r, _: np.array(_name(r), "<U24")))
+            depth = padded("depth", np.float32, fill=lambda r, values: values * np.float32(scales[r["window"]]))
+            _array(archive, "depth", size, np.dtype("<f4"), depth)
+            _array(archive, "conf", size, np.dtype("<f4"), padded("conf", np.float32, fill=lambda _, values: values))
+            _array(archive, "mask", size, np.dtype("?"), padded("depth", np.bool_, fill=lambda *_: True))
+            _array(archive, "K", (count, 3, 3), np.dtype("<f8"), each(lambda r, _: network(r)))
+            k = each(lambda r, _: matrix_of(r["intrinsics"]))
+            _array(archive, "K_original", (count, 3, 3), np.dtype("<f8"), k)
+            _array(archive, "cam_from_world", (count, 4, 4), np.dtype("<f8"), each(lambda _, pose: pose))
+            inverse = each(lambda _, pose: np.linalg.inv(pose))
+            _array(archive, "world_from_cam", (count, 4, 4), np.dtype("<f8"), inverse)
+            _array(archive, "image_size", (count, 2), np.dtype("<i4"), each(lambda r, _: r["size"]))
+            _array(archive, "original_from_network", (count, 4), np.dtype("<f8"), each(lambda r, _: mapped(r)))
+            states = each(lambda r, _: np.array(_registration(r), "<U9"))
+            _array(archive, "registration", (count,), np.dtype("<U9"), states)
+            _array(archive, "scale", (), np.dtype("<U8"), iter([np.array("relative")]))
+
+    def _manifest(self, cloud: Cloud, views: list[dict[str, Any]], more: Mapping[str, Any]) -> None:
+        folder = self.store.folder
+        names = [TUM, KITTI, TIMES, CAMERAS, POINTS, PREDICTIONS, CONFIG, STREAM, FRAMES, WINDOWS, CHECKPOINT]
+        files = [name for name in names if (folder / name).exists()]
+        files += [f"sparse/0/{path.name}" for path in (folder / "sparse" / "0").iterdir()]
+        files += [f"{KEYFRAMES}/{path.name}" for path in (folder / KEYFRAMES).iterdir()]
+        about = {
+            "layout_version": LAYOUT_VERSION,
+            "lean3r": metadata.version("lean3r"),
+            "warnings": [],
+            **self.info,
+            **more,
+            "scale": "relative",
+            "conventions": CONVENTIONS,
+            "points": len(cloud),
+            "views": views,
+            "files": sorted([*files, MANIFEST]),
+        }
+        with atomic_file(folder / MANIFEST) as part:
+            part.write_bytes(json_bytes(about))
+
+
+def _array(
+    archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: np.dtype, values: Iterator[np.ndarray]
+) -> None:
+    """One array of an .npz, value by value."""
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+        header: dict[str, Any] = {
+            "descr": np.lib.format.dtype_to_descr(dtype),
+            "fortran_order": False,
+            "shape": shape,
+        }
+        _write_header(file, header)
+        for value in values:
+            file.write(np.ascontiguousarray(value, dtype).tobytes())
+
+
+def _write_header(file: IO[bytes], header: dict[str, Any]) -> None:
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _name(record: np.void) -> str:
+    return f"frame_{int(record['index']):06d}.png"
+
+
+def _registration(record: np.void) -> str:
+    flags = flags_of(int(record["flags"]))
+    return "uncertain" if flags & {"uncertain", "lost"} else "refined" if "refined" in flags else "predicted"

@@ -1,0 +1,83 @@
+"""What one window says about one keyframe, on its own and as arrays of a saved state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lean3r.stream.pictures import Keyframe
+from lean3r.types import Reconstruction, Source
+
+_ARRAYS = ("pose", "intrinsics", "depth", "conf", "image")
+
+
+@dataclass(eq=False)
+class Result:
+    """A keyframe in a window: its `pose` [4, 4] in the window's world, intrinsics [3, 3] of `image` [H, W, 3] uint8,
+    depth and conf [H, W] float32 (0 where unknown), without padding; whether its camera is trusted, and whether
+    refinement, if there was any, registered it. `travelled` says how far the picture of the stream had moved."""
+
+    keyframe: Keyframe
+    source: Source
+    pose: np.ndarray
+    intrinsics: np.ndarray
+    depth: np.ndarray
+    conf: np.ndarray
+    image: np.ndarray
+    is_certain: bool
+    is_registered: bool
+    travelled: float = 0.0
+
+    @property
+    def original_intrinsics(self) -> np.ndarray:
+        """Intrinsics [3, 3] in pixels of the frame."""
+        return self.source.original_intrinsics(self.intrinsics)
+
+    @property
+    def bytes(self) -> int:
+        """Of its arrays."""
+        return self.keyframe.pixels.nbytes + sum(getattr(self, name).nbytes for name in _ARRAYS)
+
+    def state(self) -> dict[str, Any]:
+        """As arrays and plain values."""
+        plain = {name: getattr(self, name) for name in ("is_certain", "is_registered", "travelled")}
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        return {"keyframe": self.keyframe.state(), "source": asdict(self.source), **plain, **arrays}
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> Result:
+        """From `state`."""
+        source = {**state["source"], "original_from_network": tuple(state["source"]["original_from_network"])}
+        rest = {name: value for name, value in state.items() if name not in ("keyframe", "source")}
+        return cls(keyframe=Keyframe.restored(state["keyframe"]), source=Source(**source), **rest)
+
+
+def results_of(scene: Reconstruction, keyframes: Sequence[Keyframe]) -> list[Result]:
+    """The results of a window, in the order of its keyframes."""
+    certain = scene.is_certain
+    views = scene.info.get("refinement", {}).get("views") or [{}] * len(keyframes)
+    results = []
+    for view, keyframe in enumerate(keyframes):
+        rows, cols = (np.flatnonzero(scene.mask[view].any(axis=axis)) for axis in (1, 0))
+        top, left = int(rows[0]), int(cols[0])
+        inside = slice(top, int(rows[-1]) + 1), slice(left, int(cols[-1]) + 1)
+        source, intrinsics = scene.sources[view], scene.intrinsics[view].copy()
+        sx, sy, ox, oy = source.original_from_network
+        intrinsics[:2, 2] -= left, top
+        results.append(
+            Result(
+                keyframe,
+                replace(source, original_from_network=(sx, sy, ox + sx * left, oy + sy * top)),
+                scene.cam_from_world[view].astype(np.float64),
+                intrinsics.astype(np.float64),
+                np.ascontiguousarray(scene.depth[view][inside]),
+                np.ascontiguousarray(scene.conf[view][inside]),
+                np.ascontiguousarray(scene.images[view][inside]),
+                bool(certain[view]),
+                views[view].get("part", 0) != -1,
+            )
+        )
+    return results

@@ -1,0 +1,345 @@
+"""A stream from its source to its estimates, and to its store if there is one."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lean3r.errors import UsageError
+from lean3r.models.base import Backbone
+from lean3r.options import PointOptions, as_record
+from lean3r.pipeline.memory import in_units
+from lean3r.pipeline.options import CameraOptions, Intrinsics, RunOptions
+from lean3r.pipeline.predict import where
+from lean3r.processes import peak_memory_mb
+from lean3r.refine.options import Refine, RefineOptions
+from lean3r.stereo.options import Dense, StereoOptions
+from lean3r.stream import ENGINES
+from lean3r.stream.budget import fit_stream
+from lean3r.stream.cloud import Cloud
+from lean3r.stream.engine import Engine, Estimate, Frame, Settings
+from lean3r.stream.frames import Live, Source
+from lean3r.stream.latency import Times
+from lean3r.stream.options import StreamOptions
+from lean3r.stream.store import Store
+
+if TYPE_CHECKING:
+    from lean3r.stream.publish import Publisher
+
+WINDOW, OVERLAP = 32, 10
+CHECKPOINT_FRAMES = 16  # at least between two checkpoints
+PUBLISHING = 0.1  # of the time at most goes into writing the result anew
+
+
+def stream(
+    model: Backbone,
+    source: Any,
+    out: str | Path | None = None,
+    *,
+    options: StreamOptions | None = None,
+    resolution: int | None = None,
+    intrinsics: Intrinsics | None = None,
+    memory: str | int | None = None,
+    refine: Refine | RefineOptions = "auto",
+    dense: Dense | StereoOptions = "network",
+    points: PointOptions | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Stream:
+    """Reconstruct a stream in bounded memory: iterate over the result for an `Estimate` of every frame, in order.
+
+    `source` is a video, a folder, a camera (`camera:0`), or any iterator of pictures (stream/frames.py). Results go to
+    the append-only folder `out`, or nowhere. With `resume`, a stream that was stopped there at any moment goes on, with
+    the same result. `memory` ("8GB") sets the number of keyframes that are reconstructed at once, and the size of their
+    pictures. `intrinsics` are those of all frames; `resolution`, `refine`, `dense`, `points` and `seed` are those of
+    `lean3r.reconstruct`, for every window of keyframes.
+
+    UsageError for invalid options, a folder that cannot be used, or a full disk; InputError if the source cannot be
+    read; OutOfMemoryError if `memory` is too small.
+    """
+    if not isinstance(model, Backbone):
+        raise UsageError(f"the model is a {type(model).__name__}; expected a loaded model: lean3r.load('nano').")
+    options, run = options or StreamOptions(), RunOptions(resolution=resolution, seed=seed)
+    run.check(model)
+    window = options.window or WINDOW
+    settings = Settings(
+        window=window,
+        overlap=options.overlap or max(1, round(window * OVERLAP / WINDOW)),
+        step=options.keyframe_step,
+        resolution=resolution or model.resolution,
+        seed=seed,
+        intrinsics=_four(intrinsics),
+        refine=RefineOptions.of(refine),
+        dense=StereoOptions.of(dense),
+        points=points or PointOptions(),
+    )
+    return Stream(model, source, settings, options, out, memory, resume=resume, overwrite=overwrite)
+
+
+class Stream:
+    """Estimates of a stream; made by `lean3r.stream`, and iterated over once.
+
+    `version` counts how often earlier windows have been moved; `placements` are the similarities that put the windows
+    into the world as of now. `reports` holds the last windows and loops. `figures` says how fast it was.
+    """
+
+    def __init__(
+        self,
+        model: Backbone,
+        source: Any,
+        settings: Settings,
+        options: StreamOptions,
+        out: str | Path | None,
+        memory: str | int | None,
+        *,
+        resume: bool,
+        overwrite: bool,
+    ) -> None:
+        self.model, self.memory, self.fit = model, memory, ""
+        self._raw, self._options = source, options
+        self._settings = settings
+        self._out = None if out is None else Path(out)
+        self._resume, self._overwrite = resume, overwrite
+        self.reports: deque[dict[str, Any]] = deque(maxlen=64)
+        self.delays, self.works = Times(), Times()
+        self.frames = self.keyframes = self.dropped = self.uncertain = 0
+        self.seconds, self.notes = 0.0, {}
+        self.engine: Engine | None = None
+        self.cloud: Cloud | None = None
+        self._publishing_s, self._published_at = 0.0, time.perf_counter()
+        self._since = 0
+        if resume and out is None:
+            raise UsageError("a stream without a folder cannot be resumed; name it.")
+        if resume and Source.is_once(source):
+            raise UsageError("a camera cannot be resumed: its frames are gone. Start a new folder.")
+
+    @property
+    def settings(self) -> Settings:
+        """As chosen, and from the first frame on as fitted into the memory."""
+        return self._settings
+
+    @property
+    def version(self) -> int:
+        """See the class."""
+        return 0 if self.engine is None else self.engine.version
+
+    def __iter__(self) -> Iterator[Estimate]:
+        store = self._open()
+        self._store = store
+        start = time.perf_counter()
+        checkpoint = None if store is None else store.checkpoint
+        skip = 0 if checkpoint is None else int(checkpoint["next"])
+        try:
+            source = Source(self._raw, skip=skip)
+            if checkpoint is not None:
+                source.resume_at(checkpoint["last_s"])
+            self._restore(checkpoint)
+            is_dropping = self._options.drop if self._options.drop is not None else source.is_live
+            live = Live(source) if is_dropping else None
+            try:
+                yield from self._run(source, live, store, skip, start)
+            finally:
+                if live is not None:
+                    live.close()
+                self.notes, self.seconds = dict(source.counts), time.perf_counter() - start
+        finally:
+            if store is not None:
+                store.close()
+
+    def _run(
+        self, source: Source, live: Live | None, store: Store | None, skip: int, start: float
+    ) -> Iterator[Estimate]:
+        arrived: deque[tuple[int, float]] = deque()
+        last: tuple[int, float] = (skip, -float("inf"))
+        try:
+            for moment, frame in live or ((time.perf_counter(), frame) for frame in source):
+                if self.engine is None:
+                    self._begin(frame)
+                assert self.engine is not None
+                arrived.append((frame.index, moment))
+                begun = time.perf_counter()
+                estimates = self.engine.push(frame)
+                self.works.add(time.perf_counter() - begun)
+                self.dropped = 0 if live is None else live.dropped
+                last = (frame.index + 1, frame.timestamp_s)
+                self._take(estimates, arrived, store, start)
+                self._since += 1
+                if store is not None and estimates and self._since >= CHECKPOINT_FRAMES:
+                    self._save(store, last)
+                yield from estimates
+        except KeyboardInterrupt:
+            if live is None:
+                self._stop(store)
+                raise
+            live.close()  # the usual way to end a camera's stream
+        if self.engine is not None:
+            estimates = self.engine.finish()
+            self._take(estimates, arrived, store, start)
+            yield from estimates
+        elif self.frames == 0 and store is None:
+            return
+        if store is not None and self.engine is not None:
+            self._publish(store, is_final=True)
+
+    def _open(self) -> Store | None:
+        if self._out is None:
+            return None
+        return Store(self._out, self._identity(), resume=self._resume, overwrite=self._overwrite)
+
+    def _identity(self) -> dict[str, Any]:
+        """What a stream must share with one that it resumes."""
+        settings, origin = self._settings, self.model.origin
+        plan = self.model.plan
+        return {
+            "engine": self.model.STREAMS,
+            "model": self.model.name,
+            "weights": origin.hash,
+            "plan": None if plan is None else plan.as_dict(),
+            "source": Source.describe(self._raw)[0],
+            "memory": None if self.memory is None else str(self.memory),
+            "settings": {
+                **{k: v for k, v in asdict(settings).items() if k not in ("refine", "dense", "points")},
+                **as_record(settings.refine, settings.dense, settings.points),
+            },
+        }
+
+    def _restore(self, checkpoint: Mapping[str, Any] | None) -> None:
+        points = self._settings.points
+        self.cloud = Cloud(points.max_points, points.conf_percentile)
+        if checkpoint is None:
+            return
+        self._settings = replace(self._settings, **checkpoint["fitted"])
+        self.engine = self._make()
+        self.engine.restore(checkpoint["engine"])
+        self.cloud.restore(checkpoint["cloud"])
+        self.frames, self.keyframes, self.uncertain = checkpoint["counts"]
+
+    def _make(self) -> Engine:
+        return ENGINES.get(self.model.STREAMS)(self.model, self._settings)
+
+    def _begin(self, frame: Frame) -> None:
+        """Fit the stream into the memory, by its first frame."""
+        if self.memory is not None:
+            self._settings, self.fit = fit_stream(
+                self.model, self._settings, self._options, frame.image.shape, self.memory
+            )
+        self.engine = self._make()
+
+    def _take(
+        self, estimates: list[Estimate], arrived: deque[tuple[int, float]], store: Store | None, start: float
+    ) -> None:
+        assert self.engine is not None and self.cloud is not None
+        now = time.perf_counter()
+        self.seconds = now - start
+        for each in estimates:
+            while arrived and arrived[0][0] <= each.index:
+                self.delays.add(now - arrived.popleft()[1])
+            self.cloud.add(each)
+        self.frames += len(estimates)
+        self.keyframes += sum("keyframe" in each.flags for each in estimates)
+        self.uncertain += sum(bool(each.flags & {"uncertain", "lost"}) for each in estimates)
+        reports = self.engine.take_reports()
+        self.reports.extend(reports)
+        if store is not None and (estimates or reports):
+            store.append(estimates, reports)
+
+    def _save(self, store: Store, last: tuple[int, float]) -> None:
+        assert self.engine is not None and self.cloud is not None
+        store.save(
+            {
+                "next": last[0],
+                "last_s": last[1],
+                "fitted": {"window": self._settings.window, "overlap": self._settings.overlap}
+                | {"resolution": self._settings.resolution},
+                "engine": self.engine.state(),
+                "cloud": self.cloud.state(),
+                "counts": [self.frames, self.keyframes, self.uncertain],
+            }
+        )
+        self._since = 0
+        if time.perf_counter() - self._published_at > self._publishing_s / PUBLISHING:
+            self._publish(store, is_final=False)
+
+    def _stop(self, store: Store | None) -> None:
+        """Write what is there as a result; the stream may go on later."""
+        if store is not None and self.engine is not None and self.frames:
+            self._publish(store, is_final=False)
+
+    def _publish(self, store: Store, *, is_final: bool) -> None:
+        assert self.engine is not None and self.cloud is not None
+        begun = time.perf_counter()
+        more = {"stream": self.figures, "is_complete": is_final}
+        self._publisher(store).publish(self.engine.placements, self.cloud, more, is_final=is_final)
+        self._published_at = time.perf_counter()
+        self._publishing_s = self._published_at - begun
+
+    def _publisher(self, store: Store) -> Publisher:
+        from lean3r.stream.publish import Publisher
+
+        origin, plan = self.model.origin, self.model.plan
+        info = {
+            "model": self.model.name,
+            "licence": self.model.licence,
+            "weights": origin.weights,
+            "weights_hash": origin.hash,
+            "plan": None if plan is None else plan.as_dict(),
+            "device": where(self.model),
+        }
+        settings = self._settings
+        config = {
+            "model": self.model.name,
+            "source": Source.describe(self._raw)[0],
+            "window": settings.window,
+            "overlap": settings.overlap,
+            "keyframe_step": settings.step,
+            "resolution": settings.resolution,
+            "seed": settings.seed,
+            "intrinsics": settings.intrinsics,
+            **as_record(settings.refine, settings.dense, settings.points),
+        }
+        return Publisher(store, info, config)
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Frames, keyframes, dropped frames, frames a second, seconds from a frame's arrival to its estimate, seconds
+        of work a frame, and memory, as JSON-ready values."""
+        held = (0 if self.engine is None else self.engine.bytes) + (0 if self.cloud is None else self.cloud.bytes)
+        return {
+            "frames": self.frames,
+            "keyframes": self.keyframes,
+            "uncertain": self.uncertain,
+            "dropped": self.dropped,
+            "windows": 0 if self.engine is None else len(self.engine.placements),
+            "version": self.version,
+            "seconds": round(self.seconds, 3),
+            "frames_a_second": round(self.delays.number / self.seconds, 3) if self.seconds else 0.0,
+            "delay_s": self.delays.as_dict(),
+            "work_s": self.works.as_dict(),
+            "held_mb": round(held / 1e6, 2),
+            "peak_memory_mb": peak_memory_mb(),
+        }
+
+    def __repr__(self) -> str:
+        done = self.figures
+        return (
+            f"Stream({Source.describe(self._raw)[0]}: {done['frames']:,} frames, {done['keyframes']:,} keyframes, "
+            f"{done['frames_a_second']:.1f} a second, {in_units(int(1e6 * done['held_mb']))} held)"
+        )
+
+
+def _four(intrinsics: Intrinsics | None) -> tuple[float, ...] | None:
+    """Known intrinsics as fx, fy, cx, cy; UsageError or InputError if they are none."""
+    if intrinsics is None:
+        return None
+    from lean3r.inputs.cameras import read_intrinsics
+
+    CameraOptions(intrinsics=intrinsics)  # checks its type
+    matrix = read_intrinsics(intrinsics).intrinsics
+    if matrix is None:
+        raise UsageError("the intrinsics state no focal length; give fx, fy, cx, cy.")
+    return tuple(map(float, matrix[[0, 1, 0, 1], [0, 1, 2, 2]]))

@@ -1,0 +1,263 @@
+"""The append-only folder of a stream: frames and keyframes are added, checkpoints replace each other.
+
+    frames.bin       a record for each frame, with its pose in its window
+    keyframes/       frame_000123.npz: picture, depth and confidence of a keyframe
+    windows.jsonl    a line for each window and each loop
+    checkpoint.npz   the state of the engine, and how long the files above were then
+    stream.json      the model and the settings, which a resumed stream must share
+
+After any end of the process, what lies behind the last checkpoint is cut off and made again, the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from lean3r.errors import InputError, UsageError
+from lean3r.export.atomic import check_target, result_files
+from lean3r.json_text import parse_json
+from lean3r.scratch import DISK_FULL, LOCK, atomic_file, hold, release
+from lean3r.stream import sim3
+from lean3r.stream.engine import FLAGS, Estimate
+
+FORMAT = 1
+STREAM, FRAMES, KEYFRAMES, WINDOWS, CHECKPOINT = (
+    "stream.json",
+    "frames.bin",
+    "keyframes",
+    "windows.jsonl",
+    "checkpoint.npz",
+)
+RECORD = np.dtype(
+    [
+        ("index", "<i8"),
+        ("timestamp_s", "<f8"),
+        ("flags", "<u4"),
+        ("window", "<i4"),
+        ("in_window", "<f8", (3, 4)),
+        ("intrinsics", "<f8", 4),
+        ("size", "<i4", 2),
+    ]
+)
+CHUNK = 4096  # records that are read at once
+
+
+class Store:
+    """A folder that this process alone writes. UsageError if it is in use, holds something else, or (to resume) belongs
+    to another model or other settings; a full disk raises UsageError, and leaves what was there at the last
+    checkpoint."""
+
+    def __init__(
+        self, folder: Path, identity: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False
+    ) -> None:
+        self.folder = Path(folder).expanduser().resolve()
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(f"{folder} is a file; expected a folder. Use another -o.")
+        is_new = not (resume and (self.folder / STREAM).exists())
+        if is_new:
+            check_target(self.folder, shown=str(folder), overwrite=overwrite)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = hold(self.folder / LOCK, must=False)
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be written ({error.strerror}). Use another -o.") from error
+        if lock is None:
+            raise UsageError(f"another run is writing {folder}. Wait for it, or use another -o.")
+        self._lock: BinaryIO = lock
+        self._files: list[BinaryIO] = []
+        try:
+            self.checkpoint = self._start(identity) if is_new else self._check(identity)
+            lengths = (self.checkpoint or {}).get("lengths", [0, 0])
+            for name, length in zip((FRAMES, WINDOWS), lengths, strict=True):
+                file = (self.folder / name).open("a+b")
+                self._files.append(file)
+                file.truncate(length)
+        except BaseException:
+            self.close()
+            raise
+        kept = lengths[0] // RECORD.itemsize
+        last = next(self.records(kept - 1))["index"][0] if kept else -1
+        for path in (self.folder / KEYFRAMES).iterdir():
+            if path.stem.rpartition("_")[2].isdecimal() and int(path.stem.rpartition("_")[2]) > last:
+                path.unlink()
+
+    def _start(self, identity: Mapping[str, Any]) -> None:
+        for name in sorted(result_files(self.folder) or ()):
+            (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / KEYFRAMES, ignore_errors=True)
+        (self.folder / KEYFRAMES).mkdir()
+        for name in (CHECKPOINT, FRAMES, WINDOWS):
+            (self.folder / name).unlink(missing_ok=True)
+        with _room(self.folder), atomic_file(self.folder / STREAM) as part:
+            part.write_text(json.dumps({"format": FORMAT, **identity}, indent=2))
+
+    def _check(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The checkpoint of a store, if it was written by the same model with the same settings."""
+        try:
+            stored = parse_json((self.folder / STREAM).read_bytes())
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{self.folder / STREAM} cannot be read ({error}); start again with --overwrite."
+            ) from error
+        wanted = json.loads(json.dumps({"format": FORMAT, **identity}))
+        stored = stored if isinstance(stored, dict) else {}
+        other = [key for key in {**wanted, **stored} if stored.get(key) != wanted.get(key)]
+        if other:
+            found = "; ".join(f"{key}: {stored.get(key)} there, {wanted.get(key)} now" for key in sorted(other))
+            raise UsageError(f"{self.folder} belongs to another stream ({found}). Use the same, or another -o.")
+        (self.folder / KEYFRAMES).mkdir(exist_ok=True)
+        path = self.folder / CHECKPOINT
+        if not path.exists():
+            return None
+        try:
+            state = unpack(path)
+            lengths = state["lengths"]
+            short = [n for n, size in zip((FRAMES, WINDOWS), lengths, strict=True) if self._size(n) < size]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} cannot be read ({error}); start again with --overwrite.") from error
+        if short:
+            raise InputError(f"{self.folder / short[0]} is shorter than its checkpoint; start again with --overwrite.")
+        return state
+
+    def _size(self, name: str) -> int:
+        path = self.folder / name
+        return path.stat().st_size if path.exists() else 0
+
+    def append(self, estimates: Sequence[Estimate], reports: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Add frames, keyframes, and what happened to windows."""
+        records = np.zeros(len(estimates), RECORD)
+        with _room(self.folder):
+            for record, each in zip(records, estimates, strict=True):
+                k = each.intrinsics
+                record["index"], record["timestamp_s"], record["window"] = each.index, each.timestamp_s, each.window
+                record["flags"] = sum(1 << FLAGS.index(flag) for flag in each.flags)
+                record["in_window"], record["size"] = each.in_window[:3], (each.width, each.height)
+                record["intrinsics"] = k[0, 0], k[1, 1], k[0, 2], k[1, 2]
+                if each.depth is not None:
+                    self._add_keyframe(each)
+            self._files[0].write(records.tobytes())
+            self._files[1].write("".join(json.dumps(report) + "\n" for report in reports).encode())
+
+    def _add_keyframe(self, each: Estimate) -> None:
+        assert each.source is not None and each.image is not None and each.depth is not None and each.conf is not None
+        path = self.folder / KEYFRAMES / f"{Path(each.source.name).stem}.npz"
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            np.savez(
+                file,
+                allow_pickle=False,
+                # In the unit of its window: it follows when that is moved and scaled.
+                depth=each.depth / np.float32(sim3.parts(each.placement)[0]),
+                conf=each.conf,
+                image=each.image,
+                original_from_network=np.array(each.source.original_from_network),
+            )
+        os.replace(part, path)
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint: from here a killed stream goes on."""
+        with _room(self.folder):
+            for file in self._files:
+                file.flush()
+            lengths = [file.tell() for file in self._files]
+            with atomic_file(self.folder / CHECKPOINT) as part:
+                pack({**state, "lengths": lengths}, part)
+
+    def records(self, start: int = 0) -> Iterator[np.ndarray]:
+        """The records of all frames from number `start` on, some at a time."""
+        for file in self._files:
+            file.flush()
+        with (self.folder / FRAMES).open("rb") as file:
+            file.seek(start * RECORD.itemsize)
+            while len(content := file.read(CHUNK * RECORD.itemsize)) >= RECORD.itemsize:
+                whole = len(content) // RECORD.itemsize * RECORD.itemsize
+                yield np.frombuffer(content[:whole], RECORD)
+
+    def keyframe(self, index: int) -> dict[str, np.ndarray]:
+        """The arrays of a keyframe."""
+        with np.load(self.folder / KEYFRAMES / f"frame_{index:06d}.npz", allow_pickle=False) as stored:
+            return dict(stored)
+
+    def close(self) -> None:
+        """Let others write the folder."""
+        for file in self._files:
+            with contextlib.suppress(OSError):
+                file.close()
+        release(self._lock)
+        with contextlib.suppress(OSError):
+            (self.folder / LOCK).unlink()
+
+
+def flags_of(bits: int) -> frozenset[str]:
+    """The flags of a record."""
+    return frozenset(flag for place, flag in enumerate(FLAGS) if bits >> place & 1)
+
+
+def matrix_of(values: np.ndarray) -> np.ndarray:
+    """Intrinsics [3, 3] of a record."""
+    fx, fy, cx, cy = values
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
+
+
+def pose_of(record: np.ndarray) -> np.ndarray:
+    """The pose [4, 4] of a record in its window."""
+    return np.vstack([record["in_window"], [0, 0, 0, 1]])
+
+
+@contextlib.contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """Inside, a full disk is a UsageError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (*DISK_FULL, errno.EFBIG):
+            raise UsageError(
+                f"the disk of {folder} is full. What was there at the last checkpoint is complete: free some room, "
+                "then go on with --resume."
+            ) from error
+        raise
+
+
+def pack(state: Mapping[str, Any], path: Path) -> None:
+    """Write nested dictionaries and lists of arrays and plain values."""
+    arrays: dict[str, np.ndarray] = {}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            arrays[f"a{len(arrays)}"] = value
+            return {"array": f"a{len(arrays) - 1}"}
+        if isinstance(value, Mapping):
+            return {"items": {str(key): plain(each) for key, each in value.items()}}
+        if isinstance(value, list | tuple):
+            return [plain(each) for each in value]
+        return value.item() if isinstance(value, np.generic) else value
+
+    text = json.dumps(plain(state))
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, plain=np.array(text), **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def unpack(path: Path) -> Any:
+    """What `pack` wrote."""
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, dict):
+            if "array" in value:
+                return arrays[value["array"]]
+            return {key: whole(each) for key, each in value["items"].items()}
+        return [whole(each) for each in value] if isinstance(value, list) else value
+
+    return whole(parse_json(str(arrays.pop("plain")).encode()))

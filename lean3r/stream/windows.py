@@ -1,0 +1,344 @@
+"""The engine for every backbone: overlapping windows of keyframes, each reconstructed as pictures are, then joined.
+
+A window is one `reconstruct` call, with refinement where that applies. It starts with the last keyframes of the window
+before, which join both (join.py). The last frames of a window, which fewest others see, get their estimates from the
+next one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from lean3r.errors import LeanError, UsageError
+from lean3r.geometry.content import emptiness
+from lean3r.models.base import Backbone
+from lean3r.pipeline.options import CameraOptions
+from lean3r.pipeline.reconstruct import reconstruct
+from lean3r.stream import sim3
+from lean3r.stream.engine import Estimate, Frame, Settings
+from lean3r.stream.join import Join, Shared, join
+from lean3r.stream.keyframes import Selector
+from lean3r.stream.pictures import Keyframe, Recent
+from lean3r.stream.result import Result, results_of
+
+logger = logging.getLogger("lean3r")
+
+MOST_PENDING = 512  # frames without an estimate: then a window is reconstructed though it is not full
+CALIBRATED = 2 / 3  # of a window's views whose cameras are trusted: then its intrinsics serve the next ones
+STILL = 0.05  # of the step between keyframes: a picture that has moved by less shows a camera at rest
+CONTENT_PIXELS = 240
+
+
+class _Pending(NamedTuple):
+    """A frame without an estimate yet: `travelled` says how far the picture had moved by then."""
+
+    index: int
+    timestamp_s: float
+    size: tuple[int, int]
+    travelled: float
+    has_content: bool
+
+
+class WindowEngine:
+    """See the module and Engine."""
+
+    def __init__(self, model: Backbone, settings: Settings) -> None:
+        if settings.window < 2 or not 1 <= settings.overlap < settings.window:
+            raise UsageError(
+                f"a window of {settings.window} keyframes that shares {settings.overlap} with the one before; expected "
+                "at least 2, and an overlap of 1 or more, but smaller."
+            )
+        self.model, self.settings = model, settings
+        self.version = 0
+        self._selector = Selector(settings.step)
+        self._pending: deque[_Pending] = deque()
+        self._carried: list[Result] = []
+        self._waiting: list[Keyframe] = []
+        self._placements: list[np.ndarray] = []
+        self._intrinsics: dict[tuple[int, int], tuple[float, ...]] = {}
+        self._reports: list[dict[str, Any]] = []
+        self._standing: frozenset[str] = frozenset()  # flags of the last window's frames
+        self._how: frozenset[str] = frozenset()  # of the window that is being made
+        self._travelled: dict[int, float] = {}  # of the frames that are carried
+        self._has_anchor = False
+
+    def push(self, frame: Frame) -> list[Estimate]:
+        """See Engine."""
+        keyframe = Keyframe.of(frame.index, frame.timestamp_s, frame.image)
+        has_content = _has_content(keyframe)
+        chosen = self._selector.add(keyframe) if has_content else []
+        self._pending.append(
+            _Pending(frame.index, frame.timestamp_s, keyframe.size, self._selector.travelled, has_content)
+        )
+        known: list[Estimate] = []
+        for each in chosen:
+            self._waiting.append(each)
+            if len(self._carried) + len(self._waiting) >= self.settings.window:
+                known += self._solve()
+        if len(self._pending) > MOST_PENDING:
+            known += self._solve() if self._waiting else self._rest()
+        return known
+
+    def finish(self) -> list[Estimate]:
+        """See Engine."""
+        self._waiting += self._selector.end()
+        known = self._solve(is_last=True) if self._waiting else []
+        return known + self._rest()
+
+    def _solve(self, is_last: bool = False) -> list[Estimate]:
+        """Reconstruct the keyframes that wait, join them to the windows before, and give the frames up to the part that
+        the next window will know better."""
+        keyframes = [result.keyframe for result in self._carried] + self._waiting
+        self._waiting = []
+        results = self._reconstruct(keyframes)
+        if results is None:
+            return self._rest()
+        self._standing = self._place(results) | self._how
+        for each in self._pending:
+            self._travelled[each.index] = each.travelled
+        for result in results:
+            result.travelled = self._travelled[result.keyframe.index]
+        start = self._start(results)
+        known = self._estimates(results, len(results) - 1 if is_last else self._cut(results, start))
+        self._carried = results[start:]
+        self._travelled = {result.keyframe.index: result.travelled for result in self._carried}
+        return known
+
+    def _rest(self) -> list[Estimate]:
+        """The estimates of all pending frames, by the windows that there are."""
+        if self._carried:
+            return self._estimates(self._carried, len(self._carried) - 1)
+        if not self._placements:
+            self._placements.append(np.eye(4))
+        known = []
+        while self._pending:
+            frame = self._pending.popleft()
+            side = max(frame.size)
+            guess = np.array([[side, 0, frame.size[0] / 2], [0, side, frame.size[1] / 2], [0, 0, 1.0]])
+            flags = {"lost", "uncertain"} | (set() if frame.has_content else {"no-content"})
+            known.append(self._estimate(frame, np.eye(4), guess, frozenset(flags)))
+        return known
+
+    def _reconstruct(self, keyframes: Sequence[Keyframe]) -> list[Result] | None:
+        """The window's results, in its own world; None if it cannot be reconstructed."""
+        settings, sizes = self.settings, {keyframe.size for keyframe in keyframes}
+        known = self._intrinsics.get(next(iter(sizes))) if len(sizes) == 1 else None
+        intrinsics = settings.intrinsics or known
+        try:
+            scene = reconstruct(
+                self.model,
+                Recent(keyframes),
+                cameras=None if intrinsics is None else CameraOptions(intrinsics=intrinsics),
+                resolution=settings.resolution,
+                seed=settings.seed,
+                refine=settings.refine,
+                dense=settings.dense,
+                points=settings.points,
+            )
+        except LeanError as error:
+            logger.warning("keyframes %d to %d: %s", keyframes[0].index, keyframes[-1].index, error)
+            return None
+        report = scene.info.get("refinement", {"status": "kept"})
+        self._how = frozenset() if report["status"] == "kept" else frozenset({"refined"})
+        if report.get("reason") == "interrupted":
+            raise KeyboardInterrupt
+        results = results_of(scene, keyframes)
+        is_calibrated = report["status"] != "kept" and report["trusted"] >= CALIBRATED * len(keyframes)
+        if len(sizes) == 1 and intrinsics is None and is_calibrated:
+            matrix = np.median([result.original_intrinsics for result in results if result.is_certain], axis=0)
+            self._intrinsics[next(iter(sizes))] = tuple(map(float, matrix[[0, 1, 0, 1], [0, 1, 2, 2]]))
+        self._reports.append(
+            {
+                "window": len(self._placements),
+                "first": keyframes[0].index,
+                "last": keyframes[-1].index,
+                "keyframes": len(keyframes),
+                "certain": sum(result.is_certain for result in results),
+                "refinement": report["status"],
+                "focal_px": round(float(np.median([r.original_intrinsics[0, 0] for r in results])), 3),
+            }
+        )
+        return results
+
+    def _place(self, results: Sequence[Result]) -> frozenset[str]:
+        """Put a window into the world, beside the one before, by the frames that they share; flags of its frames."""
+        if not self._carried:
+            # The first keyframe is the world's origin. After frames that none could place, go on where they stand.
+            self._placements.append(results[0].pose.copy())
+            return frozenset()
+        new = {result.keyframe.index: result for result in results}
+        pairs = [(old, new[old.keyframe.index]) for old in self._carried]
+        sure = [pair for pair in pairs if all(result.is_certain for result in pair)]
+        found = join([_shared(*pair) for pair in (sure if len(sure) > 1 else pairs)])
+        if found is None:  # no depth in common: go on from the last camera, at the same scale
+            old, fresh = pairs[-1]
+            found = Join(np.linalg.inv(old.pose) @ fresh.pose, 1.0, np.pi, 1.0, 0, len(pairs), "no shared depth")
+        self._reports[-1]["join"] = found.as_dict()
+        if not found.is_good:
+            logger.warning("window %d is not joined well: %s", len(self._placements), found.why_bad)
+        self._placements.append(self._placements[-1] @ found.matrix)
+        return frozenset({"joined"} if found.is_good else {"uncertain", "lost"})
+
+    def _start(self, results: Sequence[Result]) -> int:
+        """The index of the first keyframe that the next window shares: the last certain ones, and those behind them."""
+        overlap = self.settings.overlap
+        certain = [i for i, result in enumerate(results) if result.is_certain]
+        start = certain[-overlap] if len(certain) >= overlap else 0
+        return max(start, len(results) - max(overlap, self.settings.window // 2))
+
+    def _cut(self, results: Sequence[Result], start: int) -> int:
+        """The index of the last keyframe up to which frames get their estimates now."""
+        certain = [i for i, result in enumerate(results) if result.is_certain]
+        last = len(results) - 1
+        return max(min(last - self.settings.overlap // 2, certain[-1] if certain else last), start - 1, 0)
+
+    def _estimates(self, results: Sequence[Result], end: int) -> list[Estimate]:
+        """Of the pending frames up to the keyframe number `end` of the last window (its last one: of all of them)."""
+        limit = results[end].keyframe.index if end < len(results) - 1 else np.inf
+        of_frame = {result.keyframe.index: result for result in results}
+        known = []
+        while self._pending and self._pending[0].index <= limit:
+            frame = self._pending.popleft()
+            result = of_frame.get(frame.index)
+            known.append(self._between(frame, results) if result is None else self._of_keyframe(frame, result, results))
+        return known
+
+    def _of_keyframe(self, frame: _Pending, result: Result, results: Sequence[Result]) -> Estimate:
+        flags, pose = self._standing | {"keyframe"}, result.pose
+        if not self._has_anchor:
+            self._has_anchor, flags = True, flags | {"anchor"}
+        if not result.is_certain:
+            flags |= {"uncertain"}
+            if not result.is_registered:
+                flags, pose = flags | {"lost"}, _bridge(result, results)
+        scale = sim3.parts(self._placements[-1])[0]
+        return replace(
+            self._estimate(frame, pose, result.original_intrinsics, flags),
+            image=result.image,
+            depth=result.depth * np.float32(scale),
+            conf=result.conf,
+            source=result.source,
+        )
+
+    def _between(self, frame: _Pending, results: Sequence[Result]) -> Estimate:
+        """The estimate of a frame that is no keyframe."""
+        usable = [r for r in results if r.is_certain] or [r for r in results if r.is_registered] or list(results)
+        after = next((i for i, r in enumerate(usable) if r.keyframe.index > frame.index), len(usable))
+        flags = set(self._standing) | ({"between"} if frame.has_content else {"no-content", "lost"})
+        if after in (0, len(usable)):
+            nearest = usable[0] if after == 0 else usable[-1]
+            moved = abs(frame.travelled - nearest.travelled)
+            flags |= {"still"} if moved < STILL * self.settings.step else set()
+            # Beyond the outermost camera that is known: not farther than a keyframe's distance, or it may be anywhere.
+            flags |= {"uncertain"} if moved > self.settings.step or not nearest.is_certain else set()
+            return self._estimate(frame, nearest.pose, nearest.original_intrinsics, frozenset(flags))
+        first, second = usable[after - 1], usable[after]
+        share = _share(frame, first, second)
+        if abs(frame.travelled - first.travelled) < STILL * self.settings.step and frame.has_content:
+            flags |= {"still"}
+        if not (first.is_certain and second.is_certain) or _skips(first, second, results):
+            flags |= {"uncertain"}
+        pose = sim3.between(first.pose, second.pose, share)
+        return self._estimate(frame, pose, first.original_intrinsics, frozenset(flags))
+
+    def _estimate(self, frame: _Pending, pose: np.ndarray, intrinsics: np.ndarray, flags: frozenset[str]) -> Estimate:
+        window = len(self._placements) - 1
+        return Estimate(
+            frame.index,
+            frame.timestamp_s,
+            sim3.move_poses(self._placements[window], pose),
+            intrinsics,
+            *frame.size,
+            flags,
+            window,
+            self.version,
+            pose,
+            self._placements[window],
+        )
+
+    @property
+    def placements(self) -> np.ndarray:
+        """See Engine."""
+        return np.stack(self._placements) if self._placements else np.zeros((0, 4, 4))
+
+    def take_reports(self) -> list[dict[str, Any]]:
+        """See Engine."""
+        reports, self._reports = self._reports, []
+        return reports
+
+    @property
+    def bytes(self) -> int:
+        """See Engine."""
+        kept = sum(result.bytes for result in self._carried) + sum(each.pixels.nbytes for each in self._waiting)
+        return kept + self._selector.bytes
+
+    def state(self) -> dict[str, Any]:
+        """See Engine."""
+        return {
+            "version": self.version,
+            "selector": self._selector.state(),
+            "pending": [list(each) for each in self._pending],
+            "carried": [result.state() for result in self._carried],
+            "waiting": [each.state() for each in self._waiting],
+            "placements": self.placements,
+            "intrinsics": [[list(size), list(values)] for size, values in self._intrinsics.items()],
+            "standing": sorted(self._standing),
+            "has_anchor": self._has_anchor,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See Engine."""
+        self.version = state["version"]
+        self._selector.restore(state["selector"])
+        self._pending = deque(_Pending(i, t, (w, h), far, has) for i, t, (w, h), far, has in state["pending"])
+        self._carried = [Result.restored(each) for each in state["carried"]]
+        self._waiting = [Keyframe.restored(each) for each in state["waiting"]]
+        self._placements = list(state["placements"])
+        self._intrinsics = {(w, h): tuple(values) for (w, h), values in state["intrinsics"]}
+        self._standing, self._has_anchor = frozenset(state["standing"]), state["has_anchor"]
+        self._travelled = {result.keyframe.index: result.travelled for result in self._carried}
+
+
+def _has_content(keyframe: Keyframe) -> bool:
+    """Whether a frame shows anything: not black, not all of one colour, not noise."""
+    factor = max(1, max(keyframe.pixels.shape) // CONTENT_PIXELS)
+    small = np.asarray(Image.fromarray(keyframe.pixels).reduce(factor))
+    return emptiness(small, np.ones(small.shape[:2], bool)) is None
+
+
+def _shared(old: Result, new: Result) -> Shared:
+    """A keyframe in two windows, with the intrinsics that lie between both."""
+    intrinsics = (old.intrinsics + new.intrinsics) / 2
+    return Shared((old.pose, new.pose), (old.depth, new.depth), (old.conf, new.conf), intrinsics)
+
+
+def _share(frame: _Pending, first: Result, second: Result) -> float:
+    """Where a frame is between two keyframes, 0 to 1: by the motion of the picture, else by time."""
+    way = second.travelled - first.travelled
+    if way > 1e-6:
+        return float(np.clip((frame.travelled - first.travelled) / way, 0, 1))
+    span = second.keyframe.timestamp_s - first.keyframe.timestamp_s
+    return float(np.clip((frame.timestamp_s - first.keyframe.timestamp_s) / max(span, 1e-9), 0, 1))
+
+
+def _skips(first: Result, second: Result, results: Sequence[Result]) -> bool:
+    """Whether keyframes without a trusted camera lie between two."""
+    return any(first.keyframe.index < r.keyframe.index < second.keyframe.index for r in results)
+
+
+def _bridge(result: Result, results: Sequence[Result]) -> np.ndarray:
+    """A pose for a keyframe that refinement did not register: between those around it that it did."""
+    before = [r for r in results if r.is_registered and r.keyframe.index < result.keyframe.index]
+    after = [r for r in results if r.is_registered and r.keyframe.index > result.keyframe.index]
+    if not before or not after:
+        return (before[-1:] + after[:1] + [result])[0].pose
+    way = max(after[0].travelled - before[-1].travelled, 1e-9)
+    share = float(np.clip((result.travelled - before[-1].travelled) / way, 0, 1))
+    return sim3.between(before[-1].pose, after[0].pose, share)
