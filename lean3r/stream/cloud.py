@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,44 +33,52 @@ class Cloud:
     def __len__(self) -> int:
         return len(self.key)
 
-    def add(self, estimate: Estimate) -> None:
-        """The points of a keyframe whose camera is trusted; other frames add nothing."""
+    def add(self, estimates: Iterable[Estimate]) -> None:
+        """The points of keyframes whose cameras are trusted; other frames add nothing."""
+        parts = [part for each in estimates if (part := self._points(each)) is not None]
+        if parts:
+            self._merge(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+    def _points(self, estimate: Estimate) -> tuple[np.ndarray, ...] | None:
+        """World points of one keyframe, their colours, confidence and window."""
         if estimate.depth is None or not self.most or estimate.flags & {"uncertain", "lost"}:
-            return
+            return None
         assert estimate.conf is not None and estimate.image is not None and estimate.source is not None
         depth, conf = estimate.depth, estimate.conf
         keep = (depth > 0) & np.isfinite(depth) & (conf > 0)
         if not keep.any():
-            return
+            return None
         keep &= conf >= np.percentile(conf[keep], self.percentile, method="lower")
         keep &= ~edge_mask(torch.from_numpy(np.where(keep, depth, 0))).numpy()
         rows, cols = np.nonzero(keep)
+        if not len(rows):
+            return None
         z = depth[rows, cols].astype(np.float64)
         sx, sy, ox, oy = estimate.source.original_from_network
         pixels = np.stack([sx * (cols + 0.5) + ox, sy * (rows + 0.5) + oy, np.ones(len(rows))], axis=1)
         cam = pixels @ np.linalg.inv(estimate.intrinsics).T * z[:, None]
         pose = estimate.cam_from_world
         xyz = ((cam - pose[:3, 3]) @ pose[:3, :3]).astype(np.float32)
-        if not self.side and len(z):
+        if not self.side:
             self.side = float(PER_PIXEL * np.median(z) * sx / estimate.intrinsics[0, 0])
         window = np.full(len(xyz), estimate.window, np.int32)
-        self._merge(xyz, estimate.image[rows, cols], conf[rows, cols].astype(np.float32), window)
+        return xyz, estimate.image[rows, cols], conf[rows, cols].astype(np.float32), window
 
     def _merge(self, xyz: np.ndarray, rgb: np.ndarray, conf: np.ndarray, window: np.ndarray) -> None:
         near = (np.abs(xyz) < self.side * _SPAN).all(axis=1)  # also drops what is not finite
-        new = (self._keys(xyz[near]), xyz[near], rgb[near], conf[near], window[near])
-        self._thin(*(np.concatenate(pair) for pair in zip((getattr(self, n) for n in _ARRAYS), new, strict=True)))
+        new = _thinned(self._keys(xyz[near]), xyz[near], rgb[near], conf[near], window[near])
+        self._set(_thinned(*(np.concatenate(pair) for pair in zip(self._arrays, new, strict=True))))
         while len(self) > self.most:
             self.side *= GROWTH
-            self._thin(self._keys(self.xyz), self.xyz, self.rgb, self.conf, self.window)
+            self._set(_thinned(self._keys(self.xyz), *self._arrays[1:]))
 
-    def _thin(self, *arrays: np.ndarray) -> None:
-        key, conf = arrays[0], arrays[3]
-        order = np.lexsort((-conf, key))
-        first = np.ones(len(order), bool)
-        first[1:] = key[order][1:] != key[order][:-1]
+    @property
+    def _arrays(self) -> tuple[np.ndarray, ...]:
+        return tuple(getattr(self, name) for name in _ARRAYS)
+
+    def _set(self, arrays: tuple[np.ndarray, ...]) -> None:
         for name, array in zip(_ARRAYS, arrays, strict=True):
-            setattr(self, name, array[order[first]])
+            setattr(self, name, array)
 
     def _keys(self, xyz: np.ndarray) -> np.ndarray:
         cell = np.floor(xyz.astype(np.float64) / self.side).astype(np.int64) + _SPAN
@@ -85,21 +93,35 @@ class Cloud:
                 mine = self.window == window
                 xyz[mine] = sim3.move_points(change, xyz[mine])
         moved, rgb, conf, window = xyz.astype(np.float32), self.rgb, self.conf, self.window
-        for name in _ARRAYS:
-            setattr(self, name, getattr(self, name)[:0])
+        self._set(tuple(array[:0] for array in self._arrays))
         self._merge(moved, rgb, conf, window)
 
     @property
     def bytes(self) -> int:
         """Of its arrays."""
-        return sum(getattr(self, name).nbytes for name in _ARRAYS)
+        return sum(array.nbytes for array in self._arrays)
 
     def state(self) -> dict[str, Any]:
         """See Engine.state."""
-        return {"side": self.side, **{name: getattr(self, name) for name in _ARRAYS}}
+        return {"side": self.side, **dict(zip(_ARRAYS, self._arrays, strict=True))}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See Engine.restore."""
         self.side = state["side"]
         for name in _ARRAYS:
             setattr(self, name, state[name])
+
+
+def _thinned(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The most confident of the points of each key, by ascending key; of equally confident ones the first."""
+    key, conf = arrays[0], arrays[3]
+    order = np.argsort(key, kind="stable")  # fast where two parts are in order already
+    key, conf = key[order], conf[order]
+    starts = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else np.zeros(0, np.int64)
+    if not len(starts):
+        return tuple(array[:0] for array in arrays)
+    best = np.repeat(np.maximum.reduceat(conf, starts), np.diff(np.append(starts, len(key))))
+    place = np.flatnonzero(conf == best)
+    of_key = key[place]
+    place = place[np.concatenate([[True], of_key[1:] != of_key[:-1]])]
+    return tuple(array[order[place]] for array in arrays)

@@ -18,7 +18,8 @@ _ARRAYS = ("pose", "intrinsics", "depth", "conf", "image")
 class Result:
     """A keyframe in a window: its `pose` [4, 4] in the window's world, intrinsics [3, 3] of `image` [H, W, 3] uint8,
     depth and conf [H, W] float32 (0 where unknown), without padding; whether its camera is trusted, and whether
-    refinement, if there was any, registered it. `travelled` says how far the picture of the stream had moved."""
+    refinement, if there was any, registered it. `travelled` and `moving_s` say how far, and for how many seconds, the
+    picture of the stream had moved."""
 
     keyframe: Keyframe
     source: Source
@@ -30,6 +31,7 @@ class Result:
     is_certain: bool
     is_registered: bool
     travelled: float = 0.0
+    moving_s: float = 0.0
 
     @property
     def original_intrinsics(self) -> np.ndarray:
@@ -43,7 +45,7 @@ class Result:
 
     def state(self) -> dict[str, Any]:
         """As arrays and plain values."""
-        plain = {name: getattr(self, name) for name in ("is_certain", "is_registered", "travelled")}
+        plain = {name: getattr(self, name) for name in ("is_certain", "is_registered", "travelled", "moving_s")}
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         return {"keyframe": self.keyframe.state(), "source": asdict(self.source), **plain, **arrays}
 

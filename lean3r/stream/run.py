@@ -239,7 +239,7 @@ class Stream:
         for each in estimates:
             while arrived and arrived[0][0] <= each.index:
                 self.delays.add(now - arrived.popleft()[1])
-            self.cloud.add(each)
+        self.cloud.add(estimates)
         self.frames += len(estimates)
         self.keyframes += sum("keyframe" in each.flags for each in estimates)
         self.uncertain += sum(bool(each.flags & {"uncertain", "lost"}) for each in estimates)

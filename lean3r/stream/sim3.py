@@ -66,11 +66,41 @@ def exp(vector: np.ndarray) -> np.ndarray:
     return make(float(np.exp(vector[6])), rotation, vector[3:6])
 
 
-def between(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
-    """A pose [4, 4] between two: centres linear, rotations along the shortest way. `share` may be outside 0..1."""
+def between(poses: np.ndarray, at: np.ndarray, where: float) -> np.ndarray:
+    """A pose [4, 4] between those [N, 4, 4] at ascending places [N]: rotations along the shortest way, centres on a
+    smooth curve (Akima's, which does not swing where the way bends); outside, the first or the last pose."""
+    after = int(np.searchsorted(at, where, side="right"))
+    if after in (0, len(at)):
+        return poses[min(after, len(at) - 1)]
+    first, second = poses[after - 1], poses[after]
+    way = at[after] - at[after - 1]
+    share = (where - at[after - 1]) / way
     turn = so3_log(torch.from_numpy(np.ascontiguousarray(second[:3, :3] @ first[:3, :3].T)))
     rotation = so3_exp(share * turn).numpy() @ first[:3, :3]
-    centre = (1 - share) * centres(first) + share * centres(second)
+    near = slice(max(0, after - 3), after + 3)
+    centre = _curve(at[near], centres(poses[near]), after - 1 - near.start, share)
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = rotation, -rotation @ centre
     return pose
+
+
+def _curve(at: np.ndarray, points: np.ndarray, piece: int, share: float) -> np.ndarray:
+    """Akima's curve through points [N, 3] at places [N], at a share of the way from number `piece` to the next."""
+    slopes = np.diff(points, axis=0) / np.diff(at)[:, None]
+    if len(slopes) == 1:
+        return points[0] + share * (points[1] - points[0])
+    ends = [2 * slopes[:1] - slopes[1:2], slopes, 2 * slopes[-1:] - slopes[-2:-1]]
+    ends = [2 * ends[0] - slopes[:1], *ends, 2 * ends[2] - slopes[-1:]]
+    m = np.concatenate(ends)  # two more on both sides
+
+    def tangent(point: int) -> np.ndarray:
+        before, here, there, after = m[point : point + 4]
+        bend, other = np.linalg.norm(after - there), np.linalg.norm(here - before)
+        return (here + there) / 2 if bend + other < 1e-12 else (bend * here + other * there) / (bend + other)
+
+    way, t = at[piece + 1] - at[piece], share
+    start, end = tangent(piece) * way, tangent(piece + 1) * way
+    a, b = points[piece], points[piece + 1]
+    return (
+        (2 * t**3 - 3 * t**2 + 1) * a + (t**3 - 2 * t**2 + t) * start + (3 * t**2 - 2 * t**3) * b + (t**3 - t**2) * end
+    )

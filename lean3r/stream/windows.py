@@ -34,15 +34,18 @@ MOST_PENDING = 512  # frames without an estimate: then a window is reconstructed
 CALIBRATED = 2 / 3  # of a window's views whose cameras are trusted: then its intrinsics serve the next ones
 STILL = 0.05  # of the step between keyframes: a picture that has moved by less shows a camera at rest
 CONTENT_PIXELS = 240
+NO_CLOUD = {"conf_percentile": 99.99, "max_points": 100}  # the stream has a cloud of its own
 
 
 class _Pending(NamedTuple):
-    """A frame without an estimate yet: `travelled` says how far the picture had moved by then."""
+    """A frame without an estimate yet: `travelled` says how far the picture had moved by then, `moving_s` for how many
+    seconds it had been moving."""
 
     index: int
     timestamp_s: float
     size: tuple[int, int]
     travelled: float
+    moving_s: float
     has_content: bool
 
 
@@ -66,16 +69,21 @@ class WindowEngine:
         self._reports: list[dict[str, Any]] = []
         self._standing: frozenset[str] = frozenset()  # flags of the last window's frames
         self._how: frozenset[str] = frozenset()  # of the window that is being made
-        self._travelled: dict[int, float] = {}  # of the frames that are carried
+        self._way: dict[int, tuple[float, float]] = {}  # way and moving time of the frames that are carried
         self._has_anchor = False
+        self._before, self._moving_s = (0.0, 0.0), 0.0  # time and way of the last frame
 
     def push(self, frame: Frame) -> list[Estimate]:
         """See Engine."""
         keyframe = Keyframe.of(frame.index, frame.timestamp_s, frame.image)
         has_content = _has_content(keyframe)
         chosen = self._selector.add(keyframe) if has_content else []
+        travelled = self._selector.travelled
+        if travelled - self._before[1] > 0:
+            self._moving_s += frame.timestamp_s - self._before[0]
+        self._before = frame.timestamp_s, travelled
         self._pending.append(
-            _Pending(frame.index, frame.timestamp_s, keyframe.size, self._selector.travelled, has_content)
+            _Pending(frame.index, frame.timestamp_s, keyframe.size, travelled, self._moving_s, has_content)
         )
         known: list[Estimate] = []
         for each in chosen:
@@ -102,13 +110,13 @@ class WindowEngine:
             return self._rest()
         self._standing = self._place(results) | self._how
         for each in self._pending:
-            self._travelled[each.index] = each.travelled
+            self._way[each.index] = each.travelled, each.moving_s
         for result in results:
-            result.travelled = self._travelled[result.keyframe.index]
+            result.travelled, result.moving_s = self._way[result.keyframe.index]
         start = self._start(results)
         known = self._estimates(results, len(results) - 1 if is_last else self._cut(results, start))
         self._carried = results[start:]
-        self._travelled = {result.keyframe.index: result.travelled for result in self._carried}
+        self._way = {result.keyframe.index: (result.travelled, result.moving_s) for result in self._carried}
         return known
 
     def _rest(self) -> list[Estimate]:
@@ -140,7 +148,7 @@ class WindowEngine:
                 seed=settings.seed,
                 refine=settings.refine,
                 dense=settings.dense,
-                points=settings.points,
+                points=replace(settings.points, **NO_CLOUD),
             )
         except LeanError as error:
             logger.warning("keyframes %d to %d: %s", keyframes[0].index, keyframes[-1].index, error)
@@ -240,12 +248,11 @@ class WindowEngine:
             flags |= {"uncertain"} if moved > self.settings.step or not nearest.is_certain else set()
             return self._estimate(frame, nearest.pose, nearest.original_intrinsics, frozenset(flags))
         first, second = usable[after - 1], usable[after]
-        share = _share(frame, first, second)
         if abs(frame.travelled - first.travelled) < STILL * self.settings.step and frame.has_content:
             flags |= {"still"}
         if not (first.is_certain and second.is_certain) or _skips(first, second, results):
             flags |= {"uncertain"}
-        pose = sim3.between(first.pose, second.pose, share)
+        pose = _interpolated(usable, frame.moving_s)
         return self._estimate(frame, pose, first.original_intrinsics, frozenset(flags))
 
     def _estimate(self, frame: _Pending, pose: np.ndarray, intrinsics: np.ndarray, flags: frozenset[str]) -> Estimate:
@@ -291,19 +298,22 @@ class WindowEngine:
             "intrinsics": [[list(size), list(values)] for size, values in self._intrinsics.items()],
             "standing": sorted(self._standing),
             "has_anchor": self._has_anchor,
+            "before": list(self._before),
+            "moving_s": self._moving_s,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See Engine."""
         self.version = state["version"]
         self._selector.restore(state["selector"])
-        self._pending = deque(_Pending(i, t, (w, h), far, has) for i, t, (w, h), far, has in state["pending"])
+        self._pending = deque(_Pending(i, t, (w, h), *more) for i, t, (w, h), *more in state["pending"])
         self._carried = [Result.restored(each) for each in state["carried"]]
         self._waiting = [Keyframe.restored(each) for each in state["waiting"]]
         self._placements = list(state["placements"])
         self._intrinsics = {(w, h): tuple(values) for (w, h), values in state["intrinsics"]}
         self._standing, self._has_anchor = frozenset(state["standing"]), state["has_anchor"]
-        self._travelled = {result.keyframe.index: result.travelled for result in self._carried}
+        self._before, self._moving_s = (state["before"][0], state["before"][1]), state["moving_s"]
+        self._way = {result.keyframe.index: (result.travelled, result.moving_s) for result in self._carried}
 
 
 def _has_content(keyframe: Keyframe) -> bool:
@@ -319,13 +329,10 @@ def _shared(old: Result, new: Result) -> Shared:
     return Shared((old.pose, new.pose), (old.depth, new.depth), (old.conf, new.conf), intrinsics)
 
 
-def _share(frame: _Pending, first: Result, second: Result) -> float:
-    """Where a frame is between two keyframes, 0 to 1: by the motion of the picture, else by time."""
-    way = second.travelled - first.travelled
-    if way > 1e-6:
-        return float(np.clip((frame.travelled - first.travelled) / way, 0, 1))
-    span = second.keyframe.timestamp_s - first.keyframe.timestamp_s
-    return float(np.clip((frame.timestamp_s - first.keyframe.timestamp_s) / max(span, 1e-9), 0, 1))
+def _interpolated(results: Sequence[Result], moving_s: float) -> np.ndarray:
+    """A pose between those of keyframes, by the time for which the picture has been moving."""
+    at = np.maximum.accumulate([result.moving_s for result in results]) + 1e-9 * np.arange(len(results))
+    return sim3.between(np.stack([result.pose for result in results]), at, moving_s)
 
 
 def _skips(first: Result, second: Result, results: Sequence[Result]) -> bool:
@@ -335,10 +342,5 @@ def _skips(first: Result, second: Result, results: Sequence[Result]) -> bool:
 
 def _bridge(result: Result, results: Sequence[Result]) -> np.ndarray:
     """A pose for a keyframe that refinement did not register: between those around it that it did."""
-    before = [r for r in results if r.is_registered and r.keyframe.index < result.keyframe.index]
-    after = [r for r in results if r.is_registered and r.keyframe.index > result.keyframe.index]
-    if not before or not after:
-        return (before[-1:] + after[:1] + [result])[0].pose
-    way = max(after[0].travelled - before[-1].travelled, 1e-9)
-    share = float(np.clip((result.travelled - before[-1].travelled) / way, 0, 1))
-    return sim3.between(before[-1].pose, after[0].pose, share)
+    registered = [r for r in results if r.is_registered]
+    return _interpolated(registered, result.moving_s) if registered else result.pose
