@@ -22,6 +22,7 @@ COMMANDS = Registry(
     "command",
     {
         "reconstruct": "lean3r.cli.reconstruct:Reconstruct",
+        "stream": "lean3r.cli.stream:StreamCommand",
         "models": "lean3r.cli.models:Models",
         "doctor": "lean3r.cli.doctor:Doctor",
         "demo": "lean3r.cli.demo:Demo",

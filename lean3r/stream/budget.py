@@ -5,20 +5,23 @@ peak = process before + network on a window + window and carried frames + cloud 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 
 from lean3r.errors import OutOfMemoryError
+from lean3r.inputs.motion import REACH
 from lean3r.inputs.views import network_size
 from lean3r.models.base import Backbone
-from lean3r.pipeline.budget import CHUNKS, SHARES
+from lean3r.pipeline.budget import CHUNKS
 from lean3r.pipeline.memory import Predictor, Setting, in_units, parse_memory, used_bytes
 from lean3r.stream.engine import Settings
 from lean3r.stream.options import StreamOptions
 from lean3r.stream.pictures import LONGEST
 
-WINDOWS = (96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2)
-USUAL = 32
+WINDOWS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
+USUAL, OVERLAP = 48, 12  # keyframes of a window, and how many of them it shares with the one before
+SIDES = (0.8, 0.6)  # of the usual resolution
 CLOUD_BYTES = 31 * 4  # of a point, while points are thinned
 NETWORK_FRAME_BYTES = 11 + 24  # of a pixel of a keyframe's results, and while they are made
 
@@ -39,28 +42,32 @@ def fit_stream(
     factor = max(1, max(height, width) // LONGEST)
     frame_bytes = 3 * -(-height // factor) * -(-width // factor)
     side = settings.resolution or model.resolution
-    sides = [side] if side != model.resolution else [side, *(round(share * side) for share in reversed(SHARES))]
+    sides = [side] if side != model.resolution else [side, *(round(share * side) for share in SIDES)]
     sides = [each for each in sides if each >= 6 * model.patch] or [side]
-    windows = [options.window] if options.window else [n for n in WINDOWS if n <= USUAL]
+    windows = [options.window] if options.window else sorted(n for n in WINDOWS if n <= settings.window)
     cloud = CLOUD_BYTES * settings.points.max_points if device.type == "cpu" else 0
-    least = None
+    least = 0
+
+    def cost(window: int, columns: int, rows: int) -> tuple[int, int]:
+        """Bytes of the process with the network, and of frames."""
+        network = predictor.peak(Setting(window, rows, columns, CHUNKS[-1], model.origin.dtype))
+        kept = (2 * window + REACH + 1) * frame_bytes + NETWORK_FRAME_BYTES * rows * columns * window
+        return network, 0 if device.type == "cuda" else kept
+
     for each in sides:
-        columns, rows = network_size(width, height, each, model.patch)
-        for window in windows:
-            setting = Setting(window, rows, columns, CHUNKS[-1], model.origin.dtype)
-            network = predictor.peak(setting)
-            kept = 0 if device.type == "cuda" else (2 * window + 9) * frame_bytes
-            kept += 0 if device.type == "cuda" else NETWORK_FRAME_BYTES * rows * columns * window
-            total = network + kept + cloud
+        size = network_size(width, height, each, model.patch)
+        at = bisect_right(windows, budget, key=lambda window: sum(cost(window, *size)) + cloud)
+        if at:
+            window = windows[at - 1]
+            network, kept = cost(window, *size)
             text = (
-                f"{window} keyframes of {columns}x{rows}: process and network {in_units(network)} + frames "
-                f"{in_units(kept)} + cloud {in_units(cloud)} = {in_units(total)} of {in_units(budget)}"
+                f"{window} keyframes of {size[0]}x{size[1]}: process and network {in_units(network)} + frames "
+                f"{in_units(kept)} + cloud {in_units(cloud)} = {in_units(network + kept + cloud)} of {in_units(budget)}"
             )
-            if total <= budget:
-                overlap = options.overlap or max(1, round(window * 10 / USUAL))
-                return replace(settings, window=window, overlap=min(overlap, window - 1), resolution=each), text
-            least = total if least is None else min(least, total)
+            overlap = options.overlap or max(1, round(window * OVERLAP / USUAL))
+            return replace(settings, window=window, overlap=min(overlap, window - 1), resolution=each), text
+        least = sum(cost(windows[0], *size)) + cloud
     raise OutOfMemoryError(
-        f"{in_units(budget)} of memory cannot hold this stream, whose smallest window takes {in_units(least or 0)}. "
-        f"Give --memory {(least or 0) // 10**6 + 1}MB or more, a smaller --resolution or fewer --max-points."
+        f"{in_units(budget)} of memory cannot hold this stream, whose smallest window takes {in_units(least)}. "
+        f"Give --memory {least // 10**6 + 1}MB or more, a smaller --resolution or fewer --max-points."
     )

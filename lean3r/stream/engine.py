@@ -73,8 +73,8 @@ class Settings:
     a keyframe whenever the picture has moved by `step` of its longer side; network pictures with the area of a square
     of `resolution` pixels; known `intrinsics` (fx, fy, cx, cy) in pixels of the frames; whether loops are closed."""
 
-    window: int = 32
-    overlap: int = 10
+    window: int = 48
+    overlap: int = 12
     step: float = 0.12
     loops: bool = True
     resolution: int | None = None

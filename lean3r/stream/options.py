@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from lean3r.errors import UsageError
 from lean3r.options import check_types, option
 
+Drop = Literal["auto", "on", "off"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class StreamOptions:
-    """How a stream is divided: `window` keyframes are reconstructed at once (None: 32, or what `--memory` allows), of
-    which `overlap` are shared with the window before (None: a third); a keyframe is taken whenever the picture has
+    """How a stream is divided: `window` keyframes are reconstructed at once (None: 48, or what `--memory` allows), of
+    which `overlap` are shared with the window before (None: a quarter); a keyframe is taken whenever the picture has
     moved by `keyframe_step` of its longer side. `drop` says whether frames are dropped when the source is faster: auto
     for cameras only."""
 
-    window: int | None = option(None, "Reconstruct N keyframes at once (default: 32, or what --memory allows).", "N")
-    overlap: int | None = option(None, "Share N keyframes with the window before (default: a third of it).", "N")
+    window: int | None = option(None, "Reconstruct N keyframes at once (default: 48, or what --memory allows).", "N")
+    overlap: int | None = option(None, "Share N keyframes with the window before (default: a quarter of it).", "N")
     keyframe_step: float = option(
         0.12, "Take a keyframe whenever the picture has moved by SHARE of its longer side.", "SHARE"
     )
-    drop: bool | None = option(
-        None, "Drop frames when the source is faster than the model (default: for cameras only).", None
-    )
+    drop: Drop = option("auto", "Drop frames when the source is faster than the model; auto: for cameras only.")
 
     def __post_init__(self) -> None:
         check_types(self)
         if self.window is not None and self.window < 2:
             raise UsageError(f"--window is {self.window}; expected at least 2.")
-        if self.overlap is not None and not 1 <= self.overlap < (self.window or 32):
+        if self.overlap is not None and not 1 <= self.overlap < (self.window or 48):
             raise UsageError(f"--overlap is {self.overlap}; expected 1 or more, and less than the window.")
         if not 0.005 <= self.keyframe_step <= 0.5:
             raise UsageError(f"--keyframe-step is {self.keyframe_step}; expected 0.005 to 0.5.")

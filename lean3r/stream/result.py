@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lean3r.stream import sim3
 from lean3r.stream.pictures import Keyframe
 from lean3r.types import Reconstruction, Source
 
@@ -42,6 +43,13 @@ class Result:
     def bytes(self) -> int:
         """Of its arrays."""
         return self.keyframe.pixels.nbytes + sum(getattr(self, name).nbytes for name in _ARRAYS)
+
+    def take(self, other: Result, matrix: np.ndarray) -> None:
+        """Take camera and depth from another window, whose world a similarity [4, 4] reaches from this one's."""
+        back = np.linalg.inv(matrix)
+        self.pose, self.intrinsics = sim3.move_poses(back, other.pose), other.intrinsics
+        self.depth, self.conf = other.depth * np.float32(sim3.parts(back)[0]), other.conf
+        self.is_certain = self.is_registered = True
 
     def state(self) -> dict[str, Any]:
         """As arrays and plain values."""

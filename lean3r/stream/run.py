@@ -13,13 +13,14 @@ from lean3r.errors import UsageError
 from lean3r.models.base import Backbone
 from lean3r.options import PointOptions, as_record
 from lean3r.pipeline.memory import in_units
+from lean3r.pipeline.observer import Observer
 from lean3r.pipeline.options import CameraOptions, Intrinsics, RunOptions
 from lean3r.pipeline.predict import where
 from lean3r.processes import peak_memory_mb
 from lean3r.refine.options import Refine, RefineOptions
 from lean3r.stereo.options import Dense, StereoOptions
 from lean3r.stream import ENGINES
-from lean3r.stream.budget import fit_stream
+from lean3r.stream.budget import OVERLAP, USUAL, fit_stream
 from lean3r.stream.cloud import Cloud
 from lean3r.stream.engine import Engine, Estimate, Frame, Settings
 from lean3r.stream.frames import Live, Source
@@ -30,7 +31,6 @@ from lean3r.stream.store import Store
 if TYPE_CHECKING:
     from lean3r.stream.publish import Publisher
 
-WINDOW, OVERLAP = 32, 10
 CHECKPOINT_FRAMES = 16  # at least between two checkpoints
 PUBLISHING = 0.1  # of the time at most goes into writing the result anew
 
@@ -50,14 +50,15 @@ def stream(
     seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,
+    observer: Observer | None = None,
 ) -> Stream:
     """Reconstruct a stream in bounded memory: iterate over the result for an `Estimate` of every frame, in order.
 
     `source` is a video, a folder, a camera (`camera:0`), or any iterator of pictures (stream/frames.py). Results go to
     the append-only folder `out`, or nowhere. With `resume`, a stream that was stopped there at any moment goes on, with
     the same result. `memory` ("8GB") sets the number of keyframes that are reconstructed at once, and the size of their
-    pictures. `intrinsics` are those of all frames; `resolution`, `refine`, `dense`, `points` and `seed` are those of
-    `lean3r.reconstruct`, for every window of keyframes.
+    pictures; `observer.fitted` receives the sum. `intrinsics` are those of all frames; `resolution`, `refine`, `dense`,
+    `points` and `seed` are those of `lean3r.reconstruct`, for every window of keyframes.
 
     UsageError for invalid options, a folder that cannot be used, or a full disk; InputError if the source cannot be
     read; OutOfMemoryError if `memory` is too small.
@@ -66,10 +67,10 @@ def stream(
         raise UsageError(f"the model is a {type(model).__name__}; expected a loaded model: lean3r.load('nano').")
     options, run = options or StreamOptions(), RunOptions(resolution=resolution, seed=seed)
     run.check(model)
-    window = options.window or WINDOW
+    window = options.window or USUAL
     settings = Settings(
         window=window,
-        overlap=options.overlap or max(1, round(window * OVERLAP / WINDOW)),
+        overlap=options.overlap or max(1, round(window * OVERLAP / USUAL)),
         step=options.keyframe_step,
         resolution=resolution or model.resolution,
         seed=seed,
@@ -78,14 +79,15 @@ def stream(
         dense=StereoOptions.of(dense),
         points=points or PointOptions(),
     )
-    return Stream(model, source, settings, options, out, memory, resume=resume, overwrite=overwrite)
+    return Stream(model, source, settings, options, out, memory, observer, resume=resume, overwrite=overwrite)
 
 
 class Stream:
     """Estimates of a stream; made by `lean3r.stream`, and iterated over once.
 
     `version` counts how often earlier windows have been moved; `placements` are the similarities that put the windows
-    into the world as of now. `reports` holds the last windows and loops. `figures` says how fast it was.
+    into the world as of now. `reports` holds the last windows and loops of
+    the `report_count` that there were. `figures` says how fast it was.
     """
 
     def __init__(
@@ -96,16 +98,18 @@ class Stream:
         options: StreamOptions,
         out: str | Path | None,
         memory: str | int | None,
+        observer: Observer | None,
         *,
         resume: bool,
         overwrite: bool,
     ) -> None:
-        self.model, self.memory, self.fit = model, memory, ""
+        self.model, self.memory, self._observer = model, memory, observer or Observer()
         self._raw, self._options = source, options
         self._settings = settings
         self._out = None if out is None else Path(out)
         self._resume, self._overwrite = resume, overwrite
         self.reports: deque[dict[str, Any]] = deque(maxlen=64)
+        self.report_count = 0
         self.delays, self.works = Times(), Times()
         self.frames = self.keyframes = self.dropped = self.uncertain = 0
         self.seconds, self.notes = 0.0, {}
@@ -139,7 +143,7 @@ class Stream:
             if checkpoint is not None:
                 source.resume_at(checkpoint["last_s"])
             self._restore(checkpoint)
-            is_dropping = self._options.drop if self._options.drop is not None else source.is_live
+            is_dropping = source.is_live if self._options.drop == "auto" else self._options.drop == "on"
             live = Live(source) if is_dropping else None
             try:
                 yield from self._run(source, live, store, skip, start)
@@ -225,9 +229,8 @@ class Stream:
     def _begin(self, frame: Frame) -> None:
         """Fit the stream into the memory, by its first frame."""
         if self.memory is not None:
-            self._settings, self.fit = fit_stream(
-                self.model, self._settings, self._options, frame.image.shape, self.memory
-            )
+            self._settings, text = fit_stream(self.model, self._settings, self._options, frame.image.shape, self.memory)
+            self._observer.fitted(text)
         self.engine = self._make()
 
     def _take(
@@ -245,6 +248,7 @@ class Stream:
         self.uncertain += sum(bool(each.flags & {"uncertain", "lost"}) for each in estimates)
         reports = self.engine.take_reports()
         self.reports.extend(reports)
+        self.report_count += len(reports)
         if store is not None and (estimates or reports):
             store.append(estimates, reports)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ MOST_PENDING = 512  # frames without an estimate: then a window is reconstructed
 CALIBRATED = 2 / 3  # of a window's views whose cameras are trusted: then its intrinsics serve the next ones
 STILL = 0.05  # of the step between keyframes: a picture that has moved by less shows a camera at rest
 CONTENT_PIXELS = 240
+LAST = 2 / 3  # of a window: least size of the last one, if there are as many keyframes
 NO_CLOUD = {"conf_percentile": 99.99, "max_points": 100}  # the stream has a cloud of its own
 
 
@@ -62,7 +64,8 @@ class WindowEngine:
         self.version = 0
         self._selector = Selector(settings.step)
         self._pending: deque[_Pending] = deque()
-        self._carried: list[Result] = []
+        self._carried: list[Result] = []  # shared with the next window
+        self._spare: list[Result] = []  # before these, for the last window
         self._waiting: list[Keyframe] = []
         self._placements: list[np.ndarray] = []
         self._intrinsics: dict[tuple[int, int], tuple[float, ...]] = {}
@@ -97,6 +100,9 @@ class WindowEngine:
     def finish(self) -> list[Estimate]:
         """See Engine."""
         self._waiting += self._selector.end()
+        if self._waiting:  # the last window has few frames of its own: more of the earlier ones make it sound
+            room = round(LAST * self.settings.window) - len(self._carried) - len(self._waiting)
+            self._carried = self._spare[len(self._spare) - max(0, min(room, len(self._spare))) :] + self._carried
         known = self._solve(is_last=True) if self._waiting else []
         return known + self._rest()
 
@@ -115,9 +121,14 @@ class WindowEngine:
             result.travelled, result.moving_s = self._way[result.keyframe.index]
         start = self._start(results)
         known = self._estimates(results, len(results) - 1 if is_last else self._cut(results, start))
+        self._spare = results[max(0, len(results) - round(LAST * self.settings.window)) : start]
         self._carried = results[start:]
-        self._way = {result.keyframe.index: (result.travelled, result.moving_s) for result in self._carried}
+        self._note_ways()
         return known
+
+    def _note_ways(self) -> None:
+        kept = [*self._spare, *self._carried]
+        self._way = {result.keyframe.index: (result.travelled, result.moving_s) for result in kept}
 
     def _rest(self) -> list[Estimate]:
         """The estimates of all pending frames, by the windows that there are."""
@@ -140,16 +151,18 @@ class WindowEngine:
         known = self._intrinsics.get(next(iter(sizes))) if len(sizes) == 1 else None
         intrinsics = settings.intrinsics or known
         try:
-            scene = reconstruct(
-                self.model,
-                Recent(keyframes),
-                cameras=None if intrinsics is None else CameraOptions(intrinsics=intrinsics),
-                resolution=settings.resolution,
-                seed=settings.seed,
-                refine=settings.refine,
-                dense=settings.dense,
-                points=replace(settings.points, **NO_CLOUD),
-            )
+            # Each window would repeat its warnings: flags and reports say what is uncertain.
+            with _quiet():
+                scene = reconstruct(
+                    self.model,
+                    Recent(keyframes),
+                    cameras=None if intrinsics is None else CameraOptions(intrinsics=intrinsics),
+                    resolution=settings.resolution,
+                    seed=settings.seed,
+                    refine=settings.refine,
+                    dense=settings.dense,
+                    points=replace(settings.points, **NO_CLOUD),
+                )
         except LeanError as error:
             logger.warning("keyframes %d to %d: %s", keyframes[0].index, keyframes[-1].index, error)
             return None
@@ -192,6 +205,10 @@ class WindowEngine:
         if not found.is_good:
             logger.warning("window %d is not joined well: %s", len(self._placements), found.why_bad)
         self._placements.append(self._placements[-1] @ found.matrix)
+        if found.is_good:
+            for old, fresh in pairs:
+                if old.is_certain and not fresh.is_certain:
+                    fresh.take(old, found.matrix)
         return frozenset({"joined"} if found.is_good else {"uncertain", "lost"})
 
     def _start(self, results: Sequence[Result]) -> int:
@@ -283,7 +300,9 @@ class WindowEngine:
     @property
     def bytes(self) -> int:
         """See Engine."""
-        kept = sum(result.bytes for result in self._carried) + sum(each.pixels.nbytes for each in self._waiting)
+        kept = sum(result.bytes for result in [*self._spare, *self._carried]) + sum(
+            each.pixels.nbytes for each in self._waiting
+        )
         return kept + self._selector.bytes
 
     def state(self) -> dict[str, Any]:
@@ -293,6 +312,7 @@ class WindowEngine:
             "selector": self._selector.state(),
             "pending": [list(each) for each in self._pending],
             "carried": [result.state() for result in self._carried],
+            "spare": [result.state() for result in self._spare],
             "waiting": [each.state() for each in self._waiting],
             "placements": self.placements,
             "intrinsics": [[list(size), list(values)] for size, values in self._intrinsics.items()],
@@ -308,12 +328,27 @@ class WindowEngine:
         self._selector.restore(state["selector"])
         self._pending = deque(_Pending(i, t, (w, h), *more) for i, t, (w, h), *more in state["pending"])
         self._carried = [Result.restored(each) for each in state["carried"]]
+        self._spare = [Result.restored(each) for each in state["spare"]]
         self._waiting = [Keyframe.restored(each) for each in state["waiting"]]
         self._placements = list(state["placements"])
         self._intrinsics = {(w, h): tuple(values) for (w, h), values in state["intrinsics"]}
         self._standing, self._has_anchor = frozenset(state["standing"]), state["has_anchor"]
         self._before, self._moving_s = (state["before"][0], state["before"][1]), state["moving_s"]
-        self._way = {result.keyframe.index: (result.travelled, result.moving_s) for result in self._carried}
+        self._note_ways()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, warnings are not logged."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return record.levelno != logging.WARNING
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 def _has_content(keyframe: Keyframe) -> bool:

@@ -1,0 +1,83 @@
+"""Windows are joined by robust evidence: the law of the join, and what makes a join bad."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lean3r.stream import sim3
+from lean3r.stream.join import Shared, join
+
+
+def window_pair(seed: int, frames: int = 8, outliers: float = 0.2, bad: int = 1) -> tuple[list[Shared], np.ndarray]:
+    """Frames in two windows whose worlds differ by a known similarity; noise, outlier pixels, wrong poses."""
+    rng = np.random.default_rng(seed)
+    truth = sim3.exp(np.concatenate([rng.normal(0, 0.6, 3), rng.normal(0, 2, 3), [rng.uniform(-0.7, 0.7)]]))
+    scale = sim3.parts(truth)[0]
+    intrinsics = np.array([[100.0, 0, 48], [0, 100.0, 32], [0, 0, 1]])
+    shared = []
+    for number in range(frames):
+        pose = sim3.exp(np.concatenate([rng.normal(0, 0.2, 3), rng.normal(0, 0.4, 3), [0.0]]))
+        near = 3 + np.cumsum(rng.normal(0, 0.05, (64, 96)), axis=1)
+        second = pose if number >= bad else sim3.exp(np.concatenate([rng.normal(0, 0.7, 3), rng.normal(0, 2, 3), [0]]))
+        depths = [near * rng.lognormal(0, 0.02, near.shape), near / 1.0 * rng.lognormal(0, 0.02, near.shape)]
+        wrong = rng.random(near.shape) < outliers
+        depths[1] = np.where(wrong, near * rng.lognormal(0.4, 0.8, near.shape), depths[1])
+        # The first window's world is the second's, moved by the truth.
+        first = sim3.move_poses(truth, pose)
+        conf = (np.ones_like(near), np.ones_like(near))
+        shared.append(Shared((first, second), (scale * depths[0], depths[1]), conf, intrinsics))
+    return shared, truth
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_scale_and_rotation_survive_outliers_and_a_bad_pose(seed: int) -> None:
+    shared, truth = window_pair(seed)
+    found = join(shared)
+    assert found is not None and found.is_good
+    scale, rotation, _ = sim3.parts(found.matrix @ np.linalg.inv(truth))
+    assert abs(np.log(scale)) < 0.005
+    assert np.rad2deg(sim3.angle_rad(rotation)) < 0.2
+    assert found.frames == 7 and found.shared == 8
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_few_sound_frames_suffice(frames: int) -> None:
+    shared, truth = window_pair(3, frames, bad=0)
+    found = join(shared)
+    assert found is not None and found.is_good
+    scale, rotation, _ = sim3.parts(found.matrix @ np.linalg.inv(truth))
+    assert abs(np.log(scale)) < 0.02 and np.rad2deg(sim3.angle_rad(rotation)) < 0.5
+
+
+def test_windows_that_contradict_each_other_are_marked() -> None:
+    found = join(window_pair(1, bad=8)[0])
+    assert found is not None and not found.is_good and found.as_dict()["bad"]
+
+
+def test_without_depth_in_common_there_is_no_join() -> None:
+    shared, _ = window_pair(0, 2, bad=0)
+    empty = [Shared(each.poses, (each.depths[0], 0 * each.depths[1]), each.confs, each.intrinsics) for each in shared]
+    assert join(empty) is None
+
+
+def test_log_undoes_exp_and_poses_follow_points() -> None:
+    rng = np.random.default_rng(0)
+    vector = rng.normal(0, 0.5, 7)
+    matrix = sim3.exp(vector)
+    assert np.allclose(sim3.log(matrix), vector)
+    pose = sim3.exp(np.append(rng.normal(0, 0.5, 6), 0.0))
+    point = rng.normal(0, 1, 3)
+    moved = sim3.move_poses(matrix, pose)
+    before = pose[:3, :3] @ point + pose[:3, 3]
+    after = moved[:3, :3] @ sim3.move_points(matrix, point) + moved[:3, 3]
+    assert np.allclose(after, sim3.parts(matrix)[0] * before)
+
+
+def test_interpolated_poses_pass_through_keyframes_and_are_straight_on_straight_ways() -> None:
+    poses = np.stack([sim3.exp(np.array([0, 0.1 * x, 0, -x, 0, 0, 0.0])) for x in range(5)])
+    poses[:, :3, :3] = np.eye(3)
+    at = np.array([0.0, 1, 2, 3, 4])
+    assert np.allclose(sim3.between(poses, at, 2.0), poses[2])
+    assert np.allclose(sim3.centres(sim3.between(poses, at, 1.25)), [1.25, 0, 0])
+    assert np.allclose(sim3.between(poses, at, 9.0), poses[4]) and np.allclose(sim3.between(poses, at, -1.0), poses[0])
