@@ -31,6 +31,7 @@ GROUPS = (
     MemoryOptions,
     ScaleOptions,
     StereoOptions,
+    lean3r.StreamOptions,
 )
 
 

@@ -26,6 +26,7 @@ EXAMPLES = {
     "distill": ["--dry-run"],
     "evaluate": ["synthetic@2", "--limit", "1", "-o", "DIR"],
     "probe": ["--resolution", "64", "--views", "2", "--batches", "1"],
+    "stream": ["INPUT", "-o", "DIR", "--refine", "off", "--resolution", "96"],
     "report": [str(BASELINE), "-o", "DIR"],
     "score": ["INPUT", "--benchmark", "synthetic@2", "--limit", "1"],
     "train": ["--dry-run"],

@@ -218,6 +218,23 @@ def video() -> str:
     return table(["frames", "views", "uncertain", "median, largest error of the others", "seconds"], rows)
 
 
+STREAMED = {"refined": "by default", "refined, known intrinsics": "`--intrinsics`", "not refined": "`--refine off`"}
+"""Row of stream.json -> what the page calls it."""
+
+
+def streamed() -> str:
+    """The walk as a stream."""
+    rows = []
+    for name, title in STREAMED.items():
+        row = result("stream")["walk"][name]
+        errors = f"{row['ate_cm']:.1f} cm, {row['max_cm']:.0f} cm"
+        steps = f"{row['rpe_cm']:.1f} cm, {row['rpe_deg']:.1f} degrees"
+        counts = [str(row[key]) for key in ("keyframes", "uncertain")]
+        rows.append([title, *counts, errors, steps, f"{row['cpu_s']:.0f}", f"{row['peak_memory_mb']:.0f} MB"])
+    head = ["stream", "keyframes", "uncertain frames", "ATE, largest error of the others", "from frame to frame"]
+    return table([*head, "CPU seconds", "memory"], rows)
+
+
 OF_MEASURED: dict[str, Callable[[], str]] = {
     "many-views": many_views,
     "looped": looped,
@@ -234,5 +251,6 @@ OF_MEASURED: dict[str, Callable[[], str]] = {
     "rounded": rounded,
     "sizes": sizes,
     "video": video,
+    "stream": streamed,
 }
 """Name of a table on a page -> what makes it."""

@@ -168,6 +168,9 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "python benchmarks/parity_parts.py --golden golden": WHOLE,
         "python -m pytest -m slow tests/golden --golden golden": GIGABYTES,
     },
+    "docs/how-to/stream.md": {
+        "lean3r stream camera:0 -o walk": "there is no camera",
+    },
     "docs/quickstart.md": {
         "make demo": REPEATED,
         "python3 -m venv .venv && . .venv/bin/activate": DOWNLOADS,

@@ -195,6 +195,15 @@ def video(r: Mapping[str, Any]) -> Iterable[str]:
         yield f"{name}: {row['views']} views, {row['median_cm']:.1f} cm in the median, {row['max_cm']:.1f} cm at most"
 
 
+def stream(r: Mapping[str, Any]) -> Iterable[str]:
+    scale, angle = r["join"]["scale_percent"]["max"], r["join"]["rotation_deg"]["max"]
+    yield f"{r['join']['pairs']} joins: scale {scale:.2f} % and rotation {angle:.3f} degrees off at most"
+    for row in r["long"]:
+        yield f"after {row['frames']:,} frames: {row['held_mb']:.1f} MB held, process {row['process_mb']:.0f} MB"
+    for name, row in r["walk"].items():
+        yield f"walk, {name}: ATE {row['ate_cm']:.1f} cm, {row['uncertain']} of {row['frames']} frames uncertain"
+
+
 def renderer(r: Mapping[str, Any]) -> Iterable[str]:
     for row in r["speed"]:
         yield f"{row['mode']}, {row['size']}, {row['scenes']}: {row['views_per_s']:.1f} views/s"
@@ -265,6 +274,7 @@ ROWS: dict[str, tuple[str | None, Figures]] = {
         lambda r: [f"{x['views']} views, {x['regions']} regions: recall {x['recall']:.0%}" for x in r["rows"]],
     ),
     "renderer_cpu": ("renderer.py", renderer),
+    "stream": ("stream.py", stream),
     "trust": ("trust.py", trust),
     "video": ("video.py", video),
 }

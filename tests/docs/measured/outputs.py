@@ -14,6 +14,8 @@ from lean3r.geometry.evidence import ALONE, BADLY, BORDER, CLOSE, WELL
 from lean3r.geometry.normals import WINDOW
 from lean3r.inputs.frames import DEFAULT_FRAMES
 from lean3r.inputs.video import MOTION_STEP
+from lean3r.stream.budget import USUAL
+from lean3r.stream.options import StreamOptions
 from lean3r.models.fingerprint import PIECE_BYTES, PIECES, WHOLE_BYTES
 from lean3r.pipeline.devices import AGREEMENT
 from lean3r.pipeline.overlap import LEAST
@@ -138,8 +140,21 @@ VIDEO = Page(
     {"a 20-second walk": "a length"},
 )
 
+STREAM = Page(
+    "docs/how-to/stream.md",
+    [
+        ("moved by {:.0f} % of its longer side", lambda: [100 * StreamOptions().keyframe_step]),
+        ("{} keyframes (`--window`)", lambda: [USUAL]),
+    ],
+    {
+        "`--memory 2GB`": "an example of a size",
+        "the 20-second walk": "a length",
+        "(median and 95 %)": "a quantile",
+    },
+)
+
 MASKS = Page("docs/how-to/masks.md", [], {"a picture rotated by 180 degrees": "a half turn"})
 MESH = Page("docs/how-to/mesh.md", [])
 SCALE = Page("docs/how-to/scale-and-gps.md", [], {"these two pictures were 1.25 m apart": "the example above it"})
 
-OF_OUTPUTS = (CONVENTIONS, OUTPUTS, OTHER_SYSTEMS, SPLATTING, TRUST, VIDEO, MASKS, MESH, SCALE)
+OF_OUTPUTS = (CONVENTIONS, OUTPUTS, OTHER_SYSTEMS, SPLATTING, TRUST, VIDEO, STREAM, MASKS, MESH, SCALE)
