@@ -10,8 +10,8 @@ from lean3r.stream.join import Shared, join
 
 
 def window_pair(seed: int, frames: int = 8, outliers: float = 0.2, bad: int = 1) -> tuple[list[Shared], np.ndarray]:
-    """Frames in two windows whose worlds differ by a known similarity: noise of 2 % in depth and of 0.1 degrees and 1 cm
-    in poses, outlier pixels, wrong poses."""
+    """Frames in two windows whose worlds differ by a known similarity: noise (2 % of depth, 0.1
+    degrees and 5 mm of poses), outlier pixels, wrong poses."""
     rng = np.random.default_rng(seed)
     truth = sim3.exp(np.concatenate([rng.normal(0, 0.6, 3), rng.normal(0, 2, 3), [rng.uniform(-0.7, 0.7)]]))
     scale = sim3.parts(truth)[0]
@@ -20,7 +20,7 @@ def window_pair(seed: int, frames: int = 8, outliers: float = 0.2, bad: int = 1)
     for number in range(frames):
         pose = sim3.exp(np.concatenate([rng.normal(0, 0.2, 3), rng.normal(0, 0.4, 3), [0.0]]))
         near = 3 + np.cumsum(rng.normal(0, 0.05, (64, 96)), axis=1)
-        shaken = sim3.exp(np.concatenate([rng.normal(0, np.deg2rad(0.1), 3), rng.normal(0, 0.01, 3), [0.0]])) @ pose
+        shaken = sim3.exp(np.concatenate([rng.normal(0, np.deg2rad(0.1), 3), rng.normal(0, 0.005, 3), [0.0]])) @ pose
         second = (
             shaken if number >= bad else sim3.exp(np.concatenate([rng.normal(0, 0.7, 3), rng.normal(0, 2, 3), [0]]))
         )

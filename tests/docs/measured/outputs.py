@@ -14,13 +14,13 @@ from lean3r.geometry.evidence import ALONE, BADLY, BORDER, CLOSE, WELL
 from lean3r.geometry.normals import WINDOW
 from lean3r.inputs.frames import DEFAULT_FRAMES
 from lean3r.inputs.video import MOTION_STEP
-from lean3r.stream.budget import USUAL
-from lean3r.stream.options import StreamOptions
 from lean3r.models.fingerprint import PIECE_BYTES, PIECES, WHOLE_BYTES
 from lean3r.pipeline.devices import AGREEMENT
 from lean3r.pipeline.overlap import LEAST
 from lean3r.pipeline.trust import MAX_DISAGREEMENT, SKY_ONLY
 from lean3r.refine.accept import TURNED_PX
+from lean3r.stream.budget import USUAL
+from lean3r.stream.options import StreamOptions
 
 
 def with_blank(number: int) -> str:
