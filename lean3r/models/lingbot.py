@@ -68,6 +68,7 @@ class LingbotMap(Vggt):
     )
     REFERENCE: ClassVar = None
     ORDERED: ClassVar = True
+    STREAMS: ClassVar = "cache"
     TELLTALE: ClassVar = ("aggregator.scale_token", (1, 2, 1, 1024))
     TRUNK: ClassVar = CausalTrunk
     CAMERA: ClassVar = CausalCamera

@@ -12,6 +12,7 @@ ENGINES = Registry(
     "engine",
     {
         "windows": "lean3r.stream.windows:WindowEngine",
+        "cache": "lean3r.stream.cached:CachedEngine",
     },
 )
 """How a backbone reconstructs a stream: the rows that `Backbone.STREAMS` names."""

@@ -41,7 +41,8 @@ class Cloud:
 
     def _points(self, estimate: Estimate) -> tuple[np.ndarray, ...] | None:
         """World points of one keyframe, their colours, confidence and window."""
-        if estimate.depth is None or not self.most or estimate.flags & {"uncertain", "lost"}:
+        flags = estimate.flags
+        if estimate.depth is None or not self.most or "keyframe" not in flags or flags & {"uncertain", "lost"}:
             return None
         assert estimate.conf is not None and estimate.image is not None and estimate.source is not None
         depth, conf = estimate.depth, estimate.conf

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -14,6 +14,7 @@ from lean3r.stereo.options import StereoOptions
 
 if TYPE_CHECKING:
     from lean3r.models.base import Backbone
+    from lean3r.stream.options import StreamOptions
     from lean3r.types import Source
 
 FLAGS = ("anchor", "keyframe", "joined", "uncertain", "lost", "between", "still", "no-content", "refined")
@@ -89,6 +90,13 @@ class Engine(Protocol):
     """Reconstructs a stream with bounded memory. Made of a model and Settings."""
 
     def __init__(self, model: Backbone, settings: Settings) -> None: ...
+
+    @staticmethod
+    def fit(
+        model: Backbone, settings: Settings, options: StreamOptions, shape: Sequence[int], memory: str | int
+    ) -> tuple[Settings, str]:
+        """The settings that fit into the memory for frames of `shape` (H, W, 3), and the sum in words."""
+        ...
 
     def push(self, frame: Frame) -> list[Estimate]:
         """Take the next frame; the frames whose estimate is known now, in order, each exactly once."""

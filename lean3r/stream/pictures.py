@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lean3r.geometry.content import emptiness
 from lean3r.inputs.frames import FrameChoice
 from lean3r.inputs.pictures import Pictures
 from lean3r.inputs.views import Picture, assemble, fit, network_size
 from lean3r.types import Source, Views
 
+CONTENT_PIXELS = 240  # longer side from which pictures are judged smaller
 LONGEST = 1600  # pixels; pictures with twice that are kept at half their size, those with three times at a third, ...
 
 
@@ -90,6 +92,13 @@ class Recent(Pictures):
         for name, keyframe in self._keyframes.items():
             if name in names:
                 yield name, Image.fromarray(keyframe.pixels)
+
+
+def has_content(keyframe: Keyframe) -> bool:
+    """Whether a frame shows anything: not black, not all of one colour, not noise."""
+    factor = max(1, max(keyframe.pixels.shape) // CONTENT_PIXELS)
+    small = np.asarray(Image.fromarray(keyframe.pixels).reduce(factor))
+    return emptiness(small, np.ones(small.shape[:2], bool)) is None
 
 
 def picture_of(keyframe: Keyframe, resolution: int, patch: int) -> Picture:

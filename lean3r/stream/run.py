@@ -20,7 +20,7 @@ from lean3r.processes import peak_memory_mb
 from lean3r.refine.options import Refine, RefineOptions
 from lean3r.stereo.options import Dense, StereoOptions
 from lean3r.stream import ENGINES
-from lean3r.stream.budget import OVERLAP, USUAL, fit_stream
+from lean3r.stream.budget import OVERLAP, USUAL
 from lean3r.stream.cloud import Cloud
 from lean3r.stream.engine import Engine, Estimate, Frame, Settings
 from lean3r.stream.frames import Live, Source
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lean3r.stream.publish import Publisher
 
 CHECKPOINT_FRAMES = 16  # at least between two checkpoints
-PUBLISHING = 0.1  # of the time at most goes into writing the result anew
+SAVING, PUBLISHING = 0.1, 0.1  # of the time at most goes into checkpoints, and into writing the result anew
 
 
 def stream(
@@ -115,7 +115,8 @@ class Stream:
         self.seconds, self.notes = 0.0, {}
         self.engine: Engine | None = None
         self.cloud: Cloud | None = None
-        self._publishing_s, self._published_at = 0.0, time.perf_counter()
+        self._publishing_s = self._saving_s = 0.0
+        self._published_at = self._saved_at = time.perf_counter()
         self._since = 0
         if resume and out is None:
             raise UsageError("a stream without a folder cannot be resumed; name it.")
@@ -173,7 +174,7 @@ class Stream:
                 last = (frame.index + 1, frame.timestamp_s)
                 self._take(estimates, arrived, store, start)
                 self._since += 1
-                if store is not None and estimates and self._since >= CHECKPOINT_FRAMES:
+                if store is not None and estimates and self._is_due():
                     self._save(store, last)
                 yield from estimates
         except KeyboardInterrupt:
@@ -229,7 +230,8 @@ class Stream:
     def _begin(self, frame: Frame) -> None:
         """Fit the stream into the memory, by its first frame."""
         if self.memory is not None:
-            self._settings, text = fit_stream(self.model, self._settings, self._options, frame.image.shape, self.memory)
+            engine = ENGINES.get(self.model.STREAMS)
+            self._settings, text = engine.fit(self.model, self._settings, self._options, frame.image.shape, self.memory)
             self._observer.fitted(text)
         self.engine = self._make()
 
@@ -252,8 +254,14 @@ class Stream:
         if store is not None and (estimates or reports):
             store.append(estimates, reports)
 
+    def _is_due(self) -> bool:
+        """Whether it is time for a checkpoint; that of a large cache takes a while."""
+        waited = time.perf_counter() - self._saved_at
+        return self._since >= CHECKPOINT_FRAMES and waited > self._saving_s / SAVING
+
     def _save(self, store: Store, last: tuple[int, float]) -> None:
         assert self.engine is not None and self.cloud is not None
+        begun = time.perf_counter()
         store.save(
             {
                 "next": last[0],
@@ -265,8 +273,9 @@ class Stream:
                 "counts": [self.frames, self.keyframes, self.uncertain],
             }
         )
-        self._since = 0
-        if time.perf_counter() - self._published_at > self._publishing_s / PUBLISHING:
+        self._since, self._saved_at = 0, time.perf_counter()
+        self._saving_s = self._saved_at - begun
+        if self._saved_at - self._published_at > self._publishing_s / PUBLISHING:
             self._publish(store, is_final=False)
 
     def _stop(self, store: Store | None) -> None:

@@ -142,7 +142,7 @@ class Store:
                 record["flags"] = sum(1 << FLAGS.index(flag) for flag in each.flags)
                 record["in_window"], record["size"] = each.in_window[:3], (each.width, each.height)
                 record["intrinsics"] = k[0, 0], k[1, 1], k[0, 2], k[1, 2]
-                if each.depth is not None:
+                if "keyframe" in each.flags and each.depth is not None:
                     self._add_keyframe(each)
             self._files[0].write(records.tobytes())
             self._files[1].write("".join(json.dumps(report) + "\n" for report in reports).encode())

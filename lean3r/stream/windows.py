@@ -15,18 +15,17 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from lean3r.errors import LeanError, UsageError
-from lean3r.geometry.content import emptiness
 from lean3r.models.base import Backbone
 from lean3r.pipeline.options import CameraOptions
 from lean3r.pipeline.reconstruct import reconstruct
 from lean3r.stream import sim3
+from lean3r.stream.budget import fit_stream
 from lean3r.stream.engine import Estimate, Frame, Settings
 from lean3r.stream.join import Join, Shared, join
 from lean3r.stream.keyframes import Selector
-from lean3r.stream.pictures import Keyframe, Recent
+from lean3r.stream.pictures import Keyframe, Recent, has_content
 from lean3r.stream.result import Result, results_of
 
 logger = logging.getLogger("lean3r")
@@ -34,7 +33,6 @@ logger = logging.getLogger("lean3r")
 MOST_PENDING = 512  # frames without an estimate: then a window is reconstructed though it is not full
 CALIBRATED = 2 / 3  # of a window's views whose cameras are trusted: then its intrinsics serve the next ones
 STILL = 0.05  # of the step between keyframes: a picture that has moved by less shows a camera at rest
-CONTENT_PIXELS = 240
 LAST = 2 / 3  # of a window: least size of the last one, if there are as many keyframes
 NO_CLOUD = {"conf_percentile": 99.99, "max_points": 100}  # the stream has a cloud of its own
 
@@ -76,18 +74,18 @@ class WindowEngine:
         self._has_anchor = False
         self._before, self._moving_s = (0.0, 0.0), 0.0  # time and way of the last frame
 
+    fit = staticmethod(fit_stream)
+
     def push(self, frame: Frame) -> list[Estimate]:
         """See Engine."""
         keyframe = Keyframe.of(frame.index, frame.timestamp_s, frame.image)
-        has_content = _has_content(keyframe)
-        chosen = self._selector.add(keyframe) if has_content else []
+        shows = has_content(keyframe)
+        chosen = self._selector.add(keyframe) if shows else []
         travelled = self._selector.travelled
         if travelled - self._before[1] > 0:
             self._moving_s += frame.timestamp_s - self._before[0]
         self._before = frame.timestamp_s, travelled
-        self._pending.append(
-            _Pending(frame.index, frame.timestamp_s, keyframe.size, travelled, self._moving_s, has_content)
-        )
+        self._pending.append(_Pending(frame.index, frame.timestamp_s, keyframe.size, travelled, self._moving_s, shows))
         known: list[Estimate] = []
         for each in chosen:
             self._waiting.append(each)
@@ -349,13 +347,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(keep)
-
-
-def _has_content(keyframe: Keyframe) -> bool:
-    """Whether a frame shows anything: not black, not all of one colour, not noise."""
-    factor = max(1, max(keyframe.pixels.shape) // CONTENT_PIXELS)
-    small = np.asarray(Image.fromarray(keyframe.pixels).reduce(factor))
-    return emptiness(small, np.ones(small.shape[:2], bool)) is None
 
 
 def _shared(old: Result, new: Result) -> Shared:

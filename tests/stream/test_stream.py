@@ -17,13 +17,13 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from stream.walk import Knows, frame, walk
 
 import lean3r
 from lean3r.errors import InputError, OutOfMemoryError, UsageError
 from lean3r.pipeline.observer import Observer
 from lean3r.stream.engine import Estimate
 from lean3r.stream.frames import Live, Source
+from stream.walk import Knows, frame, walk
 
 SMALL = lean3r.StreamOptions(window=8, overlap=3)
 

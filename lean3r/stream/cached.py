@@ -1,0 +1,297 @@
+"""The engine of causal networks: every frame through the network once, with a cache of what it saw before.
+
+Each frame has its estimate at once, with depth. Frames whose picture has moved are keyframes: the cache keeps them.
+When it holds as many as the network was trained with, a new cache starts with the last keyframes, which join both
+(join.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lean3r.errors import OutOfMemoryError, UsageError
+from lean3r.inputs.views import network_size
+from lean3r.layers.frames import TRAINED, CachePolicy
+from lean3r.models.base import Backbone
+from lean3r.models.lingbot import LingbotMap
+from lean3r.pipeline.budget import CHUNKS
+from lean3r.pipeline.memory import Predictor, Setting, in_units, parse_memory, used_bytes
+from lean3r.stream import sim3
+from lean3r.stream.budget import CLOUD_BYTES
+from lean3r.stream.cache import CacheResult, CacheStream, cache_bytes
+from lean3r.stream.engine import Estimate, Frame, Settings
+from lean3r.stream.join import Join, Shared, join
+from lean3r.stream.options import StreamOptions
+from lean3r.stream.pictures import Keyframe, has_content, picture_of
+from lean3r.stream.result import Result
+
+logger = logging.getLogger("lean3r")
+
+NEVER = 1 << 60  # frames until a keyframe without motion: a resting camera stores nothing, however long it rests
+WINDOWS = (4, 8, 16, 24, 32, 48, 64, 96, 128)
+
+
+class CachedEngine:
+    """See the module and Engine. The network sees the last `settings.window` keyframes in full, besides the anchors."""
+
+    def __init__(self, model: Backbone, settings: Settings) -> None:
+        if not isinstance(model, LingbotMap):
+            raise UsageError(f"{model.name} keeps no cache of past frames; it streams in windows.")
+        self.model, self.settings = model, settings
+        self.version = 0
+        self._cache: CacheStream | None = None
+        self._size: tuple[int, int] | None = None  # width and height of the frames
+        self._waiting: list[tuple[Keyframe, bool]] = []  # for anchors; and whether they show anything
+        self._recent: deque[Result] = deque(maxlen=model.policy.anchors)
+        self._placements: list[np.ndarray] = []
+        self._origin = np.eye(4)  # cam_from_world at which a cache begins that nothing joins to others
+        self._is_fresh = True  # such a cache has no result yet
+        self._has_anchor = False
+        self._standing: frozenset[str] = frozenset()
+        self._last = np.eye(4), np.full((3, 3), np.nan)  # pose in the window and intrinsics of the last frame
+        self._reports: list[dict[str, Any]] = []
+
+    @staticmethod
+    def fit(
+        model: Backbone, settings: Settings, options: StreamOptions, shape: Sequence[int], memory: str | int
+    ) -> tuple[Settings, str]:
+        """As `fit_stream` of the windows: the most keyframes in full that fit, with all that the cache ever holds."""
+        if not isinstance(model, LingbotMap):
+            raise UsageError(f"{model.name} keeps no cache of past frames; it streams in windows.")
+        budget, device = parse_memory(memory), next(model.parameters()).device
+        cloud = CLOUD_BYTES * settings.points.max_points if device.type == "cpu" else 0
+        side = settings.resolution or model.resolution
+        width, height = network_size(shape[1], shape[0], side, model.patch)
+        dtype = model.origin.dtype
+        setting = Setting(model.policy.anchors, height, width, CHUNKS[-1], dtype)
+        network = Predictor(model, device, lambda: used_bytes(device)).peak(setting)
+        least = 0
+        for window in [options.window] if options.window else sorted(WINDOWS, reverse=True):
+            if options.window is None and window > settings.window:
+                continue
+            kept = cache_bytes(model, replace(model.policy, window=window), TRAINED, height, width, dtype)
+            least = network + kept + cloud
+            text = (
+                f"{window} keyframes of {width}x{height} in full: process and network {in_units(network)} + cache "
+                f"{in_units(kept)} + cloud {in_units(cloud)} = {in_units(least)} of {in_units(budget)}"
+            )
+            if least <= budget:
+                return replace(settings, window=window, resolution=side), text
+        raise OutOfMemoryError(
+            f"{in_units(budget)} of memory cannot hold this stream, which takes {in_units(least)} at least. "
+            f"Give --memory {least // 10**6 + 1}MB or more, a smaller --resolution or fewer --max-points."
+        )
+
+    def push(self, frame: Frame) -> list[Estimate]:
+        """See Engine."""
+        keyframe = Keyframe.of(frame.index, frame.timestamp_s, frame.image)
+        known = []
+        if self._size is not None and keyframe.size != self._size:
+            known = self._rest()
+            self._begin_apart(frame.index)
+        self._size = keyframe.size
+        shows = has_content(keyframe)
+        self._waiting.append((keyframe, shows))
+        results: list[CacheResult] = []
+        if shows:
+            if self._cache is None:
+                self._cache = CacheStream(self.model, self.policy_of(keyframe.size))
+            results = self._cache.push(picture_of(keyframe, self._resolution, self.model.patch).pixels)
+        if results or self._is_flowing:
+            known += self._drain(results)
+        if self._cache is not None and self._cache.stored >= TRAINED:
+            self._begin_again()
+        return known
+
+    def finish(self) -> list[Estimate]:
+        """See Engine."""
+        return self._rest()
+
+    @property
+    def _resolution(self) -> int:
+        return self.settings.resolution or self.model.resolution
+
+    @property
+    def _is_flowing(self) -> bool:
+        """Whether no frame waits for anchors: none has begun to, or all are there."""
+        return self._cache is None or bool(self._cache.stored)
+
+    def policy_of(self, size: tuple[int, int]) -> CachePolicy:
+        """What the cache keeps of frames of this width and height."""
+        motion_px = self.settings.step * max(network_size(*size, self._resolution, self.model.patch))
+        return replace(self.model.policy, window=self.settings.window, motion_px=motion_px, max_gap=NEVER)
+
+    def _rest(self) -> list[Estimate]:
+        """The frames that wait for anchors which will not come."""
+        return self._drain(self._cache.finish() if self._cache is not None and not self._cache.stored else [])
+
+    def _drain(self, results: Sequence[CacheResult]) -> list[Estimate]:
+        """The estimates of the waiting frames: a result for each of those that show anything."""
+        left, known = iter(results), []
+        for keyframe, shows in self._waiting:
+            known.append(self._seen(keyframe, next(left)) if shows else self._unseen(keyframe))
+        self._waiting = []
+        return known
+
+    def _seen(self, keyframe: Keyframe, found: CacheResult) -> Estimate:
+        result = self._result(keyframe, found)
+        flags = self._standing
+        if self._is_fresh:
+            self._placements.append(np.linalg.inv(self._origin) @ result.pose)
+            self._is_fresh = False
+        if not self._has_anchor:
+            self._has_anchor, flags = True, flags | {"anchor"}
+        if found.is_keyframe:
+            self._recent.append(result)
+            flags |= {"keyframe"}
+        self._last = result.pose, result.original_intrinsics
+        scale = sim3.parts(self._placements[-1])[0]
+        return replace(
+            self._estimate(keyframe, *self._last, flags),
+            image=result.image,
+            depth=result.depth * np.float32(scale),
+            conf=result.conf,
+            source=result.source,
+        )
+
+    def _unseen(self, keyframe: Keyframe) -> Estimate:
+        """The estimate of a frame without content: where the camera was last."""
+        return self._estimate(keyframe, *self._last, self._standing | {"no-content", "lost", "uncertain"})
+
+    def _result(self, keyframe: Keyframe, found: CacheResult) -> Result:
+        picture = picture_of(keyframe, self._resolution, self.model.patch)
+        pose, intrinsics = (x.double().cpu().numpy() for x in (found.cam_from_world, found.intrinsics))
+        depth, conf = (x.float().cpu().numpy() for x in (found.depth, found.conf))
+        return Result(keyframe, picture.source, pose, intrinsics, depth, conf, picture.pixels, True, True)
+
+    def _begin_apart(self, index: int) -> None:
+        """Frames of another size follow: a cache that nothing joins to this one, at the last camera."""
+        logger.warning("frame %d has another size: nothing connects it with the frames before", index)
+        if self._placements:
+            self._origin = sim3.move_poses(self._placements[-1], self._last[0])
+            self._standing = frozenset({"uncertain", "lost"})
+        self._cache, self._is_fresh = None, True
+        self._recent.clear()
+
+    def _begin_again(self) -> None:
+        """A new cache, with the last keyframes as its anchors, joined to the old one by them."""
+        old = list(self._recent)
+        cache = CacheStream(self.model, self.policy_of(old[0].keyframe.size))
+        found = [each for result in old for each in cache.push(result.image)] + ([] if cache.stored else cache.finish())
+        new = [self._result(result.keyframe, each) for result, each in zip(old, found, strict=True)]
+        joined = join([_shared(*pair) for pair in zip(old, new, strict=True)])
+        if joined is None:
+            matrix = np.linalg.inv(old[-1].pose) @ new[-1].pose
+            joined = Join(matrix, 1.0, np.pi, 1.0, 0, len(old), "no shared depth")
+        if not joined.is_good:
+            logger.warning("cache %d is not joined well: %s", len(self._placements), joined.why_bad)
+        self._reports.append(
+            {
+                "window": len(self._placements),
+                "first": old[0].keyframe.index,
+                "keyframes": len(old),
+                "join": joined.as_dict(),
+            }
+        )
+        self._placements.append(self._placements[-1] @ joined.matrix)
+        self._standing = frozenset({"joined"} if joined.is_good else {"uncertain", "lost"})
+        self._cache, self._last = cache, (new[-1].pose, new[-1].original_intrinsics)
+        self._recent = deque(new, maxlen=self._recent.maxlen)
+
+    def _estimate(
+        self, keyframe: Keyframe, pose: np.ndarray, intrinsics: np.ndarray, flags: frozenset[str]
+    ) -> Estimate:
+        if not np.isfinite(intrinsics).all():  # none yet, or the network says that nothing is in sight
+            (width, height), side = keyframe.size, max(keyframe.size)
+            intrinsics = np.array([[side, 0, width / 2], [0, side, height / 2], [0, 0, 1.0]])
+            flags |= {"uncertain"}
+        window = max(0, len(self._placements) - 1)
+        placement = self._placements[window] if self._placements else np.eye(4)
+        return Estimate(
+            keyframe.index,
+            keyframe.timestamp_s,
+            sim3.move_poses(placement, pose),
+            intrinsics,
+            *keyframe.size,
+            flags,
+            window,
+            self.version,
+            pose,
+            placement,
+        )
+
+    @property
+    def placements(self) -> np.ndarray:
+        """See Engine."""
+        return np.stack(self._placements) if self._placements else np.eye(4)[None]
+
+    def take_reports(self) -> list[dict[str, Any]]:
+        """See Engine."""
+        reports, self._reports = self._reports, []
+        return reports
+
+    @property
+    def bytes(self) -> int:
+        """See Engine."""
+        frames = sum(result.bytes for result in self._recent) + sum(k.pixels.nbytes for k, _ in self._waiting)
+        return frames + (0 if self._cache is None else self._cache.bytes)
+
+    def state(self) -> dict[str, Any]:
+        """See Engine."""
+        cache = None if self._cache is None else {k: _packed(v) for k, v in self._cache.state().items()}
+        return {
+            "version": self.version,
+            "cache": cache,
+            "size": None if self._size is None else list(self._size),
+            "waiting": [[keyframe.state(), shows] for keyframe, shows in self._waiting],
+            "recent": [result.state() for result in self._recent],
+            "placements": list(self._placements),
+            "origin": self._origin,
+            "is_fresh": self._is_fresh,
+            "has_anchor": self._has_anchor,
+            "standing": sorted(self._standing),
+            "last": list(self._last),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See Engine."""
+        self.version = state["version"]
+        self._size = None if state["size"] is None else (state["size"][0], state["size"][1])
+        self._cache = None
+        if state["cache"] is not None and self._size is not None:
+            self._cache = CacheStream(self.model, self.policy_of(self._size))
+            self._cache.restore({k: _unpacked(v) for k, v in state["cache"].items()})
+        self._waiting = [(Keyframe.restored(each), shows) for each, shows in state["waiting"]]
+        self._recent = deque([Result.restored(each) for each in state["recent"]], maxlen=self._recent.maxlen)
+        self._placements, self._origin = list(state["placements"]), state["origin"]
+        self._is_fresh, self._has_anchor = state["is_fresh"], state["has_anchor"]
+        self._standing = frozenset(state["standing"])
+        self._last = (state["last"][0], state["last"][1])
+
+
+def _shared(old: Result, new: Result) -> Shared:
+    return Shared(
+        (old.pose, new.pose), (old.depth, new.depth), (old.conf, new.conf), (old.intrinsics + new.intrinsics) / 2
+    )
+
+
+def _packed(value: Tensor | int | float) -> Any:
+    """A tensor of any number type as bytes, its type and its shape; numbers as they are."""
+    if not isinstance(value, Tensor):
+        return value
+    flat = value.detach().cpu().contiguous().reshape(-1)
+    return {"bytes": flat.view(torch.uint8).numpy(), "dtype": str(value.dtype)[6:], "shape": list(value.shape)}
+
+
+def _unpacked(value: Any) -> Tensor | int | float:
+    if not isinstance(value, Mapping):
+        return value
+    return torch.from_numpy(value["bytes"].copy()).view(getattr(torch, value["dtype"])).reshape(value["shape"])

@@ -1,0 +1,130 @@
+"""Streams through a network with a cache: every frame at once, in bounded memory, resumed, begun anew and joined."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from contracts.tiny import tiny
+from PIL import Image
+
+import lean3r
+from lean3r.errors import OutOfMemoryError
+from lean3r.models.lingbot import LingbotMap
+from lean3r.pipeline.observer import Observer
+from lean3r.stream import cached
+from lean3r.stream.cache import CacheStream
+from lean3r.stream.cached import CachedEngine
+from lean3r.stream.engine import Estimate, Settings
+from stream.walk import HEIGHT, WIDTH, frame, walk
+
+SIDE = 70  # of network pictures: five patches
+OPTIONS = lean3r.StreamOptions(window=4, overlap=1, keyframe_step=0.1)
+
+
+@pytest.fixture(scope="module")
+def model() -> LingbotMap:
+    found = tiny("lingbot-map")
+    assert isinstance(found, LingbotMap)
+    return found
+
+
+def run(model: LingbotMap, source: Any, out: Path | None = None, **more: Any) -> list[Estimate]:
+    return list(lean3r.stream(model, source, out, options=OPTIONS, resolution=SIDE, **more))
+
+
+def test_every_frame_has_its_estimate_with_depth_as_soon_as_it_comes(model: LingbotMap) -> None:
+    pushed, delays = 0, []
+
+    def source():
+        nonlocal pushed
+        for each in walk(30):
+            pushed += 1
+            yield each
+
+    found = []
+    for each in lean3r.stream(model, source(), options=OPTIONS, resolution=SIDE):
+        found.append(each)
+        delays.append(pushed - 1 - each.index)
+    assert [each.index for each in found] == list(range(30))
+    assert delays[0] == model.policy.anchors - 1 and not any(delays[8:])
+    assert found[0].flags == {"anchor", "keyframe"} and all(each.depth is not None for each in found)
+    assert np.allclose(found[0].cam_from_world, np.eye(4), atol=1e-5)
+    assert 8 < sum("keyframe" in each.flags for each in found) < 30
+
+
+def test_the_estimates_are_those_of_the_cache(model: LingbotMap) -> None:
+    found = run(model, walk(14))
+    policy = CachedEngine(model, Settings(window=4, step=0.1, resolution=SIDE)).policy_of((WIDTH, HEIGHT))
+    plain = CacheStream(model, policy)
+    results = [result for each in found if each.image is not None for result in plain.push(each.image)]
+    first = np.linalg.inv(results[0].cam_from_world.double().numpy())
+    for each, result in zip(found, results, strict=True):
+        assert np.allclose(each.cam_from_world, result.cam_from_world.numpy() @ first, atol=1e-5)
+        assert each.depth is not None and np.allclose(each.depth, result.depth.numpy(), rtol=1e-5)
+        assert ("keyframe" in each.flags) == result.is_keyframe
+
+
+@pytest.mark.parametrize("at", [5, 17])
+def test_a_stream_that_was_stopped_goes_on_with_the_same_result(model: LingbotMap, at: int, tmp_path: Path) -> None:
+    for index, (_, picture) in enumerate(walk(36)):
+        Image.fromarray(picture).save(tmp_path / f"{index:03d}.png")
+    folder = str(tmp_path)
+    whole = run(model, folder, tmp_path / "whole")
+    stream = lean3r.stream(model, folder, tmp_path / "cut", options=OPTIONS, resolution=SIDE)
+    assert len(list(itertools.islice(stream, at))) == at
+    del stream
+    run(model, folder, tmp_path / "cut", resume=True)
+    for name in ("trajectory_tum.txt", "cameras.json", "points.ply", "frames.bin"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert len(list((tmp_path / "whole" / "keyframes").iterdir())) == sum("keyframe" in e.flags for e in whole)
+
+
+def test_past_the_trained_length_a_new_cache_is_joined_to_the_old_one(
+    model: LingbotMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cached, "TRAINED", 12)
+    stream = lean3r.stream(model, walk(40), options=OPTIONS, resolution=SIDE)
+    found = list(stream)
+    assert stream.figures["windows"] > 1 and [each.index for each in found] == list(range(40))
+    joins = [report["join"] for report in stream.reports]
+    assert joins and all(each["shared"] == model.policy.anchors for each in joins)
+    assert found[-1].flags & {"joined", "lost"} and found[-1].window == len(joins)
+
+
+def test_a_resting_camera_stores_nothing(model: LingbotMap) -> None:
+    still = frame(0.5)
+    stream = lean3r.stream(model, ((i / 30, still) for i in range(60)), options=OPTIONS, resolution=SIDE)
+    held = [(each.flags, stream.figures["held_mb"]) for each in stream]
+    assert sum("keyframe" in flags for flags, _ in held) <= model.policy.anchors + 1
+    assert held[20][1] == held[-1][1]
+
+
+def test_short_streams_black_frames_and_other_sizes(model: LingbotMap) -> None:
+    assert [sorted(each.flags) for each in run(model, walk(1))] == [["anchor", "keyframe"]]
+    black = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    pictures = [black, *(frame(0.1 * i) for i in range(4)), black, *(frame(0.1 * i) for i in range(4, 12)), black]
+    found = run(model, pictures)
+    assert [each.index for each in found] == list(range(len(pictures)))
+    assert [i for i, each in enumerate(found) if "no-content" in each.flags] == [0, 5, 14]
+    turned = [np.ascontiguousarray(np.rot90(frame(0.1 * i))) for i in range(10)]
+    found = run(model, [*(frame(0.1 * i) for i in range(10)), *turned])
+    assert not any("lost" in each.flags for each in found[:10]) and all("lost" in each.flags for each in found[10:])
+    assert (found[10].width, found[10].height) == (HEIGHT, WIDTH)
+    assert np.allclose(found[10].cam_from_world, found[9].cam_from_world, atol=1e-5)
+
+
+def test_a_limit_on_memory_shrinks_the_window_or_is_refused(model: LingbotMap) -> None:
+    told: list[str] = []
+
+    class Listener(Observer):
+        def fitted(self, text: str) -> None:
+            told.append(text)
+
+    run(model, walk(9), memory="8GB", observer=Listener())
+    assert len(told) == 1 and "4 keyframes" in told[0] and "cache" in told[0]
+    with pytest.raises(OutOfMemoryError, match="at least"):
+        run(model, walk(9), memory="1MB")
