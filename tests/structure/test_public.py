@@ -44,6 +44,7 @@ PUBLIC = {
     "RefineOptions",
     "Source",
     "StereoOptions",
+    "StreamOptions",
     "Views",
     "__version__",
     "compress",
@@ -53,6 +54,7 @@ PUBLIC = {
     "load_into",
     "reconstruct",
     "save",
+    "stream",
 }
 RECONSTRUCT = {
     "dense",
