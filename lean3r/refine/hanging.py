@@ -35,8 +35,9 @@ def rescale_hanging(
     ratios = depth_ratios(reconstruction, answer, answer.xy / scales[answer.view][:, None])
     usual = _median(ratios[np.isin(answer.view, firm)])
     moved: list[int] = []
+    view = answer.view  # of each ratio: the answer itself loses measurements on the way
     for part, hinge in hanging_parts(seen, firm, np.flatnonzero(answer.has)):
-        mine = np.isin(answer.view, part)
+        mine = np.isin(view, part)
         known = np.isfinite(ratios[mine])
         if known.sum() < LEAST_POINTS or abs(np.log(_median(ratios[mine]) / usual)) <= FAR:
             continue

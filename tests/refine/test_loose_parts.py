@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from scenes import FOCAL, HEIGHT, STRIDE, WIDTH, look, scene
 
 from lean3r.refine.hanging import hanging_parts, rescale_hanging
@@ -59,3 +60,11 @@ def test_parts_connected_through_one_view_are_found_and_scaled() -> None:
 def test_parts_that_the_depth_does_not_contradict_stay() -> None:
     answer, _ = model(hanging=1.6)
     assert rescale_hanging(answer, network(answer), np.ones(VIEWS), np.zeros(VIEWS, bool)) == (answer, [])
+
+
+def test_several_parts_are_scaled_though_the_first_one_loses_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, _ = model(hanging=7.0)
+    # Points that 5 sees too stay in place when 4 moves alone: the measurements of 4 are dropped.
+    monkeypatch.setattr("lean3r.refine.hanging.hanging_parts", lambda *_: [([4], 3), ([5], 3)])
+    found, moved = rescale_hanging(answer, network(answer), np.ones(VIEWS), np.zeros(VIEWS, bool))
+    assert moved == [4, 5] and len(found.point) < len(answer.point)
