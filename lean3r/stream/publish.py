@@ -6,6 +6,7 @@ Nothing here holds more than a few frames at once, besides the cloud.
 from __future__ import annotations
 
 import json
+import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
@@ -133,11 +134,11 @@ class Publisher:
                 model.add_camera_with_trivial_rig(camera)
             image = pycolmap.Image(name=_name(record), camera_id=cameras[key], image_id=int(record["index"]) + 1)
             model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(pose[:3]))
-        for at in range(0, len(cloud), max(1, -(-len(cloud) // MODEL_POINTS))):
-            model.add_point3D(cloud.xyz[at].astype(np.float64), pycolmap.Track(), cloud.rgb[at])
         folder = self.store.folder / "sparse" / "0"
         folder.mkdir(parents=True, exist_ok=True)
         model.write(folder)
+        with atomic_file(folder / "points3D.bin") as part:
+            part.write_bytes(_points(cloud))
 
     def _predictions(self, path: Path) -> None:
         """predictions.npz (docs/outputs.md), an array after the other, a keyframe at a time."""
@@ -206,6 +207,15 @@ class Publisher:
         }
         with atomic_file(folder / MANIFEST) as part:
             part.write_bytes(json_bytes(about))
+
+
+def _points(cloud: Cloud) -> bytes:
+    """points3D.bin of a sample of the cloud, without tracks; pycolmap would add the points one by one."""
+    sample = slice(None, None, max(1, -(-len(cloud) // MODEL_POINTS)))
+    count = len(cloud.xyz[sample])
+    points = np.zeros(count, [("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("tracks", "<u8")])
+    points["id"], points["xyz"], points["rgb"] = np.arange(count) + 1, cloud.xyz[sample], cloud.rgb[sample]
+    return struct.pack("<Q", count) + points.tobytes()
 
 
 def _array(

@@ -33,7 +33,8 @@ logger = logging.getLogger("lean3r")
 MOST_PENDING = 512  # frames without an estimate: then a window is reconstructed though it is not full
 CALIBRATED = 2 / 3  # of a window's views whose cameras are trusted: then its intrinsics serve the next ones
 STILL = 0.05  # of the step between keyframes: a picture that has moved by less shows a camera at rest
-LAST = 2 / 3  # of a window: least size of the last one, if there are as many keyframes
+CONTENT_PIXELS = 240
+LAST = 1 / 2  # of a window: least size of the last one, if there are as many keyframes
 NO_CLOUD = {"conf_percentile": 99.99, "max_points": 100}  # the stream has a cloud of its own
 
 
