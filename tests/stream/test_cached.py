@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from contracts.tiny import tiny
 from PIL import Image
 
 import lean3r
 from lean3r.errors import OutOfMemoryError
 from lean3r.models.lingbot import LingbotMap
+from lean3r.pipeline.memory import used_bytes
 from lean3r.pipeline.observer import Observer
 from lean3r.stream import cached
 from lean3r.stream.cache import CacheStream
@@ -124,7 +126,7 @@ def test_a_limit_on_memory_shrinks_the_window_or_is_refused(model: LingbotMap) -
         def fitted(self, text: str) -> None:
             told.append(text)
 
-    run(model, walk(9), memory="8GB", observer=Listener())
+    run(model, walk(9), memory=used_bytes(torch.device("cpu")) + 4_000_000_000, observer=Listener())
     assert len(told) == 1 and "4 keyframes" in told[0] and "cache" in told[0]
     with pytest.raises(OutOfMemoryError, match="at least"):
         run(model, walk(9), memory="1MB")
