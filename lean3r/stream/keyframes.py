@@ -16,6 +16,8 @@ from PIL import Image
 from lean3r.inputs.motion import LOST, REACH, SHARP_REACH, sharpness_of, shift_between, small_size
 from lean3r.stream.pictures import Keyframe
 
+APART_S = 1.0  # from the frame before: then a camera between keyframes would be a guess
+RESTING = 0.05  # of the step: such frames show a camera at rest
 FOLLOW = 0.03  # of the longer side: motion since the reference frame at which the next frame takes its place
 
 
@@ -29,7 +31,8 @@ class _Candidate(NamedTuple):
 
 class Selector:
     """Chooses keyframes as frames come: the first, then, of those whose picture is nearly `step` away from the last
-    chosen one, the sharpest. Which one that is, is known at most REACH frames later."""
+    chosen one, the sharpest. Which one that is, is known at most REACH frames later. Frames that are APART_S from the
+    one before, as single photos are, are keyframes wherever the camera does not rest."""
 
     def __init__(self, step: float) -> None:
         self.step = step
@@ -40,10 +43,13 @@ class Selector:
         self._at: np.ndarray | None = None
         self._key_at: np.ndarray | None = None
         self._waiting: deque[_Candidate] = deque(maxlen=REACH + 1)
+        self._last_s = 0.0
 
     def add(self, keyframe: Keyframe) -> list[Keyframe]:
         """One frame more; the frames that are now known to be keyframes. `travelled` says how far the picture is."""
         grey = _grey(keyframe)
+        is_apart = keyframe.timestamp_s - self._last_s >= APART_S
+        self._last_s = keyframe.timestamp_s
         at, moved = self._move(grey)
         self.travelled += moved
         if self._key_at is None or self._key_at.shape != at.shape:  # the first, or one of another shape
@@ -51,6 +57,10 @@ class Selector:
             self._waiting.clear()
             return [keyframe]
         self._waiting.append(_Candidate(keyframe, at, sharpness_of(grey)))
+        if is_apart and self._away(self._waiting[-1]) > RESTING * self.step:
+            self._key_at = at
+            self._waiting.clear()
+            return [keyframe]
         chosen = []
         while (best := self._best()) is not None:
             while (first := self._waiting.popleft()) is not best:
@@ -110,6 +120,7 @@ class Selector:
         """See Engine.state."""
         return {
             "travelled": self.travelled,
+            "last_s": self._last_s,
             "reference": self._reference,
             "last": self._last,
             "reference_at": self._reference_at,
@@ -121,6 +132,7 @@ class Selector:
     def restore(self, state: Mapping[str, Any]) -> None:
         """See Engine.restore."""
         self.travelled, self._reference, self._last = state["travelled"], state["reference"], state["last"]
+        self._last_s = state["last_s"]
         self._reference_at, self._at, self._key_at = state["reference_at"], state["at"], state["key_at"]
         waiting = [_Candidate(Keyframe.restored(c), c["at"], c["sharpness"]) for c in state["waiting"]]
         self._waiting = deque(waiting, maxlen=REACH + 1)

@@ -75,6 +75,14 @@ def test_a_resting_camera_keeps_nothing_and_needs_no_more_memory() -> None:
     assert held[560] == held[-1]
 
 
+def test_single_photos_are_all_keyframes_unless_the_camera_rests() -> None:
+    """Between photos that were taken apart nothing says where the camera was."""
+    photos = [(2.0 * i, frame(0.15 * min(i, 9))) for i in range(14)]
+    found = run(photos)
+    assert [each.index for each in found if "keyframe" in each.flags] == list(range(10))
+    assert all("still" in each.flags for each in found[10:])
+
+
 def test_a_slow_camera_gets_keyframes_too() -> None:
     found = run(walk(400, 0.004))
     assert 3 <= sum("keyframe" in each.flags for each in found) <= 12
