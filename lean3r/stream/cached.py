@@ -197,7 +197,9 @@ class CachedEngine:
             {
                 "window": len(self._placements),
                 "first": old[0].keyframe.index,
+                "last": old[-1].keyframe.index,
                 "keyframes": len(old),
+                "certain": len(old),
                 "join": joined.as_dict(),
             }
         )
