@@ -140,9 +140,7 @@ def progress(figures: dict[str, Any]) -> str:
 
 
 def describe(report: dict[str, Any]) -> str:
-    """A window or a loop, and how well it is joined, in a line."""
-    if "loop" in report:
-        return f"loop from frame {report['loop']} to frame {report['to']}: {report['what']}"
+    """A window, and how well it is joined, in a line."""
     text = f"{report['window']}: frames {report['first']} to {report['last']}, {report['keyframes']} keyframes"
     if report["certain"] < report["keyframes"]:
         text += f", {report['keyframes'] - report['certain']} uncertain"

@@ -56,15 +56,7 @@ class LingbotMap(Vggt):
 
     SIZES: ClassVar = {"lingbot-map": LingbotConfig()}
     SMALLEST: ClassVar = LingbotConfig(
-        width=32,
-        heads=2,
-        encoder_depth=1,
-        pairs=4,
-        keep=(0, 1, 2, 3),
-        features=16,
-        channels=(8, 8, 8, 8),
-        grid=4,
-        camera_depth=1,
+        **{**vars(Vggt.SMALLEST), "point_head": False, "track_head": False, "camera_depth": 1}
     )
     REFERENCE: ClassVar = None
     ORDERED: ClassVar = True

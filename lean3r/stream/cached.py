@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lean3r.errors import OutOfMemoryError, UsageError
-from lean3r.inputs.views import network_size
+from lean3r.inputs.views import Picture, network_size
 from lean3r.layers.frames import TRAINED, CachePolicy
 from lean3r.models.base import Backbone
 from lean3r.models.lingbot import LingbotMap
@@ -27,11 +27,10 @@ from lean3r.pipeline.memory import Predictor, Setting, in_units, parse_memory, u
 from lean3r.stream import sim3
 from lean3r.stream.budget import CLOUD_BYTES
 from lean3r.stream.cache import CacheResult, CacheStream, cache_bytes
-from lean3r.stream.engine import Estimate, Frame, Settings
-from lean3r.stream.join import Join, Shared, join
+from lean3r.stream.engine import Estimate, Frame, Settings, place
 from lean3r.stream.options import StreamOptions
 from lean3r.stream.pictures import Keyframe, has_content, picture_of
-from lean3r.stream.result import Result
+from lean3r.stream.result import Result, join_results
 
 logger = logging.getLogger("lean3r")
 
@@ -46,10 +45,9 @@ class CachedEngine:
         if not isinstance(model, LingbotMap):
             raise UsageError(f"{model.name} keeps no cache of past frames; it streams in windows.")
         self.model, self.settings = model, settings
-        self.version = 0
         self._cache: CacheStream | None = None
         self._size: tuple[int, int] | None = None  # width and height of the frames
-        self._waiting: list[tuple[Keyframe, bool]] = []  # for anchors; and whether they show anything
+        self._waiting: list[tuple[Keyframe, Picture | None]] = []  # for anchors; None: nothing can be seen in them
         self._recent: deque[Result] = deque(maxlen=model.policy.anchors)
         self._placements: list[np.ndarray] = []
         self._origin = np.eye(4)  # cam_from_world at which a cache begins that nothing joins to others
@@ -98,13 +96,13 @@ class CachedEngine:
             known = self._rest()
             self._begin_apart(frame.index)
         self._size = keyframe.size
-        shows = has_content(keyframe)
-        self._waiting.append((keyframe, shows))
+        picture = self._picture(keyframe) if has_content(keyframe) else None
+        self._waiting.append((keyframe, picture))
         results: list[CacheResult] = []
-        if shows:
+        if picture is not None:
             if self._cache is None:
                 self._cache = CacheStream(self.model, self.policy_of(keyframe.size))
-            results = self._cache.push(picture_of(keyframe, self._resolution, self.model.patch).pixels)
+            results = self._cache.push(picture.pixels)
         if results or self._is_flowing:
             known += self._drain(results)
         if self._cache is not None and self._cache.stored >= TRAINED:
@@ -136,13 +134,13 @@ class CachedEngine:
     def _drain(self, results: Sequence[CacheResult]) -> list[Estimate]:
         """The estimates of the waiting frames: a result for each of those that show anything."""
         left, known = iter(results), []
-        for keyframe, shows in self._waiting:
-            known.append(self._seen(keyframe, next(left)) if shows else self._unseen(keyframe))
+        for keyframe, picture in self._waiting:
+            known.append(self._unseen(keyframe) if picture is None else self._seen(keyframe, picture, next(left)))
         self._waiting = []
         return known
 
-    def _seen(self, keyframe: Keyframe, found: CacheResult) -> Estimate:
-        result = self._result(keyframe, found)
+    def _seen(self, keyframe: Keyframe, picture: Picture, found: CacheResult) -> Estimate:
+        result = _result(keyframe, picture, found)
         flags = self._standing
         if self._is_fresh:
             self._placements.append(np.linalg.inv(self._origin) @ result.pose)
@@ -166,11 +164,8 @@ class CachedEngine:
         """The estimate of a frame without content: where the camera was last."""
         return self._estimate(keyframe, *self._last, self._standing | {"no-content", "lost", "uncertain"})
 
-    def _result(self, keyframe: Keyframe, found: CacheResult) -> Result:
-        picture = picture_of(keyframe, self._resolution, self.model.patch)
-        pose, intrinsics = (x.double().cpu().numpy() for x in (found.cam_from_world, found.intrinsics))
-        depth, conf = (x.float().cpu().numpy() for x in (found.depth, found.conf))
-        return Result(keyframe, picture.source, pose, intrinsics, depth, conf, picture.pixels, True, True)
+    def _picture(self, keyframe: Keyframe) -> Picture:
+        return picture_of(keyframe, self._resolution, self.model.patch)
 
     def _begin_apart(self, index: int) -> None:
         """Frames of another size follow: a cache that nothing joins to this one, at the last camera."""
@@ -186,11 +181,8 @@ class CachedEngine:
         old = list(self._recent)
         cache = CacheStream(self.model, self.policy_of(old[0].keyframe.size))
         found = [each for result in old for each in cache.push(result.image)] + ([] if cache.stored else cache.finish())
-        new = [self._result(result.keyframe, each) for result, each in zip(old, found, strict=True)]
-        joined = join([_shared(*pair) for pair in zip(old, new, strict=True)])
-        if joined is None:
-            matrix = np.linalg.inv(old[-1].pose) @ new[-1].pose
-            joined = Join(matrix, 1.0, np.pi, 1.0, 0, len(old), "no shared depth")
+        new = [_result(r.keyframe, Picture(r.source, r.image), each) for r, each in zip(old, found, strict=True)]
+        joined = join_results(list(zip(old, new, strict=True)))
         if not joined.is_good:
             logger.warning("cache %d is not joined well: %s", len(self._placements), joined.why_bad)
         self._reports.append(
@@ -211,24 +203,7 @@ class CachedEngine:
     def _estimate(
         self, keyframe: Keyframe, pose: np.ndarray, intrinsics: np.ndarray, flags: frozenset[str]
     ) -> Estimate:
-        if not np.isfinite(intrinsics).all():  # none yet, or the network says that nothing is in sight
-            (width, height), side = keyframe.size, max(keyframe.size)
-            intrinsics = np.array([[side, 0, width / 2], [0, side, height / 2], [0, 0, 1.0]])
-            flags |= {"uncertain"}
-        window = max(0, len(self._placements) - 1)
-        placement = self._placements[window] if self._placements else np.eye(4)
-        return Estimate(
-            keyframe.index,
-            keyframe.timestamp_s,
-            sim3.move_poses(placement, pose),
-            intrinsics,
-            *keyframe.size,
-            flags,
-            window,
-            self.version,
-            pose,
-            placement,
-        )
+        return place(keyframe.index, keyframe.timestamp_s, keyframe.size, pose, intrinsics, flags, self._placements)
 
     @property
     def placements(self) -> np.ndarray:
@@ -250,10 +225,9 @@ class CachedEngine:
         """See Engine."""
         cache = None if self._cache is None else {k: _packed(v) for k, v in self._cache.state().items()}
         return {
-            "version": self.version,
             "cache": cache,
             "size": None if self._size is None else list(self._size),
-            "waiting": [[keyframe.state(), shows] for keyframe, shows in self._waiting],
+            "waiting": [[keyframe.state(), picture is not None] for keyframe, picture in self._waiting],
             "recent": [result.state() for result in self._recent],
             "placements": list(self._placements),
             "origin": self._origin,
@@ -265,13 +239,13 @@ class CachedEngine:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See Engine."""
-        self.version = state["version"]
         self._size = None if state["size"] is None else (state["size"][0], state["size"][1])
         self._cache = None
         if state["cache"] is not None and self._size is not None:
             self._cache = CacheStream(self.model, self.policy_of(self._size))
             self._cache.restore({k: _unpacked(v) for k, v in state["cache"].items()})
-        self._waiting = [(Keyframe.restored(each), shows) for each, shows in state["waiting"]]
+        waiting = [(Keyframe.restored(each), shows) for each, shows in state["waiting"]]
+        self._waiting = [(keyframe, self._picture(keyframe) if shows else None) for keyframe, shows in waiting]
         self._recent = deque([Result.restored(each) for each in state["recent"]], maxlen=self._recent.maxlen)
         self._placements, self._origin = list(state["placements"]), state["origin"]
         self._is_fresh, self._has_anchor = state["is_fresh"], state["has_anchor"]
@@ -279,10 +253,10 @@ class CachedEngine:
         self._last = (state["last"][0], state["last"][1])
 
 
-def _shared(old: Result, new: Result) -> Shared:
-    return Shared(
-        (old.pose, new.pose), (old.depth, new.depth), (old.conf, new.conf), (old.intrinsics + new.intrinsics) / 2
-    )
+def _result(keyframe: Keyframe, picture: Picture, found: CacheResult) -> Result:
+    pose, intrinsics = (x.double().cpu().numpy() for x in (found.cam_from_world, found.intrinsics))
+    depth, conf = (x.float().cpu().numpy() for x in (found.depth, found.conf))
+    return Result(keyframe, picture.source, pose, intrinsics, depth, conf, picture.pixels, True, True)
 
 
 def _packed(value: Tensor | int | float) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 from lean3r.options import PointOptions
 from lean3r.refine.options import RefineOptions
 from lean3r.stereo.options import StereoOptions
+from lean3r.stream import sim3
 
 if TYPE_CHECKING:
     from lean3r.models.base import Backbone
@@ -48,7 +49,7 @@ class Estimate:
     `height`. Keyframes have a network picture: `image` [H, W, 3] uint8, `depth` and `conf` [H, W] float32 (z-depth in
     world units, 0 where unknown) and `source`, which maps its pixels to those of the frame; other frames have None.
     `flags` are some of FLAGS. cam_from_world is the pose `in_window` [4, 4] moved by the similarity `placement` [4, 4]
-    of window number `window` as of `version`; a later version may move the window.
+    of window number `window`.
     """
 
     index: int
@@ -59,7 +60,6 @@ class Estimate:
     height: int
     flags: frozenset[str]
     window: int = 0
-    version: int = 0
     in_window: np.ndarray = field(default_factory=lambda: np.eye(4))
     placement: np.ndarray = field(default_factory=lambda: np.eye(4))
     image: np.ndarray | None = None
@@ -68,16 +68,36 @@ class Estimate:
     source: Source | None = None
 
 
+def place(
+    index: int,
+    timestamp_s: float,
+    size: tuple[int, int],
+    pose: np.ndarray,
+    intrinsics: np.ndarray,
+    flags: frozenset[str],
+    placements: Sequence[np.ndarray],
+) -> Estimate:
+    """The estimate of a frame of this width and height with a `pose` in the last window, without depth; a guess
+    of its intrinsics, uncertain, where they are not finite."""
+    if not np.isfinite(intrinsics).all():
+        (width, height), side = size, max(size)
+        intrinsics = np.array([[side, 0, width / 2], [0, side, height / 2], [0, 0, 1.0]])
+        flags |= {"uncertain"}
+    window = max(0, len(placements) - 1)
+    placement = placements[window] if placements else np.eye(4)
+    world = sim3.move_poses(placement, pose)
+    return Estimate(index, timestamp_s, world, intrinsics, *size, flags, window, pose, placement)
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a stream is reconstructed: `window` keyframes at once, of which `overlap` are shared with the window before;
     a keyframe whenever the picture has moved by `step` of its longer side; network pictures with the area of a square
-    of `resolution` pixels; known `intrinsics` (fx, fy, cx, cy) in pixels of the frames; whether loops are closed."""
+    of `resolution` pixels; known `intrinsics` (fx, fy, cx, cy) in pixels of the frames."""
 
     window: int = 48
     overlap: int = 12
     step: float = 0.12
-    loops: bool = True
     resolution: int | None = None
     seed: int = 0
     intrinsics: tuple[float, ...] | None = None
@@ -115,17 +135,12 @@ class Engine(Protocol):
         ...
 
     @property
-    def version(self) -> int:
-        """How often earlier windows have been moved."""
-        ...
-
-    @property
     def placements(self) -> np.ndarray:
-        """The similarities [W, 4, 4] that move the windows into the world, as of this version."""
+        """The similarities [W, 4, 4] that move the windows into the world."""
         ...
 
     def take_reports(self) -> list[dict[str, Any]]:
-        """What happened since the last call, for people and the store: a dictionary for each window and each loop."""
+        """What happened since the last call, for people and the store: a dictionary for each window."""
         ...
 
     @property

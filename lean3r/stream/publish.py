@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -228,13 +228,9 @@ def _array(
             "fortran_order": False,
             "shape": shape,
         }
-        _write_header(file, header)
+        np.lib.format.write_array_header_1_0(file, header)
         for value in values:
             file.write(np.ascontiguousarray(value, dtype).tobytes())
-
-
-def _write_header(file: IO[bytes], header: dict[str, Any]) -> None:
-    np.lib.format.write_array_header_1_0(file, header)
 
 
 def _name(record: np.void) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lean3r.stream import sim3
+from lean3r.stream.join import Join, Shared, join
 from lean3r.stream.pictures import Keyframe
 from lean3r.types import Reconstruction, Source
 
@@ -63,6 +64,21 @@ class Result:
         source = {**state["source"], "original_from_network": tuple(state["source"]["original_from_network"])}
         rest = {name: value for name, value in state.items() if name not in ("keyframe", "source")}
         return cls(keyframe=Keyframe.restored(state["keyframe"]), source=Source(**source), **rest)
+
+
+def join_results(pairs: Sequence[tuple[Result, Result]]) -> Join:
+    """The join of two windows by keyframes that both hold, with the intrinsics that lie between both; without any depth
+    in common a bad one, which goes on from the last camera at the same scale."""
+    found = join(
+        [
+            Shared((a.pose, b.pose), (a.depth, b.depth), (a.conf, b.conf), (a.intrinsics + b.intrinsics) / 2)
+            for a, b in pairs
+        ]
+    )
+    if found is not None:
+        return found
+    old, new = pairs[-1]
+    return Join(np.linalg.inv(old.pose) @ new.pose, 1.0, np.pi, 1.0, 0, len(pairs), "no shared depth")
 
 
 def results_of(scene: Reconstruction, keyframes: Sequence[Keyframe]) -> list[Result]:

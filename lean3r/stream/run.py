@@ -85,9 +85,7 @@ def stream(
 class Stream:
     """Estimates of a stream; made by `lean3r.stream`, and iterated over once.
 
-    `version` counts how often earlier windows have been moved; `placements` are the similarities that put the windows
-    into the world as of now. `reports` holds the last windows and loops of
-    the `report_count` that there were. `figures` says how fast it was.
+    `reports` holds the last windows of the `report_count` that there were. `figures` says how fast it was.
     """
 
     def __init__(
@@ -127,11 +125,6 @@ class Stream:
     def settings(self) -> Settings:
         """As chosen, and from the first frame on as fitted into the memory."""
         return self._settings
-
-    @property
-    def version(self) -> int:
-        """See the class."""
-        return 0 if self.engine is None else self.engine.version
 
     def __iter__(self) -> Iterator[Estimate]:
         store = self._open()
@@ -328,7 +321,6 @@ class Stream:
             "uncertain": self.uncertain,
             "dropped": self.dropped,
             "windows": 0 if self.engine is None else len(self.engine.placements),
-            "version": self.version,
             "seconds": round(self.seconds, 3),
             "frames_a_second": round(self.delays.number / self.seconds, 3) if self.seconds else 0.0,
             "delay_s": self.delays.as_dict(),

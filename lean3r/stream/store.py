@@ -2,7 +2,7 @@
 
     frames.bin       a record for each frame, with its pose in its window
     keyframes/       frame_000123.npz: picture, depth and confidence of a keyframe
-    windows.jsonl    a line for each window and each loop
+    windows.jsonl    a line for each window
     checkpoint.npz   the state of the engine, and how long the files above were then
     stream.json      the model and the settings, which a resumed stream must share
 

@@ -22,11 +22,10 @@ from lean3r.pipeline.options import CameraOptions
 from lean3r.pipeline.reconstruct import reconstruct
 from lean3r.stream import sim3
 from lean3r.stream.budget import fit_stream
-from lean3r.stream.engine import Estimate, Frame, Settings
-from lean3r.stream.join import Join, Shared, join
+from lean3r.stream.engine import Estimate, Frame, Settings, place
 from lean3r.stream.keyframes import Selector
 from lean3r.stream.pictures import Keyframe, Recent, has_content
-from lean3r.stream.result import Result, results_of
+from lean3r.stream.result import Result, join_results, results_of
 
 logger = logging.getLogger("lean3r")
 
@@ -60,7 +59,6 @@ class WindowEngine:
                 "at least 2, and an overlap of 1 or more, but smaller."
             )
         self.model, self.settings = model, settings
-        self.version = 0
         self._selector = Selector(settings.step)
         self._pending: deque[_Pending] = deque()
         self._carried: list[Result] = []  # shared with the next window
@@ -138,10 +136,8 @@ class WindowEngine:
         known = []
         while self._pending:
             frame = self._pending.popleft()
-            side = max(frame.size)
-            guess = np.array([[side, 0, frame.size[0] / 2], [0, side, frame.size[1] / 2], [0, 0, 1.0]])
             flags = {"lost", "uncertain"} | (set() if frame.has_content else {"no-content"})
-            known.append(self._estimate(frame, np.eye(4), guess, frozenset(flags)))
+            known.append(self._estimate(frame, np.eye(4), np.full((3, 3), np.nan), frozenset(flags)))
         return known
 
     def _reconstruct(self, keyframes: Sequence[Keyframe]) -> list[Result] | None:
@@ -196,10 +192,7 @@ class WindowEngine:
         new = {result.keyframe.index: result for result in results}
         pairs = [(old, new[old.keyframe.index]) for old in self._carried]
         sure = [pair for pair in pairs if all(result.is_certain for result in pair)]
-        found = join([_shared(*pair) for pair in (sure if len(sure) > 1 else pairs)])
-        if found is None:  # no depth in common: go on from the last camera, at the same scale
-            old, fresh = pairs[-1]
-            found = Join(np.linalg.inv(old.pose) @ fresh.pose, 1.0, np.pi, 1.0, 0, len(pairs), "no shared depth")
+        found = join_results(sure if len(sure) > 1 else pairs)
         self._reports[-1]["join"] = found.as_dict()
         if not found.is_good:
             logger.warning("window %d is not joined well: %s", len(self._placements), found.why_bad)
@@ -272,19 +265,7 @@ class WindowEngine:
         return self._estimate(frame, pose, first.original_intrinsics, frozenset(flags))
 
     def _estimate(self, frame: _Pending, pose: np.ndarray, intrinsics: np.ndarray, flags: frozenset[str]) -> Estimate:
-        window = len(self._placements) - 1
-        return Estimate(
-            frame.index,
-            frame.timestamp_s,
-            sim3.move_poses(self._placements[window], pose),
-            intrinsics,
-            *frame.size,
-            flags,
-            window,
-            self.version,
-            pose,
-            self._placements[window],
-        )
+        return place(frame.index, frame.timestamp_s, frame.size, pose, intrinsics, flags, self._placements)
 
     @property
     def placements(self) -> np.ndarray:
@@ -307,7 +288,6 @@ class WindowEngine:
     def state(self) -> dict[str, Any]:
         """See Engine."""
         return {
-            "version": self.version,
             "selector": self._selector.state(),
             "pending": [list(each) for each in self._pending],
             "carried": [result.state() for result in self._carried],
@@ -323,7 +303,6 @@ class WindowEngine:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See Engine."""
-        self.version = state["version"]
         self._selector.restore(state["selector"])
         self._pending = deque(_Pending(i, t, (w, h), *more) for i, t, (w, h), *more in state["pending"])
         self._carried = [Result.restored(each) for each in state["carried"]]
@@ -348,12 +327,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(keep)
-
-
-def _shared(old: Result, new: Result) -> Shared:
-    """A keyframe in two windows, with the intrinsics that lie between both."""
-    intrinsics = (old.intrinsics + new.intrinsics) / 2
-    return Shared((old.pose, new.pose), (old.depth, new.depth), (old.conf, new.conf), intrinsics)
 
 
 def _interpolated(results: Sequence[Result], moving_s: float) -> np.ndarray:

@@ -13,7 +13,6 @@ from contracts.tiny import tiny
 from PIL import Image
 
 import lean3r
-from lean3r.cli.stream import describe
 from lean3r.errors import OutOfMemoryError
 from lean3r.models.lingbot import LingbotMap
 from lean3r.pipeline.memory import used_bytes
@@ -94,7 +93,8 @@ def test_past_the_trained_length_a_new_cache_is_joined_to_the_old_one(
     found = list(stream)
     assert stream.figures["windows"] > 1 and [each.index for each in found] == list(range(40))
     joins = [report["join"] for report in stream.reports]
-    assert all("joined by" in describe(report) for report in stream.reports)
+    # What the command line prints of every window, whatever the engine.
+    assert all({"window", "first", "last", "keyframes", "certain"} <= report.keys() for report in stream.reports)
     assert joins and all(each["shared"] == model.policy.anchors for each in joins)
     assert found[-1].flags & {"joined", "lost"} and found[-1].window == len(joins)
 
