@@ -150,6 +150,11 @@ def describe(report: dict[str, Any]) -> str:
             f"{joined['residual']:.1%} and {joined['angle_deg']:.2f} degrees off"
         )
         text += f": BAD, {joined['bad']}" if joined["bad"] else ""
+    if loop := report.get("loop"):
+        text += (
+            f"; frame {loop['frame']} shows the place of frame {loop['with']} again: {loop['angle_deg']:.2f} degrees, "
+            f"scale x {loop['scale_ratio']:.3f} corrected"
+        )
     return text
 
 
@@ -159,7 +164,7 @@ def rows(done: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         *(("warning", f"{what}: {count:,}") for what, count in done["notes"].items()),
         ("frames", f"{done['frames']:,}, of {sure:,} the camera is certain"),
-        ("keyframes", f"{done['keyframes']:,} in {done['windows']:,} windows"),
+        ("keyframes", f"{done['keyframes']:,} in {done['windows']:,} windows; {done['revisions']:,} loops closed"),
         ("speed", progress(done)),
         ("folder", done["out"]),
     ]

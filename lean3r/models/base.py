@@ -16,7 +16,7 @@ from lean3r.errors import InputError, UsageError
 from lean3r.models.encoded import Encoded
 from lean3r.models.keymap import IDENTITY, KeyMap
 from lean3r.models.origin import Origin
-from lean3r.types import Known, Plan, Prediction, Tokens, Views
+from lean3r.types import Known, Plan, Prediction, TokenLayout, Tokens, Views
 
 if TYPE_CHECKING:
     from lean3r.models.summary import Summary
@@ -116,6 +116,24 @@ class Backbone(nn.Module):
         back = torch.tensor(order).argsort().tolist()
         parts = {f.name: getattr(prediction, f.name) for f in fields(prediction)}
         return replace(prediction, **{name: v[:, back] for name, v in parts.items() if isinstance(v, Tensor)})
+
+    def appearance(self, views: Views) -> Tensor:
+        """What each picture [1, S, 3, H, W] shows, seen alone, to find its place again: mean and spread of its patch
+        tokens [S, 2 C]."""
+        seen = []
+        for view in range(views.images.shape[1]):
+            tokens = self.encode(_reorder(replace(views, known=None), [view]))
+            seen.append(self.statistics(next(iter(tokens.layers.values())), tokens.layout))
+        return torch.cat(seen)
+
+    @staticmethod
+    def statistics(tokens: Tensor, layout: TokenLayout) -> Tensor:
+        """Mean and standard deviation [B * S, 2 C] of patch tokens [B, S, T, C], without padding."""
+        patches = tokens[:, :, layout.special :].flatten(0, 1).float()
+        weight = torch.ones_like(patches[..., :1]) if layout.valid is None else layout.valid.flatten(0, 1)[..., None]
+        weight = weight / weight.sum(1, keepdim=True)
+        mean = (weight * patches).sum(1)
+        return torch.cat([mean, (weight * (patches - mean[:, None]) ** 2).sum(1).sqrt()], 1)
 
     def _encode(self, views: Views, **options: str) -> Tokens:
         return self.encode(views, **options) if self.graphs is None else self.graphs(self, views, **options)

@@ -141,6 +141,15 @@ class Nano(Backbone):
                 x = torch.cat([x[:, :, :special], x[:, :, special:] + update], dim=2)
         return Iterations(estimates, matches, x, layout, frame)
 
+    def appearance(self, views: Views) -> Tensor:
+        """See Backbone.appearance: the tokens before views are compared."""
+        half = F.avg_pool2d(views.images[0], 2)[:, None]
+        mask = None if views.mask is None else views.mask[0, :, None, ::2, ::2]
+        layout, _ = _layout(half.shape, self.patch // 2, mask, half.device)
+        (patches,) = in_chunks(lambda x: (self.stem(x),), self.frames_at_once(STEM_BYTES), half.flatten(0, 1))
+        x, _ = self.trunk(self.special(patches[:, None]), layout, stop=1)
+        return self.statistics(x, layout)
+
     def sharpen(self, tokens: Tensor, log_depth: Tensor, images: Tensor) -> Surfaces:
         """Final tokens [B, S, T, C], coarse log depth [B, S, N], pictures [B, S, 3, H, W] -> surfaces [B, S, H, W]."""
         batch, views, _, height, width = images.shape

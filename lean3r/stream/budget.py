@@ -1,6 +1,6 @@
 """Memory first: how many keyframes, of which size, are reconstructed at once.
 
-peak = process before + network on a window + window and carried frames + cloud and its thinning
+peak = process before + network on a window + window, carried and remembered frames + cloud and its thinning
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from lean3r.models.base import Backbone
 from lean3r.pipeline.budget import CHUNKS
 from lean3r.pipeline.memory import Predictor, Setting, in_units, parse_memory, used_bytes
 from lean3r.stream.engine import Settings
+from lean3r.stream.loops import landmark_bytes
 from lean3r.stream.options import StreamOptions
 from lean3r.stream.pictures import LONGEST
 
@@ -52,6 +53,7 @@ def fit_stream(
         """Bytes of the process with the network, and of frames."""
         network = predictor.peak(Setting(window, rows, columns, CHUNKS[-1], model.origin.dtype))
         kept = (2 * window + REACH + 1) * frame_bytes + NETWORK_FRAME_BYTES * rows * columns * window
+        kept += settings.landmarks * landmark_bytes(height, width, rows, columns)
         return network, 0 if device.type == "cuda" else kept
 
     for each in sides:

@@ -41,6 +41,8 @@ WINDOWS = (4, 8, 16, 24, 32, 48, 64, 96, 128)
 class CachedEngine:
     """See the module and Engine. The network sees the last `settings.window` keyframes in full, besides the anchors."""
 
+    version = 0  # what has been given out is never revised
+
     def __init__(self, model: Backbone, settings: Settings) -> None:
         if not isinstance(model, LingbotMap):
             raise UsageError(f"{model.name} keeps no cache of past frames; it streams in windows.")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lean3r.stream.options import StreamOptions
     from lean3r.types import Source
 
-FLAGS = ("anchor", "keyframe", "joined", "uncertain", "lost", "between", "still", "no-content", "refined")
+FLAGS = ("anchor", "keyframe", "joined", "uncertain", "lost", "between", "still", "no-content", "refined", "loop")
 """What may be said of a frame, in the order of the bits in the store.
 
 - `anchor`: its camera is the origin of the world;
@@ -29,7 +29,8 @@ FLAGS = ("anchor", "keyframe", "joined", "uncertain", "lost", "between", "still"
 - `between`: its camera is interpolated between those of keyframes, by the motion of the picture;
 - `still`: the camera rests, and has that of the last keyframe;
 - `no-content`: black, or without any structure;
-- `refined`: the cameras of its window were adjusted to matches.
+- `refined`: the cameras of its window were adjusted to matches;
+- `loop`: its window shows a place that was seen before, and is joined to it.
 """
 
 
@@ -49,7 +50,7 @@ class Estimate:
     `height`. Keyframes have a network picture: `image` [H, W, 3] uint8, `depth` and `conf` [H, W] float32 (z-depth in
     world units, 0 where unknown) and `source`, which maps its pixels to those of the frame; other frames have None.
     `flags` are some of FLAGS. cam_from_world is the pose `in_window` [4, 4] moved by the similarity `placement` [4, 4]
-    of window number `window`.
+    of window number `window`, as known in `version`: closing a loop revises earlier windows, and counts up.
     """
 
     index: int
@@ -62,6 +63,7 @@ class Estimate:
     window: int = 0
     in_window: np.ndarray = field(default_factory=lambda: np.eye(4))
     placement: np.ndarray = field(default_factory=lambda: np.eye(4))
+    version: int = 0
     image: np.ndarray | None = None
     depth: np.ndarray | None = None
     conf: np.ndarray | None = None
@@ -93,13 +95,15 @@ def place(
 class Settings:
     """How a stream is reconstructed: `window` keyframes at once, of which `overlap` are shared with the window before;
     a keyframe whenever the picture has moved by `step` of its longer side; network pictures with the area of a square
-    of `resolution` pixels; known `intrinsics` (fx, fy, cx, cy) in pixels of the frames."""
+    of `resolution` pixels; at most `landmarks` keyframes are remembered to find places again; known `intrinsics` (fx,
+    fy, cx, cy) in pixels of the frames."""
 
     window: int = 48
     overlap: int = 12
     step: float = 0.12
     resolution: int | None = None
     seed: int = 0
+    landmarks: int = 512
     intrinsics: tuple[float, ...] | None = None
     refine: RefineOptions = field(default_factory=RefineOptions)
     dense: StereoOptions = field(default_factory=lambda: StereoOptions(dense="network"))
@@ -133,6 +137,9 @@ class Engine(Protocol):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state`, as if nothing had been in between."""
         ...
+
+    version: int
+    """How often earlier windows were revised."""
 
     @property
     def placements(self) -> np.ndarray:

@@ -9,13 +9,15 @@ from lean3r.errors import UsageError
 from lean3r.options import check_types, option
 
 Drop = Literal["auto", "on", "off"]
+Loops = Literal["on", "off"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamOptions:
     """How a stream is divided: `window` keyframes are reconstructed at once (None: 48, or what `--memory` allows), of
     which `overlap` are shared with the window before (None: a quarter); a keyframe is taken whenever the picture has
-    moved by `keyframe_step` of its longer side. `drop` says whether frames are dropped when the source is faster: auto
+    moved by `keyframe_step` of its longer side. `loops` says whether places that are seen again are found, and earlier
+    cameras revised by them. `drop` says whether frames are dropped when the source is faster: auto
     for cameras only."""
 
     window: int | None = option(None, "Reconstruct N keyframes at once (default: 48, or what --memory allows).", "N")
@@ -23,6 +25,7 @@ class StreamOptions:
     keyframe_step: float = option(
         0.12, "Take a keyframe whenever the picture has moved by SHARE of its longer side.", "SHARE"
     )
+    loops: Loops = option("on", "Find places that are seen again, and revise earlier cameras by them.")
     drop: Drop = option("auto", "Drop frames when the source is faster than the model; auto: for cameras only.")
 
     def __post_init__(self) -> None:

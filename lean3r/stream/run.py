@@ -9,6 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lean3r.errors import UsageError
 from lean3r.models.base import Backbone
 from lean3r.options import PointOptions, as_record
@@ -19,7 +21,7 @@ from lean3r.pipeline.predict import where
 from lean3r.processes import peak_memory_mb
 from lean3r.refine.options import Refine, RefineOptions
 from lean3r.stereo.options import Dense, StereoOptions
-from lean3r.stream import ENGINES
+from lean3r.stream import ENGINES, sim3
 from lean3r.stream.budget import OVERLAP, USUAL
 from lean3r.stream.cloud import Cloud
 from lean3r.stream.engine import Engine, Estimate, Frame, Settings
@@ -76,6 +78,7 @@ def stream(
         seed=seed,
         intrinsics=_four(intrinsics),
         refine=RefineOptions.of(refine),
+        landmarks=Settings.landmarks if options.loops == "on" else 0,
         dense=StereoOptions.of(dense),
         points=points or PointOptions(),
     )
@@ -113,6 +116,8 @@ class Stream:
         self.seconds, self.notes = 0.0, {}
         self.engine: Engine | None = None
         self.cloud: Cloud | None = None
+        self._placements = np.zeros((0, 4, 4))  # by which the cloud is placed
+        self._version = 0
         self._publishing_s = self._saving_s = 0.0
         self._published_at = self._saved_at = time.perf_counter()
         self._since = 0
@@ -214,6 +219,7 @@ class Stream:
         self._settings = replace(self._settings, **checkpoint["fitted"])
         self.engine = self._make()
         self.engine.restore(checkpoint["engine"])
+        self._placements, self._version = self.engine.placements, self.engine.version
         self.cloud.restore(checkpoint["cloud"])
         self.frames, self.keyframes, self.uncertain = checkpoint["counts"]
 
@@ -237,6 +243,10 @@ class Stream:
         for each in estimates:
             while arrived and arrived[0][0] <= each.index:
                 self.delays.add(now - arrived.popleft()[1])
+        placements = self.engine.placements
+        if self.engine.version != self._version:
+            self.cloud.move(self._placements, placements)
+        self._placements, self._version = placements, self.engine.version
         self.cloud.add(estimates)
         self.frames += len(estimates)
         self.keyframes += sum("keyframe" in each.flags for each in estimates)
@@ -310,6 +320,20 @@ class Stream:
         }
         return Publisher(store, info, config)
 
+    def revised(self, estimate: Estimate) -> Estimate:
+        """An estimate of this stream as it is known now, after the loops that were closed since."""
+        if self.engine is None or estimate.version == self.engine.version:
+            return estimate
+        placement = self.engine.placements[estimate.window]
+        growth = sim3.parts(placement)[0] / sim3.parts(estimate.placement)[0]
+        return replace(
+            estimate,
+            cam_from_world=sim3.move_poses(placement, estimate.in_window),
+            placement=placement,
+            version=self.engine.version,
+            depth=None if estimate.depth is None else estimate.depth * np.float32(growth),
+        )
+
     @property
     def figures(self) -> dict[str, Any]:
         """Frames, keyframes, dropped frames, frames a second, seconds from a frame's arrival to its estimate, seconds
@@ -321,6 +345,7 @@ class Stream:
             "uncertain": self.uncertain,
             "dropped": self.dropped,
             "windows": 0 if self.engine is None else len(self.engine.placements),
+            "revisions": 0 if self.engine is None else self.engine.version,
             "seconds": round(self.seconds, 3),
             "frames_a_second": round(self.delays.number / self.seconds, 3) if self.seconds else 0.0,
             "delay_s": self.delays.as_dict(),

@@ -24,8 +24,10 @@ from lean3r.stream import sim3
 from lean3r.stream.budget import fit_stream
 from lean3r.stream.engine import Estimate, Frame, Settings, place
 from lean3r.stream.keyframes import Selector
+from lean3r.stream.loops import PREDICTED, Loops
 from lean3r.stream.pictures import Keyframe, Recent, has_content
 from lean3r.stream.result import Result, join_results, results_of
+from lean3r.types import Reconstruction
 
 logger = logging.getLogger("lean3r")
 
@@ -72,6 +74,8 @@ class WindowEngine:
         self._way: dict[int, tuple[float, float]] = {}  # way and moving time of the frames that are carried
         self._has_anchor = False
         self._before, self._moving_s = (0.0, 0.0), 0.0  # time and way of the last frame
+        self._loops = Loops(model, settings.landmarks)
+        self.version = 0
 
     fit = staticmethod(fit_stream)
 
@@ -111,7 +115,8 @@ class WindowEngine:
         results = self._reconstruct(keyframes)
         if results is None:
             return self._rest()
-        self._standing = self._place(results) | self._how
+        self._loops.spread = 1.0 if self._how else PREDICTED
+        self._standing = self._close(results, self._place(results)) | self._how
         for each in self._pending:
             self._way[each.index] = each.travelled, each.moving_s
         for result in results:
@@ -142,22 +147,8 @@ class WindowEngine:
 
     def _reconstruct(self, keyframes: Sequence[Keyframe]) -> list[Result] | None:
         """The window's results, in its own world; None if it cannot be reconstructed."""
-        settings, sizes = self.settings, {keyframe.size for keyframe in keyframes}
-        known = self._intrinsics.get(next(iter(sizes))) if len(sizes) == 1 else None
-        intrinsics = settings.intrinsics or known
         try:
-            # Each window would repeat its warnings: flags and reports say what is uncertain.
-            with _quiet():
-                scene = reconstruct(
-                    self.model,
-                    Recent(keyframes),
-                    cameras=None if intrinsics is None else CameraOptions(intrinsics=intrinsics),
-                    resolution=settings.resolution,
-                    seed=settings.seed,
-                    refine=settings.refine,
-                    dense=settings.dense,
-                    points=replace(settings.points, **NO_CLOUD),
-                )
+            scene, is_calibrated = self._run(keyframes)
         except LeanError as error:
             logger.warning("keyframes %d to %d: %s", keyframes[0].index, keyframes[-1].index, error)
             return None
@@ -166,10 +157,10 @@ class WindowEngine:
         if report.get("reason") == "interrupted":
             raise KeyboardInterrupt
         results = results_of(scene, keyframes)
-        is_calibrated = report["status"] != "kept" and report["trusted"] >= CALIBRATED * len(keyframes)
-        if len(sizes) == 1 and intrinsics is None and is_calibrated:
+        is_shared = report["status"] != "kept" and report["trusted"] >= CALIBRATED * len(keyframes)
+        if is_shared and not is_calibrated and len({keyframe.size for keyframe in keyframes}) == 1:
             matrix = np.median([result.original_intrinsics for result in results if result.is_certain], axis=0)
-            self._intrinsics[next(iter(sizes))] = tuple(map(float, matrix[[0, 1, 0, 1], [0, 1, 2, 2]]))
+            self._intrinsics[keyframes[0].size] = tuple(map(float, matrix[[0, 1, 0, 1], [0, 1, 2, 2]]))
         self._reports.append(
             {
                 "window": len(self._placements),
@@ -183,11 +174,61 @@ class WindowEngine:
         )
         return results
 
+    def _run(self, keyframes: Sequence[Keyframe]) -> tuple[Reconstruction, bool]:
+        """Keyframes as pictures of one run; whether their intrinsics were known before."""
+        settings, sizes = self.settings, {keyframe.size for keyframe in keyframes}
+        known = self._intrinsics.get(next(iter(sizes))) if len(sizes) == 1 else None
+        intrinsics = settings.intrinsics or known
+        with _quiet():  # each window would repeat its warnings: flags and reports say what is uncertain
+            scene = reconstruct(
+                self.model,
+                Recent(keyframes),
+                cameras=None if intrinsics is None else CameraOptions(intrinsics=intrinsics),
+                resolution=settings.resolution,
+                seed=settings.seed,
+                refine=settings.refine,
+                dense=settings.dense,
+                points=replace(settings.points, **NO_CLOUD),
+            )
+        return scene, intrinsics is not None
+
+    def _together(self, keyframes: Sequence[Keyframe]) -> list[Result] | None:
+        """Old and new keyframes in one world; None unless matches confirm it, where they are refined."""
+        try:
+            scene, _ = self._run(keyframes)
+        except LeanError:
+            return None
+        report = scene.info.get("refinement")
+        if report is not None and report.get("reason") == "interrupted":
+            raise KeyboardInterrupt
+        return None if report is not None and report["status"] == "kept" else results_of(scene, keyframes)
+
+    def _close(self, results: Sequence[Result], standing: frozenset[str]) -> frozenset[str]:
+        """Close a loop, if the window shows a place of before; the flags of its frames, which were `standing`."""
+        before = self._placements
+        loop = self._loops.search(results, before, self._together)
+        placements = None if loop is None else self._loops.solve(before)
+        if loop is None or placements is None:
+            return standing
+        self._placements = placements
+        self.version += 1
+        moved = np.linalg.inv(before[-1]) @ self._placements[-1]
+        self._reports[-1]["loop"] = {
+            "frame": loop.new,
+            "with": loop.old,
+            "window": loop.edge.first,
+            "moved": round(float(np.linalg.norm(moved[:3, 3])), 6),
+            "angle_deg": round(float(np.rad2deg(sim3.angle_rad(sim3.parts(moved)[1]))), 4),
+            "scale_ratio": round(sim3.parts(moved)[0], 6),
+        }
+        return standing - {"uncertain", "lost"} | {"joined", "loop"}
+
     def _place(self, results: Sequence[Result]) -> frozenset[str]:
         """Put a window into the world, beside the one before, by the frames that they share; flags of its frames."""
         if not self._carried:
             # The first keyframe is the world's origin. After frames that none could place, go on where they stand.
             self._placements.append(results[0].pose.copy())
+            self._loops.start(self._placements, results)
             return frozenset()
         new = {result.keyframe.index: result for result in results}
         pairs = [(old, new[old.keyframe.index]) for old in self._carried]
@@ -197,6 +238,8 @@ class WindowEngine:
         if not found.is_good:
             logger.warning("window %d is not joined well: %s", len(self._placements), found.why_bad)
         self._placements.append(self._placements[-1] @ found.matrix)
+        way = sim3.centres(np.stack([result.pose for result in results]))
+        self._loops.chain(len(self._placements) - 1, found, [new for _, new in pairs], way)
         if found.is_good:
             for old, fresh in pairs:
                 if old.is_certain and not fresh.is_certain:
@@ -265,7 +308,8 @@ class WindowEngine:
         return self._estimate(frame, pose, first.original_intrinsics, frozenset(flags))
 
     def _estimate(self, frame: _Pending, pose: np.ndarray, intrinsics: np.ndarray, flags: frozenset[str]) -> Estimate:
-        return place(frame.index, frame.timestamp_s, frame.size, pose, intrinsics, flags, self._placements)
+        placed = place(frame.index, frame.timestamp_s, frame.size, pose, intrinsics, flags, self._placements)
+        return replace(placed, version=self.version)
 
     @property
     def placements(self) -> np.ndarray:
@@ -283,7 +327,7 @@ class WindowEngine:
         kept = sum(result.bytes for result in [*self._spare, *self._carried]) + sum(
             each.pixels.nbytes for each in self._waiting
         )
-        return kept + self._selector.bytes
+        return kept + self._selector.bytes + self._loops.bytes
 
     def state(self) -> dict[str, Any]:
         """See Engine."""
@@ -299,6 +343,8 @@ class WindowEngine:
             "has_anchor": self._has_anchor,
             "before": list(self._before),
             "moving_s": self._moving_s,
+            "loops": self._loops.state(),
+            "version": self.version,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -312,6 +358,8 @@ class WindowEngine:
         self._intrinsics = {(w, h): tuple(values) for (w, h), values in state["intrinsics"]}
         self._standing, self._has_anchor = frozenset(state["standing"]), state["has_anchor"]
         self._before, self._moving_s = (state["before"][0], state["before"][1]), state["moving_s"]
+        self._loops.restore(state["loops"])
+        self.version = state["version"]
         self._note_ways()
 
 

@@ -55,7 +55,7 @@ class Knows(Backbone):
         """The true cameras, scaled by a number that differs from call to call."""
         count, (height, width) = views.images.shape[1], views.images.shape[-2:]
         scale = 1.0 + 0.1 * (int(1000 * float(views.images[0, 0].mean())) % 7)
-        xs = [_place(source.timestamp_s) for source in views.sources]
+        xs = [self.place(source.timestamp_s) for source in views.sources]
         poses = torch.eye(4).repeat(count, 1, 1)
         poses[:, 0, 3] = -scale * torch.tensor([x - xs[0] for x in xs])
         intrinsics = torch.eye(3).repeat(count, 1, 1)
@@ -65,7 +65,48 @@ class Knows(Backbone):
         depth = torch.full((count, height, width), scale * DEPTH)
         return Prediction(poses[None], intrinsics[None], depth[None], torch.ones_like(depth)[None] + 1)
 
+    def place(self, timestamp_s: float | None) -> float:
+        """Metres to the right of the start at a time."""
+        assert timestamp_s is not None
+        return 1.2 * timestamp_s
 
-def _place(timestamp_s: float | None) -> float:
-    assert timestamp_s is not None
-    return 1.2 * timestamp_s
+    def appearance(self, views: Views) -> torch.Tensor:
+        """A small picture of each picture."""
+        return torch.nn.functional.adaptive_avg_pool2d(views.images[0], (4, 6)).flatten(1)
+
+
+class Drifts(Knows):
+    """Goes `there_s` seconds to the right and back again; what it finds bends to the side by `bend` radians a metre.
+
+    Where `fooled`, pictures of different times in one call are taken for one place.
+    """
+
+    def __init__(self, there_s: float, bend: float = 0.0, *, fooled: bool = False) -> None:
+        super().__init__()
+        self.there_s, self.bend, self.fooled = there_s, bend, fooled
+
+    def place(self, timestamp_s: float | None) -> float:
+        """Metres to the right of the start at a time."""
+        return super().place(self.there_s - abs((timestamp_s or 0.0) - self.there_s))
+
+    def forward(self, views: Views, reference: int | None = None) -> Prediction:
+        """Cameras on a circle instead of a line, and the same depth."""
+        found = super().forward(views, reference)
+        poses = found.cam_from_world.clone()
+        way = -poses[0, :, 0, 3].clone()
+        if self.fooled:
+            times = torch.tensor([source.timestamp_s for source in views.sources])
+            late = torch.cummax((times.diff(prepend=times[:1]) > 3).long(), 0).values.bool()
+            way = torch.where(late, way - way[late][:1].sum(), way)
+        angle = self.bend * way.abs()
+        c, s = torch.cos(angle), torch.sin(angle)
+        poses[0, :, 0, 0], poses[0, :, 0, 2], poses[0, :, 2, 0], poses[0, :, 2, 2] = c, s, -s, c
+        poses[0, :, 0, 3] = -c * way
+        poses[0, :, 2, 3] = s * way
+        return Prediction(poses, found.intrinsics, found.depth, found.conf)
+
+
+def there_and_back(count: int, step_m: float = 0.12) -> Iterator[tuple[float, np.ndarray]]:
+    """Frames with times of a walk to the right and back."""
+    for index in range(2 * count - 1):
+        yield index / 10, frame((count - 1 - abs(index - count + 1)) * step_m)

@@ -1,0 +1,123 @@
+"""The pose graph of a stream: where its windows lie in the world, by the joins of neighbours and by loops.
+
+Each edge says how the world of one window lies in that of another. Where loops contradict the chain of joins, least
+squares share the contradiction out over all edges, and loops that cannot be true lose their weight (Geman and McClure).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lean3r.geometry.rotation import skew
+from lean3r.stream import sim3
+
+ROUNDS = 40
+CONVERGED = 1e-10  # largest step of a round
+LARGEST = 0.3  # rad, or log of a scale, that a round may change
+CUT = 3.0  # standard deviations from which a loop loses its weight
+
+
+@dataclass(frozen=True, eq=False)
+class Edge:
+    """The similarity `matrix` [4, 4] from the world of window `second` to that of window `first`.
+
+    Its standard deviations are `angle_rad` and `log_scale`, and `length` (in units of the second world) at `centre`
+    [3], the place in the second world where both were compared. It is a guess where `is_failed`.
+    """
+
+    first: int
+    second: int
+    matrix: np.ndarray
+    centre: np.ndarray
+    angle_rad: float
+    length: float
+    log_scale: float
+    is_loop: bool = False
+    is_failed: bool = False
+
+    def state(self) -> dict[str, Any]:
+        """As arrays and plain values."""
+        return asdict(self)
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> Edge:
+        """From `state`."""
+        return cls(**state)
+
+
+def off(edge: Edge, placements: Sequence[np.ndarray]) -> np.ndarray:
+    """By how many standard deviations [7] an edge contradicts the placements (rotation, translation, scale)."""
+    error = np.linalg.inv(placements[edge.first] @ edge.matrix) @ placements[edge.second]
+    return _misfit(torch.from_numpy(error)[None], *_constants([edge])).numpy()[0]
+
+
+def solve(placements: Sequence[np.ndarray], edges: Sequence[Edge]) -> list[np.ndarray]:
+    """The placements (similarities [4, 4]) that contradict the edges least; the first one stays.
+
+    Gauss and Newton's method: derivatives by torch, the normal equations as one dense system of 7 unknowns a window.
+    """
+    placements = [np.array(each) for each in placements]
+    count = len(placements)
+    first, second = (torch.tensor([getattr(edge, end) for edge in edges]) for end in ("first", "second"))
+    loops = torch.tensor([edge.is_loop for edge in edges])
+    constants = _constants(edges)
+    back = torch.from_numpy(np.stack([np.linalg.inv(edge.matrix) for edge in edges]))
+    columns = torch.cat([7 * first[:, None] + torch.arange(7), 7 * second[:, None] + torch.arange(7)], 1)
+    cut = float("inf")
+    for _ in range(ROUNDS):
+        now = torch.from_numpy(np.stack(placements))
+        step = torch.zeros(len(edges), 14, dtype=torch.float64, requires_grad=True)
+        error = back @ _near(-step[:, :7]) @ torch.linalg.inv(now[first]) @ now[second] @ _near(step[:, 7:])
+        misfit = _misfit(error, *constants)
+        jacobian = torch.stack(
+            [torch.autograd.grad(misfit[:, row].sum(), step, retain_graph=True)[0] for row in range(7)], 1
+        )
+        misfit = misfit.detach()
+        # Loops count in full at first, however far they are off, then less and less if the others contradict them.
+        far = (misfit**2).sum(1)[loops].max().sqrt() if loops.any() else 0.0
+        cut = max(CUT, min(float(far), cut / 2))
+        weight = torch.where(loops, 1 / (1 + (misfit**2).sum(1) / cut**2) ** 2, torch.ones(()))
+        product = torch.einsum("e,eri,erj->eij", weight, jacobian, jacobian)
+        normal = torch.zeros(7 * count, 7 * count, dtype=torch.float64)
+        normal.index_put_((columns[:, :, None], columns[:, None, :]), product, accumulate=True)
+        gradient = torch.zeros(7 * count, dtype=torch.float64)
+        gradient.index_put_((columns,), torch.einsum("e,eri,er->ei", weight, jacobian, misfit), accumulate=True)
+        moves = torch.zeros(count, 7, dtype=torch.float64)
+        moves.view(-1)[7:] = torch.linalg.solve(normal[7:, 7:], -gradient[7:])
+        turned = float(moves[:, [0, 1, 2, 6]].abs().max())
+        moves *= min(1.0, LARGEST / turned) if turned else 1.0
+        placements = [each @ sim3.exp(move) for each, move in zip(placements, moves.numpy(), strict=True)]
+        if float(moves.abs().max()) < CONVERGED and cut == CUT:
+            break
+    return placements
+
+
+def _constants(edges: Sequence[Edge]) -> tuple[Tensor, Tensor]:
+    """Centres [E, 3] and standard deviations [E, 7] of edges."""
+    spread = [[edge.angle_rad] * 3 + [edge.length] * 3 + [edge.log_scale] for edge in edges]
+    return torch.from_numpy(np.stack([edge.centre for edge in edges])), torch.tensor(spread, dtype=torch.float64)
+
+
+def _misfit(error: Tensor, centre: Tensor, spread: Tensor) -> Tensor:
+    """Misfits [E, 7] of similarities [E, 4, 4] that should be the identity, in standard deviations; for a rotation the
+    axis times the sine of its angle."""
+    scale = torch.linalg.det(error[:, :3, :3]) ** (1 / 3)
+    turn = error[:, :3, :3] / scale[:, None, None]
+    lower = torch.stack([turn[:, 2, 1], turn[:, 0, 2], turn[:, 1, 0]], 1)
+    upper = torch.stack([turn[:, 1, 2], turn[:, 2, 0], turn[:, 0, 1]], 1)
+    shift = torch.einsum("eij,ej->ei", error[:, :3, :3], centre) + error[:, :3, 3] - centre
+    return torch.cat([(lower - upper) / 2, shift, torch.log(scale)[:, None]], 1) / spread
+
+
+def _near(step: Tensor) -> Tensor:
+    """The similarities [E, 4, 4] of small steps [E, 7], to first order, as in sim3.exp."""
+    linear = torch.eye(3, dtype=step.dtype) * (1 + step[:, 6, None, None]) + skew(step[:, :3])
+    top = torch.cat([linear, step[:, 3:6, None]], 2)
+    bottom = torch.tensor([[0.0, 0, 0, 1]], dtype=step.dtype).expand(len(step), 1, 4)
+    return torch.cat([top, bottom], 1)

@@ -1,0 +1,101 @@
+"""Loops: found where a place comes back, earlier frames revised, false ones refused, a bounded memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lean3r
+from lean3r.stream.engine import Estimate
+from lean3r.stream.run import Stream
+from stream.walk import Drifts, there_and_back
+
+COUNT, BEND = 100, 0.02
+OPTIONS = {
+    "on": lean3r.StreamOptions(window=8, overlap=3),
+    "off": lean3r.StreamOptions(window=8, overlap=3, loops="off"),
+}
+
+
+def run(model: Drifts, loops: str = "on", out: Path | None = None) -> tuple[Stream, list[Estimate]]:
+    stream = lean3r.stream(model, there_and_back(COUNT), out, options=OPTIONS[loops], refine="off")
+    return stream, list(stream)
+
+
+def gap(estimates: list[Estimate]) -> float:
+    """Between where the walk ends and where it began, as a share of its reach."""
+    places = np.stack([np.linalg.inv(each.cam_from_world)[:3, 3] for each in estimates])
+    return float(np.linalg.norm(places[-1] - places[0]) / np.linalg.norm(places - places[0], axis=1).max())
+
+
+def test_a_place_that_comes_back_takes_the_drift_away(tmp_path: Path) -> None:
+    model = Drifts((COUNT - 1) / 10, BEND)
+    _, drifted = run(model, "off")
+    stream, first = run(model, "on", tmp_path / "out")
+    revised = [stream.revised(each) for each in first]
+    assert gap(drifted) > 0.05 and gap(revised) < 0.2 * gap(drifted)
+    assert stream.figures["revisions"] == revised[0].version > 0
+    assert any("loop" in each.flags for each in first) and not any("lost" in each.flags for each in first)
+    assert stream.revised(revised[5]) is revised[5]
+    # What is on the disk is what is known now; so is the cloud.
+    written = np.loadtxt(tmp_path / "out" / "trajectory_kitti.txt").reshape(-1, 3, 4)
+    assert np.allclose(written, [np.linalg.inv(each.cam_from_world)[:3] for each in revised], atol=1e-6)
+    reports = [json.loads(line) for line in (tmp_path / "out" / "windows.jsonl").read_text().splitlines()]
+    assert sum("loop" in each for each in reports) == stream.figures["revisions"]
+
+
+def test_a_walk_that_never_returns_closes_no_loop() -> None:
+    from stream.walk import Knows, walk
+
+    stream = lean3r.stream(Knows(), walk(150), options=OPTIONS["on"], refine="off")
+    assert not [each for each in stream if "loop" in each.flags] and stream.figures["revisions"] == 0
+
+
+def test_a_place_that_only_looks_the_same_is_refused() -> None:
+    """Without drift, places that are taken for each other contradict the way between them."""
+    from stream.walk import Knows, frame
+
+    class Fooled(Drifts):
+        def place(self, timestamp_s: float | None) -> float:
+            return Knows.place(self, timestamp_s)
+
+    same = [(i / 10, frame(0.12 * (i % 75))) for i in range(150)]  # the second half looks like the first
+    stream = lean3r.stream(Fooled(7.5, fooled=True), same, options=OPTIONS["on"], refine="off")
+    found = list(stream)
+    assert stream.figures["revisions"] == 0 and found[-1].cam_from_world[0, 3] != 0
+
+
+def test_the_memory_is_bounded_and_forgets_places_not_single_keyframes() -> None:
+    from lean3r.stream.loops import GROUP, landmark_bytes
+    from lean3r.stream.windows import WindowEngine
+
+    model = Drifts((COUNT - 1) / 10)
+    stream = lean3r.stream(model, there_and_back(COUNT), options=OPTIONS["on"], refine="off")
+    stream._settings = type(stream.settings)(**{**vars(stream.settings), "landmarks": 20})
+    list(stream)
+    assert isinstance(stream.engine, WindowEngine)
+    kept = stream.engine._loops._landmarks
+    assert 5 <= len(kept) <= 20
+    assert all(each.bytes <= landmark_bytes(112, 160, 112, 160) for each in kept)
+    numbers = [each.number for each in kept]
+    assert numbers[:GROUP] == list(range(GROUP)) and stream.keyframes > 40
+
+
+@pytest.mark.parametrize("at", [120, 170])
+def test_a_saved_stream_goes_on_with_the_same_loops(at: int) -> None:
+    from lean3r.stream.engine import Frame
+
+    model = Drifts((COUNT - 1) / 10, BEND)
+    frames = [Frame(i, t, image) for i, (t, image) in enumerate(there_and_back(COUNT))]
+    stream = lean3r.stream(model, [], options=OPTIONS["on"], refine="off")
+    engines = [stream._make() for _ in range(2)]
+    for each in frames[:at]:
+        engines[0].push(each)
+    engines[1].restore(engines[0].state())
+    ends = [[e for each in frames[at:] for e in engine.push(each)] + engine.finish() for engine in engines]
+    assert engines[0].version == engines[1].version > 0
+    assert np.array_equal(engines[0].placements, engines[1].placements)
+    assert all(np.array_equal(a.cam_from_world, b.cam_from_world) for a, b in zip(*ends, strict=True))
