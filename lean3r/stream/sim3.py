@@ -53,15 +53,8 @@ def angle_rad(rotation: np.ndarray) -> np.ndarray:
     return so3_log(torch.from_numpy(np.ascontiguousarray(rotation))).norm(dim=-1).numpy()
 
 
-def log(matrix: np.ndarray) -> np.ndarray:
-    """[7]: rotation vector, translation, log of the scale; zero for the identity."""
-    scale, rotation, translation = parts(matrix)
-    vector = so3_log(torch.from_numpy(np.ascontiguousarray(rotation))).numpy()
-    return np.concatenate([vector, translation, [np.log(scale)]])
-
-
 def exp(vector: np.ndarray) -> np.ndarray:
-    """The similarity of `log`."""
+    """The similarity of a vector [7]: rotation vector, translation, log of the scale."""
     rotation = so3_exp(torch.from_numpy(np.ascontiguousarray(vector[:3]))).numpy()
     return make(float(np.exp(vector[6])), rotation, vector[3:6])
 
