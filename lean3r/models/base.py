@@ -120,7 +120,7 @@ class Backbone(nn.Module):
     def appearance(self, views: Views) -> Tensor:
         """What each picture [1, S, 3, H, W] shows, seen alone, to find its place again: mean and spread of its patch
         tokens [S, 2 C]."""
-        seen = []
+        views, seen = grey_padding(views), []
         for view in range(views.images.shape[1]):
             tokens = self.encode(_reorder(replace(views, known=None), [view]))
             seen.append(self.statistics(next(iter(tokens.layers.values())), tokens.layout))

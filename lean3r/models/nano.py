@@ -20,7 +20,7 @@ from lean3r.heads.guided import GuidedUpsampler, Surfaces
 from lean3r.layers.embed import ConvStem, SpecialTokens
 from lean3r.layers.matching import Feedback, Matches, PairMatcher
 from lean3r.layers.trunk import Trunk
-from lean3r.models.base import Backbone, check_views, full_precision, in_chunks
+from lean3r.models.base import Backbone, check_views, full_precision, grey_padding, in_chunks
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
 
 STEM_BYTES, HEAD_BYTES = 1 << 24, 1 << 26  # upper bounds of the working memory of stem and head for one view
@@ -143,7 +143,7 @@ class Nano(Backbone):
 
     def appearance(self, views: Views) -> Tensor:
         """See Backbone.appearance: the tokens before views are compared."""
-        half = F.avg_pool2d(views.images[0], 2)[:, None]
+        half = F.avg_pool2d(grey_padding(views).images[0], 2)[:, None]
         mask = None if views.mask is None else views.mask[0, :, None, ::2, ::2]
         layout, _ = _layout(half.shape, self.patch // 2, mask, half.device)
         (patches,) = in_chunks(lambda x: (self.stem(x),), self.frames_at_once(STEM_BYTES), half.flatten(0, 1))

@@ -125,6 +125,25 @@ def test_values_on_padding_make_no_difference(name: str) -> None:
 
 
 @each_model
+def test_what_a_picture_shows_depends_on_it_alone(name: str) -> None:
+    """Streams find places again by it."""
+    model = tiny(name)
+    if not model.SEES:
+        pytest.skip("the model looks at no picture")
+    images = pictures(model, 3, 5, 4)
+    with torch.inference_mode():
+        found = model.appearance(Views(images))
+        assert_equal(model.appearance(Views(images.flip(1))).flip(0), found, "in another order")
+        assert_equal(model.appearance(Views(images[:, 1:2])), found[1:2], "alone")
+        mask = torch.ones(1, 3, *images.shape[-2:], dtype=torch.bool)
+        mask[:, :, : model.patch] = False
+        other = images.masked_fill(~mask[:, :, None], 0.9)
+        assert_equal(model.appearance(Views(images, mask)), model.appearance(Views(other, mask)), "padding")
+    assert found.shape[0] == 3 and bool(found.isfinite().all())
+    assert float((found[0] - found[1]).abs().max()) > 0
+
+
+@each_model
 def test_gradients_are_finite_and_reach_the_pixels(name: str) -> None:
     model = tiny(name)
     images = pictures(model, 2, 3, 4).requires_grad_()
