@@ -94,7 +94,7 @@ class CachedEngine:
         """See Engine."""
         keyframe = Keyframe.of(frame.index, frame.timestamp_s, frame.image)
         known = []
-        if self._size is not None and keyframe.size != self._size:
+        if self._size is not None and (frame.is_cut or keyframe.size != self._size):
             known = self._rest()
             self._begin_apart(frame.index)
         self._size = keyframe.size
@@ -128,6 +128,15 @@ class CachedEngine:
         """What the cache keeps of frames of this width and height."""
         motion_px = self.settings.step * max(network_size(*size, self._resolution, self.model.patch))
         return replace(self.model.policy, window=self.settings.window, motion_px=motion_px, max_gap=NEVER)
+
+    def locate(self, frame: Frame) -> Estimate | None:
+        """See Engine: as if it were the next frame."""
+        keyframe = Keyframe.of(frame.index, frame.timestamp_s, frame.image)
+        if self._cache is None or not self._cache.stored or keyframe.size != self._size or not has_content(keyframe):
+            return None
+        picture = self._picture(keyframe)
+        result = _result(keyframe, picture, self._cache.query(picture.pixels))
+        return self._estimate(keyframe, result.pose, result.original_intrinsics, self._standing)
 
     def _rest(self) -> list[Estimate]:
         """The frames that wait for anchors which will not come."""
@@ -171,7 +180,7 @@ class CachedEngine:
 
     def _begin_apart(self, index: int) -> None:
         """Frames of another size follow: a cache that nothing joins to this one, at the last camera."""
-        logger.warning("frame %d has another size: nothing connects it with the frames before", index)
+        logger.warning("nothing connects frame %d with those before: another film, or another size", index)
         if self._placements:
             self._origin = sim3.move_poses(self._placements[-1], self._last[0])
             self._standing = frozenset({"uncertain", "lost"})

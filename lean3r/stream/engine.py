@@ -35,11 +35,13 @@ FLAGS = ("anchor", "keyframe", "joined", "uncertain", "lost", "between", "still"
 
 
 class Frame(NamedTuple):
-    """A frame of a stream: its number from 0, its time in seconds, and its picture [H, W, 3] uint8, upright."""
+    """A frame of a stream: its number from 0, its time in seconds, and its picture [H, W, 3] uint8, upright; with
+    `is_cut` it begins a film of its own, which nothing connects with the frames before."""
 
     index: int
     timestamp_s: float
     image: np.ndarray
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +130,10 @@ class Engine(Protocol):
 
     def finish(self) -> list[Estimate]:
         """No frame follows: the estimates of all frames that are still missing."""
+        ...
+
+    def locate(self, frame: Frame) -> Estimate | None:
+        """Where a picture is, as far as the engine remembers its place; it is not stored. None if it is not found."""
         ...
 
     def state(self) -> dict[str, Any]:

@@ -45,6 +45,8 @@ class Source:
         self.name, self.is_file = self.describe(source)
         self.is_live = self.name.startswith(CAMERA)
         self._index, self._last_s = skip, -np.inf
+        self._offset_s: float | None = 0.0  # added to all times; None: the first one follows the last frame of before
+        self._is_cut = False  # before the next frame
         self._frames = self._read(source, skip)
 
     def __iter__(self) -> Iterator[Frame]:
@@ -55,11 +57,15 @@ class Source:
             except InputError as error:
                 self.note("frames that cannot be used", str(error))
                 continue
+            if self._offset_s is None:
+                self._offset_s = self._last_s + PICTURE_S - time_s
+            time_s += self._offset_s
             if time_s <= self._last_s:
                 if time_s < self._last_s:
                     self.note("frames whose time goes back", f"{time_s:.3f} s after {self._last_s:.3f} s")
                 time_s = self._last_s + SHORTEST_S
-            frame = Frame(self._index, time_s, image)
+            frame = Frame(self._index, time_s, image, self._is_cut)
+            self._is_cut = False
             self._index, self._last_s = self._index + 1, time_s
             yield frame
 
@@ -89,6 +95,10 @@ class Source:
         """The time of the last frame that was read before."""
         self._last_s = last_s
 
+    def follow(self, index: int, last_s: float) -> None:
+        """Number and time frames as those after another source, whose last frame had this time."""
+        self._index, self._last_s, self._offset_s, self._is_cut = index, last_s, None, True
+
     def note(self, what: str, example: str) -> None:
         """Count something that was wrong, and log the first of its kind."""
         self.counts[what] = self.counts.get(what, 0) + 1
@@ -108,12 +118,13 @@ class Source:
         listing = find_pictures([Path(path) if isinstance(path, PathLike) else path for path in paths], [])
         for name, reason in listing.skipped:
             self.note("files that cannot be used", f"{name}: {reason}")
-        start_s = 0.0
+        start_s, is_first = 0.0, True
         for item in listing.items:
             if isinstance(item, Film):
                 if item.damage:
                     self.note("damage", item.damage)
-                count = 0
+                count, self._is_cut = 0, self._is_cut or not (is_first or skip)
+                is_first = False
                 for time_s, frame in read_all(item, skip):
                     turn = TURNS.get(frame.orientation)
                     yield start_s + time_s, frame.image if turn is None else frame.image.transpose(turn)
@@ -127,7 +138,7 @@ class Source:
                 skip -= 1
             elif (picture := self._still(item)) is not None:
                 yield start_s, picture
-            start_s += PICTURE_S
+            start_s, is_first = start_s + PICTURE_S, False
 
     def _still(self, item: Still) -> Any:
         try:

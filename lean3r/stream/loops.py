@@ -7,7 +7,7 @@ confirmed by geometry: old and new keyframes are reconstructed together, and mus
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -20,8 +20,9 @@ from lean3r.models.base import Backbone
 from lean3r.stream import sim3
 from lean3r.stream.graph import Edge, off, solve
 from lean3r.stream.join import Join, Shared, join
-from lean3r.stream.pictures import Keyframe
+from lean3r.stream.pictures import Keyframe, picture_of
 from lean3r.stream.result import Result
+from lean3r.stream.solver import Solver
 
 GROUP = 4  # consecutive keyframes that are kept or forgotten together
 LONGEST = 800  # pixels of the longer side of a remembered picture
@@ -98,10 +99,6 @@ class Loop(NamedTuple):
     new: int
 
 
-Together = Callable[[Sequence[Keyframe]], "list[Result] | None"]
-"""Reconstructs keyframes together; None if nothing confirms that they belong together."""
-
-
 class Loops:
     """The memory of a stream, of `most` keyframes (0: none), and the edges of its pose graph.
 
@@ -135,16 +132,16 @@ class Loops:
             return None
         return solved
 
-    def search(self, results: Sequence[Result], placements: Sequence[np.ndarray], together: Together) -> Loop | None:
+    def search(self, results: Sequence[Result], placements: Sequence[np.ndarray], solver: Solver) -> Loop | None:
         """A place that the keyframes of the last window show again, if there is one; then remembers them."""
         if not self.most:
             return None
         window = len(placements) - 1
-        sure = [result for result in results if result.is_certain and result.is_registered]
-        seen = self._appearance(sure) if sure else np.zeros((0, 0), np.float32)
+        sure = [result for result in results if _is_sure(result)]
+        seen = self._appearance([Picture(result.source, result.image) for result in sure])
         loop = None
-        for old, new in self._candidates(window, seen):
-            if (loop := self._check(old, sure, new, placements, together)) is not None:
+        for old, new in self._candidates(seen, window - APART):
+            if (loop := self._check(old, sure, new, placements, solver)) is not None:
                 self.edges.append(loop.edge)
                 break
         known = {landmark.keyframe.index for landmark in self._landmarks}
@@ -153,8 +150,10 @@ class Loops:
                 self._remember(Landmark.of(self._number, window, result, appearance))
         return loop
 
-    def _appearance(self, results: Sequence[Result]) -> np.ndarray:
-        views = assemble([Picture(result.source, result.image) for result in results], self.model.patch)
+    def _appearance(self, pictures: Sequence[Picture]) -> np.ndarray:
+        if not pictures:
+            return np.zeros((0, 0), np.float32)
+        views = assemble(pictures, self.model.patch)
         parameter = next(self.model.parameters())
         views = views.to(parameter.device)
         with torch.inference_mode():
@@ -172,9 +171,10 @@ class Loops:
     def _is_kept(self, landmark: Landmark) -> bool:
         return landmark.number // GROUP % (1 << self._level) == 0
 
-    def _candidates(self, window: int, seen: np.ndarray) -> list[tuple[int, int]]:
-        """Landmarks and keyframes of the new window, by number, that look most alike; places apart from each other."""
-        usable = [i for i, each in enumerate(self._landmarks) if window - each.window >= APART]
+    def _candidates(self, seen: np.ndarray, last: float) -> list[tuple[int, int]]:
+        """Landmarks up to window number `last` and new keyframes, by number, that look most alike; places apart from
+        each other."""
+        usable = [i for i, each in enumerate(self._landmarks) if each.window <= last]
         if not usable or not len(seen):
             return []
         old = np.stack([self._landmarks[i].appearance for i in usable])
@@ -194,19 +194,18 @@ class Loops:
         results: Sequence[Result],
         at: int,
         placements: Sequence[np.ndarray],
-        together: Together,
+        solver: Solver,
     ) -> Loop | None:
         """The loop between a landmark and a keyframe, if both are one place."""
         first, window = self._landmarks[place], len(placements) - 1
-        near = self._landmarks[max(0, place - AROUND) : place + AROUND + 1]
-        old = [each for each in near if each.window == first.window]
+        old = self._near(place)
         new = list(results[max(0, at - AROUND) : at + AROUND + 1])
-        found = together([*(each.picture() for each in old), *(each.keyframe for each in new)])
+        found = solver.together([*(each.picture() for each in old), *(each.keyframe for each in new)])
         if found is None or meeting(found[old.index(first)], found[len(old) + new.index(results[at])]) < MEETING:
             return None
         joins, ends = [], []
         for known, fresh in ((old, found[: len(old)]), (new, found[len(old) :])):
-            pairs = [(a, b) for a, b in zip(known, fresh, strict=True) if b.is_certain and b.is_registered]
+            pairs = [(a, b) for a, b in zip(known, fresh, strict=True) if _is_sure(b)]
             joined = join([_shared(a, b) for a, b in pairs]) if len(pairs) >= LEAST else None
             if joined is None or not joined.is_good:
                 return None
@@ -220,6 +219,26 @@ class Loops:
         if not self._is_plausible(edge, placements):
             return None
         return Loop(edge, first.keyframe.index, results[at].keyframe.index)
+
+    def _near(self, place: int) -> list[Landmark]:
+        """A landmark and its neighbours in its window."""
+        near = self._landmarks[max(0, place - AROUND) : place + AROUND + 1]
+        return [each for each in near if each.window == self._landmarks[place].window]
+
+    def locate(self, keyframe: Keyframe, solver: Solver) -> tuple[int, np.ndarray, np.ndarray] | None:
+        """A window, a camera's pose [4, 4] in it and its intrinsics [3, 3], by a picture of a place that is remembered;
+        None if it is not."""
+        picture = picture_of(keyframe, solver.settings.resolution or self.model.resolution, self.model.patch)
+        for place, _ in self._candidates(self._appearance([picture]), float("inf")):
+            first, old = self._landmarks[place], self._near(place)
+            found = solver.together([*(each.picture() for each in old), keyframe])
+            if found is None or not _is_sure(found[-1]):
+                continue
+            pairs = [(a, b) for a, b in zip(old, found[:-1], strict=True) if _is_sure(b)]
+            joined = join([_shared(a, b) for a, b in pairs]) if len(pairs) >= min(LEAST, len(old)) else None
+            if joined is not None and joined.is_good and meeting(found[old.index(first)], found[-1]) >= MEETING:
+                return first.window, sim3.move_poses(joined.matrix, found[-1].pose), found[-1].original_intrinsics
+        return None
 
     def _is_plausible(self, edge: Edge, placements: Sequence[np.ndarray]) -> bool:
         """Whether the chain of joins can have drifted so far; after a join that failed, anything can be."""
@@ -293,6 +312,10 @@ def _edge(first: int, second: int, found: Join, shared: Sequence[Result], spread
     times = spread if found.is_good else UNSURE
     spreads = times * ANGLE_RAD, times * float(np.hypot(length, SHARE * depth)), times * LOG_SCALE
     return Edge(first, second, found.matrix, centre, *spreads, is_failed=not found.is_good)
+
+
+def _is_sure(result: Result) -> bool:
+    return result.is_certain and result.is_registered
 
 
 def _thin(result: Result) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

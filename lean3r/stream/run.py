@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lean3r.errors import UsageError
+from lean3r.inputs.arrays import pixels_of
 from lean3r.models.base import Backbone
 from lean3r.options import PointOptions, as_record
 from lean3r.pipeline.memory import in_units
@@ -52,6 +54,7 @@ def stream(
     seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,
+    state: Mapping[str, Any] | None = None,
     observer: Observer | None = None,
 ) -> Stream:
     """Reconstruct a stream in bounded memory: iterate over the result for an `Estimate` of every frame, in order.
@@ -60,7 +63,8 @@ def stream(
     the append-only folder `out`, or nowhere. With `resume`, a stream that was stopped there at any moment goes on, with
     the same result. `memory` ("8GB") sets the number of keyframes that are reconstructed at once, and the size of their
     pictures; `observer.fitted` receives the sum. `intrinsics` are those of all frames; `resolution`, `refine`, `dense`,
-    `points` and `seed` are those of `lean3r.reconstruct`, for every window of keyframes.
+    `points` and `seed` are those of `lean3r.reconstruct`, for every window of keyframes. `state` is that of another
+    stream, which goes on here with a source of its own: its frames are in the same world once they show a place again.
 
     UsageError for invalid options, a folder that cannot be used, or a full disk; InputError if the source cannot be
     read; OutOfMemoryError if `memory` is too small.
@@ -82,7 +86,9 @@ def stream(
         dense=StereoOptions.of(dense),
         points=points or PointOptions(),
     )
-    return Stream(model, source, settings, options, out, memory, observer, resume=resume, overwrite=overwrite)
+    return Stream(
+        model, source, settings, options, out, memory, observer, resume=resume, overwrite=overwrite, state=state
+    )
 
 
 class Stream:
@@ -103,12 +109,14 @@ class Stream:
         *,
         resume: bool,
         overwrite: bool,
+        state: Mapping[str, Any] | None,
     ) -> None:
         self.model, self.memory, self._observer = model, memory, observer or Observer()
         self._raw, self._options = source, options
         self._settings = settings
         self._out = None if out is None else Path(out)
-        self._resume, self._overwrite = resume, overwrite
+        self._resume, self._overwrite, self._begin_with = resume, overwrite, state
+        self._last: tuple[int, float] = (0, -float("inf"))  # number of the next frame, time of the last one
         self.reports: deque[dict[str, Any]] = deque(maxlen=64)
         self.report_count = 0
         self.delays, self.works = Times(), Times()
@@ -141,11 +149,13 @@ class Stream:
             source = Source(self._raw, skip=skip)
             if checkpoint is not None:
                 source.resume_at(checkpoint["last_s"])
-            self._restore(checkpoint)
+            elif self._begin_with is not None:
+                source.follow(self._begin_with["next"], self._begin_with["last_s"])
+            self._restore(checkpoint or self._begin_with)
             is_dropping = source.is_live if self._options.drop == "auto" else self._options.drop == "on"
             live = Live(source) if is_dropping else None
             try:
-                yield from self._run(source, live, store, skip, start)
+                yield from self._run(source, live, store, start)
             finally:
                 if live is not None:
                     live.close()
@@ -154,11 +164,8 @@ class Stream:
             if store is not None:
                 store.close()
 
-    def _run(
-        self, source: Source, live: Live | None, store: Store | None, skip: int, start: float
-    ) -> Iterator[Estimate]:
+    def _run(self, source: Source, live: Live | None, store: Store | None, start: float) -> Iterator[Estimate]:
         arrived: deque[tuple[int, float]] = deque()
-        last: tuple[int, float] = (skip, -float("inf"))
         try:
             for moment, frame in live or ((time.perf_counter(), frame) for frame in source):
                 if self.engine is None:
@@ -169,11 +176,11 @@ class Stream:
                 estimates = self.engine.push(frame)
                 self.works.add(time.perf_counter() - begun)
                 self.dropped = 0 if live is None else live.dropped
-                last = (frame.index + 1, frame.timestamp_s)
+                self._last = (frame.index + 1, frame.timestamp_s)
                 self._take(estimates, arrived, store, start)
                 self._since += 1
                 if store is not None and estimates and self._is_due():
-                    self._save(store, last)
+                    self._save(store)
                 yield from estimates
         except KeyboardInterrupt:
             if live is None:
@@ -222,6 +229,7 @@ class Stream:
         self._placements, self._version = self.engine.placements, self.engine.version
         self.cloud.restore(checkpoint["cloud"])
         self.frames, self.keyframes, self.uncertain = checkpoint["counts"]
+        self._last = checkpoint["next"], checkpoint["last_s"]
 
     def _make(self) -> Engine:
         return ENGINES.get(self.model.STREAMS)(self.model, self._settings)
@@ -262,20 +270,36 @@ class Stream:
         waited = time.perf_counter() - self._saved_at
         return self._since >= CHECKPOINT_FRAMES and waited > self._saving_s / SAVING
 
-    def _save(self, store: Store, last: tuple[int, float]) -> None:
+    def state(self) -> dict[str, Any]:
+        """Everything that this stream knows, between two frames: nested dictionaries of arrays and plain values, with
+        which any number of other streams can begin. UsageError before the first frame."""
+        if self.engine is None:
+            raise UsageError("the stream has no state before its first frame; take a frame first.")
+        return deepcopy(self._state())
+
+    def _state(self) -> dict[str, Any]:
         assert self.engine is not None and self.cloud is not None
+        return {
+            "next": self._last[0],
+            "last_s": self._last[1],
+            "fitted": {"window": self._settings.window, "overlap": self._settings.overlap}
+            | {"resolution": self._settings.resolution},
+            "engine": self.engine.state(),
+            "cloud": self.cloud.state(),
+            "counts": [self.frames, self.keyframes, self.uncertain],
+        }
+
+    def locate(self, image: Any) -> Estimate | None:
+        """Where a picture (PIL image, array, tensor) was taken, if the stream remembers the place; else None.
+
+        The picture is not stored, and the stream goes on as if nothing had been asked.
+        """
+        pixels = pixels_of(image, "the picture")
+        return None if self.engine is None else self.engine.locate(Frame(self._last[0], self._last[1], pixels))
+
+    def _save(self, store: Store) -> None:
         begun = time.perf_counter()
-        store.save(
-            {
-                "next": last[0],
-                "last_s": last[1],
-                "fitted": {"window": self._settings.window, "overlap": self._settings.overlap}
-                | {"resolution": self._settings.resolution},
-                "engine": self.engine.state(),
-                "cloud": self.cloud.state(),
-                "counts": [self.frames, self.keyframes, self.uncertain],
-            }
-        )
+        store.save(self._state())
         self._since, self._saved_at = 0, time.perf_counter()
         self._saving_s = self._saved_at - begun
         if self._saved_at - self._published_at > self._publishing_s / PUBLISHING:

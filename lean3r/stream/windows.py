@@ -9,34 +9,28 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lean3r.errors import LeanError, UsageError
+from lean3r.errors import UsageError
 from lean3r.models.base import Backbone
-from lean3r.pipeline.options import CameraOptions
-from lean3r.pipeline.reconstruct import reconstruct
 from lean3r.stream import sim3
 from lean3r.stream.budget import fit_stream
 from lean3r.stream.engine import Estimate, Frame, Settings, place
 from lean3r.stream.keyframes import Selector
 from lean3r.stream.loops import PREDICTED, Loops
-from lean3r.stream.pictures import Keyframe, Recent, has_content
-from lean3r.stream.result import Result, join_results, results_of
-from lean3r.types import Reconstruction
+from lean3r.stream.pictures import Keyframe, has_content
+from lean3r.stream.result import Result, join_results
+from lean3r.stream.solver import Solver
 
 logger = logging.getLogger("lean3r")
 
 MOST_PENDING = 512  # frames without an estimate: then a window is reconstructed though it is not full
-CALIBRATED = 2 / 3  # of a window's views whose cameras are trusted: then its intrinsics serve the next ones
 STILL = 0.05  # of the step between keyframes: a picture that has moved by less shows a camera at rest
-CONTENT_PIXELS = 240
 LAST = 1 / 2  # of a window: least size of the last one, if there are as many keyframes
-NO_CLOUD = {"conf_percentile": 99.99, "max_points": 100}  # the stream has a cloud of its own
 
 
 class _Pending(NamedTuple):
@@ -67,7 +61,7 @@ class WindowEngine:
         self._spare: list[Result] = []  # before these, for the last window
         self._waiting: list[Keyframe] = []
         self._placements: list[np.ndarray] = []
-        self._intrinsics: dict[tuple[int, int], tuple[float, ...]] = {}
+        self._solver = Solver(model, settings)
         self._reports: list[dict[str, Any]] = []
         self._standing: frozenset[str] = frozenset()  # flags of the last window's frames
         self._how: frozenset[str] = frozenset()  # of the window that is being made
@@ -76,11 +70,13 @@ class WindowEngine:
         self._before, self._moving_s = (0.0, 0.0), 0.0  # time and way of the last frame
         self._loops = Loops(model, settings.landmarks)
         self.version = 0
+        self._island: int | None = None  # the first window of those that nothing joins to the first one
 
     fit = staticmethod(fit_stream)
 
     def push(self, frame: Frame) -> list[Estimate]:
         """See Engine."""
+        known = self._begin_apart() if frame.is_cut else []
         keyframe = Keyframe.of(frame.index, frame.timestamp_s, frame.image)
         shows = has_content(keyframe)
         chosen = self._selector.add(keyframe) if shows else []
@@ -89,13 +85,20 @@ class WindowEngine:
             self._moving_s += frame.timestamp_s - self._before[0]
         self._before = frame.timestamp_s, travelled
         self._pending.append(_Pending(frame.index, frame.timestamp_s, keyframe.size, travelled, self._moving_s, shows))
-        known: list[Estimate] = []
         for each in chosen:
             self._waiting.append(each)
             if len(self._carried) + len(self._waiting) >= self.settings.window:
                 known += self._solve()
         if len(self._pending) > MOST_PENDING:
             known += self._solve() if self._waiting else self._rest()
+        return known
+
+    def _begin_apart(self) -> list[Estimate]:
+        """Nothing connects the next frame with those before; only a loop can."""
+        known = self.finish()
+        self._carried, self._spare, self._way = [], [], {}
+        self._selector = Selector(self.settings.step)
+        self._selector.travelled = self._before[1]
         return known
 
     def finish(self) -> list[Estimate]:
@@ -147,71 +150,25 @@ class WindowEngine:
 
     def _reconstruct(self, keyframes: Sequence[Keyframe]) -> list[Result] | None:
         """The window's results, in its own world; None if it cannot be reconstructed."""
-        try:
-            scene, is_calibrated = self._run(keyframes)
-        except LeanError as error:
-            logger.warning("keyframes %d to %d: %s", keyframes[0].index, keyframes[-1].index, error)
+        found = self._solver.window(keyframes)
+        if found is None:
             return None
-        report = scene.info.get("refinement", {"status": "kept"})
-        self._how = frozenset() if report["status"] == "kept" else frozenset({"refined"})
-        if report.get("reason") == "interrupted":
-            raise KeyboardInterrupt
-        results = results_of(scene, keyframes)
-        is_shared = report["status"] != "kept" and report["trusted"] >= CALIBRATED * len(keyframes)
-        if is_shared and not is_calibrated and len({keyframe.size for keyframe in keyframes}) == 1:
-            matrix = np.median([result.original_intrinsics for result in results if result.is_certain], axis=0)
-            self._intrinsics[keyframes[0].size] = tuple(map(float, matrix[[0, 1, 0, 1], [0, 1, 2, 2]]))
-        self._reports.append(
-            {
-                "window": len(self._placements),
-                "first": keyframes[0].index,
-                "last": keyframes[-1].index,
-                "keyframes": len(keyframes),
-                "certain": sum(result.is_certain for result in results),
-                "refinement": report["status"],
-                "focal_px": round(float(np.median([r.original_intrinsics[0, 0] for r in results])), 3),
-            }
-        )
+        results, report = found
+        self._how = frozenset() if report["refinement"] == "kept" else frozenset({"refined"})
+        self._reports.append({"window": len(self._placements), **report})
         return results
-
-    def _run(self, keyframes: Sequence[Keyframe]) -> tuple[Reconstruction, bool]:
-        """Keyframes as pictures of one run; whether their intrinsics were known before."""
-        settings, sizes = self.settings, {keyframe.size for keyframe in keyframes}
-        known = self._intrinsics.get(next(iter(sizes))) if len(sizes) == 1 else None
-        intrinsics = settings.intrinsics or known
-        with _quiet():  # each window would repeat its warnings: flags and reports say what is uncertain
-            scene = reconstruct(
-                self.model,
-                Recent(keyframes),
-                cameras=None if intrinsics is None else CameraOptions(intrinsics=intrinsics),
-                resolution=settings.resolution,
-                seed=settings.seed,
-                refine=settings.refine,
-                dense=settings.dense,
-                points=replace(settings.points, **NO_CLOUD),
-            )
-        return scene, intrinsics is not None
-
-    def _together(self, keyframes: Sequence[Keyframe]) -> list[Result] | None:
-        """Old and new keyframes in one world; None unless matches confirm it, where they are refined."""
-        try:
-            scene, _ = self._run(keyframes)
-        except LeanError:
-            return None
-        report = scene.info.get("refinement")
-        if report is not None and report.get("reason") == "interrupted":
-            raise KeyboardInterrupt
-        return None if report is not None and report["status"] == "kept" else results_of(scene, keyframes)
 
     def _close(self, results: Sequence[Result], standing: frozenset[str]) -> frozenset[str]:
         """Close a loop, if the window shows a place of before; the flags of its frames, which were `standing`."""
         before = self._placements
-        loop = self._loops.search(results, before, self._together)
+        loop = self._loops.search(results, before, self._solver)
         placements = None if loop is None else self._loops.solve(before)
         if loop is None or placements is None:
             return standing
         self._placements = placements
         self.version += 1
+        if self._island is not None and loop.edge.first < self._island:
+            self._island = None
         moved = np.linalg.inv(before[-1]) @ self._placements[-1]
         self._reports[-1]["loop"] = {
             "frame": loop.new,
@@ -221,15 +178,16 @@ class WindowEngine:
             "angle_deg": round(float(np.rad2deg(sim3.angle_rad(sim3.parts(moved)[1]))), 4),
             "scale_ratio": round(sim3.parts(moved)[0], 6),
         }
-        return standing - {"uncertain", "lost"} | {"joined", "loop"}
+        doubts = {"lost"} if self._island is not None else {"uncertain", "lost"}
+        return standing - doubts | {"joined", "loop"}
 
     def _place(self, results: Sequence[Result]) -> frozenset[str]:
         """Put a window into the world, beside the one before, by the frames that they share; flags of its frames."""
         if not self._carried:
-            # The first keyframe is the world's origin. After frames that none could place, go on where they stand.
+            # The first keyframe is the world's origin; where nothing joins a window to others, so is its own.
             self._placements.append(results[0].pose.copy())
             self._loops.start(self._placements, results)
-            return frozenset()
+            return self._alone() if self._has_anchor else frozenset()
         new = {result.keyframe.index: result for result in results}
         pairs = [(old, new[old.keyframe.index]) for old in self._carried]
         sure = [pair for pair in pairs if all(result.is_certain for result in pair)]
@@ -244,7 +202,14 @@ class WindowEngine:
             for old, fresh in pairs:
                 if old.is_certain and not fresh.is_certain:
                     fresh.take(old, found.matrix)
-        return frozenset({"joined"} if found.is_good else {"uncertain", "lost"})
+        if not found.is_good:
+            return self._alone()
+        return frozenset({"joined"} if self._island is None else {"joined", "uncertain"})
+
+    def _alone(self) -> frozenset[str]:
+        """The flags of a window that nothing joins to the first one; later ones stay uncertain until a loop does."""
+        self._island = len(self._placements) - 1 if self._island is None else self._island
+        return frozenset({"uncertain", "lost"})
 
     def _start(self, results: Sequence[Result]) -> int:
         """The index of the first keyframe that the next window shares: the last certain ones, and those behind them."""
@@ -311,6 +276,18 @@ class WindowEngine:
         placed = place(frame.index, frame.timestamp_s, frame.size, pose, intrinsics, flags, self._placements)
         return replace(placed, version=self.version)
 
+    def locate(self, frame: Frame) -> Estimate | None:
+        """See Engine."""
+        keyframe = Keyframe.of(frame.index, frame.timestamp_s, frame.image)
+        found = self._loops.locate(keyframe, self._solver) if has_content(keyframe) else None
+        if found is None:
+            return None
+        window, pose, intrinsics = found
+        placed = place(
+            frame.index, frame.timestamp_s, keyframe.size, pose, intrinsics, frozenset(), self._placements[: window + 1]
+        )
+        return replace(placed, version=self.version)
+
     @property
     def placements(self) -> np.ndarray:
         """See Engine."""
@@ -338,13 +315,14 @@ class WindowEngine:
             "spare": [result.state() for result in self._spare],
             "waiting": [each.state() for each in self._waiting],
             "placements": self.placements,
-            "intrinsics": [[list(size), list(values)] for size, values in self._intrinsics.items()],
+            "intrinsics": [[list(size), list(values)] for size, values in self._solver.intrinsics.items()],
             "standing": sorted(self._standing),
             "has_anchor": self._has_anchor,
             "before": list(self._before),
             "moving_s": self._moving_s,
             "loops": self._loops.state(),
             "version": self.version,
+            "island": self._island,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -355,26 +333,12 @@ class WindowEngine:
         self._spare = [Result.restored(each) for each in state["spare"]]
         self._waiting = [Keyframe.restored(each) for each in state["waiting"]]
         self._placements = list(state["placements"])
-        self._intrinsics = {(w, h): tuple(values) for (w, h), values in state["intrinsics"]}
+        self._solver.intrinsics = {(w, h): tuple(values) for (w, h), values in state["intrinsics"]}
         self._standing, self._has_anchor = frozenset(state["standing"]), state["has_anchor"]
         self._before, self._moving_s = (state["before"][0], state["before"][1]), state["moving_s"]
         self._loops.restore(state["loops"])
-        self.version = state["version"]
+        self.version, self._island = state["version"], state["island"]
         self._note_ways()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Inside, warnings are not logged."""
-
-    def keep(record: logging.LogRecord) -> bool:
-        return record.levelno != logging.WARNING
-
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)
 
 
 def _interpolated(results: Sequence[Result], moving_s: float) -> np.ndarray:

@@ -1,0 +1,99 @@
+"""Keyframes of a stream, reconstructed together as the pictures of one run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lean3r.errors import LeanError
+from lean3r.models.base import Backbone
+from lean3r.pipeline.options import CameraOptions
+from lean3r.pipeline.reconstruct import reconstruct
+from lean3r.stream.engine import Settings
+from lean3r.stream.pictures import Keyframe, Recent
+from lean3r.stream.result import Result, results_of
+from lean3r.types import Reconstruction
+
+logger = logging.getLogger("lean3r")
+
+CALIBRATED = 2 / 3  # of a window's views whose cameras are trusted: then its intrinsics serve the next ones
+NO_CLOUD = {"conf_percentile": 99.99, "max_points": 100}  # the stream has a cloud of its own
+
+
+class Solver:
+    """Runs `lean3r.reconstruct` with a stream's settings. `intrinsics` (fx, fy, cx, cy) of frames of each size (width,
+    height) are those of the first window whose cameras are trusted, unless they are known."""
+
+    def __init__(self, model: Backbone, settings: Settings) -> None:
+        self.model, self.settings = model, settings
+        self.intrinsics: dict[tuple[int, int], tuple[float, ...]] = {}
+
+    def window(self, keyframes: Sequence[Keyframe]) -> tuple[list[Result], dict[str, Any]] | None:
+        """The results of a window, in its own world, and its report; None if it cannot be reconstructed."""
+        try:
+            scene, is_calibrated = self._run(keyframes)
+        except LeanError as error:
+            logger.warning("keyframes %d to %d: %s", keyframes[0].index, keyframes[-1].index, error)
+            return None
+        report = scene.info.get("refinement", {"status": "kept"})
+        results = results_of(scene, keyframes)
+        is_trusted = report["status"] != "kept" and report["trusted"] >= CALIBRATED * len(keyframes)
+        if is_trusted and not is_calibrated and len({keyframe.size for keyframe in keyframes}) == 1:
+            matrix = np.median([result.original_intrinsics for result in results if result.is_certain], axis=0)
+            self.intrinsics[keyframes[0].size] = tuple(map(float, matrix[[0, 1, 0, 1], [0, 1, 2, 2]]))
+        return results, {
+            "first": keyframes[0].index,
+            "last": keyframes[-1].index,
+            "keyframes": len(keyframes),
+            "certain": sum(result.is_certain for result in results),
+            "refinement": report["status"],
+            "focal_px": round(float(np.median([r.original_intrinsics[0, 0] for r in results])), 3),
+        }
+
+    def together(self, keyframes: Sequence[Keyframe]) -> list[Result] | None:
+        """Old and new keyframes in one world; None unless matches confirm it, where they are refined."""
+        try:
+            scene, _ = self._run(keyframes)
+        except LeanError:
+            return None
+        is_kept = scene.info.get("refinement", {"status": "off"})["status"] == "kept"
+        return None if is_kept else results_of(scene, keyframes)
+
+    def _run(self, keyframes: Sequence[Keyframe]) -> tuple[Reconstruction, bool]:
+        """The reconstruction of keyframes, and whether their intrinsics were known before."""
+        settings, sizes = self.settings, {keyframe.size for keyframe in keyframes}
+        known = self.intrinsics.get(next(iter(sizes))) if len(sizes) == 1 else None
+        intrinsics = settings.intrinsics or known
+        with _quiet():  # each window would repeat its warnings: flags and reports say what is uncertain
+            scene = reconstruct(
+                self.model,
+                Recent(keyframes),
+                cameras=None if intrinsics is None else CameraOptions(intrinsics=intrinsics),
+                resolution=settings.resolution,
+                seed=settings.seed,
+                refine=settings.refine,
+                dense=settings.dense,
+                points=replace(settings.points, **NO_CLOUD),
+            )
+        if scene.info.get("refinement", {}).get("reason") == "interrupted":
+            raise KeyboardInterrupt
+        return scene, intrinsics is not None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, warnings are not logged."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return record.levelno != logging.WARNING
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)

@@ -1,0 +1,98 @@
+"""States of a stream: other streams begin with them, and pictures are located, without a trace in the stream itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+import lean3r
+from lean3r.errors import UsageError
+from lean3r.stream.engine import Estimate
+from stream.walk import Looks, frame, walk
+
+OPTIONS = lean3r.StreamOptions(window=8, overlap=3)
+
+
+def places(estimates: list[Estimate]) -> np.ndarray:
+    return np.stack([np.linalg.inv(each.cam_from_world)[:3, 3] for each in estimates])
+
+
+def back(count: int) -> list[tuple[float, np.ndarray]]:
+    """Another walk along a part of the same way, from its middle to the start."""
+    return [(i / 10, frame((count - i) * 0.12)) for i in range(count)]
+
+
+def test_a_stream_goes_on_with_another_source_in_the_same_world() -> None:
+    first = lean3r.stream(Looks(), walk(60), options=OPTIONS, refine="off")
+    old = list(first)
+    scale = places(old)[30, 0] / (30 * 0.12)
+    second = lean3r.stream(Looks(), back(40), options=OPTIONS, refine="off", state=first.state())
+    new = [second.revised(each) for each in list(second)]
+    assert [each.index for each in new] == list(range(60, 100))
+    assert new[0].timestamp_s == pytest.approx(old[-1].timestamp_s + 1)
+    assert second.figures["revisions"] > 0 and "loop" in new[-1].flags
+    assert np.allclose(places(new)[:, 0] / scale, 0.12 * np.arange(40, 0, -1), atol=0.3)
+    assert first.figures["frames"] == 60 and second.figures["frames"] == 100
+
+
+def test_films_of_one_stream_are_joined_where_they_meet(tmp_path: Path) -> None:
+    for name, frames in (("a.mkv", [image for _, image in walk(60)]), ("b.mkv", [image for _, image in back(40)])):
+        with av.open(str(tmp_path / name), "w") as container:
+            film = container.add_stream("ffv1", rate=10, width=160, height=112, pix_fmt="bgr0")
+            for image in frames:
+                container.mux(film.encode(av.VideoFrame.from_ndarray(image)))
+            container.mux(film.encode(None))
+    stream = lean3r.stream(Looks(), [str(tmp_path / "a.mkv"), str(tmp_path / "b.mkv")], options=OPTIONS, refine="off")
+    found = [stream.revised(each) for each in list(stream)]
+    assert len(found) == 100 and stream.figures["revisions"] > 0
+    assert found[60].window > found[59].window and "loop" in found[-1].flags
+    way = places(found)[:, 0]
+    assert np.allclose(way[60:] / way[30] * 30 * 0.12, 0.12 * np.arange(40, 0, -1), atol=0.3)
+
+
+def test_what_never_meets_is_lost() -> None:
+    first = lean3r.stream(Looks(), walk(40), options=OPTIONS, refine="off")
+    list(first)
+    away = [(i / 10, frame(20 + i * 0.12)) for i in range(40)]
+    second = lean3r.stream(Looks(), away, options=OPTIONS, refine="off", state=first.state())
+    found = list(second)
+    assert all("uncertain" in each.flags for each in found) and "lost" in found[0].flags
+    assert second.figures["revisions"] == 0
+
+
+def test_streams_with_one_state_are_the_same_and_leave_no_trace() -> None:
+    def run(ask: bool) -> tuple[list[Estimate], list[np.ndarray]]:
+        stream = lean3r.stream(Looks(), walk(60), options=OPTIONS, refine="off")
+        found, forks = [], []
+        for each in stream:
+            found.append(each)
+            if ask and each.index == 30:
+                state = stream.state()
+                for _ in range(2):
+                    fork = lean3r.stream(Looks(), back(30), options=OPTIONS, refine="off", state=state)
+                    forks.append(places(list(fork)))
+                stream.locate(frame(2.0))
+        return found, forks
+
+    asked, forks = run(ask=True)
+    plain, _ = run(ask=False)
+    assert np.array_equal(*forks)
+    assert all(np.array_equal(a.cam_from_world, b.cam_from_world) for a, b in zip(asked, plain, strict=True))
+
+
+def test_a_picture_is_located_or_not_found() -> None:
+    stream = lean3r.stream(Looks(), walk(60), options=OPTIONS, refine="off")
+    assert stream.locate(frame(1.0)) is None
+    with pytest.raises(UsageError, match="before its first frame"):
+        stream.state()
+    way = places(list(stream))
+    for x_m in (1.0, 3.3, 5.0):
+        found = stream.locate(frame(x_m))
+        assert found is not None
+        assert np.linalg.inv(found.cam_from_world)[0, 3] / way[30, 0] * 30 * 0.12 == pytest.approx(x_m, abs=0.1)
+    assert stream.locate(frame(20.0)) is None
+    assert stream.locate(np.zeros((112, 160, 3), np.uint8)) is None
+    assert stream.figures["frames"] == 60
