@@ -22,6 +22,7 @@ from lean3r.types import Reconstruction
 logger = logging.getLogger("lean3r")
 
 CALIBRATED = 2 / 3  # of a window's views whose cameras are trusted: then its intrinsics serve the next ones
+ISLAND = 5  # keyframes in a row that are trusted although those around them are not
 NO_CLOUD = {"conf_percentile": 99.99, "max_points": 100}  # the stream has a cloud of its own
 
 
@@ -42,6 +43,7 @@ class Solver:
             return None
         report = scene.info.get("refinement", {"status": "kept"})
         results = results_of(scene, keyframes)
+        doubt_islands(results)
         is_trusted = report["status"] != "kept" and report["trusted"] >= CALIBRATED * len(keyframes)
         if is_trusted and not is_calibrated and len({keyframe.size for keyframe in keyframes}) == 1:
             matrix = np.median([result.original_intrinsics for result in results if result.is_certain], axis=0)
@@ -83,6 +85,20 @@ class Solver:
         if scene.info.get("refinement", {}).get("reason") == "interrupted":
             raise KeyboardInterrupt
         return scene, intrinsics is not None
+
+
+def doubt_islands(results: Sequence[Result]) -> None:
+    """Doubt keyframes that lie in a few among doubted ones: they seldom hold on to the others by more than chance."""
+    certain = [result.is_certain for result in results]
+    starts = [i for i, sure in enumerate(certain) if sure and not (i and certain[i - 1])]
+    runs = [
+        range(start, next((i for i in range(start, len(certain)) if not certain[i]), len(certain))) for start in starts
+    ]
+    longest = max(map(len, runs), default=0)
+    for run in runs:
+        if len(run) < min(ISLAND, longest):
+            for i in run:
+                results[i].is_certain = False
 
 
 @contextmanager
