@@ -8,7 +8,7 @@ import logging
 import shutil
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,7 @@ from lean3r.inputs import arrays
 from lean3r.inputs.decoding import open_image, own_pixel_limit
 from lean3r.inputs.frames import FrameChoice
 from lean3r.inputs.kept_frames import DECODERS, LOOKAHEAD, NOT_KEPT, PNG_LEVEL, FrameKeeper, KeptFrame
-from lean3r.inputs.listing import Still, find_pictures, nothing_usable
+from lean3r.inputs.listing import Listing, Still, find_pictures, nothing_usable
 from lean3r.inputs.masks import Masks, check_folder
 from lean3r.inputs.upright import turned, upright
 from lean3r.inputs.video import Clip, Frame, read_frames
@@ -98,6 +98,26 @@ class Pictures:
         self._kept: dict[str, dict[str, KeptFrame]] = {video: keeper.done() for video, keeper in keepers.items()}
         self._items, self._left_out = selection.items, selection.skipped
         self.names = selection.names
+
+    @classmethod
+    def of_stills(cls, stills: Sequence[Still], inputs: Sequence[str]) -> Pictures:
+        """Picture files that were listed before, in this order and under their names; `inputs` says where they are."""
+        made = cls.__new__(cls)
+        made.inputs, made.frames, made.keep_frames, made._mask_folder = tuple(inputs), FrameChoice(), False, None
+        made._listing = Listing(tuple(stills), ())
+        made._choose()
+        return made
+
+    def stills(self, folder: Path) -> list[Still]:
+        """The chosen pictures as files; frames of videos are written to `folder`. Frames that cannot be read any more
+        are left out."""
+        found: list[Still] = []
+        for item in self._items:
+            if isinstance(item, Clip):
+                found += frame_files(self._frames(item), folder)
+            else:
+                found.append(item)
+        return found
 
     def at_most(self, views: int) -> Pictures:
         """The same pictures, thinned evenly to `views`, or other frames of a video; nothing is listed again."""
@@ -318,6 +338,16 @@ def _in_threads(
                 yield name, future.result()
         for name, future in waiting:
             yield name, future.result()
+
+
+def frame_files(frames: Iterable[tuple[str, Image.Image]], folder: Path) -> list[Still]:
+    """Frames with their names, written to a folder as PNG files."""
+    found = []
+    for number, (name, image) in enumerate(frames, start=sum(1 for _ in folder.iterdir())):
+        path = folder / f"{number:06d}.png"
+        image.save(path, "PNG", compress_level=PNG_LEVEL)
+        found.append(Still(name, partial(path.open, "rb"), is_loose=False))
+    return found
 
 
 def _new_path(directory: Path, name: str) -> Path:

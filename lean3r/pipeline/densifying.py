@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 
 from lean3r.errors import UsageError
@@ -57,9 +58,11 @@ def densify_scene(
     device: torch.device,
     has_prior: bool = True,
     budget: Budget | None = None,
+    only: np.ndarray | None = None,
 ) -> Reconstruction:
     """Measure the depth of a scene, its network on a device; Ctrl-C keeps what is measured by then, or the depth as it
-    was. Without a prior no other depth is left. Nothing is measured if a budget on the CPU does not suffice for it."""
+    was. Without a prior no other depth is left. Nothing is measured if a budget on the CPU does not suffice for it.
+    `only` [S] bool are the views to measure (None: all)."""
     from lean3r.stereo.alone import densify_alone
     from lean3r.stereo.dense import densify
     from lean3r.stereo.joint import measure_jointly
@@ -82,7 +85,7 @@ def densify_scene(
         try:
             if not has_prior:
                 return densify_alone(scene, advanced)
-            return densify(scene, advanced, partial(measure_jointly, net=load_net(device=device)))
+            return densify(scene, advanced, partial(measure_jointly, net=load_net(device=device)), only)
         except KeyboardInterrupt:
             report = {"status": "kept", "reason": "interrupted"}
             scene = scene if has_prior else without_depth(scene)

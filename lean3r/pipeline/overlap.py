@@ -49,7 +49,7 @@ def find_overlap(scene: Reconstruction, usable: np.ndarray, views: np.ndarray) -
     What the features of the pictures leave in doubt is decided by those of pictures of twice the size, which take
     four times as long: views without a partner, and rotation in place.
     """
-    matcher = _Matcher(scene.images, usable)
+    matcher = Matcher(scene.images, usable)
     partners = np.zeros(len(views), int)
     pairs, skipped = [], []
     likely = _nearest_first(scene, views)
@@ -65,7 +65,7 @@ def find_overlap(scene: Reconstruction, usable: np.ndarray, views: np.ndarray) -
     if not isolated and not _rotates_only(pairs, scene.intrinsics):
         return Overlap(partners > 0, rotates_only=False)
     if usable[0].size < DOUBLED_BELOW:
-        matcher = _Matcher(scene.images, usable, doubled=True)
+        matcher = Matcher(scene.images, usable, doubled=True)
     # With many views, the predicted cameras chose the likely pairs; they may be wrong.
     every = sorted(combinations(np.flatnonzero(views).tolist(), 2), key=lambda pair: pair[1] - pair[0])
     unlikely = [pair for pair in every if not isolated.isdisjoint(pair)][:MAX_PAIRS]
@@ -87,7 +87,7 @@ def _nearest_first(scene: Reconstruction, views: np.ndarray) -> list[tuple[int, 
     return sorted(((i, j) for i, j in pairs if views[i] and views[j]), key=lambda pair: pair[1] - pair[0])
 
 
-class _Matcher:
+class Matcher:
     """Features of pictures, extracted on first use and perhaps in twice the size, and matches between two pictures."""
 
     def __init__(self, images: np.ndarray, usable: np.ndarray, doubled: bool = False):
@@ -108,7 +108,7 @@ class _Matcher:
 
     def match(self, i: int, j: int) -> Pair | None:
         """Verified matches of two views; None if they are too few."""
-        (xy_i, features_i), (xy_j, features_j) = self._extract(i), self._extract(j)
+        (xy_i, features_i), (xy_j, features_j) = self.features(i), self.features(j)
         if min(len(xy_i), len(xy_j)) < LEAST:
             return None
         distance = torch.cdist(features_i, features_j)
@@ -122,7 +122,7 @@ class _Matcher:
         inliers = np.zeros(len(first), bool) if model is None else np.asarray(model["inlier_mask"])
         return Pair((i, j), first[inliers], second[inliers]) if inliers.sum() >= LEAST else None
 
-    def _extract(self, view: int) -> tuple[np.ndarray, torch.Tensor]:
+    def features(self, view: int) -> tuple[np.ndarray, torch.Tensor]:
         """Features of a view in its usable pixels: positions [N, 2] in pixels, descriptors [N, 128]."""
         if view not in self._features:
             grey = self._images[view].mean(-1).astype(np.uint8)

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from lean3r.colmap_library import pycolmap
+from lean3r.refine.appearance import root, signature, vocabulary
 from lean3r.refine.features import files_to_view, set_cameras
 from lean3r.refine.job import Job
 from lean3r.refine.sequence import is_near
 
 LEAST_INLIERS = 15
-WORDS, SAMPLE, ROUNDS = 64, 20_000, 4  # words in the small vocabulary for comparing appearance
 ALIKE = 8  # views of most similar appearance that each view is matched with
 RELIABLE = ("CALIBRATED", "UNCALIBRATED", "PLANAR", "PLANAR_OR_PANORAMIC", "PANORAMIC")
 
@@ -118,24 +118,11 @@ def alike(job: Job, database: Path, ids: dict[int, int], near: np.ndarray) -> np
     VLAD over a vocabulary of these pictures."""
     views = sorted(ids)
     with pycolmap.Database.open(database) as opened:
-        descriptors_of_view = [np.asarray(opened.read_descriptors(ids[view]).data).astype(np.float32) for view in views]
-    descriptors_of_view = [np.sqrt(d / np.maximum(d.sum(1, keepdims=True), 1e-9)) for d in descriptors_of_view]
-    every = np.concatenate(descriptors_of_view)
-    if len(every) < WORDS:
+        descriptors = [root(np.asarray(opened.read_descriptors(ids[view]).data)) for view in views]
+    words = vocabulary(descriptors)
+    if words is None:
         return np.zeros((0, 2), np.int64)
-    rng = np.random.default_rng(0)
-    sample = every[rng.choice(len(every), min(SAMPLE, len(every)), replace=False)]
-    words = sample[:WORDS]
-    for _ in range(ROUNDS):
-        nearest = _nearest(sample, words)
-        words = np.stack([sample[nearest == w].mean(0) if (nearest == w).any() else words[w] for w in range(WORDS)])
-    vectors = []
-    for descriptors in descriptors_of_view:
-        total = np.zeros_like(words)
-        nearest = _nearest(descriptors, words)
-        np.add.at(total, nearest, descriptors - words[nearest])
-        total /= np.sqrt(np.linalg.norm(total, axis=1, keepdims=True)) + 1e-9
-        vectors.append(total.ravel() / (np.linalg.norm(total) + 1e-9))
+    vectors = [signature(of_view, words) for of_view in descriptors]
     likeness = np.stack(vectors) @ np.stack(vectors).T
     index = np.array(views)
     likeness[near[np.ix_(index, index)]] = -np.inf
@@ -143,10 +130,6 @@ def alike(job: Job, database: Path, ids: dict[int, int], near: np.ndarray) -> np
     best = np.argsort(-likeness, axis=1)[:, : min(ALIKE, len(views) - 1)]
     pairs = np.stack([np.repeat(index, best.shape[1]), index[best].ravel()], axis=1)
     return pairs[np.isfinite(np.take_along_axis(likeness, best, axis=1)).ravel()]
-
-
-def _nearest(descriptors: np.ndarray, words: np.ndarray) -> np.ndarray:
-    return np.argmax(descriptors @ words.T - 0.5 * (words**2).sum(1), axis=1)
 
 
 def image_ids(job: Job, database: Path) -> dict[int, int]:

@@ -74,12 +74,16 @@ def measure_classically(
     maps = np.zeros(prior.shape)
     for view in views:
         maps[view] = np.where(scene.mask[view], 1 / found[view].near.numpy(), 0)
+    confirming = set(found)
+    if scene.stored.size:
+        confirming |= {view for view in range(len(prior)) if scene.stored[view].any()}
+        maps = np.where(scene.stored > 0, scene.stored, maps)
     matched = Scene(maps, scene.cam_from_world, scene.optics)
     log_depth, log_b = prior.clone(), torch.zeros_like(prior) if prior_log_b is None else prior_log_b.clone()
     sure = torch.zeros(prior.shape, dtype=torch.bool)
 
     def finish(view: int) -> None:
-        others = [int(other) for other in scene.sources[view][:CHECKED] if int(other) in found]
+        others = [int(other) for other in scene.sources[view][:CHECKED] if int(other) in confirming]
         own = prior[view], None if prior_log_b is None else prior_log_b[view]
         log_depth[view], log_b[view], sure[view] = _joined(matched, view, others, found[view], own, greys[view])
 

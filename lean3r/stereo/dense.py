@@ -35,20 +35,21 @@ def densify(
     reconstruction: Reconstruction,
     advanced: Callable[[], None] = lambda: None,
     measure: Measure = measure_jointly,
+    only: np.ndarray | None = None,
 ) -> Reconstruction:
     """The scene with depth from stereo between its pictures, around the depth that it has.
 
     Views that overlap with no other keep their depth, and so does the whole scene where stereo does not agree better
     between the views. Confidence becomes the inverse of the expected relative error, weighted by the other views and by
-    sparse points. The cloud stays as it was. `advanced` is called twice for every view. `info["stereo"]` says what was
-    done: "status" (measured or kept), "views" measured, the median "disagreement" of views before and after in log
+    sparse points. The cloud stays as it was. `only` [S] bool are the views to measure (None: all); the depth of the
+    others stays and confirms theirs. `advanced` is called twice for every view. `info["stereo"]` says what was done: "status" (measured or kept), "views" measured, the median "disagreement" of views before and after in log
     depth, the share of pixels that another view has within 1 % ("close"), and "seconds".
     """
     started = time.perf_counter()
     depth = np.where(reconstruction.mask & (reconstruction.depth > 0), reconstruction.depth, 0).astype(np.float32)
     before = replace(reconstruction, depth=depth)
     seen = sightings(before)
-    found = measured_around(before, rasters(seen, depth.shape), measure, advanced)
+    found = measured_around(before, rasters(seen, depth.shape), measure, advanced, only)
     if found is None:
         return with_report(reconstruction, {"status": "kept", "reason": "no views overlap"}, started)
     is_measured = found.measured[:, None, None] & (depth > 0)
@@ -66,17 +67,26 @@ def densify(
 
 
 def measured_around(
-    reconstruction: Reconstruction, points: tuple[Tensor, Tensor], measure: Measure, advanced: Callable[[], None]
+    reconstruction: Reconstruction,
+    points: tuple[Tensor, Tensor],
+    measure: Measure,
+    advanced: Callable[[], None],
+    only: np.ndarray | None = None,
 ) -> Depths | None:
     """What is measured around the depth of a scene; None if no certain views overlap.
 
-    `points` are the log depth of points and where they are, both [S, H, W].
+    `points` are the log depth of points and where they are, both [S, H, W]; `only` [S] bool are the views to measure.
     """
     certain = reconstruction.is_certain
     sources = [others[certain[others]] for others in neighbours(Scene.of(reconstruction), CHECKED)]
+    pictures = posed(reconstruction, sources)
+    if only is not None:
+        sources = [others if wanted else others[:0] for others, wanted in zip(sources, only, strict=True)]
+        stored = np.where((certain & ~only)[:, None, None], reconstruction.depth, 0)
+        pictures = replace(pictures, sources=sources, stored=stored)
     if not any(len(others) for others in sources):
         return None
-    return measure(posed(reconstruction, sources), filled(reconstruction.depth), points, advanced)
+    return measure(pictures, filled(reconstruction.depth), points, advanced)
 
 
 def posed(reconstruction: Reconstruction, sources: Sequence[np.ndarray]) -> Posed:

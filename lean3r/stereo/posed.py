@@ -16,7 +16,8 @@ from lean3r.geometry.lens import Optics
 @dataclass(frozen=True)
 class Posed:
     """Pictures with cameras: images [S, H, W, 3] uint8, mask [S, H, W] bool, cam_from_world [S, 4, 4], intrinsics
-    [S, 3, 3] and optics; `sources`: for each view the others that it is compared with, the best first."""
+    [S, 3, 3] and optics; `sources`: for each view the others that it is compared with, the best first; `stored`
+    [S, H, W]: depth of views that are known and only confirm others, 0 elsewhere (empty: there are none)."""
 
     images: np.ndarray
     mask: np.ndarray
@@ -25,6 +26,7 @@ class Posed:
     optics: Optics
     sources: Sequence[np.ndarray]
     has_lenses: bool = False
+    stored: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True)
