@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lean3r.errors import LeanError as LeanError
     from lean3r.export import export as export
     from lean3r.export.options import ExportOptions as ExportOptions
+    from lean3r.grow.run import add as add
     from lean3r.inputs.cameras import GivenCameras as GivenCameras
     from lean3r.inputs.frames import FrameChoice as FrameChoice
     from lean3r.inputs.pictures import Pictures as Pictures
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "add": "lean3r.grow.run",
     "load": "lean3r.pipeline.load",
     "load_into": "lean3r.pipeline.save",
     "reconstruct": "lean3r.pipeline.reconstruct",
@@ -89,6 +91,7 @@ __all__ = [
     "StreamOptions",
     "Views",
     "__version__",
+    "add",
     "compress",
     "export",
     "list_models",

@@ -106,9 +106,10 @@ def write_all(
     directory: Path,
     formats: str | Iterable[str] = DEFAULT_FORMATS,
     options: ExportOptions | None = None,
+    others: Iterable[Path] = (),
 ) -> Written:
     """Write the chosen formats, then config.toml and manifest.json, into an existing folder; return the files, and the
-    figures of formats that have any, by format."""
+    figures of formats that have any, by format. `others` are files there that belong to the result, too."""
     from lean3r.export import manifest
     from lean3r.parallel import by_threads
 
@@ -119,7 +120,8 @@ def write_all(
 
     names = parse_formats(formats)
     written = by_threads(write, names)
-    files = [file for format_files, _ in written for file in format_files]
+    files = [*others]
+    files += [file for format_files, _ in written for file in format_files]
     seconds = {name: duration for name, (_, duration) in zip(names, written, strict=True)}
     figures = {
         name: format_files.figures

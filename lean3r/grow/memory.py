@@ -26,7 +26,6 @@ from lean3r.types import Source
 logger = logging.getLogger("lean3r")
 
 FILE = "memory.npz"
-PRINT_SIDE = 64  # of the small copy by which pictures are compared
 DESCRIPTOR = 128
 
 
@@ -93,22 +92,23 @@ def read_memory(folder: Path, names: Sequence[str], shape: tuple[int, ...]) -> M
     )
 
 
-def make_memory(sources: Sequence[Source], mask: np.ndarray, pictures: Pictures) -> Memory:
+def make_memory(sources: Sequence[Source], mask: np.ndarray, stills: Sequence[Still]) -> Memory:
     """The memory of views with these sources and masks [S, H, W], from their pictures; InputError if one is missing or
     has another size."""
-    images, prints = look_at(sources, mask, pictures)
+    images = look_at(sources, mask, stills)
     descriptors = descriptors_of(images, mask)
     words = vocabulary(descriptors)
     words = np.zeros((0, DESCRIPTOR), np.float32) if words is None else words
+    prints = tuple(print_of(still) for still in stills)
     return Memory(tuple(s.name for s in sources), images, prints, words, vectors_of(descriptors, words))
 
 
-def look_at(sources: Sequence[Source], mask: np.ndarray, pictures: Pictures) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The pictures of views in network pixels [S, H, W, 3] uint8, and their prints. See `make_memory`."""
+def look_at(sources: Sequence[Source], mask: np.ndarray, stills: Sequence[Still]) -> np.ndarray:
+    """The pictures of views in network pixels [S, H, W, 3] uint8. See `make_memory`."""
     number = {source.name: view for view, source in enumerate(sources)}
-    images, prints = np.full((*mask.shape, 3), 128, np.uint8), [""] * len(sources)
+    images = np.full((*mask.shape, 3), 128, np.uint8)
     side = max(mask.shape[1:])
-    for name, image in pictures.read(list(number), 2 * side):
+    for name, image in Pictures.of_stills(stills, ()).read(list(number), 2 * side):
         view = number.pop(name)
         source = sources[view]
         if abs(image.width * source.height / (image.height * source.width) - 1) > 0.02:
@@ -122,25 +122,22 @@ def look_at(sources: Sequence[Source], mask: np.ndarray, pictures: Pictures) -> 
         across, down = image.width / source.width, image.height / source.height
         box = [(sx * left + ox) * across, (sy * top + oy) * down, (sx * right + ox) * across, (sy * bottom + oy) * down]
         box = np.clip(box, 0, [image.width, image.height] * 2)
-        plain = image.convert("RGB")
-        small = plain.resize((int(right - left), int(bottom - top)), Image.Resampling.BICUBIC, box=tuple(box))
+        small = image.convert("RGB").resize(
+            (int(right - left), int(bottom - top)), Image.Resampling.BICUBIC, box=tuple(box)
+        )
         images[view, top:bottom, left:right] = np.asarray(small)
-        prints[view] = print_of(plain)
     if number:
         raise InputError(f"{min(number)} of the scene cannot be read any more.")
-    return images, tuple(prints)
+    return images
 
 
-def print_of(image: Image.Image) -> str:
-    """A print of a picture: equal for equal pictures, whatever their names."""
-    small = image.convert("RGB").resize((PRINT_SIDE, PRINT_SIDE), Image.Resampling.BOX)
-    return hashlib.sha256(small.tobytes()).hexdigest()[:32]
-
-
-def prints_of(stills: Sequence[Still], side: int) -> dict[str, str]:
-    """The print of each picture that can be read, by its name; `side` is that of the scene's maps."""
-    pictures = Pictures.of_stills(stills, ())
-    return {name: print_of(image) for name, image in pictures.read([still.name for still in stills], 2 * side)}
+def print_of(still: Still) -> str:
+    """A print of a picture file: equal for equal files, whatever their names; empty if it cannot be read."""
+    try:
+        with still.open() as file:
+            return hashlib.sha256(file.read()).hexdigest()
+    except (InputError, OSError):
+        return ""
 
 
 def descriptors_of(images: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:

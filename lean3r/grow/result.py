@@ -93,7 +93,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{folder / MANIFEST} cannot be read ({error}).") from error
     if "stream.json" in listed or (folder / "stream.json").exists():
-        raise InputError(f"{folder} holds a stream; `lean3r stream --resume` goes on with it. Pictures cannot be added.")
+        raise InputError(
+            f"{folder} holds a stream; `lean3r stream --resume` goes on with it. Pictures cannot be added."
+        )
     if manifest["layout_version"] != LAYOUT_VERSION:
         raise InputError(
             f"{folder} has the layout {manifest['layout_version']} (lean3r {manifest['lean3r']}), and this is "
@@ -101,7 +103,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
         )
     if missing := sorted(name for name in listed if not (folder / name).is_file()):
         more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
-        raise InputError(f"{folder} is incomplete: {missing[0]}{more} of its {MANIFEST} are gone. Reconstruct it again.")
+        raise InputError(
+            f"{folder} is incomplete: {missing[0]}{more} of its {MANIFEST} are gone. Reconstruct it again."
+        )
     formats = manifest.get("seconds_by_format")
     if not isinstance(formats, dict) or not isinstance(manifest.get("views"), list) or not manifest["views"]:
         raise InputError(f"{folder} is a result of another command; expected one of `lean3r reconstruct`.")

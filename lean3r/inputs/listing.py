@@ -129,7 +129,7 @@ def find_pictures(inputs: Sequence[str | Path], given: Sequence[Still] = ()) -> 
         if not candidate.is_video:
             items.append(Still(name, candidate.open, candidate.is_loose))
             continue
-        stem = _claim_name(name.rpartition(".")[0] or name, stems)
+        stem = claim_name(name.rpartition(".")[0] or name, stems)
         try:
             film = scan(name, stem, candidate.open)
         except InputError as error:
@@ -288,7 +288,7 @@ def _unique_names(paths: Sequence[tuple[str, ...]]) -> list[str]:
             break
         depth.update({i: depth[i] + 1 for i in longer})
     used: set[str] = set()
-    return [_claim_name("/".join(map(_shorten, printable(name).split("/"))), used) for name in names]
+    return [claim_name("/".join(map(_shorten, printable(name).split("/"))), used) for name in names]
 
 
 def _shorten(part: str) -> str:
@@ -300,7 +300,7 @@ def _shorten(part: str) -> str:
     return stem.encode()[:room].decode(errors="ignore") + suffix
 
 
-def _claim_name(name: str, used: set[str]) -> str:
+def claim_name(name: str, used: set[str]) -> str:
     """Claim `name`, or the first of name~2, name~3, ... (before the suffix) that is free, and return it."""
     stem, suffix = os.path.splitext(name)
     choice, number = name, 2

@@ -49,6 +49,7 @@ ROOMS = {
     "stereo": {"geometry", "refine"},
     "pipeline": {"models", "compress", "inputs", "geometry", "refine", "stereo"},
     "stream": {"models", "layers", "pipeline", "inputs", "geometry", "refine", "stereo", "export"},
+    "grow": {"models", "pipeline", "inputs", "geometry", "refine", "stereo", "export", "stream"},
     "bench": {"models", "compress", "pipeline", "inputs", "export", "layers", "testing"},
     "cli": {"*"},
     "testing": set(),

@@ -47,6 +47,7 @@ PUBLIC = {
     "StreamOptions",
     "Views",
     "__version__",
+    "add",
     "compress",
     "export",
     "list_models",

@@ -1,0 +1,207 @@
+"""Reconstruct new pictures together with recalled views, in the world of a scene."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lean3r.grow.recall import Recall
+from lean3r.inputs.cameras import GivenCamera, GivenCameras
+from lean3r.inputs.pictures import Pictures
+from lean3r.models.base import Backbone
+from lean3r.pipeline.densifying import densify_scene, measures
+from lean3r.pipeline.observer import Observer
+from lean3r.pipeline.reconstruct import reconstruct
+from lean3r.refine import RefineOptions
+from lean3r.stereo.options import StereoOptions
+from lean3r.stream import sim3
+from lean3r.stream.join import Join, Shared, join
+from lean3r.types import Lens, Reconstruction, Registration
+
+LOOK = 64  # pixels: side of the pictures that are read for their size and focal length alone
+
+
+class _Part(Observer):
+    """Shows the stages of a part of a run, and not what that part reads."""
+
+    def __init__(self, whole: Observer) -> None:
+        super().__init__()
+        self.seconds = whole.seconds
+        self._whole = whole
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Any]:
+        """That of the whole run."""
+        with self._whole.stage(name) as progress:
+            yield progress
+
+
+def place(
+    model: Backbone,
+    scene: Reconstruction,
+    chosen: Recall,
+    pictures: Pictures,
+    *,
+    is_held: bool,
+    refining: RefineOptions,
+    config: Mapping[str, Any],
+    masks: str | Path | None,
+    resolution: int | None,
+    seed: int,
+    observer: Observer,
+) -> Reconstruction:
+    """A scene of the recalled views, which come first in `pictures`, and the new ones, in the world of the scene.
+
+    If `is_held`, refinement registers the new views against the cameras of the recalled ones, held fixed. Otherwise the
+    network's own world is joined to the scene's by a robust similarity. The depth of recalled views is that of the
+    scene; depth of new ones is measured as in the scene, by its `config`. New views that nothing confirms are uncertain.
+    """
+    stereo = StereoOptions(**{name: config[name] for name in ("dense", "depth_size") if name in config})
+    shared = len(chosen.views)
+
+    def run(cameras: GivenCameras | None, refine: RefineOptions | str) -> Reconstruction:
+        network = replace(stereo, dense="off" if stereo.dense == "off" else "network")
+        part = reconstruct(
+            model,
+            pictures,
+            cameras=cameras,
+            masks=masks,
+            resolution=resolution,
+            seed=seed,
+            refine=refine,
+            dense=network,
+            points=scene.point_options,
+            observer=_Part(observer),
+        )
+        if part.info.get("refinement", {}).get("reason") == "interrupted":
+            raise KeyboardInterrupt  # the scene stays as it was
+        return part
+
+    if is_held:
+        on = replace(refining, when="on")
+        lenses = lenses_of_new(scene, chosen.views, pictures) if refining.share_lens != "never" else {}
+        part = _confirmed(run(cameras_of(scene, chosen.views, pictures, lenses), on), shared)
+        if lenses and doubted(part, chosen.matches):  # their lens may be another one
+            other = _confirmed(run(cameras_of(scene, chosen.views, pictures, {}), on), shared)
+            part = max(part, other, key=lambda each: int(each.is_certain.sum()))
+    else:
+        part = joined(scene, chosen.views, run(None, "off"))
+    part = with_stored_depth(scene, chosen.views, part)
+    if stereo.dense != "off" and measures(stereo, part):
+        only = np.arange(len(part.sources)) >= shared
+        part = densify_scene(part, _Part(observer), next(model.parameters()).device, only=only)
+    return part
+
+
+def cameras_of(
+    scene: Reconstruction, views: Sequence[int], pictures: Pictures, lenses: Mapping[str, Lens]
+) -> GivenCameras:
+    """The cameras of the recalled views, and the lenses of new ones, as far as they are known by name."""
+    known = []
+    for view in views:
+        source, matrix = scene.sources[view], scene.original_intrinsics[view]
+        lens = scene.lenses[view] if scene.lenses else None
+        known.append(GivenCamera(source.name, source.width, source.height, matrix, scene.cam_from_world[view], lens))
+    for name in pictures.names[len(views) :]:
+        known.append(GivenCamera(name, lens=lenses.get(name)))
+    return GivenCameras(tuple(known), "the scene", scene.scale == "metric")
+
+
+def lenses_of_new(scene: Reconstruction, views: Sequence[int], pictures: Pictures) -> dict[str, Lens]:
+    """The lenses of new pictures that have the size and the focal length in EXIF of recalled views with one lens."""
+    if not scene.lenses:
+        return {}
+    looks = {p.source.name: p.source for p in pictures.whole(pictures.names, LOOK)}
+    keys = {name: (look.width, look.height, look.focal_px) for name, look in looks.items()}
+    stored: dict[Any, set[Lens]] = {}
+    for view in views:
+        if (key := keys.get(scene.names[view])) is not None:
+            stored.setdefault(key, set()).add(scene.lenses[view])
+    single = {key: next(iter(lenses)) for key, lenses in stored.items() if len(lenses) == 1}
+    return {name: single[key] for name, key in keys.items() if key in single and name in pictures.names[len(views) :]}
+
+
+def doubted(part: Reconstruction, matches: np.ndarray) -> bool:
+    """Whether a new picture that matches stored views is uncertain; matches [N, S]."""
+    labels = part.registration[len(part.sources) - len(matches) :]
+    return any(label == "uncertain" and row.any() for label, row in zip(labels, matches, strict=True))
+
+
+def _confirmed(part: Reconstruction, shared: int) -> Reconstruction:
+    """The part with new views marked as uncertain that refinement did not register."""
+    is_kept = part.info["refinement"]["status"] == "kept"
+    labels: list[Registration] = list(part.registration)
+    for view in range(shared, len(labels)):
+        if is_kept or labels[view] == "predicted":
+            labels[view] = "uncertain"
+    return replace(part, registration=tuple(labels))
+
+
+def joined(scene: Reconstruction, views: Sequence[int], part: Reconstruction) -> Reconstruction:
+    """A part in the network's own world, moved into that of the scene by all points and poses that both have.
+
+    If these do not agree, or a new view overlaps with no other, new views are uncertain. `info["join"]` says how well
+    they agree.
+    """
+    pairs = []
+    for at, view in enumerate(views):
+        (own, own_conf), (new, new_conf) = (region(each, number) for each, number in ((scene, view), (part, at)))
+        if own.shape != new.shape:
+            continue
+        poses = scene.cam_from_world[view], part.cam_from_world[at]
+        intrinsics = (_in_region(scene, view) + _in_region(part, at)) / 2
+        pairs.append(Shared(poses, (own, new), (own_conf, new_conf), intrinsics))
+    found = join(pairs) if pairs else None
+    if found is None:  # no depth in common: the camera of one view, at the network's scale
+        matrix = np.linalg.inv(scene.cam_from_world[views[0]]) @ part.cam_from_world[0]
+        found = Join(matrix, 1.0, np.pi, 1.0, 0, len(views), "no shared depth")
+    warnings = part.info.get("warnings", ())
+    alone = {name for w in warnings if w["code"] == "no-overlap" for name in w["views"] or part.names}
+    labels: list[Registration] = ["predicted"] * len(part.sources)
+    for view in range(len(views), len(labels)):
+        if not found.is_good or part.names[view] in alone:
+            labels[view] = "uncertain"
+    return replace(
+        part,
+        cam_from_world=sim3.move_poses(found.matrix, part.cam_from_world),
+        depth=part.depth * np.float32(sim3.parts(found.matrix)[0]),
+        registration=tuple(labels),
+        scale=scene.scale,
+        info={**part.info, "join": found.as_dict()},
+    )
+
+
+def with_stored_depth(scene: Reconstruction, views: Sequence[int], part: Reconstruction) -> Reconstruction:
+    """The part with cameras, depth and confidence of its recalled views as the scene has them."""
+    depth, conf, poses = part.depth.copy(), part.conf.copy(), part.cam_from_world.copy()
+    for at, view in enumerate(views):
+        poses[at] = scene.cam_from_world[view]
+        inside, own = inside_of(part.mask[at]), region(scene, view)
+        if depth[at][inside].shape == own[0].shape:
+            depth[at][inside], conf[at][inside] = own
+    return replace(part, depth=depth, conf=conf, cam_from_world=poses)
+
+
+def inside_of(mask: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of the picture in its padding; mask [H, W] is False there."""
+    rows, cols = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1)
+
+
+def region(scene: Reconstruction, view: int) -> tuple[np.ndarray, np.ndarray]:
+    """Depth and confidence of a view, without padding."""
+    inside = inside_of(scene.mask[view])
+    return scene.depth[view][inside], scene.conf[view][inside]
+
+
+def _in_region(scene: Reconstruction, view: int) -> np.ndarray:
+    """Intrinsics [3, 3] in pixels of `region`."""
+    rows, cols = inside_of(scene.mask[view])
+    intrinsics = scene.intrinsics[view].copy()
+    intrinsics[:2, 2] -= cols.start, rows.start
+    return intrinsics
