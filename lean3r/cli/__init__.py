@@ -22,6 +22,7 @@ COMMANDS = Registry(
     "command",
     {
         "reconstruct": "lean3r.cli.reconstruct:Reconstruct",
+        "add": "lean3r.cli.add:Add",
         "stream": "lean3r.cli.stream:StreamCommand",
         "models": "lean3r.cli.models:Models",
         "doctor": "lean3r.cli.doctor:Doctor",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from lean3r.errors import InputError
 from lean3r.export.names import unique_names
 from lean3r.grow.result import Result
 from lean3r.inputs.listing import Still, find_pictures
 from lean3r.inputs.pictures import frame_files
+from lean3r.inputs.upright import turned
 from lean3r.inputs.video import Clip, read_frames
 
 IMAGES = "images"
@@ -46,8 +49,7 @@ class Album:
                 found |= {listed[still.name]: still for still in self._read(batch, list(listed))}
         if missing := [name for name in names if name not in found]:
             raise InputError(
-                f"{len(missing)} of {len(names)} needed pictures of {self._result.folder} are not found ({missing[0]}); "
-                f"{WHERE}."
+                f"{len(missing)} of {len(names)} pictures of {self._result.folder} are not found ({missing[0]}); {WHERE}."
             )
         return [replace(found[name], name=name) for name in names]
 
@@ -96,8 +98,7 @@ def additions(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return added
 
 
-def _frames(clip: Clip):
-    from lean3r.inputs.upright import turned
-
+def _frames(clip: Clip) -> Iterator[tuple[str, Image.Image]]:
+    """Upright."""
     for name, image, orientation in read_frames(clip):
         yield name, turned(image, orientation)

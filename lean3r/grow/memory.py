@@ -113,8 +113,8 @@ def look_at(sources: Sequence[Source], mask: np.ndarray, stills: Sequence[Still]
         source = sources[view]
         if abs(image.width * source.height / (image.height * source.width) - 1) > 0.02:
             raise InputError(
-                f"{name} is {image.width}x{image.height}, and the scene's has {source.width}x{source.height} pixels: it "
-                "is another picture. Say with --stored where those of the scene are."
+                f"{name} is {image.width}x{image.height}, and the scene's has {source.width}x{source.height} pixels: "
+                "it is another picture. Say with --stored where those of the scene are."
             )
         rows, cols = (np.flatnonzero(mask[view].any(axis=axis)) for axis in (1, 0))
         top, left, bottom, right = rows[0], cols[0], rows[-1] + 1, cols[-1] + 1

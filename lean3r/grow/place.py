@@ -59,12 +59,12 @@ def place(
 
     If `is_held`, refinement registers the new views against the cameras of the recalled ones, held fixed. Otherwise the
     network's own world is joined to the scene's by a robust similarity. The depth of recalled views is that of the
-    scene; depth of new ones is measured as in the scene, by its `config`. New views that nothing confirms are uncertain.
+    scene; that of new ones is measured by the scene's `config`. New views that nothing confirms are uncertain.
     """
     stereo = StereoOptions(**{name: config[name] for name in ("dense", "depth_size") if name in config})
     shared = len(chosen.views)
 
-    def run(cameras: GivenCameras | None, refine: RefineOptions | str) -> Reconstruction:
+    def run(cameras: GivenCameras | None, refine: RefineOptions) -> Reconstruction:
         network = replace(stereo, dense="off" if stereo.dense == "off" else "network")
         part = reconstruct(
             model,
@@ -90,7 +90,7 @@ def place(
             other = _confirmed(run(cameras_of(scene, chosen.views, pictures, {}), on), shared)
             part = max(part, other, key=lambda each: int(each.is_certain.sum()))
     else:
-        part = joined(scene, chosen.views, run(None, "off"))
+        part = joined(scene, chosen.views, run(None, RefineOptions(when="off")))
     part = with_stored_depth(scene, chosen.views, part)
     if stereo.dense != "off" and measures(stereo, part):
         only = np.arange(len(part.sources)) >= shared

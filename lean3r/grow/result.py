@@ -51,6 +51,10 @@ _SHAPES = {
     "registration": (),
     "names": (),
 }
+UNDISTORTED = (
+    "{} was written with --undistort: its COLMAP model is not that of its pictures. Reconstruct it without, add the "
+    "pictures, and undistort the result (colmap image_undistorter)."
+)
 _ON_PIXEL = 1e-6  # of a pixel: a measured feature is never so near to a pixel's centre
 
 
@@ -66,6 +70,12 @@ class Result:
     formats: Sequence[str]
 
     @property
+    def model(self) -> str:
+        """The name of the model that made it; nano if that is not recorded."""
+        names = (self.config.get("model_loaded"), self.manifest.get("model"))
+        return next((name for name in names if isinstance(name, str) and name != "none"), "nano")
+
+    @property
     def are_confirmed(self) -> bool:
         """Whether evidence beyond the network supports the cameras."""
         return sum(label in CONFIRMED for label in self.scene.registration) > 1
@@ -78,6 +88,8 @@ def read_result(folder: str | Path) -> Result:
     """
     folder = Path(folder).expanduser()
     manifest, config = _manifest(folder), _config(folder / CONFIG)
+    if config.get("undistort") and "colmap" in manifest["seconds_by_format"]:
+        raise InputError(UNDISTORTED.format(folder))
     scene = _scene(folder, manifest, config)
     return Result(folder, scene, manifest, config, tuple(manifest["seconds_by_format"]))
 
@@ -109,6 +121,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
     formats = manifest.get("seconds_by_format")
     if not isinstance(formats, dict) or not isinstance(manifest.get("views"), list) or not manifest["views"]:
         raise InputError(f"{folder} is a result of another command; expected one of `lean3r reconstruct`.")
+    if any(name.startswith("images_") for name in listed):
+        raise InputError(UNDISTORTED.format(folder))
     if PREDICTIONS not in listed:
         raise InputError(
             f"{folder} has no {PREDICTIONS}, which holds depth and cameras: reconstruct it with the format npz."
@@ -203,8 +217,8 @@ def _times(path: Path) -> dict[str, float]:
 def _sources(arrays: Mapping[str, np.ndarray], times_s: Mapping[str, float]) -> tuple[Source, ...]:
     rows = zip(arrays["names"], arrays["image_size"], arrays["original_from_network"], strict=True)
     return tuple(
-        Source(str(name), int(width), int(height), tuple(map(float, mapped)), timestamp_s=times_s.get(str(name)))
-        for name, (width, height), mapped in rows
+        Source(str(name), int(width), int(height), (sx, sy, ox, oy), timestamp_s=times_s.get(str(name)))
+        for name, (width, height), (sx, sy, ox, oy) in ((*row[:2], row[2].tolist()) for row in rows)
     )
 
 
@@ -245,7 +259,8 @@ def read_sparse(folder: Path, sources: Sequence[Source], certain: np.ndarray) ->
     the centre of a pixel. InputError if the model is damaged."""
     check_model(folder)
     at = np.flatnonzero(certain)
-    view_of = dict(zip(unique_names(sources[view].name for view in at), at.tolist(), strict=True))
+    names = unique_names(source.name for source, is_kept in zip(sources, certain, strict=True) if is_kept)
+    view_of = dict(zip(names, at.tolist(), strict=True))
     parts = []
     for name, xy, ids in _images((folder / "images.bin").read_bytes()):
         if (view := view_of.get(name)) is not None:

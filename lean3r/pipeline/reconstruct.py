@@ -129,7 +129,8 @@ def reconstruct(
     scene, content = _predict_scene(model, views, sources, run, points, given, masking, fit, observer)
     options = (FrameChoice() if files is None else files.frames, known, run, stereo, points)
     folder = None if masking is None else str(masking.folder)
-    info = scene.info | record_of(model, options, refining, fit, {"masks": folder})
+    more = {"masks": folder} | ({} if files is None else {"inputs": list(files.inputs)})
+    info = scene.info | record_of(model, options, refining, fit, more)
     if masking is not None:
         info["masks"] = {"folder": folder, "views": len(masking.files)}
     scene = replace(scene, skipped=skipped, info=info)

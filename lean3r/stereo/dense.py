@@ -42,8 +42,9 @@ def densify(
     Views that overlap with no other keep their depth, and so does the whole scene where stereo does not agree better
     between the views. Confidence becomes the inverse of the expected relative error, weighted by the other views and by
     sparse points. The cloud stays as it was. `only` [S] bool are the views to measure (None: all); the depth of the
-    others stays and confirms theirs. `advanced` is called twice for every view. `info["stereo"]` says what was done: "status" (measured or kept), "views" measured, the median "disagreement" of views before and after in log
-    depth, the share of pixels that another view has within 1 % ("close"), and "seconds".
+    others stays and confirms theirs. `advanced` is called twice for every view. `info["stereo"]` says what was done:
+    "status" (measured or kept), "views" measured, the median "disagreement" of views before and after in log depth, the
+    share of pixels that another view has within 1 % ("close"), and "seconds".
     """
     started = time.perf_counter()
     depth = np.where(reconstruction.mask & (reconstruction.depth > 0), reconstruction.depth, 0).astype(np.float32)
