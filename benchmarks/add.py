@@ -62,7 +62,8 @@ def errors(found: Reconstruction, truth: dict[str, np.ndarray], new: list[str]) 
     """Errors of the cameras of new pictures, after a similarity that aligns the others: degrees, and the distance in
     per cent of the extent of all true cameras."""
     poses = {name: pose for name, pose in zip(found.names, found.cam_from_world, strict=True) if name in truth}
-    others = [name for name in poses if name not in new]
+    labels = dict(zip(found.names, found.registration, strict=True))
+    others = [name for name in poses if name not in new and labels[name] != "uncertain"]
     own, true = (torch.from_numpy(np.stack([of[name] for name in others])) for of in (poses, truth))
     _, fit = align_cameras(own, true)
     moved = fit.apply_to_poses(torch.from_numpy(np.stack([poses[name] for name in new]))).numpy()
@@ -72,7 +73,6 @@ def errors(found: Reconstruction, truth: dict[str, np.ndarray], new: list[str]) 
     away = np.linalg.norm(centres(moved) - centres(wanted), axis=1)
     every = centres(np.stack(list(truth.values())))
     extent = float(np.linalg.norm(every - every.mean(0), axis=1).max())
-    labels = dict(zip(found.names, found.registration, strict=True))
     return {
         "median_deg": float(np.median(angle)),
         "worst_deg": float(angle.max()),

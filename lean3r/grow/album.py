@@ -48,9 +48,8 @@ class Album:
             if listed:
                 found |= {listed[still.name]: still for still in self._read(batch, list(listed))}
         if missing := [name for name in names if name not in found]:
-            raise InputError(
-                f"{len(missing)} of {len(names)} pictures of {self._result.folder} are not found ({missing[0]}); {WHERE}."
-            )
+            count = f"{len(missing)} of {len(names)}"
+            raise InputError(f"{count} pictures of {self._result.folder} are not found ({missing[0]}); {WHERE}.")
         return [replace(found[name], name=name) for name in names]
 
     def _batches(self) -> list[Batch]:

@@ -77,6 +77,7 @@ def add(
         raise UsageError("adding pictures needs a network, such as lean3r.load('nano').")
     observer = observer or Observer()
     folder, in_place = Path(scene).expanduser(), out is None
+    target = folder if out is None else out
     stored = [stored] if isinstance(stored, str | Path) else list(stored)
     read_result(folder)  # before any work, and before a lock is made beside what is no result
     new = pictures if isinstance(pictures, Pictures) else Pictures(pictures, frames)
