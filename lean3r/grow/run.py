@@ -87,9 +87,7 @@ def add(
     found: Reconstruction | None = None
     with temporary_folder("add") as scratch:
         try:
-            with atomic_folder(
-                folder if in_place else out, overwrite=in_place or overwrite, inputs=inputs
-            ) as directory:
+            with atomic_folder(target, overwrite=in_place or overwrite, inputs=inputs) as directory:
                 with observer.stage("scene"):
                     result = read_result(folder)
                 adding = _Adding(model, result, Album(result, stored, scratch), observer)
