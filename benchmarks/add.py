@@ -59,13 +59,17 @@ def truth_of(scene: Path) -> dict[str, np.ndarray]:
 
 
 def errors(found: Reconstruction, truth: dict[str, np.ndarray], new: list[str]) -> dict[str, float | int]:
-    """Errors of the cameras of new pictures, after a similarity that aligns the others: degrees, and the distance in
-    per cent of the extent of all true cameras."""
+    """Errors of the cameras of new pictures, without those that are marked as uncertain, after a similarity that aligns
+    the others: degrees, and the distance in per cent of the extent of all true cameras."""
     poses = {name: pose for name, pose in zip(found.names, found.cam_from_world, strict=True) if name in truth}
     labels = dict(zip(found.names, found.registration, strict=True))
     others = [name for name in poses if name not in new and labels[name] != "uncertain"]
     own, true = (torch.from_numpy(np.stack([of[name] for name in others])) for of in (poses, truth))
     _, fit = align_cameras(own, true)
+    uncertain = sum(labels[name] == "uncertain" for name in new)
+    new = [name for name in new if labels[name] != "uncertain"]
+    if not new:
+        return {"uncertain": uncertain}
     moved = fit.apply_to_poses(torch.from_numpy(np.stack([poses[name] for name in new]))).numpy()
     wanted = np.stack([truth[name] for name in new])
     turn = np.einsum("sij,skj->sik", moved[:, :3, :3], wanted[:, :3, :3])
@@ -78,7 +82,7 @@ def errors(found: Reconstruction, truth: dict[str, np.ndarray], new: list[str]) 
         "worst_deg": float(angle.max()),
         "median_percent": 100 * float(np.median(away)) / extent,
         "worst_percent": 100 * float(away.max()) / extent,
-        "uncertain": sum(labels[name] == "uncertain" for name in new),
+        "uncertain": uncertain,
     }
 
 
@@ -99,9 +103,8 @@ def timed(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     return found, {"seconds": time.perf_counter() - start, "processor_seconds": processor() - before}
 
 
-def accuracy(model: Any, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row a scene."""
-    rows: dict[str, Any] = {}
+def accuracy(model: Any, options: argparse.Namespace, rows: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """One row a scene, besides those of before."""
     every = sorted(path.name for path in options.photos.iterdir() if (path / "gt").is_dir())
     for name in options.scenes or every:
         scene = options.photos / name
@@ -127,7 +130,7 @@ def accuracy(model: Any, options: argparse.Namespace) -> Iterator[dict[str, Any]
         yield {"accuracy": rows}
 
 
-def growth(model: Any, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def growth(model: Any, options: argparse.Namespace, _: object) -> Iterator[dict[str, Any]]:
     """One row a number of stored views."""
     _, new = split(options.photos / GROWN)
     rows: list[dict[str, Any]] = []
@@ -237,7 +240,7 @@ def main() -> None:
     result: dict[str, Any] = parse_json(path.read_bytes()) if path.exists() else {}
     result["hardware"] = hardware()
     for part in options.parts:
-        for row in {"accuracy": accuracy, "growth": growth}[part](model, options):
+        for row in {"accuracy": accuracy, "growth": growth}[part](model, options, result.get(part, {})):
             result |= row
             write_result(options.out, result)
 

@@ -60,6 +60,15 @@ def atomic_folder(out: str | Path, *, overwrite: bool = False, inputs: Iterable[
         ) from error
 
 
+def settle(target: Path) -> None:
+    """Complete or undo what a killed run left beside or in a folder, so that it is whole again. UsageError if a run is
+    writing to it, or nothing can be written there."""
+    target = target.resolve()
+    if find_parts(target.parent) or find_parts(target):
+        with _workspace(target, str(target)):
+            pass
+
+
 def check_target(target: Path, *, shown: str, overwrite: bool) -> None:
     """Raise UsageError unless a result may be written to `target`; messages show the user's spelling `shown`."""
     if not target.exists() or not _entries(target):

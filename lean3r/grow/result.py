@@ -14,7 +14,7 @@ from typing import Any, get_args
 import numpy as np
 
 from lean3r.errors import InputError
-from lean3r.export.atomic import MANIFEST, result_files
+from lean3r.export.atomic import MANIFEST, result_files, settle
 from lean3r.export.manifest import LAYOUT_VERSION
 from lean3r.export.names import unique_names
 from lean3r.geometry.lens import LENSES
@@ -87,6 +87,8 @@ def read_result(folder: str | Path) -> Result:
     InputError if it is none, of another version, of a stream, incomplete or damaged; the message says what is missing.
     """
     folder = Path(folder).expanduser()
+    if not folder.is_dir() or result_files(folder) is None:
+        settle(folder)
     manifest, config = _manifest(folder), _config(folder / CONFIG)
     if config.get("undistort") and "colmap" in manifest["seconds_by_format"]:
         raise InputError(UNDISTORTED.format(folder))

@@ -55,6 +55,17 @@ def photos(folder: Path, size: tuple[int, int] = (WIDTH, HEIGHT)) -> None:
             picture.resize(size).save(folder / f"IMG_{number}.jpg", exif=exif, quality=95)
 
 
+def more(*numbers: int) -> Callable[[Path], None]:
+    """Other photos of the same room, between those of `photos`."""
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        for number in numbers:
+            (folder / f"IMG_{number}.jpg").write_bytes(taken(FRAMES)[0][number])
+
+    return write
+
+
 def masks(folder: Path) -> None:
     """A black strip at the left of every photo."""
     folder.mkdir()
@@ -204,6 +215,7 @@ OF_PAGE: dict[str, dict[str, Callable[[Path], None]]] = {
         "poses_tum.txt": trajectory,
         "camera.json": lens,
     },
+    "docs/how-to/add.md": {"more": more(7, 8), "later": more(9), "evening": more(10)},
     "docs/nano.md": {"DIR": photos},
 }
 

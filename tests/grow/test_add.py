@@ -1,0 +1,276 @@
+"""Pictures added to a result: the old cameras stay, the new ones are right, and no result is ever lost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+import torch
+from PIL import Image
+
+import lean3r
+from lean3r.cli.main import main
+from lean3r.geometry.align import align_cameras
+from lean3r.grow import run
+from lean3r.grow.memory import FILE
+from lean3r.grow.recall import cover
+from lean3r.grow.result import read_result
+from lean3r.inputs.cameras import read_given
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "refine"))
+import scenes
+
+POSES = scenes.arc(8, 0.5)
+STORED, NEW, LATER = (0, 1, 3, 4, 6, 7), (2,), (5,)
+QUICK = ["--resolution", "120", "--dense", "network"]
+FORMATS = ["-f", "cameras,npz,ply,colmap,depth"]
+
+
+def photo(view: int, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(scenes.photograph(POSES[view])[0]).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model() -> object:
+    return lean3r.load("nano")
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with photos/ and a refined result of them, out/."""
+    folder = tmp_path_factory.mktemp("album")
+    for number, view in enumerate(STORED):
+        photo(view, folder / "photos" / f"{number}.png")
+    assert main(["reconstruct", str(folder / "photos"), "-o", str(folder / "out"), "-q", *QUICK, *FORMATS]) == 0
+    assert set(read_result(folder / "out").scene.registration) == {"refined"}
+    return folder
+
+
+@pytest.fixture
+def out(album: Path, tmp_path: Path) -> Path:
+    """A copy of the result."""
+    return Path(shutil.copytree(album / "out", tmp_path / "out"))
+
+
+def add(out: Path, *arguments: str | Path) -> int:
+    return main(["add", str(out), *map(str, arguments), "-q"])
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """The content of every file."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def assert_old_ones_stay(before: Path, after: Path) -> None:
+    """Every number about the old cameras, in every file, and all triangulated points."""
+    views = [json.loads((folder / "cameras.json").read_text())["views"] for folder in (before, after)]
+    assert views[1][: len(views[0])] == views[0]
+    old, new = (np.load(folder / "predictions.npz") for folder in (before, after))
+    count, (height, width) = len(old["names"]), old["depth"].shape[1:]
+    for key in old.files:
+        if key != "scale":
+            kept = new[key][:count]
+            kept = kept[:, :height, :width] if key in ("depth", "conf", "mask") else kept
+            assert kept.dtype.kind == old[key].dtype.kind and (kept == old[key]).all(), key
+    points = [read_result(folder).scene.sparse for folder in (before, after)]
+    assert points[0] is not None and points[1] is not None
+    assert (points[1].xyz[: len(points[0].xyz)] == points[0].xyz).all() and len(points[0].xyz) > 50
+    theirs = points[1].view < count
+    rows = np.column_stack([points[1].point, points[1].view, points[1].xy])[theirs]
+    wanted = np.column_stack([points[0].point, points[0].view, points[0].xy])
+    assert set(map(tuple, wanted)) <= set(map(tuple, rows))
+    cameras = [pycolmap.Reconstruction(folder / "sparse" / "0") for folder in (before, after)]
+    images = [{image.name: image for image in each.images.values()} for each in cameras]
+    for name, image in images[0].items():
+        assert (image.cam_from_world().matrix() == images[1][name].cam_from_world().matrix()).all()
+
+
+def wrong_by(out: Path, views: dict[str, int]) -> float:
+    """Largest error of cameras, in degrees or in per cent of a world unit, after a similarity by the stored ones."""
+    scene = read_result(out).scene
+    truth = {f"{number}.png": view for number, view in enumerate(STORED)} | views
+    own = torch.from_numpy(np.stack([scene.cam_from_world[scene.names.index(name)] for name in truth]))
+    true = torch.from_numpy(np.stack([POSES[view] for view in truth.values()]))
+    _, fit = align_cameras(own[: len(STORED)], true[: len(STORED)])
+    moved = fit.apply_to_poses(own).numpy()
+    turn = np.einsum("sij,skj->sik", moved[:, :3, :3], true.numpy()[:, :3, :3])
+    angle = np.degrees(np.arccos(((np.trace(turn, axis1=1, axis2=2) - 1) / 2).clip(-1, 1)))
+    away = np.linalg.norm(moved[:, :3, 3] - true.numpy()[:, :3, 3], axis=1)
+    return float(max(angle.max(), 100 * away.max()))
+
+
+def test_new_cameras_join_the_old_ones_which_stay(
+    album: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A name that is taken, and a picture that is there already under another one, in an archive.
+    photo(NEW[0], tmp_path / "more" / "0.png")
+    shutil.copy(album / "photos" / "3.png", tmp_path / "more" / "copy.png")
+    archive = shutil.make_archive(str(tmp_path / "more"), "zip", tmp_path / "more")
+    (out / "mine.txt").write_text("not of the result")
+    assert main(["add", str(out), archive, "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["added"] == ["0~2.png"] and done["uncertain"] == [] and done["views"] == 7
+    assert done["skipped"] == [{"name": "copy.png", "reason": "it is already in the scene, as 3.png"}]
+    assert_old_ones_stay(album / "out", out)
+    assert wrong_by(out, {"0~2.png": NEW[0]}) < 3.0
+    assert (out / "mine.txt").exists()
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["added"][0]["views"] == {"0~2.png": "0.png"} and 3 <= len(done["recalled"]) <= 4
+    assert set(files_of(out)) == {*manifest["files"], "mine.txt"}
+    assert tomllib.loads((out / "config.toml").read_text())["inputs"] == [str(album / "photos")]
+
+    # Again: nothing of the scene is looked at but what is recalled, and that may be a picture of the first time.
+    monkeypatch.setattr(run.remember, "make_memory", None)
+    monkeypatch.setattr(run.remember, "look_at", None)
+    shutil.copytree(out, tmp_path / "once")
+    later = photo(LATER[0], tmp_path / "later" / "5.png")
+    later.rename(tmp_path / "later" / "second.png")
+    assert add(out, tmp_path / "later") == 0
+    assert_old_ones_stay(tmp_path / "once", out)
+    assert wrong_by(out, {"0~2.png": NEW[0], "second.png": LATER[0]}) < 3.0
+    assert len(json.loads((out / "manifest.json").read_text())["added"]) == 2
+
+    # The points are observed where they are seen, by new views, too, and other commands read the result.
+    model = pycolmap.Reconstruction(out / "sparse" / "0")
+    new = [image for image in model.images.values() if image.name in ("0~2.png", "second.png")]
+    assert all(image.num_points3D > 30 for image in new)
+    assert model.compute_mean_reprojection_error() < 1.0
+    assert len(read_given(out).cameras) == 8
+    again = ["reconstruct", str(album / "photos"), "-o", str(tmp_path / "again"), "-q", *QUICK, "-f", "npz"]
+    assert main([*again, "--refine", "off", "--cameras", str(out)]) == 0
+
+    # All of it is there now.
+    unchanged = files_of(out)
+    assert add(out, tmp_path / "later", archive) == 0 and files_of(out) == unchanged
+
+
+def test_another_shape_and_a_picture_of_elsewhere(album: Path, out: Path, tmp_path: Path, model) -> None:
+    larger = scenes.photograph(POSES[NEW[0]])[0]
+    Image.fromarray(larger[:, 70:250]).save(tmp_path / "portrait.png")
+    noise = np.random.default_rng(0).integers(0, 255, (30, 40), dtype=np.uint8)
+    Image.fromarray(noise).resize((320, 240)).save(tmp_path / "elsewhere.png")
+    before = files_of(out)
+    found = lean3r.add(model, out, [tmp_path / "portrait.png", tmp_path / "elsewhere.png"], tmp_path / "new")
+    assert files_of(out) == before, "the result itself stays"
+    assert_old_ones_stay(album / "out", tmp_path / "new")
+    assert found.names[-2:] == ("elsewhere.png", "portrait.png")
+    assert found.registration[-2:] == ("uncertain", "refined")
+    assert found.info["warnings"][-1]["code"] == "uncertain-views"
+    assert found.info["warnings"][-1]["views"] == ["elsewhere.png"]
+    assert wrong_by(tmp_path / "new", {"portrait.png": NEW[0]}) < 3.0
+    assert not (found.points.view == 6).any() and (found.points.view == 7).any()
+
+
+def test_without_refinement_the_worlds_are_joined(album: Path, tmp_path: Path, model) -> None:
+    off = ["-q", "--refine", "off", "--resolution", "120", "-f", "npz,cameras"]
+    assert main(["reconstruct", str(album / "photos"), "-o", str(tmp_path / "out"), *off]) == 0
+    before = read_result(tmp_path / "out").scene
+    photo(NEW[0], tmp_path / "new.png")
+    found = lean3r.add(model, tmp_path / "out", tmp_path / "new.png")
+    assert (found.cam_from_world[:6] == before.cam_from_world).all() and (found.depth[:6] == before.depth).all()
+    join = found.info["added"][0]["join"]
+    assert found.registration[-1] == ("uncertain" if join["bad"] else "predicted")
+    assert join["shared"] == len(found.info["added"][0]["recalled"])
+    assert set(files_of(tmp_path / "out")) == {"manifest.json", "config.toml", "cameras.json", "predictions.npz", FILE}
+
+
+def test_a_killed_run_leaves_the_result_as_it_was(out: Path, tmp_path: Path) -> None:
+    photo(NEW[0], tmp_path / "new.png")
+    before = files_of(out)
+    code = (
+        "import os, sys\nfrom lean3r.grow import run\nfrom lean3r.cli.main import main\n"
+        "def write(scene, folder, *_):\n    (folder / 'cameras.json').write_text('half')\n    os._exit(9)\n"
+        "run.write_all = write\nmain(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, "add", str(out), str(tmp_path / "new.png")]
+    assert subprocess.run(command, capture_output=True).returncode == 9
+    assert files_of(out) == before
+    assert add(out, tmp_path / "new.png") == 0
+    assert len(read_result(out).scene.sources) == 7
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.png", "out"], "no leftovers"
+
+
+def test_interrupted_refinement_changes_nothing(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    photo(NEW[0], tmp_path / "new.png")
+    before = files_of(out)
+    monkeypatch.setattr("lean3r.pipeline.refining.refine", interrupt)
+    assert add(out, tmp_path / "new.png") == 130
+    assert files_of(out) == before
+
+
+def test_pictures_that_moved(album: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = out / "config.toml"
+    config.write_text(config.read_text().replace(str(album / "photos"), "gone"))
+    photo(NEW[0], tmp_path / "new.png")
+    assert add(out, tmp_path / "new.png") == 3
+    assert "--stored" in capsys.readouterr().err
+    assert add(out, tmp_path / "new.png", "--stored", album / "photos") == 0
+
+
+def change(key: str, value: object) -> Callable[[Path], None]:
+    def spoil(out: Path) -> None:
+        manifest = json.loads((out / "manifest.json").read_text())
+        (out / "manifest.json").write_text(json.dumps(manifest | {key: value}))
+
+    return spoil
+
+
+def rewrite(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda out: (out / name).write_bytes(content) and None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (shutil.rmtree, "no such folder"),
+        (lambda out: (out / "manifest.json").unlink(), "no manifest.json"),
+        (rewrite("manifest.json", b"{}"), "no manifest.json"),
+        (change("layout_version", 99), "layout 99"),
+        (lambda out: (out / "points.ply").unlink(), "points.ply"),
+        (rewrite("stream.json", b"{}"), "stream"),
+        (change("views", []), "another command"),
+        (rewrite("predictions.npz", b"PK"), "damaged"),
+        (rewrite("config.toml", b"= 3"), "TOML"),
+        (rewrite("config.toml", b"undistort = true"), "--undistort"),
+        (rewrite("sparse/0/points3D.bin", b"\7"), "damaged"),
+        (change("files", ["manifest.json"]), "predictions.npz"),
+    ],
+)
+def test_a_bad_scene_is_refused_and_stays(
+    out: Path, tmp_path: Path, spoil: Callable[[Path], None], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo(NEW[0], tmp_path / "new.png")
+    spoil(out)
+    before = files_of(out)
+    assert add(out, tmp_path / "new.png") == 3
+    message = capsys.readouterr().err
+    assert said in message and message.count("\n") == 1
+    assert files_of(out) == before
+
+
+def test_new_pictures_must_not_lie_in_the_scene(out: Path, tmp_path: Path) -> None:
+    photo(NEW[0], out / "new" / "a.png")
+    assert add(out, out / "new") == 2
+
+
+def test_few_views_cover_all_pictures() -> None:
+    matches = np.zeros((6, 40))
+    matches[:, 7], matches[:3, 8], matches[3:, 9] = 30, 100, 100
+    matches[5] = 0
+    assert sorted(cover(matches)) == [7, 8, 9]
+    assert cover(np.zeros((2, 3))) == []
