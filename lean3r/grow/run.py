@@ -104,9 +104,9 @@ def add(
 
 
 def _refine_options(result: Result) -> RefineOptions:
-    """Those of the scene."""
+    """Those of the scene; whether its own cameras were refined does not matter, only whether they are good."""
     config = result.config.get("refine", {})
-    return RefineOptions(**{name: config[name] for name in ("when", "lens", "share_lens") if name in config})
+    return RefineOptions(**{name: config[name] for name in ("lens", "share_lens") if name in config})
 
 
 class _Adding:

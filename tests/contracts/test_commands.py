@@ -19,6 +19,7 @@ from lean3r.cli import COMMANDS
 from lean3r.cli.main import main
 
 EXAMPLES = {
+    "add": ["SCENE", "INPUT", "-o", "DIR"],
     "bench": ["--views", "2", "--resolution", "64", "--repeats", "1", "-o", "DIR/bench.json", "--overwrite"],
     "compress": ["nano", "OUT.safetensors", "--plan", "gsa"],
     "data": ["list"],
@@ -108,6 +109,12 @@ def call(name: str) -> list[str]:
     predicted = Path("INPUT/synthetic@2/0000/poses.txt")
     predicted.parent.mkdir(parents=True)
     predicted.write_text("1 0 0 0  0 1 0 0  0 0 1 0\n1 0 0 1  0 1 0 0  0 0 1 0\n")  # as KITTI has them
+    if name == "add":  # to a result of other photos
+        Path("STORED").mkdir()
+        for number in range(3):
+            Image.radial_gradient("L").rotate(30 * number).resize((96, 72)).convert("RGB").save(f"STORED/s{number}.jpg")
+        stored = ["reconstruct", "STORED", "-o", "SCENE", "-q", "--refine", "off", "-f", "npz"]
+        assert main([*stored, "--resolution", "96"]) == 0
     needed = [
         part
         for option in options(name)

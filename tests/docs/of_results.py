@@ -102,6 +102,42 @@ def accuracy() -> str:
     return table(["views", "pose AUC@5 / 15 / 30", "constant", "depth AbsRel", "constant"], rows)
 
 
+def added() -> str:
+    """Cameras of added pictures, and of the same ones reconstructed with all others at once."""
+
+    def cell(row: dict[str, Any]) -> str:
+        if "median_deg" not in row:
+            return "all uncertain"
+        doubts = f", {row['uncertain']} uncertain" if row["uncertain"] else ""
+        return f"{row['median_deg']:.2f} deg, {row['median_percent']:.2f} %{doubts}"
+
+    rows = [
+        [
+            name,
+            f"{row['stored']} + {row['new']}",
+            str(row["recalled"]),
+            *(cell(row[way]) for way in ("added", "at_once")),
+            " / ".join(f"{row[way]['processor_seconds']:.0f}" for way in ("added", "at_once")),
+        ]
+        for name, row in result("add")["accuracy"].items()
+    ]
+    return table(["scene", "views", "recalled", "added", "all at once", "CPU seconds: added / all at once"], rows)
+
+
+def added_growth() -> str:
+    """The cost of adding to ever larger results."""
+
+    def cell(row: dict[str, Any]) -> str:
+        return f"{row['processor_seconds']:.1f} CPU s, {row['of_the_place']} of {row['recalled']}"
+
+    rows = [
+        [str(row["stored"]), *(cell(row[way]) for way in ("first", "again")), f"{row['megabytes']:.0f} MB"]
+        for row in result("add")["growth"]
+    ]
+    header = ["stored views", "two pictures, the first time; recalled of the place", "one more; recalled", "result"]
+    return table(header, rows)
+
+
 HOW = {"fallback": "from matches alone", "refined": "refined", "predicted": "predicted"}
 
 
@@ -121,6 +157,8 @@ def refined() -> str:
 
 OF_RESULTS: dict[str, Callable[[], str]] = {
     "accuracy": accuracy,
+    "added": added,
+    "added-growth": added_growth,
     "refined": refined,
     "results": recorded,
     "lite3r-errors": lite3r_errors,

@@ -135,6 +135,16 @@ def accuracy(r: Mapping[str, Any]) -> Iterable[str]:
         yield f"{name}: AUC@5 / 15 / 30 {auc(row['nano'])}; constant {auc(row['constant'])}"
 
 
+def added(r: Mapping[str, Any]) -> Iterable[str]:
+    for name, row in r.get("accuracy", {}).items():
+        both = (f"{row[way]['median_deg']:.2f}" for way in ("added", "at_once") if "median_deg" in row[way])
+        doubts = row["added"]["uncertain"]
+        yield f"{name}: {row['new']} added, {doubts} uncertain; degrees off, added / at once: {' / '.join(both)}"
+    for row in r.get("growth", []):
+        ways = (f"{row[way]['new']} added {row[way]['processor_seconds']:.1f} CPU s" for way in ("first", "again"))
+        yield f"{row['stored']} stored views: {', then '.join(ways)}"
+
+
 def densities(r: Mapping[str, Any]) -> Iterable[str]:
     for views, rows in r["views"].items():
         yield f"{views} views, dense: {scores(rows['dense']['mean'])}"
@@ -233,6 +243,7 @@ def dense(r: Mapping[str, Any]) -> Iterable[str]:
 
 ROWS: dict[str, tuple[str | None, Figures]] = {
     "adapters": ("adapters.py", adapters),
+    "add": ("add.py", added),
     "calibrated": ("calibrated.py", calibrated),
     "compiled": ("gpu/compile.py", lambda r: [f"{len(r['variants'])} variants compiled by Triton {r['triton']}"]),
     "dense": ("dense.py", dense),

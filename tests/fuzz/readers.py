@@ -106,6 +106,17 @@ def read_predictions(folder: Path, _: random.Random) -> None:
         predicted.depth_at(0, 72, 96, "bilinear")
 
 
+def read_result(folder: Path, _: random.Random) -> None:
+    """As a scene that pictures are added to."""
+    from lean3r.grow.album import additions
+    from lean3r.grow.memory import read_memory
+    from lean3r.grow.result import read_result as read
+
+    result = read(folder)
+    additions(result.manifest)
+    read_memory(folder, result.scene.names, result.scene.depth.shape)
+
+
 def read_weights(folder: Path, _: random.Random) -> None:
     """All tensors."""
     from lean3r.models.weight_files import open_weights
@@ -244,6 +255,7 @@ READERS: dict[str, Reader] = {
         f"depth/{suffix}": Reader(60, lambda _, s=suffix: samples.maps(s), read_predictions)
         for suffix in ("npy", "npz", "exr", "pfm", "tiff", "png")
     },
+    "result": Reader(300, lambda _: samples.result(), read_result),
     "safetensors": Reader(450, lambda _: samples.weights("safetensors"), read_weights),
     "index": Reader(350, lambda _: samples.weights("index"), read_weights),
     "pt": Reader(350, lambda _: samples.weights("pt"), read_weights),

@@ -115,6 +115,40 @@ def cameras_json() -> Files:
     return {"cameras.json": json.dumps({"axes": "opencv", "scale": "arbitrary", "views": views}).encode()}
 
 
+@cache
+def result() -> Files:
+    """A result folder of three views, refined, with what it remembers of its pictures."""
+    from lean3r.export import export
+    from lean3r.grow.memory import Memory
+    from lean3r.refine.appearance import WORDS
+    from lean3r.types import Lens, PointCloud, Reconstruction, Source, SparsePoints
+
+    views, (height, width) = 3, (9, 12)
+    names, none = [f"{view}.png" for view in range(views)], np.zeros((0, 3), np.float32)
+    point, view = np.arange(20, dtype=np.int32).repeat(views), np.tile(np.arange(views, dtype=np.int32), 20)
+    rng = np.random.default_rng(0)
+    xyz, xy = rng.normal((0, 0, 5), 1, (20, 3)), rng.uniform(1, 70, (20 * views, 2))
+    scene = Reconstruction(
+        sources=tuple(Source(name, 96, 72, (8.0, 8.0, 0.0, 0.0)) for name in names),
+        images=np.full((views, height, width, 3), 90, np.uint8),
+        mask=np.ones((views, height, width), bool),
+        depth=np.ones((views, height, width), np.float32),
+        conf=np.ones((views, height, width), np.float32),
+        cam_from_world=np.tile(np.eye(4), (views, 1, 1)),
+        intrinsics=np.tile(np.array([[10.0, 0, 6], [0, 10, 4.5], [0, 0, 1]]), (views, 1, 1)),
+        points=PointCloud(none, none.astype(np.uint8), none[:, 0], none[:, 0].astype(np.int32), none[:, :2], none),
+        lenses=(Lens("SIMPLE_RADIAL", (80.0, 48.0, 36.0, 0.01)),) * views,
+        sparse=SparsePoints(xyz, np.full((20, 3), 9, np.uint8), np.full(20, 0.1), point, view, xy),
+        registration=("refined",) * views,
+        info={"refinement": {"status": "refined", "views": [{}] * views}, "config": {"max_points": 9, "inputs": ["a"]}},
+    )
+    with tempfile.TemporaryDirectory() as name:
+        out = export(scene, Path(name) / "out", "cameras,npz,colmap")
+        vectors = np.zeros((views, WORDS * 128), np.float32)
+        Memory(tuple(names), scene.images, ("",) * views, np.zeros((WORDS, 128), np.float32), vectors).write(out)
+        return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
 def transforms_json() -> Files:
     """nerfstudio's: one frame with a focal length, one with an angle of view."""
     frame = {"transform_matrix": np.eye(4).tolist()}
