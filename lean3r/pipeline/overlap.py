@@ -131,7 +131,7 @@ class Matcher:
             height, width = grey.shape
             col, row = np.floor(xy).astype(int).clip(0, (width - 1, height - 1)).T
             inside = self._usable[view][row, col]
-            values = np.asarray(descriptors.data, np.float32).reshape(len(xy), -1)
+            values = np.asarray(descriptors.data, np.float32).reshape(len(xy), 128)
             self._features[view] = xy[inside], torch.from_numpy(values[inside])
         return self._features[view]
 

@@ -63,6 +63,15 @@ def test_views_of_one_wall_overlap_and_an_unrelated_one_does_not() -> None:
     assert overlap.has_partner.tolist() == [True, True, False, True] and not overlap.rotates_only
 
 
+def test_a_view_without_features_overlaps_with_none() -> None:
+    world = texture(0)
+    soft = np.full((SIDE, SIDE, 3), 128, np.uint8)
+    found = find_overlap(
+        scene([shot(world, 0.0), soft, shot(world, 0.1, 8)]), np.ones((3, SIDE, SIDE), bool), np.ones(3, bool)
+    )
+    assert found.has_partner.tolist() == [True, False, True]
+
+
 def test_rotating_in_place_gives_no_parallax() -> None:
     wall = texture(2)
     turned = [shot(wall, angle) for angle in (0.0, 0.06, 0.12)]
