@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -114,7 +116,8 @@ def call(name: str) -> list[str]:
         for number in range(3):
             Image.radial_gradient("L").rotate(30 * number).resize((96, 72)).convert("RGB").save(f"STORED/s{number}.jpg")
         stored = ["reconstruct", "STORED", "-o", "SCENE", "-q", "--refine", "off", "-f", "npz"]
-        assert main([*stored, "--resolution", "96"]) == 0
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert main([*stored, "--resolution", "96"]) == 0
     needed = [
         part
         for option in options(name)
