@@ -83,12 +83,12 @@ class Add:
         """Add the pictures, and print the folder, or JSON."""
         console = Console(self.quiet)
         with console.stage("loading"):
-            from lean3r.grow.result import read_result
+            from lean3r.grow.result import read_about
             from lean3r.grow.run import add
             from lean3r.pipeline.load import load
             from lean3r.pipeline.predict import where
 
-            used = read_result(self.scene)
+            used = read_about(self.scene)
             name = used.model if self.model == "auto" else self.model
             model = load(name, self.weights, self.device, offline=self.offline, plan=self.plan)
         console.line("model", f"{name}; licence of the weights: {model.licence}")
@@ -107,8 +107,7 @@ class Add:
             command=shlex.join(sys.argv),
             observer=console,
         )
-        before = len(used.scene.sources)
-        done = summary(scene, before, self.out or self.scene, console.seconds)
+        done = summary(scene, used.views, self.out or self.scene, console.seconds)
         console.table("summary", rows(scene, done))
         print(json.dumps(done) if self.json else done["out"])
 

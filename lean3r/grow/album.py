@@ -44,6 +44,8 @@ class Album:
         """The pictures of these views, in this order. InputError if one is not found."""
         found: dict[str, Still] = {}
         for batch in self._batches():
+            if len(found) == len(names):
+                break
             listed = {batch.names[name]: name for name in names if name in batch.names and name not in found}
             if listed:
                 found |= {listed[still.name]: still for still in self._read(batch, list(listed))}
@@ -52,14 +54,15 @@ class Album:
             raise InputError(f"{count} pictures of {self._result.folder} are not found ({missing[0]}); {WHERE}.")
         return [replace(found[name], name=name) for name in names]
 
-    def _batches(self) -> list[Batch]:
-        """Where to look, in this order: what the user says, images/ of the result, what the result records."""
+    def _batches(self) -> Iterator[Batch]:
+        """Where to look, in this order: what the user says, or images/ of the result, and what the result records."""
         views = self._result.scene.names
         own = {name: name for name in views}
         if self._stored:
-            return [Batch([str(path) for path in self._stored], own)]
-        if (self._result.folder / IMAGES).is_dir() and not self._result.config.get("undistort"):
-            return [Batch([], own)]
+            yield Batch([str(path) for path in self._stored], own)
+            return
+        if any(name.startswith(f"{IMAGES}/") for name in self._result.manifest["files"]):
+            yield Batch([], own)  # without those of uncertain views
         added = [
             Batch([str(path) for path in each["inputs"]], {str(k): str(v) for k, v in each["views"].items()})
             for each in additions(self._result.manifest)
@@ -68,7 +71,7 @@ class Album:
         inputs = self._result.config.get("inputs")
         if not isinstance(inputs, list) or not all(isinstance(path, str) for path in inputs):
             raise InputError(f"{self._result.folder} does not record where its pictures are; {WHERE}.")
-        return [Batch(inputs, {name: name for name in views if name not in later}), *added]
+        yield from (Batch(inputs, {name: name for name in views if name not in later}), *added)
 
     def _read(self, batch: Batch, names: Sequence[str]) -> list[Still]:
         if not batch.inputs:

@@ -59,6 +59,25 @@ _ON_PIXEL = 1e-6  # of a pixel: a measured feature is never so near to a pixel's
 
 
 @dataclass(frozen=True)
+class About:
+    """What the manifest and the config of a result say, without its scene."""
+
+    manifest: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+    @property
+    def views(self) -> int:
+        """How many there are."""
+        return len(self.manifest["views"])
+
+    @property
+    def model(self) -> str:
+        """The name of the model that made it; nano if that is not recorded."""
+        names = (self.config.get("model_loaded"), self.manifest.get("model"))
+        return next((name for name in names if isinstance(name, str) and name != "none"), "nano")
+
+
+@dataclass(frozen=True)
 class Result:
     """A result folder: its scene, without points and with grey pictures, what its manifest and its config say, and its
     formats."""
@@ -68,12 +87,6 @@ class Result:
     manifest: Mapping[str, Any]
     config: Mapping[str, Any]
     formats: Sequence[str]
-
-    @property
-    def model(self) -> str:
-        """The name of the model that made it; nano if that is not recorded."""
-        names = (self.config.get("model_loaded"), self.manifest.get("model"))
-        return next((name for name in names if isinstance(name, str) and name != "none"), "nano")
 
     @property
     def are_confirmed(self) -> bool:
@@ -86,14 +99,20 @@ def read_result(folder: str | Path) -> Result:
 
     InputError if it is none, of another version, of a stream, incomplete or damaged; the message says what is missing.
     """
+    folder, about = Path(folder).expanduser(), read_about(folder)
+    scene = _scene(folder, about)
+    return Result(folder, scene, about.manifest, about.config, tuple(about.manifest["seconds_by_format"]))
+
+
+def read_about(folder: str | Path) -> About:
+    """What a result says of itself. InputError if it is none that pictures can be added to; its arrays are not read."""
     folder = Path(folder).expanduser()
     if not folder.is_dir() or result_files(folder) is None:
         settle(folder)
     manifest, config = _manifest(folder), _config(folder / CONFIG)
     if config.get("undistort") and "colmap" in manifest["seconds_by_format"]:
         raise InputError(UNDISTORTED.format(folder))
-    scene = _scene(folder, manifest, config)
-    return Result(folder, scene, manifest, config, tuple(manifest["seconds_by_format"]))
+    return About(manifest, config)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -141,8 +160,8 @@ def _config(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read as TOML ({error}).") from error
 
 
-def _scene(folder: Path, manifest: dict[str, Any], config: dict[str, Any]) -> Reconstruction:
-    path = folder / PREDICTIONS
+def _scene(folder: Path, about: About) -> Reconstruction:
+    path, manifest, config = folder / PREDICTIONS, about.manifest, about.config
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: np.asarray(file[key]) for key in file.files}

@@ -19,7 +19,7 @@ from lean3r.grow.album import IMAGES, Album, additions
 from lean3r.grow.merge import merge
 from lean3r.grow.place import place
 from lean3r.grow.recall import Recall, recall
-from lean3r.grow.result import Result, read_result
+from lean3r.grow.result import Result, read_about, read_result
 from lean3r.inputs.frames import FrameChoice
 from lean3r.inputs.listing import Still, claim_name
 from lean3r.inputs.masks import Masks
@@ -79,7 +79,7 @@ def add(
     folder, in_place = Path(scene).expanduser(), out is None
     target = folder if out is None else out
     stored = [stored] if isinstance(stored, str | Path) else list(stored)
-    read_result(folder)  # before any work, and before a lock is made beside what is no result
+    read_about(folder)  # before any work, and before a lock is made beside what is no result
     new = pictures if isinstance(pictures, Pictures) else Pictures(pictures, frames)
     if frames is not None and new is pictures:
         raise UsageError("frames cannot be chosen for Pictures, which are final; leave out frames.")
