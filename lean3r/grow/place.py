@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lean3r.geometry.lens import pinhole_part
 from lean3r.grow.recall import Recall
 from lean3r.inputs.cameras import GivenCamera, GivenCameras
 from lean3r.inputs.pictures import Pictures
@@ -23,6 +24,7 @@ from lean3r.stream import sim3
 from lean3r.stream.join import Join, Shared, join
 from lean3r.types import Lens, Reconstruction, Registration
 
+SAME_FOCAL = 0.04  # relative: a focal length estimated from one picture is so far off at most
 LOOK = 64  # pixels: side of the pictures that are read for their size and focal length alone
 
 
@@ -84,11 +86,19 @@ def place(
 
     if is_held:
         on = replace(refining, when="on")
-        lenses = lenses_of_new(scene, chosen.views, pictures) if refining.share_lens != "never" else {}
-        part = _confirmed(run(cameras_of(scene, chosen.views, pictures, lenses), on), shared)
-        if lenses and doubted(part, chosen.matches):  # their lens may be another one
-            other = _confirmed(run(cameras_of(scene, chosen.views, pictures, {}), on), shared)
-            part = max(part, other, key=lambda each: int(each.is_certain.sum()))
+
+        def held(lenses: Mapping[str, Lens]) -> Reconstruction:
+            return _confirmed(run(cameras_of(scene, chosen.views, pictures, lenses), on), shared)
+
+        stated, assumed = lenses_of_new(scene, chosen.views, pictures) if refining.share_lens != "never" else ({}, {})
+        part = held(stated)
+        if stated and doubted(part, chosen.matches):  # EXIF may be wrong
+            part = max(part, held({}), key=certain_of)
+        elif same := {name: lens for name, lens in assumed.items() if is_like(part, name, lens)}:
+            other = held(stated | same)
+            # A lens that is not theirs is noticed, or loses views.
+            if certain_of(other) >= certain_of(part) and not other.info["refinement"].get("notes"):
+                part = other
     else:
         part = joined(scene, chosen.views, run(None, RefineOptions(when="off")))
     part = with_stored_depth(scene, chosen.views, part)
@@ -112,10 +122,13 @@ def cameras_of(
     return GivenCameras(tuple(known), "the scene", scene.scale == "metric")
 
 
-def lenses_of_new(scene: Reconstruction, views: Sequence[int], pictures: Pictures) -> dict[str, Lens]:
-    """The lenses of new pictures that have the size and the focal length in EXIF of recalled views with one lens."""
+def lenses_of_new(
+    scene: Reconstruction, views: Sequence[int], pictures: Pictures
+) -> tuple[dict[str, Lens], dict[str, Lens]]:
+    """Lenses of new pictures by name: those that have the size and focal length in EXIF of recalled views with one lens
+    share it; those of the same size without EXIF may."""
     if not scene.lenses:
-        return {}
+        return {}, {}
     looks = {p.source.name: p.source for p in pictures.whole(pictures.names, LOOK)}
     keys = {name: (look.width, look.height, look.focal_px) for name, look in looks.items()}
     stored: dict[Any, set[Lens]] = {}
@@ -123,7 +136,21 @@ def lenses_of_new(scene: Reconstruction, views: Sequence[int], pictures: Picture
         if (key := keys.get(scene.names[view])) is not None:
             stored.setdefault(key, set()).add(scene.lenses[view])
     single = {key: next(iter(lenses)) for key, lenses in stored.items() if len(lenses) == 1}
-    return {name: single[key] for name, key in keys.items() if key in single and name in pictures.names[len(views) :]}
+    new = {name: keys[name] for name in pictures.names[len(views) :] if keys.get(name) in single}
+    stated = {name: single[key] for name, key in new.items() if key[2] is not None}
+    return stated, {name: single[key] for name, key in new.items() if key[2] is None}
+
+
+def is_like(part: Reconstruction, name: str, lens: Lens) -> bool:
+    """Whether a new view was found to have about the focal length of a lens."""
+    view = part.names.index(name)
+    found = part.original_intrinsics[view, 0, 0]
+    return part.registration[view] != "uncertain" and abs(found / pinhole_part(lens)[0, 0] - 1) < SAME_FOCAL
+
+
+def certain_of(part: Reconstruction) -> int:
+    """How many views are certain."""
+    return int(part.is_certain.sum())
 
 
 def doubted(part: Reconstruction, matches: np.ndarray) -> bool:
