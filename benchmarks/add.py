@@ -6,7 +6,7 @@ Writes benchmarks/results/add.json, anew after every scene. "accuracy": of each 
 added to a result of the others; the stored cameras are aligned with the true ones by a similarity, and the errors of
 the added ones are compared with those of the same pictures reconstructed with all others at once, aligned by the same
 views. "growth": three pictures of one scene are added to a result that holds the rest of it and ever more pictures of
-the other scenes, as they are, mirrored and turned.
+other places, as they are, mirrored and turned. There, depth is the network's: without stereo.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from lean3r.types import Lens, Reconstruction
 EVERY, FIRST = 4, 2  # picture FIRST, FIRST + EVERY, ... are the new ones
 THREADS = 1
 GROWN = "fountain_p11"  # whose pictures are added to ever more
-SIZES = (8, 40, 75, 150, 300)  # stored views
+SAME_PLACE = ("castle_p19",)  # its courtyard: not another place
+SIZES = (8, 40, 75, 150)  # stored views
 REFINED = lean3r.RefineOptions(when="on", seconds=600)
 WAYS: tuple[Callable[[Image.Image], Image.Image], ...] = (
     lambda image: image,
@@ -163,7 +164,9 @@ def growth(model: Any, options: argparse.Namespace, _: object) -> Iterator[dict[
 
 def others(model: Any, photos: Path, pictures: Path) -> Iterator[Reconstruction]:
     """Results with the true cameras, first that of the place that grows; their pictures are written into a folder."""
-    names = sorted(path.name for path in photos.iterdir() if (path / "gt").is_dir() and path.name != GROWN)
+    names = sorted(
+        path.name for path in photos.iterdir() if (path / "gt").is_dir() and path.name not in (GROWN, *SAME_PLACE)
+    )
     for number, way in enumerate(WAYS):
         for name in [GROWN, *names]:
             if number and name == GROWN:

@@ -12,6 +12,7 @@ from lean3r.pipeline.overlap import Matcher
 
 A_PICTURE = 4  # stored views that each new picture is compared with
 LOOKED_AT = 12  # stored views of most similar appearance whose features are matched, for each new picture
+WEAK = 0.2  # share of a picture's best matches below which a view says little: it may be of another place
 ENOUGH = 80  # verified matches: more say no more about how useful a view is
 LEAST = 3  # stored views in all: two cameras hold the world, a third one confirms them
 UNMATCHED = 2  # stored views of most similar appearance for a picture that matches none
@@ -64,7 +65,9 @@ def recall(
 
 
 def cover(matches: np.ndarray) -> list[int]:
-    """Stored views, the most useful first, until each new picture has A_PICTURE of those with matches [N, S]."""
+    """Stored views, the most useful first, until each new picture has A_PICTURE of those with matches [N, S], or all
+    that have more than WEAK ones."""
+    matches = np.where(matches >= WEAK * matches.max(axis=1, initial=0, keepdims=True), matches, 0)
     worth = np.minimum(matches, ENOUGH)
     wanted = np.minimum((matches > 0).sum(axis=1), A_PICTURE)
     chosen: list[int] = []

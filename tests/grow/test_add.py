@@ -284,3 +284,4 @@ def test_few_views_cover_all_pictures() -> None:
     matches[5] = 0
     assert sorted(cover(matches)) == [7, 8, 9]
     assert cover(np.zeros((2, 3))) == []
+    assert cover(np.array([[100.0, 90, 12]])) == [0, 1], "twelve may be chance"
