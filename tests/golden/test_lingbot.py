@@ -6,7 +6,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from backbone_cases import load_synthetic
 from golden_numbers import golden_folder
 from lingbot_cases import find_cases, is_full_size, measure
 
@@ -15,12 +14,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cases = find_cases(golden_folder(metafunc.config))
     params = [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if is_full_size(p) else []) for p in cases]
     metafunc.parametrize("case_file", params or [pytest.param(None, id="none")])
-
-
-@pytest.fixture(scope="session")
-def synthetic(golden_dir: Path) -> ModuleType:
-    """The module that fills parameters from their official names."""
-    return load_synthetic(golden_dir)
 
 
 def test_case(case_file: Path | None, golden_dir: Path, synthetic: ModuleType) -> None:
