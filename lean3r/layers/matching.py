@@ -29,7 +29,7 @@ class Matches:
     position [B, S, S, N, 2] in normalised coordinates of the other view; peak and spread [B, S, S, N] of the match
     distribution; visibility [B, S, S, N] logits; logits [B, S, S, N, N] of the patch scores, None unless gradients
     are recorded. others [B, S, K] are the views that each is matched with, None if that is all S: K is then the second
-    S of the shapes above.
+    S of the shapes above. With `peers` it is the number of views that they show.
     """
 
     position: Tensor
@@ -38,6 +38,29 @@ class Matches:
     visibility: Tensor
     logits: Tensor | None
     others: Tensor | None = None
+    peers: Peers | None = None
+
+
+class Peers:
+    """The views that those of a call are compared with: here the views of the call, each with all others.
+
+    In a stream (layers/frame_ring.py) there are earlier frames among them. The views of the call are then K of them from
+    number `first` on; `sees` [S, K] is 1 where a view of the call is compared with one of them, None: wherever they
+    differ.
+    """
+
+    first: int = 0
+    sees: Tensor | None = None
+
+    def join(self, name: str, values: Tensor) -> Tensor:
+        """Values [B, S, ...] of the call's views -> [B, K, ...] of all, those of the call among them."""
+        return values
+
+    def weight(self, rows: slice, total: int, others: Tensor | None, like: Tensor) -> Tensor:
+        """[B or 1, I, K, 1]: 1 for pairs that count, of query views `rows`."""
+        if self.sees is None:
+            return other_views(rows, total, others, like)
+        return self.sees[None, rows].to(like)[..., None]
 
 
 def query_chunks(views: int, keep_graph: bool, budget: int, cost: int) -> Iterator[slice]:
@@ -116,7 +139,9 @@ class PairMatcher(nn.Module):
         self.embed_numbers = Linear(PAIR_NUMBERS, hidden, bias=False)
         self.out = Linear(hidden, dim)
 
-    def forward(self, patches: Tensor, grid: Tensor, valid: Tensor | None) -> tuple[Tensor, Matches]:
+    def forward(
+        self, patches: Tensor, grid: Tensor, valid: Tensor | None, peers: Peers | None = None
+    ) -> tuple[Tensor, Matches]:
         """patches [B, S, N, C], grid [B, S, N, 2], valid [B, S, N] or None -> (update [B, S, N, C], Matches)."""
         x = self.norm(patches)
         descriptor = F.normalize(self.descriptor(x).float(), dim=-1).to(x.dtype) * self.log_sharpness.exp().sqrt()
@@ -125,19 +150,33 @@ class PairMatcher(nn.Module):
         graph = torch.is_grad_enabled()
         filled: list[Tensor] = []
         logits = None
-        others = None if graph or views < MANY else choose_partners(descriptor.float(), valid, PARTNERS)
-        partners = views if others is None else PARTNERS
+        chooses = peers is None and not graph and views >= MANY
+        others = choose_partners(descriptor.float(), valid, PARTNERS) if chooses else None
+        queries, peers = descriptor, peers or Peers()
+        descriptor, other = peers.join("descriptor", descriptor), peers.join("other", other)
+        grids = grid, peers.join("grid", grid)
+        partners = descriptor.shape[1] if others is None else PARTNERS
         for rows in query_chunks(views, graph, 1 << 22, partners * tokens * (tokens + 2 * own.shape[-1])):
-            logits = torch.einsum("bind,bijmd->bijnm", descriptor[:, rows], seen_from(rows, descriptor, others))
+            logits = torch.einsum("bind,bijmd->bijnm", queries[:, rows], seen_from(rows, descriptor, others))
             if valid is not None:
                 hidden = ~seen_from(rows, valid, others)[:, :, :, None]
                 logits = logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
-            fill(filled, self._read(logits, own[:, rows], other, grid, rows, others), rows, views)
+            pair = peers.weight(rows, views, others, logits.float())
+            fill(filled, self._read(logits, own[:, rows], other, grids, rows, others, pair), rows, views)
         update, position, peak, spread, visibility = filled
-        return update, Matches(position, peak, spread, visibility, logits if graph else None, others)
+        return update, Matches(position, peak, spread, visibility, logits if graph else None, others, peers)
 
-    def _read(self, logits: Tensor, own: Tensor, other: Tensor, grid: Tensor, rows: slice, others: Tensor | None):
-        share, grid_i = logits.float().softmax(-1), grid[:, rows]
+    def _read(
+        self,
+        logits: Tensor,
+        own: Tensor,
+        other: Tensor,
+        grids: tuple[Tensor, Tensor],
+        rows: slice,
+        others: Tensor | None,
+        pair: Tensor,
+    ):
+        share, grid_i, grid = logits.float().softmax(-1), grids[0][:, rows], grids[1]
         moments = torch.cat([grid, grid.square().sum(-1, keepdim=True)], dim=-1)
         with torch.autocast(logits.device.type, enabled=False):
             means = torch.einsum("bijnm,bijmk->bijnk", share, seen_from(rows, moments.float(), others))
@@ -149,7 +188,7 @@ class PairMatcher(nn.Module):
         refined = self.refine(hidden).float()
         position = position + 0.1 * refined[..., :2]
         visibility = refined[..., 2]
-        pair = other_views(rows, grid.shape[1], others, share).expand_as(peak)
+        pair = pair.expand_as(peak)
         weight = visibility.sigmoid() * pair
         numbers = torch.cat(
             [position - grid_i[:, :, None], position]
@@ -184,7 +223,8 @@ class Feedback(nn.Module):
         world_from_cam: Tensor,
         cam_from_world: Tensor,
     ) -> Tensor:
-        """grid [B, S, N, 2]; points [B, S, N, 3] in each camera; focal [B, S]; poses [B, S, 4, 4]; -> [B, S, N, C]."""
+        """grid [B, S, N, 2]; points [B, S, N, 3] in each camera; focal [B, K]; world_from_cam [B, S, 4, 4] and
+        cam_from_world [B, K, 4, 4], of the views that they are matched with; -> [B, S, N, C]."""
         views, tokens = grid.shape[1:3]
         filled: list[Tensor] = []
         cost = matches.peak.shape[2] * tokens * (self.NUMBERS + 96)
@@ -209,7 +249,8 @@ class Feedback(nn.Module):
         position = matches.position[:, rows]
         residual = position - projected
         visible = matches.visibility[:, rows].sigmoid()
-        pair = other_views(rows, grid.shape[1], matches.others, depth).expand_as(depth)
+        peers = matches.peers or Peers()
+        pair = peers.weight(rows, grid.shape[1], matches.others, depth).expand_as(depth)
         translation = relative[..., None, :3, 3].expand_as(there)
         numbers = torch.cat(
             [residual, torch.tanh(8 * residual), projected, position - grid[:, rows, None], translation]

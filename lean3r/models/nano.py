@@ -8,6 +8,7 @@ The trunk sees the picture at half size; a guided head upsamples depth to full s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from lean3r.heads.camera import CameraState, CameraUpdate
 from lean3r.heads.guided import GuidedUpsampler, Surfaces
 from lean3r.layers.embed import ConvStem, SpecialTokens
-from lean3r.layers.matching import Feedback, Matches, PairMatcher
+from lean3r.layers.causal import Sight
+from lean3r.layers.matching import Feedback, Matches, PairMatcher, Peers
 from lean3r.layers.trunk import Trunk
 from lean3r.models.base import Backbone, check_views, full_precision, grey_padding, in_chunks
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
@@ -82,6 +84,7 @@ class Nano(Backbone):
 
     SIZES: ClassVar[dict[str, NanoConfig]] = {"nano": NanoConfig()}
     SMALLEST: ClassVar = NanoConfig(width=32, heads=2, pairs=2)
+    TRUNK: ClassVar[type[Trunk]] = Trunk
 
     def __init__(self, config: NanoConfig | None = None):
         super().__init__()
@@ -91,7 +94,7 @@ class Nano(Backbone):
         dim = config.width
         self.stem = ConvStem((dim // 4, dim // 2, dim))
         self.special = SpecialTokens(1, dim)
-        self.trunk = Trunk(("frame",) + ("frame", "global") * config.pairs, dim, config.heads)
+        self.trunk = self.TRUNK(("frame",) + ("frame", "global") * config.pairs, dim, config.heads)
         self.matcher = PairMatcher(dim)
         self.cameras = nn.ModuleList(CameraUpdate(dim) for _ in range(config.pairs))
         self.depths = nn.ModuleList(nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 1)) for _ in range(config.pairs))
@@ -107,36 +110,56 @@ class Nano(Backbone):
         """Number of rounds: a pair of blocks, then an estimate."""
         return self.config.pairs
 
-    def blocks_of_round(self, x: Tensor, layout: TokenLayout, index: int) -> Tensor:
-        """The (frame, global) blocks of one round on tokens [B, S, T, C]."""
-        return self.trunk(x, layout, start=1 + 2 * index, stop=3 + 2 * index)[0]
+    def blocks_of_round(self, x: Tensor, layout: TokenLayout, index: int, sight: Sight | None = None) -> Tensor:
+        """The (frame, global) blocks of one round on tokens [B, S, T, C]; `sight` is for causal ones."""
+        extra = None if sight is None else {2 + 2 * index: sight}
+        return self.trunk(x, layout, start=1 + 2 * index, stop=3 + 2 * index, extra=extra)[0]
+
+    def special_tokens(self, patches: Tensor, first: int = 0) -> Tensor:
+        """Patches [B, S, N, C] of views from number `first` on, with their special tokens before them."""
+        return self.special(patches)
 
     def iterate(self, half: Tensor, mask: Tensor | None = None) -> Iterations:
         """Half-size pictures [B, S, 3, h, w] (mask [B, S, h, w]) -> every intermediate estimate."""
+        return self.iterate_among(half, mask)
+
+    def iterate_among(
+        self,
+        half: Tensor,
+        mask: Tensor | None = None,
+        peers: Peers | None = None,
+        sights: Sequence[Sight] | None = None,
+        first: int = 0,
+    ) -> Iterations:
+        """`iterate` of views from number `first` on that see, with causal blocks, the peers and what the sight of each
+        round shows."""
         batch, views = half.shape[:2]
         cell = self.patch // 2
         layout, frame = _layout(half.shape, cell, mask, half.device)
         chunk = 1 << 30 if torch.is_grad_enabled() else self.frames_at_once(STEM_BYTES)
         (patches,) = in_chunks(lambda x: (self.stem(x),), chunk, half.flatten(0, 1))
-        x = self.special(patches.unflatten(0, (batch, views)))
+        x = self.special_tokens(patches.unflatten(0, (batch, views)), first)
         x, _ = self.trunk(x, layout, stop=1)
         special = layout.special
-        update, matches = self.matcher(x[:, :, special:], frame.grid, layout.valid)
+        update, matches = self.matcher(x[:, :, special:], frame.grid, layout.valid, peers)
         x = torch.cat([x[:, :, :special], x[:, :, special:] + update], dim=2)
         cameras = CameraState.start(batch, views, x)
         estimates: list[Estimate] = []
         for index in range(self.rounds):
-            x = self.blocks_of_round(x, layout, index)
+            x = self.blocks_of_round(x, layout, index, None if sights is None else sights[index])
             cameras = _of_round(self.cameras, index)(x[:, :, 0], cameras)
             log_depth = _of_round(self.depths, index)(x[:, :, special:])[..., 0].float()
             estimate = Estimate(cameras, log_depth, *cameras.poses())
             estimates.append(estimate)
+            focal, cam_from_world = cameras.log_focal.exp(), estimate.cam_from_world
+            focals = focal if peers is None else peers.join(f"focal.{index}", focal)
+            if peers is not None:
+                cam_from_world = peers.join(f"cam_from_world.{index}", cam_from_world)
             if index + 1 < self.rounds:
-                focal = cameras.log_focal.exp()
                 rays = F.pad(frame.grid / focal[..., None, None], (0, 1), value=1.0)
                 points = rays * log_depth.clamp(-4, 4).exp()[..., None]
                 update = _of_round(self.feedbacks, index)(
-                    matches, frame.grid, points, focal, estimate.world_from_cam, estimate.cam_from_world
+                    matches, frame.grid, points, focals, estimate.world_from_cam, cam_from_world
                 )
                 x = torch.cat([x[:, :, :special], x[:, :, special:] + update], dim=2)
         return Iterations(estimates, matches, x, layout, frame)
@@ -162,10 +185,17 @@ class Nano(Backbone):
 
     def encode(self, views: Views) -> Tokens:
         """See Backbone.encode. Layers: "patches" (all tokens), "depth" [B, S, N, 1], "cameras" [B, S, 1, 13]."""
+        half, mask = self.half_size(views)
+        return self.tokens_of(self.iterate(half, mask), views)
+
+    def half_size(self, views: Views) -> tuple[Tensor, Tensor | None]:
+        """What the trunk sees of checked views: pictures [B, S, 3, h, w] and mask [B, S, h, w] at half size."""
         check_views(views, self.patch)
         half = F.avg_pool2d(views.images.flatten(0, 1), 2).unflatten(0, views.images.shape[:2])
-        mask = None if views.mask is None else views.mask[..., ::2, ::2]
-        iterations = self.iterate(half, mask)
+        return half, None if views.mask is None else views.mask[..., ::2, ::2]
+
+    def tokens_of(self, iterations: Iterations, views: Views) -> Tokens:
+        """The layers that `encode` returns."""
         last = iterations.estimates[-1]
         layers = {
             "patches": iterations.tokens,
@@ -176,11 +206,16 @@ class Nano(Backbone):
 
     def decode(self, tokens: Tokens, *, dense: bool = True) -> Prediction:
         """See Backbone.decode. The first view becomes the origin of the world."""
+        return self.predict(tokens, dense=dense)
+
+    def predict(self, tokens: Tokens, origin: Tensor | None = None, *, dense: bool = True) -> Prediction:
+        """`decode` with the camera `origin` [B, 1, 4, 4], world_from_cam, as the origin of the world; None: the first
+        view's."""
         views = tokens.views
         cameras = CameraState.unpack(tokens.layers["cameras"][:, :, 0].float())
         world_from_cam, cam_from_world = cameras.poses()
         with full_precision(cam_from_world):
-            cam_from_world = cam_from_world @ world_from_cam[:, :1]
+            cam_from_world = cam_from_world @ (world_from_cam[:, :1] if origin is None else origin)
         _, frame = _layout(views.images.shape, self.patch, views.mask, cameras.center.device)
         focal = cameras.log_focal.exp() * frame.side
         intrinsics = torch.zeros(*focal.shape, 3, 3, device=focal.device)

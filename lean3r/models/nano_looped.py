@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from lean3r.errors import UsageError
+from lean3r.layers.causal import Sight
 from lean3r.layers.looped import LoopedTrunk, positions
 from lean3r.layers.matching import Feedback
 from lean3r.models.base import Backbone
@@ -66,7 +67,7 @@ class NanoLooped(Nano):
         """See Nano.rounds."""
         return self._loops
 
-    def blocks_of_round(self, x: Tensor, layout: TokenLayout, index: int) -> Tensor:
+    def blocks_of_round(self, x: Tensor, layout: TokenLayout, index: int, sight: Sight | None = None) -> Tensor:
         """See Nano.blocks_of_round."""
         assert isinstance(self.trunk, LoopedTrunk)
         return self.trunk.one_pass(x, layout, positions(self._loops)[index])
