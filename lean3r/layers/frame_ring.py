@@ -72,6 +72,14 @@ class FrameRing:
         """Slots that the frames of the call see, their own included."""
         return min(self.stored + self._incoming, self.full) if self._keep else min(self.stored, self.full) + 1
 
+    @property
+    def before(self) -> list[int]:
+        """For each frame of the call the slot of the last frame before it that it sees; its own if there is none."""
+        if self._incoming > 1 or not self.stored:
+            return [max(0, self.stored + i - 1) for i in range(self._incoming)]
+        last = self._slot(self.stored - 1)
+        return [last if last != self.first else self.anchors - 1]
+
     def _slot(self, frame: int) -> int:
         return frame if frame < self.full else self.anchors + (frame - self.anchors) % self.window
 
@@ -113,6 +121,11 @@ class RingPeers(Peers):
         self.ring, self.first = ring, ring.first
         own = torch.arange(ring.first, ring.first + ring._incoming, device=device)
         self.sees = (own[:, None] != torch.arange(ring.count, device=device)).float()
+        self._before = torch.tensor(ring.before, device=device)
+
+    def before(self, values: Tensor) -> Tensor:
+        """See Peers."""
+        return values[:, self._before]
 
     def join(self, name: str, values: Tensor) -> Tensor:
         """See Peers."""
@@ -123,4 +136,11 @@ class TablePeers(Peers):
     """All frames of a sequence, each compared with those that a table shows in full."""
 
     def __init__(self, table: FrameTable, device: torch.device):
-        self.sees = (table.full & ~torch.eye(len(table.full), dtype=torch.bool)).float().to(device)
+        others = table.full & ~torch.eye(len(table.full), dtype=torch.bool)
+        self.sees = others.float().to(device)
+        seen = [[f for f in row.nonzero().flatten().tolist() if f < t] for t, row in enumerate(others)]
+        self._before = torch.tensor([max(row, default=t) for t, row in enumerate(seen)], device=device)
+
+    def before(self, values: Tensor) -> Tensor:
+        """See Peers."""
+        return values[:, self._before]

@@ -56,6 +56,10 @@ class Peers:
         """Values [B, S, ...] of the call's views -> [B, K, ...] of all, those of the call among them."""
         return values
 
+    def before(self, values: Tensor) -> Tensor:
+        """Of values [B, K, ...] of all views those of the last one before each of the call's, or its own: [B, S, ...]."""
+        return values
+
     def weight(self, rows: slice, total: int, others: Tensor | None, like: Tensor) -> Tensor:
         """[B or 1, I, K, 1]: 1 for pairs that count, of query views `rows`."""
         if self.sees is None:

@@ -119,6 +119,10 @@ class Nano(Backbone):
         """Patches [B, S, N, C] of views from number `first` on, with their special tokens before them."""
         return self.special(patches)
 
+    def told_cameras(self, special: Tensor, index: int, cameras: CameraState, peers: Peers) -> Tensor:
+        """The special tokens [B, S, n, C] once they know the cameras that a round found."""
+        return special
+
     def iterate(self, half: Tensor, mask: Tensor | None = None) -> Iterations:
         """Half-size pictures [B, S, 3, h, w] (mask [B, S, h, w]) -> every intermediate estimate."""
         return self.iterate_among(half, mask)
@@ -161,7 +165,8 @@ class Nano(Backbone):
                 update = _of_round(self.feedbacks, index)(
                     matches, frame.grid, points, focals, estimate.world_from_cam, cam_from_world
                 )
-                x = torch.cat([x[:, :, :special], x[:, :, special:] + update], dim=2)
+                tokens = x[:, :, :special] if peers is None else self.told_cameras(x[:, :, :special], index, cameras, peers)
+                x = torch.cat([tokens, x[:, :, special:] + update], dim=2)
         return Iterations(estimates, matches, x, layout, frame)
 
     def appearance(self, views: Views) -> Tensor:

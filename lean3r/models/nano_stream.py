@@ -15,15 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from lean3r.geometry.pose import invert_pose
+from lean3r.heads.camera import CameraState
 from lean3r.layers.causal import CausalTrunk, FrameSight, Sight
 from lean3r.layers.frame_ring import FrameRing, RingPeers, TablePeers
 from lean3r.layers.frames import CachePolicy, FrameTable
 from lean3r.layers.kv_cache import DTYPES, CacheSizes, FrameCache
+from lean3r.layers.linear import Linear
+from lean3r.layers.matching import Peers
 from lean3r.layers.time_rope import TimeRope
 from lean3r.models.nano import Iterations, Nano, NanoConfig
 from lean3r.types import Prediction, Tokens, Views
 
 SPECIAL = 1
+CAMERA = 13  # numbers of a CameraState
 POLICY = CachePolicy(anchors=1, window=12, memory=SPECIAL, reserve=32)
 
 
@@ -114,6 +118,10 @@ class NanoStream(Nano):
         super().__init__(config)
         self.policy = config.policy
         self.anchor = nn.Parameter(torch.zeros(config.width))
+        self.told = nn.ModuleList(Linear(2 * CAMERA, config.width) for _ in range(config.pairs - 1))
+        for layer in self.told:
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def special_tokens(self, patches: Tensor, first: int = 0) -> Tensor:
         """See Nano.special_tokens: those of anchors have a vector added."""
@@ -121,6 +129,14 @@ class NanoStream(Nano):
         is_anchor = torch.arange(first, first + x.shape[1], device=x.device) < self.policy.anchors
         mark = is_anchor[:, None, None] * self.anchor
         return torch.cat([x[:, :, :SPECIAL] + mark.to(x.dtype), x[:, :, SPECIAL:]], 2)
+
+    def told_cameras(self, special: Tensor, index: int, cameras: CameraState, peers: Peers) -> Tensor:
+        """See Nano.told_cameras: their own and the one of the frame before."""
+        own = cameras.pack()
+        before = peers.before(peers.join(f"camera.{index}", own))
+        start = CameraState.start(*own.shape[:2], own).pack()
+        update = self.told[index](torch.cat([own - start, before - start], -1).detach())
+        return special + update[:, :, None].to(special.dtype)
 
     def iterate(self, half: Tensor, mask: Tensor | None = None) -> Iterations:
         """See Nano.iterate: all frames in one pass, each seeing what the policy says."""
@@ -151,6 +167,7 @@ class NanoStream(Nano):
         }
         for index in range(self.rounds):
             shapes |= {f"focal.{index}": (), f"cam_from_world.{index}": (4, 4)}
+            shapes |= {f"camera.{index}": (CAMERA,)} if index + 1 < self.rounds else {}
         return NanoStreamCache(policy, sizes, shapes)
 
     def step(self, views: Views, cache: NanoStreamCache, *, keep: bool = True, dense: bool = True) -> Prediction:

@@ -91,10 +91,15 @@ def half_pictures(batch: SceneBatch, full: float) -> Tensor:
 
 
 def truth_loss(
-    model: IterativeModel, output: Iterated, batch: SceneBatch, *, full: float = 0.0
+    model: IterativeModel,
+    output: Iterated,
+    batch: SceneBatch,
+    *,
+    full: float = 0.0,
+    unit_from: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """nano_loss of the `output` of `model.iterate`."""
-    target = make_target(batch, model.patch if full else model.patch // 2)
+    """nano_loss of the `output` of `model.iterate`; `unit_from` as in `make_target`."""
+    target = make_target(batch, model.patch if full else model.patch // 2, unit_from=unit_from)
     assert output.matches.logits is not None, "in training mode, a model returns the logits of its matches"
     parts = match_losses(output.matches.logits, output.matches.position, output.matches.visibility, target)
     total = weigh({k: parts[k] for k in ("match", "flow", "visible")})

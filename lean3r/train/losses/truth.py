@@ -56,18 +56,23 @@ def require_known(batch: SceneBatch, known: Tensor) -> None:
 
 
 @torch.no_grad()
-def make_target(batch: SceneBatch, cell: int, tolerance: float = 0.06) -> Target:
+def make_target(batch: SceneBatch, cell: int, tolerance: float = 0.06, *, unit_from: int | None = None) -> Target:
     """Ground truth for patches of `cell` pixels.
 
-    A point is visible in a view if the view's depth agrees with it within the relative `tolerance`. InputError if
-    no pixel has known depth.
+    A point is visible in a view if the view's depth agrees with it within the relative `tolerance`. The unit of length
+    is the geometric mean depth of the first `unit_from` views, if any of it is known; of all (None). InputError if no
+    pixel has known depth.
     """
     views, height, width = batch.depth.shape[1:]
     cols = width // cell
     depth, known_full = batch.depth, batch.depth > 0
     require_known(batch, known_full)
-    log_sum = (depth.clamp_min(1e-6).log() * known_full).flatten(1).sum(-1)
-    scale = (log_sum / known_full.flatten(1).sum(-1).clamp_min(1)).exp()
+    counts = known_full
+    if unit_from is not None:
+        first = known_full & (torch.arange(views, device=depth.device) < unit_from)[:, None, None]
+        counts = first.where(first.flatten(1).any(-1)[:, None, None, None], known_full)
+    log_sum = (depth.clamp_min(1e-6).log() * counts).flatten(1).sum(-1)
+    scale = (log_sum / counts.flatten(1).sum(-1).clamp_min(1)).exp()
     depth = (depth / scale[:, None, None, None]).clamp_max(FAR_RATIO)
     at = depth[..., cell // 2 :: cell, cell // 2 :: cell].flatten(2)
     known = at > 0
