@@ -1,12 +1,12 @@
 """nano-stream: trained from nano's weights on rendered walks, then judged against nano.
 
-    python benchmarks/nano_stream.py --train --minutes 45        # one core; runs/nano_stream/state.pt goes on if stopped
+    python benchmarks/nano_stream.py --train --minutes 45  # one core; a stopped run goes on
     python benchmarks/nano_stream.py [--weights FILE] [--video ../shared/data/video] [--clips 24]
 
 Training: clips of 6 to 16 frames in the order of a walk, half-size pictures of about 100 pixels, later full-size ones
 of about 180 with the guided head; nano's own loss against the truth of the rendered world, with a window that changes
-from step to step. The learning rate falls in the last quarter of the time. Judging: held-out clips (cameras, depth), the
-walk through the stream command, frames a second, bytes. Writes benchmarks/results/nano_stream.json.
+from step to step. The learning rate falls in the last quarter of the time. Judging: held-out clips (cameras, depth),
+the walk through the stream command, frames a second, bytes. Writes benchmarks/results/nano_stream.json.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What else than keys and values a stream keeps of the frames that it sees in full: named values, a slot for each frame.
+"""What else than keys and values a stream keeps of the frames that it sees in full: named values, a slot a frame.
 
 Slots are the pages of layers/kv_cache.py: the anchors, the window as a ring, and a spare one for a frame that is not
 stored, or not yet.
@@ -25,7 +25,7 @@ class FrameRing:
         self.shapes = dict(shapes)
         self.stored = 0
         self.values: dict[str, Tensor] = {}
-        self._incoming, self._keep = 0, False
+        self.incoming, self._keep = 0, False
 
     @property
     def full(self) -> int:
@@ -46,16 +46,16 @@ class FrameRing:
         """See FrameCache.begin."""
         if frames > 1 and (not keep or self.stored + frames > self.full):
             raise ValueError(f"{frames} frames at once, with {self.stored} stored, do not fit into {self.full}")
-        self._incoming, self._keep = frames, keep
+        self.incoming, self._keep = frames, keep
 
     def end(self) -> None:
         """See FrameCache.end."""
         if self._keep:
-            self.stored += self._incoming
+            self.stored += self.incoming
 
     def accept(self) -> None:
         """See FrameCache.accept."""
-        if self._keep or not self._incoming:
+        if self._keep or not self.incoming:
             raise ValueError("the last frame is stored already")
         self._keep = True
         for value in self.values.values():
@@ -70,13 +70,13 @@ class FrameRing:
     @property
     def count(self) -> int:
         """Slots that the frames of the call see, their own included."""
-        return min(self.stored + self._incoming, self.full) if self._keep else min(self.stored, self.full) + 1
+        return min(self.stored + self.incoming, self.full) if self._keep else min(self.stored, self.full) + 1
 
     @property
     def before(self) -> list[int]:
         """For each frame of the call the slot of the last frame before it that it sees; its own if there is none."""
-        if self._incoming > 1 or not self.stored:
-            return [max(0, self.stored + i - 1) for i in range(self._incoming)]
+        if self.incoming > 1 or not self.stored:
+            return [max(0, self.stored + i - 1) for i in range(self.incoming)]
         last = self._slot(self.stored - 1)
         return [last if last != self.first else self.anchors - 1]
 
@@ -90,7 +90,7 @@ class FrameRing:
             if tuple(new.shape[1:]) != shape:
                 raise ValueError(f"{name} has shape {list(new.shape[1:])}; expected {list(shape)}")
             self.values[name] = torch.zeros(self.full + 1, *shape, device=new.device)
-        self.values[name][self.first : self.first + self._incoming] = new.float()
+        self.values[name][self.first : self.first + self.incoming] = new.float()
         return self.values[name][: self.count]
 
     def state(self) -> dict[str, Tensor | int]:
@@ -111,15 +111,15 @@ class FrameRing:
             values[name] = torch.zeros(self.full + 1, *shape, device=device)
             values[name][: expected[0]] = found.to(device)
         self.values, self.stored = values, stored
-        self._incoming, self._keep = 0, False
+        self.incoming, self._keep = 0, False
 
 
 class RingPeers(Peers):
     """The frames of a ring, those of the current call among them. A stream is one scene."""
 
     def __init__(self, ring: FrameRing, device: torch.device):
-        self.ring, self.first = ring, ring.first
-        own = torch.arange(ring.first, ring.first + ring._incoming, device=device)
+        self.ring = ring
+        own = torch.arange(ring.first, ring.first + ring.incoming, device=device)
         self.sees = (own[:, None] != torch.arange(ring.count, device=device)).float()
         self._before = torch.tensor(ring.before, device=device)
 

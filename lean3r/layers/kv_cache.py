@@ -335,6 +335,11 @@ class StreamCache:
         self.blocks = FrameCache(blocks, policy.pages, policy.top_pages, policy.recent)
         self.camera = FrameCache(camera)
 
+    @property
+    def stored(self) -> int:
+        """Frames that it holds, in full or by their memory tokens."""
+        return self.blocks.stored
+
     def begin(self, frames: int, *, keep: bool) -> None:
         """See FrameCache.begin."""
         self.blocks.begin(frames, keep=keep)

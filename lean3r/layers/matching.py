@@ -44,12 +44,10 @@ class Matches:
 class Peers:
     """The views that those of a call are compared with: here the views of the call, each with all others.
 
-    In a stream (layers/frame_ring.py) there are earlier frames among them. The views of the call are then K of them from
-    number `first` on; `sees` [S, K] is 1 where a view of the call is compared with one of them, None: wherever they
-    differ.
+    In a stream (layers/frame_ring.py) earlier frames are among them, K in all. `sees` [S, K] is 1 where a view of the
+    call is compared with one of them; None: wherever they differ.
     """
 
-    first: int = 0
     sees: Tensor | None = None
 
     def join(self, name: str, values: Tensor) -> Tensor:
@@ -57,7 +55,7 @@ class Peers:
         return values
 
     def before(self, values: Tensor) -> Tensor:
-        """Of values [B, K, ...] of all views those of the last one before each of the call's, or its own: [B, S, ...]."""
+        """Of values [B, K, ...] of all views, for each of the call's those of the last one before it, or its own."""
         return values
 
     def weight(self, rows: slice, total: int, others: Tensor | None, like: Tensor) -> Tensor:
@@ -154,9 +152,9 @@ class PairMatcher(nn.Module):
         graph = torch.is_grad_enabled()
         filled: list[Tensor] = []
         logits = None
-        chooses = peers is None and not graph and views >= MANY
-        others = choose_partners(descriptor.float(), valid, PARTNERS) if chooses else None
         queries, peers = descriptor, peers or Peers()
+        chooses = peers.sees is None and not graph and views >= MANY
+        others = choose_partners(descriptor.float(), valid, PARTNERS) if chooses else None
         descriptor, other = peers.join("descriptor", descriptor), peers.join("other", other)
         grids = grid, peers.join("grid", grid)
         partners = descriptor.shape[1] if others is None else PARTNERS

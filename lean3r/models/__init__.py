@@ -59,6 +59,13 @@ CARDS = {
         resolution=240,
         patch=16,
     ),
+    "nano-stream": Card(
+        "lean3r.models.nano_stream:NanoStream",
+        "Cameras, depth and confidence of frames in order, the first one the origin: nano for streams.",
+        parameters=2_175_651,
+        resolution=240,
+        patch=16,
+    ),
     "vggt": Card(
         "lean3r.models.vggt:Vggt",
         "Cameras, depth, points and point tracks of any number of views, the first one the origin.",

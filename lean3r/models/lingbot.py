@@ -19,7 +19,7 @@ from lean3r.heads.iterative import CausalCamera
 from lean3r.layers.block import BlockOptions
 from lean3r.layers.causal import CausalTrunk, FrameSight, Sight
 from lean3r.layers.embed import imagenet
-from lean3r.layers.frames import CachePolicy, FrameTable
+from lean3r.layers.frames import TRAINED, CachePolicy, FrameTable
 from lean3r.layers.kv_cache import CacheSizes, StreamCache
 from lean3r.layers.time_rope import TimeRope
 from lean3r.layers.trunk import Role
@@ -61,6 +61,8 @@ class LingbotMap(Vggt):
     REFERENCE: ClassVar = None
     ORDERED: ClassVar = True
     STREAMS: ClassVar = "cache"
+    LONGEST = TRAINED
+    BRIDGE = None
     TELLTALE: ClassVar = ("aggregator.scale_token", (1, 2, 1, 1024))
     TRUNK: ClassVar = CausalTrunk
     CAMERA: ClassVar = CausalCamera

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 from lean3r.heads.camera import CameraState, CameraUpdate
 from lean3r.heads.guided import GuidedUpsampler, Surfaces
-from lean3r.layers.embed import ConvStem, SpecialTokens
 from lean3r.layers.causal import Sight
+from lean3r.layers.embed import ConvStem, SpecialTokens
 from lean3r.layers.matching import Feedback, Matches, PairMatcher, Peers
 from lean3r.layers.trunk import Trunk
 from lean3r.models.base import Backbone, check_views, full_precision, grey_padding, in_chunks
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
 
 STEM_BYTES, HEAD_BYTES = 1 << 24, 1 << 26  # upper bounds of the working memory of stem and head for one view
+EVERYONE = Peers()
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Nano(Backbone):
         self,
         half: Tensor,
         mask: Tensor | None = None,
-        peers: Peers | None = None,
+        peers: Peers = EVERYONE,
         sights: Sequence[Sight] | None = None,
         first: int = 0,
     ) -> Iterations:
@@ -156,17 +157,16 @@ class Nano(Backbone):
             estimate = Estimate(cameras, log_depth, *cameras.poses())
             estimates.append(estimate)
             focal, cam_from_world = cameras.log_focal.exp(), estimate.cam_from_world
-            focals = focal if peers is None else peers.join(f"focal.{index}", focal)
-            if peers is not None:
-                cam_from_world = peers.join(f"cam_from_world.{index}", cam_from_world)
+            focals = peers.join(f"focal.{index}", focal)
+            cam_from_world = peers.join(f"cam_from_world.{index}", cam_from_world)
             if index + 1 < self.rounds:
                 rays = F.pad(frame.grid / focal[..., None, None], (0, 1), value=1.0)
                 points = rays * log_depth.clamp(-4, 4).exp()[..., None]
                 update = _of_round(self.feedbacks, index)(
                     matches, frame.grid, points, focals, estimate.world_from_cam, cam_from_world
                 )
-                tokens = x[:, :, :special] if peers is None else self.told_cameras(x[:, :, :special], index, cameras, peers)
-                x = torch.cat([tokens, x[:, :, special:] + update], dim=2)
+                told = self.told_cameras(x[:, :, :special], index, cameras, peers)
+                x = torch.cat([told, x[:, :, special:] + update], dim=2)
         return Iterations(estimates, matches, x, layout, frame)
 
     def appearance(self, views: Views) -> Tensor:

@@ -24,7 +24,7 @@ from lean3r.layers.linear import Linear
 from lean3r.layers.matching import Peers
 from lean3r.layers.time_rope import TimeRope
 from lean3r.models.nano import Iterations, Nano, NanoConfig
-from lean3r.types import Prediction, Tokens, Views
+from lean3r.types import Prediction, Views
 
 SPECIAL = 1
 CAMERA = 13  # numbers of a CameraState
@@ -107,9 +107,8 @@ class NanoStream(Nano):
     TELLTALE: ClassVar = ("anchor", (128,))
     ORDERED: ClassVar = True
     STREAMS: ClassVar = "cache"
-    LONGEST: ClassVar = 24
-    """Stored frames before a stream begins anew: as many as it was trained with, with those in memory."""
-    BRIDGE: ClassVar = 6
+    LONGEST = 24
+    BRIDGE = 6
 
     def __init__(self, config: NanoConfig | None = None):
         config = config or self.SIZES["nano-stream"]
@@ -134,7 +133,7 @@ class NanoStream(Nano):
         """See Nano.told_cameras: their own and the one of the frame before."""
         own = cameras.pack()
         before = peers.before(peers.join(f"camera.{index}", own))
-        start = CameraState.start(*own.shape[:2], own).pack()
+        start = CameraState.start(own.shape[0], own.shape[1], own).pack()
         update = self.told[index](torch.cat([own - start, before - start], -1).detach())
         return special + update[:, :, None].to(special.dtype)
 

@@ -17,8 +17,7 @@ from torch import Tensor
 from lean3r.errors import InputError, UsageError
 from lean3r.geometry.flow import mean_motion_px
 from lean3r.layers.frames import CachePolicy
-from lean3r.layers.kv_cache import StreamCache
-from lean3r.models.lingbot import LingbotMap
+from lean3r.models.causal import Cache, CausalModel, as_causal
 from lean3r.types import Prediction, Views
 
 SHAPES = ("anchors", "window", "memory")
@@ -59,16 +58,14 @@ class CacheStream:
     All pictures have one size, sides multiples of the network's patch. Results are tensors on the network's device.
     """
 
-    def __init__(self, model: LingbotMap, policy: CachePolicy | None = None):
+    def __init__(self, model: CausalModel, policy: CachePolicy | None = None):
         """UsageError for a model without a cache. Without `policy` it is the model's own."""
-        if not isinstance(model, LingbotMap):
-            raise UsageError(f"{getattr(model, 'name', model)} keeps no cache of past frames; use lingbot-map.")
-        self.model = model.eval()
-        self.policy = policy or model.policy
+        self.model = as_causal(model).eval()
+        self.policy = policy or self.model.policy
         self._index = 0  # of the next frame
         self._waiting: list[Tensor] = []  # anchors, until all are there
         self._size: tuple[int, int] | None = None  # height, width
-        self._cache: StreamCache | None = None
+        self._cache: Cache | None = None
         self._last: _Keyframe | None = None
         self._finished = False
         self._broken = False  # a step failed while it wrote over what the cache held
@@ -82,7 +79,7 @@ class CacheStream:
     @property
     def stored(self) -> int:
         """Frames that the cache holds, in full or by their memory."""
-        return 0 if self._cache is None else self._cache.blocks.stored
+        return 0 if self._cache is None else self._cache.stored
 
     def push(self, image: np.ndarray | Tensor) -> list[CacheResult]:
         """Take the next picture, [H, W, 3] uint8 or [3, H, W] from 0 to 1; its result, or those of all anchors.
@@ -274,7 +271,7 @@ def _number(name: str) -> tuple[int, str]:
 
 
 def cache_bytes(
-    model: LingbotMap,
+    model: CausalModel,
     policy: CachePolicy,
     stored: int,
     height: int,

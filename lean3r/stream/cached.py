@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lean3r.errors import OutOfMemoryError, UsageError
+from lean3r.errors import OutOfMemoryError
 from lean3r.inputs.views import Picture, network_size
-from lean3r.layers.frames import TRAINED, CachePolicy
+from lean3r.layers.frames import CachePolicy
 from lean3r.models.base import Backbone
-from lean3r.models.lingbot import LingbotMap
+from lean3r.models.causal import as_causal
 from lean3r.pipeline.budget import CHUNKS
 from lean3r.pipeline.memory import Predictor, Setting, in_units, parse_memory, used_bytes
 from lean3r.stream import sim3
@@ -44,13 +44,11 @@ class CachedEngine:
     version = 0  # what has been given out is never revised
 
     def __init__(self, model: Backbone, settings: Settings) -> None:
-        if not isinstance(model, LingbotMap):
-            raise UsageError(f"{model.name} keeps no cache of past frames; it streams in windows.")
-        self.model, self.settings = model, settings
+        self.model, self.settings = as_causal(model), settings
         self._cache: CacheStream | None = None
         self._size: tuple[int, int] | None = None  # width and height of the frames
         self._waiting: list[tuple[Keyframe, Picture | None]] = []  # for anchors; None: nothing can be seen in them
-        self._recent: deque[Result] = deque(maxlen=model.policy.anchors)
+        self._recent: deque[Result] = deque(maxlen=self.model.BRIDGE or self.model.policy.anchors)
         self._placements: list[np.ndarray] = []
         self._origin = np.eye(4)  # cam_from_world at which a cache begins that nothing joins to others
         self._is_fresh = True  # such a cache has no result yet
@@ -64,20 +62,19 @@ class CachedEngine:
         model: Backbone, settings: Settings, options: StreamOptions, shape: Sequence[int], memory: str | int
     ) -> tuple[Settings, str]:
         """As `fit_stream` of the windows: the most keyframes in full that fit, with all that the cache ever holds."""
-        if not isinstance(model, LingbotMap):
-            raise UsageError(f"{model.name} keeps no cache of past frames; it streams in windows.")
+        causal = as_causal(model)
         budget, device = parse_memory(memory), next(model.parameters()).device
         cloud = CLOUD_BYTES * settings.points.max_points if device.type == "cpu" else 0
         side = settings.resolution or model.resolution
         width, height = network_size(shape[1], shape[0], side, model.patch)
         dtype = model.origin.dtype
-        setting = Setting(model.policy.anchors, height, width, CHUNKS[-1], dtype)
+        setting = Setting(causal.policy.anchors, height, width, CHUNKS[-1], dtype)
         network = Predictor(model, device, lambda: used_bytes(device)).peak(setting)
         least = 0
         for window in [options.window] if options.window else sorted(WINDOWS, reverse=True):
             if options.window is None and window > settings.window:
                 continue
-            kept = cache_bytes(model, replace(model.policy, window=window), TRAINED, height, width, dtype)
+            kept = cache_bytes(causal, replace(causal.policy, window=window), causal.LONGEST, height, width, dtype)
             least = network + kept + cloud
             text = (
                 f"{window} keyframes of {width}x{height} in full: process and network {in_units(network)} + cache "
@@ -107,7 +104,7 @@ class CachedEngine:
             results = self._cache.push(picture.pixels)
         if results or self._is_flowing:
             known += self._drain(results)
-        if self._cache is not None and self._cache.stored >= TRAINED:
+        if self._cache is not None and self._cache.stored >= self.model.LONGEST:
             self._begin_again()
         return known
 

@@ -17,7 +17,6 @@ from lean3r.errors import OutOfMemoryError
 from lean3r.models.lingbot import LingbotMap
 from lean3r.pipeline.memory import used_bytes
 from lean3r.pipeline.observer import Observer
-from lean3r.stream import cached
 from lean3r.stream.cache import CacheStream
 from lean3r.stream.cached import CachedEngine
 from lean3r.stream.engine import Estimate, Settings
@@ -88,7 +87,7 @@ def test_a_stream_that_was_stopped_goes_on_with_the_same_result(model: LingbotMa
 def test_past_the_trained_length_a_new_cache_is_joined_to_the_old_one(
     model: LingbotMap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cached, "TRAINED", 12)
+    monkeypatch.setattr(model, "LONGEST", 12)
     stream = lean3r.stream(model, walk(40), options=OPTIONS, resolution=SIDE)
     found = list(stream)
     assert stream.figures["windows"] > 1 and [each.index for each in found] == list(range(40))
