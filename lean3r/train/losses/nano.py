@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -13,6 +13,7 @@ from lean3r.data.base import SceneBatch
 from lean3r.layers.matching import Matches
 from lean3r.train.losses.truth import (
     DECAY,
+    Target,
     TwoSurfaces,
     depth_loss,
     full_depth_losses,
@@ -103,20 +104,27 @@ def truth_loss(
     assert output.matches.logits is not None, "in training mode, a model returns the logits of its matches"
     parts = match_losses(output.matches.logits, output.matches.position, output.matches.visibility, target)
     total = weigh({k: parts[k] for k in ("match", "flow", "visible")})
-    for age, estimate in enumerate(reversed(output.estimates)):
-        level, shift = depth_loss(estimate.log_depth, target.log_depth, target.known)
-        rotation, translation = pose_losses(estimate.world_from_cam, estimate.cam_from_world, target)
-        focal = (estimate.cameras.log_focal - target.log_focal).abs().mean()
-        now = {"rotation": rotation, "translation": translation, "depth": level, "shift": shift, "focal": focal}
-        total = total + DECAY**age * weigh(now)
-        if age == 0:
-            parts |= now
+    estimated, last = estimate_losses(output.estimates, target)
+    total, parts = total + estimated, parts | last
     if full:
         sharp = model.sharpen(output.tokens, output.estimates[-1].log_depth, batch.images)
         fine = full_depth_losses(sharp, batch, target.scale)
         total = total + full * weigh(fine)
         parts |= fine
     return total, {k: v.detach() for k, v in parts.items()}
+
+
+def estimate_losses(estimates: Sequence[Estimate], target: Target) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum over all estimates, the last one with weight 1, and the parts of the last."""
+    total, last = torch.zeros((), device=target.log_depth.device), dict[str, Tensor]()
+    for age, estimate in enumerate(reversed(estimates)):
+        level, shift = depth_loss(estimate.log_depth, target.log_depth, target.known)
+        rotation, translation = pose_losses(estimate.world_from_cam, estimate.cam_from_world, target)
+        focal = (estimate.cameras.log_focal - target.log_focal).abs().mean()
+        now = {"rotation": rotation, "translation": translation, "depth": level, "shift": shift, "focal": focal}
+        total = total + DECAY**age * weigh(now)
+        last = last or now
+    return total, last
 
 
 def weigh(parts: Mapping[str, Tensor]) -> Tensor:
