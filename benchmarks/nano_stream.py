@@ -18,15 +18,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from common import hardware, write_result
+from common import RESULTS, hardware, write_result
+from stream import errors, of_walk
 
 import lean3r
 from lean3r.data.base import SceneBatch
 from lean3r.data.world.synthetic import HELD_OUT_SEED, SyntheticWorld
 from lean3r.eval.synthetic import score_scenes
+from lean3r.geometry.pose import invert_pose
+from lean3r.inputs.trajectory import read_trajectory
 from lean3r.models.base import Backbone
 from lean3r.models.nano_stream import NanoStream
+from lean3r.stream.cache import CacheStream, cache_bytes
 from lean3r.train.losses.streamed import in_walking_order, streamed_loss
 from lean3r.train.optim import Ema, GradientBuffer, Optimizer
 from lean3r.train.recipes import nano as nano_recipe
@@ -135,26 +140,97 @@ def trained(folder: Path) -> NanoStream:
     return model.eval()
 
 
+def along(model: Backbone, walks: list[SceneBatch]) -> dict[str, Any]:
+    """Position errors of all frames of walks through `lean3r.stream`, refine off, after one similarity each, in per
+    cent of the walk's extent (root mean square from its centre)."""
+    shares, turns, certain = [], [], []
+    for batch in walks:
+        pictures = (batch.images[0].permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+        found = list(lean3r.stream(model, ((i / 10, picture) for i, picture in enumerate(pictures)), refine="off"))
+        ours = np.stack([np.linalg.inv(each.cam_from_world) for each in found])
+        true = invert_pose(batch.cam_from_world[0].double()).numpy()
+        extent = 100 * float(np.sqrt(np.square(true[:, :3, 3] - true[:, :3, 3].mean(0)).sum(-1).mean()))
+        off = errors(ours, true)
+        shares.append(100 * off["ate_cm"] / extent)
+        turns.append(off["rpe_deg"])
+        certain.append(np.mean([not each.flags & {"uncertain", "lost"} for each in found]))
+    names = {"ate_percent": shares, "rpe_deg": turns, "certain": certain}
+    return {name: round(float(np.median(values)), 3) for name, values in names.items()} | {"all": shares}
+
+
+def speed(model: NanoStream, side: int = 240) -> dict[str, Any]:
+    """Seconds of a step once the window is full, of the least disturbed of several runs, on two threads; bytes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    stream, runs, number = CacheStream(model), [], 5
+    image = torch.rand(3, side, side)
+    for _ in range(model.policy.window + 2):
+        stream.push(image)
+    for _ in range(30):
+        begun = time.perf_counter()
+        for _ in range(number):
+            stream.push(image)
+        runs.append((time.perf_counter() - begun) / number)
+    torch.set_num_threads(threads)
+    kept = cache_bytes(model, model.policy, model.LONGEST, side, side)
+    return {
+        "frames_per_s": round(1 / min(runs), 1),
+        "median_per_s": round(1 / float(np.median(runs)), 1),
+        "bytes": kept,
+    }
+
+
 def main() -> None:
     """Train, or judge and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--minutes", type=float, default=45.0)
     parser.add_argument("--work", type=Path, default=Path("runs/nano_stream"))
+    parser.add_argument("--weights", type=Path, help="of nano-stream; default: those in --work, or shipped ones")
     parser.add_argument("--clips", type=int, default=24)
+    parser.add_argument("--walks", type=int, default=8)
+    parser.add_argument("--video", type=Path, default=Path("../shared/data/video"))
+    parser.add_argument("--only", nargs="*", default=["clips", "walks", "video", "speed"])
     args = parser.parse_args()
     if args.train:
         train(args.work, args.minutes)
         return
-    models: dict[str, Backbone] = {"nano": lean3r.load("nano", device="cpu"), "nano's weights, causal": start().eval()}
-    if (args.work / "state.pt").exists():
-        models["nano-stream"] = trained(args.work)
-    clips: dict[str, Any] = {}
-    for views in (4, 8, 16):
-        batches = held_out(views, args.clips)
-        clips[str(views)] = {name: judge(model, batches) for name, model in models.items()}
-        print(views, json.dumps(clips[str(views)], indent=1), flush=True)
-    print(write_result("nano_stream", {"hardware": hardware(), "clips": args.clips, "by_views": clips}))
+    weights = args.weights
+    if weights is None and (args.work / "state.pt").exists():
+        weights = lean3r.save(trained(args.work), args.work / "nano-stream.safetensors")
+    nano, ours = lean3r.load("nano", device="cpu"), lean3r.load("nano-stream", weights=weights, device="cpu")
+    assert isinstance(ours, NanoStream)
+    result = read_result()
+    if "clips" in args.only:
+        result["clips"] = {"number": args.clips}
+        for views in (4, 8, 16):
+            batches = held_out(views, args.clips)
+            models = {"nano": nano, "nano-stream": ours, "nano's weights, causal": start().eval()}
+            result["clips"][str(views)] = {name: judge(model, batches) for name, model in models.items()}
+            print(views, json.dumps(result["clips"][str(views)], indent=1), flush=True)
+    if "walks" in args.only:
+        world = SyntheticWorld(seed=HELD_OUT_SEED)
+        walks = [in_walking_order(world.batch(900 + i, 1, views=40, height=240, width=240)) for i in range(args.walks)]
+        rows = {"nano, windows": along(nano, walks), "nano-stream": along(ours, walks)}
+        result["walks"] = {"number": args.walks, "frames": 40, **rows}
+        print(json.dumps(result["walks"]), flush=True)
+    if "video" in args.only:
+        truth = read_trajectory(args.video / "office_walk_poses_tum.txt")
+        given = ["--model", "nano-stream", *([] if weights is None else ["--weights", str(weights.resolve())])]
+        ways = {"nano, windows": ["--refine", "off"], "nano-stream": given}
+        result["video"] = {name: of_walk(args.video, options, truth) for name, options in ways.items()}
+        result["video"]["nano-stream"]["options"] = given[:2]
+        print(json.dumps(result["video"]), flush=True)
+    if "speed" in args.only:
+        result["speed"] = speed(ours)
+        print(json.dumps(result["speed"]), flush=True)
+    print(write_result("nano_stream", result | {"hardware": hardware()}))
+
+
+def read_result() -> dict[str, Any]:
+    """What is measured already."""
+    path = RESULTS / "nano_stream.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 if __name__ == "__main__":

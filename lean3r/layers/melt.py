@@ -82,8 +82,8 @@ class LoopMemory:
 
     def row(self, rule: SharedRow, x: Tensor) -> Tensor:
         """The latent row of this loop for inputs x [B, N, C]."""
-        self._row = rule(x, self._row, len(self._now))
-        return self._row
+        row = self._row = rule(x, self._row, len(self._now))
+        return row
 
     def attend(self, q: Tensor, own: Pair, row: Pair | None) -> Tensor:
         """Queries [B, H, N, D] over past and current keys and values, `own` of this loop's input, `row` of its row."""

@@ -46,9 +46,11 @@ class Cache(Protocol):
 
 @runtime_checkable
 class CausalModel(Protocol):
-    """A Backbone that takes frames one by one. `policy` is its usual one. After LONGEST stored frames a stream begins
-    anew, with the last BRIDGE keyframes; None: as many as it has anchors."""
+    """A Backbone that takes frames one by one. `policy` is its usual one. A stream has at most WIDEST keyframes in its
+    window (None: any number). After LONGEST stored frames it begins anew, with the last BRIDGE keyframes (None: as many
+    as it has anchors)."""
 
+    WIDEST: int | None
     LONGEST: int
     BRIDGE: int | None
     policy: CachePolicy

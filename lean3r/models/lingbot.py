@@ -61,6 +61,7 @@ class LingbotMap(Vggt):
     REFERENCE: ClassVar = None
     ORDERED: ClassVar = True
     STREAMS: ClassVar = "cache"
+    WIDEST = None
     LONGEST = TRAINED
     BRIDGE = None
     TELLTALE: ClassVar = ("aggregator.scale_token", (1, 2, 1, 1024))

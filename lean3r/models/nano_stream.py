@@ -107,6 +107,7 @@ class NanoStream(Nano):
     TELLTALE: ClassVar = ("anchor", (128,))
     ORDERED: ClassVar = True
     STREAMS: ClassVar = "cache"
+    WIDEST = 12
     LONGEST = 24
     BRIDGE = 6
 

@@ -74,6 +74,7 @@ class CachedEngine:
         for window in [options.window] if options.window else sorted(WINDOWS, reverse=True):
             if options.window is None and window > settings.window:
                 continue
+            window = min(window, causal.WIDEST or window)
             kept = cache_bytes(causal, replace(causal.policy, window=window), causal.LONGEST, height, width, dtype)
             least = network + kept + cloud
             text = (
@@ -124,7 +125,8 @@ class CachedEngine:
     def policy_of(self, size: tuple[int, int]) -> CachePolicy:
         """What the cache keeps of frames of this width and height."""
         motion_px = self.settings.step * max(network_size(*size, self._resolution, self.model.patch))
-        return replace(self.model.policy, window=self.settings.window, motion_px=motion_px, max_gap=NEVER)
+        window = min(self.settings.window, self.model.WIDEST or self.settings.window)
+        return replace(self.model.policy, window=window, motion_px=motion_px, max_gap=NEVER)
 
     def locate(self, frame: Frame) -> Estimate | None:
         """See Engine: as if it were the next frame."""
