@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from docs.markdown import RESULTS, ROOT, result
+from docs.of_streams import of_clips, of_rules
 from lean3r.bench.exponents import label
 
 Figures = Callable[[Mapping[str, Any]], Iterable[str]]
@@ -266,6 +267,7 @@ ROWS: dict[str, tuple[str | None, Figures]] = {
     ),
     "loading_data": ("loading_data.py", lambda r: [f"{x['loader']}: {x['per_second']:.0f} per s" for x in r["rows"]]),
     "looped": ("looped.py", looped),
+    "melt": ("melt.py", of_rules),
     "memory_budget": (
         "memory_budget.py",
         lambda r: [f"{x['setting']}: {x['measured_mb']:.0f} MB, {x['predicted_mb']:.0f} predicted" for x in r["rows"]],
@@ -274,6 +276,7 @@ ROWS: dict[str, tuple[str | None, Figures]] = {
     "nano_accuracy": ("accuracy.py", accuracy),
     "nano_densities": ("densities.py", densities),
     "nano_many_views": ("accuracy.py", many_views),
+    "nano_stream": ("nano_stream.py", of_clips),
     "nano_table": ("table.py", nano_table),
     "parity": ("parity_table.py", parity),
     "parity_parts": ("parity_parts.py", parity_parts),

@@ -16,6 +16,7 @@ from docs.of_measured import OF_MEASURED
 from docs.of_models import OF_MODELS
 from docs.of_parity import OF_PARITY
 from docs.of_results import OF_RESULTS
+from docs.of_streams import OF_STREAMS
 from docs.of_table import OF_TABLE
 
 PLACE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -44,6 +45,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **OF_EXPERIMENTS,
     **OF_MODELS,
     **OF_PARITY,
+    **OF_STREAMS,
     **OF_TABLE,
 }
 
