@@ -1,6 +1,6 @@
 """MELT in a looped nano for streams: one row of keys and values for all loops, against a cache for each loop.
 
-    python benchmarks/melt.py [--parent 200] [--steps 120] [--clips 60] [--only gated mean ...]
+    python benchmarks/melt.py [--parent 100] [--steps 60] [--clips 40] [--only gated mean ...]
 
 A causal looped nano (one shared pair of blocks, four loops) begins with nano's stem, matcher and first pair, and learns
 on rendered walks of six frames of 64 x 64 half-size pixels, in chunks of two frames, with a cache for each loop: the
@@ -193,9 +193,9 @@ def judge(model: MeltNano, alpha: float, batches: list[SceneBatch]) -> dict[str,
 def main() -> None:
     """Train the parent, then all rules, and judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parent", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--clips", type=int, default=60)
+    parser.add_argument("--parent", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--clips", type=int, default=40)
     parser.add_argument("--only", nargs="*", default=["per loop", *RULES])
     parser.add_argument("--work", type=Path, default=Path("runs/melt"))
     args = parser.parse_args()

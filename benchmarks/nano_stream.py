@@ -1,7 +1,7 @@
 """nano-stream: trained from nano's weights on rendered walks, then judged against nano.
 
     python benchmarks/nano_stream.py --train --minutes 45  # one core; a stopped run goes on
-    python benchmarks/nano_stream.py [--weights FILE] [--video ../shared/data/video] [--clips 24]
+    python benchmarks/nano_stream.py --weights runs/nano_stream/nano-stream.safetensors
 
 Training: clips of 6 to 16 frames in the order of a walk, half-size pictures of about 100 pixels, later full-size ones
 of about 180 with the guided head; nano's own loss against the truth of the rendered world, with a window that changes
@@ -47,6 +47,7 @@ STEPS = (  # views, scenes, height, width of half-size pictures: a cycle of step
 )
 DETAIL = ((8, 2, 192, 192), (6, 2, 160, 224), (12, 1, 192, 160))  # the same of full-size pictures
 DETAIL_FROM, DECAY_FROM, WARM_UP, SAVE = 0.7, 0.75, 60.0, 120.0  # shares of the time; seconds
+WALK = 32  # frames
 FIGURES = ("auc5", "auc15", "auc30", "rotation_deg", "translation_deg", "abs_rel", "focal")
 
 
@@ -113,6 +114,7 @@ def train(folder: Path, minutes: float) -> None:
             state = {"model": model.state_dict(), "ema": ema.model.state_dict(), "used": used, "step": step}
             torch.save(state | {"optimizer": optimizer.state_dict()}, path.with_suffix(".new"))
             path.with_suffix(".new").replace(path)
+    print(lean3r.save(trained(folder), folder / "nano-stream.safetensors"))
 
 
 def held_out(views: int, clips: int, side: int = 240) -> list[SceneBatch]:
@@ -186,7 +188,7 @@ def main() -> None:
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--minutes", type=float, default=45.0)
     parser.add_argument("--work", type=Path, default=Path("runs/nano_stream"))
-    parser.add_argument("--weights", type=Path, help="of nano-stream; default: those in --work, or shipped ones")
+    parser.add_argument("--weights", type=Path, help="of nano-stream; default: shipped ones")
     parser.add_argument("--clips", type=int, default=24)
     parser.add_argument("--walks", type=int, default=8)
     parser.add_argument("--video", type=Path, default=Path("../shared/data/video"))
@@ -196,8 +198,6 @@ def main() -> None:
         train(args.work, args.minutes)
         return
     weights = args.weights
-    if weights is None and (args.work / "state.pt").exists():
-        weights = lean3r.save(trained(args.work), args.work / "nano-stream.safetensors")
     nano, ours = lean3r.load("nano", device="cpu"), lean3r.load("nano-stream", weights=weights, device="cpu")
     assert isinstance(ours, NanoStream)
     result = read_result()
@@ -210,9 +210,11 @@ def main() -> None:
             print(views, json.dumps(result["clips"][str(views)], indent=1), flush=True)
     if "walks" in args.only:
         world = SyntheticWorld(seed=HELD_OUT_SEED)
-        walks = [in_walking_order(world.batch(900 + i, 1, views=40, height=240, width=240)) for i in range(args.walks)]
+        walks = [
+            in_walking_order(world.batch(900 + i, 1, views=WALK, height=240, width=240)) for i in range(args.walks)
+        ]
         rows = {"nano, windows": along(nano, walks), "nano-stream": along(ours, walks)}
-        result["walks"] = {"number": args.walks, "frames": 40, **rows}
+        result["walks"] = {"number": args.walks, "frames": WALK, **rows}
         print(json.dumps(result["walks"]), flush=True)
     if "video" in args.only:
         truth = read_trajectory(args.video / "office_walk_poses_tum.txt")

@@ -216,7 +216,7 @@ OF_PAGE: dict[str, dict[str, Callable[[Path], None]]] = {
         "camera.json": lens,
     },
     "docs/how-to/add.md": {"more": more(7, 8), "later": more(9), "evening": more(10)},
-    "docs/nano.md": {"DIR": photos},
+    "docs/nano.md": {"DIR": photos, "nano-stream.safetensors": checkpoint("nano-stream")},
 }
 
 
