@@ -21,8 +21,10 @@ def trunk(rule: Rule = "gated") -> MeltTrunk:
         torch.manual_seed(0)
         found = MeltTrunk(("frame", "frame", "global"), DIM, 2, looped_from=1, rule=rule)
         for name, parameter in found.named_parameters():
-            if ".row." in name or ".out" in name:
+            if ".row." in name:
                 torch.nn.init.normal_(parameter, std=0.3)
+            elif ".out" in name:
+                torch.nn.init.normal_(parameter, std=0.02)
     return found.eval()
 
 
@@ -88,6 +90,7 @@ def test_closed_and_open_gates_are_the_last_and_the_first_loop(rule: Rule) -> No
     for parameter in block.row.parameters():
         parameter.data.zero_()
     block.row.bias.data.fill_(-30)
+    last.load_state_dict({k: v for k, v in model.state_dict().items() if ".row." not in k})
     ours, theirs = (run(m, x, 4, 1, 1.0)[0] for m in (model, last))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     gate.bias.data.fill_(30)

@@ -45,8 +45,10 @@ def model() -> NanoStream:
     assert isinstance(found, NanoStream)
     random = torch.Generator().manual_seed(1)
     for name, parameter in found.named_parameters():
-        if name.startswith(("anchor", "told", "cameras")):
+        if name.startswith(("anchor", "told")):
             torch.nn.init.normal_(parameter, std=0.1, generator=random)
+        elif name.startswith("cameras") and parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.4, generator=random)
     return found
 
 
@@ -141,8 +143,8 @@ def test_a_state_of_other_sizes_is_refused(model: NanoStream) -> None:
         CacheStream(tiny("nano"))  # type: ignore[arg-type]
 
 
-def of_stream(model: NanoStream, source: Any) -> Any:
-    stream = lean3r.stream(model, source, options=lean3r.StreamOptions(window=4, keyframe_step=0.02), resolution=64)
+def of_stream(model: NanoStream, source: Any, step: float = 0.005) -> Any:
+    stream = lean3r.stream(model, source, options=lean3r.StreamOptions(window=4, keyframe_step=step), resolution=64)
     return list(stream), stream
 
 
@@ -154,8 +156,8 @@ def test_the_stream_command_s_engine_takes_it(model: NanoStream, monkeypatch: py
     assert [each.index for each in found] == list(range(24)) and all(each.depth is not None for each in found)
     assert np.allclose(found[0].cam_from_world, np.eye(4), atol=1e-5)
     assert stream.reports and all(report["join"]["shared"] == 3 for report in stream.reports)
-    still, _ = of_stream(model, [frame(0.5)] * 12)
-    assert sum("keyframe" in each.flags for each in still) <= 2
+    still, _ = of_stream(model, [frame(0.5)] * 12, 0.1)
+    assert not any("keyframe" in each.flags for each in still[4:])
     assert (found[0].width, found[0].height) == (WIDTH, HEIGHT)
 
 
@@ -163,16 +165,16 @@ def test_the_objective_is_nano_s_in_units_of_the_first_frame(model: NanoStream) 
     batch = in_walking_order(SyntheticWorld(seed=3).batch(0, 2, views=5, height=32, width=40))
     learner = copy.deepcopy(model).train()
     before = learner.policy
-    loss, parts = streamed_loss(learner, batch, 4.0)
-    again, _ = streamed_loss(learner, batch, 4.0)
-    other, _ = streamed_loss(learner, batch, 11.0)
-    assert learner.policy == before and float(loss) == float(again) != float(other)
+    loss, parts = streamed_loss(learner, batch, 1.0)
+    again, _ = streamed_loss(learner, batch, 1.0)
+    other, _ = streamed_loss(learner, batch, 5.0)
+    assert learner.policy == before and torch.equal(loss, again) and not torch.equal(loss, other)
     loss.backward()
     silent = [n for n, p in learner.named_parameters() if p.grad is None and not n.startswith("upsampler")]
     assert silent == [] and set(parts) >= {"match", "rotation", "depth"}
     learner.policy = replace(before, anchors=5)
     whole, _ = nano_loss(learner, batch)
-    anchored, _ = streamed_loss(learner, batch, 4.0)
+    anchored, _ = streamed_loss(learner, batch, 1.0)
     torch.testing.assert_close(whole, anchored)
 
 
