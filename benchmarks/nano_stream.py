@@ -192,8 +192,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=45.0)
     parser.add_argument("--work", type=Path, default=Path("runs/nano_stream"))
     parser.add_argument("--weights", type=Path, help="of nano-stream; default: shipped ones")
-    parser.add_argument("--clips", type=int, default=24)
-    parser.add_argument("--walks", type=int, default=8)
+    parser.add_argument("--clips", type=int, default=12)
+    parser.add_argument("--walks", type=int, default=6)
     parser.add_argument("--video", type=Path, default=Path("../shared/data/video"))
     parser.add_argument("--only", nargs="*", default=["clips", "walks", "video", "speed"])
     args = parser.parse_args()
@@ -211,9 +211,12 @@ def main() -> None:
         at = {"hardware": hardware(), "load": [round(load, 2) for load in os.getloadavg()]}
         write_result("nano_stream", {**result, **at})
 
+    if (args.work / "state.pt").exists():
+        state = torch.load(args.work / "state.pt", weights_only=True)
+        keep("training", {"steps": state["step"], "minutes": round(state["used"] / 60, 1)})
     if "clips" in args.only:
         clips: dict[str, Any] = {"number": args.clips}
-        for views in (4, 8, 16):
+        for views in (8, 16):
             batches = held_out(views, args.clips)
             models = {"nano": nano, "nano-stream": ours, "nano's weights, causal": start().eval()}
             clips[str(views)] = {name: judge(model, batches) for name, model in models.items()}

@@ -7,7 +7,7 @@ from typing import Any
 
 from docs.markdown import result, table
 
-CLIPS = ("4", "8", "16")
+CLIPS = ("8", "16")
 MODELS = {
     "nano": "nano, all frames at once",
     "nano-stream": "nano-stream, frame by frame",
