@@ -11,6 +11,7 @@ from docs.markdown import result
 from lean3r.eval.protocols.rows import WORLD_SIZES
 from lean3r.eval.synthetic import EDGE_STEP, FAR, NEAR, SMALL_BASELINE
 from lean3r.models import CARDS, EMBEDDED
+from lean3r.models.nano_stream import NanoStream
 from lean3r.train import RECIPES
 
 DENSITIES = ("2", "4", "8", "16", "32")  # views
@@ -107,6 +108,29 @@ NANO = Page(
         ("about {} x {} px, 64 patches, five shapes, 2 to 8 views | {:,} x {} |", lambda: phase(0)),
         ("about {} x {} px, 225 patches, five shapes, 2 to 8 views | {:,} x {} |", lambda: phase(1)),
         ("the recipe has {:,} steps with the likelihood", lambda: phase(2)[2:3]),
+        ("and the last {} keyframes in full, one token", lambda: [NanoStream.WIDEST]),
+        ("After {} keyframes a new cache begins", lambda: [NanoStream.LONGEST]),
+        ("and has {:,} parameters. **No weights", lambda: [CARDS["nano-stream"].parameters]),
+        (
+            "after {:,} steps, {:.0f} minutes of a busy core",
+            lambda: [result("nano_stream")["training"][key] for key in ("steps", "minutes")],
+        ),
+        ("On {} held-out clips in the order of a walk", lambda: [result("nano_stream")["clips"]["number"]]),
+        (
+            "on {} rendered walks of {} frames",
+            lambda: [result("nano_stream")["walks"][key] for key in ("number", "frames")],
+        ),
+        (
+            "A frame of 240 px takes {:.3f} CPU seconds on one thread",
+            lambda: [result("nano_stream")["speed"]["cpu_s"]],
+        ),
+        ("the cache holds {:.1f} MB; frames", lambda: [result("nano_stream")["speed"]["bytes"] / 1e6]),
+        ("had learned for {} steps with a cache", lambda: [result("melt")["parent_steps"]]),
+        (
+            "have {} more steps of 4 walks of {} frames ({} px, chunks of two frames, {} loops)",
+            lambda: [result("melt")[key] for key in ("steps", "frames", "side", "loops")],
+        ),
+        ("On {} held-out walks", lambda: [result("melt")["clips"]]),
         ("Pairs whose baseline is under {:.0f} % of the mean depth", lambda: [100 * SMALL_BASELINE]),
         ("{} scenes for each number of views", lambda: [result("nano_accuracy")["scenes"]]),
         (
@@ -125,6 +149,8 @@ NANO = Page(
     {
         "with 95 % intervals over scenes": "a setting of the bootstrap",
         "arXiv 2605.30215": "the number of a paper",
+        "arXiv 2605.07721": "the number of a paper",
+        "the 20-second walk": "a length",
         "120 x 120 px, and 240 x 240 px in front of the guided head | 2,491 x 16 |": "what was run; the text explains",
         "1 + 0.1 / (the expected error": "a formula of the model",
         "(0 to 90 degrees)": "the range of an angle between lines",
