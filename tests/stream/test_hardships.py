@@ -1,0 +1,156 @@
+"""Streams in trouble: sources too fast or standing still, ends by a signal, disks that fill, torn stores."""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lean3r
+from lean3r.errors import InputError, UsageError
+from lean3r.stream import frames as sources
+from lean3r.stream import run as running
+from lean3r.stream import store as stores
+from lean3r.stream.frames import QUEUE
+from lean3r.stream.publish import Publisher
+from lean3r.stream.store import Store
+from stream.test_stream import SMALL, film, run, written
+from stream.walk import Knows, frame, walk
+
+SLOW = """
+import sys, time
+sys.path.insert(0, sys.argv[3])
+import lean3r
+from stream.walk import Knows
+options = lean3r.StreamOptions(window=8, overlap=3)
+for each in lean3r.stream(Knows(), sys.argv[1], sys.argv[2], options=options, refine="off"):
+    if each.index == 37:
+        print("begun", flush=True)
+    if each.index >= 37:
+        time.sleep(0.5)
+"""
+
+
+def test_a_fast_source_is_dropped_and_no_frame_waits_for_more_than_a_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However fast the source is, at most QUEUE frames are taken between the arrival of one and its turn."""
+    taken, arrived_at, waits = 0, {}, []
+    live = sources.Live.__iter__
+
+    def counted(self: sources.Live) -> Iterator[Any]:
+        nonlocal taken
+        for moment, each in live(self):
+            taken += 1
+            waits.append(taken - arrived_at[each.timestamp_s])
+            yield moment, each
+
+    def fast() -> Iterator[tuple[float, np.ndarray]]:
+        for time_s, image in walk(1500, 0.02):
+            arrived_at[time_s] = taken
+            yield time_s, image
+
+    monkeypatch.setattr(sources.Live, "__iter__", counted)
+    options = lean3r.StreamOptions(window=8, overlap=3, drop="on")
+    stream = lean3r.stream(Knows(), fast(), options=options, refine="off")
+    found = list(stream)
+    assert stream.dropped > 0 and len(found) + stream.dropped == 1500 == found[-1].index + 1
+    assert stream.figures["dropped"] == stream.dropped and max(waits) <= QUEUE + 1
+    way = np.stack([np.linalg.inv(each.cam_from_world)[0, 3] for each in found])
+    assert np.allclose(way / way[-1], np.array([e.index for e in found]) / found[-1].index, atol=0.03)
+
+
+def test_ctrl_c_keeps_a_result_and_the_stream_goes_on(tmp_path: Path) -> None:
+    film(tmp_path / "walk.mkv", 60)
+    run(str(tmp_path / "walk.mkv"), tmp_path / "whole")
+    arguments = [str(tmp_path / "walk.mkv"), str(tmp_path / "cut"), str(Path(__file__).parents[1])]
+    with subprocess.Popen([sys.executable, "-c", SLOW, *arguments], stdout=subprocess.PIPE, text=True) as started:
+        assert started.stdout is not None and started.stdout.readline() == "begun\n"
+        started.send_signal(signal.SIGINT)
+        assert started.wait(60) != 0
+    run(str(tmp_path / "walk.mkv"), tmp_path / "cut", resume=True)
+    assert written(tmp_path / "cut") == written(tmp_path / "whole")
+
+
+def test_ctrl_c_ends_the_stream_of_a_camera_in_good_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopped(sources.Live):
+        def __iter__(self) -> Iterator[Any]:
+            for number, each in enumerate(super().__iter__()):
+                if number == 40:
+                    raise KeyboardInterrupt
+                yield each
+
+    monkeypatch.setattr(sources, "_camera", lambda _: walk(50))
+    monkeypatch.setattr(running, "Live", Stopped)
+    found = run("camera:0", tmp_path / "out")
+    assert [each.index for each in found] == list(range(40))
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["is_complete"]
+    with pytest.raises(UsageError, match="cannot be resumed"):
+        run("camera:0", tmp_path / "out", resume=True)
+
+
+@pytest.mark.parametrize("what", [(Store, "save"), (Publisher, "_trajectories")], ids=["checkpoint", "result"])
+def test_a_disk_that_fills_at_a_checkpoint_or_in_the_result(
+    what: tuple[type, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    film(tmp_path / "walk.mkv", 60)
+    source = str(tmp_path / "walk.mkv")
+    run(source, tmp_path / "whole")
+    kind, name = what
+    whole, calls = getattr(kind, name), []
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def sometimes(self: Any, *arguments: Any) -> Any:
+        calls.append(name)
+        if len(calls) < 2 and name == "save":
+            return whole(self, *arguments)
+        with monkeypatch.context() as patch:
+            patch.setattr(stores, "pack", full)
+            return whole(self, *arguments) if name == "save" else full()
+
+    monkeypatch.setattr(kind, name, sometimes)
+    with pytest.raises(UsageError, match=r"disk .* is full.*--resume"):
+        run(source, tmp_path / "cut")
+    monkeypatch.setattr(kind, name, whole)
+    run(source, tmp_path / "cut", resume=True)
+    assert written(tmp_path / "cut") == written(tmp_path / "whole")
+
+
+def test_a_stream_of_one_picture_over_and_over() -> None:
+    """A source that hangs: the same picture, with times that stand still."""
+    image = frame(0.3)
+    stream = lean3r.stream(Knows(), ((1.0, image) for _ in range(200)), options=SMALL, refine="off")
+    found = list(stream)
+    times = np.array([each.timestamp_s for each in found])
+    assert len(found) == 200 and (np.diff(times) > 0).all() and stream.keyframes == 1
+    assert stream.notes == {}, "equal times are no fault"
+
+
+def test_only_black_frames_and_no_frames_at_all(tmp_path: Path) -> None:
+    black = np.zeros((112, 160, 3), np.uint8)
+    found = run([(i / 10, black) for i in range(30)], tmp_path / "black")
+    assert len(found) == 30 and all(each.flags >= {"no-content", "lost"} for each in found)
+    assert run([], None) == []
+
+
+def test_a_torn_checkpoint_and_torn_records_are_named(tmp_path: Path) -> None:
+    film(tmp_path / "walk.mkv", 40)
+    source, out = str(tmp_path / "walk.mkv"), tmp_path / "out"
+    run(source, out)
+    records = (out / "frames.bin").read_bytes()
+    (out / "frames.bin").write_bytes(records[: len(records) // 4])
+    with pytest.raises(InputError, match=r"frames\.bin is shorter than its checkpoint"):
+        run(source, out, resume=True)
+    (out / "frames.bin").write_bytes(records)
+    content = (out / "checkpoint.npz").read_bytes()
+    (out / "checkpoint.npz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"checkpoint\.npz cannot be read.*--overwrite"):
+        run(source, out, resume=True)
