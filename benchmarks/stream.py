@@ -1,18 +1,19 @@
-"""Streams: error, speed and memory on a walk, the law of joins, memory on a long stream, a camera at rest.
+"""Streams: error, speed and memory on walks, the law of joins, memory and time on a long stream, a camera at rest.
 
-    python benchmarks/stream.py [--video ../shared/data/video] [--only walk join long still] [--long 500 2000 5000]
+    python benchmarks/stream.py [--video ../shared/data/video] [--only walk join ...] [--long 500 5000 20000]
+    python benchmarks/stream.py --only rendered --rows "1,000 frames" "10,000 frames" --folder walks
 
-The walk is `lean3r stream` in a process of its own, the whole command timed, with refinement and without; errors are
-those of the positions of all frames whose cameras are certain, after one similarity, in centimetres, and of their
-motion from frame to frame. The other rows need no data: windows with a known similarity, 20 % outlier pixels and one
-wrong pose; a model that knows the answer, so that what is measured is the stream's own memory. Writes
+A walk is `lean3r stream` in a process of its own, the whole command timed; errors are those of the positions of all
+frames whose cameras are certain, after one similarity, in centimetres, and of their motion from frame to frame. One
+walk was taken by a person with a headset that tracks; others are rendered and come back to the same places (walks.py).
+In --folder these are kept, and a row that was stopped goes on where it was. The other rows need no data: windows with a
+known similarity, 20 % outlier pixels and one wrong pose; and what stream_long.py measures. Writes
 benchmarks/results/stream.json again after each.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import resource
@@ -21,22 +22,20 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from common import ROOT, hardware, write_result
+from common import ROOT, command, hardware, write_result
+from walks import Walk, errors, revisits, write
 
-import lean3r
-from lean3r.geometry.align import umeyama
 from lean3r.inputs.trajectory import Trajectory, read_trajectory
-from lean3r.pipeline.memory import used_bytes
 from lean3r.stream import sim3
 from lean3r.stream.join import join
 
+sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / "tests" / "stream"))
+from stream_long import of_cache, of_long, of_pages, of_rest, of_share
 from test_join import window_pair
-from walk import Knows, frame, walk
 
 PROGRAM = (sys.executable, "-P", "-m", "lean3r")
 WALKS = {
@@ -44,53 +43,77 @@ WALKS = {
     "refined": [],
     "refined, known intrinsics": ["--intrinsics", "CAMERA"],
 }
+
+
+class Rendered(NamedTuple):
+    """A rendered walk: frames, width and height, and the options of the command."""
+
+    frames: int
+    size: tuple[int, int]
+    options: list[str]
+
+
+RENDERED = {
+    "1,000 frames, not refined": Rendered(1000, (320, 240), ["--refine", "off"]),
+    "1,000 frames": Rendered(1000, (320, 240), []),
+    "10,000 frames, not refined": Rendered(10_000, (192, 144), ["--refine", "off"]),
+    "10,000 frames": Rendered(10_000, (192, 144), []),
+}
 SEEDS = 100
-CPU = torch.device("cpu")
+PARTS = ("join", "still", "long", "cache", "pages", "share", "walk", "rendered")
 
 
-def of_walk(video: Path, options: list[str], truth: Trajectory) -> dict[str, Any]:
-    """One run of the command and its figures."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out"
-        camera = json.loads((video / "office_walk_camera.json").read_text())
-        four = ",".join(str(camera[key]) for key in ("fx", "fy", "cx", "cy"))
-        given = [four if option == "CAMERA" else option for option in options]
-        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        command = [*PROGRAM, "stream", str(video / "office_walk.mp4"), "-o", str(out), "--json", *given]
-        done = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-        from lean3r.stream.store import FRAMES, RECORD, flags_of
+def of_walk(film: Path, out: Path, options: list[str], truth: Trajectory) -> tuple[dict[str, Any], np.ndarray]:
+    """One run of the command, or the rest of one that was stopped: its figures, and world_from_cam of all frames."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    more = ["--resume"] if (out / "stream.json").exists() else []
+    command = [*PROGRAM, "stream", str(film), "-o", str(out), "--json", *options, *more]
+    done = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    from lean3r.stream.store import FRAMES, RECORD, flags_of
 
-        records = np.fromfile(out / FRAMES, RECORD)
-        found = read_trajectory(out / "trajectory_tum.txt")
+    records = np.fromfile(out / FRAMES, RECORD)
+    found = read_trajectory(out / "trajectory_tum.txt")
     sure = np.array([not flags_of(int(bits)) & {"uncertain", "lost"} for bits in records["flags"]])
     tracked = np.stack([np.linalg.inv(truth.at(time_s)) for time_s in found.times_s])
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {
-        "options": options,
+    figures = {
         **{name: done[name] for name in ("frames", "keyframes", "windows", "uncertain", "delay_s", "peak_memory_mb")},
         **errors(found.world_from_cam[sure], tracked[sure]),
         "all_frames": errors(found.world_from_cam, tracked),
         "wall_s": round(wall, 1),
         "cpu_s": round(cpu, 1),
     }
+    return figures, found.world_from_cam
 
 
-def errors(found: np.ndarray, true: np.ndarray) -> dict[str, float]:
-    """ATE (root mean square, median, largest) and RPE from frame to frame of cameras world_from_cam [N, 4, 4]."""
-    fit = umeyama(torch.from_numpy(found[:, :3, 3].copy()), torch.from_numpy(true[:, :3, 3].copy()))
-    moved = fit.apply(torch.from_numpy(found[:, :3, 3].copy())).numpy()
-    off = 100 * np.linalg.norm(moved - true[:, :3, 3], axis=1)
-    scale = float(fit.scale)
-    steps = [np.linalg.inv(poses[:-1]) @ poses[1:] for poses in (found, true)]
-    shift = 100 * np.linalg.norm(scale * steps[0][:, :3, 3] - steps[1][:, :3, 3], axis=1)
-    turn = sim3.angle_rad(steps[0][:, :3, :3].transpose(0, 2, 1) @ steps[1][:, :3, :3])
+def of_taken(video: Path, options: list[str]) -> dict[str, Any]:
+    """A row of the walk that a person took."""
+    camera = json.loads((video / "office_walk_camera.json").read_text())
+    four = ",".join(str(camera[key]) for key in ("fx", "fy", "cx", "cy"))
+    given = [four if option == "CAMERA" else option for option in options]
+    truth = read_trajectory(video / "office_walk_poses_tum.txt")
+    with tempfile.TemporaryDirectory() as folder:
+        figures, _ = of_walk(video / "office_walk.mp4", Path(folder) / "out", given, truth)
+    return {"options": options, **figures}
+
+
+def of_rendered(row: Rendered, extra: list[str], folder: Path) -> dict[str, Any]:
+    """A row of rendered walks: also how well the places agree that the camera comes back to, a round later."""
+    walk = Walk(row.frames, row.size)
+    home = folder / f"{row.frames}-{row.size[0]}x{row.size[1]}"
+    if not (home / "walk_camera.json").exists():
+        write(walk, home)
+    options = [*row.options, *extra]
+    truth = read_trajectory(home / "walk_poses_tum.txt")
+    figures, found = of_walk(home / "walk.mp4", home / "_".join(["out", *options]).replace("/", "_"), options, truth)
     return {
-        "ate_cm": round(float(np.sqrt((off**2).mean())), 2),
-        "median_cm": round(float(np.median(off)), 2),
-        "max_cm": round(float(off.max()), 1),
-        "rpe_cm": round(float(np.sqrt((shift**2).mean())), 2),
-        "rpe_deg": round(float(np.rad2deg(np.sqrt((turn**2).mean()))), 3),
+        "options": options,
+        "size": list(row.size),
+        "round_frames": round(walk.round_frames),
+        "extent_cm": round(100 * float(np.linalg.norm(np.ptp(truth.world_from_cam[:, :3, 3], axis=0)))),
+        **figures,
+        "revisits": revisits(found, truth.world_from_cam, round(walk.round_frames)),
     }
 
 
@@ -119,43 +142,17 @@ def of_joins() -> dict[str, Any]:
     }
 
 
-def of_long(numbers: list[int]) -> list[dict[str, Any]]:
-    """Memory of a stream that goes to and fro before a wall, after so many frames; nothing is stored."""
-    options = lean3r.StreamOptions(window=8, overlap=3)
-    points = lean3r.PointOptions(max_points=20_000)
-    there = [image for _, image in walk(200)]
-    order = [*range(200), *range(198, 0, -1)]
-    source = ((i / 10, there[order[i % len(order)]]) for i in range(max(numbers)))
-    stream = lean3r.stream(Knows(), source, options=options, refine="off", points=points)
-    rows = []
-    for each in stream:
-        if each.index + 1 in numbers:
-            gc.collect()
-            figures = stream.figures
-            kept = ("frames", "keyframes", "windows", "held_mb")
-            rows.append({**{key: figures[key] for key in kept}, "process_mb": round(used_bytes(CPU) / 1e6, 1)})
-    return rows
-
-
-def of_rest(frames: int = 5000) -> dict[str, Any]:
-    """A camera that rests: keyframes, drift, and memory early and late."""
-    still = frame(0.5)
-    options = lean3r.StreamOptions(window=8, overlap=3)
-    stream = lean3r.stream(Knows(), ((i / 30, still) for i in range(frames)), options=options, refine="off")
-    held, drift = {}, 0.0
-    for each in stream:
-        if each.index in (1000, frames - 1):
-            held[each.index + 1] = stream.figures["held_mb"]
-        drift = max(drift, float(np.abs(each.cam_from_world - np.eye(4)).max()))
-    return {"frames": frames, "keyframes": stream.keyframes, "drift": drift, "held_mb": held}
-
-
 def main() -> None:
     """Measure the chosen parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--video", type=Path, default=Path("../shared/data/video"))
-    parser.add_argument("--only", nargs="*", choices=("walk", "join", "long", "still"))
-    parser.add_argument("--long", nargs="*", type=int, default=[500, 2000, 5000])
+    parser.add_argument("--only", nargs="*", choices=PARTS)
+    parser.add_argument("--long", nargs="*", type=int, default=[500, 5000, 20_000])
+    parser.add_argument("--rows", nargs="*", default=list(RENDERED)[:2], choices=list(RENDERED), help="rendered walks")
+    parser.add_argument("--options", default="", help="more options of the command, for rendered walks")
+    parser.add_argument(
+        "--folder", type=Path, help="where rendered walks and their results are kept (default: nowhere)"
+    )
     args = parser.parse_args()
     path = ROOT / "benchmarks" / "results" / "stream.json"
     done: dict[str, Any] = json.loads(path.read_text()) if args.only and path.exists() else {}
@@ -163,20 +160,30 @@ def main() -> None:
     def keep(name: str, value: Any) -> None:
         done[name] = value
         print(name, json.dumps(value), flush=True)
-        at = {"hardware": hardware(), "load": [round(load, 2) for load in os.getloadavg()]}
-        write_result("stream", {**done, **at})
+        at, load = hardware(), [round(load, 2) for load in os.getloadavg()]
+        done["runs"] = {**done.get("runs", {}), name: {"threads": at["threads"], "load": load, "command": command()}}
+        write_result("stream", {**done, "hardware": at, "load": load})
 
-    chosen = args.only or ("join", "still", "long", "walk")
-    if "join" in chosen:
-        keep("join", of_joins())
-    if "still" in chosen:
-        keep("still", of_rest())
-    if "long" in chosen:
-        keep("long", of_long(args.long))
-    if "walk" in chosen:
-        truth = read_trajectory(args.video / "office_walk_poses_tum.txt")
+    simple = {
+        "join": of_joins,
+        "still": of_rest,
+        "long": lambda: of_long(args.long),
+        "cache": lambda: of_cache(args.long),
+        "pages": of_pages,
+        "share": of_share,
+    }
+    for part in args.only or PARTS:
+        if part in simple:
+            keep(part, simple[part]())
+    if "walk" in (args.only or PARTS):
         for name, options in WALKS.items():
-            keep("walk", {**done.get("walk", {}), name: of_walk(args.video, options, truth)})
+            keep("walk", {**done.get("walk", {}), name: of_taken(args.video, options)})
+    if "rendered" in (args.only or PARTS):
+        with tempfile.TemporaryDirectory() as temporary:
+            for name in args.rows:
+                row = of_rendered(RENDERED[name], args.options.split(), args.folder or Path(temporary))
+                title = " ".join([name, args.options]).strip()
+                keep("rendered", {**done.get("rendered", {}), title: row})
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -264,10 +265,26 @@ def errors(found: np.ndarray, true: np.ndarray) -> dict[str, float]:
     }
 
 
-def score(found: np.ndarray, true: np.ndarray, certain: np.ndarray) -> dict[str, object]:
+def score(found: np.ndarray, true: np.ndarray, certain: np.ndarray) -> dict[str, Any]:
     """Errors of the frames whose cameras are certain [N] bool, after one similarity over these, and of all frames."""
     extent = float(np.linalg.norm(np.ptp(true[:, :3, 3], axis=0)))
     return {"extent_m": round(extent, 2), **errors(found[certain], true[certain]), "all_frames": errors(found, true)}
+
+
+def revisits(found: np.ndarray, true: np.ndarray, apart: int) -> dict[str, float]:
+    """How far the motion between frames that are `apart` is off, once all positions have the true scale: large where
+    a place that is seen again is put elsewhere."""
+    if len(found) <= apart:
+        return {}
+    scale = float(umeyama(torch.from_numpy(found[:, :3, 3].copy()), torch.from_numpy(true[:, :3, 3].copy())).scale)
+    steps = [np.linalg.inv(poses[:-apart]) @ poses[apart:] for poses in (found, true)]
+    shift = 100 * np.linalg.norm(scale * steps[0][:, :3, 3] - steps[1][:, :3, 3], axis=1)
+    turn = np.rad2deg(sim3.angle_rad(steps[0][:, :3, :3].transpose(0, 2, 1) @ steps[1][:, :3, :3]))
+    return {
+        "median_cm": round(float(np.median(shift)), 1),
+        "max_cm": round(float(shift.max()), 1),
+        "median_deg": round(float(np.median(turn)), 2),
+    }
 
 
 def write(walk: Walk, folder: Path) -> None:

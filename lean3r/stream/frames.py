@@ -44,7 +44,7 @@ class Source:
         self.counts: dict[str, int] = {}
         self.name, self.is_file = self.describe(source)
         self.is_live = self.name.startswith(CAMERA)
-        self._index, self._last_s = skip, -np.inf
+        self._index, self._last_s, self._latest_s = skip, -np.inf, -np.inf
         self._offset_s: float | None = 0.0  # added to all times; None: the first one follows the last frame of before
         self._is_cut = False  # before the next frame
         self._frames = self._read(source, skip)
@@ -60,9 +60,10 @@ class Source:
             if self._offset_s is None:
                 self._offset_s = self._last_s + PICTURE_S - time_s
             time_s += self._offset_s
+            if time_s < self._latest_s:
+                self.note("frames whose time goes back", f"{time_s:.3f} s after {self._latest_s:.3f} s")
+            self._latest_s = max(self._latest_s, time_s)
             if time_s <= self._last_s:
-                if time_s < self._last_s:
-                    self.note("frames whose time goes back", f"{time_s:.3f} s after {self._last_s:.3f} s")
                 time_s = self._last_s + SHORTEST_S
             frame = Frame(self._index, time_s, image, self._is_cut)
             self._is_cut = False
@@ -93,11 +94,12 @@ class Source:
 
     def resume_at(self, last_s: float) -> None:
         """The time of the last frame that was read before."""
-        self._last_s = last_s
+        self._last_s = self._latest_s = last_s
 
     def follow(self, index: int, last_s: float) -> None:
         """Number and time frames as those after another source, whose last frame had this time."""
-        self._index, self._last_s, self._offset_s, self._is_cut = index, last_s, None, True
+        self._index, self._last_s, self._latest_s = index, last_s, last_s
+        self._offset_s, self._is_cut = None, True
 
     def note(self, what: str, example: str) -> None:
         """Count something that was wrong, and log the first of its kind."""

@@ -30,7 +30,7 @@ from lean3r.stream.engine import Engine, Estimate, Frame, Settings
 from lean3r.stream.frames import Live, Source
 from lean3r.stream.latency import Times
 from lean3r.stream.options import StreamOptions
-from lean3r.stream.store import Store
+from lean3r.stream.store import Store, room
 
 if TYPE_CHECKING:
     from lean3r.stream.publish import Publisher
@@ -314,7 +314,8 @@ class Stream:
         assert self.engine is not None and self.cloud is not None
         begun = time.perf_counter()
         more = {"stream": self.figures, "is_complete": is_final}
-        self._publisher(store).publish(self.engine.placements, self.cloud, more, is_final=is_final)
+        with room(store.folder):
+            self._publisher(store).publish(self.engine.placements, self.cloud, more, is_final=is_final)
         self._published_at = time.perf_counter()
         self._publishing_s = self._published_at - begun
 

@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -97,7 +98,7 @@ class Store:
         (self.folder / KEYFRAMES).mkdir()
         for name in (CHECKPOINT, FRAMES, WINDOWS):
             (self.folder / name).unlink(missing_ok=True)
-        with _room(self.folder), atomic_file(self.folder / STREAM) as part:
+        with room(self.folder), atomic_file(self.folder / STREAM) as part:
             part.write_text(json.dumps({"format": FORMAT, **identity}, indent=2))
 
     def _check(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -122,7 +123,7 @@ class Store:
             state = unpack(path)
             lengths = state["lengths"]
             short = [n for n, size in zip((FRAMES, WINDOWS), lengths, strict=True) if self._size(n) < size]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
             raise InputError(f"{path} cannot be read ({error}); start again with --overwrite.") from error
         if short:
             raise InputError(f"{self.folder / short[0]} is shorter than its checkpoint; start again with --overwrite.")
@@ -135,7 +136,7 @@ class Store:
     def append(self, estimates: Sequence[Estimate], reports: Sequence[Mapping[str, Any]] = ()) -> None:
         """Add frames, keyframes, and what happened to windows."""
         records = np.zeros(len(estimates), RECORD)
-        with _room(self.folder):
+        with room(self.folder):
             for record, each in zip(records, estimates, strict=True):
                 k = each.intrinsics
                 record["index"], record["timestamp_s"], record["window"] = each.index, each.timestamp_s, each.window
@@ -165,7 +166,7 @@ class Store:
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint: from here a killed stream goes on."""
-        with _room(self.folder):
+        with room(self.folder):
             for file in self._files:
                 file.flush()
             lengths = [file.tell() for file in self._files]
@@ -214,7 +215,7 @@ def pose_of(record: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _room(folder: Path) -> Iterator[None]:
+def room(folder: Path) -> Iterator[None]:
     """Inside, a full disk is a UsageError that says what to do."""
     try:
         yield
