@@ -81,6 +81,8 @@ def sky(image: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def _shrunk(image: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The picture, float32, and its mask, shrunk by an integer factor."""
     factor = max(1, round((counts.size / AREA) ** 0.5))
+    if factor == 1:
+        return image.astype(np.float32), counts
     size = tuple(max(1, n // factor) for n in counts.shape)
     pixels = torch.tensor(image).permute(2, 0, 1)[None].float()
     share = torch.tensor(counts)[None, None].float()
