@@ -235,6 +235,46 @@ def streamed() -> str:
     return table([*head, "CPU seconds", "memory"], rows)
 
 
+def rendered() -> str:
+    """Rendered walks as streams."""
+    rows = []
+    for name, row in result("stream")["rendered"].items():
+        there = f"{row['revisits']['median_cm']:.0f} cm, {row['revisits']['max_cm']:.0f} cm"
+        errors = f"{row['ate_cm']:.0f} cm, {row['max_cm']:.0f} cm"
+        counts = [str(row[key]) for key in ("keyframes", "uncertain")]
+        rows.append([name, *counts, errors, there, f"{row['cpu_s']:.0f}", f"{row['peak_memory_mb']:.0f} MB"])
+    head = ["rendered walk", "keyframes", "uncertain frames", "ATE, largest error of the others"]
+    return table([*head, "motion over a round: median, largest error", "CPU seconds", "memory"], rows)
+
+
+def long_streams() -> str:
+    """Memory and time of long streams, in windows and with a cache."""
+    rows = []
+    for part, title in (("long", "windows"), ("cache", "cache")):
+        for row in result("stream")[part]:
+            cells = [f"{row['frames']:,}", f"{row['keyframes']:,}", f"{row['held_mb']:.1f} MB"]
+            cells += [f"{row['cache_bytes'] / row['formula_bytes']:.3f}" if part == "cache" else ""]
+            ms = row["frame_ms"]
+            rows.append([title, *cells, f"{row['process_mb']:.0f} MB", f"{ms['p95']:.1f}, {ms['p99']:.0f}"])
+    head = ["stream in", "after frames", "keyframes", "held", "cache over formula", "process"]
+    return table([*head, "ms a frame of the last 500: 95 %, 99 %"], rows)
+
+
+def pages() -> str:
+    """What a choice of pages of the cache changes."""
+    rows = [
+        [
+            f"{row['share']:.0%}",
+            f"{row['depth_percent']:.1f} %",
+            f"{row['position_percent']:.1f} %",
+            f"{row['rotation_deg']:.1f} degrees",
+        ]
+        for row in result("stream")["pages"]
+        if row["share"] < 1
+    ]
+    return table(["frames of the window that are read", "depth", "position, of the way's extent", "rotation"], rows)
+
+
 OF_MEASURED: dict[str, Callable[[], str]] = {
     "many-views": many_views,
     "looped": looped,
@@ -252,5 +292,8 @@ OF_MEASURED: dict[str, Callable[[], str]] = {
     "sizes": sizes,
     "video": video,
     "stream": streamed,
+    "stream-rendered": rendered,
+    "stream-long": long_streams,
+    "stream-pages": pages,
 }
 """Name of a table on a page -> what makes it."""

@@ -213,6 +213,14 @@ def stream(r: Mapping[str, Any]) -> Iterable[str]:
         yield f"after {row['frames']:,} frames: {row['held_mb']:.1f} MB held, process {row['process_mb']:.0f} MB"
     for name, row in r["walk"].items():
         yield f"walk, {name}: ATE {row['ate_cm']:.1f} cm, {row['uncertain']} of {row['frames']} frames uncertain"
+    for name, row in r["rendered"].items():
+        yield f"rendered, {name}: ATE {row['ate_cm']:.0f} cm, {row['uncertain']} of {row['frames']} frames uncertain"
+    for row in r["cache"]:
+        over = row["cache_bytes"] / row["formula_bytes"]
+        yield f"cache after {row['frames']:,} frames: {over:.3f} of the formula, {row['frame_ms']['p95']:.0f} ms (95 %)"
+    for row in r["pages"]:
+        yield f"{row['share']:.0%} of the window read: depth changes by {row['depth_percent']:.1f} %"
+    yield f"outside the network: {r['share']['outside_ms']:.0f} of {r['share']['frame_ms']:.0f} ms a frame"
 
 
 def renderer(r: Mapping[str, Any]) -> Iterable[str]:
