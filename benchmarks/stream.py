@@ -56,6 +56,7 @@ class Rendered(NamedTuple):
 RENDERED = {
     "1,000 frames, not refined": Rendered(1000, (320, 240), ["--refine", "off"]),
     "1,000 frames": Rendered(1000, (320, 240), []),
+    "1,000 frames, loops off": Rendered(1000, (320, 240), ["--loops", "off"]),
     "10,000 frames, not refined": Rendered(10_000, (192, 144), ["--refine", "off"]),
     "10,000 frames": Rendered(10_000, (192, 144), []),
 }
@@ -148,7 +149,7 @@ def main() -> None:
     parser.add_argument("--video", type=Path, default=Path("../shared/data/video"))
     parser.add_argument("--only", nargs="*", choices=PARTS)
     parser.add_argument("--long", nargs="*", type=int, default=[500, 5000, 20_000])
-    parser.add_argument("--rows", nargs="*", default=list(RENDERED)[:2], choices=list(RENDERED), help="rendered walks")
+    parser.add_argument("--rows", nargs="*", default=list(RENDERED)[:3], choices=list(RENDERED), help="rendered walks")
     parser.add_argument("--options", default="", help="more options of the command, for rendered walks")
     parser.add_argument(
         "--folder", type=Path, help="where rendered walks and their results are kept (default: nowhere)"

@@ -37,7 +37,7 @@ FPS, SPEED_M = 10.0, 0.08  # frames a second, metres a frame
 BATCH = 4  # frames that are rendered at once
 FOCAL = 0.8  # of the width: 64 degrees across
 EYE_M, BOB_M, STEP_S = 1.5, 0.015, 0.55
-TILES, TILE_SIZE = 12 * len(FAMILIES), 256
+TILES, TILE_SIZE = 12 * len(FAMILIES), 512
 HALL = (11.0, 1.5, 7.5)  # half extents in metres
 BLOCKS = (((4.4, 0.0), (2.9, 1.5, 3.2)), ((-4.4, 0.0), (2.9, 0.6, 3.2)))  # (x, z) and half extents
 TOUR = ((0.0, -2.0), (0.0, 0.0), (0.0, 2.0), (1.2, 4.4), (3.0, 4.9), (5.8, 4.9), (7.6, 4.4))
@@ -193,7 +193,8 @@ def _painted(things: np.ndarray, counts: Counts, rng: np.random.Generator) -> Sc
     rows += [[tile(str(rng.choice(GOODS)))] * 6 for _ in range(number - 1 - len(BLOCKS))]
     tiles = torch.tensor(rows, dtype=torch.int32)
     large = torch.arange(number) <= len(BLOCKS)
-    density = torch.where(large, 0.8, torch.from_numpy(rng.uniform(0.8, 2.0, number)).float())[:, None].expand(-1, 6)
+    # Each wall shows its texture once: one that comes again every metre misleads the matches (seen: 4.6 m of 13.5).
+    density = torch.where(large, 0.09, torch.from_numpy(rng.uniform(0.8, 2.0, number)).float())[:, None].expand(-1, 6)
     along = (half[:, (2, 0, 0)].repeat_interleave(2, -1), half[:, (1, 2, 1)].repeat_interleave(2, -1))
     tables = {
         "centre": torch.from_numpy(things[:, :3]).float(),
