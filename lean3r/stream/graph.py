@@ -20,7 +20,7 @@ from lean3r.stream import sim3
 ROUNDS = 40
 CONVERGED = 1e-10  # largest step of a round
 LARGEST = 0.3  # rad, or log of a scale, that a round may change
-CUT = 3.0  # standard deviations from which a loop loses its weight
+CUT = 10.0  # standard deviations from which a loop loses its weight: it was confirmed by geometry before
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,7 +37,7 @@ LEAST = 2  # keyframes of both sides that must be certain then
 ANGLE_RAD, LOG_SCALE, SHARE = np.deg2rad(0.5), 0.01, 0.02  # standard deviations of an edge; lengths as share of depth
 ALONG = 0.01  # of the way of a window: how far it bends
 PREDICTED, UNSURE = 4.0, 100.0  # times as large, where cameras are not refined, and where a join failed
-CONTRADICTED = 9.0  # standard deviations by which a loop contradicts the solved graph
+CONTRADICTED = 15.0  # standard deviations by which a loop contradicts the solved graph
 DRIFT = 6.0  # standard deviations of the chain of joins that a loop may correct
 
 
