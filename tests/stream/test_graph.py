@@ -56,14 +56,14 @@ def test_a_loop_takes_most_of_the_drift_away() -> None:
 
 
 def test_windows_that_bend_more_than_usual_still_follow_a_loop() -> None:
-    """Two joins, one of which is eight standard deviations off, and a loop: a third of it stays in the loop."""
+    """Two joins, one of which is nine standard deviations off, and a loop: half of it stays in the loop."""
     true, found, edges = chain(3, 0.0)
     turn = sim3.exp(np.array([0.06, 0, 0.05, 0, 0, 0, 0.04]))
     edges[1] = edge(1, 2, edges[1].matrix @ turn)
     found[2] = found[1] @ edges[1].matrix
     edges.append(edge(0, 2, np.linalg.inv(true[0]) @ true[2], is_loop=True))
     solved = solve(found, edges)
-    assert np.linalg.norm(off(edges[-1], solved)) < 0.45 * np.linalg.norm(off(edges[-1], found))
+    assert np.linalg.norm(off(edges[-1], solved)) < 0.6 * np.linalg.norm(off(edges[-1], found))
 
 
 def test_a_false_loop_between_true_ones_counts_for_nothing() -> None:
