@@ -239,12 +239,12 @@ def rendered() -> str:
     """Rendered walks as streams."""
     rows = []
     for name, row in result("stream")["rendered"].items():
-        there = f"{row['revisits']['median_cm']:.0f} cm, {row['revisits']['max_cm']:.0f} cm"
+        there = f"{row['revisits']['median_cm']:.0f} cm, {row['revisits']['median_deg']:.1f} degrees"
         errors = f"{row['ate_cm']:.0f} cm, {row['max_cm']:.0f} cm"
         counts = [str(row[key]) for key in ("keyframes", "uncertain")]
         rows.append([name, *counts, errors, there, f"{row['cpu_s']:.0f}", f"{row['peak_memory_mb']:.0f} MB"])
     head = ["rendered walk", "keyframes", "uncertain frames", "ATE, largest error of the others"]
-    return table([*head, "motion over a round: median, largest error", "CPU seconds", "memory"], rows)
+    return table([*head, "motion over a round, median error", "CPU seconds", "memory"], rows)
 
 
 def long_streams() -> str:
