@@ -17,6 +17,7 @@ from torch import Tensor
 from lean3r.geometry.rotation import skew
 from lean3r.stream import sim3
 
+FREE = 256  # last windows that a loop may move: what solving costs does not grow with the stream
 ROUNDS = 40
 CONVERGED = 1e-10  # largest step of a round
 LARGEST = 0.3  # rad, or log of a scale, that a round may change
@@ -58,17 +59,20 @@ def off(edge: Edge, placements: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def solve(placements: Sequence[np.ndarray], edges: Sequence[Edge]) -> list[np.ndarray]:
-    """The placements (similarities [4, 4]) that contradict the edges least; the first one stays.
+    """The placements (similarities [4, 4]) that contradict the edges least; the first one and those long ago stay.
 
     Gauss and Newton's method: derivatives by torch, the normal equations as one dense system of 7 unknowns a window.
     """
     placements = [np.array(each) for each in placements]
     count = len(placements)
+    start = max(1, count - FREE)
+    edges = [edge for edge in edges if edge.second >= start]
     first, second = (torch.tensor([getattr(edge, end) for edge in edges]) for end in ("first", "second"))
     loops = torch.tensor([edge.is_loop for edge in edges])
     constants = _constants(edges)
     back = torch.from_numpy(np.stack([np.linalg.inv(edge.matrix) for edge in edges]))
-    columns = torch.cat([7 * first[:, None] + torch.arange(7), 7 * second[:, None] + torch.arange(7)], 1)
+    owner = torch.stack([first, second], 1).repeat_interleave(7, 1) - start  # of each column; below 0: it stays
+    columns = (7 * owner + torch.arange(7).repeat(2)).clamp(0)
     cut = float("inf")
     for _ in range(ROUNDS):
         now = torch.from_numpy(np.stack(placements))
@@ -78,18 +82,19 @@ def solve(placements: Sequence[np.ndarray], edges: Sequence[Edge]) -> list[np.nd
         jacobian = torch.stack(
             [torch.autograd.grad(misfit[:, row].sum(), step, retain_graph=True)[0] for row in range(7)], 1
         )
-        misfit = misfit.detach()
+        jacobian, misfit = jacobian * (owner >= 0)[:, None], misfit.detach()
         # Loops count in full at first, however far they are off, then less and less if the others contradict them.
         far = (misfit**2).sum(1)[loops].max().sqrt() if loops.any() else 0.0
         cut = max(CUT, min(float(far), cut / 2))
         weight = torch.where(loops, 1 / (1 + (misfit**2).sum(1) / cut**2) ** 2, torch.ones(()))
         product = torch.einsum("e,eri,erj->eij", weight, jacobian, jacobian)
-        normal = torch.zeros(7 * count, 7 * count, dtype=torch.float64)
+        size = 7 * (count - start)
+        normal = torch.zeros(size, size, dtype=torch.float64)
         normal.index_put_((columns[:, :, None], columns[:, None, :]), product, accumulate=True)
-        gradient = torch.zeros(7 * count, dtype=torch.float64)
+        gradient = torch.zeros(size, dtype=torch.float64)
         gradient.index_put_((columns,), torch.einsum("e,eri,er->ei", weight, jacobian, misfit), accumulate=True)
         moves = torch.zeros(count, 7, dtype=torch.float64)
-        moves.view(-1)[7:] = torch.linalg.solve(normal[7:, 7:], -gradient[7:])
+        moves[start:] = torch.linalg.solve(normal, -gradient).view(-1, 7)
         turned = float(moves[:, [0, 1, 2, 6]].abs().max())
         moves *= min(1.0, LARGEST / turned) if turned else 1.0
         placements = [each @ sim3.exp(move) for each, move in zip(placements, moves.numpy(), strict=True)]

@@ -37,6 +37,7 @@ LEAST = 2  # keyframes of both sides that must be certain then
 ANGLE_RAD, LOG_SCALE, SHARE = np.deg2rad(0.5), 0.01, 0.02  # standard deviations of an edge; lengths as share of depth
 ALONG = 0.01  # of the way of a window: how far it bends
 PREDICTED, UNSURE = 4.0, 100.0  # times as large, where cameras are not refined, and where a join failed
+AGREES = 0.5  # standard deviations below which a loop would change nothing: then it is none
 CONTRADICTED = 15.0  # standard deviations by which a loop contradicts the solved graph
 DRIFT = 6.0  # standard deviations of the chain of joins that a loop may correct
 
@@ -216,7 +217,7 @@ class Loops:
         scale, centre = sim3.parts(joins[1].matrix)[0], sim3.move_points(joins[1].matrix, edge.centre)
         matrix = joins[0].matrix @ np.linalg.inv(joins[1].matrix)
         edge = replace(edge, matrix=matrix, centre=centre, length=scale * edge.length, is_loop=True)
-        if not self._is_plausible(edge, placements):
+        if float(np.linalg.norm(off(edge, placements))) < AGREES or not self._is_plausible(edge, placements):
             return None
         return Loop(edge, first.keyframe.index, results[at].keyframe.index)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from lean3r.stream import sim3
+from lean3r.stream import graph, sim3
 from lean3r.stream.graph import Edge, off, solve
 
 
@@ -64,6 +65,16 @@ def test_windows_that_bend_more_than_usual_still_follow_a_loop() -> None:
     edges.append(edge(0, 2, np.linalg.inv(true[0]) @ true[2], is_loop=True))
     solved = solve(found, edges)
     assert np.linalg.norm(off(edges[-1], solved)) < 0.6 * np.linalg.norm(off(edges[-1], found))
+
+
+def test_what_is_long_ago_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "FREE", 10)
+    true, found, edges = chain(30, 0.005)
+    edges.append(edge(2, 29, np.linalg.inv(true[2]) @ true[29], is_loop=True))
+    solved = solve(found, edges)
+    assert all(np.array_equal(a, b) for a, b in zip(solved[:20], found[:20], strict=True))
+    assert not np.allclose(solved[25], found[25])
+    assert np.linalg.norm(off(edges[-1], solved)) < 0.5 * np.linalg.norm(off(edges[-1], found))
 
 
 def test_a_false_loop_between_true_ones_counts_for_nothing() -> None:
