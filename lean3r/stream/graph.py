@@ -19,7 +19,7 @@ from lean3r.stream import sim3
 
 FREE = 256  # last windows that a loop may move: what solving costs does not grow with the stream
 ROUNDS = 40
-CONVERGED = 1e-10  # largest step of a round
+CONVERGED = 1e-7  # largest step of a round
 LARGEST = 0.3  # rad, or log of a scale, that a round may change
 CUT = 10.0  # standard deviations from which a loop loses its weight: it was confirmed by geometry before
 

@@ -143,8 +143,11 @@ class Loops:
         loop = None
         for old, new in self._candidates(seen, window - APART):
             if (loop := self._check(old, sure, new, placements, solver)) is not None:
-                self.edges.append(loop.edge)
                 break
+        if loop is not None and float(np.linalg.norm(off(loop.edge, placements))) < AGREES:
+            loop = None
+        if loop is not None:
+            self.edges.append(loop.edge)
         known = {landmark.keyframe.index for landmark in self._landmarks}
         for result, appearance in zip(sure, seen, strict=True):
             if result.keyframe.index not in known:
@@ -217,7 +220,7 @@ class Loops:
         scale, centre = sim3.parts(joins[1].matrix)[0], sim3.move_points(joins[1].matrix, edge.centre)
         matrix = joins[0].matrix @ np.linalg.inv(joins[1].matrix)
         edge = replace(edge, matrix=matrix, centre=centre, length=scale * edge.length, is_loop=True)
-        if float(np.linalg.norm(off(edge, placements))) < AGREES or not self._is_plausible(edge, placements):
+        if not self._is_plausible(edge, placements):
             return None
         return Loop(edge, first.keyframe.index, results[at].keyframe.index)
 

@@ -145,11 +145,21 @@ STREAM = Page(
     [
         ("moved by {:.0f} % of its longer side", lambda: [100 * StreamOptions().keyframe_step]),
         ("{} keyframes (`--window`)", lambda: [USUAL]),
+        (
+            "through a hall, {} frames a round",
+            lambda: [next(iter(result("stream")["rendered"].values()))["round_frames"]],
+        ),
+        (
+            "takes nano {:.0f} ms, of which {:.0f} ms ({:.0f} %) go",
+            lambda: [result("stream")["share"][key] for key in ("frame_ms", "outside_ms", "outside_percent")],
+        ),
     ],
     {
         "`--memory 2GB`": "an example of a size",
         "the 20-second walk": "a length",
         "(median and 95 %)": "a quantile",
+        "the 99 % are its time": "a quantile",
+        "a frame of 320 x 240 pixels": "a size",
     },
 )
 
