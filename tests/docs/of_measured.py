@@ -248,15 +248,13 @@ def rendered() -> str:
 
 
 def long_streams() -> str:
-    """Memory and time of long streams, in windows and with a cache."""
+    """Memory and time of long streams through a cache."""
     rows = []
-    for part, title in (("long", "windows"), ("cache", "cache")):
-        for row in result("stream")[part]:
-            cells = [f"{row['frames']:,}", f"{row['keyframes']:,}", f"{row['held_mb']:.1f} MB"]
-            cells += [f"{row['cache_bytes'] / row['formula_bytes']:.3f}" if part == "cache" else ""]
-            ms = row["frame_ms"]
-            rows.append([title, *cells, f"{row['process_mb']:.0f} MB", f"{ms['p95']:.1f}, {ms['p99']:.0f}"])
-    head = ["stream in", "after frames", "keyframes", "held", "cache over formula", "process"]
+    for row in result("stream")["cache"]:
+        cells = [f"{row['frames']:,}", f"{row['keyframes']:,}", f"{row['held_mb']:.1f} MB"]
+        cells += [f"{row['cache_bytes'] / row['formula_bytes']:.3f}", f"{row['process_mb']:.0f} MB"]
+        rows.append([*cells, f"{row['frame_ms']['p95']:.1f}, {row['frame_ms']['p99']:.0f}"])
+    head = ["after frames", "keyframes", "held", "cache over formula", "process"]
     return table([*head, "ms a frame of the last 500: 95 %, 99 %"], rows)
 
 

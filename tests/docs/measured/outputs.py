@@ -158,7 +158,6 @@ STREAM = Page(
         "`--memory 2GB`": "an example of a size",
         "the 20-second walk": "a length",
         "(median and 95 %)": "a quantile",
-        "the 99 % are its time": "a quantile",
         "a frame of 320 x 240 pixels": "a size",
     },
 )
