@@ -166,11 +166,9 @@ class Loops:
     def _remember(self, landmark: Landmark) -> None:
         self._number += 1
         self._landmarks.append(landmark)
-        while len(self._landmarks) > self.most or not self._is_kept(landmark):
-            self._level += self._is_kept(landmark)
-            self._landmarks = [each for each in self._landmarks if self._is_kept(each)]
-            if not self._is_kept(landmark):
-                break
+        while len(kept := [each for each in self._landmarks if self._is_kept(each)]) > self.most:
+            self._level += 1
+        self._landmarks = kept
 
     def _is_kept(self, landmark: Landmark) -> bool:
         return landmark.number // GROUP % (1 << self._level) == 0
