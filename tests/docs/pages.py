@@ -161,7 +161,6 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "python benchmarks/looped.py": FIGURES,
         "python benchmarks/nano_stream.py --train --minutes 45": FIGURES,
         "python benchmarks/nano_stream.py --weights nano-stream.safetensors": FIGURES,
-        "python benchmarks/melt.py": FIGURES,
         "python benchmarks/accuracy.py": FIGURES,
     },
     "docs/parity.md": {
