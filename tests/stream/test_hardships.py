@@ -26,7 +26,8 @@ from stream.test_stream import SMALL, film, run, written
 from stream.walk import Knows, frame, walk
 
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 sys.path.insert(0, sys.argv[3])
 import lean3r
 from stream.walk import Knows
