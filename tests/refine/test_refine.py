@@ -120,7 +120,7 @@ def test_a_useless_start_falls_back_to_the_matches_alone(tmp_path: Path) -> None
 
 def test_frames_of_a_video_are_placed_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All at once, parts of a walk may get different scales (see refine/worker.py)."""
-    poses = scenes.arc(8, step=0.35)
+    poses = scenes.arc(5, step=0.5)
     before = scenes.scene(poses, off_deg=60, off=3)
     sources = [replace(s, name=f"walk_{i:03d}.png", timestamp_s=i / 5) for i, s in enumerate(before.sources)]
     before = replace(before, sources=tuple(sources))
@@ -131,7 +131,7 @@ def test_frames_of_a_video_are_placed_in_turn(tmp_path: Path, monkeypatch: pytes
     for path in pictures.iterdir():
         path.rename(path.with_name(f"walk_{path.name}"))
     prepared = run.prepare(before, Pictures(pictures), RefineOptions(), KnownCameras(), None, job)
-    assert prepared.sequences == (tuple(range(8)),)
+    assert prepared.sequences == (tuple(range(5)),)
     monkeypatch.setattr(adjust, "global_model", lambda *_: pytest.fail("placed all at once"))
     worker.solve(prepared, job)
     answer = Answer.read(job)
