@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lean3r.export.frusta import EDGES, frustum_corners, frustum_reach, order_colours
-from lean3r.export.gltf import GLTF_FROM_WORLD, Geometry, glb_bytes
+from lean3r.export.gltf import Geometry, glb_bytes, gltf_from_world
 from lean3r.export.options import ExportOptions
 from lean3r.types import Reconstruction
 
@@ -17,9 +17,10 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     reconstruction = reconstruction.of_certain()
     points = reconstruction.points
     geometries: dict[str, Geometry] = {}
+    turn = gltf_from_world(reconstruction)
     if len(points.xyz):
-        geometries["points"] = Geometry(points.xyz * np.diag(GLTF_FROM_WORLD).astype(np.float32), points.rgb)
-    corners = frustum_corners(reconstruction) @ GLTF_FROM_WORLD.T
+        geometries["points"] = Geometry(points.xyz @ turn.T.astype(np.float32), points.rgb)
+    corners = frustum_corners(reconstruction) @ turn.T
     vertices, faces = wireframe(corners, 0.02 * frustum_reach(reconstruction))
     colours = np.repeat(order_colours(len(corners)), len(vertices) // len(corners), axis=0)
     geometries["cameras"] = Geometry(vertices, colours, faces)

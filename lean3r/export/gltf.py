@@ -9,8 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lean3r.geometry.up import upright_from_world
+from lean3r.types import Reconstruction
+
 # OpenCV axes (x right, y down, z forward) to glTF axes (x right, y up, z backward): half a turn around x.
-GLTF_FROM_WORLD = np.diag([1.0, -1.0, -1.0])
+GLTF_FROM_OPENCV = np.diag([1.0, -1.0, -1.0])
 # Viewers that do not know the extension light it as a matt surface.
 UNLIT = {
     "name": "colours",
@@ -30,6 +33,11 @@ class Geometry(NamedTuple):
     rgb: np.ndarray
     faces: np.ndarray | None = None
     normals: np.ndarray | None = None
+
+
+def gltf_from_world(reconstruction: Reconstruction) -> np.ndarray:
+    """Rotation [3, 3] from the scene's world into the axes of glTF, where it stands upright."""
+    return GLTF_FROM_OPENCV @ upright_from_world(reconstruction)
 
 
 def glb_bytes(geometries: Mapping[str, Geometry]) -> bytes:

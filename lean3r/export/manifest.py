@@ -17,7 +17,7 @@ CONVENTIONS = {
     "pose": "cam_from_world maps world points into the camera; world_from_cam is its inverse",
     "pixel": "centre of the top-left pixel at (0.5, 0.5)",
     "depth": "z-depth in world units, 0 where unknown",
-    "glb": "y up: world points multiplied by diag(1, -1, -1)",
+    "glb": "y up: world points multiplied by up.upright_from_world, then by diag(1, -1, -1)",
 }
 
 

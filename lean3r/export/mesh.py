@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lean3r.errors import MissingExtraError
-from lean3r.export.gltf import GLTF_FROM_WORLD, Geometry, glb_bytes
+from lean3r.export.gltf import Geometry, glb_bytes, gltf_from_world
 from lean3r.export.manifest import Written
 from lean3r.export.options import ExportOptions
 from lean3r.export.ply import ply_bytes
@@ -46,7 +46,7 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     paths = [directory / "mesh.ply"]
     paths[0].write_bytes(ply_bytes(mesh.vertices, mesh.rgb, mesh.faces))
     if len(mesh.faces):
-        upright = mesh.vertices @ GLTF_FROM_WORLD.T
+        upright = mesh.vertices @ gltf_from_world(reconstruction).T
         paths.append(directory / "mesh.glb")
         geometry = Geometry(upright, mesh.rgb, mesh.faces, vertex_normals(upright, mesh.faces))
         paths[1].write_bytes(glb_bytes({"mesh": geometry}))

@@ -70,7 +70,7 @@ class RefineOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleOptions:
-    """What sets the metric scale: a known distance, or GPS positions; at most one of them."""
+    """What sets the metric scale: a known distance, or GPS positions; at most one of them. And which way is up."""
 
     scale: str | None = option(
         None,
@@ -78,9 +78,18 @@ class ScaleOptions:
         "A,B=METRES",
     )
     gps: bool = option(False, "Scale and orientation from the GPS positions in EXIF: x east, y down, z north.")
+    up: str = option(
+        "auto",
+        "Which way is up in the result's world, for exports that stand upright; auto: estimated, or that of --gps.",
+        "auto|x|y|z|X,Y,Z",
+    )
 
     def __post_init__(self) -> None:
         check_types(self)
+        if self.up != "auto":
+            from lean3r.geometry.up import parse_up
+
+            parse_up(self.up)
         if self.scale is not None:
             from lean3r.refine.scale import Distance
 
@@ -96,14 +105,16 @@ class ScaleOptions:
             require_places(pictures.file_names, read_places(pictures, pictures.file_names))
 
     def apply(self, reconstruction: Reconstruction, pictures: Pictures) -> Reconstruction:
-        """The scene in metres, if that was asked for."""
+        """The scene in metres, if that was asked for, with the up direction that was asked for."""
+        from lean3r.geometry.up import parse_up, with_up
         from lean3r.refine.scale import Distance, read_places, with_distance, with_places
 
         if self.scale is not None:
-            return with_distance(reconstruction, Distance.parse(self.scale))
+            reconstruction = with_distance(reconstruction, Distance.parse(self.scale))
         if self.gps:
-            return with_places(reconstruction, read_places(pictures, reconstruction.names))
-        return reconstruction
+            reconstruction = with_places(reconstruction, read_places(pictures, reconstruction.names))
+        up = parse_up(self.up)
+        return reconstruction if up is None else with_up(reconstruction, up)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from lean3r.errors import InputError, UsageError
 from lean3r.geometry.align import Similarity, umeyama_robust
 from lean3r.geometry.pose import camera_centers
 from lean3r.geometry.rotation import so3_exp
+from lean3r.geometry.up import Up, turned_up
 from lean3r.types import Reconstruction
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ logger = logging.getLogger("lean3r")
 LONG_AXIS_M, ECCENTRICITY_2 = 6_378_137.0, 6.694379990141e-3
 # East, north, up to the world's axes: x east, y down, z north, so y points down as in every other result.
 WORLD_FROM_ENU = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
+UP = (0.0, -1.0, 0.0)  # in the world of `with_places`
 FEWEST_PLACES = 3
 LEAST_METRES, MOST_METRES = 1e-6, 1e9  # from microscopic to beyond the moon
 STRAIGHT = 0.03  # ratio of width to length below which the positions count as a line
@@ -147,7 +149,9 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
         | ({"altitude_m": origin.altitude_m} if has_height else {}),
         "axes": "x east, y down, z north",
     }
-    return move_scene(replace(reconstruction, info={**reconstruction.info, "gps": said}), fit)
+    moved = move_scene(replace(reconstruction, info={**reconstruction.info, "gps": said}), fit)
+    up = Up(UP, "gps", "level pictures, across the line of the positions" if is_line else None)
+    return replace(moved, info={**moved.info, "up": up.as_dict()})
 
 
 def require_places(names: Collection[str], places: Mapping[str, Place]) -> list[Place]:
@@ -197,6 +201,7 @@ def move_scene(reconstruction: Reconstruction, metres_from_world: Similarity) ->
         points=replace(points, xyz=apply(points.xyz), normals=turned.astype(points.normals.dtype)),
         sparse=None if sparse is None else replace(sparse, xyz=apply(sparse.xyz)),
         scale="metric",
+        info=turned_up(reconstruction.info, metres_from_world.rotation.numpy()),
     )
 
 

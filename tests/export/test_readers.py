@@ -13,7 +13,7 @@ import trimesh
 from export.gltf import read_glb
 from export.scene import make_scene
 from lean3r.export import EXPORTERS, ExportOptions
-from lean3r.export.gltf import GLTF_FROM_WORLD, Geometry, glb_bytes
+from lean3r.export.gltf import GLTF_FROM_OPENCV, Geometry, glb_bytes
 from lean3r.export.mesh import surface, vertex_normals
 from lean3r.export.ply import ply_bytes
 
@@ -36,7 +36,7 @@ def test_open3d_reads_points_and_surfaces(folder):
     np.testing.assert_array_equal((255 * np.asarray(cloud.colors)).round(), VIEWS.points.rgb)
     np.testing.assert_array_equal(np.asarray(cloud.normals, np.float32), VIEWS.points.normals)
     found = surface(VIEWS)
-    for name, axes in (("mesh.ply", np.eye(3)), ("mesh.glb", GLTF_FROM_WORLD)):
+    for name, axes in (("mesh.ply", np.eye(3)), ("mesh.glb", GLTF_FROM_OPENCV)):
         mesh = open3d.io.read_triangle_mesh(str(folder / name))
         corners = np.asarray(mesh.vertices)[np.asarray(mesh.triangles)]
         np.testing.assert_allclose(corners, (found.vertices @ axes)[found.faces], atol=1e-6)
@@ -74,7 +74,7 @@ def test_pygltflib_reads_what_the_tree_says(folder):
 def test_trimesh_has_the_same_normals_and_would_write_the_same_ply(folder):
     mesh = trimesh.load(folder / "mesh.ply", process=False)
     glb = trimesh.load(folder / "mesh.glb", force="mesh", process=False)
-    np.testing.assert_allclose(glb.vertex_normals, mesh.vertex_normals @ GLTF_FROM_WORLD, atol=1e-5)
+    np.testing.assert_allclose(glb.vertex_normals, mesh.vertex_normals @ GLTF_FROM_OPENCV, atol=1e-5)
     theirs = trimesh.exchange.ply.export_ply(trimesh.load(folder / "mesh.ply", process=False), vertex_normal=False)
     ours = (folder / "mesh.ply").read_bytes()
     assert ours.partition(b"end_header\n")[2] == theirs.partition(b"end_header\n")[2]

@@ -94,6 +94,7 @@ RECONSTRUCT = {
     "mesh",
     "scale",
     "gps",
+    "up",
     "undistort",
     "image_factors",
     "colmap_points",
