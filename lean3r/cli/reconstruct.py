@@ -125,7 +125,7 @@ class Reconstruct:
         export.check(uses)
         check_extras(formats)
         # Try the folder first: nobody should wait for a result that cannot be written.
-        given = (known.cameras, self.masks, self.weights, self.plan)
+        given = (known.cameras, self.masks, self.weights, self.plan, scale.positions)
         inputs = [*self.inputs, *(path for path in given if path is not None)]
         with atomic_folder(self.out, overwrite=self.overwrite, inputs=inputs) as directory:
             with console.stage("loading"):

@@ -77,6 +77,29 @@ EXPORTERS = Registry(
             needs="lean3r.export.mesh:marching_cubes",
             shows_depth=True,
         ),
+        "trajectory": Format(
+            "lean3r.export.trajectory:write",
+            "trajectory_tum.txt, trajectory_kitti.txt, times.txt",
+            "poses over time, for programs for odometry",
+        ),
+        "csv": Format("lean3r.export.camera_table:write", "cameras.csv", "a row per view, with its residuals"),
+        "las": Format(
+            "lean3r.export.las:write_las",
+            "points.las",
+            "coloured points, z up or in UTM",
+            needs="lean3r.export.geo:check",
+        ),
+        "laz": Format(
+            "lean3r.export.las:write_laz", "points.laz", "the same, compressed", needs="lean3r.export.geo:check"
+        ),
+        "geotiff": Format(
+            "lean3r.export.geotiff:write",
+            "elevation.tif, orthophoto.tif",
+            "heights and colours from straight above",
+            needs="lean3r.export.geo:check",
+            shows_depth=True,
+        ),
+        "report": Format("lean3r.quality:write", "report.html", "what to trust, as a page to read and to print"),
     },
 )
 DEFAULT_FORMATS = tuple(name for name in EXPORTERS if EXPORTERS[name].default)

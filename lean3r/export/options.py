@@ -35,6 +35,8 @@ class ExportOptions:
       `images_4/`, ...
     - `colmap_points`: the most points of the depth maps in the COLMAP model (its tools are slow with millions), besides
       the triangulated points of a refinement.
+    - `crs`: coordinates of points.las, points.laz, elevation.tif and orthophoto.tif (lean3r.export.geo).
+    - `ground_cell`: the side of a cell of the latter two (None: what the depth maps resolve).
     - `mesh_voxel`: size of the mesh's cells in world units (None: the size that the depth maps resolve).
     - `pictures`: the pictures of the scene, to be written to images/ (None: write none).
     """
@@ -54,6 +56,14 @@ class ExportOptions:
     colmap_points: int = option(
         50_000, "COLMAP: write at most N points from the depth maps, besides triangulated points.", "N"
     )
+    crs: str = option(
+        "auto",
+        "LAS, GeoTIFF: the coordinates; auto: UTM if there is GPS, else enu: level axes, z up.",
+        "auto|enu|utm|EPSG:N",
+    )
+    ground_cell: float | None = option(
+        None, "GeoTIFF: size of a cell, in metres or world units (default: 1.5 pixels of the depth maps).", "SIZE"
+    )
     mesh_voxel: float | None = None
     pictures: Pictures | None = None
 
@@ -65,6 +75,12 @@ class ExportOptions:
             raise UsageError(f"colmap_points is {self.colmap_points}; expected 0 or more.")
         if self.mesh_voxel is not None and not self.mesh_voxel > 0:
             raise UsageError(f"mesh_voxel is {self.mesh_voxel}; expected more than 0.")
+        if self.ground_cell is not None and not 0 < self.ground_cell < 1e9:
+            raise UsageError(f"ground_cell is {self.ground_cell}; expected more than 0.")
+        if self.crs != "auto":
+            from lean3r.export.geo import check_crs
+
+            check_crs(self.crs)
 
     def check(self, uses: Collection[PictureUse]) -> None:
         """Raise UsageError if the options contradict the formats, which have these uses of pictures."""

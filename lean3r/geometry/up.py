@@ -20,7 +20,8 @@ INDEPENDENT = 4  # errors of the views are not independent: many level views are
 CERTAIN_DEG = 10.0  # an estimate with a larger standard deviation is only the best guess
 ALIKE = math.cos(math.radians(20.0))  # mean cosine from which all cameras look in one direction
 SURFACES_DEG = (10.0, 8.0, 6.0, 5.0, 4.0, 4.0, 4.0)  # width of a level or upright surface, narrowing in on it
-LEVEL, UPRIGHT = 0.1, 0.3  # share of a cloud that must be one or the other, to be believed
+LEVEL, UPRIGHT = 0.05, 0.3  # share of a cloud that must be one or the other, to be believed: many times chance
+WALLS_DEG = 5.0  # error of the cameras' estimate from which walls alone are worth more
 SETTLED_DEG = 2.0  # error of an up that surfaces confirm
 MOST_NORMALS = 50_000
 FLAT, SPREAD = 0.15, 0.25  # extent of a flight along its gaze and across its line, relative to that along it
@@ -87,7 +88,7 @@ def estimate_up(cam_from_world: np.ndarray) -> Up:
     taken for a flight that looks down.
     """
     right, down, ahead = (cam_from_world[:, axis, :3] for axis in range(3))
-    weights = np.ones(len(right))
+    weights, up, values, rolls = np.ones(len(right)), np.zeros(3), np.zeros(3), np.zeros(len(right))
     for _ in range(20):
         matrix = np.einsum("s,si,sj->ij", weights / ROLL_RAD**2, right, right)
         values, vectors = np.linalg.eigh(matrix + np.einsum("si,sj->ij", ahead, ahead) / len(ahead) / PITCH_RAD**2)
@@ -126,10 +127,11 @@ def settle_up(up: Up, normals: np.ndarray) -> Up:
         found = np.linalg.eigh(matrix)[1][:, 0]
         found = found * np.copysign(1.0, found @ start)
     turn_deg = math.degrees(math.acos(min(1.0, float(found @ start))))
-    is_seen = level.mean() > LEVEL or upright.mean() > UPRIGHT
+    floors = level.mean() > LEVEL
+    # Depth leans walls more than level cameras err.
+    is_seen = floors or (upright.mean() > UPRIGHT and up.error_deg > WALLS_DEG)
     if not is_seen or turn_deg > max(2.5 * up.error_deg, CERTAIN_DEG):
         return up
-    floors = level.mean() > LEVEL
     assumes = f"{up.assumes}, {'level ground' if floors else 'upright walls'}"
     error_deg = min(SETTLED_DEG, up.error_deg) if floors else up.error_deg
     return Up(_triple(found), "cameras and surfaces", assumes, error_deg)
@@ -175,11 +177,13 @@ def rotation_down(up: Sequence[float]) -> np.ndarray:
     """The smallest rotation [3, 3] that turns a direction `up` to (0, -1, 0)."""
     down = -_unit(np.asarray(up, np.float64))
     cosine = down[1]
-    if cosine < -1 + 1e-12:
-        return np.diag([-1.0, -1.0, 1.0])
     axis = np.cross(down, [0.0, 1.0, 0.0])
+    square = float(axis @ axis)
+    if cosine < 0 and square < 1e-24:
+        return np.diag([-1.0, -1.0, 1.0])
+    bend = (1 - cosine) / square if cosine < 0 else 1 / (1 + cosine)  # the same, each exact where the other is not
     skew = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
-    return np.eye(3) + skew + skew @ skew / (1 + cosine)
+    return np.eye(3) + skew + bend * (skew @ skew)
 
 
 def _places(direction: tuple[float, float, float]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ _WRITTEN = {
     "skipped",
     "files",
     "mesh",
+    "geotiff",
 }
 _SHAPES = {
     "depth": (0, 0),
@@ -100,7 +101,7 @@ def read_result(folder: str | Path) -> Result:
     InputError if it is none, of another version, of a stream, incomplete or damaged; the message says what is missing.
     """
     folder, about = Path(folder).expanduser(), read_about(folder)
-    scene = _scene(folder, about)
+    scene = read_scene(folder, about)
     return Result(folder, scene, about.manifest, about.config, tuple(about.manifest["seconds_by_format"]))
 
 
@@ -160,7 +161,8 @@ def _config(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read as TOML ({error}).") from error
 
 
-def _scene(folder: Path, about: About) -> Reconstruction:
+def read_scene(folder: Path, about: About) -> Reconstruction:
+    """The scene of a result folder, without points and with grey pictures; InputError if its arrays are damaged."""
     path, manifest, config = folder / PREDICTIONS, about.manifest, about.config
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -296,5 +296,5 @@ class _Adding:
 
 def _export_options(config: Mapping[str, Any]) -> ExportOptions:
     """Those of the scene, as far as they can be kept."""
-    names = ("shared_camera", "colmap_points")
+    names = ("shared_camera", "colmap_points", "crs", "ground_cell")
     return ExportOptions(**{name: config[name] for name in names if name in config})

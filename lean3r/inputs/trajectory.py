@@ -39,7 +39,7 @@ class Trajectory:
         when = list(times_s) or [None] * len(names)
         timed = [time for time in when if time is not None]
         counts_frames = self._is_counted and bool(timed) and self.times_s[-1] > max(timed) + 1
-        stamps = [_stamp(name) for name in names]
+        stamps = [stamp_of(name) for name in names]
         if timed and not counts_frames:
             if len(set(timed)) < len(timed):
                 raise InputError(f"{origin} is one trajectory, but the frames are from several videos; give one video")
@@ -111,7 +111,7 @@ def poses_of(rows: np.ndarray) -> np.ndarray:
     return poses
 
 
-def _stamp(name: str) -> float | None:
+def stamp_of(name: str) -> float | None:
     """The time in seconds in a picture's name: a decimal number, or as many digits as a Unix time in seconds, milli-,
     micro- or nanoseconds has."""
     stem = PurePosixPath(name).stem

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lean3r.errors import UsageError
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from lean3r.inputs.pictures import Pictures
+    from lean3r.refine.scale import Place
     from lean3r.types import Lens, Reconstruction
 
 Refine = Literal["auto", "on", "off"]
@@ -78,6 +81,11 @@ class ScaleOptions:
         "A,B=METRES",
     )
     gps: bool = option(False, "Scale and orientation from the GPS positions in EXIF: x east, y down, z north.")
+    positions: Path | None = option(
+        None,
+        "As --gps, with the positions in a CSV file instead of EXIF: name, lat, lon and perhaps alt.",
+        "FILE",
+    )
     up: str = option(
         "auto",
         "Which way is up in the result's world, for exports that stand upright; auto: estimated, or that of --gps.",
@@ -94,25 +102,38 @@ class ScaleOptions:
             from lean3r.refine.scale import Distance
 
             Distance.parse(self.scale)
-            if self.gps:
-                raise UsageError("--scale and --gps both set the scale; choose one.")
+        chosen = [self.scale is not None, self.gps, self.positions is not None]
+        given = [name for name, is_given in zip(("--scale", "--gps", "--positions"), chosen, strict=True) if is_given]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} both set the scale; choose one.")
+
+    def places(self, pictures: Pictures, names: Sequence[str], *, warn: bool = False) -> dict[str, Place]:
+        """The positions of the pictures called `names`, from EXIF or from the table; InputError if that is damaged.
+        `warn` of rows for other pictures."""
+        from lean3r.refine.positions import read_positions
+        from lean3r.refine.scale import read_places
+
+        return (
+            read_places(pictures, names) if self.positions is None else read_positions(self.positions, names, warn=warn)
+        )
 
     def check(self, pictures: Pictures) -> None:
-        """InputError if the pictures lack GPS positions: before the network runs, not after it."""
-        from lean3r.refine.scale import read_places, require_places
+        """InputError if the pictures lack positions: before the network runs, not after it."""
+        from lean3r.refine.scale import require_places
 
-        if self.gps:
-            require_places(pictures.file_names, read_places(pictures, pictures.file_names))
+        if self.gps or self.positions is not None:
+            names = pictures.names if self.positions is not None else pictures.file_names
+            require_places(names, self.places(pictures, names, warn=True))
 
     def apply(self, reconstruction: Reconstruction, pictures: Pictures) -> Reconstruction:
         """The scene in metres, if that was asked for, with the up direction that was asked for."""
         from lean3r.geometry.up import parse_up, with_up
-        from lean3r.refine.scale import Distance, read_places, with_distance, with_places
+        from lean3r.refine.scale import Distance, with_distance, with_places
 
         if self.scale is not None:
             reconstruction = with_distance(reconstruction, Distance.parse(self.scale))
-        if self.gps:
-            reconstruction = with_places(reconstruction, read_places(pictures, reconstruction.names))
+        if self.gps or self.positions is not None:
+            reconstruction = with_places(reconstruction, self.places(pictures, reconstruction.names))
         up = parse_up(self.up)
         return reconstruction if up is None else with_up(reconstruction, up)
 

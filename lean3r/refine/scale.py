@@ -14,6 +14,7 @@ import torch
 
 from lean3r.errors import InputError, UsageError
 from lean3r.geometry.align import Similarity, umeyama_robust
+from lean3r.geometry.earth import earth_centred, level_axes
 from lean3r.geometry.pose import camera_centers
 from lean3r.geometry.rotation import so3_exp
 from lean3r.geometry.up import Up, turned_up
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("lean3r")
 
-# The ellipsoid of GPS (WGS 84): half the long axis in metres, and the square of its eccentricity.
-LONG_AXIS_M, ECCENTRICITY_2 = 6_378_137.0, 6.694379990141e-3
 # East, north, up to the world's axes: x east, y down, z north, so y points down as in every other result.
 WORLD_FROM_ENU = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
 UP = (0.0, -1.0, 0.0)  # in the world of `with_places`
@@ -126,7 +125,8 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
     if is_line:
         logger.warning("the GPS positions lie on a line: up is taken from the pictures, which are assumed to be level")
         fit = _level(fit, reconstruction.cam_from_world, target)
-    off = np.linalg.norm(fit.apply(torch.from_numpy(centres)).numpy() - target, axis=1)
+    away = fit.apply(torch.from_numpy(centres)).numpy() - target
+    off = np.linalg.norm(away, axis=1)
     used = off <= OUTLIER * max(1.4826 * float(np.median(off)), 1e-6)
     extent = float(np.sqrt(((target[used] - target[used].mean(axis=0)) ** 2).sum(axis=1).mean()))
     rms = float(np.sqrt((off[used] ** 2).mean()))
@@ -148,6 +148,11 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
         "origin": {"latitude_deg": origin.latitude_deg, "longitude_deg": origin.longitude_deg}
         | ({"altitude_m": origin.altitude_m} if has_height else {}),
         "axes": "x east, y down, z north",
+        "residuals": [
+            {"name": reconstruction.names[view]}
+            | dict(zip(("east_m", "north_m", "up_m"), np.round(row[[0, 2, 1]] * [1, 1, -1], 3).tolist(), strict=True))
+            for view, row in zip(views, away, strict=True)
+        ],
     }
     moved = move_scene(replace(reconstruction, info={**reconstruction.info, "gps": said}), fit)
     up = Up(UP, "gps", "level pictures, across the line of the positions" if is_line else None)
@@ -159,8 +164,8 @@ def require_places(names: Collection[str], places: Mapping[str, Place]) -> list[
     located = [places[name] for name in names if name in places]
     if len(located) < FEWEST_PLACES:
         raise InputError(
-            f"{len(located)} of {len(names)} pictures have a GPS position in EXIF; "
-            f"expected at least {FEWEST_PLACES}. Leave --gps out, or give a known distance with --scale."
+            f"{len(located)} of {len(names)} pictures have a GPS position; expected at least {FEWEST_PLACES}. "
+            "Leave --gps out, give positions with --positions, or a known distance with --scale."
         )
     target, _ = local_metres(located)
     if np.linalg.svd(target - target.mean(axis=0), compute_uv=False)[0] < 0.1:
@@ -214,27 +219,14 @@ def local_metres(places: Sequence[Place]) -> tuple[np.ndarray, Place]:
     heights = [place.altitude_m or 0.0 if with_height else 0.0 for place in places]
     # Longitude jumps at 180 degrees; sine and cosine do not.
     longitudes = np.deg2rad([place.longitude_deg for place in places])
-    middle = math.atan2(np.sin(longitudes).mean(), np.cos(longitudes).mean())
-    latitude = math.radians(float(np.mean([place.latitude_deg for place in places])))
+    middle = math.degrees(math.atan2(np.sin(longitudes).mean(), np.cos(longitudes).mean()))
+    latitude = float(np.mean([place.latitude_deg for place in places]))
     height = float(np.median(heights))
-    offset = np.stack(
-        [
-            _earth_centred(math.radians(place.latitude_deg), math.radians(place.longitude_deg), h)
-            for place, h in zip(places, heights, strict=True)
-        ]
-    ) - _earth_centred(latitude, middle, height)
-    east = [-math.sin(middle), math.cos(middle), 0.0]
-    up = [math.cos(latitude) * math.cos(middle), math.cos(latitude) * math.sin(middle), math.sin(latitude)]
-    enu = offset @ np.stack([east, np.cross(up, east), up]).T
-    return enu @ WORLD_FROM_ENU.T, Place(math.degrees(latitude), math.degrees(middle), height if with_height else None)
-
-
-def _earth_centred(latitude_rad: float, longitude_rad: float, height_m: float) -> np.ndarray:
-    """Metres [3] from the centre of the earth; x towards longitude 0 on the equator, z towards the pole."""
-    curve = LONG_AXIS_M / math.sqrt(1 - ECCENTRICITY_2 * math.sin(latitude_rad) ** 2)
-    flat = (curve + height_m) * math.cos(latitude_rad)
-    z = (curve * (1 - ECCENTRICITY_2) + height_m) * math.sin(latitude_rad)
-    return np.array([flat * math.cos(longitude_rad), flat * math.sin(longitude_rad), z])
+    centred = [
+        earth_centred(place.latitude_deg, place.longitude_deg, h) for place, h in zip(places, heights, strict=True)
+    ]
+    enu = (np.stack(centred) - earth_centred(latitude, middle, height)) @ level_axes(latitude, middle).T
+    return enu @ WORLD_FROM_ENU.T, Place(latitude, middle, height if with_height else None)
 
 
 def read_places(pictures: Pictures, names: Collection[str]) -> dict[str, Place]:

@@ -20,6 +20,8 @@ from lean3r.export.atomic import MANIFEST
 from lean3r.export.cameras import json_bytes
 from lean3r.export.manifest import CONVENTIONS, LAYOUT_VERSION, toml
 from lean3r.export.ply import ply_bytes
+from lean3r.export.trajectory import HEAD, KITTI, TIMES, TUM, lines
+from lean3r.geometry.up import estimate_up
 from lean3r.scratch import atomic_file
 from lean3r.stream import sim3
 from lean3r.stream.cloud import Cloud
@@ -35,10 +37,7 @@ from lean3r.stream.store import (
     pose_of,
 )
 
-TUM, KITTI, TIMES, CAMERAS, POINTS, PREDICTIONS, CONFIG = (
-    "trajectory_tum.txt",
-    "trajectory_kitti.txt",
-    "times.txt",
+CAMERAS, POINTS, PREDICTIONS, CONFIG = (
     "cameras.json",
     "points.ply",
     "predictions.npz",
@@ -89,14 +88,10 @@ class Publisher:
             kitti_part.open("w") as kitti,
             times_part.open("w") as times,
         ):
-            tum.write("# time_s tx ty tz qx qy qz qw: camera to world\n")
+            tum.write(HEAD)
             for record, pose in self._frames():
-                world = np.linalg.inv(pose)
-                quaternion = pycolmap.Rotation3d(np.ascontiguousarray(world[:3, :3])).quat  # x y z w
-                row = [record["timestamp_s"], *world[:3, 3], *quaternion]
-                tum.write(" ".join(f"{value:.9g}" for value in row) + "\n")
-                kitti.write(" ".join(f"{value:.9g}" for value in world[:3].ravel()) + "\n")
-                times.write(f"{record['timestamp_s']:.9g}\n")
+                for file, line in zip((tum, kitti, times), lines(float(record["timestamp_s"]), pose), strict=True):
+                    file.write(line)
 
     def _cameras(self) -> list[dict[str, Any]]:
         """cameras.json of the keyframes; what the manifest says of them."""
@@ -193,6 +188,7 @@ class Publisher:
         files = [name for name in names if (folder / name).exists()]
         files += [f"sparse/0/{path.name}" for path in (folder / "sparse" / "0").iterdir()]
         files += [f"{KEYFRAMES}/{path.name}" for path in (folder / KEYFRAMES).iterdir()]
+        certain = [pose for record, pose in self._keyframes() if _registration(record) != "uncertain"]
         about = {
             "layout_version": LAYOUT_VERSION,
             "lean3r": metadata.version("lean3r"),
@@ -201,6 +197,7 @@ class Publisher:
             **more,
             "scale": "relative",
             "conventions": CONVENTIONS,
+            **({"up": estimate_up(np.stack(certain)).as_dict()} if certain else {}),
             "points": len(cloud),
             "views": views,
             "files": sorted([*files, MANIFEST]),

@@ -147,6 +147,10 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "--peer vggt=./vggt --peer pi3=./Pi3": PEERS,
         "peers/bin/python benchmarks/costs.py peers --peer vggt=./vggt --peer pi3=./Pi3 -o peers.json": PEERS,
     },
+    "docs/how-to/survey.md": {
+        "pip install 'lean3r[geo]'": DOWNLOADS,
+        "python benchmarks/survey.py": FIGURES,
+    },
     "docs/how-to/third-party.md": {
         "pip install --no-deps depth-anything-3": DOWNLOADS,
         "pip install addict einops omegaconf": DOWNLOADS,

@@ -250,6 +250,14 @@ def dense(r: Mapping[str, Any]) -> Iterable[str]:
     yield f"normals {before['normals_deg']:.1f} degrees before, {after['normals_deg']:.1f} after"
 
 
+def survey(r: Mapping[str, Any]) -> Iterable[str]:
+    for name, row in r["photos"].items():
+        yield f"{name}: up {row['error_deg']:.1f} degrees off, {row['cameras_deg']:.1f} from cameras alone"
+    flight = r["flight"]
+    cell = flight["raster"]["cell"]
+    yield f"{flight['views']} aerial pictures: {flight['gps_rms_m']:.2f} m from GPS, cells of {cell} m"
+
+
 ROWS: dict[str, tuple[str | None, Figures]] = {
     "adapters": ("adapters.py", adapters),
     "add": ("add.py", added),
@@ -297,6 +305,7 @@ ROWS: dict[str, tuple[str | None, Figures]] = {
     ),
     "renderer_cpu": ("renderer.py", renderer),
     "stream": ("stream.py", stream),
+    "survey": ("survey.py", survey),
     "trust": ("trust.py", trust),
     "video": ("video.py", video),
 }

@@ -17,6 +17,7 @@ from docs.of_models import OF_MODELS
 from docs.of_parity import OF_PARITY
 from docs.of_results import OF_RESULTS
 from docs.of_streams import OF_STREAMS
+from docs.of_survey import OF_SURVEY
 from docs.of_table import OF_TABLE
 
 PLACE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -46,6 +47,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **OF_MODELS,
     **OF_PARITY,
     **OF_STREAMS,
+    **OF_SURVEY,
     **OF_TABLE,
 }
 

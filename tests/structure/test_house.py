@@ -50,6 +50,7 @@ ROOMS = {
     "pipeline": {"models", "compress", "inputs", "geometry", "refine", "stereo"},
     "stream": {"models", "layers", "pipeline", "inputs", "geometry", "refine", "stereo", "export"},
     "grow": {"models", "pipeline", "inputs", "geometry", "refine", "stereo", "export", "stream"},
+    "quality": {"pipeline", "grow", "export", "geometry"},
     "bench": {"models", "compress", "pipeline", "inputs", "export", "layers", "testing"},
     "cli": {"*"},
     "testing": set(),

@@ -12,12 +12,15 @@ from lean3r.export.tracks import LONGEST, PREDICTED, REFINED
 from lean3r.geometry.content import LEAST_STRUCTURE, STEP
 from lean3r.geometry.evidence import ALONE, BADLY, BORDER, CLOSE, WELL
 from lean3r.geometry.normals import WINDOW
+from lean3r.geometry.terrain import PIXELS
+from lean3r.geometry.up import CERTAIN_DEG
 from lean3r.inputs.frames import DEFAULT_FRAMES
 from lean3r.inputs.video import MOTION_STEP
 from lean3r.models.fingerprint import PIECE_BYTES, PIECES, WHOLE_BYTES
 from lean3r.pipeline.devices import AGREEMENT
 from lean3r.pipeline.overlap import LEAST
 from lean3r.pipeline.trust import MAX_DISAGREEMENT, SKY_ONLY
+from lean3r.quality.agreement import CONFIRMED, MOST_VIEWS, SAME
 from lean3r.refine.accept import TURNED_PX
 from lean3r.stream.budget import USUAL
 from lean3r.stream.options import StreamOptions
@@ -64,6 +67,7 @@ CONVENTIONS = Page(
 OUTPUTS = Page(
     "docs/outputs.md",
     [
+        ("whether it is `certain` ({:.0f} degrees or better)", lambda: [CERTAIN_DEG]),
         (
             "{} for metric scenes up to {:.1f} m, else the deepest value / {}",
             lambda: [MILLIMETRE, LEVELS * MILLIMETRE, LEVELS],
@@ -130,6 +134,48 @@ TRUST = Page(
     {"the factor is between 0.5 (none at the same depth) and 1.5": "a formula"},
 )
 
+
+def flight() -> list[float]:
+    """Pictures, those with GPS, residuals against GPS over its extent and against structure from motion; rasters."""
+    row = result("survey")["flight"]
+    raster = row["raster"]
+    return [
+        row["views"],
+        row["with_gps"],
+        row["gps_rms_m"],
+        row["extent_m"],
+        row["sfm_rms_m"],
+        raster["cell"],
+        raster["height"],
+        raster["width"],
+    ]
+
+
+SURVEY = Page(
+    "docs/how-to/survey.md",
+    [
+        (
+            "Measured on {} nadir pictures of `brighton_beach_aerial`, of which {} have GPS (`python "
+            "benchmarks/survey.py`, `benchmarks/results/survey.json`): the cameras fit these positions within {:.2f} m "
+            "(root mean square, over {:.0f} m), and structure from motion of the same pictures within {:.2f} m. The "
+            "rasters have cells of {:.2f} m, {} x {} of them.",
+            flight,
+        ),
+        ("cameras rolled by {:.0f} degrees", lambda: [result("survey")["synthetic"]["roll_deg"]]),
+        ("A cell is {} pixels of the depth maps wide", lambda: [PIXELS]),
+    ],
+    {"`1305031102.175304.png`": "a name"},
+)
+
+QUALITY = Page(
+    "docs/how-to/quality-report.md",
+    [
+        ("their depths there differ by less than {:.0f} %", lambda: [100 * math.expm1(SAME)]),
+        ("a view confirms another within {:.0f} %", lambda: [100 * math.expm1(CONFIRMED)]),
+        ("Of more than {} views", lambda: [MOST_VIEWS]),
+    ],
+)
+
 VIDEO = Page(
     "docs/how-to/from-a-video.md",
     [
@@ -166,4 +212,4 @@ MASKS = Page("docs/how-to/masks.md", [], {"a picture rotated by 180 degrees": "a
 MESH = Page("docs/how-to/mesh.md", [])
 SCALE = Page("docs/how-to/scale-and-gps.md", [], {"these two pictures were 1.25 m apart": "the example above it"})
 
-OF_OUTPUTS = (CONVENTIONS, OUTPUTS, OTHER_SYSTEMS, SPLATTING, TRUST, VIDEO, STREAM, MASKS, MESH, SCALE)
+OF_OUTPUTS = (CONVENTIONS, OUTPUTS, OTHER_SYSTEMS, SPLATTING, TRUST, QUALITY, SURVEY, VIDEO, STREAM, MASKS, MESH, SCALE)

@@ -1,0 +1,168 @@
+"""Coordinates for surveying programs: level axes (east, north, up), and map projections by pyproj."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lean3r.errors import InputError, MissingExtraError, UsageError
+from lean3r.geometry.up import upright_from_world
+from lean3r.types import Reconstruction
+
+if TYPE_CHECKING:
+    from pyproj import CRS
+
+AUTO, LOCAL, UTM = "auto", "enu", "utm"
+EXPECTED = "auto, enu, utm or EPSG:NUMBER"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where on earth the world's origin is: degrees (WGS 84), and metres (0 if heights are only relative)."""
+
+    latitude_deg: float
+    longitude_deg: float
+    altitude_m: float
+
+
+@dataclass(frozen=True, eq=False)
+class GeoFrame:
+    """From a scene's world to coordinates east, north and height, and back.
+
+    `crs` is the coordinate system (None: local axes around the world's origin), `unit` that of all three coordinates
+    ("metre", or "unknown").
+    """
+
+    enu_from_world: np.ndarray
+    crs: CRS | None
+    unit: str
+    _project: _Chain | None = None
+
+    def of_world(self, xyz: np.ndarray) -> np.ndarray:
+        """Coordinates [P, 3] float64 of world points [P, 3]."""
+        enu = xyz.astype(np.float64) @ self.enu_from_world.T
+        if self._project is None or not len(enu):
+            return enu
+        return np.stack(self._project.transform(*enu.T), axis=1)
+
+    def to_world(self, places: np.ndarray) -> np.ndarray:
+        """World points [P, 3] of coordinates [P, 3]."""
+        if self._project is not None and len(places):
+            places = np.stack(self._project.transform(*places.T, direction="INVERSE"), axis=1)
+        return places @ self.enu_from_world
+
+
+def enu_from_world(scene: Reconstruction) -> np.ndarray:
+    """The rotation [3, 3] from the world to level axes: x east, y north, z up; without GPS, north is only a name for
+    the direction in which the world's z axis points."""
+    return upright_from_world(scene)[[0, 2, 1]] * np.array([[1.0], [1.0], [-1.0]])
+
+
+def origin_of(scene: Reconstruction) -> Origin | None:
+    """Where the world's origin is on earth; None without GPS or positions."""
+    at = scene.info.get("gps", {}).get("origin")
+    return None if at is None else Origin(at["latitude_deg"], at["longitude_deg"], at.get("altitude_m", 0.0))
+
+
+def geo_frame(scene: Reconstruction, crs: str) -> GeoFrame:
+    """The coordinates that `crs` names: "auto" is UTM for a scene with GPS, else local axes.
+
+    UsageError for an unknown name; InputError for a map projection without GPS; MissingExtraError without pyproj.
+    """
+    check_crs(crs)
+    origin, turn = origin_of(scene), enu_from_world(scene)
+    unit = "metre" if scene.scale == "metric" else "unknown"
+    if crs == LOCAL or (crs == AUTO and origin is None):
+        return GeoFrame(turn, None, unit)
+    if origin is None:
+        raise InputError(
+            f"--crs {crs} needs a place on earth, which only --gps or --positions give; expected one of them, or "
+            "--crs enu for local coordinates."
+        )
+    projection = pyproj()
+    system = _system(crs, origin)
+    centre = f"+lat_0={origin.latitude_deg!r} +lon_0={origin.longitude_deg!r} +h_0={origin.altitude_m!r}"
+    steps = projection.Transformer.from_pipeline(
+        f"+proj=pipeline +step +inv +proj=topocentric {centre} +ellps=WGS84 +step +inv +proj=cart +ellps=WGS84 "
+        f"+step +proj=unitconvert +xy_in=rad +xy_out=deg"
+    )
+    onward = projection.Transformer.from_crs(projection.CRS.from_epsg(4979), system.to_3d(), always_xy=True)
+    return GeoFrame(turn, system, "metre", _Chain(steps, onward))
+
+
+class _Chain:
+    """Two transformers, one after the other."""
+
+    def __init__(self, first: Any, second: Any) -> None:
+        self._parts = (first, second)
+
+    def transform(self, x: np.ndarray, y: np.ndarray, z: np.ndarray, direction: str = "FORWARD") -> tuple:
+        for part in self._parts if direction == "FORWARD" else reversed(self._parts):
+            x, y, z = part.transform(x, y, z, direction=direction)
+        return x, y, z
+
+
+def check_crs(crs: str) -> None:
+    """UsageError unless `crs` is a name that `geo_frame` knows."""
+    name, _, number = crs.partition(":")
+    if crs not in (AUTO, LOCAL, UTM) and not (name.lower() == "epsg" and number.isdecimal() and len(number) < 7):
+        raise UsageError(f"--crs is {crs!r}; expected {EXPECTED}.")
+
+
+def _system(crs: str, origin: Origin) -> CRS:
+    projection = pyproj()
+    if crs in (AUTO, UTM):
+        from pyproj.aoi import AreaOfInterest
+        from pyproj.database import query_utm_crs_info
+
+        at = (origin.longitude_deg, origin.latitude_deg)
+        zones = query_utm_crs_info("WGS 84", AreaOfInterest(*at, *at))
+        if not zones:
+            raise InputError(
+                f"there is no UTM zone at latitude {origin.latitude_deg:.3f}; expected -80 to 84. Name another system "
+                "with --crs EPSG:NUMBER, or take --crs enu."
+            )
+        return projection.CRS.from_authority(zones[0].auth_name, zones[0].code)
+    try:
+        system = projection.CRS.from_epsg(int(crs.partition(":")[2]))
+    except projection.exceptions.CRSError as error:
+        raise UsageError(f"--crs {crs} is not in the registry of coordinate systems ({error}).") from error
+    if not system.is_projected or any(axis.unit_name != "metre" for axis in system.axis_info):
+        raise UsageError(f"--crs {crs} is {system.name}; expected a map projection in metres, such as a UTM zone.")
+    return system
+
+
+def check() -> None:
+    """MissingExtraError unless the packages of the extra `geo` are installed."""
+    for of in (pyproj, laspy, rasterio):
+        of()
+
+
+def pyproj() -> Any:
+    """The module; MissingExtraError if it is not installed."""
+    try:
+        import pyproj
+    except ImportError as error:
+        raise MissingExtraError.of("map projections", "geo") from error
+    return pyproj
+
+
+def laspy() -> Any:
+    """The module, with a codec of LAZ; MissingExtraError if either is not installed."""
+    try:
+        import laspy
+        import lazrs  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError.of("writing LAS and LAZ", "geo") from error
+    return laspy
+
+
+def rasterio() -> Any:
+    """The module; MissingExtraError if it is not installed."""
+    try:
+        import rasterio
+    except ImportError as error:
+        raise MissingExtraError.of("writing GeoTIFF", "geo") from error
+    return rasterio

@@ -1,0 +1,51 @@
+"""points.las and points.laz: the cloud for surveying programs, z up, in map coordinates if the scene has GPS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from lean3r.export.geo import geo_frame, laspy
+from lean3r.export.options import ExportOptions
+from lean3r.types import Reconstruction
+
+STEPS = 1e8  # of the integer coordinates along the longest side, if the unit is not the metre
+MILLIMETRE = 0.001
+
+
+def write_las(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
+    """Write points.las."""
+    return _write(reconstruction, directory / "points.las", options)
+
+
+def write_laz(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
+    """Write points.laz, the same compressed."""
+    return _write(reconstruction, directory / "points.laz", options)
+
+
+def _write(reconstruction: Reconstruction, path: Path, options: ExportOptions) -> list[Path]:
+    """LAS 1.4, point format 7: places to the millimetre, colours, confidence as an extra dimension, and the number of
+    the view, from 1, as the point source."""
+    library, frame = laspy(), geo_frame(reconstruction, options.crs)
+    points = reconstruction.of_certain().points
+    places = frame.of_world(points.xyz)
+    header = library.LasHeader(point_format=7, version="1.4")
+    header.add_extra_dim(library.ExtraBytesParams(name="confidence", type=np.float32))
+    header.generating_software = "lean3r"
+    if len(places):
+        extent = float(np.ptp(places, axis=0).max())
+        fine = 10.0 ** np.floor(np.log10(max(extent, 1e-12) / STEPS))
+        header.scales = np.full(3, MILLIMETRE if frame.unit == "metre" else fine)
+        header.offsets = np.floor(places.min(axis=0))
+    if frame.crs is not None:
+        header.add_crs(frame.crs)
+    cloud = library.LasData(header)
+    cloud.x, cloud.y, cloud.z = places.T
+    for name, values in zip(("red", "green", "blue"), points.rgb.T, strict=True):
+        cloud[name] = values.astype(np.uint16) * 257
+    cloud.confidence = points.conf.astype(np.float32)
+    cloud.point_source_id = np.minimum(points.view + 1, 65535).astype(np.uint16)
+    cloud.classification = np.full(len(places), 1, np.uint8)  # unclassified
+    cloud.write(str(path))
+    return [path]

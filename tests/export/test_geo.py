@@ -1,0 +1,192 @@
+"""Survey outputs, read back with the libraries of those who use them: LAS, LAZ, GeoTIFF, cameras.csv, trajectories."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from export.geo_scene import ALTITUDE, FLIGHT_M, LATITUDE, LONGITUDE, colour, flight, ground, located
+from export.scene import make_scene
+from lean3r.errors import InputError, MissingExtraError, UsageError
+from lean3r.export import EXPORTERS, ExportOptions, export
+from lean3r.export.geo import check, geo_frame
+from lean3r.export.trajectory import lines
+from lean3r.geometry.earth import geodetic
+from lean3r.geometry.overhead import Grid, highest
+from lean3r.inputs.trajectory import read_trajectory
+from lean3r.refine.scale import with_places
+
+pyproj = pytest.importorskip("pyproj", reason="the extra geo is not installed")
+laspy, rasterio = pytest.importorskip("laspy"), pytest.importorskip("rasterio")
+ZONE = pyproj.CRS.from_epsg(32615)
+TO_UTM = pyproj.Transformer.from_crs(4326, ZONE, always_xy=True)
+EAST, NORTH = TO_UTM.transform(LONGITUDE, LATITUDE)
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory):
+    """Everything written of the flight."""
+    return export(located(), tmp_path_factory.mktemp("geo") / "out", "csv,las,laz,geotiff")
+
+
+def off_centre(places: np.ndarray) -> np.ndarray:
+    """Metres east and north of the centre of UTM coordinates, in true directions and lengths."""
+    lon, lat = TO_UTM.transform(*places.T, direction="INVERSE")
+    azimuth, _, metres = pyproj.Geod(ellps="WGS84").inv(
+        np.full(len(lon), LONGITUDE), np.full(len(lon), LATITUDE), lon, lat
+    )
+    return np.stack([metres * np.sin(np.radians(azimuth)), metres * np.cos(np.radians(azimuth))], axis=1)
+
+
+def test_las_and_laz_lie_on_the_true_ground_in_utm(survey) -> None:
+    cloud = laspy.read(survey / "points.las")
+    assert cloud.header.version == "1.4" and cloud.header.parse_crs() == ZONE
+    places = np.stack([cloud.x, cloud.y, cloud.z], axis=1)
+    assert len(places) > 5000
+    at = off_centre(places[:, :2])
+    heights = ground(*at.T) + ALTITUDE - FLIGHT_M
+    assert np.abs(places[:, 2] - heights).max() < 0.05
+    rgb = np.stack([cloud.red, cloud.green, cloud.blue], axis=1) / 257
+    assert np.abs(rgb - colour(*at.T)).max() < 3
+    assert cloud.confidence.min() > 0 and set(np.unique(cloud.point_source_id)) <= set(range(1, 10))
+    packed = laspy.read(survey / "points.laz")
+    assert (packed.X == cloud.X).all() and (survey / "points.laz").stat().st_size < (
+        survey / "points.las"
+    ).stat().st_size / 2
+
+
+def test_elevation_and_orthophoto_are_the_ground_from_above(survey) -> None:
+    with rasterio.open(survey / "elevation.tif") as file, rasterio.open(survey / "orthophoto.tif") as photo:
+        assert file.crs == photo.crs == rasterio.crs.CRS.from_epsg(32615) and file.transform == photo.transform
+        heights, (*rgb, alpha) = file.read(1, masked=True), photo.read()
+        assert photo.colorinterp[3].name == "alpha"
+        rows, cols = np.nonzero(~heights.mask & (alpha > 0))
+        at = off_centre(np.stack(rasterio.transform.xy(file.transform, rows, cols), axis=-1).reshape(-1, 2))
+        assert file.res[0] == pytest.approx(1.5, rel=0.15)
+    assert len(rows) > 0.8 * heights.size, "most of the rectangle was seen"
+    error = heights.data[rows, cols] - (ground(*at.T) + ALTITUDE - FLIGHT_M)
+    assert np.abs(np.median(error)) < 0.02 and np.percentile(np.abs(error), 95) < 0.25
+    wrong = np.abs(np.stack(rgb, axis=-1)[rows, cols] - colour(*at.T)).max(axis=1)
+    assert np.percentile(wrong, 95) < 4
+    manifest = json.loads((survey / "manifest.json").read_text())
+    assert manifest["geotiff"]["crs"] == "EPSG:32615" and manifest["geotiff"]["height"] == heights.shape[0]
+    assert manifest["up"]["source"] == "gps" and manifest["gps"]["rms_m"] < 0.01
+
+
+def test_camera_table_has_places_residuals_and_angles(survey) -> None:
+    with (survey / "cameras.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    places = flight()[1]
+    assert [row["name"] for row in rows] == list(places)
+    for row in rows:
+        place = places[row["name"]]
+        assert abs(float(row["latitude_deg"]) - place.latitude_deg) < 1e-7
+        assert abs(float(row["longitude_deg"]) - place.longitude_deg) < 1e-7
+        assert abs(float(row["altitude_m"]) - ALTITUDE) < 0.01 and float(row["gps_residual_m"]) < 0.01
+        assert float(row["pitch_deg"]) == pytest.approx(-90, abs=0.1)
+        assert min(float(row["yaw_deg"]), 360 - float(row["yaw_deg"])) < 0.1
+    scene, moved = flight()[0], dict(places)
+    moved["DJI_0004.jpg"] = replace(moved["DJI_0004.jpg"], altitude_m=ALTITUDE + 2.0)
+    off = with_places(scene, moved).info["gps"]
+    (row,) = [row for row in off["residuals"] if row["name"] == "DJI_0004.jpg"]
+    assert row["up_m"] == pytest.approx(-2, abs=0.3) and off["left_out"] == ["DJI_0004.jpg"]
+
+
+def test_what_is_not_known_is_empty_and_no_name_is_a_formula(tmp_path) -> None:
+    names = ["=1+1.jpg", 'a"b,c\n.jpg', "\udcff.jpg"]
+    (path,) = EXPORTERS.get("csv")(make_scene(3, names=names), tmp_path, ExportOptions())
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == ["'=1+1.jpg", names[1], "\\udcff.jpg"]
+    assert {row["latitude_deg"] + row["gps_residual_m"] + row["error_px"] + row["time_s"] for row in rows} == {""}
+
+
+@pytest.mark.parametrize("crs", ["enu", "EPSG:3857", "EPSG:2180", "utm"])
+def test_coordinates_lead_back(crs: str) -> None:
+    scene = located()
+    if crs == "EPSG:2180":  # axes north, east in the registry: always_xy puts east first
+        with pytest.raises(InputError, match="--gps or --positions"):
+            geo_frame(make_scene(2), crs)
+    frame = geo_frame(scene, crs) if crs != "EPSG:2180" else geo_frame(scene, "EPSG:26915")
+    places = frame.of_world(scene.points.xyz)
+    np.testing.assert_allclose(frame.to_world(places), scene.points.xyz, atol=1e-3)
+    if crs == "enu":
+        assert frame.crs is None and np.allclose(places[:, 0], scene.points.xyz[:, 0], atol=1e-5)
+        assert np.allclose(places[:, 2], -scene.points.xyz[:, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", ["EPSG:4326", "EPSG:999999", "epsg:", "WGS84", "EPSG:2264", ""])
+def test_coordinate_systems_that_do_not_fit(wrong: str) -> None:
+    with pytest.raises(UsageError, match="crs"):
+        geo_frame(located(), wrong)
+
+
+def test_a_missing_extra_says_what_to_install(monkeypatch, tmp_path) -> None:
+    for module, format in (("pyproj", "las"), ("laspy", "laz"), ("lazrs", "las"), ("rasterio", "geotiff")):
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, module, None)
+            for call in (check, lambda name=format: EXPORTERS.get(name)(located(), tmp_path, ExportOptions())):
+                with pytest.raises(MissingExtraError, match=r"pip install 'lean3r\[geo\]'"):
+                    call()
+
+
+@settings(deadline=None)
+@given(st.floats(-89.99, 89.99), st.floats(-180, 180), st.floats(-400, 9000), st.tuples(*[st.floats(-5e4, 5e4)] * 3))
+def test_degrees_are_those_of_proj(latitude: float, longitude: float, height: float, enu) -> None:
+    steps = (
+        f"+proj=pipeline +step +inv +proj=topocentric +lat_0={latitude!r} +lon_0={longitude!r} +h_0={height!r} "
+        "+ellps=WGS84 +step +inv +proj=cart +ellps=WGS84 +step +proj=unitconvert +xy_in=rad +xy_out=deg"
+    )
+    lon, lat, up = pyproj.Transformer.from_pipeline(steps).transform(*enu)
+    found = geodetic(np.array([enu]), latitude, longitude, height)[0]
+    assert abs(found[0] - lat) < 1e-9 and abs(found[2] - up) < 1e-4
+    assert abs((found[1] - lon + 180) % 360 - 180) * np.cos(np.radians(lat)) < 1e-9
+
+
+def test_trajectories_come_back_with_their_times(tmp_path) -> None:
+    scene = make_scene(4)
+    times = [0.4, 1_305_031_102.175304, 0.1, 0.2]
+    labels = ("refined", "refined", "uncertain", "refined")
+    sources = tuple(replace(s, timestamp_s=t) for s, t in zip(scene.sources, times, strict=True))
+    EXPORTERS.get("trajectory")(replace(scene, sources=sources, registration=labels), tmp_path, ExportOptions())
+    tum = read_trajectory(tmp_path / "trajectory_tum.txt")
+    order = [3, 0, 1]
+    assert tum.times_s.tolist() == [times[view] for view in order]
+    truth = np.linalg.inv(scene.cam_from_world)[order]
+    np.testing.assert_allclose(tum.world_from_cam, truth, atol=1e-7)
+    kitti = np.loadtxt(tmp_path / "trajectory_kitti.txt").reshape(-1, 3, 4)
+    np.testing.assert_allclose(kitti, truth[:, :3], atol=1e-7)
+    assert (np.loadtxt(tmp_path / "times.txt") == tum.times_s).all()
+
+
+def test_times_from_names_or_numbers(tmp_path) -> None:
+    for folder, names, wanted in (
+        ("stamps", ["1305031102.175304.png", "1305031102.211214.png"], [1305031102.175304, 1305031102.211214]),
+        ("plain", ["a.jpg", "b.jpg"], [0, 1]),
+    ):
+        (tmp_path / folder).mkdir()
+        EXPORTERS.get("trajectory")(make_scene(2, names=names), tmp_path / folder, ExportOptions())
+        text = (tmp_path / folder / "trajectory_tum.txt").read_text()
+        assert np.loadtxt(text.splitlines())[:, 0].tolist() == wanted
+        assert ("numbers of the views" in text) == (folder == "plain")
+    assert lines(0.0, np.eye(4))[0] == "0 0 0 0 0 0 0 1\n"
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(*[st.floats(-100, 100)] * 3), min_size=1, max_size=30), st.floats(0.1, 10))
+def test_a_grid_holds_every_point_in_one_cell(points, cell: float) -> None:
+    east, north, height = np.array(points).T
+    grid = Grid.around(east, north, cell)
+    at = grid.cells(east, north)
+    assert (at >= 0).all()
+    top = highest(grid, east, north, height)
+    for number in np.unique(at):
+        assert height[top.flat[number]] == height[at == number].max()
+    assert (top >= 0).sum() == len(np.unique(at))

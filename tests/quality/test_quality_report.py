@@ -1,0 +1,216 @@
+"""The quality report: complete for any scene, honest about what is gone, and text where users wrote text."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from export.scene import make_scene
+
+from lean3r import export
+from lean3r.errors import InputError
+from lean3r.export import preview
+from lean3r.geometry.fusion import with_cloud, without_depth
+from lean3r.geometry.up import with_up
+from lean3r.quality import report_of
+from lean3r.quality.agreement import agreement_of, calibration
+from lean3r.types import with_warning
+
+HOSTILE = [
+    "<script>alert(1)</script>.jpg",
+    "\" onload='x' &amp; \\u202e gpj.\u202ecba.jpg",
+    "tab\tline\nbell\x07del\x7f\udcff.jpg",
+    "n" * 300 + ".jpg",
+    "{{ 7 * 7 }}{% raw %}.jpg",
+]
+LOADING = {"src", "href", "data", "action", "srcset", "poster", "formaction"}
+
+
+class Reader(HTMLParser):
+    """The page as a browser's parser sees it: its elements, their texts, and what is wrong with it."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self.open = "", []
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+
+    def section(self, name: str) -> str:
+        """The text of a section, up to the next heading of its level."""
+        heads = [
+            "Warnings",
+            "Overview",
+            "Pictures",
+            "Cameras",
+            "Overlap",
+            "Coverage",
+            "Depth and confidence",
+            "Scale and position",
+            "Run",
+            "\0",
+        ]
+        at = self.text.index(f"\n{name}\n")
+        ends = [self.text.find(f"\n{head}\n", at + 1) for head in heads]
+        return self.text[at : min((end for end in ends if end > 0), default=None)]
+
+
+@pytest.fixture(autouse=True)
+def coarse_preview(monkeypatch) -> None:
+    monkeypatch.setattr(preview, "SAMPLES", 1)
+
+
+def rich_scene(names: list[str] | None = None):
+    """A scene with everything that a run may record."""
+    scene = make_scene(5, names=names)
+    records = [{"error_px": {"before": 2.5, "after": 0.25 + v / 10}, "part": 0, "uncertain": None} for v in range(5)]
+    records[3]["uncertain"] = "too few points connect it"
+    info = {
+        "model": "nano",
+        "licence": "Apache-2.0",
+        "seconds": {"reading": 0.5, "network": 1.5},
+        "peak_memory_mb": 812.5,
+        "device": "cpu <&>",
+        "command": "lean3r reconstruct 'a b' --up=-y",
+        "sky": [0.1] * 5,
+        "refinement": {
+            "status": "refined",
+            "error_px": {"before": 2.5, "after": 0.4},
+            "matches": 900,
+            "views": records,
+        },
+        "gps": {
+            "pictures": 2,
+            "used": 2,
+            "rms_m": 0.5,
+            "extent_m": 40.0,
+            "residuals": [{"name": s.name, "east_m": 0.3, "north_m": -0.4, "up_m": 0.0} for s in scene.sources[:2]],
+        },
+        "config": {"inputs": ["photos/holiday"], "seed": 0, "refine": {"when": "on"}},
+    }
+    labels = ("refined", "fallback", "given", "uncertain", "predicted")
+    scene = replace(scene, info=info, registration=labels, skipped=(("notes.txt", "not an image"),))
+    return with_up(with_warning(scene, "uncertain-views", "1 of 5 views is uncertain", [3]))
+
+
+def check(page: str) -> Reader:
+    """It stands alone, needs no script, and has what a reader by ear needs."""
+    reader = Reader(page)
+    assert not {tag for tag, _ in reader.tags} & {"script", "link", "iframe", "object", "base", "form"}
+    for tag, attributes in reader.tags:
+        assert not any(name.startswith("on") for name in attributes)
+        for name in LOADING & attributes.keys():
+            assert (attributes[name] or "").startswith("data:"), f"{tag} loads {attributes[name]!r:.60}"
+        if tag in ("img", "svg"):
+            assert attributes.get("alt") or (attributes.get("role") == "img" and attributes["aria-label"])
+        if tag == "th":
+            assert attributes.get("scope") in ("col", "row")
+    assert not re.search(r"url\(|@import", page)
+    levels = [int(tag[1]) for tag, _ in reader.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and all(b - a <= 1 for a, b in pairwise(levels))
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202a-\u202e]", reader.text)
+    assert "nan" not in re.sub(r"[A-Za-z]+nan|nan[A-Za-z]+", "", reader.text.lower()), "numbers that are none"
+    return reader
+
+
+def test_everything_that_is_known_is_on_the_page_warnings_first() -> None:
+    reader = check(report_of(rich_scene()))
+    assert reader.text.index("1 of 5 views is uncertain") < reader.text.index("Views")
+    assert "notes.txt" in reader.section("Pictures") and "not an image" in reader.section("Pictures")
+    cameras = reader.section("Cameras")
+    for said in ("refined", "fallback", "given", "uncertain: too few points connect it", "0.65", "2.50", "0.50"):
+        assert said in cameras, said
+    assert "level cameras" in cameras
+    assert "+0.30" in reader.section("Scale and position") and "-0.40" in reader.section("Scale and position")
+    run = reader.section("Run")
+    for said in ("Apache-2.0", "cpu <&>", "lean3r reconstruct 'a b' --up=-y", "network", "1.50", "refine.when"):
+        assert said in run, said
+    assert "812 MB" in reader.text and "holiday" in reader.text
+
+
+def test_names_are_shown_as_text() -> None:
+    page = report_of(rich_scene(HOSTILE))
+    reader = check(page)
+    for name in HOSTILE:
+        shown = name.encode("unicode_escape").decode().replace("\\\\", "\\") if not name.isprintable() else name
+        assert shown in reader.text, shown[:40]
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_few_views_and_no_depth(views: int) -> None:
+    scene = make_scene(views)
+    one = check(report_of(scene))
+    assert ("A single view overlaps with no other" in one.text) == (views == 1)
+    bare = check(report_of(with_cloud(without_depth(scene))))
+    assert "There is no depth to compare" in bare.text
+
+
+def test_what_the_views_say_of_confidence() -> None:
+    """Exact depth agrees; where it is wrong, and confidence says so, the curve falls."""
+    scene = make_scene(6)
+    exact = agreement_of(scene)
+    assert exact is not None and exact.shares[0] < 0.5 and np.nanmedian(exact.difference) < 0.002
+    assert (np.diag(exact.overlap) == 0).all() and np.nanmax(exact.overlap) > 0.5
+    rng = np.random.default_rng(0)
+    error = rng.uniform(0, 0.08, scene.depth.shape)
+    depth = (scene.depth * np.exp(error * rng.choice([-1, 1], error.shape))).astype(np.float32)
+    noisy = agreement_of(replace(scene, depth=depth, conf=(1 + 1 / (0.01 + error)).astype(np.float32)))
+    assert noisy is not None
+    bins = calibration(noisy)
+    assert len(bins) == 10 and bins[0].difference > 1.3 * bins[-1].difference > 0
+    assert (
+        agreement_of(without_depth(scene)) is None and calibration(replace(exact, conf=np.ones_like(exact.conf))) == []
+    )
+
+
+def test_from_a_folder_as_from_the_scene_and_as_far_as_it_is_left(tmp_path: Path) -> None:
+    scene = rich_scene()
+    out = export(scene, tmp_path / "out", "cameras,npz,ply,preview,report,colmap")
+    assert check((out / "report.html").read_text(encoding="utf-8")).text == check(report_of(scene)).text
+    stored = check(report_of(out))
+    for said in ("1 of 5 views is uncertain", "0.65", "812 MB", "+0.30", "notes.txt"):
+        assert said in stored.text, said
+    assert "incomplete" not in stored.section("Warnings")
+    for gone, said in (
+        ("points.ply", "points.ply"),
+        ("predictions.npz", "depth and confidence are not known"),
+        ("config.toml", "the settings are not known"),
+        ("cameras.json", "Where the cameras are is not known"),
+    ):
+        (out / gone).unlink()
+        half = check(report_of(out))
+        assert said in half.text and "gone" in half.section("Warnings")
+        assert "1 of 5 views is uncertain" in half.text
+    with pytest.raises(InputError, match="no such folder"):
+        report_of(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"has none of manifest\.json"):
+        report_of(tmp_path)
+
+
+@pytest.mark.parametrize("value", [None, 1, "x", [], {}, [[1]], [{"name": {}}], {"views": "x", "status": [1]}])
+def test_a_manifest_of_anything_is_no_accident(tmp_path: Path, value: object) -> None:
+    out = export(rich_scene(), tmp_path / "out", "cameras,npz")
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps(dict.fromkeys(manifest, value)))
+    check(report_of(out))
+    for name in ("predictions.npz", "cameras.json", "points.ply", "preview.jpg"):
+        (out / name).write_bytes(b"\x00damaged")
+    check(report_of(out))
