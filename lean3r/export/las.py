@@ -36,8 +36,9 @@ def _write(reconstruction: Reconstruction, path: Path, options: ExportOptions) -
     if len(places):
         extent = float(np.ptp(places, axis=0).max())
         fine = 10.0 ** np.floor(np.log10(max(extent, 1e-12) / STEPS))
-        header.scales = np.full(3, MILLIMETRE if frame.unit == "metre" else fine)
-        header.offsets = np.floor(places.min(axis=0))
+        step = max(MILLIMETRE, fine) if frame.unit == "metre" else fine
+        header.scales = np.full(3, step)
+        header.offsets = np.floor(places.min(axis=0) / (1000 * step)) * (1000 * step)
     if frame.crs is not None:
         header.add_crs(frame.crs)
     cloud = library.LasData(header)

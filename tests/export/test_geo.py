@@ -137,6 +137,20 @@ def test_a_missing_extra_says_what_to_install(monkeypatch, tmp_path) -> None:
                     call()
 
 
+@pytest.mark.parametrize("factor", [1e-30, 1e-9, 1e12, 1e30])
+@pytest.mark.parametrize("scale", ["relative", "metric"])
+def test_absurd_sizes(tmp_path, factor: float, scale: str) -> None:
+    scene = make_scene(2, height=24, width=32)
+    points = replace(scene.points, xyz=scene.points.xyz * np.float32(factor))
+    poses = scene.cam_from_world.copy()
+    poses[:, :3, 3] *= factor
+    absurd = {"depth": scene.depth * np.float32(factor), "cam_from_world": poses, "points": points, "scale": scale}
+    out = export(replace(scene, **absurd), tmp_path / "out", "csv,las,geotiff,trajectory,report")
+    xyz = laspy.read(out / "points.las").xyz
+    if factor > 1 or scale == "relative":  # else everything lies within a millimetre
+        assert np.abs(np.ptp(xyz, axis=0) / np.ptp(points.xyz, axis=0) - 1).max() < 1e-4
+
+
 @settings(deadline=None)
 @given(st.floats(-89.99, 89.99), st.floats(-180, 180), st.floats(-400, 9000), st.tuples(*[st.floats(-5e4, 5e4)] * 3))
 def test_degrees_are_those_of_proj(latitude: float, longitude: float, height: float, enu) -> None:

@@ -148,6 +148,22 @@ def read_checkpoints(folder: Path, _: random.Random) -> None:
         load_checkpoint(folder)
 
 
+def read_report(folder: Path, _: random.Random) -> None:
+    """A result, as far as it is left, as a page."""
+    from html.parser import HTMLParser
+
+    from lean3r.quality import report_of
+
+    HTMLParser().feed(report_of(folder))
+
+
+def read_positions(folder: Path, _: random.Random) -> None:
+    """Positions from a table."""
+    from lean3r.refine.positions import read_positions
+
+    read_positions(folder / "positions.csv", ["a.png", "b.png"])
+
+
 def read_set(name: str) -> Callable[[Path, random.Random], None]:
     """All scenes and views of a data set, and what `lean3r data check` says."""
 
@@ -256,6 +272,11 @@ READERS: dict[str, Reader] = {
         for suffix in ("npy", "npz", "exr", "pfm", "tiff", "png")
     },
     "result": Reader(300, lambda _: samples.result(), read_result),
+    "report": Reader(200, lambda _: samples.result(), read_report),
+    "positions": Reader(
+        200, lambda _: {"positions.csv": b"name;lat;lon;alt\r\na.png;46.5;-91.25;198\r\n\"b.png\";46.6;-91;\r\n"},
+        read_positions,
+    ),
     "safetensors": Reader(450, lambda _: samples.weights("safetensors"), read_weights),
     "index": Reader(350, lambda _: samples.weights("index"), read_weights),
     "pt": Reader(350, lambda _: samples.weights("pt"), read_weights),
