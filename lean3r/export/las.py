@@ -35,7 +35,7 @@ def _write(reconstruction: Reconstruction, path: Path, options: ExportOptions) -
     header.generating_software = "lean3r"
     if len(places):
         extent = float(np.ptp(places, axis=0).max())
-        fine = 10.0 ** np.floor(np.log10(max(extent, 1e-12) / STEPS))
+        fine = 10.0 ** np.floor(np.log10((extent or 1.0) / STEPS))
         step = max(MILLIMETRE, fine) if frame.unit == "metre" else fine
         header.scales = np.full(3, step)
         header.offsets = np.floor(places.min(axis=0) / (1000 * step)) * (1000 * step)
