@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lean3r.options import PointOptions
+from lean3r.page_frame import Frame
 from lean3r.registry import Registry
 from lean3r.tables import table
 
@@ -35,6 +36,7 @@ _SHOWN = Registry(
         "SparsePoints": "lean3r.showing:sparse",
         "Reconstruction": "lean3r.showing:reconstruction",
         "a notebook's Reconstruction": "lean3r.export.notebook:page",
+        "a page of its own for a Reconstruction": "lean3r.export.notebook:still",
     },
 )
 
@@ -323,6 +325,10 @@ class Reconstruction(_Shown):
 
     def _repr_html_(self) -> str:
         return _SHOWN.get("a notebook's Reconstruction")(self)
+
+    def show(self, height: int = 600) -> Frame:
+        """A page of the scene in a frame of `height` pixels, which a notebook shows and keeps; `save` writes it."""
+        return Frame(_SHOWN.get("a page of its own for a Reconstruction")(self), height)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from export.scene import make_scene
 
 import lean3r
+from lean3r.errors import UsageError
 from lean3r.types import Known, PointCloud, Prediction, Reconstruction, Source, TokenLayout, Tokens, Views
 
 HOSTILE = "\x1b[31m<script>alert('&')</script>\n" + "x" * 500
@@ -77,14 +79,61 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: set[str] = set()
         self.links: list[str] = []
+        self.pages: list[str] = []
         self.text = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         self.links += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.pages += [value or "" for name, value in attrs if name == "srcdoc"]
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+def test_a_frame_holds_a_whole_page_that_cannot_leave_it(tmp_path) -> None:
+    frame = hostile_scene().show(height=300)
+    shown, page = Page(), Page()
+    shown.feed(frame._repr_html_())
+    page.feed(frame.page)
+    assert shown.tags == {"iframe"} and shown.links == [] and shown.text == ""
+    (inner,) = shown.pages
+    assert inner == frame.page and frame.save(tmp_path / "scene.html").read_text(encoding="utf-8") == frame.page
+    assert {"html", "title", "img"} <= page.tags and not page.tags & {"script", "link"}
+    assert "<script>" in page.text and all(link.startswith("data:") for link in page.links)
+    with pytest.raises(UsageError, match="height is 10; expected"):
+        hostile_scene().show(10)
+
+
+NOTEBOOK = """
+import sys
+sys.path[:0] = PATHS
+from export.scene import make_scene
+from lean3r.export import preview
+preview.SAMPLES = 1
+scene = make_scene(3)
+scene
+---
+scene.show(height=200)
+---
+scene.points
+"""
+
+
+def test_a_notebook_that_runs_keeps_what_it_shows() -> None:
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    root = Path(__file__).parents[1]
+    paths = repr([str(root), str(root / "tests")])
+    cells = [nbformat.v4.new_code_cell(cell.strip().replace("PATHS", paths)) for cell in NOTEBOOK.split("---")]
+    notebook = nbclient.NotebookClient(nbformat.v4.new_notebook(cells=cells), timeout=120).execute()
+    small, frame, points = (cell["outputs"][-1]["data"] for cell in notebook.cells)
+    assert small["text/html"].startswith("<img") and small["text/plain"].startswith("Reconstruction(3 views")
+    page = Page()
+    page.feed(nbformat.reads(nbformat.writes(notebook), 4).cells[1]["outputs"][0]["data"]["text/html"])
+    assert page.tags == {"iframe"} and page.links == [] and "<table>" in page.pages[0]
+    assert "a page of" in frame["text/plain"] and "text/html" not in points
 
 
 def test_a_notebook_shows_a_picture_and_figures_and_runs_nothing() -> None:
