@@ -11,6 +11,7 @@ from lean3r.export.depth import picture_region
 from lean3r.export.frusta import EDGES, frustum_corners, order_colours
 from lean3r.export.options import ExportOptions
 from lean3r.export.splat import edge_shading, splat
+from lean3r.geometry.up import upright_from_world
 from lean3r.types import Reconstruction
 
 HEIGHT, WIDTH, SAMPLES = 700, 800, 2  # one panel; SAMPLES^2 pixels are averaged into one
@@ -42,8 +43,11 @@ def draw(reconstruction: Reconstruction) -> np.ndarray:
     lines = lines.reshape(-1, 3)
     focal = SAMPLES * HEIGHT / 2 / np.tan(FIELD_OF_VIEW_RAD / 2)
     panels = []
+    # That of one camera, or of cameras that look one way, is no better than the cameras themselves.
+    is_known = (reconstruction.info.get("up") or {}).get("certain")
+    up = -upright_from_world(reconstruction)[1] if is_known else None
     for azimuth, elevation in np.deg2rad(VIEWPOINTS_DEG):
-        rotation = viewpoint(reconstruction.cam_from_world, azimuth, elevation)
+        rotation = viewpoint(reconstruction.cam_from_world, azimuth, elevation, up)
         eye = frame(xyz, corners.reshape(-1, 3), rotation)
         facing = np.einsum("pc,pc->p", normals, eye - xyz) >= 0
         cam = (np.concatenate([xyz[facing], pictures, lines]) - eye) @ rotation.T
@@ -57,13 +61,17 @@ def draw(reconstruction: Reconstruction) -> np.ndarray:
     return np.concatenate(panels, axis=1)
 
 
-def viewpoint(cam_from_world: np.ndarray, azimuth_rad: float, elevation_rad: float) -> np.ndarray:
+def viewpoint(
+    cam_from_world: np.ndarray, azimuth_rad: float, elevation_rad: float, up: np.ndarray | None = None
+) -> np.ndarray:
     """Rotation [3, 3], view from world: the mean viewing direction of the cameras, turned by azimuth and elevation.
 
-    Up is the mean of the cameras' up directions, so the picture does not depend on the world's orientation.
+    Without `up` [3], it is the mean of the cameras' up directions: the picture does not depend on the world's
+    orientation.
     """
-    up = -cam_from_world[:, 1, :3].mean(axis=0)
-    up = up / np.linalg.norm(up) if np.linalg.norm(up) > 1e-3 else -cam_from_world[0, 1, :3]
+    if up is None:
+        up = -cam_from_world[:, 1, :3].mean(axis=0)
+        up = up / np.linalg.norm(up) if np.linalg.norm(up) > 1e-3 else -cam_from_world[0, 1, :3]
     # Directions all around have no mean: then take that of the first camera.
     for ahead in (cam_from_world[:, 2, :3].mean(axis=0), *cam_from_world[:, 2, :3], cam_from_world[0, 0, :3]):
         level = ahead - up * (ahead @ up)

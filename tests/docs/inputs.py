@@ -55,6 +55,12 @@ def photos(folder: Path, size: tuple[int, int] = (WIDTH, HEIGHT)) -> None:
             picture.resize(size).save(folder / f"IMG_{number}.jpg", exif=exif, quality=95)
 
 
+def positions(path: Path) -> None:
+    """Where the photos were taken, and one that is not here."""
+    rows = [f"IMG_{n + 1}.jpg,{46.8425 + 2e-5 * (n % 2):.7f},{-91.9939 + 3e-5 * n:.7f},198.4" for n in range(VIEWS + 1)]
+    path.write_text("\n".join(["name,lat,lon,alt", *rows]))
+
+
 def more(*numbers: int) -> Callable[[Path], None]:
     """Other photos of the same room, between those of `photos`."""
 
@@ -216,6 +222,7 @@ OF_PAGE: dict[str, dict[str, Callable[[Path], None]]] = {
         "camera.json": lens,
     },
     "docs/how-to/add.md": {"more": more(7, 8), "later": more(9), "evening": more(10)},
+    "docs/how-to/survey.md": {"positions.csv": positions},
     "docs/nano.md": {"DIR": photos, "nano-stream.safetensors": checkpoint("nano-stream")},
 }
 
