@@ -15,6 +15,7 @@ from lean3r.geometry.overhead import Grid, highest
 PLAN = 640.0, 430.0  # of the drawing, in its own pixels
 MARGIN = 26.0
 LABELLED = 60  # views that are numbered in a drawing
+BLACK_OR_WHITE = 0.179  # luminance of a background on which both are equally legible
 IN_CELLS = 18  # views up to which the cells of a matrix hold numbers
 WARM = np.array([(247, 251, 255), (198, 219, 239), (107, 174, 214), (33, 113, 181), (8, 48, 107)], float)
 
@@ -80,7 +81,9 @@ def matrix(values: np.ndarray, labels: Sequence[str], label: str) -> Markup:
     side = 470.0 if count > IN_CELLS else max(170.0, 30.0 * count)
     step, left = side / count, 34.0
     shown = np.nan_to_num(values).clip(0, 1)
-    parts = [picture(_shades(shown, np.isfinite(values)), left, left, side, side)]
+    shades = _shades(shown, np.isfinite(values))
+    is_dark = luminance(shades[..., :3]) < BLACK_OR_WHITE
+    parts = [picture(shades, left, left, side, side)]
     parts.append(element("rect", class_="frame", x=left, y=left, width=side, height=side))
     skip = max(1, -(-count // 30))
     for number in range(0, count, skip):
@@ -89,7 +92,7 @@ def matrix(values: np.ndarray, labels: Sequence[str], label: str) -> Markup:
         parts.append(element("text", labels[number], class_="tick", x=left - 6, y=middle + 3, text_anchor="end"))
     for row, col in np.ndindex(values.shape) if count <= IN_CELLS else ():
         if row != col and np.isfinite(values[row, col]):
-            shade = "on-dark" if shown[row, col] > 0.5 else "on-light"
+            shade = "on-dark" if is_dark[row, col] else "on-light"
             place = {"x": left + (col + 0.5) * step, "y": left + (row + 0.5) * step + 3, "text_anchor": "middle"}
             parts.append(element("text", f"{100 * shown[row, col]:.0f}", class_=f"tick {shade}", **place))
     return svg(left + side + 4, left + side + 4, label, parts, "square")
@@ -220,6 +223,13 @@ def _shades(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     low = np.floor(at).astype(int).clip(0, len(WARM) - 2)
     rgb = WARM[low] + (at - low)[..., None] * (WARM[low + 1] - WARM[low])
     return np.concatenate([rgb, np.where(known, 255, 0)[..., None]], axis=-1).round().astype(np.uint8)
+
+
+def luminance(rgb: np.ndarray) -> np.ndarray:
+    """Relative luminance [...] of sRGB bytes [..., 3], as WCAG 2 defines it."""
+    share = rgb / 255
+    light = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    return light @ [0.2126, 0.7152, 0.0722]
 
 
 def _short(value: object) -> object:

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from export.scene import make_scene
 
-from lean3r import export
+from lean3r import export, quality
 from lean3r.errors import InputError
 from lean3r.export import preview
 from lean3r.geometry.fusion import with_cloud, without_depth
 from lean3r.geometry.up import with_up
 from lean3r.quality import report_of
 from lean3r.quality.agreement import agreement_of, calibration
+from lean3r.quality.charts import BLACK_OR_WHITE, WARM, luminance
 from lean3r.types import with_warning
 
 HOSTILE = [
@@ -152,6 +153,28 @@ def test_names_are_shown_as_text() -> None:
     for name in HOSTILE:
         shown = name.encode("unicode_escape").decode().replace("\\\\", "\\") if not name.isprintable() else name
         assert shown in reader.text, shown[:40]
+
+
+def test_colours_are_legible_in_light_dark_and_print() -> None:
+    style = (Path(quality.__file__).parent / "page.html").read_text(encoding="utf-8")
+    themes = [
+        dict(re.findall(r"--([\w-]+): (#\w{6});", block)) for block in re.findall(r":root \{(.*?)\}", style, re.S)
+    ]
+    assert len(themes) == 3 and len({frozenset(theme) for theme in themes}) == 1 and themes[0] == themes[2]
+
+    def contrast(first: str, second: str) -> float:
+        a, b = (float(luminance(np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]))) for c in (first, second))
+        return (max(a, b) + 0.05) / (min(a, b) + 0.05)
+
+    for theme in themes:
+        for text in ("ink", "quiet"):
+            for ground in ("paper", "soft", "warn"):
+                assert contrast(theme[text], theme[ground]) >= 4.5, (text, ground)
+        for mark in ("refined", "fallback", "given", "predicted", "uncertain", "accent", "warn-line"):
+            assert contrast(theme[mark], theme["paper"]) >= 4.5, mark
+    shades = np.linspace(WARM[:-1], WARM[1:], 64).reshape(-1, 3)
+    grounds = luminance(shades)
+    assert (np.where(grounds < BLACK_OR_WHITE, 1.05 / (grounds + 0.05), (grounds + 0.05) / 0.05) >= 4.5).all()
 
 
 @pytest.mark.parametrize("views", [1, 2])
