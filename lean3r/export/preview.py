@@ -62,16 +62,15 @@ def draw(reconstruction: Reconstruction) -> np.ndarray:
 
 
 def viewpoint(
-    cam_from_world: np.ndarray, azimuth_rad: float, elevation_rad: float, up: np.ndarray | None = None
+    cam_from_world: np.ndarray, azimuth_rad: float, elevation_rad: float, known_up: np.ndarray | None = None
 ) -> np.ndarray:
     """Rotation [3, 3], view from world: the mean viewing direction of the cameras, turned by azimuth and elevation.
 
-    Without `up` [3], it is the mean of the cameras' up directions: the picture does not depend on the world's
+    Without `known_up` [3], up is the mean of the cameras' up directions: the picture does not depend on the world's
     orientation.
     """
-    if up is None:
-        up = -cam_from_world[:, 1, :3].mean(axis=0)
-        up = up / np.linalg.norm(up) if np.linalg.norm(up) > 1e-3 else -cam_from_world[0, 1, :3]
+    mean = -cam_from_world[:, 1, :3].mean(axis=0) if known_up is None else known_up
+    up = mean / np.linalg.norm(mean) if np.linalg.norm(mean) > 1e-3 else -cam_from_world[0, 1, :3]
     # Directions all around have no mean: then take that of the first camera.
     for ahead in (cam_from_world[:, 2, :3].mean(axis=0), *cam_from_world[:, 2, :3], cam_from_world[0, 0, :3]):
         level = ahead - up * (ahead @ up)

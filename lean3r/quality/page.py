@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from lean3r.export.frusta import camera_centres
 from lean3r.geometry.up import estimate_up, rotation_down
+from lean3r.grow.result import CONFIRMED
 from lean3r.quality import charts
 from lean3r.quality.agreement import Agreement, agreement_of, calibration, common_points
 from lean3r.quality.facts import Facts
@@ -42,7 +43,7 @@ def page(facts: Facts) -> str:
         "preview": None if facts.preview is None else base64.b64encode(facts.preview).decode(),
         "sizes": Counter(f"{v.size[0]} x {v.size[1]}" for v in facts.views if v.size is not None).most_common(6),
         "kinds": [(k, KINDS.get(k, ""), n) for k, n in Counter(v.registration for v in facts.views).most_common()],
-        "unit": _unit(facts),
+        "confirmed": _confirmed(facts),
         "gps": as_map(about.get("gps")),
         "up": as_map(about.get("up")),
         "refinement": as_map(about.get("refinement")),
@@ -91,12 +92,17 @@ def _unit(facts: Facts) -> str:
     return "m" if facts.scale == "metric" else "units"
 
 
+def _confirmed(facts: Facts) -> int:
+    """The number of views whose cameras more than the network supports."""
+    return sum(view.registration in CONFIRMED for view in facts.views)
+
+
 def _tiles(facts: Facts, agreement: Agreement | None) -> list[tuple[str, str, str]]:
     """The key figures: label, value, remark."""
     about = facts.about
     error = as_map(as_map(about.get("refinement")).get("error_px"))
     before, after = (as_number(error.get(key)) for key in ("before", "after"))
-    sure = sum(view.registration in ("refined", "fallback", "given") for view in facts.views)
+    sure = _confirmed(facts)
     seconds = [value for value in map(as_number, as_map(about.get("seconds")).values()) if value is not None]
     memory, gpu = (as_number(about.get(key)) for key in ("peak_memory_mb", "peak_gpu_memory_mb"))
     differs = None if agreement is None else agreement.difference[np.isfinite(agreement.difference)]

@@ -237,3 +237,16 @@ def test_a_manifest_of_anything_is_no_accident(tmp_path: Path, value: object) ->
     for name in ("predictions.npz", "cameras.json", "points.ply", "preview.jpg"):
         (out / name).write_bytes(b"\x00damaged")
     check(report_of(out))
+
+
+def test_a_stream_that_is_not_done(tmp_path: Path) -> None:
+    """It has cameras and a cloud, and no arrays yet."""
+    out = export(rich_scene(), tmp_path / "out", "cameras,ply")
+    manifest = json.loads((out / "manifest.json").read_text())
+    kept = {key: manifest[key] for key in ("layout_version", "views", "points", "scale")}
+    (out / "manifest.json").write_text(json.dumps(kept | {"warnings": []}))
+    (out / "stream.json").write_text("{}")
+    shown = check(report_of(out))
+    assert "depth and confidence are not known" in shown.section("Warnings")
+    assert "3 of 5" in shown.section("Overview") and "nothing but the network" not in shown.text
+    assert any(attributes.get("aria-label", "").startswith("Plan from above") for _, attributes in shown.tags)
