@@ -123,6 +123,7 @@ class Reconstruct:
             refine = replace(refine, share_lens="always")
         uses = picture_uses(formats)
         export.check(uses)
+        export.check_place(scale.gps or scale.positions is not None)
         check_extras(formats)
         # Try the folder first: nobody should wait for a result that cannot be written.
         given = (known.cameras, self.masks, self.weights, self.plan, scale.positions)

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 AUTO, LOCAL, UTM = "auto", "enu", "utm"
 EXPECTED = "auto, enu, utm or EPSG:NUMBER"
+NOT_LOCATED = (
+    "--crs {} needs a place on earth, which only --gps or --positions give; expected one of them, or --crs enu for "
+    "local coordinates."
+)
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,7 @@ def geo_frame(scene: Reconstruction, crs: str) -> GeoFrame:
     if crs == LOCAL or (crs == AUTO and origin is None):
         return GeoFrame(turn, None, unit)
     if origin is None:
-        raise InputError(
-            f"--crs {crs} needs a place on earth, which only --gps or --positions give; expected one of them, or "
-            "--crs enu for local coordinates."
-        )
+        raise InputError(NOT_LOCATED.format(crs))
     projection = pyproj()
     system = _system(crs, origin)
     centre = f"+lat_0={origin.latitude_deg!r} +lon_0={origin.longitude_deg!r} +h_0={origin.altitude_m!r}"
@@ -125,6 +126,12 @@ def _system(crs: str, origin: Origin) -> CRS:
                 "with --crs EPSG:NUMBER, or take --crs enu."
             )
         return projection.CRS.from_authority(zones[0].auth_name, zones[0].code)
+    return registered(crs)
+
+
+def registered(crs: str) -> CRS:
+    """The map projection EPSG:NUMBER; UsageError if there is none, MissingExtraError without pyproj."""
+    projection = pyproj()
     try:
         system = projection.CRS.from_epsg(int(crs.partition(":")[2]))
     except projection.exceptions.CRSError as error:

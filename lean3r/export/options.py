@@ -90,6 +90,18 @@ class ExportOptions:
                 "Choose one of them, without --images never."
             )
 
+    def check_place(self, is_located: bool) -> None:
+        """Raise UsageError, before any work is done, if `crs` does not exist, or needs a scene with GPS, which this one
+        is not to be."""
+        from lean3r.export.geo import AUTO, LOCAL, NOT_LOCATED, UTM, registered
+
+        if self.crs in (AUTO, LOCAL):
+            return
+        if not is_located:
+            raise UsageError(NOT_LOCATED.format(self.crs))
+        if self.crs != UTM:
+            registered(self.crs)
+
     def copies_frames(self, uses: Collection[PictureUse]) -> bool:
         """Whether video frames, which are not files yet, are written for formats with these uses of pictures."""
         return self.images != "never" and bool(set(uses) - {"no"})

@@ -61,7 +61,7 @@ def metadata(dist: Path) -> Message:
 def test_the_marker_of_types_is_in_both_archives(dist: Path) -> None:
     (wheel,), (source,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
     with zipfile.ZipFile(wheel) as archive:
-        assert "lean3r/py.typed" in archive.namelist()
+        assert {"lean3r/py.typed", "lean3r/quality/page.html"} <= set(archive.namelist())
     with tarfile.open(source) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"lean3r/py.typed", "README.md", "CHANGELOG.md", "CITATION.cff", "tests/conftest.py"} <= names

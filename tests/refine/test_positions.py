@@ -74,6 +74,9 @@ def test_a_missing_table_ends_the_run_before_it_starts(tmp_path: Path, capsys) -
     assert "positions cannot be read" in capsys.readouterr().err
     assert main([*command, str(table(tmp_path, "name,lat,lon\n0.jpg,1,2\n1.jpg,1,2.1\n"))]) == 3
     assert "2 of 2 pictures have a GPS position; expected at least 3" in capsys.readouterr().err
+    for crs, said in (("EPSG:32615", "--gps or --positions"), ("here", "expected auto, enu, utm or EPSG")):
+        assert main([*command[:-1], "--crs", crs]) == 2
+        assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
