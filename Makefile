@@ -11,6 +11,7 @@ OUT ?= demo
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
+NPM := $(HOME)/.cache/lean3r-tests
 # Without an NVIDIA driver the CPU build of torch (0.2 GB) is asked for instead of the CUDA one (5 GB).
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -35,6 +36,14 @@ $(VENV)/dev.stamp: $(VENV)/core.stamp
 	@$(PIP) -e '.[dev]'
 	@touch $@
 
+# The browser of some tests, which skip without it: installed where that needs nobody's consent, with no word if it fails.
+$(VENV)/browser.stamp: $(VENV)/dev.stamp
+	@command -v chromium >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || \
+		{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends chromium; } >/dev/null 2>&1 || true
+	@test -d $(NPM)/node_modules/axe-core || ! command -v npm >/dev/null || \
+		npm install --silent --no-audit --no-fund --prefix $(NPM) axe-core@4 >/dev/null 2>&1 || true
+	@touch $@
+
 demo: $(VENV)/core.stamp
 	@$(BIN)/lean3r demo --out $(OUT) $(if $(PHOTOS),--photos "$(PHOTOS)")
 
@@ -43,7 +52,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-test: lint
+test: lint $(VENV)/browser.stamp
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 format: $(VENV)/dev.stamp

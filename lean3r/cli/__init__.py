@@ -24,6 +24,7 @@ COMMANDS = Registry(
         "reconstruct": "lean3r.cli.reconstruct:Reconstruct",
         "add": "lean3r.cli.add:Add",
         "stream": "lean3r.cli.stream:StreamCommand",
+        "view": "lean3r.cli.view:View",
         "models": "lean3r.cli.models:Models",
         "doctor": "lean3r.cli.doctor:Doctor",
         "demo": "lean3r.cli.demo:Demo",

@@ -64,6 +64,11 @@ EXPORTERS = Registry(
         "preview": Format(
             "lean3r.export.preview:write", "preview.jpg", "the cloud and the cameras from two sides", default=True
         ),
+        "html": Format(
+            "lean3r.view.html:write",
+            "view.html",
+            "the scene to turn round in a browser, without a network",
+        ),
         "nerfstudio": Format(
             "lean3r.export.nerfstudio:write",
             "transforms.json, points.ply",

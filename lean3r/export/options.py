@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Images = Literal["auto", "always", "never"]
 PictureUse = Literal["no", "beside", "needed"]  # no use of pictures, use of files if they exist, use of copies only
+HTML_POINTS = 250_000  # some 3 MB
 
 
 def parse_factors(text: str) -> tuple[int, ...]:
@@ -37,6 +38,7 @@ class ExportOptions:
       the triangulated points of a refinement.
     - `crs`: coordinates of points.las, points.laz, elevation.tif and orthophoto.tif (lean3r.export.geo).
     - `ground_cell`: the side of a cell of the latter two (None: what the depth maps resolve).
+    - `html_points`: the most points of the page view.html.
     - `mesh_voxel`: size of the mesh's cells in world units (None: the size that the depth maps resolve).
     - `pictures`: the pictures of the scene, to be written to images/ (None: write none).
     """
@@ -64,6 +66,7 @@ class ExportOptions:
     ground_cell: float | None = option(
         None, "GeoTIFF: size of a cell, in metres or world units (default: 1.5 pixels of the depth maps).", "SIZE"
     )
+    html_points: int = option(HTML_POINTS, "HTML: the page view.html holds at most N points.", "N")
     mesh_voxel: float | None = None
     pictures: Pictures | None = None
 
@@ -73,6 +76,8 @@ class ExportOptions:
             raise UsageError(f"image_factors are {self.image_factors}; expected different whole numbers from 2 on.")
         if self.colmap_points < 0:
             raise UsageError(f"colmap_points is {self.colmap_points}; expected 0 or more.")
+        if self.html_points < 0:
+            raise UsageError(f"html_points is {self.html_points}; expected 0 or more.")
         if self.mesh_voxel is not None and not self.mesh_voxel > 0:
             raise UsageError(f"mesh_voxel is {self.mesh_voxel}; expected more than 0.")
         if self.ground_cell is not None and not 0 < self.ground_cell < 1e9:

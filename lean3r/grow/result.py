@@ -38,6 +38,7 @@ _WRITTEN = {
     "views",
     "skipped",
     "files",
+    "html",
     "mesh",
     "geotiff",
 }

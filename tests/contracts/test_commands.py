@@ -33,6 +33,7 @@ EXAMPLES = {
     "report": [str(BASELINE), "-o", "DIR"],
     "score": ["INPUT", "--benchmark", "synthetic@2", "--limit", "1"],
     "train": ["--dry-run"],
+    "view": ["SCENE", "--html", "DIR/view.html"],
 }
 """Row -> a short run, where the shortest that the help allows, on photos INPUT into a folder DIR, is none."""
 REFUSED = {
@@ -111,7 +112,8 @@ def call(name: str) -> list[str]:
     predicted = Path("INPUT/synthetic@2/0000/poses.txt")
     predicted.parent.mkdir(parents=True)
     predicted.write_text("1 0 0 0  0 1 0 0  0 0 1 0\n1 0 0 1  0 1 0 0  0 0 1 0\n")  # as KITTI has them
-    if name == "add":  # to a result of other photos
+    if name in ("add", "view"):  # a result of other photos
+        Path("DIR").mkdir(exist_ok=name == "view")
         Path("STORED").mkdir()
         for number in range(3):
             Image.radial_gradient("L").rotate(30 * number).resize((96, 72)).convert("RGB").save(f"STORED/s{number}.jpg")

@@ -52,6 +52,7 @@ ROOMS = {
     "stream": {"models", "layers", "pipeline", "inputs", "geometry", "refine", "stereo", "export"},
     "grow": {"models", "pipeline", "inputs", "geometry", "refine", "stereo", "export", "stream"},
     "quality": {"pipeline", "grow", "export", "geometry"},
+    "view": {"geometry", "inputs", "export"},
     "bench": {"models", "compress", "pipeline", "inputs", "export", "layers", "testing"},
     "cli": {"*"},
     "testing": set(),

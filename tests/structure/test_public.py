@@ -101,6 +101,7 @@ RECONSTRUCT = {
     "undistort",
     "image_factors",
     "colmap_points",
+    "html_points",
     "conf_percentile",
     "max_points",
     "shared_camera",

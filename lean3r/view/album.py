@@ -1,0 +1,203 @@
+"""The pictures of a result folder, found where the result says that they are, and read one at a time."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lean3r.errors import InputError
+from lean3r.export.names import unique_names
+from lean3r.geometry.lens import LENSES, Optics
+from lean3r.inputs.listing import Still, find_pictures
+from lean3r.types import Lens, Source
+from lean3r.view.arrays import open_arrays
+from lean3r.view.content import Camera, whole_map
+
+CONFIG, IMAGES, KEYFRAMES, MEMORY = "config.toml", "images", "keyframes", "memory.npz"
+SMALL_SIDE = 720
+
+
+@dataclass(frozen=True)
+class Maps:
+    """depth and conf [S, H, W], k [S, 3, 3] in their pixels, lenses of the original pictures if there are any."""
+
+    depth: np.ndarray
+    conf: np.ndarray
+    k: np.ndarray
+    lenses: tuple[Lens | None, ...]
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray], views: int) -> Maps | None:
+        """Those of predictions.npz; None if they are missing or of other views."""
+        depth, conf, k = (arrays.get(key) for key in ("depth", "conf", "K"))
+        if depth is None or conf is None or k is None or not views:
+            return None
+        if depth.ndim != 3 or depth.shape != conf.shape or len(depth) != views or k.shape != (views, 3, 3):
+            return None
+        if depth.dtype.kind != "f" or conf.dtype.kind != "f" or not depth.size or not np.isfinite(k).all():
+            return None
+        models, params = arrays.get("lens_model"), arrays.get("lens_params")
+        lenses: tuple[Lens | None, ...] = (None,) * views
+        if models is not None and params is not None and len(models) == len(params) == views:
+            lenses = tuple(_lens(str(model), row) for model, row in zip(models, params, strict=True))
+        return cls(depth, conf, k.astype(np.float64), lenses)
+
+    def project(self, view: int, camera: Camera, cam: np.ndarray) -> np.ndarray:
+        """Pixels [P, 2] of the maps where points [P, 3] of a camera are seen."""
+        lens = self.lenses[view]
+        return Optics([camera.source], self.k[view][None], () if lens is None else (lens,)).project(0, cam)
+
+
+def _lens(model: str, params: np.ndarray) -> Lens | None:
+    focals, more = LENSES.get(model, (0, 0))
+    values = params[: focals + 2 + more]
+    return Lens(model, tuple(values.tolist())) if focals and np.isfinite(values).all() else None
+
+
+class FolderAlbum:
+    """The pictures by the number of their view: from images/ of the result, the folder of a stream's keyframes, where
+    `stored` says that they are, or where the run read them."""
+
+    def __init__(
+        self,
+        folder: Path,
+        sources: Sequence[Source],
+        maps: Maps | None,
+        manifest: Mapping[str, Any],
+        stored: Sequence[str | Path],
+    ) -> None:
+        self._folder, self._sources, self.maps = folder, sources, maps
+        self._manifest, self._stored = manifest, stored
+
+    @property
+    def has_photos(self) -> bool:
+        """Whether any picture was found."""
+        return bool(self._stills) or (self._folder / KEYFRAMES).is_dir() or self._small is not None
+
+    @cached_property
+    def _stills(self) -> dict[int, Still]:
+        """The picture files by view."""
+        names = [source.name for source in self._sources]
+        found: dict[int, Still] = {}
+        for view, name in enumerate(unique_names(names)):
+            path = self._folder / IMAGES / name
+            if not self._stored and _is_inside(path, self._folder / IMAGES) and path.is_file():
+                found[view] = Still(name, partial(path.open, "rb"))
+        for inputs, listed in self._batches(names) if len(found) < len(names) else ():
+            try:
+                items = find_pictures(inputs).items
+            except (InputError, OSError, ValueError):
+                continue
+            by_name = {item.name: item for item in items if isinstance(item, Still)}
+            for view, name in enumerate(names):
+                if view not in found and name in listed and listed[name] in by_name:
+                    found[view] = by_name[listed[name]]
+        return found
+
+    def _batches(self, names: Sequence[str]) -> list[tuple[list[str], dict[str, str]]]:
+        """(inputs, name of a view -> name there) of every place where pictures may be."""
+        own = {name: name for name in names}
+        if self._stored:
+            return [([str(path) for path in self._stored], own)]
+        added = self._manifest.get("added")
+        batches = [
+            (list(map(str, each["inputs"])), {str(k): str(v) for k, v in each["views"].items()})
+            for each in (added if isinstance(added, list) else [])
+            if isinstance(each, dict) and isinstance(each.get("inputs"), list) and isinstance(each.get("views"), dict)
+        ]
+        try:
+            inputs = tomllib.loads((self._folder / CONFIG).read_text("utf-8", "replace")).get("inputs")
+        except (OSError, ValueError):
+            inputs = None
+        if isinstance(inputs, list) and inputs:
+            batches.insert(0, ([str(path) for path in inputs], own))
+        return batches
+
+    def photo(self, view: int, side: int) -> Image.Image | None:
+        """See content.Album."""
+        from lean3r.inputs.decoding import own_pixel_limit
+        from lean3r.inputs.views import decode_whole
+
+        if (keyframe := self._keyframe(view)) is not None:
+            return self._whole(view, keyframe["image"], keyframe)
+        if (still := self._stills.get(view)) is not None:
+            source = self._sources[view]
+            try:
+                with own_pixel_limit(), still.open() as file:
+                    picture = decode_whole(file, still.name, side)
+            except (InputError, OSError, ValueError):
+                return None
+            # Another picture of the same name would only mislead.
+            return picture if abs(picture.width * source.height / (picture.height * source.width) - 1) < 0.03 else None
+        if self._small is not None:
+            return self._whole(view, self._small[view], None)
+        return None
+
+    def depth(self, view: int) -> np.ndarray | None:
+        """See content.Album."""
+        return self._map(view, "depth")
+
+    def conf(self, view: int) -> np.ndarray | None:
+        """See content.Album."""
+        return self._map(view, "conf")
+
+    def _map(self, view: int, key: str) -> np.ndarray | None:
+        source = self._sources[view]
+        if (keyframe := self._keyframe(view)) is not None:
+            values, source = keyframe[key], _mapped(source, keyframe)
+        elif self.maps is not None:
+            values = np.asarray(getattr(self.maps, key)[view])
+        else:
+            return None
+        return whole_map(np.nan_to_num(values).astype(np.float32), source, min(SMALL_SIDE, max(values.shape)))
+
+    def _whole(self, view: int, image: np.ndarray, keyframe: Mapping[str, np.ndarray] | None) -> Image.Image:
+        source = self._sources[view] if keyframe is None else _mapped(self._sources[view], keyframe)
+        return Image.fromarray(whole_map(image, source, max(image.shape[:2]), Image.Resampling.BILINEAR))
+
+    def _keyframe(self, view: int) -> Mapping[str, np.ndarray] | None:
+        path = self._folder / KEYFRAMES / f"{Path(self._sources[view].name).stem}.npz"
+        if not _is_inside(path, self._folder / KEYFRAMES) or not path.is_file():
+            return None
+        try:
+            arrays = open_arrays(path)
+        except InputError:
+            return None
+        image, depth, conf, mapped = (arrays.get(k) for k in ("image", "depth", "conf", "original_from_network"))
+        if image is None or depth is None or conf is None or mapped is None or mapped.shape != (4,):
+            return None
+        return arrays if image.dtype == np.uint8 and image.shape == (*depth.shape, 3) == (*conf.shape, 3) else None
+
+    @cached_property
+    def _small(self) -> np.ndarray | None:
+        """Small copies of all pictures, which `lean3r add` keeps; None if there are none."""
+        if not (self._folder / MEMORY).is_file() or self.maps is None:
+            return None
+        try:
+            arrays = open_arrays(self._folder / MEMORY)
+        except InputError:
+            return None
+        names, images = arrays.get("names"), arrays.get("images")
+        if names is None or images is None or names.tolist() != [source.name for source in self._sources]:
+            return None
+        return images if images.shape == (*self.maps.depth.shape, 3) and images.dtype == np.uint8 else None
+
+
+def _mapped(source: Source, keyframe: Mapping[str, np.ndarray]) -> Source:
+    sx, sy, ox, oy = keyframe["original_from_network"].tolist()
+    return Source(source.name, source.width, source.height, (sx, sy, ox, oy))
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Names of views may contain anything."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError):
+        return False

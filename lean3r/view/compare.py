@@ -1,0 +1,58 @@
+"""Two results on one page: the second is moved into the world of the first by the cameras that both have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lean3r.view.content import Content
+from lean3r.view.frame import Frame, frame_of
+from lean3r.view.packing import Package
+
+FEWEST = 2  # cameras in common that determine scale, rotation and place
+
+
+def packages_of(
+    contents: Sequence[Content], up: np.ndarray | None = None, most: int | None = None, *, in_one_file: bool = False
+) -> tuple[list[Package], str]:
+    """The packages of one or two results, and how they were brought together, in words."""
+    first = frame_of(contents[0], up)
+    frames, text = [first], ""
+    for content in contents[1:]:
+        frame, text = _frame_like(contents[0], content, first, up)
+        frames.append(frame)
+    share = most if most is None else most // len(contents)
+    packages = [
+        Package(content, frame, most=share, in_one_file=in_one_file)
+        for content, frame in zip(contents, frames, strict=True)
+    ]
+    return packages, text
+
+
+def _frame_like(first: Content, second: Content, frame: Frame, up: np.ndarray | None) -> tuple[Frame, str]:
+    """A frame that shows the second result where the first is."""
+    ours = {camera.source.name: camera for camera in first.cameras if camera.registration != "uncertain"}
+    pairs = [
+        (camera.pose, ours[camera.source.name].pose)
+        for camera in second.cameras
+        if camera.source.name in ours and camera.registration != "uncertain"
+    ]
+    if len(pairs) < FEWEST:
+        return frame_of(second, up), "The results have no two pictures in common: each has its own place and size."
+    import torch
+
+    from lean3r.geometry.align import align_cameras
+
+    theirs, true = (torch.from_numpy(np.stack(poses)) for poses in zip(*pairs, strict=True))
+    moved, fit = align_cameras(theirs, true)
+    scale = float(fit.scale)
+    if not np.isfinite(scale) or scale <= 0:
+        return frame_of(second, up), "The results could not be aligned: each has its own place and size."
+    centres = [-(poses[:, :3, :3].mT @ poses[:, :3, 3:]).squeeze(-1) for poses in (moved, true)]
+    off = float((centres[0] - centres[1]).norm(dim=-1).median()) / max(float(centres[1].std(dim=0).norm()), 1e-30)
+    text = (
+        f"The second is moved, turned and scaled onto the first by {len(pairs):,} cameras in common; these then differ "
+        f"by {off:.1%} of their spread (median)."
+    )
+    return frame.after(scale, fit.rotation.numpy(), fit.translation.numpy()), text

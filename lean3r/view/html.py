@@ -1,0 +1,29 @@
+"""view.html: the scene on one page that opens by a double click, without a network and without a program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lean3r.export.manifest import Written
+from lean3r.export.options import ExportOptions
+from lean3r.types import Reconstruction
+from lean3r.view.content import of_scene
+from lean3r.view.packing import Package
+from lean3r.view.page import one_file
+
+FILE = "view.html"
+
+
+def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
+    """Write view.html with at most `html_points` points; the manifest tells its size."""
+    package = Package(of_scene(reconstruction), most=options.html_points, in_one_file=True)
+    path = directory / FILE
+    size = write_page(path, [package])
+    return Written([path], {"bytes": size, "points": package.points.count, "views": len(reconstruction.sources)})
+
+
+def write_page(path: Path, packages: Sequence[Package], aligned: str = "") -> int:
+    """Write the page of these results, and return its size in bytes."""
+    with path.open("wb") as file:
+        return sum(file.write(piece) for piece in one_file(packages, aligned))

@@ -1,0 +1,77 @@
+// Bring the bytes of the scenes: coarse points first, then fine ones, the mesh and the small pictures.
+import { Parts, decoded, given } from "./parts.js";
+
+const POLL = 1000;
+
+/** Load what this page was given, or what the program that serves it has, again whenever that changes. */
+export async function load(viewer, changed) {
+  const about = given();
+  if (about.results) {
+    viewer.set(about.results, (number) => new Parts(number, null));
+    changed(about, true);
+    await fill(viewer, viewer.scenes);
+    return;
+  }
+  let version = -1, isFirst = true;
+  for (;;) {
+    const now = await state(version);
+    if (now === null) {
+      viewer.say("The program that served this page has ended.");
+      viewer.loading = false;
+      viewer.mark();
+      return;
+    }
+    if (now.version !== version && now.results?.length) {
+      version = now.version;
+      viewer.set(now.results, (number) => new Parts(number, `parts/${version}/${number}`));
+      changed(now, isFirst);
+      isFirst = false;
+      const scenes = viewer.scenes;
+      await fill(viewer, scenes);
+      if (now.isDone) return;
+    } else if (now.stage !== undefined) viewer.say(now.stage);
+    await new Promise((done) => setTimeout(done, POLL));
+  }
+}
+
+async function state(version) {
+  try {
+    const answer = await fetch(`state?${version}`);
+    return answer.ok ? await answer.json() : null;
+  } catch {
+    return null;
+  }
+}
+
+async function fill(viewer, scenes) {
+  viewer.loading = true;
+  const most = Math.max(...scenes.map((scene) => scene.header.points.levels));
+  for (let level = 0; level < most; level++)
+    for (const scene of scenes) {
+      if (level >= scene.header.points.levels) continue;
+      scene.addLevel(await scene.parts.unpacked(`points-${level}`));
+      viewer.redraw();
+      await new Promise((done) => setTimeout(done));
+    }
+  for (const scene of scenes) {
+    if (scene.header.mesh) scene.addMesh(await scene.parts.unpacked("mesh"));
+    await thumbs(viewer, scene);
+  }
+  viewer.loading = false;
+  viewer.redraw();
+}
+
+async function thumbs(viewer, scene) {
+  const bytes = await scene.parts.bytes("thumbs");
+  let at = 0;
+  const places = scene.header.pictures.thumbs.map((length) => [at, (at += length)]);
+  for (const [view, [start, end]] of places.entries()) {
+    const bitmap = end > start && (await decoded(bytes.subarray(start, end)));
+    if (!bitmap) continue;
+    const camera = scene.cameras[view];
+    camera.thumb = viewer.around.upload(bitmap);
+    camera.bitmap = bitmap;
+    viewer.dispatchEvent(new CustomEvent("thumb", { detail: camera }));
+    if (view % 16 === 0) viewer.redraw();
+  }
+}

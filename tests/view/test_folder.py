@@ -1,0 +1,159 @@
+"""Results of any state can be shown as far as they go, with a line for what is missing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lean3r.errors import InputError
+from lean3r.export import export
+from lean3r.view.compare import packages_of
+from lean3r.view.content import Content, of_scene
+from lean3r.view.folder import read_content
+from lean3r.view.packing import Package
+from view.conftest import FORMATS, small_scene
+
+
+@pytest.fixture
+def copy(result: Path, tmp_path: Path) -> Path:
+    """The result again, to be changed."""
+    return Path(shutil.copytree(result, tmp_path / "copy"))
+
+
+def change(path: Path, by: Callable[[dict], object]) -> None:
+    """Change a JSON file."""
+    content = json.loads(path.read_text())
+    by(content)
+    path.write_text(json.dumps(content))
+
+
+def shown(content: Content) -> dict:
+    """The header of its page, which must be JSON without NaN; every part is there."""
+    package = Package(content, in_one_file=True)
+    assert all(isinstance(package.part(name), bytes) for name in package.names())
+    return json.loads(json.dumps(package.header, allow_nan=False))
+
+
+def test_a_folder_says_what_the_scene_did(result: Path) -> None:
+    scene = small_scene()
+    ours, theirs = read_content(result), of_scene(scene)
+    assert ours.notes == () and [c.registration for c in ours.cameras] == list(scene.registration)
+    assert np.array_equal(ours.points.view, scene.points.view), "each point knows its view again"
+    assert np.array_equal(ours.points.xyz, theirs.points.xyz)
+    for a, b in zip(ours.cameras, theirs.cameras, strict=True):
+        assert np.allclose(a.rays, b.rays) and np.allclose(a.pose, b.pose) and np.isclose(a.footprint, b.footprint)
+    assert np.array_equal(ours.album.depth(1), theirs.album.depth(1))
+    assert ours.album.photo(1, 99).size == theirs.album.photo(1, 99).size
+
+
+@pytest.mark.parametrize("keys", [("registration", "uncertain"), ("lens",)])
+def test_a_result_of_an_older_version(copy: Path, keys: tuple[str, ...]) -> None:
+    change(copy / "manifest.json", lambda about: about.update(layout_version=0, lean3r="0.0.1"))
+    change(copy / "cameras.json", lambda about: [view.pop(key, 0) for view in about["views"] for key in keys])
+    content = read_content(copy)
+    assert "layout 0 (lean3r 0.0.1)" in content.notes[0] and len(shown(content)["cameras"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("gone", "said", "cameras"),
+    [
+        (["manifest.json"], "manifest.json is missing", 4),
+        (["predictions.npz"], "Missing files: predictions.npz", 4),
+        (["cameras.json"], "Missing files: cameras.json", 4),
+        (["points.ply"], "points.ply is missing", 4),
+        (["cameras.json", "predictions.npz"], "Missing files: cameras.json, predictions.npz", 0),
+        (["manifest.json", "predictions.npz", "points.ply", "images"], "pictures were not found", 4),
+    ],
+)
+def test_a_half_deleted_result(copy: Path, gone: list[str], said: str, cameras: int) -> None:
+    for name in gone:
+        shutil.rmtree(copy / name) if (copy / name).is_dir() else (copy / name).unlink()
+    content = read_content(copy)
+    assert any(said in note for note in content.notes) and len(content.cameras) == cameras
+    header = shown(content)
+    assert bool(header["points"]["count"]) == ("points.ply" not in gone)
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "predictions.npz", "cameras.json", "points.ply", "images/IMG_001.jpg"]
+)
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_files_that_are_cut_off(copy: Path, name: str, share: float) -> None:
+    content = (copy / name).read_bytes()
+    (copy / name).write_bytes(content[: int(share * len(content))])
+    shown(read_content(copy))
+
+
+def test_nothing_to_show(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        read_content(tmp_path / "none")
+    with pytest.raises(InputError, match="neither cameras nor points"):
+        read_content(tmp_path)
+
+
+def test_one_view_and_no_depth(tmp_path: Path) -> None:
+    assert shown(read_content(export(small_scene(1), tmp_path / "one", FORMATS)))["points"]["hasViews"]
+    scene = small_scene(2)
+    nothing = np.zeros_like(scene.depth)
+    cameras = read_content(export(replace(scene, depth=nothing, conf=nothing), tmp_path / "flat", FORMATS))
+    assert cameras.album.depth(0) is None or not cameras.album.depth(0).any()
+    assert shown(cameras)["points"]["hasViews"] is False
+
+
+@pytest.mark.parametrize("factor", [1e-25, 1e25])
+def test_absurd_extents(tmp_path: Path, factor: float) -> None:
+    scene = small_scene()
+    poses = scene.cam_from_world.copy()
+    poses[:, :3, 3] *= factor
+    points = replace(scene.points, xyz=(scene.points.xyz * np.float32(factor)).astype(np.float32))
+    points.xyz[0] = 3e38
+    depth = (scene.depth * np.float32(factor)).astype(np.float32)
+    content = of_scene(replace(scene, points=points, cam_from_world=poses, depth=depth))
+    header = shown(content)
+    assert header["unit"] == pytest.approx(shown(of_scene(scene))["unit"] * factor, rel=0.05)
+    assert np.abs(header["home"]["sample"]).max() < 10
+    assert all(np.abs(camera["pose"]).max() < 10 for camera in header["cameras"])
+
+
+def test_a_stream_that_runs_follows_its_keyframes(copy: Path) -> None:
+    (copy / "predictions.npz").unlink()
+    shutil.rmtree(copy / "images")
+    (copy / "stream.json").write_text("{}")
+    (copy / "keyframes").mkdir()
+    change(copy / "manifest.json", lambda about: about.update(is_complete=False, files=["manifest.json"]))
+    scene = small_scene()
+    for view, source in enumerate(scene.sources):
+        np.savez(
+            copy / "keyframes" / f"{Path(source.name).stem}.npz", depth=scene.depth[view], conf=scene.conf[view],
+            image=scene.images[view], original_from_network=np.array(source.original_from_network),
+        )  # fmt: skip
+    content = read_content(copy)
+    assert not content.is_done and "not complete: 4 keyframes so far" in content.notes[-1]
+    assert content.album.photo(2, 99) is not None and content.album.conf(2).any()
+    shown(content)
+
+
+def test_pictures_elsewhere(copy: Path, tmp_path: Path) -> None:
+    (copy / "images").rename(tmp_path / "moved")
+    assert any("--stored" in note for note in read_content(copy).notes)
+    content = read_content(copy, [tmp_path / "moved"])
+    assert content.notes == () and content.album.photo(0, 50) is not None
+
+
+def test_names_lead_nowhere_else(copy: Path) -> None:
+    secret = copy.parent / "secret.jpg"
+    (copy / "images" / "IMG_000.jpg").rename(secret)
+    change(copy / "cameras.json", lambda about: about["views"][0].update(name="../../secret.jpg"))
+    assert read_content(copy).album.photo(0, 50) is None
+
+
+def test_two_results_that_share_nothing_are_shown_each_by_itself(result: Path, tmp_path: Path) -> None:
+    other = export(small_scene(2, names=["a.jpg", "b.jpg"]), tmp_path / "other", FORMATS)
+    packages, text = packages_of([read_content(result), read_content(other)])
+    assert "no two pictures in common" in text and len(packages) == 2
