@@ -210,6 +210,8 @@ STREAM = Page(
 
 MASKS = Page("docs/how-to/masks.md", [], {"a picture rotated by 180 degrees": "a half turn"})
 MESH = Page("docs/how-to/mesh.md", [])
+VIEW = Page("docs/how-to/view.md", [], {"`--up 0,0.2,1`": "an example of a direction"})
 SCALE = Page("docs/how-to/scale-and-gps.md", [], {"these two pictures were 1.25 m apart": "the example above it"})
 
 OF_OUTPUTS = (CONVENTIONS, OUTPUTS, OTHER_SYSTEMS, SPLATTING, TRUST, QUALITY, SURVEY, VIDEO, STREAM, MASKS, MESH, SCALE)
+OF_OUTPUTS = (CONVENTIONS, OUTPUTS, OTHER_SYSTEMS, SPLATTING, TRUST, VIDEO, STREAM, MASKS, MESH, SCALE, VIEW)
