@@ -12,6 +12,9 @@ from lean3r.pipeline.observer import Observer
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from lean3r.types import Reconstruction
+    from lean3r.view.live import Live
+
 _LABEL = 10
 _PLAIN_SECONDS = 5.0
 _SAME_REASON = 3
@@ -24,6 +27,7 @@ class Console(Observer):
         super().__init__()
         self.quiet = quiet
         self.stream = sys.stderr if stream is None else stream
+        self.live: Live | None = None
         self._bar: Progress | None = None
         self._shown: dict[str, tuple[float, int, int]] = {}
 
@@ -50,6 +54,8 @@ class Console(Observer):
 
     def advanced(self, name: str, done: int, total: int) -> None:
         """Advance the bar of a stage; on a pipe, print a line from time to time during long stages."""
+        if self.live is not None:
+            self.live.says(f"{name} {done:,}/{total:,}" if total else name)
         now = time.monotonic()
         last_time, _, _ = self._shown.get(name, (now, 0, 0))
         if self.quiet:
@@ -60,6 +66,11 @@ class Console(Observer):
             self.line(name, f"{done:,}/{total:,}")
             last_time = now
         self._shown[name] = (last_time, done, total)
+
+    def has_scene(self, scene: Reconstruction) -> None:
+        """Show the scene in the browser, if that is asked for."""
+        if self.live is not None:
+            self.live.show(scene)
 
     def finished(self, name: str) -> None:
         """Replace the bar of a stage by a line with its amount and its seconds."""

@@ -97,6 +97,9 @@ class Reconstruct:
 
     export_options: Annotated[Flags[ExportOptions], of(ExportOptions)] = field(default_factory=flags(ExportOptions))
 
+    view: Annotated[bool, option()] = False
+    """Show the scene in the browser as stages finish, and then until Ctrl-C (docs/how-to/view.md)."""
+
     overwrite: Overwrite = False
 
     json: Annotated[Json, option(help="Print a summary as JSON on standard output, instead of the output folder.")] = (
@@ -107,8 +110,23 @@ class Reconstruct:
 
     def run(self) -> None:
         """Reconstruct, write the folder, and print its path, or JSON."""
-        _, done = self.work(Console(self.quiet))
-        print(json.dumps(done) if self.json else self.out)
+        console = Console(self.quiet)
+        if not self.view:
+            _, done = self.work(console)
+            print(json.dumps(done) if self.json else self.out)
+            return
+        from lean3r.view.live import Live
+
+        with Live(self.inputs[0]) as live:
+            console.live = live
+            console.line("view", f"{live.address} shows the scene as stages finish")
+            scene, done = self.work(console)
+            live.show(scene, is_done=True)
+            print(json.dumps(done) if self.json else self.out, flush=True)
+            console.line(
+                "view", f"{live.address} shows it until Ctrl-C; later: lean3r view {shlex.quote(str(self.out))}"
+            )
+            live.wait()
 
     def work(self, console: Console) -> tuple[Reconstruction, dict]:
         """Run without printing to standard output; return the scene, and its summary as JSON-ready values."""

@@ -5,6 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lean3r.types import Reconstruction
 
 
 class Observer:
@@ -35,6 +39,9 @@ class Observer:
 
     def advanced(self, name: str, done: int, total: int) -> None:
         """Hook: `done` of `total` steps of a stage are finished (0 of 0: it starts, its length is unknown)."""
+
+    def has_scene(self, scene: Reconstruction) -> None:
+        """Hook: the scene as it is after a stage, yet without points."""
 
     def finished(self, name: str) -> None:
         """Hook: a stage ended, with or without an error."""

@@ -136,9 +136,11 @@ def reconstruct(
     if masking is not None:
         info["masks"] = {"folder": folder, "views": len(masking.files)}
     scene = replace(scene, skipped=skipped, info=info)
+    observer.has_scene(scene)
     if is_refined:
         held = None if given is None else given.for_refinement(sources, known.known_poses)
         scene = refine_scene(scene, files, refining, held, masking, observer, stereo.dense != "off")
+        observer.has_scene(scene)
     scene, shown = with_uses(scene, known.known_poses), None
     if files is not None and stereo.depth_size is not None:
         shown, scene = scene, enlarge_scene(scene, files, stereo, masking, observer)

@@ -174,7 +174,10 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "python benchmarks/parity_parts.py --golden golden": WHOLE,
         "python -m pytest -m slow tests/golden --golden golden": GIGABYTES,
     },
-    "docs/how-to/view.md": {"lean3r view out": "runs until Ctrl-C"},
+    "docs/how-to/view.md": {
+        "lean3r view out": "runs until Ctrl-C",
+        "lean3r reconstruct photos/ -o out --overwrite --view": "runs until Ctrl-C",
+    },
     "docs/how-to/stream.md": {
         "lean3r stream camera:0 -o walk": "there is no camera",
     },

@@ -106,6 +106,7 @@ RECONSTRUCT = {
     "max_points",
     "shared_camera",
     "overwrite",
+    "view",
     "seed",
     "json",
     "verbose",

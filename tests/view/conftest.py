@@ -111,3 +111,14 @@ def axe() -> str:
     if not path.is_file():
         pytest.skip(f"no axe-core: npm install --prefix {NPM.parent} axe-core")
     return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three photos of the room."""
+    from PIL import Image
+
+    folder, scene = tmp_path_factory.mktemp("photos"), small_scene(3)
+    for name, image in zip(scene.names, scene.images, strict=True):
+        Image.fromarray(image).resize((192, 144)).save(folder / name)
+    return folder
