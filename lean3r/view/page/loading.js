@@ -12,7 +12,7 @@ export async function load(viewer, changed) {
     await fill(viewer, viewer.scenes);
     return;
   }
-  let version = -1, isFirst = true;
+  let version = -1, isFirst = true, stage = "";
   for (;;) {
     const now = await state(version);
     if (now === null) {
@@ -29,7 +29,8 @@ export async function load(viewer, changed) {
       const scenes = viewer.scenes;
       await fill(viewer, scenes);
       if (now.isDone) return;
-    } else if (now.stage !== undefined) viewer.say(now.stage);
+    } else if (now.stage !== stage) viewer.say(now.stage);
+    stage = now.stage;
     await new Promise((done) => setTimeout(done, POLL));
   }
 }

@@ -67,7 +67,7 @@ export function describe(viewer, about) {
   }
   get("cull").disabled = !hasNormals;
   get("surface-row").hidden = !scenes.some((scene) => scene.header.mesh);
-  get("grid-step").textContent = `(${viewer.measure(viewer.gridLength / first.header.unit)})`;
+  get("grid-step").textContent = `(${viewer.words(Number(viewer.gridLength.toPrecision(1)))})`;
   get("about-results").replaceChildren(...scenes.flatMap((scene) => facts(scene.header, scenes.length > 1)));
   get("camera-lists").replaceChildren(...scenes.flatMap((scene) => cameraList(viewer, scene)));
   get("cameras-section").hidden = !scenes.some((scene) => scene.cameras.length);

@@ -9,16 +9,24 @@ const EVERYWHERE = [[-1e30, -1e30, -1e30], [1e30, 1e30, 1e30]];
 export const MODES = { picture: 0, confidence: 1, view: 2, registration: 2, result: 3 };
 export const TINTS = [[1.0, 0.55, 0.25], [0.3, 0.65, 1.0]];
 
+/** Whether there is no graphics processor: then smooth edges would cost most of the time. */
+function drawsInSoftware() {
+  const gl = document.createElement("canvas").getContext("webgl2");
+  const info = gl?.getExtension("WEBGL_debug_renderer_info");
+  const name = info ? String(gl.getParameter(info.UNMASKED_RENDERER_WEBGL)) : "";
+  gl?.getExtension("WEBGL_lose_context")?.loseContext();
+  return /swiftshader|llvmpipe|software|basic render/i.test(name);
+}
+
 export class Renderer {
   constructor(canvas) {
     this.canvas = canvas;
-    const gl = canvas.getContext("webgl2", { antialias: true, alpha: false, powerPreference: "high-performance" });
+    this.isSoftware = drawsInSoftware();
+    const options = { antialias: !this.isSoftware, alpha: false, powerPreference: "high-performance" };
+    const gl = canvas.getContext("webgl2", options);
     if (!gl) throw new Error("This browser offers no WebGL 2, which this page draws with.");
     this.gl = gl;
-    const info = gl.getExtension("WEBGL_debug_renderer_info");
-    const name = info ? String(gl.getParameter(info.UNMASKED_RENDERER_WEBGL)) : "";
-    this.isSoftware = /swiftshader|llvmpipe|software|basic render/i.test(name);
-    this.samples = Math.min(this.isSoftware ? 2 : 4, gl.getParameter(gl.MAX_SAMPLES));
+    this.samples = this.isSoftware ? 1 : Math.min(4, gl.getParameter(gl.MAX_SAMPLES));
     this.budget = this.isSoftware ? 150_000 : 1_500_000; // points while the view moves
     this.rest = this.isSoftware ? 400_000 : 4_000_000; // points at once while it rests
     this.programs = {
@@ -112,7 +120,7 @@ export class Renderer {
     this.target.begin();
     gl.enable(gl.DEPTH_TEST);
     gl.enable(gl.SCISSOR_TEST);
-    gl.enable(gl.SAMPLE_ALPHA_TO_COVERAGE);
+    if (this.samples > 1) gl.enable(gl.SAMPLE_ALPHA_TO_COVERAGE);
     let left = this.isMoving ? Infinity : this.rest;
     while (this.queue.length && left > 0) {
       const each = this.queue.shift(), { pane } = each;
@@ -148,6 +156,7 @@ export class Renderer {
     gl.uniform3fv(u.u_side, chunk.side);
     gl.uniform2f(u.u_spacing, scene.spacing[0] + grow, scene.spacing[1] + grow);
     gl.uniform2f(u.u_size_limits, 1.2 * this.ratio, Math.min(48 * this.ratio, this.highPixels - 2));
+    gl.uniform1i(u.u_smooth, this.samples > 1 ? 1 : 0);
     gl.uniform1f(u.u_pixels, pane.pixels);
     gl.uniform1f(u.u_least, look.least);
     gl.uniform1i(u.u_mode, MODES[look.colour]);

@@ -70,10 +70,11 @@ export class Scene {
     const places = new Float32Array(joined(0, vertices * 3));
     const corners = new Int32Array(joined(vertices * 15, triangles * 3));
     for (let i = 1; i < corners.length; i++) corners[i] += corners[i - 1];
-    const array = gl.createVertexArray();
+    const array = gl.createVertexArray(), buffers = [];
     gl.bindVertexArray(array);
     const fill = (where, data) => {
-      gl.bindBuffer(where, gl.createBuffer());
+      buffers.push(gl.createBuffer());
+      gl.bindBuffer(where, buffers.at(-1));
       gl.bufferData(where, data, gl.STATIC_DRAW);
     };
     fill(gl.ARRAY_BUFFER, places);
@@ -84,7 +85,7 @@ export class Scene {
     gl.vertexAttribPointer(1, 3, gl.UNSIGNED_BYTE, true, 0, 0);
     fill(gl.ELEMENT_ARRAY_BUFFER, corners);
     gl.bindVertexArray(null);
-    this.mesh = { array, count: corners.length };
+    this.mesh = { array, buffers, count: corners.length };
   }
 
   makePalette() {
@@ -111,6 +112,8 @@ export class Scene {
     this.chunks.forEach((chunk) => chunk.free(gl));
     [this.palette, this.viewColours.view, this.viewColours.registration].forEach((each) => gl.deleteTexture(each));
     this.cameras.forEach((camera) => camera.free(gl));
+    if (this.mesh) gl.deleteVertexArray(this.mesh.array);
+    this.mesh?.buffers.forEach((buffer) => gl.deleteBuffer(buffer));
   }
 }
 

@@ -46,10 +46,11 @@ void main() {
 export const POINTS_FS = `${HEAD}
 in vec3 v_rgb;
 flat in float v_size;
+uniform bool u_smooth;
 out vec4 color;
 void main() {
   float beyond = length(gl_PointCoord - 0.5) * (v_size + 1.0) - v_size * 0.5;
-  if (beyond > 0.5) discard;
+  if (beyond > (u_smooth ? 0.5 : 0.0) && v_size > 2.0) discard;
   color = vec4(v_rgb, v_size < 2.5 ? 1.0 : clamp(0.5 - beyond, 0.0, 1.0));
 }`;
 

@@ -62,10 +62,12 @@ export class Viewer extends EventTarget {
 
   /** How long a length on the page is, in words. */
   measure(length) {
-    const { unit: scale, scale: kind } = this.scenes[0].header, value = length * scale;
-    const text = value >= 1e5 || value < 1e-4 ? value.toExponential(3) : value.toPrecision(value >= 1000 ? 5 : 4);
-    return kind === "metric" ? (value < 0.1 ? `${(value * 1000).toPrecision(3)} mm` : `${text} m`) : `${text} units`;
+    const value = length * this.scenes[0].header.unit;
+    return this.words(value >= 1e5 || value < 1e-4 ? value.toExponential(3) : value.toPrecision(4));
   }
+
+  /** A number with its unit. */
+  words(value) { return `${value} ${this.scenes[0].header.scale === "metric" ? "m" : "units"}`; }
 
   panes() {
     const { width } = this.renderer.target, scenes = this.scenes;
@@ -98,7 +100,7 @@ export class Viewer extends EventTarget {
     this.lastTick = now;
     if (this.flight) this.fly(now);
     this.step?.(Math.min(took, 100) / 1000);
-    const ratio = Math.min(devicePixelRatio || 1, this.renderer.isSoftware ? 1 : 2);
+    const ratio = Math.min(devicePixelRatio || 1, 2);
     if (this.renderer.resize(ratio)) this.need = this.need === "none" ? "quick" : this.need;
     if (!this.scenes.length || this.gl.isContextLost()) return;
     if (this.need === "quick") {
@@ -139,6 +141,7 @@ export class Viewer extends EventTarget {
     const { target } = this.renderer;
     this.renderer.show();
     for (const pane of this.renderer.panes) this.around.draw(pane, target.height, this.renderer.ratio, this.look);
+    document.documentElement.dataset.drawn = "yes";
     this.tell("drawn");
   }
 
