@@ -130,8 +130,10 @@ def _title_of(scene: Reconstruction) -> str:
 
 def recorded_up(about: Mapping[str, Any]) -> np.ndarray | None:
     """The unit vector [3] up that a manifest, or `info` of a scene, records; None if there is none."""
-    up = about.get("up")
+    up, gps = about.get("up"), about.get("gps")
     values = up.get("direction") if isinstance(up, dict) else None
+    if values is None and isinstance(gps, dict) and "y down" in str(gps.get("axes")):
+        values = [0.0, -1.0, 0.0]
     if not isinstance(values, list | tuple) or len(values) != 3:
         return None
     if not all(isinstance(value, int | float) for value in values):

@@ -80,19 +80,22 @@ def home(content: Content, frame: Frame) -> dict:
     sample = frame.place(xyz[np.isfinite(xyz).all(axis=1)])
     sample = sample[np.abs(sample).max(axis=1, initial=0) < NEAR]
     if len(sample) > 20:
-        low, high = np.percentile(sample, [2, 98], axis=0)
-        room = 0.06 * (high - low)
+        low, high = np.percentile(sample, [4, 96], axis=0)
+        room = 0.1 * (high - low)
         sample = sample[((sample >= low - room) & (sample <= high + room)).all(axis=1)]
     eyes = frame.place(np.array([camera.centre for camera in content.cameras]).reshape(-1, 3))
     eyes = eyes[np.abs(eyes).max(axis=1, initial=0) < NEAR]
     gazes = np.array([frame.rotation @ camera.pose[2, :3] for camera in content.cameras]).reshape(-1, 3)
     looks_down = bool(len(gazes)) and float(gazes[:, 1].mean()) < -0.75
-    heights = frame.place(content.points.xyz[:: 1 + len(content.points) // SAMPLE])[:, 1]
-    heights = heights[np.isfinite(heights)]
-    ground = float(np.percentile(heights, 2)) if len(heights) else -0.5
+    many = frame.place(content.points.xyz[:: 1 + len(content.points) // SAMPLE])
+    many = many[np.isfinite(many).all(axis=1)]
+    low, high = np.percentile(many, [0.5, 99.5], axis=0).clip(-NEAR, NEAR) if len(many) else (-np.ones(3), np.ones(3))
+    ground = float(np.percentile(many[:, 1], 2)) if len(many) else -0.5
     every = 1 + len(eyes) // 200
     return {
         "sample": np.round(np.concatenate([sample, eyes[::every]]), 4).ravel().tolist(),
+        "low": np.round(low, 3).tolist(),
+        "high": np.round(high, 3).tolist(),
         "looksDown": looks_down,
-        "ground": round(ground, 5) if abs(ground) < 1e4 else -1.0,
+        "ground": round(float(np.clip(ground, -NEAR, NEAR)), 5),
     }

@@ -81,6 +81,7 @@ PEERS = "needs the official programs, which the lines above download"
 ELSEWHERE: dict[str, dict[str, str]] = {
     "README.md": {
         "git clone <this repository> lean3r && cd lean3r": DOWNLOADS,
+        "lean3r view out": "runs until Ctrl-C",
         "make test": SUITE,
         "pip install 'lean3r[mesh]'": DOWNLOADS,
         "pip install torch --index-url https://download.pytorch.org/whl/cpu": DOWNLOADS,

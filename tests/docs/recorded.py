@@ -206,6 +206,16 @@ def video(r: Mapping[str, Any]) -> Iterable[str]:
         yield f"{name}: {row['views']} views, {row['median_cm']:.1f} cm in the median, {row['max_cm']:.1f} cm at most"
 
 
+def view(r: Mapping[str, Any]) -> Iterable[str]:
+    for row in r["rows"]:
+        for way, of in (("served", row["bytes_of_points"]), ("file", row["file_bytes"])):
+            found, rate = row[way], row[way]["turning_frames_a_second"]
+            yield (
+                f"{row['points']:,} points, {way}: {of / 1e6:.1f} MB, first picture {found['first_picture_s']:.1f} s, "
+                f"all points {found['all_points_s']:.1f} s, turning {rate:.1f} frames a second"
+            )
+
+
 def stream(r: Mapping[str, Any]) -> Iterable[str]:
     scale, angle = r["join"]["scale_percent"]["max"], r["join"]["rotation_deg"]["max"]
     yield f"{r['join']['pairs']} joins: scale {scale:.2f} % and rotation {angle:.3f} degrees off at most"
@@ -308,5 +318,6 @@ ROWS: dict[str, tuple[str | None, Figures]] = {
     "survey": ("survey.py", survey),
     "trust": ("trust.py", trust),
     "video": ("video.py", video),
+    "view": ("view.py", view),
 }
 """Result -> its script in benchmarks/, and what it yields as main figures; others show the numbers at their top."""

@@ -17,6 +17,7 @@ function begin() {
     const isWide = document.body.classList.toggle("wide");
     get("panel-open").setAttribute("aria-expanded", String(!isWide));
   };
+  if (matchMedia("(max-width: 720px)").matches) panel();
   const help = () => get("help").showModal();
   const nextColour = () => {
     const choice = get("colour"), offered = [...choice.options].filter((option) => !option.disabled);

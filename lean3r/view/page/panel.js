@@ -71,6 +71,15 @@ export function describe(viewer, about) {
   get("about-results").replaceChildren(...scenes.flatMap((scene) => facts(scene.header, scenes.length > 1)));
   get("camera-lists").replaceChildren(...scenes.flatMap((scene) => cameraList(viewer, scene)));
   get("cameras-section").hidden = !scenes.some((scene) => scene.cameras.length);
+  first.header.home.low.forEach((low, axis) => {
+    const high = first.header.home.high[axis], room = 0.15 * (high - low) + 0.01;
+    [0, 1].forEach((end) => {
+      const input = get(`trim-${SIDES[2 * axis + end].toLowerCase()}`);
+      if (input.dataset.touched) return;
+      Object.assign(input, { min: (low - room).toFixed(2), max: (high + room).toFixed(2) });
+      input.value = end ? input.max : input.min;
+    });
+  });
   legend(viewer);
 }
 
@@ -95,8 +104,9 @@ function cameraList(viewer, scene) {
     button.type = "button";
     button.title = `${camera.name}: ${SAYS[camera.registration]}`;
     state.style.background = `rgb(${STATES[camera.registration]?.join(" ") ?? "140 140 140"})`;
-    text.append(state, camera.name);
-    button.append(element("span", undefined, "blank"), text, element("span", `, ${SAYS[camera.registration]}`, "unseen"));
+    text.append(state, short(camera.name));
+    text.setAttribute("aria-hidden", "true");
+    button.append(element("span", undefined, "blank"), text, element("span", button.title, "unseen"));
     button.addEventListener("click", () => viewer.enter(scene, camera));
     camera.button = button;
     const item = element("li");
@@ -104,6 +114,12 @@ function cameraList(viewer, scene) {
     list.append(item);
   }
   return viewer.scenes.length > 1 ? [element("h3", scene.header.title), list] : [list];
+}
+
+/** The end of a long name, which tells it from its neighbours. */
+function short(name) {
+  const letters = [...name];
+  return letters.length > 10 ? `…${letters.slice(-9).join("")}` : name;
 }
 
 /** Show a camera's small picture in the list. */
@@ -162,5 +178,10 @@ function trimming(viewer) {
     viewer.look.trim = isOn ? [low.map((v, i) => Math.min(v, high[i])), low.map((v, i) => Math.max(v, high[i]))] : null;
     viewer.redraw();
   };
-  [get("trim"), ...inputs].forEach((input) => input.addEventListener("input", apply));
+  get("trim").addEventListener("input", apply);
+  for (const input of inputs)
+    input.addEventListener("input", () => {
+      input.dataset.touched = "yes";
+      apply();
+    });
 }

@@ -210,7 +210,31 @@ STREAM = Page(
 
 MASKS = Page("docs/how-to/masks.md", [], {"a picture rotated by 180 degrees": "a half turn"})
 MESH = Page("docs/how-to/mesh.md", [])
-VIEW = Page("docs/how-to/view.md", [], {"`--up 0,0.2,1`": "an example of a direction"})
+
+
+def of_page(row: int, way: str, name: str) -> float:
+    """A figure of the viewer's page."""
+    return result("view")["rows"][row][way][name]
+
+
+VIEW = Page(
+    "docs/how-to/view.md",
+    [
+        (
+            "in software on two cores, {:.0f} million points take {:.1f} s until the first picture and {:.1f} s",
+            lambda: (
+                [result("view")["rows"][0]["points"] / 1e6]
+                + [of_page(0, "served", name) for name in ("first_picture_s", "all_points_s")]
+            ),
+        ),
+        ("and turn at {:.0f} pictures a second", lambda: [of_page(0, "served", "turning_frames_a_second")]),
+        (
+            "a page of {:,} points has {:.1f} MB",
+            lambda: [result("view")["rows"][1]["points"], result("view")["rows"][1]["file_bytes"] / 1e6],
+        ),
+    ],
+    {"`--up 0,0.2,1`": "an example of a direction"},
+)
 SCALE = Page("docs/how-to/scale-and-gps.md", [], {"these two pictures were 1.25 m apart": "the example above it"})
 
 OF_OUTPUTS = (CONVENTIONS, OUTPUTS, OTHER_SYSTEMS, SPLATTING, TRUST, QUALITY, SURVEY, VIDEO, STREAM, MASKS, MESH, SCALE)
