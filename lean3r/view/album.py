@@ -88,7 +88,7 @@ class FolderAlbum:
         found: dict[int, Still] = {}
         for view, name in enumerate(unique_names(names)):
             path = self._folder / IMAGES / name
-            if not self._stored and _is_inside(path, self._folder / IMAGES) and path.is_file():
+            if not self._stored and is_file(path, self._folder / IMAGES):
                 found[view] = Still(name, partial(path.open, "rb"))
         for inputs, listed in self._batches(names) if len(found) < len(names) else ():
             try:
@@ -164,7 +164,7 @@ class FolderAlbum:
 
     def _keyframe(self, view: int) -> Mapping[str, np.ndarray] | None:
         path = self._folder / KEYFRAMES / f"{Path(self._sources[view].name).stem}.npz"
-        if not _is_inside(path, self._folder / KEYFRAMES) or not path.is_file():
+        if not is_file(path, self._folder / KEYFRAMES):
             return None
         try:
             arrays = open_arrays(path)
@@ -195,9 +195,9 @@ def _mapped(source: Source, keyframe: Mapping[str, np.ndarray]) -> Source:
     return Source(source.name, source.width, source.height, (sx, sy, ox, oy))
 
 
-def _is_inside(path: Path, folder: Path) -> bool:
-    """Names of views may contain anything."""
+def is_file(path: Path, folder: Path | None = None) -> bool:
+    """Whether there is such a file, in a folder if one is named; names in results may contain anything."""
     try:
-        return path.resolve().is_relative_to(folder.resolve())
+        return path.is_file() and (folder is None or path.resolve().is_relative_to(folder.resolve()))
     except (OSError, ValueError):
         return False

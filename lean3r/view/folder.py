@@ -14,7 +14,7 @@ from lean3r.export.manifest import LAYOUT_VERSION
 from lean3r.geometry.lens import LENSES
 from lean3r.json_text import parse_json
 from lean3r.types import Lens, Source
-from lean3r.view.album import FolderAlbum, Maps
+from lean3r.view.album import FolderAlbum, Maps, is_file
 from lean3r.view.arrays import open_arrays
 from lean3r.view.content import (
     REGISTRATIONS,
@@ -104,7 +104,7 @@ def _manifest(folder: Path, notes: list[str]) -> Mapping[str, Any]:
     notes += [warning_text(warning) for warning in (warnings if isinstance(warnings, list) else [])]
     listed = manifest.get("files")
     names = [name for name in (listed if isinstance(listed, list) else []) if isinstance(name, str)]
-    gone = sorted(name for name in names if not (folder / name).is_file())
+    gone = sorted(name for name in names if not is_file(folder / name))
     if gone:
         more = f" and {len(gone) - SHOWN:,} more" if len(gone) > SHOWN else ""
         notes.append(f"Missing files: {', '.join(gone[:SHOWN])}{more}.")
@@ -136,7 +136,7 @@ def _cameras(
             network = np.array([[1 / sx, 0, -ox / sx], [0, 1 / sy, -oy / sy], [0, 0, 1]]) @ row["k"]
             cameras.append(make_camera(source, row["pose"], network, row["registration"], row["lens"]))
         return tuple(cameras)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, ZeroDivisionError, np.linalg.LinAlgError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
         notes.append(f"The cameras cannot be read ({error}).")
         return ()
 

@@ -117,6 +117,16 @@ def read_result(folder: Path, _: random.Random) -> None:
     read_memory(folder, result.scene.names, result.scene.depth.shape)
 
 
+def read_viewed(folder: Path, _: random.Random) -> None:
+    """As the page of a result, with all of its parts."""
+    from lean3r.view.folder import read_content
+    from lean3r.view.packing import Package
+    from lean3r.view.page import one_file
+
+    for _ in one_file([Package(read_content(folder), most=50, in_one_file=True)]):
+        pass
+
+
 def read_weights(folder: Path, _: random.Random) -> None:
     """All tensors."""
     from lean3r.models.weight_files import open_weights
@@ -277,6 +287,7 @@ READERS: dict[str, Reader] = {
         200, lambda _: {"positions.csv": b"name;lat;lon;alt\r\na.png;46.5;-91.25;198\r\n\"b.png\";46.6;-91;\r\n"},
         read_positions,
     ),
+    "view": Reader(150, lambda _: samples.viewed(), read_viewed),
     "safetensors": Reader(450, lambda _: samples.weights("safetensors"), read_weights),
     "index": Reader(350, lambda _: samples.weights("index"), read_weights),
     "pt": Reader(350, lambda _: samples.weights("pt"), read_weights),

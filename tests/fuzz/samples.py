@@ -149,6 +149,17 @@ def result() -> Files:
         return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
+def viewed() -> Files:
+    """A result folder as the viewer reads it: with points, a mesh and a picture."""
+    from lean3r.export.ply import ply_bytes
+
+    rng = np.random.default_rng(0)
+    xyz, rgb = rng.normal((0, 0, 5), 1, (60, 3)).astype(np.float32), rng.integers(0, 255, (60, 3), np.uint8)
+    points = ply_bytes(xyz, rgb, normals=np.zeros_like(xyz), confidence=np.ones(60, np.float32))
+    mesh = ply_bytes(xyz, rgb, rng.integers(0, 60, (20, 3)).astype(np.int32))
+    return {**result(), "points.ply": points, "mesh.ply": mesh, "images/0.png": encoded("png")}
+
+
 def transforms_json() -> Files:
     """nerfstudio's: one frame with a focal length, one with an angle of view."""
     frame = {"transform_matrix": np.eye(4).tolist()}

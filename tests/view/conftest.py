@@ -15,7 +15,7 @@ from lean3r.export import export
 from lean3r.types import Reconstruction
 
 SOFTWARE = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
-SIZE = {"width": 900, "height": 600}
+SIZE = {"width": 760, "height": 520}
 NPM = Path.home() / ".cache" / "lean3r-tests" / "node_modules"
 FORMATS = "cameras,npz,ply"
 
