@@ -1,7 +1,8 @@
 """The page of results from a small server on this machine only: the program of the standard library, read-only.
 
-It answers GET for three things: the page, what there is to show now (state), and bytes of results (parts). Requests
-that name another host than this machine are refused, so that no page of the web can ask it through a name of its own.
+It answers GET for three things: the page, what there is to show now (state), and bytes of results (parts), below a path
+that only those know who are told the address: other users of the machine are not. Requests that name another host are
+refused, so that no page of the web can ask through a name of its own.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import secrets
 import threading
 import urllib.parse
 from collections.abc import Callable, Sequence
@@ -69,15 +71,15 @@ class Server:
     the state, for results that grow."""
 
     def __init__(self, shown: Shown, port: int | None = None, refresh: Callable[[], None] | None = None) -> None:
-        self.shown = shown
-        self._server = _listen(port, _handler(shown, refresh))
+        self.shown, self._secret = shown, secrets.token_urlsafe(9)
+        self._server = _listen(port, _handler(shown, refresh, f"/{self._secret}"))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True)
         self._thread.start()
 
     @property
     def address(self) -> str:
         """Where browsers on this machine find the page."""
-        return f"http://{HERE}:{self._server.server_address[1]}/"
+        return f"http://{HERE}:{self._server.server_address[1]}/{self._secret}/"
 
     def wait(self) -> None:
         """Wait until it is closed, or Ctrl-C."""
@@ -114,7 +116,7 @@ def _listen(port: int | None, handler: type[BaseHTTPRequestHandler]) -> _Quiet:
     raise AssertionError("the system always has a free port")
 
 
-def _handler(shown: Shown, refresh: Callable[[], None] | None) -> type[BaseHTTPRequestHandler]:
+def _handler(shown: Shown, refresh: Callable[[], None] | None, below: str) -> type[BaseHTTPRequestHandler]:
     page, refreshing = live_page(), threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -126,15 +128,16 @@ def _handler(shown: Shown, refresh: Callable[[], None] | None) -> type[BaseHTTPR
                 self._answer(b"wrong host\n", "text/plain", HTTPStatus.MISDIRECTED_REQUEST)
                 return
             place = urllib.parse.urlsplit(self.path)
-            if place.path == "/":
+            path = place.path.removeprefix(below) if place.path.startswith(below) else ""
+            if path == "/":
                 self._answer(page, "text/html; charset=utf-8")
-            elif place.path == "/state":
+            elif path == "/state":
                 if refresh is not None:
                     with refreshing:
                         refresh()
                 known = int(place.query) if place.query.isascii() and place.query.isdigit() else -1
                 self._answer(json.dumps(shown.state(known), allow_nan=False).encode(), "application/json")
-            elif (found := _PART.fullmatch(place.path)) and (content := self._part(*found.groups())) is not None:
+            elif (found := _PART.fullmatch(path)) and (content := self._part(*found.groups())) is not None:
                 self._answer(content, "application/octet-stream")
             else:
                 self._answer(b"nothing here\n", "text/plain", HTTPStatus.NOT_FOUND)

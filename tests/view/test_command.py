@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -98,23 +99,26 @@ def test_only_this_machine_is_answered_and_only_the_result(result: Path) -> None
     watch = Watch([result])
     watch.refresh()
     server = Server(watch.shown, refresh=watch.refresh)
-    port = int(server.address.rsplit(":", 1)[1].strip("/"))
+    port, secret = re.fullmatch(r"http://127.0.0.1:(\d+)(/[\w-]{12}/)", server.address).groups()
 
-    def ask(path: str, host: str = f"127.0.0.1:{port}", method: str = "GET") -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-        connection.request(method, path, headers={"Host": host})
+    def ask(path: str, host: str = f"127.0.0.1:{port}", method: str = "GET", below: str = secret) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=20)
+        connection.request(method, below + path, headers={"Host": host})
         answer = connection.getresponse()
         answer.read()
         connection.close()
         return answer.status
 
     try:
-        assert ask("/") == ask("/state?0") == ask("/parts/1/0/points-0") == ask("/parts/1/0/photo-3") == 200
-        assert ask("/", "evil.example") == ask("/state", f"evil.example:{port}") == ask("/", "") == 421
-        for path in ("/parts/1/0/photo-4", "/parts/1/1/mesh", "/parts/9/0/mesh", "/parts/1/0/points-99", "/out",
-                     "/../../etc/passwd", "/parts/1/0/../../../x", "/parts/1/0/photo-%C2%B2"):  # fmt: skip
+        assert ask("") == ask("state?0") == ask("parts/1/0/points-0") == ask("parts/1/0/photo-3") == 200
+        assert ask("", "evil.example") == ask("state", f"evil.example:{port}") == ask("", " ") == 421
+        assert ask("", below="/") == ask("state", below="/") == ask("state", below="/AAAAAAAAAAAA/") == 404, (
+            "the secret"
+        )
+        for path in ("parts/1/0/photo-4", "parts/1/1/mesh", "parts/9/0/mesh", "parts/1/0/points-99", "out",
+                     "../../etc/passwd", "parts/1/0/../../../x", "parts/1/0/photo-%C2%B2"):  # fmt: skip
             assert ask(path) == 404, path
-        assert ask("/", method="POST") == 501
+        assert ask("", method="POST") == 501
     finally:
         server.close()
     assert is_here("localhost") and is_here("LOCALHOST:80") and is_here("[::1]:9") and not is_here("127.0.0.1.evil.org")

@@ -99,7 +99,8 @@ def test_the_mean_colour_is_that_of_the_points_from_the_same_view(result: Path, 
     set_inputs(page, **PLAIN)
     page.page.locator("#camera-lists button").nth(1).click()
     set_inputs(page, opacity="0", size="-2")
-    seen = page.shot()[40:-80]
+    page.page.evaluate("document.getElementById('camera-bar').hidden = true")
+    seen = page.shot()
     eye = page.page.evaluate(
         "(() => { const e = lean3r.viewer.eye; return [e.fov, lean3r.viewer.canvas.clientHeight]; })()"
     )
@@ -110,7 +111,7 @@ def test_the_mean_colour_is_that_of_the_points_from_the_same_view(result: Path, 
     height, width = eye[1], page.page.evaluate("lean3r.viewer.canvas.clientWidth")
     focal = height / 2 / np.tan(eye[0] / 2)
     x, y = np.floor(focal * cam[:, 0] / cam[:, 2] + width / 2), np.floor(focal * cam[:, 1] / cam[:, 2] + height / 2)
-    inside = (cam[:, 2] > 0) & (x >= 0) & (x < width) & (y >= 40) & (y < height - 80)
+    inside = (cam[:, 2] > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
     # Who is nearest in squares larger than the page's points is seen at its own place there.
     owner = np.full((height, width), -1)
     order = np.flatnonzero(inside)[np.argsort(-cam[inside, 2])]
@@ -121,7 +122,7 @@ def test_the_mean_colour_is_that_of_the_points_from_the_same_view(result: Path, 
         owner[max(0, at[0] - reach) : at[0] + reach + 1, max(0, at[1] - reach) : at[1] + reach + 1] = point
     on_top = order[owner[rows[order], cols[order]] == order]
     assert len(on_top) > 500
-    drawn = seen[rows[on_top] - 40, cols[on_top]]
+    drawn = seen[rows[on_top], cols[on_top]]
     assert np.abs(drawn.mean(axis=0) - rgb[on_top].mean(axis=0)).max() < 2
     assert np.median(np.abs(drawn - rgb[on_top])) <= 3
 

@@ -34,9 +34,10 @@ void main() {
   }
   v_rgb = a_rgb_nx.rgb;
   if (u_mode == 1) v_rgb = texture(u_palette, vec2(a_rank_size.x, 0.5)).rgb;
-  if (u_mode == 2) v_rgb = a_view == 65535u ? vec3(0.55)
-    : texelFetch(u_views, ivec2(int(a_view) & 1023, int(a_view) >> 10), 0).rgb;
-  if (u_mode == 3) v_rgb = u_tint * (0.35 + 0.65 * dot(a_rgb_nx.rgb, vec3(0.3, 0.59, 0.11)));
+  float light = dot(a_rgb_nx.rgb, vec3(0.3, 0.59, 0.11)); // so that shapes stay visible
+  if (u_mode == 2) v_rgb = (0.5 + 0.6 * light) * (a_view == 65535u ? vec3(0.55)
+    : texelFetch(u_views, ivec2(int(a_view) & 1023, int(a_view) >> 10), 0).rgb);
+  if (u_mode == 3) v_rgb = u_tint * (0.35 + 0.65 * light);
   float size = exp2(mix(u_spacing.x, u_spacing.y, a_rank_size.y)) * u_pixels / at.w;
   v_size = clamp(size, u_size_limits.x, u_size_limits.y);
   gl_PointSize = v_size + 1.0;

@@ -53,11 +53,13 @@ export class Tools {
       camera.large[kind] = bitmap ? viewer.around.upload(bitmap) : camera.thumb && kind === "photo" ? camera.thumb : false;
     }
     if (viewer.look.over !== over) return;
+    const kinds = ["photo", "depth", "conf"].filter((kind) => camera.large[kind]);
+    const shown = kinds.includes(this.shown) ? this.shown : kinds[0];
     for (const input of document.querySelectorAll("#camera-shown input")) {
-      input.disabled = camera.large[input.value] === false;
-      if (input.checked && input.disabled) viewer.say("");
+      input.disabled = !kinds.includes(input.value);
+      input.checked = input.value === shown;
     }
-    over.texture = camera.large[this.shown] || null;
+    over.texture = camera.large[shown] || null;
     viewer.redraw();
   }
 
