@@ -104,7 +104,6 @@ class Package:
                 "hasNormals": bool(content.points.normals.any()),
             },
             "cameras": [self._camera(view) for view in range(len(content.cameras))],
-            "pictures": self._picture_lengths,
             "registrations": REGISTRATIONS,
             "mesh": None if surface is None else {"vertices": len(surface.xyz), "triangles": len(surface.faces)},
             "home": home(content, self.frame),
@@ -135,25 +134,21 @@ class Package:
         return int(np.clip(np.sqrt(share), SMALLEST, LARGEST))
 
     @cached_property
-    def _thumbs(self) -> list[bytes]:
-        """A small JPEG of each view, empty where there is none."""
+    def _thumbs(self) -> bytes:
+        """A small JPEG of each view, empty where there is none, after their number and their lengths (uint32). Not in
+        the header: a page of a thousand views need not wait for their pictures."""
         found = []
         for view in range(len(self.content.cameras)):
             picture = self.content.album.photo(view, THUMB) if view < MOST_THUMBS else None
             found.append(b"" if picture is None else jpeg(picture, THUMB, SMALL_QUALITY))
-        return found
-
-    @cached_property
-    def _picture_lengths(self) -> dict[str, list[int]]:
-        """Of each view, bytes of its thumb; in one file also which pictures there are."""
-        return {"thumbs": [len(thumb) for thumb in self._thumbs]}
+        return np.array([len(found), *map(len, found)], "<u4").tobytes() + b"".join(found)
 
     def part(self, name: str) -> bytes:
         """The bytes of a part: points-0 ... (coarse first), mesh, thumbs, photo-V, depth-V, conf-V of view V (empty if
         there is no such picture). KeyError for any other name."""
         kind, _, number = name.partition("-")
         if kind in ("mesh", "thumbs") and not number:
-            return b"".join(self._thumbs) if kind == "thumbs" else self._mesh_bytes
+            return self._thumbs if kind == "thumbs" else self._mesh_bytes
         if not (number.isascii() and number.isdigit()) or kind not in ("points", "photo", "depth", "conf"):
             raise KeyError(name)
         if int(number) >= (chunks.LEVELS if kind == "points" else len(self.content.cameras)):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lean3r.export import export
 from lean3r.view.compare import packages_of
@@ -201,5 +202,12 @@ def test_it_can_be_used_with_keys_alone(result: Path, opened: Callable[..., Open
     assert page.page.locator("#help").is_visible()
     page.page.keyboard.press("Escape")
     assert page.page.locator("#help").is_hidden() and page.page.locator("#camera-bar").is_visible()
+    with page.page.expect_download() as saved:
+        page.page.keyboard.press("f")
+    with Image.open(saved.value.path()) as picture:
+        assert picture.format == "PNG" and list(picture.size) == page.page.evaluate(
+            "[lean3r.viewer.canvas.width, lean3r.viewer.canvas.height]"
+        )
+        assert np.asarray(picture.convert("L")).std() > 10
     page.page.keyboard.press("Home")
     assert differs(before, page.shot()) < 0.03 and page.problems == []

@@ -64,8 +64,10 @@ async function fill(viewer, scenes) {
 
 async function thumbs(viewer, scene) {
   const bytes = await scene.parts.bytes("thumbs");
-  let at = 0;
-  const places = scene.header.pictures.thumbs.map((length) => [at, (at += length)]);
+  if (bytes.length < 4) return;
+  const numbers = new DataView(bytes.buffer, bytes.byteOffset), count = numbers.getUint32(0, true);
+  let at = 4 + 4 * count;
+  const places = Array.from({ length: count }, (_, view) => [at, (at += numbers.getUint32(4 + 4 * view, true))]);
   for (const [view, [start, end]] of places.entries()) {
     const bitmap = end > start && (await decoded(bytes.subarray(start, end)));
     if (!bitmap) continue;
