@@ -18,7 +18,8 @@ from lean3r.view.frame import Frame, frame_of, home
 THUMB, QUALITY, SMALL_QUALITY = 112, 84, 72
 LARGEST = 720  # longer side of a picture on a page that is served
 PICTURE_BYTES = 2_200_000  # for all pictures on a page that is one file
-BYTES_PER_PIXEL = 0.32  # of a photo, its depth and its confidence together
+PICTURES = ("photo", "depth", "conf")
+TRIED, TRIAL = 4, 192  # views and pixels by which their size is chosen
 SMALLEST = 96
 FARTHEST = 1e5  # times the size of the scene
 MOST_THUMBS = 2000
@@ -125,13 +126,15 @@ class Package:
             "time": camera.source.timestamp_s,
         }
 
-    @property
+    @cached_property
     def side(self) -> int:
-        """Longer side of the pictures, in pixels."""
-        if not self.in_one_file:
+        """Longer side of the pictures, in pixels; in one file as large as a sample says that all have room."""
+        views = len(self.content.cameras)
+        if not self.in_one_file or not views:
             return LARGEST
-        share = PICTURE_BYTES / max(len(self.content.cameras), 1) / BYTES_PER_PIXEL / 0.75
-        return int(np.clip(np.sqrt(share), SMALLEST, LARGEST))
+        sample = range(0, views, -(-views // TRIED))
+        tried = sum(len(self._picture(kind, view, TRIAL)) for view in sample for kind in PICTURES) / len(sample)
+        return int(np.clip(TRIAL * np.sqrt(PICTURE_BYTES / views / max(tried, 1.0)), SMALLEST, LARGEST))
 
     @cached_property
     def _thumbs(self) -> bytes:
@@ -149,11 +152,11 @@ class Package:
         kind, _, number = name.partition("-")
         if kind in ("mesh", "thumbs") and not number:
             return self._thumbs if kind == "thumbs" else self._mesh_bytes
-        if not (number.isascii() and number.isdigit()) or kind not in ("points", "photo", "depth", "conf"):
+        if not (number.isascii() and number.isdigit()) or kind not in ("points", *PICTURES):
             raise KeyError(name)
         if int(number) >= (chunks.LEVELS if kind == "points" else len(self.content.cameras)):
             raise KeyError(name)
-        return self.points.levels[int(number)] if kind == "points" else self._picture(kind, int(number))
+        return self.points.levels[int(number)] if kind == "points" else self._picture(kind, int(number), self.side)
 
     def names(self) -> list[str]:
         """The parts that a page in one file holds; most important first."""
@@ -161,18 +164,18 @@ class Package:
         names = [f"points-{level}" for level in range(header["points"]["levels"])]
         names += ["mesh"] if header["mesh"] else []
         views = range(len(header["cameras"]))
-        return [*names, "thumbs", *(f"{kind}-{view}" for kind in ("photo", "depth", "conf") for view in views)]
+        return [*names, "thumbs", *(f"{kind}-{view}" for kind in PICTURES for view in views)]
 
-    def _picture(self, kind: str, view: int) -> bytes:
+    def _picture(self, kind: str, view: int, side: int) -> bytes:
         album = self.content.album
         if kind == "photo":
-            picture = album.photo(view, self.side)
-            return b"" if picture is None else jpeg(picture, self.side, QUALITY)
+            picture = album.photo(view, side)
+            return b"" if picture is None else jpeg(picture, side, QUALITY)
         values = album.depth(view) if kind == "depth" else album.conf(view)
         if values is None or not values.any():
             return b""
         colours = colourise(values) if kind == "depth" else self._conf_colours(values)
-        return jpeg(Image.fromarray(colours), self.side, SMALL_QUALITY)
+        return jpeg(Image.fromarray(colours), side, SMALL_QUALITY)
 
     def _conf_colours(self, values: np.ndarray) -> np.ndarray:
         """Confidence [H, W] in the colours of its rank among all points; black where there is none."""

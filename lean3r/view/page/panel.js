@@ -118,8 +118,8 @@ function cameraList(viewer, scene) {
 
 /** The end of a long name, which tells it from its neighbours. */
 function short(name) {
-  const letters = [...name];
-  return letters.length > 10 ? `…${letters.slice(-9).join("")}` : name;
+  const letters = [...(name.length > 9 ? name.replace(/(?<=.)\.\w{1,5}$/, "") : name)];
+  return letters.length > 9 ? `…${letters.slice(-8).join("")}` : letters.join("");
 }
 
 /** Show a camera's small picture in the list. */
