@@ -12,7 +12,7 @@ from lean3r.view.content import of_scene
 from lean3r.view.packing import Package
 from lean3r.view.page import one_file
 
-FILE = "view.html"
+FILE, NOTEBOOK_POINTS = "view.html", 100_000
 
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
@@ -21,6 +21,11 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     path = directory / FILE
     size = write_page(path, [package])
     return Written([path], {"bytes": size, "points": package.points.count, "views": len(reconstruction.sources)})
+
+
+def page(scene: Reconstruction) -> str:
+    """The same page as text, with at most NOTEBOOK_POINTS points: for notebooks, which keep it."""
+    return b"".join(one_file([Package(of_scene(scene), most=NOTEBOOK_POINTS, in_one_file=True)])).decode()
 
 
 def write_page(path: Path, packages: Sequence[Package], aligned: str = "") -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from lean3r.export import export
 from lean3r.view.compare import packages_of
 from lean3r.view.folder import read_content
 from lean3r.view.frame import frame_of
+from lean3r.view.html import page as page_of
 from lean3r.view.html import write_page
 from lean3r.view.ply import read_ply
 from view.conftest import Opened, small_scene
@@ -185,6 +188,19 @@ def test_nothing_serious_is_wrong_for_those_who_see_or_point_badly(
     serious = [(each["id"], [node["html"][:90] for node in each["nodes"]][:3]) for each in found
                if each["impact"] in ("serious", "critical")]  # fmt: skip
     assert serious == []
+
+
+def test_a_frame_of_a_notebook_may_hold_it(tmp_path: Path, opened: Callable[..., Opened]) -> None:
+    """In a sandbox without an origin of its own, as notebooks frame what they do not trust."""
+    frame = (
+        f'<iframe sandbox="allow-scripts" width=600 height=400 srcdoc="{html.escape(page_of(small_scene()))}"></iframe>'
+    )
+    (tmp_path / "notebook.html").write_text(f'<html data-state="still">{frame}', encoding="utf-8")
+    page = opened(tmp_path / "notebook.html")
+    page.page.frame_locator("iframe").locator("html[data-state=still]").wait_for(state="attached", timeout=30_000)
+    with Image.open(io.BytesIO(page.page.locator("iframe").screenshot())) as shot:
+        assert len(shot.convert("RGB").getcolors(1 << 20) or ()) > 500
+    assert page.problems == []
 
 
 def test_it_can_be_used_with_keys_alone(result: Path, opened: Callable[..., Opened]) -> None:
