@@ -183,6 +183,8 @@ class Reconstruct:
         done = summary(scene, self.out, [file.relative_to(directory).as_posix() for file in files], console.seconds)
         done |= files.figures
         console.table("summary", summary_rows(scene, done))
+        if not self.view and {"ply", "npz", "cameras"} & set(formats):
+            console.line("next", f"lean3r view {shlex.quote(str(self.out))}")
         if folder := self.picture_folder(formats, pictures):
             model_folder = shlex.quote(str(self.out / "sparse" / "0"))
             console.line("next", f"colmap gui --import_path {model_folder} --image_path {shlex.quote(str(folder))}")
@@ -321,6 +323,11 @@ def describe_mesh(figures: Mapping) -> str:
     return ", ".join(numbers)
 
 
+def describe_page(figures: Mapping) -> str:
+    """The size of the page view.html."""
+    return f"view.html, {figures['bytes'] / 1e6:.1f} MB with {figures['points']:,} points"
+
+
 def summary_rows(scene: Reconstruction, done: Mapping) -> list[tuple[str, str]]:
     """The table at the end of a run."""
     seconds = done["seconds"]
@@ -339,5 +346,6 @@ def summary_rows(scene: Reconstruction, done: Mapping) -> list[tuple[str, str]]:
         ("memory", f"{done['peak_memory_mb']:,.0f} MB peak" + (f", {gpu:,.0f} MB on the GPU" if gpu else "")),
         ("points", f"{done['points']:,}, scale: {done['scale']}"),
         *([("mesh", describe_mesh(figures))] if (figures := done.get("mesh")) else []),
+        *([("page", describe_page(figures))] if (figures := done.get("html")) else []),
         ("files", f"{len(done['files'])} in {done['out']}"),
     ]

@@ -52,7 +52,9 @@ def test_stages_replace_one_another_and_the_last_one_stays() -> None:
         assert last["isDone"] and last["stage"] == "" and last["results"][0]["points"]["total"] == len(scene.points.xyz)
 
 
-def test_the_command_shows_every_stage(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_shows_every_stage(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     shown: list[tuple[int, bool, int]] = []
 
     class Noted(Live):
@@ -68,10 +70,14 @@ def test_the_command_shows_every_stage(tmp_path: Path, photos: Path, monkeypatch
 
     monkeypatch.setattr(lives, "Live", Noted)
     out = tmp_path / "out"
-    options = ["--resolution", "96", "--dense", "network", "-f", "ply", "-q", "--view"]
+    options = ["--resolution", "96", "--dense", "network", "-f", "ply,html", "--view"]
     assert main(["reconstruct", str(photos), "-o", str(out), *options]) == 0
     assert [done for _, done, _ in shown] == [False, False, True], "network, refinement, end"
     assert shown[0][2] == 0 < shown[-1][2] and (out / "points.ply").is_file()
+    said = capsys.readouterr().err
+    assert (
+        said.count("http://127.0.0.1:") == 2 and f"view.html, {(out / 'view.html').stat().st_size / 1e6:.1f} MB" in said
+    )
 
 
 def test_the_page_turns_to_the_next_stage(opened: Any) -> None:
