@@ -36,7 +36,7 @@ _SHOWN = Registry(
         "SparsePoints": "lean3r.showing:sparse",
         "Reconstruction": "lean3r.showing:reconstruction",
         "a notebook's Reconstruction": "lean3r.export.notebook:page",
-        "a page of its own for a Reconstruction": "lean3r.export.notebook:still",
+        "a page of its own for a Reconstruction": "lean3r.view.html:page",
     },
 )
 

@@ -30,6 +30,9 @@ class View:
     html: Annotated[Path | None, option("FILE")] = None
     """Write one page that needs no network and no program, instead of opening the browser."""
 
+    report: Annotated[Path | None, option("FILE")] = None
+    """Write the quality report of one result, a page to read and to print."""
+
     max_points: Annotated[int | None, option("N")] = None
     """Show at most N points; all by default, in a file 250000."""
 
@@ -54,25 +57,29 @@ class View:
 
     def run(self) -> None:
         """Write the page, or serve it until Ctrl-C."""
+        import numpy as np
+
         from lean3r.errors import UsageError
-        from lean3r.view.up import parse_up
+        from lean3r.geometry.up import parse_up
         from lean3r.view.watch import Watch
 
         if not 1 <= len(self.results) <= 2:
             raise UsageError(f"{len(self.results)} results are named; expected one, or two to compare.")
         if self.max_points is not None and self.max_points < 0:
             raise UsageError(f"--max-points is {self.max_points}; expected 0 or more.")
-        console, up = Console(self.quiet), parse_up(self.up)
+        console, given = Console(self.quiet), parse_up(self.up)
+        up = None if given is None else np.array(given)
+        if self.report is not None:
+            self._report(self.report, console)
         if self.html is not None:
             most = HTML_POINTS if self.max_points is None else self.max_points
             self._write(self.html, Watch(self.results, self.stored, up, most, in_one_file=True), console)
-        else:
+        elif self.report is None:
             self._serve(Watch(self.results, self.stored, up, self.max_points), console)
 
-    def _write(self, path: Path, watch: Watch, console: Console) -> None:
+    def _checked(self, path: Path) -> Path:
+        """The path of a file that may be written."""
         from lean3r.errors import UsageError
-        from lean3r.scratch import atomic_file
-        from lean3r.view.html import write_page
 
         path = path.expanduser()
         if path.is_dir() or not path.parent.is_dir():
@@ -80,6 +87,27 @@ class View:
             raise UsageError(f"{path} {what}; expected the name of a file, such as view.html.")
         if path.exists() and not self.overwrite:
             raise UsageError(f"{path} exists. Use --overwrite, or another name.")
+        return path
+
+    def _report(self, path: Path, console: Console) -> None:
+        from lean3r.errors import UsageError
+        from lean3r.quality import report_of
+        from lean3r.scratch import atomic_file
+
+        if len(self.results) != 1:
+            raise UsageError("a report is of one result; name one.")
+        path = self._checked(path)
+        text = report_of(self.results[0])
+        with atomic_file(path, overwrite=self.overwrite) as part:
+            part.write_text(text, encoding="utf-8")
+        console.line("report", f"{len(text.encode()) / 1e6:.1f} MB")
+        print(json.dumps({"report": str(path)}) if self.json else path)
+
+    def _write(self, path: Path, watch: Watch, console: Console) -> None:
+        from lean3r.scratch import atomic_file
+        from lean3r.view.html import write_page
+
+        path = self._checked(path)
         packages, aligned = watch.packages()
         with atomic_file(path, overwrite=self.overwrite) as part:
             size = write_page(part, packages, aligned)

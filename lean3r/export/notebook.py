@@ -26,11 +26,3 @@ def page(scene: Reconstruction) -> str:
     rows = "".join(f"<tr {_LEFT}><th {_LEFT}>{label}</th><td {_LEFT}>{text}</td></tr>" for label, text in cells)
     alt = "Cloud and cameras, seen from two sides"
     return f'<img alt="{alt}" style="max-width:100%" src="data:image/jpeg;base64,{data}"><table>{rows}</table>'
-
-
-def still(scene: Reconstruction) -> str:
-    """A page of its own, without scripts: the same piece, in the colours of the reader's choice."""
-    style = "body{font:15px/1.5 system-ui,sans-serif;margin:1rem} th{padding-right:1rem;vertical-align:top}"
-    head = f'<meta charset="utf-8"><meta name="color-scheme" content="light dark"><style>{style}</style>'
-    title = "<title>Reconstruction</title>"
-    return f'<!doctype html><html lang="en"><head>{head}{title}</head><body>{page(scene)}</body></html>'

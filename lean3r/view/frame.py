@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lean3r.geometry.up import estimate_up
 from lean3r.view.content import Camera, Content
-from lean3r.view.up import estimate_up
 
 LEVEL = 0.3  # length of a gaze on the ground below which it is no direction
 SAMPLE = 100_000
+DOWN_IS_Y = np.array([0.0, -1.0, 0.0])  # up, where nothing says which way it is
 NEAR = 6.0  # of the size of the scene: what is farther away is not framed
 
 
@@ -45,7 +46,7 @@ def frame_of(content: Content, up: np.ndarray | None = None) -> Frame:
     """The frame of a result, with the up direction that is asked for, else the recorded one, else that of its
     cameras."""
     if up is None:
-        up = content.up if content.up is not None else estimate_up(content.cameras)
+        up = content.up if content.up is not None else _up_of(content.cameras)
     back = -level_gaze(content.cameras, up)
     rotation = np.stack([np.cross(up, back), up, back])
     centres = np.array([camera.centre for camera in content.cameras]).reshape(-1, 3)
@@ -60,6 +61,13 @@ def frame_of(content: Content, up: np.ndarray | None = None) -> Frame:
         reach = float(np.abs(centres).max()) if len(centres) else 0.0
         size = reach if reach > 1e-30 else 1.0
     return Frame(rotation, rotation.T @ ((low + high) / 2), size)
+
+
+def _up_of(cameras: Sequence[Camera]) -> np.ndarray:
+    """The unit vector [3] up, by the cameras that are not far off."""
+    certain = [camera.pose for camera in cameras if camera.registration != "uncertain"]
+    poses = certain or [camera.pose for camera in cameras]
+    return np.array(estimate_up(np.stack(poses)).direction) if poses else DOWN_IS_Y
 
 
 def level_gaze(cameras: Sequence[Camera], up: np.ndarray) -> np.ndarray:
