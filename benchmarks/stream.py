@@ -46,17 +46,19 @@ WALKS = {
 
 
 class Rendered(NamedTuple):
-    """A rendered walk: frames, width and height, and the options of the command."""
+    """A rendered walk: frames, width and height, the options of the command, and whether it looks ahead."""
 
     frames: int
     size: tuple[int, int]
     options: list[str]
+    looks_ahead: bool = False
 
 
 RENDERED = {
     "1,000 frames, not refined": Rendered(1000, (320, 240), ["--refine", "off"]),
     "1,000 frames": Rendered(1000, (320, 240), []),
     "1,000 frames, loops off": Rendered(1000, (320, 240), ["--loops", "off"]),
+    "400 frames, looking ahead": Rendered(400, (320, 240), [], looks_ahead=True),
     "10,000 frames, not refined": Rendered(10_000, (192, 144), ["--refine", "off"]),
     "10,000 frames": Rendered(10_000, (192, 144), []),
 }
@@ -101,8 +103,9 @@ def of_taken(video: Path, options: list[str]) -> dict[str, Any]:
 
 def of_rendered(row: Rendered, extra: list[str], folder: Path) -> dict[str, Any]:
     """A row of rendered walks: also how well the places agree that the camera comes back to, a round later."""
-    walk = Walk(row.frames, row.size)
-    home = folder / f"{row.frames}-{row.size[0]}x{row.size[1]}"
+    walk = Walk(row.frames, row.size, looks_ahead=row.looks_ahead)
+    way = "-ahead" if row.looks_ahead else ""
+    home = folder / f"{row.frames}-{row.size[0]}x{row.size[1]}{way}"
     if not (home / "walk_camera.json").exists():
         write(walk, home)
     options = [*row.options, *extra]
@@ -149,7 +152,7 @@ def main() -> None:
     parser.add_argument("--video", type=Path, default=Path("../shared/data/video"))
     parser.add_argument("--only", nargs="*", choices=PARTS)
     parser.add_argument("--long", nargs="*", type=int, default=[500, 5000, 20_000])
-    parser.add_argument("--rows", nargs="*", default=list(RENDERED)[:3], choices=list(RENDERED), help="rendered walks")
+    parser.add_argument("--rows", nargs="*", default=list(RENDERED)[:4], choices=list(RENDERED), help="rendered walks")
     parser.add_argument("--options", default="", help="more options of the command, for rendered walks")
     parser.add_argument(
         "--folder", type=Path, help="where rendered walks and their results are kept (default: nowhere)"

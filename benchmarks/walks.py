@@ -1,11 +1,11 @@
 """Rendered walks of any length, with true cameras: rounds through a large furnished hall, whose places are seen again.
 
-    python benchmarks/walks.py FOLDER [--frames 1000] [--size 320 240] [--seed 0]
+    python benchmarks/walks.py FOLDER [--frames 1000] [--size 320 240] [--seed 0] [--ahead]
 
 The camera walks around a block that reaches the ceiling, past one that does not: 32 m a round and 8 cm a frame, ten
-frames a second. It looks ahead and to the outer side, and passes each place a little elsewhere every time. Frames are
-rendered a few at a time, each the same whatever came before it. As a program it writes walk.mp4, walk_poses_tum.txt
-(camera to world, metres) and walk_camera.json.
+frames a second. It looks ahead and to the outer side (or with --ahead where it goes, to and fro), and passes each place
+a little elsewhere every time. Frames are rendered a few at a time, each the same whatever came before it. As a program
+it writes walk.mp4, walk_poses_tum.txt (camera to world, metres) and walk_camera.json.
 """
 
 from __future__ import annotations
@@ -50,11 +50,13 @@ SHELL = (("bricks", 3), ("leaves", 2), ("checks", 4), ("wood", 5), ("cards", 5),
 
 @dataclass(frozen=True)
 class Walk:
-    """A walk of so many frames of `size` (width, height); another seed has other furniture and looks elsewhere."""
+    """A walk of so many frames of `size` (width, height); another seed has other furniture and looks elsewhere. If it
+    looks ahead, the picture grows more than it shifts."""
 
     frames: int = 1000
     size: tuple[int, int] = (320, 240)
     seed: int = 0
+    looks_ahead: bool = False
 
     def __iter__(self) -> Iterator[tuple[float, np.ndarray]]:
         """Times in seconds with pictures [H, W, 3] uint8."""
@@ -87,7 +89,8 @@ class Walk:
         place = here + aside[:, None] * np.stack([np.cos(heading), -np.sin(heading)], 1)
         seconds = indices / FPS
         # To the sides as one looks around in a room, the same in each round, and a little differently each time.
-        yaw = heading - 0.6 + 0.25 * np.sin(2 * np.pi * 2 * way / length + turns[1])
+        middle, swing = (0.0, 0.4) if self.looks_ahead else (-0.6, 0.25)
+        yaw = heading + middle + swing * np.sin(2 * np.pi * 2 * way / length + turns[1])
         yaw += 0.2 * np.sin(2 * np.pi * seconds / 17.3 + turns[2])
         steps = 2 * np.pi * seconds / STEP_S
         pitch = 0.06 * np.sin(2 * np.pi * seconds / 11.7 + turns[3]) - 0.05 + 0.004 * np.sin(steps)
@@ -326,8 +329,9 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=1000)
     parser.add_argument("--size", type=int, nargs=2, default=(320, 240), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ahead", action="store_true")
     args = parser.parse_args()
-    walk, start = Walk(args.frames, tuple(args.size), args.seed), time.perf_counter()
+    walk, start = Walk(args.frames, tuple(args.size), args.seed, args.ahead), time.perf_counter()
     write(walk, args.folder)
     seconds = time.perf_counter() - start
     print(f"{args.frames} frames, {walk.round_frames:.0f} a round, {args.frames / seconds:.1f} rendered a second")
