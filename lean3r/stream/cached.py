@@ -41,7 +41,7 @@ WINDOWS = (4, 8, 16, 24, 32, 48, 64, 96, 128)
 class CachedEngine:
     """See the module and Engine. The network sees the last `settings.window` keyframes in full, besides the anchors."""
 
-    version = 0  # what has been given out is never revised
+    version, rejoined = 0, ()  # what has been given out is never revised
 
     def __init__(self, model: Backbone, settings: Settings) -> None:
         self.model, self.settings = as_causal(model), settings

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from lean3r.stream.options import StreamOptions
     from lean3r.types import Source
 
-FLAGS = ("anchor", "keyframe", "joined", "uncertain", "lost", "between", "still", "no-content", "refined", "loop")
+FLAGS = (
+    *("anchor", "keyframe", "joined", "uncertain", "lost", "between", "still", "no-content", "refined", "loop"),
+    "apart",
+)
 """What may be said of a frame, in the order of the bits in the store.
 
 - `anchor`: its camera is the origin of the world;
@@ -30,7 +33,8 @@ FLAGS = ("anchor", "keyframe", "joined", "uncertain", "lost", "between", "still"
 - `still`: the camera rests, and has that of the last keyframe;
 - `no-content`: black, or without any structure;
 - `refined`: the cameras of its window were adjusted to matches;
-- `loop`: its window shows a place that was seen before, and is joined to it.
+- `loop`: its window shows a place that was seen before, and is joined to it;
+- `apart`: uncertain only because nothing joins its window to the first one yet; a loop may.
 """
 
 
@@ -70,6 +74,12 @@ class Estimate:
     depth: np.ndarray | None = None
     conf: np.ndarray | None = None
     source: Source | None = None
+
+
+def flags_now(flags: frozenset[str], window: int, rejoined: Sequence[Sequence[int]]) -> frozenset[str]:
+    """The flags of a frame, after loops have joined the windows of these ranges [first, end) to the first one."""
+    is_joined = "apart" in flags and any(first <= window < end for first, end in rejoined)
+    return flags - {"apart", "uncertain", "lost"} if is_joined else flags
 
 
 def place(
@@ -146,6 +156,9 @@ class Engine(Protocol):
 
     version: int
     """How often earlier windows were revised."""
+
+    rejoined: Sequence[Sequence[int]]
+    """Ranges [first, end) of windows that nothing joined to the first one, until a loop did."""
 
     @property
     def placements(self) -> np.ndarray:

@@ -25,6 +25,7 @@ from lean3r.geometry.up import estimate_up
 from lean3r.scratch import atomic_file
 from lean3r.stream import sim3
 from lean3r.stream.cloud import Cloud
+from lean3r.stream.engine import Engine, flags_now
 from lean3r.stream.store import (
     CHECKPOINT,
     FRAMES,
@@ -52,10 +53,12 @@ class Publisher:
     def __init__(self, store: Store, info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         self.store, self.info, self.config = store, info, config
 
-    def publish(self, placements: np.ndarray, cloud: Cloud, more: Mapping[str, Any], *, is_final: bool) -> None:
-        """Write all files, each at once; predictions.npz, which copies all depth maps, only at the end."""
-        self._placements = placements
-        self._trajectories()
+    def publish(self, engine: Engine, cloud: Cloud, figures: Mapping[str, Any], *, is_final: bool) -> int:
+        """Write all files, each at once; predictions.npz, which copies all depth maps, only at the end. Returns how
+        many frames are uncertain now."""
+        self._placements, self._rejoined = engine.placements, engine.rejoined
+        uncertain = self._trajectories()
+        more = {"stream": {**figures, "uncertain": uncertain}, "is_complete": is_final}
         views = self._cameras()
         self._colmap(cloud)
         with atomic_file(self.store.folder / POINTS) as part:
@@ -66,6 +69,7 @@ class Publisher:
         with atomic_file(self.store.folder / CONFIG) as part:
             part.write_text(toml(self.config))
         self._manifest(cloud, views, more)
+        return uncertain
 
     def _frames(self) -> Iterator[tuple[np.void, np.ndarray]]:
         """Records, with the poses cam_from_world [4, 4] as of now."""
@@ -78,8 +82,9 @@ class Publisher:
             if "keyframe" in flags_of(int(record["flags"])):
                 yield record, pose
 
-    def _trajectories(self) -> None:
-        folder = self.store.folder
+    def _trajectories(self) -> int:
+        """The trajectories; how many of their frames are uncertain."""
+        folder, uncertain = self.store.folder, 0
         with (
             atomic_file(folder / TUM) as tum_part,
             atomic_file(folder / KITTI) as kitti_part,
@@ -90,8 +95,14 @@ class Publisher:
         ):
             tum.write(HEAD)
             for record, pose in self._frames():
+                uncertain += self._registration(record) == "uncertain"
                 for file, line in zip((tum, kitti, times), lines(float(record["timestamp_s"]), pose), strict=True):
                     file.write(line)
+        return uncertain
+
+    def _registration(self, record: np.void) -> str:
+        flags = flags_now(flags_of(int(record["flags"])), int(record["window"]), self._rejoined)
+        return "uncertain" if flags & {"uncertain", "lost"} else "refined" if "refined" in flags else "predicted"
 
     def _cameras(self) -> list[dict[str, Any]]:
         """cameras.json of the keyframes; what the manifest says of them."""
@@ -99,7 +110,7 @@ class Publisher:
         with atomic_file(self.store.folder / CAMERAS) as part, part.open("w") as file:
             file.write('{\n "axes": "opencv",\n "scale": "relative",\n "views": [')
             for number, (record, pose) in enumerate(self._keyframes()):
-                name, state = _name(record), _registration(record)
+                name, state = _name(record), self._registration(record)
                 view = {"name": name, "width": int(record["size"][0]), "height": int(record["size"][1])}
                 views.append({**view, "registration": state})
                 view |= {
@@ -118,7 +129,7 @@ class Publisher:
         """sparse/0 with the keyframes whose cameras are trusted and a sample of the cloud, without tracks."""
         model, cameras = pycolmap.Reconstruction(), {}
         for record, pose in self._keyframes():
-            if _registration(record) == "uncertain":
+            if self._registration(record) == "uncertain":
                 continue
             key = (*map(int, record["size"]), *(round(float(value), 3) for value in record["intrinsics"]))
             if key not in cameras:
@@ -178,7 +189,7 @@ class Publisher:
             _array(archive, "world_from_cam", (count, 4, 4), np.dtype("<f8"), inverse)
             _array(archive, "image_size", (count, 2), np.dtype("<i4"), each(lambda r, _: r["size"]))
             _array(archive, "original_from_network", (count, 4), np.dtype("<f8"), each(lambda r, _: mapped(r)))
-            states = each(lambda r, _: np.array(_registration(r), "<U9"))
+            states = each(lambda r, _: np.array(self._registration(r), "<U9"))
             _array(archive, "registration", (count,), np.dtype("<U9"), states)
             _array(archive, "scale", (), np.dtype("<U8"), iter([np.array("relative")]))
 
@@ -188,7 +199,7 @@ class Publisher:
         files = [name for name in names if (folder / name).exists()]
         files += [f"sparse/0/{path.name}" for path in (folder / "sparse" / "0").iterdir()]
         files += [f"{KEYFRAMES}/{path.name}" for path in (folder / KEYFRAMES).iterdir()]
-        certain = [pose for record, pose in self._keyframes() if _registration(record) != "uncertain"]
+        certain = [pose for record, pose in self._keyframes() if self._registration(record) != "uncertain"]
         about = {
             "layout_version": LAYOUT_VERSION,
             "lean3r": metadata.version("lean3r"),
@@ -232,8 +243,3 @@ def _array(
 
 def _name(record: np.void) -> str:
     return f"frame_{int(record['index']):06d}.png"
-
-
-def _registration(record: np.void) -> str:
-    flags = flags_of(int(record["flags"]))
-    return "uncertain" if flags & {"uncertain", "lost"} else "refined" if "refined" in flags else "predicted"

@@ -26,7 +26,7 @@ from lean3r.stereo.options import Dense, StereoOptions
 from lean3r.stream import ENGINES, sim3
 from lean3r.stream.budget import OVERLAP, USUAL
 from lean3r.stream.cloud import Cloud
-from lean3r.stream.engine import Engine, Estimate, Frame, Settings
+from lean3r.stream.engine import Engine, Estimate, Frame, Settings, flags_now
 from lean3r.stream.frames import Live, Source
 from lean3r.stream.latency import Times
 from lean3r.stream.options import StreamOptions
@@ -313,9 +313,8 @@ class Stream:
     def _publish(self, store: Store, *, is_final: bool) -> None:
         assert self.engine is not None and self.cloud is not None
         begun = time.perf_counter()
-        more = {"stream": self.figures, "is_complete": is_final}
         with room(store.folder):
-            self._publisher(store).publish(self.engine.placements, self.cloud, more, is_final=is_final)
+            self.uncertain = self._publisher(store).publish(self.engine, self.cloud, self.figures, is_final=is_final)
         self._published_at = time.perf_counter()
         self._publishing_s = self._published_at - begun
 
@@ -355,6 +354,7 @@ class Stream:
             estimate,
             cam_from_world=sim3.move_poses(placement, estimate.in_window),
             placement=placement,
+            flags=flags_now(estimate.flags, estimate.window, self.engine.rejoined),
             version=self.engine.version,
             depth=None if estimate.depth is None else estimate.depth * np.float32(growth),
         )

@@ -70,6 +70,7 @@ class WindowEngine:
         self._before, self._moving_s = (0.0, 0.0), 0.0  # time and way of the last frame
         self._loops = Loops(model, settings.landmarks)
         self.version = 0
+        self.rejoined: list[list[int]] = []
         self._island: int | None = None  # the first window of those that nothing joins to the first one
 
     fit = staticmethod(fit_stream)
@@ -168,6 +169,7 @@ class WindowEngine:
         self._placements = placements
         self.version += 1
         if self._island is not None and loop.edge.first < self._island:
+            self.rejoined.append([self._island, len(before) - 1])
             self._island = None
         moved = np.linalg.inv(before[-1]) @ self._placements[-1]
         self._reports[-1]["loop"] = {
@@ -178,7 +180,7 @@ class WindowEngine:
             "angle_deg": round(float(np.rad2deg(sim3.angle_rad(sim3.parts(moved)[1]))), 4),
             "scale_ratio": round(sim3.parts(moved)[0], 6),
         }
-        doubts = {"lost"} if self._island is not None else {"uncertain", "lost"}
+        doubts = {"lost"} if self._island is not None else {"apart", "lost"}
         return standing - doubts | {"joined", "loop"}
 
     def _place(self, results: Sequence[Result]) -> frozenset[str]:
@@ -204,12 +206,12 @@ class WindowEngine:
                     fresh.take(old, found.matrix)
         if not found.is_good:
             return self._alone()
-        return frozenset({"joined"} if self._island is None else {"joined", "uncertain"})
+        return frozenset({"joined"} if self._island is None else {"joined", "apart"})
 
     def _alone(self) -> frozenset[str]:
-        """The flags of a window that nothing joins to the first one; later ones stay uncertain until a loop does."""
+        """The flags of a window that nothing joins to the first one; later ones stay apart until a loop does."""
         self._island = len(self._placements) - 1 if self._island is None else self._island
-        return frozenset({"uncertain", "lost"})
+        return frozenset({"apart", "lost"})
 
     def _start(self, results: Sequence[Result]) -> int:
         """The index of the first keyframe that the next window shares: the last certain ones, and those behind them."""
@@ -273,6 +275,9 @@ class WindowEngine:
         return self._estimate(frame, pose, first.original_intrinsics, frozenset(flags))
 
     def _estimate(self, frame: _Pending, pose: np.ndarray, intrinsics: np.ndarray, flags: frozenset[str]) -> Estimate:
+        if "apart" in flags:
+            is_doubted = flags & {"uncertain", "no-content"}  # for a reason of its own, which stays
+            flags = (flags - {"apart"} if is_doubted else flags) | {"uncertain"}
         placed = place(frame.index, frame.timestamp_s, frame.size, pose, intrinsics, flags, self._placements)
         return replace(placed, version=self.version)
 
@@ -323,6 +328,7 @@ class WindowEngine:
             "loops": self._loops.state(),
             "version": self.version,
             "island": self._island,
+            "rejoined": self.rejoined,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -338,6 +344,7 @@ class WindowEngine:
         self._before, self._moving_s = (state["before"][0], state["before"][1]), state["moving_s"]
         self._loops.restore(state["loops"])
         self.version, self._island = state["version"], state["island"]
+        self.rejoined = [list(each) for each in state["rejoined"]]
         self._note_ways()
 
 

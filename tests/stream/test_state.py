@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import av
@@ -61,6 +62,22 @@ def test_what_never_meets_is_lost() -> None:
     found = list(second)
     assert all("uncertain" in each.flags for each in found) and "lost" in found[0].flags
     assert second.figures["revisions"] == 0
+
+
+def test_what_was_apart_is_certain_once_it_meets(tmp_path: Path) -> None:
+    first = lean3r.stream(Looks(), walk(60), options=OPTIONS, refine="off")
+    list(first)
+    nearer = [(i / 10, frame(15 - i * 0.12)) for i in range(100)]
+    second = lean3r.stream(Looks(), nearer, tmp_path / "out", options=OPTIONS, refine="off", state=first.state())
+    given = list(second)
+    assert given[0].flags >= {"apart", "uncertain", "lost"}
+    now = [second.revised(each) for each in given]
+    assert not any(each.flags & {"apart", "uncertain", "lost"} for each in now)
+    assert second.figures["uncertain"] == 0
+    cameras = json.loads((tmp_path / "out" / "cameras.json").read_text())["views"]
+    assert not any(view["uncertain"] for view in cameras)
+    way = places(now)[:, 0]
+    assert np.allclose(way - way[0], -0.12 * np.arange(100), atol=0.4)
 
 
 def test_streams_with_one_state_are_the_same_and_leave_no_trace() -> None:
