@@ -150,7 +150,6 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     },
     "docs/how-to/survey.md": {
         "pip install 'lean3r[geo]'": DOWNLOADS,
-        "python benchmarks/survey.py": FIGURES,
     },
     "docs/how-to/third-party.md": {
         "pip install --no-deps depth-anything-3": DOWNLOADS,
