@@ -26,8 +26,6 @@ CALIBRATING = 4  # registered views that determine a camera reliably
 WELL, GAIN = 0.9, 0.05  # share of matches that truly shared cameras fit; gain that separate cameras must bring
 MORE = 1.08  # ratio of fitting matches: wrong shared cameras verify a tenth fewer, true ones as many
 MANY = 6  # views that determine a camera each
-NEARLY, CLEARLY = 0.9, 1.1  # of a video's frames: enough are trusted; so many more are, that it is the better model
-LONG = 96  # frames of a video up to which they are added one by one: the seconds grow faster than their number
 FEW = 6  # with so few views, a wrong model may fit nearly as well: a second method is tried
 DIFFERENT = (
     "the pictures fit clearly better with a focal length each, as if zoomed or cropped differently, but no such model "
@@ -118,22 +116,13 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
         model = mapper.from_poses(job.start, views)
         answers += filter(None, [answer_of(job, matches, model, True)])
     if not answers or len(job.views) <= FEW or not is_enough(answers[0], matched):
-        # All at once, the positions of a walk may slip: one part of it several times larger than the other, at matches
-        # that fit nearly as well, and no adjustment finds back (seen: 163 cm instead of 1). One by one they do not.
-        in_turn = bool(job.sequences) and len(job.views) <= LONG
-        makes = adjust.global_model, adjust.incremental_model
-        for make in reversed(makes) if in_turn else makes:
+        for make in (adjust.global_model, adjust.incremental_model):
             model = make(job, here, database)
-            found = None
             if model is not None:
                 adjust.restore_known(job, model)
-                found = settle(job, matches, mapper, mapper.polish(model))
-            if found is None:
-                continue
-            if not in_turn or not answers or found.trusted.sum() > CLEARLY * answers[-1].trusted.sum():
-                answers.append(found)
-            if found.has.sum() > 2 and (not in_turn or found.trusted.sum() >= NEARLY * matched):
-                break  # the global mapper cannot do two views; the incremental one can, but may stop on the way
+                answers += filter(None, [settle(job, matches, mapper, mapper.polish(model))])
+            if answers and answers[-1].has.sum() > 2:
+                break  # the global mapper cannot do two views; the incremental one can
     best = max(answers, key=lambda answer: fitness(job, answer), default=None)
     if best is None:
         return

@@ -21,8 +21,7 @@ from lean3r.geometry.lens import colmap_camera
 from lean3r.inputs.pictures import Pictures
 from lean3r.pipeline.observer import Observer
 from lean3r.pipeline.refining import refine_scene
-from lean3r.refine import KnownCameras, RefineOptions, adjust, pairs, refine, run, worker
-from lean3r.refine.job import Answer
+from lean3r.refine import KnownCameras, RefineOptions, pairs, refine
 from lean3r.types import Lens, Reconstruction
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -116,27 +115,6 @@ def test_a_useless_start_falls_back_to_the_matches_alone(tmp_path: Path) -> None
     after = refine_files(before, poses, tmp_path)
     assert after.info["refinement"]["status"] == "fallback" and set(after.registration) == {"fallback"}
     assert worst_deg(after, poses) < 1.5
-
-
-def test_frames_of_a_video_are_placed_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All at once, parts of a walk may get different scales (see refine/worker.py)."""
-    poses = scenes.arc(5, step=0.5)
-    before = scenes.scene(poses, off_deg=60, off=3)
-    sources = [replace(s, name=f"walk_{i:03d}.png", timestamp_s=i / 5) for i, s in enumerate(before.sources)]
-    before = replace(before, sources=tuple(sources))
-    pictures, job = tmp_path / "photos", tmp_path / "job"
-    for folder in (pictures, job):
-        folder.mkdir()
-    scenes.write(poses, pictures)
-    for path in pictures.iterdir():
-        path.rename(path.with_name(f"walk_{path.name}"))
-    prepared = run.prepare(before, Pictures(pictures), RefineOptions(), KnownCameras(), None, job)
-    assert prepared.sequences == (tuple(range(5)),)
-    monkeypatch.setattr(adjust, "global_model", lambda *_: pytest.fail("placed all at once"))
-    worker.solve(prepared, job)
-    answer = Answer.read(job)
-    assert answer is not None and answer.trusted.all()
-    assert worst_deg(replace(before, cam_from_world=answer.cam_from_world), poses) < 1.5
 
 
 def test_known_poses_set_the_world(tmp_path: Path) -> None:
