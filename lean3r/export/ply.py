@@ -18,30 +18,6 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     return [path]
 
 
-def read_points(path: Path, most: int = 1_000_000) -> tuple[np.ndarray, np.ndarray]:
-    """Places [P, 3] and colours [P, 3] uint8 of a points.ply of lean3r, evenly thinned to about `most`.
-
-    ValueError or OSError if it is none, or damaged.
-    """
-    with path.open("rb") as file:
-        lines = [file.readline(200).decode("ascii", "replace").split() for _ in range(4)]
-        while lines[-1] != ["end_header"]:
-            lines.append(file.readline(200).decode("ascii", "replace").split())
-            if len(lines) > 40:
-                raise ValueError("it has no header of lean3r")
-        types = {"float": "<f4", "uchar": "u1"}
-        fields = [(line[2], types[line[1]]) for line in lines if len(line) == 3 and line[0] == "property"]
-        counts = [int(line[2]) for line in lines if line[:2] == ["element", "vertex"] and len(line) == 3]
-        if lines[1][1:2] != ["binary_little_endian"] or len(counts) != 1:
-            raise ValueError("it is not a PLY file of lean3r")
-        rows = np.fromfile(file, np.dtype(fields), counts[0])
-    if len(rows) < counts[0] or not {"x", "y", "z", "red", "green", "blue"} <= set(rows.dtype.names or ()):
-        raise ValueError("it is cut short, or lacks places or colours")
-    rows = rows[:: 1 + len(rows) // max(most, 1)]
-    xyz, rgb = (np.stack([rows[name] for name in names], axis=1) for names in ("xyz", ("red", "green", "blue")))
-    return xyz, rgb
-
-
 def ply_bytes(
     xyz: np.ndarray,
     rgb: np.ndarray,

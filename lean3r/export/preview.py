@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from lean3r.export.splat import edge_shading, splat
 from lean3r.geometry.up import upright_from_world
 from lean3r.types import Reconstruction
 
+SMALL_SIZE = 960, 420  # pixels of a preview on a page: some 100 kB
 HEIGHT, WIDTH, SAMPLES = 700, 800, 2  # one panel; SAMPLES^2 pixels are averaged into one
 FIELD_OF_VIEW_RAD = 0.66
 VIEWPOINTS_DEG = ((-18.0, 24.0), (52.0, 34.0))  # azimuth from straight behind the cameras, elevation
@@ -59,6 +61,13 @@ def draw(reconstruction: Reconstruction) -> np.ndarray:
         colours = np.concatenate([rgb[facing], picture_rgb, line_rgb])
         panels.append(_shade(*splat(cam, colours, radius, focal, SAMPLES * HEIGHT, SAMPLES * WIDTH)))
     return np.concatenate(panels, axis=1)
+
+
+def jpeg(picture: Image.Image) -> bytes:
+    """A drawn preview as a small JPEG, for pages."""
+    stored = io.BytesIO()
+    picture.resize(SMALL_SIZE, Image.Resampling.LANCZOS).save(stored, "JPEG", quality=85)
+    return stored.getvalue()
 
 
 def viewpoint(

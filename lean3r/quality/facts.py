@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL import Image
 from lean3r.errors import InputError, LeanError
 from lean3r.export import preview
 from lean3r.export.atomic import MANIFEST
-from lean3r.export.ply import read_points
+from lean3r.export.ply_reader import read_ply
 from lean3r.grow.result import CAMERAS, CONFIG, MODEL, PREDICTIONS, About, read_scene
 from lean3r.json_text import parse_json
 from lean3r.pipeline.trust import no_points
@@ -22,7 +21,6 @@ from lean3r.quality.plain import as_list, as_map, as_number, as_text
 from lean3r.types import Reconstruction, Source
 
 STREAM, POINTS, PREVIEW = "stream.json", "points.ply", "preview.jpg"
-PREVIEW_SIZE = 960, 420
 LARGEST_PREVIEW = 4_000_000  # bytes of a file that is shown as it is
 MOST_POINTS = 200_000
 
@@ -67,9 +65,6 @@ def facts_of(scene: Reconstruction) -> Facts:
     ]
     sample = slice(None, None, 1 + len(scene.points.xyz) // MOST_POINTS)
     cloud = (scene.points.xyz[sample], scene.points.rgb[sample])
-    picture = Image.fromarray(preview.draw(scene.of_certain())).resize(PREVIEW_SIZE, Image.Resampling.LANCZOS)
-    stored = io.BytesIO()
-    picture.save(stored, "JPEG", quality=85)
     config = as_map(scene.info.get("config"))
     return Facts(
         title=_title(config),
@@ -78,7 +73,7 @@ def facts_of(scene: Reconstruction) -> Facts:
         views=views,
         scene=scene,
         cloud=cloud,
-        preview=stored.getvalue(),
+        preview=preview.jpeg(Image.fromarray(preview.draw(scene.of_certain()))),
         skipped=scene.skipped,
         points=len(scene.points.xyz),
         scale=scene.scale,
@@ -216,15 +211,20 @@ def _views(manifest: Mapping[str, Any], scene: Reconstruction | None) -> list[Vi
 
 
 def _cloud(path: Path, missing: list[str]) -> tuple[np.ndarray, np.ndarray] | None:
+    if not path.is_file():
+        return None
     try:
-        xyz, rgb = read_points(path, MOST_POINTS)
-    except FileNotFoundError:
+        ply = read_ply(path)
+    except InputError as error:
+        missing.append(str(error))
         return None
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        missing.append(f"{path.name} cannot be read ({error})")
+    xyz, rgb = ply.columns("x", "y", "z"), ply.columns("red", "green", "blue")
+    if ply.missing or xyz is None or rgb is None:
+        missing.append(f"{path.name} cannot be read (it is cut short, or lacks colours)")
         return None
-    finite = np.isfinite(xyz).all(axis=1)
-    return xyz[finite], rgb[finite]
+    kept = np.flatnonzero(np.isfinite(xyz).all(axis=1))
+    kept = kept[:: 1 + len(kept) // MOST_POINTS]
+    return xyz[kept], rgb[kept]
 
 
 def _preview(path: Path) -> bytes | None:
@@ -235,8 +235,6 @@ def _preview(path: Path) -> bytes | None:
         with Image.open(path) as picture:
             if picture.format != "JPEG" or picture.width > 4096 or picture.height > 4096:
                 return None
-            small = io.BytesIO()
-            picture.convert("RGB").resize(PREVIEW_SIZE, Image.Resampling.LANCZOS).save(small, "JPEG", quality=85)
+            return preview.jpeg(picture.convert("RGB"))
     except Exception:  # a damaged file raises anything; the report is complete without it
         return None
-    return small.getvalue()

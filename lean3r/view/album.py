@@ -14,11 +14,11 @@ from PIL import Image
 
 from lean3r.errors import InputError
 from lean3r.export.names import unique_names
-from lean3r.geometry.lens import LENSES, Optics
+from lean3r.geometry.lens import Optics
 from lean3r.inputs.listing import Still, find_pictures
 from lean3r.types import Lens, Source
 from lean3r.view.arrays import open_arrays
-from lean3r.view.content import Camera, whole_map
+from lean3r.view.content import Camera, lens_of, whole_map
 
 CONFIG, IMAGES, KEYFRAMES, MEMORY = "config.toml", "images", "keyframes", "memory.npz"
 SMALL_SIDE = 720
@@ -46,19 +46,13 @@ class Maps:
         models, params = arrays.get("lens_model"), arrays.get("lens_params")
         lenses: tuple[Lens | None, ...] = (None,) * views
         if models is not None and params is not None and len(models) == len(params) == views:
-            lenses = tuple(_lens(str(model), row) for model, row in zip(models, params, strict=True))
+            lenses = tuple(lens_of(model, row) for model, row in zip(models, params, strict=True))
         return cls(depth, conf, k.astype(np.float64), lenses)
 
     def project(self, view: int, camera: Camera, cam: np.ndarray) -> np.ndarray:
         """Pixels [P, 2] of the maps where points [P, 3] of a camera are seen."""
         lens = self.lenses[view]
         return Optics([camera.source], self.k[view][None], () if lens is None else (lens,)).project(0, cam)
-
-
-def _lens(model: str, params: np.ndarray) -> Lens | None:
-    focals, more = LENSES.get(model, (0, 0))
-    values = params[: focals + 2 + more]
-    return Lens(model, tuple(values.tolist())) if focals and np.isfinite(values).all() else None
 
 
 class FolderAlbum:

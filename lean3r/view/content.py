@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from lean3r.export.depth import picture_region
-from lean3r.geometry.lens import Optics
+from lean3r.geometry.lens import LENSES, Optics
 from lean3r.types import Lens, Reconstruction, Source
 
 REGISTRATIONS = ("refined", "fallback", "given", "predicted", "uncertain")
@@ -183,6 +183,14 @@ def make_camera(source: Source, pose: np.ndarray, k: np.ndarray, registration: s
         rays = Optics([scaled], on_grid[None]).slopes(0, cells + 1, cells + 1)
     fx, fy = k[0, 0], k[1, 1]
     return Camera(source, np.asarray(pose, np.float64), rays.copy(), registration, float(1 / np.sqrt(abs(fx * fy))))
+
+
+def lens_of(model: Any, params: Any) -> Lens | None:
+    """A stored lens; None if there is none, or it cannot be one."""
+    focals, more = LENSES.get(str(model), (0, 0))
+    values = np.asarray(params, np.float64).ravel()[: focals + 2 + more]
+    is_sound = focals and len(values) == focals + 2 + more and np.isfinite(values).all() and (values[:focals] > 0).all()
+    return Lens(str(model), tuple(values.tolist())) if is_sound else None
 
 
 def whole_map(values: np.ndarray, source: Source, side: int, resample: int = Image.Resampling.NEAREST) -> np.ndarray:

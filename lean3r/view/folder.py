@@ -11,9 +11,9 @@ import numpy as np
 from lean3r.errors import InputError
 from lean3r.export.atomic import MANIFEST
 from lean3r.export.manifest import LAYOUT_VERSION
-from lean3r.geometry.lens import LENSES
+from lean3r.export.ply_reader import Ply, read_ply
 from lean3r.json_text import parse_json
-from lean3r.types import Lens, Source
+from lean3r.types import Source
 from lean3r.view.album import FolderAlbum, Maps, is_file
 from lean3r.view.arrays import open_arrays
 from lean3r.view.content import (
@@ -23,12 +23,12 @@ from lean3r.view.content import (
     Points,
     Surface,
     facts_of,
+    lens_of,
     make_camera,
     recorded_up,
     scale_text,
     warning_text,
 )
-from lean3r.view.ply import Ply, read_ply
 
 CAMERAS, PREDICTIONS, POINTS, MESH, STREAM = "cameras.json", "predictions.npz", "points.ply", "mesh.ply", "stream.json"
 WATCHED = (MANIFEST, CAMERAS, POINTS)
@@ -155,7 +155,7 @@ def _from_json(path: Path) -> list[dict[str, Any]]:
                 "k": _matrix(view["K"], 3),
                 "pose": _matrix(view["cam_from_world"], 4),
                 "registration": registration if registration in REGISTRATIONS else "predicted",
-                "lens": _lens(lens["model"], lens["params"]) if isinstance(lens, dict) else None,
+                "lens": lens_of(lens["model"], lens["params"]) if isinstance(lens, dict) else None,
                 "time": float(time_s) if isinstance(time_s, int | float) else None,
             }
         )
@@ -166,7 +166,7 @@ def _from_arrays(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     if not {"names", "K_original", "cam_from_world", "image_size"} <= set(arrays):
         return []
     count = len(arrays["names"])
-    states = arrays.get("registration", np.array(["predicted"] * count))
+    states, models = arrays.get("registration", np.array(["predicted"] * count)), arrays.get("lens_model")
     return [
         {
             "name": str(arrays["names"][view]),
@@ -175,7 +175,7 @@ def _from_arrays(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
             "k": _matrix(arrays["K_original"][view], 3),
             "pose": _matrix(arrays["cam_from_world"][view], 4),
             "registration": str(states[view]) if str(states[view]) in REGISTRATIONS else "predicted",
-            "lens": _lens(arrays["lens_model"][view], arrays["lens_params"][view]) if "lens_model" in arrays else None,
+            "lens": lens_of(models[view], arrays["lens_params"][view]) if models is not None else None,
             "time": None,
         }
         for view in range(count)
@@ -187,13 +187,6 @@ def _matrix(values: Any, side: int) -> np.ndarray:
     if matrix.shape != (side, side) or not np.isfinite(matrix).all():
         raise ValueError(f"a matrix of {side} x {side} finite numbers was expected")
     return matrix
-
-
-def _lens(model: Any, params: Any) -> Lens | None:
-    focals, more = LENSES.get(str(model), (0, 0))
-    values = np.asarray(params, np.float64).ravel()[: focals + 2 + more]
-    is_sound = focals and len(values) == focals + 2 + more and np.isfinite(values).all() and (values[:focals] > 0).all()
-    return Lens(str(model), tuple(values.tolist())) if is_sound else None
 
 
 def _points(folder: Path, notes: list[str]) -> Points:

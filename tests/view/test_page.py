@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from lean3r.export import export
+from lean3r.export.ply_reader import read_ply
 from lean3r.view.compare import packages_of
 from lean3r.view.folder import read_content
 from lean3r.view.frame import frame_of
 from lean3r.view.html import page as page_of
 from lean3r.view.html import write_page
-from lean3r.view.ply import read_ply
 from view.conftest import Opened, small_scene
 
 HOSTILE = [
