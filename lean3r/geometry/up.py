@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from lean3r.errors import UsageError
+from lean3r.geometry.align import Similarity
 
 if TYPE_CHECKING:
     from lean3r.types import Reconstruction
@@ -157,6 +159,35 @@ def with_up(scene: Reconstruction, direction: Sequence[float] | None = None) -> 
     else:
         up = Up(_triple(_unit(np.asarray(direction, np.float64))), "given")
     return replace(scene, info={**scene.info, "up": up.as_dict()})
+
+
+def stand_upright(scene: Reconstruction) -> Reconstruction:
+    """The scene turned about its origin so that `info["up"]` is (0, -1, 0).
+
+    It stays as it is if its world is that of known poses or of GPS, or if up is not known.
+    """
+    if "cam_from_world" in (scene.info.get("known") or {}).get("views", {}) or "gps" in scene.info:
+        return scene
+    rotation = torch.from_numpy(upright_from_world(scene))
+    return move_scene(scene, Similarity(torch.ones((), dtype=torch.float64), rotation, torch.zeros(3).double()))
+
+
+def move_scene(scene: Reconstruction, new_from_world: Similarity) -> Reconstruction:
+    """The whole scene under a similarity into another world: cameras, depth, cloud, sparse points and up."""
+
+    def apply(xyz: np.ndarray) -> np.ndarray:
+        return new_from_world.apply(torch.from_numpy(xyz.astype(np.float64))).numpy().astype(xyz.dtype)
+
+    sparse, points, rotation = scene.sparse, scene.points, new_from_world.rotation.numpy()
+    normals = (points.normals @ rotation.T).astype(points.normals.dtype)
+    return replace(
+        scene,
+        depth=scene.depth * np.float32(float(new_from_world.scale)),
+        cam_from_world=new_from_world.apply_to_poses(torch.from_numpy(scene.cam_from_world)).numpy(),
+        points=replace(points, xyz=apply(points.xyz), normals=normals),
+        sparse=None if sparse is None else replace(sparse, xyz=apply(sparse.xyz)),
+        info=turned_up(scene.info, rotation),
+    )
 
 
 def turned_up(info: dict[str, Any], rotation: np.ndarray) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from lean3r.errors import InputError, UsageError
 from lean3r.geometry.fusion import with_cloud, without_depth
 from lean3r.geometry.photo_scale import Shown
-from lean3r.geometry.up import with_up
+from lean3r.geometry.up import stand_upright, with_up
 from lean3r.inputs.cameras import GivenCameras
 from lean3r.inputs.frames import FrameChoice
 from lean3r.inputs.masks import Masks, check_folder
@@ -80,8 +80,8 @@ def reconstruct(
     "off", or StereoOptions) says where depth comes from. `points` selects the points of the cloud (PointOptions).
 
     `info["warnings"]` lists the parts of the result that lack evidence (pipeline/trust.py), `info["up"]` says which way
-    is up in its world (geometry/up.py). Without known poses the
-    network chooses the world's origin and unit (see `scale`). UsageError for invalid options, InputError if no picture
+    is up in its world (geometry/up.py). Without known poses the world is upright, y down, with the first camera at its
+    origin, and the network chooses its unit (see `scale`). UsageError for invalid options, InputError if no picture
     is usable or cameras or masks are not, OutOfMemoryError if the views do not fit into memory, LeanError if the
     network returns NaN.
     """
@@ -149,7 +149,8 @@ def reconstruct(
         scene = densify_scene(scene, observer, device, model.SEES, budget)
     with observer.stage("points"):
         scene = judge_scene(scene, content, shown)
-        scene = with_up(with_cloud(without_depth(scene) if stereo.dense == "off" else scene))
+        scene = with_cloud(without_depth(scene) if stereo.dense == "off" else scene)
+        scene = stand_upright(with_up(scene))
     return with_costs(scene, observer.seconds, device)
 
 

@@ -88,7 +88,7 @@ class ScaleOptions:
     )
     up: str = option(
         "auto",
-        "Which way is up in the result's world, for exports that stand upright; auto: estimated, or that of --gps.",
+        "Which way is up in the world of the result without this option; auto: estimated, or that of --gps.",
         "auto|x|y|z|X,Y,Z",
     )
 
@@ -127,7 +127,7 @@ class ScaleOptions:
 
     def apply(self, reconstruction: Reconstruction, pictures: Pictures) -> Reconstruction:
         """The scene in metres, if that was asked for, with the up direction that was asked for."""
-        from lean3r.geometry.up import parse_up, with_up
+        from lean3r.geometry.up import parse_up, stand_upright, with_up
         from lean3r.refine.scale import Distance, with_distance, with_places
 
         if self.scale is not None:
@@ -135,7 +135,7 @@ class ScaleOptions:
         if self.gps or self.positions is not None:
             reconstruction = with_places(reconstruction, self.places(pictures, reconstruction.names))
         up = parse_up(self.up)
-        return reconstruction if up is None else with_up(reconstruction, up)
+        return reconstruction if up is None else stand_upright(with_up(reconstruction, up))
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from lean3r.geometry.align import Similarity, umeyama_robust
 from lean3r.geometry.earth import earth_centred, level_axes
 from lean3r.geometry.pose import camera_centers
 from lean3r.geometry.rotation import so3_exp
-from lean3r.geometry.up import Up, turned_up
+from lean3r.geometry.up import Up, move_scene
 from lean3r.types import Reconstruction
 
 if TYPE_CHECKING:
@@ -100,9 +100,8 @@ def with_distance(reconstruction: Reconstruction, known: Distance) -> Reconstruc
     scale = known.metres / apart
     info = {**reconstruction.info, "known_distance": {**vars(known), "units_per_metre": 1 / scale}}
     identity = torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-    return move_scene(
-        replace(reconstruction, info=info), Similarity(torch.tensor(scale, dtype=torch.float64), *identity)
-    )
+    fit = Similarity(torch.tensor(scale, dtype=torch.float64), *identity)
+    return move_scene(replace(reconstruction, info=info, scale="metric"), fit)
 
 
 def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> Reconstruction:
@@ -154,7 +153,8 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
             for view, row in zip(views, away, strict=True)
         ],
     }
-    moved = move_scene(replace(reconstruction, info={**reconstruction.info, "gps": said}), fit)
+    info = {**reconstruction.info, "gps": said}
+    moved = move_scene(replace(reconstruction, info=info, scale="metric"), fit)
     up = Up(UP, "gps", "level pictures, across the line of the positions" if is_line else None)
     return replace(moved, info={**moved.info, "up": up.as_dict()})
 
@@ -188,26 +188,6 @@ def _level(fit: Similarity, cam_from_world: np.ndarray, target: np.ndarray) -> S
             best, least = turn, slope
     turn, centre = torch.from_numpy(best), torch.from_numpy(middle)
     return Similarity(fit.scale, turn @ fit.rotation, turn @ (fit.translation - centre) + centre)
-
-
-def move_scene(reconstruction: Reconstruction, metres_from_world: Similarity) -> Reconstruction:
-    """The whole scene under a similarity into a metric world: cameras, depth, cloud and sparse points."""
-    scale = float(metres_from_world.scale)
-
-    def apply(xyz: np.ndarray) -> np.ndarray:
-        return metres_from_world.apply(torch.from_numpy(xyz.astype(np.float64))).numpy().astype(xyz.dtype)
-
-    sparse, points = reconstruction.sparse, reconstruction.points
-    turned = points.normals @ metres_from_world.rotation.numpy().T
-    return replace(
-        reconstruction,
-        depth=reconstruction.depth * np.float32(scale),
-        cam_from_world=metres_from_world.apply_to_poses(torch.from_numpy(reconstruction.cam_from_world)).numpy(),
-        points=replace(points, xyz=apply(points.xyz), normals=turned.astype(points.normals.dtype)),
-        sparse=None if sparse is None else replace(sparse, xyz=apply(sparse.xyz)),
-        scale="metric",
-        info=turned_up(reconstruction.info, metres_from_world.rotation.numpy()),
-    )
 
 
 def local_metres(places: Sequence[Place]) -> tuple[np.ndarray, Place]:

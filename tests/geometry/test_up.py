@@ -14,8 +14,17 @@ from hypothesis import strategies as st
 from lean3r.errors import UsageError
 from lean3r.geometry.align import Similarity
 from lean3r.geometry.rotation import so3_exp
-from lean3r.geometry.up import estimate_up, parse_up, rotation_down, settle_up, turned_up, upright_from_world, with_up
-from lean3r.refine.scale import move_scene
+from lean3r.geometry.up import (
+    estimate_up,
+    move_scene,
+    parse_up,
+    rotation_down,
+    settle_up,
+    stand_upright,
+    turned_up,
+    upright_from_world,
+    with_up,
+)
 
 TRUE_UP = np.array([0.0, -1.0, 0.0])  # of make_scene
 
@@ -84,6 +93,25 @@ def test_floors_and_walls_settle_an_estimate_that_is_near() -> None:
         scene.points.normals @ so3_exp(torch.tensor([0.0, 0, 0.7])).numpy(),
     ):
         assert settle_up(up, nothing.astype(np.float32)) == up
+
+
+def test_a_scene_stands_upright_about_its_origin_unless_its_world_was_given() -> None:
+    world = so3_exp(torch.tensor([0.3, 0.4, -0.3], dtype=torch.float64)).numpy()
+    fit = Similarity(torch.tensor(2.0, dtype=torch.float64), torch.from_numpy(world), torch.zeros(3).double())
+    scene = with_up(move_scene(make_scene(5), fit), world @ TRUE_UP)
+    upright = stand_upright(scene)
+    assert upright.info["up"]["direction"] == pytest.approx(TRUE_UP, abs=1e-5)
+    assert (upright_from_world(upright) == pytest.approx(np.eye(3), abs=1e-5)) and (upright.scale == scene.scale)
+    np.testing.assert_array_equal(upright.depth, scene.depth)
+    # What the cameras see stays: points and normals in the frame of a camera.
+    seen = [
+        np.concatenate([one.points.xyz @ cam[:3, :3].T + cam[:3, 3], one.points.normals @ cam[:3, :3].T])
+        for one, cam in ((one, one.cam_from_world[2]) for one in (scene, upright))
+    ]
+    np.testing.assert_allclose(*seen, atol=1e-5)
+    for known in ({"known": {"views": {"cam_from_world": 2}}}, {"gps": {}}):
+        held = replace(scene, info={**scene.info, **known})
+        assert stand_upright(held) is held
 
 
 def test_the_scene_keeps_its_world_and_says_how_to_turn_it_upright() -> None:
