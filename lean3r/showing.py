@@ -27,6 +27,7 @@ def source(of: Source) -> str:
     parts += [] if of.focal_px is None else [f"focal {of.focal_px:.0f} px by EXIF"]
     parts += [] if of.timestamp_s is None else [f"at {of.timestamp_s:.2f} s"]
     parts += [] if of.orientation == 1 else [f"orientation {of.orientation}"]
+    parts += [] if of.up_in_camera is None else ["up measured"]
     return f"Source({', '.join(parts)})"
 
 

@@ -1,4 +1,5 @@
-"""Which way is up in a scene: from its cameras, which people hold level, and its floors and walls; or as given."""
+"""Which way is up in a scene: as its cameras measured it, or from cameras that people hold level; floors and walls
+settle a vague estimate; or as given."""
 
 from __future__ import annotations
 
@@ -25,6 +26,9 @@ SURFACES_DEG = (10.0, 8.0, 6.0, 5.0, 4.0, 4.0, 4.0)  # width of a level or uprig
 LEVEL, UPRIGHT = 0.05, 0.3  # share of a cloud that must be one or the other, to be believed: many times chance
 WALLS_DEG = 5.0  # error of the cameras' estimate from which walls alone are worth more
 SETTLED_DEG = 2.0  # error of an up that surfaces confirm
+MEASURED_DEG = 3.0  # usual error of what one camera measures: accelerometers see the hand move, too
+AGREED_DEG = 15.0  # within which most measured cameras must agree
+MOST_COMPARED = 500
 MOST_NORMALS = 50_000
 FLAT, SPREAD = 0.15, 0.25  # extent of a flight along its gaze and across its line, relative to that along it
 AXES = {"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
@@ -35,8 +39,8 @@ EXPECTED = "auto, an axis of the world (z, or --up=-y) or a vector X,Y,Z"
 class Up:
     """The up direction of a world, a unit vector (x, y, z).
 
-    `source` is "cameras", "cameras and surfaces", "gps" or "given"; `assumes` says what an estimate rests on;
-    `error_deg` is its standard deviation (None: not estimated).
+    `source` is "exif", "cameras", either of them "and surfaces", "gps" or "given"; `assumes` says what an estimate
+    rests on; `error_deg` is its standard deviation (None: not estimated).
     """
 
     direction: tuple[float, float, float]
@@ -110,6 +114,24 @@ def estimate_up(cam_from_world: np.ndarray) -> Up:
     return Up(_triple(up), "cameras", assumes, error_deg)
 
 
+def measured_up(cam_from_world: np.ndarray, ups: np.ndarray) -> Up | None:
+    """Up in the world of cameras [S, 4, 4] that measured it, as unit vectors [S, 3] in their axes: a mean in which
+    outliers lose their weight. None if most of the cameras do not agree, or there are none."""
+    world = np.einsum("sji,sj->si", cam_from_world[:, :3, :3], ups)
+    some = world[:: 1 + len(world) // MOST_COMPARED]
+    alike = np.count_nonzero(some @ some.T >= math.cos(math.radians(AGREED_DEG)), axis=1)
+    if 2 * alike.max(initial=0) <= len(some):
+        return None
+    up, weights, angles_deg = some[alike.argmax()], np.ones(len(world)), np.zeros(len(world))
+    for _ in range(20):
+        angles_deg = np.degrees(np.arccos((world @ up).clip(-1, 1)))
+        weights = 1 / (1 + (angles_deg / MEASURED_DEG) ** 2)
+        up = _unit(weights @ world)
+    spread_deg = max(float(np.sqrt(np.average(angles_deg**2, weights=weights))), MEASURED_DEG)
+    error_deg = spread_deg / math.sqrt(min(len(world), INDEPENDENT))
+    return Up(_triple(up), "exif", "what the cameras measured", error_deg)
+
+
 def settle_up(up: Up, normals: np.ndarray) -> Up:
     """An estimate turned to the floors and walls near it, by the unit normals [P, 3] of the scene's surfaces.
 
@@ -136,7 +158,7 @@ def settle_up(up: Up, normals: np.ndarray) -> Up:
         return up
     assumes = f"{up.assumes}, {'level ground' if floors else 'upright walls'}"
     error_deg = min(SETTLED_DEG, up.error_deg) if floors else up.error_deg
-    return Up(_triple(found), "cameras and surfaces", assumes, error_deg)
+    return Up(_triple(found), f"{up.source} and surfaces", assumes, error_deg)
 
 
 def _is_flight(cam_from_world: np.ndarray, right: np.ndarray, ahead: np.ndarray) -> bool:
@@ -155,7 +177,13 @@ def with_up(scene: Reconstruction, direction: Sequence[float] | None = None) -> 
     """The scene with `info["up"]` (Up.as_dict): the given direction, or an estimate from its certain cameras and its
     cloud."""
     if direction is None:
-        up = settle_up(estimate_up(scene.cam_from_world[scene.is_certain]), scene.points.normals)
+        up = estimate_up(scene.cam_from_world[scene.is_certain])
+        measured = _measured_in(scene)
+        if measured is not None and (measured.error_deg or 0) < (up.error_deg or 0):
+            up = measured
+        # Ground may slope by more than a good measurement errs.
+        if up is not measured or (up.error_deg or 0) > SETTLED_DEG:
+            up = settle_up(up, scene.points.normals)
     else:
         up = Up(_triple(_unit(np.asarray(direction, np.float64))), "given")
     return replace(scene, info={**scene.info, "up": up.as_dict()})
@@ -188,6 +216,15 @@ def move_scene(scene: Reconstruction, new_from_world: Similarity) -> Reconstruct
         sparse=None if sparse is None else replace(sparse, xyz=apply(sparse.xyz)),
         info=turned_up(scene.info, rotation),
     )
+
+
+def _measured_in(scene: Reconstruction) -> Up | None:
+    """What the certain cameras of a scene measured."""
+    ups = [(i, source.up_in_camera) for i, source in enumerate(scene.sources) if scene.is_certain[i]]
+    found = [(i, up) for i, up in ups if up is not None]
+    if not found:
+        return None
+    return measured_up(scene.cam_from_world[[i for i, _ in found]], np.array([up for _, up in found], np.float64))
 
 
 def turned_up(info: dict[str, Any], rotation: np.ndarray) -> dict[str, Any]:

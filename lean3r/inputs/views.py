@@ -19,6 +19,7 @@ from PIL import Image
 
 from lean3r.errors import InputError, UsageError
 from lean3r.inputs.decoding import TURNS, check_pixels, eight_bit, exif, is_large, on_white, open_image, plain
+from lean3r.inputs.gravity import measured_up
 from lean3r.inputs.video import Clip, Frame
 from lean3r.types import Source, Views
 
@@ -127,6 +128,7 @@ def decode_whole(file: BinaryIO, name: str, side: int) -> Image.Image:
 def _read(image: Image.Image, name: str, size_of: SizeOf) -> Picture:
     """From an open, still undecoded image to a Picture."""
     orientation, focal_35mm = exif(image, name)
+    up = measured_up(image)
     stored_width, stored_height = image.size
     is_turned = orientation >= 5
     width, height = (stored_height, stored_width) if is_turned else (stored_width, stored_height)
@@ -147,7 +149,7 @@ def _read(image: Image.Image, name: str, size_of: SizeOf) -> Picture:
         image, shrink = plain(image, factor), shrink / factor
     pixels, transform = fit(eight_bit(image), (width, height), orientation, target, shrink)
     focal_px = None if focal_35mm is None else focal_35mm / DIAGONAL_35MM * math.hypot(width, height)
-    return Picture(Source(name, width, height, transform, focal_px, orientation=orientation), pixels)
+    return Picture(Source(name, width, height, transform, focal_px, None, orientation, up), pixels)
 
 
 def _shrunk_by(share: float) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import struct
 import tempfile
 import zipfile
 from functools import cache
@@ -32,6 +33,7 @@ PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "jp2": ("JPEG2000", {}),
     "heic": ("HEIF", {}),
 }
+APPLE_NOTE = b"Apple iOS\0\0\1MM\0\1" + struct.pack(">HHII6x6i", 8, 10, 3, 34, -1, 100, -9, 10, -1, 5)
 VIDEOS = {"mp4": "libx264", "mkv": "libx264", "avi": "mpeg4", "webm": "libvpx"}
 
 
@@ -62,6 +64,7 @@ def located() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
     exif.get_ifd(0x8769)[0xA405] = 28
+    exif.get_ifd(0x8769)[0x927C] = APPLE_NOTE
     exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 8.0, 1.5), 3: "E", 4: (11.0, 34.0, 2.5), 5: b"\0", 6: 519.0})
     return exif.tobytes()
 
