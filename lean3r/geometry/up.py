@@ -129,7 +129,7 @@ def measured_up(cam_from_world: np.ndarray, ups: np.ndarray) -> Up | None:
         up = _unit(weights @ world)
     spread_deg = max(float(np.sqrt(np.average(angles_deg**2, weights=weights))), MEASURED_DEG)
     error_deg = spread_deg / math.sqrt(min(len(world), INDEPENDENT))
-    return Up(_triple(up), "exif", "what the cameras measured", error_deg)
+    return Up(_triple(up), "exif", "gravity as the cameras measured it", error_deg)
 
 
 def settle_up(up: Up, normals: np.ndarray) -> Up:

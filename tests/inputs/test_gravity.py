@@ -168,7 +168,7 @@ def test_what_cameras_measured_goes_before_level_cameras_and_ground_that_may_slo
     slope = np.array([0.1, -1.0, 0.05]) / np.linalg.norm([0.1, -1.0, 0.05])
     points = replace(scene.points, normals=np.tile(slope, (len(scene.points.xyz), 1)).astype(np.float32))
     up = with_up(measuring(replace(scene, points=points), 1.0, wrong=1)).info["up"]
-    assert up["source"] == "exif" and up["certain"] and up["assumes"] == "what the cameras measured"
+    assert up["source"] == "exif" and up["certain"] and up["assumes"] == "gravity as the cameras measured it"
     assert angle_deg(up["direction"], TRUE_UP) < 1.5 and up["error_deg"] <= 3
     one = with_up(measuring(make_scene(1), 1.0)).info["up"]
     assert one["source"].startswith("exif") and angle_deg(one["direction"], TRUE_UP) < 3 and one["certain"]
