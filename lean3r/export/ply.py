@@ -25,15 +25,18 @@ def ply_bytes(
     *,
     normals: np.ndarray | None = None,
     confidence: np.ndarray | None = None,
+    view: np.ndarray | None = None,
 ) -> bytes:
-    """A PLY file of points [V, 3] with opaque colours [V, 3] uint8, and normals [V, 3] and confidence [V] if there are
-    any; a mesh if there are faces [F, 3]."""
+    """A PLY file of points [V, 3] with opaque colours [V, 3] uint8, and normals [V, 3], confidence [V] and view [V] if
+    there are any; a mesh if there are faces [F, 3]."""
     columns = [(axis, "float", xyz[:, number]) for number, axis in enumerate("xyz")]
     columns += [(f"n{axis}", "float", normals[:, n]) for n, axis in enumerate("xyz") if normals is not None]
     columns += [(name, "uchar", rgb[:, number]) for number, name in enumerate(("red", "green", "blue"))]
     columns += [("alpha", "uchar", np.full(len(xyz), 255))]
     columns += [("confidence", "float", confidence)] if confidence is not None else []
-    vertices = np.empty(len(xyz), [(name, "<f4" if kind == "float" else "u1") for name, kind, _ in columns])
+    columns += [("view", "int", view)] if view is not None else []
+    kinds = {"float": "<f4", "uchar": "u1", "int": "<i4"}
+    vertices = np.empty(len(xyz), [(name, kinds[kind]) for name, kind, _ in columns])
     for name, _, values in columns:
         vertices[name] = values
     header = ["ply", "format binary_little_endian 1.0", "comment lean3r", f"element vertex {len(xyz)}"]

@@ -23,7 +23,7 @@ from lean3r.stream.pictures import LONGEST
 WINDOWS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 USUAL, OVERLAP = 48, 12  # keyframes of a window, and how many of them it shares with the one before
 SIDES = (0.8, 0.6)  # of the usual resolution
-CLOUD_BYTES = 31 * 4  # of a point, while points are thinned
+CLOUD_BYTES = 35 * 4  # of a point, while points are thinned
 NETWORK_FRAME_BYTES = 11 + 24  # of a pixel of a keyframe's results, and while they are made
 
 

@@ -15,20 +15,22 @@ from lean3r.stream.engine import Estimate
 GROWTH = 1.25
 PER_PIXEL = 1.0  # side of the first voxels, in pixels at the median depth of the first keyframe
 _SPAN = 1 << 20  # voxels along each axis that have numbers of their own, on both sides of the origin
-_ARRAYS = ("key", "xyz", "rgb", "conf", "window")
+_ARRAYS = ("key", "xyz", "rgb", "conf", "window", "frame")
 
 
 class Cloud:
     """The most confident point of each voxel, at most `most` of them; `side` is the voxels' side in world units.
 
     key [P] int64 is a voxel's number, ascending; xyz [P, 3] float32; rgb [P, 3] uint8; conf [P] float32; window [P]
-    int32 is the number of the window that placed the point.
+    int32 is the number of the window that placed the point; frame [P] int32 is the index of the keyframe that saw it,
+    -1 where a checkpoint of an older version did not keep that.
     """
 
     def __init__(self, most: int, percentile: float) -> None:
         self.most, self.percentile, self.side = most, percentile, 0.0
         self.key, self.conf, self.window = np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.int32)
         self.xyz, self.rgb = np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8)
+        self.frame = np.zeros(0, np.int32)
 
     def __len__(self) -> int:
         return len(self.key)
@@ -40,7 +42,7 @@ class Cloud:
             self._merge(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
     def _points(self, estimate: Estimate) -> tuple[np.ndarray, ...] | None:
-        """World points of one keyframe, their colours, confidence and window."""
+        """World points of one keyframe, their colours, confidence, window and frame."""
         flags = estimate.flags
         if estimate.depth is None or not self.most or "keyframe" not in flags or flags & {"uncertain", "lost"}:
             return None
@@ -62,12 +64,13 @@ class Cloud:
         xyz = ((cam - pose[:3, 3]) @ pose[:3, :3]).astype(np.float32)
         if not self.side:
             self.side = float(PER_PIXEL * np.median(z) * sx / estimate.intrinsics[0, 0])
-        window = np.full(len(xyz), estimate.window, np.int32)
-        return xyz, estimate.image[rows, cols], conf[rows, cols].astype(np.float32), window
+        window, frame = (np.full(len(xyz), number, np.int32) for number in (estimate.window, estimate.index))
+        return xyz, estimate.image[rows, cols], conf[rows, cols].astype(np.float32), window, frame
 
-    def _merge(self, xyz: np.ndarray, rgb: np.ndarray, conf: np.ndarray, window: np.ndarray) -> None:
+    def _merge(self, xyz: np.ndarray, *more: np.ndarray) -> None:
+        """Take points and `more`, their other columns."""
         near = (np.abs(xyz) < self.side * _SPAN).all(axis=1)  # also drops what is not finite
-        new = _thinned(self._keys(xyz[near]), xyz[near], rgb[near], conf[near], window[near])
+        new = _thinned(self._keys(xyz[near]), xyz[near], *(column[near] for column in more))
         self._set(_thinned(*(np.concatenate(pair) for pair in zip(self._arrays, new, strict=True))))
         while len(self) > self.most:
             self.side *= GROWTH
@@ -93,9 +96,9 @@ class Cloud:
             if not np.allclose(change, np.eye(4), atol=1e-12):
                 mine = self.window == window
                 xyz[mine] = sim3.move_points(change, xyz[mine])
-        moved, rgb, conf, window = xyz.astype(np.float32), self.rgb, self.conf, self.window
+        more = self._arrays[2:]
         self._set(tuple(array[:0] for array in self._arrays))
-        self._merge(moved, rgb, conf, window)
+        self._merge(xyz.astype(np.float32), *more)
 
     @property
     def bytes(self) -> int:
@@ -109,8 +112,9 @@ class Cloud:
     def restore(self, state: Mapping[str, Any]) -> None:
         """See Engine.restore."""
         self.side = state["side"]
+        unknown = {"frame": np.full(len(state["key"]), -1, np.int32)}
         for name in _ARRAYS:
-            setattr(self, name, state[name])
+            setattr(self, name, (unknown | state)[name])
 
 
 def _thinned(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -52,6 +52,7 @@ class Publisher:
 
     def __init__(self, store: Store, info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         self.store, self.info, self.config = store, info, config
+        self._numbers: list[int] = []  # of the frames that are views
 
     def publish(self, engine: Engine, cloud: Cloud, figures: Mapping[str, Any], *, is_final: bool) -> int:
         """Write all files, each at once; predictions.npz, which copies all depth maps, only at the end. Returns how
@@ -62,7 +63,8 @@ class Publisher:
         views = self._cameras()
         self._colmap(cloud)
         with atomic_file(self.store.folder / POINTS) as part:
-            part.write_bytes(ply_bytes(cloud.xyz, cloud.rgb, normals=np.zeros_like(cloud.xyz), confidence=cloud.conf))
+            normals, view = np.zeros_like(cloud.xyz), _views(cloud, self._numbers)
+            part.write_bytes(ply_bytes(cloud.xyz, cloud.rgb, normals=normals, confidence=cloud.conf, view=view))
         if is_final and views:
             with atomic_file(self.store.folder / PREDICTIONS) as part:
                 self._predictions(part)
@@ -106,10 +108,11 @@ class Publisher:
 
     def _cameras(self) -> list[dict[str, Any]]:
         """cameras.json of the keyframes; what the manifest says of them."""
-        views = []
+        views, self._numbers = [], []
         with atomic_file(self.store.folder / CAMERAS) as part, part.open("w") as file:
             file.write('{\n "axes": "opencv",\n "scale": "relative",\n "views": [')
             for number, (record, pose) in enumerate(self._keyframes()):
+                self._numbers.append(int(record["index"]))
                 name, state = _name(record), self._registration(record)
                 view = {"name": name, "width": int(record["size"][0]), "height": int(record["size"][1])}
                 views.append({**view, "registration": state})
@@ -215,6 +218,14 @@ class Publisher:
         }
         with atomic_file(folder / MANIFEST) as part:
             part.write_bytes(json_bytes(about))
+
+
+def _views(cloud: Cloud, keyframes: list[int]) -> np.ndarray:
+    """The view [P] int32 that saw each point, by the frames of the views; -1 where it is unknown."""
+    frames = np.array(keyframes or [-1])
+    order = np.argsort(frames)
+    found = order[np.searchsorted(frames, cloud.frame, sorter=order).clip(max=len(frames) - 1)]
+    return np.where((frames[found] == cloud.frame) & (cloud.frame >= 0), found, -1).astype(np.int32)
 
 
 def _points(cloud: Cloud) -> bytes:

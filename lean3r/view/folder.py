@@ -48,14 +48,14 @@ def read_content(folder: str | Path, stored: Sequence[str | Path] = ()) -> Conte
     manifest = _manifest(folder, notes)
     arrays = _arrays(folder, notes)
     cameras = _cameras(folder, arrays, manifest, notes)
-    points = _points(folder, notes)
+    points = _points(folder, len(cameras), notes)
     if not len(cameras) and not len(points):
         raise InputError(
             f"{shown} has neither cameras nor points that can be read ({CAMERAS}, {PREDICTIONS}, {POINTS}); expected "
             "a result of lean3r."
         )
     album = FolderAlbum(folder, [camera.source for camera in cameras], Maps.of(arrays, len(cameras)), manifest, stored)
-    if len(points) and album.maps is not None:
+    if len(points) and album.maps is not None and (points.view < 0).all():
         points = Points(points.xyz, points.rgb, points.conf, points.normals, views_of(points.xyz, cameras, album.maps))
     if cameras and not album.has_photos:
         notes.append("The pictures were not found. Say with --stored where they are now.")
@@ -189,7 +189,7 @@ def _matrix(values: Any, side: int) -> np.ndarray:
     return matrix
 
 
-def _points(folder: Path, notes: list[str]) -> Points:
+def _points(folder: Path, views: int, notes: list[str]) -> Points:
     if not (folder / POINTS).is_file():
         notes.append(f"{POINTS} is missing: there is no cloud.")
         return Points.none()
@@ -205,7 +205,9 @@ def _points(folder: Path, notes: list[str]) -> Points:
     conf = np.ones(len(xyz), np.float32) if confidence is None else confidence[:, 0].astype(np.float32)
     rgb = _columns(ply, ("red", "green", "blue"), np.uint8, 128)
     normals = np.nan_to_num(_columns(ply, ("nx", "ny", "nz"), np.float32, 0))
-    return Points(xyz, rgb, conf, normals, np.full(len(xyz), -1, np.int32))
+    stated = _columns(ply, ("view",), np.float64, -1)[:, 0]  # streams say it; other clouds are ordered by view
+    view = np.where((stated >= 0) & (stated < views), stated, -1).astype(np.int32)
+    return Points(xyz, rgb, conf, normals, view)
 
 
 def _columns(ply: Ply, names: tuple[str, ...], kind: type, otherwise: int) -> np.ndarray:

@@ -23,8 +23,10 @@ import lean3r
 from lean3r.errors import InputError, OutOfMemoryError, UsageError
 from lean3r.pipeline.memory import used_bytes
 from lean3r.pipeline.observer import Observer
+from lean3r.stream.cloud import Cloud
 from lean3r.stream.engine import Estimate
 from lean3r.stream.frames import Live, Source
+from lean3r.view.folder import read_content
 from stream.walk import Knows, frame, walk
 
 SMALL = lean3r.StreamOptions(window=8, overlap=3)
@@ -111,6 +113,29 @@ def test_a_result_can_be_read_by_everything_else(tmp_path: Path) -> None:
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["is_complete"] and manifest["stream"]["frames"] == 60
     assert set(manifest["files"]) == {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
+
+
+def test_each_point_knows_the_keyframe_that_saw_it(tmp_path: Path) -> None:
+    found = run(walk(60), tmp_path / "out")
+    keyframes = [each for each in found if "keyframe" in each.flags]
+    points = read_content(tmp_path / "out").points
+    assert points.view.min() == 0 and points.view.max() == len(keyframes) - 1 and len(set(points.view.tolist())) > 3
+    for view, each in enumerate(keyframes):
+        assert each.image is not None and each.source is not None
+        mine = points[points.view == view]
+        seen = (mine.xyz @ each.cam_from_world[:3, :3].T + each.cam_from_world[:3, 3]) @ each.intrinsics.T
+        sx, sy, ox, oy = each.source.original_from_network
+        columns, rows = np.floor((seen[:, :2] / seen[:, 2:] - [ox, oy]) / [sx, sy]).astype(int).T
+        assert (each.image[rows, columns] == mine.rgb).all()
+
+
+def test_a_cloud_of_an_older_checkpoint_goes_on_without_knowing_its_keyframes() -> None:
+    known = [each for each in run(walk(30)) if "keyframe" in each.flags]
+    old, cloud = Cloud(10**6, 5), Cloud(10**6, 5)
+    old.add(known[:1])
+    cloud.restore({key: value for key, value in old.state().items() if key != "frame"})
+    cloud.add(known[-1:])
+    assert len(cloud) > len(old) and set(cloud.frame.tolist()) == {-1, known[-1].index}
 
 
 @pytest.mark.parametrize("at", [17, 41])

@@ -13,6 +13,7 @@ import pytest
 
 from lean3r.errors import InputError
 from lean3r.export import export
+from lean3r.export.ply import ply_bytes
 from lean3r.view.compare import packages_of
 from lean3r.view.content import Content, of_scene
 from lean3r.view.folder import read_content
@@ -137,6 +138,18 @@ def test_a_stream_that_runs_follows_its_keyframes(copy: Path) -> None:
     assert not content.is_done and "not complete: 4 keyframes so far" in content.notes[-1]
     assert content.album.photo(2, 99) is not None and content.album.conf(2).any()
     shown(content)
+
+
+@pytest.mark.parametrize("views", [None, [0, 3, -1, 4, 2**31 - 1]])
+def test_points_that_say_their_view_and_those_of_older_streams(copy: Path, views: list[int] | None) -> None:
+    (copy / "predictions.npz").unlink()
+    (copy / "stream.json").write_text("{}")
+    xyz, rgb = np.random.default_rng(0).normal(size=(5, 3)), np.full((5, 3), 99, np.uint8)
+    view = None if views is None else np.array(views, np.int32)
+    (copy / "points.ply").write_bytes(ply_bytes(xyz, rgb, normals=0 * xyz, confidence=np.ones(5), view=view))
+    content = read_content(copy)
+    assert content.points.view.tolist() == ([-1] * 5 if views is None else [0, 3, -1, -1, -1])
+    assert shown(content)["points"]["hasViews"] == (views is not None)
 
 
 def test_pictures_elsewhere(copy: Path, tmp_path: Path) -> None:
