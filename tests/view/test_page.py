@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import html
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -227,3 +229,24 @@ def test_it_can_be_used_with_keys_alone(result: Path, opened: Callable[..., Open
         assert np.asarray(picture.convert("L")).std() > 10
     page.page.keyboard.press("Home")
     assert differs(before, page.shot()) < 0.03 and page.problems == []
+
+
+def test_the_button_records_a_turn_that_other_programs_play(result: Path, opened: Callable[..., Opened]) -> None:
+    page = opened(result / "view.html")
+    button = page.page.locator("#video")
+    button.click()
+    assert button.get_attribute("aria-pressed") == "true"
+    page.page.get_by_text(re.compile("Recording: [1-9][0-9] %")).wait_for(state="attached")
+    with page.page.expect_download() as saved:
+        button.click()
+    assert saved.value.suggested_filename == "lean3r.webm" and button.get_attribute("aria-pressed") == "false"
+    with av.open(str(saved.value.path())) as film:
+        frames = [frame.to_ndarray(format="rgb24").astype(int) for frame in film.decode(video=0)]
+        assert "webm" in film.format.name
+    size = page.page.evaluate("[lean3r.viewer.canvas.height, lean3r.viewer.canvas.width]")
+    assert all(np.abs(np.subtract(frame.shape[:2], size)).max() <= 1 for frame in frames), "whole, up to even sides"
+    assert frames[-1].std() > 20 and differs(frames[0], frames[-1]) > 0.1, "it turns"
+    assert len({frame.tobytes() for frame in frames}) > 2
+    before = page.shot()
+    page.page.wait_for_timeout(200)
+    assert differs(before, page.shot()) < 0.01 and page.problems == [], "then it rests"
