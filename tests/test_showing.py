@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,37 +102,6 @@ def test_a_frame_holds_a_whole_page_that_cannot_leave_it(tmp_path) -> None:
     assert "<script>alert" not in frame.page, "names are data, not part of the page"
     with pytest.raises(UsageError, match="height is 10; expected"):
         hostile_scene().show(10)
-
-
-NOTEBOOK = """
-import sys
-sys.path[:0] = PATHS
-from export.scene import make_scene
-from lean3r.export import preview
-preview.SAMPLES = 1
-scene = make_scene(3)
-scene
----
-scene.show(height=200)
----
-scene.points
-"""
-
-
-def test_a_notebook_that_runs_keeps_what_it_shows() -> None:
-    nbformat = pytest.importorskip("nbformat")
-    nbclient = pytest.importorskip("nbclient")
-    pytest.importorskip("ipykernel")
-    root = Path(__file__).parents[1]
-    paths = repr([str(root), str(root / "tests")])
-    cells = [nbformat.v4.new_code_cell(cell.strip().replace("PATHS", paths)) for cell in NOTEBOOK.split("---")]
-    notebook = nbclient.NotebookClient(nbformat.v4.new_notebook(cells=cells), timeout=120).execute()
-    small, frame, points = (cell["outputs"][-1]["data"] for cell in notebook.cells)
-    assert small["text/html"].startswith("<img") and small["text/plain"].startswith("Reconstruction(3 views")
-    page = Page()
-    page.feed(nbformat.reads(nbformat.writes(notebook), 4).cells[1]["outputs"][0]["data"]["text/html"])
-    assert page.tags == {"iframe"} and page.links == [] and "<canvas" in page.pages[0]
-    assert "a page of" in frame["text/plain"] and "text/html" not in points
 
 
 def test_a_notebook_shows_a_picture_and_figures_and_runs_nothing() -> None:
