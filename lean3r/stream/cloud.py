@@ -114,7 +114,7 @@ class Cloud:
         self.side = state["side"]
         unknown = {"frame": np.full(len(state["key"]), -1, np.int32)}
         for name in _ARRAYS:
-            setattr(self, name, (unknown | state)[name])
+            setattr(self, name, {**unknown, **state}[name])
 
 
 def _thinned(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
