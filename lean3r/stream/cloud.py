@@ -22,8 +22,7 @@ class Cloud:
     """The most confident point of each voxel, at most `most` of them; `side` is the voxels' side in world units.
 
     key [P] int64 is a voxel's number, ascending; xyz [P, 3] float32; rgb [P, 3] uint8; conf [P] float32; window [P]
-    int32 is the number of the window that placed the point; frame [P] int32 is the index of the keyframe that saw it,
-    -1 where a checkpoint of an older version did not keep that.
+    int32 is the number of the window that placed the point; frame [P] int32 is the index of the keyframe that saw it.
     """
 
     def __init__(self, most: int, percentile: float) -> None:
@@ -112,9 +111,8 @@ class Cloud:
     def restore(self, state: Mapping[str, Any]) -> None:
         """See Engine.restore."""
         self.side = state["side"]
-        unknown = {"frame": np.full(len(state["key"]), -1, np.int32)}
         for name in _ARRAYS:
-            setattr(self, name, {**unknown, **state}[name])
+            setattr(self, name, state[name])
 
 
 def _thinned(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:

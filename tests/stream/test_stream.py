@@ -23,7 +23,6 @@ import lean3r
 from lean3r.errors import InputError, OutOfMemoryError, UsageError
 from lean3r.pipeline.memory import used_bytes
 from lean3r.pipeline.observer import Observer
-from lean3r.stream.cloud import Cloud
 from lean3r.stream.engine import Estimate
 from lean3r.stream.frames import Live, Source
 from lean3r.view.folder import read_content
@@ -127,15 +126,6 @@ def test_each_point_knows_the_keyframe_that_saw_it(tmp_path: Path) -> None:
         sx, sy, ox, oy = each.source.original_from_network
         columns, rows = np.floor((seen[:, :2] / seen[:, 2:] - [ox, oy]) / [sx, sy]).astype(int).T
         assert (each.image[rows, columns] == mine.rgb).all()
-
-
-def test_a_cloud_of_an_older_checkpoint_goes_on_without_knowing_its_keyframes() -> None:
-    known = [each for each in run(walk(30)) if "keyframe" in each.flags]
-    old, cloud = Cloud(10**6, 5), Cloud(10**6, 5)
-    old.add(known[:1])
-    cloud.restore({key: value for key, value in old.state().items() if key != "frame"})
-    cloud.add(known[-1:])
-    assert len(cloud) > len(old) and set(cloud.frame.tolist()) == {-1, known[-1].index}
 
 
 @pytest.mark.parametrize("at", [17, 41])
