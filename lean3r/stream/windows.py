@@ -186,8 +186,10 @@ class WindowEngine:
     def _place(self, results: Sequence[Result]) -> frozenset[str]:
         """Put a window into the world, beside the one before, by the frames that they share; flags of its frames."""
         if not self._carried:
-            # The first keyframe is the world's origin; where nothing joins a window to others, so is its own.
-            self._placements.append(results[0].pose.copy())
+            # The first keyframe is the world's origin, and what is up there is up here (see pipeline.reconstruct).
+            origin = np.eye(4)
+            origin[:3, 3] = results[0].pose[:3, :3].T @ results[0].pose[:3, 3]
+            self._placements.append(origin)
             self._loops.start(self._placements, results)
             return self._alone() if self._has_anchor else frozenset()
         new = {result.keyframe.index: result for result in results}
