@@ -81,14 +81,27 @@ def peak_memory_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 
-def memory_status_mb(field: str) -> float | None:
-    """VmRSS or VmHWM of this process on Linux, in MB; None elsewhere. Unlike `ru_maxrss` it leaves out the peak of the
-    process that started this one."""
+def memory_status_mb(field: str, process: int | str = "self") -> float | None:
+    """VmRSS or VmHWM of this or another process on Linux, in MB; None elsewhere. Unlike `ru_maxrss` it leaves out the
+    peak of the process that started this one."""
     try:
-        match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        match = re.search(rf"{field}:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
     except OSError:
         return None
     return None if match is None else round(1024 * int(match[1]) / 1e6, 1)
+
+
+def family_memory_mb(process: int) -> float | None:
+    """What a process and its children take now on Linux, in MB, pages that they share more than once; None elsewhere,
+    or if it has ended."""
+    own = memory_status_mb("VmRSS", process)
+    if own is None:
+        return None
+    try:
+        lists = [path.read_text() for path in Path(f"/proc/{process}/task").glob("*/children")]
+    except OSError:
+        lists = []
+    return own + sum(family_memory_mb(int(child)) or 0.0 for text in lists for child in text.split())
 
 
 def _peak_on_windows() -> int:

@@ -25,6 +25,7 @@ COMMANDS = Registry(
         "add": "lean3r.cli.add:Add",
         "stream": "lean3r.cli.stream:StreamCommand",
         "view": "lean3r.cli.view:View",
+        "serve": "lean3r.cli.serve:Serve",
         "models": "lean3r.cli.models:Models",
         "doctor": "lean3r.cli.doctor:Doctor",
         "demo": "lean3r.cli.demo:Demo",

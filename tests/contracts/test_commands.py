@@ -33,6 +33,7 @@ EXAMPLES = {
     "report": [str(BASELINE), "-o", "DIR"],
     "score": ["INPUT", "--benchmark", "synthetic@2", "--limit", "1"],
     "train": ["--dry-run"],
+    "serve": ["--openapi"],
     "view": ["SCENE", "--html", "DIR/view.html"],
 }
 """Row -> a short run, where the shortest that the help allows, on photos INPUT into a folder DIR, is none."""

@@ -53,6 +53,7 @@ ROOMS = {
     "grow": {"models", "pipeline", "inputs", "geometry", "refine", "stereo", "export", "stream"},
     "quality": {"pipeline", "grow", "export", "geometry"},
     "view": {"geometry", "inputs", "export"},
+    "serve": {"models", "compress", "pipeline", "inputs", "geometry", "refine", "stereo", "export"},
     "bench": {"models", "compress", "pipeline", "inputs", "export", "layers", "testing"},
     "cli": {"*"},
     "testing": set(),

@@ -1,0 +1,232 @@
+"""Gives jobs to workers, one thread for each device, and ends workers: on cancel, at a limit, and with the service."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from lean3r.errors import LeanError, UsageError
+from lean3r.processes import memory_bytes
+from lean3r.serve.jobs import Job, Store
+from lean3r.serve.logs import Scrubber, log
+from lean3r.serve.options import GIGABYTE, ServeOptions
+from lean3r.serve.places import SUMMARY, Places, size_of
+from lean3r.serve.worker import Task, Worker
+
+RUNNER = "lean3r.serve.reconstructing:Reconstructions"
+TICK = 0.2  # seconds between two looks at a worker that is silent
+START_SECONDS = 300.0  # a model may have to be downloaded
+PAUSE = 5.0  # seconds before a worker that cannot start is tried again
+SHARE = 0.8  # of the machine's memory, for all workers, if no limit is given
+NOTES = 20  # messages of the library that a job keeps
+
+
+class Dispatcher:
+    """Works on the jobs of a store until it is stopped. `ended` counts jobs by their outcome and `starts` workers;
+    `trouble` says why a device has no worker."""
+
+    def __init__(
+        self, store: Store, places: Places, options: ServeOptions, offline: bool = False, runner: str = RUNNER
+    ) -> None:
+        self.store, self.places, self.options, self.runner = store, places, options, runner
+        self.settings = {"models": list(options.model_names), "offline": offline}
+        self.scrub = Scrubber([places.folder])
+        self.stopping = threading.Event()
+        self.ended: Counter[str] = Counter()
+        self.seconds, self.starts = 0.0, 0
+        self.ready: dict[str, str] = {}
+        self.trouble: dict[str, tuple[str, int]] = {}
+        names = options.device_names
+        self.memory_mb = _memory_limit_mb(options, len(names))
+        self._threads = [threading.Thread(target=self._serve, args=(name,), daemon=True) for name in names]
+
+    def start(self) -> None:
+        """Start the workers; after a while each is in `ready`, or has a `trouble`."""
+        for thread in self._threads:
+            thread.start()
+
+    def wait_ready(self) -> None:
+        """Wait until every worker is ready, or it is stopped; UsageError or another LeanError, as the command line has
+        it, if one cannot start."""
+        end = time.monotonic() + START_SECONDS
+        names = self.options.device_names
+        while len(self.ready) < len(names) and not self.stopping.is_set():
+            if self.trouble:
+                text, code = next(iter(self.trouble.values()))
+                kind = next((kind for kind in LeanError.__subclasses__() if kind.exit_code == code), LeanError)
+                raise kind(text)
+            if time.monotonic() > end:
+                raise UsageError("the workers did not start in time; see the log.")
+            self.store.wait(TICK)
+
+    def stop(self) -> None:
+        """End the workers; running jobs wait again, as if they had not been started."""
+        self.stopping.set()
+        with self.store.changed:
+            self.store.changed.notify_all()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(30)
+
+    def _serve(self, device: str) -> None:
+        worker: Worker | None = None
+        try:
+            while not self.stopping.is_set():
+                try:
+                    if worker is None or not worker.is_alive:
+                        self.ready.pop(device, None)
+                        worker = self._start(device, worker)
+                    elif (job := self.store.claim()) is not None:
+                        self._work(worker, job)
+                    else:
+                        self.store.wait(1.0)
+                except Exception:  # such as a full disk under the database: the service must not stop working
+                    logging.getLogger("lean3r.serve").exception("the dispatcher of %s failed", device)
+                    self.stopping.wait(PAUSE)
+        finally:
+            if worker is not None:
+                worker.end()
+
+    def _start(self, device: str, before: Worker | None) -> Worker | None:
+        """A worker that is ready; None if it did not start, after a pause."""
+        if before is not None:
+            before.end()
+        worker = Worker(self.runner, device, self.settings)
+        self.starts += 1
+        end = time.monotonic() + START_SECONDS
+        problem: tuple[str, int] = ("the worker did not start in time", LeanError.exit_code)
+        try:
+            while time.monotonic() < end and not self.stopping.is_set():
+                message = worker.receive(TICK)
+                kind, value = ("", "") if message is None else message
+                if kind == "ready":
+                    self.ready[device] = value
+                    self.trouble.pop(device, None)
+                    log("worker ready", device=value, pid=worker.pid)
+                    return worker
+                if kind == "broken":
+                    problem = (str(value[0]), int(value[1]))
+                    break
+        except (EOFError, OSError):
+            problem = (f"the worker ended while it started ({worker.exit_code})", LeanError.exit_code)
+        worker.end()
+        if not self.stopping.is_set():
+            self.trouble[device] = problem
+            log("worker broken", logging.ERROR, device=device, reason=problem[0])
+            self.stopping.wait(PAUSE)
+        return None
+
+    def _work(self, worker: Worker, job: Job) -> None:
+        """One start of a job, to its end or to that of its worker."""
+        attempt, begun = self.places.attempt(job), time.monotonic()
+        log("job started", job=job.id, attempt=job.attempt)
+        try:
+            shutil.rmtree(attempt, ignore_errors=True)
+            attempt.mkdir(mode=0o700)
+            names = tuple(str(file["stored"]) for file in job.files)
+            worker.send(Task(job.id, self.places.input(job.id), names, job.options, attempt / "files"))
+            self._follow(worker, job, begun)
+        except FileNotFoundError:  # the input is gone
+            self._fail(job, "its files are gone")
+        except (EOFError, OSError) as error:
+            worker.end()
+            state = self.store.give_back(job, None if self.stopping.is_set() else self.options.attempts)
+            log("worker lost", logging.WARNING, job=job.id, exit_code=worker.exit_code, error=str(error), state=state)
+            if state == "failed":
+                self.ended["failed"] += 1
+        finally:
+            shutil.rmtree(attempt, ignore_errors=True)
+            now = self.store.get(job.id)
+            if now is None:
+                self.places.remove(job.id)
+            elif now.state not in ("queued", "running"):
+                self.places.tidy(job.id)
+
+    def _follow(self, worker: Worker, job: Job, begun: float) -> None:
+        """Until the job ends; EOFError or OSError if its worker does."""
+        notes: list[str] = []
+        while True:
+            message = worker.receive(TICK)
+            if message is not None:
+                kind, value = message
+                if kind == "done":
+                    self._finish(job, value, time.monotonic() - begun)
+                    return
+                if kind == "failed":
+                    self._fail(job, self.scrub(value))
+                    return
+                if kind == "progress":
+                    self.store.note(job.id, **value)
+                elif kind == "log":
+                    level, text = value
+                    number = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
+                    log("message", number, job=job.id, text=text)
+                    if level != "error":
+                        notes = [*notes, self.scrub(text)][-NOTES:]
+                        self.store.note(job.id, notes=notes)
+            if self.stopping.is_set():
+                worker.end()
+                log("job given back", job=job.id, state=self.store.give_back(job, None))
+                return
+            if not self.store.is_running(job):
+                worker.end()
+                self.ended["cancelled"] += 1
+                log("job cancelled", job=job.id)
+                return
+            if reason := self._beyond(worker, begun):
+                worker.end()
+                self._fail(job, reason)
+                return
+
+    def _beyond(self, worker: Worker, begun: float) -> str:
+        """Which limit the job passes; empty if none."""
+        if time.monotonic() - begun > 60 * self.options.minutes:
+            return f"it took more than {self.options.minutes:g} minutes, the limit of this service; use fewer pictures."
+        memory = worker.memory_mb() if self.memory_mb is not None else None
+        if memory is not None and self.memory_mb is not None and memory > self.memory_mb:
+            return (
+                f"it took more than {self.memory_mb:,.0f} MB of memory, the limit of this service; use fewer pictures "
+                "or a smaller size (max_views, resolution)."
+            )
+        return ""
+
+    def _finish(self, job: Job, summary: Mapping[str, Any], seconds: float) -> None:
+        attempt, said = self.places.attempt(job), self._scrubbed(summary)
+        try:
+            (attempt / SUMMARY).write_text(json.dumps(said), encoding="utf-8")
+        except OSError as error:
+            self._fail(job, f"its result could not be stored: {error.strerror}")
+            return
+        size = size_of(attempt)
+        if self.store.finish(job, said, size, lambda: os.rename(attempt, self.places.done(job.id))):
+            self.ended["done"] += 1
+            self.seconds += seconds
+            log("job done", job=job.id, seconds=round(seconds, 3), bytes=size)
+
+    def _scrubbed(self, value: Any) -> Any:
+        """JSON-ready values, whose texts name no paths of the machine."""
+        if isinstance(value, Mapping):
+            return {key: self._scrubbed(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [self._scrubbed(one) for one in value]
+        return self.scrub(value) if isinstance(value, str) else value
+
+    def _fail(self, job: Job, reason: str) -> None:
+        if self.store.fail(job, reason):
+            self.ended["failed"] += 1
+            log("job failed", logging.WARNING, job=job.id, reason=reason)
+
+
+def _memory_limit_mb(options: ServeOptions, workers: int) -> float | None:
+    """The limit of each worker; None if the machine does not say how much it has."""
+    if options.memory_gb is not None:
+        return options.memory_gb * GIGABYTE / 1e6
+    whole = memory_bytes()
+    return None if whole is None else SHARE * whole / 1e6 / workers

@@ -1,0 +1,40 @@
+// What both pages need. Texts from outside go into the page as text only.
+
+const STATES = {
+  queued: "Waiting", running: "Running", done: "Done", failed: "Failed", cancelled: "Cancelled",
+  expired: "Expired: the result was removed",
+};
+
+export const byId = (id) => document.getElementById(id);
+
+export function element(name, text = "", attributes = {}) {
+  const made = document.createElement(name);
+  made.textContent = text;
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
+}
+
+export async function ask(path, options = {}) {
+  let answer;
+  try {
+    answer = await fetch(path, options);
+  } catch {
+    throw new Error("the service does not answer");
+  }
+  if (answer.status === 401) location.assign("/");
+  const isJson = (answer.headers.get("content-type") ?? "").startsWith("application/json");
+  const content = isJson ? await answer.json() : null;
+  if (!answer.ok) throw Object.assign(new Error(content?.error ?? `error ${answer.status}`), { status: answer.status });
+  return content;
+}
+
+export function size(bytes) {
+  return bytes < 1e5 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
+}
+
+export function stateText(job) {
+  if (job.state === "queued") return job.place === 1 ? "Waiting: the next" : `Waiting: number ${job.place}`;
+  const { stage, done, total } = job.progress ?? {};
+  if (job.state === "running" && stage) return `Running: ${stage}${total ? ` ${done} of ${total}` : ""}`;
+  return STATES[job.state] ?? job.state;
+}

@@ -1,0 +1,49 @@
+"""A runner without a network, for tests of the service: its files' names say what becomes of the job."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lean3r.errors import InputError
+from lean3r.pipeline.observer import Observer
+from lean3r.serve.worker import Task
+
+
+class Stub:
+    """Copies the input in small pieces, `settings` are ignored; writes who did it, so that torn results show."""
+
+    def __init__(self, device: str, settings: Mapping[str, Any]) -> None:
+        self.device = device
+
+    def __call__(self, task: Task, observer: Observer) -> dict[str, Any]:
+        name = task.names[0]
+        (task.out.parent.parent.parent.parent / "starts.log").open("a").write(f"{task.job}\n")
+        if name.startswith("fail"):
+            raise InputError(f"no usable picture in {task.input}/{name}; see /etc/passwd")
+        if name.startswith("bug"):
+            raise ValueError(f"{task.out} is wrong")
+        if name.startswith("die"):
+            os._exit(7)
+        if name.startswith("full"):
+            raise OSError(28, "No space left on device", str(task.out))
+        hoard = bytearray(400_000_000) if name.startswith("hoard") else b""
+        steps = 600 if name.startswith(("slow", "hoard")) else 5
+        task.out.mkdir()
+        with observer.stage("copying") as advanced:
+            for step in range(steps):
+                time.sleep(0.05)
+                (task.out / f"part-{step}.txt").write_text(f"{task.job} {os.getpid()}")
+                advanced(step + 1, steps)
+        (task.out / "view.html").write_text("<!doctype html><title>view</title><p>view")
+        (task.out / "report.html").write_text("<!doctype html><title>report</title><p>report")
+        (task.out / 'a b;"c.txt').write_text("odd")
+        return {"views": len(task.names), "pid": os.getpid(), "seconds": {}, "warnings": [], "held": len(hoard)}
+
+
+def uploads(folder: Path) -> list[Path]:
+    """All files below a folder."""
+    return [path for path in folder.rglob("*") if path.is_file()]
