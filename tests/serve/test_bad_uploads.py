@@ -1,0 +1,234 @@
+"""Uploads that must not get in, and what happens to strange ones that may: nothing is trusted, nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import socket
+import struct
+import time
+import zipfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lean3r.errors import UsageError
+from lean3r.serve.content import check_archive, stored_name, suffix_of
+from lean3r.serve.options import ServeOptions
+from lean3r.serve.places import NoRoomError
+from lean3r.serve.request import Request
+from lean3r.serve.uploads import Receiver, RefusedError
+from serve.conftest import Service, picture, wait_for
+
+FILES, MEGABYTES = 6, 3
+
+
+@pytest.fixture(scope="module")
+def tight(lasting: Callable[..., Service]) -> Service:
+    """A service that takes little."""
+    return lasting(upload_files=FILES, upload_gb=MEGABYTES / 1000)
+
+
+def zipped(**members: bytes) -> bytes:
+    """An archive."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
+def send(service: Service, *files: tuple[str, bytes], **fields: str) -> tuple[int, dict[str, Any]]:
+    """Upload files; the status and the answer."""
+    answer = service.client.post("/api/jobs", files=[("files", file) for file in files], data=fields)
+    return answer.status_code, answer.json()
+
+
+def test_what_is_refused_leaves_nothing(tight: Service) -> None:
+    photo = picture()
+    many = zipped(**{f"{n}.jpg": b"x" for n in range(FILES + 1)})
+    bomb = zipped(**{"a.jpg": bytes(13_000_000)})
+    claims_64 = photo_zip = zipped(**{"a.jpg": photo})
+    claims_64 = photo_zip[:-22] + b"PK\x06\x07" + bytes(16) + photo_zip[-22:]
+    long_list = bytearray(photo_zip)
+    long_list[-10:-6] = struct.pack("<I", 1 << 30)
+    cases: list[tuple[int, str, list[tuple[str, bytes]], dict[str, str]]] = [
+        (422, "there are no files", [], {"options": "{}"}),
+        (422, "empty", [("a.jpg", b"")], {}),
+        (422, "not a picture", [("a.jpg", b"<html><script>alert(1)</script>")], {}),
+        (422, "not a picture", [("a.jpg", b"%PDF-1.7"), ("b.exe", b"MZ\x90\0"), ("c.png", b"\x7fELF")], {}),
+        (422, "300 characters", [("x" * 296 + ".jpg", photo)], {}),
+        (413, f"more than {FILES} files", [(f"{n}.jpg", photo) for n in range(FILES + 1)], {}),
+        (413, f"more than {MEGABYTES} MB", [("a.jpg", photo + bytes(3_100_000))], {}),
+        (413, f"more than {MEGABYTES} MB", [("a.jpg", bytes(1_100_000))] * 3, {}),
+        (422, "7 members", [("a.zip", many)], {}),
+        (422, "unpacks to 13 MB", [("a.zip", bomb)], {}),
+        (422, "zip64", [("a.zip", claims_64)], {}),
+        (422, "list of members", [("a.zip", bytes(long_list))], {}),
+        (422, "incomplete", [("a.zip", photo_zip[:60])], {}),
+        (422, "unknown option 'nonsense'", [("a.jpg", photo)], {"nonsense": "1"}),
+        (422, "names a file", [("a.jpg", photo)], {"cameras": "/etc/passwd"}),
+        (422, "four numbers", [("a.jpg", photo)], {"options": '{"intrinsics": "/etc/passwd"}'}),
+        (422, "not offered here", [("a.jpg", photo)], {"model": "vggt"}),
+        (422, "is not JSON", [("a.jpg", photo)], {"options": "{"}),
+        (422, "not a JSON object", [("a.jpg", photo)], {"options": "[1]"}),
+        (422, "expected a whole number", [("a.jpg", photo)], {"options": '{"max_views": "some"}'}),
+        (413, "more than 65,536 bytes", [("a.jpg", photo)], {"options": " " * 70_000}),
+        (413, "more than 100 fields", [("a.jpg", photo)], {f"f{n}": "" for n in range(101)}),
+    ]  # fmt: skip
+    for status, said, files, fields in cases:
+        found, answer = send(tight, *files, **fields) if files else _form(tight, fields)
+        assert found == status and said in json.dumps(answer), (said, answer)
+    plain = tight.client.post("/api/jobs", json={"files": []})
+    assert plain.status_code == 415 and "multipart" in plain.json()["error"]
+    assert tight.client.get("/api/jobs").json() == [] and tight.starts() == []
+    assert not any((tight.data / "incoming").iterdir()) and not any((tight.data / "jobs").iterdir())
+    assert "lean3r_uploads 0" in tight.client.get("/metrics").text
+
+
+def _form(service: Service, fields: dict[str, str]) -> tuple[int, dict[str, Any]]:
+    answer = service.client.post("/api/jobs", files={name: (None, value) for name, value in fields.items()})
+    return answer.status_code, answer.json()
+
+
+def test_names_are_shown_and_never_used(tight: Service) -> None:
+    names = [
+        "../../../etc/passwd.jpg",
+        "<img src=x onerror=alert(1)>.jpg",
+        "C:\\windows\\CON.jpg",
+        "a\tb\u202e.jpg",
+        "-rf *.jpg",
+    ]
+    status, job = send(tight, *((name, picture(seed=n)) for n, name in enumerate(names)), ("notes.txt", b"hello"))
+    assert status == 201 and [file["name"] for file in job["files"]][1] == names[1]
+    assert all(file["name"].isprintable() for file in job["files"])
+    assert [(one["name"], one["reason"]) for one in job["skipped"]] == [
+        ("notes.txt", "it is not a picture, a video or a zip by its content")
+    ]
+    stored = [file["stored"] for file in job["files"]]
+    assert all(not set(name) & set("/\\<>*~\t\u202e") and not name.startswith(("-", ".")) for name in stored), stored
+    assert tight.until(job["id"])["state"] == "done"
+    outside = [p for p in tight.data.parent.rglob("*") if p.is_file() and not p.is_relative_to(tight.data)]
+    assert all(path.name.endswith(".log") for path in outside)
+
+
+def test_stored_names_are_short_and_different() -> None:
+    used: set[str] = set()
+    made = [stored_name(name, ".jpg", used) for name in ("a.jpg", "A.JPG", "a.jpg", "ü" * 150, "", "...", "x.png")]
+    assert made[:3] == ["a.jpg", "A~2.JPG", "a~3.jpg"] and made[4:] == ["file.jpg", "file~2.jpg", "x.png.jpg"]
+    assert len(made[3].encode()) <= 120 and made[3].endswith(".jpg")
+
+
+def test_content_not_names_says_what_a_file_is(tmp_path: Path) -> None:
+    assert suffix_of(picture()) == ".jpg" and suffix_of(b"\x89PNG\r\n\x1a\n") == ".png"
+    assert suffix_of(b"\0\0\0\x18ftypheic") == ".heic" and suffix_of(b"\0\0\0\x18ftypisom") == ".mp4"
+    assert suffix_of(b"P6 3 4") == ".ppm" and suffix_of(b"P6M is text") is None
+    for text in (b"", b"BMW is a car", b"#!/bin/sh", b"GIF", b"<svg", b"RIFF1234WAVE", b"PK", b"\x93NUMPY"):
+        assert suffix_of(text) is None, text
+    archive = tmp_path / "a.zip"
+    archive.write_bytes(zipped(**{"a.jpg": b"1" * 50}))
+    assert check_archive(archive, 1, 50) == "" and "unpacks" in check_archive(archive, 1, 49)
+
+
+def test_zips_keep_their_rules(tight: Service) -> None:
+    """A member that points outside is the worker's to refuse; here the archive gets in, and only its bytes."""
+    status, job = send(tight, ("scan.zip", zipped(**{"../../evil.jpg": picture(), "good.jpg": picture(seed=1)})))
+    assert status == 201 and job["files"][0]["kind"] == "archive"
+    tight.until(job["id"])
+    assert not list(tight.data.parent.rglob("evil*"))
+
+
+def test_slow_dropped_and_damaged_uploads(tight: Service) -> None:
+    host, port = tight.address.removeprefix("http://").strip("/").split(":")
+
+    def raw(body: bytes, length: int, wait: bool) -> bytes:
+        head = (
+            f"POST /api/jobs HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+            f"Content-Length: {length}\r\n\r\n"
+        )
+        with socket.create_connection((host, int(port)), timeout=30) as line:
+            line.sendall(head.encode() + body)
+            if wait:
+                return line.recv(65536)
+            wait_for(lambda: "lean3r_uploads 1" in tight.client.get("/metrics").text)
+        return b""
+
+    part = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n' + picture()
+    assert raw(part, 10**6, wait=False) == b"", "the sender goes away"
+    wait_for(lambda: "lean3r_uploads 0" in tight.client.get("/metrics").text)
+    assert not any((tight.data / "incoming").iterdir())
+    assert b"413" in raw(b"", 10**9, wait=True).split(b"\r\n")[0], "before anything is sent"
+    assert b" 400 " in raw(part, len(part), wait=True).split(b"\r\n")[0], "no end"
+    assert b" 400 " in raw(b"no boundary at all" * 9, 162, wait=True).split(b"\r\n")[0]
+
+
+class Endless:
+    """Room that ends after some bytes, as a full disk does."""
+
+    def __init__(self, error: Exception | None, bytes_left: int) -> None:
+        self.error, self.left = error, bytes_left
+
+    def take(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0 and self.error is not None:
+            raise self.error
+
+    def give(self, size: int) -> None:
+        self.left += size
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [(OSError(28, "No space left"), 507, "disk"), (NoRoomError("the quota is full"), 507, "quota")],
+)
+def test_a_disk_that_fills_up_on_the_way(error: Exception, status: int, said: str, tmp_path: Path) -> None:
+    room = Endless(error, 2 << 20)
+    receiver = Receiver(tmp_path / "in", room, ServeOptions())  # type: ignore[arg-type]
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n\xff\xd8\xff'
+        for _ in range(100):
+            yield bytes(1 << 16)
+
+    with pytest.raises(RefusedError, match=said) as refused:
+        asyncio.run(receiver.receive("multipart/form-data; boundary=b", None, chunks()))
+    receiver.give_up()
+    assert refused.value.status == status and not (tmp_path / "in").exists()
+    assert receiver.taken == 0 and room.left <= 2 << 20
+
+
+def test_a_sender_that_falls_asleep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lean3r.serve.uploads.IDLE_SECONDS", 0.2)
+    receiver = Receiver(tmp_path / "in", Endless(None, 0), ServeOptions())  # type: ignore[arg-type]
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"--b\r\n"
+        await asyncio.sleep(60)
+
+    begun = time.monotonic()
+    with pytest.raises(RefusedError, match="nothing arrived"):
+        asyncio.run(receiver.receive("multipart/form-data; boundary=b", None, chunks()))
+    assert time.monotonic() - begun < 20
+    receiver.give_up()
+
+
+def test_options_of_a_job_are_those_of_the_command_line() -> None:
+    given = {
+        "max-views": "3",
+        "mesh": "true",
+        "image_factors": "2,4",
+        "intrinsics": [1, 2, 3, 4],
+        "depth_size": "original",
+    }
+    record = Request.of(given, ["nano"]).record()
+    wanted = {"max_views": 3, "mesh": True, "image_factors": [2, 4], "intrinsics": "1,2,3,4", "depth_size": "original"}
+    assert {name: record[name] for name in wanted} == wanted and "cameras" not in record
+    for bad in ({"plan": "/etc/plan.json"}, {"device": "cuda"}, {"positions": "x"}, {"mesh": "perhaps"}, {"up": "q"},
+                {"scale": "a"}, {"fps": "2", "every": "3"}, {"format": "depth", "dense": "off"}, {"loops": 10**6},
+                {"image_factors": [1, [2]]}, {"max_views": {}}, {"intrinsics": [1, 2]},
+                {"plan": "gsa:a=/x"}):  # fmt: skip
+        with pytest.raises(UsageError):
+            Request.of(bad, ["nano"])

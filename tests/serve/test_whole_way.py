@@ -1,0 +1,177 @@
+"""The whole way with the real network: upload, events, result, downloads; by REST and in a browser."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serve.conftest import Service
+
+SMALL = {"resolution": 64, "refine": "off", "dense": "network", "format": "cameras,npz,ply,colmap,preview"}
+HOSTILE = "<img src=x onerror=alert(1)>.jpg"
+
+
+@pytest.fixture(scope="module")
+def real(lasting: Callable[..., Service]) -> Service:
+    """`lean3r serve` as it is."""
+    return lasting("--offline", "--models", "nano", "--devices", "cpu")
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[tuple[str, bytes]]:
+    """Three views of one picture, as files."""
+    noise = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
+    large, files = Image.fromarray(noise).resize((400, 300), Image.Resampling.BICUBIC), []
+    for number in range(3):
+        out = io.BytesIO()
+        large.crop((8 * number, 0, 8 * number + 320, 240)).save(out, "JPEG")
+        files.append((f"img_{number}.jpg", out.getvalue()))
+    return files
+
+
+def send(service: Service, files: list[tuple[str, bytes]], **options: Any) -> dict[str, Any]:
+    """Queue a job; the answer."""
+    form = {"options": json.dumps(SMALL | options)}
+    answer = service.client.post("/api/jobs", files=[("files", file) for file in files], data=form)
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+def events_of(service: Service, id: str) -> list[tuple[str, dict[str, Any]]]:
+    """All events of a job, to the end."""
+    found, kind = [], ""
+    with service.client.stream("GET", f"/api/jobs/{id}/events", timeout=120) as told:
+        assert told.headers["content-type"].startswith("text/event-stream")
+        for line in told.iter_lines():
+            if line.startswith("event: "):
+                kind = line.removeprefix("event: ")
+            elif line.startswith("data: "):
+                found.append((kind, json.loads(line.removeprefix("data: "))))
+    return found
+
+
+def test_from_upload_to_zip(real: Service, photos: list[tuple[str, bytes]]) -> None:
+    job = send(real, [*photos[:2], (HOSTILE, photos[2][1]), ("notes.txt", b"hello"), ("cut.jpg", photos[0][1][:3000])])
+    assert [one["name"] for one in job["skipped"]] == ["notes.txt"]
+    told = events_of(real, job["id"])
+    stages = {event["progress"]["stage"] for _, event in told if event["progress"]}
+    assert (
+        {kind for kind, _ in told} == {"job", "end"}
+        and told[-1][0] == "end"
+        and stages & {"loading", "network", "writing"}
+    )
+    done = told[-1][1]
+    assert done["state"] == "done" and done["summary"]["views"] == 3 and done["summary"]["points"] > 100
+    assert [one["name"] for one in done["summary"]["skipped"]] == ["cut.jpg"], "as on the command line"
+    at = f"/api/jobs/{job['id']}"
+    files = {file["path"]: file["bytes"] for file in real.client.get(f"{at}/files").json()["files"]}
+    assert {"manifest.json", "points.ply", "view.html", "report.html", "sparse/0/cameras.bin"} <= files.keys()
+    contents = {path: real.client.get(f"{at}/files/{path}").content for path in files}
+    assert {path: len(content) for path, content in contents.items()} == files
+    with zipfile.ZipFile(io.BytesIO(real.client.get(f"{at}/zip").content)) as archive:
+        assert archive.testzip() is None and {name: archive.read(name) for name in archive.namelist()} == contents
+    part = real.client.get(f"{at}/files/points.ply", headers={"Range": "bytes=0-2"})
+    assert part.status_code == 206 and part.content == b"ply"
+    assert real.client.get(f"{at}/view").content == contents["view.html"]
+    assert real.client.get(f"{at}/report").content == contents["report.html"]
+    here = [str(real.data.parent), str(Path.home()) + "/", str(Path(__file__).parents[2])]
+    for path, content in {**contents, "events": json.dumps(told).encode()}.items():
+        assert not any(folder.encode() in content for folder in here), f"{path} names a folder of the machine"
+    assert json.loads(contents["manifest.json"])["command"] == f"lean3r serve, job {job['id']}"
+
+
+def test_a_zip_a_black_picture_and_nothing_usable(real: Service, photos: list[tuple[str, bytes]]) -> None:
+    out, black = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, content in [*photos, ("../../evil.jpg", photos[0][1])]:
+            archive.writestr(name, content)
+    Image.new("RGB", (160, 120)).save(black, "PNG")
+    jobs = [
+        send(real, [("scan.zip", out.getvalue())], format="cameras")["id"],
+        send(real, [("black.png", black.getvalue())])["id"],
+        send(real, [("cut.jpg", photos[0][1][:3000])])["id"],
+        send(real, photos, memory="1MB")["id"],
+        send(real, photos, scale="nobody.jpg,img_1.jpg=1")["id"],
+    ]
+    zipped, dark, cut, tight, unscaled = (real.until(id) for id in jobs)
+    assert zipped["state"] == "done" and zipped["summary"]["views"] == 3, zipped["reason"]
+    assert any("points outside" in one["reason"] for one in zipped["summary"]["skipped"])
+    assert not list(real.data.parent.rglob("evil*"))
+    assert dark["summary"].get("warnings") or dark["reason"], "it says that nothing is to be seen"
+    assert cut["state"] == "failed" and cut["reason"].startswith("no usable picture in cut.jpg (1 skipped)")
+    assert tight["state"] == "failed" and "1" in tight["reason"] and unscaled["state"] == "failed"
+    assert "nobody.jpg" in unscaled["reason"]
+    for job in (dark, cut, tight, unscaled):
+        assert str(real.data.parent) not in json.dumps(job)
+
+
+@pytest.fixture
+def page(chromium: Any) -> Iterator[tuple[Any, list[str], list[str]]]:
+    """A page of a browser, what went wrong on it, and what it asked for."""
+    context = chromium.new_context(accept_downloads=True)
+    page, problems, asked = context.new_page(), [], []
+    page.on("console", lambda said: problems.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    yield page, problems, asked
+    context.close()
+
+
+def test_the_pages_in_a_browser(
+    real: Service, photos: list[tuple[str, bytes]], page: tuple[Any, list[str], list[str]], tmp_path: Path
+) -> None:
+    browser, problems, asked = page
+    for name, content in photos[:2]:
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / HOSTILE).write_bytes(photos[2][1])
+    browser.goto(real.address)
+    browser.get_by_label("Drop photos").set_input_files([path for path in sorted(tmp_path.iterdir()) if path.is_file()])
+    assert "3 files" in browser.locator("#chosen").text_content()
+    browser.locator("summary").click()
+    for option, value in SMALL.items():
+        field = browser.get_by_label(option, exact=True)
+        field.select_option(value) if option in ("refine", "dense") else field.fill(str(value))
+    browser.get_by_role("button", name="Reconstruct").click()
+    browser.wait_for_selector("html[data-state=done]", timeout=120_000)
+    assert browser.url.startswith(f"{real.address}jobs/")
+    assert HOSTILE in browser.locator("#input").text_content() and HOSTILE in browser.locator("#title").text_content()
+    frame = browser.frame_locator("#frame")
+    frame.locator("html[data-state=still]").wait_for(timeout=60_000)
+    assert frame.locator("#camera-lists button").count() == 3
+    browser.locator("#files tbody tr").first.wait_for()
+    for link, name in (("Download all (.zip)", ".zip"), ("points.ply", "points.ply")):
+        with browser.expect_download() as saved:
+            browser.get_by_role("link", name=link).click()
+        assert saved.value.suggested_filename.endswith(name) and Path(saved.value.path()).stat().st_size > 500
+    browser.goto(real.address)
+    browser.locator("#jobs tbody tr").first.wait_for()
+    assert HOSTILE in browser.locator("#jobs").text_content()
+    browser.locator("#jobs a").first.click()
+    browser.get_by_role("button", name="Remove job").click()
+    browser.wait_for_url(real.address)
+    hidden = [text for text in problems if "WebGL" not in text and "GPU stall" not in text]
+    assert hidden == [] and all(url.startswith((real.address, "data:", "blob:")) for url in asked), (hidden, asked)
+
+
+def test_the_pages_are_accessible(real: Service, page: tuple[Any, list[str], list[str]]) -> None:
+    axe = Path.home() / ".cache" / "lean3r-tests" / "node_modules" / "axe-core" / "axe.min.js"
+    if not axe.is_file():
+        pytest.skip("no axe-core: npm install axe-core")
+    browser = page[0]
+    id = real.client.get("/api/jobs").json()[0]["id"]
+    for path in ("", f"jobs/{id}", "login", "jobs/nothing"):
+        browser.goto(real.address + path)
+        browser.wait_for_timeout(300)
+        browser.evaluate(axe.read_text(encoding="utf-8"))
+        found = browser.evaluate(
+            "axe.run(document, {iframes: false}).then(r => r.violations.map(v => v.id + v.nodes[0].html))"
+        )
+        assert found == [], path
