@@ -15,7 +15,7 @@ from lean3r.serve.options import ServeOptions
 
 @dataclass
 class Serve:
-    """Serve reconstructions: photos by drag and drop or REST, jobs in a queue, results on pages and as files.
+    """Serve reconstructions on the web: uploads by drag and drop or REST, a queue, results on pages and as files.
 
     See docs/how-to/serve.md.
     """

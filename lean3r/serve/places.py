@@ -1,5 +1,6 @@
 """Where the service keeps what: one folder for each job, in which a result appears by one rename.
 
+DATA/lock                held by the service; its process id
 DATA/jobs.sqlite3        the jobs
 DATA/incoming/ID/        an upload that is not complete
 DATA/jobs/ID/input/      the files of a job, until it ends
@@ -52,6 +53,9 @@ class Places:
         if lock is None:
             raise UsageError(f"another service uses {folder}. End it, or name another folder with --data.")
         self._lock: BinaryIO = lock
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n".encode())
+        lock.flush()
 
     def close(self) -> None:
         """Let another service have the folder."""

@@ -38,7 +38,12 @@ class ModelOptions:
     plan: str | None = option(None, "Compress the model by a plan, perhaps with settings.", "NAME[:SETTING=VALUE,...]")
     loops: int | None = option(None, "Passes through the trunk of a looped model.", "N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(AUTO, "Number type of the network.")
-    format: str = option("", "What to write; by default what reconstruct writes.", "NAME[,NAME ...]")
+    format: str = option(
+        "",
+        f"What to write: {', '.join(DEFAULT_FORMATS)}; these by default; "
+        f"{', '.join(name for name in EXPORTERS if name not in DEFAULT_FORMATS)}; or all.",
+        "NAME[,NAME ...]",
+    )
     mesh: bool = option(False, "Also write a mesh.")
 
     def __post_init__(self) -> None:
@@ -178,8 +183,7 @@ def describe(models: Sequence[str]) -> list[dict[str, Any]]:
         kind = "text" if name == "intrinsics" else _kind(type_of(field, group))
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         about = {"name": name, "kind": "choice" if choices else kind, "choices": choices, "default": default}
-        more = {"formats": [*EXPORTERS]} if name == "format" else {}
-        found.append(about | {"value": field.metadata["metavar"], "help": field.metadata["help"]} | more)
+        found.append(about | {"value": field.metadata["metavar"], "help": field.metadata["help"]})
     return found
 
 

@@ -82,6 +82,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "README.md": {
         "git clone <this repository> lean3r && cd lean3r": DOWNLOADS,
         "lean3r view out": "runs until Ctrl-C",
+        "lean3r serve": "runs until Ctrl-C",
         "make test": SUITE,
         "pip install 'lean3r[mesh]'": DOWNLOADS,
         "pip install torch --index-url https://download.pytorch.org/whl/cpu": DOWNLOADS,
@@ -173,6 +174,11 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "python benchmarks/parity_table.py --golden golden": GIGABYTES,
         "python benchmarks/parity_parts.py --golden golden": WHOLE,
         "python -m pytest -m slow tests/golden --golden golden": GIGABYTES,
+    },
+    "docs/how-to/serve.md": {
+        "pip install 'lean3r[serve]'": DOWNLOADS,
+        "lean3r serve": "runs until Ctrl-C",
+        "lean3r serve --host 0.0.0.0 --token auto --names scan.example": "runs until Ctrl-C",
     },
     "docs/how-to/view.md": {
         "lean3r view out": "runs until Ctrl-C",

@@ -149,7 +149,8 @@ def test_only_files_of_the_result_are_sent(closed: Service) -> None:
     done = f"/api/jobs/{closed.done}/files/"  # type: ignore[attr-defined]
     (closed.data / "jobs" / closed.done / "done" / "files" / "link").symlink_to("/etc/passwd")  # type: ignore[attr-defined]
     for path in ("../summary.json", "..%2fsummary.json", "%2e%2e/summary.json", "/etc/passwd", "%2fetc%2fpasswd",
-                 "link", "..%5c..%5c", "a/../../part-0.txt", "part-0.txt%00", "..%2f..%2f..%2f..%2fjobs.sqlite3"):  # fmt: skip
+                 "link", "..%5c..%5c", "a/../../part-0.txt", "part-0.txt%00",
+                 "..%2f..%2f..%2f..%2fjobs.sqlite3"):  # fmt: skip
         answer = closed.client.get(done + path)
         assert answer.status_code in (404, 405, 307) and "root:" not in answer.text, path
     names = [file["path"] for file in closed.client.get(done.rstrip("/")).json()["files"]]

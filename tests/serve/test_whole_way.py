@@ -166,7 +166,7 @@ def test_the_pages_are_accessible(real: Service, page: tuple[Any, list[str], lis
     if not axe.is_file():
         pytest.skip("no axe-core: npm install axe-core")
     browser = page[0]
-    id = real.client.get("/api/jobs").json()[0]["id"]
+    id = real.until(send(real, [("cut.jpg", b"\xff\xd8\xff")])["id"])["id"]
     for path in ("", f"jobs/{id}", "login", "jobs/nothing"):
         browser.goto(real.address + path)
         browser.wait_for_timeout(300)

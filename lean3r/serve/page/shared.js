@@ -29,7 +29,8 @@ export async function ask(path, options = {}) {
 }
 
 export function size(bytes) {
-  return bytes < 1e5 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
+  const [unit, name] = bytes < 1e5 ? [1e3, "kB"] : bytes < 1e9 ? [1e6, "MB"] : [1e9, "GB"];
+  return `${Number((bytes / unit).toFixed(1)).toLocaleString()} ${name}`;
 }
 
 export function stateText(job) {

@@ -44,7 +44,7 @@ function optionField(option) {
   if (option.kind === "choice") {
     input = element("select");
     for (const value of option.choices) input.append(element("option", value, { value }));
-    input.value = option.default ?? "";
+    input.value = input.dataset.usual = option.default ?? "";
   } else if (option.kind === "flag") {
     input = element("input", "", { type: "checkbox" });
   } else {
@@ -63,7 +63,7 @@ function options() {
   for (const input of document.querySelectorAll("[data-option]")) {
     if (input.type === "checkbox") { if (input.checked) given[input.dataset.option] = true; }
     else if (input.tagName === "SELECT") {
-      if (input.selectedIndex && !input.options[input.selectedIndex].defaultSelected) given[input.dataset.option] = input.value;
+      if (input.value !== input.dataset.usual) given[input.dataset.option] = input.value;
     } else if (input.value.trim()) given[input.dataset.option] = input.value.trim();
   }
   return given;
