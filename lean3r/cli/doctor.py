@@ -99,6 +99,7 @@ _OPTIONAL = {
     "scipy": ("distances between point clouds in evaluation", "pip install 'lean3r[eval]'"),
     "OpenEXR": ("depth in EXR files", "pip install 'lean3r[eval]'"),
     "trimesh": ("ground-truth clouds and meshes of data sets", "pip install 'lean3r[eval]'"),
+    "fastapi": ("lean3r serve", "pip install 'lean3r[serve]'"),
     "triton": ("GPU kernels; not used by nano", "comes with the CUDA build of torch on Linux"),
 }
 

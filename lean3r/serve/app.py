@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import sqlite3
 import time
 from collections.abc import AsyncIterator
 from functools import cache
@@ -152,9 +154,10 @@ class Routes:
         except QueueFullError as error:
             self.places.remove(id)
             raise RefusedError(503, f"{self.options.queue} jobs are waiting already; try again later.") from error
-        except BaseException:
+        except sqlite3.Error as error:
             self.places.remove(id)
-            raise
+            logging.getLogger("lean3r.serve").exception("the database refuses a job")
+            raise RefusedError(507, "the service cannot store the job; try again later.") from error
 
     def listed(self, limit: int = Query(50, ge=1, le=MOST_LISTED), before: int | None = None) -> Response:
         """The jobs, the newest first; `before` a number for more."""
@@ -176,13 +179,13 @@ class Routes:
 
     def cancelled(self, id: str) -> Response:
         """Cancel a job that waits or runs."""
-        if not self.store.cancel(self._job(id).id):
+        before = self._job(id)
+        if not self.store.cancel(id):
             raise HTTPException(409, f"the job is {self._job(id).state}; it neither waits nor runs")
         log("job cancelled by its owner", job=id)
-        now = self._job(id)
-        if now.attempt == 0:
+        if before.state == "queued":  # else its dispatcher does, when its worker has ended
             self.places.tidy(id)
-        return JSONResponse(show(self.store, now, self.options.keep_hours))
+        return JSONResponse(show(self.store, self._job(id), self.options.keep_hours))
 
     async def events(self, id: str) -> Response:
         """Progress as server-sent events: `job` at every change, `end` at the end."""

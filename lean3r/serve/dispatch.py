@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import threading
@@ -84,15 +85,34 @@ class Dispatcher:
                         self.ready.pop(device, None)
                         worker = self._start(device, worker)
                     elif (job := self.store.claim()) is not None:
-                        self._work(worker, job)
+                        self._settle(worker, job)
                     else:
                         self.store.wait(1.0)
-                except Exception:  # such as a full disk under the database: the service must not stop working
-                    logging.getLogger("lean3r.serve").exception("the dispatcher of %s failed", device)
-                    self.stopping.wait(PAUSE)
+                except Exception:
+                    self._complain(device)
         finally:
             if worker is not None:
                 worker.end()
+
+    def _settle(self, worker: Worker, job: Job) -> None:
+        """Work on a job; if its end cannot be noted, because the disk is full under the database for example, try
+        until it can: a job must not seem to run for ever."""
+        try:
+            self._work(worker, job)
+            return
+        except Exception:
+            worker.end()
+            self._complain(job.id)
+        while not self.stopping.is_set():
+            try:
+                self.store.give_back(job, self.options.attempts)
+                return
+            except Exception:
+                self._complain(job.id)
+
+    def _complain(self, about: str) -> None:
+        logging.getLogger("lean3r.serve").exception("the dispatcher failed: %s", about)
+        self.stopping.wait(PAUSE)
 
     def _start(self, device: str, before: Worker | None) -> Worker | None:
         """A worker that is ready; None if it did not start, after a pause."""
@@ -216,6 +236,8 @@ class Dispatcher:
             return {key: self._scrubbed(one) for key, one in value.items()}
         if isinstance(value, list):
             return [self._scrubbed(one) for one in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
         return self.scrub(value) if isinstance(value, str) else value
 
     def _fail(self, job: Job, reason: str) -> None:

@@ -107,9 +107,8 @@ class Gate:
     def greet(self, request: Request) -> Response:
         """Somebody who gave the right token gets the cookie, and the start page."""
         answer = RedirectResponse("/", 303)
-        answer.set_cookie(
-            self.cookie, self.session, httponly=True, samesite="strict", secure=request.url.scheme == "https"
-        )
+        is_sealed = request.headers.get("origin", "").startswith("https:")  # a proxy has the certificate
+        answer.set_cookie(self.cookie, self.session, httponly=True, samesite="strict", secure=is_sealed)
         return answer
 
     async def log_in(self, request: Request, page: str) -> Response:

@@ -1,11 +1,11 @@
 """Where the service keeps what: one folder for each job, in which a result appears by one rename.
 
-DATA/lock                held by the service; its process id
-DATA/jobs.sqlite3        the jobs
-DATA/incoming/ID/        an upload that is not complete
-DATA/jobs/ID/input/      the files of a job, until it ends
-DATA/jobs/ID/attempt-N/  what its N-th start has written so far: files/ and summary.json
-DATA/jobs/ID/done/       the attempt that succeeded
+- DATA/lock: held by the service; its process id
+- DATA/jobs.sqlite3: the jobs
+- DATA/incoming/ID/: an upload that is not complete
+- DATA/jobs/ID/input/: the files of a job, until it ends
+- DATA/jobs/ID/attempt-N/: what its N-th start has written so far: files/ and summary.json
+- DATA/jobs/ID/done/: the attempt that succeeded
 """
 
 from __future__ import annotations

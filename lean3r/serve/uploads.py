@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import time
 from collections.abc import AsyncIterator
@@ -65,6 +66,10 @@ class Upload:
             found = parse_json(text)
         except ValueError as error:
             raise RefusedError(422, f"the field options is not JSON: {error}") from error
+        try:
+            json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+        except ValueError as error:  # numbers and texts that JSON has no form for could never be shown again
+            raise RefusedError(422, "the field options holds a number or a text that JSON does not have.") from error
         if not isinstance(found, dict):
             raise RefusedError(422, 'the field options is not a JSON object, such as {"max_views": 8}.')
         return found | given

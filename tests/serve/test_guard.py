@@ -78,9 +78,12 @@ def test_browsers_get_a_cookie_for_the_token(closed: Service, stranger: httpx.Cl
         answer = come()
         assert answer.status_code == 303 and answer.headers["location"] == "/"
         cookie = answer.headers["set-cookie"]
-        assert "HttpOnly" in cookie and "SameSite=strict" in cookie and SECRET not in cookie
+        assert "Secure" not in cookie and "HttpOnly" in cookie and "SameSite=strict" in cookie and SECRET not in cookie
         assert stranger.get("/api/jobs").status_code == 200
         stranger.cookies.clear()
+    own = {"Host": "scan.example", "Origin": "https://scan.example"}
+    sealed = stranger.post("/login", data={"token": SECRET}, headers=own)
+    assert sealed.status_code == 303 and "Secure" in sealed.headers["set-cookie"], "behind a proxy with HTTPS"
 
 
 def test_other_names_and_other_sites_are_refused(closed: Service) -> None:
