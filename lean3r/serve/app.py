@@ -159,12 +159,12 @@ class Routes:
             logging.getLogger("lean3r.serve").exception("the database refuses a job")
             raise RefusedError(507, "the service cannot store the job; try again later.") from error
 
-    def listed(self, limit: int = Query(50, ge=1, le=MOST_LISTED), before: int | None = None) -> Response:
+    async def listed(self, limit: int = Query(50, ge=1, le=MOST_LISTED), before: int | None = None) -> Response:
         """The jobs, the newest first; `before` a number for more."""
         jobs = self.store.latest(limit, before)
         return JSONResponse([show(self.store, job, self.options.keep_hours) for job in jobs])
 
-    def one(self, id: str) -> Response:
+    async def one(self, id: str) -> Response:
         """One job."""
         return JSONResponse(show(self.store, self._job(id), self.options.keep_hours))
 
@@ -189,7 +189,7 @@ class Routes:
 
     async def events(self, id: str) -> Response:
         """Progress as server-sent events: `job` at every change, `end` at the end."""
-        await run_in_threadpool(self._job, id)
+        self._job(id)
         stream = events(self.store, id, self.options.keep_hours, self.dispatcher.stopping.is_set)
         return StreamingResponse(stream, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 

@@ -82,17 +82,16 @@ class QueueFullError(Exception):
 
 
 class Store:
-    """The jobs of one file, which only one service uses at a time; any of its threads may call it. UsageError if the
-    file is of another version, or no database."""
+    """The jobs of one file, which only one service uses at a time; any of its threads may call it. Reading does not
+    wait for changes that are being written. UsageError if the file is of another version, or no database."""
 
     def __init__(self, path: Path) -> None:
-        self._lock = threading.RLock()
+        self._lock, self._reading = threading.RLock(), threading.Lock()
         self.changed = threading.Condition(self._lock)
         self.version = 0
         self._progress: dict[str, Progress] = {}
         try:
-            self._base = sqlite3.connect(path, timeout=_WAIT, isolation_level=None, check_same_thread=False)
-            self._base.row_factory = sqlite3.Row
+            self._base, self._reader = _connect(path), _connect(path)
             self._base.execute("PRAGMA journal_mode = WAL")
             self._base.execute("PRAGMA synchronous = FULL")
             found = self._base.execute("PRAGMA user_version").fetchone()[0]
@@ -108,8 +107,9 @@ class Store:
 
     def close(self) -> None:
         """Close the file."""
-        with self._lock:
+        with self._lock, self._reading:
             self._base.close()
+            self._reader.close()
 
     @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
@@ -126,7 +126,7 @@ class Store:
             self.changed.notify_all()
 
     def _all(self, query: str, *values: Any) -> list[sqlite3.Row]:
-        with self._lock, closing(self._base.execute(query, values)) as found:
+        with self._reading, closing(self._reader.execute(query, values)) as found:
             return found.fetchall()
 
     def add(
@@ -228,13 +228,14 @@ class Store:
         return found
 
     def _is_running(self, job: Job) -> bool:
+        """Within a change."""
         row = self._base.execute("SELECT state, attempt FROM jobs WHERE id = ?", (job.id,)).fetchone()
         return row is not None and (row["state"], row["attempt"]) == ("running", job.attempt)
 
     def is_running(self, job: Job) -> bool:
         """Whether this attempt still runs: it was neither cancelled nor removed."""
-        with self._lock:
-            return self._is_running(job)
+        now = self.get(job.id)
+        return now is not None and (now.state, now.attempt) == ("running", job.attempt)
 
     def _end(
         self, base: sqlite3.Connection, id: str, state: State, reason: str, summary: Mapping[str, Any], size: int
@@ -282,21 +283,25 @@ class Store:
 
     def note(self, id: str, **changes: Any) -> None:
         """Change what is known of the progress of a running job."""
-        with self._lock:
-            if (progress := self._progress.get(id)) is not None:
-                for name, value in changes.items():
-                    setattr(progress, name, value)
-                self.version += 1
+        if (progress := self._progress.get(id)) is not None:
+            for name, value in changes.items():
+                setattr(progress, name, value)
+            self.version += 1
 
     def progress(self, id: str) -> Progress | None:
         """The progress of a running job."""
-        with self._lock:
-            return self._progress.get(id)
+        return self._progress.get(id)
 
     def wait(self, seconds: float) -> None:
         """Until a state changes, or so many seconds."""
         with self.changed:
             self.changed.wait(seconds)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    base = sqlite3.connect(path, timeout=_WAIT, isolation_level=None, check_same_thread=False)
+    base.row_factory = sqlite3.Row
+    return base
 
 
 def _job(row: sqlite3.Row) -> Job:

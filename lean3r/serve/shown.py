@@ -7,7 +7,6 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from typing_extensions import TypedDict  # pydantic takes typing.TypedDict from Python 3.12 on
 
 from lean3r import __version__
@@ -70,11 +69,11 @@ async def events(store: Store, id: str, keep_hours: float, is_over: Callable[[],
     while not is_over():
         if store.version != version:
             version = store.version
-            job = await run_in_threadpool(store.get, id)
+            job = store.get(id)
             if job is None:
                 yield "event: gone\ndata: {}\n\n"
                 return
-            now = json.dumps(await run_in_threadpool(show, store, job, keep_hours))
+            now = json.dumps(show(store, job, keep_hours))
             if now != seen:
                 seen, silent = now, 0.0
                 yield f"event: job\ndata: {now}\n\n"

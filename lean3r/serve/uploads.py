@@ -8,8 +8,9 @@ import shutil
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -33,7 +34,7 @@ from lean3r.serve.places import NoRoomError, Room
 LONGEST_NAME = 200  # characters of a file's name
 FIELD_BYTES = 65_536
 MOST_FIELDS = 100
-STEP = 1 << 20  # bytes for which room is asked at a time
+STEP = 1 << 20  # bytes for which room is asked at a time, and that are written at a time
 IDLE_SECONDS = 60.0  # without a byte
 PATIENCE, LEAST_RATE = 60.0, 4096.0  # after so many seconds, at least so many bytes a second
 UNPACKED = 4  # times the limit of an upload: what an archive may hold
@@ -82,12 +83,15 @@ class Receiver:
     def __init__(self, folder: Path, room: Room, options: ServeOptions) -> None:
         self.folder, self.room, self.options = folder, room, options
         self.most = int(options.upload_gb * GIGABYTE)
-        self.upload, self.taken, self.received = Upload(), 0, 0
+        self.upload, self.taken = Upload(), 0
+        self._arrived: list[tuple[Path, str, bytes, int]] = []
         self._used: set[str] = set()
         self._is_whole, self._count = False, 0
         self._header, self._headers = [b"", b""], {}
         self._name = ""
-        self._file: BinaryIO | None = None
+        self._path: Path | None = None
+        self._waiting: list[tuple[Path, bytes]] = []
+        self._waiting_bytes = 0
         self._shown, self._head, self._length = "", b"", 0
         self._text: bytearray | None = None
 
@@ -115,6 +119,7 @@ class Receiver:
             raise
         if not self._is_whole:
             raise RefusedError(400, "the upload ended early.")
+        await asyncio.to_thread(self._sort_out)
         if not self.upload.files:
             why = "none of the files is a picture, a video or a zip" if self.upload.skipped else "there are no files"
             raise RefusedError(422, f"nothing to reconstruct: {why}.", self.upload.skipped)
@@ -122,9 +127,6 @@ class Receiver:
 
     def give_up(self) -> None:
         """Remove what has arrived."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
         shutil.rmtree(self.folder, ignore_errors=True)
         self.settle()
 
@@ -139,6 +141,7 @@ class Receiver:
             try:
                 chunk = await asyncio.wait_for(anext(chunks), IDLE_SECONDS)
             except StopAsyncIteration:
+                await asyncio.to_thread(self._write)
                 return
             except TimeoutError as error:
                 raise RefusedError(408, f"nothing arrived for {IDLE_SECONDS:.0f} seconds.") from error
@@ -146,8 +149,11 @@ class Receiver:
             seconds = time.monotonic() - begun
             if seconds > PATIENCE and received / seconds < LEAST_RATE:
                 raise RefusedError(408, f"the upload is too slow: less than {LEAST_RATE:,.0f} bytes a second.")
+            # Taking it apart takes less time than a change of threads; a slow disk must not hold up other requests.
             for at in range(0, len(chunk), PART):
-                await asyncio.to_thread(parser.write, chunk[at : at + PART])
+                parser.write(chunk[at : at + PART])
+            if self._waiting_bytes >= STEP:
+                await asyncio.to_thread(self._write)
 
     def _callbacks(self) -> Any:
         return {
@@ -189,7 +195,8 @@ class Receiver:
                 422, f"the name of file {self._count} has {len(name)} characters; at most {LONGEST_NAME} are allowed."
             )
         self._shown = printable(name)
-        self._file = (self.folder / f".{self._count}").open("wb")
+        self._path = self.folder / f".{self._count}"
+        self._waiting.append((self._path, b""))
 
     def _data(self, data: bytes) -> None:
         if self._text is not None:
@@ -198,49 +205,53 @@ class Receiver:
                 raise RefusedError(413, f"the field {printable(self._name)} has more than {FIELD_BYTES:,} bytes.")
             return
         self.upload.size += len(data)
-        self.received += len(data)
         self._length += len(data)
-        if self.received > self.most:
+        if self.upload.size > self.most:
             raise RefusedError(413, self._too_large())
+        self._head += data[: HEAD - len(self._head)]
+        if self._path is not None:
+            self._waiting.append((self._path, data))
+            self._waiting_bytes += len(data)
+
+    def _write(self) -> None:
+        """Write what has arrived since the last time, if there is room for it."""
+        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
         while self.upload.size > self.taken:
             self.room.take(STEP)
             self.taken += STEP
-        self._head += data[: HEAD - len(self._head)]
-        if self._file is not None:
-            self._file.write(data)
+        for path, pieces in groupby(waiting, key=lambda piece: piece[0]):
+            with path.open("ab") as file:
+                file.writelines(data for _, data in pieces)
 
     def _part_ends(self) -> None:
         if self._text is not None:
             self.upload.fields[self._name] = self._text.decode("utf-8", "replace")
-        elif self._file is not None:
-            self._file.close()
-            path, self._file = Path(self._file.name), None
+        elif self._path is not None:
             if self._shown or self._length:  # a form without a choice sends a file without a name
-                self._keep(path)
-            else:
-                path.unlink()
+                self._arrived.append((self._path, self._shown, self._head, self._length))
+            self._path = None
 
-    def _keep(self, path: Path) -> None:
-        """Give a complete file its name, or leave it out with a reason."""
-        suffix = suffix_of(self._head)
-        if suffix is None and is_transport_stream(path):
-            suffix = ".ts"
-        reason = ""
-        if self._length == 0:
-            reason = "the file is empty"
-        elif suffix is None:
-            reason = "it is not a picture, a video or a zip by its content"
-        elif suffix == ARCHIVE_SUFFIX:
-            reason = check_archive(path, self.options.upload_files, UNPACKED * self.most)
-        if reason or suffix is None:
-            self.upload.skipped.append({"name": self._shown, "reason": reason})
-            self.upload.size -= self._length
-            path.unlink()
-            return
-        stored = stored_name(self._shown, suffix, self._used)
-        path.rename(self.folder / stored)
-        about = {"name": self._shown, "stored": stored, "kind": kind_of(suffix), "bytes": self._length}
-        self.upload.files.append(about)
+    def _sort_out(self) -> None:
+        """Give complete files their names, or leave them out with a reason."""
+        for path, shown, head, length in self._arrived:
+            suffix = suffix_of(head)
+            if suffix is None and is_transport_stream(path):
+                suffix = ".ts"
+            reason = ""
+            if length == 0:
+                reason = "the file is empty"
+            elif suffix is None:
+                reason = "it is not a picture, a video or a zip by its content"
+            elif suffix == ARCHIVE_SUFFIX:
+                reason = check_archive(path, self.options.upload_files, UNPACKED * self.most)
+            if reason or suffix is None:
+                self.upload.skipped.append({"name": shown, "reason": reason})
+                self.upload.size -= length
+                path.unlink()
+                continue
+            stored = stored_name(shown, suffix, self._used)
+            path.rename(self.folder / stored)
+            self.upload.files.append({"name": shown, "stored": stored, "kind": kind_of(suffix), "bytes": length})
 
     def _ends(self) -> None:
         self._is_whole = True

@@ -1,0 +1,326 @@
+"""Does the service hold under load, under kills and under attacks?
+
+    python benchmarks/serve.py [--parts load kills attacks] [--seconds N] [--rounds N]
+
+A service of its own with a runner that needs no network (tests/serve/stub.py: a job takes a quarter of a second), so
+that the service is measured, not the reconstruction. Load: 200 clients that ask every second, one job or the list, and
+20 that upload 4 MB at once every five seconds, for so many seconds, twice; latencies, and the memory of the service. The clients
+run beside it on the same processors. Kills: SIGKILL to the service or to its worker at random moments while jobs are
+uploaded; every job that was accepted must end exactly once, with the files of one start. Attacks: everything that must
+not get in or out, with counts. Writes benchmarks/results/serve.json; exit 1 if something got through or was lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import os
+import random
+import signal
+import struct
+import sys
+import tempfile
+import time
+import zipfile
+from collections import Counter
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from common import RESULTS, ROOT, hardware, write_result
+
+sys.path.insert(0, str(ROOT / "tests"))
+
+from serve.conftest import Service, picture
+
+from lean3r.processes import memory_status_mb
+
+CLIENTS, UPLOADERS, UPLOAD_BYTES = 200, 20, 4_000_000
+THINK_SECONDS, UPLOAD_EVERY = 1.0, 5.0
+SETTLED = ("done", "failed", "cancelled", "expired")
+TOKEN = "a-token-of-the-benchmark"
+
+
+def main() -> None:
+    """Run the parts, and write what they found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", default=["load", "kills", "attacks"])
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    path = options.out / "serve.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    parts = {
+        "load": lambda d: load(d, options.seconds),
+        "kills": lambda d: kills(d, options.rounds),
+        "attacks": attacks,
+    }
+    for name in options.parts:
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = parts[name](Path(folder) / "data")
+        print(name, json.dumps(found[name], indent=1), flush=True)
+    write_result("serve", found | {"hardware": hardware()}, options.out)
+    got_through = sum(row["got_through"] for row in found.get("attacks", {}).values())
+    sys.exit(bool(got_through or found.get("kills", {}).get("problems")))
+
+
+def load(data: Path, seconds: float) -> dict[str, Any]:
+    """Latencies in milliseconds and memory in MB, in two halves of so many seconds."""
+    service = Service(data, quota_gb=1.0, queue=100_000)
+    assert service.process is not None
+    pid, rows = service.process.pid, []
+    at_start = memory_status_mb("VmRSS", pid)
+    try:
+        for _ in range(2):
+            before = _cpu_seconds(pid), time.process_time()
+            row = asyncio.run(_crowd(service.address, seconds))
+            row["cpu_seconds"] = {"service": _cpu_seconds(pid) - before[0], "clients": time.process_time() - before[1]}
+            row["memory_mb"] = {"end": memory_status_mb("VmRSS", pid), "peak": memory_status_mb("VmHWM", pid)}
+            rows.append(row)
+    finally:
+        service.end(signal.SIGKILL)
+    sizes = {"clients": CLIENTS, "uploaders": UPLOADERS, "upload_mb": UPLOAD_BYTES / 1e6, "seconds": seconds}
+    return sizes | {"memory_mb_at_start": at_start, "halves": rows}
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def _crowd(address: str, seconds: float) -> dict[str, Any]:
+    end, asked, sent, errors = time.monotonic() + seconds, [], [], Counter()
+    content, known = b"\xff\xd8\xff" + os.urandom(UPLOAD_BYTES), [""]
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=120, limits=limits) as client:
+
+        async def timed(into: list[float], ask: Any) -> httpx.Response | None:
+            begun = time.monotonic()
+            try:
+                answer = await ask()
+            except httpx.HTTPError as error:
+                errors[type(error).__name__] += 1
+                return None
+            into.append(1000 * (time.monotonic() - begun))
+            if answer.status_code >= 400 and answer.status_code != 404:
+                errors[str(answer.status_code)] += 1
+            return answer
+
+        async def poll(number: int) -> None:
+            await asyncio.sleep(THINK_SECONDS * number / CLIENTS)
+            while time.monotonic() < end:
+                path = f"/api/jobs/{known[-1]}" if number % 4 and known[-1] else "/api/jobs?limit=20"
+                await timed(asked, partial(client.get, path))
+                await asyncio.sleep(THINK_SECONDS)
+
+        async def upload() -> None:
+            while time.monotonic() < end:
+                files = {"files": ("a.jpg", content)}
+                answer = await timed(sent, partial(client.post, "/api/jobs", files=files))
+                if answer is not None and answer.status_code == 201:
+                    known.append(answer.json()["id"])
+                await asyncio.sleep(UPLOAD_EVERY)
+
+        await asyncio.gather(*(poll(n) for n in range(CLIENTS)), *(upload() for _ in range(UPLOADERS)))
+    return {"polls": _spread(asked), "uploads": _spread(sent), "errors": dict(errors)}
+
+
+def _spread(milliseconds: list[float]) -> dict[str, float]:
+    p50, p95 = np.percentile(milliseconds, [50, 95])
+    return {"count": len(milliseconds), "p50_ms": p50, "p95_ms": p95, "most_ms": max(milliseconds)}
+
+
+def kills(data: Path, rounds: int) -> dict[str, Any]:
+    """What became of the jobs that were accepted while the service and its workers were killed."""
+    chance = random.Random(0)
+    service = Service(data, attempts=10_000, queue=10_000)
+    accepted: set[str] = set()
+    counts: Counter[str] = Counter()
+    for number in range(rounds):
+        whom = ("service", "worker")[number % 2]
+        end = time.monotonic() + chance.uniform(0.0, 1.2)
+        while time.monotonic() < end:
+            accepted.add(service.upload("a.jpg", "b.jpg")["id"])
+            time.sleep(chance.uniform(0.0, 0.2))
+        counts[f"killed: {whom}"] += 1
+        if whom == "service":
+            service.end(signal.SIGKILL)
+            service.start()
+        else:
+            with suppress(ProcessLookupError):
+                os.kill(service.logged("worker ready")[-1]["pid"], signal.SIGKILL)
+    problems, shown = [], {}
+    end = time.monotonic() + 60 + len(accepted)
+    while time.monotonic() < end:
+        shown = {id: service.job(id) for id in accepted}
+        if all(job.get("state") in SETTLED for job in shown.values()):
+            break
+        time.sleep(1)
+    starts = Counter(service.starts())
+    for id, job in shown.items():
+        counts[f"ended: {job.get('state', 'lost')}"] += 1
+        files = service.client.get(f"/api/jobs/{id}/files").json().get("files", [])
+        parts = [file["path"] for file in files if file["path"].startswith("part-")]
+        said = {service.client.get(f"/api/jobs/{id}/files/{part}").text for part in parts}
+        if job.get("state") != "done" or len(parts) != 5 or len(said) != 1 or not said.pop().startswith(id):
+            problems.append(f"{id}: {job.get('state')}, {len(parts)} parts")
+    counts["started more than once"] = sum(count > 1 for count in starts.values())
+    strange = set(starts) - accepted
+    counts["accepted without an answer that arrived"] = len(strange)
+    service.end(signal.SIGKILL)
+    return {"rounds": rounds, "accepted": len(accepted), "counts": dict(sorted(counts.items())), "problems": problems}
+
+
+def attacks(data: Path) -> dict[str, dict[str, Any]]:
+    """How many of each kind were tried, and how many got through."""
+    service = Service(data, token=TOKEN, upload_files=50, upload_gb=0.01, quota_gb=0.05)
+    service.client.headers["Authorization"] = f"Bearer {TOKEN}"
+    done = service.upload("a.jpg")["id"]
+    service.until(done)
+    found: dict[str, dict[str, Any]] = {}
+
+    def tried(kind: str, outcomes: list[bool]) -> None:
+        found[kind] = {"tried": len(outcomes), "got_through": sum(outcomes)}
+
+    def refused(answer: httpx.Response, *statuses: int) -> bool:
+        return answer.status_code in statuses
+
+    ups = ["../", "..%2f", "%2e%2e/", "..%5c", "....//", "%252e%252e%252f", "/", "%2f", "..;/", "\\..\\"]
+    paths = [
+        up * depth + name
+        for up in ups
+        for depth in (1, 3, 8)
+        for name in ("summary.json", "etc/passwd", "jobs.sqlite3")
+    ]
+    answers = [service.client.get(f"/api/jobs/{done}/files/{path}") for path in paths]
+    tried("traversal in paths", [answer.status_code == 200 for answer in answers])
+    members = {up * depth + f"evil{number}.jpg": picture() for number, up in enumerate(ups) for depth in (1, 4)}
+    id = _post(service, "scan.zip", _zip(members)).json()["id"]
+    service.until(id)
+    tried("traversal in archives", [any(data.parent.rglob(Path(name).name)) for name in members])
+    bombs = [
+        _zip({f"{n}.jpg": bytes(size) for n in range(count)})
+        for size, count in ((45_000_000, 1), (900_000, 50), (1, 51))
+    ]
+    plain = bytearray(_zip({"a.jpg": picture()}))
+    plain[-10:-6] = struct.pack("<I", 1 << 30)
+    bombs += [bytes(plain), bytes(plain[:-22]) + b"PK\x06\x07" + bytes(16) + bytes(plain[-22:])]
+    tried("zip bombs", [not refused(_post(service, "a.zip", bomb), 413, 422) for bomb in bombs])
+    large = [b"\xff\xd8\xff" + bytes(size) for size in (10_100_000, 20_000_000, 60_000_000)]
+    tried("oversized", [not refused(_post(service, "a.jpg", content), 413) for content in large])
+    heads = [
+        b"<html>",
+        b"<svg>",
+        b"MZ",
+        b"\x7fELF",
+        b"#!/bin/sh",
+        b"%PDF",
+        b"",
+        b"\x80\x04pickle",
+        b"RIFF1234WAVE",
+        b"PK\x05\x06",
+    ]
+    tried(
+        "wrong types",
+        [
+            not refused(_post(service, f"a{s}", head + bytes(60)), 422)
+            for head in heads
+            for s in (".jpg", ".zip", ".mp4")
+        ],
+    )
+    port = service.address.rsplit(":", 1)[1].strip("/")
+    names = [
+        "evil.example",
+        f"evil.example:{port}",
+        "127.0.0.1.evil.example",
+        "localhost.evil",
+        "0x7f000001",
+        "2130706433",
+        "",
+    ]
+    tried(
+        "foreign Host",
+        [not refused(service.client.get("/api/jobs", headers={"Host": name}), 400, 421) for name in names],
+    )
+    origins = [
+        "http://evil.example",
+        "null",
+        "file://",
+        "http://127.0.0.1:1",
+        f"https://localhost:{port}",
+        "http://127.0.0.1",
+    ]
+    ways = [
+        ("POST", "/api/jobs"),
+        ("POST", f"/api/jobs/{done}/cancel"),
+        ("DELETE", f"/api/jobs/{done}"),
+        ("POST", "/login"),
+    ]
+    tried(
+        "foreign Origin",
+        [not refused(service.client.request(*way, headers={"Origin": o}), 403) for way in ways for o in origins],
+    )
+    wrong = [
+        "",
+        "Bearer",
+        f"Bearer {TOKEN[:-1]}",
+        f"Bearer {TOKEN}x",
+        f"Basic {TOKEN}",
+        "Bearer null",
+        f"Bearer {TOKEN.upper()}",
+    ]
+    wrong += [f"Bearer {random.Random(n).getrandbits(128):x}" for n in range(100)]
+    places = ["/api/jobs", f"/api/jobs/{done}/zip", "/metrics", "/openapi.json", "/page/job.js"]
+    with httpx.Client(base_url=service.address, trust_env=False) as stranger:
+        tried(
+            "missing or wrong token",
+            [stranger.get(p, headers={"Authorization": w}).status_code == 200 for p in places for w in wrong],
+        )
+    hostile = [
+        "<img src=x onerror=alert(1)>.jpg",
+        '"><script>alert(1)</script>.jpg',
+        "a\r\nSet-Cookie: x=1.jpg",
+        "'--.jpg",
+    ]
+    shown = [_post(service, name, picture()) for name in hostile]
+    tried("markup and lines in names", [
+        answer.status_code != 201 or not answer.headers["content-type"].startswith("application/json")
+        or "x" in answer.cookies or any(set(file["stored"]) & set("<>\"'\r\n/") for file in answer.json()["files"])
+        for answer in shown
+    ])  # fmt: skip
+    options = [
+        {n: "/etc/passwd"}
+        for n in ("cameras", "masks", "weights", "positions", "intrinsics", "plan", "out", "device", "model")
+    ]
+    tried("paths in options", [not refused(_post(service, "a.jpg", picture(), **option), 422) for option in options])
+    full = [_post(service, "a.jpg", b"\xff\xd8\xff" + bytes(9_000_000)).status_code for _ in range(12)]
+    tried("more than the quota", [_stored(data) > 50e6 for _ in full])
+    service.end(signal.SIGKILL)
+    return found
+
+
+def _post(service: Service, name: str, content: bytes, **fields: str) -> httpx.Response:
+    return service.client.post("/api/jobs", files={"files": (name, content)}, data=fields)
+
+
+def _zip(members: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
+def _stored(data: Path) -> int:
+    return sum(path.stat().st_size for path in (data / "jobs").rglob("*") if path.is_file())
+
+
+if __name__ == "__main__":
+    main()
