@@ -84,8 +84,9 @@ def load(data: Path, seconds: float) -> dict[str, Any]:
     at_start = memory_status_mb("VmRSS", pid)
     try:
         for _ in range(2):
-            before = _cpu_seconds(pid), time.process_time()
+            before, waited = (_cpu_seconds(pid), time.process_time()), _waited_seconds(pid)
             row = asyncio.run(_crowd(service.address, seconds))
+            row["waited_for_a_processor_seconds"] = _waited_seconds(pid) - waited
             row["load_of_machine"] = os.getloadavg()[0]
             row["cpu_seconds"] = {"service": _cpu_seconds(pid) - before[0], "clients": time.process_time() - before[1]}
             row["memory_mb"] = {"end": memory_status_mb("VmRSS", pid), "peak": memory_status_mb("VmHWM", pid)}
@@ -100,6 +101,11 @@ def _cpu_seconds(pid: int) -> float:
     """Of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _waited_seconds(pid: int) -> float:
+    """How long the main thread of a process could have run, while something else did."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
 
 
 async def _crowd(address: str, seconds: float) -> dict[str, Any]:

@@ -147,19 +147,21 @@ class Routes:
         except LeanError as error:
             raise RefusedError(422, str(error)) from error
         upload = receiver.upload
-        self.places.accept(id)
         title = title_of([file["name"] for file in upload.files])
         try:
+            self.places.accept(id)
             return self.store.add(id, title, upload.files, given, upload.size, self.options.queue)
         except QueueFullError as error:
             self.places.remove(id)
             raise RefusedError(503, f"{self.options.queue} jobs are waiting already; try again later.") from error
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             self.places.remove(id)
-            logging.getLogger("lean3r.serve").exception("the database refuses a job")
+            logging.getLogger("lean3r.serve").exception("a job cannot be stored")
             raise RefusedError(507, "the service cannot store the job; try again later.") from error
 
-    async def listed(self, limit: int = Query(50, ge=1, le=MOST_LISTED), before: int | None = None) -> Response:
+    async def listed(
+        self, limit: int = Query(50, ge=1, le=MOST_LISTED), before: int | None = Query(None, ge=0, le=2**53)
+    ) -> Response:
         """The jobs, the newest first; `before` a number for more."""
         jobs = self.store.latest(limit, before)
         return JSONResponse([show(self.store, job, self.options.keep_hours) for job in jobs])

@@ -268,6 +268,14 @@ def survey(r: Mapping[str, Any]) -> Iterable[str]:
     yield f"{flight['views']} aerial pictures: {flight['gps_rms_m']:.2f} m from GPS, cells of {cell} m"
 
 
+def serve(r: Mapping[str, Any]) -> Iterable[str]:
+    polls, kills = r["load"]["halves"][-1]["polls"], r["kills"]
+    yield f"{r['load']['clients']} clients: {polls['p50_ms']:.0f} ms (median), {polls['p95_ms']:.0f} ms (95 %)"
+    yield f"{kills['rounds']} rounds of kills: {kills['accepted']} jobs accepted, {len(kills['problems'])} problems"
+    tried = [sum(one[key] for one in r["attacks"].values()) for key in ("tried", "got_through")]
+    yield f"{tried[0]} attacks, {tried[1]} got through"
+
+
 ROWS: dict[str, tuple[str | None, Figures]] = {
     "adapters": ("adapters.py", adapters),
     "add": ("add.py", added),
@@ -314,6 +322,7 @@ ROWS: dict[str, tuple[str | None, Figures]] = {
         lambda r: [f"{x['views']} views, {x['regions']} regions: recall {x['recall']:.0%}" for x in r["rows"]],
     ),
     "renderer_cpu": ("renderer.py", renderer),
+    "serve": ("serve.py", serve),
     "stream": ("stream.py", stream),
     "survey": ("survey.py", survey),
     "trust": ("trust.py", trust),

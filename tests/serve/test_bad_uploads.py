@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import random
 import socket
 import struct
 import time
@@ -234,3 +235,51 @@ def test_options_of_a_job_are_those_of_the_command_line() -> None:
                 {"plan": "gsa:a=/x"}):  # fmt: skip
         with pytest.raises(UsageError):
             Request.of(bad, ["nano"])
+
+
+def test_damaged_bodies_are_taken_or_refused_and_nothing_else(tmp_path: Path) -> None:
+    whole = b"".join(
+        b'--b\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n' % part
+        for part in (
+            (b"options", b"", b'{"max_views": 3}'),
+            (b"files", b'; filename="a.jpg"', picture()),
+            (b"files", b"; filename*=UTF-8''%e6%97%a5.zip", zipped(**{"b.jpg": picture(seed=1)})),
+        )
+    )
+    whole += b"--b--\r\n"
+    chance, outcomes = random.Random(0), {"taken": 0, "refused": 0}
+
+    async def take(number: int, body: bytes) -> None:
+        async def chunks() -> AsyncIterator[bytes]:
+            for at in range(0, len(body), 700):
+                yield body[at : at + 700]
+
+        room = Endless(None, 0)
+        receiver = Receiver(tmp_path / f"{number}", room, ServeOptions())  # type: ignore[arg-type]
+        try:
+            upload = await receiver.receive("multipart/form-data; boundary=b", None, chunks())
+            upload.options()
+            assert all((receiver.folder / file["stored"]).is_file() for file in upload.files)
+            outcomes["taken"] += 1
+        except RefusedError as error:
+            assert 400 <= error.status < 500 and str(error)
+            outcomes["refused"] += 1
+        receiver.give_up()
+        assert room.left == 0
+
+    async def take_all() -> None:
+        for number in range(400):
+            body = bytearray(whole)
+            for _ in range(chance.choice((0, 1, 3, 20))):
+                at = chance.randrange(len(body))
+                kind = chance.randrange(3)
+                if kind == 0:
+                    body[at] = chance.randrange(256)
+                elif kind == 1:
+                    del body[at : at + chance.randrange(1, 200)]
+                else:
+                    body[at:at] = body[chance.randrange(len(body)) :][: chance.randrange(1, 200)]
+            await take(number, bytes(body))
+
+    asyncio.run(take_all())
+    assert min(outcomes.values()) > 50 and not any(tmp_path.iterdir()), outcomes

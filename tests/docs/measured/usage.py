@@ -43,6 +43,31 @@ KNOWN = Page(
 )
 
 
+def under_load() -> list[float]:
+    """Answers in milliseconds, and what the service took in the second minute."""
+    first, second = result("serve")["load"]["halves"]
+    polls, spent = second["polls"], [second["cpu_seconds"]["service"], second["waited_for_a_processor_seconds"]]
+    return [polls["p50_ms"], polls["p95_ms"], *spent, first["memory_mb"]["end"], second["memory_mb"]["end"]]
+
+
+SERVE = Page(
+    "docs/how-to/serve.md",
+    [
+        ("while {} uploaded {:.0f} MB", lambda: [result("serve")["load"][key] for key in ("uploaders", "upload_mb")]),
+        (
+            "within {:.0f} ms, and nineteen of twenty within {:.0f} ms. The service worked for {:.0f} seconds of a "
+            "minute and waited {:.0f} seconds for a processor; its memory was {:.0f} MB after the first minute and "
+            "{:.0f} MB after the second.",
+            under_load,
+        ),
+        (
+            "In {} rounds of SIGKILL to the service or its worker, all of {} accepted jobs",
+            lambda: [result("serve")["kills"][key] for key in ("rounds", "accepted")],
+        ),
+    ],
+)
+
+
 def memory() -> list[float]:
     """How far predictions are below and above the measurement, at most; in per cent."""
     errors = [100 * row["error"] for row in result("memory_budget")["rows"]]
@@ -127,4 +152,4 @@ DEPTH = Page(
     },
 )
 
-USAGE = (KNOWN, MEMORY, LARGE, REFINE, THIRD_PARTY, CLI, PYTHON, QUICKSTART, DEPTH)
+USAGE = (KNOWN, SERVE, MEMORY, LARGE, REFINE, THIRD_PARTY, CLI, PYTHON, QUICKSTART, DEPTH)
