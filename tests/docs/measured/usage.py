@@ -65,6 +65,7 @@ SERVE = Page(
             lambda: [result("serve")["kills"][key] for key in ("rounds", "accepted")],
         ),
     ],
+    {"`127.0.0.1`": "an address"},
 )
 
 
@@ -118,7 +119,7 @@ CLI = Page(
         ("{:.0f} CPU seconds, plus {:.0f} per picture", lambda: [SECONDS, SECONDS_A_VIEW]),
         ("smaller than {} pixels on a side", lambda: [MIN_SIDE]),
     ],
-    {"stay within `8GB`, `6GiB`": SIZE},
+    {"stay within `8GB`, `6GiB`": SIZE, "`127.0.0.1`": "an address"},
 )
 
 PYTHON = Page(
