@@ -29,11 +29,18 @@ def module_paths() -> list[str]:
 
 
 def python_command(module: str, *arguments: str) -> list[str]:
-    """The command that runs `main()` of a lean3r module in its own process."""
+    """The command that runs `main()` of a lean3r module in its own process; what it returns is the exit status."""
     # Not -I: it would drop PYTHONPATH and the user's site packages, which this process may use.
     flags = [flag for flag, is_set in (("-E", sys.flags.ignore_environment), ("-s", sys.flags.no_user_site)) if is_set]
-    code = f"import sys; sys.path[:] = {module_paths()!r}; from {module} import main; main()"
+    code = f"import sys; sys.path[:] = {module_paths()!r}; from {module} import main; sys.exit(main())"
     return [sys.executable, "-P", *flags, "-c", code, *arguments]
+
+
+def sharing(count: int) -> dict[str, str] | None:
+    """The environment for each of `count` processes at once, which then share the processors instead of fighting for
+    them; None for a single one: that of this process."""
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
+    return None if count == 1 else threads | os.environ
 
 
 @contextmanager

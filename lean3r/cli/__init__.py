@@ -24,6 +24,7 @@ COMMANDS = Registry(
         "reconstruct": "lean3r.cli.reconstruct:Reconstruct",
         "add": "lean3r.cli.add:Add",
         "stream": "lean3r.cli.stream:StreamCommand",
+        "batch": "lean3r.cli.batch:Batch",
         "view": "lean3r.cli.view:View",
         "serve": "lean3r.cli.serve:Serve",
         "models": "lean3r.cli.models:Models",

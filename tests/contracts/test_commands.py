@@ -22,6 +22,7 @@ from lean3r.cli.main import main
 
 EXAMPLES = {
     "add": ["SCENE", "INPUT", "-o", "DIR"],
+    "batch": [".", "-o", "DIR", "--options=--refine off --resolution 96 --format cameras"],
     "bench": ["--views", "2", "--resolution", "64", "--repeats", "1", "-o", "DIR/bench.json", "--overwrite"],
     "compress": ["nano", "OUT.safetensors", "--plan", "gsa"],
     "data": ["list"],

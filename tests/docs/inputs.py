@@ -81,6 +81,13 @@ def masks(folder: Path) -> None:
         Image.fromarray(strip).save(folder / f"IMG_{number}.jpg.png")
 
 
+def scenes(folder: Path) -> None:
+    """Two scenes to reconstruct."""
+    folder.mkdir()
+    photos(folder / "kitchen")
+    video(folder / "hall.mp4")
+
+
 def video(path: Path) -> None:
     """Three seconds along the photos."""
     import av
@@ -197,6 +204,7 @@ INPUTS: dict[str, Callable[[Path], None]] = {
     "PHOTOS": photos,
     "holiday": photos,
     "drone": photos,
+    "scenes": scenes,
     "masks": masks,
     "clip.mp4": video,
     "colmap": colmap_model,

@@ -82,6 +82,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "README.md": {
         "git clone <this repository> lean3r && cd lean3r": DOWNLOADS,
         "lean3r view out": "runs until Ctrl-C",
+        "lean3r batch scenes/ -o results": REPEATED,
         "lean3r serve": "runs until Ctrl-C",
         "make test": SUITE,
         "pip install 'lean3r[mesh]'": DOWNLOADS,

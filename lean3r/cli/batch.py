@@ -1,0 +1,67 @@
+"""`lean3r batch`: many scenes, one after the other or several at once."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lean3r.cli.console import Console
+from lean3r.cli.options import Json, Quiet, Verbose, option
+from lean3r.errors import UsageError
+
+
+@dataclass
+class Batch:
+    """Reconstruct many scenes; resume where it stopped; list what failed.
+
+    See docs/how-to/batch.md.
+    """
+
+    scenes: Annotated[Path, tyro.conf.Positional, option("SCENES")]
+    """Folder with a folder of pictures, a .zip or a video for each scene."""
+
+    out: Annotated[Path, option("DIR", "-o", help="Folder of the results; the same again resumes.")]
+
+    options: Annotated[str, option("TEXT")] = ""
+    """Options of `lean3r reconstruct` for all scenes, in quotes: --options="--max-views 50 --format colmap"."""
+
+    jobs: Annotated[int, option("N", "-j")] = 1
+    """How many scenes run at the same time; they share the processors."""
+
+    minutes: Annotated[float | None, option("N")] = None
+    """End a scene that takes longer, as failed."""
+
+    json: Json = False
+    verbose: Verbose = False
+    quiet: Quiet = False
+
+    def run(self) -> None:
+        """Run what has no result yet; print the folder, or the table as JSON. Failed scenes end in exit code 3."""
+        from lean3r.pipeline import batch
+
+        batch.check(self.jobs, self.minutes)
+        try:
+            options = shlex.split(self.options)
+        except ValueError as error:
+            raise UsageError(f"--options cannot be taken apart: {error}.") from error
+        console = Console(self.quiet)
+        whole = batch.Batch(batch.find_scenes(self.scenes, self.out), self.out, options, self.minutes)
+
+        def ended(outcome: batch.Outcome) -> None:
+            said = outcome.reason or f"{outcome.figures.get('views')} views, {outcome.figures.get('points'):,} points"
+            console.line(outcome.state, f"{outcome.name}: {said} ({outcome.seconds:,.0f} s)")
+
+        outcomes = whole.run(self.jobs, ended)
+        failed = [outcome for outcome in outcomes if outcome.state != "done"]
+        done = len(outcomes) - len(failed)
+        console.line("summary", f"{done} of {len(outcomes)} scenes done; {self.out / batch.ROWS}")
+        if failed:
+            console.table("failed", [(outcome.name, outcome.reason) for outcome in failed])
+        print(json.dumps([asdict(outcome) for outcome in outcomes]) if self.json else self.out, flush=True)
+        if (error := batch.failure(outcomes, self.out)) is not None:
+            raise error
