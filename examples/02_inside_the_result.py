@@ -31,8 +31,9 @@ def main() -> None:
         print(f"{name:20} {array.dtype!s:8} {array.shape}")
     print(f"{'points':20} {scene.points.xyz.shape[0]:,} of them, each seen in a view at a pixel")
 
-    # The first camera is the origin of the world; poses map world points into each camera.
-    assert np.allclose(scene.cam_from_world[0], np.eye(4), atol=1e-5)
+    # The first camera is the origin of the world, whose y axis points down; poses map world points into each camera.
+    assert np.allclose(scene.cam_from_world[0, :3, 3], 0, atol=1e-5)
+    assert np.allclose(scene.info["up"]["direction"], (0, -1, 0), atol=1e-5)
 
     # A point of the cloud, reprojected into its view, lands on its pixel. After refinement the projection includes
     # the lens distortion: `intrinsics` are the pinhole part.

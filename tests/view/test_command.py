@@ -74,14 +74,21 @@ def test_a_port_in_use(result: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_without_a_browser_it_prints_the_address_and_ctrl_c_ends_it(result: Path) -> None:
-    code = "import sys; from lean3r.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    # A shell's background ignores Ctrl-C.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from lean3r.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
     command = [sys.executable, "-c", code, "view", str(result), "--no-browser"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
-        address = run.stdout.readline().strip()
-        with urllib.request.urlopen(address, timeout=20) as answer:
-            assert b"<canvas" in answer.read()
-        run.send_signal(signal.SIGINT)
-        out, err = run.communicate(timeout=20)
+        try:
+            address = run.stdout.readline().strip()
+            with urllib.request.urlopen(address, timeout=20) as answer:
+                assert b"<canvas" in answer.read()
+            run.send_signal(signal.SIGINT)
+            out, err = run.communicate(timeout=20)
+        finally:
+            run.kill()
     assert run.returncode == 0 and out == "" and "Traceback" not in err and "open http" in err
 
 
