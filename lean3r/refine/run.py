@@ -26,7 +26,8 @@ from lean3r.refine.options import KnownCameras, RefineOptions
 from lean3r.refine.pairs import likely_pairs
 from lean3r.refine.pictures import scale_of, size_of, write_masks, write_pictures
 from lean3r.refine.sequence import sequences
-from lean3r.refine.world import are_apart, depth_scale, into_known, into_predicted, origin_view
+from lean3r.refine.slip import SLIPPED, slipped
+from lean3r.refine.world import are_apart, depth_ratios, depth_scale, into_known, into_predicted, origin_view
 from lean3r.scratch import temporary_folder
 from lean3r.types import Lens, Reconstruction, Registration, Source, SparsePoints, with_warning
 
@@ -102,6 +103,9 @@ def run(
     answer = answer.with_doubts(
         moved, "too few shared points constrain its scale; it was taken from the network's depth"
     )
+    if not job.held.any():
+        ratios = depth_ratios(reconstruction, answer, answer.xy / scales[answer.view][:, None])
+        answer = answer.with_doubts(slipped(ratios, answer.view, job.sequences, answer.trusted), SLIPPED)
     refined = place(reconstruction, job, answer.of_trusted(), known)
     refined = follow(refined) if follow_depth else refined
     label = "refined" if answer.report["start"] else "fallback"

@@ -1,0 +1,39 @@
+"""Walks whose scale slips: one part of a video comes out several times larger than the other, although nearly all
+matches fit. The network's depth, which errs by much less than that, shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+LEAST_FRAMES = 4  # on either side of a slip
+LEAST_POINTS = 10  # of a frame with known depth
+SLIP = np.log(3.0)  # the network's depth of the parts of right models differed by factors of up to 2.5
+SLIPPED = "its scale may not be that of the rest: the depth that the network sees changes too much between them"
+
+
+def slipped(ratios: np.ndarray, view: np.ndarray, sequences: Sequence[Sequence[int]], trusted: np.ndarray) -> list[int]:
+    """The trusted views on the shorter side of a slip.
+
+    `ratios` [O] are the network's depths over those of a model's points (NaN: none), `view` [O] the view of each;
+    `sequences` are runs of consecutive views of a video, and `trusted` [S] their cameras.
+    """
+    found: list[int] = []
+    for run in sequences:
+        usual = {frame: _usual(ratios[view == frame]) for frame in run if trusted[frame]}
+        frames = [frame for frame, log in usual.items() if np.isfinite(log)]
+        logs = np.array([usual[frame] for frame in frames])
+        cuts = range(LEAST_FRAMES, len(frames) - LEAST_FRAMES + 1)
+        steps = [abs(np.median(logs[:cut]) - np.median(logs[cut:])) for cut in cuts]
+        if not steps or max(steps) < SLIP:
+            continue
+        cut = frames[cuts[int(np.argmax(steps))]]
+        before, after = ([frame for frame in usual if (frame < cut) == is_first] for is_first in (True, False))
+        found += min(before, after, key=len)
+    return found
+
+
+def _usual(ratios: np.ndarray) -> float:
+    known = ratios[np.isfinite(ratios)]
+    return float(np.log(np.median(known))) if len(known) >= LEAST_POINTS else np.nan
