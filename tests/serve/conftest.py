@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -132,17 +131,3 @@ def _services(folder: Path) -> Iterator[Callable[..., Service]]:
         if one.process is not None and one.process.poll() is None:
             with suppress(subprocess.TimeoutExpired):
                 one.end(signal.SIGKILL)
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    """Debian's Chromium, without a screen, drawing in software."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        pytest.skip("no Chromium: apt-get install chromium")
-    software = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=program, args=software)
-        yield browser
-        browser.close()

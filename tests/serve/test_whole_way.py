@@ -114,9 +114,9 @@ def test_a_zip_a_black_picture_and_nothing_usable(real: Service, photos: list[tu
 
 
 @pytest.fixture
-def page(chromium: Any) -> Iterator[tuple[Any, list[str], list[str]]]:
+def page(browser: Any) -> Iterator[tuple[Any, list[str], list[str]]]:
     """A page of a browser, what went wrong on it, and what it asked for."""
-    context = chromium.new_context(accept_downloads=True)
+    context = browser.new_context(accept_downloads=True)
     page, problems, asked = context.new_page(), [], []
     page.on("console", lambda said: problems.append(said.text) if said.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: problems.append(str(error)))

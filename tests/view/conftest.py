@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,6 @@ from export.scene import make_scene
 from lean3r.export import export
 from lean3r.types import Reconstruction
 
-SOFTWARE = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
 SIZE = {"width": 760, "height": 520}
 NPM = Path.home() / ".cache" / "lean3r-tests" / "node_modules"
 FORMATS = "cameras,npz,ply"
@@ -44,19 +42,6 @@ def write_pictures(scene: Reconstruction, folder: Path) -> None:
     (folder / "images").mkdir()
     for name, image in zip(scene.names, scene.images, strict=True):
         Image.fromarray(image).save(folder / "images" / name)
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Debian's Chromium, without a screen, drawing in software."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        pytest.skip("no Chromium: apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=program, args=SOFTWARE)
-        yield chromium
-        chromium.close()
 
 
 class Opened:
