@@ -13,7 +13,7 @@ from lean3r.compress import PLANS
 from lean3r.errors import UsageError
 from lean3r.export import DEFAULT_FORMATS, EXPORTERS, ExportOptions, parse_formats, without_depth_formats
 from lean3r.inputs.frames import FrameChoice
-from lean3r.options import UNIONS, Options, PointOptions, as_record, check_types, option, options_of, type_of
+from lean3r.options import UNIONS, Options, PointOptions, check_types, option, options_of, type_of
 from lean3r.pipeline.options import CameraOptions, MemoryOptions, RunOptions
 from lean3r.refine.options import RefineOptions, ScaleOptions
 from lean3r.stereo.options import StereoOptions
@@ -108,10 +108,6 @@ class Request:
 
     def __getitem__(self, group: type[Any]) -> Any:
         return self.groups[group]
-
-    def record(self) -> dict[str, Any]:
-        """JSON-ready values of all options."""
-        return {name: value for name, value in as_record(*self.groups.values()).items() if name not in FORBIDDEN}
 
 
 def _chosen() -> Iterator[tuple[str, type, dataclasses.Field[Any]]]:

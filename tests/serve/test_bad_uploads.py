@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from lean3r.errors import UsageError
+from lean3r.options import as_record
 from lean3r.serve.content import check_archive, stored_name, suffix_of
 from lean3r.serve.options import ServeOptions
 from lean3r.serve.places import NoRoomError
@@ -226,9 +227,9 @@ def test_options_of_a_job_are_those_of_the_command_line() -> None:
         "intrinsics": [1, 2, 3, 4],
         "depth_size": "original",
     }
-    record = Request.of(given, ["nano"]).record()
+    record = as_record(*Request.of(given, ["nano"]).groups.values())
     wanted = {"max_views": 3, "mesh": True, "image_factors": [2, 4], "intrinsics": "1,2,3,4", "depth_size": "original"}
-    assert {name: record[name] for name in wanted} == wanted and "cameras" not in record
+    assert {name: record[name] for name in wanted} == wanted
     for bad in ({"plan": "/etc/plan.json"}, {"device": "cuda"}, {"positions": "x"}, {"mesh": "perhaps"}, {"up": "q"},
                 {"scale": "a"}, {"fps": "2", "every": "3"}, {"format": "depth", "dense": "off"}, {"loops": 10**6},
                 {"image_factors": [1, [2]]}, {"max_views": {}}, {"intrinsics": [1, 2]},
