@@ -208,9 +208,10 @@ def move_scene(scene: Reconstruction, new_from_world: Similarity) -> Reconstruct
 
     sparse, points, rotation = scene.sparse, scene.points, new_from_world.rotation.numpy()
     normals = (points.normals @ rotation.T).astype(points.normals.dtype)
+    scale = np.float32(float(new_from_world.scale))
     return replace(
         scene,
-        depth=scene.depth * np.float32(float(new_from_world.scale)),
+        depth=scene.depth if scale == 1 else scene.depth * scale,  # it may fill gigabytes
         cam_from_world=new_from_world.apply_to_poses(torch.from_numpy(scene.cam_from_world)).numpy(),
         points=replace(points, xyz=apply(points.xyz), normals=normals),
         sparse=None if sparse is None else replace(sparse, xyz=apply(sparse.xyz)),
