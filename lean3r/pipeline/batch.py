@@ -54,15 +54,19 @@ class Outcome:
 
 def find_scenes(folder: Path, out: Path) -> list[Scene]:
     """The scenes of a folder, in natural order: each folder, zip and video directly in it, but for `out` and hidden
-    ones. InputError if there are none."""
+    ones. InputError if there are none.
+
+    A result has the name of its scene, suffix included: one that depended on the other scenes would change when more
+    come, and then a result would pass for that of another scene.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; expected one that holds a folder, zip or video for each scene.")
-    found, used = [], {TABLE, ROWS, LOGS}
+    found = []
     for path in sorted(folder.iterdir(), key=lambda path: natural_key(path.name)):
         is_file = path.suffix.lower() in (".zip", *VIDEO_SUFFIXES) and path.is_file()
         is_other = path.name.startswith(".") or path.resolve() == out.resolve()
         if not is_other and (is_file or path.is_dir()):
-            found.append(Scene(path, claim_name(path.stem if is_file else path.name, used)))
+            found.append(Scene(path, claim_name(path.name, {TABLE, ROWS, LOGS})))
     if not found:
         raise InputError(
             f"{folder} holds no scenes: no folders, zips or videos. If it holds the pictures of one scene: "
