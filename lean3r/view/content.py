@@ -125,7 +125,12 @@ def of_scene(scene: Reconstruction, title: str | None = None) -> Content:
 
 def _title_of(scene: Reconstruction) -> str:
     inputs = scene.info.get("config", {}).get("inputs") or [""]
-    return PurePath(str(inputs[0])).name or "reconstruction"
+    return input_name(str(inputs[0]))
+
+
+def input_name(source: str) -> str:
+    """The last two parts of a path, because many folders of pictures are called "images"."""
+    return "/".join(PurePath(source).parts[-2:]).removeprefix("//") or "reconstruction"
 
 
 def recorded_up(about: Mapping[str, Any]) -> np.ndarray | None:

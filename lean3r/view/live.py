@@ -6,13 +6,12 @@ import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import PurePath
 from types import TracebackType
 
 from lean3r.geometry.fusion import with_cloud
 from lean3r.types import Reconstruction
 from lean3r.view.browser import open_page
-from lean3r.view.content import of_scene
+from lean3r.view.content import input_name, of_scene
 from lean3r.view.packing import Package
 from lean3r.view.server import Server, Shown
 
@@ -26,7 +25,7 @@ class Live:
     """
 
     def __init__(self, source: str, opener: Callable[[str], bool] = open_page) -> None:
-        self.title = PurePath(source).name or "reconstruction"
+        self.title = input_name(source)
         self.shown = Shown(stage="reading")
         self._server, self._opener = Server(self.shown), opener
         self._next: tuple[Reconstruction, bool] | None = None

@@ -46,7 +46,7 @@ def test_stages_replace_one_another_and_the_last_one_stays() -> None:
         live.show(without_points(scene))
         first = state(live, 1)
         assert first["stage"] == "network" and not first["isDone"]
-        assert first["results"][0]["points"]["count"] > 1000 and first["results"][0]["title"] == "garden"
+        assert first["results"][0]["points"]["count"] > 1000 and first["results"][0]["title"] == "photos/garden"
         live.show(scene, is_done=True)
         last = state(live, 2)
         assert last["isDone"] and last["stage"] == "" and last["results"][0]["points"]["total"] == len(scene.points.xyz)

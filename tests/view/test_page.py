@@ -141,7 +141,7 @@ def test_hostile_names_are_text(tmp_path: Path, opened: Callable[..., Opened]) -
     shown = page.page.locator("#camera-lists .unseen").all_text_contents()
     shown = [text.replace(": uncertain:", ":").rpartition(": ")[0] for text in shown]
     assert shown == HOSTILE
-    assert page.page.locator("#title").text_content() == "i>"
+    assert page.page.locator("#title").text_content() == "<i>title</i>"
     assert "<b>bold</b> & </script>" in page.page.locator("#about").text_content()
     assert page.page.locator("#stage img, #panel img, #panel i:not(.chip i), #panel b").count() == 0
     for view in range(len(HOSTILE)):
