@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class Group:
         self.local = 0
         self.timeout_s = timeout_s
         self.sent: Counter[str] = Counter()
-        self.others_listen = True  # on process 0: until it has sent out the shares
+        self.others_listen = True  # on process 0: until it has sent out the first shares
 
     @classmethod
     def join(cls, timeout_s: float = TIMEOUT_S) -> Self:
@@ -104,6 +105,7 @@ class Group:
         with self._talking("waiting for process 0"):
             dist.recv_object_list(notes, group=self.processes, group_src=0, device=torch.device("cpu"))
         if isinstance(notes[0], Stop):
+            time.sleep(1.0)  # torchrun ends the others with the first process: let process 0 say what failed
             raise LeanError(f"process {self.rank} of {self.size} stops, because process 0 failed: {notes[0].reason}")
         return notes[0]
 
@@ -144,7 +146,7 @@ class Group:
         rows = rows.contiguous()
         out = rows.new_empty(self.size * longest, *rows.shape[1:])
         with self._talking(f"gathering {purpose}"):
-            dist.all_gather_into_tensor(_bytes_of(out), _bytes_of(rows), group=self.processes)
+            _gather(_bytes_of(out), _bytes_of(rows), group=self.processes)
         self.sent[purpose] += (self.size - 1) * rows.nbytes
         if min(counts) == longest:
             return out
@@ -254,6 +256,10 @@ def among_all(share: Share | None, call: Callable[..., Tensor], *values: Tensor)
 def of_all(share: Share | None, values: Tensor) -> Tensor:
     """Values [B, S, ...] of all views of a scene: few numbers a view."""
     return values if share is None else share.gather(values)
+
+
+# The name of newer torch, and that of before.
+_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:

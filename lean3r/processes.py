@@ -1,5 +1,5 @@
-"""This process, its place among others, and its children: peak memory, and child processes with the import paths of this one, but without the
-current folder."""
+"""This process, its place among others, and its children: peak memory, and child processes with the import paths of
+this one, but without the current folder."""
 
 from __future__ import annotations
 

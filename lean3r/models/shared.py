@@ -19,9 +19,7 @@ def check_shares(model: Backbone) -> None:
     if not model.SEES:
         raise UsageError(f"{model.name} has no network to share among processes. Leave --parallel out.")
     if model.graphs is not None:
-        raise UsageError(
-            "a recorded CUDA graph cannot wait for other processes. Leave --cuda-graphs or --parallel out."
-        )
+        raise UsageError("a CUDA graph cannot wait for other processes. Leave --cuda-graphs or --parallel out.")
     for trunk in model.modules():
         if not isinstance(trunk, Trunk):
             continue

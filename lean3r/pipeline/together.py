@@ -40,7 +40,7 @@ def check_group(model: Backbone, group: Group, memory: object) -> None:
         )
     if memory is not None:
         raise UsageError(
-            f"memory is {memory!r}, which fits a run into one process; expected none with --parallel. Leave --memory out "
+            f"memory is {memory!r}, which fits a run into one process; expected none with --parallel. Leave it out "
             "and start more processes."
         )
     check_shares(model)
