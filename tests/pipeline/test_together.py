@@ -9,6 +9,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -176,11 +177,8 @@ def failures(group: Group, rank: int) -> dict[str, Any]:
     if rank == 3:
         group.hear()
         os._exit(9)
-    work = (
-        (lambda: take_share(model, group))
-        if rank
-        else (lambda: predict_together(model, Case("vggt").scene(), None, group))
-    )
+    scene = Case("vggt").scene()
+    work = partial(take_share, model, group) if rank else partial(predict_together, model, scene, None, group)
     found["one dies"] = fails(work)
     return found
 
