@@ -36,12 +36,13 @@ class Fetched:
     heads: slice
     places: Tensor
 
-    def dense(self, special_k: Tensor | None, special_v: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """Keys and values [Z, 1, E, D] that every query sees: special tokens and the patches of `always`."""
+    def dense(self, special_k: Tensor | None, special_v: Tensor | None, patches: bool) -> tuple[Tensor, Tensor] | None:
+        """Keys and values [Z, 1, E, D] that every query sees: special tokens and, if asked for, the patches of
+        `always`."""
         found = []
         for special, tokens in ((special_k, self.keys), (special_v, self.values)):
             parts = [] if special is None else [special]
-            if self.always.shape[1]:
+            if patches and self.always.shape[1]:
                 size = len(self.places) // self.always.shape[1]
                 index = (self.always[:, :, None] * size + torch.arange(size, device=tokens.device)).flatten(1)
                 index = index[:, self.places, None].expand(-1, -1, tokens.shape[-1])
@@ -97,8 +98,10 @@ def fetch(k: Tensor, v: Tensor, cut: Cut, lists: Tensor, always: Sequence[int], 
         mask = mask.flatten(0, 1).flatten(1)
     found = slots.permute(1, 2, 0).gather(2, lists.clamp_min(0).flatten(2)).view_as(lists)
     named = torch.tensor(list(always), dtype=torch.long, device=device)
+    both = both.flatten(1, 2).flatten(2, 3)[:, :, None]
     return Fetched(
-        *both.flatten(1, 2).flatten(2, 3)[:, :, None],
+        both[0],
+        both[1],
         mask,
         torch.where(lists < 0, -1, found).flatten(0, 1)[:, None].to(torch.int32),
         slots[named].flatten(1).mT,

@@ -234,7 +234,6 @@ class Gsa(Mechanism):
             if p.key_mask is not None:  # the mask hides what of these windows is padding
                 lists = torch.cat([found.always[:, None, None].expand(-1, 1, lists.shape[2], -1).int(), lists], -1)
             some = [None if x is None else x[:, found.heads].flatten(0, 1)[:, None] for x in special]
-            dense = found.dense(*some) if p.key_mask is None else None if some[0] is None else (some[0], some[1])
             return block_sparse_attention(
                 own[0][:, found.heads].flatten(0, 1)[:, None],
                 found.keys,
@@ -243,7 +242,7 @@ class Gsa(Mechanism):
                 query_block=cut.size,
                 key_block=cut.size,
                 key_mask=found.mask,
-                dense_keys=dense,
+                dense_keys=found.dense(some[0], some[1], patches=p.key_mask is None),
                 kv=self.kv,
                 implementation=self.implementation,
             ).unflatten(0, (len(q), -1))[:, :, 0]
