@@ -239,6 +239,11 @@ class Share:
         found = self.group.gather(rows, [each * count for count in self.counts], purpose)
         return found.movedim(0, dim)
 
+    def gather_pair(self, k: Tensor, v: Tensor, each: int, purpose: str) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, H, N, D] of this process's views, `each` of a view -> those of all views."""
+        keys, values = self.gather(torch.stack([k, v]), 3, each=each, purpose=purpose)
+        return keys, values
+
     def own(self, values: Tensor, dim: int = 1) -> Tensor:
         """Of values of all views along `dim`, those of this process."""
         return values.narrow(dim, self.first, self.count)

@@ -36,12 +36,12 @@ class Fetched:
     heads: slice
     places: Tensor
 
-    def dense(self, special_k: Tensor | None, special_v: Tensor | None, patches: bool) -> tuple[Tensor, Tensor] | None:
-        """Keys and values [Z, 1, E, D] that every query sees: special tokens and, if asked for, the patches of
-        `always`."""
+    def dense(self, special: Sequence[Tensor], patches: bool) -> tuple[Tensor, Tensor] | None:
+        """Keys and values [Z, 1, E, D] that every query sees: those of special tokens, if there are any, and if asked
+        for, of the patches of `always`."""
         found = []
-        for special, tokens in ((special_k, self.keys), (special_v, self.values)):
-            parts = [] if special is None else [special]
+        for number, tokens in enumerate((self.keys, self.values)):
+            parts = [special[number]] if special else []
             if patches and self.always.shape[1]:
                 size = len(self.places) // self.always.shape[1]
                 index = (self.always[:, :, None] * size + torch.arange(size, device=tokens.device)).flatten(1)

@@ -217,23 +217,22 @@ class Gsa(Mechanism):
         windows = describe_windows(p, (mean_q, mean_k, cut.pool(cut.blocks(p.v))), cut)
         pooled_q, pooled_k = p.finish(windows.q, windows.k, windows.positions)
         count, pooled = cut.windows.count, self.special == "pooled"
-        coarse_k, coarse_v = (share.gather(x, 2, each=count, purpose="coarse") for x in (pooled_k, windows.v))
+        coarse_k, coarse_v = share.gather_pair(pooled_k, windows.v, count, "coarse")
         mask = cut.window_mask
         mask = None if mask is None else share.gather(mask, each=count, purpose="masks")
         always = [v * count + w for v in self._always(share.total) for w in range(count)]
         chosen = self._select_windows(pooled_q, coarse_k, coarse_v, mask, always)
         each = min(cut.layout.special, 1) if pooled else cut.layout.special
-        special = [
-            share.gather(cut.seen_by_all(x, [], pooled), 2, each=each, purpose="special") if each else None
-            for x in (k, p.v)
-        ]
+        special: tuple[Tensor, Tensor] | None = None
+        if each:
+            special = share.gather_pair(*(cut.seen_by_all(x, [], pooled) for x in (k, p.v)), each, "special")
         own = cut.blocks(q), cut.blocks(k), cut.blocks(p.v)
 
         def attend(found: Fetched) -> Tensor:
             lists = found.lists
             if p.key_mask is not None:  # the mask hides what of these windows is padding
                 lists = torch.cat([found.always[:, None, None].expand(-1, 1, lists.shape[2], -1).int(), lists], -1)
-            some = [None if x is None else x[:, found.heads].flatten(0, 1)[:, None] for x in special]
+            some = [x[:, found.heads].flatten(0, 1)[:, None] for x in special or ()]
             return block_sparse_attention(
                 own[0][:, found.heads].flatten(0, 1)[:, None],
                 found.keys,
@@ -242,7 +241,7 @@ class Gsa(Mechanism):
                 query_block=cut.size,
                 key_block=cut.size,
                 key_mask=found.mask,
-                dense_keys=found.dense(some[0], some[1], patches=p.key_mask is None),
+                dense_keys=found.dense(some, patches=p.key_mask is None),
                 kv=self.kv,
                 implementation=self.implementation,
             ).unflatten(0, (len(q), -1))[:, :, 0]
@@ -257,10 +256,8 @@ class Gsa(Mechanism):
         queries = cut.special_tokens(q)
         if not pooled:
             return cut.join(out, attend_by_all(queries, k, p.v, p.key_mask, share))
-        keys, values = (
-            torch.cat([share.gather(cut.special_tokens(x), 2, each=layout.special, purpose="special"), y], 2)
-            for x, y in ((k, coarse_k), (p.v, coarse_v))
-        )
+        seen = share.gather_pair(cut.special_tokens(k), cut.special_tokens(p.v), layout.special, "special")
+        keys, values = (torch.cat(both, 2) for both in zip(seen, (coarse_k, coarse_v), strict=True))
         mask = None if mask is None else F.pad(mask, (share.total * layout.special, 0), value=True)[:, None, None]
         return cut.join(out, F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask))
 

@@ -64,7 +64,7 @@ def by_gathered_keys(
     turns = []
     for heads in torch.arange(q.shape[1]).chunk(share.group.size):
         some = slice(int(heads[0]), int(heads[-1]) + 1)
-        keys, values = (share.gather(x[:, some], 2, each=each, purpose="keys") for x in (k, v))
+        keys, values = share.gather_pair(k[:, some], v[:, some], each, "keys")
         turns.append(attend(q[:, some], keys, values, key_mask, **options))
         del keys, values
     return torch.cat(turns, 1) if len(turns) > 1 else turns[0]
