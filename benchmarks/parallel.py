@@ -1,4 +1,4 @@
-"""One scene on several processes (`reconstruct --parallel`): equality, memory of each process, bytes between them.
+"""Do several processes find what one finds in a scene, and what does it cost each of them?
 
     python benchmarks/parallel.py [--only equality|memory|bytes ...]
 
@@ -15,7 +15,8 @@ Linux) over that with the model loaded and the pictures of the share in memory, 
 at a time in encoder and heads, so that their working memory does not hide the rest. Fitted: constant + a / processes.
 
 Bytes: what process 0 has sent for one block across views, by purpose, of nano (dense) and nano-gsa-fp8 on a rendered
-room; what the network interface of this machine (lo) has counted for the whole run, which others may use too.
+room, of windows the mean of the processes; what the network interface of this machine (lo) has counted for the whole
+run, which others may use too.
 """
 
 from __future__ import annotations
@@ -129,6 +130,8 @@ def sent_bytes() -> list[dict]:
             sent, blocks = found[0]["sent"], found[0]["blocks"]
             formula = formulas(found, model != "nano", views, size)
             counted = {name: sent.get(name, 0) / blocks for name in formula}
+            if "windows" in formula:  # those of all processes: what one asks for, others send
+                counted["windows"] = sum(each["sent"]["windows"] for each in found) / blocks / size
             asked, all_of = (sum(each[key] for each in found) for key in ("asked", "windows"))
             row = {"model": NANO[model], "views": views, "processes": size, "bytes": counted, "formula": formula}
             row |= {"block": sum(counted.values()), "matches": sent["matches"], "wire": found[0]["wire"]}
@@ -146,13 +149,11 @@ def formulas(found: list[dict], sparse: bool, views: int, size: int) -> dict[str
         return {"keys": 2 * (size - 1) * longest * tokens * channels * 4}
     head, heads = channels // shape["heads"], shape["heads"]
     own = longest  # of process 0
-    asked = found[0]["asked"] / found[0]["blocks"]
-    served = found[0]["served"] / found[0]["blocks"]
+    asked = sum(each["asked"] for each in found) / found[0]["blocks"] / size
     return {
         "coarse": 2 * (size - 1) * longest * shape["windows"] * channels * 4,
         "special": 3 * (size - 1) * longest * special * channels * 4 + (views - own) * special * heads * (head + 1) * 4,
-        "requests": 4 * asked,
-        "windows": served * 2 * 16 * head * 4,
+        "windows": asked * 2 * 16 * head * 4,
     }
 
 
@@ -246,13 +247,13 @@ def of_bytes(group: Group, settings: dict[str, Any]) -> dict:
     group.gather(torch.zeros(1), [1] * group.size, "end")
     attention: Any = blocks[0].attn
     width, heads = attention.qkv.in_features, attention.heads
-    asked, served = sent.get("requests", 0) / 4, sent.get("windows", 0) / (2 * 16 * (width // heads) * 4)
+    asked = sent.get("requests", 0) // 4
     count = -(-layout.rows // 4) * -(-layout.cols // 4)
     elsewhere = (settings["views"] - part.images.shape[1]) * count * heads * len(blocks)
     shape = {"width": width, "heads": heads, "tokens": layout.tokens, "special": layout.special, "windows": count}
     return {
         "sent": sent, "wire": wire() - before, "blocks": len(blocks), "shape": shape,
-        "asked": asked, "served": served, "windows": elsewhere if asked else 0,
+        "asked": asked, "windows": elsewhere if asked else 0,
     }  # fmt: skip
 
 
