@@ -14,9 +14,9 @@ Memory: VGGT of a small width with random weights; the largest resident memory (
 Linux) over that with the model loaded and the pictures of the share in memory, on the process that has most. One view
 at a time in encoder and heads, so that their working memory does not hide the rest. Fitted: constant + a / processes.
 
-Bytes: what process 0 has sent for one block across views, by purpose, of nano (dense) and nano-gsa-fp8 on a rendered
-room, of windows the mean of the processes; what the network interface of this machine (lo) has counted for the whole
-run, which others may use too.
+Bytes: what process 0 has sent in the blocks across views, by purpose, of nano (dense) and nano-gsa-fp8 on a rendered
+room, of windows what all processes have sent; "block" is that of one block, windows as the mean of the processes;
+"wire" is what the network interface of this machine (lo) has counted for the whole run, which others may use too.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ def main() -> None:
     if given.child:
         child(*given.child)
         return
+    sys.argv[1:] = []  # the record is that of all parts, whichever ran last
     path = RESULTS / "parallel.json"
     result = json.loads(path.read_text()) if path.exists() else {}
     for name in given.only:  # written one by one: an interrupted run keeps its rows
@@ -129,31 +130,31 @@ def sent_bytes() -> list[dict]:
             found = run("bytes", {"model": model, "views": views}, size)
             sent, blocks = found[0]["sent"], found[0]["blocks"]
             formula = formulas(found, model != "nano", views, size)
-            counted = {name: sent.get(name, 0) / blocks for name in formula}
+            counted = {name: sent.get(name, 0) for name in formula}
             if "windows" in formula:  # those of all processes: what one asks for, others send
-                counted["windows"] = sum(each["sent"]["windows"] for each in found) / blocks / size
+                counted["windows"] = sum(each["sent"]["windows"] for each in found)
+            block = sum(value / blocks / (size if name == "windows" else 1) for name, value in counted.items())
             asked, all_of = (sum(each[key] for each in found) for key in ("asked", "windows"))
-            row = {"model": NANO[model], "views": views, "processes": size, "bytes": counted, "formula": formula}
-            row |= {"block": sum(counted.values()), "matches": sent["matches"], "wire": found[0]["wire"]}
+            row = {"model": NANO[model], "views": views, "processes": size, "blocks": blocks, "bytes": counted}
+            row |= {"formula": formula, "block": block, "matches": sent["matches"], "wire": found[0]["wire"]}
             row |= {"counted_by_all": sum(sum(each["sent"].values()) for each in found)}
             rows.append(row | ({"windows_fetched": asked / all_of} if all_of else {}))
             print(rows[-1], flush=True)
     return rows
 
 
-def formulas(found: list[dict], sparse: bool, views: int, size: int) -> dict[str, float]:
-    """Bytes that process 0 sends for one block, in float32: the page has them in words."""
-    shape = found[0]["shape"]
+def formulas(found: list[dict], sparse: bool, views: int, size: int) -> dict[str, int]:
+    """Bytes that process 0 sends in all blocks, of windows all processes, in float32: the page has them in words."""
+    shape, blocks = found[0]["shape"], found[0]["blocks"]
     longest, channels, tokens, special = -(-views // size), shape["width"], shape["tokens"], shape["special"]
     if not sparse:
-        return {"keys": 2 * (size - 1) * longest * tokens * channels * 4}
+        return {"keys": blocks * 2 * (size - 1) * longest * tokens * channels * 4}
     head, heads = channels // shape["heads"], shape["heads"]
-    own = longest  # of process 0
-    asked = sum(each["asked"] for each in found) / found[0]["blocks"] / size
+    answers = (views - longest) * special * heads * (head + 1) * 4
     return {
-        "coarse": 2 * (size - 1) * longest * shape["windows"] * channels * 4,
-        "special": 3 * (size - 1) * longest * special * channels * 4 + (views - own) * special * heads * (head + 1) * 4,
-        "windows": asked * 2 * 16 * head * 4,
+        "coarse": blocks * 2 * (size - 1) * longest * shape["windows"] * channels * 4,
+        "special": blocks * (3 * (size - 1) * longest * special * channels * 4 + answers),
+        "windows": sum(each["asked"] for each in found) * 2 * 16 * head * 4,
     }
 
 

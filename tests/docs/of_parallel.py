@@ -16,8 +16,9 @@ def sent() -> str:
     )
 
     def row(views: int) -> list[str]:
-        some = sparse[views]["bytes"]
-        parts = [some["coarse"], some["special"], some["windows"], sum(some.values())]
+        found = sparse[views]
+        some = {name: value / found["blocks"] for name, value in found["bytes"].items()}
+        parts = [some["coarse"], some["special"], some["windows"] / found["processes"], found["block"]]
         return [str(views), *(f"{part / 1e6:.2f} MB" for part in (dense[views]["block"], *parts)), fetched(views)]
 
     def fetched(views: int) -> str:
