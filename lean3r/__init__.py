@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lean3r.errors import LeanError as LeanError
     from lean3r.export import export as export
     from lean3r.export.options import ExportOptions as ExportOptions
+    from lean3r.group import Group as Group
     from lean3r.grow.run import add as add
     from lean3r.inputs.cameras import GivenCameras as GivenCameras
     from lean3r.inputs.frames import FrameChoice as FrameChoice
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from lean3r.pipeline.reconstruct import reconstruct as reconstruct
     from lean3r.pipeline.save import load_into as load_into
     from lean3r.pipeline.save import save as save
+    from lean3r.pipeline.together import take_share as take_share
     from lean3r.refine.options import RefineOptions as RefineOptions
     from lean3r.stereo.options import StereoOptions as StereoOptions
     from lean3r.stream.options import StreamOptions as StreamOptions
@@ -60,6 +62,7 @@ _PUBLIC = {
     "CameraOptions": "lean3r.pipeline.options",
     "ExportOptions": "lean3r.export.options",
     "FrameChoice": "lean3r.inputs.frames",
+    "Group": "lean3r.group",
     "GivenCameras": "lean3r.inputs.cameras",
     "LeanError": "lean3r.errors",
     "Pictures": "lean3r.inputs.pictures",
@@ -72,6 +75,7 @@ _PUBLIC = {
     "StereoOptions": "lean3r.stereo.options",
     "StreamOptions": "lean3r.stream.options",
     "stream": "lean3r.stream.run",
+    "take_share": "lean3r.pipeline.together",
     "Views": "lean3r.types",
 }
 __all__ = [
@@ -79,6 +83,7 @@ __all__ = [
     "ExportOptions",
     "FrameChoice",
     "GivenCameras",
+    "Group",
     "LeanError",
     "Pictures",
     "PointCloud",
@@ -100,6 +105,7 @@ __all__ = [
     "reconstruct",
     "save",
     "stream",
+    "take_share",
 ]
 
 

@@ -1,5 +1,5 @@
-"""This process and its children: peak memory, and child processes with the import paths of this one, but without the
-current folder."""
+"""This process, its place among others, and its children: peak memory, and child processes with the import paths of
+this one, but without the current folder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 _HOME = str(Path(__file__).parents[1])
 _SAFE_PATH = "PYTHONSAFEPATH"
@@ -41,6 +42,22 @@ def sharing(count: int) -> dict[str, str] | None:
     them; None for a single one: that of this process."""
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
     return None if count == 1 else threads | os.environ
+
+
+class Place(NamedTuple):
+    """The place of this process among those that a launcher started: its number, how many there are, and its number on
+    this machine."""
+
+    rank: int
+    size: int
+    local: int
+
+
+def launched() -> Place | None:
+    """Where torchrun, or another launcher that sets its variables, has placed this process; None without one."""
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        return None
+    return Place(*(int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
 
 
 @contextmanager

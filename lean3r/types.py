@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from lean3r.options import PointOptions
 from lean3r.page_frame import Frame
 from lean3r.registry import Registry
 from lean3r.tables import table
+
+if TYPE_CHECKING:
+    from lean3r.group import Share
 
 # How each type prints. The functions import the types, so they are imported on first use.
 _SHOWN = Registry(
@@ -106,18 +109,19 @@ class Known(_Shown):
 class Views(_Shown):
     """Network input. images [B, S, 3, H, W] RGB in [0, 1]; mask [B, S, H, W] bool, True on picture pixels
     (None: no padding); sources has S entries if the views come from files (then B is 1); known holds known cameras
-    or depth."""
+    or depth. With `share` they are the views of one process of a group, which all call the model, each with its own."""
 
     images: Tensor
     mask: Tensor | None = None
     sources: tuple[Source, ...] = ()
     known: Known | None = None
+    share: Share | None = None
 
     def to(self, device: torch.device | str) -> Views:
         """The same views with tensors on `device`."""
         mask = None if self.mask is None else self.mask.to(device)
         known = None if self.known is None else self.known.to(device)
-        return Views(self.images.to(device), mask, self.sources, known)
+        return Views(self.images.to(device), mask, self.sources, known, self.share)
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,8 @@ class TokenLayout:
 
     Patches are in row-major order or, if `window` is set, window by window: square windows of that side row
     by row, and row by row inside a window, without padding. valid [B, S, rows * cols], in the same order, is False
-    on patches of padding only (None: all valid).
+    on patches of padding only (None: all valid). With `share`, which blocks across views alone are told, the views are
+    those of one process of a group, and tokens attend to the views of all.
     """
 
     views: int
@@ -158,6 +163,16 @@ class TokenLayout:
     cols: int
     valid: Tensor | None = None
     window: int | None = None
+    share: Share | None = None
+
+    @property
+    def alone(self) -> TokenLayout:
+        """The layout for what looks inside single views."""
+        return self if self.share is None else replace(self, share=None)
+
+    def sequence(self, tokens: int) -> int:
+        """Length of the whole sequence of which a block across views has `tokens` here."""
+        return tokens if self.share is None else tokens // self.views * self.share.total
 
     @property
     def patches(self) -> int:

@@ -39,7 +39,8 @@ class Mechanism(nn.Module):
     """Base of all mechanisms: forward(projected, layout) -> [B, H, N, D].
 
     With `window`, the trunk orders tokens by windows of this side; None if any order is acceptable. A mechanism must
-    work on every layout. `reads_input` is False if it never reads the numbers of `Projected.x`.
+    work on every layout, but one with a `share` only if `why_not_shared` gives no reason. `reads_input` is False if it
+    never reads the numbers of `Projected.x`.
 
     Two lists of settings are for tests. With `COMPLETE` settings, no key is left out and the result equals dense
     attention; the list is empty if keys are always left out. `SMALL` settings have an effect on as few as twenty
@@ -54,6 +55,10 @@ class Mechanism(nn.Module):
     def unsupported(self, head_dim: int) -> str | None:
         """The reason why its Triton kernels cannot run with `head_dim` channels; None if they can or if it has none."""
         return None
+
+    def why_not_shared(self) -> str | None:
+        """Why it cannot attend to views that other processes have (`TokenLayout.share`); None if it can."""
+        return "it needs the tokens of all views in one process"
 
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """Mix values over tokens; subclasses define how. Padding never attends and is never attended to."""

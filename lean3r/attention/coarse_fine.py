@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lean3r.attention.across import Fetched, attend_by_all, fetch
 from lean3r.attention.base import Mechanism, Projected, record
 from lean3r.attention.cut import Cut
 from lean3r.attention.dense import softmax_attention
@@ -26,6 +27,9 @@ from lean3r.ops.block_select import Selection, block_select
 from lean3r.ops.block_sparse import KeyValues, block_sparse_attention, check_kv, unsupported
 from lean3r.ops.dispatch import Implementation, check_implementation
 from lean3r.types import TokenLayout
+
+if TYPE_CHECKING:
+    from lean3r.group import Share
 
 GATE_START = 1.0  # the gates start at sigmoid(-1) = 0.27 for the compressed branch, 0.73 for the selected one
 
@@ -125,11 +129,19 @@ class Gsa(Mechanism):
         """See Mechanism."""
         return unsupported(head_dim, self.window**2, self.window**2)
 
+    def why_not_shared(self) -> str | None:
+        """See Mechanism."""
+        return (
+            None if self.regions is None else f"regions={self.regions} compares the windows of all views in one process"
+        )
+
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """Projections of [B, N, C] tokens -> [B, H, N, D]."""
         p = without_padding(p)
         if not layout.patches:
             return softmax_attention(*p.finish(p.q, p.k), p.v, p.key_mask)
+        if layout.share is not None:
+            return self._across(p, layout, layout.share)
         cut = Cut.of(layout, self.window, p)
         value = cut.blocks(p.v)
         (q, mean_q), (k, mean_k) = _finish_and_pool(p, cut)
@@ -182,22 +194,72 @@ class Gsa(Mechanism):
         self, windows: Projected, finished: tuple[Tensor, Tensor], cut: Cut, always: list[int]
     ) -> Selection | Choice:
         """Lists of windows, without those of `always`, and the compressed branch."""
-        count = finished[1].shape[2]
-        top_k = min(self.top_k, count - len(always)) if self.fill == "unique" else self.top_k
-        if self.regions is not None:
-            return select_by_regions(
-                *(windows, finished, cut, top_k, self.regions), skip=always, implementation=self.implementation
-            )
-        chosen = block_select(
-            *finished,
-            windows.v,
-            max(1, top_k),
-            key_mask=cut.window_mask,
-            skip=always,
-            fill=self.fill,
-            implementation=self.implementation,
+        if self.regions is None:
+            return self._select_windows(*finished, windows.v, cut.window_mask, always)
+        top_k = min(self.top_k, finished[1].shape[2] - len(always))
+        return select_by_regions(
+            *(windows, finished, cut, top_k, self.regions), skip=always, implementation=self.implementation
         )
+
+    def _select_windows(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, always: list[int]) -> Selection:
+        """The `top_k` windows of each window besides `always`, and the compressed branch: q [B, H, n, D] of some
+        windows, k and v [B, H, m, D] of all, mask [B, m]."""
+        top_k = min(self.top_k, k.shape[2] - len(always)) if self.fill == "unique" else self.top_k
+        settings = {"skip": always, "fill": self.fill, "implementation": self.implementation}
+        chosen = block_select(q, k, v, max(1, top_k), key_mask=mask, **settings)
         return replace(chosen, blocks=chosen.blocks[..., :top_k])
+
+    def _across(self, p: Projected, layout: TokenLayout, share: Share) -> Tensor:
+        """`forward` for the views of one process: it gathers the averages of all windows, asks for those that its own
+        windows chose, and sends the queries of special tokens to where the keys are."""
+        cut = Cut.of(layout, self.window, p)
+        (q, mean_q), (k, mean_k) = _finish_and_pool(p, cut)
+        windows = describe_windows(p, (mean_q, mean_k, cut.pool(cut.blocks(p.v))), cut)
+        pooled_q, pooled_k = p.finish(windows.q, windows.k, windows.positions)
+        count, pooled = cut.windows.count, self.special == "pooled"
+        coarse_k, coarse_v = share.gather_pair(pooled_k, windows.v, count, "coarse")
+        mask = cut.window_mask
+        mask = None if mask is None else share.gather(mask, each=count, purpose="masks")
+        always = [v * count + w for v in self._always(share.total) for w in range(count)]
+        chosen = self._select_windows(pooled_q, coarse_k, coarse_v, mask, always)
+        each = min(cut.layout.special, 1) if pooled else cut.layout.special
+        special: tuple[Tensor, Tensor] | None = None
+        if each:
+            special = share.gather_pair(*(cut.seen_by_all(x, [], pooled) for x in (k, p.v)), each, "special")
+        own = cut.blocks(q), cut.blocks(k), cut.blocks(p.v)
+
+        def attend(found: Fetched) -> Tensor:
+            lists = found.lists
+            if p.key_mask is not None:  # the mask hides what of these windows is padding
+                lists = torch.cat([found.always[:, None, None].expand(-1, 1, lists.shape[2], -1).int(), lists], -1)
+            some = [x[:, found.heads].flatten(0, 1)[:, None] for x in special or ()]
+            return block_sparse_attention(
+                own[0][:, found.heads].flatten(0, 1)[:, None],
+                found.keys,
+                found.values,
+                lists,
+                query_block=cut.size,
+                key_block=cut.size,
+                key_mask=found.mask,
+                dense_keys=found.dense(some, patches=p.key_mask is None),
+                kv=self.kv,
+                implementation=self.implementation,
+            ).unflatten(0, (len(q), -1))[:, :, 0]
+
+        turns = torch.arange(q.shape[1]).chunk(share.group.size)
+        selected = [attend(fetch(*own[1:], cut, chosen.blocks, always, share, heads)) for heads in turns]
+        gates = self.gates(p.x)
+        out = torch.cat(selected, 1)
+        out = out if gates is None else _mix(chosen.out, out, cut.blocks(gates))
+        if not cut.special:
+            return cut.join(out, None)
+        queries = cut.special_tokens(q)
+        if not pooled:
+            return cut.join(out, attend_by_all(queries, k, p.v, p.key_mask, share))
+        seen = share.gather_pair(cut.special_tokens(k), cut.special_tokens(p.v), layout.special, "special")
+        keys, values = (torch.cat(both, 2) for both in zip(seen, (coarse_k, coarse_v), strict=True))
+        mask = None if mask is None else F.pad(mask, (share.total * layout.special, 0), value=True)[:, None, None]
+        return cut.join(out, F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask))
 
     def gates(self, x: Tensor) -> Tensor | None:
         """Weights of the compressed and the selected branch [B, H, N, 2] for input x [B, N, C]; None without gates."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, get_args
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,9 @@ from lean3r.attention.base import Mechanism, Projected
 from lean3r.attention.tokens import without_padding
 from lean3r.errors import UsageError
 from lean3r.types import TokenLayout
+
+if TYPE_CHECKING:
+    from lean3r.group import Share
 
 Form = Literal["auto", "sdpa", "explicit"]
 
@@ -40,6 +44,32 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None =
     return scores.softmax(-1) @ v
 
 
+def by_gathered_keys(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None,
+    share: Share,
+    attend: Callable[..., Tensor] = softmax_attention,
+    **options: object,
+) -> Tensor:
+    """attend(q, k, v, key_mask) [B, H, N, D] with the keys of all views, where each process has those of its own.
+
+    Heads come in as many turns as there are processes, if there are enough: memory stays that of one share. Each
+    process sends 2 (n - 1) ceil(S / n) T C numbers, for n processes, S views of T tokens and C channels.
+    """
+    each = k.shape[2] // share.count
+    if key_mask is not None:
+        key_mask = share.gather(key_mask, each=each, purpose="masks")
+    turns = []
+    for heads in torch.arange(q.shape[1]).chunk(share.group.size):
+        some = slice(int(heads[0]), int(heads[-1]) + 1)
+        keys, values = share.gather_pair(k[:, some], v[:, some], each, "keys")
+        turns.append(attend(q[:, some], keys, values, key_mask, **options))
+        del keys, values
+    return torch.cat(turns, 1) if len(turns) > 1 else turns[0]
+
+
 class Dense(Mechanism):
     """Every token attends to every token, by `softmax_attention` in the form `implementation`.
 
@@ -60,8 +90,14 @@ class Dense(Mechanism):
         """Shown by repr(model)."""
         return f"implementation={self.implementation!r}"
 
+    def why_not_shared(self) -> str | None:
+        """See Mechanism: keys of other processes are gathered."""
+        return None
+
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """softmax(q k^T / sqrt(D)) v over [B, H, N, D]."""
         p = without_padding(p)
         q, k = p.finish(p.q, p.k)
-        return softmax_attention(q, k, p.v, p.key_mask, self.implementation)
+        if layout.share is None:
+            return softmax_attention(q, k, p.v, p.key_mask, self.implementation)
+        return by_gathered_keys(q, k, p.v, p.key_mask, layout.share, form=self.implementation)

@@ -22,6 +22,10 @@ class FrameLocal(Mechanism):
 
     reads_input: ClassVar = False
 
+    def why_not_shared(self) -> str | None:
+        """See Mechanism: it never leaves a view."""
+        return None
+
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """Dense attention inside each view, [B, H, N, D]."""
         views = view_count(p, layout)

@@ -26,6 +26,7 @@ from lean3r.cli.options import (
     Weights,
     option,
 )
+from lean3r.errors import UsageError
 from lean3r.export.options import ExportOptions
 from lean3r.inputs.frames import FrameChoice
 from lean3r.options import PointOptions, as_record
@@ -35,6 +36,7 @@ from lean3r.refine.options import RefineOptions, ScaleOptions
 from lean3r.stereo.options import StereoOptions
 
 if TYPE_CHECKING:
+    from lean3r.group import Group
     from lean3r.inputs.pictures import Pictures
     from lean3r.models.base import Backbone
     from lean3r.pipeline.budget import Budget
@@ -77,6 +79,9 @@ class Reconstruct:
     cuda_graphs: Annotated[bool, option()] = False
     """NVIDIA GPU: replay the network as a CUDA graph, for up to 8 pictures of the same number and size."""
 
+    parallel: Annotated[bool, option()] = False
+    """Share the views out among the processes that torchrun starts, for scenes too large for one card."""
+
     run_options: Annotated[Flags[RunOptions], of(RunOptions)] = field(default_factory=flags(RunOptions))
     memory_options: Annotated[Flags[MemoryOptions], of(MemoryOptions)] = field(default_factory=flags(MemoryOptions))
     frame_choice: Annotated[Flags[FrameChoice], of(FrameChoice)] = field(default_factory=flags(FrameChoice))
@@ -110,9 +115,37 @@ class Reconstruct:
 
     def run(self) -> None:
         """Reconstruct, write the folder, and print its path, or JSON."""
+        if not self.parallel:
+            return self.lead(None)
+        from lean3r.group import Group
+
+        self.check_parallel()
+        with Group.join() as group:
+            if group.rank == 0:
+                return self.lead(group)
+            from lean3r.pipeline.together import take_share
+
+            take_share(self.load(group.hear(), None, group), group)
+
+    def check_parallel(self) -> None:
+        """UsageError if options are given that only one process can follow."""
+        lone = {
+            "--compile": self.compile,
+            "--cuda-graphs": self.cuda_graphs,
+            "--memory": self.memory_options.options.memory,
+        }
+        for name, value in lone.items():
+            if value:
+                raise UsageError(
+                    f"{name} does not work together with --parallel, whose processes wait for one another inside the "
+                    "network; expected one of the two. Leave one out."
+                )
+
+    def lead(self, group: Group | None) -> None:
+        """What the only process does, or process 0 of a group: everything but the network on the others' views."""
         console = Console(self.quiet)
         if not self.view:
-            _, done = self.work(console)
+            _, done = self.work(console, group)
             print(json.dumps(done) if self.json else self.out)
             return
         from lean3r.view.live import Live
@@ -120,7 +153,7 @@ class Reconstruct:
         with Live(self.inputs[0]) as live:
             console.live = live
             console.line("view", f"{live.address} shows the scene as stages finish")
-            scene, done = self.work(console)
+            scene, done = self.work(console, group)
             live.show(scene, is_done=True)
             print(json.dumps(done) if self.json else self.out, flush=True)
             console.line(
@@ -128,7 +161,7 @@ class Reconstruct:
             )
             live.wait()
 
-    def work(self, console: Console) -> tuple[Reconstruction, dict]:
+    def work(self, console: Console, group: Group | None = None) -> tuple[Reconstruction, dict]:
         """Run without printing to standard output; return the scene, and its summary as JSON-ready values."""
         from lean3r.export import atomic_folder, check_extras, picture_uses, write_all
 
@@ -157,7 +190,9 @@ class Reconstruct:
                 scale.check(pictures)
                 budget = Budget.from_options(self.memory_options.options, len(pictures), run.resolution)
                 name, reason = self.choose(len(pictures))
-                model = self.load(name, budget)
+                if group is not None:
+                    group.tell([name] * (group.size - 1))
+                model = self.load(name, budget, group)
             self.describe(console, name, reason, model)
             scene = reconstruct(
                 model,
@@ -171,6 +206,7 @@ class Reconstruct:
                 dense=stereo,
                 points=points,
                 observer=console,
+                group=group,
             )
             scene = scale.apply(scene, pictures)
             with console.stage("writing"):
@@ -210,7 +246,7 @@ class Reconstruct:
             return "nano", "chosen for the given weights or plan"
         return usual_model(views, resolve_device(self.device).type == "cpu")
 
-    def load(self, name: str, budget: Budget | None) -> Backbone:
+    def load(self, name: str, budget: Budget | None, group: Group | None = None) -> Backbone:
         """Load the model by the options."""
         from lean3r.models.nano_looped import set_loops
         from lean3r.pipeline.load import load
@@ -218,7 +254,7 @@ class Reconstruct:
         model = load(
             name,
             self.weights,
-            self.device,
+            self.device if group is None else group.device(self.device),
             self.dtype,
             offline=self.offline,
             plan=self.plan,

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lean3r.attention.across import attend_once
 from lean3r.layers.block import Block
 from lean3r.layers.linear import Linear
 from lean3r.layers.mlp import Mlp
@@ -43,14 +44,17 @@ class CrossAttention(nn.Module):
         self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, context: Tensor, layout: TokenLayout, key_mask: Tensor | None = None) -> Tensor:
-        """x [B, Q, C], context [B, N, C], key_mask [B, N] -> [B, Q, C]."""
+        """x [B, Q, C], context [B, N, C], key_mask [B, N] -> [B, Q, C]; all processes of a share have the same x."""
         q, k, v = (
             projection(t).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projection, t in ((self.q_proj, x), (self.k_proj, context), (self.v_proj, context))
         )
         k = rotate(k, rope_table(layout, k.shape[-1], k.device, k.dtype))
-        mask = None if key_mask is None else key_mask[:, None, None]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        if layout.share is not None:
+            out = attend_once(q, k, v, key_mask, layout.share)
+        else:
+            mask = None if key_mask is None else key_mask[:, None, None]
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lean3r.group import Share
+
 SKY_FROM = 0.3  # a pixel is sky if its score is at least this
 FEW_PIXELS = 10
 FAR_QUANTILE = 0.99
@@ -16,43 +18,82 @@ def is_sky(score: Tensor) -> Tensor:
     return score >= SKY_FROM
 
 
-def fill_sky(depth: Tensor, sky: Tensor) -> Tensor:
+def fill_sky(depth: Tensor, sky: Tensor, share: Share | None = None) -> Tensor:
     """Depth [B, S, H, W] with sky pixels set to the 0.99 quantile of the other pixels of their scene.
+
+    With a `share`, here and below, the views are those of one process, and the scene is that of all.
 
     A scene with ten or fewer pixels of either class is unchanged. The official code samples pixels at random if there
     are more than 100,000; this code uses all.
     """
     scenes = [
-        one.where(~mask, far(one[~mask])) if min(int(mask.sum()), int((~mask).sum())) > FEW_PIXELS else one
+        one.where(~mask, far(one[~mask], share)) if min(count(mask, share), count(~mask, share)) > FEW_PIXELS else one
         for one, mask in zip(depth, sky, strict=True)
     ]
     return torch.stack(scenes)
 
 
-def far(depth: Tensor) -> Tensor:
+def count(mask: Tensor, share: Share | None) -> int:
+    """Number of True in a mask."""
+    return int(whole(mask.sum(), share))
+
+
+def whole(part: Tensor, share: Share | None) -> Tensor:
+    """The sum of a number over all processes."""
+    return part if share is None else share.parts(part).sum(0)
+
+
+def most(depth: Tensor, share: Share | None) -> Tensor:
+    """The largest value."""
+    return depth.max() if share is None else share.parts(depth.max()).max()
+
+
+def far(depth: Tensor, share: Share | None = None) -> Tensor:
     """The 0.99 quantile of values [P]."""
-    return quantile(depth, FAR_QUANTILE)
+    return quantile(depth, FAR_QUANTILE, share)
 
 
-def quantile(values: Tensor, share: float) -> Tensor:
+def quantile(values: Tensor, at: float, share: Share | None = None) -> Tensor:
     """Linearly interpolated quantile of values [P], for any P (torch.quantile has a limit of 16 million)."""
-    place = share * (values.numel() - 1)
+    total = count(torch.ones_like(values, dtype=torch.bool), share)
+    place = at * (total - 1)
     low = int(place)
-    first = values.kthvalue(low + 1).values
-    second = values.kthvalue(min(low + 2, values.numel())).values
+    first, second = (kth(values, number, share) for number in (low + 1, min(low + 2, total)))
     return torch.lerp(first, second, place - low)
 
 
-def metric_scale(depth: Tensor, conf: Tensor, metric_depth: Tensor, sky: Tensor) -> Tensor | None:
+def kth(values: Tensor, number: int, share: Share | None) -> Tensor:
+    """The value with this number, from 1 on, among finite values [P] in ascending order.
+
+    Among values of all processes it is found byte by byte, by counting each time what begins with the bytes before.
+    """
+    if share is None:
+        return values.kthvalue(number).values
+    bits = values.float().contiguous().view(torch.int32).long()
+    order = torch.where(bits < 0, -1 - bits, bits + (1 << 31))  # in the order of the numbers
+    found = 0
+    for shift in (24, 16, 8, 0):
+        left = whole(torch.bincount(order >> shift & 0xFF, minlength=256), share).cumsum(0)
+        byte = int((left < number).sum())
+        number -= int(left[byte - 1]) if byte else 0
+        found = found << 8 | byte
+        order = order[order >> shift & 0xFF == byte]
+    code = found - (1 << 31) if found >= 1 << 31 else -1 - found
+    return torch.tensor(code, dtype=torch.int32, device=values.device).view(torch.float32).to(values.dtype)
+
+
+def metric_scale(
+    depth: Tensor, conf: Tensor, metric_depth: Tensor, sky: Tensor, share: Share | None = None
+) -> Tensor | None:
     """Least-squares factor from depth to metric depth over the confident, non-sky pixels of one scene [S, H, W].
 
     None if ten or fewer pixels qualify.
     """
     clear = ~sky
-    if int(clear.sum()) <= FEW_PIXELS:
+    if count(clear, share) <= FEW_PIXELS:
         return None
-    use = clear & (conf >= quantile(conf[clear], 0.5)) & (metric_depth > 1e-2) & (depth > 1e-3)
-    if int(use.sum()) <= FEW_PIXELS:
+    use = clear & (conf >= quantile(conf[clear], 0.5, share)) & (metric_depth > 1e-2) & (depth > 1e-3)
+    if count(use, share) <= FEW_PIXELS:
         return None
     ours, metres = depth[use], metric_depth[use]
-    return (metres @ ours) / (ours @ ours)
+    return whole(metres @ ours, share) / whole(ours @ ours, share)

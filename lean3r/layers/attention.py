@@ -71,7 +71,7 @@ class SelfAttention(TakesRows, nn.Module):
         q, k, v = self.project(x)
         if isinstance(x, Rows):
             x = x.codes.view(torch.uint8)
-        tokens = q.shape[2]
+        tokens = layout.sequence(q.shape[2])
         flat, one_pass = self.rope == "flat", in_one_pass(q, self.q_norm, self.k_norm)
 
         def table_of(positions: Tensor | None) -> tuple[Tensor, Tensor] | None:

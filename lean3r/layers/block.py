@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lean3r.layers.attention import Rotation, SelfAttention
 from lean3r.layers.linear import norm_for
 from lean3r.layers.mlp import feed_forward
+from lean3r.ops.fp8 import Rows
 from lean3r.types import TokenLayout
 
 MLP_ELEMENTS = 1 << 24  # input elements per MLP call without gradients; the hidden layer is 4 times wider
@@ -65,7 +66,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layout: TokenLayout, key_mask: Tensor | None = None) -> Tensor:
         """[B, N, C] -> [B, N, C]."""
-        return self.feed(add_scaled(x, self.ls1, self.attn(norm_for(self.attn, self.norm1, x), layout, key_mask)))
+        return self.feed(add_scaled(x, self.ls1, self.attn(self.normed(x, layout), layout, key_mask)))
+
+    def normed(self, x: Tensor, layout: TokenLayout) -> Tensor | Rows:
+        """norm1(x) as the attention wants it; of a share as numbers: its length says nothing of the mechanism."""
+        return norm_for(self.attn, self.norm1, x) if layout.share is None else self.norm1(x)
 
     def feed(self, x: Tensor) -> Tensor:
         """The second half, x + ls2(mlp(norm2(x))): [B, N, C] -> [B, N, C]; without gradients x may be overwritten."""

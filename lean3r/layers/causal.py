@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lean3r.attention.dense import softmax_attention
+from lean3r.attention.dense import by_gathered_keys, softmax_attention
+from lean3r.group import Share
 from lean3r.layers.attention import SelfAttention
 from lean3r.layers.block import Block, add_scaled
 from lean3r.layers.frames import FrameTable
@@ -31,12 +32,17 @@ class Sight(Protocol):
 
 
 class FrameSight:
-    """All frames of a sequence in one call: each sees what its row of a table says; `memory` counts memory tokens."""
+    """All frames of a sequence in one call: each sees what its row of a table says; `memory` counts memory tokens.
 
-    def __init__(self, table: FrameTable, memory: int):
+    With a `share`, the frames of the call are those of one process, and those that they see come from all.
+    """
+
+    def __init__(self, table: FrameTable, memory: int, share: Share | None = None):
         self.table = table
         self.memory = memory
-        self.rope = TimeRope(table.times)
+        self.share = share
+        self.first, frames = (0, len(table.times)) if share is None else (share.first, share.count)
+        self.rope = TimeRope(table.times[self.first : self.first + frames])
         self._rows = [
             (full.nonzero().flatten().tolist(), some.nonzero().flatten().tolist())
             for full, some in zip(table.full, table.memory, strict=True)
@@ -44,18 +50,23 @@ class FrameSight:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, key_mask: Tensor | None) -> Tensor:
         """See Sight. Rows that see the same frames, the anchors', are one product."""
-        frames, tokens = len(self._rows), layout.tokens
+        if self.share is None:
+            return self._attend(q, k, v, key_mask, layout.tokens)
+        return by_gathered_keys(q, k, v, key_mask, self.share, self._attend, tokens=layout.tokens)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, tokens: int) -> Tensor:
+        frames, first = len(self.rope.times), self.first
         if tokens == 1:
-            seen = (self.table.full | self.table.memory).to(q.device)
+            seen = (self.table.full | self.table.memory)[first : first + frames].to(q.device)
             return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         mask = None if key_mask is None else key_mask[:, None, :, None]
         parts, start = [], 0
         while start < frames:
             stop = start + 1
-            while stop < frames and self._rows[stop] == self._rows[start]:
+            while stop < frames and self._rows[first + stop] == self._rows[first + start]:
                 stop += 1
-            keys, values = (self._seen(x, start, tokens) for x in (k, v))
-            shown = None if mask is None else self._seen(mask, start, tokens)[:, 0, :, 0]
+            keys, values = (self._seen(x, first + start, tokens) for x in (k, v))
+            shown = None if mask is None else self._seen(mask, first + start, tokens)[:, 0, :, 0]
             parts.append(softmax_attention(q[:, :, start * tokens : stop * tokens], keys, values, shown))
             start = stop
         return torch.cat(parts, 2) if len(parts) > 1 else parts[0]

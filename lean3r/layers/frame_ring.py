@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lean3r.errors import UsageError
+from lean3r.group import Share
 from lean3r.layers.frames import FrameTable
 from lean3r.layers.matching import Peers
 
@@ -133,13 +134,16 @@ class RingPeers(Peers):
 
 
 class TablePeers(Peers):
-    """All frames of a sequence, each compared with those that a table shows in full."""
+    """All frames of a sequence, each compared with those that a table shows in full; with a `share`, those of this
+    process with those of all."""
 
-    def __init__(self, table: FrameTable, device: torch.device):
+    def __init__(self, table: FrameTable, device: torch.device, share: Share | None = None):
+        self.share = share
+        own = slice(None) if share is None else slice(share.first, share.first + share.count)
         others = table.full & ~torch.eye(len(table.full), dtype=torch.bool)
-        self.sees = others.float().to(device)
+        self.sees = others[own].float().to(device)
         seen = [[f for f in row.nonzero().flatten().tolist() if f < t] for t, row in enumerate(others)]
-        self._before = torch.tensor([max(row, default=t) for t, row in enumerate(seen)], device=device)
+        self._before = torch.tensor([max(row, default=t) for t, row in enumerate(seen)][own], device=device)
 
     def before(self, values: Tensor) -> Tensor:
         """See Peers."""

@@ -67,7 +67,7 @@ class ScaledBlock(Block):
         if scales is None:
             return super().forward(x, layout, key_mask)
         attention, mlp, state = scales
-        x = x + attention * self.ls1(self.attn(norm_for(self.attn, self.norm1, x), layout, key_mask))
+        x = x + attention * self.ls1(self.attn(self.normed(x, layout), layout, key_mask))
         if torch.is_grad_enabled() or x.numel() <= MLP_ELEMENTS:
             return state * (x + mlp * self.ls2(self.mlp(norm_for(self.mlp, self.norm2, x))))
         for part in x.flatten(0, 1).split(max(1, MLP_ELEMENTS // x.shape[-1])):

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lean3r.group import Share, of_all
 from lean3r.layers.linear import Linear
 
 MANY, PARTNERS = 50, 32  # views: from how many on each is matched with how many others
@@ -44,15 +45,21 @@ class Matches:
 class Peers:
     """The views that those of a call are compared with: here the views of the call, each with all others.
 
-    In a stream (layers/frame_ring.py) earlier frames are among them, K in all. `sees` [S, K] is 1 where a view of the
-    call is compared with one of them; None: wherever they differ.
+    In a stream (layers/frame_ring.py) earlier frames are among them, K in all, and with a `share` the views of all
+    processes. `sees` [S, K] is 1 where a view of the call is compared with one of them; None: wherever they differ.
     """
 
     sees: Tensor | None = None
+    share: Share | None = None
+
+    @property
+    def first(self) -> int:
+        """The place of the call's first view among all."""
+        return 0 if self.share is None else self.share.first
 
     def join(self, name: str, values: Tensor) -> Tensor:
         """Values [B, S, ...] of the call's views -> [B, K, ...] of all, those of the call among them."""
-        return values
+        return values if self.share is None else self.share.gather(values, purpose="matches")
 
     def before(self, values: Tensor) -> Tensor:
         """Of values [B, K, ...] of all views, for each of the call's those of the last one before it, or its own."""
@@ -61,7 +68,7 @@ class Peers:
     def weight(self, rows: slice, total: int, others: Tensor | None, like: Tensor) -> Tensor:
         """[B or 1, I, K, 1]: 1 for pairs that count, of query views `rows`."""
         if self.sees is None:
-            return other_views(rows, total, others, like)
+            return other_views(rows, total, others, like, self.first)
         return self.sees[None, rows].to(like)[..., None]
 
 
@@ -73,17 +80,25 @@ def query_chunks(views: int, keep_graph: bool, budget: int, cost: int) -> Iterat
         yield slice(start, min(start + step, views))
 
 
-def choose_partners(descriptor: Tensor, valid: Tensor | None, count: int) -> Tensor:
+class SharedPeers(Peers):
+    """The views of all processes, each compared with all others."""
+
+    def __init__(self, share: Share):
+        self.share = share
+
+
+def choose_partners(descriptor: Tensor, valid: Tensor | None, count: int, share: Share | None = None) -> Tensor:
     """The `count` other views [B, S, count] that each is matched with: every so many of a list by similarity.
 
     Similarity is the mean squared product of the descriptors [B, S, N, C] of patches, those that are valid [B, S, N].
+    With a `share` the others are those of all processes.
     The most similar ones alone cost accuracy: cameras far apart are then known through chains only (docs/nano.md).
     """
     if valid is not None:
         descriptor = descriptor * valid[..., None]
     moments = F.normalize(torch.einsum("bsnc,bsnd->bscd", descriptor, descriptor).flatten(2), dim=-1)
-    alike = moments @ moments.mT
-    alike.diagonal(dim1=1, dim2=2).fill_(-1.0)  # a view itself comes last
+    alike = moments @ of_all(share, moments).mT
+    alike.diagonal(0 if share is None else share.first, dim1=1, dim2=2).fill_(-1.0)  # a view itself comes last
     ranked = alike.argsort(dim=-1, descending=True)
     return ranked[..., torch.linspace(0, ranked.shape[-1] - 2, count, device=ranked.device).round().long()]
 
@@ -95,10 +110,10 @@ def seen_from(rows: slice, values: Tensor, others: Tensor | None) -> Tensor:
     return values[torch.arange(len(values), device=values.device)[:, None, None], others[:, rows]]
 
 
-def other_views(rows: slice, total: int, others: Tensor | None, like: Tensor) -> Tensor:
-    """[B or 1, I, S, 1]: 1 for pairs of different views, 0 for a view with itself."""
+def other_views(rows: slice, total: int, others: Tensor | None, like: Tensor, first: int = 0) -> Tensor:
+    """[B or 1, I, S, 1]: 1 for pairs of different views, 0 for a view with itself; `rows` count from view `first`."""
     views = torch.arange(total, device=like.device)
-    return (views[rows, None] != seen_from(rows, views[None], others)).to(like.dtype)[..., None]
+    return (views[first:][rows, None] != seen_from(rows, views[None], others)).to(like.dtype)[..., None]
 
 
 def pool_values(values: Tensor, weight: Tensor) -> Tensor:
@@ -153,8 +168,11 @@ class PairMatcher(nn.Module):
         filled: list[Tensor] = []
         logits = None
         queries, peers = descriptor, peers or Peers()
-        chooses = peers.sees is None and not graph and views >= MANY
-        others = choose_partners(descriptor.float(), valid, PARTNERS) if chooses else None
+        total = views if peers.share is None else peers.share.total
+        chooses = peers.sees is None and not graph and total >= MANY
+        others = choose_partners(descriptor.float(), valid, PARTNERS, peers.share) if chooses else None
+        if valid is not None and peers.share is not None:
+            valid = peers.join("valid", valid)
         descriptor, other = peers.join("descriptor", descriptor), peers.join("other", other)
         grids = grid, peers.join("grid", grid)
         partners = descriptor.shape[1] if others is None else PARTNERS
@@ -163,7 +181,7 @@ class PairMatcher(nn.Module):
             if valid is not None:
                 hidden = ~seen_from(rows, valid, others)[:, :, :, None]
                 logits = logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
-            pair = peers.weight(rows, views, others, logits.float())
+            pair = peers.weight(rows, total, others, logits.float())
             fill(filled, self._read(logits, own[:, rows], other, grids, rows, others, pair), rows, views)
         update, position, peak, spread, visibility = filled
         return update, Matches(position, peak, spread, visibility, logits if graph else None, others, peers)
@@ -252,7 +270,7 @@ class Feedback(nn.Module):
         residual = position - projected
         visible = matches.visibility[:, rows].sigmoid()
         peers = matches.peers or Peers()
-        pair = peers.weight(rows, grid.shape[1], matches.others, depth).expand_as(depth)
+        pair = peers.weight(rows, cam_from_world.shape[1], matches.others, depth).expand_as(depth)
         translation = relative[..., None, :3, 3].expand_as(there)
         numbers = torch.cat(
             [residual, torch.tanh(8 * residual), projected, position - grid[:, rows, None], translation]

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lean3r.attention.dense import by_gathered_keys
 from lean3r.geometry.pose import invert_pose
 from lean3r.layers.attention import SelfAttention
 from lean3r.layers.block import LayerScale
@@ -44,12 +45,15 @@ class PoseAttention(SelfAttention):
         k = _express(k, inverse, table, layout).to(v.dtype)
         values = _express(v, inverse, table, layout).to(v.dtype)
         mask = None
-        if not bool(frame.known.all()):
-            mask = frame.known.repeat_interleave(layout.patches, dim=1)[:, None, None]
+        if layout.share is not None or not bool(frame.known.all()):  # processes must agree on whether there is one
+            mask = frame.known.repeat_interleave(layout.patches, dim=1)
         if layout.valid is not None:
-            valid = layout.valid.flatten(1)[:, None, None]
+            valid = layout.valid.flatten(1)
             mask = valid if mask is None else mask & valid
-        out = F.scaled_dot_product_attention(q, k, values, attn_mask=mask)
+        if layout.share is not None:
+            out = by_gathered_keys(q, k, values, mask, layout.share)
+        else:
+            out = F.scaled_dot_product_attention(q, k, values, attn_mask=None if mask is None else mask[:, None, None])
         cos, sin = table
         out = _express(out, camera, (cos, -sin), layout).to(x.dtype)
         return self.proj(out.transpose(1, 2).reshape(batch, tokens, dim))

@@ -63,7 +63,8 @@ class Trunk(nn.Module):
         batch, views, tokens, dim = x.shape
         last = len(self.blocks) if stop is None else stop
         inner, back = layout, None
-        lengths = [layout.tokens * (layout.views if role == "global" else 1) for role in self.schedule[start:last]]
+        whole = layout.sequence(layout.tokens * views)
+        lengths = [whole if role == "global" else layout.tokens for role in self.schedule[start:last]]
         window = window_of(self.blocks[start:last], lengths)
         if window is not None and layout.window is None:
             x, inner, back = order_by_window(x, layout, window)
@@ -73,7 +74,8 @@ class Trunk(nn.Module):
             lead = batch * views if self.schedule[index] == "frame" else batch
             role_mask = None if mask is None else mask.reshape(lead, -1)
             more = (extra[index],) if extra and index in extra else ()
-            x = self.blocks[index](x.reshape(lead, -1, dim), inner, role_mask, *more)
+            seen = inner.alone if self.schedule[index] == "frame" else inner
+            x = self.blocks[index](x.reshape(lead, -1, dim), seen, role_mask, *more)
             x = x.reshape(batch, views, tokens, dim)
             if index in keep:
                 outputs[index] = x if back is None else x.index_select(2, back)

@@ -102,20 +102,23 @@ class Backbone(nn.Module):
         """
         if not isinstance(views, Views):
             raise UsageError(f"got {type(views).__name__}, expected lean3r.Views(images).")
+        views, options, back = self.prepared(views, reference)
+        return in_order(self.decode(self._encode(views, **options)), back)
+
+    def prepared(self, views: Views, reference: int | None) -> tuple[Views, dict[str, str], list[int] | None]:
+        """What `forward` encodes: views without values on padding, the reference view first; the options of `encode`;
+        and the order that brings the results back."""
         self._say_unread(views.known)
         views = grey_padding(views)
         if reference is None:
-            return self.decode(self._encode(views))
+            return views, {}, None
         count = views.images.shape[1]
         if self.REFERENCE is None:
             raise UsageError(self.no_reference)
         if not 0 <= reference < count:
             raise UsageError(f"got reference view {reference} of {count} views; expected 0 to {count - 1}.")
         order = [reference, *(i for i in range(count) if i != reference)]
-        prediction = self.decode(self._encode(_reorder(views, order), **self.REFERENCE))
-        back = torch.tensor(order).argsort().tolist()
-        parts = {f.name: getattr(prediction, f.name) for f in fields(prediction)}
-        return replace(prediction, **{name: v[:, back] for name, v in parts.items() if isinstance(v, Tensor)})
+        return _reorder(views, order), dict(self.REFERENCE), torch.tensor(order).argsort().tolist()
 
     def appearance(self, views: Views) -> Tensor:
         """What each picture [1, S, 3, H, W] shows, seen alone, to find its place again: mean and spread of its patch
@@ -220,6 +223,14 @@ def in_chunks(call: Callable[..., Sequence[Tensor]], size: int, *tensors: Tensor
     """Apply `call` to slices of `size` along the first axis and join the results, which bounds peak memory."""
     parts = [call(*piece) for piece in zip(*(t.split(size) for t in tensors), strict=True)]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def in_order(prediction: Prediction, order: Sequence[int] | None) -> Prediction:
+    """The prediction with its views in another order; None: as they are."""
+    if order is None:
+        return prediction
+    parts = {f.name: getattr(prediction, f.name) for f in fields(prediction)}
+    return replace(prediction, **{name: v[:, list(order)] for name, v in parts.items() if isinstance(v, Tensor)})
 
 
 def block_bytes(tokens: int, width: int) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lean3r.errors import UsageError
 from lean3r.geometry.pose import invert_pose, make_pose
 from lean3r.geometry.pose_encoding import decode_intrinsics, decode_pose
+from lean3r.group import of_all
 from lean3r.heads import dense, view_camera
 from lean3r.heads.dense import DptHead, DualDptHead, frame_bytes
 from lean3r.heads.view_camera import CameraDecoder, CameraEncoder, normalise_cameras
@@ -120,7 +121,8 @@ class Da3(Backbone):
         images = imagenet(views.images)
         batch, count, _, height, width = images.shape
         start = self.config.alternate
-        layout = TokenLayout(count, 1, height // self.patch, width // self.patch, patch_mask(views, self.patch))
+        share, size = views.share, (height // self.patch, width // self.patch)
+        layout = TokenLayout(count, 1, *size, patch_mask(views, self.patch), share=share)
 
         def look(some: Tensor) -> tuple[Tensor, Tensor]:
             kept = self.encoder.layers(some, (start - 2, start - 1))
@@ -129,16 +131,19 @@ class Da3(Backbone):
         size = self.frames_at_once(block_bytes(layout.tokens, self.config.width))
         x, classes = (t.unflatten(0, (batch, count)) for t in in_chunks(look, size, images.flatten(0, 1)))
         known = known_cameras(views)
-        chosen = choose_reference(classes, reference if known is None else "first")
+        chosen = choose_reference(of_all(share, classes), reference if known is None else "first")
         # Only the camera token marks the reference view: attention ignores the order of views.
-        is_reference = torch.arange(count, device=x.device) == chosen[:, None]
+        numbers = torch.arange(count, device=x.device) + (0 if share is None else share.first)
+        is_reference = numbers == chosen[:, None]
         if known is None:
             cameras = torch.where(is_reference[..., None], self.camera_token[:, :1], self.camera_token[:, 1:])
         else:
             pose, intrinsics = known
             with full_precision(images):
+                pose = of_all(share, pose)
                 pose = normalise_cameras(pose)[0] if normalise else pose
-                cameras = self.camera_encoder(pose, intrinsics, height, width)
+                cameras = self.camera_encoder(pose, of_all(share, intrinsics), height, width)
+                cameras = cameras if share is None else share.own(cameras)
         x[:, :, 0] = cameras.to(x.dtype)
         heads_read = {block for pair in self.pairs for block in pair}
         _, kept = self.trunk(x, layout, keep=[block - start for block in heads_read])
@@ -159,8 +164,9 @@ class Da3(Backbone):
         depth, conf = self.depth_maps(tokens) if dense else (None, None)
         known = known_cameras(tokens.views)
         if known is not None:
-            _, unit = normalise_cameras(known[0])
-            pose = make_pose(pose[..., :3, :3], pose[..., :3, 3] * unit[:, None, None]) @ known[0][:, :1]
+            given = of_all(tokens.views.share, known[0])
+            _, unit = normalise_cameras(given)
+            pose = make_pose(pose[..., :3, :3], pose[..., :3, 3] * unit[:, None, None]) @ given[:, :1]
             depth = None if depth is None else depth * unit[:, None, None, None]
         return Prediction(pose, intrinsics, depth, conf)
 

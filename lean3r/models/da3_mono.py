@@ -73,7 +73,7 @@ class Da3Mono(Backbone):
         check_views(views, self.patch)
         images = views.images
         count, _, height, width = images.shape[1:]
-        layout = TokenLayout(count, 1, height // self.patch, width // self.patch)
+        layout = TokenLayout(count, 1, height // self.patch, width // self.patch, share=views.share)
 
         def look(some: Tensor) -> tuple[Tensor, ...]:
             kept = self.encoder.layers(imagenet(some), self.config.keep)
@@ -95,7 +95,7 @@ class Da3Mono(Backbone):
             return Prediction(poses, intrinsics, None, None)
         depth, sky = self.raw_maps(tokens)
         mask = is_sky(sky)
-        return Prediction(poses, intrinsics, fill_sky(depth, mask), 2.0 - mask.to(depth.dtype))
+        return Prediction(poses, intrinsics, fill_sky(depth, mask, tokens.views.share), 2.0 - mask.to(depth.dtype))
 
     def outputs(self, tokens: Tokens) -> dict[str, Tensor]:
         """All outputs of the official network, under their official names."""

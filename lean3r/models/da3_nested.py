@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lean3r.geometry.pose import make_pose
-from lean3r.heads.sky import far, fill_sky, is_sky, metric_scale
+from lean3r.group import Share
+from lean3r.heads.sky import count, far, fill_sky, is_sky, metric_scale, most
 from lean3r.models import da3, da3_mono
 from lean3r.models.base import Backbone
 from lean3r.models.da3 import Da3, Da3Config
@@ -70,7 +71,11 @@ class Da3Nested(Backbone):
         """See Backbone.decode. In metres if dense and enough of the scene is not sky; else the scale is unknown."""
         main, metric = self.split(tokens)
         relative = self.main.decode(main, dense=dense)
-        return relative if relative.depth is None else self._scale(relative, *self.metric.raw_maps(metric))[0]
+        return (
+            relative
+            if relative.depth is None
+            else self._scale(relative, *self.metric.raw_maps(metric), tokens.views.share)[0]
+        )
 
     def outputs(self, tokens: Tokens) -> dict[str, Tensor]:
         """All outputs of the official network, under their official names."""
@@ -86,17 +91,19 @@ class Da3Nested(Backbone):
             "scale_factor": scale,
         }
 
-    def _scale(self, raw: Prediction, metric_depth: Tensor, sky_score: Tensor) -> tuple[Prediction, Tensor]:
+    def _scale(
+        self, raw: Prediction, metric_depth: Tensor, sky_score: Tensor, share: Share | None = None
+    ) -> tuple[Prediction, Tensor]:
         """The prediction in metres with the sky filled, and the factor [B] (1 for scenes without an estimate)."""
         assert raw.depth is not None and raw.conf is not None
         sky = is_sky(sky_score)
-        metres = fill_sky(metric_depth, sky) * metres_per_unit(raw.intrinsics)
-        scales = [metric_scale(*scene) for scene in zip(raw.depth, raw.conf, metres, sky, strict=True)]
+        metres = fill_sky(metric_depth, sky, share) * metres_per_unit(raw.intrinsics)
+        scales = [metric_scale(*scene, share) for scene in zip(raw.depth, raw.conf, metres, sky, strict=True)]
         scale = torch.stack([raw.depth.new_ones(()) if s is None else s for s in scales])
         depth = raw.depth * scale[:, None, None, None]
         limit = torch.stack(
             [
-                far(d[~s]).clamp_max(MAX_SKY_METRES) if bool((~s).any()) else d.max()
+                far(d[~s], share).clamp_max(MAX_SKY_METRES) if count(~s, share) else most(d, share)
                 for d, s in zip(depth, sky, strict=True)
             ]
         )

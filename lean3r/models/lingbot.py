@@ -86,10 +86,11 @@ class LingbotMap(Vggt):
 
     def encode(self, views: Views) -> Tokens:
         """See Backbone.encode: all frames in one pass. Layers as those of VGGT."""
-        count = views.images.shape[1]
-        table = self._table(count)
-        sight = FrameSight(table, self.policy.memory)
-        return self._encode_frames(views, min(self.policy.anchors, count), True, [sight] * self.config.pairs)
+        count, share = views.images.shape[1], views.share
+        first, total = (0, count) if share is None else (share.first, share.total)
+        sight = FrameSight(self._table(total), self.policy.memory, share)
+        anchors = min(max(0, min(self.policy.anchors, total) - first), count)
+        return self._encode_frames(views, anchors, first == 0, [sight] * self.config.pairs)
 
     def decode(self, tokens: Tokens, *, dense: bool = True) -> Prediction:
         """See Backbone.decode. The first camera is near the origin of the world; the scale is that of the anchors."""
@@ -97,7 +98,8 @@ class LingbotMap(Vggt):
 
     def pose_encodings(self, tokens: Tokens) -> list[Tensor]:
         """World-from-camera encodings [B, S, 9] (geometry/pose_encoding.py) after each iteration of the head."""
-        sight = FrameSight(self._table(tokens.layout.views), 1)
+        share = tokens.views.share
+        sight = FrameSight(self._table(tokens.layout.views if share is None else share.total), 1)
         return self._cameras(tokens, [[sight] * len(self.camera.trunk)] * self._passes(self.policy))
 
     def new_cache(self, policy: CachePolicy, height: int, width: int) -> StreamCache:
@@ -143,7 +145,8 @@ class LingbotMap(Vggt):
         check_views(views, self.patch)
         images = imagenet(views.images)
         batch, count, _, height, width = images.shape
-        layout = TokenLayout(count, SPECIAL, height // self.patch, width // self.patch, patch_mask(views, self.patch))
+        size = height // self.patch, width // self.patch
+        layout = TokenLayout(count, SPECIAL, *size, patch_mask(views, self.patch), share=views.share)
         at_once = self.frames_at_once(block_bytes(layout.tokens, self.config.width))
         (patches,) = in_chunks(lambda x: (self.encoder(x),), at_once, images.flatten(0, 1))
         special = torch.cat(
@@ -164,7 +167,10 @@ class LingbotMap(Vggt):
         last = self.config.keep[-1]
         camera = [tokens.layers[f"{role}{last}"][:, :, 0] for role in ("frame", "global")]
         with full_precision(camera[0]):
-            return self.camera(torch.cat(camera, dim=-1).float(), sights)
+            token, share = torch.cat(camera, dim=-1).float(), tokens.views.share
+            if share is None:
+                return self.camera(token, sights)
+            return [share.own(encoding) for encoding in self.camera(share.gather(token), sights)]
 
     def _predict(self, encoding: Tensor, tokens: Tokens, dense: bool) -> Prediction:
         intrinsics = decode_intrinsics(encoding, *tokens.views.images.shape[-2:])

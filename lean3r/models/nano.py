@@ -9,18 +9,19 @@ The trunk sees the picture at half size; a guided head upsamples depth to full s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lean3r.group import Share, of_all
 from lean3r.heads.camera import CameraState, CameraUpdate
 from lean3r.heads.guided import GuidedUpsampler, Surfaces
 from lean3r.layers.causal import Sight
 from lean3r.layers.embed import ConvStem, SpecialTokens
-from lean3r.layers.matching import Feedback, Matches, PairMatcher, Peers
+from lean3r.layers.matching import Feedback, Matches, PairMatcher, Peers, SharedPeers
 from lean3r.layers.trunk import Trunk
 from lean3r.models.base import Backbone, check_views, full_precision, grey_padding, in_chunks
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
@@ -124,9 +125,9 @@ class Nano(Backbone):
         """The special tokens [B, S, n, C] once they know the cameras that a round found."""
         return special
 
-    def iterate(self, half: Tensor, mask: Tensor | None = None) -> Iterations:
+    def iterate(self, half: Tensor, mask: Tensor | None = None, share: Share | None = None) -> Iterations:
         """Half-size pictures [B, S, 3, h, w] (mask [B, S, h, w]) -> every intermediate estimate."""
-        return self.iterate_among(half, mask)
+        return self.iterate_among(half, mask, EVERYONE if share is None else SharedPeers(share))
 
     def iterate_among(
         self,
@@ -141,6 +142,7 @@ class Nano(Backbone):
         batch, views = half.shape[:2]
         cell = self.patch // 2
         layout, frame = _layout(half.shape, cell, mask, half.device)
+        layout = replace(layout, share=peers.share)
         chunk = 1 << 30 if torch.is_grad_enabled() else self.frames_at_once(STEM_BYTES)
         (patches,) = in_chunks(lambda x: (self.stem(x),), chunk, half.flatten(0, 1))
         x = self.special_tokens(patches.unflatten(0, (batch, views)), first)
@@ -191,7 +193,7 @@ class Nano(Backbone):
     def encode(self, views: Views) -> Tokens:
         """See Backbone.encode. Layers: "patches" (all tokens), "depth" [B, S, N, 1], "cameras" [B, S, 1, 13]."""
         half, mask = self.half_size(views)
-        return self.tokens_of(self.iterate(half, mask), views)
+        return self.tokens_of(self.iterate(half, mask, views.share), views)
 
     def half_size(self, views: Views) -> tuple[Tensor, Tensor | None]:
         """What the trunk sees of checked views: pictures [B, S, 3, h, w] and mask [B, S, h, w] at half size."""
@@ -220,7 +222,9 @@ class Nano(Backbone):
         cameras = CameraState.unpack(tokens.layers["cameras"][:, :, 0].float())
         world_from_cam, cam_from_world = cameras.poses()
         with full_precision(cam_from_world):
-            cam_from_world = cam_from_world @ (world_from_cam[:, :1] if origin is None else origin)
+            if origin is None:
+                origin = of_all(views.share, world_from_cam)[:, :1]
+            cam_from_world = cam_from_world @ origin
         _, frame = _layout(views.images.shape, self.patch, views.mask, cameras.center.device)
         focal = cameras.log_focal.exp() * frame.side
         intrinsics = torch.zeros(*focal.shape, 3, 3, device=focal.device)

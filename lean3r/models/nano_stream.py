@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lean3r.geometry.pose import invert_pose
+from lean3r.group import Share
 from lean3r.heads.camera import CameraState
 from lean3r.layers.causal import CausalTrunk, FrameSight, Sight
 from lean3r.layers.frame_ring import FrameRing, RingPeers, TablePeers
@@ -138,12 +139,13 @@ class NanoStream(Nano):
         update = self.told[index](torch.cat([own - start, before - start], -1).detach())
         return special + update[:, :, None].to(special.dtype)
 
-    def iterate(self, half: Tensor, mask: Tensor | None = None) -> Iterations:
+    def iterate(self, half: Tensor, mask: Tensor | None = None, share: Share | None = None) -> Iterations:
         """See Nano.iterate: all frames in one pass, each seeing what the policy says."""
-        count = half.shape[1]
+        first, count = (0, half.shape[1]) if share is None else (share.first, share.total)
         table = FrameTable.of(self.policy.for_frames(count), count)
-        sight = FrameSight(table, min(self.policy.memory, SPECIAL))
-        return self.iterate_among(half, mask, TablePeers(table, half.device), [sight] * self.rounds)
+        sight = FrameSight(table, min(self.policy.memory, SPECIAL), share)
+        peers = TablePeers(table, half.device, share)
+        return self.iterate_among(half, mask, peers, [sight] * self.rounds, first)
 
     def new_cache(self, policy: CachePolicy, height: int, width: int) -> NanoStreamCache:
         """An empty cache for a stream of pictures of this size; it takes no memory yet."""

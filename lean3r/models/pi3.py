@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lean3r.geometry.camera import intrinsics_from_slopes
 from lean3r.geometry.pose import invert_pose, make_pose, transform_points
+from lean3r.group import of_all
 from lean3r.heads.linear import LinearPixels
 from lean3r.heads.pooled import PooledPose
 from lean3r.heads.refine import ViewRefiner
@@ -85,7 +86,8 @@ class Pi3(Backbone):
         check_views(views, self.patch)
         images = views.images
         rows, cols = images.shape[-2] // self.patch, images.shape[-1] // self.patch
-        layout = TokenLayout(images.shape[1], self.config.registers, rows, cols, patch_mask(views, self.patch))
+        valid = patch_mask(views, self.patch)
+        layout = TokenLayout(images.shape[1], self.config.registers, rows, cols, valid, share=views.share)
         x = self.embed(views)
         if self.config.registers:
             x = torch.cat([self.register_token.to(x.dtype).expand(*x.shape[:2], -1, -1), x], dim=2)
@@ -146,7 +148,7 @@ class Pi3(Backbone):
         if scale is not None:
             world_from_cam = scale_translation(world_from_cam, scale)
         with full_precision(world_from_cam):
-            cam_from_world = invert_pose(world_from_cam) @ world_from_cam[:, :1]
+            cam_from_world = invert_pose(world_from_cam) @ of_all(tokens.views.share, world_from_cam)[:, :1]
         mask = tokens.views.mask
 
         def read(features: Tensor, valid: Tensor | None, *pixels: Tensor) -> tuple[Tensor, ...]:
@@ -177,7 +179,7 @@ class Pi3(Backbone):
     def refine(self, refiner: nn.Module, features: Tensor, layout: TokenLayout, valid: Tensor | None) -> Tensor:
         """Features of single views [N, T, 2C], valid [N, P] -> patch tokens for a head [N, P, C']."""
         mask = None if valid is None else F.pad(valid, (layout.special, 0), value=True)
-        return refiner(features, layout, mask)[:, layout.special :]
+        return refiner(features, layout.alone, mask)[:, layout.special :]
 
     def frame_bytes(self, layout: TokenLayout) -> int:
         """Rough working memory of the dense path for one view, in bytes."""

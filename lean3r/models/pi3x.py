@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lean3r.errors import UsageError
 from lean3r.geometry.camera import ray_directions
 from lean3r.geometry.pose import invert_pose, make_pose
+from lean3r.group import Share, of_all
 from lean3r.heads.conv import ConvPixels
 from lean3r.heads.refine import SceneReader
 from lean3r.layers.pose_injection import PoseFrame, PoseInjection
@@ -107,7 +108,7 @@ class Pi3X(Pi3):
                 "this Pi3X was built without inputs for depth, rays and poses; set multimodal=True in its config, "
                 "or leave views.known out."
             )
-        tokens = super().encode(replace(views, known=normalise_known(known)))
+        tokens = super().encode(replace(views, known=normalise_known(known, views.share)))
         return replace(tokens, views=views)
 
     def embed(self, views: Views) -> Tensor:
@@ -129,7 +130,7 @@ class Pi3X(Pi3):
 
     def mix(self, x: Tensor, layout: TokenLayout, views: Views) -> tuple[Tensor, Tensor]:
         """See Pi3.mix; injects known poses between blocks."""
-        frame = None if views.known is None else pose_frame(views.known)
+        frame = None if views.known is None else pose_frame(views.known, views.share)
         if frame is None:
             return super().mix(x, layout, views)
         start, special = 0, layout.special
@@ -201,22 +202,25 @@ class Pi3X(Pi3):
         return out
 
 
-def normalise_known(known: Known) -> Known:
+def normalise_known(known: Known, share: Share | None = None) -> Known:
     """`known` with depth divided by its mean over the scene, poses relative to view 0 and of the same unit.
 
     The mean is over all given depths, even those that `has_depth` excludes. In scenes without
     included depth, translations are divided by their mean length over views 1, 2, ..., unless the longest is below
-    0.02.
+    0.02. With a `share` the views are those of one process, the scene that of all.
     """
     pose, depth = known.cam_from_world, known.depth
     unit = None
     if depth is not None:
         depth = torch.where(torch.isfinite(depth) & (depth > 0), depth, torch.zeros_like(depth))
-        count = (depth > 0).sum((1, 2, 3))
-        unit = torch.where(count > 0, depth.sum((1, 2, 3)) / count.clamp_min(1), torch.ones_like(depth[:, 0, 0, 0]))
+        count, total = (depth > 0).sum((1, 2, 3)), depth.sum((1, 2, 3))
+        if share is not None:
+            count, total = share.parts(count).sum(0), share.parts(total).sum(0)
+        unit = torch.where(count > 0, total / count.clamp_min(1), torch.ones_like(total))
         unit = unit + 1e-8
         depth = depth / unit[:, None, None, None]
     if pose is not None:
+        pose = of_all(share, pose)
         with full_precision(pose):
             relative = pose[:, :1] @ invert_pose(pose)
         shift = relative[..., :3, 3]
@@ -226,19 +230,21 @@ def normalise_known(known: Known) -> Known:
             length = torch.linalg.vector_norm(shift[:, 1:], dim=-1)
             own = length.amax(1) >= 0.02
             if depth is not None:
-                own &= torch.zeros_like(own) if known.has_depth is None else ~known.has_depth.any(1)
+                own &= torch.zeros_like(own) if known.has_depth is None else ~of_all(share, known.has_depth).any(1)
             shift = shift / torch.where(own, length.mean(1) + 1e-8, torch.ones_like(length[:, 0]))[:, None, None]
         with full_precision(pose):
             pose = invert_pose(make_pose(relative[..., :3, :3], shift))
+        pose = pose if share is None else share.own(pose)
     return replace(known, depth=depth, cam_from_world=pose)
 
 
-def pose_frame(known: Known) -> PoseFrame | None:
+def pose_frame(known: Known, share: Share | None = None) -> PoseFrame | None:
     """The known poses as the trunk reads them; None if no scene has two."""
     if known.cam_from_world is None:
         return None
     has = known.has_pose
     if has is None:
         has = torch.ones(known.cam_from_world.shape[:2], dtype=torch.bool, device=known.cam_from_world.device)
-    has = has & (has.sum(1, keepdim=True) > 1)
-    return PoseFrame(known.cam_from_world, has) if bool(has.any()) else None
+    everywhere = of_all(share, has)
+    has = has & (everywhere.sum(1, keepdim=True) > 1)
+    return PoseFrame(known.cam_from_world, has) if bool((everywhere.sum(1) > 1).any()) else None

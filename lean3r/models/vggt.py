@@ -138,13 +138,19 @@ class Vggt(Backbone):
         images = imagenet(views.images)
         batch, count, _, height, width = images.shape
         layout = TokenLayout(
-            count, 1 + REGISTERS, height // self.patch, width // self.patch, patch_mask(views, self.patch)
+            count,
+            1 + REGISTERS,
+            height // self.patch,
+            width // self.patch,
+            patch_mask(views, self.patch),
+            share=views.share,
         )
         at_once = self.frames_at_once(block_bytes(layout.tokens, self.config.width))
         (patches,) = in_chunks(lambda x: (self.encoder(x),), at_once, images.flatten(0, 1))
         # Entry 0 is learned for the first view, entry 1 for all others.
         special = torch.cat([self.camera_token, self.register_token], dim=2)
-        special = torch.cat([special[:, :1], special[:, 1:].expand(-1, count - 1, -1, -1)], dim=1)
+        first = int(views.share is None or views.share.first == 0)
+        special = torch.cat([special[:, :first], special[:, 1:].expand(-1, count - first, -1, -1)], dim=1)
         x = torch.cat([special.expand(batch, -1, -1, -1), patches.unflatten(0, (batch, count))], dim=2)
         del patches
         blocks = {2 * i + half: f"{role}{i}" for i in self.config.keep for half, role in enumerate(("frame", "global"))}
@@ -178,7 +184,11 @@ class Vggt(Backbone):
         last = self.config.keep[-1]
         camera = [tokens.layers[f"{role}{last}"][:, :, 0] for role in ("frame", "global")]
         with full_precision(camera[0]):
-            return self.camera(torch.cat(camera, dim=-1).float())
+            token = torch.cat(camera, dim=-1).float()
+            share = tokens.views.share
+            if share is None:
+                return self.camera(token)
+            return [share.own(encoding) for encoding in self.camera(share.gather(token))]
 
     def depth_maps(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """z-depth and confidence, both [B, S, H, W]."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -56,11 +56,17 @@ def predict(model: Backbone, views: Views, reference: int | None = None) -> Pred
 
 
 def _predict(model: Backbone, views: Views, reference: int | None) -> Prediction:
+    options = {} if reference is None else {"reference": reference}
+    return infer(model, lambda on_device: model(on_device, **options), views)
+
+
+def infer(model: Backbone, call: Callable[[Views], Prediction], views: Views) -> Prediction:
+    """call(views) as a model runs: on its device, in its number type, without gradients; tensors back on the CPU."""
     device = next(model.parameters()).device
     dtype = model.origin.dtype
     cast = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     with torch.inference_mode(), cast:
-        prediction = model(views.to(device), **({} if reference is None else {"reference": reference}))
+        prediction = call(views.to(device))
     return replace(prediction, **{k: v.float().cpu() for k, v in vars(prediction).items() if isinstance(v, Tensor)})
 
 

@@ -15,6 +15,7 @@ from lean3r.errors import InputError, UsageError
 from lean3r.geometry.fusion import with_cloud, without_depth
 from lean3r.geometry.photo_scale import Shown
 from lean3r.geometry.up import stand_upright, with_up
+from lean3r.group import Group
 from lean3r.inputs.cameras import GivenCameras
 from lean3r.inputs.frames import FrameChoice
 from lean3r.inputs.masks import Masks, check_folder
@@ -41,6 +42,7 @@ from lean3r.pipeline.options import CameraOptions, RunOptions
 from lean3r.pipeline.predict import check_finite, predict
 from lean3r.pipeline.record import record_of, with_costs
 from lean3r.pipeline.refining import applies, refine_scene
+from lean3r.pipeline.together import check_group, predict_together
 from lean3r.pipeline.trust import Content, judge_content, judge_scene, no_points
 from lean3r.refine import Refine, RefineOptions
 from lean3r.stereo.options import Dense, StereoOptions
@@ -65,6 +67,7 @@ def reconstruct(
     dense: Dense | StereoOptions = "auto",
     points: PointOptions | None = None,
     observer: Observer | None = None,
+    group: Group | None = None,
     **old: Unpack[OldKeywords],
 ) -> Reconstruction:
     """Reconstruct one scene from pictures, a folder, a glob, a zip, a video, or ready Views of one scene.
@@ -78,6 +81,8 @@ def reconstruct(
     change. `refine` ("auto", "on", "off", or RefineOptions) adjusts the cameras by matches and bundle adjustment and
     keeps the better ones; Ctrl-C during refinement keeps the network's. `dense` ("network", "stereo", "auto",
     "off", or StereoOptions) says where depth comes from. `points` selects the points of the cloud (PointOptions).
+    With a `group` of processes this runs on its process 0, and the others run the network on a share of the views,
+    by `take_share` (docs/how-to/many-cards.md).
 
     `info["warnings"]` lists the parts of the result that lack evidence (pipeline/trust.py), `info["up"]` says which way
     is up in its world (geometry/up.py). Without known poses the world is upright, y down, with the first camera at its
@@ -95,6 +100,8 @@ def reconstruct(
         raise UsageError(f"points is {points!r}; expected PointOptions, such as PointOptions(max_points=100_000).")
     run = RunOptions(resolution=resolution, reference_view=reference_view, seed=seed)
     run.check(model)
+    if group is not None:
+        check_group(model, group, memory)
     budget = None if memory is None else Budget.of(memory)
     refining, stereo, points = RefineOptions.of(refine), StereoOptions.of(dense), points or PointOptions()
     known = cameras if isinstance(cameras, CameraOptions) else CameraOptions(cameras=cameras)
@@ -128,11 +135,13 @@ def reconstruct(
     masking = None if files is None or masks is not None else files.masks
     if masks is not None:
         masking = Masks.find(Path(masks), names)
-    scene, content = _predict_scene(model, views, sources, run, points, given, masking, fit, observer)
+    scene, content = _predict_scene(model, views, sources, run, points, given, masking, fit, observer, group)
     options = (FrameChoice() if files is None else files.frames, known, run, stereo, points)
     folder = None if masking is None else str(masking.folder)
     more = {"masks": folder} | ({} if files is None else {"inputs": list(files.inputs)})
     info = scene.info | record_of(model, options, refining, fit, more)
+    if group is not None:
+        info["processes"] = group.size
     if masking is not None:
         info["masks"] = {"folder": folder, "views": len(masking.files)}
     scene = replace(scene, skipped=skipped, info=info)
@@ -164,6 +173,7 @@ def _predict_scene(
     masking: Masks | None,
     fit: Fit | None,
     observer: Observer,
+    group: Group | None,
 ) -> tuple[Reconstruction, Content]:
     """Run the network; return its scene without points, in the world of the given cameras, and its content."""
     device = next(model.parameters()).device
@@ -171,7 +181,8 @@ def _predict_scene(
         torch.cuda.reset_peak_memory_stats(device)
     with _seeded(run.seed, device), within(model, fit):
         with observer.stage("network"):
-            prediction = predict(model, views, run.reference(len(sources)))
+            first = run.reference(len(sources))
+            prediction = predict(model, views, first) if group is None else predict_together(model, views, first, group)
         check_finite(prediction, [source.name for source in sources])
         read = model.reads(views.known)
         placed = place_in_world(prediction, given, read)

@@ -76,6 +76,7 @@ SUITE = "is the suite that this test belongs to"
 REPEATED = "runs in another page"
 GIGABYTES = "needs gigabytes of memory"
 WHOLE = "needs the whole folder of golden numbers"
+TORCHRUN = "tests/cli/test_together_command.py runs it with nano"
 PEERS = "needs the official programs, which the lines above download"
 
 ELSEWHERE: dict[str, dict[str, str]] = {
@@ -132,6 +133,12 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "python simple_trainer.py default --data_dir out --result_dir results": PROGRAM,
         "python train.py -s out": PROGRAM,
         "ns-train splatfacto --data out": PROGRAM,
+    },
+    "docs/how-to/many-cards.md": {
+        "torchrun --nproc-per-node 2 -m lean3r reconstruct photos/ -o out --model vggt --parallel": TORCHRUN,
+        "torchrun --nnodes 2 --node-rank 0 --master-addr HOST --nproc-per-node 4 -m lean3r reconstruct photos/ -o out "
+        "--model vggt --parallel": GPUS,
+        "import lean3r": TORCHRUN,
     },
     "docs/how-to/mesh.md": {"pip install 'lean3r[mesh]'": DOWNLOADS},
     "docs/how-to/own-weights-and-training.md": {

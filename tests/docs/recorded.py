@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from docs.markdown import RESULTS, ROOT, result
+from docs.of_parallel import recorded as of_processes
 from docs.of_streams import of_clips, of_rules
 from lean3r.bench.exponents import label
 
@@ -312,6 +313,7 @@ ROWS: dict[str, tuple[str | None, Figures]] = {
     "nano_many_views": ("accuracy.py", many_views),
     "nano_stream": ("nano_stream.py", of_clips),
     "nano_table": ("table.py", nano_table),
+    "parallel": ("parallel.py", of_processes),
     "parity": ("parity_table.py", parity),
     "parity_parts": ("parity_parts.py", parity_parts),
     "peers": ("costs.py", peers),

@@ -14,6 +14,7 @@ from docs.of_code import OF_CODE
 from docs.of_experiments import OF_EXPERIMENTS
 from docs.of_measured import OF_MEASURED
 from docs.of_models import OF_MODELS
+from docs.of_parallel import OF_PARALLEL
 from docs.of_parity import OF_PARITY
 from docs.of_results import OF_RESULTS
 from docs.of_streams import OF_STREAMS
@@ -45,6 +46,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **OF_MEASURED,
     **OF_EXPERIMENTS,
     **OF_MODELS,
+    **OF_PARALLEL,
     **OF_PARITY,
     **OF_STREAMS,
     **OF_SURVEY,

@@ -35,6 +35,7 @@ PUBLIC = {
     "ExportOptions",
     "FrameChoice",
     "GivenCameras",
+    "Group",
     "LeanError",
     "Pictures",
     "PointCloud",
@@ -56,6 +57,7 @@ PUBLIC = {
     "reconstruct",
     "save",
     "stream",
+    "take_share",
 }
 RECONSTRUCT = {
     "dense",
@@ -74,6 +76,7 @@ RECONSTRUCT = {
     "memory_allow",
     "compile",
     "cuda_graphs",
+    "parallel",
     "fps",
     "every",
     "frames",
