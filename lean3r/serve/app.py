@@ -237,7 +237,7 @@ class Routes:
 
     async def ready(self) -> Response:
         """Whether every worker is ready."""
-        missing = [name for name in self.options.device_names if name not in self.dispatcher.ready]
+        missing = [name for name in self.dispatcher.crew.names if name not in self.dispatcher.ready]
         if missing or self.dispatcher.stopping.is_set():
             return PlainTextResponse(f"not ready: {', '.join(missing) or 'stopping'}\n", 503)
         return PlainTextResponse("ready\n")
