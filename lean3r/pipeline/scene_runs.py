@@ -6,7 +6,7 @@ import platform
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -59,7 +59,7 @@ class Terms:
 class Engine(Protocol):
     """What runs scenes."""
 
-    def outcomes(self, scenes: Sequence[Scene]) -> Iterator[Outcome]:
+    def outcomes(self, scenes: Sequence[Scene]) -> Generator[Outcome, None, None]:
         """Run the scenes; each outcome as soon as it is known. Closing the iterator ends the scenes that run."""
         ...
 
@@ -71,7 +71,7 @@ class Here:
         self.terms, self.jobs = terms, jobs
         self._running = Running()
 
-    def outcomes(self, scenes: Sequence[Scene]) -> Iterator[Outcome]:
+    def outcomes(self, scenes: Sequence[Scene]) -> Generator[Outcome, None, None]:
         """See Engine."""
         with ThreadPoolExecutor(self.jobs) as pool:
             futures = [pool.submit(run_scene, s, self.terms, self._running, sharing(self.jobs)) for s in scenes]
@@ -91,7 +91,7 @@ class OnCluster:
     def __init__(self, terms: Terms, jobs: int | None, cluster: ClusterOptions) -> None:
         self.terms, self.jobs, self.cluster = replace(terms, out=terms.out.absolute()), jobs, cluster
 
-    def outcomes(self, scenes: Sequence[Scene]) -> Iterator[Outcome]:
+    def outcomes(self, scenes: Sequence[Scene]) -> Generator[Outcome, None, None]:
         """See Engine."""
         ray = connect(self.cluster)
         work = ray.remote(max_retries=RETRIES, **self.cluster.resources)(_run_there)

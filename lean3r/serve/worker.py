@@ -174,11 +174,17 @@ class Hand(Protocol):
 
 
 class Crew(Protocol):
-    """The workers of a service: their names, and how to start one. `share_mb` is what each may take of the main memory
-    if the service sets no limit; None: as much as there is."""
+    """The workers of a service."""
 
-    names: Sequence[str]
-    share_mb: float | None
+    @property
+    def names(self) -> Sequence[str]:
+        """Of all, to start them by."""
+        ...
+
+    @property
+    def share_mb(self) -> float | None:
+        """What each may take of the main memory if the service sets no limit; None: as much as there is."""
+        ...
 
     def start(self, name: str) -> Hand:
         """A new worker; it says "ready", or "broken" and why."""
