@@ -20,6 +20,7 @@ from lean3r.serve.jobs import Job, Store
 from lean3r.serve.logs import Scrubber, log
 from lean3r.serve.options import GIGABYTE, ServeOptions
 from lean3r.serve.places import SUMMARY, Places, size_of
+from lean3r.serve.uploads import inputs_of
 from lean3r.serve.worker import Crew, Hand, Processes, Task
 
 RUNNER = "lean3r.serve.reconstructing:Reconstructions"
@@ -155,7 +156,7 @@ class Dispatcher:
         try:
             shutil.rmtree(attempt, ignore_errors=True)
             attempt.mkdir(mode=0o700)
-            names = tuple(str(file["stored"]) for file in job.files)
+            names = tuple(str(file["stored"]) for file in inputs_of(job.files))
             worker.send(Task(job.id, self.places.input(job.id), names, job.options, attempt / "files"))
             self._follow(worker, job, begun)
         except FileNotFoundError:  # the input is gone

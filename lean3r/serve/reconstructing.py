@@ -16,6 +16,7 @@ from lean3r.pipeline.observer import Observer
 from lean3r.pipeline.options import CameraOptions, MemoryOptions, RunOptions
 from lean3r.processes import peak_memory_mb
 from lean3r.refine.options import RefineOptions, ScaleOptions
+from lean3r.serve.given import cameras_of, masks_of
 from lean3r.serve.request import AUTO, ModelOptions, Request
 from lean3r.serve.worker import Task
 from lean3r.stereo.options import StereoOptions
@@ -54,7 +55,8 @@ class Reconstructions:
         from lean3r.pipeline.from_files import Choices, reconstruct_files
         from lean3r.pipeline.record import with_settings
 
-        asked = Request.of(task.options, self.settings["models"])
+        here = Path()
+        asked = Request.of(task.options, self.settings["models"], cameras_of(here))
         wants: ModelOptions = asked[ModelOptions]
         scale: ScaleOptions = asked[ScaleOptions]
         export: ExportOptions = asked[ExportOptions]
@@ -72,6 +74,7 @@ class Reconstructions:
             asked[StereoOptions],
             scale,
             asked[PointOptions],
+            masks_of(here),
             one_lens=export.shared_camera,
             keep_frames=export.copies_frames(uses),
         )
