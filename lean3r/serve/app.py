@@ -287,7 +287,9 @@ class Routes:
             raise HTTPException(410, "the result has expired and was removed")
         if job.state != "done":
             raise HTTPException(409, f"the job is {job.state}; only a done one has files")
-        return self.places.listing(id)
+        if not (found := self.places.listing(id)):
+            raise HTTPException(410, "the files of the result are gone")
+        return found
 
     def _page(self, id: str, name: str) -> Path:
         if name not in self._result(id):

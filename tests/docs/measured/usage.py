@@ -68,6 +68,7 @@ SERVE = Page(
             "on a Ray cluster of one machine, all of {} in {} rounds",
             lambda: [result("serve")["cluster"][key] for key in ("accepted", "rounds")],
         ),
+        ("of at most {} pixels", lambda: [max(row["side"] for row in result("serve")["batching"]["rows"])]),
         ("takes {:.0f} to {:.0f} % less", lambda: batching()[:2]),
         ("at most {:.1f} % of a whole job", lambda: batching()[2:]),
     ],
