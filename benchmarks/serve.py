@@ -1,6 +1,6 @@
 """Does the service hold under load, under kills and under attacks?
 
-    python benchmarks/serve.py [--parts load kills attacks] [--seconds N] [--rounds N]
+    python benchmarks/serve.py [--parts load kills attacks batching cluster] [--seconds N] [--rounds N]
 
 A service of its own with a runner that needs no network (tests/serve/stub.py: a job takes a quarter of a second), so
 that the service is measured, not the reconstruction.
@@ -14,6 +14,12 @@ must end exactly once, with the files of one start.
 
 Attacks: everything that must not get in or out, with counts.
 
+Batching: small scenes of the same size in one pass of nano against one after the other, by turns, in processor time;
+and what that would save of a whole job.
+
+Cluster: kills as above, of the service or of its worker on a Ray cluster of this machine (extra cluster), in a fifth of
+the rounds.
+
 Writes benchmarks/results/serve.json; exit 1 if something got through or was lost.
 """
 
@@ -25,8 +31,10 @@ import io
 import json
 import os
 import random
+import secrets
 import signal
 import struct
+import subprocess
 import sys
 import tempfile
 import time
@@ -38,24 +46,29 @@ from typing import Any
 
 import httpx
 import numpy as np
+import torch
 from common import RESULTS, ROOT, hardware, write_result
 
 sys.path.insert(0, str(ROOT / "tests"))
 
 from serve.conftest import Service, picture
 
+import lean3r
+from lean3r.export import DEFAULT_FORMATS
 from lean3r.processes import memory_status_mb
 
 CLIENTS, UPLOADERS, UPLOAD_BYTES = 200, 20, 4_000_000
 THINK_SECONDS, UPLOAD_EVERY = 1.0, 5.0
 SETTLED = ("done", "failed", "cancelled", "expired")
 TOKEN = "a-token-of-the-benchmark"
+SCENES, TURNS = 4, 5  # together in one pass; how often each is measured
+BATCHED = ((2, 96), (2, 192), (4, 192))  # views of a scene, and the side of its pictures
 
 
 def main() -> None:
     """Run the parts, and write what they found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", default=["load", "kills", "attacks"])
+    parser.add_argument("--parts", nargs="+", default=["load", "kills", "attacks", "batching", "cluster"])
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -66,6 +79,8 @@ def main() -> None:
         "load": lambda d: load(d, options.seconds),
         "kills": lambda d: kills(d, options.rounds),
         "attacks": attacks,
+        "batching": lambda d: batching(),
+        "cluster": lambda d: on_cluster(d, options.rounds // 5),
     }
     for name in options.parts:
         with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +88,8 @@ def main() -> None:
         print(name, json.dumps(found[name], indent=1), flush=True)
     write_result("serve", found | {"hardware": hardware()}, options.out)
     got_through = sum(row["got_through"] for row in found.get("attacks", {}).values())
-    sys.exit(bool(got_through or found.get("kills", {}).get("problems")))
+    problems = [found.get(part, {}).get("problems") for part in ("kills", "cluster")]
+    sys.exit(bool(got_through or any(problems)))
 
 
 def load(data: Path, seconds: float) -> dict[str, Any]:
@@ -156,10 +172,60 @@ def _spread(milliseconds: list[float]) -> dict[str, float]:
     return {"count": len(milliseconds), "p50_ms": p50, "p95_ms": p95, "most_ms": max(milliseconds)}
 
 
-def kills(data: Path, rounds: int) -> dict[str, Any]:
+def batching() -> dict[str, Any]:
+    """Processor seconds of scenes one after the other, and of all in one pass; medians over turns, on one thread."""
+    torch.set_num_threads(1)
+    model, rows = lean3r.load("nano", device="cpu"), []
+    for views, side in BATCHED:
+        images = torch.rand(SCENES, views, 3, side, side)
+        spent: dict[str, list[float]] = {"alone": [], "together": []}
+        for turn in range(TURNS + 1):
+            for way, pieces in (("alone", images.split(1)), ("together", (images,))):
+                begun = time.process_time()
+                with torch.inference_mode():
+                    for piece in pieces:
+                        model(lean3r.Views(piece))
+                if turn:  # the first is for warming up
+                    spent[way].append(time.process_time() - begun)
+        alone, together = (float(np.median(spent[way])) for way in ("alone", "together"))
+        job = _job_seconds(model, views, side)
+        row = {"views": views, "side": side, "alone_s": alone, "together_s": together, "job_s": job}
+        rows.append(row | {"saved": 1 - together / alone, "saved_of_job": (alone - together) / SCENES / job})
+    return {"model": "nano", "scenes": SCENES, "turns": TURNS, "rows": rows}
+
+
+def _job_seconds(model: Any, views: int, side: int) -> float:
+    """Processor seconds of a whole job of that size, without refinement and stereo; the median of three."""
+    spent = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(views):
+            (Path(folder) / f"{number}.jpg").write_bytes(picture(side, seed=number))
+        for turn in range(4):
+            begun = time.process_time()
+            scene = lean3r.reconstruct(model, folder, resolution=side, refine="off", dense="network")
+            lean3r.export(scene, Path(folder) / f"out-{turn}", [*DEFAULT_FORMATS, "html", "report"])
+            spent.append(time.process_time() - begun)
+    return float(np.median(spent[1:]))
+
+
+def on_cluster(data: Path, rounds: int) -> dict[str, Any]:
+    """`kills` with the workers on a Ray cluster of this machine."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    command = [sys.executable, "-P", str(ROOT / "tests" / "ray_cluster.py")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=os.environ | {"PYTHONPATH": paths}) as head:
+        assert head.stdout is not None and head.stdin is not None
+        address = head.stdout.readline().strip()
+        found = kills(data, rounds, cluster={"engine": "ray", "ray_address": address, "cpus": 0.5})
+        head.stdin.close()
+    return found
+
+
+def kills(data: Path, rounds: int, **options: Any) -> dict[str, Any]:
     """What became of the jobs that were accepted while the service and its workers were killed."""
     chance = random.Random(0)
-    service = Service(data, attempts=10_000, queue=10_000)
+    service = Service(data, attempts=10_000, queue=10_000, **options)
     accepted: set[str] = set()
     counts: Counter[str] = Counter()
     for number in range(rounds):

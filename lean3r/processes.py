@@ -6,15 +6,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 _HOME = str(Path(__file__).parents[1])
-_SAFE_PATH = "PYTHONSAFEPATH"
+_SAFE_PATH, _REPORTS = "PYTHONSAFEPATH", "RAY_USAGE_STATS_ENABLED"
 _starting = threading.RLock()
 
 
@@ -29,11 +31,15 @@ def module_paths() -> list[str]:
     return paths if _HOME in paths else [*paths, _HOME]
 
 
-def python_command(module: str, *arguments: str) -> list[str]:
-    """The command that runs `main()` of a lean3r module in its own process; what it returns is the exit status."""
+def python_command(module: str, *arguments: str, patience: float | None = None) -> list[str]:
+    """The command that runs `main()` of a lean3r module in its own process; what it returns is the exit status. With
+    `patience` the process ends when its standard input closes (end_with_input)."""
     # Not -I: it would drop PYTHONPATH and the user's site packages, which this process may use.
     flags = [flag for flag, is_set in (("-E", sys.flags.ignore_environment), ("-s", sys.flags.no_user_site)) if is_set]
-    code = f"import sys; sys.path[:] = {module_paths()!r}; from {module} import main; sys.exit(main())"
+    code = f"import sys; sys.path[:] = {module_paths()!r}; "
+    if patience is not None:
+        code += f"from lean3r.processes import end_with_input; end_with_input({patience}); "
+    code += f"from {module} import main; sys.exit(main())"
     return [sys.executable, "-P", *flags, "-c", code, *arguments]
 
 
@@ -85,6 +91,34 @@ def _end_with_parent() -> None:
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
         os._exit(1)
+
+
+def end_with_input(patience: float = 0.0) -> None:
+    """End this process when its standard input, a pipe, closes: whoever started it is gone, by whatever end. It is told
+    by SIGTERM first, and has so many seconds to remove what is unfinished."""
+    threading.Thread(target=_end_with_input, args=(patience,), daemon=True).start()
+
+
+def _end_with_input(patience: float) -> None:
+    while os.read(0, 64):
+        continue
+    if patience:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(patience)
+    os._exit(1)
+
+
+@contextmanager
+def without_reports() -> Iterator[None]:
+    """Inside, a Ray cluster that is started reports nothing to its makers, unless the user asked for it."""
+    with _starting:
+        before = os.environ.get(_REPORTS)
+        os.environ.setdefault(_REPORTS, "0")
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[_REPORTS]
 
 
 def let_cpu_help_mps() -> None:

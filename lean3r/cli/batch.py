@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from lean3r.cli.console import Console
+from lean3r.cli.flags import Flags, flags, of
 from lean3r.cli.options import Json, Quiet, Verbose, option
 from lean3r.errors import UsageError
+from lean3r.pipeline.cluster import ClusterOptions
 
 
 @dataclass
@@ -30,11 +32,13 @@ class Batch:
     options: Annotated[str, option("TEXT")] = ""
     """Options of `lean3r reconstruct` for all scenes, in quotes: --options="--max-views 50 --format colmap"."""
 
-    jobs: Annotated[int, option("N", "-j")] = 1
-    """How many scenes run at the same time; they share the processors."""
+    jobs: Annotated[int | None, option("N", "-j")] = None
+    """How many scenes run at the same time: by default one, and on Ray as many as there is room for."""
 
     minutes: Annotated[float | None, option("N")] = None
     """End a scene that takes longer, as failed."""
+
+    cluster_options: Annotated[Flags[ClusterOptions], of(ClusterOptions)] = field(default_factory=flags(ClusterOptions))
 
     json: Json = False
     verbose: Verbose = False
@@ -50,11 +54,13 @@ class Batch:
         except ValueError as error:
             raise UsageError(f"--options cannot be taken apart: {error}.") from error
         console = Console(self.quiet)
-        whole = batch.Batch(batch.find_scenes(self.scenes, self.out), self.out, options, self.minutes)
+        scenes, cluster = batch.find_scenes(self.scenes, self.out), self.cluster_options.options
+        whole = batch.Batch(scenes, self.out, options, self.minutes, cluster)
 
         def ended(outcome: batch.Outcome) -> None:
-            said = outcome.reason or f"{outcome.figures.get('views')} views, {outcome.figures.get('points'):,} points"
-            console.line(outcome.state, f"{outcome.name}: {said} ({outcome.seconds:,.0f} s)")
+            found = outcome.figures
+            said = outcome.reason or (f"{found['views']} views, {found['points']:,} points" if found else "was there")
+            console.line(outcome.state, f"{outcome.name}: {said} ({outcome.seconds or 0.0:,.0f} s)")
 
         outcomes = whole.run(self.jobs, ended)
         failed = [outcome for outcome in outcomes if outcome.state != "done"]

@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -166,49 +166,42 @@ class Reconstruct:
         from lean3r.export import atomic_folder, check_extras, picture_uses, write_all
 
         formats = self.formats()
-        run, known = self.run_options.options, self.camera_options.options
-        scale, export = self.scale_options.options, self.export_options.options
-        refine, points = self.refine_options.options, self.point_options.options
-        stereo = self.stereo_options.options
-        if export.shared_camera:
-            refine = replace(refine, share_lens="always")
+        cameras, scale, export = self.camera_options.options, self.scale_options.options, self.export_options.options
         uses = picture_uses(formats)
         export.check(uses)
         export.check_place(scale.gps or scale.positions is not None)
         check_extras(formats)
         # Try the folder first: nobody should wait for a result that cannot be written.
-        given = (known.cameras, self.masks, self.weights, self.plan, scale.positions)
+        given = (cameras.cameras, self.masks, self.weights, self.plan, scale.positions)
         inputs = [*self.inputs, *(path for path in given if path is not None)]
         with atomic_folder(self.out, overwrite=self.overwrite, inputs=inputs) as directory:
-            with console.stage("loading"):
-                from lean3r.inputs.pictures import Pictures
-                from lean3r.pipeline.budget import Budget
-                from lean3r.pipeline.reconstruct import reconstruct
+            from lean3r.pipeline.from_files import Choices, reconstruct_files
 
-                keep = refine.when != "off" or stereo.depth_size is not None or export.copies_frames(uses)
-                pictures = Pictures(self.inputs, self.frame_choice.options, masks=self.masks, keep_frames=keep)
-                scale.check(pictures)
-                budget = Budget.from_options(self.memory_options.options, len(pictures), run.resolution)
-                name, reason = self.choose(len(pictures))
+            choices = Choices(
+                self.frame_choice.options,
+                self.run_options.options,
+                self.memory_options.options,
+                cameras,
+                self.refine_options.options,
+                self.stereo_options.options,
+                scale,
+                self.point_options.options,
+                self.masks,
+                export.shared_camera,
+                export.copies_frames(uses),
+            )
+            name = reason = ""
+
+            def load(views: int, budget: Budget | None) -> Backbone:
+                nonlocal name, reason
+                name, reason = self.choose(views)
                 if group is not None:
                     group.tell([name] * (group.size - 1))
-                model = self.load(name, budget, group)
-            self.describe(console, name, reason, model)
-            scene = reconstruct(
-                model,
-                pictures,
-                cameras=known,
-                resolution=run.resolution,
-                reference_view=run.reference_view,
-                seed=run.seed,
-                memory=budget,
-                refine=refine,
-                dense=stereo,
-                points=points,
-                observer=console,
-                group=group,
+                return self.load(name, budget, group)
+
+            scene, pictures = reconstruct_files(
+                self.inputs, choices, load, console, lambda model: self.describe(console, name, reason, model), group
             )
-            scene = scale.apply(scene, pictures)
             with console.stage("writing"):
                 from lean3r.pipeline.record import with_settings
 

@@ -10,6 +10,7 @@ from typing import Annotated
 from lean3r.cli.console import Console
 from lean3r.cli.flags import Flags, flags, of
 from lean3r.cli.options import Json, Offline, Quiet, Verbose, option
+from lean3r.pipeline.cluster import ClusterOptions
 from lean3r.serve.options import ServeOptions
 
 
@@ -24,6 +25,7 @@ class Serve:
     """Folder of the jobs, uploads and results; one service uses it at a time."""
 
     serve_options: Annotated[Flags[ServeOptions], of(ServeOptions)] = field(default_factory=flags(ServeOptions))
+    cluster_options: Annotated[Flags[ClusterOptions], of(ClusterOptions)] = field(default_factory=flags(ClusterOptions))
     offline: Offline = False
 
     openapi: Annotated[bool, option()] = False
@@ -39,7 +41,7 @@ class Serve:
 
         from lean3r.serve.server import check_extra, serve
 
-        options = self.serve_options.options
+        options, cluster = self.serve_options.options, self.cluster_options.options
         check_extra()
         if self.openapi:
             from lean3r.serve.app import description
@@ -47,7 +49,7 @@ class Serve:
             print(json.dumps(description(options), indent=2))
             return
         level = logging.ERROR if self.quiet else logging.DEBUG if self.verbose else logging.INFO
-        serve(options, self.data, self._announce, offline=self.offline, level=level)
+        serve(options, self.data, self._announce, offline=self.offline, level=level, cluster=cluster)
 
     def _announce(self, address: str, token: str | None) -> None:
         """Print where the service is; a token that was made here is shown this once."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -201,6 +202,30 @@ class Backbone(nn.Module):
     def frames_at_once(self, bytes_each: int) -> int:
         """Number of views in a chunk if each needs `bytes_each` bytes of working memory; at least one."""
         return max(1, self.chunk_bytes // max(1, bytes_each))
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        """Write model.safetensors and a card into a folder. `options`: see ModelHubMixin of huggingface_hub."""
+        from lean3r.models.hub import on_hub
+
+        on_hub(self).save_pretrained(folder, **options)
+
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """Upload the model and a card to OWNER/NAME of the Hugging Face Hub; the address of the commit.
+
+        `options` (private, token, branch, ...) and errors are those of huggingface_hub's ModelHubMixin.
+        """
+        from lean3r.models.hub import on_hub
+
+        return on_hub(self).push_to_hub(repository, **options)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options: Any) -> Self:
+        """The model of a folder that `save_pretrained` wrote, or of a repository OWNER/NAME[@REVISION], with its plan
+        if it is compressed. `options` (device, dtype, ...) and errors are those of lean3r.load; UsageError if the model
+        is of another class."""
+        from lean3r.models.hub import load_pretrained
+
+        return load_pretrained(cls, source, **options)
 
     @property
     def loops(self) -> int | None:

@@ -9,47 +9,21 @@ from __future__ import annotations
 import csv
 import io
 import json
-import subprocess
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lean3r.errors import InputError, LeanError, UsageError
 from lean3r.inputs.listing import VIDEO_SUFFIXES, claim_name, natural_key, printable
 from lean3r.json_text import parse_json
-from lean3r.processes import python_command, sharing
+from lean3r.pipeline.cluster import ClusterOptions
+from lean3r.pipeline.scene_runs import LOGS, MANIFEST, SUMMED, Engine, Here, OnCluster, Outcome, Scene, Terms
 from lean3r.scratch import atomic_file, hold
 
-TABLE, ROWS, LOGS, LOCK, MANIFEST = "batch.json", "batch.csv", "logs", ".lean3r-batch", "manifest.json"
+TABLE, ROWS, LOCK = "batch.json", "batch.csv", ".lean3r-batch"
 TAKEN = {"-o", "--out", "--export-dir", "--overwrite", "--json", "--view", "-h", "--help"}
-SUMMED = ("views", "skipped", "points", "peak_memory_mb")  # of a summary: what the table repeats, or counts
-STOPPING_S = 10.0  # that a scene has to remove what is unfinished
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A scene: what is reconstructed, and the name of its result."""
-
-    path: Path
-    name: str
-
-
-@dataclass
-class Outcome:
-    """What became of a scene: `state` done, failed, or waiting (not yet run); the exit status of its run, seconds, and
-    for a failed one the `reason`, for a done one `figures` of its summary."""
-
-    name: str
-    state: str = "waiting"
-    status: int | None = None
-    seconds: float | None = None
-    reason: str = ""
-    figures: dict[str, Any] = field(default_factory=dict)
 
 
 def find_scenes(folder: Path, out: Path) -> list[Scene]:
@@ -77,50 +51,53 @@ def find_scenes(folder: Path, out: Path) -> list[Scene]:
 
 class Batch:
     """The scenes of a folder and what has become of them. `options` are those of `lean3r reconstruct`, for all scenes;
-    `minutes` is the limit of each.
+    `minutes` is the limit of each; a `cluster` runs them on other machines.
 
     UsageError if another process works on `out`, or if it was begun with other options.
     """
 
     def __init__(
-        self, scenes: Sequence[Scene], out: Path, options: Sequence[str] = (), minutes: float | None = None
+        self,
+        scenes: Sequence[Scene],
+        out: Path,
+        options: Sequence[str] = (),
+        minutes: float | None = None,
+        cluster: ClusterOptions | None = None,
     ) -> None:
         if wrong := sorted(TAKEN & {option.partition("=")[0] for option in options}):
             raise UsageError(
                 f"{wrong[0]} cannot be an option of all scenes: the batch sets it, or it has no use there."
             )
-        self.scenes, self.out, self.options, self.minutes = tuple(scenes), out, tuple(options), minutes
+        self.scenes, self.cluster = tuple(scenes), cluster or ClusterOptions()
+        self.terms = Terms(out, tuple(options), minutes)
         self.outcomes = {scene.name: Outcome(scene.name) for scene in scenes}
-        self._running: set[subprocess.Popen[bytes]] = set()
-        self._lock, self._is_stopped = threading.Lock(), False
         (out / LOGS).mkdir(parents=True, exist_ok=True)
 
-    def run(self, jobs: int = 1, ended: Callable[[Outcome], None] = lambda outcome: None) -> list[Outcome]:
-        """Reconstruct the scenes that have no result yet, `jobs` at a time; `ended` hears of each. Scenes that failed
-        before are tried again. KeyboardInterrupt ends those that run; done ones stay."""
-        with self._held(), ThreadPoolExecutor(jobs) as pool:
+    def run(self, jobs: int | None = None, ended: Callable[[Outcome], None] = lambda outcome: None) -> list[Outcome]:
+        """Reconstruct the scenes that have no result yet, `jobs` at a time (None: one, or on a cluster as many as it
+        has room for); `ended` hears of each. Scenes that failed before are tried again. KeyboardInterrupt ends those
+        that run; done ones stay."""
+        with self._held():
             self._recall()
             self._write()
             waiting = [scene for scene in self.scenes if self.outcomes[scene.name].state != "done"]
-            futures = [pool.submit(self._one, scene, jobs) for scene in waiting]
-            try:
-                for future in as_completed(futures):
-                    outcome = future.result()
+            with closing(self._engine(jobs).outcomes(waiting)) as outcomes:
+                for outcome in outcomes:
                     self.outcomes[outcome.name] = outcome
                     self._write()
                     ended(outcome)
-            except BaseException:
-                self._stop()
-                for future in futures:
-                    future.cancel()
-                raise
         return list(self.outcomes.values())
+
+    def _engine(self, jobs: int | None) -> Engine:
+        if self.cluster.engine == "local":
+            return Here(self.terms, jobs or 1)
+        return OnCluster(self.terms, jobs, self.cluster)
 
     @contextmanager
     def _held(self) -> Iterator[None]:
-        lock = hold(self.out / LOCK, must=False)
+        lock = hold(self.terms.out / LOCK, must=False)
         if lock is None:
-            raise UsageError(f"another batch works on {self.out}; wait for its end, or give another -o.")
+            raise UsageError(f"another batch works on {self.terms.out}; wait for its end, or give another -o.")
         try:
             yield
         finally:
@@ -130,66 +107,19 @@ class Batch:
         """What earlier runs found. A scene is done if its result is there, whatever the table says."""
         known: dict[str, Any] = {}
         with suppress(OSError, ValueError, TypeError, KeyError):
-            table = parse_json((self.out / TABLE).read_text(encoding="utf-8"))
-            if table["options"] != list(self.options):
+            table = parse_json((self.terms.out / TABLE).read_text(encoding="utf-8"))
+            if table["options"] != list(self.terms.options):
                 raise UsageError(
-                    f"{self.out} was begun with the options {' '.join(table['options']) or '(none)'}; expected the "
-                    "same, so that its scenes are alike, or another -o."
+                    f"{self.terms.out} was begun with the options {' '.join(table['options']) or '(none)'}; expected "
+                    "the same, so that its scenes are alike, or another -o."
                 )
             known = {row["name"]: row for row in table["scenes"]}
         for name, outcome in self.outcomes.items():
-            if (self.out / name / MANIFEST).is_file():
+            if (self.terms.out / name / MANIFEST).is_file():
                 outcome.state = "done"
                 with suppress(TypeError):
                     before = Outcome(**known.get(name, {"name": name}))
                     self.outcomes[name] = before if before.state == "done" else outcome
-
-    def _one(self, scene: Scene, jobs: int) -> Outcome:
-        """Run one scene to its end."""
-        begun = time.perf_counter()
-        command = python_command(
-            "lean3r.cli.main", "reconstruct", str(scene.path), "-o", str(self.out / scene.name), "--json", *self.options
-        )
-        log = self.out / LOGS / f"{scene.name}.txt"
-        with log.open("wb") as said:
-            with self._lock:
-                if self._is_stopped:
-                    return self.outcomes[scene.name]
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=said,
-                    env=sharing(jobs),
-                    start_new_session=True,  # Ctrl-C is for this process, which ends them in turn
-                )
-                self._running.add(process)
-            try:
-                printed, _ = process.communicate(timeout=None if self.minutes is None else 60 * self.minutes)
-                reason = "" if process.returncode == 0 else _last_words(log, process.returncode)
-            except subprocess.TimeoutExpired:
-                _end(process)
-                printed, reason = b"", f"it took longer than {self.minutes:g} minutes"
-            finally:
-                self._running.discard(process)
-        seconds = round(time.perf_counter() - begun, 1)
-        if reason:
-            return Outcome(scene.name, "failed", process.returncode, seconds, reason)
-        done = {key: parse_json(printed).get(key) for key in SUMMED}
-        figures = {key: len(value) if isinstance(value, list) else value for key, value in done.items()}
-        return Outcome(scene.name, "done", 0, seconds, figures=figures)
-
-    def _stop(self) -> None:
-        with self._lock:
-            self._is_stopped = True
-        running = list(self._running)  # their threads read to the end of what they say
-        for process in running:
-            process.terminate()
-        until = time.monotonic() + STOPPING_S
-        for process in running:
-            while process.poll() is None and time.monotonic() < until:
-                time.sleep(0.05)
-            process.kill()
 
     def _write(self) -> None:
         """The table, as JSON and for spreadsheets."""
@@ -201,16 +131,16 @@ class Batch:
             figures = [row["figures"].get(key) for key in SUMMED]
             table.writerow([_plain(row["name"]), row["state"], row["status"], row["seconds"], row["reason"], *figures])
         for name, content in (
-            (TABLE, json.dumps({"options": self.options, "scenes": rows}, indent=1)),
+            (TABLE, json.dumps({"options": self.terms.options, "scenes": rows}, indent=1)),
             (ROWS, text.getvalue()),
         ):
-            with atomic_file(self.out / name) as part:
+            with atomic_file(self.terms.out / name) as part:
                 part.write_bytes(content.encode("utf-8", "surrogateescape"))
 
 
-def check(jobs: int, minutes: float | None) -> None:
+def check(jobs: int | None, minutes: float | None) -> None:
     """UsageError for limits that make no sense."""
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         raise UsageError(f"--jobs is {jobs}; expected at least 1.")
     if minutes is not None and not minutes > 0:
         raise UsageError(f"--minutes is {minutes:g}; expected more than 0.")
@@ -225,24 +155,6 @@ def failure(outcomes: Sequence[Outcome], out: Path) -> LeanError | None:
         f"{len(failed)} of {len(outcomes)} scenes failed: {', '.join(printable(o.name) for o in failed[:5])}"
         f"{', ...' if len(failed) > 5 else ''}. {out / ROWS} says why, and the same command tries them again."
     )
-
-
-def _last_words(log: Path, status: int) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    if status < 0:
-        return f"it was ended by signal {-status}; perhaps memory was short"
-    return printable((errors or lines or [f"exit status {status}"])[-1])
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a scene so that it can clean up, or by force."""
-    process.terminate()
-    try:
-        process.communicate(timeout=STOPPING_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
 
 
 def _plain(name: str) -> str:

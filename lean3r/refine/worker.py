@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from lean3r.colmap_library import pycolmap
+from lean3r.processes import end_with_input
 from lean3r.refine import accept, adjust, features, focal, judge, matching
 from lean3r.refine.job import OUT_OF_TIME, Answer, Job
 from lean3r.refine.separate import are_apart
@@ -259,12 +260,6 @@ def _before(job: Job) -> list[pycolmap.Camera]:
     ]
 
 
-def _end_with_parent() -> None:
-    while os.read(0, 64):
-        continue
-    os._exit(1)
-
-
 def _end_in_time(processor_seconds: float) -> None:
     while time.process_time() < processor_seconds:
         time.sleep(0.2)
@@ -273,7 +268,7 @@ def _end_in_time(processor_seconds: float) -> None:
 
 def main() -> None:
     """Work on the folder named on the command line, for the stated seconds of processor time."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_input()
     threading.Thread(target=_end_in_time, args=(float(sys.argv[2]),), daemon=True).start()
     pycolmap.logging.minloglevel = 3
     folder = Path(sys.argv[1])

@@ -25,6 +25,7 @@ from lean3r.scratch import temporary_folder
 from lean3r.serve.content import title_of
 from lean3r.serve.dispatch import Dispatcher
 from lean3r.serve.downloads import SEALED, attachment, type_of, zipped
+from lean3r.serve.given import ROLES, cameras_of
 from lean3r.serve.guard import Gate, Guard
 from lean3r.serve.jobs import ENDED, Job, QueueFullError, Store
 from lean3r.serve.logs import log
@@ -109,12 +110,16 @@ class Routes:
         """The form of an upload, for OpenAPI."""
         options = schema(self.options.model_names)
         binary = {"type": "array", "items": {"type": "string", "format": "binary"}}
-        form = {"files": binary, "options": {**options, "description": "A JSON object; or each option as a field."}}
+        form = {
+            "files": binary,
+            **dict.fromkeys(ROLES, binary),
+            "options": {**options, "description": "A JSON object; or each option as a field."},
+        }
         content = {"multipart/form-data": {"schema": {"type": "object", "required": ["files"], "properties": form}}}
         return {"required": True, "content": content}
 
     async def add(self, request: Request) -> Response:
-        """Upload pictures, videos or zips, and queue a job for them."""
+        """Upload pictures, videos or zips, perhaps with cameras and masks, and queue a job for them."""
         if self.uploads >= UPLOADS:
             return _error(503, "too many uploads at once; try again soon.", {"retry-after": "5"})
         id, stream = new_id(), request.stream()
@@ -143,11 +148,11 @@ class Routes:
     def _queue(self, id: str, given: dict[str, Any], receiver: Receiver) -> Job:
         """Check the options, and make a job of a complete upload."""
         try:
-            JobRequest.of(given, self.options.model_names)
+            JobRequest.of(given, self.options.model_names, cameras_of(receiver.folder))
         except LeanError as error:
             raise RefusedError(422, str(error)) from error
         upload = receiver.upload
-        title = title_of([file["name"] for file in upload.files])
+        title = title_of([file["name"] for file in upload.inputs])
         try:
             self.places.accept(id)
             return self.store.add(id, title, upload.files, given, upload.size, self.options.queue)
@@ -237,7 +242,7 @@ class Routes:
 
     async def ready(self) -> Response:
         """Whether every worker is ready."""
-        missing = [name for name in self.options.device_names if name not in self.dispatcher.ready]
+        missing = [name for name in self.dispatcher.crew.names if name not in self.dispatcher.ready]
         if missing or self.dispatcher.stopping.is_set():
             return PlainTextResponse(f"not ready: {', '.join(missing) or 'stopping'}\n", 503)
         return PlainTextResponse("ready\n")
@@ -282,7 +287,9 @@ class Routes:
             raise HTTPException(410, "the result has expired and was removed")
         if job.state != "done":
             raise HTTPException(409, f"the job is {job.state}; only a done one has files")
-        return self.places.listing(id)
+        if not (found := self.places.listing(id)):
+            raise HTTPException(410, "the files of the result are gone")
+        return found
 
     def _page(self, id: str, name: str) -> Path:
         if name not in self._result(id):

@@ -14,18 +14,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from lean3r.errors import LeanError, UsageError
-from lean3r.processes import memory_bytes
+from lean3r.pipeline.cluster import ClusterOptions
+from lean3r.serve.actors import Actors
 from lean3r.serve.jobs import Job, Store
 from lean3r.serve.logs import Scrubber, log
 from lean3r.serve.options import GIGABYTE, ServeOptions
 from lean3r.serve.places import SUMMARY, Places, size_of
-from lean3r.serve.worker import Task, Worker
+from lean3r.serve.uploads import inputs_of
+from lean3r.serve.worker import Crew, Hand, Processes, Task
 
 RUNNER = "lean3r.serve.reconstructing:Reconstructions"
 TICK = 0.2  # seconds between two looks at a worker that is silent
 START_SECONDS = 300.0  # a model may have to be downloaded
 PAUSE = 5.0  # seconds before a worker that cannot start is tried again
-SHARE = 0.8  # of the machine's memory, for all workers, if no limit is given
 NOTES = 20  # messages of the library that a job keeps
 
 
@@ -34,19 +35,25 @@ class Dispatcher:
     `trouble` says why a device has no worker."""
 
     def __init__(
-        self, store: Store, places: Places, options: ServeOptions, offline: bool = False, runner: str = RUNNER
+        self,
+        store: Store,
+        places: Places,
+        options: ServeOptions,
+        offline: bool = False,
+        runner: str = RUNNER,
+        cluster: ClusterOptions | None = None,
     ) -> None:
-        self.store, self.places, self.options, self.runner = store, places, options, runner
-        self.settings = {"models": list(options.model_names), "offline": offline}
+        self.store, self.places, self.options = store, places, options
+        self.crew = _crew(options, {"models": list(options.model_names), "offline": offline}, runner, cluster)
         self.scrub = Scrubber([places.folder])
         self.stopping = threading.Event()
         self.ended: Counter[str] = Counter()
         self.seconds, self.starts = 0.0, 0
         self.ready: dict[str, str] = {}
         self.trouble: dict[str, tuple[str, int]] = {}
-        names = options.device_names
-        self.memory_mb = _memory_limit_mb(options, len(names))
-        self._threads = [threading.Thread(target=self._serve, args=(name,), daemon=True) for name in names]
+        given = options.memory_gb
+        self.memory_mb = self.crew.share_mb if given is None else given * GIGABYTE / 1e6
+        self._threads = [threading.Thread(target=self._serve, args=(name,), daemon=True) for name in self.crew.names]
 
     def start(self) -> None:
         """Start the workers; after a while each is in `ready`, or has a `trouble`."""
@@ -57,8 +64,7 @@ class Dispatcher:
         """Wait until every worker is ready, or it is stopped; UsageError or another LeanError, as the command line has
         it, if one cannot start."""
         end = time.monotonic() + START_SECONDS
-        names = self.options.device_names
-        while len(self.ready) < len(names) and not self.stopping.is_set():
+        while len(self.ready) < len(self.crew.names) and not self.stopping.is_set():
             if self.trouble:
                 text, code = next(iter(self.trouble.values()))
                 kind = next((kind for kind in LeanError.__subclasses__() if kind.exit_code == code), LeanError)
@@ -77,7 +83,7 @@ class Dispatcher:
                 thread.join(30)
 
     def _serve(self, device: str) -> None:
-        worker: Worker | None = None
+        worker: Hand | None = None
         try:
             while not self.stopping.is_set():
                 try:
@@ -94,7 +100,7 @@ class Dispatcher:
             if worker is not None:
                 worker.end()
 
-    def _settle(self, worker: Worker, job: Job) -> None:
+    def _settle(self, worker: Hand, job: Job) -> None:
         """Work on a job; if its end cannot be noted, because the disk is full under the database for example, try
         until it can: a job must not seem to run for ever."""
         try:
@@ -114,11 +120,11 @@ class Dispatcher:
         logging.getLogger("lean3r.serve").exception("the dispatcher failed: %s", about)
         self.stopping.wait(PAUSE)
 
-    def _start(self, device: str, before: Worker | None) -> Worker | None:
+    def _start(self, device: str, before: Hand | None) -> Hand | None:
         """A worker that is ready; None if it did not start, after a pause."""
         if before is not None:
             before.end()
-        worker = Worker(self.runner, device, self.settings)
+        worker = self.crew.start(device)
         self.starts += 1
         end = time.monotonic() + START_SECONDS
         problem: tuple[str, int] = ("the worker did not start in time", LeanError.exit_code)
@@ -143,14 +149,14 @@ class Dispatcher:
             self.stopping.wait(PAUSE)
         return None
 
-    def _work(self, worker: Worker, job: Job) -> None:
+    def _work(self, worker: Hand, job: Job) -> None:
         """One start of a job, to its end or to that of its worker."""
         attempt, begun = self.places.attempt(job), time.monotonic()
         log("job started", job=job.id, attempt=job.attempt)
         try:
             shutil.rmtree(attempt, ignore_errors=True)
             attempt.mkdir(mode=0o700)
-            names = tuple(str(file["stored"]) for file in job.files)
+            names = tuple(str(file["stored"]) for file in inputs_of(job.files))
             worker.send(Task(job.id, self.places.input(job.id), names, job.options, attempt / "files"))
             self._follow(worker, job, begun)
         except FileNotFoundError:  # the input is gone
@@ -169,7 +175,7 @@ class Dispatcher:
             elif now.state not in ("queued", "running"):
                 self.places.tidy(job.id)
 
-    def _follow(self, worker: Worker, job: Job, begun: float) -> None:
+    def _follow(self, worker: Hand, job: Job, begun: float) -> None:
         """Until the job ends; EOFError or OSError if its worker does."""
         notes: list[str] = []
         while True:
@@ -205,7 +211,7 @@ class Dispatcher:
                 self._fail(job, reason)
                 return
 
-    def _beyond(self, worker: Worker, begun: float) -> str:
+    def _beyond(self, worker: Hand, begun: float) -> str:
         """Which limit the job passes; empty if none."""
         if time.monotonic() - begun > 60 * self.options.minutes:
             return f"it took more than {self.options.minutes:g} minutes, the limit of this service; use fewer pictures."
@@ -246,9 +252,7 @@ class Dispatcher:
             log("job failed", logging.WARNING, job=job.id, reason=reason)
 
 
-def _memory_limit_mb(options: ServeOptions, workers: int) -> float | None:
-    """The limit of each worker; None if the machine does not say how much it has."""
-    if options.memory_gb is not None:
-        return options.memory_gb * GIGABYTE / 1e6
-    whole = memory_bytes()
-    return None if whole is None else SHARE * whole / 1e6 / workers
+def _crew(options: ServeOptions, settings: Mapping[str, Any], runner: str, cluster: ClusterOptions | None) -> Crew:
+    if cluster is None or cluster.engine == "local":
+        return Processes(runner, settings, options.device_names)
+    return Actors(runner, settings, options.workers, options.device_names, cluster)

@@ -42,6 +42,7 @@ class ServeOptions:
     devices: str = option(
         AUTO, "One worker for each of these: auto, cpu, cuda, mps, or cuda:0,cuda:1, ...", "NAME[,NAME ...]"
     )
+    workers: int = option(1, "How many workers to keep on a Ray cluster (--engine ray).", "N")
     minutes: float = option(30.0, "End a job after N minutes.", "N")
     memory_gb: float | None = option(
         None, "End a job that takes more than N gigabytes of main memory (default: 80 % of the machine's).", "N"
@@ -60,7 +61,17 @@ class ServeOptions:
         check_types(self)
         if not 0 <= self.port < 65536:
             raise UsageError(f"--port is {self.port}; expected 0 to 65535.")
-        positive = ("minutes", "memory_gb", "attempts", "queue", "upload_gb", "upload_files", "quota_gb", "keep_hours")
+        positive = (
+            "workers",
+            "minutes",
+            "memory_gb",
+            "attempts",
+            "queue",
+            "upload_gb",
+            "upload_files",
+            "quota_gb",
+            "keep_hours",
+        )
         for name in positive:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):

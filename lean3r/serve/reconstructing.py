@@ -6,7 +6,6 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from lean3r.pipeline.observer import Observer
 from lean3r.pipeline.options import CameraOptions, MemoryOptions, RunOptions
 from lean3r.processes import peak_memory_mb
 from lean3r.refine.options import RefineOptions, ScaleOptions
+from lean3r.serve.given import cameras_of, masks_of
 from lean3r.serve.request import AUTO, ModelOptions, Request
 from lean3r.serve.worker import Task
 from lean3r.stereo.options import StereoOptions
@@ -52,49 +52,40 @@ class Reconstructions:
             os.chdir(before)
 
     def _run(self, task: Task, observer: Observer) -> dict[str, Any]:
-        from lean3r.inputs.pictures import Pictures
-        from lean3r.pipeline.budget import Budget
-        from lean3r.pipeline.reconstruct import reconstruct
+        from lean3r.pipeline.from_files import Choices, reconstruct_files
         from lean3r.pipeline.record import with_settings
 
-        asked = Request.of(task.options, self.settings["models"])
+        here = Path()
+        asked = Request.of(task.options, self.settings["models"], cameras_of(here))
         wants: ModelOptions = asked[ModelOptions]
-        run: RunOptions = asked[RunOptions]
-        refine: RefineOptions = asked[RefineOptions]
-        stereo: StereoOptions = asked[StereoOptions]
         scale: ScaleOptions = asked[ScaleOptions]
         export: ExportOptions = asked[ExportOptions]
-        points: PointOptions = asked[PointOptions]
-        frames: FrameChoice = asked[FrameChoice]
-        cameras: CameraOptions = asked[CameraOptions]
-        formats = wants.formats(stereo.dense)
-        if export.shared_camera:
-            refine = replace(refine, share_lens="always")
+        formats = wants.formats(asked[StereoOptions].dense)
         uses = picture_uses(formats)
         export.check(uses)
         export.check_place(scale.gps)
         check_extras(formats)
-        with observer.stage("loading"):
-            keep = refine.when != "off" or stereo.depth_size is not None or export.copies_frames(uses)
-            pictures = Pictures(list(task.names), frames, keep_frames=keep)
-            scale.check(pictures)
-            budget = Budget.from_options(asked[MemoryOptions], len(pictures), run.resolution)
-            name = self._choose(wants, len(pictures))
-            model = self.load(wants, name, budget)
-        scene = reconstruct(
-            model,
-            pictures,
-            cameras=cameras,
-            resolution=run.resolution,
-            reference_view=run.reference_view,
-            seed=run.seed,
-            memory=budget,
-            refine=refine,
-            dense=stereo,
-            points=points,
-            observer=observer,
+        choices = Choices(
+            asked[FrameChoice],
+            asked[RunOptions],
+            asked[MemoryOptions],
+            asked[CameraOptions],
+            asked[RefineOptions],
+            asked[StereoOptions],
+            scale,
+            asked[PointOptions],
+            masks_of(here),
+            one_lens=export.shared_camera,
+            keep_frames=export.copies_frames(uses),
         )
-        scene = scale.apply(scene, pictures)
+        name = ""
+
+        def load(views: int, budget: Budget | None) -> Backbone:
+            nonlocal name
+            name = self._choose(wants, views)
+            return self.load(wants, name, budget)
+
+        scene, pictures = reconstruct_files(list(task.names), choices, load, observer)
         with observer.stage("writing"):
             settings = {"format": list(formats), **as_record(scale, export), "model_loaded": name}
             scene = with_settings(scene, f"lean3r serve, job {task.job}", settings)

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
@@ -21,7 +22,8 @@ from lean3r.stereo.options import StereoOptions
 AUTO = "auto"
 PAGES = ("html", "report")  # of every result
 FORBIDDEN = {
-    **dict.fromkeys(("cameras", "positions", "masks", "weights"), "it names a file of the service's machine"),
+    **dict.fromkeys(("positions", "weights"), "it names a file of the service's machine"),
+    **dict.fromkeys(("cameras", "masks"), "it names a file of the service's machine; upload files in this field"),
     **dict.fromkeys(("device", "compile", "cuda_graphs", "offline"), "the service chooses it for all jobs"),
     **dict.fromkeys(("out", "overwrite", "view", "json", "verbose", "quiet", "inputs"), "jobs have no such thing"),
 }
@@ -88,8 +90,9 @@ class Request:
     groups: Mapping[type, Any]
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], models: Sequence[str]) -> Request:
-        """From names and values, JSON's or texts; UsageError says which one is unknown, refused or wrong."""
+    def of(cls, given: Mapping[str, Any], models: Sequence[str], cameras: Path | None = None) -> Request:
+        """From names and values, JSON's or texts, and the place of uploaded cameras; UsageError says which one is
+        unknown, refused or wrong."""
         values = {name.strip().replace("-", "_"): value for name, value in given.items()}
         for name, value in values.items():
             if name in FORBIDDEN:
@@ -98,7 +101,8 @@ class Request:
                 raise UsageError(f"unknown option '{name[:60]}'. Known: {', '.join(NAMES)}.")
             if isinstance(value, str) and len(value) > _LONG:
                 raise UsageError(f"the option {name} has {len(value):,} characters; expected at most {_LONG}.")
-        groups = {group: group(**_values(group, values)) for group in GROUPS}
+        uploaded = {CameraOptions: {"cameras": cameras}}
+        groups = {group: group(**_values(group, values), **uploaded.get(group, {})) for group in GROUPS}
         request = cls(values, groups)
         model = groups[ModelOptions].model
         if model not in (AUTO, *models):

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from lean3r.errors import MissingExtraError, UsageError
+from lean3r.pipeline.cluster import ClusterOptions
 from lean3r.serve.dispatch import RUNNER, Dispatcher
 from lean3r.serve.guard import Gate, read_token
 from lean3r.serve.jobs import Store
@@ -72,10 +73,11 @@ def serve(
     offline: bool = False,
     level: int = logging.INFO,
     runner: str = RUNNER,
+    cluster: ClusterOptions | None = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. `announce` is told the address, and the token if it was made here, once everything
-    is ready. `runner` ("module:name") is what workers do (worker.py). UsageError if the port or the folder is in use,
-    and the errors of a worker that cannot start."""
+    is ready. `runner` ("module:name") is what workers do (worker.py); a `cluster` has them on other machines.
+    UsageError if the port or the folder is in use, and the errors of a worker that cannot start."""
     check_extra()
     import uvicorn
 
@@ -99,7 +101,8 @@ def serve(
         for id, state in store.recover(places.placed, options.attempts):
             log("job found after the end of the service", logging.WARNING, job=id, state=state)
         places.settle(store)
-        dispatcher, room = Dispatcher(store, places, options, offline, runner), Room(places, store, options)
+        dispatcher = Dispatcher(store, places, options, offline, runner, cluster)
+        room = Room(places, store, options)
         gate = Gate(options.host_names, token, options.host in ANYWHERE)
         config = uvicorn.Config(
             Routes(dispatcher, room, gate).app,

@@ -6,7 +6,7 @@ import asyncio
 import json
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -28,6 +28,7 @@ from lean3r.serve.content import (
     stored_name,
     suffix_of,
 )
+from lean3r.serve.given import ROLES, Given
 from lean3r.serve.options import GIGABYTE, ServeOptions
 from lean3r.serve.places import NoRoomError, Room
 
@@ -58,6 +59,11 @@ class Upload:
     skipped: list[dict[str, str]] = field(default_factory=list)
     size: int = 0
 
+    @property
+    def inputs(self) -> list[dict[str, Any]]:
+        """The files that are pictures, videos or archives of them."""
+        return inputs_of(self.files)
+
     def options(self) -> dict[str, Any]:
         """The options of the job: the JSON object in the field `options`, and all other fields."""
         given = dict(self.fields)
@@ -76,6 +82,11 @@ class Upload:
         return found | given
 
 
+def inputs_of(files: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Of the files of a job, those that are reconstructed."""
+    return [file for file in files if file["kind"] not in ROLES]
+
+
 class Receiver:
     """Takes one upload into a new folder. RefusedError says why one is not taken; nothing of it is left then, nor if
     its sender goes away."""
@@ -84,7 +95,7 @@ class Receiver:
         self.folder, self.room, self.options = folder, room, options
         self.most = int(options.upload_gb * GIGABYTE)
         self.upload, self.taken = Upload(), 0
-        self._arrived: list[tuple[Path, str, bytes, int]] = []
+        self._arrived: list[tuple[Path, str, str, bytes, int]] = []
         self._used: set[str] = set()
         self._is_whole, self._count = False, 0
         self._header, self._headers = [b"", b""], {}
@@ -107,6 +118,9 @@ class Receiver:
             self.folder.mkdir(mode=0o700)
             await self._feed(parser, chunks)
             parser.finalize()
+            if not self._is_whole:
+                raise RefusedError(400, "the upload ended early.")
+            await asyncio.to_thread(self._sort_out)
         except FormParserError as error:
             raise RefusedError(400, "the upload is damaged: its parts cannot be told apart.") from error
         except ClientDisconnect as error:
@@ -117,10 +131,7 @@ class Receiver:
             if error.errno in DISK_FULL:
                 raise RefusedError(507, "the disk of the service is full; try again later.") from error
             raise
-        if not self._is_whole:
-            raise RefusedError(400, "the upload ended early.")
-        await asyncio.to_thread(self._sort_out)
-        if not self.upload.files:
+        if not self.upload.inputs:
             why = "none of the files is a picture, a video or a zip" if self.upload.skipped else "there are no files"
             raise RefusedError(422, f"nothing to reconstruct: {why}.", self.upload.skipped)
         return self.upload
@@ -228,12 +239,19 @@ class Receiver:
             self.upload.fields[self._name] = self._text.decode("utf-8", "replace")
         elif self._path is not None:
             if self._shown or self._length:  # a form without a choice sends a file without a name
-                self._arrived.append((self._path, self._shown, self._head, self._length))
+                self._arrived.append((self._path, self._name, self._shown, self._head, self._length))
             self._path = None
 
     def _sort_out(self) -> None:
-        """Give complete files their names, or leave them out with a reason."""
-        for path, shown, head, length in self._arrived:
+        """Give complete files their names, or leave them out with a reason. Cameras and masks are wanted, or the upload
+        is refused."""
+        given = Given(self.folder, self.options.upload_files, self.most, self._unpacked)
+        for path, role, shown, head, length in self._arrived:
+            if role in ROLES:
+                if reason := given.take(role, path, shown, head) if length else "the file is empty":
+                    raise RefusedError(422, f"{shown}, in the field {role}: {reason}.")
+                self.upload.files.append({"name": shown, "stored": "", "kind": role, "bytes": length})
+                continue
             suffix = suffix_of(head)
             if suffix is None and is_transport_stream(path):
                 suffix = ".ts"
@@ -252,6 +270,11 @@ class Receiver:
             stored = stored_name(shown, suffix, self._used)
             path.rename(self.folder / stored)
             self.upload.files.append({"name": shown, "stored": stored, "kind": kind_of(suffix), "bytes": length})
+
+    def _unpacked(self, size: int) -> None:
+        self.room.take(size)
+        self.taken += size
+        self.upload.size += size
 
     def _ends(self) -> None:
         self._is_whole = True

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,10 +19,11 @@ from typing import Any, Protocol
 
 from lean3r.errors import LeanError
 from lean3r.pipeline.observer import Observer
-from lean3r.processes import end_with_parent, family_memory_mb, safely_started
+from lean3r.processes import end_with_parent, family_memory_mb, memory_bytes, safely_started
 from lean3r.serve.logs import Scrubber, explain
 
 EVERY = 0.1  # seconds between two reports of progress within a stage
+SHARE = 0.8  # of the machine's memory, for all workers, if no limit is given
 _END_SECONDS = 10.0
 
 
@@ -87,7 +88,7 @@ class _Messages(logging.Handler):
 
 
 def work(pipe: Connection, runner: str, device: str, settings: Mapping[str, Any]) -> None:
-    """Of the worker: make the runner ("module:name"), then answer each Task that comes through the pipe."""
+    """Of the worker process: answer each Task that comes through the pipe."""
     end_with_parent()
     for number in (signal.SIGINT, signal.SIGTERM):  # the service ends it, after it has noted what becomes of the job
         signal.signal(number, signal.SIG_IGN)
@@ -98,6 +99,17 @@ def work(pipe: Connection, runner: str, device: str, settings: Mapping[str, Any]
         with sending:
             pipe.send((kind, value))
 
+    answer(pipe.recv, send, runner, device, settings)
+
+
+def answer(
+    receive: Callable[[], Task],
+    send: Callable[[str, Any], None],
+    runner: str,
+    device: str,
+    settings: Mapping[str, Any],
+) -> None:
+    """Make the runner ("module:name"), then answer each Task that comes, until EOFError. Any thread may `send`."""
     logger = logging.getLogger("lean3r")
     logger.addHandler(_Messages(send))
     logger.propagate = False
@@ -114,7 +126,7 @@ def work(pipe: Connection, runner: str, device: str, settings: Mapping[str, Any]
     send("ready", run.device)
     while True:
         try:
-            task: Task = pipe.recv()
+            task = receive()
         except EOFError:
             return
         try:
@@ -126,8 +138,74 @@ def work(pipe: Connection, runner: str, device: str, settings: Mapping[str, Any]
             send("failed", scrub(explain(error)))
 
 
+class Hand(Protocol):
+    """A worker, from outside. Its methods raise EOFError or OSError if it is gone."""
+
+    @property
+    def pid(self) -> int | None:
+        """Of its process, if that is known."""
+        ...
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+        ...
+
+    @property
+    def exit_code(self) -> int | None:
+        """How it ended; minus the number of a signal; None if that is not known."""
+        ...
+
+    def send(self, task: Task) -> None:
+        """Give it a job."""
+        ...
+
+    def receive(self, seconds: float) -> tuple[str, Any] | None:
+        """Its next message; None if there is none in so many seconds."""
+        ...
+
+    def memory_mb(self) -> float | None:
+        """What it and its own processes take now; None where that cannot be asked."""
+        ...
+
+    def end(self) -> None:
+        """End it at once; its own processes end with it."""
+        ...
+
+
+class Crew(Protocol):
+    """The workers of a service."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of all, to start them by."""
+        ...
+
+    @property
+    def share_mb(self) -> float | None:
+        """What each may take of the main memory if the service sets no limit; None: as much as there is."""
+        ...
+
+    def start(self, name: str) -> Hand:
+        """A new worker; it says "ready", or "broken" and why."""
+        ...
+
+
+class Processes:
+    """A Crew: one process of this machine for each device."""
+
+    def __init__(self, runner: str, settings: Mapping[str, Any], devices: Sequence[str]) -> None:
+        self.runner, self.settings, self.names = runner, settings, devices
+        whole = memory_bytes()
+        self.share_mb = None if whole is None else SHARE * whole / 1e6 / len(devices)
+
+    def start(self, name: str) -> Hand:
+        """See Crew."""
+        return Worker(self.runner, name, self.settings)
+
+
 class Worker:
-    """A worker process, from outside."""
+    """A Hand: a process of this machine."""
 
     def __init__(self, runner: str, device: str, settings: Mapping[str, Any]) -> None:
         context = multiprocessing.get_context("spawn")

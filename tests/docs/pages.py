@@ -77,6 +77,9 @@ REPEATED = "runs in another page"
 GIGABYTES = "needs gigabytes of memory"
 WHOLE = "needs the whole folder of golden numbers"
 TORCHRUN = "tests/cli/test_together_command.py runs it with nano"
+CLUSTER = "needs a cluster of that size; tests/pipeline/test_cluster.py runs it on a small one"
+ENGINE = "needs a container engine"
+SYSTEM = "changes the system"
 PEERS = "needs the official programs, which the lines above download"
 
 ELSEWHERE: dict[str, dict[str, str]] = {
@@ -104,6 +107,24 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "--peer vggt=./vggt -o cost.json": GIGABYTES,
         "lean3r bench --models nano --plans dense,gsa --views 8,32 --whole photos/ --refine off -o whole.json": FIGURES,
         "lean3r bench --layer 16x64,4x32 --plans dense,gsa,gsa:special=pooled --views 2..256 -o layer.json": FIGURES,
+    },
+    "docs/how-to/batch.md": {
+        "pip install 'lean3r[cluster]'": DOWNLOADS,
+        "lean3r batch scenes/ -o results --engine ray --cpus 4": CLUSTER,
+    },
+    "docs/how-to/deploy.md": {
+        "docker build -f deploy/Dockerfile --target cpu -t lean3r:cpu .": ENGINE,
+        "docker build -f deploy/Dockerfile --target cuda -t lean3r:cuda .": ENGINE,
+        'docker run --rm -v "$PWD:/data" --user "$(id -u):$(id -g)" lean3r:cpu reconstruct photos/ -o out': ENGINE,
+        '(umask 077; python -c "import secrets; print(secrets.token_urlsafe(32))" > deploy/token.txt)': ENGINE,
+        "sudo chown 10001 deploy/token.txt": ENGINE,
+        "docker compose -f deploy/compose.yaml --profile cpu up -d": ENGINE,
+        "docker compose -f deploy/compose.yaml --profile cuda up -d": ENGINE,
+        "sudo python3 -m venv /opt/lean3r && sudo /opt/lean3r/bin/pip install 'lean3r[serve]'": DOWNLOADS,
+        "sudo install -D -m 600 deploy/token.txt /etc/lean3r/token": SYSTEM,
+        "sudo install -m 644 deploy/lean3r.service /etc/systemd/system/": SYSTEM,
+        "sudo systemctl enable --now lean3r": SYSTEM,
+        'sbatch --array=0-7 deploy/batch.slurm scenes/ results --options="--refine off"': "needs Slurm",
     },
     "docs/how-to/distil.md": {
         "torchrun --nproc-per-node 8 -m lean3r distill --recipe speed3r-pi3 --device cuda -o runs/speed3r-pi3 "
@@ -187,6 +208,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "pip install 'lean3r[serve]'": DOWNLOADS,
         "lean3r serve": "runs until Ctrl-C",
         "lean3r serve --host 0.0.0.0 --token auto --names scan.example": "runs until Ctrl-C",
+        "lean3r serve --engine ray --workers 4 --cpus 4": CLUSTER,
     },
     "docs/how-to/view.md": {
         "lean3r view out": "runs until Ctrl-C",

@@ -273,6 +273,9 @@ def serve(r: Mapping[str, Any]) -> Iterable[str]:
     polls, kills = r["load"]["halves"][-1]["polls"], r["kills"]
     yield f"{r['load']['clients']} clients: {polls['p50_ms']:.0f} ms (median), {polls['p95_ms']:.0f} ms (95 %)"
     yield f"{kills['rounds']} rounds of kills: {kills['accepted']} jobs accepted, {len(kills['problems'])} problems"
+    there, rows = r["cluster"], r["batching"]["rows"]
+    yield f"{there['rounds']} on a Ray cluster: {there['accepted']} jobs accepted, {len(there['problems'])} problems"
+    yield f"scenes in one pass would save {max(row['saved_of_job'] for row in rows):.1%} of a job"
     tried = [sum(one[key] for one in r["attacks"].values()) for key in ("tried", "got_through")]
     yield f"{tried[0]} attacks, {tried[1]} got through"
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,8 +39,30 @@ class Hub:
         self.asked: list[str] = []
         self.tokens: set[str | None] = set()
 
+    def take(self, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
+        """What is uploaded; every file is sent as it is, none through the Hub's store of large ones."""
+        self.asked.append(path)
+        if path == "/api/repos/create":
+            about = json.loads(body)
+            name = f"{about.get('organization') or 'me'}/{about['name']}"
+            return 200, {"url": f"{self.address}/{name}", "name": name, "id": name}
+        if path == "/api/validate-yaml":
+            return 200, {"errors": [], "warnings": []}
+        _, _, kind, owner, name, action, revision = path.split("/")
+        if action == "preupload":
+            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+            return 200, {"files": [file | {"shouldIgnore": False} for file in files]}
+        assert (kind, action) == ("models", "commit")
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                content = base64.b64decode(line["value"]["content"])
+                self.files[f"{owner}/{name}", revision, line["value"]["path"]] = content
+        return 200, {"commitUrl": f"{self.address}/{owner}/{name}/commit/{COMMIT}", "commitOid": COMMIT}
+
     def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
         self.asked.append(path)
+        if path.startswith("/api/"):
+            return 404, {}, b""
         owner, name, _, revision, file = path.lstrip("/").split("/", 4)
         repository = f"{owner}/{name}"
         if repository in self.gated:
@@ -62,6 +86,16 @@ def hub() -> Iterator[Hub]:
 
         def do_GET(self) -> None:
             self.reply(with_body=True)
+
+        def do_POST(self) -> None:
+            stand_in.tokens.add(self.headers.get("Authorization"))
+            status, said = stand_in.take(self.path, self.rfile.read(int(self.headers["Content-Length"])))
+            body = json.dumps(said).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
 
         def reply(self, with_body: bool) -> None:
             stand_in.tokens.add(self.headers.get("Authorization"))

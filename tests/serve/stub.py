@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lean3r.errors import InputError
+from lean3r.pipeline.cluster import ClusterOptions
 from lean3r.pipeline.observer import Observer
 from lean3r.serve.options import ServeOptions
 from lean3r.serve.server import serve
@@ -55,9 +56,11 @@ class Stub:
 def main() -> None:
     """Serve with the stub: the folder, and the options as JSON, stand on the command line."""
     given = json.loads(sys.argv[2])
+    cluster = ClusterOptions(**given.pop("cluster", {}))
     serve(
         ServeOptions(**({"port": 0, "devices": "cpu", "reserve_gb": 0.0} | given)),
         Path(sys.argv[1]),
         lambda address, token: print(json.dumps({"address": address, "token": token}), flush=True),
         runner="serve.stub:Stub",
+        cluster=cluster,
     )

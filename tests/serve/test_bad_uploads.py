@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from lean3r.errors import UsageError
+from lean3r.inputs.cameras import COLMAP_FILES
 from lean3r.options import as_record
 from lean3r.serve.content import check_archive, stored_name, suffix_of
+from lean3r.serve.given import MODEL
 from lean3r.serve.options import ServeOptions
 from lean3r.serve.places import NoRoomError
 from lean3r.serve.request import Request
@@ -96,6 +99,56 @@ def test_what_is_refused_leaves_nothing(tight: Service) -> None:
 def _form(service: Service, fields: dict[str, str]) -> tuple[int, dict[str, Any]]:
     answer = service.client.post("/api/jobs", files={name: (None, value) for name, value in fields.items()})
     return answer.status_code, answer.json()
+
+
+def test_cameras_and_masks_that_get_in_and_that_do_not(tight: Service) -> None:
+    photo, mask = picture(), png()
+    trap = zipped(**{"../../evil.jpg.png": mask, "b/../../evil.png": mask, "/a b/x\\y.jpg.png": mask, "c.txt": b"1"})
+    clash = zipped(**{"a.png": mask, "a.png/b.png": mask})
+    torn = bytearray(zipped(**{"a.jpg.png": bytes(range(256)) * 40}))
+    torn[60:90] = bytes(30)
+    before = {job["id"] for job in tight.client.get("/api/jobs").json()}
+    refused = [
+        ("masks", "a.jpg.png", photo, "a mask is a PNG"),
+        ("masks", "a.png", b"", "the file is empty"),
+        ("masks", "a.zip", zipped(**{"notes.txt": b"x"}), "it holds no masks"),
+        ("masks", "a.zip", zipped(**{f"{n}.png": mask for n in range(FILES + 1)}), "7 members"),
+        ("masks", "a.zip", zipped(**{"a.png": bytes(3_100_000)}), "unpacks to 3 MB"),
+        ("masks", "a.zip", clash, "it is damaged"),
+        ("masks", "a.zip", bytes(torn), "it is damaged"),
+        ("masks", "a.zip", zipped(**{"x/a.png": mask, "x//a.png": mask}), "two files"),
+        ("cameras", "c.json", photo, "not a JSON file"),
+        ("cameras", "c.zip", trap, "it holds no cameras"),
+        ("cameras", "x" * 300, b"{}", "300 characters"),
+    ]
+    for role, name, content, said in refused:
+        files = [("files", ("a.jpg", photo)), (role, (name, content))]
+        answer = tight.client.post("/api/jobs", files=files)
+        assert answer.status_code == 422 and said in answer.json()["error"], (said, answer.text)
+    two = [("files", ("a.jpg", photo)), ("cameras", ("a.json", b"{}")), ("cameras", ("b.json", b"[]"))]
+    assert "two of them" in tight.client.post("/api/jobs", files=two).json()["error"]
+    alone = tight.client.post("/api/jobs", files=[("masks", ("a.jpg.png", mask))])
+    assert alone.status_code == 422 and "no files" in alone.json()["error"]
+    without = tight.client.post("/api/jobs", files=two[:1], data={"known": "poses"})
+    assert without.status_code == 422 and "--cameras, which is missing" in without.json()["error"]
+    assert not any((tight.data / "incoming").iterdir())
+    assert {job["id"] for job in tight.client.get("/api/jobs").json()} == before
+    good = [("files", ("endless.jpg", photo)), ("masks", ("m.zip", trap)), ("cameras", ("c.JSON", b"\n{}"))]
+    job = tight.client.post("/api/jobs", files=good, data={"known": "poses"}).json()
+    assert job["title"] == "endless.jpg" and [file["kind"] for file in job["files"]] == ["picture", "masks", "cameras"]
+    inputs = tight.data / "jobs" / job["id"] / "input"
+    stored = {path.relative_to(inputs).as_posix() for path in inputs.rglob("*") if path.is_file()}
+    assert stored == {"endless.jpg", ".masks/a b/x/y.jpg.png", ".cameras/cameras.json"}
+    assert job["bytes"] >= len(photo) + len(mask) and not list(tight.data.parent.rglob("evil*"))
+    assert tight.client.delete(f"/api/jobs/{job['id']}").status_code == 204
+    assert COLMAP_FILES < MODEL
+
+
+def png() -> bytes:
+    """A small mask."""
+    out = io.BytesIO()
+    Image.new("L", (64, 48), 255).save(out, "PNG")
+    return out.getvalue()
 
 
 def test_names_are_shown_and_never_used(tight: Service) -> None:

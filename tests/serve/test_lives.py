@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import threading
@@ -104,7 +105,12 @@ def test_cancelling_removing_and_two_who_look_at_one_job(service: Start) -> None
         assert one.client.get(f"/api/jobs/{id}/zip").status_code == 404
     assert one.client.delete(f"/api/jobs/{third}").status_code == 404
     wait_for(lambda: not any((one.data / "jobs").iterdir()))
-    assert one.until(one.upload("after.jpg")["id"])["state"] == "done"
+    after = one.upload("after.jpg")["id"]
+    assert one.until(after)["state"] == "done"
+    shutil.rmtree(one.data / "jobs" / after)  # behind its back
+    for path in ("files", "files/view.html", "zip", "view", "report"):
+        assert one.client.get(f"/api/jobs/{after}/{path}").status_code == 410
+    assert one.client.delete(f"/api/jobs/{after}").status_code == 204
     assert third not in one.starts()[2:], "cancelled jobs are not started again"
 
 

@@ -88,6 +88,27 @@ def test_from_upload_to_zip(real: Service, photos: list[tuple[str, bytes]]) -> N
     assert json.loads(contents["manifest.json"])["command"] == f"lean3r serve, job {job['id']}"
 
 
+def test_known_cameras_and_masks(real: Service, photos: list[tuple[str, bytes]], tmp_path: Path) -> None:
+    """As on the command line: the cameras of an earlier result come back, and what masks cover has no points."""
+    first = real.until(send(real, photos, format="cameras")["id"])
+    cameras = real.client.get(f"/api/jobs/{first['id']}/files/cameras.json").content
+    half = Image.new("L", (320, 240), 255)
+    half.paste(0, (0, 0, 320, 120))
+    half.save(tmp_path / "mask.png")
+    masks = [("masks", (f"{name}.png", (tmp_path / "mask.png").read_bytes())) for name, _ in photos]
+    files = [*(("files", file) for file in photos), ("cameras", ("known.json", cameras)), *masks]
+    form = {"options": json.dumps(SMALL | {"known": "poses", "conf_percentile": 0, "format": "cameras,ply"})}
+    job = real.until(real.client.post("/api/jobs", files=files, data=form).json()["id"])
+    assert job["state"] == "done", job["reason"]
+    assert 0 < job["summary"]["points"] < 0.7 * first["summary"]["points"] / 0.8
+    again = json.loads(real.client.get(f"/api/jobs/{job['id']}/files/cameras.json").content)
+    poses = [[view["cam_from_world"] for view in views] for views in (json.loads(cameras)["views"], again["views"])]
+    assert np.allclose(poses[0], poses[1], atol=1e-4)
+    wrong = [*(("files", file) for file in photos), ("masks", ("nobody.jpg.png", masks[0][1][1]))]
+    refused = real.until(real.client.post("/api/jobs", files=wrong, data=form | {"options": "{}"}).json()["id"])
+    assert refused["state"] == "failed" and "fits a picture" in refused["reason"]
+
+
 def test_a_zip_a_black_picture_and_nothing_usable(real: Service, photos: list[tuple[str, bytes]]) -> None:
     out, black = io.BytesIO(), io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:

@@ -74,6 +74,9 @@ function send(event) {
   const form = new FormData();
   form.append("options", JSON.stringify(options()));
   for (const file of chosen) form.append("files", file, file.name);
+  for (const role of ["cameras", "masks"]) {
+    for (const file of byId(role).files) form.append(role, file, file.name);
+  }
   sending = new XMLHttpRequest(); // fetch does not tell how much was sent
   const bar = byId("sent");
   sending.open("POST", "/api/jobs");

@@ -64,9 +64,27 @@ SERVE = Page(
             "In {} rounds of SIGKILL to the service or its worker, all of {} accepted jobs",
             lambda: [result("serve")["kills"][key] for key in ("rounds", "accepted")],
         ),
+        (
+            "on a Ray cluster of one machine, all of {} in {} rounds",
+            lambda: [result("serve")["cluster"][key] for key in ("accepted", "rounds")],
+        ),
+        ("of at most {} pixels", lambda: [max(row["side"] for row in result("serve")["batching"]["rows"])]),
+        ("takes {:.0f} to {:.0f} % less", lambda: batching()[:2]),
+        ("at most {:.1f} % of a whole job", lambda: batching()[2:]),
     ],
     {"`127.0.0.1`": "an address"},
 )
+
+
+def batching() -> list[float]:
+    """What one pass for several scenes saves, of the network and of a whole job; in per cent."""
+    rows = result("serve")["batching"]["rows"]
+    saved = [100 * row["saved"] for row in rows]
+    return [min(saved), max(saved), max(100 * row["saved_of_job"] for row in rows)]
+
+
+BATCH = Page("docs/how-to/batch.md", [], {"`--gpus 0.5` has two": "an example"})
+DEPLOY = Page("docs/how-to/deploy.md", [], {"`127.0.0.1:8400`": "an address"})
 
 
 def memory() -> list[float]:
@@ -175,4 +193,6 @@ DEPTH = Page(
     },
 )
 
-USAGE = (KNOWN, SERVE, MEMORY, MANY_CARDS, LARGE, REFINE, THIRD_PARTY, CLI, PYTHON, QUICKSTART, DEPTH)
+USAGE = (
+    KNOWN, BATCH, DEPLOY, SERVE, MEMORY, MANY_CARDS, LARGE, REFINE, THIRD_PARTY, CLI, PYTHON, QUICKSTART, DEPTH,
+)  # fmt: skip
