@@ -49,7 +49,8 @@ def reconstruct_files(
     group: Group | None = None,
 ) -> tuple[Reconstruction, Pictures]:
     """The scene in its final scale, and its pictures. `load` makes the model for a number of views and a budget;
-    `loaded` is told of it; `group` is that of the processes that share the views. The errors are those of Pictures, of `load` and of lean3r.reconstruct."""
+    `loaded` is told of it; `group` is that of the processes that share the views. The errors are those of Pictures, of
+    `load` and of lean3r.reconstruct."""
     refine = replace(choices.refine, share_lens="always") if choices.one_lens else choices.refine
     with observer.stage("loading"):  # of torch, too
         from lean3r.inputs.pictures import Pictures
