@@ -225,7 +225,8 @@ class Gsa(Mechanism):
         each = min(cut.layout.special, 1) if pooled else cut.layout.special
         special: tuple[Tensor, Tensor] | None = None
         if each:
-            special = share.gather_pair(*(cut.seen_by_all(x, [], pooled) for x in (k, p.v)), each, "special")
+            seen_k, seen_v = (cut.seen_by_all(x, [], pooled) for x in (k, p.v))
+            special = share.gather_pair(seen_k, seen_v, each, "special")
         own = cut.blocks(q), cut.blocks(k), cut.blocks(p.v)
 
         def attend(found: Fetched) -> Tensor:
