@@ -139,10 +139,10 @@ def _steps(motion: Motion, step: float) -> list[int]:
 def shift_between(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
     """The motion from frame a to b [H, W] float32 of each block [B, 2], in shares of the longer side; None if it cannot
     be measured."""
-    (whole,), (peak,) = _correlate(a[None], b[None])
-    corners = _corners(*a.shape)
-    if peak < LEAST_PEAK:
+    whole = whole_shift(a, b)
+    if whole is None:
         return None
+    corners = _corners(*a.shape)
     at = np.round(whole).astype(int)
     height, width = a.shape
     pairs, kept = [], []
@@ -157,6 +157,12 @@ def shift_between(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
         sure = (peaks >= LEAST_PEAK) & (np.linalg.norm(further, axis=1) < BLOCK / 4)
         shifts[np.array(kept)[sure]] = at + further[sure]
     return shifts / max(height, width)
+
+
+def whole_shift(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
+    """The shift (rows, columns) in pixels of the whole picture from frame a to b [H, W]; None if it is not found."""
+    (whole,), (peak,) = _correlate(a[None], b[None])
+    return whole if peak >= LEAST_PEAK else None
 
 
 def _correlate(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

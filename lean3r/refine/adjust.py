@@ -21,6 +21,7 @@ TRACKS = 100  # of a view, that place the cameras all at once; adjusting them ta
 LEAST_SEEN = 12  # points that a registered view must see
 DOUBT_ERROR, DOUBT_FOCAL = 0.8, 0.04  # known focal lengths are doubted if others fit so much better and differ so much
 MOST_PINCUSHION = 0.15  # share by which a real lens may move a corner outwards; inwards, fisheyes do much more
+VIDEO_BEGIN_DEG, VIDEO_ANGLE_DEG = 6.0, 0.5  # parallax of the first pair of a video, and of points
 LEAST_ANGLE_DEG = 1.0  # median parallax of the points below which cameras and points are not determined
 
 
@@ -199,11 +200,17 @@ def incremental_model(job: Job, folder: Path, database: Path) -> pycolmap.Recons
     """Incremental structure from motion; the largest model."""
     options = pycolmap.IncrementalPipelineOptions()
     options.num_threads, options.random_seed = SOLVERS, 0
-    options.min_model_size, options.multiple_models, options.extract_colors = 2, False, False
+    in_video = bool(job.sequences)
+    options.min_model_size, options.multiple_models, options.extract_colors = 2, in_video, False
     options.triangulation.ignore_two_view_tracks = False
     options.ba_global_max_refinements = 2
-    options.ba_refine_focal_length = options.mapper.abs_pose_refine_focal_length = not job.knows_focals
-    is_free = not all(group.fixed for group in job.groups)
+    knows_focals, is_free = job.knows_focals, not all(group.fixed for group in job.groups)
+    if in_video:  # frames lie close together: less evidence is enough, and a free lens runs away (1116 for 490 px)
+        knows_focals, is_free = True, False
+        options.mapper.abs_pose_min_num_inliers = LEAST_INLIERS
+        options.mapper.init_min_tri_angle = VIDEO_BEGIN_DEG
+        options.mapper.filter_min_tri_angle = options.triangulation.min_angle = VIDEO_ANGLE_DEG
+    options.ba_refine_focal_length = options.mapper.abs_pose_refine_focal_length = not knows_focals
     options.ba_refine_extra_params = options.mapper.abs_pose_refine_extra_params = is_free
     (folder / "incremental").mkdir(exist_ok=True)
     return _largest(pycolmap.incremental_mapping(database, folder, folder / "incremental", options))

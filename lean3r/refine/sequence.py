@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from lean3r.types import Source
 
-AHEAD = (1, 2, 3, 4, 6)  # neighbouring frames that each is matched with; loops are found by appearance
+AHEAD = (1, 2, 4, 6, 9, 13)  # neighbouring frames that each is matched with; loops are found by appearance
 
 
 def sequences(sources: Sequence[Source]) -> list[list[int]]:

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -27,6 +27,8 @@ CALIBRATING = 4  # registered views that determine a camera reliably
 WELL, GAIN = 0.9, 0.05  # share of matches that truly shared cameras fit; gain that separate cameras must bring
 MORE = 1.08  # ratio of fitting matches: wrong shared cameras verify a tenth fewer, true ones as many
 MANY = 6  # views that determine a camera each
+NEARLY = 0.9  # of the trusted views of one model, that make another its rival
+LONG = 96  # frames of a video up to which they are also added one by one: the seconds grow faster than their number
 FEW = 6  # with so few views, a wrong model may fit nearly as well: a second method is tried
 DIFFERENT = (
     "the pictures fit clearly better with a focal length each, as if zoomed or cropped differently, but no such model "
@@ -35,6 +37,9 @@ DIFFERENT = (
 NO_LENS = "no lens distorts like the camera found for it"
 SMALL = 1000  # longer side in pixels up to which a frame is small
 TRUSTED = 5  # trusted views needed to locate doubted ones
+SETTLING = 3  # times at most that they are located again
+BADLY = 1.5  # times the usual error of a view's matches; within one model, that of right cameras hardly differs
+CLEARLY = 1.002  # ratio of how well matches fit, that makes a model better
 STRONG = 150  # measurements of the weaker views of a model above which finer features are not needed
 
 
@@ -117,13 +122,15 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
         model = mapper.from_poses(job.start, views)
         answers += filter(None, [answer_of(job, matches, model, True)])
     if not answers or len(job.views) <= FEW or not is_enough(answers[0], matched):
+        found = []
         for make in (adjust.global_model, adjust.incremental_model):
             model = make(job, here, database)
             if model is not None:
                 adjust.restore_known(job, model)
-                answers += filter(None, [settle(job, matches, mapper, mapper.polish(model))])
-            if answers and answers[-1].has.sum() > 2:
-                break  # the global mapper cannot do two views; the incremental one can
+                found += filter(None, [settle(job, matches, mapper, mapper.polish(model))])
+            if found and is_whole(job, found[-1]):
+                break
+        answers += soundest(found) if job.sequences else found
     best = max(answers, key=lambda answer: fitness(job, answer), default=None)
     if best is None:
         return
@@ -134,17 +141,71 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
             yield again
 
 
+def is_whole(job: Job, answer: Answer) -> bool:
+    """Whether a model makes other methods needless. The global mapper cannot do two views; of a short video, either may
+    lose frames that the other has."""
+    if job.sequences and FEW < len(job.views) <= LONG:
+        return bool(answer.trusted.all())
+    return int(answer.has.sum()) > 2
+
+
+def soundest(answers: Sequence[Answer]) -> list[Answer]:
+    """Of the models of a video's frames, the one that fits most matches, among those with nearly as many trusted views
+    as any; none of none.
+
+    Methods that slip (see `settle`) or lose frames seldom do so at the same ones.
+    """
+    most = max((answer.trusted.sum() for answer in answers), default=0)
+    rivals = [answer for answer in answers if answer.trusted.sum() >= NEARLY * most]
+    return sorted(rivals, key=lambda answer: answer.report["after"]["score"])[-1:]
+
+
 def settle(job: Job, matches: matching.Matches, mapper: adjust.Mapper, model: pycolmap.Reconstruction) -> Answer | None:
-    """A model's answer; in a video, doubted frames are registered again from the others, if these are the majority."""
+    """A model's answer; in a video, frames that are doubted or fit badly are registered again from the others, as long
+    as that makes it better.
+
+    A walk may slip: from some frame on, all is smaller by a fifth or more. Adjustment does not undo it, because the
+    points that say so are gone by then; but the frames there fit their matches worse than the others, or are doubted.
+    """
     answer = answer_of(job, matches, model, False)
+    for _ in range(SETTLING):
+        for loose in () if answer is None else loose_frames(job, answer):
+            moved = mapper.reattach(pycolmap.Reconstruction(model), loose)
+            again = answer_of(job, matches, moved, False)
+            if again is not None and is_better(again, answer):
+                answer, model = again, moved
+                break
+        else:
+            return answer
+    return answer
+
+
+def loose_frames(job: Job, answer: Answer) -> Iterator[set[int]]:
+    """Frames to register again from the others, which are the majority: those that are doubted or fit badly; then also
+    all from the doubted ones to the nearer end of their video, in case the scale slips there."""
+    after = answer.report["after"]
+    error = np.array([np.nan if px is None else px for px in after["view_error_px"]])
+    usual = float(np.nanmedian(error)) if np.isfinite(error).any() else np.inf
     in_video = np.isin(np.arange(len(job.views)), [view for run in job.sequences for view in run])
-    if answer is None or answer.trusted.sum() < TRUSTED:
-        return answer
     doubted = in_video & ~answer.trusted
-    if not 0 < (doubted & answer.has).sum() < answer.trusted.sum():
-        return answer
-    again = answer_of(job, matches, mapper.reattach(model, set(np.flatnonzero(doubted).tolist())), False)
-    return answer if again is None or value(again) < value(answer) else again
+    bad = in_video & (error > BADLY * usual)
+    sides = np.zeros(len(error), bool)
+    for run in map(np.asarray, job.sequences):
+        at = np.flatnonzero(doubted[run])
+        if not len(at) and bad[run].any():
+            at = np.array([np.nanargmax(error[run])])
+        if len(at):
+            sides[run[: at[-1] + 1] if at[-1] < len(run) - at[0] else run[at[0] :]] = True
+    for loose in (doubted | bad, doubted | sides):
+        stay = answer.trusted & ~loose
+        if 0 < (loose & answer.has).sum() < stay.sum() and stay.sum() >= TRUSTED:
+            yield set(np.flatnonzero(loose).tolist())
+
+
+def is_better(again: Answer, answer: Answer) -> bool:
+    """Whether frames that were registered again made a model better: more are trusted, or clearly more matches fit."""
+    more = int(again.trusted.sum()) - int(answer.trusted.sum())
+    return more > 0 or (more == 0 and again.report["after"]["score"] > CLEARLY * answer.report["after"]["score"])
 
 
 def recalibrate(job: Job, folder: Path, database: Path, answer: Answer) -> Answer | None:

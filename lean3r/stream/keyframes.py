@@ -1,7 +1,9 @@
 """Which frames of a stream become keyframes: by the motion of the picture, never by their number.
 
-The motion of the picture's blocks since the last keyframe is measured against a reference frame, which follows only
-where the picture has moved clearly: the slowest motion adds up, and that of a resting camera stays zero for hours.
+The motion of the picture since the last keyframe is measured against a reference frame, which follows only where the
+picture has moved clearly: the slowest motion adds up, and that of a resting camera stays zero for hours. Where parts of
+the picture move differently, the camera goes somewhere, and does not only turn: such motion counts more, or metres of
+walking ahead pass without a keyframe, and with them the scale of what follows.
 """
 
 from __future__ import annotations
@@ -13,16 +15,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from lean3r.inputs.motion import LOST, REACH, SHARP_REACH, sharpness_of, shift_between, small_size
+from lean3r.inputs.flow import flow_between
+from lean3r.inputs.motion import LOST, REACH, SHARP_REACH, sharpness_of, small_size
 from lean3r.stream.pictures import Keyframe
 
 APART_S = 1.0  # from the frame before: then a camera between keyframes would be a guess
 RESTING = 0.05  # of the step: such frames show a camera at rest
+PARALLAX = 2.0  # by which motion counts in which the picture's parts differ
 FOLLOW = 0.03  # of the longer side: motion since the reference frame at which the next frame takes its place
 
 
 class _Candidate(NamedTuple):
-    """A frame that may still become a keyframe: where its blocks are, and how sharp it is."""
+    """A frame that may still become a keyframe: where its parts are, and how sharp it is."""
 
     keyframe: Keyframe
     at: np.ndarray
@@ -39,7 +43,7 @@ class Selector:
         self.travelled = 0.0  # by the picture since the start, in longer sides
         self._reference: np.ndarray | None = None
         self._last: np.ndarray | None = None
-        self._reference_at = np.zeros(2)  # mean over the blocks follows in `_at`
+        self._reference_at = np.zeros(2)  # one row for each part follows in `_at`
         self._at: np.ndarray | None = None
         self._key_at: np.ndarray | None = None
         self._waiting: deque[_Candidate] = deque(maxlen=REACH + 1)
@@ -79,8 +83,11 @@ class Selector:
         return [last.keyframe]
 
     def _away(self, candidate: _Candidate) -> float:
+        """How far the picture has moved from the last keyframe."""
         assert self._key_at is not None
-        return float(np.linalg.norm(candidate.at - self._key_at, axis=1).mean())
+        shift = candidate.at - self._key_at
+        apart = np.linalg.norm(shift - np.median(shift, axis=0), axis=1)
+        return max(float(np.linalg.norm(shift, axis=1).mean()), PARALLAX * float(np.median(apart)))
 
     def _best(self) -> _Candidate | None:
         """The next keyframe among those that wait; None as long as none is far enough."""
@@ -92,12 +99,12 @@ class Selector:
         return max(list(self._waiting)[early : late + 1], key=lambda candidate: candidate.sharpness)
 
     def _move(self, grey: np.ndarray) -> tuple[np.ndarray, float]:
-        """Where the blocks [B, 2] of a frame are, and how far they have moved since the frame before."""
+        """Where the parts [B, 2] of a frame are, and how far they have moved since the frame before."""
         before, last = self._at, self._last
         self._last = grey
         if self._reference is None or before is None or self._reference.shape != grey.shape:
             blocks = 1 if before is None else len(before)
-            shift = shift_between(grey, grey)
+            shift = flow_between(grey, grey)
             blocks = blocks if shift is None else len(shift)
             is_first = before is None
             far = 0.0 if is_first else LOST
@@ -105,9 +112,9 @@ class Selector:
             self._at = self._reference_at = np.tile(centre + far / np.sqrt(2), (blocks, 1))
             self._reference = grey
             return self._at, far
-        shift = shift_between(self._reference, grey)
+        shift = flow_between(self._reference, grey)
         if shift is None:
-            step = None if last is None or last.shape != grey.shape else shift_between(last, grey)
+            step = None if last is None or last.shape != grey.shape else flow_between(last, grey)
             at = before + (np.full_like(before, LOST / np.sqrt(2)) if step is None else step)
         else:
             at = self._reference_at + shift

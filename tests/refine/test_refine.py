@@ -8,6 +8,8 @@ import sys
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +23,8 @@ from lean3r.geometry.lens import colmap_camera
 from lean3r.inputs.pictures import Pictures
 from lean3r.pipeline.observer import Observer
 from lean3r.pipeline.refining import refine_scene
-from lean3r.refine import KnownCameras, RefineOptions, pairs, refine
+from lean3r.refine import KnownCameras, RefineOptions, pairs, refine, worker
+from lean3r.refine.job import Answer
 from lean3r.types import Lens, Reconstruction
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -115,6 +118,39 @@ def test_a_useless_start_falls_back_to_the_matches_alone(tmp_path: Path) -> None
     after = refine_files(before, poses, tmp_path)
     assert after.info["refinement"]["status"] == "fallback" and set(after.registration) == {"fallback"}
     assert worst_deg(after, poses) < 1.5
+
+
+def model_of(trusted: list[bool], score: float, error_px: float | np.ndarray = 0.2) -> Answer:
+    nothing, doubts = np.zeros(0), [None if known else "doubted" for known in trusted]
+    errors = np.broadcast_to(error_px, len(trusted)).tolist()
+    report = {"doubts": doubts, "after": {"score": score, "view_error_px": errors}}
+    return Answer(nothing, np.ones(len(trusted), bool), (), (), (), *[nothing] * 5, report)
+
+
+def test_of_two_models_of_a_video_the_better_fit_counts_among_those_with_as_many_views() -> None:
+    scores = {46: 44248.0, 48: 45430.0, 25: 60000.0}
+    slipped, right, short = (model_of([i < n for i in range(48)], score) for n, score in scores.items())
+    assert worker.soundest([slipped, right]) == [right] == worker.soundest([right, slipped])
+    assert worker.soundest([right, short]) == [right] and worker.soundest([short]) == [short]
+    assert worker.soundest([]) == []
+
+
+def test_frames_that_fit_badly_or_lie_beyond_doubted_ones_are_located_again_if_they_are_fewer() -> None:
+    job: Any = SimpleNamespace(views=[None] * 22, sequences=[list(range(20))])
+    sure, error = [True] * 22, np.full(22, 0.2)
+    assert list(worker.loose_frames(job, model_of(sure, 1.0, error))) == []
+    error[[15, 16, 21]] = 0.5, 0.6, 0.9  # the last is no frame of the video
+    assert list(worker.loose_frames(job, model_of(sure, 1.0, error))) == [{15, 16}, {16, 17, 18, 19}]
+    doubted = [i not in (4, 5) for i in range(22)]
+    assert list(worker.loose_frames(job, model_of(doubted, 1.0))) == [{4, 5}, {0, 1, 2, 3, 4, 5}]
+    doubted = [i not in (2, 10, 18) for i in range(22)]
+    assert list(worker.loose_frames(job, model_of(doubted, 1.0))) == [{2, 10, 18}], "too many lie beyond them"
+    assert list(worker.loose_frames(job, model_of([i < 4 for i in range(22)], 1.0))) == []
+    again, before = model_of(sure, 1003.0), model_of(sure, 1000.0)
+    assert worker.is_better(again, before) and not worker.is_better(before, again)
+    assert worker.is_better(before, model_of(doubted, 2000.0)) and not worker.is_better(
+        model_of(doubted, 2000.0), before
+    )
 
 
 def test_known_poses_set_the_world(tmp_path: Path) -> None:

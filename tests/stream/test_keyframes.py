@@ -1,0 +1,50 @@
+"""Which frames become keyframes: by where the camera goes, not only by how far the picture shifts."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+from PIL import Image
+
+from lean3r.stream.keyframes import Selector
+from lean3r.stream.pictures import Keyframe
+from stream.walk import PAINTED
+
+SIZE = 192, 128
+
+
+def ahead(closer: float, right: float = 0.0) -> np.ndarray:
+    """A wall that is so many times closer than at first, from a camera that is turned so many pixels to the right."""
+    half = SIZE[0] / 2 / closer, SIZE[1] / 2 / closer
+    middle = 600 + right / closer, 150
+    box = (middle[0] - half[0], middle[1] - half[1], middle[0] + half[0], middle[1] + half[1])
+    return np.asarray(Image.fromarray(PAINTED).resize(SIZE, Image.Resampling.BICUBIC, box=box))
+
+
+def chosen(frames: list[np.ndarray], step: float = 0.12) -> list[int]:
+    """Numbers of the keyframes."""
+    selector = Selector(step)
+    found = [each for index, one in enumerate(frames) for each in selector.add(Keyframe.of(index, index / 10, one))]
+    return [each.index for each in found + selector.end()]
+
+
+def test_a_camera_that_walks_ahead_gets_keyframes_however_it_turns() -> None:
+    closer = 1.012 ** np.arange(60)  # half the distance
+    straight = chosen([ahead(c) for c in closer])
+    looking_round = chosen([ahead(c, 12 * np.sin(i / 4)) for i, c in enumerate(closer)])
+    for keys in (straight, looking_round):
+        assert max(closer[b] / closer[a] for a, b in pairwise(keys)) < 1.2
+        assert len(keys) <= 14
+
+
+def test_a_camera_that_only_turns_gets_one_for_each_step() -> None:
+    keys = chosen([ahead(1, 4.0 * i) for i in range(80)])
+    assert 10 <= len(keys) <= 20 and np.diff(keys).max() <= 7
+
+
+def test_noise_and_changing_light_are_no_motion() -> None:
+    rng = np.random.default_rng(0)
+    still = ahead(1).astype(np.float64)
+    frames = [still * (1 + 0.1 * np.sin(i / 9)) + rng.normal(0, 4, still.shape) for i in range(120)]
+    assert chosen([each.clip(0, 255).astype(np.uint8) for each in frames]) == [0]
