@@ -181,24 +181,26 @@ def settle(job: Job, matches: matching.Matches, mapper: adjust.Mapper, model: py
 
 
 def loose_frames(job: Job, answer: Answer) -> Iterator[set[int]]:
-    """Frames to register again from the others, which are the majority: those that are doubted or fit badly; then also
-    all from the doubted ones to the nearer end of their video, in case the scale slips there."""
+    """Frames to register again from the others, which are a third at least: those that are doubted or fit badly; then also
+    all from a doubted one, or the worst, to the nearer end of its video, in case the scale slips there."""
     after = answer.report["after"]
     error = np.array([np.nan if px is None else px for px in after["view_error_px"]])
     usual = float(np.nanmedian(error)) if np.isfinite(error).any() else np.inf
     in_video = np.isin(np.arange(len(job.views)), [view for run in job.sequences for view in run])
-    doubted = in_video & ~answer.trusted
-    bad = in_video & (error > BADLY * usual)
-    sides = np.zeros(len(error), bool)
+    doubted, bad = in_video & ~answer.trusted, in_video & (error > BADLY * usual)
+    candidates = [doubted | bad]
     for run in map(np.asarray, job.sequences):
         at = np.flatnonzero(doubted[run])
         if not len(at) and bad[run].any():
             at = np.array([np.nanargmax(error[run])])
-        if len(at):
-            sides[run[: at[-1] + 1] if at[-1] < len(run) - at[0] else run[at[0] :]] = True
-    for loose in (doubted | bad, doubted | sides):
+        for group in np.split(at, np.flatnonzero(np.diff(at) > 1) + 1) if len(at) else ():
+            first, last = int(group[0]), int(group[-1])
+            side = doubted.copy()
+            side[run[: last + 1] if last < len(run) - first else run[first:]] = True
+            candidates.append(side)
+    for loose in candidates:
         stay = answer.trusted & ~loose
-        if 0 < (loose & answer.has).sum() < stay.sum() and stay.sum() >= TRUSTED:
+        if (loose & answer.has).any() and stay.sum() >= max(TRUSTED, len(loose) / 3):
             yield set(np.flatnonzero(loose).tolist())
 
 
