@@ -168,8 +168,10 @@ def settle(job: Job, matches: matching.Matches, mapper: adjust.Mapper, model: py
     points that say so are gone by then; but the frames there fit their matches worse than the others, or are doubted.
     """
     answer = answer_of(job, matches, model, False)
+    if answer is None:
+        return None
     for _ in range(SETTLING):
-        for loose in () if answer is None else loose_frames(job, answer):
+        for loose in loose_frames(job, answer):
             moved = mapper.reattach(pycolmap.Reconstruction(model), loose)
             again = answer_of(job, matches, moved, False)
             if again is not None and is_better(again, answer):
@@ -181,8 +183,8 @@ def settle(job: Job, matches: matching.Matches, mapper: adjust.Mapper, model: py
 
 
 def loose_frames(job: Job, answer: Answer) -> Iterator[set[int]]:
-    """Frames to register again from the others, which are a third at least: those that are doubted or fit badly; then also
-    all from a doubted one, or the worst, to the nearer end of its video, in case the scale slips there."""
+    """Frames to register again from the others, which are a third at least: those that are doubted or fit badly; then
+    also all from a doubted one, or the worst, to the nearer end of its video, in case the scale slips there."""
     after = answer.report["after"]
     error = np.array([np.nan if px is None else px for px in after["view_error_px"]])
     usual = float(np.nanmedian(error)) if np.isfinite(error).any() else np.inf
