@@ -38,6 +38,11 @@ def count(mask: Tensor, share: Share | None) -> int:
     return int(whole(mask.sum(), share))
 
 
+def has_some(mask: Tensor, share: Share | None) -> bool:
+    """Whether a mask has a True."""
+    return bool(mask.any()) if share is None else count(mask, share) > 0
+
+
 def whole(part: Tensor, share: Share | None) -> Tensor:
     """The sum of a number over all processes."""
     return part if share is None else share.parts(part).sum(0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lean3r.geometry.pose import make_pose
 from lean3r.group import Share
-from lean3r.heads.sky import count, far, fill_sky, is_sky, metric_scale, most
+from lean3r.heads.sky import far, fill_sky, has_some, is_sky, metric_scale, most
 from lean3r.models import da3, da3_mono
 from lean3r.models.base import Backbone
 from lean3r.models.da3 import Da3, Da3Config
@@ -103,7 +103,7 @@ class Da3Nested(Backbone):
         depth = raw.depth * scale[:, None, None, None]
         limit = torch.stack(
             [
-                far(d[~s], share).clamp_max(MAX_SKY_METRES) if count(~s, share) else most(d, share)
+                far(d[~s], share).clamp_max(MAX_SKY_METRES) if has_some(~s, share) else most(d, share)
                 for d, s in zip(depth, sky, strict=True)
             ]
         )

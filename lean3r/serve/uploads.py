@@ -84,7 +84,7 @@ class Upload:
 
 def inputs_of(files: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Of the files of a job, those that are reconstructed."""
-    return [file for file in files if file["kind"] not in ROLES]
+    return [file for file in files if file.get("kind") not in ROLES]
 
 
 class Receiver:
