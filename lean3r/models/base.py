@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -205,7 +206,7 @@ class Backbone(nn.Module):
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write model.safetensors and a card into a folder. `options`: see ModelHubMixin of huggingface_hub."""
-        from lean3r.models.hub import on_hub
+        on_hub = import_module("lean3r.models.hub").on_hub  # by name: hub needs this file
 
         on_hub(self).save_pretrained(folder, **options)
 
@@ -214,7 +215,7 @@ class Backbone(nn.Module):
 
         `options` (private, token, branch, ...) and errors are those of huggingface_hub's ModelHubMixin.
         """
-        from lean3r.models.hub import on_hub
+        on_hub = import_module("lean3r.models.hub").on_hub  # by name: hub needs this file
 
         return on_hub(self).push_to_hub(repository, **options)
 
@@ -223,7 +224,7 @@ class Backbone(nn.Module):
         """The model of a folder that `save_pretrained` wrote, or of a repository OWNER/NAME[@REVISION], with its plan
         if it is compressed. `options` (device, dtype, ...) and errors are those of lean3r.load; UsageError if the model
         is of another class."""
-        from lean3r.models.hub import load_pretrained
+        load_pretrained = import_module("lean3r.models.hub").load_pretrained  # by name: hub needs this file
 
         return load_pretrained(cls, source, **options)
 
