@@ -113,7 +113,8 @@ class StreamCommand:
             console.line("stopped", f"{self.out} holds what was known; go on with --resume")
             raise
         done = {"out": str(self.out), **running.figures, "notes": running.notes}
-        console.table("summary", rows(done))
+        is_refined = any(report.get("refinement", "kept") != "kept" for report in running.reports)
+        console.table("summary", rows(done, is_refined))
         print(json.dumps(done) if self.json else self.out)
 
     def _follow(self, running: Stream, console: Console) -> None:
@@ -158,12 +159,13 @@ def describe(report: dict[str, Any]) -> str:
     return text
 
 
-def rows(done: dict[str, Any]) -> list[tuple[str, str]]:
-    """The table at the end."""
+def rows(done: dict[str, Any], is_refined: bool) -> list[tuple[str, str]]:
+    """The table at the end; cameras that were never refined are not called certain."""
     sure = done["frames"] - done["uncertain"]
+    how = "the camera is certain" if is_refined else "no join contradicts the camera: the network's own, not refined"
     return [
         *(("warning", f"{what}: {count:,}") for what, count in done["notes"].items()),
-        ("frames", f"{done['frames']:,}, of {sure:,} the camera is certain"),
+        ("frames", f"{done['frames']:,}, of {sure:,} {how}"),
         ("keyframes", f"{done['keyframes']:,} in {done['windows']:,} windows; {done['revisions']:,} loops closed"),
         ("speed", progress(done)),
         ("folder", done["out"]),

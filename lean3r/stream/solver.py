@@ -43,6 +43,9 @@ class Solver:
             return None
         report = scene.info.get("refinement", {"status": "kept"})
         results = results_of(scene, keyframes)
+        if "refinement" in scene.info and report["status"] == "kept" and len(results) > 1:
+            for result in results:
+                result.is_certain = False  # refinement was tried, and found nothing that confirms these cameras
         doubt_islands(results)
         is_trusted = report["status"] != "kept" and report["trusted"] >= CALIBRATED * len(keyframes)
         if is_trusted and not is_calibrated and len({keyframe.size for keyframe in keyframes}) == 1:

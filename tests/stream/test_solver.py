@@ -1,13 +1,15 @@
-"""Keyframes of a window that are trusted alone, among doubted ones, are doubted too."""
+"""Keyframes of a window that are trusted alone among doubted ones are doubted, and windows that nothing confirms."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from lean3r.stream.solver import doubt_islands
+from lean3r.stream import solver
+from lean3r.stream.solver import Solver, doubt_islands
 
 
 @pytest.mark.parametrize(
@@ -26,3 +28,16 @@ def test_few_trusted_keyframes_among_doubted_ones_are_doubted(trusted: str, kept
     results: Any = [SimpleNamespace(is_certain=each == "1") for each in trusted]
     doubt_islands(results)
     assert "".join(str(int(each.is_certain)) for each in results) == kept
+
+
+@pytest.mark.parametrize(("info", "certain"), [({"refinement": {"status": "kept"}}, 0), ({}, 3)])
+def test_a_window_whose_refinement_failed_is_doubted(
+    info: dict[str, Any], certain: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it was not asked for, nothing was tried, and nothing failed."""
+    keyframes: Any = [SimpleNamespace(index=i, size=(4, 3)) for i in range(3)]
+    results = [SimpleNamespace(is_certain=True, original_intrinsics=np.eye(3)) for _ in keyframes]
+    monkeypatch.setattr(Solver, "_run", lambda self, keyframes: (SimpleNamespace(info=info), False))
+    monkeypatch.setattr(solver, "results_of", lambda scene, keyframes: results)
+    found = Solver(None, None).window(keyframes)  # type: ignore[arg-type]
+    assert found is not None and found[1]["certain"] == certain
