@@ -24,7 +24,7 @@ from playwright.sync_api import Page, sync_playwright
 SOFTWARE = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 LEAN3R = (sys.executable, "-P", "-m", "lean3r")
 SIZE = {"width": 1200, "height": 720}
-WIDTH, QUALITY = 1100, 74
+WIDTH, QUALITY = 1100, 72
 
 
 def whole(page: Page) -> None:
@@ -39,8 +39,8 @@ def photo(page: Page) -> None:
 
 
 PICTURES: dict[str, tuple[str, list[str], list[str], Any, str]] = {
-    "view.jpg": ("brighton_beach_aerial", ["--gps"], [], whole, "dark"),
-    "view-photo.jpg": ("banana", [], [], photo, "light"),
+    "view.webp": ("brighton_beach_aerial", ["--gps"], [], whole, "dark"),
+    "view-photo.webp": ("banana", [], [], photo, "light"),
 }
 """File -> scene, options of reconstruct and of view, what is done on the page, dark or light."""
 
@@ -81,7 +81,7 @@ def main() -> None:
                 small = shot.convert("RGB").resize(
                     (WIDTH, WIDTH * SIZE["height"] // SIZE["width"]), Image.Resampling.LANCZOS
                 )
-                small.save(ROOT / "docs" / "images" / name, quality=QUALITY, optimize=True, progressive=True)
+                small.save(ROOT / "docs" / "images" / name, quality=QUALITY, method=6)
             page.close()
         browser.close()
 
