@@ -165,7 +165,8 @@ def main() -> None:
         done[name] = value
         print(name, json.dumps(value), flush=True)
         at, load = hardware(), [round(load, 2) for load in os.getloadavg()]
-        done["runs"] = {**done.get("runs", {}), name: {"threads": at["threads"], "load": load, "command": command()}}
+        run = {"cpu": at["cpu"], "threads": at["threads"], "load": load, "command": command()}
+        done["runs"] = {**done.get("runs", {}), name: run}
         write_result("stream", {**done, "hardware": at, "load": load})
 
     simple = {
