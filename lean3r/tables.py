@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from lean3r.tracing import is_traced
+
 
 @lru_cache(maxsize=512)
 def _make_once(
@@ -26,8 +28,11 @@ def table(
 ) -> Tensor:
     """make(*arguments) on a device, kept for later calls; `make` is a function of a module, arguments are literals.
 
-    torch.compile sees a single node, lean3r::table, which copies the table that is kept.
+    torch.compile sees a single node, lean3r::table, which copies the table that is kept; torch.export, for which sizes
+    are symbols, sees how the table is made.
     """
+    if is_traced():
+        return make(*arguments).to(device, dtype)
     if torch.compiler.is_dynamo_compiling():
         return _node(make.__module__, make.__name__, repr(arguments), device, dtype)
     return _make_once(make, arguments, device, dtype)

@@ -10,6 +10,10 @@ import math
 import torch
 from torch import Tensor
 
+from lean3r.tracing import is_traced
+
+_SQUARINGS = 24  # two singular values whose sum is 1e-6 of the largest are still told apart
+
 
 def skew(v: Tensor) -> Tensor:
     """Cross-product matrix [..., 3, 3] of vectors [..., 3]: skew(a) @ b = a x b."""
@@ -105,6 +109,8 @@ def nearest_rotation(matrix: Tensor, min_gap: float = 1e-4) -> Tensor:
         # Differentiating through the SVD itself divides by differences of singular values and gives NaN at
         # the identity. Here the SVD is constant, and a term that is zero in value carries the derivative.
         with torch.no_grad():
+            if is_traced():
+                return _nearest_by_squaring(m)
             u, s, vh = torch.linalg.svd(m)
             sign = torch.where(torch.linalg.det(u @ vh) < 0, -1.0, 1.0).to(m.dtype)
             flip = torch.stack([torch.ones_like(sign), torch.ones_like(sign), sign], -1)
@@ -115,6 +121,38 @@ def nearest_rotation(matrix: Tensor, min_gap: float = 1e-4) -> Tensor:
             return rotation
         change = u.mT @ (m - m.detach()) @ vh.mT
         return rotation + u @ ((change - change.mT) / gap) @ vh
+
+
+def _nearest_by_squaring(m: Tensor) -> Tensor:
+    """`nearest_rotation` of a traced model, by products alone: ONNX has no singular values.
+
+    The quaternion q of the rotation is the eigenvector of the largest eigenvalue of a symmetric matrix [..., 4, 4]
+    (Horn 1987). Squared again and again, the matrix, shifted to be positive, becomes a multiple of q q^T, and the
+    entries of the rotation are sums of entries of that.
+    """
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = (row.unbind(-1) for row in m.double().unbind(-2))
+    entries = [
+        xx + yy + zz, zy - yz, xz - zx, yx - xy,
+        zy - yz, xx - yy - zz, xy + yx, xz + zx,
+        xz - zx, xy + yx, yy - xx - zz, yz + zy,
+        yx - xy, xz + zx, yz + zy, zz - xx - yy,
+    ]  # fmt: skip
+    horn = torch.stack(entries, -1).unflatten(-1, (4, 4))
+    bound = horn.square().sum((-2, -1), keepdim=True).sqrt()  # of the eigenvalues, on both sides
+    power = horn + bound * torch.eye(4, dtype=horn.dtype, device=horn.device)
+    for _ in range(_SQUARINGS):
+        power = power / power.amax((-2, -1), keepdim=True).clamp_min(1e-300)
+        power = power @ power
+    q = power / power.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    (ww, wx, wy, wz), (_, qxx, qxy, qxz), (_, _, qyy, qyz), (_, _, _, qzz) = (
+        row.unbind(-1) for row in q.unbind(-2)
+    )
+    rows = [
+        ww + qxx - qyy - qzz, 2 * (qxy - wz), 2 * (qxz + wy),
+        2 * (qxy + wz), ww - qxx + qyy - qzz, 2 * (qyz - wx),
+        2 * (qxz - wy), 2 * (qyz + wx), ww - qxx - qyy + qzz,
+    ]  # fmt: skip
+    return torch.stack(rows, -1).unflatten(-1, (3, 3)).to(m.dtype)
 
 
 def rotation_from_9d(x: Tensor) -> Tensor:

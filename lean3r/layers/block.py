@@ -11,6 +11,7 @@ from lean3r.layers.attention import Rotation, SelfAttention
 from lean3r.layers.linear import norm_for
 from lean3r.layers.mlp import feed_forward
 from lean3r.ops.fp8 import Rows
+from lean3r.tracing import is_traced
 from lean3r.types import TokenLayout
 
 MLP_ELEMENTS = 1 << 24  # input elements per MLP call without gradients; the hidden layer is 4 times wider
@@ -74,7 +75,7 @@ class Block(nn.Module):
 
     def feed(self, x: Tensor) -> Tensor:
         """The second half, x + ls2(mlp(norm2(x))): [B, N, C] -> [B, N, C]; without gradients x may be overwritten."""
-        if torch.is_grad_enabled() or x.numel() <= MLP_ELEMENTS:
+        if torch.is_grad_enabled() or is_traced() or x.numel() <= MLP_ELEMENTS:
             return add_scaled(x, self.ls2, self.mlp(norm_for(self.mlp, self.norm2, x)))
         for part in x.flatten(0, 1).split(max(1, MLP_ELEMENTS // x.shape[-1])):
             add_scaled(part, self.ls2, self.mlp(norm_for(self.mlp, self.norm2, part)), out=part)

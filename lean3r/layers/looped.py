@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lean3r.layers.block import MLP_ELEMENTS, Block, BlockOptions
 from lean3r.layers.linear import norm_for
 from lean3r.layers.trunk import Role, Trunk
+from lean3r.tracing import is_traced
 from lean3r.types import TokenLayout
 
 FREQUENCIES = 32
@@ -68,7 +69,7 @@ class ScaledBlock(Block):
             return super().forward(x, layout, key_mask)
         attention, mlp, state = scales
         x = x + attention * self.ls1(self.attn(self.normed(x, layout), layout, key_mask))
-        if torch.is_grad_enabled() or x.numel() <= MLP_ELEMENTS:
+        if torch.is_grad_enabled() or is_traced() or x.numel() <= MLP_ELEMENTS:
             return state * (x + mlp * self.ls2(self.mlp(norm_for(self.mlp, self.norm2, x))))
         for part in x.flatten(0, 1).split(max(1, MLP_ELEMENTS // x.shape[-1])):
             part += mlp * self.ls2(self.mlp(norm_for(self.mlp, self.norm2, part)))

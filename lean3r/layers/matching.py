@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lean3r.group import Share, of_all
 from lean3r.layers.linear import Linear
+from lean3r.tracing import is_traced
 
 MANY, PARTNERS = 50, 32  # views: from how many on each is matched with how many others
 PAIR_NUMBERS = 8  # offset (2), position (2), peak, spread, visibility, 1 for "another view"
@@ -74,8 +75,11 @@ class Peers:
 
 def query_chunks(views: int, keep_graph: bool, budget: int, cost: int) -> Iterator[slice]:
     """Slices of query views, each of which costs `cost` elements, such that one slice costs at most `budget`; one slice
-    under autograd."""
-    step = views if keep_graph else max(1, min(views, budget // max(1, cost)))
+    under autograd, and of a traced model."""
+    if keep_graph or is_traced():
+        yield slice(0, views)
+        return
+    step = max(1, min(views, budget // max(1, cost)))
     for start in range(0, views, step):
         yield slice(start, min(start + step, views))
 

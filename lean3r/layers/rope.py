@@ -20,8 +20,8 @@ _CACHED = 1 << 17  # numbers of a piece for each thread: with its temporaries th
 
 
 def _positions(special: int, rows: int, cols: int, window: int | None, flat: bool) -> Tensor:
-    row = torch.arange(1, rows + 1, dtype=torch.float32).repeat_interleave(cols)
-    col = torch.arange(1, cols + 1, dtype=torch.float32).repeat(rows)
+    row = torch.arange(1, rows + 1, dtype=torch.float32)[:, None].expand(rows, cols).flatten()
+    col = torch.arange(1, cols + 1, dtype=torch.float32).expand(rows, cols).flatten()
     patches = torch.ones(rows * cols, 2) if flat else torch.stack([row, col], -1)
     order = TokenLayout(1, special, rows, cols, window=window).order()
     patches = patches if order is None else patches[order]

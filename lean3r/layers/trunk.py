@@ -71,11 +71,11 @@ class Trunk(nn.Module):
         mask = key_mask(inner, batch)
         outputs: dict[int, Tensor] = {}
         for index in range(start, last):
-            lead = batch * views if self.schedule[index] == "frame" else batch
-            role_mask = None if mask is None else mask.reshape(lead, -1)
+            lead, joined = (batch * views, 1) if self.schedule[index] == "frame" else (batch, views)
+            role_mask = None if mask is None else mask.reshape(lead, joined * tokens)
             more = (extra[index],) if extra and index in extra else ()
             seen = inner.alone if self.schedule[index] == "frame" else inner
-            x = self.blocks[index](x.reshape(lead, -1, dim), seen, role_mask, *more)
+            x = self.blocks[index](x.reshape(lead, joined * tokens, dim), seen, role_mask, *more)
             x = x.reshape(batch, views, tokens, dim)
             if index in keep:
                 outputs[index] = x if back is None else x.index_select(2, back)

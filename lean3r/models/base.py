@@ -18,6 +18,7 @@ from lean3r.errors import InputError, UsageError
 from lean3r.models.encoded import Encoded
 from lean3r.models.keymap import IDENTITY, KeyMap
 from lean3r.models.origin import Origin
+from lean3r.tracing import is_traced
 from lean3r.types import Known, Plan, Prediction, TokenLayout, Tokens, Views
 
 if TYPE_CHECKING:
@@ -247,6 +248,8 @@ def full_precision(x: Tensor) -> torch.autocast:
 
 def in_chunks(call: Callable[..., Sequence[Tensor]], size: int, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Apply `call` to slices of `size` along the first axis and join the results, which bounds peak memory."""
+    if is_traced():
+        return tuple(call(*tensors))
     parts = [call(*piece) for piece in zip(*(t.split(size) for t in tensors), strict=True)]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
@@ -290,8 +293,8 @@ def grey_padding(views: Views) -> Views:
 
 
 def is_recorded(images: Tensor) -> bool:
-    """Whether a CUDA graph is being recorded, in which no value can be looked at."""
-    return images.is_cuda and torch.cuda.is_current_stream_capturing()
+    """Whether a graph is being recorded, a CUDA graph or an exported one, in which no value can be looked at."""
+    return is_traced() or (images.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def check_views(views: Views, patch: int) -> None:
@@ -308,7 +311,7 @@ def check_views(views: Views, patch: int) -> None:
     if not views.images.is_floating_point():
         raise UsageError(f"got pixels of type {views.images.dtype}, expected floating-point numbers from 0 to 1.")
     if is_recorded(views.images):
-        return  # models/graphs.py has checked the values
+        return  # models/graphs.py has checked the values, and an exported graph cannot
     broken = (~torch.isfinite(views.images)).flatten(2).any(-1).nonzero()
     if len(broken):
         raise InputError(f"view {int(broken[0, 1])} has NaN or infinite pixels; leave it out or read it again.")

@@ -145,7 +145,8 @@ class Nano(Backbone):
         layout = replace(layout, share=peers.share)
         chunk = 1 << 30 if torch.is_grad_enabled() else self.frames_at_once(STEM_BYTES)
         (patches,) = in_chunks(lambda x: (self.stem(x),), chunk, half.flatten(0, 1))
-        x = self.special_tokens(patches.unflatten(0, (batch, views)), first)
+        patches = patches.reshape(batch, views, layout.patches, -1)
+        x = self.special_tokens(patches, first)
         x, _ = self.trunk(x, layout, stop=1)
         special = layout.special
         update, matches = self.matcher(x[:, :, special:], frame.grid, layout.valid, peers)
@@ -252,8 +253,9 @@ def _layout(
     x = (torch.arange(cols, device=device) + 0.5) * cell
     pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)
     if mask is None:
-        center = torch.tensor([width / 2, height / 2], device=device).expand(batch, views, 2)
-        side = torch.full((batch, views), float(height * width), device=device).sqrt()
+        sides = (torch.full((batch, views), side, dtype=torch.float32, device=device) for side in (width, height))
+        center = torch.stack(tuple(sides), dim=-1) / 2
+        side = torch.full((batch, views), height * width, dtype=torch.float32, device=device).sqrt()
         valid = None
     else:
         valid = mask[..., cell // 2 :: cell, cell // 2 :: cell].flatten(2)

@@ -1,0 +1,13 @@
+"""What runs differently while torch.export records a model: no value can be looked at, and sizes are symbols.
+
+Work is then done whole, not in pieces: the number of pieces would be fixed to that of the example.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def is_traced() -> bool:
+    """Whether torch.export is recording what runs (lean3r/deploy)."""
+    return torch.compiler.is_exporting()
