@@ -31,6 +31,7 @@ COMMANDS = Registry(
         "doctor": "lean3r.cli.doctor:Doctor",
         "demo": "lean3r.cli.demo:Demo",
         "compress": "lean3r.cli.compress:Compress",
+        "export-model": "lean3r.cli.export_model:ExportModel",
         "inspect": "lean3r.cli.inspect:Inspect",
         "train": "lean3r.cli.train:Train",
         "distill": "lean3r.cli.distill:Distill",

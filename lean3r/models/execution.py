@@ -64,7 +64,7 @@ def accelerate(model: Backbone, *, compile: bool = False, cuda_graphs: bool = Fa
     if cuda_graphs and device.type != "cuda":
         raise UsageError("CUDA graphs need an NVIDIA GPU, but the model is on the CPU. Leave cuda_graphs out")
     if compile and device.type == "cpu":
-        _check_compiler()
+        check_compiler()
     model.graphs = EncodeGraphs() if cuda_graphs else None
     if not compile:
         return
@@ -74,7 +74,8 @@ def accelerate(model: Backbone, *, compile: bool = False, cuda_graphs: bool = Fa
                 block.compile()
 
 
-def _check_compiler() -> None:
+def check_compiler() -> None:
+    """UsageError where torch finds no C++ compiler."""
     from torch._inductor import cpp_builder
 
     try:

@@ -145,7 +145,7 @@ class Nano(Backbone):
         layout = replace(layout, share=peers.share)
         chunk = 1 << 30 if torch.is_grad_enabled() else self.frames_at_once(STEM_BYTES)
         (patches,) = in_chunks(lambda x: (self.stem(x),), chunk, half.flatten(0, 1))
-        patches = patches.reshape(batch, views, layout.patches, -1)
+        patches = patches.reshape(batch, views, layout.patches, patches.shape[-1])
         x = self.special_tokens(patches, first)
         x, _ = self.trunk(x, layout, stop=1)
         special = layout.special

@@ -33,6 +33,7 @@ COMMON = {
     "processes",
     "scratch",
     "tables",
+    "tracing",
 }
 ROOMS = {
     "geometry": set(),
@@ -52,6 +53,7 @@ ROOMS = {
     "pipeline": {"models", "compress", "inputs", "geometry", "refine", "stereo"},
     "stream": {"models", "layers", "pipeline", "inputs", "geometry", "refine", "stereo", "export"},
     "grow": {"models", "pipeline", "inputs", "geometry", "refine", "stereo", "export", "stream"},
+    "deploy": {"models", "layers"},
     "quality": {"pipeline", "grow", "export", "geometry"},
     "view": {"geometry", "inputs", "export"},
     "serve": {"models", "compress", "pipeline", "inputs", "geometry", "refine", "stereo", "export"},
@@ -69,7 +71,8 @@ ROOMS = {
     "parallel": set(),
     "processes": set(),
     "scratch": set(),
-    "tables": set(),
+    "tables": {"tracing"},
+    "tracing": set(),
     "showing": {"types"},
     "__init__": {"*"},
     "__main__": {"cli"},

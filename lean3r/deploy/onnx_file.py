@@ -1,0 +1,107 @@
+"""ONNX files: from the graph of torch.export, run by onnxruntime for the check."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from lean3r.deploy.graph import OUTPUTS
+from lean3r.errors import MissingExtraError, UsageError
+
+OPSET = 18
+KEY = "lean3r"
+"""Name of the JSON among the file's own properties."""
+
+
+def check_installed() -> None:
+    """MissingExtraError unless what writes ONNX files is installed."""
+    try:
+        import onnx  # noqa: F401  # pyright: ignore[reportMissingImports]
+        import onnxscript  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise MissingExtraError.of("ONNX", "onnx") from error
+
+
+def write_onnx(program: ExportedProgram, path: Path, facts: Mapping[str, object]) -> dict[str, Any]:
+    """Write a traced model, with `facts` as JSON among its properties; returns opset, domains and axes.
+
+    Weights of more than 2 GB are in a second file, PATH.data. UsageError if ONNX lacks an operator.
+    """
+    check_installed()
+    names = [spec.arg.name for spec in program.graph_signature.output_specs]
+    names = list(OUTPUTS)[: len(names)]
+    with _quietly():
+        try:
+            found = torch.onnx.export(program, (), opset_version=OPSET, input_names=["images"], output_names=names)
+        except torch.onnx.OnnxExporterError as error:
+            raise UsageError(_explain(error)) from error
+    assert found is not None
+    graph = found.model.graph
+    for value in (*graph.inputs, *graph.outputs):
+        axes = (1, "views", 3, "height", "width") if value.name == "images" else (1, *OUTPUTS[str(value.name)])
+        value.shape = type(value.shape)(axes)  # pyright: ignore[reportOptionalCall, reportCallIssue]
+    found.model.metadata_props[KEY] = json.dumps(facts)
+    found.save(path)
+    return {
+        "opset": OPSET,
+        "domains": sorted({node.domain or "ai.onnx" for node in graph}),
+        "operators": len(list(graph)),
+        "axes": {value.name: [d if isinstance(d, int) else str(d) for d in value.shape] for value in graph.inputs}
+        | {value.name: [d if isinstance(d, int) else str(d) for d in value.shape] for value in graph.outputs},
+    }
+
+
+def runner(path: Path) -> Callable[[Tensor], dict[str, Tensor]] | None:
+    """The file as a function of pictures, run by onnxruntime on the CPU; None where that is not installed."""
+    try:
+        import onnxruntime  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError:
+        return None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(images: Tensor) -> dict[str, Tensor]:
+        values = session.run(names, {"images": images.numpy()})
+        return {name: torch.from_numpy(value) for name, value in zip(names, values, strict=True)}
+
+    return run
+
+
+def _explain(error: Exception) -> str:
+    """One line for the user: the operator that ONNX lacks."""
+    text, cause = "", error
+    while cause is not None:
+        text, cause = f"{text}\n{cause}", cause.__cause__
+    found = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", text)
+    what = f"ONNX has no operator for {found[1]}" if found else f"torch.onnx cannot convert it ({_first_line(error)})"
+    return f"this model cannot become an ONNX file: {what}. Export it as .pt2, which keeps every operator."
+
+
+def _first_line(error: Exception) -> str:
+    return next(filter(None, (line.strip() for line in str(error).splitlines())), type(error).__name__)
+
+
+@contextmanager
+def _quietly():
+    """Without the exporter's notes on packages that no model of ours uses."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
