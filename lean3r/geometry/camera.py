@@ -13,10 +13,15 @@ from torch import Tensor
 from lean3r.geometry.pose import invert_pose, transform_points
 
 
+def size_of(width: int, height: int, like: Tensor) -> Tensor:
+    """(width, height) [2] as a tensor of the kind of `like`; the sizes may be symbols of a traced model."""
+    return torch.stack([torch.full((), side, dtype=like.dtype, device=like.device) for side in (width, height)])
+
+
 def intrinsics_from_focal(focal_px: Tensor, height: int, width: int) -> Tensor:
     """Intrinsics [..., 3, 3] from (focal_x, focal_y) [..., 2] in pixels, principal point in the middle."""
     k = torch.zeros(*focal_px.shape[:-1], 3, 3, dtype=focal_px.dtype, device=focal_px.device)
-    middle = torch.tensor([width / 2, height / 2], dtype=k.dtype, device=k.device)
+    middle = size_of(width, height, k) / 2
     k[..., [0, 1], [0, 1]] = focal_px
     k[..., :2, 2] = middle
     k[..., 2, 2] = 1
@@ -25,13 +30,13 @@ def intrinsics_from_focal(focal_px: Tensor, height: int, width: int) -> Tensor:
 
 def intrinsics_from_fov(fov_rad: Tensor, height: int, width: int) -> Tensor:
     """Intrinsics [..., 3, 3] from full angles of view (horizontal, vertical) [..., 2] in radians."""
-    size = torch.tensor([width, height], dtype=fov_rad.dtype, device=fov_rad.device)
+    size = size_of(width, height, fov_rad)
     return intrinsics_from_focal(size / (2 * torch.tan(fov_rad / 2)), height, width)
 
 
 def fov_from_intrinsics(intrinsics: Tensor, height: int, width: int) -> Tensor:
     """Full angles of view (horizontal, vertical) [..., 2] in radians, for any principal point."""
-    size = torch.tensor([width, height], dtype=intrinsics.dtype, device=intrinsics.device)
+    size = size_of(width, height, intrinsics)
     focal, principal = intrinsics[..., [0, 1], [0, 1]], intrinsics[..., :2, 2]
     return torch.atan2(principal, focal) + torch.atan2(size - principal, focal)
 
@@ -56,7 +61,7 @@ def intrinsics_from_slopes(slopes: Tensor, weight: Tensor | None = None) -> Tens
     mean_pixel, mean_slope = (share * pixels).sum((-3, -2)), (share * slopes).sum((-3, -2))
     offset = pixels - mean_pixel[..., None, None, :]
     step = (share * offset * slopes).sum((-3, -2)) / (share * offset.square()).sum((-3, -2)).clamp_min(1e-12)
-    size = torch.tensor([width, height], dtype=slopes.dtype, device=slopes.device)
+    size = size_of(width, height, slopes)
     focal = 1 / torch.maximum(step, 0.01 / size)
     k = torch.zeros(*focal.shape[:-1], 3, 3, dtype=focal.dtype, device=focal.device)
     k[..., [0, 1], [0, 1]] = focal

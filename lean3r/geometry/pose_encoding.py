@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lean3r.geometry.camera import intrinsics_from_focal
+from lean3r.geometry.camera import intrinsics_from_focal, size_of
 from lean3r.geometry.pose import make_pose
 from lean3r.geometry.rotation import matrix_from_quaternion, quaternion_from_entries
 
@@ -21,7 +21,7 @@ def decode_pose(encoding: Tensor) -> Tensor:
 def decode_intrinsics(encoding: Tensor, height: int, width: int, min_tangent: float = 0.0) -> Tensor:
     """Intrinsics [..., 3, 3] in pixels of an encoding [..., 9]; an angle of 0 gives an infinite focal length
     unless `min_tangent`, a lower bound of the tangent of half the angle, is above 0."""
-    half_size = torch.tensor([width / 2, height / 2], dtype=encoding.dtype, device=encoding.device)
+    half_size = size_of(width, height, encoding) / 2
     tangent = torch.tan(encoding[..., [8, 7]] / 2).clamp_min(min_tangent)
     return intrinsics_from_focal(half_size / tangent, height, width)
 

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lean3r.tracing import is_traced
+
 UV_WEIGHT = 0.1
 
 KEYS = (
@@ -36,14 +38,16 @@ KEYS = (
 """(official prefix, our prefix) of every part of a DPT head, relative to the prefix of the head."""
 
 
-def uv_tables(rows: int, cols: int, channels: int, aspect: float) -> tuple[Tensor, Tensor]:
+def uv_tables(rows: int, cols: int, channels: int, aspect: float | Tensor) -> tuple[Tensor, Tensor]:
     """Position term of a map, as two tables: x [channels / 2, cols] and y [channels / 2, rows].
 
     Coordinates cover a picture of diagonal 2 and the given aspect ratio (width / height); each is encoded by
     sines, then cosines, of falling frequency. The first half of the channels encodes x, the second y.
     """
-    diagonal = math.hypot(aspect, 1.0)
     quarter = channels // 4
+    if isinstance(aspect, Tensor):
+        return _traced_tables(rows, cols, quarter, aspect)
+    diagonal = math.hypot(aspect, 1.0)
     omega = 100.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
 
     def table(span: float, count: int) -> Tensor:
@@ -54,7 +58,26 @@ def uv_tables(rows: int, cols: int, channels: int, aspect: float) -> tuple[Tenso
     return table(aspect / diagonal, cols), table(1 / diagonal, rows)
 
 
-def add_uv(x: Tensor, aspect: float) -> Tensor:
+def _traced_tables(rows: int, cols: int, quarter: int, aspect: Tensor) -> tuple[Tensor, Tensor]:
+    """`uv_tables` of sizes that are symbols."""
+    diagonal = (aspect * aspect + 1).sqrt()
+    omega = (100.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)).float()
+
+    def table(span: Tensor, count: int) -> Tensor:
+        angle = omega[:, None] * (span * ((2 * torch.arange(count, dtype=torch.float32) + 1) / count - 1))
+        return torch.cat([angle.sin(), angle.cos()])
+
+    return table(aspect / diagonal, cols), table(1 / diagonal, rows)
+
+
+def aspect_of(width: int, height: int) -> float | Tensor:
+    """width / height; of a traced model as a tensor, because ONNX divides whole numbers otherwise."""
+    if is_traced():
+        return torch.full((), width, dtype=torch.float32) / torch.full((), height, dtype=torch.float32)
+    return width / height
+
+
+def add_uv(x: Tensor, aspect: float | Tensor) -> Tensor:
     """Add the weighted position term to x [N, C, rows, cols], in place, without allocating the term at full size."""
     channels, rows, cols = x.shape[1:]
     over_x, over_y = (UV_WEIGHT * t.to(x) for t in uv_tables(rows, cols, channels, aspect))
@@ -135,7 +158,7 @@ class Pyramid(nn.Module):
         )
         self.laterals = nn.ModuleList(nn.Conv2d(c, features, 3, padding=1, bias=False) for c in channels)
 
-    def forward(self, tokens: Sequence[Tensor], rows: int, cols: int, aspect: float) -> list[Tensor]:
+    def forward(self, tokens: Sequence[Tensor], rows: int, cols: int, aspect: float | Tensor) -> list[Tensor]:
         """Four token tensors [N, rows * cols, dim]; aspect is the picture's width / height."""
         maps = []
         for values, project, resize, lateral in zip(tokens, self.projects, self.resizes, self.laterals, strict=True):
@@ -183,7 +206,7 @@ class DptHead(nn.Module):
 
         Only a guided head reads image [N, 3, height, width], normalised.
         """
-        aspect = width / height
+        aspect = aspect_of(width, height)
         x = resize_map(self.narrow(self.fusion(self.pyramid(tokens, rows, cols, aspect))), height, width)
         if self.guide is not None:
             x += self.guide(image)
@@ -204,7 +227,7 @@ class DptFeatures(nn.Module):
 
     def forward(self, tokens: Sequence[Tensor], rows: int, cols: int, height: int, width: int) -> Tensor:
         """Four token tensors [N, rows * cols, dim] -> [N, F, height / 2, width / 2]."""
-        x = self.narrow(self.fusion(self.pyramid(tokens, rows, cols, width / height)))
+        x = self.narrow(self.fusion(self.pyramid(tokens, rows, cols, aspect_of(width, height))))
         return resize_map(x, height // 2, width // 2)
 
 
@@ -240,7 +263,7 @@ class DualDptHead(DptHead):
             for _ in range(4)
         )
 
-    def rays(self, tokens: Sequence[Tensor], rows: int, cols: int, aspect: float) -> Tensor:
+    def rays(self, tokens: Sequence[Tensor], rows: int, cols: int, aspect: float | Tensor) -> Tensor:
         """Four token tensors [N, rows * cols, dim] -> direction, origin, confidence [N, 7, 8 rows, 8 cols]."""
         x = self.narrow_aux[-1](self.fusion_aux(self.pyramid(tokens, rows, cols, aspect)))
         return self.outputs_aux[-1](add_uv(x, aspect) if self.uv else x)
@@ -276,4 +299,4 @@ def _guide(features: int) -> nn.Sequential:
 def frame_bytes(head: DptHead | DptFeatures, height: int, width: int) -> int:
     """Approximate float32 memory in bytes of one frame's maps while a head runs, workspace of convolutions included."""
     grid = 64 * (height // 14) * (width // 14)
-    return 8 * max(height * width * (head.features + 64), 4 * grid * head.features)
+    return 8 * torch.sym_max(height * width * (head.features + 64), 4 * grid * head.features)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lean3r.group import Share
+from lean3r.tracing import is_traced
 
 SKY_FROM = 0.3  # a pixel is sky if its score is at least this
 FEW_PIXELS = 10
@@ -26,11 +27,37 @@ def fill_sky(depth: Tensor, sky: Tensor, share: Share | None = None) -> Tensor:
     A scene with ten or fewer pixels of either class is unchanged. The official code samples pixels at random if there
     are more than 100,000; this code uses all.
     """
+    if is_traced():
+        return torch.stack([_traced_fill(one, mask) for one, mask in zip(depth, sky, strict=True)])
     scenes = [
         one.where(~mask, far(one[~mask], share)) if min(count(mask, share), count(~mask, share)) > FEW_PIXELS else one
         for one, mask in zip(depth, sky, strict=True)
     ]
     return torch.stack(scenes)
+
+
+def sky_depth(depth: Tensor, sky: Tensor, largest: float, share: Share | None = None) -> Tensor:
+    """The depth that the sky of a scene [S, H, W] gets: the 0.99 quantile of the other pixels, at most `largest`; the
+    largest depth if all is sky."""
+    if is_traced():
+        return torch.where(sky.all(), depth.max(), masked_quantile(depth, ~sky, FAR_QUANTILE).clamp_max(largest))
+    return far(depth[~sky], share).clamp_max(largest) if has_some(~sky, share) else most(depth, share)
+
+
+def _traced_fill(depth: Tensor, sky: Tensor) -> Tensor:
+    """`fill_sky` of one scene in a traced model, where no value decides what runs."""
+    enough = torch.minimum(sky.sum(), (~sky).sum()) > FEW_PIXELS
+    return torch.where(sky & enough, masked_quantile(depth, ~sky, FAR_QUANTILE), depth)
+
+
+def masked_quantile(values: Tensor, mask: Tensor, at: float) -> Tensor:
+    """`quantile` of the values in a mask of the same shape, by sorting all; without any, the number means nothing."""
+    ordered = values.flatten().masked_fill(~mask.flatten(), float("inf")).sort().values
+    place = at * (mask.sum() - 1).clamp_min(0).double()
+    low = place.floor().long()
+    high = torch.minimum(low + 1, (mask.sum() - 1).clamp_min(0))
+    first, second = (ordered.gather(0, number[None])[0] for number in (low, high))
+    return torch.lerp(first, second, (place - low).to(values.dtype))
 
 
 def count(mask: Tensor, share: Share | None) -> int:
@@ -92,8 +119,10 @@ def metric_scale(
 ) -> Tensor | None:
     """Least-squares factor from depth to metric depth over the confident, non-sky pixels of one scene [S, H, W].
 
-    None if ten or fewer pixels qualify.
+    None if ten or fewer pixels qualify; of a traced model, 1.
     """
+    if is_traced():
+        return _traced_scale(depth, conf, metric_depth, sky)
     clear = ~sky
     if count(clear, share) <= FEW_PIXELS:
         return None
@@ -102,3 +131,12 @@ def metric_scale(
         return None
     ours, metres = depth[use], metric_depth[use]
     return whole(metres @ ours, share) / whole(ours @ ours, share)
+
+
+def _traced_scale(depth: Tensor, conf: Tensor, metric_depth: Tensor, sky: Tensor) -> Tensor:
+    clear = ~sky
+    use = clear & (conf >= masked_quantile(conf, clear, 0.5)) & (metric_depth > 1e-2) & (depth > 1e-3)
+    ours, metres = (torch.where(use, values, 0.0) for values in (depth, metric_depth))
+    enough = (clear.sum() > FEW_PIXELS) & (use.sum() > FEW_PIXELS)
+    factor = (metres * ours).sum() / torch.where(enough, (ours * ours).sum(), 1.0)
+    return torch.where(enough, factor, 1.0)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lean3r.layers.block import Block
 from lean3r.layers.trunk import order_by_window, window_of
+from lean3r.tracing import is_traced
 from lean3r.types import TokenLayout
 
 OFFSET = 0.1  # patches added to the size when the embedding is resized by scale factors, as in Depth Anything 3
@@ -100,11 +101,13 @@ class VisionTransformer(nn.Module):
         first = self.cls_token + self.pos_embed[:, :1]
         if self.special > 1:
             first = torch.cat([first, self.register_tokens], dim=1)
-        return torch.cat([first.expand(len(x), -1, -1), x], dim=1)
+        return torch.cat([first.expand(x.shape[0], -1, -1), x], dim=1)
 
     def positions(self, rows: int, cols: int) -> Tensor:
         """Position embedding of the patches, resized: [1, rows * cols, C]."""
         table = self.pos_embed[:, 1:]
+        if is_traced():
+            return self._traced_positions(table, rows, cols)
         if rows == cols == self.grid:
             return table
         table = table.float().unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
@@ -114,3 +117,45 @@ class VisionTransformer(nn.Module):
             factors = ((rows + OFFSET) / self.grid, (cols + OFFSET) / self.grid)
             table = F.interpolate(table, scale_factor=factors, mode="bicubic")
         return table.flatten(2).transpose(1, 2).to(self.pos_embed.dtype)
+
+    def _traced_positions(self, table: Tensor, rows: int, cols: int) -> Tensor:
+        """`positions` by products with one matrix for each side, for sizes that are symbols."""
+        offset = None if self.resize == "antialias" else OFFSET
+        places = torch.arange(self.grid, device=table.device)
+        fits = [torch.full((), count, device=table.device) == self.grid for count in (rows, cols)]
+        down, across = (
+            torch.where(
+                fits[0] & fits[1],
+                (torch.arange(count, device=table.device)[:, None] == places).float(),
+                bicubic(count, self.grid, offset, table.device),
+            )
+            for count in (rows, cols)
+        )
+        grid = table[0].float().unflatten(0, (self.grid, self.grid))
+        resized = torch.einsum("rg,ghc->rhc", down, grid)
+        return torch.einsum("kh,rhc->rkc", across, resized).flatten(0, 1)[None].to(self.pos_embed.dtype)
+
+
+def bicubic(count: int, grid: int, offset: float | None, device: torch.device) -> Tensor:
+    """Weights [count, grid] that resize `grid` values to `count` as F.interpolate does in mode "bicubic": with
+    antialiasing, or, with an offset, by the factor (count + offset) / grid."""
+    total = torch.full((), count, dtype=torch.float32, device=device)
+    step = grid / (total + (offset or 0.0))
+    places = (torch.arange(count, dtype=torch.float32, device=device) + 0.5) * step - 0.5
+    values = torch.arange(grid, dtype=torch.float32, device=device)
+    if offset is None:
+        wide = step.clamp_min(1.0)
+        weights = _cubic((values - places[:, None]) / wide, -0.5)
+        return weights / weights.sum(1, keepdim=True)
+    # Values beyond the border are those at the border.
+    around = torch.arange(-2, grid + 2, dtype=torch.float32, device=device)
+    weights = _cubic(around - places[:, None], -0.75)
+    first, last = weights[:, :3].sum(1, keepdim=True), weights[:, -3:].sum(1, keepdim=True)
+    return torch.cat([first, weights[:, 3:-3], last], 1)
+
+
+def _cubic(distance: Tensor, a: float) -> Tensor:
+    x = distance.abs()
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((x - 5) * x + 8) * a * x - 4 * a
+    return torch.where(x <= 1, near, torch.where(x < 2, far, 0.0))

@@ -203,7 +203,7 @@ class Backbone(nn.Module):
 
     def frames_at_once(self, bytes_each: int) -> int:
         """Number of views in a chunk if each needs `bytes_each` bytes of working memory; at least one."""
-        return max(1, self.chunk_bytes // max(1, bytes_each))
+        return 1 if is_traced() else max(1, self.chunk_bytes // max(1, bytes_each))  # `in_chunks` does not cut then
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write model.safetensors and a card into a folder. `options`: see ModelHubMixin of huggingface_hub."""

@@ -18,7 +18,7 @@ from lean3r.geometry.pose import invert_pose, make_pose
 from lean3r.geometry.pose_encoding import decode_intrinsics, decode_pose
 from lean3r.group import of_all
 from lean3r.heads import dense, view_camera
-from lean3r.heads.dense import DptHead, DualDptHead, frame_bytes
+from lean3r.heads.dense import DptHead, DualDptHead, aspect_of, frame_bytes
 from lean3r.heads.view_camera import CameraDecoder, CameraEncoder, normalise_cameras
 from lean3r.layers.embed import imagenet
 from lean3r.layers.reference import choose_reference
@@ -211,7 +211,7 @@ class Da3(Backbone):
         """Ray directions and origins in the world [B, S, 8 rows, 8 cols, 6], and confidence [B, S, 8 rows, 8 cols]."""
 
         def read(levels: list[Tensor], image: Tensor) -> tuple[Tensor, ...]:
-            aspect = image.shape[-1] / image.shape[-2]
+            aspect = aspect_of(image.shape[-1], image.shape[-2])
             raw = self.head.rays(levels, tokens.layout.rows, tokens.layout.cols, aspect)
             return raw[:, :6].movedim(1, -1), 1 + raw[:, 6].exp()
 

@@ -20,6 +20,7 @@ from lean3r.layers.embed import imagenet
 from lean3r.layers.vit import VisionTransformer
 from lean3r.models.base import Backbone, block_bytes, check_views, full_precision, in_chunks
 from lean3r.models.keymap import KeyMap
+from lean3r.tracing import is_traced
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
 
 DEFAULT_FOCAL = 1.2  # times the longer side, if the file states no focal length
@@ -144,6 +145,9 @@ def metres_per_unit(intrinsics: Tensor) -> Tensor:
 def focal_lengths(views: Views) -> tuple[Tensor, bool]:
     """Intrinsics [B, S, 3, 3]: known, else from the files' focal lengths, else guessed; and whether none is guessed."""
     batch, count, _, height, width = views.images.shape
+    if is_traced():
+        longer = torch.full((batch, count, 2), torch.sym_max(height, width), dtype=torch.float64)
+        return intrinsics_from_focal((DEFAULT_FOCAL * longer).float(), height, width), False
     stated = [s.focal_px / s.original_from_network[0] if s.focal_px else None for s in views.sources]
     stated = stated or [None] * count
     guess = DEFAULT_FOCAL * max(height, width)

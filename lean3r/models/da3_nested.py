@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lean3r.geometry.pose import make_pose
 from lean3r.group import Share
-from lean3r.heads.sky import far, fill_sky, has_some, is_sky, metric_scale, most
+from lean3r.heads.sky import fill_sky, is_sky, metric_scale, sky_depth
 from lean3r.models import da3, da3_mono
 from lean3r.models.base import Backbone
 from lean3r.models.da3 import Da3, Da3Config
@@ -101,12 +101,7 @@ class Da3Nested(Backbone):
         scales = [metric_scale(*scene, share) for scene in zip(raw.depth, raw.conf, metres, sky, strict=True)]
         scale = torch.stack([raw.depth.new_ones(()) if s is None else s for s in scales])
         depth = raw.depth * scale[:, None, None, None]
-        limit = torch.stack(
-            [
-                far(d[~s], share).clamp_max(MAX_SKY_METRES) if has_some(~s, share) else most(d, share)
-                for d, s in zip(depth, sky, strict=True)
-            ]
-        )
+        limit = torch.stack([sky_depth(*scene, MAX_SKY_METRES, share) for scene in zip(depth, sky, strict=True)])
         depth = torch.where(sky, limit[:, None, None, None], depth)
         conf = raw.conf.masked_fill(sky, 1.0)
         pose = make_pose(raw.cam_from_world[..., :3, :3], raw.cam_from_world[..., :3, 3] * scale[:, None, None])
