@@ -150,7 +150,8 @@ class Vggt(Backbone):
         # Entry 0 is learned for the first view, entry 1 for all others.
         special = torch.cat([self.camera_token, self.register_token], dim=2)
         first = int(views.share is None or views.share.first == 0)
-        special = torch.cat([special[:, :first], special[:, 1:].expand(-1, count - first, -1, -1)], dim=1)
+        numbers = torch.arange(count, device=special.device)[:, None, None]
+        special = torch.where(numbers < first, special[:, :1], special[:, 1:])
         x = torch.cat([special.expand(batch, -1, -1, -1), patches.unflatten(0, (batch, count))], dim=2)
         del patches
         blocks = {2 * i + half: f"{role}{i}" for i in self.config.keep for half, role in enumerate(("frame", "global"))}
