@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from lean3r.attention.dense import Dense
 from lean3r.errors import UsageError
+from lean3r.layers.attention import SelfAttention
 from lean3r.layers.matching import MANY, PairMatcher
 from lean3r.models.base import Backbone
 from lean3r.types import Prediction, Views
@@ -68,9 +70,21 @@ def limits_of(model: Backbone) -> Limits:
 
 
 def check_exportable(model: Backbone) -> None:
-    """UsageError unless the model is one whose pictures alone make a graph: a network in float32 on the CPU."""
+    """UsageError unless one graph serves all numbers of views: a network in float32 on the CPU, with dense attention
+    between views that have no order."""
     if not model.SEES:
         raise UsageError(f"{model.name} has no network to export. Name a model (`lean3r models` lists them).")
+    if model.ORDERED:
+        raise UsageError(
+            f"{model.name} cannot be exported: which frame sees which is a table made anew for each number of frames. "
+            "Export a model of views without order, such as nano or vggt."
+        )
+    for part in model.modules():
+        if isinstance(part, SelfAttention) and not isinstance(part.mechanism, Dense):
+            raise UsageError(
+                f"{type(part.mechanism).__name__} attention cannot be exported: its lists have other lengths for other "
+                "numbers of views. Export the dense model: without --plan, or nano for nano-gsa-fp8."
+            )
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point() and p.itemsize == 2}
     devices = {p.device.type for p in model.parameters()} - {"cpu"}
     if kinds or devices:

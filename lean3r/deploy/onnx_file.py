@@ -42,7 +42,9 @@ def write_onnx(program: ExportedProgram, path: Path, facts: Mapping[str, object]
     names = list(OUTPUTS)[: len(names)]
     with _quietly():
         try:
-            found = torch.onnx.export(program, (), opset_version=OPSET, input_names=["images"], output_names=names, verbose=False)
+            found = torch.onnx.export(
+                program, (), opset_version=OPSET, input_names=["images"], output_names=names, verbose=False
+            )
         except torch.onnx.OnnxExporterError as error:
             raise UsageError(_explain(error)) from error
     assert found is not None

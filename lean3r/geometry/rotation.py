@@ -144,9 +144,7 @@ def _nearest_by_squaring(m: Tensor) -> Tensor:
         power = power / power.amax((-2, -1), keepdim=True).clamp_min(1e-300)
         power = power @ power
     q = power / power.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    (ww, wx, wy, wz), (_, qxx, qxy, qxz), (_, _, qyy, qyz), (_, _, _, qzz) = (
-        row.unbind(-1) for row in q.unbind(-2)
-    )
+    (ww, wx, wy, wz), (_, qxx, qxy, qxz), (_, _, qyy, qyz), (_, _, _, qzz) = (row.unbind(-1) for row in q.unbind(-2))
     rows = [
         ww + qxx - qyy - qzz, 2 * (qxy - wz), 2 * (qxz + wy),
         2 * (qxy + wz), ww - qxx + qyy - qzz, 2 * (qyz - wx),

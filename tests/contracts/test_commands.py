@@ -24,6 +24,7 @@ EXAMPLES = {
     "add": ["SCENE", "INPUT", "-o", "DIR"],
     "batch": [".", "-o", "DIR", "--options=--refine off --resolution 96 --format cameras"],
     "bench": ["--views", "2", "--resolution", "64", "--repeats", "1", "-o", "DIR/bench.json", "--overwrite"],
+    "export-model": ["nano", "OUT.pt2"],
     "compress": ["nano", "OUT.safetensors", "--plan", "gsa"],
     "data": ["list"],
     "demo": ["--photos", "INPUT", "-o", "DIR"],

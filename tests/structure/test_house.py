@@ -53,7 +53,7 @@ ROOMS = {
     "pipeline": {"models", "compress", "inputs", "geometry", "refine", "stereo"},
     "stream": {"models", "layers", "pipeline", "inputs", "geometry", "refine", "stereo", "export"},
     "grow": {"models", "pipeline", "inputs", "geometry", "refine", "stereo", "export", "stream"},
-    "deploy": {"models", "layers"},
+    "deploy": {"models", "layers", "attention"},
     "quality": {"pipeline", "grow", "export", "geometry"},
     "view": {"geometry", "inputs", "export"},
     "serve": {"models", "compress", "pipeline", "inputs", "geometry", "refine", "stereo", "export"},

@@ -1,0 +1,101 @@
+"""Files that `lean3r export-model` writes, run by the programs that they are for, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from contracts.tiny import tiny
+from torch import Tensor, nn
+
+import lean3r.deploy.export as exports
+from lean3r.compress import compress
+from lean3r.deploy import export_model
+from lean3r.deploy.graph import check_exportable, outputs_of
+from lean3r.deploy.onnx_file import write_onnx
+from lean3r.errors import MissingExtraError, UsageError
+from lean3r.models.nano import Nano
+from lean3r.models.no_network import NoNetwork
+from lean3r.types import Views
+
+
+@pytest.fixture(scope="module")
+def nano() -> Nano:
+    """nano with one round: all of its layers but the feedback, and the least to record."""
+    torch.manual_seed(0)
+    return Nano(replace(Nano.SMALLEST, pairs=1)).eval()
+
+
+def test_onnx_and_pt2_files_compute_what_the_model_does(
+    nano: Nano, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    program = exports.trace(nano)
+    monkeypatch.setattr(exports, "trace", lambda model: program)  # recorded once, for both
+    written = {ending: export_model(nano, tmp_path / f"nano{ending}") for ending in (".onnx", ".pt2")}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["nano.onnx", "nano.pt2"]
+    for exported in written.values():
+        assert exported.differences is not None and max(exported.differences.values()) < 1e-4
+        assert exported.axes["depth"] == [1, "views", "height", "width"] and exported.limits["views"] == 49
+        assert json.loads(json.dumps(exported.as_dict()))["bytes"] == exported.path.stat().st_size
+    file = onnx.load(tmp_path / "nano.onnx")
+    assert {node.domain for node in file.graph.node} == {""} and written[".onnx"].details["opset"] >= 18
+    assert json.loads(file.metadata_props[0].value)["limits"]["multiple"] == 16
+
+    images = torch.rand(1, 4, 3, 48, 160)
+    with torch.no_grad():
+        expected = outputs_of(nano(Views(images)))
+        of_torch = torch.export.load(tmp_path / "nano.pt2").module()(images)
+    session = onnxruntime.InferenceSession(tmp_path / "nano.onnx")
+    of_onnx = session.run(list(expected), {"images": images.numpy()})
+    for (name, value), other in zip(expected.items(), of_onnx, strict=True):
+        torch.testing.assert_close(of_torch[name], value, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(torch.from_numpy(other), value, rtol=1e-4, atol=1e-4)
+
+    monkeypatch.setattr(exports, "TOLERANCE", 0.0)
+    with pytest.raises(exports.DifferentError, match=r"differs from the model by more than 0 \("):
+        export_model(nano, tmp_path / "other.pt2")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["nano.onnx", "nano.pt2"]
+
+
+class Svd(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.linalg.svdvals(images)
+
+
+def test_operator_that_onnx_lacks_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    program = torch.export.export(Svd(), (torch.rand(1, 2, 3, 4, 4),))
+    with pytest.raises(UsageError, match=r"ONNX has no operator for aten\..*svd.*\.pt2") as caught:
+        write_onnx(program, tmp_path / "svd.onnx", {})
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_bad_calls_are_told_before_any_work(nano: Nano, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exports, "trace", lambda model: pytest.fail("recorded"))
+    (tmp_path / "old.pt2").write_bytes(b"")
+    for name, said in (
+        ("nano.tflite", r"ends in \.onnx"),
+        ("old.pt2", "exists; use --overwrite"),
+        ("nowhere/nano.pt2", "does not exist"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            export_model(nano, tmp_path / name)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(MissingExtraError, match=r"lean3r\[onnx\]"):
+        export_model(nano, tmp_path / "nano.onnx")
+
+
+def test_models_that_make_no_graph_are_refused(nano: Nano) -> None:
+    with pytest.raises(UsageError, match="no network"):
+        check_exportable(NoNetwork())
+    with pytest.raises(UsageError, match="which frame sees which"):
+        check_exportable(tiny("lingbot-map"))
+    with pytest.raises(UsageError, match="attention cannot be exported"):
+        check_exportable(compress(nano, "gsa"))
+    with pytest.raises(UsageError, match="bfloat16"):
+        check_exportable(Nano(nano.config).to(torch.bfloat16))
