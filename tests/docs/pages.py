@@ -80,6 +80,7 @@ TORCHRUN = "tests/cli/test_together_command.py runs it with nano"
 CLUSTER = "needs a cluster of that size; tests/pipeline/test_cluster.py runs it on a small one"
 ENGINE = "needs a container engine"
 SYSTEM = "changes the system"
+GRAPHS = "takes minutes to record; tests/deploy/test_export_model.py runs it on a small nano"
 PEERS = "needs the official programs, which the lines above download"
 
 ELSEWHERE: dict[str, dict[str, str]] = {
@@ -125,6 +126,13 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "sudo install -m 644 deploy/lean3r.service /etc/systemd/system/": SYSTEM,
         "sudo systemctl enable --now lean3r": SYSTEM,
         'sbatch --array=0-7 deploy/batch.slurm scenes/ results --options="--refine off"': "needs Slurm",
+    },
+    "docs/how-to/deploy-models.md": {
+        "lean3r export-model nano nano.onnx": GRAPHS,
+        "lean3r export-model nano nano.pt2": GRAPHS,
+        "lean3r export-model nano nano.aoti.pt2": GRAPHS,
+        "import json": GRAPHS,
+        "import torch": GRAPHS,
     },
     "docs/how-to/distil.md": {
         "torchrun --nproc-per-node 8 -m lean3r distill --recipe speed3r-pi3 --device cuda -o runs/speed3r-pi3 "

@@ -86,6 +86,8 @@ def batching() -> list[float]:
 BATCH = Page("docs/how-to/batch.md", [], {"`--gpus 0.5` has two": "an example"})
 DEPLOY = Page("docs/how-to/deploy.md", [], {"`127.0.0.1:8400`": "an address"})
 
+GRAPHS = Page("docs/how-to/deploy-models.md", [], {"Weights beyond 2 GB": "the limit of the format"})
+
 
 def memory() -> list[float]:
     """How far predictions are below and above the measurement, at most; in per cent."""
@@ -194,5 +196,5 @@ DEPTH = Page(
 )
 
 USAGE = (
-    KNOWN, BATCH, DEPLOY, SERVE, MEMORY, MANY_CARDS, LARGE, REFINE, THIRD_PARTY, CLI, PYTHON, QUICKSTART, DEPTH,
+    KNOWN, BATCH, DEPLOY, GRAPHS, SERVE, MEMORY, MANY_CARDS, LARGE, REFINE, THIRD_PARTY, CLI, PYTHON, QUICKSTART, DEPTH,
 )  # fmt: skip
