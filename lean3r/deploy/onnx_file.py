@@ -38,8 +38,7 @@ def write_onnx(program: ExportedProgram, path: Path, facts: Mapping[str, object]
     Weights of more than 2 GB are in a second file, PATH.data. UsageError if ONNX lacks an operator.
     """
     check_installed()
-    names = [spec.arg.name for spec in program.graph_signature.output_specs]
-    names = list(OUTPUTS)[: len(names)]
+    names = list(OUTPUTS)[: len(program.graph_signature.user_outputs)]
     with _quietly():
         try:
             found = torch.onnx.export(
@@ -49,17 +48,17 @@ def write_onnx(program: ExportedProgram, path: Path, facts: Mapping[str, object]
             raise UsageError(_explain(error)) from error
     assert found is not None
     graph = found.model.graph
+    axes: dict[str, list[int | str]] = {"images": [1, "views", 3, "height", "width"]}
+    axes |= {name: [1, *OUTPUTS[name]] for name in names}
     for value in (*graph.inputs, *graph.outputs):
-        axes = (1, "views", 3, "height", "width") if value.name == "images" else (1, *OUTPUTS[str(value.name)])
-        value.shape = type(value.shape)(axes)  # pyright: ignore[reportOptionalCall, reportCallIssue]
+        value.shape = type(value.shape)(axes[str(value.name)])  # pyright: ignore[reportOptionalCall, reportCallIssue]
     found.model.metadata_props[KEY] = json.dumps(facts)
     found.save(path)
     return {
         "opset": OPSET,
         "domains": sorted({node.domain or "ai.onnx" for node in graph}),
         "operators": len(list(graph)),
-        "axes": {value.name: [d if isinstance(d, int) else str(d) for d in value.shape] for value in graph.inputs}
-        | {value.name: [d if isinstance(d, int) else str(d) for d in value.shape] for value in graph.outputs},
+        "axes": axes,
     }
 
 

@@ -299,4 +299,4 @@ def _guide(features: int) -> nn.Sequential:
 def frame_bytes(head: DptHead | DptFeatures, height: int, width: int) -> int:
     """Approximate float32 memory in bytes of one frame's maps while a head runs, workspace of convolutions included."""
     grid = 64 * (height // 14) * (width // 14)
-    return 8 * torch.sym_max(height * width * (head.features + 64), 4 * grid * head.features)
+    return 8 * torch.sym_max(height * width * (head.features + 64), 4 * grid * head.features)  # pyright: ignore[reportReturnType]
