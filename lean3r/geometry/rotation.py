@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from lean3r.tracing import is_traced
+from lean3r.tracing import is_traced, without_autocast
 
 _SQUARINGS = 24  # two singular values whose sum is 1e-6 of the largest are still told apart
 
@@ -104,7 +104,7 @@ def nearest_rotation(matrix: Tensor, min_gap: float = 1e-4) -> Tensor:
     values, zero only where the nearest rotation is not unique) are kept at `min_gap` or more. Half
     precision is computed, and returned, in float32.
     """
-    with torch.autocast(matrix.device.type, enabled=False):
+    with without_autocast(matrix.device.type):
         m = matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix
         # Differentiating through the SVD itself divides by differences of singular values and gives NaN at
         # the identity. Here the SVD is constant, and a term that is zero in value carries the derivative.

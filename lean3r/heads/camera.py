@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lean3r.geometry.pose import invert_pose, make_pose
 from lean3r.geometry.rotation import nearest_rotation
 from lean3r.layers.mlp import Mlp
+from lean3r.tracing import without_autocast
 
 FOCAL_INIT = 0.9  # in units of sqrt(picture area): about 58 degrees across a square
 
@@ -45,7 +46,7 @@ class CameraState:
 
     def poses(self) -> tuple[Tensor, Tensor]:
         """(world_from_cam, cam_from_world), each [B, S, 4, 4], in float32."""
-        with torch.autocast(self.matrix.device.type, enabled=False):
+        with without_autocast(self.matrix.device.type):
             world_from_cam = make_pose(nearest_rotation(self.matrix.float()), self.center.float())
             return world_from_cam, invert_pose(world_from_cam)
 

@@ -11,6 +11,7 @@ from lean3r.layers.block import Block
 from lean3r.layers.linear import Linear
 from lean3r.layers.mlp import Mlp
 from lean3r.layers.rope import rope_table, rotate
+from lean3r.tracing import without_autocast
 from lean3r.types import TokenLayout
 
 
@@ -28,7 +29,7 @@ class ViewRefiner(nn.Module):
         x = self.projects(x).to(x.dtype)  # under autocast blocks add in float32, as those of the trunk do
         for block in self.blocks:
             x = block(x, layout, key_mask)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             return self.linear_out(x)
 
 

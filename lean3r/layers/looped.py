@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lean3r.layers.block import MLP_ELEMENTS, Block, BlockOptions
 from lean3r.layers.linear import norm_for
 from lean3r.layers.trunk import Role, Trunk
-from lean3r.tracing import is_traced
+from lean3r.tracing import is_traced, without_autocast
 from lean3r.types import TokenLayout
 
 FREQUENCIES = 32
@@ -50,7 +50,7 @@ class StepScales(nn.Module):
     def forward(self, step: tuple[float, float]) -> Tensor:
         """(current, next) -> [3, C]."""
         device = self.hidden.device
-        with torch.autocast(device.type, enabled=False):
+        with without_autocast(device.type):
             rates = 10_000.0 ** (-torch.arange(FREQUENCIES, device=device) / FREQUENCIES)
             angles = torch.tensor(step, device=device)[:, None] * rates
             wave = torch.cat([angles.cos(), angles.sin()], dim=-1).flatten()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lean3r.group import Share, of_all
 from lean3r.layers.linear import Linear
-from lean3r.tracing import is_traced
+from lean3r.tracing import is_traced, without_autocast
 
 MANY, PARTNERS = 50, 32  # views: from how many on each is matched with how many others
 PAIR_NUMBERS = 8  # offset (2), position (2), peak, spread, visibility, 1 for "another view"
@@ -202,7 +202,7 @@ class PairMatcher(nn.Module):
     ):
         share, grid_i, grid = logits.float().softmax(-1), grids[0][:, rows], grids[1]
         moments = torch.cat([grid, grid.square().sum(-1, keepdim=True)], dim=-1)
-        with torch.autocast(logits.device.type, enabled=False):
+        with without_autocast(logits.device.type):
             means = torch.einsum("bijnm,bijmk->bijnk", share, seen_from(rows, moments.float(), others))
         position, peak = means[..., :2], share.amax(-1)
         spread = (means[..., 2] - position.square().sum(-1)).clamp_min(0.0)
@@ -253,7 +253,7 @@ class Feedback(nn.Module):
         filled: list[Tensor] = []
         cost = matches.peak.shape[2] * tokens * (self.NUMBERS + 96)
         for rows in query_chunks(views, torch.is_grad_enabled(), 1 << 22, cost):
-            with torch.autocast(grid.device.type, enabled=False):
+            with without_autocast(grid.device.type):
                 numbers, weight = self._residuals(matches, grid, points, focal, world_from_cam, cam_from_world, rows)
             evidence = F.gelu(self.fc1(numbers))
             fill(filled, (self.fc2(pool_values(evidence, weight.to(evidence.dtype))),), rows, views)

@@ -18,6 +18,7 @@ from lean3r.layers.attention import SelfAttention
 from lean3r.layers.block import LayerScale
 from lean3r.layers.mlp import Mlp
 from lean3r.layers.rope import BASE
+from lean3r.tracing import without_autocast
 from lean3r.types import TokenLayout
 
 
@@ -39,7 +40,7 @@ class PoseAttention(SelfAttention):
         q, k = self.q_norm(q), self.k_norm(k)
         table = _column_row_table(layout, q.shape[-1], q.device)
         camera = frame.cam_from_world.float()
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             inverse = invert_pose(camera)
         q = _express(q, camera.mT, table, layout).to(v.dtype)
         k = _express(k, inverse, table, layout).to(v.dtype)
@@ -90,7 +91,7 @@ def _express(x: Tensor, matrix: Tensor, table: tuple[Tensor, Tensor], layout: To
     """Multiply groups of four channels of x [B, H, S * P, D] by each view's matrix [B, S, 4, 4]; rotate the rest."""
     x = x.float().unflatten(2, (layout.views, layout.patches))
     half = x.shape[-1] // 2
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         moved = torch.einsum("bsij,bhspgj->bhspgi", matrix, x[..., :half].unflatten(-1, (-1, 4))).flatten(-2)
     cos, sin = (t.unflatten(-1, (2, -1)) for t in table)
     first, second = x[..., half:].unflatten(-1, (2, 2, -1)).unbind(-2)

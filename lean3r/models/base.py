@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +19,7 @@ from lean3r.errors import InputError, UsageError
 from lean3r.models.encoded import Encoded
 from lean3r.models.keymap import IDENTITY, KeyMap
 from lean3r.models.origin import Origin
-from lean3r.tracing import is_traced
+from lean3r.tracing import is_traced, without_autocast
 from lean3r.types import Known, Plan, Prediction, TokenLayout, Tokens, Views
 
 if TYPE_CHECKING:
@@ -241,9 +242,9 @@ class Backbone(nn.Module):
         return sum(p.numel() for p in self.parameters()) + coded
 
 
-def full_precision(x: Tensor) -> torch.autocast:
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
     """Disable autocast on the device of `x`: for geometry, and for inputs of an exponential."""
-    return torch.autocast(x.device.type, enabled=False)
+    return without_autocast(x.device.type)
 
 
 def in_chunks(call: Callable[..., Sequence[Tensor]], size: int, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -86,7 +86,11 @@ def batching() -> list[float]:
 BATCH = Page("docs/how-to/batch.md", [], {"`--gpus 0.5` has two": "an example"})
 DEPLOY = Page("docs/how-to/deploy.md", [], {"`127.0.0.1:8400`": "an address"})
 
-GRAPHS = Page("docs/how-to/deploy-models.md", [], {"Weights beyond 2 GB": "the limit of the format"})
+GRAPHS = Page(
+    "docs/how-to/deploy-models.md",
+    [],
+    {"Weights beyond 2 GB": "the limit of the format", "within 1e-4": "the tolerance"},
+)
 
 
 def memory() -> list[float]:
