@@ -1,5 +1,5 @@
 // Bring the bytes of the scenes: coarse points first, then fine ones, the mesh and the small pictures.
-import { Parts, decoded, given } from "./parts.js";
+import { Parts, given } from "./parts.js";
 
 const POLL = 1000;
 
@@ -44,7 +44,8 @@ async function state(version) {
   }
 }
 
-async function fill(viewer, scenes) {
+/** Bring all parts of the scenes that a viewer shows. */
+export async function fill(viewer, scenes) {
   viewer.loading = true;
   const most = Math.max(...scenes.map((scene) => scene.header.points.levels));
   for (let level = 0; level < most; level++)
@@ -63,14 +64,7 @@ async function fill(viewer, scenes) {
 }
 
 async function thumbs(viewer, scene) {
-  const bytes = await scene.parts.bytes("thumbs");
-  if (bytes.length < 4) return;
-  const numbers = new DataView(bytes.buffer, bytes.byteOffset), count = numbers.getUint32(0, true);
-  let at = 4 + 4 * count;
-  const places = Array.from({ length: count }, (_, view) => [at, (at += numbers.getUint32(4 + 4 * view, true))]);
-  for (const [view, [start, end]] of places.entries()) {
-    const bitmap = end > start && (await decoded(bytes.subarray(start, end)));
-    if (!bitmap) continue;
+  for await (const [view, bitmap] of scene.parts.thumbs()) {
     const camera = scene.cameras[view];
     camera.thumb = viewer.around.upload(bitmap);
     camera.bitmap = bitmap;

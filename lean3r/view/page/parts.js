@@ -43,9 +43,23 @@ export class Parts {
     const bytes = (await this.bytes(name)).subarray(from, to);
     return bytes.length ? decoded(bytes) : null;
   }
+
+  /** The small pictures, as [view, picture], one after the other. */
+  async *thumbs() {
+    const bytes = await this.bytes("thumbs");
+    if (bytes.length < 4) return;
+    const numbers = new DataView(bytes.buffer, bytes.byteOffset), count = numbers.getUint32(0, true);
+    let at = 4 + 4 * count;
+    for (let view = 0; view < count; view++) {
+      const start = at;
+      at += numbers.getUint32(4 + 4 * view, true);
+      const bitmap = at > start && (await decoded(bytes.subarray(start, at)));
+      if (bitmap) yield [view, bitmap];
+    }
+  }
 }
 
-export async function decoded(bytes) {
+async function decoded(bytes) {
   try {
     return await createImageBitmap(new Blob([bytes], { type: "image/jpeg" }));
   } catch {
