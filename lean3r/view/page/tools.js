@@ -200,7 +200,7 @@ export class Tools {
   }
 }
 
-function save(blob, name) {
+export function save(blob, name) {
   const link = element("a");
   link.href = URL.createObjectURL(blob);
   link.download = name;
