@@ -20,11 +20,11 @@ export function cloudOf(prediction, pictures, percentile) {
   const threshold = lowest(usable, conf, percentile), found = [];
   for (let view = 0; view < views; view++) {
     const camera = cameraOf(prediction, view), map = usable.subarray(view * size, (view + 1) * size);
-    const isEdge = edges(map, width, height), octave = Math.log2(1 / Math.sqrt(Math.abs(camera.fx * camera.fy)));
+    const isEdge = edges(map, width, height), pixelSide = 1 / Math.sqrt(Math.abs(camera.fx * camera.fy));
     for (let at = 0; at < size; at++) {
       const pixel = view * size + at, z = map[at];
       if (!z || isEdge[at] || conf[pixel] < threshold) continue;
-      found.push({ pixel, view, xyz: world(camera, at % width, Math.floor(at / width), z), octave: Math.floor(Math.log2(z) + octave) });
+      found.push({ pixel, view, xyz: world(camera, at % width, Math.floor(at / width), z), octave: Math.floor(Math.log2(z * pixelSide)) });
     }
   }
   const kept = thinned(found, conf), count = kept.length;
@@ -53,7 +53,7 @@ function lowest(usable, conf, percentile) {
 
 function world({ pose, cx, cy, fx, fy }, col, row, z) {
   const cam = [((col + 0.5 - cx) / fx) * z, ((row + 0.5 - cy) / fy) * z, z].map((value, i) => value - pose[i][3]);
-  return [0, 1, 2].map((axis) => cam[0] * pose[0][axis] + cam[1] * pose[1][axis] + cam[2] * pose[2][axis]);
+  return [0, 1, 2].map((axis) => Math.fround(cam[0] * pose[0][axis] + cam[1] * pose[1][axis] + cam[2] * pose[2][axis]));
 }
 
 /** Pixels at a jump of depth: there inverse depth bends along a row or a column. */

@@ -49,6 +49,7 @@ async function read(files, settings) {
 /** What the network says: {depth, conf, poses, intrinsics, views, width, height}. */
 async function predict(pictures, { runtime, wasm, network }) {
   const address = URL.createObjectURL(new Blob([runtime], { type: "text/javascript" })), ort = await import(address);
+  ort.env.logLevel = "error";
   Object.assign(ort.env.wasm, { numThreads: 1, wasmBinary: wasm });
   const [width, height] = pictures[0].size, views = pictures.length, area = width * height;
   const images = new Float32Array(views * 3 * area);
