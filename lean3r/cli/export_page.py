@@ -26,9 +26,9 @@ class ExportPage:
     runtime: Annotated[Path | None, option("FOLDER")] = None
     """dist/ of npm's onnxruntime-web, instead of a download."""
 
-    offline: Annotated[Offline, option(help="Do not use the network: take onnxruntime-web from an earlier download.")] = (
-        False
-    )
+    offline: Annotated[
+        Offline, option(help="Do not use the network: take onnxruntime-web from an earlier download.")
+    ] = False
     overwrite: Overwrite = False
     json: Json = False
     verbose: Verbose = False

@@ -52,7 +52,9 @@ def own_page(given: Mapping[str, Any], room: str, script_may: str) -> bytes:
 def _page(given: Mapping[str, Any], may_ask: str, script_may: str = "", room: str | None = None) -> tuple[str, str]:
     """The page up to the place of the parts, and from there on."""
     style = _text("style.css")
-    script, style = (script_text(), style) if room is None else (script_text("own.js", room), style + _text("own.css", room))
+    script, style = (
+        (script_text(), style) if room is None else (script_text("own.js", room), style + _text("own.css", room))
+    )
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'{script_may}; style-src '{_hash(style)}'; img-src data:; "
         f"connect-src {may_ask}; base-uri 'none'; form-action 'none'"

@@ -1,4 +1,4 @@
-"""onnxruntime-web, which runs the network in a browser: two files of its npm package, of one version, checked by hash."""
+"""onnxruntime-web, which runs the network in a browser: two files of one version of its npm package."""
 
 from __future__ import annotations
 
@@ -72,7 +72,9 @@ def _download(address: str) -> bytes:
         with urllib.request.urlopen(address, timeout=PATIENCE_S) as answer:
             content = answer.read(LARGEST + 1)
     except OSError as error:
-        raise LeanError(f"{address} could not be downloaded ({error}). Try again, or without a network: {BY_HAND}.") from error
+        raise LeanError(
+            f"{address} could not be downloaded ({error}). Try again, or without a network: {BY_HAND}."
+        ) from error
     if integrity(content, "sha512") != INTEGRITY:
         raise LeanError(f"{address} is not what it should be (its hash is another): nothing was written. {BY_HAND}.")
     return content

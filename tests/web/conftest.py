@@ -129,7 +129,9 @@ class Opened:
 
     def begin(self, *files: tuple[str, bytes]) -> None:
         """Choose files, each a name and its content."""
-        self.page.set_input_files("#files", [{"name": name, "mimeType": "", "buffer": bytes_} for name, bytes_ in files])
+        self.page.set_input_files(
+            "#files", [{"name": name, "mimeType": "", "buffer": bytes_} for name, bytes_ in files]
+        )
 
     def choose(self, *files: tuple[str, bytes]) -> None:
         """Choose files, and wait until there is a result or a problem."""
@@ -158,7 +160,9 @@ def opened(browser: Any) -> Iterator[Callable[..., Opened]]:
     contexts = []
 
     def start(address: str, script: str = "", **options: Any) -> Opened:
-        contexts.append(browser.new_context(**({"viewport": SIZE, "reduced_motion": "reduce", "color_scheme": "dark"} | options)))
+        contexts.append(
+            browser.new_context(**({"viewport": SIZE, "reduced_motion": "reduce", "color_scheme": "dark"} | options))
+        )
         return Opened(contexts[-1].new_page(), address, script)
 
     yield start
