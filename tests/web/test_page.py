@@ -13,7 +13,10 @@ import pytest
 from PIL import Image
 
 from lean3r.export.ply_reader import read_ply
+from lean3r.geometry.consistency import Scene
+from lean3r.geometry.evidence import weigh
 from lean3r.geometry.fusion import fuse
+from lean3r.geometry.lens import Optics
 from lean3r.types import Source
 from lean3r.view.content import Content, Points, make_camera
 from lean3r.view.frame import frame_of
@@ -58,13 +61,16 @@ def test_its_cloud_and_cameras_are_those_of_lean3r(site: Path, opened: Callable[
         (tmp_path / "points.ply").write_bytes(page.saved("#save-points"))
         cameras = json.loads(page.saved("#save-cameras"))
         poses = page.page.evaluate("lean3r.found.header.cameras.map(each => each.pose)")
-        unit = page.page.evaluate("lean3r.found.header.unit")
+        unit, disagreement = page.page.evaluate("[lean3r.found.header.unit, lean3r.found.disagreement]")
         shot = np.asarray(Image.open(io.BytesIO(page.page.locator("#view").screenshot())).convert("RGB"))
         assert shot.std() > 15 and len(np.unique(shot.reshape(-1, 3), axis=0)) > 500
         fetched = "fetch('index.html').then(() => 'open', () => 'closed')"
         assert page.page.evaluate(fetched) == "closed"
     said = answers(np.stack(pictures).transpose(0, 3, 1, 2).astype(np.float32) / 255)
-    cloud = fuse(np.stack(pictures), said["depth"], said["conf"], None, said["cam_from_world"], said["intrinsics"])
+    known = np.ones(said["depth"].shape, bool)
+    conf, votes = weigh(said["conf"], known, Scene(said["depth"], said["cam_from_world"], Optics((), said["intrinsics"])))
+    assert disagreement == pytest.approx(votes.disagreement, rel=0.02)
+    cloud = fuse(np.stack(pictures), said["depth"], conf, None, said["cam_from_world"], said["intrinsics"])
     ply = read_ply(tmp_path / "points.ply")
     xyz = ply.columns("x", "y", "z")
     ours, theirs = ({tuple(row) for row in np.round(points.astype(float), 4).tolist()} for points in (xyz, cloud.xyz))

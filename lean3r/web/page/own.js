@@ -8,6 +8,7 @@ import { camerasOf, plyOf } from "./saving.js";
 import { save } from "./tools.js";
 
 const ORDER = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
+const MUCH = 0.2; // log depth
 
 /** The parts of a result that are here already. */
 class FoundParts {
@@ -157,9 +158,11 @@ class Session {
 }
 
 /** What the viewer of a result should know. */
-function notes({ skipped, cut, prediction: { width, height } }) {
+function notes({ skipped, cut, disagreement, prediction: { width, height } }) {
   const found = skipped.map(([name, reason]) => `${name} is left out: ${reason}.`);
   if (cut) found.push(`The photos have different shapes: each was cut to ${width}:${height} round its centre. lean3r reconstruct uses them whole.`);
+  if (disagreement === null) found.push("No two of these photos overlap, as far as the network can say: cameras and depth are guesses.");
+  else if (disagreement > MUCH) found.push(`Where photos overlap, their depths differ by ${Math.round(100 * Math.expm1(disagreement))} % (median): cameras or depth are wrong.`);
   return found;
 }
 

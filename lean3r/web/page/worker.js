@@ -1,6 +1,7 @@
 // The work, beside the page: photos -> the network -> a cloud for the viewer. What it says: {step, done, total},
 // {failed}, and at the end {found}.
 import { cameraOf, cloudOf } from "./cloud.js";
+import { weighed } from "./evidence.js";
 import { frameOf } from "./frame.js";
 import { confPicture, depthPicture } from "./maps.js";
 import { packed, spacingFactor } from "./packing.js";
@@ -67,8 +68,9 @@ async function predict(pictures, { runtime, wasm, network }) {
 
 /** All that the page shows and saves. */
 function result(prediction, pictures, { percentile, palette, registrations }) {
-  const { depth, conf, views, width, height } = prediction, area = width * height;
-  const cloud = cloudOf(prediction, pictures, percentile), cameras = pictures.map((_, view) => cameraOf(prediction, view));
+  const { depth, width, height } = prediction, area = width * height;
+  const cameras = pictures.map((_, view) => cameraOf(prediction, view)), { conf, disagreement } = weighed(prediction, cameras);
+  const cloud = cloudOf({ ...prediction, conf }, pictures, percentile);
   const frame = frameOf(cloud.xyz, cameras), { count } = cloud;
   const places = new Float32Array(3 * count), normals = new Float32Array(3 * count), spacing = new Float32Array(count);
   for (let i = 0; i < count; i++) {
@@ -95,7 +97,7 @@ function result(prediction, pictures, { percentile, palette, registrations }) {
     },
     levels, photos: pictures.map(({ photo }) => photo), depths: shown.map((each) => each.depth), confs: shown.map((each) => each.conf),
     cameras: original.map(({ name, width: w, height: h, k }, view) => ({ name, width: w, height: h, k, pose: cameras[view].pose, centre: cameras[view].centre })),
-    cloud, prediction, cut: pictures.filter(({ isCut }) => isCut).length,
+    cloud, prediction, disagreement, cut: pictures.filter(({ isCut }) => isCut).length,
   };
 }
 
