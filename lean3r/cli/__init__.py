@@ -27,6 +27,7 @@ COMMANDS = Registry(
         "batch": "lean3r.cli.batch:Batch",
         "view": "lean3r.cli.view:View",
         "serve": "lean3r.cli.serve:Serve",
+        "export-page": "lean3r.cli.export_page:ExportPage",
         "models": "lean3r.cli.models:Models",
         "doctor": "lean3r.cli.doctor:Doctor",
         "demo": "lean3r.cli.demo:Demo",

@@ -19,6 +19,7 @@ from PIL import Image
 
 from lean3r.cli import COMMANDS
 from lean3r.cli.main import main
+from lean3r.web import runtime
 
 EXAMPLES = {
     "add": ["SCENE", "INPUT", "-o", "DIR"],
@@ -29,6 +30,7 @@ EXAMPLES = {
     "data": ["list"],
     "demo": ["--photos", "INPUT", "-o", "DIR"],
     "distill": ["--dry-run"],
+    "export-page": ["INPUT/nano.onnx", "--runtime", "RUNTIME", "-o", "DIR"],
     "evaluate": ["synthetic@2", "--limit", "1", "-o", "DIR"],
     "probe": ["--resolution", "64", "--views", "2", "--batches", "1"],
     "stream": ["INPUT", "-o", "DIR", "--refine", "off", "--resolution", "96"],
@@ -115,6 +117,11 @@ def call(name: str) -> list[str]:
     predicted = Path("INPUT/synthetic@2/0000/poses.txt")
     predicted.parent.mkdir(parents=True)
     predicted.write_text("1 0 0 0  0 1 0 0  0 0 1 0\n1 0 0 1  0 1 0 0  0 0 1 0\n")  # as KITTI has them
+    if name == "export-page":
+        Path("INPUT/nano.onnx").write_bytes(b"a network")
+        Path("RUNTIME").mkdir()
+        for file in runtime.FILES:
+            Path("RUNTIME", file).write_bytes(b"a program")
     if name in ("add", "view"):  # a result of other photos
         Path("DIR").mkdir(exist_ok=name == "view")
         Path("STORED").mkdir()
@@ -138,6 +145,7 @@ each_command = pytest.mark.parametrize("name", list(COMMANDS))
 @pytest.fixture(autouse=True)
 def a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runtime, "FILES", dict.fromkeys(runtime.FILES, runtime.integrity(b"a program")))
 
 
 @each_command

@@ -56,7 +56,7 @@ ROOMS = {
     "deploy": {"models", "layers", "attention"},
     "quality": {"pipeline", "grow", "export", "geometry"},
     "view": {"geometry", "inputs", "export"},
-    "web": {"deploy", "export", "models", "pipeline", "view"},
+    "web": {"models", "export", "view"},
     "serve": {"models", "compress", "pipeline", "inputs", "geometry", "refine", "stereo", "export"},
     "bench": {"models", "compress", "pipeline", "inputs", "export", "layers", "testing"},
     "cli": {"*"},

@@ -15,7 +15,7 @@ import pytest
 from view.conftest import NPM, axe
 
 from lean3r.web.runtime import PACKAGE, VERSION, runtime_files
-from lean3r.web.site import Network, write_site
+from lean3r.web.site import write_site
 
 __all__ = ["axe"]
 SIZE = {"width": 760, "height": 520}
@@ -90,7 +90,7 @@ def dist() -> Path:
 def site(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page with the stand-in."""
     folder = tmp_path_factory.mktemp("site")
-    write_site(Network("standin", stand_in(), 16, 240), runtime_files(dist), folder)
+    write_site(stand_in(), runtime_files(dist), folder)
     return folder
 
 

@@ -57,7 +57,7 @@ def test_its_cloud_and_cameras_are_those_of_lean3r(site: Path, opened: Callable[
         here = {urlsplit(url).netloc for url in page.asked if not url.startswith("blob:")}
         assert here == {urlsplit(address).netloc} and page.problems == []
         loaded = [urlsplit(url).path.lstrip("/") for url in page.asked[1:] if not url.startswith("blob:")]
-        assert loaded == [SCRIPT, WASM, "standin.onnx"]
+        assert loaded == [SCRIPT, WASM, "nano.onnx"]
         (tmp_path / "points.ply").write_bytes(page.saved("#save-points"))
         cameras = json.loads(page.saved("#save-cameras"))
         poses = page.page.evaluate("lean3r.found.header.cameras.map(each => each.pose)")
@@ -68,7 +68,9 @@ def test_its_cloud_and_cameras_are_those_of_lean3r(site: Path, opened: Callable[
         assert page.page.evaluate(fetched) == "closed"
     said = answers(np.stack(pictures).transpose(0, 3, 1, 2).astype(np.float32) / 255)
     known = np.ones(said["depth"].shape, bool)
-    conf, votes = weigh(said["conf"], known, Scene(said["depth"], said["cam_from_world"], Optics((), said["intrinsics"])))
+    conf, votes = weigh(
+        said["conf"], known, Scene(said["depth"], said["cam_from_world"], Optics((), said["intrinsics"]))
+    )
     assert disagreement == pytest.approx(votes.disagreement, rel=0.02)
     cloud = fuse(np.stack(pictures), said["depth"], conf, None, said["cam_from_world"], said["intrinsics"])
     ply = read_ply(tmp_path / "points.ply")
@@ -141,12 +143,12 @@ def test_a_folder_that_is_not_whole(
 ) -> None:
     for file in site.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    network = tmp_path / "standin.onnx"
+    network = tmp_path / "nano.onnx"
     network.write_bytes(network.read_bytes()[:-1]) if is_damaged else network.unlink()
     with served(tmp_path) as address:
         page = opened(address)
         page.choose(*photos("a.png", "b.png"))
-        assert "standin.onnx is missing beside this page, or is not the one that belongs to it" in page.problem
+        assert "nano.onnx is missing beside this page, or is not the one that belongs to it" in page.problem
 
 
 def test_where_it_cannot_run_it_says_so(site: Path, opened: Callable[..., Opened]) -> None:

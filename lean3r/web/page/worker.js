@@ -7,6 +7,9 @@ import { confPicture, depthPicture } from "./maps.js";
 import { packed, spacingFactor } from "./packing.js";
 import { Unusable, commonSize, readPhoto } from "./reading.js";
 
+const OUTPUTS = ["depth", "conf", "cam_from_world", "intrinsics"];
+const FOREIGN = "The network of this page is none that lean3r export-model wrote. Write the folder again, with lean3r export-page.";
+
 self.addEventListener("message", async ({ data: { files, engine, settings } }) => {
   try {
     const { pictures, skipped } = await read(files, settings);
@@ -59,8 +62,9 @@ async function predict(pictures, { runtime, wasm, network }) {
       for (let channel = 0; channel < 3; channel++) images[(3 * view + channel) * area + i] = pixels[3 * i + channel] / 255;
   });
   const session = await ort.InferenceSession.create(network, { executionProviders: ["wasm"] });
+  if (!session.inputNames.includes("images") || !OUTPUTS.every((name) => session.outputNames.includes(name))) throw new Error(FOREIGN);
   const out = await session.run({ images: new ort.Tensor("float32", images, [1, views, 3, height, width]) });
-  const [depth, conf, poses, intrinsics] = ["depth", "conf", "cam_from_world", "intrinsics"].map((name) => out[name].data.slice());
+  const [depth, conf, poses, intrinsics] = OUTPUTS.map((name) => out[name].data.slice());
   await session.release();
   if (![...poses, ...intrinsics].every(Number.isFinite)) throw new Error("The network found no cameras for these photos (it gave no numbers).");
   return { depth, conf, poses, intrinsics, views, width, height };
