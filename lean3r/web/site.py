@@ -17,7 +17,7 @@ from lean3r.view.page import own_page, script_text
 from lean3r.web.runtime import SCRIPT, WASM, integrity
 
 ROOM, MODEL = "lean3r.web", "nano"
-MOST_PHOTOS = 16
+MOST_PHOTOS = 64
 SCRIPT_MAY = "blob: 'wasm-unsafe-eval'"
 
 

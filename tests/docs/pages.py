@@ -225,6 +225,12 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "docs/how-to/stream.md": {
         "lean3r stream camera:0 -o walk": "there is no camera",
     },
+    "docs/how-to/web-page.md": {
+        "lean3r export-model nano nano.onnx": "tests/deploy writes it; minutes",
+        "lean3r export-page nano.onnx -o site": DOWNLOADS,
+        "python -m http.server -d site 8000": "runs until Ctrl-C",
+        "lean3r export-page nano.onnx -o site --overwrite --runtime node_modules/onnxruntime-web/dist": DOWNLOADS,
+    },
     "docs/quickstart.md": {
         "make demo": REPEATED,
         "python3 -m venv .venv && . .venv/bin/activate": DOWNLOADS,
