@@ -1,6 +1,6 @@
 """nano in a browser against nano in Python: the same numbers, how long it takes, and how many photos it takes.
 
-    python benchmarks/web_page.py nano.onnx RUNTIME [--photos DIR] [--views 2 4 8 16]
+    python benchmarks/web_page.py nano.onnx RUNTIME [--photos DIR] [--views 4 16 32]
 
 `nano.onnx` is written by `lean3r export-model nano nano.onnx`; RUNTIME is dist/ of npm's onnxruntime-web. Chromium runs
 the page of `lean3r export-page` on photos, WebAssembly in one thread, without a graphics processor; Python runs the
@@ -11,6 +11,7 @@ PNG files of the network's own size, which both read alike. Writes benchmarks/re
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import threading
 import time
@@ -29,6 +30,7 @@ from playwright.sync_api import Page, sync_playwright
 import lean3r
 from lean3r.inputs.pictures import Pictures
 from lean3r.models.base import Backbone
+from lean3r.processes import memory_status_mb
 from lean3r.web.runtime import VERSION, runtime_files
 from lean3r.web.site import write_site
 
@@ -72,8 +74,8 @@ def in_python(model: Backbone, files: Sequence[Path]) -> dict[str, Any]:
 
 
 def apart(page: dict[str, Any], python: dict[str, Any]) -> dict[str, float]:
-    """How far the two are apart: depth relative, median and of one pixel in a thousand; rotation in degrees, place relative to the
-    cameras' extent, largest of all views."""
+    """How far the two are apart: depth relative, median and of one pixel in a thousand; rotation in degrees, place
+    relative to the cameras' extent, largest of all views."""
     depth = np.abs(page["depth"] / python["depth"] - 1)
     turned = np.linalg.norm(page["poses"][..., :3] - python["poses"][..., :3], axis=(1, 2)) / np.sqrt(2)
     centres = [-np.einsum("sji,sj->si", poses[..., :3], poses[..., 3]) for poses in (page["poses"], python["poses"])]
@@ -96,6 +98,14 @@ def exact_files(files: Sequence[Path], model: Backbone, folder: Path) -> list[Pa
     return made
 
 
+def peak_mb(process: int) -> float:
+    """The most memory that one of the processes below this one has had, in MB: the page's own, if it has most."""
+    children = [
+        int(pid) for path in Path(f"/proc/{process}/task").glob("*/children") for pid in path.read_text().split()
+    ]
+    return max([0.0, *(max(memory_status_mb("VmHWM", child) or 0.0, peak_mb(child)) for child in children)])
+
+
 class Quiet(SimpleHTTPRequestHandler):
     """Files, without a word."""
 
@@ -109,7 +119,7 @@ def main() -> None:
     parser.add_argument("network", type=Path)
     parser.add_argument("runtime", type=Path)
     parser.add_argument("--photos", type=Path, default=PHOTOS)
-    parser.add_argument("--views", type=int, nargs="+", default=[2, 4, 8, 16])
+    parser.add_argument("--views", type=int, nargs="+", default=[4, 16, 32])
     given = parser.parse_args()
     torch.set_num_threads(1)
     model, photos = lean3r.load("nano", device="cpu"), sorted(given.photos.iterdir())
@@ -130,6 +140,7 @@ def main() -> None:
         address = f"http://127.0.0.1:{server.server_address[1]}/"
         chromium = started.chromium.launch(executable_path="/usr/bin/chromium", args=SOFTWARE)
         for count in given.views:
+            # Fewer photos than asked for are given again and again: that costs as much.
             files = [photos[i % len(photos)] for i in range(count)]
             copies = [Path(name) / f"{number:02}{path.suffix}" for number, path in enumerate(files)]
             for path, copy in zip(files, copies, strict=True):
@@ -137,6 +148,7 @@ def main() -> None:
             page = chromium.new_page()
             ours, theirs = in_page(page, address, copies), in_python(model, copies)
             row = {"page_s": ours["network"], "page_whole_s": ours["whole"], "python_s": theirs["network"]}
+            row["page_peak_mb"] = peak_mb(os.getpid())
             row |= {"photos_apart": apart(ours, theirs)}
             if count == 4:
                 same = exact_files(copies, model, exact)

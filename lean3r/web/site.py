@@ -17,7 +17,7 @@ from lean3r.view.page import own_page, script_text
 from lean3r.web.runtime import SCRIPT, WASM, integrity
 
 ROOM, MODEL = "lean3r.web", "nano"
-MOST_PHOTOS = 64
+MOST_PHOTOS = 32  # 64 do not fit into the 4 GB that WebAssembly can have
 SCRIPT_MAY = "blob: 'wasm-unsafe-eval'"
 
 
