@@ -20,7 +20,8 @@ from lean3r.geometry.lens import Optics
 from lean3r.types import Source
 from lean3r.view.content import Content, Points, make_camera
 from lean3r.view.frame import frame_of
-from lean3r.web.runtime import SCRIPT, WASM
+from lean3r.web.runtime import SCRIPT, WASM, runtime_files
+from lean3r.web.site import write_site
 from web.conftest import Opened, answers, served
 
 WIDTH, HEIGHT = 288, 192  # the network's size of a photo of this shape: such a PNG reaches it unchanged
@@ -190,3 +191,34 @@ def test_nothing_serious_is_wrong_for_those_who_see_or_point_badly(
         assert faults() == []
         page.choose(*photos("a.png", "b.png"))
         assert page.page.evaluate("document.activeElement.id") == "view" and faults() == []
+
+
+@pytest.mark.slow
+def test_nano_in_the_browser_is_nano(dist: Path, opened: Callable[..., Opened], data_dir: Path, tmp_path: Path) -> None:
+    """The network itself, on photos (whose filters differ by rounding), and on the pixels that lean3r feeds it."""
+    import lean3r
+    from lean3r.deploy.export import export_model
+    from lean3r.inputs.pictures import Pictures
+
+    model, site = lean3r.load("nano", device="cpu"), tmp_path / "site"
+    site.mkdir()
+    export_model(model, tmp_path / "nano.onnx")
+    write_site((tmp_path / "nano.onnx").read_bytes(), runtime_files(dist), site)
+    paths = sorted((data_dir / "scenes" / "fountain_p11" / "images").glob("*.jpg"))[:3]
+    views = Pictures(list(paths)).views(resolution=model.resolution, patch=model.patch)
+    said = model.decode(model.encode(views))
+    assert said.depth is not None
+    pixels = (views.images[0] * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    files = [(path.name, path.read_bytes()) for path in paths]
+    exact = [(path.with_suffix(".png").name, png(image)) for path, image in zip(paths, pixels, strict=True)]
+    with served(site) as address:
+        for given, tolerance in ((files, 1e-2), (exact, 1e-3)):
+            page = opened(address)
+            page.choose(*given)
+            assert page.problems == []
+            depth = page.found("prediction.depth").reshape(said.depth.shape)
+            assert np.quantile(np.abs(depth / said.depth.numpy() - 1), 0.999) < tolerance
+            poses = page.found("prediction.poses").reshape(said.cam_from_world.shape)
+            assert np.abs(poses - said.cam_from_world.numpy()).max() < tolerance
+            k = page.found("prediction.intrinsics").reshape(said.intrinsics.shape)
+            assert np.abs(k / k[..., 2:, 2:] - said.intrinsics.numpy()).max() < 1000 * tolerance

@@ -71,6 +71,7 @@ class Session {
   }
 
   step(text, done, total) {
+    clearInterval(this.clock);
     get("step").textContent = text;
     get("elapsed").textContent = "";
     if (total) get("progress").value = done / total;
@@ -150,7 +151,7 @@ class Session {
     get("own-notes").replaceChildren(...notes(found).map((note) => element("li", note)));
     this.show("done");
     viewer.set([header], () => new FoundParts(found));
-    this.changed({}, true);
+    this.changed({ stage: "A first look: cameras and depth are predicted, not refined." }, true);
     viewer.canvas.focus({ preventScroll: true });
     window.lean3r.found = found; // for scripts
     await fill(viewer, viewer.scenes);
