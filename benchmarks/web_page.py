@@ -11,6 +11,7 @@ PNG files of the network's own size, which both read alike. Writes benchmarks/re
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import tempfile
 import threading
@@ -98,12 +99,16 @@ def exact_files(files: Sequence[Path], model: Backbone, folder: Path) -> list[Pa
     return made
 
 
-def peak_mb(process: int) -> float:
-    """The most memory that one of the processes below this one has had, in MB: the page's own, if it has most."""
-    children = [
-        int(pid) for path in Path(f"/proc/{process}/task").glob("*/children") for pid in path.read_text().split()
-    ]
-    return max([0.0, *(max(memory_status_mb("VmHWM", child) or 0.0, peak_mb(child)) for child in children)])
+def peak_mb() -> float:
+    """The most memory that one of the processes below this one has had, in MB: that of the page."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    mine = {os.getpid()}
+    while more := {process for process, parent in parents.items() if parent in mine} - mine:
+        mine |= more
+    return max(memory_status_mb("VmHWM", process) or 0.0 for process in mine - {os.getpid()})
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -146,9 +151,14 @@ def main() -> None:
             for path, copy in zip(files, copies, strict=True):
                 copy.write_bytes(path.read_bytes())
             page = chromium.new_page()
-            ours, theirs = in_page(page, address, copies), in_python(model, copies)
-            row = {"page_s": ours["network"], "page_whole_s": ours["whole"], "python_s": theirs["network"]}
-            row["page_peak_mb"] = peak_mb(os.getpid())
+            ours = in_page(page, address, copies)
+            peak, theirs = peak_mb(), in_python(model, copies)
+            row = {
+                "page_s": ours["network"],
+                "page_whole_s": ours["whole"],
+                "python_s": theirs["network"],
+                "page_peak_mb": peak,
+            }
             row |= {"photos_apart": apart(ours, theirs)}
             if count == 4:
                 same = exact_files(copies, model, exact)

@@ -207,6 +207,13 @@ def video(r: Mapping[str, Any]) -> Iterable[str]:
         yield f"{name}: {row['views']} views, {row['median_cm']:.1f} cm in the median, {row['max_cm']:.1f} cm at most"
 
 
+def web_page(r: Mapping[str, Any]) -> Iterable[str]:
+    yield f"the folder: {r['megabytes']:.1f} MB"
+    for views, row in r["runs"].items():
+        times = f"{row['page_s']:.1f} s in the page, {row['python_s']:.1f} s in Python"
+        yield f"{views} photos: {times}; {row['page_peak_mb'] / 1e3:.1f} GB"
+
+
 def view(r: Mapping[str, Any]) -> Iterable[str]:
     for row in r["rows"]:
         for way, of in (("served", row["bytes_of_points"]), ("file", row["file_bytes"])):
@@ -333,5 +340,6 @@ ROWS: dict[str, tuple[str | None, Figures]] = {
     "trust": ("trust.py", trust),
     "video": ("video.py", video),
     "view": ("view.py", view),
+    "web_page": ("web_page.py", web_page),
 }
 """Result -> its script in benchmarks/, and what it yields as main figures; others show the numbers at their top."""

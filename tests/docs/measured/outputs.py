@@ -235,9 +235,43 @@ VIEW = Page(
     ],
     {"`--up 0,0.2,1`": "an example of a direction"},
 )
+
+
+def of_web(views: str, name: str) -> float:
+    """A figure of the page in the browser."""
+    return result("web_page")["runs"][views][name]
+
+
+WEB = Page(
+    "docs/how-to/web-page.md",
+    [
+        (
+            "differ by less than {:.3f} %, and rotations by {:.4f} degrees at most",
+            lambda: [
+                100 * of_web("4", "photos_apart")["depth_999"] + 0.0005,
+                of_web("4", "photos_apart")["rotation_deg"],
+            ],
+        ),
+        ("less than {:.4f} %.", lambda: [100 * of_web("4", "same_pixels_apart")["depth_999"] + 0.00005]),
+        (
+            "the network takes {:.1f} s for 4 photos in the page and {:.1f} s in Python",
+            lambda: [of_web("4", name) for name in ("page_s", "python_s")],
+        ),
+        ("to the cloud the page takes {:.0f} s", lambda: [of_web("4", "page_whole_s")]),
+        *(
+            (
+                "%s photos take {:.0f} s and {:.1f} GB" % views,
+                lambda views=views: [of_web(views, "page_s"), of_web(views, "page_peak_mb") / 1e3],
+            )
+            for views in ("16", "32")
+        ),
+        ("The folder has {:.0f} MB", lambda: [result("web_page")["megabytes"]]),
+    ],
+    {"more than 4 GB": "a limit of WebAssembly"},
+)
 SCALE = Page("docs/how-to/scale-and-gps.md", [], {"these two pictures were 1.25 m apart": "the example above it"})
 
 OF_OUTPUTS = (
     *(CONVENTIONS, OUTPUTS, OTHER_SYSTEMS, SPLATTING, TRUST, QUALITY, SURVEY),
-    *(VIDEO, STREAM, MASKS, MESH, SCALE, VIEW),
+    *(VIDEO, STREAM, MASKS, MESH, SCALE, VIEW, WEB),
 )
