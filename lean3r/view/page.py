@@ -26,7 +26,7 @@ _EXPORT = re.compile(r"^export (?=const|function|class|async)", re.MULTILINE)
 def one_file(packages: Sequence[Package], aligned: str = "") -> Iterator[bytes]:
     """The pieces of a page that holds everything and asks for nothing."""
     given = {"results": [package.header for package in packages], "aligned": aligned}
-    before, after = _page(given, "'none'")
+    before, after = _page(given, "connect-src 'none'")
     yield before.encode()
     for number, package in enumerate(packages):
         for name in package.names():
@@ -38,18 +38,18 @@ def one_file(packages: Sequence[Package], aligned: str = "") -> Iterator[bytes]:
 
 def live_page() -> bytes:
     """The page of a server, which asks it for results."""
-    return "".join(_page({"live": True}, "'self'")).encode()
+    return "".join(_page({"live": True}, "connect-src 'self'")).encode()
 
 
 def own_page(given: Mapping[str, Any], room: str, script_may: str) -> bytes:
     """The viewer on a page of another room: its `page/` adds own.js, where the scripts begin, own.css, and own.html.
     It may ask its server only, and run workers of its own; `script_may` is what its scripts may do besides."""
     extra = _text("own.html", room)
-    before, after = _page(given, "'self'; worker-src blob:", f" {script_may}", room)
+    before, after = _page(given, "connect-src 'self'; worker-src blob:", f" {script_may}", room)
     return (before + extra + after).encode()
 
 
-def _page(given: Mapping[str, Any], may_ask: str, script_may: str = "", room: str | None = None) -> tuple[str, str]:
+def _page(given: Mapping[str, Any], allowed: str, script_may: str = "", room: str | None = None) -> tuple[str, str]:
     """The page up to the place of the parts, and from there on."""
     style = _text("style.css")
     script, style = (
@@ -57,7 +57,7 @@ def _page(given: Mapping[str, Any], may_ask: str, script_may: str = "", room: st
     )
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'{script_may}; style-src '{_hash(style)}'; img-src data:; "
-        f"connect-src {may_ask}; base-uri 'none'; form-action 'none'"
+        f"{allowed}; base-uri 'none'; form-action 'none'"
     )
     text = _text("index.html")
     text = text.replace("<!-- policy -->", f'<meta http-equiv="Content-Security-Policy" content="{policy}">')
