@@ -11,8 +11,6 @@ PNG files of the network's own size, which both read alike. Writes benchmarks/re
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import tempfile
 import threading
 import time
@@ -31,7 +29,6 @@ from playwright.sync_api import Page, sync_playwright
 import lean3r
 from lean3r.inputs.pictures import Pictures
 from lean3r.models.base import Backbone
-from lean3r.processes import memory_status_mb
 from lean3r.web.runtime import VERSION, runtime_files
 from lean3r.web.site import write_site
 
@@ -99,18 +96,6 @@ def exact_files(files: Sequence[Path], model: Backbone, folder: Path) -> list[Pa
     return made
 
 
-def peak_mb() -> float:
-    """The most memory that one of the processes below this one has had, in MB: that of the page."""
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-    mine = {os.getpid()}
-    while more := {process for process, parent in parents.items() if parent in mine} - mine:
-        mine |= more
-    return max(memory_status_mb("VmHWM", process) or 0.0 for process in mine - {os.getpid()})
-
-
 class Quiet(SimpleHTTPRequestHandler):
     """Files, without a word."""
 
@@ -151,14 +136,8 @@ def main() -> None:
             for path, copy in zip(files, copies, strict=True):
                 copy.write_bytes(path.read_bytes())
             page = chromium.new_page()
-            ours = in_page(page, address, copies)
-            peak, theirs = peak_mb(), in_python(model, copies)
-            row = {
-                "page_s": ours["network"],
-                "page_whole_s": ours["whole"],
-                "python_s": theirs["network"],
-                "page_peak_mb": peak,
-            }
+            ours, theirs = in_page(page, address, copies), in_python(model, copies)
+            row = {"page_s": ours["network"], "page_whole_s": ours["whole"], "python_s": theirs["network"]}
             row |= {"photos_apart": apart(ours, theirs)}
             if count == 4:
                 same = exact_files(copies, model, exact)

@@ -210,8 +210,7 @@ def video(r: Mapping[str, Any]) -> Iterable[str]:
 def web_page(r: Mapping[str, Any]) -> Iterable[str]:
     yield f"the folder: {r['megabytes']:.1f} MB"
     for views, row in r["runs"].items():
-        times = f"{row['page_s']:.1f} s in the page, {row['python_s']:.1f} s in Python"
-        yield f"{views} photos: {times}; {row['page_peak_mb'] / 1e3:.1f} GB"
+        yield f"{views} photos: {row['page_s']:.1f} s in the page, {row['python_s']:.1f} s in Python"
 
 
 def view(r: Mapping[str, Any]) -> Iterable[str]:
