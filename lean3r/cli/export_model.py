@@ -60,7 +60,7 @@ def _report(console: Console, exported: Exported) -> None:
     for name, axes in exported.axes.items():
         console.line("input" if name == "images" else "output", f"{name} [{', '.join(map(str, axes))}]")
     sides = f"sides multiples of {limits['multiple']} from {limits['least']} to {limits['most']:,} pixels"
-    console.line("limits", f"1 to {limits['views']:,} views, {sides}")
+    console.line("limits", f"{limits['fewest_views']} to {limits['views']:,} views, {sides}")
     if exported.differences is None:
         console.line("check", "not run: onnxruntime is not installed (pip install 'lean3r[onnx]')")
     else:

@@ -17,6 +17,7 @@ from lean3r.types import Prediction, Views
 
 MOST_VIEWS, MOST_PATCHES = 1024, 256  # of one call, and along one side of a picture
 LEAST_PATCHES = 2
+FEWEST_VIEWS = 2  # torch.export takes a size of 1 for a special case, which a graph for more does not cover
 EXAMPLE = (3, 6, 8)  # views, rows and columns of patches while a graph is recorded; others than the checks run
 OUTPUTS = {
     "depth": ("views", "height", "width"),
@@ -99,6 +100,6 @@ def trace(model: Backbone) -> ExportedProgram:
     views, rows, cols = EXAMPLE
     images = torch.full((1, views, 3, rows * model.patch, cols * model.patch), 0.5)
     sides = [model.patch * Dim(name, min=LEAST_PATCHES, max=MOST_PATCHES) for name in ("rows", "cols")]
-    shapes = {1: Dim("views", min=1, max=limits.views), 3: sides[0], 4: sides[1]}
+    shapes = {1: Dim("views", min=FEWEST_VIEWS, max=limits.views), 3: sides[0], 4: sides[1]}
     with torch.no_grad():
         return torch.export.export(PicturesIn(model).eval(), (images,), dynamic_shapes={"images": shapes})
