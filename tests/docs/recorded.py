@@ -207,6 +207,15 @@ def video(r: Mapping[str, Any]) -> Iterable[str]:
         yield f"{name}: {row['views']} views, {row['median_cm']:.1f} cm in the median, {row['max_cm']:.1f} cm at most"
 
 
+def exports(r: Mapping[str, Any]) -> Iterable[str]:
+    for kind, row in r["nano"].items():
+        yield f"nano{kind}: {row['mb']:.1f} MB, at most {max(row['differences'].values()):.1e} from the model"
+    for name, row in r["others"].items():
+        yield f"a small {name}.onnx: at most {max(row['differences'].values()):.1e} from the model"
+    for row in r["seconds"]:
+        yield f"nano, {row['views']} views: " + ", ".join(f"{n} {x['cpu_s']:.2f} s" for n, x in row["rows"].items())
+
+
 def web_page(r: Mapping[str, Any]) -> Iterable[str]:
     yield f"the folder: {r['megabytes']:.1f} MB"
     for views, row in r["runs"].items():
@@ -293,6 +302,7 @@ ROWS: dict[str, tuple[str | None, Figures]] = {
     "compiled": ("gpu/compile.py", lambda r: [f"{len(r['variants'])} variants compiled by Triton {r['triton']}"]),
     "dense": ("dense.py", dense),
     "drills": (None, lambda r: [f"{d['drill']}: {len(d['after_by_hand'])} files by hand" for d in r["drills"]]),
+    "exports": ("exports.py", exports),
     "fp8": ("fp8.py", fp8),
     "fuzz": ("fuzz.py", lambda r: [f"{r['cases']:,} cases: " + ", ".join(f"{n:,} {k}" for k, n in r["ended"].items())]),
     "half_precision_cpu": ("half_precision.py", half_precision),
