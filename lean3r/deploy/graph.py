@@ -16,7 +16,7 @@ from lean3r.models.base import Backbone
 from lean3r.types import Prediction, Views
 
 MOST_VIEWS, MOST_PATCHES = 1024, 256  # of one call, and along one side of a picture
-LEAST_PATCHES = 2
+LEAST_PATCHES = 3  # of 2, patches of half their size or double make another graph in Depth Anything 3
 FEWEST_VIEWS = 2  # torch.export takes a size of 1 for a special case, which a graph for more does not cover
 EXAMPLE = (3, 6, 8)  # views, rows and columns of patches while a graph is recorded; others than the checks run
 OUTPUTS = {

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from lean3r.deploy.graph import OUTPUTS
 from lean3r.errors import MissingExtraError, UsageError
 
-OPSET = 18
+OPSET, OPSET_FP8 = 18, 21  # operators that take weights of 8 bits are newer
 KEY = "lean3r"
 """Name of the JSON among the file's own properties."""
 
@@ -39,10 +39,12 @@ def write_onnx(program: ExportedProgram, path: Path, facts: Mapping[str, object]
     """
     check_installed()
     names = list(OUTPUTS)[: len(program.graph_signature.user_outputs)]
+    has_fp8 = any(value.dtype == torch.float8_e4m3fn for value in program.state_dict.values())
+    opset = OPSET_FP8 if has_fp8 else OPSET
     with _quietly():
         try:
             found = torch.onnx.export(
-                program, (), opset_version=OPSET, input_names=["images"], output_names=names, verbose=False
+                program, (), opset_version=opset, input_names=["images"], output_names=names, verbose=False
             )
         except torch.onnx.OnnxExporterError as error:
             raise UsageError(_explain(error)) from error
@@ -55,7 +57,7 @@ def write_onnx(program: ExportedProgram, path: Path, facts: Mapping[str, object]
     found.model.metadata_props[KEY] = json.dumps(facts)
     found.save(path)
     return {
-        "opset": OPSET,
+        "opset": opset,
         "domains": sorted({node.domain or "ai.onnx" for node in graph}),
         "operators": len(list(graph)),
         "axes": axes,

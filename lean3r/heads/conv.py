@@ -8,17 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lean3r.heads.dense import aspect_of
+from lean3r.tracing import is_traced
 
-def plane_coordinates(like: Tensor, aspect: float) -> Tensor:
+
+def plane_coordinates(like: Tensor, aspect: float | Tensor) -> Tensor:
     """Coordinates [N, 2, h, w] (x, y) of cell centres; half the picture's diagonal is 1, aspect is width / height."""
     rows, cols = like.shape[-2:]
     diagonal = (aspect * aspect + 1) ** 0.5
-    x, y = (
-        torch.linspace(-1, 1, count, device=like.device) * (span / diagonal * (count - 1) / count)
-        for span, count in ((aspect, cols), (1.0, rows))
-    )
+    x, y = (_centres(count, span / diagonal, like.device) for span, count in ((aspect, cols), (1.0, rows)))
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"))
     return grid.to(like.dtype).expand(like.shape[0], 2, rows, cols)
+
+
+def _centres(count: int, span: float | Tensor, device: torch.device) -> Tensor:
+    if is_traced():  # torch.linspace would fix the number
+        return ((2 * torch.arange(count, device=device) + 1) / torch.full((), count, dtype=torch.float32) - 1) * span
+    return torch.linspace(-1, 1, count, device=device) * (span * (count - 1) / count)
 
 
 def _conv3(channels_in: int, channels_out: int) -> nn.Conv2d:
@@ -68,7 +74,7 @@ class ConvPixels(nn.Module):
 
     def forward(self, patches: Tensor, rows: int, cols: int, size: tuple[int, int]) -> Tensor:
         """[N, rows * cols, C] -> all outputs concatenated [N, channels, H, W]; `size` is (H, W)."""
-        aspect = size[1] / size[0]
+        aspect = aspect_of(size[1], size[0])
         x = patches.transpose(1, 2).unflatten(-1, (rows, cols))
         for block in self.upsample_blocks:
             x = block(torch.cat([x, plane_coordinates(x, aspect)], dim=1))

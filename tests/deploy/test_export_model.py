@@ -19,7 +19,7 @@ import lean3r.deploy.export as exports
 from lean3r.compress import compress
 from lean3r.deploy import export_model
 from lean3r.deploy.graph import check_exportable, outputs_of
-from lean3r.deploy.onnx_file import write_onnx
+from lean3r.deploy.onnx_file import runner, write_onnx
 from lean3r.errors import MissingExtraError, UsageError
 from lean3r.models.nano import Nano
 from lean3r.models.no_network import NoNetwork
@@ -110,3 +110,24 @@ def test_models_that_make_no_graph_are_refused(nano: Nano) -> None:
         check_exportable(compress(nano, "gsa"))
     with pytest.raises(UsageError, match="bfloat16"):
         check_exportable(Nano(nano.config).to(torch.bfloat16))
+
+
+class Coded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.randn(128, 128).to(torch.float8_e4m3fn))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images @ self.weight.float()  # type: ignore[operator]
+
+
+def test_weights_of_8_bits_stay_so(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    torch.manual_seed(0)
+    model, images = Coded(), torch.rand(1, 2, 3, 8, 128)
+    found = write_onnx(torch.export.export(model, (images,)), tmp_path / "coded.onnx", {})
+    stored = {weight.data_type for weight in onnx.load(tmp_path / "coded.onnx").graph.initializer}
+    assert onnx.TensorProto.FLOAT8E4M3FN in stored and found["opset"] >= 19
+    run = runner(tmp_path / "coded.onnx")
+    assert run is not None
+    torch.testing.assert_close(run(images)["depth"], model(images))
