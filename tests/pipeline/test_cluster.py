@@ -120,7 +120,7 @@ def test_every_scene_ends_once_on_a_cluster_whose_workers_are_killed(tmp_path: P
     batch.communicate()
     wait_for(lambda: not is_there(again))
     assert set(whole(out)) <= {"a", "b"}
-    said, errors = start(scenes, out, *there).communicate(timeout=100)
+    said, errors = start(scenes, out, *there).communicate(timeout=400)
     table = {row["name"]: row for row in json.loads(said)}
     assert {name: row["state"] for name, row in table.items()} == {"a": "done", "b": "done", "empty": "failed"}, errors
     assert "no" in table["empty"]["reason"] and whole(out) == ["a", "b"] and not list(out.glob(".lean3r-*.part"))
