@@ -21,7 +21,7 @@ from torch import Tensor
 from lean3r.options import PointOptions
 from lean3r.page_frame import Frame
 from lean3r.registry import Registry
-from lean3r.tables import table
+from lean3r.windows import Windows, window_order
 
 if TYPE_CHECKING:
     from lean3r.group import Share
@@ -125,29 +125,6 @@ class Views(_Shown):
 
 
 @dataclass(frozen=True)
-class Windows:
-    """The W windows of side x side patches that one view is divided into, row by row; those at the right and lower
-    edge may be smaller.
-
-    members [W, side * side]: the patches of each window, row by row, as indices into the view's patches in the
-    layout's own order; -1 pads smaller windows. slots [P]: the position of each patch in `members`, flattened.
-    `full`: no window is smaller. `adjacent`: in addition, the patches of each window are contiguous in the layout's
-    own order, so that windows are a view of the tokens.
-    """
-
-    side: int
-    members: Tensor
-    slots: Tensor
-    full: bool
-    adjacent: bool
-
-    @property
-    def count(self) -> int:
-        """Windows of one view."""
-        return self.members.shape[0]
-
-
-@dataclass(frozen=True)
 class TokenLayout:
     """The order of the T = special + rows * cols tokens of each view: special tokens first, then patches.
 
@@ -191,41 +168,13 @@ class TokenLayout:
 
     def windows_of(self, side: int, device: torch.device | str = "cpu") -> Windows:
         """Windows of any side, as indices into this layout's order; cached."""
-        shape, full = (self.rows, self.cols, self.window, side), self.rows % side == self.cols % side == 0
-        members, slots = (table(make, shape, torch.device(device)) for make in (_members, _slots))
-        row_major = self.window in (None, 1) or self.window >= self.cols or self.rows == 1
-        adjacent = full and (side in (1, self.cols) if row_major else side == self.window)
-        return Windows(side, members, slots, full, adjacent)
+        return Windows.of(self.rows, self.cols, self.window, side, torch.device(device))
 
     def order(self, device: torch.device | str = "cpu") -> Tensor | None:
         """[P] row-major index of each patch; None when the order is row-major."""
         if self.window is None:
             return None
-        return table(_order, (self.rows, self.cols, self.window), torch.device(device))
-
-
-def _window_order(rows: int, cols: int, side: int) -> np.ndarray:
-    """Row-major index of each patch, window by window."""
-    row, col = np.arange(rows)[:, None], np.arange(cols)
-    window = (row // side) * -(-cols // side) + col // side
-    return ((window * side + row % side) * side + col % side).ravel().argsort()
-
-
-def _order(rows: int, cols: int, side: int) -> Tensor:
-    return torch.tensor(_window_order(rows, cols, side))
-
-
-def _members(rows: int, cols: int, window: int | None, side: int) -> Tensor:
-    down, across = -(-rows // side), -(-cols // side)
-    place = np.arange(rows * cols) if window is None else _window_order(rows, cols, window).argsort()
-    grid = np.full((down * side, across * side), -1)
-    grid[:rows, :cols] = place.reshape(rows, cols)
-    return torch.tensor(grid.reshape(down, side, across, side).swapaxes(1, 2).reshape(down * across, side * side))
-
-
-def _slots(rows: int, cols: int, window: int | None, side: int) -> Tensor:
-    # Places without a patch hold -1 and come first.
-    return _members(rows, cols, window, side).flatten().argsort(stable=True)[-rows * cols :]
+        return window_order(self.rows, self.cols, self.window, torch.device(device))
 
 
 @dataclass(frozen=True, repr=False)

@@ -60,6 +60,10 @@ class Mechanism(nn.Module):
         """Why it cannot attend to views that other processes have (`TokenLayout.share`); None if it can."""
         return "it needs the tokens of all views in one process"
 
+    def why_not_traced(self) -> str | None:
+        """Why torch.export cannot record it as one graph for any number of views (lean3r/deploy); None if it can."""
+        return "its lists have other lengths for other numbers of views"
+
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """Mix values over tokens; subclasses define how. Padding never attends and is never attended to."""
         raise TypeError(f"{type(self).__name__} defines no forward")

@@ -26,6 +26,7 @@ from lean3r.errors import UsageError
 from lean3r.ops.block_select import Selection, block_select
 from lean3r.ops.block_sparse import KeyValues, block_sparse_attention, check_kv, unsupported
 from lean3r.ops.dispatch import Implementation, check_implementation
+from lean3r.tracing import is_traced
 from lean3r.types import TokenLayout
 
 if TYPE_CHECKING:
@@ -135,6 +136,12 @@ class Gsa(Mechanism):
             None if self.regions is None else f"regions={self.regions} compares the windows of all views in one process"
         )
 
+    def why_not_traced(self) -> str | None:
+        """See Mechanism."""
+        if self.regions is None and not self._always(1):
+            return None
+        return "with regions, reference or every its lists have other lengths for other numbers of views"
+
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """Projections of [B, N, C] tokens -> [B, H, N, D]."""
         p = without_padding(p)
@@ -204,7 +211,8 @@ class Gsa(Mechanism):
     def _select_windows(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, always: list[int]) -> Selection:
         """The `top_k` windows of each window besides `always`, and the compressed branch: q [B, H, n, D] of some
         windows, k and v [B, H, m, D] of all, mask [B, m]."""
-        top_k = min(self.top_k, k.shape[2] - len(always)) if self.fill == "unique" else self.top_k
+        few = self.fill == "unique" and not is_traced()  # a graph for any number has lists of one length
+        top_k = min(self.top_k, k.shape[2] - len(always)) if few else self.top_k
         settings = {"skip": always, "fill": self.fill, "implementation": self.implementation}
         chosen = block_select(q, k, v, max(1, top_k), key_mask=mask, **settings)
         return replace(chosen, blocks=chosen.blocks[..., :top_k])

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from lean3r.attention.base import Projected
 from lean3r.attention.tokens import view_count
-from lean3r.types import TokenLayout, Windows
+from lean3r.tracing import is_traced
+from lean3r.types import TokenLayout
+from lean3r.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Cut:
         """Windows of `side` patches in the tokens of a call."""
         batch = p.q.shape[0]
         views = view_count(p, layout)
-        side = min(side, max(layout.rows, layout.cols))  # a larger window would have no more patches
+        if not is_traced():
+            side = min(side, max(layout.rows, layout.cols))  # a larger window would have no more patches
         windows = layout.windows_of(side, p.q.device)
         if windows.full and p.key_mask is None:
             return cls(layout, windows, views, None, None)

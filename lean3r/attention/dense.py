@@ -94,6 +94,10 @@ class Dense(Mechanism):
         """See Mechanism: keys of other processes are gathered."""
         return None
 
+    def why_not_traced(self) -> str | None:
+        """See Mechanism."""
+        return None
+
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """softmax(q k^T / sqrt(D)) v over [B, H, N, D]."""
         p = without_padding(p)

@@ -31,6 +31,9 @@ class ExportModel:
 
     weights: Weights = None
     plan: Plan = None
+    many_views: bool = False
+    """For 50 views and more instead of fewer: nano and its students have another graph there."""
+
     overwrite: Annotated[Overwrite, option(help="Replace FILE.")] = False
     offline: Offline = False
     json: Json = False
@@ -46,7 +49,7 @@ class ExportModel:
         check_target(self.out, overwrite=self.overwrite)
         model = load(self.model, self.weights, "cpu", "float32", self.offline, self.plan)
         with console.stage("exporting"):
-            exported = export_model(model, self.out, overwrite=self.overwrite)
+            exported = export_model(model, self.out, many_views=self.many_views, overwrite=self.overwrite)
         _report(console, exported)
         print(json.dumps(exported.as_dict()) if self.json else self.out)
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from lean3r.attention.dense import Dense
+from lean3r.attention.coarse_fine import Gsa
+from lean3r.compress.fp8_linear import QuantLinear
+from lean3r.compress.schemes import Fp8, Fp8Weight
 from lean3r.errors import UsageError
 from lean3r.layers.attention import SelfAttention
+from lean3r.layers.frames import TRAINED
 from lean3r.layers.matching import MANY, PairMatcher
 from lean3r.models.base import Backbone
 from lean3r.types import Prediction, Views
@@ -30,15 +35,18 @@ OUTPUTS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What a graph takes: up to `views` pictures, their sides multiples of `patch`, from `least` to `most` pixels."""
+    """What a graph takes: `fewest` to `views` pictures, their sides multiples of `patch`, from `least` to `most`
+    pixels."""
 
+    fewest: int
     views: int
     patch: int
+    least_patches: int = LEAST_PATCHES
 
     @property
     def least(self) -> int:
         """The smallest side of a picture in pixels."""
-        return LEAST_PATCHES * self.patch
+        return self.least_patches * self.patch
 
     @property
     def most(self) -> int:
@@ -64,10 +72,17 @@ def outputs_of(prediction: Prediction) -> dict[str, Tensor]:
     return {name: values[name].contiguous() for name in OUTPUTS if values[name] is not None}
 
 
-def limits_of(model: Backbone) -> Limits:
-    """What graphs of a model take. From MANY views on nano compares each view with some others: another graph."""
-    matches = any(isinstance(part, PairMatcher) for part in model.modules())
-    return Limits(MANY - 1 if matches else MOST_VIEWS, model.patch)
+def limits_of(model: Backbone, *, many: bool = False) -> Limits:
+    """What graphs of a model take. From MANY views on nano compares each view with some others: another graph, for
+    which `many` asks; UsageError if the model has only one."""
+    chooses = not model.ORDERED and any(isinstance(part, PairMatcher) for part in model.modules())
+    if many and not chooses:
+        raise UsageError(f"{model.name} has one graph for all numbers of views; export it without --many-views.")
+    most = TRAINED if model.ORDERED else MOST_VIEWS  # from then on every other frame is a keyframe: another graph
+    # One window along a side is a special case, too.
+    windows = [part.window + 1 for part in model.modules() if isinstance(part, Gsa)]
+    least = max([LEAST_PATCHES, *windows])
+    return Limits(MANY if many else 1, MANY - 1 if chooses and not many else most, model.patch, least)
 
 
 def check_exportable(model: Backbone) -> None:
@@ -75,16 +90,16 @@ def check_exportable(model: Backbone) -> None:
     between views that have no order."""
     if not model.SEES:
         raise UsageError(f"{model.name} has no network to export. Name a model (`lean3r models` lists them).")
-    if model.ORDERED:
-        raise UsageError(
-            f"{model.name} cannot be exported: which frame sees which is a table made anew for each number of frames. "
-            "Export a model of views without order, such as nano or vggt."
-        )
     for part in model.modules():
-        if isinstance(part, SelfAttention) and not isinstance(part.mechanism, Dense):
+        if not isinstance(part, SelfAttention):
+            continue
+        reason = part.mechanism.why_not_traced()
+        if part.short is not None:
+            reason = f"below {part.dense_below:,} tokens this model attends densely, which is another graph"
+        if reason is not None:
+            name = type(part.mechanism).__name__
             raise UsageError(
-                f"{type(part.mechanism).__name__} attention cannot be exported: its lists have other lengths for other "
-                "numbers of views. Export the dense model: without --plan, or nano for nano-gsa-fp8."
+                f"{name} attention cannot be exported: {reason}. Use --plan gsa with dense_below=0, or none."
             )
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point() and p.itemsize == 2}
     devices = {p.device.type for p in model.parameters()} - {"cpu"}
@@ -93,13 +108,30 @@ def check_exportable(model: Backbone) -> None:
         raise UsageError(f"got a model in {found}; exports are in float32. Load it with device=cpu, dtype=float32.")
 
 
-def trace(model: Backbone) -> ExportedProgram:
+@contextmanager
+def whole_activations(model: Backbone) -> Iterator[None]:
+    """Inside, layers of the scheme fp8 round their weights only, as in exported files.
+
+    Where activations are rounded, a change of the pictures by 1e-6 changes the depth of nano-gsa-fp8 by 0.3: no two
+    programs agree on such a model, and only hardware that multiplies FP8 gains from it.
+    """
+    rounding = [part for part in model.modules() if isinstance(part, QuantLinear) and type(part.scheme) is Fp8]
+    before = [part.scheme for part in rounding]
+    try:
+        for part in rounding:
+            part.scheme = Fp8Weight()
+        yield
+    finally:
+        for part, scheme in zip(rounding, before, strict=True):
+            part.scheme = scheme
+
+
+def trace(model: Backbone, limits: Limits) -> ExportedProgram:
     """The graph of `PicturesIn(model)` as torch.export records it, for every number and size within the limits."""
     check_exportable(model)
-    limits = limits_of(model)
     views, rows, cols = EXAMPLE
-    images = torch.full((1, views, 3, rows * model.patch, cols * model.patch), 0.5)
-    sides = [model.patch * Dim(name, min=LEAST_PATCHES, max=MOST_PATCHES) for name in ("rows", "cols")]
-    shapes = {1: Dim("views", min=FEWEST_VIEWS, max=limits.views), 3: sides[0], 4: sides[1]}
+    images = torch.full((1, limits.fewest - 1 + views, 3, rows * model.patch, cols * model.patch), 0.5)
+    sides = [model.patch * Dim(name, min=limits.least_patches, max=MOST_PATCHES) for name in ("rows", "cols")]
+    shapes = {1: Dim("views", min=max(FEWEST_VIEWS, limits.fewest), max=limits.views), 3: sides[0], 4: sides[1]}
     with torch.no_grad():
         return torch.export.export(PicturesIn(model).eval(), (images,), dynamic_shapes={"images": shapes})

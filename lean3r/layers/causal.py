@@ -18,6 +18,7 @@ from lean3r.layers.rope import rope_table, rotate
 from lean3r.layers.time_rope import TimeRope, rotate_pairs
 from lean3r.layers.trunk import Trunk
 from lean3r.ops.fp8 import Rows
+from lean3r.tracing import is_traced
 from lean3r.types import TokenLayout
 
 
@@ -41,8 +42,12 @@ class FrameSight:
         self.table = table
         self.memory = memory
         self.share = share
+        self._mask: Tensor | None = None
+        if is_traced():
+            self.first, self.rope = 0, TimeRope(table.times)
+            return
         self.first, frames = (0, len(table.times)) if share is None else (share.first, share.count)
-        self.rope = TimeRope(table.times[self.first : self.first + frames])
+        self.rope = TimeRope(table.times[self.first : self.first + frames].tolist())
         self._rows = [
             (full.nonzero().flatten().tolist(), some.nonzero().flatten().tolist())
             for full, some in zip(table.full, table.memory, strict=True)
@@ -55,7 +60,9 @@ class FrameSight:
         return by_gathered_keys(q, k, v, key_mask, self.share, self._attend, tokens=layout.tokens)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, tokens: int) -> Tensor:
-        frames, first = len(self.rope.times), self.first
+        if is_traced():
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=self._by_tokens(tokens))
+        frames, first = self.rope.count, self.first
         if tokens == 1:
             seen = (self.table.full | self.table.memory)[first : first + frames].to(q.device)
             return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
@@ -70,6 +77,17 @@ class FrameSight:
             parts.append(softmax_attention(q[:, :, start * tokens : stop * tokens], keys, values, shown))
             start = stop
         return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
+
+    def _by_tokens(self, tokens: int) -> Tensor:
+        """Which token sees which, [S * T, S * T]; made once."""
+        if self._mask is None:
+            index = torch.arange(self.rope.count * tokens)
+            frame, kept = index // tokens, index % tokens < self.memory
+            full, memory = (
+                x.index_select(0, frame).index_select(1, frame) for x in (self.table.full, self.table.memory)
+            )
+            self._mask = full | (memory & kept)
+        return self._mask
 
     def _seen(self, x: Tensor, row: int, tokens: int) -> Tensor:
         """The tokens of x [B, H, S * T, D] that a row of the table sees."""

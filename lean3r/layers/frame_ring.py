@@ -140,10 +140,11 @@ class TablePeers(Peers):
     def __init__(self, table: FrameTable, device: torch.device, share: Share | None = None):
         self.share = share
         own = slice(None) if share is None else slice(share.first, share.first + share.count)
-        others = table.full & ~torch.eye(len(table.full), dtype=torch.bool)
+        t = torch.arange(table.full.shape[0])
+        others = table.full & (t[:, None] != t)
         self.sees = others[own].float().to(device)
-        seen = [[f for f in row.nonzero().flatten().tolist() if f < t] for t, row in enumerate(others)]
-        self._before = torch.tensor([max(row, default=t) for t, row in enumerate(seen)][own], device=device)
+        last = t.where(others & (t < t[:, None]), -1).amax(1)
+        self._before = last.where(last >= 0, t)[own].to(device)
 
     def before(self, values: Tensor) -> Tensor:
         """See Peers."""

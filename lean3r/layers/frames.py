@@ -6,7 +6,6 @@ fully, itself included, and the first few tokens (memory) of all stored frames b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -72,25 +71,23 @@ class CachePolicy:
 @dataclass(frozen=True)
 class FrameTable:
     """Which of S frames see which: row t sees all tokens of the columns where `full` [S, S] is True, and the memory
-    tokens of those where `memory` [S, S] is True. `times` are the frames' time indices: stored frames before each."""
+    tokens of those where `memory` [S, S] is True. `times` [S] counts the stored frames before each."""
 
     full: Tensor
     memory: Tensor
-    times: tuple[int, ...]
+    times: Tensor
 
     @classmethod
-    def of(cls, policy: CachePolicy, count: int, stored: Sequence[bool] | None = None) -> FrameTable:
-        """The table of `count` frames; `stored` says which are kept (None: the policy's interval decides)."""
-        first = min(policy.anchors, count)
-        full, memory = torch.zeros(2, count, count, dtype=torch.bool).unbind(0)
-        kept = list(range(first))
-        times = list(kept)
-        full[:first, :first] = True
-        for t in range(first, count):
-            times.append(len(kept))
-            keyframe = policy.is_keyframe(t) if stored is None else stored[t]
-            kept += [t] if keyframe else []
-            seen = {t, *kept[: policy.anchors], *kept[policy.anchors :][-policy.window :]}
-            full[t, list(seen)] = True
-            memory[t, [f for f in kept if f not in seen]] = True
-        return cls(full, memory, tuple(times))
+    def of(cls, policy: CachePolicy, count: int) -> FrameTable:
+        """The table of `count` frames, of which the policy's interval stores some."""
+        every = policy.interval or 1
+        t = torch.arange(count)
+        behind = t - policy.anchors  # frames behind the anchors, negative for these
+        before = (behind + every - 1).div(every, rounding_mode="floor").clamp_min(0)  # keyframes behind them, before t
+        anchor = behind < 0
+        kept = anchor | (behind % every == 0)
+        newest = before + (~anchor & kept)  # as `before`, t included
+        in_window = newest[:, None] - before <= policy.window
+        past = t[:, None] >= t
+        full = (past & (anchor | (kept & in_window))) | (anchor[:, None] & anchor) | (t[:, None] == t)
+        return cls(full, past & kept & ~full, t.minimum(policy.anchors + before))

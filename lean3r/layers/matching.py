@@ -102,9 +102,11 @@ def choose_partners(descriptor: Tensor, valid: Tensor | None, count: int, share:
         descriptor = descriptor * valid[..., None]
     moments = F.normalize(torch.einsum("bsnc,bsnd->bscd", descriptor, descriptor).flatten(2), dim=-1)
     alike = moments @ of_all(share, moments).mT
-    alike.diagonal(0 if share is None else share.first, dim1=1, dim2=2).fill_(-1.0)  # a view itself comes last
-    ranked = alike.argsort(dim=-1, descending=True)
-    return ranked[..., torch.linspace(0, ranked.shape[-1] - 2, count, device=ranked.device).round().long()]
+    own, every = (torch.arange(n, device=alike.device) for n in alike.shape[1:])
+    itself = own[:, None] + (0 if share is None else share.first) == every
+    ranked = alike.masked_fill(itself, -1.0).argsort(dim=-1, descending=True)  # a view itself comes last
+    places = torch.arange(count, device=ranked.device) * (ranked.shape[-1] - 2) / (count - 1)
+    return ranked[..., places.round().long()]
 
 
 def seen_from(rows: slice, values: Tensor, others: Tensor | None) -> Tensor:

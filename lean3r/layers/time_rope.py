@@ -32,10 +32,12 @@ def time_angles(layout: TokenLayout, times: Sequence[int], head_dim: int) -> Ten
 
 
 class TimeRope:
-    """(cos, sin) of the tokens of frames at `times`, kept for all blocks of one call."""
+    """(cos, sin) of the tokens of frames at `times`, kept for all blocks of one call; a tensor of times, as a traced
+    model has them, is in no table."""
 
-    def __init__(self, times: Sequence[int]):
-        self.times = tuple(times)
+    def __init__(self, times: Sequence[int] | Tensor):
+        self.times = times if isinstance(times, Tensor) else tuple(times)
+        self.count = times.shape[0] if isinstance(times, Tensor) else len(times)
         self._made: dict[tuple[int | None, int], tuple[Tensor, Tensor]] = {}
 
     def table(self, layout: TokenLayout, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -44,9 +46,10 @@ class TimeRope:
         if key not in self._made:
             # The times of one streamed frame never come again: no use keeping their table.
             arguments = self.times, axes(head_dim)[0]
-            time = table(_time_waves, arguments, device) if len(self.times) > 1 else _time_waves(*arguments).to(device)
+            once = isinstance(self.times, Tensor) or self.count == 1
+            time = _time_waves(*arguments).to(device) if once else table(_time_waves, arguments, device)
             space = table(_space_waves, (layout.special, layout.rows, layout.cols, layout.window, head_dim), device)
-            lead = len(self.times), layout.tokens
+            lead = self.count, layout.tokens
             parts = [time[:, :, None].expand(2, *lead, -1), space[:, None].expand(2, *lead, -1)]
             cos, sin = torch.cat(parts, -1).flatten(1, 2).unbind(0)
             self._made[key] = cos, sin
@@ -81,8 +84,8 @@ def _space_waves(special: int, rows: int, cols: int, window: int | None, head_di
     return _waves(_space(special, rows, cols, window, head_dim))
 
 
-def _time_waves(times: tuple[int, ...], channels: int) -> Tensor:
-    return _waves(_angles(torch.tensor(times, dtype=torch.float64), channels))
+def _time_waves(times: tuple[int, ...] | Tensor, channels: int) -> Tensor:
+    return _waves(_angles(torch.as_tensor(times, dtype=torch.float64), channels))
 
 
 def _waves(angles: Tensor) -> Tensor:

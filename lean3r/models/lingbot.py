@@ -180,4 +180,5 @@ class LingbotMap(Vggt):
 
 def _by_frame(token: Tensor, first: int, count: int) -> Tensor:
     """Learned tokens [1, 2, n, C] of `count` frames [1, count, n, C]: entry 0 for the `first` ones, then entry 1."""
-    return torch.cat([token[:, :1].expand(-1, first, -1, -1), token[:, 1:].expand(-1, count - first, -1, -1)], 1)
+    opens = torch.arange(count, device=token.device) < first
+    return torch.where(opens[:, None, None], token[:, :1], token[:, 1:])

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 import lean3r.deploy.export as exports
 from lean3r.compress import compress
+from lean3r.compress.fp8_linear import QuantLinear
+from lean3r.compress.presets import fp8, gsa, sla
 from lean3r.deploy import export_model
-from lean3r.deploy.graph import check_exportable, outputs_of
+from lean3r.deploy.graph import check_exportable, limits_of, outputs_of
 from lean3r.deploy.onnx_file import runner, write_onnx
 from lean3r.errors import MissingExtraError, UsageError
 from lean3r.models.nano import Nano
@@ -37,8 +39,8 @@ def test_onnx_and_pt2_files_compute_what_the_model_does(
     nano: Nano, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
-    program = exports.trace(nano)
-    monkeypatch.setattr(exports, "trace", lambda model: program)  # recorded once, for both
+    program = exports.trace(nano, limits_of(nano))
+    monkeypatch.setattr(exports, "trace", lambda *call: program)  # recorded once, for both
     written = {ending: export_model(nano, tmp_path / f"nano{ending}") for ending in (".onnx", ".pt2")}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["nano.onnx", "nano.pt2"]
     for exported in written.values():
@@ -73,6 +75,17 @@ def test_onnx_and_pt2_files_compute_what_the_model_does(
     assert not (tmp_path / "other.pt2").exists() and not list(tmp_path.glob(".lean3r-*"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("many", [False, True])
+def test_sparse_student_is_exported(many: bool, nano: Nano, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    student = compress(nano, gsa(dense_below=0, top_k=4) + fp8())
+    exported = export_model(student, tmp_path / "student.onnx", many_views=many)
+    assert exported.differences is not None and max(exported.differences.values()) < 1e-4
+    assert exported.limits["fewest_views"] == (50 if many else 1) and exported.limits["least"] == 5 * 16
+    assert all(part.scheme_name == "fp8" for part in student.modules() if isinstance(part, QuantLinear))
+
+
 class Svd(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return torch.linalg.svdvals(images)
@@ -87,7 +100,7 @@ def test_operator_that_onnx_lacks_is_named(tmp_path: Path) -> None:
 
 
 def test_bad_calls_are_told_before_any_work(nano: Nano, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exports, "trace", lambda model: pytest.fail("recorded"))
+    monkeypatch.setattr(exports, "trace", lambda *call: pytest.fail("recorded"))
     (tmp_path / "old.pt2").write_bytes(b"")
     for name, said in (
         ("nano.tflite", r"ends in \.onnx"),
@@ -104,10 +117,12 @@ def test_bad_calls_are_told_before_any_work(nano: Nano, tmp_path: Path, monkeypa
 def test_models_that_make_no_graph_are_refused(nano: Nano) -> None:
     with pytest.raises(UsageError, match="no network"):
         check_exportable(NoNetwork())
-    with pytest.raises(UsageError, match="which frame sees which"):
-        check_exportable(tiny("lingbot-map"))
-    with pytest.raises(UsageError, match="attention cannot be exported"):
+    with pytest.raises(UsageError, match="SLA attention cannot be exported: its lists"):
+        check_exportable(compress(nano, sla(dense_below=0)))
+    with pytest.raises(UsageError, match=r"below 3,072 tokens this model attends densely"):
         check_exportable(compress(nano, "gsa"))
+    with pytest.raises(UsageError, match="one graph for all numbers of views"):
+        limits_of(tiny("vggt"), many=True)
     with pytest.raises(UsageError, match="bfloat16"):
         check_exportable(Nano(nano.config).to(torch.bfloat16))
 

@@ -7,13 +7,20 @@ from collections.abc import Callable
 import pytest
 import torch
 from contracts.tiny import tiny
+from torch import Tensor, nn
+from torch.export import Dim
 
+from lean3r.attention.coarse_fine import Gsa
 from lean3r.deploy.graph import outputs_of
 from lean3r.geometry.rotation import nearest_rotation
 from lean3r.heads import sky
+from lean3r.layers.attention import SelfAttention
+from lean3r.layers.causal import CausalTrunk, FrameSight
+from lean3r.layers.frames import CachePolicy, FrameTable
+from lean3r.layers.trunk import Trunk
 from lean3r.layers.vit import VisionTransformer
 from lean3r.models import MODELS
-from lean3r.types import Views
+from lean3r.types import TokenLayout, Views
 
 Traced = Callable[[bool], None]
 
@@ -37,6 +44,76 @@ def test_traced_model_predicts_the_same(name: str, traced: Traced) -> None:
             found = outputs_of(model(Views(images)))
         for key, value in expected.items():
             torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-4, msg=f"{key}, {views} views")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"top_k": 3},
+        {"top_k": 3, "fill": "repeat_last"},
+        {"top_k": 40, "special": "pooled"},
+        {"top_k": 3, "kv": "fp8", "gate": "one"},
+        {"window": 2, "top_k": 4},
+    ],
+)
+def test_traced_sparse_attention_chooses_the_same(settings: dict, traced: Traced) -> None:
+    attention = SelfAttention(64, 2)
+    attention.mechanism = Gsa(64, 2, **settings)
+    for rows, cols, views, special, window in (
+        (3, 9, 1, 1, None),
+        (7, 4, 3, 5, 4),
+        (4, 4, 3, 0, None),
+        (9, 7, 2, 1, 2),
+    ):
+        layout = TokenLayout(views, special, rows, cols, window=window)
+        x = torch.randn(2, views * layout.tokens, 64)
+        with torch.no_grad():
+            traced(False)
+            expected = attention(x, layout)
+            traced(True)
+            torch.testing.assert_close(attention(x, layout), expected, rtol=0, atol=1e-5)
+
+
+class SparseTrunk(nn.Module):
+    """Frame and global blocks, the latter sparse, over patches [1, S, H, W, C] with a special token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = Trunk(("frame", "global"), 32, 2)
+        self.trunk.blocks[1].get_submodule("attn").mechanism = gsa = Gsa(32, 2, top_k=3, window=2)
+        assert gsa.gate is not None
+        nn.init.normal_(gsa.gate.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        views, rows, cols, dim = x.shape[1:]
+        x = torch.cat([x.new_ones(1, views, 1, dim), x.flatten(2, 3)], 2)
+        return self.trunk(x, TokenLayout(views, 1, rows, cols))[0]
+
+
+class OrderedTrunk(nn.Module):
+    """The same with blocks that see frames in order: one anchor, two last frames, one token of the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = CausalTrunk(("frame", "global"), 32, 2, roles={"global": {"rope": "time"}})
+
+    def forward(self, x: Tensor) -> Tensor:
+        views, rows, cols, dim = x.shape[1:]
+        sight = FrameSight(FrameTable.of(CachePolicy(anchors=1, window=2, interval=2), views), 1)
+        x = torch.cat([x.new_ones(1, views, 1, dim), x.flatten(2, 3)], 2)
+        return self.trunk(x, TokenLayout(views, 1, rows, cols), extra={1: sight})[0]
+
+
+@pytest.mark.parametrize("kind", [SparseTrunk, OrderedTrunk])
+def test_one_graph_serves_all_numbers_of_views_and_patches(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = kind().eval()
+    sizes = {1: Dim("views", min=2, max=100), 2: Dim("rows", min=3, max=100), 3: Dim("cols", min=3, max=100)}
+    with torch.no_grad():
+        program = torch.export.export(model, (torch.randn(1, 3, 6, 8, 32),), dynamic_shapes={"x": sizes}).module()
+        for views, rows, cols in ((3, 8, 6), (2, 6, 8), (9, 5, 7), (4, 3, 3)):
+            x = torch.randn(1, views, rows, cols, 32)
+            torch.testing.assert_close(program(x), model(x), rtol=0, atol=1e-5)
 
 
 def test_traced_rotation_is_the_nearest_one(traced: Traced) -> None:

@@ -16,8 +16,9 @@ from torch import Tensor
 from lean3r.errors import UsageError
 from lean3r.ops.dispatch import Implementation, choose, too_large
 from lean3r.ops.registered import operator
+from lean3r.tracing import is_traced, without_autocast
 
-_MODULES = {"reference": "reference", "torch": "torch_path", "triton": "kernel"}
+_MODULES = {"reference": "reference", "torch": "torch_path", "triton": "kernel", "traced": "traced"}
 _MAX_HEAD_DIM = 128
 
 
@@ -83,9 +84,11 @@ def _run(
     q, k = q.to(v.dtype), k.to(v.dtype)
     if key_mask is not None:  # whatever the padding holds, NaN included, stays out of sums and gradients
         k, v = (t.masked_fill(~key_mask[:, None, :, None], 0) for t in (k, v))
-    how = choose("block_select", implementation, (q, k, v), torch_path=True, unsupported=_unsupported(q))
+    how = "traced"
+    if not is_traced():
+        how = choose("block_select", implementation, (q, k, v), torch_path=True, unsupported=_unsupported(q))
     run = importlib.import_module(f"{__name__}.{_MODULES[how]}").select
-    with torch.autocast(q.device.type, enabled=False):  # it would lower the products that rank
+    with without_autocast(q.device.type):  # it would lower the products that rank
         chosen, out, lse = run(q, k, v, top_k, scale, key_mask, skip)
     return out, lse, _fill(chosen, key_mask, k.shape[2], fill)
 

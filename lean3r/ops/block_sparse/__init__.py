@@ -9,6 +9,7 @@ from lean3r.errors import UsageError
 from lean3r.ops.block_sparse.coded import KeyValues, check_kv, rounded_blocks
 from lean3r.ops.dispatch import Implementation, choose, too_large
 from lean3r.ops.registered import operator
+from lean3r.tracing import is_traced, without_autocast
 
 __all__ = ["KeyValues", "block_sparse_attention", "check_kv", "rounded_blocks", "unsupported"]
 
@@ -71,7 +72,9 @@ def _run(
     tensors = (q, k, v, *(dense_keys or ()))
     reason = unsupported(q.shape[-1], query_block, key_block)
     reason = reason or too_large(q, max(query_block, key_block))
-    chosen = choose("block_sparse_attention", implementation, tensors, torch_path=True, unsupported=reason)
+    chosen = "traced"
+    if not is_traced():
+        chosen = choose("block_sparse_attention", implementation, tensors, torch_path=True, unsupported=reason)
     coded = kv == "fp8" and k.shape[2] > 0
     if coded and (chosen != "triton" or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))):
         k, v, coded = rounded_blocks(k, key_block, key_mask), rounded_blocks(v, key_block, key_mask), False
@@ -81,9 +84,11 @@ def _run(
         from lean3r.ops.block_sparse.kernel import attend
     elif chosen == "torch":
         from lean3r.ops.block_sparse.gather import attend
+    elif chosen == "traced":
+        from lean3r.ops.block_sparse.traced import attend
     else:
         from lean3r.ops.block_sparse.reference import attend
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         return attend(q, k, v, blocks, query_block, key_block, factor, key_mask, dense_keys)
 
 
