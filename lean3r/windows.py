@@ -56,15 +56,20 @@ def _order(rows: int, cols: int, side: int) -> Tensor:
     return _places(rows, cols, side).argsort()
 
 
+def _windows(length: int, side: int) -> int:
+    """Windows along a side. Not -(-length // side): what becomes of a symbol in ONNX rounds towards zero."""
+    return (length + side - 1) // side
+
+
 def _places(rows: int, cols: int, side: int) -> Tensor:
     """[P] the place of each row-major patch, where windows of side x side places follow one another."""
     row, col = torch.arange(rows)[:, None], torch.arange(cols)
-    window = row // side * -(-cols // side) + col // side
+    window = row // side * _windows(cols, side) + col // side
     return ((window * side + row % side) * side + col % side).flatten()
 
 
 def _members(rows: int, cols: int, order: int | None, side: int) -> Tensor:
-    down, across = (torch.arange(-(-length // side) * side).unflatten(0, (-1, side)) for length in (rows, cols))
+    down, across = (torch.arange(_windows(length, side) * side).unflatten(0, (-1, side)) for length in (rows, cols))
     row, col = down[:, None, :, None], across[:, None]
     index = torch.where((row < rows) & (col < cols), row * cols + col, -1).flatten(2).flatten(0, 1)
     if order is None:

@@ -81,12 +81,9 @@ class FrameSight:
     def _by_tokens(self, tokens: int) -> Tensor:
         """Which token sees which, [S * T, S * T]; made once."""
         if self._mask is None:
-            index = torch.arange(self.rope.count * tokens)
-            frame, kept = index // tokens, index % tokens < self.memory
-            full, memory = (
-                x.index_select(0, frame).index_select(1, frame) for x in (self.table.full, self.table.memory)
-            )
-            self._mask = full | (memory & kept)
+            frames, kept = self.rope.count, torch.arange(tokens) < self.memory
+            seen = self.table.full[:, None, :, None] | (self.table.memory[:, None, :, None] & kept)
+            self._mask = seen.expand(-1, tokens, -1, -1).reshape(frames * tokens, frames * tokens)
         return self._mask
 
     def _seen(self, x: Tensor, row: int, tokens: int) -> Tensor:

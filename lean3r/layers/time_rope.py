@@ -70,8 +70,8 @@ def _angles(positions: Tensor, channels: int) -> Tensor:
 
 def _space(special: int, rows: int, cols: int, window: int | None, head_dim: int) -> Tensor:
     """Angles of row and column [T, ...] float64 of the tokens of one frame."""
-    row = torch.arange(rows, dtype=torch.float64).repeat_interleave(cols)
-    col = torch.arange(cols, dtype=torch.float64).repeat(rows)
+    row = torch.arange(rows, dtype=torch.float64)[:, None].expand(rows, cols).flatten()
+    col = torch.arange(cols, dtype=torch.float64).expand(rows, cols).flatten()
     patches = torch.stack([row, col]) + special
     order = TokenLayout(1, special, rows, cols, window=window).order()
     patches = patches if order is None else patches[:, order]
