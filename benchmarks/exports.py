@@ -3,9 +3,10 @@
     python benchmarks/exports.py [--rounds 7]
 
 nano as .onnx (onnxruntime) and as .pt2 (torch.export) against nano itself, in turns, on one thread each, on noise of
-320 x 240 pixels; before that, the largest |file - model| / max(1, |model|) of each output. The same differences for
-VGGT, Pi3 and Depth Anything 3 in their smallest configurations, with random weights, as .onnx: pictures of 1, 2 and 5
-views, other sizes than the graph was recorded with. Writes benchmarks/results/exports.json; needs the extra `onnx`.
+320 x 240 pixels; before that, the largest |file - model| / max(1, |model|) of each output. nano-gsa-fp8 likewise as
+.onnx for few views and for many. The same differences for VGGT, Pi3, Depth Anything 3, Speed3R and LingBot-Map in their
+smallest configurations, with random weights, as .onnx: pictures of 1, 2 and 5 views, other sizes than the graph was
+recorded with. Writes benchmarks/results/exports.json; needs the extra `onnx`.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ from lean3r.types import Views
 sys.path.insert(0, str(ROOT / "tests"))
 from contracts.tiny import tiny
 
-VIEWS, HEIGHT, WIDTH = (2, 8), 240, 320
-OTHERS = ("vggt", "pi3", "da3-small")
+VIEWS, MANY, HEIGHT, WIDTH = (2, 8), 64, 240, 320
+OTHERS = ("vggt", "pi3", "da3-small", "speed3r-pi3", "lingbot-map", "nano-stream")
 
 
-def of_file(model: Backbone, path: Path) -> dict[str, Any]:
+def of_file(model: Backbone, path: Path, **options: bool) -> dict[str, Any]:
     """What export_model found out, and how long it took."""
     start = time.process_time()
-    found: Exported = export_model(model, path)
+    found: Exported = export_model(model, path, **options)
     row: dict[str, Any] = {"mb": found.bytes / 1e6, "differences": found.differences}
     row |= {key: found.details[key] for key in ("opset", "operators") if key in found.details}
     return row | {"export_cpu_s": time.process_time() - start}
@@ -87,6 +88,20 @@ def main() -> None:
             }
             result["seconds"].append({"views": views, "rows": seconds(runs, rounds)})
             print(result["seconds"][-1], flush=True)
+        student = load("nano-gsa-fp8", None, "cpu", "float32")
+        path = folder / "many.onnx"
+        result["student"] = {
+            "few": of_file(student, folder / "few.onnx"),
+            "many": of_file(student, path, many_views=True),
+        }
+        session = onnxruntime.InferenceSession(path, options)
+        images = torch.rand(1, MANY, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(MANY))
+        runs = {
+            "lean3r": lambda: outputs_of(student(Views(images))),
+            "onnxruntime": lambda: session.run(None, {"images": images.numpy()}),
+        }
+        result["student"]["seconds"] = {"views": MANY, "rows": seconds(runs, min(rounds, 3))}
+        print(result["student"], flush=True)
         for other in OTHERS:
             result["others"][other] = of_file(tiny(other), folder / f"{other}.onnx")
             print(other, result["others"][other], flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +85,28 @@ def test_sparse_student_is_exported(many: bool, nano: Nano, tmp_path: Path) -> N
     assert exported.differences is not None and max(exported.differences.values()) < 1e-4
     assert exported.limits["fewest_views"] == (50 if many else 1) and exported.limits["least"] == 5 * 16
     assert all(part.scheme_name == "fp8" for part in student.modules() if isinstance(part, QuantLinear))
+
+
+@pytest.mark.slow
+def test_compiled_package_computes_what_the_graph_does(tmp_path: Path) -> None:
+    if sys.platform != "linux" or shutil.which("g++") is None:
+        pytest.skip("there is no compiler")
+    model = nn.Sequential(nn.Flatten(3), nn.Linear(48, 4), nn.GELU())
+    sizes = ({1: torch.export.Dim("views", min=2, max=9)},)
+    program = torch.export.export(Named(model), (torch.rand(1, 2, 3, 6, 8),), dynamic_shapes=sizes)
+    _, run = exports._write(".aoti.pt2", program, tmp_path / "model.aoti.pt2", {})
+    assert run is not None and (tmp_path / "model.aoti.pt2").is_file()
+    images = torch.rand(1, 5, 3, 6, 8)
+    torch.testing.assert_close(run(images)["depth"], model(images))
+
+
+class Named(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"depth": self.model(images)}
 
 
 class Svd(nn.Module):

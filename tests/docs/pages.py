@@ -131,6 +131,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "lean3r export-model nano nano.onnx": GRAPHS,
         "lean3r export-model nano nano.pt2": GRAPHS,
         "lean3r export-model nano nano.aoti.pt2": GRAPHS,
+        "lean3r export-model nano-gsa-fp8 many.onnx --many-views": GRAPHS,
         "import json": GRAPHS,
         "import torch": GRAPHS,
     },
