@@ -84,11 +84,11 @@ def runner(path: Path) -> Callable[[Tensor], dict[str, Tensor]] | None:
 
 def _explain(error: Exception) -> str:
     """One line for the user: the operator that ONNX lacks."""
-    text, cause = "", error
+    text, cause, root = "", error, error
     while cause is not None:
-        text, cause = f"{text}\n{cause}", cause.__cause__
+        text, root, cause = f"{text}\n{cause}", cause, cause.__cause__
     found = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", text)
-    what = f"ONNX has no operator for {found[1]}" if found else f"torch.onnx cannot convert it ({_first_line(error)})"
+    what = f"ONNX has no operator for {found[1]}" if found else f"torch.onnx cannot convert it ({_first_line(root)})"
     return f"this model cannot become an ONNX file: {what}. Export it as .pt2, which keeps every operator."
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lean3r.errors import UsageError
+from lean3r.tracing import is_traced
 
 TRAINED = 320
 """Stored frames of the longest clips in training."""
@@ -60,8 +61,11 @@ class CachePolicy:
             raise UsageError(f"motion_px is {self.motion_px}; expected at least 0 pixels.")
 
     def for_frames(self, count: int) -> CachePolicy:
-        """The policy for a sequence of this many frames: an `interval` of None becomes a number."""
-        return self if self.interval is not None else replace(self, interval=max(1, -(-count // TRAINED)))
+        """The policy for a sequence of this many frames: an `interval` of None becomes a number, that of up to TRAINED
+        frames in a traced model, which takes no more."""
+        if self.interval is not None:
+            return self
+        return replace(self, interval=1 if is_traced() else max(1, -(-count // TRAINED)))
 
     def is_keyframe(self, index: int) -> bool:
         """Whether a frame is stored, by its number alone."""
