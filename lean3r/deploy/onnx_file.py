@@ -82,7 +82,7 @@ def runner(path: Path) -> Callable[[Tensor], dict[str, Tensor]] | None:
     return run
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: BaseException) -> str:
     """One line for the user: the operator that ONNX lacks."""
     text, cause, root = "", error, error
     while cause is not None:
@@ -92,7 +92,7 @@ def _explain(error: Exception) -> str:
     return f"this model cannot become an ONNX file: {what}. Export it as .pt2, which keeps every operator."
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return next(filter(None, (line.strip() for line in str(error).splitlines())), type(error).__name__)
 
 
