@@ -19,6 +19,7 @@ from lean3r.attention.coarse_fine import Gsa
 from lean3r.deploy import onnx_file
 from lean3r.deploy.graph import FEWEST_VIEWS, OUTPUTS, Limits, limits_of, outputs_of, trace, whole_activations
 from lean3r.errors import LeanError, UsageError
+from lean3r.layers.matching import MANY
 from lean3r.models.base import Backbone
 from lean3r.models.execution import check_compiler
 from lean3r.types import Views
@@ -33,7 +34,8 @@ CHECKED = ((0, 8, 6), (1, 5, 3), (4, 4, 7))
 CHECKED_SPARSE = (4, 12, 16)
 """The same, besides, where attention chooses: more windows than it takes."""
 TRIES = 3
-"""Pictures of that size. Windows that are equally good within rounding may change places: the median counts."""
+"""How often, where a model chooses windows or views. What is equally good within rounding may change places: the median
+counts."""
 
 
 class DifferentError(LeanError):
@@ -135,13 +137,12 @@ def check_target(path: Path, *, overwrite: bool) -> str:
 def compare(model: Backbone, run: Run, limits: Limits) -> dict[str, float]:
     """Largest |run - model| / max(1, |model|) of each output, over pictures of the sizes of CHECKED, and of
     CHECKED_SPARSE for a model whose attention chooses."""
-    sizes = [*CHECKED, *([CHECKED_SPARSE] if any(isinstance(part, Gsa) for part in model.modules()) else [])]
+    is_sparse = any(isinstance(part, Gsa) for part in model.modules())
+    count = TRIES if is_sparse or limits.fewest >= MANY else 1
     generator = torch.Generator().manual_seed(0)
     worst: dict[str, float] = {}
-    for size in sizes:
-        tries = [
-            _difference(model, run, limits, size, generator) for _ in range(TRIES if size == CHECKED_SPARSE else 1)
-        ]
+    for size in [*CHECKED, *([CHECKED_SPARSE] if is_sparse else [])]:
+        tries = [_difference(model, run, limits, size, generator) for _ in range(count)]
         for name in tries[0]:
             worst[name] = max(worst.get(name, 0.0), median(off[name] for off in tries))
     return worst
@@ -150,9 +151,11 @@ def compare(model: Backbone, run: Run, limits: Limits) -> dict[str, float]:
 def _difference(
     model: Backbone, run: Run, limits: Limits, size: tuple[int, int, int], generator: torch.Generator
 ) -> dict[str, float]:
-    """`compare` for random pictures of one size."""
+    """`compare` for random pictures of one size, each in a colour of its own, so that views differ."""
     height, width = (max(patches * model.patch, limits.least) for patches in size[1:])
-    images = torch.rand(1, limits.fewest + size[0], 3, height, width, generator=generator)
+    views = limits.fewest + size[0]
+    images = torch.rand(1, views, 3, height, width, generator=generator)
+    images = images * torch.rand(1, views, 3, 1, 1, generator=generator)
     with torch.no_grad():
         expected, found = outputs_of(model(Views(images))), run(images)
     return {
