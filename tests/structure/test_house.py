@@ -34,6 +34,7 @@ COMMON = {
     "scratch",
     "tables",
     "tracing",
+    "windows",
 }
 ROOMS = {
     "geometry": set(),
@@ -53,7 +54,7 @@ ROOMS = {
     "pipeline": {"models", "compress", "inputs", "geometry", "refine", "stereo"},
     "stream": {"models", "layers", "pipeline", "inputs", "geometry", "refine", "stereo", "export"},
     "grow": {"models", "pipeline", "inputs", "geometry", "refine", "stereo", "export", "stream"},
-    "deploy": {"models", "layers", "attention"},
+    "deploy": {"models", "compress", "layers", "attention"},
     "quality": {"pipeline", "grow", "export", "geometry"},
     "view": {"geometry", "inputs", "export"},
     "web": {"models", "export", "view"},
@@ -74,6 +75,7 @@ ROOMS = {
     "scratch": set(),
     "tables": {"tracing"},
     "tracing": set(),
+    "windows": {"tables", "tracing"},
     "showing": {"types"},
     "__init__": {"*"},
     "__main__": {"cli"},
