@@ -108,7 +108,7 @@ def run(case: Mapping[str, Any], images: Tensor, synthetic: ModuleType) -> dict[
         found |= {
             "mask.full": table.full,
             "mask.special_only": table.memory,
-            "mask.time_index": torch.tensor(table.times),
+            "mask.time_index": table.times,
         }
     return found
 
