@@ -20,6 +20,7 @@ from lean3r.colmap_library import pycolmap
 from lean3r.processes import end_with_input
 from lean3r.refine import accept, adjust, features, focal, judge, matching
 from lean3r.refine.job import OUT_OF_TIME, Answer, Job
+from lean3r.refine.rivals import ELSEWHERE, differing
 from lean3r.refine.separate import are_apart
 
 ENOUGH = 0.8  # if a model fits this share of the verified matches, no other method is tried
@@ -121,8 +122,8 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
     if len(views) >= max(2, matched / 2):
         model = mapper.from_poses(job.start, views)
         answers += filter(None, [answer_of(job, matches, model, True)])
+    found: list[Answer] = []
     if not answers or len(job.views) <= FEW or not is_enough(answers[0], matched):
-        found = []
         for make in (adjust.global_model, adjust.incremental_model):
             model = make(job, here, database)
             if model is not None:
@@ -134,11 +135,11 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
     best = max(answers, key=lambda answer: fitness(job, answer), default=None)
     if best is None:
         return
-    yield best
+    yield doubted(job, best, found)
     if CALIBRATING <= best.trusted.sum() < len(features.files_to_view(job)):
         again = recalibrate(job, here, database, best)
         if again is not None and again.trusted.sum() > best.trusted.sum():
-            yield again
+            yield doubted(job, again, found)
 
 
 def is_whole(job: Job, answer: Answer) -> bool:
@@ -158,6 +159,12 @@ def soundest(answers: Sequence[Answer]) -> list[Answer]:
     most = max((answer.trusted.sum() for answer in answers), default=0)
     rivals = [answer for answer in answers if answer.trusted.sum() >= NEARLY * most]
     return sorted(rivals, key=lambda answer: answer.report["after"]["score"])[-1:]
+
+
+def doubted(job: Job, answer: Answer, found: Sequence[Answer]) -> Answer:
+    """An answer; of a video's frames, those are not trusted that another model of the same matches has elsewhere."""
+    rivals = [rival for rival in found if rival is not answer] if job.sequences else []
+    return answer.with_doubts({view for rival in rivals for view in differing(answer, rival)}, ELSEWHERE)
 
 
 def settle(job: Job, matches: matching.Matches, mapper: adjust.Mapper, model: pycolmap.Reconstruction) -> Answer | None:

@@ -1,0 +1,46 @@
+"""Frames of a video that two models of the same matches put in different places: one of the two slips there."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from lean3r.geometry.align import umeyama
+from lean3r.refine.job import Answer
+
+STEPS = 0.5  # median steps from frame to frame: models of 48 frames that were right were 0.08 apart at most
+REPEATS = 3
+LEAST = 5  # views that determine how two models lie to each other
+ELSEWHERE = "another model that fits nearly as well has it in another place"
+
+
+def differing(answer: Answer, rival: Answer) -> list[int]:
+    """The trusted views of an answer that a rival has elsewhere, and those that it lacks next to these.
+
+    The models are aligned where most of their cameras agree: a slip moves all behind it. None where the rival trusts
+    too few views, or fewer than half of those of the answer.
+    """
+    views = np.flatnonzero(answer.trusted)
+    shared = np.flatnonzero(rival.trusted[views])
+    if len(shared) < max(LEAST, len(views) / 2):
+        return []
+    centres, others = (torch.from_numpy(_centres(x)[views[shared]]) for x in (answer, rival))
+    step = np.median(np.linalg.norm(np.diff(centres.numpy(), axis=0), axis=1))
+    length = max(LEAST, len(shared) // 4)
+    agree = np.zeros(len(shared), bool)
+    for start in range(len(shared) - length + 1):
+        near = np.isin(np.arange(len(shared)), np.arange(start, start + length))
+        for _ in range(REPEATS):
+            fit = umeyama(others[near], centres[near])
+            near = torch.linalg.vector_norm(fit.apply(others) - centres, dim=-1).numpy() < STEPS * step
+            if near.sum() < LEAST:
+                break
+        if near.sum() > agree.sum():
+            agree = near
+    nearest = np.abs(np.arange(len(views))[:, None] - shared).argmin(1)
+    return views[~agree[nearest]].tolist()
+
+
+def _centres(answer: Answer) -> np.ndarray:
+    poses = answer.cam_from_world
+    return -np.einsum("sij,si->sj", poses[:, :3, :3], poses[:, :3, 3])

@@ -1,0 +1,58 @@
+"""Frames that two models of one video have in different places are doubted; models that agree doubt nothing."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from lean3r.refine import worker
+from lean3r.refine.job import Answer
+
+FRAMES = 30
+
+
+def model_of(centres: np.ndarray, trusted: np.ndarray | None = None) -> Answer:
+    """Cameras at these places, in a world frame and scale of the model's own."""
+    poses = np.tile(np.eye(4), (len(centres), 1, 1))
+    turn = Rotation.random(random_state=len(centres)).as_matrix()
+    poses[:, :3, :3] = turn
+    poses[:, :3, 3] = -(3 * centres + [5, 0, 1]) @ turn.T
+    sure = np.ones(len(centres), bool) if trusted is None else trusted
+    nothing, report = np.zeros(0), {"doubts": [None if known else "lost" for known in sure]}
+    return Answer(poses, sure, (), (), (), *[nothing] * 5, report)
+
+
+def walk() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.cumsum([1, 0.1, 0.2] + 0.3 * rng.normal(size=(FRAMES, 3)), axis=0)
+
+
+def doubts_of(answer: Answer, *others: Answer, video: bool = True) -> list[int]:
+    job: Any = SimpleNamespace(sequences=[list(range(FRAMES))] if video else [])
+    return np.flatnonzero(~worker.doubted(job, answer, [answer, *others]).trusted).tolist()
+
+
+def test_frames_of_a_slip_are_doubted_with_those_beside_it_that_the_other_model_lacks() -> None:
+    right = walk()
+    slipped = right.copy()
+    slipped[20:] = slipped[20] + 2.5 * (slipped[20:] - slipped[20])
+    lost = np.arange(FRAMES) < FRAMES - 3
+    for doubts in (
+        doubts_of(model_of(right), model_of(slipped)),
+        doubts_of(model_of(slipped), model_of(right)),
+        doubts_of(model_of(slipped), model_of(right, lost)),
+    ):
+        assert doubts == list(range(21, FRAMES))
+
+
+def test_models_that_agree_doubt_nothing_nor_do_small_ones_or_those_of_photos() -> None:
+    right = walk()
+    near = right + 0.05 * np.random.default_rng(1).normal(size=right.shape)
+    assert doubts_of(model_of(right), model_of(near)) == [] == doubts_of(model_of(right))
+    wrong = np.random.default_rng(2).normal(size=right.shape)
+    assert doubts_of(model_of(right), model_of(wrong, np.arange(FRAMES) < FRAMES // 3)) == []
+    assert doubts_of(model_of(right), model_of(wrong), video=False) == []
+    assert len(doubts_of(model_of(right), model_of(wrong))) > FRAMES / 2
