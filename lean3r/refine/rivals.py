@@ -26,19 +26,18 @@ def differing(answer: Answer, rival: Answer) -> list[int]:
         return []
     centres, others = (torch.from_numpy(_centres(x)[views[shared]]) for x in (answer, rival))
     step = np.median(np.linalg.norm(np.diff(centres.numpy(), axis=0), axis=1))
-    length = max(LEAST, len(shared) // 4)
-    agree = np.zeros(len(shared), bool)
+    length, index = max(LEAST, len(shared) // 4), torch.arange(len(shared))
+    agree = index < 0
     for start in range(len(shared) - length + 1):
-        near = np.isin(np.arange(len(shared)), np.arange(start, start + length))
+        near = (index >= start) & (index < start + length)
         for _ in range(REPEATS):
             fit = umeyama(others[near], centres[near])
-            near = torch.linalg.vector_norm(fit.apply(others) - centres, dim=-1).numpy() < STEPS * step
+            near = torch.linalg.vector_norm(fit.apply(others) - centres, dim=-1) < STEPS * step
             if near.sum() < LEAST:
                 break
-        if near.sum() > agree.sum():
-            agree = near
+        agree = max(agree, near, key=lambda some: int(some.sum()))
     nearest = np.abs(np.arange(len(views))[:, None] - shared).argmin(1)
-    return views[~agree[nearest]].tolist()
+    return views[~agree.numpy()[nearest]].tolist()
 
 
 def _centres(answer: Answer) -> np.ndarray:

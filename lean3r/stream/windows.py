@@ -258,16 +258,19 @@ class WindowEngine:
 
     def _between(self, frame: _Pending, results: Sequence[Result]) -> Estimate:
         """The estimate of a frame that is no keyframe."""
-        usable = [r for r in results if r.is_certain] or [r for r in results if r.is_registered] or list(results)
-        after = next((i for i, r in enumerate(usable) if r.keyframe.index > frame.index), len(usable))
         flags = set(self._standing) | ({"between"} if frame.has_content else {"no-content", "lost"})
-        if after in (0, len(usable)):
+        registered = [r for r in results if r.is_registered] or list(results)
+        for usable in ([r for r in results if r.is_certain] or registered, registered):
+            after = next((i for i, r in enumerate(usable) if r.keyframe.index > frame.index), len(usable))
+            if 0 < after < len(usable):
+                break
             nearest = usable[0] if after == 0 else usable[-1]
             moved = abs(frame.travelled - nearest.travelled)
-            flags |= {"still"} if moved < STILL * self.settings.step else set()
             # Beyond the outermost camera that is known: not farther than a keyframe's distance, or it may be anywhere.
-            flags |= {"uncertain"} if moved > self.settings.step or not nearest.is_certain else set()
-            return self._estimate(frame, nearest.pose, nearest.original_intrinsics, frozenset(flags))
+            if (nearest.is_certain and moved <= self.settings.step) or usable is registered:
+                flags |= {"still"} if moved < STILL * self.settings.step else set()
+                flags |= {"uncertain"} if moved > self.settings.step or not nearest.is_certain else set()
+                return self._estimate(frame, nearest.pose, nearest.original_intrinsics, frozenset(flags))
         first, second = usable[after - 1], usable[after]
         if abs(frame.travelled - first.travelled) < STILL * self.settings.step and frame.has_content:
             flags |= {"still"}
