@@ -144,10 +144,9 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
 
 def is_whole(job: Job, answer: Answer) -> bool:
     """Whether a model makes other methods needless. The global mapper cannot do two views; of a short video, either may
-    lose frames that the other has."""
-    if job.sequences and FEW < len(job.views) <= LONG:
-        return bool(answer.trusted.all())
-    return int(answer.has.sum()) > 2
+    lose frames that the other has, or slip, which only the other tells."""
+    is_short_video = bool(job.sequences) and FEW < len(job.views) <= LONG
+    return int(answer.has.sum()) > 2 and not is_short_video
 
 
 def soundest(answers: Sequence[Answer]) -> list[Answer]:
