@@ -210,10 +210,16 @@ def video(r: Mapping[str, Any]) -> Iterable[str]:
 def exports(r: Mapping[str, Any]) -> Iterable[str]:
     for kind, row in r["nano"].items():
         yield f"nano{kind}: {row['mb']:.1f} MB, at most {max(row['differences'].values()):.1e} from the model"
+    for kind in ("few", "many"):
+        row = r["student"][kind]
+        yield f"nano-gsa-fp8.onnx for {kind} views: {row['mb']:.1f} MB, at most {max(row['differences'].values()):.1e}"
     for name, row in r["others"].items():
         yield f"a small {name}.onnx: at most {max(row['differences'].values()):.1e} from the model"
     for row in r["seconds"]:
         yield f"nano, {row['views']} views: " + ", ".join(f"{n} {x['cpu_s']:.2f} s" for n, x in row["rows"].items())
+    many = r["student"]["seconds"]
+    found = ", ".join(f"{n} {x['cpu_s']:.1f} s" for n, x in many["rows"].items())
+    yield f"nano-gsa-fp8, {many['views']} views: {found}"
 
 
 def web_page(r: Mapping[str, Any]) -> Iterable[str]:
