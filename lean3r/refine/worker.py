@@ -30,6 +30,7 @@ MORE = 1.08  # ratio of fitting matches: wrong shared cameras verify a tenth few
 MANY = 6  # views that determine a camera each
 NEARLY = 0.9  # of the trusted views of one model, that make another its rival
 LONG = 96  # frames of a video up to which they are also added one by one: the seconds grow faster than their number
+TWICE = 64  # frames of a video up to which they always are: a window of a stream has 48
 FEW = 6  # with so few views, a wrong model may fit nearly as well: a second method is tried
 DIFFERENT = (
     "the pictures fit clearly better with a focal length each, as if zoomed or cropped differently, but no such model "
@@ -145,8 +146,9 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
 def is_whole(job: Job, answer: Answer) -> bool:
     """Whether a model makes other methods needless. The global mapper cannot do two views; of a short video, either may
     lose frames that the other has, or slip, which only the other tells."""
-    is_short_video = bool(job.sequences) and FEW < len(job.views) <= LONG
-    return int(answer.has.sum()) > 2 and not is_short_video
+    if job.sequences and FEW < len(job.views) <= LONG:
+        return len(job.views) > TWICE and bool(answer.trusted.all())
+    return int(answer.has.sum()) > 2
 
 
 def soundest(answers: Sequence[Answer]) -> list[Answer]:
