@@ -100,6 +100,9 @@ _OPTIONAL = {
     "OpenEXR": ("depth in EXR files", "pip install 'lean3r[eval]'"),
     "trimesh": ("ground-truth clouds and meshes of data sets", "pip install 'lean3r[eval]'"),
     "fastapi": ("lean3r serve", "pip install 'lean3r[serve]'"),
+    "onnxscript": ("lean3r export-model to .onnx", "pip install 'lean3r[onnx]'"),
+    "laspy": ("clouds in las and laz", "pip install 'lean3r[geo]'"),
+    "rasterio": ("maps in GeoTIFF", "pip install 'lean3r[geo]'"),
     "triton": ("GPU kernels; not used by nano", "comes with the CUDA build of torch on Linux"),
 }
 

@@ -89,6 +89,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "lean3r view out": "runs until Ctrl-C",
         "lean3r batch scenes/ -o results": REPEATED,
         "lean3r serve": "runs until Ctrl-C",
+        "lean3r export-model nano nano.onnx": GRAPHS,
         "make test": SUITE,
         "pip install 'lean3r[mesh]'": DOWNLOADS,
         "pip install torch --index-url https://download.pytorch.org/whl/cpu": DOWNLOADS,
