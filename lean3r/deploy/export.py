@@ -46,8 +46,8 @@ class DifferentError(LeanError):
 class Exported:
     """A file that was written: its format, size in bytes, limits, axes, and how far its results are from the model's.
 
-    `differences` has for each output the largest |file - model| / max(1, |model|) over all pictures of CHECKED; None
-    where onnxruntime, which runs ONNX files, is not installed. `details` has what only one format has.
+    `differences` has for each output |file - model| / max(1, |model|) as `compare` found it; None where onnxruntime,
+    which runs ONNX files, is not installed. `details` has what only one format has.
     """
 
     path: Path
@@ -78,8 +78,9 @@ def export_model(model: Backbone, path: str | Path, *, many_views: bool = False,
     The file takes `images` [1, S, 3, H, W] float32 in [0, 1] and returns the tensors of Prediction by name; S, H and W
     are free within `limits_of(model, many=many_views)`: nano has one graph for few views and one for many. Weights stay
     codes where they are; activations are not rounded. The file is run on pictures of other numbers and sizes than those
-    it was recorded with, and gets its name only if all outputs are within TOLERANCE of the model's. UsageError for
-    another ending, an operator that ONNX lacks, or no compiler; MissingExtraError without the packages for ONNX.
+    it was recorded with, and gets its name only if all outputs are within TOLERANCE of the model's; see `compare`.
+    UsageError for another ending, an operator that ONNX lacks, or no compiler; MissingExtraError without the packages
+    for ONNX.
     """
     path = Path(path)
     kind = check_target(path, overwrite=overwrite)
@@ -91,7 +92,7 @@ def export_model(model: Backbone, path: str | Path, *, many_views: bool = False,
 
 
 def _export(model: Backbone, path: Path, kind: str, limits: Limits) -> Exported:
-    program = trace(model, limits)
+    program, replaces = trace(model, limits), path.exists()
     sizes = {
         "fewest_views": limits.fewest,
         "views": limits.views,
@@ -111,7 +112,7 @@ def _export(model: Backbone, path: Path, kind: str, limits: Limits) -> Exported:
             size = sum(file.stat().st_size for file in files)
             for file in files:
                 os.replace(file, path.parent / file.name)
-            if kind == ".onnx" and len(files) == 1:  # weights of a file that had this name
+            if kind == ".onnx" and replaces and len(files) == 1:  # weights of the file that had this name
                 path.with_name(f"{path.name}.data").unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}.") from error
@@ -135,8 +136,8 @@ def check_target(path: Path, *, overwrite: bool) -> str:
 
 
 def compare(model: Backbone, run: Run, limits: Limits) -> dict[str, float]:
-    """Largest |run - model| / max(1, |model|) of each output, over pictures of the sizes of CHECKED, and of
-    CHECKED_SPARSE for a model whose attention chooses."""
+    """Largest |run - model| / max(1, |model|) of each output, over pictures of the sizes of CHECKED; for a model that
+    chooses windows also of CHECKED_SPARSE, and where windows or views are chosen, of SHARE of the values."""
     is_sparse = any(isinstance(part, Gsa) for part in model.modules())
     chooses = is_sparse or limits.fewest >= MANY
     generator = torch.Generator().manual_seed(0)

@@ -87,6 +87,18 @@ def test_sparse_student_is_exported(many: bool, nano: Nano, tmp_path: Path) -> N
     assert all(part.scheme_name == "fp8" for part in student.modules() if isinstance(part, QuantLinear))
 
 
+def test_a_replaced_file_takes_its_weights_along(nano: Nano, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxscript")
+    program = torch.export.export(Named(nn.Sequential(nn.Flatten(3), nn.GELU())), (torch.rand(1, 2, 3, 4, 4),))
+    monkeypatch.setattr(exports, "trace", lambda *call: program)
+    monkeypatch.setattr(exports, "compare", lambda *call: {"depth": 0.0})
+    file, weights = tmp_path / "nano.onnx", tmp_path / "nano.onnx.data"
+    for there in (False, True):
+        weights.write_bytes(b"weights")
+        export_model(nano, file, overwrite=there)
+        assert weights.exists() is not there, "what no file refers to may be somebody's"
+
+
 @pytest.mark.slow
 def test_compiled_package_computes_what_the_graph_does(tmp_path: Path) -> None:
     if sys.platform != "linux" or shutil.which("g++") is None:
