@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
-from lean3r.geometry.align import umeyama
 from lean3r.refine.job import Answer
 
 STEPS = 0.5  # median steps from frame to frame: models of 48 frames that were right were 0.08 apart at most
@@ -24,20 +22,30 @@ def differing(answer: Answer, rival: Answer) -> list[int]:
     shared = np.flatnonzero(rival.trusted[views])
     if len(shared) < max(LEAST, len(views) / 2):
         return []
-    centres, others = (torch.from_numpy(_centres(x)[views[shared]]) for x in (answer, rival))
-    step = np.median(np.linalg.norm(np.diff(centres.numpy(), axis=0), axis=1))
-    length, index = max(LEAST, len(shared) // 4), torch.arange(len(shared))
+    centres, others = (_centres(x)[views[shared]] for x in (answer, rival))
+    step = np.median(np.linalg.norm(np.diff(centres, axis=0), axis=1))
+    length, index = max(LEAST, len(shared) // 4), np.arange(len(shared))
     agree = index < 0
     for start in range(len(shared) - length + 1):
         near = (index >= start) & (index < start + length)
         for _ in range(REPEATS):
-            fit = umeyama(others[near], centres[near])
-            near = torch.linalg.vector_norm(fit.apply(others) - centres, dim=-1) < STEPS * step
+            near = np.linalg.norm(_aligned(others, centres, near) - centres, axis=1) < STEPS * step
             if near.sum() < LEAST:
                 break
-        agree = max(agree, near, key=lambda some: int(some.sum()))
+        agree = max(agree, near, key=np.sum)
     nearest = np.abs(np.arange(len(views))[:, None] - shared).argmin(1)
-    return views[~agree.numpy()[nearest]].tolist()
+    return views[~agree[nearest]].tolist()
+
+
+def _aligned(points: np.ndarray, target: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """Points [N, 3] after the similarity that takes those `used` to the target (Umeyama's; no torch here: the refining
+    process starts without it)."""
+    mean, goal = points[used].mean(0), target[used].mean(0)
+    source, wanted = points[used] - mean, target[used] - goal
+    u, sizes, vt = np.linalg.svd(wanted.T @ source)
+    flip = np.array([1, 1, np.sign(np.linalg.det(u @ vt))])
+    scale = (sizes * flip).sum() / max((source**2).sum(), np.finfo(float).tiny)
+    return scale * (points - mean) @ (u * flip @ vt).T + goal
 
 
 def _centres(answer: Answer) -> np.ndarray:
