@@ -86,8 +86,8 @@ def limits_of(model: Backbone, *, many: bool = False) -> Limits:
 
 
 def check_exportable(model: Backbone) -> None:
-    """UsageError unless one graph serves all numbers of views: a network in float32 on the CPU, with dense attention
-    between views that have no order."""
+    """UsageError unless the model is a network in float32 on the CPU whose attention makes one graph for all numbers of
+    views."""
     if not model.SEES:
         raise UsageError(f"{model.name} has no network to export. Name a model (`lean3r models` lists them).")
     for part in model.modules():
@@ -99,7 +99,8 @@ def check_exportable(model: Backbone) -> None:
         if reason is not None:
             name = type(part.mechanism).__name__
             raise UsageError(
-                f"{name} attention cannot be exported: {reason}. Use --plan gsa with dense_below=0, or none."
+                f"{name} attention cannot be exported: {reason}. Export it without a plan, or with a plan of gsa whose "
+                "dense_below is 0 (docs/attention.md)."
             )
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point() and p.itemsize == 2}
     devices = {p.device.type for p in model.parameters()} - {"cpu"}

@@ -29,6 +29,11 @@ class Scene(NamedTuple):
         """The depth and cameras of a reconstruction; uncertain views have no depth."""
         return cls(reconstruction.certain_depth, reconstruction.cam_from_world, Optics.of(reconstruction))
 
+    @property
+    def centres(self) -> np.ndarray:
+        """Camera centres [S, 3] in the world."""
+        return -np.einsum("sij,si->sj", self.cam_from_world[:, :3, :3], self.cam_from_world[:, :3, 3])
+
     def world_points(self, view: int, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
         """World points [P, 3] of pixels of a view, NaN where there is no depth."""
         z = self.depth[view][rows, cols].astype(np.float64)
@@ -50,7 +55,7 @@ def neighbours(scene: Scene, count: int) -> list[np.ndarray]:
     views, height, width = scene.depth.shape
     grid = (np.arange(PROBES) + 0.5) / PROBES
     rows, cols = (a.ravel().astype(int) for a in np.meshgrid(grid * height, grid * width, indexing="ij"))
-    centres = -np.einsum("sij,si->sj", scene.cam_from_world[:, :3, :3], scene.cam_from_world[:, :3, 3])
+    centres = scene.centres
 
     def of_view(view: int) -> np.ndarray:
         world = scene.world_points(view, rows, cols)

@@ -73,7 +73,7 @@ def cast(scene: Scene) -> Votes:
     step = max(1, round((height * width / CHECKED_PIXELS) ** 0.5))
     rows, cols = np.arange(step // 2, height, step), np.arange(step // 2, width, step)
     grid = np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1).reshape(-1, 2)
-    centres = -np.einsum("sij,si->sj", scene.cam_from_world[:, :3, :3], scene.cam_from_world[:, :3, 3])
+    centres = scene.centres
     agree, against = (np.zeros((views, len(rows), len(cols)), np.float32) for _ in range(2))
     others_of = neighbours(scene, CHECKED if views < MANY else CHECKED_OF_MANY)
 

@@ -12,6 +12,7 @@ from lean3r.geometry.evidence import Sightings, weigh
 from lean3r.geometry.points import edge_mask
 from lean3r.parallel import by_threads
 from lean3r.refine.field import Field, fit_field, fit_scale
+from lean3r.refine.judge import centres_of
 from lean3r.types import Reconstruction, SparsePoints
 
 PRIOR_POINTS = 5.0  # weight of the scene's scale, in points of a view
@@ -59,8 +60,7 @@ def sightings(reconstruction: Reconstruction) -> list[Sightings]:
 
 def _trust(reconstruction: Reconstruction, sparse: SparsePoints) -> np.ndarray:
     """Weight [P] of each point in 0..1 from the relative error of its depth: pixel error over parallax."""
-    poses = reconstruction.cam_from_world
-    centres = -np.einsum("sij,si->sj", poses[:, :3, :3], poses[:, :3, 3])
+    centres = centres_of(reconstruction.cam_from_world)
     ray = sparse.xyz[sparse.point] - centres[sparse.view]
     ray /= np.maximum(np.linalg.norm(ray, axis=1, keepdims=True), 1e-30)
     mean = np.zeros_like(sparse.xyz)

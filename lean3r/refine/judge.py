@@ -61,7 +61,7 @@ def judge(
         shares = fitting[view, main & np.isfinite(fitting[view])]
         if len(shares) and np.median(shares) < LEAST_FITTING:
             doubt[view] = "most of its matches contradict its pose"
-    centres = -np.einsum("sij,si->sj", cam_from_world[:, :3, :3], cam_from_world[:, :3, 3])
+    centres = centres_of(cam_from_world)
     for run, times in sequences:
         sure = np.array([view for view in run if doubt[view] is None], int)
         doubt[sure[~unbroken(centres[sure], times[np.isin(run, sure)])]] = (
@@ -76,6 +76,11 @@ def judge(
     if held is not None:
         doubt[held], part[held] = None, 0
     return Verdict(tuple(part.tolist()), tuple(doubt.tolist()))
+
+
+def centres_of(cam_from_world: np.ndarray) -> np.ndarray:
+    """Camera centres [S, 3] of poses [S, 4, 4]; the refining process has no torch, which geometry/pose.py needs."""
+    return -np.einsum("sij,si->sj", cam_from_world[:, :3, :3], cam_from_world[:, :3, 3])
 
 
 def firm_parts(seen: np.ndarray, registered: np.ndarray) -> list[list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lean3r.refine.job import Answer
+from lean3r.refine.judge import centres_of
 
 STEPS = 0.5  # median steps from frame to frame: models of 48 frames that were right were 0.08 apart at most
 REPEATS = 3
@@ -22,7 +23,7 @@ def differing(answer: Answer, rival: Answer) -> list[int]:
     shared = np.flatnonzero(rival.trusted[views])
     if len(shared) < max(LEAST, len(views) / 2):
         return []
-    centres, others = (_centres(x)[views[shared]] for x in (answer, rival))
+    centres, others = (centres_of(x.cam_from_world[views[shared]]) for x in (answer, rival))
     step = np.median(np.linalg.norm(np.diff(centres, axis=0), axis=1))
     length, index = max(LEAST, len(shared) // 4), np.arange(len(shared))
     agree = index < 0
@@ -38,16 +39,11 @@ def differing(answer: Answer, rival: Answer) -> list[int]:
 
 
 def _aligned(points: np.ndarray, target: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """Points [N, 3] after the similarity that takes those `used` to the target (Umeyama's; no torch here: the refining
-    process starts without it)."""
+    """Points [N, 3] after the similarity that takes those `used` to the target (Umeyama's). pycolmap's refuses straight
+    walks and level ones; that of geometry/ needs torch, without which the refining process starts."""
     mean, goal = points[used].mean(0), target[used].mean(0)
     source, wanted = points[used] - mean, target[used] - goal
     u, sizes, vt = np.linalg.svd(wanted.T @ source)
     flip = np.array([1, 1, np.sign(np.linalg.det(u @ vt))])
     scale = (sizes * flip).sum() / max((source**2).sum(), np.finfo(float).tiny)
     return scale * (points - mean) @ (u * flip @ vt).T + goal
-
-
-def _centres(answer: Answer) -> np.ndarray:
-    poses = answer.cam_from_world
-    return -np.einsum("sij,si->sj", poses[:, :3, :3], poses[:, :3, 3])

@@ -48,6 +48,14 @@ def test_frames_of_a_slip_are_doubted_with_those_beside_it_that_the_other_model_
         assert doubts == list(range(21, FRAMES))
 
 
+def test_straight_and_level_walks_are_compared_too() -> None:
+    for right in (walk() * [1, 0, 0], walk() * [1, 0, 1]):
+        slipped = right.copy()
+        slipped[20:] = slipped[20] + 2.5 * (slipped[20:] - slipped[20])
+        assert doubts_of(model_of(right), model_of(right)) == []
+        assert doubts_of(model_of(right), model_of(slipped)) == list(range(21, FRAMES))
+
+
 def test_models_that_agree_doubt_nothing_nor_do_small_ones_or_those_of_photos() -> None:
     right = walk()
     near = right + 0.05 * np.random.default_rng(1).normal(size=right.shape)
