@@ -277,12 +277,17 @@ def drop_weak_views(model: pycolmap.Reconstruction) -> None:
         model.deregister_frame(model.images[worst].frame_id)
 
 
-def parallax_deg(model: pycolmap.Reconstruction) -> float:
-    """Median over the points of the largest angle between two of their rays, in degrees; 0 without points."""
-    centres = {i: model.images[i].projection_center() for i in model.reg_image_ids()}
-    angles = []
-    for point in model.points3D.values():
-        rays = np.array([centres[e.image_id] - point.xyz for e in point.track.elements])
-        rays /= np.linalg.norm(rays, axis=1, keepdims=True)
-        angles.append(np.degrees(np.arccos(np.clip((rays @ rays.T).min(), -1, 1))))
-    return float(np.median(angles)) if angles else 0.0
+def parallax_deg(centres: np.ndarray, xyz: np.ndarray, point: np.ndarray, view: np.ndarray) -> float:
+    """Median over points [P, 3] of the largest angle between two rays to centres [S, 3] that see them, in degrees; 0
+    without points. The measurements `point`, `view` [O] are in the order of the points."""
+    rays = centres[view] - xyz[point]
+    rays /= np.linalg.norm(rays, axis=1, keepdims=True)
+    seen = np.bincount(point, minlength=len(xyz))
+    first = np.cumsum(seen) - seen
+    angles = [np.zeros(0)]
+    for count in np.unique(seen[seen > 0]):
+        of_point = rays[first[seen == count][:, None] + np.arange(count)]
+        cosine = (of_point @ of_point.transpose(0, 2, 1)).min(axis=(1, 2))
+        angles.append(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+    every = np.concatenate(angles)
+    return float(np.median(every)) if len(every) else 0.0

@@ -10,17 +10,19 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from lean3r.colmap_library import pycolmap
 from lean3r.processes import end_with_input
-from lean3r.refine import accept, adjust, features, focal, judge, matching
+from lean3r.refine import adjust, features, focal, matching
+from lean3r.refine.built import Built
 from lean3r.refine.job import OUT_OF_TIME, Answer, Job
-from lean3r.refine.rivals import ELSEWHERE, differing
+from lean3r.refine.rivals import differing
 from lean3r.refine.separate import are_apart
 
 ENOUGH = 0.8  # if a model fits this share of the verified matches, no other method is tried
@@ -36,7 +38,6 @@ DIFFERENT = (
     "the pictures fit clearly better with a focal length each, as if zoomed or cropped differently, but no such model "
     "was found: the cameras may be far off"
 )
-NO_LENS = "no lens distorts like the camera found for it"
 SMALL = 1000  # longer side in pixels up to which a frame is small
 TRUSTED = 5  # trusted views needed to locate doubted ones
 SETTLING = 3  # times at most that they are located again
@@ -113,81 +114,104 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
         return
     mapper = adjust.Mapper(job, database)
     if job.held.any():
-        answer = answer_of(job, matches, mapper.from_poses(job.start, np.flatnonzero(job.held).tolist()), True)
-        if answer is not None:
-            yield answer
+        held = Built.of(job, matches, mapper.from_poses(job.start, np.flatnonzero(job.held).tolist()), True)
+        if held is not None:
+            yield held.judged(job, [])
         return
-    answers: list[Answer] = []
+    candidates: list[Built] = []
     views = adjust.consistent_views(matches, job.start)
     matched = len(np.unique(matches.pairs))
     if len(views) >= max(2, matched / 2):
-        model = mapper.from_poses(job.start, views)
-        answers += filter(None, [answer_of(job, matches, model, True)])
-    found: list[Answer] = []
-    if not answers or len(job.views) <= FEW or not is_enough(answers[0], matched):
-        for make in (adjust.global_model, adjust.incremental_model):
-            model = make(job, here, database)
-            if model is not None:
-                adjust.restore_known(job, model)
-                found += filter(None, [settle(job, matches, mapper, mapper.polish(model))])
-            if found and is_whole(job, found[-1]):
-                break
-        answers += soundest(found) if job.sequences else found
-    best = max(answers, key=lambda answer: fitness(job, answer), default=None)
+        candidates += filter(None, [Built.of(job, matches, mapper.from_poses(job.start, views), True)])
+    found: list[Built] = []
+    if not candidates or len(job.views) <= FEW or not is_enough(candidates[0].answer, matched):
+        found = by_methods(job, matches, here, database)
+        candidates += soundest(found) if job.sequences else found
+    best = max(candidates, key=lambda built: fitness(job, built.answer), default=None)
     if best is None:
         return
-    yield doubted(job, best, found)
-    if CALIBRATING <= best.trusted.sum() < len(features.files_to_view(job)):
-        again = recalibrate(job, here, database, best)
-        if again is not None and again.trusted.sum() > best.trusted.sum():
-            yield doubted(job, again, found)
+    yield best.judged(job, found)
+    if CALIBRATING <= best.answer.trusted.sum() < len(features.files_to_view(job)):
+        again = recalibrate(job, here, database, best.answer)
+        if again is not None and again.answer.trusted.sum() > best.answer.trusted.sum():
+            yield again.judged(job, found)
+
+
+def by_methods(job: Job, matches: matching.Matches, folder: Path, database: Path) -> list[Built]:
+    """The models of all methods that the job needs, the global one first; of a short video both, side by side."""
+    mapper = adjust.Mapper(job, database)
+    methods = [adjust.global_model, adjust.incremental_model]
+
+    def make(method: Callable[[Job, Path, Path], pycolmap.Reconstruction | None]) -> Built | None:
+        return polished(job, matches, mapper, method(job, folder, database))
+
+    def settled(built: Built) -> Built:
+        return settle(job, matches, mapper, built)
+
+    if job.sequences and FEW < len(job.views) <= TWICE:
+        with ThreadPoolExecutor(min(job.threads, len(methods))) as pool:
+            found = [built for built in pool.map(make, methods) if built is not None]
+            return found if agree(found) else list(pool.map(settled, found))
+    found = []
+    for method in methods:
+        found += map(settled, filter(None, [make(method)]))
+        if found and is_whole(job, found[-1].answer):
+            break
+    return found
+
+
+def agree(found: Sequence[Built]) -> bool:
+    """Whether models of several methods trust all frames and have them in the same places."""
+    answers = [built.answer for built in found]
+    return len(answers) > 1 and all(a.trusted.all() for a in answers) and not differing(answers[0], answers[1])
 
 
 def is_whole(job: Job, answer: Answer) -> bool:
-    """Whether a model makes other methods needless. The global mapper cannot do two views; of a short video, either may
-    lose frames that the other has, or slip, which only the other tells."""
+    """Whether a model makes other methods needless. The global mapper cannot do two views; of a video, either may lose
+    frames that the other has."""
     if job.sequences and FEW < len(job.views) <= LONG:
-        return len(job.views) > TWICE and bool(answer.trusted.all())
+        return bool(answer.trusted.all())
     return int(answer.has.sum()) > 2
 
 
-def soundest(answers: Sequence[Answer]) -> list[Answer]:
+def soundest(found: Sequence[Built]) -> list[Built]:
     """Of the models of a video's frames, the one that fits most matches, among those with nearly as many trusted views
     as any; none of none.
 
     Methods that slip (see `settle`) or lose frames seldom do so at the same ones.
     """
-    most = max((answer.trusted.sum() for answer in answers), default=0)
-    rivals = [answer for answer in answers if answer.trusted.sum() >= NEARLY * most]
-    return sorted(rivals, key=lambda answer: answer.report["after"]["score"])[-1:]
+    most = max((built.answer.trusted.sum() for built in found), default=0)
+    rivals = [built for built in found if built.answer.trusted.sum() >= NEARLY * most]
+    return sorted(rivals, key=lambda built: built.answer.report["after"]["score"])[-1:]
 
 
-def doubted(job: Job, answer: Answer, found: Sequence[Answer]) -> Answer:
-    """An answer; of a video's frames, those are not trusted that another model of the same matches has elsewhere."""
-    rivals = [rival for rival in found if rival is not answer] if job.sequences else []
-    return answer.with_doubts({view for rival in rivals for view in differing(answer, rival)}, ELSEWHERE)
+def polished(
+    job: Job, matches: matching.Matches, mapper: adjust.Mapper, model: pycolmap.Reconstruction | None
+) -> Built | None:
+    """A method's model with the views that it lacks, if they fit, and with known cameras as they were given."""
+    if model is None:
+        return None
+    adjust.restore_known(job, model)
+    return Built.of(job, matches, mapper.polish(model), False)
 
 
-def settle(job: Job, matches: matching.Matches, mapper: adjust.Mapper, model: pycolmap.Reconstruction) -> Answer | None:
-    """A model's answer; in a video, frames that are doubted or fit badly are registered again from the others, as long
-    as that makes it better.
+def settle(job: Job, matches: matching.Matches, mapper: adjust.Mapper, best: Built) -> Built:
+    """A model in which the frames of a video that are doubted or fit badly are registered again from the others, as
+    long as that makes it better.
 
     A walk may slip: from some frame on, all is smaller by a fifth or more. Adjustment does not undo it, because the
     points that say so are gone by then; but the frames there fit their matches worse than the others, or are doubted.
     """
-    answer = answer_of(job, matches, model, False)
-    if answer is None:
-        return None
     for _ in range(SETTLING):
-        for loose in loose_frames(job, answer):
-            moved = mapper.reattach(pycolmap.Reconstruction(model), loose)
-            again = answer_of(job, matches, moved, False)
-            if again is not None and is_better(again, answer):
-                answer, model = again, moved
+        for loose in loose_frames(job, best.answer):
+            moved = mapper.reattach(pycolmap.Reconstruction(best.model), loose)
+            again = Built.of(job, matches, moved, False)
+            if again is not None and is_better(again.answer, best.answer):
+                best = again
                 break
         else:
-            return answer
-    return answer
+            return best
+    return best
 
 
 def loose_frames(job: Job, answer: Answer) -> Iterator[set[int]]:
@@ -220,7 +244,7 @@ def is_better(again: Answer, answer: Answer) -> bool:
     return more > 0 or (more == 0 and again.report["after"]["score"] > CLEARLY * answer.report["after"]["score"])
 
 
-def recalibrate(job: Job, folder: Path, database: Path, answer: Answer) -> Answer | None:
+def recalibrate(job: Job, folder: Path, database: Path, answer: Answer) -> Built | None:
     """A model from the matches verified again with an answer's cameras: known cameras separate inliers from outliers
     where the matches are too few to estimate the cameras as well."""
     groups = [
@@ -229,12 +253,9 @@ def recalibrate(job: Job, folder: Path, database: Path, answer: Answer) -> Answe
     ]
     job = replace(job, groups=tuple(groups))
     matches = matching.verify_again(job, database)
-    model = adjust.global_model(job, folder, database)
-    if model is None:
-        return None
-    adjust.restore_known(job, model)
     mapper = adjust.Mapper(job, database)
-    return settle(job, matches, mapper, mapper.polish(model))
+    built = polished(job, matches, mapper, adjust.global_model(job, folder, database))
+    return None if built is None else settle(job, matches, mapper, built)
 
 
 def fitness(job: Job, answer: Answer) -> tuple[int, float]:
@@ -255,82 +276,6 @@ def share(answer: Answer) -> float:
 def is_enough(answer: Answer, matched: int) -> bool:
     """Whether a model explains the matches."""
     return int(answer.has.sum()) >= matched and fitting(answer) >= ENOUGH * answer.report["matches"]
-
-
-def answer_of(job: Job, matches: matching.Matches, model: pycolmap.Reconstruction, from_start: bool) -> Answer | None:
-    """A model's answer; None with fewer than two views or without parallax."""
-    adjust.drop_weak_views(model)
-    if model.num_reg_images() < 2 or adjust.parallax_deg(model) < adjust.LEAST_ANGLE_DEG:
-        return None
-    model.update_point_3d_errors()
-    view_of = features.files_to_view(job)
-    views = len(job.views)
-    poses, has = np.tile(np.eye(4), (views, 1, 1)), np.zeros(views, bool)
-    cameras = [features.camera_of(group) for group in job.groups]
-    for image_id in model.reg_image_ids():
-        image = model.images[image_id]
-        view = view_of[image.name]
-        poses[view][:3], has[view] = image.cam_from_world().matrix(), True
-        cameras[job.views[view].group] = model.cameras[image.camera_id]
-    ids = sorted(model.points3D)
-    point, view, xy = [], [], []
-    for index, point_id in enumerate(ids):
-        for element in model.points3D[point_id].track.elements:
-            image = model.images[element.image_id]
-            point.append(index)
-            view.append(view_of[image.name])
-            xy.append(image.points2D[element.point2D_idx].xy)
-    if accept.turn_only(matches, [cameras[view.group] for view in job.views]):
-        return None
-    before = accept.fit(matches, _before(job), job.cam_from_world, has | job.held)
-    placed = np.where(has[:, None, None], poses, np.nan)  # a match with an unregistered view counts as a miss
-    placed[job.held] = job.start[job.held]
-    used = [cameras[v.group] for v in job.views]
-    after = accept.fit(matches, used, placed, has | job.held)
-    seen = np.zeros((len(ids), views), bool)
-    seen[point, view] = True
-    shares = accept.pair_shares(matches, used, placed, judge.LEAST_MATCHES)
-    times_s = np.array([np.nan if v.timestamp_s is None else v.timestamp_s for v in job.views])
-    runs = [(run, times_s[list(run)]) for run in job.sequences]
-    verdict = judge.judge(poses, has, seen, shares, runs, job.held)
-    made_up = [
-        not group.fixed and adjust.pincushion(camera) > adjust.MOST_PINCUSHION
-        for group, camera in zip(job.groups, cameras, strict=True)
-    ]
-    doubts = [
-        NO_LENS if made_up[view.group] and not held and doubt is None else doubt
-        for view, held, doubt in zip(job.views, job.held, verdict.doubt, strict=True)
-    ]
-    return Answer(
-        poses,
-        has,
-        tuple(camera.model.name for camera in cameras),
-        tuple(tuple(map(float, camera.params)) for camera in cameras),
-        tuple(view.group for view in job.views),
-        np.array([model.points3D[i].xyz for i in ids]).reshape(-1, 3),
-        np.array([model.points3D[i].error for i in ids]),
-        np.array(point, np.int32),
-        np.array(view, np.int32),
-        np.array(xy, np.float64).reshape(-1, 2),
-        {
-            "start": from_start,
-            "matches": before.matches,
-            "pairs": len(matches.pairs),
-            "before": asdict(before),
-            "after": asdict(after),
-            "parts": verdict.part,
-            "doubts": doubts,
-            "notes": [note] if (note := adjust.doubt(job, model)) else [],
-        },
-    )
-
-
-def _before(job: Job) -> list[pycolmap.Camera]:
-    groups = [job.groups[view.group] for view in job.views]
-    return [
-        features.camera_of(group) if group.fixed else features.pinhole(params, group.width, group.height)
-        for params, group in zip(job.pinholes, groups, strict=True)
-    ]
 
 
 def _end_in_time(processor_seconds: float) -> None:

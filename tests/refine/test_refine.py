@@ -24,6 +24,7 @@ from lean3r.inputs.pictures import Pictures
 from lean3r.pipeline.observer import Observer
 from lean3r.pipeline.refining import refine_scene
 from lean3r.refine import KnownCameras, RefineOptions, pairs, refine, worker
+from lean3r.refine.built import Built
 from lean3r.refine.job import Answer
 from lean3r.types import Lens, Reconstruction
 
@@ -129,7 +130,8 @@ def model_of(trusted: list[bool], score: float, error_px: float | np.ndarray = 0
 
 def test_of_two_models_of_a_video_the_better_fit_counts_among_those_with_as_many_views() -> None:
     scores = {46: 44248.0, 48: 45430.0, 25: 60000.0}
-    slipped, right, short = (model_of([i < n for i in range(48)], score) for n, score in scores.items())
+    model: Any = None
+    slipped, right, short = (Built(model_of([i < n for i in range(48)], score), model) for n, score in scores.items())
     assert worker.soundest([slipped, right]) == [right] == worker.soundest([right, slipped])
     assert worker.soundest([right, short]) == [right] and worker.soundest([short]) == [short]
     assert worker.soundest([]) == []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from lean3r.refine import worker
+from lean3r.refine.built import Built, doubted
 from lean3r.refine.job import Answer
 
 FRAMES = 30
@@ -32,7 +33,7 @@ def walk() -> np.ndarray:
 
 def doubts_of(answer: Answer, *others: Answer, video: bool = True) -> list[int]:
     job: Any = SimpleNamespace(sequences=[list(range(FRAMES))] if video else [])
-    return np.flatnonzero(~worker.doubted(job, answer, [answer, *others]).trusted).tolist()
+    return np.flatnonzero(~doubted(job, answer, [answer, *others]).trusted).tolist()
 
 
 def test_frames_of_a_slip_are_doubted_with_those_beside_it_that_the_other_model_lacks() -> None:
@@ -64,3 +65,14 @@ def test_models_that_agree_doubt_nothing_nor_do_small_ones_or_those_of_photos() 
     assert doubts_of(model_of(right), model_of(wrong, np.arange(FRAMES) < FRAMES // 3)) == []
     assert doubts_of(model_of(right), model_of(wrong), video=False) == []
     assert len(doubts_of(model_of(right), model_of(wrong))) > FRAMES / 2
+
+
+def test_models_agree_if_both_trust_every_frame_and_have_it_in_the_same_place() -> None:
+    right, slipped, nothing = walk(), walk(), cast(Any, None)
+    slipped[20:] += 3
+    one, other, wrong, short = (
+        Built(model_of(centres, trusted), nothing)
+        for centres, trusted in [(right, None), (right, None), (slipped, None), (right, np.arange(FRAMES) > 0)]
+    )
+    assert worker.agree([one, other])
+    assert not any(worker.agree(found) for found in ([], [one], [one, wrong], [one, short]))

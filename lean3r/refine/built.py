@@ -1,0 +1,121 @@
+"""A model of a job's matches, and its answer: cameras, points, and what speaks for and against them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import NamedTuple
+
+import numpy as np
+
+from lean3r.colmap_library import pycolmap
+from lean3r.refine import accept, adjust, features, judge, matching
+from lean3r.refine.job import Answer, Job
+from lean3r.refine.rivals import ELSEWHERE, differing
+
+NO_LENS = "no lens distorts like the camera found for it"
+
+
+class Built(NamedTuple):
+    """A model, which nothing changes any more, and its answer."""
+
+    answer: Answer
+    model: pycolmap.Reconstruction
+
+    @classmethod
+    def of(cls, job: Job, matches: matching.Matches, model: pycolmap.Reconstruction, from_start: bool) -> Built | None:
+        """None with fewer than two views or without parallax."""
+        answer = answer_of(job, matches, model, from_start)
+        return None if answer is None else cls(answer, model)
+
+    def judged(self, job: Job, found: Sequence[Built]) -> Answer:
+        """The answer, with what other models, and its own with other focal lengths, say against it."""
+        answer = doubted(job, self.answer, [built.answer for built in found])
+        note = adjust.doubt(job, pycolmap.Reconstruction(self.model))
+        return answer if note is None else answer.with_note(note)
+
+
+def doubted(job: Job, answer: Answer, found: Sequence[Answer]) -> Answer:
+    """An answer; of a video's frames, those are not trusted that another model of the same matches has elsewhere."""
+    rivals = [rival for rival in found if rival is not answer] if job.sequences else []
+    return answer.with_doubts({view for rival in rivals for view in differing(answer, rival)}, ELSEWHERE)
+
+
+def answer_of(job: Job, matches: matching.Matches, model: pycolmap.Reconstruction, from_start: bool) -> Answer | None:
+    """A model's answer; None with fewer than two views or without parallax."""
+    adjust.drop_weak_views(model)
+    if model.num_reg_images() < 2:
+        return None
+    model.update_point_3d_errors()
+    view_of = features.files_to_view(job)
+    views = len(job.views)
+    poses, has = np.tile(np.eye(4), (views, 1, 1)), np.zeros(views, bool)
+    cameras = [features.camera_of(group) for group in job.groups]
+    for image_id in model.reg_image_ids():
+        image = model.images[image_id]
+        view = view_of[image.name]
+        poses[view][:3], has[view] = image.cam_from_world().matrix(), True
+        cameras[job.views[view].group] = model.cameras[image.camera_id]
+    ids = sorted(model.points3D)
+    point, view, xy = [], [], []
+    for index, point_id in enumerate(ids):
+        for element in model.points3D[point_id].track.elements:
+            image = model.images[element.image_id]
+            point.append(index)
+            view.append(view_of[image.name])
+            xy.append(image.points2D[element.point2D_idx].xy)
+    xyz = np.array([model.points3D[i].xyz for i in ids]).reshape(-1, 3)
+    point, view = np.array(point, np.int32), np.array(view, np.int32)
+    if adjust.parallax_deg(judge.centres_of(poses), xyz, point, view) < adjust.LEAST_ANGLE_DEG:
+        return None
+    if accept.turn_only(matches, [cameras[view.group] for view in job.views]):
+        return None
+    before = accept.fit(matches, _before(job), job.cam_from_world, has | job.held)
+    placed = np.where(has[:, None, None], poses, np.nan)  # a match with an unregistered view counts as a miss
+    placed[job.held] = job.start[job.held]
+    used = [cameras[v.group] for v in job.views]
+    after = accept.fit(matches, used, placed, has | job.held)
+    seen = np.zeros((len(ids), views), bool)
+    seen[point, view] = True
+    shares = accept.pair_shares(matches, used, placed, judge.LEAST_MATCHES)
+    times_s = np.array([np.nan if v.timestamp_s is None else v.timestamp_s for v in job.views])
+    runs = [(run, times_s[list(run)]) for run in job.sequences]
+    verdict = judge.judge(poses, has, seen, shares, runs, job.held)
+    made_up = [
+        not group.fixed and adjust.pincushion(camera) > adjust.MOST_PINCUSHION
+        for group, camera in zip(job.groups, cameras, strict=True)
+    ]
+    doubts = [
+        NO_LENS if made_up[view.group] and not held and doubt is None else doubt
+        for view, held, doubt in zip(job.views, job.held, verdict.doubt, strict=True)
+    ]
+    return Answer(
+        poses,
+        has,
+        tuple(camera.model.name for camera in cameras),
+        tuple(tuple(map(float, camera.params)) for camera in cameras),
+        tuple(view.group for view in job.views),
+        xyz,
+        np.array([model.points3D[i].error for i in ids]),
+        point,
+        view,
+        np.array(xy, np.float64).reshape(-1, 2),
+        {
+            "start": from_start,
+            "matches": before.matches,
+            "pairs": len(matches.pairs),
+            "before": asdict(before),
+            "after": asdict(after),
+            "parts": verdict.part,
+            "doubts": doubts,
+            "notes": [],
+        },
+    )
+
+
+def _before(job: Job) -> list[pycolmap.Camera]:
+    groups = [job.groups[view.group] for view in job.views]
+    return [
+        features.camera_of(group) if group.fixed else features.pinhole(params, group.width, group.height)
+        for params, group in zip(job.pinholes, groups, strict=True)
+    ]
