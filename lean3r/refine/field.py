@@ -13,6 +13,7 @@ from itertools import product
 
 import numpy as np
 import torch
+from torch.nn.functional import grid_sample
 
 KNOTS = (7, 6, 6)  # along x, y and log depth
 STIFFNESS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # of differences between knots, against points
@@ -48,13 +49,18 @@ class Field:
 
     def apply(self, depth: np.ndarray) -> np.ndarray:
         """Corrected depth [H, W]; 0 stays 0."""
-        rows, cols = np.nonzero(depth > 0)
-        known = depth[rows, cols]
-        corrected = np.zeros_like(depth)
-        corrected[rows, cols] = known * np.exp(
-            self.correction(np.stack([cols + 0.5, rows + 0.5], axis=1), np.log(known))
-        )
-        return corrected
+        if self.knots is None or self.low is None or self.high is None:
+            return depth * np.float32(np.exp(self.constant))
+        height, width = depth.shape
+        low, high = 2 * self.low / (self.high - self.low), 2 / (self.high - self.low)
+        x, y = (np.arange(n) + 0.5 for n in (width, height))
+        at = np.empty((height, width, 3), np.float32)  # the grid's own units, from -1 to 1
+        at[..., 2], at[..., 1] = x * high[0] - low[0] - 1, (y * high[1] - low[1] - 1)[:, None]
+        with np.errstate(divide="ignore"):
+            at[..., 0] = np.log(depth) * high[2] - low[2] - 1
+        grid = torch.from_numpy(self.knots.reshape(1, 1, *KNOTS).astype(np.float32))
+        between = grid_sample(grid, torch.from_numpy(at)[None, None], padding_mode="border", align_corners=True)
+        return depth * torch.exp(self.constant + between[0, 0, 0].clamp(-self.limit, self.limit)).numpy()
 
 
 def fit_scale(ratio: np.ndarray, weight: np.ndarray, prior: tuple[float, float] | None = None) -> Field:
