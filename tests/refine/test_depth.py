@@ -13,7 +13,7 @@ from lean3r.geometry.evidence import cast
 from lean3r.geometry.fusion import fuse, with_cloud
 from lean3r.geometry.lens import Optics, colmap_camera
 from lean3r.refine.depth import follow
-from lean3r.refine.field import fit_field, fit_scale
+from lean3r.refine.field import KNOTS, Field, fit_field, fit_scale
 from lean3r.types import Lens, Reconstruction, SparsePoints
 
 VIEWS = 5
@@ -191,3 +191,19 @@ def test_few_points_of_another_scale_are_ignored():
     sparse = replace(sparse, point=sparse.point[kept], view=sparse.view[kept], xy=sparse.xy[kept])
     found = follow(replace(scene, sparse=sparse))
     assert found.info["depth"][3]["scale"] == pytest.approx(1, abs=0.01)
+
+
+def test_a_field_corrects_a_picture_as_it_corrects_its_points() -> None:
+    """Beyond the grid, too, and beyond the largest correction; what is unknown stays so."""
+    rng = np.random.default_rng(0)
+    depth = np.exp(rng.normal(size=(19, 31))).astype(np.float32)
+    rows, cols = (a.ravel() for a in np.mgrid[:19, :31])
+    at = np.stack([cols + 0.5, rows + 0.5], axis=1)
+    knots = rng.normal(0, 0.1, int(np.prod(KNOTS)))
+    for field in (
+        Field(0.3, 0.02),
+        Field(0.1, 0.02, knots, np.array([4.0, 2, -1]), np.array([25.0, 17, 1.5]), 0.15, 1.0),
+    ):
+        expected = depth * np.exp(field.correction(at, np.log(depth.ravel()))).reshape(depth.shape)
+        np.testing.assert_allclose(field.apply(depth), expected, rtol=2e-6)
+        assert not field.apply(np.zeros_like(depth)).any()
