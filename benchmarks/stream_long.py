@@ -23,7 +23,7 @@ import lean3r
 from lean3r.layers.frames import CachePolicy
 from lean3r.models.lingbot import LingbotMap
 from lean3r.pipeline.memory import used_bytes
-from lean3r.stream import windows
+from lean3r.stream import solver
 from lean3r.stream.cache import CacheResult, CacheStream, cache_bytes
 from lean3r.stream.cached import CachedEngine
 from lean3r.stream.run import Stream
@@ -180,7 +180,7 @@ def _changes(found: list[CacheResult], exact: list[CacheResult]) -> tuple[float,
 def of_share(frames: int = 160) -> dict[str, Any]:
     """What a stream of nano takes beyond the reconstruction of its windows: keyframes, joins, the cloud."""
     pictures = [*Walk(frames)]
-    whole, inside = windows.reconstruct, 0.0
+    whole, inside = solver.reconstruct, 0.0
 
     def timed(*arguments: Any, **named: Any) -> Any:
         nonlocal inside
@@ -191,14 +191,14 @@ def of_share(frames: int = 160) -> dict[str, Any]:
             inside += time.process_time() - begun
 
     model = lean3r.load("nano")
-    windows.reconstruct = timed  # type: ignore[assignment]
+    solver.reconstruct = timed  # type: ignore[assignment]
     try:
         begun = time.process_time()
         stream = lean3r.stream(model, pictures, refine="off")
         keyframes = sum("keyframe" in each.flags for each in stream)
         total = time.process_time() - begun
     finally:
-        windows.reconstruct = whole
+        solver.reconstruct = whole
     return {
         "frames": frames,
         "keyframes": keyframes,

@@ -31,8 +31,7 @@ WELL, GAIN = 0.9, 0.05  # share of matches that truly shared cameras fit; gain t
 MORE = 1.08  # ratio of fitting matches: wrong shared cameras verify a tenth fewer, true ones as many
 MANY = 6  # views that determine a camera each
 NEARLY = 0.9  # of the trusted views of one model, that make another its rival
-LONG = 96  # frames of a video up to which they are also added one by one: the seconds grow faster than their number
-TWICE = 64  # frames of a video up to which they always are: a window of a stream has 48
+LONG = 128  # frames of a video up to which all methods are used: the seconds of one grow faster than their number
 FEW = 6  # with so few views, a wrong model may fit nearly as well: a second method is tried
 DIFFERENT = (
     "the pictures fit clearly better with a focal length each, as if zoomed or cropped differently, but no such model "
@@ -138,7 +137,8 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
 
 
 def by_methods(job: Job, matches: matching.Matches, folder: Path, database: Path) -> list[Built]:
-    """The models of all methods that the job needs, the global one first; of a short video both, side by side."""
+    """The models of all methods that the job needs, the global one first; of a short video both, side by side: either
+    may lose frames that the other has, or slip, which only the other tells."""
     mapper = adjust.Mapper(job, database)
     methods = [adjust.global_model, adjust.incremental_model]
 
@@ -148,14 +148,14 @@ def by_methods(job: Job, matches: matching.Matches, folder: Path, database: Path
     def settled(built: Built) -> Built:
         return settle(job, matches, mapper, built)
 
-    if job.sequences and FEW < len(job.views) <= TWICE:
+    if job.sequences and FEW < len(job.views) <= LONG:
         with ThreadPoolExecutor(min(job.threads, len(methods))) as pool:
             found = [built for built in pool.map(make, methods) if built is not None]
             return found if agree(found) else list(pool.map(settled, found))
     found = []
     for method in methods:
         found += map(settled, filter(None, [make(method)]))
-        if found and is_whole(job, found[-1].answer):
+        if found and found[-1].answer.has.sum() > 2:  # the global mapper cannot do two views
             break
     return found
 
@@ -164,14 +164,6 @@ def agree(found: Sequence[Built]) -> bool:
     """Whether models of several methods trust all frames and have them in the same places."""
     answers = [built.answer for built in found]
     return len(answers) > 1 and all(a.trusted.all() for a in answers) and not differing(answers[0], answers[1])
-
-
-def is_whole(job: Job, answer: Answer) -> bool:
-    """Whether a model makes other methods needless. The global mapper cannot do two views; of a video, either may lose
-    frames that the other has."""
-    if job.sequences and FEW < len(job.views) <= LONG:
-        return bool(answer.trusted.all())
-    return int(answer.has.sum()) > 2
 
 
 def soundest(found: Sequence[Built]) -> list[Built]:
