@@ -10,8 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,27 +136,17 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
 
 
 def by_methods(job: Job, matches: matching.Matches, folder: Path, database: Path) -> list[Built]:
-    """The models of all methods that the job needs, the global one first; of a short video both, side by side: either
-    may lose frames that the other has, or slip, which only the other tells."""
+    """The models of all methods that the job needs, the global one first. Of a short video both: either may lose frames
+    that the other has, or slip, which only the other tells."""
     mapper = adjust.Mapper(job, database)
-    methods = [adjust.global_model, adjust.incremental_model]
-
-    def make(method: Callable[[Job, Path, Path], pycolmap.Reconstruction | None]) -> Built | None:
-        return polished(job, matches, mapper, method(job, folder, database))
-
-    def settled(built: Built) -> Built:
-        return settle(job, matches, mapper, built)
-
-    if job.sequences and FEW < len(job.views) <= LONG:
-        with ThreadPoolExecutor(min(job.threads, len(methods))) as pool:
-            found = [built for built in pool.map(make, methods) if built is not None]
-            return found if agree(found) else list(pool.map(settled, found))
-    found = []
-    for method in methods:
-        found += map(settled, filter(None, [make(method)]))
-        if found and found[-1].answer.has.sum() > 2:  # the global mapper cannot do two views
+    is_short = bool(job.sequences) and FEW < len(job.views) <= LONG
+    found: list[Built] = []
+    for method in (adjust.global_model, adjust.incremental_model):
+        built = polished(job, matches, mapper, method(job, folder, database))
+        found += [] if built is None else [built]
+        if found and not is_short and found[-1].answer.has.sum() > 2:  # the global mapper cannot do two views
             break
-    return found
+    return found if agree(found) else [settle(job, matches, mapper, built) for built in found]
 
 
 def agree(found: Sequence[Built]) -> bool:
