@@ -113,10 +113,10 @@ def test_blocks_that_are_skipped_leave_the_kernel_room(monkeypatch: pytest.Monke
 
 def test_three_levels_and_chunks_of_rows_choose_what_the_definition_does(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
-    from lean3r.ops.block_select import kernel
+    from lean3r.ops.block_select import kernel, kernel_search
 
     monkeypatch.setattr(kernel, "WORKSPACE", 1)  # 128 rows at a time
-    monkeypatch.setattr(kernel, "_SPAN", 4)  # more than 32 spans of 4 groups of 16 keys: all three levels
+    monkeypatch.setattr(kernel_search, "SPAN", 4)  # more than 32 spans of 4 groups of 16 keys: all three levels
     q, k, v = projections(130, 2100, heads=1, dim=16)
     got = run(q, k, v, 7, "triton")
     assert torch.equal(got.blocks, plain(q, k, 7))

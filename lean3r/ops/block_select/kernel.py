@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lean3r.ops.block_select.kernel_ranking import empty_list, indices_of, merge
+from lean3r.ops.block_select.kernel_search import candidates, groups, search
 from lean3r.ops.block_select.long_lists import best_keys
 from lean3r.ops.tiles import LOG2_E, launch, place
 from lean3r.tables import table
@@ -29,7 +29,6 @@ from lean3r.tables import table
 WORKSPACE = 1 << 30  # bytes of group maxima that exist at a time
 LONGEST = 512  # list that a program sorts; longer ones are in long_lists.py
 _ROWS = 128  # a multiple of every tile height
-_SPAN = 16  # groups in a span
 _LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
@@ -77,31 +76,23 @@ class _Select(torch.autograd.Function):
             blocks = torch.empty(b, h, nq, top_k, dtype=torch.int32, device=q.device)
 
         group = 16 if nk <= 1 << 17 else 64
-        stored = triton.cdiv(nk, group) if searched else 0
-        rows = min(nq, max(1, WORKSPACE // (4 * b * h * max(stored, 1) * _ROWS)) * _ROWS)
-        maxima = torch.empty(b * h, rows, stored, dtype=torch.float32, device=q.device)
-        wide = max(32, triton.next_power_of_2(top_k))
-        together = max(1, (1024 if triton.knobs.runtime.interpret else 256) // wide)
-        common = {"D": d, "GROUP": group, "HAS_STATE": state is not None}
+        stored = groups(nk, group) if searched else 0
+        width = max(stored, candidates(top_k, group)) if searched else 0
+        rows = min(nq, max(1, WORKSPACE // (4 * b * h * max(width, 1) * _ROWS)) * _ROWS)
+        maxima = torch.empty(b * h, rows, width, dtype=torch.float32, device=q.device)
         for first in range(0, nq, rows):
             count = min(rows, nq - first)
+            maxima[..., nk // group : stored] = -torch.inf  # the last group is written again, the padding is not
             launch(
                 *(_attend, lambda meta: triton.cdiv(count, meta["BM"]) * b * h),  # noqa: B023 - called at once
-                *(q, k, v, state, out, lse, maxima, first, count, rows, nq, nk, stored, h, scale),
-                **common,
+                *(q, k, v, state, out, lse, maxima, first, count, rows, width, nq, nk, stored, h, scale),
+                D=d,
+                GROUP=group,
+                HAS_STATE=state is not None,
                 **_tiling(q, nk),
             )
             if searched:
-                launch(
-                    *(_search, triton.cdiv(count, together) * b * h),
-                    *(q, k, state, maxima, blocks, first, count, rows, nq, nk, stored, h, top_k),
-                    **common,
-                    SPAN=_SPAN,
-                    LOG_K=wide.bit_length() - 1,
-                    R=together,
-                    DC=32 if wide <= 256 else 16,
-                    num_warps=4 if wide <= 256 else 8,
-                )
+                search(q, k, state, maxima, blocks, first, count, group)
         ctx.save_for_backward(q, k, v, state, out, lse)
         ctx.scale = scale
         ctx.mark_non_differentiable(blocks)
@@ -143,7 +134,7 @@ def _tiling(q: Tensor, keys: int) -> dict[str, int]:
 @triton.jit
 def _attend(
     q_ptr, k_ptr, v_ptr, state_ptr, out_ptr, lse_ptr, maxima_ptr,
-    first, count, rows, nq, nk, stored, heads, scale,
+    first, count, rows, width, nq, nk, stored, heads, scale,
     D: tl.constexpr, BD: tl.constexpr, GROUP: tl.constexpr, HAS_STATE: tl.constexpr, LONG: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -157,7 +148,7 @@ def _attend(
     v_ptr += bh * nk * D
     if HAS_STATE:
         state_ptr += (bh // heads) * nk
-    maxima_ptr += (bh * rows + local)[:, None] * stored
+    maxima_ptr += (bh * rows + local)[:, None] * width
 
     highest = tl.full([BM], -float("inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
@@ -230,63 +221,6 @@ def _marks(state_ptr, start, nk, HAS_STATE: tl.constexpr, BN: tl.constexpr):
         state = tl.load(state_ptr + key, mask=key < nk, other=0)
         return state > 0, state > 1
     return key < nk, key < nk
-
-
-@triton.jit
-def _search(
-    q_ptr, k_ptr, state_ptr, maxima_ptr, blocks_ptr, first, count, rows, nq, nk, stored, heads, top_k,
-    D: tl.constexpr, GROUP: tl.constexpr, HAS_STATE: tl.constexpr, SPAN: tl.constexpr, LOG_K: tl.constexpr,
-    R: tl.constexpr, DC: tl.constexpr,
-):  # fmt: skip
-    tile, bh = place(tl.cdiv(count, R))
-    K: tl.constexpr = 1 << LOG_K
-    local = tile * R + tl.arange(0, R)
-    slot = tl.arange(0, K)
-    inside = local < count
-    maxima_ptr += (bh * rows + local)[:, None] * stored
-    q_ptr += (bh * nq + first + local)[:, None] * D
-    k_ptr += bh * nk * D
-    if HAS_STATE:
-        state_ptr += (bh // heads) * nk
-
-    # A step whose candidates all fit into the list takes them as they come.
-    span = tl.broadcast_to(slot[None, :], [R, K])
-    if stored > K * SPAN:
-        best = empty_list(R, K)
-        member = tl.arange(0, SPAN)
-        for start in range(0, tl.cdiv(stored, SPAN), K):
-            group = (start + slot)[:, None] * SPAN + member[None, :]
-            at = maxima_ptr[:, :, None] + group[None, :, :]
-            peaks = tl.load(at, mask=inside[:, None, None] & (group < stored)[None, :, :], other=-float("inf"))
-            best = merge(best, tl.max(peaks, 2), tl.broadcast_to((start + slot)[None, :], [R, K]), R, LOG_K)
-        span = indices_of(best)
-
-    chosen = tl.broadcast_to(slot[None, :], [R, K])
-    if stored > K:
-        best = empty_list(R, K)
-        for i in range(SPAN):
-            group = span * SPAN + i
-            listed = inside[:, None] & (span >= 0) & (group < stored)
-            best = merge(best, tl.load(maxima_ptr + group, mask=listed, other=-float("inf")), group, R, LOG_K)
-        chosen = indices_of(best)
-
-    best = empty_list(R, K)
-    for i in range(GROUP):
-        key = chosen * GROUP + i
-        listed = inside[:, None] & (chosen >= 0) & (key < nk)
-        if HAS_STATE:
-            listed = listed & (tl.load(state_ptr + key, mask=listed, other=0) > 1)
-        score = tl.zeros([R, K], tl.float32)
-        for part in tl.static_range(0, D, DC):
-            d = part + tl.arange(0, DC)
-            q = tl.load(q_ptr + d[None, :], mask=inside[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
-            at = k_ptr + key[:, :, None] * D + d[None, None, :]
-            k = tl.load(at, mask=listed[:, :, None] & (d < D)[None, None, :], other=0.0).to(tl.float32)
-            score += tl.sum(q[:, None, :] * k, 2)
-        score = tl.where(score > _LOWEST, score, _LOWEST)
-        best = merge(best, tl.where(listed, score, -float("inf")), key, R, LOG_K)
-    at = blocks_ptr + (bh * nq + first + local)[:, None] * top_k + slot[None, :]
-    tl.store(at, indices_of(best), mask=inside[:, None] & (slot < top_k)[None, :])
 
 
 _BACKWARD = ((64, 128, 8, 2), (128, 64, 8, 2), (64, 64, 4, 2), (32, 64, 4, 1))

@@ -1,62 +1,112 @@
-"""Sorted lists of scores and indices in Triton: the largest of a list and of new candidates, by a bitonic network."""
+"""Selection among many numbers in Triton: the smallest that is taken, places for all of those, one sort at the end.
+
+Numbers are [C, R, L] int32: those of each of R rows, in the order of their positions along L and then along C. A
+program has a multiple of 32 L threads in that order, so that counting along C takes no exchange, and along L one.
+"""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-_NOTHING = tl.constexpr(-2139095041)  # the bits of -inf, made to sort as an integer
+NOTHING = tl.constexpr(-2139095041)  # the bits of -inf, made to sort as an integer
+_UNCHECKED = tl.constexpr(4)  # halvings between two looks at whether all rows are done
 
 
 @triton.jit
-def empty_list(R: tl.constexpr, K: tl.constexpr):
-    """An empty list [R, K]."""
-    return tl.full([R, K], _NOTHING, tl.int64) << 32
+def ordered(score):
+    """int32 that sort as float32 do, -0.0 below +0.0."""
+    bits = score.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
-def merge(best, score, index, R: tl.constexpr, LOG_K: tl.constexpr):
-    """The K largest of a descending list [R, K] and of K new scores, as 64-bit integers of score and index.
+def take(x, wanted, K: tl.constexpr):
+    """Which of [C, R, L] are the `wanted` <= K largest of their row, equal ones by position.
+
+    NOTHING is taken too where a row has too few others.
+    """
+    # Of K parts of a row each holds a number that reaches the lowest of their maxima. Where the parts are the spans or
+    # groups that were taken before, few others do.
+    parts: tl.constexpr = max(1, K // x.shape[2])
+    peak = tl.max(tl.reshape(x, [parts, x.shape[0] // parts, x.shape[1], x.shape[2]]), 1)
+    filled = peak > NOTHING
+    high = tl.max(tl.max(peak, 0), 1) + 1
+    low = tl.min(tl.min(tl.where(filled, peak, 0x7FFFFFFF), 0), 1)
+    low = tl.where(tl.sum(tl.sum(filled.to(tl.int32), 0), 1) < wanted, NOTHING, low)
+    one = tl.minimum(wanted, 1)  # unknown to the compiler, which would pack and unpack bits to count these
+    found = _count(x, low, one)
+    # `low` is reached by at least as many as are wanted, `high` by fewer.
+    while tl.max((found > wanted).to(tl.int32) * (_between(low, high) > low).to(tl.int32), 0) > 0:
+        for _ in tl.static_range(_UNCHECKED):
+            middle = _between(low, high)
+            count = _count(x, middle, one)
+            enough = count >= wanted
+            low = tl.where(enough, middle, low)
+            found = tl.where(enough, count, found)
+            high = tl.where(enough, high, middle)
+    taken = x >= low[None, :, None]
+    if tl.max(found, 0) > wanted:
+        equal = (x == low[None, :, None]).to(tl.int32)
+        above = taken.to(tl.int32) - equal
+        room = wanted - tl.sum(tl.sum(above, 0), 1)
+        taken = (above + (places(equal) < room[None, :, None]).to(tl.int32) * equal) > 0
+    return taken
+
+
+@triton.jit
+def places(marked):
+    """How many marks (0 or 1) of [C, R, L] stand in front of each one in its row; of use where a mark is."""
+    each = tl.sum(marked, 0)
+    return tl.cumsum(marked, 0) + (tl.cumsum(each, 1) - each - 1)[None, :, :]
+
+
+@triton.jit
+def _count(x, least, one):
+    return tl.sum(tl.sum(tl.where(x >= least[None, :, None], one, 0), 0), 1)
+
+
+@triton.jit
+def _between(low, high):
+    return (low & high) + ((low ^ high) >> 1)  # a sum could overflow
+
+
+@triton.jit
+def best_first(rank, index, R: tl.constexpr, K: tl.constexpr):
+    """Indices [R, K] by falling rank, equal ones rising; -1 where the rank is NOTHING.
 
     A bitonic network on [R, K / 32, 32], so that partners in either direction come by a shuffle or two. (tl.sort
-    exchanges by reductions, which take the interpreter minutes; unrolled, the 54 rounds of K = 512 take the compiler
+    exchanges by reductions, which take the interpreter minutes; unrolled, the rounds of K = 512 take the compiler
     minutes.)
     """
-    bits = score.to(tl.int32, bitcast=True)
-    rank = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
-    new = tl.reshape((rank << 32) | (0x7FFFFFFF - index).to(tl.int64), [R, 1 << (LOG_K - 5), 32])
-    for i in range(1, LOG_K + 1):
-        new = _rounds(new, i, 1 << i, R, LOG_K)
-    # One falls, the other rises: their larger halves are the K largest of both, as a bitonic sequence.
-    best = tl.maximum(tl.reshape(best, [R, 1 << (LOG_K - 5), 32]), new)
-    return tl.reshape(_rounds(best, LOG_K, 0, R, LOG_K), [R, 1 << LOG_K])
+    x = (rank.to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64)
+    x = tl.reshape(x, [R, K // 32, 32])
+    size = 2
+    while size <= K:
+        x = _rounds(x, size, R, K)
+        size *= 2
+    x = tl.reshape(x, [R, K])
+    return tl.where((x >> 32) > NOTHING, (0x7FFFFFFF - (x & 0x7FFFFFFF)).to(tl.int32), -1)
 
 
 @triton.jit
-def _rounds(x, count, rising, R: tl.constexpr, LOG_K: tl.constexpr):
-    """`count` rounds of exchanges over halving distances; entries fall where their place has the bit `rising` set.
-
-    With rising = 0 all fall.
-    """
-    C: tl.constexpr = 1 << (LOG_K - 5)
+def _rounds(x, size, R: tl.constexpr, K: tl.constexpr):
+    """Exchanges over halving distances that sort runs of `size`, of which every second rises unless it is the last."""
+    C: tl.constexpr = K // 32
     line = tl.arange(0, C)
     lane = tl.arange(0, 32)
-    falls = ((line[:, None] * 32 + lane[None, :]) & rising) == rising  # [C, 32]
+    falls = (((line[:, None] * 32 + lane[None, :]) & size) == 0) | (size == K)  # [C, 32]
+    step = size // 2
     if C > 1:
-        for j in range(count - 5):
-            step = 1 << (count - 6 - j)  # in lines
-            other = tl.gather(x, tl.broadcast_to((line ^ step)[None, :, None], [R, C, 32]), 1)
-            larger = falls == ((line & step) == 0)[:, None]
+        while step >= 32:
+            far = step // 32
+            other = tl.gather(x, tl.broadcast_to((line ^ far)[None, :, None], [R, C, 32]), 1)
+            larger = falls == ((line & far) == 0)[:, None]
             x = tl.where(larger[None, :, :] == (x < other), other, x)
-    for j in range(tl.minimum(count, 5)):
-        step = 1 << (tl.minimum(count, 5) - 1 - j)
+            step = step // 2
+    while step > 0:
         other = tl.gather(x, tl.broadcast_to((lane ^ step)[None, None, :], [R, C, 32]), 2)
         larger = falls == ((lane & step) == 0)[None, :]
         x = tl.where(larger[None, :, :] == (x < other), other, x)
+        step = step // 2
     return x
-
-
-@triton.jit
-def indices_of(best):
-    """Indices of a list, -1 where it is empty."""
-    return tl.where((best >> 32) > _NOTHING, (0x7FFFFFFF - (best & 0x7FFFFFFF)).to(tl.int32), -1)

@@ -1,0 +1,201 @@
+"""The best keys of every row on GPUs, from the maxima of groups of keys: three steps of a few hundred candidates each.
+
+Spans of groups, groups, keys: each step finds the smallest number that it takes by halving the range of the integers
+that sort as the scores do, a count at a time, and writes what it takes into the row's list in order of position. Only
+the last list is sorted. Keys are scored anew, on tensor cores: those of all rows of a program by the queries of all.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lean3r.ops.block_select.kernel_ranking import NOTHING, best_first, ordered, places, take
+from lean3r.ops.tiles import launch, place
+
+SPAN = 16  # groups in a span, at least
+_LOWEST = tl.constexpr(-3.4028234663852886e38)
+_EACH = 1024  # candidates of a row for each warp
+import os
+_TILE = int(os.environ.get('TILE','256'))  # keys that a program scores at a time
+
+
+def candidates(top_k: int, group: int) -> int:
+    """Keys of a row that are scored anew: the numbers that `maxima` has to have room for."""
+    return max(32, triton.next_power_of_2(top_k)) * group
+
+
+def search(
+    q: Tensor, k: Tensor, state: Tensor | None, maxima: Tensor, blocks: Tensor, first: int, count: int, group: int
+) -> None:
+    """Write `blocks` [B, H, nq, top_k] of so many rows from `first` on, from maxima [B H, rows, numbers]; uses these.
+
+    Maxima end at the first multiple of 16 groups behind the last key, -inf where there is no key.
+    """
+    (b, h, nq, d), nk, top_k = q.shape, k.shape[2], blocks.shape[3]
+    stored = groups(nk, group)
+    wide, span = max(32, triton.next_power_of_2(top_k)), SPAN
+    while triton.cdiv(stored, span) > wide * span:
+        span *= 2
+    spans = 0 if stored <= wide * span else max(wide, triton.next_power_of_2(triton.cdiv(stored, span)))
+    warps = min(16, max(1, wide * max(group, span) // _EACH))
+    together = 1024 // wide if triton.knobs.runtime.interpret else max(1, 8 // warps)
+    launch(
+        *(_search, triton.cdiv(count, together) * b * h),
+        *(q, k, state, maxima, blocks, first, count, maxima.shape[1], maxima.shape[2], nq, nk, stored, h, top_k),
+        D=d,
+        BD=max(16, triton.next_power_of_2(d)),
+        GROUP=group,
+        HAS_STATE=state is not None,
+        SPAN=span,
+        SPANS=spans,
+        K=wide,
+        R=together,
+        L=32 * warps,
+        M=max(_TILE, together),
+        num_warps=min(16, warps * together),
+        num_stages=1,
+    )
+
+
+def groups(keys: int, group: int) -> int:
+    """Maxima of a row."""
+    return triton.cdiv(keys, group * 16) * 16
+
+
+@triton.jit
+def _search(
+    q_ptr, k_ptr, state_ptr, maxima_ptr, blocks_ptr, first, count, rows, width, nq, nk, stored, heads, top_k,
+    D: tl.constexpr, BD: tl.constexpr, GROUP: tl.constexpr, HAS_STATE: tl.constexpr, SPAN: tl.constexpr,
+    SPANS: tl.constexpr, K: tl.constexpr, R: tl.constexpr, L: tl.constexpr, M: tl.constexpr,
+):  # fmt: skip
+    tile, bh = place(tl.cdiv(count, R))
+    row = tile * R + tl.arange(0, R)
+    inside = (row < count)[None, :, None]
+    maxima = maxima_ptr + ((bh * rows + row) * width)[None, :, None]
+    list = blocks_ptr + ((bh * nq + first + row) * top_k)[None, :, None]
+
+    # A step whose candidates all fit into the next one takes them as they come.
+    span = _starts(K * SPAN, L) // SPAN
+    if SPANS > 0:
+        index = tl.arange(0, L)[None, None, :] * (SPANS // L) + tl.arange(0, SPANS // L)[:, None, None]
+        peak = tl.full([SPANS // L, R, L], -float("inf"), tl.float32)
+        for part in range(0, SPAN, 4):
+            group = index[:, :, :, None] * SPAN + part + tl.arange(0, 4)
+            listed = inside[:, :, :, None] & (group < stored)
+            peak = tl.maximum(peak, tl.max(tl.load(maxima[:, :, :, None] + group, mask=listed, other=-float("inf")), 3))
+        taken = take(ordered(peak), top_k, K)
+        tl.store(list + places(taken.to(tl.int32)), tl.broadcast_to(index, taken.shape), mask=taken & inside)
+        tl.debug_barrier()
+        span = tl.load(list + span, mask=inside & (span < top_k), other=stored)
+    if stored > K:
+        group = span * SPAN + _starts(K * SPAN, L) % SPAN
+        x = _ranks(maxima, group, inside & (group < stored), K * SPAN, R, L)
+        group = _members(tl.broadcast_to(group, [K * SPAN // L // 4, R, L]), K * SPAN, L)
+        chosen = take(x, top_k, K)
+        tl.debug_barrier()
+        tl.store(list + places(chosen.to(tl.int32)), group, mask=chosen & inside)
+    tl.debug_barrier()
+
+    _score(
+        q_ptr, k_ptr, state_ptr, maxima_ptr, blocks_ptr, first, count, rows, width, nq, nk, stored, heads, top_k,
+        D, BD, GROUP, HAS_STATE, K, R, M,
+    )  # fmt: skip
+    tl.debug_barrier()
+    at = _starts(K * GROUP, L)
+    x = _ranks(maxima, at, inside & (at < tl.minimum(stored, K if stored <= K else top_k) * GROUP), K * GROUP, R, L)
+    key = tl.broadcast_to(at // GROUP, [K * GROUP // L // 4, R, L])
+    if stored > K:
+        key = tl.load(list + key, mask=inside & (key < top_k), other=0)
+    key = _members(key * GROUP + at % GROUP, K * GROUP, L)
+    best = take(x, top_k, K)
+    to = places(best.to(tl.int32))
+    tl.debug_barrier()
+    ranks = maxima_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+    tl.store(ranks + ((bh * rows + row) * width)[None, :, None] + to, x, mask=best & inside)
+    tl.store(list + to, key, mask=best & inside)
+    tl.debug_barrier()
+
+    slot = tl.arange(0, K)[None, :]
+    listed = (row < count)[:, None] & (slot < top_k)
+    ranks += ((bh * rows + row) * width)[:, None] + slot
+    blocks = blocks_ptr + ((bh * nq + first + row) * top_k)[:, None] + slot
+    rank, key = tl.load(ranks, mask=listed, other=NOTHING), tl.load(blocks, mask=listed, other=0)
+    tl.debug_barrier()
+    tl.store(blocks, best_first(rank, key, R, K), mask=listed)
+
+
+@triton.jit
+def _starts(N: tl.constexpr, L: tl.constexpr):
+    """Every fourth of N positions, [N / L / 4, 1, L]."""
+    C: tl.constexpr = N // L
+    return tl.arange(0, L)[None, None, :] * C + tl.arange(0, C // 4)[:, None, None] * 4
+
+
+@triton.jit
+def _members(start, N: tl.constexpr, L: tl.constexpr):
+    """The four positions from each start on, [N / L, R, L]."""
+    x = start[:, :, :, None] + tl.arange(0, 4)
+    return tl.reshape(tl.permute(x, (0, 3, 1, 2)), [N // L, start.shape[1], L])
+
+
+@triton.jit
+def _ranks(ptr, start, listed, N: tl.constexpr, R: tl.constexpr, L: tl.constexpr):
+    """Ranks of four numbers from each start on, [N / L, R, L], which one thread loads at once."""
+    at = (ptr + start)[:, :, :, None] + tl.arange(0, 4)
+    x = ordered(tl.load(at, mask=listed[:, :, :, None], other=-float("inf")))
+    return tl.reshape(tl.permute(x, (0, 3, 1, 2)), [N // L, R, L])
+
+
+@triton.jit
+def _score(
+    q_ptr, k_ptr, state_ptr, maxima_ptr, blocks_ptr, first, count, rows, width, nq, nk, stored, heads, top_k,
+    D: tl.constexpr, BD: tl.constexpr, GROUP: tl.constexpr, HAS_STATE: tl.constexpr, K: tl.constexpr, R: tl.constexpr,
+    M: tl.constexpr,
+):  # fmt: skip
+    """Scores of the keys of the listed groups, over the maxima, -inf for what may not be chosen."""
+    tile, bh = place(tl.cdiv(count, R))
+    T: tl.constexpr = M // R  # keys of a row
+    COLUMNS: tl.constexpr = max(R, 8)
+    d = tl.arange(0, BD)
+    column = tl.arange(0, COLUMNS)
+    query = tile * R + column
+    q = tl.load(
+        q_ptr + (bh * nq + first + query)[:, None] * D + d[None, :],
+        mask=((column < R) & (query < count))[:, None] & (d < D)[None, :],
+        other=0.0,
+    )
+    m = tl.arange(0, M)
+    row = tile * R + m // T
+    inside = row < count
+    own = (m // T)[:, None] == column[None, :]
+    list = blocks_ptr + (bh * nq + first + row) * top_k
+    k_ptr += bh * nk * D
+    if HAS_STATE:
+        state_ptr += (bh // heads) * nk
+    all_groups = stored <= K
+    for start in range(0, tl.minimum(stored, K if all_groups else top_k) * GROUP, T):
+        at = start + m % T
+        slot = at // GROUP
+        group = slot
+        if not all_groups:
+            group = tl.load(list + slot, mask=inside & (slot < top_k), other=stored)
+        key = group * GROUP + at % GROUP
+        listed = inside & (key < nk)
+        if HAS_STATE:
+            listed = listed & (tl.load(state_ptr + key, mask=listed, other=0) > 1)
+        near = k_ptr + tl.minimum(key, nk - 1)[:, None] * D + d[None, :]
+        if D == BD:
+            k = tl.load(near)
+        else:
+            k = tl.load(near, mask=(d < D)[None, :], other=0.0)
+        s = tl.dot(k, tl.trans(q), input_precision="tf32x3")
+        score = tl.max(tl.where(own, s, -float("inf")), 1)
+        score = tl.where(score > _LOWEST, score, _LOWEST)
+        tl.store(
+            maxima_ptr + (bh * rows + row) * width + at,
+            tl.where(listed, score, -float("inf")),
+            mask=inside & (at < width),
+        )
