@@ -34,10 +34,11 @@ def take(x, wanted, K: tl.constexpr):
     high = tl.max(tl.max(peak, 0), 1) + 1
     low = tl.min(tl.min(tl.where(filled, peak, 0x7FFFFFFF), 0), 1)
     low = tl.where(tl.sum(tl.sum(filled.to(tl.int32), 0), 1) < wanted, NOTHING, low)
-    one = tl.minimum(wanted, 1)  # unknown to the compiler, which would pack and unpack bits to count these
+    one = tl.minimum(wanted, 1)  # unknown to the compiler, which would pack ones as bits to count them
     found = _count(x, low, one)
     # `low` is reached by at least as many as are wanted, `high` by fewer.
-    while tl.max((found > wanted).to(tl.int32) * (_between(low, high) > low).to(tl.int32), 0) > 0:
+    left = _left(found, wanted, low, high)
+    while left > 1:
         for _ in tl.static_range(_UNCHECKED):
             middle = _between(low, high)
             count = _count(x, middle, one)
@@ -45,13 +46,19 @@ def take(x, wanted, K: tl.constexpr):
             low = tl.where(enough, middle, low)
             found = tl.where(enough, count, found)
             high = tl.where(enough, high, middle)
-    taken = x >= low[None, :, None]
-    if tl.max(found, 0) > wanted:
-        equal = (x == low[None, :, None]).to(tl.int32)
-        above = taken.to(tl.int32) - equal
-        room = wanted - tl.sum(tl.sum(above, 0), 1)
-        taken = (above + (places(equal) < room[None, :, None]).to(tl.int32) * equal) > 0
-    return taken
+        left = _left(found, wanted, low, high)
+    least = low[None, :, None]
+    if left > 0:
+        equal = (x == least).to(tl.int32)
+        room = (wanted - _count(x, low + 1, one))[None, :, None]
+        x = tl.where((equal > 0) & (places(equal) >= room), NOTHING - 1, x)
+    return x >= least
+
+
+@triton.jit
+def _left(found, wanted, low, high):
+    """What is left to do in any row: 2 to halve, 1 to choose among equal numbers."""
+    return tl.max(tl.where(found > wanted, tl.where(_between(low, high) > low, 2, 1), 0), 0)
 
 
 @triton.jit
@@ -72,14 +79,19 @@ def _between(low, high):
 
 
 @triton.jit
-def best_first(rank, index, R: tl.constexpr, K: tl.constexpr):
-    """Indices [R, K] by falling rank, equal ones rising; -1 where the rank is NOTHING.
+def entry(rank, index):
+    """int64 that sort by rank, then by falling index."""
+    return (rank.to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64)
+
+
+@triton.jit
+def best_first(x, R: tl.constexpr, K: tl.constexpr):
+    """Indices [R, K] of entries [R, K], the largest first; -1 where the rank is NOTHING.
 
     A bitonic network on [R, K / 32, 32], so that partners in either direction come by a shuffle or two. (tl.sort
     exchanges by reductions, which take the interpreter minutes; unrolled, the rounds of K = 512 take the compiler
     minutes.)
     """
-    x = (rank.to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64)
     x = tl.reshape(x, [R, K // 32, 32])
     size = 2
     while size <= K:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lean3r.ops.block_select.kernel_ranking import NOTHING, best_first, ordered, places, take
+from lean3r.ops.block_select.kernel_ranking import NOTHING, best_first, entry, ordered, places, take
 from lean3r.ops.tiles import launch, place
 
 SPAN = 16  # groups in a span, at least
@@ -51,6 +51,7 @@ def search(
         HAS_STATE=state is not None,
         SPAN=span,
         SPANS=spans,
+        LISTED=stored > wide,
         K=wide,
         R=together,
         L=32 * warps,
@@ -69,11 +70,12 @@ def groups(keys: int, group: int) -> int:
 def _search(
     q_ptr, k_ptr, state_ptr, maxima_ptr, blocks_ptr, first, count, rows, width, nq, nk, stored, heads, top_k,
     D: tl.constexpr, BD: tl.constexpr, GROUP: tl.constexpr, HAS_STATE: tl.constexpr, SPAN: tl.constexpr,
-    SPANS: tl.constexpr, K: tl.constexpr, R: tl.constexpr, L: tl.constexpr, M: tl.constexpr,
+    SPANS: tl.constexpr, LISTED: tl.constexpr, K: tl.constexpr, R: tl.constexpr, L: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
     tile, bh = place(tl.cdiv(count, R))
-    row = tile * R + tl.arange(0, R)
-    inside = (row < count)[None, :, None]
+    rank = tl.arange(0, R)
+    inside = (tile * R + rank < count)[None, :, None]
+    row = tl.minimum(tile * R + rank, count - 1)  # what is outside repeats the last row, and is not stored
     maxima = maxima_ptr + ((bh * rows + row) * width)[None, :, None]
     list = blocks_ptr + ((bh * nq + first + row) * top_k)[None, :, None]
 
@@ -83,48 +85,50 @@ def _search(
         index = tl.arange(0, L)[None, None, :] * (SPANS // L) + tl.arange(0, SPANS // L)[:, None, None]
         peak = tl.full([SPANS // L, R, L], -float("inf"), tl.float32)
         for part in range(0, SPAN, 4):
-            group = index[:, :, :, None] * SPAN + part + tl.arange(0, 4)
-            listed = inside[:, :, :, None] & (group < stored)
-            peak = tl.maximum(peak, tl.max(tl.load(maxima[:, :, :, None] + group, mask=listed, other=-float("inf")), 3))
-        taken = take(ordered(peak), top_k, K)
+            group = tl.minimum(index * SPAN + part, stored - 4)
+            four = tl.load((maxima + group)[:, :, :, None] + tl.arange(0, 4))
+            peak = tl.maximum(peak, tl.max(four, 3))
+        taken = take(tl.where(index * SPAN < stored, ordered(peak), NOTHING), top_k, K)
         tl.store(list + places(taken.to(tl.int32)), tl.broadcast_to(index, taken.shape), mask=taken & inside)
         tl.debug_barrier()
-        span = tl.load(list + span, mask=inside & (span < top_k), other=stored)
-    if stored > K:
+        span = tl.load(list + span, mask=span < top_k, other=stored)
+    if LISTED:
         group = span * SPAN + _starts(K * SPAN, L) % SPAN
-        x = _ranks(maxima, group, inside & (group < stored), K * SPAN, R, L)
+        x = ordered(_fours(maxima, group, group < stored, K * SPAN, R, L))
         group = _members(tl.broadcast_to(group, [K * SPAN // L // 4, R, L]), K * SPAN, L)
-        chosen = take(x, top_k, K)
+        taken = take(x, top_k, K)
         tl.debug_barrier()
-        tl.store(list + places(chosen.to(tl.int32)), group, mask=chosen & inside)
-    tl.debug_barrier()
+        tl.store(list + places(taken.to(tl.int32)), group, mask=taken & inside)
+        tl.debug_barrier()
 
+    scored = (top_k if LISTED else stored) * GROUP
     _score(
-        q_ptr, k_ptr, state_ptr, maxima_ptr, blocks_ptr, first, count, rows, width, nq, nk, stored, heads, top_k,
-        D, BD, GROUP, HAS_STATE, K, R, M,
+        q_ptr, k_ptr, maxima_ptr, blocks_ptr, first, count, rows, width, nq, nk, scored, top_k,
+        D, BD, GROUP, LISTED, R, M,
     )  # fmt: skip
     tl.debug_barrier()
     at = _starts(K * GROUP, L)
-    x = _ranks(maxima, at, inside & (at < tl.minimum(stored, K if stored <= K else top_k) * GROUP), K * GROUP, R, L)
-    key = tl.broadcast_to(at // GROUP, [K * GROUP // L // 4, R, L])
-    if stored > K:
-        key = tl.load(list + key, mask=inside & (key < top_k), other=0)
-    key = _members(key * GROUP + at % GROUP, K * GROUP, L)
-    best = take(x, top_k, K)
-    to = places(best.to(tl.int32))
+    score = _fours(maxima, at, at < scored, K * GROUP, R, L)
+    group = tl.broadcast_to(at // GROUP, [K * GROUP // L // 4, R, L])
+    if LISTED:
+        group = tl.load(list + group, mask=at < scored, other=stored)
+    key = _members(group * GROUP + at % GROUP, K * GROUP, L)
+    eligible = key < nk
+    if HAS_STATE:
+        eligible = eligible & (tl.load(state_ptr + (bh // heads) * nk + key, mask=eligible, other=0) > 1)
+    score = tl.where(score > _LOWEST, score, _LOWEST)
+    x = tl.where(eligible, ordered(score), NOTHING)
+    taken = take(x, top_k, K)
     tl.debug_barrier()
-    ranks = maxima_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
-    tl.store(ranks + ((bh * rows + row) * width)[None, :, None] + to, x, mask=best & inside)
-    tl.store(list + to, key, mask=best & inside)
+    entries = maxima.to(tl.pointer_type(tl.int64), bitcast=True)
+    tl.store(entries + places(taken.to(tl.int32)), entry(x, key), mask=taken & inside)
     tl.debug_barrier()
 
-    slot = tl.arange(0, K)[None, :]
-    listed = (row < count)[:, None] & (slot < top_k)
-    ranks += ((bh * rows + row) * width)[:, None] + slot
+    slot = tl.arange(0, K)
+    entries = (maxima_ptr + (bh * rows + row) * width).to(tl.pointer_type(tl.int64), bitcast=True)
+    best = tl.load(entries[:, None] + slot, mask=slot < top_k, other=-1 << 63)
     blocks = blocks_ptr + ((bh * nq + first + row) * top_k)[:, None] + slot
-    rank, key = tl.load(ranks, mask=listed, other=NOTHING), tl.load(blocks, mask=listed, other=0)
-    tl.debug_barrier()
-    tl.store(blocks, best_first(rank, key, R, K), mask=listed)
+    tl.store(blocks, best_first(best, R, K), mask=(tile * R + rank < count)[:, None] & (slot < top_k))
 
 
 @triton.jit
@@ -142,20 +146,19 @@ def _members(start, N: tl.constexpr, L: tl.constexpr):
 
 
 @triton.jit
-def _ranks(ptr, start, listed, N: tl.constexpr, R: tl.constexpr, L: tl.constexpr):
-    """Ranks of four numbers from each start on, [N / L, R, L], which one thread loads at once."""
+def _fours(ptr, start, listed, N: tl.constexpr, R: tl.constexpr, L: tl.constexpr):
+    """The four numbers from each start on, [N / L, R, L], which a thread loads at once; -inf where not listed."""
     at = (ptr + start)[:, :, :, None] + tl.arange(0, 4)
-    x = ordered(tl.load(at, mask=listed[:, :, :, None], other=-float("inf")))
+    x = tl.load(at, mask=listed[:, :, :, None], other=-float("inf"))
     return tl.reshape(tl.permute(x, (0, 3, 1, 2)), [N // L, R, L])
 
 
 @triton.jit
 def _score(
-    q_ptr, k_ptr, state_ptr, maxima_ptr, blocks_ptr, first, count, rows, width, nq, nk, stored, heads, top_k,
-    D: tl.constexpr, BD: tl.constexpr, GROUP: tl.constexpr, HAS_STATE: tl.constexpr, K: tl.constexpr, R: tl.constexpr,
-    M: tl.constexpr,
+    q_ptr, k_ptr, maxima_ptr, blocks_ptr, first, count, rows, width, nq, nk, scored, top_k,
+    D: tl.constexpr, BD: tl.constexpr, GROUP: tl.constexpr, LISTED: tl.constexpr, R: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
-    """Scores of the keys of the listed groups, over the maxima, -inf for what may not be chosen."""
+    """Scores of the keys of the groups that each row lists, over its maxima."""
     tile, bh = place(tl.cdiv(count, R))
     T: tl.constexpr = M // R  # keys of a row
     COLUMNS: tl.constexpr = max(R, 8)
@@ -168,34 +171,22 @@ def _score(
         other=0.0,
     )
     m = tl.arange(0, M)
-    row = tile * R + m // T
-    inside = row < count
+    row = tl.minimum(tile * R + m // T, count - 1)
     own = (m // T)[:, None] == column[None, :]
     list = blocks_ptr + (bh * nq + first + row) * top_k
+    maxima_ptr += (bh * rows + row) * width
     k_ptr += bh * nk * D
-    if HAS_STATE:
-        state_ptr += (bh // heads) * nk
-    all_groups = stored <= K
-    for start in range(0, tl.minimum(stored, K if all_groups else top_k) * GROUP, T):
+    for start in range(0, scored, T):
         at = start + m % T
-        slot = at // GROUP
-        group = slot
-        if not all_groups:
-            group = tl.load(list + slot, mask=inside & (slot < top_k), other=stored)
-        key = group * GROUP + at % GROUP
-        listed = inside & (key < nk)
-        if HAS_STATE:
-            listed = listed & (tl.load(state_ptr + key, mask=listed, other=0) > 1)
-        near = k_ptr + tl.minimum(key, nk - 1)[:, None] * D + d[None, :]
+        listed = at < scored
+        group = at // GROUP
+        if LISTED:
+            group = tl.load(list + group, mask=listed, other=0)
+        key = tl.minimum(group * GROUP + at % GROUP, nk - 1)
+        near = k_ptr + key[:, None] * D + d[None, :]
         if D == BD:
             k = tl.load(near)
         else:
             k = tl.load(near, mask=(d < D)[None, :], other=0.0)
         s = tl.dot(k, tl.trans(q), input_precision="tf32x3")
-        score = tl.max(tl.where(own, s, -float("inf")), 1)
-        score = tl.where(score > _LOWEST, score, _LOWEST)
-        tl.store(
-            maxima_ptr + (bh * rows + row) * width + at,
-            tl.where(listed, score, -float("inf")),
-            mask=inside & (at < width),
-        )
+        tl.store(maxima_ptr + at, tl.max(tl.where(own, s, -float("inf")), 1), mask=listed & (tile * R + m // T < count))
