@@ -123,6 +123,31 @@ def test_three_levels_and_chunks_of_rows_choose_what_the_definition_does(monkeyp
     assert_rms(got.out, torch.nn.functional.scaled_dot_product_attention(q, k, v), 1e-5)
 
 
+@pytest.mark.parametrize(("nk", "top_k"), [(1, 2), (601, 1), (2100, 33), (400, 150)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_kernel_searches_any_scores_exactly(
+    nk: int, top_k: int, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal scores by the hundred, none that is finite, tiny and huge ones, fewer keys than are wanted."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    from lean3r.ops.block_select import kernel_search
+
+    monkeypatch.setattr(kernel_search, "SPAN", 4)
+    q, k, v = ((t * 2).round().div(2) for t in projections(6, nk, heads=1, dim=16, batch=2))
+    k[:, :, nk // 3 : nk // 2] = k[:, :, :1]
+    k[1, :, nk // 2 :] = 0
+    q[:, :, 1:3] = 0
+    q[:, :, 2, 0] = torch.inf  # times keys: infinities of both signs, and NaN
+    q[:, :, 3, 1] = torch.nan
+    q[:, :, 4] *= 2.0**-100
+    q[:, :, 5] *= 2.0**100
+    mask = torch.rand(2, nk, generator=torch.Generator().manual_seed(1)) < torch.tensor([[0.5], [0.03]])
+    got, expected = (
+        run(q, k, v, top_k, how, key_mask=mask if masked else None, skip=(nk // 2,)) for how in ("triton", "reference")
+    )
+    assert torch.equal(got.blocks, expected.blocks)
+
+
 def test_torch_gradients_with_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_path, "_CHUNK_ELEMENTS", 1000)
     monkeypatch.setattr(reference, "CHUNK_ELEMENTS", 1000)

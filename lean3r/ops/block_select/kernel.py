@@ -75,7 +75,7 @@ class _Select(torch.autograd.Function):
         else:
             blocks = torch.empty(b, h, nq, top_k, dtype=torch.int32, device=q.device)
 
-        group = 16 if nk <= 1 << 17 else 64
+        group = 64 if nk > 1 << 17 and top_k <= 256 else 16
         stored = groups(nk, group) if searched else 0
         width = max(stored, candidates(top_k, group)) if searched else 0
         rows = min(nq, max(1, WORKSPACE // (4 * b * h * max(width, 1) * _ROWS)) * _ROWS)

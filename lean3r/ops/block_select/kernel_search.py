@@ -18,8 +18,7 @@ from lean3r.ops.tiles import launch, place
 SPAN = 16  # groups in a span, at least
 _LOWEST = tl.constexpr(-3.4028234663852886e38)
 _EACH = 1024  # candidates of a row for each warp
-import os
-_TILE = int(os.environ.get('TILE','256'))  # keys that a program scores at a time
+_TILE = 1 << 15  # bytes of keys that a program scores at a time
 
 
 def candidates(top_k: int, group: int) -> int:
@@ -35,7 +34,7 @@ def search(
     Maxima end at the first multiple of 16 groups behind the last key, -inf where there is no key.
     """
     (b, h, nq, d), nk, top_k = q.shape, k.shape[2], blocks.shape[3]
-    stored = groups(nk, group)
+    stored, padded = groups(nk, group), max(16, triton.next_power_of_2(d))
     wide, span = max(32, triton.next_power_of_2(top_k)), SPAN
     while triton.cdiv(stored, span) > wide * span:
         span *= 2
@@ -46,7 +45,7 @@ def search(
         *(_search, triton.cdiv(count, together) * b * h),
         *(q, k, state, maxima, blocks, first, count, maxima.shape[1], maxima.shape[2], nq, nk, stored, h, top_k),
         D=d,
-        BD=max(16, triton.next_power_of_2(d)),
+        BD=padded,
         GROUP=group,
         HAS_STATE=state is not None,
         SPAN=span,
@@ -55,7 +54,7 @@ def search(
         K=wide,
         R=together,
         L=32 * warps,
-        M=max(_TILE, together),
+        M=min(256, max(128, _TILE // (padded * k.element_size()))),
         num_warps=min(16, warps * together),
         num_stages=1,
     )
