@@ -147,19 +147,28 @@ def _named(config: triton.Config | None) -> str:
     return " ".join(f"{name}={value}" for name, value in config.all_kwargs().items() if value is not None)
 
 
-def loops(cubin: bytes) -> tuple[int, ...]:
-    """Instructions in each innermost loop, in the order of the program."""
+def disassembled(cubin: bytes) -> str:
+    """Machine code as text."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         tool = triton.knobs.nvidia.cuobjdump.path
-        text = subprocess.run([tool, "-sass", file.name], check=True, capture_output=True, text=True).stdout
+        return subprocess.run([tool, "-sass", file.name], check=True, capture_output=True, text=True).stdout
+
+
+def loops_of(text: str) -> list[tuple[int, int]]:
+    """Addresses of the first and the last instruction of each loop, in the order of the program."""
     branches = re.findall(
         r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d+ )?BRA(?:\.\S+)? (?:!?U?P\d+, )*`?\(?0x([0-9a-f]+)", text
     )
-    found = [(int(to, 16), int(at, 16)) for at, to in branches if int(to, 16) < int(at, 16)]
+    return sorted((int(to, 16), int(at, 16)) for at, to in branches if int(to, 16) < int(at, 16))
+
+
+def loops(cubin: bytes) -> tuple[int, ...]:
+    """Instructions in each innermost loop, in the order of the program."""
+    found = loops_of(disassembled(cubin))
     inner = [(a, b) for a, b in found if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in found)]
-    return tuple((end - start) // 16 + 1 for start, end in sorted(inner))
+    return tuple((end - start) // 16 + 1 for start, end in inner)
 
 
 def main() -> int:

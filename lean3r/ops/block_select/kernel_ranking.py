@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 NOTHING = tl.constexpr(-2139095041)  # the bits of -inf, made to sort as an integer
-_UNCHECKED = tl.constexpr(4)  # halvings between two looks at whether all rows are done
+UNCHECKED = tl.constexpr(4)  # halvings between two looks at whether all rows are done
 
 
 @triton.jit
@@ -39,7 +39,7 @@ def take(x, wanted, K: tl.constexpr):
     # `low` is reached by at least as many as are wanted, `high` by fewer.
     left = _left(found, wanted, low, high)
     while left > 1:
-        for _ in tl.static_range(_UNCHECKED):
+        for _ in tl.static_range(UNCHECKED):
             middle = _between(low, high)
             count = _count(x, middle, one)
             enough = count >= wanted
