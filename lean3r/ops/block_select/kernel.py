@@ -8,8 +8,8 @@ computed anew. That is exact, ties included: the k best keys lie in the k best g
 position, since each group in front of a key's own holds a key in front of it. (Scores of the two kernels may differ
 in the last bit, which matters only between keys that are equal up to rounding; equal keys tie in both.)
 
-Lists of more than LONGEST blocks are left to long_lists.py.
-The maxima take 4 / GROUP bytes a score, so rows are worked off in chunks of at most WORKSPACE bytes.
+Lists of more than LONGEST blocks are left to long_lists.py. The maxima take 4 / GROUP bytes a score, or as much as the
+scores computed anew where there are few keys, so rows are worked off in chunks of at most WORKSPACE bytes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lean3r.ops.block_select.kernel_search import candidates, groups, search
+from lean3r.ops.block_select.kernel_search import numbers, search
 from lean3r.ops.block_select.long_lists import best_keys
 from lean3r.ops.tiles import LOG2_E, launch, place
 from lean3r.tables import table
 
 WORKSPACE = 1 << 30  # bytes of group maxima that exist at a time
-LONGEST = 512  # list that a program sorts; longer ones are in long_lists.py
+LONGEST = 512  # list that a program searches for; longer ones are in long_lists.py
 _ROWS = 128  # a multiple of every tile height
 _LOWEST = tl.constexpr(-3.4028234663852886e38)
 
@@ -76,13 +76,12 @@ class _Select(torch.autograd.Function):
             blocks = torch.empty(b, h, nq, top_k, dtype=torch.int32, device=q.device)
 
         group = 64 if nk > 1 << 17 and top_k <= 256 else 16
-        stored = groups(nk, group) if searched else 0
-        width = max(stored, candidates(top_k, group)) if searched else 0
+        stored, width = numbers(nk, group, top_k) if searched else (0, 0)
         rows = min(nq, max(1, WORKSPACE // (4 * b * h * max(width, 1) * _ROWS)) * _ROWS)
         maxima = torch.empty(b * h, rows, width, dtype=torch.float32, device=q.device)
         for first in range(0, nq, rows):
             count = min(rows, nq - first)
-            maxima[..., nk // group : stored] = -torch.inf  # the last group is written again, the padding is not
+            maxima[..., nk // group : stored] = -torch.inf  # past the last tile of keys nothing is written
             launch(
                 *(_attend, lambda meta: triton.cdiv(count, meta["BM"]) * b * h),  # noqa: B023 - called at once
                 *(q, k, v, state, out, lse, maxima, first, count, rows, width, nq, nk, stored, h, scale),

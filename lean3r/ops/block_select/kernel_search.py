@@ -1,13 +1,14 @@
-"""The best keys of every row on GPUs, from the maxima of groups of keys: three steps of a few hundred candidates each.
+"""The best keys of every row on GPUs, from the maxima of groups of keys: spans of groups, groups, keys.
 
-Spans of groups, groups, keys: each step finds the smallest number that it takes by halving the range of the integers
-that sort as the scores do, a count at a time, and writes what it takes into the row's list in order of position. Only
-the last list is sorted. Keys are scored anew, on tensor cores: those of all rows of a program by the queries of all.
+Each step takes the best of a few hundred candidates a row: it halves the range in which the lowest of these lies, with
+scores as integers, and writes what it takes into the row's own place in the result, by position. Only the last list is
+sorted. A row is one warp's where its candidates are few, so that counting ends in one instruction of the warp; rows
+of a program are neighbours, whose lists are alike, and walk through them side by side, so that what one has loaded is
+still in the cache for the next. Tensor cores score their keys anew, each with the queries of all rows.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,25 +18,26 @@ from lean3r.ops.tiles import launch, place
 
 SPAN = 16  # groups in a span, at least
 _LOWEST = tl.constexpr(-3.4028234663852886e38)
-_EACH = 1024  # candidates of a row for each warp
+_EACH = 1024  # candidates of a row that a warp holds in registers
 _TILE = 1 << 15  # bytes of keys that a program scores at a time
 
 
-def candidates(top_k: int, group: int) -> int:
-    """Keys of a row that are scored anew: the numbers that `maxima` has to have room for."""
-    return max(32, triton.next_power_of_2(top_k)) * group
+def numbers(keys: int, group: int, top_k: int) -> tuple[int, int]:
+    """Maxima of a row, a multiple of 16, and the numbers that it needs room for: scores take the maxima's place."""
+    stored = triton.cdiv(keys, group * 16) * 16
+    return stored, max(stored, _wide(top_k) * group)
 
 
 def search(
     q: Tensor, k: Tensor, state: Tensor | None, maxima: Tensor, blocks: Tensor, first: int, count: int, group: int
 ) -> None:
-    """Write `blocks` [B, H, nq, top_k] of so many rows from `first` on, from maxima [B H, rows, numbers]; uses these.
+    """Write `blocks` [B, H, nq, top_k] for `count` rows from `first` on.
 
-    Maxima end at the first multiple of 16 groups behind the last key, -inf where there is no key.
+    maxima [B H, rows, numbers] are -inf where a group holds no key; they are written over.
     """
     (b, h, nq, d), nk, top_k = q.shape, k.shape[2], blocks.shape[3]
-    stored, padded = groups(nk, group), max(16, triton.next_power_of_2(d))
-    wide, span = max(32, triton.next_power_of_2(top_k)), SPAN
+    stored, width = numbers(nk, group, top_k)
+    wide, padded, span = _wide(top_k), max(16, triton.next_power_of_2(d)), SPAN
     while triton.cdiv(stored, span) > wide * span:
         span *= 2
     spans = 0 if stored <= wide * span else max(wide, triton.next_power_of_2(triton.cdiv(stored, span)))
@@ -43,7 +45,7 @@ def search(
     together = 1024 // wide if triton.knobs.runtime.interpret else max(1, 8 // warps)
     launch(
         *(_search, triton.cdiv(count, together) * b * h),
-        *(q, k, state, maxima, blocks, first, count, maxima.shape[1], maxima.shape[2], nq, nk, stored, h, top_k),
+        *(q, k, state, maxima, blocks, first, count, maxima.shape[1], width, nq, nk, stored, h, top_k),
         D=d,
         BD=padded,
         GROUP=group,
@@ -55,14 +57,14 @@ def search(
         R=together,
         L=32 * warps,
         M=min(256, max(128, _TILE // (padded * k.element_size()))),
-        num_warps=min(16, warps * together),
-        num_stages=1,
+        num_warps=warps * together,
+        num_stages=1,  # more would read keys past the cache that the rows share
     )
 
 
-def groups(keys: int, group: int) -> int:
-    """Maxima of a row."""
-    return triton.cdiv(keys, group * 16) * 16
+def _wide(top_k: int) -> int:
+    """Places of a list."""
+    return max(32, triton.next_power_of_2(top_k))
 
 
 @triton.jit
@@ -76,7 +78,7 @@ def _search(
     inside = (tile * R + rank < count)[None, :, None]
     row = tl.minimum(tile * R + rank, count - 1)  # what is outside repeats the last row, and is not stored
     maxima = maxima_ptr + ((bh * rows + row) * width)[None, :, None]
-    list = blocks_ptr + ((bh * nq + first + row) * top_k)[None, :, None]
+    listing = blocks_ptr + ((bh * nq + first + row) * top_k)[None, :, None]
 
     # A step whose candidates all fit into the next one takes them as they come.
     span = _starts(K * SPAN, L) // SPAN
@@ -88,16 +90,16 @@ def _search(
             four = tl.load((maxima + group)[:, :, :, None] + tl.arange(0, 4))
             peak = tl.maximum(peak, tl.max(four, 3))
         taken = take(tl.where(index * SPAN < stored, ordered(peak), NOTHING), top_k, K)
-        tl.store(list + places(taken.to(tl.int32)), tl.broadcast_to(index, taken.shape), mask=taken & inside)
+        tl.store(listing + places(taken.to(tl.int32)), tl.broadcast_to(index, taken.shape), mask=taken & inside)
         tl.debug_barrier()
-        span = tl.load(list + span, mask=span < top_k, other=stored)
+        span = tl.load(listing + span, mask=span < top_k, other=stored)
     if LISTED:
         group = span * SPAN + _starts(K * SPAN, L) % SPAN
         x = ordered(_fours(maxima, group, group < stored, K * SPAN, R, L))
         group = _members(tl.broadcast_to(group, [K * SPAN // L // 4, R, L]), K * SPAN, L)
         taken = take(x, top_k, K)
         tl.debug_barrier()
-        tl.store(list + places(taken.to(tl.int32)), group, mask=taken & inside)
+        tl.store(listing + places(taken.to(tl.int32)), group, mask=taken & inside)
         tl.debug_barrier()
 
     scored = (top_k if LISTED else stored) * GROUP
@@ -110,7 +112,7 @@ def _search(
     score = _fours(maxima, at, at < scored, K * GROUP, R, L)
     group = tl.broadcast_to(at // GROUP, [K * GROUP // L // 4, R, L])
     if LISTED:
-        group = tl.load(list + group, mask=at < scored, other=stored)
+        group = tl.load(listing + group, mask=at < scored, other=stored)
     key = _members(group * GROUP + at % GROUP, K * GROUP, L)
     eligible = key < nk
     if HAS_STATE:
@@ -172,7 +174,7 @@ def _score(
     m = tl.arange(0, M)
     row = tl.minimum(tile * R + m // T, count - 1)
     own = (m // T)[:, None] == column[None, :]
-    list = blocks_ptr + (bh * nq + first + row) * top_k
+    listing = blocks_ptr + (bh * nq + first + row) * top_k
     maxima_ptr += (bh * rows + row) * width
     k_ptr += bh * nk * D
     for start in range(0, scored, T):
@@ -180,12 +182,9 @@ def _score(
         listed = at < scored
         group = at // GROUP
         if LISTED:
-            group = tl.load(list + group, mask=listed, other=0)
+            group = tl.load(listing + group, mask=listed, other=0)
         key = tl.minimum(group * GROUP + at % GROUP, nk - 1)
         near = k_ptr + key[:, None] * D + d[None, :]
-        if D == BD:
-            k = tl.load(near)
-        else:
-            k = tl.load(near, mask=(d < D)[None, :], other=0.0)
+        k = tl.load(near) if D == BD else tl.load(near, mask=(d < D)[None, :], other=0.0)
         s = tl.dot(k, tl.trans(q), input_precision="tf32x3")
         tl.store(maxima_ptr + at, tl.max(tl.where(own, s, -float("inf")), 1), mask=listed & (tile * R + m // T < count))
