@@ -92,7 +92,7 @@ def _search(
         taken = take(tl.where(index * SPAN < stored, ordered(peak), NOTHING), top_k, K)
         tl.store(listing + places(taken.to(tl.int32)), tl.broadcast_to(index, taken.shape), mask=taken & inside)
         tl.debug_barrier()
-        span = tl.load(listing + span, mask=span < top_k, other=stored)
+        span = tl.load(listing + span, mask=span < top_k, other=tl.cdiv(stored, SPAN))
     if LISTED:
         group = span * SPAN + _starts(K * SPAN, L) % SPAN
         x = ordered(_fours(maxima, group, group < stored, K * SPAN, R, L))
