@@ -250,12 +250,34 @@ def keys_of_union(
 
 @triton.jit
 def absorb(query, key, value, weight, top, total, mixed, scale_log2, PRECISION: tl.constexpr):
-    """One step of the online softmax, base 2."""
+    """One step of the online softmax, base 2; without a weight every key counts once."""
     score = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale_log2
-    score = tl.where(weight > 0, score, float("-inf"))
+    if weight is not None:
+        score = tl.where(weight > 0, score, float("-inf"))
     higher = tl.maximum(top, tl.max(score, 1))
     anchor = tl.where(higher == float("-inf"), 0.0, higher)
-    share = tl.exp2(score - anchor[:, None]) * weight
+    share = tl.exp2(score - anchor[:, None])
+    if weight is not None:
+        share = share * weight
     fade = tl.exp2(top - anchor)
     mixed = mixed * fade[:, None] + tl.dot(share.to(value.dtype), value, input_precision=PRECISION)
     return higher, total * fade + tl.sum(share, 1), mixed
+
+
+@triton.jit
+def absorb_all(
+    query, k, v, count, top, total, mixed, scale_log2, D: tl.constexpr, DIM: tl.constexpr, LANES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`count` keys and values, rows of contiguous matrices, each once: whole tiles without weights, then the rest."""
+    whole = count // LANES * LANES
+    for start in range(0, whole, LANES):
+        at = start + tl.arange(0, LANES)
+        key, value = load(k, at, D, at >= 0, D, DIM), load(v, at, D, at >= 0, D, DIM)
+        top, total, mixed = absorb(query, key, value, None, top, total, mixed, scale_log2, PRECISION)
+    for start in range(whole, count, LANES):
+        at = start + tl.arange(0, LANES)
+        key, value = load(k, at, D, at < count, D, DIM), load(v, at, D, at < count, D, DIM)
+        weight = (at < count).to(tl.int32)[None, :]
+        top, total, mixed = absorb(query, key, value, weight, top, total, mixed, scale_log2, PRECISION)
+    return top, total, mixed

@@ -66,7 +66,7 @@ def random_case(
 
 
 def everything_odd(case: Case) -> Case:
-    """Duplicates, skipped entries, an empty list, hidden keys and padding queries that hold NaN, five dense keys."""
+    """Duplicates, skipped entries, an empty list, hidden keys and padding queries that hold NaN, 37 dense keys: a tile and five."""
     made = torch.Generator().manual_seed(1)
     lists = case.blocks.clone()
     lists[0, 0, 1] = torch.tensor([2, 2, 2, 1])[: lists.shape[-1]]
@@ -77,7 +77,7 @@ def everything_odd(case: Case) -> Case:
     mask = torch.rand(1, k.shape[2], generator=made) > 0.3
     k[:, :, ~mask[0]] = v[:, :, ~mask[0]] = torch.nan
     q[:, :, -3:] = torch.nan
-    dense = torch.randn(2, 1, 2, 5, q.shape[-1], generator=made)
+    dense = torch.randn(2, 1, 2, 37, q.shape[-1], generator=made)
     return replace(case, q=q, k=k, v=v, blocks=lists, key_mask=mask, dense_keys=(dense[0], dense[1]))
 
 

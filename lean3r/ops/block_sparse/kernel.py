@@ -20,6 +20,7 @@ from lean3r.ops.tiles import (
     LOG2_E,
     PRUNE,
     absorb,
+    absorb_all,
     configs,
     constants,
     group_constants,
@@ -199,12 +200,10 @@ def _forward(
     total = tl.zeros((ROWS,), tl.float32)
     mixed = tl.zeros((ROWS, DIM), tl.float32)
     if HAS_EXTRA:
-        for start in range(0, extras, LANES):
-            at = start + tl.arange(0, LANES)
-            key = load(extra_k + both * extras * D, at, D, at < extras, D, DIM)
-            value = load(extra_v + both * extras * D, at, D, at < extras, D, DIM)
-            weight = (at < extras).to(tl.int32)[None, :] + tl.zeros((ROWS, LANES), tl.int32)
-            top, total, mixed = absorb(query, key, value, weight, top, total, mixed, scale_log2, PRECISION)
+        offset = both * extras * D
+        top, total, mixed = absorb_all(
+            query, extra_k + offset, extra_v + offset, extras, top, total, mixed, scale_log2, D, DIM, LANES, PRECISION
+        )
     for start in range(0, length * KEY_BLOCK, LANES):
         at, valid, weight = keys_of_union(
             union, counts, length, start, key_mask + batch * keys, shift, FIELD, KEY_BLOCK, LANES, HAS_MASK
