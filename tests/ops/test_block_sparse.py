@@ -66,7 +66,7 @@ def random_case(
 
 
 def everything_odd(case: Case) -> Case:
-    """Duplicates, skipped entries, an empty list, hidden keys and padding queries that hold NaN, 37 dense keys: a tile and five."""
+    """Duplicates, skipped entries, an empty list, hidden keys and padding queries that hold NaN, 37 dense keys."""
     made = torch.Generator().manual_seed(1)
     lists = case.blocks.clone()
     lists[0, 0, 1] = torch.tensor([2, 2, 2, 1])[: lists.shape[-1]]

@@ -2,9 +2,9 @@
 
 Each step takes the best of a few hundred candidates a row: it halves the range in which the lowest of these lies, with
 scores as integers, and writes what it takes into the row's own place in the result, by position. Only the last list is
-sorted. A row is one warp's where its candidates are few, so that counting ends in one instruction of the warp; rows
-of a program are neighbours, whose lists are alike, and walk through them side by side, so that what one has loaded is
-still in the cache for the next. Tensor cores score their keys anew, each with the queries of all rows.
+sorted. A row is one warp's where its candidates are few, so that counting ends in one instruction of the warp. Rows of
+a program are neighbours, whose lists may be alike, and walk through them side by side: what one has loaded is in the
+cache for the others. Tensor cores score their keys anew, each with the queries of all rows.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def search(
         L=32 * warps,
         M=min(256, max(128, _TILE // (padded * k.element_size()))),
         num_warps=warps * together,
-        num_stages=1,  # more would read keys past the cache that the rows share
+        num_stages=1,  # more would load keys around the cache that rows share
     )
 
 
