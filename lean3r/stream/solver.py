@@ -57,6 +57,7 @@ class Solver:
             "keyframes": len(keyframes),
             "certain": sum(result.is_certain for result in results),
             "refinement": report["status"],
+            **({"reason": report["reason"]} if "reason" in report else {}),
             "focal_px": round(float(np.median([r.original_intrinsics[0, 0] for r in results])), 3),
         }
 

@@ -30,8 +30,8 @@ def test_few_trusted_keyframes_among_doubted_ones_are_doubted(trusted: str, kept
     assert "".join(str(int(each.is_certain)) for each in results) == kept
 
 
-@pytest.mark.parametrize(("info", "certain"), [({"refinement": {"status": "kept"}}, 0), ({}, 3)])
-def test_a_window_whose_refinement_failed_is_doubted(
+@pytest.mark.parametrize(("info", "certain"), [({"refinement": {"status": "kept", "reason": "dark"}}, 0), ({}, 3)])
+def test_a_window_whose_refinement_failed_is_doubted_and_says_why(
     info: dict[str, Any], certain: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If it was not asked for, nothing was tried, and nothing failed."""
@@ -41,3 +41,4 @@ def test_a_window_whose_refinement_failed_is_doubted(
     monkeypatch.setattr(solver, "results_of", lambda scene, keyframes: results)
     found = Solver(None, None).window(keyframes)  # type: ignore[arg-type]
     assert found is not None and found[1]["certain"] == certain
+    assert found[1].get("reason") == info.get("refinement", {}).get("reason")
