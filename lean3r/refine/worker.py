@@ -123,7 +123,7 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
         candidates += filter(None, [Built.of(job, matches, mapper.from_poses(job.start, views), True)])
     found: list[Built] = []
     if not candidates or len(job.views) <= FEW or not is_enough(candidates[0].answer, matched):
-        found = by_methods(job, matches, here, database)
+        found = by_methods(job, matches, mapper, here, database)
         candidates += soundest(found) if job.sequences else found
     best = max(candidates, key=lambda built: fitness(job, built.answer), default=None)
     if best is None:
@@ -135,15 +135,13 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
             yield again.judged(job, found)
 
 
-def by_methods(job: Job, matches: matching.Matches, folder: Path, database: Path) -> list[Built]:
+def by_methods(job: Job, matches: matching.Matches, mapper: adjust.Mapper, folder: Path, database: Path) -> list[Built]:
     """The models of all methods that the job needs, the global one first. Of a short video both: either may lose frames
     that the other has, or slip, which only the other tells."""
-    mapper = adjust.Mapper(job, database)
     is_short = bool(job.sequences) and FEW < len(job.views) <= LONG
     found: list[Built] = []
     for method in (adjust.global_model, adjust.incremental_model):
-        built = polished(job, matches, mapper, method(job, folder, database))
-        found += [] if built is None else [built]
+        found += filter(None, [polished(job, matches, mapper, method(job, folder, database))])
         if found and not is_short and found[-1].answer.has.sum() > 2:  # the global mapper cannot do two views
             break
     return found if agree(found) else [settle(job, matches, mapper, built) for built in found]

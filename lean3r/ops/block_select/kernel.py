@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lean3r.ops.block_select.kernel_ranking import LOWEST
 from lean3r.ops.block_select.kernel_search import numbers, search
 from lean3r.ops.block_select.long_lists import best_keys
 from lean3r.ops.tiles import LOG2_E, launch, place
@@ -29,7 +30,6 @@ from lean3r.tables import table
 WORKSPACE = 1 << 30  # bytes of group maxima that exist at a time
 LONGEST = 512  # list that a program searches for; longer ones are in long_lists.py
 _ROWS = 128  # a multiple of every tile height
-_LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
 def _configs(*shapes: tuple[int, int, int, int]) -> list[triton.Config]:
@@ -181,7 +181,7 @@ def _attend_tile(
     if MASKED or HAS_STATE:
         attended, eligible = _marks(state_ptr, start, nk, HAS_STATE, BN)
         s += tl.where(attended, 0.0, -float("inf"))[None, :]
-    ranked = tl.where(s > _LOWEST, s, _LOWEST)  # NaN, too, becomes the lowest
+    ranked = tl.where(s > LOWEST, s, LOWEST)  # NaN, too, becomes the lowest
     # From the scores as they lie: the maxima of the peaks would need another layout of the whole tile.
     raised = tl.maximum(highest, tl.max(ranked, 1))
     if MASKED or HAS_STATE:
@@ -191,7 +191,7 @@ def _attend_tile(
     tl.store(maxima_ptr + group[None, :], peaks, mask=inside[:, None] & (group < stored)[None, :])
 
     to_log2 = scale * LOG2_E
-    level = tl.where(raised == _LOWEST, 0.0, raised) * to_log2  # where no key counts yet
+    level = tl.where(raised == LOWEST, 0.0, raised) * to_log2  # where no key counts yet
     fade = tl.exp2(highest * to_log2 - level)
     p = tl.exp2(s * to_log2 - level[:, None])
     v = _rows(v_ptr, start, nk, D, BD, BN, MASKED)

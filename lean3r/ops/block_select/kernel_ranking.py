@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+LOWEST = tl.constexpr(-3.4028234663852886e38)  # score of what is below all others, NaN too; -inf is no candidate
 NOTHING = tl.constexpr(-2139095041)  # the bits of -inf, made to sort as an integer
 UNCHECKED = tl.constexpr(4)  # halvings between two looks at whether all rows are done
 

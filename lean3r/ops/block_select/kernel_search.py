@@ -13,11 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lean3r.ops.block_select.kernel_ranking import NOTHING, best_first, entry, ordered, places, take
+from lean3r.ops.block_select.kernel_ranking import LOWEST, NOTHING, best_first, entry, ordered, places, take
 from lean3r.ops.tiles import launch, place
 
 SPAN = 16  # groups in a span, at least
-_LOWEST = tl.constexpr(-3.4028234663852886e38)
 _EACH = 1024  # candidates of a row that a warp holds in registers
 _TILE = 1 << 15  # bytes of keys that a program scores at a time
 
@@ -117,7 +116,7 @@ def _search(
     eligible = key < nk
     if HAS_STATE:
         eligible = eligible & (tl.load(state_ptr + (bh // heads) * nk + key, mask=eligible, other=0) > 1)
-    score = tl.where(score > _LOWEST, score, _LOWEST)
+    score = tl.where(score > LOWEST, score, LOWEST)
     x = tl.where(eligible, ordered(score), NOTHING)
     taken = take(x, top_k, K)
     tl.debug_barrier()
