@@ -19,6 +19,7 @@ import numpy as np
 from lean3r.colmap_library import pycolmap
 from lean3r.processes import end_with_input
 from lean3r.refine import adjust, features, focal, matching
+from lean3r.refine.aside import incremental_aside
 from lean3r.refine.built import Built
 from lean3r.refine.job import OUT_OF_TIME, Answer, Job
 from lean3r.refine.rivals import differing
@@ -138,12 +139,18 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
 def by_methods(job: Job, matches: matching.Matches, mapper: adjust.Mapper, folder: Path, database: Path) -> list[Built]:
     """The models of all methods that the job needs, the global one first. Of a short video both: either may lose frames
     that the other has, or slip, which only the other tells."""
-    is_short = bool(job.sequences) and FEW < len(job.views) <= LONG
-    found: list[Built] = []
-    for method in (adjust.global_model, adjust.incremental_model):
-        found += filter(None, [polished(job, matches, mapper, method(job, folder, database))])
-        if found and not is_short and found[-1].answer.has.sum() > 2:  # the global mapper cannot do two views
-            break
+    if job.sequences and FEW < len(job.views) <= LONG:
+        with incremental_aside(job, folder, database) as second:
+            first = polished(job, matches, mapper, adjust.global_model(job, folder, database))
+            model = second(mapper)
+        found = [first, None if model is None else Built.of(job, matches, model, False)]
+        found = list(filter(None, found))
+    else:
+        found = []
+        for method in (adjust.global_model, adjust.incremental_model):
+            found += filter(None, [polished(job, matches, mapper, method(job, folder, database))])
+            if found and found[-1].answer.has.sum() > 2:  # the global mapper cannot do two views
+                break
     return found if agree(found) else [settle(job, matches, mapper, built) for built in found]
 
 
