@@ -59,7 +59,12 @@ class Pictures:
     chooses among them; `masks` is a folder of masks for them (inputs/masks.py). A video is decoded once, and its chosen
     frames are kept on disk while the object lives, unless `keep_frames` is off. If image motion chooses the frames and
     the usual step gives too few or too many, the step changes and the video is decoded a second time.
+
+    `kept` is a folder in which refinement keeps what it finds in the pictures for the next run, which shows some of
+    them again; None: nowhere.
     """
+
+    kept: Path | None = None
 
     def __init__(
         self,

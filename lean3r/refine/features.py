@@ -6,14 +6,15 @@ from pathlib import Path
 
 from lean3r.colmap_library import pycolmap
 from lean3r.refine.job import MASKS, PICTURES, Group, Job
+from lean3r.refine.kept import Kept
 
 # From octave 0 on, features are as large as the pixels of the picture allow; octave -1 doubles the picture before,
 # which finds several times as many (small) ones in several times the time.
 COARSE, FINE = 0, -1
 
 
-def detect(job: Job, folder: Path, database: Path, first_octave: int) -> None:
-    """Find the features of all pictures; image v + 1 of the database is view v."""
+def detect(job: Job, folder: Path, database: Path, first_octave: int, kept: Kept) -> None:
+    """Find the features of all pictures, except for those that are kept; image v + 1 of the database is view v."""
     options = pycolmap.FeatureExtractionOptions()
     options.num_threads = job.threads
     options.sift.first_octave = first_octave
@@ -29,6 +30,7 @@ def detect(job: Job, folder: Path, database: Path, first_octave: int) -> None:
     # Images listed first are numbered in order; otherwise the order would depend on the threads.
     pycolmap.Database.open(database).close()
     pycolmap.import_images(database, folder / PICTURES, camera_mode=mode, image_names=files, options=reader)
+    kept.recall_features(database)
     pycolmap.extract_features(
         database,
         folder / PICTURES,

@@ -49,7 +49,8 @@ class View:
 class Job:
     """S views: the network's cameras cam_from_world [S, 4, 4] and pinholes [S, 4] (fx, fy, cx, cy), the poses to
     start from, start [S, 4, 4]; which of them are `held` [S] bool fixed (none, or at least two in different places);
-    the pairs [P, 2] of views that probably overlap (None: all); and the runs of consecutive views of a video."""
+    the pairs [P, 2] of views that probably overlap (None: all); the runs of consecutive views of a video; and a folder
+    in which features are `kept` between jobs (None: nowhere)."""
 
     views: tuple[View, ...]
     groups: tuple[Group, ...]
@@ -61,6 +62,7 @@ class Job:
     features: int
     threads: int
     sequences: tuple[tuple[int, ...], ...] = ()
+    kept: Path | None = None
 
     @property
     def knows_focals(self) -> bool:
@@ -91,6 +93,7 @@ class Job:
             "features": self.features,
             "threads": self.threads,
             "sequences": self.sequences,
+            "kept": None if self.kept is None else str(self.kept),
         }
         (folder / "job.json").write_text(json.dumps(plain))
         arrays = {"cam_from_world": self.cam_from_world, "pinholes": self.pinholes, "start": self.start}
@@ -116,6 +119,7 @@ class Job:
             plain["features"],
             plain["threads"],
             tuple(tuple(run) for run in plain["sequences"]),
+            None if plain["kept"] is None else Path(plain["kept"]),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from lean3r.colmap_library import pycolmap
 from lean3r.refine.appearance import root, signature, vocabulary
 from lean3r.refine.features import files_to_view, set_cameras
 from lean3r.refine.job import Job
+from lean3r.refine.kept import Kept
 from lean3r.refine.sequence import is_near
 
 LEAST_INLIERS = 15
@@ -34,8 +36,9 @@ class Matches:
         return np.array([len(index) for index in self.indices], dtype=np.int64)
 
 
-def match(job: Job, folder: Path, database: Path, verify: bool = True) -> None:
-    """Match the features of pairs that look alike or probably overlap, and verify the matches geometrically."""
+def match(job: Job, folder: Path, database: Path, kept: Kept, verify: bool = True) -> None:
+    """Match the features of pairs that look alike or probably overlap, except for matches that are kept, and verify the
+    matches geometrically."""
     ids = image_ids(job, database)
     pairs = job.pairs
     if pairs is not None:
@@ -45,15 +48,17 @@ def match(job: Job, folder: Path, database: Path, verify: bool = True) -> None:
     options, verification = pycolmap.FeatureMatchingOptions(), pycolmap.TwoViewGeometryOptions()
     options.num_threads, options.skip_geometric_verification = job.threads, not verify
     verification.ransac.random_seed = 0
+    files = [view.file for view in job.views]
+    every = combinations(range(len(files)), 2) if pairs is None else pairs
+    listed = [(first, second) for first, second in ((files[i], files[j]) for i, j in every) if first and second]
+    kept.recall_matches(database, listed)
     if pairs is None:
         pairing = pycolmap.ExhaustivePairingOptions()
         pycolmap.match_exhaustive(
             database, matching_options=options, pairing_options=pairing, verification_options=verification
         )
     else:
-        files = [view.file for view in job.views]
-        listed = "".join(f"{files[i]} {files[j]}\n" for i, j in pairs if files[i] and files[j])
-        (folder / "pairs.txt").write_text(listed)
+        (folder / "pairs.txt").write_text("".join(f"{first} {second}\n" for first, second in listed))
         pairing = pycolmap.ImportedPairingOptions()
         pairing.match_list_path = folder / "pairs.txt"
         pycolmap.match_image_pairs(

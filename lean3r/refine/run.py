@@ -185,6 +185,7 @@ def prepare(
         options.features,
         THREADS,
         tuple(map(tuple, sequences(sources))),
+        None if pictures is None else pictures.kept,
     )
     job.write(folder)
     return job

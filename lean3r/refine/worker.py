@@ -22,6 +22,7 @@ from lean3r.refine import adjust, features, focal, matching
 from lean3r.refine.aside import incremental_aside
 from lean3r.refine.built import Built
 from lean3r.refine.job import OUT_OF_TIME, Answer, Job
+from lean3r.refine.kept import Kept
 from lean3r.refine.rivals import differing
 from lean3r.refine.separate import are_apart
 
@@ -102,8 +103,10 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
     here = folder / f"{name}{octave}"
     here.mkdir()
     database = here / "database.db"
-    features.detect(job, folder, database, octave)
-    matching.match(job, here, database, verify=not job.sequences)
+    kept = Kept(job, folder, octave)
+    features.detect(job, folder, database, octave, kept)
+    matching.match(job, here, database, kept, verify=not job.sequences)
+    kept.keep(database)
     if job.sequences:
         job = focal.with_focals(job, database)
         matches = matching.verify_again(job, database)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,8 @@ def frame_name(index: int) -> str:
 class Recent(Pictures):
     """Keyframes as `Pictures`: read again and again from memory, with their times, as frames of one video."""
 
-    def __init__(self, keyframes: Sequence[Keyframe]) -> None:
+    def __init__(self, keyframes: Sequence[Keyframe], kept: Path | None = None) -> None:
+        self.kept = kept
         self.inputs, self.frames, self.keep_frames = ("a stream",), FrameChoice(), False
         self._keyframes = {keyframe.name: keyframe for keyframe in keyframes}
         self.names = tuple(self._keyframes)

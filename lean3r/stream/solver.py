@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from lean3r.errors import LeanError
 from lean3r.models.base import Backbone
 from lean3r.pipeline.options import CameraOptions
 from lean3r.pipeline.reconstruct import reconstruct
+from lean3r.scratch import temporary_folder
 from lean3r.stream.engine import Settings
 from lean3r.stream.pictures import Keyframe, Recent
 from lean3r.stream.result import Result, results_of
@@ -33,6 +37,8 @@ class Solver:
     def __init__(self, model: Backbone, settings: Settings) -> None:
         self.model, self.settings = model, settings
         self.intrinsics: dict[tuple[int, int], tuple[float, ...]] = {}
+        self._scratch = ExitStack()
+        weakref.finalize(self, self._scratch.close)
 
     def window(self, keyframes: Sequence[Keyframe]) -> tuple[list[Result], dict[str, Any]] | None:
         """The results of a window, in its own world, and its report; None if it cannot be reconstructed."""
@@ -70,6 +76,11 @@ class Solver:
         is_kept = scene.info.get("refinement", {"status": "off"})["status"] == "kept"
         return None if is_kept else results_of(scene, keyframes)
 
+    @cached_property
+    def _kept(self) -> Path:
+        """Where refinement keeps the features of keyframes, which several windows show."""
+        return self._scratch.enter_context(temporary_folder("stream"))
+
     def _run(self, keyframes: Sequence[Keyframe]) -> tuple[Reconstruction, bool]:
         """The reconstruction of keyframes, and whether their intrinsics were known before."""
         settings, sizes = self.settings, {keyframe.size for keyframe in keyframes}
@@ -78,7 +89,7 @@ class Solver:
         with _quiet():  # each window would repeat its warnings: flags and reports say what is uncertain
             scene = reconstruct(
                 self.model,
-                Recent(keyframes),
+                Recent(keyframes, None if settings.refine.when == "off" else self._kept),
                 cameras=None if intrinsics is None else CameraOptions(intrinsics=intrinsics),
                 resolution=settings.resolution,
                 seed=settings.seed,
