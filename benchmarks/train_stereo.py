@@ -1,10 +1,11 @@
 """Trains the stereo network that lean3r ships, on the synthetic world.
 
-    python benchmarks/train_stereo.py -o runs/stereo [--textures FOLDER] [--steps 3200]
+    python benchmarks/train_stereo.py -o runs/stereo [--textures FOLDER] [--steps 3200] [--weights FILE]
 
-Goes on where an interrupted run stopped. FOLDER has photographs that are mixed with the procedural textures. Writes
-stereo.safetensors into the run's folder, matrices in float16. On one core of a processor that multiplies bfloat16 a
-step takes about a second and a half. Judge the weights by benchmarks/depth.py --net FILE.
+Goes on where an interrupted run stopped. FOLDER has photographs that are mixed with the procedural textures; FILE has
+weights to begin with, on new scenes. Writes stereo.safetensors into the run's folder, matrices in float16. On one core
+of a processor that multiplies bfloat16 a step takes about two seconds. Judge the weights by benchmarks/depth.py --net
+FILE.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from safetensors.torch import load_file
 from lean3r.data.base import SceneBatch
 from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.models.checkpoint import halved, save_weights
+from lean3r.ops.dispatch import has_fast_bfloat16
 from lean3r.stereo.network import StereoNet
+from lean3r.stereo.weights import load_net
 from lean3r.train.checkpoints.state import checkpoints
 from lean3r.train.config import OptimConfig, Stage, TrainConfig
 from lean3r.train.loop import fit, seed_everything
@@ -25,17 +28,19 @@ from lean3r.train.losses.stereo import stereo_loss
 
 SIZES = ((192, 256), (192, 256), (240, 192), (160, 240), (240, 320))  # height, width of pictures, by step
 SEED, WORLD_SEED = 1, 23
+LR = 8e-4  # half of it from trained weights
 
 
-def config_of(steps: int) -> TrainConfig:
+def config_of(steps: int, lr: float) -> TrainConfig:
     """One scene a step, of 4 to 6 views."""
     return TrainConfig(
         name="stereo",
         seed=3,
         stages=(Stage(steps=steps, height=192, width=256, views=(6, 6, 5, 6, 4), views_per_step=6),),
         optim=OptimConfig(
-            lr=8e-4, muon_lr=0.0, weight_decay=0.01, warmup_steps=min(100, steps // 2), clip_norm=0.5, ema_decay=0.995
+            lr=lr, muon_lr=0.0, weight_decay=0.01, warmup_steps=min(100, steps // 2), clip_norm=0.5, ema_decay=0.995
         ),
+        precision="bf16" if has_fast_bfloat16() else "fp32",
         explode_factor=0,
         checkpoint_every=200,
         log_every=25,
@@ -43,17 +48,25 @@ def config_of(steps: int) -> TrainConfig:
     )
 
 
-def train(out: Path, textures: str | None, steps: int) -> Path:
+def train(out: Path, textures: str | None, steps: int, weights: Path | None) -> Path:
     """The path of the weights."""
     seed_everything(SEED)
-    net = StereoNet()
-    world = SyntheticWorld(*SIZES[0], 6, textures=textures, seed=WORLD_SEED, distortion=0.0, compile=True)
+    net = StereoNet() if weights is None else load_net(weights).requires_grad_(True)
+    seed = WORLD_SEED if weights is None else WORLD_SEED + 1
+    world = SyntheticWorld(*SIZES[0], 6, textures=textures, seed=seed, distortion=0.0, compile=True)
 
     def batch(step: int, stage: Stage, rank: int, processes: int) -> SceneBatch:
         height, width = SIZES[step % len(SIZES)]
         return world.batch(step * processes + rank, 1, views=stage.views_at(step), height=height, width=width)
 
-    fit(net, stereo_loss, batch, config_of(steps), out, resume=bool(checkpoints(out / "checkpoints")))
+    fit(
+        net,
+        stereo_loss,
+        batch,
+        config_of(steps, LR if weights is None else LR / 2),
+        out,
+        resume=bool(checkpoints(out / "checkpoints")),
+    )
     path = out / "stereo.safetensors"
     save_weights(halved(load_file(out / "weights.safetensors")), path, {"model": "stereo"})  # the averaged ones
     return path
@@ -64,5 +77,6 @@ if __name__ == "__main__":
     parser.add_argument("-o", "--out", type=Path, default=Path("runs/stereo"))
     parser.add_argument("--textures")
     parser.add_argument("--steps", type=int, default=3200)
+    parser.add_argument("--weights", type=Path)
     given = parser.parse_args()
-    print(train(given.out, given.textures, given.steps))
+    print(train(given.out, given.textures, given.steps, given.weights))

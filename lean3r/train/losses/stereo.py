@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lean3r.data.base import SceneBatch
+from lean3r.stereo.measure import SECOND
 from lean3r.stereo.network import PLANES, Features, Measured, StereoNet
 from lean3r.stereo.rays import pinhole_slopes, rays_into
 from lean3r.stereo.spread import interpolate_points
@@ -45,16 +46,15 @@ def stereo_loss(
         others = shaken(poses[sources])
         cut = slopes[:, window[0], window[1]]
         rays = tuple(rays_into(cut, poses[own], others, batch.intrinsics[scene, sources], step) for step in (4, 2))
-        found = model(
-            Features(*(x[..., top // s : (top + rows) // s, left // s : (left + cols) // s]
-                       for x, s in zip(features.of(own), (4, 2), strict=True))),
-            features.of(sources),
-            rays,  # type: ignore[arg-type]
-            prior[:, window[0], window[1]],
-            sparse[:, :, window[0], window[1]],
-            reach,
-        )  # fmt: skip
-        terms.append(_terms(found, truth[:, *window], (depth > 0)[:, *window], prior[:, *window], reach))
+        near = Features(*(x[..., top // s : (top + rows) // s, left // s : (left + cols) // s]
+                          for x, s in zip(features.of(own), (4, 2), strict=True)))  # fmt: skip
+        known, prior, sparse = (depth > 0)[:, *window], prior[:, *window], sparse[:, :, *window]
+        for _ in range(2):  # the second pass is of what the first found, as in use
+            found = model(near, features.of(sources), rays, prior, sparse, reach)  # type: ignore[arg-type]
+            terms.append(_terms(found, truth[:, *window], known, prior, reach))
+            before, prior = prior, found.log_depth.detach()
+            sparse = torch.stack([(sparse[:, 0] + before - prior) * sparse[:, 1], sparse[:, 1]], 1)
+            reach = torch.full_like(reach, SECOND)
     mean = {name: torch.stack([each[name] for each in terms]).mean() for name in terms[0]}
     loss = 0.3 * mean["planes"] + 2 * mean["coarse"] + 10 * mean["full"] + 0.3 * mean["likelihood"]
     return loss, {name: value.detach() for name, value in mean.items()}
