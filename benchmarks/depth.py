@@ -1,4 +1,4 @@
-"""How good is depth: the network's, after it followed refined cameras, by classical stereo, and by all of stereo?
+"""How good is depth: the network's, after it followed refined cameras, and from stereo, classical and learned?
 
     python benchmarks/depth.py synthetic [--scenes 16] [--views 4,8,16]
     python benchmarks/depth.py photos [--photos FOLDER] [--save FOLDER]
@@ -42,7 +42,7 @@ from lean3r.pipeline.reconstruct import reconstruct
 from lean3r.refine.depth import follow
 from lean3r.stereo.classical import measure_classically
 from lean3r.stereo.dense import densify
-from lean3r.stereo.joint import measure_jointly
+from lean3r.stereo.measure import measure
 from lean3r.stereo.rays import pinhole_slopes
 from lean3r.stereo.weights import load_net
 from lean3r.types import Reconstruction, Views
@@ -215,8 +215,8 @@ def main() -> None:
     parser.add_argument("--net", type=Path)
     options = parser.parse_args()
     if options.net:
-        jointly = partial(measure_jointly, net=load_net(options.net))
-        WAYS["stereo"] = lambda scene: densify(follow(scene), measure=jointly)
+        by_others = partial(measure, net=load_net(options.net))
+        WAYS["stereo"] = lambda scene: densify(follow(scene), measure=by_others)
     model = lean3r.load("nano", device="cpu")
     result: dict[str, Any] = {"hardware": hardware()}
     if options.what == "synthetic":

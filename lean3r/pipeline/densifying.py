@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import partial
 
@@ -65,7 +64,7 @@ def densify_scene(
     `only` [S] bool are the views to measure (None: all)."""
     from lean3r.stereo.alone import densify_alone
     from lean3r.stereo.dense import densify
-    from lean3r.stereo.joint import measure_jointly
+    from lean3r.stereo.measure import measure
     from lean3r.stereo.weights import load_net
 
     if budget is not None and device.type == "cpu":
@@ -74,18 +73,18 @@ def densify_scene(
             reason = f"it needs some {in_units(needed)} of memory, and {in_units(budget.size)} are allowed"
             scene = with_warning(scene, "stereo-kept", f"depth is not measured by stereo: {reason}")
             return replace(scene, info={**scene.info, "stereo": {"status": "kept", "reason": reason}})
-    done, calls = 0, 2 if has_prior else 1  # for every view
+    done = 0
 
     def advanced() -> None:
         nonlocal done
         done += 1
-        progress(math.ceil(done / calls), len(scene.sources))
+        progress(done, len(scene.sources))
 
     with observer.stage("stereo") as progress:
         try:
             if not has_prior:
                 return densify_alone(scene, advanced)
-            return densify(scene, advanced, partial(measure_jointly, net=load_net(device=device)), only)
+            return densify(scene, advanced, partial(measure, net=load_net(device=device)), only)
         except KeyboardInterrupt:
             report = {"status": "kept", "reason": "interrupted"}
             scene = scene if has_prior else without_depth(scene)

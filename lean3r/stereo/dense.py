@@ -15,7 +15,7 @@ from lean3r.geometry.evidence import CLOSE, Sightings, cast, weigh
 from lean3r.geometry.lens import Optics
 from lean3r.refine.depth import sightings
 from lean3r.stereo.classical import CHECKED
-from lean3r.stereo.joint import measure_jointly
+from lean3r.stereo.measure import measure as by_network
 from lean3r.stereo.posed import Depths, Posed
 from lean3r.types import Reconstruction, with_warning
 
@@ -34,7 +34,7 @@ Measure = Callable[[Posed, Tensor, tuple[Tensor, Tensor], Callable[[], None]], D
 def densify(
     reconstruction: Reconstruction,
     advanced: Callable[[], None] = lambda: None,
-    measure: Measure = measure_jointly,
+    measure: Measure = by_network,
     only: np.ndarray | None = None,
 ) -> Reconstruction:
     """The scene with depth from stereo between its pictures, around the depth that it has.
@@ -42,7 +42,7 @@ def densify(
     Views that overlap with no other keep their depth, and so does the whole scene where stereo does not agree better
     between the views. Confidence becomes the inverse of the expected relative error, weighted by the other views and by
     sparse points. The cloud stays as it was. `only` [S] bool are the views to measure (None: all); the depth of the
-    others stays and confirms theirs. `advanced` is called twice for every view. `info["stereo"]` says what was done:
+    others stays and confirms theirs. `advanced` is called after every view. `info["stereo"]` says what was done:
     "status" (measured or kept), "views" measured, the median "disagreement" of views before and after in log depth, the
     share of pixels that another view has within 1 % ("close"), and "seconds".
     """

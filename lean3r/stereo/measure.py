@@ -15,31 +15,34 @@ from lean3r.stereo.network import CELL, Features, StereoNet
 from lean3r.stereo.posed import Depths, Posed, grey_of, slopes_of, undistorted
 from lean3r.stereo.rays import rays_into
 from lean3r.stereo.starts import starts
+from lean3r.stereo.weights import load_net
 
 FIRST, SECOND = 0.55, 0.2  # reach of the passes, in log depth
-SOURCES = 4
+SOURCES = 6  # others that a view is compared with
 
 
 def measure(
-    net: StereoNet,
     scene: Posed,
     prior: Tensor,
     points: tuple[Tensor, Tensor],
     advanced: Callable[[], None] = lambda: None,
+    net: StereoNet | None = None,
 ) -> Depths:
-    """Measure the depth of all views that have sources.
+    """Measure the depth of all views that have sources, with a network (None: the embedded one, on the CPU).
 
     prior [S, H, W]: log depth everywhere; points: log depth [S, H, W] of sparse points, and where they are [S, H, W].
     Two starts (see starts.py) are measured with a wide reach; their mean, weighted by the expected precision, is
-    measured once more with a smaller one. `advanced` is called after every view.
+    measured once more with a smaller one. `advanced` is called after every view. After Ctrl-C the views so far are
+    measured, if there are any.
     """
+    net = load_net() if net is None else net
     device = next(net.parameters()).device
     height, width = prior.shape[-2:]
     pad = (0, -width % CELL, 0, -height % CELL)
     for_all = by_threads if device.type == "cpu" else lambda work, views: [work(view) for view in views]
     own, seen = zip(*for_all(lambda view: _features(net, scene, view, pad), range(len(prior))), strict=True)
     log_depth, log_b = prior.clone(), torch.zeros_like(prior)
-    one_at_a_time = Lock()
+    measured, interrupted, one_at_a_time = np.zeros(len(prior), bool), False, Lock()
 
     def work(view: int) -> None:
         if len(scene.sources[view]):
@@ -48,11 +51,17 @@ def measure(
             maps = [F.pad(x[None, None], pad, mode="replicate")[0].to(device) for x in (*guesses, raster)]
             found = _passes(_View(net, scene, view, own[view], seen, pad), maps[:2], maps[2])
             log_depth[view], log_b[view] = (x[0, :height, :width].cpu() for x in found)
+            measured[view] = True
         with one_at_a_time:
             advanced()
 
-    for_all(work, range(len(prior)))
-    return Depths(log_depth, log_b, np.array([len(others) > 0 for others in scene.sources]))
+    try:
+        for_all(work, range(len(prior)))
+    except KeyboardInterrupt:
+        if not measured.any():
+            raise
+        interrupted = True
+    return Depths(log_depth, log_b, measured, interrupted)
 
 
 class _View:

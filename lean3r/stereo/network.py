@@ -21,6 +21,7 @@ GROUPS = 4
 COARSE, FINE = 24, 12  # channels of features at a quarter and at half of the picture's size
 FINE_STEP = 0.3  # distance of fine planes, in distances of coarse ones
 CELL = 16  # sides of pictures are multiples of it inside the network
+PIECE = 8_000_000  # numbers that are compared at once: they stay in the caches, which takes half the time
 LIMIT_B = (-7.0, 0.5)  # of log b, the logarithm of the error's scale
 
 
@@ -196,24 +197,40 @@ class StereoNet(nn.Module):
     def _match(self, own: Tensor, sources: Tensor, rays: Rays, tried: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Two numbers [B, 2, D, h, w] for each of D tried log depths [B, D, h, w], and the share of sources that see
         the pixel [B, 1, h, w]."""
+        with torch.autocast(tried.device.type, enabled=False):
+            own, sources = unit(own.float()), unit(sources.float())
+        place = torch.linspace(-1, 1, tried.shape[1], device=tried.device)
+        some = max(1, PIECE // (sources[..., :1, :1].numel() * own[0, 0].numel()))
+        parts = [
+            self._match_planes(own, sources, rays, tried[:, at : at + some], place[at : at + some], step)
+            for at in range(0, len(place), some)
+        ]
+        judged, seen = (torch.cat(each, -3) for each in zip(*parts, strict=True))
+        return judged, seen.mean(1, keepdim=True)
+
+    def _match_planes(
+        self, own: Tensor, sources: Tensor, rays: Rays, tried: Tensor, place: Tensor, step: int
+    ) -> tuple[Tensor, Tensor]:
+        """As `_match` for some planes at their places [D] in -1..1, from unit vectors: two numbers [B, 2, D, h, w], and
+        the share of sources [B, D, h, w] that see each."""
         b, n, c = sources.shape[:3]
         d, (h, w) = tried.shape[1], tried.shape[-2:]
         with torch.autocast(tried.device.type, enabled=False):
             at, inside = project(rays, tried, step, sources.shape[-2:])
-            values = F.grid_sample(
-                unit(sources.float()).flatten(0, 1), at.view(b * n, d * h, w, 2), "bilinear", "zeros", False
-            )
+            values = F.grid_sample(sources.flatten(0, 1), at.view(b * n, d * h, w, 2), "bilinear", "zeros", False)
             values = values.view(b, n, GROUPS, c // GROUPS, d, h, w)
-            mine = unit(own.float()).view(b, 1, GROUPS, c // GROUPS, 1, h, w)
-            alike = (values * mine).sum(3)  # [B, N, G, D, h, w]
+            mine = own.view(b, 1, GROUPS, c // GROUPS, 1, h, w)
+            alike = values[:, :, :, 0] * mine[:, :, :, 0]  # [B, N, G, D, h, w]
+            for channel in range(1, c // GROUPS):  # a product of all at once would be read and written again
+                alike = alike.addcmul_(values[:, :, :, channel], mine[:, :, :, channel])
         flat = torch.cat([alike, inside[:, :, None].to(alike.dtype)], 2).flatten(0, 1).flatten(3)
         weight = self.weigh(flat).view(b, n, 1, d, h, w).float()
         weight = weight.masked_fill(~inside[:, :, None], -20.0).softmax(1)
         mean = (alike * weight).sum(1)
         seen = inside.float().mean(1)
-        place = torch.linspace(-1, 1, d, device=tried.device).view(1, 1, d, 1, 1).expand(b, 1, d, h, w)
-        judged = self.judge(torch.cat([mean, seen[:, None], place], 1).flatten(3)).view(b, 2, d, h, w)
-        return judged.float(), seen.mean(1, keepdim=True)
+        places = place.view(1, 1, d, 1, 1).expand(b, 1, d, h, w)
+        judged = self.judge(torch.cat([mean, seen[:, None], places], 1).flatten(3)).view(b, 2, d, h, w)
+        return judged.float(), seen
 
 
 def unit(values: Tensor) -> Tensor:
