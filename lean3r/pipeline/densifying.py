@@ -19,10 +19,11 @@ from lean3r.stereo.options import StereoOptions
 from lean3r.types import Reconstruction, with_warning
 
 CONFIRMED = ("refined", "fallback", "given")
-# Resident memory in bytes per pixel, measured: of all views for their results; of one view in every thread, for each
-# plane that it is matched at and besides, or in the network.
+# Resident memory, measured: bytes per pixel of all views for their results; and in every thread of one view, in the
+# network and what it compares at once, or without one, for each plane that it is matched at and besides.
 RESULTS = 130
-PER_PLANE, BESIDE, IN_NETWORK = 16, 300, 2000
+IN_NETWORK, PIECES = 600, 120_000_000
+PER_PLANE, BESIDE = 16, 300
 
 
 def measures(options: StereoOptions, scene: Reconstruction) -> bool:
@@ -32,12 +33,13 @@ def measures(options: StereoOptions, scene: Reconstruction) -> bool:
     return options.may_measure(scene.depth.size, len(scene.sources)) and (options.dense == "stereo" or are_good)
 
 
-def bytes_of_stereo(pixels: int, views: int) -> int:
-    """Bytes that stereo needs for views of so many pixels, above what is in use."""
+def bytes_of_stereo(pixels: int, views: int, has_prior: bool = True) -> int:
+    """Bytes that stereo needs for views of so many pixels, around a network's depth or alone, above what is in use."""
     from lean3r.stereo.classical import plane_count
 
     threads = min(torch.get_num_threads(), MAX_THREADS, views)
-    return RESULTS * pixels * views + max(PER_PLANE * plane_count(pixels) + BESIDE, IN_NETWORK) * pixels * threads
+    of_view = IN_NETWORK * pixels + PIECES if has_prior else (PER_PLANE * plane_count(pixels) + BESIDE) * pixels
+    return RESULTS * pixels * views + of_view * threads
 
 
 def without_network(options: StereoOptions, are_cameras_given: bool, has_limit: bool) -> StereoOptions:

@@ -1,4 +1,4 @@
-"""Depth of every view by classical stereo: the fallback and the yardstick of the network.
+"""Depth of every view by classical stereo: the way without any network, and the yardstick of the learned one.
 
 Views are matched without the prior; where other views then agree, the depth is trusted. Only what remains is filled
 with the shape of the prior. A prior in the cost of matching would make views agree with it instead of each other.
@@ -33,8 +33,6 @@ LEAST_TRUST = 0.03  # of a view: less may be chance, and would pull everything
 ROUND = 64  # steps in which the span of planes moves, in log depth: what differs by rounding has the same planes
 SAMPLE = 1_000_000  # numbers that a quantile is taken from: exact below, a regular sample above
 UNKNOWN = 0.2  # expected error of a prior that stereo does not meet, in log depth
-UNCONFIRMED = math.log(2.0)  # networks err more than they expect where no view confirms it (8 synthetic scenes)
-ANCHOR, ANCHORED = 0.02, math.log(0.02)  # pull of a prior with an error of 2 %, relative to what is trusted
 DARK = 0.05  # added to the spread of grey, so that flat pictures stay flat
 
 
@@ -44,14 +42,12 @@ def measure_classically(
     points: tuple[Tensor, Tensor],
     advanced: Callable[[], None] = lambda: None,
     planes_tried: int | None = None,
-    prior_log_b: Tensor | None = None,
 ) -> Depths:
     """Measure the depth of all views that have sources.
 
     prior [S, H, W]: log depth everywhere; points: log depth [S, H, W] of sparse points, and where they are [S, H, W];
-    they only say how far to look, at so many planes (None: by the size of the pictures). `prior_log_b` [S, H, W]: log
-    of the prior's expected error, if it is known: what is not trusted then stays near the prior, the nearer the surer
-    that is. `advanced` is called after every view. After Ctrl-C the views that are matched by then are measured.
+    they only say how far to look, at so many planes (None: by the size of the pictures). `advanced` is called after
+    every view. After Ctrl-C the views that are matched by then are measured.
     """
     greys = by_threads(lambda view: grey_of(scene, view), range(len(prior)))
     plain = by_threads(lambda view: _as_source(scene, view, greys[view]), range(len(prior)))
@@ -79,13 +75,12 @@ def measure_classically(
         confirming |= {view for view in range(len(prior)) if scene.stored[view].any()}
         maps = np.where(scene.stored > 0, scene.stored, maps)
     matched = Scene(maps, scene.cam_from_world, scene.optics)
-    log_depth, log_b = prior.clone(), torch.zeros_like(prior) if prior_log_b is None else prior_log_b.clone()
+    log_depth, log_b = prior.clone(), torch.zeros_like(prior)
     sure = torch.zeros(prior.shape, dtype=torch.bool)
 
     def finish(view: int) -> None:
         others = [int(other) for other in scene.sources[view][:CHECKED] if int(other) in confirming]
-        own = prior[view], None if prior_log_b is None else prior_log_b[view]
-        log_depth[view], log_b[view], sure[view] = _joined(matched, view, others, found[view], own, greys[view])
+        log_depth[view], log_b[view], sure[view] = _joined(matched, view, others, found[view], prior[view], greys[view])
 
     by_threads(finish, views)
     return Depths(log_depth, log_b, np.isin(np.arange(len(prior)), views), interrupted, sure)
@@ -107,21 +102,15 @@ def _matched(
 
 @torch.inference_mode()
 def _joined(
-    scene: Scene, view: int, others: list[int], found: Match, own: tuple[Tensor, Tensor | None], grey: Tensor
+    scene: Scene, view: int, others: list[int], found: Match, prior: Tensor, grey: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log depth [H, W] of prior and stereo together, the log of its expected error, and where other views confirm it;
-    `scene`: what was matched; `own`: log depth of the prior, and the log of its expected error if that is known."""
-    prior, log_b = own
+    """Log depth [H, W] of prior [H, W] and stereo together, the log of its expected error, and where other views
+    confirm it; `scene`: what was matched."""
     agree = agreeing(scene, view, others)
     sure = without_specks((agree > 0) & (found.score > LEAST_SCORE) & found.vague.isfinite())
     weight = sure * torch.where(agree >= min(AGREEING, len(others)), 1.0, WEAK)
     change = (-found.near.log() - prior).float()
-    expected = expected_error(found.vague, weight, change).log()
-    if log_b is None:
-        return prior + join(change, weight, grey), expected, sure
-    anchor = ANCHOR * (ANCHORED - log_b).exp().clamp(0.1, 4)
-    expected = torch.where(sure, torch.minimum(expected, log_b), (log_b + UNCONFIRMED).clamp(max=math.log(0.5)))
-    return prior + join(change, weight, grey, anchor), expected, sure
+    return prior + join(change, weight, grey), expected_error(found.vague, weight, change).log(), sure
 
 
 def unit_of(cam_from_world: np.ndarray, view: int, others: np.ndarray) -> float:

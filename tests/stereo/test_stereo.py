@@ -173,7 +173,7 @@ def test_the_network_measures_around_a_prior(tmp_path: Path) -> None:
     found: list[Depths] = []
 
     def remember(*given: Any) -> Depths:
-        found.append(measure(load_net(tmp_path / "net.safetensors"), *given))
+        found.append(measure(*given, net=load_net(tmp_path / "net.safetensors")))
         return found[-1]
 
     densify(before, measure=remember)

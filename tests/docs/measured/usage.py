@@ -16,10 +16,10 @@ from lean3r.pipeline.known import FIT
 from lean3r.pipeline.memory import USUAL_THRESHOLD
 from lean3r.refine.accept import INLIER_PX
 from lean3r.refine.options import SECONDS, SECONDS_A_VIEW
-from lean3r.stereo.classical import AGREE
-from lean3r.stereo.network import StereoNet
+from lean3r.stereo.network import FINE_PLANES, StereoNet
+from lean3r.stereo.network import PLANES as LEARNED_PLANES
 from lean3r.stereo.options import AUTO_MEGAPIXELS
-from lean3r.stereo.semi_global import PLANES, WINDOW
+from lean3r.stereo.semi_global import PLANES
 from lean3r.train import NetworkRecipe
 
 SIZE = "an example of a size"
@@ -227,9 +227,8 @@ DEPTH = Page(
             "The network for stereo has {:.2f} M parameters",
             lambda: [sum(p.numel() for p in StereoNet().parameters()) / 1e6],
         ),
-        ("At {} distances between", lambda: [PLANES]),
-        ("of windows of {} x {} pixels", lambda: [WINDOW, WINDOW]),
-        ("matched the same, to {:.0f} %", lambda: [100 * AGREE]),
+        ("at {} distances around each start, and at {} finer ones", lambda: [LEARNED_PLANES, FINE_PLANES]),
+        ("windows at {} distances or more", lambda: [PLANES]),
         ("in another view, to {:.0f} %", lambda: [100 * CLOSE]),
     ],
     {

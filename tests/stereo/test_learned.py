@@ -1,11 +1,10 @@
-"""The network and classical stereo together: starts, joining, interruptions, and scenes with nothing to measure."""
+"""Learned stereo: better than classical stereo, its starts, interruptions, and scenes with nothing to measure."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import numpy as np
-import pytest
 import torch
 from export.scene import cast
 from stereo.rendered import bent, error, scene, truth
@@ -20,15 +19,15 @@ from lean3r.stereo.starts import LEAST_POINTS, starts
 from lean3r.types import Reconstruction, Source
 
 
-def test_both_together_are_better_than_classical_stereo() -> None:
+def test_learned_stereo_is_better_than_classical() -> None:
     errors = []
     for index in (0, 1, 4):
         batch = truth(index)
         before = scene(batch, bent(batch.depth[0], 0.2))
         ways = (densify(before), densify_by(before, measure=measure_classically))
         errors.append([error(before.depth, batch), *(error(way.depth, batch) for way in ways)])
-    prior, joint, classical = np.mean(errors, axis=0)
-    assert joint < 0.9 * classical < 0.6 * prior
+    prior, learned, classical = np.mean(errors, axis=0)
+    assert learned < 0.9 * classical < 0.6 * prior
 
 
 def test_starts_go_through_points_but_not_through_outliers() -> None:
@@ -69,12 +68,10 @@ def test_what_is_measured_when_interrupted_stays() -> None:
         if calls == limit:
             raise KeyboardInterrupt
 
-    after = densify(before, advanced=lambda: stop_at(8))  # five views by the network, two by matching
+    after = densify(before, advanced=lambda: stop_at(3))
     assert after.info["stereo"]["interrupted"] is True
-    assert error(after.depth, batch) < 0.6 * error(before.depth, batch)
-    calls = 0
-    with pytest.raises(KeyboardInterrupt):
-        densify(before, advanced=lambda: stop_at(2))
+    assert 2 < after.info["stereo"]["views"] <= len(before.depth)  # what is begun is finished
+    assert error(after.depth, batch) < 0.9 * error(before.depth, batch)
 
 
 def turning(views: int = 4, height: int = 90, width: int = 120) -> tuple[Reconstruction, np.ndarray]:
