@@ -19,6 +19,8 @@ from lean3r.stereo.measure import measure as by_network
 from lean3r.stereo.posed import Depths, Posed
 from lean3r.types import Reconstruction, with_warning
 
+LEAST_PARALLAX_RAD = 0.004  # about a pixel of a small picture: with less, the camera only turned, or is far away
+NO_OVERLAP = "no views from different places overlap"
 BEYOND = 0.3  # log depth of what has none, behind the farthest of the view
 NOT_BETTER = (
     "depth from stereo does not agree better between the views than the network's ({} against {} of the pixels within "
@@ -52,7 +54,7 @@ def densify(
     seen = sightings(before)
     found = measured_around(before, rasters(seen, depth.shape), measure, advanced, only)
     if found is None:
-        return with_report(reconstruction, {"status": "kept", "reason": "no views overlap"}, started)
+        return with_report(reconstruction, {"status": "kept", "reason": NO_OVERLAP}, started)
     is_measured = found.measured[:, None, None] & (depth > 0)
     after = replace(reconstruction, depth=np.where(is_measured, found.log_depth.exp().numpy(), depth))
     precision = np.where(is_measured, (-found.log_b).exp().numpy(), depth > 0).astype(np.float32)
@@ -74,12 +76,16 @@ def measured_around(
     advanced: Callable[[], None],
     only: np.ndarray | None = None,
 ) -> Depths | None:
-    """What is measured around the depth of a scene; None if no certain views overlap.
+    """What is measured around the depth of a scene; None if no certain views from different places overlap.
 
     `points` are the log depth of points and where they are, both [S, H, W]; `only` [S] bool are the views to measure.
     """
     certain = reconstruction.is_certain
-    sources = [others[certain[others]] for others in neighbours(Scene.of(reconstruction), CHECKED)]
+    scene = Scene.of(reconstruction)
+    sources = [
+        others[certain[others] & (parallax_rad(scene, view, others) > LEAST_PARALLAX_RAD)]
+        for view, others in enumerate(neighbours(scene, CHECKED))
+    ]
     pictures = posed(reconstruction, sources)
     if only is not None:
         sources = [others if wanted else others[:0] for others, wanted in zip(sources, only, strict=True)]
@@ -88,6 +94,13 @@ def measured_around(
     if not any(len(others) for others in sources):
         return None
     return measure(pictures, filled(reconstruction.depth), points, advanced)
+
+
+def parallax_rad(scene: Scene, view: int, others: np.ndarray) -> np.ndarray:
+    """The largest angle under which a view's depth could see the way to each of the others [N]."""
+    depth = scene.depth[view]
+    far = np.median(depth[depth > 0]) if (depth > 0).any() else np.inf
+    return np.linalg.norm(scene.centres[others] - scene.centres[view], axis=1) / far
 
 
 def posed(reconstruction: Reconstruction, sources: Sequence[np.ndarray]) -> Posed:
