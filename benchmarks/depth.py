@@ -2,6 +2,7 @@
 
     python benchmarks/depth.py synthetic [--scenes 16] [--views 4,8,16]
     python benchmarks/depth.py photos [--photos FOLDER] [--save FOLDER]
+    python benchmarks/depth.py sizes
 
 --net FILE takes other weights of the stereo network than the embedded ones (benchmarks/train_stereo.py makes them).
 
@@ -9,7 +10,8 @@ synthetic: held-out scenes with true cameras, and with those of refinement; AbsR
 angle of normals, and the distance of clouds. photos: the photo scenes with nano and refinement; the error at points of
 the ground-truth models that the run did not use: half of the tracks are set aside, and the run's own points at their
 pixels are taken from it; the share of pixels that two other views confirm within 1 %; where a depth sensor was there,
-the error against it. One scale for each scene. Correctness comes first: exact depth must stay exact. Writes
+the error against it. sizes: seconds and memory of stereo for pictures and numbers of views of several sizes. One scale
+for each scene. Correctness comes first: exact depth must stay exact. Writes
 benchmarks/results/depth_NAME.json; figures are medians over scenes, in per cent and degrees.
 """
 
@@ -25,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from common import ROOT, hardware, write_result
 from dense import held_out, in_true_cameras, sparse_points
 from PIL import Image
@@ -32,6 +35,7 @@ from PIL import Image
 import lean3r
 from lean3r.colmap_library import pycolmap
 from lean3r.data.base import SceneBatch
+from lean3r.data.world.synthetic import HELD_OUT_SEED, SyntheticWorld
 from lean3r.geometry.consistency import Scene, neighbours
 from lean3r.geometry.fusion import with_cloud
 from lean3r.geometry.lens import Optics
@@ -39,17 +43,21 @@ from lean3r.geometry.normals import smooth_normals
 from lean3r.geometry.points import normals_from_depth
 from lean3r.models.base import Backbone
 from lean3r.pipeline.reconstruct import reconstruct
+from lean3r.pipeline.trust import no_points
+from lean3r.processes import memory_status_mb
 from lean3r.refine.depth import follow
 from lean3r.stereo.classical import measure_classically
 from lean3r.stereo.dense import densify
 from lean3r.stereo.measure import measure
 from lean3r.stereo.rays import pinhole_slopes
 from lean3r.stereo.weights import load_net
-from lean3r.types import Reconstruction, Views
+from lean3r.types import Reconstruction, Source, Views
 
 NEAR_PX = 4.0  # a point of the run this near to one that is set aside is taken from it
 SUREST = 0.8
 CONFIRMED = 0.01
+SIZES, SIZE_VIEWS = ((240, 320), (480, 640)), (4, 8, 16)  # height, width
+BENT = 0.1
 WAYS: dict[str, Callable[[Reconstruction], Reconstruction]] = {
     "network": lambda scene: scene,
     "follow": follow,
@@ -118,6 +126,51 @@ def synthetic(model: Backbone, scenes: int, counts: list[int]) -> dict[str, Any]
             }
             print(cameras, views, result[cameras][views], flush=True)
     return result
+
+
+def sizes() -> dict[str, Any]:
+    """By size of pictures and views: AbsRel before and after, median seconds a view, memory above what was in use."""
+    result: dict[str, Any] = {}
+    for height, width in SIZES:
+        for views in SIZE_VIEWS:
+            world = SyntheticWorld(seed=HELD_OUT_SEED, distortion=0.0)
+            truth = world.batch(1, 1, views=views, height=height, width=width)
+            scene = with_bent_depth(truth)
+            wall, processor = [], []
+            for _ in range(3):
+                Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+                before = memory_status_mb("VmRSS")
+                begun = time.perf_counter(), time.process_time()
+                found = densify(scene)
+                wall.append((time.perf_counter() - begun[0]) / views)
+                processor.append((time.process_time() - begun[1]) / views)
+                peak = memory_status_mb("VmHWM")
+            errors = [against(each.depth, each.conf, truth.depth[0].numpy())["abs_rel"] for each in (scene, found)]
+            assert errors[1] < 0.5 * errors[0], errors
+            assert before is not None and peak is not None
+            row = {"abs_rel_before": errors[0], "abs_rel": errors[1], "memory_mb": peak - before}
+            row |= {"seconds_a_view": np.median(wall), "cpu_seconds_a_view": np.median(processor)}
+            result.setdefault(f"{width}x{height}", {})[str(views)] = {k: round(float(v), 3) for k, v in row.items()}
+            print(width, height, views, row, flush=True)
+    return result
+
+
+def with_bent_depth(truth: SceneBatch) -> Reconstruction:
+    """The true cameras with depth that is off by some BENT, smoothly."""
+    views, _, height, width = truth.images[0].shape
+    noise = torch.randn(views, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * BENT
+    depth = truth.depth[0] * F.interpolate(noise, (height, width), mode="bicubic", align_corners=False)[:, 0].exp()
+    return Reconstruction(
+        sources=tuple(Source(f"{view}.png", width, height) for view in range(views)),
+        images=(truth.images[0].permute(0, 2, 3, 1) * 255).round().byte().numpy(),
+        mask=np.ones(depth.shape, bool),
+        depth=depth.numpy(),
+        conf=np.ones(depth.shape, np.float32),
+        cam_from_world=truth.cam_from_world[0].double().numpy(),
+        intrinsics=truth.intrinsics[0].double().numpy(),
+        points=no_points(),
+        registration=("given",) * views,
+    )
 
 
 def medians(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -207,7 +260,7 @@ def photos(model: Backbone, root: Path, save: Path | None) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("synthetic", "photos"))
+    parser.add_argument("what", choices=("synthetic", "photos", "sizes"))
     parser.add_argument("--scenes", type=int, default=16)
     parser.add_argument("--views", default="4,8,16")
     parser.add_argument("--photos", type=Path, default=ROOT.parent / "shared" / "data" / "scenes")
@@ -217,8 +270,11 @@ def main() -> None:
     if options.net:
         by_others = partial(measure, net=load_net(options.net))
         WAYS["stereo"] = lambda scene: densify(follow(scene), measure=by_others)
-    model = lean3r.load("nano", device="cpu")
     result: dict[str, Any] = {"hardware": hardware()}
+    if options.what == "sizes":
+        print(write_result("depth_sizes", result | {"sizes": sizes()}))
+        return
+    model = lean3r.load("nano", device="cpu")
     if options.what == "synthetic":
         counts = [int(count) for count in options.views.split(",")]
         result |= {"scenes": options.scenes, "by_cameras": synthetic(model, options.scenes, counts)}

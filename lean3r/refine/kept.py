@@ -1,6 +1,6 @@
 """Features and matches that a later job needs again, in a folder of its own.
 
-Windows of a stream share a third of their keyframes. The features of the same picture are always the same, and so are
+Windows of a stream share a quarter of their keyframes. The features of the same picture are always the same, and so are
 the matches of the same two; they are the larger part of a job's work.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import zipfile
 from collections.abc import Collection
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from lean3r.colmap_library import pycolmap
 from lean3r.refine.job import PICTURES, Job
 
 MOST = 128  # pictures; those that were used last
+UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile)
 KEYPOINTS, DESCRIPTORS = "keypoints", "descriptors"
 
 
@@ -38,7 +40,7 @@ class Kept:
         """Put the features that are kept into a database that has the job's images."""
         for file, name in self._names.items():
             path = self._path(name)
-            with contextlib.suppress(OSError), np.load(path) as arrays:  # mostly there is none
+            with contextlib.suppress(*UNREADABLE), np.load(path) as arrays:  # mostly there is none
                 self._stored[file] = dict(arrays)
                 os.utime(path)
         if not self._stored:
