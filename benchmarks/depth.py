@@ -56,7 +56,7 @@ from lean3r.types import Reconstruction, Source, Views
 NEAR_PX = 4.0  # a point of the run this near to one that is set aside is taken from it
 SUREST = 0.8
 CONFIRMED = 0.01
-SIZES, SIZE_VIEWS = ((240, 320), (480, 640)), (4, 8, 16)  # height, width
+SIZES, SIZE_VIEWS = ((240, 320), (480, 640)), (4, 16)  # height, width
 BENT = 0.1
 WAYS: dict[str, Callable[[Reconstruction], Reconstruction]] = {
     "network": lambda scene: scene,
