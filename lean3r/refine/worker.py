@@ -140,14 +140,14 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
 
 
 def by_methods(job: Job, matches: matching.Matches, mapper: adjust.Mapper, folder: Path, database: Path) -> list[Built]:
-    """The models of all methods that the job needs, the global one first. Of a short video both: either may lose frames
-    that the other has, or slip, which only the other tells."""
+    """The models of all methods that the job needs, the global one first. Of a short video both, side by side: either may
+    lose frames that the other has, or slip, which only the other tells."""
     if job.sequences and FEW < len(job.views) <= LONG:
         with incremental_aside(job, folder, database) as second:
             first = polished(job, matches, mapper, adjust.global_model(job, folder, database))
             model = second(mapper)
-        found = [first, None if model is None else Built.of(job, matches, model, False)]
-        found = list(filter(None, found))
+        other = None if model is None else Built.of(job, matches, model, False)
+        found = [built for built in (first, other) if built is not None]
     else:
         found = []
         for method in (adjust.global_model, adjust.incremental_model):
