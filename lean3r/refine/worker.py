@@ -140,8 +140,8 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
 
 
 def by_methods(job: Job, matches: matching.Matches, mapper: adjust.Mapper, folder: Path, database: Path) -> list[Built]:
-    """The models of all methods that the job needs, the global one first. Of a short video both, side by side: either may
-    lose frames that the other has, or slip, which only the other tells."""
+    """The models of all methods that the job needs, the global one first. Of a short video both, side by side: either
+    may lose frames that the other has, or slip, which only the other tells."""
     if job.sequences and FEW < len(job.views) <= LONG:
         with incremental_aside(job, folder, database) as second:
             first = polished(job, matches, mapper, adjust.global_model(job, folder, database))
