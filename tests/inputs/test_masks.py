@@ -20,6 +20,7 @@ from lean3r.inputs.pictures import Pictures
 from lean3r.refine import RefineOptions
 from lean3r.refine.features import COARSE, detect
 from lean3r.refine.job import PICTURES, Group, Job, View
+from lean3r.refine.kept import Kept
 from lean3r.refine.pictures import write_masks
 from lean3r.types import Source
 
@@ -125,7 +126,7 @@ def test_features_keep_out_of_masks(tmp_path: Path) -> None:
     group = Group(400, 300, "SIMPLE_PINHOLE", (400.0, 200.0, 150.0))
     views = tuple(View(0, 1.0, file) for file in files)
     job = Job(views, (group,), pose, np.ones((2, 4)), pose, np.zeros(2, bool), None, features=1000, threads=1)
-    detect(job, tmp_path, tmp_path / "db", COARSE)
+    detect(job, tmp_path, tmp_path / "db", COARSE, Kept(job, tmp_path, COARSE))
     from lean3r.colmap_library import pycolmap
 
     with pycolmap.Database.open(tmp_path / "db") as opened:
