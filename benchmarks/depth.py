@@ -146,7 +146,7 @@ def sizes() -> dict[str, Any]:
                 processor.append((time.process_time() - begun[1]) / views)
                 peak = memory_status_mb("VmHWM")
             errors = [against(each.depth, each.conf, truth.depth[0].numpy())["abs_rel"] for each in (scene, found)]
-            assert errors[1] < 0.5 * errors[0], errors
+            assert errors[1] < 0.7 * errors[0], errors
             assert before is not None and peak is not None
             row = {"abs_rel_before": errors[0], "abs_rel": errors[1], "memory_mb": peak - before}
             row |= {"seconds_a_view": np.median(wall), "cpu_seconds_a_view": np.median(processor)}
