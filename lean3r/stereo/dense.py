@@ -81,11 +81,7 @@ def measured_around(
     `points` are the log depth of points and where they are, both [S, H, W]; `only` [S] bool are the views to measure.
     """
     certain = reconstruction.is_certain
-    scene = Scene.of(reconstruction)
-    sources = [
-        others[certain[others] & (parallax_rad(scene, view, others) > LEAST_PARALLAX_RAD)]
-        for view, others in enumerate(neighbours(scene, CHECKED))
-    ]
+    sources = sources_of(Scene.of(reconstruction), certain)
     pictures = posed(reconstruction, sources)
     if only is not None:
         sources = [others if wanted else others[:0] for others, wanted in zip(sources, only, strict=True)]
@@ -96,11 +92,15 @@ def measured_around(
     return measure(pictures, filled(reconstruction.depth), points, advanced)
 
 
-def parallax_rad(scene: Scene, view: int, others: np.ndarray) -> np.ndarray:
-    """The largest angle under which a view's depth could see the way to each of the others [N]."""
-    depth = scene.depth[view]
-    far = np.median(depth[depth > 0]) if (depth > 0).any() else np.inf
-    return np.linalg.norm(scene.centres[others] - scene.centres[view], axis=1) / far
+def sources_of(scene: Scene, certain: np.ndarray) -> list[np.ndarray]:
+    """For each view, the `certain` [S] others that overlap with it and were taken from elsewhere, the best first."""
+    centres, sources = scene.centres, []
+    for depth, centre, others in zip(scene.depth, centres, neighbours(scene, CHECKED), strict=True):
+        known = depth[depth > 0]
+        far = np.median(known) if len(known) else np.inf
+        parallax_rad = np.linalg.norm(centres[others] - centre, axis=1) / far
+        sources.append(others[certain[others] & (parallax_rad > LEAST_PARALLAX_RAD)])
+    return sources
 
 
 def posed(reconstruction: Reconstruction, sources: Sequence[np.ndarray]) -> Posed:

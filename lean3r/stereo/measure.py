@@ -18,7 +18,6 @@ from lean3r.stereo.starts import starts
 from lean3r.stereo.weights import load_net
 
 FIRST, SECOND = 0.55, 0.2  # reach of the passes, in log depth
-SOURCES = 6  # others that a view is compared with
 
 
 def measure(
@@ -77,7 +76,7 @@ class _View:
         pad: tuple[int, int, int, int],
     ) -> None:
         self.net, self.own = net, own
-        others = scene.sources[view][:SOURCES]
+        others = scene.sources[view]
         self.sources = Features(*(torch.stack(parts, 1) for parts in zip(*(seen[n] for n in others), strict=True)))
         slopes = slopes_of(scene.optics, view, scene.images.shape[1:3], pad)[None].to(own.coarse.device)
         poses, intrinsics = (torch.from_numpy(np.asarray(x)).double() for x in (scene.cam_from_world, scene.intrinsics))
