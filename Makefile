@@ -40,8 +40,9 @@ $(VENV)/dev.stamp: $(VENV)/core.stamp
 $(VENV)/browser.stamp: $(VENV)/dev.stamp
 	@command -v chromium >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || \
 		{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends chromium; } >/dev/null 2>&1 || true
-	@test -d $(NPM)/node_modules/axe-core -a -d $(NPM)/node_modules/onnxruntime-web || ! command -v npm >/dev/null || \
-		npm install --silent --no-audit --no-fund --prefix $(NPM) axe-core@4 onnxruntime-web@1.30.0 >/dev/null 2>&1 || true
+	@test "$$(ls $(NPM)/node_modules 2>/dev/null | grep -cxE 'axe-core|onnxruntime-web|three|gltf-validator')" = 4 || \
+		! command -v npm >/dev/null || npm install --silent --no-audit --no-fund --prefix $(NPM) \
+		axe-core@4 onnxruntime-web@1.30.0 three@0.187 gltf-validator@2.0.0-dev.3.10 >/dev/null 2>&1 || true
 	@touch $@
 
 demo: $(VENV)/core.stamp

@@ -18,7 +18,8 @@ SOFTWARE = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftsha
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--data", default="../shared/data", help="folder of photographs, scenes and bad inputs")
     parser.addoption("--golden", help="folder of golden numbers (../shared/golden, or those that are shipped)")
-    parser.addoption("--node-modules", default="node_modules", help="folder of npm's three and gltf-validator")
+    npm = Path.home() / ".cache" / "lean3r-tests" / "node_modules"
+    parser.addoption("--node-modules", default=str(npm), help="folder of npm's three and gltf-validator")
     parser.addoption("--peer", action="append", default=[], help="NAME=PATH of a clone of official code (tests/parity)")
 
 

@@ -99,6 +99,7 @@ _OPTIONAL = {
     "scipy": ("distances between point clouds in evaluation", "pip install 'lean3r[eval]'"),
     "OpenEXR": ("depth in EXR files", "pip install 'lean3r[eval]'"),
     "trimesh": ("ground-truth clouds and meshes of data sets", "pip install 'lean3r[eval]'"),
+    "xatlas": ("meshes with a texture", "pip install 'lean3r[mesh]'"),
     "fastapi": ("lean3r serve", "pip install 'lean3r[serve]'"),
     "onnxscript": ("lean3r export-model to .onnx", "pip install 'lean3r[onnx]'"),
     "laspy": ("clouds in las and laz", "pip install 'lean3r[geo]'"),

@@ -188,7 +188,7 @@ class Reconstruct:
                 self.point_options.options,
                 self.masks,
                 export.shared_camera,
-                export.copies_frames(uses),
+                export.keeps_frames(uses),
             )
             name = reason = ""
 
@@ -223,7 +223,7 @@ class Reconstruct:
         """The formats to write; UsageError if one is unknown, or shows depth that there will not be."""
         from lean3r.export import DEFAULT_FORMATS, parse_formats, without_depth_formats
 
-        more = ["mesh"] if self.mesh else []
+        more = ["mesh"] if self.mesh or self.export_options.options.texture else []
         if self.stereo_options.options.dense == "off":
             return without_depth_formats([*self.format, *more])
         return parse_formats([*(self.format or DEFAULT_FORMATS), *more])
@@ -347,8 +347,10 @@ def describe_stereo(report: Mapping) -> str:
 
 
 def describe_mesh(figures: Mapping) -> str:
-    """The size of the mesh, and in how many pieces and with how many holes it came out."""
-    numbers = (f"{figures[name]:,} {name.replace('_', ' ')}" for name in ("triangles", "components", "boundary_loops"))
+    """The size of the mesh, in how many pieces and with how many holes it came out, and the size of its texture."""
+    numbers = [f"{figures[name]:,} {name.replace('_', ' ')}" for name in ("triangles", "components", "boundary_loops")]
+    if texture := figures.get("texture"):
+        numbers.append("a texture of {:,} x {:,} on {:,} triangles".format(*texture["size"], texture["triangles"]))
     return ", ".join(numbers)
 
 

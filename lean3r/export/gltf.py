@@ -15,11 +15,9 @@ from lean3r.types import Reconstruction
 # OpenCV axes (x right, y down, z forward) to glTF axes (x right, y up, z backward): half a turn around x.
 GLTF_FROM_OPENCV = np.diag([1.0, -1.0, -1.0])
 # Viewers that do not know the extension light it as a matt surface.
-UNLIT = {
-    "name": "colours",
-    "pbrMetallicRoughness": {"metallicFactor": 0, "roughnessFactor": 1},
-    "extensions": {"KHR_materials_unlit": {}},
-}
+MATT = {"metallicFactor": 0, "roughnessFactor": 1}
+UNLIT = {"KHR_materials_unlit": {}}
+LINEAR, MIPMAPPED, CLAMPED = 9729, 9987, 33071  # of a texture's sampler
 COMPONENTS = {"u2": 5123, "u4": 5125, "f4": 5126}
 POINTS, TRIANGLES = 0, 4  # modes of a primitive
 ATTRIBUTES, INDICES = 34962, 34963  # what a buffer view is for
@@ -27,12 +25,14 @@ ATTRIBUTES, INDICES = 34962, 34963  # what a buffer view is for
 
 class Geometry(NamedTuple):
     """Points [V, 3], y up, with their sRGB bytes [V, 3]; a mesh if it has faces [F, 3] and, optionally, unit normals
-    [V, 3]."""
+    [V, 3]. With uv [V, 2] (0..1, v downwards) its colours are those of the `texture`, a JPEG file, instead."""
 
     xyz: np.ndarray
     rgb: np.ndarray
     faces: np.ndarray | None = None
     normals: np.ndarray | None = None
+    uv: np.ndarray | None = None
+    texture: bytes = b""
 
 
 def gltf_from_world(reconstruction: Reconstruction) -> np.ndarray:
@@ -43,13 +43,20 @@ def gltf_from_world(reconstruction: Reconstruction) -> np.ndarray:
 def glb_bytes(geometries: Mapping[str, Geometry]) -> bytes:
     """A GLB file with one node, of the same name, for each geometry."""
     buffers = _Buffers()
-    meshes = []
-    for name, (xyz, rgb, faces, normals) in geometries.items():
+    meshes, materials, images = [], [{"name": "colours", "pbrMetallicRoughness": MATT, "extensions": UNLIT}], []
+    for name, (xyz, rgb, faces, normals, uv, texture) in geometries.items():
         attributes = {"POSITION": buffers.add(xyz, "f4", bounds=True)}
         if normals is not None:
             attributes["NORMAL"] = buffers.add(normals, "f4")
-        attributes["COLOR_0"] = buffers.add(linear_rgba(rgb), "u2", normalized=True)
         primitive = {"attributes": attributes, "mode": POINTS, "material": 0}
+        if uv is None:
+            attributes["COLOR_0"] = buffers.add(linear_rgba(rgb), "u2", normalized=True)
+        else:
+            attributes["TEXCOORD_0"] = buffers.add(uv, "f4")
+            primitive["material"] = len(materials)
+            matt = MATT | {"baseColorTexture": {"index": len(images)}}
+            materials.append({"name": f"{name} texture", "pbrMetallicRoughness": matt, "extensions": UNLIT})
+            images.append({"mimeType": "image/jpeg", "bufferView": buffers.add_file(texture)})
         if faces is not None:
             primitive |= {"indices": buffers.add(faces.reshape(-1, 1), "u4", target=INDICES), "mode": TRIANGLES}
         meshes.append({"name": name, "primitives": [primitive]})
@@ -59,12 +66,16 @@ def glb_bytes(geometries: Mapping[str, Geometry]) -> bytes:
         "scenes": [{"nodes": list(range(len(meshes)))}],
         "nodes": [{"name": mesh["name"], "mesh": index} for index, mesh in enumerate(meshes)],
         "meshes": meshes,
-        "materials": [UNLIT],
-        "extensionsUsed": list(UNLIT["extensions"]),
+        "materials": materials,
+        "extensionsUsed": list(UNLIT),
         "accessors": buffers.accessors,
         "bufferViews": buffers.views,
         "buffers": [{"byteLength": buffers.length}],
     }
+    if images:
+        tree["images"] = images
+        tree["textures"] = [{"source": index, "sampler": 0} for index in range(len(images))]
+        tree["samplers"] = [{"magFilter": LINEAR, "minFilter": MIPMAPPED, "wrapS": CLAMPED, "wrapT": CLAMPED}]
     text = json.dumps(tree, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)
     head = struct.pack("<4sIII4s", b"glTF", 2, 28 + len(text) + buffers.length, len(text), b"JSON")
@@ -96,10 +107,19 @@ class _Buffers:
         entry |= {"normalized": True} if normalized else {}
         entry |= {"min": values.min(axis=0).tolist(), "max": values.max(axis=0).tolist()} if bounds else {}
         self.accessors.append(entry)
-        self.parts.append(values.tobytes())
-        self.views.append({"buffer": 0, "byteOffset": self.length, "byteLength": values.nbytes, "target": target})
-        self.length += values.nbytes
+        self._append(values.tobytes(), {"target": target})
         return len(self.accessors) - 1
+
+    def add_file(self, content: bytes) -> int:
+        """Append a file and return the number of its view."""
+        self._append(content, {})
+        return len(self.views) - 1
+
+    def _append(self, content: bytes, more: dict) -> None:
+        self.views.append({"buffer": 0, "byteOffset": self.length, "byteLength": len(content), **more})
+        padding = b" " * (-len(content) % 4)
+        self.parts += [content, padding]
+        self.length += len(content) + len(padding)
 
 
 def linear_rgba(rgb: np.ndarray) -> np.ndarray:

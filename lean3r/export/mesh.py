@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from lean3r.errors import MissingExtraError
 from lean3r.export.gltf import Geometry, glb_bytes, gltf_from_world
 from lean3r.export.manifest import Written
 from lean3r.export.options import ExportOptions
 from lean3r.export.ply import ply_bytes
+from lean3r.export.texture import textured
 from lean3r.geometry.consistency import Scene, neighbours
 from lean3r.geometry.fusion import trusted_pixels
 from lean3r.geometry.lens import Optics
-from lean3r.geometry.surface import boundary_loops, pieces
+from lean3r.geometry.surface import boundary_loops, pieces, vertex_normals
 from lean3r.geometry.tsdf import Block, integrate, plan_grid
 from lean3r.types import Reconstruction
 
@@ -26,6 +29,7 @@ logger = logging.getLogger("lean3r")
 PIXELS = 1.5  # width of a cell in pixels of the depth maps, at the median depth
 MOST = 60_000  # blocks times the views that see them: half a minute, and some million triangles
 REACH = (4.0, 10.0)  # least and greatest truncation distance in cells; it grows with the disagreement of the depth maps
+QUALITY = 92  # of the texture's JPEG
 CRUMB = 2e-4  # of all triangles: smaller pieces are left out
 
 
@@ -42,15 +46,35 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
 
     The manifest tells the sizes and the topology of the mesh.
     """
-    mesh = surface(reconstruction.of_certain(), options.mesh_voxel)
+    reconstruction = reconstruction.of_certain()
+    mesh, more = surface(reconstruction, options.mesh_voxel), {}
     paths = [directory / "mesh.ply"]
     paths[0].write_bytes(ply_bytes(mesh.vertices, mesh.rgb, mesh.faces))
     if len(mesh.faces):
-        upright = mesh.vertices @ gltf_from_world(reconstruction).T
+        turn = gltf_from_world(reconstruction).T
+        if options.texture:
+            geometry, more = _with_texture(mesh, reconstruction, options, turn)
+        else:
+            upright = mesh.vertices @ turn
+            geometry = Geometry(upright, mesh.rgb, mesh.faces, vertex_normals(upright, mesh.faces))
         paths.append(directory / "mesh.glb")
-        geometry = Geometry(upright, mesh.rgb, mesh.faces, vertex_normals(upright, mesh.faces))
         paths[1].write_bytes(glb_bytes({"mesh": geometry}))
-    return Written(paths, report(mesh))
+    return Written(paths, report(mesh) | more)
+
+
+def _with_texture(
+    mesh: Mesh, reconstruction: Reconstruction, options: ExportOptions, turn: np.ndarray
+) -> tuple[Geometry, dict[str, object]]:
+    """The simplified mesh with a texture, turned, and figures for the manifest."""
+    found = textured(mesh.vertices, mesh.faces, mesh.rgb, reconstruction, options.texture_from)
+    file = io.BytesIO()
+    Image.fromarray(found.texture).save(file, "JPEG", quality=QUALITY)
+    no_rgb = np.zeros((0, 3), np.uint8)
+    geometry = Geometry(found.vertices @ turn, no_rgb, found.faces, found.normals @ turn, found.uv, file.getvalue())
+    height, width = found.texture.shape[:2]
+    return geometry, {
+        "texture": {"triangles": len(found.faces), "size": [width, height], "unseen": round(found.unseen, 4)}
+    }
 
 
 def report(mesh: Mesh) -> dict[str, int]:
@@ -131,24 +155,6 @@ def triangles(block: Block, march: Callable) -> tuple[np.ndarray, np.ndarray, np
     ends = [np.where(np.isfinite(a), a, b) for a, b in (ends, ends[::-1])]
     colours = np.nan_to_num((1 - part) * ends[0] + part * ends[1], nan=128.0)
     return at.astype(np.float64) + block.start, faces, colours
-
-
-def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Unit normals [V, 3] of a mesh: means of the adjacent faces' normals, weighted by the angles at the vertex.
-
-    Source: Thürrner and Wüthrich, 1998. vertices [V, 3], faces [F, 3].
-    """
-    corners = vertices[faces]
-    sides = np.roll(corners, -1, axis=1) - corners  # from each corner to the next
-    normal = _unit(np.cross(sides[:, 0], sides[:, 1]))
-    cosine = -np.einsum("fkc,fkc->fk", _unit(sides), _unit(np.roll(sides, 1, axis=1)))
-    share = np.arccos(cosine.clip(-1, 1))[..., None] * normal[:, None]
-    at = faces.ravel()
-    return _unit(np.stack([np.bincount(at, share[..., c].ravel(), len(vertices)) for c in range(3)], axis=1))
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-30)
 
 
 def _merge_pieces(vertices: list, faces: list, colours: list) -> Mesh:

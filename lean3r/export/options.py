@@ -39,6 +39,8 @@ class ExportOptions:
     - `crs`: coordinates of points.las, points.laz, elevation.tif and orthophoto.tif (lean3r.export.geo).
     - `ground_cell`: the side of a cell of the latter two (None: what the depth maps resolve).
     - `html_points`: the most points of the page view.html.
+    - `texture`: mesh.glb has the pictures as its texture (lean3r.export.texture), instead of a colour for each vertex.
+    - `texture_from`: the pictures that it is taken from (None: those that the network saw).
     - `mesh_voxel`: size of the mesh's cells in world units (None: the size that the depth maps resolve).
     - `pictures`: the pictures of the scene, to be written to images/ (None: write none).
     """
@@ -67,6 +69,8 @@ class ExportOptions:
         None, "GeoTIFF: size of a cell, in metres or world units (default: 1.5 pixels of the depth maps).", "SIZE"
     )
     html_points: int = option(HTML_POINTS, "HTML: the page view.html holds at most N points.", "N")
+    texture: bool = option(False, "Mesh: mesh.glb has the pictures as its texture, not a colour for each vertex.")
+    texture_from: Pictures | None = None
     mesh_voxel: float | None = None
     pictures: Pictures | None = None
 
@@ -88,7 +92,12 @@ class ExportOptions:
             check_crs(self.crs)
 
     def check(self, uses: Collection[PictureUse]) -> None:
-        """Raise UsageError if the options contradict the formats, which have these uses of pictures."""
+        """Raise UsageError if the options contradict the formats, which have these uses of pictures, and
+        MissingExtraError if a texture needs packages that are not installed."""
+        if self.texture:
+            from lean3r.export.unwrap import libraries
+
+            libraries()
         if self.undistort and not self.copies_frames(uses):
             raise UsageError(
                 "--undistort writes pictures only with the formats colmap and nerfstudio. "
@@ -111,8 +120,17 @@ class ExportOptions:
         """Whether video frames, which are not files yet, are written for formats with these uses of pictures."""
         return self.images != "never" and bool(set(uses) - {"no"})
 
+    def keeps_frames(self, uses: Collection[PictureUse]) -> bool:
+        """Whether video frames are needed again after the run."""
+        return self.texture or self.copies_frames(uses)
+
     def with_pictures(self, pictures: Pictures, uses: Collection[PictureUse]) -> ExportOptions:
-        """The same options, with these pictures if formats with these uses need them written."""
+        """The same options, with these pictures if the texture or formats with these uses need them."""
+        if self.texture:
+            return replace(self._with_copies(pictures, uses), texture_from=pictures)
+        return self._with_copies(pictures, uses)
+
+    def _with_copies(self, pictures: Pictures, uses: Collection[PictureUse]) -> ExportOptions:
         wanted = self.undistort or "needed" in uses or not pictures.are_loose_files
         if self.copies_frames(uses) and (wanted or self.images == "always"):
             return replace(self, pictures=pictures)

@@ -60,7 +60,7 @@ class Reconstructions:
         wants: ModelOptions = asked[ModelOptions]
         scale: ScaleOptions = asked[ScaleOptions]
         export: ExportOptions = asked[ExportOptions]
-        formats = wants.formats(asked[StereoOptions].dense)
+        formats = wants.formats(asked[StereoOptions].dense, export.texture)
         uses = picture_uses(formats)
         export.check(uses)
         export.check_place(scale.gps)
@@ -76,7 +76,7 @@ class Reconstructions:
             asked[PointOptions],
             masks_of(here),
             one_lens=export.shared_camera,
-            keep_frames=export.copies_frames(uses),
+            keep_frames=export.keeps_frames(uses),
         )
         name = ""
 

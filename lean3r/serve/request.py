@@ -58,9 +58,10 @@ class ModelOptions:
             raise UsageError(f"loops is {self.loops}; expected 1 to 100.")
         parse_formats(self.format)
 
-    def formats(self, dense: str) -> Sequence[str]:
-        """The formats to write, with the pages that every result has; UsageError if they contradict `dense`."""
-        asked = [self.format, *(["mesh"] if self.mesh else [])]
+    def formats(self, dense: str, has_texture: bool) -> Sequence[str]:
+        """The formats to write, with the mesh for a texture and the pages that every result has; UsageError if they
+        contradict `dense`."""
+        asked = [self.format, *(["mesh"] if self.mesh or has_texture else [])]
         if dense == "off":
             chosen = without_depth_formats(asked)
         else:
@@ -107,7 +108,7 @@ class Request:
         model = groups[ModelOptions].model
         if model not in (AUTO, *models):
             raise UsageError(f"the model '{model[:60]}' is not offered here. Known: {', '.join((AUTO, *models))}.")
-        groups[ModelOptions].formats(groups[StereoOptions].dense)
+        groups[ModelOptions].formats(groups[StereoOptions].dense, groups[ExportOptions].texture)
         return request
 
     def __getitem__(self, group: type[Any]) -> Any:

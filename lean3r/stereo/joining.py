@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lean3r.geometry.spread import spread
 from lean3r.stereo.semi_global import EDGE
-from lean3r.stereo.spread import spread
 
 STEPS = 60  # of conjugate gradients
 LEAST_LINK = 0.01  # weight of the prior's shape across the strongest edge

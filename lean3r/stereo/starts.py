@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lean3r.geometry.spread import interpolate_points
 from lean3r.stereo.classical import distance
 from lean3r.stereo.joining import join
-from lean3r.stereo.spread import interpolate_points
 
 LEAST_POINTS = 30  # of a view
 HELD, FREE = 0.3, 0.002  # weight of a point while outliers are sought; pull of the prior between points

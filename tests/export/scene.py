@@ -47,9 +47,13 @@ def cast(cam_from_world: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.n
     depth = room.max(axis=0).min(axis=-1)
     enter, leave = box.min(axis=0).max(axis=-1), box.max(axis=0).min(axis=-1)
     depth = np.where((enter > 0) & (enter < leave), enter, depth)
-    points = eye + rays * depth[..., None]
+    return depth, colours(eye + rays * depth[..., None])
+
+
+def colours(points: np.ndarray) -> np.ndarray:
+    """The colours [..., 3] uint8 of points [..., 3] on the surfaces."""
     colour = 140 + 60 * np.sin(points * [5.0, 4.0, 3.0]) + 40 * (np.floor(points * 2).sum(-1, keepdims=True) % 2)
-    return depth, colour.clip(0, 255).astype(np.uint8)
+    return colour.clip(0, 255).astype(np.uint8)
 
 
 def make_scene(

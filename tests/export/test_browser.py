@@ -28,13 +28,15 @@ def modules(request: pytest.FixtureRequest) -> Path:
 
 
 def write_scene(directory: Path) -> dict[str, Path]:
-    """scene.glb and mesh.glb of the room, by the node that shows its pictures' colours."""
+    """scene.glb and mesh.glb, without and with a texture, of the room, by the node that shows its pictures' colours."""
     for name in ("glb", "mesh"):
         EXPORTERS.get(name)(make_scene(4), directory, ExportOptions())
-    return {"points": directory / "scene.glb", "mesh": directory / "mesh.glb"}
+    (directory / "mesh.glb").rename(directory / "plain.glb")
+    EXPORTERS.get("mesh")(make_scene(4), directory, ExportOptions(texture=True))
+    return {"points": directory / "scene.glb", "mesh": directory / "plain.glb", "texture": directory / "mesh.glb"}
 
 
-@pytest.mark.parametrize("show", ["points", "mesh"])
+@pytest.mark.parametrize("show", ["points", "mesh", "texture"])
 def test_colours_in_a_browser_are_those_of_the_pictures(tmp_path, modules, show):
     if find_chromium() is None:
         pytest.skip("no Chromium: apt-get install chromium")
@@ -43,7 +45,8 @@ def test_colours_in_a_browser_are_those_of_the_pictures(tmp_path, modules, show)
     scene = make_scene(4)
     glb = write_scene(tmp_path)[show]
     size = scene.images.shape[2], scene.images.shape[1]
-    drawn = render(glb, modules / "three", scene.cam_from_world[1], scene.intrinsics[1], size, [show])
+    node = "mesh" if show == "texture" else show
+    drawn = render(glb, modules / "three", scene.cam_from_world[1], scene.intrinsics[1], size, [node])
     seen = drawn[..., 3] == 255
     assert seen.mean() > 0.4  # the cloud is thinned, the mesh has a rim
     rgb, truth = drawn[seen][:, :3].astype(int), scene.images[1][seen].astype(int)

@@ -14,8 +14,9 @@ from export.gltf import read_glb
 from export.scene import make_scene
 from lean3r.export import EXPORTERS, ExportOptions
 from lean3r.export.gltf import GLTF_FROM_OPENCV, Geometry, glb_bytes
-from lean3r.export.mesh import surface, vertex_normals
+from lean3r.export.mesh import surface
 from lean3r.export.ply import ply_bytes
+from lean3r.geometry.surface import vertex_normals
 
 VIEWS = make_scene(4, height=48, width=64)
 

@@ -95,6 +95,7 @@ RECONSTRUCT = {
     "offline",
     "format",
     "mesh",
+    "texture",
     "scale",
     "gps",
     "up",

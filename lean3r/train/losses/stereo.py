@@ -3,44 +3,60 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lean3r.data.base import SceneBatch
+from lean3r.geometry.spread import interpolate_points
 from lean3r.stereo.measure import SECOND
 from lean3r.stereo.network import PLANES, Features, Measured, StereoNet
 from lean3r.stereo.rays import pinhole_slopes, rays_into
-from lean3r.stereo.spread import interpolate_points
+from lean3r.stereo.starts import starts
 
 CLAMP = 0.5  # errors of log depth beyond it pull no further
+SHIFT = 0.3  # log depth of what has none, behind the farthest of the view
 
 
 def stereo_loss(
-    model: StereoNet, batch: SceneBatch, progress: float, *, references: float = 4, rows: float = 128, cols: float = 160
+    model: StereoNet,
+    batch: SceneBatch,
+    progress: float,
+    *,
+    predict: Callable[[SceneBatch], Tensor] | None = None,
+    references: float = 4,
+    rows: float = 128,
+    cols: float = 160,
 ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
     """Loss over crops of `rows` x `cols` pixels of some views of every scene, each compared with up to four others.
 
-    The random draws are those of torch's generator, which the loop seeds at every step.
+    Half of the steps compare half as many `references`, whole. With `predict` (the depth [B, S, H, W] of a network,
+    in any unit), the priors of half of the steps have its errors. The random draws are those of torch's generator,
+    which the loop seeds at every step.
     """
     scenes, views, _, height, width = batch.images.shape
     rows, cols = min(int(rows), height), min(int(cols), width)
+    if torch.rand(()) < 0.5:
+        references, rows, cols = references / 2, height, width
+    predicted = predict(batch).log() if predict is not None and torch.rand(()) < 0.5 else None
     images = batch.images.clamp(min=0) ** (0.35 * torch.randn(scenes, views, 1, 1, 1)).exp().to(batch.images.device)
     seen = model.encoder(images.flatten(0, 1))
     terms: list[dict[str, Tensor]] = []
     for scene in range(scenes):
         features = Features(*(x[scene * views : (scene + 1) * views] for x in seen))
         own = torch.randperm(views)[: int(references)]
-        sources = torch.stack([_others(int(view), views, min(4, views - 1)) for view in own])
+        count = min(4, views - 1) if torch.rand(()) < 0.6 else int(torch.randint(1, min(4, views - 1) + 1, ()))
+        sources = torch.stack([_others(int(view), views, count) for view in own])
         top, left = (
             int(torch.randint(0, (side - crop) // 16 + 1, ())) * 16 for side, crop in ((height, rows), (width, cols))
         )
         window = (slice(top, top + rows), slice(left, left + cols))
         depth = batch.depth[scene, own]
         truth = torch.where(depth > 0, depth, 1).log()
-        prior, sparse, reach = damage(truth, depth > 0)
+        grey = batch.images[scene, own].mean(1)
+        prior, sparse, reach = damage(truth, depth > 0, grey, None if predicted is None else predicted[scene, own])
         slopes = pinhole_slopes(batch.intrinsics[scene, own], height, width)
         poses = batch.cam_from_world[scene]
         others = shaken(poses[sources])
@@ -87,30 +103,41 @@ def _terms(found: Measured, truth: Tensor, known: Tensor, prior: Tensor, reach: 
     return {"full": full, "coarse": coarse, "planes": planes, "likelihood": likelihood, "prior": before}
 
 
-def damage(truth: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Priors [B, H, W], sparse points relative to them [B, 2, H, W] and reaches [B], from true log depth [B, H, W].
+def damage(
+    truth: Tensor, known: Tensor, grey: Tensor, predicted: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Priors [B, H, W], sparse points relative to them [B, 2, H, W] and reaches [B], from true log depth [B, H, W] of
+    pictures `grey` [B, H, W] in 0..1.
 
-    A prior is a blurred, shifted and bent truth, as networks predict it, or what lies between sparse points. Its errors
-    grow with the reach, so that most of them are within it, but not all.
+    A prior is a blurred, shifted and bent truth, what lies between sparse points, or has the errors of the `predicted`
+    log depth [B, H, W], mostly drawn to the points. Its errors grow with the reach, so that most of them are within
+    it, but not all.
     """
     b, height, width = truth.shape
     device = truth.device
     reach = torch.empty(b).uniform_(math.log(0.1), math.log(0.8)).exp()
     far = torch.where(known, truth, -torch.inf).flatten(1).amax(1).nan_to_num(0, 0, 0).clamp(-20, 20)
-    filled = torch.where(known, truth, far[:, None, None] + 0.3)
+    filled = torch.where(known, truth, far[:, None, None] + SHIFT)
     priors, sparse_values, sparse_has = [], [], []
     for view in range(b):
         amount = float(reach[view])
-        count = int(torch.empty(()).uniform_(math.log(30), math.log(900)).exp())
-        row, col = torch.randint(height, (count,)), torch.randint(width, (count,))
-        noise = torch.randn(count) * 0.01 + (torch.rand(count) < 0.04) * torch.randn(count) * 0.3
+        picture, true, there = grey[view].cpu(), filled[view].cpu(), known[view].cpu()
+        row, col = _corners(picture, int(torch.empty(()).uniform_(math.log(30), math.log(900)).exp()))
+        noise = torch.randn(len(row)) * 0.01 + (torch.rand(len(row)) < 0.04) * torch.randn(len(row)) * 0.3
         value, has = torch.zeros(height, width), torch.zeros(height, width, dtype=torch.bool)
-        value[row, col] = filled[view].cpu()[row, col] + noise
-        has[row, col] = known[view].cpu()[row, col]
+        value[row, col] = true[row, col] + noise
+        has[row, col] = there[row, col]
         if torch.rand(()) < 0.35 and bool(has.any()):
             prior = interpolate_points(value[None], has[None])[0]
+        elif predicted is not None and bool(there.any()):
+            reach[view] = amount = max(amount, 0.3)
+            wrong = predicted[view].cpu() - true
+            wrong = (wrong - wrong[there].median()) * torch.empty(()).uniform_(0.5, 1.6)
+            prior = true + wrong
+            if torch.rand(()) < 0.7:
+                prior = starts(prior, value, has, picture)[0]
         else:
-            prior = _bent(filled[view].cpu(), amount)
+            prior = _bent(true, amount)
         priors.append(prior)
         sparse_values.append(torch.where(has, value - prior, 0.0))
         sparse_has.append(has.float() * float(torch.rand(()) < 0.8))
@@ -118,6 +145,19 @@ def damage(truth: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     has = torch.stack(sparse_has).to(device)
     sparse = torch.stack([torch.stack(sparse_values).to(device) * has, has], 1)
     return prior, sparse, reach.to(device)
+
+
+def _corners(picture: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns [count] of a picture [H, W]: anywhere, or mostly where it has texture, as features are."""
+    height, width = picture.shape
+    if torch.rand(()) < 0.5:
+        return torch.randint(height, (count,)), torch.randint(width, (count,))
+    texture = torch.zeros_like(picture)
+    texture[:-1] += picture.diff(dim=0).abs()
+    texture[:, :-1] += picture.diff(dim=1).abs()
+    texture = F.avg_pool2d(texture[None, None], 5, 1, 2)[0, 0] ** 2 + 1e-6
+    index = torch.multinomial(texture.flatten(), count, replacement=True)
+    return index // width, index % width
 
 
 def _bent(truth: Tensor, amount: float) -> Tensor:

@@ -8,7 +8,9 @@ from docs.figures import Page
 from docs.markdown import result
 from lean3r.export.depth import LEVELS, MILLIMETRE
 from lean3r.export.options import ExportOptions
+from lean3r.export.texture import SIDE
 from lean3r.export.tracks import LONGEST, PREDICTED, REFINED
+from lean3r.export.unwrap import TRIANGLES
 from lean3r.geometry.content import LEAST_STRUCTURE, STEP
 from lean3r.geometry.evidence import ALONE, BADLY, BORDER, CLOSE, WELL
 from lean3r.geometry.normals import WINDOW
@@ -209,7 +211,13 @@ STREAM = Page(
 )
 
 MASKS = Page("docs/how-to/masks.md", [], {"a picture rotated by 180 degrees": "a half turn"})
-MESH = Page("docs/how-to/mesh.md", [])
+MESH = Page(
+    "docs/how-to/mesh.md",
+    [
+        ("is simplified to some {:,} triangles", lambda: [TRIANGLES]),
+        ("up to {:,} x {:,} texels", lambda: [SIDE, SIDE]),
+    ],
+)
 
 
 def of_page(row: int, way: str, name: str) -> float:
