@@ -35,7 +35,7 @@ ODD = 40.0  # difference of a colour from that of most pictures, of 255, from wh
 DARK, BRIGHT = 8, 247  # colours between these tell how bright a picture is
 COMPARED, ROUNDS = 5000, 10  # vertices whose colours are compared for that, about, and how often
 HIDDEN = 1.05  # ratio of depths from which something is behind what a view shows
-CHUNK = 1_000_000  # texels at a time
+CHUNK = 1_000_000  # texels, or colours, at a time
 
 
 class Textured(NamedTuple):
@@ -110,7 +110,8 @@ def merits(
         warnings.simplefilter("ignore", RuntimeWarning)  # vertices that no view sees
         gain[views] = gains(colours)
         colours *= gain[views, None]
-        odd = np.abs(colours - np.nanmedian(colours, axis=0)).max(-1)
+        parts = np.array_split(colours, 1 + colours.size // CHUNK, axis=1)  # a median takes several copies
+        odd = np.concatenate([np.abs(part - np.nanmedian(part, axis=0)).max(-1) for part in parts], axis=1)
     merit = np.zeros((len(scene.mask), len(vertices)), np.float32)
     merit[views] = found * np.exp(-((np.nan_to_num(odd) / ODD) ** 2))
     return merit, gain
