@@ -73,7 +73,8 @@ def textured(
     shown = weight[:, 0] > 0
     colours[shown] /= weight[shown]
     lacking = np.flatnonzero(~shown)
-    colours[lacking] = np.einsum("tk,tkc->tc", texels.shares[lacking], own[triangles[texels.face[lacking]]])
+    faces, shares = texels.at(lacking)
+    colours[lacking] = np.einsum("tk,tkc->tc", shares, own[triangles[faces]])
     texture = _filled(colours, texels.index, height, width)
     return Textured(corners, normals, triangles, uv, texture, len(lacking) / max(1, len(shown)))
 
@@ -153,10 +154,11 @@ def _project(
     pose, optics = maps.cam_from_world[view], maps.optics
     nearest = _nearest_around(maps.depth[view])
     is_shown = np.any(merit[faces] > 0, axis=1)
-    mine = np.flatnonzero(is_shown[texels.face])
+    mine = np.flatnonzero(is_shown[texels.face_of[texels.index]]).astype(np.int32)
 
     def add(some: np.ndarray) -> None:
-        corners, shares = faces[texels.face[some]], texels.shares[some]
+        face, shares = texels.at(some)
+        corners = faces[face]
         weight = np.einsum("tk,tk->t", shares, merit[corners]).clip(0)
         cam = np.einsum("tk,tkc->tc", shares, vertices[corners]) @ pose[:3, :3].T + pose[:3, 3]
         xy = optics.project(view, cam)

@@ -20,11 +20,17 @@ CHUNK = 1_000_000  # texels at a time
 
 
 class Texels(NamedTuple):
-    """The T texels that are on triangles: index [T] into the flattened texture, face [T], shares [T, 3] of corners."""
+    """The T texels of a texture [H, W] that are on triangles: index [T] into H * W texels; of these the face [H * W],
+    and the shares [H * W, 2] of its first two corners. (Copies for the T texels alone would take as much again.)"""
 
     index: np.ndarray
-    face: np.ndarray
-    shares: np.ndarray
+    face_of: np.ndarray
+    shares_of: np.ndarray
+
+    def at(self, some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The faces [t] and the shares [t, 3] of their corners of `some` [t] of the T texels."""
+        first, second = self.shares_of[self.index[some]].T
+        return self.face_of[self.index[some]], np.stack([first, second, 1 - first - second], 1)
 
 
 def libraries() -> tuple[Callable, type]:
@@ -81,7 +87,7 @@ def covered(at: np.ndarray, faces: np.ndarray, height: int, width: int) -> Texel
     """The texels under triangles: at [V, 2] are their corners in texels. Texels a little beyond a triangle count as its
     own, unless another triangle covers them."""
     face_of = np.full(height * width, -1, np.int32)
-    shares_of = np.zeros((height * width, 3), np.float32)
+    shares_of = np.zeros((height * width, 2), np.float32)
     corners = at[faces]
     ahead, behind = np.roll(corners, -1, axis=1), np.roll(corners, -2, axis=1)
     low = np.ceil(corners.min(1) - 0.5 - OVERHANG).astype(np.int64).clip(0)
@@ -108,6 +114,5 @@ def covered(at: np.ndarray, faces: np.ndarray, height: int, width: int) -> Texel
             keep = (twice >= 0).all(1) if is_inner else (twice >= -OVERHANG * length[face]).all(1)
             index = row[keep] * width + col[keep]
             face_of[index] = face[keep]
-            shares_of[index] = twice[keep] / np.abs(doubled[face[keep]])[:, None]
-    index = np.flatnonzero(face_of >= 0)
-    return Texels(index, face_of[index], shares_of[index])
+            shares_of[index] = twice[keep, :2] / np.abs(doubled[face[keep]])[:, None]
+    return Texels(np.flatnonzero(face_of >= 0).astype(np.int32), face_of, shares_of)

@@ -8,9 +8,7 @@ from typing import Literal
 from lean3r.options import check_types, option
 
 Dense = Literal["auto", "stereo", "network", "off"]
-AUTO_MEGAPIXELS = (
-    5  # of all views together: stereo takes as long for every pixel, so that videos would take minutes more
-)
+AUTO_MEGAPIXELS = 8  # of all views together: stereo takes as long for every pixel, and long videos would take minutes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +25,7 @@ class StereoOptions:
         "auto",
         "Where depth comes from: stereo between the pictures, or the network alone; auto: stereo if the "
         "cameras were refined or their poses are known, for up to "
-        f"{AUTO_MEGAPIXELS} million pixels (some 85 pictures of nano's size); off: no depth, only "
+        f"{AUTO_MEGAPIXELS} million pixels (some 135 pictures of nano's size); off: no depth, only "
         "cameras and triangulated points.",
     )
     depth_size: int | Literal["original"] | None = option(

@@ -191,7 +191,7 @@ def test_the_network_measures_around_a_prior(tmp_path: Path) -> None:
 
 def test_auto_measures_confirmed_cameras_and_takes_no_minutes() -> None:
     few = scene(truth(3))
-    many = replace(few, depth=np.broadcast_to(few.depth[:1], (400, *few.depth.shape[1:])))
+    many = replace(few, depth=np.broadcast_to(few.depth[:1], (450, *few.depth.shape[1:])))
     guessed = replace(few, registration=("predicted",) * 4 + ("refined",))
     for dense, expected in (("auto", (True, False, False)), ("stereo", (True,) * 3), ("network", (False,) * 3)):
         assert tuple(measures(StereoOptions.of(dense), each) for each in (few, many, guessed)) == expected
