@@ -90,29 +90,32 @@ def covered(at: np.ndarray, faces: np.ndarray, height: int, width: int) -> Texel
     shares_of = np.zeros((height * width, 2), np.float32)
     corners = at[faces]
     ahead, behind = np.roll(corners, -1, axis=1), np.roll(corners, -2, axis=1)
-    low = np.ceil(corners.min(1) - 0.5 - OVERHANG).astype(np.int64).clip(0)
-    high = np.floor(corners.max(1) - 0.5 + OVERHANG).astype(np.int64).clip(max=[width - 1, height - 1]) + 1
-    wide, tall = np.maximum(high - low, 0).T
-    ends = np.cumsum(wide * tall)
     sides = behind - ahead  # opposite each corner
     doubled = sides[:, 2, 0] * sides[:, 0, 1] - sides[:, 2, 1] * sides[:, 0, 0]  # area, with sign
-    length = np.linalg.norm(sides, axis=2)
-    for is_inner in (False, True):
-        first = 0
-        while first < len(faces):
-            done = ends[first - 1] if first else 0
-            last = max(first + 1, int(np.searchsorted(ends, done + CHUNK, side="right")))
-            face = np.repeat(np.arange(first, last), (wide * tall)[first:last])
-            number = np.arange(len(face)) - (ends - wide * tall - done)[face]
-            row, col = low[face, 1] + number // wide[face], low[face, 0] + number % wide[face]
-            first = last
-            sound = doubled[face] != 0
-            face, row, col = face[sound], row[sound], col[sound]
-            place = np.stack([col, row], 1)[:, None] + 0.5 - ahead[face]
-            twice = sides[face, :, 0] * place[:, :, 1] - sides[face, :, 1] * place[:, :, 0]
-            twice *= np.sign(doubled[face])[:, None]
-            keep = (twice >= 0).all(1) if is_inner else (twice >= -OVERHANG * length[face]).all(1)
-            index = row[keep] * width + col[keep]
-            face_of[index] = face[keep]
-            shares_of[index] = twice[keep, :2] / np.abs(doubled[face[keep]])[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slopes = np.stack([-sides[..., 1], sides[..., 0]], -1) / doubled[:, None, None]  # of the shares
+    low = np.ceil(corners.min(1) - 0.5 - OVERHANG).astype(np.int64).clip(0)
+    high = np.floor(corners.max(1) - 0.5 + OVERHANG).astype(np.int64).clip(max=[width - 1, height - 1]) + 1
+    starts = np.einsum("fkc,fkc->fk", slopes, low[:, None] + 0.5 - ahead)
+    slack = OVERHANG * np.linalg.norm(slopes, axis=2)
+    wide, tall = np.where(doubled != 0, np.maximum(high - low, 0).T, 0)
+    count = wide * tall
+    ends = np.cumsum(count)
+    is_inner = np.zeros(height * width, bool)
+    first = 0
+    while first < len(faces):
+        done = ends[first - 1] if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, done + CHUNK, side="right")))
+        face = np.repeat(np.arange(first, last), count[first:last])
+        down, across = np.divmod(np.arange(len(face)) - (ends - count - done)[face], wide[face])
+        first = last
+        share = slopes[face, :, 0] * across[:, None] + slopes[face, :, 1] * down[:, None] + starts[face]
+        index = (low[face, 1] + down) * width + low[face, 0] + across
+        inner = (share >= 0).all(1)
+        is_inner[index[inner]] = True
+        keep = inner | (~is_inner[index] & (share >= -slack[face]).all(1))
+        # Of several writes to one texel the last counts: those of its own triangle.
+        for part in (keep & ~inner, inner):
+            face_of[index[part]] = face[part]
+            shares_of[index[part]] = share[part, :2]
     return Texels(np.flatnonzero(face_of >= 0).astype(np.int32), face_of, shares_of)
