@@ -24,13 +24,13 @@ from lean3r.inputs.pictures import Pictures
 from lean3r.types import Reconstruction
 
 
-def photographs(scene: Reconstruction, folder: Path, times: int = 6) -> Pictures:
-    """Pictures of the room with so many times the network's pixels, whatever their sources say."""
+def photographs(scene: Reconstruction, folder: Path) -> Pictures:
+    """Pictures of the room at the size of the originals."""
     folder.mkdir()
-    height, width = scene.mask.shape[1:]
-    for name, pose, intrinsics in zip(scene.names, scene.cam_from_world, scene.intrinsics, strict=True):
-        large = np.diag([times, times, 1]) @ intrinsics
-        Image.fromarray(render(pose, large, times * height, times * width)[1]).save(folder / name, quality=95)
+    for source, pose, intrinsics in zip(scene.sources, scene.cam_from_world, scene.intrinsics, strict=True):
+        sx, sy, ox, oy = source.original_from_network
+        large = np.array([[sx, 0, ox], [0, sy, oy], [0, 0, 1]]) @ intrinsics
+        Image.fromarray(render(pose, large, source.height, source.width)[1]).save(folder / source.name, quality=95)
     return Pictures(folder)
 
 
@@ -54,8 +54,9 @@ def shown_at(found, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return points, found.texture[row.clip(0, height - 1), col.clip(0, width - 1)]
 
 
-def test_the_texture_has_the_detail_of_the_pictures(tmp_path):
-    scene = make_scene(4)
+@pytest.mark.parametrize("originals", [None, [(480, 360), (300, 440), (640, 200), (480, 360)]])
+def test_the_texture_has_the_detail_of_the_pictures(originals, tmp_path):
+    scene = make_scene(4, originals=originals)
     vertices, faces = grid()
     rgb = np.zeros((len(vertices), 3), np.uint8)
     errors = {}
@@ -116,7 +117,7 @@ def test_texels_are_on_their_triangles():
 
 def test_the_file_is_read_by_others(tmp_path):
     scene = make_scene(4)
-    pictures = photographs(scene, tmp_path / "photos", 2)
+    pictures = photographs(scene, tmp_path / "photos")
     options = ExportOptions(texture=True).with_pictures(pictures, {"no"})
     out = export(scene, tmp_path / "out", "mesh", options=options)
     tree, _ = read_glb(out / "mesh.glb")
