@@ -30,6 +30,7 @@ class Format(NamedTuple):
     - `needs`: if it needs an extra package, the place of a function that raises MissingExtraError without it.
     - `pictures`: whether pictures are written beside the files: only those that are not files yet ("beside"), or copies
       of all ("needed").
+    - `is_heavy`: it uses all threads by itself, and is written after the others.
     - `shows_depth`: it is nothing but depth, so that a scene without any has none of its files.
     """
 
@@ -39,6 +40,7 @@ class Format(NamedTuple):
     default: bool = False
     needs: str = ""
     pictures: PictureUse = "no"
+    is_heavy: bool = False
     shows_depth: bool = False
 
 
@@ -80,6 +82,7 @@ EXPORTERS = Registry(
             "mesh.glb, mesh.ply",
             "a coloured surface",
             needs="lean3r.export.mesh:marching_cubes",
+            is_heavy=True,
             shows_depth=True,
         ),
         "trajectory": Format(
@@ -146,8 +149,9 @@ def write_all(
         files = EXPORTERS.get(name)(reconstruction, directory, options or ExportOptions())
         return files, round(time.perf_counter() - start, 4)
 
-    names = parse_formats(formats)
-    written = by_threads(write, names)
+    names = sorted(parse_formats(formats), key=lambda name: EXPORTERS[name].is_heavy)
+    light = [name for name in names if not EXPORTERS[name].is_heavy]
+    written = by_threads(write, light) + [write(name) for name in names[len(light) :]]
     files = [*others]
     files += [file for format_files, _ in written for file in format_files]
     seconds = {name: duration for name, (_, duration) in zip(names, written, strict=True)}

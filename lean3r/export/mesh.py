@@ -52,9 +52,8 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     paths[0].write_bytes(ply_bytes(mesh.vertices, mesh.rgb, mesh.faces))
     if len(mesh.faces):
         turn = gltf_from_world(reconstruction).T
-        if options.texture:
-            geometry, more = _with_texture(mesh, reconstruction, options, turn)
-        else:
+        geometry, more = _with_texture(mesh, reconstruction, options, turn) if options.texture else (None, {})
+        if geometry is None:
             upright = mesh.vertices @ turn
             geometry = Geometry(upright, mesh.rgb, mesh.faces, vertex_normals(upright, mesh.faces))
         paths.append(directory / "mesh.glb")
@@ -64,9 +63,11 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
 
 def _with_texture(
     mesh: Mesh, reconstruction: Reconstruction, options: ExportOptions, turn: np.ndarray
-) -> tuple[Geometry, dict[str, object]]:
-    """The simplified mesh with a texture, turned, and figures for the manifest."""
+) -> tuple[Geometry | None, dict[str, object]]:
+    """The simplified mesh with a texture, turned, and figures for the manifest; None if no triangle has any area."""
     found = textured(mesh.vertices, mesh.faces, mesh.rgb, reconstruction, options.texture_from)
+    if found is None:
+        return None, {}
     file = io.BytesIO()
     Image.fromarray(found.texture).save(file, "JPEG", quality=QUALITY)
     no_rgb = np.zeros((0, 3), np.uint8)

@@ -76,6 +76,8 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         check_types(self)
+        if self.texture_from is not None and not hasattr(self.texture_from, "whole"):
+            raise UsageError(f"texture_from is {self.texture_from!r}; expected the Pictures of the scene.")
         if min(self.image_factors, default=2) < 2 or len(set(self.image_factors)) < len(self.image_factors):
             raise UsageError(f"image_factors are {self.image_factors}; expected different whole numbers from 2 on.")
         if self.colmap_points < 0:

@@ -7,6 +7,7 @@ and what is before the surface.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,6 +26,8 @@ from lean3r.types import Reconstruction
 
 if TYPE_CHECKING:
     from lean3r.inputs.pictures import Pictures
+
+logger = logging.getLogger("lean3r")
 
 SIDE = 4096  # most texels along a side, which every phone can show
 BEST = 5  # pictures of a vertex
@@ -52,21 +55,24 @@ class Textured(NamedTuple):
 
 def textured(
     vertices: np.ndarray, faces: np.ndarray, rgb: np.ndarray, scene: Reconstruction, pictures: Pictures | None
-) -> Textured:
+) -> Textured | None:
     """A mesh (vertices [V, 3], faces [F, 3], rgb [V, 3] uint8) with the `pictures` of its scene as texture (None: those
-    that the network saw)."""
+    that the network saw); None if its triangles have no area. What cannot be read is missing, with a warning."""
     corners, triangles = simplified(vertices, faces)
     normals = vertex_normals(corners, triangles)
-    merit, gain = merits(corners, normals, scene, pictures is not None)
+    maps = Scene.of(scene)
+    merit, gain = merits(corners, normals, scene, maps, pictures is not None)
     merit = sharpened(merit)
     own = rgb[_nearest(vertices, corners)].astype(np.float32)
     origin, triangles, uv, page = unwrapped(corners, triangles)
     corners, normals, merit, own = corners[origin], normals[origin], merit[:, origin], own[origin]
-    scale = _scale(corners, triangles, uv * page, scene, pictures is not None)
+    scale = _scale(corners, triangles, uv * page, scene, maps, pictures is not None)
+    if not scale > 0:
+        return None
     used = min(1.0, SIDE / (scale * page.max()))  # of the resolution of the pictures
     width, height = (max(1, round(float(side))) for side in page * scale * used)
     texels = covered(uv * [width, height], triangles, height, width)
-    seen, maps = np.zeros((len(texels.index), 4), np.float32), Scene.of(scene)
+    seen = np.zeros((len(texels.index), 4), np.float32)
     for view, picture, place in _pictures(scene, pictures, used):
         _project(texels, corners, triangles, merit[view], maps, view, picture, place, gain[view], seen)
     colours, weight = seen[:, :3], seen[:, 3:]
@@ -80,17 +86,16 @@ def textured(
 
 
 def merits(
-    vertices: np.ndarray, normals: np.ndarray, scene: Reconstruction, is_whole: bool
+    vertices: np.ndarray, normals: np.ndarray, scene: Reconstruction, maps: Scene, is_whole: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """How well each view shows each vertex, [S, V]: the pixels that it spends on it, fewer with an odd colour; 0 where
     it does not see it. And the gains [S, 3] that make the views equally bright. `is_whole`: in the pixels of the whole
     pictures, not of the network's."""
-    maps, optics = Scene.of(scene), Optics.of(scene)
 
     def of_view(view: int) -> tuple[np.ndarray, np.ndarray]:
         pose = scene.cam_from_world[view]
         cam = vertices @ pose[:3, :3].T + pose[:3, 3]
-        xy = optics.project(view, cam)
+        xy = maps.optics.project(view, cam)
         depth = sample_depth(maps.depth[view], xy)
         with np.errstate(invalid="ignore"):
             is_seen = (cam[:, 2] < HIDDEN * depth) & (cam[:, 2] > depth / HIDDEN)
@@ -198,17 +203,23 @@ def _pictures(
 ) -> Iterator[tuple[int, np.ndarray, tuple[np.ndarray, np.ndarray]]]:
     """Views, their pictures, of which a share of the resolution is `used`, and where the maps' pixels are in these:
     scale and offset."""
-    if pictures is None:
+    whole = round(used * max((source.width * source.height) ** 0.5 for source in scene.sources))
+    number = {name: view for view, name in enumerate(scene.names)}
+    total = len(number)
+    for picture in () if pictures is None else pictures.whole(scene.names, whole):
+        view = number.pop(picture.source.name)
+        (scale, offset), (own, start) = (
+            np.reshape(source.original_from_network, (2, 2)) for source in (scene.sources[view], picture.source)
+        )
+        yield view, picture.pixels, (scale / own, (offset - start) / own)
+    if pictures is not None and number:
+        logger.warning(
+            "%d of %d pictures cannot be read again (%s): they are not in the texture%s",
+            len(number), total, min(number), "" if len(number) < total else ", which has the network's small ones",
+        )  # fmt: skip
+    if len(number) == total:
         for view, image in enumerate(scene.images):
             yield view, image, (np.ones(2), np.zeros(2))
-        return
-    number = {name: view for view, name in enumerate(scene.names)}
-    side = round(used * max(max(source.width, source.height) for source in scene.sources))
-    for name, picture in pictures.read(scene.names, side):
-        source = scene.sources[number[name]]
-        scale, offset = np.reshape(source.original_from_network, (2, 2))
-        smaller = np.array(picture.size) / [source.width, source.height]
-        yield number[name], np.asarray(picture.convert("RGB")), (scale * smaller, offset * smaller)
 
 
 def _pixel(scene: Reconstruction, view: int, is_whole: bool) -> float:
@@ -217,15 +228,20 @@ def _pixel(scene: Reconstruction, view: int, is_whole: bool) -> float:
     return Optics.of(scene).footprint(view) / across
 
 
-def _scale(vertices: np.ndarray, faces: np.ndarray, at: np.ndarray, scene: Reconstruction, is_whole: bool) -> float:
-    """How many texels wide the unit of `at` [V, 2] is if texels are as large as the pixels of the pictures."""
+def _scale(
+    vertices: np.ndarray, faces: np.ndarray, at: np.ndarray, scene: Reconstruction, maps: Scene, is_whole: bool
+) -> float:
+    """How many texels wide the unit of `at` [V, 2] is if texels are as large as the pixels of the pictures; 0 if the
+    triangles have no area on the page."""
     corners, flat = vertices[faces], at[faces]
     area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1).sum()
     sides = flat[:, 1:] - flat[:, :1]
     on_page = np.abs(sides[:, 0, 0] * sides[:, 1, 1] - sides[:, 0, 1] * sides[:, 1, 0]).sum()
-    depth = Scene.of(scene).depth
-    pixel = np.median([np.median(d[d > 0]) * _pixel(scene, v, is_whole) for v, d in enumerate(depth) if (d > 0).any()])
-    return float(np.sqrt(area / max(on_page, 1e-12)) / pixel)
+    if not (area > 0 and on_page > 0):
+        return 0.0
+    seen = [(view, depth[depth > 0]) for view, depth in enumerate(maps.depth) if (depth > 0).any()]
+    pixel = np.median([np.median(z) * _pixel(scene, view, is_whole) for view, z in seen])
+    return float(np.sqrt(area / on_page) / pixel)
 
 
 def _filled(colours: np.ndarray, index: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -29,7 +29,7 @@ class Texels(NamedTuple):
 
     def at(self, some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The faces [t] and the shares [t, 3] of their corners of `some` [t] of the T texels."""
-        first, second = self.shares_of[self.index[some]].T
+        first, second = self.shares_of[self.index[some]].T.astype(np.float64)  # map coordinates are large
         return self.face_of[self.index[some]], np.stack([first, second, 1 - first - second], 1)
 
 
@@ -44,28 +44,35 @@ def libraries() -> tuple[Callable, type]:
 
 
 def simplified(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices [V, 3] and faces [F, 3] of a mesh with at most TRIANGLES triangles, about."""
+    """Vertices [V, 3] and faces [F, 3] of a mesh with at most TRIANGLES triangles, about, without pockets: pairs of
+    triangles between the same corners, which have no normals."""
     if len(faces) <= TRIANGLES:
         return vertices, faces
     middle = vertices.mean(0)  # float32 resolves a scene far from its world's origin badly
     simplify = libraries()[0]
     found, kept = simplify((vertices - middle).astype(np.float32), faces.astype(np.int32), target_count=TRIANGLES)
-    return found.astype(np.float64) + middle, kept.astype(np.int64)
+    _, which, often = np.unique(np.sort(kept, axis=1), axis=0, return_inverse=True, return_counts=True)
+    used, index = np.unique(kept[often[which.reshape(-1)] == 1], return_inverse=True)
+    return found[used].astype(np.float64) + middle, index.reshape(-1, 3)
 
 
 def unwrapped(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The vertex [U] that each new one is a copy of, faces [F, 3] of new ones, their uv [U, 2] in 0..1 on a page, and
-    its width and height [2] in some unit."""
-    import xatlas
+    its width and height [2] in some unit; 0 if no triangle has any area."""
+    _, new_atlas = libraries()
+    from xatlas import ChartOptions, PackOptions
 
-    pack, atlas = xatlas.PackOptions(), libraries()[1]()
+    pack, atlas = PackOptions(), new_atlas()
     pack.resolution, pack.padding, pack.create_image = PAGE, GAP, False
+    area = np.linalg.norm(np.cross(*np.diff(vertices[faces], axis=1).transpose(1, 0, 2)), axis=1)
+    unit = np.sqrt(area.mean()) or 1.0  # xatlas leaves out triangles of less than 1e-7, whatever the unit
     used = []
     for part in _patches(np.arange(len(faces)), vertices[faces].mean(1)):
         own, index = np.unique(faces[part], return_inverse=True)
-        atlas.add_mesh((vertices[own] - vertices.mean(0)).astype(np.float32), index.reshape(-1, 3).astype(np.uint32))
+        places = ((vertices[own] - vertices.mean(0)) / unit).astype(np.float32)
+        atlas.add_mesh(places, index.reshape(-1, 3).astype(np.uint32))
         used.append(own)
-    atlas.generate(xatlas.ChartOptions(), pack)
+    atlas.generate(ChartOptions(), pack)
     found = [atlas[number] for number in range(len(used))]
     starts = np.cumsum([0, *(len(origin) for origin, _, _ in found)])
     origin = np.concatenate([own[copies.astype(np.int64)] for own, (copies, _, _) in zip(used, found, strict=True)])

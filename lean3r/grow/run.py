@@ -272,7 +272,11 @@ class _Adding:
         """All files of the result, in the formats that it had, with the pictures in images/ if it had them."""
         assert self.memory is not None
         files = [self.memory.write(directory), *self._pictures(scene, directory)]
-        write_all(scene, directory, self.result.formats, _export_options(self.result.config), files)
+        options = _export_options(self.result.config)
+        if options.texture:
+            stored = self.album.stills(self.result.scene.names)
+            options = replace(options, texture_from=Pictures.of_stills([*stored, *self.stills], ()))
+        write_all(scene, directory, self.result.formats, options, files)
 
     def _pictures(self, scene: Reconstruction, directory: Path) -> list[Path]:
         """images/ with those of the result and the new ones."""
@@ -296,5 +300,5 @@ class _Adding:
 
 def _export_options(config: Mapping[str, Any]) -> ExportOptions:
     """Those of the scene, as far as they can be kept."""
-    names = ("shared_camera", "colmap_points", "crs", "ground_cell")
+    names = ("shared_camera", "colmap_points", "crs", "ground_cell", "texture")
     return ExportOptions(**{name: config[name] for name in names if name in config})

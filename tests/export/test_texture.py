@@ -14,7 +14,7 @@ from PIL import Image
 
 from export.gltf import read_glb
 from export.scene import colours, make_scene, render
-from lean3r.errors import MissingExtraError
+from lean3r.errors import MissingExtraError, UsageError
 from lean3r.export import EXPORTERS, ExportOptions, export
 from lean3r.export.gltf import gltf_from_world
 from lean3r.export.texture import gains, textured
@@ -98,6 +98,36 @@ def test_pictures_of_different_exposure_make_no_patches():
     assert ratio.std() < 0.03 and abs(np.log(ratio.mean()) - np.log(exposure).mean()) < 0.05
 
 
+def test_the_unit_of_the_world_does_not_matter():
+    """Nor does its origin: a turntable in metres, a survey in map coordinates."""
+    vertices, faces = grid()
+    scene = make_scene(4)
+    shown = []
+    for scale, origin in ((1.0, 0.0), (0.002, 0.0), (1.0, 5e6)):
+        poses = scene.cam_from_world.copy()
+        poses[:, :3, 3] = scale * poses[:, :3, 3] - poses[:, :3, :3] @ np.full(3, origin)
+        moved = replace(scene, cam_from_world=poses, depth=scale * scene.depth)
+        found = textured(scale * vertices + origin, faces, np.zeros((len(vertices), 3), np.uint8), moved, None)
+        shown.append(shown_at(found, np.ones(3) / 3)[1].astype(int))
+    assert np.abs(shown[1] - shown[0]).mean() < 2 and np.abs(shown[2] - shown[0]).mean() < 2
+
+
+def test_pictures_that_are_gone_and_meshes_without_area(tmp_path, caplog):
+    scene = make_scene(3)
+    pictures = photographs(scene, tmp_path / "photos")
+    vertices, faces = grid()
+    black = np.zeros((len(vertices), 3), np.uint8)
+    (tmp_path / "photos" / scene.names[0]).unlink()
+    assert textured(vertices, faces, black, scene, pictures).unseen < 0.05
+    assert "1 of 3 pictures cannot be read again (IMG_000.jpg): they are not in the texture" in caplog.text
+    others = replace(scene, sources=make_scene(3, names=["a", "b", "c"]).sources)
+    assert textured(vertices, faces, black, others, pictures).unseen < 0.05
+    assert "3 of 3 pictures cannot be read again (a): they are not in the texture, which has" in caplog.text
+    assert textured(np.zeros((3, 3)), np.array([[0, 1, 2]]), black[:3], scene, None) is None
+    with pytest.raises(UsageError, match="texture_from is 'photos/'; expected the Pictures of the scene"):
+        ExportOptions(texture=True, texture_from="photos/")
+
+
 def test_texels_are_on_their_triangles():
     corners = np.array([[3.2, 4.1], [41.7, 9.3], [20.4, 44.8], [70.1, 5.5], [104.6, 30.2], [66.3, 47.9]])
     corners = np.concatenate([corners, [[55.5, 20.5]] * 3])  # the last has no area
@@ -138,8 +168,11 @@ def test_few_views_and_large_meshes(views, tmp_path):
     files = EXPORTERS.get("mesh")(make_scene(views), tmp_path, ExportOptions(texture=True))
     assert [file.name for file in files] == ["mesh.ply", "mesh.glb"]
     far = grid(300)[0] + 1e4
+    far[:, 2] += np.random.default_rng(0).normal(0, 0.01, len(far))
     less, faces = simplified(far, grid(300)[1])
     assert len(faces) <= 100_100 and np.abs(less.mean(0) - far.mean(0)).max() < 0.1
+    assert len(np.unique(np.sort(faces, axis=1), axis=0)) == len(faces)
+    np.testing.assert_allclose(np.linalg.norm(vertex_normals(less, faces), axis=1), 1)
 
 
 def test_missing_packages_are_said_before_the_run(monkeypatch):
