@@ -60,6 +60,7 @@ def textured(
     that the network saw); None if its triangles have no area. What cannot be read is missing, with a warning."""
     corners, triangles = simplified(vertices, faces)
     normals = vertex_normals(corners, triangles)
+    normals[~normals.any(1)] = (0, 0, 1)  # where triangles cancel: glTF wants unit vectors
     maps = Scene.of(scene)
     merit, gain = merits(corners, normals, scene, maps, pictures is not None)
     merit = sharpened(merit)

@@ -47,8 +47,7 @@ def boundary_loops(faces: np.ndarray) -> int:
 
 
 def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Unit normals [V, 3] of a mesh: means of the adjacent faces' normals, weighted by the angles at the vertex; any
-    direction where they cancel.
+    """Unit normals [V, 3] of a mesh: means of the adjacent faces' normals, weighted by the angles at the vertex.
 
     Source: Thürrner and Wüthrich, 1998. vertices [V, 3], faces [F, 3].
     """
@@ -58,9 +57,7 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     cosine = -np.einsum("fkc,fkc->fk", unit(sides), unit(np.roll(sides, 1, axis=1)))
     share = np.arccos(cosine.clip(-1, 1))[..., None] * normal[:, None]
     at = faces.ravel()
-    normals = unit(np.stack([np.bincount(at, share[..., c].ravel(), len(vertices)) for c in range(3)], axis=1))
-    normals[~normals.any(1)] = (0, 0, 1)
-    return normals
+    return unit(np.stack([np.bincount(at, share[..., c].ravel(), len(vertices)) for c in range(3)], axis=1))
 
 
 def _components(start: np.ndarray, end: np.ndarray, count: int) -> tuple[int, np.ndarray]:
