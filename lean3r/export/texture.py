@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from lean3r.export.unwrap import Texels, covered, simplified, unwrapped
+from lean3r.export.unwrap import Texels, areas, covered, simplified, unwrapped
 from lean3r.geometry.consistency import Scene, sample_depth, unit
 from lean3r.geometry.lens import Optics
 from lean3r.geometry.spread import spread
@@ -80,8 +80,8 @@ def textured(
     shown = weight[:, 0] > 0
     colours[shown] /= weight[shown]
     lacking = np.flatnonzero(~shown)
-    faces, shares = texels.at(lacking)
-    colours[lacking] = np.einsum("tk,tkc->tc", shares, own[triangles[faces]])
+    face, shares = texels.at(lacking)
+    colours[lacking] = np.einsum("tk,tkc->tc", shares, own[triangles[face]])
     texture = _filled(colours, texels.index, height, width)
     return Textured(corners, normals, triangles, uv, texture, len(lacking) / max(1, len(shown)))
 
@@ -105,7 +105,7 @@ def merits(
         low, high = np.array([cols.min(), rows.min()]), np.array([cols.max(), rows.max()]) + 1
         to_rim = np.nan_to_num(np.minimum(xy - low, high - xy).min(1))
         fade = (to_rim / (RIM * (high - low).min())).clip(0, 1)
-        pixel = _pixel(scene, view, is_whole)
+        pixel = _pixel(scene, maps.optics, view, is_whole)
         pixels = np.where(is_seen, (facing - STEEPEST).clip(0) * fade / (pixel * cam[:, 2].clip(1e-12)) ** 2, 0)
         return pixels.astype(np.float32), _sampled(scene.images[view], xy)
 
@@ -223,10 +223,10 @@ def _pictures(
             yield view, image, (np.ones(2), np.zeros(2))
 
 
-def _pixel(scene: Reconstruction, view: int, is_whole: bool) -> float:
+def _pixel(scene: Reconstruction, optics: Optics, view: int, is_whole: bool) -> float:
     """Side of a pixel at depth 1."""
     across = scene.sources[view].original_from_network[0] if is_whole else 1.0
-    return Optics.of(scene).footprint(view) / across
+    return optics.footprint(view) / across
 
 
 def _scale(
@@ -234,14 +234,11 @@ def _scale(
 ) -> float:
     """How many texels wide the unit of `at` [V, 2] is if texels are as large as the pixels of the pictures; 0 if the
     triangles have no area on the page."""
-    corners, flat = vertices[faces], at[faces]
-    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1).sum()
-    sides = flat[:, 1:] - flat[:, :1]
-    on_page = np.abs(sides[:, 0, 0] * sides[:, 1, 1] - sides[:, 0, 1] * sides[:, 1, 0]).sum()
+    area, on_page = areas(vertices[faces]).sum(), areas(at[faces]).sum()
     if not (area > 0 and on_page > 0):
         return 0.0
     seen = [(view, depth[depth > 0]) for view, depth in enumerate(maps.depth) if (depth > 0).any()]
-    pixel = np.median([np.median(z) * _pixel(scene, view, is_whole) for view, z in seen])
+    pixel = np.median([np.median(z) * _pixel(scene, maps.optics, view, is_whole) for view, z in seen])
     return float(np.sqrt(area / on_page) / pixel)
 
 

@@ -64,8 +64,9 @@ def unwrapped(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.n
 
     pack, atlas = PackOptions(), new_atlas()
     pack.resolution, pack.padding, pack.create_image = PAGE, GAP, False
-    area = np.linalg.norm(np.cross(*np.diff(vertices[faces], axis=1).transpose(1, 0, 2)), axis=1)
-    unit = np.sqrt(area.mean()) or 1.0  # xatlas leaves out triangles of less than 1e-7, whatever the unit
+    unit = (
+        np.sqrt(areas(vertices[faces]).mean()) or 1.0
+    )  # xatlas leaves out triangles of less than 1e-7, whatever the unit
     used = []
     for part in _patches(np.arange(len(faces)), vertices[faces].mean(1)):
         own, index = np.unique(faces[part], return_inverse=True)
@@ -79,6 +80,13 @@ def unwrapped(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.n
     index = np.concatenate([each.astype(np.int64) + at for at, (_, each, _) in zip(starts, found, strict=False)])
     uv = np.concatenate([each for _, _, each in found]).astype(np.float64)
     return origin, index, uv, np.array([atlas.width, atlas.height], np.float64)
+
+
+def areas(corners: np.ndarray) -> np.ndarray:
+    """Areas [F] of triangles with corners [F, 3, 2] or [F, 3, 3]."""
+    first, second = np.moveaxis(corners[:, 1:] - corners[:, :1], 1, 0)
+    squares = (first**2).sum(1) * (second**2).sum(1) - (first * second).sum(1) ** 2
+    return np.sqrt(squares.clip(0)) / 2
 
 
 def _patches(faces: np.ndarray, middles: np.ndarray) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Depth between sparse points, by means of ever larger neighbourhoods (push-pull)."""
+"""Values between known ones, such as depth between points, by ever larger neighbourhoods (push-pull)."""
 
 from __future__ import annotations
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from lean3r.data.base import SceneBatch
 from lean3r.geometry.spread import interpolate_points
+from lean3r.stereo.dense import BEYOND
 from lean3r.stereo.measure import SECOND
 from lean3r.stereo.network import PLANES, Features, Measured, StereoNet
 from lean3r.stereo.rays import pinhole_slopes, rays_into
 from lean3r.stereo.starts import starts
 
 CLAMP = 0.5  # errors of log depth beyond it pull no further
-SHIFT = 0.3  # log depth of what has none, behind the farthest of the view
 
 
 def stereo_loss(
@@ -117,7 +117,7 @@ def damage(
     device = truth.device
     reach = torch.empty(b).uniform_(math.log(0.1), math.log(0.8)).exp()
     far = torch.where(known, truth, -torch.inf).flatten(1).amax(1).nan_to_num(0, 0, 0).clamp(-20, 20)
-    filled = torch.where(known, truth, far[:, None, None] + SHIFT)
+    filled = torch.where(known, truth, far[:, None, None] + BEYOND)
     priors, sparse_values, sparse_has = [], [], []
     for view in range(b):
         amount = float(reach[view])
