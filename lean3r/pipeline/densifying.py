@@ -20,10 +20,9 @@ from lean3r.types import Reconstruction, with_warning
 
 CONFIRMED = ("refined", "fallback", "given")
 # Resident memory, measured: bytes per pixel of all views for their results; and in every thread of one view, in the
-# network and what it compares at once, or without one, for each plane that it is matched at and besides.
+# network and what it compares at once.
 RESULTS = 130
 IN_NETWORK, PIECES = 600, 120_000_000
-PER_PLANE, BESIDE = 16, 300
 
 
 def measures(options: StereoOptions, scene: Reconstruction) -> bool:
@@ -33,13 +32,10 @@ def measures(options: StereoOptions, scene: Reconstruction) -> bool:
     return options.may_measure(scene.depth.size, len(scene.sources)) and (options.dense == "stereo" or are_good)
 
 
-def bytes_of_stereo(pixels: int, views: int, has_prior: bool = True) -> int:
-    """Bytes that stereo needs for views of so many pixels, around a network's depth or alone, above what is in use."""
-    from lean3r.stereo.classical import plane_count
-
+def bytes_of_stereo(pixels: int, views: int) -> int:
+    """Bytes that stereo needs for views of so many pixels, above what is in use."""
     threads = min(torch.get_num_threads(), MAX_THREADS, views)
-    of_view = IN_NETWORK * pixels + PIECES if has_prior else (PER_PLANE * plane_count(pixels) + BESIDE) * pixels
-    return RESULTS * pixels * views + of_view * threads
+    return RESULTS * pixels * views + (IN_NETWORK * pixels + PIECES) * threads
 
 
 def without_network(options: StereoOptions, are_cameras_given: bool, has_limit: bool) -> StereoOptions:
@@ -84,9 +80,10 @@ def densify_scene(
 
     with observer.stage("stereo") as progress:
         try:
+            by_network = partial(measure, net=load_net(device=device))
             if not has_prior:
-                return densify_alone(scene, advanced)
-            return densify(scene, advanced, partial(measure, net=load_net(device=device)), only)
+                return densify_alone(scene, advanced, by_network)
+            return densify(scene, advanced, by_network, only)
         except KeyboardInterrupt:
             report = {"status": "kept", "reason": "interrupted"}
             scene = scene if has_prior else without_depth(scene)

@@ -69,7 +69,7 @@ def check_room(
     used = used_bytes(cpu)
 
     def needed(side: int | None) -> int:
-        return used + bytes_of_maps(options, sources, side, model.SEES)
+        return used + bytes_of_maps(options, sources, side)
 
     wanted = needed(side_of(options))
     if not known or wanted <= min(known)[0]:
@@ -90,13 +90,13 @@ def side_of(options: StereoOptions) -> int | None:
     return None if options.depth_size == "original" else options.depth_size
 
 
-def bytes_of_maps(options: StereoOptions, sources: Sequence[Source], side: int | None, has_prior: bool = True) -> int:
+def bytes_of_maps(options: StereoOptions, sources: Sequence[Source], side: int | None) -> int:
     """Bytes that a run needs for maps of pictures with a side and what is made of them, with stereo if it may run."""
     height, width = _canvas([whole_size(source.width, source.height, side) for source in sources])
     view, views = height * width, len(sources)
     pixels = view * views
     maps = MAPS * pixels + BYTES_PER_CANDIDATE * min(pixels, MOST_CANDIDATES) + EXPORT_LIBRARIES
-    return maps + bytes_of_stereo(view, views, has_prior) if options.may_measure(pixels, views) else maps
+    return maps + bytes_of_stereo(view, views) if options.may_measure(pixels, views) else maps
 
 
 def enlarge_scene(

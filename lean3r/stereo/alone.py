@@ -1,7 +1,7 @@
-"""Depth of a scene from stereo alone: no network has seen the pictures, and the depth so far only says where to look.
+"""Depth of a scene from stereo alone: no backbone has seen the pictures, and the depth so far only says where to look.
 
-Small copies of the pictures are matched over a wide range of depths; what is found there is the prior of the
-measurement. What no other view confirms, and what does not lie between such places, stays unknown.
+Small copies of the pictures are matched over a wide range of depths, without any network; what is found there is the
+prior of the measurement. What no other view confirms, and what does not lie between such places, stays unknown.
 """
 
 from __future__ import annotations
@@ -22,19 +22,24 @@ from lean3r.geometry.evidence import weigh
 from lean3r.geometry.fusion import without_depth
 from lean3r.geometry.gaze import distances
 from lean3r.refine.depth import sightings
-from lean3r.stereo.classical import distance, measure_classically
-from lean3r.stereo.dense import filled, measured_around, rasters, report_of, with_report
+from lean3r.stereo.classical import CHECKED, agreeing, distance, measure_classically, without_specks
+from lean3r.stereo.dense import Measure, filled, measured_around, rasters, report_of, with_report
+from lean3r.stereo.measure import measure as by_network
+from lean3r.stereo.posed import Depths, Posed
 from lean3r.types import Reconstruction, with_warning
 
 SMALLER = 4  # how much smaller pictures are in the first look
 WIDE = 128  # planes of the first look
 NEARER, FARTHER = 4.0, 10.0  # how far it reaches around the distance at which the cameras look
 LEAST_POINTS = 30  # of a view: they say better how far to look
+MOST_ERROR = 0.05  # expected relative error of a pixel that counts as measured
 GAP = 0.05  # of the diagonal of a picture: half the width of a gap between measured pixels that is filled
 NOTHING = "no views agree on any depth: the cameras are wrong, or the pictures show nothing that can be compared"
 
 
-def densify_alone(reconstruction: Reconstruction, advanced: Callable[[], None] = lambda: None) -> Reconstruction:
+def densify_alone(
+    reconstruction: Reconstruction, advanced: Callable[[], None] = lambda: None, measure: Measure = by_network
+) -> Reconstruction:
     """The scene with depth that stereo measures between its pictures, and no other.
 
     Its own depth only says which pixels may have any (> 0); how far to look, cameras and sparse points say. Confidence
@@ -44,10 +49,9 @@ def densify_alone(reconstruction: Reconstruction, advanced: Callable[[], None] =
     started = time.perf_counter()
     may = reconstruction.mask & (reconstruction.depth > 0)
     seen = sightings(reconstruction)
-    prior, is_found = _first_look(reconstruction)
-    depth = np.where(may, prior, 0).astype(np.float32)
-    points = _widened(rasters(seen, depth.shape), filled(depth), ~is_found)
-    found = measured_around(replace(reconstruction, depth=depth), points, measure_classically, advanced)
+    depth = np.where(may, _first_look(reconstruction), 0).astype(np.float32)
+    points = rasters(seen, depth.shape)
+    found = measured_around(replace(reconstruction, depth=depth), points, partial(_confirmed, measure), advanced)
     known = np.stack([between(sure) for sure in found.sure]) & may if found is not None else np.zeros_like(may)
     if found is None or not known.any():
         nothing = with_warning(without_depth(reconstruction), "nothing-measured", NOTHING)
@@ -61,14 +65,29 @@ def densify_alone(reconstruction: Reconstruction, advanced: Callable[[], None] =
     return with_report(replace(after, conf=conf), report, started)
 
 
+def _confirmed(
+    measure: Measure, scene: Posed, prior: Tensor, points: tuple[Tensor, Tensor], advanced: Callable[[], None]
+) -> Depths:
+    """What is measured, and where it is `sure`: where little error is expected and another view has the same depth."""
+    found = measure(scene, prior, points, advanced)
+    maps = np.where(scene.mask & found.measured[:, None, None], found.log_depth.double().exp().numpy(), 0)
+    matched, sure = Scene(maps, scene.cam_from_world, scene.optics), torch.zeros(prior.shape, dtype=torch.bool)
+    for view in np.flatnonzero(found.measured).tolist():
+        others = [int(other) for other in scene.sources[view][:CHECKED] if found.measured[other]]
+        expected = found.log_b[view] < math.log(MOST_ERROR)
+        sure[view] = without_specks(expected & (agreeing(matched, view, others) > 0))
+    return replace(found, sure=sure)
+
+
 def between(sure: Tensor) -> np.ndarray:
     """Pixels [H, W] bool that are `sure` [H, W] or in gaps between such pixels (a morphological closing)."""
     reach = GAP * math.hypot(*sure.shape)
     return (distance(distance(sure) > reach) > reach).numpy()
 
 
-def _first_look(reconstruction: Reconstruction) -> tuple[np.ndarray, np.ndarray]:
-    """Depth [S, H, W] everywhere, measured in small copies of the pictures, and the views [S] where any was found."""
+def _first_look(reconstruction: Reconstruction) -> np.ndarray:
+    """Depth [S, H, W] everywhere, measured in small copies of the pictures; a distance for each view if that finds
+    nothing."""
     small = smaller(reconstruction, SMALLER)
     log_depth, has = rasters(sightings(small), small.depth.shape)
     start = distances(torch.from_numpy(reconstruction.cam_from_world)).float().clone()
@@ -76,24 +95,21 @@ def _first_look(reconstruction: Reconstruction) -> tuple[np.ndarray, np.ndarray]
     for view in np.flatnonzero(enough):
         start[view] = log_depth[view][has[view]].median().exp()
     depth = np.where(small.depth > 0, start[:, None, None].numpy(), 0).astype(np.float32)
-    points = _widened((log_depth, has), filled(depth), ~enough.numpy())
+    _widen(log_depth, has, filled(depth), ~enough.numpy())
     wide = partial(measure_classically, planes_tried=WIDE)
-    found = measured_around(replace(small, depth=depth), points, wide, lambda: None)
+    found = measured_around(replace(small, depth=depth), (log_depth, has), wide, lambda: None)
     size = reconstruction.depth.shape[1:]
     if found is None:
-        return np.broadcast_to(start[:, None, None], (len(start), *size)), np.zeros(len(start), bool)
-    log_depth = F.interpolate(found.log_depth[None], size, mode="bilinear", align_corners=False)[0]
-    return log_depth.exp().numpy(), found.sure.flatten(1).any(1).numpy()
+        return np.broadcast_to(start[:, None, None], (len(start), *size))
+    return F.interpolate(found.log_depth[None], size, mode="bilinear", align_corners=False)[0].exp().numpy()
 
 
-def _widened(points: tuple[Tensor, Tensor], prior: Tensor, views: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Log depth of points and where they are (both [S, H, W]), with two more that reach far around the prior [S, H, W]
-    in some of the `views` [S] bool."""
-    log_depth, has = (part.clone() for part in points)
+def _widen(log_depth: Tensor, has: Tensor, prior: Tensor, views: np.ndarray) -> None:
+    """Add to the log depth of points, and to where they are (both [S, H, W]), two more that reach far around the prior
+    [S, H, W] in each of the `views` [S] bool."""
     for view in np.flatnonzero(views):
         log_depth[view, 0, :2] = prior[view].median() + torch.tensor([1 / NEARER, FARTHER]).log()
         has[view, 0, :2] = True
-    return log_depth, has
 
 
 def smaller(reconstruction: Reconstruction, times: int) -> Reconstruction:

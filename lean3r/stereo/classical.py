@@ -1,4 +1,4 @@
-"""Depth of every view by classical stereo: the way without any network, and the yardstick of the learned one.
+"""Depth of every view by classical stereo: the first look where no depth is known, and the yardstick of the network.
 
 Views are matched without the prior; where other views then agree, the depth is trusted. Only what remains is filled
 with the shape of the prior. A prior in the cost of matching would make views agree with it instead of each other.

@@ -16,10 +16,11 @@ from lean3r.pipeline.known import FIT
 from lean3r.pipeline.memory import USUAL_THRESHOLD
 from lean3r.refine.accept import INLIER_PX
 from lean3r.refine.options import SECONDS, SECONDS_A_VIEW
+from lean3r.stereo.alone import MOST_ERROR, WIDE
+from lean3r.stereo.classical import AGREE
 from lean3r.stereo.network import FINE_PLANES, StereoNet
 from lean3r.stereo.network import PLANES as LEARNED_PLANES
 from lean3r.stereo.options import AUTO_MEGAPIXELS
-from lean3r.stereo.semi_global import PLANES
 from lean3r.train import NetworkRecipe
 
 SIZE = "an example of a size"
@@ -38,6 +39,7 @@ KNOWN = Page(
         ("at most {} s apart", lambda: [GAP_S]),
         ("within {:.0f} % of the cameras' spread", lambda: [100 * FIT]),
         ("at 4 000 km their resolution is {:.0f} cm", lambda: [100 * np.spacing(np.float32(4e6))]),
+        ("confirms it to {:.0f} %, or an error above {:.0f} % is expected", lambda: [100 * AGREE, 100 * MOST_ERROR]),
         ("without refinement the depth error is {:.0f} to {:.0f} %", unrefined),
     ],
     {"`1305031102.175304.png`": "an example of a name"},
@@ -228,7 +230,7 @@ DEPTH = Page(
             lambda: [sum(p.numel() for p in StereoNet().parameters()) / 1e6],
         ),
         ("at {} distances around each start, and at {} finer ones", lambda: [LEARNED_PLANES, FINE_PLANES]),
-        ("windows at {} distances or more", lambda: [PLANES]),
+        ("are matched first, at {} distances", lambda: [WIDE]),
         (
             "{:.1f} s a view of 640x480 on two cores",
             lambda: [max(row["seconds_a_view"] for row in result("depth_sizes")["sizes"]["640x480"].values())],
