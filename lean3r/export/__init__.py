@@ -123,10 +123,12 @@ def export(
 ) -> Path:
     """Write `reconstruction` to the folder `out` and return `out`; all files appear at once or none does.
 
-    `formats` are names of EXPORTERS ("all" for each). Raises UsageError for an unknown format, for a non-empty
-    `out` without `overwrite`, and for a full disk.
+    `formats` are names of EXPORTERS ("all" for each). Raises UsageError for an unknown format, for a texture without
+    the mesh that it is for, for a non-empty `out` without `overwrite`, and for a full disk.
     """
     chosen = parse_formats(formats)
+    if options is not None and options.texture and "mesh" not in chosen:
+        raise UsageError(f"texture paints the format mesh, and formats are {', '.join(chosen)}; add mesh.")
     with atomic_folder(out, overwrite=overwrite) as directory:
         write_all(reconstruction, directory, chosen, options)
     return Path(out)

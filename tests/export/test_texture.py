@@ -179,3 +179,9 @@ def test_missing_packages_are_said_before_the_run(monkeypatch):
     monkeypatch.setitem(sys.modules, "xatlas", None)
     with pytest.raises(MissingExtraError, match=r"a texture.*lean3r\[mesh\]"):
         ExportOptions(texture=True).check({"no"})
+
+
+def test_a_texture_needs_the_mesh(tmp_path):
+    with pytest.raises(UsageError, match="add mesh"):
+        export(make_scene(), tmp_path / "out", "glb,ply", options=ExportOptions(texture=True))
+    assert not (tmp_path / "out").exists()
