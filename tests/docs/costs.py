@@ -137,7 +137,8 @@ def photos() -> str:
         for count in (min(rows), 64, 128)
     )
     text = (
-        f"On {hardware(found)} (`python benchmarks/costs.py whole`, 1024 x 768 photographs, from decoding to files): "
+        f"On {hardware(found)} (`python benchmarks/costs.py whole`, 1024 x 768 photographs, from decoding to files, "
+        f"`--refine {found['settings']['refine']}`): "
         f"{', '.join([first, *more])}. Starting takes {rows[min(rows)]['start_seconds']:.1f} s."
     )
     return textwrap.fill(text, 120) + "\n"
