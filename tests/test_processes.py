@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -120,3 +121,20 @@ def test_the_peak_of_memory_is_that_of_the_process_alone(tmp_path: Path) -> None
     starter = f"import subprocess, sys; big = b'x' * (400 << 20); subprocess.run([sys.executable, '-c', {own!r}])"
     printed = subprocess.run([sys.executable, "-c", starter], capture_output=True, text=True, check=True).stdout
     assert 5 < float(printed) < 300
+
+
+@pytest.mark.skipif(
+    "glibc" not in platform.libc_ver(), reason="other C libraries than glibc give memory back by themselves"
+)
+def test_freed_memory_goes_back_to_the_system() -> None:
+    """Blocks of 100 kB lie in one heap, whose end is in use."""
+    code = """
+from lean3r.processes import give_memory_back, memory_status_mb
+blocks = [b"x" * 100_000 for _ in range(3000)]
+full, last = memory_status_mb("VmRSS"), blocks.pop()
+del blocks
+give_memory_back()
+print(full - memory_status_mb("VmRSS"))
+"""
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert float(printed) > 250

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 import time
@@ -17,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from lean3r.compress.linears import labels_of
-from lean3r.processes import memory_status_mb, peak_memory_mb
+from lean3r.processes import give_memory_back, memory_status_mb, peak_memory_mb
 
 MB = 1e6
 PARTS = {"embedding": "encoder", "encoder": "encoder", "frame": "frame", "global": "global"}
@@ -139,9 +138,8 @@ class Meter:
         if self.clock.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.clock.device)
             return torch.cuda.memory_allocated(self.clock.device) / MB
+        give_memory_back()
         if sys.platform == "linux":
-            with suppress(AttributeError):  # other C libraries than glibc
-                ctypes.CDLL(None).malloc_trim(0)
             with suppress(OSError):  # some containers forbid it: then the peak is that of the process so far
                 Path("/proc/self/clear_refs").write_text("5")
         return memory_status_mb("VmRSS") or peak_memory_mb()

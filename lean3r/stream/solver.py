@@ -17,6 +17,7 @@ from lean3r.errors import LeanError
 from lean3r.models.base import Backbone
 from lean3r.pipeline.options import CameraOptions
 from lean3r.pipeline.reconstruct import reconstruct
+from lean3r.processes import give_memory_back
 from lean3r.scratch import temporary_folder
 from lean3r.stream.engine import Settings
 from lean3r.stream.pictures import Keyframe, Recent
@@ -97,6 +98,7 @@ class Solver:
                 dense=settings.dense,
                 points=replace(settings.points, **NO_CLOUD),
             )
+        give_memory_back()
         if scene.info.get("refinement", {}).get("reason") == "interrupted":
             raise KeyboardInterrupt
         return scene, intrinsics is not None
