@@ -38,6 +38,7 @@ COLMAP_FILES = {f"{part}{suffix}" for part in ("cameras", "images", "points3D") 
 OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # x right, y up, z backwards -> x right, y down, z forward
 ASPECT_TOLERANCE = 0.01  # scaling keeps the aspect ratio, except for rounding to whole pixels
 SHOWN_NAMES = 3
+EXACT = 1e-12  # rounding of a rotation in double precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ class GivenCamera:
         if self.intrinsics is not None:
             _check_intrinsics(np.asarray(self.intrinsics), self.name)
         if self.cam_from_world is not None:
-            _check_pose(np.asarray(self.cam_from_world), self.name)
+            object.__setattr__(self, "cam_from_world", _rigid(np.asarray(self.cam_from_world), self.name))
 
     def intrinsics_of(self, width: int, height: int) -> np.ndarray | None:
         """Intrinsics [3, 3] in pixels of this picture at another size; InputError if the aspect ratio differs."""
@@ -377,6 +378,20 @@ def _check_pose(matrix: np.ndarray, name: str) -> None:
         if np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) and np.linalg.det(rotation) > 0:
             return
     raise InputError(f"the pose of {name} is not a rotation and translation; expected a rigid 4 x 4 matrix")
+
+
+def _rigid(pose: np.ndarray, name: str) -> np.ndarray:
+    """A pose whose rotation may be rounded, with an exact one around the same centre: far from the origin, as in map
+    coordinates, rounding moves the camera by metres, differently in each formula. InputError if it is no pose."""
+    _check_pose(pose, name)
+    rotation = pose[:3, :3]
+    if np.abs(rotation @ rotation.T - np.eye(3)).max() < EXACT:
+        return pose
+    left, _, right = np.linalg.svd(rotation.astype(np.float64))
+    exact = np.eye(4)
+    exact[:3, :3] = left @ right
+    exact[:3, 3] = exact[:3, :3] @ np.linalg.solve(rotation.astype(np.float64), pose[:3, 3])
+    return exact
 
 
 def _end_alike(a: PurePosixPath, b: PurePosixPath) -> bool:

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 import pytest
+import torch
 from export.scene import make_scene
 
 from lean3r.errors import InputError
 from lean3r.export import ExportOptions, export
 from lean3r.geometry.lens import colmap_camera
+from lean3r.geometry.rotation import so3_exp
 from lean3r.inputs.cameras import GivenCamera, GivenCameras, read_given, read_intrinsics
 from lean3r.types import Lens
 
@@ -173,6 +175,21 @@ def test_invalid_intrinsics_are_refused(given: str | tuple) -> None:
 
 def given(*names: str) -> GivenCameras:
     return GivenCameras(tuple(GivenCamera(name, 960, 720, K, np.eye(4)) for name in names), "x.json")
+
+
+def test_rounded_rotations_keep_the_centre_far_from_the_origin() -> None:
+    rotation, centre = so3_exp(torch.tensor([0.3, -1.1, 0.4]).double()).numpy(), np.array([5e5, 4e6, 100.0])
+    for rounded in (rotation.astype(np.float32).astype(float), rotation.round(4)):
+        pose = np.eye(4)
+        pose[:3, :3], pose[:3, 3] = rounded, -rounded @ centre
+        found = GivenCamera("a", cam_from_world=pose).cam_from_world
+        assert found is not None
+        np.testing.assert_allclose(found[:3, :3] @ found[:3, :3].T, np.eye(3), atol=1e-15)
+        np.testing.assert_allclose(-found[:3, :3].T @ found[:3, 3], centre, atol=1e-6, rtol=0)
+        np.testing.assert_allclose(found[:3, :3], rotation, atol=1e-4)
+    exact = np.eye(4)
+    exact[:3, :3] = rotation
+    assert GivenCamera("a", cam_from_world=exact).cam_from_world is exact
 
 
 def test_matching_by_the_ends_of_paths(caplog: pytest.LogCaptureFixture) -> None:
