@@ -77,6 +77,16 @@ def between(poses: np.ndarray, at: np.ndarray, where: float) -> np.ndarray:
     return pose
 
 
+def beyond(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
+    """The pose [4, 4] that follows two others, if motion goes on for a share of the way between them."""
+    turn = so3_log(torch.from_numpy(np.ascontiguousarray(second[:3, :3] @ first[:3, :3].T)))
+    before, centre = centres(np.stack([first, second]))
+    pose = np.eye(4)
+    pose[:3, :3] = so3_exp(share * turn).numpy() @ second[:3, :3]
+    pose[:3, 3] = -pose[:3, :3] @ (centre + share * (centre - before))
+    return pose
+
+
 def _curve(at: np.ndarray, points: np.ndarray, piece: int, share: float) -> np.ndarray:
     """Akima's curve through points [N, 3] at places [N], at a share of the way from number `piece` to the next."""
     slopes = np.diff(points, axis=0) / np.diff(at)[:, None]

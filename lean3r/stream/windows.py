@@ -266,11 +266,14 @@ class WindowEngine:
                 break
             nearest = usable[0] if after == 0 else usable[-1]
             moved = abs(frame.travelled - nearest.travelled)
-            # Beyond the outermost camera that is known: not farther than a keyframe's distance, or it may be anywhere.
-            if (nearest.is_certain and moved <= self.settings.step) or usable is registered:
-                flags |= {"still"} if moved < STILL * self.settings.step else set()
+            is_still = moved < STILL * self.settings.step
+            # Between a certain camera and a doubted one it is known at rest only; behind the last camera of all, not
+            # farther than a keyframe's distance, or it may be anywhere.
+            if (nearest.is_certain and is_still) or usable is registered:
+                flags |= {"still"} if is_still else set()
                 flags |= {"uncertain"} if moved > self.settings.step or not nearest.is_certain else set()
-                return self._estimate(frame, nearest.pose, nearest.original_intrinsics, frozenset(flags))
+                pose = nearest.pose if is_still or after == 0 else _beyond(usable, moved)
+                return self._estimate(frame, pose, nearest.original_intrinsics, frozenset(flags))
         first, second = usable[after - 1], usable[after]
         if abs(frame.travelled - first.travelled) < STILL * self.settings.step and frame.has_content:
             flags |= {"still"}
@@ -357,6 +360,15 @@ def _interpolated(results: Sequence[Result], moving_s: float) -> np.ndarray:
     """A pose between those of keyframes, by the time for which the picture has been moving."""
     at = np.maximum.accumulate([result.moving_s for result in results]) + 1e-9 * np.arange(len(results))
     return sim3.between(np.stack([result.pose for result in results]), at, moving_s)
+
+
+def _beyond(results: Sequence[Result], moved: float) -> np.ndarray:
+    """The pose of a frame after the last of these, whose picture has `moved` from that one: as the way there went."""
+    if len(results) < 2:
+        return results[-1].pose
+    first, second = results[-2:]
+    share = moved / max(second.travelled - first.travelled, moved)
+    return sim3.beyond(first.pose, second.pose, share)
 
 
 def _skips(first: Result, second: Result, results: Sequence[Result]) -> bool:

@@ -83,3 +83,11 @@ def test_interpolated_poses_pass_through_keyframes_and_are_straight_on_straight_
     assert np.allclose(sim3.between(poses, at, 2.0), poses[2])
     assert np.allclose(sim3.centres(sim3.between(poses, at, 1.25)), [1.25, 0, 0])
     assert np.allclose(sim3.between(poses, at, 9.0), poses[4]) and np.allclose(sim3.between(poses, at, -1.0), poses[0])
+
+
+def test_motion_goes_on_behind_the_last_pose() -> None:
+    straight = np.stack([sim3.exp(np.array([0, 0, 0, -x, 0, 0, 0.0])) for x in (0.0, 2.0)])
+    assert np.allclose(sim3.centres(sim3.beyond(*straight, 0.25)), [2.5, 0, 0])
+    turning = [sim3.exp(np.array([0, 0.2 * x, 0, 0, 0, 0, 0.0])) for x in range(4)]
+    assert np.allclose(sim3.beyond(turning[1], turning[2], 1.0), turning[3])
+    assert np.allclose(sim3.beyond(turning[1], turning[2], 0.0), turning[2])

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from lean3r.pipeline.memory import used_bytes
 from lean3r.pipeline.observer import Observer
 from lean3r.stream.engine import Estimate
 from lean3r.stream.frames import Live, Source
+from lean3r.stream.pictures import Keyframe
+from lean3r.stream.solver import Solver
 from lean3r.view.folder import read_content
 from stream.walk import Knows, frame, walk
 
@@ -60,6 +62,23 @@ def test_every_frame_gets_one_estimate_on_the_true_way() -> None:
     for each in keyframes:  # the depth follows the scale of the world
         assert np.allclose(each.depth, 4 * scale, rtol=0.02)
     assert {each.window for each in found} == set(range(max(each.window for each in found) + 1))
+
+
+def test_what_lies_between_a_certain_and_a_doubted_keyframe_is_uncertain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its camera would be that of the certain one, which has moved on."""
+    solve = Solver.window
+
+    def doubting(self: Solver, keyframes: Sequence[Keyframe]) -> Any:
+        found = solve(self, keyframes)
+        for result in found[0] if found else ():
+            result.is_certain = result.keyframe.index < 40
+        return found
+
+    monkeypatch.setattr(Solver, "window", doubting)
+    found = run(walk(50), options=lean3r.StreamOptions(window=16, overlap=3))
+    last = max(each.index for each in found if "keyframe" in each.flags and each.index < 40)
+    assert 30 < last < 39
+    assert [each.index for each in found if "uncertain" not in each.flags] == list(range(last + 1))
 
 
 def test_a_resting_camera_keeps_nothing_and_needs_no_more_memory() -> None:
