@@ -377,6 +377,9 @@ def _skips(first: Result, second: Result, results: Sequence[Result]) -> bool:
 
 
 def _bridge(result: Result, results: Sequence[Result]) -> np.ndarray:
-    """A pose for a keyframe that refinement did not register: between those around it that it did."""
+    """A pose for a keyframe that refinement did not register: between those around it that it did, or behind them."""
     registered = [r for r in results if r.is_registered]
-    return _interpolated(registered, result.moving_s) if registered else result.pose
+    if not registered:
+        return result.pose
+    moved = result.travelled - registered[-1].travelled
+    return _beyond(registered, moved) if moved > 0 else _interpolated(registered, result.moving_s)
