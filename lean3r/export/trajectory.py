@@ -9,7 +9,7 @@ import numpy as np
 
 from lean3r.colmap_library import pycolmap
 from lean3r.export.options import ExportOptions
-from lean3r.inputs.trajectory import stamp_of
+from lean3r.inputs.trajectory import OF_VIEWS, stamp_of
 from lean3r.types import Reconstruction
 
 TUM, KITTI, TIMES = "trajectory_tum.txt", "trajectory_kitti.txt", "times.txt"
@@ -29,7 +29,7 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
         times = [stamp_of(name) for name in scene.names]
     if None in times:
         numbers = np.flatnonzero(reconstruction.is_certain)
-        times, head = [float(number) for number in numbers], HEAD + "# times are the numbers of the views, from 0\n"
+        times, head = [float(number) for number in numbers], HEAD + f"# {OF_VIEWS}, from 0\n"
     known = np.array(times, np.float64)
     order = np.argsort(known, kind="stable")
     rows = [lines(float(known[view]), scene.cam_from_world[view]) for view in order]

@@ -60,9 +60,11 @@ class GivenCamera:
             if self.intrinsics is None:
                 object.__setattr__(self, "intrinsics", pinhole_part(self.lens))
         if self.intrinsics is not None:
-            _check_intrinsics(np.asarray(self.intrinsics), self.name)
+            object.__setattr__(self, "intrinsics", np.asarray(self.intrinsics, np.float64))
+            _check_intrinsics(self.intrinsics, self.name)
         if self.cam_from_world is not None:
-            object.__setattr__(self, "cam_from_world", _rigid(np.asarray(self.cam_from_world), self.name))
+            pose = np.asarray(self.cam_from_world, np.float64)
+            object.__setattr__(self, "cam_from_world", _rigid(pose, self.name))
 
     def intrinsics_of(self, width: int, height: int) -> np.ndarray | None:
         """Intrinsics [3, 3] in pixels of this picture at another size; InputError if the aspect ratio differs."""
@@ -302,6 +304,8 @@ def _from_nerfstudio(content: Mapping[str, Any], origin: str) -> GivenCameras:
             _check_pose(matrix, name)
             pose = np.linalg.inv(matrix @ OPENCV_FROM_OPENGL)
         cameras.append(GivenCamera(name, cam_from_world=pose, **_brown({**content, **frame}, name)))
+    if "camera_angle_x" in content and cameras and all(camera.intrinsics is None for camera in cameras):
+        logger.warning("%s states camera_angle_x, but not w and h: no intrinsics are read; add them", origin)
     return _given(cameras, origin)
 
 
@@ -387,10 +391,10 @@ def _rigid(pose: np.ndarray, name: str) -> np.ndarray:
     rotation = pose[:3, :3]
     if np.abs(rotation @ rotation.T - np.eye(3)).max() < EXACT:
         return pose
-    left, _, right = np.linalg.svd(rotation.astype(np.float64))
+    left, _, right = np.linalg.svd(rotation)
     exact = np.eye(4)
     exact[:3, :3] = left @ right
-    exact[:3, 3] = exact[:3, :3] @ np.linalg.solve(rotation.astype(np.float64), pose[:3, 3])
+    exact[:3, 3] = exact[:3, :3] @ np.linalg.solve(rotation, pose[:3, 3])
     return exact
 
 

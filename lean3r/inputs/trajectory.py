@@ -18,23 +18,29 @@ logger = logging.getLogger("lean3r")
 
 SAME_S = 0.005  # a pose this near in time is taken as the picture's
 GAP_S = 0.5  # poses further apart are not interpolated
+OF_VIEWS = "times are the numbers of the views"  # in the head of a trajectory of pictures without times
+UNITS_S = ((1e17, 1e-9), (1e14, 1e-6), (1e11, 1e-3))  # Unix times above are in nano-, micro- and milliseconds
 
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """N poses: times_s [N], ascending; world_from_cam [N, 4, 4]; lines [N], their line numbers in the file."""
+    """N poses: times_s [N], ascending; world_from_cam [N, 4, 4]; lines [N], their line numbers in the file. `of_views`
+    says that the times are numbers of pictures in their order, from 0."""
 
     times_s: np.ndarray
     world_from_cam: np.ndarray
     lines: np.ndarray
+    of_views: bool = False
 
     def match(self, names: Sequence[str], times_s: Sequence[float | None], origin: str) -> list[np.ndarray | None]:
         """cam_from_world [4, 4] of each picture, None where there is none.
 
         Video frames are matched by their times in seconds, with interpolation between two poses. Pictures are matched
-        by the time in their name (1305031102.175304.png), else by the last number in it: with the pose's time if all
-        times are whole numbers, else with its line (from 0, or from 1 if the numbers start there). InputError if
-        nothing matches, or the frames are from several videos.
+        by their order if the file says so, as lean3r's own do, else by the time in their name (1305031102.175304.png),
+        else by the last number in it that differs between them: with the pose's time if all times are whole numbers,
+        else with its line, counted from 0 if there is a picture 0, from 1 if there is one with the number of lines.
+        InputError if nothing matches, the count is not clear, a pose matches several pictures, or the frames are from
+        several videos.
         """
         when = list(times_s) or [None] * len(names)
         timed = [time for time in when if time is not None]
@@ -45,11 +51,18 @@ class Trajectory:
                 raise InputError(f"{origin} is one trajectory, but the frames are from several videos; give one video")
             poses = [None if time is None else self.at(time) for time in when]
             what = f"video frames from {min(timed):.3f} to {max(timed):.3f} s"
+        elif self.of_views:
+            if self.times_s[-1] >= len(names):
+                raise InputError(
+                    f"{origin} counts its pictures from 0 to {self.times_s[-1]:.0f}, and {len(names)} are here; "
+                    "give the pictures of the run that wrote it, or its cameras.json, which has their names."
+                )
+            poses, what = self._at_rows(range(len(names)), self.times_s, names), "the order of the pictures"
         elif None not in stamps:
             poses = [None if stamp is None else self.at(stamp) for stamp in stamps]
             what = "names that are times"
         else:
-            poses, what = self._by_number(names)
+            poses, what = self._by_number(names, origin)
         if not any(pose is not None for pose in poses):
             raise InputError(
                 f"no pose of {origin} matches a picture: its times run from {self.times_s[0]:.3f} to "
@@ -76,21 +89,38 @@ class Trajectory:
     def _is_counted(self) -> bool:
         return bool((self.times_s == np.round(self.times_s)).all())
 
-    def _by_number(self, names: Sequence[str]) -> tuple[list[np.ndarray | None], str]:
-        numbers = [_number(name) for name in names]
+    def _by_number(self, names: Sequence[str], origin: str) -> tuple[list[np.ndarray | None], str]:
+        numbers = _numbers(names)
         stated = [number for number in numbers if number is not None]
         keys, what = (self.times_s, "numbers in names") if self._is_counted else (self.lines, "numbers of lines")
-        if not self._is_counted and stated and min(stated) == 1 and max(stated) == len(keys):
+        if not self._is_counted and stated and 0 not in stated:
+            if max(stated) != len(keys):
+                raise InputError(
+                    f"the pictures' numbers {min(stated)} to {max(stated)} may count the {len(keys)} lines of {origin} "
+                    "from 0 or from 1. Name the pictures by their times, or write these numbers instead of the times."
+                )
             keys, what = keys + 1, "numbers of lines from 1"
-        row = {int(key): index for index, key in enumerate(keys)}
+        return self._at_rows(numbers, keys, names), what
+
+    def _at_rows(
+        self, numbers: Sequence[int | None], keys: np.ndarray, names: Sequence[str]
+    ) -> list[np.ndarray | None]:
+        """cam_from_world of the pictures whose `numbers` are among the `keys` [N] of the poses."""
+        row, taken = {int(key): index for index, key in enumerate(keys)}, dict[int, str]()
         rows = [None if number is None else row.get(number) for number in numbers]
-        return [None if index is None else np.linalg.inv(self.world_from_cam[index]) for index in rows], what
+        for index, name in zip(rows, names, strict=True):
+            if index is not None and taken.setdefault(index, name) != name:
+                raise InputError(
+                    f"one pose matches both {taken[index]} and {name}; expected a number of its own in each."
+                )
+        return [None if index is None else np.linalg.inv(self.world_from_cam[index]) for index in rows]
 
 
 def read_trajectory(path: Path) -> Trajectory:
     """Read lines `timestamp tx ty tz qx qy qz qw`, camera to world; ValueError with the reason if it is none."""
     try:
-        lines = [line for line in path.read_text().splitlines() if line.partition("#")[0].strip()]
+        text = path.read_text().splitlines()
+        lines = [line for line in text if line.partition("#")[0].strip()]
     except OSError as error:
         raise ValueError(str(error)) from error
     rows = np.loadtxt(lines, dtype=np.float64, ndmin=2) if lines else np.zeros((0, 0))
@@ -100,7 +130,8 @@ def read_trajectory(path: Path) -> Trajectory:
         raise ValueError("a line has no quaternion of length 1 after its time and position")
     order = np.argsort(rows[:, 0], kind="stable")
     rows = rows[order]
-    return Trajectory(rows[:, 0], poses_of(rows[:, 1:]), order)
+    unit_s = next((unit for least, unit in UNITS_S if rows[0, 0] > least), 1.0)
+    return Trajectory(rows[:, 0] * unit_s, poses_of(rows[:, 1:]), order, any(OF_VIEWS in line for line in text))
 
 
 def poses_of(rows: np.ndarray) -> np.ndarray:
@@ -112,15 +143,18 @@ def poses_of(rows: np.ndarray) -> np.ndarray:
 
 
 def stamp_of(name: str) -> float | None:
-    """The time in seconds in a picture's name: a decimal number, or as many digits as a Unix time in seconds, milli-,
-    micro- or nanoseconds has."""
+    """The time in seconds in a picture's name: a decimal number, a Unix time with decimals at the end, or as many
+    digits as a Unix time in seconds, milli-, micro- or nanoseconds has (zeros in front make it a count)."""
     stem = PurePosixPath(name).stem
-    if re.fullmatch(r"\d+\.\d+", stem):
-        return float(stem)
-    return int(stem) / 10 ** (len(stem) - 10) if re.fullmatch(r"\d{10}|\d{13}|\d{16}|\d{19}", stem) else None
+    if decimal := re.fullmatch(r"(\d+\.\d+)|.*\D([1-9]\d{9}\.\d+)", stem):
+        return float(decimal[1] or decimal[2])
+    is_stamp = re.fullmatch(r"[1-9](\d{9}|\d{12}|\d{15}|\d{18})", stem)
+    return int(stem) / 10 ** (len(stem) - 10) if is_stamp else None
 
 
-def _number(name: str) -> int | None:
-    """The last number in a picture's name."""
-    numbers = re.findall(r"\d+", PurePosixPath(name).stem)
-    return int(numbers[-1][-18:]) if numbers else None
+def _numbers(names: Sequence[str]) -> list[int | None]:
+    """The last number in each picture's name, but for those at the end that all of them share (0001_cam2.png)."""
+    found = [[int(number[-18:]) for number in re.findall(r"\d+", PurePosixPath(name).stem)] for name in names]
+    while len(found) > 1 and min(map(len, found)) > 1 and len({numbers[-1] for numbers in found}) == 1:
+        found = [numbers[:-1] for numbers in found]
+    return [numbers[-1] if numbers else None for numbers in found]

@@ -23,6 +23,7 @@ from lean3r.types import Known, Lens, Prediction, Reconstruction, Scale, Source,
 
 FIT = 0.05  # of the spread of the cameras: predicted positions with a smaller error determine the scale
 SPAN, SPAN_OF_NOTHING = 1.2, 2.5  # largest error of log scale from inaccurate positions, or without any
+PREDICTED, GIVEN = 1e-6, 1e-9  # relative precision of positions: single, and double with few millimetres on a map
 PARALLAX = 0.15  # assumed distance of neighbouring cameras over depth if nothing else determines the scale
 
 
@@ -135,7 +136,7 @@ def place_in_world(prediction: Prediction, given: Given | None, read: frozenset[
     if not bool(has.any()):
         return Placed(prediction, scale)
     own, theirs = prediction.cam_from_world[0].double(), given.cam_from_world
-    is_apart, predicts_motion = spread(theirs[has]) > 0, spread(own[has]) > 0
+    is_apart, predicts_motion = spread(theirs[has], GIVEN) > 0, spread(own[has], PREDICTED) > 0
     _, fit = align_cameras(own[has], theirs[has], with_scale=is_apart and predicts_motion)
     moved = fit.apply_to_poses(own)
     poses = torch.where(has[:, None, None], theirs, moved)
@@ -275,8 +276,8 @@ def _unless_all(has: Tensor) -> Tensor | None:
     return None if bool(has.all()) else has[None]
 
 
-def spread(cam_from_world: Tensor) -> float:
-    """Largest distance of a camera centre from the first one; 0 if single precision cannot resolve it."""
+def spread(cam_from_world: Tensor, precision: float) -> float:
+    """Largest distance of a camera centre from the first one; 0 if it is not resolved with this relative precision."""
     centers = camera_centers(cam_from_world)
     far = float((centers - centers[:1]).norm(dim=-1).max())
-    return far if far > 1e-6 * max(1.0, float(centers.abs().max())) else 0.0
+    return far if far > precision * max(1.0, float(centers.abs().max())) else 0.0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from export.scene import make_scene
 
 from lean3r.errors import InputError
+from lean3r.export import export
 from lean3r.geometry.rotation import matrix_from_quaternion, quaternion_from_matrix, so3_exp
 from lean3r.inputs.cameras import GivenCameras, read_given
 
@@ -68,6 +71,35 @@ def test_pictures_by_numbers(tmp_path: Path) -> None:
     timed = write_trajectory(tmp_path / "timed.txt", [0.0, 0.1, 0.2])
     assert_at(found(timed, ["f0.png", "f2.png"])[1], 0.2)
     assert_at(found(timed, ["f1.png", "f2.png", "f3.png"])[2], 0.2)
+
+
+def test_a_picture_never_gets_the_pose_of_another(tmp_path: Path) -> None:
+    timed = write_trajectory(tmp_path / "timed.txt", [0.1 * i for i in range(11)], list(range(11)))
+    with pytest.raises(InputError, match=r"numbers 1 to 5 may count the 11 lines .* from 0 or from 1"):
+        found(timed, [f"frame_{i:05d}.png" for i in range(1, 6)])  # the first of a sequence that ffmpeg counts from 1
+    assert_at(found(timed, [f"frame_{i:05d}.png" for i in (9, 10, 11)])[2], 10)
+    assert_at(found(timed, ["0000000000.png", "0000000003.png"])[1], 3)  # ten digits, but no Unix time
+    assert_at(found(timed, ["0000_cam2.png", "0001_cam2.png"])[1], 1)
+    with pytest.raises(InputError, match=r"both a_1\.png and b_1\.png"):
+        found(timed, ["a_1.png", "b_1.png", "c_0.png"])
+
+
+def test_times_in_other_units_and_behind_other_words(tmp_path: Path) -> None:
+    start = 1403636579.763555527
+    given = write_trajectory(tmp_path / "ns.txt", [(start + i) * 1e9 for i in range(3)], [0, 1, 2])
+    assert_at(found(given, [f"{round((start + 1) * 1e9)}.png"])[0], 1)
+    assert_at(found(given, [f"frame_{start + 2:.6f}.png"])[0], 2)
+
+
+def test_our_own_trajectories_of_pictures_come_back(tmp_path: Path) -> None:
+    scene = make_scene(4)
+    names = [f"img_{i}.jpg" for i in (1, 2, 3, 5)]
+    scene = replace(scene, sources=tuple(replace(s, name=n) for s, n in zip(scene.sources, names, strict=True)))
+    given = read_given(export(scene, tmp_path / "out", ["trajectory"]) / "trajectory_tum.txt")
+    for pose, true in zip(found(given, names), scene.cam_from_world, strict=True):
+        np.testing.assert_allclose(pose, true, atol=1e-6)
+    with pytest.raises(InputError, match="from 0 to 3, and 2 are here"):
+        found(given, names[:2])
 
 
 def test_what_matches_nothing_and_what_is_not_a_trajectory(tmp_path: Path) -> None:

@@ -107,6 +107,17 @@ def test_predicted_cameras_move_into_the_given_world(is_metric: bool) -> None:
     torch.testing.assert_close(placed.depth, found.depth * back.scale.float())
 
 
+def test_a_small_scene_far_from_the_origin_has_the_given_scale() -> None:
+    """Cameras a metre apart, in map coordinates."""
+    found, _, back = make_moved_cameras()
+    given = known([True, True, True, True])
+    moved = given.cam_from_world.clone()
+    moved[:, :3, 3] -= moved[:, :3, :3] @ torch.tensor([5e5, 5.4e6, 100.0]).double()
+    placed, scale, *_ = place_in_world(found, replace(given, cam_from_world=moved))
+    assert scale == "aligned" and torch.equal(placed.cam_from_world[0], moved)
+    torch.testing.assert_close(placed.depth, found.depth * back.scale.float(), rtol=1e-4, atol=0)
+
+
 def test_given_cameras_stay_exact_whatever_was_predicted() -> None:
     found, _, _ = make_moved_cameras()
     given = known([True, True, True, False], (True, True, False, True))

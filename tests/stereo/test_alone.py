@@ -77,6 +77,8 @@ def test_cameras_say_how_far_away_they_look() -> None:
     shift = torch.tensor([[x, 0.0, 0.0] for x in (0.0, 3.0, 6.0)]).double()
     side_by_side = make_pose(torch.eye(3).double(), shift)
     assert distances(side_by_side).tolist() == pytest.approx([3 / PARALLAX] * 3)
+    far = make_pose(torch.eye(3).double()[None], torch.tensor([[900.0, 300.0, 10.0]]).double())
+    assert distances(torch.cat([ring, far]))[:3].tolist() == pytest.approx([5.0] * 3)
     outwards = make_pose(ring[:, :3, :3], torch.tensor([0.0, 0.0, -5.0]).double())
     assert (distances(outwards) > 0).all()
     with pytest.raises(InputError, match="in one place"):
