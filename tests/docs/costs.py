@@ -138,7 +138,7 @@ def photos() -> str:
     )
     text = (
         f"On {hardware(found)} (`python benchmarks/costs.py whole`, 1024 x 768 photographs, from decoding to files, "
-        f"`--refine {found['settings']['refine']}`): "
+        "`--refine off`): "
         f"{', '.join([first, *more])}. Starting takes {rows[min(rows)]['start_seconds']:.1f} s."
     )
     return textwrap.fill(text, 120) + "\n"
