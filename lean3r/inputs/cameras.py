@@ -17,6 +17,7 @@ import numpy as np
 
 from lean3r.errors import InputError
 from lean3r.geometry.lens import LENSES, pinhole_part, scale_lens
+from lean3r.inputs.camera_checks import check_intrinsics, check_lens, check_pose, no_pinhole, rigid
 from lean3r.inputs.colmap_files import check_model
 from lean3r.inputs.listing import IMAGE_SUFFIXES, printable
 from lean3r.inputs.trajectory import Trajectory, read_trajectory
@@ -38,7 +39,6 @@ COLMAP_FILES = {f"{part}{suffix}" for part in ("cameras", "images", "points3D") 
 OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # x right, y up, z backwards -> x right, y down, z forward
 ASPECT_TOLERANCE = 0.01  # scaling keeps the aspect ratio, except for rounding to whole pixels
 SHOWN_NAMES = 3
-EXACT = 1e-12  # rounding of a rotation in double precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,15 +56,15 @@ class GivenCamera:
 
     def __post_init__(self) -> None:
         if self.lens is not None:
-            _check_lens(self.lens, self.name)
+            check_lens(self.lens, self.name)
             if self.intrinsics is None:
                 object.__setattr__(self, "intrinsics", pinhole_part(self.lens))
         if self.intrinsics is not None:
             object.__setattr__(self, "intrinsics", np.asarray(self.intrinsics, np.float64))
-            _check_intrinsics(self.intrinsics, self.name)
+            check_intrinsics(self.intrinsics, self.name)
         if self.cam_from_world is not None:
             pose = np.asarray(self.cam_from_world, np.float64)
-            object.__setattr__(self, "cam_from_world", _rigid(pose, self.name))
+            object.__setattr__(self, "cam_from_world", rigid(pose, self.name))
 
     def intrinsics_of(self, width: int, height: int) -> np.ndarray | None:
         """Intrinsics [3, 3] in pixels of this picture at another size; InputError if the aspect ratio differs."""
@@ -249,7 +249,7 @@ def _from_colmap(folder: Path) -> GivenCameras:
             continue
         camera, name = model.cameras[image.camera_id], printable(image.name.replace("\\", "/"))
         if camera.model.name not in LENSES:
-            raise _no_pinhole(name, camera.model.name)
+            raise no_pinhole(name, camera.model.name)
         lens = Lens(camera.model.name, tuple(map(float, camera.params)))
         pose = np.vstack([image.cam_from_world().matrix(), [0.0, 0.0, 0.0, 1.0]])
         cameras.append(GivenCamera(name, camera.width, camera.height, cam_from_world=pose, lens=lens))
@@ -301,7 +301,7 @@ def _from_nerfstudio(content: Mapping[str, Any], origin: str) -> GivenCameras:
         pose = None
         if matrix is not None:
             matrix = np.vstack([matrix, [0.0, 0.0, 0.0, 1.0]]) if matrix.shape == (3, 4) else matrix
-            _check_pose(matrix, name)
+            check_pose(matrix, name)
             pose = np.linalg.inv(matrix @ OPENCV_FROM_OPENGL)
         cameras.append(GivenCamera(name, cam_from_world=pose, **_brown({**content, **frame}, name)))
     if "camera_angle_x" in content and cameras and all(camera.intrinsics is None for camera in cameras):
@@ -315,7 +315,7 @@ def _brown(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     values = {BARE_KEYS.get(key, key): value for key, value in values.items()}
     kind = str(values.get("camera_model", "OPENCV")).upper()
     if not kind.endswith(("OPENCV", "PINHOLE", "RADIAL")) or values.get("is_fisheye") or float(values.get("k4", 0)):
-        raise _no_pinhole(name, "FISHEYE" if values.get("is_fisheye") else kind)
+        raise no_pinhole(name, "FISHEYE" if values.get("is_fisheye") else kind)
     width, height = (int(values[key]) if key in values else None for key in ("w", "h"))
     camera: dict[str, Any] = {"width": width, "height": height, "intrinsics": None, "lens": None}
     if "fl_x" in values:
@@ -339,13 +339,6 @@ def _brown(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     return camera
 
 
-def _no_pinhole(name: str, kind: str) -> InputError:
-    return InputError(
-        f"the camera model of {name} is {kind}, which is not supported. "
-        "Undistort the pictures first (`colmap image_undistorter`), and give the new ones with their cameras."
-    )
-
-
 def _given(cameras: Sequence[GivenCamera], origin: str, is_metric: bool = False) -> GivenCameras:
     if not cameras:
         raise InputError(f"{origin} holds no camera with a pose")
@@ -354,48 +347,6 @@ def _given(cameras: Sequence[GivenCamera], origin: str, is_metric: bool = False)
 
 def _matrix(rows: Any) -> np.ndarray | None:
     return None if rows is None else np.array(rows, dtype=np.float64)
-
-
-def _check_lens(lens: Lens, name: str) -> None:
-    if lens.model not in LENSES:
-        raise _no_pinhole(name, lens.model)
-    focals, more = LENSES[lens.model]
-    if len(lens.params) != focals + 2 + more or not all(map(math.isfinite, lens.params)):
-        raise InputError(
-            f"the lens of {name} has the parameters {lens.params}; {lens.model} takes {focals + 2 + more} finite ones"
-        )
-
-
-def _check_intrinsics(matrix: np.ndarray, name: str) -> None:
-    zeros = matrix[[0, 1, 2, 2], [1, 0, 0, 1]] if matrix.shape == (3, 3) else np.ones(1)
-    sound = not zeros.any() and bool(np.isfinite(matrix).all()) and matrix[2, 2] == 1
-    if not sound or matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
-        raise InputError(
-            f"the intrinsics of {name} are not those of a pinhole; expected [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in "
-            "pixels, with fx and fy positive"
-        )
-
-
-def _check_pose(matrix: np.ndarray, name: str) -> None:
-    if matrix.shape == (4, 4) and bool(np.isfinite(matrix).all()) and np.allclose(matrix[3], [0, 0, 0, 1]):
-        rotation = matrix[:3, :3]
-        if np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) and np.linalg.det(rotation) > 0:
-            return
-    raise InputError(f"the pose of {name} is not a rotation and translation; expected a rigid 4 x 4 matrix")
-
-
-def _rigid(pose: np.ndarray, name: str) -> np.ndarray:
-    """A pose whose rotation may be rounded, with an exact one around the same centre: far from the origin, as in map
-    coordinates, rounding moves the camera by metres, differently in each formula. InputError if it is no pose."""
-    _check_pose(pose, name)
-    rotation = pose[:3, :3]
-    if np.abs(rotation @ rotation.T - np.eye(3)).max() < EXACT:
-        return pose
-    left, _, right = np.linalg.svd(rotation)
-    exact = np.eye(4)
-    exact[:3, :3] = left @ right
-    exact[:3, 3] = exact[:3, :3] @ np.linalg.solve(rotation, pose[:3, 3])
-    return exact
 
 
 def _end_alike(a: PurePosixPath, b: PurePosixPath) -> bool:

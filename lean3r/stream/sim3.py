@@ -68,23 +68,22 @@ def between(poses: np.ndarray, at: np.ndarray, where: float) -> np.ndarray:
     first, second = poses[after - 1], poses[after]
     way = at[after] - at[after - 1]
     share = (where - at[after - 1]) / way
-    turn = so3_log(torch.from_numpy(np.ascontiguousarray(second[:3, :3] @ first[:3, :3].T)))
-    rotation = so3_exp(share * turn).numpy() @ first[:3, :3]
+    rotation = _turned(first, second, share)
     near = slice(max(0, after - 3), after + 3)
     centre = _curve(at[near], centres(poses[near]), after - 1 - near.start, share)
-    pose = np.eye(4)
-    pose[:3, :3], pose[:3, 3] = rotation, -rotation @ centre
-    return pose
+    return make(1.0, rotation, -rotation @ centre)
 
 
 def beyond(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
     """The pose [4, 4] that follows two others, if motion goes on for a share of the way between them."""
+    rotation, (before, centre) = _turned(first, second, 1 + share), centres(np.stack([first, second]))
+    return make(1.0, rotation, -rotation @ (centre + share * (centre - before)))
+
+
+def _turned(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
+    """The rotation [3, 3] of a pose at a share of the shortest way from one to another."""
     turn = so3_log(torch.from_numpy(np.ascontiguousarray(second[:3, :3] @ first[:3, :3].T)))
-    before, centre = centres(np.stack([first, second]))
-    pose = np.eye(4)
-    pose[:3, :3] = so3_exp(share * turn).numpy() @ second[:3, :3]
-    pose[:3, 3] = -pose[:3, :3] @ (centre + share * (centre - before))
-    return pose
+    return so3_exp(share * turn).numpy() @ first[:3, :3]
 
 
 def _curve(at: np.ndarray, points: np.ndarray, piece: int, share: float) -> np.ndarray:
