@@ -87,6 +87,7 @@ class Solver:
         settings, sizes = self.settings, {keyframe.size for keyframe in keyframes}
         known = self.intrinsics.get(next(iter(sizes))) if len(sizes) == 1 else None
         intrinsics = settings.intrinsics or known
+        give_memory_back()  # that of the cloud and of a checkpoint would stay beneath that of the window
         with _quiet():  # each window would repeat its warnings: flags and reports say what is uncertain
             scene = reconstruct(
                 self.model,

@@ -231,18 +231,7 @@ def room(folder: Path) -> Iterator[None]:
 def pack(state: Mapping[str, Any], path: Path) -> None:
     """Write nested dictionaries and lists of arrays and plain values."""
     arrays: dict[str, np.ndarray] = {}
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            arrays[f"a{len(arrays)}"] = value
-            return {"array": f"a{len(arrays) - 1}"}
-        if isinstance(value, Mapping):
-            return {"items": {str(key): plain(each) for key, each in value.items()}}
-        if isinstance(value, list | tuple):
-            return [plain(each) for each in value]
-        return value.item() if isinstance(value, np.generic) else value
-
-    text = json.dumps(plain(state))
+    text = json.dumps(_plain(state, arrays))
     with path.open("wb") as file:
         np.savez(file, allow_pickle=False, plain=np.array(text), **arrays)
         file.flush()
@@ -253,12 +242,26 @@ def unpack(path: Path) -> Any:
     """What `pack` wrote."""
     with np.load(path, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
+    return _whole(parse_json(str(arrays.pop("plain")).encode()), arrays)
 
-    def whole(value: Any) -> Any:
-        if isinstance(value, dict):
-            if "array" in value:
-                return arrays[value["array"]]
-            return {key: whole(each) for key, each in value["items"].items()}
-        return [whole(each) for each in value] if isinstance(value, list) else value
 
-    return whole(parse_json(str(arrays.pop("plain")).encode()))
+# Not functions within: those that call themselves are cycles, which would hold the arrays until a collection.
+def _plain(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """Values for JSON, with numbers for the arrays, which are put into `arrays`."""
+    if isinstance(value, np.ndarray):
+        arrays[f"a{len(arrays)}"] = value
+        return {"array": f"a{len(arrays) - 1}"}
+    if isinstance(value, Mapping):
+        return {"items": {str(key): _plain(each, arrays) for key, each in value.items()}}
+    if isinstance(value, list | tuple):
+        return [_plain(each, arrays) for each in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _whole(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """What `_plain` was given."""
+    if isinstance(value, dict):
+        if "array" in value:
+            return arrays[value["array"]]
+        return {key: _whole(each, arrays) for key, each in value["items"].items()}
+    return [_whole(each, arrays) for each in value] if isinstance(value, list) else value

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -112,3 +116,24 @@ def test_a_picture_is_located_or_not_found() -> None:
     assert stream.locate(frame(20.0)) is None
     assert stream.locate(np.zeros((112, 160, 3), np.uint8)) is None
     assert stream.figures["frames"] == 60
+
+
+def test_frames_are_forgotten_without_a_garbage_collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays are invisible to Python's collector, which thus runs seldom: what waits for it fills the memory."""
+    monkeypatch.setattr(importlib.import_module("lean3r.stream.run"), "SAVING", 1e9)  # a checkpoint for every window
+    alive: list[weakref.ref] = []
+
+    def frames() -> Iterator[np.ndarray]:
+        for _, image in walk(120):
+            alive.append(weakref.ref(whole := image.copy()))
+            yield whole
+
+    gc.collect()
+    gc.disable()
+    try:
+        most = 0
+        for _ in lean3r.stream(Looks(), frames(), tmp_path / "out", options=OPTIONS, refine="off"):
+            most = max(most, sum(each() is not None for each in alive))
+    finally:
+        gc.enable()
+    assert OPTIONS.window is not None and 0 < most <= OPTIONS.window
