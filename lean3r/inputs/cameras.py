@@ -186,6 +186,8 @@ def read_given(path: str | Path) -> GivenCameras:
             if (path / name).is_file():
                 return _from_json(path / name)
         if (model := find_colmap(path)) is not None:
+            if model != path:
+                _warn_of_others(model)
             return _from_colmap(model)
         raise InputError(f"{path} holds no cameras; expected {FORMATS}")
     if path.suffix.lower() == ".json":
@@ -234,6 +236,19 @@ def open_colmap(folder: str | Path) -> pycolmap.Reconstruction:
 def find_colmap(folder: Path) -> Path | None:
     """The folder of a COLMAP model: this one, or the first usual place in it; None if there is no model."""
     return next((folder / sub for sub in COLMAP_FOLDERS if _is_colmap(folder / sub)), None)
+
+
+def _warn_of_others(model: Path) -> None:
+    """COLMAP writes a model for each part of the pictures that it could not join; their worlds have nothing in
+    common."""
+    others = [each for each in sorted(model.parent.iterdir()) if each != model and each.name.isdigit()]
+    if model.name.isdigit() and (others := [each.name for each in others if _is_colmap(each)]):
+        logger.warning(
+            "%s holds several models, each with a world of its own: %s is used, %s not; name another one to use it",
+            model.parent,
+            model.name,
+            ", ".join(others),
+        )
 
 
 def _is_colmap(folder: Path) -> bool:

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from lean3r.errors import InputError, UsageError
-from lean3r.geometry.align import Similarity, umeyama_robust
+from lean3r.geometry.align import Similarity, umeyama, umeyama_robust
 from lean3r.geometry.earth import earth_centred, level_axes
 from lean3r.geometry.pose import camera_centers
 from lean3r.geometry.rotation import so3_exp
 from lean3r.geometry.up import Up, move_scene
-from lean3r.types import Reconstruction
+from lean3r.types import Reconstruction, with_warning
 
 if TYPE_CHECKING:
     from lean3r.inputs.pictures import Pictures
@@ -32,10 +32,15 @@ FEWEST_PLACES = 3
 LEAST_METRES, MOST_METRES = 1e-6, 1e9  # from microscopic to beyond the moon
 STRAIGHT = 0.03  # ratio of width to length below which the positions count as a line
 OUTLIER = 4.0  # largest deviation of a position from the fit, in robust standard deviations
-TYPICAL_GPS_M = 3.0
+TYPICAL_GPS_M, CONTRADICTORY_M = 3.0, 6.0
 EXIF_GPS = 0x8825
 ONE_PLACE = (
     "which does not determine the scale. Use --scale with a known distance between two cameras instead of --gps."
+)
+NADIR = math.cos(math.radians(20))  # between straight down and the views of a nadir flight
+STRAIGHT_DOWN = (
+    "all cameras look straight down: the focal length and the height of the flight can hardly be told apart, and "
+    "heights may be off by several per cent of it; give the focal length (--intrinsics), or oblique pictures too"
 )
 
 
@@ -76,12 +81,18 @@ class Place:
 def with_distance(reconstruction: Reconstruction, known: Distance) -> Reconstruction:
     """The scene in metres: scaled by the known distance between two cameras.
 
-    The world keeps its origin and axes. InputError if a name matches no picture or several, or if the cameras
-    coincide.
+    The world keeps its origin and axes. InputError if a name matches no picture or several, if the cameras coincide, or
+    if one of them is uncertain.
     """
     views = [_view(reconstruction.names, name) for name in (known.first, known.second)]
     if views[0] == views[1]:
         raise UsageError(f"'{known.first}' and '{known.second}' are one picture; expected two.")
+    for name, view in zip((known.first, known.second), views, strict=True):
+        if not reconstruction.is_certain[view]:
+            raise InputError(
+                f"the camera of {name} is uncertain, so its distance gives no scale. Choose another picture, or leave "
+                "--scale out to see which cameras are certain."
+            )
     centres = camera_centers(torch.from_numpy(reconstruction.cam_from_world)).numpy()
     apart = float(np.linalg.norm(centres[views[0]] - centres[views[1]]))
     size = float(np.linalg.norm(centres - centres.mean(axis=0), axis=1).max())
@@ -109,24 +120,37 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
 
     The world's axes become x east, y down, z north, its origin the mean position. `info["gps"]` holds the origin, the
     pictures used and their residuals. Positions on a line do not determine the rotation around it: the pictures are
-    then assumed to be level. InputError with fewer than three positions, or if all coincide.
+    then assumed to be level, as where only two fit the cameras. Uncertain cameras are left out. InputError with fewer
+    than three positions, or if all coincide.
     """
     views = [view for view, name in enumerate(reconstruction.names) if name in places]
     located = require_places(reconstruction.names, places)
     has_height = all(place.altitude_m is not None for place in located)
     target, origin = local_metres(located)
     centres = camera_centers(torch.from_numpy(reconstruction.cam_from_world[views])).numpy()
-    spreads = [np.linalg.svd(points - points.mean(axis=0), compute_uv=False) for points in (target, centres)]
-    if spreads[1][0] < 1e-9:
-        raise InputError(f"all pictures were taken at one place by their cameras, {ONE_PLACE}")
-    fit = umeyama_robust(torch.from_numpy(centres), torch.from_numpy(target))
-    is_line = any(spread[1] <= STRAIGHT * spread[0] for spread in spreads)
+    certain = reconstruction.is_certain[views]
+    if np.ptp(centres[certain], axis=0).max(initial=0) < 1e-9:
+        raise InputError(f"fewer than two cameras with a GPS position are certain and apart, {ONE_PLACE}")
+    fit = umeyama_robust(torch.from_numpy(centres), torch.from_numpy(target), torch.from_numpy(certain).double())
+    used = certain & _fitting(fit, centres, target, certain)
+    if used.sum() < FEWEST_PLACES:  # any two fit: take all, unless they contradict each other
+        all_of_them = umeyama(torch.from_numpy(centres), torch.from_numpy(target), torch.from_numpy(certain).double())
+        off = np.linalg.norm(all_of_them.apply(torch.from_numpy(centres)).numpy() - target, axis=1)
+        if off[certain].max() < CONTRADICTORY_M:
+            fit, used = all_of_them, certain
+    is_confirmed = int(used.sum()) >= FEWEST_PLACES
+    is_line = not is_confirmed or any(map(_on_line, (target[used], centres[used])))
+    if not is_confirmed:
+        logger.warning(
+            "only %d of %d GPS positions fit the cameras, which any two do: the scale and the directions are uncertain",
+            used.sum(),
+            len(views),
+        )
     if is_line:
         logger.warning("the GPS positions lie on a line: up is taken from the pictures, which are assumed to be level")
-        fit = _level(fit, reconstruction.cam_from_world, target)
+        fit = _level(fit, reconstruction.cam_from_world, target[used])
     away = fit.apply(torch.from_numpy(centres)).numpy() - target
     off = np.linalg.norm(away, axis=1)
-    used = off <= OUTLIER * max(1.4826 * float(np.median(off)), 1e-6)
     extent = float(np.sqrt(((target[used] - target[used].mean(axis=0)) ** 2).sum(axis=1).mean()))
     rms = float(np.sqrt((off[used] ** 2).mean()))
     if extent < 3 * max(rms, TYPICAL_GPS_M):
@@ -141,7 +165,7 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
         "left_out": [reconstruction.names[view] for view, good in zip(views, used, strict=True) if not good],
         "rms_m": round(rms, 3),
         "extent_m": round(2 * extent, 2),
-        "scale_error": round(rms / extent / math.sqrt(max(int(used.sum()) - 1, 1)), 5),
+        "scale_error": round(rms / extent / math.sqrt(int(used.sum()) - 1), 5) if is_confirmed else None,
         "with_altitude": has_height,
         "on_a_line": is_line,
         "origin": {"latitude_deg": origin.latitude_deg, "longitude_deg": origin.longitude_deg}
@@ -156,7 +180,11 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
     info = {**reconstruction.info, "gps": said}
     moved = move_scene(replace(reconstruction, info=info, scale="metric"), fit)
     up = Up(UP, "gps", "level pictures, across the line of the positions" if is_line else None)
-    return replace(moved, info={**moved.info, "up": up.as_dict()})
+    moved = replace(moved, info={**moved.info, "up": up.as_dict()})
+    knows_focals = moved.info.get("known", {}).get("views", {}).get("intrinsics", 0) == len(moved.names)
+    if not knows_focals and float(moved.cam_from_world[moved.is_certain, 2, 1].min()) > NADIR:
+        return with_warning(moved, "straight-down", STRAIGHT_DOWN)
+    return moved
 
 
 def require_places(names: Collection[str], places: Mapping[str, Place]) -> list[Place]:
@@ -171,6 +199,18 @@ def require_places(names: Collection[str], places: Mapping[str, Place]) -> list[
     if np.linalg.svd(target - target.mean(axis=0), compute_uv=False)[0] < 0.1:
         raise InputError(f"all pictures were taken at one place by their GPS, {ONE_PLACE}")
     return located
+
+
+def _fitting(fit: Similarity, centres: np.ndarray, target: np.ndarray, certain: np.ndarray) -> np.ndarray:
+    """Which centres [N, 3] a fit brings as near to the positions [N, 3] as usual, or at least the nearest two."""
+    off = np.linalg.norm(fit.apply(torch.from_numpy(centres)).numpy() - target, axis=1)
+    limit = max(OUTLIER * max(1.4826 * float(np.median(off[certain])), 1e-6), float(np.sort(off[certain])[1]))
+    return off <= limit
+
+
+def _on_line(points: np.ndarray) -> bool:
+    spread = np.linalg.svd(points - points.mean(axis=0), compute_uv=False)
+    return bool(spread[1] <= STRAIGHT * spread[0])
 
 
 def _level(fit: Similarity, cam_from_world: np.ndarray, target: np.ndarray) -> Similarity:

@@ -127,6 +127,16 @@ def test_fisheyes_are_refused(tmp_path: Path) -> None:
         read_given(colmap(tmp_path, "OPENCV_FISHEYE", [900, 900, 480, 360, 0, 0, 0, 0]))
 
 
+def test_other_models_beside_the_one_that_is_read_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for part in ("0", "1"):
+        (tmp_path / "sparse" / part).mkdir(parents=True)
+        colmap(tmp_path / "sparse" / part, "PINHOLE", [900, 900, 480, 360])
+    read_given(tmp_path / "sparse" / "1")
+    assert not caplog.text
+    read_given(tmp_path)
+    assert "0 is used, 1 not" in caplog.text
+
+
 def colmap(folder: Path, kind: str, params: list[float]) -> Path:
     """A model of one picture a.jpg of 960 x 720 pixels."""
     model = pycolmap.Reconstruction()

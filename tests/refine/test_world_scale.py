@@ -68,6 +68,9 @@ def test_names_are_found_by_their_end_and_only_if_one_fits():
     with pytest.raises(InputError, match="one place"):
         still = np.repeat(scene.cam_from_world[:1], 3, axis=0)
         with_distance(replace(scene, cam_from_world=still), Distance("b/x.jpg", "c.jpg", 2.0))
+    doubted = replace(scene, registration=("refined", "uncertain", *["refined"] * (len(scene.names) - 2)))
+    with pytest.raises(InputError, match=f"camera of {doubted.names[1]} is uncertain"):
+        with_distance(doubted, Distance(doubted.names[0], doubted.names[1], 2.0))
 
 
 def test_local_metres_against_arithmetic():
@@ -117,6 +120,53 @@ def test_gps_gives_metres_axes_and_its_accuracy(caplog):
     caplog.clear()
     with_places(scene, places_of(scene, np.random.default_rng(0), 1.0, 1.0))
     assert "the scale is only rough" in caplog.text
+
+
+@pytest.mark.parametrize("wrong", ["uncertain", "far off"])
+def test_two_positions_that_fit_do_not_turn_the_world(caplog, wrong):
+    """Any two positions fit any cameras, turned as one likes around their line: the pictures say what is up."""
+    scene = make_scene(8)
+    flat = np.eye(4)[None].repeat(8, 0)
+    flat[:, :3, 3] = -np.array([[i, 0.0, 0.3 * i * (i - 4)] for i in range(8)])  # level, on a bend
+    scene = replace(scene, cam_from_world=flat)
+    whole = places_of(scene, np.random.default_rng(0), 0.0, 25.0)
+    names = [scene.names[i] for i in (0, 3, 6)]
+    places = {name: whole[name] for name in names}
+    good = with_places(scene, places)
+    assert good.info["gps"]["used"] == 3 and not good.info["gps"]["on_a_line"]
+    places[names[2]] = replace(places[names[2]], altitude_m=520.0)
+    if wrong == "uncertain":
+        scene = replace(scene, registration=tuple("uncertain" if n == names[2] else "refined" for n in scene.names))
+    found = with_places(scene, places)
+    said = found.info["gps"]
+    assert said["used"] == 2 and said["on_a_line"] and said["scale_error"] is None
+    assert "level" in found.info["up"]["assumes"] and "directions are uncertain" in caplog.text
+    if wrong == "uncertain":
+        down = found.cam_from_world[0, :3, :3] @ [0, 1, 0]
+        assert down[1] > 0.99
+
+
+def test_flights_that_look_straight_down_hardly_know_their_height():
+    scene = make_scene(6)
+    down = np.eye(4)[None].repeat(6, 0)
+    down[:, :3, :3] = [[1, 0, 0], [0, 0, -1], [0, 1, 0]]  # y, down in the world of places, is the camera's z
+    down[:, :3, 3] = -np.einsum("sij,sj->si", down[:, :3, :3], [[i, 0.0, i % 3] for i in range(6)])
+    scene = replace(scene, cam_from_world=down)
+    places = places_of(scene, np.random.default_rng(0), 0.0, 25.0)
+
+    def codes(scene):
+        return [warning["code"] for warning in with_places(scene, places).info.get("warnings", [])]
+
+    assert codes(scene) == ["straight-down"]
+    assert not codes(replace(scene, info={**scene.info, "known": {"views": {"intrinsics": 6}}}))
+
+
+def test_noise_leaves_three_positions_in_use():
+    scene, rng = make_scene(6), np.random.default_rng(1)
+    for _ in range(20):
+        places = places_of(scene, rng, 1.0, 25.0)
+        found = with_places(scene, {name: places[name] for name in scene.names[::2]})
+        assert found.info["gps"]["used"] == 3
 
 
 def test_insufficient_gps_is_refused():
