@@ -129,7 +129,7 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
     target, origin = local_metres(located)
     centres = camera_centers(torch.from_numpy(reconstruction.cam_from_world[views])).numpy()
     certain = reconstruction.is_certain[views]
-    if np.ptp(centres[certain], axis=0).max(initial=0) < 1e-9:
+    if certain.sum() < 2 or np.ptp(centres[certain], axis=0).max() < 1e-9:
         raise InputError(f"fewer than two cameras with a GPS position are certain and apart, {ONE_PLACE}")
     fit = umeyama_robust(torch.from_numpy(centres), torch.from_numpy(target), torch.from_numpy(certain).double())
     used = certain & _fitting(fit, centres, target, certain)

@@ -178,6 +178,9 @@ def test_insufficient_gps_is_refused():
         with_places(scene, dict(list(places.items())[:2]))
     with pytest.raises(InputError, match="at one place"):
         with_places(scene, dict.fromkeys(scene.names, Place(47, 8.5, 400)))
+    doubted = replace(scene, registration=("uncertain", "uncertain", "uncertain", "refined"))
+    with pytest.raises(InputError, match="fewer than two cameras"):
+        with_places(doubted, dict(list(places.items())[:3]))
 
 
 def test_positions_on_a_line_leave_the_vertical_to_the_pictures():
