@@ -66,7 +66,7 @@ def _lens(camera: Camera) -> dict[str, str | float]:
     """The fields of a camera in transforms.json; UsageError if nerfstudio has no such lens model."""
     if camera.lens.model not in PARAMETERS or (camera.lens.model == "FULL_OPENCV" and any(camera.lens.params[9:])):
         raise UsageError(
-            f"nerfstudio has no lens model {camera.lens.model}; expected {', '.join(PARAMETERS)} (k4 to k6 zero). "
+            f"nerfstudio has no lens model {camera.lens.model}; expected {', '.join(PARAMETERS)}, k4 to k6 zero. "
             "Write undistorted pictures instead: --undistort."
         )
     places, distortion = PARAMETERS[camera.lens.model]

@@ -241,8 +241,8 @@ def find_colmap(folder: Path) -> Path | None:
 def _warn_of_others(model: Path) -> None:
     """COLMAP writes a model for each part of the pictures that it could not join; their worlds have nothing in
     common."""
-    others = [each for each in sorted(model.parent.iterdir()) if each != model and each.name.isdigit()]
-    if model.name.isdigit() and (others := [each.name for each in others if _is_colmap(each)]):
+    beside = sorted(model.parent.iterdir()) if model.name.isdigit() else []
+    if others := [each.name for each in beside if each != model and each.name.isdigit() and _is_colmap(each)]:
         logger.warning(
             "%s holds several models, each with a world of its own: %s is used, %s not; name another one to use it",
             model.parent,

@@ -131,13 +131,7 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
     certain = reconstruction.is_certain[views]
     if certain.sum() < 2 or np.ptp(centres[certain], axis=0).max() < 1e-9:
         raise InputError(f"fewer than two cameras with a GPS position are certain and apart, {ONE_PLACE}")
-    fit = umeyama_robust(torch.from_numpy(centres), torch.from_numpy(target), torch.from_numpy(certain).double())
-    used = certain & _fitting(fit, centres, target, certain)
-    if used.sum() < FEWEST_PLACES:  # any two fit: take all, unless they contradict each other
-        all_of_them = umeyama(torch.from_numpy(centres), torch.from_numpy(target), torch.from_numpy(certain).double())
-        off = np.linalg.norm(all_of_them.apply(torch.from_numpy(centres)).numpy() - target, axis=1)
-        if off[certain].max() < CONTRADICTORY_M:
-            fit, used = all_of_them, certain
+    fit, used = _fit(centres, target, certain)
     is_confirmed = int(used.sum()) >= FEWEST_PLACES
     is_line = not is_confirmed or any(map(_on_line, (target[used], centres[used])))
     if not is_confirmed:
@@ -149,7 +143,7 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
     if is_line:
         logger.warning("the GPS positions lie on a line: up is taken from the pictures, which are assumed to be level")
         fit = _level(fit, reconstruction.cam_from_world, target[used])
-    away = fit.apply(torch.from_numpy(centres)).numpy() - target
+    away = _away(fit, centres, target)
     off = np.linalg.norm(away, axis=1)
     extent = float(np.sqrt(((target[used] - target[used].mean(axis=0)) ** 2).sum(axis=1).mean()))
     rms = float(np.sqrt((off[used] ** 2).mean()))
@@ -201,11 +195,24 @@ def require_places(names: Collection[str], places: Mapping[str, Place]) -> list[
     return located
 
 
-def _fitting(fit: Similarity, centres: np.ndarray, target: np.ndarray, certain: np.ndarray) -> np.ndarray:
-    """Which centres [N, 3] a fit brings as near to the positions [N, 3] as usual, or at least the nearest two."""
-    off = np.linalg.norm(fit.apply(torch.from_numpy(centres)).numpy() - target, axis=1)
-    limit = max(OUTLIER * max(1.4826 * float(np.median(off[certain])), 1e-6), float(np.sort(off[certain])[1]))
-    return off <= limit
+def _fit(centres: np.ndarray, target: np.ndarray, certain: np.ndarray) -> tuple[Similarity, np.ndarray]:
+    """The similarity from the `certain` [N] bool of the centres [N, 3] to the positions [N, 3], and those that fit: two
+    at least. Any two do; if no more are left, the fit is to all, unless they contradict each other."""
+    src, dst, weights = map(torch.from_numpy, (centres, target, certain.astype(np.float64)))
+    fit = umeyama_robust(src, dst, weights)
+    off = np.linalg.norm(_away(fit, centres, target), axis=1)
+    usual = OUTLIER * max(1.4826 * float(np.median(off[certain])), 1e-6)
+    used = certain & (off <= max(usual, float(np.sort(off[certain])[1])))
+    if used.sum() < FEWEST_PLACES:
+        whole = umeyama(src, dst, weights)
+        if np.linalg.norm(_away(whole, centres, target), axis=1)[certain].max() < CONTRADICTORY_M:
+            return whole, certain
+    return fit, used
+
+
+def _away(fit: Similarity, centres: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """How far [N, 3] a fit leaves centres from their positions."""
+    return fit.apply(torch.from_numpy(centres)).numpy() - target
 
 
 def _on_line(points: np.ndarray) -> bool:
