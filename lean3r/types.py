@@ -63,7 +63,8 @@ class Source(_Shown):
     original picture, upright (with the EXIF `orientation`, 1 to 8, applied). `focal_px` is a prior from EXIF in
     original pixels, None if the file has none. `timestamp_s` is the time of a video frame in seconds from the first
     one; None for pictures. `up_in_camera` is the unit vector up in the camera's axes, if the camera measured it and its
-    file says so (inputs/gravity.py).
+    file says so (inputs/gravity.py). `bars` (left, top, right, lower) are the pixels that were cut off the edges of a
+    video's frames, None without.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Source(_Shown):
     timestamp_s: float | None = None
     orientation: int = 1
     up_in_camera: tuple[float, float, float] | None = None
+    bars: tuple[int, int, int, int] | None = None
 
     def original_intrinsics(self, intrinsics: np.ndarray) -> np.ndarray:
         """Convert an intrinsic matrix [3, 3] from network pixels to pixels of the original picture."""

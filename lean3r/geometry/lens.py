@@ -49,6 +49,13 @@ def scale_lens(lens: Lens, across: float, down: float) -> Lens:
     return replace(lens, params=(*start, *lens.params[focals + 2 :]))
 
 
+def move_lens(lens: Lens, left: float, top: float) -> Lens:
+    """The lens of the same pictures without their first columns and rows."""
+    at = LENSES[lens.model][0]
+    cx, cy = lens.params[at : at + 2]
+    return replace(lens, params=(*lens.params[:at], cx - left, cy - top, *lens.params[at + 2 :]))
+
+
 def pinhole_part(lens: Lens) -> np.ndarray:
     """[3, 3] intrinsics of the pinhole that approximates a lens near its axis."""
     focals, _ = LENSES[lens.model]

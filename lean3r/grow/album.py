@@ -102,5 +102,5 @@ def additions(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _frames(clip: Clip) -> Iterator[tuple[str, Image.Image]]:
     """Upright."""
-    for name, image, orientation in read_frames(clip):
-        yield name, turned(image, orientation)
+    for frame in read_frames(clip):
+        yield frame.name, turned(frame.image, frame.orientation)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lean3r.errors import InputError
-from lean3r.geometry.lens import LENSES, pinhole_part, scale_lens
+from lean3r.geometry.lens import LENSES, move_lens, pinhole_part, scale_lens
 from lean3r.inputs.camera_checks import check_intrinsics, check_lens, check_pose, no_pinhole, rigid
 from lean3r.inputs.colmap_files import check_model
 from lean3r.inputs.listing import IMAGE_SUFFIXES, printable
@@ -76,11 +76,34 @@ class GivenCamera:
         """The lens for this picture at another size; InputError if the aspect ratio differs."""
         return None if self.lens is None else scale_lens(self.lens, *self._factors(width, height))
 
+    def without_bars(self, bars: tuple[int, int, int, int] | None, width: int, height: int) -> GivenCamera:
+        """The camera of a video's frame of width x height, of which `bars` (left, top, right, lower) were cut off, if
+        this one is of the whole frame; else itself. Without a size it is of the one whose middle is nearer."""
+        if bars is None or self.intrinsics is None:
+            return self
+        left, top, right, lower = bars
+        whole = width + left + right, height + top + lower
+        if self.width and self.height:
+            is_of_whole = (self.width, self.height) != (width, height) and self._fits(*whole)
+        else:
+            away = [np.linalg.norm(self.intrinsics[:2, 2] - np.array(size) / 2) for size in (whole, (width, height))]
+            is_of_whole = away[0] <= away[1]
+        if not is_of_whole:
+            return self
+        matrix, lens = self.intrinsics_of(*whole), self.lens_of(*whole)
+        assert matrix is not None
+        matrix[:2, 2] -= left, top
+        return replace(self, width=width, height=height, intrinsics=matrix, lens=lens and move_lens(lens, left, top))
+
+    def _fits(self, width: int, height: int) -> bool:
+        assert self.width and self.height
+        return abs(width / height * self.height / self.width - 1) <= ASPECT_TOLERANCE
+
     def _factors(self, width: int, height: int) -> tuple[float, float]:
         if not self.width or not self.height:
             return 1.0, 1.0
-        if abs(width / height * self.height / self.width - 1) > ASPECT_TOLERANCE:
-            is_turned = abs(height / width * self.height / self.width - 1) <= ASPECT_TOLERANCE
+        if not self._fits(width, height):
+            is_turned = self._fits(height, width)
             why = "turned: the program that made it ignored the EXIF orientation" if is_turned else "cropped"
             raise InputError(
                 f"the camera of {self.name} is for {self.width}x{self.height} pixels, the picture has {width}x{height}"

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from lean3r.inputs.bars import Bars
 from lean3r.inputs.video import Frame
 
 logger = logging.getLogger("lean3r")
@@ -21,15 +22,17 @@ NOT_KEPT = "frames are not kept, and will be decoded again: %s"
 
 
 class KeptFrame(NamedTuple):
-    """A frame as it is stored in its video, as a PNG file, and the EXIF orientation that turns it."""
+    """A frame as it is stored in its video, as a PNG file, the EXIF orientation that turns it, and the bars that were
+    cut off."""
 
     path: Path
     orientation: int
+    bars: Bars
 
     def read(self, name: str) -> Frame:
         """The frame again."""
         with Image.open(self.path) as image:
-            return Frame(name, image.copy(), self.orientation)
+            return Frame(name, image.copy(), self.orientation, self.bars)
 
 
 class FrameKeeper:
@@ -45,7 +48,7 @@ class FrameKeeper:
         """Begin to write one frame; a few are held at a time."""
         if not self._failed:
             path = self._folder / f"{len(self._kept):06d}.png"
-            self._kept[frame.name] = KeptFrame(path, frame.orientation)
+            self._kept[frame.name] = KeptFrame(path, frame.orientation, frame.bars)
             self._waiting.append(self._pool.submit(frame.image.save, path, "PNG", compress_level=PNG_LEVEL))
             while len(self._waiting) > LOOKAHEAD:
                 self._wait()

@@ -311,8 +311,8 @@ class Pictures:
                 yield name, turned(frame.read(name).image, frame.orientation)
             return
         try:
-            for name, image, orientation in read_frames(clip):
-                yield name, turned(image, orientation)
+            for frame in read_frames(clip):
+                yield frame.name, turned(frame.image, frame.orientation)
         except (InputError, OSError) as error:
             logger.warning("%s cannot be read to its end again: %s", clip.name, error)
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
 from lean3r.errors import InputError
+from lean3r.inputs.bars import NO_BARS, Bars, find_bars
 from lean3r.inputs.frames import DEFAULT_FRAMES, FrameChoice
 from lean3r.inputs.motion import REACH, Meter, Motion, Stepper, choose, small_size
 
 if TYPE_CHECKING:
+    import numpy as np
     from av import Packet, VideoFrame
     from av.container import InputContainer
     from av.video.stream import VideoStream
@@ -25,6 +30,7 @@ Skip = Literal["DEFAULT", "NONREF", "NONKEY"]  # which frames the decoder skips
 MOTION_STEP = 0.12  # of the picture's longer side, between two frames
 WATCHED_FPS = 15  # frames a second whose motion is measured
 WATCHED_PIXELS = 4e9, 20e9  # of all frames: above these, fewer are decoded (4e9: 64 s of 1080p at 30 fps)
+SAMPLES = 24  # frames in which bars are looked for
 THREADS = 2  # decoder errors appear as many packets late as there are threads
 MAX_FRAME_PIXELS = 100_000_000
 # Demuxers of plain containers only: playlists and concat scripts could make FFmpeg open other files or addresses.
@@ -43,14 +49,17 @@ class Clip:
     frames: Mapping[int, str]
     timed: bool = True
     times_s: Mapping[str, float] = field(default_factory=dict)
+    bars: Bars = NO_BARS
 
 
 class Frame(NamedTuple):
-    """A frame at full size, RGB, with square pixels, as stored; `orientation` (EXIF) says how to turn it upright."""
+    """A frame at full size, RGB, with square pixels, as stored, without the video's `bars`; `orientation` (EXIF) says
+    how to turn it upright."""
 
     name: str
     image: Image
     orientation: int
+    bars: Bars = NO_BARS
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +79,35 @@ class Film:
     packets: int
     damage: str | None = None
     _watched: list[tuple[list[int], Motion] | None] = field(default_factory=list)
+
+    @cached_property
+    def bars(self) -> Bars:
+        """What is cut off all frames: bars at their edges, found in a few of them (inputs/bars.py)."""
+        from av.error import FFmpegError
+
+        try:
+            found = find_bars(self._samples())
+        except (FFmpegError, InputError, ValueError, OSError) as error:
+            logger.debug("%s: bars not looked for: %s", self.name, error)
+            return NO_BARS
+        if found != NO_BARS:
+            (left, top, right, lower), (width, height) = found.content, found.size
+            logger.warning(
+                "%s has bars at its edges: they are cut off, %dx%d pixels of %dx%d remain",
+                self.name,
+                *(right - left, lower - top, width, height),
+            )
+        return found
+
+    def _samples(self) -> Iterator[np.ndarray]:
+        """Some frames in grey: key frames, or, where those are few, every tenth frame of its beginning."""
+        number = 0
+        for _, frame, _ in islice(_decode(self.open, self.name, self.timed, "NONKEY"), SAMPLES):
+            number += 1
+            yield frame.reformat(format="gray").to_ndarray()
+        if number < SAMPLES // 3:
+            for _, frame, _ in islice(_decode(self.open, self.name, self.timed), 0, 10 * SAMPLES, 10):
+                yield frame.reformat(format="gray").to_ndarray()
 
     def clip(self, choice: FrameChoice, keep: Callable[[Frame], None] | None = None) -> Clip:
         """The frames of a choice: by the motion of the picture where it states none.
@@ -93,7 +131,7 @@ class Film:
     def _clip(self, indices: Sequence[int]) -> Clip:
         frames = {self.keys[i]: self.frame_name(i) for i in indices}
         times_s = {self.frame_name(i): self.times_s[i] for i in indices}
-        return Clip(self.name, self.open, frames, self.timed, times_s)
+        return Clip(self.name, self.open, frames, self.timed, times_s, self.bars)
 
     def _by_motion(self, most: int, keep: Callable[[Frame], None] | None) -> list[int] | None:
         """Indices of frames that show the scene with even overlap; None where the motion cannot be measured."""
@@ -129,16 +167,15 @@ class Film:
             nonlocal kept
             for key, frame, aspect in (last[index - len(keys)] for index in indices):
                 if keep is not None and key in at and kept <= most:
-                    keep(_picture(self.frame_name(at[key]), frame, aspect, self.name))
+                    keep(_picture(self.frame_name(at[key]), frame, aspect, self))
                     kept += 1
 
         try:
             for number, (key, frame, aspect) in enumerate(_decode(self.open, self.name, self.timed, skip)):
                 if key is not None and not frame.is_corrupt and (skip == "NONKEY" or number % every == 0):
-                    width, height = small_size(frame.width, frame.height)
                     keys.append(key)
                     last.append((key, frame, aspect))
-                    hand_on(stepper.add(*meter.add(frame.reformat(width, height, "gray").to_ndarray())))
+                    hand_on(stepper.add(*meter.add(_small(frame, self.bars))))
             hand_on(stepper.end())
             return keys, meter.motion
         except (FFmpegError, InputError, ValueError) as error:
@@ -183,7 +220,7 @@ def read_frames(clip: Clip) -> Iterator[Frame]:
     for key, frame, aspect in _decode(clip.open, clip.name, clip.timed):
         name = None if key is None else pending.pop(key, None)
         if name is not None and not frame.is_corrupt:
-            yield _picture(name, frame, aspect, clip.name)
+            yield _picture(name, frame, aspect, clip)
         if not pending:
             return
 
@@ -199,19 +236,34 @@ def read_all(film: Film, skip: int = 0) -> Iterator[tuple[float, Frame]]:
         if key is None or key not in times_s or frame.is_corrupt:
             continue
         if number >= skip:
-            yield times_s[key], _picture(film.frame_name(number), frame, aspect, film.name)
+            yield times_s[key], _picture(film.frame_name(number), frame, aspect, film)
         number += 1
 
 
-def _picture(name: str, frame: VideoFrame, aspect: float, video: str) -> Frame:
+def _picture(name: str, frame: VideoFrame, aspect: float, video: Film | Clip) -> Frame:
     """A decoded frame as a picture; InputError where it cannot be one."""
     from av.error import FFmpegError
 
     try:
-        image = frame.to_image(width=_square(frame.width, frame.height, aspect, video))
+        image = frame.to_image(width=_square(frame.width, frame.height, aspect, video.name))
     except (FFmpegError, ValueError) as error:
-        raise InputError(f"frames of {video} cannot be converted to pictures ({error})") from error
-    return Frame(name, image, EXIF_OF_TURN[round(frame.rotation / 90) * 90 % 360])
+        raise InputError(f"frames of {video.name} cannot be converted to pictures ({error})") from error
+    bars = NO_BARS
+    if video.bars.size == (frame.width, frame.height):  # a frame may have another size than the others
+        bars = video.bars.at_width(image.width)
+        image = image.crop(bars.content)
+    return Frame(name, image, EXIF_OF_TURN[round(frame.rotation / 90) * 90 % 360], bars)
+
+
+def _small(frame: VideoFrame, bars: Bars) -> np.ndarray:
+    """A small grey frame, without bars, to measure its motion."""
+    if bars.size != (frame.width, frame.height):
+        return frame.reformat(*small_size(frame.width, frame.height), "gray").to_ndarray()
+    left, top, right, lower = bars.content
+    width, height = small_size(right - left, lower - top)
+    x, y = width / (right - left), height / (lower - top)
+    whole = frame.reformat(math.ceil(frame.width * x), math.ceil(frame.height * y), "gray").to_ndarray()
+    return whole[round(top * y) :, round(left * x) :][:height, :width]
 
 
 def _decode(

@@ -198,9 +198,10 @@ def check_shape(width: int, height: int) -> None:
 
 def decode_frame(frame: Frame, clip: Clip, size_of: SizeOf) -> Picture:
     """The picture of a video frame at some size; InputError whose message is the reason if it is unusable."""
-    name, image, orientation = frame
+    name, image, orientation, bars = frame
     check_pixels(image.size)
     size = (image.height, image.width) if orientation >= 5 else image.size
     check_shape(*size)
     pixels, transform = fit(image, size, orientation, size_of(*size))
-    return Picture(Source(name, size[0], size[1], transform, timestamp_s=clip.times_s.get(name)), pixels)
+    edges = bars.turned(orientation).edges
+    return Picture(Source(name, *size, transform, timestamp_s=clip.times_s.get(name), bars=edges), pixels)

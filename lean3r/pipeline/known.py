@@ -77,6 +77,8 @@ def with_cameras(views: Views, sources: Sequence[Source], options: CameraOptions
         optical = [shared] * len(sources)
     if shared is not None:
         _check_shared(shared, sources)
+    pairs = zip(optical, sources, strict=True)
+    optical = [None if c is None else c.without_bars(s.bars, s.width, s.height) for c, s in pairs]
     matrices = [
         None if c is None else c.intrinsics_of(s.width, s.height) for c, s in zip(optical, sources, strict=True)
     ]

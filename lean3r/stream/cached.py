@@ -90,7 +90,7 @@ class CachedEngine:
 
     def push(self, frame: Frame) -> list[Estimate]:
         """See Engine."""
-        keyframe = Keyframe.of(frame.index, frame.timestamp_s, frame.image)
+        keyframe = Keyframe.of(frame)
         known = []
         if self._size is not None and (frame.is_cut or keyframe.size != self._size):
             known = self._rest()
@@ -130,7 +130,7 @@ class CachedEngine:
 
     def locate(self, frame: Frame) -> Estimate | None:
         """See Engine: as if it were the next frame."""
-        keyframe = Keyframe.of(frame.index, frame.timestamp_s, frame.image)
+        keyframe = Keyframe.of(frame)
         if self._cache is None or not self._cache.stored or keyframe.size != self._size or not has_content(keyframe):
             return None
         picture = self._picture(keyframe)

@@ -40,12 +40,14 @@ FLAGS = (
 
 class Frame(NamedTuple):
     """A frame of a stream: its number from 0, its time in seconds, and its picture [H, W, 3] uint8, upright; with
-    `is_cut` it begins a film of its own, which nothing connects with the frames before."""
+    `is_cut` it begins a film of its own, which nothing connects with the frames before; `bars` (left, top, right,
+    lower) are the pixels that were cut off its edges."""
 
     index: int
     timestamp_s: float
     image: np.ndarray
     is_cut: bool = False
+    bars: tuple[int, int, int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,6 +47,7 @@ class Source:
         self._index, self._last_s, self._latest_s = skip, -np.inf, -np.inf
         self._offset_s: float | None = 0.0  # added to all times; None: the first one follows the last frame of before
         self._is_cut = False  # before the next frame
+        self._bars: tuple[int, int, int, int] | None = None  # cut off the next frame
         self._frames = self._read(source, skip)
 
     def __iter__(self) -> Iterator[Frame]:
@@ -65,7 +66,7 @@ class Source:
             self._latest_s = max(self._latest_s, time_s)
             if time_s <= self._last_s:
                 time_s = self._last_s + SHORTEST_S
-            frame = Frame(self._index, time_s, image, self._is_cut)
+            frame = Frame(self._index, time_s, image, self._is_cut, self._bars)
             self._is_cut = False
             self._index, self._last_s = self._index + 1, time_s
             yield frame
@@ -128,7 +129,7 @@ class Source:
                 count, self._is_cut = 0, self._is_cut or not (is_first or skip)
                 is_first = False
                 for time_s, frame in read_all(item, skip):
-                    turn = TURNS.get(frame.orientation)
+                    turn, self._bars = TURNS.get(frame.orientation), frame.bars.turned(frame.orientation).edges
                     yield start_s + time_s, frame.image if turn is None else frame.image.transpose(turn)
                     count += 1
                 if count + skip < len(item.keys):
@@ -136,6 +137,7 @@ class Source:
                 skip = max(0, skip - len(item.keys))
                 start_s += item.times_s[-1] + PICTURE_S
                 continue
+            self._bars = None
             if skip:
                 skip -= 1
             elif (picture := self._still(item)) is not None:

@@ -64,8 +64,7 @@ class Landmark:
         factor = max(1, -(-max(whole.pixels.shape) // LONGEST))
         file = io.BytesIO()
         Image.fromarray(whole.pixels).reduce(factor).save(file, "JPEG", quality=QUALITY, subsampling=0)
-        empty = np.zeros((0, 0, 3), np.uint8)
-        keyframe = Keyframe(whole.index, whole.timestamp_s, whole.size, empty, whole.factor * factor)
+        keyframe = replace(whole, pixels=np.zeros((0, 0, 3), np.uint8), factor=whole.factor * factor)
         intrinsics, depth, conf = (x.astype(y) for x, y in zip(_thin(result), ("f8", "f2", "f2"), strict=True))
         jpeg = np.frombuffer(file.getvalue(), np.uint8)
         return cls(number, window, keyframe, jpeg, result.pose, intrinsics, depth, conf, appearance)
@@ -74,8 +73,7 @@ class Landmark:
         """The keyframe with its pixels."""
         with Image.open(io.BytesIO(self.jpeg.tobytes())) as file:
             pixels = np.asarray(file.convert("RGB"))
-        whole = self.keyframe
-        return Keyframe(whole.index, whole.timestamp_s, whole.size, pixels, whole.factor)
+        return replace(self.keyframe, pixels=pixels)
 
     @property
     def bytes(self) -> int:

@@ -14,6 +14,7 @@ from lean3r.geometry.content import emptiness
 from lean3r.inputs.frames import FrameChoice
 from lean3r.inputs.pictures import Pictures
 from lean3r.inputs.views import Picture, assemble, fit, network_size
+from lean3r.stream.engine import Frame
 from lean3r.types import Source, Views
 
 CONTENT_PIXELS = 240  # longer side from which pictures are judged smaller
@@ -23,21 +24,24 @@ LONGEST = 1600  # pixels; pictures with twice that are kept at half their size, 
 @dataclass(frozen=True, eq=False)
 class Keyframe:
     """A frame that is kept for a while: its number in the stream, its time, the (width, height) of the original, and
-    its pixels [H, W, 3] uint8, shrunk by a whole `factor` (sides rounded up)."""
+    its pixels [H, W, 3] uint8, shrunk by a whole `factor` (sides rounded up), and the `bars` that were cut off."""
 
     index: int
     timestamp_s: float
     size: tuple[int, int]
     pixels: np.ndarray
     factor: int
+    bars: tuple[int, int, int, int] | None = None
 
     @classmethod
-    def of(cls, index: int, timestamp_s: float, image: np.ndarray) -> Keyframe:
-        """The keyframe of a picture [H, W, 3] uint8."""
+    def of(cls, frame: Frame) -> Keyframe:
+        """The keyframe of a frame."""
+        image = frame.image
         height, width = image.shape[:2]
         factor = max(1, max(height, width) // LONGEST)
         pixels = image if factor == 1 else np.asarray(Image.fromarray(image).reduce(factor))
-        return cls(index, timestamp_s, (width, height), np.ascontiguousarray(pixels), factor)
+        pixels = np.ascontiguousarray(pixels)
+        return cls(frame.index, frame.timestamp_s, (width, height), pixels, factor, frame.bars)
 
     @property
     def name(self) -> str:
@@ -52,13 +56,15 @@ class Keyframe:
             "size": list(self.size),
             "pixels": self.pixels,
             "factor": self.factor,
+            "bars": None if self.bars is None else list(self.bars),
         }
 
     @classmethod
     def restored(cls, state: Mapping[str, Any]) -> Keyframe:
         """From `state`."""
         width, height = state["size"]
-        return cls(state["index"], state["timestamp_s"], (width, height), state["pixels"], state["factor"])
+        bars = None if state["bars"] is None else tuple(state["bars"])
+        return cls(state["index"], state["timestamp_s"], (width, height), state["pixels"], state["factor"], bars)
 
 
 def frame_name(index: int) -> str:
@@ -108,5 +114,5 @@ def picture_of(keyframe: Keyframe, resolution: int, patch: int) -> Picture:
     target = network_size(*keyframe.size, resolution, patch)
     image = Image.fromarray(keyframe.pixels)
     pixels, transform = fit(image, keyframe.size, 1, target, 1 / keyframe.factor)
-    source = Source(keyframe.name, *keyframe.size, transform, timestamp_s=keyframe.timestamp_s)
+    source = Source(keyframe.name, *keyframe.size, transform, timestamp_s=keyframe.timestamp_s, bars=keyframe.bars)
     return Picture(source, pixels)

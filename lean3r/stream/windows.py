@@ -78,7 +78,7 @@ class WindowEngine:
     def push(self, frame: Frame) -> list[Estimate]:
         """See Engine."""
         known = self._begin_apart() if frame.is_cut else []
-        keyframe = Keyframe.of(frame.index, frame.timestamp_s, frame.image)
+        keyframe = Keyframe.of(frame)
         shows = has_content(keyframe)
         chosen = self._selector.add(keyframe) if shows else []
         travelled = self._selector.travelled
@@ -291,7 +291,7 @@ class WindowEngine:
 
     def locate(self, frame: Frame) -> Estimate | None:
         """See Engine."""
-        keyframe = Keyframe.of(frame.index, frame.timestamp_s, frame.image)
+        keyframe = Keyframe.of(frame)
         found = self._loops.locate(keyframe, self._solver) if has_content(keyframe) else None
         if found is None:
             return None

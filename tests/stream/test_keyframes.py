@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
+from lean3r.stream.engine import Frame
 from lean3r.stream.keyframes import Selector
 from lean3r.stream.pictures import Keyframe
 from stream.walk import PAINTED
@@ -25,7 +26,7 @@ def ahead(closer: float, right: float = 0.0) -> np.ndarray:
 def chosen(frames: list[np.ndarray], step: float = 0.12) -> list[int]:
     """Numbers of the keyframes."""
     selector = Selector(step)
-    found = [each for index, one in enumerate(frames) for each in selector.add(Keyframe.of(index, index / 10, one))]
+    found = [k for i, one in enumerate(frames) for k in selector.add(Keyframe.of(Frame(i, i / 10, one)))]
     return [each.index for each in found + selector.end()]
 
 

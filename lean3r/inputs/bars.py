@@ -1,0 +1,123 @@
+"""Bars at the edges of a video: of one colour, the same in all frames, with the picture between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+DIFFERENT = 12  # grey levels between a bar and what is not of it, after compression
+CLEAN = 0.02  # share of different pixels in a line of a bar, at most
+WRITTEN = 0.35  # the same where something is written on the bar
+FILLED = 0.5  # share of different pixels in the lines of the picture, at least, on the average of the frames
+SHARP = 3  # lines in which the bar becomes the picture
+BLURRED = 2  # lines beside a bar that compression and scaling mix with it
+THIN = 0.01  # of a side: thinner edges are left
+EVEN = 0.02  # of a side by which the bars at its two ends may differ
+
+
+class Bars(NamedTuple):
+    """Pixels that are cut off at each edge of pictures of `size` (width, height)."""
+
+    left: int = 0
+    top: int = 0
+    right: int = 0
+    lower: int = 0
+    size: tuple[int, int] = (0, 0)
+
+    @property
+    def content(self) -> tuple[int, int, int, int]:
+        """What remains: (left, top, right, lower) in pixels from the top left corner."""
+        return self.left, self.top, self.size[0] - self.right, self.size[1] - self.lower
+
+    @property
+    def edges(self) -> tuple[int, int, int, int] | None:
+        """(left, top, right, lower) in pixels; None if nothing is cut off."""
+        return self[:4] if any(self[:4]) else None
+
+    def at_width(self, width: int) -> Bars:
+        """The bars of the same pictures, stretched to another width."""
+        share = width / self.size[0]
+        return Bars(round(self.left * share), self.top, round(self.right * share), self.lower, (width, self.size[1]))
+
+    def turned(self, orientation: int) -> Bars:
+        """The bars of the upright picture, if these are of the picture as stored with this EXIF orientation."""
+        left, top, right, lower, (width, height) = self
+        return {
+            3: Bars(right, lower, left, top, (width, height)),
+            6: Bars(lower, left, top, right, (height, width)),
+            8: Bars(top, right, lower, left, (height, width)),
+        }.get(orientation, self)
+
+
+NO_BARS = Bars()
+
+
+def find_bars(frames: Iterable[np.ndarray]) -> Bars:
+    """The bars of a video by some of its frames, grey [H, W] uint8; NO_BARS where there are none.
+
+    Frames are taken only until one shows that there are none. Bars lie at both ends of a side and are about equally
+    wide, so that the middle of the picture stays where it was: whatever else is of one colour belongs to the picture.
+    """
+    ends: list[_Ends] = []
+    size = (0, 0)
+    for frame in frames:
+        if not ends:
+            ends, size = [_Ends(frame), _Ends(frame.T)], frame.shape[::-1]
+        if frame.shape[::-1] != size:
+            return NO_BARS
+        for pair, grey in zip(ends, (frame, frame.T), strict=True):
+            pair.add(grey)
+        if not any(pair.may_have_bars for pair in ends):
+            return NO_BARS
+    if not ends:
+        return NO_BARS
+    (top, lower), (left, right) = (pair.bars() for pair in ends)
+    return Bars(left, top, right, lower, size) if top or left else NO_BARS
+
+
+class _Ends:
+    """The two ends of the lines [H] of frames [H, W], each with the share of pixels that are not of its colour."""
+
+    def __init__(self, first: np.ndarray) -> None:
+        self._colours = float(np.median(first[0])), float(np.median(first[-1]))
+        self._most = np.zeros((2, len(first)))
+        self._sum = np.zeros((2, len(first)))
+        self._frames = 0
+
+    def add(self, frame: np.ndarray) -> None:
+        for end, colour in enumerate(self._colours):
+            share = (np.abs(frame - np.float32(colour)) > DIFFERENT).mean(1)
+            self._most[end] = np.maximum(self._most[end], share)
+            self._sum[end] += share
+        self._frames += 1
+
+    @property
+    def may_have_bars(self) -> bool:
+        return self._most[0, 0] <= CLEAN and self._most[1, -1] <= CLEAN
+
+    def bars(self) -> tuple[int, int]:
+        """The lines to cut off at the two ends; both 0 where those are not bars."""
+        mean = self._sum / self._frames
+        first = _width(self._most[0], mean[0])
+        last = _width(self._most[1, ::-1], mean[1, ::-1])
+        side = self._most.shape[1]
+        if min(first, last) <= THIN * side or abs(first - last) > max(EVEN * side, SHARP):
+            return 0, 0
+        return first + BLURRED, last + BLURRED
+
+
+def _width(most: np.ndarray, mean: np.ndarray) -> int:
+    """The lines of a bar, from the largest and the mean shares of different pixels; 0 for none.
+
+    From the middle of the picture outwards, because a bar may carry a title or the time.
+    """
+    half = len(most) // 2
+    clean = np.flatnonzero(most[:half] <= CLEAN)
+    if not len(clean) or most[: clean[-1] + 1].max() > WRITTEN:
+        return 0
+    width = int(clean[-1]) + 1
+    filled = float(np.median(mean[width:half])) if width < half else 0.0
+    is_sharp = mean[width : width + SHARP].max(initial=0.0) >= filled / 2
+    return width if filled >= FILLED and is_sharp else 0
