@@ -10,7 +10,7 @@ import numpy as np
 DIFFERENT = 12  # grey levels between a bar and what is not of it, after compression
 CLEAN = 0.02  # share of different pixels in a line of a bar, at most
 WRITTEN = 0.35  # the same where something is written on the bar
-FILLED = 0.5  # share of different pixels in the lines of the picture, at least, on the average of the frames
+FILLED = 0.7  # share of different pixels in the lines of the picture on average; fewer may be a thing on a table
 SHARP = 3  # lines in which the bar becomes the picture
 BLURRED = 2  # lines beside a bar that compression and scaling mix with it
 THIN = 0.01  # of a side: thinner edges are left

@@ -11,38 +11,46 @@ import numpy as np
 from lean3r.colmap_library import pycolmap
 from lean3r.refine import accept, adjust, features, judge, matching
 from lean3r.refine.job import Answer, Job
-from lean3r.refine.rivals import ELSEWHERE, differing
+from lean3r.refine.kinks import KINKED, behind_kinks
+from lean3r.refine.rivals import ELSEWHERE, contested
 
 NO_LENS = "no lens distorts like the camera found for it"
 
 
 class Built(NamedTuple):
-    """A model, which nothing changes any more, and its answer."""
+    """A model, which nothing changes any more, its answer, and the shares [S, S] of each pair's matches that fit it."""
 
     answer: Answer
     model: pycolmap.Reconstruction
+    shares: np.ndarray
 
     @classmethod
     def of(cls, job: Job, matches: matching.Matches, model: pycolmap.Reconstruction, from_start: bool) -> Built | None:
         """None with fewer than two views or without parallax."""
-        answer = answer_of(job, matches, model, from_start)
-        return None if answer is None else cls(answer, model)
+        found = answer_of(job, matches, model, from_start)
+        return None if found is None else cls(found[0], model, found[1])
 
     def judged(self, job: Job, found: Sequence[Built]) -> Answer:
         """The answer, with what other models, and its own with other focal lengths, say against it."""
-        answer = doubted(job, self.answer, [built.answer for built in found])
+        answer = doubted(job, self, found)
         note = adjust.doubt(job, pycolmap.Reconstruction(self.model))
         return answer if note is None else answer.with_note(note)
 
 
-def doubted(job: Job, answer: Answer, found: Sequence[Answer]) -> Answer:
-    """An answer; of a video's frames, those are not trusted that another model of the same matches has elsewhere."""
-    rivals = [rival for rival in found if rival is not answer] if job.sequences else []
-    return answer.with_doubts({view for rival in rivals for view in differing(answer, rival)}, ELSEWHERE)
+def doubted(job: Job, built: Built, found: Sequence[Built]) -> Answer:
+    """The answer of a model; of a video's frames, those are not trusted that another model of the same matches has
+    elsewhere, and those behind a kink."""
+    answer = built.answer
+    rivals = [rival for rival in found if rival.answer is not answer] if job.sequences else []
+    elsewhere = {v for r in rivals for v in contested(answer, r.answer, built.shares, r.shares)}
+    return answer.with_doubts(elsewhere, ELSEWHERE).with_doubts(behind_kinks(answer, job.sequences), KINKED)
 
 
-def answer_of(job: Job, matches: matching.Matches, model: pycolmap.Reconstruction, from_start: bool) -> Answer | None:
-    """A model's answer; None with fewer than two views or without parallax."""
+def answer_of(
+    job: Job, matches: matching.Matches, model: pycolmap.Reconstruction, from_start: bool
+) -> tuple[Answer, np.ndarray] | None:
+    """A model's answer, and the shares [S, S] of each pair's matches that fit it; None with fewer than two views or
+    without parallax."""
     adjust.drop_weak_views(model)
     if model.num_reg_images() < 2:
         return None
@@ -89,7 +97,7 @@ def answer_of(job: Job, matches: matching.Matches, model: pycolmap.Reconstructio
         NO_LENS if made_up[view.group] and not held and doubt is None else doubt
         for view, held, doubt in zip(job.views, job.held, verdict.doubt, strict=True)
     ]
-    return Answer(
+    answer = Answer(
         poses,
         has,
         tuple(camera.model.name for camera in cameras),
@@ -111,6 +119,7 @@ def answer_of(job: Job, matches: matching.Matches, model: pycolmap.Reconstructio
             "notes": [],
         },
     )
+    return answer, shares
 
 
 def _before(job: Job) -> list[pycolmap.Camera]:

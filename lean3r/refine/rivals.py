@@ -10,7 +10,23 @@ from lean3r.refine.judge import centres_of
 STEPS = 0.5  # median steps from frame to frame: models of 48 frames that were right were 0.08 apart at most
 REPEATS = 3
 LEAST = 5  # views that determine how two models lie to each other
+WORSE = 0.05  # share of matches by which a rival fits worse where it differs, that tells it wrong there
 ELSEWHERE = "another model that fits nearly as well has it in another place"
+
+
+def contested(answer: Answer, rival: Answer, shares: np.ndarray, others: np.ndarray) -> list[int]:
+    """The views that a rival has elsewhere (see `differing`), without those where it is the rival that slips: the
+    matches between them and the views that both models have in the same place tell, by the share of each pair that
+    fits the answer, `shares` [S, S], and the rival, `others` [S, S] (NaN: not known)."""
+    views, apart = np.flatnonzero(answer.trusted), differing(answer, rival)
+    same, left = np.setdiff1d(views, apart), []
+    at = np.searchsorted(views, apart)
+    for run in np.split(np.array(apart, int), np.flatnonzero(np.diff(at) > 1) + 1):
+        between = np.ix_(run, same)
+        known = np.isfinite(shares[between]) & np.isfinite(others[between])
+        if not known.any() or others[between][known].mean() > shares[between][known].mean() - WORSE:
+            left += run.tolist()
+    return left
 
 
 def differing(answer: Answer, rival: Answer) -> list[int]:

@@ -23,6 +23,7 @@ from lean3r.refine.aside import incremental_aside
 from lean3r.refine.built import Built
 from lean3r.refine.job import OUT_OF_TIME, Answer, Job
 from lean3r.refine.kept import Kept
+from lean3r.refine.kinks import kinks, sides_of_kinks
 from lean3r.refine.rivals import differing
 from lean3r.refine.separate import are_apart
 
@@ -154,13 +155,14 @@ def by_methods(job: Job, matches: matching.Matches, mapper: adjust.Mapper, folde
             found += filter(None, [polished(job, matches, mapper, method(job, folder, database))])
             if found and found[-1].answer.has.sum() > 2:  # the global mapper cannot do two views
                 break
-    return found if agree(found) else [settle(job, matches, mapper, built) for built in found]
+    return found if agree(job, found) else [settle(job, matches, mapper, built) for built in found]
 
 
-def agree(found: Sequence[Built]) -> bool:
-    """Whether models of several methods trust all frames and have them in the same places."""
+def agree(job: Job, found: Sequence[Built]) -> bool:
+    """Whether models of several methods trust all frames and have them in the same places, without a kink."""
     answers = [built.answer for built in found]
-    return len(answers) > 1 and all(a.trusted.all() for a in answers) and not differing(answers[0], answers[1])
+    is_sound = len(answers) > 1 and all(a.trusted.all() and not kinks(a, job.sequences) for a in answers)
+    return is_sound and not differing(answers[0], answers[1])
 
 
 def soundest(found: Sequence[Built]) -> list[Built]:
@@ -205,7 +207,8 @@ def settle(job: Job, matches: matching.Matches, mapper: adjust.Mapper, best: Bui
 
 def loose_frames(job: Job, answer: Answer) -> Iterator[set[int]]:
     """Frames to register again from the others, which are a third at least: those that are doubted or fit badly; then
-    also all from a doubted one, or the worst, to the nearer end of its video, in case the scale slips there."""
+    also all from a doubted one, or the worst, to the nearer end of its video, in case the scale slips there; and those
+    on either side of a kink."""
     after = answer.report["after"]
     error = np.array([np.nan if px is None else px for px in after["view_error_px"]])
     usual = float(np.nanmedian(error)) if np.isfinite(error).any() else np.inf
@@ -221,6 +224,7 @@ def loose_frames(job: Job, answer: Answer) -> Iterator[set[int]]:
             side = doubted.copy()
             side[run[: last + 1] if last < len(run) - first else run[first:]] = True
             candidates.append(side)
+    candidates += [np.isin(np.arange(len(job.views)), list(side)) for side in sides_of_kinks(answer, job.sequences)]
     for loose in candidates:
         stay = answer.trusted & ~loose
         if (loose & answer.has).any() and stay.sum() >= max(TRUSTED, len(loose) / 3):

@@ -124,14 +124,17 @@ def test_a_useless_start_falls_back_to_the_matches_alone(tmp_path: Path) -> None
 def model_of(trusted: list[bool], score: float, error_px: float | np.ndarray = 0.2) -> Answer:
     nothing, doubts = np.zeros(0), [None if known else "doubted" for known in trusted]
     errors = np.broadcast_to(error_px, len(trusted)).tolist()
-    report = {"doubts": doubts, "after": {"score": score, "view_error_px": errors}}
+    fits = {"view_inliers": [95] * len(trusted), "view_matches": [100] * len(trusted)}
+    report = {"doubts": doubts, "after": {"score": score, "view_error_px": errors, **fits}}
     return Answer(nothing, np.ones(len(trusted), bool), (), (), (), *[nothing] * 5, report)
 
 
 def test_of_two_models_of_a_video_the_better_fit_counts_among_those_with_as_many_views() -> None:
     scores = {46: 44248.0, 48: 45430.0, 25: 60000.0}
     model: Any = None
-    slipped, right, short = (Built(model_of([i < n for i in range(48)], score), model) for n, score in scores.items())
+    slipped, right, short = (
+        Built(model_of([i < n for i in range(48)], score), model, np.zeros((48, 48))) for n, score in scores.items()
+    )
     assert worker.soundest([slipped, right]) == [right] == worker.soundest([right, slipped])
     assert worker.soundest([right, short]) == [right] and worker.soundest([short]) == [short]
     assert worker.soundest([]) == []
@@ -149,6 +152,9 @@ def test_frames_that_fit_badly_or_lie_beyond_doubted_ones_are_located_again_if_t
     sides = [{0, 1, 2, 10, 18}, {2, *range(10, 20)}, {2, 10, 18, 19}]
     assert list(worker.loose_frames(job, model_of(doubted, 1.0))) == [{2, 10, 18}, *sides]
     assert list(worker.loose_frames(job, model_of([i < 4 for i in range(22)], 1.0))) == []
+    kinked = model_of(sure, 1.0)
+    kinked.report["after"]["view_inliers"][8:13] = [88, 85, 83, 86, 88]
+    assert list(worker.loose_frames(job, kinked)) == [set(range(11)), set(range(10, 20)), set(range(8, 13))]
     again, before = model_of(sure, 1003.0), model_of(sure, 1000.0)
     assert worker.is_better(again, before) and not worker.is_better(before, again)
     assert worker.is_better(before, model_of(doubted, 2000.0)) and not worker.is_better(

@@ -22,7 +22,8 @@ def model_of(centres: np.ndarray, trusted: np.ndarray | None = None) -> Answer:
     poses[:, :3, :3] = turn
     poses[:, :3, 3] = -(3 * centres + [5, 0, 1]) @ turn.T
     sure = np.ones(len(centres), bool) if trusted is None else trusted
-    nothing, report = np.zeros(0), {"doubts": [None if known else "lost" for known in sure]}
+    fits = {"view_inliers": [95] * len(centres), "view_matches": [100] * len(centres)}
+    nothing, report = np.zeros(0), {"doubts": [None if known else "lost" for known in sure], "after": fits}
     return Answer(poses, sure, (), (), (), *[nothing] * 5, report)
 
 
@@ -31,9 +32,25 @@ def walk() -> np.ndarray:
     return np.cumsum([1, 0.1, 0.2] + 0.3 * rng.normal(size=(FRAMES, 3)), axis=0)
 
 
+def built(answer: Answer, shares: np.ndarray | None = None) -> Built:
+    return Built(answer, cast(Any, None), np.full((FRAMES, FRAMES), np.nan) if shares is None else shares)
+
+
 def doubts_of(answer: Answer, *others: Answer, video: bool = True) -> list[int]:
+    return doubts_of_built(built(answer), *map(built, others), video=video)
+
+
+def doubts_of_built(answer: Built, *others: Built, video: bool = True) -> list[int]:
     job: Any = SimpleNamespace(sequences=[list(range(FRAMES))] if video else [])
     return np.flatnonzero(~doubted(job, answer, [answer, *others]).trusted).tolist()
+
+
+def shares_of(slipped: bool) -> np.ndarray:
+    """Pairs of up to five frames apart fit; across a slip at frame 20 only if there is none."""
+    frames = np.arange(FRAMES)
+    shares = np.where(np.abs(frames[:, None] - frames) <= 5, 0.95, np.nan)
+    across = (frames[:, None] > 20) != (frames > 20)
+    return np.where(across & slipped, shares - 0.3, shares)
 
 
 def test_frames_of_a_slip_are_doubted_with_those_beside_it_that_the_other_model_lacks() -> None:
@@ -47,6 +64,17 @@ def test_frames_of_a_slip_are_doubted_with_those_beside_it_that_the_other_model_
         doubts_of(model_of(slipped), model_of(right, lost)),
     ):
         assert doubts == list(range(21, FRAMES))
+
+
+def test_a_slip_of_the_other_model_doubts_nothing_if_the_matches_tell_which_one_slips() -> None:
+    right = walk()
+    slipped = right.copy()
+    slipped[20:] = slipped[20] + 2.5 * (slipped[20:] - slipped[20])
+    good, bad = built(model_of(right), shares_of(False)), built(model_of(slipped), shares_of(True))
+    assert doubts_of_built(good, bad) == []
+    assert doubts_of_built(bad, good) == list(range(21, FRAMES))
+    alike = built(model_of(slipped), shares_of(False))
+    assert doubts_of_built(good, alike) == doubts_of_built(alike, good) == list(range(21, FRAMES))
 
 
 def test_straight_and_level_walks_are_compared_too() -> None:
@@ -68,11 +96,15 @@ def test_models_that_agree_doubt_nothing_nor_do_small_ones_or_those_of_photos() 
 
 
 def test_models_agree_if_both_trust_every_frame_and_have_it_in_the_same_place() -> None:
-    right, slipped, nothing = walk(), walk(), cast(Any, None)
+    job: Any = SimpleNamespace(sequences=[list(range(FRAMES))])
+    right, slipped = walk(), walk()
     slipped[20:] += 3
     one, other, wrong, short = (
-        Built(model_of(centres, trusted), nothing)
+        built(model_of(centres, trusted))
         for centres, trusted in [(right, None), (right, None), (slipped, None), (right, np.arange(FRAMES) > 0)]
     )
-    assert worker.agree([one, other])
-    assert not any(worker.agree(found) for found in ([], [one], [one, wrong], [one, short]))
+    assert worker.agree(job, [one, other])
+    assert not any(worker.agree(job, found) for found in ([], [one], [one, wrong], [one, short]))
+    kinked = model_of(right)
+    kinked.report["after"]["view_inliers"][12:18] = [85] * 6
+    assert not worker.agree(job, [one, built(kinked)]), "then it is worth to locate frames again"

@@ -1,0 +1,51 @@
+"""A kink between two parts of a video is found by the frames in a row that fit worse than the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from lean3r.refine.job import Answer
+from lean3r.refine.kinks import behind_kinks, kinks, sides_of_kinks
+
+FRAMES = 40
+VIDEO = [list(range(FRAMES))]
+
+
+def model(fitting: Mapping[int, int], trusted: range = range(FRAMES), has: range = range(FRAMES)) -> Answer:
+    """Of 100 matches each frame fits about 96, or as many as stated."""
+    inliers = [fitting.get(i, 94 + i % 5) for i in range(FRAMES)]
+    doubts = [None if i in trusted else "doubted" for i in range(FRAMES)]
+    report = {"doubts": doubts, "after": {"view_inliers": inliers, "view_matches": [100] * FRAMES}}
+    nothing, there = np.zeros(0), np.isin(np.arange(FRAMES), has)
+    return Answer(nothing, there, (), (), (), *[nothing] * 5, report)
+
+
+def test_what_lies_behind_a_kink_is_doubted_where_less_is_trusted() -> None:
+    walk = model({22: 89, 23: 85, 24: 80, 25: 88})
+    assert behind_kinks(walk, VIDEO) == set(range(22, FRAMES))
+    assert sides_of_kinks(walk, VIDEO) == [set(range(25)), set(range(24, FRAMES)), set(range(22, 26))]
+    little = model({22: 89, 23: 85, 24: 80, 25: 88}, trusted=range(12, FRAMES))
+    assert behind_kinks(little, VIDEO) == set(range(26))
+
+
+def test_frames_that_the_model_lacks_do_not_break_a_kink() -> None:
+    assert behind_kinks(model({6: 89, 7: 85, 9: 80, 10: 88}, has=range(0, FRAMES)), VIDEO) == set()
+    low = {index: 85 for index in range(5, 10)}
+    without = model(low | {20: 60, 21: 60}, has=range(20))
+    assert behind_kinks(without, VIDEO) == set(range(10))
+
+
+@pytest.mark.parametrize(
+    "fitting",
+    [{}, {20: 60}, {20: 60, 21: 70, 22: 80}, dict.fromkeys(range(15, 25), 93), dict.fromkeys(range(FRAMES), 60)],
+    ids=["right", "a blurred frame", "three", "hardly less", "a hard video"],
+)
+def test_single_bad_frames_are_no_kink(fitting: Mapping[int, int]) -> None:
+    assert kinks(model(fitting), VIDEO) == [] and behind_kinks(model(fitting), VIDEO) == set()
+
+
+def test_photos_have_no_kinks() -> None:
+    assert kinks(model({22: 89, 23: 85, 24: 80, 25: 88}), []) == []
