@@ -163,9 +163,10 @@ def rows(done: dict[str, Any], is_refined: bool) -> list[tuple[str, str]]:
     """The table at the end; cameras that were never refined are not called certain."""
     sure = done["frames"] - done["uncertain"]
     how = "the camera is certain" if is_refined else "no join contradicts the camera: the network's own, not refined"
+    told = f"of {sure:,} {how}" if sure else "and nothing confirms the camera of any of them"
     return [
         *(("warning", f"{what}: {count:,}") for what, count in done["notes"].items()),
-        ("frames", f"{done['frames']:,}, of {sure:,} {how}"),
+        ("frames", f"{done['frames']:,}, {told}"),
         ("keyframes", f"{done['keyframes']:,} in {done['windows']:,} windows; {done['revisions']:,} loops closed"),
         ("speed", progress(done)),
         ("folder", done["out"]),

@@ -69,19 +69,19 @@ class Job:
         """Whether all focal lengths are known and held fixed."""
         return all(group.fixed or group.focal_fixed for group in self.groups)
 
-    def each_alone(self) -> Job | None:
-        """The same with one camera per view, starting at the network's; None if no camera is shared, or one is surely
-        shared."""
+    def each_alone(self, focals_px: np.ndarray | None = None) -> Job | None:
+        """The same with one camera per view, starting at these focal lengths [S], or at the network's; None if no
+        camera is shared, or one is surely shared."""
         sizes = Counter(view.group for view in self.views)
         shared = [number for number, count in sizes.items() if count > 1]
         if not shared or not all(self.groups[number].assumed for number in shared):
             return None
-        groups = []
-        for view, pinhole in zip(self.views, self.pinholes, strict=True):
+        groups, trusted = [], focals_px is not None
+        start = self.pinholes[:, :2].mean(axis=1) if focals_px is None else focals_px
+        for view, focal in zip(self.views, start.tolist(), strict=True):
             group = self.groups[view.group]
             focals = group.params.index(group.width / 2) if group.width / 2 in group.params else 1
-            params = (*[float(pinhole[:2].mean())] * focals, *group.params[focals:])
-            groups.append(replace(group, params=params))
+            groups.append(replace(group, params=(*[focal] * focals, *group.params[focals:]), trusted=trusted))
         views = tuple(replace(view, group=number) for number, view in enumerate(self.views))
         return replace(self, views=views, groups=tuple(groups))
 
@@ -131,7 +131,7 @@ class Answer:
     [P, 3] points with
     error_px [P] and the measurements point, view [O] and xy [O, 2]. `report` holds plain values: "start" (whether it
     began from the given poses), "matches", "before" and "after" (accept.Fit as dictionaries), "parts" and "doubts" (of
-    judge.Verdict), "notes".
+    judge.Verdict), "notes", and "zooms" where the lens of a video does.
     """
 
     cam_from_world: np.ndarray
@@ -159,6 +159,10 @@ class Answer:
     def with_note(self, note: str) -> Answer:
         """The same with one more note for the user."""
         return replace(self, report={**self.report, "notes": [*self.report["notes"], note]})
+
+    def with_zoom(self) -> Answer:
+        """The same, of a video during which the lens zooms."""
+        return replace(self, report={**self.report, "zooms": True})
 
     def of_trusted(self) -> Answer:
         """The answer without measurements of untrusted views, and without points seen by fewer than two other views."""

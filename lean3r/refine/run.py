@@ -37,6 +37,7 @@ MISFIT = (
     "the known poses fit only {:.0%} of the matches between the pictures; correct poses fit nearly all. Check their "
     "direction (camera to world or world to camera), axes and times; rough poses are refined with --known-poses start"
 )
+ZOOMS = "the lens zooms during the video: each of its frames has a focal length of its own"
 UNCONFIRMED = "nothing in the pictures confirms the known poses: no points could be triangulated with them"
 SAME_FOCAL = 1e-3  # relative: one focal length stands for both, and one distortion for four that overfit
 PATIENCE = 10  # seconds on the clock per second of work, if no limit is stated: a hanging process is ended
@@ -88,6 +89,8 @@ def run(
             for b, a, s, has in zip(before.view_error_px, after.view_error_px, scales, answer.has, strict=True)
         ],
     }
+    if zooms := answer.report.get("zooms", False):
+        report["zooms"] = True
     held_share = sum(after.view_inliers[v] for v in np.flatnonzero(job.held)) / max(
         1, sum(after.view_matches[v] for v in np.flatnonzero(job.held))
     )
@@ -112,6 +115,7 @@ def run(
     for said, part, doubt in zip(report["views"], answer.report["parts"], answer.report["doubts"], strict=True):
         said |= {"part": part, "uncertain": doubt}
     report |= {"status": label, "registered": int(answer.has.sum()), "trusted": int(answer.trusted.sum())}
+    refined = with_warning(refined, "zoom", ZOOMS) if zooms else refined
     return with_report(warn_uncertain(refined, answer), report, start)
 
 

@@ -1,4 +1,5 @@
-"""Whether views that share a camera by assumption really do: pictures of one size may be zoomed or cropped differently.
+"""Whether views that share a camera by assumption really do: pictures of one size may be zoomed or cropped differently,
+and a lens may zoom during a video.
 
 One camera explains nearly all of their matches too, with a made-up focal length and poses that are far off. What gives
 it away is that the error falls as soon as every view may have its own focal length.
@@ -13,12 +14,14 @@ from lean3r.refine.features import camera_of
 from lean3r.refine.job import Answer, Job
 
 # Share of the mean error that is left when every view has its own focal length: 0.97 or more for true shared cameras
-# (seven photo scenes, rendered ones from four views on), 0.96 or less for zooms by 10 % and more.
+# (seven photo scenes, rendered ones from four views on; windows of a walk 0.98 or more), 0.96 or less for zooms by 10 %
+# and more (0.82 to 0.89 where a film of that walk zooms by 40 and 50 %).
 LEFT = 0.965
 
 
-def are_apart(job: Job, answer: Answer) -> bool:
-    """Whether the views of an answer fit clearly better with a focal length each."""
+def own_focals(job: Job, answer: Answer) -> np.ndarray | None:
+    """The focal length [S] in pixels of each view of an answer (nan where it has none), if they fit clearly better with
+    one each; else None."""
     model = _with_a_camera_each(job, answer)
     before = model.compute_mean_reprojection_error()
     options = pycolmap.BundleAdjustmentOptions()
@@ -28,7 +31,12 @@ def are_apart(job: Job, answer: Answer) -> bool:
     options.ceres.solver_options.max_num_iterations = 50
     pycolmap.bundle_adjustment(model, options)
     model.update_point_3d_errors()
-    return model.compute_mean_reprojection_error() < LEFT * before
+    if not model.compute_mean_reprojection_error() < LEFT * before:
+        return None
+    focals = np.full(len(job.views), np.nan)
+    for camera_id, camera in model.cameras.items():
+        focals[camera_id - 1] = camera.mean_focal_length()
+    return focals
 
 
 def _with_a_camera_each(job: Job, answer: Answer) -> pycolmap.Reconstruction:

@@ -24,8 +24,9 @@ from lean3r.refine.built import Built
 from lean3r.refine.job import OUT_OF_TIME, Answer, Job
 from lean3r.refine.kept import Kept
 from lean3r.refine.kinks import kinks, sides_of_kinks
+from lean3r.refine.overlay import drop_overlays
 from lean3r.refine.rivals import differing
-from lean3r.refine.separate import are_apart
+from lean3r.refine.separate import own_focals
 
 ENOUGH = 0.8  # if a model fits this share of the verified matches, no other method is tried
 CALIBRATING = 4  # registered views that determine a camera reliably
@@ -39,6 +40,7 @@ DIFFERENT = (
     "the pictures fit clearly better with a focal length each, as if zoomed or cropped differently, but no such model "
     "was found: the cameras may be far off"
 )
+ZOOMS = "the frames fit clearly better with a focal length each, as if the lens zoomed, but no such model was found"
 SMALL = 1000  # longer side in pixels up to which a frame is small
 TRUSTED = 5  # trusted views needed to locate doubted ones
 SETTLING = 3  # times at most that they are located again
@@ -49,7 +51,7 @@ STRONG = 150  # measurements of the weaker views of a model above which finer fe
 
 def solve(job: Job, folder: Path) -> None:
     """Keep the best answer so far in the folder. Coarse features come first, fine ones if these are not enough, and a
-    camera for every view, except for video, if shared ones leave many matches or hide different focal lengths."""
+    camera for every view, if shared ones leave many matches or hide different focal lengths."""
     best: Answer | None = None
     octave = features.COARSE
     for octave in octaves(job):
@@ -59,19 +61,47 @@ def solve(job: Job, folder: Path) -> None:
                 answer.write(folder)
         if best is not None and is_strong(best):
             break
-    alone = None if job.sequences else job.each_alone()
-    if best is None or alone is None or best.has.sum() < CALIBRATING:
+    if best is None or best.has.sum() < CALIBRATING:
         return
-    apart = are_apart(job, best)
-    if not apart and (best.has.sum() < MANY or share(best) >= WELL):
+    if job.sequences:
+        zoomed(job, folder, octave, best)
+    elif (alone := job.each_alone()) is not None:
+        apart(alone, folder, octave, best, own_focals(job, best) is not None)
+
+
+def apart(alone: Job, folder: Path, octave: int, shared: Answer, are_apart: bool) -> None:
+    """Keep a model of pictures with a camera each, if shared ones leave many matches or cannot be true."""
+    if not are_apart and (shared.has.sum() < MANY or share(shared) >= WELL):
         return
-    shared = best
+    best = shared
     for answer in attempts(alone, folder, octave, "alone"):
-        if is_better_alone(answer, best, apart and best is shared):
+        if is_better_alone(answer, best, are_apart and best is shared):
             best = answer
             answer.write(folder)
-    if apart and best is shared:
+    if are_apart and best is shared:
         best.with_note(DIFFERENT).write(folder)
+
+
+def zoomed(job: Job, folder: Path, octave: int, shared: Answer) -> None:
+    """Where the lens zooms during a video, keep a model in which each frame has a focal length of its own.
+
+    One camera explains the matches nearly as well, with a wrong path (8.8 cm off, or 2.0 with focal lengths of their
+    own, where a walk of 60 frames zooms by half). Without such a model, no frame is trusted.
+    """
+    focals_px = None if job.held.any() else own_focals(job, shared)
+    if focals_px is None:
+        return
+    zooming = shared.with_zoom()
+    zooming.with_doubts(range(len(job.views)), ZOOMS).write(folder)
+    found = np.isfinite(focals_px)
+    views = np.arange(len(job.views))
+    alone = job.each_alone(np.interp(views, views[found], focals_px[found]))
+    best = None
+    for answer in attempts(alone, folder, octave, "alone") if alone is not None else ():
+        is_good = fitting(answer) > fitting(shared) and answer.trusted.sum() >= NEARLY * shared.trusted.sum()
+        if is_good and (best is None or value(answer) > value(best)):
+            best = answer
+            answer.with_zoom().write(folder)
 
 
 def is_better_alone(alone: Answer, shared: Answer, are_apart: bool) -> bool:
@@ -109,6 +139,7 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
     matching.match(job, here, database, kept, verify=not job.sequences)
     kept.keep(database)
     if job.sequences:
+        drop_overlays(job, database)
         job = focal.with_focals(job, database)
         matches = matching.verify_again(job, database)
     else:

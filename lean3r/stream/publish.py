@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,7 @@ class Publisher:
         about = {
             "layout_version": LAYOUT_VERSION,
             "lean3r": metadata.version("lean3r"),
-            "warnings": [],
+            "warnings": warnings_of(self.store.windows(), more["stream"]["frames"], more["stream"]["uncertain"]),
             **self.info,
             **more,
             "scale": "relative",
@@ -218,6 +219,30 @@ class Publisher:
         }
         with atomic_file(folder / MANIFEST) as part:
             part.write_bytes(json_bytes(about))
+
+
+def warnings_of(windows: Iterable[Mapping[str, Any]], frames: int, uncertain: int) -> list[dict[str, Any]]:
+    """What the manifest warns of, by the reports of all windows."""
+    count = Counter(
+        code
+        for window in windows
+        for code, is_so in (
+            ("windows", True),
+            ("not-refined", window.get("refinement") == "kept" and "reason" in window),
+            ("zoom", window.get("zooms", False)),
+            ("not-joined", window.get("join", {}).get("bad")),
+        )
+        if is_so
+    )
+    of = f"of {count['windows']} windows"
+    texts = {
+        "uncertain-views": f"{uncertain} of {frames} frames are uncertain: their cameras may be far off",
+        "not-refined": f"{count['not-refined']} {of} are not refined: their cameras are the network's, and uncertain",
+        "zoom": f"the lens zooms in {count['zoom']} {of}: frames there have focal lengths of their own",
+        "not-joined": f"{count['not-joined']} {of} do not fit those before: what is in them may be elsewhere",
+    }
+    count["uncertain-views"] = uncertain
+    return [{"code": code, "text": text, "views": []} for code, text in texts.items() if count[code]]
 
 
 def _views(cloud: Cloud, keyframes: list[int]) -> np.ndarray:

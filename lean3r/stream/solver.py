@@ -45,6 +45,9 @@ class Solver:
         """The results of a window, in its own world, and its report; None if it cannot be reconstructed."""
         try:
             scene, is_calibrated = self._run(keyframes)
+            if is_calibrated and self.settings.intrinsics is None and zooms(scene):
+                self.intrinsics.clear()  # those of the windows before are not true any more
+                scene, is_calibrated = self._run(keyframes)
         except LeanError as error:
             logger.warning("keyframes %d to %d: %s", keyframes[0].index, keyframes[-1].index, error)
             return None
@@ -55,7 +58,12 @@ class Solver:
                 result.is_certain = False  # refinement was tried, and found nothing that confirms these cameras
         doubt_islands(results)
         is_trusted = report["status"] != "kept" and report["trusted"] >= CALIBRATED * len(keyframes)
-        if is_trusted and not is_calibrated and len({keyframe.size for keyframe in keyframes}) == 1:
+        if (
+            is_trusted
+            and not is_calibrated
+            and not zooms(scene)
+            and len({keyframe.size for keyframe in keyframes}) == 1
+        ):
             matrix = np.median([result.original_intrinsics for result in results if result.is_certain], axis=0)
             self.intrinsics[keyframes[0].size] = tuple(map(float, matrix[[0, 1, 0, 1], [0, 1, 2, 2]]))
         return results, {
@@ -64,7 +72,7 @@ class Solver:
             "keyframes": len(keyframes),
             "certain": sum(result.is_certain for result in results),
             "refinement": report["status"],
-            **({"reason": report["reason"]} if "reason" in report else {}),
+            **{key: report[key] for key in ("reason", "zooms") if key in report},
             "focal_px": round(float(np.median([r.original_intrinsics[0, 0] for r in results])), 3),
         }
 
@@ -103,6 +111,11 @@ class Solver:
         if scene.info.get("refinement", {}).get("reason") == "interrupted":
             raise KeyboardInterrupt
         return scene, intrinsics is not None
+
+
+def zooms(scene: Reconstruction) -> bool:
+    """Whether refinement found that the focal length changes from frame to frame, or is not the one that was given."""
+    return scene.info.get("refinement", {}).get("zooms", False)
 
 
 def doubt_islands(results: Sequence[Result]) -> None:

@@ -183,6 +183,12 @@ class Store:
                 whole = len(content) // RECORD.itemsize * RECORD.itemsize
                 yield np.frombuffer(content[:whole], RECORD)
 
+    def windows(self) -> Iterator[dict[str, Any]]:
+        """The reports of all windows."""
+        self._files[1].flush()
+        with (self.folder / WINDOWS).open(encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
     def keyframe(self, index: int) -> dict[str, np.ndarray]:
         """The arrays of a keyframe."""
         with np.load(self.folder / KEYFRAMES / f"frame_{index:06d}.npz", allow_pickle=False) as stored:

@@ -267,11 +267,12 @@ class WindowEngine:
             nearest = usable[0] if after == 0 else usable[-1]
             moved = abs(frame.travelled - nearest.travelled)
             is_still = moved < STILL * self.settings.step
-            # Between a certain camera and a doubted one it is known at rest only; behind the last camera of all, not
-            # farther than a keyframe's distance, or it may be anywhere.
+            # Between a certain camera and a doubted one, and before the first of all, it is known at rest only; behind
+            # the last one, not farther than a keyframe's distance, or it may be anywhere.
             if (nearest.is_certain and is_still) or usable is registered:
                 flags |= {"still"} if is_still else set()
-                flags |= {"uncertain"} if moved > self.settings.step or not nearest.is_certain else set()
+                is_near = moved <= (STILL if after == 0 else 1) * self.settings.step
+                flags |= set() if is_near and nearest.is_certain else {"uncertain"}
                 pose = nearest.pose if is_still or after == 0 else _beyond(usable, moved)
                 return self._estimate(frame, pose, nearest.original_intrinsics, frozenset(flags))
         first, second = usable[after - 1], usable[after]
@@ -280,7 +281,7 @@ class WindowEngine:
         if not (first.is_certain and second.is_certain) or _skips(first, second, results):
             flags |= {"uncertain"}
         pose = _interpolated(usable, frame.moving_s)
-        return self._estimate(frame, pose, first.original_intrinsics, frozenset(flags))
+        return self._estimate(frame, pose, _lens_between(first, second, frame.index), frozenset(flags))
 
     def _estimate(self, frame: _Pending, pose: np.ndarray, intrinsics: np.ndarray, flags: frozenset[str]) -> Estimate:
         if "apart" in flags:
@@ -360,6 +361,12 @@ def _interpolated(results: Sequence[Result], moving_s: float) -> np.ndarray:
     """A pose between those of keyframes, by the time for which the picture has been moving."""
     at = np.maximum.accumulate([result.moving_s for result in results]) + 1e-9 * np.arange(len(results))
     return sim3.between(np.stack([result.pose for result in results]), at, moving_s)
+
+
+def _lens_between(first: Result, second: Result, index: int) -> np.ndarray:
+    """The intrinsics of a frame between two keyframes, while the lens may zoom."""
+    share = (index - first.keyframe.index) / (second.keyframe.index - first.keyframe.index)
+    return first.original_intrinsics + share * (second.original_intrinsics - first.original_intrinsics)
 
 
 def _beyond(results: Sequence[Result], moved: float) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +98,7 @@ def scene(
     )
 
 
-def write(poses: np.ndarray, folder: Path, seed: int = 0) -> None:
-    """The photographs as files."""
-    for index, pose in enumerate(poses):
-        Image.fromarray(photograph(pose, seed)[0]).save(folder / f"{index:03d}.png")
+def write(poses: np.ndarray, folder: Path, seed: int = 0, focals: Iterable[float] = repeat(FOCAL)) -> None:
+    """The photographs as files, by one focal length or by these."""
+    for index, (pose, focal) in enumerate(zip(poses, focals, strict=False)):
+        Image.fromarray(photograph(pose, seed, focal)[0]).save(folder / f"{index:03d}.png")

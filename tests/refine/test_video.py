@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lean3r.inputs.pictures import Pictures
-from lean3r.refine import KnownCameras, RefineOptions, adjust, aside, features, matching, run, worker
-from lean3r.refine.job import PICTURES, Answer, Job
+from lean3r.refine import KnownCameras, RefineOptions, adjust, aside, features, matching, overlay, run, worker
+from lean3r.refine.job import PICTURES, Answer, Group, Job
 from lean3r.refine.kept import Kept
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -21,10 +24,10 @@ import scenes
 POSES = scenes.arc(11, 0.22)
 
 
-def window(first: int, last: int, folder: Path, kept: Path | None = None) -> Job:
-    """The job of some frames, in a folder."""
+def window(first: int, last: int, folder: Path, kept: Path | None = None, focals: Iterable[float] = ()) -> Job:
+    """The job of some frames, in a folder; `focals` of a lens that zooms."""
     (folder / "files").mkdir(parents=True)
-    scenes.write(POSES[first:last], folder / "files")
+    scenes.write(POSES[first:last], folder / "files", focals=focals or repeat(scenes.FOCAL))
     scene = scenes.scene(POSES[first:last])
     of_video = [replace(source, timestamp_s=index / 10) for index, source in enumerate(scene.sources)]
     pictures = Pictures(folder / "files")
@@ -62,6 +65,60 @@ def test_frames_that_windows_share_are_searched_and_matched_once_with_the_same_r
     for name in ("cam_from_world", "xyz", "point", "view", "xy", "error_px"):
         np.testing.assert_array_equal(getattr(again, name), getattr(plain, name))
     assert len(list(kept.iterdir())) == 11
+
+
+@pytest.mark.parametrize("is_given", [False, True])
+def test_a_lens_that_zooms_gets_a_focal_length_for_each_frame_or_nothing_is_trusted(
+    tmp_path: Path, is_given: bool
+) -> None:
+    focals = scenes.FOCAL * np.interp(np.arange(11), [0, 3, 7, 10], [1, 1, 1.4, 1.4])
+    job = window(0, 11, tmp_path, focals=focals.tolist())
+    if is_given:
+        params = (scenes.FOCAL, scenes.FOCAL, scenes.WIDTH / 2, scenes.HEIGHT / 2)
+        group = Group(scenes.WIDTH, scenes.HEIGHT, "PINHOLE", params, fixed=True)
+        job = replace(job, groups=(group,))
+    worker.solve(job, tmp_path)
+    answer = Answer.read(tmp_path)
+    assert answer is not None and answer.report["zooms"]
+    if is_given:
+        assert not answer.trusted.any() and "zoom" in answer.report["doubts"][0]
+        return
+    found = np.array([answer.params[camera][0] for camera in answer.camera])
+    assert answer.trusted.sum() > 8
+    np.testing.assert_allclose(found[answer.has], focals[answer.has], rtol=0.06)
+
+
+def test_what_stands_still_on_frames_that_move_is_no_part_of_the_scene(tmp_path: Path) -> None:
+    job = window(0, 11, tmp_path)
+    logo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 20), np.uint8)).resize((140, 42))
+    for view in job.views:
+        picture = Image.open(tmp_path / PICTURES / str(view.file))
+        picture.paste(logo, (160, 190))
+        picture.save(tmp_path / PICTURES / str(view.file))
+    database, store = tmp_path / "database.db", Kept(job, tmp_path, features.FINE)
+    features.detect(job, tmp_path, database, features.FINE, store)
+    matching.match(job, tmp_path, database, store, verify=False)
+
+    def standing() -> list[np.ndarray]:
+        """Pixels of the matches that stand still, and of the others."""
+        with features.pycolmap.Database.open(database) as opened:
+            found: list[list[np.ndarray]] = [[], []]
+            for pair, index in zip(*opened.read_all_matches(), strict=True):
+                a, b = features.pycolmap.pair_id_to_image_pair(pair)
+                old, new = (
+                    np.asarray(opened.read_keypoints(i))[:, :2][np.asarray(index)[:, n]] for n, i in enumerate((a, b))
+                )
+                moves = np.linalg.norm(old - new, axis=1) > 1
+                found[0].append(old[~moves])
+                found[1].append(old[moves])
+        return [np.concatenate(part) for part in found]
+
+    still, moving = standing()
+    assert len(still) > 500 and still.min(axis=0)[0] > 150
+    overlay.drop_overlays(job, database)
+    left, others = standing()
+    assert len(left) < len(still) / 20
+    np.testing.assert_array_equal(others, moving)
 
 
 def test_features_are_those_of_the_pixels_and_the_last_ones_are_kept(
