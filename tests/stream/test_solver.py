@@ -42,3 +42,24 @@ def test_a_window_whose_refinement_failed_is_doubted_and_says_why(
     found = Solver(None, None).window(keyframes)  # type: ignore[arg-type]
     assert found is not None and found[1]["certain"] == certain
     assert found[1].get("reason") == info.get("refinement", {}).get("reason")
+
+
+def test_intrinsics_of_the_windows_before_are_given_up_when_the_lens_zooms(monkeypatch: pytest.MonkeyPatch) -> None:
+    keyframes: Any = [SimpleNamespace(index=i, size=(4, 3)) for i in range(3)]
+    results = [SimpleNamespace(is_certain=True, original_intrinsics=np.eye(3)) for _ in keyframes]
+    given: list[bool] = []
+
+    def run(self: Solver, keyframes: object) -> tuple[object, bool]:
+        given.append((4, 3) in self.intrinsics)
+        report = {"status": "fallback", "trusted": 3} | ({"zooms": True} if zooming else {})
+        return SimpleNamespace(info={"refinement": report}), given[-1]
+
+    monkeypatch.setattr(Solver, "_run", run)
+    monkeypatch.setattr(solver, "results_of", lambda scene, keyframes: results)
+    found = Solver(None, SimpleNamespace(intrinsics=None))  # type: ignore[arg-type]
+    zooming = False
+    found.window(keyframes)
+    zooming = True
+    told = found.window(keyframes)
+    assert given == [False, True, False] and not found.intrinsics
+    assert told is not None and told[1]["zooms"]

@@ -26,6 +26,7 @@ from lean3r.pipeline.observer import Observer
 from lean3r.stream.engine import Estimate
 from lean3r.stream.frames import Live, Source
 from lean3r.stream.pictures import Keyframe
+from lean3r.stream.result import Result
 from lean3r.stream.solver import Solver
 from lean3r.view.folder import read_content
 from stream.walk import Knows, frame, walk
@@ -79,6 +80,32 @@ def test_what_lies_between_a_certain_and_a_doubted_keyframe_is_uncertain(monkeyp
     last = max(each.index for each in found if "keyframe" in each.flags and each.index < 40)
     assert 30 < last < 39
     assert [each.index for each in found if "uncertain" not in each.flags] == list(range(last + 1))
+
+
+def test_what_comes_before_the_first_known_camera_is_uncertain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It would get that one's camera, though it was elsewhere; and the manifest says how many there are."""
+    solve = Solver.window
+
+    def doubting(self: Solver, keyframes: Sequence[Keyframe]) -> Any:
+        found = solve(self, keyframes)
+        for result in found[0] if found else ():
+            result.is_certain = result.is_registered = result.keyframe.index >= 20
+        return found
+
+    monkeypatch.setattr(Solver, "window", doubting)
+    found = run(walk(50), tmp_path / "out", options=lean3r.StreamOptions(window=30, overlap=3))
+    first = min(each.index for each in found if "uncertain" not in each.flags)
+    assert first >= 20 and "keyframe" in found[first].flags
+    told = json.loads((tmp_path / "out" / "manifest.json").read_text())["warnings"]
+    assert [each["code"] for each in told] == ["uncertain-views"] and f"{first} of 50 frames" in told[0]["text"]
+
+
+def test_frames_between_two_keyframes_follow_a_zoom(monkeypatch: pytest.MonkeyPatch) -> None:
+    zoom = property(lambda self: np.diag([100.0 + self.keyframe.index] * 2 + [1]))
+    monkeypatch.setattr(Result, "original_intrinsics", zoom)
+    found = run(walk(50))
+    last = max(each.index for each in found if "keyframe" in each.flags)
+    assert [each.intrinsics[0, 0] for each in found[:last]] == pytest.approx([100.0 + i for i in range(last)])
 
 
 def test_a_resting_camera_keeps_nothing_and_needs_no_more_memory() -> None:
