@@ -33,7 +33,10 @@ def write_result(name: str, result: dict, folder: Path = RESULTS) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     result = rounded(result | {"command": command(), "recorded": date.today().isoformat()})
     path = folder / f"{name}.json"
-    path.write_text(INNERMOST.sub(lambda row: re.sub(r"\s*\n\s*", "", row[0]), json.dumps(result, indent=1)) + "\n")
+    path.write_text(
+        INNERMOST.sub(lambda row: re.sub(r"\s*\n\s*", "", row[0]), json.dumps(result, indent=1, separators=(",", ":")))
+        + "\n"
+    )
     return path
 
 
