@@ -45,8 +45,12 @@ class Bars(NamedTuple):
         """The bars of the upright picture, if these are of the picture as stored with this EXIF orientation."""
         left, top, right, lower, (width, height) = self
         return {
+            2: Bars(right, top, left, lower, (width, height)),
             3: Bars(right, lower, left, top, (width, height)),
+            4: Bars(left, lower, right, top, (width, height)),
+            5: Bars(top, left, lower, right, (height, width)),
             6: Bars(lower, left, top, right, (height, width)),
+            7: Bars(lower, right, top, left, (height, width)),
             8: Bars(top, right, lower, left, (height, width)),
         }.get(orientation, self)
 

@@ -31,6 +31,7 @@ IMAGE_SUFFIXES = (
 )
 VIDEO_SUFFIXES = (
     ".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".3gp", ".wmv", ".flv",
+    ".asf", ".ogv", ".mxf", ".dv", ".h264", ".264", ".h265", ".265", ".hevc", ".ivf",
 )
 # fmt: on
 UNREAD_SUFFIXES = (".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".jxl", ".psd")

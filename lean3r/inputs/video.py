@@ -9,20 +9,23 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
 
 from lean3r.errors import InputError
 from lean3r.inputs.bars import NO_BARS, Bars, find_bars
 from lean3r.inputs.frames import DEFAULT_FRAMES, FrameChoice
+from lean3r.inputs.interlaced import is_combed, without_combs
 from lean3r.inputs.motion import REACH, Meter, Motion, Stepper, choose, small_size
+from lean3r.inputs.stamps import Stamp, timeline
 
 if TYPE_CHECKING:
-    import numpy as np
     from av import Packet, VideoFrame
     from av.container import InputContainer
     from av.video.stream import VideoStream
-    from PIL.Image import Image
 
 logger = logging.getLogger("lean3r")
 
@@ -30,12 +33,17 @@ Skip = Literal["DEFAULT", "NONREF", "NONKEY"]  # which frames the decoder skips
 MOTION_STEP = 0.12  # of the picture's longer side, between two frames
 WATCHED_FPS = 15  # frames a second whose motion is measured
 WATCHED_PIXELS = 4e9, 20e9  # of all frames: above these, fewer are decoded (4e9: 64 s of 1080p at 30 fps)
-SAMPLES = 24  # frames in which bars are looked for
+SAMPLES = 24  # frames at most in which bars are looked for
+COMBED_SAMPLES, COMBED = 8, 1 / 3  # frames that are looked at for combs; share of them that makes a video interlaced
 THREADS = 2  # decoder errors appear as many packets late as there are threads
 MAX_FRAME_PIXELS = 100_000_000
 # Demuxers of plain containers only: playlists and concat scripts could make FFmpeg open other files or addresses.
 CONTAINERS = "mov,matroska,avi,mpeg,mpegts,asf,flv,ogg,h264,hevc,mxf,dv,ivf"
-EXIF_OF_TURN = {0: 1, 90: 8, 180: 3, 270: 6}  # counter-clockwise degrees -> the EXIF orientation that means the same
+# Where x and y of a frame are shown, as signs (x to x, x to y, y to x, y to y) -> the EXIF orientation of the same.
+EXIF_OF_MATRIX = {
+    **{(1, 0, 0, 1): 1, (-1, 0, 0, 1): 2, (-1, 0, 0, -1): 3, (1, 0, 0, -1): 4},
+    **{(0, 1, 1, 0): 5, (0, 1, -1, 0): 6, (0, -1, -1, 0): 7, (0, -1, 1, 0): 8},
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ class Clip:
     timed: bool = True
     times_s: Mapping[str, float] = field(default_factory=dict)
     bars: Bars = NO_BARS
+    is_interlaced: bool = False
 
 
 class Frame(NamedTuple):
@@ -57,7 +66,7 @@ class Frame(NamedTuple):
     how to turn it upright."""
 
     name: str
-    image: Image
+    image: Image.Image
     orientation: int
     bars: Bars = NO_BARS
 
@@ -80,34 +89,58 @@ class Film:
     damage: str | None = None
     _watched: list[tuple[list[int], Motion] | None] = field(default_factory=list)
 
-    @cached_property
+    @property
     def bars(self) -> Bars:
         """What is cut off all frames: bars at their edges, found in a few of them (inputs/bars.py)."""
+        return self._seen[0]
+
+    @property
+    def is_interlaced(self) -> bool:
+        """Whether many frames are torn to combs; then one of every two rows is made of its neighbours."""
+        return self._seen[1]
+
+    @cached_property
+    def _seen(self) -> tuple[Bars, bool]:
+        """What a few frames show: bars, and whether the video is interlaced."""
         from av.error import FFmpegError
 
+        combed: list[bool] = []
+
+        def key_frames() -> Iterator[np.ndarray]:
+            for grey in self._greys("NONKEY", 1):
+                combed.append(is_combed(grey))
+                yield grey
+
+        def more_frames() -> Iterator[np.ndarray]:
+            if len(combed) < SAMPLES // 3:
+                yield from self._greys("DEFAULT", 10)
+
+        looking, bars = key_frames(), NO_BARS
         try:
-            found = find_bars(self._samples())
+            bars = find_bars(chain(looking, more_frames()))
+            deque(islice(looking, max(0, COMBED_SAMPLES - len(combed))), maxlen=0)
         except (FFmpegError, InputError, ValueError, OSError) as error:
-            logger.debug("%s: bars not looked for: %s", self.name, error)
-            return NO_BARS
-        if found != NO_BARS:
-            (left, top, right, lower), (width, height) = found.content, found.size
+            logger.debug("%s: bars and combs not looked for: %s", self.name, error)
+        if bars != NO_BARS:
+            (left, top, right, lower), (width, height) = bars.content, bars.size
             logger.warning(
                 "%s has bars at its edges: they are cut off, %dx%d pixels of %dx%d remain",
                 self.name,
                 *(right - left, lower - top, width, height),
             )
-        return found
+        is_interlaced = sum(combed) > COMBED * len(combed)
+        if is_interlaced:
+            logger.warning(
+                "%s is interlaced: every second row is replaced by its neighbours; for finer pictures deinterlace it "
+                "first, as by: ffmpeg -i %s -vf bwdif=mode=send_frame deinterlaced.mp4",
+                *(self.name, self.name),
+            )
+        return bars, is_interlaced
 
-    def _samples(self) -> Iterator[np.ndarray]:
-        """Some frames in grey: key frames, or, where those are few, every tenth frame of its beginning."""
-        number = 0
-        for _, frame, _ in islice(_decode(self.open, self.name, self.timed, "NONKEY"), SAMPLES):
-            number += 1
+    def _greys(self, skip: Skip, every: int) -> Iterator[np.ndarray]:
+        """Some of the video's first frames in grey."""
+        for _, frame, _ in islice(_decode(self.open, self.name, self.timed, skip), 0, every * SAMPLES, every):
             yield frame.reformat(format="gray").to_ndarray()
-        if number < SAMPLES // 3:
-            for _, frame, _ in islice(_decode(self.open, self.name, self.timed), 0, 10 * SAMPLES, 10):
-                yield frame.reformat(format="gray").to_ndarray()
 
     def clip(self, choice: FrameChoice, keep: Callable[[Frame], None] | None = None) -> Clip:
         """The frames of a choice: by the motion of the picture where it states none.
@@ -131,7 +164,7 @@ class Film:
     def _clip(self, indices: Sequence[int]) -> Clip:
         frames = {self.keys[i]: self.frame_name(i) for i in indices}
         times_s = {self.frame_name(i): self.times_s[i] for i in indices}
-        return Clip(self.name, self.open, frames, self.timed, times_s, self.bars)
+        return Clip(self.name, self.open, frames, self.timed, times_s, *self._seen)
 
     def _by_motion(self, most: int, keep: Callable[[Frame], None] | None) -> list[int] | None:
         """Indices of frames that show the scene with even overlap; None where the motion cannot be measured."""
@@ -157,6 +190,7 @@ class Film:
         every = max(1, round(self.rate / WATCHED_FPS))
         pixels = self.packets * self.size[0] * self.size[1]
         skip: Skip = "DEFAULT" if pixels < WATCHED_PIXELS[0] else "NONREF" if pixels < WATCHED_PIXELS[1] else "NONKEY"
+        skip = skip if self.timed else "DEFAULT"  # where frames are known by their number, all have to be counted
         if skip == "NONKEY":
             logger.info("%s is long: its motion is measured on key frames only", self.name)
         meter, stepper, kept = Meter(), Stepper(MOTION_STEP), 0
@@ -175,7 +209,7 @@ class Film:
                 if key is not None and not frame.is_corrupt and (skip == "NONKEY" or number % every == 0):
                     keys.append(key)
                     last.append((key, frame, aspect))
-                    hand_on(stepper.add(*meter.add(_small(frame, self.bars))))
+                    hand_on(stepper.add(*meter.add(_small(frame, self))))
             hand_on(stepper.end())
             return keys, meter.motion
         except (FFmpegError, InputError, ValueError) as error:
@@ -185,7 +219,7 @@ class Film:
 
 def scan(name: str, stem: str, opener: Callable[[], BinaryIO]) -> Film:
     """Read the packet headers of a video; InputError with the reason if it has no frame."""
-    ticks: list[int | None] = []
+    stamps: list[Stamp] = []
     sound = damaged = 0
     with opener() as file, _open_container(file, name) as container:
         stream = _pictures_of(container, name)
@@ -197,15 +231,18 @@ def scan(name: str, stem: str, opener: Callable[[], BinaryIO]) -> Film:
             damaged += packet.is_corrupt
             sound += not packet.is_corrupt
             if not packet.is_corrupt and not packet.is_discard:
-                ticks.append(packet.pts)
-    if not ticks:
+                stamps.append(Stamp(packet.pts, packet.dts))
+        container_name = container.format.name
+    if not stamps:
         raise InputError(f"no frames in {name}: its video stream is empty")
     total = max(announced, sound + damaged)
-    damage = f"incomplete video: only {sound} of {total} frames can be read; those are used" if sound < total else None
-    timed = None not in ticks
-    keys = sorted({t for t in ticks if t is not None}) if timed else list(range(len(ticks)))
-    times_s = [(k - keys[0]) * tick_s if timed else k / rate for k in keys]
-    return Film(name, stem, opener, keys, times_s, timed, size, rate, len(ticks), damage)
+    damage = (
+        f"incomplete: {total - sound} of {total} frames cannot be read; the others are used" if sound < total else None
+    )
+    keys, times_s, timed, parts = timeline(stamps, container_name, rate, tick_s)
+    if parts > 1:
+        logger.warning("%s: its time stamps start %d times; the parts are taken one after the other", name, parts)
+    return Film(name, stem, opener, keys, times_s, timed, size, rate, len(stamps), damage)
 
 
 def read_frames(clip: Clip) -> Iterator[Frame]:
@@ -245,24 +282,42 @@ def _picture(name: str, frame: VideoFrame, aspect: float, video: Film | Clip) ->
     from av.error import FFmpegError
 
     try:
-        image = frame.to_image(width=_square(frame.width, frame.height, aspect, video.name))
+        width = _square(frame.width, frame.height, aspect, video.name)
+        if video.is_interlaced:
+            image = Image.fromarray(without_combs(frame.to_ndarray(format="rgb24"))).resize((width, frame.height))
+        else:
+            image = frame.to_image(width=width)
     except (FFmpegError, ValueError) as error:
         raise InputError(f"frames of {video.name} cannot be converted to pictures ({error})") from error
     bars = NO_BARS
     if video.bars.size == (frame.width, frame.height):  # a frame may have another size than the others
         bars = video.bars.at_width(image.width)
         image = image.crop(bars.content)
-    return Frame(name, image, EXIF_OF_TURN[round(frame.rotation / 90) * 90 % 360], bars)
+    return Frame(name, image, _orientation(frame), bars)
 
 
-def _small(frame: VideoFrame, bars: Bars) -> np.ndarray:
-    """A small grey frame, without bars, to measure its motion."""
-    if bars.size != (frame.width, frame.height):
-        return frame.reformat(*small_size(frame.width, frame.height), "gray").to_ndarray()
-    left, top, right, lower = bars.content
+def _orientation(frame: VideoFrame) -> int:
+    """The EXIF orientation that means the same as a frame's display matrix, to the nearest quarter of a turn."""
+    stated = frame.side_data.get("DISPLAYMATRIX")
+    if stated is None:
+        return 1
+    a, b, _, c, d = np.frombuffer(stated, np.int32)[:5].astype(float)
+    main = (a, 0, 0, d) if abs(a) + abs(d) >= abs(b) + abs(c) else (0, b, c, 0)
+    return EXIF_OF_MATRIX.get(tuple(np.sign(main).astype(int).tolist()), 1)
+
+
+def _small(frame: VideoFrame, film: Film) -> np.ndarray:
+    """A small grey frame, without bars and combs, to measure its motion."""
+    size = frame.width, frame.height
+    left, top, right, lower = film.bars.content if film.bars.size == size else (0, 0, *size)
     width, height = small_size(right - left, lower - top)
     x, y = width / (right - left), height / (lower - top)
-    whole = frame.reformat(math.ceil(frame.width * x), math.ceil(frame.height * y), "gray").to_ndarray()
+    size = math.ceil(round(frame.width * x, 6)), math.ceil(round(frame.height * y, 6))
+    if film.is_interlaced:
+        rows = without_combs(frame.reformat(format="gray").to_ndarray())
+        whole = np.asarray(Image.fromarray(rows).resize(size, Image.Resampling.BILINEAR))
+    else:
+        whole = frame.reformat(*size, "gray").to_ndarray()
     return whole[round(top * y) :, round(left * x) :][:height, :width]
 
 

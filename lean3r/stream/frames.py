@@ -119,8 +119,10 @@ class Source:
     def _files(self, source: Any, skip: int) -> Iterator[tuple[float, Any]]:
         paths = [source] if isinstance(source, str | PathLike) else list(source)
         listing = find_pictures([Path(path) if isinstance(path, PathLike) else path for path in paths], [])
+        damage = {item.damage for item in listing.items if isinstance(item, Film)}
         for name, reason in listing.skipped:
-            self.note("files that cannot be used", f"{name}: {reason}")
+            if reason not in damage:  # of films that are used all the same
+                self.note("files that cannot be used", f"{name}: {reason}")
         start_s, is_first = 0.0, True
         for item in listing.items:
             if isinstance(item, Film):

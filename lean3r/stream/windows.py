@@ -30,6 +30,7 @@ logger = logging.getLogger("lean3r")
 
 MOST_PENDING = 512  # frames without an estimate: then a window is reconstructed though it is not full
 STILL = 0.05  # of the step between keyframes: a picture that has moved by less shows a camera at rest
+REPEATED = 1e-4  # of the picture's longer side: a frame that has moved by less is the one before once more
 LAST = 1 / 2  # of a window: least size of the last one, if there are as many keyframes
 
 
@@ -82,7 +83,7 @@ class WindowEngine:
         shows = has_content(keyframe)
         chosen = self._selector.add(keyframe) if shows else []
         travelled = self._selector.travelled
-        if travelled - self._before[1] > 0:
+        if travelled - self._before[1] > REPEATED:
             self._moving_s += frame.timestamp_s - self._before[0]
         self._before = frame.timestamp_s, travelled
         self._pending.append(_Pending(frame.index, frame.timestamp_s, keyframe.size, travelled, self._moving_s, shows))

@@ -1,0 +1,62 @@
+"""When the frames of a video are shown, by the time stamps of its packets: some lack, are wrong, or start anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import median
+from typing import NamedTuple
+
+# FFmpeg makes up the stamps of these from the order of the packets, which is not that of the frames.
+UNSTAMPED = ("avi", "h264", "hevc", "ivf")
+
+
+class Stamp(NamedTuple):
+    """Presentation and decoding time of a packet in ticks, None where they are not stated."""
+
+    pts: int | None
+    dts: int | None
+
+
+class Timeline(NamedTuple):
+    """The `keys` of frames in display order and their times in seconds from the first one. If the stamps can be
+    trusted, a frame's key is its presentation time (`timed`), else its number; `parts`: how often the stamps start."""
+
+    keys: Sequence[int]
+    times_s: Sequence[float]
+    timed: bool
+    parts: int = 1
+
+
+def timeline(stamps: Sequence[Stamp], container: str, rate: float, tick_s: float) -> Timeline:
+    """The timeline of packets in the order of their file; `rate` is the stated one, in frames a second."""
+    pts = [stamp.pts for stamp in stamps if stamp.pts is not None]
+    if len(pts) < len(stamps):
+        return Timeline(range(len(stamps)), [number / rate for number in range(len(stamps))], False)
+    parts = _parts(stamps)
+    if len(parts) == 1 and len(set(pts)) == len(pts) and not set(container.split(",")) & set(UNSTAMPED):
+        keys = sorted(pts)
+        return Timeline(keys, [(key - keys[0]) * tick_s for key in keys], True)
+    times_s: list[float] = []
+    for part in parts:
+        shown = sorted({stamp.pts for stamp in part if stamp.pts is not None})
+        if len(shown) < len(part):  # several have the same: nothing to go by
+            shown, step_s = list(range(len(part))), 1 / rate
+        else:
+            step_s = tick_s
+        usual = median(b - a for a, b in pairwise(shown)) if len(shown) > 1 else 1 / rate / step_s
+        start_s = times_s[-1] + usual * step_s if times_s else 0.0
+        times_s += [start_s + (ticks - shown[0]) * step_s for ticks in shown]
+    return Timeline(range(len(stamps)), times_s, False, len(parts))
+
+
+def _parts(stamps: Sequence[Stamp]) -> list[Sequence[Stamp]]:
+    """Packets between which the decoding time falls: films that were put one behind the other."""
+    parts: list[list[Stamp]] = [[]]
+    last: int | None = None
+    for stamp in stamps:
+        if stamp.dts is not None and last is not None and stamp.dts < last:
+            parts.append([])
+        last = stamp.dts if stamp.dts is not None else last
+        parts[-1].append(stamp)
+    return [*parts]
