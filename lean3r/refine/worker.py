@@ -41,6 +41,7 @@ DIFFERENT = (
     "was found: the cameras may be far off"
 )
 ZOOMS = "the frames fit clearly better with a focal length each, as if the lens zoomed, but no such model was found"
+ZOOM = 0.08  # spread of the logarithms of focal lengths (from the tenth to the ninth tenth); 0.05 to 0.07 if none zooms
 SMALL = 1000  # longer side in pixels up to which a frame is small
 TRUSTED = 5  # trusted views needed to locate doubted ones
 SETTLING = 3  # times at most that they are located again
@@ -91,10 +92,13 @@ def zoomed(job: Job, folder: Path, octave: int, shared: Answer) -> None:
     focals_px = None if job.held.any() else own_focals(job, shared)
     if focals_px is None:
         return
-    zooming = shared.with_zoom()
-    zooming.with_doubts(range(len(job.views)), ZOOMS).write(folder)
     found = np.isfinite(focals_px)
     views = np.arange(len(job.views))
+    ratio = np.log([focals_px[v] / shared.params[shared.camera[v]][0] for v in views[found]])
+    low, usual, high = np.quantile(ratio, (0.1, 0.5, 0.9))
+    if high - low < ZOOM and abs(usual) < adjust.DOUBT_FOCAL:
+        return  # they waver, as those of a stabilised video may, but nothing zooms, nor is a given one wrong
+    shared.with_zoom().with_doubts(range(len(job.views)), ZOOMS).write(folder)
     alone = job.each_alone(np.interp(views, views[found], focals_px[found]))
     best = None
     for answer in attempts(alone, folder, octave, "alone") if alone is not None else ():
