@@ -41,6 +41,7 @@ DIFFERENT = (
     "was found: the cameras may be far off"
 )
 ZOOMS = "the frames fit clearly better with a focal length each, as if the lens zoomed, but no such model was found"
+ALMOST = 0.98  # of the matches that a model fits, that another one must fit
 ZOOM = 0.08  # spread of the logarithms of focal lengths (from the tenth to the ninth tenth); 0.05 to 0.07 if none zooms
 SMALL = 1000  # longer side in pixels up to which a frame is small
 TRUSTED = 5  # trusted views needed to locate doubted ones
@@ -84,28 +85,47 @@ def apart(alone: Job, folder: Path, octave: int, shared: Answer, are_apart: bool
 
 
 def zoomed(job: Job, folder: Path, octave: int, shared: Answer) -> None:
-    """Where the lens zooms during a video, keep a model in which each frame has a focal length of its own.
+    """Where frames of a video seem to have different focal lengths, keep a model from the matches alone in which they
+    do not, if the network's poses misled this one; or else one in which each frame has its own: the lens zooms.
 
     One camera explains the matches nearly as well, with a wrong path (8.8 cm off, or 2.0 with focal lengths of their
-    own, where a walk of 60 frames zooms by half). Without such a model, no frame is trusted.
+    own, where a walk of 60 frames zooms by half; 43 cm off, or 1.5 without the network's poses, in a rendered hall).
+    Where neither is found, no frame is trusted.
     """
-    focals_px = None if job.held.any() else own_focals(job, shared)
+    focals_px = None if job.held.any() else varying_focals(job, shared)
     if focals_px is None:
         return
-    found = np.isfinite(focals_px)
-    views = np.arange(len(job.views))
-    ratio = np.log([focals_px[v] / shared.params[shared.camera[v]][0] for v in views[found]])
-    low, usual, high = np.quantile(ratio, (0.1, 0.5, 0.9))
-    if high - low < ZOOM and abs(usual) < adjust.DOUBT_FOCAL:
-        return  # they waver, as those of a stabilised video may, but nothing zooms, nor is a given one wrong
     shared.with_zoom().with_doubts(range(len(job.views)), ZOOMS).write(folder)
-    alone = job.each_alone(np.interp(views, views[found], focals_px[found]))
-    best = None
-    for answer in attempts(alone, folder, octave, "alone") if alone is not None else ():
-        is_good = fitting(answer) > fitting(shared) and answer.trusted.sum() >= NEARLY * shared.trusted.sum()
-        if is_good and (best is None or value(answer) > value(best)):
-            best = answer
-            answer.with_zoom().write(folder)
+    if shared.report["start"]:
+        free = replace(job, start=np.full_like(job.start, np.nan))
+        models = [each for each in attempts(free, folder, octave, "free") if is_as_good(each, shared)]
+        models = [each for each in models if varying_focals(job, each) is None]
+        if models:
+            max(models, key=value).write(folder)
+            return
+    if (alone := job.each_alone(focals_px)) is not None:
+        models = [each for each in attempts(alone, folder, octave, "alone") if is_as_good(each, shared)]
+        if models:
+            max(models, key=value).with_zoom().write(folder)
+
+
+def varying_focals(job: Job, answer: Answer) -> np.ndarray | None:
+    """Focal lengths [S] in pixels of the frames of a video, if they fit clearly better with one each, and not because
+    these waver, as those of a stabilised video may."""
+    focals_px = own_focals(job, answer)
+    if focals_px is None:
+        return None
+    views, found = np.arange(len(job.views)), np.isfinite(focals_px)
+    ratio = np.log([focals_px[v] / answer.params[answer.camera[v]][0] for v in views[found]])
+    low, usual, high = np.quantile(ratio, (0.1, 0.5, 0.9))
+    varies = high - low >= ZOOM or abs(usual) >= adjust.DOUBT_FOCAL
+    return np.interp(views, views[found], focals_px[found]) if varies else None
+
+
+def is_as_good(answer: Answer, shared: Answer) -> bool:
+    """Whether a model fits as many matches and trusts as many views as another, or nearly so."""
+    fits = fitting(answer) >= ALMOST * fitting(shared)
+    return fits and answer.trusted.sum() >= NEARLY * shared.trusted.sum()
 
 
 def is_better_alone(alone: Answer, shared: Answer, are_apart: bool) -> bool:

@@ -88,6 +88,21 @@ def test_a_lens_that_zooms_gets_a_focal_length_for_each_frame_or_nothing_is_trus
     np.testing.assert_allclose(found[answer.has], focals[answer.has], rtol=0.06)
 
 
+def test_poses_of_the_network_that_misled_a_model_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the frames seem to have different focal lengths, although the lens does not zoom."""
+    job, seen = window(0, 11, tmp_path), []
+
+    def varying(job: Job, answer: Answer) -> np.ndarray | None:
+        seen.append(answer.report["start"])
+        return np.full(11, 300.0) if answer.report["start"] else None
+
+    monkeypatch.setattr(worker, "varying_focals", varying)
+    worker.solve(job, tmp_path)
+    answer = Answer.read(tmp_path)
+    assert answer is not None and answer.trusted.all() and "zooms" not in answer.report
+    assert seen[0] and not seen[-1] and not answer.report["start"]
+
+
 def test_what_stands_still_on_frames_that_move_is_no_part_of_the_scene(tmp_path: Path) -> None:
     job = window(0, 11, tmp_path)
     logo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 20), np.uint8)).resize((140, 42))
