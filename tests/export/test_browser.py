@@ -14,6 +14,7 @@ from export.browser import find_chromium, render
 from export.gltf import read_glb, shown_rgb
 from export.scene import make_scene
 from lean3r.export import EXPORTERS, ExportOptions
+from lean3r.types import Reconstruction
 
 VALIDATE = """
 require("gltf-validator").validateBytes(new Uint8Array(require("fs").readFileSync(process.argv[1])))
@@ -27,12 +28,12 @@ def modules(request: pytest.FixtureRequest) -> Path:
     return (request.config.rootpath / request.config.getoption("--node-modules")).resolve()
 
 
-def write_scene(directory: Path) -> dict[str, Path]:
-    """scene.glb and mesh.glb, without and with a texture, of the room, by the node that shows its pictures' colours."""
+def write_scene(scene: Reconstruction, directory: Path) -> dict[str, Path]:
+    """scene.glb and mesh.glb, without and with a texture, by the node that shows the pictures' colours."""
     for name in ("glb", "mesh"):
-        EXPORTERS.get(name)(make_scene(4), directory, ExportOptions())
+        EXPORTERS.get(name)(scene, directory, ExportOptions())
     (directory / "mesh.glb").rename(directory / "plain.glb")
-    EXPORTERS.get("mesh")(make_scene(4), directory, ExportOptions(texture=True))
+    EXPORTERS.get("mesh")(scene, directory, ExportOptions(texture=True))
     return {"points": directory / "scene.glb", "mesh": directory / "plain.glb", "texture": directory / "mesh.glb"}
 
 
@@ -42,8 +43,8 @@ def test_colours_in_a_browser_are_those_of_the_pictures(tmp_path, modules, show)
         pytest.skip("no Chromium: apt-get install chromium")
     if not (modules / "three").is_dir():
         pytest.skip(f"no three.js in {modules}: npm install three")
-    scene = make_scene(4)
-    glb = write_scene(tmp_path)[show]
+    scene = make_scene(4, height=144, width=192)
+    glb = write_scene(scene, tmp_path)[show]
     size = scene.images.shape[2], scene.images.shape[1]
     node = "mesh" if show == "texture" else show
     drawn = render(glb, modules / "three", scene.cam_from_world[1], scene.intrinsics[1], size, [node])
@@ -61,7 +62,7 @@ def test_colours_in_a_browser_are_those_of_the_pictures(tmp_path, modules, show)
 def test_validator_finds_no_fault(tmp_path, modules):
     if shutil.which("node") is None or not (modules / "gltf-validator").is_dir():
         pytest.skip(f"no gltf-validator in {modules}: npm install gltf-validator")
-    for path in write_scene(tmp_path).values():
+    for path in write_scene(make_scene(4), tmp_path).values():
         command = ["node", "-e", VALIDATE, str(path)]
         issues = json.loads(subprocess.check_output(command, cwd=modules.parent, timeout=120))
         assert issues["numErrors"] == issues["numWarnings"] == 0, issues["messages"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -47,6 +47,21 @@ class _Capture(TorchDispatchMode):
         tensors = [x for x in tree_leaves(results) if isinstance(x, Tensor)]
         self.graph.calls.append((function, args, kwargs or {}, tensors))
         return results
+
+
+class _Watch(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+def operator_by_operator(function: Callable) -> Callable:
+    """A function that runs as the stand-in records it: on some CPUs torch rounds otherwise where nothing watches it."""
+
+    def watched(*args: Any) -> Any:
+        with _Watch():
+            return function(*args)
+
+    return watched
 
 
 @contextmanager
