@@ -69,7 +69,8 @@ def _with_texture(
     if found is None:
         return None, {}
     file = io.BytesIO()
-    Image.fromarray(found.texture).save(file, "JPEG", quality=QUALITY)
+    # With half the resolution in chroma, colours of neighbouring charts are seen along their borders.
+    Image.fromarray(found.texture).save(file, "JPEG", quality=QUALITY, subsampling="4:4:4")
     no_rgb = np.zeros((0, 3), np.uint8)
     geometry = Geometry(found.vertices @ turn, no_rgb, found.faces, found.normals @ turn, found.uv, file.getvalue())
     height, width = found.texture.shape[:2]

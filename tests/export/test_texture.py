@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import trimesh
 from PIL import Image
+from PIL.JpegImagePlugin import get_sampling
 
 from export.gltf import read_glb
 from export.scene import colours, make_scene, render
@@ -154,6 +156,9 @@ def test_the_file_is_read_by_others(tmp_path):
     assert "COLOR_0" not in tree["meshes"][0]["primitives"][0]["attributes"]
     mesh = trimesh.load(out / "mesh.glb", force="mesh")
     picture = mesh.visual.material.baseColorTexture
+    content = (out / "mesh.glb").read_bytes()
+    file = Image.open(io.BytesIO(content[content.index(b"\xff\xd8\xff") :]))
+    assert get_sampling(file) == 0  # 4:4:4: no colours of other charts along the borders of each
     told = json.loads((out / "manifest.json").read_text())["mesh"]["texture"]
     assert picture.size == tuple(told["size"]) and len(mesh.faces) == told["triangles"] <= 110_000
     assert told["unseen"] < 0.05
