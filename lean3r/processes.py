@@ -50,6 +50,12 @@ def sharing(count: int) -> dict[str, str] | None:
     return None if count == 1 else threads | os.environ
 
 
+def with_threads_of_its_own() -> dict[str, str]:
+    """The environment of a process whose threads all call NumPy: its library for matrices would start more in each, and
+    they would wait for each other."""
+    return os.environ | dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1")
+
+
 class Place(NamedTuple):
     """The place of this process among those that a launcher started: its number, how many there are, and its number on
     this machine."""

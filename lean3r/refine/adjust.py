@@ -22,6 +22,7 @@ LEAST_SEEN = 12  # points that a registered view must see
 DOUBT_ERROR, DOUBT_FOCAL = 0.8, 0.04  # known focal lengths are doubted if others fit so much better and differ so much
 MOST_PINCUSHION = 0.15  # share by which a real lens may move a corner outwards; inwards, fisheyes do much more
 VIDEO_BEGIN_DEG, VIDEO_ANGLE_DEG = 6.0, 0.5  # parallax of the first pair of a video, and of points
+VIDEO_GROWTH = 1.3  # of a video's model between two adjustments of all of it; 1.1 takes twice as long, and is no better
 LEAST_ANGLE_DEG = 1.0  # median parallax of the points below which cameras and points are not determined
 
 
@@ -208,6 +209,8 @@ def incremental_model(job: Job, folder: Path, database: Path) -> pycolmap.Recons
     if in_video:  # frames lie close together: less evidence is enough, and a free lens runs away (1116 for 490 px)
         knows_focals, is_free = True, False
         options.mapper.abs_pose_min_num_inliers = LEAST_INLIERS
+        options.ba_global_frames_ratio = options.ba_global_points_ratio = VIDEO_GROWTH
+        options.ba_global_max_refinements = options.ba_local_max_refinements = 1  # `Mapper.polish` refines it
         options.mapper.init_min_tri_angle = VIDEO_BEGIN_DEG
         options.mapper.filter_min_tri_angle = options.triangulation.min_angle = VIDEO_ANGLE_DEG
     options.ba_refine_focal_length = options.mapper.abs_pose_refine_focal_length = not knows_focals

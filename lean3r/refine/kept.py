@@ -52,10 +52,11 @@ class Kept:
                     kind = pycolmap.FeatureExtractorType.SIFT
                     opened.write_descriptors(image.image_id, pycolmap.FeatureDescriptors(kind, arrays[DESCRIPTORS]))
 
-    def recall_matches(self, database: Path, pairs: Collection[tuple[str, str]]) -> None:
-        """Put those of the matches of some pairs of files that are kept into a database with features."""
+    def recall_matches(self, database: Path, pairs: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Put those of the matches of some pairs of files that are kept into a database with features; which ones."""
+        recalled: set[tuple[str, str]] = set()
         if not self._stored:
-            return
+            return recalled
         with pycolmap.Database.open(database) as opened:
             ids = {image.name: image.image_id for image in opened.read_all_images()}
             for pair in pairs:
@@ -63,6 +64,8 @@ class Kept:
                 matches = self._stored.get(second, {}).get(self._names[first])
                 if first in self._stored and matches is not None:
                     opened.write_matches(ids[first], ids[second], matches)
+                    recalled.add(pair)
+        return recalled
 
     def keep(self, database: Path) -> None:
         """Keep the features of the job's pictures, and the matches of new ones with those before them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -13,6 +14,7 @@ from lean3r.refine.appearance import root, signature, vocabulary
 from lean3r.refine.features import files_to_view, set_cameras
 from lean3r.refine.job import Job
 from lean3r.refine.kept import Kept
+from lean3r.refine.nearest import mutual_nearest
 from lean3r.refine.sequence import is_near
 
 LEAST_INLIERS = 15
@@ -36,7 +38,7 @@ class Matches:
         return np.array([len(index) for index in self.indices], dtype=np.int64)
 
 
-def match(job: Job, folder: Path, database: Path, kept: Kept, verify: bool = True) -> None:
+def match(job: Job, database: Path, kept: Kept, verify: bool = True) -> None:
     """Match the features of pairs that look alike or probably overlap, except for matches that are kept, and verify the
     matches geometrically."""
     ids = image_ids(job, database)
@@ -45,25 +47,22 @@ def match(job: Job, folder: Path, database: Path, kept: Kept, verify: bool = Tru
         # Neighbouring frames of a video are listed already: there, appearance is for finding loops.
         near = is_near(job.sequences, len(job.views))
         pairs = np.unique(np.sort(np.concatenate([pairs, alike(job, database, ids, near)]), axis=1), axis=0)
-    options, verification = pycolmap.FeatureMatchingOptions(), pycolmap.TwoViewGeometryOptions()
-    options.num_threads, options.skip_geometric_verification = job.threads, not verify
-    verification.ransac.random_seed = 0
     files = [view.file for view in job.views]
     every = combinations(range(len(files)), 2) if pairs is None else pairs
     listed = [(first, second) for first, second in ((files[i], files[j]) for i, j in every) if first and second]
-    kept.recall_matches(database, listed)
-    if pairs is None:
-        pairing = pycolmap.ExhaustivePairingOptions()
-        pycolmap.match_exhaustive(
-            database, matching_options=options, pairing_options=pairing, verification_options=verification
-        )
-    else:
-        (folder / "pairs.txt").write_text("".join(f"{first} {second}\n" for first, second in listed))
-        pairing = pycolmap.ImportedPairingOptions()
-        pairing.match_list_path = folder / "pairs.txt"
-        pycolmap.match_image_pairs(
-            database, matching_options=options, pairing_options=pairing, verification_options=verification
-        )
+    recalled = kept.recall_matches(database, listed)
+    new = [pair for pair in listed if pair not in recalled]
+    with pycolmap.Database.open(database) as opened, ThreadPoolExecutor(job.threads) as pool:
+        image_of = {image.name: image.image_id for image in opened.read_all_images()}
+        descriptors = {file: np.asarray(opened.read_descriptors(image).data) for file, image in image_of.items()}
+        found = pool.map(lambda pair: mutual_nearest(*(descriptors[file] for file in pair)), new)
+        for (first, second), matches in zip(new, found, strict=True):
+            if len(matches) >= LEAST_INLIERS:
+                opened.write_matches(image_of[first], image_of[second], matches)
+    verification = pycolmap.TwoViewGeometryOptions()
+    verification.ransac.random_seed = 0
+    if verify:
+        pycolmap.geometric_verification(database, two_view_geometry_options=verification)
     if verify and not job.knows_focals:
         # Focal lengths from the fundamental matrices of all pairs together: better than any guess from one picture.
         calibration = pycolmap.ViewGraphCalibrationOptions()

@@ -17,7 +17,7 @@ import torch
 from lean3r.geometry.lens import LENSES, network_intrinsics, scale_lens
 from lean3r.inputs.masks import Masks
 from lean3r.inputs.pictures import Pictures
-from lean3r.processes import python_command
+from lean3r.processes import python_command, with_threads_of_its_own
 from lean3r.refine import accept
 from lean3r.refine.depth import follow
 from lean3r.refine.hanging import rescale_hanging
@@ -256,7 +256,14 @@ def work(folder: Path, seconds: float, processor_seconds: float = math.inf) -> s
     command = python_command("lean3r.refine.worker", str(folder), str(processor_seconds))
     with (folder / "log.txt").open("wb") as log:
         # Only this process handles Ctrl-C.
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=with_threads_of_its_own(),
+        )
         try:
             code = process.wait(max(0.0, seconds))
         except subprocess.TimeoutExpired:

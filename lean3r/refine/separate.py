@@ -17,6 +17,7 @@ from lean3r.refine.job import Answer, Job
 # (seven photo scenes, rendered ones from four views on; windows of a walk 0.98 or more), 0.96 or less for zooms by 10 %
 # and more (0.82 to 0.89 where a film of that walk zooms by 40 and 50 %).
 LEFT = 0.965
+FIRST, HOPELESS = 10, 0.975  # steps that take nearly all of the error that can be taken; what is left if it is shared
 
 
 def own_focals(job: Job, answer: Answer) -> np.ndarray | None:
@@ -28,11 +29,12 @@ def own_focals(job: Job, answer: Answer) -> np.ndarray | None:
     options.print_summary, options.refine_extra_params = False, False
     options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
     options.ceres.solver_options.num_threads = 1  # several would sum in varying order
-    options.ceres.solver_options.max_num_iterations = 50
-    pycolmap.bundle_adjustment(model, options)
-    model.update_point_3d_errors()
-    if not model.compute_mean_reprojection_error() < LEFT * before:
-        return None
+    for steps, most in ((FIRST, HOPELESS), (50, LEFT)):
+        options.ceres.solver_options.max_num_iterations = steps
+        pycolmap.bundle_adjustment(model, options)
+        model.update_point_3d_errors()
+        if not model.compute_mean_reprojection_error() < most * before:
+            return None
     focals = np.full(len(job.views), np.nan)
     for camera_id, camera in model.cameras.items():
         focals[camera_id - 1] = camera.mean_focal_length()

@@ -25,7 +25,7 @@ from lean3r.refine.job import OUT_OF_TIME, Answer, Job
 from lean3r.refine.kept import Kept
 from lean3r.refine.kinks import kinks, sides_of_kinks
 from lean3r.refine.overlay import drop_overlays
-from lean3r.refine.rivals import differing
+from lean3r.refine.rivals import contested
 from lean3r.refine.separate import own_focals
 
 ENOUGH = 0.8  # if a model fits this share of the verified matches, no other method is tried
@@ -160,7 +160,7 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
     database = here / "database.db"
     kept = Kept(job, folder, octave)
     features.detect(job, folder, database, octave, kept)
-    matching.match(job, here, database, kept, verify=not job.sequences)
+    matching.match(job, database, kept, verify=not job.sequences)
     kept.keep(database)
     if job.sequences:
         drop_overlays(job, database)
@@ -214,10 +214,19 @@ def by_methods(job: Job, matches: matching.Matches, mapper: adjust.Mapper, folde
 
 
 def agree(job: Job, found: Sequence[Built]) -> bool:
-    """Whether models of several methods trust all frames and have them in the same places, without a kink."""
-    answers = [built.answer for built in found]
-    is_sound = len(answers) > 1 and all(a.trusted.all() and not kinks(a, job.sequences) for a in answers)
-    return is_sound and not differing(answers[0], answers[1])
+    """Whether the best of several methods' models of a video trusts all frames, without a kink, and no other one, which
+    must trust nearly all of them, says that some lie elsewhere."""
+    if len(found) < 2:
+        return False
+    (best,) = soundest(found)
+    if not best.answer.trusted.all() or kinks(best.answer, job.sequences):
+        return False
+    others = [built for built in found if built is not best]
+    return all(
+        other.answer.trusted.sum() >= NEARLY * len(job.views)
+        and not contested(best.answer, other.answer, best.shares, other.shares)
+        for other in others
+    )
 
 
 def soundest(found: Sequence[Built]) -> list[Built]:

@@ -15,14 +15,14 @@ from lean3r.refine.job import Answer
 FRAMES = 30
 
 
-def model_of(centres: np.ndarray, trusted: np.ndarray | None = None) -> Answer:
+def model_of(centres: np.ndarray, trusted: np.ndarray | None = None, score: float = 1.0) -> Answer:
     """Cameras at these places, in a world frame and scale of the model's own."""
     poses = np.tile(np.eye(4), (len(centres), 1, 1))
     turn = Rotation.random(random_state=len(centres)).as_matrix()
     poses[:, :3, :3] = turn
     poses[:, :3, 3] = -(3 * centres + [5, 0, 1]) @ turn.T
     sure = np.ones(len(centres), bool) if trusted is None else trusted
-    fits = {"view_inliers": [95] * len(centres), "view_matches": [100] * len(centres)}
+    fits = {"score": score, "view_inliers": [95] * len(centres), "view_matches": [100] * len(centres)}
     nothing, report = np.zeros(0), {"doubts": [None if known else "lost" for known in sure], "after": fits}
     return Answer(poses, sure, (), (), (), *[nothing] * 5, report)
 
@@ -95,16 +95,25 @@ def test_models_that_agree_doubt_nothing_nor_do_small_ones_or_those_of_photos() 
     assert len(doubts_of(model_of(right), model_of(wrong))) > FRAMES / 2
 
 
-def test_models_agree_if_both_trust_every_frame_and_have_it_in_the_same_place() -> None:
-    job: Any = SimpleNamespace(sequences=[list(range(FRAMES))])
+def test_models_agree_if_the_best_trusts_every_frame_and_none_contests_one() -> None:
+    job: Any = SimpleNamespace(sequences=[list(range(FRAMES))], views=range(FRAMES))
     right, slipped = walk(), walk()
     slipped[20:] += 3
-    one, other, wrong, short = (
-        built(model_of(centres, trusted))
-        for centres, trusted in [(right, None), (right, None), (slipped, None), (right, np.arange(FRAMES) > 0)]
+    without_one, without_many = np.arange(FRAMES) > 0, np.arange(FRAMES) > FRAMES / 5
+    one, other, wrong, short, shorter = (
+        built(model_of(centres, trusted, score))
+        for centres, trusted, score in [
+            (right, None, 2.0),
+            (right, None, 1.0),
+            (slipped, None, 1.0),
+            (right, without_one, 1.0),
+            (right, without_many, 1.0),
+        ]
     )
     assert worker.agree(job, [one, other])
-    assert not any(worker.agree(job, found) for found in ([], [one], [one, wrong], [one, short]))
-    kinked = model_of(right)
+    assert worker.agree(job, [one, short]), "the frame that only the other one doubts"
+    assert worker.agree(job, [built(one.answer, shares_of(False)), built(wrong.answer, shares_of(True))]), "it slips"
+    assert not any(worker.agree(job, found) for found in ([], [one], [one, wrong], [one, shorter], [short, short]))
+    kinked = model_of(right, None, 3.0)
     kinked.report["after"]["view_inliers"][12:18] = [85] * 6
     assert not worker.agree(job, [one, built(kinked)]), "then it is worth to locate frames again"
