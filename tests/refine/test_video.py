@@ -53,10 +53,11 @@ def test_frames_that_windows_share_are_searched_and_matched_once_with_the_same_r
     given: list[int] = []
     recalled = Kept.recall_matches
 
-    def counting(self: Kept, database: Path, pairs: list[tuple[str, str]]) -> None:
-        recalled(self, database, pairs)
+    def counting(self: Kept, database: Path, pairs: list[tuple[str, str]]) -> set[tuple[str, str]]:
+        found = recalled(self, database, pairs)
         with features.pycolmap.Database.open(database) as opened:
             given.extend((opened.num_keypoints() > 0, opened.num_matched_image_pairs()))
+        return found
 
     monkeypatch.setattr(Kept, "recall_matches", counting)
     again = solved(window(4, 11, tmp_path / "again", kept), tmp_path / "again")
@@ -112,7 +113,7 @@ def test_what_stands_still_on_frames_that_move_is_no_part_of_the_scene(tmp_path:
         picture.save(tmp_path / PICTURES / str(view.file))
     database, store = tmp_path / "database.db", Kept(job, tmp_path, features.FINE)
     features.detect(job, tmp_path, database, features.FINE, store)
-    matching.match(job, tmp_path, database, store, verify=False)
+    matching.match(job, database, store, verify=False)
 
     def standing() -> list[np.ndarray]:
         """Pixels of the matches that stand still, and of the others."""
@@ -166,7 +167,7 @@ def test_a_model_from_another_process_is_that_of_this_one(tmp_path: Path, monkey
     job = window(0, 8, tmp_path)
     database, store = tmp_path / "database.db", Kept(job, tmp_path, features.FINE)
     features.detect(job, tmp_path, database, features.FINE, store)
-    matching.match(job, tmp_path, database, store, verify=False)
+    matching.match(job, database, store, verify=False)
     matching.verify_again(job, database)
     mapper = adjust.Mapper(job, database)
     with aside.incremental_aside(job, tmp_path, database) as second:
