@@ -1,8 +1,9 @@
 """Which features of two pictures belong together: each other's nearest, by the rules of COLMAP's exhaustive matcher.
 
-The library's own matcher looks for approximate neighbours (a fiftieth of the matches is not found), takes almost three
-times as long as the products here, and, with two threads, loses matches of a picture in one run of twenty. Products of
-descriptors are whole numbers below 2**24, so that float32 gives them exactly, on any processor in any order.
+The library's own matcher looks for approximate neighbours (one in sixty matches is not found) and, with two threads,
+loses matches of a picture in one run of twenty or thirty (pycolmap 4.2.1). The products here take a third of its time
+at 1,400 features a picture, and twice its time at 8,000. They are whole numbers below 2**24, so that float32 gives them
+exactly, on any processor in any order.
 """
 
 from __future__ import annotations
