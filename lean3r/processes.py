@@ -7,17 +7,20 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
 _HOME = str(Path(__file__).parents[1])
 _SAFE_PATH, _REPORTS = "PYTHONSAFEPATH", "RAY_USAGE_STATS_ENABLED"
 _starting = threading.RLock()
+_pieces: ContextVar[Callable[[], bool] | None] = ContextVar("_pieces", default=None)
 
 
 def module_paths() -> list[str]:
@@ -54,6 +57,25 @@ def with_threads_of_its_own() -> dict[str, str]:
     """The environment of a process whose threads all call NumPy: its library for matrices would start more in each, and
     they would wait for each other."""
     return os.environ | dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1")
+
+
+@contextmanager
+def meanwhile(piece: Callable[[], bool]) -> Iterator[None]:
+    """Inside, `wait` calls `piece` again and again, until it returns False: short work that would be done later."""
+    token = _pieces.set(piece)
+    try:
+        yield
+    finally:
+        _pieces.reset(token)
+
+
+def wait(process: subprocess.Popen[bytes], seconds: float) -> int:
+    """The exit status of a child process, for which this one has nothing to do but what `meanwhile` says.
+    subprocess.TimeoutExpired if it has not ended after so many seconds."""
+    piece, end = _pieces.get(), time.monotonic() + seconds
+    while piece is not None and process.poll() is None and time.monotonic() < end and piece():
+        pass
+    return process.wait(max(0.0, end - time.monotonic()))
 
 
 class Place(NamedTuple):

@@ -138,3 +138,25 @@ print(full - memory_status_mb("VmRSS"))
 """
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert float(printed) > 250
+
+
+def test_short_work_is_done_while_a_child_works_and_no_longer_than_there_is_any() -> None:
+    calls: list[int] = []
+
+    def piece() -> bool:
+        calls.append(1)
+        return len(calls) < 3
+
+    def child(code: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", code])
+
+    with processes.meanwhile(piece):
+        assert processes.wait(child("import time; time.sleep(0.3); raise SystemExit(7)"), 60) == 7
+    assert len(calls) == 3
+    with processes.meanwhile(lambda: True):  # endless work ends with the child, or when time is up
+        assert processes.wait(child(""), 60) == 0
+        with pytest.raises(subprocess.TimeoutExpired):
+            processes.wait(long := child("import time; time.sleep(60)"), 0.2)
+        long.kill()
+        long.wait()
+    assert processes.wait(child(""), 60) == 0 and len(calls) == 3

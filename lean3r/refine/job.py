@@ -49,8 +49,9 @@ class View:
 class Job:
     """S views: the network's cameras cam_from_world [S, 4, 4] and pinholes [S, 4] (fx, fy, cx, cy), the poses to
     start from, start [S, 4, 4]; which of them are `held` [S] bool fixed (none, or at least two in different places);
-    the pairs [P, 2] of views that probably overlap (None: all); the runs of consecutive views of a video; and a folder
-    in which features are `kept` between jobs (None: nowhere)."""
+    the pairs [P, 2] of views that probably overlap (None: all); the runs of consecutive views of a video; a folder
+    in which features are `kept` between jobs (None: nowhere); and how many first views must be `meeting` others in a
+    match, or no model is made (0: any)."""
 
     views: tuple[View, ...]
     groups: tuple[Group, ...]
@@ -63,6 +64,7 @@ class Job:
     threads: int
     sequences: tuple[tuple[int, ...], ...] = ()
     kept: Path | None = None
+    meeting: int = 0
 
     @property
     def knows_focals(self) -> bool:
@@ -94,6 +96,7 @@ class Job:
             "threads": self.threads,
             "sequences": self.sequences,
             "kept": None if self.kept is None else str(self.kept),
+            "meeting": self.meeting,
         }
         (folder / "job.json").write_text(json.dumps(plain))
         arrays = {"cam_from_world": self.cam_from_world, "pinholes": self.pinholes, "start": self.start}
@@ -120,6 +123,7 @@ class Job:
             plain["threads"],
             tuple(tuple(run) for run in plain["sequences"]),
             None if plain["kept"] is None else Path(plain["kept"]),
+            plain["meeting"],
         )
 
 

@@ -37,6 +37,10 @@ class Matches:
         """Matches of each pair [P]."""
         return np.array([len(index) for index in self.indices], dtype=np.int64)
 
+    def meet(self, first: int) -> bool:
+        """Whether a pair joins one of the `first` views to one of the others."""
+        return bool(((self.pairs < first).sum(axis=1) == 1).any())
+
 
 def match(job: Job, database: Path, kept: Kept, verify: bool = True) -> None:
     """Match the features of pairs that look alike or probably overlap, except for matches that are kept, and verify the

@@ -17,7 +17,7 @@ import torch
 from lean3r.geometry.lens import LENSES, network_intrinsics, scale_lens
 from lean3r.inputs.masks import Masks
 from lean3r.inputs.pictures import Pictures
-from lean3r.processes import python_command, with_threads_of_its_own
+from lean3r.processes import python_command, wait, with_threads_of_its_own
 from lean3r.refine import accept
 from lean3r.refine.depth import follow
 from lean3r.refine.hanging import rescale_hanging
@@ -190,6 +190,7 @@ def prepare(
         THREADS,
         tuple(map(tuple, sequences(sources))),
         None if pictures is None else pictures.kept,
+        0 if pictures is None else pictures.meeting,
     )
     job.write(folder)
     return job
@@ -265,7 +266,7 @@ def work(folder: Path, seconds: float, processor_seconds: float = math.inf) -> s
             env=with_threads_of_its_own(),
         )
         try:
-            code = process.wait(max(0.0, seconds))
+            code = wait(process, seconds)
         except subprocess.TimeoutExpired:
             return TIME_UP
         finally:

@@ -168,7 +168,7 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
         matches = matching.verify_again(job, database)
     else:
         matches = matching.read_matches(job, database)
-    if not len(matches.pairs):
+    if not len(matches.pairs) or (job.meeting and not matches.meet(job.meeting)):
         return
     mapper = adjust.Mapper(job, database)
     if job.held.any():

@@ -52,7 +52,7 @@ def fit_stream(
     def cost(window: int, columns: int, rows: int) -> tuple[int, int]:
         """Bytes of the process with the network, and of frames."""
         network = predictor.peak(Setting(window, rows, columns, CHUNKS[-1], model.origin.dtype))
-        kept = (2 * window + REACH + 1) * frame_bytes + NETWORK_FRAME_BYTES * rows * columns * window
+        kept = (3 * window + REACH + 1) * frame_bytes + NETWORK_FRAME_BYTES * rows * columns * window
         kept += settings.landmarks * landmark_bytes(height, width, rows, columns)
         return network, 0 if device.type == "cuda" else kept
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -174,4 +174,18 @@ class Engine(Protocol):
     @property
     def bytes(self) -> int:
         """Bytes of the frames, depth maps and other arrays that are held between two frames."""
+        ...
+
+
+@runtime_checkable
+class LooksAhead(Protocol):
+    """An engine that can look at frames before their turn, while `push` waits for another process."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it can take one more before its turn."""
+        ...
+
+    def look(self, frame: Frame) -> None:
+        """Take the next frame before its turn: the next call of `push` or `finish` goes on with it."""
         ...

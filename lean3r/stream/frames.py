@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,29 @@ class Source:
                 picture = value[1] if is_timed else value
                 yield float(number * PICTURE_S if known_s is None else known_s), picture
             number += 1
+
+
+class Early:
+    """Frames of files, some of which are read before their turn; an error waits for its turn."""
+
+    def __init__(self, frames: Iterable[Frame]) -> None:
+        self._frames, self._error = iter(frames), None
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self
+
+    def __next__(self) -> Frame:
+        if self._error is not None:
+            raise self._error
+        return next(self._frames)
+
+    def give(self, take: Callable[[Frame], None]) -> bool:
+        """Give the next frame to `take`, before its turn; whether there was one."""
+        try:
+            take(next(self._frames))
+        except Exception as error:
+            self._error = error  # StopIteration among them
+        return self._error is None
 
 
 class Live:

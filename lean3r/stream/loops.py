@@ -200,7 +200,7 @@ class Loops:
         first, window = self._landmarks[place], len(placements) - 1
         old = self._near(place)
         new = list(results[max(0, at - AROUND) : at + AROUND + 1])
-        found = solver.together([*(each.picture() for each in old), *(each.keyframe for each in new)])
+        found = solver.together([each.picture() for each in old], [each.keyframe for each in new])
         if found is None or meeting(found[old.index(first)], found[len(old) + new.index(results[at])]) < MEETING:
             return None
         joins, ends = [], []
@@ -231,7 +231,7 @@ class Loops:
         picture = picture_of(keyframe, solver.settings.resolution or self.model.resolution, self.model.patch)
         for place, _ in self._candidates(self._appearance([picture]), float("inf")):
             first, old = self._landmarks[place], self._near(place)
-            found = solver.together([*(each.picture() for each in old), keyframe])
+            found = solver.together([each.picture() for each in old], [keyframe])
             if found is None or not _is_sure(found[-1]):
                 continue
             pairs = [(a, b) for a, b in zip(old, found[:-1], strict=True) if _is_sure(b)]

@@ -7,6 +7,7 @@ from typing import Literal
 
 from lean3r.errors import UsageError
 from lean3r.options import check_types, option
+from lean3r.pipeline.options import CameraOptions, Intrinsics
 
 Drop = Literal["auto", "on", "off"]
 Loops = Literal["on", "off"]
@@ -36,3 +37,16 @@ class StreamOptions:
             raise UsageError(f"--overlap is {self.overlap}; expected 1 or more, and less than the window.")
         if not 0.005 <= self.keyframe_step <= 0.5:
             raise UsageError(f"--keyframe-step is {self.keyframe_step}; expected 0.005 to 0.5.")
+
+
+def four_of(intrinsics: Intrinsics | None) -> tuple[float, ...] | None:
+    """Known intrinsics as fx, fy, cx, cy; UsageError or InputError if they are none."""
+    if intrinsics is None:
+        return None
+    from lean3r.inputs.cameras import read_intrinsics
+
+    CameraOptions(intrinsics=intrinsics)  # checks its type
+    matrix = read_intrinsics(intrinsics).intrinsics
+    if matrix is None:
+        raise UsageError("the intrinsics state no focal length; give fx, fy, cx, cy.")
+    return tuple(map(float, matrix[[0, 1, 0, 1], [0, 1, 2, 2]]))

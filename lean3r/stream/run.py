@@ -18,18 +18,18 @@ from lean3r.models.base import Backbone
 from lean3r.options import PointOptions, as_record
 from lean3r.pipeline.memory import in_units
 from lean3r.pipeline.observer import Observer
-from lean3r.pipeline.options import CameraOptions, Intrinsics, RunOptions
+from lean3r.pipeline.options import Intrinsics, RunOptions
 from lean3r.pipeline.predict import where
-from lean3r.processes import peak_memory_mb
+from lean3r.processes import meanwhile, peak_memory_mb
 from lean3r.refine.options import Refine, RefineOptions
 from lean3r.stereo.options import Dense, StereoOptions
 from lean3r.stream import ENGINES, sim3
 from lean3r.stream.budget import OVERLAP, USUAL
 from lean3r.stream.cloud import Cloud
-from lean3r.stream.engine import Engine, Estimate, Frame, Settings, flags_now
-from lean3r.stream.frames import Live, Source
+from lean3r.stream.engine import Engine, Estimate, Frame, LooksAhead, Settings, flags_now
+from lean3r.stream.frames import Early, Live, Source
 from lean3r.stream.latency import Times
-from lean3r.stream.options import StreamOptions
+from lean3r.stream.options import StreamOptions, four_of
 from lean3r.stream.store import Store, room
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def stream(
         step=options.keyframe_step,
         resolution=resolution or model.resolution,
         seed=seed,
-        intrinsics=_four(intrinsics),
+        intrinsics=four_of(intrinsics),
         refine=RefineOptions.of(refine),
         landmarks=Settings.landmarks if options.loops == "on" else 0,
         dense=StereoOptions.of(dense),
@@ -166,17 +166,28 @@ class Stream:
 
     def _run(self, source: Source, live: Live | None, store: Store | None, start: float) -> Iterator[Estimate]:
         arrived: deque[tuple[int, float]] = deque()
+        early = Early(source) if live is None and source.is_file else None
+
+        def look_ahead() -> bool:
+            engine = self.engine
+            return early is not None and isinstance(engine, LooksAhead) and engine.has_room and early.give(look)
+
+        def look(frame: Frame) -> None:
+            assert isinstance(self.engine, LooksAhead)
+            self._arrive(frame, time.perf_counter(), arrived)
+            self.engine.look(frame)
+
         try:
-            for moment, frame in live or ((time.perf_counter(), frame) for frame in source):
+            for moment, frame in live or ((time.perf_counter(), frame) for frame in early or source):
                 if self.engine is None:
                     self._begin(frame)
                 assert self.engine is not None
-                arrived.append((frame.index, moment))
+                self._arrive(frame, moment, arrived)
                 begun = time.perf_counter()
-                estimates = self.engine.push(frame)
+                with meanwhile(look_ahead):
+                    estimates = self.engine.push(frame)
                 self.works.add(time.perf_counter() - begun)
                 self.dropped = 0 if live is None else live.dropped
-                self._last = (frame.index + 1, frame.timestamp_s)
                 self._take(estimates, arrived, store, start)
                 self._since += 1
                 if store is not None and estimates and self._is_due():
@@ -195,6 +206,10 @@ class Stream:
             return
         if store is not None and self.engine is not None:
             self._publish(store, is_final=True)
+
+    def _arrive(self, frame: Frame, moment: float, arrived: deque[tuple[int, float]]) -> None:
+        arrived.append((frame.index, moment))
+        self._last = (frame.index + 1, frame.timestamp_s)
 
     def _open(self) -> Store | None:
         if self._out is None:
@@ -385,16 +400,3 @@ class Stream:
             f"Stream({Source.describe(self._raw)[0]}: {done['frames']:,} frames, {done['keyframes']:,} keyframes, "
             f"{done['frames_a_second']:.1f} a second, {in_units(int(1e6 * done['held_mb']))} held)"
         )
-
-
-def _four(intrinsics: Intrinsics | None) -> tuple[float, ...] | None:
-    """Known intrinsics as fx, fy, cx, cy; UsageError or InputError if they are none."""
-    if intrinsics is None:
-        return None
-    from lean3r.inputs.cameras import read_intrinsics
-
-    CameraOptions(intrinsics=intrinsics)  # checks its type
-    matrix = read_intrinsics(intrinsics).intrinsics
-    if matrix is None:
-        raise UsageError("the intrinsics state no focal length; give fx, fy, cx, cy.")
-    return tuple(map(float, matrix[[0, 1, 0, 1], [0, 1, 2, 2]]))

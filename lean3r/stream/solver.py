@@ -76,10 +76,11 @@ class Solver:
             "focal_px": round(float(np.median([r.original_intrinsics[0, 0] for r in results])), 3),
         }
 
-    def together(self, keyframes: Sequence[Keyframe]) -> list[Result] | None:
+    def together(self, old: Sequence[Keyframe], new: Sequence[Keyframe]) -> list[Result] | None:
         """Old and new keyframes in one world; None unless matches confirm it, where they are refined."""
+        keyframes = [*old, *new]
         try:
-            scene, _ = self._run(keyframes)
+            scene, _ = self._run(keyframes, len(old))
         except LeanError:
             return None
         is_kept = scene.info.get("refinement", {"status": "off"})["status"] == "kept"
@@ -90,8 +91,9 @@ class Solver:
         """Where refinement keeps the features of keyframes, which several windows show."""
         return self._scratch.enter_context(temporary_folder("stream"))
 
-    def _run(self, keyframes: Sequence[Keyframe]) -> tuple[Reconstruction, bool]:
-        """The reconstruction of keyframes, and whether their intrinsics were known before."""
+    def _run(self, keyframes: Sequence[Keyframe], meeting: int = 0) -> tuple[Reconstruction, bool]:
+        """The reconstruction of keyframes, and whether their intrinsics were known before. So many first ones must be
+        `meeting` the others in a match, or nothing is refined."""
         settings, sizes = self.settings, {keyframe.size for keyframe in keyframes}
         known = self.intrinsics.get(next(iter(sizes))) if len(sizes) == 1 else None
         intrinsics = settings.intrinsics or known
@@ -99,7 +101,7 @@ class Solver:
         with _quiet():  # each window would repeat its warnings: flags and reports say what is uncertain
             scene = reconstruct(
                 self.model,
-                Recent(keyframes, None if settings.refine.when == "off" else self._kept),
+                Recent(keyframes, None if settings.refine.when == "off" else self._kept, meeting),
                 cameras=None if intrinsics is None else CameraOptions(intrinsics=intrinsics),
                 resolution=settings.resolution,
                 seed=settings.seed,

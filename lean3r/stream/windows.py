@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from lean3r.models.base import Backbone
 from lean3r.stream import sim3
 from lean3r.stream.budget import fit_stream
 from lean3r.stream.engine import Estimate, Frame, Settings, place
-from lean3r.stream.keyframes import Selector
+from lean3r.stream.looks import Look, Looks, Seen
 from lean3r.stream.loops import PREDICTED, Loops
 from lean3r.stream.pictures import Keyframe, has_content
 from lean3r.stream.result import Result, join_results
@@ -30,20 +30,7 @@ logger = logging.getLogger("lean3r")
 
 MOST_PENDING = 512  # frames without an estimate: then a window is reconstructed though it is not full
 STILL = 0.05  # of the step between keyframes: a picture that has moved by less shows a camera at rest
-REPEATED = 1e-4  # of the picture's longer side: a frame that has moved by less is the one before once more
 LAST = 1 / 2  # of a window: least size of the last one, if there are as many keyframes
-
-
-class _Pending(NamedTuple):
-    """A frame without an estimate yet: `travelled` says how far the picture had moved by then, `moving_s` for how many
-    seconds it had been moving."""
-
-    index: int
-    timestamp_s: float
-    size: tuple[int, int]
-    travelled: float
-    moving_s: float
-    has_content: bool
 
 
 class WindowEngine:
@@ -56,8 +43,9 @@ class WindowEngine:
                 "at least 2, and an overlap of 1 or more, but smaller."
             )
         self.model, self.settings = model, settings
-        self._selector = Selector(settings.step)
-        self._pending: deque[_Pending] = deque()
+        self._looks = Looks(settings.step)
+        self._ahead: deque[Look] = deque()  # at frames whose turn has not come
+        self._pending: deque[Seen] = deque()  # frames without an estimate
         self._carried: list[Result] = []  # shared with the next window
         self._spare: list[Result] = []  # before these, for the last window
         self._waiting: list[Keyframe] = []
@@ -68,7 +56,6 @@ class WindowEngine:
         self._how: frozenset[str] = frozenset()  # of the window that is being made
         self._way: dict[int, tuple[float, float]] = {}  # way and moving time of the frames that are carried
         self._has_anchor = False
-        self._before, self._moving_s = (0.0, 0.0), 0.0  # time and way of the last frame
         self._loops = Loops(model, settings.landmarks)
         self.version = 0
         self.rejoined: list[list[int]] = []
@@ -78,16 +65,26 @@ class WindowEngine:
 
     def push(self, frame: Frame) -> list[Estimate]:
         """See Engine."""
-        known = self._begin_apart() if frame.is_cut else []
-        keyframe = Keyframe.of(frame)
-        shows = has_content(keyframe)
-        chosen = self._selector.add(keyframe) if shows else []
-        travelled = self._selector.travelled
-        if travelled - self._before[1] > REPEATED:
-            self._moving_s += frame.timestamp_s - self._before[0]
-        self._before = frame.timestamp_s, travelled
-        self._pending.append(_Pending(frame.index, frame.timestamp_s, keyframe.size, travelled, self._moving_s, shows))
-        for each in chosen:
+        self.look(frame)
+        known = []
+        while self._ahead and not known:  # what is known goes out at once
+            known = self._take(self._ahead.popleft())
+        return known
+
+    @property
+    def has_room(self) -> bool:
+        """See LooksAhead: for a window of keyframes, or as many frames as may be pending."""
+        keyframes = sum(len(look.chosen) for look in self._ahead)
+        return keyframes < self.settings.window - self.settings.overlap and len(self._ahead) < MOST_PENDING
+
+    def look(self, frame: Frame) -> None:
+        """See LooksAhead."""
+        self._ahead.append(self._looks.at(frame))
+
+    def _take(self, look: Look) -> list[Estimate]:
+        known = [] if look.ended is None else self._begin_apart(look.ended)
+        self._pending.append(look.seen)
+        for each in look.chosen:
             self._waiting.append(each)
             if len(self._carried) + len(self._waiting) >= self.settings.window:
                 known += self._solve()
@@ -95,17 +92,23 @@ class WindowEngine:
             known += self._solve() if self._waiting else self._rest()
         return known
 
-    def _begin_apart(self) -> list[Estimate]:
-        """Nothing connects the next frame with those before; only a loop can."""
-        known = self.finish()
+    def _begin_apart(self, ended: Sequence[Keyframe]) -> list[Estimate]:
+        """Nothing connects the next frame with those before, the last keyframes of which have `ended`; only a loop
+        can."""
+        known = self._end(ended)
         self._carried, self._spare, self._way = [], [], {}
-        self._selector = Selector(self.settings.step)
-        self._selector.travelled = self._before[1]
         return known
 
     def finish(self) -> list[Estimate]:
         """See Engine."""
-        self._waiting += self._selector.end()
+        known = []
+        while self._ahead:
+            known += self._take(self._ahead.popleft())
+        return known + self._end(self._looks.end())
+
+    def _end(self, ended: Sequence[Keyframe]) -> list[Estimate]:
+        """No frame follows in this film, whose last keyframes these are."""
+        self._waiting += ended
         if self._waiting:  # the last window has few frames of its own: more of the earlier ones make it sound
             room = round(LAST * self.settings.window) - len(self._carried) - len(self._waiting)
             self._carried = self._spare[len(self._spare) - max(0, min(room, len(self._spare))) :] + self._carried
@@ -240,7 +243,7 @@ class WindowEngine:
             known.append(self._between(frame, results) if result is None else self._of_keyframe(frame, result, results))
         return known
 
-    def _of_keyframe(self, frame: _Pending, result: Result, results: Sequence[Result]) -> Estimate:
+    def _of_keyframe(self, frame: Seen, result: Result, results: Sequence[Result]) -> Estimate:
         flags, pose = self._standing | {"keyframe"}, result.pose
         if not self._has_anchor:
             self._has_anchor, flags = True, flags | {"anchor"}
@@ -257,7 +260,7 @@ class WindowEngine:
             source=result.source,
         )
 
-    def _between(self, frame: _Pending, results: Sequence[Result]) -> Estimate:
+    def _between(self, frame: Seen, results: Sequence[Result]) -> Estimate:
         """The estimate of a frame that is no keyframe."""
         flags = set(self._standing) | ({"between"} if frame.has_content else {"no-content", "lost"})
         registered = [r for r in results if r.is_registered] or list(results)
@@ -284,7 +287,7 @@ class WindowEngine:
         pose = _interpolated(usable, frame.moving_s)
         return self._estimate(frame, pose, _lens_between(first, second, frame.index), frozenset(flags))
 
-    def _estimate(self, frame: _Pending, pose: np.ndarray, intrinsics: np.ndarray, flags: frozenset[str]) -> Estimate:
+    def _estimate(self, frame: Seen, pose: np.ndarray, intrinsics: np.ndarray, flags: frozenset[str]) -> Estimate:
         if "apart" in flags:
             is_doubted = flags & {"uncertain", "no-content"}  # for a reason of its own, which stays
             flags = (flags - {"apart"} if is_doubted else flags) | {"uncertain"}
@@ -317,14 +320,15 @@ class WindowEngine:
     def bytes(self) -> int:
         """See Engine."""
         kept = sum(result.bytes for result in [*self._spare, *self._carried]) + sum(
-            each.pixels.nbytes for each in self._waiting
+            each.pixels.nbytes for each in [*self._waiting, *(each for look in self._ahead for each in look.chosen)]
         )
-        return kept + self._selector.bytes + self._loops.bytes
+        return kept + self._looks.bytes + self._loops.bytes
 
     def state(self) -> dict[str, Any]:
         """See Engine."""
         return {
-            "selector": self._selector.state(),
+            "looks": self._looks.state(),
+            "ahead": [look.state() for look in self._ahead],
             "pending": [list(each) for each in self._pending],
             "carried": [result.state() for result in self._carried],
             "spare": [result.state() for result in self._spare],
@@ -333,8 +337,6 @@ class WindowEngine:
             "intrinsics": [[list(size), list(values)] for size, values in self._solver.intrinsics.items()],
             "standing": sorted(self._standing),
             "has_anchor": self._has_anchor,
-            "before": list(self._before),
-            "moving_s": self._moving_s,
             "loops": self._loops.state(),
             "version": self.version,
             "island": self._island,
@@ -343,15 +345,15 @@ class WindowEngine:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See Engine."""
-        self._selector.restore(state["selector"])
-        self._pending = deque(_Pending(i, t, (w, h), *more) for i, t, (w, h), *more in state["pending"])
+        self._looks.restore(state["looks"])
+        self._ahead = deque(Look.restored(each) for each in state["ahead"])
+        self._pending = deque(Seen.restored(each) for each in state["pending"])
         self._carried = [Result.restored(each) for each in state["carried"]]
         self._spare = [Result.restored(each) for each in state["spare"]]
         self._waiting = [Keyframe.restored(each) for each in state["waiting"]]
         self._placements = list(state["placements"])
         self._solver.intrinsics = {(w, h): tuple(values) for (w, h), values in state["intrinsics"]}
         self._standing, self._has_anchor = frozenset(state["standing"]), state["has_anchor"]
-        self._before, self._moving_s = (state["before"][0], state["before"][1]), state["moving_s"]
         self._loops.restore(state["loops"])
         self.version, self._island = state["version"], state["island"]
         self.rejoined = [list(each) for each in state["rejoined"]]

@@ -43,6 +43,24 @@ def solved(job: Job, folder: Path) -> Answer:
     return answer
 
 
+def test_places_that_share_no_match_give_no_model_where_they_must_meet(tmp_path: Path) -> None:
+    job = window(0, 6, tmp_path / "one")
+    assert matched(replace(job, meeting=3), tmp_path / "one")
+    job = window(0, 6, tmp_path / "two")
+    other = sorted((tmp_path / "two" / PICTURES).rglob("*.bmp"))[3:]
+    for index, file in enumerate(other):  # the last three show another place
+        Image.fromarray(scenes.photograph(POSES[index], seed=1)[0]).convert("L").save(file)
+    assert not matched(replace(job, meeting=3), tmp_path / "two")
+    (tmp_path / "two" / "again").mkdir()
+    (tmp_path / "two" / PICTURES).rename(tmp_path / "two" / "again" / PICTURES)
+    assert matched(job, tmp_path / "two" / "again")
+
+
+def matched(job: Job, folder: Path) -> bool:
+    worker.solve(job, folder)
+    return Answer.read(folder) is not None
+
+
 def test_frames_that_windows_share_are_searched_and_matched_once_with_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,104 @@
+"""Frames that are looked at before their turn change nothing: not the estimates, not what is resumed, not an error."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+import lean3r
+from lean3r import processes
+from lean3r.errors import InputError
+from lean3r.stream.engine import Estimate, Frame
+from lean3r.stream.frames import Early
+from lean3r.stream.windows import WindowEngine
+from lean3r.types import Prediction, Views
+from stream.walk import Knows, walk
+
+OPTIONS = lean3r.StreamOptions(window=8, overlap=3)
+
+
+class Waits(Knows):
+    """Waits for another process, as refinement does."""
+
+    def forward(self, views: Views, reference: int | None = None) -> Prediction:
+        """See Knows."""
+        processes.wait(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.2)"]), 60)
+        return super().forward(views, reference)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two films of one walk each; the second one is no continuation of the first."""
+    folder = tmp_path_factory.mktemp("films")
+    for name, count in (("a.mkv", 70), ("b.mkv", 40)):
+        with av.open(str(folder / name), "w") as container:
+            film = container.add_stream("ffv1", rate=10, width=160, height=112, pix_fmt="bgr0")
+            for _, image in walk(count):
+                container.mux(film.encode(av.VideoFrame.from_ndarray(image)))
+            container.mux(film.encode(None))
+    return [str(folder / "a.mkv"), str(folder / "b.mkv")]
+
+
+def ahead(stream: lean3r.stream.run.Stream) -> int:
+    assert isinstance(stream.engine, WindowEngine)
+    return len(stream.engine._ahead)
+
+
+def assert_same(found: list[Estimate], plain: list[Estimate]) -> None:
+    assert [each.index for each in found] == [each.index for each in plain]
+    for each, other in zip(found, plain, strict=True):
+        assert np.array_equal(each.cam_from_world, other.cam_from_world)
+        assert np.array_equal(each.intrinsics, other.intrinsics) and each.flags == other.flags
+
+
+def test_what_is_read_ahead_changes_no_estimate(films: list[str]) -> None:
+    plain = list(lean3r.stream(Knows(), films, options=OPTIONS, refine="off"))
+    stream = lean3r.stream(Waits(), films, options=OPTIONS, refine="off")
+    found, most = [], 0
+    for each in stream:
+        found.append(each)
+        most = max(most, ahead(stream))
+    assert most > 5 and len(found) == 110
+    assert_same(found, plain)
+    once = lean3r.stream(Waits(), walk(40), options=OPTIONS, refine="off")  # nobody knows what it costs to ask for more
+    assert not any(ahead(once) for _ in once)
+
+
+def test_a_stream_that_had_read_ahead_is_resumed_with_the_same_result(
+    films: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.import_module("lean3r.stream.run"), "SAVING", 1e9)  # a checkpoint for every window
+    list(lean3r.stream(Knows(), films, tmp_path / "whole", options=OPTIONS, refine="off"))
+    stream = lean3r.stream(Waits(), films, tmp_path / "out", options=OPTIONS, refine="off")
+    estimates = iter(stream)
+    given = next(each for each in estimates if each.index > 30 and ahead(stream))
+    assert isinstance(estimates, Iterator)
+    estimates.close()  # type: ignore[attr-defined]
+    rest = lean3r.stream(Knows(), films, tmp_path / "out", options=OPTIONS, refine="off", resume=True)
+    assert next(iter(rest)).index <= given.index + 20
+    rest = lean3r.stream(Waits(), films, tmp_path / "out", options=OPTIONS, refine="off", resume=True)
+    list(rest)
+    for name in ("trajectory_tum.txt", "frames.bin", "cameras.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_an_error_waits_for_its_turn() -> None:
+    def torn() -> Iterator[Frame]:
+        for index in range(3):
+            yield Frame(index, index / 10, np.zeros((2, 2, 3), np.uint8))
+        raise InputError("torn")
+
+    early, given = Early(torn()), []
+    assert next(early).index == 0
+    assert early.give(given.append) and early.give(given.append) and not early.give(given.append)
+    assert [frame.index for frame in given] == [1, 2]
+    with pytest.raises(InputError, match="torn"):
+        next(early)
+    assert not Early([]).give(given.append) and not list(Early([]))
