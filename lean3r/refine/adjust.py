@@ -16,6 +16,7 @@ from lean3r.refine.matching import LEAST_INLIERS, Matches
 ROTATION_DEG, DIRECTION_DEG = 15.0, 40.0  # largest difference between start poses and the relative pose of a pair
 ROUNDS = ((16.0, 6.0), (8.0, 4.0), (4.0, 2.0))  # largest errors: of measurements in pixels, of new points in degrees
 SOLVERS = 1  # threads: several would sum in varying order, and small differences grow
+CONVERGED, ROUGHLY = 1e-6, 1e-5  # relative change of an adjustment's cost at which it ends; of one that others follow
 MANY = 30  # from so many views on, a new one is adjusted with its neighbours only
 TRACKS = 100  # of a view, that place the cameras all at once; adjusting them takes all
 LEAST_SEEN = 12  # points that a registered view must see
@@ -116,7 +117,7 @@ class Mapper:
         mapper.retriangulate(triangulation)
         if model.num_points3D() == 0:
             return
-        mapper.adjust_global_bundle(options, self.adjustment(model))
+        mapper.adjust_global_bundle(options, self.adjustment(model, ROUGHLY))
         mapper.filter_points(options)
 
     def _register(self, mapper, model: pycolmap.Reconstruction) -> None:
@@ -160,7 +161,9 @@ class Mapper:
         views = ((image.camera_id, self.job.views[self.view_of[image.name]]) for image in model.images.values())
         return {camera_id for camera_id, view in views if self.job.groups[view.group].fixed}
 
-    def adjustment(self, model: pycolmap.Reconstruction) -> pycolmap.BundleAdjustmentOptions:
+    def adjustment(
+        self, model: pycolmap.Reconstruction, tolerance: float = CONVERGED
+    ) -> pycolmap.BundleAdjustmentOptions:
         """Bundle adjustment, robust to a few outliers. The focal length is held fixed with two views, which do not
         determine it."""
         options = pycolmap.BundleAdjustmentOptions()
@@ -170,7 +173,7 @@ class Mapper:
         options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
         options.ceres.solver_options.num_threads = SOLVERS
         options.ceres.solver_options.max_num_iterations = 50
-        options.ceres.solver_options.function_tolerance = 1e-6
+        options.ceres.solver_options.function_tolerance = tolerance
         return options
 
 
@@ -211,6 +214,7 @@ def incremental_model(job: Job, folder: Path, database: Path) -> pycolmap.Recons
         options.mapper.abs_pose_min_num_inliers = LEAST_INLIERS
         options.ba_global_frames_ratio = options.ba_global_points_ratio = VIDEO_GROWTH
         options.ba_global_max_refinements = options.ba_local_max_refinements = 1  # `Mapper.polish` refines it
+        options.ba_local_function_tolerance = options.ba_global_function_tolerance = ROUGHLY
         options.mapper.init_min_tri_angle = VIDEO_BEGIN_DEG
         options.mapper.filter_min_tri_angle = options.triangulation.min_angle = VIDEO_ANGLE_DEG
     options.ba_refine_focal_length = options.mapper.abs_pose_refine_focal_length = not knows_focals
@@ -261,6 +265,7 @@ def doubt(job: Job, model: pycolmap.Reconstruction) -> str | None:
     options.print_summary, options.refine_extra_params = False, False
     options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
     options.ceres.solver_options.num_threads = SOLVERS
+    options.ceres.solver_options.function_tolerance = CONVERGED  # by default all steps are taken, thirty times as many
     pycolmap.bundle_adjustment(model, options)
     model.update_point_3d_errors()
     after = model.compute_mean_reprojection_error()

@@ -210,7 +210,7 @@ def by_methods(job: Job, matches: matching.Matches, mapper: adjust.Mapper, folde
             found += filter(None, [polished(job, matches, mapper, method(job, folder, database))])
             if found and found[-1].answer.has.sum() > 2:  # the global mapper cannot do two views
                 break
-    return found if agree(job, found) else [settle(job, matches, mapper, built) for built in found]
+    return settle(job, matches, mapper, found)
 
 
 def agree(job: Job, found: Sequence[Built]) -> bool:
@@ -250,23 +250,31 @@ def polished(
     return Built.of(job, matches, mapper.polish(model), False)
 
 
-def settle(job: Job, matches: matching.Matches, mapper: adjust.Mapper, best: Built) -> Built:
-    """A model in which the frames of a video that are doubted or fit badly are registered again from the others, as
-    long as that makes it better.
+def settle(job: Job, matches: matching.Matches, mapper: adjust.Mapper, found: Sequence[Built]) -> list[Built]:
+    """Models in which the frames of a video that are doubted or fit badly are registered again from the others, as
+    long as that makes a model better, and the models do not agree.
 
     A walk may slip: from some frame on, all is smaller by a fifth or more. Adjustment does not undo it, because the
     points that say so are gone by then; but the frames there fit their matches worse than the others, or are doubted.
     """
+    models, may_gain = list(found), [True] * len(found)
     for _ in range(SETTLING):
-        for loose in loose_frames(job, best.answer):
-            moved = mapper.reattach(pycolmap.Reconstruction(best.model), loose)
-            again = Built.of(job, matches, moved, False)
-            if again is not None and is_better(again.answer, best.answer):
-                best = again
-                break
-        else:
-            return best
-    return best
+        if agree(job, models):
+            break
+        for number in np.flatnonzero(may_gain).tolist():
+            better = settled_once(job, matches, mapper, models[number])
+            models[number], may_gain[number] = better or models[number], better is not None
+    return models
+
+
+def settled_once(job: Job, matches: matching.Matches, mapper: adjust.Mapper, built: Built) -> Built | None:
+    """A better model than this one, in which some of its frames are registered again; None if there is none."""
+    for loose in loose_frames(job, built.answer):
+        moved = mapper.reattach(pycolmap.Reconstruction(built.model), loose)
+        again = Built.of(job, matches, moved, False)
+        if again is not None and is_better(again.answer, built.answer):
+            return again
+    return None
 
 
 def loose_frames(job: Job, answer: Answer) -> Iterator[set[int]]:
@@ -312,7 +320,7 @@ def recalibrate(job: Job, folder: Path, database: Path, answer: Answer) -> Built
     matches = matching.verify_again(job, database)
     mapper = adjust.Mapper(job, database)
     built = polished(job, matches, mapper, adjust.global_model(job, folder, database))
-    return None if built is None else settle(job, matches, mapper, built)
+    return None if built is None else settle(job, matches, mapper, [built])[0]
 
 
 def fitness(job: Job, answer: Answer) -> tuple[int, float]:
