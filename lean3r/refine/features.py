@@ -11,6 +11,13 @@ from lean3r.refine.kept import Kept
 # From octave 0 on, features are as large as the pixels of the picture allow; octave -1 doubles the picture before,
 # which finds several times as many (small) ones in several times the time.
 COARSE, FINE = 0, -1
+SMALL = 1000  # longer side in pixels up to which a frame is small
+
+
+def octaves(job: Job) -> tuple[int, ...]:
+    """First octaves of the features, in turn. Small video frames need the finest features at once."""
+    small = max(max(group.width, group.height) for group in job.groups) <= SMALL
+    return (FINE,) if job.sequences and small else (COARSE, FINE)
 
 
 def detect(job: Job, folder: Path, database: Path, first_octave: int, kept: Kept) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from lean3r.colmap_library import pycolmap
 from lean3r.refine.appearance import root, signature, vocabulary
-from lean3r.refine.features import files_to_view, set_cameras
+from lean3r.refine.features import detect, files_to_view, set_cameras
 from lean3r.refine.job import Job
 from lean3r.refine.kept import Kept
 from lean3r.refine.nearest import mutual_nearest
@@ -40,6 +40,15 @@ class Matches:
     def meet(self, first: int) -> bool:
         """Whether a pair joins one of the `first` views to one of the others."""
         return bool(((self.pairs < first).sum(axis=1) == 1).any())
+
+
+def find(job: Job, folder: Path, database: Path, octave: int) -> None:
+    """Find the features of a job's pictures, from this octave on, and their matches, which are verified unless the
+    pictures are frames of a video; or recall those that are kept, and keep the others."""
+    kept = Kept(job, folder, octave)
+    detect(job, folder, database, octave, kept)
+    match(job, database, kept, verify=not job.sequences)
+    kept.keep(database)
 
 
 def match(job: Job, database: Path, kept: Kept, verify: bool = True) -> None:

@@ -37,11 +37,16 @@ def write_pictures(
         for view, file in enumerate(files):
             _seen(reconstruction, view, scale_of(reconstruction.sources[view], side)).save(file)
         return [True] * len(files)
-    view_of = {name: view for view, name in enumerate(reconstruction.names)}
+    return write_originals(reconstruction.sources, pictures, side, files)
+
+
+def write_originals(sources: Sequence[Source], pictures: Pictures, side: int, files: Sequence[Path]) -> list[bool]:
+    """Write the pictures of these sources, into folders that exist; returns which could be read."""
+    view_of = {source.name: view for view, source in enumerate(sources)}
     written = [False] * len(files)
     for name, image in pictures.read(view_of, side):
         view = view_of[name]
-        source = reconstruction.sources[view]
+        source = sources[view]
         decoded = round(source.width / image.width)  # some formats decode at a half, a quarter or an eighth
         is_same = (math.ceil(source.width / decoded), math.ceil(source.height / decoded)) == image.size
         if is_same:

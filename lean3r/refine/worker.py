@@ -22,7 +22,6 @@ from lean3r.refine import adjust, features, focal, matching
 from lean3r.refine.aside import incremental_aside
 from lean3r.refine.built import Built
 from lean3r.refine.job import OUT_OF_TIME, Answer, Job
-from lean3r.refine.kept import Kept
 from lean3r.refine.kinks import kinks, sides_of_kinks
 from lean3r.refine.overlay import drop_overlays
 from lean3r.refine.rivals import contested
@@ -43,7 +42,6 @@ DIFFERENT = (
 ZOOMS = "the frames fit clearly better with a focal length each, as if the lens zoomed, but no such model was found"
 ALMOST = 0.98  # of the matches that a model fits, that another one must fit
 ZOOM = 0.08  # spread of the logarithms of focal lengths (from the tenth to the ninth tenth); 0.05 to 0.07 if none zooms
-SMALL = 1000  # longer side in pixels up to which a frame is small
 TRUSTED = 5  # trusted views needed to locate doubted ones
 SETTLING = 3  # times at most that they are located again
 BADLY = 1.5  # times the usual error of a view's matches; within one model, that of right cameras hardly differs
@@ -56,7 +54,7 @@ def solve(job: Job, folder: Path) -> None:
     camera for every view, if shared ones leave many matches or hide different focal lengths."""
     best: Answer | None = None
     octave = features.COARSE
-    for octave in octaves(job):
+    for octave in features.octaves(job):
         for answer in attempts(job, folder, octave):
             if best is None or value(answer) > value(best):
                 best = answer
@@ -136,12 +134,6 @@ def is_better_alone(alone: Answer, shared: Answer, are_apart: bool) -> bool:
     return value(alone)[:2] >= value(shared)[:2] and share(alone) > max(WELL, share(shared) + GAIN)
 
 
-def octaves(job: Job) -> tuple[int, ...]:
-    """First octaves of the features, in turn. Small video frames need the finest features at once."""
-    small = max(max(group.width, group.height) for group in job.groups) <= SMALL
-    return (features.FINE,) if job.sequences and small else (features.COARSE, features.FINE)
-
-
 def value(answer: Answer) -> tuple[int, int, int]:
     """Key to compare answers: trusted views, then registered ones, then measurements."""
     return int(answer.trusted.sum()), int(answer.has.sum()), len(answer.point)
@@ -158,10 +150,7 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
     here = folder / f"{name}{octave}"
     here.mkdir()
     database = here / "database.db"
-    kept = Kept(job, folder, octave)
-    features.detect(job, folder, database, octave, kept)
-    matching.match(job, database, kept, verify=not job.sequences)
-    kept.keep(database)
+    matching.find(job, folder, database, octave)
     if job.sequences:
         drop_overlays(job, database)
         job = focal.with_focals(job, database)

@@ -189,3 +189,7 @@ class LooksAhead(Protocol):
     def look(self, frame: Frame) -> None:
         """Take the next frame before its turn: the next call of `push` or `finish` goes on with it."""
         ...
+
+    def prepare(self) -> None:
+        """Nothing more is looked at for now: begin with what the frames before their turn will need."""
+        ...

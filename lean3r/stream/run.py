@@ -170,7 +170,12 @@ class Stream:
 
         def look_ahead() -> bool:
             engine = self.engine
-            return early is not None and isinstance(engine, LooksAhead) and engine.has_room and early.give(look)
+            if early is None or not isinstance(engine, LooksAhead):
+                return False
+            if engine.has_room and early.give(look):
+                return True
+            engine.prepare()
+            return False
 
         def look(frame: Frame) -> None:
             assert isinstance(self.engine, LooksAhead)

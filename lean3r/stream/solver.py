@@ -17,12 +17,14 @@ from lean3r.errors import LeanError
 from lean3r.models.base import Backbone
 from lean3r.pipeline.options import CameraOptions
 from lean3r.pipeline.reconstruct import reconstruct
+from lean3r.pipeline.refining import applies
 from lean3r.processes import give_memory_back
+from lean3r.refine.ahead import Ahead
 from lean3r.scratch import temporary_folder
 from lean3r.stream.engine import Settings
 from lean3r.stream.pictures import Keyframe, Recent
 from lean3r.stream.result import Result, results_of
-from lean3r.types import Reconstruction
+from lean3r.types import Reconstruction, Source
 
 logger = logging.getLogger("lean3r")
 
@@ -38,11 +40,19 @@ class Solver:
     def __init__(self, model: Backbone, settings: Settings) -> None:
         self.model, self.settings = model, settings
         self.intrinsics: dict[tuple[int, int], tuple[float, ...]] = {}
-        self._scratch = ExitStack()
+        self._scratch, self._ahead = ExitStack(), Ahead()
+        self._scratch.callback(self._ahead.end)
         weakref.finalize(self, self._scratch.close)
+
+    def prepare(self, keyframes: Sequence[Keyframe]) -> None:
+        """Begin with what refinement needs of keyframes that a later window will have, beside everything else."""
+        if applies(self.settings.refine, self.model, True):
+            sources = [Source(each.name, *each.size, timestamp_s=each.timestamp_s) for each in keyframes]
+            self._ahead.begin(sources, Recent(keyframes, self._kept), self.settings.refine)
 
     def window(self, keyframes: Sequence[Keyframe]) -> tuple[list[Result], dict[str, Any]] | None:
         """The results of a window, in its own world, and its report; None if it cannot be reconstructed."""
+        self._ahead.end()
         try:
             scene, is_calibrated = self._run(keyframes)
             if is_calibrated and self.settings.intrinsics is None and zooms(scene):

@@ -81,6 +81,10 @@ class WindowEngine:
         """See LooksAhead."""
         self._ahead.append(self._looks.at(frame))
 
+    def prepare(self) -> None:
+        """See LooksAhead."""
+        self._solver.prepare([keyframe for look in self._ahead for keyframe in look.chosen])
+
     def _take(self, look: Look) -> list[Estimate]:
         known = [] if look.ended is None else self._begin_apart(look.ended)
         self._pending.append(look.seen)
