@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -160,3 +161,19 @@ def test_short_work_is_done_while_a_child_works_and_no_longer_than_there_is_any(
         long.kill()
         long.wait()
     assert processes.wait(child(""), 60) == 0 and len(calls) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "nice"), reason="this system has no priorities of this kind")
+def test_a_process_that_gives_way_has_the_lowest_priority_and_so_has_its_session() -> None:
+    code = "import os; from lean3r.processes import give_way; give_way(); print(os.nice(0)); "
+    code += (
+        "import pathlib; path = pathlib.Path('/proc/self/autogroup'); print(path.read_text() if path.exists() else '')"
+    )
+    for own_session in (True, False):
+        done = subprocess.run(
+            [sys.executable, "-c", code], start_new_session=own_session, capture_output=True, text=True, check=True
+        )
+        priority, _, group = done.stdout.partition("\n")
+        assert int(priority) == 19
+        if own_session and "nice" in group:
+            assert group.split()[-1] == "19"

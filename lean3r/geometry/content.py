@@ -27,7 +27,7 @@ def emptiness(image: np.ndarray, counts: np.ndarray) -> Emptiness | None:
     """Why a picture [H, W, 3] uint8 has no usable content among the pixels that `counts` [H, W] bool selects; None if
     it has."""
     image, counts = _shrunk(image, counts)
-    grey = image.mean(-1)
+    grey = image @ np.full(3, 1 / 3, np.float32)
     right, down = counts[:, 1:] & counts[:, :-1], counts[1:] & counts[:-1]
     steps = np.concatenate([np.abs(np.diff(grey, axis=1))[right], np.abs(np.diff(grey, axis=0))[down]])
     if not len(steps) or (steps > STEP).mean() < LEAST_STRUCTURE:

@@ -286,7 +286,7 @@ def _picture(name: str, frame: VideoFrame, aspect: float, video: Film | Clip) ->
         if video.is_interlaced:
             image = Image.fromarray(without_combs(frame.to_ndarray(format="rgb24"))).resize((width, frame.height))
         else:
-            image = frame.to_image(width=width)
+            image = Image.fromarray(frame.to_ndarray(format="rgb24", width=width))  # `to_image` takes six times as long
     except (FFmpegError, ValueError) as error:
         raise InputError(f"frames of {video.name} cannot be converted to pictures ({error})") from error
     bars = NO_BARS

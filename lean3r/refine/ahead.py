@@ -24,10 +24,11 @@ from lean3r.types import Source
 
 
 class Ahead:
-    """The process that works ahead, if there is one."""
+    """The `process` that works ahead, if there is one."""
 
     def __init__(self) -> None:
-        self._running, self._names = ExitStack(), ()
+        self.process: subprocess.Popen[bytes] | None = None
+        self._folder, self._names = ExitStack(), ()
 
     def begin(self, sources: Sequence[Source], pictures: Pictures, options: RefineOptions) -> None:
         """Search these frames of a video, and keep what is found in `pictures.kept`; go on, if it does already."""
@@ -36,9 +37,12 @@ class Ahead:
             return
         self.end()
         self._names = names
-        folder = self._running.enter_context(temporary_folder("ahead"))
-        write_job(sources, pictures, options, folder)
-        process = subprocess.Popen(
+        folder = self._folder.enter_context(temporary_folder("ahead"))
+        try:
+            write_job(sources, pictures, options, folder)
+        except OSError:  # a full disk: what is not found now is found later
+            return
+        self.process = subprocess.Popen(
             python_command("lean3r.refine.searcher", str(folder)),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -46,19 +50,16 @@ class Ahead:
             start_new_session=True,
             env=with_threads_of_its_own(),
         )
-        self._running.callback(_stop, process)
 
     def end(self) -> None:
         """Stop, wherever it is."""
-        self._running.close()
-        self._names = ()
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-    assert process.stdin is not None
-    process.stdin.close()
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+        self.process, self._names = None, ()
+        self._folder.close()
 
 
 def write_job(sources: Sequence[Source], pictures: Pictures, options: RefineOptions, folder: Path) -> None:

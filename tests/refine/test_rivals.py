@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import pytest
 from scipy.spatial.transform import Rotation
 
 from lean3r.refine import worker
@@ -117,3 +118,28 @@ def test_models_agree_if_the_best_trusts_every_frame_and_none_contests_one() -> 
     kinked = model_of(right, None, 3.0)
     kinked.report["after"]["view_inliers"][12:18] = [85] * 6
     assert not worker.agree(job, [one, built(kinked)]), "then it is worth to locate frames again"
+
+
+def test_models_are_settled_until_they_agree_or_nothing_makes_them_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    job: Any = SimpleNamespace(sequences=[list(range(FRAMES))], views=range(FRAMES))
+    right, slipped = walk(), walk()
+    slipped[20:] += 3
+    one, wrong, mended = (
+        built(model_of(centres, None, score)) for centres, score in ((right, 1), (slipped, 2), (right, 3))
+    )
+    asked: list[Any] = []
+
+    def once(job: object, matches: object, mapper: object, model: object) -> object:
+        asked.append(model)
+        return mended if model is wrong and cures else None
+
+    monkeypatch.setattr(worker, "settled_once", once)
+    cures = True
+    assert worker.settle(job, None, None, [one, wrong]) == [one, mended]  # type: ignore[arg-type]
+    assert asked == [one, wrong], "then they agree"
+    asked.clear()
+    cures = False
+    assert worker.settle(job, None, None, [one, wrong]) == [one, wrong]  # type: ignore[arg-type]
+    assert asked == [one, wrong], "each is tried once, since the same would come of it again"
+    asked.clear()
+    assert worker.settle(job, None, None, [one, mended]) == [one, mended] and not asked  # type: ignore[arg-type]

@@ -14,9 +14,11 @@ import pytest
 from PIL import Image
 
 from lean3r.inputs.pictures import Pictures
-from lean3r.refine import KnownCameras, RefineOptions, adjust, aside, features, matching, overlay, run, worker
+from lean3r.refine import KnownCameras, RefineOptions, adjust, ahead, aside, features, matching, overlay, run, worker
 from lean3r.refine.job import PICTURES, Answer, Group, Job
 from lean3r.refine.kept import Kept
+from lean3r.stream.pictures import Recent
+from lean3r.types import Source
 
 sys.path.insert(0, str(Path(__file__).parent))
 import scenes
@@ -84,6 +86,56 @@ def test_frames_that_windows_share_are_searched_and_matched_once_with_the_same_r
     for name in ("cam_from_world", "xyz", "point", "view", "xy", "error_px"):
         np.testing.assert_array_equal(getattr(again, name), getattr(plain, name))
     assert len(list(kept.iterdir())) == 11
+
+
+def test_frames_that_were_searched_ahead_of_their_window_give_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    job = window(0, 7, tmp_path / "whole", kept)
+    scene = scenes.scene(POSES[:7])
+    sources = [replace(source, timestamp_s=index / 10) for index, source in enumerate(scene.sources)]
+    pictures = Pictures(tmp_path / "whole" / "files")
+    ahead.write_job(sources, pictures, RefineOptions(features=300), tmp_path / "ahead")
+    assert Job.read(tmp_path / "ahead").kept is None, "nobody asked to keep anything"
+    pictures.kept = kept
+    search = ahead.Ahead()
+    search.begin(sources[:1], pictures, RefineOptions(features=300))  # a single frame has no matches
+    assert search.process is None
+    search.begin(sources, pictures, RefineOptions(features=300))
+    first = search.process
+    assert first is not None and first.wait(60) == 0 and len(list(kept.iterdir())) == 7
+    search.begin(sources, pictures, RefineOptions(features=300))
+    assert search.process is first, "these frames are being searched, or were"
+    search.begin(sources[1:], pictures, RefineOptions(features=300))
+    assert search.process not in (None, first)
+    search.end()
+    assert search.process is None
+
+    def not_again(*_: object, image_names: list[str], **__: object) -> None:
+        found = {path.stem for path in kept.iterdir()}
+        names = Kept(job, tmp_path / "whole", features.FINE)._names
+        assert {names[name] for name in image_names} <= found
+
+    plain = window(0, 7, tmp_path / "plain")
+    expected = solved(plain, tmp_path / "plain")
+    monkeypatch.setattr(features.pycolmap, "extract_features", not_again)
+    again = solved(job, tmp_path / "whole")
+    for name in ("cam_from_world", "xyz", "point", "view", "xy", "error_px"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(expected, name))
+
+
+def test_a_full_disk_ends_no_stream_that_searches_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ahead, "write_originals", full)
+    sources = [Source(name, 64, 48, timestamp_s=time_s) for name, time_s in (("a", 0.0), ("b", 0.1))]
+    search, pictures = ahead.Ahead(), Recent([], tmp_path)
+    search.begin(sources, pictures, RefineOptions())
+    assert search.process is None
+    search.end()
 
 
 @pytest.mark.parametrize("is_given", [False, True])
