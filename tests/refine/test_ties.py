@@ -1,0 +1,141 @@
+"""Frames of a video that few points tie to the others are doubted, by the covariance of the adjustment."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lean3r.refine import ties
+from lean3r.refine.job import Answer
+
+FOCAL, WIDTH, REACH, DEPTH = 400.0, 540, 2.0, 4.0
+
+
+def walk(views: int, points: int, step: float = 0.4, shared: int | None = None, seed: int = 0) -> Answer:
+    """Cameras in a row that look at points before them, slightly turned. With `shared`, no more than so many points are
+    seen from both sides of a frame two thirds of the way along."""
+    rng = np.random.default_rng(seed)
+    x = np.arange(views) * step
+    centres = np.stack([x, 0.1 * rng.normal(size=views), 0.1 * rng.normal(size=views)], axis=1)
+    xyz = rng.uniform((x[0] - 1, -1.5, 0.7 * DEPTH), (x[-1] + 1, 1.5, 1.3 * DEPTH), (points, 3))
+    poses = np.tile(np.eye(4), (views, 1, 1))
+    poses[:, :3, :3] = [turn(each) for each in 0.05 * rng.normal(size=(views, 3))]
+    poses[:, :3, 3] = -(poses[:, :3, :3] @ centres[..., None])[..., 0]
+    point, view = np.nonzero(np.abs(xyz[:, None, 0] - x) < REACH)
+    if shared is not None:
+        cut = 2 * views // 3
+        behind = view >= cut
+        both = np.intersect1d(point[behind], point[~behind])
+        cut_off = np.isin(point, both[shared:]) & (behind == (point % 3 > 0))
+        point, view = point[~cut_off], view[~cut_off]
+    return Answer(
+        poses,
+        np.ones(views, bool),
+        ("SIMPLE_RADIAL",),
+        ((FOCAL, WIDTH / 2, WIDTH / 3, 0.0),),
+        (0,) * views,
+        xyz,
+        np.full(points, 0.9),
+        point.astype(np.int32),
+        view.astype(np.int32),
+        np.zeros((len(point), 2)),
+        {"doubts": [None] * views},
+    )
+
+
+def turn(vector: np.ndarray) -> np.ndarray:
+    angle = float(np.linalg.norm(vector))
+    x, y, z = vector / max(angle, 1e-30)
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+
+
+def moved(answer: Answer, scale: float, vector: np.ndarray, shift: np.ndarray) -> Answer:
+    """The same in another world."""
+    rotation, poses = turn(vector), answer.cam_from_world.copy()
+    poses[:, :3, :3] = poses[:, :3, :3] @ rotation.T
+    poses[:, :3, 3] = scale * poses[:, :3, 3] - poses[:, :3, :3] @ shift
+    return replace(answer, cam_from_world=poses, xyz=scale * answer.xyz @ rotation.T + shift)
+
+
+def deviation(answer: Answer, part: int) -> np.ndarray:
+    views, centres = np.arange(len(answer.has)), ties.centres_of(answer.cam_from_world)
+    return ties.deviation_from(views[:part], views, centres, ties.centre_covariance(answer))
+
+
+def test_deviations_are_those_of_the_whole_adjustment_by_differences() -> None:
+    """All derivatives by differences, all unknowns in one matrix, and its pseudo-inverse."""
+    answer = walk(6, 40)
+    answer = replace(answer, error_px=np.linspace(0.2, 0.8, 40))
+    views, points, part = 6, 40, 4
+
+    def residuals(unknowns: np.ndarray) -> np.ndarray:
+        by_view, by_point = unknowns[: 6 * views].reshape(views, 6), unknowns[6 * views :].reshape(points, 3)
+        rotations = np.stack(
+            [turn(w) @ pose[:3, :3] for w, pose in zip(by_view[:, :3], answer.cam_from_world, strict=True)]
+        )
+        xyz = (answer.xyz + by_point)[answer.point]
+        cam = (rotations[answer.view] @ xyz[..., None])[..., 0]
+        cam += (answer.cam_from_world[:, :3, 3] + by_view[:, 3:])[answer.view]
+        weight = np.sqrt(1 / (1 + answer.error_px**2))[answer.point] * 1.2533 / answer.error_px.mean()
+        return (FOCAL * cam[:, :2] / cam[:, 2:] * weight[:, None]).ravel()
+
+    def centres(unknowns: np.ndarray) -> np.ndarray:
+        by_view = unknowns[: 6 * views].reshape(views, 6)
+        return np.concatenate(
+            [
+                -(turn(each[:3]) @ pose[:3, :3]).T @ (pose[:3, 3] + each[3:])
+                for each, pose in zip(by_view, answer.cam_from_world, strict=True)
+            ]
+        )
+
+    def slopes(function: Any, count: int) -> np.ndarray:
+        steps = 1e-5 * np.eye(count)
+        return np.stack([(function(step) - function(-step)) / 2e-5 for step in steps], axis=1)
+
+    count = 6 * views + 3 * points
+    jacobian = slopes(residuals, count)
+    to_centres = slopes(centres, count)
+    covariance = to_centres @ np.linalg.pinv(jacobian.T @ jacobian, rcond=1e-9) @ to_centres.T
+    at = ties.centres_of(answer.cam_from_world)
+    moves = ties._moves(at - at[:part].mean(0))
+    keep = np.eye(3 * views)
+    keep[:, : 3 * part] -= moves.reshape(-1, 7) @ np.linalg.pinv(moves[:part].reshape(-1, 7))
+    expected = np.sqrt(np.diag(keep @ covariance @ keep.T).reshape(views, 3).sum(1))
+    np.testing.assert_allclose(deviation(answer, part), expected, rtol=1e-3)
+
+
+def test_deviations_do_not_depend_on_the_world_and_grow_with_its_unit() -> None:
+    answer = walk(16, 300)
+    plain = deviation(answer, 5)
+    assert plain[:5].max() < plain[-1] and np.all(np.diff(plain[5:]) > 0), "they grow along the way"
+    other = moved(answer, 7.0, np.array([0.3, -1.0, 0.5]), np.array([4.0, -2.0, 9.0]))
+    np.testing.assert_allclose(deviation(other, 5), 7 * plain, rtol=1e-4)
+    rougher = deviation(replace(answer, error_px=2 * answer.error_px), 5)
+    np.testing.assert_allclose(rougher / plain, 2 * np.sqrt((1 + 1.8**2) / (1 + 0.9**2)), err_msg="noise, and outliers")
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_frames_behind_a_place_that_few_points_bridge_are_doubted(scale: float) -> None:
+    frames = range(24)
+
+    def doubted(answer: Answer) -> list[int]:
+        return ties.loose_frames(moved(answer, scale, np.ones(3), np.ones(3)), [frames])
+
+    assert doubted(walk(24, 1500)) == [], "many points see all of the way"
+    assert doubted(walk(24, 1500, shared=3)) == list(range(16, 24)), "the smaller side"
+    answer = walk(24, 1500, shared=3)
+    firm = {"doubts": [None if view >= 12 else "for another reason" for view in frames]}
+    assert ties.loose_frames(replace(answer, report=firm), [frames])[:2] == [0, 1], "where fewer frames are trusted"
+
+
+def test_only_videos_with_enough_frames_are_asked() -> None:
+    answer = walk(24, 1500, shared=3)
+    assert ties.loose_frames(answer, []) == [] == ties.loose_frames(answer, [range(8, 19)])
+    some = replace(answer, has=np.arange(24) % 3 > 0)
+    assert set(ties.loose_frames(some, [range(24)])) <= set(range(16, 24)), "views without a pose are left out"
+    nothing = replace(answer, point=answer.point[:0], view=answer.view[:0], xy=answer.xy[:0])
+    assert ties.loose_frames(nothing, [range(24)]) == []
