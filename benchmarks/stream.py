@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,15 @@ WALKS = {
     "not refined": ["--refine", "off"],
     "refined": [],
     "refined, known intrinsics": ["--intrinsics", "CAMERA"],
+    "on its side": [],
+    "backwards": [],
+    "every second frame": [],
+}
+# Rows of the same walk filmed differently: which of its frames, and how often they are turned by a quarter.
+FILMED = {
+    "on its side": (slice(None), 1),
+    "backwards": (slice(None, None, -1), 0),
+    "every second frame": (slice(0, None, 2), 0),
 }
 
 
@@ -90,14 +100,36 @@ def of_walk(film: Path, out: Path, options: list[str], truth: Trajectory) -> tup
     return figures, found.world_from_cam
 
 
-def of_taken(video: Path, options: list[str]) -> dict[str, Any]:
+def filmed(film: Path, truth: Trajectory, frames: slice, turns: int, out: Path) -> Trajectory:
+    """Write a film's frames in another order, turned; where the camera was."""
+    import av
+
+    with av.open(str(film)) as file:
+        taken = [np.rot90(frame.to_ndarray(format="rgb24"), turns) for frame in file.decode(video=0)][frames]
+        rate = file.streams.video[0].average_rate
+    height, width = taken[0].shape[:2]
+    with av.open(str(out), "w") as file:
+        stream = file.add_stream("libx264", rate=rate, options={"crf": "18"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for image in taken:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image))))
+        file.mux(stream.encode())
+    return replace(truth, times_s=truth.times_s[: len(taken)], world_from_cam=truth.world_from_cam[frames])
+
+
+def of_taken(video: Path, name: str) -> dict[str, Any]:
     """A row of the walk that a person took."""
+    options = WALKS[name]
     camera = json.loads((video / "office_walk_camera.json").read_text())
     four = ",".join(str(camera[key]) for key in ("fx", "fy", "cx", "cy"))
     given = [four if option == "CAMERA" else option for option in options]
     truth = read_trajectory(video / "office_walk_poses_tum.txt")
     with tempfile.TemporaryDirectory() as folder:
-        figures, _ = of_walk(video / "office_walk.mp4", Path(folder) / "out", given, truth)
+        film = video / "office_walk.mp4"
+        if name in FILMED:
+            taken, film = film, Path(folder) / "walk.mp4"
+            truth = filmed(taken, truth, *FILMED[name], film)
+        figures, _ = of_walk(film, Path(folder) / "out", given, truth)
     return {"options": options, **figures}
 
 
@@ -181,8 +213,8 @@ def main() -> None:
         if part in simple:
             keep(part, simple[part]())
     if "walk" in (args.only or PARTS):
-        for name, options in WALKS.items():
-            keep("walk", {**done.get("walk", {}), name: of_taken(args.video, options)})
+        for name in WALKS:
+            keep("walk", {**done.get("walk", {}), name: of_taken(args.video, name)})
     if "rendered" in (args.only or PARTS):
         with tempfile.TemporaryDirectory() as temporary:
             for name in args.rows:

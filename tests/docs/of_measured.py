@@ -218,7 +218,14 @@ def video() -> str:
     return table(["frames", "views", "uncertain", "median, largest error of the others", "seconds"], rows)
 
 
-STREAMED = {"refined": "by default", "refined, known intrinsics": "`--intrinsics`", "not refined": "`--refine off`"}
+STREAMED = {
+    "refined": "by default",
+    "refined, known intrinsics": "`--intrinsics`",
+    "on its side": "the film on its side",
+    "backwards": "the film backwards",
+    "every second frame": "every second frame of it",
+    "not refined": "`--refine off`",
+}
 """Row of stream.json -> what the page calls it."""
 
 
