@@ -111,10 +111,12 @@ def filmed(film: Path, truth: Trajectory, frames: slice, turns: int, out: Path) 
     with av.open(str(out), "w") as file:
         stream = file.add_stream("libx264", rate=rate, options={"crf": "18"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.thread_count = 1  # several would give another film each time
         for image in taken:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image))))
         file.mux(stream.encode())
-    return replace(truth, times_s=truth.times_s[: len(taken)], world_from_cam=truth.world_from_cam[frames])
+    turn = np.linalg.matrix_power(np.array([[0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), turns)
+    return replace(truth, times_s=truth.times_s[: len(taken)], world_from_cam=truth.world_from_cam[frames] @ turn)
 
 
 def of_taken(video: Path, name: str) -> dict[str, Any]:
@@ -130,6 +132,8 @@ def of_taken(video: Path, name: str) -> dict[str, Any]:
             taken, film = film, Path(folder) / "walk.mp4"
             truth = filmed(taken, truth, *FILMED[name], film)
         figures, _ = of_walk(film, Path(folder) / "out", given, truth)
+    if name in FILMED:  # a row of errors
+        figures = {key: value for key, value in figures.items() if key not in ("delay_s", "wall_s", "cpu_s")}
     return {"options": options, **figures}
 
 

@@ -237,7 +237,8 @@ def streamed() -> str:
         errors = f"{row['ate_cm']:.1f} cm, {row['max_cm']:.0f} cm"
         steps = f"{row['rpe_cm']:.1f} cm, {row['rpe_deg']:.1f} degrees"
         counts = [str(row[key]) for key in ("keyframes", "uncertain")]
-        rows.append([title, *counts, errors, steps, f"{row['cpu_s']:.0f}", f"{row['peak_memory_mb']:.0f} MB"])
+        seconds = f"{row['cpu_s']:.0f}" if "cpu_s" in row else ""
+        rows.append([title, *counts, errors, steps, seconds, f"{row['peak_memory_mb']:.0f} MB"])
     head = ["stream", "keyframes", "uncertain frames", "ATE, largest error of the others", "from frame to frame"]
     return table([*head, "CPU seconds", "memory"], rows)
 
