@@ -13,7 +13,7 @@ from lean3r.refine import accept, adjust, features, judge, matching
 from lean3r.refine.job import Answer, Job
 from lean3r.refine.kinks import KINKED, behind_kinks
 from lean3r.refine.rivals import ELSEWHERE, contested
-from lean3r.refine.ties import LOOSE, loose_frames
+from lean3r.refine.ties import LOOSE, loosely_tied
 
 NO_LENS = "no lens distorts like the camera found for it"
 
@@ -45,7 +45,7 @@ def doubted(job: Job, built: Built, found: Sequence[Built]) -> Answer:
     rivals = [rival for rival in found if rival.answer is not answer] if job.sequences else []
     elsewhere = {v for r in rivals for v in contested(answer, r.answer, built.shares, r.shares)}
     answer = answer.with_doubts(elsewhere, ELSEWHERE).with_doubts(behind_kinks(answer, job.sequences), KINKED)
-    return answer if job.held.any() else answer.with_doubts(loose_frames(answer, job.sequences), LOOSE)
+    return answer if job.held.any() else answer.with_doubts(loosely_tied(answer, job.sequences), LOOSE)
 
 
 def answer_of(

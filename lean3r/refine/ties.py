@@ -26,7 +26,7 @@ BLUR = 1.2533  # mean length of a normal error in the plane, in its standard dev
 DAMPING = 1e-10  # of the information: frames that nothing ties to the others deviate very far, not infinitely far
 
 
-def loose_frames(answer: Answer, runs: Sequence[Sequence[int]]) -> list[int]:
+def loosely_tied(answer: Answer, runs: Sequence[Sequence[int]]) -> list[int]:
     """The frames of videos whose place is predicted to deviate by more than LIMIT of the depth that is seen: from the
     part of the video to which most of its trusted frames are tied firmly."""
     registered = [np.array([view for view in run if answer.has[view]], int) for run in runs]

@@ -123,19 +123,19 @@ def test_frames_behind_a_place_that_few_points_bridge_are_doubted(scale: float) 
     frames = range(24)
 
     def doubted(answer: Answer) -> list[int]:
-        return ties.loose_frames(moved(answer, scale, np.ones(3), np.ones(3)), [frames])
+        return ties.loosely_tied(moved(answer, scale, np.ones(3), np.ones(3)), [frames])
 
     assert doubted(walk(24, 1500)) == [], "many points see all of the way"
     assert doubted(walk(24, 1500, shared=3)) == list(range(16, 24)), "the smaller side"
     answer = walk(24, 1500, shared=3)
     firm = {"doubts": [None if view >= 12 else "for another reason" for view in frames]}
-    assert ties.loose_frames(replace(answer, report=firm), [frames])[:2] == [0, 1], "where fewer frames are trusted"
+    assert ties.loosely_tied(replace(answer, report=firm), [frames])[:2] == [0, 1], "where fewer frames are trusted"
 
 
 def test_only_videos_with_enough_frames_are_asked() -> None:
     answer = walk(24, 1500, shared=3)
-    assert ties.loose_frames(answer, []) == [] == ties.loose_frames(answer, [range(8, 19)])
+    assert ties.loosely_tied(answer, []) == [] == ties.loosely_tied(answer, [range(8, 19)])
     some = replace(answer, has=np.arange(24) % 3 > 0)
-    assert set(ties.loose_frames(some, [range(24)])) <= set(range(16, 24)), "views without a pose are left out"
+    assert set(ties.loosely_tied(some, [range(24)])) <= set(range(16, 24)), "views without a pose are left out"
     nothing = replace(answer, point=answer.point[:0], view=answer.view[:0], xy=answer.xy[:0])
-    assert ties.loose_frames(nothing, [range(24)]) == []
+    assert ties.loosely_tied(nothing, [range(24)]) == []
