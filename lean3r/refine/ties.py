@@ -33,7 +33,11 @@ def loosely_tied(answer: Answer, runs: Sequence[Sequence[int]]) -> list[int]:
     registered = [run for run in registered if len(run) >= LEAST]
     if not registered or not len(answer.point):
         return []
-    covariance, centres, depth = centre_covariance(answer), centres_of(answer.cam_from_world), depth_of(answer)
+    try:
+        covariance = centre_covariance(answer)
+    except np.linalg.LinAlgError:  # nothing can be said, and that must not cost the model
+        return []
+    centres, depth = centres_of(answer.cam_from_world), depth_of(answer)
     loose: list[int] = []
     for run in registered:
         size = max(LEAST_PART, round(PART * len(run)))

@@ -139,3 +139,5 @@ def test_only_videos_with_enough_frames_are_asked() -> None:
     assert set(ties.loosely_tied(some, [range(24)])) <= set(range(16, 24)), "views without a pose are left out"
     nothing = replace(answer, point=answer.point[:0], view=answer.view[:0], xy=answer.xy[:0])
     assert ties.loosely_tied(nothing, [range(24)]) == []
+    broken = replace(answer, xyz=np.full_like(answer.xyz, np.nan))
+    assert ties.loosely_tied(broken, [range(24)]) == [], "an equation that cannot be solved costs no model"
