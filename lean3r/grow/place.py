@@ -186,7 +186,7 @@ def joined(scene: Reconstruction, views: Sequence[int], part: Reconstruction) ->
     found = join(pairs) if pairs else None
     if found is None:  # no depth in common: the camera of one view, at the network's scale
         matrix = np.linalg.inv(scene.cam_from_world[views[0]]) @ part.cam_from_world[0]
-        found = Join(matrix, 1.0, np.pi, 1.0, 0, len(views), "no shared depth")
+        found = Join.without_evidence(matrix, len(views), "no shared depth")
     warnings = part.info.get("warnings", ())
     alone = {name for w in warnings if w["code"] == "no-overlap" for name in w["views"] or part.names}
     labels: list[Registration] = ["predicted"] * len(part.sources)

@@ -61,11 +61,13 @@ class Pictures:
     the usual step gives too few or too many, the step changes and the video is decoded a second time.
 
     `kept` is a folder in which refinement keeps what it finds in the pictures for the next run, which shows some of
-    them again; None: nowhere. Refinement finds nothing unless so many first pictures are `meeting` others in a match.
+    them again; None: nowhere. Refinement finds nothing unless so many first pictures are `meeting` others in a match,
+    and doubts what hangs loosely on those that are `joined` to what was found before (their numbers).
     """
 
     kept: Path | None = None
     meeting: int = 0
+    joined: tuple[int, ...] = ()
 
     def __init__(
         self,

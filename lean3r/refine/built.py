@@ -45,7 +45,7 @@ def doubted(job: Job, built: Built, found: Sequence[Built]) -> Answer:
     rivals = [rival for rival in found if rival.answer is not answer] if job.sequences else []
     elsewhere = {v for r in rivals for v in contested(answer, r.answer, built.shares, r.shares)}
     answer = answer.with_doubts(elsewhere, ELSEWHERE).with_doubts(behind_kinks(answer, job.sequences), KINKED)
-    return answer if job.held.any() else answer.with_doubts(loosely_tied(answer, job.sequences), LOOSE)
+    return answer if job.held.any() else answer.with_doubts(loosely_tied(answer, job.sequences, job.joined), LOOSE)
 
 
 def answer_of(

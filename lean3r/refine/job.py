@@ -50,8 +50,8 @@ class Job:
     """S views: the network's cameras cam_from_world [S, 4, 4] and pinholes [S, 4] (fx, fy, cx, cy), the poses to
     start from, start [S, 4, 4]; which of them are `held` [S] bool fixed (none, or at least two in different places);
     the pairs [P, 2] of views that probably overlap (None: all); the runs of consecutive views of a video; a folder
-    in which features are `kept` between jobs (None: nowhere); and how many first views must be `meeting` others in a
-    match, or no model is made (0: any)."""
+    in which features are `kept` between jobs (None: nowhere); how many first views must be `meeting` others in a
+    match, or no model is made (0: any); and the views by which the model is `joined` to what was found before."""
 
     views: tuple[View, ...]
     groups: tuple[Group, ...]
@@ -65,6 +65,7 @@ class Job:
     sequences: tuple[tuple[int, ...], ...] = ()
     kept: Path | None = None
     meeting: int = 0
+    joined: tuple[int, ...] = ()
 
     @property
     def knows_focals(self) -> bool:
@@ -97,6 +98,7 @@ class Job:
             "sequences": self.sequences,
             "kept": None if self.kept is None else str(self.kept),
             "meeting": self.meeting,
+            "joined": self.joined,
         }
         (folder / "job.json").write_text(json.dumps(plain))
         arrays = {"cam_from_world": self.cam_from_world, "pinholes": self.pinholes, "start": self.start}
@@ -124,6 +126,7 @@ class Job:
             tuple(tuple(run) for run in plain["sequences"]),
             None if plain["kept"] is None else Path(plain["kept"]),
             plain["meeting"],
+            tuple(plain["joined"]),
         )
 
 

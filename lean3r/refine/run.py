@@ -191,6 +191,7 @@ def prepare(
         tuple(map(tuple, sequences(sources))),
         None if pictures is None else pictures.kept,
         0 if pictures is None else pictures.meeting,
+        () if pictures is None else pictures.joined,
     )
     job.write(folder)
     return job

@@ -2,13 +2,13 @@
 
 What lies behind a quick turn past a bare wall hangs on the few points that both sides see. A model of it can fit every
 match, and all methods may agree on it, and yet its scale is a guess. The covariance of the adjustment knows: with it
-the positions of all frames have a predicted deviation from those of a part of the video. On real walks the true error
-is three to nine times that, because errors of matches are not independent; the order is the same.
+the positions of all frames have a predicted deviation from a part of the video and the points that it sees. On real
+walks the true error is some seven times that, because errors of matches are not independent; the order is the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -17,36 +17,45 @@ from lean3r.refine.judge import centres_of
 
 LOOSE = "few points tie it to the other frames: its place may be far off"
 # Predicted deviation, in shares of the depth that a frame sees. Windows of an office walk and of rendered ones have at
-# most 0.018 where they are right; 0.028 to 0.039 where frames are wrong by a fifth of the depth and more.
-LIMIT = 0.02
+# most 0.0145 where they are right; 0.015 to 0.06 where frames are wrong by a tenth of the depth and more.
+LIMIT = 0.015
+BESIDE = LIMIT / 2  # of frames beside such ones: on the way to them
+FIRM = LIMIT / 3  # a part before a weak place and behind it sees both sides deviate by less than from either
 LEAST = 12  # frames of a video for which it is asked
 PART, LEAST_PART = 1 / 4, 6  # of the frames: the parts from which deviations are predicted, and their least number
-POINTS = 2000  # whose equations are held at once
+SEEN = 40  # points of a part: those that most of its frames see
+BATCH = 2000  # points whose equations are held at once
 BLUR = 1.2533  # mean length of a normal error in the plane, in its standard deviations
 DAMPING = 1e-10  # of the information: frames that nothing ties to the others deviate very far, not infinitely far
 
 
-def loosely_tied(answer: Answer, runs: Sequence[Sequence[int]]) -> list[int]:
-    """The frames of videos whose place is predicted to deviate by more than LIMIT of the depth that is seen: from the
-    part of the video to which most of its trusted frames are tied firmly."""
+def loosely_tied(answer: Answer, runs: Sequence[Sequence[int]], joined: Collection[int] = ()) -> list[int]:
+    """The frames of videos whose place is predicted to deviate by more than LIMIT of the depth that is seen, and those
+    on the way to them. It is seen from the trusted frames by which a video is `joined` to what was found before; where
+    these are few, from the part to which most trusted frames are tied firmly."""
     registered = [np.array([view for view in run if answer.has[view]], int) for run in runs]
     registered = [run for run in registered if len(run) >= LEAST]
     if not registered or not len(answer.point):
         return []
     try:
-        covariance = centre_covariance(answer)
+        deviations = Deviations(answer)
+        return [view for run in registered for view in _loose_of(run, answer, deviations, joined)]
     except np.linalg.LinAlgError:  # nothing can be said, and that must not cost the model
         return []
-    centres, depth = centres_of(answer.cam_from_world), depth_of(answer)
-    loose: list[int] = []
-    for run in registered:
+
+
+def _loose_of(run: np.ndarray, answer: Answer, deviations: Deviations, joined: Collection[int]) -> list[int]:
+    trusted = answer.trusted[run]
+    parts = [run[np.isin(run, list(joined)) & trusted]]
+    if len(parts[0]) < LEAST_PART:
         size = max(LEAST_PART, round(PART * len(run)))
         parts = [run[start : start + size] for start in range(0, len(run) - size + 1, size // 2)]
-        seen = np.median(depth[run])
-        deviation = [deviation_from(part, run, centres, covariance) / (LIMIT * seen) for part in parts]
-        best = max(deviation, key=lambda each: float((answer.trusted[run] / (1 + each**2)).sum()))
-        loose += run[best > 1].tolist()
-    return loose
+    depth = np.median(depth_of(answer)[run])
+    found = [deviations.seen_from(part)[run] / depth for part in parts]
+    best = max(found, key=lambda deviation: float((trusted / (1 + (deviation / FIRM) ** 2)).sum()))
+    loose = best > LIMIT
+    groups = np.cumsum(np.diff(best > BESIDE, prepend=False))
+    return run[np.isin(groups, groups[loose])].tolist()
 
 
 def depth_of(answer: Answer) -> np.ndarray:
@@ -57,65 +66,84 @@ def depth_of(answer: Answer) -> np.ndarray:
     return np.array([max(float(np.median(each)), 1e-9) if len(each) else np.inf for each in seen])
 
 
-def deviation_from(part: np.ndarray, views: np.ndarray, centres: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """Predicted deviation [V] of the centres of `views` [V], after the similarity that brings those of `part` [P] where
-    they should be; covariance [S, 3, S, 3] of the centres [S, 3]."""
-    middle = centres[part].mean(0)
-    moves = _moves(centres[views] - middle)
-    fit = np.linalg.pinv(_moves(centres[part] - middle).reshape(-1, 7)).reshape(7, len(part), 3)
-    carried = np.einsum("vik,kpj->vipj", moves, fit)  # how an error of the part moves each view
-    own = covariance[views, :, views, :]
-    across, within = covariance[part][:, :, views], covariance[part][:, :, part]
-    crossed = np.einsum("vipj,pjvi->v", carried, across)
-    of_part = np.einsum("vipj,pjqk,viqk->v", carried, within, carried, optimize=True)
-    return np.sqrt(np.maximum(np.trace(own, axis1=1, axis2=2) - 2 * crossed + of_part, 0))
+class Deviations:
+    """How far the cameras of an answer deviate from where they should be, by the Gauss-Newton covariance of poses and
+    points, with the weights of the adjustment's robust loss and the noise that its errors show; intrinsics count as
+    known, lenses as pinholes. LinAlgError if its equations cannot be solved."""
 
+    def __init__(self, answer: Answer) -> None:
+        self._count, self._views = len(answer.has), np.flatnonzero(answer.has)
+        place = np.full(self._count, -1)
+        place[self._views] = range(len(self._views))
+        used = answer.has[answer.view]
+        self._view, self._point = place[answer.view[used]], answer.point[used]
+        pose, xyz = answer.cam_from_world[self._views], answer.xyz
+        turned = (pose[self._view, :3, :3] @ xyz[self._point][..., None])[..., 0]
+        # In units of the depth, so that moves count as much as turns.
+        self._unit = float(np.median((turned + pose[self._view, :3, 3])[:, 2]))
+        turned, pose[:, :3, 3], self._xyz = turned / self._unit, pose[:, :3, 3] / self._unit, xyz / self._unit
+        self._pose = pose
+        cam = turned + pose[self._view, :3, 3]
+        focal = np.array([answer.params[answer.camera[view]][0] for view in self._views])[self._view]
+        error = answer.error_px[self._point]
+        weight = np.sqrt(1 / (1 + error**2)) * BLUR / max(float(np.mean(answer.error_px)), 1e-3)
+        to_image = np.zeros((len(cam), 2, 3))
+        to_image[:, 0, 0] = to_image[:, 1, 1] = 1
+        to_image[:, :, 2] = -cam[:, :2] / cam[:, 2:]
+        to_image *= (weight * focal / cam[:, 2])[:, None, None]
+        self._by_pose = np.concatenate([-to_image @ _cross(turned), to_image], axis=2)  # rotation vector, translation
+        self._by_point = to_image @ pose[self._view, :3, :3]
+        self._of_poses = self._covariance()
 
-def centre_covariance(answer: Answer) -> np.ndarray:
-    """Covariance [S, 3, S, 3] of the camera centres, up to a similarity of them all; zero of views that have no pose.
+    def _covariance(self) -> np.ndarray:
+        """Of the poses [6 V, 6 V], up to a similarity of them all."""
+        information = _reduced(self._by_pose, self._by_point, self._view, self._point, len(self._views))
+        # What a similarity of the world does to the poses is not determined: it is held still.
+        gauge = np.zeros((len(self._views), 6, 7))
+        gauge[:, :3, :3] = gauge[:, 3:, 3:6] = self._pose[:, :3, :3]
+        gauge[:, 3:, 6] = self._pose[:, :3, 3]
+        still, _ = np.linalg.qr(gauge.reshape(-1, 7))
+        size = float(np.trace(information)) / len(information)
+        information += size * (still @ still.T + DAMPING * np.eye(len(information)))
+        return np.linalg.inv(information)
 
-    The Gauss-Newton covariance of poses and points, with the weights of the adjustment's robust loss and the noise that
-    its errors show; intrinsics count as known, lenses as pinholes.
-    """
-    views = np.flatnonzero(answer.has)
-    place = np.full(len(answer.has), -1)
-    place[views] = range(len(views))
-    used = answer.has[answer.view]
-    of_view, point = place[answer.view[used]], answer.point[used]
-    pose = answer.cam_from_world[views]
-    turned = (pose[of_view, :3, :3] @ answer.xyz[point][..., None])[..., 0]
-    unit = float(np.median((turned + pose[of_view, :3, 3])[:, 2]))  # so that moves count as much as turns
-    turned, pose[:, :3, 3] = turned / unit, pose[:, :3, 3] / unit
-    cam = turned + pose[of_view, :3, 3]
-    focal = np.array([answer.params[answer.camera[view]][0] for view in views])[of_view]
-    error = answer.error_px[point]
-    weight = np.sqrt(1 / (1 + error**2)) * BLUR / max(float(np.mean(answer.error_px)), 1e-3)
-    to_image = np.zeros((len(cam), 2, 3))
-    to_image[:, 0, 0] = to_image[:, 1, 1] = 1
-    to_image[:, :, 2] = -cam[:, :2] / cam[:, 2:]
-    to_image *= (weight * focal / cam[:, 2])[:, None, None]
-    by_pose = np.concatenate([-to_image @ _cross(turned), to_image], axis=2)  # rotation vector, translation
-    by_point = to_image @ pose[of_view, :3, :3]
-    information = _reduced(by_pose, by_point, of_view, point, len(views))
-    # What a similarity of the world does to the poses is not determined: it is held still.
-    gauge = np.zeros((len(views), 6, 7))
-    gauge[:, :3, :3] = gauge[:, 3:, 3:6] = pose[:, :3, :3]
-    gauge[:, 3:, 6] = pose[:, :3, 3]
-    still, _ = np.linalg.qr(gauge.reshape(-1, 7))
-    size = float(np.trace(information)) / len(information)
-    information += size * (still @ still.T + DAMPING * np.eye(len(information)))
-    covariance = np.linalg.inv(information)
-    # The centre is -R' t; a small rotation w of the camera moves it by R' (w x t).
-    to_centre = np.zeros((len(views), 3, len(views), 6))
-    inverse = pose[:, :3, :3].transpose(0, 2, 1)
-    each = range(len(views))
-    to_centre[each, :, each] = np.concatenate([-inverse @ _cross(pose[:, :3, 3]), -inverse], axis=2)
-    to_centre = unit * to_centre.reshape(3 * len(views), -1)
-    whole = np.zeros((len(answer.has), 3, len(answer.has), 3))
-    whole[views[:, None], :, views] = (
-        (to_centre @ covariance @ to_centre.T).reshape(len(views), 3, -1, 3).swapaxes(1, 2)
-    )
-    return whole
+    def seen_from(self, part: np.ndarray) -> np.ndarray:
+        """Predicted deviation [S] of the centres, after the similarity that brings those of the views `part` [P], and
+        the points that most of them see, where they should be; infinite for views that have no pose."""
+        part = np.flatnonzero(np.isin(self._views, part))
+        seeing = np.bincount(self._point[np.isin(self._view, part)], minlength=len(self._xyz))
+        points = np.argsort(-seeing, kind="stable")[:SEEN]
+        points = points[seeing[points] > 1]
+        places = np.concatenate([centres_of(self._pose), self._xyz[points]])
+        covariance, views = self._of_places(points), len(self._views)
+        known = 1 / _variances(covariance, places, np.arange(views), np.ones(views))  # how well, among all views
+        fixed = np.concatenate([part, np.arange(views, len(places))])
+        variances = _variances(covariance, places, fixed, known[fixed])[:views]
+        deviation = np.full(self._count, np.inf)
+        deviation[self._views] = self._unit * np.sqrt(variances)
+        return deviation
+
+    def _of_places(self, points: np.ndarray) -> np.ndarray:
+        """The covariance [3 E, 3 E] of the centres and of these points."""
+        views = len(self._views)
+        by_poses = np.zeros((views + len(points), views, 3, 6))
+        # The centre is -R' t; a small rotation w of the camera moves it by R' (w x t).
+        inverse, each = self._pose[:, :3, :3].transpose(0, 2, 1), range(views)
+        by_poses[each, each] = np.concatenate([-inverse @ _cross(self._pose[:, :3, 3]), -inverse], axis=2)
+        # A point lies where its measurements meet, and errs beside them too.
+        used = np.flatnonzero(np.isin(self._point, points))
+        order = np.argsort(points)
+        at, by_point = order[np.searchsorted(points[order], self._point[used])], self._by_point[used]
+        information = np.zeros((len(points), 3, 3))
+        np.add.at(information, at, by_point.transpose(0, 2, 1) @ by_point)
+        own = _inverse(information)
+        of_pose = -own[at] @ by_point.transpose(0, 2, 1) @ self._by_pose[used]
+        np.add.at(by_poses, (views + at, self._view[used]), of_pose)
+        by_poses = by_poses.transpose(0, 2, 1, 3).reshape(-1, 6 * views)
+        covariance = by_poses @ self._of_poses @ by_poses.T
+        behind = range(views, views + len(points))
+        covariance.reshape(views + len(points), 3, -1, 3)[behind, :, behind] += own
+        return covariance
 
 
 def _reduced(by_pose: np.ndarray, by_point: np.ndarray, view: np.ndarray, point: np.ndarray, views: int) -> np.ndarray:
@@ -127,18 +155,35 @@ def _reduced(by_pose: np.ndarray, by_point: np.ndarray, view: np.ndarray, point:
     information[range(views), :, range(views)] = own
     information = information.reshape(6 * views, 6 * views)
     order = np.argsort(point, kind="stable")
-    for start in range(0, int(point.max(initial=-1)) + 1, POINTS):
-        some = order[slice(*np.searchsorted(point[order], (start, start + POINTS)))]
+    for start in range(0, int(point.max(initial=-1)) + 1, BATCH):
+        some = order[slice(*np.searchsorted(point[order], (start, start + BATCH)))]
         at = point[some] - start
-        of_points = np.zeros((POINTS, 3, 3))
+        of_points = np.zeros((BATCH, 3, 3))
         np.add.at(of_points, at, by_point[some].transpose(0, 2, 1) @ by_point[some])
-        trace = np.trace(of_points, axis1=1, axis2=2)[:, None, None]
-        half = np.linalg.cholesky(np.linalg.inv(of_points + (1e-9 * trace + (trace == 0)) * np.eye(3)))
-        shared = np.zeros((views, POINTS, 6, 3))
+        half = np.linalg.cholesky(_inverse(of_points))
+        shared = np.zeros((views, BATCH, 6, 3))
         np.add.at(shared, (view[some], at), by_pose[some].transpose(0, 2, 1) @ by_point[some])
         shared = (shared @ half).transpose(0, 2, 1, 3).reshape(6 * views, -1)
         information -= shared @ shared.T
     return information
+
+
+def _inverse(information: np.ndarray) -> np.ndarray:
+    """The covariance of points, from their information [N, 3, 3]; finite where that does not determine them."""
+    trace = np.trace(information, axis1=1, axis2=2)[:, None, None]
+    return np.linalg.inv(information + (1e-9 * trace + (trace == 0)) * np.eye(3))
+
+
+def _variances(covariance: np.ndarray, places: np.ndarray, fixed: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Of places [E, 3] with this covariance [3 E, 3 E], after the similarity that brings the `fixed` [F] where they
+    should be, by least squares with weights [F]: [E]."""
+    moves = _moves(places - np.average(places[fixed], axis=0, weights=weights))
+    root = np.sqrt(weights)
+    fit = np.linalg.pinv((root[:, None, None] * moves[fixed]).reshape(-1, 7)) * np.repeat(root, 3)
+    keep = np.eye(3 * len(places))
+    keep[:, (3 * fixed[:, None] + np.arange(3)).ravel()] -= moves.reshape(-1, 7) @ fit
+    variances = ((keep @ covariance) * keep).sum(1).reshape(-1, 3).sum(1)
+    return np.maximum(variances, np.finfo(float).tiny)
 
 
 def _moves(offsets: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ FLOORS = 2e-3, 1e-3, np.deg2rad(0.05)  # least spread of points and centres (of 
 NEAR = 3.0  # a frame this many times worse than the median frame is left out
 WORST_FRAME = 0.25, np.deg2rad(20.0)  # distance of its points (of the depth) and angle of a frame that can be right
 GOOD_RESIDUAL, GOOD_ANGLE = 0.15, np.deg2rad(4.0)  # above which a join is bad
+SAME_WAY, LEAST_WAY = 0.1, 6  # at most such a share of the way of so many cameras apart: then depth does not matter
 LEAST_SHARE = 0.5  # of the shared frames that must agree
 
 
@@ -42,17 +43,24 @@ class Join:
     """The similarity [4, 4] from the second window's world to the first one's, and how well it fits.
 
     `residual`: median distance of the points, as a share of their depth; `angle_rad`: median angle between the poses;
-    `spread`: disagreement of the frames on the scale (log); `frames` of `shared` agree. `why_bad` is None for a sound
-    join.
+    `spread`: disagreement of the frames on the scale (log); `way`: median distance of the camera centres, as a share of
+    their distance from their middle (infinite for few cameras, which any similarity fits); `frames` of `shared` agree.
+    `why_bad` is None for a sound join.
     """
 
     matrix: np.ndarray
     residual: float
     angle_rad: float
     spread: float
+    way: float
     frames: int
     shared: int
     why_bad: str | None = None
+
+    @classmethod
+    def without_evidence(cls, matrix: np.ndarray, shared: int, why_bad: str) -> Join:
+        """A guess."""
+        return cls(matrix, 1.0, np.pi, 1.0, np.inf, 0, shared, why_bad)
 
     @property
     def is_good(self) -> bool:
@@ -66,6 +74,7 @@ class Join:
             "residual": round(self.residual, 5),
             "angle_deg": round(float(np.rad2deg(self.angle_rad)), 4),
             "scale_spread": round(self.spread, 5),
+            "way": round(self.way, 5) if np.isfinite(self.way) else None,
             "frames": self.frames,
             "shared": self.shared,
             "bad": self.why_bad,
@@ -112,17 +121,28 @@ def join(shared: Sequence[Shared]) -> Join | None:
         float(np.median(distances)),
         float(np.median(angles)),
         float(np.median(np.abs(scales))),
+        _way_apart(frames, matrix),
         len(kept),
         len(shared),
     )
     return Join(**{**vars(found), "why_bad": _why_bad(found)})
 
 
+def _way_apart(frames: Sequence[_Frame], matrix: np.ndarray) -> float:
+    if len(frames) < LEAST_WAY:
+        return float("inf")
+    first, second = (np.stack([frame.centres[side] for frame in frames]) for side in (0, 1))
+    length = np.linalg.norm(first - first.mean(0), axis=1).mean()
+    return float(np.median(np.linalg.norm(sim3.move_points(matrix, second) - first, axis=1)) / max(length, 1e-30))
+
+
 def _why_bad(found: Join) -> str | None:
-    if found.residual > GOOD_RESIDUAL:
-        return f"the points differ by {found.residual:.0%} of their depth"
     if found.angle_rad > GOOD_ANGLE:
         return f"the poses differ by {np.rad2deg(found.angle_rad):.1f} degrees"
+    if found.way < SAME_WAY:
+        return None
+    if found.residual > GOOD_RESIDUAL:
+        return f"the points differ by {found.residual:.0%} of their depth"
     if found.frames < LEAST_SHARE * found.shared or found.frames < min(2, found.shared):
         return f"only {found.frames} of {found.shared} shared frames agree"
     return None

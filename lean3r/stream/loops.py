@@ -115,7 +115,7 @@ class Loops:
         """A window that nothing joins to the one before, if there is one."""
         if len(placements) > 1:
             guess = np.linalg.inv(placements[-2]) @ placements[-1]
-            nothing = Join(guess, 1.0, np.pi, 1.0, 0, 0, "no shared frame")
+            nothing = Join.without_evidence(guess, 0, "no shared frame")
             self.chain(len(placements) - 1, nothing, results[:1], np.zeros((1, 3)))
 
     def chain(self, window: int, found: Join, shared: Sequence[Result], way: np.ndarray) -> None:

@@ -75,8 +75,10 @@ def frame_name(index: int) -> str:
 class Recent(Pictures):
     """Keyframes as `Pictures`: read again and again from memory, with their times, as frames of one video."""
 
-    def __init__(self, keyframes: Sequence[Keyframe], kept: Path | None = None, meeting: int = 0) -> None:
-        self.kept, self.meeting = kept, meeting
+    def __init__(
+        self, keyframes: Sequence[Keyframe], kept: Path | None = None, meeting: int = 0, joined: Sequence[int] = ()
+    ) -> None:
+        self.kept, self.meeting, self.joined = kept, meeting, tuple(joined)
         self.inputs, self.frames, self.keep_frames = ("a stream",), FrameChoice(), False
         self._keyframes = {keyframe.name: keyframe for keyframe in keyframes}
         self.names = tuple(self._keyframes)

@@ -67,18 +67,22 @@ class Result:
 
 
 def join_results(pairs: Sequence[tuple[Result, Result]]) -> Join:
-    """The join of two windows by keyframes that both hold, with the intrinsics that lie between both; without any depth
-    in common a bad one, which goes on from the last camera at the same scale."""
+    """The join of two windows by keyframes that both hold, with the intrinsics that lie between both. Those count whose
+    cameras both trust; by others it is a bad one. Without any depth in common it goes on from the last camera at the
+    same scale."""
+    sure = [pair for pair in pairs if all(result.is_certain for result in pair)]
+    is_sure = len(sure) >= min(2, len(pairs))
     found = join(
         [
             Shared((a.pose, b.pose), (a.depth, b.depth), (a.conf, b.conf), (a.intrinsics + b.intrinsics) / 2)
-            for a, b in pairs
+            for a, b in (sure if is_sure else pairs)
         ]
     )
     if found is not None:
-        return found
+        doubt = None if is_sure else f"of {len(pairs)} shared cameras {len(sure)} are certain"
+        return replace(found, why_bad=found.why_bad or doubt)
     old, new = pairs[-1]
-    return Join(np.linalg.inv(old.pose) @ new.pose, 1.0, np.pi, 1.0, 0, len(pairs), "no shared depth")
+    return Join.without_evidence(np.linalg.inv(old.pose) @ new.pose, len(pairs), "no shared depth")
 
 
 def results_of(scene: Reconstruction, keyframes: Sequence[Keyframe]) -> list[Result]:

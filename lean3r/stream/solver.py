@@ -50,14 +50,17 @@ class Solver:
             sources = [Source(each.name, *each.size, timestamp_s=each.timestamp_s) for each in keyframes]
             self._ahead.begin(sources, Recent(keyframes, self._kept), self.settings.refine)
 
-    def window(self, keyframes: Sequence[Keyframe]) -> tuple[list[Result], dict[str, Any]] | None:
-        """The results of a window, in its own world, and its report; None if it cannot be reconstructed."""
+    def window(
+        self, keyframes: Sequence[Keyframe], joined: Sequence[int] = ()
+    ) -> tuple[list[Result], dict[str, Any]] | None:
+        """The results of a window, in its own world, and its report; None if it cannot be reconstructed. Keyframes of
+        these numbers are those by which it will be `joined` to the windows before."""
         self._ahead.end()
         try:
-            scene, is_calibrated = self._run(keyframes)
+            scene, is_calibrated = self._run(keyframes, joined=joined)
             if is_calibrated and self.settings.intrinsics is None and zooms(scene):
                 self.intrinsics.clear()  # those of the windows before are not true any more
-                scene, is_calibrated = self._run(keyframes)
+                scene, is_calibrated = self._run(keyframes, joined=joined)
         except LeanError as error:
             logger.warning("keyframes %d to %d: %s", keyframes[0].index, keyframes[-1].index, error)
             return None
@@ -101,7 +104,9 @@ class Solver:
         """Where refinement keeps the features of keyframes, which several windows show."""
         return self._scratch.enter_context(temporary_folder("stream"))
 
-    def _run(self, keyframes: Sequence[Keyframe], meeting: int = 0) -> tuple[Reconstruction, bool]:
+    def _run(
+        self, keyframes: Sequence[Keyframe], meeting: int = 0, joined: Sequence[int] = ()
+    ) -> tuple[Reconstruction, bool]:
         """The reconstruction of keyframes, and whether their intrinsics were known before. So many first ones must be
         `meeting` the others in a match, or nothing is refined."""
         settings, sizes = self.settings, {keyframe.size for keyframe in keyframes}
@@ -111,7 +116,7 @@ class Solver:
         with _quiet():  # each window would repeat its warnings: flags and reports say what is uncertain
             scene = reconstruct(
                 self.model,
-                Recent(keyframes, None if settings.refine.when == "off" else self._kept, meeting),
+                Recent(keyframes, None if settings.refine.when == "off" else self._kept, meeting, joined),
                 cameras=None if intrinsics is None else CameraOptions(intrinsics=intrinsics),
                 resolution=settings.resolution,
                 seed=settings.seed,

@@ -18,6 +18,7 @@ import numpy as np
 from lean3r.errors import UsageError
 from lean3r.models.base import Backbone
 from lean3r.stream import sim3
+from lean3r.stream.between import beyond, bridge, interpolated, lens_between, skips
 from lean3r.stream.budget import fit_stream
 from lean3r.stream.engine import Estimate, Frame, Settings, place
 from lean3r.stream.looks import Look, Looks, Seen
@@ -159,7 +160,8 @@ class WindowEngine:
 
     def _reconstruct(self, keyframes: Sequence[Keyframe]) -> list[Result] | None:
         """The window's results, in its own world; None if it cannot be reconstructed."""
-        found = self._solver.window(keyframes)
+        joined = [i for i, result in enumerate(self._carried) if result.is_certain]
+        found = self._solver.window(keyframes, joined)
         if found is None:
             return None
         results, report = found
@@ -202,8 +204,7 @@ class WindowEngine:
             return self._alone() if self._has_anchor else frozenset()
         new = {result.keyframe.index: result for result in results}
         pairs = [(old, new[old.keyframe.index]) for old in self._carried]
-        sure = [pair for pair in pairs if all(result.is_certain for result in pair)]
-        found = join_results(sure if len(sure) > 1 else pairs)
+        found = join_results(pairs)
         self._reports[-1]["join"] = found.as_dict()
         if not found.is_good:
             logger.warning("window %d is not joined well: %s", len(self._placements), found.why_bad)
@@ -254,7 +255,7 @@ class WindowEngine:
         if not result.is_certain:
             flags |= {"uncertain"}
             if not result.is_registered:
-                flags, pose = flags | {"lost"}, _bridge(result, results)
+                flags, pose = flags | {"lost"}, bridge(result, results)
         scale = sim3.parts(self._placements[-1])[0]
         return replace(
             self._estimate(frame, pose, result.original_intrinsics, flags),
@@ -281,15 +282,15 @@ class WindowEngine:
                 flags |= {"still"} if is_still else set()
                 is_near = moved <= (STILL if after == 0 else 1) * self.settings.step
                 flags |= set() if is_near and nearest.is_certain else {"uncertain"}
-                pose = nearest.pose if is_still or after == 0 else _beyond(usable, moved)
+                pose = nearest.pose if is_still or after == 0 else beyond(usable, moved)
                 return self._estimate(frame, pose, nearest.original_intrinsics, frozenset(flags))
         first, second = usable[after - 1], usable[after]
         if abs(frame.travelled - first.travelled) < STILL * self.settings.step and frame.has_content:
             flags |= {"still"}
-        if not (first.is_certain and second.is_certain) or _skips(first, second, results):
+        if not (first.is_certain and second.is_certain) or skips(first, second, results):
             flags |= {"uncertain"}
-        pose = _interpolated(usable, frame.moving_s)
-        return self._estimate(frame, pose, _lens_between(first, second, frame.index), frozenset(flags))
+        pose = interpolated(usable, frame.moving_s)
+        return self._estimate(frame, pose, lens_between(first, second, frame.index), frozenset(flags))
 
     def _estimate(self, frame: Seen, pose: np.ndarray, intrinsics: np.ndarray, flags: frozenset[str]) -> Estimate:
         if "apart" in flags:
@@ -362,38 +363,3 @@ class WindowEngine:
         self.version, self._island = state["version"], state["island"]
         self.rejoined = [list(each) for each in state["rejoined"]]
         self._note_ways()
-
-
-def _interpolated(results: Sequence[Result], moving_s: float) -> np.ndarray:
-    """A pose between those of keyframes, by the time for which the picture has been moving."""
-    at = np.maximum.accumulate([result.moving_s for result in results]) + 1e-9 * np.arange(len(results))
-    return sim3.between(np.stack([result.pose for result in results]), at, moving_s)
-
-
-def _lens_between(first: Result, second: Result, index: int) -> np.ndarray:
-    """The intrinsics of a frame between two keyframes, while the lens may zoom."""
-    share = (index - first.keyframe.index) / (second.keyframe.index - first.keyframe.index)
-    return first.original_intrinsics + share * (second.original_intrinsics - first.original_intrinsics)
-
-
-def _beyond(results: Sequence[Result], moved: float) -> np.ndarray:
-    """The pose of a frame after the last of these, whose picture has `moved` from that one: as the way there went."""
-    if len(results) < 2:
-        return results[-1].pose
-    first, second = results[-2:]
-    share = moved / max(second.travelled - first.travelled, moved)
-    return sim3.beyond(first.pose, second.pose, share)
-
-
-def _skips(first: Result, second: Result, results: Sequence[Result]) -> bool:
-    """Whether keyframes without a trusted camera lie between two."""
-    return any(first.keyframe.index < r.keyframe.index < second.keyframe.index for r in results)
-
-
-def _bridge(result: Result, results: Sequence[Result]) -> np.ndarray:
-    """A pose for a keyframe that refinement did not register: between those around it that it did, or behind them."""
-    registered = [r for r in results if r.is_registered]
-    if not registered:
-        return result.pose
-    moved = result.travelled - registered[-1].travelled
-    return _beyond(registered, moved) if moved > 0 else _interpolated(registered, result.moving_s)

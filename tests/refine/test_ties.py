@@ -14,12 +14,13 @@ from lean3r.refine.job import Answer
 FOCAL, WIDTH, REACH, DEPTH = 400.0, 540, 2.0, 4.0
 
 
-def walk(views: int, points: int, step: float = 0.4, shared: int | None = None, seed: int = 0) -> Answer:
-    """Cameras in a row that look at points before them, slightly turned. With `shared`, no more than so many points are
-    seen from both sides of a frame two thirds of the way along."""
-    rng = np.random.default_rng(seed)
-    x = np.arange(views) * step
-    centres = np.stack([x, 0.1 * rng.normal(size=views), 0.1 * rng.normal(size=views)], axis=1)
+def walk(views: int, points: int, step: float = 0.4, shared: int | None = None, resting: int = 0) -> Answer:
+    """Cameras in a row that look at points before them, slightly turned; the first ones all but rest. With `shared`, no
+    more than so many points are seen from both sides of a frame two thirds of the way along."""
+    rng = np.random.default_rng(0)
+    x = step * np.maximum(np.arange(views) - resting, 0.01 * np.arange(views))
+    spread = np.where(np.arange(views) < resting, 0.003, 0.1)
+    centres = np.stack([x, spread * rng.normal(size=views), spread * rng.normal(size=views)], axis=1)
     xyz = rng.uniform((x[0] - 1, -1.5, 0.7 * DEPTH), (x[-1] + 1, 1.5, 1.3 * DEPTH), (points, 3))
     poses = np.tile(np.eye(4), (views, 1, 1))
     poses[:, :3, :3] = [turn(each) for each in 0.05 * rng.normal(size=(views, 3))]
@@ -62,15 +63,18 @@ def moved(answer: Answer, scale: float, vector: np.ndarray, shift: np.ndarray) -
 
 
 def deviation(answer: Answer, part: int) -> np.ndarray:
-    views, centres = np.arange(len(answer.has)), ties.centres_of(answer.cam_from_world)
-    return ties.deviation_from(views[:part], views, centres, ties.centre_covariance(answer))
+    return ties.Deviations(answer).seen_from(np.arange(part))
 
 
-def test_deviations_are_those_of_the_whole_adjustment_by_differences() -> None:
+def test_deviations_are_those_of_the_whole_adjustment_by_differences(monkeypatch: pytest.MonkeyPatch) -> None:
     """All derivatives by differences, all unknowns in one matrix, and its pseudo-inverse."""
     answer = walk(6, 40)
     answer = replace(answer, error_px=np.linspace(0.2, 0.8, 40))
     views, points, part = 6, 40, 4
+    often = np.bincount(answer.point[answer.view < part], minlength=points)
+    monkeypatch.setattr(ties, "SEEN", int((often == part).sum()))
+    seen = np.flatnonzero(often == part)
+    assert 3 < len(seen) < points
 
     def residuals(unknowns: np.ndarray) -> np.ndarray:
         by_view, by_point = unknowns[: 6 * views].reshape(views, 6), unknowns[6 * views :].reshape(points, 3)
@@ -83,14 +87,14 @@ def test_deviations_are_those_of_the_whole_adjustment_by_differences() -> None:
         weight = np.sqrt(1 / (1 + answer.error_px**2))[answer.point] * 1.2533 / answer.error_px.mean()
         return (FOCAL * cam[:, :2] / cam[:, 2:] * weight[:, None]).ravel()
 
-    def centres(unknowns: np.ndarray) -> np.ndarray:
-        by_view = unknowns[: 6 * views].reshape(views, 6)
-        return np.concatenate(
-            [
-                -(turn(each[:3]) @ pose[:3, :3]).T @ (pose[:3, 3] + each[3:])
-                for each, pose in zip(by_view, answer.cam_from_world, strict=True)
-            ]
-        )
+    def places(unknowns: np.ndarray) -> np.ndarray:
+        """Of the cameras, and of the points that most cameras of the part see."""
+        by_view, by_point = unknowns[: 6 * views].reshape(views, 6), unknowns[6 * views :].reshape(points, 3)
+        centres = [
+            -(turn(each[:3]) @ pose[:3, :3]).T @ (pose[:3, 3] + each[3:])
+            for each, pose in zip(by_view, answer.cam_from_world, strict=True)
+        ]
+        return np.concatenate([*centres, (answer.xyz + by_point)[seen].ravel()])
 
     def slopes(function: Any, count: int) -> np.ndarray:
         steps = 1e-5 * np.eye(count)
@@ -98,13 +102,21 @@ def test_deviations_are_those_of_the_whole_adjustment_by_differences() -> None:
 
     count = 6 * views + 3 * points
     jacobian = slopes(residuals, count)
-    to_centres = slopes(centres, count)
-    covariance = to_centres @ np.linalg.pinv(jacobian.T @ jacobian, rcond=1e-9) @ to_centres.T
-    at = ties.centres_of(answer.cam_from_world)
-    moves = ties._moves(at - at[:part].mean(0))
-    keep = np.eye(3 * views)
-    keep[:, : 3 * part] -= moves.reshape(-1, 7) @ np.linalg.pinv(moves[:part].reshape(-1, 7))
-    expected = np.sqrt(np.diag(keep @ covariance @ keep.T).reshape(views, 3).sum(1))
+    to_places = slopes(places, count)
+    covariance = to_places @ np.linalg.pinv(jacobian.T @ jacobian, rcond=1e-9) @ to_places.T
+    at = places(np.zeros(count)).reshape(-1, 3)
+    fixed = np.r_[:part, views : len(at)]
+
+    def after_fit(fixed: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Variance of all places, after the similarity that fits some of them best."""
+        at_unknowns, root = (3 * fixed[:, None] + np.arange(3)).ravel(), np.repeat(weights**0.5, 3)
+        moves = ties._moves(at - at[0]).reshape(-1, 7)
+        keep = np.eye(3 * len(at))
+        keep[:, at_unknowns] -= moves @ np.linalg.lstsq(root[:, None] * moves[at_unknowns], np.diag(root))[0]
+        return np.diag(keep @ covariance @ keep.T).reshape(-1, 3).sum(1)
+
+    weights = 1 / after_fit(np.arange(views), np.ones(views))
+    expected = np.sqrt(after_fit(fixed, weights[fixed]))[:views]
     np.testing.assert_allclose(deviation(answer, part), expected, rtol=1e-3)
 
 
@@ -130,6 +142,25 @@ def test_frames_behind_a_place_that_few_points_bridge_are_doubted(scale: float) 
     answer = walk(24, 1500, shared=3)
     firm = {"doubts": [None if view >= 12 else "for another reason" for view in frames]}
     assert ties.loosely_tied(replace(answer, report=firm), [frames])[:2] == [0, 1], "where fewer frames are trusted"
+
+
+def test_frames_that_hang_loosely_on_those_that_join_them_to_what_was_found_before_are_doubted() -> None:
+    answer, frames = walk(24, 1500, shared=3), range(24)
+    assert ties.loosely_tied(answer, [frames], range(6)) == list(range(16, 24))
+    assert ties.loosely_tied(answer, [frames], range(16, 24)) == list(range(16)), "although they are most"
+    assert ties.loosely_tied(answer, [frames], range(20, 24)) == list(range(16, 24)), "too few to tell"
+    one = {"doubts": [None if view < 16 or view > 20 else "for another reason" for view in frames]}
+    assert ties.loosely_tied(replace(answer, report=one), [frames], range(16, 24)) == list(range(16, 24)), (
+        "trusted ones"
+    )
+    assert ties.loosely_tied(walk(24, 1500), [frames], range(6)) == []
+
+
+def test_a_camera_that_turns_on_the_spot_is_tied_by_the_points_that_it_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = walk(24, 1500, resting=8)
+    assert ties.loosely_tied(answer, [range(24)], range(8)) == []
+    monkeypatch.setattr(ties, "SEEN", 0)
+    assert len(ties.loosely_tied(answer, [range(24)], range(8))) > 12, "by the cameras alone hardly anything is"
 
 
 def test_only_videos_with_enough_frames_are_asked() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from lean3r.stream import sim3
 from lean3r.stream.join import Shared, join
+from lean3r.stream.result import Result, join_results
 
 
 def window_pair(seed: int, frames: int = 8, outliers: float = 0.2, bad: int = 1) -> tuple[list[Shared], np.ndarray]:
@@ -57,6 +61,51 @@ def test_few_sound_frames_suffice(frames: int) -> None:
 def test_windows_that_contradict_each_other_are_marked() -> None:
     found = join(window_pair(1, bad=8)[0])
     assert found is not None and not found.is_good and found.as_dict()["bad"]
+
+
+@pytest.mark.parametrize("frames", [4, 12])
+def test_cameras_that_went_the_same_way_join_windows_whose_depth_is_poor(frames: int) -> None:
+    shared, truth = window_pair(5, frames, outliers=0.0, bad=0)
+    rng = np.random.default_rng(0)
+    poor = [
+        replace(each, depths=(each.depths[0], each.depths[1] * np.exp(rng.normal(0, 0.3, each.depths[1].shape))))
+        for each in shared
+    ]
+    found = join(poor)
+    assert found is not None and found.residual > 0.15
+    assert found.is_good == (frames > 6), "any similarity fits few cameras"
+    scale, rotation, _ = sim3.parts(found.matrix @ np.linalg.inv(truth))
+    assert abs(np.log(scale)) < 0.05 and np.rad2deg(sim3.angle_rad(rotation)) < 0.5
+    other = [  # now they went another way
+        replace(each, poses=(each.poses[0], sim3.exp(np.r_[0, 0, 0, rng.normal(0, 0.5, 3), 0]) @ each.poses[1]))
+        for each in poor
+    ]
+    contradicting = join(other)
+    assert contradicting is not None and not contradicting.is_good
+
+
+@pytest.mark.parametrize(("sure", "is_good"), [(8, True), (2, True), (1, False), (0, False)])
+def test_windows_are_joined_by_cameras_that_both_trust(sure: int, is_good: bool) -> None:
+    """By others they are placed, but marked: whatever follows may be far off."""
+    shared, truth = window_pair(2, bad=0)
+
+    def results(which: int) -> list[Result]:
+        return [
+            SimpleNamespace(
+                pose=each.poses[which],
+                depth=each.depths[which],
+                conf=each.confs[which],
+                intrinsics=each.intrinsics,
+                is_certain=number < sure or which == number % 2,
+            )
+            for number, each in enumerate(shared)
+        ]  # type: ignore[return-value]
+
+    found = join_results(list(zip(results(0), results(1), strict=True)))
+    assert found.is_good == is_good and (is_good or f"{sure} are certain" in str(found.why_bad))
+    scale, _, _ = sim3.parts(found.matrix @ np.linalg.inv(truth))
+    assert abs(np.log(scale)) < 0.02
+    assert found.shared == (sure if is_good else 8)
 
 
 def test_without_depth_in_common_there_is_no_join() -> None:

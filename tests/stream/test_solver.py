@@ -37,7 +37,7 @@ def test_a_window_whose_refinement_failed_is_doubted_and_says_why(
     """If it was not asked for, nothing was tried, and nothing failed."""
     keyframes: Any = [SimpleNamespace(index=i, size=(4, 3)) for i in range(3)]
     results = [SimpleNamespace(is_certain=True, original_intrinsics=np.eye(3)) for _ in keyframes]
-    monkeypatch.setattr(Solver, "_run", lambda self, keyframes: (SimpleNamespace(info=info), False))
+    monkeypatch.setattr(Solver, "_run", lambda self, keyframes, joined: (SimpleNamespace(info=info), False))
     monkeypatch.setattr(solver, "results_of", lambda scene, keyframes: results)
     found = Solver(None, None).window(keyframes)  # type: ignore[arg-type]
     assert found is not None and found[1]["certain"] == certain
@@ -49,7 +49,7 @@ def test_intrinsics_of_the_windows_before_are_given_up_when_the_lens_zooms(monke
     results = [SimpleNamespace(is_certain=True, original_intrinsics=np.eye(3)) for _ in keyframes]
     given: list[bool] = []
 
-    def run(self: Solver, keyframes: object) -> tuple[object, bool]:
+    def run(self: Solver, keyframes: object, joined: object) -> tuple[object, bool]:
         given.append((4, 3) in self.intrinsics)
         report = {"status": "fallback", "trusted": 3} | ({"zooms": True} if zooming else {})
         return SimpleNamespace(info={"refinement": report}), given[-1]

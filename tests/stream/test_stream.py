@@ -69,8 +69,8 @@ def test_what_lies_between_a_certain_and_a_doubted_keyframe_is_uncertain(monkeyp
     """Its camera would be that of the certain one, which has moved on."""
     solve = Solver.window
 
-    def doubting(self: Solver, keyframes: Sequence[Keyframe]) -> Any:
-        found = solve(self, keyframes)
+    def doubting(self: Solver, keyframes: Sequence[Keyframe], joined: Sequence[int]) -> Any:
+        found = solve(self, keyframes, joined)
         for result in found[0] if found else ():
             result.is_certain = result.keyframe.index < 40
         return found
@@ -86,8 +86,8 @@ def test_what_comes_before_the_first_known_camera_is_uncertain(monkeypatch: pyte
     """It would get that one's camera, though it was elsewhere; and the manifest says how many there are."""
     solve = Solver.window
 
-    def doubting(self: Solver, keyframes: Sequence[Keyframe]) -> Any:
-        found = solve(self, keyframes)
+    def doubting(self: Solver, keyframes: Sequence[Keyframe], joined: Sequence[int]) -> Any:
+        found = solve(self, keyframes, joined)
         for result in found[0] if found else ():
             result.is_certain = result.is_registered = result.keyframe.index >= 20
         return found

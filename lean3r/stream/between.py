@@ -1,0 +1,45 @@
+"""Cameras of frames between the keyframes of a window, and behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lean3r.stream import sim3
+from lean3r.stream.result import Result
+
+
+def interpolated(results: Sequence[Result], moving_s: float) -> np.ndarray:
+    """A pose between those of keyframes, by the time for which the picture has been moving."""
+    at = np.maximum.accumulate([result.moving_s for result in results]) + 1e-9 * np.arange(len(results))
+    return sim3.between(np.stack([result.pose for result in results]), at, moving_s)
+
+
+def lens_between(first: Result, second: Result, index: int) -> np.ndarray:
+    """The intrinsics of a frame between two keyframes, while the lens may zoom."""
+    share = (index - first.keyframe.index) / (second.keyframe.index - first.keyframe.index)
+    return first.original_intrinsics + share * (second.original_intrinsics - first.original_intrinsics)
+
+
+def beyond(results: Sequence[Result], moved: float) -> np.ndarray:
+    """The pose of a frame after the last of these, whose picture has `moved` from that one: as the way there went."""
+    if len(results) < 2:
+        return results[-1].pose
+    first, second = results[-2:]
+    share = moved / max(second.travelled - first.travelled, moved)
+    return sim3.beyond(first.pose, second.pose, share)
+
+
+def skips(first: Result, second: Result, results: Sequence[Result]) -> bool:
+    """Whether keyframes without a trusted camera lie between two."""
+    return any(first.keyframe.index < r.keyframe.index < second.keyframe.index for r in results)
+
+
+def bridge(result: Result, results: Sequence[Result]) -> np.ndarray:
+    """A pose for a keyframe that refinement did not register: between those around it that it did, or behind them."""
+    registered = [r for r in results if r.is_registered]
+    if not registered:
+        return result.pose
+    moved = result.travelled - registered[-1].travelled
+    return beyond(registered, moved) if moved > 0 else interpolated(registered, result.moving_s)
