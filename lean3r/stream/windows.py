@@ -31,6 +31,7 @@ logger = logging.getLogger("lean3r")
 
 MOST_PENDING = 512  # frames without an estimate: then a window is reconstructed though it is not full
 STILL = 0.05  # of the step between keyframes: a picture that has moved by less shows a camera at rest
+MOST_SHARED = 3 / 4  # of a window, with the one before, where half of it holds too few certain cameras
 LAST = 1 / 2  # of a window: least size of the last one, if there are as many keyframes
 
 
@@ -57,6 +58,7 @@ class WindowEngine:
         self._how: frozenset[str] = frozenset()  # of the window that is being made
         self._way: dict[int, tuple[float, float]] = {}  # way and moving time of the frames that are carried
         self._has_anchor = False
+        self._goes_back = False  # whether most keyframes of the next window are shared with the last one
         self._loops = Loops(model, settings.landmarks)
         self.version = 0
         self.rejoined: list[list[int]] = []
@@ -225,11 +227,15 @@ class WindowEngine:
         return frozenset({"apart", "lost"})
 
     def _start(self, results: Sequence[Result]) -> int:
-        """The index of the first keyframe that the next window shares: the last certain ones, and those behind them."""
-        overlap = self.settings.overlap
+        """The index of the first keyframe that the next window shares: the last certain ones, and those behind them. So
+        many, that it gets but a few new ones, never twice in a row."""
+        overlap, window = self.settings.overlap, self.settings.window
         certain = [i for i, result in enumerate(results) if result.is_certain]
         start = certain[-overlap] if len(certain) >= overlap else 0
-        return max(start, len(results) - max(overlap, self.settings.window // 2))
+        usual = len(results) - max(overlap, window // 2)
+        start = max(start, usual if self._goes_back else len(results) - max(overlap, int(MOST_SHARED * window)))
+        self._goes_back = start < usual
+        return start
 
     def _cut(self, results: Sequence[Result], start: int) -> int:
         """The index of the last keyframe up to which frames get their estimates now."""
@@ -342,6 +348,7 @@ class WindowEngine:
             "intrinsics": [[list(size), list(values)] for size, values in self._solver.intrinsics.items()],
             "standing": sorted(self._standing),
             "has_anchor": self._has_anchor,
+            "goes_back": self._goes_back,
             "loops": self._loops.state(),
             "version": self.version,
             "island": self._island,
@@ -359,6 +366,7 @@ class WindowEngine:
         self._placements = list(state["placements"])
         self._solver.intrinsics = {(w, h): tuple(values) for (w, h), values in state["intrinsics"]}
         self._standing, self._has_anchor = frozenset(state["standing"]), state["has_anchor"]
+        self._goes_back = state["goes_back"]
         self._loops.restore(state["loops"])
         self.version, self._island = state["version"], state["island"]
         self.rejoined = [list(each) for each in state["rejoined"]]

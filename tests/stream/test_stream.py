@@ -82,6 +82,34 @@ def test_what_lies_between_a_certain_and_a_doubted_keyframe_is_uncertain(monkeyp
     assert [each.index for each in found if "uncertain" not in each.flags] == list(range(last + 1))
 
 
+def test_a_window_goes_back_to_certain_cameras_but_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Doubted ones do not tell where the next window lies. It has new keyframes too, and where that does not help, the
+    stream leaves the doubted part behind, and says that nothing joins what follows."""
+    solve, windows = Solver.window, []
+
+    def doubting(self: Solver, keyframes: Sequence[Keyframe], joined: Sequence[int]) -> Any:
+        found = solve(self, keyframes, joined)
+        for place, result in enumerate(found[0] if found else ()):
+            first = not windows and place > 7
+            result.is_certain = not first and not is_dark[result.keyframe.index]
+        windows.append(([each.index for each in keyframes], list(joined)))
+        return found
+
+    monkeypatch.setattr(Solver, "window", doubting)
+    is_dark = np.zeros(160, bool)
+    options = lean3r.StreamOptions(window=16, overlap=4)
+    found = run(walk(120), options=options)
+    (first, _), (second, joined), *_ = windows
+    assert joined == [0, 1, 2, 3] and second[:12] == first[4:], "the last certain ones, and those behind them"
+    assert not any("uncertain" in each.flags for each in found)
+    windows.clear()
+    is_dark[30:120] = True
+    found = run(walk(160), options=options)
+    starts = [keyframes[0] for keyframes, _ in windows]
+    assert starts == sorted(set(starts)) and max(len(keyframes) for keyframes, _ in windows) == 16
+    assert "uncertain" in found[50].flags and {"apart", "uncertain"} <= found[150].flags
+
+
 def test_what_comes_before_the_first_known_camera_is_uncertain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It would get that one's camera, though it was elsewhere; and the manifest says how many there are."""
     solve = Solver.window
