@@ -42,21 +42,22 @@ class Matches:
         return bool(((self.pairs < first).sum(axis=1) == 1).any())
 
 
-def find(job: Job, folder: Path, database: Path, octave: int) -> None:
+def find(job: Job, folder: Path, database: Path, octave: int, loops: bool = True) -> None:
     """Find the features of a job's pictures, from this octave on, and their matches, which are verified unless the
-    pictures are frames of a video; or recall those that are kept, and keep the others."""
+    pictures are frames of a video; or recall those that are kept, and keep the others. Without `loops` only pairs that
+    the job names are matched, not those that look alike."""
     kept = Kept(job, folder, octave)
     detect(job, folder, database, octave, kept)
-    match(job, database, kept, verify=not job.sequences)
+    match(job, database, kept, not job.sequences, loops)
     kept.keep(database)
 
 
-def match(job: Job, database: Path, kept: Kept, verify: bool = True) -> None:
-    """Match the features of pairs that look alike or probably overlap, except for matches that are kept, and verify the
-    matches geometrically."""
+def match(job: Job, database: Path, kept: Kept, verify: bool = True, loops: bool = True) -> None:
+    """Match the features of pairs that probably overlap or, for `loops`, look alike, except for matches that are kept,
+    and verify the matches geometrically."""
     ids = image_ids(job, database)
     pairs = job.pairs
-    if pairs is not None:
+    if pairs is not None and loops:
         # Neighbouring frames of a video are listed already: there, appearance is for finding loops.
         near = is_near(job.sequences, len(job.views))
         pairs = np.unique(np.sort(np.concatenate([pairs, alike(job, database, ids, near)]), axis=1), axis=0)

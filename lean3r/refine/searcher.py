@@ -43,7 +43,7 @@ def main() -> None:
     octave = features.octaves(job)[0]
     for start in range(0, len(job.views), BATCH):
         part = part_of(job, max(0, start - AHEAD[-1]), start + BATCH)
-        matching.find(part, folder, folder / f"{start}.db", octave)
+        matching.find(part, folder, folder / f"{start}.db", octave, loops=False)
         give_memory_back()
 
 
