@@ -8,7 +8,8 @@
 PYTHON ?= python3
 PHOTOS ?=
 OUT ?= demo
-WORKERS ?= 2
+# More than the cores: a third of the time tests wait for processes that they started.
+WORKERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 NPM := $(HOME)/.cache/lean3r-tests
