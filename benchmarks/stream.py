@@ -43,6 +43,8 @@ WALKS = {
     "not refined": ["--refine", "off"],
     "refined": [],
     "refined, known intrinsics": ["--intrinsics", "CAMERA"],
+    "keyframes every 9 %": ["--keyframe-step", "0.09"],
+    "keyframes every 15 %": ["--keyframe-step", "0.15"],
     "on its side": [],
     "backwards": [],
     "every second frame": [],

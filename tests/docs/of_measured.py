@@ -221,6 +221,8 @@ def video() -> str:
 STREAMED = {
     "refined": "by default",
     "refined, known intrinsics": "`--intrinsics`",
+    "keyframes every 9 %": "`--keyframe-step 0.09`",
+    "keyframes every 15 %": "`--keyframe-step 0.15`",
     "on its side": "the film on its side",
     "backwards": "the film backwards",
     "every second frame": "every second frame of it",
