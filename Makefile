@@ -8,8 +8,7 @@
 PYTHON ?= python3
 PHOTOS ?=
 OUT ?= demo
-# More than the cores: a third of the time tests wait for processes that they started.
-WORKERS ?= 3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 NPM := $(HOME)/.cache/lean3r-tests

@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported: kernels then run on the CPU
-    torch.set_num_threads(1)  # the tests run in several processes
+    torch.set_num_threads(1)  # the tests run in two processes
     # Fresh memory holds NaN, so that reading what was never written shows.
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True

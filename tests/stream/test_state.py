@@ -124,7 +124,7 @@ def test_frames_are_forgotten_without_a_garbage_collection(tmp_path: Path, monke
     alive: list[weakref.ref] = []
 
     def frames() -> Iterator[np.ndarray]:
-        for _, image in walk(120):
+        for _, image in walk(60):
             alive.append(weakref.ref(whole := image.copy()))
             yield whole
 
