@@ -32,7 +32,7 @@ logger = logging.getLogger("lean3r")
 MOST_PENDING = 512  # frames without an estimate: then a window is reconstructed though it is not full
 STILL = 0.05  # of the step between keyframes: a picture that has moved by less shows a camera at rest
 MOST_SHARED = 3 / 4  # of a window, with the one before, where half of it holds too few certain cameras
-LAST = 1 / 2  # of a window: least size of the last one, if there are as many keyframes
+LAST = 3 / 4  # of a window: least size of the last one, if there are as many keyframes
 
 
 class WindowEngine:
