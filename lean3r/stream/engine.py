@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -193,3 +193,19 @@ class LooksAhead(Protocol):
     def prepare(self) -> None:
         """Nothing more is looked at for now: begin with what the frames before their turn will need."""
         ...
+
+
+def revised(estimate: Estimate, engine: Engine) -> Estimate:
+    """An estimate as the engine that gave it knows it now, after the loops that were closed since."""
+    if estimate.version == engine.version:
+        return estimate
+    placement = engine.placements[estimate.window]
+    growth = sim3.parts(placement)[0] / sim3.parts(estimate.placement)[0]
+    return replace(
+        estimate,
+        cam_from_world=sim3.move_poses(placement, estimate.in_window),
+        placement=placement,
+        flags=flags_now(estimate.flags, estimate.window, engine.rejoined),
+        version=engine.version,
+        depth=None if estimate.depth is None else estimate.depth * np.float32(growth),
+    )

@@ -23,10 +23,10 @@ from lean3r.pipeline.predict import where
 from lean3r.processes import meanwhile, peak_memory_mb
 from lean3r.refine.options import Refine, RefineOptions
 from lean3r.stereo.options import Dense, StereoOptions
-from lean3r.stream import ENGINES, sim3
+from lean3r.stream import ENGINES
 from lean3r.stream.budget import OVERLAP, USUAL
 from lean3r.stream.cloud import Cloud
-from lean3r.stream.engine import Engine, Estimate, Frame, LooksAhead, Settings, flags_now
+from lean3r.stream.engine import Engine, Estimate, Frame, LooksAhead, Settings, revised
 from lean3r.stream.frames import Early, Live, Source
 from lean3r.stream.latency import Times
 from lean3r.stream.options import StreamOptions, four_of
@@ -366,18 +366,7 @@ class Stream:
 
     def revised(self, estimate: Estimate) -> Estimate:
         """An estimate of this stream as it is known now, after the loops that were closed since."""
-        if self.engine is None or estimate.version == self.engine.version:
-            return estimate
-        placement = self.engine.placements[estimate.window]
-        growth = sim3.parts(placement)[0] / sim3.parts(estimate.placement)[0]
-        return replace(
-            estimate,
-            cam_from_world=sim3.move_poses(placement, estimate.in_window),
-            placement=placement,
-            flags=flags_now(estimate.flags, estimate.window, self.engine.rejoined),
-            version=self.engine.version,
-            depth=None if estimate.depth is None else estimate.depth * np.float32(growth),
-        )
+        return estimate if self.engine is None else revised(estimate, self.engine)
 
     @property
     def figures(self) -> dict[str, Any]:
