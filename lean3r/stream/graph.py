@@ -63,7 +63,7 @@ def solve(placements: Sequence[np.ndarray], edges: Sequence[Edge]) -> list[np.nd
 
     Gauss and Newton's method: derivatives by torch, the normal equations as one dense system of 7 unknowns a window.
     """
-    placements = [np.array(each) for each in placements]
+    placements = _led_by_the_loop(placements, edges)
     count = len(placements)
     start = max(1, count - FREE)
     edges = [edge for edge in edges if edge.second >= start]
@@ -103,6 +103,19 @@ def solve(placements: Sequence[np.ndarray], edges: Sequence[Edge]) -> list[np.nd
     return placements
 
 
+def _led_by_the_loop(placements: Sequence[np.ndarray], edges: Sequence[Edge]) -> list[np.ndarray]:
+    """Placements to begin with: a join that failed may be anything, so that small steps from it need not lead to what
+    is true. If the last edge is the first loop across one, what follows that join lies where the loop has it."""
+    found = [np.array(each) for each in placements]
+    if not edges or not (loop := edges[-1]).is_loop:
+        return found
+    failed = [edge.second for edge in edges if edge.is_failed and loop.first < edge.second <= loop.second]
+    if failed and not any(edge.is_loop and edge.first < failed[-1] <= edge.second for edge in edges[:-1]):
+        move = found[loop.first] @ loop.matrix @ np.linalg.inv(found[loop.second])
+        found[failed[-1] :] = [move @ each for each in found[failed[-1] :]]
+    return found
+
+
 def _constants(edges: Sequence[Edge]) -> tuple[Tensor, Tensor]:
     """Centres [E, 3] and standard deviations [E, 7] of edges."""
     spread = [[edge.angle_rad] * 3 + [edge.length] * 3 + [edge.log_scale] for edge in edges]
@@ -111,13 +124,14 @@ def _constants(edges: Sequence[Edge]) -> tuple[Tensor, Tensor]:
 
 def _misfit(error: Tensor, centre: Tensor, spread: Tensor) -> Tensor:
     """Misfits [E, 7] of similarities [E, 4, 4] that should be the identity, in standard deviations; for a rotation the
-    axis times the sine of its angle."""
+    axis times twice the sine of half its angle."""
     scale = torch.linalg.det(error[:, :3, :3]) ** (1 / 3)
     turn = error[:, :3, :3] / scale[:, None, None]
     lower = torch.stack([turn[:, 2, 1], turn[:, 0, 2], turn[:, 1, 0]], 1)
     upper = torch.stack([turn[:, 1, 2], turn[:, 2, 0], turn[:, 0, 1]], 1)
+    half = ((1 + turn.diagonal(dim1=1, dim2=2).sum(1)).clamp(1e-9) / 4).sqrt()  # cosine of half the angle
     shift = torch.einsum("eij,ej->ei", error[:, :3, :3], centre) + error[:, :3, 3] - centre
-    return torch.cat([(lower - upper) / 2, shift, torch.log(scale)[:, None]], 1) / spread
+    return torch.cat([(lower - upper) / 2 / half[:, None], shift, torch.log(scale)[:, None]], 1) / spread
 
 
 def _near(step: Tensor) -> Tensor:

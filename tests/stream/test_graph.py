@@ -86,13 +86,12 @@ def test_a_false_loop_between_true_ones_counts_for_nothing() -> None:
     assert error(solve(found, [*edges, wrong]), without) < 0.05
 
 
-def test_an_edge_without_certainty_gives_way() -> None:
-    """A join that failed: a loop puts what follows right."""
+@pytest.mark.parametrize("turn_rad", [(0.3, -0.2, 0.1), (0.0, 1.8, 0.0), (0.1, 3.1, 0.2)])
+def test_an_edge_without_certainty_gives_way(turn_rad: tuple[float, float, float]) -> None:
+    """A join that failed: a loop puts what follows right, though it may look the other way."""
     true, found, edges = chain(10, 0.0)
-    broken = Edge(
-        4, 5, edges[4].matrix @ sim3.exp(np.array([0.3, -0.2, 0.1, 2, 1, 0, 0.4])), np.zeros(3), 3.0, 30.0, 3.0
-    )
-    edges[4] = broken
+    guess = edges[4].matrix @ sim3.exp(np.array([*turn_rad, 2, 1, 0, 0.4]))
+    edges[4] = Edge(4, 5, guess, np.zeros(3), 0.9, 30.0, 3.0, is_failed=True)
     found = [found[0]]
     for each in edges:
         found.append(found[-1] @ each.matrix)
