@@ -1,8 +1,9 @@
 """The similarity between two windows that share frames, from all points and all poses of these frames.
 
 Both predict the same pixels, so points need no matching. A frame whose pose or depth contradicts the others is found by
-voting, a pixel that does by robust weights. Points and poses are weighted by how well each kind agrees: after bundle
-adjustment the poses are the better evidence, straight from a network the points.
+voting, a pixel that does by robust weights. Straight from a network, points and poses are weighted by how well each
+kind agrees. After bundle adjustment the way of the cameras says it alone, where both windows have the same: the scale
+of a network's depth was up to 8 % off on a real walk, that of the ways 1 %.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ NEAR = 3.0  # a frame this many times worse than the median frame is left out
 WORST_FRAME = 0.25, np.deg2rad(20.0)  # distance of its points (of the depth) and angle of a frame that can be right
 GOOD_RESIDUAL, GOOD_ANGLE = 0.15, np.deg2rad(4.0)  # above which a join is bad
 SAME_WAY, LEAST_WAY = 0.1, 6  # at most such a share of the way of so many cameras apart: then depth does not matter
+LEAST_ADJUSTED = 4  # cameras whose way gives the scale, if depth does not contradict it
 LEAST_SHARE = 0.5  # of the shared frames that must agree
 
 
@@ -104,14 +106,18 @@ class _Frame:
         return np.linalg.norm(sim3.move_points(matrix, self.second) - self.first, axis=1) / self.depth
 
 
-def join(shared: Sequence[Shared]) -> Join | None:
-    """The join of two windows by the frames that they share; None if these have no depth in common."""
+def join(shared: Sequence[Shared], are_adjusted: bool = False) -> Join | None:
+    """The join of two windows by the frames that they share; None if these have no depth in common. In both their
+    cameras may be adjusted to matches."""
     frames = [frame for each in shared if (frame := _frame(each)) is not None]
     if not frames:
         return None
     matrix, kept = _vote(frames)
     for _ in range(ROUNDS):
         matrix = _fit(kept, matrix)
+    if are_adjusted and len(kept) >= LEAST_ADJUSTED:
+        by_way = _fit_way(kept)
+        matrix = by_way if _way_apart(kept, by_way, LEAST_ADJUSTED) < SAME_WAY else matrix
     distances = [float(np.median(frame.distances(matrix))) for frame in kept]
     _, rotation, _ = sim3.parts(matrix)
     angles = sim3.angle_rad(np.stack([frame.turn @ rotation.T for frame in kept]))
@@ -121,15 +127,15 @@ def join(shared: Sequence[Shared]) -> Join | None:
         float(np.median(distances)),
         float(np.median(angles)),
         float(np.median(np.abs(scales))),
-        _way_apart(frames, matrix),
+        _way_apart(frames, matrix, LEAST_WAY),
         len(kept),
         len(shared),
     )
     return Join(**{**vars(found), "why_bad": _why_bad(found)})
 
 
-def _way_apart(frames: Sequence[_Frame], matrix: np.ndarray) -> float:
-    if len(frames) < LEAST_WAY:
+def _way_apart(frames: Sequence[_Frame], matrix: np.ndarray, least: int) -> float:
+    if len(frames) < least:
         return float("inf")
     first, second = (np.stack([frame.centres[side] for frame in frames]) for side in (0, 1))
     length = np.linalg.norm(first - first.mean(0), axis=1).mean()
@@ -217,6 +223,22 @@ def _fit(frames: Sequence[_Frame], matrix: np.ndarray) -> np.ndarray:
     # Both sides have errors: the ratio of the spreads is not biased by them, a regression is.
     scale = float(np.sqrt((w @ (b**2).sum(1)) / max(w @ (a**2).sum(1), 1e-300)))
     return sim3.make(scale, rotation, mean_b - scale * rotation @ mean_a)
+
+
+def _fit_way(frames: Sequence[_Frame]) -> np.ndarray:
+    """The similarity by the centres and turns of the cameras alone."""
+    first, second = (np.stack([frame.centres[side] for frame in frames]) for side in (0, 1))
+    turns = np.stack([frame.turn for frame in frames])
+    matrix, weights = np.eye(4), np.ones(len(frames))
+    for _ in range(ROUNDS):
+        rotation = sim3.nearest_rotation((weights[:, None, None] * turns).sum(0))
+        means = [weights @ centres / weights.sum() for centres in (first, second)]
+        ways = [weights @ ((centres - mean) ** 2).sum(1) for centres, mean in zip((first, second), means, strict=True)]
+        scale = float(np.sqrt(ways[0] / max(ways[1], 1e-300)))
+        matrix = sim3.make(scale, rotation, means[0] - scale * rotation @ means[1])
+        off = np.linalg.norm(sim3.move_points(matrix, second) - first, axis=1)
+        weights = _influence(off / max(_spread(off), 1e-30))
+    return matrix
 
 
 def _influence(residual: np.ndarray) -> np.ndarray:

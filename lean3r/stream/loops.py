@@ -206,7 +206,7 @@ class Loops:
         joins, ends = [], []
         for known, fresh in ((old, found[: len(old)]), (new, found[len(old) :])):
             pairs = [(a, b) for a, b in zip(known, fresh, strict=True) if _is_sure(b)]
-            joined = join([_shared(a, b) for a, b in pairs]) if len(pairs) >= LEAST else None
+            joined = _join(pairs) if len(pairs) >= LEAST else None
             if joined is None or not joined.is_good:
                 return None
             joins.append(joined)
@@ -235,7 +235,7 @@ class Loops:
             if found is None or not _is_sure(found[-1]):
                 continue
             pairs = [(a, b) for a, b in zip(old, found[:-1], strict=True) if _is_sure(b)]
-            joined = join([_shared(a, b) for a, b in pairs]) if len(pairs) >= min(LEAST, len(old)) else None
+            joined = _join(pairs) if len(pairs) >= min(LEAST, len(old)) else None
             if joined is not None and joined.is_good and meeting(found[old.index(first)], found[-1]) >= MEETING:
                 return first.window, sim3.move_poses(joined.matrix, found[-1].pose), found[-1].original_intrinsics
         return None
@@ -324,6 +324,11 @@ def _thin(result: Result) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     intrinsics[:2] /= 2
     intrinsics[:2, 2] += 0.25
     return intrinsics, result.depth[::2, ::2], result.conf[::2, ::2]
+
+
+def _join(pairs: Sequence[tuple[Landmark | Result, Result]]) -> Join | None:
+    """The join of a window of before and a joint reconstruction; a stream that refines this one refined that one."""
+    return join([_shared(a, b) for a, b in pairs], all(b.is_adjusted for _, b in pairs))
 
 
 def _shared(known: Landmark | Result, fresh: Result) -> Shared:

@@ -13,15 +13,16 @@ from lean3r.stream.join import Join, Shared, join
 from lean3r.stream.pictures import Keyframe
 from lean3r.types import Reconstruction, Source
 
+_PLAIN = ("is_certain", "is_registered", "is_adjusted", "travelled", "moving_s")
 _ARRAYS = ("pose", "intrinsics", "depth", "conf", "image")
 
 
 @dataclass(eq=False)
 class Result:
     """A keyframe in a window: its `pose` [4, 4] in the window's world, intrinsics [3, 3] of `image` [H, W, 3] uint8,
-    depth and conf [H, W] float32 (0 where unknown), without padding; whether its camera is trusted, and whether
-    refinement, if there was any, registered it. `travelled` and `moving_s` say how far, and for how many seconds, the
-    picture of the stream had moved."""
+    depth and conf [H, W] float32 (0 where unknown), without padding; whether its camera is trusted, whether
+    refinement, if there was any, registered it, and whether that adjusted the window's cameras to matches. `travelled`
+    and `moving_s` say how far, and for how many seconds, the picture of the stream had moved."""
 
     keyframe: Keyframe
     source: Source
@@ -32,6 +33,7 @@ class Result:
     image: np.ndarray
     is_certain: bool
     is_registered: bool
+    is_adjusted: bool = False
     travelled: float = 0.0
     moving_s: float = 0.0
 
@@ -51,10 +53,11 @@ class Result:
         self.pose, self.intrinsics = sim3.move_poses(back, other.pose), other.intrinsics
         self.depth, self.conf = other.depth * np.float32(sim3.parts(back)[0]), other.conf
         self.is_certain = self.is_registered = True
+        self.is_adjusted = other.is_adjusted
 
     def state(self) -> dict[str, Any]:
         """As arrays and plain values."""
-        plain = {name: getattr(self, name) for name in ("is_certain", "is_registered", "travelled", "moving_s")}
+        plain = {name: getattr(self, name) for name in _PLAIN}
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         return {"keyframe": self.keyframe.state(), "source": asdict(self.source), **plain, **arrays}
 
@@ -72,11 +75,13 @@ def join_results(pairs: Sequence[tuple[Result, Result]]) -> Join:
     same scale."""
     sure = [pair for pair in pairs if all(result.is_certain for result in pair)]
     is_sure = len(sure) >= min(2, len(pairs))
+    used = sure if is_sure else pairs
     found = join(
         [
             Shared((a.pose, b.pose), (a.depth, b.depth), (a.conf, b.conf), (a.intrinsics + b.intrinsics) / 2)
-            for a, b in (sure if is_sure else pairs)
-        ]
+            for a, b in used
+        ],
+        all(result.is_adjusted for pair in used for result in pair),
     )
     if found is not None:
         doubt = None if is_sure else f"of {len(pairs)} shared cameras {len(sure)} are certain"
@@ -88,7 +93,9 @@ def join_results(pairs: Sequence[tuple[Result, Result]]) -> Join:
 def results_of(scene: Reconstruction, keyframes: Sequence[Keyframe]) -> list[Result]:
     """The results of a window, in the order of its keyframes."""
     certain = scene.is_certain
-    views = scene.info.get("refinement", {}).get("views") or [{}] * len(keyframes)
+    report = scene.info.get("refinement", {"status": "off"})
+    views = report.get("views") or [{}] * len(keyframes)
+    is_adjusted = report["status"] not in ("off", "kept")
     results = []
     for view, keyframe in enumerate(keyframes):
         rows, cols = (np.flatnonzero(scene.mask[view].any(axis=axis)) for axis in (1, 0))
@@ -108,6 +115,7 @@ def results_of(scene: Reconstruction, keyframes: Sequence[Keyframe]) -> list[Res
                 np.ascontiguousarray(scene.images[view][inside]),
                 bool(certain[view]),
                 views[view].get("part", 0) != -1,
+                is_adjusted,
             )
         )
     return results

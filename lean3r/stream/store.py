@@ -30,7 +30,7 @@ from lean3r.scratch import DISK_FULL, LOCK, atomic_file, hold, release
 from lean3r.stream import sim3
 from lean3r.stream.engine import FLAGS, Estimate
 
-FORMAT = 3  # of a store and its checkpoints: those of another are refused
+FORMAT = 4  # of a store and its checkpoints: those of another are refused
 STREAM, FRAMES, KEYFRAMES, WINDOWS, CHECKPOINT = (
     "stream.json",
     "frames.bin",

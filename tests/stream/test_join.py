@@ -84,6 +84,28 @@ def test_cameras_that_went_the_same_way_join_windows_whose_depth_is_poor(frames:
     assert contradicting is not None and not contradicting.is_good
 
 
+def test_the_way_of_adjusted_cameras_gives_the_scale_where_depth_does_not() -> None:
+    """Depth that is 8 % too large in one window; where the ways differ, depth is all that there is."""
+    shared, truth = window_pair(4, 8, outliers=0.1)
+    rng = np.random.default_rng(0)
+    large = [replace(each, depths=(each.depths[0], 1.08 * each.depths[1])) for each in shared]
+    astray = [
+        replace(each, poses=(each.poses[0], sim3.exp(np.r_[0, 0, 0, rng.normal(0, 0.3, 3), 0]) @ each.poses[1]))
+        for each in large
+    ]
+    off = {}
+    for name, frames, are_adjusted in (
+        ("adjusted", large, True),
+        ("predicted", large, False),
+        ("few", large[:4], True),
+        ("astray", astray, True),
+    ):
+        found = join(frames, are_adjusted)
+        assert found is not None
+        off[name] = abs(np.log(sim3.parts(found.matrix @ np.linalg.inv(truth))[0]))
+    assert off["adjusted"] < 0.01 and all(0.03 < each < 0.2 for name, each in off.items() if name != "adjusted")
+
+
 @pytest.mark.parametrize(("sure", "is_good"), [(8, True), (2, True), (1, False), (0, False)])
 def test_windows_are_joined_by_cameras_that_both_trust(sure: int, is_good: bool) -> None:
     """By others they are placed, but marked: whatever follows may be far off."""
@@ -97,6 +119,7 @@ def test_windows_are_joined_by_cameras_that_both_trust(sure: int, is_good: bool)
                 conf=each.confs[which],
                 intrinsics=each.intrinsics,
                 is_certain=number < sure or which == number % 2,
+                is_adjusted=False,
             )
             for number, each in enumerate(shared)
         ]  # type: ignore[return-value]
