@@ -31,9 +31,11 @@ def beyond(results: Sequence[Result], moved: float) -> np.ndarray:
     return sim3.beyond(first.pose, second.pose, share)
 
 
-def skips(first: Result, second: Result, results: Sequence[Result]) -> bool:
-    """Whether keyframes without a trusted camera lie between two."""
-    return any(first.keyframe.index < r.keyframe.index < second.keyframe.index for r in results)
+def skips(first: Result, second: Result, results: Sequence[Result], gaps: Sequence[int]) -> bool:
+    """Whether keyframes without a trusted camera lie between two, or `gaps`: frames that show nothing, while which the
+    camera may go anywhere."""
+    between = range(first.keyframe.index + 1, second.keyframe.index)
+    return any(r.keyframe.index in between for r in results) or any(gap in between for gap in gaps)
 
 
 def bridge(result: Result, results: Sequence[Result]) -> np.ndarray:

@@ -69,7 +69,8 @@ class Looks:
             self._selector.travelled = self._travelled
         keyframe = Keyframe.of(frame)
         shows = has_content(keyframe)
-        chosen = self._selector.add(keyframe) if shows else []
+        # The camera goes on while nothing is seen: what was seen last is kept.
+        chosen = self._selector.add(keyframe) if shows else self._selector.end()
         travelled = self._selector.travelled
         if travelled - self._travelled > REPEATED:
             self._moving_s += frame.timestamp_s - self._last_s

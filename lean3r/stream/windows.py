@@ -247,11 +247,15 @@ class WindowEngine:
         """Of the pending frames up to the keyframe number `end` of the last window (its last one: of all of them)."""
         limit = results[end].keyframe.index if end < len(results) - 1 else np.inf
         of_frame = {result.keyframe.index: result for result in results}
+        gaps = [frame.index for frame in self._pending if not frame.has_content]
         known = []
         while self._pending and self._pending[0].index <= limit:
             frame = self._pending.popleft()
             result = of_frame.get(frame.index)
-            known.append(self._between(frame, results) if result is None else self._of_keyframe(frame, result, results))
+            is_keyframe = result is not None
+            known.append(
+                self._of_keyframe(frame, result, results) if is_keyframe else self._between(frame, results, gaps)
+            )
         return known
 
     def _of_keyframe(self, frame: Seen, result: Result, results: Sequence[Result]) -> Estimate:
@@ -271,8 +275,8 @@ class WindowEngine:
             source=result.source,
         )
 
-    def _between(self, frame: Seen, results: Sequence[Result]) -> Estimate:
-        """The estimate of a frame that is no keyframe."""
+    def _between(self, frame: Seen, results: Sequence[Result], gaps: Sequence[int]) -> Estimate:
+        """The estimate of a frame that is no keyframe; frames of these numbers, `gaps`, show nothing."""
         flags = set(self._standing) | ({"between"} if frame.has_content else {"no-content", "lost"})
         registered = [r for r in results if r.is_registered] or list(results)
         for usable in ([r for r in results if r.is_certain] or registered, registered):
@@ -293,7 +297,8 @@ class WindowEngine:
         first, second = usable[after - 1], usable[after]
         if abs(frame.travelled - first.travelled) < STILL * self.settings.step and frame.has_content:
             flags |= {"still"}
-        if not (first.is_certain and second.is_certain) or skips(first, second, results):
+        is_firm = first.is_certain and second.is_certain and not skips(first, second, results, gaps)
+        if not is_firm:
             flags |= {"uncertain"}
         pose = interpolated(usable, frame.moving_s)
         return self._estimate(frame, pose, lens_between(first, second, frame.index), frozenset(flags))
