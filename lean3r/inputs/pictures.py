@@ -62,12 +62,14 @@ class Pictures:
 
     `kept` is a folder in which refinement keeps what it finds in the pictures for the next run, which shows some of
     them again; None: nowhere. Refinement finds nothing unless so many first pictures are `meeting` others in a match,
-    and doubts what hangs loosely on those that are `joined` to what was found before (their numbers).
+    and doubts what hangs loosely on those that are `joined` to what was found before (their numbers). In a `chain`,
+    each picture is known to overlap with the one before.
     """
 
     kept: Path | None = None
     meeting: int = 0
     joined: tuple[int, ...] = ()
+    chain: bool = False
 
     def __init__(
         self,

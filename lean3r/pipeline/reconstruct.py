@@ -157,7 +157,7 @@ def reconstruct(
     if measures(stereo, scene):
         scene = densify_scene(scene, observer, device, model.SEES, budget)
     with observer.stage("points"):
-        scene = judge_scene(scene, content, shown)
+        scene = judge_scene(scene, content, shown, files is not None and files.chain)
         scene = with_cloud(without_depth(scene) if stereo.dense == "off" else scene)
         scene = stand_upright(with_up(scene))
     return with_costs(scene, observer.seconds, device)

@@ -60,11 +60,13 @@ def no_points() -> PointCloud:
     return PointCloud(none, none.astype(np.uint8), none[:, 0], none[:, 0].astype(np.int32), none[:, :2], none)
 
 
-def judge_scene(scene: Reconstruction, content: Content, shown: Reconstruction | None = None) -> Reconstruction:
+def judge_scene(
+    scene: Reconstruction, content: Content, shown: Reconstruction | None = None, is_chain: bool = False
+) -> Reconstruction:
     """The scene with a warning for each part of the result that lacks evidence.
 
     `shown` is the same scene with the pictures that the network saw, if it was enlarged since: views are matched in
-    them, so that its size changes no warning.
+    them, so that its size changes no warning. In a chain each view is known to overlap with the one before.
 
     Without a successful refinement or stereo, confidence is weighted by the evidence of other views. If some views
     overlap, the confidence of those that overlap with no other is 0.
@@ -78,7 +80,8 @@ def judge_scene(scene: Reconstruction, content: Content, shown: Reconstruction |
         if disagreement > MAX_DISAGREEMENT:
             scene = with_warning(scene, "views-disagree", DISAGREE.format(np.expm1(disagreement)))
     info = {**scene.info, "sky": [round(float(share), 4) for share in content.sky]}
-    return _judge_overlap(_warn_about_content(replace(scene, info=info), content), content, shown or scene)
+    scene = _warn_about_content(replace(scene, info=info), content)
+    return scene if is_chain else _judge_overlap(scene, content, shown or scene)
 
 
 CONTENT = {

@@ -78,7 +78,7 @@ class Recent(Pictures):
     def __init__(
         self, keyframes: Sequence[Keyframe], kept: Path | None = None, meeting: int = 0, joined: Sequence[int] = ()
     ) -> None:
-        self.kept, self.meeting, self.joined = kept, meeting, tuple(joined)
+        self.kept, self.meeting, self.joined, self.chain = kept, meeting, tuple(joined), not meeting
         self.inputs, self.frames, self.keep_frames = ("a stream",), FrameChoice(), False
         self._keyframes = {keyframe.name: keyframe for keyframe in keyframes}
         self.names = tuple(self._keyframes)
