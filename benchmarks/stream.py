@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,12 +49,14 @@ WALKS = {
     "on its side": [],
     "backwards": [],
     "every second frame": [],
+    "two takes": [],
 }
 # Rows of the same walk filmed differently: which of its frames, and how often they are turned by a quarter.
 FILMED = {
-    "on its side": (slice(None), 1),
-    "backwards": (slice(None, None, -1), 0),
-    "every second frame": (slice(0, None, 2), 0),
+    "on its side": (range(200), 1),
+    "backwards": (range(199, -1, -1), 0),
+    "every second frame": (range(0, 200, 2), 0),
+    "two takes": ((*range(110), *range(199, 109, -1)), 0),  # a cut, and the second take comes back to the first
 }
 
 
@@ -102,12 +105,13 @@ def of_walk(film: Path, out: Path, options: list[str], truth: Trajectory) -> tup
     return figures, found.world_from_cam
 
 
-def filmed(film: Path, truth: Trajectory, frames: slice, turns: int, out: Path) -> Trajectory:
+def filmed(film: Path, truth: Trajectory, frames: Sequence[int], turns: int, out: Path) -> Trajectory:
     """Write a film's frames in another order, turned; where the camera was."""
     import av
 
     with av.open(str(film)) as file:
-        taken = [np.rot90(frame.to_ndarray(format="rgb24"), turns) for frame in file.decode(video=0)][frames]
+        whole = [np.rot90(frame.to_ndarray(format="rgb24"), turns) for frame in file.decode(video=0)]
+        taken = [whole[number] for number in frames]
         rate = file.streams.video[0].average_rate
     height, width = taken[0].shape[:2]
     with av.open(str(out), "w") as file:
@@ -117,7 +121,7 @@ def filmed(film: Path, truth: Trajectory, frames: slice, turns: int, out: Path) 
             file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image))))
         file.mux(stream.encode())
     turn = np.linalg.matrix_power(np.array([[0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), turns)
-    return replace(truth, times_s=truth.times_s[: len(taken)], world_from_cam=truth.world_from_cam[frames] @ turn)
+    return replace(truth, times_s=truth.times_s[: len(taken)], world_from_cam=truth.world_from_cam[list(frames)] @ turn)
 
 
 def of_taken(video: Path, name: str) -> dict[str, Any]:
