@@ -50,13 +50,24 @@ WALKS = {
     "backwards": [],
     "every second frame": [],
     "two takes": [],
+    "half size": [],
 }
-# Rows of the same walk filmed differently: which of its frames, and how often they are turned by a quarter.
+
+
+class Filmed(NamedTuple):
+    """The same walk filmed differently: which of its frames, turned by so many quarters, so many times smaller."""
+
+    frames: Sequence[int]
+    turns: int = 0
+    shrink: int = 1
+
+
 FILMED = {
-    "on its side": (range(200), 1),
-    "backwards": (range(199, -1, -1), 0),
-    "every second frame": (range(0, 200, 2), 0),
-    "two takes": ((*range(110), *range(199, 109, -1)), 0),  # a cut, and the second take comes back to the first
+    "on its side": Filmed(range(200), turns=1),
+    "backwards": Filmed(range(199, -1, -1)),
+    "every second frame": Filmed(range(0, 200, 2)),
+    "two takes": Filmed((*range(110), *range(199, 109, -1))),  # a cut; the second take comes back to the first
+    "half size": Filmed(range(200), shrink=2),
 }
 
 
@@ -105,13 +116,14 @@ def of_walk(film: Path, out: Path, options: list[str], truth: Trajectory) -> tup
     return figures, found.world_from_cam
 
 
-def filmed(film: Path, truth: Trajectory, frames: Sequence[int], turns: int, out: Path) -> Trajectory:
-    """Write a film's frames in another order, turned; where the camera was."""
+def filmed(film: Path, truth: Trajectory, how: Filmed, out: Path) -> Trajectory:
+    """Write a film's frames in another order, turned and shrunk; where the camera was."""
     import av
+    from PIL import Image
 
     with av.open(str(film)) as file:
-        whole = [np.rot90(frame.to_ndarray(format="rgb24"), turns) for frame in file.decode(video=0)]
-        taken = [whole[number] for number in frames]
+        whole = [np.rot90(frame.to_ndarray(format="rgb24"), how.turns) for frame in file.decode(video=0)]
+        taken = [np.asarray(Image.fromarray(whole[number]).reduce(how.shrink)) for number in how.frames]
         rate = file.streams.video[0].average_rate
     height, width = taken[0].shape[:2]
     with av.open(str(out), "w") as file:
@@ -120,8 +132,9 @@ def filmed(film: Path, truth: Trajectory, frames: Sequence[int], turns: int, out
         for image in taken:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image))))
         file.mux(stream.encode())
-    turn = np.linalg.matrix_power(np.array([[0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), turns)
-    return replace(truth, times_s=truth.times_s[: len(taken)], world_from_cam=truth.world_from_cam[list(frames)] @ turn)
+    turn = np.linalg.matrix_power(np.array([[0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), how.turns)
+    poses = truth.world_from_cam[list(how.frames)] @ turn
+    return replace(truth, times_s=truth.times_s[: len(taken)], world_from_cam=poses)
 
 
 def of_taken(video: Path, name: str) -> dict[str, Any]:
@@ -135,7 +148,7 @@ def of_taken(video: Path, name: str) -> dict[str, Any]:
         film = video / "office_walk.mp4"
         if name in FILMED:
             taken, film = film, Path(folder) / "walk.mkv"
-            truth = filmed(taken, truth, *FILMED[name], film)
+            truth = filmed(taken, truth, FILMED[name], film)
         figures, _ = of_walk(film, Path(folder) / "out", given, truth)
     if name in FILMED:  # a row of errors
         figures = {key: value for key, value in figures.items() if key not in ("delay_s", "wall_s", "cpu_s")}

@@ -131,6 +131,18 @@ class Loops:
             return None
         return solved
 
+    def joined(self, count: int) -> set[int]:
+        """Those of the first `count` windows that sound joins and loops lead to from the first one."""
+        part = list(range(count))  # the least number of a window that each is joined to, as far as is known
+        for _ in range(count):
+            before = list(part)
+            for edge in self.edges:
+                if not edge.is_failed:
+                    part[edge.first] = part[edge.second] = min(part[edge.first], part[edge.second])
+            if part == before:
+                break
+        return {window for window in range(count) if part[window] == 0}
+
     def search(self, results: Sequence[Result], placements: Sequence[np.ndarray], solver: Solver) -> Loop | None:
         """A place that the keyframes of the last window show again, if there is one; then remembers them."""
         if not self.most:

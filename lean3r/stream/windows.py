@@ -62,7 +62,7 @@ class WindowEngine:
         self._loops = Loops(model, settings.landmarks)
         self.version = 0
         self.rejoined: list[list[int]] = []
-        self._island: int | None = None  # the first window of those that nothing joins to the first one
+        self._apart: set[int] = set()  # windows that nothing joins to the first one
 
     fit = staticmethod(fit_stream)
 
@@ -180,9 +180,9 @@ class WindowEngine:
             return standing
         self._placements = placements
         self.version += 1
-        if self._island is not None and loop.edge.first < self._island:
-            self.rejoined.append([self._island, len(before) - 1])
-            self._island = None
+        met = self._apart & self._loops.joined(len(before))
+        self._apart -= met
+        self.rejoined += [[window, window + 1] for window in sorted(met) if window < len(before) - 1]
         moved = np.linalg.inv(before[-1]) @ self._placements[-1]
         self._reports[-1]["loop"] = {
             "frame": loop.new,
@@ -192,7 +192,7 @@ class WindowEngine:
             "angle_deg": round(float(np.rad2deg(sim3.angle_rad(sim3.parts(moved)[1]))), 4),
             "scale_ratio": round(sim3.parts(moved)[0], 6),
         }
-        doubts = {"lost"} if self._island is not None else {"apart", "lost"}
+        doubts = {"lost"} if len(before) - 1 in self._apart else {"apart", "lost"}
         return standing - doubts | {"joined", "loop"}
 
     def _place(self, results: Sequence[Result]) -> frozenset[str]:
@@ -219,11 +219,14 @@ class WindowEngine:
                     fresh.take(old, found.matrix)
         if not found.is_good:
             return self._alone()
-        return frozenset({"joined"} if self._island is None else {"joined", "apart"})
+        if len(self._placements) - 2 not in self._apart:
+            return frozenset({"joined"})
+        self._apart.add(len(self._placements) - 1)
+        return frozenset({"joined", "apart"})
 
     def _alone(self) -> frozenset[str]:
         """The flags of a window that nothing joins to the first one; later ones stay apart until a loop does."""
-        self._island = len(self._placements) - 1 if self._island is None else self._island
+        self._apart.add(len(self._placements) - 1)
         return frozenset({"apart", "lost"})
 
     def _start(self, results: Sequence[Result]) -> int:
@@ -356,7 +359,7 @@ class WindowEngine:
             "goes_back": self._goes_back,
             "loops": self._loops.state(),
             "version": self.version,
-            "island": self._island,
+            "apart": sorted(self._apart),
             "rejoined": self.rejoined,
         }
 
@@ -373,6 +376,6 @@ class WindowEngine:
         self._standing, self._has_anchor = frozenset(state["standing"]), state["has_anchor"]
         self._goes_back = state["goes_back"]
         self._loops.restore(state["loops"])
-        self.version, self._island = state["version"], state["island"]
+        self.version, self._apart = state["version"], set(state["apart"])
         self.rejoined = [list(each) for each in state["rejoined"]]
         self._note_ways()

@@ -9,6 +9,8 @@ import numpy as np
 
 import lean3r
 from lean3r.stream.engine import Estimate
+from lean3r.stream.graph import Edge
+from lean3r.stream.loops import Loops
 from lean3r.stream.run import Stream
 from stream.walk import Drifts, there_and_back
 
@@ -51,6 +53,21 @@ def test_a_walk_that_never_returns_closes_no_loop() -> None:
 
     stream = lean3r.stream(Knows(), walk(150), options=OPTIONS["on"], refine="off")
     assert not [each for each in stream if "loop" in each.flags] and stream.figures["revisions"] == 0
+
+
+def test_a_loop_joins_only_what_sound_joins_lead_to() -> None:
+    """Between two joins that failed, windows stay apart although a later one closes a loop."""
+    loops = Loops(Drifts(9.9, BEND), 16)
+
+    def edge(first: int, second: int, *, is_failed: bool = False, is_loop: bool = False) -> Edge:
+        return Edge(first, second, np.eye(4), np.zeros(3), 0.01, 0.01, 0.01, is_loop, is_failed)
+
+    loops.edges = [edge(i, i + 1, is_failed=i in (1, 3)) for i in range(5)]
+    assert loops.joined(6) == {0, 1}
+    loops.edges.append(edge(0, 5, is_loop=True))
+    assert loops.joined(6) == {0, 1, 4, 5}
+    loops.edges.append(edge(2, 4, is_loop=True))
+    assert loops.joined(6) == set(range(6))
 
 
 def test_a_place_that_only_looks_the_same_is_refused() -> None:
