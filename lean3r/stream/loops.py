@@ -151,7 +151,8 @@ class Loops:
         sure = [result for result in results if _is_sure(result)]
         seen = self._appearance([Picture(result.source, result.image) for result in sure])
         loop = None
-        for old, new in self._candidates(seen, window - APART):
+        start = min((result.keyframe.index for result in results), default=0)
+        for old, new in self._candidates(seen, window - APART, start):
             if (loop := self._check(old, sure, new, placements, solver)) is not None:
                 break
         if loop is not None and float(np.linalg.norm(off(loop.edge, placements))) < AGREES:
@@ -183,10 +184,10 @@ class Loops:
     def _is_kept(self, landmark: Landmark) -> bool:
         return landmark.number // GROUP % (1 << self._level) == 0
 
-    def _candidates(self, seen: np.ndarray, last: float) -> list[tuple[int, int]]:
-        """Landmarks up to window number `last` and new keyframes, by number, that look most alike; places apart from
-        each other."""
-        usable = [i for i, each in enumerate(self._landmarks) if each.window <= last]
+    def _candidates(self, seen: np.ndarray, last: float, start: float) -> list[tuple[int, int]]:
+        """Landmarks up to window number `last`, of frames before `start`, and new keyframes, by number, that look most
+        alike; places apart from each other."""
+        usable = [i for i, each in enumerate(self._landmarks) if each.window <= last and each.keyframe.index < start]
         if not usable or not len(seen):
             return []
         old = np.stack([self._landmarks[i].appearance for i in usable])
@@ -210,8 +211,8 @@ class Loops:
     ) -> Loop | None:
         """The loop between a landmark and a keyframe, if both are one place."""
         first, window = self._landmarks[place], len(placements) - 1
-        old = self._near(place)
         new = list(results[max(0, at - AROUND) : at + AROUND + 1])
+        old = self._near(place, new[0].keyframe.index)
         found = solver.together([each.picture() for each in old], [each.keyframe for each in new])
         if found is None or meeting(found[old.index(first)], found[len(old) + new.index(results[at])]) < MEETING:
             return None
@@ -232,17 +233,19 @@ class Loops:
             return None
         return Loop(edge, first.keyframe.index, results[at].keyframe.index)
 
-    def _near(self, place: int) -> list[Landmark]:
-        """A landmark and its neighbours in its window."""
+    def _near(self, place: int, start: float) -> list[Landmark]:
+        """A landmark and its neighbours in its window, of frames before `start`: where a window went back, a later one
+        may share frames with it."""
         near = self._landmarks[max(0, place - AROUND) : place + AROUND + 1]
-        return [each for each in near if each.window == self._landmarks[place].window]
+        window = self._landmarks[place].window
+        return [each for each in near if each.window == window and each.keyframe.index < start]
 
     def locate(self, keyframe: Keyframe, solver: Solver) -> tuple[int, np.ndarray, np.ndarray] | None:
         """A window, a camera's pose [4, 4] in it and its intrinsics [3, 3], by a picture of a place that is remembered;
         None if it is not."""
         picture = picture_of(keyframe, solver.settings.resolution or self.model.resolution, self.model.patch)
-        for place, _ in self._candidates(self._appearance([picture]), float("inf")):
-            first, old = self._landmarks[place], self._near(place)
+        for place, _ in self._candidates(self._appearance([picture]), float("inf"), float("inf")):
+            first, old = self._landmarks[place], self._near(place, float("inf"))
             found = solver.together([each.picture() for each in old], [keyframe])
             if found is None or not _is_sure(found[-1]):
                 continue

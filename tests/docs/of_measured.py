@@ -226,6 +226,8 @@ STREAMED = {
     "on its side": "the film on its side",
     "backwards": "the film backwards",
     "every second frame": "every second frame of it",
+    "two takes": "two takes: half of it, a cut, the rest backwards",
+    "half size": "in half its size, 270x180 pixels",
     "not refined": "`--refine off`",
 }
 """Row of stream.json -> what the page calls it."""

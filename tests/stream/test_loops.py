@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -68,6 +69,19 @@ def test_a_loop_joins_only_what_sound_joins_lead_to() -> None:
     assert loops.joined(6) == {0, 1, 4, 5}
     loops.edges.append(edge(2, 4, is_loop=True))
     assert loops.joined(6) == set(range(6))
+
+
+def test_a_loop_never_meets_frames_of_its_own_window() -> None:
+    """Where a window went back, the one after the next may share frames with it."""
+    loops = Loops(Drifts(9.9, BEND), 16)
+    for index in range(12):
+        keyframe = SimpleNamespace(index=index)
+        landmark = SimpleNamespace(window=0, keyframe=keyframe, appearance=np.eye(12)[index])
+        loops._landmarks.append(landmark)  # type: ignore[arg-type]
+    seen = np.eye(12)[[9, 10]]
+    assert {loops._landmarks[old].keyframe.index for old, _ in loops._candidates(seen, 0, np.inf)} & {9, 10}
+    assert all(old < 9 for old, _ in loops._candidates(seen, 0, 9))
+    assert [each.keyframe.index for each in loops._near(8, 9)] == [6, 7, 8]
 
 
 def test_a_place_that_only_looks_the_same_is_refused() -> None:
