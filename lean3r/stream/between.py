@@ -32,8 +32,8 @@ def beyond(results: Sequence[Result], moved: float) -> np.ndarray:
 
 
 def skips(first: Result, second: Result, results: Sequence[Result], gaps: Sequence[int]) -> bool:
-    """Whether keyframes without a trusted camera lie between two, or `gaps`: frames that show nothing, while which the
-    camera may go anywhere."""
+    """Whether keyframes without a trusted camera lie between two, or `gaps`: frames that show nothing, during which
+    the camera may go anywhere."""
     between = range(first.keyframe.index + 1, second.keyframe.index)
     return any(r.keyframe.index in between for r in results) or any(gap in between for gap in gaps)
 

@@ -255,9 +255,8 @@ class WindowEngine:
         while self._pending and self._pending[0].index <= limit:
             frame = self._pending.popleft()
             result = of_frame.get(frame.index)
-            is_keyframe = result is not None
             known.append(
-                self._of_keyframe(frame, result, results) if is_keyframe else self._between(frame, results, gaps)
+                self._between(frame, results, gaps) if result is None else self._of_keyframe(frame, result, results)
             )
         return known
 

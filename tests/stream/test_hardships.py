@@ -142,6 +142,21 @@ def test_only_black_frames_and_no_frames_at_all(tmp_path: Path) -> None:
     assert run([], None) == []
 
 
+def test_where_the_camera_goes_while_nothing_is_seen_is_uncertain() -> None:
+    """Frames beside a dark part lie on no straight way between the keyframes on its two sides."""
+    before = []
+    for dark in (25, 27):
+        frames = list(walk(60))
+        frames[dark:40] = [(time_s, np.zeros_like(image)) for time_s, image in frames[dark:40]]
+        found = run(frames)
+        keyframes = [each.index for each in found if "keyframe" in each.flags]
+        before.append(max(i for i in keyframes if i < dark))
+        after = min(i for i in keyframes if i > 39)
+        doubted = [each.index for each in found if each.flags & {"uncertain", "lost"}]
+        assert doubted == list(range(before[-1] + 1, after))
+    assert before == [23, 26], "what was seen last is a keyframe, unless that is near the one before"
+
+
 def test_a_torn_checkpoint_and_torn_records_are_named(tmp_path: Path) -> None:
     film(tmp_path / "walk.mkv", 40)
     source, out = str(tmp_path / "walk.mkv"), tmp_path / "out"

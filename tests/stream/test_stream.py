@@ -297,21 +297,6 @@ def test_black_frames_and_duplicates_are_no_keyframes() -> None:
     assert not any("lost" in each.flags for each in (*found[:20], *found[23:]))
 
 
-def test_where_the_camera_goes_while_nothing_is_seen_is_uncertain() -> None:
-    """Frames beside a dark part lie on no straight way between the keyframes on its two sides."""
-    before = []
-    for dark in (25, 27):
-        frames = list(walk(60))
-        frames[dark:40] = [(time_s, np.zeros_like(image)) for time_s, image in frames[dark:40]]
-        found = run(frames)
-        keyframes = [each.index for each in found if "keyframe" in each.flags]
-        before.append(max(i for i in keyframes if i < dark))
-        after = min(i for i in keyframes if i > 39)
-        doubted = [each.index for each in found if each.flags & {"uncertain", "lost"}]
-        assert doubted == list(range(before[-1] + 1, after))
-    assert before == [23, 26], "what was seen last is a keyframe, unless that is near the one before"
-
-
 def test_frames_that_change_their_size() -> None:
     frames = [(t, image if i < 20 else image[:, 8:-8]) for i, (t, image) in enumerate(walk(40))]
     found = run(frames)
