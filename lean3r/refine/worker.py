@@ -33,6 +33,7 @@ WELL, GAIN = 0.9, 0.05  # share of matches that truly shared cameras fit; gain t
 MORE = 1.08  # ratio of fitting matches: wrong shared cameras verify a tenth fewer, true ones as many
 MANY = 6  # views that determine a camera each
 NEARLY = 0.9  # of the trusted views of one model, that make another its rival
+MOST = 2 / 3  # of them, where they fit a focal length that cannot be true
 LONG = 128  # frames of a video up to which all methods are used: the seconds of one grow faster than their number
 FEW = 6  # with so few views, a wrong model may fit nearly as well: a second method is tried
 DIFFERENT = (
@@ -102,7 +103,7 @@ def zoomed(job: Job, folder: Path, octave: int, shared: Answer) -> None:
             max(models, key=value).write(folder)
             return
     if (alone := job.each_alone(focals_px)) is not None:
-        models = [each for each in attempts(alone, folder, octave, "alone") if is_as_good(each, shared)]
+        models = [each for each in attempts(alone, folder, octave, "alone") if is_as_good(each, shared, MOST)]
         if models:
             max(models, key=value).with_zoom().write(folder)
 
@@ -120,10 +121,10 @@ def varying_focals(job: Job, answer: Answer) -> np.ndarray | None:
     return np.interp(views, views[found], focals_px[found]) if varies else None
 
 
-def is_as_good(answer: Answer, shared: Answer) -> bool:
-    """Whether a model fits as many matches and trusts as many views as another, or nearly so."""
+def is_as_good(answer: Answer, shared: Answer, trusted: float = NEARLY) -> bool:
+    """Whether a model fits as many matches as another, or nearly so, and trusts such a part of its views."""
     fits = fitting(answer) >= ALMOST * fitting(shared)
-    return fits and answer.trusted.sum() >= NEARLY * shared.trusted.sum()
+    return fits and answer.trusted.sum() >= trusted * shared.trusted.sum()
 
 
 def is_better_alone(alone: Answer, shared: Answer, are_apart: bool) -> bool:

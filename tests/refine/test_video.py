@@ -8,13 +8,14 @@ from dataclasses import replace
 from functools import partial
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from lean3r.inputs.pictures import Pictures
-from lean3r.refine import KnownCameras, RefineOptions, adjust, ahead, aside, features, matching, overlay, run, worker
+from lean3r.refine import KnownCameras, RefineOptions, adjust, ahead, aside, features, matching, overlay, run, separate, worker
 from lean3r.refine.job import PICTURES, Answer, Group, Job
 from lean3r.refine.kept import Kept
 from lean3r.stream.pictures import Recent
@@ -157,6 +158,25 @@ def test_a_lens_that_zooms_gets_a_focal_length_for_each_frame_or_nothing_is_trus
     found = np.array([answer.params[camera][0] for camera in answer.camera])
     assert answer.trusted.sum() > 8
     np.testing.assert_allclose(found[answer.has], focals[answer.has], rtol=0.06)
+
+
+def test_a_point_that_runs_away_does_not_hide_a_zoom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the midst of an adjustment, one may project anywhere."""
+    job = window(0, 11, tmp_path, focals=(scenes.FOCAL * np.linspace(1, 1.4, 11)).tolist())
+    monkeypatch.setattr(worker, "zoomed", lambda *_: None)
+    worker.solve(job, tmp_path)
+    shared, adjusted = Answer.read(tmp_path), separate.pycolmap.bundle_adjustment
+    assert shared is not None
+
+    def astray(model: Any, options: Any) -> None:
+        adjusted(model, options)
+        point = next(iter(model.points3D.values()))
+        seen_by = model.images[point.track.elements[0].image_id]
+        point.xyz = seen_by.cam_from_world().inverse() * np.array([1e9, 0, 1e-6])
+
+    monkeypatch.setattr(separate.pycolmap, "bundle_adjustment", astray)
+    focals_px = worker.varying_focals(job, shared)
+    assert focals_px is not None and focals_px[-1] / focals_px[0] > 1.2
 
 
 def test_poses_of_the_network_that_misled_a_model_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
