@@ -21,6 +21,7 @@ MANY = 30  # from so many views on, a new one is adjusted with its neighbours on
 TRACKS = 100  # of a view, that place the cameras all at once; adjusting them takes all
 LEAST_SEEN = 12  # points that a registered view must see
 DOUBT_ERROR, DOUBT_FOCAL = 0.8, 0.04  # known focal lengths are doubted if others fit so much better and differ so much
+MOST_ERROR_PX = 10.0  # of a point (in the midst of an adjustment one had 1e150)
 MOST_PINCUSHION = 0.15  # share by which a real lens may move a corner outwards; inwards, fisheyes do much more
 VIDEO_BEGIN_DEG, VIDEO_ANGLE_DEG = 6.0, 0.5  # parallax of the first pair of a video, and of points
 VIDEO_GROWTH = 1.3  # of a video's model between two adjustments of all of it; 1.1 takes twice as long, and is no better
@@ -260,7 +261,7 @@ def doubt(job: Job, model: pycolmap.Reconstruction) -> str | None:
     if not fixed or model.num_reg_images() < 3:
         return None
     given = {camera_id: model.cameras[camera_id].mean_focal_length() for camera_id in fixed}
-    before = model.compute_mean_reprojection_error()
+    before = error_px(model)
     options = pycolmap.BundleAdjustmentOptions()
     options.print_summary, options.refine_extra_params = False, False
     options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
@@ -268,7 +269,7 @@ def doubt(job: Job, model: pycolmap.Reconstruction) -> str | None:
     options.ceres.solver_options.function_tolerance = CONVERGED  # by default all steps are taken, thirty times as many
     pycolmap.bundle_adjustment(model, options)
     model.update_point_3d_errors()
-    after = model.compute_mean_reprojection_error()
+    after = error_px(model)
     ratio = max((model.cameras[c].mean_focal_length() / given[c] for c in fixed), key=lambda r: abs(np.log(r)))
     if after > DOUBT_ERROR * before or abs(np.log(ratio)) < DOUBT_FOCAL:
         return None
@@ -276,6 +277,11 @@ def doubt(job: Job, model: pycolmap.Reconstruction) -> str | None:
         f"the known focal length does not fit the pictures: {ratio:.2f} times that brings the reprojection error "
         f"from {before:.2f} to {after:.2f} px; check --cameras, or leave the intrinsics out"
     )
+
+
+def error_px(model: pycolmap.Reconstruction) -> float:
+    """The mean error of a model's points in pixels, in which one that runs away counts no more than another bad one."""
+    return float(np.mean([min(point.error, MOST_ERROR_PX) for point in model.points3D.values()]))
 
 
 def drop_weak_views(model: pycolmap.Reconstruction) -> None:

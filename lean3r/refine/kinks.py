@@ -2,7 +2,8 @@
 
 A plane, or a repeated pattern, fits two motions of the camera; a few frames that see little else then join two parts
 wrongly. Each part fits its own matches well, but for some frames in a row fewer matches fit than elsewhere: those that
-cross the kink. A frame that is blurred, or that has something in front of it, is alone with that.
+cross the kink. A frame that is blurred, or that has something in front of it, is alone with that. Where the video shows
+before and behind the kink what it shows on the other side too, the parts hold each other: the frames between are wrong.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from lean3r.refine.job import Answer
+from lean3r.refine.judge import links
 
 DIP = 0.05  # of the matches of a frame, that fit less often than usual
 IN_A_ROW = 4  # frames; models that are right had two at most
+HELD = 100  # points that hold the parts: 14 at a kink of a rendered walk (the other part 9 m off), 2,800 where none is
 KINKED = "it lies behind a kink: fewer matches than usual fit the frames that join it to the others"
 
 
@@ -35,20 +38,34 @@ def kinks(answer: Answer, sequences: Sequence[Sequence[int]]) -> list[tuple[Sequ
 
 
 def behind_kinks(answer: Answer, sequences: Sequence[Sequence[int]]) -> set[int]:
-    """The frames of each kink, and those on the side of it where fewer are trusted."""
+    """The frames of each kink, and those on the side of it where fewer are trusted, unless both sides hold each
+    other."""
     doubts: set[int] = set()
     for run, frames in kinks(answer, sequences):
         before, after = ({v for v in run if v < frames[0]}, {v for v in run if v > frames[-1]})
-        doubts |= {*frames} | min(before, after, key=lambda side: int(answer.trusted[list(side)].sum()))
+        doubts |= {*frames}
+        if not hold_each_other(answer, before, after):
+            doubts |= min(before, after, key=lambda side: int(answer.trusted[list(side)].sum()))
     return doubts
 
 
 def sides_of_kinks(answer: Answer, sequences: Sequence[Sequence[int]]) -> list[set[int]]:
-    """Frames to register again, so that a kink goes: the frames of one side up to the frame that fits worst, or those
-    of the kink itself."""
+    """Frames to register again, so that a kink goes: the frames of one side up to the frame that fits worst, unless
+    both sides hold each other, or those of the kink itself."""
     after = answer.report["after"]
     sides = []
     for run, frames in kinks(answer, sequences):
-        worst = min(frames, key=lambda v: after["view_inliers"][v] / max(1, after["view_matches"][v]))
-        sides += [{v for v in run if v <= worst}, {v for v in run if v >= worst}, {*frames}]
+        if not hold_each_other(answer, {v for v in run if v < frames[0]}, {v for v in run if v > frames[-1]}):
+            worst = min(frames, key=lambda v: after["view_inliers"][v] / max(1, after["view_matches"][v]))
+            sides += [{v for v in run if v <= worst}, {v for v in run if v >= worst}]
+        sides.append({*frames})
     return sides
+
+
+def hold_each_other(answer: Answer, first: set[int], second: set[int]) -> bool:
+    """Whether the trusted views of both sets see so many points in common that one cannot lie wrong to the other."""
+    counts = []
+    for views in (first, second):
+        trusted = [view for view in views if answer.trusted[view]]
+        counts.append(np.bincount(answer.point[np.isin(answer.view, trusted)], minlength=len(answer.xyz)))
+    return links(*counts) >= HELD

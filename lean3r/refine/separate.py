@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from lean3r.colmap_library import pycolmap
+from lean3r.refine.adjust import error_px
 from lean3r.refine.features import camera_of
 from lean3r.refine.job import Answer, Job
 
@@ -18,14 +19,13 @@ from lean3r.refine.job import Answer, Job
 # and more (0.82 to 0.89 where a film of that walk zooms by 40 and 50 %).
 LEFT = 0.965
 FIRST, HOPELESS = 10, 0.975  # steps that take nearly all of the error that can be taken; what is left if it is shared
-MOST_PX = 10.0  # that the error of a point counts: one that runs away on the way is not the model's (seen: 1e150)
 
 
 def own_focals(job: Job, answer: Answer) -> np.ndarray | None:
     """The focal length [S] in pixels of each view of an answer (nan where it has none), if they fit clearly better with
     one each; else None."""
     model = _with_a_camera_each(job, answer)
-    before = _error_px(model)
+    before = error_px(model)
     options = pycolmap.BundleAdjustmentOptions()
     options.print_summary, options.refine_extra_params = False, False
     options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
@@ -34,16 +34,12 @@ def own_focals(job: Job, answer: Answer) -> np.ndarray | None:
         options.ceres.solver_options.max_num_iterations = steps
         pycolmap.bundle_adjustment(model, options)
         model.update_point_3d_errors()
-        if not _error_px(model) < most * before:
+        if not error_px(model) < most * before:
             return None
     focals = np.full(len(job.views), np.nan)
     for camera_id, camera in model.cameras.items():
         focals[camera_id - 1] = camera.mean_focal_length()
     return focals
-
-
-def _error_px(model: pycolmap.Reconstruction) -> float:
-    return float(np.mean([min(point.error, MOST_PX) for point in model.points3D.values()]))
 
 
 def _with_a_camera_each(job: Job, answer: Answer) -> pycolmap.Reconstruction:

@@ -44,8 +44,9 @@ ZOOMS = "the frames fit clearly better with a focal length each, as if the lens 
 ALMOST = 0.98  # of the matches that a model fits, that another one must fit
 ZOOM = 0.08  # spread of the logarithms of focal lengths (from the tenth to the ninth tenth); 0.05 to 0.07 if none zooms
 TRUSTED = 5  # trusted views needed to locate doubted ones
-SETTLING = 3  # times at most that they are located again
+SETTLING, AGAIN = 3, 2  # times at most that they are located again, and that any frames are, for each that there is
 BADLY = 1.5  # times the usual error of a view's matches; within one model, that of right cameras hardly differs
+STILL = 0.9  # of how well matches fit, that must be left where more frames are trusted
 CLEARLY = 1.002  # ratio of how well matches fit, that makes a model better
 STRONG = 150  # measurements of the weaker views of a model above which finer features are not needed
 
@@ -247,24 +248,30 @@ def settle(job: Job, matches: matching.Matches, mapper: adjust.Mapper, found: Se
     A walk may slip: from some frame on, all is smaller by a fifth or more. Adjustment does not undo it, because the
     points that say so are gone by then; but the frames there fit their matches worse than the others, or are doubted.
     """
-    models, may_gain = list(found), [True] * len(found)
+    models, left = list(found), [AGAIN * len(job.views)] * len(found)
     for _ in range(SETTLING):
         if agree(job, models):
             break
-        for number in np.flatnonzero(may_gain).tolist():
-            better = settled_once(job, matches, mapper, models[number])
-            models[number], may_gain[number] = better or models[number], better is not None
+        for number in np.flatnonzero(left).tolist():
+            better, left[number] = settled_once(job, matches, mapper, models[number], left[number])
+            models[number] = better or models[number]
     return models
 
 
-def settled_once(job: Job, matches: matching.Matches, mapper: adjust.Mapper, built: Built) -> Built | None:
-    """A better model than this one, in which some of its frames are registered again; None if there is none."""
+def settled_once(
+    job: Job, matches: matching.Matches, mapper: adjust.Mapper, built: Built, most: int
+) -> tuple[Built | None, int]:
+    """A better model than this one, in which some of its frames are registered again, at most so many; None if there is
+    none. And how many may be registered again after that: none if it cannot be made better."""
     for loose in loose_frames(job, built.answer):
+        most -= len(loose)
+        if most < 0:
+            break
         moved = mapper.reattach(pycolmap.Reconstruction(built.model), loose)
         again = Built.of(job, matches, moved, False)
         if again is not None and is_better(again.answer, built.answer):
-            return again
-    return None
+            return again, most
+    return None, 0
 
 
 def loose_frames(job: Job, answer: Answer) -> Iterator[set[int]]:
@@ -296,7 +303,8 @@ def loose_frames(job: Job, answer: Answer) -> Iterator[set[int]]:
 def is_better(again: Answer, answer: Answer) -> bool:
     """Whether frames that were registered again made a model better: more are trusted, or clearly more matches fit."""
     more = int(again.trusted.sum()) - int(answer.trusted.sum())
-    return more > 0 or (more == 0 and again.report["after"]["score"] > CLEARLY * answer.report["after"]["score"])
+    score, before = again.report["after"]["score"], answer.report["after"]["score"]
+    return score > STILL * before if more > 0 else more == 0 and score > CLEARLY * before
 
 
 def recalibrate(job: Job, folder: Path, database: Path, answer: Answer) -> Built | None:
@@ -310,7 +318,14 @@ def recalibrate(job: Job, folder: Path, database: Path, answer: Answer) -> Built
     matches = matching.verify_again(job, database)
     mapper = adjust.Mapper(job, database)
     built = polished(job, matches, mapper, adjust.global_model(job, folder, database))
-    return None if built is None else settle(job, matches, mapper, [built])[0]
+    if built is None or not is_promising(built.answer, answer):
+        return None
+    return settle(job, matches, mapper, [built])[0]
+
+
+def is_promising(again: Answer, answer: Answer) -> bool:
+    """Whether it is worth to settle another model of the frames: it trusts more of them, or fits many more matches."""
+    return again.trusted.sum() > answer.trusted.sum() or fitting(again) > (1 + GAIN) * fitting(answer)
 
 
 def fitness(job: Job, answer: Answer) -> tuple[int, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ def model(fitting: Mapping[int, int], trusted: range = range(FRAMES), has: range
     inliers = [fitting.get(i, 94 + i % 5) for i in range(FRAMES)]
     doubts = [None if i in trusted else "doubted" for i in range(FRAMES)]
     report = {"doubts": doubts, "after": {"view_inliers": inliers, "view_matches": [100] * FRAMES}}
-    nothing, there = np.zeros(0), np.isin(np.arange(FRAMES), has)
+    nothing, there = np.zeros(0, int), np.isin(np.arange(FRAMES), has)
     return Answer(nothing, there, (), (), (), *[nothing] * 5, report)
 
 
@@ -29,6 +30,17 @@ def test_what_lies_behind_a_kink_is_doubted_where_less_is_trusted() -> None:
     assert sides_of_kinks(walk, VIDEO) == [set(range(25)), set(range(24, FRAMES)), set(range(22, 26))]
     little = model({22: 89, 23: 85, 24: 80, 25: 88}, trusted=range(12, FRAMES))
     assert behind_kinks(little, VIDEO) == set(range(26))
+
+
+@pytest.mark.parametrize(("common", "is_held"), [(40, False), (200, True)])
+def test_only_the_kink_is_doubted_where_both_sides_see_the_same(common: int, is_held: bool) -> None:
+    """A camera that looks around and comes back: it sees behind the kink what it saw before."""
+    walk = model({22: 89, 23: 85, 24: 80, 25: 88})
+    both_see = np.tile([3, 8, 30, 35], common)
+    held = replace(walk, view=both_see, point=np.arange(common).repeat(4), xyz=np.zeros((common, 3)))
+    assert behind_kinks(held, VIDEO) == set(range(22, 26 if is_held else FRAMES))
+    assert sides_of_kinks(held, VIDEO)[-1] == set(range(22, 26))
+    assert len(sides_of_kinks(held, VIDEO)) == (1 if is_held else 3)
 
 
 def test_frames_that_the_model_lacks_do_not_break_a_kink() -> None:

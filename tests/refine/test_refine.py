@@ -122,7 +122,7 @@ def test_a_useless_start_falls_back_to_the_matches_alone(tmp_path: Path) -> None
 
 
 def model_of(trusted: list[bool], score: float, error_px: float | np.ndarray = 0.2) -> Answer:
-    nothing, doubts = np.zeros(0), [None if known else "doubted" for known in trusted]
+    nothing, doubts = np.zeros(0, int), [None if known else "doubted" for known in trusted]
     errors = np.broadcast_to(error_px, len(trusted)).tolist()
     fits = {"view_inliers": [95] * len(trusted), "view_matches": [100] * len(trusted)}
     report = {"doubts": doubts, "after": {"score": score, "view_error_px": errors, **fits}}
@@ -157,9 +157,9 @@ def test_frames_that_fit_badly_or_lie_beyond_doubted_ones_are_located_again_if_t
     assert list(worker.loose_frames(job, kinked)) == [set(range(11)), set(range(10, 20)), set(range(8, 13))]
     again, before = model_of(sure, 1003.0), model_of(sure, 1000.0)
     assert worker.is_better(again, before) and not worker.is_better(before, again)
-    assert worker.is_better(before, model_of(doubted, 2000.0)) and not worker.is_better(
-        model_of(doubted, 2000.0), before
-    )
+    less = model_of(doubted, 1100.0)
+    assert worker.is_better(before, less) and not worker.is_better(less, before)
+    assert not worker.is_better(before, model_of(doubted, 1200.0)), "too much is lost"
 
 
 def test_known_poses_set_the_world(tmp_path: Path) -> None:

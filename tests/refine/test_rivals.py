@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import repeat
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -24,7 +26,7 @@ def model_of(centres: np.ndarray, trusted: np.ndarray | None = None, score: floa
     poses[:, :3, 3] = -(3 * centres + [5, 0, 1]) @ turn.T
     sure = np.ones(len(centres), bool) if trusted is None else trusted
     fits = {"score": score, "view_inliers": [95] * len(centres), "view_matches": [100] * len(centres)}
-    nothing, report = np.zeros(0), {"doubts": [None if known else "lost" for known in sure], "after": fits}
+    nothing, report = np.zeros(0, int), {"doubts": [None if known else "lost" for known in sure], "after": fits}
     return Answer(poses, sure, (), (), (), *[nothing] * 5, report)
 
 
@@ -129,9 +131,9 @@ def test_models_are_settled_until_they_agree_or_nothing_makes_them_better(monkey
     )
     asked: list[Any] = []
 
-    def once(job: object, matches: object, mapper: object, model: object) -> object:
+    def once(job: object, matches: object, mapper: object, model: object, most: int) -> tuple[object, int]:
         asked.append(model)
-        return mended if model is wrong and cures else None
+        return (mended, most) if model is wrong and cures else (None, 0)
 
     monkeypatch.setattr(worker, "settled_once", once)
     cures = True
@@ -143,3 +145,23 @@ def test_models_are_settled_until_they_agree_or_nothing_makes_them_better(monkey
     assert asked == [one, wrong], "each is tried once, since the same would come of it again"
     asked.clear()
     assert worker.settle(job, None, None, [one, mended]) == [one, mended] and not asked  # type: ignore[arg-type]
+
+
+def test_frames_are_registered_again_twice_each_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that hardly fits has so many doubted frames that it could take minutes, and gain nothing."""
+    job: Any = SimpleNamespace(sequences=[list(range(FRAMES))], views=range(FRAMES))
+    mapper: Any = SimpleNamespace(reattach=lambda model, loose: tried.append(loose))
+    tried: list[set[int]] = []
+    monkeypatch.setattr(worker, "loose_frames", lambda *_: repeat(set(range(FRAMES // 3))))
+    monkeypatch.setattr(worker, "pycolmap", SimpleNamespace(Reconstruction=lambda model: model))
+    monkeypatch.setattr(worker.Built, "of", lambda *_: None)
+    one = built(model_of(walk(), None, 1.0))
+    assert worker.settle(job, None, mapper, [one]) == [one] and len(tried) == 6  # type: ignore[arg-type]
+
+
+def test_a_second_model_is_settled_only_if_it_is_more_than_the_first() -> None:
+    first, all_frames = model_of(walk(), np.arange(FRAMES) > 2), model_of(walk())
+    first.report["after"]["inliers"] = all_frames.report["after"]["inliers"] = 1000
+    richer = replace(first, report=first.report | {"after": first.report["after"] | {"inliers": 1100}})
+    assert worker.is_promising(all_frames, first) and worker.is_promising(richer, first)
+    assert not worker.is_promising(first, first) and not worker.is_promising(first, all_frames)

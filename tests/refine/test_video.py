@@ -15,7 +15,19 @@ import pytest
 from PIL import Image
 
 from lean3r.inputs.pictures import Pictures
-from lean3r.refine import KnownCameras, RefineOptions, adjust, ahead, aside, features, matching, overlay, run, separate, worker
+from lean3r.refine import (
+    KnownCameras,
+    RefineOptions,
+    adjust,
+    ahead,
+    aside,
+    features,
+    matching,
+    overlay,
+    run,
+    separate,
+    worker,
+)
 from lean3r.refine.job import PICTURES, Answer, Group, Job
 from lean3r.refine.kept import Kept
 from lean3r.stream.pictures import Recent
