@@ -180,7 +180,8 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
     if best is None:
         return
     yield best.judged(job, found)
-    if CALIBRATING <= best.answer.trusted.sum() < len(features.files_to_view(job)):
+    enough = (NEARLY if job.sequences else 1.0) * len(features.files_to_view(job))
+    if CALIBRATING <= best.answer.trusted.sum() < enough:
         again = recalibrate(job, here, database, best.answer)
         if again is not None and again.answer.trusted.sum() > best.answer.trusted.sum():
             yield again.judged(job, found)
