@@ -17,7 +17,6 @@ ROTATION_DEG, DIRECTION_DEG = 15.0, 40.0  # largest difference between start pos
 ROUNDS = ((16.0, 6.0), (8.0, 4.0), (4.0, 2.0))  # largest errors: of measurements in pixels, of new points in degrees
 SOLVERS = 1  # threads: several would sum in varying order, and small differences grow
 CONVERGED, ROUGHLY = 1e-6, 1e-5  # relative change of an adjustment's cost at which it ends; of one that others follow
-COVERAGE = 0.2  # that a point must add to those of its views, to be adjusted together with the cameras in a round
 MANY = 30  # from so many views on, a new one is adjusted with its neighbours only
 TRACKS = 100  # of a view, that place the cameras all at once; adjusting them takes all
 LEAST_SEEN = 12  # points that a registered view must see
@@ -113,8 +112,6 @@ class Mapper:
 
     def _round(self, mapper, model: pycolmap.Reconstruction, pixels: float, degrees: float) -> None:
         options, triangulation = self.options(model, pixels), triangulation_options(degrees, pixels)
-        options.ba_global_ignore_redundant_points3D = True  # `_finish` adjusts all of them
-        options.ba_global_prune_points_min_coverage_gain = COVERAGE
         for image_id in model.reg_image_ids():
             mapper.triangulate_image(triangulation, image_id)
         mapper.complete_and_merge_tracks(triangulation)
