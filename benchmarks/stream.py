@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from common import ROOT, command, hardware, write_result
-from walks import Walk, errors, revisits, write
+from walks import Scan, Walk, errors, revisits, write
 
 from lean3r.inputs.trajectory import Trajectory, read_trajectory
 from lean3r.stream import sim3
@@ -72,12 +72,13 @@ FILMED = {
 
 
 class Rendered(NamedTuple):
-    """A rendered walk: frames, width and height, the options of the command, and whether it looks ahead."""
+    """A rendered walk: frames, width and height, the options of the command, whether it looks ahead, and its kind."""
 
     frames: int
     size: tuple[int, int]
     options: list[str]
     looks_ahead: bool = False
+    kind: type[Walk] = Walk
 
 
 RENDERED = {
@@ -85,6 +86,7 @@ RENDERED = {
     "1,000 frames": Rendered(1000, (320, 240), []),
     "1,000 frames, loops off": Rendered(1000, (320, 240), ["--loops", "off"]),
     "400 frames, looking ahead": Rendered(400, (320, 240), [], looks_ahead=True),
+    "1,000 frames of a scan": Rendered(1000, (640, 480), [], kind=Scan),
     "10,000 frames, not refined": Rendered(10_000, (192, 144), ["--refine", "off"]),
     "10,000 frames": Rendered(10_000, (192, 144), []),
 }
@@ -157,21 +159,24 @@ def of_taken(video: Path, name: str) -> dict[str, Any]:
 
 def of_rendered(row: Rendered, extra: list[str], folder: Path) -> dict[str, Any]:
     """A row of rendered walks: also how well the places agree that the camera comes back to, a round later."""
-    walk = Walk(row.frames, row.size, looks_ahead=row.looks_ahead)
-    way = "-ahead" if row.looks_ahead else ""
+    walk = row.kind(row.frames, row.size, looks_ahead=row.looks_ahead)
+    way = "-ahead" if row.looks_ahead else "-scan" if row.kind is Scan else ""
     home = folder / f"{row.frames}-{row.size[0]}x{row.size[1]}{way}"
     if not (home / "walk_camera.json").exists():
         write(walk, home)
     options = [*row.options, *extra]
     truth = read_trajectory(home / "walk_poses_tum.txt")
     figures, found = of_walk(home / "walk.mp4", home / "_".join(["out", *options]).replace("/", "_"), options, truth)
+    rounds, known = {}, truth.world_from_cam
+    if walk.round_frames is not None:
+        frames = round(walk.round_frames)
+        rounds = {"round_frames": frames, "revisits": revisits(found, known, frames)}
     return {
         "options": options,
         "size": list(row.size),
-        "round_frames": round(walk.round_frames),
-        "extent_cm": round(100 * float(np.linalg.norm(np.ptp(truth.world_from_cam[:, :3, 3], axis=0)))),
+        "extent_cm": round(100 * float(np.linalg.norm(np.ptp(known[:, :3, 3], axis=0)))),
         **figures,
-        "revisits": revisits(found, truth.world_from_cam, round(walk.round_frames)),
+        **rounds,
     }
 
 
@@ -206,7 +211,7 @@ def main() -> None:
     parser.add_argument("--video", type=Path, default=Path("../shared/data/video"))
     parser.add_argument("--only", nargs="*", choices=PARTS)
     parser.add_argument("--long", nargs="*", type=int, default=[500, 5000, 20_000])
-    parser.add_argument("--rows", nargs="*", default=list(RENDERED)[:4], choices=list(RENDERED), help="rendered walks")
+    parser.add_argument("--rows", nargs="*", default=list(RENDERED)[:5], choices=list(RENDERED), help="rendered walks")
     parser.add_argument("--options", default="", help="more options of the command, for rendered walks")
     parser.add_argument(
         "--folder", type=Path, help="where rendered walks and their results are kept (default: nowhere)"

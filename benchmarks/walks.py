@@ -1,11 +1,12 @@
 """Rendered walks of any length, with true cameras: rounds through a large furnished hall, whose places are seen again.
 
-    python benchmarks/walks.py FOLDER [--frames 1000] [--size 320 240] [--seed 0] [--ahead]
+    python benchmarks/walks.py FOLDER [--frames 1000] [--size 320 240] [--seed 0] [--ahead | --scan]
 
 The camera walks around a block that reaches the ceiling, past one that does not: 32 m a round and 8 cm a frame, ten
 frames a second. It looks ahead and to the outer side (or with --ahead where it goes, to and fro), and passes each place
-a little elsewhere every time. Frames are rendered a few at a time, each the same whatever came before it. As a program
-it writes walk.mp4, walk_poses_tum.txt (camera to world, metres) and walk_camera.json.
+a little elsewhere every time. A scan (--scan) is held in the hand at thirty frames a second: it looks around in a part
+of the hall and comes back to it again and again. Frames are rendered a few at a time, each the same whatever came
+before it. As a program it writes walk.mp4, walk_poses_tum.txt (camera to world, metres) and walk_camera.json.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -33,11 +34,12 @@ from lean3r.geometry.align import umeyama
 from lean3r.geometry.rotation import quaternion_from_matrix
 from lean3r.stream import sim3
 
-FPS, SPEED_M = 10.0, 0.08  # frames a second, metres a frame
+SPEED_M = 0.08  # a frame of a walk
 BATCH = 4  # frames that are rendered at once
 FOCAL = 0.8  # of the width: 64 degrees across
 EYE_M, BOB_M, STEP_S = 1.5, 0.015, 0.55
 TILES, TILE_SIZE = 12 * len(FAMILIES), 512
+SCAN_YAW = -1.4  # the middle of a scan: towards the low block
 HALL = (11.0, 1.5, 7.5)  # half extents in metres
 BLOCKS = (((4.4, 0.0), (2.9, 1.5, 3.2)), ((-4.4, 0.0), (2.9, 0.6, 3.2)))  # (x, z) and half extents
 TOUR = ((0.0, -2.0), (0.0, 0.0), (0.0, 2.0), (1.2, 4.4), (3.0, 4.9), (5.8, 4.9), (7.6, 4.4))
@@ -58,11 +60,13 @@ class Walk:
     seed: int = 0
     looks_ahead: bool = False
 
+    fps: ClassVar[float] = 10.0
+
     def __iter__(self) -> Iterator[tuple[float, np.ndarray]]:
         """Times in seconds with pictures [H, W, 3] uint8."""
         for start in range(0, self.frames, BATCH):
             indices = range(start, min(start + BATCH, self.frames))
-            yield from ((index / FPS, image) for index, image in zip(indices, self.render(indices), strict=True))
+            yield from ((index / self.fps, image) for index, image in zip(indices, self.render(indices), strict=True))
 
     def render(self, indices: range) -> np.ndarray:
         """Frames [N, H, W, 3] uint8."""
@@ -76,7 +80,7 @@ class Walk:
             picture = render(seen, rotation, position, focal, torch.zeros_like(focal), (height, width), tiles)
             linear = torch.stack((picture.r, picture.g, picture.b), 1).unflatten(-1, (height, width))
             noise = [torch.randn(3, height, width, generator=self._generator(index)) for index in indices]
-            images = develop(linear, torch.stack(noise), _sensor(torch.tensor([*indices]) / FPS))
+            images = develop(linear, torch.stack(noise), _sensor(torch.tensor([*indices]) / self.fps))
         return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
     def world_from_cam(self, indices: np.ndarray) -> np.ndarray:
@@ -87,7 +91,7 @@ class Walk:
         here, ahead = self._track.at(way), self._track.at(way + 1.5) - self._track.at(way - 1.5)
         heading = np.arctan2(ahead[:, 0], ahead[:, 1])
         place = here + aside[:, None] * np.stack([np.cos(heading), -np.sin(heading)], 1)
-        seconds = indices / FPS
+        seconds = indices / self.fps
         # To the sides as one looks around in a room, the same in each round, and a little differently each time.
         middle, swing = (0.0, 0.4) if self.looks_ahead else (-0.6, 0.25)
         yaw = heading + middle + swing * np.sin(2 * np.pi * 2 * way / length + turns[1])
@@ -108,8 +112,8 @@ class Walk:
         return np.array([[FOCAL * width, 0, width / 2], [0, FOCAL * width, height / 2], [0, 0, 1]])
 
     @property
-    def round_frames(self) -> float:
-        """Frames until the camera is back where it was."""
+    def round_frames(self) -> float | None:
+        """Frames until the camera is back where it was; None without rounds."""
         return self._track.length / SPEED_M
 
     def _generator(self, index: int) -> torch.Generator:
@@ -122,6 +126,39 @@ class Walk:
     @cached_property
     def _scene(self) -> Scene:
         return _hall(np.random.default_rng([self.seed, 1]), self._track)
+
+
+@dataclass(frozen=True)
+class Scan(Walk):
+    """A part of the hall from all around, as one scans a room: the camera sways about one place and looks to and fro.
+    Every face of a thing has a picture of its own there, as in a room."""
+
+    fps: ClassVar[float] = 30.0
+
+    def world_from_cam(self, indices: np.ndarray) -> np.ndarray:
+        """The true cameras [N, 4, 4] of frames: metres, y down."""
+        seconds, turns = indices / self.fps, np.random.default_rng(self.seed).uniform(0, 2 * np.pi, 8)
+
+        def sway(size: float, period_s: float, number: int) -> np.ndarray:
+            return size * np.sin(2 * np.pi * seconds / period_s + turns[number])
+
+        poses = np.tile(np.eye(4), (len(indices), 1, 1))
+        yaw = SCAN_YAW + sway(0.7, 11.0, 0) + sway(0.25, 4.7, 1)
+        pitch, roll = -0.15 + sway(0.2, 7.3, 2), sway(0.12, 6.1, 3)
+        poses[:, :3, :3] = _about(1, yaw) @ _about(0, pitch) @ _about(2, roll)
+        poses[:, 0, 3] = sway(0.55, 9.1, 4)
+        poses[:, 1, 3] = sway(0.25, 5.9, 5) - 1.35
+        poses[:, 2, 3] = sway(0.6, 13.7, 6) + sway(0.15, 3.3, 7)
+        return poses
+
+    @property
+    def round_frames(self) -> None:
+        """See Walk."""
+        return None
+
+    @cached_property
+    def _scene(self) -> Scene:
+        return _hall(np.random.default_rng([self.seed, 1]), self._track, faces=6)
 
 
 class Track:
@@ -150,8 +187,9 @@ def _about(axis: int, angle_rad: np.ndarray) -> np.ndarray:
     return turn
 
 
-def _hall(rng: np.random.Generator, track: Track) -> Scene:
-    """The hall as a batch of one scene: walls with posters and goods, two blocks, and furniture on the floor."""
+def _hall(rng: np.random.Generator, track: Track, faces: int = 1) -> Scene:
+    """The hall as a batch of one scene: walls with posters and goods, two blocks, and furniture on the floor. Things
+    have so many different `faces`, 1 or 6."""
     boxes = [(x, -half[1], z, *half, 0.0) for (x, z), half in BLOCKS]
     walls = [(0.0, 0.0, HALL, -1, HALL[1])] + [(x, z, half, 1, half[1]) for (x, z), half in BLOCKS]
     for x, z, half, side, tall in walls:  # posters and shelves on all of them
@@ -180,10 +218,10 @@ def _hall(rng: np.random.Generator, track: Track) -> Scene:
             spot = rng.uniform(-1, 1, 2) * (half[0] - 0.5, half[2] - 0.5)
             boxes.append((x + spot[0], -2 * half[1] - tall, z + spot[1], wide, tall, wide, rng.uniform(-1, 1)))
     things = np.array([(0, -HALL[1], 0, *HALL, 0), *boxes, *round_ones])
-    return _painted(things, Counts(len(boxes), 0, len(round_ones)), rng)
+    return _painted(things, Counts(len(boxes), 0, len(round_ones)), rng, faces)
 
 
-def _painted(things: np.ndarray, counts: Counts, rng: np.random.Generator) -> Scene:
+def _painted(things: np.ndarray, counts: Counts, rng: np.random.Generator, faces: int) -> Scene:
     """Things [N, 7] (centre, half extents, yaw) with textures and lights."""
     number = len(things)
     half = torch.from_numpy(things[:, 3:6]).float()
@@ -193,7 +231,9 @@ def _painted(things: np.ndarray, counts: Counts, rng: np.random.Generator) -> Sc
 
     rows = [[tile(*each) for each in SHELL]]
     rows += [[tile(str(rng.choice(PAPERS)))] * 6 for _ in BLOCKS]
-    rows += [[tile(str(rng.choice(GOODS)))] * 6 for _ in range(number - 1 - len(BLOCKS))]
+    rows += [
+        [tile(str(rng.choice(GOODS))) for _ in range(faces)] * (6 // faces) for _ in range(number - 1 - len(BLOCKS))
+    ]
     tiles = torch.tensor(rows, dtype=torch.int32)
     large = torch.arange(number) <= len(BLOCKS)
     # Each wall shows its texture once: one that comes again every metre misleads the matches (seen: 4.6 m of 13.5).
@@ -298,7 +338,7 @@ def write(walk: Walk, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     width, height = walk.size
     with av.open(str(folder / "walk.mp4"), "w") as file:
-        stream = file.add_stream("libx264", rate=round(FPS), options={"crf": "18", "preset": "veryfast"})
+        stream = file.add_stream("libx264", rate=round(walk.fps), options={"crf": "18", "preset": "veryfast"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.thread_count = 1
         for _, image in walk:
@@ -319,7 +359,7 @@ def tum_lines(walk: Walk) -> Iterator[str]:
     poses = walk.world_from_cam(np.arange(walk.frames))
     quaternions = quaternion_from_matrix(torch.from_numpy(poses[:, :3, :3]))
     for index, (pose, q) in enumerate(zip(poses, quaternions[:, [1, 2, 3, 0]].tolist(), strict=True)):
-        yield " ".join(f"{number:.9g}" for number in (index / FPS, *pose[:3, 3], *q))
+        yield " ".join(f"{number:.9g}" for number in (index / walk.fps, *pose[:3, 3], *q))
 
 
 def main() -> None:
@@ -330,11 +370,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(320, 240), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ahead", action="store_true")
+    parser.add_argument("--scan", action="store_true")
     args = parser.parse_args()
-    walk, start = Walk(args.frames, tuple(args.size), args.seed, args.ahead), time.perf_counter()
+    start = time.perf_counter()
+    walk = (Scan if args.scan else Walk)(args.frames, tuple(args.size), args.seed, args.ahead)
     write(walk, args.folder)
     seconds = time.perf_counter() - start
-    print(f"{args.frames} frames, {walk.round_frames:.0f} a round, {args.frames / seconds:.1f} rendered a second")
+    print(f"{args.frames} frames, {args.frames / seconds:.1f} rendered a second")
 
 
 if __name__ == "__main__":

@@ -74,11 +74,12 @@ class Selector:
         return chosen
 
     def end(self) -> list[Keyframe]:
-        """The last frame, where it is far enough from the last keyframe."""
-        if not self._waiting or self._away(self._waiting[-1]) <= self.step / 2:
-            return []
-        last = self._waiting[-1]
+        """The last frame, where it is far enough from the last keyframe. None before the next one can be chosen now."""
+        last = self._waiting[-1] if self._waiting else None
+        far = last is not None and self._away(last) > self.step / 2
         self._waiting.clear()
+        if last is None or not far:
+            return []
         self._key_at = last.at
         return [last.keyframe]
 
@@ -143,6 +144,11 @@ class Selector:
         self._reference_at, self._at, self._key_at = state["reference_at"], state["at"], state["key_at"]
         waiting = [_Candidate(Keyframe.restored(c), c["at"], c["sharpness"]) for c in state["waiting"]]
         self._waiting = deque(waiting, maxlen=REACH + 1)
+
+    @property
+    def earliest(self) -> float:
+        """The number of the first frame that may still be chosen."""
+        return self._waiting[0].keyframe.index if self._waiting else np.inf
 
     @property
     def bytes(self) -> int:

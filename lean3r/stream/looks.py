@@ -84,6 +84,11 @@ class Looks:
         return self._selector.end()
 
     @property
+    def earliest(self) -> float:
+        """The number of the first frame that may still become a keyframe."""
+        return self._selector.earliest
+
+    @property
     def bytes(self) -> int:
         """Of the pictures that wait."""
         return self._selector.bytes

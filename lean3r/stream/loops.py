@@ -131,8 +131,8 @@ class Loops:
             return None
         return solved
 
-    def joined(self, count: int) -> set[int]:
-        """Those of the first `count` windows that sound joins and loops lead to from the first one."""
+    def joined(self, count: int, first: int) -> set[int]:
+        """Those of `count` windows that sound joins and loops lead to from window number `first`."""
         part = list(range(count))  # the least number of a window that each is joined to, as far as is known
         for _ in range(count):
             before = list(part)
@@ -141,7 +141,7 @@ class Loops:
                     part[edge.first] = part[edge.second] = min(part[edge.first], part[edge.second])
             if part == before:
                 break
-        return {window for window in range(count) if part[window] == 0}
+        return {window for window in range(count) if part[window] == part[first]}
 
     def search(self, results: Sequence[Result], placements: Sequence[np.ndarray], solver: Solver) -> Loop | None:
         """A place that the keyframes of the last window show again, if there is one; then remembers them."""

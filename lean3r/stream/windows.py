@@ -62,6 +62,7 @@ class WindowEngine:
         self._loops = Loops(model, settings.landmarks)
         self.version = 0
         self.rejoined: list[list[int]] = []
+        self._first: int | None = None  # the first window with a certain camera
         self._apart: set[int] = set()  # windows that nothing joins to the first one
 
     fit = staticmethod(fit_stream)
@@ -96,8 +97,14 @@ class WindowEngine:
             if len(self._carried) + len(self._waiting) >= self.settings.window:
                 known += self._solve()
         if len(self._pending) > MOST_PENDING:
-            known += self._solve() if self._waiting else self._rest()
+            known += self._solve() if self._waiting else self._rest(self._settled)
         return known
+
+    @property
+    def _settled(self) -> float:
+        """The number of the last frame of which it is known whether it is a keyframe."""
+        chosen = (keyframe.index for look in self._ahead for keyframe in look.chosen)
+        return min([self._looks.earliest, *chosen]) - 1
 
     def _begin_apart(self, ended: Sequence[Keyframe]) -> list[Estimate]:
         """Nothing connects the next frame with those before, the last keyframes of which have `ended`; only a loop
@@ -126,18 +133,22 @@ class WindowEngine:
         """Reconstruct the keyframes that wait, join them to the windows before, and give the frames up to the part that
         the next window will know better."""
         keyframes = [result.keyframe for result in self._carried] + self._waiting
-        self._waiting = []
         results = self._reconstruct(keyframes)
+        self._waiting = []
         if results is None:
-            return self._rest()
+            return self._rest(np.inf if is_last else self._settled)
         self._loops.spread = 1.0 if self._how else PREDICTED
-        self._standing = self._close(results, self._place(results)) | self._how
+        standing = self._place(results)
+        if self._first is None and any(result.is_certain for result in results):
+            self._first = len(self._placements) - 1
+        self._standing = self._close(results, standing) | self._how
         for each in self._pending:
             self._way[each.index] = each.travelled, each.moving_s
         for result in results:
             result.travelled, result.moving_s = self._way[result.keyframe.index]
         start = self._start(results)
-        known = self._estimates(results, len(results) - 1 if is_last else self._cut(results, start))
+        last = np.inf if is_last else results[self._cut(results, start)].keyframe.index
+        known = self._estimates(results, last)
         self._spare = results[max(0, len(results) - round(LAST * self.settings.window)) : start]
         self._carried = results[start:]
         self._note_ways()
@@ -147,14 +158,14 @@ class WindowEngine:
         kept = [*self._spare, *self._carried]
         self._way = {result.keyframe.index: (result.travelled, result.moving_s) for result in kept}
 
-    def _rest(self) -> list[Estimate]:
-        """The estimates of all pending frames, by the windows that there are."""
+    def _rest(self, last: float = np.inf) -> list[Estimate]:
+        """The estimates of the pending frames up to number `last`, by the windows that there are."""
         if self._carried:
-            return self._estimates(self._carried, len(self._carried) - 1)
+            return self._estimates(self._carried, last)
         if not self._placements:
             self._placements.append(np.eye(4))
         known = []
-        while self._pending:
+        while self._pending and self._pending[0].index <= last:
             frame = self._pending.popleft()
             flags = {"lost", "uncertain"} | (set() if frame.has_content else {"no-content"})
             known.append(self._estimate(frame, np.eye(4), np.full((3, 3), np.nan), frozenset(flags)))
@@ -180,7 +191,7 @@ class WindowEngine:
             return standing
         self._placements = placements
         self.version += 1
-        met = self._apart & self._loops.joined(len(before))
+        met = self._apart & self._loops.joined(len(before), self._first or 0)
         self._apart -= met
         self.rejoined += [[window, window + 1] for window in sorted(met) if window < len(before) - 1]
         moved = np.linalg.inv(before[-1]) @ self._placements[-1]
@@ -203,7 +214,7 @@ class WindowEngine:
             origin[:3, 3] = results[0].pose[:3, :3].T @ results[0].pose[:3, 3]
             self._placements.append(origin)
             self._loops.start(self._placements, results)
-            return self._alone() if self._has_anchor else frozenset()
+            return self._alone()
         new = {result.keyframe.index: result for result in results}
         pairs = [(old, new[old.keyframe.index]) for old in self._carried]
         found = join_results(pairs)
@@ -225,7 +236,9 @@ class WindowEngine:
         return frozenset({"joined", "apart"})
 
     def _alone(self) -> frozenset[str]:
-        """The flags of a window that nothing joins to the first one; later ones stay apart until a loop does."""
+        """The flags of a window that nothing joins to the first one, if there is one: apart, until a loop does."""
+        if self._first is None:
+            return frozenset()
         self._apart.add(len(self._placements) - 1)
         return frozenset({"apart", "lost"})
 
@@ -246,13 +259,12 @@ class WindowEngine:
         last = len(results) - 1
         return max(min(last - self.settings.overlap // 2, certain[-1] if certain else last), start - 1, 0)
 
-    def _estimates(self, results: Sequence[Result], end: int) -> list[Estimate]:
-        """Of the pending frames up to the keyframe number `end` of the last window (its last one: of all of them)."""
-        limit = results[end].keyframe.index if end < len(results) - 1 else np.inf
+    def _estimates(self, results: Sequence[Result], last: float) -> list[Estimate]:
+        """Of the pending frames up to number `last`, by the keyframes of the last window."""
         of_frame = {result.keyframe.index: result for result in results}
         gaps = [frame.index for frame in self._pending if not frame.has_content]
         known = []
-        while self._pending and self._pending[0].index <= limit:
+        while self._pending and self._pending[0].index <= last:
             frame = self._pending.popleft()
             result = of_frame.get(frame.index)
             known.append(
@@ -358,6 +370,7 @@ class WindowEngine:
             "goes_back": self._goes_back,
             "loops": self._loops.state(),
             "version": self.version,
+            "first": self._first,
             "apart": sorted(self._apart),
             "rejoined": self.rejoined,
         }
@@ -375,6 +388,6 @@ class WindowEngine:
         self._standing, self._has_anchor = frozenset(state["standing"]), state["has_anchor"]
         self._goes_back = state["goes_back"]
         self._loops.restore(state["loops"])
-        self.version, self._apart = state["version"], set(state["apart"])
+        self.version, self._first, self._apart = state["version"], state["first"], set(state["apart"])
         self.rejoined = [list(each) for each in state["rejoined"]]
         self._note_ways()

@@ -251,7 +251,8 @@ def rendered() -> str:
     """Rendered walks as streams."""
     rows = []
     for name, row in result("stream")["rendered"].items():
-        there = f"{row['revisits']['median_cm']:.0f} cm, {row['revisits']['median_deg']:.1f} degrees"
+        again = row.get("revisits")
+        there = f"{again['median_cm']:.0f} cm, {again['median_deg']:.1f} degrees" if again else ""
         errors = f"{row['ate_cm']:.0f} cm, {row['max_cm']:.0f} cm"
         counts = [str(row[key]) for key in ("keyframes", "uncertain")]
         rows.append([name, *counts, errors, there, f"{row['cpu_s']:.0f}", f"{row['peak_memory_mb']:.0f} MB"])

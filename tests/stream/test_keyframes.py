@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from PIL import Image
 
+import lean3r
 from lean3r.stream.engine import Frame
 from lean3r.stream.keyframes import Selector
 from lean3r.stream.pictures import Keyframe
-from stream.walk import PAINTED
+from stream.walk import PAINTED, Knows, frame
 
 SIZE = 192, 128
 
@@ -49,3 +52,25 @@ def test_noise_and_changing_light_are_no_motion() -> None:
     still = ahead(1).astype(np.float64)
     frames = [still * (1 + 0.1 * np.sin(i / 9)) + rng.normal(0, 4, still.shape) for i in range(120)]
     assert chosen([each.clip(0, 255).astype(np.uint8) for each in frames]) == [0]
+
+
+@pytest.mark.parametrize("rest", [500])
+def test_a_rest_ends_with_keyframes_that_still_have_their_estimates_to_come(rest: int) -> None:
+    """Frames of a long rest are given without a window, but not those that may yet become keyframes."""
+
+    def source() -> Iterator[tuple[float, np.ndarray]]:
+        for index in range(540):
+            x_m = 0.04 * max(0, index - rest)
+            yield x_m / 1.2 + 1e-4 * index, frame(x_m)
+
+    found = list(lean3r.stream(Knows(), source(), options=lean3r.StreamOptions(), refine="off"))
+    assert [each.index for each in found] == list(range(540))
+    assert sum("keyframe" in each.flags for each in found) > 2
+
+
+@pytest.mark.parametrize(("window", "step_m"), [(2, 0.4), (3, 0.45), (5, 0.45)])
+def test_windows_of_a_few_keyframes_that_come_late(window: int, step_m: float) -> None:
+    options = lean3r.StreamOptions(window=window, overlap=1, loops="off")
+    source = [(step_m * index / 1.2, frame(step_m * index)) for index in range(40)]
+    found = list(lean3r.stream(Knows(), source, options=options, refine="off"))
+    assert [each.index for each in found] == list(range(40))

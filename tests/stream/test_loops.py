@@ -64,11 +64,12 @@ def test_a_loop_joins_only_what_sound_joins_lead_to() -> None:
         return Edge(first, second, np.eye(4), np.zeros(3), 0.01, 0.01, 0.01, is_loop, is_failed)
 
     loops.edges = [edge(i, i + 1, is_failed=i in (1, 3)) for i in range(5)]
-    assert loops.joined(6) == {0, 1}
+    assert loops.joined(6, 0) == {0, 1}
+    assert loops.joined(6, 2) == {2, 3}
     loops.edges.append(edge(0, 5, is_loop=True))
-    assert loops.joined(6) == {0, 1, 4, 5}
+    assert loops.joined(6, 0) == {0, 1, 4, 5}
     loops.edges.append(edge(2, 4, is_loop=True))
-    assert loops.joined(6) == set(range(6))
+    assert loops.joined(6, 0) == set(range(6))
 
 
 def test_a_loop_never_meets_frames_of_its_own_window() -> None:
