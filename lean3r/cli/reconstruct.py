@@ -208,7 +208,7 @@ class Reconstruct:
                 settings = {"inputs": self.inputs, "format": formats, **as_record(scale, export)}
                 settings |= {"model_loaded": name, "model_reason": reason}
                 scene = with_settings(scene, shlex.join(sys.argv), settings)
-                files = write_all(scene, directory, formats, export.with_pictures(pictures, uses))
+                files = write_all(scene, directory, formats, export.with_pictures(pictures, uses, scene.sources))
         done = summary(scene, self.out, [file.relative_to(directory).as_posix() for file in files], console.seconds)
         done |= files.figures
         console.table("summary", summary_rows(scene, done))

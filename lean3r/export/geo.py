@@ -89,20 +89,23 @@ def geo_frame(scene: Reconstruction, crs: str) -> GeoFrame:
         f"+proj=pipeline +step +inv +proj=topocentric {centre} +ellps=WGS84 +step +inv +proj=cart +ellps=WGS84 "
         f"+step +proj=unitconvert +xy_in=rad +xy_out=deg"
     )
-    onward = projection.Transformer.from_crs(projection.CRS.from_epsg(4979), system.to_3d(), always_xy=True)
+    onward = projection.Transformer.from_crs(projection.CRS.from_epsg(4326), system, always_xy=True)
     return GeoFrame(turn, system, "metre", _Chain(steps, onward))
 
 
 class _Chain:
-    """Two transformers, one after the other."""
+    """Level axes to degrees and heights, and degrees to a map. Heights stay as they are: in three dimensions, a
+    national system would move them to its own ellipsoid, by some 50 m."""
 
-    def __init__(self, first: Any, second: Any) -> None:
-        self._parts = (first, second)
+    def __init__(self, level: Any, onward: Any) -> None:
+        self._level, self._onward = level, onward
 
     def transform(self, x: np.ndarray, y: np.ndarray, z: np.ndarray, direction: str = "FORWARD") -> tuple:
-        for part in self._parts if direction == "FORWARD" else reversed(self._parts):
-            x, y, z = part.transform(x, y, z, direction=direction)
-        return x, y, z
+        if direction == "FORWARD":
+            x, y, z = self._level.transform(x, y, z)
+            return *self._onward.transform(x, y), z
+        x, y = self._onward.transform(x, y, direction=direction)
+        return self._level.transform(x, y, z, direction=direction)
 
 
 def check_crs(crs: str) -> None:

@@ -46,7 +46,8 @@ def _write(reconstruction: Reconstruction, path: Path, options: ExportOptions) -
     for name, values in zip(("red", "green", "blue"), points.rgb.T, strict=True):
         cloud[name] = values.astype(np.uint16) * 257
     cloud.confidence = points.conf.astype(np.float32)
-    cloud.point_source_id = np.minimum(points.view + 1, 65535).astype(np.uint16)
+    view = np.flatnonzero(reconstruction.is_certain)[points.view]
+    cloud.point_source_id = np.minimum(view + 1, 65535).astype(np.uint16)
     cloud.classification = np.full(len(places), 1, np.uint8)  # unclassified
     cloud.write(str(path))
     return [path]

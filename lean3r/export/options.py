@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +11,7 @@ from lean3r.options import check_types, option
 
 if TYPE_CHECKING:
     from lean3r.inputs.pictures import Pictures
+    from lean3r.types import Source
 
 Images = Literal["auto", "always", "never"]
 PictureUse = Literal["no", "beside", "needed"]  # no use of pictures, use of files if they exist, use of copies only
@@ -48,7 +49,8 @@ class ExportOptions:
     shared_camera: bool = option(False, "COLMAP, nerfstudio: write one camera for all pictures (of one size).")
     images: Images = option(
         "auto",
-        "Write the used pictures to images/; auto: if they come from videos or archives, or for nerfstudio.",
+        "Write the used pictures to images/; auto: if they come from videos or archives, if EXIF turns any of them, "
+        "or for nerfstudio.",
     )
     undistort: bool = option(False, "COLMAP, nerfstudio: write pinhole cameras, and undistorted pictures to images/.")
     image_factors: tuple[int, ...] = option(
@@ -126,14 +128,21 @@ class ExportOptions:
         """Whether video frames are needed again after the run."""
         return self.texture or self.copies_frames(uses)
 
-    def with_pictures(self, pictures: Pictures, uses: Collection[PictureUse]) -> ExportOptions:
-        """The same options, with these pictures if the texture or formats with these uses need them."""
+    def with_pictures(
+        self, pictures: Pictures, uses: Collection[PictureUse], sources: Sequence[Source]
+    ) -> ExportOptions:
+        """The same options, with these pictures, whose views have such sources, if the texture or formats with these
+        uses need them."""
         if self.texture:
-            return replace(self._with_copies(pictures, uses), texture_from=pictures)
-        return self._with_copies(pictures, uses)
+            return replace(self._with_copies(pictures, uses, sources), texture_from=pictures)
+        return self._with_copies(pictures, uses, sources)
 
-    def _with_copies(self, pictures: Pictures, uses: Collection[PictureUse]) -> ExportOptions:
-        wanted = self.undistort or "needed" in uses or not pictures.are_loose_files
+    def _with_copies(
+        self, pictures: Pictures, uses: Collection[PictureUse], sources: Sequence[Source]
+    ) -> ExportOptions:
+        # COLMAP and trainers ignore the orientation in EXIF: they would read other sizes than the cameras have.
+        are_turned = any(source.orientation != 1 for source in sources)
+        wanted = self.undistort or "needed" in uses or are_turned or not pictures.are_loose_files
         if self.copies_frames(uses) and (wanted or self.images == "always"):
             return replace(self, pictures=pictures)
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from lean3r.geometry.lens import colmap_camera
 from lean3r.types import Reconstruction
 
 FOLDER = "images"
+_writing = Lock()  # formats are written side by side, and several may want the pictures
 JPEG_QUALITY = 95
 ROWS = 256  # of a picture are warped at a time
 
@@ -24,6 +26,11 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
 
     Undistorted pictures are also written at the fractions of their size that `image_factors` names.
     """
+    with _writing:
+        return _write(reconstruction, directory, options, table)
+
+
+def _write(reconstruction: Reconstruction, directory: Path, options: ExportOptions, table: CameraTable) -> list[Path]:
     folder = directory / FOLDER
     if options.pictures is None or folder.exists():
         return []

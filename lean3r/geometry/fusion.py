@@ -52,13 +52,15 @@ def without_depth(scene: Reconstruction) -> Reconstruction:
 
 
 def _triangulated(scene: Reconstruction, sparse: SparsePoints) -> PointCloud:
-    seen, first, views = np.unique(sparse.point, return_index=True, return_counts=True)
+    certain = scene.is_certain[sparse.view]
+    of_point, of_view, places = sparse.point[certain], sparse.view[certain], sparse.xy[certain]
+    seen, first, views = np.unique(of_point, return_index=True, return_counts=True)
     best = np.sort(np.argsort(-views, kind="stable")[: max(1, scene.point_options.max_points)])
     seen, first, views = seen[best], first[best], views[best]
-    view = sparse.view[first].astype(np.int32)
+    view = of_view[first].astype(np.int32)
     scales = np.array([source.original_from_network for source in scene.sources]).reshape(-1, 2, 2)[view]
     last = np.array(scene.depth.shape[2:0:-1]) - 1
-    xy = np.floor((sparse.xy[first] - scales[:, 1]) / scales[:, 0]).clip(0, last) + 0.5
+    xy = np.floor((places[first] - scales[:, 1]) / scales[:, 0]).clip(0, last) + 0.5
     xyz, rgb = sparse.xyz[seen].astype(np.float32), sparse.rgb[seen]
     return PointCloud(xyz, rgb, views.astype(np.float32), view, xy.astype(np.float32), np.zeros_like(xyz))
 

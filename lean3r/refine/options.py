@@ -106,6 +106,8 @@ class ScaleOptions:
         given = [name for name, is_given in zip(("--scale", "--gps", "--positions"), chosen, strict=True) if is_given]
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)} both set the scale; choose one.")
+        if self.up != "auto" and (self.gps or self.positions is not None):
+            raise UsageError(f"{given[0]} sets which way is up, by the positions; leave out --up.")
 
     def places(self, pictures: Pictures, names: Sequence[str], *, warn: bool = False) -> dict[str, Place]:
         """The positions of the pictures called `names`, from EXIF or from the table; InputError if that is damaged.

@@ -90,7 +90,7 @@ class Reconstructions:
             settings = {"format": list(formats), **as_record(scale, export), "model_loaded": name}
             scene = with_settings(scene, f"lean3r serve, job {task.job}", settings)
             task.out.mkdir()
-            files = write_all(scene, task.out, formats, export.with_pictures(pictures, uses))
+            files = write_all(scene, task.out, formats, export.with_pictures(pictures, uses, scene.sources))
         return {
             "model": name,
             "views": len(scene.names),

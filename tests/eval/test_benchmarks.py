@@ -7,6 +7,8 @@ import math
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,8 @@ from lean3r.errors import InputError, UsageError
 from lean3r.eval.papers import PAPERS
 from lean3r.eval.pose_errors import pose_auc
 from lean3r.eval.protocols import BENCHMARKS
+from lean3r.eval.protocols.base import AbsentPart
+from lean3r.eval.protocols.cameras import focal_length
 from lean3r.eval.protocols.items import Item
 from lean3r.eval.protocols.resolving import resolve
 from lean3r.eval.runs.data import items_of
@@ -323,3 +327,12 @@ def test_names_of_benchmarks() -> None:
 def test_own_lists_are_refused_where_a_protocol_draws_its_views(name: str) -> None:
     with pytest.raises(UsageError, match="--views-from does not go with"):
         resolve(name).select(None, {"scene": [0, 1]})
+
+
+def test_the_focal_length_is_that_of_the_pictures_that_have_one() -> None:
+    truth_of_views: Any = tuple(SimpleNamespace(intrinsics=np.diag([f, f, 1.0])) for f in (100.0, 110, 120))
+    found: Any = SimpleNamespace(intrinsics=np.stack([np.diag([f, f, 1.0]) for f in (100.0, np.nan, 132)]))
+    assert focal_length(found, items_of("synthetic@3", {}, limit=1)[0], truth_of_views).figures["focal"] == pytest.approx(5)
+    found.intrinsics[:] = np.nan
+    with pytest.raises(AbsentPart, match="no intrinsics of any"):
+        focal_length(found, items_of("synthetic@3", {}, limit=1)[0], truth_of_views)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pycolmap
@@ -15,8 +19,11 @@ from PIL import Image
 from export.gltf import read_glb, shown_rgb
 from export.scene import make_scene
 from lean3r.errors import UsageError
-from lean3r.export import EXPORTERS, ExportOptions, export, parse_formats
+from lean3r.export import EXPORTERS, ExportOptions, export, parse_formats, pictures
 from lean3r.export.frusta import order_colours
+from lean3r.export.lenses import camera_table
+from lean3r.geometry.fusion import with_cloud, without_depth
+from lean3r.types import SparsePoints
 
 LANDSCAPE = [(4032, 3024)] * 4
 PORTRAIT = [(2160, 3840)] * 4
@@ -242,3 +249,35 @@ def test_formats_are_parsed_in_the_order_of_the_table():
     assert parse_formats("all") == tuple(EXPORTERS)
     with pytest.raises(UsageError, match="colmap"):
         parse_formats("colmp")
+
+
+def test_points_and_their_views_are_those_of_certain_views_alone(tmp_path: Path) -> None:
+    """Without depth, points that certain views measured are there, whichever view is listed first."""
+    scene, count = make_scene(3), 30
+    xyz = np.random.default_rng(0).uniform(-1, 1, (count, 3))
+    view = np.array([[0, 1]] * 10 + [[1, 2]] * 10 + [[0, 0]] * 10, np.int32)
+    point = np.repeat(np.arange(count, dtype=np.int32), 2)
+    rgb, xy = np.zeros((count, 3), np.uint8), np.full((2 * count, 2), 5.0)
+    sparse = SparsePoints(xyz, rgb, np.zeros(count), point, view.ravel(), xy)
+    labels = ("uncertain", "refined", "refined")
+    bare = with_cloud(without_depth(replace(scene, sparse=sparse, registration=labels)))
+    assert len(bare.points.xyz) == 20 and set(bare.points.view) == {1}
+    assert len(bare.of_certain().points.xyz) == 20
+
+
+def test_formats_that_want_the_pictures_write_them_once(tmp_path: Path) -> None:
+    """They are written side by side."""
+    written: list[int] = []
+
+    class Slow:
+        def write(self, names: list[str], folder: Path) -> list[Path]:
+            time.sleep(0.1)
+            folder.mkdir()
+            written.append(len(names))
+            return []
+
+    options, scene = ExportOptions(pictures=cast(Any, Slow())), make_scene(2)
+    table = camera_table(scene, options)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: pictures.write(scene, tmp_path, options, table), range(2)))
+    assert written == [2]

@@ -204,3 +204,20 @@ def test_a_grid_holds_every_point_in_one_cell(points, cell: float) -> None:
     for number in np.unique(at):
         assert height[top.flat[number]] == height[at == number].max()
     assert (top >= 0).sum() == len(np.unique(at))
+
+
+@pytest.mark.parametrize(
+    ("number", "latitude", "longitude"),
+    [(2056, 46.95, 7.44), (27700, 51.5, -0.12), (28992, 52.09, 5.12), (32632, 50, 9)],
+)
+def test_heights_are_those_that_were_stated_in_every_system(number: int, latitude: float, longitude: float) -> None:
+    """A national system has an ellipsoid of its own, up to 50 m below."""
+    scene = located()
+    origin = {"latitude_deg": latitude, "longitude_deg": longitude, "altitude_m": 240.0}
+    frame = geo_frame(replace(scene, info=scene.info | {"gps": {"origin": origin}}), f"EPSG:{number}")
+    world = np.array([[0.0, 0.0, 0.0], [30.0, -5.0, 40.0]])
+    places = frame.of_world(world)
+    assert np.allclose(places[:, 2], [240, 245], atol=1e-3)
+    moved = np.linalg.norm(np.diff(places, axis=0)[0, :2])
+    assert moved == pytest.approx(50, rel=1e-3), "the grid's scale differs a little from 1"
+    assert np.allclose(frame.to_world(places), world, atol=0.01), "national grids go back to a millimetre or so"

@@ -150,7 +150,7 @@ def test_texels_are_on_their_triangles():
 def test_the_file_is_read_by_others(tmp_path):
     scene = make_scene(4)
     pictures = photographs(scene, tmp_path / "photos")
-    options = ExportOptions(texture=True).with_pictures(pictures, {"no"})
+    options = ExportOptions(texture=True).with_pictures(pictures, {"no"}, scene.sources)
     out = export(scene, tmp_path / "out", "mesh", options=options)
     tree, _ = read_glb(out / "mesh.glb")
     assert "COLOR_0" not in tree["meshes"][0]["primitives"][0]["attributes"]

@@ -83,5 +83,7 @@ def test_a_missing_table_ends_the_run_before_it_starts(tmp_path: Path, capsys) -
 def test_only_one_thing_sets_the_scale(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--gps and --positions both set the scale"):
         ScaleOptions(gps=True, positions=tmp_path)
+    with pytest.raises(UsageError, match="--gps sets which way is up"):
+        ScaleOptions(gps=True, up="z")
     with pytest.raises(UsageError, match="--up is 'w'"):
         ScaleOptions(up="w")

@@ -98,8 +98,11 @@ def _rmse(errors: np.ndarray) -> float:
 
 
 def focal_length(predicted: Predicted, item: Item, views: tuple[RawView, ...]) -> Score:
-    """`focal`: median error of the horizontal focal length in per cent."""
+    """`focal`: median error of the horizontal focal length in per cent, of the pictures that have one."""
     if predicted.intrinsics is None:
         raise AbsentPart("no intrinsics, whose focal length this benchmark scores")
     truth = np.array([view.intrinsics[0, 0] for view in views])
-    return Score({"focal": 100 * float(np.median(np.abs(predicted.intrinsics[:, 0, 0] / truth - 1)))})
+    error = np.abs(predicted.intrinsics[:, 0, 0] / truth - 1)
+    if not (is_there := np.isfinite(error)).any():
+        raise AbsentPart("no intrinsics of any of its pictures, whose focal length this benchmark scores")
+    return Score({"focal": 100 * float(np.median(error[is_there]))})
