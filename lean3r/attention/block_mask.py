@@ -103,7 +103,7 @@ class BlockSparse(Mechanism):
         self.pool: Pool = pool
         self.query_block = check_count("query_block", query_block)
         self.key_block = check_count("key_block", key_block)
-        self.window = window
+        self.window = None if window is None else check_count("window", window)
         self.kv: KeyValues = check_kv(kv)
         self.implementation: Implementation = check_implementation(implementation)
 

@@ -13,6 +13,7 @@ from lean3r.attention.dense import softmax_attention
 from lean3r.attention.settings import check_count, format_settings
 from lean3r.attention.tokens import grid_positions, marks_of, rows_of, table, view_count, without_padding
 from lean3r.errors import UsageError
+from lean3r.tracing import without_autocast
 from lean3r.types import TokenLayout
 
 Start = Literal["central", "first"]
@@ -26,14 +27,16 @@ def choose_views(descriptors: Tensor, count: int, start: Start = "central", usab
     Views for which usable [B, S] is False come last.
     """
     unit = F.normalize(descriptors.float(), dim=-1)
-    far = 1 - unit @ unit.transpose(1, 2)
+    with without_autocast(unit.device.type):  # in bfloat16, similar views would be at distance 0 from one another
+        far = 1 - unit @ unit.transpose(1, 2)
+        central = torch.einsum("bsc,bc->bs", unit, unit.mean(1))
     batch, views = descriptors.shape[:2]
     count = min(count, views)
     last = torch.zeros(batch, views, device=far.device) if usable is None else (~usable).float() * -10.0
     if start == "first":
         pick = torch.zeros(batch, 1, dtype=torch.int64, device=far.device)
     else:
-        pick = (torch.einsum("bsc,bc->bs", unit, unit.mean(1)) + last).argmax(1, keepdim=True)
+        pick = (central + last).argmax(1, keepdim=True)
     distance = last + 4.0
     picks = []
     for _ in range(count):

@@ -193,9 +193,7 @@ class KeyValuePrune(Mechanism):
         dropped = ~kept if mask is None else ~kept & mask  # [N] or [B, N]
         dropped = dropped.expand(len(q), -1)
         counts = dropped.sum(1)[:, None, None, None]
-        mean_k, mean_v = (
-            (x * dropped[:, None, :, None]).sum(2, keepdim=True) / counts.clamp_min(1).to(x.dtype) for x in (k, v)
-        )
+        mean_k, mean_v = (_mean(x, dropped, counts) for x in (k, v))
         own = dropped[:, rows] & self.own
         scale = q.shape[-1] ** -0.5
 
@@ -226,3 +224,9 @@ class KeyValuePrune(Mechanism):
 
         each = q.shape[0] * q.shape[1] * (len(index) + 2)
         return in_pieces(attend, pieces(q.shape[2], each, q.device), q, near_k, near_v, mean_k, mean_v, k, v)
+
+
+def _mean(x: Tensor, chosen: Tensor, counts: Tensor) -> Tensor:
+    """Mean [B, H, 1, D] of the chosen [B, N] tokens of x [B, H, N, D]; counts [B, 1, 1, 1] says how many they are."""
+    wide = torch.promote_types(x.dtype, torch.float32)  # sums and counts of many tokens exceed float16
+    return ((x * chosen[:, None, :, None]).sum(2, keepdim=True, dtype=wide) / counts.clamp_min(1)).to(x.dtype)

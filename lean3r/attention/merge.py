@@ -10,7 +10,7 @@ from torch import Tensor
 from lean3r.attention.base import Mechanism, Projected, record
 from lean3r.attention.dense import softmax_attention
 from lean3r.attention.merging import MergePlan, best_match, merge, merged_mask, unmerge
-from lean3r.attention.settings import check_flag, check_share, format_settings
+from lean3r.attention.settings import check_count, check_flag, check_share, format_settings
 from lean3r.attention.tokens import table, view_count, without_padding
 from lean3r.types import TokenLayout
 
@@ -86,7 +86,7 @@ class TokenMerge(Mechanism):
         super().__init__()
         self.ratio = check_share("ratio", ratio)
         self.protect = check_share("protect", protect)
-        self.seed = seed
+        self.seed = check_count("seed", seed, 0)
         self.random = check_flag("random", random)
 
     def extra_repr(self) -> str:

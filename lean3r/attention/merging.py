@@ -11,6 +11,7 @@ from torch import Tensor
 from lean3r.attention.pieces import pieces
 from lean3r.attention.tokens import rows_of
 from lean3r.ops.repeats import pieces_of
+from lean3r.tracing import without_autocast
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,14 @@ def best_match(
     metric [B, N, C]; sources and destinations index its tokens. Ties go to the first destination. Where mask [B, N] is
     False, a destination is never chosen and a source has similarity -inf.
     """
-    unit = F.normalize(metric.detach(), dim=-1)
+    unit = F.normalize(metric.detach().to(_wide(metric)), dim=-1)
     to = unit[:, destinations]
     hidden = None if mask is None else ~mask[:, destinations][:, None]
     best = unit.new_empty(len(metric), len(sources))
     which = torch.empty(best.shape, dtype=torch.int64, device=metric.device)
     for part in pieces_of(list(pieces(len(sources), len(metric) * len(destinations), metric.device))):
-        similarity = unit[:, sources[part]] @ to.transpose(1, 2)
+        with without_autocast(unit.device.type):  # in bfloat16, most similarities of alike tokens would be equal
+            similarity = unit[:, sources[part]] @ to.transpose(1, 2)
         if hidden is not None:
             similarity = similarity.masked_fill(hidden, -torch.inf)
         best[:, part], which[:, part] = similarity.max(-1)
@@ -57,9 +59,9 @@ def merge(x: Tensor, plan: MergePlan, mask: Tensor | None = None) -> Tensor:
     x = x if mask is None else x.masked_fill(~mask[:, None, :, None], 0.0)
     counts = _counts(plan, x, mask)
     index = plan.targets[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
-    summed = rows_of(x, plan.destinations).scatter_add(2, index, rows_of(x, plan.sources))
-    mean = summed / counts[:, None, :, None].clamp_min(1).to(x.dtype)
-    return torch.cat([rows_of(x, plan.unmerged), mean, rows_of(x, plan.protected)], 2)
+    base, added = (rows_of(x, i).to(_wide(x)) for i in (plan.destinations, plan.sources))
+    mean = base.scatter_add(2, index, added) / counts[:, None, :, None].clamp_min(1).to(_wide(x))
+    return torch.cat([rows_of(x, plan.unmerged), mean.to(x.dtype), rows_of(x, plan.protected)], 2)
 
 
 def merged_mask(plan: MergePlan, mask: Tensor) -> Tensor:
@@ -95,3 +97,8 @@ def _counts(plan: MergePlan, x: Tensor, mask: Tensor | None) -> Tensor:
     column = ones[:, None, :, None]
     base, added = rows_of(column, plan.destinations)[:, 0, :, 0], rows_of(column, plan.sources)[:, 0, :, 0]
     return base.scatter_add(1, plan.targets, added)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """The type for sums over tokens: half precision has too few bits for them."""
+    return torch.promote_types(x.dtype, torch.float32)

@@ -34,8 +34,8 @@ def check_flag(name: str, value: bool) -> bool:
     return value
 
 
-def check_count(name: str, value: int) -> int:
-    """Return `value` if it is at least 1; raise UsageError otherwise."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UsageError(f"{name} is {value!r}; expected a whole number, 1 or more")
+def check_count(name: str, value: int, least: int = 1) -> int:
+    """Return `value` if it is a whole number of at least `least`; raise UsageError otherwise."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UsageError(f"{name} is {value!r}; expected a whole number, {least} or more")
     return value

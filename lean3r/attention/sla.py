@@ -139,7 +139,7 @@ class SLA(Mechanism):
                 f"special='dense' with mode={mode!r} and filling={filling!r}; expected 'block' and 'masked'"
             )
         self.special: Special = special
-        self.window = window
+        self.window = None if window is None else check_count("window", window)
         self.kv: KeyValues = check_kv(kv)
         if kv == "fp8" and mode == "token":
             raise UsageError("kv='fp8' needs blocks of keys, and mode='token' has none; use mode='block' or kv='full'")
@@ -283,7 +283,7 @@ class ThuSLA(Mechanism):
         self.query_block = check_count("query_block", query_block)
         self.key_block = check_count("key_block", key_block)
         self.feature: Feature = feature
-        self.window = window
+        self.window = None if window is None else check_count("window", window)
         self.kv: KeyValues = check_kv(kv)
         self.implementation: Implementation = check_implementation(implementation)
         self.proj_l = nn.Linear(dim // heads, dim // heads)

@@ -61,6 +61,7 @@ def hardware() -> list[Finding]:
     """This machine: processor, memory, and the GPU or the reason why none is usable."""
     import torch
 
+    from lean3r.ops.dispatch import OLDEST_BF16
     from lean3r.pipeline.devices import why_no_cuda, why_no_mps
     from lean3r.processes import memory_bytes
 
@@ -84,7 +85,7 @@ def hardware() -> list[Finding]:
         return [*findings, Finding("GPU", False, why_no_cuda(), fix)]
     for index in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(index)
-        bf16 = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16"
+        bf16 = "bfloat16" if (p.major, p.minor) >= OLDEST_BF16 else "no bfloat16"
         capability = f"capability {p.major}.{p.minor}"
         findings.append(Finding("GPU", True, f"{p.name}, {p.total_memory / 1e9:.0f} GB, {capability}, {bf16}"))
     return findings

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lean3r.group import Share
-from lean3r.tracing import is_traced
+from lean3r.tracing import is_traced, without_autocast
 
 SKY_FROM = 0.3  # a pixel is sky if its score is at least this
 FEW_PIXELS = 10
@@ -130,7 +130,8 @@ def metric_scale(
     if count(use, share) <= FEW_PIXELS:
         return None
     ours, metres = depth[use], metric_depth[use]
-    return whole(metres @ ours, share) / whole(ours @ ours, share)
+    with without_autocast(depth.device.type):  # sums over all pixels, too large for float16
+        return whole(metres @ ours, share) / whole(ours @ ours, share)
 
 
 def _traced_scale(depth: Tensor, conf: Tensor, metric_depth: Tensor, sky: Tensor) -> Tensor:

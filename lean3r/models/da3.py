@@ -165,8 +165,9 @@ class Da3(Backbone):
         known = known_cameras(tokens.views)
         if known is not None:
             given = of_all(tokens.views.share, known[0])
-            _, unit = normalise_cameras(given)
-            pose = make_pose(pose[..., :3, :3], pose[..., :3, 3] * unit[:, None, None]) @ given[:, :1]
+            with full_precision(pose):
+                _, unit = normalise_cameras(given)
+                pose = make_pose(pose[..., :3, :3], pose[..., :3, 3] * unit[:, None, None]) @ given[:, :1]
             depth = None if depth is None else depth * unit[:, None, None, None]
         return Prediction(pose, intrinsics, depth, conf)
 
@@ -195,7 +196,8 @@ class Da3(Backbone):
     def cameras(self, encoding: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """cam_from_world [B, S, 4, 4] and intrinsics [B, S, 3, 3] of encodings [B, S, 9]."""
         height, width = tokens.views.images.shape[-2:]
-        return invert_pose(decode_pose(encoding)), decode_intrinsics(encoding, height, width, MIN_TANGENT)
+        with full_precision(encoding):
+            return invert_pose(decode_pose(encoding)), decode_intrinsics(encoding, height, width, MIN_TANGENT)
 
     def depth_maps(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """z-depth and confidence, both [B, S, H, W]."""

@@ -15,14 +15,14 @@ from lean3r.layers.trunk import Trunk
 from lean3r.layers.vit import VisionTransformer
 from lean3r.models.base import HALF_DB, Backbone
 from lean3r.models.graphs import EncodeGraphs
-from lean3r.ops.dispatch import has_fast_bfloat16
+from lean3r.ops.dispatch import OLDEST_BF16, has_fast_bfloat16
 
 M = TypeVar("M", bound=nn.Module)
 
 
 def choose_dtype(model: Backbone, device: torch.device) -> tuple[torch.dtype, str]:
     """The number type in which `--dtype auto` runs a model on a device, and the reason in a few words."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= OLDEST_BF16:
         return torch.bfloat16, "the GPU multiplies bfloat16"
     if device.type != "cpu" or not has_fast_bfloat16():
         return torch.float32, "the processor does not multiply bfloat16 natively"

@@ -173,8 +173,9 @@ class LingbotMap(Vggt):
             return [share.own(encoding) for encoding in self.camera(share.gather(token), sights)]
 
     def _predict(self, encoding: Tensor, tokens: Tokens, dense: bool) -> Prediction:
-        intrinsics = decode_intrinsics(encoding, *tokens.views.images.shape[-2:])
-        cameras = invert_pose(decode_pose(encoding)), intrinsics
+        with full_precision(encoding):
+            intrinsics = decode_intrinsics(encoding, *tokens.views.images.shape[-2:])
+            cameras = invert_pose(decode_pose(encoding)), intrinsics
         return Prediction(*cameras, *(self.depth_maps(tokens) if dense else (None, None)))
 
 

@@ -24,6 +24,7 @@ from lean3r.layers.kv_cache import DTYPES, CacheSizes, FrameCache
 from lean3r.layers.linear import Linear
 from lean3r.layers.matching import Peers
 from lean3r.layers.time_rope import TimeRope
+from lean3r.models.base import full_precision
 from lean3r.models.nano import Iterations, Nano, NanoConfig
 from lean3r.types import Prediction, Views
 
@@ -185,4 +186,6 @@ class NanoStream(Nano):
         found = self.iterate_among(half, mask, RingPeers(cache.frames, half.device), sights, before)
         origin = cache.frames.values[f"cam_from_world.{self.rounds - 1}"][:1]
         cache.end()
-        return self.predict(self.tokens_of(found, views), invert_pose(origin)[None], dense=dense)
+        with full_precision(origin):
+            origin = invert_pose(origin)[None]
+        return self.predict(self.tokens_of(found, views), origin, dense=dense)

@@ -19,7 +19,7 @@ Implementation = Literal["auto", "reference", "torch", "triton"]
 
 _DTYPES = {torch.float32, torch.float16, torch.bfloat16}
 _OLDEST = (7, 5)  # compute capability that Triton still compiles for
-_OLDEST_BF16 = (8, 0)
+OLDEST_BF16 = (8, 0)  # the first with products in bfloat16; torch emulates them on older cards
 _WIDE = 163 << 10  # bytes of shared memory a block
 
 
@@ -112,7 +112,7 @@ def why_not_triton(tensors: Sequence[Tensor] = ()) -> str | None:
     if device.type != "cuda":
         return f"the tensors are on {device}, not on a CUDA device"
     capability = torch.cuda.get_device_capability(device)
-    oldest = _OLDEST_BF16 if torch.bfloat16 in dtypes else _OLDEST
+    oldest = OLDEST_BF16 if torch.bfloat16 in dtypes else _OLDEST
     if capability < oldest:
         return f"compute capability {capability[0]}.{capability[1]} is below {oldest[0]}.{oldest[1]}"
     return None

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lean3r.tracing import without_autocast
+
 
 class Rays(NamedTuple):
     """How pixels of B views at some distance project into N sources each: a pixel at inverse depth w lies at
@@ -30,7 +32,9 @@ def rays_into(slopes: Tensor, cam_from_world: Tensor, others: Tensor, intrinsics
     projection = (intrinsics.double() @ moved[..., :3, :]).to(slopes)
     grid = F.avg_pool2d(slopes.permute(0, 3, 1, 2), step)
     ray = torch.cat([grid, torch.ones_like(grid[:, :1])], 1)
-    return Rays(torch.einsum("bnij,bjhw->bnihw", projection[..., :3], ray), projection[..., 3])
+    with without_autocast(slopes.device.type):  # rays are pixels, too large for bfloat16
+        direction = torch.einsum("bnij,bjhw->bnihw", projection[..., :3], ray)
+    return Rays(direction, projection[..., 3])
 
 
 def pinhole_slopes(intrinsics: Tensor, height: int, width: int) -> Tensor:

@@ -19,6 +19,7 @@ from lean3r.attention.matches import Matches
 from lean3r.attention.mean_query import MeanQuery
 from lean3r.attention.merge import TokenMerge
 from lean3r.attention.merging import merge, places, unmerge
+from lean3r.attention.sla import SLA, ThuSLA
 from lean3r.errors import UsageError
 from lean3r.testing import assert_close, assert_rms
 from lean3r.types import TokenLayout
@@ -284,6 +285,11 @@ def test_counts_of_kept_blocks() -> None:
         (lambda: BlockSparse(None), "got neither"),
         (lambda: BlockSparse(1.5), r"sparsity is 1\.5; expected a share from 0 to 1"),
         (lambda: TokenMerge(-0.1), "ratio is -0.1; expected a share"),
+        (lambda: TokenMerge(seed="x"), "seed is 'x'; expected a whole number, 0 or more"),  # type: ignore[arg-type]
+        (lambda: TokenMerge(seed=1.5), r"seed is 1\.5"),  # type: ignore[arg-type]
+        (lambda: BlockSparse(0.5, window=0), "window is 0; expected a whole number, 1 or more"),
+        (lambda: SLA(16, 2, window=-2), "window is -2"),
+        (lambda: ThuSLA(16, 2, window="4"), "window is '4'"),  # type: ignore[arg-type]
         (lambda: KeyValuePrune(0), "frames is 0; expected a whole number, 1 or more"),
         (lambda: KeyValuePrune(mean="all"), "mean is 'all'"),  # type: ignore[arg-type]
         (lambda: FrameSubset(keep=()), "distinct view numbers"),

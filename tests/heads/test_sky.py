@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from lean3r.heads.sky import fill_sky, is_sky, metric_scale, quantile
@@ -25,3 +26,12 @@ def test_sky_takes_the_far_quantile_of_its_scene() -> None:
 
 def test_a_score_of_0_3_is_sky() -> None:
     assert is_sky(torch.tensor([0.0, 0.29, 0.3, 1.0])).tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_metric_scale_is_exact_in_half_precision(dtype: torch.dtype) -> None:
+    depth = 0.5 + 3 * torch.rand(2, 140, 200, generator=torch.Generator().manual_seed(0))
+    sky = torch.zeros_like(depth, dtype=torch.bool)
+    with torch.autocast("cpu", dtype):
+        scale = metric_scale(depth, depth, 1.67 * depth, sky)
+    torch.testing.assert_close(scale, torch.tensor(1.67))

@@ -12,7 +12,7 @@ from lean3r.compress import compress
 from lean3r.errors import UsageError
 from lean3r.models.base import Backbone
 from lean3r.models.da3 import Da3, Da3Config
-from lean3r.models.execution import accelerate
+from lean3r.models.execution import accelerate, choose_dtype
 from lean3r.models.pi3 import Pi3, Pi3Config
 from lean3r.pipeline.load import load
 from lean3r.pipeline.reconstruct import predict
@@ -113,3 +113,16 @@ def test_recorded_blocks_agree(compile: bool) -> None:
         expected, found = predict(model, views), predict(recorded, views)
         assert expected.depth is not None and found.depth is not None
         assert torch.allclose(expected.depth, found.depth, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float32), ((8, 0), torch.bfloat16)])
+def test_auto_leaves_emulated_bfloat16_alone(
+    capability: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch says that it supports bfloat16 on a Turing card, where it is slow; each card of a machine counts alone."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    asked = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: asked.append(device) or capability)
+    device = torch.device("cuda", 1)
+    assert choose_dtype(small(), device)[0] == dtype
+    assert asked == [device]

@@ -67,6 +67,20 @@ def test_a_plan_holds_for_both_ways(steps: list[dict]) -> None:
         torch.testing.assert_close(streamed, getattr(once, name), rtol=2e-3, atol=1e-3)
 
 
+@torch.no_grad()
+def test_cameras_are_decoded_alike_in_half_precision() -> None:
+    found = model()
+    for parameter in found.camera.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(0))
+    tokens = found.encode(Views(pictures(3)))
+    exact = found.decode(tokens, dense=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = found.decode(tokens, dense=False)
+    assert exact.cam_from_world[..., :3, 3].abs().max() > 1e-2
+    assert torch.equal(half.cam_from_world, exact.cam_from_world)
+
+
 def test_what_a_frame_sees_cannot_be_exchanged() -> None:
     for target in ("global blocks", "camera head", "every block"):
         with pytest.raises(UsageError, match="cannot be exchanged: it sees frames in order"):

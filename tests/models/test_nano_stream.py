@@ -17,7 +17,8 @@ from torch import Tensor
 import lean3r
 from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.errors import UsageError
-from lean3r.geometry.pose import camera_centers
+from lean3r.geometry.pose import camera_centers, invert_pose, make_pose
+from lean3r.geometry.rotation import so3_exp
 from lean3r.layers.frames import CachePolicy
 from lean3r.models.nano import Nano
 from lean3r.models.nano_stream import NanoStream
@@ -188,3 +189,15 @@ def test_walking_order_goes_to_the_nearest_view() -> None:
     assert at in ([0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0])
     first = poses[0, :, 0, 3].tolist().index(-at[0])
     assert torch.equal(walked.images[0, 0], batch.images[0, first])
+
+
+def test_the_origin_of_a_stream_is_exact_in_half_precision(model: NanoStream, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, given = pictures(3), list[Tensor]()
+    turned = make_pose(so3_exp(torch.tensor([0.3, -0.2, 0.5])), torch.tensor([1.0, -2.0, 3.0]))
+    cache = model.new_cache(POLICY, *images.shape[-2:])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model.step(Views(images[None, :1]), cache)
+        cache.frames.values[f"cam_from_world.{model.rounds - 1}"][:1] = turned
+        monkeypatch.setattr(model, "predict", lambda _tokens, origin, **_: given.append(origin))
+        model.step(Views(images[None, 1:2]), cache)
+    assert torch.equal(given[0], invert_pose(turned)[None, None])

@@ -137,6 +137,20 @@ def test_da3_known_cameras_come_back_in_the_users_world(da3: Da3) -> None:
     torch.testing.assert_close(moved[..., :3, 3] / unit, here.cam_from_world[..., :3, 3], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("is_known", [False, True])
+def test_da3_cameras_are_decoded_alike_in_half_precision(da3: Da3, is_known: bool) -> None:
+    random = torch.Generator().manual_seed(3)
+    turn, shift = torch.randn(2, 1, 4, 3, generator=random).unbind(0)
+    intrinsics = torch.tensor([[50.0, 0, 21], [0, 50, 28], [0, 0, 1]]).expand(1, 4, 3, 3)
+    known = Known(intrinsics, make_pose(so3_exp(turn), 7 * shift + 300)) if is_known else None
+    with torch.no_grad():
+        tokens = da3.encode(Views(pictures(), known=known))
+        exact = da3.decode(tokens, dense=False)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = da3.decode(tokens, dense=False)
+    assert torch.equal(half.cam_from_world, exact.cam_from_world)
+
+
 def test_da3_gaussians_and_their_absence(da3: Da3) -> None:
     config = Da3Config(64, 6, 4, 2, (2, 3, 4, 5), 16, (8, 8, 16, 16), grid=4, mlp="swiglu", gaussians=True)
     model = randomise(Da3(config))

@@ -107,6 +107,28 @@ def test_kernel_reads_keys_of_another_length(kernel_device) -> None:
         assert_rms(mine, linear_attention(q, k[:, :, :length], v[:, :, :length], feature="elu", eps=1e-6), 1e-5)
 
 
+@pytest.mark.parametrize(("batch", "queries", "keys"), [(2, 4, 0), (2, 0, 4), (0, 4, 4)])
+@pytest.mark.parametrize("how", ["reference", "triton"])
+def test_nothing_to_attend_gives_zeros(kernel_device, how, batch: int, queries: int, keys: int) -> None:
+    q, k = (torch.ones(batch, 2, n, 16, device=kernel_device, requires_grad=True) for n in (queries, keys))
+    out = linear_attention(q, k, k, feature="elu", eps=1e-6, implementation=how)
+    assert torch.equal(out, torch.zeros_like(q))
+    assert all(torch.equal(slope, torch.zeros_like(slope)) for slope in torch.autograd.grad(out.sum(), (q, k)))
+
+
+def test_results_have_the_type_of_the_values(kernel_device) -> None:
+    q, k, v = (x.to(kernel_device) for x in draw(20, 32))
+    for mine, wide in ((torch.float16, torch.float32), (torch.float32, torch.float16)):
+        inputs = [x.to(kind).requires_grad_() for x, kind in ((q, mine), (k, mine), (v, wide))]
+        results = []
+        for how in ("reference", "triton"):
+            out = linear_attention(*inputs, feature="elu", eps=1e-6, implementation=how)  # type: ignore[misc]
+            results.append((out, *torch.autograd.grad(out.float().square().sum(), inputs)))
+        for theirs, ours, kind in zip(*results, (wide, mine, mine, wide), strict=True):
+            assert theirs.dtype == ours.dtype == kind
+            assert_rms(ours.float(), theirs.float(), 0.005)
+
+
 def test_unsupported_input_is_refused(kernel_device) -> None:
     q, k, v = draw(8, 160)
     with pytest.raises(KernelError, match="head_dim 160"):

@@ -81,6 +81,16 @@ def test_another_type_of_results(kernel_device: torch.device) -> None:
     assert_rms(half.float(), exact, 5e-4)
 
 
+@pytest.mark.parametrize("how", ["reference", "triton"])
+def test_another_type_without_norm_and_rotation(how, kernel_device: torch.device) -> None:
+    x = draw(SHAPES["odd"])[0].to(kernel_device)
+    half, same = (
+        norm_rotate(x, None, None, None, tokens=65, dtype=t, implementation=how)[0] for t in (torch.half, None)
+    )
+    assert torch.equal(half, x.half())
+    assert torch.equal(same, x) and same.data_ptr() != x.data_ptr()
+
+
 def test_gradients_take_the_reference(kernel_device: torch.device) -> None:
     x, weight, bias, layout = (t.to(kernel_device) if isinstance(t, Tensor) else t for t in draw(SHAPES["odd"]))
     table = rope_table(layout, x.shape[-1], x.device, x.dtype)

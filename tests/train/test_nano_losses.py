@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from lean3r.geometry.pose import invert_pose, make_pose, transform_points
 from lean3r.geometry.rotation import so3_exp
 from lean3r.heads.guided import Surfaces
 from lean3r.models.nano import Nano, NanoConfig
+from lean3r.stereo.rays import pinhole_slopes, rays_into
 from lean3r.train.losses import truth as truths
 from lean3r.train.losses.nano import WEIGHTS, nano_loss
 from lean3r.train.losses.truth import Target, depth_loss, make_target
@@ -229,3 +230,24 @@ def test_objective_of_nano_has_all_parts_and_finite_gradients(batch: SceneBatch,
             assert name.startswith(rests), f"{name} gets no gradient"
         else:
             assert bool(parameter.grad.isfinite().all()), name
+
+
+def test_targets_and_pose_losses_keep_their_precision_under_autocast(batch: SceneBatch, target: Target) -> None:
+    turned = target.cam_from_world.clone()
+    turned[:, 1, :3, :3] = so3_exp(torch.tensor([0.0, 0.0, 1e-3])) @ turned[:, 1, :3, :3]
+    poses = invert_pose(turned), turned
+    expected = truths.pose_losses(*poses, target)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, losses = make_target(batch, CELL), truths.pose_losses(*poses, target)
+    for part in fields(Target):
+        assert torch.equal(getattr(found, part.name), getattr(target, part.name)), part.name
+    assert [float(loss) for loss in losses] == [float(loss) for loss in expected]
+
+
+def test_rays_of_the_stereo_objective_keep_their_precision_under_autocast(batch: SceneBatch) -> None:
+    poses, intrinsics = batch.cam_from_world[0], batch.intrinsics[0]
+    slopes = pinhole_slopes(intrinsics[:1], *batch.depth.shape[-2:])
+    expected = rays_into(slopes, poses[:1], poses[None, 1:], intrinsics[None, 1:], 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = rays_into(slopes, poses[:1], poses[None, 1:], intrinsics[None, 1:], 4)
+    assert torch.equal(found.direction, expected.direction)

@@ -49,7 +49,8 @@ def _run(
 ) -> Tensor:
     width = q.shape[-1]
     unsupported = f"head_dim {width} is above {LARGEST_HEAD}" if width > LARGEST_HEAD else None
-    if choose("linear_attention", implementation, [q, k, v], torch_path=True, unsupported=unsupported) == "triton":
+    how = choose("linear_attention", implementation, [q, k, v], torch_path=True, unsupported=unsupported)
+    if how == "triton" and q.numel() and k.numel():  # without queries or keys there is nothing to launch
         from lean3r.ops.linear_attention.kernel import LinearAttention
 
         return LinearAttention.apply(q, k, v, key_mask, feature, eps)

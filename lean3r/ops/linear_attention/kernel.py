@@ -234,7 +234,7 @@ class LinearAttention(torch.autograd.Function):
             **options,
         )
         s, z = s.sum(1), z.sum(1)
-        out = q.new_empty(q.shape)
+        out = q.new_empty(q.shape, dtype=v.dtype)
         programs = triton.cdiv(tokens, options["ROWS"]) * pairs
         launch(_read, programs, q, s, z, out, heads, tokens, eps, *_strides(q), **options)
         ctx.save_for_backward(q, k, v, mask, s, z, out)

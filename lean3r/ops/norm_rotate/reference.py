@@ -33,4 +33,4 @@ def reference(
         a, b = out.unflatten(2, (-1, tokens)).unflatten(-1, (2, 2, -1)).unbind(-2)
         turned = torch.stack([a * turn_cos - b * turn_sin, b * turn_cos + a * turn_sin], -2)
         out = turned.flatten(-3).flatten(2, 3)
-    return (out.clone() if out is x else out.to(dtype)), means
+    return out.to(dtype, copy=out is x), means

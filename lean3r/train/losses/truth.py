@@ -17,6 +17,7 @@ from torch import Tensor
 from lean3r.data.base import SceneBatch
 from lean3r.errors import InputError
 from lean3r.geometry.pose import invert_pose
+from lean3r.tracing import without_autocast
 
 DECAY = 0.8  # factor of an estimate's weight for each pair of blocks between it and the last estimate
 EDGE_STEP = 0.3  # of log depth: a ratio of 1.35 between neighbouring pixels
@@ -83,9 +84,10 @@ def make_target(batch: SceneBatch, cell: int, tolerance: float = 0.06, *, unit_f
     points = F.pad((pixels - center[:, :, None]) / focal[..., None, None], (0, 1), value=1.0) * at[..., None]
     cam_from_world = batch.cam_from_world.clone()
     cam_from_world[..., :3, 3] /= scale[:, None, None]
-    world_from_cam = invert_pose(cam_from_world)
-    relative = cam_from_world[:, None] @ world_from_cam[:, :, None]
-    there = torch.einsum("bijkl,binl->bijnk", relative[..., :3, :3], points) + relative[..., None, :3, 3]
+    with without_autocast(depth.device.type):  # in bfloat16, targets would be off by pixels
+        world_from_cam = invert_pose(cam_from_world)
+        relative = cam_from_world[:, None] @ world_from_cam[:, :, None]
+        there = torch.einsum("bijkl,binl->bijnk", relative[..., :3, :3], points) + relative[..., None, :3, 3]
     z = there[..., 2]
     u = focal[:, None, :, None, None] * there[..., :2] / z.clamp_min(1e-3)[..., None] + center[:, None, :, None]
     inside = (z > 1e-3) & (u >= 0).all(-1) & (u[..., 0] < width) & (u[..., 1] < height)
@@ -137,8 +139,9 @@ def pose_losses(world_from_cam: Tensor, cam_from_world: Tensor, target: Poses) -
     if views == 1:
         zero = world_from_cam.sum() * 0
         return zero, zero
-    ours = cam_from_world[:, None] @ world_from_cam[:, :, None]
-    truth = target.cam_from_world[:, None] @ target.world_from_cam[:, :, None]
+    with without_autocast(world_from_cam.device.type):  # bfloat16 would round away small errors
+        ours = cam_from_world[:, None] @ world_from_cam[:, :, None]
+        truth = target.cam_from_world[:, None] @ target.world_from_cam[:, :, None]
     error = (ours - truth)[:, ~torch.eye(views, dtype=torch.bool, device=ours.device)]
     rotation = (error[..., :3, :3].square().sum((-1, -2)) + 1e-8).sqrt()
     translation = (error[..., :3, 3].square().sum(-1) + 1e-8).sqrt()

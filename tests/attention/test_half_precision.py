@@ -1,0 +1,65 @@
+"""Choices and means of training-free mechanisms in half precision: those of float32, whatever the number of tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lean3r.attention.base import Projected
+from lean3r.attention.frame_subset import choose_views
+from lean3r.attention.kv_prune import KeyValuePrune
+from lean3r.attention.merging import MergePlan, best_match, merge
+from lean3r.testing import assert_rms
+from lean3r.types import TokenLayout
+
+HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_similar_views_are_told_apart_under_autocast() -> None:
+    time = torch.linspace(0, 9, 60)[:, None]
+    drift = torch.cat([(rate * time).sin() for rate in (0.3, 0.5, 0.7)], 1) @ draw(3, 64)
+    descriptors = (draw(1, 64) + 0.05 * drift)[None]
+    for start in ("central", "first"):
+        exact = choose_views(descriptors, 10, start)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(choose_views(descriptors, 10, start), exact)
+
+
+def test_alike_tokens_find_their_nearest_under_autocast() -> None:
+    tokens = draw(1, 1, 64) + 0.05 * torch.randn(1, 400, 64, generator=torch.Generator().manual_seed(1))
+    index = torch.arange(400)
+    sources, to = index[index % 4 > 0], index[::4]
+    _, exact = best_match(tokens, sources, to)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(best_match(tokens, sources, to)[1], exact)
+    rounded = tokens.bfloat16()
+    assert torch.equal(best_match(rounded, sources, to)[1], best_match(rounded.float(), sources, to)[1])
+
+
+@HALF
+def test_the_mean_of_many_merged_tokens_does_not_drift(dtype: torch.dtype) -> None:
+    count = 70_000
+    none = torch.arange(0)
+    to, targets = torch.tensor([0]), torch.zeros(1, count, dtype=torch.int64)
+    plan = MergePlan(to, torch.arange(1, count + 1)[None], targets, none, none)
+    merged = merge(torch.full((1, 2, count + 1, 4), 1.5, dtype=dtype), plan)
+    assert merged.dtype == dtype
+    assert merged.unique().tolist() == [1.5]
+
+
+@HALF
+def test_the_mean_of_dropped_keys_does_not_overflow(dtype: torch.dtype) -> None:
+    layout = TokenLayout(4, 0, 16, 16)
+    q, k, v = draw(3, 1, 2, 1024, 8)
+    parts = [x.to(dtype) for x in (q, k, v + 100)]
+    mechanism = KeyValuePrune(1, grid=(4, 4), mean="count", own=True, query_merge=1)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return mechanism(Projected(q.transpose(1, 2).flatten(2), q, k, v, lambda q, k: (q, k)), layout)
+
+    assert_rms(attend(*parts).float(), attend(*(x.float() for x in parts)), 0.01)
