@@ -12,6 +12,7 @@ from lean3r.attention.base import Mechanism, Projected, record
 from lean3r.attention.dense import softmax_attention
 from lean3r.attention.settings import check_share, format_settings
 from lean3r.attention.tokens import without_padding
+from lean3r.tracing import without_autocast
 from lean3r.types import TokenLayout
 
 
@@ -27,7 +28,8 @@ def best_keys(q: Tensor, k: Tensor, keep: float, key_mask: Tensor | None) -> tup
     else:
         counts = key_mask.sum(1)
         mean = q.masked_fill(~key_mask[:, None, :, None], 0).sum(2, keepdim=True) / counts[:, None, None, None]
-    scores = (k @ mean.transpose(2, 3))[..., 0]
+    with without_autocast(k.device.type):
+        scores = (k @ mean.transpose(2, 3))[..., 0]
     if key_mask is not None:
         scores = scores.masked_fill(~key_mask[:, None], -torch.inf)
     kept = (keep * counts).ceil().clamp(min=1)

@@ -34,7 +34,7 @@ FLAGS = (
 - `no-content`: black, or without any structure;
 - `refined`: the cameras of its window were adjusted to matches;
 - `loop`: its window shows a place that was seen before, and is joined to it;
-- `apart`: uncertain only because nothing joins its window to the first one yet; a loop may.
+- `apart`: uncertain only because nothing joins its window to the first certain one yet; a loop may.
 """
 
 
@@ -110,7 +110,7 @@ class Settings:
     """How a stream is reconstructed: `window` keyframes at once, of which `overlap` are shared with the window before;
     a keyframe whenever the picture has moved by `step` of its longer side; network pictures with the area of a square
     of `resolution` pixels; at most `landmarks` keyframes are remembered to find places again; known `intrinsics` (fx,
-    fy, cx, cy) in pixels of the frames."""
+    fy, cx, cy) in pixels of the frames, or of pictures whose width and height follow."""
 
     window: int = 48
     overlap: int = 12

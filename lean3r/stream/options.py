@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from lean3r.errors import UsageError
+from lean3r.geometry.lens import LENSES
 from lean3r.options import check_types, option
 from lean3r.pipeline.options import CameraOptions, Intrinsics
+
+logger = logging.getLogger("lean3r")
 
 Drop = Literal["auto", "on", "off"]
 Loops = Literal["on", "off"]
@@ -40,13 +46,26 @@ class StreamOptions:
 
 
 def four_of(intrinsics: Intrinsics | None) -> tuple[float, ...] | None:
-    """Known intrinsics as fx, fy, cx, cy; UsageError or InputError if they are none."""
+    """Known intrinsics as fx, fy, cx, cy, and the width and height of the pictures in whose pixels they are, if these
+    are stated; UsageError or InputError if they are none."""
     if intrinsics is None:
         return None
     from lean3r.inputs.cameras import read_intrinsics
 
     CameraOptions(intrinsics=intrinsics)  # checks its type
-    matrix = read_intrinsics(intrinsics).intrinsics
-    if matrix is None:
+    camera = read_intrinsics(intrinsics)
+    if camera.intrinsics is None:
         raise UsageError("the intrinsics state no focal length; give fx, fy, cx, cy.")
-    return tuple(map(float, matrix[[0, 1, 0, 1], [0, 1, 2, 2]]))
+    if camera.lens is not None and any(camera.lens.params[LENSES[camera.lens.model][0] + 2 :]):
+        logger.warning("the distortion in %s is not taken: a stream estimates its own.", intrinsics)
+    size = () if camera.width is None or camera.height is None else (float(camera.width), float(camera.height))
+    return *map(float, camera.intrinsics[[0, 1, 0, 1], [0, 1, 2, 2]]), *size
+
+
+def given_camera(numbers: tuple[float, ...]) -> CameraOptions:
+    """The cameras of frames by `four_of`."""
+    from lean3r.inputs.cameras import GivenCamera, GivenCameras
+
+    (fx, fy, cx, cy), size = numbers[:4], [round(side) for side in numbers[4:]]
+    matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+    return CameraOptions(cameras=GivenCameras(shared=GivenCamera("all frames", *(size or (None, None)), matrix)))

@@ -15,13 +15,13 @@ import numpy as np
 
 from lean3r.errors import LeanError
 from lean3r.models.base import Backbone
-from lean3r.pipeline.options import CameraOptions
 from lean3r.pipeline.reconstruct import reconstruct
 from lean3r.pipeline.refining import applies
 from lean3r.processes import give_memory_back
 from lean3r.refine.ahead import Ahead
 from lean3r.scratch import temporary_folder
 from lean3r.stream.engine import Settings
+from lean3r.stream.options import given_camera
 from lean3r.stream.pictures import Keyframe, Recent
 from lean3r.stream.result import Result, results_of
 from lean3r.types import Reconstruction, Source
@@ -117,7 +117,7 @@ class Solver:
             scene = reconstruct(
                 self.model,
                 Recent(keyframes, None if settings.refine.when == "off" else self._kept, meeting, joined),
-                cameras=None if intrinsics is None else CameraOptions(intrinsics=intrinsics),
+                cameras=None if intrinsics is None else given_camera(intrinsics),
                 resolution=settings.resolution,
                 seed=settings.seed,
                 refine=settings.refine,

@@ -332,7 +332,8 @@ def test_own_lists_are_refused_where_a_protocol_draws_its_views(name: str) -> No
 def test_the_focal_length_is_that_of_the_pictures_that_have_one() -> None:
     truth_of_views: Any = tuple(SimpleNamespace(intrinsics=np.diag([f, f, 1.0])) for f in (100.0, 110, 120))
     found: Any = SimpleNamespace(intrinsics=np.stack([np.diag([f, f, 1.0]) for f in (100.0, np.nan, 132)]))
-    assert focal_length(found, items_of("synthetic@3", {}, limit=1)[0], truth_of_views).figures["focal"] == pytest.approx(5)
+    item = items_of("synthetic@3", {}, limit=1)[0]
+    assert focal_length(found, item, truth_of_views).figures["focal"] == pytest.approx(5)
     found.intrinsics[:] = np.nan
     with pytest.raises(AbsentPart, match="no intrinsics of any"):
-        focal_length(found, items_of("synthetic@3", {}, limit=1)[0], truth_of_views)
+        focal_length(found, item, truth_of_views)

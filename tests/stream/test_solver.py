@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+import lean3r
 from lean3r.stream import solver
 from lean3r.stream.solver import Solver, doubt_islands
+from stream.walk import Knows, walk
 
 
 @pytest.mark.parametrize(
@@ -63,3 +67,15 @@ def test_intrinsics_of_the_windows_before_are_given_up_when_the_lens_zooms(monke
     told = found.window(keyframes)
     assert given == [False, True, False] and not found.intrinsics
     assert told is not None and told[1]["zooms"]
+
+
+def test_intrinsics_hold_for_frames_of_the_stated_size_and_are_scaled_to_others(tmp_path: Path) -> None:
+    stated = {"fx": 70, "fy": 70, "cx": 40, "cy": 28, "width": 80, "height": 56}
+    file = tmp_path / "camera.json"
+    file.write_text(json.dumps(stated))
+    for given, focal in ((str(file), 140), ((70, 70, 40, 28), 70)):
+        found = list(lean3r.stream(Knows(), walk(12), intrinsics=given, refine="off"))
+        assert found[0].intrinsics[0, 0] == pytest.approx(focal) and found[0].width == 160
+    file.write_text(json.dumps(stated | {"height": 80}))
+    found = list(lean3r.stream(Knows(), walk(12), intrinsics=str(file), refine="off"))
+    assert all("lost" in each.flags for each in found), "pictures of another shape"
