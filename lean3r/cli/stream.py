@@ -86,6 +86,7 @@ class StreamCommand:
         with console.stage("loading"):
             from lean3r.pipeline.load import load
             from lean3r.pipeline.predict import where
+            from lean3r.stream.frames import Source
             from lean3r.stream.run import stream
 
             model = load(self.model, self.weights, self.device, offline=self.offline, plan=self.plan)
@@ -110,7 +111,9 @@ class StreamCommand:
         try:
             self._follow(running, console)
         except KeyboardInterrupt:
-            console.line("stopped", f"{self.out} holds what was known; go on with --resume")
+            if running.frames:
+                goes_on = "" if Source.is_once(self.inputs) else "; go on with --resume"
+                console.line("stopped", f"{self.out} holds what was known{goes_on}")
             raise
         done = {"out": str(self.out), **running.figures, "notes": running.notes}
         is_refined = any(report.get("refinement", "kept") != "kept" for report in running.reports)

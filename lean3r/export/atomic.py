@@ -47,7 +47,7 @@ def atomic_folder(out: str | Path, *, overwrite: bool = False, inputs: Iterable[
     try:
         with _workspace(target, shown) as work:
             check_target(target, shown=shown, overwrite=overwrite)
-            _check_inputs(target, inputs)
+            check_inputs(target, inputs)
             (work / placing.NEW).mkdir()
             yield work / placing.NEW
             _place(work, target, shown, overwrite)
@@ -100,10 +100,10 @@ def result_files(folder: Path) -> frozenset[str] | None:
 
 
 def _entries(folder: Path) -> list[str]:
-    return [name for name in os.listdir(folder) if not is_part(name) and name != _SYSTEM]
+    return [name for name in os.listdir(folder) if not is_part(name) and name not in (_SYSTEM, LOCK)]
 
 
-def _check_inputs(target: Path, inputs: Iterable[str | Path]) -> None:
+def check_inputs(target: Path, inputs: Iterable[str | Path]) -> None:
     """Raise UsageError if an input is inside `target`."""
     for given in map(str, inputs if target.exists() else ()):
         name = os.path.expanduser(given)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Real
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,8 +33,18 @@ QUEUE = 64  # frames of a live source that may wait
 LARGEST_SIDE = 1 << 14
 
 
+class Mark(NamedTuple):
+    """Where a source goes on behind a frame: the number of the next frame, the time of the last one, the `place` in the
+    source (inputs that are done, frames of the next input that are), and what is added to its times."""
+
+    next: int = 0
+    last_s: float = -np.inf
+    place: tuple[int, int] = (0, 0)
+    offset_s: float | None = 0.0  # None: the first frame follows the last one of another source
+
+
 class Source:
-    """Frames of an input, in order, without the first `skip` of them.
+    """Frames of an input, in order; only those behind the `mark`, if there is one.
 
     The input is a path or several (a video, a folder, pictures, a zip archive), `camera:0` or `/dev/video0`, or an
     iterable of pictures (PIL images, arrays, tensors, frames of PyAV) or of pairs of a time in seconds and a picture.
@@ -40,15 +52,16 @@ class Source:
     again goes on where it stopped.
     """
 
-    def __init__(self, source: Any, *, skip: int = 0) -> None:
+    def __init__(self, source: Any, mark: Mark | None = None) -> None:
         self.counts: dict[str, int] = {}
         self.name, self.is_file = self.describe(source)
         self.is_live = self.name.startswith(CAMERA)
-        self._index, self._last_s, self._latest_s = skip, -np.inf, -np.inf
-        self._offset_s: float | None = 0.0  # added to all times; None: the first one follows the last frame of before
+        self._index, self._last_s, self._place, self._offset_s = mark or Mark()
+        self._latest_s = self._last_s
+        self._marks: deque[Mark] = deque()  # of the frames that were not asked for yet
         self._is_cut = False  # before the next frame
         self._bars: tuple[int, int, int, int] | None = None  # cut off the next frame
-        self._frames = self._read(source, skip)
+        self._frames = self._read(source)
 
     def __iter__(self) -> Iterator[Frame]:
         for time_s, value in self._frames:
@@ -69,7 +82,14 @@ class Source:
             frame = Frame(self._index, time_s, image, self._is_cut, self._bars)
             self._is_cut = False
             self._index, self._last_s = self._index + 1, time_s
+            self._marks.append(Mark(self._index, time_s, self._place, self._offset_s))
             yield frame
+
+    def behind(self, index: int) -> Mark:
+        """Where the source goes on behind a frame that it gave; asked for in order."""
+        while (mark := self._marks.popleft()).next <= index:
+            pass
+        return mark
 
     @staticmethod
     def describe(source: Any) -> tuple[str, bool]:
@@ -93,10 +113,6 @@ class Source:
         """Whether frames that have been read are gone, as those of a camera."""
         return Source.describe(source)[0].startswith(CAMERA)
 
-    def resume_at(self, last_s: float) -> None:
-        """The time of the last frame that was read before."""
-        self._last_s = self._latest_s = last_s
-
     def follow(self, index: int, last_s: float) -> None:
         """Number and time frames as those after another source, whose last frame had this time."""
         self._index, self._last_s, self._latest_s = index, last_s, last_s
@@ -108,57 +124,59 @@ class Source:
         if self.counts[what] == 1:
             logger.warning("%s: %s (%s)", self.name, what, example)
 
-    def _read(self, source: Any, skip: int) -> Iterator[tuple[float, Any]]:
+    def _read(self, source: Any) -> Iterator[tuple[float, Any]]:
         if self.is_live:
             yield from _camera(self.name)
         elif self.is_file:
-            yield from self._files(source, skip)
+            yield from self._files(source, *self._place)
         else:
-            yield from self._iterate(source, skip)
+            yield from self._iterate(source, self._place[1])
 
-    def _files(self, source: Any, skip: int) -> Iterator[tuple[float, Any]]:
-        paths = [source] if isinstance(source, str | PathLike) else list(source)
-        listing = find_pictures([Path(path) if isinstance(path, PathLike) else path for path in paths], [])
+    def _files(self, source: Any, done: int, read: int) -> Iterator[tuple[float, Any]]:
+        listing = find_pictures(paths_of(source), [])
         damage = {item.damage for item in listing.items if isinstance(item, Film)}
         for name, reason in listing.skipped:
             if reason not in damage:  # of films that are used all the same
                 self.note("files that cannot be used", f"{name}: {reason}")
-        start_s, is_first = 0.0, True
-        for item in listing.items:
+        start_s = 0.0
+        for number, item in enumerate(listing.items):
             if isinstance(item, Film):
                 if item.damage:
                     self.note("damage", item.damage)
-                count, self._is_cut = 0, self._is_cut or not (is_first or skip)
-                is_first = False
-                for time_s, frame in read_all(item, skip):
-                    turn, self._bars = TURNS.get(frame.orientation), frame.bars.turned(frame.orientation).edges
-                    yield start_s + time_s, frame.image if turn is None else frame.image.transpose(turn)
-                    count += 1
-                if count + skip < len(item.keys):
-                    self.note("damage", f"{item.name}: only {count + skip} of {len(item.keys)} frames can be decoded")
-                skip = max(0, skip - len(item.keys))
+                if number >= done:
+                    yield from self._film(item, number, read if number == done else 0, start_s)
                 start_s += item.times_s[-1] + PICTURE_S
                 continue
-            self._bars = None
-            if skip:
-                skip -= 1
-            elif (picture := self._still(item)) is not None:
+            if number >= done and (picture := self._still(item)) is not None:
+                self._bars, self._place = None, (number + 1, 0)
                 yield start_s, picture
-            start_s, is_first = start_s + PICTURE_S, False
+            start_s += PICTURE_S
 
-    def _still(self, item: Still) -> Any:
+    def _film(self, film: Film, number: int, read: int, start_s: float) -> Iterator[tuple[float, Any]]:
+        """Frames of the film that is input `number` and begins at `start_s`, without those that were `read` before."""
+        self._is_cut = self._is_cut or (number > 0 and not read)
+        for time_s, frame in read_all(film, read):
+            read += 1
+            turn, self._bars = TURNS.get(frame.orientation), frame.bars.turned(frame.orientation).edges
+            self._place = number, read
+            yield start_s + time_s, frame.image if turn is None else frame.image.transpose(turn)
+        if read < len(film.keys):
+            self.note("damage", f"{film.name}: only {read} of {len(film.keys)} frames can be decoded")
+
+    def _still(self, item: Still) -> np.ndarray | None:
         try:
             with own_pixel_limit(), item.open() as file:
-                return decode_whole(file, item.name, LARGEST_SIDE)
+                # Upright now: an array, as the image may still carry the EXIF that says how to turn it.
+                return np.asarray(decode_whole(file, item.name, LARGEST_SIDE))
         except (InputError, OSError) as error:
             self.note("files that cannot be used", f"{item.name}: {error}")
             return None
 
-    def _iterate(self, source: Iterable[Any], skip: int) -> Iterator[tuple[float, Any]]:
+    def _iterate(self, source: Iterable[Any], read: int) -> Iterator[tuple[float, Any]]:
         from av.error import FFmpegError
 
         values = iter(source)
-        number = 0
+        number, latest_s = 0, None
         while True:
             try:
                 value = next(values)
@@ -167,12 +185,17 @@ class Source:
             except FFmpegError as error:  # of a decoder that the user iterates over
                 self.note("damage", f"the stream ends after {number} frames: {error}")
                 return
-            if number >= skip:
-                is_timed = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], int | float)
-                known_s = value[0] if is_timed else getattr(value, "time", None)
-                picture = value[1] if is_timed else value
-                yield float(number * PICTURE_S if known_s is None else known_s), picture
+            is_timed = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], Real)
+            known_s = value[0] if is_timed else getattr(value, "time", None)
+            if known_s is not None and math.isfinite(known_s):
+                latest_s = float(known_s)
+            elif known_s is not None:
+                self.note("frames whose time is no number", f"{known_s} of picture {number}")
             number += 1
+            if number > read:
+                self._place = 0, number
+                # Without a time of its own, a frame follows at once on the last one that had one.
+                yield (number - 1) * PICTURE_S if latest_s is None else latest_s, value[1] if is_timed else value
 
 
 class Early:
@@ -218,9 +241,7 @@ class Live:
                         return
                     self._waiting.append((time.perf_counter(), frame))
                     if len(self._waiting) > self._most:
-                        kept = list(self._waiting)[::2]
-                        self.dropped += len(self._waiting) - len(kept)
-                        self._waiting = deque(kept)
+                        self._thin()
                     self._more.notify()
         except Exception as error:
             self._failure = error
@@ -228,6 +249,17 @@ class Live:
             with self._more:
                 self._is_done = True
                 self._more.notify()
+
+    def _thin(self) -> None:
+        """Drop every second of the frames that wait, but the last; a cut is then before the next one that is left."""
+        kept, is_cut = deque(), False
+        for left, (moment, frame) in zip(reversed(range(len(self._waiting))), self._waiting, strict=True):
+            is_cut = is_cut or frame.is_cut
+            if left % 2 == 0:
+                kept.append((moment, frame._replace(is_cut=is_cut)))
+                is_cut = False
+        self.dropped += len(self._waiting) - len(kept)
+        self._waiting = kept
 
     def __iter__(self) -> Iterator[tuple[float, Frame]]:
         """Frames, with the moment at which each arrived."""
@@ -246,6 +278,14 @@ class Live:
         """Take no more frames."""
         with self._more:
             self._is_done = True
+
+
+def paths_of(source: Any) -> list[str | Path]:
+    """The paths and globs of a source that is read from files; none of other sources."""
+    if not Source.describe(source)[1]:
+        return []
+    paths = [source] if isinstance(source, str | PathLike) else source
+    return [Path(path) if isinstance(path, PathLike) else path for path in paths]
 
 
 def _plain(value: Any) -> Any:

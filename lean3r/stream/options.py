@@ -6,10 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from lean3r.errors import UsageError
-from lean3r.geometry.lens import LENSES
 from lean3r.options import check_types, option
 from lean3r.pipeline.options import CameraOptions, Intrinsics
 
@@ -50,6 +47,7 @@ def four_of(intrinsics: Intrinsics | None) -> tuple[float, ...] | None:
     are stated; UsageError or InputError if they are none."""
     if intrinsics is None:
         return None
+    from lean3r.geometry.lens import LENSES
     from lean3r.inputs.cameras import read_intrinsics
 
     CameraOptions(intrinsics=intrinsics)  # checks its type
@@ -64,8 +62,11 @@ def four_of(intrinsics: Intrinsics | None) -> tuple[float, ...] | None:
 
 def given_camera(numbers: tuple[float, ...]) -> CameraOptions:
     """The cameras of frames by `four_of`."""
+    import numpy as np
+
     from lean3r.inputs.cameras import GivenCamera, GivenCameras
 
     (fx, fy, cx, cy), size = numbers[:4], [round(side) for side in numbers[4:]]
+    width, height = size or (None, None)
     matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-    return CameraOptions(cameras=GivenCameras(shared=GivenCamera("all frames", *(size or (None, None)), matrix)))
+    return CameraOptions(cameras=GivenCameras(shared=GivenCamera("all frames", width, height, matrix)))

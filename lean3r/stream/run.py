@@ -27,7 +27,7 @@ from lean3r.stream import ENGINES
 from lean3r.stream.budget import OVERLAP, USUAL
 from lean3r.stream.cloud import Cloud
 from lean3r.stream.engine import Engine, Estimate, Frame, LooksAhead, Settings, revised
-from lean3r.stream.frames import Early, Live, Source
+from lean3r.stream.frames import Early, Live, Mark, Source, paths_of
 from lean3r.stream.latency import Times
 from lean3r.stream.options import StreamOptions, four_of
 from lean3r.stream.store import Store, room
@@ -116,7 +116,7 @@ class Stream:
         self._settings = settings
         self._out = None if out is None else Path(out)
         self._resume, self._overwrite, self._begin_with = resume, overwrite, state
-        self._last: tuple[int, float] = (0, -float("inf"))  # number of the next frame, time of the last one
+        self._mark = Mark()  # behind the last frame that arrived
         self.reports: deque[dict[str, Any]] = deque(maxlen=64)
         self.report_count = 0
         self.delays, self.works = Times(), Times()
@@ -141,15 +141,11 @@ class Stream:
 
     def __iter__(self) -> Iterator[Estimate]:
         store = self._open()
-        self._store = store
         start = time.perf_counter()
         checkpoint = None if store is None else store.checkpoint
-        skip = 0 if checkpoint is None else int(checkpoint["next"])
         try:
-            source = Source(self._raw, skip=skip)
-            if checkpoint is not None:
-                source.resume_at(checkpoint["last_s"])
-            elif self._begin_with is not None:
+            source = Source(self._raw, None if checkpoint is None else mark_of(checkpoint))
+            if checkpoint is None and self._begin_with is not None:
                 source.follow(self._begin_with["next"], self._begin_with["last_s"])
             self._restore(checkpoint or self._begin_with)
             is_dropping = source.is_live if self._options.drop == "auto" else self._options.drop == "on"
@@ -179,47 +175,48 @@ class Stream:
 
         def look(frame: Frame) -> None:
             assert isinstance(self.engine, LooksAhead)
-            self._arrive(frame, time.perf_counter(), arrived)
+            arrive(frame, time.perf_counter())
             self.engine.look(frame)
 
+        def arrive(frame: Frame, moment: float) -> None:
+            arrived.append((frame.index, moment))
+            self._mark = source.behind(frame.index)
+
         try:
-            for moment, frame in live or ((time.perf_counter(), frame) for frame in early or source):
-                if self.engine is None:
-                    self._begin(frame)
-                assert self.engine is not None
-                self._arrive(frame, moment, arrived)
-                begun = time.perf_counter()
-                with meanwhile(look_ahead):
-                    estimates = self.engine.push(frame)
-                self.works.add(time.perf_counter() - begun)
-                self.dropped = 0 if live is None else live.dropped
-                self._take(estimates, arrived, store, start)
-                self._since += 1
-                if store is not None and estimates and self._is_due():
-                    self._save(store)
-                yield from estimates
-        except KeyboardInterrupt:
-            if live is None:
-                self._stop(store)
-                raise
-            live.close()  # the usual way to end a camera's stream
-        if self.engine is not None:
+            try:
+                for moment, frame in live or ((time.perf_counter(), frame) for frame in early or source):
+                    self.engine = self.engine or self._begin(frame)
+                    arrive(frame, moment)
+                    begun = time.perf_counter()
+                    with meanwhile(look_ahead):
+                        estimates = self.engine.push(frame)
+                    self.works.add(time.perf_counter() - begun)
+                    self.dropped = 0 if live is None else live.dropped
+                    self._take(estimates, arrived, store, start)
+                    self._since += 1
+                    if store is not None and estimates and self._is_due():
+                        self._save(store)
+                    yield from estimates
+            except KeyboardInterrupt:
+                if live is None:
+                    raise
+                live.close()  # the usual way to end a camera's stream
+            if self.engine is None:
+                return  # there was no frame
             estimates = self.engine.finish()
             self._take(estimates, arrived, store, start)
             yield from estimates
-        elif self.frames == 0 and store is None:
-            return
-        if store is not None and self.engine is not None:
+        except KeyboardInterrupt:
+            self._stop(store)
+            raise
+        if store is not None and store.has_frames:
             self._publish(store, is_final=True)
-
-    def _arrive(self, frame: Frame, moment: float, arrived: deque[tuple[int, float]]) -> None:
-        arrived.append((frame.index, moment))
-        self._last = (frame.index + 1, frame.timestamp_s)
 
     def _open(self) -> Store | None:
         if self._out is None:
             return None
-        return Store(self._out, self._identity(), resume=self._resume, overwrite=self._overwrite)
+        more: dict[str, Any] = {"resume": self._resume, "overwrite": self._overwrite}
+        return Store(self._out, self._identity(), inputs=paths_of(self._raw), **more)
 
     def _identity(self) -> dict[str, Any]:
         """What a stream must share with one that it resumes."""
@@ -249,18 +246,18 @@ class Stream:
         self._placements, self._version = self.engine.placements, self.engine.version
         self.cloud.restore(checkpoint["cloud"])
         self.frames, self.keyframes, self.uncertain = checkpoint["counts"]
-        self._last = checkpoint["next"], checkpoint["last_s"]
+        self._mark = mark_of(checkpoint)
 
     def _make(self) -> Engine:
         return ENGINES.get(self.model.STREAMS)(self.model, self._settings)
 
-    def _begin(self, frame: Frame) -> None:
-        """Fit the stream into the memory, by its first frame."""
+    def _begin(self, frame: Frame) -> Engine:
+        """The engine of a stream that is fitted into the memory, by its first frame."""
         if self.memory is not None:
             engine = ENGINES.get(self.model.STREAMS)
             self._settings, text = engine.fit(self.model, self._settings, self._options, frame.image.shape, self.memory)
             self._observer.fitted(text)
-        self.engine = self._make()
+        return self._make()
 
     def _take(
         self, estimates: list[Estimate], arrived: deque[tuple[int, float]], store: Store | None, start: float
@@ -300,8 +297,7 @@ class Stream:
     def _state(self) -> dict[str, Any]:
         assert self.engine is not None and self.cloud is not None
         return {
-            "next": self._last[0],
-            "last_s": self._last[1],
+            **self._mark._asdict(),
             "fitted": {"window": self._settings.window, "overlap": self._settings.overlap}
             | {"resolution": self._settings.resolution},
             "engine": self.engine.state(),
@@ -315,7 +311,7 @@ class Stream:
         The picture is not stored, and the stream goes on as if nothing had been asked.
         """
         pixels = pixels_of(image, "the picture")
-        return None if self.engine is None else self.engine.locate(Frame(self._last[0], self._last[1], pixels))
+        return None if self.engine is None else self.engine.locate(Frame(*self._mark[:2], pixels))
 
     def _save(self, store: Store) -> None:
         begun = time.perf_counter()
@@ -327,7 +323,7 @@ class Stream:
 
     def _stop(self, store: Store | None) -> None:
         """Write what is there as a result; the stream may go on later."""
-        if store is not None and self.engine is not None and self.frames:
+        if store is not None and store.has_frames:
             self._publish(store, is_final=False)
 
     def _publish(self, store: Store, *, is_final: bool) -> None:
@@ -394,3 +390,8 @@ class Stream:
             f"Stream({Source.describe(self._raw)[0]}: {done['frames']:,} frames, {done['keyframes']:,} keyframes, "
             f"{done['frames_a_second']:.1f} a second, {in_units(int(1e6 * done['held_mb']))} held)"
         )
+
+
+def mark_of(checkpoint: Mapping[str, Any]) -> Mark:
+    """Where the source goes on behind a checkpoint."""
+    return Mark(**{name: checkpoint[name] for name in Mark._fields})

@@ -15,8 +15,7 @@ import contextlib
 import errno
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 from zipfile import BadZipFile
@@ -24,13 +23,13 @@ from zipfile import BadZipFile
 import numpy as np
 
 from lean3r.errors import InputError, UsageError
-from lean3r.export.atomic import check_target, result_files
+from lean3r.export.atomic import check_inputs, check_target, result_files
 from lean3r.json_text import parse_json
 from lean3r.scratch import DISK_FULL, LOCK, atomic_file, hold, release
 from lean3r.stream import sim3
 from lean3r.stream.engine import FLAGS, Estimate
 
-FORMAT = 4  # of a store and its checkpoints: those of another are refused
+FORMAT = 5  # of a store and its checkpoints: those of another are refused
 STREAM, FRAMES, KEYFRAMES, WINDOWS, CHECKPOINT = (
     "stream.json",
     "frames.bin",
@@ -53,19 +52,31 @@ CHUNK = 4096  # records that are read at once
 
 
 class Store:
-    """A folder that this process alone writes. UsageError if it is in use, holds something else, or (to resume) belongs
-    to another model or other settings; a full disk raises UsageError, and leaves what was there at the last
-    checkpoint."""
+    """A folder that this process alone writes. UsageError if it is in use, holds something else or one of the `inputs`,
+    or (to resume) belongs to another model or other settings; a full disk raises UsageError, and leaves what was there
+    at the last checkpoint.
+
+    What `overwrite` replaces stays until the first frame is added. A store that gets no frame leaves nothing behind."""
 
     def __init__(
-        self, folder: Path, identity: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        inputs: Iterable[str | Path] = (),
     ) -> None:
         self.folder = Path(folder).expanduser().resolve()
+        self._identity = {"format": FORMAT, **identity}
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"{folder} is a file; expected a folder. Use another -o.")
         is_new = not (resume and (self.folder / STREAM).exists())
         if is_new:
-            check_target(self.folder, shown=str(folder), overwrite=overwrite)
+            if not (overwrite and is_stream(self.folder)):
+                check_target(self.folder, shown=str(folder), overwrite=overwrite)
+            check_inputs(self.folder, inputs)
+        self._is_made = not self.folder.exists()  # by this process
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = hold(self.folder / LOCK, must=False)
@@ -76,32 +87,46 @@ class Store:
         self._lock: BinaryIO = lock
         self._files: list[BinaryIO] = []
         try:
-            self.checkpoint = self._start(identity) if is_new else self._check(identity)
-            lengths = (self.checkpoint or {}).get("lengths", [0, 0])
-            for name, length in zip((FRAMES, WINDOWS), lengths, strict=True):
-                file = (self.folder / name).open("a+b")
-                self._files.append(file)
-                file.truncate(length)
+            self.checkpoint = None if is_new else self._check()
+            if not is_new:
+                self._open()
         except BaseException:
             self.close()
             raise
+
+    def _start(self) -> None:
+        """Replace what was there before."""
+        # In this order, so that the folder is at any moment one of lean3r, and never goes on with another's checkpoint.
+        (self.folder / CHECKPOINT).unlink(missing_ok=True)
+        with atomic_file(self.folder / STREAM) as part:
+            part.write_text(json.dumps(self._identity, indent=2))
+        for name in sorted({*(result_files(self.folder) or ()), FRAMES, WINDOWS} - {STREAM}):
+            (self.folder / name).unlink(missing_ok=True)
+        for path in (self.folder / KEYFRAMES).glob("frame_*"):
+            path.unlink()
+        self._open()
+
+    def _open(self) -> None:
+        """Open the files, and cut off what lies behind the checkpoint."""
+        (self.folder / KEYFRAMES).mkdir(exist_ok=True)
+        lengths = (self.checkpoint or {}).get("lengths", [0, 0])
+        for name, length in zip((FRAMES, WINDOWS), lengths, strict=True):
+            file = (self.folder / name).open("a+b")
+            self._files.append(file)
+            file.truncate(length)
+            file.seek(0, os.SEEK_END)
         kept = lengths[0] // RECORD.itemsize
         last = next(self.records(kept - 1))["index"][0] if kept else -1
-        for path in (self.folder / KEYFRAMES).iterdir():
+        for path in (self.folder / KEYFRAMES).glob("frame_*"):
             if path.stem.rpartition("_")[2].isdecimal() and int(path.stem.rpartition("_")[2]) > last:
                 path.unlink()
 
-    def _start(self, identity: Mapping[str, Any]) -> None:
-        for name in sorted(result_files(self.folder) or ()):
-            (self.folder / name).unlink(missing_ok=True)
-        shutil.rmtree(self.folder / KEYFRAMES, ignore_errors=True)
-        (self.folder / KEYFRAMES).mkdir()
-        for name in (CHECKPOINT, FRAMES, WINDOWS):
-            (self.folder / name).unlink(missing_ok=True)
-        with room(self.folder), atomic_file(self.folder / STREAM) as part:
-            part.write_text(json.dumps({"format": FORMAT, **identity}, indent=2))
+    @property
+    def has_frames(self) -> bool:
+        """Whether a frame was added, now or before it was resumed."""
+        return bool(self._files) and self._files[0].tell() > 0
 
-    def _check(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _check(self) -> dict[str, Any] | None:
         """The checkpoint of a store, if it was written by the same model with the same settings."""
         try:
             stored = parse_json((self.folder / STREAM).read_bytes())
@@ -109,13 +134,12 @@ class Store:
             raise InputError(
                 f"{self.folder / STREAM} cannot be read ({error}); start again with --overwrite."
             ) from error
-        wanted = json.loads(json.dumps({"format": FORMAT, **identity}))
+        wanted = json.loads(json.dumps(self._identity))
         stored = stored if isinstance(stored, dict) else {}
         other = [key for key in {**wanted, **stored} if stored.get(key) != wanted.get(key)]
         if other:
             found = "; ".join(f"{key}: {stored.get(key)} there, {wanted.get(key)} now" for key in sorted(other))
             raise UsageError(f"{self.folder} belongs to another stream ({found}). Use the same, or another -o.")
-        (self.folder / KEYFRAMES).mkdir(exist_ok=True)
         path = self.folder / CHECKPOINT
         if not path.exists():
             return None
@@ -137,6 +161,8 @@ class Store:
         """Add frames, keyframes, and what happened to windows."""
         records = np.zeros(len(estimates), RECORD)
         with room(self.folder):
+            if not self._files:
+                self._start()
             for record, each in zip(records, estimates, strict=True):
                 k = each.intrinsics
                 record["index"], record["timestamp_s"], record["window"] = each.index, each.timestamp_s, each.window
@@ -202,6 +228,17 @@ class Store:
         release(self._lock)
         with contextlib.suppress(OSError):
             (self.folder / LOCK).unlink()
+            if self._is_made:
+                self.folder.rmdir()  # if there is nothing in it
+
+
+def is_stream(folder: Path) -> bool:
+    """Whether a folder is a store of any version, with or without a result."""
+    try:
+        stored = parse_json((folder / STREAM).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(stored, dict) and {"format", "engine"} <= stored.keys()
 
 
 def flags_of(bits: int) -> frozenset[str]:

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import lean3r
-from lean3r.errors import InputError, UsageError
+from lean3r.cli.main import main
+from lean3r.errors import InputError, OutOfMemoryError, UsageError
+from lean3r.pipeline import load as loading
 from lean3r.stream import frames as sources
 from lean3r.stream import run as running
 from lean3r.stream import store as stores
 from lean3r.stream.frames import QUEUE
 from lean3r.stream.publish import Publisher
+from lean3r.stream.solver import Solver
 from lean3r.stream.store import Store
+from lean3r.stream.windows import WindowEngine
 from stream.test_stream import SMALL, film, run, written
 from stream.walk import Knows, frame, walk
 
@@ -94,6 +100,80 @@ def test_ctrl_c_ends_the_stream_of_a_camera_in_good_order(tmp_path: Path, monkey
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["is_complete"]
     with pytest.raises(UsageError, match="cannot be resumed"):
         run("camera:0", tmp_path / "out", resume=True)
+
+
+def test_ctrl_c_in_the_last_window_keeps_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    film(tmp_path / "walk.mkv", 50)
+    source, window, ends = str(tmp_path / "walk.mkv"), Solver.window, []
+    run(source, tmp_path / "whole")
+    last = len((tmp_path / "whole" / "windows.jsonl").read_text().splitlines())
+
+    def interrupted(self: Solver, *args: Any, **more: Any) -> Any:
+        ends.append(self)
+        if len(ends) == last:
+            raise KeyboardInterrupt
+        return window(self, *args, **more)
+
+    monkeypatch.setattr(Solver, "window", interrupted)
+    monkeypatch.setattr(sources, "_camera", lambda _: walk(50))
+    monkeypatch.setattr(loading, "load", lambda *_, **__: Knows())
+    options = ["--window", "8", "--overlap", "3", "--refine", "off"]
+    for given, name in ((source, "cut"), ("camera:0", "camera")):
+        ends.clear()
+        assert main(["stream", given, "-o", str(tmp_path / name), *options]) == 130
+        manifest = json.loads((tmp_path / name / "manifest.json").read_text())
+        assert not manifest["is_complete"] and manifest["stream"]["frames"] > 20
+        assert ("go on with --resume" in capsys.readouterr().err) == (given == source)
+    run(source, tmp_path / "cut", resume=True)
+    assert written(tmp_path / "cut") == written(tmp_path / "whole")
+
+
+def test_a_stream_that_cannot_start_deletes_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(*_: Any) -> Any:
+        raise OutOfMemoryError("smallest window")
+
+    monkeypatch.setattr(WindowEngine, "fit", fit)
+    film(tmp_path / "walk.mkv", 20)
+    source, out = str(tmp_path / "walk.mkv"), tmp_path / "out"
+    run(source, out)
+    (out / "images").mkdir()
+    Image.fromarray(frame(0.0)).save(out / "images" / "a.png")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for folder in (out, tmp_path / "new"):
+        with pytest.raises(InputError, match="no such file"):
+            run(str(tmp_path / "typo.mp4"), folder, overwrite=True)
+        with pytest.raises(OutOfMemoryError):
+            run(source, folder, overwrite=True, memory="1MB")
+        assert run([], folder, overwrite=True) == []
+    with pytest.raises(UsageError, match="which --overwrite would replace"):
+        run([str(out / "images")], out, overwrite=True)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_stream_without_a_result_can_be_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "CHECKPOINT_FRAMES", 1000)
+    film(tmp_path / "walk.mkv", 40)
+    source, out = str(tmp_path / "walk.mkv"), tmp_path / "out"
+    run(source, tmp_path / "whole")
+    stream = lean3r.stream(Knows(), walk(60), out, options=SMALL, refine="off")
+    list(itertools.islice(stream, 20))
+    del stream
+    assert not (out / "manifest.json").exists()
+    (out / "keyframes" / "mine_0001.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"):
+        run(source, out)
+    run(source, out, overwrite=True)
+    assert (out / "keyframes" / "mine_0001.txt").read_text() == "mine"
+    (out / "keyframes" / "mine_0001.txt").unlink()
+    assert written(out) == written(tmp_path / "whole")
+
+
+def test_a_stream_killed_in_its_first_window_is_resumed(tmp_path: Path) -> None:
+    """Only the lock was there."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".lean3r-lock").touch()
+    assert len(run(list(walk(20)), tmp_path / "out", resume=True)) == 20
 
 
 @pytest.mark.parametrize("what", [(Store, "save"), (Publisher, "_trajectories")], ids=["checkpoint", "result"])
@@ -170,3 +250,23 @@ def test_a_torn_checkpoint_and_torn_records_are_named(tmp_path: Path) -> None:
     (out / "checkpoint.npz").write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match=r"checkpoint\.npz cannot be read.*--overwrite"):
         run(source, out, resume=True)
+
+
+def test_a_film_whose_first_windows_fail_is_certain_from_the_first_one_that_does_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What nothing joins to uncertain windows alone is not lost; what nothing joins to certain ones is."""
+    solve = Solver.window
+
+    def doubting(self: Solver, keyframes: Sequence[Any], *args: Any, **more: Any) -> Any:
+        found = solve(self, keyframes, *args, **more)
+        for result in found[0] if found else ():
+            result.is_certain = 80 <= result.keyframe.index < 140 or result.keyframe.index >= 200
+        return found
+
+    monkeypatch.setattr(Solver, "window", doubting)
+    found = run(walk(260), tmp_path / "out", options=lean3r.StreamOptions(window=16, overlap=4))
+    uncertain = np.array(["uncertain" in each.flags for each in found])
+    assert uncertain[:80].all() and not uncertain[84:136].any() and uncertain[142:].all()
+    assert "apart" not in found[100].flags and "apart" in found[230].flags and "lost" in found[200].flags
+    assert b"element vertex 0" not in (tmp_path / "out" / "points.ply").read_bytes()[:400]

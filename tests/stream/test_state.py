@@ -43,6 +43,27 @@ def test_a_stream_goes_on_with_another_source_in_the_same_world() -> None:
     assert first.figures["frames"] == 60 and second.figures["frames"] == 100
 
 
+def test_a_stream_that_began_with_a_state_is_resumed_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.import_module("lean3r.stream.run"), "SAVING", 1e9)  # a checkpoint for every window
+    first = lean3r.stream(Looks(), walk(30), options=OPTIONS, refine="off")
+    list(first)
+
+    def fork(name: str, *, resume: bool = False) -> Iterator[Estimate]:
+        state, frames, out = first.state(), list(walk(70)), tmp_path / name
+        return iter(lean3r.stream(Looks(), frames, out, options=OPTIONS, refine="off", state=state, resume=resume))
+
+    whole = list(fork("whole"))
+    part = fork("cut")
+    assert [next(part).index for _ in range(35)] == list(range(30, 65))
+    del part
+    rest = list(fork("cut", resume=True))
+    assert 30 < rest[0].index < 99 and rest[-1].timestamp_s == whole[-1].timestamp_s == pytest.approx(2.9 + 1 + 6.9)
+    for name in ("trajectory_tum.txt", "frames.bin", "cameras.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_films_of_one_stream_are_joined_where_they_meet(tmp_path: Path) -> None:
     for name, frames in (("a.mkv", [image for _, image in walk(60)]), ("b.mkv", [image for _, image in back(40)])):
         with av.open(str(tmp_path / name), "w") as container:

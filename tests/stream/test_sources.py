@@ -1,0 +1,133 @@
+"""Sources of a stream: pictures upright, times of every kind, cuts, and where a source goes on after it was stopped."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+import lean3r
+from lean3r.stream import run as running
+from lean3r.stream.frames import Live, Mark, Source
+from stream.test_stream import SMALL, film, run, written
+from stream.walk import Knows, frame, walk
+
+
+class Steps(Knows):
+    """Knows where pictures without times are."""
+
+    def place(self, timestamp_s: float | None) -> float:
+        """See Knows."""
+        return 0.12 * (timestamp_s or 0.0)
+
+
+def test_pictures_are_turned_upright_once(tmp_path: Path) -> None:
+    stored = np.zeros((64, 96, 3), np.uint8)
+    stored[:32, :48] = 255  # a light corner, top left; upright it is top right
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for suffix in ("jpg", "png", "webp", "tif"):
+        Image.fromarray(stored).save(tmp_path / f"a.{suffix}", exif=exif.tobytes())
+    with ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(tmp_path / "a.jpg", "a.jpg")
+    files: list[Any] = [tmp_path / f"a.{suffix}" for suffix in ("jpg", "png", "webp", "tif")]
+    opened = [Image.open(path) for path in files]
+    for source in (tmp_path, files, tmp_path / "all.zip", opened):
+        for each in Source(source):
+            assert each.image.shape == (96, 64, 3)
+            assert each.image[5, -5].min() > 200 and each.image[5, 5].max() < 50 and each.image[-5, -5].max() < 50
+
+
+def test_a_located_picture_is_turned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, asked = lean3r.stream(Knows(), walk(20), options=SMALL, refine="off"), []
+    list(stream)
+    monkeypatch.setattr(stream.engine, "locate", asked.append)
+    picture = Image.fromarray(frame(1.0)).transpose(Image.Transpose.ROTATE_90)
+    picture.getexif()[0x0112] = 6
+    stream.locate(picture)
+    assert np.array_equal(asked[0].image, frame(1.0))
+
+
+def test_a_source_goes_on_behind_any_frame(tmp_path: Path) -> None:
+    """Also where some of its frames and pictures were damaged."""
+    for name in ("a.mp4", "b.mp4"):
+        with av.open(str(tmp_path / name), "w") as container:
+            stream = container.add_stream("mpeg4", rate=10, width=160, height=112, pix_fmt="yuv420p")
+            stream.gop_size = 6
+            for _, image in walk(30):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image))))
+            container.mux(stream.encode(None))
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        packets = [(packet.pos or 0, packet.size) for packet in container.demux(video=0) if packet.size]
+    content = bytearray((tmp_path / "a.mp4").read_bytes())
+    for pos, size in packets[14:16]:
+        content[pos : pos + size] = bytes(size)
+    (tmp_path / "a.mp4").write_bytes(content)
+    for number in range(4):
+        Image.fromarray(frame(number)).save(tmp_path / f"p{number}.png")
+    (tmp_path / "p1.png").write_bytes(b"damaged")
+    paths = [str(tmp_path / name) for name in ("a.mp4", "b.mp4", "p0.png", "p1.png", "p2.png", "p3.png")]
+    pictures: list[Any] = [image for _, image in walk(6)]
+    pictures[2] = np.zeros((4, 4, 3), np.uint8)
+    for given, least in ((paths, 50), (pictures, 5)):
+        source = Source(given)
+        whole = [(each, source.behind(each.index)) for each in source]
+        assert source.counts and least <= len(whole) < 63
+        for number, (_, mark) in enumerate(whole):
+            rest = list(Source(given, Mark(*json.loads(json.dumps(mark)))))
+            for each, (other, _) in zip(rest, whole[number + 1 :], strict=True):
+                assert each[:2] == other[:2] and each[3:] == other[3:] and np.array_equal(each.image, other.image)
+
+
+def test_a_folder_with_a_damaged_picture_is_resumed_with_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "SAVING", 1e9)  # a checkpoint for every window
+    (tmp_path / "in").mkdir()
+    for number, (_, image) in enumerate(walk(40)):
+        Image.fromarray(image).save(tmp_path / "in" / f"{number:02d}.png")
+    (tmp_path / "in" / "03.png").write_bytes(b"damaged")
+
+    def taken(name: str, most: int | None = None, *, resume: bool = False) -> int:
+        source, out = tmp_path / "in", tmp_path / name
+        stream = lean3r.stream(Steps(), source, out, options=SMALL, refine="off", resume=resume)
+        return list(itertools.islice(stream, most))[-1].index
+
+    assert (taken("whole"), taken("cut", 20), taken("cut", resume=True)) == (38, 19, 38)
+    assert written(tmp_path / "cut") == written(tmp_path / "whole")
+
+
+def test_a_cut_is_kept_when_its_frame_is_dropped(tmp_path: Path) -> None:
+    for first in (29, 30):  # the first frame of the second film is dropped, or it is not
+        film(tmp_path / "a.mkv", first)
+        film(tmp_path / "b.mkv", 60 - first)
+        live = Live(Source([str(tmp_path / "a.mkv"), str(tmp_path / "b.mkv")]), most=40)
+        live._thread.join(30)
+        found = [each for _, each in live]
+        assert live.dropped and [each.index for each in found if each.is_cut] == [30]
+        assert found[-1].index == 59
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64])
+def test_times_of_every_kind(kind: type) -> None:
+    found = list(Source([(kind(2 * i), image) for i, (_, image) in enumerate(walk(4))]))
+    assert [each.timestamp_s for each in found] == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), np.float32("inf")])
+def test_a_frame_whose_time_is_no_number_follows_at_once(bad: float) -> None:
+    frames = list(walk(60))
+    frames[20] = (bad, frames[20][1])
+    source = Source(frames)
+    times = [each.timestamp_s for each in source]
+    assert times[19] < times[20] < times[21] == 2.1 and source.counts == {"frames whose time is no number": 1}
+    found = run(frames)
+    assert len(found) == 60 and all(np.isfinite(each.cam_from_world).all() for each in found)
+    assert [each.timestamp_s for each in Source([image for _, image in frames])] == list(range(60))
