@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lean3r.inputs.motion import whole_shift
+from lean3r.inputs.motion import spectrum_of, whole_shift_of
 
 ALONG, ACROSS = 8, 6  # nodes along the longer and the shorter side
 HALF = 7  # pixels from a node to the edge of its neighbourhood
@@ -22,52 +22,84 @@ LEAST_NODES = 6  # that an affine motion needs
 _OFFSETS = np.stack(np.meshgrid(*2 * (np.arange(-HALF, HALF + 1),), indexing="ij"), -1).reshape(-1, 2)
 
 
+class Reference:
+    """A frame [H, W] float32 from which the motion to others is measured; what depends on it alone is made once."""
+
+    def __init__(self, picture: np.ndarray) -> None:
+        self.picture = picture
+        self._spectrum = spectrum_of(picture[None])
+        self._nodes = _nodes(*picture.shape)
+        pictures = [picture]
+        for _ in range(LEVELS - 1):
+            pictures.append(_halved(pictures[-1]))
+        self._patches = [_Patches(of_level, 2**level, self._nodes) for level, of_level in enumerate(pictures)]
+
+    @property
+    def bytes(self) -> int:
+        """Of the frame and what was made of it."""
+        return self.picture.nbytes + self._spectrum.nbytes + sum(patches.bytes for patches in self._patches)
+
+    def flow_to(self, frame: np.ndarray) -> np.ndarray | None:
+        """See `flow_between`."""
+        whole = whole_shift_of(self._spectrum, frame)
+        if whole is None:
+            return None
+        height, width = frame.shape
+        at = self._nodes
+        moved = np.tile(whole, (len(at), 1))
+        frames = [frame]
+        for _ in range(LEVELS - 1):
+            frames.append(_halved(frames[-1]))
+        unlike = np.zeros(len(at))
+        for level in reversed(range(LEVELS)):
+            scale = 2**level
+            moved, unlike = self._patches[level].track(frames[level], moved / scale)
+            moved = moved * scale
+        there = at + moved
+        clear = self._patches[0].corner > LEAST_CORNER
+        known = clear & (unlike < UNLIKE) & (np.linalg.norm(moved - whole, axis=1) < FARTHEST)
+        known &= ((there >= 0) & (there <= (height - 1, width - 1))).all(axis=1)
+        if known.sum() < LEAST_NODES <= clear.sum() / 2:  # the shift of the whole picture was chance
+            return None
+        if known.sum() < LEAST_NODES:
+            return np.tile(whole, (len(at), 1)) / max(height, width)
+        places = np.column_stack([at, np.ones(len(at))])
+        affine, *_ = np.linalg.lstsq(places[known], moved[known], rcond=None)
+        return np.where(known[:, None], moved, places @ affine) / max(height, width)
+
+
 def flow_between(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
     """The motion (rows, columns) from frame a to b [H, W] float32 at each node [N, 2], in shares of the longer side;
     None if it cannot be measured."""
-    whole = whole_shift(a, b)
-    if whole is None:
-        return None
-    height, width = a.shape
-    at = _nodes(height, width)
-    moved = np.tile(whole, (len(at), 1))
-    pairs = [(a, b)]
-    for _ in range(LEVELS - 1):
-        pairs.append((_halved(pairs[-1][0]), _halved(pairs[-1][1])))
-    corner = unlike = np.zeros(len(at))
-    for level in reversed(range(LEVELS)):
-        scale = 2**level
-        moved, corner, unlike = _track(*pairs[level], (at + 0.5) / scale - 0.5, moved / scale)
-        moved = moved * scale
-    there = at + moved
-    clear = corner > LEAST_CORNER
-    known = clear & (unlike < UNLIKE) & (np.linalg.norm(moved - whole, axis=1) < FARTHEST)
-    known &= ((there >= 0) & (there <= (height - 1, width - 1))).all(axis=1)
-    if known.sum() < LEAST_NODES <= clear.sum() / 2:  # the shift of the whole picture was chance
-        return None
-    if known.sum() < LEAST_NODES:
-        return np.tile(whole, (len(at), 1)) / max(height, width)
-    places = np.column_stack([at, np.ones(len(at))])
-    affine, *_ = np.linalg.lstsq(places[known], moved[known], rcond=None)
-    return np.where(known[:, None], moved, places @ affine) / max(height, width)
+    return Reference(a).flow_to(b)
 
 
-def _track(
-    a: np.ndarray, b: np.ndarray, at: np.ndarray, moved: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Better motion [N, 2] in pixels of points [N, 2] from a to b; how clear a corner each is, and how unlike its
-    neighbourhoods are in the end."""
-    y, x = (at[:, None] + _OFFSETS).transpose(2, 0, 1)
-    before = _centred(_sample(a, y, x))
-    gradient = np.stack([_sample(slope, y, x) for slope in np.gradient(a)], 1)  # [N, 2, P]
-    squared = gradient @ gradient.transpose(0, 2, 1) + 1e-3 * np.eye(2)
-    inverse = np.linalg.inv(squared)
-    off = before
-    for _ in range(STEPS):
-        off = _centred(_sample(b, y + moved[:, :1], x + moved[:, 1:])) - before
-        moved = moved - (inverse @ (gradient @ off[..., None]))[..., 0]
-    corner = np.linalg.eigvalsh(squared)[:, 0] / len(_OFFSETS)
-    return moved, corner, (off**2).mean(1) / np.maximum((before**2).mean(1), LEAST_VARIANCE)
+class _Patches:
+    """The neighbourhoods of nodes [N, 2] of the full frame in one made `scale` times smaller; `corner` [N] says how
+    clear a corner each is."""
+
+    def __init__(self, picture: np.ndarray, scale: int, nodes: np.ndarray) -> None:
+        at = (nodes + 0.5) / scale - 0.5
+        self._y, self._x = (at[:, None] + _OFFSETS).transpose(2, 0, 1)
+        self._before = _centred(_sample(picture, self._y, self._x))
+        slopes = [_sample(slope, self._y, self._x) for slope in np.gradient(picture)]
+        self._gradient = np.stack(slopes, 1)  # [N, 2, P]
+        squared = self._gradient @ self._gradient.transpose(0, 2, 1) + 1e-3 * np.eye(2)
+        self._inverse = np.linalg.inv(squared)
+        self.corner = np.linalg.eigvalsh(squared)[:, 0] / len(_OFFSETS)
+
+    @property
+    def bytes(self) -> int:
+        """Of its arrays."""
+        return sum(values.nbytes for values in vars(self).values())
+
+    def track(self, frame: np.ndarray, moved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Better motion [N, 2] in pixels of the nodes to a frame; how unlike their neighbourhoods are in the end."""
+        before = off = self._before
+        for _ in range(STEPS):
+            off = _centred(_sample(frame, self._y + moved[:, :1], self._x + moved[:, 1:])) - before
+            moved = moved - (self._inverse @ (self._gradient @ off[..., None]))[..., 0]
+        return moved, (off**2).mean(1) / np.maximum((before**2).mean(1), LEAST_VARIANCE)
 
 
 def _centred(values: np.ndarray) -> np.ndarray:

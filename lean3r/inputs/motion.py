@@ -153,7 +153,8 @@ def shift_between(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
             kept.append(index)
     shifts = np.tile(whole, (len(corners), 1))
     if pairs:
-        further, peaks = _correlate(*(np.stack(side) for side in zip(*pairs, strict=True)))
+        before, after = (np.stack(side) for side in zip(*pairs, strict=True))
+        further, peaks = _correlate(spectrum_of(before), after)
         sure = (peaks >= LEAST_PEAK) & (np.linalg.norm(further, axis=1) < BLOCK / 4)
         shifts[np.array(kept)[sure]] = at + further[sure]
     return shifts / max(height, width)
@@ -161,22 +162,32 @@ def shift_between(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
 
 def whole_shift(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
     """The shift (rows, columns) in pixels of the whole picture from frame a to b [H, W]; None if it is not found."""
-    (whole,), (peak,) = _correlate(a[None], b[None])
+    return whole_shift_of(spectrum_of(a[None]), b)
+
+
+def whole_shift_of(spectrum: np.ndarray, frame: np.ndarray) -> np.ndarray | None:
+    """`whole_shift` to a frame [H, W] from the one that has this spectrum."""
+    (whole,), (peak,) = _correlate(spectrum, frame[None])
     return whole if peak >= LEAST_PEAK else None
 
 
-def _correlate(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Shifts (rows, columns) [B, 2] in pixels from pictures a to b [B, H, W], and the heights [B] of their peaks."""
-    height, width = a.shape[1:]
+def spectrum_of(pictures: np.ndarray) -> np.ndarray:
+    """Fourier transforms of pictures [B, H, W], faded out towards their borders."""
+    height, width = pictures.shape[1:]
     window = np.hanning(height)[:, None] * np.hanning(width)
-    spectra = [np.fft.rfft2((p - p.mean(axis=(1, 2), keepdims=True)) * window) for p in (a, b)]
-    cross = np.conj(spectra[0]) * spectra[1]
-    surface = np.fft.irfft2(cross / np.maximum(np.abs(cross), 1e-6), s=(height, width))
-    flat = surface.reshape(len(a), -1).argmax(axis=1)
-    rows, cols = np.divmod(flat, width)
-    peaks = surface.reshape(len(a), -1)[np.arange(len(a)), flat]
+    return np.fft.rfft2((pictures - pictures.mean(axis=(1, 2), keepdims=True)) * window)
+
+
+def _correlate(spectra: np.ndarray, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Shifts (rows, columns) [B, 2] in pixels to pictures [B, H, W] from those of the spectra, and the heights [B] of
+    their peaks."""
+    count, height, width = pictures.shape
+    cross = np.conj(spectra) * spectrum_of(pictures)
+    surface = np.fft.irfft2(cross / np.maximum(np.abs(cross), 1e-6), s=(height, width)).reshape(count, -1)
+    highest = surface.argmax(axis=1)
+    rows, cols = np.divmod(highest, width)
     signed = np.stack([(rows + height // 2) % height - height // 2, (cols + width // 2) % width - width // 2], axis=1)
-    return signed.astype(np.float64), peaks
+    return signed.astype(np.float64), surface[np.arange(count), highest]
 
 
 def _corners(height: int, width: int) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from lean3r.inputs.flow import flow_between
+from lean3r.inputs.flow import Reference, flow_between
 from lean3r.inputs.motion import LOST, REACH, SHARP_REACH, sharpness_of, small_size
 from lean3r.stream.pictures import Keyframe
 
@@ -41,7 +41,7 @@ class Selector:
     def __init__(self, step: float) -> None:
         self.step = step
         self.travelled = 0.0  # by the picture since the start, in longer sides
-        self._reference: np.ndarray | None = None
+        self._reference: Reference | None = None
         self._last: np.ndarray | None = None
         self._reference_at = np.zeros(2)  # one row for each part follows in `_at`
         self._at: np.ndarray | None = None
@@ -103,24 +103,24 @@ class Selector:
         """Where the parts [B, 2] of a frame are, and how far they have moved since the frame before."""
         before, last = self._at, self._last
         self._last = grey
-        if self._reference is None or before is None or self._reference.shape != grey.shape:
+        if self._reference is None or before is None or self._reference.picture.shape != grey.shape:
             blocks = 1 if before is None else len(before)
-            shift = flow_between(grey, grey)
+            self._reference = Reference(grey)
+            shift = self._reference.flow_to(grey)
             blocks = blocks if shift is None else len(shift)
             is_first = before is None
             far = 0.0 if is_first else LOST
             centre = np.zeros(2) if before is None else before.mean(0)
             self._at = self._reference_at = np.tile(centre + far / np.sqrt(2), (blocks, 1))
-            self._reference = grey
             return self._at, far
-        shift = flow_between(self._reference, grey)
+        shift = self._reference.flow_to(grey)
         if shift is None:
             step = None if last is None or last.shape != grey.shape else flow_between(last, grey)
             at = before + (np.full_like(before, LOST / np.sqrt(2)) if step is None else step)
         else:
             at = self._reference_at + shift
         if shift is None or float(np.linalg.norm(shift, axis=1).mean()) > FOLLOW:
-            self._reference, self._reference_at = grey, at
+            self._reference, self._reference_at = Reference(grey), at
         self._at = at
         return at, float(np.linalg.norm(at - before, axis=1).mean())
 
@@ -129,7 +129,7 @@ class Selector:
         return {
             "travelled": self.travelled,
             "last_s": self._last_s,
-            "reference": self._reference,
+            "reference": None if self._reference is None else self._reference.picture,
             "last": self._last,
             "reference_at": self._reference_at,
             "at": self._at,
@@ -139,8 +139,8 @@ class Selector:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See Engine.restore."""
-        self.travelled, self._reference, self._last = state["travelled"], state["reference"], state["last"]
-        self._last_s = state["last_s"]
+        self.travelled, self._last, self._last_s = state["travelled"], state["last"], state["last_s"]
+        self._reference = None if state["reference"] is None else Reference(state["reference"])
         self._reference_at, self._at, self._key_at = state["reference_at"], state["at"], state["key_at"]
         waiting = [_Candidate(Keyframe.restored(c), c["at"], c["sharpness"]) for c in state["waiting"]]
         self._waiting = deque(waiting, maxlen=REACH + 1)
@@ -153,8 +153,9 @@ class Selector:
     @property
     def bytes(self) -> int:
         """Of the pictures that wait."""
-        greys = [grey.nbytes for grey in (self._reference, self._last) if grey is not None]
-        return sum(greys) + sum(candidate.keyframe.pixels.nbytes for candidate in self._waiting)
+        last, reference = self._last, self._reference
+        greys = (0 if last is None else last.nbytes) + (0 if reference is None else reference.bytes)
+        return greys + sum(candidate.keyframe.pixels.nbytes for candidate in self._waiting)
 
 
 def _grey(keyframe: Keyframe) -> np.ndarray:
