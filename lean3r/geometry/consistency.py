@@ -46,8 +46,15 @@ class Scene(NamedTuple):
         """Depth [P] of world points [P, 3] in a view, and the view's own depth at their projections; NaN outside the
         picture and where the view's depth is unknown."""
         pose = self.cam_from_world[view]
-        cam = world @ pose[:3, :3].T + pose[:3, 3]
-        return cam[:, 2], sample_depth(self.depth[view], self.optics.project(view, cam))
+        return self._seen(view, world @ pose[:3, :3].T + pose[:3, 3])
+
+    def seen_along(self, view: int, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`seen` of points that are `rays` [P, 3] away from the view's centre, in their precision."""
+        return self._seen(view, rays @ self.cam_from_world[view, :3, :3].T.astype(rays.dtype))
+
+    def _seen(self, view: int, cam: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        xy = self.optics.project(view, cam).astype(cam.dtype, copy=False)
+        return cam[:, 2], sample_depth(self.depth[view], xy)
 
 
 def neighbours(scene: Scene, count: int) -> list[np.ndarray]:
@@ -79,25 +86,27 @@ def neighbours(scene: Scene, count: int) -> list[np.ndarray]:
 
 def sample_depth(depth: np.ndarray, xy: np.ndarray) -> np.ndarray:
     """Depth [P] at pixels xy [P, 2], or [S, P] of S depth maps at [S, P, 2], linear in inverse depth between the four
-    nearest pixel centres; NaN outside, where xy is NaN, and where one of the four is unknown or they span a depth
-    edge."""
+    nearest pixel centres, in the precision of xy; NaN outside, where xy is NaN, and where one of the four is unknown or
+    they span a depth edge."""
     height, width = depth.shape[-2:]
-    inside = (xy >= 0).all(axis=-1) & (xy <= [width, height]).all(axis=-1)
+    x, y = xy[..., 0], xy[..., 1]
+    inside = (x >= 0) & (y >= 0) & (x <= width) & (y <= height)
     at = np.nonzero(inside)  # of many maps, most points are in few
     # The outer half of a border pixel is in the picture but has no further pixel centre to interpolate with.
-    x, y = (np.clip(xy[at][:, i] - 0.5, 0, size - 1) for i, size in enumerate((width, height)))
+    x, y = (np.clip(along[at] - 0.5, 0, size - 1) for along, size in ((x, width), (y, height)))
     left, top = np.minimum(x.astype(np.int64), max(width - 2, 0)), np.minimum(y.astype(np.int64), max(height - 2, 0))
-    right, low = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
-    corners = np.stack([depth[(*at[:-1], r, c)] for r in (top, low) for c in (left, right)]).astype(np.float64)
+    first = top * width + left if depth.ndim == 2 else (at[0] * height + top) * width + left
+    right, low = min(1, width - 1), width * min(1, height - 1)
+    corners = np.stack([depth.reshape(-1)[first + step] for step in (0, right, low, low + right)]).astype(xy.dtype)
     known = (corners > 0).all(axis=0) & (corners.max(axis=0) < EDGE * corners.min(axis=0))
-    fx, fy = x - left, y - top
+    fx, fy = (x - left).astype(xy.dtype), (y - top).astype(xy.dtype)
     weights = np.stack([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy])
     inverse = (weights / np.where(known, corners, 1)).sum(axis=0)
-    depths = np.full(inside.shape, np.nan)
+    depths = np.full(inside.shape, np.nan, xy.dtype)
     depths[at] = np.where(known, 1 / inverse, np.nan)
     return depths
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
     """Vectors [..., 3] at length 1; zero stays zero."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-30)
+    return vectors / np.maximum(np.sqrt(np.einsum("...i,...i->...", vectors, vectors)), 1e-30)[..., None]

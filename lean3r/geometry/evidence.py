@@ -80,18 +80,20 @@ def cast(scene: Scene) -> Votes:
     def vote(view: int) -> list[np.ndarray]:
         differences = []
         known = np.flatnonzero(scene.depth[view][rows[:, None], cols].ravel() > 0)
-        world = scene.world_points(view, *grid[known].T)
-        own = unit(world - centres[view])
+        # Seen from this view, single precision is exact enough wherever the world's origin lies, and faster.
+        points = (scene.world_points(view, *grid[known].T) - centres[view]).astype(np.float32)
+        own = unit(points)
         for other in others_of[view]:
-            z, depth = scene.seen(other, world)
-            ratio = np.log(np.where(z > 0, z, np.nan) / depth)
-            speaks = np.isfinite(ratio)
-            ratio, at = ratio[speaks], known[speaks]
-            cosine = np.einsum("pc,pc->p", own[speaks], unit(world[speaks] - centres[other]))
-            weight = (np.arccos(cosine.clip(-1, 1)) / PARALLAX_RAD).clip(0.1, 1)
-            same = np.exp(-0.5 * (ratio / TOLERANCE) ** 2)
+            rays = points - (centres[other] - centres[view]).astype(np.float32)
+            z, depth = scene.seen_along(other, rays)
+            speaks = np.flatnonzero((z > 0) & (depth > 0))
+            ratio, at = np.log(z[speaks] / depth[speaks]), known[speaks]
+            chord = own[speaks] - unit(rays[speaks])
+            angle = np.sqrt(np.einsum("pc,pc->p", chord, chord))  # where it is small; large ones count alike
+            weight = (angle / np.float32(PARALLAX_RAD)).clip(0.1, 1)
+            same = np.exp(-0.5 * (ratio / np.float32(TOLERANCE)) ** 2)
             agree[view].flat[at] += weight * same
-            against[view].flat[at] += weight * (1 - same) * np.where(ratio < 0, 1, HIDDEN)
+            against[view].flat[at] += weight * (1 - same) * np.where(ratio < 0, np.float32(1), np.float32(HIDDEN))
             differences.append(np.abs(ratio[:: 1 + len(ratio) // 1000]))
         return differences
 

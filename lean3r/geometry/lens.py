@@ -113,8 +113,9 @@ class Optics:
             scale, offset = np.reshape(source.original_from_network, (2, 2))
             xy[front] = (np.asarray(camera.img_from_cam(cam[front].astype(np.float64))).reshape(-1, 2) - offset) / scale
             return xy
-        fx, fy, cx, cy = self._intrinsics[view][[0, 1, 0, 1], [0, 1, 2, 2]]
-        return cam[:, :2] / np.where(front, cam[:, 2], np.nan)[:, None] * [fx, fy] + [cx, cy]
+        fx, fy, cx, cy = self._intrinsics[view][[0, 1, 0, 1], [0, 1, 2, 2]].astype(cam.dtype)
+        z = np.where(front, cam[:, 2], cam.dtype.type(np.nan))
+        return np.stack([cam[:, 0] / z * fx + cx, cam[:, 1] / z * fy + cy], axis=-1)
 
     def project_all(self, cam: np.ndarray) -> np.ndarray:
         """`project` of camera points [S, P, 3] of all views at once, [S, P, 2]."""

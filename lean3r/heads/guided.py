@@ -105,10 +105,11 @@ class Residual(nn.Module):
 def _convex_upsample(values: Tensor, weights: Tensor) -> Tensor:
     """[N, K, h, w] and weights [N, 9 * 16, h, w] -> [N, K, 4h, 4w]: each pixel a convex mix of 3x3 neighbours."""
     count, _, rows, cols = values.shape
-    share = weights.view(count, 1, 9, 16, rows, cols).softmax(dim=2)
-    padded = F.pad(values, (1, 1, 1, 1), mode="replicate")
-    neighbours = torch.stack(
-        [padded[:, :, dy : dy + rows, dx : dx + cols] for dy in range(3) for dx in range(3)], dim=2
-    )
-    mixed = (share * neighbours[:, :, :, None]).sum(dim=2)
+    share = weights.view(count, 9, 16, rows, cols).softmax(dim=1)
+    padded = F.pad(values, (1, 1, 1, 1), mode="replicate")[:, :, None]
+    mixed = torch.zeros((), dtype=values.dtype, device=values.device)
+    for place in range(9):  # one after the other: all products at once would be written to memory and read again
+        down, right = divmod(place, 3)
+        neighbour = padded[..., down : down + rows, right : right + cols]
+        mixed = torch.addcmul(mixed, share[:, None, place], neighbour)
     return F.pixel_shuffle(mixed.flatten(1, 2), 4)
