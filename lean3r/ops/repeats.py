@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -12,41 +13,48 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 T = TypeVar("T")
-_factors: list[int] = []  # of the loops that are running; empty outside `counting`
+_counting: dict[int, list[int]] = {}  # by thread: factors of the loops that are running; empty outside `counting`
+
+
+def _factors() -> list[int]:
+    """Those of this thread: others may run models meanwhile."""
+    return _counting.get(threading.get_ident(), []) if _counting else []
 
 
 def pieces_of(items: Sequence[T]) -> Iterator[T]:
     """Yield the items in turn. All but the last must cost the same: while costs are counted, only the first and the
     last run, and the first counts for all of these."""
-    if not _factors or len(items) < 3:
+    factors = _factors()
+    if not factors or len(items) < 3:
         yield from items
         return
-    _factors.append(len(items) - 1)
+    factors.append(len(items) - 1)
     try:
         yield items[0]
     finally:
-        _factors.pop()
+        factors.pop()
     yield items[-1]
 
 
 @contextmanager
 def counting() -> Iterator[None]:
     """Inside, loops run only their first and last piece, and results mean nothing. Costs count `factor()` times."""
-    _factors.append(1)
+    thread = threading.get_ident()
+    _counting[thread] = [1]
     try:
         yield
     finally:
-        _factors.pop()
+        del _counting[thread]
 
 
 def factor() -> int:
     """How often the current piece of work would run outside `counting`."""
-    return math.prod(_factors)
+    return math.prod(_factors())
 
 
 def with_values(make: Callable[[], Tensor]) -> Tensor:
     """Return make(), a table that depends on shapes alone; inside `counting`, an empty tensor of its true shape."""
-    if not _factors:
+    if not _factors():
         return make()
     # A table of what is not zero has as many rows as there are, which tensors without values cannot know.
     with _disable_current_modes(), torch._C.DisableTorchFunction():
@@ -56,4 +64,4 @@ def with_values(make: Callable[[], Tensor]) -> Tensor:
 
 def number(value: Tensor, expected: int) -> int:
     """int(value); inside `counting`, where tensors have no values, `expected`."""
-    return expected if _factors else int(value)
+    return expected if _factors() else int(value)

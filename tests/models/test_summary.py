@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from typing import Any
 
@@ -27,6 +28,7 @@ from lean3r.models.pi3x import Pi3X, Pi3XConfig
 from lean3r.models.vggt import Vggt, VggtConfig
 from lean3r.ops.block_select import torch_path
 from lean3r.ops.block_sparse import gather
+from lean3r.ops.repeats import counting, factor, pieces_of
 from lean3r.types import TokenLayout, Views
 
 PI3: dict[str, Any] = {"width": 32, "heads": 2, "encoder_depth": 1, "grid": 4, "camera_width": 16}
@@ -159,6 +161,12 @@ def test_a_summary_leaves_nothing_behind() -> None:
     table, _ = rope_table(TokenLayout(2, 5, 3, 4), 16, torch.device("cpu"), torch.float32)
     assert type(table) is torch.Tensor and bool(torch.isfinite(table).all())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_summary_changes_no_run_in_another_thread() -> None:
+    with counting(), ThreadPoolExecutor(1) as another:
+        assert list(pieces_of(range(5))) == [0, 4]
+        assert another.submit(lambda: (list(pieces_of(range(5))), factor())).result() == ([0, 1, 2, 3, 4], 1)
 
 
 @pytest.mark.parametrize("size", [(0, 28, 28), (1, 28, 30), (1, 0, 28)])
