@@ -18,6 +18,7 @@ from lean3r.compress.targets import Place, Target
 from lean3r.errors import UsageError
 from lean3r.layers.linear import Linear, TakesRows, linear
 from lean3r.ops.fp8 import Operand, Rows, lay_out, rows_of
+from lean3r.tables import kept
 
 
 class Rounded(nn.Module):
@@ -177,7 +178,7 @@ class QuantLinear(Coded, TakesRows, nn.Linear):
         state = [fact for t in sources for fact in (id(t), -1 if t.is_inference() else t._version)]
         if self._laid_out is None or self._laid_out[0] != state:
             self._laid_out = state, lay_out(*sources)
-        return self._laid_out[1]
+        return kept(self._laid_out[1])
 
 
 class QuantConv2d(Coded, nn.Conv2d):

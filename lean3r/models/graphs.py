@@ -1,7 +1,8 @@
 """`encode` of a backbone as a CUDA graph: with few views, launching thousands of kernels takes longer than they run.
 
 A graph is recorded for each number and size of pictures. It replays the same kernels on the same memory, so that its
-results are those of a plain run bit for bit; what a run decides in Python is decided once, when it is recorded.
+results are those of a plain run bit for bit; what a run decides in Python is decided once, when it is recorded. What it
+reads by address must outlive it: tables are held (lean3r/tables.py), and it is dropped when weights are elsewhere.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from lean3r.models.base import Backbone, check_views
+from lean3r.tables import noting
 from lean3r.types import Tokens, Views
 
 MOST_VIEWS = 8  # beyond, the kernels take longer than their launches
@@ -28,6 +31,7 @@ class _Recording:
     graph: torch.cuda.CUDAGraph
     views: Views
     tokens: Tokens
+    kept: dict[int, object]
 
 
 class EncodeGraphs:
@@ -35,17 +39,21 @@ class EncodeGraphs:
 
     def __init__(self) -> None:
         self.recordings: dict[tuple, _Recording | None] = {}
+        self.weights: list[tuple] = []
 
     def __deepcopy__(self, memo: dict) -> None:
         return None
 
     def __call__(self, model: Backbone, views: Views, **options: str) -> Tokens:
-        """model.encode(views, **options), replayed. With gradients, known cameras or depth, no view or more than
-        MOST_VIEWS, and where recording failed, which is logged once, it runs as without graphs."""
+        """model.encode(views, **options), replayed. With gradients, known cameras or depth, a share of the views, none
+        or more than MOST_VIEWS, and where recording failed, which is logged once, it runs as without graphs."""
         batch, count = views.images.shape[:2] if views.images.ndim == 5 else (0, 0)
-        if torch.is_grad_enabled() or views.known is not None or not 1 <= batch * count <= MOST_VIEWS:
+        alone = views.known is None and views.share is None
+        if torch.is_grad_enabled() or not alone or not 1 <= batch * count <= MOST_VIEWS:
             return model.encode(views, **options)
         check_views(views, model.patch)  # its questions to the GPU cannot be recorded
+        if (weights := _places(model)) != self.weights:
+            self.recordings, self.weights = {}, weights
         key = _conditions(model, views, options)
         if key not in self.recordings:
             while len(self.recordings) >= MOST_GRAPHS:
@@ -65,13 +73,31 @@ class EncodeGraphs:
 
 
 def _conditions(model: Backbone, views: Views, options: dict[str, str]) -> tuple:
-    """All that decides which kernels run, and on which weights."""
-    images, weight = views.images, next(model.parameters())
+    """All that decides which kernels run, but the weights."""
+    images = views.images
     cast = torch.is_autocast_enabled(images.device.type) and torch.get_autocast_dtype(images.device.type)
     return (
         *(tuple(images.shape), images.dtype, images.device, views.mask is None, tuple(sorted(options.items()))),
-        *(weight.data_ptr(), weight.dtype, cast, model.chunk_bytes),
+        *(cast, model.chunk_bytes),
     )
+
+
+def _places(model: nn.Module) -> list[tuple]:
+    """Addresses and types of all weights, and versions of the codes, which products may have laid out elsewhere.
+
+    Modules are walked through by hand: model.parameters() takes three times as long.
+    """
+    found, left = [], [model]
+    while left:
+        module = left.pop()
+        left += [child for child in module._modules.values() if child is not None]
+        found += [(t.data_ptr(), t.dtype) for t in module._parameters.values() if t is not None]
+        found += [(t.data_ptr(), t.dtype, _version(t)) for t in module._buffers.values() if t is not None]
+    return found
+
+
+def _version(t: torch.Tensor) -> int:
+    return -1 if t.is_inference() else t._version
 
 
 def _record(model: Backbone, views: Views, options: dict[str, str]) -> _Recording | None:
@@ -79,7 +105,7 @@ def _record(model: Backbone, views: Views, options: dict[str, str]) -> _Recordin
     with torch.inference_mode(False), torch.no_grad():
         mask = None if views.mask is None else views.mask.clone()
         fixed = replace(views, images=views.images.clone(), mask=mask)
-    with torch.cuda.device_of(views.images), _casts_not_kept():
+    with torch.cuda.device_of(views.images), _casts_not_kept(), noting() as kept:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -96,7 +122,7 @@ def _record(model: Backbone, views: Views, options: dict[str, str]) -> _Recordin
             reason = next(iter(str(error).splitlines()), "")
             logger.warning("%s runs without CUDA graphs, which cannot be recorded: %s", model.name, reason)
             return None
-    return _Recording(graph, fixed, tokens)
+    return _Recording(graph, fixed, tokens, kept)
 
 
 @contextmanager

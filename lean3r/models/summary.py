@@ -28,7 +28,7 @@ from lean3r.layers.trunk import Trunk
 from lean3r.layers.vit import PatchEmbed, VisionTransformer
 from lean3r.models.encoded import Encoded
 from lean3r.ops.repeats import counting, factor
-from lean3r.tables import forget_tables
+from lean3r.tables import own_tables
 from lean3r.types import Views
 
 ENCODER, FRAME, GLOBAL, MLP, HEADS = "encoder", "frame attention", "global attention", "mlp", "heads"
@@ -112,17 +112,12 @@ def _part_of(name: str, parts: dict[str, str]) -> str:
 @contextmanager
 def _no_memory(model: nn.Module) -> Iterator[nn.Module]:
     """A copy of the model without memory for its tensors, in a context where new tensors have none either."""
-    forget_tables()
-    try:
-        with FakeTensorMode(), _NoValues():
-            memory: dict[int, object] = {
-                id(t): nn.Parameter(torch.empty(t.shape, dtype=t.dtype), requires_grad=False)
-                for t in model.parameters()
-            }
-            memory |= {id(t): torch.empty(t.shape, dtype=t.dtype) for t in model.buffers()}
-            yield copy.deepcopy(model, memory).eval()
-    finally:
-        forget_tables()
+    with own_tables(), FakeTensorMode(), _NoValues():
+        memory: dict[int, object] = {
+            id(t): nn.Parameter(torch.empty(t.shape, dtype=t.dtype), requires_grad=False) for t in model.parameters()
+        }
+        memory |= {id(t): torch.empty(t.shape, dtype=t.dtype) for t in model.buffers()}
+        yield copy.deepcopy(model, memory).eval()
 
 
 class _NoValues(TorchFunctionMode):

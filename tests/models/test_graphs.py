@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
+import weakref
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
-from lean3r.compress import compress
+from lean3r import tables
+from lean3r.compress import CompressionPlan, compress, presets
 from lean3r.errors import InputError
+from lean3r.group import Group, Share
 from lean3r.layers import attention as attention_module
 from lean3r.models import MODELS
 from lean3r.models.base import Backbone
+from lean3r.models.execution import hold
 from lean3r.models.graphs import MOST_GRAPHS, MOST_VIEWS, EncodeGraphs
+from lean3r.tables import noting
 from lean3r.types import Known, Tokens, Views
 from models.recorded_graphs import Graph, operator_by_operator, stand_in
 
@@ -98,12 +107,74 @@ def test_nano_and_its_singular_values_stay_plain(caplog: pytest.LogCaptureFixtur
     assert replays(model) == [] and "nano runs without CUDA graphs" in caplog.text
 
 
-@pytest.mark.parametrize("why", ["many views", "gradients", "known cameras"])
+@pytest.mark.parametrize("plan", [presets.dense(), presets.merge(dense_below=0), presets.fp8()])
+def test_a_graph_holds_what_it_reads_by_address_as_long_as_it_lives(plan: CompressionPlan) -> None:
+    model = compress(model_of("vggt"), plan)
+    model.graphs = EncodeGraphs()
+    with torch.no_grad():
+        model.encode(pictures(model))  # tables that other tables are made of
+        with noting() as kept:
+            model.encode(pictures(model))
+        read = [weakref.ref(value) for value in kept.values()]
+        assert read and not kept.clear()
+        model(pictures(model))
+        (recording,) = model.graphs.recordings.values()
+        assert recording is not None
+        assert isinstance(recording.graph, Graph)
+        recording.graph.calls.clear()  # a true graph knows addresses only
+        tables._make_once.cache_clear()  # as the next tables may, one by one
+        for part in model.modules():
+            part.__dict__.pop("_laid_out", None)
+        gc.collect()
+        assert all(ref() is not None for ref in read)
+        del recording
+        model.graphs.recordings.clear()
+        gc.collect()
+        assert all(ref() is None for ref in read)
+
+
+def test_a_summary_leaves_the_tables_of_others_alone() -> None:
+    model = model_of("pi3")
+    with torch.no_grad(), noting() as kept:
+        model.encode(pictures(model))
+        before = set(kept)
+        model.summary(2, 2 * model.patch, 3 * model.patch)
+        with noting() as again:
+            model.encode(pictures(model))
+    assert before and set(again) == before
+
+
+@pytest.mark.parametrize("change", ["number type", "one weight", "codes in place"])
+def test_a_graph_ends_with_the_weights_that_it_reads(change: str) -> None:
+    model = model_of("pi3")
+    if change == "codes in place":
+        model = compress(model, "fp8")
+        model.graphs = EncodeGraphs()
+    first, last = next(model.parameters()).data_ptr(), model.get_submodule("trunk.blocks.0.attn.proj")
+    with torch.no_grad():
+        before = model._encode(pictures(model))
+        if change == "number type":
+            hold(model, torch.bfloat16)
+        elif change == "one weight":
+            last.weight = torch.nn.Parameter(last.get_parameter("weight") * 2)
+        else:
+            codes = last.get_buffer("weight")
+            codes.copy_(codes.roll(1, 0))
+        assert next(model.parameters()).data_ptr() == first
+        found = model._encode(pictures(model))
+        assert same(found, model.encode(pictures(model))) and not same(found, before)
+    assert replays(model) == [1]
+
+
+@pytest.mark.parametrize("why", ["many views", "gradients", "known cameras", "a share"])
 def test_other_runs_are_plain(why: str) -> None:
     model = model_of("pi3")
     views = pictures(model, MOST_VIEWS + 1 if why == "many views" else 2)
     if why == "known cameras":
         views = Views(views.images, known=Known(intrinsics=torch.eye(3).expand(1, 2, 3, 3)))
+    if why == "a share":
+        group = SimpleNamespace(rank=0, size=1, gather=lambda rows, counts, purpose: rows)
+        views = replace(views, share=Share.of(cast(Group, group), 2))
     with torch.set_grad_enabled(why == "gradients"):
         assert same(model._encode(views), model.encode(views))
     assert replays(model) == []
