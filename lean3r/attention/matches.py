@@ -13,6 +13,7 @@ from lean3r.attention.pieces import pieces, write_pieces
 from lean3r.attention.settings import check_count, check_flag, format_settings
 from lean3r.attention.tokens import view_count, without_padding
 from lean3r.ops.block_sparse import block_sparse_attention
+from lean3r.tracing import without_autocast
 from lean3r.types import TokenLayout
 
 
@@ -24,11 +25,12 @@ def best_matches(q: Tensor, k: Tensor, layout: TokenLayout, count: int, key_mask
     """
     views, special = q.shape[2] // layout.tokens, layout.special
     first = torch.arange(views, device=q.device)[:, None] * layout.tokens + special
-    patches, keys = (x.unflatten(2, (views, -1))[:, :, :, special:].flatten(2, 3) for x in (q, k))
+    patches, keys = (x.float().unflatten(2, (views, -1))[:, :, :, special:].flatten(2, 3) for x in (q, k))
     hidden = None if key_mask is None else ~key_mask.unflatten(1, (views, -1))[:, None, None, :, special:]
 
     def choose(part: slice) -> Tensor:
-        scores = (patches[:, :, part] @ keys.transpose(2, 3)).unflatten(3, (views, -1))
+        with without_autocast(q.device.type):  # in bfloat16, most scores of alike patches would be equal
+            scores = (patches[:, :, part] @ keys.transpose(2, 3)).unflatten(3, (views, -1))
         if hidden is not None:
             scores = scores.masked_fill(hidden, -torch.inf)
         best = scores.topk(count, dim=-1)

@@ -9,7 +9,9 @@ from torch import Tensor
 from lean3r.attention.base import Projected
 from lean3r.attention.frame_subset import choose_views
 from lean3r.attention.kv_prune import KeyValuePrune
+from lean3r.attention.matches import best_matches
 from lean3r.attention.merging import MergePlan, best_match, merge
+from lean3r.attention.sla import top_tokens
 from lean3r.testing import assert_rms
 from lean3r.types import TokenLayout
 
@@ -39,6 +41,29 @@ def test_alike_tokens_find_their_nearest_under_autocast() -> None:
         assert torch.equal(best_match(tokens, sources, to)[1], exact)
     rounded = tokens.bfloat16()
     assert torch.equal(best_match(rounded, sources, to)[1], best_match(rounded.float(), sources, to)[1])
+
+
+def test_alike_patches_find_their_best_matches_under_autocast() -> None:
+    layout = TokenLayout(3, 1, 10, 10)
+    q, k = (
+        draw(1, 2, 1, 64) + 0.05 * torch.randn(1, 2, 303, 64, generator=torch.Generator().manual_seed(i))
+        for i in (1, 2)
+    )
+    exact = best_matches(q, k, layout, 2, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(best_matches(q, k, layout, 2, None), exact)
+    q, k = q.bfloat16(), k.bfloat16()
+    assert torch.equal(best_matches(q, k, layout, 2, None), best_matches(q.float(), k.float(), layout, 2, None))
+
+
+def test_alike_keys_are_kept_in_the_number_asked_for_under_autocast() -> None:
+    q, k, v = draw(3, 1, 1, 500, 64)
+    q, k = (draw(64) + 0.05 * x for x in (q, k))
+    exact = top_tokens(q, k, v, 0.05)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_rms(top_tokens(q, k, v, 0.05).float(), exact, 0.01)
+    q, k, v = (x.bfloat16() for x in (q, k, v))
+    assert_rms(top_tokens(q, k, v, 0.05).float(), top_tokens(q.float(), k.float(), v.float(), 0.05), 0.01)
 
 
 @HALF
