@@ -29,6 +29,7 @@ from lean3r.errors import UsageError
 from lean3r.ops.block_sparse import KeyValues, check_kv, unsupported
 from lean3r.ops.dispatch import Implementation, check_implementation
 from lean3r.ops.linear_attention import Feature, block_states, linear_attention, states_attention
+from lean3r.tracing import without_autocast
 from lean3r.types import TokenLayout
 
 Mode = Literal["token", "block", "three-way"]
@@ -42,15 +43,18 @@ def top_tokens(q: Tensor, k: Tensor, v: Tensor, keep: float, mask: Tensor | None
     """Softmax over each query's max(1, floor(keep * keys)) largest scores; q, k, v [B, H, N, D].
 
     Keys that tie with the smallest of these scores are included too. mask [B, N] is False on keys that are left out.
-    Scores are computed for a few queries at a time, and again for gradients; time is quadratic in the tokens.
+    Scores are computed for a few queries at a time, and again for gradients; time is quadratic in the tokens. They are
+    in float32: in half precision many keys would tie, and several times as many be kept.
     """
+    wide = torch.promote_types(q.dtype, torch.float32)
     batch, heads, tokens, dim = k.shape
     counts = [tokens] * batch if mask is None else mask.sum(1).tolist()
     # Ranks among `tokens` scores in ascending order, where masked keys have -inf.
     ranks = [tokens + 1 - max(1, int(keep * count)) for count in counts]
 
     def attend(rows: slice, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        scores = ((q[:, :, rows] * dim**-0.5) @ k.transpose(-1, -2)).float()
+        with without_autocast(q.device.type):
+            scores = (q[:, :, rows].to(wide) * dim**-0.5) @ k.to(wide).transpose(-1, -2)
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None, None, :], -torch.inf)
         with torch.no_grad():
