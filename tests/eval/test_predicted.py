@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from export.scene import make_scene
 
 from lean3r.errors import InputError
 from lean3r.eval.depth_errors import resize_depth_bicubic
 from lean3r.eval.predicted.base import Predicted
+from lean3r.eval.predicted.reading import OWN, read
+from lean3r.export import export
 
 RNG = np.random.default_rng(0)
 
@@ -95,3 +99,21 @@ def test_a_picture_that_was_lost_has_no_pose_and_no_depth():
         "all cameras are at one place: the scale of the trajectory is zero",
         "1 of 4 pictures have no positive depth at all: frame 2",
     ]
+
+
+def test_of_what_lean3r_wrote_in_several_formats_the_richest_is_read(tmp_path):
+    scene = make_scene()
+    export(scene, tmp_path / "room", "npz,cameras,colmap,trajectory,csv,depth,ply")
+    intrinsics = read(tmp_path / "room").intrinsics
+    assert intrinsics is not None
+    for name in OWN[:-1]:
+        gone = tmp_path / "room" / name
+        if not gone.exists():
+            continue
+        predicted = read(tmp_path / "room", names=scene.names)
+        assert predicted.cam_from_world is not None and predicted.depth is not None and predicted.cloud is not None
+        np.testing.assert_allclose(predicted.cam_from_world, scene.cam_from_world, atol=1e-5)
+        if predicted.intrinsics is not None:
+            np.testing.assert_allclose(predicted.intrinsics, intrinsics, rtol=1e-5)
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    assert read(tmp_path / "room").cam_from_world is None

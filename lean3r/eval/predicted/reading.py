@@ -26,6 +26,8 @@ NAMED = {
     **{f"{stem}{suffix}": "intrinsics" for stem in ("K", "intrinsics") for suffix in (".npy", ".txt")},
 }
 PARTS = ("times_s", "cam_from_world", "intrinsics", "depth", "original_from_depth", "cloud")
+OWN = (NPZ, "cameras.json", "transforms.json", "sparse", "trajectory_tum.txt", "trajectory_kitti.txt", "cameras.csv")
+"""The cameras of `lean3r reconstruct`, which its formats repeat: the first that is there is read."""
 OF_A_MODEL = {*COLMAP_FILES, "rigs.txt", "frames.txt"}
 MEANT = re.compile("pose|traj", re.IGNORECASE)  # a text file with such a name must hold predictions
 
@@ -39,8 +41,9 @@ def read(
     """The predictions in a folder, in files whose names are `place` with a suffix, or in the file `place`, as one.
 
     With `names` or `times_s` of a benchmark's pictures, each file is first brought to these: by names if it has them,
-    else by times within `max_gap_s`, else by its order. InputError if there are none, if two files hold the same part,
-    or if they are for different pictures.
+    else by times within `max_gap_s`, else by its order. Of what `lean3r reconstruct` wrote in
+    several formats, one is read (OWN). InputError if there are none, if two files hold the same part, or if they are
+    for different pictures.
     """
     parts = [_for(READERS.get(form)(path), names, times_s, max_gap_s) for path, form in _sources(place).items()]
     if not parts:
@@ -58,9 +61,14 @@ def _sources(place: Path) -> dict[Path, str]:
     beside = (place.with_name(place.name + suffix) for suffix in ("", ".npz", ".ply", *TEXTS))
     found = {path: _form(path, must=True) for path in beside if path.is_file()}
     inside = sorted(place.iterdir()) if place.is_dir() else []
-    if {NPZ, "manifest.json"} <= {path.name for path in inside}:  # lean3r's own: the rest repeats these two
+    names = {path.name for path in inside}
+    cameras = next((name for name in OWN if name in names), None) if "manifest.json" in names else None
+    if cameras == NPZ:
         inside = [path for path in inside if path.name in (NPZ, "points.ply")]
-    elif (model := find_colmap(place)) is not None:
+    elif cameras is not None:
+        again = {*OWN, *({"mesh.ply"} if "points.ply" in names else ())} - {cameras}
+        inside = [path for path in inside if path.name not in again]
+    if cameras in (None, "sparse") and (model := find_colmap(place)) is not None:
         found[model] = "colmap"
         inside = [path for path in inside if path != model and path.name not in OF_A_MODEL]
     found.update((path, _form(path, must=bool(MEANT.search(path.stem)))) for path in inside if path.name[0] != ".")
