@@ -42,9 +42,9 @@ class StreamOptions:
             raise UsageError(f"--keyframe-step is {self.keyframe_step}; expected 0.005 to 0.5.")
 
 
-def four_of(intrinsics: Intrinsics | None) -> tuple[float, ...] | None:
-    """Known intrinsics as fx, fy, cx, cy, and the width and height of the pictures in whose pixels they are, if these
-    are stated; UsageError or InputError if they are none."""
+def camera_numbers(intrinsics: Intrinsics | None) -> tuple[float, ...] | None:
+    """Known intrinsics as four or six numbers: fx, fy, cx, cy, and the width and height of the pictures in whose pixels
+    they are, if these are stated; UsageError or InputError if they are none."""
     if intrinsics is None:
         return None
     from lean3r.geometry.lens import LENSES
@@ -61,7 +61,7 @@ def four_of(intrinsics: Intrinsics | None) -> tuple[float, ...] | None:
 
 
 def given_camera(numbers: tuple[float, ...]) -> CameraOptions:
-    """The cameras of frames by `four_of`."""
+    """The cameras of frames by `camera_numbers`."""
     import numpy as np
 
     from lean3r.inputs.cameras import GivenCamera, GivenCameras

@@ -29,7 +29,7 @@ from lean3r.stream.cloud import Cloud
 from lean3r.stream.engine import Engine, Estimate, Frame, LooksAhead, Settings, revised
 from lean3r.stream.frames import Early, Live, Mark, Source, paths_of
 from lean3r.stream.latency import Times
-from lean3r.stream.options import StreamOptions, four_of
+from lean3r.stream.options import StreamOptions, camera_numbers
 from lean3r.stream.store import Store, room
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def stream(
         step=options.keyframe_step,
         resolution=resolution or model.resolution,
         seed=seed,
-        intrinsics=four_of(intrinsics),
+        intrinsics=camera_numbers(intrinsics),
         refine=RefineOptions.of(refine),
         landmarks=Settings.landmarks if options.loops == "on" else 0,
         dense=StereoOptions.of(dense),
