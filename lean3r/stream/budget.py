@@ -1,10 +1,11 @@
 """Memory first: how many keyframes, of which size, are reconstructed at once.
 
-peak = process before + network on a window + window, carried and remembered frames + cloud and its thinning
+peak = process before + network on a window + window, carried, remembered and waiting frames + cloud and its thinning
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,10 +29,10 @@ NETWORK_FRAME_BYTES = 11 + 24  # of a pixel of a keyframe's results, and while t
 
 
 def fit_stream(
-    model: Backbone, settings: Settings, options: StreamOptions, shape: Sequence[int], memory: str | int
+    model: Backbone, settings: Settings, options: StreamOptions, shape: Sequence[int], memory: str | int, queue: int
 ) -> tuple[Settings, str]:
     """The settings with the largest window up to the usual one that fits into the memory, with smaller pictures if none
-    does, and the formula in numbers; frames are of `shape` (H, W, 3).
+    does, and the formula in numbers; frames are of `shape` (H, W, 3), and `queue` of them may wait as they arrived.
 
     The refinement of a window runs in a process of its own, which is not counted. OutOfMemoryError says how much the
     smallest window takes.
@@ -53,7 +54,7 @@ def fit_stream(
         """Bytes of the process with the network, and of frames."""
         network = predictor.peak(Setting(window, rows, columns, CHUNKS[-1], model.origin.dtype))
         kept = (3 * window + REACH + 1) * frame_bytes + NETWORK_FRAME_BYTES * rows * columns * window
-        kept += settings.landmarks * landmark_bytes(height, width, rows, columns)
+        kept += settings.landmarks * landmark_bytes(height, width, rows, columns) + queue * math.prod(shape)
         return network, 0 if device.type == "cuda" else kept
 
     for each in sides:
@@ -71,5 +72,10 @@ def fit_stream(
         least = sum(cost(windows[0], *size)) + cloud
     raise OutOfMemoryError(
         f"{in_units(budget)} of memory cannot hold this stream, whose smallest window takes {in_units(least)}. "
-        f"Give --memory {least // 10**6 + 1}MB or more, a smaller --resolution or fewer --max-points."
+        f"Give --memory {least // 10**6 + 1}MB or more, a smaller --resolution or fewer --max-points{or_wait(queue)}."
     )
+
+
+def or_wait(queue: int) -> str:
+    """The advice for a stream of which so many frames may wait."""
+    return ", or --drop off" if queue else ""

@@ -8,6 +8,7 @@ When it holds as many as the network was trained with, a new cache starts with t
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,7 +26,7 @@ from lean3r.models.causal import as_causal
 from lean3r.pipeline.budget import CHUNKS
 from lean3r.pipeline.memory import Predictor, Setting, in_units, parse_memory, used_bytes
 from lean3r.stream import sim3
-from lean3r.stream.budget import CLOUD_BYTES
+from lean3r.stream.budget import CLOUD_BYTES, or_wait
 from lean3r.stream.cache import CacheResult, CacheStream, cache_bytes
 from lean3r.stream.engine import Estimate, Frame, Settings, place
 from lean3r.stream.options import StreamOptions
@@ -59,12 +60,18 @@ class CachedEngine:
 
     @staticmethod
     def fit(
-        model: Backbone, settings: Settings, options: StreamOptions, shape: Sequence[int], memory: str | int
+        model: Backbone,
+        settings: Settings,
+        options: StreamOptions,
+        shape: Sequence[int],
+        memory: str | int,
+        queue: int,
     ) -> tuple[Settings, str]:
         """As `fit_stream` of the windows: the most keyframes in full that fit, with all that the cache ever holds."""
         causal = as_causal(model)
         budget, device = parse_memory(memory), next(model.parameters()).device
         cloud = CLOUD_BYTES * settings.points.max_points if device.type == "cpu" else 0
+        waiting = queue * math.prod(shape) if device.type == "cpu" else 0
         side = settings.resolution or model.resolution
         width, height = network_size(shape[1], shape[0], side, model.patch)
         dtype = model.origin.dtype
@@ -76,16 +83,17 @@ class CachedEngine:
                 continue
             window = min(window, causal.WIDEST or window)
             kept = cache_bytes(causal, replace(causal.policy, window=window), causal.LONGEST, height, width, dtype)
-            least = network + kept + cloud
+            least = network + kept + waiting + cloud
             text = (
                 f"{window} keyframes of {width}x{height} in full: process and network {in_units(network)} + cache "
-                f"{in_units(kept)} + cloud {in_units(cloud)} = {in_units(least)} of {in_units(budget)}"
+                f"{in_units(kept)} + waiting frames {in_units(waiting)} + cloud {in_units(cloud)} = "
+                f"{in_units(least)} of {in_units(budget)}"
             )
             if least <= budget:
                 return replace(settings, window=window, resolution=side), text
         raise OutOfMemoryError(
-            f"{in_units(budget)} of memory cannot hold this stream, which takes {in_units(least)} at least. "
-            f"Give --memory {least // 10**6 + 1}MB or more, a smaller --resolution or fewer --max-points."
+            f"{in_units(budget)} of memory cannot hold this stream, which takes {in_units(least)} at least. Give "
+            f"--memory {least // 10**6 + 1}MB or more, a smaller --resolution or fewer --max-points{or_wait(queue)}."
         )
 
     def push(self, frame: Frame) -> list[Estimate]:

@@ -131,9 +131,15 @@ class Engine(Protocol):
 
     @staticmethod
     def fit(
-        model: Backbone, settings: Settings, options: StreamOptions, shape: Sequence[int], memory: str | int
+        model: Backbone,
+        settings: Settings,
+        options: StreamOptions,
+        shape: Sequence[int],
+        memory: str | int,
+        queue: int,
     ) -> tuple[Settings, str]:
-        """The settings that fit into the memory for frames of `shape` (H, W, 3), and the sum in words."""
+        """The settings that fit into the memory for frames of `shape` (H, W, 3), of which `queue` may wait whole, and
+        the sum in words."""
         ...
 
     def push(self, frame: Frame) -> list[Estimate]:

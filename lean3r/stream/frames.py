@@ -228,7 +228,7 @@ class Live:
     def __init__(self, source: Source, most: int = QUEUE) -> None:
         self.source, self.dropped = source, 0
         self._waiting: deque[tuple[float, Frame]] = deque()
-        self._most, self._more = most, threading.Condition()
+        self.most, self._more = most, threading.Condition()
         self._is_done, self._failure = False, None
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
@@ -240,7 +240,7 @@ class Live:
                     if self._is_done:
                         return
                     self._waiting.append((time.perf_counter(), frame))
-                    if len(self._waiting) > self._most:
+                    if len(self._waiting) > self.most:
                         self._thin()
                     self._more.notify()
         except Exception as error:

@@ -185,7 +185,7 @@ class Stream:
         try:
             try:
                 for moment, frame in live or ((time.perf_counter(), frame) for frame in early or source):
-                    self.engine = self.engine or self._begin(frame)
+                    self.engine = self.engine or self._begin(frame, 0 if live is None else live.most)
                     arrive(frame, moment)
                     begun = time.perf_counter()
                     with meanwhile(look_ahead):
@@ -251,11 +251,12 @@ class Stream:
     def _make(self) -> Engine:
         return ENGINES.get(self.model.STREAMS)(self.model, self._settings)
 
-    def _begin(self, frame: Frame) -> Engine:
-        """The engine of a stream that is fitted into the memory, by its first frame."""
+    def _begin(self, frame: Frame, queue: int) -> Engine:
+        """The engine of a stream that is fitted into the memory, by its first frame; `queue` more may wait."""
         if self.memory is not None:
-            engine = ENGINES.get(self.model.STREAMS)
-            self._settings, text = engine.fit(self.model, self._settings, self._options, frame.image.shape, self.memory)
+            engine, shape = ENGINES.get(self.model.STREAMS), frame.image.shape
+            terms = self.model, self._settings, self._options, shape, self.memory, queue
+            self._settings, text = engine.fit(*terms)
             self._observer.fitted(text)
         return self._make()
 

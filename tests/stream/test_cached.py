@@ -19,7 +19,10 @@ from lean3r.pipeline.memory import used_bytes
 from lean3r.pipeline.observer import Observer
 from lean3r.stream.cache import CacheStream
 from lean3r.stream.cached import CachedEngine
-from lean3r.stream.engine import Estimate, Settings
+from lean3r.stream.engine import Engine, Estimate, Settings
+from lean3r.stream.frames import QUEUE
+from lean3r.stream.options import StreamOptions
+from lean3r.stream.windows import WindowEngine
 from stream.walk import HEIGHT, WIDTH, frame, walk
 
 SIDE = 70  # of network pictures: five patches
@@ -131,3 +134,26 @@ def test_a_limit_on_memory_shrinks_the_window_or_is_refused(model: LingbotMap) -
     assert len(told) == 1 and "4 keyframes" in told[0] and "cache" in told[0]
     with pytest.raises(OutOfMemoryError, match="at least"):
         run(model, walk(9), memory="1MB")
+
+
+def test_frames_that_wait_under_drop_count_as_memory(model: LingbotMap) -> None:
+    def least(engine: type[Engine], queue: int) -> float:
+        with pytest.raises(OutOfMemoryError, match=r"fewer --max-points(, or --drop off)?\.$") as refused:
+            engine.fit(model, Settings(), StreamOptions(window=4), (1080, 1920, 3), 1, queue)
+        assert ("--drop off" in str(refused.value)) == (queue > 0)
+        return float(str(refused.value).partition("--memory ")[2].partition("MB")[0])
+
+    for engine in (WindowEngine, CachedEngine):
+        assert 300 < least(engine, 64) - least(engine, 0) < 500  # 64 frames of 6.2 MB
+
+    asked: list[int] = []
+
+    def fit(*terms: Any) -> tuple[Settings, str]:
+        asked.append(terms[-1])
+        return terms[1], ""
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CachedEngine, "fit", staticmethod(fit))
+        for drop in ("on", "off"):
+            list(lean3r.stream(model, walk(3), memory="9GB", options=StreamOptions(drop=drop)))
+    assert asked == [QUEUE, 0]
