@@ -27,6 +27,7 @@ from lean3r.cli.options import (
     library_option,
     option,
 )
+from lean3r.errors import InputError
 from lean3r.options import PointOptions
 from lean3r.pipeline.options import CameraOptions, MemoryOptions
 from lean3r.refine.options import RefineOptions
@@ -82,6 +83,8 @@ class StreamCommand:
 
     def run(self) -> None:
         """Reconstruct the stream, and print the folder, or JSON."""
+        if not self.inputs:
+            raise InputError("no input is given; expected a video, pictures or a camera: lean3r stream clip.mp4 -o out")
         console = Console(self.quiet)
         with console.stage("loading"):
             from lean3r.pipeline.load import load
@@ -115,6 +118,11 @@ class StreamCommand:
                 goes_on = "" if Source.is_once(self.inputs) else "; go on with --resume"
                 console.line("stopped", f"{self.out} holds what was known{goes_on}")
             raise
+        if not running.frames:
+            wrong = "".join(f" ({what}: {count:,})" for what, count in running.notes.items())
+            raise InputError(
+                f"no usable frame in {', '.join(self.inputs)}{wrong}; expected a video, pictures or a camera"
+            )
         done = {"out": str(self.out), **running.figures, "notes": running.notes}
         is_refined = any(report.get("refinement", "kept") != "kept" for report in running.reports)
         console.table("summary", rows(done, is_refined))

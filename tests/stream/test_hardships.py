@@ -270,3 +270,17 @@ def test_a_film_whose_first_windows_fail_is_certain_from_the_first_one_that_does
     assert uncertain[:80].all() and not uncertain[84:136].any() and uncertain[142:].all()
     assert "apart" not in found[100].flags and "apart" in found[230].flags and "lost" in found[200].flags
     assert b"element vertex 0" not in (tmp_path / "out" / "points.ply").read_bytes()[:400]
+
+
+def test_a_command_without_a_frame_fails_and_says_what_to_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loading, "load", lambda *_, **__: Knows())
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.jpg").write_bytes(b"no picture")
+    for given, message in (
+        ([], "no input is given; expected a video, pictures or a camera: lean3r stream clip.mp4 -o out"),
+        ([str(tmp_path / "broken")], "(files that cannot be used: 1); expected a video"),
+    ):
+        assert main(["stream", *given, "-o", str(tmp_path / "out")]) == InputError.exit_code
+        assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
