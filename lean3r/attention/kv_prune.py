@@ -19,6 +19,7 @@ from lean3r.attention.pieces import in_pieces, pieces
 from lean3r.attention.settings import check_count, check_flag, format_settings
 from lean3r.attention.tokens import grid_positions, table, view_count, without_padding
 from lean3r.errors import UsageError
+from lean3r.tracing import without_autocast
 from lean3r.types import TokenLayout
 
 Auto = Literal["auto"]
@@ -195,19 +196,20 @@ class KeyValuePrune(Mechanism):
         counts = dropped.sum(1)[:, None, None, None]
         mean_k, mean_v = (_mean(x, dropped, counts) for x in (k, v))
         own = dropped[:, rows] & self.own
-        scale = q.shape[-1] ** -0.5
+        scale, wide = q.shape[-1] ** -0.5, torch.promote_types(q.dtype, torch.float32)
 
         def attend(part: slice, q: Tensor, near_k: Tensor, near_v: Tensor, mean_k: Tensor, mean_v: Tensor, k, v):
-            q, mine = q[:, :, part] * scale, own[:, None, part, None]
-            scores = (q @ near_k.transpose(-1, -2)).float()
+            q, mine = q[:, :, part].to(wide) * scale, own[:, None, part, None]
+            with without_autocast(q.device.type):  # rounded scores are off by a share of themselves, weights by e^that
+                scores = q @ near_k.to(wide).transpose(-1, -2)
             if near_mask is not None:
                 scores = scores.masked_fill(~near_mask[:, None, None, :], -torch.inf)
             own_k, own_v = k[:, :, rows[part]], v[:, :, rows[part]]
-            own_score = (q * own_k).float().sum(-1, keepdim=True)
+            own_score = (q * own_k).sum(-1, keepdim=True)
             # The mean of the other dropped keys is the mean of all minus the contribution of the own key.
             others = counts - mine.long()
             less = torch.where(mine, 1.0, 0.0) / others.clamp_min(1)
-            score = (q * mean_k).float().sum(-1, keepdim=True)
+            score = (q * mean_k).sum(-1, keepdim=True)
             score = score + (score - own_score) * less
             value = mean_v + (mean_v - own_v) * less.to(v.dtype)
             weight = others.clamp_min(1).log() if self.mean == "count" else 0.0

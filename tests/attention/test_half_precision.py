@@ -88,3 +88,18 @@ def test_the_mean_of_dropped_keys_does_not_overflow(dtype: torch.dtype) -> None:
         return mechanism(Projected(q.transpose(1, 2).flatten(2), q, k, v, lambda q, k: (q, k)), layout)
 
     assert_rms(attend(*parts).float(), attend(*(x.float() for x in parts)), 0.01)
+
+
+def test_large_scores_beside_the_mean_of_dropped_keys_are_not_rounded() -> None:
+    layout = TokenLayout(3, 1, 10, 10)
+    q, k, v = draw(3, 1, 2, 303, 64).bfloat16()
+    q, k = (3 * (draw(64) + 0.3 * x).bfloat16() for x in (q, k))
+    mechanism = KeyValuePrune(1, grid=(2, 2), mean="count", own=True, query_merge=1)
+
+    def attend(*parts: Tensor) -> Tensor:
+        return mechanism(Projected(parts[0].transpose(1, 2).flatten(2), *parts, lambda q, k: (q, k)), layout)
+
+    exact = attend(q.float(), k.float(), v.float())
+    assert_rms(attend(q, k, v).float(), exact, 0.01)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_rms(attend(q, k, v).float(), exact, 0.01)
