@@ -196,7 +196,7 @@ class Int8Dynamic(Scheme):
         if x.device.type != "cpu" or trains:
             return super().product(x, packed, shape, bias)
         out = integer_product(x.reshape(-1, shape[1]), packed["weight"], packed["weight_scale"], bias)
-        return out.unflatten(0, x.shape[:-1])
+        return out.view(*x.shape[:-1], shape[0])
 
     def path(self, device: torch.device) -> str:
         """See Scheme."""

@@ -322,3 +322,10 @@ def test_students_learn_from_attention(model: Nano) -> None:
     assert attention_loss([], teacher).loss.item() == 0
     model(VIEWS)
     assert len(teacher) == 5  # hooks are gone
+
+
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+def test_a_single_row_needs_no_axis_of_its_own(scheme: str) -> None:
+    net, x = compress(network(33, 17), plan(scheme)), noise(33)
+    with torch.no_grad():
+        assert_rms(net(x), net(x[None])[0], 1e-6)
