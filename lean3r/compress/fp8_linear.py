@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -152,7 +153,11 @@ class QuantLinear(Coded, TakesRows, nn.Linear):
 
     def __init__(self, source: Rounded, name: str = ""):
         super().__init__(source, name)
-        self._laid_out: tuple[list[int], Operand] | None = None
+        self._laid_out: tuple[list[int], tuple[Tensor, Tensor], Operand] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and files are without the operand: it would be a second weight."""
+        return vars(self) | {"_laid_out": None}
 
     def takes_rows(self, x: Tensor) -> bool:
         """See TakesRows. Not while gradients are recorded."""
@@ -171,14 +176,16 @@ class QuantLinear(Coded, TakesRows, nn.Linear):
 
     @property
     def operand(self) -> Operand:
-        """The weight laid out for products: kept until weight or scales are replaced or written to."""
+        """The weight laid out for products: kept until weight or scales are replaced or written to, which tensors of
+        inference mode do not tell."""
         sources = (self.weight, self.weight_scale)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or any(t.is_inference() for t in sources):
             return lay_out(*sources)
-        state = [fact for t in sources for fact in (id(t), -1 if t.is_inference() else t._version)]
-        if self._laid_out is None or self._laid_out[0] != state:
-            self._laid_out = state, lay_out(*sources)
-        return kept(self._laid_out[1])
+        versions = [t._version for t in sources]
+        made = self._laid_out
+        if made is None or made[0] != versions or any(a is not b for a, b in zip(made[1], sources, strict=True)):
+            made = self._laid_out = versions, sources, lay_out(*sources)
+        return kept(made[2])
 
 
 class QuantConv2d(Coded, nn.Conv2d):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -15,6 +16,7 @@ from lean3r.compress import compress
 from lean3r.compress.fp8_linear import QuantLinear
 from lean3r.layers.block import Block
 from lean3r.layers.mlp import Mlp, SwiGlu
+from lean3r.models.pi3 import Pi3
 from lean3r.types import TokenLayout
 
 LAYOUT = TokenLayout(views=2, special=1, rows=2, cols=3)
@@ -99,6 +101,19 @@ def test_weights_of_odd_sizes_are_padded_once(on_gpu) -> None:
     before = layer.operand
     layer.weight_scale.mul_(2)  # written to, as by load_state_dict
     assert layer.operand is not before
+
+
+def test_a_weight_laid_out_is_in_no_copy_and_no_summary_and_follows_writes_in_inference_mode() -> None:
+    model = compress(Pi3(Pi3.SMALLEST).eval(), "fp8").to(torch.bfloat16)  # scales are laid out in float32
+    layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    assert layers and all(layer.operand is layer.operand for layer in layers)
+    assert model.summary(1, 28, 28).weight_bytes > 0
+    assert all(copy.deepcopy(layer)._laid_out is None for layer in layers)
+    with torch.inference_mode():
+        layer = copy.deepcopy(layers[0])
+        before = layer.operand.scale.clone()
+        layer.weight_scale.mul_(2)
+        assert torch.equal(layer.operand.scale, 2 * before)
 
 
 def test_norms_and_gelu_of_a_block_are_part_of_the_rounding(on_gpu) -> None:
