@@ -20,6 +20,7 @@ from lean3r.attention.dense import softmax_attention
 from lean3r.errors import UsageError
 from lean3r.layers.frames import CachePolicy, Pages
 from lean3r.layers.time_rope import TimeRope
+from lean3r.tracing import without_autocast
 from lean3r.types import TokenLayout
 
 FP8_MAX = 448.0
@@ -275,7 +276,8 @@ class FrameCache:
             return None
         index = torch.tensor(others, device=q.device)
         query = q[0].float().mean(1) * q.shape[-1] ** -0.5
-        scores = torch.einsum("hd,hsd->hs", query, buffer.digest[:, index]).softmax(-1).sum(0)
+        with without_autocast(q.device.type):  # it would rank rounded scores
+            scores = torch.einsum("hd,hsd->hs", query, buffer.digest[:, index]).softmax(-1).sum(0)
         best = index[scores.topk(self.top_pages).indices]
         return torch.cat([torch.tensor(sorted(always), device=q.device), best]).sort().values
 

@@ -100,8 +100,9 @@ def choose_partners(descriptor: Tensor, valid: Tensor | None, count: int, share:
     """
     if valid is not None:
         descriptor = descriptor * valid[..., None]
-    moments = F.normalize(torch.einsum("bsnc,bsnd->bscd", descriptor, descriptor).flatten(2), dim=-1)
-    alike = moments @ of_all(share, moments).mT
+    with without_autocast(descriptor.device.type):  # in bfloat16, most views would be alike
+        moments = F.normalize(torch.einsum("bsnc,bsnd->bscd", descriptor, descriptor).flatten(2), dim=-1)
+        alike = moments @ of_all(share, moments).mT
     own, every = (torch.arange(n, device=alike.device) for n in alike.shape[1:])
     itself = own[:, None] + (0 if share is None else share.first) == every
     ranked = alike.masked_fill(itself, -1.0).argsort(dim=-1, descending=True)  # a view itself comes last

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lean3r.errors import UsageError
-from lean3r.tracing import is_traced
+from lean3r.tracing import is_traced, without_autocast
 
 STRATEGIES = ("saddle_balanced", "saddle_sim_range", "first", "middle")
 
@@ -27,7 +27,8 @@ def choose_reference(classes: Tensor, strategy: str = "saddle_balanced") -> Tens
     if strategy == "middle":
         return torch.full((batch,), views // 2, device=classes.device)
     unit = F.normalize(classes.float(), dim=-1)
-    similarity = unit @ unit.mT - torch.eye(views, device=classes.device)
+    with without_autocast(classes.device.type):  # in bfloat16, most views would be alike
+        similarity = unit @ unit.mT - torch.eye(views, device=classes.device)
     if strategy == "saddle_sim_range":
         return _of_few(views, (similarity.amax(-1) - similarity.amin(-1)).argmax(-1))
     measures = torch.stack([similarity.sum(-1) / (views - 1), classes.float().norm(dim=-1), unit.var(-1)])
