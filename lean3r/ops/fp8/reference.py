@@ -14,7 +14,7 @@ E4M3 = torch.float8_e4m3fn
 MAX = 448.0  # the largest E4M3 number; there is no infinity
 SIGN = -(1 << 31)
 LEAST = 1e-8  # of a row's largest magnitude, so that rows of zeros have a scale
-FLOOR = {kind: torch.tensor(LEAST, dtype=kind).item() for kind in (torch.float32, torch.bfloat16)}
+FLOOR = {kind: torch.tensor(LEAST, dtype=kind, device="cpu").item() for kind in (torch.float32, torch.bfloat16)}
 
 
 def kind_of_scale(dtype: torch.dtype) -> torch.dtype:
