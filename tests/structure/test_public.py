@@ -140,6 +140,10 @@ def test_import_loads_nothing_heavy() -> None:
     assert not modules_after("import lean3r") & HEAVY
 
 
+def test_models_are_imported_where_tensors_have_no_memory() -> None:
+    assert "lean3r" in modules_after("import torch\nwith torch.device('meta'):\n    import lean3r.models.vggt")
+
+
 def modules_of_command(*arguments: str) -> set[str]:
     """Top-level modules that a fresh interpreter has loaded after a command that succeeds."""
     return modules_after(
