@@ -44,7 +44,8 @@ def densify_alone(
 
     Its own depth only says which pixels may have any (> 0); how far to look, cameras and sparse points say. Confidence
     is that of `densify`. `advanced` is called after every view. `info["stereo"]` is as there; "share" of the pixels has
-    depth. If nothing can be measured, there is no depth, with a warning.
+    depth. If nothing can be measured, there is no depth, with a warning. KeyboardInterrupt if it is interrupted before
+    any view is measured.
     """
     started = time.perf_counter()
     may = reconstruction.mask & (reconstruction.depth > 0)
@@ -99,6 +100,8 @@ def _first_look(reconstruction: Reconstruction) -> np.ndarray:
     wide = partial(measure_classically, planes_tried=WIDE)
     found = measured_around(replace(small, depth=depth), (log_depth, has), wide, lambda: None)
     size = reconstruction.depth.shape[1:]
+    if found is not None and found.interrupted:  # the depth of small copies is none that a user would keep
+        raise KeyboardInterrupt
     if found is None:
         return np.broadcast_to(start[:, None, None], (len(start), *size))
     return F.interpolate(found.log_depth[None], size, mode="bilinear", align_corners=False)[0].exp().numpy()

@@ -14,7 +14,9 @@ from lean3r.geometry.fusion import with_cloud
 from lean3r.geometry.gaze import PARALLAX, distances
 from lean3r.geometry.pose import make_pose
 from lean3r.geometry.rotation import so3_exp
+from lean3r.stereo import alone
 from lean3r.stereo.alone import between, densify_alone, smaller
+from lean3r.stereo.posed import Depths, Posed
 from lean3r.types import Reconstruction
 
 
@@ -52,6 +54,17 @@ def test_wrong_cameras_give_no_depth() -> None:
     before = only_cameras(2)
     shuffled = densify_alone(replace(before, images=before.images[[1, 2, 3, 4, 0]]))
     assert (shuffled.depth > 0).mean() < 0.05
+
+
+def test_an_interrupted_first_look_ends_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is measured yet: another Ctrl-C must not be needed to end the rest."""
+
+    def interrupted(scene: Posed, prior: torch.Tensor, *_: object, **__: object) -> Depths:
+        return Depths(prior, prior, np.arange(len(prior)) == 0, interrupted=True)
+
+    monkeypatch.setattr(alone, "measure_classically", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        densify_alone(only_cameras(2))
 
 
 def test_gaps_are_filled_and_borders_do_not_grow() -> None:
