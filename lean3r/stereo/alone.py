@@ -96,7 +96,7 @@ def _first_look(reconstruction: Reconstruction) -> np.ndarray:
     for view in np.flatnonzero(enough):
         start[view] = log_depth[view][has[view]].median().exp()
     depth = np.where(small.depth > 0, start[:, None, None].numpy(), 0).astype(np.float32)
-    _widen(log_depth, has, filled(depth), ~enough.numpy())
+    _widen(log_depth, has, filled(depth, small.mask), ~enough.numpy())
     wide = partial(measure_classically, planes_tried=WIDE)
     found = measured_around(replace(small, depth=depth), (log_depth, has), wide, lambda: None)
     size = reconstruction.depth.shape[1:]

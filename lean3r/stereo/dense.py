@@ -89,7 +89,7 @@ def measured_around(
         pictures = replace(pictures, sources=sources, stored=stored)
     if not any(len(others) for others in sources):
         return None
-    return measure(pictures, filled(reconstruction.depth), points, advanced)
+    return measure(pictures, filled(reconstruction.depth, reconstruction.mask), points, advanced)
 
 
 def sources_of(scene: Scene, certain: np.ndarray) -> list[np.ndarray]:
@@ -116,13 +116,21 @@ def posed(reconstruction: Reconstruction, sources: Sequence[np.ndarray]) -> Pose
     )
 
 
-def filled(depth: np.ndarray) -> Tensor:
-    """Log depth [S, H, W] everywhere, from depth that is 0 where unknown: what has none lies behind the rest."""
+def filled(depth: np.ndarray, mask: np.ndarray) -> Tensor:
+    """Log depth [S, H, W] everywhere, from depth that is 0 where unknown: what has none lies behind the rest.
+
+    Padding, where mask [S, H, W] is False, continues the border of its picture: a step there would misplace the border.
+    """
     known = torch.from_numpy(depth > 0)
     log_depth = torch.from_numpy(depth).clamp(min=1e-30).log()
     farthest = torch.where(known, log_depth, -torch.inf).flatten(1).amax(1)
     farthest = torch.where(farthest.isfinite(), farthest, 0.0)
-    return torch.where(known, log_depth, farthest[:, None, None] + BEYOND)
+    log_depth = torch.where(known, log_depth, farthest[:, None, None] + BEYOND)
+    for view in np.flatnonzero(~mask.all((1, 2)) & mask.any((1, 2))):
+        rows, cols = (np.flatnonzero(mask[view].any(axis)) for axis in (1, 0))
+        nearest = (np.arange(size).clip(at[0], at[-1]) for size, at in zip(mask.shape[1:], (rows, cols), strict=True))
+        log_depth[view] = log_depth[view][np.ix_(*nearest)]
+    return log_depth
 
 
 def rasters(seen: list[Sightings], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -59,6 +59,16 @@ def of_views(found: Reconstruction, views: list[int]) -> Reconstruction:
     )
 
 
+def with_padding(found: Reconstruction, rows: int) -> Reconstruction:
+    """The scene with so many rows of padding above and below its pictures."""
+    around = ((0, 0), (rows, rows), (0, 0))
+    padded = {name: np.pad(getattr(found, name), around) for name in ("mask", "depth", "conf")}
+    images = np.pad(found.images, (*around, (0, 0)), constant_values=128)
+    intrinsics = found.intrinsics + np.array([[0.0, 0.0, 0.0], [0.0, 0.0, rows], [0.0, 0.0, 0.0]])
+    sources = tuple(replace(source, original_from_network=(1.0, 1.0, 0.0, -float(rows))) for source in found.sources)
+    return replace(found, **padded, images=images, intrinsics=intrinsics, sources=sources)
+
+
 def error(depth: np.ndarray, batch: SceneBatch) -> float:
     """Mean relative error of depth where it is known."""
     true = batch.depth[0].numpy()

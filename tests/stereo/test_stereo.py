@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from stereo.rendered import error, of_views, scene, truth
+from stereo.rendered import error, of_views, scene, truth, with_padding
 
 from lean3r.data.base import SceneBatch
 from lean3r.geometry.fusion import with_cloud
@@ -116,6 +116,14 @@ def test_padding_and_sky_stay_without_depth() -> None:
     assert after.depth[:, 10:, 20:].any()
 
 
+def test_padding_does_not_spoil_the_border() -> None:
+    """Pictures of several shapes in one scene are padded; their depth is nearly as good as without."""
+    batch = truth(2)
+    alone = densify(scene(batch))
+    padded = densify(with_padding(scene(batch), 16))
+    assert error(padded.depth[:, 16:-16], batch) < 1.3 * error(alone.depth, batch)
+
+
 def test_rays_project_as_cameras_do() -> None:
     batch = truth(3)
     poses, intrinsics = batch.cam_from_world[0].double(), batch.intrinsics[0].double()
@@ -144,8 +152,11 @@ def test_spreading_keeps_planes_and_copes_with_no_points() -> None:
 
 def test_unknown_depth_lies_behind_the_rest_and_the_nearest_point_counts() -> None:
     depth = np.array([[[1.0, 0.0], [2.0, 1.5]]], np.float32)
-    assert filled(depth)[0, 0, 1] > np.log(2)
-    assert filled(np.zeros((1, 2, 2), np.float32)).isfinite().all()
+    everywhere = np.ones(depth.shape, bool)
+    assert filled(depth, everywhere)[0, 0, 1] > np.log(2)
+    assert filled(np.zeros((1, 2, 2), np.float32), everywhere).isfinite().all()
+    padded = everywhere & [True, False]
+    assert filled(depth, padded)[0].exp().tolist() == pytest.approx(np.array([[1.0, 1.0], [2.0, 2.0]]))
     from lean3r.geometry.evidence import Sightings
 
     seen = Sightings(np.array([[0.2, 0.4], [0.7, 0.6], [9.0, 9.0]]), np.log([3.0, 2.0, 1.0]), np.ones(3))
@@ -184,7 +195,7 @@ def test_the_network_measures_around_a_prior(tmp_path: Path) -> None:
         return found[-1]
 
     densify(before, measure=remember)
-    prior = filled(before.depth)
+    prior = filled(before.depth, before.mask)
     assert found[0].log_depth.shape == prior.shape and found[0].log_b.isfinite().all()
     assert (found[0].log_depth - prior).abs().max() < 2 * (FIRST + SECOND)
 
