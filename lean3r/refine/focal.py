@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from lean3r.colmap_library import pycolmap
+from lean3r.geometry.lens import LENSES
 from lean3r.refine.job import Group, Job
 from lean3r.refine.matching import image_ids
 
@@ -29,7 +30,7 @@ def with_focals(job: Job, database: Path) -> Job:
         if not (group.fixed or group.trusted):
             focal = consensus(_pairs(job, database, number), group, job.threads)
             if focal is not None:
-                count = group.params.index(group.width / 2) if group.width / 2 in group.params else 1
+                count, _ = LENSES[group.model]
                 params = (*[focal] * count, *group.params[count:])
                 groups[number] = replace(group, params=params, trusted=True)
     return replace(job, groups=tuple(groups))

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lean3r.geometry.lens import LENSES
+
 PICTURES, MASKS = "pictures", "masks"
 OUT_OF_TIME = 75  # exit code of a process that has used up its time
 
@@ -83,7 +85,7 @@ class Job:
         start = self.pinholes[:, :2].mean(axis=1) if focals_px is None else focals_px
         for view, focal in zip(self.views, start.tolist(), strict=True):
             group = self.groups[view.group]
-            focals = group.params.index(group.width / 2) if group.width / 2 in group.params else 1
+            focals, _ = LENSES[group.model]
             groups.append(replace(group, params=(*[focal] * focals, *group.params[focals:]), trusted=trusted))
         views = tuple(replace(view, group=number) for number, view in enumerate(self.views))
         return replace(self, views=views, groups=tuple(groups))
