@@ -95,7 +95,8 @@ def with_distance(reconstruction: Reconstruction, known: Distance) -> Reconstruc
             )
     centres = camera_centers(torch.from_numpy(reconstruction.cam_from_world)).numpy()
     apart = float(np.linalg.norm(centres[views[0]] - centres[views[1]]))
-    size = float(np.linalg.norm(centres - centres.mean(axis=0), axis=1).max())
+    certain = centres[reconstruction.is_certain]
+    size = float(np.linalg.norm(certain - certain.mean(axis=0), axis=1).max())
     if not apart > 1e-6 * size:
         raise InputError(
             f"the cameras of {known.first} and {known.second} are at one place, so {known.metres} m gives no scale. "
@@ -142,7 +143,7 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
         )
     if is_line:
         logger.warning("the GPS positions lie on a line: up is taken from the pictures, which are assumed to be level")
-        fit = _level(fit, reconstruction.cam_from_world, target[used])
+        fit = _level(fit, reconstruction.cam_from_world[reconstruction.is_certain], target[used])
     away = _away(fit, centres, target)
     off = np.linalg.norm(away, axis=1)
     extent = float(np.sqrt(((target[used] - target[used].mean(axis=0)) ** 2).sum(axis=1).mean()))

@@ -49,6 +49,18 @@ def test_a_known_distance_gives_metres():
     json.dumps(found.info)
 
 
+def test_an_uncertain_camera_far_away_does_not_belittle_a_distance(caplog):
+    scene = make_scene(5)
+    away = scene.cam_from_world.copy()
+    away[2, :3, 3] += 1e9
+    registration = tuple("uncertain" if view == 2 else "refined" for view in range(5))
+    found = with_distance(
+        replace(scene, cam_from_world=away, registration=registration), Distance.parse("IMG_000.jpg,IMG_004.jpg=7.5")
+    )
+    assert np.linalg.norm(np.subtract(*centres(found)[[0, 4]])) == pytest.approx(7.5)
+    assert not caplog.text
+
+
 @pytest.mark.parametrize(
     "text", ["", "a.jpg=1", "a,b", "a,b=0", "a,b=-2", "a,b=x", ",b=1", "a,=1", "a,b=nan", "a,b=inf"]
 )
@@ -198,6 +210,20 @@ def test_positions_on_a_line_leave_the_vertical_to_the_pictures():
     assert np.linalg.norm(np.subtract(*centres(found)[[0, 4]])) == pytest.approx(24, rel=0.01)
     x, y, z = found.cam_from_world[0, :3, :3]
     assert abs(x[1]) < 0.02 < 0.99 < x[0] and y[1] + z[1] > 0
+
+
+def test_how_uncertain_cameras_are_turned_does_not_tilt_the_world():
+    """Cameras that move ahead, level; two of them uncertain and rolled."""
+    scene = make_scene(5)
+    poses = np.eye(4)[None].repeat(5, 0)
+    poses[1:3, :3, :3] = so3_exp(torch.tensor([0.0, 0.0, 0.9]).double()).numpy()
+    poses[:, 2, 3] = -np.arange(5.0)
+    registration = tuple("uncertain" if view in (1, 2) else "refined" for view in range(5))
+    scene = replace(scene, cam_from_world=poses, registration=registration)
+    places = {name: Place(47 + 6 * i / METRES_PER_DEGREE, 8.5, 400.0) for i, name in enumerate(scene.names)}
+    found = with_places(scene, places)
+    assert found.info["gps"]["on_a_line"]
+    assert found.cam_from_world[0, 1, 1] > 0.999  # down is down in the pictures
 
 
 def test_exif_is_read_from_files(tmp_path):
