@@ -19,11 +19,15 @@ from lean3r.geometry.pose import camera_centers, make_pose
 from lean3r.inputs.cameras import GivenCamera, GivenCameras, read_given, read_intrinsics
 from lean3r.pipeline.options import CameraOptions, KnownPoses
 from lean3r.refine import KnownCameras
-from lean3r.types import Known, Lens, Prediction, Reconstruction, Scale, Source, Views
+from lean3r.types import Known, Lens, Prediction, Reconstruction, Scale, Source, Views, with_warning
 
 FIT = 0.05  # of the spread of the cameras: predicted positions with a smaller error determine the scale
 SPAN, SPAN_OF_NOTHING = 1.2, 2.5  # largest error of log scale from inaccurate positions, or without any
 PREDICTED, GIVEN = 1e-6, 1e-9  # relative precision of positions: single, and double with few millimetres on a map
+FAR_ORIGIN = (
+    "the scene lies {:,.0f} units from the origin of the known cameras, where points in float32 are {:g} apart, more "
+    "than their pixels: subtract one offset from all known positions, so that the origin is near the scene"
+)
 PARALLAX = 0.15  # assumed distance of neighbouring cameras over depth if nothing else determines the scale
 
 
@@ -181,6 +185,17 @@ def lenses_of(given: Given | None, sources: Sequence[Source], intrinsics: np.nda
         lens or Lens("PINHOLE", tuple(map(float, pinhole)))
         for lens, pinhole in zip(given.lenses, pinholes, strict=True)
     )
+
+
+def with_resolution(scene: Reconstruction) -> Reconstruction:
+    """The scene with a warning if its points, in float32, are coarser than its pixels: far from the world's origin."""
+    xyz, view = scene.points.xyz, scene.points.view
+    if not len(xyz):
+        return scene
+    away = np.linalg.norm(xyz - camera_centers(torch.from_numpy(scene.cam_from_world)).numpy()[view], axis=1)
+    farthest, pixel = np.abs(xyz).max(), np.median(away / scene.intrinsics[view, 0, 0])
+    step = np.spacing(farthest)
+    return scene if step <= pixel else with_warning(scene, "far-origin", FAR_ORIGIN.format(farthest, step))
 
 
 def known_record(known: Known, given: Given | None, read: frozenset[str]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from lean3r.pipeline.known import (
     lenses_of,
     place_in_world,
     with_cameras,
+    with_resolution,
     with_uses,
 )
 from lean3r.pipeline.network_scene import array_of, default_sources, pictures_of
@@ -158,7 +159,7 @@ def reconstruct(
         scene = densify_scene(scene, observer, device, model.SEES, budget)
     with observer.stage("points"):
         scene = judge_scene(scene, content, shown, files is not None and files.chain)
-        scene = with_cloud(without_depth(scene) if stereo.dense == "off" else scene)
+        scene = with_resolution(with_cloud(without_depth(scene) if stereo.dense == "off" else scene))
         scene = stand_upright(with_up(scene))
     return with_costs(scene, observer.seconds, device)
 

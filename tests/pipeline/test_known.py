@@ -177,6 +177,14 @@ def test_worlds_far_from_their_origin_give_the_same_depth(name: str, folder: Pat
     assert far.scale == near.scale == "aligned"
 
 
+@pytest.mark.parametrize(("offset", "is_told"), [(0.0, False), (4e3, False), (4e7, True)])
+def test_points_coarser_than_pixels_are_told(folder: Path, offset: float, is_told: bool) -> None:
+    """Points are float32: the farther from the origin, the coarser."""
+    scene = reconstruct("da3-small", folder, cameras(offset=offset), refine="off", dense="network")
+    codes = [warning["code"] for warning in scene.info.get("warnings", [])]
+    assert ("far-origin" in codes) is is_told
+
+
 def test_depth_anything_3_reads_cameras_only_if_all_are_known(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     scene = reconstruct("da3-small", folder, cameras(3))
     assert "3.png" in caplog.text and "1 of 4 views have no camera in mine" in caplog.text
