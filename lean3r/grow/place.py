@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from lean3r.geometry.lens import pinhole_part
 from lean3r.grow.recall import Recall
 from lean3r.inputs.cameras import GivenCamera, GivenCameras
+from lean3r.inputs.masks import Masks
 from lean3r.inputs.pictures import Pictures
 from lean3r.models.base import Backbone
 from lean3r.pipeline.densifying import densify_scene, measures
@@ -52,7 +52,7 @@ def place(
     is_held: bool,
     refining: RefineOptions,
     config: Mapping[str, Any],
-    masks: str | Path | None,
+    masks: Masks | None,
     resolution: int | None,
     seed: int,
     observer: Observer,

@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lean3r.errors import InputError, LeanError, UsageError
+from lean3r.errors import InputError, UsageError
 from lean3r.export import ExportOptions, atomic_folder, write_all
 from lean3r.export.names import unique_names
 from lean3r.geometry.fusion import with_cloud
 from lean3r.grow import memory as remember
 from lean3r.grow.album import IMAGES, Album, additions
+from lean3r.grow.masking import masks_of
 from lean3r.grow.merge import merge
 from lean3r.grow.place import place
 from lean3r.grow.recall import Recall, recall
 from lean3r.grow.result import Result, read_about, read_result
 from lean3r.inputs.frames import FrameChoice
 from lean3r.inputs.listing import Still, claim_name
-from lean3r.inputs.masks import Masks
+from lean3r.inputs.masks import Masks, check_folder
 from lean3r.inputs.pictures import Pictures
 from lean3r.models.base import Backbone
 from lean3r.pipeline.observer import Observer
@@ -65,8 +66,9 @@ def add(
 
     `scene` is a folder that `lean3r reconstruct` or `lean3r.export` wrote; the larger result replaces it, or is written
     to `out` (`overwrite`: in place of an older result there). `pictures` and `frames` are those of `reconstruct`.
-    `stored` says where the scene's own pictures are now, if they moved. `masks`, `resolution`, `seed` and `refine` are
-    those of `reconstruct`; None: those of the scene. Formats, depth and points are made as in the scene.
+    `stored` says where the scene's own pictures are now, if they moved. `masks` (of the new pictures, by their names
+    where they come from), `resolution`, `seed` and `refine` are those of `reconstruct`; None: those of the scene.
+    Formats, depth and points are made as in the scene.
 
     New pictures are compared with the few stored views that share the most with them (grow/recall.py). Pictures that
     are in the scene already are skipped. Those that match nothing are marked "uncertain" in `registration`, with a
@@ -83,6 +85,8 @@ def add(
     new = pictures if isinstance(pictures, Pictures) else Pictures(pictures, frames)
     if frames is not None and new is pictures:
         raise UsageError("frames cannot be chosen for Pictures, which are final; leave out frames.")
+    if masks is not None:
+        check_folder(Path(masks))
     inputs = [*new.inputs, *([] if in_place else [folder])]
     found: Reconstruction | None = None
     with temporary_folder("add") as scratch:
@@ -149,6 +153,7 @@ class _Adding:
         self.stills = [still for still in self.stills if still.name in {source.name for source in views.sources}]
         self.names = {still.name: self.names[still.name] for still in self.stills}
         self.observer.read(list(self.names), skipped)
+        given = pictures.masks if masks is None else Masks.find(Path(masks), pictures.names)
         with self.observer.stage("recall"):
             chosen = self._recall(known, views, usable)
         subset = [*self.album.stills([scene.names[view] for view in chosen.views]), *self.stills]
@@ -160,13 +165,13 @@ class _Adding:
             is_held=self.result.are_confirmed and refining.when != "off",
             refining=refining,
             config=self.result.config,
-            masks=self._masks(masks, subset),
+            masks=masks_of(self.result, given, self.names),
             resolution=resolution,
             seed=seed,
             observer=self.observer,
         )
         with self.observer.stage("points"):
-            return self._merged(scene, part, chosen, skipped, pictures, command)
+            return self._merged(scene, part, chosen, skipped, pictures, given, command)
 
     def _remember(self) -> remember.Memory:
         scene, folder = self.result.scene, self.result.folder
@@ -207,17 +212,6 @@ class _Adding:
         vectors = remember.vectors_of(remember.descriptors_of(images, mask), known.words)
         return recall(known, self.result.scene.mask, usable, images, mask, vectors)
 
-    def _masks(self, given: str | Path | None, subset: Sequence[Still]) -> str | Path | None:
-        """The given masks, or those of the scene where they still are."""
-        recorded = self.result.config.get("masks")
-        if given is not None or not isinstance(recorded, str):
-            return given
-        try:
-            Masks.find(Path(recorded), [still.name for still in subset])
-        except LeanError:
-            return None
-        return recorded
-
     def _merged(
         self,
         scene: Reconstruction,
@@ -225,6 +219,7 @@ class _Adding:
         chosen: Recall,
         skipped: Sequence[tuple[str, str]],
         pictures: Pictures,
+        masks: Masks | None,
         command: str | None,
     ) -> Reconstruction:
         times_s = dict(zip(pictures.names, pictures.timestamps_s, strict=True))
@@ -246,6 +241,7 @@ class _Adding:
             "recalled": [scene.names[view] for view in chosen.views],
             "certain": len(self.names) - len(doubted),
             **said,
+            **({} if masks is None else {"masks": str(masks.folder)}),
             **({} if command is None else {"command": command}),
             "seconds": {stage: round(value, 3) for stage, value in self.observer.seconds.items()},
         }

@@ -59,7 +59,7 @@ def reconstruct(
     *,
     frames: FrameChoice | int | None = None,
     cameras: str | Path | GivenCameras | CameraOptions | None = None,
-    masks: str | Path | None = None,
+    masks: str | Path | Masks | None = None,
     resolution: int | None = RunOptions.resolution,
     reference_view: int | str = RunOptions.reference_view,
     seed: int = RunOptions.seed,
@@ -108,7 +108,7 @@ def reconstruct(
     known = cameras if isinstance(cameras, CameraOptions) else CameraOptions(cameras=cameras)
     if not model.SEES:
         stereo = without_network(stereo, known.are_given or isinstance(pictures, Views), budget is not None)
-    if masks is not None:
+    if isinstance(masks, str | Path):
         check_folder(Path(masks))
     is_refined = applies(refining, model, not isinstance(pictures, Views))
     check_depth_size(stereo, run.resolution or model.resolution, not isinstance(pictures, Views))
@@ -135,7 +135,7 @@ def reconstruct(
         views, given = with_cameras(views, sources, known)
     masking = None if files is None or masks is not None else files.masks
     if masks is not None:
-        masking = Masks.find(Path(masks), names)
+        masking = masks if isinstance(masks, Masks) else Masks.find(Path(masks), names)
     scene, content = _predict_scene(model, views, sources, run, points, given, masking, fit, observer, group)
     options = (FrameChoice() if files is None else files.frames, known, run, stereo, points)
     folder = None if masking is None else str(masking.folder)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,12 @@ import lean3r
 from lean3r.cli.main import main
 from lean3r.geometry.align import align_cameras
 from lean3r.grow import run
+from lean3r.grow.masking import masks_of
 from lean3r.grow.memory import FILE
 from lean3r.grow.recall import cover
 from lean3r.grow.result import read_result
 from lean3r.inputs.cameras import read_given
+from lean3r.inputs.masks import Masks
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "refine"))
 import scenes
@@ -194,6 +197,29 @@ def test_without_refinement_the_worlds_are_joined(album: Path, tmp_path: Path, m
     assert found.registration[-1] == ("uncertain" if join["bad"] else "predicted")
     assert join["shared"] == len(found.info["added"][0]["recalled"])
     assert set(files_of(tmp_path / "out")) == {"manifest.json", "config.toml", "cameras.json", "predictions.npz", FILE}
+
+
+def test_masks_are_those_of_the_names_in_each_input(album: Path, out: Path, tmp_path: Path) -> None:
+    """The new 0.png becomes 0~2.png: its mask is its own, and the stored 0.png has none."""
+    half = np.full((240, 320), 255, np.uint8)
+    half[:, :160] = 0
+    for part, folder in ((half, "more"), (np.flip(half), "later")):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(part).save(tmp_path / folder / "0.png.png")
+    assert add(out, photo(NEW[0], tmp_path / "0.png"), "--masks", tmp_path / "more") == 0
+    result = read_result(out)
+    depth, names = result.scene.depth, result.scene.names
+    middle = depth.shape[2] // 2
+    masked, stored = depth[names.index("0~2.png")], depth[names.index("0.png")]
+    assert not masked[:, : middle - 1].any() and masked[:, middle + 1 :].any() and stored[:, : middle - 1].any()
+
+    new = {"0~3.png": "0.png"}
+    later = masks_of(result, Masks.find(tmp_path / "later", ["0.png"]), new)
+    files = {"0~2.png": tmp_path / "more" / "0.png.png"}
+    assert later is not None and later.files == files | {"0~3.png": tmp_path / "later" / "0.png.png"}
+    config = {"masks": str(tmp_path / "later")}
+    own = masks_of(replace(result, config=config), None, new)
+    assert own is not None and own.files == files | {"0.png": tmp_path / "later" / "0.png.png"}
 
 
 def test_a_killed_run_leaves_the_result_as_it_was(out: Path, tmp_path: Path) -> None:
