@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from lean3r.export.options import ExportOptions as ExportOptions
     from lean3r.group import Group as Group
     from lean3r.grow.run import add as add
-    from lean3r.inputs.cameras import GivenCameras as GivenCameras
     from lean3r.inputs.frames import FrameChoice as FrameChoice
+    from lean3r.inputs.given import GivenCameras as GivenCameras
     from lean3r.inputs.pictures import Pictures as Pictures
     from lean3r.models import list_models as list_models
     from lean3r.options import PointOptions as PointOptions
@@ -63,7 +63,7 @@ _PUBLIC = {
     "ExportOptions": "lean3r.export.options",
     "FrameChoice": "lean3r.inputs.frames",
     "Group": "lean3r.group",
-    "GivenCameras": "lean3r.inputs.cameras",
+    "GivenCameras": "lean3r.inputs.given",
     "LeanError": "lean3r.errors",
     "Pictures": "lean3r.inputs.pictures",
     "PointCloud": "lean3r.types",

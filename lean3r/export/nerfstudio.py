@@ -25,6 +25,7 @@ PARAMETERS = {
     "FULL_OPENCV": ((0, 1, 2, 3), {"k1": 4, "k2": 5, "p1": 6, "p2": 7, "k3": 8}),  # without the denominator
     "OPENCV_FISHEYE": ((0, 1, 2, 3), {"k1": 4, "k2": 5, "k3": 6, "k4": 7}),
 }
+UNBENT = dict.fromkeys(("k1", "k2", "p1", "p2"), 0.0)
 
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
@@ -35,7 +36,8 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     """
     reconstruction = reconstruction.of_certain()
     table = camera_table(reconstruction, options)
-    lenses = [_lens(camera) for camera in table.cameras]
+    known = UNBENT if reconstruction.lenses else {}  # without k1, distortion is unknown, not zero
+    lenses = [known | _lens(camera) for camera in table.cameras]
     models = {str(lens.pop("camera_model")) for lens in lenses}
     if len(models) > 1:
         raise UsageError(

@@ -11,7 +11,7 @@ import numpy as np
 
 from lean3r.geometry.lens import pinhole_part
 from lean3r.grow.recall import Recall
-from lean3r.inputs.cameras import GivenCamera, GivenCameras
+from lean3r.inputs.given import GivenCamera, GivenCameras
 from lean3r.inputs.masks import Masks
 from lean3r.inputs.pictures import Pictures
 from lean3r.models.base import Backbone

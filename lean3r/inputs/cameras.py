@@ -1,26 +1,25 @@
-"""Known cameras: lean3r's cameras.json, COLMAP models, nerfstudio's transforms.json, trajectories, or numbers.
-
-All are converted to lean3r's conventions (docs/conventions.md) and matched to pictures by file name or time.
-"""
+"""Read known cameras: lean3r's cameras.json, COLMAP models, nerfstudio's transforms.json, trajectories, or numbers."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
+import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lean3r.errors import InputError
-from lean3r.geometry.lens import LENSES, move_lens, pinhole_part, scale_lens
-from lean3r.inputs.camera_checks import check_intrinsics, check_lens, check_pose, no_pinhole, rigid
+from lean3r.geometry.lens import LENSES, colmap_camera
+from lean3r.inputs.camera_checks import check_pose, no_pinhole
 from lean3r.inputs.colmap_files import check_model
-from lean3r.inputs.listing import IMAGE_SUFFIXES, printable
-from lean3r.inputs.trajectory import Trajectory, read_trajectory
+from lean3r.inputs.given import GivenCamera, GivenCameras
+from lean3r.inputs.listing import printable
+from lean3r.inputs.trajectory import read_trajectory
 from lean3r.json_text import parse_json
 from lean3r.types import Lens
 
@@ -37,164 +36,6 @@ COLMAP_FOLDERS = (".", "sparse/0", "sparse", "0", "colmap/sparse/0")
 BARE_KEYS = {"fx": "fl_x", "fy": "fl_y", "width": "w", "height": "h"}
 COLMAP_FILES = {f"{part}{suffix}" for part in ("cameras", "images", "points3D") for suffix in (".bin", ".txt")}
 OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # x right, y up, z backwards -> x right, y down, z forward
-ASPECT_TOLERANCE = 0.01  # scaling keeps the aspect ratio, except for rounding to whole pixels
-SHOWN_NAMES = 3
-
-
-@dataclass(frozen=True, eq=False)
-class GivenCamera:
-    """One picture's camera; unknown parts are None: intrinsics [3, 3] in pixels of a picture of width x height,
-    cam_from_world [4, 4], both float64. `name` is the picture's, perhaps with folders. `lens` is the whole camera if
-    its distortion is known too (even if it is zero); `intrinsics` are then its pinhole part."""
-
-    name: str
-    width: int | None = None
-    height: int | None = None
-    intrinsics: np.ndarray | None = None
-    cam_from_world: np.ndarray | None = None
-    lens: Lens | None = None
-
-    def __post_init__(self) -> None:
-        if self.lens is not None:
-            check_lens(self.lens, self.name)
-            if self.intrinsics is None:
-                object.__setattr__(self, "intrinsics", pinhole_part(self.lens))
-        if self.intrinsics is not None:
-            object.__setattr__(self, "intrinsics", np.asarray(self.intrinsics, np.float64))
-            check_intrinsics(self.intrinsics, self.name)
-        if self.cam_from_world is not None:
-            pose = np.asarray(self.cam_from_world, np.float64)
-            object.__setattr__(self, "cam_from_world", rigid(pose, self.name))
-
-    def intrinsics_of(self, width: int, height: int) -> np.ndarray | None:
-        """Intrinsics [3, 3] in pixels of this picture at another size; InputError if the aspect ratio differs."""
-        if self.intrinsics is None:
-            return None
-        return np.diag([*self._factors(width, height), 1.0]) @ self.intrinsics
-
-    def lens_of(self, width: int, height: int) -> Lens | None:
-        """The lens for this picture at another size; InputError if the aspect ratio differs."""
-        return None if self.lens is None else scale_lens(self.lens, *self._factors(width, height))
-
-    def without_bars(self, bars: tuple[int, int, int, int] | None, width: int, height: int) -> GivenCamera:
-        """The camera of a video's frame of width x height, of which `bars` (left, top, right, lower) were cut off, if
-        this one is of the whole frame; else itself. Without a size it is of the one whose middle is nearer."""
-        if bars is None or self.intrinsics is None:
-            return self
-        left, top, right, lower = bars
-        whole = width + left + right, height + top + lower
-        if self.width and self.height:
-            is_of_whole = (self.width, self.height) != (width, height) and self._fits(*whole)
-        else:
-            away = [np.linalg.norm(self.intrinsics[:2, 2] - np.array(size) / 2) for size in (whole, (width, height))]
-            is_of_whole = away[0] <= away[1]
-        if not is_of_whole:
-            return self
-        matrix, lens = self.intrinsics_of(*whole), self.lens_of(*whole)
-        assert matrix is not None
-        matrix[:2, 2] -= left, top
-        return replace(self, width=width, height=height, intrinsics=matrix, lens=lens and move_lens(lens, left, top))
-
-    def _fits(self, width: int, height: int) -> bool:
-        assert self.width and self.height
-        return abs(width / height * self.height / self.width - 1) <= ASPECT_TOLERANCE
-
-    def _factors(self, width: int, height: int) -> tuple[float, float]:
-        if not self.width or not self.height:
-            return 1.0, 1.0
-        if not self._fits(width, height):
-            is_turned = self._fits(height, width)
-            why = "turned: the program that made it ignored the EXIF orientation" if is_turned else "cropped"
-            raise InputError(
-                f"the camera of {self.name} is for {self.width}x{self.height} pixels, the picture has {width}x{height}"
-                f" ({why}). Use the pictures that the cameras were made for."
-            )
-        return width / self.width, height / self.height
-
-
-@dataclass(frozen=True, eq=False)
-class GivenCameras:
-    """Cameras of one scene. `origin` says where they come from, `is_metric` whether lengths are in metres. `shared` are
-    the intrinsics of all pictures without their own; `trajectory` gives poses by time."""
-
-    cameras: tuple[GivenCamera, ...] = ()
-    origin: str = "the given cameras"
-    is_metric: bool = False
-    shared: GivenCamera | None = None
-    trajectory: Trajectory | None = None
-
-    def match(self, names: Sequence[str], times_s: Sequence[float | None] = ()) -> list[GivenCamera | None]:
-        """The camera of each picture, None where there is none.
-
-        A picture and a camera match if their paths end alike (a.jpg and images/a.jpg); a camera name without an image
-        suffix matches any suffix. Poses of a trajectory are matched by `times_s`, the times of video frames in seconds,
-        or by numbers in the names (Trajectory.match). Pictures and cameras without a match are logged. InputError if
-        nothing matches, or a name matches more than one.
-        """
-        cameras: list[GivenCamera | None] = [None] * len(names)
-        if self.trajectory is not None:
-            poses = self.trajectory.match(names, times_s, self.origin)
-            cameras = [
-                None if pose is None else GivenCamera(name, cam_from_world=pose)
-                for name, pose in zip(names, poses, strict=True)
-            ]
-        elif self.cameras:
-            cameras = self._by_name(names)
-        if self.cameras or self.trajectory:
-            without = [name for name, camera in zip(names, cameras, strict=True) if camera is None]
-            if without:
-                logger.warning(
-                    "%d of %d views have no camera in %s: %s", len(without), len(names), self.origin, _some(without)
-                )
-        if self.shared is None:
-            return cameras
-        return [self._with_shared(name, camera) for name, camera in zip(names, cameras, strict=True)]
-
-    def _with_shared(self, name: str, camera: GivenCamera | None) -> GivenCamera:
-        assert self.shared is not None
-        if camera is None:
-            return replace(self.shared, name=name)
-        return (
-            camera
-            if camera.intrinsics is not None
-            else replace(self.shared, name=name, cam_from_world=camera.cam_from_world)
-        )
-
-    def _by_name(self, names: Sequence[str]) -> list[GivenCamera | None]:
-        by_last: dict[str, list[GivenCamera]] = {}
-        for camera in self.cameras:
-            by_last.setdefault(PurePosixPath(camera.name).name, []).append(camera)
-        cameras = [self._camera_of(name, by_last) for name in names]
-        taken: dict[str, str] = {}
-        for name, camera in zip(names, cameras, strict=True):
-            if camera is not None and taken.setdefault(camera.name, name) != name:
-                raise InputError(
-                    f"{self.origin} has one camera {camera.name} for both {taken[camera.name]} and {name}. "
-                    "Include the folders in the cameras' names."
-                )
-        if not taken:
-            raise InputError(
-                f"no camera of {self.origin} matches a picture by file name. Pictures: {_some(names)}; "
-                f"cameras: {_some([c.name for c in self.cameras])}. Rename one or the other."
-            )
-        unused = [camera.name for camera in self.cameras if camera.name not in taken]
-        if unused:
-            logger.info("%d cameras of %s match no view: %s", len(unused), self.origin, _some(unused))
-        return cameras
-
-    def _camera_of(self, name: str, by_last: Mapping[str, list[GivenCamera]]) -> GivenCamera | None:
-        path = PurePosixPath(name)
-        fitting = [c for c in by_last.get(path.name, ()) if _end_alike(path, PurePosixPath(c.name))]
-        fitting = [c for c in fitting if c.name == name] or fitting
-        bare = path.with_suffix("")
-        if not fitting and path.suffix.lower() in IMAGE_SUFFIXES:
-            fitting = [c for c in by_last.get(bare.name, ()) if _end_alike(bare, PurePosixPath(c.name))]
-        if len(fitting) > 1:
-            raise InputError(
-                f"{name} matches several cameras of {self.origin}: {_some([c.name for c in fitting])}. "
-                "Give the pictures as folders whose names tell them apart."
-            )
-        return fitting[0] if fitting else None
 
 
 def read_given(path: str | Path) -> GivenCameras:
@@ -205,14 +46,7 @@ def read_given(path: str | Path) -> GivenCameras:
     if not path.exists():
         raise InputError(f"no such file or folder: {path}; expected {FORMATS}")
     if path.is_dir():
-        for name in ("cameras.json", "transforms.json"):
-            if (path / name).is_file():
-                return _from_json(path / name)
-        if (model := find_colmap(path)) is not None:
-            if model != path:
-                _warn_of_others(model)
-            return _from_colmap(model)
-        raise InputError(f"{path} holds no cameras; expected {FORMATS}")
+        return _from_folder(path)
     if path.suffix.lower() == ".json":
         return _from_json(path)
     if _is_colmap(path.parent) and path.name in COLMAP_FILES:
@@ -221,6 +55,40 @@ def read_given(path: str | Path) -> GivenCameras:
         return GivenCameras(origin=str(path), trajectory=read_trajectory(path))
     except ValueError as error:
         raise InputError(f"{path} holds no cameras that lean3r can read ({error}); expected {FORMATS}") from error
+
+
+def _from_folder(path: Path) -> GivenCameras:
+    files = [path / name for name in ("cameras.json", "transforms.json") if (path / name).is_file()]
+    model = find_colmap(path)
+    if files:
+        given = _from_json(files[0])
+    elif model is not None:
+        if model != path:
+            _warn_of_others(model)
+        given = _from_colmap(model)
+    else:
+        raise InputError(f"{path} holds no cameras; expected {FORMATS}")
+    return _with_kinds(given, path, files, model) if _is_undistorted(path) else given
+
+
+def _is_undistorted(folder: Path) -> bool:
+    """Whether a result was written with --undistort."""
+    try:
+        return bool(tomllib.loads((folder / "config.toml").read_bytes().decode("utf-8")).get("undistort"))
+    except (OSError, ValueError):
+        return False
+
+
+def _with_kinds(given: GivenCameras, folder: Path, files: Sequence[Path], model: Path | None) -> GivenCameras:
+    """The cameras of a result that was undistorted: cameras.json is of the pictures before, all other files of those
+    after, which differ unless all lenses are pinholes."""
+    if folder / "cameras.json" not in files:
+        return replace(given, origin=str(folder), kinds=(given,))
+    bent = [c for c in given.cameras if c.lens and not colmap_camera(c.lens, 1, 1).is_undistorted()]
+    if not bent or (model is None and len(files) == 1):
+        return given
+    after = _from_json(files[1]) if model is None else _from_colmap(model)
+    return replace(given, origin=str(folder), kinds=(given, replace(after, is_metric=given.is_metric)))
 
 
 def read_intrinsics(given: str | Path | Sequence[float]) -> GivenCamera:
@@ -385,12 +253,3 @@ def _given(cameras: Sequence[GivenCamera], origin: str, is_metric: bool = False)
 
 def _matrix(rows: Any) -> np.ndarray | None:
     return None if rows is None else np.array(rows, dtype=np.float64)
-
-
-def _end_alike(a: PurePosixPath, b: PurePosixPath) -> bool:
-    return all(x == y for x, y in zip(reversed(a.parts), reversed(b.parts), strict=False))
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-    return ", ".join(names[:SHOWN_NAMES]) + more

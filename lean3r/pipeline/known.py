@@ -16,7 +16,8 @@ from lean3r.geometry.camera import transform_intrinsics
 from lean3r.geometry.lens import Optics
 from lean3r.geometry.photo_scale import Shown, photo_scale
 from lean3r.geometry.pose import camera_centers, make_pose
-from lean3r.inputs.cameras import GivenCamera, GivenCameras, read_given, read_intrinsics
+from lean3r.inputs.cameras import read_given, read_intrinsics
+from lean3r.inputs.given import GivenCamera, GivenCameras
 from lean3r.pipeline.options import CameraOptions, KnownPoses
 from lean3r.refine import KnownCameras
 from lean3r.types import Known, Lens, Prediction, Reconstruction, Scale, Source, Views, with_warning
@@ -68,7 +69,9 @@ def with_cameras(views: Views, sources: Sequence[Source], options: CameraOptions
     """
     cameras, use = options.cameras, options.known
     given = GivenCameras() if cameras is None else cameras if isinstance(cameras, GivenCameras) else read_given(cameras)
-    matches = given.match([source.name for source in sources], [source.timestamp_s for source in sources])
+    names = [source.name for source in sources]
+    given = given.for_sizes(names, [(source.width, source.height) for source in sources])
+    matches = given.match(names, [source.timestamp_s for source in sources])
     posed = [None if camera is None or use == "intrinsics" else camera.cam_from_world for camera in matches]
     optical = [None if use == "poses" else camera for camera in matches]
     if use != "both" and cameras is not None:

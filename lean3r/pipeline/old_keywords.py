@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
-from lean3r.inputs.cameras import GivenCameras
 from lean3r.inputs.frames import FrameChoice
+from lean3r.inputs.given import GivenCameras
 from lean3r.options import PointOptions
 from lean3r.pipeline.options import CameraOptions, Intrinsics, KnownPoses, Part
 from lean3r.refine.options import LensName, Refine, RefineOptions, ShareLens

@@ -11,7 +11,7 @@ from lean3r.errors import UsageError
 from lean3r.options import check_seed, check_types, option
 
 if TYPE_CHECKING:
-    from lean3r.inputs.cameras import GivenCameras
+    from lean3r.inputs.given import GivenCameras
     from lean3r.models.base import Backbone
 
 Part = Literal["both", "intrinsics", "poses"]

@@ -16,8 +16,8 @@ from lean3r.geometry.fusion import with_cloud, without_depth
 from lean3r.geometry.photo_scale import Shown
 from lean3r.geometry.up import stand_upright, with_up
 from lean3r.group import Group
-from lean3r.inputs.cameras import GivenCameras
 from lean3r.inputs.frames import FrameChoice
+from lean3r.inputs.given import GivenCameras
 from lean3r.inputs.masks import Masks, check_folder
 from lean3r.inputs.pictures import Pictures
 from lean3r.models.base import Backbone

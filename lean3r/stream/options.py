@@ -64,7 +64,7 @@ def given_camera(numbers: tuple[float, ...]) -> CameraOptions:
     """The cameras of frames by `camera_numbers`."""
     import numpy as np
 
-    from lean3r.inputs.cameras import GivenCamera, GivenCameras
+    from lean3r.inputs.given import GivenCamera, GivenCameras
 
     (fx, fy, cx, cy), size = numbers[:4], [round(side) for side in numbers[4:]]
     width, height = size or (None, None)

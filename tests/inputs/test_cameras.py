@@ -66,6 +66,34 @@ def test_our_own_results_and_colmap_models_come_back_exactly(tmp_path: Path) -> 
     assert read_given(out).is_metric
 
 
+@pytest.mark.parametrize("formats", [("cameras", "colmap"), ("cameras", "nerfstudio"), ("colmap",)])
+def test_an_undistorted_result_gives_each_kind_of_picture_its_cameras(formats: tuple, tmp_path: Path) -> None:
+    lens = Lens("SIMPLE_RADIAL", (3400.0, 2016.0, 1512.0, -0.02))
+    scene = make_scene(3, originals=[(4032, 3024)] * 3)
+    scene = replace(scene, lenses=(lens,) * 3, info={"config": {"undistort": True}}, scale="metric")
+    out = export(scene, tmp_path / "out", formats, options=ExportOptions(undistort=True))
+    given = read_given(out)
+    after = given.kinds[-1].cameras[0]
+    assert after.width is not None and after.height is not None
+    size, names = (after.width, after.height), scene.names
+    assert size != (4032, 3024) and abs(size[0] / size[1] * 3 / 4 - 1) < 0.01, "the shape does not tell"
+    for pictures in (size, (size[0] // 8, size[1] // 8)):
+        camera = given.for_sizes(names, [pictures] * 3).match(names)[0]
+        assert camera is not None and camera.lens is not None and camera.lens.model == "PINHOLE"
+        assert camera.cam_from_world is not None
+    if "cameras" in formats:
+        assert given.for_sizes(names, [(4032, 3024)] * 3).cameras[0].lens == lens
+        assert given.for_sizes(names, [size] * 3).is_metric
+    else:
+        with pytest.raises(InputError, match=r"--undistort.*4032x3024"):
+            given.for_sizes(names, [(4032, 3024)] * 3)
+    with pytest.raises(InputError, match="--undistort"):
+        given.for_sizes(names, [(2000, 1000)] * 3)
+    if "cameras" in formats:
+        with pytest.raises(InputError, match="both"):
+            given.for_sizes(names, [(80, 60)] * 3)
+
+
 def test_uncertain_views_of_our_own_results_have_no_pose(tmp_path: Path) -> None:
     scene = replace(make_scene(3), registration=("refined", "uncertain", "refined"))
     given = read_given(export(scene, tmp_path / "out", ["cameras"]))
