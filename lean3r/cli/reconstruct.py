@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -163,7 +164,7 @@ class Reconstruct:
 
     def work(self, console: Console, group: Group | None = None) -> tuple[Reconstruction, dict]:
         """Run without printing to standard output; return the scene, and its summary as JSON-ready values."""
-        from lean3r.export import atomic_folder, check_extras, picture_uses, write_all
+        from lean3r.export import atomic_folder, check_cameras, check_extras, picture_uses, write_all
 
         formats = self.formats()
         cameras, scale, export = self.camera_options.options, self.scale_options.options, self.export_options.options
@@ -189,6 +190,7 @@ class Reconstruct:
                 self.masks,
                 export.shared_camera,
                 export.keeps_frames(uses),
+                partial(check_cameras, formats, export),
             )
             name = reason = ""
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lean3r.errors import UsageError
 from lean3r.export.atomic import atomic_folder
@@ -15,7 +15,7 @@ from lean3r.registry import Registry
 
 if TYPE_CHECKING:
     from lean3r.export.manifest import Written
-    from lean3r.types import Reconstruction
+    from lean3r.types import Lens, Reconstruction, Source
 
 __all__ = ["DEFAULT_FORMATS", "EXPORTERS", "ExportOptions", "atomic_folder", "export", "parse_formats", "write_all"]
 
@@ -28,6 +28,7 @@ class Format(NamedTuple):
     - `default`: written unless the user chooses formats. It costs little time, no extra package and no copies of the
       pictures.
     - `needs`: if it needs an extra package, the place of a function that raises MissingExtraError without it.
+    - `check`: the place of a function that raises UsageError for cameras that it cannot write; see `check_cameras`.
     - `pictures`: whether pictures are written beside the files: only those that are not files yet ("beside"), or copies
       of all ("needed").
     - `is_heavy`: it uses all threads by itself, and is written after the others.
@@ -39,6 +40,7 @@ class Format(NamedTuple):
     about: str
     default: bool = False
     needs: str = ""
+    check: str = ""
     pictures: PictureUse = "no"
     is_heavy: bool = False
     shows_depth: bool = False
@@ -61,7 +63,12 @@ EXPORTERS = Registry(
         "ply": Format("lean3r.export.ply:write", "points.ply", "coloured points", default=True),
         "glb": Format("lean3r.export.glb:write", "scene.glb", "coloured points and camera frusta, y up", default=True),
         "colmap": Format(
-            "lean3r.export.colmap:write", "sparse/0/", "COLMAP model (binary)", default=True, pictures="beside"
+            "lean3r.export.colmap:write",
+            "sparse/0/",
+            "COLMAP model (binary)",
+            default=True,
+            check="lean3r.export.lenses:check",
+            pictures="beside",
         ),
         "preview": Format(
             "lean3r.export.preview:write", "preview.jpg", "the cloud and the cameras from two sides", default=True
@@ -75,6 +82,7 @@ EXPORTERS = Registry(
             "lean3r.export.nerfstudio:write",
             "transforms.json, points.ply",
             "cameras and points for nerfstudio",
+            check="lean3r.export.nerfstudio:check",
             pictures="needed",
         ),
         "mesh": Format(
@@ -174,8 +182,22 @@ def check_extras(formats: Iterable[str]) -> None:
     """Raise MissingExtraError, before any work is done, if a format needs a package that is not installed."""
     for needs in (EXPORTERS[name].needs for name in formats):
         if needs:
-            module, _, check = needs.partition(":")
-            getattr(import_module(module), check)()
+            _function(needs)()
+
+
+def check_cameras(
+    formats: Iterable[str], options: ExportOptions, sources: Sequence[Source], lenses: Sequence[Lens | None]
+) -> None:
+    """Raise UsageError, before any work is done, if a format cannot hold the cameras of pictures with such sources, of
+    which these lenses are known (None: not yet)."""
+    for check in (EXPORTERS[name].check for name in formats):
+        if check:
+            _function(check)(options, sources, lenses)
+
+
+def _function(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
 
 
 def without_depth_formats(asked: Iterable[str]) -> tuple[str, ...]:

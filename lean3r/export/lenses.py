@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -12,7 +13,7 @@ from lean3r.errors import UsageError
 from lean3r.export.names import unique_names
 from lean3r.export.options import ExportOptions
 from lean3r.geometry.lens import colmap_camera
-from lean3r.types import Lens, Reconstruction
+from lean3r.types import Lens, Reconstruction, Source
 
 KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")  # every program opens these; undistorted pictures of other kinds become PNG
 
@@ -56,13 +57,11 @@ class CameraTable:
 def camera_table(reconstruction: Reconstruction, options: ExportOptions) -> CameraTable:
     """The cameras to write: those of the refined lenses if there are any; views with equal lenses share one.
 
-    `shared_camera` requires one for all: equal refined lenses, or the median of the pinholes. Raises UsageError if
-    the pictures differ in size, or refined lenses are not equal.
+    `shared_camera` requires one for all: equal refined lenses, or the median of the pinholes. The errors are those of
+    `check`.
     """
     sources = reconstruction.sources
-    if options.shared_camera and len(sizes := sorted({(s.width, s.height) for s in sources})) > 1:
-        listed = ", ".join(f"{w}x{h}" for w, h in sizes[:4])
-        raise UsageError(f"one shared camera needs pictures of one size; got {listed}. Omit the option.")
+    check(options, sources, reconstruction.lenses)
     views = [Camera(lens, s.width, s.height) for lens, s in zip(_lenses(reconstruction, options), sources, strict=True)]
     names = unique_names(reconstruction.names)
     share = bool(reconstruction.lenses) or options.shared_camera
@@ -72,6 +71,21 @@ def camera_table(reconstruction: Reconstruction, options: ExportOptions) -> Came
     names = unique_names(_openable(name) for name in names)
     table = _number_cameras(names, [straight[camera] for camera in views], share)
     return CameraTable(table.names, table.cameras, table.camera_of, tuple(views))
+
+
+def check(options: ExportOptions, sources: Sequence[Source], lenses: Sequence[Lens | None]) -> None:
+    """UsageError if one camera is asked for, and the pictures differ in size or, as far as they are known, in their
+    lenses."""
+    if not options.shared_camera:
+        return
+    if len(sizes := sorted({(s.width, s.height) for s in sources})) > 1:
+        listed = ", ".join(f"{w}x{h}" for w, h in sizes[:4])
+        raise UsageError(f"one shared camera needs pictures of one size; got {listed}. Omit --shared-camera.")
+    if len(known := set(lenses) - {None}) > 1:
+        raise UsageError(
+            f"one shared camera needs one lens; the views have {len(known)}. Refine with --share-lens always and "
+            "without known lenses, or omit --shared-camera."
+        )
 
 
 def undistort_camera(camera: Camera, step: int = 1) -> Camera:
@@ -94,11 +108,6 @@ def undistort_camera(camera: Camera, step: int = 1) -> Camera:
 
 def _lenses(reconstruction: Reconstruction, options: ExportOptions) -> tuple[Lens, ...]:
     if reconstruction.lenses:
-        if options.shared_camera and len(set(reconstruction.lenses)) > 1:
-            raise UsageError(
-                f"one shared camera needs one lens; the views have {len(set(reconstruction.lenses))} refined lenses. "
-                "Refine with --share-lens always, or omit the option."
-            )
         return reconstruction.lenses
     matrices = reconstruction.original_intrinsics
     if options.shared_camera:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lean3r.errors import UsageError
+from lean3r.export import lenses as exported
 from lean3r.export import pictures, ply
 from lean3r.export.cameras import json_bytes
 from lean3r.export.lenses import Camera, camera_table
 from lean3r.export.options import ExportOptions
-from lean3r.types import Reconstruction
+from lean3r.types import Lens, Reconstruction, Source
 
 # nerfstudio's cameras have x right, y up, z backward; the world stays as it is.
 OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -34,16 +36,12 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     Each frame has its own lens, or all the one at the top of the file; uncertain views are left out. UsageError for a
     lens that nerfstudio cannot describe.
     """
+    check(options, reconstruction.sources, reconstruction.lenses)
     reconstruction = reconstruction.of_certain()
     table = camera_table(reconstruction, options)
     known = UNBENT if reconstruction.lenses else {}  # without k1, distortion is unknown, not zero
-    lenses = [known | _lens(camera) for camera in table.cameras]
+    lenses = [known | _fields(camera) for camera in table.cameras]
     models = {str(lens.pop("camera_model")) for lens in lenses}
-    if len(models) > 1:
-        raise UsageError(
-            f"nerfstudio needs one lens model for all views; got {', '.join(sorted(models))}. "
-            "Write undistorted pictures instead: --undistort."
-        )
     poses = np.linalg.inv(reconstruction.cam_from_world) @ OPENCV_FROM_OPENGL
     content: dict[str, object] = {"camera_model": models.pop()}
     if len(lenses) == 1:
@@ -64,18 +62,34 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     return [path, *written, *pictures.write(reconstruction, directory, options, table)]
 
 
-def _lens(camera: Camera) -> dict[str, str | float]:
-    """The fields of a camera in transforms.json; UsageError if nerfstudio has no such lens model."""
-    if camera.lens.model not in PARAMETERS or (camera.lens.model == "FULL_OPENCV" and any(camera.lens.params[9:])):
+def check(options: ExportOptions, sources: Sequence[Source], lenses: Sequence[Lens | None]) -> None:
+    """UsageError if nerfstudio cannot describe one of the lenses (None: not known yet) or all of them together, or if
+    there are several where one is asked for."""
+    exported.check(options, sources, lenses)
+    if options.undistort:
+        return
+    models = set()
+    for lens in filter(None, lenses):
+        if lens.model not in PARAMETERS or (lens.model == "FULL_OPENCV" and any(lens.params[9:])):
+            raise UsageError(
+                f"nerfstudio has no lens model {lens.model}; expected {', '.join(PARAMETERS)}, k4 to k6 zero. "
+                "Write undistorted pictures instead: --undistort."
+            )
+        models.add(_model(lens))
+    if len(models) > 1:
         raise UsageError(
-            f"nerfstudio has no lens model {camera.lens.model}; expected {', '.join(PARAMETERS)}, k4 to k6 zero. "
+            f"nerfstudio needs one lens model for all views; got {', '.join(sorted(models))}. "
             "Write undistorted pictures instead: --undistort."
         )
+
+
+def _model(lens: Lens) -> str:
+    return "OPENCV_FISHEYE" if lens.model == "OPENCV_FISHEYE" else "OPENCV"
+
+
+def _fields(camera: Camera) -> dict[str, str | float]:
+    """The fields of a camera in transforms.json."""
     places, distortion = PARAMETERS[camera.lens.model]
-    fields: dict[str, str | float] = {
-        "camera_model": "OPENCV_FISHEYE" if camera.lens.model == "OPENCV_FISHEYE" else "OPENCV",
-        "w": camera.width,
-        "h": camera.height,
-    }
+    fields: dict[str, str | float] = {"camera_model": _model(camera.lens), "w": camera.width, "h": camera.height}
     fields |= {key: camera.lens.params[at] for key, at in zip(("fl_x", "fl_y", "cx", "cy"), places, strict=True)}
     return fields | {key: camera.lens.params[at] for key, at in distortion.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lean3r.errors import InputError, UsageError
-from lean3r.export import ExportOptions, atomic_folder, write_all
+from lean3r.export import ExportOptions, atomic_folder, check_cameras, write_all
 from lean3r.export.names import unique_names
 from lean3r.geometry.fusion import with_cloud
 from lean3r.grow import memory as remember
@@ -34,6 +35,8 @@ from lean3r.types import Reconstruction, with_warning
 
 if TYPE_CHECKING:
     from lean3r.inputs.pictures import PictureInput
+
+logger = logging.getLogger("lean3r")
 
 REPEATED = "it is already in the scene, as {}"
 UNCERTAIN = (
@@ -269,6 +272,11 @@ class _Adding:
         assert self.memory is not None
         files = [self.memory.write(directory), *self._pictures(scene, directory)]
         options = _export_options(self.result.config)
+        try:
+            check_cameras(self.result.formats, options, scene.sources, scene.lenses)
+        except UsageError:
+            logger.warning("the added pictures have other cameras: --shared-camera does not hold for the larger scene")
+            options = replace(options, shared_camera=False)
         if options.texture:
             stored = self.album.stills(self.result.scene.names)
             options = replace(options, texture_from=Pictures.of_stills([*stored, *self.stills], ()))

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from lean3r.inputs.pictures import Pictures
     from lean3r.models.base import Backbone
     from lean3r.pipeline.budget import Budget
-    from lean3r.types import Reconstruction
+    from lean3r.types import Lens, Reconstruction, Source
 
 
 @dataclass(frozen=True)
 class Choices:
     """The options of a scene; `masks` is a folder of them. What will be written says whether the pictures have
-    `one_lens`, and whether to `keep_frames` of videos."""
+    `one_lens`, whether to `keep_frames` of videos, and by `check` which cameras it cannot hold (Observer)."""
 
     frames: FrameChoice
     run: RunOptions
@@ -38,6 +38,7 @@ class Choices:
     masks: Path | None = None
     one_lens: bool = False
     keep_frames: bool = False
+    check: Callable[[Sequence[Source], Sequence[Lens | None]], None] | None = None
 
 
 def reconstruct_files(
@@ -63,6 +64,7 @@ def reconstruct_files(
         budget = Budget.from_options(choices.memory, len(pictures), choices.run.resolution)
         model = load(len(pictures), budget)
     loaded(model)
+    observer.check = choices.check
     scene = reconstruct(
         model,
         pictures,

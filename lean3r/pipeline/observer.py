@@ -8,14 +8,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lean3r.types import Reconstruction
+    from lean3r.types import Lens, Reconstruction, Source
 
 
 class Observer:
     """Times the stages of a run. The hooks do nothing here; the command line overrides them to show progress.
 
-    `seconds` maps the name of each finished stage to its wall time.
+    `seconds` maps the name of each finished stage to its wall time. `check` is called before the network runs, with the
+    sources of the views and their known lenses (None: unknown), and may raise: it ends a run that nobody can use.
     """
+
+    check: Callable[[Sequence[Source], Sequence[Lens | None]], None] | None = None
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

@@ -133,6 +133,8 @@ def reconstruct(
     given = given_cameras(views.known)
     if known.are_given:
         views, given = with_cameras(views, sources, known)
+    if observer.check is not None:
+        observer.check(sources, (None,) * len(sources) if given is None else given.lenses)
     masking = None if files is None or masks is not None else files.masks
     if masks is not None:
         masking = masks if isinstance(masks, Masks) else Masks.find(Path(masks), names)

@@ -6,10 +6,11 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lean3r.export import ExportOptions, check_extras, picture_uses, write_all
+from lean3r.export import ExportOptions, check_cameras, check_extras, picture_uses, write_all
 from lean3r.inputs.frames import FrameChoice
 from lean3r.options import PointOptions, as_record
 from lean3r.pipeline.observer import Observer
@@ -77,6 +78,7 @@ class Reconstructions:
             masks_of(here),
             one_lens=export.shared_camera,
             keep_frames=export.keeps_frames(uses),
+            check=partial(check_cameras, formats, export),
         )
         name = ""
 

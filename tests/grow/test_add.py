@@ -176,13 +176,19 @@ def test_another_shape_and_a_picture_of_elsewhere(album: Path, out: Path, tmp_pa
     assert not (found.points.view == 6).any() and (found.points.view == 7).any()
 
 
-def test_a_zoomed_picture_gets_a_lens_of_its_own(out: Path, tmp_path: Path, model) -> None:
-    """It has the size of the others, and nothing says that it was zoomed."""
+def test_a_zoomed_picture_gets_a_lens_of_its_own(
+    out: Path, tmp_path: Path, model, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has the size of the others, and nothing says that it was zoomed: their --shared-camera holds no more."""
+    config = (out / "config.toml").read_text()
+    (out / "config.toml").write_text(config.replace("shared_camera = false", "shared_camera = true"))
     zoomed = scenes.photograph(POSES[NEW[0]], focal=1.4 * scenes.FOCAL)[0]
     Image.fromarray(zoomed).save(tmp_path / "zoomed.png")
     found = lean3r.add(model, out, tmp_path / "zoomed.png")
     assert found.registration[-1] == "refined"
     assert found.lenses[-1].params[0] == pytest.approx(1.4 * scenes.FOCAL, rel=0.05)
+    assert "--shared-camera does not hold" in caplog.text
+    assert pycolmap.Reconstruction(out / "sparse" / "0").num_cameras() == 2
     assert wrong_by(out, {"zoomed.png": NEW[0]}) < 10.0  # the price of another lens
 
 

@@ -305,6 +305,21 @@ def test_bad_use(arguments, code, says, folder: Path, weights: Path, tmp_path: P
     assert says in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+def test_cameras_that_a_format_cannot_hold_are_refused_before_the_network_runs(
+    folder: Path, weights: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr("lean3r.pipeline.reconstruct.predict", None)
+    command = ["reconstruct", str(folder), "-o", str(tmp_path / "out"), "--weights", str(weights), "-q"]
+    assert main([*command, "-f", "colmap", "--shared-camera"]) == 2
+    assert "one shared camera needs pictures of one size" in capsys.readouterr().err
+    lens = {"model": "FOV", "params": [90.0, 90.0, 60.0, 45.0, 0.9]}
+    views = [{"name": name, "width": 120, "height": 90, "lens": lens, "K": np.eye(3).tolist()} for name in NAMES[:2]]
+    (tmp_path / "cameras.json").write_text(json.dumps({"views": views}))
+    assert main([*command, "-f", "nerfstudio", "--cameras", str(tmp_path / "cameras.json")]) == 2
+    assert "nerfstudio has no lens model FOV" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_lenses_reach_every_file_without_refinement(folder: Path, weights: Path, tmp_path: Path) -> None:
     """A model with distortion for three of four pictures: its lens is in cameras.json, npz, COLMAP and nerfstudio."""
     lens = Lens("OPENCV", (100.0, 101.0, 60.0, 45.0, -0.1, 0.02, 0.001, -0.002))
