@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from lean3r.export.names import safe_stems
 from lean3r.export.options import ExportOptions
 from lean3r.types import Reconstruction
 
-LEVELS = 65535
+LEVELS, LEAST_LEVELS = 65535, 1000
 MILLIMETRE = 0.001
 
 
@@ -49,11 +50,14 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
 def units_per_level(depth: np.ndarray, *, metric: bool) -> float:
     """World units of one grey level, the same for all views.
 
-    A millimetre for metric depth up to 65.535 m, otherwise the greatest depth / 65535.
+    A millimetre for metric depth up to 65.535 m, as other programs expect, but a tenth, a hundredth, ... of it if that
+    makes fewer than 1000 levels; otherwise the greatest depth / 65535.
     """
     deepest = float(np.max(depth, where=np.isfinite(depth), initial=0.0))
-    if metric and deepest <= LEVELS * MILLIMETRE:
+    if metric and LEAST_LEVELS * MILLIMETRE <= deepest <= LEVELS * MILLIMETRE:
         return MILLIMETRE
+    if metric and 0 < deepest < LEAST_LEVELS * MILLIMETRE:
+        return 10.0 ** math.ceil(math.log10(deepest / LEVELS))
     return deepest / LEVELS if deepest > 0 else 1.0
 
 

@@ -10,7 +10,8 @@ from lean3r.export.geo import geo_frame, laspy
 from lean3r.export.options import ExportOptions
 from lean3r.types import Reconstruction
 
-STEPS = 1e8  # of the integer coordinates along the longest side, if the unit is not the metre
+MOST_STEPS = 1e8  # of the integer coordinates along the longest side; ten times as many would still fit into 32 bits
+LEAST_STEPS = 1e5  # below that a millimetre is too coarse
 MILLIMETRE = 0.001
 
 
@@ -25,8 +26,8 @@ def write_laz(reconstruction: Reconstruction, directory: Path, options: ExportOp
 
 
 def _write(reconstruction: Reconstruction, path: Path, options: ExportOptions) -> list[Path]:
-    """LAS 1.4, point format 7: places to the millimetre, colours, confidence as an extra dimension, and the number of
-    the view, from 1, as the point source."""
+    """LAS 1.4, point format 7: places to the millimetre or finer, colours, confidence as an extra dimension, and the
+    number of the view, from 1, as the point source."""
     library, frame = laspy(), geo_frame(reconstruction, options.crs)
     points = reconstruction.of_certain().points
     places = frame.of_world(points.xyz)
@@ -34,9 +35,9 @@ def _write(reconstruction: Reconstruction, path: Path, options: ExportOptions) -
     header.add_extra_dim(library.ExtraBytesParams(name="confidence", type=np.float32))
     header.generating_software = "lean3r"
     if len(places):
-        extent = float(np.ptp(places, axis=0).max())
-        fine = 10.0 ** np.floor(np.log10((extent or 1.0) / STEPS))
-        step = max(MILLIMETRE, fine) if frame.unit == "metre" else fine
+        extent = float(np.ptp(places, axis=0).max()) or 1.0
+        fine, coarse = (10.0 ** np.floor(np.log10(extent / steps)) for steps in (MOST_STEPS, LEAST_STEPS))
+        step = np.clip(MILLIMETRE, fine, coarse) if frame.unit == "metre" else fine
         header.scales = np.full(3, step)
         header.offsets = np.floor(places.min(axis=0) / (1000 * step)) * (1000 * step)
     if frame.crs is not None:

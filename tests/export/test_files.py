@@ -177,12 +177,14 @@ def test_npz_and_cameras_agree_with_the_reconstruction(tmp_path):
         np.testing.assert_allclose(entry["world_from_cam"], arrays["world_from_cam"][view])
 
 
-@pytest.mark.parametrize("scale", ["relative", "metric"])
-def test_depth_pictures_hold_depth_without_padding(tmp_path, scale):
+@pytest.mark.parametrize(("scale", "size"), [("relative", 1), ("metric", 1), ("metric", 0.01), ("metric", 100)])
+def test_depth_pictures_hold_depth_without_padding(tmp_path, scale, size):
     scene = replace(make_scene(3, originals=MIXED[:3], height=96, width=96), scale=scale)
+    scene = replace(scene, depth=scene.depth * np.float32(size))
     write("depth", scene, tmp_path)
     sidecar = json.loads((tmp_path / "depth" / "scale.json").read_text(encoding="utf-8"))
-    assert sidecar["unit"] == scale and (sidecar["scale"] == 0.001) == (scale == "metric")
+    assert sidecar["unit"] == scale and (sidecar["scale"] == 0.001) == (scale == "metric" and size == 1)
+    assert sidecar["scale"] <= scene.depth.max() / 1000
     for view, entry in enumerate(sidecar["views"]):
         with Image.open(tmp_path / "depth" / entry["file"]) as picture:
             values = np.asarray(picture)
