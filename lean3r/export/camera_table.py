@@ -41,6 +41,7 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     degrees = None
     if origin is not None:
         degrees = geodetic(enu, origin.latitude_deg, origin.longitude_deg, origin.altitude_m)
+        degrees = degrees if origin.knows_altitude else degrees[:, :2]
     records = scene.info.get("refinement", {}).get("views") or [{}] * len(scene.sources)
     residuals = {row["name"]: row for row in scene.info.get("gps", {}).get("residuals", ())}
     path = directory / "cameras.csv"
@@ -58,7 +59,7 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
                     *(f"{value:.{digits}f}" for value, digits in zip(place, (9, 9, 4), strict=False)),
                     *[""] * (3 - len(place)),
                     _number((records[view].get("error_px") or {}).get("after")),
-                    *_residual(residuals.get(source.name, {})),
+                    *_residual(residuals.get(source.name, {}), origin is not None and origin.knows_altitude),
                     source.width,
                     source.height,
                     f"{float(np.mean(scene.original_intrinsics[view][[0, 1], [0, 1]])):.6g}",
@@ -68,11 +69,12 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     return [path]
 
 
-def _residual(row: Mapping[str, Any]) -> list[str]:
+def _residual(row: Mapping[str, Any], has_height: bool) -> list[str]:
+    """East, north, up and their length, which is level where the positions have no altitude."""
     if not row:
         return [""] * 4
-    values = [float(row[key]) for key in ("east_m", "north_m", "up_m")]
-    return [*(f"{value:.3f}" for value in values), f"{np.linalg.norm(values):.3f}"]
+    values = [float(row[key]) for key in ("east_m", "north_m", "up_m")[: 3 if has_height else 2]]
+    return [*(f"{value:.3f}" for value in values), *[""] * (3 - len(values)), f"{np.linalg.norm(values):.3f}"]
 
 
 def _angles(cam_from_level: np.ndarray) -> np.ndarray:

@@ -24,11 +24,13 @@ NOT_LOCATED = (
 
 @dataclass(frozen=True)
 class Origin:
-    """Where on earth the world's origin is: degrees (WGS 84), and metres (0 if heights are only relative)."""
+    """Where on earth the world's origin is: degrees (WGS 84), and metres (0 if the altitude is not known, and heights
+    are only relative)."""
 
     latitude_deg: float
     longitude_deg: float
     altitude_m: float
+    knows_altitude: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +69,9 @@ def enu_from_world(scene: Reconstruction) -> np.ndarray:
 def origin_of(scene: Reconstruction) -> Origin | None:
     """Where the world's origin is on earth; None without GPS or positions."""
     at = scene.info.get("gps", {}).get("origin")
-    return None if at is None else Origin(at["latitude_deg"], at["longitude_deg"], at.get("altitude_m", 0.0))
+    if at is None:
+        return None
+    return Origin(at["latitude_deg"], at["longitude_deg"], at.get("altitude_m", 0.0), "altitude_m" in at)
 
 
 def geo_frame(scene: Reconstruction, crs: str) -> GeoFrame:

@@ -99,6 +99,17 @@ def test_camera_table_has_places_residuals_and_angles(survey) -> None:
     assert row["up_m"] == pytest.approx(-2, abs=0.3) and off["left_out"] == ["DJI_0004.jpg"]
 
 
+def test_an_unknown_altitude_is_empty(tmp_path) -> None:
+    scene, places = flight()
+    flat = with_places(scene, {name: replace(place, altitude_m=None) for name, place in places.items()})
+    (path,) = EXPORTERS.get("csv")(flat, tmp_path, ExportOptions())
+    with path.open(newline="", encoding="utf-8") as file:
+        row = next(csv.DictReader(file))
+    assert row["altitude_m"] == row["gps_residual_up_m"] == "" and abs(float(row["latitude_deg"])) > 0
+    level = [float(row[f"gps_residual_{key}_m"]) for key in ("east", "north")]
+    assert float(row["gps_residual_m"]) == pytest.approx(np.hypot(*level), abs=2e-3)
+
+
 def test_what_is_not_known_is_empty_and_no_name_is_a_formula(tmp_path) -> None:
     names = ["=1+1.jpg", 'a"b,c\n.jpg', "\udcff.jpg"]
     (path,) = EXPORTERS.get("csv")(make_scene(3, names=names), tmp_path, ExportOptions())
@@ -179,16 +190,28 @@ def test_trajectories_come_back_with_their_times(tmp_path) -> None:
     assert (np.loadtxt(tmp_path / "times.txt") == tum.times_s).all()
 
 
+def test_each_video_has_a_trajectory_of_its_own(tmp_path) -> None:
+    names = ["a/walk_000000.png", "a/walk_000010.png", "b/walk_000000.png", "b/walk_000010.png"]
+    scene = make_scene(4, names=names)
+    sources = tuple(replace(s, timestamp_s=t) for s, t in zip(scene.sources, [0.0, 0.4, 0.0, 0.4], strict=True))
+    files = EXPORTERS.get("trajectory")(replace(scene, sources=sources), tmp_path, ExportOptions())
+    assert sorted(path.name for path in files)[-2:] == ["trajectory_tum_walk.txt", "trajectory_tum_walk_2.txt"]
+    second = read_trajectory(tmp_path / "trajectory_tum_walk_2.txt")
+    assert second.times_s.tolist() == [0.0, 0.4]
+    np.testing.assert_allclose(second.world_from_cam, np.linalg.inv(scene.cam_from_world)[2:], atol=1e-7)
+
+
 def test_times_from_names_or_numbers(tmp_path) -> None:
     for folder, names, wanted in (
         ("stamps", ["1305031102.175304.png", "1305031102.211214.png"], [1305031102.175304, 1305031102.211214]),
         ("plain", ["a.jpg", "b.jpg"], [0, 1]),
+        ("pairs", ["left/1305031102.175304.png", "right/1305031102.175304.png"], [0, 1]),
     ):
         (tmp_path / folder).mkdir()
         EXPORTERS.get("trajectory")(make_scene(2, names=names), tmp_path / folder, ExportOptions())
         text = (tmp_path / folder / "trajectory_tum.txt").read_text()
         assert np.loadtxt(text.splitlines())[:, 0].tolist() == wanted
-        assert ("numbers of the views" in text) == (folder == "plain")
+        assert ("numbers of the views" in text) == (folder != "stamps")
     assert lines(0.0, np.eye(4))[0] == "0 0 0 0 0 0 0 1\n"
 
 
