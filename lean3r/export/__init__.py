@@ -31,7 +31,7 @@ class Format(NamedTuple):
     - `check`: the place of a function that raises UsageError for cameras that it cannot write; see `check_cameras`.
     - `pictures`: whether pictures are written beside the files: only those that are not files yet ("beside"), or copies
       of all ("needed").
-    - `is_heavy`: it uses all threads by itself, and is written after the others.
+    - `is_heavy`: it uses all threads by itself, or files of the others, and is written after them.
     - `shows_depth`: it is nothing but depth, so that a scene without any has none of its files.
     """
 
@@ -84,6 +84,7 @@ EXPORTERS = Registry(
             "cameras and points for nerfstudio",
             check="lean3r.export.nerfstudio:check",
             pictures="needed",
+            is_heavy=True,
         ),
         "mesh": Format(
             "lean3r.export.mesh:write",

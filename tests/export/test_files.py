@@ -8,6 +8,7 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -19,7 +20,7 @@ from PIL import Image
 from export.gltf import read_glb, shown_rgb
 from export.scene import make_scene
 from lean3r.errors import UsageError
-from lean3r.export import EXPORTERS, ExportOptions, export, parse_formats, pictures
+from lean3r.export import EXPORTERS, ExportOptions, export, parse_formats, pictures, ply
 from lean3r.export.frusta import order_colours
 from lean3r.export.lenses import camera_table
 from lean3r.geometry.fusion import with_cloud, without_depth
@@ -175,6 +176,21 @@ def test_npz_and_cameras_agree_with_the_reconstruction(tmp_path):
         assert (entry["name"], entry["width"], entry["height"]) == (scene.names[view], *MIXED[view])
         np.testing.assert_allclose(entry["K"], arrays["K_original"][view])
         np.testing.assert_allclose(entry["world_from_cam"], arrays["world_from_cam"][view])
+
+
+def test_points_of_two_formats_are_written_once(tmp_path, monkeypatch):
+    made, encode = [], ply.ply_bytes
+
+    def slow(*arrays, **more):
+        made.append(encode(*arrays, **more))
+        time.sleep(0.1)  # both formats would find no file
+        return made[-1]
+
+    monkeypatch.setattr(ply, "ply_bytes", slow)
+    monkeypatch.setattr("lean3r.parallel.torch", SimpleNamespace(get_num_threads=lambda: 2, set_num_threads=id))
+    out = export(make_scene(2), tmp_path / "out", "ply,nerfstudio,cameras")
+    assert len(made) == 1 and (out / "points.ply").read_bytes() == made[0]
+    assert json.loads((out / "manifest.json").read_text())["files"].count("points.ply") == 1
 
 
 @pytest.mark.parametrize(("scale", "size"), [("relative", 1), ("metric", 1), ("metric", 0.01), ("metric", 100)])
