@@ -216,7 +216,7 @@ class Reconstruct:
         console.table("summary", summary_rows(scene, done))
         if not self.view and {"ply", "npz", "cameras"} & set(formats):
             console.line("next", f"lean3r view {shlex.quote(str(self.out))}")
-        if folder := self.picture_folder(formats, pictures):
+        if "colmap" in formats and (folder := self.picture_folder(scene, pictures, done["files"])):
             model_folder = shlex.quote(str(self.out / "sparse" / "0"))
             console.line("next", f"colmap gui --import_path {model_folder} --image_path {shlex.quote(str(folder))}")
         return scene, done
@@ -275,12 +275,12 @@ class Reconstruct:
         origin = model.origin
         console.line("device", f"{where(model)}, {str(origin.dtype).removeprefix('torch.')} ({origin.why_dtype})")
 
-    def picture_folder(self, formats: Sequence[str], pictures: Pictures) -> Path | None:
-        """The folder of pictures for the COLMAP model; None if there is none."""
-        if "colmap" not in formats:
-            return None
-        if (self.out / "images").is_dir():
+    def picture_folder(self, scene: Reconstruction, pictures: Pictures, files: Sequence[str]) -> Path | None:
+        """The folder of pictures for the COLMAP model, whose viewer ignores EXIF turns; None if there is none."""
+        if any(file.startswith("images/") for file in files):
             return self.out / "images"
+        if not pictures.are_loose_files or any(source.orientation != 1 for source in scene.sources):
+            return None
         only = Path(pictures.inputs[0]) if len(pictures.inputs) == 1 else None
         return only if only is not None and only.is_dir() else None
 

@@ -112,6 +112,20 @@ def test_archives_and_turned_pictures(weights: Path, tmp_path: Path) -> None:
         assert not count or len(assert_opens_as_it_is(out)) == count
 
 
+@pytest.mark.parametrize(("options", "shown"), [("auto", "out/images"), ("never", None)])
+def test_colmap_is_pointed_at_pictures_that_fit_the_model(
+    options: str, shown: str | None, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "photos").mkdir()
+    Image.effect_noise((120, 90), 80).save(tmp_path / "photos" / "turned.jpg", exif=exif)
+    quick = ["--resolution", "96", "--weights", str(weights), "-o", str(tmp_path / "out"), "-f", "colmap"]
+    assert main(["reconstruct", str(tmp_path / "photos"), *quick, "--images", options]) == 0
+    said = capsys.readouterr().err
+    assert f"--image_path {tmp_path / shown}" in said if shown else "--image_path" not in said
+
+
 def test_pictures_that_have_vanished(tmp_path: Path) -> None:
     Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
     with pytest.raises(InputError, match=r"1 of 2 pictures cannot be read again \(b\.png\)"):
