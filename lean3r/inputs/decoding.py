@@ -29,6 +29,7 @@ BAND_ROWS = 256
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "GIF", "BMP", "JPEG2000", "PPM")
 SELF_TURNING_FORMATS = ("TIFF",)  # Pillow turns these upright by itself and still reports the orientation
 ORIENTATION = 0x0112
+SUBFILE_TYPE, DNG_VERSION = 254, 50706  # tags of TIFF
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -73,6 +74,8 @@ def open_image(file: BinaryIO) -> Iterator[Image.Image]:
     try:
         with Image.open(file, formats=formats) as image:
             check_pixels(image.size, image.format)
+            if image.format == "TIFF":
+                _check_whole(image, head)
             with _one_large if is_large(image) else nullcontext():
                 if image.format in ("JPEG", "MPO"):
                     _check_jpeg(file)
@@ -159,6 +162,14 @@ def on_white(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     opaque = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB")
+
+
+def _check_whole(image: Image.Image, head: bytes) -> None:
+    """Raise InputError for a camera's raw file. Most kinds are TIFF files that begin with a small preview, which would
+    pass for the photo."""
+    tags = getattr(image, "tag_v2", {})
+    if head[8:10] == b"CR" or DNG_VERSION in tags or tags.get(SUBFILE_TYPE, 0) & 1:
+        raise InputError("a camera's raw file, or a TIFF that begins with a preview; save it as JPEG, PNG or TIFF")
 
 
 def _check_jpeg(file: BinaryIO) -> None:

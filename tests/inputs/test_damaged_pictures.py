@@ -210,3 +210,14 @@ def test_formats_whose_decoders_hold_many_copies_are_bounded(kind: str, monkeypa
     monkeypatch.setitem(decoding.MAX_PIXELS_OF, kind, 50_000)
     with pytest.raises(InputError, match=f"megapixels, over the limit of 0 of {kind}"):
         decode_picture(io.BytesIO(encode(kind)), "x", SIZE_OF)
+
+
+@pytest.mark.parametrize("tags", [{254: 1}, {50706: b"\x01\x04\0\0"}], ids=["NEF, ARW", "DNG"])
+def test_the_preview_of_a_raw_file_does_not_pass_for_the_photo(tags: dict[int, Any], tmp_path: Path) -> None:
+    file = tmp_path / "IMG_1.nef"
+    file.write_bytes(encode("TIFF", picture(160, 120), tiffinfo=tags))
+    with pytest.raises(InputError, match=r"IMG_1.nef: a camera's raw file.*save it as JPEG"):
+        load_views([file], resolution=240, patch=16)
+    assert is_refused(file.read_bytes())
+    whole = encode("TIFF", picture(160, 120), tiffinfo={254: 0})
+    assert not is_refused(whole)
