@@ -16,7 +16,7 @@ import numpy as np
 from lean3r.errors import InputError
 from lean3r.geometry.lens import LENSES, colmap_camera
 from lean3r.inputs.camera_checks import check_pose, no_pinhole
-from lean3r.inputs.colmap_files import check_model
+from lean3r.inputs.colmap_files import check_model, is_binary, names_in_text
 from lean3r.inputs.given import GivenCamera, GivenCameras
 from lean3r.inputs.listing import printable
 from lean3r.inputs.trajectory import read_trajectory
@@ -116,8 +116,10 @@ def open_colmap(folder: str | Path) -> pycolmap.Reconstruction:
     try:
         model = pycolmap.Reconstruction(str(folder))
         _ = [image.name for image in model.images.values()]  # raises if a name is not UTF-8
+        for image_id, name in ({} if is_binary(Path(folder)) else names_in_text(Path(folder) / "images.txt")).items():
+            model.images[image_id].name = name
         return model
-    except (ValueError, RuntimeError, OSError, IndexError) as error:
+    except (ValueError, RuntimeError, OSError, LookupError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
             f"{folder} holds no readable COLMAP model ({reason}); expected cameras, images, points3D."

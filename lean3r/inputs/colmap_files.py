@@ -16,17 +16,33 @@ MAX_SIDE = 100_000  # pixels: undistortion walks along the borders
 _NEEDED = ("cameras", "images", "points3D")  # beside these rigs and frames, since 2025
 
 
+def is_binary(folder: Path) -> bool:
+    """Whether COLMAP would read the binary files in a folder, not those of text."""
+    return all((folder / f"{name}.bin").is_file() for name in _NEEDED)
+
+
+def names_in_text(path: Path) -> dict[int, str]:
+    """The whole names in an images.txt, by the ids of the images: the library cuts them off at the first blank."""
+    names, lines = {}, iter(path.read_text(encoding="utf-8").splitlines())
+    for line in map(str.strip, lines):
+        if line and not line.startswith("#"):
+            words = line.split(maxsplit=9)
+            names[int(words[0])] = words[9]
+            next(lines, None)  # its points, which may be none
+    return names
+
+
 def check_model(folder: Path) -> None:
     """InputError if the files that COLMAP would read in `folder`, binary or else text, are missing or damaged."""
-    is_binary = all((folder / f"{name}.bin").is_file() for name in _NEEDED)
+    are_binary = is_binary(folder)
     for name, end_of in _RECORDS.items():
-        path = folder / f"{name}{'.bin' if is_binary else '.txt'}"
+        path = folder / f"{name}{'.bin' if are_binary else '.txt'}"
         if name not in _NEEDED and not path.exists():
             continue
         try:
             if not path.is_file():
                 raise ValueError("there is no such file; expected cameras, images, points3D")
-            if is_binary:
+            if are_binary:
                 _check_binary(path.read_bytes(), end_of)
             elif name == "cameras":
                 _check_text(path.read_text(encoding="utf-8", errors="replace"))

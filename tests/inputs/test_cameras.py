@@ -94,6 +94,23 @@ def test_an_undistorted_result_gives_each_kind_of_picture_its_cameras(formats: t
             given.for_sizes(names, [(80, 60)] * 3)
 
 
+def test_names_with_blanks_come_back_from_a_model_in_text(tmp_path: Path) -> None:
+    names = ["My photo 1.jpg", "My photo 2.jpg", "left side/My photo 1.jpg"]
+    export(make_scene(3), tmp_path, ["colmap"])
+    model = pycolmap.Reconstruction(tmp_path / "sparse" / "0")
+    for image_id, name in zip(sorted(model.images), names, strict=True):
+        model.images[image_id].name = name
+    text = tmp_path / "text"
+    text.mkdir()
+    model.write_text(text)
+    assert [camera.name for camera in read_given(text).cameras] == names
+    lines = (text / "images.txt").read_text().splitlines()
+    heads = [line for line in lines if line.endswith(".jpg")]
+    (text / "points3D.txt").write_text("")
+    (text / "images.txt").write_text("\n\n".join(["# no points", *heads, ""]))
+    assert [camera.name for camera in read_given(text).cameras] == names
+
+
 def test_uncertain_views_of_our_own_results_have_no_pose(tmp_path: Path) -> None:
     scene = replace(make_scene(3), registration=("refined", "uncertain", "refined"))
     given = read_given(export(scene, tmp_path / "out", ["cameras"]))
