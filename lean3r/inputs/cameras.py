@@ -229,10 +229,12 @@ def _brown(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     if "fl_x" in values:
         fx = float(values["fl_x"])
     elif "camera_angle_x" in values and width:
-        fx = width / 2 / math.tan(float(values["camera_angle_x"]) / 2)
+        fx = _focal(values["camera_angle_x"], width)
     else:
         return camera
     fy = float(values.get("fl_y", fx))
+    if "fl_y" not in values and "camera_angle_y" in values and height:
+        fy = _focal(values["camera_angle_y"], height)
     cx, cy = (
         float(values[key] if key in values or not size else size / 2) for key, size in (("cx", width), ("cy", height))
     )
@@ -245,6 +247,11 @@ def _brown(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     elif {"k1", "k2", "p1", "p2", "k3"} & values.keys() or kind.endswith("PINHOLE"):
         camera["lens"] = Lens("PINHOLE", (fx, fy, cx, cy))
     return camera
+
+
+def _focal(angle: Any, size: int) -> float:
+    """The focal length in pixels of a field of view in radians over so many pixels."""
+    return size / 2 / math.tan(float(angle) / 2)
 
 
 def _given(cameras: Sequence[GivenCamera], origin: str, is_metric: bool = False) -> GivenCameras:

@@ -217,6 +217,17 @@ def test_intrinsics_alone_are_those_of_all_pictures(content: dict, lens: str | N
         np.testing.assert_array_equal(read_intrinsics(given).intrinsics, K)
 
 
+def test_fields_of_view_give_both_focal_lengths(tmp_path: Path) -> None:
+    (x, y) = (2 * np.arctan(size / 2 / focal) for size, focal in ((960, 900), (700, 910)))
+    about = {"w": 960, "h": 700, "camera_angle_x": x, "camera_angle_y": y}
+    (tmp_path / "x.json").write_text(json.dumps(about))
+    np.testing.assert_allclose(read_intrinsics(tmp_path / "x.json").intrinsics, K)
+    del about["camera_angle_y"]
+    (tmp_path / "x.json").write_text(json.dumps(about))
+    matrix = read_intrinsics(tmp_path / "x.json").intrinsics
+    assert matrix is not None and matrix[1, 1] == matrix[0, 0]
+
+
 def test_frames_without_poses_give_intrinsics(tmp_path: Path) -> None:
     path = transforms(make_scene(3), tmp_path / "transforms.json", transform_matrix=None)
     assert all(c.cam_from_world is None and c.intrinsics is not None for c in read_given(path).cameras)
