@@ -99,8 +99,11 @@ class _Mapped:
     def __enter__(self) -> _Mapped:
         if not self.path.is_file():
             raise WeightsError(f"{self.path}: no such weights file.")
-        with self.path.open("rb") as file:
-            head = file.read(64)
+        try:
+            with self.path.open("rb") as file:
+                head = file.read(64)
+        except OSError as error:
+            raise WeightsError(f"{self.path} cannot be read ({error.strerror}).") from error
         if head.startswith(b"version https://git-lfs"):
             raise WeightsError(
                 f"{self.path} is a Git LFS pointer, not the weights; download the real file (git lfs pull)."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -222,6 +223,13 @@ class TestRefusals:
             self.refused(path, said)
         self.refused(tmp_path / "absent.pt", "no such weights file")
         self.refused(tmp_path, "has several weights files")
+
+    def test_a_file_that_may_not_be_read(self, saved: tuple[Pi3, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+        def closed(path: Path, *_: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+        monkeypatch.setattr(Path, "open", closed)
+        self.refused(saved[1], r"cannot be read \(Permission denied\)")
 
 
 @pytest.mark.slow
