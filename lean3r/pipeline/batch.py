@@ -71,7 +71,10 @@ class Batch:
         self.scenes, self.cluster = tuple(scenes), cluster or ClusterOptions()
         self.terms = Terms(out, tuple(options), minutes)
         self.outcomes = {scene.name: Outcome(scene.name) for scene in scenes}
-        (out / LOGS).mkdir(parents=True, exist_ok=True)
+        try:
+            (out / LOGS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{out} cannot be the folder of the results: {error.strerror}. Use another -o.") from error
 
     def run(self, jobs: int | None = None, ended: Callable[[Outcome], None] = lambda outcome: None) -> list[Outcome]:
         """Reconstruct the scenes that have no result yet, `jobs` at a time (None: one, or on a cluster as many as it

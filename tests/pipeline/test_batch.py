@@ -93,6 +93,9 @@ def test_options_that_the_batch_sets_are_refused(option: str, tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
     for wrong in (["--jobs", "0"], ["--minutes", "0"], ["--options='"]):
         assert main(["batch", str(tmp_path), "-o", str(tmp_path / "out"), *wrong]) == 2
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot be the folder of the results: Not a directory"):
+        Batch([], tmp_path / "file")
 
 
 def test_a_scene_that_takes_too_long_is_ended_and_leaves_nothing(tmp_path: Path) -> None:
